@@ -1,0 +1,71 @@
+# Everything here sets up what it needs: `make test` and `make demo` work in a fresh clone on a machine with Python 3.10 or newer.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+BUILD  := .build
+STUBS  := client/python/resumed/v1
+PROTO  := protos/resumed/v1/session_store.proto
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## Show this help
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(BIN)/.installed: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "resumed needs Python 3.10 or newer: make PYTHON=python3.12 ...")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@
+
+.PHONY: setup
+setup: $(BIN)/.installed ## Make the virtual environment .venv with all that development needs
+	@command -v openssl >/dev/null || deploy/debian-packages openssl
+
+.PHONY: demo
+demo: setup ## Start a store and two frontends, and watch them resume each other's sessions
+	$(BIN)/resumed demo
+
+.PHONY: test
+test: setup ## Run all tests
+	$(BIN)/python -m pytest
+
+.PHONY: lint
+lint: setup $(BUILD)/googleapis ## Run the linters and the type checker; check that the stubs are current
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/buf lint
+	$(MAKE) --no-print-directory stubs-current
+
+.PHONY: breaking
+breaking: setup $(BUILD)/googleapis ## Compare the contract with the one on the main branch
+	$(BIN)/buf breaking protos --against '.git#branch=main,subdir=protos' --exclude-imports
+
+# The stubs are generated with the oldest versions that pyproject.toml allows, so that they work with every newer one.
+$(BUILD)/stubs/bin/.installed: Makefile
+	$(PYTHON) -m venv $(BUILD)/stubs
+	$(BUILD)/stubs/bin/pip install --quiet grpcio-tools==1.76.0 protobuf==6.31.1 mypy-protobuf==3.7.0 googleapis-common-protos==1.70.0
+	@touch $@
+
+$(BUILD)/googleapis: $(BUILD)/stubs/bin/.installed
+	mkdir -p $@/google/rpc
+	cp "$$($(BUILD)/stubs/bin/python -c 'import google.rpc as m; print(*m.__path__)')/status.proto" $@/google/rpc/
+
+OUT ?= client/python
+.PHONY: stubs
+stubs: $(BUILD)/googleapis ## Generate the Python stubs from the contract
+	PATH="$(BUILD)/stubs/bin:$$PATH" $(BUILD)/stubs/bin/python -m grpc_tools.protoc -I protos -I $(BUILD)/googleapis \
+	  --python_out=$(OUT) --pyi_out=$(OUT) --grpc_python_out=$(OUT) --mypy_grpc_out=$(OUT) $(PROTO)
+
+.PHONY: stubs-current
+stubs-current:
+	@mkdir -p $(BUILD)/fresh && $(MAKE) --no-print-directory stubs OUT=$(BUILD)/fresh
+	@for stub in $(BUILD)/fresh/resumed/v1/*_pb2*; do \
+	  cmp "$$stub" "$(STUBS)/$$(basename $$stub)" || { echo "stubs are not current: run 'make stubs' and commit"; exit 1; }; done
+
+.PHONY: clean
+clean: ## Delete what the other targets made
+	rm -rf $(VENV) $(BUILD) .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -1,0 +1,1 @@
+"""resumed: a central TLS session store for fleets of TLS frontends."""

@@ -1,0 +1,1 @@
+"""Generated stubs of `resumed.v1`: run `make stubs` after a change of the contract."""

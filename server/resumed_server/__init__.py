@@ -1,0 +1,1 @@
+"""The store: a gRPC service over a storage engine."""

@@ -1,0 +1,144 @@
+"""What a storage engine promises, the errors it may raise, and the operations of a batch.
+
+The threat: what an engine keeps lets whoever holds the fleet key decrypt or hijack TLS connections, so an engine keeps values
+as opaque bytes, never logs keys or values, and never hands out what was removed or taken. The relief: losing an entry is
+harmless, since the client then makes a full handshake. So an engine may forget a live session (full, restarted, failed over),
+but it must never resurrect one, and `take` must hand a session to one caller at most.
+
+Engines know nothing of gRPC and check no limits: namespaces, keys, values and times to live arrive valid. Every engine
+passes `tests/contract/engine_suite.py`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+UNKNOWN_TOMBSTONE_SECONDS = 60.0
+"""How long a key that was removed without ever being stored refuses a Put."""
+
+
+class EngineError(Exception):
+    """The engine failed; the message is for the log and carries no key and no value."""
+
+
+class EngineUnavailable(EngineError):
+    """The storage does not answer now; trying again later may succeed."""
+
+
+class EngineFull(EngineError):
+    """There is no room for the session, even after the soonest to expire were dropped."""
+
+
+class AlreadyExists(EngineError):
+    """The key holds another value, or its session was removed or taken."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredSession:
+    """A live session: its value, and the seconds it has left (above zero)."""
+
+    value: bytes
+    ttl: float
+
+    def __repr__(self) -> str:
+        """Show the size, never the value."""
+        return f"StoredSession({len(self.value)} bytes, ttl={self.ttl:.3f})"
+
+
+@dataclass(frozen=True, slots=True)
+class Put:
+    """Store `value` for `ttl` seconds; its outcome is the remaining ttl in seconds."""
+
+    namespace: str
+    key: bytes
+    value: bytes
+    ttl: float
+
+
+@dataclass(frozen=True, slots=True)
+class Get:
+    """Look a session up; its outcome is the session, or None."""
+
+    namespace: str
+    key: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Take:
+    """Look a session up and remove it; its outcome is the session, or None."""
+
+    namespace: str
+    key: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Remove:
+    """Remove a session; its outcome is whether a live one was there."""
+
+    namespace: str
+    key: bytes
+
+
+Operation: TypeAlias = Put | Get | Take | Remove
+Outcome: TypeAlias = float | StoredSession | None | bool | EngineError
+Clock: TypeAlias = "Callable[[], float]"
+"""Seconds since the Unix epoch, as `time.time`."""
+
+
+class Engine(ABC):
+    """Keeps sessions by namespace and key. Thread-safe. Every method may raise EngineUnavailable."""
+
+    @abstractmethod
+    def put(self, namespace: str, key: bytes, value: bytes, ttl: float) -> float:
+        """Store `value` for `ttl` seconds and return the seconds it has left.
+
+        Ids are write-once. The same value again: nothing changes, least of all the expiry. Another value, or a session that
+        was removed or taken: AlreadyExists, and nothing changes. No room: EngineFull.
+        """
+
+    @abstractmethod
+    def get(self, namespace: str, key: bytes) -> StoredSession | None:
+        """Return the live session of `key`, or None. Never one that expired, was removed or was taken."""
+
+    @abstractmethod
+    def take(self, namespace: str, key: bytes) -> StoredSession | None:
+        """Return the live session of `key` and remove it in one atomic step, or None.
+
+        Of all callers, in all processes, at most one gets it, ever. A tombstone stays until the session's own expiry.
+        """
+
+    @abstractmethod
+    def remove(self, namespace: str, key: bytes) -> bool:
+        """Remove the session of `key` and return whether a live one was there.
+
+        A tombstone stays until the session's own expiry, or for UNKNOWN_TOMBSTONE_SECONDS where there was none. May raise
+        EngineFull.
+        """
+
+    @abstractmethod
+    def batch(self, operations: Sequence[Operation]) -> list[Outcome]:
+        """Carry out `operations` in order and return their outcomes in the same order.
+
+        An operation that fails has its EngineError as its outcome and does not disturb the others. Raises
+        EngineUnavailable only if none was carried out.
+        """
+
+    @abstractmethod
+    def sweep(self, limit: int) -> int:
+        """Reclaim the space of up to `limit` expired entries and return how many there were.
+
+        Fewer than `limit` means that nothing else had expired. Engines that expire natively return 0.
+        """
+
+    @abstractmethod
+    def probe(self) -> None:
+        """Return if the engine can serve; raise EngineUnavailable if not. Cheap enough to call every second."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Release what the engine holds. Calls after this raise EngineUnavailable. Idempotent."""
