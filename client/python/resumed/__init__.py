@@ -1,1 +1,47 @@
-"""resumed: a central TLS session store for fleets of TLS frontends."""
+"""resumed: share TLS sessions between all frontends of a fleet.
+
+install() puts the store under a server's TLS context; that is all that most frontends need:
+
+    import resumed
+
+    resumed.install(context, target="dns:///store:7400", namespace="shop", keyring="fleet.keys")
+"""
+
+from resumed.errors import (
+    AlreadyExists,
+    InvalidCall,
+    KeyringError,
+    ResumedError,
+    StoreError,
+    StoreTimeout,
+    StoreUnavailable,
+    Unsealable,
+    UnsupportedContext,
+)
+from resumed.installation import Installation, install
+from resumed.sealing import Keyring, StoreKeys
+from resumed.stats import Stats
+from resumed.store import Get, Put, Remove, SessionStore, StoredSession, Take
+
+__all__ = [
+    "AlreadyExists",
+    "Get",
+    "Installation",
+    "InvalidCall",
+    "Keyring",
+    "KeyringError",
+    "Put",
+    "Remove",
+    "ResumedError",
+    "SessionStore",
+    "Stats",
+    "StoreError",
+    "StoreKeys",
+    "StoreTimeout",
+    "StoreUnavailable",
+    "StoredSession",
+    "Take",
+    "Unsealable",
+    "UnsupportedContext",
+    "install",
+]

@@ -1,0 +1,113 @@
+"""install(): puts the store under a TLS context."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any, Literal
+
+from resumed.openssl import Binding
+from resumed.sealing import Keyring
+from resumed.shim import Shim
+from resumed.store import SessionStore
+
+if TYPE_CHECKING:
+    import os
+
+    from resumed.stats import Stats
+
+_NAMESPACE = re.compile(r"[a-z0-9.-]{1,63}")
+
+
+class Installation:
+    """A TLS context that shares its sessions: keep it for `stats` and uninstall(); the context itself needs no help."""
+
+    def __init__(self, shim: Shim, binding: Binding) -> None:
+        self._shim, self._binding = shim, binding
+
+    @property
+    def stats(self) -> Stats:
+        """Hits, misses, puts and removals by reason, and look-up times, of this process."""
+        return self._shim.stats
+
+    @property
+    def breaker_open(self) -> bool:
+        """Whether the store kept failing, so that handshakes do not ask it at present."""
+        return self._shim.breaker_open
+
+    @property
+    def new_callback(self) -> Any:
+        """The context's new-session callback (SSL_CTX_sess_get_new_cb) as a ctypes function; None when unset."""
+        return self._binding.new_callback
+
+    @property
+    def get_callback(self) -> Any:
+        """The context's get-session callback (SSL_CTX_sess_get_get_cb) as a ctypes function; None when unset."""
+        return self._binding.get_callback
+
+    @property
+    def remove_callback(self) -> Any:
+        """The context's remove-session callback (SSL_CTX_sess_get_remove_cb) as a ctypes function; None when unset."""
+        return self._binding.remove_callback
+
+    def remove(self, session_id: bytes) -> None:
+        """Remove a session from the whole fleet, in the background (see flush())."""
+        self._shim.remove(session_id)
+
+    def flush(self, timeout: float = 1.0) -> bool:
+        """Wait until all Puts and removals so far are sent; return False if `timeout` seconds passed first."""
+        return self._shim.flush(timeout)
+
+    def uninstall(self) -> None:
+        """Put back the callbacks and settings that the context had, send what is not sent yet, and disconnect."""
+        self._binding.uninstall()
+        self._shim.close()
+
+
+def install(
+    context: Any,
+    *,
+    target: str,
+    namespace: str,
+    keyring: Keyring | str | os.PathLike[str],
+    lifetime: int = 7200,
+    deadline: float = 0.05,
+    single_use: bool = False,
+    ids: Literal["sealed", "any"] = "sealed",
+    puts: Literal["wait", "background"] = "background",
+    max_lookups: int = 256,
+    replace: bool = False,
+) -> Installation:
+    """Let a TLS server's context keep its sessions in the store, and resume what any other frontend negotiated.
+
+    Sets the context's session callbacks and id generator, switches stateless tickets and the internal cache off, and
+    sets the session id context and timeout. Call it before the first connection; a server that forks may call it before
+    it does.
+
+    Args:
+        context: An `ssl.SSLContext` or an `OpenSSL.SSL.Context`, for servers.
+        target: Where the store is, as a gRPC name: `dns:///store:7400`, `127.0.0.1:7400`, `unix:/run/resumed.sock`.
+        namespace: Who shares these sessions: 1 to 63 characters of [a-z0-9.-]. Contexts that require different client
+            certificates, or serve different tenants, need different ones.
+        keyring: The fleet's keys: a keyring file (`resumed keygen`), or a Keyring.
+        lifetime: Seconds that a session lives after its negotiation, 1 to 604,800 (RFC 8446 section 4.6.1).
+        deadline: Seconds that a handshake may wait for the store.
+        single_use: Whether a session resumes once in the whole fleet (RFC 8446 section 8.1).
+        ids: `sealed` looks up only ids that the fleet issued, `any` every id (for fleets with TLS stacks that cannot
+            choose ids).
+        puts: `background` never holds up a handshake; `wait` holds a full one until its sessions are stored, at most
+            for the deadline.
+        max_lookups: How many look-ups may be under way at once; beyond that handshakes do not ask.
+        replace: Whether session callbacks that the context already has are replaced.
+
+    Raises:
+        UnsupportedContext: The callbacks of this context cannot be set; the message says what to do.
+        KeyringError: The keyring is missing, malformed, or readable by others.
+        ValueError: An argument is outside its range.
+    """
+    if not _NAMESPACE.fullmatch(namespace):
+        raise ValueError(f"namespace must be 1 to 63 characters of [a-z0-9.-], not {namespace!r}")
+    if not isinstance(keyring, Keyring):
+        keyring = Keyring.load(keyring)
+    store = SessionStore(target, namespace=namespace, deadline=deadline)
+    shim = Shim(store, keyring, lifetime=lifetime, single_use=single_use, ids=ids, puts=puts, max_lookups=max_lookups)
+    return Installation(shim, Binding(context, shim, replace=replace))

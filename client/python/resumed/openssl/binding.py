@@ -1,0 +1,289 @@
+"""Sets the session callbacks of one SSL_CTX and carries sessions between OpenSSL and the shim.
+
+OpenSSL's rules are in SSL_CTX_sess_set_get_cb(3), SSL_CTX_set_session_cache_mode(3) and
+SSL_CTX_set_generate_session_id(3). No exception leaves a callback. C must never point to a trampoline that is gone:
+they live until the context is gone, and at exit of the interpreter they are unset first.
+"""
+
+from __future__ import annotations
+
+import _thread
+import atexit
+import ctypes
+import hashlib
+import os
+import threading
+import time
+import weakref
+from ctypes import byref, c_char_p, c_int, c_size_t, c_uint, c_void_p, string_at
+from typing import TYPE_CHECKING, Any
+
+from resumed.errors import UnsupportedContext
+from resumed.openssl.library import GET_CALLBACK, ID_CALLBACK, NEW_CALLBACK, REMOVE_CALLBACK, context_of
+
+if TYPE_CHECKING:
+    from resumed.shim import Shim
+
+# <openssl/ssl.h>
+_CTRL_SET_SESS_CACHE_MODE = 44
+_CTRL_GET_SESS_CACHE_MODE = 45
+_SESS_CACHE_SERVER = 0x2
+_SESS_CACHE_NO_INTERNAL = 0x300
+_OP_NO_TICKET = 1 << 14
+_TLS1_3_VERSION = 0x304
+
+_ID_BYTES = 32
+_SIBLINGS = 16
+_REASON_MASK = 0x7FFFFF  # ERR_GET_REASON
+
+
+class Binding:
+    """The callbacks of a shim in a TLS context.
+
+    Args:
+        context: An `ssl.SSLContext` or an `OpenSSL.SSL.Context`, for servers.
+        shim: What the callbacks ask.
+        replace: Whether callbacks that the context already has are replaced (uninstall() puts them back).
+
+    Raises:
+        UnsupportedContext: The callbacks cannot be set; the message says what to do.
+    """
+
+    def __init__(self, context: Any, shim: Shim, *, replace: bool = False) -> None:
+        self._library, self._pointer, self._default_id_context = context_of(context)
+        self._shim = shim
+        library, pointer = self._library, self._pointer
+        if library.SSL_CTX_get_max_early_data(pointer):
+            raise UnsupportedContext(
+                "this context accepts early data, which can be replayed across a fleet; set max_early_data to 0"
+            )
+        self._previous = self._current()
+        if any(self._previous) and not replace:
+            raise UnsupportedContext("this context already has session callbacks; pass replace=True to replace them")
+        self._previous_settings = (
+            library.SSL_CTX_ctrl(pointer, _CTRL_GET_SESS_CACHE_MODE, 0, None),
+            library.SSL_CTX_get_options(pointer) & _OP_NO_TICKET,
+            library.SSL_CTX_get_timeout(pointer),
+        )
+        self._trampolines = (
+            NEW_CALLBACK(self._on_new),
+            GET_CALLBACK(self._on_get),
+            REMOVE_CALLBACK(self._on_remove),
+            ID_CALLBACK(self._on_id),
+        )
+        addresses = [ctypes.cast(trampoline, c_void_p).value or 0 for trampoline in self._trampolines]
+        self._own, self._own_id = tuple(addresses[:3]), addresses[3]
+        library.SSL_CTX_up_ref(pointer)  # until the finalizer has unset the callbacks
+        self._finalizer = weakref.finalize(context, self._release)
+        self._finalizer.atexit = False  # see _leave
+        self._install()
+        _live.add(self)
+
+    @property
+    def new_callback(self) -> Any:
+        """What SSL_CTX_sess_get_new_cb returns, as a ctypes function; None when unset."""
+        return _function(NEW_CALLBACK, self._current()[0])
+
+    @property
+    def get_callback(self) -> Any:
+        """What SSL_CTX_sess_get_get_cb returns, as a ctypes function; None when unset."""
+        return _function(GET_CALLBACK, self._current()[1])
+
+    @property
+    def remove_callback(self) -> Any:
+        """What SSL_CTX_sess_get_remove_cb returns, as a ctypes function; None when unset."""
+        return _function(REMOVE_CALLBACK, self._current()[2])
+
+    def uninstall(self) -> None:
+        """Put back the callbacks and settings that the context had.
+
+        OpenSSL has no getter for the session id context and the id generator: they become what the Python module sets
+        itself. Does nothing if the callbacks were replaced since, or the context is gone.
+        """
+        if not self._finalizer.alive or self._current() != self._own:
+            return
+        mode, no_ticket, timeout = self._previous_settings
+        self._set(self._previous, 0)
+        self._library.SSL_CTX_ctrl(self._pointer, _CTRL_SET_SESS_CACHE_MODE, mode, None)
+        self._library.SSL_CTX_set_timeout(self._pointer, timeout)
+        if not no_ticket:
+            self._library.SSL_CTX_clear_options(self._pointer, _OP_NO_TICKET)
+        self._set_id_context(self._default_id_context)
+
+    def _install(self) -> None:
+        library, pointer = self._library, self._pointer
+        # No internal cache: in it a session would outlive its removal from the fleet, and its eviction would remove it
+        # there.
+        library.SSL_CTX_ctrl(pointer, _CTRL_SET_SESS_CACHE_MODE, _SESS_CACHE_SERVER | _SESS_CACHE_NO_INTERNAL, None)
+        library.SSL_CTX_set_options(pointer, _OP_NO_TICKET)
+        library.SSL_CTX_set_timeout(pointer, self._shim.lifetime)
+        self._set_id_context(hashlib.sha256(self._shim.namespace.encode()).digest())
+        self._set(self._own, self._own_id if self._shim.seals_ids else 0)
+        if self._current() != self._own:
+            raise UnsupportedContext("libssl does not give the callbacks back that were set; please report this")
+
+    def _current(self) -> tuple[int, ...]:
+        library, pointer = self._library, self._pointer
+        return (
+            library.SSL_CTX_sess_get_new_cb(pointer) or 0,
+            library.SSL_CTX_sess_get_get_cb(pointer) or 0,
+            library.SSL_CTX_sess_get_remove_cb(pointer) or 0,
+        )
+
+    def _set(self, callbacks: tuple[int, ...], id_callback: int) -> None:
+        new, get, remove = callbacks
+        self._library.SSL_CTX_sess_set_new_cb(self._pointer, new)
+        self._library.SSL_CTX_sess_set_get_cb(self._pointer, get)
+        self._library.SSL_CTX_sess_set_remove_cb(self._pointer, remove)
+        self._library.SSL_CTX_set_generate_session_id(self._pointer, id_callback)
+
+    def _set_id_context(self, id_context: bytes) -> None:
+        self._library.SSL_CTX_set_session_id_context(self._pointer, id_context, len(id_context))
+
+    def _unset(self) -> None:
+        if self._current() == self._own:
+            self._set((0, 0, 0), 0)
+
+    def _release(self) -> None:
+        """Let go of a context that Python has let go of. SSL objects that C still holds call nothing any more."""
+        self._unset()
+        self._library.SSL_CTX_free(self._pointer)
+        _live.discard(self)
+        self._shim.close(timeout=0)
+
+    def _on_new(self, ssl: int, session: int) -> int:
+        """Store a session. Returns 0: no reference is kept, OpenSSL releases its own."""
+        try:
+            self._store(ssl, session)
+        except BaseException as error:  # noqa: BLE001  # nothing may cross C
+            self._caught(error)
+        return 0
+
+    def _store(self, ssl: int, session: int) -> None:
+        library = self._library
+        session_id = self._id_of(session)
+        tls13 = library.SSL_version(ssl) == _TLS1_3_VERSION
+        # A stateless ticket carries its session itself: in TLS 1.2 it has no id, in TLS 1.3 it is told by the option.
+        stateless = not session_id or (tls13 and not library.SSL_get_options(ssl) & _OP_NO_TICKET)
+        if stateless or not library.SSL_SESSION_is_resumable(session):
+            self._shim.unresumable()
+            return
+        last = True
+        if tls13:
+            siblings = self._siblings(session)
+            self._set_siblings(session, b"")  # not part of what is stored
+            serialized = self._serialize(session)
+            siblings += session_id
+            self._set_siblings(session, siblings[-_SIBLINGS * _ID_BYTES :])
+            tickets = 1 if library.SSL_session_reused(ssl) else library.SSL_get_num_tickets(ssl)
+            last = len(siblings) >= tickets * _ID_BYTES
+        else:
+            serialized = self._serialize(session)
+        self._shim.negotiated(session_id, serialized, library.SSL_SESSION_get_timeout(session), last=last)
+
+    def _on_get(self, _ssl: int, data: int, length: int, copy: int) -> int | None:
+        """Return a session for the id that a client offers, or None. Its one reference goes to OpenSSL."""
+        try:
+            c_int.from_address(copy).value = 0
+            session_id = string_at(data, length) if length > 0 else b""
+            return self._shim.look_up(
+                session_id, lambda serialized, remaining: self._decode(session_id, serialized, remaining)
+            )
+        except BaseException as error:  # noqa: BLE001  # nothing may cross C
+            self._caught(error)
+            return None
+
+    def _on_remove(self, _ctx: int, session: int) -> None:
+        """Tell the shim of a connection that ended without our close_notify.
+
+        May run under the context's lock, so it never blocks.
+        """
+        try:
+            reason = self._library.ERR_peek_last_error() & _REASON_MASK
+            siblings = self._siblings(session)
+            ids = {siblings[start : start + _ID_BYTES] for start in range(0, len(siblings), _ID_BYTES)}
+            ids.add(self._id_of(session))
+            self._shim.ended(ids - {b""}, reason)
+        except BaseException as error:  # noqa: BLE001  # nothing may cross C
+            self._caught(error)
+
+    def _on_id(self, _ssl: int, data: int, length: int) -> int:
+        """Write a session id. Returning 0 would end the handshake, so a defect here means a random id."""
+        try:
+            session_id = self._shim.issue_id()
+            ctypes.memmove(data, session_id, len(session_id))
+            c_uint.from_address(length).value = len(session_id)
+        except BaseException as error:  # noqa: BLE001  # nothing may cross C
+            self._caught(error)
+            ctypes.memmove(data, os.urandom(_ID_BYTES), _ID_BYTES)
+            c_uint.from_address(length).value = _ID_BYTES
+        return 1
+
+    def _id_of(self, session: int) -> bytes:
+        length = c_uint()
+        data = self._library.SSL_SESSION_get_id(session, byref(length))
+        return string_at(data, length.value) if length.value else b""
+
+    def _serialize(self, session: int) -> bytes:
+        length = self._library.i2d_SSL_SESSION(session, None)
+        buffer = ctypes.create_string_buffer(length)
+        self._library.i2d_SSL_SESSION(session, byref(c_void_p(ctypes.addressof(buffer))))
+        return buffer.raw
+
+    def _decode(self, session_id: bytes, serialized: bytes, remaining: int) -> int | None:
+        library = self._library
+        start = c_char_p(serialized)
+        cursor = c_void_p.from_buffer(start)
+        begin = cursor.value or 0
+        # A failure must not stay in the thread's error queue, where the connection would find it.
+        library.ERR_set_mark()
+        session: int | None = library.d2i_SSL_SESSION(None, byref(cursor), len(serialized))
+        library.ERR_pop_to_mark()
+        if session is None:
+            return None
+        if (cursor.value or 0) - begin != len(serialized) or self._id_of(session) != session_id:
+            library.SSL_SESSION_free(session)
+            return None
+        # Tickets issued on the resumed connection inherit the timeout: so they end when the negotiated session does.
+        library.SSL_SESSION_set_time(session, int(time.time()))
+        library.SSL_SESSION_set_timeout(session, remaining)
+        self._set_siblings(session, session_id)
+        return session
+
+    def _siblings(self, session: int) -> bytes:
+        """Return the ids of the sessions of the same connection, one behind the other.
+
+        TLS 1.3 issues several tickets, and tells of the last one only when the connection fails. The session itself
+        remembers the others (as ticket application data): each ticket's session is a copy of the one before.
+        """
+        data, length = c_void_p(), c_size_t()
+        if not self._library.SSL_SESSION_get0_ticket_appdata(session, byref(data), byref(length)) or not data.value:
+            return b""
+        return string_at(data.value, length.value)
+
+    def _set_siblings(self, session: int, ids: bytes) -> None:
+        self._library.SSL_SESSION_set1_ticket_appdata(session, ids, len(ids))
+
+    def _caught(self, error: BaseException) -> None:
+        if isinstance(error, KeyboardInterrupt):
+            # It belongs to the main thread's own code: raise it again once this callback has returned.
+            threading.Timer(0.01, _thread.interrupt_main).start()
+        else:
+            self._shim.internal_error()
+
+
+def _function(prototype: Any, address: int) -> Any:
+    return prototype(address) if address else None
+
+
+_live: weakref.WeakSet[Binding] = weakref.WeakSet()
+
+
+@atexit.register
+def _leave() -> None:
+    """Unset all callbacks before the interpreter goes, and send what was not sent yet."""
+    for binding in list(_live):
+        # A thread may be on its way into a trampoline: they stay, the process ends anyway.
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(binding))
+        binding._unset()  # noqa: SLF001  # of this module
+        binding._shim.close()  # noqa: SLF001

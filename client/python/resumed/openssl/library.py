@@ -1,0 +1,226 @@
+"""Finds the functions of the libssl that a TLS context belongs to, and the SSL_CTX inside the context.
+
+Two libraries may live in one process: the one that the `ssl` module links, and the one inside cryptography, which
+pyOpenSSL uses. A pointer of one must never reach the other.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import re
+import ssl
+import struct
+import sys
+from ctypes import POINTER, c_char_p, c_int, c_long, c_size_t, c_uint, c_uint64, c_ulong, c_void_p
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from resumed.errors import UnsupportedContext
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+NEW_CALLBACK = ctypes.CFUNCTYPE(c_int, c_void_p, c_void_p)
+"""int (*)(SSL *, SSL_SESSION *): SSL_CTX_sess_set_new_cb(3)."""
+GET_CALLBACK = ctypes.CFUNCTYPE(c_void_p, c_void_p, c_void_p, c_int, c_void_p)
+"""SSL_SESSION *(*)(SSL *, const unsigned char *id, int length, int *copy): SSL_CTX_sess_set_get_cb(3)."""
+REMOVE_CALLBACK = ctypes.CFUNCTYPE(None, c_void_p, c_void_p)
+"""void (*)(SSL_CTX *, SSL_SESSION *): SSL_CTX_sess_set_remove_cb(3)."""
+ID_CALLBACK = ctypes.CFUNCTYPE(c_int, c_void_p, c_void_p, c_void_p)
+"""int (*)(SSL *, unsigned char *id, unsigned int *length): SSL_CTX_set_generate_session_id(3)."""
+
+# name: result, arguments. Called with the GIL held: each takes about a microsecond and waits for no lock.
+_QUICK: dict[str, tuple[Any, list[Any]]] = {
+    "ERR_peek_last_error": (c_ulong, []),
+    "ERR_set_mark": (c_int, []),
+    "ERR_pop_to_mark": (c_int, []),
+    "OpenSSL_version_num": (c_ulong, []),
+    "SSL_get_num_tickets": (c_size_t, [c_void_p]),
+    "SSL_get_options": (c_uint64, [c_void_p]),
+    "SSL_session_reused": (c_int, [c_void_p]),
+    "SSL_version": (c_int, [c_void_p]),
+    "SSL_CTX_ctrl": (c_long, [c_void_p, c_int, c_long, c_void_p]),
+    "SSL_CTX_get_max_early_data": (c_uint, [c_void_p]),
+    "SSL_CTX_get_options": (c_uint64, [c_void_p]),
+    "SSL_CTX_set_options": (c_uint64, [c_void_p, c_uint64]),
+    "SSL_CTX_clear_options": (c_uint64, [c_void_p, c_uint64]),
+    "SSL_CTX_get_timeout": (c_long, [c_void_p]),
+    "SSL_CTX_set_timeout": (c_long, [c_void_p, c_long]),
+    "SSL_CTX_set_session_id_context": (c_int, [c_void_p, c_char_p, c_uint]),
+    "SSL_CTX_up_ref": (c_int, [c_void_p]),
+    "SSL_SESSION_free": (None, [c_void_p]),
+    "SSL_SESSION_get_id": (c_void_p, [c_void_p, POINTER(c_uint)]),
+    "SSL_SESSION_get_timeout": (c_long, [c_void_p]),
+    "SSL_SESSION_set_timeout": (c_long, [c_void_p, c_long]),
+    "SSL_SESSION_set_time": (c_long, [c_void_p, c_long]),
+    "SSL_SESSION_is_resumable": (c_int, [c_void_p]),
+    "SSL_SESSION_get0_ticket_appdata": (c_int, [c_void_p, POINTER(c_void_p), POINTER(c_size_t)]),
+    "SSL_SESSION_set1_ticket_appdata": (c_int, [c_void_p, c_char_p, c_size_t]),
+    "i2d_SSL_SESSION": (c_int, [c_void_p, POINTER(c_void_p)]),
+    "d2i_SSL_SESSION": (c_void_p, [c_void_p, POINTER(c_void_p), c_long]),
+}
+# Called without the GIL: they may wait for the lock of the context, whose holder may be waiting for the GIL in a
+# callback.
+_SLOW: dict[str, tuple[Any, list[Any]]] = {
+    "SSL_CTX_free": (None, [c_void_p]),
+    "SSL_CTX_sess_get_new_cb": (c_void_p, [c_void_p]),
+    "SSL_CTX_sess_get_get_cb": (c_void_p, [c_void_p]),
+    "SSL_CTX_sess_get_remove_cb": (c_void_p, [c_void_p]),
+    "SSL_CTX_sess_set_new_cb": (None, [c_void_p, c_void_p]),
+    "SSL_CTX_sess_set_get_cb": (None, [c_void_p, c_void_p]),
+    "SSL_CTX_sess_set_remove_cb": (None, [c_void_p, c_void_p]),
+    "SSL_CTX_set_generate_session_id": (c_int, [c_void_p, c_void_p]),
+}
+_NAMES = [*_QUICK, *_SLOW]
+
+
+class Library:
+    """The functions of one libssl, as attributes of their own names.
+
+    Args:
+        address: Returns the address of a function.
+    """
+
+    def __init__(self, address: Callable[[str], int]) -> None:
+        for kind, prototypes in ((ctypes.PYFUNCTYPE, _QUICK), (ctypes.CFUNCTYPE, _SLOW)):
+            for name, (result, arguments) in prototypes.items():
+                setattr(self, name, kind(result, *arguments)(address(name)))
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Callable[..., Any]: ...
+
+
+class Context(NamedTuple):
+    """The SSL_CTX inside a Python TLS context."""
+
+    library: Library
+    pointer: int
+    default_id_context: bytes
+    """The session id context that the Python module sets on its own; OpenSSL has no getter for it."""
+
+
+def context_of(context: object) -> Context:
+    """Return the SSL_CTX of an `ssl.SSLContext` or an `OpenSSL.SSL.Context`.
+
+    Raises:
+        UnsupportedContext: It is neither, it is a client's, or its libssl cannot be reached.
+    """
+    if isinstance(context, ssl.SSLContext):
+        if context.protocol == ssl.PROTOCOL_TLS_CLIENT:
+            raise UnsupportedContext(
+                "this context is for clients; sessions are stored by servers (PROTOCOL_TLS_SERVER)"
+            )
+        return _of_ssl(context)
+    pyopenssl = sys.modules.get("OpenSSL.SSL")
+    if pyopenssl is not None and isinstance(context, pyopenssl.Context):
+        return _of_pyopenssl(context)
+    raise UnsupportedContext(f"need an ssl.SSLContext or an OpenSSL.SSL.Context, not {type(context).__qualname__}")
+
+
+def _of_ssl(context: ssl.SSLContext) -> Context:
+    if sys.implementation.name != "cpython":
+        raise UnsupportedContext("ssl.SSLContext is supported on CPython only; use an OpenSSL.SSL.Context here")
+    library = _ssl_library()
+    # PySSLContext begins with the SSL_CTX pointer, right behind the object header (CPython 3.10 to 3.14).
+    pointer = c_void_p.from_address(id(context) + object.__basicsize__).value
+    if not pointer or library.SSL_CTX_get_options(pointer) & 0xFFFFFFFF != int(context.options) & 0xFFFFFFFF:
+        raise UnsupportedContext(
+            f"the SSL_CTX of ssl.SSLContext was not found on Python {sys.version.split()[0]}; "
+            "use an OpenSSL.SSL.Context here"
+        )
+    return Context(library, pointer, b"Python")
+
+
+def _of_pyopenssl(context: Any) -> Context:
+    from cryptography.hazmat.bindings.openssl.binding import Binding  # noqa: PLC0415  # needed for these contexts only
+
+    return Context(_cryptography_library(), int(Binding().ffi.cast("uintptr_t", context._context)), b"")  # noqa: SLF001
+
+
+@cache
+def _ssl_library() -> Library:
+    import _ssl  # noqa: PLC0415
+
+    # A handle's symbols include those of the libraries it was linked with. A statically linked _ssl has no file of its
+    # own: its libssl is then in the interpreter.
+    path = getattr(_ssl, "__file__", None)
+    library = _shared(path)
+    if library is None:
+        raise UnsupportedContext(
+            f"libssl's functions are not visible through {path or 'this statically linked interpreter'}; use a Python "
+            "whose _ssl module links a shared libssl, or an OpenSSL.SSL.Context"
+        )
+    return library
+
+
+@cache
+def _cryptography_library() -> Library:
+    from cryptography.hazmat.bindings import _rust  # noqa: PLC0415
+    from cryptography.hazmat.bindings.openssl.binding import Binding  # noqa: PLC0415
+
+    path = _rust.__file__
+    # Distributions link a shared libssl; the wheels carry their own, whose names are in the symbol table only.
+    library = _shared(path) or _from_symbol_table(path)
+    if library is None or library.OpenSSL_version_num() != Binding().lib.OpenSSL_version_num():
+        raise UnsupportedContext(
+            f"libssl's functions were not found in {path} (stripped?); use the cryptography wheel from PyPI or your "
+            "distribution's package, or an ssl.SSLContext"
+        )
+    return library
+
+
+def _shared(path: str | None) -> Library | None:
+    handle = ctypes.CDLL(path)
+    try:
+        return Library(lambda name: c_void_p.from_buffer(handle[name]).value or 0)
+    except AttributeError:
+        return None
+
+
+def _from_symbol_table(path: str) -> Library | None:
+    addresses = _symbol_addresses(Path(path), _NAMES)
+    return Library(addresses.__getitem__) if len(addresses) == len(_NAMES) else None
+
+
+def _symbol_addresses(path: Path, names: Iterable[str]) -> dict[str, int]:
+    """Return the addresses, in this process, of functions named in the symbol table of a loaded 64-bit ELF file."""
+    try:
+        from elftools.elf.elffile import ELFFile  # noqa: PLC0415  # needed for wheels only
+    except ImportError:
+        raise UnsupportedContext(
+            "pyelftools is needed for OpenSSL.SSL.Context: pip install 'resumed[pyopenssl]'"
+        ) from None
+    with path.open("rb") as file:
+        elf = ELFFile(file)
+        symbols, strings = elf.get_section_by_name(".symtab"), elf.get_section_by_name(".strtab")
+        if elf.elfclass != 64 or symbols is None or strings is None:  # noqa: PLR2004
+            return {}
+        table, text, order = symbols.data(), strings.data(), "<" if elf.little_endian else ">"
+        first_load = next(segment["p_vaddr"] for segment in elf.iter_segments("PT_LOAD"))
+    # The names' offsets first, then one pass over the raw table: building an object for each symbol takes over a
+    # second.
+    pattern = re.compile(b"\0(" + b"|".join(name.encode() for name in names) + rb")(?=\0)")
+    offsets = {match.start(1): match[1].decode() for match in pattern.finditer(text)}
+    base, executable = _mappings(path.resolve())  # the kernel shows where symbolic links lead
+    addresses = {}
+    for name_offset, _, _, section, value, _ in struct.iter_unpack(f"{order}IBBHQQ", table):
+        if section and name_offset in offsets:
+            address = base + value - first_load
+            if any(start <= address < end for start, end in executable):
+                addresses[offsets[name_offset]] = address
+    return addresses
+
+
+def _mappings(path: Path) -> tuple[int, list[tuple[int, int]]]:
+    """Return where a file is loaded in this process, and the ranges of its executable mappings."""
+    starts, executable = [], []
+    for line in Path("/proc/self/maps").read_text(encoding="utf-8", errors="surrogateescape").splitlines():
+        if not line.endswith(f" {path}"):
+            continue
+        start, end = (int(part, 16) for part in line.split(" ", 1)[0].split("-"))
+        starts.append(start)
+        if "x" in line.split(" ", 2)[1]:
+            executable.append((start, end))
+    return min(starts, default=0), executable

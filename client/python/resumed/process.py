@@ -1,0 +1,35 @@
+"""What a forked child must make anew.
+
+Servers fork their workers after they created the TLS context. Threads do not survive a fork, a lock may be held by one
+of them for ever, and a gRPC channel needs its threads. So whatever owns such a thing is asked, in the child, to begin
+afresh.
+"""
+
+from __future__ import annotations
+
+import os
+import weakref
+from typing import Protocol
+
+
+class Forkable(Protocol):
+    """Owns threads, locks or connections."""
+
+    def after_fork_in_child(self) -> None:
+        """Forget what belongs to the parent, without touching it, and begin afresh."""
+
+
+_forkables: weakref.WeakSet[Forkable] = weakref.WeakSet()
+
+
+def renew_after_fork(owner: Forkable) -> None:
+    """Call `owner.after_fork_in_child()` in every child forked while `owner` lives."""
+    _forkables.add(owner)
+
+
+def _after_fork_in_child() -> None:
+    for owner in list(_forkables):
+        owner.after_fork_in_child()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

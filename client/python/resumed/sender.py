@@ -1,0 +1,205 @@
+"""Sends Puts and Removes while no handshake waits: one thread a process, a bounded queue, many operations in one Batch.
+
+It is also what finds out that a failing store is back: while the breaker is open it tries once in a while, so that no
+handshake has to.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from itertools import islice
+from typing import TYPE_CHECKING, NamedTuple
+
+from resumed.errors import StoreError
+from resumed.process import renew_after_fork
+from resumed.store import BATCH_OPERATIONS, Operation, Put, Remove, SessionStore
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from resumed.breaker import Breaker
+    from resumed.stats import Recorder
+
+QUEUE_BYTES = 16 << 20
+"""What may wait to be sent, in bytes; beyond that Puts and Removes are dropped, and counted."""
+LINGER = 0.001
+"""Seconds to wait for company before a Batch is sent: the tickets of one handshake come microseconds apart."""
+BATCH_DEADLINE = 1.0
+"""Seconds that a Batch may take; nobody waits for it."""
+PROBE_SECONDS = 0.5
+"""Seconds between two trials of a store that keeps failing."""
+
+_OVERHEAD = 256  # an entry's own memory, roughly, beside its value
+_PROBE_KEY = b"resumed/v1 probe"
+
+_log = logging.getLogger("resumed")
+
+
+class Outgoing(NamedTuple):
+    """A Put, or a Remove where `value` is None."""
+
+    key: bytes
+    value: bytes | None
+    not_after: float
+    """When the session's life ends, in Unix seconds: waiting in the queue does not prolong it."""
+    reason: str
+    """For a Remove, why: it is counted under this reason."""
+
+    def __repr__(self) -> str:
+        """Show nothing of the session."""
+        return "Outgoing(Remove)" if self.value is None else "Outgoing(Put)"
+
+
+class Sender:
+    """Sends in the order of submit(). Its thread starts when there is something to do.
+
+    Args:
+        store: Where to.
+        breaker: Told of every outcome, and closed again when the store is back.
+        recorder: Counts what became of each Put and Remove.
+        clock: Unix seconds.
+    """
+
+    def __init__(self, store: SessionStore, breaker: Breaker, recorder: Recorder, clock: Callable[[], float]) -> None:
+        self._store, self._breaker, self._recorder, self._clock = store, breaker, recorder, clock
+        self._begin()
+        renew_after_fork(self)
+
+    def _begin(self) -> None:
+        self._changed = threading.Condition()
+        self._queue: deque[Outgoing] = deque()
+        self._bytes = 0
+        self._submitted = 0
+        self._finished = 0
+        self._urgent = 0
+        self._closing = False
+        self._thread: threading.Thread | None = None
+
+    def submit(self, outgoing: Outgoing, *, urgent: bool = False) -> int:
+        """Queue `outgoing` and return its number for wait(), or 0 if there was no room.
+
+        Args:
+            outgoing: What to send.
+            urgent: Whether somebody waits for it, so that it should not linger for company.
+        """
+        size = _OVERHEAD + len(outgoing.value or b"")
+        with self._changed:
+            if self._closing or self._bytes + size > QUEUE_BYTES:
+                self._count(outgoing, "dropped")
+                return 0
+            self._queue.append(outgoing)
+            self._bytes += size
+            self._submitted += 1
+            if urgent:
+                self._urgent = self._submitted
+            self._wake()
+            return self._submitted
+
+    def wait(self, number: int, timeout: float) -> bool:
+        """Wait until what submit() numbered so was sent or given up; return False if `timeout` seconds passed first."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self._finished >= number, timeout)
+
+    def flush(self, timeout: float) -> bool:
+        """Send all that was submitted so far at once; return False if `timeout` seconds passed first."""
+        with self._changed:
+            self._urgent = last = self._submitted
+            self._changed.notify_all()
+        return self.wait(last, timeout)
+
+    def probe(self) -> None:
+        """Try, from now on, whether the store answers again, until it does."""
+        with self._changed:
+            self._wake()
+
+    def close(self, timeout: float) -> bool:
+        """Flush, then stop; return False if something was not sent within `timeout` seconds."""
+        flushed = self.flush(timeout)
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        return flushed
+
+    def after_fork_in_child(self) -> None:
+        """Begin with an empty queue: what was in it the parent sends."""
+        self._begin()
+
+    def _wake(self) -> None:
+        if self._thread is None and not self._closing:
+            self._thread = threading.Thread(target=self._run, name="resumed-sender", daemon=True)
+            self._thread.start()
+        self._changed.notify_all()
+
+    def _run(self) -> None:
+        while self._await_work():
+            try:
+                if self._breaker.closed:
+                    self._send()
+                else:
+                    self._try_again()
+            except Exception:  # noqa: BLE001, PERF203  # a defect must not end the thread: all later Puts would be lost in silence
+                _log.exception("sending to the store failed")
+                self._pause(PROBE_SECONDS)
+
+    def _await_work(self) -> bool:
+        with self._changed:
+            self._changed.wait_for(lambda: self._queue or self._closing or not self._breaker.closed)
+            if self._breaker.closed:
+                self._changed.wait_for(
+                    lambda: self._urgent > self._finished or len(self._queue) >= BATCH_OPERATIONS or self._closing,
+                    LINGER,
+                )
+            return not self._closing
+
+    def _send(self) -> None:
+        with self._changed:
+            batch = list(islice(self._queue, BATCH_OPERATIONS))
+        now = self._clock()
+        operations = [_operation(outgoing, now) for outgoing in batch]
+        try:
+            results = iter(self._store.batch([each for each in operations if each], deadline=BATCH_DEADLINE))
+        except StoreError as error:
+            # Everything stays in the queue, in its order: ids are write-once, so sending twice does no harm.
+            _log.debug("sending to the store failed: %s", error)
+            self._breaker.failed()
+            self._pause(self._store.deadline)
+            return
+        self._breaker.succeeded()
+        for outgoing, operation in zip(batch, operations, strict=True):
+            refused = isinstance(next(results), StoreError) if operation else False
+            self._count(outgoing, "expired" if operation is None else "refused" if refused else "sent")
+        with self._changed:
+            for outgoing in batch:
+                self._queue.popleft()
+                self._bytes -= _OVERHEAD + len(outgoing.value or b"")
+            self._finished += len(batch)
+            self._changed.notify_all()
+
+    def _try_again(self) -> None:
+        self._pause(PROBE_SECONDS)
+        try:
+            # With the deadline of a handshake: a store that answers, but too late for one, is no help.
+            self._store.get(_PROBE_KEY)
+        except StoreError:
+            return
+        self._breaker.succeeded()
+        _log.info("the store at %s answers again", self._store.target)
+
+    def _pause(self, seconds: float) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._closing, seconds)
+
+    def _count(self, outgoing: Outgoing, outcome: str) -> None:
+        if outgoing.value is None:
+            self._recorder.count("removals", outgoing.reason if outcome == "sent" else outcome)
+        else:
+            self._recorder.count("puts", "stored" if outcome == "sent" else outcome)
+
+
+def _operation(outgoing: Outgoing, now: float) -> Operation | None:
+    if outgoing.value is None:
+        return Remove(outgoing.key)
+    ttl = outgoing.not_after - now
+    return Put(outgoing.key, outgoing.value, ttl) if ttl > 0 else None

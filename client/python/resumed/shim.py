@@ -1,0 +1,284 @@
+"""What to do at each session callback of a TLS server: the policy, without TLS and without ctypes.
+
+The rules:
+- A handshake never waits for the store beyond the deadline, and not at all while the store keeps failing.
+- Nothing is raised. A call that fails means no resumption, and nothing else.
+- What comes from a peer (ids) and from the store (values) is foreign: neither is trusted.
+- A session's life counts from its negotiation. Whoever resumes or stores it again never prolongs it.
+- Ids, keys and sessions appear in no log.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from resumed.breaker import Breaker
+from resumed.errors import StoreError, StoreTimeout, StoreUnavailable, Unsealable
+from resumed.process import renew_after_fork
+from resumed.sealing import ID_BYTES, StoreKeys
+from resumed.sender import Outgoing, Sender
+from resumed.stats import Recorder, Stats
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from resumed.sealing import Keyring
+    from resumed.store import SessionStore
+
+MAX_LIFETIME = 7 * 24 * 3600
+"""Seconds that a session may live at most (RFC 8446 section 4.6.1)."""
+
+SSL_R_UNEXPECTED_EOF_WHILE_READING = 294
+"""OpenSSL's reason when the peer ended the connection without close_notify."""
+
+_log = logging.getLogger("resumed")
+
+_FRESH_SECONDS = 10
+"""How long after its issue an id that the store does not know is asked for again: its Put may be on its way."""
+_FRESH_PAUSES = (0.004, 0.012)
+"""Seconds to wait before each further ask."""
+
+
+@dataclass(slots=True)
+class _Flight:
+    """A look-up under way, for those who want the same session."""
+
+    landed: threading.Event = field(default_factory=threading.Event)
+    value: bytes | None = None
+    outcome: str = "late"
+
+
+class Shim:
+    """Decides for one TLS context; called by its Binding.
+
+    Args:
+        store: The store, with the deadline of a look-up.
+        keyring: Seals and opens values and ids.
+        lifetime: Seconds that a session lives after its negotiation, 1 to 604,800.
+        single_use: Whether a session resumes once in the whole fleet (Take instead of Get).
+        ids: `sealed` looks up only ids that the fleet issued; `any` looks up every id.
+        puts: `wait` holds a full handshake until its sessions are stored (at most for the deadline), `background` does
+            not.
+        max_lookups: How many look-ups may be under way at once; beyond that a handshake does not ask.
+        clock: Unix seconds.
+
+    Raises:
+        ValueError: An argument is outside its range.
+    """
+
+    def __init__(
+        self,
+        store: SessionStore,
+        keyring: Keyring,
+        *,
+        lifetime: int = 7200,
+        single_use: bool = False,
+        ids: Literal["sealed", "any"] = "sealed",
+        puts: Literal["wait", "background"] = "background",
+        max_lookups: int = 256,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        if not 1 <= lifetime <= MAX_LIFETIME:
+            raise ValueError(f"lifetime must be 1 to {MAX_LIFETIME} seconds, not {lifetime}")
+        if ids not in ("sealed", "any"):
+            raise ValueError(f"ids must be 'sealed' or 'any', not {ids!r}")
+        if puts not in ("wait", "background"):
+            raise ValueError(f"puts must be 'wait' or 'background', not {puts!r}")
+        if store.deadline <= 0:
+            raise ValueError(f"deadline must be above 0 seconds, not {store.deadline}")
+        self.namespace = store.namespace
+        self.lifetime = int(lifetime)
+        self.seals_ids = keyring.seals
+        self._store, self._keyring, self._clock = store, keyring, clock
+        self._single_use = single_use
+        self._foreign_ids_miss = ids == "sealed" and keyring.seals
+        self._wait_for_puts = puts == "wait"
+        self._max_lookups = max_lookups
+        self._store_keys = StoreKeys(store.namespace)
+        self._recorder = Recorder()
+        self._breaker = Breaker()
+        self._sender = Sender(store, self._breaker, self._recorder, clock)
+        self._begin()
+        renew_after_fork(self)
+
+    def _begin(self) -> None:
+        self._lock = threading.Lock()
+        self._flights: dict[bytes, _Flight] = {}
+        self._lookups = 0
+
+    @property
+    def stats(self) -> Stats:
+        """What happened so far in this process."""
+        return self._recorder.snapshot()
+
+    @property
+    def breaker_open(self) -> bool:
+        """Whether the store kept failing and handshakes do not ask it at present."""
+        return not self._breaker.closed
+
+    def issue_id(self) -> bytes:
+        """Return the id for a session about to be negotiated."""
+        return self._keyring.issue_id(self.namespace, self._clock())
+
+    def negotiated(self, session_id: bytes, serialized: bytes, remaining: int, *, last: bool) -> None:
+        """Store a session that a handshake has just negotiated.
+
+        Args:
+            session_id: Its id.
+            serialized: The session.
+            remaining: Seconds of its life.
+            last: Whether no further ticket of the same handshake follows.
+        """
+        remaining = min(remaining, self.lifetime)
+        if remaining <= 0:
+            self.unresumable()
+            return
+        key, not_after = self._store_keys.key(session_id), int(self._clock()) + remaining
+        sealed = self._keyring.seal(key, serialized, not_after)
+        wait = self._wait_for_puts and last
+        number = self._sender.submit(Outgoing(key, sealed, not_after, ""), urgent=wait)
+        if wait and self._breaker.closed:
+            self._sender.wait(number, self._store.deadline)
+
+    def unresumable(self) -> None:
+        """Note a session that cannot be resumed from the store, and so is not stored."""
+        self._recorder.count("puts", "unresumable")
+
+    def look_up(self, session_id: bytes, decode: Callable[[bytes, int], int | None]) -> int | None:
+        """Return the decoded session of an id that a client offered, or None to make a full handshake.
+
+        Args:
+            session_id: The id, any bytes at all.
+            decode: Makes a session of its serialized form and the seconds it has left; returns None if it cannot.
+        """
+        now = self._clock()
+        issued = self._keyring.open_id(self.namespace, session_id)
+        refusal = self._refusal(session_id, issued, now)
+        if refusal is not None:
+            self._recorder.count("misses", refusal)
+            return None
+        key = self._store_keys.key(session_id)
+        fresh = issued is not None and now - issued <= _FRESH_SECONDS
+        value, outcome = self._take_off(key, fresh) if self._single_use else self._share(key, fresh)
+        session = None
+        if value is not None:
+            try:
+                serialized, not_after = self._keyring.open(key, value, now)
+            except Unsealable as error:
+                outcome = error.reason
+            else:
+                session = decode(serialized, int(not_after - now))
+                outcome = "undecodable" if session is None else outcome
+        self._recorder.count("misses" if session is None else "hits", outcome)
+        return session
+
+    def ended(self, session_ids: Iterable[bytes], reason: int) -> None:
+        """Decide about the sessions of a connection that ended without our close_notify.
+
+        Args:
+            session_ids: Ids of all sessions that the connection negotiated or resumed.
+            reason: The reason code of the last error in OpenSSL's queue, 0 if there is none.
+
+        A connection that was cut says nothing against its session (RFC 5246 section 7.2.1); after a fatal alert, sent
+        or received, it must not be resumed (section 7.2.2).
+        """
+        if reason in (0, SSL_R_UNEXPECTED_EOF_WHILE_READING):
+            self._recorder.count("removals", "kept")
+            return
+        for session_id in session_ids:
+            self.remove(session_id, "fatal-error")
+
+    def remove(self, session_id: bytes, reason: str = "application") -> None:
+        """Remove a session from the whole fleet, in the background."""
+        self._sender.submit(Outgoing(self._store_keys.key(session_id), None, 0, reason))
+
+    def internal_error(self) -> None:
+        """Note a defect that a callback caught; called while the exception is handled."""
+        self._recorder.count("misses", "internal-error")
+        # Source lines only: a traceback shows no values.
+        _log.exception("a session callback failed; the handshake goes on without resumption")
+
+    def flush(self, timeout: float = 1.0) -> bool:
+        """Wait until all Puts and removals so far are sent; return False if `timeout` seconds passed first."""
+        return self._sender.flush(timeout)
+
+    def close(self, timeout: float = 1.0) -> bool:
+        """Flush, stop sending and disconnect; return False if something was not sent within `timeout` seconds."""
+        flushed = self._sender.close(timeout)
+        self._store.close()
+        return flushed
+
+    def after_fork_in_child(self) -> None:
+        """Begin with no look-up under way, and count from zero."""
+        self._recorder.after_fork_in_child()
+        self._begin()
+
+    def _refusal(self, session_id: bytes, issued: int | None, now: float) -> str | None:
+        """Return why this id is not worth a call, or None."""
+        if not 1 <= len(session_id) <= ID_BYTES or (issued is None and self._foreign_ids_miss):
+            return "foreign-id"
+        if issued is not None and now - issued > self.lifetime:
+            return "old-id"
+        if not self._breaker.closed:
+            return "breaker-open"
+        return None
+
+    def _share(self, key: bytes, fresh: bool) -> tuple[bytes | None, str]:
+        """Look `key` up, or wait for the answer to somebody else who did."""
+        with self._lock:
+            flight = self._flights.get(key)
+            if flight is None:
+                mine = self._flights[key] = _Flight()
+        if flight is not None:
+            flight.landed.wait(self._store.deadline)
+            return flight.value, "shared" if flight.value is not None else flight.outcome
+        try:
+            mine.value, mine.outcome = self._take_off(key, fresh)
+        finally:
+            with self._lock:
+                del self._flights[key]
+            mine.landed.set()
+        return mine.value, mine.outcome
+
+    def _take_off(self, key: bytes, fresh: bool) -> tuple[bytes | None, str]:
+        """Look `key` up; return its value and the reason of the hit, or None and the reason of the miss."""
+        with self._lock:
+            if self._lookups >= self._max_lookups:
+                return None, "busy"
+            self._lookups += 1
+        started = time.monotonic()
+        try:
+            return self._ask(key, fresh, started + self._store.deadline)
+        finally:
+            self._recorder.observe_lookup(time.monotonic() - started)
+            with self._lock:
+                self._lookups -= 1
+
+    def _ask(self, key: bytes, fresh: bool, end: float) -> tuple[bytes | None, str]:
+        ask = self._store.take if self._single_use else self._store.get
+        try:
+            found = ask(key)
+            outcome = "store"
+            for pause in _FRESH_PAUSES if fresh and found is None else ():
+                if found is not None or time.monotonic() + 2 * pause > end:
+                    break
+                time.sleep(pause)
+                found, outcome = ask(key, deadline=end - time.monotonic()), "fresh"
+        except StoreError as error:
+            self._breaker.failed()
+            if not self._breaker.closed:
+                _log.warning("the store at %s keeps failing, resumption rests: %s", self._store.target, error)
+                self._sender.probe()
+            return None, _failure(error)
+        self._breaker.succeeded()
+        return (None, "unknown") if found is None else (found.value, outcome)
+
+
+def _failure(error: StoreError) -> str:
+    if isinstance(error, StoreTimeout):
+        return "late"
+    return "down" if isinstance(error, StoreUnavailable) else "refused"

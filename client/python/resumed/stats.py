@@ -1,0 +1,76 @@
+"""What a shim counts: shown as `shim.stats`."""
+
+from __future__ import annotations
+
+import threading
+from bisect import bisect_left
+from collections import Counter
+from dataclasses import dataclass, field
+
+BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1)
+"""Upper bounds of the look-up time buckets, in seconds; one more holds what took longer."""
+
+
+@dataclass(frozen=True)
+class Stats:
+    """What a shim did since it was installed, each a count by reason.
+
+    Attributes:
+        hits: `store`; `fresh` (a session just negotiated, found at the second ask); `shared` (another handshake had
+            just asked).
+        misses: `unknown`, `foreign-id` (not issued by this fleet for this namespace: no call), `old-id` (no call),
+            `late`, `down`, `refused`, `breaker-open` (no call), `busy` (too many look-ups in flight: no call),
+            `malformed`, `unknown-key`, `expired`, `not-authentic`, `undecodable`, `internal-error`.
+        puts: `stored`, `refused`, `dropped` (the queue was full), `expired` (not sent in time), `unresumable` (nothing
+            to store).
+        removals: `fatal-error`, `application`; `kept` counts connections that ended without close_notify, whose
+            sessions stay.
+        lookup_seconds: Calls by their time: one count for each of BUCKETS and one for longer ones.
+        lookup_seconds_sum: Seconds that all look-ups together took.
+    """
+
+    hits: Counter[str] = field(default_factory=Counter)
+    misses: Counter[str] = field(default_factory=Counter)
+    puts: Counter[str] = field(default_factory=Counter)
+    removals: Counter[str] = field(default_factory=Counter)
+    lookup_seconds: tuple[int, ...] = (0,) * (len(BUCKETS) + 1)
+    lookup_seconds_sum: float = 0.0
+
+
+class Recorder:
+    """Counts, from any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._counts: Counter[tuple[str, str]] = Counter()
+        self._buckets = [0] * (len(BUCKETS) + 1)
+        self._seconds = 0.0
+
+    def count(self, kind: str, reason: str, number: int = 1) -> None:
+        """Add to one of the Counters of Stats.
+
+        Args:
+            kind: `hits`, `misses`, `puts` or `removals`.
+            reason: One of the reasons that Stats lists.
+            number: How many.
+        """
+        with self._lock:
+            self._counts[kind, reason] += number
+
+    def observe_lookup(self, seconds: float) -> None:
+        """Add the time of one look-up that reached the store."""
+        with self._lock:
+            self._buckets[bisect_left(BUCKETS, seconds)] += 1
+            self._seconds += seconds
+
+    def snapshot(self) -> Stats:
+        """Return what was counted so far."""
+        with self._lock:
+            counters: dict[str, Counter[str]] = {}
+            for (kind, reason), number in self._counts.items():
+                counters.setdefault(kind, Counter())[reason] = number
+            return Stats(**counters, lookup_seconds=tuple(self._buckets), lookup_seconds_sum=self._seconds)
+
+    def after_fork_in_child(self) -> None:
+        """Begin with a lock of its own, and at zero: the parent reports what it counted."""
+        self.__init__()  # type: ignore[misc]

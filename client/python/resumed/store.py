@@ -1,0 +1,248 @@
+"""The service as a Python object: deadlines, retries where they are harmless, a connection per process.
+
+Keys and values go through as they are: sealing them is the caller's work (the shim does it).
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+
+import grpc
+from google.protobuf.duration_pb2 import Duration
+
+from resumed import errors
+from resumed.process import renew_after_fork
+from resumed.v1 import session_store_pb2 as pb
+from resumed.v1 import session_store_pb2_grpc as pb_grpc
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+BATCH_OPERATIONS = 256
+"""How many operations one Batch call carries; longer ones are sent as several calls."""
+_BATCH_BYTES = 16 << 20
+
+# Retried by gRPC itself, within the deadline. Take is not: after an unknown outcome a second Take misses, where an
+# error tells the truth. Neither is Batch, which may carry one.
+_RETRIED = ("Put", "Get", "Remove")
+_SERVICE = "resumed.v1.SessionStoreService"
+_OPTIONS: list[tuple[str, Any]] = [
+    (
+        "grpc.service_config",
+        json.dumps(
+            {
+                "loadBalancingConfig": [{"round_robin": {}}],
+                "methodConfig": [
+                    {
+                        "name": [{"service": _SERVICE, "method": method} for method in _RETRIED],
+                        "retryPolicy": {
+                            "maxAttempts": 3,
+                            "initialBackoff": "0.005s",
+                            "maxBackoff": "0.02s",
+                            "backoffMultiplier": 2,
+                            "retryableStatusCodes": ["UNAVAILABLE"],
+                        },
+                    }
+                ],
+            }
+        ),
+    ),
+    # A store that comes back is found again within a second or two.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 1_000),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+    ("grpc.dns_min_time_between_resolutions_ms", 1_000),
+    ("grpc.max_receive_message_length", _BATCH_BYTES + (1 << 20)),
+    # A store that vanished without a word (a node that lost power) is noticed without traffic to it.
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+]
+
+
+class StoredSession(NamedTuple):
+    """A hit: the value, and the seconds it has left in the store."""
+
+    value: bytes
+    ttl: float
+
+    def __repr__(self) -> str:
+        """Show the size, never the value."""
+        return f"StoredSession({len(self.value)} bytes, ttl={self.ttl:.3f})"
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Put:
+    """Store `value` under `key` for `ttl` seconds; its result is the seconds it has left."""
+
+    key: bytes
+    value: bytes
+    ttl: float
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Get:
+    """Look `key` up; its result is the session, or None."""
+
+    key: bytes
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Take:
+    """Look `key` up and remove it; its result is the session, or None."""
+
+    key: bytes
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Remove:
+    """Remove `key`; its result is whether a live session was there."""
+
+    key: bytes
+
+
+Operation: TypeAlias = Put | Get | Take | Remove
+Result: TypeAlias = float | StoredSession | bool | errors.StoreError | None
+
+
+class SessionStore:
+    """One namespace of the store at `target`. Thread-safe; connects when first used, and again in a forked child.
+
+    Args:
+        target: Where the store is, as a gRPC name: `dns:///store:7400`, `127.0.0.1:7400`, `unix:/run/resumed.sock`.
+        namespace: The namespace of the sessions: 1 to 63 characters of [a-z0-9.-].
+        deadline: Seconds that a call may take, unless it says otherwise.
+
+    Every call raises StoreUnavailable when the store does not answer in time or cannot serve, InvalidCall for a key,
+    value or ttl outside its limits (key 1 to 64 bytes, value 1 to 65,536 bytes, ttl above 0), and StoreError for what
+    else it refuses.
+    """
+
+    def __init__(self, target: str, *, namespace: str, deadline: float = 0.05) -> None:
+        self.target = target
+        self.namespace = namespace
+        self.deadline = deadline
+        self._lock = threading.Lock()
+        self._channel: grpc.Channel | None = None
+        self._stub: pb_grpc.SessionStoreServiceStub | None = None
+        self._abandoned: list[object] = []
+        renew_after_fork(self)
+
+    def __repr__(self) -> str:
+        """Show where and what for."""
+        return f"SessionStore({self.target!r}, namespace={self.namespace!r})"
+
+    def put(self, key: bytes, value: bytes, ttl: float, *, deadline: float | None = None) -> float:
+        """Store `value` for `ttl` seconds; return the seconds it has left there.
+
+        The same value again changes nothing. Raises AlreadyExists if the key holds another value, or was removed or
+        taken.
+        """
+        request = pb.PutRequest(namespace=self.namespace, key=key, value=value, ttl=_duration(ttl))
+        return _seconds(self._call("Put", request, deadline).ttl)
+
+    def get(self, key: bytes, *, deadline: float | None = None) -> StoredSession | None:
+        """Return the live session of `key`, or None."""
+        return _session(self._call("Get", pb.GetRequest(namespace=self.namespace, key=key), deadline))
+
+    def take(self, key: bytes, *, deadline: float | None = None) -> StoredSession | None:
+        """Return the live session of `key` and remove it, atomically, or None: of all callers ever, one gets it.
+
+        Never retried: after StoreUnavailable the session may be gone.
+        """
+        return _session(self._call("Take", pb.TakeRequest(namespace=self.namespace, key=key), deadline))
+
+    def remove(self, key: bytes, *, deadline: float | None = None) -> bool:
+        """Remove the session of `key`, for good; return whether a live one was there."""
+        request = pb.RemoveRequest(namespace=self.namespace, key=key)
+        removed: bool = self._call("Remove", request, deadline).removed
+        return removed
+
+    def batch(self, operations: Sequence[Operation], *, deadline: float | None = None) -> list[Result]:
+        """Carry out `operations` in order; return one result for each, a StoreError for one that failed.
+
+        More than 256, or more than 16 MiB of values, are sent as several calls, each with the deadline.
+        """
+        results: list[Result] = []
+        request, size = pb.BatchRequest(), 0
+        for operation in operations:
+            length = len(operation.value) if isinstance(operation, Put) else 0
+            if len(request.operations) == BATCH_OPERATIONS or (request.operations and size + length > _BATCH_BYTES):
+                results += map(_result, self._call("Batch", request, deadline).results)
+                request, size = pb.BatchRequest(), 0
+            request.operations.append(self._operation(operation))
+            size += length
+        if request.operations:
+            results += map(_result, self._call("Batch", request, deadline).results)
+        return results
+
+    def close(self) -> None:
+        """Close the connection; the next call opens another one."""
+        with self._lock:
+            channel, self._channel, self._stub = self._channel, None, None
+        if channel is not None:
+            channel.close()
+
+    def after_fork_in_child(self) -> None:
+        """Leave the parent's connection alone, and open another one for the next call."""
+        # Not even dropped: its destructor would wait for threads that the child does not have.
+        self._abandoned.append((self._channel, self._stub))
+        self._lock, self._channel, self._stub = threading.Lock(), None, None
+
+    def _call(self, method: str, request: Any, deadline: float | None) -> Any:
+        stub = self._stub or self._connect()
+        try:
+            return getattr(stub, method)(request, timeout=self.deadline if deadline is None else deadline)
+        except grpc.RpcError as error:
+            raise errors.from_rpc(error) from None
+        except ValueError as error:  # closed by another thread between the two lines above
+            raise errors.StoreUnavailable(str(error)) from None
+
+    def _connect(self) -> pb_grpc.SessionStoreServiceStub:
+        with self._lock:
+            if self._stub is None:
+                self._channel = grpc.insecure_channel(self.target, options=_OPTIONS)
+                self._stub = pb_grpc.SessionStoreServiceStub(self._channel)
+            return self._stub
+
+    def _operation(self, operation: Operation) -> pb.Operation:
+        match operation:
+            case Put(key, value, ttl):
+                put = pb.PutRequest(namespace=self.namespace, key=key, value=value, ttl=_duration(ttl))
+                return pb.Operation(put=put)
+            case Get(key):
+                return pb.Operation(get=pb.GetRequest(namespace=self.namespace, key=key))
+            case Take(key):
+                return pb.Operation(take=pb.TakeRequest(namespace=self.namespace, key=key))
+            case Remove(key):
+                return pb.Operation(remove=pb.RemoveRequest(namespace=self.namespace, key=key))
+
+
+def _duration(seconds: float) -> Duration:
+    return Duration(seconds=int(seconds), nanos=int(seconds % 1 * 1e9) if seconds > 0 else 0)
+
+
+def _seconds(duration: Duration) -> float:
+    return duration.seconds + duration.nanos / 1e9
+
+
+def _session(answer: pb.GetResponse | pb.TakeResponse) -> StoredSession | None:
+    if not answer.HasField("session"):
+        return None
+    return StoredSession(answer.session.value, _seconds(answer.session.ttl))
+
+
+def _result(result: pb.Result) -> Result:
+    match result.WhichOneof("result"):
+        case "put":
+            return _seconds(result.put.ttl)
+        case "get":
+            return _session(result.get)
+        case "take":
+            return _session(result.take)
+        case "remove":
+            return result.remove.removed
+        case _:
+            return errors.from_status(result.error.code, result.error.message)
