@@ -1,9 +1,9 @@
 """What a storage engine promises, the errors it may raise, and the operations of a batch.
 
-The threat: what an engine keeps lets whoever holds the fleet key decrypt or hijack TLS connections, so an engine keeps values
-as opaque bytes, never logs keys or values, and never hands out what was removed or taken. The relief: losing an entry is
-harmless, since the client then makes a full handshake. So an engine may forget a live session (full, restarted, failed over),
-but it must never resurrect one, and `take` must hand a session to one caller at most.
+The threat: what an engine keeps lets whoever holds the fleet key decrypt or hijack TLS connections, so an engine keeps
+values as opaque bytes, never logs keys or values, and never hands out what was removed or taken. The relief: losing an
+entry is harmless, since the client then makes a full handshake. So an engine may forget a live session (full,
+restarted, failed over), but it must never resurrect one, and `take` must hand a session to one caller at most.
 
 Engines know nothing of gRPC and check no limits: namespaces, keys, values and times to live arrive valid. Every engine
 passes `tests/contract/engine_suite.py`.
@@ -85,7 +85,7 @@ class Remove:
 
 
 Operation: TypeAlias = Put | Get | Take | Remove
-Outcome: TypeAlias = float | StoredSession | None | bool | EngineError
+Outcome: TypeAlias = float | StoredSession | bool | EngineError | None
 Clock: TypeAlias = "Callable[[], float]"
 """Seconds since the Unix epoch, as `time.time`."""
 
@@ -97,8 +97,8 @@ class Engine(ABC):
     def put(self, namespace: str, key: bytes, value: bytes, ttl: float) -> float:
         """Store `value` for `ttl` seconds and return the seconds it has left.
 
-        Ids are write-once. The same value again: nothing changes, least of all the expiry. Another value, or a session that
-        was removed or taken: AlreadyExists, and nothing changes. No room: EngineFull.
+        Ids are write-once. The same value again: nothing changes, least of all the expiry. Another value, or a session
+        that was removed or taken: AlreadyExists, and nothing changes. No room: EngineFull.
         """
 
     @abstractmethod
@@ -116,8 +116,8 @@ class Engine(ABC):
     def remove(self, namespace: str, key: bytes) -> bool:
         """Remove the session of `key` and return whether a live one was there.
 
-        A tombstone stays until the session's own expiry, or for UNKNOWN_TOMBSTONE_SECONDS where there was none. May raise
-        EngineFull.
+        A tombstone stays until the session's own expiry, or for UNKNOWN_TOMBSTONE_SECONDS where there was none. May
+        raise EngineFull.
         """
 
     @abstractmethod

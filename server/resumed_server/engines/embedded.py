@@ -1,0 +1,291 @@
+"""The embedded engine: sessions in an LMDB file that several processes on one machine share.
+
+Three tables, keyed so that LMDB's order is the order that is needed:
+
+    sessions    namespace 00 key         -> expiry, value     (an empty value is a tombstone)
+    expiries    expiry, namespace 00 key -> (nothing)         live sessions, the soonest to expire first
+    tombstones  expiry, namespace 00 key -> (nothing)         removed and taken ones, likewise
+
+An expiry is 8 bytes, big endian, in milliseconds since the epoch. A full store drops the first of `expiries`, never a
+tombstone: a late Put would bring back what was removed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+
+import lmdb
+import structlog
+
+from resumed_server.engines.base import (
+    UNKNOWN_TOMBSTONE_SECONDS,
+    AlreadyExists,
+    Engine,
+    EngineError,
+    EngineFull,
+    EngineUnavailable,
+    Get,
+    Put,
+    Remove,
+    StoredSession,
+    Take,
+)
+from resumed_server.engines.directory import DAMAGE, DatabaseDirectory
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from resumed_server.engines.base import Clock, Operation, Outcome
+
+_T = TypeVar("_T")
+_Transaction: TypeAlias = Any
+"""An lmdb.Transaction, whose stubs cannot tell bytes from the memoryviews that only `buffers=True` returns."""
+
+_EXPIRY_BYTES = 8
+_HEADROOM_BYTES = 64 << 20
+_OUT_OF_PAGES_RETRIES = 3
+_OUT_OF_PAGES_ROOM = 1 << 20
+
+_log = structlog.get_logger()
+
+
+class EmbeddedEngine(Engine):
+    """Keeps sessions in the LMDB database of a directory.
+
+    Args:
+        path: The directory, made if it is not there; None for a private temporary one, which close() deletes.
+        capacity: Bytes of used pages above which the soonest to expire are dropped. The file may grow to half as much
+            again: making room takes pages too.
+        clock: The present, in Unix seconds. A database outlives its process, so its expiries count from the epoch.
+
+    Raises:
+        EngineUnavailable: The directory cannot be used; the message says why.
+    """
+
+    def __init__(self, path: Path | None, *, capacity: int, clock: Clock = time.time) -> None:
+        self._capacity, self._clock = capacity, clock
+        self._out_of_service: str | None = None
+        self._directory = DatabaseDirectory(path, map_bytes=capacity + capacity // 2 + _HEADROOM_BYTES)
+        self._env = self._directory.env
+        try:
+            self._sessions, self._expiries, self._tombstones = (
+                self._env.open_db(name) for name in (b"sessions", b"expiries", b"tombstones")
+            )
+            self._page_bytes = self._env.stat()["psize"]
+        except lmdb.Error as error:
+            raise self._translated(error) from error
+
+    def put(self, namespace: str, key: bytes, value: bytes, ttl: float) -> float:
+        """See Engine."""
+        return self._write(lambda txn: self._put(txn, _address(namespace, key), value, ttl))
+
+    def get(self, namespace: str, key: bytes) -> StoredSession | None:
+        """See Engine."""
+        return self._read(lambda txn: self._get(txn, _address(namespace, key)))
+
+    def take(self, namespace: str, key: bytes) -> StoredSession | None:
+        """See Engine."""
+        return self._write(lambda txn: self._take(txn, _address(namespace, key)))
+
+    def remove(self, namespace: str, key: bytes) -> bool:
+        """See Engine."""
+        return self._write(lambda txn: self._remove(txn, _address(namespace, key)))
+
+    def batch(self, operations: Sequence[Operation]) -> list[Outcome]:
+        """See Engine. Here the operations are one transaction."""
+        transaction = self._read if all(isinstance(each, Get) for each in operations) else self._write
+        try:
+            return transaction(lambda txn: [self._carry_out(txn, each) for each in operations])
+        except EngineFull:
+            # The whole transaction is lost: find out one by one what still fits.
+            return [self._carry_out_alone(each) for each in operations]
+
+    def sweep(self, limit: int) -> int:
+        """See Engine."""
+        now = self._expiry(0)
+        indexes = (self._expiries, self._tombstones)
+        if not self._read(lambda txn: any(self._first(txn, index, now, 1) for index in indexes)):
+            return 0  # as most often, and without a write
+
+        def step(txn: _Transaction) -> int:
+            swept = 0
+            for index in indexes:
+                for entry in self._first(txn, index, now, limit - swept):
+                    self._drop(txn, index, entry)
+                    swept += 1
+            return swept
+
+        return self._write(step)
+
+    def probe(self) -> None:
+        """See Engine."""
+        self._read(lambda txn: txn.get(b"\0"))
+        self._env.reader_check()  # what a killed process was reading must not pin old pages
+
+    def close(self) -> None:
+        """See Engine."""
+        if self._out_of_service != _CLOSED:
+            trusted, self._out_of_service = self._out_of_service is None, _CLOSED
+            self._directory.close(trusted=trusted)
+
+    def _carry_out(self, txn: _Transaction, operation: Operation) -> Outcome:
+        address = _address(operation.namespace, operation.key)
+        try:
+            match operation:
+                case Put():
+                    return self._put(txn, address, operation.value, operation.ttl)
+                case Get():
+                    return self._get(txn, address)
+                case Take():
+                    return self._take(txn, address)
+                case Remove():
+                    return self._remove(txn, address)
+        except AlreadyExists as error:
+            return error
+
+    def _carry_out_alone(self, operation: Operation) -> Outcome:
+        try:
+            return self._write(lambda txn: self._carry_out(txn, operation))
+        except EngineError as error:
+            return error
+
+    def _put(self, txn: _Transaction, address: bytes, value: bytes, ttl: float) -> float:
+        old = self._unexpired(txn, address)
+        if old is not None:
+            if old[_EXPIRY_BYTES:] != value:
+                raise AlreadyExists("the key holds another value, or was removed or taken")
+            return self._remaining(old)
+        expiry = self._expiry(ttl)
+        self._make_room(txn, len(address) + len(value))
+        txn.put(address, expiry + value, db=self._sessions)
+        txn.put(expiry + address, b"", db=self._expiries)
+        return max(0.0, self._remaining(expiry))
+
+    def _get(self, txn: _Transaction, address: bytes) -> StoredSession | None:
+        entry = txn.get(address, db=self._sessions)
+        if entry is None or len(entry) == _EXPIRY_BYTES:
+            return None
+        ttl = self._remaining(entry)
+        return StoredSession(bytes(entry[_EXPIRY_BYTES:]), ttl) if ttl > 0 else None
+
+    def _take(self, txn: _Transaction, address: bytes) -> StoredSession | None:
+        session = self._get(txn, address)
+        if session is not None:
+            self._bury(txn, address)
+        return session
+
+    def _remove(self, txn: _Transaction, address: bytes) -> bool:
+        entry = self._unexpired(txn, address)
+        if entry is None:
+            expiry = self._expiry(UNKNOWN_TOMBSTONE_SECONDS)
+            txn.put(address, expiry, db=self._sessions)
+            txn.put(expiry + address, b"", db=self._tombstones)
+            return False
+        if len(entry) == _EXPIRY_BYTES:
+            return False
+        self._bury(txn, address)
+        return True
+
+    def _bury(self, txn: _Transaction, address: bytes) -> None:
+        """Leave a tombstone in the place of a live session, until the session's own expiry."""
+        expiry = txn.get(address, db=self._sessions)[:_EXPIRY_BYTES]
+        txn.put(address, expiry, db=self._sessions)
+        txn.delete(expiry + address, db=self._expiries)
+        txn.put(expiry + address, b"", db=self._tombstones)
+
+    def _unexpired(self, txn: _Transaction, address: bytes) -> bytes | None:
+        """Return the session or tombstone at `address`; drop one that has expired."""
+        entry: bytes | None = txn.get(address, db=self._sessions)
+        if entry is None or self._remaining(entry) > 0:
+            return entry
+        index = self._tombstones if len(entry) == _EXPIRY_BYTES else self._expiries
+        self._drop(txn, index, entry[:_EXPIRY_BYTES] + address)
+        return None
+
+    def _drop(self, txn: _Transaction, index: Any, entry: bytes) -> None:
+        txn.delete(entry, db=index)
+        txn.delete(entry[_EXPIRY_BYTES:], db=self._sessions)
+
+    def _first(self, txn: _Transaction, index: Any, until: bytes, limit: int) -> list[bytes]:
+        """Return up to `limit` entries of `index` that expire no later than `until`."""
+        entries: list[bytes] = []
+        for key in txn.cursor(index).iternext(values=False):
+            entry = bytes(key)
+            if len(entries) == limit or entry[:_EXPIRY_BYTES] > until:
+                break
+            entries.append(entry)
+        return entries
+
+    def _make_room(self, txn: _Transaction, size: int) -> None:
+        """Drop sessions, the soonest to expire first, if the store is over its capacity.
+
+        Twice as much as comes in, no more: dropping entries here and there frees no page at once, but makes room in
+        many.
+        """
+        pages = 0
+        for table in (self._sessions, self._expiries, self._tombstones):
+            stat = txn.stat(table)
+            pages += stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"]
+        if pages * self._page_bytes + size > self._capacity:
+            self._evict(txn, 2 * size)
+
+    def _evict(self, txn: _Transaction, size: int) -> None:
+        freed = 0
+        with txn.cursor(self._expiries) as cursor:
+            while freed < size and cursor.first():
+                entry = cursor.key()
+                freed += len(entry) + len(txn.get(entry[_EXPIRY_BYTES:], db=self._sessions))
+                self._drop(txn, self._expiries, entry)
+        if not freed:
+            raise EngineFull("no room left, and no live session to drop for it")
+
+    def _read(self, step: Callable[[_Transaction], _T]) -> _T:
+        self._check()
+        try:
+            with self._env.begin(self._sessions, buffers=True) as txn:
+                return step(txn)
+        except lmdb.Error as error:
+            raise self._translated(error) from error
+
+    def _write(self, step: Callable[[_Transaction], _T]) -> _T:
+        """Carry `step` out in a transaction of its own; where the file has no page left, make room and try again."""
+        self._check()
+        try:
+            for _ in range(_OUT_OF_PAGES_RETRIES):
+                with contextlib.suppress(lmdb.MapFullError), self._env.begin(self._sessions, write=True) as txn:
+                    return step(txn)
+                with self._env.begin(self._sessions, write=True) as txn:
+                    self._evict(txn, _OUT_OF_PAGES_ROOM)
+        except lmdb.Error as error:
+            raise self._translated(error) from error
+        raise EngineFull("the database file has no page left")
+
+    def _check(self) -> None:
+        if self._out_of_service:
+            raise EngineUnavailable(self._out_of_service)
+
+    def _translated(self, error: lmdb.Error) -> EngineError:
+        if isinstance(error, lmdb.MapFullError | lmdb.DiskError):
+            return EngineFull(f"no space left for the database ({type(error).__name__})")
+        if isinstance(error, DAMAGE):
+            self._out_of_service = f"the database is damaged ({type(error).__name__}); a restart sets it aside"
+            self._directory.report_damage()
+            _log.critical("database damaged", cause=type(error).__name__, directory=str(self._directory.path))
+            return EngineUnavailable(self._out_of_service)
+        return EngineUnavailable(f"the database does not answer: {error}")
+
+    def _expiry(self, ttl: float) -> bytes:
+        return int((self._clock() + ttl) * 1000).to_bytes(_EXPIRY_BYTES, "big")
+
+    def _remaining(self, entry: bytes) -> float:
+        return int.from_bytes(entry[:_EXPIRY_BYTES], "big") / 1000 - self._clock()
+
+
+def _address(namespace: str, key: bytes) -> bytes:
+    return b"%b\0%b" % (namespace.encode(), key)
+
+
+_CLOSED = "the database is closed"

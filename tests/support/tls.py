@@ -1,0 +1,171 @@
+"""TLS frontends inside the test's process, and a client that can do what a test needs: real handshakes over socket pairs."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import ssl
+import threading
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import trustme
+from OpenSSL import SSL
+
+import resumed
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+Stack = Literal["ssl", "pyopenssl"]
+STACKS: tuple[Stack, ...] = ("ssl", "pyopenssl")
+VERSIONS = (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3)
+PATIENCE = 10.0
+"""Seconds that a peer in the same process may take; only a broken one takes them."""
+
+CA = trustme.CA()
+CERTIFICATE = CA.issue_cert("localhost")
+
+
+def server_context(stack: Stack, *, certificate: trustme.LeafCert = CERTIFICATE) -> Any:
+    """Return a context for servers, as an application would make it."""
+    context: Any
+    if stack == "ssl":
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    else:
+        context = SSL.Context(SSL.TLS_SERVER_METHOD)
+    certificate.configure_cert(context)
+    return context
+
+
+def client_context(version: ssl.TLSVersion) -> ssl.SSLContext:
+    """Return a context for clients that speak one version of TLS."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = context.maximum_version = version
+    CA.configure_trust(context)
+    return context
+
+
+class Frontend:
+    """A TLS server of one stack, with the shim unless `target` is None."""
+
+    def __init__(
+        self, stack: Stack, target: str | None, keyring: resumed.Keyring | None = None, **options: Any
+    ) -> None:
+        self.stack = stack
+        self.context = server_context(stack)
+        self.shim: Any = None
+        if target is not None:
+            options.setdefault("namespace", "shop")
+            self.shim = resumed.install(self.context, target=target, keyring=keyring, **options)
+
+    def serve(self, connection: socket.socket) -> None:
+        """Shake hands and echo until the client goes, then close without close_notify, as plain sockets do."""
+        with connection, contextlib.suppress(OSError, SSL.Error):
+            if self.stack == "ssl":
+                with self.context.wrap_socket(connection, server_side=True) as tls:
+                    while data := tls.recv(16_384):
+                        tls.sendall(data)
+            else:
+                peer = SSL.Connection(self.context, connection)
+                peer.set_accept_state()
+                peer.do_handshake()
+                while data := peer.recv(16_384):
+                    peer.sendall(data)
+
+
+@dataclass
+class Visit:
+    """What a client saw of one connection."""
+
+    reused: bool
+    session: ssl.SSLSession | None
+    seconds: float
+
+
+class Client:
+    """Connects to frontends with one version of TLS, resuming the session it is given."""
+
+    def __init__(self, version: ssl.TLSVersion) -> None:
+        self.version = version
+        self.context = client_context(version)
+
+    @contextlib.contextmanager
+    def connect(self, frontend: Frontend, session: ssl.SSLSession | None = None) -> Iterator[Connection]:
+        """Shake hands with `frontend`; the connection is cut at the end, without close_notify."""
+        ours, theirs = socket.socketpair()
+        ours.settimeout(PATIENCE)
+        theirs.settimeout(PATIENCE)
+        server = threading.Thread(target=frontend.serve, args=(theirs,))
+        server.start()
+        try:
+            with ours:
+                yield Connection(self.context, ours, session)
+        finally:
+            server.join(PATIENCE)
+            assert not server.is_alive(), "the frontend hangs"
+
+    def visit(self, frontend: Frontend, session: ssl.SSLSession | None = None) -> Visit:
+        """Connect, exchange a few bytes (so that TLS 1.3 tickets arrive) and go."""
+        with self.connect(frontend, session) as connection:
+            connection.echo(b"hello")
+            return Visit(connection.tls.session_reused is True, connection.tls.session, connection.seconds)
+
+
+class Connection:
+    """A client's end, over memory BIOs so that a test can see and change every byte."""
+
+    def __init__(self, context: ssl.SSLContext, sock: socket.socket, session: ssl.SSLSession | None) -> None:
+        self.sock = sock
+        self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self.tls = context.wrap_bio(self.incoming, self.outgoing, server_hostname="localhost", session=session)
+        started = time.perf_counter()
+        self._drive(self.tls.do_handshake)
+        self.seconds = time.perf_counter() - started
+
+    def echo(self, data: bytes) -> None:
+        """Send `data` and read it back."""
+        self._drive(self.tls.write, data)
+        received = b""
+        while len(received) < len(data):
+            chunk = self._drive(self.tls.read, len(data) - len(received))
+            assert chunk, "the frontend closed the connection"
+            received += chunk
+        assert received == data
+
+    def send_garbage(self) -> None:
+        """Send a record that does not authenticate: the server answers with a fatal alert."""
+        self.sock.sendall(b"\x17\x03\x03\x00\x40" + bytes(64))
+        with contextlib.suppress(OSError):
+            while self.sock.recv(16_384):
+                pass
+
+    def send_fatal_alert(self) -> None:
+        """Make our own TLS fail, so that it sends the server a fatal alert."""
+        self.incoming.write(b"\x17\x03\x03\x00\x40" + bytes(64))
+        with contextlib.suppress(ssl.SSLError):
+            self.tls.read()
+        self._flush()
+        with contextlib.suppress(OSError):
+            while self.sock.recv(16_384):
+                pass
+
+    def _drive(self, step: Any, *arguments: Any) -> Any:
+        while True:
+            try:
+                result = step(*arguments)
+            except ssl.SSLWantReadError:
+                self._flush()
+                data = self.sock.recv(16_384)
+                if data:
+                    self.incoming.write(data)
+                else:
+                    self.incoming.write_eof()
+            else:
+                self._flush()
+                return result
+
+    def _flush(self) -> None:
+        if data := self.outgoing.read():
+            self.sock.sendall(data)
