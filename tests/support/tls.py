@@ -96,7 +96,6 @@ class Client:
         """Shake hands with `frontend`; the connection is cut at the end, without close_notify."""
         ours, theirs = socket.socketpair()
         ours.settimeout(PATIENCE)
-        theirs.settimeout(PATIENCE)
         server = threading.Thread(target=frontend.serve, args=(theirs,))
         server.start()
         try:

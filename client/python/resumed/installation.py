@@ -73,7 +73,7 @@ def install(
     deadline: float = 0.05,
     single_use: bool = False,
     ids: Literal["sealed", "any"] = "sealed",
-    puts: Literal["wait", "background"] = "background",
+    puts: Literal["wait", "background"] | None = None,
     max_lookups: int = 256,
     replace: bool = False,
 ) -> Installation:

@@ -78,7 +78,7 @@ class Shim:
         lifetime: int = 7200,
         single_use: bool = False,
         ids: Literal["sealed", "any"] = "sealed",
-        puts: Literal["wait", "background"] = "background",
+        puts: Literal["wait", "background"] | None = None,
         max_lookups: int = 256,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -86,7 +86,7 @@ class Shim:
             raise ValueError(f"lifetime must be 1 to {MAX_LIFETIME} seconds, not {lifetime}")
         if ids not in ("sealed", "any"):
             raise ValueError(f"ids must be 'sealed' or 'any', not {ids!r}")
-        if puts not in ("wait", "background"):
+        if puts not in ("wait", "background", None):
             raise ValueError(f"puts must be 'wait' or 'background', not {puts!r}")
         if store.deadline <= 0:
             raise ValueError(f"deadline must be above 0 seconds, not {store.deadline}")
@@ -96,7 +96,8 @@ class Shim:
         self._store, self._keyring, self._clock = store, keyring, clock
         self._single_use = single_use
         self._foreign_ids_miss = ids == "sealed" and keyring.seals
-        self._wait_for_puts = puts == "wait"
+        # Only a sealed id tells that it is fresh, and so that its Put may still be on its way.
+        self._wait_for_puts = puts == "wait" or (puts is None and not keyring.seals)
         self._max_lookups = max_lookups
         self._store_keys = StoreKeys(store.namespace)
         self._recorder = Recorder()

@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+import resumed
+from support.server import running_server
+from support.tls import STACKS, VERSIONS, Client
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from support.server import RunningServer
+    from support.tls import Stack
+
+
+@pytest.fixture(scope="session")
+def store() -> Iterator[RunningServer]:
+    """A real store, one for all tests that do not harm it."""
+    with running_server() as server:
+        yield server
+
+
+@pytest.fixture
+def keyring() -> resumed.Keyring:
+    """A fleet of its own for each test: sessions of other tests cannot be opened."""
+    return resumed.Keyring.from_keys([os.urandom(32)])
+
+
+@pytest.fixture(params=STACKS)
+def stack(request: pytest.FixtureRequest) -> Stack:
+    """Each TLS stack."""
+    stack: Stack = request.param
+    return stack
+
+
+@pytest.fixture(params=VERSIONS, ids=lambda version: version.name)
+def client(request: pytest.FixtureRequest) -> Client:
+    """A client of each version of TLS."""
+    return Client(request.param)

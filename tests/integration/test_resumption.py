@@ -1,0 +1,176 @@
+"""Sessions resume on the frontends they should, and on no other: real handshakes over a real store."""
+
+from __future__ import annotations
+
+import ssl
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+import resumed
+from support.tls import Client, Frontend
+
+if TYPE_CHECKING:
+    from support.server import RunningServer
+    from support.tls import Stack
+
+OTHER: dict[Stack, Stack] = {"ssl": "pyopenssl", "pyopenssl": "ssl"}
+
+
+def test_another_frontend_of_another_stack_resumes(
+    store: RunningServer, keyring: resumed.Keyring, stack: Stack, client: Client
+) -> None:
+    """A session negotiated by one stack resumes on the other, and what that one issues resumes on the first."""
+    negotiator, resumer = (Frontend(each, store.target, keyring) for each in (stack, OTHER[stack]))
+    first = client.visit(negotiator)
+    second = client.visit(resumer, first.session)
+    third = client.visit(negotiator, second.session)
+    assert (first.reused, second.reused, third.reused) == (False, True, True)
+    assert sum(resumer.shim.stats.hits.values()) == 1
+
+
+def test_without_the_shim_the_other_frontend_does_not_resume(stack: Stack, client: Client) -> None:
+    """What the tests of this module measure is the store's doing."""
+    one, other = Frontend(stack, None), Frontend(OTHER[stack], None)
+    assert not client.visit(other, client.visit(one).session).reused
+
+
+def test_a_connection_cut_by_the_peer_leaves_its_session(
+    store: RunningServer, keyring: resumed.Keyring, stack: Stack, client: Client
+) -> None:
+    """OpenSSL calls remove for every connection that ends without our close_notify: the session stays (RFC 5246 7.2.1)."""
+    frontend = Frontend(stack, store.target, keyring)
+    session = client.visit(frontend).session
+    assert frontend.shim.flush()
+    assert frontend.shim.stats.removals["kept"] == 1
+    assert client.visit(frontend, session).reused
+
+
+@pytest.mark.parametrize("end", ["send_garbage", "send_fatal_alert"])
+def test_after_a_fatal_alert_no_session_of_the_connection_resumes_anywhere(
+    store: RunningServer, keyring: resumed.Keyring, stack: Stack, client: Client, end: str
+) -> None:
+    """Sent or received, a fatal alert ends every session of its connection (RFC 5246 7.2.2, RFC 8446 6.2)."""
+    frontend, other = Frontend(stack, store.target, keyring), Frontend(OTHER[stack], store.target, keyring)
+    with client.connect(frontend) as connection:
+        first_ticket = connection.tls.session
+        connection.echo(b"hello")
+        last_ticket = connection.tls.session
+        getattr(connection, end)()
+    assert frontend.shim.flush()
+    assert frontend.shim.stats.removals["fatal-error"] == (2 if client.version == ssl.TLSVersion.TLSv1_3 else 1)
+    for session in filter(None, (first_ticket, last_ticket)):
+        assert not client.visit(frontend, session).reused
+        assert not client.visit(other, session).reused
+
+
+def test_after_a_fatal_alert_the_session_that_was_resumed_is_gone_too(
+    store: RunningServer, keyring: resumed.Keyring, stack: Stack, client: Client
+) -> None:
+    """The connection that fails may itself have been resumed: neither its session nor the new ticket resumes."""
+    frontend = Frontend(stack, store.target, keyring)
+    session = client.visit(frontend).session
+    with client.connect(frontend, session) as connection:
+        connection.echo(b"hello")
+        renewed = connection.tls.session
+        connection.send_garbage()
+    assert frontend.shim.flush()
+    assert not client.visit(frontend, session).reused
+    assert not client.visit(frontend, renewed).reused
+
+
+def test_a_removed_session_resumes_nowhere(
+    store: RunningServer, keyring: resumed.Keyring, stack: Stack, client: Client
+) -> None:
+    """No internal cache keeps what was removed on another frontend."""
+    one, other = Frontend(stack, store.target, keyring), Frontend(OTHER[stack], store.target, keyring)
+    session = client.visit(one).session
+    assert session is not None
+    assert client.visit(other, session).reused
+    if client.version == ssl.TLSVersion.TLSv1_2:
+        one.shim.remove(session.id)
+    else:  # the client knows its TLS 1.3 ticket by another name: have a connection fail instead
+        with client.connect(one, session) as connection:
+            connection.echo(b"hello")
+            connection.send_garbage()
+    assert one.shim.flush()
+    assert not client.visit(one, session).reused
+    assert not client.visit(other, session).reused
+
+
+def test_single_use_sessions_resume_once_in_the_whole_fleet(
+    store: RunningServer, keyring: resumed.Keyring, stack: Stack, client: Client
+) -> None:
+    """RFC 8446 section 8.1."""
+    one, other = (Frontend(each, store.target, keyring, single_use=True) for each in (stack, OTHER[stack]))
+    session = client.visit(one).session
+    assert [client.visit(frontend, session).reused for frontend in (other, one, other)] == [True, False, False]
+
+
+def test_no_session_crosses_namespaces(
+    store: RunningServer, keyring: resumed.Keyring, stack: Stack, client: Client
+) -> None:
+    """A frontend of another namespace does not even ask: the id was not issued for it."""
+    shop, bank = (Frontend(stack, store.target, keyring, namespace=name) for name in ("shop", "bank"))
+    assert not client.visit(bank, client.visit(shop).session).reused
+    assert bank.shim.stats.misses["foreign-id"] == 1
+
+
+def test_no_session_crosses_fleets(
+    store: RunningServer, keyring: resumed.Keyring, stack: Stack, client: Client
+) -> None:
+    """Without the fleet's key there is nothing to resume, even where the id is looked up."""
+    stranger = resumed.Keyring.from_keys([bytes(32)])
+    frontend = Frontend(stack, store.target, keyring)
+    foreign = Frontend(stack, store.target, stranger, ids="any")
+    session = client.visit(frontend).session
+    assert frontend.shim.flush()
+    assert not client.visit(foreign, session).reused
+    assert foreign.shim.stats.misses["unknown-key"] == 1
+
+
+def test_sessions_live_as_long_as_their_negotiation_allows(
+    store: RunningServer, keyring: resumed.Keyring, stack: Stack, client: Client
+) -> None:
+    """Resuming never prolongs a session: the ticket that a resumed connection issues ends with the first one."""
+    clock = Clock()
+    frontend = Frontend(stack, store.target, keyring, lifetime=1000)
+    frontend.shim._shim._clock = clock
+    session = client.visit(frontend).session
+    for _ in range(3):
+        frontend.shim.flush()
+        clock.ahead += 300
+        visit = client.visit(frontend, session)
+        assert visit.reused
+        session = visit.session
+    frontend.shim.flush()
+    clock.ahead += 101
+    assert not client.visit(frontend, session).reused
+
+
+def test_plaintext_has_to_be_asked_for_and_works(store: RunningServer, stack: Stack, client: Client) -> None:
+    """Without keys the ids are OpenSSL's own, and every one is looked up."""
+    one, other = (Frontend(each, store.target, resumed.Keyring.plaintext()) for each in (stack, OTHER[stack]))
+    assert client.visit(other, client.visit(one).session).reused
+
+
+def test_stateless_tickets_are_not_stored(
+    store: RunningServer, keyring: resumed.Keyring, stack: Stack, client: Client
+) -> None:
+    """Where an application switched tickets on again, they carry their sessions themselves."""
+    frontend = Frontend(stack, store.target, keyring)
+    library, pointer = frontend.shim._binding._library, frontend.shim._binding._pointer
+    library.SSL_CTX_clear_options(pointer, 1 << 14)
+    assert client.visit(frontend).session
+    assert frontend.shim.flush()
+    assert frontend.shim.stats.puts["stored"] == 0
+
+
+class Clock:
+    """The real time and an offset."""
+
+    ahead = 0.0
+
+    def __call__(self) -> float:
+        return time.time() + self.ahead
