@@ -55,6 +55,7 @@ class InvalidCall(StoreError):
 
 _BY_CODE: dict[grpc.StatusCode, type[StoreError]] = {
     grpc.StatusCode.ALREADY_EXISTS: AlreadyExists,
+    grpc.StatusCode.CANCELLED: StoreUnavailable,  # by a server that stops: nobody here cancels
     grpc.StatusCode.DEADLINE_EXCEEDED: StoreTimeout,
     grpc.StatusCode.INVALID_ARGUMENT: InvalidCall,
     grpc.StatusCode.UNAVAILABLE: StoreUnavailable,

@@ -7,11 +7,11 @@ they live until the context is gone, and at exit of the interpreter they are uns
 
 from __future__ import annotations
 
-import _thread
 import atexit
 import ctypes
 import hashlib
 import os
+import signal
 import threading
 import time
 import weakref
@@ -266,8 +266,9 @@ class Binding:
 
     def _caught(self, error: BaseException) -> None:
         if isinstance(error, KeyboardInterrupt):
-            # It belongs to the main thread's own code: raise it again once this callback has returned.
-            threading.Timer(0.01, _thread.interrupt_main).start()
+            # It belongs to the main thread's own code: signal again once this callback has returned.
+            main = threading.main_thread().ident or 0
+            threading.Timer(0.01, signal.pthread_kill, (main, signal.SIGINT)).start()
         else:
             self._shim.internal_error()
 

@@ -1,0 +1,210 @@
+"""Puts the server together and takes it apart again.
+
+In this order: addresses, then (with several workers) the processes, then storage, sweeper, gRPC, health. Nothing of
+gRPC may exist before a fork, so it is all made in `_serve`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import signal
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+import grpc
+import structlog
+from grpc_health.v1 import health_pb2_grpc
+from grpc_health.v1.health import OVERALL_HEALTH, HealthServicer
+from grpc_health.v1.health import SERVICE_NAME as HEALTH_NAME
+from grpc_health.v1.health_pb2 import HealthCheckResponse
+from grpc_reflection.v1alpha import reflection_pb2_grpc
+from grpc_reflection.v1alpha.reflection import SERVICE_NAME as REFLECTION_NAME
+from grpc_reflection.v1alpha.reflection import ReflectionServicer
+
+from resumed.v1 import session_store_pb2, session_store_pb2_grpc
+from resumed_server import logs, workers
+from resumed_server.config import UserError
+from resumed_server.engines import open_engine
+from resumed_server.engines.base import EngineError
+from resumed_server.errors import cause_of
+from resumed_server.pool import CallPool
+from resumed_server.ports import reserved
+from resumed_server.service import MAX_MESSAGE, SessionStoreService
+from resumed_server.sweeper import Sweeper
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from resumed_server.config import Address, Settings
+    from resumed_server.engines.base import Engine
+
+GRACE = 5.0
+"""Seconds that calls in flight get to finish after the drain."""
+SERVICE_NAME = session_store_pb2.DESCRIPTOR.services_by_name["SessionStoreService"].full_name
+
+_PROBE_INTERVAL = 1.0
+_MAX_QUEUED_CALLS = 4_096
+"""About half a second of work: whoever waits behind more than that has given up before it is their turn."""
+OPTIONS = {
+    "grpc.max_receive_message_length": MAX_MESSAGE,
+    "grpc.max_send_message_length": MAX_MESSAGE,
+    # Clients look for new replicas only when a connection ends; gRPC itself spreads the ages by a tenth.
+    "grpc.max_connection_age_ms": 600_000,
+    "grpc.max_connection_age_grace_ms": 30_000,
+    # A client that pings more often than every 10 s is sent away with too_many_pings.
+    "grpc.http2.min_ping_interval_without_data_ms": 10_000,
+    "grpc.keepalive_permit_without_calls": 1,
+    "grpc.keepalive_time_ms": 60_000,
+    "grpc.keepalive_timeout_ms": 20_000,
+    # Below these, overload is told as RESOURCE_EXHAUSTED (see _MAX_QUEUED_CALLS); gRPC's core tells it as CANCELLED.
+    "grpc.server.max_pending_requests": 16_384,
+    "grpc.server.max_pending_requests_hard_limit": 16_384,
+}
+
+log = structlog.get_logger()
+
+
+def run(settings: Settings) -> int:
+    """Serve as `settings` say until SIGTERM or SIGINT, and return the exit status.
+
+    Raises:
+        UserError: An address or the store cannot be had.
+    """
+    logs.configure(settings.log_format, settings.log_level)
+    os.umask(0o077)  # the store and unix sockets are for this user only
+    signal.pthread_sigmask(signal.SIG_BLOCK, workers.STOP_SIGNALS)  # they are waited for; threads inherit this
+    log.info("starting", **settings.shown())
+    with contextlib.ExitStack() as held:
+        addresses = held.enter_context(reserved(settings.listen))
+        if settings.workers == 1:
+            _serve(settings, addresses, supervisor=None)
+            return 0
+        if settings.store == "lmdb:":
+            directory = held.enter_context(tempfile.TemporaryDirectory(prefix="resumed-"))
+            settings = dataclasses.replace(settings, store=f"lmdb://{quote(directory)}")
+        # Whatever is wrong with the store is found and told once, not by every worker.
+        _open(settings).close()
+        supervisor = os.getpid()
+        return workers.supervise(
+            settings.workers,
+            lambda: _serve(settings, addresses, supervisor),
+            patience=settings.drain + 2 * GRACE,
+        )
+
+
+def _serve(settings: Settings, addresses: Sequence[Address], supervisor: int | None) -> None:
+    """Serve in this process until told to stop, or until the supervisor is gone."""
+    with contextlib.closing(_open(settings)) as engine:
+        health = HealthServicer(experimental_non_blocking=True, experimental_thread_pool=_stream_pool("health"))
+        readiness = _Readiness(health)
+        server = _server(settings, engine, health, shared=supervisor is not None)
+        for address in addresses:
+            _listen(server, address)
+        sweeper = Sweeper(engine)
+        sweeper.start()
+        server.start()
+        log.info("listening", addresses=[str(address) for address in addresses])
+        readiness.follow(engine)
+        while not workers.told_to_stop(_PROBE_INTERVAL) and supervisor in {None, os.getppid()}:
+            readiness.follow(engine)
+        # A worker is told twice where systemd tells it too; what ends one at once is its supervisor's SIGKILL.
+        _drain(server, health, settings.drain, workers.told_to_stop if supervisor is None else _slept)
+        sweeper.stop()
+    log.info("stopped")
+
+
+def _drain(server: grpc.Server, health: HealthServicer, delay: float, hurried: Callable[[float], bool]) -> None:
+    """Send callers away, then let the calls in flight finish; `hurried` waits and says whether to end it at once."""
+    log.info("draining", seconds=float(delay))
+    health.enter_graceful_shutdown()
+    if hurried(delay):
+        server.stop(None)
+        return
+    stopped = server.stop(GRACE)
+    while not stopped.is_set():
+        if hurried(0.02):
+            server.stop(None)
+
+
+def _slept(seconds: float) -> bool:
+    time.sleep(seconds)
+    return False
+
+
+def _open(settings: Settings) -> Engine:
+    try:
+        return open_engine(settings.store, capacity=settings.capacity, clock=time.time)
+    except (EngineError, OSError, ValueError) as error:
+        raise UserError(f"--store: {error}; free the path or choose another") from error
+
+
+def _server(settings: Settings, engine: Engine, health: HealthServicer, *, shared: bool) -> grpc.Server:
+    server = grpc_server(settings.threads, shared=shared)
+    session_store_pb2_grpc.add_SessionStoreServiceServicer_to_server(
+        SessionStoreService(engine, settings.max_ttl), server
+    )
+    health_pb2_grpc.add_HealthServicer_to_server(health, server)
+    names = (SERVICE_NAME, HEALTH_NAME, REFLECTION_NAME)
+    reflection_pb2_grpc.add_ServerReflectionServicer_to_server(_Reflection(names), server)
+    return server
+
+
+def grpc_server(threads: int, *, shared: bool) -> grpc.Server:
+    """Return a gRPC server as every worker has it, without services; `shared` lets several processes have its port."""
+    return grpc.server(
+        CallPool(threads),  # type: ignore[arg-type] # grpcio only submits to it
+        options=[*OPTIONS.items(), ("grpc.so_reuseport", int(shared))],
+        maximum_concurrent_rpcs=_MAX_QUEUED_CALLS,
+    )
+
+
+def _listen(server: grpc.Server, address: Address) -> None:
+    try:
+        server.add_insecure_port(str(address))
+    except RuntimeError as error:  # the reservation makes this rare
+        raise UserError(f"--listen: cannot listen on {address}; stop what listens there or choose another") from error
+
+
+def _stream_pool(name: str) -> ThreadPoolExecutor:
+    """Return threads for calls that stay open: on those of the unary calls they would starve them."""
+    return ThreadPoolExecutor(2, thread_name_prefix=name)
+
+
+class _Reflection(ReflectionServicer):
+    def ServerReflectionInfo(self, request_iterator: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
+        return super().ServerReflectionInfo(request_iterator, context)
+
+    ServerReflectionInfo.experimental_thread_pool = _stream_pool("reflection")  # type: ignore[attr-defined]
+
+
+class _Readiness:
+    """Makes health say whether the engine answers; one log line per change."""
+
+    def __init__(self, health: HealthServicer) -> None:
+        self._health = health
+        self._ready: bool | None = None
+        self._set(HealthCheckResponse.NOT_SERVING)
+
+    def follow(self, engine: Engine) -> None:
+        """Ask the engine once."""
+        try:
+            engine.probe()
+        except Exception as error:  # noqa: BLE001 - whatever it is, this server cannot serve now
+            if self._ready is not False:
+                log.warning("not ready", **cause_of(error))
+            self._ready = False
+            self._set(HealthCheckResponse.NOT_SERVING)
+        else:
+            if not self._ready:
+                log.info("ready")
+            self._ready = True
+            self._set(HealthCheckResponse.SERVING)
+
+    def _set(self, status: int) -> None:
+        for name in (OVERALL_HEALTH, SERVICE_NAME):
+            self._health.set(name, status)

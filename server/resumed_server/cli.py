@@ -1,0 +1,84 @@
+"""The command `resumed`."""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import version
+from typing import Annotated, Any, NoReturn
+
+
+def _complain(missing: ModuleNotFoundError) -> NoReturn:
+    if (missing.name or "").startswith("resumed"):
+        raise missing
+    sys.exit(
+        f"resumed: {missing.name} is missing; the command needs the server's packages: pip install 'resumed[server]'"
+    )
+
+
+try:
+    import typer
+
+    from resumed_server.config import Settings, UserError, takes_settings, tell
+except ModuleNotFoundError as missing:
+    _complain(missing)
+
+# No pretty exceptions: they show local variables, and so keys and values.
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+_CommandLineError: Any = typer.BadParameter.__mro__[2]  # ClickException, which typer brings along without naming it
+
+
+def main() -> None:
+    """Run the command; whatever the user got wrong is one line and exit status 2."""
+    try:
+        sys.exit(app(prog_name="resumed", standalone_mode=False))
+    except UserError as error:
+        tell(error)
+        sys.exit(2)
+    except _CommandLineError as error:
+        tell(UserError(f"{' '.join(error.format_message().split())} (see resumed --help)"))
+        sys.exit(2)
+    except ModuleNotFoundError as missing:
+        _complain(missing)
+    except (KeyboardInterrupt, typer.Abort):
+        sys.exit(130)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"resumed {version('resumed')}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def _resumed(
+    context: typer.Context,
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """A central TLS session store: any frontend resumes a session that any other negotiated."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+@app.command()
+@takes_settings
+def serve(
+    check: Annotated[
+        bool, typer.Option("--check", envvar="RESUMED_CHECK", help="Only check the settings, show them and exit.")
+    ] = False,
+    **given: Any,
+) -> None:
+    """Serve sessions over gRPC until SIGTERM or SIGINT."""
+    settings = Settings.verified(**given)
+    if check:
+        for name, value in settings.shown().items():
+            typer.echo(f"{name.replace('_', '-'):<10} {value}")
+        return
+    from resumed_server.app import run  # noqa: PLC0415 - the other commands start faster without gRPC's server
+
+    raise typer.Exit(run(settings))
+
+
+if __name__ == "__main__":
+    main()

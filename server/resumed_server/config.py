@@ -1,0 +1,295 @@
+"""The settings of `resumed serve`: name, default, unit, environment variable and help of each stand here, only here.
+
+`Settings.verified` reads all and checks them as a whole before anything opens, so the rest of the server trusts them.
+"""
+
+# ruff: noqa: RUF009 - `_setting` is `field`
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import ipaddress
+import re
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from resumed_server.engines import verify_url
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_LONGEST_TTL = 7 * 86_400
+"""Seconds; RFC 8446 section 4.6.1 allows no ticket to live longer."""
+_LONGEST_UNIX_PATH = 107
+"""Bytes that fit into sockaddr_un, less the final NUL."""
+
+
+class UserError(Exception):
+    """Something that the user has to put right; each line says what is wrong and what to do. Exit status 2."""
+
+
+def tell(error: UserError) -> None:
+    """Write what is wrong to standard error, a line for each problem."""
+    sys.stderr.write("".join(f"resumed: {problem}\n" for problem in str(error).splitlines()))
+    sys.stderr.flush()
+
+
+class Duration(float):
+    """Seconds, written as "90s", "5m", "24h" or "7d"."""
+
+    _UNITS = {"d": 86_400, "h": 3_600, "m": 60, "s": 1, "ms": 0.001}  # noqa: RUF012 - a constant
+
+    @classmethod
+    def parse(cls, text: str) -> Duration:
+        """Read a number with a unit; raise ValueError on anything else."""
+        return cls(_quantity(text, cls._UNITS, "a duration such as 90s, 5m, 24h or 7d"))
+
+    def __str__(self) -> str:
+        return _shown(self, self._UNITS)
+
+
+class Size(int):
+    """Bytes, written as "64KiB", "512MiB" or "1GiB"."""
+
+    _UNITS = {"TiB": 1 << 40, "GiB": 1 << 30, "MiB": 1 << 20, "KiB": 1 << 10, "B": 1}  # noqa: RUF012 - a constant
+
+    @classmethod
+    def parse(cls, text: str) -> Size:
+        """Read a number with a unit; raise ValueError on anything else."""
+        return cls(_quantity(text, cls._UNITS, "a size such as 512MiB or 1GiB"))
+
+    def __str__(self) -> str:
+        return _shown(self, self._UNITS)
+
+
+def _quantity(text: str, units: dict[str, float] | dict[str, int], example: str) -> float:
+    match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,9})?)\s*([a-zA-Z]+)", text.strip(), re.ASCII)
+    if match is None or match[2] not in units:
+        raise ValueError(f"{text!r} is not {example}")
+    return float(match[1]) * units[match[2]]
+
+
+def _shown(value: float, units: dict[str, float] | dict[str, int]) -> str:
+    """Write `value` in the largest unit that divides it, else in the smallest."""
+    unit, factor = next(((u, f) for u, f in units.items() if value and not value % f), list(units.items())[-1])
+    return f"{value / factor:g}{unit}"
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where to listen: a host and a port, or the path of a unix socket."""
+
+    host: str = ""
+    port: int = 0
+    path: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> Address:
+        """Read "host:port", "[v6]:port" or "unix:/path"; raise ValueError on anything else."""
+        if text.startswith("unix:"):
+            path = text.removeprefix("unix:")
+            if not path.startswith("/") or "\0" in path:
+                raise ValueError(f"{text!r}: give the absolute path of the socket, as in unix:/run/resumed.sock")
+            if len(path.encode()) > _LONGEST_UNIX_PATH:
+                raise ValueError(
+                    f"{text!r}: the path is longer than the {_LONGEST_UNIX_PATH} bytes that a socket may have"
+                )
+            return cls(path=path)
+        match = re.fullmatch(r"(?:\[([0-9a-fA-F:.]+)\]|([^\[\]:/\s]+)):(\d{1,5})", text, re.ASCII)
+        if match is None or int(match[3]) > 65_535:  # noqa: PLR2004 - the largest port
+            raise ValueError(f"{text!r} is not an address such as 127.0.0.1:7400, [::1]:7400 or unix:/run/resumed.sock")
+        return cls(host=match[1] or match[2], port=int(match[3]))
+
+    @property
+    def local(self) -> bool:
+        """Whether only processes of this machine get there."""
+        if self.path or self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+    def __str__(self) -> str:
+        if self.path:
+            return f"unix:{self.path}"
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def _addresses(texts: list[str]) -> tuple[Address, ...]:
+    return tuple(dict.fromkeys(map(Address.parse, texts)))
+
+
+def _store(url: str) -> str:
+    verify_url(url)
+    return url
+
+
+def _between(parse: Callable[[str], Any], low: Any, high: Any) -> Callable[[str], Any]:
+    """Return a parser that also refuses what is outside `low` to `high`, both included."""
+
+    def bounded(text: str) -> Any:
+        value = parse(text)
+        if not low <= value <= high:
+            raise ValueError(f"{text} is outside {low} to {high}")
+        return value
+
+    return bounded
+
+
+def _whole(text: str) -> int:
+    if not re.fullmatch(r"\d{1,9}", text, re.ASCII):
+        raise ValueError(f"{text!r} is not a whole number")
+    return int(text)
+
+
+def _one_of(*choices: str) -> Callable[[str], str]:
+    def choice(text: str) -> str:
+        if text not in choices:
+            raise ValueError(f"{text!r} is none of {', '.join(choices)}")
+        return text
+
+    return choice
+
+
+def _setting(default: Any, parse: Callable[[Any], Any], metavar: str, help_text: str) -> Any:
+    return dataclasses.field(metadata={"default": default, "parse": parse, "metavar": metavar, "help": help_text})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the server is told. Made by `verified`, so whoever holds one need not check it again."""
+
+    listen: tuple[Address, ...] = _setting(
+        ["127.0.0.1:7400"],
+        _addresses,
+        "ADDRESS",
+        "Where to listen: host:port (an IPv6 host in brackets) or unix:/path; port 0 takes a free one. Repeat it "
+        "for more (in the environment: separated by blanks).",
+    )
+    store: str = _setting(
+        "lmdb:",
+        _store,
+        "URL",
+        "Where sessions are kept: lmdb: in a private temporary directory, lmdb:///path over restarts.",
+    )
+    capacity: Size = _setting(
+        "1GiB",
+        _between(Size.parse, Size(1 << 20), Size(1 << 44)),
+        "SIZE",
+        "How much the store may hold; when it is full, the soonest to expire go first.",
+    )
+    max_ttl: Duration = _setting(
+        "24h",
+        _between(Duration.parse, Duration(1), Duration(_LONGEST_TTL)),
+        "DURATION",
+        "The longest that a session lives, 7d at most (RFC 8446 section 4.6.1); longer requests are lowered to it.",
+    )
+    workers: int = _setting(
+        "1",
+        _between(_whole, 1, 256),
+        "N",
+        "Processes that share the addresses and the store; one a core is most that helps.",
+    )
+    threads: int = _setting(
+        "8",
+        _between(_whole, 1, 256),
+        "N",
+        "Threads a process that answer calls; more than the default answer no faster from an embedded store.",
+    )
+    drain: Duration = _setting(
+        "5s",
+        _between(Duration.parse, Duration(0), Duration(3_600)),
+        "DURATION",
+        "How long to go on serving after SIGTERM while health says NOT_SERVING, so that callers move away first.",
+    )
+    insecure: bool = _setting(
+        False,
+        bool,
+        "",
+        "Listen without TLS on addresses that other machines reach. Whoever reaches them can read and remove sessions.",
+    )
+    log_format: str = _setting("json", _one_of("json", "console"), "FORMAT", "How log lines look: json or console.")
+    log_level: str = _setting(
+        "info",
+        _one_of("debug", "info", "warning", "error"),
+        "LEVEL",
+        "The least that is logged: debug, info, warning or error.",
+    )
+
+    @classmethod
+    def verified(cls, **given: Any) -> Settings:
+        """Read the settings from what the user gave, defaults for the rest.
+
+        Raises:
+            UserError: All that is wrong, one problem a line.
+        """
+        values: dict[str, Any] = {}
+        problems: list[str] = []
+        for setting in dataclasses.fields(cls):
+            try:
+                values[setting.name] = setting.metadata["parse"](given.get(setting.name, setting.metadata["default"]))
+            except ValueError as problem:  # noqa: PERF203 - every problem is to be told
+                problems.append(f"{_flag(setting.name)}: {problem}")
+        problems += _contradictions(values)
+        if problems:
+            raise UserError("\n".join(problems))
+        return cls(**values)
+
+    def shown(self) -> dict[str, str]:
+        """Return every setting by its name, as a user would write it."""
+        texts = {setting.name: str(getattr(self, setting.name)) for setting in dataclasses.fields(self)}
+        return texts | {"listen": " ".join(map(str, self.listen))}
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _contradictions(values: dict[str, Any]) -> list[str]:
+    """Return what is wrong with the settings together; those that could not be read are missing from `values`."""
+    addresses = values.get("listen", ())
+    problems = [
+        f"--listen: {address} can be reached from other machines, and nothing would protect the sessions; listen on "
+        "127.0.0.1, [::1] or unix:/path, or give --insecure if the network itself is trusted"
+        for address in addresses
+        if not address.local and not values["insecure"]
+    ]
+    if values.get("workers", 1) > 1:
+        problems += [
+            f"--listen: workers cannot share the one socket {address}; use --workers 1, or an address with a port"
+            for address in addresses
+            if address.path
+        ]
+    return problems
+
+
+def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a typer command with `**given` one option for every setting, in front of its own."""
+    options = [
+        inspect.Parameter(
+            setting.name,
+            inspect.Parameter.POSITIONAL_OR_KEYWORD,
+            default=setting.metadata["default"],
+            annotation=Annotated[
+                list[str] if isinstance(setting.metadata["default"], list) else type(setting.metadata["default"]),
+                typer.Option(
+                    _flag(setting.name),
+                    envvar=f"RESUMED_{setting.name.upper()}",
+                    metavar=setting.metadata["metavar"] or None,
+                    help=setting.metadata["help"],
+                ),
+            ],
+        )
+        for setting in dataclasses.fields(Settings)
+    ]
+    own = [
+        parameter
+        for parameter in inspect.signature(command, eval_str=True).parameters.values()
+        if parameter.kind is not inspect.Parameter.VAR_KEYWORD
+    ]
+    command.__signature__ = inspect.Signature([*options, *own])  # type: ignore[attr-defined] # typer reads it
+    return command

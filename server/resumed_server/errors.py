@@ -1,0 +1,151 @@
+"""The one table from exceptions to gRPC errors.
+
+Every error has two texts: a fixed, harmless one for the caller, and the cause, which only the log gets.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar
+
+import structlog
+from google.protobuf.any_pb2 import Any as AnyMessage
+from google.rpc.error_details_pb2 import BadRequest, ErrorInfo
+from google.rpc.status_pb2 import Status
+from grpc import ServicerContext, StatusCode
+from grpc_status import rpc_status
+
+from resumed.v1 import session_store_pb2 as pb
+from resumed_server.engines.base import AlreadyExists, EngineError, EngineFull, EngineUnavailable
+from resumed_server.logs import described
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from google.protobuf.message import Message
+
+DOMAIN = "resumed.v1"
+_LOG_INTERVAL = 10.0
+"""Seconds between two log lines about the same cause: an outage must not fill the disk."""
+
+_Servicer = TypeVar("_Servicer")
+_Request = TypeVar("_Request")
+_Response = TypeVar("_Response")
+
+log = structlog.get_logger()
+
+
+class InvalidField(Exception):
+    """A field of a request is outside its limits."""
+
+    def __init__(self, field: str, limit: str) -> None:
+        super().__init__(f"{field} {limit}")
+        self.field = field
+        self.limit = limit
+
+
+class Unimplemented(Exception):
+    """This server does not serve the call."""
+
+    def __init__(self, method: str) -> None:
+        super().__init__(method)
+        self.method = method
+
+
+class _Answer(NamedTuple):
+    code: StatusCode
+    reason: int
+    text: str
+
+
+_INTERNAL = _Answer(StatusCode.INTERNAL, pb.ERROR_REASON_INTERNAL, "the server has a fault; its log says which")
+_ANSWERS: dict[type[Exception], _Answer] = {
+    InvalidField: _Answer(
+        StatusCode.INVALID_ARGUMENT, pb.ERROR_REASON_INVALID_FIELD, "a field of the request is outside its limits"
+    ),
+    AlreadyExists: _Answer(
+        StatusCode.ALREADY_EXISTS,
+        pb.ERROR_REASON_WRITE_ONCE,
+        "the key holds another value, or its session was removed or taken",
+    ),
+    EngineFull: _Answer(StatusCode.RESOURCE_EXHAUSTED, pb.ERROR_REASON_STORE_FULL, "the store is full"),
+    EngineUnavailable: _Answer(
+        StatusCode.UNAVAILABLE, pb.ERROR_REASON_ENGINE_UNAVAILABLE, "the storage does not answer now, try again later"
+    ),
+    Unimplemented: _Answer(
+        StatusCode.UNIMPLEMENTED, pb.ERROR_REASON_UNIMPLEMENTED, "this server does not serve the call"
+    ),
+}
+
+
+def answered(
+    behaviour: Callable[[_Servicer, _Request], _Response],
+) -> Callable[[_Servicer, _Request, ServicerContext], _Response]:
+    """Make an RPC of `behaviour`, whose exceptions reach the caller as the table says.
+
+    It wraps at class creation, since an interceptor would cost every call its time.
+    """
+
+    @functools.wraps(behaviour)
+    def rpc(servicer: _Servicer, request: _Request, context: ServicerContext) -> _Response:
+        try:
+            return behaviour(servicer, request)
+        except Exception as error:  # noqa: BLE001 - the edge: whatever it is, the caller gets a fixed text
+            _abort(context, status_of(error, request))
+
+    return rpc
+
+
+def status_of(error: Exception, request: Any) -> Status:
+    """Return what the caller of `request` is told of `error`, and log what only the operator may know."""
+    answer = _ANSWERS.get(type(error), _INTERNAL)
+    details: list[Message] = []
+    metadata = {}
+    text = answer.text
+    if isinstance(error, InvalidField):
+        text = str(error)
+        metadata["field"] = error.field
+        details.append(
+            BadRequest(field_violations=[BadRequest.FieldViolation(field=error.field, description=error.limit)])
+        )
+    elif isinstance(error, AlreadyExists):
+        metadata["namespace"] = request.namespace
+    elif isinstance(error, Unimplemented):
+        metadata["method"] = error.method
+    else:
+        _log(answer, error)
+    details.insert(0, ErrorInfo(reason=pb.ErrorReason.Name(answer.reason), domain=DOMAIN, metadata=metadata))
+    return Status(code=answer.code.value[0], message=text, details=map(_packed, details))
+
+
+def _packed(message: Message) -> AnyMessage:
+    packed = AnyMessage()
+    packed.Pack(message)
+    return packed
+
+
+def _abort(context: ServicerContext, status: Status) -> NoReturn:
+    context.abort_with_status(rpc_status.to_status(status))
+    raise AssertionError  # abort_with_status always raises, its stubs do not say so
+
+
+def cause_of(error: Exception) -> dict[str, str]:
+    """Return what the log may say of `error`."""
+    # An engine promises that its messages carry no key and no value; nobody promises that for other exceptions.
+    return {"cause": str(error)} if isinstance(error, EngineError) else described(error)
+
+
+_last_logged: dict[tuple[str, str], float] = {}
+
+
+def _log(answer: _Answer, error: Exception) -> None:
+    """Log the cause of an error that is not the caller's, unless the same was logged a moment ago."""
+    cause = cause_of(error)
+    same = (type(error).__qualname__, cause.get("where", ""))
+    now = time.monotonic()
+    if now - _last_logged.get(same, -_LOG_INTERVAL) >= _LOG_INTERVAL:
+        _last_logged[same] = now
+        (log.error if answer is _INTERNAL else log.warning)(
+            answer.text if answer is not _INTERNAL else "internal error", **cause
+        )

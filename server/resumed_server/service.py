@@ -1,0 +1,143 @@
+"""The RPCs: check the request, call the engine, answer. Knows gRPC's messages, and nothing of storage.
+
+Every microsecond of Get counts (see docs/measurements.md), so fields are checked by hand.
+"""
+# ruff: noqa: N802 - the methods are named as in the contract
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, NoReturn, Protocol, cast
+
+from google.protobuf.duration_pb2 import Duration
+
+from resumed.v1 import session_store_pb2 as pb
+from resumed.v1.session_store_pb2_grpc import SessionStoreServiceServicer
+from resumed_server.engines import base
+from resumed_server.errors import InvalidField, Unimplemented, answered, status_of
+
+if TYPE_CHECKING:
+    from resumed_server.engines.base import Engine, Operation, Outcome, StoredSession
+
+MAX_KEY = 64
+MAX_VALUE = 65_536
+MAX_OPERATIONS = 256
+MAX_MESSAGE = MAX_OPERATIONS * (MAX_VALUE + 256)
+"""Bytes that the largest legal message, a full Batch of full values, may take on the wire."""
+
+_MAX_SECONDS, _MAX_NANOS = 315_576_000_000, 999_999_999
+"""What a google.protobuf.Duration may have."""
+_is_namespace = re.compile(r"[a-z0-9.-]{1,63}").fullmatch
+
+
+class _Addressed(Protocol):
+    @property
+    def namespace(self) -> str: ...
+    @property
+    def key(self) -> bytes: ...
+
+
+class SessionStoreService(SessionStoreServiceServicer):
+    """Serves the sessions of an engine; `max_ttl` is the longest that one lives, in seconds."""
+
+    def __init__(self, engine: Engine, max_ttl: float) -> None:
+        self._engine = engine
+        self._max_ttl = max_ttl
+
+    @answered
+    def Put(self, request: pb.PutRequest) -> pb.PutResponse:
+        """Store a session."""
+        operation = self._put(request)
+        ttl = self._engine.put(operation.namespace, operation.key, operation.value, operation.ttl)
+        return pb.PutResponse(ttl=_duration(ttl))
+
+    @answered
+    def Get(self, request: pb.GetRequest) -> pb.GetResponse:
+        """Return a session."""
+        return pb.GetResponse(session=_session(self._engine.get(*_address(request))))
+
+    @answered
+    def Take(self, request: pb.TakeRequest) -> pb.TakeResponse:
+        """Return a session and remove it."""
+        return pb.TakeResponse(session=_session(self._engine.take(*_address(request))))
+
+    @answered
+    def Remove(self, request: pb.RemoveRequest) -> pb.RemoveResponse:
+        """Remove a session."""
+        return pb.RemoveResponse(removed=self._engine.remove(*_address(request)))
+
+    @answered
+    def Batch(self, request: pb.BatchRequest) -> pb.BatchResponse:
+        """Carry out the valid operations in one go; each of the others gets its own error."""
+        if not 1 <= len(request.operations) <= MAX_OPERATIONS:
+            raise InvalidField("operations", f"must hold 1 to {MAX_OPERATIONS}")
+        checked = [self._checked(operation) for operation in request.operations]
+        valid = [operation for operation in checked if not isinstance(operation, InvalidField)]
+        outcomes = iter(self._engine.batch(valid) if valid else ())
+        return pb.BatchResponse(
+            results=[
+                _result(operation, operation if isinstance(operation, InvalidField) else next(outcomes))
+                for operation in checked
+            ]
+        )
+
+    @answered
+    def Watch(self, request: pb.WatchRequest) -> NoReturn:  # noqa: ARG002
+        """Refuse: this server does not tell what happens."""
+        raise Unimplemented("Watch")
+
+    def _checked(self, operation: pb.Operation) -> Operation | InvalidField:
+        try:
+            if operation.HasField("put"):
+                return self._put(operation.put)
+            if operation.HasField("get"):
+                return base.Get(*_address(operation.get))
+            if operation.HasField("take"):
+                return base.Take(*_address(operation.take))
+            if operation.HasField("remove"):
+                return base.Remove(*_address(operation.remove))
+        except InvalidField as error:
+            return error
+        return InvalidField("operation", "must be one of put, get, take and remove")
+
+    def _put(self, request: pb.PutRequest) -> base.Put:
+        namespace, key = _address(request)
+        value, ttl = request.value, request.ttl
+        if not 1 <= len(value) <= MAX_VALUE:
+            raise InvalidField("value", f"must be 1 to {MAX_VALUE} bytes")
+        # A Duration carries its sign in both parts, so this refuses negative ones; a missing one reads as zero.
+        if not (0 <= ttl.seconds <= _MAX_SECONDS and 0 <= ttl.nanos <= _MAX_NANOS and (ttl.seconds or ttl.nanos)):
+            raise InvalidField("ttl", "must be a duration above zero")
+        return base.Put(namespace, key, value, min(ttl.seconds + ttl.nanos / 1e9, self._max_ttl))
+
+
+def _address(request: _Addressed) -> tuple[str, bytes]:
+    namespace, key = request.namespace, request.key
+    if not _is_namespace(namespace):
+        raise InvalidField("namespace", "must be 1 to 63 characters of [a-z0-9.-]")
+    if not 1 <= len(key) <= MAX_KEY:
+        raise InvalidField("key", f"must be 1 to {MAX_KEY} bytes")
+    return namespace, key
+
+
+def _result(operation: Operation | InvalidField, outcome: Outcome | InvalidField) -> pb.Result:
+    """Return the answer to `operation`, which decides the type of its outcome (see `engines.base`)."""
+    if isinstance(outcome, Exception):
+        return pb.Result(error=status_of(outcome, operation))
+    if isinstance(operation, base.Put):
+        return pb.Result(put=pb.PutResponse(ttl=_duration(cast("float", outcome))))
+    if isinstance(operation, base.Remove):
+        return pb.Result(remove=pb.RemoveResponse(removed=cast("bool", outcome)))
+    session = _session(cast("StoredSession | None", outcome))
+    if isinstance(operation, base.Get):
+        return pb.Result(get=pb.GetResponse(session=session))
+    return pb.Result(take=pb.TakeResponse(session=session))
+
+
+def _session(stored: StoredSession | None) -> pb.Session | None:
+    return None if stored is None else pb.Session(value=stored.value, ttl=_duration(stored.ttl))
+
+
+def _duration(seconds: float) -> Duration:
+    whole = int(seconds)
+    return Duration(seconds=whole, nanos=int((seconds - whole) * 1e9))

@@ -1,0 +1,445 @@
+"""The promises of the contract, over the wire with a raw stub, against one process and against two workers."""
+
+from __future__ import annotations
+
+import json
+import threading
+import uuid
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import pytest
+from google.protobuf.duration_pb2 import Duration
+from google.rpc.error_details_pb2 import BadRequest, ErrorInfo
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from grpc_status import rpc_status
+
+from resumed.v1 import session_store_pb2 as pb
+from resumed.v1.session_store_pb2_grpc import SessionStoreServiceStub
+from support.server import running_server
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from google.rpc.status_pb2 import Status
+
+    from support.server import RunningServer
+
+DAY = 86_400
+MAX_BATCH_BYTES = 256 * (65_536 + 256)
+SERVICE = "resumed.v1.SessionStoreService"
+
+
+@pytest.fixture(scope="module", params=[1, 2], ids=["one process", "two workers"])
+def server(request: pytest.FixtureRequest) -> Iterator[RunningServer]:
+    """A server of each kind."""
+    with running_server(workers=request.param) as server:
+        yield server
+
+
+@pytest.fixture
+def channel(server: RunningServer) -> Iterator[grpc.Channel]:
+    """A connection of the test's own, so that two workers share the tests."""
+    options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", MAX_BATCH_BYTES)]
+    with grpc.insecure_channel(server.target, options=options) as channel:
+        yield channel
+
+
+@pytest.fixture
+def stub(channel: grpc.Channel) -> SessionStoreServiceStub:
+    """The service."""
+    return SessionStoreServiceStub(channel)
+
+
+@pytest.fixture
+def key() -> bytes:
+    """A key that no other test has."""
+    return uuid.uuid4().bytes
+
+
+def put(
+    key: bytes, value: bytes = b"sealed", ttl: float | Duration | None = 60.0, namespace: str = "shop"
+) -> pb.PutRequest:
+    """Return a Put; a float is a ttl in seconds."""
+    if isinstance(ttl, float):
+        ttl = Duration(seconds=int(ttl), nanos=round(ttl % 1 * 1e9))
+    return pb.PutRequest(namespace=namespace, key=key, value=value, ttl=ttl)
+
+
+def get(key: bytes, namespace: str = "shop") -> pb.GetRequest:
+    """Return a Get."""
+    return pb.GetRequest(namespace=namespace, key=key)
+
+
+def take(key: bytes, namespace: str = "shop") -> pb.TakeRequest:
+    """Return a Take."""
+    return pb.TakeRequest(namespace=namespace, key=key)
+
+
+def remove(key: bytes, namespace: str = "shop") -> pb.RemoveRequest:
+    """Return a Remove."""
+    return pb.RemoveRequest(namespace=namespace, key=key)
+
+
+REQUESTS: dict[str, Callable[..., Any]] = {"Put": put, "Get": get, "Take": take, "Remove": remove}
+
+
+def seconds(ttl: Duration) -> float:
+    """Return a Duration in seconds."""
+    return ttl.seconds + ttl.nanos / 1e9
+
+
+def refusal(call: Any, request: Any) -> tuple[grpc.StatusCode, Status]:
+    """Return the status code and the rich status of a call that fails."""
+    with pytest.raises(grpc.RpcError) as caught:
+        call(request)
+    status = rpc_status.from_call(caught.value)
+    assert status is not None, "an error without details"
+    assert status.code == caught.value.code().value[0]
+    return caught.value.code(), status
+
+
+def info(status: Status) -> ErrorInfo:
+    """Return the one ErrorInfo of an error."""
+    (found,) = [detail for detail in status.details if detail.Is(ErrorInfo.DESCRIPTOR)]
+    unpacked = ErrorInfo()
+    found.Unpack(unpacked)
+    assert unpacked.domain == "resumed.v1"
+    assert pb.ErrorReason.Value(unpacked.reason)
+    return unpacked
+
+
+def assert_invalid(status: Status, field: str) -> None:
+    """Check that an error names `field`, in the ErrorInfo and in the BadRequest."""
+    assert status.code == grpc.StatusCode.INVALID_ARGUMENT.value[0]
+    assert info(status).reason == "ERROR_REASON_INVALID_FIELD"
+    assert info(status).metadata == {"field": field}
+    (found,) = [detail for detail in status.details if detail.Is(BadRequest.DESCRIPTOR)]
+    violations = BadRequest()
+    found.Unpack(violations)
+    assert [violation.field for violation in violations.field_violations] == [field]
+    assert violations.field_violations[0].description
+
+
+# --- Limits --------------------------------------------------------------------------------------------------------
+
+
+NAMESPACES = ["a", "a" * 63, "0.shop-9"]
+BAD_NAMESPACES = ["", "a" * 64, "Shop", "a b", "a/b", "ä", "a\n", "a\0", "_"]
+KEYS = [b"k", b"\0" * 64, bytes(range(192, 256))]
+BAD_KEYS = [b"", b"k" * 65]
+
+
+@pytest.mark.parametrize("namespace", NAMESPACES)
+def test_a_namespace_within_its_limits_is_served(stub: SessionStoreServiceStub, key: bytes, namespace: str) -> None:
+    """1 to 63 of [a-z0-9.-]; and a session is seen in its own namespace only."""
+    stub.Put(put(key, namespace=namespace))
+    assert stub.Get(get(key, namespace)).session.value == b"sealed"
+    assert not stub.Get(get(key, "another")).HasField("session")
+    assert stub.Take(take(key, namespace)).session.value == b"sealed"
+    assert not stub.Remove(remove(key, namespace)).removed
+
+
+@pytest.mark.parametrize("method", ["Put", "Get", "Take", "Remove"])
+@pytest.mark.parametrize("namespace", BAD_NAMESPACES)
+def test_a_namespace_outside_its_limits_is_refused(
+    stub: SessionStoreServiceStub, key: bytes, method: str, namespace: str
+) -> None:
+    """None, 64 characters, and characters that are not allowed."""
+    request = REQUESTS[method](key, namespace=namespace)
+    assert_invalid(refusal(getattr(stub, method), request)[1], "namespace")
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_a_key_within_its_limits_is_served(stub: SessionStoreServiceStub, key: bytes) -> None:
+    """1 to 64 bytes of any value."""
+    namespace = uuid.uuid4().hex
+    stub.Put(put(key, namespace=namespace))
+    assert stub.Get(get(key, namespace)).session.value == b"sealed"
+    assert stub.Remove(remove(key, namespace)).removed
+
+
+@pytest.mark.parametrize("method", ["Put", "Get", "Take", "Remove"])
+@pytest.mark.parametrize("key", BAD_KEYS)
+def test_a_key_outside_its_limits_is_refused(stub: SessionStoreServiceStub, method: str, key: bytes) -> None:
+    """None and 65 bytes."""
+    request = REQUESTS[method](key)
+    assert_invalid(refusal(getattr(stub, method), request)[1], "key")
+
+
+@pytest.mark.parametrize("size", [1, 65_535, 65_536])
+def test_a_value_within_its_limits_is_kept(stub: SessionStoreServiceStub, key: bytes, size: int) -> None:
+    """1 to 65,536 bytes, NULs included."""
+    value = b"\0" * size
+    stub.Put(put(key, value))
+    assert stub.Get(get(key)).session.value == value
+
+
+@pytest.mark.parametrize("size", [0, 65_537])
+def test_a_value_outside_its_limits_is_refused(stub: SessionStoreServiceStub, key: bytes, size: int) -> None:
+    """None and 65,537 bytes; nothing is stored."""
+    assert_invalid(refusal(stub.Put, put(key, b"v" * size))[1], "value")
+    assert not stub.Get(get(key)).HasField("session")
+
+
+@pytest.mark.parametrize(
+    "ttl",
+    [
+        None,
+        Duration(),
+        Duration(seconds=-1),
+        Duration(nanos=-1),
+        Duration(seconds=1, nanos=-1),
+        Duration(seconds=-1, nanos=1),
+        Duration(nanos=1_000_000_000),
+        Duration(seconds=315_576_000_001),
+    ],
+    ids=str,
+)
+def test_a_ttl_that_is_missing_zero_negative_or_no_duration_is_refused(
+    stub: SessionStoreServiceStub, key: bytes, ttl: Duration | None
+) -> None:
+    """Above zero, both parts of one sign, within what a Duration may have."""
+    assert_invalid(refusal(stub.Put, put(key, ttl=ttl))[1], "ttl")
+
+
+@pytest.mark.parametrize(
+    ("asked", "kept"),
+    [
+        (Duration(seconds=1), 1),
+        (Duration(seconds=60, nanos=500_000_000), 60.5),
+        (Duration(seconds=DAY - 1), DAY - 1),
+        (Duration(seconds=DAY), DAY),
+        (Duration(seconds=DAY, nanos=1), DAY),
+        (Duration(seconds=7 * DAY + 1), DAY),
+        (Duration(seconds=315_576_000_000, nanos=999_999_999), DAY),
+    ],
+    ids=str,
+)
+def test_the_ttl_that_is_kept_is_answered(
+    stub: SessionStoreServiceStub, key: bytes, asked: Duration, kept: float
+) -> None:
+    """Lowered to --max-ttl; a hit tells what remains."""
+    assert seconds(stub.Put(put(key, ttl=asked)).ttl) == pytest.approx(kept, abs=0.5)
+    remaining = seconds(stub.Get(get(key)).session.ttl)
+    assert kept - 30 < remaining <= kept
+
+
+def test_the_shortest_ttl_is_accepted_and_over_at_once(stub: SessionStoreServiceStub, key: bytes) -> None:
+    """A nanosecond: an expired session misses, swept or not."""
+    stub.Put(put(key, ttl=Duration(nanos=1)))
+    assert not stub.Get(get(key)).HasField("session")
+
+
+# --- Write-once, Take, Remove --------------------------------------------------------------------------------------
+
+
+def test_a_put_may_be_repeated_and_never_prolongs(stub: SessionStoreServiceStub, key: bytes) -> None:
+    """The same value again succeeds and keeps the first expiry."""
+    stub.Put(put(key, ttl=60.0))
+    assert seconds(stub.Put(put(key, ttl=3_600.0)).ttl) <= 60
+
+
+def test_another_value_is_refused_and_changes_nothing(stub: SessionStoreServiceStub, key: bytes) -> None:
+    """Ids are write-once."""
+    stub.Put(put(key, b"first"))
+    code, status = refusal(stub.Put, put(key, b"second"))
+    assert code is grpc.StatusCode.ALREADY_EXISTS
+    assert info(status).reason == "ERROR_REASON_WRITE_ONCE"
+    assert info(status).metadata == {"namespace": "shop"}
+    assert stub.Get(get(key)).session.value == b"first"
+
+
+@pytest.mark.parametrize("end", ["Take", "Remove"])
+@pytest.mark.parametrize("value", [b"sealed", b"another"])
+def test_a_late_put_never_resurrects(stub: SessionStoreServiceStub, key: bytes, end: str, value: bytes) -> None:
+    """What was taken or removed stays away, even for the same value."""
+    stub.Put(put(key))
+    getattr(stub, end)(REQUESTS[end](key))
+    assert refusal(stub.Put, put(key, value))[0] is grpc.StatusCode.ALREADY_EXISTS
+    assert not stub.Get(get(key)).HasField("session")
+
+
+def test_a_put_that_arrives_after_the_remove_is_refused(stub: SessionStoreServiceStub, key: bytes) -> None:
+    """Remove of an unknown key leaves a tombstone too."""
+    assert not stub.Remove(remove(key)).removed
+    assert refusal(stub.Put, put(key))[0] is grpc.StatusCode.ALREADY_EXISTS
+
+
+def test_a_miss_is_no_error(stub: SessionStoreServiceStub, key: bytes) -> None:
+    """Get and Take of an unknown key answer OK and no session; a Take of it leaves nothing behind."""
+    assert not stub.Get(get(key)).HasField("session")
+    assert not stub.Take(take(key)).HasField("session")
+
+
+def test_a_take_hands_the_session_out_once(stub: SessionStoreServiceStub, key: bytes) -> None:
+    """With its remaining ttl; then it misses."""
+    stub.Put(put(key))
+    taken = stub.Take(take(key)).session
+    assert taken.value == b"sealed"
+    assert 0 < seconds(taken.ttl) <= 60
+    assert not stub.Take(take(key)).HasField("session")
+    assert not stub.Get(get(key)).HasField("session")
+
+
+def test_remove_tells_whether_a_live_session_was_there(stub: SessionStoreServiceStub, key: bytes) -> None:
+    """And may be repeated."""
+    stub.Put(put(key))
+    assert stub.Remove(remove(key)).removed
+    assert not stub.Remove(remove(key)).removed
+
+
+# --- Batch ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_batch_answers_in_order_and_one_failing_does_not_fail_the_others(
+    stub: SessionStoreServiceStub, key: bytes
+) -> None:
+    """Each operation is checked and answered as the call of its name."""
+    results = stub.Batch(
+        pb.BatchRequest(
+            operations=[
+                pb.Operation(get=get(key)),
+                pb.Operation(put=put(key, b"first")),
+                pb.Operation(put=put(key, b"second")),
+                pb.Operation(),
+                pb.Operation(get=get(b"")),
+                pb.Operation(put=put(key, b"first", ttl=None)),
+                pb.Operation(get=get(key)),
+                pb.Operation(take=take(key)),
+                pb.Operation(take=take(key)),
+                pb.Operation(remove=remove(key, "Shop")),
+                pb.Operation(remove=remove(key)),
+            ]
+        )
+    ).results
+    kinds = [result.WhichOneof("result") for result in results]
+    assert kinds == ["get", "put", "error", "error", "error", "error", "get", "take", "take", "error", "remove"]
+    assert not results[0].get.HasField("session")
+    assert 0 < seconds(results[1].put.ttl) <= 60
+    assert results[2].error.code == grpc.StatusCode.ALREADY_EXISTS.value[0]
+    assert info(results[2].error).reason == "ERROR_REASON_WRITE_ONCE"
+    assert_invalid(results[3].error, "operation")
+    assert_invalid(results[4].error, "key")
+    assert_invalid(results[5].error, "ttl")
+    assert results[6].get.session.value == b"first"
+    assert results[7].take.session.value == b"first"
+    assert not results[8].take.HasField("session")
+    assert_invalid(results[9].error, "namespace")
+    assert not results[10].remove.removed
+
+
+def test_a_batch_of_invalid_operations_only_is_answered(stub: SessionStoreServiceStub) -> None:
+    """The engine has nothing to do then."""
+    (result,) = stub.Batch(pb.BatchRequest(operations=[pb.Operation()])).results
+    assert_invalid(result.error, "operation")
+
+
+@pytest.mark.parametrize("count", [1, 255, 256])
+def test_a_batch_within_its_limits_is_served(stub: SessionStoreServiceStub, key: bytes, count: int) -> None:
+    """1 to 256 operations."""
+    operations = [pb.Operation(get=get(key))] * count
+    assert len(stub.Batch(pb.BatchRequest(operations=operations)).results) == count
+
+
+@pytest.mark.parametrize("count", [0, 257])
+def test_a_batch_outside_its_limits_is_refused_as_a_whole(
+    stub: SessionStoreServiceStub, key: bytes, count: int
+) -> None:
+    """None and 257 operations."""
+    operations = [pb.Operation(get=get(key))] * count
+    assert_invalid(refusal(stub.Batch, pb.BatchRequest(operations=operations))[1], "operations")
+
+
+def test_the_largest_batch_passes_in_both_directions(stub: SessionStoreServiceStub) -> None:
+    """256 sessions of 65,536 bytes with the longest keys and namespace are stored, then read, in one call each."""
+    namespace = "n" * 63
+    keys = [uuid.uuid4().bytes * 4 for _ in range(256)]
+    puts = [pb.Operation(put=put(key, b"v" * 65_536, ttl=60.5, namespace=namespace)) for key in keys]
+    stored = stub.Batch(pb.BatchRequest(operations=puts)).results
+    assert {result.WhichOneof("result") for result in stored} == {"put"}
+    takes = [pb.Operation(take=take(key, namespace)) for key in keys]
+    taken = stub.Batch(pb.BatchRequest(operations=takes)).results
+    assert [len(result.take.session.value) for result in taken] == [65_536] * 256
+
+
+def test_a_larger_message_is_refused(stub: SessionStoreServiceStub, key: bytes) -> None:
+    """Before it is read, so it costs the server no memory."""
+    with pytest.raises(grpc.RpcError) as caught:
+        stub.Put(put(key, bytes(MAX_BATCH_BYTES)))
+    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+# --- Everything else -----------------------------------------------------------------------------------------------
+
+
+def test_watch_is_not_served_yet(stub: SessionStoreServiceStub) -> None:
+    """And says so with a reason."""
+    code, status = refusal(lambda request: list(stub.Watch(request)), pb.WatchRequest(namespace="shop"))
+    assert code is grpc.StatusCode.UNIMPLEMENTED
+    assert info(status).reason == "ERROR_REASON_UNIMPLEMENTED"
+    assert info(status).metadata == {"method": "Watch"}
+
+
+@pytest.mark.parametrize("service", ["", SERVICE])
+def test_health_says_serving(channel: grpc.Channel, service: str) -> None:
+    """Of the server as a whole and of the service, asked once and watched."""
+    health = health_pb2_grpc.HealthStub(channel)
+    request = health_pb2.HealthCheckRequest(service=service)
+    assert health.Check(request).status == health_pb2.HealthCheckResponse.SERVING
+    assert next(health.Watch(request)).status == health_pb2.HealthCheckResponse.SERVING
+
+
+def test_open_streams_do_not_keep_calls_waiting(
+    channel: grpc.Channel, stub: SessionStoreServiceStub, key: bytes
+) -> None:
+    """However many watch health or hold a reflection stream."""
+    health = health_pb2_grpc.HealthStub(channel)
+    reflection = reflection_pb2_grpc.ServerReflectionStub(channel)
+    streams = [health.Watch(health_pb2.HealthCheckRequest()) for _ in range(32)]
+    assert all(next(stream).status == health_pb2.HealthCheckResponse.SERVING for stream in streams)
+    never = threading.Event()
+    streams += [reflection.ServerReflectionInfo(iter(never.wait, True)) for _ in range(32)]
+    assert not stub.Get(get(key), timeout=5).HasField("session")
+    for stream in streams:
+        stream.cancel()
+    never.set()
+
+
+def test_reflection_lists_the_services(channel: grpc.Channel) -> None:
+    """And knows the messages of the contract."""
+    stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+    request = reflection_pb2.ServerReflectionRequest
+    listed, found = stub.ServerReflectionInfo(
+        iter([request(list_services=""), request(file_containing_symbol="resumed.v1.PutRequest")])
+    )
+    names = {service.name for service in listed.list_services_response.service}
+    assert names == {SERVICE, "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"}
+    assert found.file_descriptor_response.file_descriptor_proto
+
+
+def test_garbage_instead_of_a_message_is_an_error_of_one_log_line(server: RunningServer, channel: grpc.Channel) -> None:
+    """The server lives on, and neither the caller nor the log sees a stack trace."""
+    raw: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(f"/{SERVICE}/Get")
+    for garbage in (b"\xff" * 100, b"\x0a\x02\xff\xfe"):
+        with pytest.raises(grpc.RpcError) as caught:
+            raw(garbage)
+        assert caught.value.code() is grpc.StatusCode.INTERNAL
+        assert "Traceback" not in str(caught.value.details())
+    assert server.wait_for_log("library")
+    assert all("text" not in line for line in server.log_lines())
+
+
+def test_no_log_line_holds_a_key_a_value_or_a_namespace(server: RunningServer, stub: SessionStoreServiceStub) -> None:
+    """Whatever was asked, right or wrong."""
+    secret = b"secret-" + uuid.uuid4().hex.encode()
+    stub.Put(put(secret, secret, namespace="tenant-x"))
+    refusal(stub.Put, put(secret, b"other", namespace="tenant-x"))
+    refusal(stub.Get, get(secret * 2, "tenant-x"))
+    stub.Take(take(secret, "tenant-x"))
+    server.wait_for_log("ready")
+    log = json.dumps(server.log_lines())
+    assert secret.decode() not in log
+    assert secret.hex() not in log
+    assert "tenant-x" not in log

@@ -1,0 +1,193 @@
+"""Frontends fork, exit and die as servers do; their sessions outlive them."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import textwrap
+from typing import TYPE_CHECKING
+
+import pytest
+
+import resumed
+from support.tls import CERTIFICATE, Client, Frontend
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from support.server import RunningServer
+    from support.tls import Stack
+
+PROGRAM = """
+import os, signal, socket, ssl, sys
+import resumed
+from OpenSSL import SSL
+stack, pem, target, keyring = sys.argv[1:5]
+if stack == "ssl":
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(pem)
+else:
+    context = SSL.Context(SSL.TLS_SERVER_METHOD)
+    context.use_certificate_chain_file(pem)
+    context.use_privatekey_file(pem)
+shim = resumed.install(context, target=target, namespace="shop", keyring=keyring)
+
+def serve(connection):
+    if stack == "ssl":
+        peer = context.wrap_socket(connection, server_side=True)
+    else:
+        peer = SSL.Connection(context, connection)
+        peer.set_accept_state()
+    peer.sendall(peer.recv(100))
+    return peer
+
+def connection():
+    return socket.socket(fileno=os.dup(int(sys.argv[5])))
+"""
+
+
+@pytest.fixture
+def keyring_file(tmp_path: Path) -> Path:
+    """A keyring as a file."""
+    path = tmp_path / "fleet.keys"
+    path.touch(0o600)
+    path.write_text(resumed.Keyring.generate())
+    return path
+
+
+class Program:
+    """A frontend in a process of its own, which serves the sockets it inherits."""
+
+    def __init__(self, tmp_path: Path, keyring: Path, stack: Stack, target: str) -> None:
+        self.pem = tmp_path / "server.pem"
+        self.pem.write_bytes(CERTIFICATE.private_key_and_cert_chain_pem.bytes())
+        self.stack: Stack = stack
+        self.arguments = [stack, str(self.pem), target, str(keyring)]
+
+    def run(self, body: str, *sockets: int) -> subprocess.CompletedProcess[str]:
+        """Run `body` behind PROGRAM; argv[5:] are the inherited sockets."""
+        return subprocess.run(
+            [sys.executable, "-c", PROGRAM + textwrap.dedent(body), *self.arguments, *map(str, sockets)],
+            pass_fds=sockets,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+
+@pytest.fixture
+def program(tmp_path: Path, keyring_file: Path, stack: Stack, store: RunningServer) -> Program:
+    """A frontend in a process of its own."""
+    return Program(tmp_path, keyring_file, stack, store.target)
+
+
+def visit_elsewhere(program: Program, client: Client, body: str, keyring_file: Path, store: RunningServer) -> bool:
+    """Negotiate a session with `program` and return whether a frontend of this process resumes it."""
+    here = Frontend(program.stack, store.target, resumed.Keyring.load(keyring_file))
+    ran: list[subprocess.CompletedProcess[str]] = []
+
+    class Elsewhere(Frontend):
+        def __init__(self) -> None:
+            pass
+
+        def serve(self, connection):  # type: ignore[no-untyped-def]
+            with connection:
+                ran.append(program.run(body, connection.fileno()))
+
+    first = client.visit(Elsewhere())
+    assert ran[0].returncode in (0, -signal.SIGKILL), ran[0].stderr
+    assert not ran[0].stderr, ran[0].stderr
+    return client.visit(here, first.session).reused
+
+
+def test_a_frontend_that_exits_leaves_its_sessions(
+    program: Program, client: Client, keyring_file: Path, store: RunningServer
+) -> None:
+    """What was negotiated just before the exit is still sent, and nothing is removed."""
+    assert visit_elsewhere(program, client, "serve(connection())", keyring_file, store)
+
+
+def test_a_frontend_killed_after_its_put_leaves_its_sessions(
+    program: Program, client: Client, keyring_file: Path, store: RunningServer
+) -> None:
+    """kill -9: the store keeps what it has."""
+    body = "peer = serve(connection()); shim.flush(); os.kill(os.getpid(), signal.SIGKILL)"
+    assert visit_elsewhere(program, client, body, keyring_file, store)
+
+
+def test_a_context_made_before_fork_works_in_the_child(
+    program: Program, client: Client, keyring_file: Path, store: RunningServer
+) -> None:
+    """Pre-fork servers install in the parent and serve in the children."""
+    body = """
+    child = os.fork()
+    if child == 0:
+        serve(connection())
+        sys.exit(0)
+    sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    """
+    assert visit_elsewhere(program, client, body, keyring_file, store)
+
+
+def test_a_child_works_even_if_the_parent_had_used_the_store(
+    program: Program, client: Client, keyring_file: Path, store: RunningServer
+) -> None:
+    """A channel does not survive a fork: the child opens its own."""
+    body = """
+    shim._shim._store.get(b"x", deadline=5)
+    child = os.fork()
+    if child == 0:
+        serve(connection())
+        assert shim.flush(5), shim.stats
+        sys.exit(0)
+    sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    """
+    assert visit_elsewhere(program, client, body, keyring_file, store)
+
+
+def test_the_interpreter_exits_cleanly_with_handshakes_running(program: Program) -> None:
+    """Callbacks are unset before the interpreter goes: no crash, whatever threads do meanwhile."""
+    body = """
+    import threading
+    def churn():
+        client = ssl.create_default_context()
+        client.check_hostname, client.verify_mode = False, ssl.CERT_NONE
+        session = None
+        while True:
+            ours, theirs = socket.socketpair()
+            thread = threading.Thread(target=serve, args=(theirs,), daemon=True)
+            thread.start()
+            with client.wrap_socket(ours, session=session) as tls:
+                tls.sendall(b"x")
+                tls.recv(1)
+                session = tls.session
+            thread.join()
+            started.set()
+    started = threading.Event()
+    for _ in range(4):
+        threading.Thread(target=churn, daemon=True).start()
+    started.wait(30)
+    """
+    for _ in range(5):
+        result = program.run(body, 0)
+        assert result.returncode == 0, result.stderr
+
+
+def test_ctrl_c_during_a_look_up_ends_the_server(program: Program) -> None:
+    """KeyboardInterrupt does not cross C, and is not lost either."""
+    body = """
+    import threading, time
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    binding = shim._binding
+    def interrupted(session_id, decode):
+        signal.raise_signal(signal.SIGINT)
+    shim._shim.look_up = interrupted
+    binding._on_get(0, 0, 0, __import__("ctypes").addressof(__import__("ctypes").c_int(1)))
+    try:
+        time.sleep(60)
+    except KeyboardInterrupt:
+        sys.exit(7)
+    """
+    assert program.run(body, 0).returncode == 7

@@ -1,0 +1,449 @@
+"""`resumed serve` as an operator meets it: what it refuses, how it stops, and what its workers survive."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import multiprocessing
+import os
+import re
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from typing import TYPE_CHECKING
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from resumed.v1 import session_store_pb2 as pb
+from resumed.v1.session_store_pb2_grpc import SessionStoreServiceStub
+from support.server import COMMAND, PATIENCE, running_server, start_server
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    from support.server import RunningServer
+
+
+def refused(*options: str, env: dict[str, str] | None = None, prefix: Sequence[str] = ()) -> list[str]:
+    """Run a server that must not start, and return its complaints; log lines do not count."""
+    done = subprocess.run(
+        [*prefix, *COMMAND, *options],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+        env={**os.environ, **(env or {})},
+    )
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    complaints = [line for line in done.stderr.splitlines() if not line.startswith("{")]
+    assert all(line.startswith("resumed: ") for line in complaints), done.stderr
+    return complaints
+
+
+def checked(*options: str, env: dict[str, str] | None = None) -> dict[str, str]:
+    """Return the settings that `--check` shows."""
+    done = subprocess.run(
+        [*COMMAND, *options, "--check"],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=True,
+        env={**os.environ, **(env or {})},
+    )
+    return dict(re.split(r" +", line, maxsplit=1) for line in done.stdout.splitlines())
+
+
+def eventually(met: Callable[[], bool]) -> bool:
+    """Ask until `met`, for as long as a process may take for anything."""
+    deadline = time.monotonic() + PATIENCE
+    while not met():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.01)
+    return True
+
+
+def alive(process: int) -> bool:
+    """Whether there is such a process (a dead one that nobody waited for does not count)."""
+    with contextlib.suppress(OSError), open(f"/proc/{process}/stat", encoding="ascii") as state:  # noqa: PTH123
+        return state.read().rpartition(")")[2].split()[0] != "Z"
+    return False
+
+
+@contextlib.contextmanager
+def connected(server: RunningServer) -> Iterator[grpc.Channel]:
+    """Yield a connection of its own."""
+    with grpc.insecure_channel(server.target, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
+        yield channel
+
+
+# --- What is refused -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (["--frobnicate"], r"No such option.*--frobnicate"),
+        (["--max-ttl", "nonsense"], r"--max-ttl: 'nonsense' is not a duration such as 90s"),
+        (["--max-ttl", "3600"], r"--max-ttl: '3600' is not a duration"),
+        (["--max-ttl", "0s"], r"--max-ttl: 0s is outside 1s to 7d"),
+        (["--max-ttl", "-1s"], r"--max-ttl: '-1s' is not a duration"),
+        (["--max-ttl", "7.1d"], r"--max-ttl: 7.1d is outside 1s to 7d"),
+        (["--capacity", "much"], r"--capacity: 'much' is not a size such as 512MiB"),
+        (["--capacity", "1KiB"], r"--capacity: 1KiB is outside 1MiB to"),
+        (["--capacity", "1GB"], r"--capacity: '1GB' is not a size"),
+        (["--listen", "7400"], r"--listen: '7400' is not an address such as 127.0.0.1:7400"),
+        (["--listen", "127.0.0.1:65536"], r"--listen: '127.0.0.1:65536' is not an address"),
+        (["--listen", "::1:7400"], r"--listen: '::1:7400' is not an address"),
+        (["--listen", "unix:relative"], r"--listen: 'unix:relative': give the absolute path"),
+        (["--listen", "unix:/" + "x" * 107], r"--listen: .* longer than the 107 bytes"),
+        (["--listen", "0.0.0.0:0"], r"--listen: 0.0.0.0:0 can be reached from other machines.*--insecure"),
+        (["--listen", "[::]:0"], r"--listen: \[::\]:0 can be reached from other machines.*--insecure"),
+        (["--listen", "store.example:0"], r"--listen: store.example:0 can be reached from other machines"),
+        (["--workers", "2", "--listen", "unix:/run/r.sock"], r"--listen: workers cannot share the one socket unix:"),
+        (["--workers", "0"], r"--workers: 0 is outside 1 to"),
+        (["--workers", "many"], r"--workers: 'many' is not a whole number"),
+        (["--log-format", "xml"], r"--log-format: 'xml' is none of json, console"),
+        (["--store", "mysql://x"], r"--store: .*mysql.*lmdb:"),
+    ],
+    ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
+)
+def test_a_setting_that_makes_no_sense_is_one_line(options: list[str], complaint: str) -> None:
+    """What is wrong, and what to do; exit status 2."""
+    (line,) = refused(*options)
+    assert re.match(f"resumed: {complaint}", line), line
+
+
+def test_all_problems_are_told_at_once() -> None:
+    """Nobody has to try five times."""
+    options = ["--max-ttl", "x", "--capacity", "y", "--listen", "z", "--workers", "0", "--store", "mysql:"]
+    told = [line.split(":")[1].strip() for line in refused(*options)]
+    assert sorted(told) == ["--capacity", "--listen", "--max-ttl", "--store", "--workers"]
+
+
+def test_every_setting_is_read_from_the_environment() -> None:
+    """As RESUMED_*, addresses separated by blanks; the command line wins."""
+    given = {
+        "RESUMED_LISTEN": "127.0.0.1:7401 unix:/tmp/r.sock",
+        "RESUMED_STORE": "lmdb:///tmp/nowhere",
+        "RESUMED_CAPACITY": "512MiB",
+        "RESUMED_MAX_TTL": "90m",
+        "RESUMED_THREADS": "3",
+        "RESUMED_DRAIN": "250ms",
+        "RESUMED_INSECURE": "true",
+        "RESUMED_LOG_FORMAT": "console",
+        "RESUMED_LOG_LEVEL": "debug",
+    }
+    assert checked("--capacity", "2GiB", env=given) == {
+        "listen": "127.0.0.1:7401 unix:/tmp/r.sock",
+        "store": "lmdb:///tmp/nowhere",
+        "capacity": "2GiB",
+        "max-ttl": "90m",
+        "workers": "1",
+        "threads": "3",
+        "drain": "250ms",
+        "insecure": "True",
+        "log-format": "console",
+        "log-level": "debug",
+    }
+    assert refused(env={"RESUMED_MAX_TTL": "soon"}) == refused("--max-ttl", "soon")
+
+
+def test_check_opens_nothing(tmp_path: Path) -> None:
+    """No port, no socket, no store."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        store, path = tmp_path / "store", tmp_path / "socket"
+        port = taken.getsockname()[1]
+        shown = checked("--listen", f"127.0.0.1:{port}", "--listen", f"unix:{path}", "--store", f"lmdb://{store}")
+    assert shown["store"] == f"lmdb://{store}"
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_busy_port_is_one_line(workers: str) -> None:
+    """Whoever has it."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        (line,) = refused("--listen", f"127.0.0.1:{port}", "--workers", workers)
+    assert line.startswith(f"resumed: --listen: cannot listen on 127.0.0.1:{port}: the port is in use; ")
+
+
+@pytest.mark.parametrize("second", ["1", "2"])
+@pytest.mark.parametrize("first", [1, 2])
+def test_a_second_server_does_not_join_the_first_ones_port(first: int, second: str) -> None:
+    """As SO_REUSEPORT would silently let it."""
+    with running_server(workers=first) as server:
+        (line,) = refused("--listen", server.target, "--workers", second)
+    assert "the port is in use" in line
+
+
+def test_a_name_that_does_not_resolve_and_an_address_of_another_machine_are_told_at_once() -> None:
+    """One line each."""
+    lines = refused("--insecure", "--listen", "store.invalid:0", "--listen", "192.0.2.1:0")
+    assert [line.split(": ")[3].split(";")[0] for line in lines] == [
+        "the name does not resolve",
+        "this machine has no such address",
+    ]
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_an_unusable_store_path_is_one_line(tmp_path: Path, workers: str) -> None:
+    """A file where the directory should be, which no privilege helps against."""
+    (tmp_path / "file").touch()
+    url = f"lmdb://{tmp_path}/file/store"
+    (line,) = refused("--listen", "127.0.0.1:0", "--store", url, "--workers", workers)
+    assert line.startswith("resumed: --store: ")
+    assert f"{tmp_path}/file/store" in line
+
+
+def test_an_unreadable_store_path_is_one_line(tmp_path: Path) -> None:
+    """A directory that may not be entered; root does without its privilege to enter any."""
+    humble = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
+    tmp_path.chmod(0)
+    try:
+        (line,) = refused("--listen", "127.0.0.1:0", "--store", f"lmdb://{tmp_path}/store", prefix=humble)
+    finally:
+        tmp_path.chmod(0o700)
+    assert line.startswith("resumed: --store: ")
+    assert "denied" in line.lower()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_damaged_store_is_set_aside_and_a_new_one_begun(tmp_path: Path, workers: int) -> None:
+    """It is a cache: the server serves, and what was there is kept for whoever wants to look."""
+    store = tmp_path / "store"
+    with running_server("--store", f"lmdb://{store}"):
+        pass
+    files = [file for file in tmp_path.rglob("*") if file.is_file() and "lock" not in file.name]
+    assert files
+    for file in files:
+        file.write_bytes(b"garbage" * 4_096)
+    with running_server("--store", f"lmdb://{store}", workers=workers) as server, connected(server) as channel:
+        answer = SessionStoreServiceStub(channel).Get(pb.GetRequest(namespace="shop", key=b"k"), timeout=5)
+        assert not answer.HasField("session")
+    kept = [file for file in tmp_path.rglob("*") if file.is_file() and file.read_bytes().startswith(b"garbage")]
+    assert kept
+
+
+# --- Where it listens ----------------------------------------------------------------------------------------------
+
+
+def test_it_listens_on_several_addresses_and_tells_the_ports(tmp_path: Path) -> None:
+    """Port 0 becomes a concrete one; a unix socket is for its user alone, and is gone at the end."""
+    path = tmp_path / "socket"
+    with running_server("--listen", f"unix:{path}", "--listen", "localhost:0") as server:
+        addresses = server.wait_for_log("listening")[0]["addresses"]
+        assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0
+        for address in addresses:
+            assert not address.endswith(":0")
+            with grpc.insecure_channel(address) as channel:
+                stub = health_pb2_grpc.HealthStub(channel)
+                assert stub.Check(health_pb2.HealthCheckRequest(), timeout=5).status == 1
+    assert len(addresses) == 3
+    assert not path.exists()
+
+
+def test_a_stale_unix_socket_is_replaced_and_one_in_use_is_not(tmp_path: Path) -> None:
+    """A server that was killed leaves its socket behind."""
+    path = tmp_path / "socket"
+    with running_server(listen=f"unix:{path}") as server:
+        (line,) = refused("--listen", f"unix:{path}")
+        assert "another process listens there" in line
+        server.kill()
+    assert path.exists()
+    with running_server(listen=f"unix:{path}"):
+        pass
+    path.write_text("precious")
+    (line,) = refused("--listen", f"unix:{path}")
+    assert "no socket" in line
+    assert path.read_text() == "precious"
+
+
+# --- How it stops --------------------------------------------------------------------------------------------------
+
+
+def test_sigterm_sends_callers_away_before_it_stops_serving(tmp_path: Path) -> None:
+    """NOT_SERVING first, calls go on for the drain, exit status 0."""
+    with running_server("--drain", "1s") as server, connected(server) as channel:
+        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+        assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
+        server.signal(signal.SIGTERM)
+        assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        stub = SessionStoreServiceStub(channel)
+        assert not stub.Get(pb.GetRequest(namespace="shop", key=b"k"), timeout=5).HasField("session")
+        assert not server.log_lines("stopped")
+        watch.cancel()
+        assert server.wait() == 0
+    assert [line["event"] for line in server.log_lines()] == ["starting", "listening", "ready", "draining", "stopped"]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_calls_in_flight_finish(workers: int) -> None:
+    """Callers that never stop see only the end: what was answered is whole.
+
+    CANCELLED is what gRPC's core tells calls that arrive between its goodbye and the caller's hearing it; they were not
+    carried out.
+    """
+    codes: list[grpc.StatusCode] = []
+
+    def call_on() -> None:
+        with connected(server) as channel:
+            stub = SessionStoreServiceStub(channel)
+            request = pb.BatchRequest(operations=[pb.Operation(get=pb.GetRequest(namespace="shop", key=b"k"))] * 256)
+            try:
+                while len(stub.Batch(request, timeout=10).results) == len(request.operations):
+                    pass
+            except grpc.RpcError as error:
+                codes.append(error.code())
+
+    with running_server("--drain", "300ms", workers=workers) as server:
+        threads = [threading.Thread(target=call_on) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        server.signal(signal.SIGTERM)
+        assert server.wait() == 0
+        for thread in threads:
+            thread.join(PATIENCE)
+    assert len(codes) == len(threads)
+    assert set(codes) <= {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}, codes
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_second_signal_ends_it_at_once(workers: int) -> None:
+    """For whoever does not want to wait for the drain."""
+    with running_server("--drain", "1h", workers=workers) as server:
+        server.signal(signal.SIGINT)
+        server.wait_for_log("draining", workers)
+        server.signal(signal.SIGINT)
+        assert server.wait() == 0
+
+
+def test_a_signal_during_the_start_ends_it_cleanly() -> None:
+    """Whenever it comes: no traceback."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        server = start_server("--listen", "127.0.0.1:0", "--drain", "0s")
+        server.wait_for_log("starting")
+        server.signal(number)
+        assert server.wait() == 0
+        assert all("text" not in line for line in server.log_lines())
+
+
+# --- Workers -------------------------------------------------------------------------------------------------------
+
+
+def test_a_killed_worker_is_replaced() -> None:
+    """While the other one serves, and the store keeps its sessions."""
+    with running_server(workers=2) as server:
+        request = pb.PutRequest(namespace="shop", key=b"k", value=b"sealed")
+        request.ttl.FromSeconds(600)
+        with connected(server) as channel:
+            SessionStoreServiceStub(channel).Put(request, timeout=5)
+        victim = server.wait_for_log("ready", 2)[0]["process"]
+        os.kill(victim, signal.SIGKILL)
+        server.wait_for_log("ready", 3)
+        (died,) = server.log_lines("worker died")
+        assert (died["worker"], died["status"]) == (victim, -signal.SIGKILL)
+        for _ in range(8):
+            with connected(server) as channel:
+                answer = SessionStoreServiceStub(channel).Get(pb.GetRequest(namespace="shop", key=b"k"), timeout=5)
+                assert answer.session.value == b"sealed"
+        assert server.stop() == 0
+
+
+def test_workers_do_not_outlive_a_killed_supervisor() -> None:
+    """Or they would hold the port, and nobody would end them."""
+    with running_server(workers=2) as server:
+        workers = [line["process"] for line in server.wait_for_log("ready", 2)]
+        assert all(map(alive, workers))
+        server.process.kill()
+        assert eventually(lambda: not any(map(alive, workers)))
+
+
+def test_stopping_leaves_no_process_and_no_directory(tmp_path: Path) -> None:
+    """The private directory of `lmdb:` goes with the server."""
+    with running_server(workers=2, env={"TMPDIR": str(tmp_path)}) as server:
+        workers = [line["process"] for line in server.wait_for_log("ready", 2)]
+        assert list(tmp_path.iterdir())
+        assert server.stop() == 0
+    assert not any(map(alive, workers))
+    assert not list(tmp_path.iterdir())
+
+
+def _race(target: str, keys: list[bytes], won: multiprocessing.SimpleQueue[list[bytes]]) -> None:
+    with grpc.insecure_channel(target) as channel:
+        stub = SessionStoreServiceStub(channel)
+        mine = []
+        for start in range(0, len(keys), 50):
+            calls = [
+                (key, stub.Take.future(pb.TakeRequest(namespace="race", key=key))) for key in keys[start : start + 50]
+            ]
+            mine += [key for key, call in calls if call.result(PATIENCE).HasField("session")]
+        won.put(mine)
+
+
+def test_ten_thousand_takes_raced_by_eight_clients_hand_each_session_out_once() -> None:
+    """Every client, a process with a connection of its own, asks for every session; two workers answer."""
+    keys = [uuid.uuid4().bytes for _ in range(1_250)]
+    spawn = multiprocessing.get_context("spawn")
+    with running_server(workers=2) as server:
+        with connected(server) as channel:
+            stub = SessionStoreServiceStub(channel)
+            for start in range(0, len(keys), 250):
+                batch = pb.BatchRequest()
+                for key in keys[start : start + 250]:
+                    put = batch.operations.add().put
+                    put.namespace, put.key, put.value = "race", key, b"sealed"
+                    put.ttl.FromSeconds(600)
+                assert {result.WhichOneof("result") for result in stub.Batch(batch).results} == {"put"}
+        won: multiprocessing.SimpleQueue[list[bytes]] = spawn.SimpleQueue()
+        clients = [spawn.Process(target=_race, args=(server.target, keys, won)) for _ in range(8)]
+        for client in clients:
+            client.start()
+        winnings = [won.get() for _ in clients]
+        for client in clients:
+            client.join(PATIENCE)
+            client.close()
+    assert sorted(key for winning in winnings for key in winning) == sorted(keys)
+
+
+# --- Without the extra ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("missing", ["typer", "structlog", "grpc_health"])
+def test_without_the_server_extra_the_command_says_what_to_install(missing: str) -> None:
+    """One line, no traceback."""
+    code = (
+        f"import sys; sys.modules[{missing!r}] = None; sys.argv = ['resumed', 'serve', '--listen', '127.0.0.1:0']; "
+        "from resumed_server.cli import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE, check=False)
+    assert done.returncode != 0
+    assert len(done.stderr.splitlines()) == 1
+    assert "pip install 'resumed[server]'" in done.stderr
+
+
+def test_the_version_is_told() -> None:
+    """By `resumed --version`."""
+    done = subprocess.run([*COMMAND[:-1], "--version"], capture_output=True, text=True, check=True)
+    assert re.fullmatch(r"resumed \d+\.\d+\.\d+.*\n", done.stdout)
+
+
+def test_console_logs_are_one_line_an_event(tmp_path: Path) -> None:
+    """And no JSON."""
+    done = start_server("--listen", f"unix:{tmp_path}/s", "--log-format", "console", "--drain", "0s")
+    assert eventually(lambda: any("ready" in str(line) for line in done.log_lines()))
+    assert done.stop() == 0
+    texts = [line["text"] for line in done.log_lines()]
+    assert len(texts) == 5
+    for text in texts:
+        with pytest.raises(ValueError, match=r"Expecting|Extra"):
+            json.loads(text)

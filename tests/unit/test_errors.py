@@ -1,0 +1,86 @@
+"""What a caller and the log are told when something fails: never a key, a value or a stack trace."""
+
+from __future__ import annotations
+
+import pytest
+from google.rpc.error_details_pb2 import ErrorInfo
+from structlog.testing import capture_logs
+
+from resumed.v1 import session_store_pb2 as pb
+from resumed_server import errors
+from resumed_server.engines.base import AlreadyExists, EngineError, EngineFull, EngineUnavailable
+from resumed_server.errors import InvalidField, Unimplemented, status_of
+
+SECRET = "f00dbeef"
+REQUEST = pb.PutRequest(namespace="shop", key=SECRET.encode(), value=SECRET.encode())
+
+
+@pytest.fixture(autouse=True)
+def _nothing_logged_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each test starts with a log that has room for every cause."""
+    monkeypatch.setattr(errors, "_last_logged", {})
+
+
+def raised(error: Exception) -> Exception:
+    """Return `error` with a traceback through a frame whose variables hold a secret."""
+    secret = SECRET
+    try:
+        if secret:
+            raise error
+    except type(error) as caught:
+        return caught
+    raise AssertionError
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "reason"),
+    [
+        (InvalidField("ttl", "must be above zero"), 3, pb.ERROR_REASON_INVALID_FIELD),
+        (AlreadyExists("cause"), 6, pb.ERROR_REASON_WRITE_ONCE),
+        (EngineFull("cause"), 8, pb.ERROR_REASON_STORE_FULL),
+        (EngineUnavailable("cause"), 14, pb.ERROR_REASON_ENGINE_UNAVAILABLE),
+        (Unimplemented("Watch"), 12, pb.ERROR_REASON_UNIMPLEMENTED),
+        (EngineError("cause"), 13, pb.ERROR_REASON_INTERNAL),
+        (KeyError(SECRET), 13, pb.ERROR_REASON_INTERNAL),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_every_error_has_one_code_one_reason_and_a_fixed_text(
+    error: Exception, code: int, reason: pb.ErrorReason
+) -> None:
+    """The table, whole."""
+    status = status_of(raised(error), REQUEST)
+    assert status.code == code
+    (detail,) = [detail for detail in status.details if detail.Is(ErrorInfo.DESCRIPTOR)]
+    info = ErrorInfo()
+    detail.Unpack(info)
+    assert (info.reason, info.domain) == (pb.ErrorReason.Name(reason), "resumed.v1")
+    assert "cause" not in str(status)
+    assert SECRET not in str(status)
+
+
+def test_the_log_gets_the_type_and_the_way_of_an_unknown_error_and_no_secret() -> None:
+    """Neither its text nor the variables on the way."""
+    with capture_logs() as logged:
+        status_of(raised(KeyError(SECRET)), REQUEST)
+    (line,) = logged
+    assert (line["event"], line["log_level"], line["error"]) == ("internal error", "error", "KeyError")
+    assert "test_errors.py" in line["where"]
+    assert SECRET not in str(line)
+
+
+def test_the_log_gets_what_an_engine_says_once_in_a_while() -> None:
+    """An outage must not fill the disk."""
+    with capture_logs() as logged:
+        for _ in range(100):
+            status_of(EngineUnavailable("the disk is gone"), REQUEST)
+            status_of(EngineFull("no room"), REQUEST)
+    assert [line["cause"] for line in logged] == ["the disk is gone", "no room"]
+
+
+@pytest.mark.parametrize("error", [InvalidField("ttl", "x"), AlreadyExists("x"), Unimplemented("Watch")])
+def test_what_the_caller_got_wrong_is_not_logged(error: Exception) -> None:
+    """Nobody fills the log from outside."""
+    with capture_logs() as logged:
+        status_of(error, REQUEST)
+    assert not logged

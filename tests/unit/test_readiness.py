@@ -1,0 +1,42 @@
+"""Health follows the engine, and the log tells each change once."""
+
+from __future__ import annotations
+
+from typing import cast
+
+from grpc_health.v1.health import HealthServicer
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from structlog.testing import capture_logs
+
+from resumed_server.app import SERVICE_NAME, _Readiness
+from resumed_server.engines.base import Engine, EngineUnavailable
+
+
+class Moody:
+    """An engine that answers probes as it is told."""
+
+    error: Exception | None = None
+
+    def probe(self) -> None:
+        """Raise what it was told to."""
+        if self.error:
+            raise self.error
+
+
+def test_health_follows_the_engine_and_each_change_is_one_log_line() -> None:
+    """Not serving before the first answer; any failure of the engine counts, also one that it did not foresee."""
+    health, moody = HealthServicer(), Moody()
+    engine = cast("Engine", moody)
+    readiness = _Readiness(health)
+
+    def statuses() -> set[int]:
+        return {health.Check(HealthCheckRequest(service=name), None).status for name in ("", SERVICE_NAME)}
+
+    assert statuses() == {HealthCheckResponse.NOT_SERVING}
+    with capture_logs() as logged:
+        for error in (None, None, EngineUnavailable("gone"), EngineUnavailable("gone"), KeyError("secret"), None):
+            moody.error = error
+            readiness.follow(engine)
+            assert statuses() == {HealthCheckResponse.NOT_SERVING if error else HealthCheckResponse.SERVING}
+    assert [line["event"] for line in logged] == ["ready", "not ready", "ready"]
+    assert logged[1]["cause"] == "gone"
