@@ -14,6 +14,7 @@ import resumed
 from support.tls import CERTIFICATE, Client, Frontend
 
 if TYPE_CHECKING:
+    import socket
     from pathlib import Path
 
     from support.server import RunningServer
@@ -92,7 +93,7 @@ def visit_elsewhere(program: Program, client: Client, body: str, keyring_file: P
         def __init__(self) -> None:
             pass
 
-        def serve(self, connection):  # type: ignore[no-untyped-def]
+        def serve(self, connection: socket.socket) -> None:
             with connection:
                 ran.append(program.run(body, connection.fileno()))
 
@@ -112,7 +113,7 @@ def test_a_frontend_that_exits_leaves_its_sessions(
 def test_a_frontend_killed_after_its_put_leaves_its_sessions(
     program: Program, client: Client, keyring_file: Path, store: RunningServer
 ) -> None:
-    """kill -9: the store keeps what it has."""
+    """After kill -9 the store keeps what it has."""
     body = "peer = serve(connection()); shim.flush(); os.kill(os.getpid(), signal.SIGKILL)"
     assert visit_elsewhere(program, client, body, keyring_file, store)
 

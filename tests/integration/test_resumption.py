@@ -39,7 +39,7 @@ def test_without_the_shim_the_other_frontend_does_not_resume(stack: Stack, clien
 def test_a_connection_cut_by_the_peer_leaves_its_session(
     store: RunningServer, keyring: resumed.Keyring, stack: Stack, client: Client
 ) -> None:
-    """OpenSSL calls remove for every connection that ends without our close_notify: the session stays (RFC 5246 7.2.1)."""
+    """OpenSSL calls remove whenever our close_notify was not sent: the session stays (RFC 5246 7.2.1)."""
     frontend = Frontend(stack, store.target, keyring)
     session = client.visit(frontend).session
     assert frontend.shim.flush()
@@ -173,4 +173,5 @@ class Clock:
     ahead = 0.0
 
     def __call__(self) -> float:
+        """Return Unix seconds."""
         return time.time() + self.ahead

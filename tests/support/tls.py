@@ -1,4 +1,4 @@
-"""TLS frontends inside the test's process, and a client that can do what a test needs: real handshakes over socket pairs."""
+"""TLS frontends inside the test's process, and a client that can misbehave: real handshakes over socket pairs."""
 
 from __future__ import annotations
 
@@ -30,11 +30,9 @@ CERTIFICATE = CA.issue_cert("localhost")
 
 def server_context(stack: Stack, *, certificate: trustme.LeafCert = CERTIFICATE) -> Any:
     """Return a context for servers, as an application would make it."""
-    context: Any
-    if stack == "ssl":
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    else:
-        context = SSL.Context(SSL.TLS_SERVER_METHOD)
+    context: Any = (
+        SSL.Context(SSL.TLS_SERVER_METHOD) if stack == "pyopenssl" else ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    )
     certificate.configure_cert(context)
     return context
 
@@ -57,6 +55,7 @@ class Frontend:
         self.context = server_context(stack)
         self.shim: Any = None
         if target is not None:
+            assert keyring is not None
             options.setdefault("namespace", "shop")
             self.shim = resumed.install(self.context, target=target, keyring=keyring, **options)
 

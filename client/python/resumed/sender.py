@@ -139,7 +139,7 @@ class Sender:
                     self._send()
                 else:
                     self._try_again()
-            except Exception:  # noqa: BLE001, PERF203  # a defect must not end the thread: all later Puts would be lost in silence
+            except Exception:  # noqa: BLE001  # a defect must not end the thread: all later Puts would be lost in silence
                 _log.exception("sending to the store failed")
                 self._pause(PROBE_SECONDS)
 
