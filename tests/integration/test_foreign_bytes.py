@@ -1,0 +1,217 @@
+"""What comes from a peer or from the store is foreign: no bytes of either resume, alert or crash."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import random
+from typing import TYPE_CHECKING
+
+import pytest
+
+from resumed.sealing import Keyring, StoreKeys
+from resumed.store import StoredSession
+from support.tls import STACKS, VERSIONS, Client, Frontend
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import Iterator
+
+    from support.server import RunningServer
+    from support.tls import Stack
+
+OTHER_FLEET = Keyring.from_keys([bytes(32)])
+
+
+class DishonestStore:
+    """Stands in for the SessionStore of a shim: counts the look-ups and answers each with `answer`."""
+
+    target, namespace, deadline = "dishonest", "shop", 0.05
+
+    def __init__(self, answer: bytes | None = None) -> None:
+        self.answer = answer
+        self.calls = 0
+
+    def get(self, _key: bytes, *, deadline: float = 0.05) -> StoredSession | None:
+        """Answer a look-up."""
+        self.calls += 1
+        return None if self.answer is None else StoredSession(self.answer, 100.0)
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+class Scene:
+    """A frontend with one session of its own, as OpenSSL sees it through the get callback."""
+
+    def __init__(self, store: RunningServer, keyring: Keyring, stack: Stack, version: ssl.TLSVersion) -> None:
+        self.client = Client(version)
+        self.frontend = Frontend(stack, store.target, keyring)
+        self.binding = self.frontend.shim._binding
+        self.shim = self.frontend.shim._shim
+        self.keyring = keyring
+        seen: list[tuple[bytes, bytes]] = []
+        negotiated = self.shim.negotiated
+
+        def spy(session_id: bytes, serialized: bytes, remaining: int, *, last: bool) -> None:
+            seen.append((session_id, serialized))
+            negotiated(session_id, serialized, remaining, last=last)
+
+        self.shim.negotiated = spy
+        self.session = self.client.visit(self.frontend).session
+        self.frontend.shim.flush()
+        self.session_id, self.serialized = seen[-1]
+        self.store_key = StoreKeys("shop").key(self.session_id)
+        self.sealed = keyring.seal(self.store_key, self.serialized, 2**32)
+
+    def ask(self, session_id: bytes) -> int | None:
+        """Call the get callback as OpenSSL does, and free what it returns; return whether it was a session."""
+        copy = ctypes.c_int(1)
+        buffer = ctypes.create_string_buffer(session_id, max(len(session_id), 1))
+        session: int | None = self.binding._on_get(0, ctypes.addressof(buffer), len(session_id), ctypes.addressof(copy))
+        assert copy.value == 0
+        if session:
+            self.binding._library.SSL_SESSION_free(session)
+        return session
+
+
+@pytest.fixture(params=[(stack, version) for stack in STACKS for version in VERSIONS], ids=str)
+def scene(request: pytest.FixtureRequest, store: RunningServer, keyring: Keyring) -> Scene:
+    """Each stack and version."""
+    return Scene(store, keyring, *request.param)
+
+
+def malformed(scene: Scene, number: int, source: random.Random) -> Iterator[bytes]:
+    """Yield values that must not resume, of every kind there is."""
+    sealed, key, plain = scene.sealed, scene.store_key, scene.serialized
+    other_key = StoreKeys("bank").key(scene.session_id)
+    other_format = StoreKeys("shop", "go").key(scene.session_id)
+    fixed = [
+        b"",
+        b"\x00",
+        b"\x01",
+        bytes(65_536),
+        os.urandom(65_536),
+        plain,
+        Keyring.plaintext().seal(key, plain, 2**32),
+        OTHER_FLEET.seal(key, plain, 2**32),
+        scene.keyring.seal(other_key, plain, 2**32),
+        scene.keyring.seal(other_format, plain, 2**32),
+        scene.keyring.seal(key, plain, 1),
+        scene.keyring.seal(key, b"", 2**32),
+        scene.keyring.seal(key, plain + b"\0", 2**32),
+        scene.keyring.seal(key, plain[:-1], 2**32),
+        scene.keyring.seal(key, b"a Go session, say", 2**32),
+        scene.keyring.seal(key, os.urandom(60_000), 2**32),
+    ]
+    yield from fixed
+    for _ in range((number - len(fixed)) // 3):
+        flipped = bytearray(sealed)
+        flipped[source.randrange(len(sealed))] ^= 1 << source.randrange(8)
+        yield bytes(flipped)
+        yield sealed[: source.randrange(len(sealed))]
+        yield source.randbytes(source.randrange(400))
+
+
+def test_10000_malformed_values_are_misses(scene: Scene) -> None:
+    """Flipped, cut, expired, of another format, namespace, fleet or length: the get callback returns nothing."""
+    dishonest = DishonestStore()
+    scene.shim._store = dishonest
+    dishonest.answer = scene.sealed
+    assert scene.ask(scene.session_id), "the scene itself works"
+    source = random.Random(7400)
+    for value in malformed(scene, 10_000, source):
+        dishonest.answer = value
+        assert scene.ask(scene.session_id) is None
+    reasons = scene.frontend.shim.stats.misses
+    assert {"malformed", "unknown-key", "not-authentic", "expired", "undecodable"} == set(reasons)
+    assert dishonest.calls > 9_900
+
+
+def test_a_mutated_session_that_is_authentic_crashes_nothing(scene: Scene) -> None:
+    """Even who holds the key and writes nonsense only makes d2i_SSL_SESSION refuse, or decode something else."""
+    dishonest = DishonestStore()
+    scene.shim._store = dishonest
+    source = random.Random(7400)
+    for _ in range(3_000):
+        mutated = bytearray(scene.serialized)
+        for _ in range(source.randrange(1, 4)):
+            mutated[source.randrange(len(mutated))] = source.randrange(256)
+        dishonest.answer = scene.keyring.seal(scene.store_key, bytes(mutated), 2**32)
+        scene.ask(scene.session_id)
+    assert not scene.frontend.shim.stats.misses["internal-error"]
+
+
+def test_malformed_values_make_full_handshakes(scene: Scene) -> None:
+    """No alert reaches the client: the handshake is a full one."""
+    dishonest = DishonestStore()
+    scene.shim._store = dishonest
+    for value in malformed(scene, 60, random.Random(7401)):
+        dishonest.answer = value
+        assert not scene.client.visit(scene.frontend, scene.session).reused
+    assert dishonest.calls >= 60 - 3
+
+
+def test_100000_invented_ids_reach_no_store(scene: Scene) -> None:
+    """Ids of every length, random, of another namespace or fleet: none leaves the frontend."""
+    dishonest = DishonestStore(scene.sealed)
+    scene.shim._store = dishonest
+    source = random.Random(7402)
+    lengths = [0, 1, 31, 33, 64, *[32] * 20]
+    for number in range(25_000):  # four scenes
+        kind = number % 8
+        if kind == 0:
+            invented = scene.keyring.issue_id("bank", 2**31)
+        elif kind == 1:
+            invented = OTHER_FLEET.issue_id("shop", 2**31)
+        elif kind == 2:
+            flipped = bytearray(scene.session_id)
+            flipped[source.randrange(32)] ^= 1 << source.randrange(8)
+            invented = bytes(flipped)
+        else:
+            invented = source.randbytes(source.choice(lengths))
+        assert scene.ask(invented) is None
+    assert dishonest.calls == 0
+    assert scene.frontend.shim.stats.misses["foreign-id"] == 25_000
+
+
+def test_ids_of_any_kind_are_looked_up_where_asked_for(scene: Scene) -> None:
+    """With ids="any" short, NUL-ridden and non-text ids are keys like any other, and overlong ones are not."""
+    dishonest = DishonestStore()
+    scene.shim._store, scene.shim._foreign_ids_miss = dishonest, False
+    for session_id in (b"\0", b"\xff\xfe", bytes(31), b"a\0b", os.urandom(32)):
+        assert scene.ask(session_id) is None
+    assert dishonest.calls == 5
+    for session_id in (b"", bytes(33), bytes(65)):
+        assert scene.ask(session_id) is None
+    assert dishonest.calls == 5
+
+
+def test_a_first_tls_1_3_hello_at_a_tls_1_2_server_asks_nobody(
+    store: RunningServer, keyring: Keyring, stack: Stack
+) -> None:
+    """Such clients send a random id for middleboxes' sake, which a TLS 1.2 server takes for a resumption."""
+    frontend = Frontend(stack, store.target, keyring)
+    if stack == "ssl":
+        frontend.context.maximum_version = VERSIONS[0]
+    else:
+        frontend.context.set_max_proto_version(VERSIONS[0])
+    client = Client(VERSIONS[0])
+    client.context.maximum_version = VERSIONS[1]
+    frontend.shim._shim._store = dishonest = DishonestStore()
+    assert not client.visit(frontend).reused
+    assert frontend.shim.stats.misses == {"foreign-id": 1}
+    assert dishonest.calls == 0
+
+
+def test_a_defect_in_the_shim_is_a_miss(scene: Scene) -> None:
+    """Whatever is raised inside a callback, the handshake goes on."""
+
+    def defect(*_arguments: object, **_more: object) -> None:
+        raise RuntimeError("a defect")
+
+    for name in ("look_up", "negotiated", "ended", "issue_id"):
+        setattr(scene.shim, name, defect)
+    visit = scene.client.visit(scene.frontend, scene.session)
+    assert not visit.reused
+    assert scene.frontend.shim.stats.misses["internal-error"] >= 3

@@ -1,0 +1,169 @@
+"""An outage of the store costs handshakes their resumption, nothing else, and resumption comes back by itself."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import grpc
+
+from support.server import running_server
+from support.tls import PATIENCE, VERSIONS, Client, Frontend
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    import resumed
+    from support.tls import Stack
+
+LONG = 5.0
+"""Seconds that no handshake may take; the deadline of a look-up is a hundredth of it."""
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Wait for something that must come about."""
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < end, "it never came about"
+
+
+def assert_handshakes_go_on(client: Client, frontend: Frontend, session: ssl.SSLSession | None, reason: str) -> None:
+    """Handshakes are full ones, for the stated reason; after three failures (Puts count too) the shim stops asking."""
+    for _ in range(6):
+        visit = client.visit(frontend, session)
+        assert not visit.reused
+        assert visit.seconds < LONG
+    misses = frontend.shim.stats.misses
+    assert 1 <= misses[reason] <= 3, misses
+    assert misses[reason] + misses["breaker-open"] == 6, misses
+    assert frontend.shim.breaker_open
+
+
+def session_of(client: Client, keyring: resumed.Keyring, stack: Stack) -> ssl.SSLSession | None:
+    """Return a session that the fleet issued, and whose store is gone."""
+    with running_server() as server:
+        return client.visit(Frontend(stack, server.target, keyring)).session
+
+
+def free_port() -> int:
+    """Return a port where nobody listens."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port
+
+
+def test_store_down(keyring: resumed.Keyring, stack: Stack, client: Client) -> None:
+    """Nothing listens at the target."""
+    session = session_of(client, keyring, stack)
+    frontend = Frontend(stack, f"127.0.0.1:{free_port()}", keyring)
+    assert_handshakes_go_on(client, frontend, session, "down")
+
+
+def test_store_name_does_not_resolve(keyring: resumed.Keyring, client: Client) -> None:
+    """A target that DNS does not know is a store that is down."""
+    session = session_of(client, keyring, "ssl")
+    frontend = Frontend("ssl", "dns:///store.invalid:7400", keyring)
+    for _ in range(4):
+        assert not client.visit(frontend, session).reused
+    assert set(frontend.shim.stats.misses) <= {"down", "late", "breaker-open"}
+
+
+def test_store_hung_and_back(keyring: resumed.Keyring, stack: Stack, client: Client) -> None:
+    """A stopped process answers nothing: look-ups end at the deadline; when it goes on, so does resumption."""
+    with running_server() as server:
+        frontend = Frontend(stack, server.target, keyring)
+        session = client.visit(frontend).session
+        assert frontend.shim.flush()
+        os.kill(server.process.pid, signal.SIGSTOP)
+        try:
+            assert_handshakes_go_on(client, frontend, session, "late")
+        finally:
+            os.kill(server.process.pid, signal.SIGCONT)
+        until(lambda: client.visit(frontend, session).reused)
+
+
+def test_store_that_accepts_and_never_answers(keyring: resumed.Keyring, stack: Stack, client: Client) -> None:
+    """Something listens, but it does not speak gRPC."""
+    session = session_of(client, keyring, stack)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        frontend = Frontend(stack, f"127.0.0.1:{listener.getsockname()[1]}", keyring)
+        assert_handshakes_go_on(client, frontend, session, "late")
+
+
+def test_store_that_refuses(keyring: resumed.Keyring, stack: Stack, client: Client) -> None:
+    """A store that answers every call with PERMISSION_DENIED is no help either."""
+    session = session_of(client, keyring, stack)
+    with refusing_store() as target:
+        frontend = Frontend(stack, target, keyring)
+        assert_handshakes_go_on(client, frontend, session, "refused")
+
+
+def test_store_killed_and_restarted_keeps_its_sessions(
+    keyring: resumed.Keyring, stack: Stack, client: Client, tmp_path: Path
+) -> None:
+    """With a database of its own, kill -9 loses nothing that was acknowledged."""
+    options = ("--store", f"lmdb://{tmp_path}/sessions")
+    with running_server(*options) as server:
+        target = server.target
+        frontend = Frontend(stack, target, keyring)
+        session = client.visit(frontend).session
+        assert frontend.shim.flush()
+        server.kill()
+        assert not client.visit(frontend, session).reused
+    with running_server(*options, listen=target):
+        until(lambda: client.visit(frontend, session).reused)
+
+
+def test_frontend_started_before_the_store(keyring: resumed.Keyring, stack: Stack, client: Client) -> None:
+    """What was negotiated while the store was away is stored once it is there."""
+    target = f"127.0.0.1:{free_port()}"
+    frontend = Frontend(stack, target, keyring)
+    session = client.visit(frontend).session
+    with running_server(listen=target):
+        until(lambda: client.visit(frontend, session).reused)
+
+
+def test_many_handshakes_at_once_during_an_outage(keyring: resumed.Keyring, stack: Stack) -> None:
+    """Look-ups in flight are bounded; beyond the bound a handshake does not ask."""
+    client = Client(VERSIONS[0])
+    session = session_of(client, keyring, stack)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        target = f"127.0.0.1:{listener.getsockname()[1]}"
+        frontend = Frontend(stack, target, keyring, max_lookups=2, single_use=True, deadline=0.5)
+        threads = [threading.Thread(target=client.visit, args=(frontend, session)) for _ in range(40)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(PATIENCE)
+            assert not thread.is_alive()
+    assert frontend.shim.stats.misses["busy"] > 0
+    assert sum(frontend.shim.stats.misses.values()) == 40
+
+
+@contextlib.contextmanager
+def refusing_store() -> Iterator[str]:
+    """A server that refuses every call."""
+
+    class Refuse(grpc.GenericRpcHandler):
+        def service(self, _details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[bytes, bytes]:
+            return grpc.unary_unary_rpc_method_handler(
+                lambda _request, context: context.abort(grpc.StatusCode.PERMISSION_DENIED, "not you")
+            )
+
+    with ThreadPoolExecutor(2) as pool:
+        server = grpc.server(pool, handlers=[Refuse()])
+        port = server.add_insecure_port("127.0.0.1:0")
+        server.start()
+        try:
+            yield f"127.0.0.1:{port}"
+        finally:
+            server.stop(None).wait()
