@@ -57,6 +57,7 @@ class Binding:
             raise UnsupportedContext(
                 "this context accepts early data, which can be replayed across a fleet; set max_early_data to 0"
             )
+        self._gone = False
         self._previous = self._current()
         if any(self._previous) and not replace:
             raise UnsupportedContext("this context already has session callbacks; pass replace=True to replace them")
@@ -74,8 +75,7 @@ class Binding:
         addresses = [ctypes.cast(trampoline, c_void_p).value or 0 for trampoline in self._trampolines]
         self._own, self._own_id = tuple(addresses[:3]), addresses[3]
         library.SSL_CTX_up_ref(pointer)  # until the finalizer has unset the callbacks
-        self._finalizer = weakref.finalize(context, self._release)
-        self._finalizer.atexit = False  # see _leave
+        weakref.finalize(context, self._release).atexit = False  # at exit see _leave
         self._install()
         _live.add(self)
 
@@ -100,7 +100,7 @@ class Binding:
         OpenSSL has no getter for the session id context and the id generator: they become what the Python module sets
         itself. Does nothing if the callbacks were replaced since, or the context is gone.
         """
-        if not self._finalizer.alive or self._current() != self._own:
+        if self._current() != self._own:
             return
         mode, no_ticket, timeout = self._previous_settings
         self._set(self._previous, 0)
@@ -123,6 +123,8 @@ class Binding:
             raise UnsupportedContext("libssl does not give the callbacks back that were set; please report this")
 
     def _current(self) -> tuple[int, ...]:
+        if self._gone:
+            return (0, 0, 0)
         library, pointer = self._library, self._pointer
         return (
             library.SSL_CTX_sess_get_new_cb(pointer) or 0,
@@ -147,6 +149,7 @@ class Binding:
     def _release(self) -> None:
         """Let go of a context that Python has let go of. SSL objects that C still holds call nothing any more."""
         self._unset()
+        self._gone = True
         self._library.SSL_CTX_free(self._pointer)
         _live.discard(self)
         self._shim.close(timeout=0)

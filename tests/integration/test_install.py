@@ -1,0 +1,200 @@
+"""install() takes a context over, gives it back as it was, and refuses what cannot work."""
+
+from __future__ import annotations
+
+import gc
+import os
+import ssl
+import subprocess
+import sys
+import threading
+import weakref
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import resumed
+from support.tls import STACKS, VERSIONS, Client, Frontend, client_context, server_context
+
+if TYPE_CHECKING:
+    from support.server import RunningServer
+    from support.tls import Stack
+
+KEYRING = resumed.Keyring.from_keys([os.urandom(32)])
+ARGUMENTS: dict[str, Any] = {"target": "127.0.0.1:1", "namespace": "shop", "keyring": KEYRING}
+
+
+def settings(context: Any, installation: resumed.Installation) -> tuple[object, ...]:
+    """Return what OpenSSL says of a context."""
+    library, pointer = installation._binding._library, installation._binding._pointer
+    return (
+        library.SSL_CTX_ctrl(pointer, 45, 0, None),
+        library.SSL_CTX_get_options(pointer),
+        library.SSL_CTX_get_timeout(pointer),
+    )
+
+
+def test_the_callbacks_can_be_read_back(stack: Stack) -> None:
+    """The getters give what is set, and None after uninstall()."""
+    context = server_context(stack)
+    shim = resumed.install(context, **ARGUMENTS)
+    assert shim.new_callback
+    assert shim.get_callback
+    assert shim.remove_callback
+    shim.uninstall()
+    assert (shim.new_callback, shim.get_callback, shim.remove_callback) == (None, None, None)
+
+
+def test_an_installation_outlives_its_context_harmlessly(stack: Stack) -> None:
+    """Nothing reads the SSL_CTX after it is gone."""
+    shim = resumed.install(server_context(stack), **ARGUMENTS)
+    gc.collect()
+    assert shim.get_callback is None
+    shim.uninstall()
+
+
+def test_uninstall_gives_the_context_back_as_it_was(store: RunningServer, stack: Stack, client: Client) -> None:
+    """Callbacks, cache mode, tickets and timeout are those from before, and the context works on."""
+    context = server_context(stack)
+    untouched = settings(context, probe := resumed.install(context, **ARGUMENTS))
+    probe.uninstall()
+    before = settings(context, probe)
+    assert before != untouched
+    frontend = Frontend(stack, store.target, KEYRING)
+    during = client.visit(frontend).session
+    frontend.shim.uninstall()
+    assert settings(frontend.context, frontend.shim) == before
+    assert not client.visit(frontend, during).reused
+    own = client.visit(frontend).session
+    assert client.visit(frontend, own).reused, "the stack's own resumption works again"
+
+
+def test_a_context_that_has_callbacks_is_refused_unless_told_to_replace(stack: Stack) -> None:
+    """And replacing puts the earlier ones back in the end."""
+    context = server_context(stack)
+    first = resumed.install(context, **ARGUMENTS)
+    with pytest.raises(resumed.UnsupportedContext, match="replace=True"):
+        resumed.install(context, **ARGUMENTS)
+    address = first._binding._current()
+    second = resumed.install(context, **ARGUMENTS, replace=True)
+    assert second._binding._current() != address
+    first.uninstall()
+    assert second._binding._current() != address, "an uninstall does not undo somebody else's install"
+    second.uninstall()
+    assert second._binding._current() == address
+
+
+@pytest.mark.parametrize(
+    ("context", "complaint"),
+    [
+        (object(), "need an ssl.SSLContext"),
+        (None, "need an ssl.SSLContext"),
+        (client_context(VERSIONS[0]), "for clients"),
+    ],
+)
+def test_what_is_no_server_context_is_refused(context: object, complaint: str) -> None:
+    """The message says what is needed."""
+    with pytest.raises(resumed.UnsupportedContext, match=complaint):
+        resumed.install(context, **ARGUMENTS)
+
+
+@pytest.mark.parametrize("namespace", ["", "Shop", "a b", "x" * 64, "a/b", "\n"])
+def test_a_malformed_namespace_is_refused(namespace: str) -> None:
+    """The message says what a namespace is."""
+    with pytest.raises(ValueError, match="1 to 63 characters"):
+        resumed.install(server_context("ssl"), **{**ARGUMENTS, "namespace": namespace})
+
+
+def test_a_keyring_that_is_missing_is_refused(tmp_path: Path) -> None:
+    """Before anything is set."""
+    context = server_context("ssl")
+    with pytest.raises(resumed.KeyringError):
+        resumed.install(context, **{**ARGUMENTS, "keyring": tmp_path / "nowhere"})
+    resumed.install(context, **ARGUMENTS)
+
+
+def test_a_context_that_goes_takes_everything_with_it(stack: Stack) -> None:
+    """Binding, shim, thread and descriptors live no longer than the context."""
+    gc.collect()
+    threads, descriptors = threading.active_count(), descriptors_open()
+    references: list[weakref.ref[Any]] = []
+    for _ in range(20):
+        context = server_context(stack)
+        installation = resumed.install(context, **ARGUMENTS)
+        installation._shim._sender.probe()  # starts its thread, as a session would
+        installation._shim._breaker.closed = False
+        references.append(weakref.ref(installation._binding))
+        references.append(weakref.ref(installation._shim))
+        thread = installation._shim._sender._thread
+        del context, installation
+        gc.collect()
+        assert thread is not None
+        thread.join(10)
+        assert not thread.is_alive()
+    gc.collect()
+    assert not [reference for reference in references if reference()]
+    assert threading.active_count() == threads
+    assert descriptors_open() <= descriptors
+
+
+def descriptors_open() -> int:
+    """Return how many descriptors this process has open."""
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def test_an_installation_need_not_be_kept(store: RunningServer, stack: Stack, client: Client) -> None:
+    """The context keeps alive what C points to."""
+    frontend = Frontend(stack, store.target, KEYRING)
+    frontend.shim = None
+    gc.collect()
+    assert client.visit(frontend, client.visit(frontend).session).reused
+
+
+@pytest.mark.parametrize("count", [0, 1, 5])
+def test_the_number_of_tickets_stays_the_users(store: RunningServer, count: int) -> None:
+    """Each ticket is a session of its own, and every one resumes."""
+    frontend = Frontend("ssl", store.target, KEYRING)
+    frontend.context.num_tickets = count
+    client = Client(ssl.TLSVersion.TLSv1_3)
+    client.visit(frontend)
+    assert frontend.shim.flush()
+    assert frontend.shim.stats.puts["stored"] == count
+
+
+def test_client_certificates_travel_with_the_session(store: RunningServer, stack: Stack, client: Client) -> None:
+    """A session with a client certificate resumes, and the certificate is still known."""
+    from support.tls import CA
+
+    frontends = [Frontend(each, store.target, KEYRING, namespace="mutual") for each in (stack, "ssl")]
+    for frontend in frontends:
+        if frontend.stack == "ssl":
+            frontend.context.verify_mode = ssl.CERT_REQUIRED
+        else:
+            from OpenSSL import SSL
+
+            frontend.context.set_verify(SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT, lambda *_: True)
+        CA.configure_trust(frontend.context)
+    CA.issue_cert("client.example").configure_cert(client.context)
+    session = client.visit(frontends[0]).session
+    assert client.visit(frontends[1], session).reused
+
+
+def test_without_pyelftools_the_message_says_what_to_install() -> None:
+    """Only wheels need it, and only for pyOpenSSL."""
+    code = (
+        "import sys; sys.modules['elftools'] = None; sys.modules['elftools.elf.elffile'] = None\n"
+        "import resumed; from OpenSSL import SSL\n"
+        "try: resumed.install(SSL.Context(SSL.TLS_SERVER_METHOD), target='x', namespace='x', "
+        "keyring=resumed.Keyring.plaintext())\n"
+        "except resumed.UnsupportedContext as error: print(error)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert "pip install 'resumed[pyopenssl]'" in result.stdout
+
+
+def test_the_stacks_do_not_share_a_libssl() -> None:
+    """Two libraries in one process, each with its own functions: what these tests cross is real."""
+    installations = [resumed.install(server_context(stack), **ARGUMENTS) for stack in STACKS]
+    versions = [each._binding._library.OpenSSL_version_num() for each in installations]
+    assert versions[0] == ssl.OPENSSL_VERSION_NUMBER

@@ -1,0 +1,436 @@
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import resumed
+from resumed.breaker import Breaker
+from resumed.sealing import Keyring
+from resumed.sender import QUEUE_BYTES, Outgoing, Sender
+from resumed.shim import Shim
+from resumed.stats import BUCKETS, Recorder
+from resumed.store import Put, Remove, SessionStore, StoredSession
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+PATIENCE = 10.0
+KEYRING = Keyring.from_keys([os.urandom(32)])
+
+
+class FakeStore(SessionStore):
+    """A store in a dictionary, whose calls wait for `gate` and fail with `failure`."""
+
+    def __init__(self, deadline: float = 5.0) -> None:
+        super().__init__("fake", namespace="shop", deadline=deadline)
+        self.kept: dict[bytes, bytes] = {}
+        self.gets: list[bytes] = []
+        self.batches: list[list[resumed.store.Operation]] = []
+        self.gate = threading.Event()
+        self.gate.set()
+        self.failure: Exception | None = None
+        self.refuses = False
+
+    def _pass(self) -> None:
+        assert self.gate.wait(PATIENCE)
+        if self.failure:
+            raise self.failure
+
+    def get(self, key: bytes, *, deadline: float | None = None) -> StoredSession | None:
+        """Look up."""
+        self.gets.append(key)
+        self._pass()
+        return StoredSession(self.kept[key], 1.0) if key in self.kept else None
+
+    def take(self, key: bytes, *, deadline: float | None = None) -> StoredSession | None:
+        """Look up and remove."""
+        found = self.get(key)
+        self.kept.pop(key, None)
+        return found
+
+    def batch(
+        self, operations: Sequence[resumed.store.Operation], *, deadline: float | None = None
+    ) -> list[resumed.store.Result]:
+        """Carry out Puts and Removes."""
+        self._pass()
+        self.batches.append(list(operations))
+        results: list[resumed.store.Result] = []
+        for operation in operations:
+            if self.refuses:
+                results.append(resumed.AlreadyExists("no"))
+            elif isinstance(operation, Put):
+                self.kept[operation.key] = operation.value
+                results.append(operation.ttl)
+            else:
+                results.append(self.kept.pop(operation.key, None) is not None)
+        return results
+
+
+class Clock:
+    """A wall clock that stands still."""
+
+    now = 1_800_000_000.0
+
+    def __call__(self) -> float:
+        """Return Unix seconds."""
+        return self.now
+
+
+def shim_on(store: FakeStore, **options: Any) -> tuple[Shim, Clock]:
+    """Return a shim and its clock."""
+    clock = Clock()
+    return Shim(store, KEYRING, clock=clock, **options), clock
+
+
+def decode(serialized: bytes, remaining: int) -> int | None:
+    """Decode a session as its length."""
+    return len(serialized) * 1_000_000 + remaining
+
+
+def negotiate(shim: Shim, remaining: int = 7200) -> bytes:
+    """Store a session of ten bytes and return its id."""
+    session_id = shim.issue_id()
+    shim.negotiated(session_id, b"serialized", remaining, last=True)
+    assert shim.flush(PATIENCE)
+    return session_id
+
+
+class TestLookUps:
+    """A look-up asks at most once for what is worth asking."""
+
+    def test_what_was_negotiated_is_found_with_the_rest_of_its_life(self) -> None:
+        """The life of a session counts from its negotiation."""
+        shim, clock = shim_on(FakeStore())
+        session_id = negotiate(shim)
+        clock.now += 200
+        assert shim.look_up(session_id, decode) == 10_007_000
+        assert shim.stats.hits == {"store": 1}
+
+    def test_a_session_of_a_resumed_connection_keeps_the_rest_it_had(self) -> None:
+        """What OpenSSL says remains is believed, and never more than the lifetime."""
+        shim, _ = shim_on(FakeStore())
+        assert shim.look_up(negotiate(shim, remaining=50), decode) == 10_000_050
+        assert shim.look_up(negotiate(shim, remaining=10**6), decode) == 10_007_200
+
+    @pytest.mark.parametrize("remaining", [0, -1])
+    def test_a_session_with_no_life_left_is_not_stored(self, remaining: int) -> None:
+        """Nothing goes out that could not come back."""
+        store = FakeStore()
+        shim, _ = shim_on(store)
+        negotiate(shim, remaining)
+        assert not store.batches
+        assert shim.stats.puts == {"unresumable": 1}
+
+    def test_an_old_id_asks_nobody(self) -> None:
+        """An id older than the lifetime cannot have a session."""
+        store = FakeStore()
+        shim, clock = shim_on(store, lifetime=100)
+        session_id = negotiate(shim)
+        clock.now += 101
+        assert shim.look_up(session_id, decode) is None
+        assert not store.gets
+        assert shim.stats.misses == {"old-id": 1}
+
+    def test_clocks_that_differ_by_minutes_resume(self) -> None:
+        """An id from the future was issued by a frontend whose clock is ahead."""
+        shim, clock = shim_on(FakeStore())
+        session_id = negotiate(shim)
+        clock.now -= 300
+        assert shim.look_up(session_id, decode) is not None
+
+    def test_a_fresh_id_is_asked_for_again(self) -> None:
+        """Its Put may be on its way: a client that comes back at once resumes."""
+        store = FakeStore()
+        shim, _ = shim_on(store)
+        session_id = shim.issue_id()
+        get = store.get
+
+        def late(key: bytes, *, deadline: float | None = None) -> StoredSession | None:
+            found = get(key)
+            shim.negotiated(session_id, b"serialized", 100, last=True)
+            assert shim.flush(PATIENCE)
+            return found
+
+        store.get = late  # type: ignore[method-assign]
+        assert shim.look_up(session_id, decode) is not None
+        assert shim.stats.hits == {"fresh": 1}
+
+    def test_an_id_that_is_not_fresh_is_asked_for_once(self) -> None:
+        """Nothing is on its way any more."""
+        store = FakeStore()
+        shim, clock = shim_on(store)
+        session_id = shim.issue_id()
+        clock.now += 11
+        assert shim.look_up(session_id, decode) is None
+        assert len(store.gets) == 1
+        assert shim.stats.misses == {"unknown": 1}
+
+    def test_concurrent_look_ups_of_one_id_are_one_call(self) -> None:
+        """And each handshake decodes a session of its own."""
+        store = FakeStore()
+        shim, _ = shim_on(store)
+        session_id = negotiate(shim)
+        store.gate.clear()
+        found: list[int | None] = []
+        threads = [threading.Thread(target=lambda: found.append(shim.look_up(session_id, decode))) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        while not store.gets:
+            time.sleep(0)
+        [flight] = shim._flights.values()
+        while len(flight.landed._cond._waiters) < 7:  # type: ignore[attr-defined]
+            time.sleep(0)
+        store.gate.set()
+        for thread in threads:
+            thread.join(PATIENCE)
+        assert len(store.gets) == 1
+        assert len([each for each in found if each]) == 8
+        assert shim.stats.hits == {"store": 1, "shared": 7}
+
+    def test_single_use_look_ups_are_never_shared(self) -> None:
+        """Of two handshakes at once, one gets the session."""
+        store = FakeStore()
+        shim, _ = shim_on(store, single_use=True)
+        session_id = negotiate(shim)
+        found: list[int | None] = []
+        threads = [threading.Thread(target=lambda: found.append(shim.look_up(session_id, decode))) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(PATIENCE)
+        assert len([each for each in found if each]) == 1
+
+    def test_look_ups_in_flight_are_bounded(self) -> None:
+        """Beyond the bound a handshake does not ask."""
+        store = FakeStore()
+        shim, _ = shim_on(store, max_lookups=1)
+        one, other = negotiate(shim), negotiate(shim)
+        store.gate.clear()
+        thread = threading.Thread(target=shim.look_up, args=(one, decode))
+        thread.start()
+        while not store.gets:
+            time.sleep(0)
+        assert shim.look_up(other, decode) is None
+        store.gate.set()
+        thread.join(PATIENCE)
+        assert shim.stats.misses == {"busy": 1}
+        assert shim.look_up(other, decode) is not None
+
+    def test_an_undecodable_session_is_a_miss(self) -> None:
+        """What OpenSSL refuses was not a session."""
+        shim, _ = shim_on(FakeStore())
+        assert shim.look_up(negotiate(shim), lambda _serialized, _remaining: None) is None
+        assert shim.stats.misses == {"undecodable": 1}
+
+
+class TestEnds:
+    """How a connection ended decides about its sessions."""
+
+    @pytest.mark.parametrize("reason", [0, 294])
+    def test_a_cut_connection_keeps_its_sessions(self, reason: int) -> None:
+        """RFC 5246 section 7.2.1."""
+        shim, _ = shim_on(FakeStore())
+        session_id = negotiate(shim)
+        shim.ended([session_id], reason)
+        assert shim.flush(PATIENCE)
+        assert shim.look_up(session_id, decode) is not None
+        assert shim.stats.removals == {"kept": 1}
+
+    def test_a_fatal_alert_removes_them(self) -> None:
+        """RFC 5246 section 7.2.2."""
+        shim, _ = shim_on(FakeStore())
+        ids = [negotiate(shim), negotiate(shim)]
+        shim.ended(ids, 281)
+        assert shim.flush(PATIENCE)
+        assert [shim.look_up(each, decode) for each in ids] == [None, None]
+        assert shim.stats.removals == {"fatal-error": 2}
+
+
+class TestOutages:
+    """A store that fails is not asked for long, and found again by itself."""
+
+    def test_the_breaker_opens_and_closes_by_itself(self, caplog: pytest.LogCaptureFixture) -> None:
+        """After three failures no handshake asks; the sender finds out that the store is back."""
+        store = FakeStore()
+        shim, _ = shim_on(store)
+        session_id = negotiate(shim)
+        store.failure = resumed.StoreUnavailable("down")
+        with caplog.at_level(logging.WARNING, "resumed"):
+            assert [shim.look_up(session_id, decode) for _ in range(5)] == [None] * 5
+        assert shim.stats.misses == {"down": 3, "breaker-open": 2}
+        assert shim.breaker_open
+        assert len(caplog.records) == 1
+        store.failure = None
+        end = time.monotonic() + PATIENCE
+        while shim.breaker_open:
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        assert shim.look_up(session_id, decode) is not None
+
+    @pytest.mark.parametrize(
+        ("failure", "reason"),
+        [
+            (resumed.StoreTimeout("x"), "late"),
+            (resumed.StoreUnavailable("x"), "down"),
+            (resumed.StoreError("x"), "refused"),
+        ],
+    )
+    def test_failures_are_told_apart(self, failure: Exception, reason: str) -> None:
+        """An operator sees why resumption rests."""
+        store = FakeStore()
+        shim, _ = shim_on(store)
+        store.failure = failure
+        shim.look_up(shim.issue_id(), decode)
+        assert shim.stats.misses == {reason: 1}
+
+    def test_once_closed_by_a_trial_a_single_failure_opens_it_again(self) -> None:
+        """A store that comes and goes is not trusted at once."""
+        breaker = Breaker()
+        for _ in range(3):
+            assert breaker.closed
+            breaker.failed()
+        assert not breaker.closed
+        breaker.succeeded()
+        assert breaker.closed
+        breaker.failed()
+        assert not breaker.closed
+        breaker.succeeded()
+        breaker.succeeded()
+        breaker.failed()
+        assert breaker.closed
+
+
+class TestSending:
+    """Puts and removals go out in order, in company, and no later than they are worth it."""
+
+    def sender(self, store: FakeStore) -> tuple[Sender, Recorder, Clock]:
+        """Return a sender, its recorder and its clock."""
+        recorder, clock = Recorder(), Clock()
+        return Sender(store, Breaker(), recorder, clock), recorder, clock
+
+    def test_the_tickets_of_one_handshake_are_one_batch(self) -> None:
+        """TLS 1.3 issues two, microseconds apart."""
+        store = FakeStore()
+        shim, _ = shim_on(store, puts="wait")
+        for last in (False, True):
+            shim.negotiated(shim.issue_id(), b"serialized", 100, last=last)
+        assert [len(batch) for batch in store.batches] == [2]
+
+    def test_waiting_ends_when_the_sessions_are_stored(self) -> None:
+        """With puts="wait" a client that comes back at once finds them."""
+        store = FakeStore()
+        shim, _ = shim_on(store, puts="wait")
+        shim.negotiated(shim.issue_id(), b"serialized", 100, last=True)
+        assert len(store.kept) == 1
+
+    def test_plaintext_keyrings_wait_by_default(self) -> None:
+        """Only a sealed id tells that it is fresh, so there is no second ask to rely on."""
+        store = FakeStore()
+        shim = Shim(store, Keyring.plaintext())
+        shim.negotiated(os.urandom(32), b"serialized", 100, last=True)
+        assert len(store.kept) == 1
+
+    def test_what_waits_does_not_live_longer(self) -> None:
+        """The ttl is what is left when it is sent; a session that died in the queue is not sent."""
+        store = FakeStore()
+        sender, recorder, clock = self.sender(store)
+        store.failure = resumed.StoreUnavailable("down")
+        sender.submit(Outgoing(b"a", b"value", clock.now + 100, ""))
+        sender.submit(Outgoing(b"b", b"value", clock.now + 10, ""))
+        clock.now += 60
+        store.failure = None
+        assert sender.flush(PATIENCE)
+        assert store.batches == [[Put(b"a", b"value", 40.0)]]
+        assert recorder.snapshot().puts == {"stored": 1, "expired": 1}
+
+    def test_order_is_kept_over_an_outage(self) -> None:
+        """A removal never overtakes the Put before it."""
+        store = FakeStore()
+        sender, recorder, clock = self.sender(store)
+        store.failure = resumed.StoreUnavailable("down")
+        for number in range(300):
+            sender.submit(Outgoing(b"%d" % number, b"value", clock.now + 100, ""))
+        sender.submit(Outgoing(b"7", None, 0, "fatal-error"))
+        store.failure = None
+        assert sender.flush(PATIENCE)
+        assert b"7" not in store.kept
+        assert len(store.kept) == 299
+        assert recorder.snapshot().puts["stored"] == 300
+        assert recorder.snapshot().removals == {"fatal-error": 1}
+
+    def test_the_queue_is_bounded(self) -> None:
+        """What finds no room is dropped and counted; what waits is sent in the end."""
+        store = FakeStore()
+        sender, recorder, clock = self.sender(store)
+        store.gate.clear()
+        value = bytes(65_000)
+        fitting = QUEUE_BYTES // (len(value) + 256)
+        for number in range(fitting + 5):
+            sender.submit(Outgoing(b"%d" % number, value, clock.now + 100, ""))
+        assert recorder.snapshot().puts == {"dropped": 5}
+        store.gate.set()
+        assert sender.flush(PATIENCE)
+        assert len(store.kept) == fitting
+
+    def test_refusals_are_counted_and_not_repeated(self) -> None:
+        """ALREADY_EXISTS is an answer."""
+        store = FakeStore()
+        store.refuses = True
+        sender, recorder, clock = self.sender(store)
+        sender.submit(Outgoing(b"a", b"value", clock.now + 100, ""))
+        assert sender.flush(PATIENCE)
+        assert recorder.snapshot().puts == {"refused": 1}
+        assert len(store.batches) == 1
+
+    def test_closing_gives_up_after_its_time(self) -> None:
+        """A store that is down does not keep a frontend from ending."""
+        store = FakeStore()
+        store.failure = resumed.StoreUnavailable("down")
+        sender, _, clock = self.sender(store)
+        sender.submit(Outgoing(b"a", b"value", clock.now + 100, ""))
+        assert not sender.close(0.05)
+        assert sender.submit(Outgoing(b"b", b"value", clock.now + 100, "")) == 0
+        thread = sender._thread
+        assert thread is not None
+        thread.join(PATIENCE)
+        assert not thread.is_alive()
+
+    def test_nothing_of_a_session_is_shown(self) -> None:
+        """Neither what waits to be sent nor what came back has a telling repr."""
+        shown = repr(
+            [Outgoing(b"KEY", b"VALUE", 1.0, ""), Outgoing(b"KEY", None, 1.0, ""), StoredSession(b"VALUE", 1.0)]
+        )
+        shown += repr([Put(b"KEY", b"VALUE", 1.0), Remove(b"KEY")])
+        assert "KEY" not in shown
+        assert "VALUE" not in shown
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"lifetime": 0},
+        {"lifetime": 604_801},
+        {"ids": "none"},
+        {"puts": "never"},
+    ],
+)
+def test_arguments_outside_their_range_are_refused(options: dict[str, Any]) -> None:
+    """The message names the argument."""
+    with pytest.raises(ValueError, match=next(iter(options))):
+        shim_on(FakeStore(), **options)
+
+
+def test_look_up_times_are_counted_by_bucket() -> None:
+    """One count for each bound and one for what took longer."""
+    recorder = Recorder()
+    for seconds in (0.00005, 0.0001, 0.03, 9.0):
+        recorder.observe_lookup(seconds)
+    stats = recorder.snapshot()
+    counts = dict(zip((*BUCKETS, float("inf")), stats.lookup_seconds, strict=True))
+    assert {bound: count for bound, count in counts.items() if count} == {0.0001: 2, 0.05: 1, float("inf"): 1}
+    assert stats.lookup_seconds_sum == pytest.approx(9.03015)
