@@ -393,12 +393,25 @@ class TestSending:
         store.failure = resumed.StoreUnavailable("down")
         sender, _, clock = self.sender(store)
         sender.submit(Outgoing(b"a", b"value", clock.now + 100, ""))
-        assert not sender.close(0.05)
+        sender.close(PATIENCE)
         assert sender.submit(Outgoing(b"b", b"value", clock.now + 100, "")) == 0
         thread = sender._thread
         assert thread is not None
         thread.join(PATIENCE)
         assert not thread.is_alive()
+
+    def test_what_was_submitted_before_closing_is_sent_by_and_by(self) -> None:
+        """A context that goes does not take along what it negotiated last."""
+        store = FakeStore()
+        sender, _, clock = self.sender(store)
+        store.gate.clear()
+        sender.submit(Outgoing(b"a", b"value", clock.now + 100, ""))
+        sender.close(0)
+        thread = sender._thread
+        assert thread is not None
+        store.gate.set()
+        thread.join(PATIENCE)
+        assert b"a" in store.kept
 
     def test_nothing_of_a_session_is_shown(self) -> None:
         """Neither what waits to be sent nor what came back has a telling repr."""

@@ -114,13 +114,17 @@ class Sender:
         with self._changed:
             self._wake()
 
-    def close(self, timeout: float) -> bool:
-        """Flush, then stop; return False if something was not sent within `timeout` seconds."""
-        flushed = self.flush(timeout)
+    def close(self, timeout: float) -> None:
+        """Accept nothing more, and wait up to `timeout` seconds until all is sent.
+
+        What is not sent by then the thread still sends, if the store answers; then it disconnects and ends.
+        """
         with self._changed:
             self._closing = True
             self._changed.notify_all()
-        return flushed
+            if self._thread is None:
+                self._store.close()
+            self._changed.wait_for(lambda: not self._queue or not self._breaker.closed, timeout)
 
     def after_fork_in_child(self) -> None:
         """Begin with an empty queue: what was in it the parent sends."""
@@ -142,6 +146,7 @@ class Sender:
             except Exception:  # noqa: BLE001  # a defect must not end the thread: all later Puts would be lost in silence
                 _log.exception("sending to the store failed")
                 self._pause(PROBE_SECONDS)
+        self._store.close()
 
     def _await_work(self) -> bool:
         with self._changed:
@@ -151,7 +156,7 @@ class Sender:
                     lambda: self._urgent > self._finished or len(self._queue) >= BATCH_OPERATIONS or self._closing,
                     LINGER,
                 )
-            return not self._closing
+            return not self._closing or (bool(self._queue) and self._breaker.closed)
 
     def _send(self) -> None:
         with self._changed:

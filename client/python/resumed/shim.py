@@ -207,11 +207,9 @@ class Shim:
         """Wait until all Puts and removals so far are sent; return False if `timeout` seconds passed first."""
         return self._sender.flush(timeout)
 
-    def close(self, timeout: float = 1.0) -> bool:
-        """Flush, stop sending and disconnect; return False if something was not sent within `timeout` seconds."""
-        flushed = self._sender.close(timeout)
-        self._store.close()
-        return flushed
+    def close(self, timeout: float = 1.0) -> None:
+        """Wait up to `timeout` seconds until all is sent, then disconnect; nothing more is stored or removed."""
+        self._sender.close(timeout)
 
     def after_fork_in_child(self) -> None:
         """Begin with no look-up under way, and count from zero."""
