@@ -167,6 +167,67 @@ def test_stateless_tickets_are_not_stored(
     assert frontend.shim.stats.puts["stored"] == 0
 
 
+def test_a_session_of_another_version_makes_a_full_handshake(
+    store: RunningServer, keyring: resumed.Keyring, stack: Stack
+) -> None:
+    """A client that comes back to a frontend with other versions of TLS is served."""
+    client = Client(ssl.TLSVersion.TLSv1_2)
+    session = client.visit(Frontend(stack, store.target, keyring)).session
+    client.context.maximum_version = ssl.TLSVersion.TLSv1_3
+    modern = Frontend(stack, store.target, keyring)
+    if stack == "ssl":
+        modern.context.minimum_version = ssl.TLSVersion.TLSv1_3
+    else:
+        modern.context.set_min_proto_version(ssl.TLSVersion.TLSv1_3)
+    assert not client.visit(modern, session).reused
+
+
+def test_a_tls_1_2_session_keeps_its_cipher_wherever_it_resumes(
+    store: RunningServer, keyring: resumed.Keyring, stack: Stack
+) -> None:
+    """OpenSSL checks a session's cipher against the client's list only: SECURITY.md says what that means."""
+    ciphers = (b"ECDHE-ECDSA-AES128-GCM-SHA256:ECDHE-RSA-AES128-GCM-SHA256", b"AES256+ECDHE")
+    client = Client(ssl.TLSVersion.TLSv1_2)
+    frontends = [Frontend(stack, store.target, keyring) for _ in ciphers]
+    for frontend, cipher in zip(frontends, ciphers, strict=True):
+        if stack == "ssl":
+            frontend.context.set_ciphers(cipher.decode())
+        else:
+            frontend.context.set_cipher_list(cipher)
+    session = client.visit(frontends[0]).session
+    with client.connect(frontends[1], session) as connection:
+        assert connection.tls.session_reused
+        assert connection.tls.cipher()[0].endswith("AES128-GCM-SHA256")
+
+
+def test_a_session_without_extended_master_secret_makes_a_full_handshake_with_it(
+    store: RunningServer, keyring: resumed.Keyring, stack: Stack
+) -> None:
+    """RFC 7627 section 5.3."""
+    client = Client(ssl.TLSVersion.TLSv1_2)
+    frontend = Frontend(stack, store.target, keyring)
+    client.context.options |= NO_EXTENDED_MASTER_SECRET
+    session = client.visit(frontend).session
+    assert client.visit(frontend, session).reused
+    client.context.options ^= NO_EXTENDED_MASTER_SECRET
+    assert not client.visit(frontend, session).reused
+
+
+def test_a_session_with_extended_master_secret_is_refused_without_it(
+    store: RunningServer, keyring: resumed.Keyring, stack: Stack
+) -> None:
+    """RFC 7627 section 5.3: the server MUST abort, since somebody may have stripped the extension."""
+    client = Client(ssl.TLSVersion.TLSv1_2)
+    frontend = Frontend(stack, store.target, keyring)
+    session = client.visit(frontend).session
+    client.context.options |= NO_EXTENDED_MASTER_SECRET
+    with pytest.raises(ssl.SSLError, match="HANDSHAKE_FAILURE"):
+        client.visit(frontend, session)
+
+
+NO_EXTENDED_MASTER_SECRET = 1  # SSL_OP_NO_EXTENDED_MASTER_SECRET
+
+
 class Clock:
     """The real time and an offset."""
 

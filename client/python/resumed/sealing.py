@@ -118,6 +118,7 @@ class Keyring:
         self._keys = tuple(keys)
         self._path = path
         self._version = version
+        self._complaint = ""
         self._next_check = time.monotonic() + _KEYRING_CHECK_SECONDS
 
     @classmethod
@@ -257,8 +258,11 @@ class Keyring:
             if version != self._version:
                 self._keys, self._version = _read_keys(path), version
                 _log.info("keyring read again: %s", ", ".join(key.id.hex() for key in self._keys))
+            self._complaint = ""
         except KeyringError as error:
-            _log.error("keyring not read again, the keys read before stay: %s", error)
+            if str(error) != self._complaint:  # once, not every second
+                _log.error("keyring not read again, the keys read before stay: %s", error)
+            self._complaint = str(error)
 
 
 def _version_of(path: Path) -> object:

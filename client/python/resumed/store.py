@@ -56,6 +56,8 @@ _OPTIONS: list[tuple[str, Any]] = [
     ("grpc.max_reconnect_backoff_ms", 1_000),
     ("grpc.dns_min_time_between_resolutions_ms", 1_000),
     ("grpc.max_receive_message_length", _BATCH_BYTES + (1 << 20)),
+    # The store is part of the fleet; proxies are for the world outside.
+    ("grpc.enable_http_proxy", 0),
     # A store that vanished without a word (a node that lost power) is noticed without traffic to it.
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 5_000),
