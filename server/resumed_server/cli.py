@@ -18,6 +18,7 @@ def _complain(missing: ModuleNotFoundError) -> NoReturn:
 try:
     import typer
 
+    from resumed_server.commands import register
     from resumed_server.config import Settings, UserError, takes_settings, tell
 except ModuleNotFoundError as missing:
     _complain(missing)
@@ -79,6 +80,8 @@ def serve(
 
     raise typer.Exit(run(settings))
 
+
+register(app)
 
 if __name__ == "__main__":
     main()

@@ -197,7 +197,7 @@ def test_a_tls_1_2_session_keeps_its_cipher_wherever_it_resumes(
     session = client.visit(frontends[0]).session
     with client.connect(frontends[1], session) as connection:
         assert connection.tls.session_reused
-        assert connection.tls.cipher()[0].endswith("AES128-GCM-SHA256")
+        assert "AES128-GCM-SHA256" in str(connection.tls.cipher())
 
 
 def test_a_session_without_extended_master_secret_makes_a_full_handshake_with_it(

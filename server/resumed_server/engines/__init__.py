@@ -5,10 +5,12 @@ from __future__ import annotations
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 if TYPE_CHECKING:
     from resumed_server.engines.base import Clock, Engine
+
+_USE = "use lmdb: or lmdb:///path/to/directory"
 
 
 def verify_url(url: str) -> None:
@@ -36,11 +38,11 @@ def open_engine(url: str, *, capacity: int, clock: Clock = time.time) -> Engine:
 
 
 def _path(url: str) -> Path | None:
-    parts = urlsplit(url)
-    if parts.scheme != "lmdb" or parts.netloc or parts.query or parts.fragment:
-        raise ValueError(f"no engine is called {parts.scheme or url!r}: use lmdb: or lmdb:///path/to/directory")
-    if not parts.path:
+    scheme, _, path = url.partition(":")
+    if scheme != "lmdb":
+        raise ValueError(f"no engine is called {scheme!r}: {_USE}")
+    if not path:
         return None
-    if not parts.path.startswith("/"):
-        raise ValueError(f"{url!r} is not absolute: use lmdb:///path/to/directory, with three slashes")
-    return Path(unquote(parts.path))
+    if not path.startswith("///") or not path.strip("/") or "\0" in unquote(path):
+        raise ValueError(f"{url!r} names no directory: {_USE}, with three slashes")
+    return Path(unquote(path[2:]))

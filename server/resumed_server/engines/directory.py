@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import mmap
 import os
 import shutil
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import lmdb
 import structlog
@@ -23,7 +24,7 @@ import structlog
 from resumed_server.engines.base import EngineUnavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 DAMAGE = (
     lmdb.BadDbiError,
@@ -37,8 +38,8 @@ DAMAGE = (
 """What LMDB raises for a file that it cannot read, or not any more."""
 
 _MAX_READERS = 1024
+_LOCK_FILE_BYTES = 128 << 10  # more than the 64 bytes that LMDB needs for each reader
 _SPARE_TRANSACTIONS = 32
-_TABLES = 3
 _PRIVATE_FILE = 0o600
 
 _log = structlog.get_logger()
@@ -49,25 +50,41 @@ class DatabaseDirectory:
 
     Args:
         path: The directory, made if it is not there; None for a private temporary one, which close() deletes.
+        tables: The names of the tables, begun empty.
         map_bytes: How large the file may grow.
 
     Raises:
         EngineUnavailable: The directory cannot be used; the message says why.
     """
 
-    def __init__(self, path: Path | None, *, map_bytes: int) -> None:
+    def __init__(self, path: Path | None, tables: Sequence[bytes], *, map_bytes: int) -> None:
         self._temporary = path is None
-        self.path = path or Path(tempfile.mkdtemp(prefix="resumed-"))
-        self._map_bytes = map_bytes
+        self._names, self._map_bytes = tables, map_bytes
+        self.path = path or Path(tempfile.gettempdir())  # for the message, if that cannot be used
         try:
+            if path is None:
+                self.path = Path(tempfile.mkdtemp(prefix="resumed-"))
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
             with self._alone():
                 self._set_untrusted_aside()
-                self.env = self._open_or_begin_anew()
+                self.env, self.tables = self._open_or_begin_anew()
+                self._inode = self._file.stat().st_ino
                 self._in_use = self._mark_in_use()
         except (OSError, lmdb.Error) as error:
+            if path is None and self.path.name.startswith("resumed-"):
+                shutil.rmtree(self.path, ignore_errors=True)
             cause = error.strerror if isinstance(error, OSError) else str(error)
             raise EngineUnavailable(f"cannot use {self.path} for the database: {cause}") from None
+
+    def is_full(self) -> bool:
+        """Return whether the disk has no room for another page."""
+        return shutil.disk_usage(self.path).free < mmap.PAGESIZE
+
+    def distrusted(self) -> bool:
+        """Return whether another process ran into damage, or has set the file aside already."""
+        with contextlib.suppress(FileNotFoundError):  # deleted under us: as good as before
+            return (self.path / "damaged").exists() or self._file.stat().st_ino != self._inode
+        return False
 
     def report_damage(self) -> None:
         """See to it that the next process to open the database begins a new one."""
@@ -91,12 +108,25 @@ class DatabaseDirectory:
         if self._temporary:
             shutil.rmtree(self.path, ignore_errors=True)
 
-    def _open(self) -> lmdb.Environment:
+    @property
+    def _file(self) -> Path:
+        return self.path / "data.mdb"
+
+    def _open_or_begin_anew(self) -> tuple[Any, list[Any]]:
+        try:
+            return self._open()
+        except DAMAGE as error:
+            self._set_aside(type(error).__name__)
+            return self._open()
+
+    def _open(self) -> tuple[Any, list[Any]]:
+        """Return the LMDB environment and its tables."""
+        self._allocate_lock_file()
         env = lmdb.open(
             str(self.path),
             map_size=self._map_bytes,
             mode=_PRIVATE_FILE,
-            max_dbs=_TABLES,
+            max_dbs=len(self._names),
             max_readers=_MAX_READERS,
             max_spare_txns=_SPARE_TRANSACTIONS,
             # The page cache outlives a killed process; writemap would turn a full disk into SIGBUS.
@@ -105,19 +135,44 @@ class DatabaseDirectory:
             # Nothing is read in order: reading ahead would only evict others' pages.
             readahead=False,
         )
-        env.reader_check()  # what killed processes were reading must not pin old pages
-        file_bytes = (self.path / "data.mdb").stat().st_size
-        if file_bytes < (env.info()["last_pgno"] + 1) * env.stat()["psize"] and env.info()["last_txnid"]:
-            env.close()
-            raise lmdb.InvalidError("the file is shorter than its own index says")
-        return env
-
-    def _open_or_begin_anew(self) -> lmdb.Environment:
         try:
-            return self._open()
-        except DAMAGE as error:
-            self._set_aside(type(error).__name__)
-            return self._open()
+            env.reader_check()  # what killed processes were reading must not pin old pages
+            tables = [env.open_db(name) for name in self._names]
+            self._check_length(env, tables)
+        except BaseException:
+            env.close()
+            raise
+        return env, tables
+
+    def _allocate_lock_file(self) -> None:
+        """Give the lock file its space before LMDB maps it: on a full disk, a page missing there would be a SIGBUS.
+
+        Never again after that: to close it here would end the POSIX locks of an environment in this process.
+        """
+        path = self.path / "lock.mdb"
+        if path.exists() and path.stat().st_size >= _LOCK_FILE_BYTES:
+            return
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, _PRIVATE_FILE)
+        try:
+            os.posix_fallocate(descriptor, 0, _LOCK_FILE_BYTES)
+        finally:
+            os.close(descriptor)
+
+    def _check_length(self, env: Any, tables: Sequence[Any]) -> None:
+        """Raise an error of DAMAGE if the file was cut off.
+
+        A file may well be shorter than its pages are many, since LMDB does not write free ones. To read beyond its end
+        would kill the process, so it gets its length, and only then is read whole: a page that was cut off is no page.
+        """
+        with env.begin(write=True):  # no other process lets it grow meanwhile
+            length = (env.info()["last_pgno"] + 1) * env.stat()["psize"]
+            if self._file.stat().st_size >= length:
+                return
+            os.truncate(self._file, length)
+        with env.begin() as txn:
+            for table in tables:
+                for _ in txn.cursor(table).iternext(values=False):
+                    pass
 
     def _set_untrusted_aside(self) -> None:
         if (self.path / "damaged").exists():
@@ -129,7 +184,7 @@ class DatabaseDirectory:
     def _set_aside(self, cause: str) -> None:
         aside = self.path / f"data.mdb.set-aside-{time.time_ns()}"
         with contextlib.suppress(FileNotFoundError):
-            (self.path / "data.mdb").rename(aside)
+            self._file.rename(aside)
         for name in ("lock.mdb", "damaged", "in-use"):
             (self.path / name).unlink(missing_ok=True)
         _log.error("database set aside, beginning a new one", cause=cause, aside=str(aside))

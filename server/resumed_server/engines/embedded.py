@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections import deque
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import lmdb
@@ -44,10 +45,15 @@ _T = TypeVar("_T")
 _Transaction: TypeAlias = Any
 """An lmdb.Transaction, whose stubs cannot tell bytes from the memoryviews that only `buffers=True` returns."""
 
+_TABLES = (b"sessions", b"expiries", b"tombstones")
 _EXPIRY_BYTES = 8
+_END_OF_TIME = b"\xff" * _EXPIRY_BYTES
 _HEADROOM_BYTES = 64 << 20
 _OUT_OF_PAGES_RETRIES = 3
 _OUT_OF_PAGES_ROOM = 1 << 20
+
+_CLOSED = "the database is closed"
+_DAMAGED = "the database is damaged; a restart sets it aside"
 
 _log = structlog.get_logger()
 
@@ -67,16 +73,11 @@ class EmbeddedEngine(Engine):
 
     def __init__(self, path: Path | None, *, capacity: int, clock: Clock = time.time) -> None:
         self._capacity, self._clock = capacity, clock
-        self._out_of_service: str | None = None
-        self._directory = DatabaseDirectory(path, map_bytes=capacity + capacity // 2 + _HEADROOM_BYTES)
+        self._gate = _Gate()
+        self._directory = DatabaseDirectory(path, _TABLES, map_bytes=capacity + capacity // 2 + _HEADROOM_BYTES)
         self._env = self._directory.env
-        try:
-            self._sessions, self._expiries, self._tombstones = (
-                self._env.open_db(name) for name in (b"sessions", b"expiries", b"tombstones")
-            )
-            self._page_bytes = self._env.stat()["psize"]
-        except lmdb.Error as error:
-            raise self._translated(error) from error
+        self._sessions, self._expiries, self._tombstones = self._directory.tables
+        self._page_bytes = self._env.stat()["psize"]
 
     def put(self, namespace: str, key: bytes, value: bytes, ttl: float) -> float:
         """See Engine."""
@@ -123,13 +124,18 @@ class EmbeddedEngine(Engine):
     def probe(self) -> None:
         """See Engine."""
         self._read(lambda txn: txn.get(b"\0"))
-        self._env.reader_check()  # what a killed process was reading must not pin old pages
+        with self._gate:
+            self._env.reader_check()  # what a killed process was reading must not pin old pages
+            if self._directory.distrusted():
+                self._gate.shut(_DAMAGED)
+                raise EngineUnavailable(_DAMAGED)
 
     def close(self) -> None:
         """See Engine."""
-        if self._out_of_service != _CLOSED:
-            trusted, self._out_of_service = self._out_of_service is None, _CLOSED
-            self._directory.close(trusted=trusted)
+        reason = self._gate.shut(_CLOSED)
+        if reason != _CLOSED:
+            self._gate.wait_until_empty()
+            self._directory.close(trusted=reason is None)
 
     def _carry_out(self, txn: _Transaction, operation: Operation) -> Outcome:
         address = _address(operation.namespace, operation.key)
@@ -233,48 +239,44 @@ class EmbeddedEngine(Engine):
             self._evict(txn, 2 * size)
 
     def _evict(self, txn: _Transaction, size: int) -> None:
+        """Drop expired tombstones, then sessions, the soonest to expire first, until `size` bytes are free."""
         freed = 0
-        with txn.cursor(self._expiries) as cursor:
-            while freed < size and cursor.first():
-                entry = cursor.key()
-                freed += len(entry) + len(txn.get(entry[_EXPIRY_BYTES:], db=self._sessions))
-                self._drop(txn, self._expiries, entry)
+        for index, until in ((self._tombstones, self._expiry(0)), (self._expiries, _END_OF_TIME)):
+            while freed < size and (entries := self._first(txn, index, until, 1)):
+                freed += len(entries[0]) + len(txn.get(entries[0][_EXPIRY_BYTES:], db=self._sessions))
+                self._drop(txn, index, entries[0])
         if not freed:
             raise EngineFull("no room left, and no live session to drop for it")
 
     def _read(self, step: Callable[[_Transaction], _T]) -> _T:
-        self._check()
         try:
-            with self._env.begin(self._sessions, buffers=True) as txn:
+            with self._gate, self._env.begin(self._sessions, buffers=True) as txn:
                 return step(txn)
         except lmdb.Error as error:
             raise self._translated(error) from error
 
     def _write(self, step: Callable[[_Transaction], _T]) -> _T:
         """Carry `step` out in a transaction of its own; where the file has no page left, make room and try again."""
-        self._check()
         try:
-            for _ in range(_OUT_OF_PAGES_RETRIES):
-                with contextlib.suppress(lmdb.MapFullError), self._env.begin(self._sessions, write=True) as txn:
-                    return step(txn)
-                with self._env.begin(self._sessions, write=True) as txn:
-                    self._evict(txn, _OUT_OF_PAGES_ROOM)
+            with self._gate:
+                for _ in range(_OUT_OF_PAGES_RETRIES):
+                    with contextlib.suppress(lmdb.MapFullError), self._env.begin(self._sessions, write=True) as txn:
+                        return step(txn)
+                    with self._env.begin(self._sessions, write=True) as txn:
+                        self._evict(txn, _OUT_OF_PAGES_ROOM)
         except lmdb.Error as error:
             raise self._translated(error) from error
         raise EngineFull("the database file has no page left")
 
-    def _check(self) -> None:
-        if self._out_of_service:
-            raise EngineUnavailable(self._out_of_service)
-
     def _translated(self, error: lmdb.Error) -> EngineError:
-        if isinstance(error, lmdb.MapFullError | lmdb.DiskError):
+        # The write that fills a disk is cut short, which LMDB reports as any other I/O error.
+        if isinstance(error, lmdb.MapFullError | lmdb.DiskError) or self._directory.is_full():
             return EngineFull(f"no space left for the database ({type(error).__name__})")
         if isinstance(error, DAMAGE):
-            self._out_of_service = f"the database is damaged ({type(error).__name__}); a restart sets it aside"
+            self._gate.shut(_DAMAGED)
             self._directory.report_damage()
             _log.critical("database damaged", cause=type(error).__name__, directory=str(self._directory.path))
-            return EngineUnavailable(self._out_of_service)
+            return EngineUnavailable(_DAMAGED)
         return EngineUnavailable(f"the database does not answer: {error}")
 
     def _expiry(self, ttl: float) -> bytes:
@@ -288,4 +290,30 @@ def _address(namespace: str, key: bytes) -> bytes:
     return b"%b\0%b" % (namespace.encode(), key)
 
 
-_CLOSED = "the database is closed"
+class _Gate:
+    """Lets calls in until it is shut, and knows when the last one is out: LMDB crashes if it is closed under them."""
+
+    def __init__(self) -> None:
+        self._inside: deque[None] = deque()  # appends and pops in one step, without a lock
+        self._shut: str | None = None
+
+    def __enter__(self) -> None:
+        self._inside.append(None)
+        if self._shut:
+            self._inside.pop()
+            raise EngineUnavailable(self._shut)
+
+    def __exit__(self, *_: object) -> None:
+        self._inside.pop()
+
+    def shut(self, reason: str) -> str | None:
+        """Refuse calls from now on, for `reason`; return why they were refused before. What is closed stays closed."""
+        before = self._shut
+        if before != _CLOSED:
+            self._shut = reason
+        return before
+
+    def wait_until_empty(self) -> None:
+        """Wait for the calls that were let in."""
+        while self._inside:
+            time.sleep(0.001)
