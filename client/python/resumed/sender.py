@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 QUEUE_BYTES = 16 << 20
 """What may wait to be sent, in bytes; beyond that Puts and Removes are dropped, and counted."""
-LINGER = 0.001
+LINGER = 0.0003
 """Seconds to wait for company before a Batch is sent: the tickets of one handshake come microseconds apart."""
 BATCH_DEADLINE = 1.0
 """Seconds that a Batch may take; nobody waits for it."""

@@ -39,7 +39,7 @@ _log = logging.getLogger("resumed")
 
 _FRESH_SECONDS = 10
 """How long after its issue an id that the store does not know is asked for again: its Put may be on its way."""
-_FRESH_PAUSES = (0.004, 0.012)
+_FRESH_PAUSES = (0.001, 0.004, 0.016)
 """Seconds to wait before each further ask."""
 
 
