@@ -15,7 +15,6 @@ import signal
 import socket
 import ssl
 import struct
-import sys
 import threading
 import time
 from typing import TYPE_CHECKING, Any, Protocol
@@ -30,6 +29,7 @@ PATIENCE = 60
 """Seconds that a client may be silent."""
 _MAX_LINE = 4096
 _BACKLOG = 1024
+_STOP_SIGNALS = {signal.SIGINT, signal.SIGTERM}
 
 
 class Peer(Protocol):
@@ -173,18 +173,20 @@ def _arguments() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    """Run a frontend until SIGTERM."""
+    """Run a frontend until SIGTERM or SIGINT, then leave as the interpreter leaves normally."""
     parser = _arguments()
     given = vars(parser.parse_args())
     name, stack, certificate, tickets = (given.pop(each) for each in ("name", "stack", "certificate", "num_tickets"))
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # the interpreter's normal exit
+    # Waited for below, and by no thread that starts from here on: one that arrived just before a blocking call is lost.
+    signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
     try:
         server = Frontend(name, stack, certificate, tickets, given if given["target"] else None)
     except (resumed.ResumedError, ImportError, OSError, TypeError, ValueError) as error:
         parser.error(str(error))
-    with contextlib.suppress(KeyboardInterrupt), socket.create_server(("127.0.0.1", 0), backlog=_BACKLOG) as listener:
-        print(json.dumps({"port": listener.getsockname()[1]}), flush=True)  # noqa: T201 - the promised line
-        server.serve(listener)
+    listener = socket.create_server(("127.0.0.1", 0), backlog=_BACKLOG)
+    threading.Thread(target=server.serve, args=(listener,), daemon=True).start()
+    print(json.dumps({"port": listener.getsockname()[1]}), flush=True)  # noqa: T201 - the promised line
+    signal.sigwait(_STOP_SIGNALS)
 
 
 if __name__ == "__main__":

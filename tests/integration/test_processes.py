@@ -110,6 +110,19 @@ def test_a_frontend_that_exits_leaves_its_sessions(
     assert visit_elsewhere(program, client, "serve(connection())", keyring_file, store)
 
 
+def test_a_context_let_go_before_the_exit_leaves_its_sessions(
+    program: Program, client: Client, keyring_file: Path, store: RunningServer
+) -> None:
+    """A context may live in a local variable: what it negotiated is sent although it is gone."""
+    body = """
+    peer = serve(connection())
+    del peer, context, shim
+    import gc
+    gc.collect()
+    """
+    assert visit_elsewhere(program, client, body, keyring_file, store)
+
+
 def test_a_frontend_killed_after_its_put_leaves_its_sessions(
     program: Program, client: Client, keyring_file: Path, store: RunningServer
 ) -> None:

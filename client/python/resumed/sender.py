@@ -6,8 +6,10 @@ handshake has to.
 
 from __future__ import annotations
 
+import atexit
 import logging
 import threading
+import weakref
 from collections import deque
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
@@ -30,6 +32,9 @@ BATCH_DEADLINE = 1.0
 """Seconds that a Batch may take; nobody waits for it."""
 PROBE_SECONDS = 0.5
 """Seconds between two trials of a store that keeps failing."""
+
+EXIT_SECONDS = 1.0
+"""Seconds that the end of the interpreter waits for what is not sent yet."""
 
 _OVERHEAD = 256  # an entry's own memory, roughly, beside its value
 _PROBE_KEY = b"resumed/v1 probe"
@@ -66,6 +71,7 @@ class Sender:
         self._store, self._breaker, self._recorder, self._clock = store, breaker, recorder, clock
         self._begin()
         renew_after_fork(self)
+        _senders.add(self)
 
     def _begin(self) -> None:
         self._changed = threading.Condition()
@@ -208,3 +214,12 @@ def _operation(outgoing: Outgoing, now: float) -> Operation | None:
         return Remove(outgoing.key)
     ttl = outgoing.not_after - now
     return Put(outgoing.key, outgoing.value, ttl) if ttl > 0 else None
+
+
+_senders: weakref.WeakSet[Sender] = weakref.WeakSet()
+
+
+@atexit.register
+def _send_the_rest() -> None:
+    for sender in list(_senders):
+        sender.close(EXIT_SECONDS)

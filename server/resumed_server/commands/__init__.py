@@ -31,7 +31,10 @@ def _keygen(
 
 def _check(
     target: Annotated[
-        str, typer.Argument(help="Where the store is: 127.0.0.1:7400, dns:///store:7400 or unix:/run/resumed.sock.")
+        str,
+        typer.Argument(
+            metavar="TARGET", help="Where the store is: 127.0.0.1:7400, dns:///store:7400 or unix:/run/resumed.sock."
+        ),
     ],
     namespace: Annotated[
         str, typer.Option(metavar="NAME", help="The namespace to use; the check leaves nothing in it.")

@@ -137,8 +137,8 @@ class DatabaseDirectory:
         )
         try:
             env.reader_check()  # what killed processes were reading must not pin old pages
+            self._check_length(env)
             tables = [env.open_db(name) for name in self._names]
-            self._check_length(env, tables)
         except BaseException:
             env.close()
             raise
@@ -158,21 +158,18 @@ class DatabaseDirectory:
         finally:
             os.close(descriptor)
 
-    def _check_length(self, env: Any, tables: Sequence[Any]) -> None:
-        """Raise an error of DAMAGE if the file was cut off.
+    def _check_length(self, env: Any) -> None:
+        """Raise an error of DAMAGE if the file was cut off: to read beyond its end would be a SIGBUS.
 
-        A file may well be shorter than its pages are many, since LMDB does not write free ones. To read beyond its end
-        would kill the process, so it gets its length, and only then is read whole: a page that was cut off is no page.
+        LMDB leaves the file shorter than its pages are many when the last ones are free. So that this cannot be taken
+        for a file cut off, it gets its full length here, as a hole, before anything is written.
         """
         with env.begin(write=True):  # no other process lets it grow meanwhile
-            length = (env.info()["last_pgno"] + 1) * env.stat()["psize"]
-            if self._file.stat().st_size >= length:
-                return
-            os.truncate(self._file, length)
-        with env.begin() as txn:
-            for table in tables:
-                for _ in txn.cursor(table).iternext(values=False):
-                    pass
+            info, length = env.info(), self._file.stat().st_size
+            if length < (info["last_pgno"] + 1) * env.stat()["psize"] and info["last_txnid"]:
+                raise lmdb.CorruptedError("the file was cut off")
+            if length < info["map_size"]:
+                os.truncate(self._file, info["map_size"])
 
     def _set_untrusted_aside(self) -> None:
         if (self.path / "damaged").exists():

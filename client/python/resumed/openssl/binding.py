@@ -285,9 +285,8 @@ _live: weakref.WeakSet[Binding] = weakref.WeakSet()
 
 @atexit.register
 def _leave() -> None:
-    """Unset all callbacks before the interpreter goes, and send what was not sent yet."""
+    """Unset all callbacks before the interpreter goes."""
     for binding in list(_live):
         # A thread may be on its way into a trampoline: they stay, the process ends anyway.
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(binding))
         binding._unset()  # noqa: SLF001  # of this module
-        binding._shim.close()  # noqa: SLF001

@@ -1,0 +1,339 @@
+"""`resumed keygen`, `check` and `demo` as a newcomer meets them."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import lmdb
+import pytest
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from resumed import Keyring, KeyringError
+from support.server import PATIENCE, running_server
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from support.server import RunningServer
+
+RESUMED = (sys.executable, "-m", "resumed_server.cli")
+
+
+def run(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end; it never shows a traceback."""
+    done = subprocess.run([*RESUMED, *arguments], capture_output=True, text=True, timeout=60, check=False, **options)
+    assert "Traceback" not in done.stdout + done.stderr
+    return done
+
+
+def complaint(done: subprocess.CompletedProcess[str]) -> str:
+    """Return the one line that a command ended with, because of what the user gave it."""
+    assert done.returncode == 2, done
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("resumed: ")
+    return line
+
+
+@pytest.fixture(scope="module")
+def store() -> Iterator[RunningServer]:
+    """Run one store for all checks that do not harm it."""
+    with running_server() as server:
+        yield server
+
+
+class TestKeygen:
+    """`resumed keygen` makes keyrings and harms none."""
+
+    def test_makes_a_keyring_for_its_owner_only(self, tmp_path: Path) -> None:
+        """Whatever the umask is; the file works as a keyring and says what it is."""
+        path = tmp_path / "fleet.keys"
+        done = run("keygen", str(path), preexec_fn=lambda: os.umask(0))
+        assert done.returncode == 0
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        (key_id,) = Keyring.load(path).key_ids
+        assert key_id in done.stdout
+        assert re.search(rf"^# {key_id}, made \d{{4}}-\d\d-\d\d:$", path.read_text(), re.MULTILINE)
+
+    def test_never_overwrites(self, tmp_path: Path) -> None:
+        """A file that exists stays as it is."""
+        path = tmp_path / "fleet.keys"
+        path.write_text("precious")
+        assert "exists" in complaint(run("keygen", str(path)))
+        assert path.read_text() == "precious"
+
+    def test_says_why_it_cannot_write(self, tmp_path: Path) -> None:
+        """A directory that is missing is named in one line."""
+        assert "No such file or directory" in complaint(run("keygen", str(tmp_path / "missing" / "fleet.keys")))
+
+    def test_prints_the_key_without_a_file(self) -> None:
+        """One line, another key each time."""
+        first, second = run("keygen").stdout, run("keygen").stdout
+        assert len(base64.b64decode(first, validate=False)) == 32
+        assert first.count("\n") == 1
+        assert first != second
+
+
+def checked(target: str, *options: str) -> dict[str, Any]:
+    """Return what `resumed check --json` reports."""
+    done = run("check", target, "--json", *options)
+    report: dict[str, Any] = json.loads(done.stdout)
+    assert done.returncode == (0 if report["ok"] else 1)
+    return report
+
+
+def failed_step(target: str, *options: str) -> dict[str, Any]:
+    """Return the step that failed: the ones before it are well, the ones behind it were not tried."""
+    steps = checked(target, *options)["steps"]
+    outcomes = [step["outcome"] for step in steps]
+    failed = outcomes.index("failed")
+    assert outcomes == ["ok"] * failed + ["failed"] + ["not tried"] * (len(steps) - failed - 1)
+    step: dict[str, Any] = steps[failed]
+    assert step["advice"]
+    return step
+
+
+class TestCheck:
+    """`resumed check` finds what is wrong and says what to do."""
+
+    def test_all_is_well(self, store: RunningServer, tmp_path: Path) -> None:
+        """Every step succeeds with the fleet's keyring, and has a time."""
+        run("keygen", str(tmp_path / "keys"))
+        report = checked(store.target, "--keyring", str(tmp_path / "keys"), "--namespace", "shop")
+        assert report["ok"], report
+        assert [step["name"] for step in report["steps"] if step["milliseconds"] is None] == []
+        assert Keyring.load(tmp_path / "keys").key_ids[0] in report["steps"][0]["note"]
+
+    def test_shows_a_table(self, store: RunningServer) -> None:
+        """Every call is in it."""
+        done = run("check", store.target)
+        assert done.returncode == 0, done
+        for step in ("connect", "health", "Put", "Get", "Take", "Remove", "Batch", "Watch"):
+            assert step in done.stdout
+
+    def test_store_down(self) -> None:
+        """A port where nothing listens."""
+        step = failed_step(f"127.0.0.1:{free_port()}")
+        assert step["name"] == "connect"
+        assert "nothing listens there" in step["note"]
+
+    def test_name_does_not_resolve(self) -> None:
+        """A name that no DNS knows."""
+        assert "does not resolve" in failed_step("dns:///store.invalid:7400")["note"]
+
+    def test_missing_socket(self, tmp_path: Path) -> None:
+        """A unix socket that is not there."""
+        assert "no such socket" in failed_step(f"unix:{tmp_path}/none.sock")["note"]
+
+    def test_no_answer(self) -> None:
+        """A port that accepts and keeps silent."""
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            step = failed_step(f"127.0.0.1:{silent.getsockname()[1]}", "--deadline", "0.3")
+        assert "no answer in time" in step["note"]
+
+    def test_port_of_something_else(self) -> None:
+        """A web server."""
+        with socket.create_server(("127.0.0.1", 0)) as other, ThreadPoolExecutor() as pool:
+
+            def hang_up() -> None:
+                with contextlib.suppress(OSError):
+                    while True:
+                        connection, _ = other.accept()
+                        with connection:
+                            connection.recv(4096)
+                            connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+            pool.submit(hang_up)
+            step = failed_step(f"127.0.0.1:{other.getsockname()[1]}")
+            other.shutdown(socket.SHUT_RDWR)
+        assert step["name"] == "connect"
+        assert "does not speak gRPC" in step["note"]
+
+    def test_no_resumed_server(self) -> None:
+        """A gRPC server without our services."""
+        with grpc_server() as target:
+            step = failed_step(target)
+        assert step["name"] == "health"
+        assert "no resumed store" in step["note"]
+
+    def test_not_serving(self) -> None:
+        """A store whose health says so."""
+        with grpc_server(serving=False) as target:
+            step = failed_step(target)
+        assert step["name"] == "health"
+        assert "NOT_SERVING" in step["note"]
+
+    def test_denied(self) -> None:
+        """A store that refuses the namespace."""
+        with grpc_server(serving=True, refusal=grpc.StatusCode.PERMISSION_DENIED) as target:
+            step = failed_step(target)
+        assert step["name"] == "seal and Put"
+        assert "may not use the namespace" in step["note"]
+
+    @pytest.mark.parametrize(
+        ("content", "mode", "problem", "advice"),
+        [
+            (None, 0o600, "No such file", "resumed keygen"),
+            ("not a key\n", 0o600, "line 1: not a key", "resumed keygen"),
+            (f"{Keyring.generate()}\n", 0o644, "others may read", "chmod 600"),
+        ],
+    )
+    def test_bad_keyring(self, tmp_path: Path, content: str | None, mode: int, problem: str, advice: str) -> None:
+        """Missing, malformed, or readable by others: found before anything is asked."""
+        path = tmp_path / "keys"
+        if content is not None:
+            path.write_text(content)
+            path.chmod(mode)
+        with pytest.raises(KeyringError):
+            Keyring.load(path)
+        step = failed_step("127.0.0.1:1", "--keyring", str(path))
+        assert step["name"] == "keyring"
+        assert problem in step["note"]
+        assert advice in step["advice"]
+
+    def test_leaves_nothing_behind(self, tmp_path: Path) -> None:
+        """No session stays, only tombstones that go with the time to live of what was removed."""
+        with running_server("--store", f"lmdb://{tmp_path}/store") as server:
+            assert checked(server.target)["ok"]
+        with lmdb.open(f"{tmp_path}/store", max_dbs=8, readonly=True) as env, env.begin() as transaction:
+            counts = {}
+            for table in (b"sessions", b"expiries", b"tombstones"):
+                counts[table] = transaction.stat(env.open_db(table, transaction))["entries"]
+        assert counts == {b"sessions": 3, b"expiries": 0, b"tombstones": 3}
+
+    @pytest.mark.parametrize(
+        ("arguments", "part"),
+        [
+            ((), "TARGET"),
+            (("",), "TARGET"),
+            (("here", "--namespace", "Not a name"), "--namespace"),
+            (("here", "--deadline", "0"), "--deadline"),
+            (("here", "--deadline", "soon"), "--deadline"),
+            (("here", "--fast"), "--fast"),
+        ],
+    )
+    def test_bad_usage(self, arguments: tuple[str, ...], part: str) -> None:
+        """One line that names the argument, and exit status 2."""
+        assert part in complaint(run("check", *arguments))
+
+
+class TestDemo:
+    """`resumed demo` shows what it promises and tidies up."""
+
+    def test_everything_resumes_that_should(self, tmp_path: Path) -> None:
+        """Both clients, both versions, both directions."""
+        done = run("demo", env={**os.environ, "TMPDIR": str(tmp_path), "COLUMNS": "100"})
+        assert done.returncode == 0, done.stdout + done.stderr
+        crossings = re.findall(r"│ *(s_client|Python) *│ *(1\.[23]) *│ *(\w+) *│ *(\w+) *│.*5 of 5", done.stdout)
+        assert set(crossings) == {
+            (client, version, first, second)
+            for client in ("s_client", "Python")
+            for version in ("1.2", "1.3")
+            for first, second in (("ssl", "pyOpenSSL"), ("pyOpenSSL", "ssl"))
+        }
+        assert "resumed.install(" in done.stdout
+        assert left_behind(tmp_path) == []
+
+    @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 128 + signal.SIGTERM)])
+    @pytest.mark.parametrize("moment", ["store", "demo_frontend"])
+    def test_leaves_nothing_behind_when_interrupted(
+        self, tmp_path: Path, number: signal.Signals, status: int, moment: str
+    ) -> None:
+        """Ctrl-C and SIGTERM, while the store or the frontends start."""
+        process = subprocess.Popen(
+            [*RESUMED, "demo"],
+            env={**os.environ, "TMPDIR": str(tmp_path)},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        eventually(lambda: any(moment in command for command in processes_of(tmp_path)))
+        if number is signal.SIGINT:
+            os.killpg(process.pid, number)  # as a terminal does
+        else:
+            process.send_signal(number)
+        assert process.wait(PATIENCE) == status
+        assert left_behind(tmp_path) == []
+
+    def test_says_in_one_line_that_pyopenssl_is_missing(self, tmp_path: Path) -> None:
+        """It is an extra of its own."""
+        (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['elftools'] = None\n")
+        line = complaint(run("demo", env={**os.environ, "PYTHONPATH": str(tmp_path)}))
+        assert "pip install 'resumed[pyopenssl]'" in line
+
+
+def test_help_does_not_wait_for_grpc() -> None:
+    """What a command needs is imported when it runs."""
+    code = "import sys; from resumed_server import cli; sys.exit('grpc' in sys.modules or 'resumed' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("command", ["keygen", "demo"])
+def test_unknown_option(command: str) -> None:
+    """One line that names it, and exit status 2."""
+    assert "--nonsense" in complaint(run(command, "--nonsense"))
+
+
+def free_port() -> int:
+    """Return a port where nothing listens."""
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        port: int = sock.getsockname()[1]
+        return port
+
+
+@contextlib.contextmanager
+def grpc_server(*, serving: bool | None = None, refusal: grpc.StatusCode | None = None) -> Iterator[str]:
+    """Run a gRPC server that is no resumed store; it has a health service where it says whether it serves."""
+    server = grpc.server(ThreadPoolExecutor(2))
+    if serving is not None:
+        status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
+        servicer = health.HealthServicer()
+        servicer.set("resumed.v1.SessionStoreService", status)
+        health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+    if refusal is not None:
+        put: Any = grpc.unary_unary_rpc_method_handler(lambda _, context: context.abort(refusal, "no"))
+        server.add_generic_rpc_handlers(
+            (grpc.method_handlers_generic_handler("resumed.v1.SessionStoreService", {"Put": put}),)
+        )
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        yield f"127.0.0.1:{port}"
+    finally:
+        server.stop(None).wait()
+
+
+def eventually(met: Callable[[], bool]) -> None:
+    """Wait until `met`."""
+    end = time.monotonic() + PATIENCE
+    while not met():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def processes_of(directory: Path) -> list[str]:
+    """Return the command lines that name `directory`: all of a demo's that was given it for temporary files."""
+    commands = []
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            commands.append(file.read_text().replace("\0", " "))
+    return [command for command in commands if str(directory) in command]
+
+
+def left_behind(directory: Path) -> list[str]:
+    """Return the processes and files of a demo that was given `directory` for temporary files."""
+    return [*processes_of(directory), *map(str, directory.iterdir())]
