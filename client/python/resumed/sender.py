@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import logging
 import threading
+import time
 import weakref
 from collections import deque
 from itertools import islice
@@ -221,5 +222,6 @@ _senders: weakref.WeakSet[Sender] = weakref.WeakSet()
 
 @atexit.register
 def _send_the_rest() -> None:
+    end = time.monotonic() + EXIT_SECONDS
     for sender in list(_senders):
-        sender.close(EXIT_SECONDS)
+        sender.close(max(0.0, end - time.monotonic()))
