@@ -153,6 +153,8 @@ class Sender:
             except Exception:  # noqa: BLE001  # a defect must not end the thread: all later Puts would be lost in silence
                 _log.exception("sending to the store failed")
                 self._pause(PROBE_SECONDS)
+        with self._changed:
+            self._changed.notify_all()  # close() waits no longer for what will not be sent
         self._store.close()
 
     def _await_work(self) -> bool:

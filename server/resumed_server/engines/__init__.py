@@ -38,8 +38,8 @@ def open_engine(url: str, *, capacity: int, clock: Clock = time.time) -> Engine:
 
 
 def _path(url: str) -> Path | None:
-    scheme, _, path = url.partition(":")
-    if scheme != "lmdb":
+    scheme, colon, path = url.partition(":")
+    if scheme != "lmdb" or not colon:
         raise ValueError(f"no engine is called {scheme!r}: {_USE}")
     if not path:
         return None

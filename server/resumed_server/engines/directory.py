@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 DAMAGE = (
     lmdb.BadDbiError,
+    lmdb.BadTxnError,  # how a read begins whose table cannot be found
     lmdb.CorruptedError,
     lmdb.IncompatibleError,
     lmdb.InvalidError,

@@ -187,6 +187,7 @@ class EmbeddedEngine(Engine):
         entry = self._unexpired(txn, address)
         if entry is None:
             expiry = self._expiry(UNKNOWN_TOMBSTONE_SECONDS)
+            self._make_room(txn, len(address))
             txn.put(address, expiry, db=self._sessions)
             txn.put(expiry + address, b"", db=self._tombstones)
             return False
