@@ -232,7 +232,7 @@ class Settings:
         for setting in dataclasses.fields(cls):
             try:
                 values[setting.name] = setting.metadata["parse"](given.get(setting.name, setting.metadata["default"]))
-            except ValueError as problem:  # noqa: PERF203 - every problem is to be told
+            except ValueError as problem:
                 problems.append(f"{_flag(setting.name)}: {problem}")
         problems += _contradictions(values)
         if problems:

@@ -32,7 +32,7 @@ def reserved(addresses: Sequence[Address]) -> Iterator[list[Address]]:
         for address in addresses:
             try:
                 concrete.append(_clear(address, held) if address.path else _bind(address, held))
-            except OSError as error:  # noqa: PERF203 - every problem is to be told
+            except OSError as error:
                 problems.append(f"--listen: cannot listen on {address}: {_advice(error)}")
         if problems:
             raise UserError("\n".join(problems))

@@ -63,8 +63,8 @@ class EmbeddedEngine(Engine):
 
     Args:
         path: The directory, made if it is not there; None for a private temporary one, which close() deletes.
-        capacity: Bytes of used pages above which the soonest to expire are dropped. The file may grow to half as much
-            again: making room takes pages too.
+        capacity: Bytes of used pages above which the soonest to expire are dropped. On disk there may be half as much
+            again, since making room takes pages too; the file looks that long from the start, most of it a hole.
         clock: The present, in Unix seconds. A database outlives its process, so its expiries count from the epoch.
 
     Raises:

@@ -1,0 +1,431 @@
+"""What every engine promises, as tests: subclass EngineSuite and define the fixture `engine`."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from typing import TYPE_CHECKING, ClassVar
+
+import pytest
+
+from resumed_server.engines.base import (
+    UNKNOWN_TOMBSTONE_SECONDS,
+    AlreadyExists,
+    Engine,
+    EngineUnavailable,
+    Get,
+    Operation,
+    Put,
+    Remove,
+    StoredSession,
+    Take,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import TypeAlias
+
+    Advance: TypeAlias = Callable[[float], None]
+
+KEYS = [b"k", b"\0", b"\0" * 64, b"\xff" * 64, bytes(range(64)), b"shop\0k", b"k\0"]
+NAMESPACES = ["a", "a" * 63, "a.a", "a-a", "0", "shop", "shop.eu"]
+TICK = 0.002
+"""Seconds by which an engine may round a ttl, which is never up."""
+
+
+class FakeClock:
+    """A clock that stands still until it is told to go on."""
+
+    def __init__(self) -> None:
+        self._now = 1_700_000_000.0
+
+    def __call__(self) -> float:
+        """Return the present."""
+        return self._now
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass."""
+        self._now += seconds
+
+
+class EngineSuite:
+    """The promises of `engines/base.py`. A subclass defines `engine`, and denies what that cannot do."""
+
+    injects_clock: ClassVar[bool] = True
+    """Whether the engine takes the time from the fixture `clock`."""
+    sweeps: ClassVar[bool] = True
+    """Whether expired entries stay until sweep() reclaims them."""
+
+    @pytest.fixture
+    def clock(self) -> FakeClock:
+        """The engine's time."""
+        return FakeClock()
+
+    @pytest.fixture
+    def engine(self, clock: FakeClock) -> Engine:
+        """The engine, new and empty."""
+        raise NotImplementedError
+
+    @pytest.fixture
+    def advance(self, clock: FakeClock) -> Advance:
+        """Let the engine's time pass."""
+        if not self.injects_clock:
+            pytest.skip("the engine's clock is its own")
+        return clock.advance
+
+    @pytest.fixture
+    def sweeper(self, engine: Engine) -> Engine:
+        """The engine, if there is anything to sweep in it."""
+        if not self.sweeps:
+            pytest.skip("the engine expires natively")
+        return engine
+
+    # --- Put and Get ------------------------------------------------------------------------------------------------
+
+    def test_what_was_put_is_found_with_the_time_it_has_left(self, engine: Engine, advance: Advance) -> None:
+        """And looking it up does not use it up."""
+        assert engine.put("shop", b"k", b"value", 60.0) == pytest.approx(60.0, abs=TICK)
+        advance(20.0)
+        for _ in range(2):
+            found = engine.get("shop", b"k")
+            assert found is not None
+            assert found.value == b"value"
+            assert found.ttl == pytest.approx(40.0, abs=TICK)
+
+    def test_an_unknown_key_is_a_miss(self, engine: Engine) -> None:
+        """For every look-up, and it stays one."""
+        assert engine.get("shop", b"k") is None
+        assert engine.take("shop", b"k") is None
+        assert engine.get("shop", b"k") is None
+
+    @pytest.mark.parametrize("key", KEYS)
+    @pytest.mark.parametrize("namespace", NAMESPACES)
+    def test_any_valid_namespace_and_key_will_do(self, engine: Engine, namespace: str, key: bytes) -> None:
+        """The shortest, the longest, and those with NULs."""
+        engine.put(namespace, key, b"value", 60.0)
+        assert _value(engine.get(namespace, key)) == b"value"
+        assert _value(engine.take(namespace, key)) == b"value"
+        assert not engine.remove(namespace, key)
+
+    @pytest.mark.parametrize("value", [b"\0", b"v" * 4_096, b"\0" * 65_536, bytes(range(256)) * 256])
+    def test_any_valid_value_comes_back_whole(self, engine: Engine, value: bytes) -> None:
+        """1 to 65,536 bytes, NULs included."""
+        engine.put("shop", b"k", value, 60.0)
+        assert _value(engine.get("shop", b"k")) == value
+        assert _value(engine.take("shop", b"k")) == value
+
+    def test_a_ttl_is_never_lengthened(self, engine: Engine) -> None:
+        """Whatever an engine rounds to, it rounds down."""
+        for number, ttl in enumerate((0.01, 0.5004, 1.9999, 604_800.0)):
+            key = bytes([number])
+            left = engine.put("shop", key, b"value", ttl)
+            assert 0.0 <= left <= ttl + 1e-6
+            found = engine.get("shop", key)
+            assert found is None or 0.0 < found.ttl <= ttl + 1e-6
+
+    # --- Write-once -------------------------------------------------------------------------------------------------
+
+    def test_the_same_value_again_changes_nothing(self, engine: Engine, advance: Advance) -> None:
+        """Least of all the expiry: a retried Put is harmless and prolongs nothing."""
+        engine.put("shop", b"k", b"value", 60.0)
+        advance(50.0)
+        assert engine.put("shop", b"k", b"value", 60.0) == pytest.approx(10.0, abs=TICK)
+        advance(10.0)
+        assert engine.get("shop", b"k") is None
+
+    def test_another_value_is_refused_and_changes_nothing(self, engine: Engine, advance: Advance) -> None:
+        """Neither value nor expiry, even if the other value is a prefix or an extension."""
+        engine.put("shop", b"k", b"value", 60.0)
+        for other in (b"other", b"valu", b"value\0"):
+            with pytest.raises(AlreadyExists):
+                engine.put("shop", b"k", other, 600.0)
+        assert _value(engine.get("shop", b"k")) == b"value"
+        advance(60.0)
+        assert engine.get("shop", b"k") is None
+
+    # --- Tombstones -------------------------------------------------------------------------------------------------
+
+    @pytest.mark.parametrize("end", ["take", "remove"])
+    def test_what_was_removed_or_taken_stays_away_until_its_own_expiry(
+        self, engine: Engine, advance: Advance, end: str
+    ) -> None:
+        """A late or retried Put does not bring it back, and does not prolong the tombstone."""
+        engine.put("shop", b"k", b"value", 600.0)
+        advance(10.0)
+        assert getattr(engine, end)("shop", b"k")
+        _assert_gone(engine, b"k")
+        advance(589.0)
+        _assert_gone(engine, b"k")
+        advance(1.0)
+        assert engine.put("shop", b"k", b"value", 60.0) == pytest.approx(60.0, abs=TICK)
+        assert _value(engine.get("shop", b"k")) == b"value"
+
+    def test_a_removed_unknown_key_refuses_a_put_for_a_minute(self, engine: Engine, advance: Advance) -> None:
+        """The Put that a Remove overtook; removing it again does not prolong that."""
+        assert engine.remove("shop", b"k") is False
+        advance(UNKNOWN_TOMBSTONE_SECONDS - 1.0)
+        _assert_gone(engine, b"k")
+        advance(1.0)
+        engine.put("shop", b"k", b"value", 60.0)
+        assert _value(engine.get("shop", b"k")) == b"value"
+
+    def test_a_take_that_misses_leaves_no_tombstone(self, engine: Engine) -> None:
+        """A look-up that comes before the Put must not spoil it."""
+        assert engine.take("shop", b"k") is None
+        engine.put("shop", b"k", b"value", 60.0)
+        assert _value(engine.take("shop", b"k")) == b"value"
+
+    def test_remove_answers_whether_a_live_session_was_there(self, engine: Engine) -> None:
+        """Once."""
+        engine.put("shop", b"k", b"value", 60.0)
+        assert [engine.remove("shop", b"k") for _ in range(3)] == [True, False, False]
+
+    # --- Expiry -----------------------------------------------------------------------------------------------------
+
+    @pytest.mark.parametrize("call", ["get", "take", "remove"])
+    def test_an_expired_session_is_a_miss_before_it_is_swept(self, engine: Engine, advance: Advance, call: str) -> None:
+        """From the very moment of its expiry."""
+        engine.put("shop", b"k", b"value", 60.0)
+        advance(59.5)
+        assert engine.get("shop", b"k")
+        advance(0.5)
+        assert not getattr(engine, call)("shop", b"k")
+
+    @pytest.mark.parametrize("end", ["expire", "take", "remove", "remove unknown"])
+    def test_a_put_over_an_expired_entry_is_not_swept_with_it(self, engine: Engine, advance: Advance, end: str) -> None:
+        """What is left of the old session or tombstone must not drag the new one along."""
+        if end == "remove unknown":
+            engine.remove("shop", b"k")
+        else:
+            engine.put("shop", b"k", b"old", 60.0)
+        if end in {"take", "remove"}:
+            getattr(engine, end)("shop", b"k")
+        advance(60.0)
+        engine.put("shop", b"k", b"new", 120.0)
+        assert engine.sweep(100) == 0
+        advance(119.0)
+        assert engine.sweep(100) == 0
+        assert _value(engine.get("shop", b"k")) == b"new"
+        advance(1.0)
+        assert engine.sweep(100) == int(self.sweeps)
+        assert engine.sweep(100) == 0
+
+    def test_a_remove_over_an_expired_session_is_one_of_an_unknown_key(self, engine: Engine, advance: Advance) -> None:
+        """It answers that none was there, and refuses Puts for a minute."""
+        engine.put("shop", b"k", b"value", 5.0)
+        advance(5.0)
+        assert engine.remove("shop", b"k") is False
+        advance(UNKNOWN_TOMBSTONE_SECONDS - 1.0)
+        _assert_gone(engine, b"k")
+        advance(1.0)
+        engine.put("shop", b"k", b"value", 5.0)
+
+    # --- Sweeping ---------------------------------------------------------------------------------------------------
+
+    def test_a_sweep_is_bounded_and_exact(self, sweeper: Engine, advance: Advance) -> None:
+        """It counts sessions and tombstones, ends short only when nothing else had expired, and spares the rest."""
+        for number in range(20):
+            sweeper.put("shop", b"early%d" % number, b"value", 60.0)
+            sweeper.put("shop", b"late%d" % number, b"value", 61.0)
+        for number in range(5):
+            sweeper.take("shop", b"early%d" % number)
+            sweeper.remove("shop", b"unknown%d" % number)
+        assert sweeper.sweep(10) == 0
+        advance(60.0)
+        assert [sweeper.sweep(10) for _ in range(4)] == [10, 10, 5, 0]
+        assert all(sweeper.get("shop", b"late%d" % number) for number in range(20))
+        advance(1.0)
+        assert [sweeper.sweep(20) for _ in range(2)] == [20, 0]
+
+    # --- Namespaces -------------------------------------------------------------------------------------------------
+
+    @pytest.mark.parametrize(
+        ("one", "other"),
+        [
+            (("a", b"bk"), ("ab", b"k")),
+            (("a", b".b\0k"), ("a.b", b"k")),
+            (("a", b"\0k"), ("a", b"k")),
+            (("a", b"k\0"), ("a", b"k")),
+            (("a", b"a\0k"), ("a.a", b"k")),
+            (("shop", b"k"), ("shop.eu", b"k")),
+        ],
+    )
+    def test_namespaces_and_keys_do_not_run_into_each_other(
+        self, engine: Engine, one: tuple[str, bytes], other: tuple[str, bytes]
+    ) -> None:
+        """Wherever the border between the two is drawn."""
+        engine.put(*one, b"one", 60.0)
+        assert engine.get(*other) is None
+        assert engine.take(*other) is None
+        engine.put(*other, b"other", 60.0)
+        assert engine.remove(*one)
+        assert engine.get(*one) is None
+        assert _value(engine.take(*other)) == b"other"
+
+    # --- Take, raced ------------------------------------------------------------------------------------------------
+
+    def test_a_session_is_handed_out_once_however_many_take_it(self, engine: Engine) -> None:
+        """Eight threads race Takes of the same sessions, alone and in batches; a Remove in the race counts as one."""
+        keys = [b"%d" % number for number in range(200)]
+        engine.batch([Put("shop", key, b"value", 60.0) for key in keys])
+        got: list[bytes] = []
+        together = threading.Barrier(8)
+
+        def take(racer: int) -> None:
+            together.wait()
+            if racer % 4 == 0:
+                outcomes = engine.batch([Take("shop", key) for key in keys])
+                got.extend(key for key, outcome in zip(keys, outcomes, strict=True) if outcome)
+            elif racer % 4 == 1:
+                got.extend(key for key in keys if engine.remove("shop", key))
+            else:
+                got.extend(key for key in keys if engine.take("shop", key))
+
+        _race(take, 8)
+        assert Counter(got) == Counter(keys)
+
+    def test_of_raced_puts_one_wins(self, engine: Engine) -> None:
+        """All others are told, and what is found is what won."""
+        won: list[tuple[bytes, bytes]] = []
+        keys = [b"%d" % number for number in range(100)]
+        together = threading.Barrier(4)
+
+        def put(racer: int) -> None:
+            together.wait()
+            for key in keys:
+                try:
+                    engine.put("shop", key, b"%d" % racer, 60.0)
+                    won.append((key, b"%d" % racer))
+                except AlreadyExists:
+                    pass
+
+        _race(put, 4)
+        assert sorted(won) == sorted((key, _value(engine.get("shop", key))) for key in keys)
+
+    # --- Batch ------------------------------------------------------------------------------------------------------
+
+    def test_a_batch_answers_in_order_and_each_operation_sees_the_ones_before(self, engine: Engine) -> None:
+        """All that can happen to one key, and a failure that disturbs nothing."""
+        operations: list[Operation] = [
+            Get("shop", b"k"),
+            Put("shop", b"k", b"value", 60.0),
+            Put("shop", b"k", b"value", 30.0),
+            Put("shop", b"k", b"other", 60.0),
+            Get("shop", b"k"),
+            Take("shop", b"k"),
+            Take("shop", b"k"),
+            Put("shop", b"k", b"value", 60.0),
+            Remove("shop", b"k"),
+            Remove("shop", b"unknown"),
+            Put("shop", b"unknown", b"value", 60.0),
+            Put("eu", b"k", b"elsewhere", 60.0),
+            Get("eu", b"k"),
+            Remove("eu", b"k"),
+        ]
+        outcomes = engine.batch(operations)
+        shapes = [_value(each) if isinstance(each, StoredSession) else type(each) for each in outcomes]
+        assert shapes == [
+            *(type(None), float, float, AlreadyExists, b"value", b"value", type(None), AlreadyExists),
+            *(bool, bool, AlreadyExists, float, b"elsewhere", bool),
+        ]
+        assert [each for each in outcomes if isinstance(each, bool)] == [False, False, True]
+        assert engine.get("shop", b"k") is None
+
+    def test_a_batch_without_operations_has_no_outcomes(self, engine: Engine) -> None:
+        """And does no harm."""
+        assert engine.batch([]) == []
+
+    @pytest.mark.parametrize("kind", [Get, Take, Remove])
+    def test_a_large_batch_does_as_many_single_calls(self, engine: Engine, kind: type[Get | Take | Remove]) -> None:
+        """256 operations of a kind, half of them hits."""
+        keys = [b"%d" % number for number in range(256)]
+        outcomes = engine.batch([Put("shop", key, b"v" + key, 60.0) for key in keys[::2]])
+        assert all(isinstance(outcome, float) for outcome in outcomes)
+        found = engine.batch([kind("shop", key) for key in keys])
+        assert [bool(outcome) for outcome in found] == [True, False] * 128
+        assert [bool(outcome) for outcome in engine.batch([Get("shop", key) for key in keys])] == [
+            kind is Get and number % 2 == 0 for number in range(256)
+        ]
+
+    # --- The engine as a whole --------------------------------------------------------------------------------------
+
+    def test_a_working_engine_passes_its_probe(self, engine: Engine) -> None:
+        """Empty or not."""
+        engine.probe()
+        engine.put("shop", b"k", b"value", 60.0)
+        engine.probe()
+
+    def test_close_is_idempotent_and_later_calls_are_refused(self, engine: Engine) -> None:
+        """With EngineUnavailable, as any outage."""
+        engine.close()
+        engine.close()
+        calls: list[Callable[[], object]] = [
+            lambda: engine.put("shop", b"k", b"value", 60.0),
+            lambda: engine.get("shop", b"k"),
+            lambda: engine.take("shop", b"k"),
+            lambda: engine.remove("shop", b"k"),
+            lambda: engine.batch([Get("shop", b"k")]),
+            lambda: engine.batch([Take("shop", b"k")]),
+            lambda: engine.sweep(1),
+            engine.probe,
+        ]
+        for call in calls:
+            with pytest.raises(EngineUnavailable):
+                call()
+
+    def test_close_lets_the_calls_under_way_finish(self, engine: Engine) -> None:
+        """Every call of eight busy threads either works or is refused."""
+        busy, refused = threading.Barrier(9), []
+
+        def work(racer: int) -> None:
+            busy.wait()
+            number = 0
+            try:
+                while True:
+                    number += 1
+                    key = b"%d %d" % (racer, number)
+                    engine.put("shop", key, b"value", 60.0)
+                    assert engine.get("shop", key)
+                    engine.batch([Take("shop", key), Remove("shop", key)])
+            except EngineUnavailable as error:
+                refused.append(error)
+
+        def close(_racer: int) -> None:
+            busy.wait()
+            engine.put("shop", b"k", b"value", 60.0)
+            engine.close()
+
+        _race(lambda racer: close(racer) if racer == 8 else work(racer), 9)
+        assert len(refused) == 8
+
+
+def _value(outcome: object) -> bytes | None:
+    return outcome.value if isinstance(outcome, StoredSession) else None
+
+
+def _assert_gone(engine: Engine, key: bytes) -> None:
+    assert engine.get("shop", key) is None
+    assert engine.take("shop", key) is None
+    assert engine.remove("shop", key) is False
+    with pytest.raises(AlreadyExists):
+        engine.put("shop", key, b"value", 600.0)
+
+
+def _race(run: Callable[[int], None], racers: int) -> None:
+    """Run `run` in as many threads at once, and raise what any of them raised."""
+    raised: list[BaseException] = []
+
+    def guarded(racer: int) -> None:
+        try:
+            run(racer)
+        except BaseException as error:  # noqa: BLE001 - told to the test below
+            raised.append(error)
+
+    threads = [threading.Thread(target=guarded, args=(racer,)) for racer in range(racers)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert not any(thread.is_alive() for thread in threads), "a call hangs"
+    if raised:
+        raise raised[0]

@@ -1,0 +1,149 @@
+"""Any engine against a plain dictionary, in any order: nothing expired, removed or taken ever returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from contract.engine_suite import FakeClock
+from resumed_server.engines.base import (
+    UNKNOWN_TOMBSTONE_SECONDS,
+    AlreadyExists,
+    Get,
+    Put,
+    Remove,
+    StoredSession,
+    Take,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from unittest import TestCase
+
+    from resumed_server.engines.base import Clock, Engine, Operation
+
+# Few of each, so that they meet. Times are multiples of 1/8 s: exact both in milliseconds and as floats.
+ADDRESSES = st.sampled_from([("a", b"k"), ("a", b"\0k"), ("a.a", b"k"), ("b", b"k"), ("b", b"k" * 64)])
+VALUES = st.sampled_from([b"one", b"two", b"2" * 5_000])
+SECONDS = st.one_of(st.sampled_from([0.125, UNKNOWN_TOMBSTONE_SECONDS]), st.integers(1, 720).map(lambda n: n / 8))
+OPERATIONS = st.one_of(
+    st.tuples(ADDRESSES, VALUES, SECONDS).map(lambda drawn: Put(*drawn[0], *drawn[1:])),
+    *(st.builds(lambda kind, address: kind(*address), st.just(kind), ADDRESSES) for kind in (Get, Take, Remove)),
+)
+
+
+@dataclass
+class Entry:
+    """What the dictionary knows of a key: a live session, or a tombstone if there is no value."""
+
+    value: bytes | None
+    expiry: float
+
+
+class EngineMachine(RuleBasedStateMachine):
+    """Does to an engine what it does to a dictionary, and compares."""
+
+    open_engine: Callable[[Clock], Engine]
+    sweeps = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.clock = FakeClock()
+        self.engine = type(self).open_engine(self.clock)
+        self.entries: dict[tuple[str, bytes], Entry] = {}
+
+    def teardown(self) -> None:
+        """Close the engine."""
+        self.engine.close()
+
+    @rule(operation=OPERATIONS)
+    def carry_out_one(self, operation: Operation) -> None:
+        """Any operation, by its own method."""
+        expected = self._expected(operation)
+        try:
+            match operation:
+                case Put(namespace, key, value, ttl):
+                    outcome: Any = self.engine.put(namespace, key, value, ttl)
+                case Get(namespace, key):
+                    outcome = self.engine.get(namespace, key)
+                case Take(namespace, key):
+                    outcome = self.engine.take(namespace, key)
+                case Remove(namespace, key):
+                    outcome = self.engine.remove(namespace, key)
+        except AlreadyExists as error:
+            outcome = error
+        assert _comparable(outcome) == expected
+
+    @rule(operations=st.lists(OPERATIONS, max_size=12))
+    def carry_out_batch(self, operations: list[Operation]) -> None:
+        """Several at once, those on the same key among them."""
+        expected = [self._expected(operation) for operation in operations]
+        assert [_comparable(outcome) for outcome in self.engine.batch(operations)] == expected
+
+    @rule(seconds=SECONDS)
+    def advance_clock(self, seconds: float) -> None:
+        """Let time pass."""
+        self.clock.advance(seconds)
+
+    @rule(limit=st.integers(1, 8))
+    def sweep(self, limit: int) -> None:
+        """Reclaim exactly what has expired, in steps up to the limit."""
+        expired = [address for address, entry in self.entries.items() if entry.expiry <= self.clock()]
+        left = len(expired) if self.sweeps else 0
+        while left >= 0:
+            assert self.engine.sweep(limit) == min(limit, left)
+            left -= limit
+        for address in expired:
+            del self.entries[address]
+
+    @invariant()
+    def nothing_expired_removed_or_taken_returns(self) -> None:
+        """And what should be there is."""
+        for address, entry in self.entries.items():
+            found = self.engine.get(*address)
+            assert (found and found.value) == (entry.value if entry.expiry > self.clock() else None)
+
+    def _expected(self, operation: Operation) -> object:
+        """Do to the dictionary what `operation` does to the engine, and return the outcome."""
+        address, now = (operation.namespace, operation.key), self.clock()
+        entry = self.entries.get(address)
+        if entry and entry.expiry <= now:
+            entry = None
+        value = entry.value if entry else None
+        match operation:
+            case Put():
+                if entry and operation.value != value:
+                    return AlreadyExists
+                if not entry:
+                    entry = self.entries[address] = Entry(operation.value, now + operation.ttl)
+                return entry.expiry - now
+            case Remove():
+                if not entry:
+                    self.entries[address] = Entry(None, now + UNKNOWN_TOMBSTONE_SECONDS)
+                elif value:
+                    entry.value = None
+                return value is not None
+            case Take() if entry and value:
+                entry.value = None
+        return (value, entry.expiry - now) if entry and value else None
+
+
+def machine(open_engine: Callable[[Clock], Engine], *, sweeps: bool = True, examples: int = 100) -> type[TestCase]:
+    """Return a TestCase that tries `examples` histories on engines that `open_engine` opens, given a clock."""
+    attributes = {"open_engine": staticmethod(open_engine), "sweeps": sweeps}
+    case: type[TestCase] = type("Machine", (EngineMachine,), attributes).TestCase  # type: ignore[attr-defined]
+    case.settings = settings(  # type: ignore[attr-defined]
+        max_examples=examples, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+    )
+    return case
+
+
+def _comparable(outcome: object) -> object:
+    """Return what an outcome says, in a form that compares."""
+    if isinstance(outcome, AlreadyExists):
+        return AlreadyExists
+    return (outcome.value, outcome.ttl) if isinstance(outcome, StoredSession) else outcome
