@@ -6,6 +6,7 @@ import contextlib
 import os
 import random
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -13,6 +14,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import lmdb
 import pytest
 from structlog.testing import capture_logs
 
@@ -283,6 +285,24 @@ def test_a_full_store_drops_the_soonest_to_expire_and_no_tombstone(opened: Calla
     assert (engine._directory.path / "data.mdb").stat().st_blocks * 512 < capacity * 1.5
 
 
+def test_a_full_store_may_be_opened_with_a_smaller_capacity(opened: Callable[..., EmbeddedEngine]) -> None:
+    """It refuses no call, and shrinks little by little: to drop sessions takes pages too, and these are there."""
+    engine = opened(capacity=160 * MEBIBYTE)
+    for number in range(2_400):
+        engine.put("shop", b"%d" % number, b"v" * 65_536, 600.0 + number)
+    engine.close()
+    engine = opened(capacity=MEBIBYTE)
+    for number in range(1_000):
+        engine.put("shop", b"new %d" % number, b"v" * 400, 90_000.0)
+    assert engine.take("shop", b"2399")
+    for number in range(30):
+        engine.batch([Put("shop", b"new %d %d" % (number, each), b"v" * 65_536, 90_000.0) for each in range(100)])
+    engine.put("shop", b"last", b"v", 90_000.0)
+    with engine._env.begin() as txn:
+        stats = [txn.stat(table) for table in engine._directory.tables]
+    assert sum(stat["leaf_pages"] + stat["overflow_pages"] for stat in stats) * 4_096 < 2 * MEBIBYTE
+
+
 @pytest.fixture
 def buried(clock: FakeClock) -> Iterator[EmbeddedEngine]:
     """An engine of which half was filled with sessions, and then all with tombstones of unknown keys."""
@@ -345,6 +365,27 @@ def test_a_file_that_may_not_grow_makes_room_for_large_values(
             assert engine.get("shop", key)
             if chance.random() < 0.05:
                 engine.take("shop", key)
+
+
+def test_a_stalled_reader_fills_the_file_and_takes_nothing_with_it(
+    monkeypatch: pytest.MonkeyPatch, clock: FakeClock
+) -> None:
+    """It keeps all old pages: every write is refused, look-ups go on, and once it is gone all is as before."""
+    monkeypatch.setattr(embedded, "_HEADROOM_BYTES", 0)
+    with contextlib.closing(EmbeddedEngine(None, capacity=MEBIBYTE, clock=clock)) as engine:
+        acknowledged = []
+        with engine._env.begin():
+            with contextlib.suppress(EngineFull):
+                for number in range(10_000):
+                    engine.put("shop", b"%d" % number, b"value", 60.0)
+                    acknowledged.append(b"%d" % number)
+            for call in (engine.take, engine.remove):
+                with pytest.raises(EngineFull):
+                    call("shop", acknowledged[-1])
+            assert all(engine.get("shop", key) for key in acknowledged)
+        assert 10 < len(acknowledged) < 9_999
+        assert engine.take("shop", acknowledged[-1])
+        engine.put("shop", b"k", b"value", 60.0)
 
 
 # --- Full disk -------------------------------------------------------------------------------------------------------
@@ -429,7 +470,14 @@ def in_use_at_another_boot(directory: Path) -> None:
     (directory / "in-use").write_text("00000000-0000-0000-0000-000000000000")
 
 
-@pytest.mark.parametrize("spoil", [garbage, cut_off, tables_wiped, marked_damaged, in_use_at_another_boot])
+def in_use_unwritten(directory: Path) -> None:
+    """As after a power failure that left the name of the mark and not its content."""
+    (directory / "in-use").touch()
+
+
+@pytest.mark.parametrize(
+    "spoil", [garbage, cut_off, tables_wiped, marked_damaged, in_use_at_another_boot, in_use_unwritten]
+)
 def test_a_file_that_cannot_be_trusted_is_set_aside_loudly(
     opened: Callable[..., EmbeddedEngine], tmp_path: Path, spoil: Callable[[Path], None]
 ) -> None:
@@ -490,6 +538,18 @@ def test_free_pages_at_the_end_are_not_taken_for_a_file_cut_off(tmp_path: Path, 
         with capture_logs() as logged, contextlib.closing(EmbeddedEngine(copy, capacity=ROOMY, clock=clock)) as engine:
             assert engine.get("shop", b"k")
         assert not logged
+
+
+def test_no_driver_error_leaves_a_damaged_database(tmp_path: Path) -> None:
+    """Not where the index names sessions that are gone, nor where the directory is gone when LMDB fails."""
+    with contextlib.closing(EmbeddedEngine(tmp_path / "db", capacity=MEBIBYTE)) as engine:
+        engine.batch([Put("shop", b"%d" % number, b"value", 60.0) for number in range(1_000)])
+        with engine._env.begin(write=True) as txn:
+            txn.drop(engine._sessions, delete=False)
+        for number in range(10_000):
+            engine.put("shop", b"new %d" % number, b"v" * 100, 600.0)
+        shutil.rmtree(tmp_path / "db")
+        assert isinstance(engine._translated(lmdb.Error("mdb_txn_commit: Input/output error")), EngineUnavailable)
 
 
 def test_damage_found_while_serving_ends_service_in_every_process(

@@ -109,7 +109,8 @@ class Engine(ABC):
     def take(self, namespace: str, key: bytes) -> StoredSession | None:
         """Return the live session of `key` and remove it in one atomic step, or None.
 
-        Of all callers, in all processes, at most one gets it, ever. A tombstone stays until the session's own expiry.
+        Of all callers, in all processes, at most one gets it, ever. A tombstone stays until the session's own expiry. May
+        raise EngineFull, where even a tombstone finds no room; then the session is still there.
         """
 
     @abstractmethod
@@ -132,7 +133,8 @@ class Engine(ABC):
     def sweep(self, limit: int) -> int:
         """Reclaim the space of up to `limit` expired entries and return how many there were.
 
-        Fewer than `limit` means that nothing else had expired. Engines that expire natively return 0.
+        Fewer than `limit` means that nothing else had expired. Engines that expire natively return 0. May raise
+        EngineFull, where not even a deletion finds room.
         """
 
     @abstractmethod

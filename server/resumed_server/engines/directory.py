@@ -79,7 +79,9 @@ class DatabaseDirectory:
 
     def is_full(self) -> bool:
         """Return whether the disk has no room for another page."""
-        return shutil.disk_usage(self.path).free < mmap.PAGESIZE
+        with contextlib.suppress(OSError):  # the directory is gone
+            return shutil.disk_usage(self.path).free < mmap.PAGESIZE
+        return False
 
     def distrusted(self) -> bool:
         """Return whether another process ran into damage, or has set the file aside already."""
@@ -125,7 +127,8 @@ class DatabaseDirectory:
         self._allocate_lock_file()
         env = lmdb.open(
             str(self.path),
-            map_size=self._map_bytes,
+            # Never less than before: where a smaller capacity leaves no free page, nothing could be deleted either.
+            map_size=max(self._map_bytes, self._file.stat().st_size if self._file.exists() else 0),
             mode=_PRIVATE_FILE,
             max_dbs=len(self._names),
             max_readers=_MAX_READERS,
@@ -176,7 +179,7 @@ class DatabaseDirectory:
         if (self.path / "damaged").exists():
             self._set_aside("a process ran into damage")
         in_use = self.path / "in-use"
-        if in_use.exists() and in_use.read_text() not in {"", _boot_id()}:
+        if in_use.exists() and in_use.read_bytes() != _boot_id():
             self._set_aside("the machine went down while it was in use")
 
     def _set_aside(self, cause: str) -> None:
@@ -190,7 +193,13 @@ class DatabaseDirectory:
     def _mark_in_use(self) -> int:
         descriptor = os.open(self.path / "in-use", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, _PRIVATE_FILE)
         fcntl.flock(descriptor, fcntl.LOCK_SH)
-        os.pwrite(descriptor, _boot_id().encode(), 0)
+        os.pwrite(descriptor, _boot_id(), 0)
+        os.fsync(descriptor)  # or a power failure would take the mark and leave half a database
+        directory = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
         return descriptor
 
     @contextlib.contextmanager
@@ -204,7 +213,7 @@ class DatabaseDirectory:
             os.close(descriptor)
 
 
-def _boot_id() -> str:
+def _boot_id() -> bytes:
     with contextlib.suppress(OSError):
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    return ""
+        return Path("/proc/sys/kernel/random/boot_id").read_bytes().strip()
+    return b""

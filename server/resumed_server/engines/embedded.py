@@ -244,7 +244,7 @@ class EmbeddedEngine(Engine):
         freed = 0
         for index, until in ((self._tombstones, self._expiry(0)), (self._expiries, _END_OF_TIME)):
             while freed < size and (entries := self._first(txn, index, until, 1)):
-                freed += len(entries[0]) + len(txn.get(entries[0][_EXPIRY_BYTES:], db=self._sessions))
+                freed += len(entries[0]) + len(txn.get(entries[0][_EXPIRY_BYTES:], b"", db=self._sessions))
                 self._drop(txn, index, entries[0])
         if not freed:
             raise EngineFull("no room left, and no live session to drop for it")
@@ -270,14 +270,14 @@ class EmbeddedEngine(Engine):
         raise EngineFull("the database file has no page left")
 
     def _translated(self, error: lmdb.Error) -> EngineError:
-        # The write that fills a disk is cut short, which LMDB reports as any other I/O error.
-        if isinstance(error, lmdb.MapFullError | lmdb.DiskError) or self._directory.is_full():
-            return EngineFull(f"no space left for the database ({type(error).__name__})")
         if isinstance(error, DAMAGE):
             self._gate.shut(_DAMAGED)
             self._directory.report_damage()
             _log.critical("database damaged", cause=type(error).__name__, directory=str(self._directory.path))
             return EngineUnavailable(_DAMAGED)
+        # The write that fills a disk is cut short, which LMDB reports as any other I/O error.
+        if isinstance(error, lmdb.MapFullError | lmdb.DiskError) or self._directory.is_full():
+            return EngineFull(f"no space left for the database ({type(error).__name__})")
         return EngineUnavailable(f"the database does not answer: {error}")
 
     def _expiry(self, ttl: float) -> bytes:
