@@ -109,8 +109,8 @@ class Engine(ABC):
     def take(self, namespace: str, key: bytes) -> StoredSession | None:
         """Return the live session of `key` and remove it in one atomic step, or None.
 
-        Of all callers, in all processes, at most one gets it, ever. A tombstone stays until the session's own expiry. May
-        raise EngineFull, where even a tombstone finds no room; then the session is still there.
+        Of all callers, in all processes, at most one gets it, ever. A tombstone stays until the session's own expiry.
+        May raise EngineFull, where even a tombstone finds no room; then the session is still there.
         """
 
     @abstractmethod
