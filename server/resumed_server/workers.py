@@ -18,6 +18,7 @@ from resumed_server.logs import described
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from collections.abc import Set as AbstractSet
 
 STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT}
 USER_ERROR = 2
@@ -33,7 +34,7 @@ log = structlog.get_logger()
 
 def told_to_stop(timeout: float) -> bool:
     """Wait `timeout` seconds for one of STOP_SIGNALS, which must be blocked, and return whether it came."""
-    return signal.sigtimedwait(STOP_SIGNALS, timeout) is not None
+    return _received(STOP_SIGNALS, timeout) in STOP_SIGNALS
 
 
 def supervise(count: int, work: Callable[[], None], patience: float) -> int:
@@ -102,8 +103,13 @@ class _Crew:
 
 
 def _signalled(timeout: float | None) -> int | None:
-    got = signal.sigwaitinfo(_SIGNALS) if timeout is None else signal.sigtimedwait(_SIGNALS, timeout)
-    return got.si_signo if got else None
+    return signal.sigwaitinfo(_SIGNALS).si_signo if timeout is None else _received(_SIGNALS, timeout)
+
+
+def _received(signals: AbstractSet[int], timeout: float) -> int | None:
+    # Once interrupted (by SIGSTOP and SIGCONT, say), CPython returns a siginfo of nothing at all when the time is up.
+    got = signal.sigtimedwait(signals, timeout)
+    return got.si_signo if got and got.si_signo in signals else None
 
 
 def _reaped() -> Iterator[tuple[int, int]]:

@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 import uuid
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import grpc
@@ -27,7 +28,6 @@ from support.server import COMMAND, PATIENCE, running_server, start_server
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
-    from pathlib import Path
 
     from support.server import RunningServer
 
@@ -269,6 +269,26 @@ def test_a_stale_unix_socket_is_replaced_and_one_in_use_is_not(tmp_path: Path) -
 
 
 # --- How it stops --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_server_that_was_stopped_and_continued_serves_on(workers: int) -> None:
+    """A signal that is none of ours, while it waits for one, does not end it."""
+    with running_server(workers=workers) as server:
+        with connected(server) as channel:
+            stub = SessionStoreServiceStub(channel)
+            request = pb.GetRequest(namespace="shop", key=b"key")
+            children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text().split()
+            processes = [server.process.pid, *map(int, children)]
+            for process in processes:
+                os.kill(process, signal.SIGSTOP)
+            time.sleep(1.5)  # the real time that a wait takes has to pass: it is in the kernel
+            for process in processes:
+                os.kill(process, signal.SIGCONT)
+            time.sleep(0.5)
+            assert stub.Get(request, timeout=PATIENCE, wait_for_ready=True) == pb.GetResponse()
+        assert server.process.poll() is None
+        assert not server.log_lines("draining")
 
 
 def test_sigterm_sends_callers_away_before_it_stops_serving(tmp_path: Path) -> None:
