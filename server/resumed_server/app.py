@@ -36,6 +36,7 @@ from resumed_server.pool import CallPool
 from resumed_server.ports import reserved
 from resumed_server.service import MAX_MESSAGE, SessionStoreService
 from resumed_server.sweeper import Sweeper
+from resumed_server.watchers import Watchers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -102,7 +103,8 @@ def _serve(settings: Settings, addresses: Sequence[Address], supervisor: int | N
     with contextlib.closing(_open(settings)) as engine:
         health = HealthServicer(experimental_non_blocking=True, experimental_thread_pool=_stream_pool("health"))
         readiness = _Readiness(health)
-        server = _server(settings, engine, health, shared=supervisor is not None)
+        watchers = Watchers(engine)
+        server = _server(settings, engine, watchers, health, shared=supervisor is not None)
         for address in addresses:
             _listen(server, address)
         sweeper = Sweeper(engine)
@@ -113,16 +115,20 @@ def _serve(settings: Settings, addresses: Sequence[Address], supervisor: int | N
         while not workers.told_to_stop(_PROBE_INTERVAL) and supervisor in {None, os.getppid()}:
             readiness.follow(engine)
         # A worker is told twice where systemd tells it too; what ends one at once is its supervisor's SIGKILL.
-        _drain(server, health, settings.drain, workers.told_to_stop if supervisor is None else _slept)
+        _drain(server, health, watchers, settings.drain, workers.told_to_stop if supervisor is None else _slept)
         sweeper.stop()
     log.info("stopped")
 
 
-def _drain(server: grpc.Server, health: HealthServicer, delay: float, hurried: Callable[[float], bool]) -> None:
+def _drain(
+    server: grpc.Server, health: HealthServicer, watchers: Watchers, delay: float, hurried: Callable[[float], bool]
+) -> None:
     """Send callers away, then let the calls in flight finish; `hurried` waits and says whether to end it at once."""
     log.info("draining", seconds=float(delay))
     health.enter_graceful_shutdown()
-    if hurried(delay):
+    hurry = hurried(delay)
+    watchers.close()
+    if hurry:
         server.stop(None)
         return
     stopped = server.stop(GRACE)
@@ -143,10 +149,12 @@ def _open(settings: Settings) -> Engine:
         raise UserError(f"--store: {error}; free the path or choose another") from error
 
 
-def _server(settings: Settings, engine: Engine, health: HealthServicer, *, shared: bool) -> grpc.Server:
+def _server(
+    settings: Settings, engine: Engine, watchers: Watchers, health: HealthServicer, *, shared: bool
+) -> grpc.Server:
     server = grpc_server(settings.threads, shared=shared)
     session_store_pb2_grpc.add_SessionStoreServiceServicer_to_server(
-        SessionStoreService(engine, settings.max_ttl), server
+        SessionStoreService(engine, watchers, settings.max_ttl), server
     )
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     names = (SERVICE_NAME, HEALTH_NAME, REFLECTION_NAME)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar
 
 import structlog
@@ -17,11 +18,12 @@ from grpc import ServicerContext, StatusCode
 from grpc_status import rpc_status
 
 from resumed.v1 import session_store_pb2 as pb
-from resumed_server.engines.base import AlreadyExists, EngineError, EngineFull, EngineUnavailable
+from resumed_server.engines.base import AlreadyExists, EngineError, EngineFull, EngineUnavailable, Unwatchable
 from resumed_server.logs import described
+from resumed_server.watchers import MAX_WATCHERS, TooManyWatchers, WatcherTooSlow
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from google.protobuf.message import Message
 
@@ -45,14 +47,6 @@ class InvalidField(Exception):
         self.limit = limit
 
 
-class Unimplemented(Exception):
-    """This server does not serve the call."""
-
-    def __init__(self, method: str) -> None:
-        super().__init__(method)
-        self.method = method
-
-
 class _Answer(NamedTuple):
     code: StatusCode
     reason: int
@@ -73,8 +67,16 @@ _ANSWERS: dict[type[Exception], _Answer] = {
     EngineUnavailable: _Answer(
         StatusCode.UNAVAILABLE, pb.ERROR_REASON_ENGINE_UNAVAILABLE, "the storage does not answer now, try again later"
     ),
-    Unimplemented: _Answer(
-        StatusCode.UNIMPLEMENTED, pb.ERROR_REASON_UNIMPLEMENTED, "this server does not serve the call"
+    Unwatchable: _Answer(
+        StatusCode.UNIMPLEMENTED, pb.ERROR_REASON_UNIMPLEMENTED, "the storage of this server cannot tell of changes"
+    ),
+    WatcherTooSlow: _Answer(
+        StatusCode.RESOURCE_EXHAUSTED, pb.ERROR_REASON_WATCHER_TOO_SLOW, "events were not read fast enough, watch again"
+    ),
+    TooManyWatchers: _Answer(
+        StatusCode.RESOURCE_EXHAUSTED,
+        pb.ERROR_REASON_TOO_MANY_WATCHERS,
+        "the server has as many watchers as it takes, watch another replica",
     ),
 }
 
@@ -97,6 +99,23 @@ def answered(
     return rpc
 
 
+def streamed(
+    behaviour: Callable[[_Servicer, _Request], Iterator[_Response]],
+) -> Callable[[_Servicer, _Request, ServicerContext], Iterator[_Response]]:
+    """Make a streaming RPC of `behaviour`, on threads of its own: on those of the unary calls it would starve them."""
+
+    @functools.wraps(behaviour)
+    def rpc(servicer: _Servicer, request: _Request, context: ServicerContext) -> Iterator[_Response]:
+        try:
+            yield from behaviour(servicer, request)
+        except Exception as error:  # noqa: BLE001 - the edge: whatever it is, the caller gets a fixed text
+            _abort(context, status_of(error, request))
+
+    # A few more than there may be watchers, to tell the others that there are too many.
+    rpc.experimental_thread_pool = ThreadPoolExecutor(MAX_WATCHERS + 8, "watch")  # type: ignore[attr-defined]
+    return rpc
+
+
 def status_of(error: Exception, request: Any) -> Status:
     """Return what the caller of `request` is told of `error`, and log what only the operator may know."""
     answer = _ANSWERS.get(type(error), _INTERNAL)
@@ -111,8 +130,8 @@ def status_of(error: Exception, request: Any) -> Status:
         )
     elif isinstance(error, AlreadyExists):
         metadata["namespace"] = request.namespace
-    elif isinstance(error, Unimplemented):
-        metadata["method"] = error.method
+    elif isinstance(error, Unwatchable):
+        metadata["method"] = "Watch"
     else:
         _log(answer, error)
     details.insert(0, ErrorInfo(reason=pb.ErrorReason.Name(answer.reason), domain=DOMAIN, metadata=metadata))

@@ -7,26 +7,31 @@ Every microsecond of Get counts (see docs/measurements.md), so fields are checke
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, NoReturn, Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 from google.protobuf.duration_pb2 import Duration
 
 from resumed.v1 import session_store_pb2 as pb
 from resumed.v1.session_store_pb2_grpc import SessionStoreServiceServicer
 from resumed_server.engines import base
-from resumed_server.errors import InvalidField, Unimplemented, answered, status_of
+from resumed_server.errors import InvalidField, answered, status_of, streamed
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from resumed_server.engines.base import Engine, Operation, Outcome, StoredSession
+    from resumed_server.watchers import Message, Watchers
 
 MAX_KEY = 64
 MAX_VALUE = 65_536
+MAX_POSITION = 64
 MAX_OPERATIONS = 256
 MAX_MESSAGE = MAX_OPERATIONS * (MAX_VALUE + 256)
 """Bytes that the largest legal message, a full Batch of full values, may take on the wire."""
 
 _MAX_SECONDS, _MAX_NANOS = 315_576_000_000, 999_999_999
 """What a google.protobuf.Duration may have."""
+NAMESPACE_LIMIT = "must be 1 to 63 characters of [a-z0-9.-]"
 _is_namespace = re.compile(r"[a-z0-9.-]{1,63}").fullmatch
 
 
@@ -38,10 +43,11 @@ class _Addressed(Protocol):
 
 
 class SessionStoreService(SessionStoreServiceServicer):
-    """Serves the sessions of an engine; `max_ttl` is the longest that one lives, in seconds."""
+    """Serves the sessions of an engine and its watchers; `max_ttl` is the longest that one lives, in seconds."""
 
-    def __init__(self, engine: Engine, max_ttl: float) -> None:
+    def __init__(self, engine: Engine, watchers: Watchers, max_ttl: float) -> None:
         self._engine = engine
+        self._watchers = watchers
         self._max_ttl = max_ttl
 
     @answered
@@ -81,10 +87,21 @@ class SessionStoreService(SessionStoreServiceServicer):
             ]
         )
 
-    @answered
-    def Watch(self, request: pb.WatchRequest) -> NoReturn:  # noqa: ARG002
-        """Refuse: this server does not tell what happens."""
-        raise Unimplemented("Watch")
+    @streamed
+    def Watch(self, request: pb.WatchRequest) -> Iterator[pb.WatchResponse]:
+        """Stream what happens in a namespace."""
+        if not _is_namespace(request.namespace):
+            raise InvalidField("namespace", NAMESPACE_LIMIT)
+        if len(request.position) > MAX_POSITION:
+            raise InvalidField("position", f"must be at most {MAX_POSITION} bytes")
+        with self._watchers.subscribed(request.namespace) as subscription:
+            continued = False
+            for message in self._watchers.missed(request.position, subscription) if request.position else ():
+                yield _watched(message, continued=not continued)
+                continued = True
+            yield pb.WatchResponse(position=subscription.position, live=True)
+            for news in subscription.messages():
+                yield _shared(news) if news else pb.WatchResponse(live=True)
 
     def _checked(self, operation: pb.Operation) -> Operation | InvalidField:
         try:
@@ -114,10 +131,28 @@ class SessionStoreService(SessionStoreServiceServicer):
 def _address(request: _Addressed) -> tuple[str, bytes]:
     namespace, key = request.namespace, request.key
     if not _is_namespace(namespace):
-        raise InvalidField("namespace", "must be 1 to 63 characters of [a-z0-9.-]")
+        raise InvalidField("namespace", NAMESPACE_LIMIT)
     if not 1 <= len(key) <= MAX_KEY:
         raise InvalidField("key", f"must be 1 to {MAX_KEY} bytes")
     return namespace, key
+
+
+def _watched(message: Message, *, continued: bool = False, live: bool = False) -> pb.WatchResponse:
+    events = [_event(change) for change in message.changes]
+    return pb.WatchResponse(events=events, position=message.position, continued=continued, live=live)
+
+
+def _shared(message: Message) -> pb.WatchResponse:
+    """Return the answer that carries `message`, the same one for all watchers of a namespace."""
+    if message.encoded is None:
+        message.encoded = _watched(message, live=True)
+    return cast("pb.WatchResponse", message.encoded)
+
+
+def _event(change: base.Change) -> pb.Event:
+    if change.session is None:
+        return pb.Event(removed=pb.Event.Removed(key=change.key))
+    return pb.Event(put=pb.Event.Put(key=change.key, session=_session(change.session)))
 
 
 def _result(operation: Operation | InvalidField, outcome: Outcome | InvalidField) -> pb.Result:

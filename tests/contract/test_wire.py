@@ -374,14 +374,6 @@ def test_a_larger_message_is_refused(stub: SessionStoreServiceStub, key: bytes) 
 # --- Everything else -----------------------------------------------------------------------------------------------
 
 
-def test_watch_is_not_served_yet(stub: SessionStoreServiceStub) -> None:
-    """And says so with a reason."""
-    code, status = refusal(lambda request: list(stub.Watch(request)), pb.WatchRequest(namespace="shop"))
-    assert code is grpc.StatusCode.UNIMPLEMENTED
-    assert info(status).reason == "ERROR_REASON_UNIMPLEMENTED"
-    assert info(status).metadata == {"method": "Watch"}
-
-
 @pytest.mark.parametrize("service", ["", SERVICE])
 def test_health_says_serving(channel: grpc.Channel, service: str) -> None:
     """Of the server as a whole and of the service, asked once and watched."""

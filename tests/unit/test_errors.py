@@ -8,8 +8,9 @@ from structlog.testing import capture_logs
 
 from resumed.v1 import session_store_pb2 as pb
 from resumed_server import errors
-from resumed_server.engines.base import AlreadyExists, EngineError, EngineFull, EngineUnavailable
-from resumed_server.errors import InvalidField, Unimplemented, status_of
+from resumed_server.engines.base import AlreadyExists, EngineError, EngineFull, EngineUnavailable, Unwatchable
+from resumed_server.errors import InvalidField, status_of
+from resumed_server.watchers import TooManyWatchers, WatcherTooSlow
 
 SECRET = "f00dbeef"
 REQUEST = pb.PutRequest(namespace="shop", key=SECRET.encode(), value=SECRET.encode())
@@ -39,7 +40,9 @@ def raised(error: Exception) -> Exception:
         (AlreadyExists("cause"), 6, pb.ERROR_REASON_WRITE_ONCE),
         (EngineFull("cause"), 8, pb.ERROR_REASON_STORE_FULL),
         (EngineUnavailable("cause"), 14, pb.ERROR_REASON_ENGINE_UNAVAILABLE),
-        (Unimplemented("Watch"), 12, pb.ERROR_REASON_UNIMPLEMENTED),
+        (Unwatchable("no log"), 12, pb.ERROR_REASON_UNIMPLEMENTED),
+        (WatcherTooSlow("cause"), 8, pb.ERROR_REASON_WATCHER_TOO_SLOW),
+        (TooManyWatchers("cause"), 8, pb.ERROR_REASON_TOO_MANY_WATCHERS),
         (EngineError("cause"), 13, pb.ERROR_REASON_INTERNAL),
         (KeyError(SECRET), 13, pb.ERROR_REASON_INTERNAL),
     ],
@@ -78,7 +81,7 @@ def test_the_log_gets_what_an_engine_says_once_in_a_while() -> None:
     assert [line["cause"] for line in logged] == ["the disk is gone", "no room"]
 
 
-@pytest.mark.parametrize("error", [InvalidField("ttl", "x"), AlreadyExists("x"), Unimplemented("Watch")])
+@pytest.mark.parametrize("error", [InvalidField("ttl", "x"), AlreadyExists("x"), Unwatchable("no log")])
 def test_what_the_caller_got_wrong_is_not_logged(error: Exception) -> None:
     """Nobody fills the log from outside."""
     with capture_logs() as logged:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any, Literal
 
+from resumed.mirror import DEFAULT_BYTES, Mirror
 from resumed.openssl import Binding
 from resumed.sealing import Keyring
 from resumed.shim import Shim
@@ -75,6 +76,7 @@ def install(
     ids: Literal["sealed", "any"] = "sealed",
     puts: Literal["wait", "background"] | None = None,
     max_lookups: int = 256,
+    mirror: bool | int | str = False,
     replace: bool = False,
 ) -> Installation:
     """Let a TLS server's context keep its sessions in the store, and resume what any other frontend negotiated.
@@ -97,6 +99,8 @@ def install(
         puts: `background` never holds up a handshake; `wait` holds a full one until its sessions are stored, at most
             for the deadline.
         max_lookups: How many look-ups may be under way at once; beyond that handshakes do not ask.
+        mirror: Whether to keep a copy of the namespace's sealed sessions in memory, which the store keeps current, so
+            that most look-ups cost no call: True for 64 MiB of them, or a size as bytes or as in "256MiB".
         replace: Whether session callbacks that the context already has are replaced.
 
     Raises:
@@ -109,5 +113,24 @@ def install(
     if not isinstance(keyring, Keyring):
         keyring = Keyring.load(keyring)
     store = SessionStore(target, namespace=namespace, deadline=deadline)
-    shim = Shim(store, keyring, lifetime=lifetime, single_use=single_use, ids=ids, puts=puts, max_lookups=max_lookups)
+    size = _size(mirror)
+    shim = Shim(
+        store,
+        keyring,
+        lifetime=lifetime,
+        single_use=single_use,
+        ids=ids,
+        puts=puts,
+        max_lookups=max_lookups,
+        mirror=Mirror(store, size) if size else None,
+    )
     return Installation(shim, Binding(context, shim, replace=replace))
+
+
+def _size(mirror: bool | int | str) -> int:
+    if isinstance(mirror, bool):
+        return DEFAULT_BYTES if mirror else 0
+    size = re.fullmatch(r"(\d+)\s*([KMG]i)?B?", str(mirror))
+    if not size:
+        raise ValueError(f'mirror must be True, False, or a size such as "64MiB", not {mirror!r}')
+    return int(size[1]) << {None: 0, "Ki": 10, "Mi": 20, "Gi": 30}[size[2]]

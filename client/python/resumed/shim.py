@@ -26,6 +26,7 @@ from resumed.stats import Recorder, Stats
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from resumed.mirror import Mirror
     from resumed.sealing import Keyring
     from resumed.store import SessionStore
 
@@ -64,6 +65,7 @@ class Shim:
         puts: `wait` holds a full handshake until its sessions are stored (at most for the deadline), `background` does
             not.
         max_lookups: How many look-ups may be under way at once; beyond that a handshake does not ask.
+        mirror: Where to look before the store is asked.
         clock: Unix seconds.
 
     Raises:
@@ -80,6 +82,7 @@ class Shim:
         ids: Literal["sealed", "any"] = "sealed",
         puts: Literal["wait", "background"] | None = None,
         max_lookups: int = 256,
+        mirror: Mirror | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         if not 1 <= lifetime <= MAX_LIFETIME:
@@ -99,6 +102,8 @@ class Shim:
         # Only a sealed id tells that it is fresh, and so that its Put may still be on its way.
         self._wait_for_puts = puts == "wait" or (puts is None and not keyring.seals)
         self._max_lookups = max_lookups
+        # A single use is the store's to grant, not a copy's.
+        self._mirror = None if single_use else mirror
         self._store_keys = StoreKeys(store.namespace)
         self._recorder = Recorder()
         self._breaker = Breaker()
@@ -164,7 +169,7 @@ class Shim:
             return None
         key = self._store_keys.key(session_id)
         fresh = issued is not None and now - issued <= _FRESH_SECONDS
-        value, outcome = self._take_off(key, fresh) if self._single_use else self._share(key, fresh)
+        value, outcome = self._find(key, fresh)
         session = None
         if value is not None:
             try:
@@ -195,7 +200,10 @@ class Shim:
 
     def remove(self, session_id: bytes, reason: str = "application") -> None:
         """Remove a session from the whole fleet, in the background."""
-        self._sender.submit(Outgoing(self._store_keys.key(session_id), None, 0, reason))
+        key = self._store_keys.key(session_id)
+        if self._mirror:
+            self._mirror.sessions.remove(key)
+        self._sender.submit(Outgoing(key, None, 0, reason))
 
     def internal_error(self) -> None:
         """Note a defect that a callback caught; called while the exception is handled."""
@@ -209,6 +217,8 @@ class Shim:
 
     def close(self, timeout: float = 1.0) -> None:
         """Wait up to `timeout` seconds until all is sent, then disconnect; nothing more is stored or removed."""
+        if self._mirror:
+            self._mirror.close()
         self._sender.close(timeout)
 
     def after_fork_in_child(self) -> None:
@@ -222,9 +232,16 @@ class Shim:
             return "foreign-id"
         if issued is not None and now - issued > self.lifetime:
             return "old-id"
-        if not self._breaker.closed:
-            return "breaker-open"
         return None
+
+    def _find(self, key: bytes, fresh: bool) -> tuple[bytes | None, str]:
+        """Return a value and the reason of the hit, or None and the reason of the miss."""
+        mirrored = self._mirror.get(key) if self._mirror else None
+        if mirrored is not None:
+            return mirrored, "mirror"
+        if not self._breaker.closed:
+            return None, "breaker-open"
+        return self._take_off(key, fresh) if self._single_use else self._share(key, fresh)
 
     def _share(self, key: bytes, fresh: bool) -> tuple[bytes | None, str]:
         """Look `key` up, or wait for the answer to somebody else who did."""
@@ -259,6 +276,7 @@ class Shim:
 
     def _ask(self, key: bytes, fresh: bool, end: float) -> tuple[bytes | None, str]:
         ask = self._store.take if self._single_use else self._store.get
+        since = self._mirror.sessions.removals if self._mirror else 0
         try:
             found = ask(key)
             outcome = "store"
@@ -274,7 +292,11 @@ class Shim:
                 self._sender.probe()
             return None, _failure(error)
         self._breaker.succeeded()
-        return (None, "unknown") if found is None else (found.value, outcome)
+        if found is None:
+            return None, "unknown"
+        if self._mirror:
+            self._mirror.sessions.put(key, found, since)
+        return found.value, outcome
 
 
 def _failure(error: StoreError) -> str:

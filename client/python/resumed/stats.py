@@ -16,8 +16,8 @@ class Stats:
     """What a shim did since it was installed, each a count by reason.
 
     Attributes:
-        hits: `store`; `fresh` (a session just negotiated, found at the second ask); `shared` (another handshake had
-            just asked).
+        hits: `mirror` (no call); `store`; `fresh` (a session just negotiated, found when asked for again); `shared`
+            (another handshake had just asked).
         misses: `unknown`, `foreign-id` (not issued by this fleet for this namespace: no call), `old-id` (no call),
             `late`, `down`, `refused`, `breaker-open` (no call), `busy` (too many look-ups in flight: no call),
             `malformed`, `unknown-key`, `expired`, `not-authentic`, `undecodable`, `internal-error`.

@@ -19,7 +19,9 @@ from resumed.v1 import session_store_pb2 as pb
 from resumed.v1 import session_store_pb2_grpc as pb_grpc
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
+
+    from typing_extensions import Self
 
 BATCH_OPERATIONS = 256
 """How many operations one Batch call carries; longer ones are sent as several calls."""
@@ -180,6 +182,14 @@ class SessionStore:
             results += map(_result, self._call("Batch", request, deadline).results)
         return results
 
+    def watch(self, position: bytes = b"") -> Watch:
+        """Follow the namespace, from now on or, if the store still knows, behind the `position` of an earlier stream.
+
+        Use it as a context manager and iterate over it. Both raise StoreError when the stream ends.
+        """
+        request = pb.WatchRequest(namespace=self.namespace, position=position)
+        return Watch((self._stub or self._connect()).Watch(request))
+
     def close(self) -> None:
         """Close the connection; the next call opens another one."""
         with self._lock:
@@ -220,6 +230,63 @@ class SessionStore:
                 return pb.Operation(take=pb.TakeRequest(namespace=self.namespace, key=key))
             case Remove(key):
                 return pb.Operation(remove=pb.RemoveRequest(namespace=self.namespace, key=key))
+
+
+class Watch:
+    """A stream of what happens in a namespace; see SessionStore.watch().
+
+    Attributes:
+        continued: Whether the stream goes on behind the position that was asked for. If not, forget what you knew.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self.continued = False
+
+    def __enter__(self) -> Self:
+        """Wait for the first answer."""
+        self.continued = next(self._answers()).continued
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.cancel()
+
+    def __iter__(self) -> Iterator[Changes]:
+        """Yield what happened, at least once a second."""
+        for answer in self._answers():
+            yield Changes([_change(event) for event in answer.events], answer.position, answer.live)
+
+    def cancel(self) -> None:
+        """End the stream, from any thread."""
+        self._stream.cancel()
+
+    def _answers(self) -> Iterator[pb.WatchResponse]:
+        try:
+            yield from self._stream
+        except grpc.RpcError as error:
+            raise errors.from_rpc(error) from None
+        raise errors.StoreUnavailable("the store ended the stream")
+
+
+class Changes(NamedTuple):
+    """What happened in a namespace: keys with their sessions, or None where one was removed or taken."""
+
+    changes: list[tuple[bytes, StoredSession | None]]
+    position: bytes
+    """Where the store is behind them; empty: where it was before."""
+    live: bool
+    """Whether that is all that happened up to now."""
+
+    def __repr__(self) -> str:
+        """Show how many, never which."""
+        return f"Changes({len(self.changes)}, live={self.live})"
+
+
+def _change(event: pb.Event) -> tuple[bytes, StoredSession | None]:
+    if event.HasField("put"):
+        session = event.put.session
+        return event.put.key, StoredSession(session.value, _seconds(session.ttl))
+    return event.removed.key, None
 
 
 def _duration(seconds: float) -> Duration:

@@ -34,6 +34,10 @@ class EngineFull(EngineError):
     """There is no room for the session, even after the soonest to expire were dropped."""
 
 
+class Unwatchable(EngineError):
+    """This engine cannot tell of changes."""
+
+
 class AlreadyExists(EngineError):
     """The key holds another value, or its session was removed or taken."""
 
@@ -82,6 +86,15 @@ class Remove:
 
     namespace: str
     key: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A session that was stored, or, where `session` is None, removed or taken."""
+
+    namespace: str
+    key: bytes
+    session: StoredSession | None
 
 
 Operation: TypeAlias = Put | Get | Take | Remove
@@ -136,6 +149,28 @@ class Engine(ABC):
         Fewer than `limit` means that nothing else had expired. Engines that expire natively return 0. May raise
         EngineFull, where not even a deletion finds room.
         """
+
+    def position(self) -> bytes:
+        """Return where the log of changes ends now. Positions of one store compare as the changes they stand behind.
+
+        May raise Unwatchable.
+        """
+        raise Unwatchable(f"{type(self).__name__} cannot tell of changes")
+
+    def changes(  # what an engine without a log makes of it
+        self,
+        after: bytes,  # noqa: ARG002
+        until: bytes,  # noqa: ARG002
+        limit: int,  # noqa: ARG002
+    ) -> tuple[list[Change], bytes] | None:
+        """Return up to `limit` changes behind the position `after`, none of them behind `until`, and where they end.
+
+        Fewer where their values are large: about a mebibyte at once.
+
+        A session that was stored, but is gone by now, is left out. None if the log does not reach back to `after`, or
+        if it is a position of another store. The changes of several processes are all in one log.
+        """
+        raise Unwatchable(f"{type(self).__name__} cannot tell of changes")
 
     @abstractmethod
     def probe(self) -> None:

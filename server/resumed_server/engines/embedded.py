@@ -5,6 +5,7 @@ Three tables, keyed so that LMDB's order is the order that is needed:
     sessions    namespace 00 key         -> expiry, value     (an empty value is a tombstone)
     expiries    expiry, namespace 00 key -> (nothing)         live sessions, the soonest to expire first
     tombstones  expiry, namespace 00 key -> (nothing)         removed and taken ones, likewise
+    changes     number                   -> what, namespace 00 key    the last ones; the first entry names the store
 
 An expiry is 8 bytes, big endian, in milliseconds since the epoch. A full store drops the first of `expiries`, never a
 tombstone: a late Put would bring back what was removed.
@@ -23,6 +24,7 @@ import structlog
 from resumed_server.engines.base import (
     UNKNOWN_TOMBSTONE_SECONDS,
     AlreadyExists,
+    Change,
     Engine,
     EngineError,
     EngineFull,
@@ -33,6 +35,7 @@ from resumed_server.engines.base import (
     StoredSession,
     Take,
 )
+from resumed_server.engines.changelog import ChangeLog
 from resumed_server.engines.directory import DAMAGE, DatabaseDirectory
 
 if TYPE_CHECKING:
@@ -45,10 +48,12 @@ _T = TypeVar("_T")
 _Transaction: TypeAlias = Any
 """An lmdb.Transaction, whose stubs cannot tell bytes from the memoryviews that only `buffers=True` returns."""
 
-_TABLES = (b"sessions", b"expiries", b"tombstones")
+_TABLES = (b"sessions", b"expiries", b"tombstones", b"changes")
 _EXPIRY_BYTES = 8
 _END_OF_TIME = b"\xff" * _EXPIRY_BYTES
 _HEADROOM_BYTES = 64 << 20
+_CHANGES_BYTES = 1 << 20
+_MOST_CHANGES, _CAPACITY_PER_CHANGE = 1 << 16, 2048  # so the log takes a twentieth of the capacity at most
 _OUT_OF_PAGES_RETRIES = 3
 _OUT_OF_PAGES_ROOM = 1 << 20
 
@@ -76,7 +81,9 @@ class EmbeddedEngine(Engine):
         self._gate = _Gate()
         self._directory = DatabaseDirectory(path, _TABLES, map_bytes=capacity + capacity // 2 + _HEADROOM_BYTES)
         self._env = self._directory.env
-        self._sessions, self._expiries, self._tombstones = self._directory.tables
+        self._sessions, self._expiries, self._tombstones, changes = self._directory.tables
+        kept = min(_MOST_CHANGES, capacity // _CAPACITY_PER_CHANGE)
+        self._changes = self._write(lambda txn: ChangeLog(txn, changes, kept))
         self._page_bytes = self._env.stat()["psize"]
 
     def put(self, namespace: str, key: bytes, value: bytes, ttl: float) -> float:
@@ -121,6 +128,29 @@ class EmbeddedEngine(Engine):
 
         return self._write(step)
 
+    def position(self) -> bytes:
+        """See Engine."""
+        return self._read(self._changes.position)
+
+    def changes(self, after: bytes, until: bytes, limit: int) -> tuple[list[Change], bytes] | None:
+        """See Engine."""
+
+        def read(txn: _Transaction) -> tuple[list[Change], bytes] | None:
+            logged = self._changes.read(txn, after, until, limit)
+            if logged is None:
+                return None
+            changes, position, size = [], after, 0
+            for removed, address, behind in logged:
+                if size > _CHANGES_BYTES:
+                    break
+                if change := self._change(txn, removed, address):
+                    changes.append(change)
+                    size += len(change.session.value) if change.session else 0
+                position = behind
+            return changes, position
+
+        return self._read(read)
+
     def probe(self) -> None:
         """See Engine."""
         self._read(lambda txn: txn.get(b"\0"))
@@ -152,6 +182,11 @@ class EmbeddedEngine(Engine):
         except AlreadyExists as error:
             return error
 
+    def _change(self, txn: _Transaction, removed: bool, address: bytes) -> Change | None:
+        namespace, _, key = address.partition(b"\0")
+        session = None if removed else self._get(txn, address)
+        return Change(namespace.decode(), key, session) if removed or session else None
+
     def _carry_out_alone(self, operation: Operation) -> Outcome:
         try:
             return self._write(lambda txn: self._carry_out(txn, operation))
@@ -168,6 +203,7 @@ class EmbeddedEngine(Engine):
         self._make_room(txn, len(address) + len(value))
         txn.put(address, expiry + value, db=self._sessions)
         txn.put(expiry + address, b"", db=self._expiries)
+        self._changes.append(txn, address, removed=False)
         return max(0.0, self._remaining(expiry))
 
     def _get(self, txn: _Transaction, address: bytes) -> StoredSession | None:
@@ -190,6 +226,7 @@ class EmbeddedEngine(Engine):
             self._make_room(txn, len(address))
             txn.put(address, expiry, db=self._sessions)
             txn.put(expiry + address, b"", db=self._tombstones)
+            self._changes.append(txn, address, removed=True)  # a frontend may still have what the store dropped
             return False
         if len(entry) == _EXPIRY_BYTES:
             return False
@@ -202,6 +239,7 @@ class EmbeddedEngine(Engine):
         txn.put(address, expiry, db=self._sessions)
         txn.delete(expiry + address, db=self._expiries)
         txn.put(expiry + address, b"", db=self._tombstones)
+        self._changes.append(txn, address, removed=True)
 
     def _unexpired(self, txn: _Transaction, address: bytes) -> bytes | None:
         """Return the session or tombstone at `address`; drop one that has expired."""
@@ -233,7 +271,7 @@ class EmbeddedEngine(Engine):
         many.
         """
         pages = 0
-        for table in (self._sessions, self._expiries, self._tombstones):
+        for table in self._directory.tables:
             stat = txn.stat(table)
             pages += stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"]
         if pages * self._page_bytes + size > self._capacity:

@@ -20,6 +20,8 @@ class ErrorReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ERROR_REASON_ENGINE_UNAVAILABLE: _ClassVar[ErrorReason]
     ERROR_REASON_INTERNAL: _ClassVar[ErrorReason]
     ERROR_REASON_UNIMPLEMENTED: _ClassVar[ErrorReason]
+    ERROR_REASON_WATCHER_TOO_SLOW: _ClassVar[ErrorReason]
+    ERROR_REASON_TOO_MANY_WATCHERS: _ClassVar[ErrorReason]
 ERROR_REASON_UNSPECIFIED: ErrorReason
 ERROR_REASON_INVALID_FIELD: ErrorReason
 ERROR_REASON_WRITE_ONCE: ErrorReason
@@ -27,6 +29,8 @@ ERROR_REASON_STORE_FULL: ErrorReason
 ERROR_REASON_ENGINE_UNAVAILABLE: ErrorReason
 ERROR_REASON_INTERNAL: ErrorReason
 ERROR_REASON_UNIMPLEMENTED: ErrorReason
+ERROR_REASON_WATCHER_TOO_SLOW: ErrorReason
+ERROR_REASON_TOO_MANY_WATCHERS: ErrorReason
 
 class PutRequest(_message.Message):
     __slots__ = ("namespace", "key", "value", "ttl")
@@ -101,16 +105,24 @@ class BatchResponse(_message.Message):
     def __init__(self, results: _Optional[_Iterable[_Union[Result, _Mapping]]] = ...) -> None: ...
 
 class WatchRequest(_message.Message):
-    __slots__ = ("namespace",)
+    __slots__ = ("namespace", "position")
     NAMESPACE_FIELD_NUMBER: _ClassVar[int]
+    POSITION_FIELD_NUMBER: _ClassVar[int]
     namespace: str
-    def __init__(self, namespace: _Optional[str] = ...) -> None: ...
+    position: bytes
+    def __init__(self, namespace: _Optional[str] = ..., position: _Optional[bytes] = ...) -> None: ...
 
 class WatchResponse(_message.Message):
-    __slots__ = ("events",)
+    __slots__ = ("events", "position", "continued", "live")
     EVENTS_FIELD_NUMBER: _ClassVar[int]
+    POSITION_FIELD_NUMBER: _ClassVar[int]
+    CONTINUED_FIELD_NUMBER: _ClassVar[int]
+    LIVE_FIELD_NUMBER: _ClassVar[int]
     events: _containers.RepeatedCompositeFieldContainer[Event]
-    def __init__(self, events: _Optional[_Iterable[_Union[Event, _Mapping]]] = ...) -> None: ...
+    position: bytes
+    continued: bool
+    live: bool
+    def __init__(self, events: _Optional[_Iterable[_Union[Event, _Mapping]]] = ..., position: _Optional[bytes] = ..., continued: bool = ..., live: bool = ...) -> None: ...
 
 class Session(_message.Message):
     __slots__ = ("value", "ttl")

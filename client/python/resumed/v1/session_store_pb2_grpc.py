@@ -134,10 +134,12 @@ class SessionStoreServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Watch(self, request, context):
-        """Streams what happens in a namespace from now on.
+        """Streams what happens in a namespace, from now on or from where an earlier stream ended.
 
-        The first answer comes at once and is empty: the stream is live. A watcher that is too slow to follow is cut off with
-        RESOURCE_EXHAUSTED and has to start over. A server that cannot serve streams answers UNIMPLEMENTED.
+        The first answer comes at once and has no events: the stream is live. After that an answer comes at least once a second,
+        without events if nothing happened, so a client that hears nothing for a few seconds knows that it is cut off. A watcher that
+        is too slow to follow is cut off with RESOURCE_EXHAUSTED, and so is one beyond the server's limit. A server whose storage
+        cannot tell of changes answers UNIMPLEMENTED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -228,10 +228,12 @@ class SessionStoreServiceStub(typing.Generic[_SessionStoreServicePutType, _Sessi
     """
 
     Watch: _SessionStoreServiceWatchType
-    """Streams what happens in a namespace from now on.
+    """Streams what happens in a namespace, from now on or from where an earlier stream ended.
 
-    The first answer comes at once and is empty: the stream is live. A watcher that is too slow to follow is cut off with
-    RESOURCE_EXHAUSTED and has to start over. A server that cannot serve streams answers UNIMPLEMENTED.
+    The first answer comes at once and has no events: the stream is live. After that an answer comes at least once a second,
+    without events if nothing happened, so a client that hears nothing for a few seconds knows that it is cut off. A watcher that
+    is too slow to follow is cut off with RESOURCE_EXHAUSTED, and so is one beyond the server's limit. A server whose storage
+    cannot tell of changes answers UNIMPLEMENTED.
     """
 
 SessionStoreServiceAsyncStub: typing_extensions.TypeAlias = SessionStoreServiceStub[
@@ -337,10 +339,12 @@ class SessionStoreServiceServicer(metaclass=abc.ABCMeta):
         request: resumed.v1.session_store_pb2.WatchRequest,
         context: _ServicerContext,
     ) -> typing.Union[collections.abc.Iterator[resumed.v1.session_store_pb2.WatchResponse], collections.abc.AsyncIterator[resumed.v1.session_store_pb2.WatchResponse]]:
-        """Streams what happens in a namespace from now on.
+        """Streams what happens in a namespace, from now on or from where an earlier stream ended.
 
-        The first answer comes at once and is empty: the stream is live. A watcher that is too slow to follow is cut off with
-        RESOURCE_EXHAUSTED and has to start over. A server that cannot serve streams answers UNIMPLEMENTED.
+        The first answer comes at once and has no events: the stream is live. After that an answer comes at least once a second,
+        without events if nothing happened, so a client that hears nothing for a few seconds knows that it is cut off. A watcher that
+        is too slow to follow is cut off with RESOURCE_EXHAUSTED, and so is one beyond the server's limit. A server whose storage
+        cannot tell of changes answers UNIMPLEMENTED.
         """
 
 def add_SessionStoreServiceServicer_to_server(servicer: SessionStoreServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

@@ -1,0 +1,204 @@
+"""A copy of the namespace's sealed sessions in the frontend's memory: a look-up that finds its session here is no call.
+
+The store's Watch keeps it current, and the frontend's own look-ups add what was stored before. It answers only while
+the stream is alive: a store that is silent for STALE_SECONDS may have been told to remove something, so nothing is
+answered until it is heard again. A stream that cannot go on where it ended begins with an empty mirror, never with a
+wrong one.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from typing import TYPE_CHECKING
+
+from resumed.errors import StoreError
+from resumed.process import renew_after_fork
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from resumed.store import SessionStore, StoredSession, Watch
+
+DEFAULT_BYTES = 64 << 20
+"""What the sessions of a mirror may take in memory, unless install() says otherwise."""
+STALE_SECONDS = 3.0
+"""How long a mirror answers without a word from the store, which speaks at least once a second."""
+RETRY_SECONDS = 1.0
+"""Seconds between two attempts to watch."""
+
+_OVERHEAD = 180  # what an entry takes beside its value, measured: keys, objects, the table
+_EXPIRY_BYTES = 8
+_RECENT_REMOVALS = 1024
+
+_log = logging.getLogger("resumed")
+
+
+class Sessions:
+    """Values by store key, bounded in bytes, until they expire. The oldest go first. Thread-safe.
+
+    Args:
+        limit: Bytes that all entries together may take.
+        clock: Seconds that only go forward.
+    """
+
+    def __init__(self, limit: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._limit, self._clock = limit, clock
+        self._lock = threading.Lock()
+        self._removals = 0
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget everything."""
+        with self._lock:
+            self._values: dict[bytes, bytes] = {}  # 8 bytes of expiry before the value: one object an entry
+            self._order: deque[bytes] = deque()
+            self._bytes = 0
+            self._removals += 1  # of everything: no look-up under way may put its session
+            self._recent: deque[bytes] = deque(maxlen=_RECENT_REMOVALS)
+
+    def __len__(self) -> int:
+        """Return how many sessions there are, expired ones included."""
+        return len(self._values)
+
+    @property
+    def removals(self) -> int:
+        """How many removals there were: a look-up notes it when it begins, and put() wants it back."""
+        return self._removals
+
+    def get(self, key: bytes) -> bytes | None:
+        """Return the value of a live session, or None."""
+        entry = self._values.get(key)
+        if entry is None or int.from_bytes(entry[:_EXPIRY_BYTES], "big") <= self._clock() * 1000:
+            return None
+        return entry[_EXPIRY_BYTES:]
+
+    def put(self, key: bytes, session: StoredSession, since: int | None = None) -> None:
+        """Keep a session for as long as it lives.
+
+        Args:
+            key: Its store key.
+            session: Its value and the seconds it has left.
+            since: For a session that a look-up found: the removals when it began. If it was removed meanwhile, or
+                nobody knows any more, it is not kept.
+        """
+        entry = int((self._clock() + session.ttl) * 1000).to_bytes(_EXPIRY_BYTES, "big") + session.value
+        with self._lock:
+            if since is not None and self._removed_since(key, since):
+                return
+            old = self._values.get(key)
+            if old is None:
+                self._order.append(key)
+            else:
+                self._bytes -= _OVERHEAD + len(old)
+            self._values[key] = entry
+            self._bytes += _OVERHEAD + len(entry)
+            self._make_room()
+
+    def remove(self, key: bytes) -> None:
+        """Forget a session, and refuse it from look-ups that are under way."""
+        with self._lock:
+            self._removals += 1
+            self._recent.append(key)
+            self._drop(key)
+
+    def _removed_since(self, key: bytes, since: int) -> bool:
+        missed = self._removals - since
+        return missed > 0 and (missed > len(self._recent) or key in list(self._recent)[-missed:])
+
+    def _drop(self, key: bytes) -> None:
+        entry = self._values.pop(key, None)
+        if entry is not None:
+            self._bytes -= _OVERHEAD + len(entry)
+
+    def _make_room(self) -> None:
+        # Sessions live about equally long, so the oldest is the first to expire. Keys that were removed meanwhile are
+        # still in the order, and cost nothing to pass over.
+        now = int(self._clock() * 1000).to_bytes(_EXPIRY_BYTES, "big")
+        while self._order and (
+            self._bytes > self._limit or self._values.get(self._order[0], b"")[:_EXPIRY_BYTES] <= now
+        ):
+            self._drop(self._order.popleft())
+
+
+class Mirror:
+    """The sessions of a namespace, followed in a thread of its own from the first look-up on.
+
+    Args:
+        store: Whose sessions; its connection is used.
+        limit: Bytes that the sessions may take.
+    """
+
+    def __init__(self, store: SessionStore, limit: int = DEFAULT_BYTES) -> None:
+        self._store = store
+        self.sessions = Sessions(limit)
+        self._begin()
+        renew_after_fork(self)
+
+    def _begin(self) -> None:
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._closed = threading.Event()
+        self._watch: Watch | None = None
+        self._heard = float("-inf")
+
+    @property
+    def live(self) -> bool:
+        """Whether the store was heard lately, so that what is here can be believed."""
+        return time.monotonic() - self._heard < STALE_SECONDS
+
+    def get(self, key: bytes) -> bytes | None:
+        """Return the sealed value of a live session, or None: then the store has to be asked."""
+        if self._thread is None:
+            self._start()
+        if self.live:
+            return self.sessions.get(key)
+        watch = self._watch
+        if watch is not None and self._heard > 0:
+            watch.cancel()  # silent for too long: its thread watches anew
+        return None
+
+    def close(self) -> None:
+        """Stop following."""
+        self._closed.set()
+        watch = self._watch
+        if watch is not None:
+            watch.cancel()
+
+    def after_fork_in_child(self) -> None:
+        """Begin anew: the child follows by itself."""
+        self.sessions = Sessions(self.sessions._limit)  # noqa: SLF001  # its lock may be held in the parent
+        self._begin()
+
+    def _start(self) -> None:
+        with self._lock:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="resumed-mirror", daemon=True)
+                self._thread.start()
+
+    def _run(self) -> None:
+        position, failing = b"", False
+        while not self._closed.is_set():
+            try:
+                with self._store.watch(position) as watch:
+                    self._watch = watch
+                    if not watch.continued:
+                        self.sessions.clear()
+                    failing = False
+                    for changes, behind, live in watch:
+                        for key, session in changes:
+                            if session is None:
+                                self.sessions.remove(key)
+                            else:
+                                self.sessions.put(key, session)
+                        position = behind or position
+                        if live:
+                            self._heard = time.monotonic()
+            except StoreError as error:
+                if not failing and not self._closed.is_set():  # once per outage
+                    _log.warning("the mirror of %s rests: %s", self._store.target, error)
+                failing = True
+            self._heard = min(self._heard, time.monotonic() - STALE_SECONDS)
+            self._closed.wait(RETRY_SECONDS)

@@ -1,0 +1,70 @@
+"""The log of changes of an LMDB database: which sessions were stored and removed last, in order, by all processes.
+
+It is written in the transactions that make the changes, so it can neither miss one nor tell of one that did not happen.
+It has addresses only; who reads it looks the sessions up. A position is the name of the store (8 random bytes) and the
+number of the last change (8 bytes, big endian).
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+_NUMBER_BYTES = 8
+_NAME_KEY = bytes(_NUMBER_BYTES)  # changes are numbered from 1
+_STORED, _REMOVED = b"+", b"-"
+
+
+class ChangeLog:
+    """The changes of one database.
+
+    Args:
+        txn: A write transaction of its environment.
+        table: Where the log is.
+        kept: How many changes are kept: a watcher may be away for as long as it takes to make them.
+    """
+
+    def __init__(self, txn: Any, table: Any, kept: int) -> None:
+        self._table, self._kept = table, kept
+        txn.put(_NAME_KEY, os.urandom(_NUMBER_BYTES), db=table, overwrite=False)
+        self._name = bytes(txn.get(_NAME_KEY, db=table))
+
+    def append(self, txn: Any, address: bytes, *, removed: bool) -> None:
+        """Log a change, in the write transaction that makes it; forget the oldest."""
+        number = self._last(txn) + 1
+        txn.put(_bytes(number), (_REMOVED if removed else _STORED) + address, db=self._table, append=True)
+        if number > self._kept:
+            txn.delete(_bytes(number - self._kept), db=self._table)
+
+    def position(self, txn: Any) -> bytes:
+        """Return where the log ends."""
+        return self._name + _bytes(self._last(txn))
+
+    def read(self, txn: Any, after: bytes, until: bytes, limit: int) -> list[tuple[bool, bytes, bytes]] | None:
+        """Return up to `limit` changes between two positions, each as (removed, address, position behind it).
+
+        None if the log does not reach back to `after`, or if it is no position of this store.
+        """
+        if after[:_NUMBER_BYTES] != self._name or len(after) != 2 * _NUMBER_BYTES:
+            return None
+        number, end = int.from_bytes(after[_NUMBER_BYTES:], "big"), int.from_bytes(until[_NUMBER_BYTES:], "big")
+        last = self._last(txn)
+        if not max(0, last - self._kept) <= number <= last:
+            return None
+        records: list[tuple[bool, bytes, bytes]] = []
+        with txn.cursor(self._table) as cursor:
+            if cursor.set_range(_bytes(number + 1)):
+                for key, record in cursor:
+                    found = int.from_bytes(key, "big")
+                    if len(records) == limit or found > end:
+                        break
+                    records.append((record[:1] == _REMOVED, bytes(record[1:]), self._name + _bytes(found)))
+        return records
+
+    def _last(self, txn: Any) -> int:
+        with txn.cursor(self._table) as cursor:
+            return int.from_bytes(cursor.key(), "big") if cursor.last() else 0
+
+
+def _bytes(number: int) -> bytes:
+    return number.to_bytes(_NUMBER_BYTES, "big")

@@ -1,0 +1,185 @@
+"""Tells watchers what happens in their namespaces.
+
+One thread reads the engine's log of changes for all watchers of this process, and makes one message for all who follow
+the same namespace. Each watcher has a bounded queue: whoever does not keep up is cut off, and slows nobody down. A
+watcher that comes back with a position reads what it missed from the log by itself before it joins.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+from typing import TYPE_CHECKING
+
+import structlog
+
+from resumed_server.engines.base import EngineError, EngineUnavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from resumed_server.engines.base import Change, Engine
+
+MAX_WATCHERS = 256
+"""Watchers that one process serves; each holds a thread of its own."""
+READ_SECONDS = 0.05
+"""How often the log is read: on average, half of it is what a change is late by."""
+HEARTBEAT_SECONDS = 1.0
+"""How long a stream is silent at most."""
+READ_CHANGES = 1024
+"""Changes that are read and sent at once, at most."""
+QUEUED_MESSAGES = 64
+"""Messages that a watcher may be behind, at most: some seconds at the pace of the log."""
+
+_log = structlog.get_logger()
+
+
+class WatcherTooSlow(EngineError):
+    """A watcher did not read what was sent to it."""
+
+
+class TooManyWatchers(EngineError):
+    """There are MAX_WATCHERS already."""
+
+
+class Message:
+    """Changes of one namespace, and where the log is behind them. Encoded once, by whoever sends it first."""
+
+    __slots__ = ("changes", "encoded", "position")
+
+    def __init__(self, changes: Sequence[Change], position: bytes) -> None:
+        self.changes = changes
+        self.position = position
+        self.encoded: object = None
+
+
+class Subscription:
+    """What one watcher still has to be told."""
+
+    def __init__(self, namespace: str, position: bytes) -> None:
+        self.namespace = namespace
+        self.position = position
+        """Where the log was when the subscription began: nothing before that is in its messages."""
+        self._messages: queue.Queue[Message | None] = queue.Queue(QUEUED_MESSAGES)
+        self._end: EngineError | None = None
+
+    def tell(self, message: Message) -> None:
+        """Queue a message, or end the subscription if its watcher does not keep up."""
+        try:
+            self._messages.put_nowait(message)
+        except queue.Full:
+            self.end(WatcherTooSlow("a watcher did not read its messages"))
+
+    def end(self, error: EngineError) -> None:
+        """Have the watcher end with `error`, whatever is queued."""
+        self._end = error
+        with contextlib.suppress(queue.Full):
+            self._messages.put_nowait(None)
+
+    def messages(self) -> Iterator[Message | None]:
+        """Yield the messages as they come, and None whenever HEARTBEAT_SECONDS passed without one."""
+        while True:
+            try:
+                message = self._messages.get(timeout=HEARTBEAT_SECONDS)
+            except queue.Empty:
+                message = None
+            if self._end:
+                raise self._end
+            yield message
+
+
+class Watchers:
+    """The watchers of one process, on `engine`."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._lock = threading.Lock()
+        self._subscriptions: set[Subscription] = set()
+        self._position = b""
+        self._closed = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    @contextlib.contextmanager
+    def subscribed(self, namespace: str) -> Iterator[Subscription]:
+        """Subscribe to a namespace for as long as the context lasts.
+
+        Raises:
+            TooManyWatchers: There are MAX_WATCHERS already.
+            Unwatchable: The engine cannot tell of changes.
+            EngineUnavailable: The engine does not answer, or the server is stopping.
+        """
+        with self._lock:
+            if self._closed.is_set():
+                raise EngineUnavailable("the server is stopping")
+            if len(self._subscriptions) >= MAX_WATCHERS:
+                raise TooManyWatchers(f"{MAX_WATCHERS} watchers are served already")
+            if self._subscriptions:
+                self._tell_all()  # so that the subscription begins at the present
+            else:
+                self._position = self._engine.position()
+            subscription = Subscription(namespace, self._position)
+            self._subscriptions.add(subscription)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="watchers", daemon=True)
+                self._thread.start()
+        try:
+            yield subscription
+        finally:
+            with self._lock:
+                self._subscriptions.discard(subscription)
+
+    def missed(self, after: bytes, subscription: Subscription) -> Iterator[Message]:
+        """Yield what happened behind the position `after` until `subscription` began.
+
+        The first message has no changes: it says that the log reaches back that far. Nothing is yielded if it does not.
+        """
+        until, position = subscription.position, after
+        while (read := self._engine.changes(position, until, READ_CHANGES)) is not None:
+            if position == after:
+                yield Message((), after)
+            changes, position = read
+            ours = [change for change in changes if change.namespace == subscription.namespace]
+            if ours:
+                yield Message(ours, position)
+            if position >= until:
+                return
+
+    def close(self) -> None:
+        """End all watchers, who may go on at another server."""
+        with self._lock:
+            self._closed.set()
+            for subscription in self._subscriptions:
+                subscription.end(EngineUnavailable("the server is stopping"))
+
+    def _run(self) -> None:
+        failing = False
+        while not self._closed.wait(READ_SECONDS):
+            try:
+                with self._lock:
+                    if self._subscriptions:
+                        self._tell_all()
+                failing = False
+            except EngineError as error:
+                if not failing:  # once per outage
+                    _log.warning("changes cannot be read", cause=str(error))
+                failing = True
+
+    def _tell_all(self) -> None:
+        """Tell every watcher what happened up to now; called with the lock."""
+        until = self._engine.position()
+        while self._position < until:
+            read = self._engine.changes(self._position, until, READ_CHANGES)
+            if read is None:  # this process did not keep up with the others
+                self._position = until
+                for subscription in self._subscriptions:
+                    subscription.end(WatcherTooSlow("the log of changes moved on"))
+                return
+            changes, self._position = read
+            by_namespace: dict[str, list[Change]] = {}
+            for change in changes:
+                by_namespace.setdefault(change.namespace, []).append(change)
+            messages = {name: Message(ours, self._position) for name, ours in by_namespace.items()}
+            for subscription in self._subscriptions:
+                if subscription.namespace in messages:
+                    subscription.tell(messages[subscription.namespace])

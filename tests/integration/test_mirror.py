@@ -1,0 +1,189 @@
+"""A frontend with a mirror resumes from memory, and never what was removed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import resumed
+from support.server import running_server
+from support.tls import PATIENCE, VERSIONS, Client, Frontend, server_context
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from support.server import RunningServer
+    from support.tls import Stack
+
+
+def until(condition: Callable[[], Any]) -> None:
+    """Wait for something that must come about."""
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < end, "it never came about"
+        time.sleep(0.005)
+
+
+class Mirrored(Frontend):
+    """A frontend whose mirror is live."""
+
+    def __init__(self, stack: Stack, target: str, keyring: resumed.Keyring, **options: Any) -> None:
+        super().__init__(stack, target, keyring, mirror=True, **options)
+        self.mirror = self.shim._shim._mirror
+        self.mirror.get(b"")  # as the first look-up does
+        until(lambda: self.mirror.live)
+
+    def await_sessions(self, count: int) -> None:
+        """Wait until the mirror holds `count` sessions."""
+        until(lambda: len(self.mirror.sessions) == count)
+
+
+def test_a_hit_costs_no_call(store: RunningServer, keyring: resumed.Keyring, stack: Stack, client: Client) -> None:
+    """The session another frontend negotiated is in memory already."""
+    name = os.urandom(8).hex()
+    negotiator = Frontend("ssl", store.target, keyring, namespace=name)
+    frontend = Mirrored(stack, store.target, keyring, namespace=name)
+    session = client.visit(negotiator).session
+    frontend.await_sessions(1 if client.version == VERSIONS[0] else 2)
+    assert client.visit(frontend, session).reused
+    assert frontend.shim.stats.hits == {"mirror": 1}
+    assert sum(frontend.shim.stats.lookup_seconds) == 0
+
+
+def test_what_was_stored_before_is_mirrored_when_it_was_looked_up(
+    store: RunningServer, keyring: resumed.Keyring, stack: Stack
+) -> None:
+    """The first look-up is a call, the second is not."""
+    client = Client(VERSIONS[0])
+    negotiator = Frontend("ssl", store.target, keyring)
+    session = client.visit(negotiator).session
+    assert negotiator.shim.flush()
+    frontend = Mirrored(stack, store.target, keyring)
+    assert [client.visit(frontend, session).reused for _ in range(2)] == [True, True]
+    assert frontend.shim.stats.hits == {"store": 1, "mirror": 1}
+
+
+def test_a_removal_anywhere_takes_effect_here(store: RunningServer, keyring: resumed.Keyring, stack: Stack) -> None:
+    """Within the delay of Watch."""
+    client = Client(VERSIONS[0])
+    name = os.urandom(8).hex()
+    negotiator = Frontend("ssl", store.target, keyring, namespace=name)
+    frontend = Mirrored(stack, store.target, keyring, namespace=name)
+    session = client.visit(negotiator).session
+    assert session is not None
+    frontend.await_sessions(1)
+    negotiator.shim.remove(session.id)
+    frontend.await_sessions(0)
+    assert not client.visit(frontend, session).reused
+
+
+def test_a_removal_here_takes_effect_at_once(store: RunningServer, keyring: resumed.Keyring, stack: Stack) -> None:
+    """Before the store has heard of it."""
+    client = Client(VERSIONS[0])
+    frontend = Mirrored(stack, store.target, keyring)
+    with client.connect(frontend) as connection:
+        connection.echo(b"hello")
+        session = connection.tls.session
+        connection.send_garbage()
+    assert frontend.shim.flush()
+    assert not client.visit(frontend, session).reused
+
+
+def test_single_use_never_reads_it(store: RunningServer, keyring: resumed.Keyring, stack: Stack) -> None:
+    """Only the store can grant a single use."""
+    client = Client(VERSIONS[0])
+    frontend = Frontend(stack, store.target, keyring, mirror=True, single_use=True)
+    session = client.visit(frontend).session
+    assert [client.visit(frontend, session).reused for _ in range(3)] == [True, False, False]
+    assert not frontend.shim.stats.hits["mirror"]
+
+
+def test_it_answers_no_longer_than_the_store_is_heard(
+    keyring: resumed.Keyring, stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A store that is silent may have been told to remove something; when it is heard again, the mirror goes on."""
+    monkeypatch.setattr("resumed.mirror.STALE_SECONDS", 1.5)
+    client = Client(VERSIONS[0])
+    with running_server() as server:
+        frontend = Mirrored(stack, server.target, keyring)
+        session = client.visit(frontend).session
+        frontend.await_sessions(1)
+        os.kill(server.process.pid, signal.SIGSTOP)
+        try:
+            until(lambda: not frontend.mirror.live)
+            assert not client.visit(frontend, session).reused
+        finally:
+            os.kill(server.process.pid, signal.SIGCONT)
+        until(lambda: client.visit(frontend, session).reused)
+        until(lambda: frontend.mirror.live)
+        assert client.visit(frontend, session).reused
+
+
+def test_a_removal_while_the_stream_was_down_is_caught_up_with(
+    keyring: resumed.Keyring, stack: Stack, tmp_path: Path
+) -> None:
+    """Before the mirror answers again: the same store, restarted."""
+    client = Client(VERSIONS[0])
+    options = ("--store", f"lmdb://{tmp_path}/db")
+    with running_server(*options) as server:
+        target = server.target
+        frontend = Mirrored(stack, target, keyring)
+        kept, removed = (client.visit(frontend).session for _ in range(2))
+        assert removed is not None
+        frontend.await_sessions(2)
+    until(lambda: not frontend.mirror.live)
+    frontend.mirror._store, connected = Unreachable(), frontend.mirror._store
+    with running_server(*options, listen=target):
+        other = Frontend("ssl", target, keyring)
+        other.shim.remove(removed.id)
+        assert other.shim.flush(PATIENCE)
+        frontend.mirror._store = connected
+        until(lambda: frontend.mirror.live)
+        assert not client.visit(frontend, removed).reused
+        assert client.visit(frontend, kept).reused
+        assert frontend.shim.stats.hits["mirror"] == 1
+
+
+def test_another_store_begins_with_an_empty_mirror(keyring: resumed.Keyring, stack: Stack) -> None:
+    """Nothing of the one before is left."""
+    client = Client(VERSIONS[0])
+    with running_server() as server:
+        target = server.target
+        frontend = Mirrored(stack, target, keyring)
+        session = client.visit(frontend).session
+        frontend.await_sessions(1)
+    with running_server(listen=target):
+        until(lambda: not len(frontend.mirror.sessions))
+        until(lambda: frontend.mirror.live)
+        assert not client.visit(frontend, session).reused
+
+
+class Unreachable:
+    """A store that cannot be watched."""
+
+    target = "unreachable"
+
+    def watch(self, _position: bytes) -> None:
+        """Fail."""
+        raise resumed.StoreUnavailable("unreachable")
+
+
+@pytest.mark.parametrize(
+    ("mirror", "size"), [(False, 0), (True, 64 << 20), ("128MiB", 128 << 20), (1_000_000, 1_000_000), ("5KiB", 5120)]
+)
+def test_its_size_may_be_given(keyring: resumed.Keyring, mirror: bool | int | str, size: int) -> None:
+    """As bytes or with a unit."""
+    context = server_context("ssl")
+    shim = resumed.install(context, target="x", namespace="x", keyring=keyring, mirror=mirror)._shim
+    assert (shim._mirror.sessions._limit if shim._mirror else 0) == size
+
+
+def test_nonsense_for_a_size_is_refused(keyring: resumed.Keyring) -> None:
+    """The message says what is possible."""
+    with pytest.raises(ValueError, match="64MiB"):
+        resumed.install(server_context("ssl"), target="x", namespace="x", keyring=keyring, mirror="much")

@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import sys
+
+from resumed.mirror import Sessions
+from resumed.store import StoredSession
+
+
+class Clock:
+    """A clock that stands still."""
+
+    now = 1_000.0
+
+    def __call__(self) -> float:
+        """Return seconds."""
+        return self.now
+
+
+def session(value: bytes = b"value", ttl: float = 100.0) -> StoredSession:
+    """Return a session as the store tells of it."""
+    return StoredSession(value, ttl)
+
+
+def test_a_session_is_there_until_it_expires() -> None:
+    """Not a moment longer."""
+    clock = Clock()
+    sessions = Sessions(1 << 20, clock)
+    sessions.put(b"key", session(ttl=10))
+    clock.now += 9.9
+    assert sessions.get(b"key") == b"value"
+    clock.now += 0.1
+    assert sessions.get(b"key") is None
+
+
+def test_a_removed_session_is_gone() -> None:
+    """At once."""
+    sessions = Sessions(1 << 20)
+    sessions.put(b"key", session())
+    sessions.remove(b"key")
+    assert sessions.get(b"key") is None
+    sessions.remove(b"never there")
+
+
+def test_the_oldest_go_first_when_there_is_no_room() -> None:
+    """The bytes of all entries stay within the limit."""
+    sessions = Sessions(10_000)
+    for number in range(100):
+        sessions.put(b"%d" % number, session(bytes(1_000)))
+    kept = [number for number in range(100) if sessions.get(b"%d" % number)]
+    assert kept == list(range(100 - len(kept), 100))
+    assert 6 <= len(kept) <= 9
+
+
+def test_expired_sessions_make_room_by_themselves() -> None:
+    """A namespace that shrinks gives its memory back."""
+    clock = Clock()
+    sessions = Sessions(1 << 20, clock)
+    for number in range(100):
+        sessions.put(b"%d" % number, session(ttl=10))
+    clock.now += 11
+    sessions.put(b"new", session())
+    assert len(sessions) == 1
+    assert len(sessions._order) == 1
+
+
+def test_storing_again_counts_once() -> None:
+    """A value that is told twice takes its room once."""
+    sessions = Sessions(1 << 20)
+    for _ in range(10):
+        sessions.put(b"key", session(bytes(1_000)))
+    sessions.remove(b"key")
+    assert sessions._bytes == 0
+
+
+def test_what_was_removed_during_a_look_up_is_not_kept() -> None:
+    """The answer to a look-up may be older than the removal."""
+    sessions = Sessions(1 << 20)
+    since = sessions.removals
+    sessions.remove(b"other")
+    sessions.put(b"key", session(), since)
+    assert sessions.get(b"key")
+    since = sessions.removals
+    sessions.remove(b"key")
+    sessions.put(b"key", session(), since)
+    assert sessions.get(b"key") is None
+
+
+def test_a_look_up_that_nobody_can_vouch_for_is_not_kept() -> None:
+    """Too many removals ago, or from before everything was forgotten."""
+    sessions = Sessions(1 << 20)
+    since = sessions.removals
+    for number in range(1_025):
+        sessions.remove(b"%d" % number)
+    sessions.put(b"key", session(), since)
+    assert sessions.get(b"key") is None
+    since = sessions.removals
+    sessions.clear()
+    sessions.put(b"key", session(), since)
+    assert sessions.get(b"key") is None
+
+
+def test_memory_over_the_value_is_at_most_200_bytes() -> None:
+    """A key, one object, and its place in the table and the order."""
+    sessions = Sessions(1 << 40)
+    number = 100_000
+    for each in range(number):
+        sessions.put(each.to_bytes(32, "big"), session(bytes(240)))
+    tables = sys.getsizeof(sessions._values) + sys.getsizeof(sessions._order)
+    entries = sum(sys.getsizeof(key) + sys.getsizeof(entry) for key, entry in sessions._values.items())
+    assert (tables + entries) / number - 240 <= 200
