@@ -40,6 +40,8 @@ _log = logging.getLogger("resumed")
 
 _FRESH_SECONDS = 10
 """How long after its issue an id that the store does not know is asked for again: its Put may be on its way."""
+_DEADLINE_SHARE = 0.9
+"""How much of its deadline a look-up gives its calls: gRPC tells a little late that the time is up."""
 _FRESH_PAUSES = (0.001, 0.004, 0.016)
 """Seconds to wait before each further ask."""
 
@@ -268,7 +270,7 @@ class Shim:
             self._lookups += 1
         started = time.monotonic()
         try:
-            return self._ask(key, fresh, started + self._store.deadline)
+            return self._ask(key, fresh, started + _DEADLINE_SHARE * self._store.deadline)
         finally:
             self._recorder.observe_lookup(time.monotonic() - started)
             with self._lock:
@@ -278,7 +280,7 @@ class Shim:
         ask = self._store.take if self._single_use else self._store.get
         since = self._mirror.sessions.removals if self._mirror else 0
         try:
-            found = ask(key)
+            found = ask(key, deadline=end - time.monotonic())
             outcome = "store"
             for pause in _FRESH_PAUSES if fresh and found is None else ():
                 if found is not None or time.monotonic() + 2 * pause > end:
