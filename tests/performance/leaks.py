@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 TARGET_BYTES = {"handshake": 16, "context": 1_024}
 """Growth that counts as none: the smallest session is twenty times as large, an SSL_CTX several times."""
+NOISE_BYTES = 1 << 20
+"""Growth in all that counts as none, so that short runs say something as well."""
 PERCENT = range(1, 101)
 REPORTED = (10, 100)
 FATAL_EVERY = 10
@@ -221,10 +223,12 @@ class Report:
         growth = ""
         if (stack, unit) in self._earlier:
             before, held = self._earlier[stack, unit]
-            each, target = (usage.resident - held.resident) / (number - before), TARGET_BYTES[unit]
-            failed = each > target or usage.threads > held.threads or usage.files > held.files
+            grown, target = usage.resident - held.resident, TARGET_BYTES[unit]
+            each = grown / (number - before)
+            leaks = each > target and grown > NOISE_BYTES
+            failed = leaks or usage.threads > held.threads or usage.files > held.files
             self.grown += failed
-            growth = f"{each:,.1f} bytes a {unit}, {'[red]above' if failed else 'within'} {target}"
+            growth = f"{each:,.1f} bytes a {unit}" + (", [red]too much" if failed else "")
         self._earlier[stack, unit] = number, usage
         self.table.add_row(stack, f"{number:,} {unit}s", share, *usage.shown, growth)
 
