@@ -42,7 +42,10 @@ lint: setup $(BUILD)/googleapis ## Run the linters and the type checker; check t
 
 .PHONY: breaking
 breaking: setup $(BUILD)/googleapis ## Compare the contract with the one on the main branch
-	$(BIN)/buf breaking protos --against '.git#branch=main,subdir=protos' --exclude-imports
+	rm -rf $(BUILD)/against && mkdir -p $(BUILD)/against/$(BUILD)
+	git archive main protos buf.yaml | tar -x -C $(BUILD)/against
+	cp -r $(BUILD)/googleapis $(BUILD)/against/$(BUILD)/
+	$(BIN)/buf breaking --against $(BUILD)/against
 
 # The stubs are generated with the oldest versions that pyproject.toml allows, so that they work with every newer one.
 $(BUILD)/stubs/bin/.installed: Makefile
