@@ -69,7 +69,16 @@ class Program:
     def run(self, body: str, *sockets: int) -> subprocess.CompletedProcess[str]:
         """Run `body` behind PROGRAM; argv[5:] are the inherited sockets."""
         return subprocess.run(
-            [sys.executable, "-c", PROGRAM + textwrap.dedent(body), *self.arguments, *map(str, sockets)],
+            # Python 3.12 and later warn of a fork with threads, which is what some of these tests are about.
+            [
+                sys.executable,
+                "-W",
+                "ignore:This process:DeprecationWarning",
+                "-c",
+                PROGRAM + textwrap.dedent(body),
+                *self.arguments,
+                *map(str, sockets),
+            ],
             pass_fds=sockets,
             capture_output=True,
             text=True,

@@ -58,6 +58,7 @@ class Binding:
                 "this context accepts early data, which can be replayed across a fleet; set max_early_data to 0"
             )
         self._gone = False
+        self._id_context = hashlib.sha256(shim.namespace.encode()).digest()
         self._previous = self._current()
         if any(self._previous) and not replace:
             raise UnsupportedContext("this context already has session callbacks; pass replace=True to replace them")
@@ -117,7 +118,7 @@ class Binding:
         library.SSL_CTX_ctrl(pointer, _CTRL_SET_SESS_CACHE_MODE, _SESS_CACHE_SERVER | _SESS_CACHE_NO_INTERNAL, None)
         library.SSL_CTX_set_options(pointer, _OP_NO_TICKET)
         library.SSL_CTX_set_timeout(pointer, self._shim.lifetime)
-        self._set_id_context(hashlib.sha256(self._shim.namespace.encode()).digest())
+        self._set_id_context(self._id_context)
         self._set(self._own, self._own_id if self._shim.seals_ids else 0)
         if self._current() != self._own:
             raise UnsupportedContext("libssl does not give the callbacks back that were set; please report this")
@@ -171,6 +172,8 @@ class Binding:
         if stateless or not library.SSL_SESSION_is_resumable(session):
             self._shim.unresumable()
             return
+        # CPython 3.13 and later set a session id context of their own in each SSL (cpython issue 105293).
+        library.SSL_SESSION_set1_id_context(session, self._id_context, len(self._id_context))
         last = True
         if tls13:
             siblings = self._siblings(session)
@@ -184,13 +187,13 @@ class Binding:
             serialized = self._serialize(session)
         self._shim.negotiated(session_id, serialized, library.SSL_SESSION_get_timeout(session), last=last)
 
-    def _on_get(self, _ssl: int, data: int, length: int, copy: int) -> int | None:
+    def _on_get(self, ssl: int, data: int, length: int, copy: int) -> int | None:
         """Return a session for the id that a client offers, or None. Its one reference goes to OpenSSL."""
         try:
             c_int.from_address(copy).value = 0
             session_id = string_at(data, length) if length > 0 else b""
             return self._shim.look_up(
-                session_id, lambda serialized, remaining: self._decode(session_id, serialized, remaining)
+                session_id, lambda serialized, remaining: self._decode(ssl, session_id, serialized, remaining)
             )
         except BaseException as error:  # noqa: BLE001  # nothing may cross C
             self._caught(error)
@@ -233,7 +236,7 @@ class Binding:
         self._library.i2d_SSL_SESSION(session, byref(c_void_p(ctypes.addressof(buffer))))
         return buffer.raw
 
-    def _decode(self, session_id: bytes, serialized: bytes, remaining: int) -> int | None:
+    def _decode(self, ssl: int, session_id: bytes, serialized: bytes, remaining: int) -> int | None:
         library = self._library
         start = c_char_p(serialized)
         cursor = c_void_p.from_buffer(start)
@@ -251,6 +254,8 @@ class Binding:
         library.SSL_SESSION_set_time(session, int(time.time()))
         library.SSL_SESSION_set_timeout(session, remaining)
         self._set_siblings(session, session_id)
+        # OpenSSL compares it with the session's next: see _store.
+        library.SSL_set_session_id_context(ssl, self._id_context, len(self._id_context))
         return session
 
     def _siblings(self, session: int) -> bytes:
