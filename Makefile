@@ -23,12 +23,16 @@ $(BIN)/.installed: pyproject.toml
 setup: $(BIN)/.installed ## Make the virtual environment .venv with all that development needs
 	@command -v openssl >/dev/null || deploy/debian-packages openssl
 
+.PHONY: servers
+servers: # Valkey comes with the virtual environment
+	@command -v redis-server >/dev/null || deploy/debian-packages redis-server
+
 .PHONY: demo
 demo: setup ## Start a store and two frontends, and watch them resume each other's sessions
 	$(BIN)/resumed demo
 
 .PHONY: test
-test: setup ## Run all tests
+test: setup servers ## Run all tests
 	$(BIN)/python -m pytest
 
 .PHONY: lint

@@ -144,9 +144,9 @@ def _slept(seconds: float) -> bool:
 
 def _open(settings: Settings) -> Engine:
     try:
-        return open_engine(settings.store, capacity=settings.capacity, clock=time.time)
+        return open_engine(settings.store, capacity=settings.capacity, threads=settings.threads, clock=time.time)
     except (EngineError, OSError, ValueError) as error:
-        raise UserError(f"--store: {error}; free the path or choose another") from error
+        raise UserError(f"--store: {error}") from error
 
 
 def _server(

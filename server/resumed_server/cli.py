@@ -10,9 +10,8 @@ from typing import Annotated, Any, NoReturn
 def _complain(missing: ModuleNotFoundError) -> NoReturn:
     if (missing.name or "").startswith("resumed"):
         raise missing
-    sys.exit(
-        f"resumed: {missing.name} is missing; the command needs the server's packages: pip install 'resumed[server]'"
-    )
+    extras = "server,redis" if missing.name == "redis" else "server"
+    sys.exit(f"resumed: {missing.name} is missing; pip install 'resumed[{extras}]'")
 
 
 try:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from resumed_server.engines import verify_url
+from resumed_server.engines.redis_url import redacted
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -174,13 +175,14 @@ class Settings:
         "lmdb:",
         _store,
         "URL",
-        "Where sessions are kept: lmdb: in a private temporary directory, lmdb:///path over restarts.",
+        "Where sessions are kept: lmdb: in a private temporary directory, lmdb:///path over restarts, "
+        "redis://host:port in a Redis or Valkey (also rediss:, redis+cluster: and redis+sentinel:; docs/engines.md).",
     )
     capacity: Size = _setting(
         "1GiB",
         _between(Size.parse, Size(1 << 20), Size(1 << 44)),
         "SIZE",
-        "How much the store may hold; when it is full, the soonest to expire go first.",
+        "How much an lmdb: store may hold; when it is full, the soonest to expire go first.",
     )
     max_ttl: Duration = _setting(
         "24h",
@@ -242,7 +244,7 @@ class Settings:
     def shown(self) -> dict[str, str]:
         """Return every setting by its name, as a user would write it."""
         texts = {setting.name: str(getattr(self, setting.name)) for setting in dataclasses.fields(self)}
-        return texts | {"listen": " ".join(map(str, self.listen))}
+        return texts | {"listen": " ".join(map(str, self.listen)), "store": redacted(self.store)}
 
 
 def _flag(name: str) -> str:

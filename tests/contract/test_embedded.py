@@ -19,7 +19,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from contract.engine_suite import EngineSuite, FakeClock
-from contract.state_machine import machine
+from contract.state_machine import check_histories
 from resumed_server.engines import embedded, open_engine, verify_url
 from resumed_server.engines.base import (
     AlreadyExists,
@@ -55,7 +55,9 @@ class TestEmbedded(EngineSuite):
         engine.close()
 
 
-TestEmbeddedMachine = machine(lambda clock: EmbeddedEngine(None, capacity=ROOMY, clock=clock))
+def test_in_any_history_it_behaves_like_a_dictionary() -> None:
+    """Of a hundred."""
+    check_histories(lambda clock: EmbeddedEngine(None, capacity=ROOMY, clock=clock))
 
 
 @pytest.fixture
@@ -643,7 +645,9 @@ def assert_refused(path: Path | None, cause: str) -> None:
     """Check that no database can be at `path`, and that the error says so in one line."""
     with pytest.raises(EngineUnavailable) as refused:
         EmbeddedEngine(path, capacity=ROOMY)
-    assert re.fullmatch(rf"cannot use /\S+ for the database: .*{cause}", str(refused.value))
+    assert re.fullmatch(
+        rf"cannot use /\S+ for the database: .*{cause}.*; free it or choose another", str(refused.value)
+    )
 
 
 def test_a_path_that_cannot_be_a_directory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,8 @@
-"""The promises of the contract, over the wire with a raw stub, against one process and against two workers."""
+"""The promises of the contract, over the wire with a raw stub, against all kinds of servers."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 import uuid
@@ -17,6 +18,7 @@ from grpc_status import rpc_status
 
 from resumed.v1 import session_store_pb2 as pb
 from resumed.v1.session_store_pb2_grpc import SessionStoreServiceStub
+from support.redis import valkey_server
 from support.server import running_server
 
 if TYPE_CHECKING:
@@ -31,11 +33,12 @@ MAX_BATCH_BYTES = 256 * (65_536 + 256)
 SERVICE = "resumed.v1.SessionStoreService"
 
 
-@pytest.fixture(scope="module", params=[1, 2], ids=["one process", "two workers"])
+@pytest.fixture(scope="module", params=["one process", "two workers", "two workers on Valkey"])
 def server(request: pytest.FixtureRequest) -> Iterator[RunningServer]:
     """A server of each kind."""
-    with running_server(workers=request.param) as server:
-        yield server
+    with contextlib.ExitStack() as held:
+        valkey = held.enter_context(valkey_server()).url + "?timeout_ms=5000" if "Valkey" in request.param else "lmdb:"
+        yield held.enter_context(running_server("--store", valkey, workers=1 + ("two" in request.param)))
 
 
 @pytest.fixture

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
+from resumed_server.engines.redis_url import SCHEMES, RedisUrl
+
 if TYPE_CHECKING:
     from resumed_server.engines.base import Clock, Engine
 
@@ -15,32 +17,40 @@ _USE = "use lmdb: or lmdb:///path/to/directory"
 
 def verify_url(url: str) -> None:
     """Raise ValueError, with what to do, if `url` names no engine. Opens nothing."""
-    _path(url)
+    _parsed(url)
 
 
-def open_engine(url: str, *, capacity: int, clock: Clock = time.time) -> Engine:
+def open_engine(url: str, *, capacity: int, threads: int = 8, clock: Clock = time.time) -> Engine:
     """Open the engine that `url` names.
 
     Args:
-        url: `lmdb:` for a private database that goes with the process, `lmdb:///path/to/directory` for one that stays.
+        url: `lmdb:` for a private database that goes with the process, `lmdb:///path/to/directory` for one that stays,
+            `redis://host:port` or one of its relatives (see docs/engines.md) for a Redis or Valkey.
         capacity: Bytes that the embedded engine may use.
-        clock: The present, in Unix seconds.
+        threads: How many will call the engine at the same time.
+        clock: The present, in Unix seconds. Redis has a clock of its own.
 
     Raises:
         ValueError: The URL names no engine; the message says what to do.
-        EngineUnavailable: The storage cannot be used; the message says why.
+        EngineUnavailable: The storage cannot be used; the message says why and what to do.
     """
-    path = _path(url)
+    parsed = _parsed(url)
     # A driver is loaded when its engine is used.
+    if isinstance(parsed, RedisUrl):
+        from resumed_server.engines.redis import RedisEngine  # noqa: PLC0415
+
+        return RedisEngine(parsed, threads=threads)
     from resumed_server.engines.embedded import EmbeddedEngine  # noqa: PLC0415
 
-    return EmbeddedEngine(path, capacity=capacity, clock=clock)
+    return EmbeddedEngine(parsed, capacity=capacity, clock=clock)
 
 
-def _path(url: str) -> Path | None:
+def _parsed(url: str) -> RedisUrl | Path | None:
     scheme, colon, path = url.partition(":")
+    if scheme in SCHEMES and colon:
+        return RedisUrl.parse(url)
     if scheme != "lmdb" or not colon:
-        raise ValueError(f"no engine is called {scheme!r}: {_USE}")
+        raise ValueError(f"no engine is called {scheme!r}: {_USE}, or redis://host:port or a relative of it")
     if not path:
         return None
     if not path.startswith("///") or not path.strip("/") or "\0" in unquote(path):

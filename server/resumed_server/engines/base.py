@@ -139,7 +139,7 @@ class Engine(ABC):
         """Carry out `operations` in order and return their outcomes in the same order.
 
         An operation that fails has its EngineError as its outcome and does not disturb the others. Raises
-        EngineUnavailable only if none was carried out.
+        EngineUnavailable only if none is known to have been carried out.
         """
 
     @abstractmethod

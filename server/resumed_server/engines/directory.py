@@ -75,7 +75,9 @@ class DatabaseDirectory:
             if path is None and self.path.name.startswith("resumed-"):
                 shutil.rmtree(self.path, ignore_errors=True)
             cause = error.strerror if isinstance(error, OSError) else str(error)
-            raise EngineUnavailable(f"cannot use {self.path} for the database: {cause}") from None
+            raise EngineUnavailable(
+                f"cannot use {self.path} for the database: {cause}; free it or choose another"
+            ) from None
 
     def is_full(self) -> bool:
         """Return whether the disk has no room for another page."""

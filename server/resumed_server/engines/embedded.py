@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections import deque
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import lmdb
@@ -37,6 +36,7 @@ from resumed_server.engines.base import (
 )
 from resumed_server.engines.changelog import ChangeLog
 from resumed_server.engines.directory import DAMAGE, DatabaseDirectory
+from resumed_server.engines.gate import CLOSED, Gate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -57,7 +57,6 @@ _MOST_CHANGES, _CAPACITY_PER_CHANGE = 1 << 16, 2048  # so the log takes a twenti
 _OUT_OF_PAGES_RETRIES = 3
 _OUT_OF_PAGES_ROOM = 1 << 20
 
-_CLOSED = "the database is closed"
 _DAMAGED = "the database is damaged; a restart sets it aside"
 
 _log = structlog.get_logger()
@@ -78,7 +77,7 @@ class EmbeddedEngine(Engine):
 
     def __init__(self, path: Path | None, *, capacity: int, clock: Clock = time.time) -> None:
         self._capacity, self._clock = capacity, clock
-        self._gate = _Gate()
+        self._gate = Gate()
         self._directory = DatabaseDirectory(path, _TABLES, map_bytes=capacity + capacity // 2 + _HEADROOM_BYTES)
         self._env = self._directory.env
         self._sessions, self._expiries, self._tombstones, changes = self._directory.tables
@@ -162,9 +161,9 @@ class EmbeddedEngine(Engine):
 
     def close(self) -> None:
         """See Engine."""
-        reason = self._gate.shut(_CLOSED)
-        if reason != _CLOSED:
-            self._gate.wait_until_empty()
+        reason = self._gate.shut(CLOSED)
+        if reason != CLOSED:
+            self._gate.wait_until_empty()  # LMDB crashes if it is closed under a call
             self._directory.close(trusted=reason is None)
 
     def _carry_out(self, txn: _Transaction, operation: Operation) -> Outcome:
@@ -327,32 +326,3 @@ class EmbeddedEngine(Engine):
 
 def _address(namespace: str, key: bytes) -> bytes:
     return b"%b\0%b" % (namespace.encode(), key)
-
-
-class _Gate:
-    """Lets calls in until it is shut, and knows when the last one is out: LMDB crashes if it is closed under them."""
-
-    def __init__(self) -> None:
-        self._inside: deque[None] = deque()  # appends and pops in one step, without a lock
-        self._shut: str | None = None
-
-    def __enter__(self) -> None:
-        self._inside.append(None)
-        if self._shut:
-            self._inside.pop()
-            raise EngineUnavailable(self._shut)
-
-    def __exit__(self, *_: object) -> None:
-        self._inside.pop()
-
-    def shut(self, reason: str) -> str | None:
-        """Refuse calls from now on, for `reason`; return why they were refused before. What is closed stays closed."""
-        before = self._shut
-        if before != _CLOSED:
-            self._shut = reason
-        return before
-
-    def wait_until_empty(self) -> None:
-        """Wait for the calls that were let in."""
-        while self._inside:
-            time.sleep(0.001)

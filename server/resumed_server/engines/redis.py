@@ -1,0 +1,230 @@
+"""Redis and Valkey: sessions in a server that the fleet already runs, shared by any number of stateless replicas.
+
+A session is one key, prefix + namespace + ":" + key; its value is the session's, or nothing at all in a tombstone. What
+an operation does to it is one script, and so one atomic step. Redis keeps the time and lets keys expire.
+
+Redis promises less than a database: where it evicts keys, tombstones can go, and a failover can lose the last writes
+(see docs/engines.md).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import TYPE_CHECKING, Any, cast
+
+import structlog
+
+from resumed_server.engines.base import (
+    UNKNOWN_TOMBSTONE_SECONDS,
+    AlreadyExists,
+    Engine,
+    EngineError,
+    EngineUnavailable,
+    Get,
+    Put,
+    Remove,
+    StoredSession,
+    Take,
+)
+from resumed_server.engines.gate import CLOSED, Gate
+from resumed_server.engines.redis_nodes import Unsuitable, connected
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from resumed_server.engines.base import Operation, Outcome
+    from resumed_server.engines.redis_url import RedisUrl
+
+# Sent whole each time: a script that is called by its hash is not there after a restart or a failover. What begins
+# with #! may run on a full Redis only if it says so, as those must that remove.
+_GET = """#!lua flags=no-writes
+local value = redis.call('GET', KEYS[1])
+if not value or value == '' then return false end
+return {value, redis.call('PTTL', KEYS[1])}"""
+_PUT = """#!lua
+local value = redis.call('GET', KEYS[1])
+if not value then
+  if ARGV[2] ~= '0' then redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2]) end
+  return tonumber(ARGV[2])
+end
+return value == ARGV[1] and redis.call('PTTL', KEYS[1]) or -1"""
+_TAKE = """#!lua flags=allow-oom
+local value = redis.call('GET', KEYS[1])
+if not value or value == '' then return false end
+local ttl = redis.call('PTTL', KEYS[1])
+redis.call('SET', KEYS[1], '', 'KEEPTTL')
+return {value, ttl}"""
+_REMOVE = f"""#!lua flags=allow-oom
+local value = redis.call('GET', KEYS[1])
+if not value then
+  redis.call('SET', KEYS[1], '', 'PX', {UNKNOWN_TOMBSTONE_SECONDS * 1000:.0f})
+elseif value ~= '' then
+  redis.call('SET', KEYS[1], '', 'KEEPTTL')
+  return 1
+end
+return 0"""
+_SCRIPTS: Mapping[type[Operation], str] = {Get: _GET, Put: _PUT, Take: _TAKE, Remove: _REMOVE}
+
+_OLDEST = 7
+"""The first version of Redis whose scripts have flags. Every Valkey claims to be a Redis 7."""
+
+_log = structlog.get_logger()
+
+
+class RedisEngine(Engine):
+    """Keeps sessions in a Redis or Valkey.
+
+    Args:
+        url: Where it is. One that cannot be reached yet is no error: probe() tells when it can.
+        threads: How many call the engine at the same time.
+
+    Raises:
+        ValueError: A file that the URL names cannot be read.
+        EngineUnavailable: It answers, but cannot be used; the message says why and what to do.
+    """
+
+    def __init__(self, url: RedisUrl, *, threads: int) -> None:
+        self._url, self._prefix = url, url.prefix.encode()
+        self._nodes = connected(url, threads)
+        self._gate = Gate()
+        self._warned = False
+        try:
+            self.probe()
+        except Unsuitable:
+            self.close()
+            raise
+        except EngineUnavailable as error:
+            _log.warning("storage not reached yet", cause=str(error))
+
+    def put(self, namespace: str, key: bytes, value: bytes, ttl: float) -> float:
+        """See Engine."""
+        return cast("float", self._carry_out(Put(namespace, key, value, ttl)))
+
+    def get(self, namespace: str, key: bytes) -> StoredSession | None:
+        """See Engine."""
+        return cast("StoredSession | None", self._carry_out(Get(namespace, key)))
+
+    def take(self, namespace: str, key: bytes) -> StoredSession | None:
+        """See Engine."""
+        return cast("StoredSession | None", self._carry_out(Take(namespace, key)))
+
+    def remove(self, namespace: str, key: bytes) -> bool:
+        """See Engine."""
+        return cast("bool", self._carry_out(Remove(namespace, key)))
+
+    def batch(self, operations: Sequence[Operation]) -> list[Outcome]:
+        """See Engine. Here it is one pipeline to each node that has any of the keys."""
+        with self._gate:
+            return self._batch(operations)
+
+    def sweep(self, limit: int) -> int:  # noqa: ARG002 - Redis expires keys itself
+        """See Engine."""
+        with self._gate:
+            return 0
+
+    def probe(self) -> None:
+        """See Engine. A cluster can serve as long as one of its primaries can."""
+        failure = EngineUnavailable(f"Redis at {self._nodes.name} has no primaries")
+        with self._gate:
+            for ask in self._nodes.infos():
+                try:
+                    return self._verify(ask())
+                except EngineUnavailable as error:
+                    failure = error
+        raise failure
+
+    def close(self) -> None:
+        """See Engine."""
+        if self._gate.shut(CLOSED) != CLOSED:
+            self._gate.wait_until_empty()
+            self._nodes.close()
+
+    def _carry_out(self, operation: Operation) -> Outcome:
+        with self._gate:
+            (outcome,) = self._carry_out_on(self._nodes.of(self._key(operation)), [operation])
+        if isinstance(outcome, EngineError):
+            raise outcome
+        return outcome
+
+    def _batch(self, operations: Sequence[Operation]) -> list[Outcome]:
+        outcomes: list[Outcome] = [None] * len(operations)
+        by_node: defaultdict[str, list[int]] = defaultdict(list)
+        for position, operation in enumerate(operations):
+            try:
+                by_node[self._nodes.of(self._key(operation))].append(position)
+            except EngineError as error:
+                outcomes[position] = error
+        for node, positions in by_node.items():
+            done = self._carry_out_on(node, [operations[position] for position in positions])
+            for position, outcome in zip(positions, done, strict=True):
+                outcomes[position] = outcome
+        if outcomes and all(isinstance(outcome, EngineUnavailable) for outcome in outcomes):
+            raise cast("EngineUnavailable", outcomes[0])
+        return outcomes
+
+    def _carry_out_on(self, node: str, operations: Sequence[Operation]) -> list[Outcome]:
+        """Carry out operations on keys of one node."""
+        commands = [self._command(operation) for operation in operations]
+        waits = self._url.wait_replicas and any(isinstance(each, Take | Remove) for each in operations)
+        if waits:
+            commands.append(("WAIT", self._url.wait_replicas, int(self._url.timeout * 1000)))
+        try:
+            answers = self._nodes.execute(node, commands)
+        except EngineError as error:
+            return [error] * len(operations)
+        replicas = answers.pop() if waits else 0
+        outcomes = list(map(_outcome, operations, answers))
+        if waits and (isinstance(replicas, EngineError) or replicas < self._url.wait_replicas):
+            missing = EngineUnavailable(
+                f"not all of {self._url.wait_replicas} replicas of Redis have the tombstone yet"
+            )
+            return [missing if _buried(*done) else done[1] for done in zip(operations, outcomes, strict=True)]
+        return outcomes
+
+    def _key(self, operation: Operation) -> bytes:
+        return b"%b%b:%b" % (self._prefix, operation.namespace.encode(), operation.key)
+
+    def _command(self, operation: Operation) -> tuple[Any, ...]:
+        command = ("EVAL", _SCRIPTS[type(operation)], 1, self._key(operation))
+        return (*command, operation.value, int(operation.ttl * 1000)) if isinstance(operation, Put) else command
+
+    def _verify(self, info: Mapping[str, Any]) -> None:
+        """Raise EngineUnavailable if a server that says `info` of itself cannot be the store."""
+        name, version = self._nodes.name, str(info.get("redis_version", "0"))
+        if int(version.partition(".")[0]) < _OLDEST:
+            raise Unsuitable(f"Redis at {name} is too old ({version}); use Redis 7, Valkey 8, or newer")
+        if "sentinel" in {info.get("redis_mode"), info.get("server_mode")}:
+            raise Unsuitable(f"{name} is a Sentinel; use redis+sentinel://")
+        if info.get("cluster_enabled") and self._url.topology != "cluster":
+            raise Unsuitable(f"Redis at {name} is a node of a cluster; use redis+cluster://")
+        if info.get("role") != "master":
+            message = f"Redis at {name} is a replica, which is read-only; use its primary"
+            # Behind Sentinels, it will be told soon that it is the primary now, or we that another one is.
+            raise EngineUnavailable(message) if self._url.topology == "sentinel" else Unsuitable(message)
+        policy = info.get("maxmemory_policy")
+        if info.get("maxmemory") and policy != "noeviction" and not self._warned:
+            self._warned = True
+            _log.warning(
+                "Redis may evict tombstones, and so forget what was removed or taken; set maxmemory-policy noeviction",
+                policy=policy,
+            )
+
+
+def _outcome(operation: Operation, answer: Any) -> Outcome:
+    """Return what the answer of its script says of an operation."""
+    if isinstance(answer, EngineError):
+        return answer
+    if isinstance(operation, Put):
+        if answer < 0:
+            return AlreadyExists("the key holds another value, or was removed or taken")
+        return float(answer / 1000)
+    if isinstance(operation, Remove):
+        return bool(answer)
+    if answer is None or answer[1] <= 0:
+        return None
+    return StoredSession(answer[0], answer[1] / 1000)
+
+
+def _buried(operation: Operation, outcome: Outcome) -> bool:
+    """Return whether an operation has just left a tombstone, or may have."""
+    return isinstance(operation, Remove) or (isinstance(operation, Take) and outcome is not None)

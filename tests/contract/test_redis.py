@@ -1,0 +1,540 @@
+"""Redis and Valkey: what every engine promises, on all that a URL can name, and what is special of them."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import re
+import signal
+import socketserver
+import threading
+import time
+import traceback
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
+
+import pytest
+import trustme
+from structlog.testing import capture_logs
+
+from contract.engine_suite import EngineSuite, FakeClock
+from contract.state_machine import check_histories
+from resumed_server.engines import open_engine, verify_url
+from resumed_server.engines.base import (
+    AlreadyExists,
+    Engine,
+    EngineError,
+    EngineFull,
+    EngineUnavailable,
+    Get,
+    Put,
+    Remove,
+    StoredSession,
+    Take,
+)
+from resumed_server.engines.redis_url import RedisUrl, redacted
+from support.redis import redis_server, until, valkey_cluster, valkey_sentinels, valkey_server
+from support.tls import CA, CERTIFICATE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from support.redis import RedisServer
+
+PATIENT = "timeout_ms=5000"
+"""A busy machine is no broken promise."""
+DRIFT = 2.0
+"""Seconds that a test may take on the engine's own clock."""
+
+
+class Store(NamedTuple):
+    """Something that a URL names, and the servers that keep its keys."""
+
+    url: str
+    servers: Sequence[RedisServer]
+
+    def open(self, options: str = PATIENT) -> Engine:
+        """Open an engine with keys of its own."""
+        return open_engine(f"{self.url}?prefix={uuid.uuid4()}:&{options}", capacity=0)
+
+
+@contextlib.contextmanager
+def on_redis() -> Iterator[Store]:
+    """One redis-server."""
+    with redis_server() as server:
+        yield Store(server.url, [server])
+
+
+@contextlib.contextmanager
+def on_valkey() -> Iterator[Store]:
+    """One valkey-server."""
+    with valkey_server() as server:
+        yield Store(server.url, [server])
+
+
+@contextlib.contextmanager
+def on_cluster() -> Iterator[Store]:
+    """Three primaries that share the slots."""
+    with valkey_cluster() as cluster:
+        yield Store(cluster.url, cluster.nodes)
+
+
+@contextlib.contextmanager
+def on_sentinels() -> Iterator[Store]:
+    """A primary and its replica, found through Sentinels."""
+    with valkey_sentinels() as sentinels:
+        yield Store(sentinels.url, [sentinels.primary])
+
+
+@pytest.fixture(scope="module", params=[on_redis, on_valkey, on_cluster, on_sentinels], ids=lambda on: on.__name__)
+def store(request: pytest.FixtureRequest) -> Iterator[Store]:
+    """All that a URL can name."""
+    with request.param() as store:
+        yield store
+
+
+class RedisClock(FakeClock):
+    """Lets the time of servers pass by bringing the end of all their keys nearer."""
+
+    def __init__(self, servers: Sequence[RedisServer]) -> None:
+        super().__init__()
+        self._servers = servers
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass."""
+        super().advance(seconds)
+        for server in self._servers:
+            for key in server.client.scan_iter(count=1_000):
+                server.client.pexpire(key, server.client.pttl(key) - round(seconds * 1_000))
+
+
+class TestRedis(EngineSuite):
+    """The promises of every engine."""
+
+    tick: ClassVar[float] = DRIFT
+    sweeps: ClassVar[bool] = False
+
+    @pytest.fixture
+    def clock(self, store: Store) -> FakeClock:
+        """The servers' time."""
+        return RedisClock(store.servers)
+
+    @pytest.fixture
+    def engine(self, store: Store) -> Iterator[Engine]:
+        """An engine with keys of its own."""
+        with contextlib.closing(store.open()) as engine:
+            yield engine
+
+
+def test_in_any_history_it_behaves_like_a_dictionary(store: Store) -> None:
+    """Of thirty."""
+    check_histories(
+        lambda _clock: store.open(), lambda: RedisClock(store.servers), sweeps=False, tick=DRIFT, examples=30
+    )
+
+
+@pytest.fixture
+def server() -> Iterator[RedisServer]:
+    """A server that a test may break."""
+    with valkey_server() as server:
+        yield server
+
+
+def opened(url: str, options: str = "") -> contextlib.closing[Engine]:
+    """Open an engine, to be closed at the end."""
+    return contextlib.closing(open_engine(f"{url}?{options}", capacity=0))
+
+
+def refusal(url: str) -> str:
+    """Return why a URL cannot be the store: one line, exit status 2."""
+    with pytest.raises((ValueError, EngineUnavailable)) as caught:
+        open_engine(url, capacity=0)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# --- URLs ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("redis://store", {"topology": "server", "tls": False, "hosts": (("store", 6379),), "database": 0}),
+        ("redis://[::1]:7000/3", {"hosts": (("::1", 7000),), "database": 3}),
+        ("rediss://u:p%40%2F@store?ca=/ca", {"tls": True, "user": "u", "password": "p@/", "ca": Path("/ca")}),
+        ("redis://:p@store?prefix=tls:&timeout_ms=100", {"user": None, "prefix": "tls:", "timeout": 0.1}),
+        ("redis://u@store?password_file=/run/p", {"user": "u", "password": None, "password_file": Path("/run/p")}),
+        ("redis+cluster://a:1,b:2", {"topology": "cluster", "hosts": (("a", 1), ("b", 2))}),
+        ("redis+sentinel://a,b:1/main/2?wait_replicas=1", {"hosts": (("a", 26379), ("b", 1)), "wait_replicas": 1}),
+        ("rediss+sentinel://a/main", {"topology": "sentinel", "tls": True, "sentinel_name": "main", "database": 0}),
+    ],
+)
+def test_a_url_says_where_redis_is(url: str, expected: dict[str, object]) -> None:
+    """And how to use it."""
+    parsed = RedisUrl.parse(url)
+    assert {name: getattr(parsed, name) for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("url", "complaint"),
+    [
+        ("redis://", "needs hosts"),
+        ("redis://store:0", "needs hosts"),
+        ("redis://store:65536", "needs hosts"),
+        ("redis://a,b", "takes one host"),
+        ("redis://user:sec/ret@store", "%2F"),
+        ("redis://store/one", "number of the database"),
+        ("redis://store/1/2", "number of the database"),
+        ("redis://store#1", "cut off.*%23"),
+        ("redis://store?frob=1", "'frob' is no option .* timeout_ms"),
+        ("redis://store?prefix=a&prefix=b", "prefix is there twice"),
+        ("redis://store?prefix={a}", "without blanks and braces"),
+        ("redis://store?timeout_ms=0", "timeout_ms must be a whole number from 1 to"),
+        ("redis://store?wait_replicas=x", "wait_replicas must be a whole number"),
+        ("redis://store?ca=/ca", "'ca' is no option"),
+        ("rediss://store?cert=/c", "go together"),
+        ("rediss://store?ca=", "must not be empty"),
+        ("redis://:secret@store?password_file=/p", "not in both"),
+        ("redis+cluster://store/1", "only one database"),
+        ("redis+sentinel://store", "what the Sentinels call the primary"),
+        ("redis+ssl://store", "no engine is called 'redis[+]ssl': use lmdb:.*redis://"),
+    ],
+)
+def test_a_url_that_makes_no_sense_is_refused(url: str, complaint: str) -> None:
+    """In one line, which says what to do and does not repeat a password."""
+    with pytest.raises(ValueError, match=complaint) as caught:
+        verify_url(url)
+    assert "\n" not in str(caught.value)
+    assert "secret" not in str(caught.value)
+    assert "ret@" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("redis://user:secret@store:1/2?prefix=x:", "redis://user:***@store:1/2?prefix=x:"),
+        ("rediss://:se:c@ret@store", "rediss://:***@store"),
+        ("redis+sentinel://user:secret@a,b/main", "redis+sentinel://user:***@a,b/main"),
+        ("redis://store", "redis://store"),
+        ("lmdb:///var/lib/a:b@c", "lmdb:///var/lib/a:b@c"),
+    ],
+)
+def test_a_url_is_shown_without_its_password(url: str, shown: str) -> None:
+    """In logs and by --check."""
+    assert redacted(url) == shown
+    if url.startswith("redis"):
+        assert "secret" not in repr(RedisUrl.parse(url.replace("se:c@ret", "secret")))
+
+
+# --- What cannot be the store --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scheme", ["redis", "redis+cluster"])
+def test_a_wrong_password_is_refused(server: RedisServer, scheme: str) -> None:
+    """Of the default user and of another, without being told."""
+    server.client.config_set("requirepass", "right")
+    for credentials in ("", ":secret@", "somebody:secret@"):
+        message = refusal(f"{scheme}://{credentials}127.0.0.1:{server.port}")
+        assert re.search("refuses the user or the password", message), message
+        assert "secret" not in message
+    server.client.auth("right")
+    server.client.config_set("requirepass", "")
+
+
+def test_a_user_without_permissions_is_refused(server: RedisServer) -> None:
+    """And told which it needs."""
+    server.client.execute_command("ACL SETUSER humble on >pass ~* +ping")
+    assert "+eval +get +set" in refusal(f"redis://humble:pass@127.0.0.1:{server.port}")
+
+
+def test_the_permissions_that_are_asked_for_are_enough(server: RedisServer) -> None:
+    """For everything that an engine does."""
+    permissions = "+eval +get +set +pttl +wait +info +cluster"
+    server.client.execute_command(f"ACL SETUSER modest on >pass ~resumed:* {permissions}")
+    with opened(f"redis://modest:pass@127.0.0.1:{server.port}", PATIENT) as engine:
+        engine.put("shop", b"k", b"value", 60.0)
+        assert engine.get("shop", b"k")
+        assert engine.take("shop", b"k")
+        assert not engine.remove("shop", b"k")
+        engine.probe()
+
+
+def test_a_read_only_replica_is_refused(server: RedisServer) -> None:
+    """It would answer look-ups and store nothing."""
+    server.client.replicaof("127.0.0.1", 1)
+    assert "replica, which is read-only; use its primary" in refusal(server.url)
+
+
+def test_a_redis_too_old_is_refused() -> None:
+    """Its scripts could not say that they may run when it is full."""
+    with pretending(b"redis_version:6.2.14\r\nrole:master\r\n") as port:
+        assert "too old (6.2.14); use Redis 7, Valkey 8" in refusal(f"redis://127.0.0.1:{port}")
+
+
+def test_the_wrong_topology_is_refused(server: RedisServer, tmp_path: Path) -> None:
+    """Each is told which scheme is right."""
+    assert "no cluster; use redis://" in refusal(f"redis+cluster://127.0.0.1:{server.port}")
+    assert "no Sentinel" in refusal(f"redis+sentinel://127.0.0.1:{server.port}/main")
+    with valkey_server("--cluster-enabled", "yes") as node:
+        assert "node of a cluster; use redis+cluster://" in refusal(node.url)
+    (tmp_path / "sentinel.conf").touch()
+    with valkey_server(f"{tmp_path}/sentinel.conf", "--sentinel") as sentinel:
+        assert "is a Sentinel; use redis+sentinel://" in refusal(sentinel.url)
+
+
+def test_tls_is_verified_and_told_when_it_fails(tmp_path: Path) -> None:
+    """The right authority and a client certificate work; the wrong authority, none, and no TLS at all are refused."""
+    for name, blob in (
+        ("ca", CA.cert_pem),
+        ("other", trustme.CA().cert_pem),
+        ("cert", CERTIFICATE.cert_chain_pems[0]),
+        ("key", CERTIFICATE.private_key_pem),
+    ):
+        blob.write_to_path(tmp_path / name)
+    options = [f"--tls-{of}-file" if of != "ca" else "--tls-ca-cert-file" for of in ("ca", "cert", "key")]
+    files = itertools.chain(*zip(options, (f"{tmp_path}/{of}" for of in ("ca", "cert", "key")), strict=True))
+    with redis_server("--tls-port", "{tls_port}", *files) as server:
+        url = f"rediss://localhost:{server.tls_port}"
+        identity = f"cert={tmp_path}/cert&key={tmp_path}/key&{PATIENT}"
+        with opened(url, f"ca={tmp_path}/ca&{identity}") as engine:
+            engine.put("shop", b"k", b"value", 60.0)
+            assert engine.get("shop", b"k")
+        assert "self-signed certificate" in refusal(f"{url}?ca={tmp_path}/other&{identity}")
+        assert "cannot read" in refusal(f"{url}?ca={tmp_path}/missing")
+        for wrong, hint in (
+            (f"rediss://localhost:{server.port}?ca={tmp_path}/ca", "if it speaks no TLS, use redis:"),
+            (f"rediss://localhost:{server.tls_port}?ca={tmp_path}/ca", "if it wants a client certificate"),
+            (f"redis://localhost:{server.tls_port}", "if it speaks TLS, use rediss:"),
+        ):
+            with capture_logs() as logs, contextlib.closing(open_engine(wrong, capacity=0)) as engine:
+                assert hint in logs[0]["cause"]
+                with pytest.raises(EngineUnavailable):
+                    engine.probe()
+
+
+def test_a_password_file_is_read_for_every_connection(server: RedisServer, tmp_path: Path) -> None:
+    """So that the password can be changed while the store runs."""
+    password = tmp_path / "password"
+    password.write_text("one\n")
+    server.client.config_set("requirepass", "one")
+    with opened(server.url, f"password_file={password}&{PATIENT}") as engine:
+        engine.put("shop", b"k", b"value", 60.0)
+        password.write_text("two\n")
+        server.client.auth("one")
+        server.client.config_set("requirepass", "two")
+        server.client.execute_command("CLIENT KILL TYPE normal SKIPME yes")
+        assert engine.get("shop", b"k")
+        server.client.auth("two")
+        server.client.config_set("requirepass", "")
+
+
+# --- Outages -------------------------------------------------------------------------------------------------------
+
+
+def test_redis_may_come_later(server: RedisServer) -> None:
+    """The engine opens, its probe fails, and everything works once Redis is there."""
+    server.kill()
+    with capture_logs() as logs, opened(server.url, PATIENT) as engine:
+        assert [line["event"] for line in logs] == ["storage not reached yet"]
+        with pytest.raises(EngineUnavailable, match="Connection refused"):
+            engine.probe()
+        server.start()
+        engine.probe()
+        engine.put("shop", b"k", b"value", 60.0)
+
+
+@pytest.mark.parametrize("scheme", ["redis", "redis+cluster"])
+def test_a_frozen_redis_costs_one_call_its_time_out(scheme: str) -> None:
+    """The others fail at once, until it is back."""
+    options = ("--cluster-enabled", "yes") if scheme == "redis+cluster" else ()
+    with valkey_server(*options) as server:
+        if options:
+            server.client.execute_command("CLUSTER ADDSLOTSRANGE 0 16383")
+            until(lambda: server.client.execute_command("CLUSTER INFO")["cluster_state"] == "ok")
+        with opened(f"{scheme}://127.0.0.1:{server.port}", "timeout_ms=300") as engine:
+            engine.put("shop", b"k", b"value", 60.0)
+            server.signal(signal.SIGSTOP)
+            try:
+                causes = [str(failure(lambda: engine.get("shop", b"k"))) for _ in range(20)]
+            finally:
+                server.signal(signal.SIGCONT)
+            assert "does not answer within 300 ms" in causes[0]
+            assert sum("a moment ago" in cause for cause in causes) >= 15
+            until(lambda: _works(engine))
+
+
+def test_a_restarted_redis_is_used_again_at_once(server: RedisServer) -> None:
+    """Dead connections are replaced, not reported."""
+    with opened(server.url, PATIENT) as engine:
+        engine.put("shop", b"k", b"value", 60.0)
+        server.kill()
+        server.start()
+        assert engine.get("shop", b"k") is None
+        engine.batch([Put("shop", b"k", b"value", 60.0)])
+        assert engine.get("shop", b"k")
+
+
+def test_no_more_connections_than_threads_and_some(server: RedisServer) -> None:
+    """However many calls there are."""
+    with contextlib.closing(open_engine(f"{server.url}?{PATIENT}", capacity=0, threads=8)) as engine:
+        threads = [threading.Thread(target=_many_gets, args=(engine,)) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(server.client.client_list()) <= 8 + 1 + 1  # each thread's, the probe's, the test's
+
+
+@pytest.mark.parametrize("running", [redis_server, valkey_server])
+def test_a_full_redis_refuses_puts_only(running: Callable[[], contextlib.AbstractContextManager[RedisServer]]) -> None:
+    """What is there can be looked up, taken and removed, and a removal of what is not there holds."""
+    with running() as server, opened(server.url, PATIENT) as engine:
+        for key in (b"taken", b"removed", b"got"):
+            engine.put("shop", key, b"value", 60.0)
+        server.client.config_set("maxmemory", 1)
+        with pytest.raises(EngineFull):
+            engine.put("shop", b"new", b"value", 60.0)
+        assert engine.get("shop", b"got")
+        assert engine.take("shop", b"taken")
+        assert engine.remove("shop", b"removed")
+        assert not engine.remove("shop", b"unknown")
+        outcomes = engine.batch([Put("shop", b"new", b"value", 60.0), Get("shop", b"got"), Remove("shop", b"got")])
+        assert [type(outcome) for outcome in outcomes] == [EngineFull, StoredSession, bool]
+        server.client.config_set("maxmemory", 0)
+        for key in (b"taken", b"removed", b"unknown"):
+            with pytest.raises(AlreadyExists):
+                engine.put("shop", key, b"value", 60.0)
+
+
+def test_a_policy_that_evicts_is_warned_of(server: RedisServer) -> None:
+    """Once, and only where there is a limit."""
+    server.client.config_set("maxmemory-policy", "allkeys-lru")
+    with capture_logs() as logs, opened(server.url, PATIENT) as engine:
+        assert not logs
+        server.client.config_set("maxmemory", 1 << 30)
+        engine.probe()
+        engine.probe()
+        assert [line["policy"] for line in logs] == ["allkeys-lru"]
+
+
+def test_a_broken_redis_is_an_error_without_keys_and_values(server: RedisServer) -> None:
+    """Even where Redis repeats them."""
+    with opened(server.url, PATIENT) as engine:
+        server.client.lpush(b"resumed:shop:secret-key", b"no session")
+        put = Put("shop", b"secret-key", b"secret-value", 60.0)
+        alone = failure(lambda: engine.put("shop", b"secret-key", b"secret-value", 60.0))
+        for error in (alone, engine.batch([Get("eu", b"k"), put])[1]):
+            assert isinstance(error, EngineUnavailable)
+            assert "WRONGTYPE" in str(error)
+            assert "secret-" not in "".join(traceback.format_exception(error))
+
+
+def test_a_lifetime_below_a_millisecond_is_over_at_once(server: RedisServer) -> None:
+    """And leaves nothing."""
+    with opened(server.url, PATIENT) as engine:
+        assert engine.put("shop", b"k", b"value", 0.0005) == 0
+        assert not server.client.keys()
+
+
+# --- Replicas and clusters -----------------------------------------------------------------------------------------
+
+
+def test_wait_refuses_what_no_replica_has(server: RedisServer) -> None:
+    """Take hands nothing out and Remove is no success, but a Get goes on; the tombstone stays all the same."""
+    with opened(server.url, "wait_replicas=1&timeout_ms=200") as engine:
+        engine.put("shop", b"taken", b"value", 60.0)
+        engine.put("shop", b"removed", b"value", 60.0)
+        assert engine.get("shop", b"taken")
+        for call, key in ((engine.take, b"taken"), (engine.remove, b"removed")):
+            with pytest.raises(EngineUnavailable, match="replicas"):
+                call("shop", key)
+            assert engine.get("shop", key) is None
+        outcomes = engine.batch([Put("shop", b"k", b"value", 60.0), Take("shop", b"k"), Take("shop", b"k")])
+        assert [type(outcome) for outcome in outcomes] == [float, EngineUnavailable, type(None)]
+
+
+def test_wait_is_content_with_a_replica() -> None:
+    """That has the tombstone."""
+    with (
+        valkey_server() as primary,
+        valkey_server("--replicaof", f"127.0.0.1 {primary.port}") as replica,
+        opened(primary.url, f"wait_replicas=1&{PATIENT}") as engine,
+    ):
+        until(lambda: replica.client.info("replication")["master_link_status"] == "up")
+        engine.put("shop", b"k", b"value", 60.0)
+        assert engine.take("shop", b"k")
+        assert replica.client.get(b"resumed:shop:k") == b""
+
+
+def test_a_failover_is_followed() -> None:
+    """To the replica that the Sentinels promote, with what it has."""
+    with valkey_sentinels() as sentinels, opened(sentinels.url, f"wait_replicas=1&{PATIENT}") as engine:
+        engine.put("shop", b"k", b"value", 60.0)
+        assert engine.take("shop", b"k")
+        sentinels.primary.kill()
+        until(lambda: not _works(engine, wait=False))
+        with opened(sentinels.url, PATIENT) as later:
+            until(lambda: _works(later))
+            with pytest.raises(AlreadyExists):
+                later.put("shop", b"k", b"value", 60.0)
+
+
+def test_slots_move_under_calls() -> None:
+    """No call fails and no session is lost or handed out twice while a cluster's slots move."""
+    keys = [b"%d" % number for number in range(600)]
+    with valkey_cluster() as cluster, opened(cluster.url, PATIENT) as engine:
+        engine.batch([Put("shop", key, b"value", 600.0) for key in keys])
+        moving = threading.Thread(target=cluster.move_slots, args=(threading.Event(),), daemon=True)
+        moving.start()
+        taken: list[bytes] = []
+        for turn, start in enumerate(range(0, len(keys), 20)):
+            chunk = keys[start : start + 20]
+            assert all(isinstance(each, StoredSession) for each in engine.batch([Get("shop", key) for key in chunk]))
+            if turn % 2:
+                took = engine.batch([Take("shop", key) for key in chunk])
+            else:
+                took = [engine.take("shop", key) for key in chunk]
+            taken += [key for key, session in zip(chunk, took, strict=True) if isinstance(session, StoredSession)]
+        moving.join(60)
+        assert taken == keys
+        assert not any(engine.batch([Get("shop", key) for key in keys]))
+
+
+def failure(call: Callable[[], object]) -> EngineUnavailable:
+    """Return how a call fails."""
+    with pytest.raises(EngineUnavailable) as caught:
+        call()
+    return caught.value
+
+
+def _works(engine: Engine, *, wait: bool = True) -> bool:
+    time.sleep(0.02 if wait else 0)
+    try:
+        engine.probe()
+        engine.put("shop", uuid.uuid4().bytes, b"value", 60.0)
+    except EngineError:
+        return False
+    return True
+
+
+def _many_gets(engine: Engine) -> None:
+    for _ in range(200):
+        engine.get("shop", b"k")
+
+
+@contextlib.contextmanager
+def pretending(info: bytes) -> Iterator[int]:
+    """Answer whatever is asked with `info`, as an INFO would be; there is no old Redis to be had. Yield the port."""
+
+    class Handler(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            for line in self.rfile:
+                if line.strip() in {b"INFO", b"SETINFO"}:  # the last word of a command without arguments, or near it
+                    self.wfile.write(b"$%d\r\n%b\r\n" % (len(info), info))
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as listening:
+        listening.daemon_threads = True
+        threading.Thread(target=listening.serve_forever, daemon=True).start()
+        yield listening.server_address[1]
+        listening.shutdown()
