@@ -35,6 +35,10 @@ demo: setup ## Start a store and two frontends, and watch them resume each other
 test: setup servers ## Run all tests
 	$(BIN)/python -m pytest
 
+.PHONY: faults
+faults: setup servers ## Break the store in every way under live TLS traffic: what clients and operators see (FAULTS=--help)
+	$(BIN)/python tests/faults/run.py $(FAULTS)
+
 .PHONY: lint
 lint: setup $(BUILD)/googleapis ## Run the linters and the type checker; check that the stubs are current
 	$(BIN)/ruff check

@@ -6,12 +6,16 @@
 # ruff: noqa: RUF009 - `_setting` is `field`
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import inspect
 import ipaddress
+import math
+import os
 import re
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -24,6 +28,7 @@ if TYPE_CHECKING:
 
 _LONGEST_TTL = 7 * 86_400
 """Seconds; RFC 8446 section 4.6.1 allows no ticket to live longer."""
+_MOST_WORKERS = 256
 _LONGEST_UNIX_PATH = 107
 """Bytes that fit into sockaddr_un, less the final NUL."""
 
@@ -147,6 +152,19 @@ def _whole(text: str) -> int:
     return int(text)
 
 
+def _workers(text: str) -> int | None:
+    return None if text == "auto" else int(_between(_whole, 1, _MOST_WORKERS)(text))
+
+
+def _cores() -> int:
+    """Return how many cores this process may keep busy: those it is bound to, or what its container is granted."""
+    cores = len(os.sched_getaffinity(0))
+    with contextlib.suppress(OSError, ValueError):  # "max", or no such file
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        cores = min(cores, math.ceil(int(quota) / int(period)))
+    return min(cores, _MOST_WORKERS)
+
+
 def _one_of(*choices: str) -> Callable[[str], str]:
     def choice(text: str) -> str:
         if text not in choices:
@@ -191,10 +209,10 @@ class Settings:
         "The longest that a session lives, 7d at most (RFC 8446 section 4.6.1); longer requests are lowered to it.",
     )
     workers: int = _setting(
-        "1",
-        _between(_whole, 1, 256),
+        "auto",
+        _workers,
         "N",
-        "Processes that share the addresses and the store; one a core is most that helps.",
+        "Processes that share the addresses and the store; auto is one a core, or one alone on a unix socket.",
     )
     threads: int = _setting(
         "8",
@@ -236,6 +254,8 @@ class Settings:
                 values[setting.name] = setting.metadata["parse"](given.get(setting.name, setting.metadata["default"]))
             except ValueError as problem:
                 problems.append(f"{_flag(setting.name)}: {problem}")
+        if values.get("workers", 0) is None:
+            values["workers"] = 1 if any(address.path for address in values.get("listen", ())) else _cores()
         problems += _contradictions(values)
         if problems:
             raise UserError("\n".join(problems))

@@ -158,6 +158,17 @@ def test_every_setting_is_read_from_the_environment() -> None:
     assert refused(env={"RESUMED_MAX_TTL": "soon"}) == refused("--max-ttl", "soon")
 
 
+def test_workers_are_as_many_as_the_cores(tmp_path: Path) -> None:
+    """That the server may use; one alone on a unix socket, which cannot be shared."""
+    core = min(os.sched_getaffinity(0))
+    bound = subprocess.run(
+        ["taskset", "--cpu-list", str(core), *COMMAND, "--check"], check=True, capture_output=True, text=True
+    ).stdout
+    assert re.search(r"^workers +1$", bound, re.MULTILINE)
+    assert 1 <= int(checked()["workers"]) <= len(os.sched_getaffinity(0))
+    assert checked("--listen", f"unix:{tmp_path}/socket")["workers"] == "1"
+
+
 def test_check_opens_nothing(tmp_path: Path) -> None:
     """No port, no socket, no store."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
