@@ -1,0 +1,104 @@
+"""Breaks the store in every way under live TLS traffic and prints what became of it: `python tests/faults/run.py`.
+
+Exits 1 if a promise of docs/reliability.md is broken. Everything runs on loopback, one fault after the other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from faults.experiment import run
+from faults.scenarios import FAULTS
+from faults.traffic import BACK, RATE
+
+if TYPE_CHECKING:
+    from faults.experiment import Outcome
+
+
+def figures(outcome: Outcome) -> list[str]:
+    """Return the row of the first table."""
+    traffic = outcome.traffic
+    return [
+        outcome.fault.name,
+        f"{traffic.handshakes:,}",
+        f"{len(traffic.failures)}",
+        f"{len(traffic.wrong)} of {len(traffic.spent)}",
+        f"{traffic.unacknowledged}",
+        " / ".join(f"{seconds * 1e3:.0f}" for seconds in outcome.slowest),
+        " / ".join(map(percent, outcome.rates)),
+        percent(outcome.kept),
+        "never" if outcome.back is None else f"{outcome.back:.1f}",
+    ]
+
+
+def percent(share: float | None) -> str:
+    """Return a share in percent, rounded down: only all of them are 100."""
+    return "-" if share is None else f"{int(share * 100)}"
+
+
+def tables(outcomes: list[Outcome]) -> list[Table]:
+    """Return what clients saw, and what operators saw."""
+    clients = Table(
+        *(
+            "fault",
+            "handshakes",
+            "failed",
+            "removed or taken, and resumed",
+            "not acknowledged",
+            "slowest, ms, before / then",
+        ),
+        *("% resumed before / during / after", "% kept", "back after, s"),
+        title=f"What TLS clients saw ({RATE:g} returning handshakes/s; back: {BACK:.0%} resume again)",
+    )
+    operators = Table("fault", "health", "the server's log", "the frontends' logs", title="What operators saw")
+    for outcome in outcomes:
+        clients.add_row(*figures(outcome))
+        logs = ("\n".join(log) for log in (outcome.server_log, outcome.frontend_log))
+        operators.add_row(outcome.fault.name, outcome.health, *logs)
+    return [clients, operators]
+
+
+def main() -> int:
+    """Run, print, and return 1 if a promise is broken."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", action="append", metavar="NAME", help="faults whose names have this in them")
+    parser.add_argument("--seconds", type=float, default=3.0, help="how long each fault lasts")
+    parser.add_argument("--deadline", type=float, default=0.05, help="of look-ups; raise it on a busy machine")
+    parser.add_argument("--list", action="store_true", help="show the names of the faults and what they are")
+    options = parser.parse_args()
+    chosen = [fault for fault in FAULTS if not options.only or any(part in fault.name for part in options.only)]
+    console = Console(width=None if os.isatty(1) else 180, highlight=False)
+    if options.list or not chosen:
+        for fault in FAULTS:
+            console.print(f"{fault.name}: {(fault.scenario.__doc__ or '').splitlines()[0]}")
+        return int(not chosen)
+    outcomes = []
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        for number, fault in enumerate(chosen, 1):
+            task = progress.add_task("")
+
+            def tell(phase: str, task: TaskID = task, name: str = f"{number} of {len(chosen)}: {fault.name}") -> None:
+                progress.update(task, description=f"{name}, {phase}")
+
+            outcomes.append(run(fault, options.seconds, options.deadline, tell))
+            progress.remove_task(task)
+    console.print(*tables(outcomes))
+    broken = [promise for outcome in outcomes for promise in outcome.broken]
+    for promise in broken:
+        console.print(promise, style="bold red", markup=False)
+    return int(bool(broken))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
