@@ -303,9 +303,16 @@ def test_tls_is_verified_and_told_when_it_fails(tmp_path: Path) -> None:
             assert engine.get("shop", b"k")
         assert "self-signed certificate" in refusal(f"{url}?ca={tmp_path}/other&{identity}")
         assert "cannot read" in refusal(f"{url}?ca={tmp_path}/missing")
+        # In TLS 1.3 the server's alert comes after the handshake, and is lost if the connection is reset first.
+        with capture_logs() as logs:
+            try:
+                open_engine(f"{url}?ca={tmp_path}/ca", capacity=0).close()
+                complaint = logs[0]["cause"]
+            except EngineUnavailable as error:
+                complaint = str(error)
+        assert "certificate required" in complaint or "if it wants a client certificate" in complaint
         for wrong, hint in (
             (f"rediss://localhost:{server.port}?ca={tmp_path}/ca", "if it speaks no TLS, use redis:"),
-            (f"rediss://localhost:{server.tls_port}?ca={tmp_path}/ca", "if it wants a client certificate"),
             (f"redis://localhost:{server.tls_port}", "if it speaks TLS, use rediss:"),
         ):
             with capture_logs() as logs, contextlib.closing(open_engine(wrong, capacity=0)) as engine:

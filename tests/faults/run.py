@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -82,7 +83,8 @@ def main() -> int:
         for fault in FAULTS:
             console.print(f"{fault.name}: {(fault.scenario.__doc__ or '').splitlines()[0]}")
         return int(not chosen)
-    outcomes = []
+    outcomes: list[Outcome] = []
+    broken: list[str] = []
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         for number, fault in enumerate(chosen, 1):
@@ -91,10 +93,18 @@ def main() -> int:
             def tell(phase: str, task: TaskID = task, name: str = f"{number} of {len(chosen)}: {fault.name}") -> None:
                 progress.update(task, description=f"{name}, {phase}")
 
-            outcomes.append(run(fault, options.seconds, options.deadline, tell))
-            progress.remove_task(task)
+            try:
+                outcome = run(fault, options.seconds, options.deadline, tell)
+            except Exception as error:  # noqa: BLE001 - the other faults are worth seeing all the same
+                traceback.print_exc()
+                broken.append(f"{fault.name}: the experiment failed: {error!r}")
+                continue
+            finally:
+                progress.remove_task(task)
+            outcomes.append(outcome)
+            broken += outcome.broken
+            progress.console.print(f"{number} of {len(chosen)}:", *figures(outcome), sep="  ", highlight=False, soft_wrap=True)
     console.print(*tables(outcomes))
-    broken = [promise for outcome in outcomes for promise in outcome.broken]
     for promise in broken:
         console.print(promise, style="bold red", markup=False)
     return int(bool(broken))

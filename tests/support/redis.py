@@ -117,7 +117,8 @@ class Cluster:
                 return
             sink.client.execute_command("CLUSTER SETSLOT", slot, "IMPORTING", ids[0])
             source.client.execute_command("CLUSTER SETSLOT", slot, "MIGRATING", ids[1])
-            while keys := source.client.execute_command("CLUSTER GETKEYSINSLOT", slot, 100):
+            # In two words, or redis-py makes text of what are bytes.
+            while keys := source.client.execute_command("CLUSTER", "GETKEYSINSLOT", slot, 100):
                 for key in keys:
                     source.client.migrate("127.0.0.1", sink.port, key, 0, 1_000)
                     time.sleep(pause)
