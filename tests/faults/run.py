@@ -103,7 +103,8 @@ def main() -> int:
                 progress.remove_task(task)
             outcomes.append(outcome)
             broken += outcome.broken
-            progress.console.print(f"{number} of {len(chosen)}:", *figures(outcome), sep="  ", highlight=False, soft_wrap=True)
+            row = "  ".join([f"{number} of {len(chosen)}:", *figures(outcome)])
+            progress.console.print(row, highlight=False, soft_wrap=True)
     console.print(*tables(outcomes))
     for promise in broken:
         console.print(promise, style="bold red", markup=False)
