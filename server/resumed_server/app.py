@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
     from resumed_server.config import Address, Settings
     from resumed_server.engines.base import Engine
+    from resumed_server.native import NativeServer
 
 GRACE = 5.0
 """Seconds that calls in flight get to finish after the drain."""
@@ -121,7 +122,11 @@ def _serve(settings: Settings, addresses: Sequence[Address], supervisor: int | N
 
 
 def _drain(
-    server: grpc.Server, health: HealthServicer, watchers: Watchers, delay: float, hurried: Callable[[float], bool]
+    server: grpc.Server | NativeServer,
+    health: HealthServicer,
+    watchers: Watchers,
+    delay: float,
+    hurried: Callable[[float], bool],
 ) -> None:
     """Send callers away, then let the calls in flight finish; `hurried` waits and says whether to end it at once."""
     log.info("draining", seconds=float(delay))
@@ -151,15 +156,21 @@ def _open(settings: Settings) -> Engine:
 
 def _server(
     settings: Settings, engine: Engine, watchers: Watchers, health: HealthServicer, *, shared: bool
-) -> grpc.Server:
+) -> grpc.Server | NativeServer:
     server = grpc_server(settings.threads, shared=shared)
-    session_store_pb2_grpc.add_SessionStoreServiceServicer_to_server(
-        SessionStoreService(engine, watchers, settings.max_ttl), server
-    )
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     names = (SERVICE_NAME, HEALTH_NAME, REFLECTION_NAME)
     reflection_pb2_grpc.add_ServerReflectionServicer_to_server(_Reflection(names), server)
-    return server
+    front: grpc.Server | NativeServer = server
+    if settings.front == "native":
+        from resumed_server.native import NativeServer  # noqa: PLC0415 - an extra that grpcio's front does without
+
+        front = NativeServer(server, settings.threads, shared=shared)
+    session_store_pb2_grpc.add_SessionStoreServiceServicer_to_server(
+        SessionStoreService(engine, watchers, settings.max_ttl),
+        front,  # type: ignore[arg-type] # NativeServer has all of grpc.Server that this uses
+    )
+    return front
 
 
 def grpc_server(threads: int, *, shared: bool) -> grpc.Server:
@@ -171,7 +182,7 @@ def grpc_server(threads: int, *, shared: bool) -> grpc.Server:
     )
 
 
-def _listen(server: grpc.Server, address: Address) -> None:
+def _listen(server: grpc.Server | NativeServer, address: Address) -> None:
     try:
         server.add_insecure_port(str(address))
     except RuntimeError as error:  # the reservation makes this rare

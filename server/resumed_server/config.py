@@ -15,6 +15,7 @@ import os
 import re
 import sys
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,7 +25,7 @@ from resumed_server.engines import verify_url
 from resumed_server.engines.redis_url import redacted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
 _LONGEST_TTL = 7 * 86_400
 """Seconds; RFC 8446 section 4.6.1 allows no ticket to live longer."""
@@ -208,6 +209,13 @@ class Settings:
         "DURATION",
         "The longest that a session lives, 7d at most (RFC 8446 section 4.6.1); longer requests are lowered to it.",
     )
+    front: str = _setting(
+        "grpcio",
+        _one_of("grpcio", "native"),
+        "FRONT",
+        "What speaks gRPC: grpcio, or native, which answers several times as many calls a core, without TLS, on "
+        "loopback addresses and unix sockets only (docs/store.md).",
+    )
     workers: int = _setting(
         "auto",
         _workers,
@@ -274,18 +282,34 @@ def _flag(name: str) -> str:
 def _contradictions(values: dict[str, Any]) -> list[str]:
     """Return what is wrong with the settings together; those that could not be read are missing from `values`."""
     addresses = values.get("listen", ())
+    native = values.get("front") == "native"
     problems = [
         f"--listen: {address} can be reached from other machines, and nothing would protect the sessions; listen on "
         "127.0.0.1, [::1] or unix:/path, or give --insecure if the network itself is trusted"
         for address in addresses
-        if not address.local and not values["insecure"]
+        if not address.local and not values["insecure"] and not native
     ]
+    if native:
+        problems += _lacking(addresses)
     if values.get("workers", 1) > 1:
         problems += [
             f"--listen: workers cannot share the one socket {address}; use --workers 1, or an address with a port"
             for address in addresses
             if address.path
         ]
+    return problems
+
+
+def _lacking(addresses: Iterable[Address]) -> list[str]:
+    """Return what keeps the native front from serving."""
+    problems = [
+        f"--front: native has no TLS and does not know who calls, so it cannot listen on {address}; use a loopback "
+        "address or a unix socket, or --front grpcio"
+        for address in addresses
+        if not address.local
+    ]
+    if find_spec("pygrpc_native") is None:
+        problems.append("--front: native needs the package pygrpc-native; pip install 'resumed[server,native]'")
     return problems
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar
 
 import structlog
 from google.protobuf.any_pb2 import Any as AnyMessage
+from google.protobuf.message import DecodeError
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo
 from google.rpc.status_pb2 import Status
 from grpc import ServicerContext, StatusCode
@@ -47,6 +48,14 @@ class InvalidField(Exception):
         self.limit = limit
 
 
+class MessageTooLarge(Exception):
+    """A request has more bytes than any legal one."""
+
+
+class Stopping(Exception):
+    """The server takes no calls any more."""
+
+
 class _Answer(NamedTuple):
     code: StatusCode
     reason: int
@@ -78,6 +87,12 @@ _ANSWERS: dict[type[Exception], _Answer] = {
         pb.ERROR_REASON_TOO_MANY_WATCHERS,
         "the server has as many watchers as it takes, watch another replica",
     ),
+    # As with grpcio, where these never get as far as here, they have no details.
+    DecodeError: _Answer(StatusCode.INTERNAL, pb.ERROR_REASON_UNSPECIFIED, "the request is no message of this call"),
+    MessageTooLarge: _Answer(
+        StatusCode.RESOURCE_EXHAUSTED, pb.ERROR_REASON_UNSPECIFIED, "the request is larger than any may be"
+    ),
+    Stopping: _Answer(StatusCode.UNAVAILABLE, pb.ERROR_REASON_UNSPECIFIED, "the server is stopping"),
 }
 
 
@@ -119,6 +134,8 @@ def streamed(
 def status_of(error: Exception, request: Any) -> Status:
     """Return what the caller of `request` is told of `error`, and log what only the operator may know."""
     answer = _ANSWERS.get(type(error), _INTERNAL)
+    if answer.reason == pb.ERROR_REASON_UNSPECIFIED:
+        return Status(code=answer.code.value[0], message=answer.text)
     details: list[Message] = []
     metadata = {}
     text = answer.text

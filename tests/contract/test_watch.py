@@ -25,10 +25,15 @@ if TYPE_CHECKING:
 PATIENCE = 10.0
 
 
-@pytest.fixture(scope="module", params=[1, 2], ids=["one process", "two workers"])
+@pytest.fixture(
+    scope="module",
+    params=[("grpcio", 1), ("grpcio", 2), ("native", 1), ("native", 2)],
+    ids=["one process", "two workers", "one native process", "two native workers"],
+)
 def target(request: pytest.FixtureRequest) -> Iterator[str]:
     """A real store."""
-    with running_server(workers=request.param) as server:
+    front, workers = request.param
+    with running_server("--front", front, workers=workers) as server:
         yield server.target
 
 
@@ -141,9 +146,10 @@ def test_fifty_watchers_hold_up_no_call(store: SessionStore) -> None:
             assert told(watch, 1)[0] == [(b"key", b"value")]
 
 
-def test_the_end_of_the_server_ends_the_stream() -> None:
+@pytest.mark.parametrize("front", ["grpcio", "native"])
+def test_the_end_of_the_server_ends_the_stream(front: str) -> None:
     """With UNAVAILABLE: the client goes on elsewhere."""
-    with running_server() as server:
+    with running_server("--front", front) as server:
         store = SessionStore(server.target, namespace="shop", deadline=PATIENCE)
         with store.watch() as watch:
             threading.Thread(target=server.stop).start()

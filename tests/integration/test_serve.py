@@ -79,6 +79,12 @@ def alive(process: int) -> bool:
     return False
 
 
+@pytest.fixture(params=["grpcio", "native"])
+def front(request: pytest.FixtureRequest) -> str:
+    """What speaks gRPC."""
+    return str(request.param)
+
+
 @contextlib.contextmanager
 def connected(server: RunningServer) -> Iterator[grpc.Channel]:
     """Yield a connection of its own."""
@@ -114,6 +120,9 @@ def connected(server: RunningServer) -> Iterator[grpc.Channel]:
         (["--workers", "many"], r"--workers: 'many' is not a whole number"),
         (["--log-format", "xml"], r"--log-format: 'xml' is none of json, console"),
         (["--store", "mysql://x"], r"--store: .*mysql.*lmdb:"),
+        (["--front", "rust"], r"--front: 'rust' is none of grpcio, native"),
+        (["--front", "native", "--insecure", "--listen", "0.0.0.0:0"], r"--front: native has no TLS .*0.0.0.0:0; use "),
+        (["--front", "native", "--check", "--listen", "[::]:0"], r"--front: native has no TLS .*on \[::\]:0; use "),
     ],
     ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
 )
@@ -137,6 +146,7 @@ def test_every_setting_is_read_from_the_environment() -> None:
         "RESUMED_STORE": "lmdb:///tmp/nowhere",
         "RESUMED_CAPACITY": "512MiB",
         "RESUMED_MAX_TTL": "90m",
+        "RESUMED_FRONT": "native",
         "RESUMED_THREADS": "3",
         "RESUMED_DRAIN": "250ms",
         "RESUMED_INSECURE": "true",
@@ -148,6 +158,7 @@ def test_every_setting_is_read_from_the_environment() -> None:
         "store": "lmdb:///tmp/nowhere",
         "capacity": "2GiB",
         "max-ttl": "90m",
+        "front": "native",
         "workers": "1",
         "threads": "3",
         "drain": "250ms",
@@ -190,10 +201,10 @@ def test_a_busy_port_is_one_line(workers: str) -> None:
 
 @pytest.mark.parametrize("second", ["1", "2"])
 @pytest.mark.parametrize("first", [1, 2])
-def test_a_second_server_does_not_join_the_first_ones_port(first: int, second: str) -> None:
+def test_a_second_server_does_not_join_the_first_ones_port(first: int, second: str, front: str) -> None:
     """As SO_REUSEPORT would silently let it."""
-    with running_server(workers=first) as server:
-        (line,) = refused("--listen", server.target, "--workers", second)
+    with running_server("--front", front, workers=first) as server:
+        (line,) = refused("--listen", server.target, "--workers", second, "--front", front)
     assert "the port is in use" in line
 
 
@@ -248,10 +259,10 @@ def test_a_damaged_store_is_set_aside_and_a_new_one_begun(tmp_path: Path, worker
 # --- Where it listens ----------------------------------------------------------------------------------------------
 
 
-def test_it_listens_on_several_addresses_and_tells_the_ports(tmp_path: Path) -> None:
+def test_it_listens_on_several_addresses_and_tells_the_ports(tmp_path: Path, front: str) -> None:
     """Port 0 becomes a concrete one; a unix socket is for its user alone, and is gone at the end."""
     path = tmp_path / "socket"
-    with running_server("--listen", f"unix:{path}", "--listen", "localhost:0") as server:
+    with running_server("--front", front, "--listen", f"unix:{path}", "--listen", "localhost:0") as server:
         addresses = server.wait_for_log("listening")[0]["addresses"]
         assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0
         for address in addresses:
@@ -263,15 +274,15 @@ def test_it_listens_on_several_addresses_and_tells_the_ports(tmp_path: Path) -> 
     assert not path.exists()
 
 
-def test_a_stale_unix_socket_is_replaced_and_one_in_use_is_not(tmp_path: Path) -> None:
+def test_a_stale_unix_socket_is_replaced_and_one_in_use_is_not(tmp_path: Path, front: str) -> None:
     """A server that was killed leaves its socket behind."""
     path = tmp_path / "socket"
-    with running_server(listen=f"unix:{path}") as server:
+    with running_server("--front", front, listen=f"unix:{path}") as server:
         (line,) = refused("--listen", f"unix:{path}")
         assert "another process listens there" in line
         server.kill()
     assert path.exists()
-    with running_server(listen=f"unix:{path}"):
+    with running_server("--front", front, listen=f"unix:{path}"):
         pass
     path.write_text("precious")
     (line,) = refused("--listen", f"unix:{path}")
@@ -302,9 +313,9 @@ def test_a_server_that_was_stopped_and_continued_serves_on(workers: int) -> None
         assert not server.log_lines("draining")
 
 
-def test_sigterm_sends_callers_away_before_it_stops_serving(tmp_path: Path) -> None:
+def test_sigterm_sends_callers_away_before_it_stops_serving(tmp_path: Path, front: str) -> None:
     """NOT_SERVING first, calls go on for the drain, exit status 0."""
-    with running_server("--drain", "1s") as server, connected(server) as channel:
+    with running_server("--front", front, "--drain", "1s") as server, connected(server) as channel:
         watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
         assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
         server.signal(signal.SIGTERM)
@@ -318,7 +329,7 @@ def test_sigterm_sends_callers_away_before_it_stops_serving(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_calls_in_flight_finish(workers: int) -> None:
+def test_calls_in_flight_finish(workers: int, front: str) -> None:
     """Callers that never stop see only the end: what was answered is whole.
 
     CANCELLED is what gRPC's core tells calls that arrive between its goodbye and the caller's hearing it; they were not
@@ -336,7 +347,7 @@ def test_calls_in_flight_finish(workers: int) -> None:
             except grpc.RpcError as error:
                 codes.append(error.code())
 
-    with running_server("--drain", "300ms", workers=workers) as server:
+    with running_server("--front", front, "--drain", "300ms", workers=workers) as server:
         threads = [threading.Thread(target=call_on) for _ in range(4)]
         for thread in threads:
             thread.start()
@@ -349,9 +360,9 @@ def test_calls_in_flight_finish(workers: int) -> None:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_second_signal_ends_it_at_once(workers: int) -> None:
+def test_a_second_signal_ends_it_at_once(workers: int, front: str) -> None:
     """For whoever does not want to wait for the drain."""
-    with running_server("--drain", "1h", workers=workers) as server:
+    with running_server("--front", front, "--drain", "1h", workers=workers) as server:
         server.signal(signal.SIGINT)
         server.wait_for_log("draining", workers)
         server.signal(signal.SIGINT)
@@ -371,9 +382,9 @@ def test_a_signal_during_the_start_ends_it_cleanly() -> None:
 # --- Workers -------------------------------------------------------------------------------------------------------
 
 
-def test_a_killed_worker_is_replaced() -> None:
+def test_a_killed_worker_is_replaced(front: str) -> None:
     """While the other one serves, and the store keeps its sessions."""
-    with running_server(workers=2) as server:
+    with running_server("--front", front, workers=2) as server:
         request = pb.PutRequest(namespace="shop", key=b"k", value=b"sealed")
         request.ttl.FromSeconds(600)
         with connected(server) as channel:
@@ -390,18 +401,18 @@ def test_a_killed_worker_is_replaced() -> None:
         assert server.stop() == 0
 
 
-def test_workers_do_not_outlive_a_killed_supervisor() -> None:
+def test_workers_do_not_outlive_a_killed_supervisor(front: str) -> None:
     """Or they would hold the port, and nobody would end them."""
-    with running_server(workers=2) as server:
+    with running_server("--front", front, workers=2) as server:
         workers = [line["process"] for line in server.wait_for_log("ready", 2)]
         assert all(map(alive, workers))
         server.process.kill()
         assert eventually(lambda: not any(map(alive, workers)))
 
 
-def test_stopping_leaves_no_process_and_no_directory(tmp_path: Path) -> None:
+def test_stopping_leaves_no_process_and_no_directory(tmp_path: Path, front: str) -> None:
     """The private directory of `lmdb:` goes with the server."""
-    with running_server(workers=2, env={"TMPDIR": str(tmp_path)}) as server:
+    with running_server("--front", front, workers=2, env={"TMPDIR": str(tmp_path)}) as server:
         workers = [line["process"] for line in server.wait_for_log("ready", 2)]
         assert list(tmp_path.iterdir())
         assert server.stop() == 0
@@ -421,11 +432,11 @@ def _race(target: str, keys: list[bytes], won: multiprocessing.SimpleQueue[list[
         won.put(mine)
 
 
-def test_ten_thousand_takes_raced_by_eight_clients_hand_each_session_out_once() -> None:
+def test_ten_thousand_takes_raced_by_eight_clients_hand_each_session_out_once(front: str) -> None:
     """Every client, a process with a connection of its own, asks for every session; two workers answer."""
     keys = [uuid.uuid4().bytes for _ in range(1_250)]
     spawn = multiprocessing.get_context("spawn")
-    with running_server(workers=2) as server:
+    with running_server("--front", front, workers=2) as server:
         with connected(server) as channel:
             stub = SessionStoreServiceStub(channel)
             for start in range(0, len(keys), 250):
@@ -460,6 +471,25 @@ def test_without_the_server_extra_the_command_says_what_to_install(missing: str)
     assert done.returncode != 0
     assert len(done.stderr.splitlines()) == 1
     assert "pip install 'resumed[server]'" in done.stderr
+
+
+@pytest.mark.parametrize("option", ["--check", "--insecure"])
+def test_without_the_native_extra_its_front_says_what_to_install(option: str) -> None:
+    """One line, and exit status 2; nothing else misses it."""
+    code = (
+        "import sys; sys.modules['pygrpc_native'] = None; from resumed_server.cli import main; "
+        f"sys.argv = ['resumed', 'serve', '--front', FRONT, {option!r}, '--listen', 'unix:/nowhere/socket']; main()"
+    )
+
+    def run(front: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", code.replace("FRONT", repr(front))]
+        return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
+
+    assert "native" not in run("grpcio").stderr.replace('"front": "grpcio"', "")
+    done = run("native")
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("resumed: --front: native needs the package pygrpc-native; pip install")
 
 
 def test_the_version_is_told() -> None:
