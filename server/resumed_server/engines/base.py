@@ -42,7 +42,7 @@ class AlreadyExists(EngineError):
     """The key holds another value, or its session was removed or taken."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class StoredSession:
     """A live session: its value, and the seconds it has left (above zero)."""
 
@@ -54,7 +54,7 @@ class StoredSession:
         return f"StoredSession({len(self.value)} bytes, ttl={self.ttl:.3f})"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Put:
     """Store `value` for `ttl` seconds; its outcome is the remaining ttl in seconds."""
 
@@ -64,7 +64,7 @@ class Put:
     ttl: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Get:
     """Look a session up; its outcome is the session, or None."""
 
@@ -72,7 +72,7 @@ class Get:
     key: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Take:
     """Look a session up and remove it; its outcome is the session, or None."""
 
@@ -80,7 +80,7 @@ class Take:
     key: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Remove:
     """Remove a session; its outcome is whether a live one was there."""
 
@@ -88,7 +88,7 @@ class Remove:
     key: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Change:
     """A session that was stored, or, where `session` is None, removed or taken."""
 

@@ -27,7 +27,7 @@ class ChangeLog:
     def __init__(self, txn: Any, table: Any, kept: int) -> None:
         self._table, self._kept = table, kept
         txn.put(_NAME_KEY, os.urandom(_NUMBER_BYTES), db=table, overwrite=False)
-        self._name = bytes(txn.get(_NAME_KEY, db=table))
+        self._name: bytes = txn.get(_NAME_KEY, db=table)
 
     def append(self, txn: Any, address: bytes, *, removed: bool) -> None:
         """Log a change, in the write transaction that makes it; forget the oldest."""
@@ -58,7 +58,7 @@ class ChangeLog:
                     found = int.from_bytes(key, "big")
                     if len(records) == limit or found > end:
                         break
-                    records.append((record[:1] == _REMOVED, bytes(record[1:]), self._name + _bytes(found)))
+                    records.append((record[:1] == _REMOVED, record[1:], self._name + _bytes(found)))
         return records
 
     def _last(self, txn: Any) -> int:

@@ -14,8 +14,9 @@ tombstone: a late Put would bring back what was removed.
 from __future__ import annotations
 
 import contextlib
+import struct
 import time
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 
 import lmdb
 import structlog
@@ -46,11 +47,14 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 _Transaction: TypeAlias = Any
-"""An lmdb.Transaction, whose stubs cannot tell bytes from the memoryviews that only `buffers=True` returns."""
+"""An lmdb.Transaction, whose stubs do not know that it returns memoryviews with `buffers=True` only, else bytes."""
 
 _TABLES = (b"sessions", b"expiries", b"tombstones", b"changes")
 _EXPIRY_BYTES = 8
+_milliseconds = struct.Struct(">Q").unpack_from
 _END_OF_TIME = b"\xff" * _EXPIRY_BYTES
+_MOST_PAGES = 16
+"""More than storing a session can take beside its own bytes, however many pages of the tables it splits."""
 _HEADROOM_BYTES = 64 << 20
 _CHANGES_BYTES = 1 << 20
 _MOST_CHANGES, _CAPACITY_PER_CHANGE = 1 << 16, 2048  # so the log takes a twentieth of the capacity at most
@@ -84,28 +88,36 @@ class EmbeddedEngine(Engine):
         kept = min(_MOST_CHANGES, capacity // _CAPACITY_PER_CHANGE)
         self._changes = self._write(lambda txn: ChangeLog(txn, changes, kept))
         self._page_bytes = self._env.stat()["psize"]
+        self._most_overhead = _MOST_PAGES * self._page_bytes
+        self._free: tuple[_Transaction, int] = None, 0
 
     def put(self, namespace: str, key: bytes, value: bytes, ttl: float) -> float:
         """See Engine."""
-        return self._write(lambda txn: self._put(txn, _address(namespace, key), value, ttl))
+        address = _address(namespace, key)
+        return self._write(lambda txn: self._put(txn, address, value, ttl))
 
     def get(self, namespace: str, key: bytes) -> StoredSession | None:
         """See Engine."""
-        return self._read(lambda txn: self._get(txn, _address(namespace, key)))
+        address = _address(namespace, key)
+        return self._read(lambda txn: _session(txn.get(address), self._clock()))
 
     def take(self, namespace: str, key: bytes) -> StoredSession | None:
         """See Engine."""
-        return self._write(lambda txn: self._take(txn, _address(namespace, key)))
+        address = _address(namespace, key)
+        return self._write(lambda txn: self._take(txn, address))
 
     def remove(self, namespace: str, key: bytes) -> bool:
         """See Engine."""
-        return self._write(lambda txn: self._remove(txn, _address(namespace, key)))
+        address = _address(namespace, key)
+        return self._write(lambda txn: self._remove(txn, address))
 
     def batch(self, operations: Sequence[Operation]) -> list[Outcome]:
         """See Engine. Here the operations are one transaction."""
-        transaction = self._read if all(isinstance(each, Get) for each in operations) else self._write
+        if {type(each) for each in operations} == {Get}:
+            addresses = [_address(each.namespace, each.key) for each in operations]
+            return self._read(lambda txn: self._get_all(txn, addresses))
         try:
-            return transaction(lambda txn: [self._carry_out(txn, each) for each in operations])
+            return self._write(lambda txn: [self._carry_out(txn, each) for each in operations])
         except EngineFull:
             # The whole transaction is lost: find out one by one what still fits.
             return [self._carry_out_alone(each) for each in operations]
@@ -173,7 +185,7 @@ class EmbeddedEngine(Engine):
                 case Put():
                     return self._put(txn, address, operation.value, operation.ttl)
                 case Get():
-                    return self._get(txn, address)
+                    return _session(txn.get(address), self._clock())
                 case Take():
                     return self._take(txn, address)
                 case Remove():
@@ -183,7 +195,7 @@ class EmbeddedEngine(Engine):
 
     def _change(self, txn: _Transaction, removed: bool, address: bytes) -> Change | None:
         namespace, _, key = address.partition(b"\0")
-        session = None if removed else self._get(txn, address)
+        session = None if removed else _session(txn.get(address), self._clock())
         return Change(namespace.decode(), key, session) if removed or session else None
 
     def _carry_out_alone(self, operation: Operation) -> Outcome:
@@ -205,17 +217,15 @@ class EmbeddedEngine(Engine):
         self._changes.append(txn, address, removed=False)
         return max(0.0, self._remaining(expiry))
 
-    def _get(self, txn: _Transaction, address: bytes) -> StoredSession | None:
-        entry = txn.get(address, db=self._sessions)
-        if entry is None or len(entry) == _EXPIRY_BYTES:
-            return None
-        ttl = self._remaining(entry)
-        return StoredSession(bytes(entry[_EXPIRY_BYTES:]), ttl) if ttl > 0 else None
+    def _get_all(self, txn: _Transaction, addresses: Sequence[bytes]) -> list[Outcome]:
+        now, get = self._clock(), txn.get
+        return [_session(get(address), now) for address in addresses]
 
     def _take(self, txn: _Transaction, address: bytes) -> StoredSession | None:
-        session = self._get(txn, address)
+        entry = txn.get(address)
+        session = _session(entry, self._clock())
         if session is not None:
-            self._bury(txn, address)
+            self._bury(txn, address, entry)
         return session
 
     def _remove(self, txn: _Transaction, address: bytes) -> bool:
@@ -229,13 +239,13 @@ class EmbeddedEngine(Engine):
             return False
         if len(entry) == _EXPIRY_BYTES:
             return False
-        self._bury(txn, address)
+        self._bury(txn, address, entry)
         return True
 
-    def _bury(self, txn: _Transaction, address: bytes) -> None:
+    def _bury(self, txn: _Transaction, address: bytes, entry: bytes) -> None:
         """Leave a tombstone in the place of a live session, until the session's own expiry."""
-        expiry = txn.get(address, db=self._sessions)[:_EXPIRY_BYTES]
-        txn.put(address, expiry, db=self._sessions)
+        expiry = entry[:_EXPIRY_BYTES]
+        txn.put(address, expiry)
         txn.delete(expiry + address, db=self._expiries)
         txn.put(expiry + address, b"", db=self._tombstones)
         self._changes.append(txn, address, removed=True)
@@ -257,7 +267,7 @@ class EmbeddedEngine(Engine):
         """Return up to `limit` entries of `index` that expire no later than `until`."""
         entries: list[bytes] = []
         for key in txn.cursor(index).iternext(values=False):
-            entry = bytes(key)
+            entry = cast("bytes", key)
             if len(entries) == limit or entry[:_EXPIRY_BYTES] > until:
                 break
             entries.append(entry)
@@ -269,12 +279,20 @@ class EmbeddedEngine(Engine):
         Twice as much as comes in, no more: dropping entries here and there frees no page at once, but makes room in
         many.
         """
+        # Counting pages takes as long as storing a session, so within a transaction it is done again only when the
+        # most that was stored since then may have used up what was free. No other process writes meanwhile.
+        counted, free = self._free
+        if counted is txn and free > size:
+            self._free = txn, free - size - self._most_overhead
+            return
         pages = 0
         for table in self._directory.tables:
             stat = txn.stat(table)
             pages += stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"]
-        if pages * self._page_bytes + size > self._capacity:
+        free = self._capacity - pages * self._page_bytes - size
+        if free < 0:
             self._evict(txn, 2 * size)
+        self._free = txn, free - self._most_overhead
 
     def _evict(self, txn: _Transaction, size: int) -> None:
         """Drop expired tombstones, then sessions, the soonest to expire first, until `size` bytes are free."""
@@ -288,7 +306,7 @@ class EmbeddedEngine(Engine):
 
     def _read(self, step: Callable[[_Transaction], _T]) -> _T:
         try:
-            with self._gate, self._env.begin(self._sessions, buffers=True) as txn:
+            with self._gate, self._env.begin(self._sessions) as txn:
                 return step(txn)
         except lmdb.Error as error:
             raise self._translated(error) from error
@@ -321,7 +339,15 @@ class EmbeddedEngine(Engine):
         return int((self._clock() + ttl) * 1000).to_bytes(_EXPIRY_BYTES, "big")
 
     def _remaining(self, entry: bytes) -> float:
-        return int.from_bytes(entry[:_EXPIRY_BYTES], "big") / 1000 - self._clock()
+        return cast("float", _milliseconds(entry)[0] / 1000 - self._clock())
+
+
+def _session(entry: bytes | None, now: float) -> StoredSession | None:
+    """Return the session in `entry`, None if there is none, or it is a tombstone or over."""
+    if entry is None or len(entry) == _EXPIRY_BYTES:
+        return None
+    ttl = _milliseconds(entry)[0] / 1000 - now
+    return StoredSession(entry[_EXPIRY_BYTES:], ttl) if ttl > 0 else None
 
 
 def _address(namespace: str, key: bytes) -> bytes:
