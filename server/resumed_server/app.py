@@ -30,7 +30,7 @@ from resumed.v1 import session_store_pb2, session_store_pb2_grpc
 from resumed_server import logs, workers
 from resumed_server.config import UserError
 from resumed_server.engines import open_engine
-from resumed_server.engines.base import EngineError
+from resumed_server.engines.base import EngineBroken, EngineError
 from resumed_server.errors import cause_of
 from resumed_server.pool import CallPool
 from resumed_server.ports import reserved
@@ -74,6 +74,8 @@ log = structlog.get_logger()
 def run(settings: Settings) -> int:
     """Serve as `settings` say until SIGTERM or SIGINT, and return the exit status.
 
+    That is 1 if only a new start can help: whoever restarts servers should.
+
     Raises:
         UserError: An address or the store cannot be had.
     """
@@ -84,8 +86,7 @@ def run(settings: Settings) -> int:
     with contextlib.ExitStack() as held:
         addresses = held.enter_context(reserved(settings.listen))
         if settings.workers == 1:
-            _serve(settings, addresses, supervisor=None)
-            return 0
+            return _serve(settings, addresses, supervisor=None)
         if settings.store == "lmdb:":
             directory = held.enter_context(tempfile.TemporaryDirectory(prefix="resumed-"))
             settings = dataclasses.replace(settings, store=f"lmdb://{quote(directory)}")
@@ -99,8 +100,11 @@ def run(settings: Settings) -> int:
         )
 
 
-def _serve(settings: Settings, addresses: Sequence[Address], supervisor: int | None) -> None:
-    """Serve in this process until told to stop, or until the supervisor is gone."""
+def _serve(settings: Settings, addresses: Sequence[Address], supervisor: int | None) -> int:
+    """Serve in this process until told to stop, or the supervisor is gone, or the engine is broken.
+
+    Returns the exit status: 1 in the last case, since a new process can open the engine anew.
+    """
     with contextlib.closing(_open(settings)) as engine:
         health = HealthServicer(experimental_non_blocking=True, experimental_thread_pool=_stream_pool("health"))
         readiness = _Readiness(health)
@@ -112,13 +116,15 @@ def _serve(settings: Settings, addresses: Sequence[Address], supervisor: int | N
         sweeper.start()
         server.start()
         log.info("listening", addresses=[str(address) for address in addresses])
-        readiness.follow(engine)
-        while not workers.told_to_stop(_PROBE_INTERVAL) and supervisor in {None, os.getppid()}:
-            readiness.follow(engine)
+        usable = readiness.follow(engine)
+        while usable and not workers.told_to_stop(_PROBE_INTERVAL) and supervisor in {None, os.getppid()}:
+            usable = readiness.follow(engine)
         # A worker is told twice where systemd tells it too; what ends one at once is its supervisor's SIGKILL.
-        _drain(server, health, watchers, settings.drain, workers.told_to_stop if supervisor is None else _slept)
+        hurried = workers.told_to_stop if supervisor is None else _slept
+        _drain(server, health, watchers, settings.drain if usable else 0.0, hurried)
         sweeper.stop()
     log.info("stopped")
+    return 0 if usable else 1
 
 
 def _drain(
@@ -149,7 +155,13 @@ def _slept(seconds: float) -> bool:
 
 def _open(settings: Settings) -> Engine:
     try:
-        return open_engine(settings.store, capacity=settings.capacity, threads=settings.threads, clock=time.time)
+        return open_engine(
+            settings.store,
+            capacity=settings.capacity,
+            threads=settings.threads,
+            clock=time.time,
+            blame_crashes=True,
+        )
     except (EngineError, OSError, ValueError) as error:
         raise UserError(f"--store: {error}") from error
 
@@ -209,8 +221,8 @@ class _Readiness:
         self._ready: bool | None = None
         self._set(HealthCheckResponse.NOT_SERVING)
 
-    def follow(self, engine: Engine) -> None:
-        """Ask the engine once."""
+    def follow(self, engine: Engine) -> bool:
+        """Ask the engine once; return False if it never will be ready again."""
         try:
             engine.probe()
         except Exception as error:  # noqa: BLE001 - whatever it is, this server cannot serve now
@@ -218,11 +230,13 @@ class _Readiness:
                 log.warning("not ready", **cause_of(error))
             self._ready = False
             self._set(HealthCheckResponse.NOT_SERVING)
+            return not isinstance(error, EngineBroken)
         else:
             if not self._ready:
                 log.info("ready")
             self._ready = True
             self._set(HealthCheckResponse.SERVING)
+            return True
 
     def _set(self, status: int) -> None:
         for name in (OVERALL_HEALTH, SERVICE_NAME):

@@ -133,7 +133,7 @@ def streamed(
 
 def status_of(error: Exception, request: Any) -> Status:
     """Return what the caller of `request` is told of `error`, and log what only the operator may know."""
-    answer = _ANSWERS.get(type(error), _INTERNAL)
+    answer = next((_ANSWERS[kind] for kind in type(error).__mro__ if kind in _ANSWERS), _INTERNAL)
     if answer.reason == pb.ERROR_REASON_UNSPECIFIED:
         return Status(code=answer.code.value[0], message=answer.text)
     details: list[Message] = []

@@ -37,7 +37,7 @@ def told_to_stop(timeout: float) -> bool:
     return _received(STOP_SIGNALS, timeout) in STOP_SIGNALS
 
 
-def supervise(count: int, work: Callable[[], None], patience: float) -> int:
+def supervise(count: int, work: Callable[[], int], patience: float) -> int:
     """Keep `count` processes at `work` until SIGTERM or SIGINT, which reach them as SIGTERM; return the exit status.
 
     `patience` is how many seconds they have to end then.
@@ -54,7 +54,7 @@ def supervise(count: int, work: Callable[[], None], patience: float) -> int:
 class _Crew:
     """The workers: those that run, and when the next ones are to start."""
 
-    def __init__(self, work: Callable[[], None]) -> None:
+    def __init__(self, work: Callable[[], int]) -> None:
         self.refused = False
         self._work = work
         self._running: dict[int, tuple[float, float]] = {}  # by process id: when it started, and its delay if it dies
@@ -119,8 +119,8 @@ def _reaped() -> Iterator[tuple[int, int]]:
             yield ended[0], os.waitstatus_to_exitcode(ended[1])
 
 
-def _forked(work: Callable[[], None]) -> int:
-    """Start a process that does `work` and nothing else, and return its id."""
+def _forked(work: Callable[[], int]) -> int:
+    """Start a process that does `work`, which returns its exit status, and nothing else; return its id."""
     worker = os.fork()
     if worker:
         return worker
@@ -129,8 +129,7 @@ def _forked(work: Callable[[], None]) -> int:
         # A terminal sends SIGINT to all of the group; whether to stop is the supervisor's to say, with SIGTERM.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGCHLD})
-        work()
-        status = 0
+        status = work()
     except UserError as error:
         tell(error)
         status = USER_ERROR

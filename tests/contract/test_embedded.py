@@ -7,6 +7,7 @@ import os
 import random
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -477,8 +478,23 @@ def in_use_unwritten(directory: Path) -> None:
     (directory / "in-use").touch()
 
 
+CRASHER = """
+import os
+number = 0
+engine = EmbeddedEngine(path, capacity=64 << 20, blame_crashes=True, clock=lambda: os.abort() if number else 0.0)
+for number in range(2):
+    engine.put("shop", b"secret %d" % number, b"secret", 60.0)
+"""
+
+
+def crashed(directory: Path) -> None:
+    """As a process does that crashes."""
+    with child(CRASHER, directory) as process:
+        assert process.wait(PATIENCE) == -signal.SIGABRT
+
+
 @pytest.mark.parametrize(
-    "spoil", [garbage, cut_off, tables_wiped, marked_damaged, in_use_at_another_boot, in_use_unwritten]
+    "spoil", [garbage, cut_off, tables_wiped, marked_damaged, crashed, in_use_at_another_boot, in_use_unwritten]
 )
 def test_a_file_that_cannot_be_trusted_is_set_aside_loudly(
     opened: Callable[..., EmbeddedEngine], tmp_path: Path, spoil: Callable[[Path], None]
@@ -552,6 +568,35 @@ def test_no_driver_error_leaves_a_damaged_database(tmp_path: Path) -> None:
             engine.put("shop", b"new %d" % number, b"v" * 100, 600.0)
         shutil.rmtree(tmp_path / "db")
         assert isinstance(engine._translated(lmdb.Error("mdb_txn_commit: Input/output error")), EngineUnavailable)
+
+
+def test_what_crashed_is_kept_and_tells_nothing_of_any_session(
+    opened: Callable[..., EmbeddedEngine], tmp_path: Path
+) -> None:
+    """Beside the file that was set aside."""
+    crashed(tmp_path / "db")
+    opened()
+    (crash,) = (tmp_path / "db").glob("data.mdb.set-aside-*.crash")
+    assert "in put" in crash.read_text()
+    assert "secret" not in crash.read_text()
+
+
+def test_a_database_is_set_aside_once_all_have_left_it(opened: Callable[..., EmbeddedEngine], tmp_path: Path) -> None:
+    """Or a process would go on serving what is removed from the new one."""
+    with child(
+        "engine = EmbeddedEngine(path, capacity=64 << 20)\ntell(), input()\n"
+        "try: engine.probe()\nexcept EngineBroken: tell((path / 'damaged').exists())\nengine.close()\n",
+        tmp_path / "db",
+    ) as other:
+        assert other.stdout
+        other.stdout.readline()
+        crashed(tmp_path / "db")
+        opening = threading.Thread(target=opened)
+        opening.start()
+        opening.join(0.2)
+        assert in_step([other]) == ["True"]
+        opening.join(PATIENCE)
+    assert list((tmp_path / "db").glob("*.set-aside-*"))
 
 
 def test_damage_found_while_serving_ends_service_in_every_process(

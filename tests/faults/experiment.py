@@ -44,12 +44,16 @@ class Fault:
 
     Attributes:
         scenario: Sets it up.
-        forgives: Whether what was acknowledged may be lost, since the test shows just that.
+        loses: What it can cost beside the resumptions of its time.
+        forgives: Whether removed and taken sessions may resume, since the test shows just that.
+        privileged: Whether only root can set it up.
     """
 
     name: str
     scenario: Scenario
+    loses: str
     forgives: bool = False
+    privileged: bool = False
 
 
 @dataclass(frozen=True)

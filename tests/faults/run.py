@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 import traceback
 from pathlib import Path
@@ -26,11 +27,20 @@ if TYPE_CHECKING:
     from faults.experiment import Outcome
 
 
-def figures(outcome: Outcome) -> list[str]:
-    """Return the row of the first table."""
+_ADDRESSES = re.compile(r"127\.0\.0\.1:\d+(, 127\.0\.0\.1:\d+)* ?")
+ROOT = 0
+"""The user id."""
+FIGURES = (
+    *("handshakes", "failed", "removed or taken, and resumed", "not acknowledged", "slowest, ms, before / then"),
+    *("% resumed before / during / after", "% kept", "back after, s"),
+)
+"""What TLS clients saw; `cells` in the order."""
+
+
+def cells(outcome: Outcome) -> list[str]:
+    """Return the figures of a fault."""
     traffic = outcome.traffic
     return [
-        outcome.fault.name,
         f"{traffic.handshakes:,}",
         f"{len(traffic.failures)}",
         f"{len(traffic.wrong)} of {len(traffic.spent)}",
@@ -47,26 +57,37 @@ def percent(share: float | None) -> str:
     return "-" if share is None else f"{int(share * 100)}"
 
 
+def told(outcome: Outcome) -> list[str]:
+    """Return what the logs of the server and of the frontends told of a fault: each kind of line once, no addresses."""
+    server = [line for line in outcome.server_log if line not in {"starting", "listening"}]
+    frontends = [re.sub(r"(resumption rests: \w+).*", r"\1", line) for line in outcome.frontend_log]
+    logs = ([_ADDRESSES.sub("HOST ", line) for line in log] for log in (server, frontends))
+    return ["\n".join(dict.fromkeys(log)) for log in logs]
+
+
 def tables(outcomes: list[Outcome]) -> list[Table]:
     """Return what clients saw, and what operators saw."""
     clients = Table(
-        *(
-            "fault",
-            "handshakes",
-            "failed",
-            "removed or taken, and resumed",
-            "not acknowledged",
-            "slowest, ms, before / then",
-        ),
-        *("% resumed before / during / after", "% kept", "back after, s"),
+        "fault",
+        *FIGURES,
         title=f"What TLS clients saw ({RATE:g} returning handshakes/s; back: {BACK:.0%} resume again)",
     )
     operators = Table("fault", "health", "the server's log", "the frontends' logs", title="What operators saw")
     for outcome in outcomes:
-        clients.add_row(*figures(outcome))
-        logs = ("\n".join(log) for log in (outcome.server_log, outcome.frontend_log))
-        operators.add_row(outcome.fault.name, outcome.health, *logs)
+        clients.add_row(outcome.fault.name, *cells(outcome))
+        operators.add_row(outcome.fault.name, outcome.health, *told(outcome))
     return [clients, operators]
+
+
+def markdown(outcomes: list[Outcome]) -> str:
+    """Return all of it in the one table of docs/reliability.md."""
+    heads = ["fault", *FIGURES, "health", "the server's log", "the frontends' logs", "what can be lost"]
+    rows = [
+        [outcome.fault.name, *cells(outcome), outcome.health, *told(outcome), outcome.fault.loses]
+        for outcome in outcomes
+    ]
+    table = (f"| {' | '.join(row)} |".replace("\n", "<br>") for row in (heads, ["---"] * len(heads), *rows))
+    return "\n".join(table)
 
 
 def main() -> int:
@@ -75,6 +96,7 @@ def main() -> int:
     parser.add_argument("--only", action="append", metavar="NAME", help="faults whose names have this in them")
     parser.add_argument("--seconds", type=float, default=3.0, help="how long each fault lasts")
     parser.add_argument("--deadline", type=float, default=0.05, help="of look-ups; raise it on a busy machine")
+    parser.add_argument("--markdown", action="store_true", help="print the table as docs/reliability.md has it")
     parser.add_argument("--list", action="store_true", help="show the names of the faults and what they are")
     options = parser.parse_args()
     chosen = [fault for fault in FAULTS if not options.only or any(part in fault.name for part in options.only)]
@@ -88,6 +110,9 @@ def main() -> int:
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         for number, fault in enumerate(chosen, 1):
+            if fault.privileged and os.geteuid() != ROOT:
+                progress.console.print(f"{fault.name}: skipped, only root can set it up")
+                continue
             task = progress.add_task("")
 
             def tell(phase: str, task: TaskID = task, name: str = f"{number} of {len(chosen)}: {fault.name}") -> None:
@@ -103,9 +128,12 @@ def main() -> int:
                 progress.remove_task(task)
             outcomes.append(outcome)
             broken += outcome.broken
-            row = "  ".join([f"{number} of {len(chosen)}:", *figures(outcome)])
+            row = "  ".join([f"{number} of {len(chosen)}:", fault.name, *cells(outcome)])
             progress.console.print(row, highlight=False, soft_wrap=True)
-    console.print(*tables(outcomes))
+    if options.markdown:
+        print(markdown(outcomes))  # noqa: T201
+    else:
+        console.print(*tables(outcomes))
     for promise in broken:
         console.print(promise, style="bold red", markup=False)
     return int(bool(broken))

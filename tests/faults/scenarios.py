@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import mmap
 import os
 import signal
 import struct
@@ -63,6 +64,19 @@ def workers_killed(place: Place) -> Iterator[Scene]:
     with Rig(place, _lmdb(place), workers=2) as rig:
         workers = [line["process"] for line in rig.server.log_lines("ready")]
         yield Scene(rig, lambda: os.kill(workers[0], signal.SIGKILL), lambda: os.kill(workers[1], signal.SIGKILL))
+
+
+@contextlib.contextmanager
+def database_damaged(place: Place) -> Iterator[Scene]:
+    """The database of two workers loses all but its first two pages."""
+
+    def damage() -> None:
+        with (place.directory / "store/data.mdb").open("r+b") as file:
+            file.seek(2 * mmap.PAGESIZE)
+            file.write(bytes(8 << 20))
+
+    with Rig(place, _lmdb(place), workers=2) as rig:
+        yield Scene(rig, damage, None)
 
 
 @contextlib.contextmanager
@@ -296,28 +310,43 @@ def slots_moving(place: Place) -> Iterator[Scene]:
             enough.set()
 
 
+_NOTHING = "nothing"
+_ALL = "all sessions"
+_REFUSED = "sessions negotiated meanwhile"
+_EVICTED = "sessions; and tombstones, so that a Put which arrives late may bring a removed session back"
+_UNREPLICATED = "the last answers of the old primary"
+
 LMDB = [
-    Fault("server killed", server_killed),
-    Fault("server frozen", server_frozen),
-    Fault("both workers killed in turn", workers_killed),
-    Fault("network to the server reset", frontend_network_reset),
-    Fault("network to the server silent", frontend_network_silent),
-    Fault("disk full", disk_full),
-    Fault("server's clock 3 h forth", clock_forth),
-    Fault("server's clock 3 h back", clock_back),
-    Fault("a frontend's clock 3 h forth", frontend_clock_forth),
+    Fault("server killed", server_killed, _NOTHING),
+    Fault("server frozen", server_frozen, _NOTHING),
+    Fault("both workers killed in turn", workers_killed, _NOTHING),
+    Fault("database damaged", database_damaged, _ALL),
+    Fault("network to the server reset", frontend_network_reset, _NOTHING),
+    Fault("network to the server silent", frontend_network_silent, _NOTHING),
+    Fault("disk full", disk_full, f"{_REFUSED}, removals sent meanwhile", privileged=True),
+    Fault("server's clock 3 h forth", clock_forth, "all sessions that the step carries past their end"),
+    Fault("server's clock 3 h back", clock_back, _NOTHING),
+    Fault("a frontend's clock 3 h forth", frontend_clock_forth, "on that frontend, what seems past its end"),
 ]
 REDIS = [
-    Fault("Redis killed, back empty", redis_killed),
-    Fault("Redis killed, back with its log", redis_killed_with_log),
-    Fault("Redis restarted empty", redis_restarted),
-    Fault("Redis frozen", redis_frozen),
-    *(Fault(f"Redis full, {policy}", redis_full(policy)) for policy in POLICIES),
-    Fault("network to Redis reset", redis_network_reset),
-    Fault("network to Redis silent", redis_network_silent),
-    Fault("failover by Sentinel", failover),
-    Fault("failover, replica behind", failover_behind(), forgives=True),
-    Fault("failover, replica behind, WAIT", failover_behind("?wait_replicas=1")),
-    Fault("cluster slots moving", slots_moving),
+    Fault("Redis killed, back empty", redis_killed, _ALL),
+    Fault("Redis killed, back with its log", redis_killed_with_log, _NOTHING),
+    Fault("Redis restarted empty", redis_restarted, _ALL),
+    Fault("Redis frozen", redis_frozen, _NOTHING),
+    *(
+        Fault(f"Redis full, {policy}", redis_full(policy), _REFUSED if policy == "noeviction" else _EVICTED)
+        for policy in POLICIES
+    ),
+    Fault("network to Redis reset", redis_network_reset, _NOTHING),
+    Fault("network to Redis silent", redis_network_silent, _NOTHING),
+    Fault("failover by Sentinel", failover, _UNREPLICATED),
+    Fault(
+        "failover, replica behind",
+        failover_behind(),
+        f"{_UNREPLICATED}: removed and taken sessions resume",
+        forgives=True,
+    ),
+    Fault("failover, replica behind, WAIT", failover_behind("?wait_replicas=1"), f"{_UNREPLICATED} to Puts"),
+    Fault("cluster slots moving", slots_moving, _NOTHING),
 ]
 FAULTS = [*LMDB, *REDIS]

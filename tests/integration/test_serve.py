@@ -256,6 +256,53 @@ def test_a_damaged_store_is_set_aside_and_a_new_one_begun(tmp_path: Path, worker
     assert kept
 
 
+def wiped(store: Path) -> None:
+    """Leave the first two pages of a database and nothing that they point to."""
+    with (store / "data.mdb").open("r+b") as file:
+        file.seek(8_192)
+        file.write(bytes(8 << 20))
+
+
+def test_damage_found_while_serving_ends_the_server_with_status_1(tmp_path: Path) -> None:
+    """Whoever restarts it, systemd or Kubernetes, gets a server that works."""
+    options = ("--store", f"lmdb://{tmp_path}/store")
+    with running_server(*options) as server:
+        wiped(tmp_path / "store")
+        assert server.wait() == 1
+        assert [line["event"] for line in server.log_lines()][-3:] == ["not ready", "draining", "stopped"]
+    with running_server(*options) as server, connected(server) as channel:
+        SessionStoreServiceStub(channel).Get(pb.GetRequest(namespace="shop", key=b"k"), timeout=PATIENCE)
+
+
+def crash(process: int, _store: Path) -> None:
+    """Have it crash."""
+    os.kill(process, signal.SIGABRT)
+
+
+def damage(_process: int, store: Path) -> None:
+    """Damage its database."""
+    wiped(store)
+
+
+@pytest.mark.parametrize("harm", [crash, damage])
+def test_workers_begin_a_new_database_by_themselves(tmp_path: Path, harm: Callable[[int, Path], None]) -> None:
+    """When one of them crashes or finds damage: all leave the old one, the port is never without a server for long."""
+    store = tmp_path / "store"
+    with running_server("--store", f"lmdb://{store}", workers=2) as server:
+        workers = [line["process"] for line in server.wait_for_log("ready", 2)]
+        harm(workers[0], store)
+        ready = server.wait_for_log("ready", 4)
+        assert len(server.log_lines("database set aside, beginning a new one")) == 1
+        assert {line["worker"] for line in server.log_lines("worker died")} == set(workers)
+        assert len({line["process"] for line in ready}) == 4
+        for _ in range(4):
+            with connected(server) as channel:
+                request = pb.GetRequest(namespace="shop", key=b"k")
+                answer = SessionStoreServiceStub(channel).Get(request, timeout=PATIENCE)
+                assert not answer.HasField("session")
+        assert server.stop() == 0
+
+
 # --- Where it listens ----------------------------------------------------------------------------------------------
 
 

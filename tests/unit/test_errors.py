@@ -8,7 +8,14 @@ from structlog.testing import capture_logs
 
 from resumed.v1 import session_store_pb2 as pb
 from resumed_server import errors
-from resumed_server.engines.base import AlreadyExists, EngineError, EngineFull, EngineUnavailable, Unwatchable
+from resumed_server.engines.base import (
+    AlreadyExists,
+    EngineBroken,
+    EngineError,
+    EngineFull,
+    EngineUnavailable,
+    Unwatchable,
+)
 from resumed_server.errors import InvalidField, status_of
 from resumed_server.watchers import TooManyWatchers, WatcherTooSlow
 
@@ -40,6 +47,7 @@ def raised(error: Exception) -> Exception:
         (AlreadyExists("cause"), 6, pb.ERROR_REASON_WRITE_ONCE),
         (EngineFull("cause"), 8, pb.ERROR_REASON_STORE_FULL),
         (EngineUnavailable("cause"), 14, pb.ERROR_REASON_ENGINE_UNAVAILABLE),
+        (EngineBroken("cause"), 14, pb.ERROR_REASON_ENGINE_UNAVAILABLE),
         (Unwatchable("no log"), 12, pb.ERROR_REASON_UNIMPLEMENTED),
         (WatcherTooSlow("cause"), 8, pb.ERROR_REASON_WATCHER_TOO_SLOW),
         (TooManyWatchers("cause"), 8, pb.ERROR_REASON_TOO_MANY_WATCHERS),

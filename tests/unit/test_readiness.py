@@ -9,7 +9,7 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from structlog.testing import capture_logs
 
 from resumed_server.app import SERVICE_NAME, _Readiness
-from resumed_server.engines.base import Engine, EngineUnavailable
+from resumed_server.engines.base import Engine, EngineBroken, EngineUnavailable
 
 
 class Moody:
@@ -36,7 +36,14 @@ def test_health_follows_the_engine_and_each_change_is_one_log_line() -> None:
     with capture_logs() as logged:
         for error in (None, None, EngineUnavailable("gone"), EngineUnavailable("gone"), KeyError("secret"), None):
             moody.error = error
-            readiness.follow(engine)
+            assert readiness.follow(engine)
             assert statuses() == {HealthCheckResponse.NOT_SERVING if error else HealthCheckResponse.SERVING}
     assert [line["event"] for line in logged] == ["ready", "not ready", "ready"]
     assert logged[1]["cause"] == "gone"
+
+
+def test_of_a_broken_engine_nothing_is_hoped_for() -> None:
+    """So that the process can end, and another one begin anew."""
+    moody = Moody()
+    moody.error = EngineBroken("damaged")
+    assert not _Readiness(HealthServicer()).follow(cast("Engine", moody))

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 PATIENCE = 10.0
+NOT_FRESH = 11.0
+"""Seconds after which an id that the store does not know is asked for once."""
 KEYRING = Keyring.from_keys([os.urandom(32)])
 
 
@@ -143,8 +145,9 @@ class TestLookUps:
         clock.now -= 300
         assert shim.look_up(session_id, decode) is not None
 
-    def test_a_fresh_id_is_asked_for_again(self) -> None:
-        """Its Put may be on its way: a client that comes back at once resumes."""
+    @pytest.mark.parametrize("asks", [1, 5])
+    def test_a_fresh_id_is_asked_for_again(self, asks: int) -> None:
+        """Its Put may be on its way: a client that comes back at once resumes, if there is time for it."""
         store = FakeStore()
         shim, _ = shim_on(store)
         session_id = shim.issue_id()
@@ -152,8 +155,9 @@ class TestLookUps:
 
         def late(key: bytes, *, deadline: float | None = None) -> StoredSession | None:
             found = get(key)
-            shim.negotiated(session_id, b"serialized", 100, last=True)
-            assert shim.flush(PATIENCE)
+            if len(store.gets) == asks:
+                shim.negotiated(session_id, b"serialized", 100, last=True)
+                assert shim.flush(PATIENCE)
             return found
 
         store.get = late  # type: ignore[method-assign]
@@ -165,7 +169,7 @@ class TestLookUps:
         store = FakeStore()
         shim, clock = shim_on(store)
         session_id = shim.issue_id()
-        clock.now += 11
+        clock.now += NOT_FRESH
         assert shim.look_up(session_id, decode) is None
         assert len(store.gets) == 1
         assert shim.stats.misses == {"unknown": 1}
@@ -195,8 +199,9 @@ class TestLookUps:
     def test_single_use_look_ups_are_never_shared(self) -> None:
         """Of two handshakes at once, one gets the session."""
         store = FakeStore()
-        shim, _ = shim_on(store, single_use=True)
+        shim, clock = shim_on(store, single_use=True)
         session_id = negotiate(shim)
+        clock.now += NOT_FRESH
         found: list[int | None] = []
         threads = [threading.Thread(target=lambda: found.append(shim.look_up(session_id, decode))) for _ in range(4)]
         for thread in threads:
@@ -243,8 +248,9 @@ class TestEnds:
 
     def test_a_fatal_alert_removes_them(self) -> None:
         """RFC 5246 section 7.2.2."""
-        shim, _ = shim_on(FakeStore())
+        shim, clock = shim_on(FakeStore())
         ids = [negotiate(shim), negotiate(shim)]
+        clock.now += NOT_FRESH
         shim.ended(ids, 281)
         assert shim.flush(PATIENCE)
         assert [shim.look_up(each, decode) for each in ids] == [None, None]
@@ -287,6 +293,25 @@ class TestOutages:
         store.failure = failure
         shim.look_up(shim.issue_id(), decode)
         assert shim.stats.misses == {reason: 1}
+
+    def test_after_a_call_that_failed_no_handshake_waits_for_its_put(self) -> None:
+        """A handshake whose look-up came too late has spent its deadline; the Put goes out all the same."""
+        store = FakeStore(deadline=1_000.0)
+        shim, _ = shim_on(store, puts="wait")
+        store.failure = resumed.StoreTimeout("late")
+        assert shim.look_up(shim.issue_id(), decode) is None
+        store.gate.clear()
+        store.failure = None
+        negotiation = threading.Thread(
+            target=shim.negotiated, args=(shim.issue_id(), b"serialized", 100), kwargs={"last": True}, daemon=True
+        )
+        negotiation.start()
+        negotiation.join(PATIENCE)
+        assert not negotiation.is_alive()
+        assert not store.kept
+        store.gate.set()
+        assert shim.flush(PATIENCE)
+        assert len(store.kept) == 1
 
     def test_once_closed_by_a_trial_a_single_failure_opens_it_again(self) -> None:
         """A store that comes and goes is not trusted at once."""

@@ -18,14 +18,17 @@ class Breaker:
         self._failures = 0
         self.closed = True
         """Whether handshakes may ask the store."""
+        self.answered = True
+        """Whether the last call was answered, if there was any."""
 
     def failed(self) -> None:
         """Note that a call failed."""
         self._failures += 1
+        self.answered = False
         if self._failures >= self._limit:
             self.closed = False
 
     def succeeded(self) -> None:
         """Note that a call was answered in time."""
         self._failures = 0 if self.closed else self._limit - 1
-        self.closed = True
+        self.closed = self.answered = True

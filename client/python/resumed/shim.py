@@ -42,8 +42,10 @@ _FRESH_SECONDS = 10
 """How long after its issue an id that the store does not know is asked for again: its Put may be on its way."""
 _DEADLINE_SHARE = 0.9
 """How much of its deadline a look-up gives its calls: gRPC tells a little late that the time is up."""
-_FRESH_PAUSES = (0.001, 0.004, 0.016)
-"""Seconds to wait before each further ask."""
+_FRESH_PAUSE, _FRESH_GROWTH = 0.001, 4
+"""Seconds to wait before the next ask, and how many times as long before each further one."""
+_LEAST_ASK_SECONDS = 0.01
+"""What a further ask must have left of the deadline, so that it is not a failure of the store if it is late."""
 
 
 @dataclass(slots=True)
@@ -149,7 +151,8 @@ class Shim:
         sealed = self._keyring.seal(key, serialized, not_after)
         wait = self._wait_for_puts and last
         number = self._sender.submit(Outgoing(key, sealed, not_after, ""), urgent=wait)
-        if wait and self._breaker.closed:
+        # After a call that failed, which may have been this handshake's look-up, a handshake does not wait once more.
+        if wait and self._breaker.answered:
             self._sender.wait(number, self._store.deadline)
 
     def unresumable(self) -> None:
@@ -282,11 +285,11 @@ class Shim:
         try:
             found = ask(key, deadline=end - time.monotonic())
             outcome = "store"
-            for pause in _FRESH_PAUSES if fresh and found is None else ():
-                if found is not None or time.monotonic() + 2 * pause > end:
-                    break
-                time.sleep(pause)
+            pause = _FRESH_PAUSE
+            while fresh and found is None and (left := end - _LEAST_ASK_SECONDS - time.monotonic()) > 0:
+                time.sleep(min(pause, left))
                 found, outcome = ask(key, deadline=end - time.monotonic()), "fresh"
+                pause *= _FRESH_GROWTH
         except StoreError as error:
             self._breaker.failed()
             if not self._breaker.closed:

@@ -20,7 +20,9 @@ def verify_url(url: str) -> None:
     _parsed(url)
 
 
-def open_engine(url: str, *, capacity: int, threads: int = 8, clock: Clock = time.time) -> Engine:
+def open_engine(
+    url: str, *, capacity: int, threads: int = 8, clock: Clock = time.time, blame_crashes: bool = False
+) -> Engine:
     """Open the engine that `url` names.
 
     Args:
@@ -29,6 +31,8 @@ def open_engine(url: str, *, capacity: int, threads: int = 8, clock: Clock = tim
         capacity: Bytes that the embedded engine may use.
         threads: How many will call the engine at the same time.
         clock: The present, in Unix seconds. Redis has a clock of its own.
+        blame_crashes: Whether a crash of this process (SIGSEGV, SIGBUS, SIGABRT) means that the embedded engine's file
+            is damaged, so that the next process begins a new one. For processes that do little else.
 
     Raises:
         ValueError: The URL names no engine; the message says what to do.
@@ -42,7 +46,7 @@ def open_engine(url: str, *, capacity: int, threads: int = 8, clock: Clock = tim
         return RedisEngine(parsed, threads=threads)
     from resumed_server.engines.embedded import EmbeddedEngine  # noqa: PLC0415
 
-    return EmbeddedEngine(parsed, capacity=capacity, clock=clock)
+    return EmbeddedEngine(parsed, capacity=capacity, clock=clock, blame_crashes=blame_crashes)
 
 
 def _parsed(url: str) -> RedisUrl | Path | None:

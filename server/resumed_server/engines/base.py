@@ -30,6 +30,10 @@ class EngineUnavailable(EngineError):
     """The storage does not answer now; trying again later may succeed."""
 
 
+class EngineBroken(EngineUnavailable):
+    """This engine will never answer again; one that is opened anew may."""
+
+
 class EngineFull(EngineError):
     """There is no room for the session, even after the soonest to expire were dropped."""
 

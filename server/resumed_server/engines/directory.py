@@ -2,13 +2,15 @@
 
 While a database is open, the file `in-use` names the boot of the machine. The last process to close the database syncs
 it and deletes that file. Where it is found after another boot, the machine went down with pages unwritten. The file
-`damaged` says that a process ran into damage. In both cases, and where LMDB itself refuses the file, it is a cache: it
-is set aside, loudly, and a new one begun.
+`damaged` says that a process ran into damage, and `crash` what a process did that crashed: LMDB follows pages without a
+doubt, so damage that it does not notice can end in a SIGSEGV, SIGBUS or SIGABRT. In all these cases, and where LMDB
+itself refuses the file, it is a cache: it is set aside, loudly, and a new one begun.
 """
 
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import fcntl
 import mmap
 import os
@@ -42,6 +44,8 @@ _MAX_READERS = 1024
 _LOCK_FILE_BYTES = 128 << 10  # more than the 64 bytes that LMDB needs for each reader
 _SPARE_TRANSACTIONS = 32
 _PRIVATE_FILE = 0o600
+_PATIENCE = 3.0
+"""Seconds that the other processes have to leave a database that is to be set aside: they notice within one."""
 
 _log = structlog.get_logger()
 
@@ -53,13 +57,17 @@ class DatabaseDirectory:
         path: The directory, made if it is not there; None for a private temporary one, which close() deletes.
         tables: The names of the tables, begun empty.
         map_bytes: How large the file may grow.
+        blame_crashes: Whether a crash of this process means that the file is damaged.
 
     Raises:
         EngineUnavailable: The directory cannot be used; the message says why.
     """
 
-    def __init__(self, path: Path | None, tables: Sequence[bytes], *, map_bytes: int) -> None:
+    def __init__(
+        self, path: Path | None, tables: Sequence[bytes], *, map_bytes: int, blame_crashes: bool = False
+    ) -> None:
         self._temporary = path is None
+        self._blames_crashes, self._crash = blame_crashes, contextlib.ExitStack()
         self._names, self._map_bytes = tables, map_bytes
         self.path = path or Path(tempfile.gettempdir())  # for the message, if that cannot be used
         try:
@@ -86,9 +94,11 @@ class DatabaseDirectory:
         return False
 
     def distrusted(self) -> bool:
-        """Return whether another process ran into damage, or has set the file aside already."""
+        """Return whether another process ran into damage or crashed, or has set the file aside already."""
+        if self._reported():
+            return True
         with contextlib.suppress(FileNotFoundError):  # deleted under us: as good as before
-            return (self.path / "damaged").exists() or self._file.stat().st_ino != self._inode
+            return self._file.stat().st_ino != self._inode
         return False
 
     def report_damage(self) -> None:
@@ -110,6 +120,7 @@ class DatabaseDirectory:
                 (self.path / "in-use").unlink(missing_ok=True)
         self.env.close()
         os.close(self._in_use)
+        self._crash.close()
         if self._temporary:
             shutil.rmtree(self.path, ignore_errors=True)
 
@@ -126,6 +137,8 @@ class DatabaseDirectory:
 
     def _open(self) -> tuple[Any, list[Any]]:
         """Return the LMDB environment and its tables."""
+        if self._blames_crashes:
+            self._watch_for_crash()
         self._allocate_lock_file()
         env = lmdb.open(
             str(self.path),
@@ -149,6 +162,14 @@ class DatabaseDirectory:
             env.close()
             raise
         return env, tables
+
+    def _watch_for_crash(self) -> None:
+        """Have a crash write which threads were where in the source, and no values."""
+        self._crash.close()
+        file = self._crash.enter_context((self.path / "crash").open("ab", buffering=0))
+        os.fchmod(file.fileno(), _PRIVATE_FILE)
+        faulthandler.enable(file)
+        self._crash.callback(faulthandler.disable)
 
     def _allocate_lock_file(self) -> None:
         """Give the lock file its space before LMDB maps it: on a full disk, a page missing there would be a SIGBUS.
@@ -178,19 +199,44 @@ class DatabaseDirectory:
                 os.truncate(self._file, info["map_size"])
 
     def _set_untrusted_aside(self) -> None:
-        if (self.path / "damaged").exists():
-            self._set_aside("a process ran into damage")
+        if cause := self._reported():
+            self._set_aside(cause)
         in_use = self.path / "in-use"
         if in_use.exists() and in_use.read_bytes() != _boot_id():
             self._set_aside("the machine went down while it was in use")
 
+    def _reported(self) -> str:
+        """Return what a process that used the database has left word of, if any has."""
+        if (self.path / "damaged").exists():
+            return "a process ran into damage"
+        return "a process that used it crashed" if self._crashed() else ""
+
+    def _crashed(self) -> bool:
+        crash = self.path / "crash"
+        return crash.exists() and crash.stat().st_size > 0
+
     def _set_aside(self, cause: str) -> None:
+        self.report_damage()
+        self._wait_until_left()
         aside = self.path / f"data.mdb.set-aside-{time.time_ns()}"
         with contextlib.suppress(FileNotFoundError):
             self._file.rename(aside)
-        for name in ("lock.mdb", "damaged", "in-use"):
+        if self._crashed():
+            (self.path / "crash").rename(f"{aside}.crash")
+        for name in ("lock.mdb", "damaged", "crash", "in-use"):
             (self.path / name).unlink(missing_ok=True)
         _log.error("database set aside, beginning a new one", cause=cause, aside=str(aside))
+
+    def _wait_until_left(self) -> None:
+        """Wait until no other process uses the database: it would go on serving what is removed from the new one."""
+        end = time.monotonic() + _PATIENCE
+        with contextlib.suppress(FileNotFoundError), (self.path / "in-use").open("rb") as in_use:
+            while time.monotonic() < end:
+                with contextlib.suppress(BlockingIOError):
+                    fcntl.flock(in_use, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    return
+                time.sleep(0.01)
+            _log.error("a process does not leave a database that is to be set aside", directory=str(self.path))
 
     def _mark_in_use(self) -> int:
         descriptor = os.open(self.path / "in-use", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, _PRIVATE_FILE)

@@ -26,6 +26,7 @@ from resumed_server.engines.base import (
     AlreadyExists,
     Change,
     Engine,
+    EngineBroken,
     EngineError,
     EngineFull,
     EngineUnavailable,
@@ -74,22 +75,21 @@ class EmbeddedEngine(Engine):
         capacity: Bytes of used pages above which the soonest to expire are dropped. On disk there may be half as much
             again, since making room takes pages too; the file looks that long from the start, most of it a hole.
         clock: The present, in Unix seconds. A database outlives its process, so its expiries count from the epoch.
+        blame_crashes: Whether a crash of this process means that the file is damaged.
 
     Raises:
         EngineUnavailable: The directory cannot be used; the message says why.
     """
 
-    def __init__(self, path: Path | None, *, capacity: int, clock: Clock = time.time) -> None:
+    def __init__(
+        self, path: Path | None, *, capacity: int, clock: Clock = time.time, blame_crashes: bool = False
+    ) -> None:
         self._capacity, self._clock = capacity, clock
-        self._gate = Gate()
-        self._directory = DatabaseDirectory(path, _TABLES, map_bytes=capacity + capacity // 2 + _HEADROOM_BYTES)
-        self._env = self._directory.env
-        self._sessions, self._expiries, self._tombstones, changes = self._directory.tables
-        kept = min(_MOST_CHANGES, capacity // _CAPACITY_PER_CHANGE)
-        self._changes = self._write(lambda txn: ChangeLog(txn, changes, kept))
-        self._page_bytes = self._env.stat()["psize"]
-        self._most_overhead = _MOST_PAGES * self._page_bytes
-        self._free: tuple[_Transaction, int] = None, 0
+        try:
+            self._open(path, blame_crashes)
+        except EngineBroken:  # what opening the file did not show; it is reported by now
+            self._directory.close(trusted=False)
+            self._open(path, blame_crashes)
 
     def put(self, namespace: str, key: bytes, value: bytes, ttl: float) -> float:
         """See Engine."""
@@ -169,7 +169,7 @@ class EmbeddedEngine(Engine):
             self._env.reader_check()  # what a killed process was reading must not pin old pages
             if self._directory.distrusted():
                 self._gate.shut(_DAMAGED)
-                raise EngineUnavailable(_DAMAGED)
+                raise EngineBroken(_DAMAGED)
 
     def close(self) -> None:
         """See Engine."""
@@ -177,6 +177,20 @@ class EmbeddedEngine(Engine):
         if reason != CLOSED:
             self._gate.wait_until_empty()  # LMDB crashes if it is closed under a call
             self._directory.close(trusted=reason is None)
+
+    def _open(self, path: Path | None, blame_crashes: bool) -> None:
+        capacity = self._capacity
+        self._gate = Gate()
+        self._directory = DatabaseDirectory(
+            path, _TABLES, map_bytes=capacity + capacity // 2 + _HEADROOM_BYTES, blame_crashes=blame_crashes
+        )
+        self._env = self._directory.env
+        self._sessions, self._expiries, self._tombstones, changes = self._directory.tables
+        kept = min(_MOST_CHANGES, capacity // _CAPACITY_PER_CHANGE)
+        self._changes = self._write(lambda txn: ChangeLog(txn, changes, kept))
+        self._page_bytes = self._env.stat()["psize"]
+        self._most_overhead = _MOST_PAGES * self._page_bytes
+        self._free: tuple[_Transaction, int] = None, 0
 
     def _carry_out(self, txn: _Transaction, operation: Operation) -> Outcome:
         address = _address(operation.namespace, operation.key)
@@ -329,7 +343,7 @@ class EmbeddedEngine(Engine):
             self._gate.shut(_DAMAGED)
             self._directory.report_damage()
             _log.critical("database damaged", cause=type(error).__name__, directory=str(self._directory.path))
-            return EngineUnavailable(_DAMAGED)
+            return EngineBroken(_DAMAGED)
         # The write that fills a disk is cut short, which LMDB reports as any other I/O error.
         if isinstance(error, lmdb.MapFullError | lmdb.DiskError) or self._directory.is_full():
             return EngineFull(f"no space left for the database ({type(error).__name__})")

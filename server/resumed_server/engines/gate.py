@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 
-from resumed_server.engines.base import EngineUnavailable
+from resumed_server.engines.base import EngineBroken
 
 CLOSED = "the store is closed"
 
@@ -21,7 +21,7 @@ class Gate:
         self._inside.append(None)
         if self._shut:
             self._inside.pop()
-            raise EngineUnavailable(self._shut)
+            raise EngineBroken(self._shut)
 
     def __exit__(self, *_: object) -> None:
         self._inside.pop()
