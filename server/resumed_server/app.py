@@ -13,7 +13,7 @@ import signal
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import quote
 
 import grpc
@@ -27,8 +27,10 @@ from grpc_reflection.v1alpha.reflection import SERVICE_NAME as REFLECTION_NAME
 from grpc_reflection.v1alpha.reflection import ReflectionServicer
 
 from resumed.v1 import session_store_pb2, session_store_pb2_grpc
-from resumed_server import logs, workers
+from resumed_server import credentials, grants, logs, workers
+from resumed_server.access import Anybody, Granted
 from resumed_server.config import UserError
+from resumed_server.credentials import Credentials
 from resumed_server.engines import open_engine
 from resumed_server.engines.base import EngineBroken, EngineError
 from resumed_server.errors import cause_of
@@ -41,8 +43,10 @@ from resumed_server.watchers import Watchers
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from resumed_server.access import Access
     from resumed_server.config import Address, Settings
     from resumed_server.engines.base import Engine
+    from resumed_server.files import Followed
     from resumed_server.native import NativeServer
 
 GRACE = 5.0
@@ -55,8 +59,6 @@ _MAX_QUEUED_CALLS = 4_096
 OPTIONS = {
     "grpc.max_receive_message_length": MAX_MESSAGE,
     "grpc.max_send_message_length": MAX_MESSAGE,
-    # Clients look for new replicas only when a connection ends; gRPC itself spreads the ages by a tenth.
-    "grpc.max_connection_age_ms": 600_000,
     "grpc.max_connection_age_grace_ms": 30_000,
     # A client that pings more often than every 10 s is sent away with too_many_pings.
     "grpc.http2.min_ping_interval_without_data_ms": 10_000,
@@ -85,8 +87,9 @@ def run(settings: Settings) -> int:
     log.info("starting", **settings.shown())
     with contextlib.ExitStack() as held:
         addresses = held.enter_context(reserved(settings.listen))
+        probed = held.enter_context(reserved(settings.health_listen, "--health-listen"))
         if settings.workers == 1:
-            return _serve(settings, addresses, supervisor=None)
+            return _serve(settings, addresses, probed, supervisor=None)
         if settings.store == "lmdb:":
             directory = held.enter_context(tempfile.TemporaryDirectory(prefix="resumed-"))
             settings = dataclasses.replace(settings, store=f"lmdb://{quote(directory)}")
@@ -95,33 +98,45 @@ def run(settings: Settings) -> int:
         supervisor = os.getpid()
         return workers.supervise(
             settings.workers,
-            lambda: _serve(settings, addresses, supervisor),
+            lambda: _serve(settings, addresses, probed, supervisor),
             patience=settings.drain + 2 * GRACE,
         )
 
 
-def _serve(settings: Settings, addresses: Sequence[Address], supervisor: int | None) -> int:
+def _serve(settings: Settings, addresses: Sequence[Address], probed: Sequence[Address], supervisor: int | None) -> int:
     """Serve in this process until told to stop, or the supervisor is gone, or the engine is broken.
 
-    Returns the exit status: 1 in the last case, since a new process can open the engine anew.
+    At the addresses `probed` it serves health alone. Returns the exit status: 1 if the engine is broken, since a new
+    process can open it anew.
     """
+    # A worker that is replaced while these files make no sense does not serve; it must not go back to older grants.
+    protection = _Protection(settings)
     with contextlib.closing(_open(settings)) as engine:
         health = HealthServicer(experimental_non_blocking=True, experimental_thread_pool=_stream_pool("health"))
         readiness = _Readiness(health)
         watchers = Watchers(engine)
-        server = _server(settings, engine, watchers, health, shared=supervisor is not None)
+        shared = supervisor is not None
+        service = SessionStoreService(engine, watchers, settings.max_ttl, protection.access)
+        server = _server(settings, service, health, shared=shared)
         for address in addresses:
-            _listen(server, address)
+            _listen(server, address, protection.credentials)
+        probes = grpc_server(1, shared=shared)
+        health_pb2_grpc.add_HealthServicer_to_server(health, probes)
+        for address in probed:
+            _listen(probes, address, None)
         sweeper = Sweeper(engine)
         sweeper.start()
         server.start()
-        log.info("listening", addresses=[str(address) for address in addresses])
+        probes.start()
+        log.info("listening", addresses=[str(address) for address in addresses], health=[str(each) for each in probed])
         usable = readiness.follow(engine)
         while usable and not workers.told_to_stop(_PROBE_INTERVAL) and supervisor in {None, os.getppid()}:
             usable = readiness.follow(engine)
+            protection.follow()
         # A worker is told twice where systemd tells it too; what ends one at once is its supervisor's SIGKILL.
         hurried = workers.told_to_stop if supervisor is None else _slept
         _drain(server, health, watchers, settings.drain if usable else 0.0, hurried)
+        probes.stop(None)
         sweeper.stop()
     log.info("stopped")
     return 0 if usable else 1
@@ -167,9 +182,11 @@ def _open(settings: Settings) -> Engine:
 
 
 def _server(
-    settings: Settings, engine: Engine, watchers: Watchers, health: HealthServicer, *, shared: bool
+    settings: Settings, service: SessionStoreService, health: HealthServicer, *, shared: bool
 ) -> grpc.Server | NativeServer:
-    server = grpc_server(settings.threads, shared=shared)
+    # Clients look for new replicas only when a connection ends; gRPC itself spreads the ages by a tenth.
+    age = ("grpc.max_connection_age_ms", int(settings.max_connection_age * 1000))
+    server = grpc_server(settings.threads, shared=shared, more=[age])
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     names = (SERVICE_NAME, HEALTH_NAME, REFLECTION_NAME)
     reflection_pb2_grpc.add_ServerReflectionServicer_to_server(_Reflection(names), server)
@@ -179,24 +196,31 @@ def _server(
 
         front = NativeServer(server, settings.threads, shared=shared)
     session_store_pb2_grpc.add_SessionStoreServiceServicer_to_server(
-        SessionStoreService(engine, watchers, settings.max_ttl),
+        service,
         front,  # type: ignore[arg-type] # NativeServer has all of grpc.Server that this uses
     )
     return front
 
 
-def grpc_server(threads: int, *, shared: bool) -> grpc.Server:
-    """Return a gRPC server as every worker has it, without services; `shared` lets several processes have its port."""
+def grpc_server(threads: int, *, shared: bool, more: Sequence[tuple[str, int]] = ()) -> grpc.Server:
+    """Return a gRPC server as every worker has it, without services.
+
+    `shared` lets several processes have its port; `more` are channel arguments beside OPTIONS.
+    """
     return grpc.server(
         CallPool(threads),  # type: ignore[arg-type] # grpcio only submits to it
-        options=[*OPTIONS.items(), ("grpc.so_reuseport", int(shared))],
+        options=[*OPTIONS.items(), ("grpc.so_reuseport", int(shared)), *more],
         maximum_concurrent_rpcs=_MAX_QUEUED_CALLS,
     )
 
 
-def _listen(server: grpc.Server | NativeServer, address: Address) -> None:
+def _listen(server: grpc.Server | NativeServer, address: Address, credentials: Credentials | None) -> None:
     try:
-        server.add_insecure_port(str(address))
+        if credentials:
+            # The settings are refused where the native front would have to speak TLS.
+            cast("grpc.Server", server).add_secure_port(str(address), credentials.for_one_port())
+        else:
+            server.add_insecure_port(str(address))
     except RuntimeError as error:  # the reservation makes this rare
         raise UserError(f"--listen: cannot listen on {address}; stop what listens there or choose another") from error
 
@@ -211,6 +235,28 @@ class _Reflection(ReflectionServicer):
         return super().ServerReflectionInfo(request_iterator, context)
 
     ServerReflectionInfo.experimental_thread_pool = _stream_pool("reflection")  # type: ignore[attr-defined]
+
+
+class _Protection:
+    """What stands before the sessions: TLS, if the settings have it, and grants. Follows their files."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.credentials: Credentials | None = None
+        self.access: Access = Anybody()
+        self._files: list[Followed[Any]] = []
+        if settings.tls_cert:
+            tls = credentials.followed(settings.tls_cert, settings.tls_key, settings.client_ca)
+            self.credentials = Credentials(tls, renewal=settings.max_connection_age)
+            self._files.append(tls)
+        if settings.grants:
+            granted = grants.followed(settings.grants)
+            self.access = Granted(granted)
+            self._files.append(granted)
+
+    def follow(self) -> None:
+        """Look at the files once."""
+        for files in self._files:
+            files.follow()
 
 
 class _Readiness:

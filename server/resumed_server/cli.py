@@ -73,7 +73,7 @@ def serve(
     settings = Settings.verified(**given)
     if check:
         for name, value in settings.shown().items():
-            typer.echo(f"{name.replace('_', '-'):<10} {value}")
+            typer.echo(f"{name.replace('_', '-'):<18} {value}")
         return
     from resumed_server.app import run  # noqa: PLC0415 - the other commands start faster without gRPC's server
 

@@ -23,6 +23,7 @@ import typer
 
 from resumed_server.engines import verify_url
 from resumed_server.engines.redis_url import redacted
+from resumed_server.grants import followed as followed_grants
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -234,11 +235,47 @@ class Settings:
         "DURATION",
         "How long to go on serving after SIGTERM while health says NOT_SERVING, so that callers move away first.",
     )
+    tls_cert: str = _setting(
+        "",
+        str,
+        "FILE",
+        "Certificate of the server and its chain (PEM): speak TLS 1.2 or 1.3 on every --listen address. This file and "
+        "the next three are read again when they change.",
+    )
+    tls_key: str = _setting("", str, "FILE", "Private key of the certificate (PEM, RSA or EC, not encrypted).")
+    client_ca: str = _setting(
+        "",
+        str,
+        "FILE",
+        "Authorities (PEM) whose client certificates are accepted; nobody gets in without one. Without this setting "
+        "TLS hides the traffic, and whoever reaches the address may call.",
+    )
+    grants: str = _setting(
+        "",
+        str,
+        "FILE",
+        "Which identities may do what in which namespaces (TOML, docs/store.md); needs --client-ca. Without it every "
+        "client that gets in may do everything.",
+    )
+    max_connection_age: Duration = _setting(
+        "10m",
+        _between(Duration.parse, Duration(1), Duration(86_400)),
+        "DURATION",
+        "How long a connection is kept before its client is asked to connect anew: how long those stay who got in with "
+        "what --client-ca no longer accepts, and how long clients take to find new servers.",
+    )
+    health_listen: tuple[Address, ...] = _setting(
+        [],
+        _addresses,
+        "ADDRESS",
+        "Where to serve health alone, without TLS, for probes that have no client certificate (Kubernetes).",
+    )
     insecure: bool = _setting(
         False,
         bool,
         "",
-        "Listen without TLS on addresses that other machines reach. Whoever reaches them can read and remove sessions.",
+        "Listen without --client-ca on addresses that other machines reach. Whoever reaches them can read and remove "
+        "sessions.",
     )
     log_format: str = _setting("json", _one_of("json", "console"), "FORMAT", "How log lines look: json or console.")
     log_level: str = _setting(
@@ -263,8 +300,10 @@ class Settings:
             except ValueError as problem:
                 problems.append(f"{_flag(setting.name)}: {problem}")
         if values.get("workers", 0) is None:
-            values["workers"] = 1 if any(address.path for address in values.get("listen", ())) else _cores()
+            addresses = (*values.get("listen", ()), *values.get("health_listen", ()))
+            values["workers"] = 1 if any(address.path for address in addresses) else _cores()
         problems += _contradictions(values)
+        problems += _unusable_files(values)
         if problems:
             raise UserError("\n".join(problems))
         return cls(**values)
@@ -272,7 +311,11 @@ class Settings:
     def shown(self) -> dict[str, str]:
         """Return every setting by its name, as a user would write it."""
         texts = {setting.name: str(getattr(self, setting.name)) for setting in dataclasses.fields(self)}
-        return texts | {"listen": " ".join(map(str, self.listen)), "store": redacted(self.store)}
+        return texts | {
+            "listen": " ".join(map(str, self.listen)),
+            "health_listen": " ".join(map(str, self.health_listen)),
+            "store": redacted(self.store),
+        }
 
 
 def _flag(name: str) -> str:
@@ -284,23 +327,32 @@ def _contradictions(values: dict[str, Any]) -> list[str]:
     addresses = values.get("listen", ())
     native = values.get("front") == "native"
     problems = [
-        f"--listen: {address} can be reached from other machines, and nothing would protect the sessions; listen on "
-        "127.0.0.1, [::1] or unix:/path, or give --insecure if the network itself is trusted"
+        f"--listen: {address} can be reached from other machines, and nothing would protect the sessions; give "
+        "--tls-cert, --tls-key and --client-ca, or listen on 127.0.0.1, [::1] or unix:/path, or give --insecure if the "
+        "network itself is trusted"
         for address in addresses
-        if not address.local and not values["insecure"] and not native
+        if not address.local and not values["insecure"] and not values["client_ca"] and not native
     ]
     if native:
-        problems += _lacking(addresses)
+        problems += _lacking(addresses, tls=bool(values["tls_cert"]))
+    problems += [
+        f"{_flag(name)}: needs {_flag(other)} as well"
+        for name, other in (("tls_cert", "tls_key"), ("tls_key", "tls_cert"), ("client_ca", "tls_cert"))
+        if values[name] and not values[other]
+    ]
+    if values["grants"] and not values["client_ca"]:
+        problems.append("--grants: needs --client-ca as well, or the server would not know who calls")
     if values.get("workers", 1) > 1:
         problems += [
-            f"--listen: workers cannot share the one socket {address}; use --workers 1, or an address with a port"
-            for address in addresses
+            f"{flag}: workers cannot share the one socket {address}; use --workers 1, or an address with a port"
+            for flag, given in (("--listen", addresses), ("--health-listen", values.get("health_listen", ())))
+            for address in given
             if address.path
         ]
     return problems
 
 
-def _lacking(addresses: Iterable[Address]) -> list[str]:
+def _lacking(addresses: Iterable[Address], *, tls: bool) -> list[str]:
     """Return what keeps the native front from serving."""
     problems = [
         f"--front: native has no TLS and does not know who calls, so it cannot listen on {address}; use a loopback "
@@ -308,8 +360,28 @@ def _lacking(addresses: Iterable[Address]) -> list[str]:
         for address in addresses
         if not address.local
     ]
+    if tls:
+        problems.append("--front: native has no TLS; leave --tls-cert away, or use --front grpcio")
     if find_spec("pygrpc_native") is None:
         problems.append("--front: native needs the package pygrpc-native; pip install 'resumed[server,native]'")
+    return problems
+
+
+def _unusable_files(values: dict[str, Any]) -> list[str]:
+    """Return what is wrong with the files that the settings name."""
+    problems = []
+    if values["tls_cert"] and values["tls_key"]:
+        from resumed_server import credentials  # noqa: PLC0415 - the other commands start faster without gRPC
+
+        try:
+            credentials.followed(values["tls_cert"], values["tls_key"], values["client_ca"])
+        except ValueError as error:
+            problems += [f"--tls-cert, --tls-key, --client-ca: {problem}" for problem in str(error).splitlines()]
+    if values["grants"]:
+        try:
+            followed_grants(values["grants"])
+        except ValueError as error:
+            problems += [f"--grants: {problem}" for problem in str(error).splitlines()]
     return problems
 
 

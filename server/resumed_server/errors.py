@@ -19,6 +19,7 @@ from grpc import ServicerContext, StatusCode
 from grpc_status import rpc_status
 
 from resumed.v1 import session_store_pb2 as pb
+from resumed_server.access import NotGranted, Unauthenticated
 from resumed_server.engines.base import AlreadyExists, EngineError, EngineFull, EngineUnavailable, Unwatchable
 from resumed_server.logs import described
 from resumed_server.watchers import MAX_WATCHERS, TooManyWatchers, WatcherTooSlow
@@ -67,6 +68,12 @@ _ANSWERS: dict[type[Exception], _Answer] = {
     InvalidField: _Answer(
         StatusCode.INVALID_ARGUMENT, pb.ERROR_REASON_INVALID_FIELD, "a field of the request is outside its limits"
     ),
+    Unauthenticated: _Answer(
+        StatusCode.UNAUTHENTICATED,
+        pb.ERROR_REASON_UNAUTHENTICATED,
+        "this server serves callers with a client certificate that has a SPIFFE id or a DNS name",
+    ),
+    NotGranted: _Answer(StatusCode.PERMISSION_DENIED, pb.ERROR_REASON_NOT_GRANTED, "no grant allows this"),
     AlreadyExists: _Answer(
         StatusCode.ALREADY_EXISTS,
         pb.ERROR_REASON_WRITE_ONCE,
@@ -97,7 +104,7 @@ _ANSWERS: dict[type[Exception], _Answer] = {
 
 
 def answered(
-    behaviour: Callable[[_Servicer, _Request], _Response],
+    behaviour: Callable[[_Servicer, _Request, ServicerContext], _Response],
 ) -> Callable[[_Servicer, _Request, ServicerContext], _Response]:
     """Make an RPC of `behaviour`, whose exceptions reach the caller as the table says.
 
@@ -107,7 +114,7 @@ def answered(
     @functools.wraps(behaviour)
     def rpc(servicer: _Servicer, request: _Request, context: ServicerContext) -> _Response:
         try:
-            return behaviour(servicer, request)
+            return behaviour(servicer, request, context)
         except Exception as error:  # noqa: BLE001 - the edge: whatever it is, the caller gets a fixed text
             _abort(context, status_of(error, request))
 
@@ -115,14 +122,14 @@ def answered(
 
 
 def streamed(
-    behaviour: Callable[[_Servicer, _Request], Iterator[_Response]],
+    behaviour: Callable[[_Servicer, _Request, ServicerContext], Iterator[_Response]],
 ) -> Callable[[_Servicer, _Request, ServicerContext], Iterator[_Response]]:
     """Make a streaming RPC of `behaviour`, on threads of its own: on those of the unary calls it would starve them."""
 
     @functools.wraps(behaviour)
     def rpc(servicer: _Servicer, request: _Request, context: ServicerContext) -> Iterator[_Response]:
         try:
-            yield from behaviour(servicer, request)
+            yield from behaviour(servicer, request, context)
         except Exception as error:  # noqa: BLE001 - the edge: whatever it is, the caller gets a fixed text
             _abort(context, status_of(error, request))
 
@@ -145,6 +152,10 @@ def status_of(error: Exception, request: Any) -> Status:
         details.append(
             BadRequest(field_violations=[BadRequest.FieldViolation(field=error.field, description=error.limit)])
         )
+    elif isinstance(error, NotGranted):
+        text = str(error)
+        metadata |= vars(error)
+        _log(answer, error)
     elif isinstance(error, AlreadyExists):
         metadata["namespace"] = request.namespace
     elif isinstance(error, Unwatchable):
@@ -168,19 +179,25 @@ def _abort(context: ServicerContext, status: Status) -> NoReturn:
 
 def cause_of(error: Exception) -> dict[str, str]:
     """Return what the log may say of `error`."""
-    # An engine promises that its messages carry no key and no value; nobody promises that for other exceptions.
-    return {"cause": str(error)} if isinstance(error, EngineError) else described(error)
+    if isinstance(error, NotGranted):
+        return dict(vars(error))
+    # These promise that their messages carry no key and no value; nobody promises that for other exceptions.
+    return {"cause": str(error)} if isinstance(error, EngineError | Unauthenticated) else described(error)
 
 
-_last_logged: dict[tuple[str, str], float] = {}
+_last_logged: dict[tuple[str, ...], float] = {}
+_MOST_LOGGED = 1_024
 
 
 def _log(answer: _Answer, error: Exception) -> None:
-    """Log the cause of an error that is not the caller's, unless the same was logged a moment ago."""
+    """Log the cause of an error that the operator has to see, unless the same was logged a moment ago."""
     cause = cause_of(error)
-    same = (type(error).__qualname__, cause.get("where", ""))
+    # Not by namespace: of those a caller can make up as many as they want.
+    same = (type(error).__qualname__, *(cause.get(name, "") for name in ("where", "identity", "operation")))
     now = time.monotonic()
     if now - _last_logged.get(same, -_LOG_INTERVAL) >= _LOG_INTERVAL:
+        if len(_last_logged) >= _MOST_LOGGED:
+            _last_logged.clear()
         _last_logged[same] = now
         (log.error if answer is _INTERNAL else log.warning)(
             answer.text if answer is not _INTERNAL else "internal error", **cause

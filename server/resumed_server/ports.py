@@ -21,8 +21,10 @@ if TYPE_CHECKING:
 
 
 @contextlib.contextmanager
-def reserved(addresses: Sequence[Address]) -> Iterator[list[Address]]:
+def reserved(addresses: Sequence[Address], flag: str = "--listen") -> Iterator[list[Address]]:
     """Hold `addresses` and yield them with concrete ports instead of 0; remove the unix sockets at the end.
+
+    `flag` is the setting that they come from.
 
     Raises:
         UserError: All that cannot be had, one address a line.
@@ -33,7 +35,7 @@ def reserved(addresses: Sequence[Address]) -> Iterator[list[Address]]:
             try:
                 concrete.append(_clear(address, held) if address.path else _bind(address, held))
             except OSError as error:
-                problems.append(f"--listen: cannot listen on {address}: {_advice(error)}")
+                problems.append(f"{flag}: cannot listen on {address}: {_advice(error)}")
         if problems:
             raise UserError("\n".join(problems))
         yield concrete

@@ -6,6 +6,7 @@ Every microsecond of Get counts (see docs/measurements.md), so fields are checke
 
 from __future__ import annotations
 
+import contextlib
 import re
 from typing import TYPE_CHECKING, Protocol, cast
 
@@ -13,12 +14,16 @@ from google.protobuf.duration_pb2 import Duration
 
 from resumed.v1 import session_store_pb2 as pb
 from resumed.v1.session_store_pb2_grpc import SessionStoreServiceServicer
+from resumed_server.access import Anybody, NotGranted
 from resumed_server.engines import base
 from resumed_server.errors import InvalidField, answered, status_of, streamed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator, Iterator
 
+    from grpc import ServicerContext
+
+    from resumed_server.access import Access, Caller
     from resumed_server.engines.base import Engine, Operation, Outcome, StoredSession
     from resumed_server.watchers import Message, Watchers
 
@@ -43,57 +48,73 @@ class _Addressed(Protocol):
 
 
 class SessionStoreService(SessionStoreServiceServicer):
-    """Serves the sessions of an engine and its watchers; `max_ttl` is the longest that one lives, in seconds."""
+    """Serves the sessions of an engine and its watchers to those whom `access` lets in.
 
-    def __init__(self, engine: Engine, watchers: Watchers, max_ttl: float) -> None:
+    `max_ttl` is the longest that a session lives, in seconds.
+    """
+
+    def __init__(self, engine: Engine, watchers: Watchers, max_ttl: float, access: Access | None = None) -> None:
         self._engine = engine
         self._watchers = watchers
         self._max_ttl = max_ttl
+        self._access = access or Anybody()
 
     @answered
-    def Put(self, request: pb.PutRequest) -> pb.PutResponse:
+    def Put(self, request: pb.PutRequest, context: ServicerContext) -> pb.PutResponse:
         """Store a session."""
-        operation = self._put(request)
+        operation = self._put(request, self._access.caller(context))
         ttl = self._engine.put(operation.namespace, operation.key, operation.value, operation.ttl)
         return pb.PutResponse(ttl=_duration(ttl))
 
     @answered
-    def Get(self, request: pb.GetRequest) -> pb.GetResponse:
+    def Get(self, request: pb.GetRequest, context: ServicerContext) -> pb.GetResponse:
         """Return a session."""
-        return pb.GetResponse(session=_session(self._engine.get(*_address(request))))
+        address = _address(request, "get", self._access.caller(context))
+        return pb.GetResponse(session=_session(self._engine.get(*address)))
 
     @answered
-    def Take(self, request: pb.TakeRequest) -> pb.TakeResponse:
+    def Take(self, request: pb.TakeRequest, context: ServicerContext) -> pb.TakeResponse:
         """Return a session and remove it."""
-        return pb.TakeResponse(session=_session(self._engine.take(*_address(request))))
+        address = _address(request, "take", self._access.caller(context))
+        return pb.TakeResponse(session=_session(self._engine.take(*address)))
 
     @answered
-    def Remove(self, request: pb.RemoveRequest) -> pb.RemoveResponse:
+    def Remove(self, request: pb.RemoveRequest, context: ServicerContext) -> pb.RemoveResponse:
         """Remove a session."""
-        return pb.RemoveResponse(removed=self._engine.remove(*_address(request)))
+        address = _address(request, "remove", self._access.caller(context))
+        return pb.RemoveResponse(removed=self._engine.remove(*address))
 
     @answered
-    def Batch(self, request: pb.BatchRequest) -> pb.BatchResponse:
-        """Carry out the valid operations in one go; each of the others gets its own error."""
+    def Batch(self, request: pb.BatchRequest, context: ServicerContext) -> pb.BatchResponse:
+        """Carry out the valid and granted operations in one go; each of the others gets its own error."""
+        caller = self._access.caller(context)
         if not 1 <= len(request.operations) <= MAX_OPERATIONS:
             raise InvalidField("operations", f"must hold 1 to {MAX_OPERATIONS}")
-        checked = [self._checked(operation) for operation in request.operations]
-        valid = [operation for operation in checked if not isinstance(operation, InvalidField)]
+        checked = [self._checked(operation, caller) for operation in request.operations]
+        valid = [operation for operation in checked if not isinstance(operation, Exception)]
         outcomes = iter(self._engine.batch(valid) if valid else ())
         return pb.BatchResponse(
             results=[
-                _result(operation, operation if isinstance(operation, InvalidField) else next(outcomes))
+                _result(operation, operation if isinstance(operation, Exception) else next(outcomes))
                 for operation in checked
             ]
         )
 
     @streamed
-    def Watch(self, request: pb.WatchRequest) -> Iterator[pb.WatchResponse]:
-        """Stream what happens in a namespace."""
+    def Watch(self, request: pb.WatchRequest, context: ServicerContext) -> Iterator[pb.WatchResponse]:
+        """Stream what happens in a namespace, for as long as the caller may watch it."""
+        caller = self._access.caller(context)
         if not _is_namespace(request.namespace):
             raise InvalidField("namespace", NAMESPACE_LIMIT)
         if len(request.position) > MAX_POSITION:
             raise InvalidField("position", f"must be at most {MAX_POSITION} bytes")
+        caller.demand("watch", request.namespace)
+        with contextlib.closing(self._news(request)) as news:
+            for answer in news:  # at least one a second
+                self._access.caller(context).demand("watch", request.namespace)
+                yield answer
+
+    def _news(self, request: pb.WatchRequest) -> Generator[pb.WatchResponse, None, None]:
         with self._watchers.subscribed(request.namespace) as subscription:
             continued = False
             for message in self._watchers.missed(request.position, subscription) if request.position else ():
@@ -103,22 +124,22 @@ class SessionStoreService(SessionStoreServiceServicer):
             for news in subscription.messages():
                 yield _shared(news) if news else pb.WatchResponse(live=True)
 
-    def _checked(self, operation: pb.Operation) -> Operation | InvalidField:
+    def _checked(self, operation: pb.Operation, caller: Caller) -> Operation | Exception:
         try:
             if operation.HasField("put"):
-                return self._put(operation.put)
+                return self._put(operation.put, caller)
             if operation.HasField("get"):
-                return base.Get(*_address(operation.get))
+                return base.Get(*_address(operation.get, "get", caller))
             if operation.HasField("take"):
-                return base.Take(*_address(operation.take))
+                return base.Take(*_address(operation.take, "take", caller))
             if operation.HasField("remove"):
-                return base.Remove(*_address(operation.remove))
-        except InvalidField as error:
+                return base.Remove(*_address(operation.remove, "remove", caller))
+        except (InvalidField, NotGranted) as error:
             return error
         return InvalidField("operation", "must be one of put, get, take and remove")
 
-    def _put(self, request: pb.PutRequest) -> base.Put:
-        namespace, key = _address(request)
+    def _put(self, request: pb.PutRequest, caller: Caller) -> base.Put:
+        namespace, key = _address(request, "put", caller)
         value, ttl = request.value, request.ttl
         if not 1 <= len(value) <= MAX_VALUE:
             raise InvalidField("value", f"must be 1 to {MAX_VALUE} bytes")
@@ -128,12 +149,14 @@ class SessionStoreService(SessionStoreServiceServicer):
         return base.Put(namespace, key, value, min(ttl.seconds + ttl.nanos / 1e9, self._max_ttl))
 
 
-def _address(request: _Addressed) -> tuple[str, bytes]:
+def _address(request: _Addressed, operation: str, caller: Caller) -> tuple[str, bytes]:
+    """Return the address of a session on which `caller` may carry out `operation`."""
     namespace, key = request.namespace, request.key
     if not _is_namespace(namespace):
         raise InvalidField("namespace", NAMESPACE_LIMIT)
     if not 1 <= len(key) <= MAX_KEY:
         raise InvalidField("key", f"must be 1 to {MAX_KEY} bytes")
+    caller.demand(operation, namespace)
     return namespace, key
 
 
@@ -155,7 +178,7 @@ def _event(change: base.Change) -> pb.Event:
     return pb.Event(put=pb.Event.Put(key=change.key, session=_session(change.session)))
 
 
-def _result(operation: Operation | InvalidField, outcome: Outcome | InvalidField) -> pb.Result:
+def _result(operation: Operation | Exception, outcome: Outcome | Exception) -> pb.Result:
     """Return the answer to `operation`, which decides the type of its outcome (see `engines.base`)."""
     if isinstance(outcome, Exception):
         return pb.Result(error=status_of(outcome, operation))

@@ -1,0 +1,359 @@
+"""Who may do what, over the wire: every bad credential, every operation, and what changes while the server serves."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import pytest
+from google.protobuf.duration_pb2 import Duration
+from google.rpc.error_details_pb2 import ErrorInfo
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_status import rpc_status
+
+from resumed.v1 import session_store_pb2 as pb
+from resumed.v1.session_store_pb2_grpc import SessionStoreServiceStub
+from support.mtls import HOUR, Authority, Files, channel, grant
+from support.server import running_server
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from google.rpc.status_pb2 import Status
+
+    from support.mtls import Pem
+    from support.server import RunningServer
+
+AUTHORITY, STRANGER = Authority(), Authority()
+SHOP = "spiffe://example.org/shop"
+FRONTEND = ["put", "get", "take", "remove", "watch"]
+GRANTS = "".join(
+    [
+        grant(SHOP, ["shop", "shop.*"], FRONTEND),
+        grant("spiffe://example.org/reader", ["shop"], ["get"]),
+        grant("spiffe://example.org/pods/*", ["pods"], FRONTEND),
+        grant("dns:frontend.pay.svc", ["pay"], FRONTEND),
+    ]
+)
+SECRET = "5ec2e7"
+
+
+@pytest.fixture(scope="module", params=[1, 2], ids=["one process", "two workers"])
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    """A server with mutual TLS and grants, and a plaintext address for probes."""
+    files = Files(tmp_path_factory.mktemp("files")).write(AUTHORITY.server(), AUTHORITY.pem, GRANTS)
+    with running_server(*files.options, "--health-listen", "127.0.0.1:0", workers=request.param) as server:
+        yield server
+
+
+@pytest.fixture
+def connect(server: RunningServer) -> Iterator[Callable[[Pem | None], SessionStoreServiceStub]]:
+    """Connect with a certificate."""
+    with ExitStack() as held:
+        yield lambda pem: SessionStoreServiceStub(held.enter_context(channel(server.target, AUTHORITY.pem, pem)))
+
+
+@pytest.fixture
+def shop(connect: Callable[[Pem | None], SessionStoreServiceStub]) -> SessionStoreServiceStub:
+    """The rightful caller."""
+    return connect(AUTHORITY.issue(SHOP))
+
+
+def requests(namespace: str, key: bytes) -> dict[str, Any]:
+    """Return one request for each operation."""
+    address: dict[str, Any] = {"namespace": namespace, "key": key}
+    return {
+        "put": pb.PutRequest(**address, value=SECRET.encode(), ttl=Duration(seconds=60)),
+        "get": pb.GetRequest(**address),
+        "take": pb.TakeRequest(**address),
+        "remove": pb.RemoveRequest(**address),
+        "watch": pb.WatchRequest(namespace=namespace),
+    }
+
+
+def called(stub: SessionStoreServiceStub, operation: str, request: Any) -> Any:
+    """Make the call of an operation; of a stream, return the first answer."""
+    answer = getattr(stub, operation.capitalize())(request, timeout=10)
+    return next(answer) if operation == "watch" else answer
+
+
+def refusal(stub: SessionStoreServiceStub, operation: str, request: Any) -> grpc.RpcError:
+    """Return the error of a call that must fail."""
+    with pytest.raises(grpc.RpcError) as caught:
+        called(stub, operation, request)
+    return caught.value
+
+
+def info(status: Status) -> ErrorInfo:
+    """Return the one ErrorInfo of an error."""
+    (found,) = [detail for detail in status.details if detail.Is(ErrorInfo.DESCRIPTOR)]
+    unpacked = ErrorInfo()
+    found.Unpack(unpacked)
+    return unpacked
+
+
+def status_of(error: grpc.RpcError) -> Status:
+    """Return the rich status of an error."""
+    status = rpc_status.from_call(error)
+    assert status is not None
+    return status
+
+
+# --- Who is let in -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("identities", "namespace"),
+    [
+        ([SHOP], "shop"),
+        ([SHOP], "shop.eu"),
+        (["spiffe://example.org/pods/7f"], "pods"),
+        (["dns:frontend.pay.svc"], "pay"),
+        (["dns:Frontend.Pay.SVC"], "pay"),
+        (["dns:other.svc", "dns:frontend.pay.svc"], "pay"),
+        (["spiffe://example.org/nobody", "dns:frontend.pay.svc"], "pay"),
+    ],
+)
+def test_who_is_granted_an_operation_may_carry_it_out(
+    connect: Callable[[Pem | None], SessionStoreServiceStub], identities: list[str], namespace: str
+) -> None:
+    """By SPIFFE id or by any DNS name, exact or by prefix."""
+    stub = connect(AUTHORITY.issue(*identities))
+    asked = requests(namespace, uuid.uuid4().bytes)
+    assert called(stub, "watch", asked["watch"]).live
+    assert called(stub, "put", asked["put"]).ttl.seconds
+    assert called(stub, "get", asked["get"]).session.value == SECRET.encode()
+    assert called(stub, "take", asked["take"]).session.value == SECRET.encode()
+    assert not called(stub, "remove", asked["remove"]).removed
+
+
+# --- Who is not ----------------------------------------------------------------------------------------------------
+
+EXPIRED = AUTHORITY.issue(SHOP, lifetime=-HOUR)
+REFUSED_BY_TLS = {
+    "none": None,
+    "expired": EXPIRED,
+    "of another authority": STRANGER.issue(SHOP),
+}
+NAMELESS = {
+    "no name": AUTHORITY.issue(),
+    "only an e-mail-like URI": AUTHORITY.issue("mailto:shop@example.org"),
+    "two URIs": AUTHORITY.issue(SHOP, "spiffe://example.org/reader"),
+    "a SPIFFE id cut short by a NUL": AUTHORITY.issue(SHOP + "\0/evil"),
+    "a DNS name cut short by a NUL": AUTHORITY.issue("dns:frontend.pay.svc\0.evil"),
+}
+OTHERS = {
+    "another identity": AUTHORITY.issue("spiffe://example.org/other"),
+    "another trust domain": AUTHORITY.issue("spiffe://example.org.evil/shop"),
+    "the SPIFFE id as a DNS name": AUTHORITY.issue(f"dns:{SHOP}"),
+    "a longer identity": AUTHORITY.issue(SHOP + "/admin"),
+    "a prefix alone": AUTHORITY.issue("spiffe://example.org/pods"),
+    "a wildcard certificate": AUTHORITY.issue("dns:*.pay.svc"),
+    "another tenant": AUTHORITY.issue("dns:frontend.pay.svc"),
+}
+
+
+@pytest.fixture
+def stored(shop: SessionStoreServiceStub) -> bytes:
+    """The key of a session in the namespace `shop`."""
+    key = uuid.uuid4().bytes
+    shop.Put(requests("shop", key)["put"])
+    return key
+
+
+def assert_untouched(shop: SessionStoreServiceStub, key: bytes, fresh: bytes) -> None:
+    """Check that the session is there, and that nobody stored or removed the other key."""
+    assert shop.Get(pb.GetRequest(namespace="shop", key=key)).session.value == SECRET.encode()
+    assert not shop.Get(pb.GetRequest(namespace="shop", key=fresh)).HasField("session")
+    shop.Put(requests("shop", fresh)["put"])
+
+
+@pytest.mark.parametrize("operation", FRONTEND)
+@pytest.mark.parametrize("credential", REFUSED_BY_TLS)
+def test_without_a_valid_certificate_no_call_is_read(
+    connect: Callable[[Pem | None], SessionStoreServiceStub],
+    shop: SessionStoreServiceStub,
+    stored: bytes,
+    credential: str,
+    operation: str,
+) -> None:
+    """The handshake ends it, so the client can only tell that it cannot connect."""
+    fresh = uuid.uuid4().bytes
+    key = fresh if operation == "put" else stored
+    error = refusal(connect(REFUSED_BY_TLS[credential]), operation, requests("shop", key)[operation])
+    assert error.code() is grpc.StatusCode.UNAVAILABLE
+    assert_untouched(shop, stored, fresh)
+
+
+@pytest.mark.parametrize("operation", FRONTEND)
+@pytest.mark.parametrize("credential", NAMELESS)
+def test_a_certificate_that_names_nobody_is_unauthenticated(
+    connect: Callable[[Pem | None], SessionStoreServiceStub],
+    shop: SessionStoreServiceStub,
+    stored: bytes,
+    credential: str,
+    operation: str,
+) -> None:
+    """The common name does not count, nor does what stands before a NUL."""
+    fresh = uuid.uuid4().bytes
+    key = fresh if operation == "put" else stored
+    error = refusal(connect(NAMELESS[credential]), operation, requests("shop", key)[operation])
+    assert error.code() is grpc.StatusCode.UNAUTHENTICATED
+    assert info(status_of(error)).reason == "ERROR_REASON_UNAUTHENTICATED"
+    assert_untouched(shop, stored, fresh)
+
+
+@pytest.mark.parametrize("operation", FRONTEND)
+@pytest.mark.parametrize("credential", OTHERS)
+def test_another_identity_is_denied_with_what_is_missing(
+    connect: Callable[[Pem | None], SessionStoreServiceStub],
+    shop: SessionStoreServiceStub,
+    stored: bytes,
+    credential: str,
+    operation: str,
+) -> None:
+    """Whether the session exists or not, the answer is the same."""
+    stub = connect(OTHERS[credential])
+    fresh = uuid.uuid4().bytes
+    errors = [refusal(stub, operation, requests("shop", key)[operation]) for key in (stored, fresh)]
+    assert {error.code() for error in errors} == {grpc.StatusCode.PERMISSION_DENIED}
+    first, second = map(status_of, errors)
+    assert first == second
+    metadata = info(first).metadata
+    assert info(first).reason == "ERROR_REASON_NOT_GRANTED"
+    assert (metadata["namespace"], metadata["operation"]) == ("shop", operation)
+    assert all(text in first.message for text in metadata.values())
+    assert_untouched(shop, stored, fresh)
+
+
+@pytest.mark.parametrize("operation", FRONTEND)
+def test_a_grant_of_one_operation_grants_no_other(
+    connect: Callable[[Pem | None], SessionStoreServiceStub], stored: bytes, operation: str
+) -> None:
+    """A reader reads."""
+    stub = connect(AUTHORITY.issue("spiffe://example.org/reader"))
+    request = requests("shop", stored)[operation]
+    if operation == "get":
+        assert called(stub, operation, request).session.value == SECRET.encode()
+    else:
+        assert refusal(stub, operation, request).code() is grpc.StatusCode.PERMISSION_DENIED
+
+
+@pytest.mark.parametrize("namespace", ["shops", "sho", "pay", "shop-eu"])
+def test_a_grant_of_one_namespace_grants_no_other(shop: SessionStoreServiceStub, namespace: str) -> None:
+    """`shop` and `shop.*` are what was granted."""
+    for operation, request in requests(namespace, b"key").items():
+        assert refusal(shop, operation, request).code() is grpc.StatusCode.PERMISSION_DENIED
+
+
+def test_a_batch_is_checked_operation_by_operation(
+    connect: Callable[[Pem | None], SessionStoreServiceStub], shop: SessionStoreServiceStub, stored: bytes
+) -> None:
+    """Those that are granted are carried out, each of the others has the error of its call."""
+    stub = connect(AUTHORITY.issue("spiffe://example.org/reader"))
+    fresh = uuid.uuid4().bytes
+    asked = requests("shop", stored) | {"put": requests("shop", fresh)["put"]}
+    operations = [pb.Operation(**{name: asked[name]}) for name in ("put", "get", "take", "remove", "get")]
+    operations.append(pb.Operation(get=pb.GetRequest(namespace="pay", key=stored)))
+    results = stub.Batch(pb.BatchRequest(operations=operations)).results
+    assert [result.WhichOneof("result") for result in results] == ["error", "get", "error", "error", "get", "error"]
+    assert results[4].get.session.value == SECRET.encode()
+    for number, operation, namespace in (
+        (0, "put", "shop"),
+        (2, "take", "shop"),
+        (3, "remove", "shop"),
+        (5, "get", "pay"),
+    ):
+        error = results[number].error
+        assert error.code == grpc.StatusCode.PERMISSION_DENIED.value[0]
+        assert info(error).metadata["operation"] == operation
+        assert info(error).metadata["namespace"] == namespace
+        alone = refusal(stub, operation, asked[operation] if namespace == "shop" else operations[5].get)
+        assert status_of(alone) == error
+    assert_untouched(shop, stored, fresh)
+
+
+def test_a_batch_of_somebody_without_a_name_is_refused_as_a_whole(
+    connect: Callable[[Pem | None], SessionStoreServiceStub],
+) -> None:
+    """Nobody is known for any of it."""
+    request = pb.BatchRequest(operations=[pb.Operation(get=pb.GetRequest(namespace="shop", key=b"key"))])
+    assert refusal(connect(AUTHORITY.issue()), "batch", request).code() is grpc.StatusCode.UNAUTHENTICATED
+
+
+def test_a_field_outside_its_limits_is_told_before_the_grant(shop: SessionStoreServiceStub) -> None:
+    """No namespace can be made up that the log or the memory of decisions would have to hold."""
+    for operation, request in requests("Not A Namespace", b"key").items():
+        assert refusal(shop, operation, request).code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+def test_denials_are_logged_once_and_without_a_secret(server: RunningServer) -> None:
+    """By identity and operation, however often and for however many namespaces they are tried."""
+    identity = f"spiffe://example.org/{uuid.uuid4().hex}"
+    with channel(server.target, AUTHORITY.pem, AUTHORITY.issue(identity)) as connection:
+        stub = SessionStoreServiceStub(connection)
+        for number in range(20):
+            for operation, request in requests(f"shop.{number}", SECRET.encode()).items():
+                refusal(stub, operation, request)
+    lines = [line for line in server.log_lines("no grant allows this") if line["identity"] == identity]
+    assert sorted((line["operation"], line["namespace"]) for line in lines) == sorted(
+        (operation, "shop.0") for operation in FRONTEND
+    )
+    assert SECRET not in json.dumps(server.log_lines())
+    assert "PRIVATE KEY" not in json.dumps(server.log_lines())
+
+
+# --- Probes --------------------------------------------------------------------------------------------------------
+
+
+def test_probes_need_no_certificate_and_get_health_only(server: RunningServer) -> None:
+    """In plaintext, at an address of their own."""
+    (address,) = server.log_lines("listening")[0]["health"]
+    with grpc.insecure_channel(address) as connection:
+        health = health_pb2_grpc.HealthStub(connection)
+        for service in ("", "resumed.v1.SessionStoreService"):
+            answer = health.Check(health_pb2.HealthCheckRequest(service=service), timeout=10)
+            assert answer.status == health_pb2.HealthCheckResponse.SERVING
+        stub = SessionStoreServiceStub(connection)
+        for operation, request in requests("shop", b"key").items():
+            assert refusal(stub, operation, request).code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+def test_plaintext_is_not_spoken_where_tls_is(server: RunningServer) -> None:
+    """Nothing gets in without a handshake."""
+    with grpc.insecure_channel(server.target) as connection:
+        error = refusal(SessionStoreServiceStub(connection), "get", requests("shop", b"key")["get"])
+    assert error.code() is grpc.StatusCode.UNAVAILABLE
+
+
+# --- Without grants ------------------------------------------------------------------------------------------------
+
+
+def test_without_grants_every_client_of_the_authority_may_do_everything(tmp_path: Path) -> None:
+    """Even one without a name; and no other."""
+    files = Files(tmp_path).write(AUTHORITY.server(), AUTHORITY.pem)
+    with running_server(*files.options) as server:
+        with channel(server.target, AUTHORITY.pem, AUTHORITY.issue()) as connection:
+            asked = requests("any", b"key")
+            assert called(SessionStoreServiceStub(connection), "put", asked["put"]).ttl.seconds
+        for pem in REFUSED_BY_TLS.values():
+            with channel(server.target, AUTHORITY.pem, pem) as connection:
+                error = refusal(SessionStoreServiceStub(connection), "get", asked["get"])
+                assert error.code() is grpc.StatusCode.UNAVAILABLE
+
+
+def test_without_a_client_authority_nobody_needs_a_certificate(tmp_path: Path) -> None:
+    """TLS for the sake of the line alone; the server still proves who it is."""
+    files = Files(tmp_path).write(AUTHORITY.server())
+    with running_server(*files.options) as server:
+        with channel(server.target, AUTHORITY.pem, None) as connection:
+            assert (
+                called(SessionStoreServiceStub(connection), "get", requests("any", b"key")["get"]) == pb.GetResponse()
+            )
+        with channel(server.target, STRANGER.pem, None) as connection:
+            error = refusal(SessionStoreServiceStub(connection), "get", requests("any", b"key")["get"])
+            assert error.code() is grpc.StatusCode.UNAVAILABLE
