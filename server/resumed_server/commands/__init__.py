@@ -6,14 +6,23 @@ Here are their options only: what they do is imported when one is run, so that `
 # ruff: noqa: PLC0415
 from __future__ import annotations
 
+import os
+from enum import Enum
 from typing import Annotated
 
 import typer
 
 
+class _Tls(str, Enum):
+    """Versions of TLS."""
+
+    TLS12 = "1.2"
+    TLS13 = "1.3"
+
+
 def register(app: typer.Typer) -> None:
     """Add the commands to `app`."""
-    for command in (_keygen, _check, _demo):
+    for command in (_keygen, _check, _demo, _bench):
         app.command(command.__name__.removeprefix("_"))(command)
 
 
@@ -57,3 +66,72 @@ def _demo() -> None:
     from resumed_server.commands.demo import demo
 
     raise typer.Exit(0 if demo() else 1)
+
+
+def _bench(
+    targets: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="TARGET...", help="The TLS servers, of any kind, as host:port; clients visit them in turns."
+        ),
+    ],
+    *,
+    tls: Annotated[
+        _Tls | None, typer.Option(help="The only version to speak; without it the newest that the servers speak.")
+    ] = None,
+    resume: Annotated[
+        float, typer.Option(metavar="PERCENT", min=0, max=100, help="How many visits offer the last visit's session.")
+    ] = 90,
+    duration: Annotated[str, typer.Option(metavar="DURATION", help="For how long, as in 10s or 5m.")] = "10s",
+    count: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="How many visits to make, however long it takes.")
+    ] = None,
+    connections: Annotated[int, typer.Option(metavar="N", min=1, max=10_000, help="Visits under way at a time.")] = 8,
+    clients: Annotated[
+        int,
+        typer.Option(metavar="N", min=1, max=1_000_000, help="Clients: so many visits until one comes back."),
+    ] = 256,
+    processes: Annotated[
+        int, typer.Option(metavar="N", min=1, max=256, help="Processes to make the visits with; half the cores.")
+    ] = max(1, (os.cpu_count() or 1) // 2),
+    sni: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The name to ask for; without it the first TARGET's host.")
+    ] = None,
+    ca: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Certificates to trust, in place of the system's.")
+    ] = None,
+    insecure: Annotated[bool, typer.Option("--insecure", help="Trust any certificate.")] = False,
+    say: Annotated[
+        str,
+        typer.Option(
+            metavar="TEXT",
+            help="Send this behind the handshake and wait for the answer's first byte, which the times then include; "
+            r"as in 'GET / HTTP/1.0\r\n\r\n'.",
+        ),
+    ] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Measure TLS servers, whoever made them: full and resumed handshakes a second, and how long each takes.
+
+    Each client visits one server after the other, and offers there the session that the one before gave it.
+
+    Exit status 1 if a visit failed.
+    """
+    from resumed_server.commands.bench import bench
+
+    well = bench(
+        targets,
+        tls=tls.value if tls else None,
+        resume=resume,
+        duration=duration,
+        count=count,
+        connections=connections,
+        clients=clients,
+        processes=min(processes, connections),
+        sni=sni,
+        ca=ca,
+        insecure=insecure,
+        say=say,
+        as_json=as_json,
+    )
+    raise typer.Exit(0 if well else 1)
