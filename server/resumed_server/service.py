@@ -1,6 +1,7 @@
 """The RPCs: check the request, call the engine, answer. Knows gRPC's messages, and nothing of storage.
 
-Every microsecond of Get counts (see docs/measurements.md), so fields are checked by hand.
+Every microsecond counts here (see docs/performance/server.md). So fields are checked by hand, and answers are written
+field by field, which takes half the time of building the messages in them from keyword arguments.
 """
 # ruff: noqa: N802 - the methods are named as in the contract
 
@@ -8,9 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from typing import TYPE_CHECKING, Protocol, cast
-
-from google.protobuf.duration_pb2 import Duration
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 from resumed.v1 import session_store_pb2 as pb
 from resumed.v1.session_store_pb2_grpc import SessionStoreServiceServicer
@@ -21,10 +20,11 @@ from resumed_server.errors import InvalidField, answered, status_of, streamed
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
 
+    from google.protobuf.duration_pb2 import Duration
     from grpc import ServicerContext
 
     from resumed_server.access import Access, Caller
-    from resumed_server.engines.base import Engine, Operation, Outcome, StoredSession
+    from resumed_server.engines.base import Engine, Operation, StoredSession
     from resumed_server.watchers import Message, Watchers
 
 MAX_KEY = 64
@@ -38,6 +38,9 @@ _MAX_SECONDS, _MAX_NANOS = 315_576_000_000, 999_999_999
 """What a google.protobuf.Duration may have."""
 NAMESPACE_LIMIT = "must be 1 to 63 characters of [a-z0-9.-]"
 _is_namespace = re.compile(r"[a-z0-9.-]{1,63}").fullmatch
+
+
+_Answer = TypeVar("_Answer", pb.GetResponse, pb.TakeResponse)
 
 
 class _Addressed(Protocol):
@@ -64,19 +67,21 @@ class SessionStoreService(SessionStoreServiceServicer):
         """Store a session."""
         operation = self._put(request, self._access.caller(context))
         ttl = self._engine.put(operation.namespace, operation.key, operation.value, operation.ttl)
-        return pb.PutResponse(ttl=_duration(ttl))
+        response = pb.PutResponse()
+        _write_ttl(response.ttl, ttl)
+        return response
 
     @answered
     def Get(self, request: pb.GetRequest, context: ServicerContext) -> pb.GetResponse:
         """Return a session."""
         address = _address(request, "get", self._access.caller(context))
-        return pb.GetResponse(session=_session(self._engine.get(*address)))
+        return _found(pb.GetResponse(), self._engine.get(*address))
 
     @answered
     def Take(self, request: pb.TakeRequest, context: ServicerContext) -> pb.TakeResponse:
         """Return a session and remove it."""
         address = _address(request, "take", self._access.caller(context))
-        return pb.TakeResponse(session=_session(self._engine.take(*address)))
+        return _found(pb.TakeResponse(), self._engine.take(*address))
 
     @answered
     def Remove(self, request: pb.RemoveRequest, context: ServicerContext) -> pb.RemoveResponse:
@@ -93,12 +98,11 @@ class SessionStoreService(SessionStoreServiceServicer):
         checked = [self._checked(operation, caller) for operation in request.operations]
         valid = [operation for operation in checked if not isinstance(operation, Exception)]
         outcomes = iter(self._engine.batch(valid) if valid else ())
-        return pb.BatchResponse(
-            results=[
-                _result(operation, operation if isinstance(operation, Exception) else next(outcomes))
-                for operation in checked
-            ]
-        )
+        response = pb.BatchResponse()
+        results = response.results
+        for operation in checked:
+            _write_result(results.add(), operation, operation if isinstance(operation, Exception) else next(outcomes))
+        return response
 
     @streamed
     def Watch(self, request: pb.WatchRequest, context: ServicerContext) -> Iterator[pb.WatchResponse]:
@@ -126,10 +130,10 @@ class SessionStoreService(SessionStoreServiceServicer):
 
     def _checked(self, operation: pb.Operation, caller: Caller) -> Operation | Exception:
         try:
-            if operation.HasField("put"):
-                return self._put(operation.put, caller)
             if operation.HasField("get"):
                 return base.Get(*_address(operation.get, "get", caller))
+            if operation.HasField("put"):
+                return self._put(operation.put, caller)
             if operation.HasField("take"):
                 return base.Take(*_address(operation.take, "take", caller))
             if operation.HasField("remove"):
@@ -173,29 +177,44 @@ def _shared(message: Message) -> pb.WatchResponse:
 
 
 def _event(change: base.Change) -> pb.Event:
+    event = pb.Event()
     if change.session is None:
-        return pb.Event(removed=pb.Event.Removed(key=change.key))
-    return pb.Event(put=pb.Event.Put(key=change.key, session=_session(change.session)))
+        event.removed.key = change.key
+    else:
+        event.put.key = change.key
+        _write_session(event.put.session, change.session)
+    return event
 
 
-def _result(operation: Operation | Exception, outcome: Outcome | Exception) -> pb.Result:
-    """Return the answer to `operation`, which decides the type of its outcome (see `engines.base`)."""
+def _write_result(result: pb.Result, operation: Operation | Exception, outcome: Any) -> None:
+    """Write the outcome of `operation`, which decides its type (see `engines.base`)."""
     if isinstance(outcome, Exception):
-        return pb.Result(error=status_of(outcome, operation))
-    if isinstance(operation, base.Put):
-        return pb.Result(put=pb.PutResponse(ttl=_duration(cast("float", outcome))))
-    if isinstance(operation, base.Remove):
-        return pb.Result(remove=pb.RemoveResponse(removed=cast("bool", outcome)))
-    session = _session(cast("StoredSession | None", outcome))
-    if isinstance(operation, base.Get):
-        return pb.Result(get=pb.GetResponse(session=session))
-    return pb.Result(take=pb.TakeResponse(session=session))
+        result.error.CopyFrom(status_of(outcome, operation))
+    elif isinstance(operation, base.Get):
+        _found(result.get, outcome)
+    elif isinstance(operation, base.Put):
+        _write_ttl(result.put.ttl, outcome)
+    elif isinstance(operation, base.Take):
+        _found(result.take, outcome)
+    else:
+        result.remove.removed = outcome
 
 
-def _session(stored: StoredSession | None) -> pb.Session | None:
-    return None if stored is None else pb.Session(value=stored.value, ttl=_duration(stored.ttl))
+def _found(answer: _Answer, stored: StoredSession | None) -> _Answer:
+    """Return `answer` with what was found, if anything was."""
+    if stored is None:
+        answer.SetInParent()
+    else:
+        _write_session(answer.session, stored)
+    return answer
 
 
-def _duration(seconds: float) -> Duration:
+def _write_session(session: pb.Session, stored: StoredSession) -> None:
+    session.value = stored.value
+    _write_ttl(session.ttl, stored.ttl)
+
+
+def _write_ttl(duration: Duration, seconds: float) -> None:
     whole = int(seconds)
-    return Duration(seconds=whole, nanos=int((seconds - whole) * 1e9))
+    duration.seconds = whole
+    duration.nanos = int((seconds - whole) * 1e9)
