@@ -26,11 +26,12 @@ from resumed_server.engines.redis_url import redacted
 from resumed_server.grants import followed as followed_grants
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
 _LONGEST_TTL = 7 * 86_400
 """Seconds; RFC 8446 section 4.6.1 allows no ticket to live longer."""
 _MOST_WORKERS = 256
+_USUAL_AGE = "10m"
 _LONGEST_UNIX_PATH = 107
 """Bytes that fit into sockaddr_un, less the final NUL."""
 
@@ -258,7 +259,7 @@ class Settings:
         "client that gets in may do everything.",
     )
     max_connection_age: Duration = _setting(
-        "10m",
+        _USUAL_AGE,
         _between(Duration.parse, Duration(1), Duration(86_400)),
         "DURATION",
         "How long a connection is kept before its client is asked to connect anew: how long those stay who got in with "
@@ -334,7 +335,7 @@ def _contradictions(values: dict[str, Any]) -> list[str]:
         if not address.local and not values["insecure"] and not values["client_ca"] and not native
     ]
     if native:
-        problems += _lacking(addresses, tls=bool(values["tls_cert"]))
+        problems += _lacking(values)
     problems += [
         f"{_flag(name)}: needs {_flag(other)} as well"
         for name, other in (("tls_cert", "tls_key"), ("tls_key", "tls_cert"), ("client_ca", "tls_cert"))
@@ -352,16 +353,18 @@ def _contradictions(values: dict[str, Any]) -> list[str]:
     return problems
 
 
-def _lacking(addresses: Iterable[Address], *, tls: bool) -> list[str]:
-    """Return what keeps the native front from serving."""
+def _lacking(values: dict[str, Any]) -> list[str]:
+    """Return what keeps the native front from serving as told."""
     problems = [
         f"--front: native has no TLS and does not know who calls, so it cannot listen on {address}; use a loopback "
         "address or a unix socket, or --front grpcio"
-        for address in addresses
+        for address in values.get("listen", ())
         if not address.local
     ]
-    if tls:
+    if values["tls_cert"]:
         problems.append("--front: native has no TLS; leave --tls-cert away, or use --front grpcio")
+    if str(values.get("max_connection_age", _USUAL_AGE)) != _USUAL_AGE:
+        problems.append("--front: native keeps connections; leave --max-connection-age away, or use --front grpcio")
     if find_spec("pygrpc_native") is None:
         problems.append("--front: native needs the package pygrpc-native; pip install 'resumed[server,native]'")
     return problems

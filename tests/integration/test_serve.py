@@ -122,6 +122,7 @@ def connected(server: RunningServer) -> Iterator[grpc.Channel]:
         (["--store", "mysql://x"], r"--store: .*mysql.*lmdb:"),
         (["--front", "rust"], r"--front: 'rust' is none of grpcio, native"),
         (["--front", "native", "--insecure", "--listen", "0.0.0.0:0"], r"--front: native has no TLS .*0.0.0.0:0; use "),
+        (["--front", "native", "--max-connection-age", "1m"], r"--front: native keeps connections; leave "),
         (["--front", "native", "--check", "--listen", "[::]:0"], r"--front: native has no TLS .*on \[::\]:0; use "),
     ],
     ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
@@ -146,7 +147,6 @@ def test_every_setting_is_read_from_the_environment() -> None:
         "RESUMED_STORE": "lmdb:///tmp/nowhere",
         "RESUMED_CAPACITY": "512MiB",
         "RESUMED_MAX_TTL": "90m",
-        "RESUMED_FRONT": "native",
         "RESUMED_THREADS": "3",
         "RESUMED_DRAIN": "250ms",
         "RESUMED_MAX_CONNECTION_AGE": "90s",
@@ -160,7 +160,7 @@ def test_every_setting_is_read_from_the_environment() -> None:
         "store": "lmdb:///tmp/nowhere",
         "capacity": "2GiB",
         "max-ttl": "90m",
-        "front": "native",
+        "front": "grpcio",
         "workers": "1",
         "threads": "3",
         "drain": "250ms",
@@ -174,6 +174,7 @@ def test_every_setting_is_read_from_the_environment() -> None:
         "log-format": "console",
         "log-level": "debug",
     }
+    assert checked(env={"RESUMED_FRONT": "native"})["front"] == "native"
     assert refused(env={"RESUMED_MAX_TTL": "soon"}) == refused("--max-ttl", "soon")
 
 
@@ -526,6 +527,12 @@ def test_without_the_server_extra_the_command_says_what_to_install(missing: str)
     assert done.returncode != 0
     assert len(done.stderr.splitlines()) == 1
     assert "pip install 'resumed[server]'" in done.stderr
+
+
+def test_the_native_front_refuses_tls() -> None:
+    """It has none, so it would serve in plain text."""
+    lines = refused("--front", "native", "--tls-cert", "/nowhere", "--tls-key", "/nowhere")
+    assert "resumed: --front: native has no TLS; leave --tls-cert away, or use --front grpcio" in lines
 
 
 @pytest.mark.parametrize("option", ["--check", "--insecure"])
