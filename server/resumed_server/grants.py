@@ -101,11 +101,16 @@ def followed(path: str) -> Followed[Grants]:
     Raises:
         ValueError: It cannot be used; the message says why.
     """
-    return Followed("grants", [path], _read)
+    return Followed("grants", [path], lambda contents: _read(path, contents[0]))
 
 
-def _read(contents: Sequence[bytes]) -> Grants:
-    return Grants.parse(contents[0].decode())
+def _read(path: str, content: bytes) -> Grants:
+    try:
+        return Grants.parse(content.decode())
+    except UnicodeDecodeError:
+        raise ValueError(f"{path}: this is no text in UTF-8") from None
+    except ValueError as error:
+        raise ValueError("\n".join(f"{path}: {problem}" for problem in str(error).splitlines())) from None
 
 
 def _matches(pattern: str, text: str) -> bool:
@@ -140,4 +145,4 @@ def _listed(value: object) -> Sequence[str | None]:
 
 
 def _shown(value: object) -> str:
-    return "is missing or no list:" if value is None else f"{str(value)[:80]!r}"
+    return "is missing or of another kind:" if value is None else f"{str(value)[:80]!r}"

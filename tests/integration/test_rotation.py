@@ -1,0 +1,303 @@
+"""Certificates, authorities and grants change while calls go on: none of them fails, and who is out stays out."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import socket
+import ssl
+import threading
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ed25519
+
+from resumed.v1 import session_store_pb2 as pb
+from resumed.v1.session_store_pb2_grpc import SessionStoreServiceStub
+from support.mtls import HOUR, Authority, Files, Pem, channel, grant
+from support.server import PATIENCE, running_server
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from typing_extensions import Self
+
+    from support.server import RunningServer
+
+OLD, NEW = Authority(), Authority()
+BOTH = OLD.pem + NEW.pem
+SHOP, PAY = "spiffe://example.org/shop", "spiffe://example.org/pay"
+EVERYTHING = ["put", "get", "take", "remove", "watch"]
+SHOP_GRANT, PAY_GRANT = grant(SHOP, ["shop"], EVERYTHING), grant(PAY, ["pay"], EVERYTHING)
+TAKEN = "changed files taken"
+IGNORED = "changed files cannot be used, what was there before stays"
+
+
+class Traffic:
+    """Clients that never stop calling. Each may be told to connect anew, as clients do when their files change."""
+
+    def __init__(self, target: str, pems: list[Pem], namespace: str = "shop", clients: int = 3) -> None:
+        self.calls = 0
+        self.errors: list[str] = []
+        self._target = target
+        self._namespace = namespace
+        self._pems = pems
+        self._stopping = threading.Event()
+        self._threads = [threading.Thread(target=self._call) for _ in range(clients)]
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        self.wait_for_more()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopping.set()
+        for thread in self._threads:
+            thread.join(PATIENCE)
+
+    def show(self, pem: Pem) -> None:
+        """Have all clients connect with another certificate."""
+        self._pems.append(pem)
+        self.wait_for_more()
+
+    def wait_for_more(self, calls: int = 200) -> None:
+        """Wait until that many more calls were made."""
+        until = self.calls + calls
+        waiting = threading.Event()
+        for _ in range(int(PATIENCE * 100)):
+            if self.calls >= until or self.errors:
+                return
+            waiting.wait(0.01)
+        raise AssertionError("the clients are stuck")
+
+    def _call(self) -> None:
+        with contextlib.ExitStack() as held:
+            shown = None
+            request = pb.GetRequest(namespace=self._namespace, key=b"key")
+            while not self._stopping.is_set() and not self.errors:
+                if shown is not self._pems[-1]:
+                    shown = self._pems[-1]
+                    stub = SessionStoreServiceStub(held.enter_context(channel(self._target, BOTH, shown)))
+                try:
+                    stub.Get(request, timeout=PATIENCE)
+                except grpc.RpcError as error:
+                    self.errors.append(f"{error.code()} {error.details()}")
+                self.calls += 1
+
+
+@pytest.fixture(params=[1, 2], ids=["one process", "two workers"])
+def files(tmp_path: Path) -> Files:
+    """The files of a server, before anything changes."""
+    return Files(tmp_path).write(OLD.server(), OLD.pem, SHOP_GRANT + PAY_GRANT)
+
+
+@pytest.fixture
+def server(files: Files, request: pytest.FixtureRequest) -> Iterator[RunningServer]:
+    """A server whose connections do not get old."""
+    workers = request.node.callspec.params["files"]
+    with running_server(*files.options, "--max-connection-age", "1s", workers=workers) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def taken(server: RunningServer, event: str = TAKEN) -> Iterator[list[dict[str, Any]]]:
+    """Wait, after files were changed, until every worker has logged `event` once more; fill the list with the lines."""
+    workers, so_far = len(server.log_lines("ready")), len(server.log_lines(event))
+    lines: list[dict[str, Any]] = []
+    yield lines
+    lines += server.wait_for_log(event, so_far + workers)[so_far:]
+
+
+def code_of(server: RunningServer, pem: Pem, namespace: str = "shop") -> grpc.StatusCode | None:
+    """Connect anew, and return how a look-up failed."""
+    with channel(server.target, BOTH, pem) as connection:
+        try:
+            SessionStoreServiceStub(connection).Get(pb.GetRequest(namespace=namespace, key=b"key"), timeout=PATIENCE)
+        except grpc.RpcError as error:
+            return error.code()
+    return None
+
+
+def shown_certificate(server: RunningServer) -> bytes:
+    """Return the certificate that the server shows to a new connection."""
+    host, port = server.target.split(":")
+    context = ssl.create_default_context(cadata=BOTH.decode())
+    context.load_verify_locations(cadata=BOTH.decode())
+    with (
+        socket.create_connection((host, int(port))) as plain,
+        context.wrap_socket(plain, server_hostname="localhost") as tls,
+    ):
+        return ssl.DER_cert_to_PEM_cert(tls.getpeercert(binary_form=True) or b"").encode()
+
+
+# --- Nothing fails -------------------------------------------------------------------------------------------------
+
+
+def test_a_whole_rotation_fails_no_call(server: RunningServer, files: Files) -> None:
+    """Trust the new authority too, change the certificates of the server and of its clients, forget the old one."""
+    old = OLD.issue(SHOP)
+    with Traffic(server.target, [old]) as traffic:
+        with taken(server):
+            files.write(client_ca=BOTH)
+        traffic.wait_for_more()
+        renewed = NEW.server()
+        with taken(server):
+            files.write(renewed)
+        traffic.wait_for_more()
+        assert shown_certificate(server) == renewed.certificate
+        traffic.show(NEW.issue(SHOP))
+        with taken(server):
+            files.write(client_ca=NEW.pem)
+        traffic.wait_for_more(1_000)
+        assert code_of(server, old) is grpc.StatusCode.UNAVAILABLE
+    assert not traffic.errors
+    assert not server.log_lines(IGNORED)
+
+
+def test_grants_change_under_traffic_and_only_the_withdrawn_is_denied(server: RunningServer, files: Files) -> None:
+    """The others do not notice; given back, it is granted again."""
+    pay = OLD.issue(PAY)
+    with Traffic(server.target, [OLD.issue(SHOP)]) as traffic:
+        assert code_of(server, pay, "pay") is None
+        for grants, code in (
+            (SHOP_GRANT, grpc.StatusCode.PERMISSION_DENIED),
+            (PAY_GRANT + SHOP_GRANT, None),
+            (grant(PAY, ["pay"], ["put"]) + SHOP_GRANT, grpc.StatusCode.PERMISSION_DENIED),
+        ):
+            with taken(server):
+                files.write(grants=grants)
+            assert code_of(server, pay, "pay") is code
+            traffic.wait_for_more()
+    assert not traffic.errors
+
+
+def test_a_secret_that_kubernetes_swaps_again_and_again_fails_no_connection(tmp_path: Path) -> None:
+    """Links to a directory that is exchanged: whoever reads the files one by one may get a mixture."""
+    for number in range(2):
+        (tmp_path / f"data-{number}").mkdir()
+        Files(tmp_path / f"data-{number}").write(OLD.server(), OLD.pem)
+    (tmp_path / "..data").symlink_to("data-0")
+    for name in ("tls.crt", "tls.key", "ca.crt"):
+        (tmp_path / name).symlink_to(f"..data/{name}")
+    with running_server(*Files(tmp_path).options, "--max-connection-age", "1s") as server:
+        with Traffic(server.target, [OLD.issue(SHOP)]) as traffic:
+            for number in range(1, 400):
+                (tmp_path / "..new").symlink_to(f"data-{number % 2}")
+                (tmp_path / "..new").replace(tmp_path / "..data")
+                traffic.wait_for_more(5)
+            while shown_certificate(server) != (tmp_path / "tls.crt").read_bytes():
+                traffic.wait_for_more(100)
+        assert not traffic.errors
+        assert not server.log_lines(IGNORED)
+
+
+# --- What cannot be used is ignored --------------------------------------------------------------------------------
+
+EXPIRED = OLD.issue("dns:localhost", lifetime=-HOUR)
+ED25519 = OLD.issue("dns:localhost", key=ed25519.Ed25519PrivateKey.generate())
+BAD_FILES = {
+    "a certificate without its key": ("tls.crt", OLD.server().certificate, "do not belong together"),
+    "a key without its certificate": ("tls.key", OLD.server().key, "do not belong together"),
+    "no certificate": ("tls.crt", b"nonsense", "tls.crt holds no certificates in PEM"),
+    "an empty certificate": ("tls.crt", b"", "tls.crt holds no certificates in PEM"),
+    "no key": ("tls.key", b"nonsense", "tls.key holds no private key in PEM"),
+    "half a key": ("tls.key", OLD.server().key[:100], "tls.key holds no private key in PEM"),
+    "no authority": ("ca.crt", b"\xff\x00", "ca.crt holds no certificates in PEM"),
+    "a huge authority": ("ca.crt", bytes(2 << 20), "ca.crt is larger than"),
+    "no grants": ("grants.toml", b"[[grant", "grants.toml: this is no TOML"),
+    "grants with an unknown operation": ("grants.toml", grant(SHOP, ["shop"], ["read"]).encode(), "operations 'read'"),
+    "grants that are no text": ("grants.toml", b"\xff", "grants.toml: this is no text"),
+}
+
+
+@pytest.mark.parametrize("files", [1], indirect=True)
+def test_files_that_cannot_be_used_are_ignored_with_one_line_each(server: RunningServer, files: Files) -> None:
+    """The old ones stay, also for new connections; when the files are put right, they are taken."""
+    good = {path.name: path.read_bytes() for path in files.directory.iterdir()}
+    with Traffic(server.target, [OLD.issue(SHOP)]) as traffic:
+        for name, content, problem in BAD_FILES.values():
+            with taken(server, IGNORED) as lines:
+                (files.directory / name).write_bytes(content)
+            (line,) = lines
+            assert problem in line["problem"]
+            assert line["level"] == "error"
+            assert code_of(server, OLD.issue(SHOP)) is None
+            with taken(server):
+                (files.directory / name).write_bytes(good[name])
+        for pem, problem in ((EXPIRED, "tls.crt expired at"), (ED25519, "must be RSA of")):
+            with taken(server, IGNORED) as lines:
+                files.write(pem)
+            assert problem in lines[0]["problem"]
+            assert code_of(server, OLD.issue(SHOP)) is None
+        shutil.rmtree(files.directory)
+        server.wait_for_log(IGNORED, len(BAD_FILES) + 4)  # of TLS and of the grants
+        traffic.wait_for_more()
+    assert not traffic.errors
+    assert "PRIVATE KEY" not in str(server.log_lines())
+
+
+# --- Who is out stays out ------------------------------------------------------------------------------------------
+
+
+def test_a_watcher_whose_grant_is_withdrawn_is_cut_off(server: RunningServer, files: Files) -> None:
+    """With PERMISSION_DENIED, within seconds and whether something happens or not; the others go on."""
+    with (
+        channel(server.target, OLD.pem, OLD.issue(PAY)) as one,
+        channel(server.target, OLD.pem, OLD.issue(SHOP)) as two,
+    ):
+        streams = [
+            SessionStoreServiceStub(connection).Watch(pb.WatchRequest(namespace=namespace), timeout=PATIENCE)
+            for connection, namespace in ((one, "pay"), (two, "shop"))
+        ]
+        for stream in streams:
+            assert next(stream).live
+        files.write(grants=SHOP_GRANT)
+        with pytest.raises(grpc.RpcError) as caught:
+            for _ in streams[0]:
+                pass
+        assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
+        assert next(streams[1]).live
+
+
+def test_a_tls_session_of_before_the_rotation_gets_nobody_in(server: RunningServer, files: Files) -> None:
+    """A ticket stands for the certificate that was shown for it: it must not outlive the trust in that."""
+    host, port = server.target.split(":")
+    pem = OLD.issue(SHOP)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.load_verify_locations(cadata=BOTH.decode())
+    context.set_alpn_protocols(["h2"])
+    context.maximum_version = ssl.TLSVersion.TLSv1_2  # here the handshake itself tells whether the client got in
+    (files.directory / "client.pem").write_bytes(pem.key + pem.certificate)
+    context.load_cert_chain(files.directory / "client.pem")
+
+    def connect(session: ssl.SSLSession | None) -> tuple[bool | None, ssl.SSLSession | None]:
+        with (
+            socket.create_connection((host, int(port))) as plain,
+            context.wrap_socket(plain, server_hostname="localhost", session=session) as tls,
+        ):
+            return tls.session_reused, tls.session
+
+    _, session = connect(None)
+    if len(server.log_lines("ready")) == 1:  # each worker has ticket keys of its own
+        assert connect(session)[0], "without a rotation it is resumed"
+    with taken(server):
+        files.write(client_ca=NEW.pem)
+    with pytest.raises(OSError):  # noqa: PT011 - a reset or an alert, as the timing has it
+        connect(session)
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1, ssl.TLSVersion.TLSv1_1])
+@pytest.mark.parametrize("files", [1], indirect=True)
+def test_tls_older_than_1_2_is_refused(server: RunningServer, version: ssl.TLSVersion) -> None:
+    """RFC 8996."""
+    host, port = server.target.split(":")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.load_verify_locations(cadata=OLD.pem.decode())
+    context.set_ciphers("ALL:@SECLEVEL=0")
+    with pytest.warns(DeprecationWarning, match="TLSv1"):
+        context.minimum_version = context.maximum_version = version
+    with socket.create_connection((host, int(port))) as plain, pytest.raises(OSError):  # noqa: PT011
+        context.wrap_socket(plain, server_hostname="localhost")
