@@ -23,6 +23,7 @@ import pytest
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from resumed import Keyring, KeyringError
+from support.mtls import grant
 from support.server import PATIENCE, running_server
 
 if TYPE_CHECKING:
@@ -86,6 +87,89 @@ class TestKeygen:
         assert len(base64.b64decode(first, validate=False)) == 32
         assert first.count("\n") == 1
         assert first != second
+
+
+class TestGrantsCheck:
+    """`resumed grants check` explains what a server with that file would decide."""
+
+    @pytest.fixture
+    def file(self, tmp_path: Path) -> str:
+        """A file of three grants."""
+        path = tmp_path / "grants.toml"
+        path.write_text(
+            grant("spiffe://example.org/shop", ["shop", "shop.*"], ["put", "get", "take", "remove", "watch"])
+            + grant("dns:frontend.pay.svc", ["pay"], ["put", "get"])
+            + grant("spiffe://example.org/ops/*", ["*"], ["purge", "stats"])
+        )
+        return str(path)
+
+    @staticmethod
+    def ask(file: str, identity: str, namespace: str, operation: str) -> subprocess.CompletedProcess[str]:
+        """Ask about one call."""
+        asked = ("--identity", identity, "--namespace", namespace, "--operation", operation)
+        return run("grants", "check", file, *asked)
+
+    @pytest.mark.parametrize(
+        ("identity", "namespace", "operation", "answer"),
+        [
+            ("spiffe://example.org/shop", "shop.eu", "take", "grant 1 (spiffe://example.org/shop) says that"),
+            ("spiffe://example.org/ops/anna", "pay", "purge", "grant 3 (spiffe://example.org/ops/*) says that"),
+        ],
+    )
+    def test_names_the_grant_that_allows(
+        self, file: str, identity: str, namespace: str, operation: str, answer: str
+    ) -> None:
+        """Exit status 0."""
+        done = self.ask(file, identity, namespace, operation)
+        assert done.returncode == 0
+        assert done.stdout.startswith(f"allowed: {answer} {identity} may {operation} in {namespace}")
+
+    @pytest.mark.parametrize(
+        ("identity", "namespace", "operation", "nearest"),
+        [
+            ("spiffe://example.org/shop", "pay", "get", "grant 1 is for that identity, only in shop, shop.*"),
+            ("dns:frontend.pay.svc", "pay", "take", "grant 2 is for that identity, only to put, get"),
+            ("dns:frontend.pay.svc", "shop", "take", "grant 1 is for spiffe://example.org/shop"),
+            ("dns:frontend.pays.svc", "pay", "get", "grant 2 is for dns:frontend.pay.svc"),
+            ("spiffe://example.org/ops", "pay", "stats", "grant 3 is for spiffe://example.org/ops/*"),
+        ],
+    )
+    def test_says_what_is_missing(self, file: str, identity: str, namespace: str, operation: str, nearest: str) -> None:
+        """Exit status 1, the grant that lacks least first."""
+        done = self.ask(file, identity, namespace, operation)
+        assert done.returncode == 1
+        first, second, *_ = done.stdout.splitlines()
+        assert first == f"denied: no grant says that {identity} may {operation} in {namespace}"
+        assert second.strip() == nearest
+
+    def test_what_is_not_asked_is_any(self, file: str) -> None:
+        """A table of the grants about a namespace; exit status 1 if there is none."""
+        done = run("grants", "check", file, "--namespace", "pay")
+        assert done.returncode == 0
+        assert "dns:frontend.pay.svc" in done.stdout
+        assert "spiffe://example.org/shop" not in done.stdout
+        assert run("grants", "check", file, "--namespace", "bank", "--operation", "get").returncode == 1
+        assert "3 of 3 grants" in run("grants", "check", file).stdout
+
+    def test_tells_programs_too(self, file: str) -> None:
+        """As JSON."""
+        done = run("grants", "check", file, "--identity", "dns:frontend.pay.svc", "--operation", "take", "--json")
+        report = json.loads(done.stdout)
+        assert done.returncode == 1
+        assert (report["allowed"], report["namespace"], report["matching"]) == (False, None, [])
+        assert report["nearest"][0]["grant"] == 2
+        assert report["nearest"][0]["missing"] == ["operation"]
+
+    def test_refuses_a_file_or_a_question_that_makes_no_sense(self, file: str, tmp_path: Path) -> None:
+        """A line for each problem, exit status 2."""
+        path = tmp_path / "bad.toml"
+        path.write_text(grant("shop", ["Shop"], ["read"]) + grant("dns:shop", [], ["get"]))
+        done = run("grants", "check", str(path))
+        assert done.returncode == 2
+        assert [line.split(": ")[2:4][0] for line in done.stderr.splitlines()] == ["grant 1"] * 3 + ["grant 2"]
+        for options in (["--identity", "shop"], ["--namespace", "Shop"], ["--operation", "read"]):
+            assert options[0] in complaint(run("grants", "check", file, *options))
+        assert "No such file" in complaint(run("grants", "check", str(tmp_path / "missing")))
 
 
 def checked(target: str, *options: str) -> dict[str, Any]:

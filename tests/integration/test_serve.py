@@ -24,12 +24,16 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from resumed.v1 import session_store_pb2 as pb
 from resumed.v1.session_store_pb2_grpc import SessionStoreServiceStub
+from support.mtls import Authority, Files, grant
 from support.server import COMMAND, PATIENCE, running_server, start_server
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from support.server import RunningServer
+
+
+AUTHORITY = Authority()
 
 
 def refused(*options: str, env: dict[str, str] | None = None, prefix: Sequence[str] = ()) -> list[str]:
@@ -120,6 +124,13 @@ def connected(server: RunningServer) -> Iterator[grpc.Channel]:
         (["--workers", "many"], r"--workers: 'many' is not a whole number"),
         (["--log-format", "xml"], r"--log-format: 'xml' is none of json, console"),
         (["--store", "mysql://x"], r"--store: .*mysql.*lmdb:"),
+        (["--tls-cert", "/dev/null"], r"--tls-cert: needs --tls-key as well"),
+        (["--tls-key", "/dev/null"], r"--tls-key: needs --tls-cert as well"),
+        (["--client-ca", "/dev/null"], r"--client-ca: needs --tls-cert as well"),
+        (["--grants", "/dev/null"], r"--grants: needs --client-ca as well, or the server would not know who calls"),
+        (["--max-connection-age", "0s"], r"--max-connection-age: 0s is outside 1s to 1d"),
+        (["--health-listen", "8080"], r"--health-listen: '8080' is not an address"),
+        (["--workers", "2", "--health-listen", "unix:/run/h.sock"], r"--health-listen: workers cannot share the one"),
         (["--front", "rust"], r"--front: 'rust' is none of grpcio, native"),
         (["--front", "native", "--insecure", "--listen", "0.0.0.0:0"], r"--front: native has no TLS .*0.0.0.0:0; use "),
         (["--front", "native", "--max-connection-age", "1m"], r"--front: native keeps connections; leave "),
@@ -131,6 +142,42 @@ def test_a_setting_that_makes_no_sense_is_one_line(options: list[str], complaint
     """What is wrong, and what to do; exit status 2."""
     (line,) = refused(*options)
     assert re.match(f"resumed: {complaint}", line), line
+
+
+def test_files_that_cannot_be_used_are_told_before_anything_opens(tmp_path: Path) -> None:
+    """A line each, also by --check; the line says what to put right."""
+    files = Files(tmp_path).write(AUTHORITY.server(), AUTHORITY.pem, grant("dns:shop", ["shop"], ["get"]))
+    assert checked(*files.options)["tls-cert"] == str(tmp_path / "tls.crt")
+    files.write(grants=grant("dns:shop", ["shop"], ["read"]))
+    (line,) = refused(*files.options, "--check")
+    assert re.match(r"resumed: --grants: \S+grants.toml: grant 1: operations 'read' must list some of put,", line)
+    for name, content, problem in (
+        ("tls.key", AUTHORITY.server().key, "do not belong together"),
+        ("tls.crt", b"", r"tls\.crt holds no certificates in PEM"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        lines = refused(*files.options)
+        assert re.match(f"resumed: --tls-cert, --tls-key, --client-ca: .*{problem}", lines[0])
+    options = files.options
+    (tmp_path / "tls.key").unlink()
+    assert "tls.key cannot be read: No such file or directory" in refused(*options)[0]
+
+
+def test_addresses_that_others_reach_need_client_certificates(tmp_path: Path) -> None:
+    """TLS alone keeps nobody out."""
+    files = Files(tmp_path).write(AUTHORITY.server(), AUTHORITY.pem)
+    assert checked("--listen", "0.0.0.0:0", *files.options)["insecure"] == "False"
+    without_ca = files.options[:4]
+    (line,) = refused("--listen", "0.0.0.0:0", *without_ca)
+    assert "--client-ca" in line
+    assert checked("--listen", "0.0.0.0:0", *without_ca, "--insecure")["insecure"] == "True"
+
+
+def test_a_busy_address_for_probes_is_one_line() -> None:
+    """Named by its own setting."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        (line,) = refused("--listen", "127.0.0.1:0", "--health-listen", f"127.0.0.1:{taken.getsockname()[1]}")
+    assert line.startswith("resumed: --health-listen: cannot listen on 127.0.0.1:")
 
 
 def test_all_problems_are_told_at_once() -> None:

@@ -24,6 +24,9 @@ def register(app: typer.Typer) -> None:
     """Add the commands to `app`."""
     for command in (_keygen, _check, _demo, _bench):
         app.command(command.__name__.removeprefix("_"))(command)
+    grants = typer.Typer(help="Which identities may do what in which namespaces.")
+    grants.command("check")(_grants_check)
+    app.add_typer(grants, name="grants")
 
 
 def _keygen(
@@ -135,3 +138,21 @@ def _bench(
         as_json=as_json,
     )
     raise typer.Exit(0 if well else 1)
+
+
+def _grants_check(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="The file that `resumed serve --grants` is given.")],
+    identity: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Who calls: spiffe://example.org/shop or dns:frontend.shop.svc.")
+    ] = None,
+    namespace: Annotated[str | None, typer.Option(metavar="NAME", help="Where.")] = None,
+    operation: Annotated[
+        str | None, typer.Option(metavar="NAME", help="What: put, get, take, remove, watch, purge or stats.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Check a file of grants, and explain why a call is allowed or denied (exit status 1). What is not given is any."""
+    from resumed_server.commands.grants import Question, check
+
+    allowed = check(file, Question(identity, namespace, operation), as_json=as_json)
+    raise typer.Exit(0 if allowed else 1)

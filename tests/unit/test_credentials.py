@@ -1,0 +1,140 @@
+"""What gRPC is handed before a handshake, and when it is handed something new."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric import dsa, ec, rsa
+from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, PrivateFormat
+
+from resumed_server.credentials import _Fetcher, followed
+from resumed_server.files import Followed
+from support.mtls import Authority, Files, Pem
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+AUTHORITY = Authority()
+
+
+def test_nothing_new_is_handed_out_until_the_files_change_or_the_ticket_keys_are_old(tmp_path: Path) -> None:
+    """New files at once, the same ones again when it is time."""
+    now = [0.0]
+    files = Files(tmp_path).write(AUTHORITY.server(), AUTHORITY.pem)
+    paths = [str(tmp_path / name) for name in ("tls.crt", "tls.key", "ca.crt")]
+    material = followed(*paths)
+    fetch = _Fetcher(material, material.value, renewal=600, clock=lambda: now[0])
+    assert fetch() is None
+    now[0] = 599.9
+    assert fetch() is None
+    now[0] = 600
+    assert fetch() is not None
+    assert fetch() is None
+    files.write(AUTHORITY.server())
+    material.follow()
+    assert fetch() is None, "it may be the middle of a change"
+    material.follow()
+    assert fetch() is not None
+    assert fetch() is None
+    now[0] = 1_199.9
+    assert fetch() is None
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        rsa.generate_private_key(65_537, 2_048),
+        ec.generate_private_key(ec.SECP256R1()),
+        ec.generate_private_key(ec.SECP384R1()),
+        ec.generate_private_key(ec.SECP521R1()),
+    ],
+    ids=["RSA 2048", "P-256", "P-384", "P-521"],
+)
+def test_keys_that_grpc_can_use_are_taken(tmp_path: Path, key: object) -> None:
+    """With client certificates and without."""
+    Files(tmp_path).write(AUTHORITY.issue("dns:localhost", key=key), AUTHORITY.pem)
+    crt, tls_key, ca = (str(tmp_path / name) for name in ("tls.crt", "tls.key", "ca.crt"))
+    assert followed(crt, tls_key, ca).value.client_ca == AUTHORITY.pem
+    assert followed(crt, tls_key, "").value.client_ca is None
+    assert repr(followed(crt, tls_key, ca).value) == "Material()"
+
+
+ENCRYPTED = ec.generate_private_key(ec.SECP256R1())
+
+
+@pytest.mark.parametrize(
+    ("pem", "problem"),
+    [
+        (AUTHORITY.issue("dns:localhost", key=rsa.generate_private_key(65_537, 1_024)), "must be RSA of 2048 bits"),
+        (AUTHORITY.issue("dns:localhost", key=ec.generate_private_key(ec.SECP256K1())), "EC on P-256"),
+        (AUTHORITY.issue("dns:localhost", key=dsa.generate_private_key(2_048)), "must be RSA"),
+        (
+            Pem(
+                AUTHORITY.issue("dns:localhost", key=ENCRYPTED).certificate,
+                ENCRYPTED.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"password")),
+            ),
+            "is encrypted",
+        ),
+    ],
+    ids=["RSA 1024", "secp256k1", "DSA", "encrypted"],
+)
+def test_keys_that_it_cannot_use_are_refused(tmp_path: Path, pem: Pem, problem: str) -> None:
+    """It would tell nobody, and refuse every handshake."""
+    Files(tmp_path).write(pem)
+    with pytest.raises(ValueError, match=problem):
+        followed(str(tmp_path / "tls.crt"), str(tmp_path / "tls.key"), "")
+
+
+class TestFollowed:
+    """Files that are read again."""
+
+    @staticmethod
+    def numbers(contents: Sequence[bytes]) -> int:
+        """Add up the numbers in the files."""
+        return sum(int(content) for content in contents)
+
+    def test_a_mixture_is_never_taken(self, tmp_path: Path) -> None:
+        """Only what looks the same twice."""
+        one, two = tmp_path / "one", tmp_path / "two"
+        one.write_text("1")
+        two.write_text("10")
+        followed = Followed("numbers", [str(one), str(two)], self.numbers)
+        one.write_text("2")
+        followed.follow()
+        two.write_text("20")
+        followed.follow()
+        assert followed.value == 11
+        followed.follow()
+        assert followed.value == 22
+
+    def test_whatever_goes_wrong_the_old_value_stays(self, tmp_path: Path) -> None:
+        """Also what nobody foresaw, and files that are gone or no files."""
+        path = tmp_path / "number"
+        path.write_text("1")
+
+        def parse(contents: Sequence[bytes]) -> int:
+            if contents[0] == b"boom":
+                raise KeyError("secret")
+            return self.numbers(contents)
+
+        followed = Followed("numbers", [str(path)], parse)
+        for content in ("nonsense", "boom"):
+            path.write_text(content)
+            for _ in range(3):
+                followed.follow()
+        path.unlink()
+        followed.follow()
+        followed.follow()
+        path.mkdir()
+        followed.follow()
+        followed.follow()
+        assert followed.value == 1
+
+    def test_without_a_value_there_is_nothing_to_follow(self, tmp_path: Path) -> None:
+        """A server must not start on files that make no sense."""
+        with pytest.raises(ValueError, match="cannot be read: No such file"):
+            Followed("numbers", [str(tmp_path / "missing")], self.numbers)
+        with pytest.raises(ValueError, match="cannot be read: embedded null byte"):
+            Followed("numbers", ["\0"], self.numbers)

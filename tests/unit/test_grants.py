@@ -1,0 +1,138 @@
+"""The file of grants: what it may say, what it decides, and that no bytes at all break whoever reads it."""
+
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from resumed_server.grants import OPERATIONS, Grants
+from support.mtls import grant
+
+SHOP = "spiffe://example.org/shop"
+
+
+def allowed(text: str, identity: str, namespace: str = "shop", operation: str = "get") -> bool:
+    """Return the decision of a file."""
+    return Grants.parse(text).allow([identity], namespace, operation)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "identity", "matches"),
+    [
+        (SHOP, SHOP, True),
+        (SHOP, SHOP + "/a", False),
+        (SHOP, SHOP.upper(), False),
+        (SHOP, "dns:" + SHOP, False),
+        (SHOP + "/*", SHOP + "/a", True),
+        (SHOP + "/*", SHOP + "/a/b", True),
+        (SHOP + "/*", SHOP, False),
+        (SHOP + "*", SHOP + "2", True),
+        ("spiffe://example.org/*", SHOP, True),
+        ("spiffe://example.org/*", "spiffe://example.organised/shop", False),
+        ("spiffe://example.org", "spiffe://example.org", True),
+        ("dns:a.b", "dns:a.b", True),
+        ("dns:a.b", "dns:a.b.c", False),
+        ("dns:a.b", "dns:*.b", False),
+        ("dns:a*", "dns:a.b", True),
+        ("dns:*", "dns:*.b", True),
+        ("dns:*", SHOP, False),
+    ],
+)
+def test_an_identity_matches_exactly_or_by_prefix(pattern: str, identity: str, matches: bool) -> None:
+    """A pattern of one kind never matches a name of the other."""
+    assert allowed(grant(pattern, ["shop"], ["get"]), identity) is matches
+
+
+@pytest.mark.parametrize(
+    ("pattern", "namespace", "matches"),
+    [
+        ("shop", "shop", True),
+        ("shop", "shops", False),
+        ("shop.*", "shop.eu", True),
+        ("shop.*", "shop", False),
+        ("*", "anything", True),
+    ],
+)
+def test_a_namespace_matches_exactly_or_by_prefix(pattern: str, namespace: str, matches: bool) -> None:
+    """Nothing else is special in it: a dot is a dot."""
+    assert allowed(grant(SHOP, [pattern], ["get"]), SHOP, namespace) is matches
+
+
+def test_every_operation_is_granted_by_its_name() -> None:
+    """And by no other."""
+    for operation in OPERATIONS:
+        text = grant(SHOP, ["shop"], [operation])
+        assert [other for other in OPERATIONS if allowed(text, SHOP, "shop", other)] == [operation]
+
+
+def test_identity_namespace_and_operation_must_stand_in_one_grant() -> None:
+    """Two grants do not add up to a third."""
+    text = grant(SHOP, ["shop"], ["put"]) + grant(SHOP, ["pay"], ["get"]) + grant("dns:other", ["shop"], ["get"])
+    assert not allowed(text, SHOP, "shop", "get")
+    assert Grants.parse(text).allow([SHOP, "dns:other"], "shop", "get"), "any of the caller's names may have it"
+
+
+def test_no_grants_allow_nothing() -> None:
+    """An empty file is a valid one."""
+    assert not allowed("", SHOP)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("grant", "this is no TOML"),
+        ("[grant]\n", r'"grant" must be written as \[\[grant\]\]'),
+        ("grant = 1\n", r'"grant" must be written as \[\[grant\]\]'),
+        ("grant = [1]\n", r'"grant" must be written as \[\[grant\]\]'),
+        ("[[grants]]\n", r"unknown 'grants'; only \[\[grant\]\] is known"),
+        (grant(SHOP, ["shop"], ["get"]) + "role = 1\n", "grant 1: unknown 'role'"),
+        (grant("", ["shop"], ["get"]), "identity '' must be a SPIFFE id"),
+        (grant("shop", ["shop"], ["get"]), "identity 'shop' must be"),
+        (grant("*", ["shop"], ["get"]), r"identity '\*' must be"),
+        (grant("spiffe://*", ["shop"], ["get"]), "identity .* behind the trust domain's slash"),
+        (grant("spiffe://example.org*", ["shop"], ["get"]), "identity .* behind the trust domain's slash"),
+        (grant("spiffe://example.org/*/shop", ["shop"], ["get"]), "identity"),
+        (grant("spiffe://example.org/shop/", ["shop"], ["get"]), "identity"),
+        (grant("spiffe://Example.org/shop", ["shop"], ["get"]), "identity"),
+        (grant("dns:*.svc", ["shop"], ["get"]), "identity"),
+        (grant("dns:Shop.svc", ["shop"], ["get"]), "DNS name in lower case"),
+        (grant(SHOP, ["Shop"], ["get"]), "namespaces 'Shop' must list names"),
+        (grant(SHOP, ["s*p"], ["get"]), "namespaces"),
+        (grant(SHOP, [], ["get"]), "namespaces is missing"),
+        (grant(SHOP, ["s" * 64], ["get"]), "namespaces"),
+        (grant(SHOP, ["shop"], []), "operations is missing"),
+        (grant(SHOP, ["shop"], ["*"]), r"operations '\*' must list some of put, get"),
+        (f'[[grant]]\nidentity = "{SHOP}"\n', "namespaces is missing"),
+        (f'[[grant]]\nidentity = "{SHOP}"\nnamespaces = "shop"\noperations = ["get"]\n', "namespaces is missing or of"),
+        (f'[[grant]]\nidentity = "{SHOP}"\nnamespaces = [1]\noperations = ["get"]\n', "namespaces is missing or of"),
+        ("a = " + "[" * 100_000, "nested too deeply"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(text: str, problem: str) -> None:
+    """With the grant, the field and what it must be: nothing is guessed."""
+    with pytest.raises(ValueError, match=problem):
+        Grants.parse(text)
+
+
+def test_all_problems_are_told_at_once() -> None:
+    """A line each."""
+    with pytest.raises(ValueError, match="grant 1") as caught:
+        Grants.parse(grant("a", ["B"], ["c"]) + grant("dns:a", ["b"], ["d", "get", "e"]))
+    assert [line[:18] for line in str(caught.value).splitlines()] == [
+        "grant 1: identity ",
+        "grant 1: namespace",
+        "grant 1: operation",
+        "grant 2: operation",
+        "grant 2: operation",
+    ]
+
+
+@given(st.text() | st.text(alphabet='[]{}"=grant.\n#* 1'))
+@settings(max_examples=300)
+def test_no_text_breaks_the_reader(text: str) -> None:
+    """It is grants, or a ValueError."""
+    with contextlib.suppress(ValueError):
+        Grants.parse(text)
