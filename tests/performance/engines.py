@@ -18,6 +18,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -29,7 +30,7 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from performance.get_vs_empty import SERVICE, running_empty
+from performance.empty import SERVICE, running_empty
 from performance.load import drive
 from resumed.v1 import session_store_pb2 as pb
 from resumed_server.config import Settings
@@ -46,7 +47,6 @@ VALUE_BYTES = 203
 BATCH = 100
 CONNECTIONS, AT_ONCE = 8, 4
 """Of the calls that keep a server busy: connections, and calls at a time on each."""
-TICK = 1 / os.sysconf("SC_CLK_TCK")
 EMPTY = "empty handler"
 ENGINES = ("lmdb", "redis-server", "valkey-server")
 METHODS = {"Put": "Put", "Get": "Get", "Take": "Take", "Batch of Puts": "Batch", "Batch of Gets": "Batch"}
@@ -68,6 +68,8 @@ class Figures:
         self.rates: list[float] = []
         self.server_cpu: list[float] = []
         self.engine_cpu: list[float] = []
+        self.generator_load: list[float] = []
+        """How much of a core the load generator needed: near 1 it is what was measured."""
         self.busy: list[float] = []
         self.alone: list[float] = []
         self.benchmark: list[tuple[float, float]] = []
@@ -86,10 +88,10 @@ class Figures:
         ]
 
 
-def spread(figures: Sequence[float], factor: float) -> str:
+def spread(figures: Sequence[float], factor: float, digits: int = 0) -> str:
     """Return the median and the range."""
     low, middle, high = (factor * figure for figure in (min(figures), statistics.median(figures), max(figures)))
-    return f"{middle:,.0f} ({low:,.0f} to {high:,.0f})"
+    return f"{middle:,.{digits}f} ({low:,.{digits}f} to {high:,.{digits}f})"
 
 
 def percentiles(seconds: Sequence[float]) -> str:
@@ -101,12 +103,8 @@ def percentiles(seconds: Sequence[float]) -> str:
 
 def cpu_seconds(processes: Iterable[int]) -> float:
     """Return the processor time that `processes` have used so far, in user mode and in the kernel."""
-    used = 0
-    for process in processes:
-        # Behind the name, which may hold anything, fields 14 and 15 are utime and stime (proc(5)).
-        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
-        used += int(fields[11]) + int(fields[12])
-    return used * TICK
+    # The number of a process' clock, as clock_getcpuclockid(3) makes it; /proc/PID/stat has hundredths of seconds only.
+    return sum(time.clock_gettime(~process << 3 | 2) for process in processes)
 
 
 def family(process: int) -> list[int]:
@@ -151,7 +149,7 @@ def run(subject: Subject, operation: str, messages: Sequence[Message], figures: 
     method = METHODS[operation]
     bodies = [message.SerializeToString() for message in messages]
     cut = len(bodies) * 9 // 10
-    used, engine_used = cpu_seconds(subject.processes), cpu_seconds(subject.engine)
+    used, engine_used, own = cpu_seconds(subject.processes), cpu_seconds(subject.engine), time.process_time()
     busy = drive(
         subject.target,
         f"/{SERVICE}/{method}",
@@ -162,10 +160,11 @@ def run(subject: Subject, operation: str, messages: Sequence[Message], figures: 
     figures.server_cpu.append((cpu_seconds(subject.processes) - used) / cut)
     figures.engine_cpu.append((cpu_seconds(subject.engine) - engine_used) / cut)
     figures.rates.append(cut / busy.seconds)
+    figures.generator_load.append((time.process_time() - own) / busy.seconds)
     figures.busy += busy.latencies
     alone = drive(subject.target, f"/{SERVICE}/{method}", bodies[cut:], connections=1, at_once=1)
     figures.alone += alone.latencies
-    if subject.name != EMPTY:
+    if not subject.name.startswith(EMPTY):
         for answer in busy.answers + alone.answers:
             assert succeeded(method, answer), f"{subject.name}: {operation} failed"
 
@@ -184,10 +183,12 @@ def succeeded(method: str, answer: bytes) -> bool:
     )
 
 
-def redis_benchmark(port: int, pipeline: int, count: int) -> Iterator[tuple[str, float, float, float]]:
+def redis_benchmark(
+    port: int, pipeline: int, count: int, clients: int = CONNECTIONS * AT_ONCE
+) -> Iterator[tuple[str, float, float, float]]:
     """Yield of SET and GET: the name, calls a second, and p50 and p99 in seconds."""
     command = ["redis-benchmark", "-p", str(port), "--dbnum", "1", "-t", "set,get", "-d", str(VALUE_BYTES), "--csv"]
-    command += ["-n", str(count), "-r", str(count), "-c", str(CONNECTIONS * AT_ONCE), "-P", str(pipeline)]
+    command += ["-n", str(count), "-r", str(count), "-c", str(clients), "-P", str(pipeline)]
     report = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     for line in csv.DictReader(report.splitlines()):
         yield line["test"], float(line["rps"]), float(line["p50_latency_ms"]) / 1e3, float(line["p99_latency_ms"]) / 1e3
@@ -206,9 +207,8 @@ class Bench:
     def running(self) -> Iterator[Bench]:
         """Start everything that is measured, and end it."""
         with contextlib.ExitStack() as held:
-            before = set(family(os.getpid()))
-            target = held.enter_context(running_empty(Settings.verified().threads))
-            self.subjects.append(Subject(EMPTY, target, list(set(family(os.getpid())) - before)))
+            target, process = held.enter_context(running_empty(Settings.verified().threads))
+            self.subjects.append(Subject(EMPTY, target, [process]))
             for engine, workers in itertools.product(self.options.engines, self.options.workers):
                 url, storage = self._store(engine, held)
                 server = held.enter_context(running_server("--store", url, workers=workers))

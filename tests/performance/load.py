@@ -41,7 +41,10 @@ class Outcome(NamedTuple):
 
 
 def drive(target: str, method: str, bodies: Sequence[bytes], *, connections: int, at_once: int) -> Outcome:
-    """Call `method` ("/package.Service/Name") with each of `bodies`, `at_once` at a time on each connection."""
+    """Call `method` ("/package.Service/Name") with each of `bodies`, `at_once` at a time on each connection.
+
+    `target` is "host:port" or "unix:/path".
+    """
     todo = iter(bodies)
     latencies: list[float] = []
     answers: list[bytes] = []
@@ -69,10 +72,15 @@ class _Connection:
     """One HTTP/2 connection with prior knowledge, for calls of one method."""
 
     def __init__(self, target: str, method: str) -> None:
-        host, _, port = target.rpartition(":")
-        self.socket = socket.create_connection((host, int(port)), PATIENCE)
-        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._headers = _header_block(target, method)
+        if target.startswith("unix:"):
+            self.socket = socket.socket(socket.AF_UNIX)
+            self.socket.settimeout(PATIENCE)
+            self.socket.connect(target.removeprefix("unix:"))
+        else:
+            host, _, port = target.rpartition(":")
+            self.socket = socket.create_connection((host, int(port)), PATIENCE)
+            self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._headers = _header_block("localhost", method)
         self._next_stream = 1
         self._window = _FIRST_WINDOW
         self._waiting: deque[tuple[int, bytes]] = deque()  # bodies that the server's window has no room for
