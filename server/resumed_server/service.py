@@ -18,7 +18,7 @@ from resumed_server.engines import base
 from resumed_server.errors import InvalidField, answered, status_of, streamed
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator
+    from collections.abc import Generator, Iterable, Iterator
 
     from google.protobuf.duration_pb2 import Duration
     from grpc import ServicerContext
@@ -40,7 +40,7 @@ NAMESPACE_LIMIT = "must be 1 to 63 characters of [a-z0-9.-]"
 _is_namespace = re.compile(r"[a-z0-9.-]{1,63}").fullmatch
 
 
-_Answer = TypeVar("_Answer", pb.GetResponse, pb.TakeResponse)
+_Answer = TypeVar("_Answer", pb.GetResponse, pb.TakeResponse, pb.Event.Put)
 
 
 class _Addressed(Protocol):
@@ -95,7 +95,7 @@ class SessionStoreService(SessionStoreServiceServicer):
         caller = self._access.caller(context)
         if not 1 <= len(request.operations) <= MAX_OPERATIONS:
             raise InvalidField("operations", f"must hold 1 to {MAX_OPERATIONS}")
-        checked = [self._checked(operation, caller) for operation in request.operations]
+        checked = list(self._checked(request.operations, caller))
         valid = [operation for operation in checked if not isinstance(operation, Exception)]
         outcomes = iter(self._engine.batch(valid) if valid else ())
         response = pb.BatchResponse()
@@ -128,19 +128,27 @@ class SessionStoreService(SessionStoreServiceServicer):
             for news in subscription.messages():
                 yield _shared(news) if news else pb.WatchResponse(live=True)
 
-    def _checked(self, operation: pb.Operation, caller: Caller) -> Operation | Exception:
-        try:
-            if operation.HasField("get"):
-                return base.Get(*_address(operation.get, "get", caller))
-            if operation.HasField("put"):
-                return self._put(operation.put, caller)
-            if operation.HasField("take"):
-                return base.Take(*_address(operation.take, "take", caller))
-            if operation.HasField("remove"):
-                return base.Remove(*_address(operation.remove, "remove", caller))
-        except (InvalidField, NotGranted) as error:
-            return error
-        return InvalidField("operation", "must be one of put, get, take and remove")
+    def _checked(self, operations: Iterable[pb.Operation], caller: Caller) -> Iterator[Operation | Exception]:
+        """Yield each operation if it is valid and granted, else what is wrong with it."""
+        passed = ""  # where the caller may get: most Batches are about one namespace
+        for operation in operations:
+            try:
+                if operation.HasField("get"):
+                    get = operation.get
+                    namespace, key = get.namespace, get.key
+                    if namespace != passed or not 1 <= len(key) <= MAX_KEY:
+                        passed, key = _address(get, "get", caller)
+                    yield base.Get(namespace, key)
+                elif operation.HasField("put"):
+                    yield self._put(operation.put, caller)
+                elif operation.HasField("take"):
+                    yield base.Take(*_address(operation.take, "take", caller))
+                elif operation.HasField("remove"):
+                    yield base.Remove(*_address(operation.remove, "remove", caller))
+                else:
+                    yield InvalidField("operation", "must be one of put, get, take and remove")
+            except (InvalidField, NotGranted) as error:
+                yield error
 
     def _put(self, request: pb.PutRequest, caller: Caller) -> base.Put:
         namespace, key = _address(request, "put", caller)
@@ -182,7 +190,7 @@ def _event(change: base.Change) -> pb.Event:
         event.removed.key = change.key
     else:
         event.put.key = change.key
-        _write_session(event.put.session, change.session)
+        _found(event.put, change.session)
     return event
 
 
@@ -205,13 +213,10 @@ def _found(answer: _Answer, stored: StoredSession | None) -> _Answer:
     if stored is None:
         answer.SetInParent()
     else:
-        _write_session(answer.session, stored)
+        session = answer.session
+        session.value = stored.value
+        _write_ttl(session.ttl, stored.ttl)
     return answer
-
-
-def _write_session(session: pb.Session, stored: StoredSession) -> None:
-    session.value = stored.value
-    _write_ttl(session.ttl, stored.ttl)
 
 
 def _write_ttl(duration: Duration, seconds: float) -> None:
