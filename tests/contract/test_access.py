@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import socket
+import ssl
+import time
 import uuid
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
@@ -17,7 +21,7 @@ from grpc_status import rpc_status
 from resumed.v1 import session_store_pb2 as pb
 from resumed.v1.session_store_pb2_grpc import SessionStoreServiceStub
 from support.mtls import HOUR, Authority, Files, channel, grant
-from support.server import running_server
+from support.server import PATIENCE, running_server
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -187,6 +191,39 @@ def test_without_a_valid_certificate_no_call_is_read(
     error = refusal(connect(REFUSED_BY_TLS[credential]), operation, requests("shop", key)[operation])
     assert error.code() is grpc.StatusCode.UNAVAILABLE
     assert_untouched(shop, stored, fresh)
+
+
+@pytest.mark.parametrize(
+    ("credential", "why"),
+    [
+        ("none", "PEER_DID_NOT_RETURN"),
+        ("expired", "has expired"),
+        ("of another authority", "unable to get local issuer"),
+    ],
+)
+def test_a_handshake_that_is_refused_is_one_log_line(
+    server: RunningServer, tmp_path: Path, credential: str, why: str
+) -> None:
+    """One of gRPC itself, with the reason and without a secret."""
+    context = ssl.create_default_context(cadata=AUTHORITY.pem.decode())
+    if pem := REFUSED_BY_TLS[credential]:
+        (tmp_path / "client.pem").write_bytes(pem.key + pem.certificate)
+        context.load_cert_chain(tmp_path / "client.pem")
+
+    def lines() -> list[str]:
+        return [line["text"] for line in server.log_lines() if "Handshake failed" in line.get("text", "")]
+
+    before = len(lines())
+    host, port = server.target.split(":")
+    with contextlib.suppress(OSError), socket.create_connection((host, int(port))) as plain:  # noqa: SIM117
+        with context.wrap_socket(plain, server_hostname="localhost") as tls:
+            tls.recv(1)
+    deadline = time.monotonic() + PATIENCE
+    while len(lines()) == before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    (line,) = lines()[before:]
+    assert why in line
+    assert "PRIVATE KEY" not in line
 
 
 @pytest.mark.parametrize("operation", FRONTEND)

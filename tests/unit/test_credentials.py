@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import socket
+import ssl
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
+import grpc
 import pytest
 from cryptography.hazmat.primitives.asymmetric import dsa, ec, rsa
 from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, PrivateFormat
 
-from resumed_server.credentials import _Fetcher, followed
+from resumed_server.credentials import Credentials, _Fetcher, followed
 from resumed_server.files import Followed
 from support.mtls import Authority, Files, Pem
 
@@ -40,6 +44,41 @@ def test_nothing_new_is_handed_out_until_the_files_change_or_the_ticket_keys_are
     assert fetch() is None
     now[0] = 1_199.9
     assert fetch() is None
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_old_tls_sessions_are_not_resumed(tmp_path: Path, version: ssl.TLSVersion) -> None:
+    """Whoever resumes is asked for no certificate, and theirs may have expired since."""
+    now = [0.0]
+    files = Files(tmp_path).write(AUTHORITY.server(), AUTHORITY.pem)
+    credentials = Credentials(followed(*files.options[1::2]), renewal=600, clock=lambda: now[0])
+    server = grpc.server(ThreadPoolExecutor(1))
+    port = server.add_secure_port("127.0.0.1:0", credentials.for_one_port())
+    server.start()
+    pem = AUTHORITY.issue("dns:client")
+    (tmp_path / "client.pem").write_bytes(pem.key + pem.certificate)
+    context = ssl.create_default_context(cadata=AUTHORITY.pem.decode())
+    context.set_alpn_protocols(["h2"])
+    context.minimum_version = context.maximum_version = version
+    context.load_cert_chain(tmp_path / "client.pem")
+
+    def connect(session: ssl.SSLSession | None) -> bool | None:
+        with socket.create_connection(("127.0.0.1", port)) as plain:
+            tls = context.wrap_socket(plain, server_hostname="localhost", session=session)
+            with tls:
+                tls.recv(1)  # what gRPC says first comes behind the ticket
+                sessions.append(tls.session)
+                return tls.session_reused
+
+    sessions: list[ssl.SSLSession | None] = []
+    try:
+        assert not connect(None)
+        assert connect(sessions[-1])
+        now[0] = 600
+        assert not connect(sessions[-1])
+        assert connect(sessions[-1])
+    finally:
+        server.stop(None)
 
 
 @pytest.mark.parametrize(
