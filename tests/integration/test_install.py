@@ -185,7 +185,7 @@ def test_without_pyelftools_the_message_says_what_to_install() -> None:
     code = (
         "import sys; sys.modules['elftools'] = None; sys.modules['elftools.elf.elffile'] = None\n"
         "import resumed; from OpenSSL import SSL\n"
-        "try: resumed.install(SSL.Context(SSL.TLS_SERVER_METHOD), target='x', namespace='x', "
+        "try: resumed.install(SSL.Context(SSL.TLS_SERVER_METHOD), target='x:1', namespace='x', "
         "keyring=resumed.Keyring.plaintext())\n"
         "except resumed.UnsupportedContext as error: print(error)"
     )

@@ -179,11 +179,11 @@ class Unreachable:
 def test_its_size_may_be_given(keyring: resumed.Keyring, mirror: bool | int | str, size: int) -> None:
     """As bytes or with a unit."""
     context = server_context("ssl")
-    shim = resumed.install(context, target="x", namespace="x", keyring=keyring, mirror=mirror)._shim
+    shim = resumed.install(context, target="x:1", namespace="x", keyring=keyring, mirror=mirror)._shim
     assert (shim._mirror.sessions._limit if shim._mirror else 0) == size
 
 
 def test_nonsense_for_a_size_is_refused(keyring: resumed.Keyring) -> None:
     """The message says what is possible."""
     with pytest.raises(ValueError, match="64MiB"):
-        resumed.install(server_context("ssl"), target="x", namespace="x", keyring=keyring, mirror="much")
+        resumed.install(server_context("ssl"), target="x:1", namespace="x", keyring=keyring, mirror="much")

@@ -29,7 +29,7 @@ class FakeStore(SessionStore):
     """A store in a dictionary, whose calls wait for `gate` and fail with `failure`."""
 
     def __init__(self, deadline: float = 5.0) -> None:
-        super().__init__("fake", namespace="shop", deadline=deadline)
+        super().__init__("fake:1", namespace="shop", deadline=deadline)
         self.kept: dict[bytes, bytes] = {}
         self.gets: list[bytes] = []
         self.batches: list[list[resumed.store.Operation]] = []

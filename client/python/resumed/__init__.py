@@ -7,6 +7,7 @@ install() puts the store under a server's TLS context; that is all that most fro
     resumed.install(context, target="dns:///store:7400", namespace="shop", keyring="fleet.keys")
 """
 
+from resumed.credentials import Credentials
 from resumed.errors import (
     AlreadyExists,
     InvalidCall,
@@ -25,6 +26,7 @@ from resumed.store import Get, Put, Remove, SessionStore, StoredSession, Take
 
 __all__ = [
     "AlreadyExists",
+    "Credentials",
     "Get",
     "Installation",
     "InvalidCall",

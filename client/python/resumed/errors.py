@@ -6,8 +6,6 @@ Keyring directly, and for install(), which fails early and says what to do.
 
 from __future__ import annotations
 
-import grpc
-
 
 class ResumedError(Exception):
     """The base of all errors of this package."""
@@ -53,22 +51,22 @@ class InvalidCall(StoreError):
     """A key, value, ttl or namespace is outside its limits."""
 
 
-_BY_CODE: dict[grpc.StatusCode, type[StoreError]] = {
-    grpc.StatusCode.ALREADY_EXISTS: AlreadyExists,
-    grpc.StatusCode.CANCELLED: StoreUnavailable,  # by a server that stops: nobody here cancels
-    grpc.StatusCode.DEADLINE_EXCEEDED: StoreTimeout,
-    grpc.StatusCode.INVALID_ARGUMENT: InvalidCall,
-    grpc.StatusCode.UNAVAILABLE: StoreUnavailable,
+_NAMES = (
+    *("OK", "CANCELLED", "UNKNOWN", "INVALID_ARGUMENT", "DEADLINE_EXCEEDED", "NOT_FOUND", "ALREADY_EXISTS"),
+    *("PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "FAILED_PRECONDITION", "ABORTED", "OUT_OF_RANGE", "UNIMPLEMENTED"),
+    *("INTERNAL", "UNAVAILABLE", "DATA_LOSS", "UNAUTHENTICATED"),
+)
+"""gRPC's status codes, by their numbers (google.rpc.Code)."""
+_BY_NAME: dict[str, type[StoreError]] = {
+    "ALREADY_EXISTS": AlreadyExists,
+    "CANCELLED": StoreUnavailable,  # by a server that stops: nobody here cancels
+    "DEADLINE_EXCEEDED": StoreTimeout,
+    "INVALID_ARGUMENT": InvalidCall,
+    "UNAVAILABLE": StoreUnavailable,
 }
-_BY_NUMBER = {code.value[0]: error for code, error in _BY_CODE.items()}
-
-
-def from_rpc(error: grpc.RpcError) -> StoreError:
-    """Return the StoreError of a failed call."""
-    code, details = error.code(), error.details()
-    return _BY_CODE.get(code, StoreError)(f"{code.name}: {details}")
 
 
 def from_status(number: int, message: str) -> StoreError:
-    """Return the StoreError of a google.rpc.Status inside a Batch."""
-    return _BY_NUMBER.get(number, StoreError)(message)
+    """Return the StoreError of a gRPC status code and the server's words, of a call or of an operation in a Batch."""
+    name = _NAMES[number] if number < len(_NAMES) else f"status {number}"
+    return _BY_NAME.get(name, StoreError)(f"{name}: {message}")

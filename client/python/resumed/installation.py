@@ -14,6 +14,7 @@ from resumed.store import SessionStore
 if TYPE_CHECKING:
     import os
 
+    from resumed.credentials import Credentials
     from resumed.stats import Stats
 
 _NAMESPACE = re.compile(r"[a-z0-9.-]{1,63}")
@@ -77,6 +78,7 @@ def install(
     puts: Literal["wait", "background"] | None = None,
     max_lookups: int = 256,
     mirror: bool | int | str = False,
+    credentials: Credentials | None = None,
     replace: bool = False,
 ) -> Installation:
     """Let a TLS server's context keep its sessions in the store, and resume what any other frontend negotiated.
@@ -101,6 +103,7 @@ def install(
         max_lookups: How many look-ups may be under way at once; beyond that handshakes do not ask.
         mirror: Whether to keep a copy of the namespace's sealed sessions in memory, which the store keeps current, so
             that most look-ups cost no call: True for 64 MiB of them, or a size as bytes or as in "256MiB".
+        credentials: For TLS to the store; None for none.
         replace: Whether session callbacks that the context already has are replaced.
 
     Raises:
@@ -112,7 +115,7 @@ def install(
         raise ValueError(f"namespace must be 1 to 63 characters of [a-z0-9.-], not {namespace!r}")
     if not isinstance(keyring, Keyring):
         keyring = Keyring.load(keyring)
-    store = SessionStore(target, namespace=namespace, deadline=deadline)
+    store = SessionStore(target, namespace=namespace, deadline=deadline, credentials=credentials)
     size = _size(mirror)
     shim = Shim(
         store,

@@ -5,65 +5,38 @@ Keys and values go through as they are: sealing them is the caller's work (the s
 
 from __future__ import annotations
 
-import json
-import threading
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypeVar
 
-import grpc
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import DecodeError, Message
 
 from resumed import errors
-from resumed.process import renew_after_fork
+from resumed.channel import Channel, Method
 from resumed.v1 import session_store_pb2 as pb
-from resumed.v1 import session_store_pb2_grpc as pb_grpc
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from typing_extensions import Self
 
+    from resumed.channel import Stream
+    from resumed.credentials import Credentials
+
 BATCH_OPERATIONS = 256
 """How many operations one Batch call carries; longer ones are sent as several calls."""
 _BATCH_BYTES = 16 << 20
 
-# Retried by gRPC itself, within the deadline. Take is not: after an unknown outcome a second Take misses, where an
-# error tells the truth. Neither is Batch, which may carry one.
-_RETRIED = ("Put", "Get", "Remove")
-_SERVICE = "resumed.v1.SessionStoreService"
-_OPTIONS: list[tuple[str, Any]] = [
-    (
-        "grpc.service_config",
-        json.dumps(
-            {
-                "loadBalancingConfig": [{"round_robin": {}}],
-                "methodConfig": [
-                    {
-                        "name": [{"service": _SERVICE, "method": method} for method in _RETRIED],
-                        "retryPolicy": {
-                            "maxAttempts": 3,
-                            "initialBackoff": "0.005s",
-                            "maxBackoff": "0.02s",
-                            "backoffMultiplier": 2,
-                            "retryableStatusCodes": ["UNAVAILABLE"],
-                        },
-                    }
-                ],
-            }
-        ),
-    ),
-    # A store that comes back is found again within a second or two.
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 1_000),
-    ("grpc.max_reconnect_backoff_ms", 1_000),
-    ("grpc.dns_min_time_between_resolutions_ms", 1_000),
-    ("grpc.max_receive_message_length", _BATCH_BYTES + (1 << 20)),
-    # The store is part of the fleet; proxies are for the world outside.
-    ("grpc.enable_http_proxy", 0),
-    # A store that vanished without a word (a node that lost power) is noticed without traffic to it.
-    ("grpc.keepalive_time_ms", 30_000),
-    ("grpc.keepalive_timeout_ms", 5_000),
-]
+_PATIENCE = 3.0
+"""Seconds that a Watch may be silent: the store says something at least once a second."""
+
+_SERVICE = "/resumed.v1.SessionStoreService/"
+# Take is not repeatable: after an unknown outcome a second one misses, where an error tells the truth. Neither is
+# Batch, which may carry one.
+_PUT, _GET, _REMOVE = (Method(_SERVICE + name, repeatable=True) for name in ("Put", "Get", "Remove"))
+_TAKE, _BATCH, _WATCH = (Method(_SERVICE + name, repeatable=False) for name in ("Take", "Batch", "Watch"))
+
+_Answer = TypeVar("_Answer", bound=Message)
 
 
 class StoredSession(NamedTuple):
@@ -118,21 +91,20 @@ class SessionStore:
         target: Where the store is, as a gRPC name: `dns:///store:7400`, `127.0.0.1:7400`, `unix:/run/resumed.sock`.
         namespace: The namespace of the sessions: 1 to 63 characters of [a-z0-9.-].
         deadline: Seconds that a call may take, unless it says otherwise.
+        credentials: For TLS to the store; None for none.
 
-    Every call raises StoreUnavailable when the store does not answer in time or cannot serve, InvalidCall for a key,
-    value or ttl outside its limits (key 1 to 64 bytes, value 1 to 65,536 bytes, ttl above 0), and StoreError for what
-    else it refuses.
+    Raises ValueError for a malformed target. Every call raises StoreUnavailable when the store does not answer in time
+    or cannot serve, InvalidCall for a key, value or ttl outside its limits (key 1 to 64 bytes, value 1 to 65,536 bytes,
+    ttl above 0), and StoreError for what else it refuses.
     """
 
-    def __init__(self, target: str, *, namespace: str, deadline: float = 0.05) -> None:
+    def __init__(
+        self, target: str, *, namespace: str, deadline: float = 0.05, credentials: Credentials | None = None
+    ) -> None:
         self.target = target
         self.namespace = namespace
         self.deadline = deadline
-        self._lock = threading.Lock()
-        self._channel: grpc.Channel | None = None
-        self._stub: pb_grpc.SessionStoreServiceStub | None = None
-        self._abandoned: list[object] = []
-        renew_after_fork(self)
+        self._channel = Channel(target, credentials)
 
     def __repr__(self) -> str:
         """Show where and what for."""
@@ -145,24 +117,25 @@ class SessionStore:
         taken.
         """
         request = pb.PutRequest(namespace=self.namespace, key=key, value=value, ttl=_duration(ttl))
-        return _seconds(self._call("Put", request, deadline).ttl)
+        return _seconds(self._call(_PUT, request, pb.PutResponse, deadline).ttl)
 
     def get(self, key: bytes, *, deadline: float | None = None) -> StoredSession | None:
         """Return the live session of `key`, or None."""
-        return _session(self._call("Get", pb.GetRequest(namespace=self.namespace, key=key), deadline))
+        request = pb.GetRequest(namespace=self.namespace, key=key)
+        return _session(self._call(_GET, request, pb.GetResponse, deadline))
 
     def take(self, key: bytes, *, deadline: float | None = None) -> StoredSession | None:
         """Return the live session of `key` and remove it, atomically, or None: of all callers ever, one gets it.
 
         Never retried: after StoreUnavailable the session may be gone.
         """
-        return _session(self._call("Take", pb.TakeRequest(namespace=self.namespace, key=key), deadline))
+        request = pb.TakeRequest(namespace=self.namespace, key=key)
+        return _session(self._call(_TAKE, request, pb.TakeResponse, deadline))
 
     def remove(self, key: bytes, *, deadline: float | None = None) -> bool:
         """Remove the session of `key`, for good; return whether a live one was there."""
         request = pb.RemoveRequest(namespace=self.namespace, key=key)
-        removed: bool = self._call("Remove", request, deadline).removed
-        return removed
+        return self._call(_REMOVE, request, pb.RemoveResponse, deadline).removed
 
     def batch(self, operations: Sequence[Operation], *, deadline: float | None = None) -> list[Result]:
         """Carry out `operations` in order; return one result for each, a StoreError for one that failed.
@@ -174,12 +147,12 @@ class SessionStore:
         for operation in operations:
             length = len(operation.value) if isinstance(operation, Put) else 0
             if len(request.operations) == BATCH_OPERATIONS or (request.operations and size + length > _BATCH_BYTES):
-                results += map(_result, self._call("Batch", request, deadline).results)
+                results += self._batch(request, deadline)
                 request, size = pb.BatchRequest(), 0
             request.operations.append(self._operation(operation))
             size += length
         if request.operations:
-            results += map(_result, self._call("Batch", request, deadline).results)
+            results += self._batch(request, deadline)
         return results
 
     def watch(self, position: bytes = b"") -> Watch:
@@ -188,36 +161,19 @@ class SessionStore:
         Use it as a context manager and iterate over it. Both raise StoreError when the stream ends.
         """
         request = pb.WatchRequest(namespace=self.namespace, position=position)
-        return Watch((self._stub or self._connect()).Watch(request))
+        return Watch(self._channel.stream(_WATCH, request.SerializeToString(), _PATIENCE))
 
     def close(self) -> None:
-        """Close the connection; the next call opens another one."""
-        with self._lock:
-            channel, self._channel, self._stub = self._channel, None, None
-        if channel is not None:
-            channel.close()
+        """Close the connections; the next call opens another one."""
+        self._channel.close()
 
-    def after_fork_in_child(self) -> None:
-        """Leave the parent's connection alone, and open another one for the next call."""
-        # Not even dropped: its destructor would wait for threads that the child does not have.
-        self._abandoned.append((self._channel, self._stub))
-        self._lock, self._channel, self._stub = threading.Lock(), None, None
+    def _call(self, method: Method, request: Message, answer: type[_Answer], deadline: float | None) -> _Answer:
+        timeout = self.deadline if deadline is None else deadline
+        return _decoded(answer, self._channel.call(method, request.SerializeToString(), timeout))
 
-    def _call(self, method: str, request: Any, deadline: float | None) -> Any:
-        stub = self._stub or self._connect()
-        try:
-            return getattr(stub, method)(request, timeout=self.deadline if deadline is None else deadline)
-        except grpc.RpcError as error:
-            raise errors.from_rpc(error) from None
-        except ValueError as error:  # closed by another thread between the two lines above
-            raise errors.StoreUnavailable(str(error)) from None
-
-    def _connect(self) -> pb_grpc.SessionStoreServiceStub:
-        with self._lock:
-            if self._stub is None:
-                self._channel = grpc.insecure_channel(self.target, options=_OPTIONS)
-                self._stub = pb_grpc.SessionStoreServiceStub(self._channel)
-            return self._stub
+    def _batch(self, request: pb.BatchRequest, deadline: float | None) -> list[Result]:
+        answer = self._call(_BATCH, request, pb.BatchResponse, deadline)
+        return [_result(result) for result in answer.results]
 
     def _operation(self, operation: Operation) -> pb.Operation:
         match operation:
@@ -239,13 +195,14 @@ class Watch:
         continued: Whether the stream goes on behind the position that was asked for. If not, forget what you knew.
     """
 
-    def __init__(self, stream: Any) -> None:
+    def __init__(self, stream: Stream) -> None:
         self._stream = stream
+        self._answers = iter(stream)
         self.continued = False
 
     def __enter__(self) -> Self:
         """Wait for the first answer."""
-        self.continued = next(self._answers()).continued
+        self.continued = _decoded(pb.WatchResponse, next(self._answers)).continued
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -253,19 +210,13 @@ class Watch:
 
     def __iter__(self) -> Iterator[Changes]:
         """Yield what happened, at least once a second."""
-        for answer in self._answers():
+        for encoded in self._answers:
+            answer = _decoded(pb.WatchResponse, encoded)
             yield Changes([_change(event) for event in answer.events], answer.position, answer.live)
 
     def cancel(self) -> None:
         """End the stream, from any thread."""
         self._stream.cancel()
-
-    def _answers(self) -> Iterator[pb.WatchResponse]:
-        try:
-            yield from self._stream
-        except grpc.RpcError as error:
-            raise errors.from_rpc(error) from None
-        raise errors.StoreUnavailable("the store ended the stream")
 
 
 class Changes(NamedTuple):
@@ -280,6 +231,13 @@ class Changes(NamedTuple):
     def __repr__(self) -> str:
         """Show how many, never which."""
         return f"Changes({len(self.changes)}, live={self.live})"
+
+
+def _decoded(kind: type[_Answer], encoded: bytes) -> _Answer:
+    try:
+        return kind.FromString(encoded)
+    except DecodeError:
+        raise errors.StoreError("the answer is no message of this contract") from None
 
 
 def _change(event: pb.Event) -> tuple[bytes, StoredSession | None]:
