@@ -10,6 +10,7 @@ install() puts the store under a server's TLS context; that is all that most fro
 from resumed.credentials import Credentials
 from resumed.errors import (
     AlreadyExists,
+    CredentialsError,
     InvalidCall,
     KeyringError,
     ResumedError,
@@ -27,6 +28,7 @@ from resumed.store import Get, Put, Remove, SessionStore, StoredSession, Take
 __all__ = [
     "AlreadyExists",
     "Credentials",
+    "CredentialsError",
     "Get",
     "Installation",
     "InvalidCall",

@@ -16,7 +16,7 @@ from collections import deque
 from typing import TYPE_CHECKING, NamedTuple
 
 from resumed import errors
-from resumed.http2 import UNAVAILABLE, Broken, Connection, Refused, Status, head
+from resumed.http2 import CANCELLED, UNAVAILABLE, Broken, Connection, Refused, Status, head
 from resumed.process import renew_after_fork
 from resumed.target import Target
 
@@ -35,6 +35,7 @@ RESOLVE_SECONDS = 1.0
 CONNECT_SECONDS = 5.0
 """How long a stream may take to begin."""
 
+_PASSING = frozenset((CANCELLED, UNAVAILABLE))  # as a server that stops says it
 _FIRST_REST, _LONGEST_REST, _LONGEST_REST_ALONE = 0.05, 5.0, 0.4
 
 _log = logging.getLogger("resumed")
@@ -154,7 +155,7 @@ class Channel:
             except Status as status:
                 server.give_back(connection)
                 failure = errors.from_status(status.number, status.message)
-                if status.number != UNAVAILABLE or not method.repeatable:
+                if status.number not in _PASSING or not method.repeatable:
                     raise failure from None
             except TimeoutError:
                 connection.close()

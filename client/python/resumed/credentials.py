@@ -8,6 +8,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from resumed.errors import CredentialsError
+
 if TYPE_CHECKING:
     import os
 
@@ -30,7 +32,7 @@ class Credentials:
         server_name: The name that the store's certificate must have; None for the host of the target.
 
     Raises:
-        OSError: A file cannot be read, or is not what it should be (ssl.SSLError); the message says which.
+        CredentialsError: A file cannot be read, or is not what it should be; the message says which.
     """
 
     def __init__(
@@ -68,29 +70,31 @@ class Credentials:
                 self._context, self._versions = self._read(), versions
                 _log.info("credentials of the store read again")
             self._complaint = ""
-        except OSError as error:
+        except CredentialsError as error:
             if str(error) != self._complaint:  # once, not every second
                 _log.error("credentials of the store not read again, those read before stay: %s", error)
             self._complaint = str(error)
 
     def _current_versions(self) -> list[tuple[int, int, int]]:
-        statuses = [path.stat() for path in (self._ca, self._cert, self._key) if path]
+        try:
+            statuses = [path.stat() for path in (self._ca, self._cert, self._key) if path]
+        except OSError as error:
+            raise CredentialsError(f"{error.filename}: {error.strerror}") from None
         return [(status.st_ino, status.st_size, status.st_mtime_ns) for status in statuses]
 
     def _read(self) -> ssl.SSLContext:
         try:
+            what = f"{self._ca} has no certificates of authorities"
             context = ssl.create_default_context(cafile=self._ca)
-        except ssl.SSLError as error:
-            raise ssl.SSLError(f"{self._ca}: no certificates of authorities ({error.reason})") from None
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
-        context.set_alpn_protocols(["h2"])
-        if self._cert:
-            try:
+            context.minimum_version = ssl.TLSVersion.TLSv1_2
+            context.set_alpn_protocols(["h2"])
+            if self._cert:
+                what = f"{self._cert} and {self._key or 'the key in it'} are no certificate and its key"
                 context.load_cert_chain(self._cert, self._key, password=_no_password)
-            except ssl.SSLError as error:
-                raise ssl.SSLError(
-                    f"{self._cert} and {self._key or 'the key in it'} are no certificate and its key ({error.reason})"
-                ) from None
+        except ssl.SSLError as error:
+            raise CredentialsError(f"{what} ({error.reason or 'malformed'})") from None
+        except OSError as error:
+            raise CredentialsError(f"{error.filename or self._cert}: {error.strerror}") from None
         return context
 
 

@@ -15,6 +15,10 @@ class KeyringError(ResumedError):
     """A keyring is missing, malformed, or readable by others."""
 
 
+class CredentialsError(ResumedError):
+    """A certificate or key for the connection to the store is missing or malformed, or they do not fit."""
+
+
 class UnsupportedContext(ResumedError):
     """The session callbacks of this TLS context cannot be set; the message says what to do."""
 

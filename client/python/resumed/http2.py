@@ -148,6 +148,7 @@ class Connection:
         self._poll.register(connected, select.POLLIN)
         self._unsent = _PREFACE
         self._received, self._position = b"", 0  # what has come, and how much of it has been looked at
+        self._greeted = False
         self._stream = -1
         self._initial_window = self._window = _DEFAULT_WINDOW  # what the peer takes on a new stream, and on ours
         self._connection_window = _DEFAULT_WINDOW
@@ -409,11 +410,17 @@ class Connection:
         except (TimeoutError, BlockingIOError, ssl.SSLWantReadError):
             raise
         except OSError as error:
-            raise Broken(error.strerror or "the connection failed") from None
+            raise self._broken(error.strerror or "the connection failed") from None
         if not received:
-            raise Broken("the peer closed the connection")
+            raise self._broken("the peer closed the connection")
+        self._greeted = True
         self._received = self._received[self._position :] + received
         self._position = 0
+
+    def _broken(self, reason: str) -> Broken:
+        # A server greets before it looks at anything (RFC 9113 section 3.4). One that ends accepts connections, but
+        # does not come to that any more.
+        return Broken(reason) if self._greeted else Refused(reason)
 
 
 def _unpadded(frame: _Frame) -> bytes:

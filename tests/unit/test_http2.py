@@ -1,0 +1,332 @@
+"""One HTTP/2 connection with a peer whose every byte is chosen: what is answered, refused, waited for."""
+
+from __future__ import annotations
+
+import socket
+import struct
+import threading
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+from hpack import Encoder
+from hypothesis import given
+from hypothesis import strategies as st
+
+from resumed.http2 import MAX_MESSAGE, UNAVAILABLE, Broken, Connection, Refused, Status, head
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+DATA, HEADERS, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = 0, 1, 3, 4, 5, 6, 7, 8, 9
+END_STREAM, ACK, END_HEADERS, PADDED, PRIORITY = 0x1, 0x1, 0x4, 0x8, 0x20
+CALL = head("store:7400", "/package.Service/Method", False)
+SOON = 5.0
+
+
+def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
+    """Return a frame."""
+    return struct.pack(">BHBBL", len(payload) >> 16, len(payload) & 0xFFFF, kind, flags, stream) + payload
+
+
+def block(*headers: tuple[str, str]) -> bytes:
+    """Return encoded headers, as a peer without a table makes them."""
+    encoder = Encoder()
+    encoder.header_table_size = 0
+    return bytes(encoder.encode(headers, huffman=True))
+
+
+def message(data: bytes) -> bytes:
+    """Return a gRPC message."""
+    return struct.pack(">?L", False, len(data)) + data
+
+
+HEAD = frame(HEADERS, END_HEADERS, 1, block((":status", "200"), ("content-type", "application/grpc")))
+TAIL = frame(HEADERS, END_HEADERS | END_STREAM, 1, block(("grpc-status", "0")))
+ANSWER = HEAD + frame(DATA, 0, 1, message(b"answer")) + TAIL
+
+
+def failed(status: str, text: str, stream: int = 1) -> bytes:
+    """Return the trailers of a call that failed."""
+    return frame(HEADERS, END_HEADERS | END_STREAM, stream, block(("grpc-status", status), ("grpc-message", text)))
+
+
+class Peer:
+    """The other end of a connection."""
+
+    def __init__(self) -> None:
+        ours, self.socket = socket.socketpair()
+        self.socket.settimeout(SOON)
+        self.connection = Connection(ours)
+
+    def call(self, answer: bytes, request: bytes = b"request") -> bytes:
+        """Let the connection make a call whose answer is already on its way."""
+        if answer:
+            self.socket.sendall(answer)
+        end = time.monotonic() + SOON
+        self.connection.request(CALL, request, end)
+        return self.connection.answer(end)
+
+    def sent(self) -> bytes:
+        """Return what the connection has sent by now."""
+        return self.socket.recv(1 << 20)
+
+
+@pytest.fixture
+def peer() -> Iterator[Peer]:
+    """A connection and its peer."""
+    peer = Peer()
+    yield peer
+    peer.connection.close()
+    peer.socket.close()
+
+
+def test_a_call_and_its_answer(peer: Peer) -> None:
+    """The request is one write, with the preface before the first one only."""
+    assert peer.call(ANSWER) == b"answer"
+    sent = peer.sent()
+    assert sent.startswith(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+    assert sent.endswith(frame(DATA, END_STREAM, 1, message(b"request")))
+    assert b"grpc-timeout" in sent
+    assert peer.connection.reusable()
+    again = ANSWER.replace(b"\0\0\0\1", b"\0\0\0\3")
+    assert peer.call(again) == b"answer"
+    assert b"PRI" not in peer.sent()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        HEAD + frame(DATA, 0, 1, message(b"answer")[:3]) + frame(DATA, 0, 1, message(b"answer")[3:]) + TAIL,
+        HEAD + frame(DATA, PADDED, 1, b"\3" + message(b"answer") + bytes(3)) + TAIL,
+        frame(HEADERS, 0, 1, HEAD[9:12]) + frame(CONTINUATION, END_HEADERS, 1, HEAD[12:]) + ANSWER[len(HEAD) :],
+        frame(HEADERS, END_HEADERS | PRIORITY, 1, bytes(5) + HEAD[9:]) + ANSWER[len(HEAD) :],
+        frame(SETTINGS, 0, 0) + frame(PING, 0, 0, b"12345678") + frame(99, 0, 0, b"?") + ANSWER,
+        frame(DATA, 0, 5, b"of no call") + ANSWER,
+    ],
+    ids=["in pieces", "padded", "continued headers", "with a priority", "other frames", "an unknown stream"],
+)
+def test_what_the_protocol_allows_is_understood(peer: Peer, answer: bytes) -> None:
+    """RFC 9113 sections 4 to 6."""
+    assert peer.call(answer) == b"answer"
+
+
+def test_an_answer_may_come_byte_by_byte(peer: Peer) -> None:
+    """Wherever TCP cuts it."""
+
+    def dribble() -> None:
+        for byte in ANSWER:
+            peer.socket.sendall(bytes([byte]))
+
+    thread = threading.Thread(target=dribble)
+    thread.start()
+    assert peer.call(b"") == b"answer"
+    thread.join()
+
+
+def test_pings_and_settings_are_acknowledged(peer: Peer) -> None:
+    """Or the peer would end the connection."""
+    peer.call(frame(SETTINGS, 0, 0) + frame(PING, 0, 0, b"12345678") + ANSWER)
+    assert peer.sent().endswith(frame(SETTINGS, ACK, 0) + frame(PING, ACK, 0, b"12345678"))
+
+
+def test_pings_are_answered_between_calls(peer: Peer) -> None:
+    """When the connection is about to be used again."""
+    peer.call(ANSWER)
+    peer.sent()
+    peer.socket.sendall(frame(PING, 0, 0, b"12345678")[:5])
+    assert peer.connection.reusable()
+    peer.socket.sendall(frame(PING, 0, 0, b"12345678")[5:])
+    assert peer.connection.reusable()
+    assert peer.sent() == frame(PING, ACK, 0, b"12345678")
+
+
+@pytest.mark.parametrize("ending", ["closed", "going away"])
+def test_a_connection_that_ended_meanwhile_is_not_used_again(peer: Peer, ending: str) -> None:
+    """The peer closed it, or said that it will."""
+    peer.call(ANSWER)
+    if ending == "closed":
+        peer.socket.shutdown(socket.SHUT_WR)
+    else:
+        peer.socket.sendall(frame(GOAWAY, 0, 0, struct.pack(">LL", 1, 0)))
+    assert not peer.connection.reusable()
+
+
+def test_a_call_that_the_peer_accepted_before_it_goes_is_answered(peer: Peer) -> None:
+    """But it is the last one."""
+    assert peer.call(frame(GOAWAY, 0, 0, struct.pack(">LL", 2**31 - 1, 0)) + ANSWER) == b"answer"
+    assert not peer.connection.reusable()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [frame(GOAWAY, 0, 0, struct.pack(">LL", 0, 0)), frame(RST_STREAM, 0, 1, struct.pack(">L", 7))],
+    ids=["going away", "refused stream"],
+)
+def test_what_the_peer_did_not_look_at_is_told_apart(peer: Peer, answer: bytes) -> None:
+    """Such a call can be made again, whatever it was."""
+    with pytest.raises(Refused):
+        peer.call(answer)
+
+
+@pytest.mark.parametrize(
+    ("answer", "number", "text"),
+    [
+        (failed("14", "the engine%20is down: %E2%82%AC"), 14, "the engine is down: €"),
+        (HEAD + failed("8", "full"), 8, "full"),
+        (HEAD + failed("many", ""), 2, ""),
+        (frame(HEADERS, END_HEADERS | END_STREAM, 1, block((":status", "503"))), UNAVAILABLE, "HTTP status 503"),
+        (frame(HEADERS, END_HEADERS | END_STREAM, 1, block((":status", "404"))), 12, "HTTP status 404"),
+        (HEAD + frame(RST_STREAM, 0, 1, struct.pack(">L", 8)), 1, "HTTP/2 error 8"),
+    ],
+)
+def test_failures_have_a_number_and_the_peers_words(peer: Peer, answer: bytes, number: int, text: str) -> None:
+    """Those of gRPC, or what a proxy without gRPC means; the connection stays good."""
+    with pytest.raises(Status) as caught:
+        peer.call(answer)
+    assert caught.value.number == number
+    assert text in caught.value.message
+    assert peer.connection.reusable()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 400 Bad Request\r\n\r\n",
+        HEAD + frame(DATA, END_STREAM, 1, message(b"answer")),
+        HEAD + frame(DATA, 0, 1, message(b"answer")[:-1]) + TAIL,
+        HEAD + frame(DATA, 0, 1, message(b"one") + message(b"two")) + TAIL,
+        HEAD + TAIL,
+        HEAD + frame(DATA, 0, 1, struct.pack(">?L", True, 3) + b"zip") + TAIL,
+        HEAD + frame(DATA, 0, 1, struct.pack(">?L", False, MAX_MESSAGE + 1)),
+        HEAD + frame(DATA, PADDED, 1, b"\xff" + message(b"answer")),
+        frame(HEADERS, END_HEADERS, 1, b"\xff\xff\xff\xff\xff\xff"),
+        frame(HEADERS, END_HEADERS, 1, b"\xbe"),
+        frame(HEADERS, 0, 1, HEAD[9:]) + frame(DATA, 0, 1),
+        frame(CONTINUATION, END_HEADERS, 1, HEAD[9:]),
+        frame(PUSH_PROMISE, END_HEADERS, 1, bytes(4)),
+        frame(DATA, 0, 1, bytes(16_385)),
+    ],
+    ids=[
+        *("HTTP/1", "no status", "half a message", "two messages", "no message", "compressed", "too long"),
+        *("bad padding", "bad headers", "a table entry", "headers broken off", "a stray continuation", "a push"),
+        "a frame too long",
+    ],
+)
+def test_what_the_protocol_forbids_ends_the_connection(peer: Peer, answer: bytes) -> None:
+    """With one and the same exception."""
+    with pytest.raises(Broken):
+        peer.call(answer)
+
+
+def test_a_peer_that_closes_ends_the_call(peer: Peer) -> None:
+    """In the middle of an answer."""
+    peer.socket.sendall(HEAD)
+    peer.socket.shutdown(socket.SHUT_WR)
+    with pytest.raises(Broken):
+        peer.call(b"")
+
+
+def test_nothing_is_sent_after_the_deadline(peer: Peer) -> None:
+    """The time was up before the call began."""
+    with pytest.raises(TimeoutError):
+        peer.connection.request(CALL, b"", time.monotonic() - 1)
+
+
+def test_a_silent_peer_is_not_waited_for_beyond_the_deadline(peer: Peer) -> None:
+    """Neither for an answer nor for room to send."""
+    end = time.monotonic() + 0.05
+    peer.connection.request(CALL, b"", end)
+    with pytest.raises(TimeoutError):
+        peer.connection.answer(end)
+    with pytest.raises(TimeoutError):
+        peer.connection.request(CALL, bytes(100_000), time.monotonic() + 0.05)
+
+
+def test_a_large_request_waits_for_the_peers_windows(peer: Peer) -> None:
+    """Of the connection and of the call, in frames that every peer takes (RFC 9113 section 5.2)."""
+    body = bytes(200_000)
+    received, raw = bytearray(), bytearray()
+
+    def serve() -> None:
+        granted = 65_535
+        while len(received) < len(body) + 5:
+            read = peer.socket.recv(1 << 20)
+            frames = bytearray(read)
+            if b"PRI" in frames:
+                del frames[: 24 + 9 + 18 + 13]
+            raw.extend(frames)
+            while len(raw) >= 9:
+                length = int.from_bytes(raw[:3], "big")
+                if len(raw) < 9 + length:
+                    break
+                assert length <= 16_384
+                if raw[3] == DATA:
+                    received.extend(raw[9 : 9 + length])
+                del raw[: 9 + length]
+            assert len(received) <= granted
+            if len(received) == granted:
+                granted += 50_000
+                more = struct.pack(">L", 50_000)
+                peer.socket.sendall(frame(WINDOW_UPDATE, 0, 0, more) + frame(WINDOW_UPDATE, 0, 1, more))
+        peer.socket.sendall(ANSWER)
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    assert peer.call(b"", body) == b"answer"
+    thread.join()
+    assert bytes(received[5:]) == body
+
+
+def test_a_peer_may_refuse_a_large_request_before_it_has_it_all(peer: Peer) -> None:
+    """Its words are told, and the connection is not used again: the rest of the request is missing on it."""
+    with pytest.raises(Status, match="too large"):
+        peer.call(failed("8", "too large"), bytes(100_000))
+    assert not peer.connection.reusable()
+
+
+def test_a_long_stream_gives_back_what_it_read(peer: Peer) -> None:
+    """Else the peer would stop at the end of its window."""
+    peer.connection.request(CALL, b"", None)
+    peer.sent()
+
+    def serve() -> None:
+        peer.socket.sendall(HEAD)
+        for _ in range(40):
+            peer.socket.sendall(frame(DATA, 0, 1, struct.pack(">?L", False, 1 << 20)))
+            for _ in range(64):
+                peer.socket.sendall(frame(DATA, 0, 1, bytes(16_384)))
+        peer.socket.sendall(TAIL)
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    messages = 0
+    while peer.connection.message(time.monotonic() + SOON) is not None:
+        messages += 1
+    thread.join()
+    assert messages == 40
+    updates = peer.sent()
+    assert updates[3] == WINDOW_UPDATE
+    assert int.from_bytes(updates[9:13], "big") > MAX_MESSAGE
+
+
+@given(st.binary(max_size=200), st.integers(0, len(ANSWER)))
+def test_whatever_comes_the_worst_is_an_end(noise: bytes, position: int) -> None:
+    """Noise in an answer, anywhere: an answer, a status, or an end of the connection. Nothing else, and in time."""
+    peer = Peer()
+    try:
+        peer.socket.sendall(ANSWER[:position] + noise + ANSWER[position:])
+        peer.socket.shutdown(socket.SHUT_WR)
+        peer.call(b"")
+        peer.connection.reusable()
+    except (Status, Broken):
+        pass
+    finally:
+        peer.connection.close()
+        peer.socket.close()
+
+
+def test_long_names_are_refused() -> None:
+    """What does not fit a header of one length byte is told when the channel is made, not in a handshake."""
+    with pytest.raises(ValueError, match="longer"):
+        head("x" * 127, "/a/b", False)
