@@ -76,7 +76,7 @@ def install(
     single_use: bool = False,
     ids: Literal["sealed", "any"] = "sealed",
     puts: Literal["wait", "background"] | None = None,
-    max_lookups: int = 256,
+    max_lookups: int = 64,
     mirror: bool | int | str = False,
     credentials: Credentials | None = None,
     replace: bool = False,

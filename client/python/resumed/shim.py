@@ -85,7 +85,7 @@ class Shim:
         single_use: bool = False,
         ids: Literal["sealed", "any"] = "sealed",
         puts: Literal["wait", "background"] | None = None,
-        max_lookups: int = 256,
+        max_lookups: int = 64,
         mirror: Mirror | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
