@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import grpc
@@ -19,7 +20,6 @@ from support.tls import PATIENCE, VERSIONS, Client, Frontend
 if TYPE_CHECKING:
     import ssl
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     import resumed
     from support.tls import Stack
@@ -84,6 +84,7 @@ def test_store_hung_and_back(keyring: resumed.Keyring, stack: Stack, client: Cli
         session = client.visit(frontend).session
         assert frontend.shim.flush()
         os.kill(server.process.pid, signal.SIGSTOP)
+        until(lambda: " T " in Path(f"/proc/{server.process.pid}/stat").read_text())
         try:
             assert_handshakes_go_on(client, frontend, session, "late")
         finally:
