@@ -20,7 +20,7 @@ from grpc_status import rpc_status
 
 from resumed.v1 import session_store_pb2 as pb
 from resumed_server.access import NotGranted, Unauthenticated
-from resumed_server.engines.base import AlreadyExists, EngineError, EngineFull, EngineUnavailable, Unwatchable
+from resumed_server.engines.base import AlreadyExists, EngineError, EngineFull, EngineUnavailable
 from resumed_server.logs import described
 from resumed_server.watchers import MAX_WATCHERS, TooManyWatchers, WatcherTooSlow
 
@@ -82,9 +82,6 @@ _ANSWERS: dict[type[Exception], _Answer] = {
     EngineFull: _Answer(StatusCode.RESOURCE_EXHAUSTED, pb.ERROR_REASON_STORE_FULL, "the store is full"),
     EngineUnavailable: _Answer(
         StatusCode.UNAVAILABLE, pb.ERROR_REASON_ENGINE_UNAVAILABLE, "the storage does not answer now, try again later"
-    ),
-    Unwatchable: _Answer(
-        StatusCode.UNIMPLEMENTED, pb.ERROR_REASON_UNIMPLEMENTED, "the storage of this server cannot tell of changes"
     ),
     WatcherTooSlow: _Answer(
         StatusCode.RESOURCE_EXHAUSTED, pb.ERROR_REASON_WATCHER_TOO_SLOW, "events were not read fast enough, watch again"
@@ -158,8 +155,6 @@ def status_of(error: Exception, request: Any) -> Status:
         _log(answer, error)
     elif isinstance(error, AlreadyExists):
         metadata["namespace"] = request.namespace
-    elif isinstance(error, Unwatchable):
-        metadata["method"] = "Watch"
     else:
         _log(answer, error)
     details.insert(0, ErrorInfo(reason=pb.ErrorReason.Name(answer.reason), domain=DOMAIN, metadata=metadata))

@@ -125,8 +125,7 @@ class SessionStoreService(SessionStoreServiceServicer):
                 yield _watched(message, continued=not continued)
                 continued = True
             yield pb.WatchResponse(position=subscription.position, live=True)
-            for news in subscription.messages():
-                yield _shared(news) if news else pb.WatchResponse(live=True)
+            yield from map(_shared, subscription.messages())
 
     def _checked(self, operations: Iterable[pb.Operation], caller: Caller) -> Iterator[Operation | Exception]:
         """Yield each operation if it is valid and granted, else what is wrong with it."""

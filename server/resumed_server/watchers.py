@@ -10,14 +10,15 @@ from __future__ import annotations
 import contextlib
 import queue
 import threading
-from typing import TYPE_CHECKING
+import time
+from typing import TYPE_CHECKING, NamedTuple
 
 import structlog
 
 from resumed_server.engines.base import EngineError, EngineUnavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from resumed_server.engines.base import Change, Engine
 
@@ -27,6 +28,8 @@ READ_SECONDS = 0.05
 """How often the log is read: on average, half of it is what a change is late by."""
 HEARTBEAT_SECONDS = 1.0
 """How long a stream is silent at most."""
+CURRENT_SECONDS = 1.0
+"""How long ago the log was read, at most, when a quiet stream says that all has been told."""
 READ_CHANGES = 1024
 """Changes that are read and sent at once, at most."""
 QUEUED_MESSAGES = 64
@@ -54,13 +57,28 @@ class Message:
         self.encoded: object = None
 
 
-class Subscription:
-    """What one watcher still has to be told."""
+class Progress(NamedTuple):
+    """How far the log has been told: all messages up to `position` are queued."""
 
-    def __init__(self, namespace: str, position: bytes) -> None:
+    position: bytes
+    time: float
+    """When the log was asked for its end, by the clock of the watchers."""
+
+
+class Subscription:
+    """What one watcher still has to be told.
+
+    Args:
+        namespace: What it follows.
+        progress: Returns how far the log has been told.
+        clock: Seconds that only go forward.
+    """
+
+    def __init__(self, namespace: str, progress: Callable[[], Progress], clock: Callable[[], float]) -> None:
         self.namespace = namespace
-        self.position = position
+        self.position = progress().position
         """Where the log was when the subscription began: nothing before that is in its messages."""
+        self._progress, self._clock = progress, clock
         self._messages: queue.Queue[Message | None] = queue.Queue(QUEUED_MESSAGES)
         self._end: EngineError | None = None
 
@@ -77,26 +95,39 @@ class Subscription:
         with contextlib.suppress(queue.Full):
             self._messages.put_nowait(None)
 
-    def messages(self) -> Iterator[Message | None]:
-        """Yield the messages as they come, and None whenever HEARTBEAT_SECONDS passed without one."""
+    def messages(self) -> Iterator[Message]:
+        """Yield the messages as they come, and one without changes whenever HEARTBEAT_SECONDS passed without any.
+
+        Raises:
+            WatcherTooSlow: The watcher did not keep up, or nobody knows what happened meanwhile.
+            EngineUnavailable: The log cannot be read, or the server is stopping.
+        """
         while True:
-            try:
-                message = self._messages.get(timeout=HEARTBEAT_SECONDS)
-            except queue.Empty:
-                message = None
+            message = self._next()
             if self._end:
                 raise self._end
-            yield message
+            if message:
+                yield message
+
+    def _next(self) -> Message | None:
+        with contextlib.suppress(queue.Empty):
+            return self._messages.get(timeout=HEARTBEAT_SECONDS)
+        told = self._progress()
+        if not self._messages.empty():  # or all that was told up to then has been yielded
+            return None
+        if self._clock() - told.time > CURRENT_SECONDS:
+            raise EngineUnavailable("the log of changes could not be read of late")
+        return Message((), told.position)
 
 
 class Watchers:
-    """The watchers of one process, on `engine`."""
+    """The watchers of one process, on `engine`; `clock` counts seconds that only go forward."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    def __init__(self, engine: Engine, clock: Callable[[], float] = time.monotonic) -> None:
+        self._engine, self._clock = engine, clock
         self._lock = threading.Lock()
         self._subscriptions: set[Subscription] = set()
-        self._position = b""
+        self._progress = Progress(b"", 0.0)
         self._closed = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -106,7 +137,6 @@ class Watchers:
 
         Raises:
             TooManyWatchers: There are MAX_WATCHERS already.
-            Unwatchable: The engine cannot tell of changes.
             EngineUnavailable: The engine does not answer, or the server is stopping.
         """
         with self._lock:
@@ -117,8 +147,9 @@ class Watchers:
             if self._subscriptions:
                 self._tell_all()  # so that the subscription begins at the present
             else:
-                self._position = self._engine.position()
-            subscription = Subscription(namespace, self._position)
+                now = self._clock()
+                self._progress = Progress(self._engine.position(), now)
+            subscription = Subscription(namespace, lambda: self._progress, self._clock)
             self._subscriptions.add(subscription)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="watchers", daemon=True)
@@ -133,17 +164,25 @@ class Watchers:
         """Yield what happened behind the position `after` until `subscription` began.
 
         The first message has no changes: it says that the log reaches back that far. Nothing is yielded if it does not.
+
+        Raises:
+            WatcherTooSlow: The log moved on meanwhile.
+            EngineUnavailable: The engine does not answer.
         """
         until, position = subscription.position, after
-        while (read := self._engine.changes(position, until, READ_CHANGES)) is not None:
-            if position == after:
-                yield Message((), after)
+        if (read := self._engine.changes(position, until, READ_CHANGES)) is None:
+            return
+        yield Message((), after)
+        while True:
             changes, position = read
             ours = [change for change in changes if change.namespace == subscription.namespace]
             if ours:
                 yield Message(ours, position)
-            if position >= until:
+            if position == until:
                 return
+            if (again := self._engine.changes(position, until, READ_CHANGES)) is None:
+                raise WatcherTooSlow("the log of changes moved on while a watcher caught up")
+            read = again
 
     def close(self) -> None:
         """End all watchers, who may go on at another server."""
@@ -167,19 +206,21 @@ class Watchers:
 
     def _tell_all(self) -> None:
         """Tell every watcher what happened up to now; called with the lock."""
+        now = self._clock()
         until = self._engine.position()
-        while self._position < until:
-            read = self._engine.changes(self._position, until, READ_CHANGES)
-            if read is None:  # this process did not keep up with the others
-                self._position = until
+        while (position := self._progress.position) != until:
+            read = self._engine.changes(position, until, READ_CHANGES)
+            if read is None:  # this process did not keep up with the others, or the store is no longer the same
                 for subscription in self._subscriptions:
-                    subscription.end(WatcherTooSlow("the log of changes moved on"))
-                return
-            changes, self._position = read
+                    subscription.end(WatcherTooSlow("the log of changes moved on, or is another one"))
+                break
+            changes, position = read
             by_namespace: dict[str, list[Change]] = {}
             for change in changes:
                 by_namespace.setdefault(change.namespace, []).append(change)
-            messages = {name: Message(ours, self._position) for name, ours in by_namespace.items()}
+            messages = {name: Message(ours, position) for name, ours in by_namespace.items()}
             for subscription in self._subscriptions:
                 if subscription.namespace in messages:
                     subscription.tell(messages[subscription.namespace])
+            self._progress = Progress(position, self._progress.time)
+        self._progress = Progress(until, now)

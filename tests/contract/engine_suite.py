@@ -343,6 +343,107 @@ class EngineSuite:
             kind is Get and number % 2 == 0 for number in range(256)
         ]
 
+    # --- Changes ----------------------------------------------------------------------------------------------------
+
+    @pytest.fixture
+    def kept(self) -> tuple[int, int]:
+        """How many changes the engine's log keeps at least, and at most."""
+        raise NotImplementedError
+
+    def test_what_changes_is_told_once(self, engine: Engine) -> None:
+        """Puts, Takes and Removes that did something, alone and in batches, in the order of each key."""
+        position = engine.position()
+        engine.put("shop", b"a", b"one", 60.0)
+        engine.put("shop", b"a", b"one", 60.0)
+        engine.get("shop", b"a")
+        engine.take("shop", b"unknown")
+        engine.batch([Put("eu", b"a", b"two", 60.0), Put("shop", b"b", b"three", 60.0)])
+        changes, position = told(engine, position)
+        assert changes == {("shop", b"a"): [b"one"], ("eu", b"a"): [b"two"], ("shop", b"b"): [b"three"]}
+        engine.take("shop", b"a")
+        engine.batch([Take("shop", b"a"), Remove("eu", b"a"), Remove("shop", b"b"), Put("shop", b"b", b"three", 60.0)])
+        engine.remove("shop", b"b")
+        engine.remove("shop", b"unknown")
+        changes, position = told(engine, position)
+        assert changes == {("eu", b"a"): [None], **{("shop", key): [None] for key in (b"a", b"b", b"unknown")}}
+        assert told(engine, position)[0] == {}
+
+    def test_what_is_told_of_a_session_is_what_is_left_of_it(self, engine: Engine, advance: Advance) -> None:
+        """The time, as a look-up would say; of one that came and went, only that it went."""
+        position = engine.position()
+        engine.put("shop", b"a", b"value", 60.0)
+        engine.put("shop", b"b", b"value", 60.0)
+        engine.put("shop", b"c", b"value", 10.0)
+        engine.remove("shop", b"b")
+        advance(20.0)
+        read = engine.changes(position, engine.position(), 10)
+        assert read is not None
+        sessions = {change.key: change.session for change in read[0]}
+        assert sessions.keys() == {b"a", b"b"}
+        assert sessions[b"a"] is not None
+        assert sessions[b"a"].ttl == pytest.approx(40.0, abs=self.tick)
+        assert sessions[b"b"] is None
+
+    def test_changes_are_read_in_parts(self, engine: Engine) -> None:
+        """As few as are asked for, none twice, none left out."""
+        position = engine.position()
+        keys = [b"%d" % number for number in range(300)]
+        engine.batch([Put("shop", key, b"value", 60.0) for key in keys])
+        engine.batch([Remove("shop", key) for key in keys[::2]])
+        until, found = engine.position(), Counter[bytes]()
+        engine.put("shop", b"later", b"value", 60.0)
+        for _ in range(1_000):
+            read = engine.changes(position, until, 7)
+            assert read is not None
+            assert len(read[0]) <= 7
+            found.update(change.key for change in read[0])
+            position = read[1]
+            if position == until:
+                break
+        assert found == Counter(keys)
+        assert told(engine, position)[0] == {("shop", b"later"): [b"value"]}
+
+    def test_large_values_are_told_a_few_at_a_time(self, engine: Engine) -> None:
+        """And every one."""
+        position, found, reads = engine.position(), [], 0
+        keys = [b"%d" % number for number in range(300)]
+        for key in keys:
+            engine.put("shop", key, bytes(65_536), 60.0)
+        until = engine.position()
+        while position != until:
+            read = engine.changes(position, until, 1_000)
+            assert read is not None
+            assert sum(len(change.session.value) for change in read[0] if change.session) <= 9 << 20
+            found += [change.key for change in read[0]]
+            position = read[1]
+            reads += 1
+        assert sorted(found) == sorted(keys)
+        assert reads >= 2
+
+    def test_a_log_that_moved_on_is_none_and_never_a_gap(self, engine: Engine, kept: tuple[int, int]) -> None:
+        """It is bounded."""
+        least, most = kept
+        position = engine.position()
+        numbers = iter(range(1 << 30))
+
+        def log(count: int) -> None:
+            while count > 0:
+                engine.batch([Put("shop", b"%d" % next(numbers), b"v", 60.0) for _ in range(min(count, 250))])
+                count -= 250
+
+        log(least)
+        assert engine.changes(position, engine.position(), 10) is not None
+        log(most + 1 - least)
+        assert engine.changes(position, engine.position(), 10) is None
+
+    @pytest.mark.parametrize("byte", [b"", b"\0", b"\xff", b"x"])
+    @pytest.mark.parametrize("length", [1, 16, 40, 64])
+    def test_a_position_that_means_nothing_is_none(self, engine: Engine, byte: bytes, length: int) -> None:
+        """As is one of another store."""
+        engine.put("shop", b"a", b"value", 60.0)
+        assert len(engine.position()) <= 64
+        assert engine.changes(length * byte, engine.position(), 10) is None
+
     # --- The engine as a whole --------------------------------------------------------------------------------------
 
     def test_a_working_engine_passes_its_probe(self, engine: Engine) -> None:
@@ -363,6 +464,8 @@ class EngineSuite:
             lambda: engine.batch([Get("shop", b"k")]),
             lambda: engine.batch([Take("shop", b"k")]),
             lambda: engine.sweep(1),
+            engine.position,
+            lambda: engine.changes(b"", b"", 1),
             engine.probe,
         ]
         for call in calls:
@@ -393,6 +496,19 @@ class EngineSuite:
 
         _race(lambda racer: close(racer) if racer == 8 else work(racer), 9)
         assert len(refused) == 8
+
+
+def told(engine: Engine, position: bytes) -> tuple[dict[tuple[str, bytes], list[bytes | None]], bytes]:
+    """Return all that changed behind a position, by namespace and key, and where the log is now."""
+    changes: dict[tuple[str, bytes], list[bytes | None]] = {}
+    until = engine.position()
+    while position != until:
+        read = engine.changes(position, until, 1_000)
+        assert read is not None, "the log does not reach back"
+        for change in read[0]:
+            changes.setdefault((change.namespace, change.key), []).append(_value(change.session))
+        position = read[1]
+    return changes, position
 
 
 def _value(outcome: object) -> bytes | None:

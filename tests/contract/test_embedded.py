@@ -55,6 +55,11 @@ class TestEmbedded(EngineSuite):
         yield engine
         engine.close()
 
+    @pytest.fixture
+    def kept(self) -> tuple[int, int]:
+        """A change for every 2 KiB of capacity."""
+        return ROOMY // 2_048, ROOMY // 2_048
+
 
 def test_in_any_history_it_behaves_like_a_dictionary() -> None:
     """Of a hundred."""

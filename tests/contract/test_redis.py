@@ -19,7 +19,7 @@ import pytest
 import trustme
 from structlog.testing import capture_logs
 
-from contract.engine_suite import EngineSuite, FakeClock
+from contract.engine_suite import EngineSuite, FakeClock, told
 from contract.state_machine import check_histories
 from resumed_server.engines import open_engine, verify_url
 from resumed_server.engines.base import (
@@ -34,6 +34,8 @@ from resumed_server.engines.base import (
     StoredSession,
     Take,
 )
+from resumed_server.engines.redis_log import KEPT_SECONDS
+from resumed_server.engines.redis_nodes import PERMISSIONS
 from resumed_server.engines.redis_url import RedisUrl, redacted
 from support.redis import redis_server, until, valkey_cluster, valkey_sentinels, valkey_server
 from support.tls import CA, CERTIFICATE
@@ -127,12 +129,53 @@ class TestRedis(EngineSuite):
         with contextlib.closing(store.open()) as engine:
             yield engine
 
+    @pytest.fixture
+    def kept(self, monkeypatch: pytest.MonkeyPatch, store: Store) -> tuple[int, int]:
+        """Fewer than otherwise, in the stream of each primary; it is trimmed by whole nodes, of 100."""
+        monkeypatch.setattr("resumed_server.engines.redis_log.MOST_CHANGES", 1_000)
+        return 900, 1_300 * len(store.servers)
+
 
 def test_in_any_history_it_behaves_like_a_dictionary(store: Store) -> None:
     """Of thirty."""
     check_histories(
         lambda _clock: store.open(), lambda: RedisClock(store.servers), sweeps=False, tick=DRIFT, examples=30
     )
+
+
+def test_servers_share_one_log(store: Store) -> None:
+    """What one changed another one tells, and goes on where that one was."""
+    prefix = f"prefix={uuid.uuid4()}:&{PATIENT}"
+    with opened(store.url, prefix) as one, opened(store.url, prefix) as other:
+        _, position = told(one, one.position())
+        for number in range(100):
+            other.put("shop", b"%d" % number, b"value", 60.0)
+        changes, position = told(one, position)
+        assert changes == {("shop", b"%d" % number): [b"value"] for number in range(100)}
+        for number in range(100):
+            one.take("shop", b"%d" % number)
+        changes, _ = told(other, position)
+        assert {("shop", b"%d" % number): [None] for number in range(100)} == changes
+
+
+def test_only_what_is_read_is_logged(store: Store) -> None:
+    """Without a reader there is no log; it goes when its last reader has gone."""
+    prefix = f"{uuid.uuid4()}:"
+    with opened(store.url, f"prefix={prefix}&{PATIENT}") as engine:
+
+        def streams() -> list[bytes]:
+            return [key for server in store.servers for key in server.client.scan_iter(f"{prefix}{{*", count=1_000)]
+
+        engine.put("shop", b"k", b"value", 60.0)
+        assert engine.take("shop", b"k")
+        assert not streams()
+        position = engine.position()
+        assert streams()
+        engine.remove("shop", b"other")
+        assert told(engine, position)[0] == {("shop", b"other"): [None]}
+        RedisClock(store.servers).advance(KEPT_SECONDS)
+        assert not streams()
+        assert engine.changes(position, engine.position(), 10) is None
 
 
 @pytest.fixture
@@ -251,13 +294,14 @@ def test_a_user_without_permissions_is_refused(server: RedisServer) -> None:
 
 def test_the_permissions_that_are_asked_for_are_enough(server: RedisServer) -> None:
     """For everything that an engine does."""
-    permissions = "+eval +get +set +pttl +wait +info +cluster"
-    server.client.execute_command(f"ACL SETUSER modest on >pass ~resumed:* {permissions}")
+    server.client.execute_command(f"ACL SETUSER modest on >pass ~resumed:* {PERMISSIONS}")
     with opened(f"redis://modest:pass@127.0.0.1:{server.port}", PATIENT) as engine:
         engine.put("shop", b"k", b"value", 60.0)
         assert engine.get("shop", b"k")
         assert engine.take("shop", b"k")
-        assert not engine.remove("shop", b"k")
+        position = engine.position()
+        assert not engine.remove("shop", b"other")
+        assert engine.changes(position, engine.position(), 1)
         engine.probe()
 
 
@@ -475,6 +519,73 @@ def test_wait_is_content_with_a_replica() -> None:
         assert replica.client.get(b"resumed:shop:k") == b""
 
 
+def emptied(server: RedisServer) -> None:
+    """Empty it."""
+    server.client.flushall()
+
+
+def restarted(server: RedisServer) -> None:
+    """Lose everything."""
+    server.kill()
+    server.start()
+
+
+def rolled_back(server: RedisServer) -> None:
+    """Lose the last changes."""
+    server.client.config_set("save", "3600 1")
+    server.client.save()
+    server.client.xadd(b"resumed:{0}", {"-": b"resumed:shop:lost"})
+    restarted(server)
+
+
+def without_log(server: RedisServer) -> None:
+    """Lose only the log."""
+    server.client.delete(*server.client.keys("resumed:{*"))
+
+
+@pytest.mark.parametrize("lose", [emptied, restarted, rolled_back, without_log])
+def test_a_position_from_before_a_loss_is_none(server: RedisServer, lose: Callable[[RedisServer], None]) -> None:
+    """Whoever followed begins anew, also if nobody else noticed and much has happened since."""
+    with opened(server.url, PATIENT) as engine, opened(server.url, PATIENT) as other:
+        engine.position()
+        engine.put("shop", b"k", b"value", 60.0)
+        position = engine.position()
+        lose(server)
+        for log in (other, engine):
+            log.position()
+            log.put("shop", secrets.token_bytes(8), b"value", 60.0)
+            assert log.changes(position, log.position(), 10) is None
+
+
+def test_a_clock_that_is_put_back_hides_nothing(server: RedisServer) -> None:
+    """Ids go on behind the last one, and the stream lives on."""
+    with opened(server.url, PATIENT) as engine:
+        engine.position()
+        (stream,) = server.client.keys("resumed:{*")
+        hour = 3_600_000
+        server.client.xadd(stream, {".": ""}, id=f"{int(time.time() * 1_000) + hour}-0")
+        position = engine.position()
+        server.client.pexpire(stream, 5_000)
+        engine.remove("shop", b"k")
+        assert told(engine, position)[0] == {("shop", b"k"): [None]}
+        assert server.client.pttl(stream) > 5_000
+
+
+def test_a_failover_begins_a_new_log() -> None:
+    """Whether or not the replica has all that the primary had."""
+    with valkey_sentinels() as sentinels, opened(sentinels.url, PATIENT) as engine:
+        engine.position()
+        sentinels.fall_behind()
+        engine.put("shop", b"lost", b"value", 60.0)
+        position = engine.position()
+        sentinels.primary.kill()
+        until(lambda: not _works(engine, wait=False))
+        until(lambda: _works(engine))
+        for _ in range(20):
+            engine.remove("shop", b"lost")
+            assert engine.changes(position, engine.position(), 10) is None
+
+
 def test_a_failover_is_followed() -> None:
     """To the replica that the Sentinels promote, with what it has."""
     with valkey_sentinels() as sentinels, opened(sentinels.url, f"wait_replicas=1&{PATIENT}") as engine:
@@ -507,6 +618,35 @@ def test_slots_move_under_calls() -> None:
         moving.join(60)
         assert taken == keys
         assert not any(engine.batch([Get("shop", key) for key in keys]))
+
+
+def test_no_removal_is_missed_while_slots_move() -> None:
+    """Whoever follows knows of each, or is told to begin anew; no call fails on the way."""
+    keys = [b"%d" % number for number in range(600)]
+    with valkey_cluster() as cluster, opened(cluster.url, PATIENT) as engine, opened(cluster.url, PATIENT) as reader:
+        engine.batch([Put("shop", key, b"value", 600.0) for key in keys])
+        position, known = reader.position(), set(keys)
+
+        def caught_up() -> bool:
+            nonlocal position, known
+            with contextlib.suppress(EngineUnavailable):  # slots of the log are moving: whoever follows waits
+                end = reader.position()
+                while position != end:
+                    read = reader.changes(position, end, 10)
+                    if read is None:
+                        known, read = {key for key in keys if reader.get("shop", key)}, ([], end)
+                    known -= {change.key for change in read[0]}
+                    position = read[1]
+                return True
+            return False
+
+        moving = threading.Thread(target=cluster.move_slots, args=(threading.Event(),), daemon=True)
+        moving.start()
+        for key in keys:
+            assert engine.take("shop", key)
+            until(caught_up)
+            assert key not in known
+        moving.join(60)
 
 
 def failure(call: Callable[[], object]) -> EngineUnavailable:

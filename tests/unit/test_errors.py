@@ -14,7 +14,6 @@ from resumed_server.engines.base import (
     EngineError,
     EngineFull,
     EngineUnavailable,
-    Unwatchable,
 )
 from resumed_server.errors import InvalidField, status_of
 from resumed_server.watchers import TooManyWatchers, WatcherTooSlow
@@ -48,7 +47,6 @@ def raised(error: Exception) -> Exception:
         (EngineFull("cause"), 8, pb.ERROR_REASON_STORE_FULL),
         (EngineUnavailable("cause"), 14, pb.ERROR_REASON_ENGINE_UNAVAILABLE),
         (EngineBroken("cause"), 14, pb.ERROR_REASON_ENGINE_UNAVAILABLE),
-        (Unwatchable("no log"), 12, pb.ERROR_REASON_UNIMPLEMENTED),
         (WatcherTooSlow("cause"), 8, pb.ERROR_REASON_WATCHER_TOO_SLOW),
         (TooManyWatchers("cause"), 8, pb.ERROR_REASON_TOO_MANY_WATCHERS),
         (EngineError("cause"), 13, pb.ERROR_REASON_INTERNAL),
@@ -89,7 +87,7 @@ def test_the_log_gets_what_an_engine_says_once_in_a_while() -> None:
     assert [line["cause"] for line in logged] == ["the disk is gone", "no room"]
 
 
-@pytest.mark.parametrize("error", [InvalidField("ttl", "x"), AlreadyExists("x"), Unwatchable("no log")])
+@pytest.mark.parametrize("error", [InvalidField("ttl", "x"), AlreadyExists("x")])
 def test_what_the_caller_got_wrong_is_not_logged(error: Exception) -> None:
     """Nobody fills the log from outside."""
     with capture_logs() as logged:

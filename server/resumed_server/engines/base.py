@@ -38,10 +38,6 @@ class EngineFull(EngineError):
     """There is no room for the session, even after the soonest to expire were dropped."""
 
 
-class Unwatchable(EngineError):
-    """This engine cannot tell of changes."""
-
-
 class AlreadyExists(EngineError):
     """The key holds another value, or its session was removed or taken."""
 
@@ -154,27 +150,22 @@ class Engine(ABC):
         EngineFull, where not even a deletion finds room.
         """
 
+    @abstractmethod
     def position(self) -> bytes:
-        """Return where the log of changes ends now. Positions of one store compare as the changes they stand behind.
+        """Return where the log of changes ends now: at most 64 bytes."""
 
-        May raise Unwatchable.
-        """
-        raise Unwatchable(f"{type(self).__name__} cannot tell of changes")
-
-    def changes(  # what an engine without a log makes of it
-        self,
-        after: bytes,  # noqa: ARG002
-        until: bytes,  # noqa: ARG002
-        limit: int,  # noqa: ARG002
-    ) -> tuple[list[Change], bytes] | None:
+    @abstractmethod
+    def changes(self, after: bytes, until: bytes, limit: int) -> tuple[list[Change], bytes] | None:
         """Return up to `limit` changes behind the position `after`, none of them behind `until`, and where they end.
 
-        Fewer where their values are large: about a mebibyte at once.
+        `until` is what position() returned a moment ago; they end there when there are no more. Fewer than `limit`
+        where their values are large: about a mebibyte at once.
 
-        A session that was stored, but is gone by now, is left out. None if the log does not reach back to `after`, or
-        if it is a position of another store. The changes of several processes are all in one log.
+        The changes of one key come in their order. Some from before `after` may come again. A session that was stored,
+        but is gone by now, is left out. None if the log does not reach back to `after`, or if it is a position of
+        another store, or of this one before it was emptied, or before a failover. The changes of all processes are in
+        one log.
         """
-        raise Unwatchable(f"{type(self).__name__} cannot tell of changes")
 
     @abstractmethod
     def probe(self) -> None:

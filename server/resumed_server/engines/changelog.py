@@ -49,7 +49,7 @@ class ChangeLog:
             return None
         number, end = int.from_bytes(after[_NUMBER_BYTES:], "big"), int.from_bytes(until[_NUMBER_BYTES:], "big")
         last = self._last(txn)
-        if not max(0, last - self._kept) <= number <= last:
+        if not max(0, last - self._kept) <= number <= end:
             return None
         records: list[tuple[bool, bytes, bytes]] = []
         with txn.cursor(self._table) as cursor:

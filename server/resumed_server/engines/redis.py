@@ -17,6 +17,7 @@ import structlog
 from resumed_server.engines.base import (
     UNKNOWN_TOMBSTONE_SECONDS,
     AlreadyExists,
+    Change,
     Engine,
     EngineError,
     EngineUnavailable,
@@ -27,44 +28,56 @@ from resumed_server.engines.base import (
     Take,
 )
 from resumed_server.engines.gate import CLOSED, Gate
-from resumed_server.engines.redis_nodes import Unsuitable, connected
+from resumed_server.engines.redis_log import LOG, ChangeLog
+from resumed_server.engines.redis_nodes import Displaced, Unsuitable, connected
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from resumed_server.engines.base import Operation, Outcome
+    from resumed_server.engines.redis_log import Logged
     from resumed_server.engines.redis_url import RedisUrl
 
 # Sent whole each time: a script that is called by its hash is not there after a restart or a failover. What begins
-# with #! may run on a full Redis only if it says so, as those must that remove.
+# with #! may run on a full Redis only if it says so, as those must that remove; and says that it logs what it does.
 _GET = """#!lua flags=no-writes
 local value = redis.call('GET', KEYS[1])
 if not value or value == '' then return false end
 return {value, redis.call('PTTL', KEYS[1])}"""
-_PUT = """#!lua
+_PUT = f"""#!lua flags=allow-cross-slot-keys{LOG}
 local value = redis.call('GET', KEYS[1])
 if not value then
-  if ARGV[2] ~= '0' then redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2]) end
+  if ARGV[2] ~= '0' then
+    local failed = log('+', 3)
+    if failed then return failed end
+    redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+  end
   return tonumber(ARGV[2])
 end
 return value == ARGV[1] and redis.call('PTTL', KEYS[1]) or -1"""
-_TAKE = """#!lua flags=allow-oom
+_TAKE = f"""#!lua flags=allow-oom,allow-cross-slot-keys{LOG}
 local value = redis.call('GET', KEYS[1])
 if not value or value == '' then return false end
 local ttl = redis.call('PTTL', KEYS[1])
+local failed = log('-', 1)
+if failed then return failed end
 redis.call('SET', KEYS[1], '', 'KEEPTTL')
-return {value, ttl}"""
-_REMOVE = f"""#!lua flags=allow-oom
+return {{value, ttl}}"""
+_REMOVE = f"""#!lua flags=allow-oom,allow-cross-slot-keys{LOG}
 local value = redis.call('GET', KEYS[1])
-if not value then
-  redis.call('SET', KEYS[1], '', 'PX', {UNKNOWN_TOMBSTONE_SECONDS * 1000:.0f})
-elseif value ~= '' then
+if value == '' then return 0 end
+local failed = log('-', 1)
+if failed then return failed end
+if value then
   redis.call('SET', KEYS[1], '', 'KEEPTTL')
   return 1
 end
+redis.call('SET', KEYS[1], '', 'PX', {UNKNOWN_TOMBSTONE_SECONDS * 1000:.0f})
 return 0"""
 _SCRIPTS: Mapping[type[Operation], str] = {Get: _GET, Put: _PUT, Take: _TAKE, Remove: _REMOVE}
 
+_CHANGES_BYTES = 1 << 20
+_LOOKED_UP_AT_ONCE = 128
 _OLDEST = 7
 """The first version of Redis whose scripts have flags. Every Valkey claims to be a Redis 7."""
 
@@ -86,6 +99,7 @@ class RedisEngine(Engine):
     def __init__(self, url: RedisUrl, *, threads: int) -> None:
         self._url, self._prefix = url, url.prefix.encode()
         self._nodes = connected(url, threads)
+        self._log = ChangeLog(self._nodes, self._prefix, cluster=url.topology == "cluster")
         self._gate = Gate()
         self._warned = False
         try:
@@ -121,6 +135,27 @@ class RedisEngine(Engine):
         """See Engine."""
         with self._gate:
             return 0
+
+    def position(self) -> bytes:
+        """See Engine."""
+        with self._gate:
+            return self._log.position()
+
+    def changes(self, after: bytes, until: bytes, limit: int) -> tuple[list[Change], bytes] | None:
+        """See Engine."""
+        with self._gate:
+            reading = self._log.read(after, until, limit)
+            if reading is None:
+                return None
+            changes: list[Change] = []
+            count = size = 0
+            while count < min(limit, len(reading.changes)) and size < _CHANGES_BYTES:
+                part = reading.changes[count : min(limit, count + _LOOKED_UP_AT_ONCE)]
+                for change in self._changes(part):
+                    changes.append(change)
+                    size += len(change.session.value) if change.session else 0
+                count += len(part)
+            return changes, reading.behind(count)
 
     def probe(self) -> None:
         """See Engine. A cluster can serve as long as one of its primaries can."""
@@ -162,16 +197,54 @@ class RedisEngine(Engine):
             raise cast("EngineUnavailable", outcomes[0])
         return outcomes
 
+    def _changes(self, logged: Sequence[Logged]) -> Iterator[Change]:
+        """Yield changes with the sessions that are there by now; what was stored and is gone is none."""
+        addresses = [self._address(each.key) for each in logged]
+        stored = [address for each, address in zip(logged, addresses, strict=True) if not each.removed]
+        sessions = iter(self._batch([Get(*address) for address in stored]))
+        for each, address in zip(logged, addresses, strict=True):
+            session = None if each.removed else next(sessions)
+            if isinstance(session, EngineError):
+                raise session
+            if each.removed or session:
+                yield Change(*address, cast("StoredSession | None", session))
+
     def _carry_out_on(self, node: str, operations: Sequence[Operation]) -> list[Outcome]:
         """Carry out operations on keys of one node."""
-        commands = [self._command(operation) for operation in operations]
+        try:
+            outcomes = self._attempt(node, operations, self._log.arguments(node))
+        except EngineError as error:
+            return [error] * len(operations)
+        displaced = [each for each, outcome in enumerate(outcomes) if isinstance(outcome, Displaced)]
+        if displaced:
+            done = self._carry_out_apart(node, [operations[each] for each in displaced])
+            for each, outcome in zip(displaced, done, strict=True):
+                outcomes[each] = outcome
+        return outcomes
+
+    def _carry_out_apart(self, node: str, operations: Sequence[Operation]) -> list[Outcome]:
+        """Carry out operations on a node that has no part of the log just now, as slots are moving.
+
+        They are logged elsewhere: before, or a crash could keep a removal untold; and after, or a reader could look the
+        session up in between. Only both together lose one.
+        """
+        changes = [(self._key(each), not isinstance(each, Put)) for each in operations]
+        try:
+            self._log.relocate()
+            self._log.append(changes)
+            outcomes = self._attempt(node, operations, ())
+            self._log.append(changes)
+        except EngineError as error:
+            return [error] * len(operations)
+        return outcomes
+
+    def _attempt(self, node: str, operations: Sequence[Operation], log: Sequence[Any]) -> list[Outcome]:
+        """Carry out operations, logged as the arguments `log` say; raise EngineError if none was carried out."""
+        commands = [self._command(operation, log) for operation in operations]
         waits = self._url.wait_replicas and any(isinstance(each, Take | Remove) for each in operations)
         if waits:
             commands.append(("WAIT", self._url.wait_replicas, int(self._url.timeout * 1000)))
-        try:
-            answers = self._nodes.execute(node, commands)
-        except EngineError as error:
-            return [error] * len(operations)
+        answers = self._nodes.execute(node, commands)
         replicas = answers.pop() if waits else 0
         outcomes = list(map(_outcome, operations, answers))
         if waits and (isinstance(replicas, EngineError) or replicas < self._url.wait_replicas):
@@ -184,9 +257,17 @@ class RedisEngine(Engine):
     def _key(self, operation: Operation) -> bytes:
         return b"%b%b:%b" % (self._prefix, operation.namespace.encode(), operation.key)
 
-    def _command(self, operation: Operation) -> tuple[Any, ...]:
+    def _address(self, key: bytes) -> tuple[str, bytes]:
+        namespace, _, rest = key[len(self._prefix) :].partition(b":")
+        return namespace.decode(), rest
+
+    def _command(self, operation: Operation, log: Sequence[Any]) -> tuple[Any, ...]:
         command = ("EVAL", _SCRIPTS[type(operation)], 1, self._key(operation))
-        return (*command, operation.value, int(operation.ttl * 1000)) if isinstance(operation, Put) else command
+        if isinstance(operation, Get):
+            return command
+        if isinstance(operation, Put):
+            return (*command, operation.value, int(operation.ttl * 1000), *log)
+        return (*command, *log)
 
     def _verify(self, info: Mapping[str, Any]) -> None:
         """Raise EngineUnavailable if a server that says `info` of itself cannot be the store."""

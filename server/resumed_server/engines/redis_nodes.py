@@ -40,7 +40,8 @@ _OTHER_THREADS = 4
 _LONGEST_CAUSE = 200
 _TLS_HINT = " (if it speaks no TLS, use redis:; if it wants a client certificate, give cert and key)"
 _PLAINTEXT_HINT = " (if it speaks TLS, use rediss:)"
-_PERMISSIONS = "+eval +get +set +pttl +wait +info +cluster"
+PERMISSIONS = "+eval +get +set +pttl +wait +info +cluster +xadd +xrange +xrevrange +xgroup +xinfo +pexpire +time"
+"""What a user needs, as ACL SETUSER takes it."""
 _LATE_WAIT = 0.15
 """Seconds after its time-out in which WAIT answers: Redis looks ten times a second only, where it has nothing to do."""
 
@@ -49,6 +50,10 @@ logging.getLogger("redis").setLevel(logging.INFO)  # below that, it logs keys an
 
 class Unsuitable(EngineUnavailable):
     """It answers, but cannot be the store before somebody puts something right."""
+
+
+class Displaced(EngineUnavailable):
+    """A script needed what another node has by now, and changed nothing."""
 
 
 class Nodes(ABC):
@@ -101,6 +106,10 @@ class Nodes(ABC):
         """Return the node that has `key`; raise EngineError if nobody knows."""
 
     @abstractmethod
+    def refresh(self) -> None:
+        """Find out anew which node has which key; raise EngineError if nobody knows."""
+
+    @abstractmethod
     def close(self) -> None:
         """Close all connections."""
 
@@ -131,12 +140,14 @@ class Nodes(ABC):
         if isinstance(error, exceptions.AuthenticationError):
             return Unsuitable(f"Redis at {node} refuses the user or the password of the URL")
         if isinstance(error, exceptions.NoPermissionError):
-            return Unsuitable(f"Redis at {node} does not permit the user all that is needed: {_PERMISSIONS}")
+            return Unsuitable(f"Redis at {node} does not permit the user all that is needed: {PERMISSIONS}")
         if reason := _tls_failure(error):
             return Unsuitable(f"TLS with Redis at {node} fails ({reason}); see to ca, cert and key, or use redis:")
         if isinstance(error, redis.ResponseError) and not isinstance(error, exceptions.ClusterError):
             if "unknown command" in str(error).lower() and "sentinel" in str(error).lower():
                 return Unsuitable(f"{node} is no Sentinel; give the addresses of Sentinels, or use redis://")
+            if "non local key" in str(error):
+                return Displaced(f"the slots of Redis at {node} are moving")
             return EngineUnavailable(f"Redis at {node} answers {_code(error)}")
         return EngineUnavailable(self._unreachable(error, node, absence.begin()))
 
@@ -160,6 +171,9 @@ class _Server(Nodes):
         """See Nodes."""
         return self.name
 
+    def refresh(self) -> None:
+        """See Nodes."""
+
     def close(self) -> None:
         """See Nodes."""
         self._client.close()
@@ -167,7 +181,7 @@ class _Server(Nodes):
 
     def _execute(self, node: str, commands: Sequence[Sequence[Any]]) -> list[Any]:  # noqa: ARG002
         if len(commands) == 1:
-            return [self._client.execute_command(*commands[0])]
+            return [_answer(self._client.execute_command, *commands[0])]
         with self._client.pipeline(transaction=False) as pipeline:
             for command in commands:
                 pipeline.execute_command(*command)
@@ -193,6 +207,11 @@ class _Cluster(Nodes):
             name: str = self._client().get_node_from_key(key).name
         return name
 
+    def refresh(self) -> None:
+        """See Nodes."""
+        with self._translating(self.name, self._absences[self.name]):
+            self._client().nodes_manager.initialize()
+
     def close(self) -> None:
         """See Nodes."""
         with self._lock:
@@ -207,7 +226,7 @@ class _Cluster(Nodes):
         if target is None:
             raise redis.ConnectionError
         if len(commands) == 1:
-            return [client.execute_command(*commands[0], target_nodes=target)]
+            return [_answer(client.execute_command, *commands[0], target_nodes=target)]
         with client.pipeline() as pipeline:
             for command in commands:
                 pipeline.execute_command(*command, target_nodes=target)
@@ -309,6 +328,14 @@ def _credentials(user: str | None, password: str | None, password_file: Path | N
     if user or password or password_file:
         return {"credential_provider": _Credentials(user, password, password_file)}
     return {}
+
+
+def _answer(execute: Callable[..., Any], *command: Any, **options: Any) -> Any:
+    """Return the answer to a command, as a pipeline does: an error that Redis answers is one."""
+    try:
+        return execute(*command, **options)
+    except redis.ResponseError as error:
+        return error
 
 
 def _verify_readable(path: Path | None) -> None:

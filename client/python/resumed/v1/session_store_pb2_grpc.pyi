@@ -233,7 +233,7 @@ class SessionStoreServiceStub(typing.Generic[_SessionStoreServicePutType, _Sessi
     The first answer comes at once and has no events: the stream is live. After that an answer comes at least once a second,
     without events if nothing happened, so a client that hears nothing for a few seconds knows that it is cut off. A watcher that
     is too slow to follow is cut off with RESOURCE_EXHAUSTED, and so is one beyond the server's limit. One whose grant is withdrawn
-    is cut off with PERMISSION_DENIED. A server whose storage cannot tell of changes answers UNIMPLEMENTED.
+    is cut off with PERMISSION_DENIED. A server that cannot read its storage ends the stream with UNAVAILABLE.
     """
 
 SessionStoreServiceAsyncStub: typing_extensions.TypeAlias = SessionStoreServiceStub[
@@ -344,7 +344,7 @@ class SessionStoreServiceServicer(metaclass=abc.ABCMeta):
         The first answer comes at once and has no events: the stream is live. After that an answer comes at least once a second,
         without events if nothing happened, so a client that hears nothing for a few seconds knows that it is cut off. A watcher that
         is too slow to follow is cut off with RESOURCE_EXHAUSTED, and so is one beyond the server's limit. One whose grant is withdrawn
-        is cut off with PERMISSION_DENIED. A server whose storage cannot tell of changes answers UNIMPLEMENTED.
+        is cut off with PERMISSION_DENIED. A server that cannot read its storage ends the stream with UNAVAILABLE.
         """
 
 def add_SessionStoreServiceServicer_to_server(servicer: SessionStoreServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...
