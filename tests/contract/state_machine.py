@@ -52,6 +52,8 @@ class EngineMachine(RuleBasedStateMachine):
         super().__init__()
         self.clock, self.engine, self.sweeps, self.tick = clock, engine, sweeps, tick
         self.entries: dict[tuple[str, bytes], Entry] = {}
+        self.mirror: dict[tuple[str, bytes], Entry] = {}
+        self.followed, self.followed_all = engine.position(), True
 
     def teardown(self) -> None:
         """Close the engine."""
@@ -98,12 +100,34 @@ class EngineMachine(RuleBasedStateMachine):
         for address in expired:
             del self.entries[address]
 
+    @rule(limit=st.integers(1, 8))
+    def follow(self, limit: int) -> None:
+        """Bring a mirror up to date: then it has what is there, and nothing else."""
+        until = self.engine.position()
+        while self.followed != until:
+            read = self.engine.changes(self.followed, until, limit)
+            if read is None:  # begin anew
+                self.mirror.clear()
+                read, self.followed_all = ([], until), False
+            for change in read[0]:
+                address, session = (change.namespace, change.key), change.session
+                self.mirror.pop(address, None)
+                if session:
+                    self.mirror[address] = Entry(session.value, self.clock() + session.ttl)
+            self.followed = read[1]
+        mirrored, there = self._live(self.mirror), self._live(self.entries)
+        assert mirrored == (there if self.followed_all else there & mirrored)
+
     @invariant()
     def nothing_expired_removed_or_taken_returns(self) -> None:
         """And what should be there is."""
         for address, entry in self.entries.items():
             found = self.engine.get(*address)
             assert (found and found.value) == (entry.value if entry.expiry > self.clock() else None)
+
+    def _live(self, entries: dict[tuple[str, bytes], Entry]) -> set[tuple[tuple[str, bytes], bytes]]:
+        now = self.clock()
+        return {(address, entry.value) for address, entry in entries.items() if entry.value and entry.expiry > now}
 
     def _expected(self, operation: Operation) -> object:
         """Do to the dictionary what `operation` does to the engine, and return the outcome."""

@@ -2,117 +2,172 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
-from contextlib import ExitStack
-from typing import TYPE_CHECKING
+from contextlib import ExitStack, closing, contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 import resumed
 from resumed import SessionStore
-from resumed.store import Changes, Watch
 from resumed_server.engines import open_engine
-from resumed_server.engines.base import EngineUnavailable
-from resumed_server.watchers import MAX_WATCHERS, QUEUED_MESSAGES, TooManyWatchers, Watchers, WatcherTooSlow
+from resumed_server.engines.base import EngineUnavailable, Put
+from resumed_server.watchers import (
+    CURRENT_SECONDS,
+    MAX_WATCHERS,
+    QUEUED_MESSAGES,
+    READ_CHANGES,
+    Message,
+    Progress,
+    Subscription,
+    TooManyWatchers,
+    Watchers,
+    WatcherTooSlow,
+)
+from support.redis import redis_server, valkey_cluster, valkey_sentinels, valkey_server
 from support.server import running_server
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
 
+    from resumed.store import Changes, Watch
     from resumed_server.engines.base import Engine
 
 PATIENCE = 10.0
 
 
+PATIENT = "?timeout_ms=5000"
+"""A busy machine is no broken promise."""
+
+
+@contextmanager
+def on_lmdb(front: str, workers: int) -> Iterator[list[str]]:
+    """One server with a database of its own."""
+    with running_server("--front", front, workers=workers) as server:
+        yield [server.target]
+
+
+@contextmanager
+def on_redis(redis: Callable[[], AbstractContextManager[Any]]) -> Iterator[list[str]]:
+    """Two servers on one Redis, or a relative of it."""
+    with ExitStack() as held:
+        url = held.enter_context(redis()).url
+        yield [held.enter_context(running_server("--store", url + PATIENT)).target for _ in range(2)]
+
+
 @pytest.fixture(
     scope="module",
-    params=[("grpcio", 1), ("grpcio", 2), ("native", 1), ("native", 2)],
-    ids=["one process", "two workers", "one native process", "two native workers"],
+    params=[
+        pytest.param(partial(on_lmdb, "grpcio", 1), id="one process"),
+        pytest.param(partial(on_lmdb, "grpcio", 2), id="two workers"),
+        pytest.param(partial(on_lmdb, "native", 1), id="one native process"),
+        pytest.param(partial(on_lmdb, "native", 2), id="two native workers"),
+        pytest.param(partial(on_redis, valkey_server), id="two servers on Valkey"),
+        pytest.param(partial(on_redis, redis_server), id="two servers on Redis"),
+        pytest.param(partial(on_redis, valkey_cluster), id="two servers on a cluster"),
+        pytest.param(partial(on_redis, valkey_sentinels), id="two servers behind Sentinels"),
+    ],
 )
-def target(request: pytest.FixtureRequest) -> Iterator[str]:
-    """A real store."""
-    front, workers = request.param
-    with running_server("--front", front, workers=workers) as server:
-        yield server.target
+def targets(request: pytest.FixtureRequest) -> Iterator[list[str]]:
+    """Where one store is reached."""
+    with request.param() as targets:
+        yield targets
 
 
 @pytest.fixture
-def store(target: str) -> Iterator[SessionStore]:
+def connected(targets: list[str]) -> Iterator[Callable[..., SessionStore]]:
+    """Connect to the store: to each of its servers in turn, and so, sooner or later, to each worker."""
+    turns = itertools.cycle(targets)
+    with ExitStack() as held:
+
+        def connected(namespace: str) -> SessionStore:
+            return held.enter_context(closing(SessionStore(next(turns), namespace=namespace, deadline=PATIENCE)))
+
+        yield connected
+
+
+@pytest.fixture
+def store(connected: Callable[..., SessionStore]) -> SessionStore:
     """A namespace of its own."""
-    store = SessionStore(target, namespace=os.urandom(8).hex(), deadline=PATIENCE)
-    yield store
-    store.close()
+    return connected(os.urandom(8).hex())
 
 
-def elsewhere(store: SessionStore, **options: str) -> SessionStore:
-    """Return the same store over another connection, and so, sooner or later, another worker."""
-    return SessionStore(store.target, namespace=options.get("namespace", store.namespace), deadline=PATIENCE)
+@pytest.fixture
+def elsewhere(connected: Callable[..., SessionStore], store: SessionStore) -> Callable[[], SessionStore]:
+    """Connect to the same namespace once more."""
+    return lambda: connected(store.namespace)
 
 
-def told(watch: Watch, count: int) -> tuple[list[tuple[bytes, bytes | None]], bytes]:
-    """Read until `count` changes were told; return them and the position behind them."""
-    changes: list[tuple[bytes, bytes | None]] = []
+def told(watch: Watch, *last: tuple[bytes, bytes | None]) -> tuple[dict[bytes, list[bytes | None]], bytes]:
+    """Read until each key in `last` was told to hold that value; return all that was told, and the position."""
+    changes: dict[bytes, list[bytes | None]] = {}
     position = b""
     for news in watch:
-        changes += [(key, session.value if session else None) for key, session in news.changes]
+        for key, session in news.changes:
+            changes.setdefault(key, []).append(session.value if session else None)
         position = news.position or position
-        if len(changes) >= count:
+        if all(changes.get(key, [b""])[-1] == value for key, value in last):
             break
     return changes, position
 
 
-def test_what_happens_is_told_in_its_order(store: SessionStore) -> None:
+def test_what_happens_is_told_in_its_order(store: SessionStore, elsewhere: Callable[[], SessionStore]) -> None:
     """Put, Take and Remove, made over other connections; a Get and a repeated Put are nothing to tell."""
     with store.watch() as watch:
         assert not watch.continued
         for key in (b"a", b"b"):
-            elsewhere(store).put(key, b"value " + key, 100)
+            elsewhere().put(key, b"value " + key, 100)
         store.put(b"a", b"value a", 100)
         store.get(b"a")
-        changes, _ = told(watch, 2)
-        assert changes == [(b"a", b"value a"), (b"b", b"value b")]
-        elsewhere(store).take(b"a")
-        elsewhere(store).remove(b"b")
+        changes, _ = told(watch, (b"a", b"value a"), (b"b", b"value b"))
+        assert changes == {b"a": [b"value a"], b"b": [b"value b"]}
+        elsewhere().take(b"a")
+        elsewhere().remove(b"b")
         store.remove(b"unknown")
-        assert told(watch, 3)[0] == [(b"a", None), (b"b", None), (b"unknown", None)]
+        changes, _ = told(watch, (b"a", None), (b"b", None), (b"unknown", None))
+        assert changes == {b"a": [None], b"b": [None], b"unknown": [None]}
 
 
 def test_batches_are_told_too(store: SessionStore) -> None:
     """Each operation that changed something."""
     with store.watch() as watch:
         store.batch([resumed.Put(b"a", b"1", 100), resumed.Get(b"a"), resumed.Take(b"a"), resumed.Put(b"c", b"2", 100)])
-        changes, _ = told(watch, 2)
-        assert changes[-2:] == [(b"a", None), (b"c", b"2")]
+        changes, _ = told(watch, (b"a", None), (b"c", b"2"))
+        assert changes in ({b"a": [None], b"c": [b"2"]}, {b"a": [b"1", None], b"c": [b"2"]})
 
 
-def test_other_namespaces_are_not_told(store: SessionStore) -> None:
+def test_other_namespaces_are_not_told(store: SessionStore, connected: Callable[..., SessionStore]) -> None:
     """A tenant sees its own sessions."""
     with store.watch() as watch:
-        elsewhere(store, namespace="other").put(os.urandom(8), b"value", 100)
+        connected("other").put(os.urandom(8), b"value", 100)
         store.put(b"mine", b"value", 100)
-        assert told(watch, 1)[0] == [(b"mine", b"value")]
+        assert told(watch, (b"mine", b"value"))[0] == {b"mine": [b"value"]}
 
 
-def test_a_stream_goes_on_where_it_ended(store: SessionStore) -> None:
-    """What happened in between is told first; a session that came and went is told as gone."""
+def test_a_stream_goes_on_where_it_ended(store: SessionStore, elsewhere: Callable[[], SessionStore]) -> None:
+    """What happened in between is told first, by any server; a session that came and went is told as gone."""
     with store.watch() as watch:
         store.put(b"a", b"1", 100)
-        _, position = told(watch, 1)
+        _, position = told(watch, (b"a", b"1"))
     store.put(b"b", b"2", 100)
     store.remove(b"a")
     store.put(b"c", b"3", 100)
     store.remove(b"c")
-    with store.watch(position) as watch:
-        assert watch.continued
-        news: list[Changes] = []
-        for each in watch:
-            news.append(each)
-            if each.live:
-                break
-    changes = [(key, session and session.value) for each in news for key, session in each.changes]
-    assert changes == [(b"b", b"2"), (b"a", None), (b"c", None)]
-    assert [each.live for each in news] == [False] * (len(news) - 1) + [True]
+    for there in (elsewhere(), elsewhere()):
+        with there.watch(position) as watch:
+            assert watch.continued
+            news: list[Changes] = []
+            for each in watch:
+                news.append(each)
+                if each.live:
+                    break
+        changes = [(key, session and session.value) for each in news for key, session in each.changes]
+        assert sorted(changes) == [(b"a", None), (b"b", b"2"), (b"c", None)]
+        assert [each.live for each in news] == [False] * (len(news) - 1) + [True]
 
 
 @pytest.mark.parametrize("position", [b"nonsense", bytes(16), b"\xff" * 16, b"x" * 64])
@@ -123,27 +178,33 @@ def test_a_position_that_means_nothing_begins_anew(store: SessionStore, position
 
 
 @pytest.mark.parametrize(("namespace", "position"), [("Shop", b""), ("shop", bytes(65))])
-def test_limits_are_errors_that_name_the_field(store: SessionStore, namespace: str, position: bytes) -> None:
+def test_limits_are_errors_that_name_the_field(
+    connected: Callable[..., SessionStore], namespace: str, position: bytes
+) -> None:
     """As in every other call."""
-    with pytest.raises(resumed.InvalidCall), elsewhere(store, namespace=namespace).watch(position):
+    with pytest.raises(resumed.InvalidCall), connected(namespace).watch(position):
         pass
 
 
 def test_a_quiet_stream_gives_signs_of_life(store: SessionStore) -> None:
-    """An answer without changes, about once a second."""
+    """An answer without changes, about once a second, from which another stream can go on."""
     with store.watch() as watch:
         assert next(iter(watch)).live
-        assert next(iter(watch)) == Changes([], b"", True)
+        changes, position, live = next(iter(watch))
+        assert not changes
+        assert live
+    with store.watch(position) as watch:
+        assert watch.continued
 
 
-def test_fifty_watchers_hold_up_no_call(store: SessionStore) -> None:
+def test_fifty_watchers_hold_up_no_call(store: SessionStore, elsewhere: Callable[[], SessionStore]) -> None:
     """They have threads of their own, and all are told."""
     with ExitStack() as open_streams:
-        watches = [open_streams.enter_context(elsewhere(store).watch()) for _ in range(50)]
+        watches = [open_streams.enter_context(elsewhere().watch()) for _ in range(50)]
         store.put(b"key", b"value", 100)
         assert store.get(b"key", deadline=5)
         for watch in watches:
-            assert told(watch, 1)[0] == [(b"key", b"value")]
+            assert told(watch, (b"key", b"value"))[0] == {b"key": [b"value"]}
 
 
 @pytest.mark.parametrize("front", ["grpcio", "native"])
@@ -154,7 +215,7 @@ def test_the_end_of_the_server_ends_the_stream(front: str) -> None:
         with store.watch() as watch:
             threading.Thread(target=server.stop).start()
             with pytest.raises(resumed.StoreUnavailable):
-                told(watch, 1)
+                told(watch, (b"never", b"stored"))
 
 
 class TestWatchers:
@@ -174,9 +235,8 @@ class TestWatchers:
             news = quick.messages()
             for number in range(QUEUED_MESSAGES + 1):
                 engine.put("shop", b"%d" % number, b"value", 100)
-                message = None
-                while message is None:
-                    message = next(news)
+                while not next(news).changes:
+                    pass
             with pytest.raises(WatcherTooSlow):
                 for _ in slow.messages():
                     pass
@@ -198,29 +258,55 @@ class TestWatchers:
         with pytest.raises(EngineUnavailable), watchers.subscribed("shop"):
             pass
 
-    def test_a_log_that_moved_on_begins_anew(self, engine: Engine) -> None:
-        """It is bounded; a position that it does not reach back to is None, never a gap."""
-        position = engine.position()
-        kept = (16 << 20) // 2048
-        for number in range(kept):
-            engine.put("shop", b"%d" % number, b"value", 100)
-        assert engine.changes(position, engine.position(), 10) is not None
-        engine.put("shop", b"one more", b"value", 100)
-        assert engine.changes(position, engine.position(), 10) is None
+    def test_a_quiet_stream_ends_when_the_log_cannot_be_read(self, engine: Engine) -> None:
+        """Rather than say that nothing happened."""
+        now = 0.0
+        watchers = Watchers(Unreadable(engine), clock=lambda: now)  # type: ignore[arg-type] # as much as is called
+        with watchers.subscribed("shop") as subscription:
+            news = subscription.messages()
+            assert not next(news).changes
+            now += CURRENT_SECONDS + 0.1
+            with pytest.raises(EngineUnavailable):
+                next(news)
+        watchers.close()
 
-    def test_large_values_are_told_in_several_messages(self, engine: Engine) -> None:
-        """About a mebibyte at a time, and every one."""
-        position = engine.position()
-        for number in range(40):
-            engine.put("shop", b"%d" % number, bytes(65_536), 100)
-        keys: list[bytes] = []
-        until = engine.position()
-        reads = 0
-        while position != until:
-            read = engine.changes(position, until, 1_000)
-            assert read is not None
-            keys += [change.key for change in read[0]]
-            position = read[1]
-            reads += 1
-        assert keys == [b"%d" % number for number in range(40)]
-        assert reads >= 2
+    def test_who_catches_up_too_slowly_is_cut_off(self, engine: Engine) -> None:
+        """Not told that this was all."""
+        watchers, position = Watchers(engine), engine.position()
+        engine.batch([Put("shop", b"%d" % number, b"value", 100) for number in range(READ_CHANGES + 1)])
+        with watchers.subscribed("shop") as subscription:
+            missed = watchers.missed(position, subscription)
+            assert not next(missed).changes
+            assert len(next(missed).changes) == READ_CHANGES
+            for start in range(0, (16 << 20) // 2048, 256):
+                engine.batch([Put("eu", b"%d" % number, b"value", 100) for number in range(start, start + 256)])
+            with pytest.raises(WatcherTooSlow):
+                next(missed)
+        watchers.close()
+
+    @pytest.mark.parametrize("queued", [True, False])
+    def test_a_sign_of_life_stands_behind_all_that_was_told_before(self, engine: Engine, queued: bool) -> None:
+        """Its position is never ahead of a message that waits."""
+        told = Progress(b"before", 0.0)
+        subscription = Subscription("shop", lambda: told, lambda: 0.0)
+
+        def overtaken() -> Progress:
+            if queued:
+                subscription.tell(Message((), b"message"))
+            return told
+
+        subscription._progress = overtaken
+        assert next(subscription.messages()).position == (b"message" if queued else b"before")
+
+
+class Unreadable:
+    """An engine that says where its log ends once."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._positions = iter([engine.position()])
+
+    def position(self) -> bytes:
+        """See Engine."""
+        for position in self._positions:
+            return position
+        raise EngineUnavailable("away")
