@@ -10,13 +10,16 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import resumed
+from support.redis import valkey_sentinels, valkey_server
 from support.server import running_server
-from support.tls import PATIENCE, VERSIONS, Client, Frontend, server_context
+from support.tls import PATIENCE, STACKS, VERSIONS, Client, Frontend, server_context
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
+    from support.redis import RedisServer
     from support.server import RunningServer
     from support.tls import Stack
 
@@ -161,6 +164,123 @@ def test_another_store_begins_with_an_empty_mirror(keyring: resumed.Keyring, sta
         until(lambda: not len(frontend.mirror.sessions))
         until(lambda: frontend.mirror.live)
         assert not client.visit(frontend, session).reused
+
+
+@pytest.fixture
+def valkey() -> Iterator[RedisServer]:
+    """A Valkey of the test's own."""
+    with valkey_server() as server:
+        yield server
+
+
+def on_valkey(valkey: RedisServer, **options: Any) -> AbstractContextManager[RunningServer]:
+    """Run a server on it."""
+    return running_server("--store", f"{valkey.url}?timeout_ms=5000", **options)
+
+
+def test_servers_on_one_valkey_tell_what_the_others_did(valkey: RedisServer, keyring: resumed.Keyring) -> None:
+    """Frontends with a mirror, a server each: sessions and removals of one are effective on the other, both ways."""
+    client = Client(VERSIONS[0])
+    with on_valkey(valkey) as one, on_valkey(valkey) as other:
+        for targets in ((one.target, other.target), (other.target, one.target)):
+            name = os.urandom(8).hex()
+            here, there = (Mirrored(*where, keyring, namespace=name) for where in zip(STACKS, targets, strict=True))
+            kept, removed = (client.visit(here).session for _ in range(2))
+            assert removed is not None
+            there.await_sessions(2)
+            assert client.visit(there, kept).reused
+            assert client.visit(there, removed).reused
+            assert there.shim.stats.hits == {"mirror": 2}
+            here.shim.remove(removed.id)
+            there.await_sessions(1)
+            assert not client.visit(there, removed).reused
+            assert client.visit(there, kept).reused
+
+
+def test_a_mirror_goes_on_at_another_server(valkey: RedisServer, keyring: resumed.Keyring) -> None:
+    """What happened in between is caught up with before it answers again, and what it knew it still knows."""
+    client = Client(VERSIONS[0])
+    with on_valkey(valkey) as one:
+        target = one.target
+        frontend = Mirrored("ssl", target, keyring)
+        kept, removed = (client.visit(frontend).session for _ in range(2))
+        assert removed is not None
+        frontend.await_sessions(2)
+    until(lambda: not frontend.mirror.live)
+    frontend.mirror._store, connected = Unreachable(), frontend.mirror._store
+    with on_valkey(valkey, listen=target), on_valkey(valkey) as other:
+        remover = Frontend("ssl", other.target, keyring)
+        remover.shim.remove(removed.id)
+        assert remover.shim.flush(PATIENCE)
+        frontend.mirror._store = connected
+        until(lambda: frontend.mirror.live)
+        assert not client.visit(frontend, removed).reused
+        assert client.visit(frontend, kept).reused
+        assert frontend.shim.stats.hits["mirror"] == 1
+
+
+def emptied(valkey: RedisServer) -> None:
+    """Empty it."""
+    valkey.client.flushall()
+
+
+def restarted(valkey: RedisServer) -> None:
+    """Lose everything."""
+    valkey.kill()
+    valkey.start()
+
+
+@pytest.mark.parametrize("lose", [emptied, restarted])
+def test_a_valkey_that_lost_everything_empties_the_mirror(
+    valkey: RedisServer, keyring: resumed.Keyring, lose: Callable[[RedisServer], None]
+) -> None:
+    """Nothing of before is resumed; it goes on with what comes."""
+    client = Client(VERSIONS[0])
+    with on_valkey(valkey) as server:
+        frontend = Mirrored("ssl", server.target, keyring)
+        session = client.visit(frontend).session
+        frontend.await_sessions(1)
+        lose(valkey)
+        frontend.await_sessions(0)
+        until(lambda: frontend.mirror.live)
+        assert not client.visit(frontend, session).reused
+        until(lambda: client.visit(frontend, client.visit(frontend).session).reused)
+        until(lambda: len(frontend.mirror.sessions) > 0)
+
+
+def test_a_failover_empties_the_mirror(keyring: resumed.Keyring) -> None:
+    """What the new primary never had is not resumed, and what it has is told."""
+    client = Client(VERSIONS[0])
+    with (
+        valkey_sentinels() as sentinels,
+        running_server("--store", f"{sentinels.url}?timeout_ms=5000") as server,
+    ):
+        frontend = Mirrored("ssl", server.target, keyring)
+        sentinels.fall_behind()
+        lost = client.visit(frontend).session
+        frontend.await_sessions(1)
+        sentinels.primary.kill()
+        frontend.await_sessions(0)
+        until(lambda: frontend.mirror.live)
+        assert not client.visit(frontend, lost).reused
+        until(lambda: len(frontend.mirror.sessions) > 0)
+
+
+def test_a_server_that_lost_its_valkey_silences_the_mirror(valkey: RedisServer, keyring: resumed.Keyring) -> None:
+    """It cannot say that nothing was removed, though it is alive itself."""
+    client = Client(VERSIONS[0])
+    with on_valkey(valkey) as server:
+        frontend = Mirrored("ssl", server.target, keyring)
+        session = client.visit(frontend).session
+        frontend.await_sessions(1)
+        valkey.signal(signal.SIGSTOP)
+        try:
+            until(lambda: not frontend.mirror.live)
+            assert not client.visit(frontend, session).reused
+        finally:
+            valkey.signal(signal.SIGCONT)
+        until(lambda: frontend.mirror.live)
+        until(lambda: client.visit(frontend, session).reused)
 
 
 class Unreachable:
