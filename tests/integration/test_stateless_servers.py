@@ -128,17 +128,29 @@ def test_readiness_follows_the_engine(valkey: RedisServer) -> None:
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_what_is_wrong_with_redis_is_one_line_and_exit_status_2(valkey: RedisServer, workers: str) -> None:
+@pytest.mark.parametrize(
+    ("setting", "url", "complaint"),
+    [
+        (
+            "CONFIG SET requirepass right",
+            "redis://:hush-hush@{}",
+            "Redis at {} refuses the user or the password of the URL",
+        ),
+        ("REPLICAOF 127.0.0.1 1", "redis://{}", "Redis at {} is a replica, which is read-only; use its primary"),
+        ("PING", "redis+cluster://{}", "Redis at {} is no cluster; use redis:// for a single server"),
+        ("PING", "redis+sentinel://{}/main", "{} is no Sentinel; give the addresses of Sentinels, or use redis://"),
+    ],
+    ids=["password", "replica", "no cluster", "no Sentinel"],
+)
+def test_what_is_wrong_with_redis_is_one_line_and_exit_status_2(
+    valkey: RedisServer, setting: str, url: str, complaint: str, workers: str
+) -> None:
     """And the password is in no line."""
-    valkey.client.config_set("requirepass", "right")
-    url = f"redis://:hush-hush@127.0.0.1:{valkey.port}"
-    server = start_server("--listen", "127.0.0.1:0", "--workers", workers, "--store", url)
+    valkey.client.execute_command(setting)
+    host = f"127.0.0.1:{valkey.port}"
+    server = start_server("--listen", "127.0.0.1:0", "--workers", workers, "--store", url.format(host) + PATIENT)
     assert server.wait() == 2
     lines = server.log_lines()
-    assert [line["text"] for line in lines if "text" in line] == [
-        f"resumed: --store: Redis at 127.0.0.1:{valkey.port} refuses the user or the password of the URL"
-    ]
-    assert server.log_lines("starting")[0]["store"] == f"redis://:***@127.0.0.1:{valkey.port}"
+    assert [line["text"] for line in lines if "text" in line] == [f"resumed: --store: {complaint.format(host)}"]
+    assert server.log_lines("starting")[0]["store"] == url.format(host).replace("hush-hush", "***") + PATIENT
     assert "hush-hush" not in str(lines)
-    valkey.client.auth("right")
-    valkey.client.config_set("requirepass", "")

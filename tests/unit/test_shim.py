@@ -145,7 +145,7 @@ class TestLookUps:
         clock.now -= 300
         assert shim.look_up(session_id, decode) is not None
 
-    @pytest.mark.parametrize("asks", [1, 5])
+    @pytest.mark.parametrize("asks", [1, 4])
     def test_a_fresh_id_is_asked_for_again(self, asks: int) -> None:
         """Its Put may be on its way: a client that comes back at once resumes, if there is time for it."""
         store = FakeStore()

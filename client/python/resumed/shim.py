@@ -42,8 +42,8 @@ _FRESH_SECONDS = 10
 """How long after its issue an id that the store does not know is asked for again: its Put may be on its way."""
 _DEADLINE_SHARE = 0.9
 """How much of its deadline a look-up gives its calls: gRPC tells a little late that the time is up."""
-_FRESH_PAUSE, _FRESH_GROWTH = 0.001, 4
-"""Seconds to wait before the next ask, and how many times as long before each further one."""
+_FRESH_PAUSES = (0.001, 0.004, 0.016, 0.064)
+"""Seconds to wait before each further ask, or what the deadline leaves."""
 _LEAST_ASK_SECONDS = 0.01
 """What a further ask must have left of the deadline, so that it is not a failure of the store if it is late."""
 
@@ -285,11 +285,12 @@ class Shim:
         try:
             found = ask(key, deadline=end - time.monotonic())
             outcome = "store"
-            pause = _FRESH_PAUSE
-            while fresh and found is None and (left := end - _LEAST_ASK_SECONDS - time.monotonic()) > 0:
+            for pause in _FRESH_PAUSES if fresh else ():
+                left = end - _LEAST_ASK_SECONDS - time.monotonic()
+                if found is not None or left <= 0:
+                    break
                 time.sleep(min(pause, left))
                 found, outcome = ask(key, deadline=end - time.monotonic()), "fresh"
-                pause *= _FRESH_GROWTH
         except StoreError as error:
             self._breaker.failed()
             if not self._breaker.closed:
