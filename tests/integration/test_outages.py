@@ -92,6 +92,22 @@ def test_store_hung_and_back(keyring: resumed.Keyring, stack: Stack, client: Cli
         until(lambda: client.visit(frontend, session).reused)
 
 
+def test_a_handshake_spends_its_deadline_once(keyring: resumed.Keyring, client: Client) -> None:
+    """When its look-up was too late, it does not wait for its Put as well."""
+    deadline = 2.0
+    with running_server() as server:
+        frontend = Frontend("ssl", server.target, keyring, puts="wait", deadline=deadline)
+        session = client.visit(frontend).session
+        os.kill(server.process.pid, signal.SIGSTOP)
+        try:
+            visit = client.visit(frontend, session)
+        finally:
+            os.kill(server.process.pid, signal.SIGCONT)
+    assert not visit.reused
+    assert visit.seconds < 1.5 * deadline
+    assert frontend.shim.stats.misses == {"late": 1}
+
+
 def test_store_that_accepts_and_never_answers(keyring: resumed.Keyring, stack: Stack, client: Client) -> None:
     """Something listens, but it does not speak gRPC."""
     session = session_of(client, keyring, stack)

@@ -41,11 +41,11 @@ DEFAULT_LIFE, WARM_UP = 2 * HOUR, 2 * DAY
 SOON_SHARE, SOON_MEDIAN, SOON_SIGMA = 0.7, 4 * MINUTE, 1.5
 LATER_MEDIAN, LATER_SIGMA = DAY, 1.2
 
-# Bytes are those that memory.py measures. Processor time is assumed: what engines.py prints for the embedded engine,
-# on the careful side, with Redis' driver added; REDIS_MICROSECONDS is twice what a command of redis-benchmark takes.
+# Bytes are those that memory.py measures; processor time is what engines.py measures with one worker in front of Redis,
+# and a little for the second session of a Batch.
 REDIS_SESSION_BYTES = 385
-SERVER_MICROSECONDS = {"Get": 300, "Put": 300, "Batch of 2 Puts": 350}
-REDIS_MICROSECONDS = 7
+SERVER_MICROSECONDS = {"Get": 500, "Put": 500, "Batch of 2 Puts": 520}
+REDIS_MICROSECONDS = {"Get": 35, "Put": 35, "Batch of 2 Puts": 40}
 WIRE_BYTES = 500
 """Of a call and its answer, with the frames and packets around them; assumed."""
 BUSY = 0.5
@@ -294,8 +294,10 @@ def by_size(trace: Sequence[Visit], life: float, shown: str) -> Table:
         stored = handshakes * (made["Put"] + 2 * made.get("Batch of 2 Puts", 0))
         held = handshakes * rate.held[version == "TLS 1.3"]
         memory = held * REDIS_SESSION_BYTES
-        server = handshakes * sum(SERVER_MICROSECONDS[call] * each for call, each in made.items()) / 1e6
-        redis = (stored + handshakes * made["Get"]) * REDIS_MICROSECONDS / 1e6
+        server, redis = (
+            handshakes * sum(of[call] * each for call, each in made.items()) / 1e6
+            for of in (SERVER_MICROSECONDS, REDIS_MICROSECONDS)
+        )
         primaries = max(memory / MEMORY_BYTES, redis) / BUSY
         table.add_row(
             *(f"{handshakes:,}", version, f"{per_second:,.0f}", f"{stored:,.0f}", f"{held / 1e6:,.1f} M"),
