@@ -44,24 +44,31 @@ def supervise(count: int, work: Callable[[], int], patience: float) -> int:
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     crew = _Crew(work)
-    for _ in range(count):
-        crew.start(_FIRST_DELAY)
+    crew.originals = {crew.start(_FIRST_DELAY) for _ in range(count)}
     while not crew.refused and _signalled(crew.next_start()) not in STOP_SIGNALS:
         crew.replace_dead()
     return crew.stop(patience)
 
 
 class _Crew:
-    """The workers: those that run, and when the next ones are to start."""
+    """The workers: those that run, and when the next ones are to start.
+
+    Attributes:
+        originals: The first ones. Where one of them cannot work, none will.
+        refused: Whether that happened. What a later one lacks may be back soon: Redis, say, amid a failover.
+    """
 
     def __init__(self, work: Callable[[], int]) -> None:
+        self.originals: set[int] = set()
         self.refused = False
         self._work = work
         self._running: dict[int, tuple[float, float]] = {}  # by process id: when it started, and its delay if it dies
         self._due: list[tuple[float, float]] = []  # when to start one, and its delay if it dies
 
-    def start(self, delay: float) -> None:
-        self._running[_forked(self._work)] = (time.monotonic(), delay)
+    def start(self, delay: float) -> int:
+        worker = _forked(self._work)
+        self._running[worker] = (time.monotonic(), delay)
+        return worker
 
     def next_start(self) -> float | None:
         """Return the seconds until a worker is to start, None if none is."""
@@ -72,9 +79,10 @@ class _Crew:
         now = time.monotonic()
         for worker, status in _reaped():
             started, delay = self._running.pop(worker)
-            if status == USER_ERROR:
+            if status == USER_ERROR and worker in self.originals:
                 self.refused = True
                 return
+            self.originals.discard(worker)
             delay = _FIRST_DELAY if now - started > _SETTLED else delay
             log.error("worker died", worker=worker, status=status, restart_in=delay)
             self._due.append((now + delay, min(2 * delay, _LONGEST_DELAY)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import signal
 import threading
 from collections import Counter
 from typing import TYPE_CHECKING
@@ -154,3 +155,19 @@ def test_what_is_wrong_with_redis_is_one_line_and_exit_status_2(
     assert [line["text"] for line in lines if "text" in line] == [f"resumed: --store: {complaint.format(host)}"]
     assert server.log_lines("starting")[0]["store"] == url.format(host).replace("hush-hush", "***") + PATIENT
     assert "hush-hush" not in str(lines)
+
+
+def test_a_worker_that_starts_while_redis_is_no_primary_ends_no_other(valkey: RedisServer) -> None:
+    """As in a failover: what a server refuses at its start is worth waiting for once it has served."""
+    with (
+        running_server("--store", valkey.url + PATIENT, workers=2) as server,
+        grpc.insecure_channel(server.target) as channel,
+    ):
+        valkey.client.replicaof("127.0.0.1", 1)
+        os.kill(server.wait_for_log("ready", 2)[0]["process"], signal.SIGKILL)
+        statuses = [line["status"] for line in server.wait_for_log("worker died", 2)]
+        assert statuses == [-signal.SIGKILL, 2]
+        valkey.client.replicaof("NO", "ONE")
+        server.wait_for_log("listening", 3)
+        request = pb.PutRequest(namespace="shop", key=b"k", value=b"sealed", ttl=Duration(seconds=600))
+        assert SessionStoreServiceStub(channel).Put(request, wait_for_ready=True).HasField("ttl")
