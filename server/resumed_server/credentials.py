@@ -22,6 +22,7 @@ from resumed_server.files import Followed
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+# With keys of other kinds (Ed25519) the server starts, and gRPC's clients refuse every handshake.
 _SMALLEST_RSA_KEY = 2_048
 _CURVES = (ec.SECP256R1, ec.SECP384R1, ec.SECP521R1)
 
@@ -38,7 +39,7 @@ class Material(NamedTuple):
         return "Material()"
 
 
-def followed(certificate: str, key: str, client_ca: str) -> Followed[Material]:
+def followed(certificate: str, key: str, client_ca: str = "") -> Followed[Material]:
     """Follow the files at these paths; `client_ca` may be empty.
 
     Raises:

@@ -111,9 +111,9 @@ def taken(server: RunningServer, event: str = TAKEN) -> Iterator[list[dict[str, 
     lines += server.wait_for_log(event, so_far + workers)[so_far:]
 
 
-def code_of(server: RunningServer, pem: Pem, namespace: str = "shop") -> grpc.StatusCode | None:
+def code_of(target: str, pem: Pem, namespace: str = "shop", trust: bytes = BOTH) -> grpc.StatusCode | None:
     """Connect anew, and return how a look-up failed."""
-    with channel(server.target, BOTH, pem) as connection:
+    with channel(target, trust, pem) as connection:
         try:
             SessionStoreServiceStub(connection).Get(pb.GetRequest(namespace=namespace, key=b"key"), timeout=PATIENCE)
         except grpc.RpcError as error:
@@ -152,7 +152,7 @@ def test_a_whole_rotation_fails_no_call(server: RunningServer, files: Files) -> 
         with taken(server):
             files.write(client_ca=NEW.pem)
         traffic.wait_for_more(1_000)
-        assert code_of(server, old) is grpc.StatusCode.UNAVAILABLE
+        assert code_of(server.target, old) is grpc.StatusCode.UNAVAILABLE
     assert not traffic.errors
     assert not server.log_lines(IGNORED)
 
@@ -161,7 +161,7 @@ def test_grants_change_under_traffic_and_only_the_withdrawn_is_denied(server: Ru
     """The others do not notice; given back, it is granted again."""
     pay = OLD.issue(PAY)
     with Traffic(server.target, [OLD.issue(SHOP)]) as traffic:
-        assert code_of(server, pay, "pay") is None
+        assert code_of(server.target, pay, "pay") is None
         for grants, code in (
             (SHOP_GRANT, grpc.StatusCode.PERMISSION_DENIED),
             (PAY_GRANT + SHOP_GRANT, None),
@@ -169,7 +169,7 @@ def test_grants_change_under_traffic_and_only_the_withdrawn_is_denied(server: Ru
         ):
             with taken(server):
                 files.write(grants=grants)
-            assert code_of(server, pay, "pay") is code
+            assert code_of(server.target, pay, "pay") is code
             traffic.wait_for_more()
     assert not traffic.errors
 
@@ -192,6 +192,24 @@ def test_a_secret_that_kubernetes_swaps_again_and_again_fails_no_connection(tmp_
                 traffic.wait_for_more(100)
         assert not traffic.errors
         assert not server.log_lines(IGNORED)
+
+
+def test_every_address_takes_the_new_certificate(tmp_path: Path) -> None:
+    """Each asks for it by itself; a unix socket too."""
+    files = Files(tmp_path).write(OLD.server(), OLD.pem)
+    listen = ("--listen", f"unix:{tmp_path}/socket", "--listen", "127.0.0.1:0", "--listen", "localhost:0")
+    with running_server(*files.options, *listen[2:], listen=listen[1]) as server:
+        addresses = server.log_lines("listening")[0]["addresses"]
+        assert len(set(addresses)) == 3
+
+        def trusted(authority: Authority) -> list[bool]:
+            return [code_of(address, OLD.issue(SHOP), trust=authority.pem) is None for address in addresses]
+
+        assert trusted(OLD) == [True] * 3
+        with taken(server):
+            files.write(NEW.server())
+        assert trusted(OLD) == [False] * 3
+        assert trusted(NEW) == [True] * 3
 
 
 # --- What cannot be used is ignored --------------------------------------------------------------------------------
@@ -224,14 +242,14 @@ def test_files_that_cannot_be_used_are_ignored_with_one_line_each(server: Runnin
             (line,) = lines
             assert problem in line["problem"]
             assert line["level"] == "error"
-            assert code_of(server, OLD.issue(SHOP)) is None
+            assert code_of(server.target, OLD.issue(SHOP)) is None
             with taken(server):
                 (files.directory / name).write_bytes(good[name])
         for pem, problem in ((EXPIRED, "tls.crt expired at"), (ED25519, "must be RSA of")):
             with taken(server, IGNORED) as lines:
                 files.write(pem)
             assert problem in lines[0]["problem"]
-            assert code_of(server, OLD.issue(SHOP)) is None
+            assert code_of(server.target, OLD.issue(SHOP)) is None
         shutil.rmtree(files.directory)
         server.wait_for_log(IGNORED, len(BAD_FILES) + 4)  # of TLS and of the grants
         traffic.wait_for_more()

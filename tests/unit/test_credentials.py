@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import ssl
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -17,7 +19,7 @@ from resumed_server.files import Followed
 from support.mtls import Authority, Files, Pem
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
 AUTHORITY = Authority()
@@ -46,58 +48,100 @@ def test_nothing_new_is_handed_out_until_the_files_change_or_the_ticket_keys_are
     assert fetch() is None
 
 
-@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
-def test_old_tls_sessions_are_not_resumed(tmp_path: Path, version: ssl.TLSVersion) -> None:
-    """Whoever resumes is asked for no certificate, and theirs may have expired since."""
-    now = [0.0]
-    files = Files(tmp_path).write(AUTHORITY.server(), AUTHORITY.pem)
-    credentials = Credentials(followed(*files.options[1::2]), renewal=600, clock=lambda: now[0])
+@contextlib.contextmanager
+def serving(files: Files, clock: Callable[[], float] = time.monotonic) -> Iterator[int]:
+    """Have gRPC serve with these files, and nothing but handshakes; yield the port."""
     server = grpc.server(ThreadPoolExecutor(1))
+    credentials = Credentials(followed(*files.options[1::2]), renewal=600, clock=clock)
     port = server.add_secure_port("127.0.0.1:0", credentials.for_one_port())
     server.start()
-    pem = AUTHORITY.issue("dns:client")
-    (tmp_path / "client.pem").write_bytes(pem.key + pem.certificate)
-    context = ssl.create_default_context(cadata=AUTHORITY.pem.decode())
-    context.set_alpn_protocols(["h2"])
-    context.minimum_version = context.maximum_version = version
-    context.load_cert_chain(tmp_path / "client.pem")
-
-    def connect(session: ssl.SSLSession | None) -> bool | None:
-        with socket.create_connection(("127.0.0.1", port)) as plain:
-            tls = context.wrap_socket(plain, server_hostname="localhost", session=session)
-            with tls:
-                tls.recv(1)  # what gRPC says first comes behind the ticket
-                sessions.append(tls.session)
-                return tls.session_reused
-
-    sessions: list[ssl.SSLSession | None] = []
     try:
-        assert not connect(None)
-        assert connect(sessions[-1])
-        now[0] = 600
-        assert not connect(sessions[-1])
-        assert connect(sessions[-1])
+        yield port
     finally:
         server.stop(None)
 
 
-@pytest.mark.parametrize(
-    "key",
-    [
-        rsa.generate_private_key(65_537, 2_048),
-        ec.generate_private_key(ec.SECP256R1()),
-        ec.generate_private_key(ec.SECP384R1()),
-        ec.generate_private_key(ec.SECP521R1()),
-    ],
-    ids=["RSA 2048", "P-256", "P-384", "P-521"],
-)
-def test_keys_that_grpc_can_use_are_taken(tmp_path: Path, key: object) -> None:
+def client(files: Files, version: ssl.TLSVersion) -> ssl.SSLContext:
+    """Return a context with a certificate of the authority."""
+    pem = AUTHORITY.issue("dns:client")
+    (files.directory / "client.pem").write_bytes(pem.key + pem.certificate)
+    context = ssl.create_default_context(cadata=AUTHORITY.pem.decode())
+    context.set_alpn_protocols(["h2"])
+    context.minimum_version = context.maximum_version = version
+    context.load_cert_chain(files.directory / "client.pem")
+    return context
+
+
+def connected(
+    context: ssl.SSLContext, port: int, session: ssl.SSLSession | None = None
+) -> tuple[bool | None, ssl.SSLSession | None]:
+    """Shake hands, hear what gRPC says first, which comes behind the tickets, and go.
+
+    Returns whether `session` was resumed, and the session to resume next time.
+    """
+    with (
+        socket.create_connection(("127.0.0.1", port)) as plain,
+        context.wrap_socket(plain, server_hostname="localhost", session=session) as tls,
+    ):
+        assert tls.recv(1)
+        return tls.session_reused, tls.session
+
+
+VERSIONS = pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+
+
+@VERSIONS
+def test_old_tls_sessions_are_not_resumed(tmp_path: Path, version: ssl.TLSVersion) -> None:
+    """Whoever resumes is asked for no certificate, and theirs may have expired since."""
+    now = [0.0]
+    files = Files(tmp_path).write(AUTHORITY.server(), AUTHORITY.pem)
+    context = client(files, version)
+    with serving(files, lambda: now[0]) as port:
+        _, session = connected(context, port)
+        reused, session = connected(context, port, session)
+        assert reused
+        now[0] = 600
+        reused, session = connected(context, port, session)
+        assert not reused
+        reused, _ = connected(context, port, session)
+        assert reused
+
+
+KEYS = {
+    "RSA 2048": rsa.generate_private_key(65_537, 2_048),
+    "RSA 4096": rsa.generate_private_key(65_537, 4_096),
+    "P-256": ec.generate_private_key(ec.SECP256R1()),
+    "P-384": ec.generate_private_key(ec.SECP384R1()),
+    "P-521": ec.generate_private_key(ec.SECP521R1()),
+}
+
+
+@VERSIONS
+@pytest.mark.parametrize("key", KEYS)
+def test_every_kind_of_key_that_is_taken_shakes_hands(tmp_path: Path, key: str, version: ssl.TLSVersion) -> None:
     """With client certificates and without."""
-    Files(tmp_path).write(AUTHORITY.issue("dns:localhost", key=key), AUTHORITY.pem)
-    crt, tls_key, ca = (str(tmp_path / name) for name in ("tls.crt", "tls.key", "ca.crt"))
-    assert followed(crt, tls_key, ca).value.client_ca == AUTHORITY.pem
-    assert followed(crt, tls_key, "").value.client_ca is None
-    assert repr(followed(crt, tls_key, ca).value) == "Material()"
+    files = Files(tmp_path).write(AUTHORITY.issue("dns:localhost", key=KEYS[key]))
+    with serving(files) as port:
+        connected(client(files, version), port)
+    files.write(client_ca=AUTHORITY.pem)
+    with serving(files) as port:
+        connected(client(files, version), port)
+
+
+def test_one_file_may_hold_key_and_certificate(tmp_path: Path) -> None:
+    """In any order, and with other text around them, as many tools write it."""
+    pem = AUTHORITY.server()
+    text = b"Certificate:\n    Data:\n"
+    for content in (pem.key + text + pem.certificate, text + pem.certificate + AUTHORITY.pem + pem.key):
+        files = Files(tmp_path).write(Pem(content, content), AUTHORITY.pem)
+        with serving(files) as port:
+            connected(client(files, ssl.TLSVersion.TLSv1_3), port)
+
+
+def test_material_shows_no_secret(tmp_path: Path) -> None:
+    """In no traceback either."""
+    files = Files(tmp_path).write(AUTHORITY.server(), AUTHORITY.pem)
+    assert repr(followed(*files.options[1::2]).value) == "Material()"
 
 
 ENCRYPTED = ec.generate_private_key(ec.SECP256R1())
