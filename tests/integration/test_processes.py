@@ -205,7 +205,7 @@ def test_ctrl_c_during_a_look_up_ends_the_server(program: Program) -> None:
     import threading, time
     signal.signal(signal.SIGINT, signal.default_int_handler)
     binding = shim._binding
-    def interrupted(session_id, decode):
+    def interrupted(*_):
         signal.raise_signal(signal.SIGINT)
     shim._shim.look_up = interrupted
     binding._on_get(0, 0, 0, __import__("ctypes").addressof(__import__("ctypes").c_int(1)))

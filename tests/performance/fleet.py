@@ -84,10 +84,10 @@ class Fleet:
     """
 
     def __init__(self, directory: str) -> None:
-        self._keyring, self._certificate = Path(directory, "fleet.keys"), Path(directory, "frontend.pem")
+        self.keyring, self.certificate = Path(directory, "fleet.keys"), Path(directory, "frontend.pem")
         for path, content in (
-            (self._keyring, resumed.Keyring.generate().encode()),
-            (self._certificate, CERTIFICATE.private_key_and_cert_chain_pem.bytes()),
+            (self.keyring, resumed.Keyring.generate().encode()),
+            (self.certificate, CERTIFICATE.private_key_and_cert_chain_pem.bytes()),
         ):
             path.touch(0o600)
             path.write_bytes(content)
@@ -96,9 +96,9 @@ class Fleet:
     def frontend(self, stack: Stack, target: str | None, *options: str) -> Iterator[int]:
         """Run a frontend, without the shim if `target` is None, and yield its port."""
         command = [sys.executable, "-m", "resumed_server.demo_frontend", "--stack", stack, "--name", stack]
-        command += ["--certificate", str(self._certificate)]
+        command += ["--certificate", str(self.certificate)]
         if target is not None:
-            command += ["--target", target, "--keyring", str(self._keyring), "--namespace", "shop", *options]
+            command += ["--target", target, "--keyring", str(self.keyring), "--namespace", "shop", *options]
         with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout
             try:

@@ -46,7 +46,9 @@ class Dictionary:
         """Keep a session."""
         self.sessions[session_id] = serialized
 
-    def look_up(self, session_id: bytes, decode: Callable[[bytes, int], int | None]) -> int | None:
+    def look_up(
+        self, session_id: bytes, decode: Callable[[bytes, int], int | None], _found: object = None
+    ) -> int | None:
         """Find a session."""
         serialized = self.sessions.get(session_id)
         return None if serialized is None else decode(serialized, self.lifetime)

@@ -51,9 +51,10 @@ class FakeStore(SessionStore):
 
     def take(self, key: bytes, *, deadline: float | None = None) -> StoredSession | None:
         """Look up and remove."""
-        found = self.get(key)
-        self.kept.pop(key, None)
-        return found
+        self.gets.append(key)
+        self._pass()
+        value = self.kept.pop(key, None)
+        return StoredSession(value, 1.0) if value is not None else None
 
     def batch(
         self, operations: Sequence[resumed.store.Operation], *, deadline: float | None = None
@@ -100,6 +101,120 @@ def negotiate(shim: Shim, remaining: int = 7200) -> bytes:
     shim.negotiated(session_id, b"serialized", remaining, last=True)
     assert shim.flush(PATIENCE)
     return session_id
+
+
+class TestPrefetch:
+    """A look-up begins before it is needed, in another thread, and is no other one."""
+
+    def test_the_answer_is_used_and_nobody_is_asked_again(self) -> None:
+        """Hit or miss."""
+        store = FakeStore()
+        shim, _ = shim_on(store)
+        for session_id, found in ((negotiate(shim), 10_007_200), (shim.issue_id(), None)):
+            flight = shim.prefetch(session_id)
+            assert flight
+            flight.result(PATIENCE)
+            asked = len(store.gets)
+            assert shim.look_up(session_id, decode, flight) == found
+            assert len(store.gets) == asked
+        assert shim.stats.hits == {"store": 1}
+        assert shim.stats.misses == {"unknown": 1}
+
+    def test_what_needs_no_call_begins_none(self) -> None:
+        """Foreign and old ids, and all while the store keeps failing."""
+        store = FakeStore()
+        shim, clock = shim_on(store, lifetime=100)
+        session_id = negotiate(shim)
+        assert shim.prefetch(os.urandom(32)) is None
+        clock.now += 101
+        assert shim.prefetch(session_id) is None
+        shim._breaker.closed = False
+        resting = shim.prefetch(shim.issue_id())
+        assert resting
+        assert resting.result(0) == (None, "breaker-open")
+        assert not store.gets
+        assert not shim._prefetchers._threads
+
+    def test_one_id_is_one_call_whoever_asks(self) -> None:
+        """Two that were begun, and one who waits."""
+        store = FakeStore()
+        shim, _ = shim_on(store)
+        session_id = negotiate(shim)
+        store.gate.clear()
+        one, other = shim.prefetch(session_id), shim.prefetch(session_id)
+        assert one
+        assert other
+        waiting = threading.Thread(target=shim.look_up, args=(session_id, decode))
+        waiting.start()
+        [flight] = shim._flights.values()
+        while len(flight._done_callbacks) < 2:  # type: ignore[attr-defined]
+            time.sleep(0)
+        store.gate.set()
+        waiting.join(PATIENCE)
+        assert shim.look_up(session_id, decode, one) == shim.look_up(session_id, decode, other) == 10_007_200
+        assert shim.stats.hits == {"store": 1, "shared": 2}
+        assert len(store.gets) == 1
+
+    def test_a_single_use_is_not_shared(self) -> None:
+        """Each asks, and the store answers one of them."""
+        store = FakeStore()
+        shim, _ = shim_on(store, single_use=True)
+        session_id = negotiate(shim)
+        flights = [shim.prefetch(session_id) for _ in range(4)]
+        found = [flight.result(PATIENCE)[0] for flight in flights if flight]
+        assert len(found) == 4
+        assert found.count(None) == 3
+
+    def test_an_answer_that_is_not_there_is_late(self) -> None:
+        """Nobody waits for it."""
+        store = FakeStore()
+        shim, _ = shim_on(store)
+        session_id = negotiate(shim)
+        store.gate.clear()
+        flight = shim.prefetch(session_id)
+        assert shim.look_up(session_id, decode, flight) is None
+        assert shim.stats.misses == {"late": 1}
+        store.gate.set()
+
+    def test_beyond_the_limit_nobody_is_asked(self) -> None:
+        """Those that wait for a thread count."""
+        store = FakeStore()
+        shim, _ = shim_on(store, max_lookups=2)
+        store.gate.clear()
+        flights = [shim.prefetch(shim.issue_id()) for _ in range(3)]
+        assert flights[2]
+        assert flights[2].result(0) == (None, "busy")
+        store.gate.set()
+
+    def test_who_waited_too_long_for_a_thread_does_not_ask(self) -> None:
+        """Its handshake has gone on long ago."""
+        store = FakeStore()
+        shim, _ = shim_on(store)
+        flight, mine = shim._board(b"key")
+        assert mine
+        shim._fly(flight, b"key", fresh=False, end=time.monotonic() - 0.001)
+        assert flight.result(0) == (None, "busy")
+        assert not store.gets
+
+    def test_a_closed_shim_finds_nothing(self) -> None:
+        """Handshakes that are under way when it is uninstalled go on."""
+        shim, _ = shim_on(FakeStore())
+        session_id = negotiate(shim)
+        shim.close()
+        flight = shim.prefetch(session_id)
+        assert flight
+        assert flight.result(0) == (None, "down")
+        assert shim._lookups == 0
+
+    def test_a_defect_is_a_miss(self) -> None:
+        """Whatever is raised in the thread."""
+        store = FakeStore()
+        shim, _ = shim_on(store)
+        session_id = negotiate(shim)
+        store.failure = ZeroDivisionError()
+        flight = shim.prefetch(session_id)
+        assert flight
+        assert flight.result(PATIENCE) == (None, "internal-error")
 
 
 class TestLookUps:
@@ -187,7 +302,7 @@ class TestLookUps:
         while not store.gets:
             time.sleep(0)
         [flight] = shim._flights.values()
-        while len(flight.landed._cond._waiters) < 7:  # type: ignore[attr-defined]
+        while len(flight._done_callbacks) < 7:  # type: ignore[attr-defined]
             time.sleep(0)
         store.gate.set()
         for thread in threads:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import ssl
 from typing import TYPE_CHECKING, Any, Literal
 
+from resumed.loops import attach
 from resumed.mirror import DEFAULT_BYTES, Mirror
 from resumed.openssl import Binding
 from resumed.sealing import Keyring
@@ -13,6 +15,7 @@ from resumed.store import SessionStore
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Callable
 
     from resumed.credentials import Credentials
     from resumed.stats import Stats
@@ -23,8 +26,8 @@ _NAMESPACE = re.compile(r"[a-z0-9.-]{1,63}")
 class Installation:
     """A TLS context that shares its sessions: keep it for `stats` and uninstall(); the context itself needs no help."""
 
-    def __init__(self, shim: Shim, binding: Binding) -> None:
-        self._shim, self._binding = shim, binding
+    def __init__(self, shim: Shim, binding: Binding, detach: Callable[[], None] | None) -> None:
+        self._shim, self._binding, self._detach = shim, binding, detach
 
     @property
     def stats(self) -> Stats:
@@ -61,6 +64,8 @@ class Installation:
 
     def uninstall(self) -> None:
         """Put back the callbacks and settings that the context had, send what is not sent yet, and disconnect."""
+        if self._detach:
+            self._detach()
         self._binding.uninstall()
         self._shim.close()
 
@@ -127,7 +132,8 @@ def install(
         max_lookups=max_lookups,
         mirror=Mirror(store, size) if size else None,
     )
-    return Installation(shim, Binding(context, shim, replace=replace))
+    binding = Binding(context, shim, replace=replace)
+    return Installation(shim, binding, attach(context, binding, shim) if isinstance(context, ssl.SSLContext) else None)
 
 
 def _size(mirror: bool | int | str) -> int:

@@ -13,8 +13,9 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from resumed.breaker import Breaker
 from resumed.errors import StoreError, StoreTimeout, StoreUnavailable, Unsealable
@@ -46,15 +47,11 @@ _FRESH_PAUSES = (0.001, 0.004, 0.016, 0.064)
 """Seconds to wait before each further ask, or what the deadline leaves."""
 _LEAST_ASK_SECONDS = 0.01
 """What a further ask must have left of the deadline, so that it is not a failure of the store if it is late."""
+_PREFETCHERS = 32
+"""How many threads look up what handshakes of event loops wait for. With a store 20 ms away, 1,600 a second."""
 
-
-@dataclass(slots=True)
-class _Flight:
-    """A look-up under way, for those who want the same session."""
-
-    landed: threading.Event = field(default_factory=threading.Event)
-    value: bytes | None = None
-    outcome: str = "late"
+Found: TypeAlias = tuple[bytes | None, str]
+"""A value and the reason of the hit, or None and the reason of the miss."""
 
 
 class Shim:
@@ -117,8 +114,9 @@ class Shim:
 
     def _begin(self) -> None:
         self._lock = threading.Lock()
-        self._flights: dict[bytes, _Flight] = {}
+        self._flights: dict[bytes, Future[Found]] = {}
         self._lookups = 0
+        self._prefetchers = ThreadPoolExecutor(_PREFETCHERS, "resumed-prefetch")
 
     @property
     def stats(self) -> Stats:
@@ -159,12 +157,43 @@ class Shim:
         """Note a session that cannot be resumed from the store, and so is not stored."""
         self._recorder.count("puts", "unresumable")
 
-    def look_up(self, session_id: bytes, decode: Callable[[bytes, int], int | None]) -> int | None:
+    def prefetch(self, session_id: bytes) -> Future[Found] | None:
+        """Begin to look up an id that a client offered, without waiting; return None if that is not worth a call.
+
+        Args:
+            session_id: The id, any bytes at all.
+
+        Returns:
+            What look_up() is to be told, once; it is there when the deadline has passed, or sooner.
+        """
+        now = self._clock()
+        issued = self._keyring.open_id(self.namespace, session_id)
+        if self._refusal(session_id, issued, now) is not None:
+            return None
+        key = self._store_keys.key(session_id)
+        known = self._known(key)
+        if known is not None:
+            flight: Future[Found] = Future()
+            flight.set_result(known)
+            return flight
+        flight, mine = self._board(key)
+        if not mine:
+            return _shared(flight)
+        try:
+            self._prefetchers.submit(self._fly, flight, key, _is_fresh(issued, now), self._end())
+        except RuntimeError:  # closed, or the interpreter is about to exit
+            self._land(flight, key, (None, "down"))
+        return flight
+
+    def look_up(
+        self, session_id: bytes, decode: Callable[[bytes, int], int | None], found: Future[Found] | None = None
+    ) -> int | None:
         """Return the decoded session of an id that a client offered, or None to make a full handshake.
 
         Args:
             session_id: The id, any bytes at all.
             decode: Makes a session of its serialized form and the seconds it has left; returns None if it cannot.
+            found: What prefetch() returned for this id and this handshake; nobody is asked then.
         """
         now = self._clock()
         issued = self._keyring.open_id(self.namespace, session_id)
@@ -173,8 +202,7 @@ class Shim:
             self._recorder.count("misses", refusal)
             return None
         key = self._store_keys.key(session_id)
-        fresh = issued is not None and now - issued <= _FRESH_SECONDS
-        value, outcome = self._find(key, fresh)
+        value, outcome = self._find(key, _is_fresh(issued, now)) if found is None else _landed(found, 0)
         session = None
         if value is not None:
             try:
@@ -225,6 +253,7 @@ class Shim:
         if self._mirror:
             self._mirror.close()
         self._sender.close(timeout)
+        self._prefetchers.shutdown(wait=False)
 
     def after_fork_in_child(self) -> None:
         """Begin with no look-up under way, and count from zero."""
@@ -239,47 +268,62 @@ class Shim:
             return "old-id"
         return None
 
-    def _find(self, key: bytes, fresh: bool) -> tuple[bytes | None, str]:
-        """Return a value and the reason of the hit, or None and the reason of the miss."""
+    def _known(self, key: bytes) -> Found | None:
+        """Return what can be said without a call."""
         mirrored = self._mirror.get(key) if self._mirror else None
         if mirrored is not None:
             return mirrored, "mirror"
-        if not self._breaker.closed:
-            return None, "breaker-open"
-        return self._take_off(key, fresh) if self._single_use else self._share(key, fresh)
+        return None if self._breaker.closed else (None, "breaker-open")
 
-    def _share(self, key: bytes, fresh: bool) -> tuple[bytes | None, str]:
+    def _find(self, key: bytes, fresh: bool) -> Found:
         """Look `key` up, or wait for the answer to somebody else who did."""
+        known = self._known(key)
+        if known is not None:
+            return known
+        flight, mine = self._board(key)
+        if mine:
+            self._fly(flight, key, fresh, self._end())
+            return flight.result()
+        return _landed(_shared(flight), self._store.deadline)
+
+    def _board(self, key: bytes) -> tuple[Future[Found], bool]:
+        """Return the look-up of `key` that is under way, or a new one and True: whoever gets that has to _fly() it."""
         with self._lock:
             flight = self._flights.get(key)
-            if flight is None:
-                mine = self._flights[key] = _Flight()
-        if flight is not None:
-            flight.landed.wait(self._store.deadline)
-            return flight.value, "shared" if flight.value is not None else flight.outcome
-        try:
-            mine.value, mine.outcome = self._take_off(key, fresh)
-        finally:
-            with self._lock:
-                del self._flights[key]
-            mine.landed.set()
-        return mine.value, mine.outcome
-
-    def _take_off(self, key: bytes, fresh: bool) -> tuple[bytes | None, str]:
-        """Look `key` up; return its value and the reason of the hit, or None and the reason of the miss."""
-        with self._lock:
+            if flight is not None:
+                return flight, False
+            flight = Future()
             if self._lookups >= self._max_lookups:
-                return None, "busy"
+                flight.set_result((None, "busy"))
+                return flight, False
             self._lookups += 1
+            if not self._single_use:  # of all who ask for a single use one is answered
+                self._flights[key] = flight
+            return flight, True
+
+    def _fly(self, flight: Future[Found], key: bytes, fresh: bool, end: float) -> None:
+        """Look `key` up, until `end` at most."""
         started = time.monotonic()
+        found: Found = (None, "internal-error")
         try:
-            return self._ask(key, fresh, started + _DEADLINE_SHARE * self._store.deadline)
+            found = self._ask(key, fresh, end)
         finally:
             self._recorder.observe_lookup(time.monotonic() - started)
-            with self._lock:
-                self._lookups -= 1
+            self._land(flight, key, found)
 
-    def _ask(self, key: bytes, fresh: bool, end: float) -> tuple[bytes | None, str]:
+    def _land(self, flight: Future[Found], key: bytes, found: Found) -> None:
+        with self._lock:
+            self._lookups -= 1
+            self._flights.pop(key, None)
+        flight.set_result(found)
+
+    def _end(self) -> float:
+        """Return when a look-up that begins now has to end."""
+        return time.monotonic() + _DEADLINE_SHARE * self._store.deadline
+
+    def _ask(self, key: bytes, fresh: bool, end: float) -> Found:
+        if time.monotonic() > end:  # no prefetcher was free
+            return None, "busy"
         ask = self._store.take if self._single_use else self._store.get
         since = self._mirror.sessions.removals if self._mirror else 0
         try:
@@ -303,6 +347,29 @@ class Shim:
         if self._mirror:
             self._mirror.sessions.put(key, found, since)
         return found.value, outcome
+
+
+def _is_fresh(issued: int | None, now: float) -> bool:
+    return issued is not None and now - issued <= _FRESH_SECONDS
+
+
+def _landed(flight: Future[Found], patience: float) -> Found:
+    try:
+        return flight.result(patience)
+    except FutureTimeoutError:
+        return None, "late"
+
+
+def _shared(flight: Future[Found]) -> Future[Found]:
+    """Return the same answer for somebody who did not ask himself."""
+    shared: Future[Found] = Future()
+
+    def land(flight: Future[Found]) -> None:
+        value, outcome = flight.result()
+        shared.set_result((value, outcome if value is None else "shared"))
+
+    flight.add_done_callback(land)
+    return shared
 
 
 def _failure(error: StoreError) -> str:

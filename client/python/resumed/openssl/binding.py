@@ -19,9 +19,20 @@ from ctypes import byref, c_char_p, c_int, c_size_t, c_uint, c_void_p, string_at
 from typing import TYPE_CHECKING, Any
 
 from resumed.errors import UnsupportedContext
-from resumed.openssl.library import GET_CALLBACK, ID_CALLBACK, NEW_CALLBACK, REMOVE_CALLBACK, context_of
+from resumed.openssl.hello import offered_ids
+from resumed.openssl.library import (
+    GET_CALLBACK,
+    HELLO_CALLBACK,
+    ID_CALLBACK,
+    NEW_CALLBACK,
+    REMOVE_CALLBACK,
+    context_of,
+)
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from resumed.prefetch import Handshake
     from resumed.shim import Shim
 
 # <openssl/ssl.h>
@@ -30,6 +41,8 @@ _CTRL_GET_SESS_CACHE_MODE = 45
 _SESS_CACHE_SERVER = 0x2
 _SESS_CACHE_NO_INTERNAL = 0x300
 _OP_NO_TICKET = 1 << 14
+_CLIENT_HELLO_SUCCESS = 1
+_CLIENT_HELLO_RETRY = -1
 _TLS1_3_VERSION = 0x304
 
 _ID_BYTES = 32
@@ -72,9 +85,11 @@ class Binding:
             GET_CALLBACK(self._on_get),
             REMOVE_CALLBACK(self._on_remove),
             ID_CALLBACK(self._on_id),
+            HELLO_CALLBACK(self._on_hello),
         )
         addresses = [ctypes.cast(trampoline, c_void_p).value or 0 for trampoline in self._trampolines]
-        self._own, self._own_id = tuple(addresses[:3]), addresses[3]
+        self._own, self._own_id, self._own_hello = tuple(addresses[:3]), addresses[3], addresses[4]
+        self._driven = _Driven()
         library.SSL_CTX_up_ref(pointer)  # until the finalizer has unset the callbacks
         weakref.finalize(context, self._release).atexit = False  # at exit see _leave
         self._install()
@@ -94,6 +109,23 @@ class Binding:
     def remove_callback(self) -> Any:
         """What SSL_CTX_sess_get_remove_cb returns, as a ctypes function; None when unset."""
         return _function(REMOVE_CALLBACK, self._current()[2])
+
+    def drive(self, handshake: Handshake, step: Callable[[], None]) -> None:
+        """Take a step of a handshake that may rest until its look-ups are done.
+
+        Args:
+            handshake: Says by `handshake.rests`, when the step has failed, that it is to be taken again.
+            step: Calls SSL_do_handshake.
+        """
+        if self._installed:
+            # Not before, as it costs handshakes of other threads another wait for the GIL.
+            self._library.SSL_CTX_set_client_hello_cb(self._pointer, self._own_hello, None)
+        self._driven.handshake = handshake
+        handshake.rests = False
+        try:
+            step()
+        finally:
+            self._driven.handshake = None
 
     def uninstall(self) -> None:
         """Put back the callbacks and settings that the context had.
@@ -135,6 +167,9 @@ class Binding:
 
     def _set(self, callbacks: tuple[int, ...], id_callback: int) -> None:
         new, get, remove = callbacks
+        # Nobody's, until drive() needs it.
+        self._installed = callbacks == self._own
+        self._library.SSL_CTX_set_client_hello_cb(self._pointer, None, None)
         self._library.SSL_CTX_sess_set_new_cb(self._pointer, new)
         self._library.SSL_CTX_sess_set_get_cb(self._pointer, get)
         self._library.SSL_CTX_sess_set_remove_cb(self._pointer, remove)
@@ -192,12 +227,27 @@ class Binding:
         try:
             c_int.from_address(copy).value = 0
             session_id = string_at(data, length) if length > 0 else b""
+            handshake = self._driven.handshake
             return self._shim.look_up(
-                session_id, lambda serialized, remaining: self._decode(ssl, session_id, serialized, remaining)
+                session_id,
+                lambda serialized, remaining: self._decode(ssl, session_id, serialized, remaining),
+                None if handshake is None else handshake.answer(session_id),
             )
         except BaseException as error:  # noqa: BLE001  # nothing may cross C
             self._caught(error)
             return None
+
+    def _on_hello(self, ssl: int, _alert: int, _data: int) -> int:
+        """Have a handshake rest whose sessions are being looked up, if its driver goes on with it later."""
+        try:
+            handshake = self._driven.handshake
+            if handshake is not None:
+                handshake.offers(offered_ids(self._library, ssl))
+                if handshake.rests:
+                    return _CLIENT_HELLO_RETRY
+        except BaseException as error:  # noqa: BLE001  # nothing may cross C
+            self._caught(error)
+        return _CLIENT_HELLO_SUCCESS
 
     def _on_remove(self, _ctx: int, session: int) -> None:
         """Tell the shim of a connection that ended without our close_notify.
@@ -279,6 +329,12 @@ class Binding:
             threading.Timer(0.01, signal.pthread_kill, (main, signal.SIGINT)).start()
         else:
             self._shim.internal_error()
+
+
+class _Driven(threading.local):
+    """The handshake that this thread takes a step of."""
+
+    handshake: Handshake | None = None
 
 
 def _function(prototype: Any, address: int) -> Any:

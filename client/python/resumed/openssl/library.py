@@ -29,6 +29,8 @@ REMOVE_CALLBACK = ctypes.CFUNCTYPE(None, c_void_p, c_void_p)
 """void (*)(SSL_CTX *, SSL_SESSION *): SSL_CTX_sess_set_remove_cb(3)."""
 ID_CALLBACK = ctypes.CFUNCTYPE(c_int, c_void_p, c_void_p, c_void_p)
 """int (*)(SSL *, unsigned char *id, unsigned int *length): SSL_CTX_set_generate_session_id(3)."""
+HELLO_CALLBACK = ctypes.CFUNCTYPE(c_int, c_void_p, c_void_p, c_void_p)
+"""int (*)(SSL *, int *alert, void *): SSL_CTX_set_client_hello_cb(3)."""
 
 # name: result, arguments. Called with the GIL held: each takes about a microsecond and waits for no lock.
 _QUICK: dict[str, tuple[Any, list[Any]]] = {
@@ -36,6 +38,9 @@ _QUICK: dict[str, tuple[Any, list[Any]]] = {
     "ERR_set_mark": (c_int, []),
     "ERR_pop_to_mark": (c_int, []),
     "OpenSSL_version_num": (c_ulong, []),
+    "SSL_client_hello_get0_ext": (c_int, [c_void_p, c_uint, POINTER(c_void_p), POINTER(c_size_t)]),
+    "SSL_client_hello_get0_session_id": (c_size_t, [c_void_p, POINTER(c_void_p)]),
+    "SSL_ctrl": (c_long, [c_void_p, c_int, c_long, c_void_p]),
     "SSL_get_num_tickets": (c_size_t, [c_void_p]),
     "SSL_get_options": (c_uint64, [c_void_p]),
     "SSL_session_reused": (c_int, [c_void_p]),
@@ -46,6 +51,7 @@ _QUICK: dict[str, tuple[Any, list[Any]]] = {
     "SSL_CTX_get_options": (c_uint64, [c_void_p]),
     "SSL_CTX_set_options": (c_uint64, [c_void_p, c_uint64]),
     "SSL_CTX_clear_options": (c_uint64, [c_void_p, c_uint64]),
+    "SSL_CTX_set_client_hello_cb": (None, [c_void_p, c_void_p, c_void_p]),
     "SSL_CTX_get_timeout": (c_long, [c_void_p]),
     "SSL_CTX_set_timeout": (c_long, [c_void_p, c_long]),
     "SSL_CTX_set_session_id_context": (c_int, [c_void_p, c_char_p, c_uint]),

@@ -1,0 +1,69 @@
+"""Which sessions a ClientHello offers, asked while OpenSSL's client hello callback runs (SSL_client_hello_get0_ext(3)).
+
+OpenSSL has put the message together and split it into its parts by then, but it has not looked into the extensions:
+their content is the peer's.
+"""
+
+from __future__ import annotations
+
+from ctypes import byref, c_size_t, c_void_p, string_at
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from resumed.openssl.library import Library
+
+# RFC 8446 section 4.2
+_PRE_SHARED_KEY = 41
+_SUPPORTED_VERSIONS = 43
+# <openssl/ssl.h>
+_CTRL_GET_MAX_PROTO_VERSION = 131
+_OP_NO_TLS1_3 = 1 << 29
+_TLS1_3_VERSION = 0x304
+
+_ID_BYTES = 32
+_AGE_BYTES = 4
+
+
+def offered_ids(library: Library, ssl: int) -> list[bytes]:
+    """Return the ids that OpenSSL will ask the get callback for, in its order, until one has a session."""
+    versions = _extension(library, ssl, _SUPPORTED_VERSIONS)
+    if versions is not None and _TLS1_3_VERSION in supported_versions(versions) and _speaks_tls13(library, ssl):
+        # The legacy_session_id is a random one then, for middleboxes' sake (RFC 8446 appendix D.4).
+        return [
+            identity
+            for identity in identities(_extension(library, ssl, _PRE_SHARED_KEY) or b"")
+            if len(identity) == _ID_BYTES
+        ]
+    data = c_void_p()
+    length = library.SSL_client_hello_get0_session_id(ssl, byref(data))
+    return [string_at(data.value, length)] if length and data.value else []
+
+
+def supported_versions(extension: bytes) -> list[int]:
+    """Return the versions of a client's supported_versions (RFC 8446 section 4.2.1); of a malformed one, none."""
+    if not extension or extension[0] != len(extension) - 1 or extension[0] % 2:
+        return []
+    return [int.from_bytes(extension[at : at + 2], "big") for at in range(1, len(extension), 2)]
+
+
+def identities(extension: bytes) -> list[bytes]:
+    """Return the identities of a client's pre_shared_key (RFC 8446 section 4.2.11); of a malformed one, none."""
+    end = 2 + int.from_bytes(extension[:2], "big")
+    found, at = [], 2
+    while at < end <= len(extension):
+        start = at + 2
+        at = start + int.from_bytes(extension[at:start], "big") + _AGE_BYTES
+        found.append(extension[start : at - _AGE_BYTES])
+    return found if at == end <= len(extension) else []
+
+
+def _extension(library: Library, ssl: int, kind: int) -> bytes | None:
+    data, length = c_void_p(), c_size_t()
+    if not library.SSL_client_hello_get0_ext(ssl, kind, byref(data), byref(length)):
+        return None
+    return string_at(data.value, length.value) if data.value else b""
+
+
+def _speaks_tls13(library: Library, ssl: int) -> bool:
+    highest = library.SSL_ctrl(ssl, _CTRL_GET_MAX_PROTO_VERSION, 0, None)
+    return highest in {0, _TLS1_3_VERSION} and not library.SSL_get_options(ssl) & _OP_NO_TLS1_3

@@ -1,0 +1,73 @@
+"""Looks sessions up while a handshake rests, so that a thread that serves many connections is not held up.
+
+When a ClientHello is complete, OpenSSL's client hello callback may have the handshake rest
+(SSL_CTX_set_client_hello_cb(3)). The look-ups then happen in other threads, and whoever drives the handshake takes its
+next step when it is woken. An event loop is such a driver (loops.py).
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from resumed.shim import Found, Shim
+
+MAX_LOOKUPS = 4
+"""How many of the ids in one ClientHello are looked up. Clients offer one or two; a thousand fit in."""
+
+_BUSY: Future[Found] = Future()
+_BUSY.set_result((None, "busy"))
+
+
+class Handshake:
+    """What was found for one handshake.
+
+    Args:
+        shim: Looks ids up.
+        waker: Called in the midst of a step; returns what has the next step taken soon, from any thread, or None if
+            nobody would take it.
+
+    Attributes:
+        rests: Whether its last step ended because an answer was not there yet.
+    """
+
+    def __init__(self, shim: Shim, waker: Callable[[], Callable[[], None] | None]) -> None:
+        self._shim, self._waker = shim, waker
+        self._wake: Callable[[], None] | None = None
+        self._answers: dict[bytes, Future[Found]] = {}
+        self.rests = False
+
+    def offers(self, session_ids: Iterable[bytes]) -> None:
+        """See to it that the sessions of a ClientHello are looked up, one after the other until one is found.
+
+        Called again for the same ClientHello at each step, until the handshake `rests` no more.
+        """
+        self.rests = False
+        for session_id in session_ids:
+            answer = self.answer(session_id) or self._begin(session_id)
+            if answer is None:
+                continue
+            if not answer.done():
+                self.rests = True
+                return
+            if answer.result()[0] is not None:
+                return
+
+    def answer(self, session_id: bytes) -> Future[Found] | None:
+        """Return what was found, or None for an id that nobody was asked about."""
+        return self._answers.get(session_id) or (_BUSY if len(self._answers) >= MAX_LOOKUPS else None)
+
+    def _begin(self, session_id: bytes) -> Future[Found] | None:
+        self._wake = self._wake or self._waker()
+        if self._wake is None:
+            return None
+        answer = self._shim.prefetch(session_id)
+        if answer is not None:
+            self._answers[session_id] = answer
+            if not answer.done():
+                wake = self._wake
+                answer.add_done_callback(lambda _: wake())
+        return answer

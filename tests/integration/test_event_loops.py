@@ -1,0 +1,491 @@
+"""A look-up does not hold up the event loop: the handshake rests meanwhile, and goes on as any other."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import os
+import random
+import signal
+import socket
+import ssl
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import resumed
+from support.distance import distant
+from support.loops import LOOPS, Loop, LoopFrontend, running
+from support.server import running_server
+from support.tls import PATIENCE, VERSIONS, Client, Connection, Frontend
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from support.server import RunningServer
+
+MANY = 32
+
+
+@pytest.fixture(params=LOOPS)
+def loop(request: pytest.FixtureRequest) -> Loop:
+    """Each event loop."""
+    loop: Loop = request.param
+    return loop
+
+
+@pytest.fixture
+def negotiator(store: RunningServer, keyring: resumed.Keyring) -> Frontend:
+    """Another frontend of the fleet, on the other stack."""
+    return Frontend("pyopenssl", store.target, keyring)
+
+
+def until(condition: Callable[[], Any]) -> None:
+    """Wait for something that must come about."""
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < end, "it never came about"
+        time.sleep(0.001)
+
+
+def sessions_of(client: Client, negotiator: Frontend, count: int = 1) -> list[ssl.SSLSession | None]:
+    """Return sessions that the store has."""
+    sessions = [client.visit(negotiator).session for _ in range(count)]
+    assert negotiator.shim.flush(PATIENCE)
+    return sessions
+
+
+class Gate:
+    """Holds a frontend's look-ups up until it is opened."""
+
+    def __init__(self, frontend: Frontend) -> None:
+        self.asked: list[bytes] = []
+        self.threads: set[int] = set()
+        self._open = threading.Event()
+        store = frontend.shim._shim._store
+        for name in ("get", "take"):
+            setattr(store, name, self._held(getattr(store, name)))
+
+    def open(self) -> None:
+        """Let all look-ups go on."""
+        self._open.set()
+
+    def _held(self, ask: Any) -> Any:
+        def held(key: bytes, **options: Any) -> Any:
+            self.asked.append(key)
+            self.threads.add(threading.get_ident())
+            assert self._open.wait(PATIENCE)
+            return ask(key, **options)
+
+        return held
+
+
+@contextlib.contextmanager
+def gated(
+    loop: Loop, store: RunningServer, keyring: resumed.Keyring, **options: Any
+) -> Iterator[tuple[LoopFrontend, Gate]]:
+    """Run a frontend whose look-ups wait for a gate."""
+    with running(LoopFrontend(loop, store.target, keyring, deadline=PATIENCE, **options)) as frontend:
+        gate = Gate(frontend)
+        try:
+            yield frontend, gate
+        finally:
+            gate.open()
+
+
+def offered(client: Client, session: ssl.SSLSession | None) -> tuple[socket.socket, socket.socket, bytes]:
+    """Return both ends of a connection, and a ClientHello that offers `session`."""
+    ours, theirs = socket.socketpair()
+    outgoing = ssl.MemoryBIO()
+    tls = client.context.wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname="localhost", session=session)
+    with pytest.raises(ssl.SSLWantReadError):
+        tls.do_handshake()
+    return ours, theirs, outgoing.read()
+
+
+def test_a_session_crosses_from_loop_to_loop(
+    store: RunningServer, keyring: resumed.Keyring, loop: Loop, client: Client
+) -> None:
+    """Negotiated on one frontend, resumed on another, with one look-up outside of the loop's thread."""
+    with (
+        running(LoopFrontend(loop, store.target, keyring)) as first,
+        running(LoopFrontend(loop, store.target, keyring)) as second,
+    ):
+        [session] = sessions_of(client, first)
+        assert client.visit(second, session).reused
+        assert second.shim.stats.hits == {"store": 1}
+        assert sum(second.shim.stats.lookup_seconds) == 1
+        assert second.shim._shim._prefetchers._threads
+
+
+def test_the_loop_serves_others_while_a_handshake_rests(
+    store: RunningServer, keyring: resumed.Keyring, negotiator: Frontend, loop: Loop, client: Client
+) -> None:
+    """A full handshake and an exchange, from beginning to end, during one look-up."""
+    [session] = sessions_of(client, negotiator)
+    with gated(loop, store, keyring) as (frontend, gate), ThreadPoolExecutor(1) as pool:
+        resting = pool.submit(client.visit, frontend, session)
+        until(lambda: gate.asked)
+        assert not client.visit(frontend).reused
+        assert not resting.done()
+        gate.open()
+        assert resting.result(PATIENCE).reused
+
+
+def test_many_rest_at_once(
+    store: RunningServer, keyring: resumed.Keyring, negotiator: Frontend, loop: Loop, client: Client
+) -> None:
+    """All have asked before the first is answered; all resume, and nothing is asked twice."""
+    sessions = sessions_of(client, negotiator, MANY)
+    with gated(loop, store, keyring) as (frontend, gate), ThreadPoolExecutor(MANY) as pool:
+        visits = [pool.submit(client.visit, frontend, session) for session in sessions]
+        until(lambda: len(gate.asked) == MANY)
+        gate.open()
+        assert all(visit.result(PATIENCE).reused for visit in visits)
+        assert len(set(gate.asked)) == len(gate.asked) == MANY
+
+
+def test_a_store_far_away(
+    store: RunningServer, keyring: resumed.Keyring, negotiator: Frontend, loop: Loop, client: Client
+) -> None:
+    """Without a gate: 20 ms to the store, over a real connection."""
+    sessions = sessions_of(client, negotiator, MANY)
+    with (
+        distant(store.target, 0.02) as target,
+        running(LoopFrontend(loop, target, keyring, deadline=PATIENCE)) as frontend,
+        ThreadPoolExecutor(MANY) as pool,
+    ):
+        assert all(visit.reused for visit in pool.map(lambda session: client.visit(frontend, session), sessions))
+        assert frontend.shim.stats.hits["store"] == MANY
+
+
+def test_one_session_offered_many_times_at_once_is_one_call(
+    store: RunningServer, keyring: resumed.Keyring, negotiator: Frontend, loop: Loop, client: Client
+) -> None:
+    """The others share its answer."""
+    [session] = sessions_of(client, negotiator)
+    with gated(loop, store, keyring) as (frontend, gate), ThreadPoolExecutor(8) as pool:
+        visits = [pool.submit(client.visit, frontend, session) for _ in range(8)]
+        flights = frontend.shim._shim._flights
+        until(lambda: [len(flight._done_callbacks) for flight in flights.values()] == [8])
+        gate.open()
+        assert all(visit.result(PATIENCE).reused for visit in visits)
+        assert len(gate.asked) == 1
+        assert frontend.shim.stats.hits == {"store": 1, "shared": 7}
+
+
+def test_a_single_use_is_single(
+    store: RunningServer, keyring: resumed.Keyring, negotiator: Frontend, loop: Loop, client: Client
+) -> None:
+    """Of many who offer one session to two loops at once, one resumes."""
+    [session] = sessions_of(client, negotiator)
+    options: dict[str, Any] = {"single_use": True, "deadline": PATIENCE}
+    with (
+        running(LoopFrontend(loop, store.target, keyring, **options)) as one,
+        running(LoopFrontend(loop, store.target, keyring, **options)) as other,
+        ThreadPoolExecutor(8) as pool,
+    ):
+        visits = list(pool.map(lambda frontend: client.visit(frontend, session), [one, other] * 4))
+        assert [visit.reused for visit in visits].count(True) == 1
+        assert one.shim.stats.hits + other.shim.stats.hits == {"store": 1}
+
+
+def test_a_client_that_leaves_takes_a_single_use_with_it(
+    store: RunningServer, keyring: resumed.Keyring, negotiator: Frontend, loop: Loop, client: Client
+) -> None:
+    """The session was taken for its handshake and goes to no other."""
+    [session] = sessions_of(client, negotiator)
+    with gated(loop, store, keyring, single_use=True) as (frontend, gate):
+        leave_while_resting(client, frontend, gate, session)
+        gate.open()
+        until(lambda: sum(frontend.shim.stats.lookup_seconds) == 1)
+        assert not client.visit(frontend, session).reused
+        assert frontend.shim.stats.misses == {"unknown": 1}
+
+
+def test_a_client_that_leaves_during_the_look_up(
+    store: RunningServer, keyring: resumed.Keyring, negotiator: Frontend, loop: Loop, client: Client
+) -> None:
+    """Nothing is left of its handshake, and the next one is served."""
+    [session] = sessions_of(client, negotiator)
+    with gated(loop, store, keyring) as (frontend, gate):
+        leave_while_resting(client, frontend, gate, session)
+        gate.open()
+        until(lambda: sum(frontend.shim.stats.lookup_seconds) == 1)
+        assert client.visit(frontend, session).reused
+        gc.collect()
+        assert not [thing for thing in gc.get_objects() if type(thing).__name__ == "Handshake"]
+
+
+def leave_while_resting(client: Client, frontend: LoopFrontend, gate: Gate, session: ssl.SSLSession | None) -> None:
+    """Offer a session and cut the connection before the store has answered."""
+    ours, theirs, hello = offered(client, session)
+    server = threading.Thread(target=frontend.serve, args=(theirs,))
+    server.start()
+    ours.sendall(hello)
+    until(lambda: gate.asked)
+    ours.close()
+    server.join(PATIENCE)
+    assert not server.is_alive()
+
+
+def test_a_handshake_that_is_cancelled_during_the_look_up(
+    store: RunningServer, keyring: resumed.Keyring, negotiator: Frontend, loop: Loop, client: Client
+) -> None:
+    """The answer finds nobody, and nobody minds."""
+    [session] = sessions_of(client, negotiator)
+    with gated(loop, store, keyring) as (frontend, gate):
+        ours, theirs, hello = offered(client, session)
+        with ours:
+            server = threading.Thread(target=frontend.serve, args=(theirs,))
+            server.start()
+            ours.sendall(hello)
+            until(lambda: gate.asked)
+            frontend.run(cancel_all())
+            server.join(PATIENCE)
+        gate.open()
+        assert client.visit(frontend, session).reused
+
+
+async def cancel_all() -> None:
+    """Cancel all tasks of the running loop but this one."""
+    for task in asyncio.all_tasks() - {asyncio.current_task()}:
+        task.cancel()
+
+
+def test_a_loop_that_closes_during_the_look_up(
+    store: RunningServer, keyring: resumed.Keyring, negotiator: Frontend, client: Client
+) -> None:
+    """The thread with the answer finds the loop closed, and says nothing."""
+    [session] = sessions_of(client, negotiator)
+    with pytest.warns(ResourceWarning):  # asyncio's own, about the transport that is left
+        close_loop_while_resting(client, LoopFrontend("asyncio", store.target, keyring, deadline=PATIENCE), session)
+
+
+def close_loop_while_resting(client: Client, frontend: LoopFrontend, session: ssl.SSLSession | None) -> None:
+    """Offer a session, close the loop before the store has answered, and wait until it has."""
+    gate = Gate(frontend)
+    ours, theirs, hello = offered(client, session)
+    with ours:
+        make: Any = frontend.loop._make_ssl_transport  # type: ignore[attr-defined]  # with no task that would be left
+        frontend.loop.call_soon_threadsafe(
+            lambda: make(theirs, asyncio.Protocol(), frontend.context, None, server_side=True)
+        )
+        ours.sendall(hello)
+        until(lambda: gate.asked)
+        frontend.stop()
+        gate.open()
+        until(lambda: sum(frontend.shim.stats.lookup_seconds) == 1)
+        make = frontend = gate = None  # type: ignore[assignment]
+        gc.collect()
+
+
+def test_a_store_that_is_down(keyring: resumed.Keyring, loop: Loop, client: Client) -> None:
+    """Handshakes are full ones; after three failures nobody is asked."""
+    with running_server() as server:
+        sessions = sessions_of(client, Frontend("ssl", server.target, keyring), 6)
+        target = server.target
+    with running(LoopFrontend(loop, target, keyring)) as frontend:
+        assert not any(client.visit(frontend, session).reused for session in sessions)
+        assert set(frontend.shim.stats.misses) == {"down", "breaker-open"}
+
+
+def test_a_store_that_hangs_and_comes_back(keyring: resumed.Keyring, loop: Loop, client: Client) -> None:
+    """Look-ups end at the deadline, the handshakes go on as full ones, and the loop was never held up."""
+    with running_server() as server:
+        sessions = sessions_of(client, Frontend("ssl", server.target, keyring), 3)
+        with running(LoopFrontend(loop, server.target, keyring)) as frontend:
+            os.kill(server.process.pid, signal.SIGSTOP)
+            try:
+                with ThreadPoolExecutor(3) as pool:
+                    visits = list(pool.map(lambda session: client.visit(frontend, session), sessions))
+            finally:
+                os.kill(server.process.pid, signal.SIGCONT)
+            assert not any(visit.reused for visit in visits)
+            assert set(frontend.shim.stats.misses) <= {"late", "down", "breaker-open"}
+            until(lambda: client.visit(frontend, sessions[0]).reused)
+
+
+def test_a_client_hello_byte_by_byte(
+    store: RunningServer, keyring: resumed.Keyring, negotiator: Frontend, loop: Loop, client: Client
+) -> None:
+    """It is looked up once, when it is complete."""
+    [session] = sessions_of(client, negotiator)
+    with running(LoopFrontend(loop, store.target, keyring, deadline=PATIENCE)) as frontend:
+        ours, theirs = socket.socketpair()
+        server = threading.Thread(target=frontend.serve, args=(theirs,))
+        server.start()
+        with ours:
+            ours.settimeout(PATIENCE)
+            connection = Dribbling(client.context, ours, session)
+            connection.echo(b"hello")
+            assert connection.tls.session_reused
+        server.join(PATIENCE)
+        assert sum(frontend.shim.stats.lookup_seconds) == 1
+
+
+class Dribbling(Connection):
+    """Sends each byte by itself, and waits a little so that it arrives by itself."""
+
+    def _flush(self) -> None:
+        for byte in self.outgoing.read():
+            self.sock.sendall(bytes([byte]))
+            time.sleep(0)
+
+
+def test_a_hello_retry_request_looks_up_once(
+    store: RunningServer, keyring: resumed.Keyring, negotiator: Frontend, loop: Loop
+) -> None:
+    """Both ClientHellos offer the session; even a single use serves both, for they are one handshake."""
+    client = Client(VERSIONS[1])
+    [session] = sessions_of(client, negotiator)
+    with running(LoopFrontend(loop, store.target, keyring, deadline=PATIENCE, single_use=True)) as frontend:
+        frontend.context.set_ecdh_curve("secp384r1")  # the client's first key share is of another one
+        assert client.visit(frontend, session).reused
+        assert sum(frontend.shim.stats.lookup_seconds) == 1
+
+
+@pytest.mark.parametrize("why", ["foreign", "mirrored", "resting store"])
+def test_what_is_no_call_is_no_thread(
+    store: RunningServer, keyring: resumed.Keyring, loop: Loop, client: Client, why: str
+) -> None:
+    """Ids of others, sessions in the mirror, and a breaker that is open: the handshake does not rest."""
+    name = os.urandom(8).hex()
+    other = resumed.Keyring.from_keys([os.urandom(32)]) if why == "foreign" else keyring
+    [session] = sessions_of(client, Frontend("ssl", store.target, other, namespace=name))
+    options: dict[str, Any] = {"namespace": name, "mirror": why == "mirrored"}
+    with running(LoopFrontend(loop, store.target, keyring, **options)) as frontend:
+        shim = frontend.shim._shim
+        if why == "mirrored":
+            shim._mirror.get(b"")
+            until(lambda: shim._mirror.live)
+            [session] = sessions_of(client, Frontend("ssl", store.target, keyring, namespace=name))
+            until(lambda: len(shim._mirror.sessions) == (1 if client.version == VERSIONS[0] else 2))
+        if why == "resting store":
+            shim._breaker.closed = False
+        assert client.visit(frontend, session).reused == (why == "mirrored")
+        assert not shim._prefetchers._threads
+        assert sum(frontend.shim.stats.lookup_seconds) == 0
+
+
+def test_a_server_limited_to_tls_1_2_asks_nothing_for_random_ids(
+    store: RunningServer, keyring: resumed.Keyring, loop: Loop
+) -> None:
+    """Clients that could speak TLS 1.3 send one each (RFC 8446 appendix D.4)."""
+    with running(LoopFrontend(loop, store.target, keyring)) as frontend:
+        frontend.context.maximum_version = VERSIONS[0]
+        client = Client(VERSIONS[0])
+        client.context.maximum_version = VERSIONS[1]
+        assert not client.visit(frontend).reused
+        assert frontend.shim.stats.misses == {"foreign-id": 1}
+        assert not frontend.shim._shim._prefetchers._threads
+
+
+def test_with_any_id_the_random_one_of_a_tls_1_3_client_is_not_asked_for(
+    store: RunningServer, keyring: resumed.Keyring, loop: Loop
+) -> None:
+    """Where TLS 1.3 is spoken it says nothing."""
+    with running(LoopFrontend(loop, store.target, keyring, ids="any")) as frontend:
+        assert not Client(VERSIONS[1]).visit(frontend).reused
+        assert not frontend.shim._shim._prefetchers._threads
+
+
+def test_garbage_hurts_nobody(
+    store: RunningServer, keyring: resumed.Keyring, negotiator: Frontend, loop: Loop, client: Client
+) -> None:
+    """ClientHellos with bytes changed, cut short or repeated end in an alert or a handshake, and the loop goes on."""
+    [session] = sessions_of(client, negotiator)
+    dice = random.Random(7)
+    with running(LoopFrontend(loop, store.target, keyring)) as frontend:
+        for _ in range(60):
+            ours, theirs, hello = offered(client, session)
+            mangled = bytearray(hello)
+            for _ in range(dice.randint(1, 4)):
+                at = dice.randrange(len(mangled))
+                mangled[at : at + dice.choice((0, 1, 1, 1, 2))] = dice.randbytes(dice.choice((0, 1, 1, 1, 2)))
+            server = threading.Thread(target=frontend.serve, args=(theirs,))
+            server.start()
+            with ours:
+                ours.sendall(mangled)
+                ours.shutdown(socket.SHUT_WR)
+            server.join(PATIENCE)
+            assert not server.is_alive()
+        frontend.complaints = [
+            told for told in frontend.complaints if not isinstance(told.get("exception"), ssl.SSLError)
+        ]
+        assert not frontend.shim.stats.misses["internal-error"]
+        assert client.visit(frontend, session).reused
+
+
+def test_whoever_drives_memory_bios_himself_resumes_too(
+    store: RunningServer, keyring: resumed.Keyring, negotiator: Frontend, client: Client
+) -> None:
+    """Nobody would wake him, so his look-up is made while he waits."""
+    [session] = sessions_of(client, negotiator)
+    frontend = Frontend("ssl", store.target, keyring, deadline=PATIENCE)
+    ours, theirs = socket.socketpair()
+    ours.settimeout(PATIENCE)
+    theirs.settimeout(PATIENCE)
+
+    def serve() -> None:
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        tls = frontend.context.wrap_bio(incoming, outgoing, server_side=True)
+        with theirs, contextlib.suppress(OSError):  # the client goes as soon as it has resumed
+            while data := theirs.recv(16_384):
+                incoming.write(data)
+                with contextlib.suppress(ssl.SSLWantReadError):
+                    tls.do_handshake()
+                theirs.sendall(outgoing.read())
+
+    server = threading.Thread(target=serve)
+    server.start()
+    with ours:
+        assert Connection(client.context, ours, session).tls.session_reused
+    server.join(PATIENCE)
+    assert not server.is_alive()
+    assert not frontend.shim._shim._prefetchers._threads
+
+
+def test_uvloop_without_garbage_collection_resumes_too(
+    store: RunningServer,
+    keyring: resumed.Keyring,
+    negotiator: Frontend,
+    client: Client,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its protocol is not looked for among all objects there are; the look-up is made in the loop."""
+    [session] = sessions_of(client, negotiator)
+    monkeypatch.setattr("resumed.loops._MOST_OBJECTS", -1)
+    with running(LoopFrontend("uvloop", store.target, keyring, deadline=PATIENCE)) as frontend:
+        assert client.visit(frontend, session).reused
+        assert not frontend.shim._shim._prefetchers._threads
+
+
+class Own(ssl.SSLObject):
+    """A class that an application set."""
+
+
+def test_an_sslobject_class_of_the_application_stays(
+    store: RunningServer, keyring: resumed.Keyring, negotiator: Frontend, client: Client
+) -> None:
+    """What is made is a subclass of it, and it is there again after uninstall()."""
+    [session] = sessions_of(client, negotiator)
+    frontend = LoopFrontend("asyncio", None)
+    with running(frontend):
+        frontend.context.sslobject_class = Own
+        arguments: dict[str, Any] = {"target": store.target, "namespace": "shop", "keyring": keyring}
+        first = resumed.install(frontend.context, **arguments)
+        second = resumed.install(frontend.context, **arguments, replace=True, deadline=PATIENCE)
+        assert issubclass(frontend.context.sslobject_class, Own)
+        assert client.visit(frontend, session).reused
+        assert second._shim._prefetchers._threads
+        second.uninstall()
+        assert client.visit(frontend, session).reused
+        assert first.stats.hits == {"store": 1}
+        first.uninstall()
+        assert frontend.context.sslobject_class is Own
+        assert not client.visit(frontend, session).reused

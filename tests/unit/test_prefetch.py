@@ -1,0 +1,112 @@
+"""The look-ups of one handshake: one after the other, each once, and never many."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any
+
+from resumed.prefetch import MAX_LOOKUPS, Handshake
+
+if TYPE_CHECKING:
+    from resumed.shim import Found
+
+IDS = [bytes([number]) * 32 for number in range(10)]
+
+
+class FakeShim:
+    """Begins look-ups, which a test answers; `worthless` ids are none."""
+
+    def __init__(self, *worthless: bytes) -> None:
+        self.worthless = worthless
+        self.asked: dict[bytes, Future[Found]] = {}
+
+    def prefetch(self, session_id: bytes) -> Future[Found] | None:
+        """Begin a look-up."""
+        if session_id in self.worthless:
+            return None
+        assert session_id not in self.asked
+        self.asked[session_id] = Future()
+        return self.asked[session_id]
+
+
+class Driver:
+    """Counts how often it was woken."""
+
+    def __init__(self, shim: FakeShim) -> None:
+        self.woken = self.searched = 0
+        untyped: Any = shim
+        self.handshake = Handshake(untyped, self.waker)
+
+    def waker(self) -> Any:
+        """Return what wakes."""
+        self.searched += 1
+        return self.wake
+
+    def wake(self) -> None:
+        """Count."""
+        self.woken += 1
+
+    def rests_with(self, *offered: bytes) -> bool:
+        """Take a step with a ClientHello."""
+        self.handshake.offers(offered)
+        return self.handshake.rests
+
+
+def test_it_rests_until_the_answer_is_there() -> None:
+    """And is woken once."""
+    shim = FakeShim()
+    driver = Driver(shim)
+    assert driver.rests_with(IDS[0])
+    assert driver.rests_with(IDS[0])
+    assert driver.woken == 0
+    shim.asked[IDS[0]].set_result((b"value", "store"))
+    assert driver.woken == driver.searched == 1
+    assert not driver.rests_with(IDS[0])
+    answer = driver.handshake.answer(IDS[0])
+    assert answer
+    assert answer.result() == (b"value", "store")
+
+
+def test_after_a_miss_the_next_id_is_looked_up() -> None:
+    """As OpenSSL would do, and nothing behind the first hit."""
+    shim = FakeShim(IDS[1])
+    driver = Driver(shim)
+    assert driver.rests_with(*IDS[:4])
+    shim.asked[IDS[0]].set_result((None, "unknown"))
+    assert driver.rests_with(*IDS[:4])
+    shim.asked[IDS[2]].set_result((b"value", "store"))
+    assert not driver.rests_with(*IDS[:4])
+    assert list(shim.asked) == [IDS[0], IDS[2]]
+    assert driver.handshake.answer(IDS[1]) is None
+
+
+def test_one_client_hello_is_few_look_ups() -> None:
+    """What is beyond them is a miss, not a look-up that holds the caller up."""
+    shim = FakeShim()
+    driver = Driver(shim)
+    for session_id in IDS[:MAX_LOOKUPS]:
+        assert driver.rests_with(*IDS)
+        shim.asked[session_id].set_result((None, "unknown"))
+    assert not driver.rests_with(*IDS)
+    assert len(shim.asked) == MAX_LOOKUPS
+    beyond = driver.handshake.answer(IDS[MAX_LOOKUPS])
+    assert beyond
+    assert beyond.result() == (None, "busy")
+
+
+def test_what_nobody_would_wake_does_not_rest() -> None:
+    """And is looked up when OpenSSL asks for it."""
+    shim = FakeShim()
+    untyped: Any = shim
+    handshake = Handshake(untyped, lambda: None)
+    handshake.offers(IDS)
+    assert not handshake.rests
+    assert not shim.asked
+    assert handshake.answer(IDS[0]) is None
+
+
+def test_what_is_not_worth_a_call_wakes_nobody() -> None:
+    """It does not rest either."""
+    driver = Driver(FakeShim(*IDS))
+    assert not driver.rests_with(*IDS)
+    assert driver.woken == 0
