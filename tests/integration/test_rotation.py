@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import socket
 import ssl
@@ -13,13 +14,14 @@ import grpc
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ed25519
 
+import resumed
 from resumed.v1 import session_store_pb2 as pb
 from resumed.v1.session_store_pb2_grpc import SessionStoreServiceStub
 from support.mtls import HOUR, Authority, Files, Pem, channel, grant
 from support.server import PATIENCE, running_server
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from typing_extensions import Self
@@ -36,16 +38,14 @@ IGNORED = "changed files cannot be used, what was there before stays"
 
 
 class Traffic:
-    """Clients that never stop calling. Each may be told to connect anew, as clients do when their files change."""
+    """Threads that never stop making calls, each with a call of its own that `begin` makes."""
 
-    def __init__(self, target: str, pems: list[Pem], namespace: str = "shop", clients: int = 3) -> None:
+    def __init__(self, begin: Callable[[contextlib.ExitStack], Callable[[], object]], threads: int = 3) -> None:
         self.calls = 0
         self.errors: list[str] = []
-        self._target = target
-        self._namespace = namespace
-        self._pems = pems
+        self._begin = begin
         self._stopping = threading.Event()
-        self._threads = [threading.Thread(target=self._call) for _ in range(clients)]
+        self._threads = [threading.Thread(target=self._run) for _ in range(threads)]
 
     def __enter__(self) -> Self:
         for thread in self._threads:
@@ -58,11 +58,6 @@ class Traffic:
         for thread in self._threads:
             thread.join(PATIENCE)
 
-    def show(self, pem: Pem) -> None:
-        """Have all clients connect with another certificate."""
-        self._pems.append(pem)
-        self.wait_for_more()
-
     def wait_for_more(self, calls: int = 200) -> None:
         """Wait until that many more calls were made."""
         until = self.calls + calls
@@ -73,19 +68,32 @@ class Traffic:
             waiting.wait(0.01)
         raise AssertionError("the clients are stuck")
 
-    def _call(self) -> None:
+    def _run(self) -> None:
         with contextlib.ExitStack() as held:
-            shown = None
-            request = pb.GetRequest(namespace=self._namespace, key=b"key")
+            call = self._begin(held)
             while not self._stopping.is_set() and not self.errors:
-                if shown is not self._pems[-1]:
-                    shown = self._pems[-1]
-                    stub = SessionStoreServiceStub(held.enter_context(channel(self._target, BOTH, shown)))
                 try:
-                    stub.Get(request, timeout=PATIENCE)
-                except grpc.RpcError as error:
-                    self.errors.append(f"{error.code()} {error.details()}")
+                    call()
+                except (grpc.RpcError, resumed.ResumedError, AssertionError) as error:
+                    self.errors.append(str(error))
                 self.calls += 1
+
+
+def grpcio_traffic(target: str, pems: list[Pem]) -> Traffic:
+    """Return look-ups by clients of grpcio, which connect anew when there is another certificate in `pems`."""
+
+    def begin(held: contextlib.ExitStack) -> Callable[[], object]:
+        stubs: dict[int, SessionStoreServiceStub] = {}
+
+        def call() -> object:
+            number = len(pems) - 1
+            if number not in stubs:
+                stubs[number] = SessionStoreServiceStub(held.enter_context(channel(target, BOTH, pems[number])))
+            return stubs[number].Get(pb.GetRequest(namespace="shop", key=b"key"), timeout=PATIENCE)
+
+        return call
+
+    return Traffic(begin)
 
 
 @pytest.fixture(params=[1, 2], ids=["one process", "two workers"])
@@ -139,7 +147,8 @@ def shown_certificate(server: RunningServer) -> bytes:
 def test_a_whole_rotation_fails_no_call(server: RunningServer, files: Files) -> None:
     """Trust the new authority too, change the certificates of the server and of its clients, forget the old one."""
     old = OLD.issue(SHOP)
-    with Traffic(server.target, [old]) as traffic:
+    pems = [old]
+    with grpcio_traffic(server.target, pems) as traffic:
         with taken(server):
             files.write(client_ca=BOTH)
         traffic.wait_for_more()
@@ -148,7 +157,8 @@ def test_a_whole_rotation_fails_no_call(server: RunningServer, files: Files) -> 
             files.write(renewed)
         traffic.wait_for_more()
         assert shown_certificate(server) == renewed.certificate
-        traffic.show(NEW.issue(SHOP))
+        pems.append(NEW.issue(SHOP))
+        traffic.wait_for_more()
         with taken(server):
             files.write(client_ca=NEW.pem)
         traffic.wait_for_more(1_000)
@@ -157,10 +167,47 @@ def test_a_whole_rotation_fails_no_call(server: RunningServer, files: Files) -> 
     assert not server.log_lines(IGNORED)
 
 
+def test_a_whole_rotation_fails_no_call_of_a_session_store(
+    server: RunningServer, files: Files, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Which reads its own files again; nor does it lose a session, where a call must not be made twice."""
+    ours = Files(tmp_path_factory.mktemp("client")).write(OLD.issue(SHOP), BOTH)
+    ca, certificate, key = (ours.directory / name for name in ("ca.crt", "tls.crt", "tls.key"))
+    credentials = resumed.Credentials(ca=ca, cert=certificate, key=key, server_name="localhost")
+    store = resumed.SessionStore(server.target, namespace="shop", deadline=PATIENCE, credentials=credentials)
+
+    def begin(_held: contextlib.ExitStack) -> Callable[[], object]:
+        def call() -> None:
+            key = os.urandom(16)
+            store.put(key, b"value", 60)
+            assert store.get(key), "a session is gone"
+            assert store.take(key), "a session is gone"
+            assert not store.remove(key)
+            put, get = store.batch([resumed.Put(key + b"2", b"value", 60), resumed.Get(key + b"2")])
+            assert put and get, (put, get)  # noqa: PT018
+
+        return call
+
+    with Traffic(begin) as traffic:
+        with taken(server):
+            files.write(client_ca=BOTH)
+        traffic.wait_for_more(50)
+        with taken(server):
+            files.write(NEW.server())
+        traffic.wait_for_more(50)
+        ours.write(NEW.issue(SHOP))
+        traffic.wait_for_more(50)
+        with taken(server):
+            files.write(client_ca=NEW.pem)
+        traffic.wait_for_more(500)
+    store.close()
+    assert not traffic.errors
+
+
 def test_grants_change_under_traffic_and_only_the_withdrawn_is_denied(server: RunningServer, files: Files) -> None:
     """The others do not notice; given back, it is granted again."""
     pay = OLD.issue(PAY)
-    with Traffic(server.target, [OLD.issue(SHOP)]) as traffic:
+    with grpcio_traffic(server.target, [OLD.issue(SHOP)]) as traffic:
         assert code_of(server.target, pay, "pay") is None
         for grants, code in (
             (SHOP_GRANT, grpc.StatusCode.PERMISSION_DENIED),
@@ -183,7 +230,7 @@ def test_a_secret_that_kubernetes_swaps_again_and_again_fails_no_connection(tmp_
     for name in ("tls.crt", "tls.key", "ca.crt"):
         (tmp_path / name).symlink_to(f"..data/{name}")
     with running_server(*Files(tmp_path).options, "--max-connection-age", "1s") as server:
-        with Traffic(server.target, [OLD.issue(SHOP)]) as traffic:
+        with grpcio_traffic(server.target, [OLD.issue(SHOP)]) as traffic:
             for number in range(1, 400):
                 (tmp_path / "..new").symlink_to(f"data-{number % 2}")
                 (tmp_path / "..new").replace(tmp_path / "..data")
@@ -235,7 +282,7 @@ BAD_FILES = {
 def test_files_that_cannot_be_used_are_ignored_with_one_line_each(server: RunningServer, files: Files) -> None:
     """The old ones stay, also for new connections; when the files are put right, they are taken."""
     good = {path.name: path.read_bytes() for path in files.directory.iterdir()}
-    with Traffic(server.target, [OLD.issue(SHOP)]) as traffic:
+    with grpcio_traffic(server.target, [OLD.issue(SHOP)]) as traffic:
         for name, content, problem in BAD_FILES.values():
             with taken(server, IGNORED) as lines:
                 (files.directory / name).write_bytes(content)
