@@ -44,10 +44,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from resumed_server.access import Access
-    from resumed_server.config import Address, Settings
+    from resumed_server.config import Settings
     from resumed_server.engines.base import Engine
     from resumed_server.files import Followed
     from resumed_server.native import NativeServer
+    from resumed_server.values import Address
 
 GRACE = 5.0
 """Seconds that calls in flight get to finish after the drain."""

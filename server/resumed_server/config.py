@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import inspect
-import ipaddress
 import math
 import os
 import re
@@ -24,6 +23,7 @@ import typer
 from resumed_server.engines import verify_url
 from resumed_server.engines.redis_url import redacted
 from resumed_server.grants import followed as followed_grants
+from resumed_server.values import Address, Duration, Size
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,8 +32,6 @@ _LONGEST_TTL = 7 * 86_400
 """Seconds; RFC 8446 section 4.6.1 allows no ticket to live longer."""
 _MOST_WORKERS = 256
 _USUAL_AGE = "10m"
-_LONGEST_UNIX_PATH = 107
-"""Bytes that fit into sockaddr_un, less the final NUL."""
 
 
 class UserError(Exception):
@@ -44,88 +42,6 @@ def tell(error: UserError) -> None:
     """Write what is wrong to standard error, a line for each problem."""
     sys.stderr.write("".join(f"resumed: {problem}\n" for problem in str(error).splitlines()))
     sys.stderr.flush()
-
-
-class Duration(float):
-    """Seconds, written as "90s", "5m", "24h" or "7d"."""
-
-    _UNITS = {"d": 86_400, "h": 3_600, "m": 60, "s": 1, "ms": 0.001}  # noqa: RUF012 - a constant
-
-    @classmethod
-    def parse(cls, text: str) -> Duration:
-        """Read a number with a unit; raise ValueError on anything else."""
-        return cls(_quantity(text, cls._UNITS, "a duration such as 90s, 5m, 24h or 7d"))
-
-    def __str__(self) -> str:
-        return _shown(self, self._UNITS)
-
-
-class Size(int):
-    """Bytes, written as "64KiB", "512MiB" or "1GiB"."""
-
-    _UNITS = {"TiB": 1 << 40, "GiB": 1 << 30, "MiB": 1 << 20, "KiB": 1 << 10, "B": 1}  # noqa: RUF012 - a constant
-
-    @classmethod
-    def parse(cls, text: str) -> Size:
-        """Read a number with a unit; raise ValueError on anything else."""
-        return cls(_quantity(text, cls._UNITS, "a size such as 512MiB or 1GiB"))
-
-    def __str__(self) -> str:
-        return _shown(self, self._UNITS)
-
-
-def _quantity(text: str, units: dict[str, float] | dict[str, int], example: str) -> float:
-    match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,9})?)\s*([a-zA-Z]+)", text.strip(), re.ASCII)
-    if match is None or match[2] not in units:
-        raise ValueError(f"{text!r} is not {example}")
-    return float(match[1]) * units[match[2]]
-
-
-def _shown(value: float, units: dict[str, float] | dict[str, int]) -> str:
-    """Write `value` in the largest unit that divides it, else in the smallest."""
-    unit, factor = next(((u, f) for u, f in units.items() if value and not value % f), list(units.items())[-1])
-    return f"{value / factor:g}{unit}"
-
-
-@dataclass(frozen=True)
-class Address:
-    """Where to listen: a host and a port, or the path of a unix socket."""
-
-    host: str = ""
-    port: int = 0
-    path: str = ""
-
-    @classmethod
-    def parse(cls, text: str) -> Address:
-        """Read "host:port", "[v6]:port" or "unix:/path"; raise ValueError on anything else."""
-        if text.startswith("unix:"):
-            path = text.removeprefix("unix:")
-            if not path.startswith("/") or "\0" in path:
-                raise ValueError(f"{text!r}: give the absolute path of the socket, as in unix:/run/resumed.sock")
-            if len(path.encode()) > _LONGEST_UNIX_PATH:
-                raise ValueError(
-                    f"{text!r}: the path is longer than the {_LONGEST_UNIX_PATH} bytes that a socket may have"
-                )
-            return cls(path=path)
-        match = re.fullmatch(r"(?:\[([0-9a-fA-F:.]+)\]|([^\[\]:/\s]+)):(\d{1,5})", text, re.ASCII)
-        if match is None or int(match[3]) > 65_535:  # noqa: PLR2004 - the largest port
-            raise ValueError(f"{text!r} is not an address such as 127.0.0.1:7400, [::1]:7400 or unix:/run/resumed.sock")
-        return cls(host=match[1] or match[2], port=int(match[3]))
-
-    @property
-    def local(self) -> bool:
-        """Whether only processes of this machine get there."""
-        if self.path or self.host == "localhost":
-            return True
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return False
-
-    def __str__(self) -> str:
-        if self.path:
-            return f"unix:{self.path}"
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
 def _addresses(texts: list[str]) -> tuple[Address, ...]:

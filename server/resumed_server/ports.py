@@ -14,10 +14,12 @@ import stat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from resumed_server.config import Address, UserError
+from resumed_server.config import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+
+    from resumed_server.values import Address
 
 
 @contextlib.contextmanager

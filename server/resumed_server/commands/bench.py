@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from resumed_server.config import Address, Duration, UserError
+from resumed_server.config import UserError
+from resumed_server.values import Address, Duration
 
 try:
     from resumed_server.commands.crowd import Plan, Tally, measure
