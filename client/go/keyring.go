@@ -1,0 +1,201 @@
+package resumed
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/base64"
+	"encoding/binary"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"runtime"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+const keyringCheckInterval = time.Second
+
+// A Keyring holds the fleet's keys: the first one seals sessions and issues ids, every one opens. It is safe for
+// concurrent use, and shows the ids of its keys when printed, never the keys.
+type Keyring struct {
+	keys atomic.Pointer[[]*fleetKey]
+
+	path      string // empty: not from a file
+	logger    *slog.Logger
+	loaded    time.Time
+	nextCheck atomic.Int64 // nanoseconds after loaded
+	mu        sync.Mutex   // guards what follows
+	version   fs.FileInfo
+	complaint string
+}
+
+// LoadKeyring reads a keyring file, as `resumed keygen` makes them: one key a line (base64 of 32 bytes), the first one
+// seals, # begins a comment. The file must not be readable by others than its owner and group.
+//
+// It is read again when it changes, at most once a second, so that keys can be rotated while serving. A changed file that
+// cannot be used is reported to logger (nil means slog.Default()), and the keys read before stay.
+func LoadKeyring(path string, logger *slog.Logger) (*Keyring, error) {
+	if logger == nil {
+		logger = slog.Default()
+	}
+	keys, version, err := readKeyring(path)
+	if err != nil {
+		return nil, err
+	}
+	keyring := &Keyring{path: path, logger: logger, loaded: time.Now(), version: version}
+	keyring.keys.Store(&keys)
+	keyring.nextCheck.Store(int64(keyringCheckInterval))
+	return keyring, nil
+}
+
+// NewKeyring returns a keyring of raw keys of 32 bytes, for those who keep their secrets elsewhere than in files.
+func NewKeyring(secrets ...[]byte) (*Keyring, error) {
+	var keys []*fleetKey
+	for _, secret := range secrets {
+		if len(secret) != keySize {
+			return nil, fmt.Errorf("resumed: each key of a keyring has %d bytes, not %d", keySize, len(secret))
+		}
+		keys = append(keys, newFleetKey(bytes.Clone(secret)))
+	}
+	if len(keys) == 0 {
+		return nil, errors.New("resumed: a keyring needs at least one key")
+	}
+	keyring := &Keyring{}
+	keyring.keys.Store(&keys)
+	return keyring, nil
+}
+
+// String shows the ids of the keys, never the keys.
+func (k *Keyring) String() string {
+	return "Keyring(" + keyIDs(k.current()) + ")"
+}
+
+// GoString is String, for %#v.
+func (k *Keyring) GoString() string { return k.String() }
+
+func keyIDs(keys []*fleetKey) string {
+	var ids []string
+	for _, key := range keys {
+		ids = append(ids, hex.EncodeToString(key.id[:]))
+	}
+	return strings.Join(ids, ", ")
+}
+
+func (k *Keyring) seal(key storeKey, plaintext []byte, notAfter time.Time) []byte {
+	return k.current()[0].seal(key, plaintext, notAfter, newNonce())
+}
+
+// open returns the plaintext of what the store returned for key, any bytes at all, and the end of its life.
+func (k *Keyring) open(key storeKey, sealed []byte, now time.Time) (plaintext []byte, notAfter time.Time, err error) {
+	if len(sealed) < headerSize+nonceSize+tagSize || sealed[0] != sealedVersion {
+		return nil, time.Time{}, errMalformed
+	}
+	for _, fleetKey := range k.current() {
+		if [keyIDSize]byte(sealed[1:]) != fleetKey.id {
+			continue
+		}
+		if plaintext, err = fleetKey.open(key, sealed); err != nil {
+			return nil, time.Time{}, err
+		}
+		notAfter = time.Unix(int64(binary.BigEndian.Uint64(sealed[1+keyIDSize:])), 0)
+		if !now.Before(notAfter) {
+			return nil, time.Time{}, errExpired
+		}
+		return plaintext, notAfter, nil
+	}
+	return nil, time.Time{}, errUnknownKey
+}
+
+func (k *Keyring) issueID(namespace string, now time.Time) []byte {
+	return k.current()[0].issueID(namespace, now, newNonce())
+}
+
+// openID tells when the fleet issued id, any bytes at all, for namespace, or that it did not.
+func (k *Keyring) openID(namespace string, id []byte) (issued time.Time, ok bool) {
+	if len(id) != idSize {
+		return time.Time{}, false
+	}
+	for _, key := range k.current() {
+		if issued, ok = key.openID(namespace, id); ok {
+			return issued, true
+		}
+	}
+	return time.Time{}, false
+}
+
+func (k *Keyring) current() []*fleetKey {
+	if k.path != "" {
+		now, next := int64(time.Since(k.loaded)), k.nextCheck.Load()
+		if now >= next && k.nextCheck.CompareAndSwap(next, now+int64(keyringCheckInterval)) {
+			k.reload()
+		}
+	}
+	return *k.keys.Load()
+}
+
+func (k *Keyring) reload() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	version, err := os.Stat(k.path)
+	if err == nil && sameVersion(version, k.version) {
+		k.complaint = ""
+		return
+	}
+	keys, version, err := readKeyring(k.path)
+	if err != nil {
+		if err.Error() != k.complaint { // once, not every second
+			k.logger.Error("keyring not read again, the keys read before stay", "error", err)
+		}
+		k.complaint = err.Error()
+		return
+	}
+	k.keys.Store(&keys)
+	k.version, k.complaint = version, ""
+	k.logger.Info("keyring read again", "keys", keyIDs(keys))
+}
+
+func sameVersion(a, b fs.FileInfo) bool {
+	return os.SameFile(a, b) && a.Size() == b.Size() && a.ModTime().Equal(b.ModTime())
+}
+
+func readKeyring(path string) ([]*fleetKey, fs.FileInfo, error) {
+	file, err := os.Open(path)
+	if err != nil {
+		return nil, nil, fmt.Errorf("resumed: keyring: %w; make one with `resumed keygen %s`", err, path)
+	}
+	defer func() { _ = file.Close() }()
+	version, err := file.Stat()
+	if err != nil {
+		return nil, nil, fmt.Errorf("resumed: keyring: %w", err)
+	}
+	if mode := version.Mode().Perm(); mode&0o027 != 0 && runtime.GOOS != "windows" {
+		return nil, nil, fmt.Errorf("resumed: keyring %s: others may read or change it (mode %04o); run `chmod 600 %s`",
+			path, mode, path)
+	}
+	var keys []*fleetKey
+	lines := bufio.NewScanner(file)
+	for number := 1; lines.Scan(); number++ {
+		encoded, _, _ := bytes.Cut(lines.Bytes(), []byte("#"))
+		encoded = bytes.TrimSpace(encoded)
+		if len(encoded) == 0 {
+			continue
+		}
+		secret, err := base64.StdEncoding.DecodeString(string(encoded))
+		if err != nil || len(secret) != keySize { // the line is not shown: it may be a key with one wrong character
+			return nil, nil, fmt.Errorf("resumed: keyring %s, line %d: not a key (base64 of %d bytes)", path, number, keySize)
+		}
+		keys = append(keys, newFleetKey(secret))
+	}
+	if err := lines.Err(); err != nil {
+		return nil, nil, fmt.Errorf("resumed: keyring %s: %w", path, err)
+	}
+	if len(keys) == 0 {
+		return nil, nil, fmt.Errorf("resumed: keyring %s: holds no key; make one with `resumed keygen`", path)
+	}
+	return keys, version, nil
+}

@@ -1,0 +1,100 @@
+package resumed
+
+import (
+	"context"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	pb "github.com/resumed/resumed/client/go/resumedv1"
+)
+
+// freshness is how long after its issue an id that the store does not know is asked for again: its Put may be on its way.
+const freshness = 10 * time.Second
+
+// freshPauses are the times to wait before each further ask.
+var freshPauses = []time.Duration{time.Millisecond, 4 * time.Millisecond, 16 * time.Millisecond}
+
+// An answer is a value and the reason of the hit, or nil and the reason of the miss.
+type answer struct {
+	value  []byte
+	reason string
+}
+
+// lookUp asks the store for a session, or waits for the answer to somebody else who did, for timeout at most.
+func (s *Sessions) lookUp(key storeKey, fresh bool, timeout time.Duration) answer {
+	if s.options.SingleUse { // of all who take it one gets it: nothing to share
+		return s.ask(key, fresh, timeout)
+	}
+	mine := false
+	flight := s.flights.DoChan(string(key[:]), func() (any, error) {
+		mine = true
+		return s.ask(key, fresh, timeout), nil
+	})
+	late := time.NewTimer(timeout)
+	defer late.Stop()
+	select {
+	case landed := <-flight:
+		answer := landed.Val.(answer)
+		if answer.value != nil && !mine {
+			answer.reason = "shared"
+		}
+		return answer
+	case <-late.C:
+		return answer{reason: "late"}
+	}
+}
+
+func (s *Sessions) ask(key storeKey, fresh bool, timeout time.Duration) answer {
+	select {
+	case s.lookups <- struct{}{}:
+		defer func() { <-s.lookups }()
+	default:
+		return answer{reason: "busy"}
+	}
+	ctx, cancel := context.WithTimeout(s.ctx, timeout)
+	defer cancel()
+	started := time.Now()
+	defer func() { s.recorder.observe(time.Since(started)) }()
+
+	value, err := s.call(ctx, key)
+	reason := "store"
+	for again := 0; fresh && value == nil && err == nil && again < len(freshPauses); again++ {
+		if time.Since(started)+2*freshPauses[again] > timeout {
+			break
+		}
+		pause(ctx, freshPauses[again])
+		value, err = s.call(ctx, key)
+		reason = "fresh"
+	}
+	if err != nil {
+		s.sender.failed(ctx, err)
+		return answer{reason: failure(err)}
+	}
+	s.sender.succeeded()
+	if value == nil {
+		return answer{reason: "unknown"}
+	}
+	return answer{value, reason}
+}
+
+func (s *Sessions) call(ctx context.Context, key storeKey) ([]byte, error) {
+	if s.options.SingleUse {
+		response, err := s.store.Take(ctx, &pb.TakeRequest{Namespace: s.options.Namespace, Key: key[:]})
+		return response.GetSession().GetValue(), err
+	}
+	response, err := s.store.Get(ctx, &pb.GetRequest{Namespace: s.options.Namespace, Key: key[:]})
+	return response.GetSession().GetValue(), err
+}
+
+func failure(err error) string {
+	switch status.Code(err) {
+	case codes.DeadlineExceeded:
+		return "late"
+	case codes.Unavailable, codes.Canceled:
+		return "down"
+	default:
+		return "refused"
+	}
+}

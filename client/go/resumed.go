@@ -1,0 +1,205 @@
+// Package resumed keeps the sessions of a crypto/tls server in a central store, so that any frontend of a fleet resumes
+// what any other negotiated.
+//
+// [Wrap] sets the session hooks of a [tls.Config]. A ticket then is an id of 32 bytes, which only the fleet can issue; the
+// session itself is in the store, sealed with the fleet's key, where it can be removed, or taken once.
+//
+// A handshake never waits for the store beyond a deadline, and not at all while the store keeps failing. Whatever goes
+// wrong is a full handshake and a count in [Stats], nothing else.
+package resumed
+
+import (
+	"cmp"
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"reflect"
+	"regexp"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/singleflight"
+	"google.golang.org/grpc"
+
+	pb "github.com/resumed/resumed/client/go/resumedv1"
+)
+
+const (
+	defaultLifetime   = 2 * time.Hour
+	maxLifetime       = 7 * 24 * time.Hour // RFC 8446 section 4.6.1
+	defaultDeadline   = 50 * time.Millisecond
+	defaultMaxLookups = 256
+	closePatience     = time.Second
+)
+
+var namespacePattern = regexp.MustCompile(`^[a-z0-9.-]{1,63}$`)
+
+// Options of [Wrap]. Namespace and Keyring are required; the zero value of any other is its default.
+type Options struct {
+	// Namespace says who shares these sessions: 1 to 63 characters of [a-z0-9.-]. Servers that verify their clients
+	// differently, or serve different tenants, need different ones.
+	Namespace string
+	// Keyring holds the fleet's keys: see [LoadKeyring].
+	Keyring *Keyring
+	// Lifetime of a session from its negotiation on, at most 7 days; 2 hours by default. Resuming never prolongs it.
+	Lifetime time.Duration
+	// Deadline is what a handshake may wait for the store; 50 milliseconds by default.
+	Deadline time.Duration
+	// SingleUse makes a session resume once in the whole fleet (RFC 8446 section 8.1). Only then may QUIC servers accept
+	// early data from it.
+	SingleUse bool
+	// MaxLookups is how many look-ups may be under way at once, 256 by default; beyond that handshakes do not ask.
+	MaxLookups int
+	// Issued, if not nil, is told of each session that will be stored: whose connection, and the id that [Sessions.Remove]
+	// takes. It is called during the handshake.
+	Issued func(connection tls.ConnectionState, id []byte)
+	// Logger is told of what is worth a human's time: slog.Default() if nil.
+	Logger *slog.Logger
+}
+
+// Sessions are the sessions of a wrapped config. It is safe for concurrent use.
+type Sessions struct {
+	options  Options
+	store    pb.SessionStoreServiceClient
+	now      func() time.Time
+	recorder recorder
+	breaker  breaker
+	sender   *sender
+	flights  singleflight.Group
+	lookups  chan struct{} // holds one for each look-up under way
+
+	ctx    context.Context // of all calls, until Close
+	cancel context.CancelCauseFunc
+	done   sync.WaitGroup
+}
+
+// Wrap makes config keep its sessions in store, and resume what any other frontend negotiated. It sets the hooks
+// WrapSession, UnwrapSession and GetConfigForClient; call it before the first connection. Configs that an earlier
+// GetConfigForClient returns are wrapped as well, unless they have session hooks of their own: then see
+// [Sessions.ForClient].
+//
+// Several configs may share a store, which Dial makes. Close the Sessions when the server has ended.
+func Wrap(config *tls.Config, store grpc.ClientConnInterface, options Options) (*Sessions, error) {
+	switch {
+	case config == nil || store == nil:
+		return nil, errors.New("resumed: Wrap needs a tls.Config and a store")
+	case config.WrapSession != nil || config.UnwrapSession != nil:
+		return nil, errors.New("resumed: the tls.Config has session hooks already")
+	case config.SessionTicketsDisabled:
+		return nil, errors.New("resumed: SessionTicketsDisabled is set, so nothing could be resumed")
+	}
+	if err := options.complete(); err != nil {
+		return nil, err
+	}
+	s := &Sessions{
+		options: options,
+		store:   pb.NewSessionStoreServiceClient(store),
+		now:     config.Time,
+		lookups: make(chan struct{}, options.MaxLookups),
+	}
+	if s.now == nil {
+		s.now = time.Now
+	}
+	s.sender = newSender(s)
+	s.ctx, s.cancel = context.WithCancelCause(context.Background())
+	s.done.Go(func() { s.sender.run(s.ctx) })
+
+	connection := &connection{sessions: s, shared: true}
+	config.WrapSession, config.UnwrapSession = connection.wrap, connection.unwrap
+	config.GetConfigForClient = s.configForClient(config.GetConfigForClient)
+	return s, nil
+}
+
+func (o *Options) complete() error {
+	switch {
+	case !namespacePattern.MatchString(o.Namespace):
+		return fmt.Errorf("resumed: Namespace must be 1 to 63 characters of [a-z0-9.-], not %q", o.Namespace)
+	case o.Keyring == nil:
+		return errors.New("resumed: a Keyring is required: see LoadKeyring")
+	case o.Lifetime != 0 && (o.Lifetime < time.Second || o.Lifetime > maxLifetime):
+		return fmt.Errorf("resumed: Lifetime must be 1 second to 7 days, not %v", o.Lifetime)
+	case o.Deadline < 0:
+		return fmt.Errorf("resumed: Deadline must be above 0, not %v", o.Deadline)
+	case o.MaxLookups < 0:
+		return fmt.Errorf("resumed: MaxLookups must be above 0, not %d", o.MaxLookups)
+	}
+	o.Lifetime = cmp.Or(o.Lifetime, defaultLifetime)
+	o.Deadline = cmp.Or(o.Deadline, defaultDeadline)
+	o.MaxLookups = cmp.Or(o.MaxLookups, defaultMaxLookups)
+	o.Logger = cmp.Or(o.Logger, slog.Default())
+	return nil
+}
+
+// ForClient returns a copy of config for one connection, with the hooks that keep its sessions here. It is for servers
+// whose own GetConfigForClient chooses among configs with Sessions of their own: return ForClient of the chosen one.
+func (s *Sessions) ForClient(config *tls.Config) *tls.Config {
+	connection := &connection{sessions: s}
+	config = config.Clone()
+	config.WrapSession, config.UnwrapSession = connection.wrap, connection.unwrap
+	return config
+}
+
+// Remove removes a session from the whole fleet, in the background: see [Sessions.Flush]. It takes the id that
+// [Options.Issued] was told.
+func (s *Sessions) Remove(id []byte) {
+	s.sender.submit(item{key: storeKeyOf(format, s.options.Namespace, id)})
+}
+
+// Flush waits until all sessions and removals so far are sent, and fails when ctx ends first or the store keeps failing.
+func (s *Sessions) Flush(ctx context.Context) error { return s.sender.flush(ctx) }
+
+// Stats tells what happened since Wrap.
+func (s *Sessions) Stats() Stats { return s.recorder.snapshot() }
+
+// Resting tells whether the store kept failing, so that handshakes do not ask it at present.
+func (s *Sessions) Resting() bool { return !s.breaker.closed() }
+
+// Close sends what is not sent yet, for up to a second, and stops. Connections go on; nothing more is stored or resumed.
+// The connection to the store stays open: it is the caller's.
+func (s *Sessions) Close() error {
+	s.sender.close()
+	ctx, cancel := context.WithTimeout(s.ctx, closePatience)
+	defer cancel()
+	err := s.Flush(ctx)
+	s.cancel(errClosed)
+	s.done.Wait()
+	if errors.Is(err, errClosed) { // before
+		return nil
+	}
+	return err
+}
+
+// configForClient gives each connection a config of its own: crypto/tls does not tell WrapSession which session a
+// connection resumed, so that the new ticket would begin a new life. (SessionState.Extra does not help: it stays with the
+// old session.) next is the server's own hook, or nil.
+func (s *Sessions) configForClient(next func(*tls.ClientHelloInfo) (*tls.Config, error)) func(*tls.ClientHelloInfo) (*tls.Config, error) {
+	return func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
+		if next != nil {
+			switch config, err := next(hello); {
+			case err != nil:
+				return nil, err
+			case config != nil && (config.WrapSession != nil || config.UnwrapSession != nil || config.SessionTicketsDisabled):
+				return config, nil
+			case config != nil:
+				return s.ForClient(config), nil
+			}
+		}
+		if config := configOf(hello); config != nil {
+			return s.ForClient(config), nil
+		}
+		return nil, nil
+	}
+}
+
+// configOf returns the config that the connection of hello has now, or nil if crypto/tls has changed where it keeps it.
+// It need not be the one that was wrapped: net/http, gRPC and others clone theirs and complete the clone, with
+// certificates or protocols, which must not get lost.
+func configOf(hello *tls.ClientHelloInfo) *tls.Config {
+	field := reflect.ValueOf(hello).Elem().FieldByName("config")
+	if !field.IsValid() || field.Type() != reflect.TypeFor[*tls.Config]() || field.IsNil() {
+		return nil
+	}
+	return reflect.NewAt(field.Type().Elem(), field.UnsafePointer()).Interface().(*tls.Config)
+}

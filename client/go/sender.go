@@ -1,0 +1,239 @@
+package resumed
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"sync"
+	"time"
+
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	pb "github.com/resumed/resumed/client/go/resumedv1"
+)
+
+const (
+	batchSize     = 256
+	batchDeadline = time.Second
+	queueBytes    = 16 << 20
+	itemBytes     = 256 // an item's own memory, roughly, beside its value
+	probeInterval = 500 * time.Millisecond
+)
+
+var (
+	errClosed  = errors.New("resumed: closed")
+	errResting = errors.New("resumed: the store keeps failing")
+)
+
+// An item is a Put, or a Remove where value is nil.
+type item struct {
+	key      storeKey
+	value    []byte
+	notAfter time.Time // waiting in the queue does not prolong a life
+}
+
+func (i item) size() int { return itemBytes + len(i.value) }
+
+// A sender sends Puts and Removes while no handshake waits: a bounded queue, many operations in one Batch. It also finds
+// out that a failing store is back, so that no handshake has to.
+type sender struct {
+	store     pb.SessionStoreServiceClient
+	namespace string
+	deadline  time.Duration // of a handshake: a store that answers too late for one is no help
+	breaker   *breaker
+	recorder  *recorder
+	logger    *slog.Logger
+	now       func() time.Time
+
+	mu        sync.Mutex
+	changed   *sync.Cond
+	queue     []item
+	bytes     int
+	submitted uint64
+	finished  uint64
+	closed    bool
+}
+
+func newSender(s *Sessions) *sender {
+	sender := &sender{
+		store: s.store, namespace: s.options.Namespace, deadline: s.options.Deadline,
+		breaker: &s.breaker, recorder: &s.recorder, logger: s.options.Logger, now: s.now,
+	}
+	sender.changed = sync.NewCond(&sender.mu)
+	return sender
+}
+
+// submit queues an item, or drops it if there is no room.
+func (s *sender) submit(item item) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed || s.bytes+item.size() > queueBytes {
+		s.count(item, "dropped")
+		return
+	}
+	s.queue = append(s.queue, item)
+	s.bytes += item.size()
+	s.submitted++
+	s.changed.Broadcast()
+}
+
+// flush waits until all that was submitted so far is sent.
+func (s *sender) flush(ctx context.Context) error {
+	defer context.AfterFunc(ctx, s.wake)()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for last := s.submitted; s.finished < last; s.changed.Wait() {
+		if err := context.Cause(ctx); err != nil {
+			return err
+		}
+		if !s.breaker.closed() {
+			return errResting
+		}
+	}
+	return nil
+}
+
+// wake lets those who wait look again at what they wait for.
+func (s *sender) wake() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.changed.Broadcast()
+}
+
+// run sends until ctx is done.
+func (s *sender) run(ctx context.Context) {
+	defer context.AfterFunc(ctx, s.wake)()
+	for {
+		batch := s.next(ctx)
+		switch {
+		case ctx.Err() != nil:
+			return
+		case !s.breaker.closed():
+			pause(ctx, probeInterval)
+			s.probe(ctx)
+		case !s.send(ctx, batch):
+			pause(ctx, s.deadline)
+		}
+	}
+}
+
+// next returns the head of the queue, which stays there until it is sent, or nothing if there is something else to do.
+func (s *sender) next(ctx context.Context) []item {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for len(s.queue) == 0 && s.breaker.closed() && ctx.Err() == nil {
+		s.changed.Wait()
+	}
+	return s.queue[:min(len(s.queue), batchSize)]
+}
+
+func (s *sender) send(ctx context.Context, batch []item) bool {
+	now := s.now()
+	alive := func(item item) bool { return item.value == nil || now.Before(item.notAfter) }
+	request := &pb.BatchRequest{}
+	for _, item := range batch {
+		if alive(item) {
+			request.Operations = append(request.Operations, s.operation(item, now))
+		}
+	}
+	results, err := s.batch(ctx, request)
+	if err != nil {
+		// Everything stays in the queue, in its order: ids are write-once, so sending twice does no harm.
+		s.failed(ctx, err)
+		return false
+	}
+	s.succeeded()
+	for _, item := range batch {
+		switch {
+		case !alive(item):
+			s.count(item, "expired")
+			continue
+		case results[0].GetError() != nil:
+			s.count(item, "refused")
+		default:
+			s.count(item, "stored")
+		}
+		results = results[1:]
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, item := range batch {
+		s.bytes -= item.size()
+	}
+	clear(s.queue[:len(batch)]) // sealed sessions need not live as long as the array
+	s.queue = s.queue[len(batch):]
+	s.finished += uint64(len(batch))
+	s.changed.Broadcast()
+	return true
+}
+
+func (s *sender) batch(ctx context.Context, request *pb.BatchRequest) ([]*pb.Result, error) {
+	if len(request.GetOperations()) == 0 {
+		return nil, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, batchDeadline)
+	defer cancel()
+	response, err := s.store.Batch(ctx, request)
+	if err == nil && len(response.GetResults()) != len(request.GetOperations()) {
+		err = errors.New("the store answered another number of operations")
+	}
+	return response.GetResults(), err
+}
+
+func (s *sender) operation(item item, now time.Time) *pb.Operation {
+	if item.value == nil {
+		remove := &pb.RemoveRequest{Namespace: s.namespace, Key: item.key[:]}
+		return &pb.Operation{Operation: &pb.Operation_Remove{Remove: remove}}
+	}
+	ttl := durationpb.New(item.notAfter.Sub(now))
+	put := &pb.PutRequest{Namespace: s.namespace, Key: item.key[:], Value: item.value, Ttl: ttl}
+	return &pb.Operation{Operation: &pb.Operation_Put{Put: put}}
+}
+
+func (s *sender) probe(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, s.deadline)
+	defer cancel()
+	_, err := s.store.Get(ctx, &pb.GetRequest{Namespace: s.namespace, Key: []byte("resumed/v1 probe")})
+	if err == nil {
+		s.succeeded()
+	}
+}
+
+// failed notes that a call failed, and rests if the store keeps failing.
+func (s *sender) failed(ctx context.Context, err error) {
+	if !errors.Is(context.Cause(ctx), errClosed) && s.breaker.failed() {
+		s.logger.Warn("the store keeps failing, resumption rests", "error", err)
+		s.wake()
+	}
+}
+
+func (s *sender) succeeded() {
+	if s.breaker.succeeded() {
+		s.logger.Info("the store answers again")
+	}
+}
+
+func (s *sender) count(item item, outcome string) {
+	switch {
+	case item.value != nil:
+		s.recorder.count(puts, outcome)
+	case outcome == "stored":
+		s.recorder.count(removals, "application")
+	default:
+		s.recorder.count(removals, outcome)
+	}
+}
+
+// close accepts nothing more.
+func (s *sender) close() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.closed = true
+}
+
+func pause(ctx context.Context, duration time.Duration) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(duration):
+	}
+}

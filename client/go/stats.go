@@ -1,0 +1,85 @@
+package resumed
+
+import (
+	"maps"
+	"slices"
+	"sync"
+	"time"
+)
+
+// LookupBuckets are the upper bounds of the buckets of [Stats.Lookups]; one more holds what took longer.
+func LookupBuckets() []time.Duration { return slices.Clone(lookupBuckets) }
+
+var lookupBuckets = []time.Duration{
+	100 * time.Microsecond, 250 * time.Microsecond, 500 * time.Microsecond,
+	time.Millisecond, 2500 * time.Microsecond, 5 * time.Millisecond,
+	10 * time.Millisecond, 25 * time.Millisecond, 50 * time.Millisecond, 100 * time.Millisecond,
+}
+
+// Stats tells what happened since Wrap, each a count by reason. The reasons are those of the clients in other languages.
+type Stats struct {
+	// Hits: mirror (no call), store, fresh (a session just negotiated, found when asked for again), shared (another
+	// handshake had just asked).
+	Hits map[string]uint64
+	// Misses: unknown; foreign-id (not issued by this fleet for this namespace) and old-id, both without a call; late,
+	// down and refused: the store failed; breaker-open (it kept failing: no call); busy (too many look-ups under way: no
+	// call); malformed, unknown-key, expired, not-authentic, undecodable: the value was no session of this fleet;
+	// other-name: it was negotiated for another server name (RFC 6066 section 3).
+	Misses map[string]uint64
+	// Puts: stored, refused, dropped (the queue was full), expired (not sent in time), unresumable (nothing to store).
+	Puts map[string]uint64
+	// Removals: application, dropped, refused.
+	Removals map[string]uint64
+	// Lookups counts look-ups that reached for the store by the time they took, one for each of LookupBuckets and one for
+	// longer ones; LookupTime is the time that all of them took.
+	Lookups    []uint64
+	LookupTime time.Duration
+}
+
+type kind int
+
+const (
+	hits kind = iota
+	misses
+	puts
+	removals
+	kinds
+)
+
+// recorder counts; the zero value is ready for use.
+type recorder struct {
+	mu      sync.Mutex
+	counts  [kinds]map[string]uint64
+	buckets [11]uint64
+	total   time.Duration
+}
+
+func (r *recorder) count(kind kind, reason string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.counts[kind] == nil {
+		r.counts[kind] = map[string]uint64{}
+	}
+	r.counts[kind][reason]++
+}
+
+func (r *recorder) observe(lookup time.Duration) {
+	bucket, _ := slices.BinarySearch(lookupBuckets, lookup)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.buckets[bucket]++
+	r.total += lookup
+}
+
+func (r *recorder) snapshot() Stats {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return Stats{
+		Hits:       maps.Clone(r.counts[hits]),
+		Misses:     maps.Clone(r.counts[misses]),
+		Puts:       maps.Clone(r.counts[puts]),
+		Removals:   maps.Clone(r.counts[removals]),
+		Lookups:    slices.Clone(r.buckets[:]),
+		LookupTime: r.total,
+	}
+}
