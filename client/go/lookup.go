@@ -53,6 +53,7 @@ func (s *Sessions) ask(key storeKey, fresh bool, timeout time.Duration) answer {
 	default:
 		return answer{reason: "busy"}
 	}
+	timeout = timeout * 9 / 10 // so that a call that is too late is noticed here, and opens the breaker
 	ctx, cancel := context.WithTimeout(s.ctx, timeout)
 	defer cancel()
 	started := time.Now()

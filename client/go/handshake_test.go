@@ -1,0 +1,561 @@
+package resumed
+
+import (
+	"bytes"
+	"crypto/tls"
+	"crypto/x509"
+	"fmt"
+	"io"
+	"maps"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	pb "github.com/resumed/resumed/client/go/resumedv1"
+)
+
+// onBothVersions runs test for TLS 1.2 and TLS 1.3, each in a namespace of its own on one store.
+func onBothVersions(t *testing.T, test func(t *testing.T, store *realStore, version uint16)) {
+	t.Helper()
+	store := startStore(t)
+	for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
+		t.Run(tls.VersionName(version), func(t *testing.T) { test(t, store, version) })
+	}
+}
+
+// A frontend resumes what another one negotiated, and the ticket is 32 bytes.
+func TestAnyFrontendResumes(t *testing.T) {
+	onBothVersions(t, func(t *testing.T, store *realStore, version uint16) {
+		first, second := newServer(), newServer()
+		sessions := [2]*Sessions{
+			wrap(t, first, store.connect(t), Options{}),
+			wrap(t, second, store.connect(t), Options{}),
+		}
+		addresses := [2]string{listen(t, first), listen(t, second)}
+		client := newClient(version)
+		for n := range 10 {
+			if got := resumes(t, addresses[n%2], client); got != (n > 0) {
+				t.Fatalf("connection %d: resumed %v", n, got)
+			}
+			if length := len(ticket(t, client)); length != idSize {
+				t.Fatal("ticket of ", length, " bytes")
+			}
+		}
+		for n, want := range []uint64{4, 5} {
+			stats := sessions[n].Stats()
+			if total(stats.Hits) != want || total(stats.Misses) != 0 {
+				t.Fatalf("frontend %d: %+v", n, stats)
+			}
+		}
+	})
+}
+
+// A frontend in another process resumes as well, for which the keyring and the namespace are enough.
+func TestAnotherProcessResumes(t *testing.T) {
+	if target := os.Getenv("RESUMED_TEST_FRONTEND"); target != "" {
+		config := newServer() // with a certificate of its own: the client of the test does not verify it
+		wrap(t, config, (&realStore{target: target}).connect(t), Options{})
+		fmt.Println("frontend at", listen(t, config))
+		_, _ = io.Copy(io.Discard, os.Stdin)
+		return
+	}
+	onBothVersions(t, func(t *testing.T, store *realStore, version uint16) {
+		other := exec.Command(os.Args[0], "-test.run=^TestAnotherProcessResumes$")
+		other.Env = append(os.Environ(), "RESUMED_TEST_FRONTEND="+store.target)
+		stdin, err := other.StdinPipe()
+		check(t, err)
+		stdout, err := other.StdoutPipe()
+		check(t, err)
+		check(t, other.Start())
+		defer func() { _ = stdin.Close(); _, _ = io.Copy(io.Discard, stdout); check(t, other.Wait()) }()
+		var address string
+		_, err = fmt.Fscanf(stdout, "frontend at %s\n", &address)
+		check(t, err)
+
+		config := newServer()
+		wrap(t, config, store.connect(t), Options{})
+		client := newClient(version)
+		// The certificates differ, so crypto/tls clients would refuse to resume if they verified them.
+		client.InsecureSkipVerify = true
+		here := listen(t, config)
+		for n, address := range []string{here, address, here, address} {
+			if got := resumes(t, address, client); got != (n > 0) {
+				t.Fatalf("connection %d: resumed %v", n, got)
+			}
+		}
+	})
+}
+
+// A session that was removed does not resume anywhere.
+func TestRemovedSessionDoesNotResume(t *testing.T) {
+	onBothVersions(t, func(t *testing.T, store *realStore, version uint16) {
+		issued := make(chan []byte, 10)
+		first, second := newServer(), newServer()
+		options := Options{Issued: func(_ tls.ConnectionState, id []byte) { issued <- id }}
+		sessions := wrap(t, first, store.connect(t), options)
+		elsewhere := wrap(t, second, store.connect(t), Options{})
+		client := newClient(version)
+		resumes(t, listen(t, first), client)
+		id := <-issued
+		if !bytes.Equal(id, ticket(t, client)) {
+			t.Fatal("the id is not the ticket")
+		}
+		flush(t, sessions)
+		elsewhere.Remove(id)
+		flush(t, elsewhere)
+		if resumes(t, listen(t, second), client) || elsewhere.Stats().Misses["unknown"] != 1 {
+			t.Fatal("resumed: ", elsewhere.Stats())
+		}
+	})
+}
+
+// With single use, of two frontends that are offered one session at once, one resumes it.
+func TestSingleUseRaced(t *testing.T) {
+	onBothVersions(t, func(t *testing.T, store *realStore, version uint16) {
+		var addresses [2]string
+		var sessions [2]*Sessions
+		for n := range addresses {
+			config := newServer()
+			sessions[n] = wrap(t, config, store.connect(t), Options{SingleUse: true})
+			addresses[n] = listen(t, config)
+		}
+		for round := range 50 {
+			client := newClient(version)
+			resumes(t, addresses[0], client)
+			client = freeze(t, client)
+			flush(t, sessions[0])
+			var resumed atomic.Int32
+			var all sync.WaitGroup
+			for n := range 4 {
+				all.Go(func() {
+					state, err := visit(addresses[n%2], client)
+					if err != nil {
+						t.Error(err)
+					}
+					if state.DidResume {
+						resumed.Add(1)
+					}
+				})
+			}
+			all.Wait()
+			if resumed.Load() != 1 {
+				t.Fatalf("round %d: resumed %d times", round, resumed.Load())
+			}
+		}
+	})
+}
+
+// A store that is down or hangs fails no handshake, and resumption comes back with it.
+func TestOutage(t *testing.T) {
+	for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
+		t.Run(tls.VersionName(version), func(t *testing.T) {
+			store := startStore(t)
+			config := newServer()
+			sessions := wrap(t, config, store.connect(t), Options{Deadline: defaultDeadline})
+			address := listen(t, config)
+			client := newClient(version)
+			eventually(t, "resumption", func() bool { return resumes(t, address, client) })
+			flush(t, sessions)
+
+			check(t, store.process.Signal(syscall.SIGSTOP)) // hangs
+			frozen := freeze(t, client)
+			for range 20 {
+				if resumes(t, address, frozen) {
+					t.Fatal("resumed without a store")
+				}
+			}
+			misses := sessions.Stats().Misses
+			if !sessions.Resting() || misses["late"] == 0 || misses["late"] > 2*breakerLimit || misses["breaker-open"] == 0 {
+				t.Fatal(misses)
+			}
+			check(t, store.process.Signal(syscall.SIGCONT))
+			eventually(t, "resumption after a hang", func() bool { return resumes(t, address, client) })
+
+			check(t, store.process.Kill()) // is down
+			for range 20 {
+				if resumes(t, address, client) {
+					t.Fatal("resumed without a store")
+				}
+			}
+			if misses := sessions.Stats().Misses; !sessions.Resting() || misses["down"] == 0 {
+				t.Fatal(misses)
+			}
+		})
+	}
+}
+
+// A frontend starts, and serves, before there is a store.
+func TestNoStoreYet(t *testing.T) {
+	config := newServer()
+	sessions := wrap(t, config, (&realStore{target: "127.0.0.1:1"}).connect(t), Options{Deadline: defaultDeadline})
+	address, client := listen(t, config), newClient(tls.VersionTLS13)
+	for range 20 {
+		if resumes(t, address, client) {
+			t.Fatal("resumed without a store")
+		}
+	}
+	if !sessions.Resting() {
+		t.Fatal(sessions.Stats())
+	}
+}
+
+// Whatever the store returns that is no session of this fleet is a full handshake, counted by reason.
+func TestMalformedValues(t *testing.T) {
+	onBothVersions(t, func(t *testing.T, store *realStore, version uint16) {
+		keyring := testKeyring(t)
+		stranger, err := NewKeyring(bytes.Repeat([]byte{7}, keySize))
+		check(t, err)
+		later := time.Now().Add(time.Hour)
+		var key storeKey
+		for reason, spoil := range map[string][]func(value []byte) []byte{
+			"malformed": {
+				func([]byte) []byte { return []byte{0} },
+				func(value []byte) []byte { return value[:40] },
+				func(value []byte) []byte { return append([]byte{2}, value[1:]...) },
+				func([]byte) []byte { return make([]byte, maxValue) },
+			},
+			"not-authentic": {
+				func(value []byte) []byte { return append(value, 0) },
+				func(value []byte) []byte { value[len(value)-1] ^= 1; return value },
+				func(value []byte) []byte { value[12] ^= 1; return value }, // not_after
+				func([]byte) []byte { return keyring.seal(storeKey{}, []byte("another session"), later) },
+			},
+			"unknown-key": {func([]byte) []byte { return stranger.seal(key, []byte("a session"), later) }},
+			"expired":     {func([]byte) []byte { return keyring.seal(key, []byte("a session"), time.Now()) }},
+			"undecodable": {
+				func([]byte) []byte { return keyring.seal(key, []byte("a session of another format"), later) },
+				func([]byte) []byte { return keyring.seal(key, nil, later) },
+			},
+		} {
+			for n, spoil := range spoil {
+				spoils := intercept(func(method string, reply any) {
+					if get, ok := reply.(*pb.GetResponse); ok && get.GetSession() != nil {
+						get.Session.Value = spoil(get.GetSession().GetValue())
+					}
+				})
+				config := newServer()
+				sessions := wrap(t, config, store.connect(t, spoils), Options{})
+				address, client := listen(t, config), newClient(version)
+				resumes(t, address, client)
+				key = storeKeyOf(format, "shop", ticket(t, client))
+				if resumes(t, address, client) {
+					t.Errorf("%s %d: resumed", reason, n)
+				}
+				if want := map[string]uint64{reason: 1}; !maps.Equal(sessions.Stats().Misses, want) {
+					t.Errorf("%s %d: %v", reason, n, sessions.Stats().Misses)
+				}
+			}
+		}
+	})
+}
+
+// An id that the fleet did not issue, or issued for another namespace, or too long ago, is no call.
+func TestForeignAndOldIDsAreNoCall(t *testing.T) {
+	onBothVersions(t, func(t *testing.T, store *realStore, version uint16) {
+		var lookups atomic.Int32
+		counts := intercept(func(method string, _ any) {
+			if method == "Get" {
+				lookups.Add(1)
+			}
+		})
+		clock := &clock{}
+		bank, shop, stateless := newServer(), newServer(), newServer()
+		shop.Time = clock.now
+		wrap(t, bank, store.connect(t), Options{Namespace: "bank"})
+		sessions := wrap(t, shop, store.connect(t, counts), Options{})
+		address := listen(t, shop)
+
+		for _, other := range []*tls.Config{bank, stateless} {
+			client := newClient(version)
+			resumes(t, listen(t, other), client)
+			if resumes(t, address, client) {
+				t.Fatal("resumed a foreign session")
+			}
+		}
+		client := newClient(version)
+		resumes(t, address, client)
+		clock.forward(defaultLifetime + time.Minute)
+		if resumes(t, address, client) {
+			t.Fatal("resumed an old session")
+		}
+		if want := (map[string]uint64{"foreign-id": 2, "old-id": 1}); !maps.Equal(sessions.Stats().Misses, want) || lookups.Load() != 0 {
+			t.Fatal(sessions.Stats().Misses, lookups.Load())
+		}
+	})
+}
+
+// However often it is resumed, a session ends when its lifetime has passed since its negotiation.
+func TestResumingNeverProlongs(t *testing.T) {
+	onBothVersions(t, func(t *testing.T, store *realStore, version uint16) {
+		clock := &clock{}
+		config := newServer()
+		config.Time = clock.now
+		sessions := wrap(t, config, store.connect(t), Options{})
+		address, client := listen(t, config), newClient(version)
+		resumes(t, address, client)
+		for range 3 {
+			flush(t, sessions) // by its clock, no session is fresh then
+			clock.forward(defaultLifetime / 4)
+			if !resumes(t, address, client) {
+				t.Fatal("not resumed within its life: ", sessions.Stats().Misses)
+			}
+		}
+		flush(t, sessions)
+		clock.forward(defaultLifetime/4 + 2*time.Second) // ends are whole seconds
+		if resumes(t, address, client) {
+			t.Fatal("resumed past its life")
+		}
+		if !resumes(t, address, client) {
+			t.Fatal("the new session does not resume")
+		}
+		if want := map[string]uint64{"expired": 1}; !maps.Equal(sessions.Stats().Misses, want) {
+			t.Fatal(sessions.Stats().Misses)
+		}
+	})
+}
+
+// A connection without a config of its own resumes, and what it resumed does not begin a new life.
+func TestUnknownNegotiationTimeIsNotStored(t *testing.T) {
+	onBothVersions(t, func(t *testing.T, store *realStore, version uint16) {
+		config := newServer()
+		sessions := wrap(t, config, store.connect(t), Options{})
+		config.GetConfigForClient = nil
+		address, client := listen(t, config), newClient(version)
+		var got []bool
+		for range 4 {
+			got = append(got, resumes(t, address, client))
+		}
+		if fmt.Sprint(got) != "[false true false true]" || sessions.Stats().Puts["unresumable"] != 2 {
+			t.Fatal(got, sessions.Stats())
+		}
+	})
+}
+
+// Keys rotate while serving: what the old key sealed resumes as long as the keyring lists it.
+func TestKeyRotation(t *testing.T) {
+	onBothVersions(t, func(t *testing.T, store *realStore, version uint16) {
+		path := filepath.Join(t.TempDir(), "fleet.keys")
+		writeKeyring(t, path, keyLine(1))
+		keyring, err := LoadKeyring(path, quiet)
+		check(t, err)
+		rotate := func(text string) {
+			writeKeyring(t, path, text)
+			keyring.nextCheck.Store(0)
+		}
+		config := newServer()
+		sessions := wrap(t, config, store.connect(t), Options{Keyring: keyring})
+		address, client := listen(t, config), newClient(version)
+		resumes(t, address, client)
+		old := freeze(t, client)
+		rotate(keyLine(2) + keyLine(1))
+		if !resumes(t, address, old) || !resumes(t, address, client) {
+			t.Fatal("the old key's session does not resume")
+		}
+		rotate(keyLine(2))
+		if resumes(t, address, old) || sessions.Stats().Misses["foreign-id"] != 1 {
+			t.Fatal("the retired key's session resumes")
+		}
+		if !resumes(t, address, client) {
+			t.Fatal("the new key's session does not resume")
+		}
+	})
+}
+
+// A session negotiated for one server name does not resume for another.
+func TestAnotherServerName(t *testing.T) {
+	onBothVersions(t, func(t *testing.T, store *realStore, version uint16) {
+		config := newServer()
+		sessions := wrap(t, config, store.connect(t), Options{})
+		address, client := listen(t, config), newClient(version)
+		resumes(t, address, client)
+		client = freeze(t, client)
+		client.ServerName = "bank.example"
+		if resumes(t, address, client) || sessions.Stats().Misses["other-name"] != 1 {
+			t.Fatal(sessions.Stats())
+		}
+	})
+}
+
+// A client's certificate travels in its session: it is there on resumption, its chain is checked against the authorities of
+// the config, VerifyConnection is asked again and VerifyPeerCertificate is not.
+func TestClientCertificates(t *testing.T) {
+	onBothVersions(t, func(t *testing.T, store *realStore, version uint16) {
+		certificate := newCertificate("client")
+		trusted, other := x509.NewCertPool(), x509.NewCertPool()
+		trusted.AddCert(certificate.Leaf)
+		other.AddCert(testCertificate().Leaf)
+		var peers, connections atomic.Int32
+		server := func(roots *x509.CertPool) string {
+			config := newServer()
+			config.ClientAuth, config.ClientCAs = tls.RequireAndVerifyClientCert, roots
+			config.VerifyPeerCertificate = func([][]byte, [][]*x509.Certificate) error { peers.Add(1); return nil }
+			config.VerifyConnection = func(state tls.ConnectionState) error {
+				connections.Add(1)
+				if len(state.VerifiedChains) == 0 || !state.PeerCertificates[0].Equal(certificate.Leaf) {
+					return errTest
+				}
+				return nil
+			}
+			wrap(t, config, store.connect(t), Options{})
+			return listen(t, config)
+		}
+		client := newClient(version)
+		client.Certificates = []tls.Certificate{certificate}
+		first := server(trusted)
+		for n, address := range []string{first, server(trusted), first} {
+			if got := resumes(t, address, client); got != (n > 0) {
+				t.Fatalf("connection %d: resumed %v", n, got)
+			}
+		}
+		if peers.Load() != 1 || connections.Load() != 3 {
+			t.Fatal(peers.Load(), connections.Load())
+		}
+		client = freeze(t, client)
+		if state, err := visit(server(other), client); err == nil {
+			t.Fatalf("a config with other authorities accepted the client: resumed %v", state.DidResume)
+		}
+		plain := newServer()
+		wrap(t, plain, store.connect(t), Options{})
+		if resumes(t, listen(t, plain), client) {
+			t.Fatal("a config that asks for no certificate resumed a session with one")
+		}
+	})
+}
+
+// net/http clones the config and completes the clone with certificates and protocols: both are there on every connection.
+func TestHTTPServer(t *testing.T) {
+	onBothVersions(t, func(t *testing.T, store *realStore, version uint16) {
+		certificate := testCertificate()
+		directory := t.TempDir()
+		certFile, keyFile := filepath.Join(directory, "cert.pem"), filepath.Join(directory, "key.pem")
+		writePEM(t, certFile, keyFile, certificate)
+
+		server := &http.Server{Addr: "127.0.0.1:0", TLSConfig: &tls.Config{}, Handler: http.HandlerFunc(
+			func(writer http.ResponseWriter, request *http.Request) {
+				_, _ = fmt.Fprint(writer, request.Proto, " ", request.TLS.DidResume)
+			})}
+		sessions := wrap(t, server.TLSConfig, store.connect(t), Options{})
+		listener, err := net.Listen("tcp", server.Addr)
+		check(t, err)
+		served := make(chan error, 1)
+		go func() { served <- server.ServeTLS(listener, certFile, keyFile) }()
+		defer func() { _ = server.Close(); <-served }()
+
+		client := newClient(version)
+		var answers []string
+		for range 3 {
+			transport := &http.Transport{TLSClientConfig: client, ForceAttemptHTTP2: true}
+			response, err := (&http.Client{Transport: transport, Timeout: patience}).Get("https://" + listener.Addr().String())
+			check(t, err)
+			body, err := io.ReadAll(response.Body)
+			check(t, err)
+			_ = response.Body.Close()
+			transport.CloseIdleConnections()
+			answers = append(answers, string(body))
+		}
+		if want := "HTTP/2.0 false, HTTP/2.0 true, HTTP/2.0 true"; strings.Join(answers, ", ") != want {
+			t.Fatal(answers, sessions.Stats())
+		}
+	})
+}
+
+// Configs that the server's own GetConfigForClient chooses are wrapped too; one with Sessions of its own keeps them.
+func TestVirtualHosts(t *testing.T) {
+	onBothVersions(t, func(t *testing.T, store *realStore, version uint16) {
+		shop, bank, front := newServer(), newServer(), &tls.Config{}
+		ofBank := wrap(t, bank, store.connect(t), Options{Namespace: "bank"})
+		front.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
+			switch hello.ServerName {
+			case "shop.example":
+				return shop, nil
+			case "bank.example":
+				return ofBank.ForClient(bank), nil
+			default:
+				return nil, errTest
+			}
+		}
+		ofFront := wrap(t, front, store.connect(t), Options{})
+		address := listen(t, front)
+		for name, sessions := range map[string]*Sessions{"shop.example": ofFront, "bank.example": ofBank} {
+			client := newClient(version)
+			client.ServerName = name
+			for n := range 3 {
+				if got := resumes(t, address, client); got != (n > 0) {
+					t.Fatalf("%s: resumed %v", name, got)
+				}
+			}
+			if hits := total(sessions.Stats().Hits); hits != 2 {
+				t.Fatal(name, ": ", hits)
+			}
+		}
+		client := newClient(version)
+		client.ServerName = "unknown.example"
+		if _, err := visit(address, client); err == nil {
+			t.Fatal("the error of GetConfigForClient was lost")
+		}
+	})
+}
+
+// After Close connections go on, without resumption.
+func TestHandshakesAfterClose(t *testing.T) {
+	onBothVersions(t, func(t *testing.T, store *realStore, version uint16) {
+		config := newServer()
+		sessions := wrap(t, config, store.connect(t), Options{})
+		address, client := listen(t, config), newClient(version)
+		resumes(t, address, client)
+		check(t, sessions.Close())
+		for range 5 {
+			if resumes(t, address, client) {
+				t.Fatal("resumed after Close")
+			}
+		}
+	})
+}
+
+// The heap does not grow with the number of handshakes: RESUMED_LEAK_HANDSHAKES says how many (2,000).
+func TestNoLeak(t *testing.T) {
+	handshakes := 2_000
+	if text := os.Getenv("RESUMED_LEAK_HANDSHAKES"); text != "" {
+		var err error
+		handshakes, err = strconv.Atoi(text)
+		check(t, err)
+	}
+	onBothVersions(t, func(t *testing.T, store *realStore, version uint16) {
+		config := newServer()
+		sessions := wrap(t, config, store.connect(t), Options{})
+		address, client := listen(t, config), newClient(version)
+		measure := func() (heap uint64, goroutines int) {
+			flush(t, sessions)
+			runtime.GC()
+			runtime.GC()
+			var stats runtime.MemStats
+			runtime.ReadMemStats(&stats)
+			return stats.HeapAlloc, runtime.NumGoroutine()
+		}
+		run := func(count int) {
+			for range count {
+				resumes(t, address, client)
+			}
+		}
+		run(500) // fills pools and caches
+		heap, goroutines := measure()
+		run(handshakes)
+		heapThen, goroutinesThen := measure()
+		growth := int64(heapThen) - int64(heap)
+		t.Logf("%d handshakes: heap %d kB, then %d kB; goroutines %d, then %d; %v",
+			handshakes, heap>>10, heapThen>>10, goroutines, goroutinesThen, sessions.Stats().Hits)
+		if growth > 1<<20 || goroutinesThen > goroutines+10 {
+			t.Fatalf("grew by %d bytes and %d goroutines", growth, goroutinesThen-goroutines)
+		}
+	})
+}

@@ -1,0 +1,322 @@
+package resumed
+
+import (
+	"context"
+	"crypto/tls"
+	"maps"
+	"path"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+
+	pb "github.com/resumed/resumed/client/go/resumedv1"
+)
+
+// A fakeStore is a store for tests of what depends on time.
+type fakeStore struct {
+	grpc.ClientConnInterface
+
+	mu     sync.Mutex
+	values map[string][]byte
+	calls  map[string]int
+	delay  time.Duration // of each answer; beyond the caller's deadline there is none
+	err    error
+}
+
+func newFakeStore() *fakeStore {
+	return &fakeStore{values: map[string][]byte{}, calls: map[string]int{}}
+}
+
+func (f *fakeStore) set(delay time.Duration, err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.delay, f.err = delay, err
+}
+
+func (f *fakeStore) called(method string) int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.calls[method]
+}
+
+func (f *fakeStore) Invoke(ctx context.Context, method string, request, reply any, _ ...grpc.CallOption) error {
+	f.mu.Lock()
+	delay, err := f.delay, f.err
+	f.calls[path.Base(method)]++
+	f.mu.Unlock()
+	select {
+	case <-ctx.Done():
+		return status.FromContextError(ctx.Err()).Err()
+	case <-time.After(delay):
+	}
+	if err != nil {
+		return err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	session := func(key []byte) *pb.Session {
+		if value := f.values[string(key)]; value != nil {
+			return &pb.Session{Value: value}
+		}
+		return nil
+	}
+	var response proto.Message
+	switch request := request.(type) {
+	case *pb.GetRequest:
+		response = &pb.GetResponse{Session: session(request.GetKey())}
+	case *pb.TakeRequest:
+		response = &pb.TakeResponse{Session: session(request.GetKey())}
+		delete(f.values, string(request.GetKey()))
+	case *pb.BatchRequest:
+		batch := &pb.BatchResponse{}
+		for _, operation := range request.GetOperations() {
+			if put := operation.GetPut(); put != nil {
+				f.values[string(put.GetKey())] = put.GetValue()
+			} else {
+				delete(f.values, string(operation.GetRemove().GetKey()))
+			}
+			batch.Results = append(batch.Results, &pb.Result{})
+		}
+		response = batch
+	}
+	proto.Merge(reply.(proto.Message), response)
+	return nil
+}
+
+var testKey = storeKey{1, 2, 3}
+
+// inBubble runs test with a wrapped config, a fake store, and a clock that does not wait.
+func inBubble(t *testing.T, options Options, test func(t *testing.T, sessions *Sessions, store *fakeStore)) {
+	t.Helper()
+	options.Deadline = defaultDeadline
+	synctest.Test(t, func(t *testing.T) {
+		store := newFakeStore()
+		test(t, wrap(t, newServer(), store, options), store)
+	})
+}
+
+// A look-up ends before its deadline, however long the store hangs.
+func TestHungStoreCostsTheDeadline(t *testing.T) {
+	for _, singleUse := range []bool{false, true} {
+		inBubble(t, Options{SingleUse: singleUse}, func(t *testing.T, s *Sessions, store *fakeStore) {
+			store.set(time.Hour, nil)
+			started := time.Now()
+			if answer := s.lookUp(testKey, true, s.options.Deadline); answer.reason != "late" {
+				t.Fatal(answer.reason)
+			}
+			if took := time.Since(started); took > defaultDeadline {
+				t.Fatal("took ", took)
+			}
+		})
+	}
+}
+
+// After three failures in a row handshakes do not ask; a trial in the background finds the store again.
+func TestBreaker(t *testing.T) {
+	inBubble(t, Options{}, func(t *testing.T, s *Sessions, store *fakeStore) {
+		connection := &connection{sessions: s, shared: true}
+		unwrap := func() {
+			session, err := connection.unwrap(s.options.Keyring.issueID("shop", s.now()), tls.ConnectionState{})
+			if session != nil || err != nil {
+				t.Fatal(session, err)
+			}
+		}
+		store.set(0, status.Error(codes.Unavailable, "of the test"))
+		for range 10 {
+			unwrap()
+		}
+		if got, want := s.Stats().Misses, (map[string]uint64{"down": 3, "breaker-open": 7}); !maps.Equal(got, want) || !s.Resting() {
+			t.Fatal(got)
+		}
+		asked := store.called("Get")
+		time.Sleep(10*probeInterval + time.Millisecond)
+		if trials := store.called("Get") - asked; trials != 10 {
+			t.Fatal("trials: ", trials)
+		}
+		store.set(0, nil)
+		time.Sleep(probeInterval)
+		synctest.Wait()
+		if s.Resting() {
+			t.Fatal("still resting")
+		}
+		store.set(0, errTest)
+		unwrap()
+		if !s.Resting() || s.Stats().Misses["refused"] != 1 {
+			t.Fatal("one failure after a trial did not open it")
+		}
+	})
+}
+
+// Concurrent look-ups of one session are one call, and each gets the session.
+func TestLookupsOfOneSessionAreOneCall(t *testing.T) {
+	inBubble(t, Options{MaxLookups: 1}, func(t *testing.T, s *Sessions, store *fakeStore) {
+		store.set(10*time.Millisecond, nil)
+		store.values[string(testKey[:])] = []byte("value")
+		var all sync.WaitGroup
+		reasons := make(chan string, 20)
+		for range cap(reasons) {
+			all.Go(func() {
+				answer := s.lookUp(testKey, false, s.options.Deadline)
+				if string(answer.value) != "value" {
+					t.Errorf("%q: %s", answer.value, answer.reason)
+				}
+				reasons <- answer.reason
+			})
+		}
+		all.Wait()
+		counts := map[string]int{}
+		for range cap(reasons) {
+			counts[<-reasons]++
+		}
+		if want := (map[string]int{"store": 1, "shared": 19}); store.called("Get") != 1 || !maps.Equal(counts, want) {
+			t.Fatal(store.called("Get"), counts)
+		}
+	})
+}
+
+// No more look-ups are under way than allowed: who comes then does not wait.
+func TestLookupsUnderWayAreBounded(t *testing.T) {
+	inBubble(t, Options{MaxLookups: 2}, func(t *testing.T, s *Sessions, store *fakeStore) {
+		store.set(time.Hour, nil)
+		for n := range byte(2) {
+			go s.lookUp(storeKey{n}, false, s.options.Deadline)
+		}
+		synctest.Wait()
+		started := time.Now()
+		if answer := s.lookUp(storeKey{9}, false, s.options.Deadline); answer.reason != "busy" || time.Since(started) != 0 {
+			t.Fatal(answer.reason, time.Since(started))
+		}
+		time.Sleep(defaultDeadline)
+		synctest.Wait()
+		store.set(0, nil)
+		if answer := s.lookUp(storeKey{9}, false, s.options.Deadline); answer.reason != "unknown" {
+			t.Fatal(answer.reason)
+		}
+	})
+}
+
+// A fresh id that the store does not know is asked for again, since its Put may be on its way; another is not.
+func TestFreshSessionsAreAskedForAgain(t *testing.T) {
+	inBubble(t, Options{}, func(t *testing.T, s *Sessions, store *fakeStore) {
+		time.AfterFunc(3*time.Millisecond, func() {
+			store.mu.Lock()
+			defer store.mu.Unlock()
+			store.values[string(testKey[:])] = []byte("value")
+		})
+		if answer := s.lookUp(testKey, true, s.options.Deadline); answer.reason != "fresh" || store.called("Get") != 3 {
+			t.Fatal(answer.reason, store.called("Get"))
+		}
+		if answer := s.lookUp(storeKey{9}, false, s.options.Deadline); answer.reason != "unknown" || store.called("Get") != 4 {
+			t.Fatal(answer.reason, store.called("Get"))
+		}
+		if answer := s.lookUp(storeKey{9}, true, s.options.Deadline); answer.reason != "unknown" || store.called("Get") != 8 {
+			t.Fatal(answer.reason, store.called("Get"))
+		}
+	})
+}
+
+// What a client offers in one handshake is looked up within one deadline altogether.
+func TestManyIdentitiesShareOneDeadline(t *testing.T) {
+	inBubble(t, Options{}, func(t *testing.T, s *Sessions, store *fakeStore) {
+		connection := &connection{sessions: s}
+		store.set(20*time.Millisecond, nil)
+		started := time.Now()
+		for range 5 {
+			_, _ = connection.unwrap(s.options.Keyring.issueID("shop", s.now().Add(-time.Minute)), tls.ConnectionState{})
+		}
+		if took := time.Since(started); took > defaultDeadline {
+			t.Fatal("took ", took)
+		}
+	})
+}
+
+// What could not be sent in an outage is sent after it, in order; what expired meanwhile is not; what had no room was dropped.
+func TestQueueOutlivesAnOutage(t *testing.T) {
+	inBubble(t, Options{}, func(t *testing.T, s *Sessions, store *fakeStore) {
+		store.set(0, status.Error(codes.Unavailable, "of the test"))
+		submit := func(key byte, value []byte, life time.Duration) {
+			s.sender.submit(item{key: storeKey{key}, value: value, notAfter: s.now().Add(life)})
+		}
+		for range 600 {
+			submit(1, []byte("first"), time.Hour)
+		}
+		submit(2, []byte("short"), time.Second)
+		submit(3, make([]byte, queueBytes), time.Hour)
+		s.sender.submit(item{key: storeKey{1}})
+		submit(4, []byte("last"), time.Hour)
+		time.Sleep(5 * time.Second)
+		if err := s.Flush(t.Context()); err != errResting {
+			t.Fatal("flushed in an outage: ", err)
+		}
+		store.set(0, nil)
+		time.Sleep(probeInterval)
+		check(t, s.Flush(t.Context()))
+		stats := s.Stats()
+		want := map[string]uint64{"stored": 601, "expired": 1, "dropped": 1}
+		if !maps.Equal(stats.Puts, want) || stats.Removals["application"] != 1 || s.sender.bytes != 0 {
+			t.Fatal(stats.Puts, stats.Removals, s.sender.bytes)
+		}
+		first, last := storeKey{1}, storeKey{4}
+		if store.values[string(first[:])] != nil || store.values[string(last[:])] == nil {
+			t.Fatal("not in order")
+		}
+	})
+}
+
+// Close sends what is left, waits for a store that hangs a second at most, and may be called again.
+func TestClose(t *testing.T) {
+	inBubble(t, Options{}, func(t *testing.T, s *Sessions, store *fakeStore) {
+		s.sender.submit(item{key: testKey, value: []byte("value"), notAfter: s.now().Add(time.Hour)})
+		check(t, s.Close())
+		if store.values[string(testKey[:])] == nil {
+			t.Fatal("not sent")
+		}
+		check(t, s.Close())
+	})
+	inBubble(t, Options{}, func(t *testing.T, s *Sessions, store *fakeStore) {
+		store.set(time.Hour, nil)
+		s.sender.submit(item{key: testKey, value: []byte("value"), notAfter: s.now().Add(time.Hour)})
+		started := time.Now()
+		if err := s.Close(); err == nil || time.Since(started) > closePatience {
+			t.Fatal(err, time.Since(started))
+		}
+	})
+}
+
+// Options outside their ranges, and configs that cannot be wrapped, are refused.
+func TestWrapRefuses(t *testing.T) {
+	keyring := testKeyring(t)
+	good := Options{Namespace: "shop", Keyring: keyring}
+	hooked, disabled := newServer(), newServer()
+	hooked.WrapSession = hooked.EncryptTicket
+	disabled.SessionTicketsDisabled = true
+	for name, call := range map[string]func() (*Sessions, error){
+		"no config":    func() (*Sessions, error) { return Wrap(nil, newFakeStore(), good) },
+		"no store":     func() (*Sessions, error) { return Wrap(newServer(), nil, good) },
+		"hooked":       func() (*Sessions, error) { return Wrap(hooked, newFakeStore(), good) },
+		"tickets off":  func() (*Sessions, error) { return Wrap(disabled, newFakeStore(), good) },
+		"no namespace": func() (*Sessions, error) { return Wrap(newServer(), newFakeStore(), Options{Keyring: keyring}) },
+		"no keyring":   func() (*Sessions, error) { return Wrap(newServer(), newFakeStore(), Options{Namespace: "shop"}) },
+		"eternal": func() (*Sessions, error) {
+			o := good
+			o.Lifetime = maxLifetime + 1
+			return Wrap(newServer(), newFakeStore(), o)
+		},
+		"no deadline": func() (*Sessions, error) { o := good; o.Deadline = -1; return Wrap(newServer(), newFakeStore(), o) },
+		"capital letters": func() (*Sessions, error) {
+			o := good
+			o.Namespace = "Shop"
+			return Wrap(newServer(), newFakeStore(), o)
+		},
+	} {
+		if _, err := call(); err == nil {
+			t.Error(name, ": accepted")
+		}
+	}
+}
