@@ -92,4 +92,3 @@ func BenchmarkForeignID(b *testing.B) {
 		keyring.openID("shop", id)
 	}
 }
-
