@@ -12,7 +12,7 @@ import (
 //
 //	go test -run '^$' -bench Handshake -count 6
 func BenchmarkHandshake(b *testing.B) {
-	store := startStore(b)
+	store := sharedStore(b)
 	for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
 		b.Run(tls.VersionName(version)+"/full", func(b *testing.B) {
 			client := newClient(version)

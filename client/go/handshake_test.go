@@ -27,7 +27,7 @@ import (
 // onBothVersions runs test for TLS 1.2 and TLS 1.3, each in a namespace of its own on one store.
 func onBothVersions(t *testing.T, test func(t *testing.T, store *realStore, version uint16)) {
 	t.Helper()
-	store := startStore(t)
+	store := sharedStore(t)
 	for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
 		t.Run(tls.VersionName(version), func(t *testing.T) { test(t, store, version) })
 	}
@@ -159,7 +159,7 @@ func TestSingleUseRaced(t *testing.T) {
 func TestOutage(t *testing.T) {
 	for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
 		t.Run(tls.VersionName(version), func(t *testing.T) {
-			store := startStore(t)
+			store := ownStore(t)
 			config := newServer()
 			sessions := wrap(t, config, store.connect(t), Options{Deadline: defaultDeadline})
 			address := listen(t, config)

@@ -13,8 +13,11 @@ import (
 // freshness is how long after its issue an id that the store does not know is asked for again: its Put may be on its way.
 const freshness = 10 * time.Second
 
-// freshPauses are the times to wait before each further ask.
-var freshPauses = []time.Duration{time.Millisecond, 4 * time.Millisecond, 16 * time.Millisecond}
+// freshPauses are the times to wait before each further ask, or what the deadline leaves.
+var freshPauses = []time.Duration{time.Millisecond, 4 * time.Millisecond, 16 * time.Millisecond, 64 * time.Millisecond}
+
+// leastAsk is what a further ask must have left of the deadline, so that it is not a failure of the store if it is late.
+const leastAsk = 10 * time.Millisecond
 
 // An answer is a value and the reason of the hit, or nil and the reason of the miss.
 type answer struct {
@@ -62,10 +65,11 @@ func (s *Sessions) ask(key storeKey, fresh bool, timeout time.Duration) answer {
 	value, err := s.call(ctx, key)
 	reason := "store"
 	for again := 0; fresh && value == nil && err == nil && again < len(freshPauses); again++ {
-		if time.Since(started)+2*freshPauses[again] > timeout {
+		left := timeout - leastAsk - time.Since(started)
+		if left <= 0 {
 			break
 		}
-		pause(ctx, freshPauses[again])
+		pause(ctx, min(freshPauses[again], left))
 		value, err = s.call(ctx, key)
 		reason = "fresh"
 	}

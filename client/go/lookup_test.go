@@ -215,7 +215,7 @@ func TestFreshSessionsAreAskedForAgain(t *testing.T) {
 		if answer := s.lookUp(storeKey{9}, false, s.options.Deadline); answer.reason != "unknown" || store.called("Get") != 4 {
 			t.Fatal(answer.reason, store.called("Get"))
 		}
-		if answer := s.lookUp(storeKey{9}, true, s.options.Deadline); answer.reason != "unknown" || store.called("Get") != 8 {
+		if answer := s.lookUp(storeKey{9}, true, s.options.Deadline); answer.reason != "unknown" || store.called("Get") != 9 {
 			t.Fatal(answer.reason, store.called("Get"))
 		}
 	})

@@ -30,7 +30,7 @@ const (
 	defaultLifetime   = 2 * time.Hour
 	maxLifetime       = 7 * 24 * time.Hour // RFC 8446 section 4.6.1
 	defaultDeadline   = 50 * time.Millisecond
-	defaultMaxLookups = 256
+	defaultMaxLookups = 64
 	closePatience     = time.Second
 )
 
@@ -50,7 +50,7 @@ type Options struct {
 	// SingleUse makes a session resume once in the whole fleet (RFC 8446 section 8.1). Only then may QUIC servers accept
 	// early data from it.
 	SingleUse bool
-	// MaxLookups is how many look-ups may be under way at once, 256 by default; beyond that handshakes do not ask.
+	// MaxLookups is how many look-ups may be under way at once, 64 by default; beyond that handshakes do not ask.
 	MaxLookups int
 	// Issued, if not nil, is told of each session that will be stored: whose connection, and the id that [Sessions.Remove]
 	// takes. It is called during the handshake.

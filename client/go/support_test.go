@@ -38,45 +38,95 @@ var quiet = slog.New(slog.DiscardHandler)
 type realStore struct {
 	target  string
 	process *os.Process
+	stop    func()
 }
 
-func startStore(t testing.TB) *realStore {
+// sharedStore is the store of all tests that do not harm it.
+func sharedStore(t testing.TB) *realStore {
 	t.Helper()
+	if store := launchShared(); store != nil {
+		return store
+	}
+	t.Skip("needs a store: put the resumed command into PATH, or its path into RESUMED_COMMAND")
+	return nil
+}
+
+var (
+	launchShared = sync.OnceValue(func() *realStore {
+		store := launchStore()
+		if store != nil {
+			stopShared = store.stop
+		}
+		return store
+	})
+	stopShared = func() {}
+)
+
+func TestMain(m *testing.M) {
+	status := m.Run()
+	stopShared()
+	os.Exit(status)
+}
+
+// ownStore is a store that the test may harm.
+func ownStore(t testing.TB) *realStore {
+	t.Helper()
+	store := launchStore()
+	if store == nil {
+		t.Skip("needs a store: put the resumed command into PATH, or its path into RESUMED_COMMAND")
+	}
+	t.Cleanup(store.stop)
+	return store
+}
+
+// launchStore returns a store that is ready, or nil where there is no command to start one.
+func launchStore() *realStore {
 	command := os.Getenv("RESUMED_COMMAND")
 	if command == "" {
 		var err error
 		if command, err = exec.LookPath("resumed"); err != nil {
-			t.Skip("needs a store: put the resumed command into PATH, or its path into RESUMED_COMMAND")
+			return nil
 		}
 	}
 	serve := exec.Command(command, "serve", "--listen", "127.0.0.1:0", "--workers", "1", "--drain", "0s")
 	log, err := serve.StderrPipe()
-	check(t, err)
-	check(t, serve.Start())
-	t.Cleanup(func() {
+	if err != nil {
+		panic(err)
+	}
+	if err := serve.Start(); err != nil {
+		panic(err)
+	}
+	read := make(chan struct{})
+	store := &realStore{process: serve.Process, stop: func() {
 		_ = serve.Process.Signal(syscall.SIGCONT)
 		_ = serve.Process.Signal(syscall.SIGTERM)
-		_, _ = io.Copy(io.Discard, log)
+		<-read
 		_ = serve.Wait()
-	})
-	store := &realStore{process: serve.Process}
-	lines := bufio.NewScanner(log)
-	for lines.Scan() {
-		var line struct {
-			Event     string
-			Addresses []string
+	}}
+	ready := make(chan struct{})
+	go func() {
+		defer close(read)
+		lines := bufio.NewScanner(log)
+		for lines.Scan() {
+			var line struct {
+				Event     string
+				Addresses []string
+			}
+			_ = json.Unmarshal(lines.Bytes(), &line)
+			switch line.Event {
+			case "listening":
+				store.target = line.Addresses[0]
+			case "ready":
+				close(ready)
+			}
 		}
-		_ = json.Unmarshal(lines.Bytes(), &line)
-		switch line.Event {
-		case "listening":
-			store.target = line.Addresses[0]
-		case "ready":
-			go func() { _, _ = io.Copy(io.Discard, log) }()
-			return store
-		}
+	}()
+	select {
+	case <-ready:
+		return store
+	case <-read:
+		panic("the store ended: " + serve.String())
 	}
-	t.Fatal("the store did not become ready")
-	return nil
 }
 
 func (s *realStore) connect(t testing.TB, options ...grpc.DialOption) *grpc.ClientConn {

@@ -68,20 +68,33 @@ const (
 	//
 	// Example: {"reason": "ERROR_REASON_TOO_MANY_WATCHERS", "domain": "resumed.v1", "metadata": {}}
 	ErrorReason_ERROR_REASON_TOO_MANY_WATCHERS ErrorReason = 8
+	// The server knows its callers by their client certificates, and this one came with none, or with one that has neither a
+	// SPIFFE id nor a DNS name; comes with UNAUTHENTICATED. Use another certificate.
+	//
+	// Example: {"reason": "ERROR_REASON_UNAUTHENTICATED", "domain": "resumed.v1", "metadata": {}}
+	ErrorReason_ERROR_REASON_UNAUTHENTICATED ErrorReason = 9
+	// No grant allows the caller the operation in the namespace; comes with PERMISSION_DENIED, whatever the namespace holds. Have it
+	// granted. The operation is one of put, get, take, remove, watch, purge and stats.
+	//
+	// Example: {"reason": "ERROR_REASON_NOT_GRANTED", "domain": "resumed.v1", "metadata": {"identity":
+	// "spiffe://example.org/shop", "namespace": "pay", "operation": "take"}}
+	ErrorReason_ERROR_REASON_NOT_GRANTED ErrorReason = 10
 )
 
 // Enum value maps for ErrorReason.
 var (
 	ErrorReason_name = map[int32]string{
-		0: "ERROR_REASON_UNSPECIFIED",
-		1: "ERROR_REASON_INVALID_FIELD",
-		2: "ERROR_REASON_WRITE_ONCE",
-		3: "ERROR_REASON_STORE_FULL",
-		4: "ERROR_REASON_ENGINE_UNAVAILABLE",
-		5: "ERROR_REASON_INTERNAL",
-		6: "ERROR_REASON_UNIMPLEMENTED",
-		7: "ERROR_REASON_WATCHER_TOO_SLOW",
-		8: "ERROR_REASON_TOO_MANY_WATCHERS",
+		0:  "ERROR_REASON_UNSPECIFIED",
+		1:  "ERROR_REASON_INVALID_FIELD",
+		2:  "ERROR_REASON_WRITE_ONCE",
+		3:  "ERROR_REASON_STORE_FULL",
+		4:  "ERROR_REASON_ENGINE_UNAVAILABLE",
+		5:  "ERROR_REASON_INTERNAL",
+		6:  "ERROR_REASON_UNIMPLEMENTED",
+		7:  "ERROR_REASON_WATCHER_TOO_SLOW",
+		8:  "ERROR_REASON_TOO_MANY_WATCHERS",
+		9:  "ERROR_REASON_UNAUTHENTICATED",
+		10: "ERROR_REASON_NOT_GRANTED",
 	}
 	ErrorReason_value = map[string]int32{
 		"ERROR_REASON_UNSPECIFIED":        0,
@@ -93,6 +106,8 @@ var (
 		"ERROR_REASON_UNIMPLEMENTED":      6,
 		"ERROR_REASON_WATCHER_TOO_SLOW":   7,
 		"ERROR_REASON_TOO_MANY_WATCHERS":  8,
+		"ERROR_REASON_UNAUTHENTICATED":    9,
+		"ERROR_REASON_NOT_GRANTED":        10,
 	}
 )
 
@@ -697,7 +712,8 @@ func (x *WatchRequest) GetPosition() []byte {
 // Tells what happened in a namespace.
 type WatchResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Events in the order in which they happened; none in the first answer.
+	// Events, those of one key in the order in which they happened; none in the first answer. A stream that goes on where an earlier
+	// one ended may tell some events again.
 	Events []*Event `protobuf:"bytes,1,rep,name=events,proto3" json:"events,omitempty"`
 	// Where the store is after these events: opaque, at most 64 bytes.
 	Position []byte `protobuf:"bytes,2,opt,name=position,proto3" json:"position,omitempty"`
@@ -1338,7 +1354,7 @@ const file_resumed_v1_session_store_proto_rawDesc = "" +
 	"\asession\x18\x02 \x01(\v2\x13.resumed.v1.SessionR\asession\x1a\x1b\n" +
 	"\aRemoved\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\fR\x03keyB\a\n" +
-	"\x05event*\xac\x02\n" +
+	"\x05event*\xec\x02\n" +
 	"\vErrorReason\x12\x1c\n" +
 	"\x18ERROR_REASON_UNSPECIFIED\x10\x00\x12\x1e\n" +
 	"\x1aERROR_REASON_INVALID_FIELD\x10\x01\x12\x1b\n" +
@@ -1348,7 +1364,10 @@ const file_resumed_v1_session_store_proto_rawDesc = "" +
 	"\x15ERROR_REASON_INTERNAL\x10\x05\x12\x1e\n" +
 	"\x1aERROR_REASON_UNIMPLEMENTED\x10\x06\x12!\n" +
 	"\x1dERROR_REASON_WATCHER_TOO_SLOW\x10\a\x12\"\n" +
-	"\x1eERROR_REASON_TOO_MANY_WATCHERS\x10\b2\xff\x02\n" +
+	"\x1eERROR_REASON_TOO_MANY_WATCHERS\x10\b\x12 \n" +
+	"\x1cERROR_REASON_UNAUTHENTICATED\x10\t\x12\x1c\n" +
+	"\x18ERROR_REASON_NOT_GRANTED\x10\n" +
+	"2\xff\x02\n" +
 	"\x13SessionStoreService\x126\n" +
 	"\x03Put\x12\x16.resumed.v1.PutRequest\x1a\x17.resumed.v1.PutResponse\x126\n" +
 	"\x03Get\x12\x16.resumed.v1.GetRequest\x1a\x17.resumed.v1.GetResponse\x129\n" +

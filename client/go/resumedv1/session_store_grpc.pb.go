@@ -74,8 +74,8 @@ type SessionStoreServiceClient interface {
 	//
 	// The first answer comes at once and has no events: the stream is live. After that an answer comes at least once a second,
 	// without events if nothing happened, so a client that hears nothing for a few seconds knows that it is cut off. A watcher that
-	// is too slow to follow is cut off with RESOURCE_EXHAUSTED, and so is one beyond the server's limit. A server whose storage
-	// cannot tell of changes answers UNIMPLEMENTED.
+	// is too slow to follow is cut off with RESOURCE_EXHAUSTED, and so is one beyond the server's limit. One whose grant is withdrawn
+	// is cut off with PERMISSION_DENIED. A server that cannot read its storage ends the stream with UNAVAILABLE.
 	Watch(ctx context.Context, in *WatchRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchResponse], error)
 }
 
@@ -197,8 +197,8 @@ type SessionStoreServiceServer interface {
 	//
 	// The first answer comes at once and has no events: the stream is live. After that an answer comes at least once a second,
 	// without events if nothing happened, so a client that hears nothing for a few seconds knows that it is cut off. A watcher that
-	// is too slow to follow is cut off with RESOURCE_EXHAUSTED, and so is one beyond the server's limit. A server whose storage
-	// cannot tell of changes answers UNIMPLEMENTED.
+	// is too slow to follow is cut off with RESOURCE_EXHAUSTED, and so is one beyond the server's limit. One whose grant is withdrawn
+	// is cut off with PERMISSION_DENIED. A server that cannot read its storage ends the stream with UNAVAILABLE.
 	Watch(*WatchRequest, grpc.ServerStreamingServer[WatchResponse]) error
 	mustEmbedUnimplementedSessionStoreServiceServer()
 }
