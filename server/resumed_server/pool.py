@@ -1,7 +1,7 @@
 """The threads that answer calls.
 
 grpcio hands every call to an executor and wants nothing back but to hear when it is over. `ThreadPoolExecutor` makes a
-whole future of it, with a lock and a condition: a seventh of what a call costs in all (docs/measurements.md).
+whole future of it, with a lock and a condition: about a tenth of what a call costs in all (docs/performance/server.md).
 """
 
 from __future__ import annotations
