@@ -23,6 +23,13 @@ _MOST_REMEMBERED = 4_096
 """Certificates, and decisions for each, that are remembered; beyond that it forgets all and starts again."""
 _MOST_SHOWN = 3
 _NAMELESS = "the client's certificate has neither a SPIFFE id nor a DNS name"
+_UNREADABLE = (
+    ValueError,
+    x509.ExtensionNotFound,
+    x509.DuplicateExtension,
+    x509.InvalidVersion,
+    x509.UnsupportedGeneralNameType,
+)
 _is_printable = re.compile("[!-~]{1,2048}").fullmatch
 
 _Key = TypeVar("_Key")
@@ -143,7 +150,7 @@ def _identities(pem: bytes) -> tuple[str, ...]:
         names = (
             x509.load_pem_x509_certificate(pem).extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         )
-    except (ValueError, x509.ExtensionNotFound):  # or it cannot be read
+    except _UNREADABLE:
         raise Unauthenticated(_NAMELESS) from None
     uris = names.get_values_for_type(x509.UniformResourceIdentifier)
     # X509-SVID section 2: one that has several URIs is not to be trusted with any.

@@ -142,12 +142,15 @@ REFUSED_BY_TLS = {
     "none": None,
     "expired": EXPIRED,
     "of another authority": STRANGER.issue(SHOP),
+    "malformed": AUTHORITY.issue(names=b"\x30\x7f"),
 }
 NAMELESS = {
     "no name": AUTHORITY.issue(),
     "only an e-mail-like URI": AUTHORITY.issue("mailto:shop@example.org"),
     "two URIs": AUTHORITY.issue(SHOP, "spiffe://example.org/reader"),
     "a SPIFFE id cut short by a NUL": AUTHORITY.issue(SHOP + "\0/evil"),
+    "a URI that is no ASCII": AUTHORITY.issue(names=b"\x30\x03\x86\x01\xff"),
+    "a name of a kind that nobody reads": AUTHORITY.issue(names=b"\x30\x02\xa3\x00"),
     "a DNS name cut short by a NUL": AUTHORITY.issue("dns:frontend.pay.svc\0.evil"),
 }
 OTHERS = {
