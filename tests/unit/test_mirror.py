@@ -1,9 +1,19 @@
 from __future__ import annotations
 
+import queue
 import sys
+from typing import TYPE_CHECKING
 
-from resumed.mirror import Sessions
-from resumed.store import StoredSession
+import pytest
+
+import resumed
+from resumed.mirror import STALE_SECONDS, Mirror, Sessions
+from resumed.store import Changes, StoredSession
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from typing_extensions import Self
 
 
 class Clock:
@@ -108,3 +118,66 @@ def test_memory_over_the_value_is_at_most_200_bytes() -> None:
     tables = sys.getsizeof(sessions._values) + sys.getsizeof(sessions._order)
     entries = sum(sys.getsizeof(key) + sys.getsizeof(entry) for key, entry in sessions._values.items())
     assert (tables + entries) / number - 240 <= 200
+
+
+class Stream:
+    """A store's stream, and the store: tells what the test says."""
+
+    target = "a test"
+    continued = False
+
+    def __init__(self) -> None:
+        self._news: queue.Queue[Changes | None] = queue.Queue()
+        self._taken: queue.Queue[None] = queue.Queue()
+
+    def watch(self, _position: bytes) -> Self:
+        """Begin."""
+        return self
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def tell(self, *changes: tuple[bytes, StoredSession | None], live: bool = True) -> None:
+        """Tell the mirror something, and wait until it knows."""
+        self._news.put(Changes(list(changes), b"position", live))
+        self._taken.get(timeout=20)
+
+    def __iter__(self) -> Iterator[Changes]:
+        while (news := self._news.get()) is not None:
+            yield news
+            self._taken.put(None)
+        raise resumed.StoreUnavailable("over")
+
+    def cancel(self) -> None:
+        """End."""
+        self._news.put(None)
+        self._taken.put(None)
+
+
+@pytest.fixture
+def stream() -> Iterator[Stream]:
+    """A stream that ends with the test."""
+    stream = Stream()
+    yield stream
+    stream.cancel()
+
+
+def test_it_answers_for_the_stated_time_after_the_last_word(stream: Stream) -> None:
+    """Not a moment longer, and again when it hears that all was told; that something was told is not enough."""
+    clock = Clock()
+    mirror = Mirror(stream, clock=clock)  # type: ignore[arg-type]  # as much of a store as is called
+    assert mirror.get(b"key") is None
+    stream.tell((b"key", session()))
+    clock.now += STALE_SECONDS - 0.001
+    assert mirror.get(b"key") == b"value"
+    stream.tell((b"other", session()), live=False)
+    clock.now += 0.001
+    assert not mirror.live
+    stream.tell()
+    assert mirror.get(b"key") == b"value"
+    clock.now += STALE_SECONDS
+    assert mirror.get(b"key") is None
+    mirror.close()

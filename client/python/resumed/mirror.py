@@ -59,6 +59,10 @@ class Sessions:
             self._removals += 1  # of everything: no look-up under way may put its session
             self._recent: deque[bytes] = deque(maxlen=_RECENT_REMOVALS)
 
+    def emptied(self) -> Sessions:
+        """Return another one for as many bytes."""
+        return Sessions(self._limit, self._clock)
+
     def __len__(self) -> int:
         """Return how many sessions there are, expired ones included."""
         return len(self._values)
@@ -129,11 +133,14 @@ class Mirror:
     Args:
         store: Whose sessions; its connection is used.
         limit: Bytes that the sessions may take.
+        clock: Seconds that only go forward.
     """
 
-    def __init__(self, store: SessionStore, limit: int = DEFAULT_BYTES) -> None:
-        self._store = store
-        self.sessions = Sessions(limit)
+    def __init__(
+        self, store: SessionStore, limit: int = DEFAULT_BYTES, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._store, self._clock = store, clock
+        self.sessions = Sessions(limit, clock)
         self._begin()
         renew_after_fork(self)
 
@@ -147,7 +154,7 @@ class Mirror:
     @property
     def live(self) -> bool:
         """Whether the store was heard lately, so that what is here can be believed."""
-        return time.monotonic() - self._heard < STALE_SECONDS
+        return self._clock() - self._heard < STALE_SECONDS
 
     def get(self, key: bytes) -> bytes | None:
         """Return the sealed value of a live session, or None: then the store has to be asked."""
@@ -169,7 +176,7 @@ class Mirror:
 
     def after_fork_in_child(self) -> None:
         """Begin anew: the child follows by itself."""
-        self.sessions = Sessions(self.sessions._limit)  # noqa: SLF001  # its lock may be held in the parent
+        self.sessions = self.sessions.emptied()  # its lock may be held in the parent
         self._begin()
 
     def _start(self) -> None:
@@ -195,10 +202,10 @@ class Mirror:
                                 self.sessions.put(key, session)
                         position = behind or position
                         if live:
-                            self._heard = time.monotonic()
+                            self._heard = self._clock()
             except StoreError as error:
                 if not failing and not self._closed.is_set():  # once per outage
                     _log.warning("the mirror of %s rests: %s", self._store.target, error)
                 failing = True
-            self._heard = min(self._heard, time.monotonic() - STALE_SECONDS)
+            self._heard = min(self._heard, self._clock() - STALE_SECONDS)
             self._closed.wait(RETRY_SECONDS)
