@@ -73,6 +73,21 @@ def test_expired_sessions_make_room_by_themselves() -> None:
     assert len(sessions._order) == 1
 
 
+def test_what_was_removed_takes_no_memory() -> None:
+    """However much came and went while an older session lives, of which the order is kept."""
+    sessions = Sessions(1 << 20)
+    sessions.put(b"old", session())
+    for number in range(10_000):
+        sessions.put(b"%d" % number, session())
+        if number % 100:
+            sessions.remove(b"%d" % number)
+    assert len(sessions) == 101
+    assert len(sessions._order) < 2_000
+    sessions._limit = 0
+    sessions.put(b"new", session())
+    assert not len(sessions)
+
+
 def test_storing_again_counts_once() -> None:
     """A value that is told twice takes its room once."""
     sessions = Sessions(1 << 20)

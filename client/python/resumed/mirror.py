@@ -30,7 +30,9 @@ RETRY_SECONDS = 1.0
 """Seconds between two attempts to watch."""
 
 _OVERHEAD = 180  # what an entry takes beside its value, measured: keys, objects, the table
+_KEY_BYTES = 15  # of the 32 of a store key: enough to find a session, which opens under the whole key only
 _EXPIRY_BYTES = 8
+_FORGOTTEN = 1024
 _RECENT_REMOVALS = 1024
 
 _log = logging.getLogger("resumed")
@@ -74,7 +76,7 @@ class Sessions:
 
     def get(self, key: bytes) -> bytes | None:
         """Return the value of a live session, or None."""
-        entry = self._values.get(key)
+        entry = self._values.get(key[-_KEY_BYTES:])
         if entry is None or int.from_bytes(entry[:_EXPIRY_BYTES], "big") <= self._clock() * 1000:
             return None
         return entry[_EXPIRY_BYTES:]
@@ -88,6 +90,7 @@ class Sessions:
             since: For a session that a look-up found: the removals when it began. If it was removed meanwhile, or
                 nobody knows any more, it is not kept.
         """
+        key = key[-_KEY_BYTES:]
         entry = int((self._clock() + session.ttl) * 1000).to_bytes(_EXPIRY_BYTES, "big") + session.value
         with self._lock:
             if since is not None and self._removed_since(key, since):
@@ -103,10 +106,13 @@ class Sessions:
 
     def remove(self, key: bytes) -> None:
         """Forget a session, and refuse it from look-ups that are under way."""
+        key = key[-_KEY_BYTES:]
         with self._lock:
             self._removals += 1
             self._recent.append(key)
             self._drop(key)
+            if len(self._order) > 2 * len(self._values) + _FORGOTTEN:  # or what is gone would take ever more memory
+                self._order = deque(self._values)
 
     def _removed_since(self, key: bytes, since: int) -> bool:
         missed = self._removals - since

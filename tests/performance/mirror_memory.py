@@ -1,0 +1,105 @@
+"""What a mirror needs for a session beside its value: `python tests/performance/mirror_memory.py`.
+
+Each figure is of a process of its own: "allocated" is what Python's allocator was asked for (tracemalloc), "resident"
+what the process grew by. "Turned over" is after every session has been removed and another one has come.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import multiprocessing
+import os
+import statistics
+import sys
+import tracemalloc
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from resumed.mirror import _OVERHEAD, Sessions
+from resumed.store import StoredSession
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+VALUE_BYTES, KEY_BYTES, LIFETIME = 203, 32, 7_200.0
+WANTED = 200
+TURNS = 1
+
+
+def resident() -> int:
+    """Return the bytes of memory that this process has."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def allocated() -> int:
+    """Return the bytes that Python's objects take."""
+    return tracemalloc.get_traced_memory()[0]
+
+
+def filled(count: int, turns: int) -> Sessions:
+    """Return a mirror with `count` sessions, each of which replaced `turns` others."""
+    sessions = Sessions(1 << 40)
+    keys: list[bytes] = []
+    for _ in range(turns + 1):
+        for number in range(count):
+            # Objects of their own, as each message makes them.
+            key, value = os.urandom(KEY_BYTES), os.urandom(VALUE_BYTES)
+            if turns:
+                if len(keys) == count:
+                    sessions.remove(keys[number])
+                    keys[number] = key
+                else:
+                    keys.append(key)
+            sessions.put(key, StoredSession(value, LIFETIME))
+    return sessions
+
+
+def overhead(measure: Callable[[], int], count: int, turns: int) -> float:
+    """Return the bytes that a session takes beside its value."""
+    if measure is allocated:
+        tracemalloc.start()
+    filled(100, 0)  # whatever is made once
+    gc.collect()
+    before = measure()
+    sessions = filled(count, turns)
+    gc.collect()
+    used = measure() - before
+    assert len(sessions) == count
+    return used / count - VALUE_BYTES
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--sessions", type=int, nargs="+", default=[1_000, 100_000, 1_000_000])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--markdown", action="store_true", help="print the table as docs/measurements.md has it")
+    options = parser.parse_args()
+    table = Table(
+        *("sessions", "", "allocated", "resident", "counted as", "wanted"),
+        title=None if options.markdown else "Bytes of a session in a mirror, beside its value",
+        box=box.MARKDOWN if options.markdown else box.HEAVY_HEAD,
+    )
+    cases = [(count, turns) for count in options.sessions for turns in (0, TURNS)]
+    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+        for count, turns in track(cases, "filling", transient=True):
+            rounds = [
+                [pool.apply(overhead, (measure, count, turns)) for _ in range(options.rounds)]
+                for measure in (allocated, resident)
+            ]
+            cells = [f"{statistics.median(each):.0f} ({min(each):.0f} to {max(each):.0f})" for each in rounds]
+            table.add_row(f"{count:,}", "turned over" if turns else "new", *cells, f"{_OVERHEAD}", f"≤ {WANTED}")
+    Console(width=None if os.isatty(1) else 140).print(table)
+
+
+if __name__ == "__main__":
+    main()
