@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import hashlib
 import multiprocessing
 import os
 import statistics
@@ -23,13 +24,13 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from resumed.mirror import _OVERHEAD, Sessions
+from resumed.mirror import _EXPIRY_BYTES, _OVERHEAD, Sessions
 from resumed.store import StoredSession
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-VALUE_BYTES, KEY_BYTES, LIFETIME = 203, 32, 7_200.0
+VALUE_BYTES, LIFETIME = 203, 7_200.0
 WANTED = 200
 TURNS = 1
 
@@ -48,19 +49,17 @@ def allocated() -> int:
 def filled(count: int, turns: int) -> Sessions:
     """Return a mirror with `count` sessions, each of which replaced `turns` others."""
     sessions = Sessions(1 << 40)
-    keys: list[bytes] = []
-    for _ in range(turns + 1):
+    for turn in range(turns + 1):
         for number in range(count):
-            # Objects of their own, as each message makes them.
-            key, value = os.urandom(KEY_BYTES), os.urandom(VALUE_BYTES)
-            if turns:
-                if len(keys) == count:
-                    sessions.remove(keys[number])
-                    keys[number] = key
-                else:
-                    keys.append(key)
-            sessions.put(key, StoredSession(value, LIFETIME))
+            if turn:
+                sessions.remove(key_of(turn - 1, number))
+            sessions.put(key_of(turn, number), StoredSession(os.urandom(VALUE_BYTES), LIFETIME))
     return sessions
+
+
+def key_of(turn: int, number: int) -> bytes:
+    """Return a store key, always the same, in an object of its own."""
+    return hashlib.sha256(b"%d %d" % (turn, number)).digest()
 
 
 def overhead(measure: Callable[[], int], count: int, turns: int) -> float:
@@ -97,7 +96,9 @@ def main() -> None:
                 for measure in (allocated, resident)
             ]
             cells = [f"{statistics.median(each):.0f} ({min(each):.0f} to {max(each):.0f})" for each in rounds]
-            table.add_row(f"{count:,}", "turned over" if turns else "new", *cells, f"{_OVERHEAD}", f"≤ {WANTED}")
+            table.add_row(
+                f"{count:,}", "turned over" if turns else "new", *cells, f"{_OVERHEAD + _EXPIRY_BYTES}", f"≤ {WANTED}"
+            )
     Console(width=None if os.isatty(1) else 140).print(table)
 
 
