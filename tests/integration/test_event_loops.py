@@ -11,7 +11,6 @@ import signal
 import socket
 import ssl
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -20,11 +19,12 @@ import pytest
 import resumed
 from support.distance import distant
 from support.loops import LOOPS, Loop, LoopFrontend, running
+from support.resting import Dribbling, Gate, leave_while_resting, offered, sessions_of, until
 from support.server import running_server
 from support.tls import PATIENCE, VERSIONS, Client, Connection, Frontend
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from support.server import RunningServer
 
@@ -44,46 +44,6 @@ def negotiator(store: RunningServer, keyring: resumed.Keyring) -> Frontend:
     return Frontend("pyopenssl", store.target, keyring)
 
 
-def until(condition: Callable[[], Any]) -> None:
-    """Wait for something that must come about."""
-    end = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < end, "it never came about"
-        time.sleep(0.001)
-
-
-def sessions_of(client: Client, negotiator: Frontend, count: int = 1) -> list[ssl.SSLSession | None]:
-    """Return sessions that the store has."""
-    sessions = [client.visit(negotiator).session for _ in range(count)]
-    assert negotiator.shim.flush(PATIENCE)
-    return sessions
-
-
-class Gate:
-    """Holds a frontend's look-ups up until it is opened."""
-
-    def __init__(self, frontend: Frontend) -> None:
-        self.asked: list[bytes] = []
-        self.threads: set[int] = set()
-        self._open = threading.Event()
-        store = frontend.shim._shim._store
-        for name in ("get", "take"):
-            setattr(store, name, self._held(getattr(store, name)))
-
-    def open(self) -> None:
-        """Let all look-ups go on."""
-        self._open.set()
-
-    def _held(self, ask: Any) -> Any:
-        def held(key: bytes, **options: Any) -> Any:
-            self.asked.append(key)
-            self.threads.add(threading.get_ident())
-            assert self._open.wait(PATIENCE)
-            return ask(key, **options)
-
-        return held
-
-
 @contextlib.contextmanager
 def gated(
     loop: Loop, store: RunningServer, keyring: resumed.Keyring, **options: Any
@@ -95,16 +55,6 @@ def gated(
             yield frontend, gate
         finally:
             gate.open()
-
-
-def offered(client: Client, session: ssl.SSLSession | None) -> tuple[socket.socket, socket.socket, bytes]:
-    """Return both ends of a connection, and a ClientHello that offers `session`."""
-    ours, theirs = socket.socketpair()
-    outgoing = ssl.MemoryBIO()
-    tls = client.context.wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname="localhost", session=session)
-    with pytest.raises(ssl.SSLWantReadError):
-        tls.do_handshake()
-    return ours, theirs, outgoing.read()
 
 
 def test_a_session_crosses_from_loop_to_loop(
@@ -221,18 +171,6 @@ def test_a_client_that_leaves_during_the_look_up(
         assert not [thing for thing in gc.get_objects() if type(thing).__name__ == "Handshake"]
 
 
-def leave_while_resting(client: Client, frontend: LoopFrontend, gate: Gate, session: ssl.SSLSession | None) -> None:
-    """Offer a session and cut the connection before the store has answered."""
-    ours, theirs, hello = offered(client, session)
-    server = threading.Thread(target=frontend.serve, args=(theirs,))
-    server.start()
-    ours.sendall(hello)
-    until(lambda: gate.asked)
-    ours.close()
-    server.join(PATIENCE)
-    assert not server.is_alive()
-
-
 def test_a_handshake_that_is_cancelled_during_the_look_up(
     store: RunningServer, keyring: resumed.Keyring, negotiator: Frontend, loop: Loop, client: Client
 ) -> None:
@@ -326,15 +264,6 @@ def test_a_client_hello_byte_by_byte(
             assert connection.tls.session_reused
         server.join(PATIENCE)
         assert sum(frontend.shim.stats.lookup_seconds) == 1
-
-
-class Dribbling(Connection):
-    """Sends each byte by itself, and waits a little so that it arrives by itself."""
-
-    def _flush(self) -> None:
-        for byte in self.outgoing.read():
-            self.sock.sendall(bytes([byte]))
-            time.sleep(0)
 
 
 def test_a_hello_retry_request_looks_up_once(

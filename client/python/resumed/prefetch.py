@@ -2,7 +2,7 @@
 
 When a ClientHello is complete, OpenSSL's client hello callback may have the handshake rest
 (SSL_CTX_set_client_hello_cb(3)). The look-ups then happen in other threads, and whoever drives the handshake takes its
-next step when it is woken. An event loop is such a driver (loops.py).
+next step when it is woken. Event loops are such drivers (loops.py, twisted.py).
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ import threading
 import time
 import weakref
 from ctypes import byref, c_char_p, c_int, c_size_t, c_uint, c_void_p, string_at
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from resumed.errors import UnsupportedContext
 from resumed.openssl.hello import offered_ids
@@ -48,6 +48,8 @@ _TLS1_3_VERSION = 0x304
 _ID_BYTES = 32
 _SIBLINGS = 16
 _REASON_MASK = 0x7FFFFF  # ERR_GET_REASON
+
+_Result = TypeVar("_Result")
 
 
 class Binding:
@@ -110,12 +112,12 @@ class Binding:
         """What SSL_CTX_sess_get_remove_cb returns, as a ctypes function; None when unset."""
         return _function(REMOVE_CALLBACK, self._current()[2])
 
-    def drive(self, handshake: Handshake, step: Callable[[], None]) -> None:
+    def drive(self, handshake: Handshake, step: Callable[[], _Result]) -> _Result:
         """Take a step of a handshake that may rest until its look-ups are done.
 
         Args:
             handshake: Says by `handshake.rests`, when the step has failed, that it is to be taken again.
-            step: Calls SSL_do_handshake.
+            step: Calls SSL_do_handshake, or what calls it.
         """
         if self._installed:
             # Not before, as it costs handshakes of other threads another wait for the GIL.
@@ -123,7 +125,7 @@ class Binding:
         self._driven.handshake = handshake
         handshake.rests = False
         try:
-            step()
+            return step()
         finally:
             self._driven.handshake = None
 

@@ -1,0 +1,87 @@
+"""Keeps Twisted's reactor going while a handshake's sessions are looked up.
+
+Twisted drives pyOpenSSL's connections over memory BIOs. Those made here tell it to wait for more bytes while a
+handshake rests (prefetch.py), and tell the connection's protocol when it may go on, as if bytes had come, but none.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from OpenSSL import SSL
+from twisted.internet.interfaces import IOpenSSLServerConnectionCreator
+from zope.interface import implementer
+
+from resumed.prefetch import Handshake
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from resumed.installation import Installation
+
+_Result = TypeVar("_Result")
+
+
+@implementer(IOpenSSLServerConnectionCreator)
+class ConnectionCreator:
+    """What listenSSL(), SSL4ServerEndpoint() and startTLS() take, so that no look-up holds up the reactor.
+
+    Args:
+        context: An `OpenSSL.SSL.Context`, such as `twisted.internet.ssl.CertificateOptions(...).getContext()`.
+        installation: What resumed.install() returned for it.
+        reactor: Which to go on in; None for the global one.
+    """
+
+    def __init__(self, context: SSL.Context, installation: Installation, reactor: Any = None) -> None:
+        if reactor is None:
+            from twisted.internet import reactor  # noqa: PLC0415  # importing it installs it
+        self._context, self._installation, self._reactor = context, installation, reactor
+
+    def serverConnectionForTLS(self, tlsProtocol: Any) -> SSL.Connection:  # noqa: N802, N803
+        """Return the connection of a TLSMemoryBIOProtocol."""
+
+        def step() -> None:
+            if tlsProtocol.connected:
+                tlsProtocol.dataReceived(b"")
+
+        return _Connection(self._context, self._installation, lambda: lambda: self._reactor.callFromThread(step))
+
+
+class _Connection(SSL.Connection):
+    """Raises WantReadError while its handshake rests."""
+
+    _handshake: Handshake | None
+
+    def __init__(
+        self, context: SSL.Context, installation: Installation, waker: Callable[[], Callable[[], None]]
+    ) -> None:
+        super().__init__(context, None)
+        self._handshake = Handshake(installation._shim, waker)  # noqa: SLF001  # of this package
+        self._drive = installation._binding.drive  # noqa: SLF001
+
+    def do_handshake(self) -> None:
+        """Take a step of the handshake."""
+        self._step(super().do_handshake)
+        self._handshake = None
+
+    def recv(self, *arguments: Any) -> bytes:
+        """Read, which is a step of the handshake when the client went in the midst of it."""
+        return self._step(lambda: super(_Connection, self).recv(*arguments))
+
+    def bio_write(self, buf: bytes | bytearray | memoryview) -> int:
+        """Hand over what has come, if anything: OpenSSL reports an error for nothing."""
+        return super().bio_write(buf) if buf else 0
+
+    def _step(self, step: Callable[[], _Result]) -> _Result:
+        handshake = self._handshake
+        if handshake is None:
+            return step()
+        try:
+            return self._drive(handshake, step)
+        except SSL.WantReadError:
+            raise
+        except SSL.Error:
+            if handshake.rests:
+                # OpenSSL's SSL_ERROR_WANT_CLIENT_HELLO_CB, which pyOpenSSL does not know by name.
+                raise SSL.WantReadError from None
+            raise
