@@ -14,6 +14,7 @@ import gc
 import ssl
 import sys
 import weakref
+from itertools import islice
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 from resumed.prefetch import Handshake
@@ -28,8 +29,10 @@ if TYPE_CHECKING:
 
 _DEPTH = 10
 """How many frames up from a callback asyncio's protocol is looked for; up to Python 3.14 it is 6 or 7."""
+_LAST_OBJECTS = 64
+"""Among how many objects uvloop's protocol is looked for; it was never more than 16 back."""
 _MOST_OBJECTS = 20_000
-"""Among how many objects uvloop's protocol is looked for: where garbage collection is switched off there are more."""
+"""How many young objects there may be to take the last ones from: with garbage collection off there are more."""
 
 
 class _Resting:
@@ -38,8 +41,16 @@ class _Resting:
     _binding: ClassVar[Binding]
     _shim: ClassVar[Shim]
     _base: ClassVar[type[ssl.SSLObject]]
+    _waker: Callable[[], Wake | None] | None = None
     _handshake: Handshake | None = None
     _done = False
+
+    @classmethod
+    def _create(cls, incoming: ssl.MemoryBIO, *arguments: Any, **named: Any) -> Any:
+        waker = _of_uvloop(incoming)
+        self = super()._create(incoming, *arguments, **named)  # type: ignore[misc]  # of ssl.SSLObject
+        self._waker = waker
+        return self
 
     def do_handshake(self) -> None:
         """Take a step of the handshake; raise SSLWantReadError while it rests."""
@@ -49,7 +60,7 @@ class _Resting:
             return
         handshake = self._handshake
         if handshake is None:
-            handshake = self._handshake = Handshake(self._shim, _of_uvloop(self) or _of_asyncio)
+            handshake = self._handshake = Handshake(self._shim, self._waker or _of_asyncio)
         try:
             self._binding.drive(handshake, step)
         except ssl.SSLWantReadError:
@@ -60,7 +71,7 @@ class _Resting:
                 raise ssl.SSLWantReadError(ssl.SSL_ERROR_WANT_READ, "a session is being looked up") from None
             self._handshake = None
             raise
-        self._done, self._handshake = True, None
+        self._done, self._handshake, self._waker = True, None, None
 
 
 def attach(context: ssl.SSLContext, binding: Binding, shim: Shim) -> Callable[[], None]:
@@ -93,20 +104,25 @@ def _of_asyncio() -> Wake | None:
     return None
 
 
-def _of_uvloop(sslobject: object) -> Callable[[], Wake | None] | None:
-    """Return the same for uvloop, where `sslobject` was made a moment ago; None under another loop."""
+def _of_uvloop(incoming: ssl.MemoryBIO) -> Callable[[], Wake | None] | None:
+    """Return the same for uvloop, which is about to start a handshake over `incoming`; None under another loop."""
     uvloop: Any = sys.modules.get("uvloop.loop")
     loop = uvloop and sys.modules["asyncio"]._get_running_loop()  # noqa: SLF001  # documented
     if not loop or not isinstance(loop, uvloop.Loop):
         return None
+    if gc.get_count()[0] >= _MOST_OBJECTS:
+        return lambda: None
+    # It has just made a timer whose closure holds the protocol, which holds the BIO.
     for generation in 0, 1:
-        if gc.get_count()[0] > _MOST_OBJECTS:
-            break
-        for candidate in reversed(gc.get_objects(generation)):
-            if type(candidate) is uvloop.SSLProtocol and any(held is sslobject for held in gc.get_referents(candidate)):
-                wake = _wake(loop, candidate)
-                return lambda: wake
-    return lambda: None
+        for thing in islice(reversed(gc.get_objects(generation)), _LAST_OBJECTS):
+            for held in gc.get_referents(thing) if type(thing).__module__ == uvloop.__name__ else ():
+                if type(held) is uvloop.SSLProtocol and any(each is incoming for each in gc.get_referents(held)):
+                    wake = _wake(loop, held)
+                    return lambda: wake
+    # A collection came in between, to about one connection in a thousand: search everything, if there is a look-up.
+    return lambda: next(
+        (_wake(loop, held) for held in gc.get_referrers(incoming) if type(held) is uvloop.SSLProtocol), None
+    )
 
 
 def _wake(loop: Any, protocol: Any) -> Wake:
