@@ -81,7 +81,8 @@ def scene(
 ) -> Scene:
     """Each stack and version."""
     scene = Scene(store, keyring, *request.param)
-    # ask() has no connection whose id context could be set.
+    # ask() has no connection, so neither a ClientHello nor an id context.
+    monkeypatch.setattr("resumed.openssl.binding.requested_name", lambda *_: b"localhost")
     monkeypatch.setattr(scene.binding._library, "SSL_set_session_id_context", lambda *_: 1)
     return scene
 

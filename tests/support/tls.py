@@ -25,7 +25,9 @@ PATIENCE = 10.0
 """Seconds that a peer in the same process may take; only a broken one takes them."""
 
 CA = trustme.CA()
-CERTIFICATE = CA.issue_cert("localhost")
+HOSTS = ("localhost", "public.example", "private.example")
+"""Server names of the certificate."""
+CERTIFICATE = CA.issue_cert(*HOSTS)
 
 
 def server_context(stack: Stack, *, certificate: trustme.LeafCert = CERTIFICATE) -> Any:
@@ -91,7 +93,9 @@ class Client:
         self.context = client_context(version)
 
     @contextlib.contextmanager
-    def connect(self, frontend: Frontend, session: ssl.SSLSession | None = None) -> Iterator[Connection]:
+    def connect(
+        self, frontend: Frontend, session: ssl.SSLSession | None = None, host: str = HOSTS[0]
+    ) -> Iterator[Connection]:
         """Shake hands with `frontend`; the connection is cut at the end, without close_notify."""
         ours, theirs = socket.socketpair()
         ours.settimeout(PATIENCE)
@@ -99,14 +103,14 @@ class Client:
         server.start()
         try:
             with ours:
-                yield Connection(self.context, ours, session)
+                yield Connection(self.context, ours, session, host)
         finally:
             server.join(PATIENCE)
             assert not server.is_alive(), "the frontend hangs"
 
-    def visit(self, frontend: Frontend, session: ssl.SSLSession | None = None) -> Visit:
+    def visit(self, frontend: Frontend, session: ssl.SSLSession | None = None, host: str = HOSTS[0]) -> Visit:
         """Connect, exchange a few bytes (so that TLS 1.3 tickets arrive) and go."""
-        with self.connect(frontend, session) as connection:
+        with self.connect(frontend, session, host) as connection:
             connection.echo(b"hello")
             return Visit(connection.tls.session_reused is True, connection.tls.session, connection.seconds)
 
@@ -114,10 +118,10 @@ class Client:
 class Connection:
     """A client's end, over memory BIOs so that a test can see and change every byte."""
 
-    def __init__(self, context: ssl.SSLContext, sock: socket.socket, session: ssl.SSLSession | None) -> None:
+    def __init__(self, context: ssl.SSLContext, sock: socket.socket, session: ssl.SSLSession | None, host: str = HOSTS[0]) -> None:
         self.sock = sock
         self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self.tls = context.wrap_bio(self.incoming, self.outgoing, server_hostname="localhost", session=session)
+        self.tls = context.wrap_bio(self.incoming, self.outgoing, server_hostname=host or None, session=session)
         started = time.perf_counter()
         self._drive(self.tls.do_handshake)
         self.seconds = time.perf_counter() - started

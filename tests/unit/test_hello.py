@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resumed.openssl.hello import identities, supported_versions
+from resumed.openssl.hello import identities, server_name, supported_versions
 
 
 def pre_shared_key(*offered: bytes) -> bytes:
@@ -62,3 +62,20 @@ def test_malformed_versions_are_none() -> None:
     """Empty, odd, short, long."""
     for extension in (b"", b"\x03\x03\x04\x03", b"\x04\x03\x04", b"\x02\x03\x04\x03\x03"):
         assert supported_versions(extension) == []
+
+
+@given(st.binary(max_size=200))
+def test_a_server_name_is_read(name: bytes) -> None:
+    """RFC 6066 section 3: a list of one host."""
+    entry = b"\0" + len(name).to_bytes(2, "big") + name
+    extension = len(entry).to_bytes(2, "big") + entry
+    assert server_name(extension) == name
+    for cut in range(len(extension)):
+        assert server_name(extension[:cut]) == b""
+    assert server_name(extension + b"\0") == b""
+
+
+@given(st.binary(max_size=300))
+def test_any_bytes_have_a_server_name_or_none(extension: bytes) -> None:
+    """Nothing is raised."""
+    assert len(server_name(extension)) <= len(extension)

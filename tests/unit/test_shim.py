@@ -90,7 +90,7 @@ def shim_on(store: FakeStore, **options: Any) -> tuple[Shim, Clock]:
     return Shim(store, KEYRING, clock=clock, **options), clock
 
 
-def decode(serialized: bytes, remaining: int) -> int | None:
+def decode(serialized: bytes, remaining: int) -> int:
     """Decode a session as its length."""
     return len(serialized) * 1_000_000 + remaining
 
@@ -344,7 +344,11 @@ class TestLookUps:
     def test_an_undecodable_session_is_a_miss(self) -> None:
         """What OpenSSL refuses was not a session."""
         shim, _ = shim_on(FakeStore())
-        assert shim.look_up(negotiate(shim), lambda _serialized, _remaining: None) is None
+
+        def refuse(_serialized: bytes, _remaining: int) -> int:
+            raise Unsealable("undecodable")
+
+        assert shim.look_up(negotiate(shim), refuse) is None
         assert shim.stats.misses == {"undecodable": 1}
 
 

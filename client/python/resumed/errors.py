@@ -24,10 +24,10 @@ class UnsupportedContext(ResumedError):
 
 
 class Unsealable(ResumedError):
-    """A value from the store cannot be opened.
+    """A value from the store cannot be opened, or what is in it cannot be used.
 
     Attributes:
-        reason: `malformed`, `unknown-key`, `expired` or `not-authentic`.
+        reason: `malformed`, `unknown-key`, `expired`, `not-authentic`, `undecodable` or `other-name`.
     """
 
     def __init__(self, reason: str) -> None:

@@ -186,13 +186,13 @@ class Shim:
         return flight
 
     def look_up(
-        self, session_id: bytes, decode: Callable[[bytes, int], int | None], found: Future[Found] | None = None
+        self, session_id: bytes, decode: Callable[[bytes, int], int], found: Future[Found] | None = None
     ) -> int | None:
         """Return the decoded session of an id that a client offered, or None to make a full handshake.
 
         Args:
             session_id: The id, any bytes at all.
-            decode: Makes a session of its serialized form and the seconds it has left; returns None if it cannot.
+            decode: Makes a session of its serialized form and the seconds it has left; raises Unsealable if it cannot.
             found: What prefetch() returned for this id and this handshake; nobody is asked then.
         """
         now = self._clock()
@@ -207,11 +207,9 @@ class Shim:
         if value is not None:
             try:
                 serialized, not_after = self._keyring.open(key, value, now)
+                session = decode(serialized, int(not_after - now))
             except Unsealable as error:
                 outcome = error.reason
-            else:
-                session = decode(serialized, int(not_after - now))
-                outcome = "undecodable" if session is None else outcome
         self._recorder.count("misses" if session is None else "hits", outcome)
         return session
 

@@ -20,7 +20,8 @@ class Stats:
             (another handshake had just asked).
         misses: `unknown`, `foreign-id` (not issued by this fleet for this namespace: no call), `old-id` (no call),
             `late`, `down`, `refused`, `breaker-open` (no call), `busy` (too many look-ups in flight: no call),
-            `malformed`, `unknown-key`, `expired`, `not-authentic`, `undecodable`, `internal-error`.
+            `malformed`, `unknown-key`, `expired`, `not-authentic`, `undecodable`, `other-name` (negotiated for another
+            server name), `internal-error`.
         puts: `stored`, `refused`, `dropped` (the queue was full), `expired` (not sent in time), `unresumable` (nothing
             to store).
         removals: `fatal-error`, `application`; `kept` counts connections that ended without close_notify, whose

@@ -18,8 +18,8 @@ import weakref
 from ctypes import byref, c_char_p, c_int, c_size_t, c_uint, c_void_p, string_at
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from resumed.errors import UnsupportedContext
-from resumed.openssl.hello import offered_ids
+from resumed.errors import Unsealable, UnsupportedContext
+from resumed.openssl.hello import offered_ids, requested_name
 from resumed.openssl.library import (
     GET_CALLBACK,
     HELLO_CALLBACK,
@@ -44,6 +44,7 @@ _OP_NO_TICKET = 1 << 14
 _CLIENT_HELLO_SUCCESS = 1
 _CLIENT_HELLO_RETRY = -1
 _TLS1_3_VERSION = 0x304
+_HOST_NAME = 0  # TLSEXT_NAMETYPE_host_name
 
 _ID_BYTES = 32
 _SIBLINGS = 16
@@ -211,6 +212,8 @@ class Binding:
             return
         # CPython 3.13 and later set a session id context of their own in each SSL (cpython issue 105293).
         library.SSL_SESSION_set1_id_context(session, self._id_context, len(self._id_context))
+        # OpenSSL notes the name only where the server has a servername callback, and compares it nowhere: see _decode.
+        library.SSL_SESSION_set1_hostname(session, (library.SSL_get_servername(ssl, _HOST_NAME) or b"").lower() or None)
         last = True
         if tls13:
             siblings = self._siblings(session)
@@ -288,7 +291,7 @@ class Binding:
         self._library.i2d_SSL_SESSION(session, byref(c_void_p(ctypes.addressof(buffer))))
         return buffer.raw
 
-    def _decode(self, ssl: int, session_id: bytes, serialized: bytes, remaining: int) -> int | None:
+    def _decode(self, ssl: int, session_id: bytes, serialized: bytes, remaining: int) -> int:
         library = self._library
         start = c_char_p(serialized)
         cursor = c_void_p.from_buffer(start)
@@ -298,10 +301,15 @@ class Binding:
         session: int | None = library.d2i_SSL_SESSION(None, byref(cursor), len(serialized))
         library.ERR_pop_to_mark()
         if session is None:
-            return None
+            raise Unsealable("undecodable")
         if (cursor.value or 0) - begin != len(serialized) or self._id_of(session) != session_id:
             library.SSL_SESSION_free(session)
-            return None
+            raise Unsealable("undecodable")
+        # RFC 6066 section 3. A servername callback may choose another context, one that wants client certificates, say,
+        # only after OpenSSL has accepted the session by what this one wants.
+        if (library.SSL_SESSION_get0_hostname(session) or b"") != requested_name(library, ssl):
+            library.SSL_SESSION_free(session)
+            raise Unsealable("other-name")
         # Tickets issued on the resumed connection inherit the timeout: so they end when the negotiated session does.
         library.SSL_SESSION_set_time(session, int(time.time()))
         library.SSL_SESSION_set_timeout(session, remaining)

@@ -1,4 +1,4 @@
-"""Which sessions a ClientHello offers, asked while OpenSSL's client hello callback runs (SSL_client_hello_get0_ext(3)).
+"""What a ClientHello says, asked while OpenSSL's client hello or get callback runs (SSL_client_hello_get0_ext(3)).
 
 OpenSSL has put the message together and split it into its parts by then, but it has not looked into the extensions:
 their content is the peer's.
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from resumed.openssl.library import Library
 
 # RFC 8446 section 4.2
+_SERVER_NAME = 0
 _PRE_SHARED_KEY = 41
 _SUPPORTED_VERSIONS = 43
 # <openssl/ssl.h>
@@ -37,6 +38,20 @@ def offered_ids(library: Library, ssl: int) -> list[bytes]:
     data = c_void_p()
     length = library.SSL_client_hello_get0_session_id(ssl, byref(data))
     return [string_at(data.value, length)] if length and data.value else []
+
+
+def requested_name(library: Library, ssl: int) -> bytes:
+    """Return the host name that the client asks for, in lower case; empty if it asks for none."""
+    return server_name(_extension(library, ssl, _SERVER_NAME) or b"").lower()
+
+
+def server_name(extension: bytes) -> bytes:
+    """Return the host of a client's server_name (RFC 6066 section 3); of a malformed one, nothing."""
+    # A list of one: its length, the type of the name (0), the length of the name.
+    name = extension[5:]
+    lists, kind, names = extension[:2], extension[2:3], extension[3:5]
+    well_formed = kind == b"\0" and int.from_bytes(lists, "big") - 3 == int.from_bytes(names, "big") == len(name)
+    return name if well_formed else b""
 
 
 def supported_versions(extension: bytes) -> list[int]:
