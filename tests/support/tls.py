@@ -118,7 +118,9 @@ class Client:
 class Connection:
     """A client's end, over memory BIOs so that a test can see and change every byte."""
 
-    def __init__(self, context: ssl.SSLContext, sock: socket.socket, session: ssl.SSLSession | None, host: str = HOSTS[0]) -> None:
+    def __init__(
+        self, context: ssl.SSLContext, sock: socket.socket, session: ssl.SSLSession | None, host: str = HOSTS[0]
+    ) -> None:
         self.sock = sock
         self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self.tls = context.wrap_bio(self.incoming, self.outgoing, server_hostname=host or None, session=session)

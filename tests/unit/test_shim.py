@@ -10,6 +10,7 @@ import pytest
 
 import resumed
 from resumed.breaker import Breaker
+from resumed.errors import Unsealable
 from resumed.sealing import Keyring
 from resumed.sender import QUEUE_BYTES, Outgoing, Sender
 from resumed.shim import Shim
