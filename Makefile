@@ -43,6 +43,18 @@ test: setup servers ## Run all tests
 faults: setup servers faketime ## Break the store in every way under live TLS traffic: what clients and operators see (FAULTS=--help)
 	$(BIN)/python tests/faults/run.py $(FAULTS)
 
+$(BIN)/.installed-bench: $(BIN)/.installed
+	$(BIN)/python -m pip install --quiet --editable '.[dev,bench]'
+	@touch $@
+
+.PHONY: peers
+peers: # Of those that `make bench` compares with
+	@test -x /usr/sbin/apache2 && command -v memcached redis-benchmark >/dev/null || deploy/debian-packages apache2-bin memcached redis-server
+
+.PHONY: bench
+bench: setup servers peers $(BIN)/.installed-bench ## Measure all that docs/performance shows (QUICK=1 for a look; ONLY="sources peers" ...)
+	$(BIN)/python tests/performance/bench/run.py $(if $(QUICK),--quick --output $(BUILD)/bench) $(if $(ONLY),--only $(ONLY))
+
 .PHONY: lint
 lint: setup $(BUILD)/googleapis ## Run the linters and the type checker; check that the stubs are current
 	$(BIN)/ruff check

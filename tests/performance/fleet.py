@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import Iterator, Sequence
 
+    import trustme
+
 PATIENCE = 20.0
 """Seconds that a peer may take for anything; only a broken one takes them."""
 OTHER: dict[Stack, Stack] = dict(zip(STACKS, reversed(STACKS), strict=True))
@@ -81,24 +83,31 @@ class Fleet:
 
     Args:
         directory: Where keyring and certificate go.
+        certificate: The certificate, with its key.
     """
 
-    def __init__(self, directory: str) -> None:
+    def __init__(self, directory: str, certificate: trustme.LeafCert = CERTIFICATE) -> None:
         self.keyring, self.certificate = Path(directory, "fleet.keys"), Path(directory, "frontend.pem")
         for path, content in (
             (self.keyring, resumed.Keyring.generate().encode()),
-            (self.certificate, CERTIFICATE.private_key_and_cert_chain_pem.bytes()),
+            (self.certificate, certificate.private_key_and_cert_chain_pem.bytes()),
         ):
             path.touch(0o600)
             path.write_bytes(content)
 
     @contextlib.contextmanager
-    def frontend(self, stack: Stack, target: str | None, *options: str) -> Iterator[int]:
+    def frontend(
+        self,
+        stack: Stack,
+        target: str | None,
+        *options: str,
+        program: tuple[str, ...] = ("-m", "resumed_server.demo_frontend"),
+    ) -> Iterator[int]:
         """Run a frontend, without the shim if `target` is None, and yield its port."""
-        command = [sys.executable, "-m", "resumed_server.demo_frontend", "--stack", stack, "--name", stack]
-        command += ["--certificate", str(self.certificate)]
+        command = [sys.executable, *program, "--stack", stack, "--name", stack]
+        command += ["--certificate", str(self.certificate), *options]
         if target is not None:
-            command += ["--target", target, "--keyring", str(self.keyring), "--namespace", "shop", *options]
+            command += ["--target", target, "--keyring", str(self.keyring), "--namespace", "shop"]
         with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout
             try:

@@ -19,6 +19,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rich import box
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -104,11 +105,13 @@ def main() -> int:
     parser.add_argument("--s-client", type=int, default=20, help="tries in each row of `openssl s_client`")
     parser.add_argument("--puts", nargs="+", default=["background", "wait"], choices=["background", "wait"])
     parser.add_argument("--versions", nargs="+", default=list(VERSION_NAMES), choices=VERSION_NAMES)
+    parser.add_argument("--markdown", action="store_true", help="print the table as docs/performance has it")
     options = parser.parse_args()
     table = Table(
         *("client", "puts", "version", "negotiated → resumed", "resumed"),
         *("full, ms p50 / p99", "resumed, ms p50 / p99", "hits", "misses"),
-        title=f"Resumptions across processes, {options.at_once} client(s) at a time",
+        title=None if options.markdown else f"Resumptions across processes, {options.at_once} client(s) at a time",
+        box=box.MARKDOWN if options.markdown else box.HEAVY_HEAD,
     )
     attempts: dict[str, tuple[int, Callable[[Outcome, str, int, int], None]]] = {
         "Python": (options.tries, crosses),

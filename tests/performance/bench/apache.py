@@ -1,0 +1,110 @@
+"""Debian's Apache as a TLS frontend, with its session cache where one says."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import socket
+import subprocess
+import time
+from typing import TYPE_CHECKING
+
+from resumed_server.commands.visits import Endpoint
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+APACHE, MEMCACHED = "/usr/sbin/apache2", "memcached"
+PATIENCE = 20.0
+_CONFIG = """\
+ServerRoot {directory}
+ServerName localhost
+PidFile {directory}/pid
+ErrorLog {directory}/error.log
+Mutex file:{directory}
+DocumentRoot {directory}
+Listen 127.0.0.1:{port}
+StartServers 1
+ServerLimit 1
+ThreadsPerChild 25
+MaxRequestWorkers 25
+KeepAlive Off
+{modules}
+SSLEngine on
+SSLProtocol -all +TLSv{version}
+SSLSessionTickets off
+SSLSessionCache {cache}
+SSLSessionCacheTimeout 7200
+SSLCertificateFile {certificate}
+SSLCertificateKeyFile {certificate}
+"""
+_MODULES = ("mpm_event", "authz_core", "ssl", "socache_shmcb", "socache_memcache", "socache_redis")
+
+
+@contextlib.contextmanager
+def apache(directory: Path, certificate: Path, version: str, cache: str) -> Iterator[Endpoint]:
+    """Run an Apache that speaks one version of TLS, without tickets.
+
+    Args:
+        directory: Its own; "{directory}" in `cache` stands for it.
+        certificate: File with the certificate and its key.
+        version: "1.2" or "1.3".
+        cache: As SSLSessionCache has it: "none", "memcache:127.0.0.1:11211".
+    """
+    directory.mkdir()
+    port = free_port()
+    modules = "\n".join(f"LoadModule {name}_module /usr/lib/apache2/modules/mod_{name}.so" for name in _MODULES)
+    config = directory / "apache.conf"
+    config.write_text(
+        _CONFIG.format(
+            directory=directory,
+            port=port,
+            modules=modules,
+            version=version,
+            cache=cache.format(directory=directory),
+            certificate=certificate,
+        )
+    )
+    with _running([APACHE, "-f", str(config), "-DFOREGROUND"], port):
+        yield Endpoint.resolved("127.0.0.1", port)
+
+
+@contextlib.contextmanager
+def memcached() -> Iterator[str]:
+    """Run a memcached and yield its host:port."""
+    port = free_port()
+    with _running([MEMCACHED, "-u", "nobody", "-l", "127.0.0.1", "-p", str(port), "-U", "0"], port):
+        yield f"127.0.0.1:{port}"
+
+
+def missing() -> list[str]:
+    """Return which of the programs are not installed."""
+    return [program for program in (APACHE, MEMCACHED, "redis-server") if not shutil.which(program)]
+
+
+def free_port() -> int:
+    """Return a port where nothing listens."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port: int = free.getsockname()[1]
+    return port
+
+
+@contextlib.contextmanager
+def _running(command: list[str], port: int) -> Iterator[None]:
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL) as process:
+        try:
+            end = time.monotonic() + PATIENCE
+            while not _listens(port):
+                assert process.poll() is None, f"{command[0]} did not start"
+                assert time.monotonic() < end, f"{command[0]} does not listen"
+                time.sleep(0.02)
+            yield
+        finally:
+            process.terminate()
+
+
+def _listens(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+        return True
+    return False

@@ -1,0 +1,98 @@
+"""The demo frontend with what only the bench wants, as command line options in front of its own."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import ssl
+import sys
+import threading
+import time
+from ctypes import byref, c_int
+from typing import TYPE_CHECKING, Any
+
+from OpenSSL import SSL
+
+from resumed.openssl import Binding
+from resumed_server import demo_frontend
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable
+
+_BURST_SECONDS = 0.001
+
+
+class Dictionary:
+    """The least that a shim can do: keeps the sessions of one frontend in a dictionary."""
+
+    namespace, lifetime, seals_ids = "local", 7200, False
+
+    def __init__(self) -> None:
+        self._sessions: dict[bytes, bytes] = {}
+
+    def negotiated(self, session_id: bytes, serialized: bytes, _remaining: int, *, last: bool) -> None:
+        """Keep a session."""
+        self._sessions[session_id] = serialized
+
+    def look_up(self, session_id: bytes, decode: Callable[[bytes, int], int | None], *_: object) -> int | None:
+        """Find a session."""
+        serialized = self._sessions.get(session_id)
+        return None if serialized is None else decode(serialized, self.lifetime)
+
+    def ended(self, _session_ids: object, _reason: int) -> None:
+        """Keep what there is."""
+
+    def close(self, timeout: float = 0) -> None:
+        """Do nothing."""
+
+
+class Frontend(demo_frontend.Frontend):
+    """A frontend that resumes its own sessions from a dictionary, or that is limited or flooded."""
+
+    options: argparse.Namespace
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        context: Any = self._stack.context
+        if self.options.tls12_only and isinstance(context, ssl.SSLContext):
+            context.maximum_version = ssl.TLSVersion.TLSv1_2
+        elif self.options.tls12_only:
+            context.set_max_proto_version(SSL.TLS1_2_VERSION)
+        if self.options.dictionary:
+            self._dictionary = Binding(context, Dictionary())  # type: ignore[arg-type]  # as much as is called
+
+    def serve(self, listener: socket.socket) -> None:
+        """Serve, and be offered ids meanwhile that nobody issued."""
+        if self.options.made_up_ids:
+            threading.Thread(target=self._flood, args=(self.options.made_up_ids,), daemon=True).start()
+        super().serve(listener)
+
+    def _flood(self, per_second: int) -> None:
+        """Have OpenSSL's callback look made-up ids up."""
+        assert self._shim
+        look_up, burst = self._shim.get_callback, int(per_second * _BURST_SECONDS)
+        ids = [os.urandom(32) for _ in range(1 << 12)]
+        copy, due, offered = byref(c_int(1)), time.monotonic(), 0
+        while True:
+            for number in range(offered, offered + burst):
+                look_up(None, ids[number % len(ids)], 32, copy)
+            offered += burst
+            due += _BURST_SECONDS
+            time.sleep(max(0.0, due - time.monotonic()))
+
+
+def main() -> None:
+    """Run a frontend until it is told to stop."""
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--dictionary", action="store_true", help="keep sessions in a dictionary")
+    parser.add_argument("--tls12-only", action="store_true", help="speak nothing newer than TLS 1.2")
+    parser.add_argument("--made-up-ids", type=int, default=0, metavar="N", help="be offered N of them a second")
+    Frontend.options, rest = parser.parse_known_args()
+    sys.argv[1:] = rest
+    demo_frontend.Frontend = Frontend  # type: ignore[assignment,misc]
+    demo_frontend.main()
+
+
+if __name__ == "__main__":
+    main()
