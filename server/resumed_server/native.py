@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 _IO_THREADS = 1
 """Threads of Rust for each address; one keeps up with what the interpreter lock lets through."""
 _POLL = 0.01
+_FLUSH = 0.25
+"""Seconds that answers get to leave: Rust sends them after respond(), tells nobody when, and drops them on close()."""
 
 
 class NativeServer:
@@ -99,6 +101,7 @@ class NativeServer:
     def _finish(self, behind: threading.Event, deadline: float) -> None:
         while not self._stopped.is_set() and time.monotonic() < deadline:
             if behind.wait(_POLL) and not self._under_way:
+                time.sleep(_FLUSH)
                 break
         self._close()
 
