@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import unquote
 
 from hpack import Decoder, HPACKError
+from hpack.hpack import encode_integer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -104,9 +105,7 @@ _PREFACE = (
 
 def _spelt(name: bytes, value: bytes) -> bytes:
     """Return a header that is spelt out and enters no table (RFC 7541 section 6.2.2); `name` is encoded already."""
-    if len(value) > 126:  # noqa: PLR2004  # what one byte of length can say
-        raise ValueError(f"{value.decode()!r} is longer than a header of ours may be (126 bytes)")
-    return name + bytes([len(value)]) + value
+    return name + bytes(encode_integer(len(value), 7)) + value
 
 
 @lru_cache(64)
@@ -178,7 +177,7 @@ class Connection:
         remaining = self._wait_until(end)
         if remaining is not None:
             timeout = b"%du" % (remaining * 1e6) if remaining < 90 else b"%dm" % (remaining * 1e3)  # noqa: PLR2004
-            headers = _spelt(headers + _TIMEOUT, timeout)
+            headers += _TIMEOUT + bytes((len(timeout),)) + timeout
         body = _MESSAGE.pack(False, len(message)) + message
         frames = self._unsent + _frame(_HEADERS, _END_HEADERS, stream, headers)
         self._unsent = b""

@@ -42,7 +42,7 @@ _log = logging.getLogger("resumed")
 _FRESH_SECONDS = 10
 """How long after its issue an id that the store does not know is asked for again: its Put may be on its way."""
 _DEADLINE_SHARE = 0.9
-"""How much of its deadline a look-up gives its calls: gRPC tells a little late that the time is up."""
+"""How much of its deadline a look-up gives its calls: a busy machine tells a little late that the time is up."""
 _FRESH_PAUSES = (0.001, 0.004, 0.016, 0.064)
 """Seconds to wait before each further ask, or what the deadline leaves."""
 _LEAST_ASK_SECONDS = 0.01
