@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 FAULTS = [*LMDB, *REDIS]
 _ADDRESSES = re.compile(r"127\.0\.0\.1:\d+(, 127\.0\.0\.1:\d+)*")
+_REASON = re.compile(r"(resumption rests: (?:HOST: )?(?:[A-Z_]+(?=:)|\D*)).*")
 FIGURES = (
     *("handshakes", "failed", "removed or taken, and resumed", "not acknowledged", "slowest, ms, before / then"),
     *("% resumed before / during / after", "% kept", "back after, s"),
@@ -60,9 +61,9 @@ def percent(share: float | None) -> str:
 def told(outcome: Outcome) -> list[str]:
     """Return what the logs of the server and of the frontends told of a fault: each kind of line once, no addresses."""
     server = [line for line in outcome.server_log if line not in {"starting", "listening"}]
-    frontends = [re.sub(r"(resumption rests: \w+).*", r"\1", line) for line in outcome.frontend_log]
-    logs = ([_ADDRESSES.sub("HOST", line) for line in log] for log in (server, frontends))
-    return ["\n".join(dict.fromkeys(log)) for log in logs]
+    # Of the reason, what is the same in every run: the code of a status, or what happened to the connection.
+    logs = ([_ADDRESSES.sub("HOST", line) for line in log] for log in (server, outcome.frontend_log))
+    return ["\n".join(dict.fromkeys(_REASON.sub(r"\1", line) for line in log)) for log in logs]
 
 
 def tables(outcomes: list[Outcome]) -> list[Table]:
