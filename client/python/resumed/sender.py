@@ -27,8 +27,9 @@ if TYPE_CHECKING:
 
 QUEUE_BYTES = 16 << 20
 """What may wait to be sent, in bytes; beyond that Puts and Removes are dropped, and counted."""
-LINGER = 0.0003
-"""Seconds to wait for company before a Batch is sent: the tickets of one handshake come microseconds apart."""
+LINGER = 0.003
+"""Seconds to wait for company before a Batch is sent. A Batch costs about what a resumption does, whatever it carries,
+so a busy frontend shares it among its handshakes; clients that come back sooner are asked for again (see shim.py)."""
 BATCH_DEADLINE = 1.0
 """Seconds that a Batch may take; nobody waits for it."""
 PROBE_SECONDS = 0.5
@@ -81,6 +82,7 @@ class Sender:
         self._submitted = 0
         self._finished = 0
         self._urgent = 0
+        self._idle = False
         self._closing = False
         self._thread: threading.Thread | None = None
 
@@ -101,7 +103,9 @@ class Sender:
             self._submitted += 1
             if urgent:
                 self._urgent = self._submitted
-            self._wake()
+            # A thread that lingers or sends finds it in the queue: to wake it would cost this handshake its turn.
+            if urgent or self._idle or self._thread is None or len(self._queue) >= BATCH_OPERATIONS:
+                self._wake()
             return self._submitted
 
     def wait(self, number: int, timeout: float) -> bool:
@@ -159,7 +163,9 @@ class Sender:
 
     def _await_work(self) -> bool:
         with self._changed:
+            self._idle = True
             self._changed.wait_for(lambda: self._queue or self._closing or not self._breaker.closed)
+            self._idle = False
             if self._breaker.closed:
                 self._changed.wait_for(
                     lambda: self._urgent > self._finished or len(self._queue) >= BATCH_OPERATIONS or self._closing,
