@@ -147,7 +147,7 @@ def main() -> int:
                 *(outcome.shown, milliseconds(outcome.full_seconds)),
                 *(milliseconds(outcome.resumed_seconds), counts(stats["hits"]), counts(stats["misses"])),
             )
-    Console(width=None if os.isatty(1) else 180).print(table)
+    Console(width=None if os.isatty(1) else 220).print(table)
     return int(lost > 0)
 
 
