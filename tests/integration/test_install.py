@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import _ssl
+import ctypes
 import gc
 import os
 import ssl
@@ -13,8 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from cryptography.hazmat.bindings.openssl.binding import Binding
 
 import resumed
+from resumed.openssl.library import context_of
 from support.tls import STACKS, VERSIONS, Client, Frontend, client_context, server_context
 
 if TYPE_CHECKING:
@@ -96,6 +100,16 @@ def test_a_context_that_has_callbacks_is_refused_unless_told_to_replace(stack: S
 def test_what_is_no_server_context_is_refused(context: object, complaint: str) -> None:
     """The message says what is needed."""
     with pytest.raises(resumed.UnsupportedContext, match=complaint):
+        resumed.install(context, **ARGUMENTS)
+
+
+def test_a_context_that_accepts_early_data_is_refused(stack: Stack) -> None:
+    """It could be replayed at every frontend of the fleet (RFC 8446 section 8)."""
+    context = server_context(stack)
+    library = ctypes.CDLL(_ssl.__file__) if stack == "ssl" else Binding().lib
+    pointer = ctypes.c_void_p(context_of(context).pointer) if stack == "ssl" else context._context
+    assert library.SSL_CTX_set_max_early_data(pointer, 1)
+    with pytest.raises(resumed.UnsupportedContext, match="early data"):
         resumed.install(context, **ARGUMENTS)
 
 
