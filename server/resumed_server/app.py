@@ -13,7 +13,7 @@ import signal
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from urllib.parse import quote
 
 import grpc
@@ -47,6 +47,8 @@ if TYPE_CHECKING:
     from resumed_server.config import Settings
     from resumed_server.engines.base import Engine
     from resumed_server.files import Followed
+    from resumed_server.metrics.board import Board
+    from resumed_server.metrics.process import Metrics
     from resumed_server.native import NativeServer
     from resumed_server.values import Address
 
@@ -89,8 +91,10 @@ def run(settings: Settings) -> int:
     with contextlib.ExitStack() as held:
         addresses = held.enter_context(reserved(settings.listen))
         probed = held.enter_context(reserved(settings.health_listen, "--health-listen"))
+        scraped = held.enter_context(reserved(settings.metrics_listen, "--metrics-listen"))
+        ports = _Ports(addresses, probed, scraped, _board(settings) if scraped else None)
         if settings.workers == 1:
-            return _serve(settings, addresses, probed, supervisor=None)
+            return _serve(settings, ports, worker=0, supervisor=None)
         if settings.store == "lmdb:":
             directory = held.enter_context(tempfile.TemporaryDirectory(prefix="resumed-"))
             settings = dataclasses.replace(settings, store=f"lmdb://{quote(directory)}")
@@ -99,40 +103,64 @@ def run(settings: Settings) -> int:
         supervisor = os.getpid()
         return workers.supervise(
             settings.workers,
-            lambda: _serve(settings, addresses, probed, supervisor),
+            lambda worker: _serve(settings, ports, worker, supervisor),
             patience=settings.drain + 2 * GRACE,
         )
 
 
-def _serve(settings: Settings, addresses: Sequence[Address], probed: Sequence[Address], supervisor: int | None) -> int:
+class _Ports(NamedTuple):
+    """Where to serve sessions, health alone, and metrics; and where workers pin those, if anybody asks for them."""
+
+    sessions: Sequence[Address]
+    health: Sequence[Address]
+    metrics: Sequence[Address]
+    board: Board | None
+
+
+def _serve(settings: Settings, ports: _Ports, worker: int, supervisor: int | None) -> int:
     """Serve in this process until told to stop, or the supervisor is gone, or the engine is broken.
 
-    At the addresses `probed` it serves health alone. Returns the exit status: 1 if the engine is broken, since a new
-    process can open it anew.
+    Returns the exit status: 1 if the engine is broken, since a new process can open it anew.
     """
     # A worker that is replaced while these files make no sense does not serve; it must not go back to older grants.
     protection = _Protection(settings)
-    with contextlib.closing(_open(settings)) as engine:
+    with contextlib.ExitStack() as held:
+        engine = held.enter_context(contextlib.closing(_open(settings)))
+        metrics = _metrics(settings, ports, worker, engine, held) if ports.board else None
         health = HealthServicer(experimental_non_blocking=True, experimental_thread_pool=_stream_pool("health"))
         readiness = _Readiness(health)
         watchers = Watchers(engine)
         shared = supervisor is not None
-        service = SessionStoreService(engine, watchers, settings.max_ttl, protection.access)
+        service = SessionStoreService(
+            metrics.engine if metrics else engine,
+            watchers,
+            settings.max_ttl,
+            protection.access,
+            metrics.recorder if metrics else None,
+        )
         server = _server(settings, service, health, shared=shared)
-        for address in addresses:
+        for address in ports.sessions:
             _listen(server, address, protection.credentials)
         probes = grpc_server(1, shared=shared)
         health_pb2_grpc.add_HealthServicer_to_server(health, probes)
-        for address in probed:
+        for address in ports.health:
             _listen(probes, address, None)
         sweeper = Sweeper(engine)
         sweeper.start()
         server.start()
         probes.start()
-        log.info("listening", addresses=[str(address) for address in addresses], health=[str(each) for each in probed])
-        usable = readiness.follow(engine)
-        while usable and not workers.told_to_stop(_PROBE_INTERVAL) and supervisor in {None, os.getppid()}:
+        log.info(
+            "listening",
+            addresses=[*map(str, ports.sessions)],
+            health=[*map(str, ports.health)],
+            metrics=[*map(str, ports.metrics)],
+        )
+        while True:
             usable = readiness.follow(engine)
+            if metrics:
+                metrics.report(ready=readiness.ready, watchers=watchers, sweeper=sweeper)
+            if not usable or workers.told_to_stop(_PROBE_INTERVAL) or supervisor not in {None, os.getppid()}:
+                break
             protection.follow()
         # A worker is told twice where systemd tells it too; what ends one at once is its supervisor's SIGKILL.
         hurried = workers.told_to_stop if supervisor is None else _slept
@@ -141,6 +169,26 @@ def _serve(settings: Settings, addresses: Sequence[Address], probed: Sequence[Ad
         sweeper.stop()
     log.info("stopped")
     return 0 if usable else 1
+
+
+def _board(settings: Settings) -> Board:
+    from resumed_server.metrics.board import Board  # noqa: PLC0415 - for those who ask for metrics
+
+    return Board(settings.workers)
+
+
+def _metrics(settings: Settings, ports: _Ports, worker: int, engine: Engine, held: contextlib.ExitStack) -> Metrics:
+    """Return what counts what this worker does, and serve what all of them counted for as long as it is `held`."""
+    from resumed_server.metrics.collector import BoardCollector  # noqa: PLC0415 - for those who ask for metrics
+    from resumed_server.metrics.endpoint import Endpoint  # noqa: PLC0415
+    from resumed_server.metrics.process import Metrics  # noqa: PLC0415
+
+    board = cast("Board", ports.board)
+    kind = settings.store.partition(":")[0]
+    about = {"engine": kind, "front": settings.front}
+    collector = BoardCollector(board, about, settings.capacity if kind == "lmdb" else 0)
+    held.callback(Endpoint(ports.metrics, collector).close)
+    return Metrics(board, worker, engine)
 
 
 def _drain(
@@ -265,7 +313,7 @@ class _Readiness:
 
     def __init__(self, health: HealthServicer) -> None:
         self._health = health
-        self._ready: bool | None = None
+        self._ready: bool | None = None  # nobody knows
         self._set(HealthCheckResponse.NOT_SERVING)
 
     def follow(self, engine: Engine) -> bool:
@@ -284,6 +332,11 @@ class _Readiness:
             self._ready = True
             self._set(HealthCheckResponse.SERVING)
             return True
+
+    @property
+    def ready(self) -> bool:
+        """Whether the engine answered when it was asked last."""
+        return bool(self._ready)
 
     def _set(self, status: int) -> None:
         for name in (OVERALL_HEALTH, SERVICE_NAME):

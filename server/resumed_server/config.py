@@ -187,6 +187,13 @@ class Settings:
         "ADDRESS",
         "Where to serve health alone, without TLS, for probes that have no client certificate (Kubernetes).",
     )
+    metrics_listen: tuple[Address, ...] = _setting(
+        [],
+        _addresses,
+        "ADDRESS",
+        "Where to serve metrics for Prometheus, over plain HTTP: host:port, by custom port 9464. They show the names "
+        "of namespaces, and no secret.",
+    )
     insecure: bool = _setting(
         False,
         bool,
@@ -231,6 +238,7 @@ class Settings:
         return texts | {
             "listen": " ".join(map(str, self.listen)),
             "health_listen": " ".join(map(str, self.health_listen)),
+            "metrics_listen": " ".join(map(str, self.metrics_listen)),
             "store": redacted(self.store),
         }
 
@@ -249,6 +257,11 @@ def _contradictions(values: dict[str, Any]) -> list[str]:
         "network itself is trusted"
         for address in addresses
         if not address.local and not values["insecure"] and not values["client_ca"] and not native
+    ]
+    problems += [
+        f"--metrics-listen: Prometheus asks over TCP, not at {address}; use an address with a port"
+        for address in values.get("metrics_listen", ())
+        if address.path
     ]
     if native:
         problems += _lacking(values)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Protocol, TypeVar
 
 import structlog
 from google.protobuf.any_pb2 import Any as AnyMessage
@@ -33,11 +33,37 @@ DOMAIN = "resumed.v1"
 _LOG_INTERVAL = 10.0
 """Seconds between two log lines about the same cause: an outage must not fill the disk."""
 
-_Servicer = TypeVar("_Servicer")
+_Servicer = TypeVar("_Servicer", bound="Observed")
 _Request = TypeVar("_Request")
 _Response = TypeVar("_Response")
 
 log = structlog.get_logger()
+
+
+class Observer(Protocol):
+    """Is told of every call."""
+
+    def answered(self, method: str, seconds: float) -> None:
+        """Note a call of `method` that was answered after `seconds`."""
+
+    def failed(self, method: str, code: int) -> None:
+        """Note a call that ended with the status `code`, by its number."""
+
+
+class Unobserved:
+    """An observer who notes nothing."""
+
+    def answered(self, method: str, seconds: float) -> None:
+        """See Observer."""
+
+    def failed(self, method: str, code: int) -> None:
+        """See Observer."""
+
+
+class Observed(Protocol):
+    """A servicer whose calls are observed."""
+
+    observer: Observer
 
 
 class InvalidField(Exception):
@@ -63,6 +89,7 @@ class _Answer(NamedTuple):
     text: str
 
 
+_CANCELLED: int = StatusCode.CANCELLED.value[0]
 _INTERNAL = _Answer(StatusCode.INTERNAL, pb.ERROR_REASON_INTERNAL, "the server has a fault; its log says which")
 _ANSWERS: dict[type[Exception], _Answer] = {
     InvalidField: _Answer(
@@ -107,13 +134,19 @@ def answered(
 
     It wraps at class creation, since an interceptor would cost every call its time.
     """
+    method = behaviour.__name__
 
     @functools.wraps(behaviour)
     def rpc(servicer: _Servicer, request: _Request, context: ServicerContext) -> _Response:
+        started = time.perf_counter()
         try:
-            return behaviour(servicer, request, context)
+            response = behaviour(servicer, request, context)
         except Exception as error:  # noqa: BLE001 - the edge: whatever it is, the caller gets a fixed text
-            _abort(context, status_of(error, request))
+            status = status_of(error, request)
+            servicer.observer.failed(method, status.code)
+            _abort(context, status)
+        servicer.observer.answered(method, time.perf_counter() - started)
+        return response
 
     return rpc
 
@@ -122,13 +155,19 @@ def streamed(
     behaviour: Callable[[_Servicer, _Request, ServicerContext], Iterator[_Response]],
 ) -> Callable[[_Servicer, _Request, ServicerContext], Iterator[_Response]]:
     """Make a streaming RPC of `behaviour`, on threads of its own: on those of the unary calls it would starve them."""
+    method = behaviour.__name__
 
     @functools.wraps(behaviour)
     def rpc(servicer: _Servicer, request: _Request, context: ServicerContext) -> Iterator[_Response]:
+        code = _CANCELLED
         try:
             yield from behaviour(servicer, request, context)
         except Exception as error:  # noqa: BLE001 - the edge: whatever it is, the caller gets a fixed text
-            _abort(context, status_of(error, request))
+            status = status_of(error, request)
+            code = status.code
+            _abort(context, status)
+        finally:
+            servicer.observer.failed(method, code)  # no stream ends otherwise
 
     # A few more than there may be watchers, to tell the others that there are too many.
     rpc.experimental_thread_pool = ThreadPoolExecutor(MAX_WATCHERS + 8, "watch")  # type: ignore[attr-defined]

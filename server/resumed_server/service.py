@@ -15,7 +15,7 @@ from resumed.v1 import session_store_pb2 as pb
 from resumed.v1.session_store_pb2_grpc import SessionStoreServiceServicer
 from resumed_server.access import Anybody, NotGranted
 from resumed_server.engines import base
-from resumed_server.errors import InvalidField, answered, status_of, streamed
+from resumed_server.errors import InvalidField, Unobserved, answered, status_of, streamed
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Iterator
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from resumed_server.access import Access, Caller
     from resumed_server.engines.base import Engine, Operation, StoredSession
+    from resumed_server.errors import Observer
     from resumed_server.watchers import Message, Watchers
 
 MAX_KEY = 64
@@ -53,14 +54,22 @@ class _Addressed(Protocol):
 class SessionStoreService(SessionStoreServiceServicer):
     """Serves the sessions of an engine and its watchers to those whom `access` lets in.
 
-    `max_ttl` is the longest that a session lives, in seconds.
+    `max_ttl` is the longest that a session lives, in seconds; `observer` is told of every call.
     """
 
-    def __init__(self, engine: Engine, watchers: Watchers, max_ttl: float, access: Access | None = None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        watchers: Watchers,
+        max_ttl: float,
+        access: Access | None = None,
+        observer: Observer | None = None,
+    ) -> None:
         self._engine = engine
         self._watchers = watchers
         self._max_ttl = max_ttl
         self._access = access or Anybody()
+        self.observer = observer or Unobserved()
 
     @answered
     def Put(self, request: pb.PutRequest, context: ServicerContext) -> pb.PutResponse:

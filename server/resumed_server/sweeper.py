@@ -28,10 +28,15 @@ _log = structlog.get_logger()
 
 
 class Sweeper:
-    """Sweeps `engine` in a thread of its own between start() and stop()."""
+    """Sweeps `engine` in a thread of its own between start() and stop().
+
+    Attributes:
+        swept: Entries swept so far.
+    """
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        self.swept = 0
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="sweeper", daemon=True)
 
@@ -51,6 +56,7 @@ class Sweeper:
             started = time.monotonic()
             try:
                 swept = self._engine.sweep(STEP)
+                self.swept += swept
                 failing = False
             except EngineError as error:
                 if not failing:  # once per outage

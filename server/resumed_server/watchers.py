@@ -47,14 +47,33 @@ class TooManyWatchers(EngineError):
 
 
 class Message:
-    """Changes of one namespace, and where the log is behind them. Encoded once, by whoever sends it first."""
+    """Changes of one namespace, where the log is behind them, and when they were read.
 
-    __slots__ = ("changes", "encoded", "position")
+    Encoded once, by whoever sends it first.
+    """
 
-    def __init__(self, changes: Sequence[Change], position: bytes) -> None:
+    __slots__ = ("changes", "encoded", "position", "time")
+
+    def __init__(self, changes: Sequence[Change], position: bytes, time: float) -> None:
         self.changes = changes
         self.position = position
+        self.time = time
         self.encoded: object = None
+
+
+class State(NamedTuple):
+    """How the watchers of a process are.
+
+    Attributes:
+        watchers: How many there are.
+        lag: Seconds since the oldest change was read that some watcher has yet to be told, or since the log was last
+            read, whichever is more.
+        cut_off: How many did not keep up so far.
+    """
+
+    watchers: int
+    lag: float
+    cut_off: int
 
 
 class Progress(NamedTuple):
@@ -89,6 +108,17 @@ class Subscription:
         except queue.Full:
             self.end(WatcherTooSlow("a watcher did not read its messages"))
 
+    @property
+    def cut_off(self) -> bool:
+        """Whether it ended because its watcher did not keep up."""
+        return isinstance(self._end, WatcherTooSlow)
+
+    def lag(self) -> float:
+        """Return for how many seconds the oldest message has been waiting."""
+        with self._messages.mutex:
+            oldest = self._messages.queue[0] if self._messages.queue else None
+        return self._clock() - oldest.time if oldest else 0.0
+
     def end(self, error: EngineError) -> None:
         """Have the watcher end with `error`, whatever is queued."""
         self._end = error
@@ -117,7 +147,7 @@ class Subscription:
             return None
         if self._clock() - told.time > CURRENT_SECONDS:
             raise EngineUnavailable("the log of changes could not be read of late")
-        return Message((), told.position)
+        return Message((), told.position, told.time)
 
 
 class Watchers:
@@ -130,6 +160,16 @@ class Watchers:
         self._progress = Progress(b"", 0.0)
         self._closed = threading.Event()
         self._thread: threading.Thread | None = None
+        self._cut_off = 0
+
+    def state(self) -> State:
+        """Return how the watchers are."""
+        with self._lock:
+            if not self._subscriptions:
+                return State(0, 0.0, self._cut_off)
+            unread = self._clock() - self._progress.time
+            lag = max(unread - READ_SECONDS, *(each.lag() for each in self._subscriptions), 0.0)
+            return State(len(self._subscriptions), lag, self._cut_off)
 
     @contextlib.contextmanager
     def subscribed(self, namespace: str) -> Iterator[Subscription]:
@@ -159,6 +199,7 @@ class Watchers:
         finally:
             with self._lock:
                 self._subscriptions.discard(subscription)
+                self._cut_off += subscription.cut_off
 
     def missed(self, after: bytes, subscription: Subscription) -> Iterator[Message]:
         """Yield what happened behind the position `after` until `subscription` began.
@@ -172,12 +213,12 @@ class Watchers:
         until, position = subscription.position, after
         if (read := self._engine.changes(position, until, READ_CHANGES)) is None:
             return
-        yield Message((), after)
+        yield Message((), after, self._clock())
         while True:
             changes, position = read
             ours = [change for change in changes if change.namespace == subscription.namespace]
             if ours:
-                yield Message(ours, position)
+                yield Message(ours, position, self._clock())
             if position == until:
                 return
             if (again := self._engine.changes(position, until, READ_CHANGES)) is None:
@@ -218,7 +259,7 @@ class Watchers:
             by_namespace: dict[str, list[Change]] = {}
             for change in changes:
                 by_namespace.setdefault(change.namespace, []).append(change)
-            messages = {name: Message(ours, position) for name, ours in by_namespace.items()}
+            messages = {name: Message(ours, position, now) for name, ours in by_namespace.items()}
             for subscription in self._subscriptions:
                 if subscription.namespace in messages:
                     subscription.tell(messages[subscription.namespace])

@@ -37,14 +37,15 @@ def told_to_stop(timeout: float) -> bool:
     return _received(STOP_SIGNALS, timeout) in STOP_SIGNALS
 
 
-def supervise(count: int, work: Callable[[], int], patience: float) -> int:
+def supervise(count: int, work: Callable[[int], int], patience: float) -> int:
     """Keep `count` processes at `work` until SIGTERM or SIGINT, which reach them as SIGTERM; return the exit status.
 
-    `patience` is how many seconds they have to end then.
+    Each is told its number, from 0, which its replacement takes over. `patience` is how many seconds they have to end
+    then.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     crew = _Crew(work)
-    crew.originals = {crew.start(_FIRST_DELAY) for _ in range(count)}
+    crew.originals = {crew.start(number, _FIRST_DELAY) for number in range(count)}
     while not crew.refused and _signalled(crew.next_start()) not in STOP_SIGNALS:
         crew.replace_dead()
     return crew.stop(patience)
@@ -58,16 +59,17 @@ class _Crew:
         refused: Whether that happened. What a later one lacks may be back soon: Redis, say, amid a failover.
     """
 
-    def __init__(self, work: Callable[[], int]) -> None:
+    def __init__(self, work: Callable[[int], int]) -> None:
         self.originals: set[int] = set()
         self.refused = False
         self._work = work
-        self._running: dict[int, tuple[float, float]] = {}  # by process id: when it started, and its delay if it dies
-        self._due: list[tuple[float, float]] = []  # when to start one, and its delay if it dies
+        # By process id: its number, when it started, and its delay if it dies.
+        self._running: dict[int, tuple[int, float, float]] = {}
+        self._due: list[tuple[float, int, float]] = []  # when to start one, its number, and its delay if it dies
 
-    def start(self, delay: float) -> int:
-        worker = _forked(self._work)
-        self._running[worker] = (time.monotonic(), delay)
+    def start(self, number: int, delay: float) -> int:
+        worker = _forked(lambda: self._work(number))
+        self._running[worker] = (number, time.monotonic(), delay)
         return worker
 
     def next_start(self) -> float | None:
@@ -78,18 +80,18 @@ class _Crew:
         """Plan a replacement for every dead worker, later each time it dies young, and start those that are due."""
         now = time.monotonic()
         for worker, status in _reaped():
-            started, delay = self._running.pop(worker)
+            number, started, delay = self._running.pop(worker)
             if status == USER_ERROR and worker in self.originals:
                 self.refused = True
                 return
             self.originals.discard(worker)
             delay = _FIRST_DELAY if now - started > _SETTLED else delay
             log.error("worker died", worker=worker, status=status, restart_in=delay)
-            self._due.append((now + delay, min(2 * delay, _LONGEST_DELAY)))
+            self._due.append((now + delay, number, min(2 * delay, _LONGEST_DELAY)))
         due = [plan for plan in self._due if plan[0] <= now]
         self._due = [plan for plan in self._due if plan[0] > now]
-        for _, delay in due:
-            self.start(delay)
+        for _, number, delay in due:
+            self.start(number, delay)
 
     def stop(self, patience: float) -> int:
         """Tell all to stop, kill what is left after `patience` seconds or a second signal; return the exit status."""

@@ -452,6 +452,16 @@ class EngineSuite:
         engine.put("shop", b"k", b"value", 60.0)
         engine.probe()
 
+    def test_totals_follow_what_is_stored(self, engine: Engine) -> None:
+        """Whoever shares the storage counts too; nothing was dropped."""
+        before = engine.totals()
+        for number in range(10):
+            engine.put(f"shop-{number % 2}", b"%d" % number, b"v" * 1_000, 60.0)
+        after = engine.totals()
+        assert after.sessions - before.sessions == 10
+        assert after.bytes > 0
+        assert (after.evicted, engine.evicted) == (0, 0)
+
     def test_close_is_idempotent_and_later_calls_are_refused(self, engine: Engine) -> None:
         """With EngineUnavailable, as any outage."""
         engine.close()
@@ -466,6 +476,7 @@ class EngineSuite:
             lambda: engine.sweep(1),
             engine.position,
             lambda: engine.changes(b"", b"", 1),
+            engine.totals,
             engine.probe,
         ]
         for call in calls:

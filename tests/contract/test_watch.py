@@ -292,7 +292,7 @@ class TestWatchers:
 
         def overtaken() -> Progress:
             if queued:
-                subscription.tell(Message((), b"message"))
+                subscription.tell(Message((), b"message", 0.0))
             return told
 
         subscription._progress = overtaken

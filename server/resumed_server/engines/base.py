@@ -97,6 +97,22 @@ class Change:
     session: StoredSession | None
 
 
+@dataclass(slots=True)
+class Totals:
+    """What a store holds and takes.
+
+    Attributes:
+        sessions: Live sessions; those that expired count until they are swept. Tombstones count too, and whatever else
+            is kept there, where the storage cannot tell them apart (Redis).
+        bytes: Bytes that the store takes.
+        evicted: Sessions that the storage itself dropped for room since it began.
+    """
+
+    sessions: int
+    bytes: int
+    evicted: int = 0
+
+
 Operation: TypeAlias = Put | Get | Take | Remove
 Outcome: TypeAlias = float | StoredSession | bool | EngineError | None
 Clock: TypeAlias = "Callable[[], float]"
@@ -105,6 +121,9 @@ Clock: TypeAlias = "Callable[[], float]"
 
 class Engine(ABC):
     """Keeps sessions by namespace and key. Thread-safe. Every method may raise EngineUnavailable."""
+
+    evicted = 0
+    """Live sessions that this engine, in this process, dropped for room."""
 
     @abstractmethod
     def put(self, namespace: str, key: bytes, value: bytes, ttl: float) -> float:
@@ -166,6 +185,10 @@ class Engine(ABC):
         another store, or of this one before it was emptied, or before a failover. The changes of all processes are in
         one log.
         """
+
+    @abstractmethod
+    def totals(self) -> Totals:
+        """Return what the whole store holds, all namespaces together. Cheap enough to call every few seconds."""
 
     @abstractmethod
     def probe(self) -> None:

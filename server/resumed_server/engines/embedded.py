@@ -35,6 +35,7 @@ from resumed_server.engines.base import (
     Remove,
     StoredSession,
     Take,
+    Totals,
 )
 from resumed_server.engines.changelog import ChangeLog
 from resumed_server.engines.directory import DAMAGE, DatabaseDirectory
@@ -161,6 +162,10 @@ class EmbeddedEngine(Engine):
             return changes, position
 
         return self._read(read)
+
+    def totals(self) -> Totals:
+        """See Engine."""
+        return self._read(lambda txn: Totals(txn.stat(self._expiries)["entries"], self._used(txn)))
 
     def probe(self) -> None:
         """See Engine."""
@@ -299,14 +304,18 @@ class EmbeddedEngine(Engine):
         if counted is txn and free > size:
             self._free = txn, free - size - self._most_overhead
             return
-        pages = 0
-        for table in self._directory.tables:
-            stat = txn.stat(table)
-            pages += stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"]
-        free = self._capacity - pages * self._page_bytes - size
+        free = self._capacity - self._used(txn) - size
         if free < 0:
             self._evict(txn, 2 * size)
         self._free = txn, free - self._most_overhead
+
+    def _used(self, txn: _Transaction) -> int:
+        """Return the bytes of all used pages."""
+        pages: int = 0
+        for table in self._directory.tables:
+            stat = txn.stat(table)
+            pages += stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"]
+        return pages * cast("int", self._page_bytes)
 
     def _evict(self, txn: _Transaction, size: int) -> None:
         """Drop expired tombstones, then sessions, the soonest to expire first, until `size` bytes are free."""
@@ -315,6 +324,7 @@ class EmbeddedEngine(Engine):
             while freed < size and (entries := self._first(txn, index, until, 1)):
                 freed += len(entries[0]) + len(txn.get(entries[0][_EXPIRY_BYTES:], b"", db=self._sessions))
                 self._drop(txn, index, entries[0])
+                self.evicted += index is self._expiries
         if not freed:
             raise EngineFull("no room left, and no live session to drop for it")
 

@@ -26,6 +26,7 @@ from resumed_server.engines.base import (
     Remove,
     StoredSession,
     Take,
+    Totals,
 )
 from resumed_server.engines.gate import CLOSED, Gate
 from resumed_server.engines.redis_log import LOG, ChangeLog
@@ -156,6 +157,17 @@ class RedisEngine(Engine):
                     size += len(change.session.value) if change.session else 0
                 count += len(part)
             return changes, reading.behind(count)
+
+    def totals(self) -> Totals:
+        """See Engine. Redis counts keys by database, not by what they are."""
+        usage = Totals(0, 0)
+        with self._gate:
+            for ask in self._nodes.infos():
+                info = ask()
+                usage.sessions += info.get(f"db{self._url.database}", {}).get("keys", 0)
+                usage.bytes += info.get("used_memory", 0)
+                usage.evicted += info.get("evicted_keys", 0)
+        return usage
 
     def probe(self) -> None:
         """See Engine. A cluster can serve as long as one of its primaries can."""

@@ -1,0 +1,127 @@
+"""An engine that counts what is done in another one, by namespace and outcome."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from resumed_server.engines.base import AlreadyExists, Engine, EngineError, EngineFull, Get, Put, Take
+from resumed_server.metrics.recorder import COLUMN
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from resumed_server.engines.base import Change, Operation, Outcome, StoredSession, Totals
+    from resumed_server.metrics.recorder import Recorder
+
+_GET_HIT, _GET_MISS, _GET_FAILED = (COLUMN["get", outcome] for outcome in ("hit", "miss", "failed"))
+_TAKE_HIT, _TAKE_MISS, _TAKE_FAILED = (COLUMN["take", outcome] for outcome in ("hit", "miss", "failed"))
+_STORED, _REFUSED, _FULL, _PUT_FAILED = (COLUMN["put", outcome] for outcome in ("stored", "refused", "full", "failed"))
+_REMOVED, _UNKNOWN, _REMOVE_FAILED = (COLUMN["remove", outcome] for outcome in ("removed", "unknown", "failed"))
+
+
+class CountedEngine(Engine):
+    """Does what `engine` does; `recorder` counts it."""
+
+    def __init__(self, engine: Engine, recorder: Recorder) -> None:
+        self._engine = engine
+        self._count = recorder.operation
+
+    def put(self, namespace: str, key: bytes, value: bytes, ttl: float) -> float:
+        """See Engine."""
+        try:
+            left = self._engine.put(namespace, key, value, ttl)
+        except EngineError as error:
+            self._count(namespace, _put_column(error))
+            raise
+        self._count(namespace, _STORED)
+        return left
+
+    def get(self, namespace: str, key: bytes) -> StoredSession | None:
+        """See Engine."""
+        try:
+            session = self._engine.get(namespace, key)
+        except EngineError:
+            self._count(namespace, _GET_FAILED)
+            raise
+        self._count(namespace, _GET_MISS if session is None else _GET_HIT)
+        return session
+
+    def take(self, namespace: str, key: bytes) -> StoredSession | None:
+        """See Engine."""
+        try:
+            session = self._engine.take(namespace, key)
+        except EngineError:
+            self._count(namespace, _TAKE_FAILED)
+            raise
+        self._count(namespace, _TAKE_MISS if session is None else _TAKE_HIT)
+        return session
+
+    def remove(self, namespace: str, key: bytes) -> bool:
+        """See Engine."""
+        try:
+            removed = self._engine.remove(namespace, key)
+        except EngineError:
+            self._count(namespace, _REMOVE_FAILED)
+            raise
+        self._count(namespace, _REMOVED if removed else _UNKNOWN)
+        return removed
+
+    def batch(self, operations: Sequence[Operation]) -> list[Outcome]:
+        """See Engine."""
+        try:
+            outcomes = self._engine.batch(operations)
+        except EngineError as error:
+            self._count_all(operations, [error] * len(operations))
+            raise
+        self._count_all(operations, outcomes)
+        return outcomes
+
+    def sweep(self, limit: int) -> int:
+        """See Engine."""
+        return self._engine.sweep(limit)
+
+    def position(self) -> bytes:
+        """See Engine."""
+        return self._engine.position()
+
+    def changes(self, after: bytes, until: bytes, limit: int) -> tuple[list[Change], bytes] | None:
+        """See Engine."""
+        return self._engine.changes(after, until, limit)
+
+    def totals(self) -> Totals:
+        """See Engine."""
+        return self._engine.totals()
+
+    def probe(self) -> None:
+        """See Engine."""
+        self._engine.probe()
+
+    def close(self) -> None:
+        """See Engine."""
+        self._engine.close()
+
+    def _count_all(self, operations: Sequence[Operation], outcomes: Sequence[Outcome]) -> None:
+        numbers: dict[tuple[str, int], int] = {}
+        for operation, outcome in zip(operations, outcomes, strict=True):
+            counted = operation.namespace, _column(operation, outcome)
+            numbers[counted] = numbers.get(counted, 0) + 1
+        for (namespace, column), number in numbers.items():
+            self._count(namespace, column, number)
+
+
+def _column(operation: Operation, outcome: Outcome) -> int:
+    """Return where to count an operation of a Batch."""
+    failed = isinstance(outcome, EngineError)
+    if isinstance(operation, Get):
+        return _GET_FAILED if failed else _GET_MISS if outcome is None else _GET_HIT
+    if isinstance(operation, Put):
+        return _put_column(outcome) if isinstance(outcome, EngineError) else _STORED
+    if isinstance(operation, Take):
+        return _TAKE_FAILED if failed else _TAKE_MISS if outcome is None else _TAKE_HIT
+    return _REMOVE_FAILED if failed else _REMOVED if outcome else _UNKNOWN
+
+
+def _put_column(error: EngineError) -> int:
+    if isinstance(error, AlreadyExists):
+        return _REFUSED
+    return _FULL if isinstance(error, EngineFull) else _PUT_FAILED

@@ -1,0 +1,86 @@
+"""What one worker tells of itself: what it counted, and how it, its engine and its watchers are."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from resumed_server.engines.base import EngineError
+from resumed_server.metrics.engine import CountedEngine
+from resumed_server.metrics.recorder import Recorder
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from resumed_server.engines.base import Engine
+    from resumed_server.metrics.board import Board
+    from resumed_server.sweeper import Sweeper
+    from resumed_server.watchers import Watchers
+
+USAGE_SECONDS = 5.0
+"""How often the engine is asked what it holds."""
+
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+
+
+class Metrics:
+    """The figures of one worker.
+
+    Args:
+        board: Where they are pinned.
+        worker: Its number, from 0.
+        engine: The storage.
+        clock: Seconds that only go forward, the same for all processes of this machine.
+
+    Attributes:
+        recorder: Told of every call.
+        engine: The storage, with what is done in it counted.
+    """
+
+    def __init__(self, board: Board, worker: int, engine: Engine, clock: Callable[[], float] = time.monotonic) -> None:
+        self._board, self._worker, self._storage, self._clock = board, worker, engine, clock
+        self.recorder = Recorder(board.admit)
+        self.engine = CountedEngine(engine, self.recorder)
+        self._started = time.time()
+        self._usage: dict[str, int] = {}
+        self._asked = float("-inf")
+        before = board.read(worker)
+        self._before: dict[str, float] = before["totals"] if before else {}
+        if before:
+            self.recorder.restore(before["recorded"])
+
+    def report(self, *, ready: bool, watchers: Watchers, sweeper: Sweeper) -> None:
+        """Pin the present figures to the board."""
+        state = watchers.state()
+        totals = {
+            "evicted": self._storage.evicted,
+            "swept": sweeper.swept,
+            "watchers_cut_off": state.cut_off,
+            "cpu_seconds": time.process_time(),
+        }
+        figures: dict[str, Any] = {
+            "pid": os.getpid(),
+            "started": self._started,
+            "pinned": self._clock(),
+            "ready": ready,
+            "watchers": state.watchers,
+            "watchers_lag": state.lag,
+            "resident_bytes": int(Path("/proc/self/statm").read_text().split()[1]) * _PAGE_BYTES,
+            "usage": self._usage_of_late() if ready else self._usage,
+            "totals": {name: total + self._before.get(name, 0) for name, total in totals.items()},
+            "recorded": self.recorder.snapshot(),
+        }
+        self._board.pin(self._worker, figures)
+
+    def _usage_of_late(self) -> dict[str, int]:
+        now = self._clock()
+        if now - self._asked >= USAGE_SECONDS:
+            self._asked = now
+            try:
+                usage = self._storage.totals()
+            except EngineError:
+                return self._usage  # health tells, if it lasts
+            self._usage = {"sessions": usage.sessions, "bytes": usage.bytes, "evicted": usage.evicted}
+        return self._usage

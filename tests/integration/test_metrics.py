@@ -1,0 +1,140 @@
+"""The metrics of a running server, as Prometheus sees them: of all workers together, whichever of them is asked."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from resumed import AlreadyExists, Get, InvalidCall, Put, SessionStore
+from support.metrics import Scrape, scrape, scraped_until
+from support.server import PATIENCE, running_server
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from support.server import RunningServer
+
+LISTEN = ("--metrics-listen", "127.0.0.1:0")
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[RunningServer]:
+    """Two workers with metrics, and a store that is soon full."""
+    with running_server(*LISTEN, "--capacity", "1MiB", workers=2) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def store(server: RunningServer, namespace: str) -> Iterator[SessionStore]:
+    """Connect to a server."""
+    with contextlib.closing(SessionStore(server.target, namespace=namespace, deadline=PATIENCE)) as store:
+        yield store
+
+
+def test_calls_and_operations_of_both_workers_add_up(server: RunningServer) -> None:
+    """By method and code, by namespace and outcome, and times whose count is the calls'."""
+    keys = [os.urandom(32) for _ in range(20)]
+    for key in keys:  # each by a connection of its own, so that both workers have some
+        with store(server, "shop") as shop:
+            shop.put(key, b"value", 60)
+            shop.get(key)
+            with pytest.raises(AlreadyExists):
+                shop.put(key, b"other", 60)
+    with store(server, "shop") as shop:
+        shop.batch([Get(keys[0]), Get(b"unknown"), Put(keys[1], b"other", 60)])
+        shop.take(keys[0])
+        shop.remove(keys[0])
+        with pytest.raises(InvalidCall):
+            shop.get(b"")
+    found = scraped_until(server, lambda found: found.total("resumed_calls_total") == 64)
+
+    def calls(method: str, code: str) -> float:
+        return found.value("resumed_calls_total", method=method, code=code)
+
+    assert (calls("Put", "OK"), calls("Put", "ALREADY_EXISTS")) == (20, 20)
+    assert (calls("Get", "OK"), calls("Get", "INVALID_ARGUMENT")) == (20, 1)
+    assert (calls("Batch", "OK"), calls("Take", "OK"), calls("Remove", "OK")) == (1, 1, 1)
+    assert found.value("resumed_call_seconds_count", method="Put") == 20
+    assert found.value("resumed_call_seconds_bucket", method="Put", le="+Inf") == 20
+    assert 0 < found.value("resumed_call_seconds_sum", method="Put") < 20 * PATIENCE
+    expected = {
+        ("get", "hit"): 21,
+        ("get", "miss"): 1,
+        ("put", "stored"): 20,
+        ("put", "refused"): 21,
+        ("take", "hit"): 1,
+        ("remove", "unknown"): 1,
+    }
+    assert {
+        outcome: found.value("resumed_operations_total", namespace="shop", operation=outcome[0], outcome=outcome[1])
+        for outcome in expected
+    } == expected
+    each = [found.value("resumed_worker_calls_total", worker=worker) for worker in ("0", "1")]
+    assert sum(each) == found.total("resumed_calls_total")
+    assert found.value("resumed_sessions") == 19 or scraped_until(
+        server, lambda found: found.value("resumed_sessions") == 19
+    )
+    assert found.value("resumed_engine_up") == found.value("resumed_worker_ready", worker="1") == 1
+
+
+def test_a_watcher_and_what_was_dropped_for_room_are_told(server: RunningServer) -> None:
+    """The gauge follows the stream; evictions and bytes follow the store."""
+    with store(server, "tenant") as tenant:
+        with tenant.watch():
+            scraped_until(server, lambda found: found.value("resumed_watchers") == 1)
+        scraped_until(server, lambda found: found.value("resumed_calls_total", method="Watch", code="CANCELLED") == 1)
+        for _ in range(3):
+            tenant.batch([Put(os.urandom(32), os.urandom(10_000), 600) for _ in range(50)])
+    found = scraped_until(server, lambda found: found.value("resumed_evicted_sessions_total") > 0)
+    found = scraped_until(server, lambda found: found.value("resumed_store_bytes") > 900_000)
+    assert found.value("resumed_store_capacity_bytes") == 1 << 20
+
+
+def test_a_worker_that_is_replaced_takes_no_count_back(server: RunningServer) -> None:
+    """Its successor goes on where it ended."""
+    before = scrape(server)
+    started = before.value("resumed_worker_start_time_seconds", worker="0")
+    children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text()
+    os.kill(min(map(int, children.split())), signal.SIGKILL)
+    after = scraped_until(server, lambda found: found.value("resumed_worker_start_time_seconds", worker="0") > started)
+    for (name, labels), value in before.samples.items():
+        if name.endswith(("_total", "_count", "_bucket")):
+            assert after.samples[name, labels] >= value, name
+
+
+def test_silent_clients_keep_nobody_from_asking(server: RunningServer) -> None:
+    """Not even a handful, and whatever is asked for is the metrics."""
+    (address,) = server.log_lines("listening")[0]["metrics"]
+    host, port = address.rsplit(":", 1)
+    silent = [socket.create_connection((host, int(port))) for _ in range(8)]
+    assert scrape(server).value("resumed_engine_up") == 1
+    for connection in silent:
+        connection.close()
+
+
+def test_the_native_front_is_counted_alike() -> None:
+    """Calls that grpcio never sees."""
+    with running_server(*LISTEN, "--front", "native") as server, store(server, "shop") as shop:
+        shop.put(b"key", b"value", 60)
+        with pytest.raises(AlreadyExists):
+            shop.put(b"key", b"other", 60)
+        assert shop.get(b"key")
+        found = scraped_until(server, lambda found: found.total("resumed_calls_total") == 3)
+    assert found.value("resumed_calls_total", method="Put", code="ALREADY_EXISTS") == 1
+    assert found.value("resumed_info", engine="lmdb", front="native", version="0.1.0") == 1
+
+
+def test_no_key_or_value_is_told(server: RunningServer) -> None:
+    """Names of namespaces are all that comes from callers."""
+    secret = b"secret-of-a-session-0123456789abc"
+    with store(server, "shop") as shop:
+        shop.put(secret, secret, 60)
+    found: Scrape = scrape(server)
+    assert "secret" not in found.text
+    assert found.labels("resumed_operations_total", "namespace") <= {"shop", "tenant", "other"}

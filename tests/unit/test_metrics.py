@@ -1,0 +1,272 @@
+"""The board that workers pin their figures to, what is counted, and how lag is told."""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import TYPE_CHECKING, cast
+
+import pytest
+
+from resumed_server.engines.base import (
+    AlreadyExists,
+    EngineFull,
+    EngineUnavailable,
+    Get,
+    Put,
+    Remove,
+    StoredSession,
+    Take,
+)
+from resumed_server.metrics.board import MAX_NAMESPACES, Board
+from resumed_server.metrics.collector import STALE_SECONDS, BoardCollector
+from resumed_server.metrics.engine import CountedEngine
+from resumed_server.metrics.process import Metrics
+from resumed_server.metrics.recorder import BOUNDS, COLUMN, OTHER, OUTCOMES, Recorder
+from resumed_server.sweeper import Sweeper
+from resumed_server.watchers import READ_SECONDS, Message, Progress, Subscription, Watchers
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from resumed_server.engines.base import Engine, Operation, Outcome
+
+
+class Clock:
+    """Seconds that a test lets pass."""
+
+    now = 1_000.0
+
+    def __call__(self) -> float:
+        """Return the present."""
+        return self.now
+
+
+def outcomes(recorder: Recorder, namespace: str) -> dict[tuple[str, str], int]:
+    """Return what was counted in a namespace, without zeros."""
+    row = recorder.snapshot()["operations"].get(namespace, [0] * len(OUTCOMES))
+    return {outcome: count for outcome, count in zip(OUTCOMES, row, strict=True) if count}
+
+
+class TestBoard:
+    """Shared by processes, of which each may die at any moment."""
+
+    def test_what_a_forked_process_pinned_its_parent_reads(self) -> None:
+        """And the last of it, each worker its own."""
+        board = Board(2)
+        for number in range(3):
+            child = os.fork()
+            if not child:
+                board.pin(1, {"number": number})
+                os._exit(0)
+            os.waitpid(child, 0)
+        board.pin(0, {"number": "mine"})
+        assert board.read(1) == {"number": 2}
+        assert board.read(0) == {"number": "mine"}
+
+    def test_nothing_is_read_before_anything_was_pinned(self) -> None:
+        """Not even of a worker whose neighbour did."""
+        board = Board(2)
+        board.pin(0, {})
+        assert board.read(1) is None
+
+    def test_a_writer_that_dies_at_any_byte_leaves_what_was_there(self) -> None:
+        """However far it got, a whole half is left, and the next one writes over the broken one."""
+        board = Board(1)
+        board.pin(0, {"turn": 1})
+        old = board._memory[:]
+        board.pin(0, {"turn": 2})
+        new = board._memory[:]
+        changed = [at for at in range(len(new)) if old[at] != new[at]]
+        for cut in changed:
+            board._memory[:] = new[:cut] + old[cut:]
+            assert board.read(0) == {"turn": 1}
+            board.pin(0, {"turn": 2})
+            assert board.read(0) == {"turn": 2}
+
+    def test_names_beyond_the_bound_get_no_place_whoever_asks(self) -> None:
+        """All workers agree about which do."""
+        board = Board(2)
+        child = os.fork()
+        if not child:
+            for number in range(MAX_NAMESPACES - 1):
+                board.admit(f"shop-{number}")
+            os._exit(0)
+        os.waitpid(child, 0)
+        longest = "x" * 63
+        assert board.admit(longest)
+        assert not board.admit("one-too-many")
+        assert board.admit("shop-7")
+        assert board.admit(longest)
+
+    def test_the_most_that_can_be_counted_fits(self) -> None:
+        """All namespaces, with the longest names and figures that take years."""
+        board = Board(1)
+        row = [2**53] * len(OUTCOMES)
+        metrics = Metrics(board, 0, cast("Engine", Store()), Clock())
+        metrics.recorder._before.operations |= {f"{number:063}": row for number in range(MAX_NAMESPACES)} | {OTHER: row}
+        for method in ("Put", "Get", "Take", "Remove", "Batch", "Watch"):
+            for code in range(17):
+                metrics.recorder.failed(method, code)
+        metrics.report(ready=True, watchers=Watchers(cast("Engine", Store())), sweeper=Sweeper(cast("Engine", Store())))
+        assert board.read(0)
+        with pytest.raises(ValueError, match="do not fit"):
+            board.pin(0, {"x": "x" * 65_536})
+
+
+class Store:
+    """As much of an engine as is counted; fails with `error`."""
+
+    evicted = 3
+    error: Exception | None = None
+
+    def batch(self, operations: Sequence[Operation]) -> list[Outcome]:
+        """Answer one of each kind."""
+        if self.error:
+            raise self.error
+        found = {Get: None, Take: StoredSession(b"v", 1.0), Put: 1.0, Remove: True}
+        return [cast("Outcome", found[type(each)]) for each in operations]
+
+    def totals(self) -> None:
+        """Fail."""
+        raise EngineUnavailable("not now")
+
+
+class TestRecorder:
+    """What is counted where."""
+
+    def test_a_namespace_without_sessions_gets_no_place(self) -> None:
+        """A caller can make up as many as they want; once a session is found in one it has its place."""
+        recorder = Recorder(lambda _: True)
+        for _ in range(3):
+            recorder.operation("made-up", COLUMN["get", "miss"])
+        recorder.operation("shop", COLUMN["put", "stored"])
+        recorder.operation("shop", COLUMN["get", "miss"])
+        thread = threading.Thread(target=recorder.operation, args=("shop", COLUMN["get", "failed"]))
+        thread.start()
+        thread.join()
+        assert outcomes(recorder, "shop") == {("put", "stored"): 1, ("get", "miss"): 1, ("get", "failed"): 1}
+        assert outcomes(recorder, OTHER) == {("get", "miss"): 3}
+        assert "made-up" not in recorder.snapshot()["operations"]
+
+    def test_what_is_not_admitted_is_added_up(self) -> None:
+        """Nothing is lost."""
+        recorder = Recorder(lambda namespace: namespace == "shop")
+        for namespace in ("shop", "pay", "mail"):
+            recorder.operation(namespace, COLUMN["get", "hit"])
+        assert outcomes(recorder, OTHER) == {("get", "hit"): 2}
+
+    def test_a_call_counts_in_the_bucket_whose_bound_it_reaches(self) -> None:
+        """Bounds are inclusive, as Prometheus has them."""
+        recorder = Recorder(lambda _: True)
+        for seconds in (0.0, BOUNDS[0], BOUNDS[0] + 1e-9, BOUNDS[-1] + 1):
+            recorder.answered("Get", seconds)
+        assert recorder.snapshot()["calls"]["Get"][0] == [2, 1, *[0] * 10, 1]
+
+    def test_the_operations_of_a_batch_count_one_by_one(self) -> None:
+        """Each by its own outcome, and as failed where the whole of it failed."""
+        recorder, store = Recorder(lambda _: True), Store()
+        engine = CountedEngine(cast("Engine", store), recorder)
+        operations: list[Operation] = [
+            *(Put("shop", b"k", b"v", 1.0), Get("shop", b"k"), Take("shop", b"k"), Remove("shop", b"k"))
+        ]
+        engine.batch([*operations, operations[0]])
+        store.error = EngineUnavailable("gone")
+        with pytest.raises(EngineUnavailable):
+            engine.batch(operations)
+        assert outcomes(recorder, "shop") == {
+            ("put", "stored"): 2,
+            ("get", "miss"): 1,
+            ("take", "hit"): 1,
+            ("remove", "removed"): 1,
+            **{(operation, "failed"): 1 for operation in ("put", "get", "take", "remove")},
+        }
+
+    @pytest.mark.parametrize(
+        ("error", "outcome"),
+        [(AlreadyExists("no"), "refused"), (EngineFull("no"), "full"), (EngineUnavailable("no"), "failed")],
+    )
+    def test_a_put_that_fails_counts_by_its_reason(self, error: Exception, outcome: str) -> None:
+        """Write-once, full, and down want different things of an operator."""
+
+        class Failing:
+            def put(self, *_: object) -> float:
+                raise error
+
+        recorder = Recorder(lambda _: True)
+        with pytest.raises(type(error)):
+            CountedEngine(cast("Engine", Failing()), recorder).put("shop", b"k", b"v", 1.0)
+        assert outcomes(recorder, OTHER) == {("put", outcome): 1}
+
+
+def samples(collector: BoardCollector) -> dict[str, float]:
+    """Return what is told of the first worker, and of all, by name."""
+    return {
+        sample.name: sample.value
+        for family in collector.collect()
+        for sample in family.samples
+        if sample.labels in ({}, {"worker": "0"})
+    }
+
+
+class TestReport:
+    """What a worker tells of itself, and what becomes of it."""
+
+    def test_who_takes_a_dead_workers_place_goes_on_counting(self) -> None:
+        """Counters never go back; who pinned nothing for a while is down, and its gauges say nothing."""
+        board, clock = Board(1), Clock()
+        store = cast("Engine", Store())
+        collector = BoardCollector(board, {}, clock=clock)
+        watchers, sweeper = Watchers(store), Sweeper(store)
+        sweeper.swept = 5
+        for run in (1, 2):
+            metrics = Metrics(board, 0, store, clock)
+            metrics.recorder.answered("Get", 0.1)
+            metrics.recorder.failed("Get", 14)
+            metrics.report(ready=True, watchers=watchers, sweeper=sweeper)
+            found = samples(collector)
+            assert found["resumed_worker_calls_total"] == 2 * run
+            assert found["resumed_evicted_sessions_total"] == 3 * run
+            assert found["resumed_swept_entries_total"] == 5 * run
+            assert (found["resumed_worker_up"], found["resumed_engine_up"]) == (1, 1)
+        clock.now += STALE_SECONDS
+        found = samples(collector)
+        assert (found["resumed_worker_up"], found["resumed_worker_ready"], found["resumed_engine_up"]) == (0, 0, 0)
+        assert found["resumed_worker_calls_total"] == 4
+
+
+class Log:
+    """An engine with a log of changes that never moves."""
+
+    def position(self) -> bytes:
+        """Return where it ends."""
+        return b"end"
+
+
+class TestLag:
+    """How far watchers are behind."""
+
+    def test_it_is_the_age_of_the_oldest_message_that_waits(self) -> None:
+        """None waits: no lag."""
+        clock = Clock()
+        subscription = Subscription("shop", lambda: Progress(b"", 0.0), clock)
+        assert subscription.lag() == 0
+        for _ in range(3):
+            subscription.tell(Message((), b"", clock.now))
+            clock.now += 1.0
+        assert subscription.lag() == 3.0
+        next(subscription.messages())
+        assert subscription.lag() == 2.0
+
+    def test_a_log_that_is_not_read_is_lag_too(self) -> None:
+        """As where the storage does not answer; the pause between two readings is none."""
+        clock = Clock()
+        watchers = Watchers(cast("Engine", Log()), clock)
+        assert watchers.state() == (0, 0.0, 0)
+        with watchers._lock:
+            watchers._subscriptions.add(Subscription("shop", lambda: watchers._progress, clock))
+            watchers._progress = Progress(b"end", clock.now)
+        clock.now += READ_SECONDS
+        assert watchers.state() == (1, 0.0, 0)
+        clock.now += 2.0
+        assert watchers.state().lag == pytest.approx(2.0)
