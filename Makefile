@@ -37,7 +37,7 @@ demo: setup ## Start a store and two frontends, and watch them resume each other
 
 .PHONY: test
 test: setup servers ## Run all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 4 --dist worksteal
 
 .PHONY: faults
 faults: setup servers faketime ## Break the store in every way under live TLS traffic: what clients and operators see (FAULTS=--help)

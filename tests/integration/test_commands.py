@@ -275,6 +275,7 @@ class TestCheck:
             ("not a key\n", 0o600, "line 1: not a key", "resumed keygen"),
             (f"{Keyring.generate()}\n", 0o644, "others may read", "chmod 600"),
         ],
+        ids=["missing", "malformed", "open to others"],
     )
     def test_bad_keyring(self, tmp_path: Path, content: str | None, mode: int, problem: str, advice: str) -> None:
         """Missing, malformed, or readable by others: found before anything is asked."""

@@ -13,8 +13,8 @@ from faults.redis_faults import REDIS
 if TYPE_CHECKING:
     from faults.experiment import Fault
 
-SECONDS = 1.5
-DEADLINE = 0.25
+SECONDS = 2.0
+DEADLINE = 1.0
 """Seconds that a look-up may take here."""
 QUICK = ("server killed", "server frozen", "disk full", "database damaged", "Redis killed, back empty")
 

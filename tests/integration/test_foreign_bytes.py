@@ -11,7 +11,7 @@ import pytest
 
 from resumed.sealing import Keyring, StoreKeys
 from resumed.store import StoredSession
-from support.tls import STACKS, VERSIONS, Client, Frontend
+from support.tls import PATIENCE, STACKS, VERSIONS, Client, Frontend
 
 if TYPE_CHECKING:
     import ssl
@@ -26,13 +26,13 @@ OTHER_FLEET = Keyring.from_keys([bytes(32)])
 class DishonestStore:
     """Stands in for the SessionStore of a shim: counts the look-ups and answers each with `answer`."""
 
-    target, namespace, deadline = "dishonest", "shop", 0.05
+    target, namespace, deadline = "dishonest", "shop", PATIENCE
 
     def __init__(self, answer: bytes | None = None) -> None:
         self.answer = answer
         self.calls = 0
 
-    def get(self, _key: bytes, *, deadline: float = 0.05) -> StoredSession | None:
+    def get(self, _key: bytes, *, deadline: float = PATIENCE) -> StoredSession | None:
         """Answer a look-up."""
         self.calls += 1
         return None if self.answer is None else StoredSession(self.answer, 100.0)

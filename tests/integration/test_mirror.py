@@ -66,7 +66,7 @@ def test_what_was_stored_before_is_mirrored_when_it_was_looked_up(
     negotiator = Frontend("ssl", store.target, keyring)
     session = client.visit(negotiator).session
     assert negotiator.shim.flush()
-    frontend = Mirrored(stack, store.target, keyring, deadline=PATIENCE)
+    frontend = Mirrored(stack, store.target, keyring)
     assert [client.visit(frontend, session).reused for _ in range(2)] == [True, True]
     assert frontend.shim.stats.hits == {"store": 1, "mirror": 1}
 

@@ -24,8 +24,10 @@ if TYPE_CHECKING:
     import resumed
     from support.tls import Stack
 
-LONG = 5.0
-"""Seconds that no handshake may take; the deadline of a look-up is a hundredth of it."""
+SHORT = 0.1
+"""Seconds that a look-up may take."""
+LONG = 50 * SHORT
+"""Seconds that no handshake may take."""
 
 
 def until(condition: Callable[[], bool]) -> None:
@@ -64,14 +66,14 @@ def free_port() -> int:
 def test_store_down(keyring: resumed.Keyring, stack: Stack, client: Client) -> None:
     """Nothing listens at the target."""
     session = session_of(client, keyring, stack)
-    frontend = Frontend(stack, f"127.0.0.1:{free_port()}", keyring)
+    frontend = Frontend(stack, f"127.0.0.1:{free_port()}", keyring, deadline=SHORT)
     assert_handshakes_go_on(client, frontend, session, "down")
 
 
 def test_store_name_does_not_resolve(keyring: resumed.Keyring, client: Client) -> None:
     """A target that DNS does not know is a store that is down."""
     session = session_of(client, keyring, "ssl")
-    frontend = Frontend("ssl", "dns:///store.invalid:7400", keyring)
+    frontend = Frontend("ssl", "dns:///store.invalid:7400", keyring, deadline=SHORT)
     for _ in range(4):
         assert not client.visit(frontend, session).reused
     assert set(frontend.shim.stats.misses) <= {"down", "late", "breaker-open"}
@@ -80,7 +82,7 @@ def test_store_name_does_not_resolve(keyring: resumed.Keyring, client: Client) -
 def test_store_hung_and_back(keyring: resumed.Keyring, stack: Stack, client: Client) -> None:
     """A stopped process answers nothing: look-ups end at the deadline; when it goes on, so does resumption."""
     with running_server() as server:
-        frontend = Frontend(stack, server.target, keyring)
+        frontend = Frontend(stack, server.target, keyring, deadline=SHORT)
         session = client.visit(frontend).session
         assert frontend.shim.flush()
         os.kill(server.process.pid, signal.SIGSTOP)
@@ -112,7 +114,7 @@ def test_store_that_accepts_and_never_answers(keyring: resumed.Keyring, stack: S
     """Something listens, but it does not speak gRPC."""
     session = session_of(client, keyring, stack)
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        frontend = Frontend(stack, f"127.0.0.1:{listener.getsockname()[1]}", keyring)
+        frontend = Frontend(stack, f"127.0.0.1:{listener.getsockname()[1]}", keyring, deadline=SHORT)
         assert_handshakes_go_on(client, frontend, session, "late")
 
 
@@ -120,7 +122,7 @@ def test_store_that_refuses(keyring: resumed.Keyring, stack: Stack, client: Clie
     """A store that answers every call with PERMISSION_DENIED is no help either."""
     session = session_of(client, keyring, stack)
     with refusing_store() as target:
-        frontend = Frontend(stack, target, keyring)
+        frontend = Frontend(stack, target, keyring, deadline=SHORT)
         assert_handshakes_go_on(client, frontend, session, "refused")
 
 
@@ -131,7 +133,7 @@ def test_store_killed_and_restarted_keeps_its_sessions(
     options = ("--store", f"lmdb://{tmp_path}/sessions")
     with running_server(*options) as server:
         target = server.target
-        frontend = Frontend(stack, target, keyring)
+        frontend = Frontend(stack, target, keyring, deadline=SHORT)
         session = client.visit(frontend).session
         assert frontend.shim.flush()
         server.kill()
@@ -143,7 +145,7 @@ def test_store_killed_and_restarted_keeps_its_sessions(
 def test_frontend_started_before_the_store(keyring: resumed.Keyring, stack: Stack, client: Client) -> None:
     """What was negotiated while the store was away is stored once it is there."""
     target = f"127.0.0.1:{free_port()}"
-    frontend = Frontend(stack, target, keyring)
+    frontend = Frontend(stack, target, keyring, deadline=SHORT)
     session = client.visit(frontend).session
     with running_server(listen=target):
         until(lambda: client.visit(frontend, session).reused)

@@ -85,7 +85,7 @@ def session(store: RunningServer, keyring: resumed.Keyring, client: Client) -> s
 @pytest.fixture
 def gated(store: RunningServer, keyring: resumed.Keyring) -> Iterator[tuple[Reactor, Gate]]:
     """A frontend whose look-ups wait for a gate."""
-    frontend = Reactor(store.target, keyring, deadline=PATIENCE)
+    frontend = Reactor(store.target, keyring)
     gate = Gate(frontend)
     yield frontend, gate
     gate.open()
@@ -95,7 +95,7 @@ def test_a_session_is_looked_up_in_another_thread(
     store: RunningServer, keyring: resumed.Keyring, client: Client, session: ssl.SSLSession | None
 ) -> None:
     """Once."""
-    frontend = Reactor(store.target, keyring, deadline=PATIENCE)
+    frontend = Reactor(store.target, keyring)
     assert client.visit(frontend, session).reused
     assert frontend.shim.stats.hits == {"store": 1}
     assert sum(frontend.shim.stats.lookup_seconds) == 1
@@ -145,7 +145,7 @@ def test_a_client_hello_byte_by_byte(
     store: RunningServer, keyring: resumed.Keyring, client: Client, session: ssl.SSLSession | None
 ) -> None:
     """It is looked up once, when it is complete."""
-    frontend = Reactor(store.target, keyring, deadline=PATIENCE)
+    frontend = Reactor(store.target, keyring)
     ours, theirs = socket.socketpair()
     server = threading.Thread(target=frontend.serve, args=(theirs,))
     server.start()
@@ -162,7 +162,7 @@ def test_a_single_use_is_single(
     store: RunningServer, keyring: resumed.Keyring, client: Client, session: ssl.SSLSession | None
 ) -> None:
     """Of many who offer one session at once, one resumes."""
-    frontend = Reactor(store.target, keyring, deadline=PATIENCE, single_use=True)
+    frontend = Reactor(store.target, keyring, single_use=True)
     with ThreadPoolExecutor(8) as pool:
         visits = list(pool.map(lambda _: client.visit(frontend, session), range(8)))
     assert [visit.reused for visit in visits].count(True) == 1

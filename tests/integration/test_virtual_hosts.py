@@ -28,7 +28,7 @@ def virtual_hosts(
     stack: Stack, store: RunningServer, keyring: resumed.Keyring, namespaces: tuple[str, str]
 ) -> Frontend:
     """Return a frontend with two hosts, of which the private one wants client certificates."""
-    public, private = (Frontend(stack, store.target, keyring, namespace=name, deadline=5.0) for name in namespaces)
+    public, private = (Frontend(stack, store.target, keyring, namespace=name) for name in namespaces)
     CA.configure_trust(private.context)
     if stack == "ssl":
         private.context.verify_mode = ssl.CERT_REQUIRED
@@ -85,7 +85,7 @@ def test_names_are_compared_as_dns_compares_them(
     stack: Stack, store: RunningServer, keyring: resumed.Keyring, client: Client
 ) -> None:
     """Case does not matter, and a frontend without virtual hosts compares them too."""
-    frontend = Frontend(stack, store.target, keyring, deadline=5.0)
+    frontend = Frontend(stack, store.target, keyring)
     session = client.visit(frontend, host=PUBLIC.upper()).session
     assert client.visit(frontend, session, PUBLIC).reused
 
@@ -95,7 +95,7 @@ def test_clients_that_ask_for_no_name_resume(
 ) -> None:
     """As by address."""
     client.context.check_hostname = False
-    frontend = Frontend(stack, store.target, keyring, deadline=5.0)
+    frontend = Frontend(stack, store.target, keyring)
     session = client.visit(frontend, host="").session
     assert client.visit(frontend, session, "").reused
     session = client.visit(frontend, host="").session

@@ -48,7 +48,10 @@ def client_context(version: ssl.TLSVersion) -> ssl.SSLContext:
 
 
 class Frontend:
-    """A TLS server of one stack, with the shim unless `target` is None."""
+    """A TLS server of one stack, with the shim unless `target` is None.
+
+    Its look-ups have a patient deadline: where a test is not about lateness, a busy machine must not make it so.
+    """
 
     def __init__(
         self, stack: Stack, target: str | None, keyring: resumed.Keyring | None = None, **options: Any
@@ -58,7 +61,7 @@ class Frontend:
         self.shim: Any = None
         if target is not None:
             assert keyring is not None
-            options.setdefault("namespace", "shop")
+            options = {"namespace": "shop", "deadline": PATIENCE, **options}
             self.shim = resumed.install(self.context, target=target, keyring=keyring, **options)
 
     def serve(self, connection: socket.socket) -> None:

@@ -320,19 +320,20 @@ class Shim:
         return time.monotonic() + _DEADLINE_SHARE * self._store.deadline
 
     def _ask(self, key: bytes, fresh: bool, end: float) -> Found:
-        if time.monotonic() > end:  # no prefetcher was free
+        left = end - time.monotonic()
+        if left <= 0:  # no prefetcher was free
             return None, "busy"
         ask = self._store.take if self._single_use else self._store.get
         since = self._mirror.sessions.removals if self._mirror else 0
         try:
-            found = ask(key, deadline=end - time.monotonic())
-            outcome = "store"
+            found, outcome = ask(key, deadline=left), "store"
             for pause in _FRESH_PAUSES if fresh else ():
                 left = end - _LEAST_ASK_SECONDS - time.monotonic()
                 if found is not None or left <= 0:
                     break
                 time.sleep(min(pause, left))
-                found, outcome = ask(key, deadline=end - time.monotonic()), "fresh"
+                left = max(end - time.monotonic(), _LEAST_ASK_SECONDS)  # a sleep may be longer than it was to be
+                found, outcome = ask(key, deadline=left), "fresh"
         except StoreError as error:
             self._breaker.failed()
             if not self._breaker.closed:
