@@ -75,8 +75,11 @@ def serve(
         for name, value in settings.shown().items():
             typer.echo(f"{name.replace('_', '-'):<18} {value}")
         return
-    from resumed_server.app import run  # noqa: PLC0415 - the other commands start faster without gRPC's server
+    from resumed import forbid_core_dumps  # noqa: PLC0415 - the other commands start faster without
+    from resumed_server.app import run  # noqa: PLC0415 - gRPC's server
 
+    if not settings.core_dumps:
+        forbid_core_dumps()
     raise typer.Exit(run(settings))
 
 

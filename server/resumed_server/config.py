@@ -201,6 +201,12 @@ class Settings:
         "Listen without --client-ca on addresses that other machines reach. Whoever reaches them can read and remove "
         "sessions.",
     )
+    core_dumps: bool = _setting(
+        False,
+        bool,
+        "",
+        "Let crashes leave core dumps, and debuggers attach. The server's TLS key and sealed sessions are in a dump.",
+    )
     log_format: str = _setting("json", _one_of("json", "console"), "FORMAT", "How log lines look: json or console.")
     log_level: str = _setting(
         "info",

@@ -68,7 +68,7 @@ class TestKeygen:
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
         (key_id,) = Keyring.load(path).key_ids
         assert key_id in done.stdout
-        assert re.search(rf"^# {key_id}, made \d{{4}}-\d\d-\d\d:$", path.read_text(), re.MULTILINE)
+        assert re.search(rf"^# {key_id}, made \d{{4}}-\d\d-\d\dT", path.read_text(), re.MULTILINE)
 
     def test_never_overwrites(self, tmp_path: Path) -> None:
         """A file that exists stays as it is."""

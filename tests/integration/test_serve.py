@@ -199,6 +199,7 @@ def test_every_setting_is_read_from_the_environment() -> None:
         "RESUMED_MAX_CONNECTION_AGE": "90s",
         "RESUMED_HEALTH_LISTEN": "0.0.0.0:7402",
         "RESUMED_INSECURE": "true",
+        "RESUMED_CORE_DUMPS": "true",
         "RESUMED_LOG_FORMAT": "console",
         "RESUMED_LOG_LEVEL": "debug",
     }
@@ -218,6 +219,7 @@ def test_every_setting_is_read_from_the_environment() -> None:
         "max-connection-age": "90s",
         "health-listen": "0.0.0.0:7402",
         "insecure": "True",
+        "core-dumps": "True",
         "log-format": "console",
         "log-level": "debug",
     }

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import base64
 import hashlib
 import hmac
 import json
@@ -7,7 +8,7 @@ import logging
 import os
 import traceback
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
@@ -18,6 +19,9 @@ from hypothesis import strategies as st
 
 import resumed
 from resumed.sealing import Keyring, StoreKeys
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 VECTORS = Path(__file__).parents[2] / "protos" / "vectors"
 SEALING: dict[str, Any] = json.loads((VECTORS / "sealing.json").read_text())
@@ -141,6 +145,33 @@ def test_no_bytes_at_all_do_more_than_not_open(value: bytes) -> None:
     assert IDS_KEYRING.open_id("shop", value) is None
 
 
+SESSION = b"a serialized session"
+
+
+class Defective:
+    """Stands in for a primitive of cryptography's, and fails."""
+
+    def __init__(self, *_arguments: object) -> None:
+        raise RuntimeError("a defect")
+
+
+def traceback_of(step: Callable[[], object]) -> str:
+    """Return the traceback of a step that fails, with the values of all variables but the test's own."""
+    try:
+        step()
+    except (resumed.ResumedError, RuntimeError, OverflowError) as error:
+        shown = traceback.TracebackException.from_exception(error, capture_locals=True)
+        shown.stack[:] = [frame for frame in shown.stack if frame.filename != __file__]
+        return "".join(shown.format())
+    return ""
+
+
+def shown_secrets(text: str) -> list[str]:
+    """Return which forms of SECRET or SESSION a text has."""
+    forms = [form for secret in (SECRET, SESSION) for form in (repr(secret)[2:-1], secret.hex())]
+    return [form for form in (*forms, base64.b64encode(SECRET).decode()) if form in text]
+
+
 class TestKeyringFiles:
     """Keyrings come from files, change while they serve, and never show a key."""
 
@@ -175,6 +206,22 @@ class TestKeyringFiles:
         path.chmod(mode)
         with pytest.raises(resumed.KeyringError, match="chmod 600"):
             Keyring.load(path)
+
+    @pytest.mark.parametrize(("owner", "user", "refused"), [(1, 2, True), (0, 2, False), (2, 2, False), (2, 0, False)])
+    def test_a_file_of_another_user_is_refused(
+        self, path: Path, monkeypatch: pytest.MonkeyPatch, owner: int, user: int, refused: bool
+    ) -> None:
+        """Its owner may change it: that must be this user or root, who may use anybody's."""
+        path.write_text(Keyring.generate())
+        status = path.stat()
+        owned = os.stat_result((*status[:4], owner, *status[5:]))
+        monkeypatch.setattr("resumed.sealing.os.fstat", lambda _: owned)
+        monkeypatch.setattr("resumed.sealing.os.geteuid", lambda: user)
+        if refused:
+            with pytest.raises(resumed.KeyringError, match="another user owns it"):
+                Keyring.load(path)
+        else:
+            assert Keyring.load(path).key_ids
 
     def test_a_missing_file_is_refused(self, tmp_path: Path) -> None:
         """The message says how to make one."""
@@ -217,16 +264,45 @@ class TestKeyringFiles:
         assert "keys read before stay" in caplog.text
         assert "half a k" not in caplog.text
 
-    def test_no_key_shows_in_a_repr_or_traceback(self) -> None:
+    def test_no_key_shows_in_a_repr(self) -> None:
         """Neither the keyring nor what is inside it prints a key."""
         keyring = Keyring.from_keys([SECRET])
-        shown = repr(keyring) + repr(keyring._keys) + str(vars(keyring))
-        try:
-            keyring.open(STORE_KEY, b"", 0)
-        except resumed.Unsealable as error:
-            shown += "".join(traceback.TracebackException.from_exception(error, capture_locals=True).format())
-        assert repr(SECRET)[2:-1] not in shown
-        assert SECRET.hex() not in shown
+        inside = vars(keyring) | {name: getattr(keyring._keys[0], name) for name in keyring._keys[0].__slots__}
+        assert not shown_secrets(repr(keyring) + repr(keyring._keys) + f"{keyring._keys[0]}" + str(inside))
+
+    @pytest.mark.parametrize("defect", ["", "HKDF", "AESGCM", "AESSIV"])
+    def test_no_key_and_no_session_shows_in_a_traceback(
+        self, path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, defect: str
+    ) -> None:
+        """Not even in one that shows the values of variables, as error reporters make them; nor in the log."""
+        keyring = Keyring.from_keys([SECRET])
+        sealed = keyring.seal(STORE_KEY, SESSION, 1000)
+        malformed = f"{base64.b64encode(SECRET).decode()}\nnot a key\n"
+        path.write_text(malformed)
+        if defect:
+            monkeypatch.setattr(f"resumed.sealing.{defect}", Defective)
+
+        def follow() -> None:
+            path.write_text(Keyring.generate())
+            followed = Keyring.load(path)
+            path.write_text(malformed)
+            followed._next_check = 0
+            assert len(followed.key_ids) == 1
+
+        shown = [
+            traceback_of(step)
+            for step in (
+                lambda: keyring.open(STORE_KEY, sealed, 1000),
+                lambda: keyring.open(STORE_KEY, sealed[:-1] + b"x", 0),
+                lambda: keyring.open(STORE_KEY, b"", 0),
+                lambda: keyring.open(b"another key", sealed, 0),
+                lambda: keyring.issue_id("shop", -1),
+                lambda: Keyring.load(path),
+                follow,
+            )
+        ]
+        assert any(shown)
+        assert not shown_secrets("".join(shown) + caplog.text)
 
     def test_keys_of_another_length_are_refused(self) -> None:
         """A keyring needs at least one key of 32 bytes."""

@@ -8,6 +8,7 @@ install() puts the store under a server's TLS context; that is all that most fro
 """
 
 from resumed.credentials import Credentials
+from resumed.dumps import forbid_core_dumps
 from resumed.errors import (
     AlreadyExists,
     CredentialsError,
@@ -47,5 +48,6 @@ __all__ = [
     "Take",
     "Unsealable",
     "UnsupportedContext",
+    "forbid_core_dumps",
     "install",
 ]

@@ -68,6 +68,14 @@ class StoreKeys:
         return digest.digest()
 
 
+class _Secret(bytes):
+    """A key that does not show, not even in a traceback that has the values of variables."""
+
+    def __repr__(self) -> str:
+        """Say what it is only."""
+        return "<secret>"
+
+
 def _derive(fleet_key: bytes, length: int, salt: bytes, info: bytes) -> bytes:
     return HKDF(SHA256(), length, salt, info).derive(fleet_key)
 
@@ -76,12 +84,12 @@ def _derive(fleet_key: bytes, length: int, salt: bytes, info: bytes) -> bytes:
 class _FleetKey:
     """One line of a keyring. Has no repr of its own: a key never shows in a log or a traceback."""
 
-    secret: bytes
+    secret: _Secret
     id: bytes
     ids: AESSIV
 
     @classmethod
-    def of(cls, secret: bytes) -> _FleetKey:
+    def of(cls, secret: _Secret) -> _FleetKey:
         return cls(secret, hashlib.sha256(secret).digest()[:4], AESSIV(_derive(secret, 64, b"", b"resumed/v1 id")))
 
     def seal(self, store_key: bytes, plaintext: bytes, not_after: int, nonce: bytes) -> bytes:
@@ -129,7 +137,8 @@ class Keyring:
         changed file that cannot be used is reported in the log and the keys read before stay.
 
         Raises:
-            KeyringError: The file is missing, readable by others than its owner and group, or malformed.
+            KeyringError: The file is missing or malformed, others than its owner and group may read it, or another user
+                than this one and root owns it.
         """
         path = Path(path)
         version = _version_of(path)
@@ -144,7 +153,7 @@ class Keyring:
         """
         if not keys or any(len(key) != KEY_BYTES for key in keys):
             raise KeyringError(f"a keyring needs at least one key, each of {KEY_BYTES} bytes")
-        return cls([_FleetKey.of(bytes(key)) for key in keys])
+        return cls([_FleetKey.of(_Secret(key)) for key in keys])
 
     @classmethod
     def plaintext(cls) -> Keyring:
@@ -215,6 +224,7 @@ class Keyring:
                 raise Unsealable("not-authentic") from None
             not_after = int.from_bytes(sealed[5:_HEADER_BYTES], "big")
         if now >= not_after:
+            del plaintext  # or a traceback that has the values of variables shows it
             raise Unsealable("expired")
         return plaintext, not_after
 
@@ -274,26 +284,35 @@ def _version_of(path: Path) -> object:
 
 
 def _read_keys(path: Path) -> tuple[_FleetKey, ...]:
+    secrets, problem = _parsed(path)  # whose variables, keys as text among them, are gone when something is raised
+    if problem:
+        raise KeyringError(f"keyring {path}{problem}")
+    return tuple(map(_FleetKey.of, secrets))
+
+
+def _parsed(path: Path) -> tuple[list[_Secret], str]:
+    """Return the keys of a file, or what is wrong with it."""
     try:
         with path.open("rb") as file:
-            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+            status = os.fstat(file.fileno())
             text = file.read()
     except OSError as error:
-        raise KeyringError(f"keyring {path}: {error.strerror}") from None
+        return [], f": {error.strerror}"
+    mode = stat.S_IMODE(status.st_mode)
     if mode & (stat.S_IRWXO | stat.S_IWGRP):
-        raise KeyringError(f"keyring {path}: others may read or change it (mode {mode:04o}); run `chmod 600 {path}`")
-    keys: list[_FleetKey] = []
+        return [], f": others may read or change it (mode {mode:04o}); run `chmod 600 {path}`"
+    if status.st_uid not in {0, os.geteuid()} and os.geteuid():
+        return [], f": another user owns it, who may change it; run `chown {os.geteuid()} {path}`"
+    secrets: list[_Secret] = []
     for number, line in enumerate(text.splitlines(), 1):
         encoded = line.partition(b"#")[0].strip()
         if not encoded:
             continue
         try:
-            secret = base64.b64decode(encoded, validate=True)
+            secret = _Secret(base64.b64decode(encoded, validate=True))
         except binascii.Error:
-            secret = b""
+            secret = _Secret()
         if len(secret) != KEY_BYTES:  # the line itself is not shown: it may be a key with one wrong character
-            raise KeyringError(f"keyring {path}, line {number}: not a key (base64 of {KEY_BYTES} bytes)")
-        keys.append(_FleetKey.of(secret))
-    if not keys:
-        raise KeyringError(f"keyring {path}: holds no key; make one with `resumed keygen`")
-    return tuple(keys)
+            return [], f", line {number}: not a key (base64 of {KEY_BYTES} bytes)"
+        secrets.append(secret)
+    return secrets, "" if secrets else ": holds no key; make one with `resumed keygen`"

@@ -12,6 +12,17 @@ from typing import Annotated
 
 import typer
 
+_KeyringFile = Annotated[str, typer.Argument(metavar="FILE", help="The keyring.")]
+_KeyId = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="KEY", help="The key's id, as `show` has it. Needed where more than one key could be meant."
+    ),
+]
+_Wait = Annotated[
+    str, typer.Option(metavar="DURATION", help="How long a changed file takes to reach the last frontend, at most.")
+]
+
 
 class _Tls(str, Enum):
     """Versions of TLS."""
@@ -27,6 +38,11 @@ def register(app: typer.Typer) -> None:
     grants = typer.Typer(help="Which identities may do what in which namespaces.")
     grants.command("check")(_grants_check)
     app.add_typer(grants, name="grants")
+    keyring = typer.Typer(help="What a keyring holds, and the steps of its rotation (docs/keyrings.md).")
+    keyring.command("show")(_keyring_show)
+    keyring.command("promote")(_keyring_promote)
+    keyring.command("retire")(_keyring_retire)
+    app.add_typer(keyring, name="keyring")
 
 
 def _keygen(
@@ -34,11 +50,15 @@ def _keygen(
         str | None,
         typer.Argument(metavar="FILE", help="The file to make; it must not exist. Without it the key is printed."),
     ] = None,
+    append: Annotated[
+        bool,
+        typer.Option("--append", help="Add the key to the end of FILE, where it opens, and seals once it is promoted."),
+    ] = False,
 ) -> None:
     """Make a keyring: the key with which all frontends of a fleet seal their sessions."""
     from resumed_server.commands.keygen import keygen
 
-    typer.echo(keygen(file))
+    typer.echo(keygen(file, append=append))
 
 
 def _check(
@@ -156,3 +176,46 @@ def _grants_check(
 
     allowed = check(file, Question(identity, namespace, operation), as_json=as_json)
     raise typer.Exit(0 if allowed else 1)
+
+
+def _keyring_show(
+    file: _KeyringFile,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Show the ids and ages of a keyring's keys, never the keys."""
+    from resumed_server.commands.keyring import show
+
+    show(file, as_json=as_json)
+
+
+def _keyring_promote(
+    file: _KeyringFile,
+    key: _KeyId = None,
+    wait: _Wait = "5m",
+    at_once: Annotated[bool, typer.Option("--now", help="Do not wait: every frontend has the key.")] = False,
+) -> None:
+    """Let a key seal from now on; the one before goes on opening."""
+    from resumed_server.commands.keyring import promote
+
+    typer.echo(promote(file, key, wait=wait, at_once=at_once))
+
+
+def _keyring_retire(
+    file: _KeyringFile,
+    key: _KeyId = None,
+    lifetime: Annotated[
+        str,
+        typer.Option(
+            metavar="DURATION",
+            help="How long sessions live, at most: the largest `lifetime` of the frontends, or the store's --max-ttl.",
+        ),
+    ] = "24h",
+    wait: _Wait = "5m",
+    at_once: Annotated[
+        bool, typer.Option("--now", help="Do not wait: the sessions that it sealed are lost, as where it was stolen.")
+    ] = False,
+) -> None:
+    """Drop a key that seals no more, once all it sealed has ended."""
+    from resumed_server.commands.keyring import retire
+
+    typer.echo(retire(file, key, lifetime=lifetime, wait=wait, at_once=at_once))
