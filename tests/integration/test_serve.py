@@ -173,11 +173,18 @@ def test_addresses_that_others_reach_need_client_certificates(tmp_path: Path) ->
     assert checked("--listen", "0.0.0.0:0", *without_ca, "--insecure")["insecure"] == "True"
 
 
-def test_a_busy_address_for_probes_is_one_line() -> None:
+@pytest.mark.parametrize("setting", ["--health-listen", "--metrics-listen"])
+def test_a_busy_address_for_probes_is_one_line(setting: str) -> None:
     """Named by its own setting."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        (line,) = refused("--listen", "127.0.0.1:0", "--health-listen", f"127.0.0.1:{taken.getsockname()[1]}")
-    assert line.startswith("resumed: --health-listen: cannot listen on 127.0.0.1:")
+        (line,) = refused("--listen", "127.0.0.1:0", setting, f"127.0.0.1:{taken.getsockname()[1]}")
+    assert line.startswith(f"resumed: {setting}: cannot listen on 127.0.0.1:")
+
+
+def test_metrics_are_served_on_ports_only() -> None:
+    """Prometheus knows no unix sockets."""
+    (line,) = refused("--metrics-listen", "unix:/tmp/m.sock")
+    assert line.startswith("resumed: --metrics-listen: ")
 
 
 def test_all_problems_are_told_at_once() -> None:
@@ -198,6 +205,7 @@ def test_every_setting_is_read_from_the_environment() -> None:
         "RESUMED_DRAIN": "250ms",
         "RESUMED_MAX_CONNECTION_AGE": "90s",
         "RESUMED_HEALTH_LISTEN": "0.0.0.0:7402",
+        "RESUMED_METRICS_LISTEN": "0.0.0.0:9464",
         "RESUMED_INSECURE": "true",
         "RESUMED_CORE_DUMPS": "true",
         "RESUMED_LOG_FORMAT": "console",
@@ -218,6 +226,7 @@ def test_every_setting_is_read_from_the_environment() -> None:
         "grants": "",
         "max-connection-age": "90s",
         "health-listen": "0.0.0.0:7402",
+        "metrics-listen": "0.0.0.0:9464",
         "insecure": "True",
         "core-dumps": "True",
         "log-format": "console",
