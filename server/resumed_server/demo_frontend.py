@@ -112,6 +112,17 @@ class Frontend:
         self._introduction = {"frontend": name, "stack": stack}
         self._free = threading.BoundedSemaphore(MAX_CONNECTIONS)
 
+    def export(self) -> int:
+        """Serve metrics for Prometheus, on a port of 127.0.0.1 that is returned."""
+        import prometheus_client  # noqa: PLC0415 - frontends without metrics do without
+
+        import resumed.prometheus  # noqa: PLC0415
+
+        if self._shim:
+            resumed.prometheus.export(self._shim)
+        server, _ = prometheus_client.start_http_server(0, "127.0.0.1")
+        return server.server_port
+
     def serve(self, listener: socket.socket) -> None:
         """Serve each connection in a thread of its own, for ever."""
         while True:
@@ -160,6 +171,7 @@ def _arguments() -> argparse.ArgumentParser:
     parser.add_argument("--name", required=True, help="how it introduces itself")
     parser.add_argument("--certificate", required=True, metavar="FILE", help="certificate and private key, as PEM")
     parser.add_argument("--num-tickets", type=int, metavar="N", help="TLS 1.3 tickets a handshake")
+    parser.add_argument("--metrics", action="store_true", help="serve metrics for Prometheus; the line says where")
     store = parser.add_argument_group("the store (without --target: no shim), see resumed.install()")
     store.add_argument("--target", help="where the store is")
     # What is not given is not passed on: the defaults are those of install().
@@ -179,6 +191,7 @@ def main() -> None:
     parser = _arguments()
     given = vars(parser.parse_args())
     name, stack, certificate, tickets = (given.pop(each) for each in ("name", "stack", "certificate", "num_tickets"))
+    metrics = given.pop("metrics")
     # Waited for below, and by no thread that starts from here on: one that arrived just before a blocking call is lost.
     signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
     try:
@@ -187,7 +200,8 @@ def main() -> None:
         parser.error(str(error))
     listener = socket.create_server(("127.0.0.1", 0), backlog=_BACKLOG)
     threading.Thread(target=server.serve, args=(listener,), daemon=True).start()
-    print(json.dumps({"port": listener.getsockname()[1]}), flush=True)  # noqa: T201 - the promised line
+    ports = {"port": listener.getsockname()[1]} | ({"metrics": server.export()} if metrics else {})
+    print(json.dumps(ports), flush=True)  # noqa: T201 - the promised line
     signal.sigwait(_STOP_SIGNALS)
 
 

@@ -228,17 +228,18 @@ class Keyring:
             raise Unsealable("expired")
         return plaintext, not_after
 
-    def issue_id(self, namespace: str, now: float) -> bytes:
+    def issue_id(self, namespace: str, now: float, nonce: bytes | None = None) -> bytes:
         """Return a new session id of 32 bytes; with plaintext() a random one.
 
         Args:
             namespace: The namespace it is issued for.
             now: The present, in Unix seconds.
+            nonce: The 12 bytes that it begins with, never the same twice; random ones if they are not given.
         """
         keys = self._current()
         if not keys:
             return os.urandom(ID_BYTES)
-        return keys[0].issue_id(namespace.encode(), int(now), os.urandom(_NONCE_BYTES))
+        return keys[0].issue_id(namespace.encode(), int(now), nonce or os.urandom(_NONCE_BYTES))
 
     def open_id(self, namespace: str, session_id: bytes) -> int | None:
         """Return when the fleet issued `session_id` for `namespace`, in Unix seconds, or None if it did not.

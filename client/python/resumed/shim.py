@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from resumed.breaker import Breaker
 from resumed.errors import StoreError, StoreTimeout, StoreUnavailable, Unsealable
+from resumed.issuer import THIS_PROCESS
 from resumed.process import renew_after_fork
 from resumed.sealing import ID_BYTES, StoreKeys
 from resumed.sender import Outgoing, Sender
@@ -124,13 +125,18 @@ class Shim:
         return self._recorder.snapshot()
 
     @property
+    def mirror_live(self) -> bool | None:
+        """Whether the mirror answers at present; None if there is none."""
+        return self._mirror.live if self._mirror else None
+
+    @property
     def breaker_open(self) -> bool:
         """Whether the store kept failing and handshakes do not ask it at present."""
         return not self._breaker.closed
 
     def issue_id(self) -> bytes:
         """Return the id for a session about to be negotiated."""
-        return self._keyring.issue_id(self.namespace, self._clock())
+        return self._keyring.issue_id(self.namespace, self._clock(), THIS_PROCESS.nonce())
 
     def negotiated(self, session_id: bytes, serialized: bytes, remaining: int, *, last: bool) -> None:
         """Store a session that a handshake has just negotiated.
@@ -211,6 +217,8 @@ class Shim:
             except Unsealable as error:
                 outcome = error.reason
         self._recorder.count("misses" if session is None else "hits", outcome)
+        if session is not None and issued is not None and not THIS_PROCESS.issued(session_id):
+            self._recorder.count("foreign_hits", outcome)
         return session
 
     def ended(self, session_ids: Iterable[bytes], reason: int) -> None:

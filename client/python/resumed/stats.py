@@ -18,6 +18,9 @@ class Stats:
     Attributes:
         hits: `mirror` (no call); `store`; `fresh` (a session just negotiated, found when asked for again); `shared`
             (another handshake had just asked).
+        foreign_hits: Those of `hits` whose sessions another process issued: what a cache of this one alone could not
+            have had. A TLS 1.3 ticket that was issued when a session resumed is its issuer's. None are counted with a
+            plaintext keyring, or of ids that other TLS stacks chose.
         misses: `unknown`, `foreign-id` (not issued by this fleet for this namespace: no call), `old-id` (no call),
             `late`, `down`, `refused`, `breaker-open` (no call), `busy` (too many look-ups in flight: no call),
             `malformed`, `unknown-key`, `expired`, `not-authentic`, `undecodable`, `other-name` (negotiated for another
@@ -31,6 +34,7 @@ class Stats:
     """
 
     hits: Counter[str] = field(default_factory=Counter)
+    foreign_hits: Counter[str] = field(default_factory=Counter)
     misses: Counter[str] = field(default_factory=Counter)
     puts: Counter[str] = field(default_factory=Counter)
     removals: Counter[str] = field(default_factory=Counter)
@@ -51,7 +55,7 @@ class Recorder:
         """Add to one of the Counters of Stats.
 
         Args:
-            kind: `hits`, `misses`, `puts` or `removals`.
+            kind: `hits`, `foreign_hits`, `misses`, `puts` or `removals`.
             reason: One of the reasons that Stats lists.
             number: How many.
         """

@@ -16,6 +16,7 @@ import threading
 import time
 import weakref
 from ctypes import byref, c_char_p, c_int, c_size_t, c_uint, c_void_p, string_at
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from resumed.errors import Unsealable, UnsupportedContext
@@ -28,6 +29,7 @@ from resumed.openssl.library import (
     REMOVE_CALLBACK,
     context_of,
 )
+from resumed.openssl.signing import signature_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -112,6 +114,11 @@ class Binding:
     def remove_callback(self) -> Any:
         """What SSL_CTX_sess_get_remove_cb returns, as a ctypes function; None when unset."""
         return _function(REMOVE_CALLBACK, self._current()[2])
+
+    @cached_property
+    def signature_seconds(self) -> float | None:
+        """How long a signature with the context's own key takes here; measured when first asked for."""
+        return None if self._gone else signature_seconds(self._library, self._pointer)
 
     def drive(self, handshake: Handshake, step: Callable[[], _Result]) -> _Result:
         """Take a step of a handshake that may rest until its look-ups are done.

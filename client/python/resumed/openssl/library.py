@@ -6,6 +6,7 @@ pyOpenSSL uses. A pointer of one must never reach the other.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import re
 import ssl
@@ -83,6 +84,14 @@ _SLOW: dict[str, tuple[Any, list[Any]]] = {
     "SSL_CTX_sess_set_remove_cb": (None, [c_void_p, c_void_p]),
     "SSL_CTX_set_generate_session_id": (c_int, [c_void_p, c_void_p]),
 }
+# Called without the GIL, and not needed for serving: a library that lacks one of them will do (see signing.py).
+_OPTIONAL: dict[str, tuple[Any, list[Any]]] = {
+    "EVP_DigestSign": (c_int, [c_void_p, c_char_p, POINTER(c_size_t), c_char_p, c_size_t]),
+    "EVP_DigestSignInit": (c_int, [c_void_p, c_void_p, c_void_p, c_void_p, c_void_p]),
+    "EVP_MD_CTX_free": (None, [c_void_p]),
+    "EVP_MD_CTX_new": (c_void_p, []),
+    "SSL_CTX_get0_privatekey": (c_void_p, [c_void_p]),
+}
 _NAMES = [*_QUICK, *_SLOW]
 
 
@@ -90,13 +99,21 @@ class Library:
     """The functions of one libssl, as attributes of their own names.
 
     Args:
-        address: Returns the address of a function.
+        address: Returns the address of a function; raises AttributeError or KeyError if there is none.
+
+    Attributes:
+        signs: Whether the functions are there that signing takes.
     """
 
     def __init__(self, address: Callable[[str], int]) -> None:
         for kind, prototypes in ((ctypes.PYFUNCTYPE, _QUICK), (ctypes.CFUNCTYPE, _SLOW)):
             for name, (result, arguments) in prototypes.items():
                 setattr(self, name, kind(result, *arguments)(address(name)))
+        self.signs = False
+        with contextlib.suppress(AttributeError, KeyError):
+            for name, (result, arguments) in _OPTIONAL.items():
+                setattr(self, name, ctypes.CFUNCTYPE(result, *arguments)(address(name)))
+            self.signs = True
 
     if TYPE_CHECKING:
 
@@ -191,8 +208,8 @@ def _shared(path: str | None) -> Library | None:
 
 
 def _from_symbol_table(path: str) -> Library | None:
-    addresses = _symbol_addresses(Path(path), _NAMES)
-    return Library(addresses.__getitem__) if len(addresses) == len(_NAMES) else None
+    addresses = _symbol_addresses(Path(path), [*_NAMES, *_OPTIONAL])
+    return Library(addresses.__getitem__) if addresses.keys() >= set(_NAMES) else None
 
 
 def _symbol_addresses(path: Path, names: Iterable[str]) -> dict[str, int]:

@@ -1,0 +1,132 @@
+"""Metrics of a frontend for Prometheus: `pip install 'resumed[prometheus]'`.
+
+    installation = resumed.install(context, ...)
+    resumed.prometheus.export(installation)  # import resumed.prometheus
+    prometheus_client.start_http_server(9465)
+
+They are of this process, and gathered when they are asked for: a handshake does not know of them.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from prometheus_client import REGISTRY
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.registry import Collector
+
+from resumed.stats import BUCKETS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from prometheus_client import CollectorRegistry, Metric
+
+    from resumed.installation import Installation
+    from resumed.stats import Stats
+
+__all__ = ["export"]
+
+
+def export(installation: Installation, registry: CollectorRegistry = REGISTRY) -> None:
+    """Have `registry` show the metrics of an installation, for as long as it lives.
+
+    Those of several installations with one namespace are added up.
+
+    Args:
+        installation: What install() returned.
+        registry: Where to; Prometheus' own if it is not given.
+    """
+    exporter = _exporters.get(registry)
+    if exporter is None:
+        exporter = _exporters[registry] = _Exporter()
+        registry.register(exporter)
+    exporter.add(installation)
+
+
+class _Exporter(Collector):
+    """Asks installations for what they count."""
+
+    def __init__(self) -> None:
+        self._installations: list[Installation] = []
+
+    def add(self, installation: Installation) -> None:
+        if installation not in self._installations:
+            self._installations.append(installation)
+
+    def collect(self) -> Iterator[Metric]:
+        by_namespace: dict[str, list[Installation]] = {}
+        for installation in self._installations:
+            by_namespace.setdefault(installation.namespace, []).append(installation)
+        stats = {namespace: [each.stats for each in group] for namespace, group in by_namespace.items()}
+        for kind, label, documentation in (
+            ("hits", "source", "Sessions that were resumed, by where they came from."),
+            ("foreign_hits", "source", "Those of the hits whose sessions another process had issued."),
+            ("misses", "reason", "Sessions that clients offered and that were not resumed."),
+            ("puts", "outcome", "Sessions that were negotiated, by what became of them."),
+            ("removals", "reason", "Sessions that were removed from the fleet, or kept."),
+        ):
+            family = CounterMetricFamily(f"resumed_frontend_{kind}", documentation, labels=["namespace", label])
+            for namespace, group in stats.items():
+                for reason, number in _summed(getattr(each, kind) for each in group).items():
+                    family.add_metric([namespace, reason], number)
+            yield family
+        yield _lookups(stats)
+        yield from _states(by_namespace)
+        yield from _savings(by_namespace)
+
+
+def _lookups(stats: dict[str, list[Stats]]) -> Metric:
+    family = HistogramMetricFamily(
+        "resumed_frontend_lookup_seconds", "Time that look-ups at the store took.", labels=["namespace"]
+    )
+    for namespace, group in stats.items():
+        counts = [sum(column) for column in zip(*(each.lookup_seconds for each in group), strict=True)]
+        buckets = [
+            (bound, float(sum(counts[: place + 1]))) for place, bound in enumerate([*map(repr, BUCKETS), "+Inf"])
+        ]
+        family.add_metric([namespace], buckets, sum(each.lookup_seconds_sum for each in group))
+    return family
+
+
+def _states(by_namespace: dict[str, list[Installation]]) -> Iterator[Metric]:
+    breaker = GaugeMetricFamily(
+        "resumed_frontend_breaker_open",
+        "Whether the store kept failing, so that handshakes do not ask it.",
+        labels=["namespace"],
+    )
+    mirror = GaugeMetricFamily(
+        "resumed_frontend_mirror_live", "Whether the mirror follows the store.", labels=["namespace"]
+    )
+    for namespace, group in by_namespace.items():
+        breaker.add_metric([namespace], any(each.breaker_open for each in group))
+        live = [each.mirror_live for each in group if each.mirror_live is not None]
+        if live:
+            mirror.add_metric([namespace], all(live))
+    yield breaker
+    yield mirror
+
+
+def _savings(by_namespace: dict[str, list[Installation]]) -> Iterator[Metric]:
+    saved = CounterMetricFamily(
+        "resumed_frontend_saved_seconds",
+        "Processor time of the signatures that hits spared, by the time that one takes here: a lower bound.",
+        labels=["namespace"],
+    )
+    for namespace, group in by_namespace.items():
+        known = [(each.stats, seconds) for each in group if (seconds := each.signature_seconds) is not None]
+        if known:
+            saved.add_metric([namespace], sum(stats.hits.total() * seconds for stats, seconds in known))
+    yield saved
+
+
+def _summed(counters: Iterable[Counter[str]]) -> Counter[str]:
+    total: Counter[str] = Counter()
+    for counter in counters:
+        total.update(counter)
+    return total
+
+
+_exporters: weakref.WeakKeyDictionary[CollectorRegistry, _Exporter] = weakref.WeakKeyDictionary()

@@ -1,0 +1,153 @@
+"""What a frontend tells Prometheus, by real handshakes; and whose sessions they resume."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import ssl
+import subprocess
+import sys
+import urllib.request
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from prometheus_client import CollectorRegistry, generate_latest
+
+import resumed
+import resumed.prometheus
+from resumed_server.commands.keygen import keygen
+from support.metrics import Scrape
+from support.tls import CERTIFICATE, Client, Frontend
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from support.server import RunningServer
+    from support.tls import Stack
+
+
+def told(registry: CollectorRegistry) -> Scrape:
+    """Return what a registry says."""
+    return Scrape(generate_latest(registry).decode())
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> Path:
+    """A keyring file."""
+    keygen(str(tmp_path / "keys"))
+    return tmp_path / "keys"
+
+
+@pytest.fixture
+def other_process(store: RunningServer, keys: Path, tmp_path: Path) -> Iterator[dict[str, Any]]:
+    """A frontend in another process, with metrics of its own; its ports."""
+    certificate = tmp_path / "frontend.pem"
+    certificate.write_bytes(CERTIFICATE.private_key_and_cert_chain_pem.bytes())
+    command = [sys.executable, "-m", "resumed_server.demo_frontend", "--stack", "ssl", "--name", "other", "--metrics"]
+    command += ["--certificate", str(certificate), "--target", store.target, "--namespace", "shop"]
+    with subprocess.Popen([*command, "--keyring", str(keys)], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        try:
+            yield json.loads(process.stdout.readline())
+        finally:
+            process.terminate()
+
+
+def visit(client: Client, port: int, session: ssl.SSLSession | None = None) -> ssl.SSLSession:
+    """Visit the other process; return a session of it, whose Put is done."""
+    with (
+        socket.create_connection(("127.0.0.1", port)) as connection,
+        client.context.wrap_socket(connection, server_hostname="localhost", session=session) as tls,
+    ):
+        tls.sendall(b"flush\n")
+        assert json.loads(tls.recv(4096)) == {"flushed": True}
+        assert tls.session
+        return tls.session
+
+
+def test_a_session_that_another_process_negotiated_is_a_foreign_hit(
+    store: RunningServer, keys: Path, other_process: dict[str, Any], stack: Stack, client: Client
+) -> None:
+    """One of our own is none; both are told by where they came from, at either end."""
+    registry = CollectorRegistry()
+    frontend = Frontend(stack, store.target, resumed.Keyring.load(keys))
+    resumed.prometheus.export(frontend.shim, registry)
+    own = client.visit(frontend)
+    frontend.shim.flush()
+    assert client.visit(frontend, own.session).reused
+    assert client.visit(frontend, visit(client, other_process["port"])).reused
+    found = told(registry)
+    assert found.total("resumed_frontend_hits_total", namespace="shop") == 2
+    assert found.total("resumed_frontend_foreign_hits_total", namespace="shop") == 1
+    assert found.value("resumed_frontend_foreign_hits_total", namespace="shop", source="store") == 1
+    assert frontend.shim.stats.foreign_hits.total() == 1
+    visit(client, other_process["port"], own.session)
+    with urllib.request.urlopen(f"http://127.0.0.1:{other_process['metrics']}/metrics") as answer:
+        theirs = Scrape(answer.read().decode())
+    assert theirs.total("resumed_frontend_foreign_hits_total") == theirs.total("resumed_frontend_hits_total") == 1
+    frontend.shim.uninstall()
+
+
+def test_what_hits_spared_is_a_signature_each(store: RunningServer, keyring: resumed.Keyring, stack: Stack) -> None:
+    """With the context's own key, whatever stack has it; look-ups are told by their time."""
+    registry, client = CollectorRegistry(), Client(ssl.TLSVersion.TLSv1_2)
+    frontend = Frontend(stack, store.target, keyring)
+    resumed.prometheus.export(frontend.shim, registry)
+    seconds = frontend.shim.signature_seconds
+    assert seconds is not None
+    assert 1e-6 < seconds < 1
+    session = client.visit(frontend).session
+    frontend.shim.flush()
+    for _ in range(3):
+        assert client.visit(frontend, session).reused
+    found = told(registry)
+    assert found.value("resumed_frontend_saved_seconds_total", namespace="shop") == pytest.approx(3 * seconds)
+    assert found.value("resumed_frontend_lookup_seconds_count", namespace="shop") == 3
+    assert found.value("resumed_frontend_lookup_seconds_bucket", namespace="shop", le="+Inf") == 3
+    assert found.value("resumed_frontend_puts_total", namespace="shop", outcome="stored") == 1
+    frontend.shim.uninstall()
+
+
+def test_a_context_without_a_key_saves_nothing_that_anybody_knows(
+    store: RunningServer, keyring: resumed.Keyring
+) -> None:
+    """As one whose certificate is chosen by server name."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    with contextlib.closing(Installed(context, store.target, keyring)) as installed:
+        assert installed.installation.signature_seconds is None
+        assert "saved_seconds_total{" not in told(installed.registry).text
+
+
+def test_states_are_told_and_installations_of_a_namespace_add_up(keyring: resumed.Keyring) -> None:
+    """An open breaker of one shows; misses of both count together."""
+    client, registry = Client(ssl.TLSVersion.TLSv1_3), CollectorRegistry()
+    frontends = [Frontend("ssl", "127.0.0.1:1", keyring, namespace="shop", mirror=True) for _ in range(2)]
+    for frontend in frontends:
+        resumed.prometheus.export(frontend.shim, registry)
+        resumed.prometheus.export(frontend.shim, registry)  # twice is once
+    assert told(registry).value("resumed_frontend_breaker_open", namespace="shop") == 0
+    for _ in range(5):
+        session = client.visit(frontends[0]).session
+        assert not client.visit(frontends[1], session).reused
+    found = told(registry)
+    assert found.value("resumed_frontend_breaker_open", namespace="shop") == 1
+    assert found.value("resumed_frontend_mirror_live", namespace="shop") == 0
+    assert found.total("resumed_frontend_misses_total", namespace="shop") == 5
+    assert found.value("resumed_frontend_misses_total", namespace="shop", reason="breaker-open") > 0
+    for frontend in frontends:
+        frontend.shim.uninstall()
+
+
+class Installed:
+    """A context with the shim, exported to a registry of its own."""
+
+    def __init__(self, context: ssl.SSLContext, target: str, keyring: resumed.Keyring) -> None:
+        self.registry = CollectorRegistry()
+        self.installation = resumed.install(context, target=target, namespace="shop", keyring=keyring)
+        resumed.prometheus.export(self.installation, self.registry)
+
+    def close(self) -> None:
+        """Take it off."""
+        self.installation.uninstall()
