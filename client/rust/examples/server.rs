@@ -1,0 +1,75 @@
+//! A TLS server that keeps its sessions in the store: each connection gets one byte. Threads, no async runtime.
+//!
+//! `cargo run --example server -- --listen 127.0.0.1:0 --cert cert.pem --key key.pem --target 127.0.0.1:7400 --namespace shop
+//! --keyring fleet.keys [--single-use] [--mirror BYTES] [--deadline MILLISECONDS] [--version 1.2]`
+
+use std::collections::HashMap;
+use std::error::Error;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use resumed::{Keyring, Options, Sessions};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::version::{TLS12, TLS13};
+use rustls::{ServerConfig, ServerConnection, StreamOwned};
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let arguments = arguments()?;
+    let required = |name: &str| arguments.get(name).ok_or_else(|| format!("--{name} is missing"));
+
+    let mut options = Options::new(required("target")?, required("namespace")?, Keyring::load(required("keyring")?)?);
+    options.single_use = arguments.contains_key("single-use");
+    if let Some(bytes) = arguments.get("mirror") {
+        options.mirror = bytes.parse()?;
+    }
+    if let Some(milliseconds) = arguments.get("deadline") {
+        options.deadline = Duration::from_millis(milliseconds.parse()?);
+    }
+    let sessions = Sessions::new(options)?;
+
+    let versions = match arguments.get("version").map(String::as_str) {
+        None => vec![&TLS12, &TLS13],
+        Some("1.2") => vec![&TLS12],
+        Some("1.3") => vec![&TLS13],
+        Some(_) => return Err("--version is 1.2 or 1.3".into()),
+    };
+    let certificates = CertificateDer::pem_file_iter(required("cert")?)?.collect::<Result<_, _>>()?;
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&versions)?
+        .with_no_client_auth()
+        .with_single_cert(certificates, PrivateKeyDer::from_pem_file(required("key")?)?)?;
+
+    let listener = TcpListener::bind(required("listen")?)?;
+    println!("listening {}", listener.local_addr()?);
+    for accepted in listener.incoming() {
+        let connection = ServerConnection::new(sessions.for_connection(&config))?;
+        let accepted = accepted?;
+        // What becomes of one connection is nothing to the others.
+        thread::spawn(move || serve(connection, accepted));
+    }
+    Ok(())
+}
+
+fn serve(connection: ServerConnection, accepted: TcpStream) -> std::io::Result<()> {
+    accepted.set_nodelay(true)?;
+    let mut stream = StreamOwned::new(connection, accepted);
+    stream.write_all(b"\x01")?;
+    let mut rest = [0; 1024];
+    while stream.read(&mut rest)? > 0 {} // until the client has read everything
+    Ok(())
+}
+
+fn arguments() -> Result<HashMap<String, String>, Box<dyn Error>> {
+    let (mut arguments, mut given) = (HashMap::new(), std::env::args().skip(1));
+    while let Some(argument) = given.next() {
+        let name = argument.strip_prefix("--").ok_or_else(|| format!("{argument}: options begin with --"))?;
+        let value = if name == "single-use" { Some(String::new()) } else { given.next() };
+        arguments.insert(name.to_owned(), value.ok_or_else(|| format!("{argument} needs a value"))?);
+    }
+    Ok(arguments)
+}

@@ -1,0 +1,277 @@
+//! The fleet's keys, from a file that is read again when it changes.
+
+use std::fmt;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use base64::prelude::{BASE64_STANDARD, Engine};
+use zeroize::Zeroizing;
+
+use crate::Error;
+use crate::sealing::{self, FleetKey, ID_BYTES, KEY_BYTES, StoreKey};
+
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
+/// `S_IRWXO` and `S_IWGRP`: what nobody but the owner may do, and others may not at all.
+const FORBIDDEN_MODE: u32 = 0o027;
+const LARGEST_FILE: u64 = 1 << 20;
+
+/// The fleet's keys: the first one seals sessions and issues ids, every one opens.
+///
+/// Shows the ids of its keys when printed, never the keys. Takes no locks, so a fork at any time does no harm.
+///
+/// ```no_run
+/// let keyring = resumed::Keyring::load("fleet.keys")?;
+/// # Ok::<(), resumed::Error>(())
+/// ```
+pub struct Keyring {
+    keys: ArcSwap<Vec<FleetKey>>,
+    file: Option<Followed>,
+}
+
+struct Followed {
+    path: PathBuf,
+    loaded: Instant,
+    next_check: AtomicU64, // milliseconds after loaded
+    seen: ArcSwap<Seen>,
+}
+
+/// What the file was like when it was looked at last.
+struct Seen {
+    version: Option<Version>,
+    complaint: String,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Version {
+    inode: u64,
+    size: u64,
+    modified: (i64, i64),
+}
+
+impl Keyring {
+    /// Reads a keyring file, as `resumed keygen` makes them: one key a line (base64 of 32 bytes), the first one seals, `#`
+    /// begins a comment.
+    ///
+    /// The file is read again when it changes, at most once a second, so that keys can be rotated while serving. A changed
+    /// file that cannot be used is reported in the log, and the keys read before stay.
+    ///
+    /// # Errors
+    ///
+    /// The file is missing, malformed, or others than its owner and group may read it; the message says what to do.
+    pub fn load(path: impl AsRef<Path>) -> Result<Self, Error> {
+        let path = path.as_ref();
+        let (keys, version) = read(path)?;
+        Ok(Self {
+            keys: ArcSwap::from_pointee(keys),
+            file: Some(Followed {
+                path: path.to_owned(),
+                loaded: Instant::now(),
+                next_check: AtomicU64::new(milliseconds(CHECK_INTERVAL)),
+                seen: ArcSwap::from_pointee(Seen { version: Some(version), complaint: String::new() }),
+            }),
+        })
+    }
+
+    /// Makes a keyring of raw keys of 32 bytes, for those who keep their secrets elsewhere than in files.
+    ///
+    /// # Errors
+    ///
+    /// There is no key.
+    pub fn from_keys(keys: &[[u8; KEY_BYTES]]) -> Result<Self, Error> {
+        if keys.is_empty() {
+            return Err(Error::new("a keyring needs at least one key"));
+        }
+        let keys = keys.iter().map(|key| FleetKey::new(Zeroizing::new(*key))).collect();
+        Ok(Self { keys: ArcSwap::from_pointee(keys), file: None })
+    }
+
+    pub(crate) fn seal(&self, key: &StoreKey, plaintext: &[u8], not_after: u64) -> Vec<u8> {
+        self.current()[0].seal(key, plaintext, not_after, sealing::random())
+    }
+
+    pub(crate) fn open(&self, key: &StoreKey, sealed: &[u8], now: u64) -> Result<(Vec<u8>, u64), &'static str> {
+        sealing::open(&self.current(), key, sealed, now)
+    }
+
+    pub(crate) fn issue_id(&self, namespace: &str, now: u64) -> [u8; ID_BYTES] {
+        // Four bytes of seconds last until 2106.
+        self.current()[0].issue_id(namespace, u32::try_from(now).unwrap_or(u32::MAX), sealing::random())
+    }
+
+    /// Returns when the fleet issued an id, any bytes at all, for a namespace, or None if it did not.
+    pub(crate) fn open_id(&self, namespace: &str, id: &[u8]) -> Option<u64> {
+        self.current().iter().find_map(|key| key.open_id(namespace, id)).map(u64::from)
+    }
+
+    fn current(&self) -> Arc<Vec<FleetKey>> {
+        if let Some(file) = &self.file {
+            file.follow(&self.keys);
+        }
+        self.keys.load_full()
+    }
+}
+
+impl fmt::Debug for Keyring {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "Keyring({})", key_ids(&self.keys.load()))
+    }
+}
+
+impl Followed {
+    fn follow(&self, keys: &ArcSwap<Vec<FleetKey>>) {
+        let now = milliseconds(self.loaded.elapsed());
+        let due = self.next_check.load(Ordering::Relaxed);
+        let next = now + milliseconds(CHECK_INTERVAL);
+        let mine = now >= due && self.next_check.compare_exchange(due, next, Ordering::Relaxed, Ordering::Relaxed).is_ok();
+        if !mine {
+            return;
+        }
+        let seen = self.seen.load();
+        let looked = version_of(&self.path)
+            .and_then(|version| if seen.version == Some(version) { Ok(None) } else { read(&self.path).map(Some) });
+        match looked {
+            Ok(None) if seen.complaint.is_empty() => {}
+            Ok(None) => self.seen.store(Arc::new(Seen { version: seen.version, complaint: String::new() })),
+            Ok(Some((read, version))) => {
+                log::info!("keyring read again: {}", key_ids(&read));
+                keys.store(Arc::new(read));
+                self.seen.store(Arc::new(Seen { version: Some(version), complaint: String::new() }));
+            }
+            Err(error) => {
+                let complaint = error.to_string();
+                if complaint != seen.complaint {
+                    // once, not every second
+                    log::error!("keyring not read again, the keys read before stay: {complaint}");
+                    self.seen.store(Arc::new(Seen { version: seen.version, complaint }));
+                }
+            }
+        }
+    }
+}
+
+fn milliseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn key_ids(keys: &[FleetKey]) -> String {
+    let ids: Vec<_> = keys.iter().map(|key| format!("{:08x}", u32::from_be_bytes(key.id))).collect();
+    ids.join(", ")
+}
+
+fn version_of(path: &Path) -> Result<Version, Error> {
+    path.metadata().map(|metadata| Version::of(&metadata)).map_err(|error| unreadable(path, &error))
+}
+
+impl Version {
+    fn of(metadata: &std::fs::Metadata) -> Self {
+        Self { inode: metadata.ino(), size: metadata.size(), modified: (metadata.mtime(), metadata.mtime_nsec()) }
+    }
+}
+
+fn unreadable(path: &Path, error: &io::Error) -> Error {
+    let hint = if error.kind() == io::ErrorKind::NotFound { "; make one with `resumed keygen`" } else { "" };
+    Error::new(format!("keyring {}: {}{hint}", path.display(), error.kind()))
+}
+
+fn read(path: &Path) -> Result<(Vec<FleetKey>, Version), Error> {
+    let shown = path.display();
+    let mut text = Zeroizing::new(Vec::new());
+    let mut file = File::open(path).map_err(|error| unreadable(path, &error))?;
+    let metadata = file.metadata().map_err(|error| unreadable(path, &error))?;
+    text.reserve_exact(usize::try_from(metadata.len().min(LARGEST_FILE)).unwrap_or(0) + 1);
+    (&mut file).take(LARGEST_FILE).read_to_end(&mut text).map_err(|error| unreadable(path, &error))?;
+    let mode = metadata.mode() & 0o7777;
+    if mode & FORBIDDEN_MODE != 0 {
+        return Err(Error::new(format!(
+            "keyring {shown}: others may read or change it (mode {mode:04o}); run `chmod 600 {shown}`"
+        )));
+    }
+    let mut keys = Vec::new();
+    for (number, line) in text.split(|byte| *byte == b'\n').enumerate() {
+        let encoded = line.split(|byte| *byte == b'#').next().unwrap_or_default().trim_ascii();
+        if encoded.is_empty() {
+            continue;
+        }
+        let decoded = Zeroizing::new(BASE64_STANDARD.decode(encoded).unwrap_or_default());
+        let Ok(secret) = <[u8; KEY_BYTES]>::try_from(decoded.as_slice()) else {
+            // The line itself is not shown: it may be a key with one wrong character.
+            let number = number + 1;
+            return Err(Error::new(format!("keyring {shown}, line {number}: not a key (base64 of {KEY_BYTES} bytes)")));
+        };
+        keys.push(FleetKey::new(Zeroizing::new(secret)));
+    }
+    if keys.is_empty() {
+        return Err(Error::new(format!("keyring {shown}: holds no key; make one with `resumed keygen`")));
+    }
+    Ok((keys, Version::of(&metadata)))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    fn file(text: &str, mode: u32) -> tempfile::NamedTempFile {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(text.as_bytes()).unwrap();
+        file.as_file().set_permissions(std::fs::Permissions::from_mode(mode)).unwrap();
+        file
+    }
+
+    fn line(byte: u8) -> String {
+        BASE64_STANDARD.encode([byte; KEY_BYTES])
+    }
+
+    #[test]
+    fn a_file_has_a_key_in_each_line_that_is_no_comment() {
+        let file = file(&format!("# fleet\n\n {} # new\n{}\n", line(1), line(2)), 0o640);
+        let keyring = Keyring::load(file.path()).unwrap();
+        let expected = Keyring::from_keys(&[[1; KEY_BYTES], [2; KEY_BYTES]]).unwrap();
+        assert_eq!(format!("{keyring:?}"), format!("{expected:?}"));
+    }
+
+    #[test]
+    fn a_file_that_others_may_read_is_refused() {
+        for mode in [0o644, 0o620, 0o601] {
+            let error = Keyring::load(file(&line(1), mode).path()).unwrap_err().to_string();
+            assert!(error.contains("chmod 600"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_malformed_line_is_named_and_not_shown() {
+        let secret = &line(1)[1..];
+        let error = Keyring::load(file(&format!("{}\n{secret}", line(2)), 0o600).path()).unwrap_err().to_string();
+        assert!(error.contains("line 2") && !error.contains(secret), "{error}");
+        let error = Keyring::load(file("# nothing", 0o600).path()).unwrap_err().to_string();
+        assert!(error.contains("holds no key"), "{error}");
+        let error = Keyring::load("/nonexistent/fleet.keys").unwrap_err().to_string();
+        assert!(error.contains("resumed keygen"), "{error}");
+    }
+
+    #[test]
+    fn a_changed_file_is_read_again_and_an_unusable_one_is_not() {
+        let file = file(&line(1), 0o600);
+        let keyring = Keyring::load(file.path()).unwrap();
+        let id = keyring.issue_id("shop", 1);
+        let due = || keyring.file.as_ref().unwrap().next_check.store(0, Ordering::Relaxed);
+
+        std::fs::write(file.path(), "no key").unwrap();
+        due();
+        assert_eq!(keyring.open_id("shop", &id), Some(1));
+
+        std::fs::write(file.path(), format!("{}\n{}\n", line(2), line(1))).unwrap();
+        due();
+        assert_eq!(keyring.open_id("shop", &id), Some(1));
+        let renewed = keyring.issue_id("shop", 2);
+        assert_eq!(Keyring::from_keys(&[[1; KEY_BYTES]]).unwrap().open_id("shop", &renewed), None);
+    }
+}

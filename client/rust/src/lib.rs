@@ -1,0 +1,44 @@
+//! Sessions of TLS servers in the central store of [resumed](https://github.com/resumed/resumed), so that any frontend of a fleet
+//! resumes what any other negotiated.
+//!
+//! [`Sessions`] keeps those of rustls servers. A handshake never waits for the store beyond a deadline, and not at all while the store
+//! keeps failing. Whatever goes wrong is a full handshake and a count in [`Stats`], nothing else.
+//!
+//! ```no_run
+//! # fn server_config() -> rustls::ServerConfig { unimplemented!() }
+//! let keyring = resumed::Keyring::load("fleet.keys")?;
+//! let sessions = resumed::Sessions::new(resumed::Options::new("127.0.0.1:7400", "shop", keyring))?;
+//! let config = server_config();
+//! // For each connection that is accepted:
+//! let connection = rustls::ServerConnection::new(sessions.for_connection(&config));
+//! # Ok::<(), resumed::Error>(())
+//! ```
+//!
+//! [`Shim`] is for bindings to other TLS stacks: `libresumed`, which puts the store under OpenSSL servers, is made of it.
+
+mod breaker;
+mod error;
+mod keyring;
+mod mirror;
+mod options;
+#[cfg(feature = "rustls")]
+mod rustls;
+mod sealing;
+mod sender;
+mod shim;
+mod stats;
+mod store;
+#[allow(missing_docs, clippy::all, clippy::pedantic, rustdoc::all)]
+mod stubs;
+
+pub use error::Error;
+pub use keyring::Keyring;
+pub use options::{Ids, Options, Puts};
+pub use sealing::{Format, ID_BYTES, KEY_BYTES};
+pub use shim::{Look, Removal, Shim};
+pub use stats::{BUCKETS, Stats};
+pub use store::Credentials;
+pub use stubs::resumed::v1;
+
+#[cfg(feature = "rustls")]
+pub use crate::rustls::{Connection, Sessions};

@@ -1,0 +1,282 @@
+//! A copy of the namespace's sealed sessions in the frontend's memory: a look-up that finds its session here is no call.
+//!
+//! The store's Watch keeps it current, and the frontend's own look-ups add what was stored before. It answers only while the
+//! stream is alive: a store that is silent for three seconds may have been told to remove something, so nothing is answered
+//! until it is heard again. A stream that cannot go on where it ended begins with an empty mirror, never with a wrong one.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::sealing::StoreKey;
+use crate::store::{Store, StoredSession};
+use crate::v1;
+
+/// How long a mirror answers without a word from the store, which speaks at least once a second.
+const STALE: Duration = Duration::from_secs(3);
+const RETRY_PAUSE: Duration = Duration::from_secs(1);
+/// What an entry takes beside its value: key, expiry, a table that is mostly too large, the order, the allocator.
+const OVERHEAD_BYTES: usize = 192;
+const FORGOTTEN: usize = 1024;
+const RECENT_REMOVALS: usize = 1024;
+
+/// A mirror of one namespace.
+pub(crate) struct Mirror {
+    sessions: Mutex<Sessions>,
+    heard: Mutex<Option<Instant>>,
+}
+
+impl Mirror {
+    /// Makes an empty mirror whose sessions may take `limit` bytes.
+    pub(crate) fn new(limit: usize) -> Self {
+        Self { sessions: Mutex::new(Sessions::new(limit)), heard: Mutex::new(None) }
+    }
+
+    /// Returns the sealed value of a live session, or None: then the store has to be asked.
+    pub(crate) fn get(&self, key: &StoreKey) -> Option<Vec<u8>> {
+        if self.silence()? >= STALE {
+            return None;
+        }
+        self.lock().get(key, Instant::now()).map(<[u8]>::to_vec)
+    }
+
+    /// Returns how many removals there were: a look-up notes it when it begins, and `found` wants it back.
+    pub(crate) fn removals(&self) -> u64 {
+        self.lock().removals
+    }
+
+    /// Keeps a session that a look-up found, unless it was removed since.
+    pub(crate) fn found(&self, key: &StoreKey, session: &StoredSession, since: u64) {
+        let mut sessions = self.lock();
+        if !sessions.removed_since(key, since) {
+            sessions.put(*key, session, Instant::now());
+        }
+    }
+
+    /// Forgets a session, and refuses it from look-ups that are under way.
+    pub(crate) fn remove(&self, key: &StoreKey) {
+        self.lock().remove(key);
+    }
+
+    /// Follows the namespace until the task is dropped.
+    pub(crate) async fn follow(&self, store: &Store) {
+        let (mut position, mut failing) = (Vec::new(), false);
+        loop {
+            if let Err(error) = self.stream(store, &mut position, &mut failing).await {
+                if !failing {
+                    // once per outage
+                    log::warn!("the mirror of {} rests: {error}", store.target());
+                }
+                failing = true;
+            }
+            *self.heard() = None;
+            tokio::time::sleep(RETRY_PAUSE).await;
+        }
+    }
+
+    async fn stream(&self, store: &Store, position: &mut Vec<u8>, failing: &mut bool) -> Result<(), String> {
+        let silent = || format!("the store was silent for {STALE:?}");
+        let mut first = true;
+        let watch = tokio::time::timeout(STALE, store.watch(position.clone())).await;
+        let mut watch = watch.map_err(|_| silent())?.map_err(|status| status.to_string())?;
+        loop {
+            let answer = tokio::time::timeout(STALE, watch.message()).await.map_err(|_| silent())?;
+            let answer = answer.map_err(|status| status.to_string())?.ok_or("the store ended the stream")?;
+            if std::mem::take(&mut first) && !answer.continued {
+                self.lock().clear();
+            }
+            *failing = false;
+            for event in answer.events {
+                self.take_in(event);
+            }
+            if !answer.position.is_empty() {
+                *position = answer.position;
+            }
+            if answer.live {
+                *self.heard() = Some(Instant::now());
+            }
+        }
+    }
+
+    fn take_in(&self, event: v1::Event) {
+        match event.event {
+            Some(v1::event::Event::Put(v1::event::Put { key, session: Some(session) })) => {
+                if let (Ok(key), Some(session)) = (StoreKey::try_from(key), StoredSession::of(session)) {
+                    self.lock().put(key, &session, Instant::now());
+                }
+            }
+            Some(v1::event::Event::Removed(v1::event::Removed { key })) => {
+                if let Ok(key) = StoreKey::try_from(key) {
+                    self.remove(&key);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn silence(&self) -> Option<Duration> {
+        self.heard().map(|heard| heard.elapsed())
+    }
+
+    fn heard(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.heard.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Sessions> {
+        self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+struct Entry {
+    expires: Instant,
+    value: Box<[u8]>,
+}
+
+/// Values by store key, bounded in bytes, until they expire. The oldest go first.
+struct Sessions {
+    limit: usize,
+    entries: HashMap<StoreKey, Entry>,
+    order: VecDeque<StoreKey>,
+    bytes: usize,
+    removals: u64,
+    recent: VecDeque<StoreKey>,
+}
+
+impl Sessions {
+    fn new(limit: usize) -> Self {
+        Self { limit, entries: HashMap::new(), order: VecDeque::new(), bytes: 0, removals: 0, recent: VecDeque::new() }
+    }
+
+    fn clear(&mut self) {
+        // A removal of everything: no look-up under way may put its session.
+        *self = Self { removals: self.removals + 1, ..Self::new(self.limit) };
+    }
+
+    fn get(&self, key: &StoreKey, now: Instant) -> Option<&[u8]> {
+        self.entries.get(key).filter(|entry| now < entry.expires).map(|entry| &*entry.value)
+    }
+
+    fn put(&mut self, key: StoreKey, session: &StoredSession, now: Instant) {
+        if self.entries.contains_key(&key) {
+            self.drop(&key);
+        } else {
+            self.order.push_back(key);
+        }
+        self.bytes += OVERHEAD_BYTES + session.value.len();
+        self.entries.insert(key, Entry { expires: now + session.ttl, value: session.value.as_slice().into() });
+        self.make_room(now);
+    }
+
+    fn remove(&mut self, key: &StoreKey) {
+        self.removals += 1;
+        if self.recent.len() == RECENT_REMOVALS {
+            self.recent.pop_front();
+        }
+        self.recent.push_back(*key);
+        self.drop(key);
+        // Or what is gone would take ever more memory.
+        if self.order.len() > self.entries.len() / 4 * 5 + FORGOTTEN {
+            let entries = &self.entries;
+            self.order.retain(|key| entries.contains_key(key));
+        }
+    }
+
+    fn removed_since(&self, key: &StoreKey, since: u64) -> bool {
+        let missed = usize::try_from(self.removals - since).unwrap_or(usize::MAX);
+        missed > self.recent.len() || self.recent.iter().rev().take(missed).any(|removed| removed == key)
+    }
+
+    fn drop(&mut self, key: &StoreKey) {
+        if let Some(entry) = self.entries.remove(key) {
+            self.bytes -= OVERHEAD_BYTES + entry.value.len();
+        }
+    }
+
+    fn make_room(&mut self, now: Instant) {
+        // Sessions live about equally long, so the oldest is the first to expire. Keys that were removed meanwhile are still in the
+        // order, and cost nothing to pass over.
+        while let Some(oldest) = self.order.front().copied() {
+            let live = self.entries.get(&oldest).is_some_and(|entry| now < entry.expires);
+            if live && self.bytes <= self.limit {
+                return;
+            }
+            self.order.pop_front();
+            self.drop(&oldest);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn session(value: &[u8], seconds: u64) -> StoredSession {
+        StoredSession { value: value.to_vec(), ttl: Duration::from_secs(seconds) }
+    }
+
+    #[test]
+    fn a_session_is_there_until_it_expires_or_is_removed() {
+        let (mut sessions, now) = (Sessions::new(1 << 20), Instant::now());
+        sessions.put([1; 32], &session(b"one", 10), now);
+        sessions.put([2; 32], &session(b"two", 20), now);
+        assert_eq!(sessions.get(&[1; 32], now), Some(&b"one"[..]));
+        let later = now + Duration::from_secs(10);
+        assert_eq!(sessions.get(&[1; 32], later), None);
+        assert_eq!(sessions.get(&[2; 32], later), Some(&b"two"[..]));
+        sessions.remove(&[2; 32]);
+        assert_eq!(sessions.get(&[2; 32], later), None);
+    }
+
+    #[test]
+    fn the_oldest_go_when_room_is_needed_and_all_bytes_are_accounted_for() {
+        let (mut sessions, now) = (Sessions::new(3 * (OVERHEAD_BYTES + 100)), Instant::now());
+        for byte in 0..10 {
+            sessions.put([byte; 32], &session(&[byte; 100], 10), now);
+            sessions.put([byte; 32], &session(&[byte; 100], 10), now);
+        }
+        let kept: Vec<_> = (0..10).filter(|byte| sessions.get(&[*byte; 32], now).is_some()).collect();
+        assert_eq!(kept, [7, 8, 9]);
+        for byte in 0..10 {
+            sessions.remove(&[byte; 32]);
+        }
+        assert_eq!((sessions.bytes, sessions.entries.len()), (0, 0));
+    }
+
+    #[test]
+    fn what_was_removed_meanwhile_does_not_come_back_from_a_lookup() {
+        let mirror = Mirror::new(1 << 20);
+        *mirror.heard() = Some(Instant::now());
+        let since = mirror.removals();
+        mirror.remove(&[1; 32]);
+        mirror.found(&[1; 32], &session(b"one", 10), since);
+        mirror.found(&[2; 32], &session(b"two", 10), since);
+        assert_eq!((mirror.get(&[1; 32]), mirror.get(&[2; 32])), (None, Some(b"two".to_vec())));
+        let since = mirror.removals();
+        mirror.lock().clear();
+        mirror.found(&[3; 32], &session(b"three", 10), since);
+        assert_eq!(mirror.get(&[3; 32]), None);
+    }
+
+    #[test]
+    fn a_mirror_that_heard_nothing_lately_answers_nothing() {
+        let mirror = Mirror::new(1 << 20);
+        mirror.found(&[1; 32], &session(b"one", 10), 0);
+        assert_eq!(mirror.get(&[1; 32]), None);
+        *mirror.heard() = Some(Instant::now());
+        assert!(mirror.get(&[1; 32]).is_some());
+        *mirror.heard() = Instant::now().checked_sub(STALE);
+        assert_eq!(mirror.get(&[1; 32]), None);
+    }
+
+    #[test]
+    fn what_is_gone_leaves_the_order_too() {
+        let (mut sessions, now) = (Sessions::new(1 << 30), Instant::now());
+        for number in 0..10_000_u32 {
+            let mut key = [0; 32];
+            key[..4].copy_from_slice(&number.to_be_bytes());
+            sessions.put(key, &session(b"value", 10), now);
+            sessions.remove(&key);
+        }
+        assert!(sessions.order.len() <= FORGOTTEN + 1);
+    }
+}

@@ -1,0 +1,231 @@
+//! Sends Puts and Removes while no handshake waits: a bounded queue, many operations in one Batch. It also finds out that a
+//! failing store is back, so that no handshake has to.
+
+use std::collections::VecDeque;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::time::{Instant, timeout};
+
+use crate::sealing::StoreKey;
+use crate::shim::{Process, unix_time};
+use crate::stats::Kind;
+use crate::store::How;
+use crate::v1::{Operation, PutRequest, RemoveRequest, operation, result};
+
+/// What may wait to be sent; beyond that Puts and Removes are dropped, and counted.
+const QUEUE_BYTES: usize = 16 << 20;
+/// An item's own memory, roughly, beside its value.
+const ITEM_BYTES: usize = 256;
+const BATCH_OPERATIONS: usize = 256;
+const BATCH_DEADLINE: Duration = Duration::from_secs(1);
+/// How long to wait for company before a Batch is sent. Clients that come back sooner are asked for again.
+const LINGER: Duration = Duration::from_millis(3);
+const PROBE_PAUSE: Duration = Duration::from_millis(500);
+const PROBE_KEY: &[u8] = b"resumed/v1 probe";
+
+pub(crate) enum Item {
+    /// A session, and when its life ends, in Unix seconds: waiting in the queue does not prolong it.
+    Put { key: StoreKey, value: Vec<u8>, not_after: u64 },
+    /// The reason under which the removal is counted.
+    Remove { key: StoreKey, reason: &'static str },
+}
+
+impl Item {
+    fn size(&self) -> usize {
+        ITEM_BYTES + if let Self::Put { value, .. } = self { value.len() } else { 0 }
+    }
+
+    fn counted(&self, outcome: &'static str) -> (Kind, &'static str) {
+        match self {
+            Self::Put { .. } => (Kind::Puts, outcome),
+            Self::Remove { reason, .. } if outcome == "stored" => (Kind::Removals, reason),
+            Self::Remove { .. } => (Kind::Removals, outcome),
+        }
+    }
+
+    fn operation(&self, namespace: &str, now: u64) -> Option<Operation> {
+        let namespace = namespace.to_owned();
+        let operation = match self {
+            Self::Put { not_after, .. } if *not_after <= now => return None,
+            Self::Put { key, value, not_after } => operation::Operation::Put(PutRequest {
+                namespace,
+                key: key.to_vec(),
+                value: value.clone(),
+                ttl: Some(prost_types::Duration { seconds: i64::try_from(not_after - now).ok()?, nanos: 0 }),
+            }),
+            Self::Remove { key, .. } => operation::Operation::Remove(RemoveRequest { namespace, key: key.to_vec() }),
+        };
+        Some(Operation { operation: Some(operation) })
+    }
+}
+
+#[derive(Default)]
+struct Queue {
+    items: VecDeque<Item>,
+    bytes: usize,
+    submitted: u64,
+    finished: u64,
+    urgent: u64,
+    closing: bool,
+}
+
+#[derive(Default)]
+pub(crate) struct Sender {
+    queue: Mutex<Queue>,
+    work: Notify,
+    finished: Condvar,
+}
+
+impl Sender {
+    /// Queues an item and returns its number for `wait`, or None if there was no room. `urgent` if somebody waits for it.
+    pub(crate) fn submit(&self, process: &Process, item: Item, urgent: bool) -> Option<u64> {
+        let mut queue = self.lock();
+        if queue.closing || queue.bytes + item.size() > QUEUE_BYTES {
+            drop(queue);
+            process.count(item.counted("dropped"));
+            return None;
+        }
+        queue.bytes += item.size();
+        queue.items.push_back(item);
+        queue.submitted += 1;
+        let number = queue.submitted;
+        if urgent {
+            queue.urgent = number;
+        }
+        drop(queue);
+        self.work.notify_one();
+        Some(number)
+    }
+
+    /// Waits until what `submit` numbered so was sent or given up, and returns false if it took too long.
+    pub(crate) fn wait(&self, number: u64, patience: Duration) -> bool {
+        let waited = self.finished.wait_timeout_while(self.lock(), patience, |queue| queue.finished < number);
+        waited.is_ok_and(|(_, outcome)| !outcome.timed_out())
+    }
+
+    /// Sends all that was submitted so far at once, and returns false if it took too long.
+    pub(crate) fn flush(&self, patience: Duration) -> bool {
+        let last = {
+            let mut queue = self.lock();
+            queue.urgent = queue.submitted;
+            queue.submitted
+        };
+        self.work.notify_one();
+        self.wait(last, patience)
+    }
+
+    /// Has the store tried, from now on, until it answers again.
+    pub(crate) fn probe(&self) {
+        self.work.notify_one();
+    }
+
+    /// Accepts nothing more, and waits until all is sent or the store fails.
+    pub(crate) fn close(&self, process: &Process, patience: Duration) {
+        self.lock().closing = true;
+        self.work.notify_one();
+        let busy = |queue: &mut Queue| !queue.items.is_empty() && process.breaker.closed();
+        drop(self.finished.wait_timeout_while(self.lock(), patience, busy));
+    }
+
+    /// Sends until `close` was called and all is sent.
+    pub(crate) async fn run(&self, process: &Process) {
+        loop {
+            let resting = !process.breaker.closed();
+            let (idle, closing) = {
+                let queue = self.lock();
+                (queue.items.is_empty(), queue.closing)
+            };
+            if closing && (idle || resting) {
+                self.finished.notify_all();
+                return;
+            } else if resting {
+                self.pause(PROBE_PAUSE).await;
+                probe(process).await;
+            } else if idle {
+                self.work.notified().await;
+            } else {
+                self.linger().await;
+                if !self.send(process).await {
+                    self.pause(process.deadline).await;
+                }
+            }
+        }
+    }
+
+    /// Waits for company, unless somebody waits already.
+    async fn linger(&self) {
+        let company = async {
+            while !self.hurried() {
+                self.work.notified().await;
+            }
+        };
+        let _ = timeout(LINGER, company).await;
+    }
+
+    fn hurried(&self) -> bool {
+        let queue = self.lock();
+        queue.urgent > queue.finished || queue.items.len() >= BATCH_OPERATIONS || queue.closing
+    }
+
+    async fn pause(&self, duration: Duration) {
+        let closing = async {
+            while !self.lock().closing {
+                self.work.notified().await;
+            }
+        };
+        let _ = timeout(duration, closing).await;
+    }
+
+    async fn send(&self, process: &Process) -> bool {
+        let now = unix_time();
+        let operations: Vec<_> = {
+            let queue = self.lock();
+            queue.items.iter().take(BATCH_OPERATIONS).map(|item| item.operation(&process.namespace, now)).collect()
+        };
+        let alive: Vec<_> = operations.iter().flatten().cloned().collect();
+        let mut results = Vec::new().into_iter();
+        if !alive.is_empty() {
+            match process.store.batch(alive, Instant::now() + BATCH_DEADLINE).await {
+                Ok(answered) => results = answered.into_iter(),
+                Err(failure) => {
+                    // Everything stays in the queue, in its order: ids are write-once, so sending twice does no harm.
+                    process.failed(failure);
+                    return false;
+                }
+            }
+            process.succeeded();
+        }
+        let mut queue = self.lock();
+        for operation in &operations {
+            let Some(item) = queue.items.pop_front() else { break };
+            queue.bytes -= item.size();
+            queue.finished += 1;
+            let outcome = match operation.as_ref().and_then(|_| results.next()) {
+                None => "expired",
+                Some(Some(result::Result::Error(_)) | None) => "refused",
+                Some(_) => "stored",
+            };
+            process.count(item.counted(outcome));
+        }
+        drop(queue);
+        self.finished.notify_all();
+        true
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+async fn probe(process: &Process) {
+    // With the deadline of a handshake: a store that answers, but too late for one, is no help.
+    let end = Instant::now() + process.deadline;
+    match process.store.look_up(PROBE_KEY, How::Get, end).await {
+        Ok(_) => {
+            process.succeeded();
+        }
+        Err(_) => process.store.reconnect(),
+    }
+}

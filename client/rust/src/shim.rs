@@ -1,0 +1,448 @@
+//! What to do at each session hook of a TLS server: the policy, for bindings to TLS stacks.
+//!
+//! - A handshake never waits for the store beyond the deadline, and not at all while the store keeps failing.
+//! - A call that fails means no resumption, and nothing else.
+//! - What comes from a peer (ids) and from the store (values) is foreign: neither is trusted.
+//! - A session's life counts from its negotiation. Whoever resumes or stores it again never prolongs it.
+//! - A process that is forked begins anew: no thread, no connection, no count is its parent's.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime};
+
+use arc_swap::ArcSwapOption;
+use nix::sys::signal::{SigSet, SigmaskHow};
+use tokio::runtime::{Builder, Handle};
+use tonic::transport::Endpoint;
+
+use crate::breaker::Breaker;
+use crate::mirror::Mirror;
+use crate::options::{Ids, Options};
+use crate::sealing::{self, Format, ID_BYTES, StoreKey, StoreKeys};
+use crate::sender::{Item, Sender};
+use crate::stats::{Kind, Recorder, Stats};
+use crate::store::{Failure, How, Store};
+use crate::{Error, store};
+
+/// How long after its issue an id that the store does not know is asked for again: its Put may be on its way.
+const FRESHNESS: u64 = 10;
+/// The times to wait before each further ask, or what the deadline leaves.
+const FRESH_PAUSES: [Duration; 4] =
+    [Duration::from_millis(1), Duration::from_millis(4), Duration::from_millis(16), Duration::from_millis(64)];
+/// What a further ask must have left of the deadline, so that it is not a failure of the store if it is late.
+const LEAST_ASK: Duration = Duration::from_millis(10);
+const CLOSE_PATIENCE: Duration = Duration::from_secs(1);
+/// The store's limit.
+const LARGEST_VALUE: usize = 65_536;
+
+/// A value and the reason of the hit, or the reason of the miss.
+type Found = Result<(Vec<u8>, &'static str), &'static str>;
+
+/// Decides for one TLS context, or several that share their sessions.
+///
+/// This is what the bindings in this crate and in `libresumed` are made of. Its threads and connections are those of a process: they are
+/// made when first needed, and again in a forked child.
+pub struct Shim {
+    options: Options,
+    endpoint: Endpoint,
+    keys: StoreKeys,
+    process: ArcSwapOption<Process>,
+}
+
+/// Why a session is removed, as it is counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Removal {
+    /// A connection failed with a fatal alert (RFC 5246 section 7.2.2).
+    FatalError,
+    /// The application asked for it.
+    Application,
+}
+
+/// What is special about one look-up.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Look {
+    /// Whether to take the session from the whole fleet, whatever the options say.
+    pub once: bool,
+    /// Which ids are looked up, instead of what the options say.
+    pub ids: Option<Ids>,
+    /// When this handshake has waited long enough, if it has waited before.
+    pub end: Option<Instant>,
+}
+
+impl Shim {
+    /// Makes a shim. Opens no connection and starts no thread.
+    ///
+    /// # Errors
+    ///
+    /// An option is outside its range, or a file cannot be used; the message says which, and what to do.
+    pub fn new(options: Options, format: Format) -> Result<Self, Error> {
+        options.check()?;
+        let endpoint = store::endpoint(&options.target, options.credentials.as_ref())?;
+        let keys = StoreKeys::new(format, &options.namespace);
+        Ok(Self { options, endpoint, keys, process: ArcSwapOption::empty() })
+    }
+
+    /// The options that it was made with.
+    #[must_use]
+    pub fn options(&self) -> &Options {
+        &self.options
+    }
+
+    /// Returns the id for a session about to be negotiated.
+    #[must_use]
+    pub fn issue_id(&self) -> [u8; ID_BYTES] {
+        self.options.keyring.issue_id(&self.options.namespace, unix_time())
+    }
+
+    /// Returns when a session ends, in Unix seconds, that is negotiated now.
+    #[must_use]
+    pub fn not_after(&self) -> u64 {
+        unix_time() + self.options.lifetime.as_secs()
+    }
+
+    /// Stores a session that a handshake has just negotiated, and returns whether that is under way.
+    ///
+    /// `not_after` is the end of its life, in Unix seconds. `wait` is whether the handshake waits until it is stored, at most for the
+    /// deadline.
+    pub fn negotiated(&self, id: &[u8], serialized: &[u8], not_after: u64, wait: bool) -> bool {
+        let Some(process) = self.process() else { return false };
+        if unix_time() >= not_after || serialized.len() + sealing::OVERHEAD_BYTES > LARGEST_VALUE {
+            process.count((Kind::Puts, "unresumable"));
+            return false;
+        }
+        let not_after = not_after.min(self.not_after());
+        let key = self.keys.key(id);
+        let value = self.options.keyring.seal(&key, serialized, not_after);
+        let number = process.sender.submit(&process, Item::Put { key, value, not_after }, wait);
+        // After a call that failed, which may have been this handshake's look-up, a handshake does not wait once more.
+        if let Some(number) = number.filter(|_| wait && process.breaker.answered()) {
+            process.sender.wait(number, self.options.deadline);
+        }
+        number.is_some()
+    }
+
+    /// Notes a session that cannot be resumed from the store, and so is not stored.
+    pub fn unresumable(&self) {
+        self.count((Kind::Puts, "unresumable"));
+    }
+
+    /// Returns the session of an id that a client offered, any bytes at all, or None to make a full handshake.
+    ///
+    /// `decode` makes a session of its serialized form and its `not_after`, or tells why it cannot.
+    pub fn look_up<T>(&self, id: &[u8], look: Look, decode: impl FnOnce(&[u8], u64) -> Result<T, &'static str>) -> Option<T> {
+        let process = self.process()?;
+        let now = unix_time();
+        let found = self.find(&process, id, look, now).and_then(|(key, value, reason)| {
+            let (serialized, not_after) = self.options.keyring.open(&key, &value, now)?;
+            Ok((decode(&serialized, not_after)?, reason))
+        });
+        match found {
+            Ok((session, reason)) => {
+                process.count((Kind::Hits, reason));
+                Some(session)
+            }
+            Err(reason) => {
+                process.count((Kind::Misses, reason));
+                None
+            }
+        }
+    }
+
+    /// Removes a session from the whole fleet, in the background.
+    pub fn remove(&self, id: &[u8], removal: Removal) {
+        let Some(process) = self.process() else { return };
+        let key = self.keys.key(id);
+        if let Some(mirror) = &process.mirror {
+            mirror.remove(&key);
+        }
+        let reason = match removal {
+            Removal::FatalError => "fatal-error",
+            Removal::Application => "application",
+        };
+        process.sender.submit(&process, Item::Remove { key, reason }, false);
+    }
+
+    /// Notes a connection that was cut, which says nothing against its session (RFC 5246 section 7.2.1).
+    pub fn kept(&self) {
+        self.count((Kind::Removals, "kept"));
+    }
+
+    /// Notes a defect that a binding caught.
+    pub fn internal_error(&self) {
+        self.count((Kind::Misses, "internal-error"));
+        log::error!("a session callback failed; the handshake goes on without resumption");
+    }
+
+    /// Waits until all Puts and removals so far are sent, and returns false if that took too long.
+    pub fn flush(&self, patience: Duration) -> bool {
+        self.running().is_none_or(|process| process.sender.flush(patience))
+    }
+
+    /// Whether the store kept failing, so that handshakes do not ask it at present.
+    #[must_use]
+    pub fn resting(&self) -> bool {
+        self.running().is_some_and(|process| !process.breaker.closed())
+    }
+
+    /// What happened in this process so far.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        self.running().map(|process| process.recorder.snapshot()).unwrap_or_default()
+    }
+
+    /// Sends what is not sent yet, for `patience` at most, and stops; nothing more is stored.
+    pub fn close(&self, patience: Duration) {
+        if let Some(process) = self.running() {
+            process.sender.close(&process, patience);
+        }
+    }
+
+    fn count(&self, counted: (Kind, &'static str)) {
+        if let Some(process) = self.process() {
+            process.count(counted);
+        }
+    }
+
+    fn find(
+        &self,
+        process: &Arc<Process>,
+        id: &[u8],
+        look: Look,
+        now: u64,
+    ) -> Result<(StoreKey, Vec<u8>, &'static str), &'static str> {
+        let issued = self.options.keyring.open_id(&self.options.namespace, id);
+        if !(1..=ID_BYTES).contains(&id.len()) || (issued.is_none() && look.ids.unwrap_or(self.options.ids) == Ids::Sealed) {
+            return Err("foreign-id");
+        }
+        if issued.is_some_and(|issued| now > issued.saturating_add(self.options.lifetime.as_secs())) {
+            return Err("old-id");
+        }
+        let key = self.keys.key(id);
+        // A single use is the store's to grant, not a copy's.
+        let how = if look.once || self.options.single_use { How::Take } else { How::Get };
+        if let Some(value) = process.mirror.as_ref().filter(|_| how == How::Get).and_then(|mirror| mirror.get(&key)) {
+            return Ok((key, value, "mirror"));
+        }
+        if !process.breaker.closed() {
+            return Err("breaker-open");
+        }
+        let latest = Instant::now() + self.options.deadline;
+        let end = look.end.map_or(latest, |end| end.min(latest));
+        let (flight, mine) = process.board(key, how).ok_or("busy")?;
+        if mine {
+            let (process, flight) = (Arc::clone(process), Arc::clone(&flight));
+            let fresh = issued.is_some_and(|issued| now <= issued.saturating_add(FRESHNESS));
+            // A call that is too late is to be noticed here, and to open the breaker: so it gets a little less.
+            let time = end.saturating_duration_since(Instant::now()) / 10 * 9;
+            process.handle.clone().spawn(async move { process.fly(&flight, key, how, fresh, time).await });
+        }
+        let (value, reason) = flight.wait(end)?;
+        Ok((key, value, if mine { reason } else { "shared" }))
+    }
+
+    /// The state of this process; None if the system has no thread for it.
+    fn process(&self) -> Option<Arc<Process>> {
+        self.running().or_else(|| self.begin())
+    }
+
+    fn running(&self) -> Option<Arc<Process>> {
+        self.process.load_full().filter(|process| process.pid == std::process::id())
+    }
+
+    fn begin(&self) -> Option<Arc<Process>> {
+        static BEGINNING: Mutex<()> = Mutex::new(());
+        // Of the threads of this process one begins. A lock that a forked parent held would never be released, but its
+        // threads begin before it forks, or not at all.
+        let _alone = BEGINNING.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(process) = self.running() {
+            return Some(process);
+        }
+        let process =
+            Process::start(&self.options, &self.endpoint).inspect_err(|error| log::error!("no resumption: {error}")).ok()?;
+        // The parent's runtime belongs to the parent: here its threads do not exist, and nobody may wait for them.
+        std::mem::forget(self.process.swap(Some(Arc::clone(&process))));
+        Some(process)
+    }
+}
+
+impl Drop for Shim {
+    fn drop(&mut self) {
+        self.close(CLOSE_PATIENCE);
+        if self.running().is_none() {
+            std::mem::forget(self.process.swap(None));
+        }
+    }
+}
+
+impl fmt::Debug for Shim {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Shim").field("options", &self.options).finish_non_exhaustive()
+    }
+}
+
+/// What a shim has in one process: a thread, in which all calls are made.
+pub(crate) struct Process {
+    pid: u32,
+    pub(crate) namespace: String,
+    pub(crate) deadline: Duration,
+    pub(crate) store: Store,
+    pub(crate) sender: Sender,
+    pub(crate) breaker: Breaker,
+    recorder: Recorder,
+    mirror: Option<Mirror>,
+    handle: Handle,
+    flights: Mutex<HashMap<StoreKey, Arc<Flight>>>,
+    lookups: AtomicUsize,
+    max_lookups: usize,
+}
+
+impl Process {
+    fn start(options: &Options, endpoint: &Endpoint) -> Result<Arc<Self>, Error> {
+        let failed = |error: std::io::Error| Error::new(format!("no thread for the store: {error}"));
+        let runtime = Builder::new_current_thread().enable_all().build().map_err(failed)?;
+        let entered = runtime.enter();
+        let process = Arc::new(Self {
+            pid: std::process::id(),
+            namespace: options.namespace.clone(),
+            deadline: options.deadline,
+            store: Store::new(options, endpoint),
+            sender: Sender::default(),
+            breaker: Breaker::default(),
+            recorder: Recorder::default(),
+            mirror: (options.mirror > 0).then(|| Mirror::new(options.mirror)),
+            handle: runtime.handle().clone(),
+            flights: Mutex::default(),
+            lookups: AtomicUsize::new(0),
+            max_lookups: options.max_lookups,
+        });
+        drop(entered);
+        let running = Arc::clone(&process);
+        // Signals are for the program's own threads: many servers count on being interrupted by theirs.
+        let blocked = SigSet::all().thread_swap_mask(SigmaskHow::SIG_BLOCK);
+        let thread = thread::Builder::new().name("resumed".into()).spawn(move || {
+            runtime.block_on(async {
+                let (mirror, credentials) = (Arc::clone(&running), Arc::clone(&running));
+                tokio::spawn(async move {
+                    if let Some(copy) = &mirror.mirror {
+                        copy.follow(&mirror.store).await;
+                    }
+                });
+                tokio::spawn(async move { credentials.store.follow_credentials().await });
+                running.sender.run(&running).await;
+            });
+        });
+        if let Ok(mask) = blocked {
+            let _ = mask.thread_set_mask();
+        }
+        thread.map_err(failed)?;
+        Ok(process)
+    }
+
+    pub(crate) fn count(&self, (kind, reason): (Kind, &'static str)) {
+        self.recorder.count(kind, reason);
+    }
+
+    pub(crate) fn failed(&self, failure: Failure) {
+        if self.breaker.failed() {
+            log::warn!("the store at {} keeps failing ({}), resumption rests", self.store.target(), failure.reason());
+            self.sender.probe();
+        }
+    }
+
+    pub(crate) fn succeeded(&self) {
+        if self.breaker.succeeded() {
+            log::info!("the store at {} answers again", self.store.target());
+        }
+    }
+
+    /// Returns the look-up of `key` that is under way, or a new one and true: whoever gets that has to `fly` it.
+    fn board(&self, key: StoreKey, how: How) -> Option<(Arc<Flight>, bool)> {
+        let mut flights = self.flights();
+        if let Some(flight) = flights.get(&key).filter(|_| how == How::Get) {
+            return Some((Arc::clone(flight), false));
+        }
+        if self.lookups.fetch_add(1, Ordering::Relaxed) >= self.max_lookups {
+            self.lookups.fetch_sub(1, Ordering::Relaxed);
+            return None;
+        }
+        let flight = Arc::new(Flight::default());
+        if how == How::Get {
+            // of all who ask for a single use one is answered
+            flights.insert(key, Arc::clone(&flight));
+        }
+        Some((flight, true))
+    }
+
+    async fn fly(&self, flight: &Flight, key: StoreKey, how: How, fresh: bool, time: Duration) {
+        let started = Instant::now();
+        let found = self.ask(&key, how, fresh, tokio::time::Instant::now() + time).await;
+        self.recorder.observe(started.elapsed());
+        self.lookups.fetch_sub(1, Ordering::Relaxed);
+        if how == How::Get {
+            self.flights().remove(&key);
+        }
+        flight.land(found);
+    }
+
+    async fn ask(&self, key: &StoreKey, how: How, fresh: bool, end: tokio::time::Instant) -> Found {
+        let since = self.mirror.as_ref().map_or(0, Mirror::removals);
+        let mut answer = self.store.look_up(key, how, end).await;
+        let mut reason = "store";
+        for pause in FRESH_PAUSES.into_iter().filter(|_| fresh) {
+            let left = end.saturating_duration_since(tokio::time::Instant::now()).saturating_sub(LEAST_ASK);
+            if !matches!(answer, Ok(None)) || left.is_zero() {
+                break;
+            }
+            tokio::time::sleep(pause.min(left)).await;
+            answer = self.store.look_up(key, how, end).await;
+            reason = "fresh";
+        }
+        match answer {
+            Err(failure) => {
+                self.failed(failure);
+                Err(failure.reason())
+            }
+            Ok(found) => {
+                self.succeeded();
+                let session = found.ok_or("unknown")?;
+                if let Some(mirror) = self.mirror.as_ref().filter(|_| how == How::Get) {
+                    mirror.found(key, &session, since);
+                }
+                Ok((session.value, reason))
+            }
+        }
+    }
+
+    fn flights(&self) -> MutexGuard<'_, HashMap<StoreKey, Arc<Flight>>> {
+        self.flights.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A look-up under way, which several handshakes may wait for.
+#[derive(Default)]
+struct Flight {
+    found: Mutex<Option<Found>>,
+    landed: Condvar,
+}
+
+impl Flight {
+    fn land(&self, found: Found) {
+        *self.found.lock().unwrap_or_else(PoisonError::into_inner) = Some(found);
+        self.landed.notify_all();
+    }
+
+    fn wait(&self, end: Instant) -> Found {
+        let found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
+        let patience = end.saturating_duration_since(Instant::now());
+        let waited = self.landed.wait_timeout_while(found, patience, |found| found.is_none());
+        waited.map_or(Err("internal-error"), |(found, _)| found.clone().unwrap_or(Err("late")))
+    }
+}
+
+/// The present, in Unix seconds.
+pub(crate) fn unix_time() -> u64 {
+    SystemTime::UNIX_EPOCH.elapsed().map_or(0, |elapsed| elapsed.as_secs())
+}

@@ -1,0 +1,259 @@
+//! Real handshakes with a real store: `RESUMED_COMMAND=.../resumed cargo test`. Without a store, what needs one is skipped.
+
+mod support;
+
+use std::collections::VecDeque;
+use std::net::TcpListener;
+use std::sync::Barrier;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use resumed::{Credentials, Format, Ids, Keyring, Look, Shim};
+use rustls::server::{ProducesTickets, StoresServerSessions};
+use rustls::version::{TLS12, TLS13};
+use support::{Authority, PATIENCE, Peers, Store, eventually, options, resumes, sessions, shared_store};
+
+#[test]
+fn any_frontend_resumes_what_any_other_negotiated() {
+    let Some(store) = shared_store() else { return };
+    for version in [&TLS12, &TLS13] {
+        let (one, other, peers) = (sessions(store, "any", |_| ()), sessions(store, "any", |_| ()), Peers::new(version));
+        assert!(!peers.connect(&one), "{version:?}: the first handshake is a full one");
+        assert!(peers.connect(&other), "{version:?}: it comes back at once");
+        assert!(peers.connect(&one), "{version:?}: a resumed session has a successor");
+        assert!(one.flush(PATIENCE) && other.flush(PATIENCE));
+        assert_eq!(other.stats().misses.values().sum::<u64>(), 0);
+        assert_eq!(one.stats().puts.keys().collect::<Vec<_>>(), [&"stored"]);
+    }
+}
+
+#[test]
+fn of_all_who_are_offered_a_single_use_session_one_resumes_it() {
+    let Some(store) = shared_store() else { return };
+    for version in [&TLS12, &TLS13] {
+        let single = |options: &mut resumed::Options| options.single_use = true;
+        let (one, other) = (sessions(store, "single", single), sessions(store, "single", single));
+        let mut peers = Peers::new(version);
+        peers.server.send_tls13_tickets = 1;
+        assert!(!peers.connect(&one));
+        // Both offer the same session: of TLS 1.3 a client keeps it for one connection only.
+        let clients = if version.version == rustls::ProtocolVersion::TLSv1_2 {
+            vec![peers.client(), peers.client()]
+        } else {
+            vec![peers.client()]
+        };
+        let start = Barrier::new(clients.len());
+        let resumed: Vec<bool> = thread::scope(|scope| {
+            let raced: Vec<_> = clients
+                .into_iter()
+                .zip([&one, &other])
+                .map(|(client, sessions)| {
+                    let (start, server) = (&start, &peers.server);
+                    scope.spawn(move || {
+                        start.wait();
+                        resumes(client, sessions, server)
+                    })
+                })
+                .collect();
+            raced.into_iter().map(|each| each.join().unwrap()).collect()
+        });
+        assert_eq!(resumed.iter().filter(|each| **each).count(), 1, "{version:?}");
+    }
+}
+
+#[test]
+fn take_is_answered_once_in_the_whole_fleet() {
+    let Some(store) = shared_store() else { return };
+    let fleet: Vec<_> = (0..8).map(|_| sessions(store, "take", |_| ())).collect();
+    for round in 0..20_u8 {
+        let id = [round; 32].to_vec();
+        assert!(fleet[0].connection().put(id.clone(), b"session".to_vec()));
+        let start = Barrier::new(fleet.len());
+        let taken: usize = thread::scope(|scope| {
+            let racing: Vec<_> = fleet
+                .iter()
+                .map(|sessions| {
+                    let (start, id) = (&start, &id);
+                    scope.spawn(move || {
+                        start.wait();
+                        usize::from(sessions.connection().take(id).is_some())
+                    })
+                })
+                .collect();
+            racing.into_iter().map(|each| each.join().unwrap()).sum()
+        });
+        assert_eq!(taken, 1);
+        assert_eq!(fleet[0].connection().get(&id), None);
+    }
+}
+
+#[test]
+fn a_removed_session_resumes_nowhere() {
+    let Some(store) = shared_store() else { return };
+    let (one, other) = (sessions(store, "removal", |_| ()), sessions(store, "removal", |_| ()));
+    let id = one.connection().encrypt(b"session").unwrap();
+    assert_eq!(other.connection().decrypt(&id), Some(b"session".to_vec()));
+    one.remove(&id);
+    assert!(one.flush(PATIENCE));
+    assert_eq!(other.connection().decrypt(&id), None);
+    assert_eq!(other.stats().misses["unknown"], 1);
+}
+
+#[test]
+fn resuming_prolongs_no_life() {
+    let Some(store) = shared_store() else { return };
+    let one = sessions(store, "life", |options| options.lifetime = Duration::from_secs(100));
+    let other = sessions(store, "life", |_| ());
+    let id = one.connection().encrypt(b"session").unwrap();
+    let connection = other.connection();
+    assert!(connection.decrypt(&id).is_some());
+    let successor = connection.encrypt(b"successor").unwrap();
+    let shim = Shim::new(options(store, "life"), Format::Rustls).unwrap();
+    let not_after = |id: &[u8]| shim.look_up(id, Look::default(), |_, not_after| Ok(not_after)).unwrap();
+    assert_eq!(not_after(&successor), not_after(&id));
+    let fresh = other.connection().encrypt(b"fresh").unwrap();
+    assert!(not_after(&fresh) > not_after(&id));
+}
+
+#[test]
+fn an_id_that_the_fleet_did_not_issue_is_no_call() {
+    let shim = Shim::new(options("127.0.0.1:1", "shop"), Format::Rustls).unwrap();
+    let issue = |namespace| Shim::new(options("127.0.0.1:1", namespace), Format::Rustls).unwrap().issue_id();
+    let mut flipped = issue("shop");
+    flipped[31] ^= 1;
+    for id in [&[][..], &[1], &[2; 31], &[3; 32], &[4; 33], &issue("bank"), &flipped] {
+        assert_eq!(shim.look_up(id, Look::default(), |_, _| Ok(())), None);
+    }
+    let stats = shim.stats();
+    assert_eq!((stats.misses["foreign-id"], stats.misses.len(), stats.lookups.iter().sum::<u64>()), (7, 1, 0));
+}
+
+#[test]
+fn a_value_that_does_not_open_is_a_miss() {
+    let Some(store) = shared_store() else { return };
+    let one = Shim::new(options(store, "sealed"), Format::Rustls).unwrap();
+    let id = one.issue_id();
+    assert!(one.negotiated(&id, b"session", one.not_after(), false));
+    assert!(one.flush(PATIENCE));
+
+    let mut others = options(store, "sealed");
+    (others.keyring, others.ids) = (Keyring::from_keys(&[[8; 32]]).unwrap().into(), Ids::Any);
+    let other = Shim::new(others, Format::Rustls).unwrap();
+    assert_eq!(other.look_up(&id, Look::default(), |_, _| Ok(())), None);
+    assert_eq!(other.stats().misses["unknown-key"], 1);
+
+    let rotated = Keyring::from_keys(&[[8; 32], [7; 32]]).unwrap();
+    let mut options = options(store, "sealed");
+    options.keyring = rotated.into();
+    let other = Shim::new(options, Format::Rustls).unwrap();
+    assert_eq!(other.look_up(&id, Look::default(), |value, _| Ok(value.to_vec())), Some(b"session".to_vec()));
+    assert_eq!(other.look_up(&id, Look::default(), |_, _| Err::<(), _>("undecodable")), None);
+    assert_eq!(other.stats().misses["undecodable"], 1);
+}
+
+#[test]
+fn a_mirror_has_what_others_negotiate_and_forgets_what_they_remove() {
+    let Some(store) = shared_store() else { return };
+    let one = Shim::new(options(store, "mirror"), Format::Rustls).unwrap();
+    let mut mirrored = options(store, "mirror");
+    mirrored.mirror = 1 << 20;
+    let other = Shim::new(mirrored, Format::Rustls).unwrap();
+    let finds = |id: &[u8]| other.look_up(id, Look::default(), |value, _| Ok(value.to_vec()));
+    let hits = || other.stats().hits.get("mirror").copied().unwrap_or_default();
+    eventually(|| {
+        let id = one.issue_id();
+        one.negotiated(&id, b"session", one.not_after(), false);
+        assert!(one.flush(PATIENCE));
+        let before = hits();
+        assert_eq!(finds(&id), Some(b"session".to_vec()), "the first look-up brings it in, if the mirror lives");
+        assert_eq!(finds(&id), Some(b"session".to_vec()));
+        hits() > before && {
+            one.remove(&id, resumed::Removal::Application);
+            assert!(one.flush(PATIENCE));
+            eventually(|| finds(&id).is_none());
+            true
+        }
+    });
+    // And what is told, not only what was looked up: each id is looked up once, some time after it was stored.
+    let mut ids = VecDeque::new();
+    eventually(|| {
+        let id = one.issue_id();
+        one.negotiated(&id, b"told", one.not_after(), false);
+        assert!(one.flush(PATIENCE));
+        ids.push_back(id);
+        let before = hits();
+        ids.len() > 20 && finds(&ids.pop_front().unwrap()) == Some(b"told".to_vec()) && hits() > before
+    });
+}
+
+#[test]
+fn a_store_that_does_not_answer_costs_the_deadline_until_it_is_left_alone() {
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut options = options(&silent.local_addr().unwrap().to_string(), "silent");
+    options.deadline = Duration::from_millis(20);
+    let shim = Shim::new(options, Format::Rustls).unwrap();
+    let id = shim.issue_id();
+    eventually(|| shim.look_up(&id, Look::default(), |_, _| Ok(())).is_none() && shim.resting());
+    let before = shim.stats();
+    assert_eq!(shim.look_up(&id, Look::default(), |_, _| Ok(())), None);
+    let after = shim.stats();
+    assert_eq!((after.misses["late"], after.lookups), (before.misses["late"], before.lookups));
+    assert!(after.misses["breaker-open"] > 0);
+}
+
+#[test]
+fn a_store_that_is_down_costs_a_full_handshake_and_is_found_again() {
+    let Some(store) = Store::launch(&[]) else { return };
+    let target = store.target.clone();
+    let (one, peers) = (sessions(&target, "outage", |_| ()), Peers::new(&TLS13));
+    assert!(!peers.connect(&one));
+    assert!(peers.connect(&one));
+    drop(store);
+    eventually(|| !peers.connect(&one) && one.resting());
+    assert!(one.stats().misses.contains_key("breaker-open") || one.stats().misses.contains_key("down"));
+    let _store = Store::launch(&["--listen", &target]).unwrap();
+    eventually(|| peers.connect(&one));
+    assert!(!one.resting());
+}
+
+#[test]
+fn a_handshake_that_has_waited_long_enough_waits_no_more() {
+    let Some(store) = shared_store() else { return };
+    let shim = Shim::new(options(store, "end"), Format::Rustls).unwrap();
+    let id = shim.issue_id();
+    let look = Look { end: Some(Instant::now()), ..Look::default() };
+    assert_eq!(shim.look_up(&id, look, |_, _| Ok(())), None);
+    assert_eq!(shim.stats().misses["late"], 1);
+}
+
+#[test]
+fn the_store_is_trusted_by_its_certificate_and_knows_the_frontend_by_its_own() {
+    let directory = tempfile::tempdir().unwrap();
+    let authority = Authority::new();
+    let ca = directory.path().join("ca.pem");
+    std::fs::write(&ca, &authority.pem).unwrap();
+    let (cert, key) = authority.write(directory.path(), "localhost");
+    let path = |path: &std::path::Path| path.to_str().unwrap().to_owned();
+    let Some(store) = Store::launch(&["--tls-cert", &path(&cert), "--tls-key", &path(&key), "--client-ca", &path(&ca)]) else {
+        return;
+    };
+    let (cert, key) = authority.write(directory.path(), "frontend");
+    let finds = |change: &dyn Fn(&mut Credentials)| {
+        let mut credentials = Credentials::default();
+        (credentials.ca, credentials.identity) = (Some(ca.clone()), Some((cert.clone(), key.clone())));
+        change(&mut credentials);
+        let mut options = options(&store.target, "tls");
+        options.credentials = Some(credentials);
+        let shim = Shim::new(options, Format::Rustls).unwrap();
+        let id = shim.issue_id();
+        shim.negotiated(&id, b"session", shim.not_after(), false);
+        shim.look_up(&id, Look::default(), |value, _| Ok(value.to_vec()))
+    };
+    assert_eq!(finds(&|_| ()), Some(b"session".to_vec()));
+    assert_eq!(finds(&|credentials| credentials.server_name = Some("localhost".into())), Some(b"session".to_vec()));
+    assert_eq!(finds(&|credentials| credentials.server_name = Some("elsewhere".into())), None);
+    assert_eq!(finds(&|credentials| credentials.identity = None), None);
+    let stranger = directory.path().join("stranger.pem");
+    std::fs::write(&stranger, Authority::new().pem).unwrap();
+    assert_eq!(finds(&|credentials| credentials.ca = Some(stranger.clone())), None);
+}
