@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,7 +11,7 @@ import pytest
 import resumed
 from support.redis import valkey_sentinels, valkey_server
 from support.server import running_server
-from support.tls import PATIENCE, STACKS, VERSIONS, Client, Frontend, server_context
+from support.tls import PATIENCE, STACKS, VERSIONS, Client, Frontend, Mirrored, server_context, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -22,28 +21,6 @@ if TYPE_CHECKING:
     from support.redis import RedisServer
     from support.server import RunningServer
     from support.tls import Stack
-
-
-def until(condition: Callable[[], Any]) -> None:
-    """Wait for something that must come about."""
-    end = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < end, "it never came about"
-        time.sleep(0.005)
-
-
-class Mirrored(Frontend):
-    """A frontend whose mirror is live."""
-
-    def __init__(self, stack: Stack, target: str, keyring: resumed.Keyring, **options: Any) -> None:
-        super().__init__(stack, target, keyring, mirror=True, **options)
-        self.mirror = self.shim._shim._mirror
-        self.mirror.get(b"")  # as the first look-up does
-        until(lambda: self.mirror.live)
-
-    def await_sessions(self, count: int) -> None:
-        """Wait until the mirror holds `count` sessions."""
-        until(lambda: len(self.mirror.sessions) == count)
 
 
 def test_a_hit_costs_no_call(store: RunningServer, keyring: resumed.Keyring, stack: Stack, client: Client) -> None:

@@ -16,7 +16,7 @@ from OpenSSL import SSL
 import resumed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 Stack = Literal["ssl", "pyopenssl"]
 STACKS: tuple[Stack, ...] = ("ssl", "pyopenssl")
@@ -77,6 +77,20 @@ class Frontend:
                 peer.do_handshake()
                 while data := peer.recv(16_384):
                     peer.sendall(data)
+
+
+class Mirrored(Frontend):
+    """A frontend whose mirror is live."""
+
+    def __init__(self, stack: Stack, target: str, keyring: resumed.Keyring, **options: Any) -> None:
+        super().__init__(stack, target, keyring, mirror=True, **options)
+        self.mirror = self.shim._shim._mirror
+        self.mirror.get(b"")  # as the first look-up does
+        until(lambda: self.mirror.live)
+
+    def await_sessions(self, count: int) -> None:
+        """Wait until the mirror holds `count` sessions."""
+        until(lambda: len(self.mirror.sessions) == count)
 
 
 @dataclass
@@ -176,3 +190,11 @@ class Connection:
     def _flush(self) -> None:
         if data := self.outgoing.read():
             self.sock.sendall(data)
+
+
+def until(condition: Callable[[], Any]) -> None:
+    """Wait for something that must come about."""
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < end, "it never came about"
+        time.sleep(0.005)
