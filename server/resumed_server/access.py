@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     import grpc
 
+    from resumed_server.budgets import Budget, Budgets
     from resumed_server.files import Followed
     from resumed_server.grants import Grants
 
@@ -53,6 +54,9 @@ class NotGranted(Exception):
 class Caller(Protocol):
     """Whoever made a call."""
 
+    budget: Budget | None
+    """What they may spend, by whom they are; None if that has no limit."""
+
     def demand(self, operation: str, namespace: str) -> None:
         """Return if the caller may carry out `operation` (one of grants.OPERATIONS) in `namespace`.
 
@@ -75,6 +79,8 @@ class Access(Protocol):
 class Anybody:
     """Access without grants: whoever gets here may do everything."""
 
+    budget: Budget | None = None
+
     def caller(self, _context: grpc.ServicerContext) -> Anybody:
         """Ask nobody."""
         return self
@@ -89,8 +95,8 @@ class Granted:
     Every call asks, so what was found out is remembered: by certificate, then by operation and namespace.
     """
 
-    def __init__(self, grants: Followed[Grants]) -> None:
-        self._followed = grants
+    def __init__(self, grants: Followed[Grants], budgets: Budgets) -> None:
+        self._followed, self._budgets = grants, budgets
         self._known: tuple[Grants, dict[bytes, _Certified]] = (grants.value, {})
 
     def caller(self, context: grpc.ServicerContext) -> Caller:
@@ -106,7 +112,8 @@ class Granted:
         grants, callers = known
         caller = callers.get(pem)
         if caller is None:
-            caller = _Certified(_identities(pem), grants)
+            identities = _identities(pem)
+            caller = _Certified(identities, grants, self._budgets.of_identities(identities))
             _remember(callers, pem, caller)
         return caller
 
@@ -114,8 +121,9 @@ class Granted:
 class _Certified:
     """A caller with a certificate."""
 
-    def __init__(self, identities: tuple[str, ...], grants: Grants) -> None:
+    def __init__(self, identities: tuple[str, ...], grants: Grants, budget: Budget | None) -> None:
         self._identities = identities
+        self.budget = budget
         self._grants = grants
         self._decisions: dict[tuple[str, str], bool] = {}
 

@@ -29,6 +29,7 @@ from grpc_reflection.v1alpha.reflection import ReflectionServicer
 from resumed.v1 import session_store_pb2, session_store_pb2_grpc
 from resumed_server import credentials, grants, logs, workers
 from resumed_server.access import Anybody, Granted
+from resumed_server.budgets import Budgets, Rates
 from resumed_server.config import UserError
 from resumed_server.credentials import Credentials
 from resumed_server.engines import open_engine
@@ -68,6 +69,10 @@ OPTIONS = {
     "grpc.keepalive_permit_without_calls": 1,
     "grpc.keepalive_time_ms": 60_000,
     "grpc.keepalive_timeout_ms": 20_000,
+    # What one connection may ask for at the same time; whoever wants more has it wait in the client.
+    "grpc.max_concurrent_streams": 256,
+    # Connections of which nothing comes, or no TLS.
+    "grpc.server_handshake_timeout_ms": 10_000,
     # Below these, overload is told as RESOURCE_EXHAUSTED (see _MAX_QUEUED_CALLS); gRPC's core tells it as CANCELLED.
     "grpc.server.max_pending_requests": 16_384,
     "grpc.server.max_pending_requests_hard_limit": 16_384,
@@ -88,13 +93,14 @@ def run(settings: Settings) -> int:
     os.umask(0o077)  # the store and unix sockets are for this user only
     signal.pthread_sigmask(signal.SIG_BLOCK, workers.STOP_SIGNALS)  # they are waited for; threads inherit this
     log.info("starting", **settings.shown())
+    rates = Rates()  # before the fork: all workers count together
     with contextlib.ExitStack() as held:
         addresses = held.enter_context(reserved(settings.listen))
         probed = held.enter_context(reserved(settings.health_listen, "--health-listen"))
         scraped = held.enter_context(reserved(settings.metrics_listen, "--metrics-listen"))
         ports = _Ports(addresses, probed, scraped, _board(settings) if scraped else None)
         if settings.workers == 1:
-            return _serve(settings, ports, worker=0, supervisor=None)
+            return _serve(settings, ports, rates, worker=0, supervisor=None)
         if settings.store == "lmdb:":
             directory = held.enter_context(tempfile.TemporaryDirectory(prefix="resumed-"))
             settings = dataclasses.replace(settings, store=f"lmdb://{quote(directory)}")
@@ -103,7 +109,7 @@ def run(settings: Settings) -> int:
         supervisor = os.getpid()
         return workers.supervise(
             settings.workers,
-            lambda worker: _serve(settings, ports, worker, supervisor),
+            lambda worker: _serve(settings, ports, rates, worker, supervisor),
             patience=settings.drain + 2 * GRACE,
         )
 
@@ -117,13 +123,13 @@ class _Ports(NamedTuple):
     board: Board | None
 
 
-def _serve(settings: Settings, ports: _Ports, worker: int, supervisor: int | None) -> int:
+def _serve(settings: Settings, ports: _Ports, rates: Rates, worker: int, supervisor: int | None) -> int:
     """Serve in this process until told to stop, or the supervisor is gone, or the engine is broken.
 
     Returns the exit status: 1 if the engine is broken, since a new process can open it anew.
     """
     # A worker that is replaced while these files make no sense does not serve; it must not go back to older grants.
-    protection = _Protection(settings)
+    protection = _Protection(settings, rates)
     with contextlib.ExitStack() as held:
         engine = held.enter_context(contextlib.closing(_open(settings)))
         metrics = _metrics(settings, ports, worker, engine, held) if ports.board else None
@@ -135,8 +141,9 @@ def _serve(settings: Settings, ports: _Ports, worker: int, supervisor: int | Non
             metrics.engine if metrics else engine,
             watchers,
             settings.max_ttl,
-            protection.access,
-            metrics.recorder if metrics else None,
+            access=protection.access,
+            budgets=protection.budgets,
+            observer=metrics.recorder if metrics else None,
         )
         server = _server(settings, service, health, shared=shared)
         for address in ports.sessions:
@@ -287,11 +294,12 @@ class _Reflection(ReflectionServicer):
 
 
 class _Protection:
-    """What stands before the sessions: TLS, if the settings have it, and grants. Follows their files."""
+    """What stands before the sessions: TLS and grants, if the settings have them, and limits. Follows their files."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, rates: Rates) -> None:
         self.credentials: Credentials | None = None
         self.access: Access = Anybody()
+        self.budgets = Budgets(settings.namespace_limit, None, rates)
         self._files: list[Followed[Any]] = []
         if settings.tls_cert:
             tls = credentials.followed(settings.tls_cert, settings.tls_key, settings.client_ca)
@@ -299,7 +307,8 @@ class _Protection:
             self._files.append(tls)
         if settings.grants:
             granted = grants.followed(settings.grants)
-            self.access = Granted(granted)
+            self.budgets = Budgets(settings.namespace_limit, granted, rates)
+            self.access = Granted(granted, self.budgets)
             self._files.append(granted)
 
     def follow(self) -> None:

@@ -23,6 +23,7 @@ import typer
 from resumed_server.engines import verify_url
 from resumed_server.engines.redis_url import redacted
 from resumed_server.grants import followed as followed_grants
+from resumed_server.limits import Limit
 from resumed_server.values import Address, Duration, Size
 
 if TYPE_CHECKING:
@@ -174,6 +175,19 @@ class Settings:
         "Which identities may do what in which namespaces (TOML, docs/store.md); needs --client-ca. Without it every "
         "client that gets in may do everything.",
     )
+    namespace_rate: int = _setting(
+        "0",
+        _whole,
+        "N",
+        "Operations a second in a namespace for which the grants have no limit; a Batch counts each of its own, and 0 "
+        "is as many as come. More are refused (docs/limits.md).",
+    )
+    namespace_watchers: int = _setting(
+        "0",
+        _whole,
+        "N",
+        "Watch streams of such a namespace in each process; 0 is as many as its share of all 256.",
+    )
     max_connection_age: Duration = _setting(
         _USUAL_AGE,
         _between(Duration.parse, Duration(1), Duration(86_400)),
@@ -237,6 +251,14 @@ class Settings:
         if problems:
             raise UserError("\n".join(problems))
         return cls(**values)
+
+    @property
+    def namespace_limit(self) -> Limit:
+        """The limit of a namespace for which the grants have none."""
+        return Limit(
+            operations_per_second=self.namespace_rate or None,
+            watchers=self.namespace_watchers or None,
+        )
 
     def shown(self) -> dict[str, str]:
         """Return every setting by its name, as a user would write it."""

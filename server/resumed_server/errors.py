@@ -13,15 +13,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Protocol, TypeVar
 import structlog
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.message import DecodeError
-from google.rpc.error_details_pb2 import BadRequest, ErrorInfo
+from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 from grpc import ServicerContext, StatusCode
 from grpc_status import rpc_status
 
 from resumed.v1 import session_store_pb2 as pb
 from resumed_server.access import NotGranted, Unauthenticated
+from resumed_server.budgets import LimitExceeded
 from resumed_server.engines.base import AlreadyExists, EngineError, EngineFull, EngineUnavailable
 from resumed_server.logs import described
+from resumed_server.pool import Held
 from resumed_server.watchers import MAX_WATCHERS, TooManyWatchers, WatcherTooSlow
 
 if TYPE_CHECKING:
@@ -118,6 +120,7 @@ _ANSWERS: dict[type[Exception], _Answer] = {
         pb.ERROR_REASON_TOO_MANY_WATCHERS,
         "the server has as many watchers as it takes, watch another replica",
     ),
+    LimitExceeded: _Answer(StatusCode.RESOURCE_EXHAUSTED, pb.ERROR_REASON_LIMIT_EXCEEDED, "a limit is used up"),
     # As with grpcio, where these never get as far as here, they have no details.
     DecodeError: _Answer(StatusCode.INTERNAL, pb.ERROR_REASON_UNSPECIFIED, "the request is no message of this call"),
     MessageTooLarge: _Answer(
@@ -144,6 +147,8 @@ def answered(
         except Exception as error:  # noqa: BLE001 - the edge: whatever it is, the caller gets a fixed text
             status = status_of(error, request)
             servicer.observer.failed(method, status.code)
+            if isinstance(error, LimitExceeded) and error.hold:
+                raise Held(error.hold, lambda later: _abort(later, status)) from None
             _abort(context, status)
         servicer.observer.answered(method, time.perf_counter() - started)
         return response
@@ -170,7 +175,7 @@ def streamed(
             servicer.observer.failed(method, code)  # no stream ends otherwise
 
     # A few more than there may be watchers, to tell the others that there are too many.
-    rpc.experimental_thread_pool = ThreadPoolExecutor(MAX_WATCHERS + 8, "watch")  # type: ignore[attr-defined]
+    rpc.threads = ThreadPoolExecutor(MAX_WATCHERS + 8, "watch")  # type: ignore[attr-defined]
     return rpc
 
 
@@ -188,6 +193,14 @@ def status_of(error: Exception, request: Any) -> Status:
         details.append(
             BadRequest(field_violations=[BadRequest.FieldViolation(field=error.field, description=error.limit)])
         )
+    elif isinstance(error, LimitExceeded):
+        text = str(error)
+        metadata |= {"of": error.of, "limit": error.limit}
+        if error.retry is not None:
+            retry = RetryInfo()
+            retry.retry_delay.FromMilliseconds(round(1e3 * max(error.retry, error.hold)) + 1)
+            details.append(retry)
+        _log(answer, error)
     elif isinstance(error, NotGranted):
         text = str(error)
         metadata |= vars(error)
@@ -215,6 +228,8 @@ def cause_of(error: Exception) -> dict[str, str]:
     """Return what the log may say of `error`."""
     if isinstance(error, NotGranted):
         return dict(vars(error))
+    if isinstance(error, LimitExceeded):
+        return {"of": error.of, "limit": error.limit}
     # These promise that their messages carry no key and no value; nobody promises that for other exceptions.
     return {"cause": str(error)} if isinstance(error, EngineError | Unauthenticated) else described(error)
 
@@ -227,7 +242,10 @@ def _log(answer: _Answer, error: Exception) -> None:
     """Log the cause of an error that the operator has to see, unless the same was logged a moment ago."""
     cause = cause_of(error)
     # Not by namespace: of those a caller can make up as many as they want.
-    same = (type(error).__qualname__, *(cause.get(name, "") for name in ("where", "identity", "operation")))
+    same = (
+        type(error).__qualname__,
+        *(cause.get(name, "") for name in ("where", "identity", "operation", "of", "limit")),
+    )
     now = time.monotonic()
     if now - _last_logged.get(same, -_LOG_INTERVAL) >= _LOG_INTERVAL:
         if len(_last_logged) >= _MOST_LOGGED:

@@ -17,6 +17,7 @@ from grpc_status import rpc_status
 from pygrpc_native import NativeGrpcFront
 
 from resumed_server.errors import MessageTooLarge, Stopping, status_of
+from resumed_server.pool import Held, Later
 from resumed_server.service import MAX_MESSAGE
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ class NativeServer:
         self._shared = shared
         self._methods: dict[str, _Method] = {}
         self._fronts: list[NativeGrpcFront] = []
+        self._later = Later()
         self._under_way: deque[None] = deque()  # appends and pops in one step
         self._stopping = False
         self._stopped = threading.Event()
@@ -124,9 +126,18 @@ class NativeServer:
     def _answer(self, front: NativeGrpcFront, call: int, method: _Method, message: bytes) -> None:
         try:
             front.respond(call, self._answered(method, message))
+        except Held as held:
+            refuse = held.refuse
+            if not self._later.after(held.seconds, lambda: self._refuse(front, call, refuse)):
+                self._refuse(front, call, refuse)
         except Exception as error:  # noqa: BLE001 - the edge: whatever it is, the caller gets a fixed text
-            status = error.status if isinstance(error, _Aborted) else rpc_status.to_status(status_of(error, None))
-            front.fail(call, status.code.value[0], status.details, status.trailing_metadata)
+            _fail(front, call, error)
+
+    def _refuse(self, front: NativeGrpcFront, call: int, refuse: Callable[[Any], NoReturn]) -> None:
+        try:
+            refuse(_CONTEXT)
+        except _Aborted as error:
+            _fail(front, call, error)
 
     def _answered(self, method: _Method, message: bytes) -> bytes:
         if self._stopping:
@@ -134,6 +145,11 @@ class NativeServer:
         if len(message) > MAX_MESSAGE:
             raise MessageTooLarge
         return method.encode(method.answer(method.decode(message), _CONTEXT))
+
+
+def _fail(front: NativeGrpcFront, call: int, error: Exception) -> None:
+    status = error.status if isinstance(error, _Aborted) else rpc_status.to_status(status_of(error, None))
+    front.fail(call, status.code.value[0], status.details, status.trailing_metadata)
 
 
 class _Method:

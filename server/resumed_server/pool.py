@@ -1,63 +1,223 @@
 """The threads that answer calls.
 
-grpcio hands every call to an executor and wants nothing back but to hear when it is over. `ThreadPoolExecutor` makes a
-whole future of it, with a lock and a condition: about a tenth of what a call costs in all (docs/performance/server.md).
+grpcio hands every call to an executor, and has the thread that takes it wait for the call's message. A client that
+opens calls and sends nothing would so hold all threads. Here a call is queued when its message is there; whoever sends
+none holds no thread, and is cancelled after a while, or sooner where too many do so.
+
+`ThreadPoolExecutor` makes a whole future of a call, with a lock and a condition: about a tenth of what a call costs in
+all (docs/performance/server.md). grpcio wants nothing back but to hear when it is over.
 """
 
 from __future__ import annotations
 
+import heapq
+import itertools
 import queue
 import threading
+import time
 from concurrent.futures import Executor
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, cast
 
 import structlog
+from grpc import _server
+from grpc._cython import cygrpc  # type: ignore[attr-defined] # compiled, and without stubs
 
 from resumed_server.logs import described
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import grpc
+
+_UNARY_REQUEST = "unary_request"
+"""What grpcio calls the function that waits for the one message of a call."""
+
+MESSAGE_SECONDS = 5.0
+"""How long after its headers a call's message may come."""
+MOST_WITHOUT_MESSAGE = 1_024
+"""Calls that may wait for their messages; beyond that the oldest is cancelled. Almost always both come at once."""
+MOST_HELD = 1_024
+"""Refusals that are held back at the same time; beyond that they leave at once."""
+
 log = structlog.get_logger()
 
 
+class Held(BaseException):
+    """A call is refused, but only later, so that whoever makes calls regardless is not answered as fast as they ask.
+
+    It is no Exception: grpcio would answer those.
+
+    Attributes:
+        seconds: When.
+        refuse: Aborts the call, given its context.
+    """
+
+    def __init__(self, seconds: float, refuse: Callable[[grpc.ServicerContext], NoReturn]) -> None:
+        super().__init__()
+        self.seconds = seconds
+        self.refuse = refuse
+
+
+class Later:
+    """Does things after a while, in a thread of its own that starts with the first."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._changed = threading.Condition()
+        self._todo: list[tuple[float, int, Callable[[], object]]] = []
+        self._numbers = itertools.count()
+        self._thread: threading.Thread | None = None
+
+    def after(self, seconds: float, action: Callable[[], object]) -> bool:
+        """Do `action` in `seconds`; return False if there is too much to do already."""
+        with self._changed:
+            if len(self._todo) >= MOST_HELD:
+                return False
+            heapq.heappush(self._todo, (self._clock() + seconds, next(self._numbers), action))
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="later", daemon=True)
+                self._thread.start()
+            self._changed.notify()
+            return True
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while not self._todo or self._todo[0][0] > self._clock():
+                    self._changed.wait(self._todo[0][0] - self._clock() if self._todo else None)
+                _, _, action = heapq.heappop(self._todo)
+            try:
+                action()
+            except Exception as error:  # noqa: BLE001 - a thread that ends here would be missed for ever
+                log.critical("call failed", **described(error))
+
+
 class CallPool(Executor):
-    """Runs calls on a fixed number of threads, which do not keep the process from ending."""
+    """Runs calls on a fixed number of threads, which do not keep the process from ending.
+
+    Calls of a behaviour that has `threads`, an executor of its own, run there.
+    """
 
     def __init__(self, threads: int) -> None:
         self._calls: queue.SimpleQueue[_Call] = queue.SimpleQueue()
+        self._silent: dict[_Call, float] = {}  # calls without a message, since when; only grpcio's thread is here
+        self._later = Later()
         for number in range(threads):
             threading.Thread(target=self._work, name=f"call-{number}", daemon=True).start()
 
     def submit(self, function: Callable[..., object], /, *arguments: Any) -> _Call:  # type: ignore[override] # no Future
-        """Queue a call."""
+        """Queue a call, as soon as its message has come."""
         call = _Call(function, arguments)
-        self._calls.put(call)
+        if call.wants_message:
+            self._receive(call)
+        else:
+            self._queue(call)
         return call
+
+    def _receive(self, call: _Call) -> None:
+        """Ask for the message of a call, and queue the call when it is there. For grpcio's own thread."""
+
+        def arrived() -> None:
+            self._silent.pop(call, None)
+            self._queue(call)
+
+        call.receive(arrived)
+        now = self._silent[call] = time.monotonic()
+        # Whoever comes next sees to those that are late; while nobody comes they are in nobody's way.
+        oldest, since = next(iter(self._silent.items()))
+        if now - since > MESSAGE_SECONDS or len(self._silent) > MOST_WITHOUT_MESSAGE:
+            del self._silent[oldest]
+            oldest.cancel()
+
+    def _queue(self, call: _Call) -> None:
+        if call.threads:
+            call.threads.submit(self._run, call)
+        else:
+            self._calls.put(call)
 
     def _work(self) -> None:
         while True:
-            self._calls.get().run()
+            self._run(self._calls.get())
+
+    def _run(self, call: _Call) -> None:
+        held = call.run()
+        if held and not self._later.after(held.seconds, lambda: self._queue(call)):
+            self._queue(call)
+
+
+class _Answering(NamedTuple):
+    """What grpcio passes for a call: one of its functions that answer calls, and their arguments."""
+
+    function: Callable[..., object]
+    rpc_event: Any
+    state: Any
+    behaviour: Callable[..., object]
+    request: Callable[[], object]
+    deserializer: Any
+    serializer: Any
 
 
 class _Call:
     """As much of a Future as grpcio uses."""
 
-    __slots__ = ("_arguments", "_callbacks", "_done", "_function")
+    __slots__ = ("_arguments", "_callbacks", "_done", "_function", "threads", "wants_message")
 
     def __init__(self, function: Callable[..., object], arguments: tuple[Any, ...]) -> None:
         self._function = function
         self._arguments = arguments
         self._callbacks: list[Callable[[_Call], object]] = []
         self._done = False
+        self.threads: Executor | None = None
+        self.wants_message = False
+        if len(arguments) == len(_Answering._fields):
+            answering = self._arguments = _Answering(*arguments)
+            self.threads = getattr(answering.behaviour, "threads", None)
+            self.wants_message = getattr(answering.request, "__name__", "") == _UNARY_REQUEST
 
-    def run(self) -> None:
+    def receive(self, arrived: Callable[[], object]) -> None:
+        """Ask for the call's message; call `arrived` when it is there, or will never be.
+
+        It is what grpcio's `_unary_request` does, but that it waits for nothing. grpcio holds the lock of the call.
+        """
+        answering = cast("_Answering", self._arguments)
+        state, rpc = answering.state, answering.rpc_event.call
+        received = _server._receive_message(state, rpc, answering.deserializer)  # noqa: SLF001
+
+        def receive(event: object) -> object:
+            finished = received(event)
+            arrived()
+            return finished
+
+        def request() -> object:
+            with state.condition:
+                message, state.request = state.request, None
+                if message is None and state.client is _server._CLOSED:  # noqa: SLF001
+                    _server._abort(state, rpc, cygrpc.StatusCode.unimplemented, b"the call has no message")  # noqa: SLF001
+                return message
+
+        self._arguments = answering._replace(request=request)
+        rpc.start_server_batch((cygrpc.ReceiveMessageOperation(0),), receive)
+        state.due.add(_server._RECEIVE_MESSAGE_TOKEN)  # noqa: SLF001
+
+    def cancel(self) -> None:
+        """End a call whose message has not come."""
+        cast("_Answering", self._arguments).rpc_event.call.cancel()
+
+    def run(self) -> Held | None:
+        """Answer the call; if it is to be refused later, return how, and run again then."""
         try:
             self._function(*self._arguments)
+        except Held as held:
+            refuse = held.refuse
+            self._arguments = cast("_Answering", self._arguments)._replace(
+                behaviour=lambda _request, context: refuse(context), request=lambda: b""
+            )
+            return held
         except BaseException as error:  # noqa: BLE001 - a thread that ends here would be missed for ever
             log.critical("call failed", **described(error))
         self._done = True
         self._tell()
+        return None
 
     def add_done_callback(self, callback: Callable[[_Call], object]) -> None:
         self._callbacks.append(callback)

@@ -9,21 +9,24 @@ from __future__ import annotations
 
 import contextlib
 import re
+from collections import Counter
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 from resumed.v1 import session_store_pb2 as pb
 from resumed.v1.session_store_pb2_grpc import SessionStoreServiceServicer
 from resumed_server.access import Anybody, NotGranted
+from resumed_server.budgets import Budgets
 from resumed_server.engines import base
 from resumed_server.errors import InvalidField, Unobserved, answered, status_of, streamed
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable, Iterator
+    from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 
     from google.protobuf.duration_pb2 import Duration
     from grpc import ServicerContext
 
     from resumed_server.access import Access, Caller
+    from resumed_server.budgets import Budget
     from resumed_server.engines.base import Engine, Operation, StoredSession
     from resumed_server.errors import Observer
     from resumed_server.watchers import Message, Watchers
@@ -62,19 +65,23 @@ class SessionStoreService(SessionStoreServiceServicer):
         engine: Engine,
         watchers: Watchers,
         max_ttl: float,
+        *,
         access: Access | None = None,
+        budgets: Budgets | None = None,
         observer: Observer | None = None,
     ) -> None:
         self._engine = engine
         self._watchers = watchers
         self._max_ttl = max_ttl
         self._access = access or Anybody()
+        self._budgets = budgets or Budgets()
         self.observer = observer or Unobserved()
 
     @answered
     def Put(self, request: pb.PutRequest, context: ServicerContext) -> pb.PutResponse:
         """Store a session."""
-        operation = self._put(request, self._access.caller(context))
+        operation = self._put(request, self._caller(context))
+        self._spend(operation.namespace)
         ttl = self._engine.put(operation.namespace, operation.key, operation.value, operation.ttl)
         response = pb.PutResponse()
         _write_ttl(response.ttl, ttl)
@@ -83,29 +90,34 @@ class SessionStoreService(SessionStoreServiceServicer):
     @answered
     def Get(self, request: pb.GetRequest, context: ServicerContext) -> pb.GetResponse:
         """Return a session."""
-        address = _address(request, "get", self._access.caller(context))
+        address = _address(request, "get", self._caller(context))
+        self._spend(address[0])
         return _found(pb.GetResponse(), self._engine.get(*address))
 
     @answered
     def Take(self, request: pb.TakeRequest, context: ServicerContext) -> pb.TakeResponse:
         """Return a session and remove it."""
-        address = _address(request, "take", self._access.caller(context))
+        address = _address(request, "take", self._caller(context))
+        self._spend(address[0])
         return _found(pb.TakeResponse(), self._engine.take(*address))
 
     @answered
     def Remove(self, request: pb.RemoveRequest, context: ServicerContext) -> pb.RemoveResponse:
         """Remove a session."""
-        address = _address(request, "remove", self._access.caller(context))
+        address = _address(request, "remove", self._caller(context))
+        self._spend(address[0])
         return pb.RemoveResponse(removed=self._engine.remove(*address))
 
     @answered
     def Batch(self, request: pb.BatchRequest, context: ServicerContext) -> pb.BatchResponse:
         """Carry out the valid and granted operations in one go; each of the others gets its own error."""
-        caller = self._access.caller(context)
+        caller = self._caller(context, len(request.operations))
         if not 1 <= len(request.operations) <= MAX_OPERATIONS:
             raise InvalidField("operations", f"must hold 1 to {MAX_OPERATIONS}")
         checked = list(self._checked(request.operations, caller))
         valid = [operation for operation in checked if not isinstance(operation, Exception)]
+        for namespace, count in Counter(operation.namespace for operation in valid).items():
+            self._spend(namespace, count)
         outcomes = iter(self._engine.batch(valid) if valid else ())
         response = pb.BatchResponse()
         results = response.results
@@ -116,19 +128,34 @@ class SessionStoreService(SessionStoreServiceServicer):
     @streamed
     def Watch(self, request: pb.WatchRequest, context: ServicerContext) -> Iterator[pb.WatchResponse]:
         """Stream what happens in a namespace, for as long as the caller may watch it."""
-        caller = self._access.caller(context)
+        caller = self._caller(context)
         if not _is_namespace(request.namespace):
             raise InvalidField("namespace", NAMESPACE_LIMIT)
         if len(request.position) > MAX_POSITION:
             raise InvalidField("position", f"must be at most {MAX_POSITION} bytes")
         caller.demand("watch", request.namespace)
-        with contextlib.closing(self._news(request)) as news:
+        budgets = [each for each in (caller.budget, self._budgets.of_namespace(request.namespace)) if each]
+        with contextlib.closing(self._news(request, budgets, context.cancel)) as news:
             for answer in news:  # at least one a second
                 self._access.caller(context).demand("watch", request.namespace)
                 yield answer
 
-    def _news(self, request: pb.WatchRequest) -> Generator[pb.WatchResponse, None, None]:
-        with self._watchers.subscribed(request.namespace) as subscription:
+    def _caller(self, context: ServicerContext, operations: int = 1) -> Caller:
+        """Return who made a call, if they may ask for so many operations now."""
+        caller = self._access.caller(context)
+        if caller.budget:
+            caller.budget.spend(operations)
+        return caller
+
+    def _spend(self, namespace: str, operations: int = 1) -> None:
+        budget = self._budgets.of_namespace(namespace)
+        if budget:
+            budget.spend(operations)
+
+    def _news(
+        self, request: pb.WatchRequest, budgets: Sequence[Budget], cut: Callable[[], object]
+    ) -> Generator[pb.WatchResponse, None, None]:
+        with self._watchers.subscribed(request.namespace, budgets, cut) as subscription:
             continued = False
             for message in self._watchers.missed(request.position, subscription) if request.position else ():
                 yield _watched(message, continued=not continued)

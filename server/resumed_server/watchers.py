@@ -11,6 +11,7 @@ import contextlib
 import queue
 import threading
 import time
+from collections import Counter
 from typing import TYPE_CHECKING, NamedTuple
 
 import structlog
@@ -20,10 +21,11 @@ from resumed_server.engines.base import EngineError, EngineUnavailable
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from resumed_server.budgets import Budget
     from resumed_server.engines.base import Change, Engine
 
 MAX_WATCHERS = 256
-"""Watchers that one process serves; each holds a thread of its own."""
+"""Watchers that one process serves; each holds a thread of its own. Namespaces share them fairly."""
 READ_SECONDS = 0.05
 """How often the log is read: on average, half of it is what a change is late by."""
 HEARTBEAT_SECONDS = 1.0
@@ -32,6 +34,8 @@ CURRENT_SECONDS = 1.0
 """How long ago the log was read, at most, when a quiet stream says that all has been told."""
 READ_CHANGES = 1024
 """Changes that are read and sent at once, at most."""
+CUT_SECONDS = 2.0
+"""How long a watcher that was ended may take to go. One that does not read holds up whoever would tell it."""
 QUEUED_MESSAGES = 64
 """Messages that a watcher may be behind, at most: some seconds at the pace of the log."""
 
@@ -43,7 +47,7 @@ class WatcherTooSlow(EngineError):
 
 
 class TooManyWatchers(EngineError):
-    """There are MAX_WATCHERS already."""
+    """There are MAX_WATCHERS already, and others have fewer of them."""
 
 
 class Message:
@@ -91,10 +95,22 @@ class Subscription:
         namespace: What it follows.
         progress: Returns how far the log has been told.
         clock: Seconds that only go forward.
+        budgets: Those that it counts for.
+        cut: Ends the call that it belongs to, from any thread.
     """
 
-    def __init__(self, namespace: str, progress: Callable[[], Progress], clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        namespace: str,
+        progress: Callable[[], Progress],
+        clock: Callable[[], float],
+        budgets: Sequence[Budget] = (),
+        cut: Callable[[], object] = lambda: None,
+    ) -> None:
         self.namespace = namespace
+        self.holders = {budget.name for budget in budgets}
+        self.cut = cut
+        self.ended_at: float | None = None
         self.position = progress().position
         """Where the log was when the subscription began: nothing before that is in its messages."""
         self._progress, self._clock = progress, clock
@@ -122,6 +138,7 @@ class Subscription:
     def end(self, error: EngineError) -> None:
         """Have the watcher end with `error`, whatever is queued."""
         self._end = error
+        self.ended_at = self.ended_at or self._clock()
         with contextlib.suppress(queue.Full):
             self._messages.put_nowait(None)
 
@@ -156,7 +173,7 @@ class Watchers:
     def __init__(self, engine: Engine, clock: Callable[[], float] = time.monotonic) -> None:
         self._engine, self._clock = engine, clock
         self._lock = threading.Lock()
-        self._subscriptions: set[Subscription] = set()
+        self._subscriptions: dict[Subscription, None] = {}  # in the order in which they came
         self._progress = Progress(b"", 0.0)
         self._closed = threading.Event()
         self._thread: threading.Thread | None = None
@@ -172,25 +189,34 @@ class Watchers:
             return State(len(self._subscriptions), lag, self._cut_off)
 
     @contextlib.contextmanager
-    def subscribed(self, namespace: str) -> Iterator[Subscription]:
+    def subscribed(
+        self, namespace: str, budgets: Sequence[Budget] = (), cut: Callable[[], object] = lambda: None
+    ) -> Iterator[Subscription]:
         """Subscribe to a namespace for as long as the context lasts.
 
+        Args:
+            namespace: Which.
+            budgets: What the watcher counts for.
+            cut: Ends the watcher's call, from any thread: for one that does not read.
+
         Raises:
-            TooManyWatchers: There are MAX_WATCHERS already.
+            LimitExceeded: One of the budgets has no room for it.
+            TooManyWatchers: There are MAX_WATCHERS already, and this namespace has its share.
             EngineUnavailable: The engine does not answer, or the server is stopping.
         """
         with self._lock:
             if self._closed.is_set():
                 raise EngineUnavailable("the server is stopping")
-            if len(self._subscriptions) >= MAX_WATCHERS:
-                raise TooManyWatchers(f"{MAX_WATCHERS} watchers are served already")
+            for budget in budgets:
+                budget.admit_watcher(sum(budget.name in each.holders for each in self._present()))
+            self._make_room(namespace)
             if self._subscriptions:
                 self._tell_all()  # so that the subscription begins at the present
             else:
                 now = self._clock()
                 self._progress = Progress(self._engine.position(), now)
-            subscription = Subscription(namespace, lambda: self._progress, self._clock)
-            self._subscriptions.add(subscription)
+            subscription = Subscription(namespace, lambda: self._progress, self._clock, budgets, cut)
+            self._subscriptions[subscription] = None
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="watchers", daemon=True)
                 self._thread.start()
@@ -198,7 +224,7 @@ class Watchers:
             yield subscription
         finally:
             with self._lock:
-                self._subscriptions.discard(subscription)
+                self._subscriptions.pop(subscription, None)
                 self._cut_off += subscription.cut_off
 
     def missed(self, after: bytes, subscription: Subscription) -> Iterator[Message]:
@@ -232,11 +258,38 @@ class Watchers:
             for subscription in self._subscriptions:
                 subscription.end(EngineUnavailable("the server is stopping"))
 
+    def _present(self) -> list[Subscription]:
+        """Return those that have not been ended."""
+        return [each for each in self._subscriptions if each.ended_at is None]
+
+    def _make_room(self, namespace: str) -> None:
+        """See to it that one more may watch `namespace`; called with the lock.
+
+        Where there are as many as can be, the namespace that has most of them loses the one that came last.
+        """
+        present = self._present()
+        if len(present) < MAX_WATCHERS:
+            return
+        counts = Counter(each.namespace for each in present)
+        largest, most = counts.most_common(1)[0]
+        if counts[namespace] + 1 >= most:
+            raise TooManyWatchers(f"{MAX_WATCHERS} watchers are served already")
+        last = next(each for each in reversed(present) if each.namespace == largest)
+        last.end(TooManyWatchers("the place is needed for a namespace that has fewer watchers"))
+
+    def _cut_late(self) -> None:
+        """End the calls of those that were ended, but are still there, as they do not read; called with the lock."""
+        late = self._clock() - CUT_SECONDS
+        for subscription in [each for each in self._subscriptions if each.ended_at and each.ended_at < late]:
+            del self._subscriptions[subscription]
+            subscription.cut()
+
     def _run(self) -> None:
         failing = False
         while not self._closed.wait(READ_SECONDS):
             try:
                 with self._lock:
+                    self._cut_late()
                     if self._subscriptions:
                         self._tell_all()
                 failing = False

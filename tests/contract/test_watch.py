@@ -13,10 +13,13 @@ import pytest
 
 import resumed
 from resumed import SessionStore
+from resumed_server.budgets import Budget, LimitExceeded, Rates
 from resumed_server.engines import open_engine
 from resumed_server.engines.base import EngineUnavailable, Put
+from resumed_server.limits import Limit
 from resumed_server.watchers import (
     CURRENT_SECONDS,
+    CUT_SECONDS,
     MAX_WATCHERS,
     QUEUED_MESSAGES,
     READ_CHANGES,
@@ -257,6 +260,48 @@ class TestWatchers:
         watchers.close()
         with pytest.raises(EngineUnavailable), watchers.subscribed("shop"):
             pass
+
+    def test_a_namespace_with_fewer_watchers_gets_a_place(self, engine: Engine) -> None:
+        """One that has them all loses those that came last, until both have as many."""
+        watchers = Watchers(engine)
+        with ExitStack() as stack:
+            many = [stack.enter_context(watchers.subscribed("shop")) for _ in range(MAX_WATCHERS)]
+            few = [stack.enter_context(watchers.subscribed("pay")) for _ in range(MAX_WATCHERS // 2)]
+            for namespace in ("pay", "shop"):
+                with pytest.raises(TooManyWatchers), watchers.subscribed(namespace):
+                    pass
+            stack.enter_context(watchers.subscribed("eu"))
+            assert [each for each in many + few if each.ended_at] == [*many[MAX_WATCHERS // 2 - 1 :]]
+            with pytest.raises(TooManyWatchers):
+                next(many[-1].messages())
+        watchers.close()
+
+    def test_a_budget_has_its_own_limit(self, engine: Engine) -> None:
+        """Which is nobody else's."""
+        watchers = Watchers(engine)
+        ours = [Budget("shop", Limit(namespaces=("shop",), watchers=2), Rates())]
+        with watchers.subscribed("shop", ours), watchers.subscribed("shop", ours) as last:
+            with pytest.raises(LimitExceeded, match="shop is at its limit of 2 watchers"):
+                watchers.subscribed("shop", ours).__enter__()
+            with watchers.subscribed("pay"):
+                pass
+            last.end(WatcherTooSlow("slow"))
+            with watchers.subscribed("shop", ours):
+                pass
+        watchers.close()
+
+    def test_who_was_ended_and_does_not_go_is_cut(self, engine: Engine) -> None:
+        """One that reads nothing blocks the thread that would tell it, so its call is ended from another."""
+        now, cut = 1.0, threading.Event()
+        watchers = Watchers(engine, clock=lambda: now)
+        with watchers.subscribed("shop", cut=cut.set) as blocked, watchers.subscribed("shop") as other:
+            blocked.end(WatcherTooSlow("slow"))
+            assert not cut.wait(0.2)
+            now += CUT_SECONDS + 0.1
+            assert cut.wait(PATIENCE)
+            engine.put("shop", b"key", b"value", 100)
+            assert next(message for message in other.messages() if message.changes)
+        watchers.close()
 
     def test_a_quiet_stream_ends_when_the_log_cannot_be_read(self, engine: Engine) -> None:
         """Rather than say that nothing happened."""

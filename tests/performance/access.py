@@ -26,6 +26,7 @@ from resumed.v1 import session_store_pb2 as pb
 from resumed.v1.session_store_pb2_grpc import SessionStoreServiceStub
 from resumed_server import credentials
 from resumed_server.access import Granted
+from resumed_server.budgets import Budgets
 from resumed_server.credentials import Credentials
 from resumed_server.grants import followed as followed_grants
 from support.mtls import Authority, Files, channel, grant
@@ -52,7 +53,8 @@ def check_alone(authority: Authority, grants: str) -> list[float]:
     with tempfile.TemporaryDirectory() as directory:
         files = Files(Path(directory)).write(authority.server(), authority.pem, grants)
         tls = credentials.followed(*files.options[1:6:2])
-        access = Granted(followed_grants(files.options[7]))
+        granted = followed_grants(files.options[7])
+        access = Granted(granted, Budgets(None, granted))
 
         def get(_request: bytes, context: grpc.ServicerContext) -> bytes:
             for _ in range(200):

@@ -8,6 +8,7 @@ from structlog.testing import capture_logs
 
 from resumed.v1 import session_store_pb2 as pb
 from resumed_server import errors
+from resumed_server.budgets import LimitExceeded
 from resumed_server.engines.base import (
     AlreadyExists,
     EngineBroken,
@@ -49,6 +50,7 @@ def raised(error: Exception) -> Exception:
         (EngineBroken("cause"), 14, pb.ERROR_REASON_ENGINE_UNAVAILABLE),
         (WatcherTooSlow("cause"), 8, pb.ERROR_REASON_WATCHER_TOO_SLOW),
         (TooManyWatchers("cause"), 8, pb.ERROR_REASON_TOO_MANY_WATCHERS),
+        (LimitExceeded("shop", "sessions", 7), 8, pb.ERROR_REASON_LIMIT_EXCEEDED),
         (EngineError("cause"), 13, pb.ERROR_REASON_INTERNAL),
         (KeyError(SECRET), 13, pb.ERROR_REASON_INTERNAL),
     ],

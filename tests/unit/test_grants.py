@@ -14,6 +14,11 @@ from support.mtls import grant
 SHOP = "spiffe://example.org/shop"
 
 
+def limit(**fields: str) -> str:
+    """Return a limit as the file has it."""
+    return "[[limit]]\n" + "".join(f"{name} = {value}\n" for name, value in fields.items())
+
+
 def allowed(text: str, identity: str, namespace: str = "shop", operation: str = "get") -> bool:
     """Return the decision of a file."""
     return Grants.parse(text).allow([identity], namespace, operation)
@@ -87,7 +92,7 @@ def test_no_grants_allow_nothing() -> None:
         ("[grant]\n", r'"grant" must be written as \[\[grant\]\]'),
         ("grant = 1\n", r'"grant" must be written as \[\[grant\]\]'),
         ("grant = [1]\n", r'"grant" must be written as \[\[grant\]\]'),
-        ("[[grants]]\n", r"unknown 'grants'; only \[\[grant\]\] is known"),
+        ("[[grants]]\n", r"unknown 'grants'; only \[\[grant\]\] and \[\[limit\]\] are known"),
         (grant(SHOP, ["shop"], ["get"]) + "role = 1\n", "grant 1: unknown 'role'"),
         (grant("", ["shop"], ["get"]), "identity '' must be a SPIFFE id"),
         (grant("shop", ["shop"], ["get"]), "identity 'shop' must be"),
@@ -109,12 +114,42 @@ def test_no_grants_allow_nothing() -> None:
         (f'[[grant]]\nidentity = "{SHOP}"\nnamespaces = "shop"\noperations = ["get"]\n', "namespaces is missing or of"),
         (f'[[grant]]\nidentity = "{SHOP}"\nnamespaces = [1]\noperations = ["get"]\n', "namespaces is missing or of"),
         ("a = " + "[" * 100_000, "nested too deeply"),
+        ("limit = 1\n", r'"limit" must be written as \[\[limit\]\]'),
+        (limit(sessions="1"), "limit 1: it must have either identity or namespaces"),
+        (limit(identity=f'"{SHOP}"', namespaces='["shop"]', watchers="1"), "either identity or namespaces"),
+        (limit(identity=f'"{SHOP}"'), "it limits nothing; give it some of operations_per_second, watchers$"),
+        (limit(identity=f'"{SHOP}"', sessions="1"), "unknown 'sessions'; a limit of identity has operations_per"),
+        (limit(identity='"*"', watchers="1"), r"limit 1: identity '\*' must be"),
+        (limit(namespaces='"shop"', watchers="1"), "namespaces is missing or of another kind"),
+        (limit(namespaces='["Shop"]', watchers="1"), "namespaces 'Shop' must list names"),
+        (limit(namespaces='["shop"]', sessions="0"), "sessions '0' must be a whole number, above 0"),
+        (limit(namespaces='["shop"]', sessions="true"), "sessions 'True' must be a whole number"),
+        (limit(namespaces='["shop"]', sessions="1.5"), "sessions '1.5' must be a whole number"),
+        (limit(namespaces='["shop"]', bytes='"many"'), "bytes 'many' must be a size such as \"256MiB\""),
+        (limit(namespaces='["shop"]', bytes='"0MiB"'), "bytes '0MiB' must be a size"),
     ],
 )
 def test_what_makes_no_sense_is_refused(text: str, problem: str) -> None:
     """With the grant, the field and what it must be: nothing is guessed."""
     with pytest.raises(ValueError, match=problem):
         Grants.parse(text)
+
+
+def test_a_limit_is_for_identities_or_for_namespaces() -> None:
+    """In the order of the file, and as the file says."""
+    text = limit(identity=f'"{SHOP}/*"', operations_per_second="2_000", watchers="3")
+    text += limit(namespaces='["shop", "shop.*"]', sessions="10", bytes='"1.5KiB"')
+    text += limit(namespaces='["pay"]', bytes="7")
+    first, second, third = Grants.parse(text).limits
+    assert (first.operations_per_second, first.watchers, first.sessions, first.bytes) == (2000, 3, None, None)
+    assert first.names(SHOP + "/a")
+    assert not first.names(SHOP)
+    assert not first.covers("shop")
+    assert (second.sessions, second.bytes, third.bytes) == (10, 1536, 7)
+    assert second.covers("shop.eu")
+    assert not second.covers("pay")
+    assert not second.names("")
+    assert not allowed(text, SHOP), "a limit grants nothing"
 
 
 def test_all_problems_are_told_at_once() -> None:
@@ -130,7 +165,7 @@ def test_all_problems_are_told_at_once() -> None:
     ]
 
 
-@given(st.text() | st.text(alphabet='[]{}"=grant.\n#* 1'))
+@given(st.text() | st.text(alphabet='[]{}"=grantlim.\n#* 1'))
 @settings(max_examples=300)
 def test_no_text_breaks_the_reader(text: str) -> None:
     """It is grants, or a ValueError."""

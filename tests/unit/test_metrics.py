@@ -264,7 +264,7 @@ class TestLag:
         watchers = Watchers(cast("Engine", Log()), clock)
         assert watchers.state() == (0, 0.0, 0)
         with watchers._lock:
-            watchers._subscriptions.add(Subscription("shop", lambda: watchers._progress, clock))
+            watchers._subscriptions[Subscription("shop", lambda: watchers._progress, clock)] = None
             watchers._progress = Progress(b"end", clock.now)
         clock.now += READ_SECONDS
         assert watchers.state() == (1, 0.0, 0)

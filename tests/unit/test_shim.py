@@ -433,6 +433,41 @@ class TestOutages:
         assert shim.flush(PATIENCE)
         assert len(store.kept) == 1
 
+    def test_a_limit_is_a_miss_and_no_outage(self) -> None:
+        """The store is asked again after a moment, a longer one each time; the breaker stays closed."""
+        store, now = FakeStore(), 0.0
+        shim, _ = shim_on(store)
+        shim._breaker._clock = lambda: now
+        session_id = negotiate(shim)
+        store.failure = resumed.LimitExceeded("at its limit")
+        for rest in (0.05, 0.1, 0.2, 0.4, 0.8, 0.8):
+            asked = len(store.gets)
+            assert [shim.look_up(session_id, decode) for _ in range(5)] == [None] * 5
+            assert len(store.gets) == asked + 1, "only the first one asked"
+            now += rest
+        assert shim.stats.misses == {"limited": 30}
+        assert not shim.breaker_open
+        store.failure = None
+        assert shim.look_up(session_id, decode) is not None
+        store.failure = resumed.LimitExceeded("at its limit")
+        shim.look_up(session_id, decode)
+        now += 0.05
+        store.failure = None
+        assert shim.look_up(session_id, decode) is not None, "the next limit begins with a short rest"
+
+    def test_what_a_limit_kept_from_being_sent_is_sent_later(self) -> None:
+        """And no handshake waits for it."""
+        store = FakeStore()
+        shim, _ = shim_on(store, puts="wait")
+        store.failure = resumed.LimitExceeded("at its limit")
+        assert shim.look_up(shim.issue_id(), decode) is None
+        shim.negotiated(shim.issue_id(), b"serialized", 100, last=True)
+        assert not store.kept
+        store.failure = None
+        assert shim.flush(PATIENCE)
+        assert shim.stats.puts == {"stored": 1}
+        assert not shim.breaker_open
+
     def test_once_closed_by_a_trial_a_single_failure_opens_it_again(self) -> None:
         """A store that comes and goes is not trusted at once."""
         breaker = Breaker()

@@ -79,6 +79,13 @@ const (
 	// Example: {"reason": "ERROR_REASON_NOT_GRANTED", "domain": "resumed.v1", "metadata": {"identity":
 	// "spiffe://example.org/shop", "namespace": "pay", "operation": "take"}}
 	ErrorReason_ERROR_REASON_NOT_GRANTED ErrorReason = 10
+	// A limit of the caller, or of the namespace, is used up; comes with RESOURCE_EXHAUSTED, and with a google.rpc.RetryInfo where time
+	// alone helps: make no call sooner. Whoever does is answered later. The limit is one of operations_per_second, watchers, sessions
+	// and bytes.
+	//
+	// Example: {"reason": "ERROR_REASON_LIMIT_EXCEEDED", "domain": "resumed.v1", "metadata": {"of": "spiffe://example.org/shop",
+	// "limit": "operations_per_second"}}
+	ErrorReason_ERROR_REASON_LIMIT_EXCEEDED ErrorReason = 11
 )
 
 // Enum value maps for ErrorReason.
@@ -95,6 +102,7 @@ var (
 		8:  "ERROR_REASON_TOO_MANY_WATCHERS",
 		9:  "ERROR_REASON_UNAUTHENTICATED",
 		10: "ERROR_REASON_NOT_GRANTED",
+		11: "ERROR_REASON_LIMIT_EXCEEDED",
 	}
 	ErrorReason_value = map[string]int32{
 		"ERROR_REASON_UNSPECIFIED":        0,
@@ -108,6 +116,7 @@ var (
 		"ERROR_REASON_TOO_MANY_WATCHERS":  8,
 		"ERROR_REASON_UNAUTHENTICATED":    9,
 		"ERROR_REASON_NOT_GRANTED":        10,
+		"ERROR_REASON_LIMIT_EXCEEDED":     11,
 	}
 )
 
@@ -1354,7 +1363,7 @@ const file_resumed_v1_session_store_proto_rawDesc = "" +
 	"\asession\x18\x02 \x01(\v2\x13.resumed.v1.SessionR\asession\x1a\x1b\n" +
 	"\aRemoved\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\fR\x03keyB\a\n" +
-	"\x05event*\xec\x02\n" +
+	"\x05event*\x8d\x03\n" +
 	"\vErrorReason\x12\x1c\n" +
 	"\x18ERROR_REASON_UNSPECIFIED\x10\x00\x12\x1e\n" +
 	"\x1aERROR_REASON_INVALID_FIELD\x10\x01\x12\x1b\n" +
@@ -1367,7 +1376,8 @@ const file_resumed_v1_session_store_proto_rawDesc = "" +
 	"\x1eERROR_REASON_TOO_MANY_WATCHERS\x10\b\x12 \n" +
 	"\x1cERROR_REASON_UNAUTHENTICATED\x10\t\x12\x1c\n" +
 	"\x18ERROR_REASON_NOT_GRANTED\x10\n" +
-	"2\xff\x02\n" +
+	"\x12\x1f\n" +
+	"\x1bERROR_REASON_LIMIT_EXCEEDED\x10\v2\xff\x02\n" +
 	"\x13SessionStoreService\x126\n" +
 	"\x03Put\x12\x16.resumed.v1.PutRequest\x1a\x17.resumed.v1.PutResponse\x126\n" +
 	"\x03Get\x12\x16.resumed.v1.GetRequest\x1a\x17.resumed.v1.GetResponse\x129\n" +

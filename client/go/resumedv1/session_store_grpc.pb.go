@@ -67,7 +67,8 @@ type SessionStoreServiceClient interface {
 	Remove(ctx context.Context, in *RemoveRequest, opts ...grpc.CallOption) (*RemoveResponse, error)
 	// Carries out up to 256 operations in their order and answers as many results in the same order.
 	//
-	// One failing operation does not fail the others. The operations of one Batch are not one transaction: another caller
+	// One failing operation does not fail the others; only a Batch that is over a limit on operations a second is refused as a whole,
+	// with RESOURCE_EXHAUSTED. The operations of one Batch are not one transaction: another caller
 	// may see some of them done and others not yet. This is the way to move many sessions cheaply.
 	Batch(ctx context.Context, in *BatchRequest, opts ...grpc.CallOption) (*BatchResponse, error)
 	// Streams what happens in a namespace, from now on or from where an earlier stream ended.
@@ -190,7 +191,8 @@ type SessionStoreServiceServer interface {
 	Remove(context.Context, *RemoveRequest) (*RemoveResponse, error)
 	// Carries out up to 256 operations in their order and answers as many results in the same order.
 	//
-	// One failing operation does not fail the others. The operations of one Batch are not one transaction: another caller
+	// One failing operation does not fail the others; only a Batch that is over a limit on operations a second is refused as a whole,
+	// with RESOURCE_EXHAUSTED. The operations of one Batch are not one transaction: another caller
 	// may see some of them done and others not yet. This is the way to move many sessions cheaply.
 	Batch(context.Context, *BatchRequest) (*BatchResponse, error)
 	// Streams what happens in a namespace, from now on or from where an earlier stream ended.

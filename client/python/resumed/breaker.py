@@ -1,6 +1,18 @@
-"""Stops asking a store that keeps failing, so that an outage costs handshakes nothing."""
+"""Stops asking a store that keeps failing, so that an outage costs handshakes nothing.
+
+A store that refuses a call because of a limit does not fail: it is asked less often, and others go on as before.
+"""
 
 from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_FIRST_REST, _LONGEST_REST = 0.05, 0.8
+"""Seconds for which nobody asks a store that has just refused because of a limit; twice as long each time in a row."""
 
 
 class Breaker:
@@ -11,15 +23,22 @@ class Breaker:
 
     Args:
         failures: How many failures in a row open it.
+        clock: Seconds that only go forward.
     """
 
-    def __init__(self, failures: int = 3) -> None:
-        self._limit = failures
+    def __init__(self, failures: int = 3, clock: Callable[[], float] = time.monotonic) -> None:
+        self._limit, self._clock = failures, clock
+        self._rest = self._rests_until = 0.0
         self._failures = 0
         self.closed = True
         """Whether handshakes may ask the store."""
         self.answered = True
-        """Whether the last call was answered, if there was any."""
+        """Whether the last call was carried out, if there was any."""
+
+    @property
+    def resting(self) -> bool:
+        """Whether the store refused a call a moment ago because of a limit."""
+        return self._rest > 0 and self._clock() < self._rests_until
 
     def failed(self) -> None:
         """Note that a call failed."""
@@ -28,7 +47,16 @@ class Breaker:
         if self._failures >= self._limit:
             self.closed = False
 
+    def limited(self) -> float:
+        """Note that a call was refused because of a limit, and return for how many seconds to make none."""
+        rest = min(max(2 * self._rest, _FIRST_REST), _LONGEST_REST)
+        self.succeeded()
+        self.answered = False
+        self._rest, self._rests_until = rest, self._clock() + rest
+        return rest
+
     def succeeded(self) -> None:
-        """Note that a call was answered in time."""
+        """Note that a call was carried out in time."""
         self._failures = 0 if self.closed else self._limit - 1
         self.closed = self.answered = True
+        self._rest = 0.0

@@ -51,6 +51,10 @@ class AlreadyExists(StoreError):
     """The key holds another value, or its session was removed or taken."""
 
 
+class LimitExceeded(StoreError):
+    """The store is well, but a limit of the caller or of the namespace is used up. Call again later, and less often."""
+
+
 class InvalidCall(StoreError):
     """A key, value, ttl or namespace is outside its limits."""
 
@@ -66,6 +70,7 @@ _BY_NAME: dict[str, type[StoreError]] = {
     "CANCELLED": StoreUnavailable,  # by a server that stops: nobody here cancels
     "DEADLINE_EXCEEDED": StoreTimeout,
     "INVALID_ARGUMENT": InvalidCall,
+    "RESOURCE_EXHAUSTED": LimitExceeded,
     "UNAVAILABLE": StoreUnavailable,
 }
 

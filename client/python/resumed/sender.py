@@ -15,7 +15,7 @@ from collections import deque
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
-from resumed.errors import StoreError
+from resumed.errors import LimitExceeded, StoreError
 from resumed.process import renew_after_fork
 from resumed.store import BATCH_OPERATIONS, Operation, Put, Remove, SessionStore
 
@@ -183,8 +183,11 @@ class Sender:
         except StoreError as error:
             # Everything stays in the queue, in its order: ids are write-once, so sending twice does no harm.
             _log.debug("sending to the store failed: %s", error)
-            self._breaker.failed()
-            self._pause(self._store.deadline)
+            if isinstance(error, LimitExceeded):
+                self._pause(self._breaker.limited())
+            else:
+                self._breaker.failed()
+                self._pause(self._store.deadline)
             return
         self._breaker.succeeded()
         for outgoing, operation in zip(batch, operations, strict=True):
@@ -202,9 +205,12 @@ class Sender:
         try:
             # With the deadline of a handshake: a store that answers, but too late for one, is no help.
             self._store.get(_PROBE_KEY)
+        except LimitExceeded:
+            self._breaker.limited()
         except StoreError:
             return
-        self._breaker.succeeded()
+        else:
+            self._breaker.succeeded()
         _log.info("the store at %s answers again", self._store.target)
 
     def _pause(self, seconds: float) -> None:

@@ -18,7 +18,7 @@ from concurrent.futures import TimeoutError as FutureTimeoutError
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from resumed.breaker import Breaker
-from resumed.errors import StoreError, StoreTimeout, StoreUnavailable, Unsealable
+from resumed.errors import LimitExceeded, StoreError, StoreTimeout, StoreUnavailable, Unsealable
 from resumed.issuer import THIS_PROCESS
 from resumed.process import renew_after_fork
 from resumed.sealing import ID_BYTES, StoreKeys
@@ -279,7 +279,9 @@ class Shim:
         mirrored = self._mirror.get(key) if self._mirror else None
         if mirrored is not None:
             return mirrored, "mirror"
-        return None if self._breaker.closed else (None, "breaker-open")
+        if not self._breaker.closed:
+            return None, "breaker-open"
+        return (None, "limited") if self._breaker.resting else None
 
     def _find(self, key: bytes, fresh: bool) -> Found:
         """Look `key` up, or wait for the answer to somebody else who did."""
@@ -342,6 +344,9 @@ class Shim:
                 time.sleep(min(pause, left))
                 left = max(end - time.monotonic(), _LEAST_ASK_SECONDS)  # a sleep may be longer than it was to be
                 found, outcome = ask(key, deadline=left), "fresh"
+        except LimitExceeded:
+            self._breaker.limited()
+            return None, "limited"
         except StoreError as error:
             self._breaker.failed()
             if not self._breaker.closed:

@@ -22,7 +22,8 @@ class Stats:
             have had. A TLS 1.3 ticket that was issued when a session resumed is its issuer's. None are counted with a
             plaintext keyring, or of ids that other TLS stacks chose.
         misses: `unknown`, `foreign-id` (not issued by this fleet for this namespace: no call), `old-id` (no call),
-            `late`, `down`, `refused`, `breaker-open` (no call), `busy` (too many look-ups in flight: no call),
+            `late`, `down`, `refused`, `limited` (a limit of the store is used up; for a moment after that, no call),
+            `breaker-open` (no call), `busy` (too many look-ups in flight: no call),
             `malformed`, `unknown-key`, `expired`, `not-authentic`, `undecodable`, `other-name` (negotiated for another
             server name), `internal-error`.
         puts: `stored`, `refused`, `dropped` (the queue was full), `expired` (not sent in time), `unresumable` (nothing

@@ -24,6 +24,7 @@ class ErrorReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ERROR_REASON_TOO_MANY_WATCHERS: _ClassVar[ErrorReason]
     ERROR_REASON_UNAUTHENTICATED: _ClassVar[ErrorReason]
     ERROR_REASON_NOT_GRANTED: _ClassVar[ErrorReason]
+    ERROR_REASON_LIMIT_EXCEEDED: _ClassVar[ErrorReason]
 ERROR_REASON_UNSPECIFIED: ErrorReason
 ERROR_REASON_INVALID_FIELD: ErrorReason
 ERROR_REASON_WRITE_ONCE: ErrorReason
@@ -35,6 +36,7 @@ ERROR_REASON_WATCHER_TOO_SLOW: ErrorReason
 ERROR_REASON_TOO_MANY_WATCHERS: ErrorReason
 ERROR_REASON_UNAUTHENTICATED: ErrorReason
 ERROR_REASON_NOT_GRANTED: ErrorReason
+ERROR_REASON_LIMIT_EXCEEDED: ErrorReason
 
 class PutRequest(_message.Message):
     __slots__ = ("namespace", "key", "value", "ttl")

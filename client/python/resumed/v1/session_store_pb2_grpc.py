@@ -126,7 +126,8 @@ class SessionStoreServiceServicer(object):
     def Batch(self, request, context):
         """Carries out up to 256 operations in their order and answers as many results in the same order.
 
-        One failing operation does not fail the others. The operations of one Batch are not one transaction: another caller
+        One failing operation does not fail the others; only a Batch that is over a limit on operations a second is refused as a whole,
+        with RESOURCE_EXHAUSTED. The operations of one Batch are not one transaction: another caller
         may see some of them done and others not yet. This is the way to move many sessions cheaply.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -223,7 +223,8 @@ class SessionStoreServiceStub(typing.Generic[_SessionStoreServicePutType, _Sessi
     Batch: _SessionStoreServiceBatchType
     """Carries out up to 256 operations in their order and answers as many results in the same order.
 
-    One failing operation does not fail the others. The operations of one Batch are not one transaction: another caller
+    One failing operation does not fail the others; only a Batch that is over a limit on operations a second is refused as a whole,
+    with RESOURCE_EXHAUSTED. The operations of one Batch are not one transaction: another caller
     may see some of them done and others not yet. This is the way to move many sessions cheaply.
     """
 
@@ -329,7 +330,8 @@ class SessionStoreServiceServicer(metaclass=abc.ABCMeta):
     ) -> typing.Union[resumed.v1.session_store_pb2.BatchResponse, collections.abc.Awaitable[resumed.v1.session_store_pb2.BatchResponse]]:
         """Carries out up to 256 operations in their order and answers as many results in the same order.
 
-        One failing operation does not fail the others. The operations of one Batch are not one transaction: another caller
+        One failing operation does not fail the others; only a Batch that is over a limit on operations a second is refused as a whole,
+        with RESOURCE_EXHAUSTED. The operations of one Batch are not one transaction: another caller
         may see some of them done and others not yet. This is the way to move many sessions cheaply.
         """
 

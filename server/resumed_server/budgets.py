@@ -1,0 +1,195 @@
+"""Budgets: what is left of the limits, and whose they are.
+
+Rates are counted for all processes of a server together, in memory that they share from the fork on. No lock guards it:
+two that count at the same moment may count one operation instead of two, which lets a little more through, never less.
+"""
+
+from __future__ import annotations
+
+import mmap
+import time
+from hashlib import blake2b
+from typing import TYPE_CHECKING
+
+from resumed_server.limits import Limit
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from resumed_server.files import Followed
+    from resumed_server.grants import Grants
+
+BURST_SECONDS = 1.0
+"""How much of a rate may be spent at once. A call that begins within it is carried out whole."""
+LEAST_REFUSALS_PER_SECOND = 50
+"""How often a budget may be refused at once, or half as often as its rate, if that is more. Further refusals wait."""
+LONGEST_HOLD = 1.0
+"""Seconds that a refusal is held back, at most."""
+
+_SLOTS = 1 << 13
+_TRIED = 8
+_MOST_REMEMBERED = 4_096
+
+
+class LimitExceeded(Exception):
+    """A limit is used up.
+
+    Attributes:
+        of: Whose limit: an identity, or the namespaces that it is for.
+        limit: Which one, as the grants file calls it.
+        retry: Seconds after which another call may succeed; None if time alone does not help.
+        hold: Seconds for which the answer should be held back, so that whoever does not heed it gains nothing.
+    """
+
+    def __init__(self, of: str, limit: str, amount: int, *, retry: float | None = None, hold: float = 0.0) -> None:
+        super().__init__(f"{of} is at its limit of {amount} {limit.replace('_', ' ')}")
+        self.of = of
+        self.limit = limit
+        self.retry = retry
+        self.hold = hold
+
+
+class Rates:
+    """The memory in which rates are counted: for each name, when all that was spent is earned again.
+
+    It has more slots than there will be names that spend at the same time. The slot of a name that has earned
+    everything again says nothing any more, and is given to another.
+
+    Args:
+        clock: Seconds that only go forward, the same for all processes.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.clock = clock
+        memory = memoryview(mmap.mmap(-1, 16 * _SLOTS))  # anonymous, and shared with whatever is forked
+        self.names, self.earned_at = memory[: 8 * _SLOTS].cast("Q"), memory[8 * _SLOTS :].cast("d")
+
+    def slot(self, name: int) -> int:
+        """Return the slot of a name; find one if it has none."""
+        slots = [(name + step) % _SLOTS for step in range(_TRIED)]
+        now = self.clock()
+        for slot in slots:
+            if self.names[slot] == name:
+                return slot
+        for slot in slots:
+            if self.earned_at[slot] <= now:
+                self.names[slot] = name
+                return slot
+        return slots[0]  # and spends together with another; but thousands would have to be busy
+
+
+class Rate:
+    """So much a second, for whoever has `name`."""
+
+    def __init__(self, rates: Rates, name: str, per_second: float) -> None:
+        self._rates, self._interval = rates, 1 / per_second
+        self._name = int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "big")
+        self._slot = 0
+
+    def spend(self, amount: int) -> float:
+        """Spend `amount` and return 0, or spend nothing and return the seconds until there is something to spend."""
+        rates, slot = self._rates, self._slot
+        if rates.names[slot] != self._name:
+            slot = self._slot = rates.slot(self._name)
+        now, earned_at = rates.clock(), rates.earned_at[slot]
+        if earned_at < now:
+            earned_at = now
+        elif earned_at - now > BURST_SECONDS:
+            return earned_at - now - BURST_SECONDS
+        rates.earned_at[slot] = earned_at + amount * self._interval
+        return 0.0
+
+    def reserve(self, longest: float) -> float:
+        """Spend 1 even if there is nothing, and return in how many seconds there is; at most `longest`."""
+        wait = self.spend(1)
+        if not wait:
+            return 0.0
+        latest = self._rates.clock() + BURST_SECONDS + longest
+        slot = self._slot
+        self._rates.earned_at[slot] = min(self._rates.earned_at[slot] + self._interval, latest)
+        return min(wait, longest)
+
+
+class Budget:
+    """What is left of one limit.
+
+    Args:
+        name: Whose it is.
+        limit: The limit.
+        rates: Where it is counted.
+    """
+
+    def __init__(self, name: str, limit: Limit, rates: Rates) -> None:
+        self.name, self.limit = name, limit
+        self._rate = self._refusals = None
+        if limit.operations_per_second:
+            kind = "identity" if limit.identity else "namespaces"
+            self._rate = Rate(rates, f"{kind} {name}", limit.operations_per_second)
+            refusals = max(LEAST_REFUSALS_PER_SECOND, limit.operations_per_second / 2)
+            self._refusals = Rate(rates, f"refused {kind} {name}", refusals)
+
+    def spend(self, operations: int) -> None:
+        """Count operations that a call asks for.
+
+        Raises:
+            LimitExceeded: There were too many of late; none was counted.
+        """
+        if self._rate and (wait := self._rate.spend(operations)):
+            hold = self._refusals.reserve(LONGEST_HOLD) if self._refusals else 0.0
+            amount = self.limit.operations_per_second or 0
+            raise LimitExceeded(self.name, "operations_per_second", amount, retry=wait, hold=hold)
+
+    def admit_watcher(self, present: int) -> None:
+        """Return if there may be one more watcher than are `present`.
+
+        Raises:
+            LimitExceeded: There may not.
+        """
+        if self.limit.watchers is not None and present >= self.limit.watchers:
+            raise LimitExceeded(self.name, "watchers", self.limit.watchers)
+
+
+class Budgets:
+    """All budgets of a server.
+
+    Args:
+        defaults: The limits of each namespace for which the grants have none.
+        grants: The grants, with their limits, if there are any.
+        rates: Where rates are counted.
+    """
+
+    def __init__(
+        self, defaults: Limit | None = None, grants: Followed[Grants] | None = None, rates: Rates | None = None
+    ) -> None:
+        self._defaults = defaults if defaults and defaults != Limit() else None
+        self._followed, self._rates = grants, rates or Rates()
+        self._known: tuple[Grants | None, dict[str, Budget | None]] = (None, {})
+
+    def of_identities(self, identities: Sequence[str]) -> Budget | None:
+        """Return the budget of who has these identities, if they have a limit."""
+        for limit in self._followed.value.limits if self._followed else ():
+            for identity in identities:
+                if limit.names(identity):
+                    return Budget(identity, limit, self._rates)
+        return None
+
+    def of_namespace(self, namespace: str) -> Budget | None:
+        """Return the budget that a namespace has, by itself or together with others; None if it has no limit."""
+        grants = self._followed.value if self._followed else None
+        if not self._defaults and not (grants and grants.limits):
+            return None
+        known = self._known
+        if known[0] is not grants:
+            known = self._known = (grants, {})
+        budgets = known[1]
+        if namespace not in budgets:
+            if len(budgets) >= _MOST_REMEMBERED:
+                budgets.clear()
+            budgets[namespace] = self._found(namespace, grants.limits if grants else ())
+        return budgets[namespace]
+
+    def _found(self, namespace: str, limits: Sequence[Limit]) -> Budget | None:
+        for limit in limits:
+            if limit.covers(namespace):
+                return Budget(", ".join(limit.namespaces), limit, self._rates)
+        return Budget(namespace, self._defaults, self._rates) if self._defaults else None

@@ -1,0 +1,314 @@
+"""Limits over the wire: who asks for more than they may is refused, who holds up others is cut off, others go on."""
+
+from __future__ import annotations
+
+import socket
+import struct
+import threading
+import time
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import pytest
+from google.protobuf.duration_pb2 import Duration
+from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
+from grpc_status import rpc_status
+from hpack import Encoder
+
+from resumed.v1 import session_store_pb2 as pb
+from resumed.v1.session_store_pb2_grpc import SessionStoreServiceStub
+from resumed_server.pool import MOST_WITHOUT_MESSAGE
+from support.mtls import Authority, Files, channel, grant
+from support.server import PATIENCE, running_server
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from typing_extensions import Self
+
+    from support.server import RunningServer
+
+AUTHORITY = Authority()
+SHOP, PAY, POD = (f"spiffe://example.org/{name}" for name in ("shop", "pay", "pods/1"))
+EVERYTHING = ["put", "get", "take", "remove", "watch"]
+RATE = 10  # so that a Batch of 256 uses it up for 25 seconds
+FILE = (
+    "".join(grant(name, ["*"], EVERYTHING) for name in (SHOP, PAY, "spiffe://example.org/pods/*"))
+    + f"""
+[[limit]]
+identity = "{SHOP}"
+operations_per_second = {RATE}
+watchers = 2
+
+[[limit]]
+namespaces = ["small", "small.*"]
+operations_per_second = {RATE}
+watchers = 1
+"""
+)
+SECRET = b"5ec2e7"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    """Two workers with mutual TLS, grants and limits."""
+    files = Files(tmp_path_factory.mktemp("files")).write(AUTHORITY.server(), AUTHORITY.pem, FILE)
+    with running_server(*files.options, workers=2) as server:
+        yield server
+
+
+@pytest.fixture
+def connect(server: RunningServer) -> Iterator[Callable[[str], SessionStoreServiceStub]]:
+    """Connect as an identity."""
+    with ExitStack() as held:
+        yield lambda identity: SessionStoreServiceStub(
+            held.enter_context(channel(server.target, AUTHORITY.pem, AUTHORITY.issue(identity)))
+        )
+
+
+def get(namespace: str = "shop") -> pb.GetRequest:
+    """Return a Get of nothing."""
+    return pb.GetRequest(namespace=namespace, key=SECRET)
+
+
+def refusal(call: Callable[..., Any], request: Any) -> grpc.RpcError:
+    """Return the error of the first call that is refused."""
+    for _ in range(3 * RATE):
+        try:
+            call(request, timeout=PATIENCE)
+        except grpc.RpcError as error:
+            return error
+    pytest.fail("no call was refused")
+
+
+def details(error: grpc.RpcError) -> tuple[ErrorInfo, RetryInfo | None]:
+    """Return what an error says beside its text."""
+    status = rpc_status.from_call(error)
+    assert status is not None
+    info, retry = ErrorInfo(), RetryInfo()
+    assert status.details[0].Unpack(info)
+    return info, retry if len(status.details) > 1 and status.details[1].Unpack(retry) else None
+
+
+# --- Rates ---------------------------------------------------------------------------------------------------------
+
+
+def test_an_identity_beyond_its_rate_is_refused_and_nobody_else(
+    connect: Callable[[str], SessionStoreServiceStub], server: RunningServer
+) -> None:
+    """With whose limit it is and when to try again; through all workers, whatever it asks for and wherever."""
+    ours = [connect(SHOP) for _ in range(4)]
+    error = refusal(ours[0].Get, get())
+    assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    info, retry = details(error)
+    assert info.reason == "ERROR_REASON_LIMIT_EXCEEDED"
+    assert info.metadata == {"of": SHOP, "limit": "operations_per_second"}
+    assert retry
+    assert 0 < retry.retry_delay.ToMilliseconds() <= 1_100
+    key = b"refused"
+    put = pb.PutRequest(namespace="shop", key=key, value=SECRET, ttl=Duration(seconds=60))
+    batch = pb.BatchRequest(operations=[pb.Operation(get=get())] * 256)
+    refusal(ours[0].Batch, batch)
+    for stub in ours:
+        for call, request in (
+            (stub.Put, put),
+            (stub.Get, get("elsewhere")),
+            (stub.Take, pb.TakeRequest(namespace="shop", key=key)),
+            (stub.Remove, pb.RemoveRequest(namespace="shop", key=key)),
+            (stub.Batch, batch),
+            (stub.Get, get("Not A Namespace")),
+        ):
+            assert refusal(call, request).code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        watch = stub.Watch(pb.WatchRequest(namespace="shop"), timeout=PATIENCE)
+        with pytest.raises(grpc.RpcError) as caught:
+            next(watch)
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    other = connect(PAY)
+    assert not other.Get(pb.GetRequest(namespace="shop", key=key)).HasField("session"), "a refused Put changed nothing"
+    for _ in range(100):
+        other.Get(get())
+    (line, *more) = server.log_lines("a limit is used up")
+    assert (line["of"], line["limit"]) == (SHOP, "operations_per_second")
+    assert len(more) <= 1, "a line for each worker"
+    assert SECRET.decode() not in str(server.log_lines())
+
+
+def test_namespaces_of_one_limit_share_it_whoever_calls(connect: Callable[[str], SessionStoreServiceStub]) -> None:
+    """And other namespaces do not."""
+    first, second = connect(PAY), connect(POD)
+    info, _ = details(refusal(first.Get, get("small.eu")))
+    assert info.metadata == {"of": "small, small.*", "limit": "operations_per_second"}
+    refusal(first.Batch, pb.BatchRequest(operations=[pb.Operation(get=get("small"))] * 256))
+    assert refusal(second.Get, get("small")).code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert first.Get(get("large")) == pb.GetResponse()
+
+
+def test_a_refusal_tells_nothing_of_what_is_stored(connect: Callable[[str], SessionStoreServiceStub]) -> None:
+    """Of somebody who may not even look, the grant is told first, limit or not."""
+    stub = connect("spiffe://example.org/other")
+    for _ in range(100):
+        with pytest.raises(grpc.RpcError) as caught:
+            stub.Get(get("small"))
+        assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
+
+
+# --- Watchers ------------------------------------------------------------------------------------------------------
+
+
+def test_watchers_beyond_a_limit_are_refused(connect: Callable[[str], SessionStoreServiceStub]) -> None:
+    """By namespace here; those that are there go on, and one that ends makes room."""
+    stub = connect(PAY)
+    first = stub.Watch(pb.WatchRequest(namespace="small"))
+    assert next(first).live
+    second = stub.Watch(pb.WatchRequest(namespace="small.eu"))
+    with pytest.raises(grpc.RpcError) as caught:
+        next(second)
+    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    info, retry = details(caught.value)
+    assert info.metadata == {"of": "small, small.*", "limit": "watchers"}
+    assert retry is None
+    assert next(first).live
+    first.cancel()
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        again = stub.Watch(pb.WatchRequest(namespace="small.eu"))
+        try:
+            assert next(again).live
+        except grpc.RpcError:
+            assert time.monotonic() < deadline
+        else:
+            break
+
+
+# --- One connection ------------------------------------------------------------------------------------------------
+
+_DATA, _HEADERS, _RST_STREAM, _SETTINGS, _PING, _GOAWAY = 0, 1, 3, 4, 6, 7
+_END_HEADERS, _ACK = 4, 1
+_MAX_CONCURRENT_STREAMS = 3
+GET = "/resumed.v1.SessionStoreService/Get"
+
+
+class Raw:
+    """A client that keeps to nothing but HTTP/2's frames."""
+
+    def __init__(self, target: str) -> None:
+        host, _, port = target.rpartition(":")
+        self.socket = socket.create_connection((host, int(port)), PATIENCE)
+        self._encoder, self._received = Encoder(), b""
+        self.socket.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(_SETTINGS, 0, 0, b""))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.socket.close()
+
+    def open_call(self, stream: int, path: str = GET) -> None:
+        """Send a call's headers, and not its message."""
+        headers = [(":method", "POST"), (":scheme", "http"), (":path", path), (":authority", "localhost")]
+        block = self._encoder.encode([*headers, ("content-type", "application/grpc"), ("te", "trailers")])
+        self.socket.sendall(frame(_HEADERS, _END_HEADERS, stream, block))
+
+    def frames(self) -> Iterator[tuple[int, int, int, bytes]]:
+        """Yield the type, flags, stream and payload of frames until the server closes the connection."""
+        while True:
+            while len(self._received) >= 9:
+                length, kind, flags = int.from_bytes(self._received[:3], "big"), self._received[3], self._received[4]
+                if len(self._received) < 9 + length:
+                    break
+                stream, payload = int.from_bytes(self._received[5:9], "big"), self._received[9 : 9 + length]
+                self._received = self._received[9 + length :]
+                yield kind, flags, stream, payload
+            try:
+                received = self.socket.recv(65_536)
+            except ConnectionError:
+                return
+            if not received:
+                return
+            self._received += received
+
+
+def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
+    """Return an HTTP/2 frame (RFC 9113 section 4.1)."""
+    return struct.pack(">BHBBL", len(payload) >> 16, len(payload) & 0xFFFF, kind, flags, stream) + payload
+
+
+@contextmanager
+def unharmed(server: RunningServer) -> Iterator[None]:
+    """Check that calls of others are answered meanwhile."""
+    stop, answered = threading.Event(), [0]
+
+    def call() -> None:
+        with grpc.insecure_channel(server.target, [("grpc.use_local_subchannel_pool", 1)]) as connection:
+            stub = SessionStoreServiceStub(connection)
+            while not stop.is_set():
+                stub.Get(get(), timeout=PATIENCE)
+                answered[0] += 1
+
+    other = threading.Thread(target=call)
+    other.start()
+    try:
+        yield
+        before, deadline = answered[0], time.monotonic() + PATIENCE
+        while answered[0] < before + 20:
+            assert other.is_alive()
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    finally:
+        stop.set()
+        other.join(PATIENCE)
+
+
+@pytest.fixture(scope="module")
+def plain() -> Iterator[RunningServer]:
+    """One process without TLS, so that frames can be sent by hand; with two threads for calls."""
+    with running_server("--threads", "2") as server:
+        yield server
+
+
+def test_calls_without_a_message_hold_up_nobody_and_are_cancelled(plain: RunningServer) -> None:
+    """More of them than there are threads, more than may wait."""
+    with ExitStack() as held, unharmed(plain):
+        silent = [held.enter_context(Raw(plain.target)) for _ in range(MOST_WITHOUT_MESSAGE // 250 + 1)]
+        for client in silent:
+            for number in range(250):
+                client.open_call(2 * number + 1)
+        deadline = time.monotonic() + PATIENCE
+        for kind, flags, _, _ in silent[0].frames():  # the first ones to come are the first to go
+            assert time.monotonic() < deadline
+            if kind == _RST_STREAM or (kind == _HEADERS and flags & 1):
+                break
+        else:
+            pytest.fail("the connection was closed")
+
+
+def test_pings_beyond_what_is_allowed_end_the_connection(plain: RunningServer) -> None:
+    """With ENHANCE_YOUR_CALM (RFC 9113 section 7)."""
+    with Raw(plain.target) as client, unharmed(plain):
+        client.socket.sendall(5 * frame(_PING, 0, 0, b"12345678"))
+        gone = b""
+        for kind, _, _, payload in client.frames():
+            gone = payload if kind == _GOAWAY else gone
+        assert gone
+        assert int.from_bytes(gone[4:8], "big") == 11
+        assert b"too_many_pings" in gone
+
+
+def test_a_connection_has_so_many_calls_at_once(plain: RunningServer) -> None:
+    """The server says how many, and refuses more."""
+    with Raw(plain.target) as client, unharmed(plain):
+        limit = 0
+        for kind, _, stream, payload in client.frames():
+            if kind == _SETTINGS and payload:
+                settings = dict(struct.iter_unpack(">HL", payload))
+                limit = settings[_MAX_CONCURRENT_STREAMS]
+                assert limit <= 256
+                for number in range(limit + 1):
+                    client.open_call(2 * number + 1)
+            if kind == _RST_STREAM:
+                assert int.from_bytes(payload, "big") in {7, 11}, "neither REFUSED_STREAM nor ENHANCE_YOUR_CALM"
+                assert stream == 2 * limit + 1
+                break
+        else:
+            pytest.fail("the connection was closed")
