@@ -33,7 +33,7 @@ class _Tls(str, Enum):
 
 def register(app: typer.Typer) -> None:
     """Add the commands to `app`."""
-    for command in (_keygen, _check, _demo, _bench):
+    for command in (_keygen, _check, _top, _demo, _bench):
         app.command(command.__name__.removeprefix("_"))(command)
     grants = typer.Typer(help="Which identities may do what in which namespaces.")
     grants.command("check")(_grants_check)
@@ -82,6 +82,27 @@ def _check(
 
     well = check(target, namespace=namespace, keyring=keyring, deadline=deadline, as_json=as_json)
     raise typer.Exit(0 if well else 1)
+
+
+def _top(
+    targets: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="ENDPOINT...",
+            help="Metrics endpoints, of stores and frontends alike, as host:port or URLs; of a name every address. "
+            "Without any 127.0.0.1:9464.",
+        ),
+    ] = None,
+    interval: Annotated[str, typer.Option(metavar="DURATION", help="How long a period is.")] = "2s",
+    count: Annotated[int | None, typer.Option(metavar="N", min=1, help="How many periods; no end without it.")] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print a line of JSON for each period, instead of tables.")
+    ] = False,
+) -> None:
+    """Watch what stores and frontends do: rates, hit rates, foreign hits and latencies, by namespace and worker."""
+    from resumed_server.commands.top import top
+
+    top(targets or ["127.0.0.1:9464"], interval=interval, count=count, as_json=as_json)
 
 
 def _demo() -> None:
