@@ -154,6 +154,8 @@ def _serve(settings: Settings, ports: _Ports, rates: Rates, worker: int, supervi
             _listen(probes, address, None)
         sweeper = Sweeper(engine)
         sweeper.start()
+        if metrics:
+            held.enter_context(metrics.reporting(watchers, sweeper))
         server.start()
         probes.start()
         log.info(
@@ -165,7 +167,7 @@ def _serve(settings: Settings, ports: _Ports, rates: Rates, worker: int, supervi
         while True:
             usable = readiness.follow(engine)
             if metrics:
-                metrics.report(ready=readiness.ready, watchers=watchers, sweeper=sweeper)
+                metrics.ready = readiness.ready
             if not usable or workers.told_to_stop(_PROBE_INTERVAL) or supervisor not in {None, os.getppid()}:
                 break
             protection.follow()

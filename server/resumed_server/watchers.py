@@ -180,13 +180,13 @@ class Watchers:
         self._cut_off = 0
 
     def state(self) -> State:
-        """Return how the watchers are."""
-        with self._lock:
-            if not self._subscriptions:
-                return State(0, 0.0, self._cut_off)
-            unread = self._clock() - self._progress.time
-            lag = max(unread - READ_SECONDS, *(each.lag() for each in self._subscriptions), 0.0)
-            return State(len(self._subscriptions), lag, self._cut_off)
+        """Return how the watchers are; waits for nobody, not even for storage that does not answer."""
+        subscriptions = list(self._subscriptions)
+        if not subscriptions:
+            return State(0, 0.0, self._cut_off)
+        unread = self._clock() - self._progress.time
+        lag = max(unread - READ_SECONDS, *(each.lag() for each in subscriptions), 0.0)
+        return State(len(subscriptions), lag, self._cut_off)
 
     @contextlib.contextmanager
     def subscribed(

@@ -90,7 +90,7 @@ def test_live_traffic_is_told_by_store_worker_and_namespace(server: RunningServe
     assert shop["resumed"] > 0
     assert (shop["namespace"], shop["hit_rate"], shop["foreign"], shop["breakers_open"]) == ("shop", 1.0, 0.0, 0)
     assert shop["lookup_p99"] > 0
-    assert re.search(r"│ shop +│.*│ 100.0% │ +0.0% │", shown.stdout), shown.stdout
+    assert re.search(r"│ shop +│.*│ +100.0% │ +0.0% │", shown.stdout), shown.stdout
     assert shown.stdout.count("│ 127.0.0.1:") == 3
 
 

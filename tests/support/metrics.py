@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 import urllib.request
 from typing import TYPE_CHECKING
@@ -52,9 +53,13 @@ def scrape(server: RunningServer) -> Scrape:
 
 
 def scraped_until(server: RunningServer, met: Callable[[Scrape], bool]) -> Scrape:
-    """Ask until what is said meets a condition: workers pin their figures once a second."""
+    """Ask until what is said meets a condition: workers pin their figures now and then."""
     end = time.monotonic() + PATIENCE
-    while not met(found := scrape(server)):
-        assert time.monotonic() < end, found.text
+    while True:
+        found = None
+        with contextlib.suppress(ConnectionError):  # by a worker that was killed meanwhile
+            found = scrape(server)
+            if met(found):
+                return found
+        assert time.monotonic() < end, found and found.text
         time.sleep(0.05)
-    return found

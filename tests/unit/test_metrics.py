@@ -108,7 +108,8 @@ class TestBoard:
         for method in ("Put", "Get", "Take", "Remove", "Batch", "Watch"):
             for code in range(17):
                 metrics.recorder.failed(method, code)
-        metrics.report(ready=True, watchers=Watchers(cast("Engine", Store())), sweeper=Sweeper(cast("Engine", Store())))
+        metrics.ready = True
+        metrics.report(Watchers(cast("Engine", Store())), Sweeper(cast("Engine", Store())))
         assert board.read(0)
         with pytest.raises(ValueError, match="do not fit"):
             board.pin(0, {"x": "x" * 65_536})
@@ -223,7 +224,8 @@ class TestReport:
             metrics = Metrics(board, 0, store, clock)
             metrics.recorder.answered("Get", 0.1)
             metrics.recorder.failed("Get", 14)
-            metrics.report(ready=True, watchers=watchers, sweeper=sweeper)
+            metrics.ready = True
+            metrics.report(watchers, sweeper)
             found = samples(collector)
             assert found["resumed_worker_calls_total"] == 2 * run
             assert found["resumed_evicted_sessions_total"] == 3 * run

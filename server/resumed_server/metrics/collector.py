@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from resumed_server.metrics.board import Board
 
 STALE_SECONDS = 5.0
-"""A worker that pinned nothing for so long does not live, or hangs: it pins once a second."""
+"""A worker that pinned nothing for so long does not live, or hangs: it pins five times a second."""
 
 _Figures = dict[str, Any]
 

@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import structlog
+
 from resumed_server.engines.base import EngineError
+from resumed_server.logs import described
 from resumed_server.metrics.engine import CountedEngine
 from resumed_server.metrics.recorder import Recorder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from resumed_server.engines.base import Engine
     from resumed_server.metrics.board import Board
     from resumed_server.sweeper import Sweeper
     from resumed_server.watchers import Watchers
 
-USAGE_SECONDS = 5.0
+REPORT_SECONDS = 0.2
+"""How often figures are pinned: rates over some seconds are right to a few percent then."""
+USAGE_SECONDS = 2.0
 """How often the engine is asked what it holds."""
 
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+
+_log = structlog.get_logger()
 
 
 class Metrics:
@@ -37,12 +46,15 @@ class Metrics:
     Attributes:
         recorder: Told of every call.
         engine: The storage, with what is done in it counted.
+        ready: Whether the storage answered when it was asked last.
     """
 
     def __init__(self, board: Board, worker: int, engine: Engine, clock: Callable[[], float] = time.monotonic) -> None:
         self._board, self._worker, self._storage, self._clock = board, worker, engine, clock
         self.recorder = Recorder(board.admit)
         self.engine = CountedEngine(engine, self.recorder)
+        self.ready = False
+        self._stopping = threading.Event()
         self._started = time.time()
         self._usage: dict[str, int] = {}
         self._asked = float("-inf")
@@ -51,7 +63,29 @@ class Metrics:
         if before:
             self.recorder.restore(before["recorded"])
 
-    def report(self, *, ready: bool, watchers: Watchers, sweeper: Sweeper) -> None:
+    @contextlib.contextmanager
+    def reporting(self, watchers: Watchers, sweeper: Sweeper) -> Iterator[None]:
+        """Keep the figures on the board current, in a thread, for as long as the context lasts."""
+
+        def run() -> None:
+            while True:
+                stopping = self._stopping.wait(REPORT_SECONDS)
+                try:
+                    self.report(watchers, sweeper)
+                except Exception as error:  # noqa: BLE001 - the next time it may work, and serving goes on anyway
+                    _log.error("metrics cannot be reported", **described(error))
+                if stopping:
+                    return
+
+        thread = threading.Thread(target=run, name="metrics-report", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            self._stopping.set()
+            thread.join()
+
+    def report(self, watchers: Watchers, sweeper: Sweeper) -> None:
         """Pin the present figures to the board."""
         state = watchers.state()
         totals = {
@@ -64,11 +98,11 @@ class Metrics:
             "pid": os.getpid(),
             "started": self._started,
             "pinned": self._clock(),
-            "ready": ready,
+            "ready": self.ready,
             "watchers": state.watchers,
             "watchers_lag": state.lag,
             "resident_bytes": int(Path("/proc/self/statm").read_text().split()[1]) * _PAGE_BYTES,
-            "usage": self._usage_of_late() if ready else self._usage,
+            "usage": self._usage_of_late() if self.ready else self._usage,
             "totals": {name: total + self._before.get(name, 0) for name, total in totals.items()},
             "recorded": self.recorder.snapshot(),
         }
