@@ -135,6 +135,27 @@ rust: setup rust-installed ## Check and test the Rust client, with a store of th
 rust-installed:
 	@command -v cargo >/dev/null || { echo "this needs Rust 1.88 or newer (https://rustup.rs): nothing else in this tree does"; exit 1; }
 
+NODE := client/node
+NODE_OUT ?= $(NODE)/src/v1
+$(NODE)/node_modules/.installed: $(NODE)/package-lock.json
+	cd $(NODE) && npm ci --silent --no-fund --no-audit
+	@touch $@
+
+.PHONY: node-installed
+node-installed:
+	@command -v npm >/dev/null || { echo "this needs Node 20 or newer, with npm (https://nodejs.org): nothing else in this tree does"; exit 1; }
+
+.PHONY: stubs-node
+stubs-node: setup $(BUILD)/googleapis node-installed $(NODE)/node_modules/.installed ## Generate the Node stubs from the contract
+	rm -rf $(NODE_OUT)
+	$(BIN)/buf generate --template $(NODE)/buf.gen.yaml --path protos/resumed --output $(NODE_OUT)
+
+.PHONY: node
+node: ## Check and test the Node client, with a store of this tree (not part of make test)
+	@$(MAKE) --no-print-directory stubs-node NODE_OUT=$(BUILD)/fresh-node
+	@diff -r $(BUILD)/fresh-node $(NODE)/src/v1 || { echo "Node stubs are not current: run 'make stubs-node' and commit"; exit 1; }
+	cd $(NODE) && npm run --silent check && RESUMED_COMMAND=$(CURDIR)/$(BIN)/resumed npm test --silent && npm run --silent check-package
+
 .PHONY: clean
 clean: ## Delete what the other targets made
-	rm -rf $(VENV) $(BUILD) .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(BUILD) $(NODE)/node_modules $(NODE)/dist $(NODE)/.build .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -1,0 +1,12 @@
+/**
+ * TLS sessions of Node's servers in a central store, so that any frontend of a fleet resumes what any other negotiated, Node's
+ * or another with OpenSSL's sessions.
+ *
+ * A handshake never waits for the store beyond a deadline, and not at all while the store keeps failing. Whatever goes wrong is
+ * a full handshake and a count in {@link Stats}, nothing else.
+ */
+export { attach, type Options, type Sessions } from "./attach.js";
+export { ResumedError } from "./errors.js";
+export { Keyring, type Logger } from "./keyring.js";
+export { LOOKUP_BUCKETS, type Stats } from "./stats.js";
+export type { Tls } from "./store.js";

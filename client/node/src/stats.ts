@@ -1,0 +1,51 @@
+/** What happened, by reason. */
+
+/** Upper bounds of the buckets of {@link Stats.lookups}, in milliseconds; one more holds what took longer. */
+export const LOOKUP_BUCKETS: readonly number[] = [0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100];
+
+/** What happened since attach(), each a count by reason. The reasons are those of the clients in other languages. */
+export interface Stats {
+  /** `store`; `fresh` (a session just negotiated, found when asked for again); `shared` (another handshake had just asked). */
+  hits: Record<string, number>;
+  /**
+   * `unknown`; `foreign-id` (no id of a session) and `old-id`, both without a call; `late`, `down` and `refused`: the store
+   * failed; `breaker-open` (it kept failing: no call); `busy` (too many look-ups under way: no call); `malformed`,
+   * `unknown-key`, `expired`, `not-authentic`, `undecodable`: the value was no session of this fleet; `other-name`: it was
+   * negotiated for another server name (RFC 6066 section 3); `internal-error`: a defect.
+   */
+  misses: Record<string, number>;
+  /** `stored`, `refused`, `dropped` (the queue was full), `expired` (not sent in time), `unresumable` (nothing to store). */
+  puts: Record<string, number>;
+  /** `fatal-error`, `application`, `dropped`, `refused`. */
+  removals: Record<string, number>;
+  /** Look-ups that reached for the store by the time they took: one for each of LOOKUP_BUCKETS and one for longer ones. */
+  lookups: number[];
+  /** Milliseconds that all these look-ups took. */
+  lookupMilliseconds: number;
+}
+
+export class Recorder {
+  readonly #stats: Stats = {
+    hits: {},
+    misses: {},
+    puts: {},
+    removals: {},
+    lookups: new Array<number>(LOOKUP_BUCKETS.length + 1).fill(0),
+    lookupMilliseconds: 0,
+  };
+
+  count(kind: "hits" | "misses" | "puts" | "removals", reason: string): void {
+    this.#stats[kind][reason] = (this.#stats[kind][reason] ?? 0) + 1;
+  }
+
+  observe(milliseconds: number): void {
+    let bucket = LOOKUP_BUCKETS.findIndex((bound) => milliseconds <= bound);
+    if (bucket < 0) bucket = LOOKUP_BUCKETS.length;
+    this.#stats.lookups[bucket] = (this.#stats.lookups[bucket] ?? 0) + 1;
+    this.#stats.lookupMilliseconds += milliseconds;
+  }
+
+  snapshot(): Stats {
+    return structuredClone(this.#stats);
+  }
+}

@@ -1,0 +1,417 @@
+import assert from "node:assert/strict";
+import { once } from "node:events";
+import { renameSync } from "node:fs";
+import http2 from "node:http2";
+import https from "node:https";
+import type { AddressInfo } from "node:net";
+import net from "node:net";
+import { test, type TestContext } from "node:test";
+import tls from "node:tls";
+
+import { attach, Keyring, type Sessions } from "../src/index.js";
+import { FleetKey } from "../src/sealing.js";
+import { CallError, type Store } from "../src/store.js";
+import { status } from "@grpc/grpc-js";
+import {
+  connect,
+  eventually,
+  fleetKey,
+  frontend,
+  keyringFile,
+  pem,
+  quiet,
+  sessionOf,
+  sharedStore,
+  skip,
+  startStore,
+  VERSIONS,
+  visit,
+  type Version,
+} from "./support.js";
+
+/** Runs a test for TLS 1.2 and TLS 1.3 with the shared store. */
+function onBothVersions(name: string, run: (context: TestContext, target: string, version: Version) => Promise<void>): void {
+  for (const version of VERSIONS) {
+    test(`${name} (${version})`, { skip }, async (context) => {
+      await run(context, (await sharedStore()).target, version);
+    });
+  }
+}
+
+const total = (counts: Record<string, number>): number => Object.values(counts).reduce((sum, each) => sum + each, 0);
+
+/** A store whose answers to look-ups are changed. */
+function changed(store: Store, change: (value: Buffer, key: Buffer) => Buffer): Store {
+  return {
+    namespace: store.namespace,
+    async get(key, timeout) {
+      const value = await store.get(key, timeout);
+      return value && change(value, key);
+    },
+    take: (key, timeout) => store.take(key, timeout),
+    batch: (operations, timeout) => store.batch(operations, timeout),
+    close: () => {
+      store.close();
+    },
+  };
+}
+
+onBothVersions("a frontend resumes what another one negotiated", async (context, target, version) => {
+  const frontends = [await frontend(context, target), await frontend(context, target)] as const;
+  let session: Buffer | undefined;
+  for (let n = 0; n < 10; n++) {
+    const seen = await visit(frontends[n % 2 ? 1 : 0].port, version, session);
+    assert.equal(seen.resumed, n > 0, `connection ${n}`);
+    session = seen.session;
+  }
+  const stats = frontends.map(({ sessions }) => sessions.stats);
+  assert.deepEqual(
+    stats.map(({ hits }) => total(hits)),
+    [4, 5],
+  );
+  assert.deepEqual(
+    stats.map(({ misses }) => total(misses)),
+    [0, 0],
+  );
+});
+
+onBothVersions("a session that was removed does not resume anywhere", async (context, target, version) => {
+  const [here, there] = [await frontend(context, target), await frontend(context, target)];
+  const accepted = once(here.server, "secureConnection") as Promise<[tls.TLSSocket]>;
+  const { session } = await visit(here.port, version);
+  const ids = here.sessions.idsOf((await accepted)[0]);
+  assert.equal(ids.length, version === "TLSv1.3" ? 2 : 1);
+  for (const id of ids) there.sessions.remove(id);
+  assert(await there.sessions.flush());
+  assert(!(await visit(there.port, version, session)).resumed);
+  assert.deepEqual(there.sessions.stats.misses, { unknown: 1 });
+  assert.deepEqual(there.sessions.stats.removals, { application: ids.length });
+});
+
+onBothVersions(
+  "of two frontends offered one session of single use at once, one resumes it",
+  async (context, target, version) => {
+    const one = await frontend(context, target, { singleUse: true });
+    const other = await frontend(context, target, { singleUse: true });
+    for (let round = 0; round < 20; round++) {
+      const { session } = await visit(one.port, version);
+      const visits = await Promise.all([one, other, one, other].map(({ port }) => visit(port, version, session)));
+      assert.equal(visits.filter(({ resumed }) => resumed).length, 1, `round ${round}`);
+    }
+  },
+);
+
+for (const puts of ["wait", "background"] as const) {
+  onBothVersions(`sessions are stored with puts: "${puts}"`, async (context, target, version) => {
+    const [here, there] = [await frontend(context, target, { puts }), await frontend(context, target, { puts })];
+    const { session } = await visit(here.port, version);
+    if (puts === "background") await here.sessions.flush();
+    assert((await visit(there.port, version, session)).resumed);
+  });
+}
+
+onBothVersions("a fatal alert removes the session, a cut does not", async (context, target, version) => {
+  const [here, there] = [await frontend(context, target), await frontend(context, target)];
+  const raw = net.connect(here.port, "127.0.0.1");
+  const client = await connect(here.port, version, undefined, { socket: raw });
+  client.on("error", () => undefined);
+  raw.write(Buffer.concat([Buffer.from("1703030040", "hex"), Buffer.alloc(64)])); // does not authenticate
+  await eventually("a removal", async () => {
+    await here.sessions.flush();
+    return (here.sessions.stats.removals["fatal-error"] ?? 0) > 0;
+  });
+  assert(!(await visit(there.port, version, sessionOf(client))).resumed);
+  const { session } = await visit(here.port, version);
+  assert((await visit(there.port, version, session)).resumed);
+});
+
+for (const version of VERSIONS) {
+  test(
+    `a store that is down or hangs fails no handshake, and resumption comes back with it (${version})`,
+    { skip },
+    async (context) => {
+      const store = await startStore();
+      const { port, sessions } = await frontend(context, store.target, { deadline: 50 });
+      let session: Buffer | undefined;
+      const resumes = async (): Promise<boolean> => {
+        const seen = await visit(port, version, session);
+        session = seen.session;
+        return seen.resumed;
+      };
+      await eventually("resumption", resumes);
+      await sessions.flush();
+
+      store.process.kill("SIGSTOP"); // hangs
+      const kept = session;
+      for (let n = 0; n < 20; n++) assert(!(await visit(port, version, kept)).resumed);
+      const { misses } = sessions.stats;
+      assert(sessions.breakerOpen);
+      assert((misses.late ?? 0) > 0 && (misses.late ?? 0) <= 3 && (misses["breaker-open"] ?? 0) > 10, JSON.stringify(misses));
+      store.process.kill("SIGCONT");
+      await eventually("resumption after a hang", resumes);
+
+      store.process.kill("SIGKILL"); // is down
+      for (let n = 0; n < 20; n++) assert(!(await resumes()));
+      assert.equal(sessions.breakerOpen, true);
+      assert((sessions.stats.misses.down ?? 0) > 0, JSON.stringify(sessions.stats.misses));
+    },
+  );
+}
+
+onBothVersions(
+  "whatever the store returns that is no session of this fleet is a full handshake",
+  async (context, target, version) => {
+    const later = Math.floor(Date.now() / 1000) + 3600;
+    const ring = new FleetKey(fleetKey);
+    const stranger = new FleetKey(Buffer.alloc(32, 7));
+    const seal = (key: Buffer, text: Buffer, end = later): Buffer => ring.seal(key, text, end, Buffer.alloc(12));
+    const flip = (value: Buffer, at: number): Buffer => {
+      const flipped = Buffer.from(value);
+      flipped[at] = (flipped[at] ?? 0) ^ 1;
+      return flipped;
+    };
+    const cases: [string, (value: Buffer, key: Buffer) => Buffer][] = [
+      ["malformed", () => Buffer.alloc(1)],
+      ["malformed", (value) => value.subarray(0, 40)],
+      ["malformed", (value) => Buffer.concat([Buffer.from([2]), value.subarray(1)])],
+      ["malformed", () => Buffer.alloc(65_536)],
+      ["not-authentic", (value) => Buffer.concat([value, Buffer.alloc(1)])],
+      ["not-authentic", (value) => flip(value, value.length - 1)],
+      ["not-authentic", (value) => flip(value, 12)], // not_after
+      ["not-authentic", () => seal(Buffer.alloc(32), Buffer.from("another session"))],
+      ["unknown-key", (_, key) => stranger.seal(key, Buffer.from("a session"), later, Buffer.alloc(12))],
+      ["expired", (_, key) => seal(key, Buffer.from("a session"), Math.floor(Date.now() / 1000))],
+      ["undecodable", (_, key) => seal(key, Buffer.from("a session of another format"))],
+      ["undecodable", (_, key) => seal(key, Buffer.alloc(0))],
+    ];
+    for (const [n, [reason, change]] of cases.entries()) {
+      const { port, sessions } = await frontend(context, target, { store: (store) => changed(store, change) });
+      const { session } = await visit(port, version);
+      assert(!(await visit(port, version, session)).resumed, String(n));
+      assert.deepEqual(sessions.stats.misses, { [reason]: 1 }, String(n));
+    }
+  },
+);
+
+onBothVersions(
+  "a session that this package takes for one, and OpenSSL does not, is a full handshake",
+  async (context, target, version) => {
+    const later = Math.floor(Date.now() / 1000) + 3600;
+    const ring = Keyring.fromKeys(fleetKey);
+    const head = (value: Buffer, key: Buffer): Buffer => {
+      const opened = ring.open(key, value, 0);
+      assert(typeof opened === "object");
+      const session = Buffer.from(opened.plaintext);
+      session[session.indexOf(Buffer.from([2, 2, 3, version === "TLSv1.3" ? 4 : 3])) + 2] = 9; // ssl_version
+      return ring.seal(key, session, later);
+    };
+    const { port, sessions } = await frontend(context, target, { store: (store) => changed(store, head) });
+    for (let n = 0; n < 3; n++) {
+      const { session } = await visit(port, version);
+      assert(!(await visit(port, version, session)).resumed);
+    }
+    assert.equal(total(sessions.stats.hits), 3); // it was handed to OpenSSL
+  },
+);
+
+onBothVersions("an id that is too old is no call, one that nobody knows is a miss", async (context, target, version) => {
+  let [lookups, now] = [0, Date.now() / 1000];
+  const counted = (store: Store): Store =>
+    changed(store, (value) => {
+      lookups++;
+      return value;
+    });
+  const { port, sessions } = await frontend(context, target, { store: counted, clock: () => now });
+  const other = await frontend(context, target, { namespace: "bank" });
+  const { session } = await visit(other.port, version);
+  assert(!(await visit(port, version, session)).resumed);
+  assert.deepEqual(sessions.stats.misses, { unknown: 1 });
+  const { session: own } = await visit(port, version);
+  now += 7200;
+  assert(!(await visit(port, version, own)).resumed);
+  assert.deepEqual([sessions.stats.misses, lookups], [{ unknown: 1, expired: 1 }, 1]);
+});
+
+onBothVersions("however often it is resumed, a session ends when its lifetime has passed", async (context, target, version) => {
+  let now = Date.now() / 1000;
+  const { port, sessions } = await frontend(context, target, { clock: () => now, lifetime: 1000 });
+  let { session } = await visit(port, version);
+  for (let n = 0; n < 3; n++) {
+    now += 250;
+    const seen = await visit(port, version, session);
+    assert(seen.resumed, JSON.stringify(sessions.stats.misses));
+    session = seen.session;
+  }
+  now += 252;
+  const seen = await visit(port, version, session);
+  assert(!seen.resumed);
+  assert.deepEqual(sessions.stats.misses, { expired: 1 });
+  assert((await visit(port, version, seen.session)).resumed);
+});
+
+onBothVersions("sessions survive a rotation of keys, until theirs is retired", async (context, target, version) => {
+  let tick = performance.now();
+  context.mock.method(performance, "now", () => tick);
+  const [old, young] = [Buffer.alloc(32, 11), Buffer.alloc(32, 12)];
+  const path = keyringFile(old);
+  const { port, sessions } = await frontend(context, target, { keyring: path });
+  const rotate = (...keys: Buffer[]): void => {
+    renameSync(keyringFile(...keys), path);
+    tick += 1000;
+  };
+  const { session } = await visit(port, version);
+  rotate(young, old);
+  assert((await visit(port, version, session)).resumed);
+  const { session: later } = await visit(port, version);
+  rotate(young);
+  assert(!(await visit(port, version, session)).resumed);
+  assert.deepEqual(sessions.stats.misses, { "unknown-key": 1 });
+  assert((await visit(port, version, later)).resumed);
+});
+
+onBothVersions("a session negotiated for one server name does not resume for another", async (context, target, version) => {
+  const { port, sessions } = await frontend(context, target);
+  const { session } = await visit(port, version);
+  assert(!(await visit(port, version, session, { servername: "bank.example" })).resumed);
+  assert.deepEqual(sessions.stats.misses, { "other-name": 1 });
+  const nameless = { servername: "", checkServerIdentity: () => undefined };
+  const { session: ofNobody } = await visit(port, version, undefined, nameless);
+  assert((await visit(port, version, ofNobody, nameless)).resumed);
+  assert((await visit(port, version, session, { servername: "SHOP.example" })).resumed);
+});
+
+onBothVersions(
+  "contexts of virtual hosts share the server's sessions, each for its own name",
+  async (context, target, version) => {
+    const { port, server } = await frontend(context, target);
+    server.addContext("bank.example", tls.createSecureContext({ cert: pem, key: pem }));
+    const { session } = await visit(port, version, undefined, { servername: "bank.example" });
+    assert((await visit(port, version, session, { servername: "bank.example" })).resumed);
+    assert(!(await visit(port, version, session)).resumed);
+  },
+);
+
+onBothVersions("a client's certificate is there on resumption", async (context, target, version) => {
+  const options = { requestCert: true, rejectUnauthorized: true, ca: pem };
+  const { port, server } = await frontend(context, target, { server: options });
+  const names: string[] = [];
+  server.on("secureConnection", (socket) => {
+    assert(socket.authorized);
+    names.push(String(socket.getPeerCertificate().subject.CN));
+  });
+  const client = { cert: pem, key: pem };
+  const { session } = await visit(port, version, undefined, client);
+  assert((await visit(port, version, session, client)).resumed);
+  assert.deepEqual(names, ["shop.example", "shop.example"]);
+});
+
+onBothVersions("certificates renewed by setSecureContext() change nothing", async (context, target, version) => {
+  const { port, server } = await frontend(context, target);
+  const { session } = await visit(port, version);
+  server.setSecureContext({ cert: pem, key: pem });
+  const seen = await visit(port, version, session);
+  assert(seen.resumed);
+  assert((await visit(port, version, seen.session)).resumed);
+});
+
+onBothVersions("after close() connections go on, without resumption", async (context, target, version) => {
+  const { port, sessions } = await frontend(context, target);
+  const { session } = await visit(port, version);
+  await sessions.close();
+  for (let n = 0; n < 3; n++) assert(!(await visit(port, version, session)).resumed);
+});
+
+onBothVersions("https and http2 servers resume", async (context, target, version) => {
+  const settings = { cert: pem, key: pem };
+  const options = { target, namespace: "web", keyring: Keyring.fromKeys(fleetKey), deadline: 5000, logger: quiet };
+  const secure = https.createServer(settings, (_request, response) => response.end("hello"));
+  const second = http2.createSecureServer({ ...settings, allowHTTP1: true }, (_request, response) => response.end("hello"));
+  const sessions: Sessions[] = [];
+  for (const server of [secure, second]) {
+    sessions.push(attach(server, options));
+    server.listen(0, "127.0.0.1");
+    await once(server, "listening");
+    context.after(() => server.close());
+  }
+  let session: Buffer | undefined;
+  const got: boolean[] = [];
+  for (const server of [secure, second, secure, second]) {
+    const { port } = server.address() as AddressInfo;
+    const agent = new https.Agent({
+      ca: pem,
+      servername: "shop.example",
+      minVersion: version,
+      maxVersion: version,
+      maxCachedSessions: 0,
+    });
+    const request = https.get({ port, host: "127.0.0.1", agent, ...(session && { session }) });
+    const [response] = (await once(request, "response")) as [NodeJS.ReadableStream & { socket: tls.TLSSocket }];
+    const socket = response.socket;
+    socket.on("session", (ticket: Buffer) => (session = ticket));
+    response.resume();
+    await once(response, "end");
+    got.push(socket.isSessionReused());
+    session = version === "TLSv1.2" ? socket.getSession() : (session ?? socket.getSession());
+    agent.destroy();
+  }
+  assert.deepEqual(got, [false, true, true, true]);
+  await Promise.all(sessions.map((each) => each.close()));
+});
+
+test("what is no TLS, or cut off, or silent, harms nobody", { skip }, async (context) => {
+  const { port, server } = await frontend(context, (await sharedStore()).target);
+  const errors: (string | undefined)[] = [];
+  server.on("tlsClientError", (error: NodeJS.ErrnoException) => errors.push(error.code));
+  for (const bytes of ["GET / HTTP/1.1\r\n\r\n", "\x16\x03\x01\x01", ""]) {
+    const raw = net.connect(port, "127.0.0.1");
+    raw.on("error", () => undefined);
+    raw.end(bytes, "latin1");
+    await once(raw, "close");
+  }
+  assert((await visit(port, "TLSv1.3")).session);
+  assert.deepEqual(errors, ["ERR_SSL_HTTP_REQUEST"]);
+});
+
+test("a frontend starts, and serves, before there is a store", async (context) => {
+  const { port, sessions } = await frontend(context, "127.0.0.1:1", { deadline: 50 });
+  let session: Buffer | undefined;
+  for (let n = 0; n < 10; n++) {
+    const seen = await visit(port, "TLSv1.3", session);
+    assert(!seen.resumed);
+    session = seen.session;
+  }
+  assert(sessions.breakerOpen);
+});
+
+test("options outside their range are refused in one line that says what to do", () => {
+  const options = { target: "127.0.0.1:1", namespace: "shop", keyring: Keyring.fromKeys(fleetKey) };
+  const refused: [object, RegExp][] = [
+    [{ namespace: "Shop" }, /namespace must be/],
+    [{ lifetime: 604_801 }, /lifetime must be/],
+    [{ deadline: 0 }, /deadline must be/],
+    [{ maxLookups: 0 }, /maxLookups must be/],
+    [{ ids: "sealed" }, /ids must be "any"/],
+    [{ puts: "never" }, /puts must be/],
+    [{ keyring: "/nowhere" }, /resumed keygen/],
+    [{ tls: { ca: "/nowhere" } }, /tls: .*nowhere/],
+  ];
+  for (const [wrong, complaint] of refused) {
+    const server = tls.createServer();
+    assert.throws(() => attach(server, { ...options, ...wrong }), complaint);
+  }
+  const taken = tls.createServer();
+  taken.on("newSession", (_id, _session, done: () => void) => {
+    done();
+  });
+  assert.throws(() => attach(taken, options), /newSession listeners already/);
+});
+
+test("a store that answers otherwise than a session store is a miss", () => {
+  for (const [code, reason] of [
+    [status.DEADLINE_EXCEEDED, "late"],
+    [status.UNAVAILABLE, "down"],
+    [status.PERMISSION_DENIED, "refused"],
+  ] as const) {
+    assert.equal(new CallError(Object.assign(new Error(), { code, details: "", metadata: undefined as never })).reason, reason);
+  }
+});

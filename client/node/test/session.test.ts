@@ -1,0 +1,58 @@
+import assert from "node:assert/strict";
+import { execFileSync } from "node:child_process";
+import { test } from "node:test";
+import tls from "node:tls";
+
+import { Session } from "../src/session.js";
+import { listen, pem, VERSIONS, visit } from "./support.js";
+
+/** What OpenSSL's own command reads in a session. */
+function read(serialized: Buffer): string {
+  const lines = (serialized.toString("base64").match(/.{1,64}/g) ?? []).join("\n");
+  const input = `-----BEGIN SSL SESSION PARAMETERS-----\n${lines}\n-----END SSL SESSION PARAMETERS-----\n`;
+  return execFileSync("openssl", ["sess_id", "-text", "-noout"], { input, encoding: "utf8" });
+}
+
+for (const version of VERSIONS) {
+  test(`what is changed in a session of ${version}, OpenSSL reads, and nothing else changes`, async (context) => {
+    const server = tls.createServer({ cert: pem, key: pem }, (socket) => socket.on("error", () => undefined).write("x"));
+    const { session: serialized } = await visit(await listen(context, server), version);
+    assert(serialized);
+    const session = Session.parse(serialized);
+    assert(session);
+    assert.deepEqual(session.serialize(), serialized);
+    const unchanged = read(serialized);
+    session.time = 0x8765_4321; // beyond 2038, with its highest bit set
+    session.timeout = 604_800;
+    session.hostName = "bank.example";
+    session.idContext = Buffer.alloc(32, 0xab);
+    assert.deepEqual([session.timeout, session.hostName], [604_800, "bank.example"]);
+    const changed = read(session.serialize());
+    assert.match(changed, new RegExp(`Start Time: 2271560481\\n`));
+    assert.match(changed, /Timeout {3}: 604800 /);
+    assert.match(changed, /Session-ID-ctx: (AB){32}\n/);
+    const other = /Start Time|Timeout|Session-ID-ctx/;
+    const rest = (text: string): string[] => text.split("\n").filter((line) => !other.test(line));
+    assert.deepEqual(rest(changed), rest(unchanged));
+    session.hostName = "";
+    assert.equal(session.hostName, "");
+    const again = Session.parse(session.serialize());
+    assert.deepEqual(again?.id, session.id);
+  });
+}
+
+test("any bytes that are no session are none", () => {
+  for (const hex of [
+    "",
+    "30",
+    "3003020101",
+    "3080",
+    "308401000000",
+    "30820100",
+    "0400",
+    "300e020101020203040402c02f04000401",
+  ]) {
+    assert.equal(Session.parse(Buffer.from(hex, "hex")), undefined, hex);
+  }
+  assert(Session.parse(Buffer.from("300f020101020203040402c02f04000400", "hex")));
+});
