@@ -141,12 +141,14 @@ for (const version of VERSIONS) {
       await eventually("resumption", resumes);
       await sessions.flush();
 
+      const before = sessions.stats.misses.late ?? 0; // the machine may be busy
       store.process.kill("SIGSTOP"); // hangs
       const kept = session;
       for (let n = 0; n < 20; n++) assert(!(await visit(port, version, kept)).resumed);
       const { misses } = sessions.stats;
-      assert(sessions.breakerOpen);
-      assert((misses.late ?? 0) > 0 && (misses.late ?? 0) <= 3 && (misses["breaker-open"] ?? 0) > 10, JSON.stringify(misses));
+      assert.equal(sessions.breakerOpen, true);
+      const late = (misses.late ?? 0) - before;
+      assert(late > 0 && late <= 3 && (misses["breaker-open"] ?? 0) >= 17, JSON.stringify(misses));
       store.process.kill("SIGCONT");
       await eventually("resumption after a hang", resumes);
 
