@@ -55,6 +55,22 @@ peers: # Of those that `make bench` compares with
 bench: setup servers peers $(BIN)/.installed-bench ## Measure all that docs/performance shows (QUICK=1 for a look; ONLY="sources peers" ...)
 	$(BIN)/python tests/performance/bench/run.py $(if $(QUICK),--quick --output $(BUILD)/bench) $(if $(ONLY),--only $(ONLY))
 
+$(BIN)/.installed-fuzz: $(BIN)/.installed
+	$(BIN)/python -m pip install --quiet --editable '.[dev,fuzz]'
+	@touch $@
+
+# In an environment of its own: it allows only older versions of cryptography than the frontends' is.
+$(BUILD)/sslyze/bin/.installed: Makefile
+	$(PYTHON) -m venv $(BUILD)/sslyze
+	$(BUILD)/sslyze/bin/pip install --quiet sslyze==6.3.1
+	@touch $@
+
+MINUTES ?= 5
+.PHONY: fuzz
+fuzz: setup $(BIN)/.installed-fuzz $(BUILD)/sslyze/bin/.installed ## Fuzz all that reads foreign bytes, for MINUTES=5 in all (FUZZ=--help)
+	$(BIN)/python -m pytest -q tests/fuzz
+	$(BIN)/python tests/fuzz/run.py --minutes $(MINUTES) $(FUZZ)
+
 .PHONY: lint
 lint: setup $(BUILD)/googleapis ## Run the linters and the type checker; check that the stubs are current
 	$(BIN)/ruff check

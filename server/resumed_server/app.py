@@ -32,6 +32,7 @@ from resumed_server.access import Anybody, Granted
 from resumed_server.budgets import Budgets, Rates
 from resumed_server.config import UserError
 from resumed_server.credentials import Credentials
+from resumed_server.decoding import DecodingServer
 from resumed_server.engines import open_engine
 from resumed_server.engines.base import EngineBroken, EngineError
 from resumed_server.errors import cause_of
@@ -265,10 +266,12 @@ def grpc_server(threads: int, *, shared: bool, more: Sequence[tuple[str, int]] =
 
     `shared` lets several processes have its port; `more` are channel arguments beside OPTIONS.
     """
-    return grpc.server(
-        CallPool(threads),  # type: ignore[arg-type] # grpcio only submits to it
-        options=[*OPTIONS.items(), ("grpc.so_reuseport", int(shared)), *more],
-        maximum_concurrent_rpcs=_MAX_QUEUED_CALLS,
+    return DecodingServer(
+        grpc.server(
+            CallPool(threads),  # type: ignore[arg-type] # grpcio only submits to it
+            options=[*OPTIONS.items(), ("grpc.so_reuseport", int(shared)), *more],
+            maximum_concurrent_rpcs=_MAX_QUEUED_CALLS,
+        )
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib.metadata import version
 from typing import Annotated, Any, NoReturn
@@ -75,6 +76,8 @@ def serve(
         for name, value in settings.shown().items():
             typer.echo(f"{name.replace('_', '-'):<18} {value}")
         return
+    # gRPC's core, which reads this when it is loaded, would write a line of its own for each odd request.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     from resumed import forbid_core_dumps  # noqa: PLC0415 - the other commands start faster without
     from resumed_server.app import run  # noqa: PLC0415 - gRPC's server
 

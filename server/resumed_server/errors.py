@@ -22,7 +22,7 @@ from resumed.v1 import session_store_pb2 as pb
 from resumed_server.access import NotGranted, Unauthenticated
 from resumed_server.budgets import LimitExceeded
 from resumed_server.engines.base import AlreadyExists, EngineError, EngineFull, EngineUnavailable
-from resumed_server.logs import described
+from resumed_server.logs import described, is_news
 from resumed_server.pool import Held
 from resumed_server.watchers import MAX_WATCHERS, TooManyWatchers, WatcherTooSlow
 
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from google.protobuf.message import Message
 
 DOMAIN = "resumed.v1"
-_LOG_INTERVAL = 10.0
-"""Seconds between two log lines about the same cause: an outage must not fill the disk."""
 
 _Servicer = TypeVar("_Servicer", bound="Observed")
 _Request = TypeVar("_Request")
@@ -121,7 +119,7 @@ _ANSWERS: dict[type[Exception], _Answer] = {
         "the server has as many watchers as it takes, watch another replica",
     ),
     LimitExceeded: _Answer(StatusCode.RESOURCE_EXHAUSTED, pb.ERROR_REASON_LIMIT_EXCEEDED, "a limit is used up"),
-    # As with grpcio, where these never get as far as here, they have no details.
+    # As with grpcio, where these do not get as far as here, they have no details.
     DecodeError: _Answer(StatusCode.INTERNAL, pb.ERROR_REASON_UNSPECIFIED, "the request is no message of this call"),
     MessageTooLarge: _Answer(
         StatusCode.RESOURCE_EXHAUSTED, pb.ERROR_REASON_UNSPECIFIED, "the request is larger than any may be"
@@ -148,8 +146,8 @@ def answered(
             status = status_of(error, request)
             servicer.observer.failed(method, status.code)
             if isinstance(error, LimitExceeded) and error.hold:
-                raise Held(error.hold, lambda later: _abort(later, status)) from None
-            _abort(context, status)
+                raise Held(error.hold, lambda later: abort(later, status)) from None
+            abort(context, status)
         servicer.observer.answered(method, time.perf_counter() - started)
         return response
 
@@ -170,7 +168,7 @@ def streamed(
         except Exception as error:  # noqa: BLE001 - the edge: whatever it is, the caller gets a fixed text
             status = status_of(error, request)
             code = status.code
-            _abort(context, status)
+            abort(context, status)
         finally:
             servicer.observer.failed(method, code)  # no stream ends otherwise
 
@@ -219,7 +217,8 @@ def _packed(message: Message) -> AnyMessage:
     return packed
 
 
-def _abort(context: ServicerContext, status: Status) -> NoReturn:
+def abort(context: ServicerContext, status: Status) -> NoReturn:
+    """End a call with a status."""
     context.abort_with_status(rpc_status.to_status(status))
     raise AssertionError  # abort_with_status always raises, its stubs do not say so
 
@@ -234,23 +233,12 @@ def cause_of(error: Exception) -> dict[str, str]:
     return {"cause": str(error)} if isinstance(error, EngineError | Unauthenticated) else described(error)
 
 
-_last_logged: dict[tuple[str, ...], float] = {}
-_MOST_LOGGED = 1_024
-
-
 def _log(answer: _Answer, error: Exception) -> None:
     """Log the cause of an error that the operator has to see, unless the same was logged a moment ago."""
     cause = cause_of(error)
     # Not by namespace: of those a caller can make up as many as they want.
-    same = (
-        type(error).__qualname__,
-        *(cause.get(name, "") for name in ("where", "identity", "operation", "of", "limit")),
-    )
-    now = time.monotonic()
-    if now - _last_logged.get(same, -_LOG_INTERVAL) >= _LOG_INTERVAL:
-        if len(_last_logged) >= _MOST_LOGGED:
-            _last_logged.clear()
-        _last_logged[same] = now
+    named = (cause.get(name, "") for name in ("where", "identity", "operation", "of", "limit"))
+    if is_news(type(error).__qualname__, *named):
         (log.error if answer is _INTERNAL else log.warning)(
             answer.text if answer is not _INTERNAL else "internal error", **cause
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import time
 import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +14,11 @@ import structlog
 
 if TYPE_CHECKING:
     from structlog.typing import EventDict, WrappedLogger
+
+_INTERVAL = 10.0
+"""Seconds between two log lines about the same cause."""
+_MOST_REMEMBERED = 1_024
+_last_logged: dict[tuple[str, ...], float] = {}
 
 
 def configure(log_format: str, level: str) -> None:
@@ -33,6 +39,17 @@ def configure(log_format: str, level: str) -> None:
     logging.basicConfig(handlers=[_Forwarder()], level=logging.WARNING, force=True)
 
 
+def is_news(*same: str) -> bool:
+    """Return whether what the words of `same` tell was not logged in the last seconds: nobody is to fill the disk."""
+    now = time.monotonic()
+    news = now - _last_logged.get(same, -_INTERVAL) >= _INTERVAL
+    if news:
+        if len(_last_logged) >= _MOST_REMEMBERED:
+            _last_logged.clear()
+        _last_logged[same] = now
+    return news
+
+
 def described(error: BaseException) -> dict[str, str]:
     """Return the type of `error` and the way it came; its text and the variables on the way may hold a secret."""
     frames = reversed(traceback.extract_tb(error.__traceback__))
@@ -51,4 +68,6 @@ class _Forwarder(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         error = record.exc_info[1] if record.exc_info else None
         details = described(error) if error else {"where": f"{record.filename}:{record.lineno} {record.funcName}"}
-        structlog.get_logger().log(record.levelno, "library", library=record.name, **details)
+        # Whoever sends grpc nonsense has it log an error, and may send it as often as they like.
+        if is_news(record.name, *details.values()):
+            structlog.get_logger().log(record.levelno, "library", library=record.name, **details)

@@ -291,12 +291,31 @@ def test_targets_are_written_as_grpc_writes_them(text: str, hosts: list[tuple[st
 
 
 @pytest.mark.parametrize(
-    "text", ["", "store", "store:", "store:99999", "xds:///store", "dns://8.8.8.8/store:1", "a b:1"]
+    "text",
+    [
+        "",
+        "store",
+        "store:",
+        "store:99999",
+        "xds:///store",
+        "dns://8.8.8.8/store:1",
+        "a b:1",
+        "a\x04:1",
+        "unix:a\0b",
+        "a\udc80:1",
+    ],
 )
 def test_other_targets_are_refused_at_once(text: str) -> None:
     """With what to write instead."""
     with pytest.raises(ValueError, match="host:port"):
         SessionStore(text, namespace="shop")
+
+
+@pytest.mark.parametrize("host", ["a..b", ".", "a" * 64])
+def test_a_host_that_no_resolver_takes_is_refused_at_once(host: str) -> None:
+    """It would raise something else than what a name does that is not known."""
+    with pytest.raises(ValueError, match="is no host name"):
+        SessionStore(f"dns:///{host}:7400", namespace="shop")
 
 
 class Files:

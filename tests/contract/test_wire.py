@@ -426,18 +426,27 @@ def test_reflection_lists_the_services(channel: grpc.Channel) -> None:
     assert found.file_descriptor_response.file_descriptor_proto
 
 
-def test_garbage_instead_of_a_message_is_an_error_without_a_stack_trace(
-    server: RunningServer, channel: grpc.Channel
+@pytest.mark.parametrize(
+    "method",
+    [
+        f"{SERVICE}/Get",
+        f"{SERVICE}/Watch",
+        "grpc.health.v1.Health/Check",
+        "grpc.health.v1.Health/Watch",
+        "grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+    ],
+)
+def test_garbage_instead_of_a_message_is_an_error_and_nothing_else(
+    server: RunningServer, channel: grpc.Channel, method: str
 ) -> None:
-    """The server lives on; neither the caller nor the log sees one (grpcio logs a line, which is cut short)."""
-    raw: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(f"/{SERVICE}/Get")
+    """The server lives on; neither the caller nor the log sees a stack trace."""
+    raw: grpc.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream(f"/{method}")
     for garbage in (b"\xff" * 100, b"\x0a\x02\xff\xfe"):
         with pytest.raises(grpc.RpcError) as caught:
-            raw(garbage)
+            next(raw(iter([garbage]), timeout=10))
         assert caught.value.code() is grpc.StatusCode.INTERNAL
-        assert "Traceback" not in str(caught.value.details())
-    if server.log_lines("starting")[0]["front"] == "grpcio":
-        assert server.wait_for_log("library")
+        assert caught.value.details() == "the request is no message of this call"
+    assert not server.log_lines("library")
     assert all("text" not in line for line in server.log_lines())
 
 

@@ -7,7 +7,7 @@ from google.rpc.error_details_pb2 import ErrorInfo
 from structlog.testing import capture_logs
 
 from resumed.v1 import session_store_pb2 as pb
-from resumed_server import errors
+from resumed_server import logs
 from resumed_server.budgets import LimitExceeded
 from resumed_server.engines.base import (
     AlreadyExists,
@@ -26,7 +26,7 @@ REQUEST = pb.PutRequest(namespace="shop", key=SECRET.encode(), value=SECRET.enco
 @pytest.fixture(autouse=True)
 def _nothing_logged_yet(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each test starts with a log that has room for every cause."""
-    monkeypatch.setattr(errors, "_last_logged", {})
+    monkeypatch.setattr(logs, "_last_logged", {})
 
 
 def raised(error: Exception) -> Exception:

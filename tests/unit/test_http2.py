@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import struct
 import threading
@@ -287,7 +288,7 @@ def test_a_peer_may_refuse_a_large_request_before_it_has_it_all(peer: Peer) -> N
 
 def test_a_long_stream_gives_back_what_it_read(peer: Peer) -> None:
     """Else the peer would stop at the end of its window."""
-    peer.connection.request(CALL, b"", None)
+    peer.connection.request(CALL, b"", time.monotonic() + SOON, lasts=True)
     peer.sent()
 
     def serve() -> None:
@@ -339,3 +340,41 @@ def test_names_of_every_length_reach_the_server(length: int) -> None:
         "content-type": "application/grpc",
         "te": "trailers",
     }
+
+
+@pytest.mark.parametrize("size", [0, 3, 5, 16_000])
+def test_a_reset_with_no_code_or_too_long_a_one_is_broken(peer: Peer, size: int) -> None:
+    """RFC 9113 section 6.4: four bytes. As a number, thousands of them cannot even be shown."""
+    with pytest.raises(Broken):
+        peer.call(frame(RST_STREAM, 0, 1, b"\xff" * size))
+
+
+def test_an_answer_that_does_not_end_while_the_request_must_wait_is_broken(peer: Peer) -> None:
+    """A peer that takes nothing, and sends without end, fills no memory."""
+    peer.connection._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)  # nobody reads it
+    peer.socket.sendall(frame(SETTINGS, 0, 0, struct.pack(">HL", 4, 0)))
+
+    def send() -> None:
+        with contextlib.suppress(OSError):
+            for _ in range(2 * MAX_MESSAGE // 16_384):
+                peer.socket.sendall(frame(DATA, 0, 1, bytes(16_384)))
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    try:
+        with pytest.raises(Broken, match="too long"):
+            peer.connection.request(CALL, bytes(100_000), time.monotonic() + 3 * SOON)
+        assert len(peer.connection._message) < 2 * MAX_MESSAGE
+    finally:
+        peer.connection.close()
+        sender.join()
+
+
+def test_a_call_that_lasts_is_sent_in_time_or_not_at_all(peer: Peer) -> None:
+    """Even if the peer takes nothing: a stream begins with a request like any other."""
+    peer.socket.sendall(frame(SETTINGS, 0, 0, struct.pack(">HL", 4, 0)))
+    peer.connection.request(CALL, b"", time.monotonic() + SOON)
+    with pytest.raises((Broken, TimeoutError)):
+        peer.connection.answer(time.monotonic() + 0.05)
+    with pytest.raises(TimeoutError):
+        peer.connection.request(CALL, b"request", time.monotonic() + 0.05, lasts=True)

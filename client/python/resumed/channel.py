@@ -188,7 +188,7 @@ class Channel:
         end = time.monotonic() + CONNECT_SECONDS
         _, connection = self._connection(end)
         try:
-            connection.request(head(self._target.authority, method.path, self._secure), message, None)
+            connection.request(head(self._target.authority, method.path, self._secure), message, end, lasts=True)
         except (Broken, OSError) as error:
             connection.close()
             raise errors.StoreUnavailable(str(error)) from None

@@ -65,6 +65,7 @@ _NAMES = (
     *("INTERNAL", "UNAVAILABLE", "DATA_LOSS", "UNAUTHENTICATED"),
 )
 """gRPC's status codes, by their numbers (google.rpc.Code)."""
+_LONGEST_MESSAGE = 1_000
 _BY_NAME: dict[str, type[StoreError]] = {
     "ALREADY_EXISTS": AlreadyExists,
     "CANCELLED": StoreUnavailable,  # by a server that stops: nobody here cancels
@@ -77,5 +78,7 @@ _BY_NAME: dict[str, type[StoreError]] = {
 
 def from_status(number: int, message: str) -> StoreError:
     """Return the StoreError of a gRPC status code and the server's words, of a call or of an operation in a Batch."""
-    name = _NAMES[number] if number < len(_NAMES) else f"status {number}"
-    return _BY_NAME.get(name, StoreError)(f"{name}: {message}")
+    name = _NAMES[number] if 0 <= number < len(_NAMES) else f"status {number}"
+    # They end in logs: one line, not too long, and nothing in it that a terminal would obey.
+    words = "".join(character if character.isprintable() else " " for character in message[:_LONGEST_MESSAGE])
+    return _BY_NAME.get(name, StoreError)(f"{name}: {words}")

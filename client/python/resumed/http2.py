@@ -38,7 +38,7 @@ _END_STREAM, _ACK, _END_HEADERS, _PADDED, _PRIORITY = 0x1, 0x1, 0x4, 0x8, 0x20
 _FRAME = struct.Struct(">BHBBL")  # length (24 bits, in two parts), type, flags, stream
 _SETTING = struct.Struct(">HL")
 _HEADER_TABLE_SIZE, _ENABLE_PUSH, _INITIAL_WINDOW_SIZE = 1, 2, 4
-_REFUSED_STREAM, _CANCEL = 7, 8
+_REFUSED_STREAM, _CANCEL, _CODE_BYTES = 7, 8, 4
 _DEFAULT_WINDOW, _LARGEST_WINDOW = 65_535, 2**31 - 1
 _LARGEST_FRAME = 16_384
 _LARGEST_HEADERS = 65_536
@@ -157,13 +157,14 @@ class Connection:
         self._ended = True
         self._going = False
 
-    def request(self, headers: bytes, message: bytes, end: float | None) -> None:
+    def request(self, headers: bytes, message: bytes, end: float, *, lasts: bool = False) -> None:
         """Send a call; then read its answers with message().
 
         Args:
             headers: Those of its method, from head().
             message: The encoded message.
-            end: When its time is up, as time.monotonic(); None for never.
+            end: When its time is up, as time.monotonic().
+            lasts: Whether only sending it has to be done by then, and its answers may come at any time.
 
         Raises:
             Status: The call failed before all was sent.
@@ -175,7 +176,7 @@ class Connection:
         self._message.clear()
         self._http_status, self._ended = "", False
         remaining = self._wait_until(end)
-        if remaining is not None:
+        if not lasts:
             timeout = b"%du" % (remaining * 1e6) if remaining < 90 else b"%dm" % (remaining * 1e3)  # noqa: PLR2004
             headers += _TIMEOUT + bytes((len(timeout),)) + timeout
         body = _MESSAGE.pack(False, len(message)) + message
@@ -193,11 +194,11 @@ class Connection:
         except Broken as error:
             raise Refused(str(error)) from None
 
-    def message(self, end: float | None) -> bytes | None:
+    def message(self, end: float) -> bytes | None:
         """Return the next message of the answer, None when there is none left.
 
         Args:
-            end: When the time is up, as time.monotonic(); None for never.
+            end: When the time is up, as time.monotonic().
 
         Raises:
             Status: The call failed.
@@ -260,7 +261,7 @@ class Connection:
 
     __del__ = close  # for those who let go of a store without closing it
 
-    def _send_in_pieces(self, body: bytes, end: float | None) -> None:
+    def _send_in_pieces(self, body: bytes, end: float) -> None:
         """Send a body as the peer's windows allow (RFC 9113 section 5.2)."""
         sent = 0
         while sent < len(body):
@@ -278,13 +279,15 @@ class Connection:
             self._connection_window -= len(piece)
             self._send(_frame(_DATA, 0 if sent < len(body) else _END_STREAM, self._stream, piece))
 
-    def _take_in(self, frame: _Frame, end: float | None) -> None:
+    def _take_in(self, frame: _Frame, end: float) -> None:
         """Take in a frame of the call under way."""
         kind, flags, payload = frame
         if kind == _DATA:
             if flags & _END_STREAM:
                 raise Broken("the answer ends without a status")
             self._message += _unpadded(frame)
+            if len(self._message) > _MESSAGE.size + MAX_MESSAGE + _LARGEST_FRAME:
+                raise Broken("the answer is too long")
         elif kind == _HEADERS:
             headers = _headers(self._header_block(frame, end))
             self._http_status = self._http_status or headers.get(":status", "")
@@ -293,6 +296,8 @@ class Connection:
                 self._check(headers)
         elif kind == _RST_STREAM:
             self._ended = True
+            if len(payload) != _CODE_BYTES:
+                raise Broken("the peer resets the call wrongly")
             code = int.from_bytes(payload, "big")
             if code == _REFUSED_STREAM:
                 raise Refused("the peer refused the call")
@@ -311,7 +316,7 @@ class Connection:
         number = int(text) if re.fullmatch(r"[0-9]{1,3}", text) else UNKNOWN
         raise Status(number, unquote(trailers.get("grpc-message", "")))
 
-    def _header_block(self, frame: _Frame, end: float | None) -> bytes:
+    def _header_block(self, frame: _Frame, end: float) -> bytes:
         block, flags = _unpadded(frame), frame.flags
         if flags & _PRIORITY:
             block = block[5:]
@@ -322,7 +327,7 @@ class Connection:
                 raise Broken("the peer's headers do not end")
         return block
 
-    def _next_frame(self, end: float | None) -> _Frame:
+    def _next_frame(self, end: float) -> _Frame:
         """Return the next frame of the call under way; deal with those that are about the connection."""
         while (frame := self._received_frame()) is None:
             self._wait_until(end)
@@ -384,11 +389,8 @@ class Connection:
             self._unreported = 0
             self._send(_frame(_WINDOW_UPDATE, 0, 0, increment) + _frame(_WINDOW_UPDATE, 0, stream, increment))
 
-    def _wait_until(self, end: float | None) -> float | None:
+    def _wait_until(self, end: float) -> float:
         """Let the socket wait until `end`, and return how many seconds that is."""
-        if end is None:
-            self._socket.settimeout(None)
-            return None
         remaining = end - time.monotonic()
         if remaining <= 0:
             raise TimeoutError

@@ -32,6 +32,7 @@ RETRY_SECONDS = 1.0
 _OVERHEAD = 195  # what an entry takes beside it, measured: keys, objects, and a table that is mostly too large
 _KEY_BYTES = 15  # of the 32 of a store key: enough to find a session, which opens under the whole key only
 _EXPIRY_BYTES = 5  # in milliseconds, for 34 years of uptime
+_LAST_EXPIRY = (1 << 8 * _EXPIRY_BYTES) - 1
 _FORGOTTEN = 1024
 _RECENT_REMOVALS = 1024
 
@@ -91,7 +92,8 @@ class Sessions:
                 nobody knows any more, it is not kept.
         """
         key = key[-_KEY_BYTES:]
-        entry = int((self._clock() + session.ttl) * 1000).to_bytes(_EXPIRY_BYTES, "big") + session.value
+        expiry = int((self._clock() + session.ttl) * 1000)  # on the word of the store, which may say anything
+        entry = min(max(expiry, 0), _LAST_EXPIRY).to_bytes(_EXPIRY_BYTES, "big") + session.value
         with self._lock:
             if since is not None and self._removed_since(key, since):
                 return

@@ -173,6 +173,8 @@ class SessionStore:
 
     def _batch(self, request: pb.BatchRequest, deadline: float | None) -> list[Result]:
         answer = self._call(_BATCH, request, pb.BatchResponse, deadline)
+        if len(answer.results) != len(request.operations):
+            raise errors.StoreError(f"the answer has {len(answer.results)} results, not {len(request.operations)}")
         return [_result(result) for result in answer.results]
 
     def _operation(self, operation: Operation) -> pb.Operation:

@@ -43,6 +43,8 @@ class Target:
             ValueError: It is none of these; the message says what to do.
         """
         scheme, colon, rest = text.partition(":")
+        if "\0" in text:
+            raise ValueError(f"target {text!r}: {_USE}")
         if scheme == "unix" and rest:
             path = "/" + rest.lstrip("/") if rest.startswith("/") else rest
             return cls("localhost", "localhost", path=path)
@@ -81,9 +83,14 @@ class Target:
 
 def _host(name: str, text: str) -> tuple[str, int]:
     match = _HOST_AND_PORT.fullmatch(name)
-    if match is None or not 0 < int(match[3]) <= _LAST_PORT:
+    if match is None or not 0 < int(match[3]) <= _LAST_PORT or not name.isprintable():
         raise ValueError(f"target {text!r}: {_USE}")
-    return match[1] or match[2], int(match[3])
+    host = match[1] or match[2]
+    try:
+        host.encode("idna")  # as the resolver is asked
+    except UnicodeError:
+        raise ValueError(f"target {text!r}: {host!r} is no host name (RFC 1035, RFC 3490)") from None
+    return host, int(match[3])
 
 
 def _is_address(host: str) -> bool:

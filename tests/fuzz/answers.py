@@ -1,0 +1,251 @@
+"""Targets that play a hostile store: what a frontend makes of its HTTP/2, of its messages, and of what these hold."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from typing import TYPE_CHECKING, Any, cast
+
+from hpack import Encoder
+
+from fuzz.target import Check, Pieces, Target
+from resumed.breaker import Breaker
+from resumed.errors import StoreError
+from resumed.mirror import Mirror
+from resumed.sender import Outgoing, Sender
+from resumed.stats import Recorder
+from resumed.store import Get, Put, Remove, SessionStore, Take
+from resumed.v1 import session_store_pb2 as pb
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+DATA, HEADERS, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = 0, 1, 3, 4, 5, 6, 7, 8, 9
+END_STREAM, ACK, END_HEADERS, PADDED, PRIORITY = 0x1, 0x1, 0x4, 0x8, 0x20
+_STREAMS = (0, 1, 3, 5, 2**31 - 1, 2**32 - 1)
+_KEY = bytes(32)
+_LARGE = bytes(65_536)  # more than the window of a fresh connection
+_PATIENCE = 5.0
+"""Seconds: what a store says is all there, so nothing waits unless something hangs."""
+
+
+def _use(store: SessionStore, number: int) -> None:
+    """Use a store in one of the ways that a frontend does; whatever it says, the worst is a StoreError."""
+    calls: tuple[Callable[[], Any], ...] = (
+        lambda: store.get(_KEY),
+        lambda: store.take(_KEY),
+        lambda: store.put(_KEY, _LARGE, 60.0),
+        lambda: store.remove(_KEY),
+        lambda: store.batch([Put(_KEY, b"value", 1.5), Get(_KEY), Take(_KEY), Remove(_KEY)]),
+        lambda: store.batch([Put(_KEY, _LARGE[:20_000], 1.5)] * 2),
+        lambda: _follow(store),
+        lambda: _send(store),
+    )
+    with contextlib.suppress(StoreError):
+        repr(calls[number % len(calls)]())
+
+
+class _Once(threading.Event):
+    """Ends a thread's loop when it first rests."""
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.set()
+        return True
+
+
+def _follow(store: SessionStore) -> None:
+    """Mirror the store in this thread until it breaks off."""
+    mirror = Mirror(store, 100_000)
+    mirror._closed = _Once()
+    mirror._run()
+    mirror.sessions.get(_KEY)
+
+
+def _send(store: SessionStore) -> None:
+    """Send a Put and a removal in this thread."""
+    sender = Sender(store, Breaker(), Recorder(), lambda: 1000.0)
+    sender._queue.extend([Outgoing(_KEY, b"sealed", 2000, ""), Outgoing(_KEY, None, 0, "application")])
+    sender._closing = True  # or it would rest after a failure
+    sender._send()
+
+
+class _Peer:
+    """A store whose every byte is there before it is asked."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self._held: list[socket.socket] = []
+
+    def store(self) -> SessionStore:
+        """Return a client of it."""
+        store = SessionStore("unix:/nowhere", namespace="shop", deadline=_PATIENCE)
+        store._channel._connect = self._connect  # type: ignore[assignment,method-assign]
+        return store
+
+    def close(self) -> None:
+        """Close its ends."""
+        for held in self._held:
+            held.close()
+
+    def _connect(self, _where: object, _end: float) -> socket.socket:
+        if self._held:
+            raise ConnectionRefusedError
+        ours, theirs = socket.socketpair()
+        for end in (ours, theirs):
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)  # nobody reads what the frontend sends
+        theirs.sendall(self._data)
+        theirs.shutdown(socket.SHUT_WR)
+        self._held.append(theirs)
+        return ours
+
+
+def _converse(number: int, data: bytes) -> None:
+    peer = _Peer(data)
+    store = peer.store()
+    try:
+        _use(store, number)
+        _use(store, number + 1)  # on the same connection, if it is of use still
+    finally:
+        store.close()
+        peer.close()
+
+
+def http2_bytes() -> Check:
+    """Whatever a store sends, calls end with an answer or a StoreError."""
+
+    def check(data: bytes) -> None:
+        _converse(int.from_bytes(data[:1], "big"), data[1:])
+
+    return check
+
+
+def http2_frames() -> Check:
+    """The same where each frame by itself is well-formed."""
+
+    def check(data: bytes) -> None:
+        pieces = Pieces(data)
+        number, sent = pieces.number(), b""
+        while pieces:
+            kind, flags, stream, size = pieces.number() % 12, pieces.number(), pieces.number(), pieces.number(2)
+            payload = pieces.take(size)
+            if kind == DATA and stream & 0x40:
+                payload = b"\0" + len(payload).to_bytes(4, "big") + payload
+            sent += _frame(kind, flags, _STREAMS[stream % len(_STREAMS)], payload)
+        _converse(number, sent)
+
+    return check
+
+
+def _frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
+    return len(payload).to_bytes(3, "big") + bytes((kind, flags)) + stream.to_bytes(4, "big") + payload
+
+
+def _block(*headers: tuple[str, str]) -> bytes:
+    encoder = Encoder()
+    encoder.header_table_size = 0
+    return bytes(encoder.encode(headers, huffman=True))
+
+
+def _answer(call: int) -> bytes:
+    session = pb.Session(value=b"sealed")
+    session.ttl.seconds = 60
+    results = [pb.Result(put=pb.PutResponse(ttl=session.ttl)), pb.Result(get=pb.GetResponse(session=session))]
+    results += [pb.Result(take=pb.TakeResponse()), pb.Result(remove=pb.RemoveResponse(removed=True))]
+    results[2].error.code, results[2].error.message = 6, "held"
+    put, removed = pb.Event(put=pb.Event.Put(key=_KEY, session=session)), pb.Event(removed=pb.Event.Removed(key=_KEY))
+    answers = (
+        pb.GetResponse(session=session),
+        pb.TakeResponse(session=session),
+        pb.PutResponse(ttl=session.ttl),
+        pb.RemoveResponse(removed=True),
+        pb.BatchResponse(results=results),
+        pb.BatchResponse(results=results[:2]),
+        pb.WatchResponse(events=[put, removed], position=b"behind", live=True, continued=True),
+        pb.BatchResponse(results=results[::3]),
+    )
+    return answers[call].SerializeToString()
+
+
+def _frame_lists() -> Iterable[tuple[int, list[tuple[int, int, int, bytes]]]]:
+    """Yield what honest stores and odd ones send: a call's number, and kinds, flags, streams, payloads."""
+    head = (HEADERS, END_HEADERS, 1, _block((":status", "200"), ("content-type", "application/grpc")))
+    tail = (HEADERS, END_HEADERS | END_STREAM, 1, _block(("grpc-status", "0")))
+    settings = (SETTINGS, 0, 0, b"\0\4\0\1\0\0" + b"\0\5\0\0\x40\0")
+    acks = [settings, (SETTINGS, ACK, 0, b""), (PING, 0, 0, bytes(8)), (WINDOW_UPDATE, 0, 0, b"\0\1\0\0")]
+    for call in range(8):
+        message = _answer(call)
+        body = (DATA, 0, 1, b"\0" + len(message).to_bytes(4, "big") + message)
+        yield call, [*acks, head, body, tail]
+    failure = _block(("grpc-status", "14"), ("grpc-message", "draining%21"))
+    yield 0, [settings, (HEADERS, END_HEADERS | END_STREAM, 1, _block((":status", "200")) + failure)]
+    yield 0, [settings, (HEADERS, END_HEADERS | END_STREAM, 1, _block((":status", "503")))]
+    yield 1, [settings, (HEADERS, 0, 1, failure[:4]), (CONTINUATION, END_HEADERS, 1, failure[4:])]
+    yield 1, [settings, (RST_STREAM, 0, 1, b"\0\0\0\7")]
+    yield 3, [settings, (GOAWAY, 0, 0, bytes(8) + b"going"), (RST_STREAM, 0, 1, b"\0\0\0\x08")]
+    yield 2, [(SETTINGS, 0, 0, b"\0\4\0\0\0\0"), (WINDOW_UPDATE, 0, 1, b"\0\0\0\1"), head, tail]
+    yield (
+        0,
+        [(HEADERS, END_HEADERS | PADDED | PRIORITY, 1, b"\2" + bytes(5) + head[3] + bytes(2)), (DATA, 8, 1, b"\1\0")],
+    )
+    yield 0, [(PUSH_PROMISE, END_HEADERS, 1, b"\0\0\0\2" + head[3])]
+
+
+def _http2_byte_seeds() -> Iterable[bytes]:
+    for call, frames in _frame_lists():
+        yield bytes((call,)) + b"".join(_frame(*frame) for frame in frames)
+
+
+def _http2_frame_seeds() -> Iterable[bytes]:
+    for call, frames in _frame_lists():
+        parts = (
+            bytes((kind, flags, _STREAMS.index(stream))) + len(payload).to_bytes(2, "big") + payload
+            for kind, flags, stream, payload in frames
+        )
+        yield bytes((call,)) + b"".join(parts)
+
+
+class _Answers:
+    """Stands in for the Channel of a SessionStore: every answer is the same."""
+
+    def __init__(self, message: bytes) -> None:
+        self._message = message
+
+    def call(self, *_: object) -> bytes:
+        """Answer."""
+        return self._message
+
+    def stream(self, *_: object) -> _Answers:
+        """Answer three times."""
+        return self
+
+    def __iter__(self) -> Iterator[bytes]:
+        yield from [self._message] * 3
+        raise StoreError("the end")
+
+    def cancel(self) -> None:
+        """Do nothing."""
+
+
+def messages() -> Check:
+    """Whatever message a store answers with, it is read or refused, and nothing that was built on it breaks."""
+    store = SessionStore("unix:/nowhere", namespace="shop")
+
+    def check(data: bytes) -> None:
+        store._channel = cast("Any", _Answers(data[1:]))
+        _use(store, int.from_bytes(data[:1], "big"))
+
+    return check
+
+
+def _message_seeds() -> Iterable[bytes]:
+    for call in range(8):
+        yield bytes((call,)) + _answer(call)
+
+
+_CALLS = ("resumed/http2.py", "resumed/channel.py", "resumed/store.py", "resumed/errors.py")
+ANSWERS = (
+    Target("http2_bytes", http2_bytes, _http2_byte_seeds, _CALLS, 8_192),
+    Target("http2_frames", http2_frames, _http2_frame_seeds, _CALLS, 20_000),
+    Target("messages", messages, _message_seeds, ("resumed/store.py", "resumed/errors.py", "resumed/mirror.py"), 2_048),
+)

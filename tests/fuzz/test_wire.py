@@ -1,0 +1,17 @@
+"""A running server, fuzzed over the wire for a moment: see wire.py."""
+
+from __future__ import annotations
+
+import pytest
+
+from fuzz.wire import PATIENCE, Wire
+from support.server import running_server
+
+
+@pytest.mark.parametrize("front", ["grpcio", "native"])
+def test_no_client_breaks_a_server(front: str) -> None:
+    """It stays healthy, answers others correctly, logs no defect, and is no larger than before."""
+    with running_server("--front", front) as server:
+        outcome = Wire(server, seed=7400).run(6 * PATIENCE, batches=5)
+    assert outcome.answers["OK"] > 10
+    assert outcome.answers["closed"] > 50
