@@ -43,6 +43,10 @@ test: setup servers ## Run all tests
 faults: setup servers faketime ## Break the store in every way under live TLS traffic: what clients and operators see (FAULTS=--help)
 	$(BIN)/python tests/faults/run.py $(FAULTS)
 
+.PHONY: dump
+dump: setup ## Fill stores with 10,000 real sessions, and look for their secrets in all memory and files (DUMP=--help)
+	$(BIN)/python tests/security/dump.py $(DUMP)
+
 $(BIN)/.installed-bench: $(BIN)/.installed
 	$(BIN)/python -m pip install --quiet --editable '.[dev,bench]'
 	@touch $@
