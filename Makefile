@@ -75,6 +75,16 @@ fuzz: setup $(BIN)/.installed-fuzz $(BUILD)/sslyze/bin/.installed ## Fuzz all th
 	$(BIN)/python -m pytest -q tests/fuzz
 	$(BIN)/python tests/fuzz/run.py --minutes $(MINUTES) $(FUZZ)
 
+$(BIN)/.installed-monitoring: $(BIN)/.installed
+	$(BIN)/python -m pip install --quiet --editable '.[dev,monitoring]'
+	@touch $@
+
+.PHONY: monitoring
+monitoring: setup $(BIN)/.installed-monitoring ## Test the alerts; ask a live Prometheus what the dashboards ask (PICTURES=1 draws those of docs/)
+	@command -v promtool >/dev/null || deploy/debian-packages prometheus
+	$(BIN)/python -m pytest tests/monitoring/rules.py
+	$(BIN)/python tests/monitoring/live.py $(if $(PICTURES),--pictures docs/pictures)
+
 .PHONY: lint
 lint: setup $(BUILD)/googleapis ## Run the linters and the type checker; check that the stubs are current
 	$(BIN)/ruff check

@@ -17,7 +17,7 @@ from prometheus_client import REGISTRY
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 
-from resumed.stats import BUCKETS
+from resumed.stats import BUCKETS, REASONS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -70,8 +70,10 @@ class _Exporter(Collector):
         ):
             family = CounterMetricFamily(f"resumed_frontend_{kind}", documentation, labels=["namespace", label])
             for namespace, group in stats.items():
-                for reason, number in _summed(getattr(each, kind) for each in group).items():
-                    family.add_metric([namespace, reason], number)
+                counted = _summed(getattr(each, kind) for each in group)
+                # With zeros: Prometheus sees no rise in a series that begins with its first.
+                for reason in dict.fromkeys([*REASONS[kind], *counted]):
+                    family.add_metric([namespace, reason], counted[reason])
             yield family
         yield _lookups(stats)
         yield from _states(by_namespace)

@@ -11,6 +11,19 @@ BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1
 """Upper bounds of the look-up time buckets, in seconds; one more holds what took longer."""
 
 
+REASONS = {
+    "hits": ("mirror", "store", "fresh", "shared"),
+    "foreign_hits": ("mirror", "store", "fresh", "shared"),
+    "misses": (
+        *("unknown", "foreign-id", "old-id", "late", "down", "refused", "breaker-open", "busy", "malformed"),
+        *("unknown-key", "expired", "not-authentic", "undecodable", "other-name", "internal-error"),
+    ),
+    "puts": ("stored", "refused", "dropped", "expired", "unresumable"),
+    "removals": ("fatal-error", "application", "dropped", "refused", "kept"),
+}
+"""All that may be counted."""
+
+
 @dataclass(frozen=True)
 class Stats:
     """What a shim did since it was installed, each a count by reason.

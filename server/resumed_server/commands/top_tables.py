@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+from rich import box
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
@@ -16,22 +17,28 @@ _Row = dict[str, Any]
 
 
 def shown(found: _Row) -> Group:
-    """Return the tables of a report."""
-    parts: list[Table | Text] = []
-    if found["stores"]:
+    """Return the tables of a report; a terminal of 80 columns will do."""
+    stores, frontends = found["stores"], [row for row in found["namespaces"] if row["frontends"]]
+    parts = []
+    if stores:
         parts += [
             _table(
                 f"stores, {found['time']}",
-                found["stores"],
+                stores,
                 {
                     "store": lambda row: _short(row["endpoint"]),
-                    "engine": lambda row: (
-                        Text(row["engine"]) if row["up"] else Text(f"{row['engine']} down", "bold red")
-                    ),
+                    "engine": lambda row: _named(row["engine"], row["up"]),
                     "calls/s": lambda row: f"{row['calls']:,.0f}",
                     "failed/s": lambda row: _alarming(row["failed"]),
                     "Get p50": lambda row: _time(row["get_p50"]),
                     "p99": lambda row: _time(row["get_p99"]),
+                },
+            ),
+            _table(
+                "what they hold, and who watches",
+                stores,
+                {
+                    "store": lambda row: _short(row["endpoint"]),
                     "sessions": lambda row: _count(row["sessions"]),
                     "bytes": lambda row: _size(row["bytes"]),
                     "evicted/s": lambda row: _alarming(row["evicted"]),
@@ -44,42 +51,47 @@ def shown(found: _Row) -> Group:
                 found["workers"],
                 {
                     "store": lambda row: _short(row["endpoint"]),
-                    "worker": lambda row: (
-                        Text(row["worker"]) if row["up"] else Text(f"{row['worker']} down", "bold red")
-                    ),
+                    "worker": lambda row: _named(row["worker"], row["up"]),
                     "calls/s": lambda row: f"{row['calls']:,.0f}",
                     "CPU": lambda row: f"{row['cpu']:.0%}",
                     "memory": lambda row: _size(row["resident_bytes"]),
                 },
             ),
+            _table(
+                "namespaces, in the stores",
+                found["namespaces"],
+                {
+                    "namespace": lambda row: Text(row["namespace"]),
+                    "look-ups/s": lambda row: f"{row['lookups']:,.0f}",
+                    "found": lambda row: _percent(row["found"]),
+                    "stored/s": lambda row: f"{row['stored']:,.0f}",
+                },
+            ),
         ]
-    parts.append(
-        _table(
-            "namespaces",
-            found["namespaces"],
-            {
-                "namespace": lambda row: Text(row["namespace"]),
-                "look-ups/s": lambda row: f"{row['lookups']:,.0f}",
-                "found": lambda row: _percent(row["found"]),
-                "stored/s": lambda row: f"{row['stored']:,.0f}",
-                "frontends": lambda row: str(row["frontends"] or "-"),
-                "resumed/s": lambda row: f"{row['resumed']:,.0f}" if row["frontends"] else "-",
-                "hit rate": lambda row: _percent(row["hit_rate"]),
-                "foreign": lambda row: _percent(row["foreign"]),
-                "look-up p99": lambda row: _time(row["lookup_p99"]),
-                "saved CPU": lambda row: f"{row['saved']:.1%}" if row["frontends"] else "-",
-                "breakers open": lambda row: _alarming(row["breakers_open"]) if row["frontends"] else "-",
-            },
+    if frontends:
+        parts.append(
+            _table(
+                "namespaces, at the frontends",
+                frontends,
+                {
+                    "namespace": lambda row: Text(row["namespace"]),
+                    "frontends": lambda row: str(row["frontends"]),
+                    "resumed/s": lambda row: f"{row['resumed']:,.0f}",
+                    "hit rate": lambda row: _percent(row["hit_rate"]),
+                    "foreign": lambda row: _percent(row["foreign"]),
+                    "look-up p99": lambda row: _time(row["lookup_p99"]),
+                    "breakers open": lambda row: _alarming(row["breakers_open"]),
+                },
+            )
         )
-    )
-    parts += [Text(f"{url} {problem}", "bold red") for url, problem in found["unreachable"].items()]
-    return Group(*parts)
+    unreachable = [Text(f"{url} {problem}", "bold red") for url, problem in found["unreachable"].items()]
+    return Group(*parts, *unreachable)
 
 
 def _table(title: str, rows: list[_Row], columns: dict[str, Callable[[_Row], str | Text]]) -> Table:
-    table = Table(title=title, title_justify="left")
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     for place, name in enumerate(columns):
-        table.add_column(name, justify="right" if place else "left", no_wrap=True)
+        table.add_column(name, justify="right" if place else "left")
     for row in rows:
         table.add_row(*(cell(row) for cell in columns.values()))
     return table

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 STALE_SECONDS = 5.0
 """A worker that pinned nothing for so long does not live, or hangs: it pins five times a second."""
 
+_EXPECTED = ("INTERNAL", "RESOURCE_EXHAUSTED", "UNAVAILABLE")
+"""Status codes that are shown before they occur: Prometheus sees no rise in a series that begins with its first."""
+
 _Figures = dict[str, Any]
 
 
@@ -98,6 +101,7 @@ def _calls(by_worker: Sequence[Mapping[str, Any]]) -> Iterator[Metric]:
             buckets[method] = [sum(pair) for pair in zip(buckets[method], counts, strict=True)]
             seconds[method] += taken
             codes[method, "OK"] += sum(counts)
+            codes.update({(method, code): 0 for code in _EXPECTED})
         for method, code, number in recorded["failures"]:
             codes[method, Code.Name(code)] += number
     calls = CounterMetricFamily(
@@ -129,8 +133,7 @@ def _operations(by_worker: Sequence[Mapping[str, Sequence[int]]]) -> Metric:
     )
     for namespace, row in rows.items():
         for (operation, outcome), count in zip(OUTCOMES, row, strict=True):
-            if count:
-                operations.add_metric([namespace, operation, outcome], count)
+            operations.add_metric([namespace, operation, outcome], count)
     return operations
 
 

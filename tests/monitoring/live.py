@@ -1,0 +1,240 @@
+"""Runs a store, frontends, clients and a Prometheus, and asks it what the dashboards ask: each query has an answer.
+
+With `--pictures DIRECTORY` it runs for longer, takes the store away for a while, and draws the dashboards from what
+Prometheus answers, and `resumed top`. The panels are drawn by matplotlib: the queries are Grafana's, the looks are not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import math
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.parse
+import urllib.request
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "deploy/grafana"))
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import dashboards
+from rich.console import Console
+
+from resumed_server.commands.keygen import keygen
+from resumed_server.commands.scraped import Period, Scrape, scrape_all
+from resumed_server.commands.top import report
+from resumed_server.commands.top_tables import shown
+from support.server import PATIENCE, RunningServer, running_server
+from support.tls import CERTIFICATE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+FRONTENDS = ("shop", "shop", "pay")
+"""The namespaces of the frontends."""
+RATE = "10s"
+"""In place of Grafana's $__rate_interval: what is scraped every second may be looked at so closely."""
+
+Series = list[tuple[str, list[float], list[float]]]
+"""Legend, times and values."""
+
+
+class Prometheus:
+    """A Prometheus that scrapes `targets` every second."""
+
+    def __init__(self, directory: Path, targets: Sequence[str]) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self._address = f"127.0.0.1:{free.getsockname()[1]}"
+        (directory / "prometheus.yml").write_text(
+            json.dumps(
+                {
+                    "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
+                    "rule_files": [str(Path(__file__).parents[2] / "deploy/prometheus/alerts.yaml")],
+                    "scrape_configs": [{"job_name": "resumed", "static_configs": [{"targets": list(targets)}]}],
+                }
+            )
+        )
+        self._process = subprocess.Popen(
+            [
+                *("prometheus", f"--config.file={directory}/prometheus.yml", f"--web.listen-address={self._address}"),
+                f"--storage.tsdb.path={directory}/data",
+            ],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+
+    def close(self) -> None:
+        """End it."""
+        self._process.terminate()
+        self._process.wait(PATIENCE)
+
+    def ask(self, query: str, legend: str, start: float, end: float) -> Series:
+        """Return what a panel's query gives over a time, second by second."""
+        query = query.replace(dashboards.RANGE, RATE).replace("$instance", ".*")
+        asked = urllib.parse.urlencode({"query": query, "start": start, "end": end, "step": "1"})
+        with urllib.request.urlopen(f"http://{self._address}/api/v1/query_range?{asked}", timeout=PATIENCE) as answer:
+            found = json.load(answer)["data"]["result"]
+        series: Series = []
+        for each in found:
+            name = legend
+            for label, value in each["metric"].items():
+                name = name.replace(f"{{{{{label}}}}}", value)
+            times, values = zip(*each["values"], strict=True)
+            series.append((name, [moment - start for moment in times], [float(value) for value in values]))
+        return series
+
+
+@contextlib.contextmanager
+def frontends(store: RunningServer, directory: Path) -> Iterator[list[dict[str, int]]]:
+    """Run a frontend for each of FRONTENDS; yield their ports."""
+    keygen(str(directory / "keys"))
+    certificate = directory / "frontend.pem"
+    certificate.write_bytes(CERTIFICATE.private_key_and_cert_chain_pem.bytes())
+    with contextlib.ExitStack() as held:
+        ports = []
+        for number, namespace in enumerate(FRONTENDS):
+            command = [sys.executable, "-m", "resumed_server.demo_frontend", "--stack", "ssl", "--name", str(number)]
+            command += ["--metrics", "--certificate", str(certificate), "--target", store.target]
+            command += ["--namespace", namespace, "--keyring", str(directory / "keys")]
+            command += ["--mirror"] if namespace == "pay" else []
+            process = held.enter_context(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
+            held.callback(process.terminate)
+            assert process.stdout
+            ports.append(json.loads(process.stdout.readline()))
+        yield ports
+
+
+@contextlib.contextmanager
+def clients(*groups: Sequence[int], seconds: float) -> Iterator[None]:
+    """Have clients visit the ports of each group in turn, for some seconds."""
+    with contextlib.ExitStack() as held:
+        for group in groups:
+            command = [sys.executable, "-m", "resumed_server.cli", "bench", *(f"localhost:{port}" for port in group)]
+            command += ["--insecure", "--connections", "2", "--clients", "40", "--processes", "1", "--resume", "85"]
+            process = subprocess.Popen(
+                [*command, "--duration", f"{seconds:.0f}s"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            )
+            held.callback(process.wait, PATIENCE + seconds)
+            held.callback(process.terminate)
+        yield
+
+
+def observe(directory: Path, seconds: float, outage: float) -> tuple[dict[str, list[Series]], Any]:
+    """Let all run, without the store for some seconds; return each panel's series, and what `resumed top` shows."""
+    with running_server("--metrics-listen", "127.0.0.1:0", workers=2) as store, frontends(store, directory) as ports:
+        scraped = [store.log_lines("listening")[0]["metrics"][0], *(f"127.0.0.1:{each['metrics']}" for each in ports)]
+        shop, pay = [
+            [each["port"] for each, name in zip(ports, FRONTENDS, strict=True) if name == wanted]
+            for wanted in ("shop", "pay")
+        ]
+        with contextlib.closing(Prometheus(directory, scraped)) as prometheus:
+            start = time.time()
+            with clients(shop, shop[:1], pay, seconds=seconds + outage):
+                time.sleep(seconds / 2)
+                urls = [f"http://{each}/metrics" for each in scraped]
+                before = scrape_all(urls)
+                time.sleep(5)
+                after = scrape_all(urls)
+                if outage:
+                    workers = list(
+                        map(
+                            int,
+                            Path(f"/proc/{store.process.pid}/task/{store.process.pid}/children").read_text().split(),
+                        )
+                    )
+                    for worker in workers:
+                        os.kill(worker, signal.SIGSTOP)
+                    time.sleep(outage)
+                    for worker in workers:
+                        os.kill(worker, signal.SIGCONT)
+                time.sleep(max(0.0, seconds / 2 - 5))
+            end = time.time()
+            panels = {
+                name: [
+                    [
+                        series
+                        for legend, query in panel.queries.items()
+                        for series in prometheus.ask(query, legend, start, end)
+                    ]
+                    for panel in panels
+                ]
+                for name, panels in dashboards.DASHBOARDS.items()
+            }
+    periods = {
+        url: Period(was, found)
+        for url, found in after.items()
+        if isinstance(found, Scrape) and isinstance(was := before[url], Scrape)
+    }
+    return panels, shown(report(periods, {}))
+
+
+def draw(name: str, found: Sequence[Series], path: Path) -> None:
+    """Draw a dashboard."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter, FuncFormatter, PercentFormatter
+
+    formats: dict[str, Any] = {
+        "s": EngFormatter("s"),
+        "bytes": EngFormatter("B"),
+        "percentunit": PercentFormatter(1.0),
+        "cps": FuncFormatter(lambda value, _: f"{value:g}/s"),
+        "short": EngFormatter(""),
+    }
+    with rc_context({"font.size": 8, "svg.fonttype": "none", "svg.hashsalt": "resumed"}):
+        rows = math.ceil(len(found) / 3)
+        figure = Figure(figsize=(13, 2.4 * rows), layout="constrained")
+        for axes, panel, series in zip(figure.subplots(rows, 3).flat, dashboards.DASHBOARDS[name], found, strict=False):
+            for legend, times, values in series:
+                axes.plot(times, values, label=legend, linewidth=1.2)
+            axes.set_title(panel.title, fontsize=9, loc="left")
+            axes.set_ylim(bottom=0)
+            axes.yaxis.set_major_formatter(formats[panel.unit])
+            axes.grid(alpha=0.25)
+            if series:
+                axes.legend(fontsize=6, loc="upper left", ncols=2, framealpha=0.6)
+        for axes in list(figure.axes)[len(found) :]:
+            axes.remove()
+        figure.savefig(path, metadata={"Date": None})
+
+
+def main() -> int:
+    """Observe, check, and draw."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--pictures", type=Path, metavar="DIRECTORY", help="where pictures go")
+    pictures = parser.parse_args().pictures
+    with tempfile.TemporaryDirectory() as directory:
+        panels, tables = observe(Path(directory), *((80.0, 12.0) if pictures else (16.0, 0.0)))
+    empty = [
+        f"{name}: {panel.title}"
+        for name, found in panels.items()
+        for panel, series in zip(dashboards.DASHBOARDS[name], found, strict=True)
+        if len(series) < len(panel.queries)
+    ]
+    console = Console()
+    console.print(tables)
+    console.print("\n".join(empty) or "Each query of each panel has an answer.")
+    if pictures:
+        pictures.mkdir(exist_ok=True)
+        for name, found in panels.items():
+            draw(name, found, pictures / f"dashboard-{name}.svg")
+        recording = Console(record=True, width=150, file=io.StringIO())
+        recording.print(tables)
+        picture = recording.export_svg(title="resumed top")
+        # Without the fonts that rich would have fetched.
+        (pictures / "top.svg").write_text(re.sub(r"\s*@font-face \{.*?\}", "", picture, flags=re.DOTALL))
+    return bool(empty)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

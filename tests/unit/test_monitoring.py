@@ -1,0 +1,90 @@
+"""Alerts, dashboards and their documentation speak of the same things, and of metrics that there are."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from prometheus_client import CollectorRegistry, generate_latest
+
+import resumed.prometheus
+from resumed.stats import REASONS, Stats
+from resumed_server.metrics.board import Board
+from resumed_server.metrics.collector import BoardCollector
+from resumed_server.metrics.process import Metrics
+from resumed_server.metrics.recorder import COLUMN
+from resumed_server.sweeper import Sweeper
+from resumed_server.watchers import Watchers
+
+if TYPE_CHECKING:
+    from resumed import Installation
+    from resumed_server.engines.base import Engine
+
+ROOT = Path(__file__).parents[2]
+ALERTS = (ROOT / "deploy/prometheus/alerts.yaml").read_text()
+TESTS = (ROOT / "deploy/prometheus/alerts.test.yaml").read_text()
+RUNBOOK = (ROOT / "docs/operations.md").read_text()
+NAMES = re.findall(r"- alert: (\w+)", ALERTS)
+
+
+class Nothing:
+    """An engine that holds nothing."""
+
+    evicted = 0
+
+
+class Idle:
+    """An installation that did nothing."""
+
+    namespace, stats, breaker_open, mirror_live, signature_seconds = "shop", Stats(), False, True, 0.001
+
+
+def metrics() -> set[str]:
+    """Return the names of all metrics that servers and frontends show."""
+    board, engine = Board(1), cast("Engine", Nothing())
+    counted = Metrics(board, 0, engine)
+    counted._usage = {"sessions": 0, "bytes": 0, "evicted": 0}
+    counted.recorder.answered("Get", 0.0)
+    counted.recorder.operation("shop", COLUMN["get", "hit"])
+    counted.report(Watchers(engine), Sweeper(engine))
+    registry = CollectorRegistry()
+    registry.register(BoardCollector(board, {}, capacity=1))
+    resumed.prometheus.export(cast("Installation", Idle()), registry)
+    return set(re.findall(r"^(resumed_\w+)", generate_latest(registry).decode(), re.MULTILINE))
+
+
+def test_alerts_and_dashboards_ask_for_metrics_that_there_are() -> None:
+    """A name that is misspelt would never fire."""
+    there = metrics()
+    queries = re.findall(r"expr: (.*?)\n +(?:for|labels)", ALERTS, re.DOTALL)
+    queries += [file.read_text() for file in (ROOT / "deploy/grafana").glob("*.json")]
+    asked = set(re.findall(r"resumed_\w+", "\n".join(queries)))
+    assert len(asked) > 20
+    assert asked <= there
+
+
+def test_every_alert_has_a_runbook_and_a_test() -> None:
+    """Under its own heading, which its annotation names."""
+    headings = re.findall(r"^### (\w+)$", RUNBOOK, re.MULTILINE)
+    links = re.findall(r"runbook_url: \S+operations\.md#(\w+)", ALERTS)
+    assert headings == NAMES
+    assert links == [name.lower() for name in NAMES]
+    assert set(NAMES) <= set(re.findall(r'"(Resumed\w+)"', TESTS))
+
+
+def test_every_metric_is_documented() -> None:
+    """In the tables of the pages for those who run stores and frontends."""
+    documented = RUNBOOK + (ROOT / "docs/frontends.md").read_text()
+    series = {re.sub(r"_(bucket|count|sum)$", "", name) for name in metrics()}
+    assert {name for name in series if f"`{name}" not in documented} == set()
+
+
+def test_a_frontend_shows_every_reason_before_it_occurs() -> None:
+    """Prometheus sees no rise in a series that begins with its first."""
+    registry = CollectorRegistry()
+    resumed.prometheus.export(cast("Installation", Idle()), registry)
+    text = generate_latest(registry).decode()
+    for kind, reasons in REASONS.items():
+        for reason in reasons:
+            assert re.search(rf'resumed_frontend_{kind}_total{{.*"{reason}"}} 0.0', text)
