@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import threading
@@ -24,6 +25,7 @@ PATIENCE = 10.0
 NOT_FRESH = 11.0
 """Seconds after which an id that the store does not know is asked for once."""
 KEYRING = Keyring.from_keys([os.urandom(32)])
+NONCES = itertools.count()
 
 
 class FakeStore(SessionStore):
@@ -38,6 +40,7 @@ class FakeStore(SessionStore):
         self.gate.set()
         self.failure: Exception | None = None
         self.refuses = False
+        self.loses_answers = 0
 
     def _pass(self) -> None:
         assert self.gate.wait(PATIENCE)
@@ -63,6 +66,9 @@ class FakeStore(SessionStore):
         """Carry out Puts and Removes."""
         self._pass()
         self.batches.append(list(operations))
+        if self.loses_answers:
+            self.loses_answers -= 1
+            raise resumed.StoreTimeout("no answer")
         results: list[resumed.store.Result] = []
         for operation in operations:
             if self.refuses:
@@ -485,13 +491,18 @@ class TestOutages:
         assert breaker.closed
 
 
+def sealed(key: bytes, value: bytes, not_after: int) -> bytes:
+    """Stand in for Keyring.seal(): every time with another nonce."""
+    return b"%d sealed %s" % (next(NONCES), value)
+
+
 class TestSending:
     """Puts and removals go out in order, in company, and no later than they are worth it."""
 
     def sender(self, store: FakeStore) -> tuple[Sender, Recorder, Clock]:
         """Return a sender, its recorder and its clock."""
         recorder, clock = Recorder(), Clock()
-        return Sender(store, Breaker(), recorder, clock), recorder, clock
+        return Sender(store, Breaker(), recorder, clock, sealed), recorder, clock
 
     def test_the_tickets_of_one_handshake_are_one_batch(self) -> None:
         """TLS 1.3 issues two, microseconds apart."""
@@ -520,13 +531,26 @@ class TestSending:
         store = FakeStore()
         sender, recorder, clock = self.sender(store)
         store.failure = resumed.StoreUnavailable("down")
-        sender.submit(Outgoing(b"a", b"value", clock.now + 100, ""))
-        sender.submit(Outgoing(b"b", b"value", clock.now + 10, ""))
+        sender.submit(Outgoing(b"a", b"value", int(clock.now) + 100, ""))
+        sender.submit(Outgoing(b"b", b"value", int(clock.now) + 10, ""))
         clock.now += 60
         store.failure = None
         assert sender.flush(PATIENCE)
-        assert store.batches == [[Put(b"a", b"value", 40.0)]]
+        [[put]] = store.batches
+        assert isinstance(put, Put)
+        assert (put.key, put.ttl) == (b"a", 40.0)
         assert recorder.snapshot().puts == {"stored": 1, "expired": 1}
+
+    def test_what_is_sent_again_is_sealed_once(self) -> None:
+        """The store may have kept what it did not answer for, and keeps the first value of a key."""
+        store = FakeStore(deadline=0.01)
+        sender, recorder, clock = self.sender(store)
+        store.loses_answers = 2
+        sender.submit(Outgoing(b"a", b"value", int(clock.now) + 100, ""))
+        assert sender.flush(PATIENCE)
+        assert len(store.batches) == 3
+        assert store.batches[0] == store.batches[1] == store.batches[2]
+        assert recorder.snapshot().puts == {"stored": 1}
 
     def test_order_is_kept_over_an_outage(self) -> None:
         """A removal never overtakes the Put before it."""
@@ -534,7 +558,7 @@ class TestSending:
         sender, recorder, clock = self.sender(store)
         store.failure = resumed.StoreUnavailable("down")
         for number in range(300):
-            sender.submit(Outgoing(b"%d" % number, b"value", clock.now + 100, ""))
+            sender.submit(Outgoing(b"%d" % number, b"value", int(clock.now) + 100, ""))
         sender.submit(Outgoing(b"7", None, 0, "fatal-error"))
         store.failure = None
         assert sender.flush(PATIENCE)
@@ -551,7 +575,7 @@ class TestSending:
         value = bytes(65_000)
         fitting = QUEUE_BYTES // (len(value) + 256)
         for number in range(fitting + 5):
-            sender.submit(Outgoing(b"%d" % number, value, clock.now + 100, ""))
+            sender.submit(Outgoing(b"%d" % number, value, int(clock.now) + 100, ""))
         assert recorder.snapshot().puts == {"dropped": 5}
         store.gate.set()
         assert sender.flush(PATIENCE)
@@ -562,7 +586,7 @@ class TestSending:
         store = FakeStore()
         store.refuses = True
         sender, recorder, clock = self.sender(store)
-        sender.submit(Outgoing(b"a", b"value", clock.now + 100, ""))
+        sender.submit(Outgoing(b"a", b"value", int(clock.now) + 100, ""))
         assert sender.flush(PATIENCE)
         assert recorder.snapshot().puts == {"refused": 1}
         assert len(store.batches) == 1
@@ -572,9 +596,9 @@ class TestSending:
         store = FakeStore()
         store.failure = resumed.StoreUnavailable("down")
         sender, _, clock = self.sender(store)
-        sender.submit(Outgoing(b"a", b"value", clock.now + 100, ""))
+        sender.submit(Outgoing(b"a", b"value", int(clock.now) + 100, ""))
         sender.close(PATIENCE)
-        assert sender.submit(Outgoing(b"b", b"value", clock.now + 100, "")) == 0
+        assert sender.submit(Outgoing(b"b", b"value", int(clock.now) + 100, "")) == 0
         thread = sender._thread
         assert thread is not None
         thread.join(PATIENCE)
@@ -585,7 +609,7 @@ class TestSending:
         store = FakeStore()
         sender, _, clock = self.sender(store)
         store.gate.clear()
-        sender.submit(Outgoing(b"a", b"value", clock.now + 100, ""))
+        sender.submit(Outgoing(b"a", b"value", int(clock.now) + 100, ""))
         sender.close(0)
         thread = sender._thread
         assert thread is not None
@@ -595,9 +619,7 @@ class TestSending:
 
     def test_nothing_of_a_session_is_shown(self) -> None:
         """Neither what waits to be sent nor what came back has a telling repr."""
-        shown = repr(
-            [Outgoing(b"KEY", b"VALUE", 1.0, ""), Outgoing(b"KEY", None, 1.0, ""), StoredSession(b"VALUE", 1.0)]
-        )
+        shown = repr([Outgoing(b"KEY", b"VALUE", 1, ""), Outgoing(b"KEY", None, 1, ""), StoredSession(b"VALUE", 1.0)])
         shown += repr([Put(b"KEY", b"VALUE", 1.0), Remove(b"KEY")])
         assert "KEY" not in shown
         assert "VALUE" not in shown

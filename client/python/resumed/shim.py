@@ -109,7 +109,7 @@ class Shim:
         self._store_keys = StoreKeys(store.namespace)
         self._recorder = Recorder()
         self._breaker = Breaker()
-        self._sender = Sender(store, self._breaker, self._recorder, clock)
+        self._sender = Sender(store, self._breaker, self._recorder, clock, keyring.seal)
         self._begin()
         renew_after_fork(self)
 
@@ -152,9 +152,8 @@ class Shim:
             self.unresumable()
             return
         key, not_after = self._store_keys.key(session_id), int(self._clock()) + remaining
-        sealed = self._keyring.seal(key, serialized, not_after)
         wait = self._wait_for_puts and last
-        number = self._sender.submit(Outgoing(key, sealed, not_after, ""), urgent=wait)
+        number = self._sender.submit(Outgoing(key, serialized, not_after, ""), urgent=wait)
         # After a call that failed, which may have been this handshake's look-up, a handshake does not wait once more.
         if wait and self._breaker.answered:
             self._sender.wait(number, self._store.deadline)
