@@ -5,6 +5,7 @@ import logging
 import os
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -108,6 +109,34 @@ def negotiate(shim: Shim, remaining: int = 7200) -> bytes:
     shim.negotiated(session_id, b"serialized", remaining, last=True)
     assert shim.flush(PATIENCE)
     return session_id
+
+
+class TestIds:
+    """Ids are issued some at a time, and nobody can tell."""
+
+    def test_an_id_tells_the_second_of_its_handshake(self) -> None:
+        """However many were issued with it."""
+        shim, clock = shim_on(FakeStore())
+        for _ in range(3):
+            clock.now += 0.7
+            issued = {KEYRING.open_id("shop", shim.issue_id()) for _ in range(20)}
+            assert issued == {int(clock.now)}
+
+    def test_no_id_is_issued_twice(self) -> None:
+        """By threads at once, by a parent and its child."""
+        shim, _ = shim_on(FakeStore())
+        with ThreadPoolExecutor(8) as pool:
+            ids = list(pool.map(lambda _: shim.issue_id(), range(2_000)))
+        assert len(set(ids)) == 2_000
+        shim.issue_id()
+        reader, writer = os.pipe()
+        if not (child := os.fork()):
+            os.write(writer, shim.issue_id())
+            os._exit(0)
+        os.waitpid(child, 0)
+        assert os.read(reader, 32) not in [*ids, *(shim.issue_id() for _ in range(20))]
+        os.close(reader)
+        os.close(writer)
 
 
 class TestPrefetch:

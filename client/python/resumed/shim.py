@@ -15,6 +15,7 @@ import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
+from contextlib import suppress
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from resumed.breaker import Breaker
@@ -48,6 +49,8 @@ _FRESH_PAUSES = (0.001, 0.004, 0.016, 0.064)
 """Seconds to wait before each further ask, or what the deadline leaves."""
 _LEAST_ASK_SECONDS = 0.01
 """What a further ask must have left of the deadline, so that it is not a failure of the store if it is late."""
+_IDS = 8
+"""How many ids are issued at once; those not used within the second are thrown away."""
 _PREFETCHERS = 32
 """How many threads look up what handshakes of event loops wait for. With a store 20 ms away, 1,600 a second."""
 
@@ -114,6 +117,7 @@ class Shim:
         renew_after_fork(self)
 
     def _begin(self) -> None:
+        self._ids: tuple[int, list[bytes]] = 0, []  # issued in that second, for handshakes to come
         self._lock = threading.Lock()
         self._flights: dict[bytes, Future[Found]] = {}
         self._lookups = 0
@@ -136,7 +140,15 @@ class Shim:
 
     def issue_id(self) -> bytes:
         """Return the id for a session about to be negotiated."""
-        return self._keyring.issue_id(self.namespace, self._clock(), THIS_PROCESS.nonce())
+        second = int(self._clock())
+        issued, ids = self._ids
+        if issued == second:
+            with suppress(IndexError):
+                return ids.pop()
+        # Many take hardly longer than one: between two handshakes its code and data leave the processor's caches.
+        ids = [self._keyring.issue_id(self.namespace, second, THIS_PROCESS.nonce()) for _ in range(_IDS)]
+        self._ids = second, ids[1:]
+        return ids[0]
 
     def negotiated(self, session_id: bytes, serialized: bytes, remaining: int, *, last: bool) -> None:
         """Store a session that a handshake has just negotiated.
@@ -171,12 +183,13 @@ class Shim:
         Returns:
             What look_up() is to be told, once; it is there when the deadline has passed, or sooner.
         """
-        now = self._clock()
-        issued = self._keyring.open_id(self.namespace, session_id)
-        if self._refusal(session_id, issued, now) is not None:
-            return None
-        key = self._store_keys.key(session_id)
-        known = self._known(key)
+        now, key = self._clock(), self._store_keys.key(session_id)
+        known, issued = self._mirrored(key), None
+        if known is None:
+            issued = self._keyring.open_id(self.namespace, session_id)
+            if self._refusal(session_id, issued, now) is not None:
+                return None
+            known = self._resting()
         if known is not None:
             flight: Future[Found] = Future()
             flight.set_result(known)
@@ -200,14 +213,12 @@ class Shim:
             decode: Makes a session of its serialized form and the seconds it has left; raises Unsealable if it cannot.
             found: What prefetch() returned for this id and this handshake; nobody is asked then.
         """
-        now = self._clock()
-        issued = self._keyring.open_id(self.namespace, session_id)
-        refusal = self._refusal(session_id, issued, now)
-        if refusal is not None:
-            self._recorder.count("misses", refusal)
-            return None
-        key = self._store_keys.key(session_id)
-        value, outcome = self._find(key, _is_fresh(issued, now)) if found is None else _landed(found, 0)
+        now, key = self._clock(), self._store_keys.key(session_id)
+        if found is not None:
+            value, outcome = _landed(found, 0)
+        else:
+            # An id in the mirror is the fleet's: to open it first would only take time.
+            value, outcome = self._mirrored(key) or self._find(session_id, key, now)
         session = None
         if value is not None:
             try:
@@ -216,7 +227,7 @@ class Shim:
             except Unsealable as error:
                 outcome = error.reason
         self._recorder.count("misses" if session is None else "hits", outcome)
-        if session is not None and issued is not None and not THIS_PROCESS.issued(session_id):
+        if session is not None and self.seals_ids and not THIS_PROCESS.issued(session_id):
             self._recorder.count("foreign_hits", outcome)
         return session
 
@@ -273,23 +284,27 @@ class Shim:
             return "old-id"
         return None
 
-    def _known(self, key: bytes) -> Found | None:
-        """Return what can be said without a call."""
-        mirrored = self._mirror.get(key) if self._mirror else None
-        if mirrored is not None:
-            return mirrored, "mirror"
+    def _mirrored(self, key: bytes) -> Found | None:
+        value = self._mirror.get(key) if self._mirror else None
+        return None if value is None else (value, "mirror")
+
+    def _resting(self) -> Found | None:
         if not self._breaker.closed:
             return None, "breaker-open"
         return (None, "limited") if self._breaker.resting else None
 
-    def _find(self, key: bytes, fresh: bool) -> Found:
-        """Look `key` up, or wait for the answer to somebody else who did."""
-        known = self._known(key)
-        if known is not None:
-            return known
+    def _find(self, session_id: bytes, key: bytes, now: float) -> Found:
+        """Look `key` up, if its id is worth it, or wait for the answer to somebody else who did."""
+        issued = self._keyring.open_id(self.namespace, session_id)
+        refusal = self._refusal(session_id, issued, now)
+        if refusal is not None:
+            return None, refusal
+        resting = self._resting()
+        if resting is not None:
+            return resting
         flight, mine = self._board(key)
         if mine:
-            self._fly(flight, key, fresh, self._end())
+            self._fly(flight, key, _is_fresh(issued, now), self._end())
             return flight.result()
         return _landed(_shared(flight), self._store.deadline)
 
