@@ -64,8 +64,8 @@ def _follow(store: SessionStore) -> None:
 
 def _send(store: SessionStore) -> None:
     """Send a Put and a removal in this thread."""
-    sender = Sender(store, Breaker(), Recorder(), lambda: 1000.0)
-    sender._queue.extend([Outgoing(_KEY, b"sealed", 2000, ""), Outgoing(_KEY, None, 0, "application")])
+    sender = Sender(store, Breaker(), Recorder(), lambda: 1000.0, lambda _key, value, _not_after: value)
+    sender._queue.extend([Outgoing(_KEY, b"serialized", 2000, ""), Outgoing(_KEY, None, 0, "application")])
     sender._closing = True  # or it would rest after a failure
     sender._send()
 
