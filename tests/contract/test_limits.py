@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import struct
 import threading
 import time
@@ -14,18 +13,16 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
 from grpc_status import rpc_status
-from hpack import Encoder
 
 from resumed.v1 import session_store_pb2 as pb
 from resumed.v1.session_store_pb2_grpc import SessionStoreServiceStub
 from resumed_server.pool import MOST_WITHOUT_MESSAGE
 from support.mtls import Authority, Files, channel, grant
+from support.raw_http2 import GOAWAY, HEADERS, PING, RST_STREAM, SETTINGS, Raw, connected, frame
 from support.server import PATIENCE, running_server
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-
-    from typing_extensions import Self
 
     from support.server import RunningServer
 
@@ -191,57 +188,10 @@ def test_watchers_beyond_a_limit_are_refused(connect: Callable[[str], SessionSto
             break
 
 
-# --- One connection ------------------------------------------------------------------------------------------------
-
-_DATA, _HEADERS, _RST_STREAM, _SETTINGS, _PING, _GOAWAY = 0, 1, 3, 4, 6, 7
-_END_HEADERS, _ACK = 4, 1
 _MAX_CONCURRENT_STREAMS = 3
-GET = "/resumed.v1.SessionStoreService/Get"
 
 
-class Raw:
-    """A client that keeps to nothing but HTTP/2's frames."""
-
-    def __init__(self, target: str) -> None:
-        host, _, port = target.rpartition(":")
-        self.socket = socket.create_connection((host, int(port)), PATIENCE)
-        self._encoder, self._received = Encoder(), b""
-        self.socket.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(_SETTINGS, 0, 0, b""))
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.socket.close()
-
-    def open_call(self, stream: int, path: str = GET) -> None:
-        """Send a call's headers, and not its message."""
-        headers = [(":method", "POST"), (":scheme", "http"), (":path", path), (":authority", "localhost")]
-        block = self._encoder.encode([*headers, ("content-type", "application/grpc"), ("te", "trailers")])
-        self.socket.sendall(frame(_HEADERS, _END_HEADERS, stream, block))
-
-    def frames(self) -> Iterator[tuple[int, int, int, bytes]]:
-        """Yield the type, flags, stream and payload of frames until the server closes the connection."""
-        while True:
-            while len(self._received) >= 9:
-                length, kind, flags = int.from_bytes(self._received[:3], "big"), self._received[3], self._received[4]
-                if len(self._received) < 9 + length:
-                    break
-                stream, payload = int.from_bytes(self._received[5:9], "big"), self._received[9 : 9 + length]
-                self._received = self._received[9 + length :]
-                yield kind, flags, stream, payload
-            try:
-                received = self.socket.recv(65_536)
-            except ConnectionError:
-                return
-            if not received:
-                return
-            self._received += received
-
-
-def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
-    """Return an HTTP/2 frame (RFC 9113 section 4.1)."""
-    return struct.pack(">BHBBL", len(payload) >> 16, len(payload) & 0xFFFF, kind, flags, stream) + payload
+# --- One connection ------------------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -280,14 +230,14 @@ def plain() -> Iterator[RunningServer]:
 def test_calls_without_a_message_hold_up_nobody_and_are_cancelled(plain: RunningServer) -> None:
     """More of them than there are threads, more than may wait."""
     with ExitStack() as held, unharmed(plain):
-        silent = [held.enter_context(Raw(plain.target)) for _ in range(MOST_WITHOUT_MESSAGE // 250 + 1)]
+        silent = [held.enter_context(Raw(connected(plain.target))) for _ in range(MOST_WITHOUT_MESSAGE // 250 + 1)]
         for client in silent:
             for number in range(250):
                 client.open_call(2 * number + 1)
         deadline = time.monotonic() + PATIENCE
         for kind, flags, _, _ in silent[0].frames():  # the first ones to come are the first to go
             assert time.monotonic() < deadline
-            if kind == _RST_STREAM or (kind == _HEADERS and flags & 1):
+            if kind == RST_STREAM or (kind == HEADERS and flags & 1):
                 break
         else:
             pytest.fail("the connection was closed")
@@ -295,11 +245,11 @@ def test_calls_without_a_message_hold_up_nobody_and_are_cancelled(plain: Running
 
 def test_pings_beyond_what_is_allowed_end_the_connection(plain: RunningServer) -> None:
     """With ENHANCE_YOUR_CALM (RFC 9113 section 7)."""
-    with Raw(plain.target) as client, unharmed(plain):
-        client.socket.sendall(5 * frame(_PING, 0, 0, b"12345678"))
+    with Raw(connected(plain.target)) as client, unharmed(plain):
+        client.socket.sendall(5 * frame(PING, 0, 0, b"12345678"))
         gone = b""
         for kind, _, _, payload in client.frames():
-            gone = payload if kind == _GOAWAY else gone
+            gone = payload if kind == GOAWAY else gone
         assert gone
         assert int.from_bytes(gone[4:8], "big") == 11
         assert b"too_many_pings" in gone
@@ -307,16 +257,16 @@ def test_pings_beyond_what_is_allowed_end_the_connection(plain: RunningServer) -
 
 def test_a_connection_has_so_many_calls_at_once(plain: RunningServer) -> None:
     """The server says how many, and refuses more."""
-    with Raw(plain.target) as client, unharmed(plain):
+    with Raw(connected(plain.target)) as client, unharmed(plain):
         limit = 0
         for kind, _, stream, payload in client.frames():
-            if kind == _SETTINGS and payload:
+            if kind == SETTINGS and payload:
                 settings = dict(struct.iter_unpack(">HL", payload))
                 limit = settings[_MAX_CONCURRENT_STREAMS]
                 assert limit <= 256
                 for number in range(limit + 1):
                     client.open_call(2 * number + 1)
-            if kind == _RST_STREAM:
+            if kind == RST_STREAM:
                 assert int.from_bytes(payload, "big") in {7, 11}, "neither REFUSED_STREAM nor ENHANCE_YOUR_CALM"
                 assert stream == 2 * limit + 1
                 break
