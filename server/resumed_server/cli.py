@@ -24,7 +24,7 @@ except ModuleNotFoundError as missing:
     _complain(missing)
 
 # No pretty exceptions: they show local variables, and so keys and values.
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(pretty_exceptions_enable=False)
 _CommandLineError: Any = typer.BadParameter.__mro__[2]  # ClickException, which typer brings along without naming it
 
 

@@ -361,6 +361,28 @@ class TestDemo:
         assert "pip install 'resumed[pyopenssl]'" in line
 
 
+@pytest.mark.parametrize(
+    ("shell", "typed", "completed"),
+    [
+        ("bash", "resumed do", {"doctor"}),
+        ("bash", "resumed serve --metr", {"--metrics-listen"}),
+        ("bash", "resumed grants ", {"check"}),
+        ("fish", "resumed keyg", {"keygen"}),
+    ],
+)
+def test_shells_complete_commands_and_options(shell: str, typed: str, completed: set[str]) -> None:
+    """As the scripts of `resumed --show-completion` ask for it."""
+    asked = {
+        "_RESUMED_COMPLETE": f"complete_{shell}",
+        "COMP_WORDS": typed,
+        "COMP_CWORD": str(typed.count(" ")),
+        "_TYPER_COMPLETE_ARGS": typed,
+        "_TYPER_COMPLETE_FISH_ACTION": "get-args",
+    }
+    done = run(env={**os.environ, **asked})
+    assert {line.split("\t")[0] for line in done.stdout.splitlines()} == completed, done
+
+
 def test_help_does_not_wait_for_grpc() -> None:
     """What a command needs is imported when it runs."""
     code = "import sys; from resumed_server import cli; sys.exit('grpc' in sys.modules or 'resumed' in sys.modules)"

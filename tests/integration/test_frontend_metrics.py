@@ -6,10 +6,8 @@ import contextlib
 import json
 import socket
 import ssl
-import subprocess
-import sys
 import urllib.request
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
@@ -17,8 +15,9 @@ from prometheus_client import CollectorRegistry, generate_latest
 import resumed
 import resumed.prometheus
 from resumed_server.commands.keygen import keygen
+from support.frontend import running_frontend
 from support.metrics import Scrape
-from support.tls import CERTIFICATE, Client, Frontend
+from support.tls import Client, Frontend
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,18 +40,11 @@ def keys(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def other_process(store: RunningServer, keys: Path, tmp_path: Path) -> Iterator[dict[str, Any]]:
+def other_process(store: RunningServer, keys: Path, tmp_path: Path) -> Iterator[dict[str, int]]:
     """A frontend in another process, with metrics of its own; its ports."""
-    certificate = tmp_path / "frontend.pem"
-    certificate.write_bytes(CERTIFICATE.private_key_and_cert_chain_pem.bytes())
-    command = [sys.executable, "-m", "resumed_server.demo_frontend", "--stack", "ssl", "--name", "other", "--metrics"]
-    command += ["--certificate", str(certificate), "--target", store.target, "--namespace", "shop"]
-    with subprocess.Popen([*command, "--keyring", str(keys)], stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout
-        try:
-            yield json.loads(process.stdout.readline())
-        finally:
-            process.terminate()
+    options = ("--target", store.target, "--namespace", "shop", "--keyring", str(keys))
+    with running_frontend(tmp_path, *options) as ports:
+        yield ports
 
 
 def visit(client: Client, port: int, session: ssl.SSLSession | None = None) -> ssl.SSLSession:
@@ -68,7 +60,7 @@ def visit(client: Client, port: int, session: ssl.SSLSession | None = None) -> s
 
 
 def test_a_session_that_another_process_negotiated_is_a_foreign_hit(
-    store: RunningServer, keys: Path, other_process: dict[str, Any], stack: Stack, client: Client
+    store: RunningServer, keys: Path, other_process: dict[str, int], stack: Stack, client: Client
 ) -> None:
     """One of our own is none; both are told by where they came from, at either end."""
     registry = CollectorRegistry()

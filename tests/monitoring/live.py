@@ -34,8 +34,8 @@ from resumed_server.commands.keygen import keygen
 from resumed_server.commands.scraped import Period, Scrape, scrape_all
 from resumed_server.commands.top import report
 from resumed_server.commands.top_tables import shown
+from support.frontend import running_frontend
 from support.server import PATIENCE, RunningServer, running_server
-from support.tls import CERTIFICATE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -98,20 +98,17 @@ class Prometheus:
 def frontends(store: RunningServer, directory: Path) -> Iterator[list[dict[str, int]]]:
     """Run a frontend for each of FRONTENDS; yield their ports."""
     keygen(str(directory / "keys"))
-    certificate = directory / "frontend.pem"
-    certificate.write_bytes(CERTIFICATE.private_key_and_cert_chain_pem.bytes())
     with contextlib.ExitStack() as held:
-        ports = []
-        for number, namespace in enumerate(FRONTENDS):
-            command = [sys.executable, "-m", "resumed_server.demo_frontend", "--stack", "ssl", "--name", str(number)]
-            command += ["--metrics", "--certificate", str(certificate), "--target", store.target]
-            command += ["--namespace", namespace, "--keyring", str(directory / "keys")]
-            command += ["--mirror"] if namespace == "pay" else []
-            process = held.enter_context(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
-            held.callback(process.terminate)
-            assert process.stdout
-            ports.append(json.loads(process.stdout.readline()))
-        yield ports
+        yield [
+            held.enter_context(
+                running_frontend(
+                    directory,
+                    *("--target", store.target, "--namespace", namespace, "--keyring", str(directory / "keys")),
+                    *(["--mirror"] if namespace == "pay" else []),
+                )
+            )
+            for namespace in FRONTENDS
+        ]
 
 
 @contextlib.contextmanager

@@ -31,9 +31,17 @@ class _Tls(str, Enum):
     TLS13 = "1.3"
 
 
+_Ca = Annotated[str | None, typer.Option(metavar="FILE", help="The authorities that the store's certificate is from.")]
+_Cert = Annotated[str | None, typer.Option(metavar="FILE", help="The certificate to show.")]
+_Key = Annotated[str | None, typer.Option(metavar="FILE", help="Its key.")]
+_ServerName = Annotated[
+    str | None, typer.Option(metavar="NAME", help="The name in the store's certificate, if TARGET's host is another.")
+]
+
+
 def register(app: typer.Typer) -> None:
     """Add the commands to `app`."""
-    for command in (_keygen, _check, _top, _demo, _bench):
+    for command in (_keygen, _check, _doctor, _top, _demo, _bench):
         app.command(command.__name__.removeprefix("_"))(command)
     grants = typer.Typer(help="Which identities may do what in which namespaces.")
     grants.command("check")(_grants_check)
@@ -68,6 +76,7 @@ def _check(
             metavar="TARGET", help="Where the store is: 127.0.0.1:7400, dns:///store:7400 or unix:/run/resumed.sock."
         ),
     ],
+    *,
     namespace: Annotated[
         str, typer.Option(metavar="NAME", help="The namespace to use; the check leaves nothing in it.")
     ] = "resumed-check",
@@ -76,11 +85,54 @@ def _check(
     ] = None,
     deadline: Annotated[float, typer.Option(metavar="SECONDS", help="How long each call may take.")] = 2.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    ca: _Ca = None,
+    cert: _Cert = None,
+    key: _Key = None,
+    server_name: _ServerName = None,
 ) -> None:
     """Try every call of a running store, and say what to do if one fails (exit status 1)."""
     from resumed_server.commands.check import check
+    from resumed_server.commands.connection import Tls
 
-    well = check(target, namespace=namespace, keyring=keyring, deadline=deadline, as_json=as_json)
+    tls = Tls(ca, cert, key, server_name)
+    well = check(target, namespace=namespace, keyring=keyring, deadline=deadline, as_json=as_json, tls=tls)
+    raise typer.Exit(0 if well else 1)
+
+
+def _doctor(
+    target: Annotated[str, typer.Argument(metavar="TARGET", help="Where the store is, as install() is told.")],
+    *,
+    namespace: Annotated[str, typer.Option(metavar="NAME", help="The frontends' namespace.")],
+    keyring: Annotated[
+        str | None, typer.Option(metavar="FILE", help="The fleet's keyring; without it a throw-away key.")
+    ] = None,
+    frontend: Annotated[
+        list[str] | None,
+        typer.Option(metavar="HOST:PORT", help="A running frontend to visit; of two, each other's sessions."),
+    ] = None,
+    deadline: Annotated[float, typer.Option(metavar="SECONDS", help="How long each call may take.")] = 2.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    ca: _Ca = None,
+    cert: _Cert = None,
+    key: _Key = None,
+    server_name: _ServerName = None,
+) -> None:
+    """Find out why a frontend does not resume: its machine, the store, other frontends; and what to do about it.
+
+    Run it where the frontend runs, as its user. Exit status 1 if something is wrong.
+    """
+    from resumed_server.commands.connection import Tls
+    from resumed_server.commands.doctor import doctor
+
+    well = doctor(
+        target,
+        namespace=namespace,
+        keyring=keyring,
+        tls=Tls(ca, cert, key, server_name),
+        frontends=frontend or [],
+        deadline=deadline,
+        as_json=as_json,
+    )
     raise typer.Exit(0 if well else 1)
 
 

@@ -1,0 +1,180 @@
+"""`resumed doctor`: what it finds wrong with stores, keyrings and running frontends, and what it says to do."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+from datetime import datetime, timedelta, timezone
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import trustme
+from cryptography import x509
+
+from resumed_server.commands.frontend_steps import FrontendSteps, _Visit
+from resumed_server.commands.keygen import keygen
+from resumed_server.commands.steps import Concern, Failure
+from resumed_server.commands.validity import validity
+from support.frontend import running_frontend
+from support.mtls import Authority, Files
+from support.server import PATIENCE, running_server
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from support.server import RunningServer
+
+
+def doctor(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run it to its end."""
+    command = [sys.executable, "-m", "resumed_server.cli", "doctor", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    assert "Traceback" not in done.stderr
+    return done
+
+
+def examined(*arguments: str) -> dict[str, dict[str, dict[str, Any]]]:
+    """Return the steps by what was examined and their names."""
+    done = doctor(*arguments, "--json")
+    found = json.loads(done.stdout)
+    assert done.returncode == (0 if found["ok"] else 1)
+    return {
+        title.split(" at ")[0]: {step["name"]: step for step in steps} for title, steps in found["examinations"].items()
+    }
+
+
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[RunningServer, Path, str, str]]:
+    """A store, a keyring and two frontends."""
+    directory = tmp_path_factory.mktemp("fleet")
+    keygen(str(directory / "keys"))
+    with contextlib.ExitStack() as held:
+        store = held.enter_context(running_server())
+        options = ("--target", store.target, "--namespace", "shop", "--keyring", str(directory / "keys"))
+        one, other = (held.enter_context(running_frontend(directory, *options))["port"] for _ in range(2))
+        yield store, directory / "keys", f"localhost:{one}", f"localhost:{other}"
+
+
+def test_a_fleet_that_works_is_told_so(fleet: tuple[RunningServer, Path, str, str]) -> None:
+    """All of it, and the two frontends resume each other's sessions."""
+    store, keys, one, other = fleet
+    arguments = (store.target, "--namespace", "shop", "--keyring", str(keys), "--frontend", one, "--frontend", other)
+    done = doctor(*arguments)
+    assert done.returncode == 0, done.stdout
+    assert "failed" not in done.stdout
+    assert done.stdout.count("its own session resumes") == 2
+    assert "the frontend at" in done.stdout
+
+
+@pytest.mark.parametrize(("namespace", "right"), [("shop", False), ("pay", True)])
+def test_a_frontend_of_another_keyring_or_namespace_is_found_out(
+    fleet: tuple[RunningServer, Path, str, str], tmp_path: Path, namespace: str, right: bool
+) -> None:
+    """By the ids that it issues; what would come next is not tried."""
+    store, keys, one, _ = fleet
+    keygen(str(tmp_path / "other"))
+    used = str(keys if right else tmp_path / "other")
+    steps = examined(store.target, "--namespace", namespace, "--keyring", used, "--frontend", one)["the frontend"]
+    assert steps["ids"]["outcome"] == "failed"
+    assert "resumed keyring show" in steps["ids"]["advice"]
+    assert steps["resumption"]["outcome"] == "not tried"
+
+
+def test_a_store_that_is_down_and_a_frontend_without_shim(tmp_path: Path) -> None:
+    """Each is told on its own, with what helps."""
+    keygen(str(tmp_path / "keys"))
+    with running_frontend(tmp_path) as ports:
+        found = examined(
+            *("127.0.0.1:1", "--namespace", "shop", "--keyring", str(tmp_path / "keys")),
+            *("--frontend", f"localhost:{ports['port']}", "--frontend", "127.0.0.1:1"),
+        )
+    assert all(step["outcome"] == "ok" for step in found["this machine"].values())
+    assert "resumed serve" in found["the store"]["connect"]["advice"]
+
+
+def test_a_store_with_mutual_tls_is_reached_with_the_frontends_files(tmp_path: Path) -> None:
+    """And without them it is said that they are missing; files that cannot be used are one line."""
+    authority = Authority()
+    files = Files(tmp_path).write(authority.server(), authority.pem)
+    client = tmp_path / "client.pem"
+    pem = authority.issue("spiffe://example.org/shop")
+    client.write_bytes(pem.certificate + pem.key)
+    tls = ("--ca", str(tmp_path / "ca.crt"), "--cert", str(client))
+    with running_server(*files.options) as server:
+        target = server.target.replace("127.0.0.1", "localhost")
+        found = examined(target, "--namespace", "shop", *tls)
+        assert {step["outcome"] for step in found["the store"].values()} <= {"ok", "concern"}, found["the store"]
+        assert "valid for" in found["this machine"]["certificates"]["note"]
+        assert examined(target, "--namespace", "shop")["the store"]["connect"]["outcome"] == "failed"
+    done = doctor(target, "--namespace", "shop", "--ca", str(tmp_path / "none.pem"))
+    assert done.returncode == 2
+    assert done.stderr.startswith("resumed: --ca, --cert, --key: ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        ((), "--namespace"),
+        (("--namespace", "Shop"), "--namespace"),
+        (("--namespace", "shop", "--frontend", "here:1"), "--frontend: needs --keyring"),
+        (("--namespace", "shop", "--key", "key.pem"), "key goes with cert"),
+    ],
+)
+def test_bad_usage_is_one_line(arguments: tuple[str, ...], part: str) -> None:
+    """And exit status 2."""
+    done = doctor("127.0.0.1:1", *arguments)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert part in line
+
+
+class Machine:
+    """A round trip's keyring that says when an id was issued."""
+
+    def __init__(self, issued: float) -> None:
+        self.keyring, self._issued = self, issued
+
+    def open_id(self, *_: object) -> float:
+        """Return when."""
+        return self._issued
+
+
+class Session:
+    """A client's session."""
+
+    id, has_ticket = b"x" * 32, False
+
+
+@pytest.mark.parametrize(
+    ("off", "note"), [(0, ""), (-3, "behind"), (3, "ahead"), (60, "ahead"), (-3600, "behind this machine's")]
+)
+def test_a_clock_that_is_off_is_a_concern(off: float, note: str) -> None:
+    """By the time in the id that the frontend issued a moment ago; a few seconds are none."""
+    steps = FrontendSteps("shop", Machine(datetime.now(timezone.utc).timestamp() + off))  # type: ignore[arg-type]
+    visits: Any = [_Visit(Session(), False, b"", "TLSv1.2")]  # type: ignore[arg-type]
+    if abs(off) > 5:
+        with pytest.raises(Concern, match=note):
+            steps._clock(visits)
+    else:
+        assert note in steps._clock(visits)
+
+
+@pytest.mark.parametrize(
+    ("begins", "ends", "outcome"),
+    [(-1, 30, None), (-1, 3, Concern), (-9, -1, Failure), (1, 30, Failure)],
+)
+def test_certificates_are_told_before_they_expire(begins: int, ends: int, outcome: type[Exception] | None) -> None:
+    """In days from now."""
+    now = datetime.now(timezone.utc)
+    leaf = trustme.CA().issue_cert(
+        "x", not_before=now + timedelta(days=begins), not_after=now + timedelta(days=ends, hours=1)
+    )
+    certificate = x509.load_pem_x509_certificate(leaf.cert_chain_pems[0].bytes())
+    if outcome:
+        with pytest.raises(outcome):
+            validity(certificate)
+    else:
+        assert validity(certificate) == "valid for 30 days"

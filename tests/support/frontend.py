@@ -1,0 +1,31 @@
+"""A TLS frontend in a process of its own, with metrics."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+from support.tls import CERTIFICATE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+@contextlib.contextmanager
+def running_frontend(directory: Path, *options: str) -> Iterator[dict[str, int]]:
+    """Run one with `options` of resumed_server.demo_frontend, and yield its `port` and that of its `metrics`."""
+    certificate = directory / "frontend.pem"
+    certificate.write_bytes(CERTIFICATE.private_key_and_cert_chain_pem.bytes())
+    command = [sys.executable, "-m", "resumed_server.demo_frontend", "--stack", "ssl", "--name", "other", "--metrics"]
+    with subprocess.Popen(
+        [*command, "--certificate", str(certificate), *options], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout
+        try:
+            yield json.loads(process.stdout.readline())
+        finally:
+            process.terminate()
