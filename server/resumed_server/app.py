@@ -56,6 +56,8 @@ if TYPE_CHECKING:
 
 GRACE = 5.0
 """Seconds that calls in flight get to finish after the drain."""
+LIVENESS = "live"
+"""The name by which health says that the process serves, whatever the engine does: a restart would not mend that."""
 SERVICE_NAME = session_store_pb2.DESCRIPTOR.services_by_name["SessionStoreService"].full_name
 
 _PROBE_INTERVAL = 1.0
@@ -329,6 +331,7 @@ class _Readiness:
         self._health = health
         self._ready: bool | None = None  # nobody knows
         self._set(HealthCheckResponse.NOT_SERVING)
+        health.set(LIVENESS, HealthCheckResponse.SERVING)
 
     def follow(self, engine: Engine) -> bool:
         """Ask the engine once; return False if it never will be ready again."""

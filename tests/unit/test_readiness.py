@@ -8,7 +8,7 @@ from grpc_health.v1.health import HealthServicer
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from structlog.testing import capture_logs
 
-from resumed_server.app import SERVICE_NAME, _Readiness
+from resumed_server.app import LIVENESS, SERVICE_NAME, _Readiness
 from resumed_server.engines.base import Engine, EngineBroken, EngineUnavailable
 
 
@@ -47,3 +47,13 @@ def test_of_a_broken_engine_nothing_is_hoped_for() -> None:
     moody = Moody()
     moody.error = EngineBroken("damaged")
     assert not _Readiness(HealthServicer()).follow(cast("Engine", moody))
+
+
+def test_a_server_lives_whatever_its_engine_does() -> None:
+    """So that nobody restarts it for a storage that is down."""
+    health, moody = HealthServicer(), Moody()
+    readiness = _Readiness(health)
+    for error in (EngineUnavailable("gone"), None):
+        moody.error = error
+        assert health.Check(HealthCheckRequest(service=LIVENESS), None).status == HealthCheckResponse.SERVING
+        assert readiness.follow(cast("Engine", moody))

@@ -1,0 +1,67 @@
+"""Renders the kustomize tree from the chart, which alone knows what the objects look like: `make manifests`.
+
+The base holds what is the same with either engine, an overlay what is its own, a component what a value adds.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+CHART = HERE / "chart"
+_OF_HELM = re.compile(r" +(helm\.sh/chart: .*|app\.kubernetes\.io/managed-by: Helm)\n|^# Source: .*\n", re.MULTILINE)
+_HEAD = "# Rendered from the chart: change that, and run `make manifests`.\n"
+
+
+def rendered(helm: str, engine: str, *values: str) -> dict[str, str]:
+    """Return the objects of the chart, with an engine's values and some more (`name=value`): by their sources."""
+    given = [text for name in ("common", engine) for text in ("--values", str(CHART / f"ci/{name}-values.yaml"))]
+    command = [helm, "template", "resumed", str(CHART), "--namespace", "resumed", *given]
+    text = subprocess.run(  # noqa: S603 - what it runs is given by the Makefile
+        [*command, *(part for value in values for part in ("--set", value))],
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+    ).stdout
+    objects = [_OF_HELM.sub("", each).strip() for each in re.split(r"^---$", text, flags=re.MULTILINE)]
+    return {f"{_field('kind', each)}/{_field('  name', each)}": each for each in objects if each}
+
+
+def _field(name: str, text: str) -> str:
+    return next(iter(re.findall(rf"^{name}: (\S+)$", text, re.MULTILINE)), "")
+
+
+def tree(helm: str) -> dict[Path, str]:
+    """Return the files that the chart makes, by their paths."""
+    embedded, valkey = rendered(helm, "embedded"), rendered(helm, "valkey")
+    base = {name: text for name, text in embedded.items() if valkey.get(name) == text}
+    parts = {
+        "base": base,
+        "overlays/embedded": _added(embedded, base),
+        "overlays/valkey": _added(valkey, base),
+        "components/cert-manager": _added(rendered(helm, "embedded", "tls.certManager.enabled=true"), embedded),
+        "components/monitoring": _added(
+            rendered(helm, "embedded", "metrics.serviceMonitor.enabled=true", "metrics.prometheusRule.enabled=true"),
+            embedded,
+        ),
+    }
+    return {
+        HERE / "kustomize" / name / "resources.yaml": _HEAD + "".join(f"---\n{text}\n" for text in objects.values())
+        for name, objects in parts.items()
+    }
+
+
+def _added(objects: dict[str, str], before: dict[str, str]) -> dict[str, str]:
+    """Return what is new; what was there before must not have changed, since the tree adds and never patches."""
+    changed = [name for name, text in before.items() if objects.get(name) != text]
+    if changed:
+        raise SystemExit(f"not only added, but changed: {', '.join(changed)}")
+    return {name: text for name, text in objects.items() if name not in before}
+
+
+if __name__ == "__main__":
+    for path, content in tree(sys.argv[1]).items():
+        path.write_text(content)

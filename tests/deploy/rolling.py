@@ -1,0 +1,243 @@
+"""Rolls the store's pods under live TLS traffic, by the manifests' own sequence, and says what clients noticed.
+
+    python tests/deploy/rolling.py [--dns SECONDS] [--only WORD] [--markdown]         (make rolling)
+
+Four frontends, `ssl` and pyOpenSSL, with mutual TLS to the store by its Service's name; the traffic is that of `make
+faults`. Exit status 1 if a handshake failed, or if with Valkey less than 99 % of what was offered resumed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+import resumed
+from deploy.cluster import Cluster, Rollout, workload
+from deploy.kubernetes import kustomized
+from faults.traffic import Traffic
+from performance.fleet import Client
+from support.mtls import Authority, Files, grant
+from support.redis import valkey_server
+from support.tls import CERTIFICATE, STACKS, VERSIONS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from faults.rig import Rig
+
+BEFORE, AFTER = 10.0, 5.0
+"""Seconds of traffic."""
+PATIENCE = 60.0
+ENOUGH = 0.99
+"""What share of the sessions that were offered must have resumed."""
+SERVICE = "resumed.resumed.svc.cluster.local"
+IDENTITY = "spiffe://cluster.local/ns/shop/sa/shop"
+
+
+class Scenario(NamedTuple):
+    """What is rolled."""
+
+    title: str
+    overlay: str
+    address: str
+    """Of the pods, but for its last number."""
+    volume: bool = True
+    """Whether sessions outlive their pod, with the embedded engine."""
+
+
+SCENARIOS = [
+    Scenario("Valkey, three replicas", "valkey", "127.0.10"),
+    Scenario("embedded, with a volume", "embedded", "127.0.11"),
+    Scenario("embedded, without", "embedded", "127.0.12", volume=False),
+]
+
+
+class Frontends(NamedTuple):
+    """Where the frontends are, as the traffic wants to know."""
+
+    shared: list[int]
+    once: list[int]
+
+    def misses(self) -> dict[str, int]:
+        """Return how many look-ups found nothing, by reason."""
+        counts: dict[str, int] = {}
+        for port in (*self.shared, *self.once):
+            for reason, count in Client(VERSIONS[0]).ask(port, b"stats")["misses"].items():
+                counts[reason] = counts.get(reason, 0) + count
+        return counts
+
+
+class Result(NamedTuple):
+    """What came of it."""
+
+    scenario: Scenario
+    rollout: Rollout
+    handshakes: int
+    failures: list[str]
+    wrong: list[str]
+    before: float
+    during: float
+    kept: float
+    without: float | None
+    """Seconds from the rollout's beginning until resumption was there for good."""
+    slowest: float
+    misses: dict[str, int]
+
+    @property
+    def good(self) -> bool:
+        """Whether it is as promised."""
+        return not (self.failures or self.wrong or self.rollout.killed) and (
+            self.scenario.overlay == "embedded" or self.during >= ENOUGH
+        )
+
+
+def run(scenario: Scenario, dns_seconds: float) -> Result:
+    """Roll once."""
+    with contextlib.ExitStack() as held:
+        directory = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="rolling-")))
+        hosts = directory / "hosts"
+        replaced = _surroundings(directory)
+        replaced["redis://valkey:6379"] = held.enter_context(valkey_server()).url
+        if not scenario.volume:
+            replaced["lmdb:///var/lib/resumed"] = "lmdb:"
+        objects = kustomized(f"kustomize/overlays/{scenario.overlay}")
+        cluster = held.enter_context(
+            Cluster(
+                workload(objects),
+                SERVICE,
+                replaced=replaced,
+                hosts=hosts,
+                dns_seconds=dns_seconds,
+                address=scenario.address,
+            )
+        )
+        frontends = held.enter_context(_frontends(directory, hosts))
+        traffic = held.enter_context(Traffic(cast("Rig", frontends)))
+        time.sleep(BEFORE)
+        traffic.save()
+        misses, began = frontends.misses(), time.monotonic()
+        rollout = cluster.roll()
+        over = time.monotonic()
+        time.sleep(AFTER)
+        before, during = traffic.rate(began - BEFORE / 2, began), traffic.rate(began, over)
+        after = {reason: count - misses.get(reason, 0) for reason, count in frontends.misses().items()}
+        return Result(
+            scenario,
+            rollout,
+            traffic.handshakes,
+            traffic.failures,
+            traffic.wrong,
+            before or 0.0,
+            during or 0.0,
+            traffic.kept(),
+            traffic.back(began),
+            traffic.slowest(began, over),
+            {reason: count for reason, count in after.items() if count},
+        )
+
+
+def _surroundings(directory: Path) -> dict[str, str]:
+    """Make what pods and frontends mount; return what takes the place of what in the pods' environment."""
+    authority = Authority()
+    for name in ("tls", "grants", "sessions", "shop"):
+        (directory / name).mkdir(mode=0o700)
+    Files(directory / "tls").write(authority.issue(f"dns:{SERVICE}"), client_ca=authority.pem)
+    Files(directory / "shop").write(authority.issue(IDENTITY), client_ca=authority.pem)
+    (directory / "grants/grants.toml").write_text(
+        grant(IDENTITY, ["shop", "shop-once"], ["put", "get", "take", "remove"])
+    )
+    for name, content in (
+        ("fleet.keys", resumed.Keyring.generate().encode()),
+        ("frontend.pem", CERTIFICATE.private_key_and_cert_chain_pem.bytes()),
+    ):
+        (directory / name).touch(0o600)
+        (directory / name).write_bytes(content)
+    return {"/etc/resumed": str(directory), "/var/lib/resumed": str(directory / "sessions")}
+
+
+@contextlib.contextmanager
+def _frontends(directory: Path, hosts: Path) -> Iterator[Frontends]:
+    """Run two frontends that share sessions, and two that use each once; `hosts` is their DNS."""
+    library = next(Path("/usr/lib").glob("*/libnss_wrapper.so"))
+    env = os.environ | {"LD_PRELOAD": str(library), "NSS_WRAPPER_HOSTS": str(hosts)}
+    with contextlib.ExitStack() as held:
+
+        def start(stack: str, namespace: str, *options: str) -> int:
+            command = [sys.executable, str(Path(__file__).with_name("frontend.py")), "--tls", str(directory / "shop")]
+            command += ["--stack", stack, "--name", stack, "--certificate", str(directory / "frontend.pem"), *options]
+            command += ["--target", f"dns:///{SERVICE}:7400", "--keyring", str(directory / "fleet.keys")]
+            process = held.enter_context(
+                subprocess.Popen([*command, "--namespace", namespace], stdout=subprocess.PIPE, text=True, env=env)
+            )
+            held.callback(process.terminate)
+            assert process.stdout
+            port: int = json.loads(process.stdout.readline())["port"]
+            return port
+
+        yield Frontends(
+            [start(stack, "shop") for stack in STACKS], [start(stack, "shop-once", "--single-use") for stack in STACKS]
+        )
+
+
+def table(results: list[Result], *, markdown: bool) -> str:
+    """Return a line for each."""
+    rows: list[tuple[Any, ...]] = [
+        (
+            "",
+            "took",
+            "stops",
+            "handshakes",
+            "failed",
+            "wrong",
+            "before",
+            "during",
+            "kept",
+            "back after",
+            "slowest",
+            "misses",
+        )
+    ]
+    for each in results:
+        stops = f"{min(each.rollout.stops):.0f} to {max(each.rollout.stops):.0f} s"
+        counts = ", ".join(f"{reason} {count}" for reason, count in sorted(each.misses.items())) or "none"
+        rows.append(
+            (
+                *(each.scenario.title, f"{each.rollout.seconds:.0f} s", stops, each.handshakes, len(each.failures)),
+                *(len(each.wrong), *(f"{share:.1%}" for share in (each.before, each.during, each.kept))),
+                "never" if each.without is None else f"{each.without:.1f} s",
+                *(f"{each.slowest * 1e3:.0f} ms", counts),
+            )
+        )
+    if markdown:
+        rows.insert(1, ("---",) * len(rows[0]))
+        return "\n".join(f"| {' | '.join(map(str, row))} |" for row in rows)
+    return "\n\n".join(
+        "\n".join(f"{name:<12}{cell}" for name, cell in zip(rows[0], row, strict=True)) for row in rows[1:]
+    )
+
+
+def main() -> int:
+    """Roll each, print what came of it, and return the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dns", type=float, default=5.0, metavar="SECONDS", help="how late DNS is (default: 5)")
+    parser.add_argument("--only", metavar="WORD", default="", help="scenarios with this in their title")
+    parser.add_argument("--markdown", action="store_true")
+    options = parser.parse_args()
+    results = [run(each, options.dns) for each in SCENARIOS if options.only in each.title]
+    print(table(results, markdown=options.markdown))  # noqa: T201
+    for each in results:
+        for problem in (*each.failures, *each.wrong):
+            print(f"{each.scenario.title}: {problem}")  # noqa: T201
+    return 0 if all(each.good for each in results) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
