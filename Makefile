@@ -229,6 +229,14 @@ deploy-test: $(BIN)/.installed-deploy $(KUBERNETES)/helm ## Check chart, manifes
 	$(BIN)/yamllint --strict --config-file deploy/kubernetes/yamllint.yaml deploy/kubernetes
 	$(BIN)/python -m pytest -n 2 tests/deploy/test_manifests.py tests/deploy/test_frontend.py
 
+.PHONY: rolling
+rolling: $(BIN)/.installed-deploy $(KUBERNETES)/helm nss-wrapper ## Roll the manifests' pods under live TLS traffic: what clients notice (ROLLING=--help)
+	PYTHONPATH=tests $(BIN)/python tests/deploy/rolling.py $(ROLLING)
+
+.PHONY: nss-wrapper
+nss-wrapper: # Resolves the Service's name
+	@ls /usr/lib/*/libnss_wrapper.so >/dev/null 2>&1 || deploy/debian-packages libnss-wrapper
+
 .PHONY: audit
 audit: $(BIN)/.installed-deploy ## Ask the package index for known vulnerabilities in what the image is made of
 	$(BIN)/pip-audit --require-hashes --disable-pip --requirement deploy/docker/image.lock

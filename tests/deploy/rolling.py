@@ -1,6 +1,6 @@
 """Rolls the store's pods under live TLS traffic, by the manifests' own sequence, and says what clients noticed.
 
-    python tests/deploy/rolling.py [--dns SECONDS] [--only WORD] [--markdown]         (make rolling)
+    python tests/deploy/rolling.py [--dns SECONDS] [--deadline SECONDS] [--only WORD] [--markdown]      (make rolling)
 
 Four frontends, `ssl` and pyOpenSSL, with mutual TLS to the store by its Service's name; the traffic is that of `make
 faults`. Exit status 1 if a handshake failed, or if with Valkey less than 99 % of what was offered resumed.
@@ -99,7 +99,7 @@ class Result(NamedTuple):
         )
 
 
-def run(scenario: Scenario, dns_seconds: float) -> Result:
+def run(scenario: Scenario, dns_seconds: float, deadline: float) -> Result:
     """Roll once."""
     with contextlib.ExitStack() as held:
         directory = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="rolling-")))
@@ -119,7 +119,7 @@ def run(scenario: Scenario, dns_seconds: float) -> Result:
                 address=scenario.address,
             )
         )
-        frontends = held.enter_context(_frontends(directory, hosts))
+        frontends = held.enter_context(_frontends(directory, hosts, deadline))
         traffic = held.enter_context(Traffic(cast("Rig", frontends)))
         time.sleep(BEFORE)
         traffic.save()
@@ -164,7 +164,7 @@ def _surroundings(directory: Path) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def _frontends(directory: Path, hosts: Path) -> Iterator[Frontends]:
+def _frontends(directory: Path, hosts: Path, deadline: float) -> Iterator[Frontends]:
     """Run two frontends that share sessions, and two that use each once; `hosts` is their DNS."""
     library = next(Path("/usr/lib").glob("*/libnss_wrapper.so"))
     env = os.environ | {"LD_PRELOAD": str(library), "NSS_WRAPPER_HOSTS": str(hosts)}
@@ -174,6 +174,7 @@ def _frontends(directory: Path, hosts: Path) -> Iterator[Frontends]:
             command = [sys.executable, str(Path(__file__).with_name("frontend.py")), "--tls", str(directory / "shop")]
             command += ["--stack", stack, "--name", stack, "--certificate", str(directory / "frontend.pem"), *options]
             command += ["--target", f"dns:///{SERVICE}:7400", "--keyring", str(directory / "fleet.keys")]
+            command += ["--deadline", str(deadline)]
             process = held.enter_context(
                 subprocess.Popen([*command, "--namespace", namespace], stdout=subprocess.PIPE, text=True, env=env)
             )
@@ -228,10 +229,17 @@ def main() -> int:
     """Roll each, print what came of it, and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dns", type=float, default=5.0, metavar="SECONDS", help="how late DNS is (default: 5)")
+    parser.add_argument(
+        "--deadline",
+        type=float,
+        default=1.0,
+        metavar="SECONDS",
+        help="of the frontends (default: 1, for busy machines)",
+    )
     parser.add_argument("--only", metavar="WORD", default="", help="scenarios with this in their title")
     parser.add_argument("--markdown", action="store_true")
     options = parser.parse_args()
-    results = [run(each, options.dns) for each in SCENARIOS if options.only in each.title]
+    results = [run(each, options.dns, options.deadline) for each in SCENARIOS if options.only in each.title]
     print(table(results, markdown=options.markdown))  # noqa: T201
     for each in results:
         for problem in (*each.failures, *each.wrong):

@@ -465,6 +465,12 @@ def test_the_frontend_gets_in() -> None:
     assert f"{service['name']}.{service['namespace']}.svc.cluster.local" in certified
 
 
+def test_the_alerts_are_those_of_prometheus() -> None:
+    """The ones that `make monitoring` tests, nothing of them taken for a template of Helm's."""
+    alerts = yaml.safe_load((TREE / "deploy/prometheus/alerts.yaml").read_text())
+    assert of(rendered(MONITORED), "PrometheusRule")["spec"] == alerts
+
+
 def test_helm_lints_it() -> None:
     """Strictly, with little and with everything."""
     for values in ({}, EVERYTHING):
