@@ -171,6 +171,7 @@ def _serve(settings: Settings, ports: _Ports, rates: Rates, worker: int, supervi
             usable = readiness.follow(engine)
             if metrics:
                 metrics.ready = readiness.ready
+                metrics.expires = protection.credentials.expires if protection.credentials else None
             if not usable or workers.told_to_stop(_PROBE_INTERVAL) or supervisor not in {None, os.getppid()}:
                 break
             protection.follow()

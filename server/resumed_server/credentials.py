@@ -33,6 +33,8 @@ class Material(NamedTuple):
     certificate: bytes
     key: bytes
     client_ca: bytes | None
+    expires: float
+    """When the server's certificate does, in Unix seconds."""
 
     def __repr__(self) -> str:
         """Show nothing: one of them is a secret."""
@@ -60,6 +62,11 @@ class Credentials:
         self._files = files
         self._renewal = renewal
         self._clock = clock
+
+    @property
+    def expires(self) -> float:
+        """When the certificate that is shown now expires, in Unix seconds."""
+        return self._files.value.expires
 
     def for_one_port(self) -> grpc.ServerCredentials:
         """Return credentials for one address; they remember what gRPC was handed for it."""
@@ -107,10 +114,11 @@ def _checked(paths: Sequence[str], contents: Sequence[bytes]) -> Material:
         raise ValueError(f"the certificate {paths[0]} and the key {paths[1]} do not belong together")
     if leaf.not_valid_after_utc < datetime.now(timezone.utc):
         raise ValueError(f"the certificate {paths[0]} expired at {leaf.not_valid_after_utc:%Y-%m-%d %H:%M} UTC")
+    expires = leaf.not_valid_after_utc.timestamp()
     if len(contents) == len(paths[:2]):
-        return Material(contents[0], contents[1], None)
+        return Material(contents[0], contents[1], None, expires)
     _certificates(paths[2], contents[2])
-    return Material(contents[0], contents[1], contents[2])
+    return Material(contents[0], contents[1], contents[2], expires)
 
 
 def _certificates(path: str, pem: bytes) -> list[x509.Certificate]:

@@ -141,7 +141,9 @@ def test_one_file_may_hold_key_and_certificate(tmp_path: Path) -> None:
 def test_material_shows_no_secret(tmp_path: Path) -> None:
     """In no traceback either."""
     files = Files(tmp_path).write(AUTHORITY.server(), AUTHORITY.pem)
-    assert repr(followed(*files.options[1::2]).value) == "Material()"
+    material = followed(*files.options[1::2]).value
+    assert repr(material) == "Material()"
+    assert material.expires > time.time()
 
 
 ENCRYPTED = ec.generate_private_key(ec.SECP256R1())

@@ -47,6 +47,7 @@ def metrics() -> set[str]:
     counted._usage = {"sessions": 0, "bytes": 0, "evicted": 0}
     counted.recorder.answered("Get", 0.0)
     counted.recorder.operation("shop", COLUMN["get", "hit"])
+    counted.expires = 1.0
     counted.report(Watchers(engine), Sweeper(engine))
     registry = CollectorRegistry()
     registry.register(BoardCollector(board, {}, capacity=1))

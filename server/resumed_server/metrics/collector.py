@@ -66,6 +66,7 @@ class BoardCollector(Collector):
         yield _operations([figures["recorded"]["operations"] for figures in by_worker.values()])
         yield from self._store(list(by_worker.values()), alive)
         yield from _watchers(list(by_worker.values()), alive)
+        yield from _certificate(alive)
         yield from _workers(by_worker, up)
 
     def _store(self, everybody: Sequence[_Figures], alive: Sequence[_Figures]) -> Iterator[Metric]:
@@ -147,6 +148,13 @@ def _watchers(everybody: Sequence[_Figures], alive: Sequence[_Figures]) -> Itera
     yield CounterMetricFamily(
         "resumed_watchers_cut_off", "Watchers that did not keep up.", _total(everybody, "watchers_cut_off")
     )
+
+
+def _certificate(alive: Sequence[_Figures]) -> Iterator[Metric]:
+    if ends := [figures["expires"] for figures in alive if figures["expires"] is not None]:
+        yield GaugeMetricFamily(
+            "resumed_certificate_expiry_timestamp_seconds", "When the server's certificate expires.", min(ends)
+        )
 
 
 def _workers(by_worker: Mapping[str, _Figures], up: Mapping[str, bool]) -> Iterator[Metric]:

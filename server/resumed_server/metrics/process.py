@@ -47,6 +47,7 @@ class Metrics:
         recorder: Told of every call.
         engine: The storage, with what is done in it counted.
         ready: Whether the storage answered when it was asked last.
+        expires: When the server's certificate does, in Unix seconds; None without TLS.
     """
 
     def __init__(self, board: Board, worker: int, engine: Engine, clock: Callable[[], float] = time.monotonic) -> None:
@@ -54,6 +55,7 @@ class Metrics:
         self.recorder = Recorder(board.admit)
         self.engine = CountedEngine(engine, self.recorder)
         self.ready = False
+        self.expires: float | None = None
         self._stopping = threading.Event()
         self._started = time.time()
         self._usage: dict[str, int] = {}
@@ -99,6 +101,7 @@ class Metrics:
             "started": self._started,
             "pinned": self._clock(),
             "ready": self.ready,
+            "expires": self.expires,
             "watchers": state.watchers,
             "watchers_lag": state.lag,
             "resident_bytes": int(Path("/proc/self/statm").read_text().split()[1]) * _PAGE_BYTES,
