@@ -104,7 +104,7 @@ class TestBoard:
         board = Board(1)
         row = [2**53] * len(OUTCOMES)
         metrics = Metrics(board, 0, cast("Engine", Store()), Clock())
-        metrics.recorder._before.operations |= {f"{number:063}": row for number in range(MAX_NAMESPACES)} | {OTHER: row}
+        metrics.recorder._operations |= {f"{number:063}": row for number in range(MAX_NAMESPACES)} | {OTHER: row}
         for method in ("Put", "Get", "Take", "Remove", "Batch", "Watch"):
             for code in range(17):
                 metrics.recorder.failed(method, code)
@@ -140,10 +140,10 @@ class TestRecorder:
         """A caller can make up as many as they want; once a session is found in one it has its place."""
         recorder = Recorder(lambda _: True)
         for _ in range(3):
-            recorder.operation("made-up", COLUMN["get", "miss"])
-        recorder.operation("shop", COLUMN["put", "stored"])
-        recorder.operation("shop", COLUMN["get", "miss"])
-        thread = threading.Thread(target=recorder.operation, args=("shop", COLUMN["get", "failed"]))
+            recorder.operation(("made-up", COLUMN["get", "miss"]))
+        recorder.operation(("shop", COLUMN["put", "stored"]))
+        recorder.operation(("shop", COLUMN["get", "miss"]))
+        thread = threading.Thread(target=recorder.operation, args=(("shop", COLUMN["get", "failed"]),))
         thread.start()
         thread.join()
         assert outcomes(recorder, "shop") == {("put", "stored"): 1, ("get", "miss"): 1, ("get", "failed"): 1}
@@ -154,14 +154,14 @@ class TestRecorder:
         """Nothing is lost."""
         recorder = Recorder(lambda namespace: namespace == "shop")
         for namespace in ("shop", "pay", "mail"):
-            recorder.operation(namespace, COLUMN["get", "hit"])
+            recorder.operation((namespace, COLUMN["get", "hit"]))
         assert outcomes(recorder, OTHER) == {("get", "hit"): 2}
 
     def test_a_call_counts_in_the_bucket_whose_bound_it_reaches(self) -> None:
         """Bounds are inclusive, as Prometheus has them."""
         recorder = Recorder(lambda _: True)
         for seconds in (0.0, BOUNDS[0], BOUNDS[0] + 1e-9, BOUNDS[-1] + 1):
-            recorder.answered("Get", seconds)
+            recorder.answered(("Get", seconds))
         assert recorder.snapshot()["calls"]["Get"][0] == [2, 1, *[0] * 10, 1]
 
     def test_the_operations_of_a_batch_count_one_by_one(self) -> None:
@@ -222,7 +222,7 @@ class TestReport:
         sweeper.swept = 5
         for run in (1, 2):
             metrics = Metrics(board, 0, store, clock)
-            metrics.recorder.answered("Get", 0.1)
+            metrics.recorder.answered(("Get", 0.1))
             metrics.recorder.failed("Get", 14)
             metrics.ready = True
             metrics.report(watchers, sweeper)
