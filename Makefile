@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 BUILD  := .build
 STUBS  := client/python/resumed/v1
-PROTO  := protos/resumed/v1/session_store.proto
+PROTO  := $(wildcard protos/resumed/v1/*.proto)
 
 .DEFAULT_GOAL := help
 

@@ -37,7 +37,10 @@ func (c *connection) wrap(state tls.ConnectionState, session *tls.SessionState) 
 		return id, nil // a ticket that nobody will find
 	}
 	key := storeKeyOf(format, s.options.Namespace, id)
-	s.sender.submit(item{key: key, value: s.options.Keyring.seal(key, serialized, notAfter), notAfter: notAfter})
+	s.sender.submit(item{
+		key: key, value: s.options.Keyring.seal(key, serialized, notAfter), notAfter: notAfter,
+		issued: notAfter.Add(-s.options.Lifetime), // the tickets of a resumed connection end when the first one does
+	})
 	if s.options.Issued != nil {
 		s.options.Issued(state, id)
 	}

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	pb "github.com/resumed/resumed/client/go/resumedv1"
 )
@@ -30,6 +31,7 @@ type item struct {
 	key      storeKey
 	value    []byte
 	notAfter time.Time // waiting in the queue does not prolong a life
+	issued   time.Time // nor does it bring a session past a purge
 }
 
 func (i item) size() int { return itemBytes + len(i.value) }
@@ -186,7 +188,8 @@ func (s *sender) operation(item item, now time.Time) *pb.Operation {
 		return &pb.Operation{Operation: &pb.Operation_Remove{Remove: remove}}
 	}
 	ttl := durationpb.New(item.notAfter.Sub(now))
-	put := &pb.PutRequest{Namespace: s.namespace, Key: item.key[:], Value: item.value, Ttl: ttl}
+	issued := timestamppb.New(item.issued)
+	put := &pb.PutRequest{Namespace: s.namespace, Key: item.key[:], Value: item.value, Ttl: ttl, IssueTime: issued}
 	return &pb.Operation{Operation: &pb.Operation_Put{Put: put}}
 }
 

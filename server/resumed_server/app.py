@@ -26,9 +26,10 @@ from grpc_reflection.v1alpha import reflection_pb2_grpc
 from grpc_reflection.v1alpha.reflection import SERVICE_NAME as REFLECTION_NAME
 from grpc_reflection.v1alpha.reflection import ReflectionServicer
 
-from resumed.v1 import session_store_pb2, session_store_pb2_grpc
+from resumed.v1 import admin_pb2, admin_pb2_grpc, session_store_pb2, session_store_pb2_grpc
 from resumed_server import credentials, grants, logs, workers
 from resumed_server.access import Anybody, Granted
+from resumed_server.admin import AdminService
 from resumed_server.budgets import Budgets, Rates
 from resumed_server.config import UserError
 from resumed_server.credentials import Credentials
@@ -59,6 +60,7 @@ GRACE = 5.0
 LIVENESS = "live"
 """The name by which health says that the process serves, whatever the engine does: a restart would not mend that."""
 SERVICE_NAME = session_store_pb2.DESCRIPTOR.services_by_name["SessionStoreService"].full_name
+ADMIN_NAME = admin_pb2.DESCRIPTOR.services_by_name["AdminService"].full_name
 
 _PROBE_INTERVAL = 1.0
 _MAX_QUEUED_CALLS = 4_096
@@ -148,7 +150,8 @@ def _serve(settings: Settings, ports: _Ports, rates: Rates, worker: int, supervi
             budgets=protection.budgets,
             observer=metrics.recorder if metrics else None,
         )
-        server = _server(settings, service, health, shared=shared)
+        admin = AdminService(engine, protection.access, metrics.recorder if metrics else None)
+        server = _server(settings, service, admin, health, shared=shared)
         for address in ports.sessions:
             _listen(server, address, protection.credentials)
         probes = grpc_server(1, shared=shared)
@@ -244,13 +247,14 @@ def _open(settings: Settings) -> Engine:
 
 
 def _server(
-    settings: Settings, service: SessionStoreService, health: HealthServicer, *, shared: bool
+    settings: Settings, service: SessionStoreService, admin: AdminService, health: HealthServicer, *, shared: bool
 ) -> grpc.Server | NativeServer:
     # Clients look for new replicas only when a connection ends; gRPC itself spreads the ages by a tenth.
     age = ("grpc.max_connection_age_ms", int(settings.max_connection_age * 1000))
     server = grpc_server(settings.threads, shared=shared, more=[age])
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
-    names = (SERVICE_NAME, HEALTH_NAME, REFLECTION_NAME)
+    admin_pb2_grpc.add_AdminServiceServicer_to_server(admin, server)
+    names = (SERVICE_NAME, ADMIN_NAME, HEALTH_NAME, REFLECTION_NAME)
     reflection_pb2_grpc.add_ServerReflectionServicer_to_server(_Reflection(names), server)
     front: grpc.Server | NativeServer = server
     if settings.front == "native":

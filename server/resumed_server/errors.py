@@ -104,7 +104,7 @@ _ANSWERS: dict[type[Exception], _Answer] = {
     AlreadyExists: _Answer(
         StatusCode.ALREADY_EXISTS,
         pb.ERROR_REASON_WRITE_ONCE,
-        "the key holds another value, or its session was removed or taken",
+        "the key holds another value, or its session was removed, taken or purged",
     ),
     EngineFull: _Answer(StatusCode.RESOURCE_EXHAUSTED, pb.ERROR_REASON_STORE_FULL, "the store is full"),
     EngineUnavailable: _Answer(

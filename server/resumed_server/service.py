@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 
     from google.protobuf.duration_pb2 import Duration
+    from google.protobuf.timestamp_pb2 import Timestamp
     from grpc import ServicerContext
 
     from resumed_server.access import Access, Caller
@@ -40,8 +41,10 @@ MAX_MESSAGE = MAX_OPERATIONS * (MAX_VALUE + 256)
 
 _MAX_SECONDS, _MAX_NANOS = 315_576_000_000, 999_999_999
 """What a google.protobuf.Duration may have."""
+_LAST_SECOND = 253_402_300_799
+"""Of what a google.protobuf.Timestamp may have: the end of the year 9999."""
 NAMESPACE_LIMIT = "must be 1 to 63 characters of [a-z0-9.-]"
-_is_namespace = re.compile(r"[a-z0-9.-]{1,63}").fullmatch
+is_namespace = re.compile(r"[a-z0-9.-]{1,63}").fullmatch
 
 
 _Answer = TypeVar("_Answer", pb.GetResponse, pb.TakeResponse, pb.Event.Put)
@@ -80,9 +83,9 @@ class SessionStoreService(SessionStoreServiceServicer):
     @answered
     def Put(self, request: pb.PutRequest, context: ServicerContext) -> pb.PutResponse:
         """Store a session."""
-        operation = self._put(request, self._caller(context))
-        self._spend(operation.namespace)
-        ttl = self._engine.put(operation.namespace, operation.key, operation.value, operation.ttl)
+        put = self._put(request, self._caller(context))
+        self._spend(put.namespace)
+        ttl = self._engine.put(put.namespace, put.key, put.value, put.ttl, put.issued)
         response = pb.PutResponse()
         _write_ttl(response.ttl, ttl)
         return response
@@ -129,7 +132,7 @@ class SessionStoreService(SessionStoreServiceServicer):
     def Watch(self, request: pb.WatchRequest, context: ServicerContext) -> Iterator[pb.WatchResponse]:
         """Stream what happens in a namespace, for as long as the caller may watch it."""
         caller = self._caller(context)
-        if not _is_namespace(request.namespace):
+        if not is_namespace(request.namespace):
             raise InvalidField("namespace", NAMESPACE_LIMIT)
         if len(request.position) > MAX_POSITION:
             raise InvalidField("position", f"must be at most {MAX_POSITION} bytes")
@@ -193,18 +196,26 @@ class SessionStoreService(SessionStoreServiceServicer):
         # A Duration carries its sign in both parts, so this refuses negative ones; a missing one reads as zero.
         if not (0 <= ttl.seconds <= _MAX_SECONDS and 0 <= ttl.nanos <= _MAX_NANOS and (ttl.seconds or ttl.nanos)):
             raise InvalidField("ttl", "must be a duration above zero")
-        return base.Put(namespace, key, value, min(ttl.seconds + ttl.nanos / 1e9, self._max_ttl))
+        issued = seconds_of(request.issue_time, "issue_time")
+        return base.Put(namespace, key, value, min(ttl.seconds + ttl.nanos / 1e9, self._max_ttl), issued or None)
 
 
 def _address(request: _Addressed, operation: str, caller: Caller) -> tuple[str, bytes]:
     """Return the address of a session on which `caller` may carry out `operation`."""
     namespace, key = request.namespace, request.key
-    if not _is_namespace(namespace):
+    if not is_namespace(namespace):
         raise InvalidField("namespace", NAMESPACE_LIMIT)
     if not 1 <= len(key) <= MAX_KEY:
         raise InvalidField("key", f"must be 1 to {MAX_KEY} bytes")
     caller.demand(operation, namespace)
     return namespace, key
+
+
+def seconds_of(time: Timestamp, field: str) -> float:
+    """Return a time in Unix seconds, 0.0 for one that is unset; raise InvalidField if it is before 1970 or no time."""
+    if not (0 <= time.seconds <= _LAST_SECOND and 0 <= time.nanos <= _MAX_NANOS):
+        raise InvalidField(field, "must be a time from 1970 to 9999")
+    return time.seconds + time.nanos / 1e9
 
 
 def _watched(message: Message, *, continued: bool = False, live: bool = False) -> pb.WatchResponse:
@@ -219,9 +230,11 @@ def _shared(message: Message) -> pb.WatchResponse:
     return cast("pb.WatchResponse", message.encoded)
 
 
-def _event(change: base.Change) -> pb.Event:
+def _event(change: base.Change | base.Purged) -> pb.Event:
     event = pb.Event()
-    if change.session is None:
+    if isinstance(change, base.Purged):
+        event.purged.SetInParent()
+    elif change.session is None:
         event.removed.key = change.key
     else:
         event.put.key = change.key

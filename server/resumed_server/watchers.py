@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from resumed_server.budgets import Budget
-    from resumed_server.engines.base import Change, Engine
+    from resumed_server.engines.base import Change, Engine, Purged
 
 MAX_WATCHERS = 256
 """Watchers that one process serves; each holds a thread of its own. Namespaces share them fairly."""
@@ -58,7 +58,7 @@ class Message:
 
     __slots__ = ("changes", "encoded", "position", "time")
 
-    def __init__(self, changes: Sequence[Change], position: bytes, time: float) -> None:
+    def __init__(self, changes: Sequence[Change | Purged], position: bytes, time: float) -> None:
         self.changes = changes
         self.position = position
         self.time = time
@@ -309,7 +309,7 @@ class Watchers:
                     subscription.end(WatcherTooSlow("the log of changes moved on, or is another one"))
                 break
             changes, position = read
-            by_namespace: dict[str, list[Change]] = {}
+            by_namespace: dict[str, list[Change | Purged]] = {}
             for change in changes:
                 by_namespace.setdefault(change.namespace, []).append(change)
             messages = {name: Message(ours, position, now) for name, ours in by_namespace.items()}

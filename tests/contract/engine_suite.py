@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, cast
 
 import pytest
 
 from resumed_server.engines.base import (
+    LONGEST_TTL_SECONDS,
     UNKNOWN_TOMBSTONE_SECONDS,
     AlreadyExists,
+    Change,
     Engine,
     EngineUnavailable,
     Get,
     Operation,
+    Purged,
     Put,
     Remove,
     StoredSession,
     Take,
+    Usage,
 )
 
 if TYPE_CHECKING:
@@ -68,6 +72,11 @@ class EngineSuite:
     def advance(self, clock: FakeClock) -> Advance:
         """Let the engine's time pass."""
         return clock.advance
+
+    @pytest.fixture
+    def present(self, clock: FakeClock) -> Callable[[], float]:
+        """The engine's time, in Unix seconds."""
+        return clock
 
     @pytest.fixture
     def sweeper(self, engine: Engine) -> Engine:
@@ -378,7 +387,7 @@ class EngineSuite:
         advance(20.0)
         read = engine.changes(position, engine.position(), 10)
         assert read is not None
-        sessions = {change.key: change.session for change in read[0]}
+        sessions = {change.key: change.session for change in _changes(read)}
         assert sessions.keys() == {b"a", b"b"}
         assert sessions[b"a"] is not None
         assert sessions[b"a"].ttl == pytest.approx(40.0, abs=self.tick)
@@ -396,7 +405,7 @@ class EngineSuite:
             read = engine.changes(position, until, 7)
             assert read is not None
             assert len(read[0]) <= 7
-            found.update(change.key for change in read[0])
+            found.update(change.key for change in _changes(read))
             position = read[1]
             if position == until:
                 break
@@ -413,8 +422,8 @@ class EngineSuite:
         while position != until:
             read = engine.changes(position, until, 1_000)
             assert read is not None
-            assert sum(len(change.session.value) for change in read[0] if change.session) <= 9 << 20
-            found += [change.key for change in read[0]]
+            assert sum(len(change.session.value) for change in _changes(read) if change.session) <= 9 << 20
+            found += [change.key for change in _changes(read)]
             position = read[1]
             reads += 1
         assert sorted(found) == sorted(keys)
@@ -443,6 +452,160 @@ class EngineSuite:
         engine.put("shop", b"a", b"value", 60.0)
         assert len(engine.position()) <= 64
         assert engine.changes(length * byte, engine.position(), 10) is None
+
+    # --- Purges -----------------------------------------------------------------------------------------------------
+
+    def test_a_purge_ends_what_was_stored_and_nothing_else(self, engine: Engine, advance: Advance) -> None:
+        """For every call; neighbours stay, and so does what is stored afterwards."""
+        neighbours = ("sho", "shop.eu", "shoq")
+        for namespace in ("shop", *neighbours):
+            engine.batch([Put(namespace, b"%d" % number, b"value", 60.0) for number in range(20)])
+        engine.purge("shop", None)
+        assert engine.batch([Get("shop", b"%d" % number) for number in range(10)]) == [None] * 10
+        assert engine.get("shop", b"1") is None
+        assert engine.take("shop", b"2") is None
+        assert engine.remove("shop", b"3") is False
+        assert engine.batch([Get("shop", b"4"), Take("shop", b"5"), Remove("shop", b"6")]) == [None, None, False]
+        assert all(engine.get(namespace, b"%d" % number) for namespace in neighbours for number in range(20))
+        advance(1.0)
+        engine.put("shop", b"new", b"value", 60.0)
+        assert _value(engine.get("shop", b"new")) == b"value"
+        assert _value(engine.take("shop", b"new")) == b"value"
+
+    def test_a_put_that_a_purge_overtook_is_refused(
+        self, engine: Engine, advance: Advance, present: Callable[[], float]
+    ) -> None:
+        """Stored before or not, alone or in a batch, for as long as a session may live; one issued later is not."""
+        issued = present() - 0.001
+        engine.put("shop", b"stored", b"value", 60.0, issued)
+        engine.purge("shop", None)
+        for wait in (0.0, LONGEST_TTL_SECONDS - 10.0):
+            advance(wait)
+            for key in (b"stored", b"late"):
+                with pytest.raises(AlreadyExists):
+                    engine.put("shop", key, b"value", 60.0, issued)
+                (outcome,) = engine.batch([Put("shop", key, b"value", 60.0, issued)])
+                assert isinstance(outcome, AlreadyExists)
+                assert engine.get("shop", key) is None
+        engine.put("shop", b"late", b"value", 60.0)
+        engine.put("eu", b"late", b"value", 60.0, issued)
+        assert engine.get("shop", b"late")
+
+    def test_a_purge_up_to_a_time_is_exact(self, engine: Engine, present: Callable[[], float]) -> None:
+        """To the microsecond: of a session issued before, none is left; of one issued then or later, all is."""
+        moment = round(present()) - 100.0
+        times = {b"day": -86_400.0, b"before": -0.000_01, b"then": 0.0, b"after": 0.000_01, b"now": 99.0}
+        engine.batch([Put("shop", key, b"value", 60.0, moment + time) for key, time in times.items()])
+        assert engine.purge("shop", moment) == moment
+        assert {key for key in times if engine.get("shop", key)} == {b"then", b"after", b"now"}
+
+    def test_a_purge_never_goes_back(self, engine: Engine, present: Callable[[], float]) -> None:
+        """An earlier one changes nothing, and both answer what holds."""
+        moment = round(present()) - 100.0
+        assert engine.purge("shop", moment) == moment
+        assert engine.purge("shop", moment - 50.0) == moment
+        with pytest.raises(AlreadyExists):
+            engine.put("shop", b"k", b"value", 60.0, moment - 1.0)
+        assert engine.purge("shop", moment + 1.0) == moment + 1.0
+
+    def test_no_session_and_no_purge_is_of_the_future(
+        self, engine: Engine, advance: Advance, present: Callable[[], float]
+    ) -> None:
+        """A frontend whose clock is ahead stores nothing that a purge does not reach; nor does an operator's."""
+        engine.put("shop", b"k", b"value", 60.0, present() + 3_600.0)
+        engine.purge("shop", None)
+        assert engine.get("shop", b"k") is None
+        assert engine.purge("shop", present() + 3_600.0) <= present() + 1.0
+        advance(2.0)
+        assert engine.usage("shop")["shop"].sessions == 0
+
+    def test_what_was_purged_is_as_if_it_had_never_been(self, engine: Engine, advance: Advance) -> None:
+        """But for tombstones: what was removed or taken stays away."""
+        for key in (b"k", b"taken", b"removed"):
+            engine.put("shop", key, b"value", 60.0)
+        engine.take("shop", b"taken")
+        engine.remove("shop", b"removed")
+        engine.purge("shop", None)
+        advance(1.0)
+        for key in (b"taken", b"removed"):
+            with pytest.raises(AlreadyExists):
+                engine.put("shop", key, b"value", 60.0)
+        assert engine.put("shop", b"k", b"other", 30.0) == pytest.approx(30.0, abs=self.tick)
+        assert _value(engine.get("shop", b"k")) == b"other"
+
+    def test_a_purge_is_told_behind_all_that_it_undid(self, engine: Engine, advance: Advance) -> None:
+        """And what is told of the time before is only what is still true."""
+        position = engine.position()
+        engine.put("shop", b"old", b"value", 60.0)
+        engine.put("eu", b"other", b"value", 60.0)
+        engine.purge("shop", None)
+        advance(1.0)
+        engine.put("shop", b"new", b"value", 60.0)
+        read = engine.changes(position, engine.position(), 10)
+        assert read is not None
+        assert Purged("shop") in read[0]
+        assert Counter(each.key for each in read[0] if isinstance(each, Change)) == Counter([b"new", b"other"])
+
+    def test_what_was_purged_is_deleted_in_bounded_steps(self, engine: Engine, advance: Advance) -> None:
+        """All of it, and nothing else."""
+        engine.batch([Put("shop", b"%d" % number, b"value", 600.0) for number in range(50)])
+        engine.batch([Put("eu", b"%d" % number, b"value", 600.0) for number in range(5)])
+        engine.batch([Remove("shop", b"%d" % number) for number in range(10)])
+        engine.purge("shop", None)
+        advance(1.0)
+        engine.put("shop", b"new", b"value", 600.0)
+        usage = engine.usage("shop")["shop"]
+        assert (usage.sessions, usage.tombstones, usage.purged) == (1, 10, 40)
+        steps = 0
+        while (looked := engine.sweep(8)) > 0:
+            assert looked <= 8
+            steps += 1
+        assert steps >= 3
+        usage = engine.usage("shop")["shop"]
+        assert (usage.sessions, usage.tombstones, usage.purged) == (1, 10, 0)
+        assert engine.usage("eu")["eu"].sessions == 5
+        assert engine.get("shop", b"new")
+
+    def test_no_look_up_finds_anything_once_a_purge_is_answered(
+        self, engine: Engine, present: Callable[[], float]
+    ) -> None:
+        """However many store and look up meanwhile."""
+        issued, over = present() - 1.0, threading.Event()
+        keys = [b"%d" % number for number in range(40)]
+        together = threading.Barrier(5)
+
+        def race(racer: int) -> None:
+            together.wait()
+            if racer == 4:
+                engine.purge("shop", None)
+                over.set()
+            for turn in range(20):
+                operations: list[Operation] = [Put("shop", b"%d" % turn + key, b"value", 60.0, issued) for key in keys]
+                was_over = over.is_set()
+                engine.batch(operations)
+                found = engine.batch([Get("shop", each.key) for each in operations])
+                assert not was_over or found == [None] * len(keys)
+
+        _race(race, 5)
+        assert engine.usage("shop")["shop"].sessions == 0
+
+    def test_usage_is_what_a_look_up_would_find(
+        self, engine: Engine, advance: Advance, present: Callable[[], float]
+    ) -> None:
+        """Of one namespace or of all; what expired is nothing, swept or not."""
+        assert engine.usage(None) == {}
+        assert engine.usage("shop") == {"shop": Usage()}
+        engine.batch([Put("shop", b"%d" % number, b"v" * 100, 600.0) for number in range(600)])
+        engine.batch([Put("shop.eu", b"\0:%d" % number, b"v", 30.0 * (1 + number)) for number in range(2)])
+        engine.take("shop", b"1")
+        engine.remove("shop", b"unknown")
+        advance(30.0)
+        expected = {"shop": Usage(sessions=599, value_bytes=59_900, tombstones=2), "shop.eu": Usage(1, 1)}
+        assert engine.usage(None) == expected
+        assert engine.usage("shop") == {"shop": expected["shop"]}
+        moment = round(present()) - 1_000.0
+        engine.purge("shop", moment)
+        assert engine.usage("shop")["shop"].issued_before == moment
 
     # --- The engine as a whole --------------------------------------------------------------------------------------
 
@@ -474,6 +637,8 @@ class EngineSuite:
             lambda: engine.batch([Get("shop", b"k")]),
             lambda: engine.batch([Take("shop", b"k")]),
             lambda: engine.sweep(1),
+            lambda: engine.purge("shop", None),
+            lambda: engine.usage(None),
             engine.position,
             lambda: engine.changes(b"", b"", 1),
             engine.totals,
@@ -516,10 +681,16 @@ def told(engine: Engine, position: bytes) -> tuple[dict[tuple[str, bytes], list[
     while position != until:
         read = engine.changes(position, until, 1_000)
         assert read is not None, "the log does not reach back"
-        for change in read[0]:
+        for change in _changes(read):
             changes.setdefault((change.namespace, change.key), []).append(_value(change.session))
         position = read[1]
     return changes, position
+
+
+def _changes(read: tuple[list[Change | Purged], bytes]) -> list[Change]:
+    """Return what was read where nothing was purged."""
+    assert all(isinstance(each, Change) for each in read[0])
+    return cast("list[Change]", read[0])
 
 
 def _value(outcome: object) -> bytes | None:

@@ -1,4 +1,4 @@
-"""Any engine against a plain dictionary, in any order: nothing expired, removed or taken ever returns."""
+"""Any engine against a plain dictionary, in any order: nothing expired, removed, taken or purged ever returns."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from resumed_server.engines.base import (
     UNKNOWN_TOMBSTONE_SECONDS,
     AlreadyExists,
     Get,
+    Purged,
     Put,
     Remove,
     StoredSession,
@@ -54,6 +55,7 @@ class EngineMachine(RuleBasedStateMachine):
         self.entries: dict[tuple[str, bytes], Entry] = {}
         self.mirror: dict[tuple[str, bytes], Entry] = {}
         self.followed, self.followed_all = engine.position(), True
+        self.deleting = False
 
     def teardown(self) -> None:
         """Close the engine."""
@@ -89,11 +91,22 @@ class EngineMachine(RuleBasedStateMachine):
         """Let time pass."""
         self.clock.advance(seconds)
 
+    @rule(address=ADDRESSES)
+    def purge(self, address: tuple[str, bytes]) -> None:
+        """End all sessions of a namespace; a moment later there may be others."""
+        self.engine.purge(address[0], None)
+        self.clock.advance(2.5)
+        self.deleting = True
+        self.entries = {each: entry for each, entry in self.entries.items() if each[0] != address[0] or not entry.value}
+
     @rule(limit=st.integers(1, 8))
     def sweep(self, limit: int) -> None:
-        """Reclaim exactly what has expired, in steps up to the limit."""
+        """Reclaim exactly what has expired, in steps up to the limit, and what was purged."""
         expired = [address for address, entry in self.entries.items() if entry.expiry <= self.clock()]
         left = len(expired) if self.sweeps else 0
+        while self.deleting and self.engine.sweep(limit if self.sweeps else 1_000) > 0:
+            left = 0
+        self.deleting = False
         while left >= 0:
             assert self.engine.sweep(limit) == min(limit, left)
             left -= limit
@@ -110,6 +123,13 @@ class EngineMachine(RuleBasedStateMachine):
                 self.mirror.clear()
                 read, self.followed_all = ([], until), False
             for change in read[0]:
+                if isinstance(change, Purged):
+                    self.mirror = {
+                        each: entry
+                        for each, entry in self.mirror.items()
+                        if each[0] != change.namespace or self.engine.get(*each)
+                    }
+                    continue
                 address, session = (change.namespace, change.key), change.session
                 self.mirror.pop(address, None)
                 if session:
@@ -119,7 +139,7 @@ class EngineMachine(RuleBasedStateMachine):
         assert mirrored == (there if self.followed_all else there & mirrored)
 
     @invariant()
-    def nothing_expired_removed_or_taken_returns(self) -> None:
+    def nothing_expired_removed_taken_or_purged_returns(self) -> None:
         """And what should be there is."""
         for address, entry in self.entries.items():
             found = self.engine.get(*address)

@@ -18,7 +18,9 @@ from google.rpc.error_details_pb2 import ErrorInfo
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 
+from resumed.v1 import admin_pb2
 from resumed.v1 import session_store_pb2 as pb
+from resumed.v1.admin_pb2_grpc import AdminServiceStub
 from resumed.v1.session_store_pb2_grpc import SessionStoreServiceStub
 from support.mtls import HOUR, Authority, Files, channel, grant
 from support.server import PATIENCE, running_server
@@ -35,15 +37,19 @@ if TYPE_CHECKING:
 AUTHORITY, STRANGER = Authority(), Authority()
 SHOP = "spiffe://example.org/shop"
 FRONTEND = ["put", "get", "take", "remove", "watch"]
+OPERATOR = ["purge", "stats"]
 GRANTS = "".join(
     [
         grant(SHOP, ["shop", "shop.*"], FRONTEND),
         grant("spiffe://example.org/reader", ["shop"], ["get"]),
         grant("spiffe://example.org/pods/*", ["pods"], FRONTEND),
         grant("dns:frontend.pay.svc", ["pay"], FRONTEND),
+        grant("spiffe://example.org/operator", ["ops"], OPERATOR),
+        grant("spiffe://example.org/counter", ["*"], ["stats"]),
     ]
 )
 SECRET = "5ec2e7"
+DENIED = grpc.StatusCode.PERMISSION_DENIED
 
 
 @pytest.fixture(scope="module", params=[1, 2], ids=["one process", "two workers"])
@@ -54,11 +60,20 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         yield server
 
 
+class Stub(SessionStoreServiceStub):
+    """Both services, on one connection."""
+
+    def __init__(self, channel: grpc.Channel) -> None:
+        super().__init__(channel)
+        admin = AdminServiceStub(channel)
+        self.Purge, self.Stats = admin.Purge, admin.Stats
+
+
 @pytest.fixture
 def connect(server: RunningServer) -> Iterator[Callable[[Pem | None], SessionStoreServiceStub]]:
     """Connect with a certificate."""
     with ExitStack() as held:
-        yield lambda pem: SessionStoreServiceStub(held.enter_context(channel(server.target, AUTHORITY.pem, pem)))
+        yield lambda pem: Stub(held.enter_context(channel(server.target, AUTHORITY.pem, pem)))
 
 
 @pytest.fixture
@@ -76,6 +91,8 @@ def requests(namespace: str, key: bytes) -> dict[str, Any]:
         "take": pb.TakeRequest(**address),
         "remove": pb.RemoveRequest(**address),
         "watch": pb.WatchRequest(namespace=namespace),
+        "purge": admin_pb2.PurgeRequest(namespace=namespace),
+        "stats": admin_pb2.StatsRequest(namespace=namespace),
     }
 
 
@@ -135,6 +152,21 @@ def test_who_is_granted_an_operation_may_carry_it_out(
     assert not called(stub, "remove", asked["remove"]).removed
 
 
+def test_an_operator_may_purge_and_count_what_they_are_granted(
+    connect: Callable[[Pem | None], SessionStoreServiceStub],
+) -> None:
+    """One namespace; to count all of them takes a grant for all."""
+    operator: Any = connect(AUTHORITY.issue("spiffe://example.org/operator"))
+    counter: Any = connect(AUTHORITY.issue("spiffe://example.org/counter"))
+    assert called(operator, "purge", admin_pb2.PurgeRequest(namespace="ops")).HasField("issued_before")
+    (stats,) = called(operator, "stats", admin_pb2.StatsRequest(namespace="ops")).namespaces
+    assert (stats.namespace, stats.sessions) == ("ops", 0)
+    everything = admin_pb2.StatsRequest()
+    called(counter, "stats", everything)
+    assert info(status_of(refusal(operator, "stats", everything))).metadata["namespace"] == "*"
+    assert refusal(counter, "purge", admin_pb2.PurgeRequest(namespace="ops")).code() is DENIED
+
+
 # --- Who is not ----------------------------------------------------------------------------------------------------
 
 EXPIRED = AUTHORITY.issue(SHOP, lifetime=-HOUR)
@@ -179,7 +211,7 @@ def assert_untouched(shop: SessionStoreServiceStub, key: bytes, fresh: bytes) ->
     shop.Put(requests("shop", fresh)["put"])
 
 
-@pytest.mark.parametrize("operation", FRONTEND)
+@pytest.mark.parametrize("operation", FRONTEND + OPERATOR)
 @pytest.mark.parametrize("credential", REFUSED_BY_TLS)
 def test_without_a_valid_certificate_no_call_is_read(
     connect: Callable[[Pem | None], SessionStoreServiceStub],
@@ -229,7 +261,7 @@ def test_a_handshake_that_is_refused_is_one_log_line(
     assert "PRIVATE KEY" not in line
 
 
-@pytest.mark.parametrize("operation", FRONTEND)
+@pytest.mark.parametrize("operation", FRONTEND + OPERATOR)
 @pytest.mark.parametrize("credential", NAMELESS)
 def test_a_certificate_that_names_nobody_is_unauthenticated(
     connect: Callable[[Pem | None], SessionStoreServiceStub],
@@ -247,7 +279,7 @@ def test_a_certificate_that_names_nobody_is_unauthenticated(
     assert_untouched(shop, stored, fresh)
 
 
-@pytest.mark.parametrize("operation", FRONTEND)
+@pytest.mark.parametrize("operation", FRONTEND + OPERATOR)
 @pytest.mark.parametrize("credential", OTHERS)
 def test_another_identity_is_denied_with_what_is_missing(
     connect: Callable[[Pem | None], SessionStoreServiceStub],
@@ -270,7 +302,7 @@ def test_another_identity_is_denied_with_what_is_missing(
     assert_untouched(shop, stored, fresh)
 
 
-@pytest.mark.parametrize("operation", FRONTEND)
+@pytest.mark.parametrize("operation", FRONTEND + OPERATOR)
 def test_a_grant_of_one_operation_grants_no_other(
     connect: Callable[[Pem | None], SessionStoreServiceStub], stored: bytes, operation: str
 ) -> None:
@@ -335,13 +367,13 @@ def test_denials_are_logged_once_and_without_a_secret(server: RunningServer) -> 
     """By identity and operation, however often and for however many namespaces they are tried."""
     identity = f"spiffe://example.org/{uuid.uuid4().hex}"
     with channel(server.target, AUTHORITY.pem, AUTHORITY.issue(identity)) as connection:
-        stub = SessionStoreServiceStub(connection)
+        stub = Stub(connection)
         for number in range(20):
             for operation, request in requests(f"shop.{number}", SECRET.encode()).items():
                 refusal(stub, operation, request)
     lines = [line for line in server.log_lines("no grant allows this") if line["identity"] == identity]
     assert sorted((line["operation"], line["namespace"]) for line in lines) == sorted(
-        (operation, "shop.0") for operation in FRONTEND
+        (operation, "shop.0") for operation in FRONTEND + OPERATOR
     )
     assert SECRET not in json.dumps(server.log_lines())
     assert "PRIVATE KEY" not in json.dumps(server.log_lines())
@@ -358,7 +390,7 @@ def test_probes_need_no_certificate_and_get_health_only(server: RunningServer) -
         for service in ("", "resumed.v1.SessionStoreService"):
             answer = health.Check(health_pb2.HealthCheckRequest(service=service), timeout=10)
             assert answer.status == health_pb2.HealthCheckResponse.SERVING
-        stub = SessionStoreServiceStub(connection)
+        stub = Stub(connection)
         for operation, request in requests("shop", b"key").items():
             assert refusal(stub, operation, request).code() is grpc.StatusCode.UNIMPLEMENTED
 

@@ -422,7 +422,12 @@ def test_reflection_lists_the_services(channel: grpc.Channel) -> None:
         iter([request(list_services=""), request(file_containing_symbol="resumed.v1.PutRequest")])
     )
     names = {service.name for service in listed.list_services_response.service}
-    assert names == {SERVICE, "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"}
+    assert names == {
+        SERVICE,
+        "resumed.v1.AdminService",
+        "grpc.health.v1.Health",
+        "grpc.reflection.v1alpha.ServerReflection",
+    }
     assert found.file_descriptor_response.file_descriptor_proto
 
 

@@ -194,7 +194,7 @@ def record() -> None:
         for version in VERSIONS:
             frontend, client = Frontend(stack), client_context(version)
             seen: list[tuple[bytes, bytes]] = []
-            frontend.shim.negotiated = lambda *told, last, seen=seen: seen.append(told[:2])  # type: ignore[method-assign]
+            frontend.shim.negotiated = lambda *told, seen=seen, **_: seen.append(told[:2])  # type: ignore[method-assign]
             session = _shake(frontend.accept(), client, None)
             hello = _Client(client, session).step(b"")
             kept[f"{stack} {version.name}"] = [base64.b64encode(part).decode() for part in (*seen[-1], hello)]
@@ -333,7 +333,7 @@ def whole_handshakes() -> Check:
         for version in VERSIONS:
             client = client_context(version)
             seen: list[bytes] = []
-            frontend.shim.negotiated = lambda *told, last, seen=seen: seen.append(told[0])  # type: ignore[method-assign]
+            frontend.shim.negotiated = lambda *told, seen=seen, **_: seen.append(told[0])  # type: ignore[method-assign]
             session = _shake(frontend.accept(), client, None)
             del frontend.shim.negotiated
             offers.append((frontend, client, session, seen[-1]))

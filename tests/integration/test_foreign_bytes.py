@@ -53,9 +53,9 @@ class Scene:
         seen: list[tuple[bytes, bytes]] = []
         negotiated = self.shim.negotiated
 
-        def spy(session_id: bytes, serialized: bytes, remaining: int, *, last: bool) -> None:
+        def spy(session_id: bytes, serialized: bytes, remaining: int, *, last: bool, issued: float) -> None:
             seen.append((session_id, serialized))
-            negotiated(session_id, serialized, remaining, last=last)
+            negotiated(session_id, serialized, remaining, last=last, issued=issued)
 
         self.shim.negotiated = spy
         self.session = self.client.visit(self.frontend).session

@@ -1,8 +1,9 @@
 """How late a mirror knows what happened: `python tests/performance/watch_delay.py`.
 
-Sessions are stored at a steady rate, in Batches as frontends send them, and some are removed again, through one server.
-Mirrors in processes of their own follow, through every server of the store. The delay of a change begins when its call
-does, and ends when the last mirror has it. Stores take turns in one run.
+Sessions are stored at a steady rate, in Batches as frontends send them, and some are removed again, through one server;
+after that the namespace is purged some times. Mirrors in processes of their own follow, through every server of the
+store. The delay of a change begins when its call does, and ends when the last mirror has it: of a purge, when the last
+one has forgotten what it had. Stores take turns in one run.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import argparse
 import contextlib
 import multiprocessing
 import os
+import random
 import statistics
 import sys
 import time
@@ -32,7 +34,7 @@ from support.redis import valkey_cluster, valkey_server
 from support.server import running_server
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence, Sized
     from contextlib import AbstractContextManager
     from multiprocessing.connection import Connection
     from typing import Any
@@ -45,21 +47,30 @@ PATIENCE = 30.0
 PROCESSES = 2
 REMOVED = 10
 """Of so many sessions, one is removed again."""
+PURGE_PAUSE = 0.3
+"""Seconds between two purges, each of which all mirrors know before the next one."""
 
 
 class Seen(NamedTuple):
-    """When the last mirror knew of each change, and how many did: of sessions stored, and removed."""
+    """When the last mirror knew of each session stored or removed, and how many did; and when of each purge."""
 
     last: tuple[dict[bytes, float], dict[bytes, float]]
     mirrors: tuple[Counter[bytes], Counter[bytes]]
+    purges: list[float]
 
 
 class TimedSessions(Sessions):
     """Notes when it is told."""
 
     def __init__(self) -> None:
+        self.purges: list[float] = []
         super().__init__(LIMIT)
         self.times: tuple[dict[bytes, float], dict[bytes, float]] = {}, {}
+
+    def clear(self) -> None:
+        """Forget everything."""
+        super().clear()
+        self.purges.append(time.monotonic())
 
     def put(self, key: bytes, session: Any, since: int | None = None) -> None:
         """Keep a session."""
@@ -81,13 +92,17 @@ def follow(targets: Sequence[str], control: Connection) -> None:
         mirror.get(b"")
         mirrors.append(mirror)
     await_all(mirrors, lambda mirror: mirror.live)
+    for mirror in mirrors:
+        mirror.sessions.purges.clear()  # it begins empty
     control.send(None)
-    puts, removals = control.recv()
+    puts, removals, purges = control.recv()
     with contextlib.suppress(TimeoutError):  # what is missing then is told by the counts
         await_all(mirrors, lambda mirror: all(map(len_reached, mirror.sessions.times, (puts, removals))))
-    seen = Seen(({}, {}), (Counter(), Counter()))
+        await_all(mirrors, lambda mirror: len_reached(mirror.sessions.purges, purges))
+    each_purge = zip(*(mirror.sessions.purges for mirror in mirrors), strict=True)
+    seen = Seen(({}, {}), (Counter(), Counter()), list(map(max, each_purge)))
     for mirror in mirrors:
-        for last, count, times in zip(*seen, mirror.sessions.times, strict=True):
+        for last, count, times in zip(seen.last, seen.mirrors, mirror.sessions.times, strict=True):
             count.update(times.keys())
             for key, moment in times.items():
                 last[key] = max(moment, last.get(key, 0.0))
@@ -95,7 +110,7 @@ def follow(targets: Sequence[str], control: Connection) -> None:
     control.send(seen)
 
 
-def len_reached(times: dict[bytes, float], expected: int) -> bool:
+def len_reached(times: Sized, expected: int) -> bool:
     """Return whether so many changes were seen."""
     return len(times) >= expected
 
@@ -132,8 +147,25 @@ def store_and_remove(target: str, rate: int, batch: int, seconds: float) -> tupl
     return began
 
 
-def measured(targets: Sequence[str], options: argparse.Namespace) -> tuple[list[float], list[float]]:
-    """Return the delays of all sessions stored, and of all removed."""
+def purge(target: str, count: int) -> list[float]:
+    """Purge some times; return when the calls that did began. What was purged is not there any more for look-ups."""
+    began = []
+    with (
+        resumed.Admin(target, deadline=PATIENCE) as admin,
+        contextlib.closing(resumed.SessionStore(target, namespace=NAMESPACE, deadline=PATIENCE)) as store,
+    ):
+        for _ in range(count):
+            time.sleep(PURGE_PAUSE * (0.8 + 0.4 * random.random()))  # in no step with how often the log is read
+            key = os.urandom(32)
+            store.put(key, os.urandom(VALUE_BYTES), LIFETIME)
+            began.append(time.monotonic())
+            admin.purge(NAMESPACE)
+            assert store.get(key) is None
+    return began
+
+
+def measured(targets: Sequence[str], options: argparse.Namespace) -> tuple[list[float], list[float], list[float]]:
+    """Return the delays of all sessions stored, of all removed, and of all purges."""
     context = multiprocessing.get_context("spawn")
     where = [targets[number % len(targets)] for number in range(options.watchers)]
     with contextlib.ExitStack() as held:
@@ -147,15 +179,17 @@ def measured(targets: Sequence[str], options: argparse.Namespace) -> tuple[list[
         for control in controls:
             control.recv()
         began = store_and_remove(targets[0], options.rate, options.batch, options.seconds)
+        purged = purge(targets[0], options.purges)
         for control in controls:
-            control.send(tuple(map(len, began)))
+            control.send((*map(len, began), len(purged)))
         seen = [control.recv() for control in controls]
     delays: list[list[float]] = []
     for kind, moments in enumerate(began):
         missing = [key for key in moments if sum(each.mirrors[kind][key] for each in seen) != options.watchers]
         assert not missing, f"{len(missing)} changes did not reach every mirror"
         delays.append([max(each.last[kind][key] for each in seen) - moment for key, moment in moments.items()])
-    return delays[0], delays[1]
+    last = map(max, zip(*(each.purges for each in seen), strict=True))
+    return delays[0], delays[1], [moment - began for moment, began in zip(last, purged, strict=True)]
 
 
 @contextlib.contextmanager
@@ -194,24 +228,25 @@ def main() -> None:
     parser.add_argument("--rate", type=int, default=1_000, help="sessions stored a second")
     parser.add_argument("--batch", type=int, default=10, help="sessions in a Batch")
     parser.add_argument("--seconds", type=float, default=15.0, help="length of a round")
+    parser.add_argument("--purges", type=int, default=30, help="in each round")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--stores", nargs="+", default=list(STORES), choices=STORES, metavar="STORE")
     parser.add_argument("--markdown", action="store_true", help="print the table as docs/measurements.md has it")
     options = parser.parse_args()
     table = Table(
-        *("store", "stored, ms p50", "p99", "removed, ms p50", "p99", "wanted, p99"),
+        *("store", "stored, ms p50", "p99", "removed, ms p50", "p99", "purged, ms p50", "p99", "wanted, p99"),
         title=None if options.markdown else f"{options.watchers} mirrors, {options.rate:,} sessions a second",
         box=box.MARKDOWN if options.markdown else box.HEAVY_HEAD,
     )
-    figures: dict[str, list[list[float]]] = {name: [[], [], [], []] for name in options.stores}
+    figures: dict[str, list[list[float]]] = {name: [[] for _ in range(6)] for name in options.stores}
     for _ in track(range(options.rounds), "rounds", transient=True):
         for name in options.stores:
             with STORES[name]() as targets:
                 delays = measured(targets, options)
-            for column, kind in ((0, 0), (2, 1)):
-                percentiles = statistics.quantiles(delays[kind], n=100)
-                figures[name][column].append(percentiles[49])
-                figures[name][column + 1].append(percentiles[98])
+            for kind, times in enumerate(delays):
+                percentiles = statistics.quantiles(times, n=100, method="inclusive")
+                figures[name][2 * kind].append(percentiles[49])
+                figures[name][2 * kind + 1].append(percentiles[98])
     for name, columns in figures.items():
         table.add_row(name, *map(shown, columns), f"≤ {WANTED * 1e3:.0f}")
     Console(width=None if os.isatty(1) else 140).print(table)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from resumed.v1.session_store_pb2_grpc import add_SessionStoreServiceServicer_to_server
 from resumed_server.app import grpc_server
-from resumed_server.engines.base import Change, Put, StoredSession
+from resumed_server.engines.base import Change, Purged, Put, StoredSession
 from resumed_server.engines.embedded import EmbeddedEngine
 from resumed_server.service import SessionStoreService
 from resumed_server.watchers import Watchers
@@ -48,10 +48,10 @@ class LyingEngine(EmbeddedEngine):
         """Return what was once stored under a key, if ever."""
         return next((each for each in self.given if each[:2] == (namespace, key)), None)
 
-    def put(self, namespace: str, key: bytes, value: bytes, ttl: float) -> float:
+    def put(self, namespace: str, key: bytes, value: bytes, ttl: float, issued: float | None = None) -> float:
         """Store, and keep for later."""
         self.given.append(Given(namespace, key, value))
-        return super().put(namespace, key, value, ttl)
+        return super().put(namespace, key, value, ttl, issued)
 
     def get(self, namespace: str, key: bytes) -> StoredSession | None:
         """Answer with a lie."""
@@ -66,14 +66,19 @@ class LyingEngine(EmbeddedEngine):
         self.given += [Given(each.namespace, each.key, each.value) for each in operations if isinstance(each, Put)]
         return super().batch(operations)
 
-    def changes(self, after: bytes, until: bytes, limit: int) -> tuple[list[Change], bytes] | None:
+    def changes(self, after: bytes, until: bytes, limit: int) -> tuple[list[Change | Purged], bytes] | None:
         """Tell lies of what changed: of a removal too, if the lie makes a session of it."""
         found = super().changes(after, until, limit)
         if found is None:
             return None
         changes, position = found
-        told = [Change(each[0], each[1], self._told(*each)) for each in map(_fields, changes)]
-        return told, position
+        return list(map(self._retold, changes)), position
+
+    def _retold(self, change: Change | Purged) -> Change | Purged:
+        if isinstance(change, Purged):
+            return change
+        session = self._told(change.namespace, change.key, change.session)
+        return Change(change.namespace, change.key, session)
 
     def _told(self, namespace: str, key: bytes, truth: StoredSession | None) -> StoredSession | None:
         if self.lie is None or self.given_for(namespace, key) is None:
@@ -103,7 +108,3 @@ def lying_store() -> Iterator[LyingStore]:
         finally:
             watchers.close()
             server.stop(None).wait()
-
-
-def _fields(change: Change) -> tuple[str, bytes, StoredSession | None]:
-    return change.namespace, change.key, change.session

@@ -44,7 +44,7 @@ def raised(error: Exception) -> Exception:
     ("error", "code", "reason"),
     [
         (InvalidField("ttl", "must be above zero"), 3, pb.ERROR_REASON_INVALID_FIELD),
-        (AlreadyExists("cause"), 6, pb.ERROR_REASON_WRITE_ONCE),
+        (AlreadyExists(), 6, pb.ERROR_REASON_WRITE_ONCE),
         (EngineFull("cause"), 8, pb.ERROR_REASON_STORE_FULL),
         (EngineUnavailable("cause"), 14, pb.ERROR_REASON_ENGINE_UNAVAILABLE),
         (EngineBroken("cause"), 14, pb.ERROR_REASON_ENGINE_UNAVAILABLE),
@@ -89,7 +89,7 @@ def test_the_log_gets_what_an_engine_says_once_in_a_while() -> None:
     assert [line["cause"] for line in logged] == ["the disk is gone", "no room"]
 
 
-@pytest.mark.parametrize("error", [InvalidField("ttl", "x"), AlreadyExists("x")])
+@pytest.mark.parametrize("error", [InvalidField("ttl", "x"), AlreadyExists()])
 def test_what_the_caller_got_wrong_is_not_logged(error: Exception) -> None:
     """Nobody fills the log from outside."""
     with capture_logs() as logged:

@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -106,7 +107,7 @@ def decode(serialized: bytes, remaining: int) -> int:
 def negotiate(shim: Shim, remaining: int = 7200) -> bytes:
     """Store a session of ten bytes and return its id."""
     session_id = shim.issue_id()
-    shim.negotiated(session_id, b"serialized", remaining, last=True)
+    shim.negotiated(session_id, b"serialized", remaining, last=True, issued=1.7e9)
     assert shim.flush(PATIENCE)
     return session_id
 
@@ -307,7 +308,7 @@ class TestLookUps:
         def late(key: bytes, *, deadline: float | None = None) -> StoredSession | None:
             found = get(key)
             if len(store.gets) == asks:
-                shim.negotiated(session_id, b"serialized", 100, last=True)
+                shim.negotiated(session_id, b"serialized", 100, last=True, issued=1.7e9)
                 assert shim.flush(PATIENCE)
             return found
 
@@ -457,9 +458,8 @@ class TestOutages:
         assert shim.look_up(shim.issue_id(), decode) is None
         store.gate.clear()
         store.failure = None
-        negotiation = threading.Thread(
-            target=shim.negotiated, args=(shim.issue_id(), b"serialized", 100), kwargs={"last": True}, daemon=True
-        )
+        negotiated = partial(shim.negotiated, last=True, issued=1.7e9)
+        negotiation = threading.Thread(target=negotiated, args=(shim.issue_id(), b"serialized", 100), daemon=True)
         negotiation.start()
         negotiation.join(PATIENCE)
         assert not negotiation.is_alive()
@@ -496,7 +496,7 @@ class TestOutages:
         shim, _ = shim_on(store, puts="wait")
         store.failure = resumed.LimitExceeded("at its limit")
         assert shim.look_up(shim.issue_id(), decode) is None
-        shim.negotiated(shim.issue_id(), b"serialized", 100, last=True)
+        shim.negotiated(shim.issue_id(), b"serialized", 100, last=True, issued=1.7e9)
         assert not store.kept
         store.failure = None
         assert shim.flush(PATIENCE)
@@ -538,36 +538,36 @@ class TestSending:
         store = FakeStore()
         shim, _ = shim_on(store, puts="wait")
         for last in (False, True):
-            shim.negotiated(shim.issue_id(), b"serialized", 100, last=last)
+            shim.negotiated(shim.issue_id(), b"serialized", 100, last=last, issued=1.7e9)
         assert [len(batch) for batch in store.batches] == [2]
 
     def test_waiting_ends_when_the_sessions_are_stored(self) -> None:
         """With puts="wait" a client that comes back at once finds them."""
         store = FakeStore()
         shim, _ = shim_on(store, puts="wait")
-        shim.negotiated(shim.issue_id(), b"serialized", 100, last=True)
+        shim.negotiated(shim.issue_id(), b"serialized", 100, last=True, issued=1.7e9)
         assert len(store.kept) == 1
 
     def test_plaintext_keyrings_wait_by_default(self) -> None:
         """Only a sealed id tells that it is fresh, so there is no second ask to rely on."""
         store = FakeStore()
         shim = Shim(store, Keyring.plaintext())
-        shim.negotiated(os.urandom(32), b"serialized", 100, last=True)
+        shim.negotiated(os.urandom(32), b"serialized", 100, last=True, issued=1.7e9)
         assert len(store.kept) == 1
 
     def test_what_waits_does_not_live_longer(self) -> None:
-        """The ttl is what is left when it is sent; a session that died in the queue is not sent."""
+        """The ttl is what is left when it is sent, and a purge meanwhile counts; what died in the queue is not sent."""
         store = FakeStore()
         sender, recorder, clock = self.sender(store)
         store.failure = resumed.StoreUnavailable("down")
-        sender.submit(Outgoing(b"a", b"value", int(clock.now) + 100, ""))
+        sender.submit(Outgoing(b"a", b"value", int(clock.now) + 100, "", 7.5))
         sender.submit(Outgoing(b"b", b"value", int(clock.now) + 10, ""))
         clock.now += 60
         store.failure = None
         assert sender.flush(PATIENCE)
         [[put]] = store.batches
         assert isinstance(put, Put)
-        assert (put.key, put.ttl) == (b"a", 40.0)
+        assert (put.key, put.ttl, put.issued) == (b"a", 40.0, 7.5)
         assert recorder.snapshot().puts == {"stored": 1, "expired": 1}
 
     def test_what_is_sent_again_is_sealed_once(self) -> None:

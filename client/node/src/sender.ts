@@ -27,6 +27,8 @@ export interface Outgoing {
   value?: Buffer;
   /** When the session's life ends, in Unix seconds: waiting in the queue does not prolong it. */
   notAfter?: number;
+  /** When it was negotiated, in Unix seconds: waiting in the queue does not bring it past a purge. */
+  issued?: number;
   /** For a Remove, why. */
   reason?: "application" | "fatal-error";
 }
@@ -174,11 +176,12 @@ export class Sender {
     return true;
   }
 
-  #operation({ key, value, notAfter = 0 }: Outgoing, now: number): Operation | undefined {
+  #operation({ key, value, notAfter = 0, issued = 0 }: Outgoing, now: number): Operation | undefined {
     const { namespace } = this.#store;
     if (!value) return { operation: { $case: "remove", remove: { namespace, key } } };
     if (notAfter <= now) return undefined;
-    return { operation: { $case: "put", put: { namespace, key, value, ttl: duration(notAfter - now) } } };
+    const issueTime = { seconds: issued, nanos: 0 };
+    return { operation: { $case: "put", put: { namespace, key, value, ttl: duration(notAfter - now), issueTime } } };
   }
 
   async #probe(): Promise<void> {

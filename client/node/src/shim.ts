@@ -88,7 +88,9 @@ export class Shim {
       return;
     }
     const wait = this.policy.puts === "wait";
-    const sent = this.#sender.submit({ key, value, notAfter }, wait);
+    // The tickets of a resumed connection end when the first one does.
+    const issued = notAfter - this.policy.lifetime;
+    const sent = this.#sender.submit({ key, value, notAfter, issued }, wait);
     // After a call that failed, which may have been this handshake's look-up, a handshake does not wait once more.
     if (wait && this.#breaker.answered) await within(sent, this.policy.deadline, undefined);
   }

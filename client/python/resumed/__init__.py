@@ -7,6 +7,7 @@ install() puts the store under a server's TLS context; that is all that most fro
     resumed.install(context, target="dns:///store:7400", namespace="shop", keyring="fleet.keys")
 """
 
+from resumed.admin import Admin, NamespaceStats
 from resumed.credentials import Credentials
 from resumed.dumps import forbid_core_dumps
 from resumed.errors import (
@@ -28,6 +29,7 @@ from resumed.stats import Stats
 from resumed.store import Get, Put, Remove, SessionStore, StoredSession, Take
 
 __all__ = [
+    "Admin",
     "AlreadyExists",
     "Credentials",
     "CredentialsError",
@@ -37,6 +39,7 @@ __all__ = [
     "Keyring",
     "KeyringError",
     "LimitExceeded",
+    "NamespaceStats",
     "Put",
     "Remove",
     "ResumedError",

@@ -204,7 +204,9 @@ class Mirror:
                     failing = False
                     for changes, behind, live in watch:
                         for key, session in changes:
-                            if session is None:
+                            if not key:
+                                self.sessions.clear()
+                            elif session is None:
                                 self.sessions.remove(key)
                             else:
                                 self.sessions.put(key, session)

@@ -54,6 +54,8 @@ class Outgoing(NamedTuple):
     """When the session's life ends, in Unix seconds: waiting in the queue does not prolong it."""
     reason: str
     """For a Remove, why: it is counted under this reason."""
+    issued: float = 0.0
+    """When the session was negotiated, in Unix seconds: waiting in the queue does not bring it past a purge."""
 
     def __repr__(self) -> str:
         """Show nothing of the session."""
@@ -234,8 +236,10 @@ class Sender:
             self._changed.wait_for(lambda: self._closing, seconds)
 
     def _sealed(self, outgoing: Outgoing) -> Outgoing:
-        key, value, not_after, _ = outgoing
-        return outgoing if value is None else outgoing._replace(value=self._seal(key, value, not_after))
+        value = outgoing.value
+        return (
+            outgoing if value is None else outgoing._replace(value=self._seal(outgoing.key, value, outgoing.not_after))
+        )
 
     def _count(self, outgoing: Outgoing, outcome: str) -> None:
         if outgoing.value is None:
@@ -252,7 +256,7 @@ def _operation(outgoing: Outgoing, now: float) -> Operation | None:
     if outgoing.value is None:
         return Remove(outgoing.key)
     ttl = outgoing.not_after - now
-    return Put(outgoing.key, outgoing.value, ttl) if ttl > 0 else None
+    return Put(outgoing.key, outgoing.value, ttl, outgoing.issued) if ttl > 0 else None
 
 
 _senders: weakref.WeakSet[Sender] = weakref.WeakSet()

@@ -150,7 +150,7 @@ class Shim:
         self._ids = second, ids[1:]
         return ids[0]
 
-    def negotiated(self, session_id: bytes, serialized: bytes, remaining: int, *, last: bool) -> None:
+    def negotiated(self, session_id: bytes, serialized: bytes, remaining: int, *, last: bool, issued: float) -> None:
         """Store a session that a handshake has just negotiated.
 
         Args:
@@ -158,6 +158,7 @@ class Shim:
             serialized: The session.
             remaining: Seconds of its life.
             last: Whether no further ticket of the same handshake follows.
+            issued: When its full handshake was, in Unix seconds.
         """
         remaining = min(remaining, self.lifetime)
         if remaining <= 0:
@@ -165,7 +166,7 @@ class Shim:
             return
         key, not_after = self._store_keys.key(session_id), int(self._clock()) + remaining
         wait = self._wait_for_puts and last
-        number = self._sender.submit(Outgoing(key, serialized, not_after, ""), urgent=wait)
+        number = self._sender.submit(Outgoing(key, serialized, not_after, "", issued), urgent=wait)
         # After a call that failed, which may have been this handshake's look-up, a handshake does not wait once more.
         if wait and self._breaker.answered:
             self._sender.wait(number, self._store.deadline)

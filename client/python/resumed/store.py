@@ -57,6 +57,8 @@ class Put:
     key: bytes
     value: bytes
     ttl: float
+    issued: float | None = None
+    """When the session was negotiated, in Unix seconds, for a purge to go by; None is the time of its arrival."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -110,13 +112,15 @@ class SessionStore:
         """Show where and what for."""
         return f"SessionStore({self.target!r}, namespace={self.namespace!r})"
 
-    def put(self, key: bytes, value: bytes, ttl: float, *, deadline: float | None = None) -> float:
-        """Store `value` for `ttl` seconds; return the seconds it has left there.
+    def put(
+        self, key: bytes, value: bytes, ttl: float, *, issued: float | None = None, deadline: float | None = None
+    ) -> float:
+        """Store `value` for `ttl` seconds; return the seconds it has left there; `issued` as in Put.
 
-        The same value again changes nothing. Raises AlreadyExists if the key holds another value, or was removed or
-        taken.
+        The same value again changes nothing. Raises AlreadyExists if the key holds another value, or was removed,
+        taken or purged.
         """
-        request = pb.PutRequest(namespace=self.namespace, key=key, value=value, ttl=_duration(ttl))
+        request = self._put(Put(key, value, ttl, issued))
         return _seconds(self._call(_PUT, request, pb.PutResponse, deadline).ttl)
 
     def get(self, key: bytes, *, deadline: float | None = None) -> StoredSession | None:
@@ -169,7 +173,7 @@ class SessionStore:
 
     def _call(self, method: Method, request: Message, answer: type[_Answer], deadline: float | None) -> _Answer:
         timeout = self.deadline if deadline is None else deadline
-        return _decoded(answer, self._channel.call(method, request.SerializeToString(), timeout))
+        return decoded(answer, self._channel.call(method, request.SerializeToString(), timeout))
 
     def _batch(self, request: pb.BatchRequest, deadline: float | None) -> list[Result]:
         answer = self._call(_BATCH, request, pb.BatchResponse, deadline)
@@ -177,11 +181,17 @@ class SessionStore:
             raise errors.StoreError(f"the answer has {len(answer.results)} results, not {len(request.operations)}")
         return [_result(result) for result in answer.results]
 
+    def _put(self, put: Put) -> pb.PutRequest:
+        request = pb.PutRequest(namespace=self.namespace, key=put.key, value=put.value, ttl=_duration(put.ttl))
+        if put.issued is not None:
+            request.issue_time.seconds = int(put.issued)
+            request.issue_time.nanos = int(put.issued % 1 * 1e9)
+        return request
+
     def _operation(self, operation: Operation) -> pb.Operation:
         match operation:
-            case Put(key, value, ttl):
-                put = pb.PutRequest(namespace=self.namespace, key=key, value=value, ttl=_duration(ttl))
-                return pb.Operation(put=put)
+            case Put():
+                return pb.Operation(put=self._put(operation))
             case Get(key):
                 return pb.Operation(get=pb.GetRequest(namespace=self.namespace, key=key))
             case Take(key):
@@ -204,7 +214,7 @@ class Watch:
 
     def __enter__(self) -> Self:
         """Wait for the first answer."""
-        self.continued = _decoded(pb.WatchResponse, next(self._answers)).continued
+        self.continued = decoded(pb.WatchResponse, next(self._answers)).continued
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -213,7 +223,7 @@ class Watch:
     def __iter__(self) -> Iterator[Changes]:
         """Yield what happened, at least once a second."""
         for encoded in self._answers:
-            answer = _decoded(pb.WatchResponse, encoded)
+            answer = decoded(pb.WatchResponse, encoded)
             yield Changes([_change(event) for event in answer.events], answer.position, answer.live)
 
     def cancel(self) -> None:
@@ -222,9 +232,11 @@ class Watch:
 
 
 class Changes(NamedTuple):
-    """What happened in a namespace: keys with their sessions, or None where one was removed or taken."""
+    """What happened in a namespace."""
 
     changes: list[tuple[bytes, StoredSession | None]]
+    """Keys with their sessions, or None where one was removed or taken; an empty key where all may have been: forget
+    what you knew. That is a purge, or something that this client does not know."""
     position: bytes
     """Where the store is behind them; empty: where it was before."""
     live: bool
@@ -235,7 +247,8 @@ class Changes(NamedTuple):
         return f"Changes({len(self.changes)}, live={self.live})"
 
 
-def _decoded(kind: type[_Answer], encoded: bytes) -> _Answer:
+def decoded(kind: type[_Answer], encoded: bytes) -> _Answer:
+    """Return an answer of the store; raise StoreError if it is none of that kind."""
     try:
         return kind.FromString(encoded)
     except DecodeError:
@@ -246,7 +259,7 @@ def _change(event: pb.Event) -> tuple[bytes, StoredSession | None]:
     if event.HasField("put"):
         session = event.put.session
         return event.put.key, StoredSession(session.value, _seconds(session.ttl))
-    return event.removed.key, None
+    return event.removed.key, None  # empty if it is another event
 
 
 def _duration(seconds: float) -> Duration:

@@ -110,7 +110,8 @@ impl Mirror {
                     self.remove(&key);
                 }
             }
-            _ => {}
+            // A purge, or what this client does not know: what is still valid, look-ups find again.
+            _ => self.lock().clear(),
         }
     }
 
@@ -255,6 +256,19 @@ mod tests {
         mirror.lock().clear();
         mirror.found(&[3; 32], &session(b"three", 10), since);
         assert_eq!(mirror.get(&[3; 32]), None);
+    }
+
+    #[test]
+    fn a_purge_and_what_this_client_does_not_know_empty_it() {
+        let mirror = Mirror::new(1 << 20);
+        *mirror.heard() = Some(Instant::now());
+        for event in [Some(v1::event::Event::Purged(v1::event::Purged {})), None] {
+            mirror.lock().put([1; 32], &session(b"one", 10), Instant::now());
+            let since = mirror.removals();
+            mirror.take_in(v1::Event { event });
+            mirror.found(&[2; 32], &session(b"two", 10), since);
+            assert_eq!((mirror.get(&[1; 32]), mirror.get(&[2; 32])), (None, None));
+        }
     }
 
     #[test]

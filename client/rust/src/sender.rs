@@ -26,8 +26,9 @@ const PROBE_PAUSE: Duration = Duration::from_millis(500);
 const PROBE_KEY: &[u8] = b"resumed/v1 probe";
 
 pub(crate) enum Item {
-    /// A session, and when its life ends, in Unix seconds: waiting in the queue does not prolong it.
-    Put { key: StoreKey, value: Vec<u8>, not_after: u64 },
+    /// A session, and when it was negotiated and its life ends, in Unix seconds: waiting in the queue neither brings it past a purge
+    /// nor prolongs it.
+    Put { key: StoreKey, value: Vec<u8>, issued: u64, not_after: u64 },
     /// The reason under which the removal is counted.
     Remove { key: StoreKey, reason: &'static str },
 }
@@ -49,11 +50,12 @@ impl Item {
         let namespace = namespace.to_owned();
         let operation = match self {
             Self::Put { not_after, .. } if *not_after <= now => return None,
-            Self::Put { key, value, not_after } => operation::Operation::Put(PutRequest {
+            Self::Put { key, value, issued, not_after } => operation::Operation::Put(PutRequest {
                 namespace,
                 key: key.to_vec(),
                 value: value.clone(),
                 ttl: Some(prost_types::Duration { seconds: i64::try_from(not_after - now).ok()?, nanos: 0 }),
+                issue_time: Some(prost_types::Timestamp { seconds: i64::try_from(*issued).ok()?, nanos: 0 }),
             }),
             Self::Remove { key, .. } => operation::Operation::Remove(RemoveRequest { namespace, key: key.to_vec() }),
         };

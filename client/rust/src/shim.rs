@@ -116,7 +116,9 @@ impl Shim {
         let not_after = not_after.min(self.not_after());
         let key = self.keys.key(id);
         let value = self.options.keyring.seal(&key, serialized, not_after);
-        let number = process.sender.submit(&process, Item::Put { key, value, not_after }, wait);
+        // The tickets of a resumed connection end when the first one does.
+        let issued = not_after.saturating_sub(self.options.lifetime.as_secs());
+        let number = process.sender.submit(&process, Item::Put { key, value, issued, not_after }, wait);
         // After a call that failed, which may have been this handshake's look-up, a handshake does not wait once more.
         if let Some(number) = number.filter(|_| wait && process.breaker.answered()) {
             process.sender.wait(number, self.options.deadline);

@@ -24,6 +24,15 @@ _Wait = Annotated[
 ]
 
 
+_Target = Annotated[
+    str,
+    typer.Argument(
+        metavar="TARGET", help="Where the store is: 127.0.0.1:7400, dns:///store:7400 or unix:/run/resumed.sock."
+    ),
+]
+_Deadline = Annotated[float, typer.Option(metavar="SECONDS", min=0.1, help="How long each call may take.")]
+
+
 class _Tls(str, Enum):
     """Versions of TLS."""
 
@@ -41,7 +50,7 @@ _ServerName = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Add the commands to `app`."""
-    for command in (_keygen, _check, _doctor, _top, _demo, _bench):
+    for command in (_keygen, _check, _doctor, _purge, _stats, _top, _demo, _bench):
         app.command(command.__name__.removeprefix("_"))(command)
     grants = typer.Typer(help="Which identities may do what in which namespaces.")
     grants.command("check")(_grants_check)
@@ -70,12 +79,7 @@ def _keygen(
 
 
 def _check(
-    target: Annotated[
-        str,
-        typer.Argument(
-            metavar="TARGET", help="Where the store is: 127.0.0.1:7400, dns:///store:7400 or unix:/run/resumed.sock."
-        ),
-    ],
+    target: _Target,
     *,
     namespace: Annotated[
         str, typer.Option(metavar="NAME", help="The namespace to use; the check leaves nothing in it.")
@@ -134,6 +138,67 @@ def _doctor(
         as_json=as_json,
     )
     raise typer.Exit(0 if well else 1)
+
+
+def _purge(
+    target: _Target,
+    namespaces: Annotated[list[str], typer.Argument(metavar="NAMESPACE...", help="What to purge.")],
+    *,
+    before: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TIME",
+            help="Spare what was issued since: a time such as 2026-11-25T10:00:00Z, or how long ago, as in 2h.",
+        ),
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    ca: _Ca = None,
+    cert: _Cert = None,
+    key: _Key = None,
+    server_name: _ServerName = None,
+    deadline: _Deadline = 60.0,
+) -> None:
+    """End all sessions of a namespace, or those from before a time: none of them resumes again, at any frontend.
+
+    Needs the grant "purge". For client certificates that were revoked, and keys or frontends that were stolen: see
+    SECURITY.md.
+
+    Exit status 1 if not all are purged; then try again.
+    """
+    from resumed_server.commands.admin import Store, purge
+    from resumed_server.commands.connection import Tls
+
+    store = Store(target, Tls(ca, cert, key, server_name), deadline)
+    raise typer.Exit(0 if purge(store, namespaces, before=before, yes=yes) else 1)
+
+
+def _stats(
+    target: _Target,
+    namespaces: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[NAMESPACE...]", help='What to count; without it all, which takes a grant for the namespaces "*".'
+        ),
+    ] = None,
+    *,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    ca: _Ca = None,
+    cert: _Cert = None,
+    key: _Key = None,
+    server_name: _ServerName = None,
+    deadline: _Deadline = 60.0,
+) -> None:
+    """Count the sessions of each namespace in a running store. Takes seconds where there are millions.
+
+    Needs the grant "stats".
+
+    Exit status 1 if the store refuses or does not answer.
+    """
+    from resumed_server.commands.admin import Store, stats
+    from resumed_server.commands.connection import Tls
+
+    store = Store(target, Tls(ca, cert, key, server_name), deadline)
+    raise typer.Exit(0 if stats(store, namespaces or (), as_json=as_json) else 1)
 
 
 def _top(

@@ -1,8 +1,8 @@
 """What a storage engine promises, the errors it may raise, and the operations of a batch.
 
 The threat: what an engine keeps lets whoever holds the fleet key decrypt or hijack TLS connections, so an engine keeps
-values as opaque bytes, never logs keys or values, and never hands out what was removed or taken. The relief: losing an
-entry is harmless, since the client then makes a full handshake. So an engine may forget a live session (full,
+values as opaque bytes, never logs keys or values, and never hands out what was removed, taken or purged. The relief:
+losing an entry is harmless, since the client then makes a full handshake. So an engine may forget a live session (full,
 restarted, failed over), but it must never resurrect one, and `take` must hand a session to one caller at most.
 
 Engines know nothing of gRPC and check no limits: namespaces, keys, values and times to live arrive valid. Every engine
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 UNKNOWN_TOMBSTONE_SECONDS = 60.0
 """How long a key that was removed without ever being stored refuses a Put."""
+LONGEST_TTL_SECONDS = 7 * 24 * 3600.0
+"""What no session lives longer than (RFC 8446 section 4.6.1): so long the time of a purge has to be remembered."""
 
 
 class EngineError(Exception):
@@ -39,7 +41,7 @@ class EngineFull(EngineError):
 
 
 class AlreadyExists(EngineError):
-    """The key holds another value, or its session was removed or taken."""
+    """The key holds another value, or its session was removed, taken or purged."""
 
 
 @dataclass(slots=True)
@@ -62,6 +64,8 @@ class Put:
     key: bytes
     value: bytes
     ttl: float
+    issued: float | None = None
+    """In Unix seconds; None, or a time ahead of the engine's clock, is now."""
 
 
 @dataclass(slots=True)
@@ -113,6 +117,28 @@ class Totals:
     evicted: int = 0
 
 
+@dataclass(slots=True)
+class Purged:
+    """A namespace was purged: what was told of its sessions before need not be true any more."""
+
+    namespace: str
+
+
+@dataclass(slots=True)
+class Usage:
+    """What there is of a namespace."""
+
+    sessions: int = 0
+    """Those that a look-up would return."""
+    value_bytes: int = 0
+    """What their values take."""
+    tombstones: int = 0
+    purged: int = 0
+    """Sessions that were purged and are not deleted yet."""
+    issued_before: float | None = None
+    """The time up to which it was purged, in Unix seconds."""
+
+
 Operation: TypeAlias = Put | Get | Take | Remove
 Outcome: TypeAlias = float | StoredSession | bool | EngineError | None
 Clock: TypeAlias = "Callable[[], float]"
@@ -126,16 +152,17 @@ class Engine(ABC):
     """Live sessions that this engine, in this process, dropped for room."""
 
     @abstractmethod
-    def put(self, namespace: str, key: bytes, value: bytes, ttl: float) -> float:
-        """Store `value` for `ttl` seconds and return the seconds it has left.
+    def put(self, namespace: str, key: bytes, value: bytes, ttl: float, issued: float | None = None) -> float:
+        """Store `value` for `ttl` seconds and return the seconds it has left; `issued` as in Put.
 
         Ids are write-once. The same value again: nothing changes, least of all the expiry. Another value, or a session
-        that was removed or taken: AlreadyExists, and nothing changes. No room: EngineFull.
+        that was removed or taken, or issued before the namespace's last purge says: AlreadyExists, and nothing changes.
+        No room: EngineFull.
         """
 
     @abstractmethod
     def get(self, namespace: str, key: bytes) -> StoredSession | None:
-        """Return the live session of `key`, or None. Never one that expired, was removed or was taken."""
+        """Return the live session of `key`, or None. Never one that expired, was removed, taken or purged."""
 
     @abstractmethod
     def take(self, namespace: str, key: bytes) -> StoredSession | None:
@@ -163,10 +190,27 @@ class Engine(ABC):
 
     @abstractmethod
     def sweep(self, limit: int) -> int:
-        """Reclaim the space of up to `limit` expired entries and return how many there were.
+        """Look at up to `limit` entries that expired or may be purged, reclaim those, and return how many there were.
 
-        Fewer than `limit` means that nothing else had expired. Engines that expire natively return 0. May raise
-        EngineFull, where not even a deletion finds room.
+        Fewer than `limit` means that there was nothing else to look at. Engines that expire natively look at what may
+        be purged only. May raise EngineFull, where not even a deletion finds room.
+        """
+
+    @abstractmethod
+    def purge(self, namespace: str, issued_before: float | None) -> float:
+        """See to it that no session of a namespace issued before a time (None: now) is returned again, ever.
+
+        Return the time up to which the namespace is purged, in Unix seconds: that, or what an earlier call said if it
+        is later. Takes effect for all processes before it returns, and is told as a change. What was stored before the
+        call was issued before now, whatever was said of it. Tombstones stay. After an error it may have taken effect
+        in part.
+        """
+
+    @abstractmethod
+    def usage(self, namespace: str | None) -> dict[str, Usage]:
+        """Count what there is of a namespace, or (None) of each in which there is anything; what expired is nothing.
+
+        Takes its time, in steps that leave more to others than they take.
         """
 
     @abstractmethod
@@ -174,16 +218,16 @@ class Engine(ABC):
         """Return where the log of changes ends now: at most 64 bytes."""
 
     @abstractmethod
-    def changes(self, after: bytes, until: bytes, limit: int) -> tuple[list[Change], bytes] | None:
+    def changes(self, after: bytes, until: bytes, limit: int) -> tuple[list[Change | Purged], bytes] | None:
         """Return up to `limit` changes behind the position `after`, none of them behind `until`, and where they end.
 
         `until` is what position() returned a moment ago; they end there when there are no more. Fewer than `limit`
         where their values are large: about a mebibyte at once.
 
-        The changes of one key come in their order. Some from before `after` may come again. A session that was stored,
-        but is gone by now, is left out. None if the log does not reach back to `after`, or if it is a position of
-        another store, or of this one before it was emptied, or before a failover. The changes of all processes are in
-        one log.
+        The changes of one key come in their order, and behind the purge of a namespace none that it undid. Some from
+        before `after` may come again. A session that was stored, but is gone by now, is left out. None if the log does
+        not reach back to `after`, or if it is a position of another store, or of this one before it was emptied, or
+        before a failover. The changes of all processes are in one log.
         """
 
     @abstractmethod

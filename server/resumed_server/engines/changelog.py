@@ -1,4 +1,4 @@
-"""The log of changes of an LMDB database: which sessions were stored and removed last, in order, by all processes.
+"""The log of changes of an LMDB database: what was stored, removed and purged last, in order, by all processes.
 
 It is written in the transactions that make the changes, so it can neither miss one nor tell of one that did not happen.
 It has addresses only; who reads it looks the sessions up. A position is the name of the store (8 random bytes) and the
@@ -12,7 +12,8 @@ from typing import Any
 
 _NUMBER_BYTES = 8
 _NAME_KEY = bytes(_NUMBER_BYTES)  # changes are numbered from 1
-_STORED, _REMOVED = b"+", b"-"
+STORED, REMOVED, PURGED = b"+", b"-", b"!"
+"""What a change did: to the session at an address, or to the namespace of one without a key."""
 
 
 class ChangeLog:
@@ -29,10 +30,10 @@ class ChangeLog:
         txn.put(_NAME_KEY, os.urandom(_NUMBER_BYTES), db=table, overwrite=False)
         self._name: bytes = txn.get(_NAME_KEY, db=table)
 
-    def append(self, txn: Any, address: bytes, *, removed: bool) -> None:
+    def append(self, txn: Any, what: bytes, address: bytes) -> None:
         """Log a change, in the write transaction that makes it; forget the oldest."""
         number = self._last(txn) + 1
-        txn.put(_bytes(number), (_REMOVED if removed else _STORED) + address, db=self._table, append=True)
+        txn.put(_bytes(number), what + address, db=self._table, append=True)
         if number > self._kept:
             txn.delete(_bytes(number - self._kept), db=self._table)
 
@@ -40,8 +41,8 @@ class ChangeLog:
         """Return where the log ends."""
         return self._name + _bytes(self._last(txn))
 
-    def read(self, txn: Any, after: bytes, until: bytes, limit: int) -> list[tuple[bool, bytes, bytes]] | None:
-        """Return up to `limit` changes between two positions, each as (removed, address, position behind it).
+    def read(self, txn: Any, after: bytes, until: bytes, limit: int) -> list[tuple[bytes, bytes, bytes]] | None:
+        """Return up to `limit` changes between two positions, each as (what, address, position behind it).
 
         None if the log does not reach back to `after`, or if it is no position of this store.
         """
@@ -51,14 +52,14 @@ class ChangeLog:
         last = self._last(txn)
         if not max(0, last - self._kept) <= number <= end:
             return None
-        records: list[tuple[bool, bytes, bytes]] = []
+        records: list[tuple[bytes, bytes, bytes]] = []
         with txn.cursor(self._table) as cursor:
             if cursor.set_range(_bytes(number + 1)):
                 for key, record in cursor:
                     found = int.from_bytes(key, "big")
                     if len(records) == limit or found > end:
                         break
-                    records.append((record[:1] == _REMOVED, record[1:], self._name + _bytes(found)))
+                    records.append((record[:1], record[1:], self._name + _bytes(found)))
         return records
 
     def _last(self, txn: Any) -> int:

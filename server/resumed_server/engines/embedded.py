@@ -1,14 +1,15 @@
 """The embedded engine: sessions in an LMDB file that several processes on one machine share.
 
-Three tables, keyed so that LMDB's order is the order that is needed:
+Five tables, keyed so that LMDB's order is the order that is needed:
 
-    sessions    namespace 00 key         -> expiry, value     (an empty value is a tombstone)
+    sessions    namespace 00 key         -> expiry, issued, value     (a tombstone is an expiry alone)
     expiries    expiry, namespace 00 key -> (nothing)         live sessions, the soonest to expire first
     tombstones  expiry, namespace 00 key -> (nothing)         removed and taken ones, likewise
     changes     number                   -> what, namespace 00 key    the last ones; the first entry names the store
+    purges      namespace                -> up to which time it was purged (see purges.py)
 
-An expiry is 8 bytes, big endian, in milliseconds since the epoch. A full store drops the first of `expiries`, never a
-tombstone: a late Put would bring back what was removed.
+Times are 8 bytes, big endian, since the epoch: an expiry in milliseconds, when a session was issued in microseconds. A
+full store drops the first of `expiries`, never a tombstone: a late Put would bring back what was removed.
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ from __future__ import annotations
 import contextlib
 import struct
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 
 import lmdb
 import structlog
 
 from resumed_server.engines.base import (
+    LONGEST_TTL_SECONDS,
     UNKNOWN_TOMBSTONE_SECONDS,
     AlreadyExists,
     Change,
@@ -31,15 +34,18 @@ from resumed_server.engines.base import (
     EngineFull,
     EngineUnavailable,
     Get,
+    Purged,
     Put,
     Remove,
     StoredSession,
     Take,
     Totals,
+    Usage,
 )
-from resumed_server.engines.changelog import ChangeLog
+from resumed_server.engines.changelog import PURGED, REMOVED, STORED, ChangeLog
 from resumed_server.engines.directory import DAMAGE, DatabaseDirectory
 from resumed_server.engines.gate import CLOSED, Gate
+from resumed_server.engines.purges import TIME_BYTES, Purges
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -51,8 +57,9 @@ _T = TypeVar("_T")
 _Transaction: TypeAlias = Any
 """An lmdb.Transaction, whose stubs do not know that it returns memoryviews with `buffers=True` only, else bytes."""
 
-_TABLES = (b"sessions", b"expiries", b"tombstones", b"changes")
-_EXPIRY_BYTES = 8
+_TABLES = (b"sessions", b"expiries", b"tombstones", b"changes", b"purges")
+_EXPIRY_BYTES = TIME_BYTES
+_HEAD_BYTES = _EXPIRY_BYTES + TIME_BYTES
 _milliseconds = struct.Struct(">Q").unpack_from
 _END_OF_TIME = b"\xff" * _EXPIRY_BYTES
 _MOST_PAGES = 16
@@ -62,6 +69,9 @@ _CHANGES_BYTES = 1 << 20
 _MOST_CHANGES, _CAPACITY_PER_CHANGE = 1 << 16, 2048  # so the log takes a twentieth of the capacity at most
 _OUT_OF_PAGES_RETRIES = 3
 _OUT_OF_PAGES_ROOM = 1 << 20
+_COUNTED_AT_ONCE = 500
+_REST = 2.0
+"""How many times as long as a step of counting takes it rests."""
 
 _DAMAGED = "the database is damaged; a restart sets it aside"
 
@@ -92,31 +102,30 @@ class EmbeddedEngine(Engine):
             self._directory.close(trusted=False)
             self._open(path, blame_crashes)
 
-    def put(self, namespace: str, key: bytes, value: bytes, ttl: float) -> float:
+    def put(self, namespace: str, key: bytes, value: bytes, ttl: float, issued: float | None = None) -> float:
         """See Engine."""
-        address = _address(namespace, key)
-        return self._write(lambda txn: self._put(txn, address, value, ttl))
+        put = Put(namespace, key, value, ttl, issued)
+        return self._write(lambda txn: self._put(txn, put))
 
     def get(self, namespace: str, key: bytes) -> StoredSession | None:
         """See Engine."""
-        address = _address(namespace, key)
-        return self._read(lambda txn: _session(txn.get(address), self._clock()))
+        name, address = _located(namespace, key)
+        return self._read(lambda txn: self._get(txn, name, address))
 
     def take(self, namespace: str, key: bytes) -> StoredSession | None:
         """See Engine."""
-        address = _address(namespace, key)
-        return self._write(lambda txn: self._take(txn, address))
+        name, address = _located(namespace, key)
+        return self._write(lambda txn: self._take(txn, name, address))
 
     def remove(self, namespace: str, key: bytes) -> bool:
         """See Engine."""
-        address = _address(namespace, key)
-        return self._write(lambda txn: self._remove(txn, address))
+        name, address = _located(namespace, key)
+        return self._write(lambda txn: self._remove(txn, name, address))
 
     def batch(self, operations: Sequence[Operation]) -> list[Outcome]:
         """See Engine. Here the operations are one transaction."""
         if {type(each) for each in operations} == {Get}:
-            addresses = [_address(each.namespace, each.key) for each in operations]
-            return self._read(lambda txn: self._get_all(txn, addresses))
+            return self._read(lambda txn: self._get_all(txn, operations))
         try:
             return self._write(lambda txn: [self._carry_out(txn, each) for each in operations])
         except EngineFull:
@@ -127,8 +136,9 @@ class EmbeddedEngine(Engine):
         """See Engine."""
         now = self._expiry(0)
         indexes = (self._expiries, self._tombstones)
-        if not self._read(lambda txn: any(self._first(txn, index, now, 1) for index in indexes)):
-            return 0  # as most often, and without a write
+
+        def is_due(txn: _Transaction) -> bool:
+            return any(self._first(txn, index, now, 1) for index in indexes) or self._purges.due(txn, now)
 
         def step(txn: _Transaction) -> int:
             swept = 0
@@ -136,28 +146,56 @@ class EmbeddedEngine(Engine):
                 for entry in self._first(txn, index, now, limit - swept):
                     self._drop(txn, index, entry)
                     swept += 1
-            return swept
+            self._purges.forget(txn, now)
+            return swept + self._delete_purged(txn, limit - swept)
 
-        return self._write(step)
+        return self._write(step) if self._read(is_due) else 0  # as most often, and without a write
+
+    def purge(self, namespace: str, issued_before: float | None) -> float:
+        """See Engine."""
+        name, address = _located(namespace, b"")
+
+        def step(txn: _Transaction) -> bytes:
+            # What was stored in this very microsecond was stored before.
+            now = _microseconds(self._clock()) + 1
+            mark = now if issued_before is None else min(now, _microseconds(issued_before))
+            self._changes.append(txn, PURGED, address)
+            return self._purges.set(txn, name, _time(mark), self._expiry(LONGEST_TTL_SECONDS))
+
+        return _seconds(self._write(step))
+
+    def usage(self, namespace: str | None) -> dict[str, Usage]:
+        """See Engine."""
+        counted: dict[str, Usage] = {}
+        start: bytes | None = b""
+        if namespace is not None:
+            name, start = _located(namespace, b"")
+            counted[namespace] = self._read(lambda txn: _usage(self._purges.mark(txn, name)))
+        while start is not None:
+            begun = time.monotonic()
+            start = self._read(partial(self._count, counted, start, only=namespace))
+            time.sleep(_REST * (time.monotonic() - begun))
+        return counted
 
     def position(self) -> bytes:
         """See Engine."""
         return self._read(self._changes.position)
 
-    def changes(self, after: bytes, until: bytes, limit: int) -> tuple[list[Change], bytes] | None:
+    def changes(self, after: bytes, until: bytes, limit: int) -> tuple[list[Change | Purged], bytes] | None:
         """See Engine."""
 
-        def read(txn: _Transaction) -> tuple[list[Change], bytes] | None:
+        def read(txn: _Transaction) -> tuple[list[Change | Purged], bytes] | None:
             logged = self._changes.read(txn, after, until, limit)
             if logged is None:
                 return None
-            changes, position, size = [], after, 0
-            for removed, address, behind in logged:
+            changes: list[Change | Purged] = []
+            position, size = after, 0
+            for what, address, behind in logged:
                 if size > _CHANGES_BYTES:
                     break
-                if change := self._change(txn, removed, address):
+                if change := self._change(txn, what, address):
                     changes.append(change)
-                    size += len(change.session.value) if change.session else 0
+                    size += len(change.session.value) if isinstance(change, Change) and change.session else 0
                 position = behind
             return changes, position
 
@@ -190,7 +228,8 @@ class EmbeddedEngine(Engine):
             path, _TABLES, map_bytes=capacity + capacity // 2 + _HEADROOM_BYTES, blame_crashes=blame_crashes
         )
         self._env = self._directory.env
-        self._sessions, self._expiries, self._tombstones, changes = self._directory.tables
+        self._sessions, self._expiries, self._tombstones, changes, purges = self._directory.tables
+        self._purges = Purges(purges)
         kept = min(_MOST_CHANGES, capacity // _CAPACITY_PER_CHANGE)
         self._changes = self._write(lambda txn: ChangeLog(txn, changes, kept))
         self._page_bytes = self._env.stat()["psize"]
@@ -198,24 +237,26 @@ class EmbeddedEngine(Engine):
         self._free: tuple[_Transaction, int] = None, 0
 
     def _carry_out(self, txn: _Transaction, operation: Operation) -> Outcome:
-        address = _address(operation.namespace, operation.key)
+        where = _located(operation.namespace, operation.key)
         try:
             match operation:
                 case Put():
-                    return self._put(txn, address, operation.value, operation.ttl)
+                    return self._put(txn, operation)
                 case Get():
-                    return _session(txn.get(address), self._clock())
+                    return self._get(txn, *where)
                 case Take():
-                    return self._take(txn, address)
+                    return self._take(txn, *where)
                 case Remove():
-                    return self._remove(txn, address)
+                    return self._remove(txn, *where)
         except AlreadyExists as error:
             return error
 
-    def _change(self, txn: _Transaction, removed: bool, address: bytes) -> Change | None:
-        namespace, _, key = address.partition(b"\0")
-        session = None if removed else _session(txn.get(address), self._clock())
-        return Change(namespace.decode(), key, session) if removed or session else None
+    def _change(self, txn: _Transaction, what: bytes, address: bytes) -> Change | Purged | None:
+        name, _, key = address.partition(b"\0")
+        if what == PURGED:
+            return Purged(name.decode())
+        session = None if what == REMOVED else self._get(txn, name, address)
+        return Change(name.decode(), key, session) if what == REMOVED or session else None
 
     def _carry_out_alone(self, operation: Operation) -> Outcome:
         try:
@@ -223,38 +264,47 @@ class EmbeddedEngine(Engine):
         except EngineError as error:
             return error
 
-    def _put(self, txn: _Transaction, address: bytes, value: bytes, ttl: float) -> float:
-        old = self._unexpired(txn, address)
+    def _put(self, txn: _Transaction, put: Put) -> float:
+        name, address = _located(put.namespace, put.key)
+        old = self._valid(txn, name, address)
         if old is not None:
-            if old[_EXPIRY_BYTES:] != value:
-                raise AlreadyExists("the key holds another value, or was removed or taken")
+            if old[_HEAD_BYTES:] != put.value:
+                raise AlreadyExists
             return self._remaining(old)
-        expiry = self._expiry(ttl)
-        self._make_room(txn, len(address) + len(value))
-        txn.put(address, expiry + value, db=self._sessions)
+        now = self._clock()
+        issued = _time(_microseconds(now if put.issued is None else min(put.issued, now)))
+        if issued < self._purges.mark(txn, name):
+            raise AlreadyExists
+        expiry = self._expiry(put.ttl)
+        self._make_room(txn, len(address) + len(put.value))
+        txn.put(address, expiry + issued + put.value, db=self._sessions)
         txn.put(expiry + address, b"", db=self._expiries)
-        self._changes.append(txn, address, removed=False)
+        self._changes.append(txn, STORED, address)
         return max(0.0, self._remaining(expiry))
 
-    def _get_all(self, txn: _Transaction, addresses: Sequence[bytes]) -> list[Outcome]:
-        now, get = self._clock(), txn.get
-        return [_session(get(address), now) for address in addresses]
+    def _get(self, txn: _Transaction, name: bytes, address: bytes) -> StoredSession | None:
+        entry: bytes | None = txn.get(address)
+        return None if entry is None else _session(entry, self._clock(), self._purges.mark(txn, name))
 
-    def _take(self, txn: _Transaction, address: bytes) -> StoredSession | None:
-        entry = txn.get(address)
-        session = _session(entry, self._clock())
+    def _get_all(self, txn: _Transaction, operations: Sequence[Operation]) -> list[Outcome]:
+        now, get = self._clock(), txn.get
+        marks = {name: self._purges.mark(txn, name.encode()) for name in {each.namespace for each in operations}}
+        return [_session(get(_located(each.namespace, each.key)[1]), now, marks[each.namespace]) for each in operations]
+
+    def _take(self, txn: _Transaction, name: bytes, address: bytes) -> StoredSession | None:
+        session = self._get(txn, name, address)
         if session is not None:
-            self._bury(txn, address, entry)
+            self._bury(txn, address, txn.get(address))
         return session
 
-    def _remove(self, txn: _Transaction, address: bytes) -> bool:
-        entry = self._unexpired(txn, address)
+    def _remove(self, txn: _Transaction, name: bytes, address: bytes) -> bool:
+        entry = self._valid(txn, name, address)
         if entry is None:
             expiry = self._expiry(UNKNOWN_TOMBSTONE_SECONDS)
             self._make_room(txn, len(address))
             txn.put(address, expiry, db=self._sessions)
             txn.put(expiry + address, b"", db=self._tombstones)
-            self._changes.append(txn, address, removed=True)  # a frontend may still have what the store dropped
+            self._changes.append(txn, REMOVED, address)  # a frontend may still have what the store dropped
             return False
         if len(entry) == _EXPIRY_BYTES:
             return False
@@ -267,16 +317,67 @@ class EmbeddedEngine(Engine):
         txn.put(address, expiry)
         txn.delete(expiry + address, db=self._expiries)
         txn.put(expiry + address, b"", db=self._tombstones)
-        self._changes.append(txn, address, removed=True)
+        self._changes.append(txn, REMOVED, address)
 
-    def _unexpired(self, txn: _Transaction, address: bytes) -> bytes | None:
-        """Return the session or tombstone at `address`; drop one that has expired."""
+    def _valid(self, txn: _Transaction, name: bytes, address: bytes) -> bytes | None:
+        """Return the session or tombstone at `address`; drop one that has expired, and a session that was purged."""
         entry: bytes | None = txn.get(address, db=self._sessions)
-        if entry is None or self._remaining(entry) > 0:
+        if entry is None or (self._remaining(entry) > 0 and not _is_purged(entry, self._purges.mark(txn, name))):
             return entry
         index = self._tombstones if len(entry) == _EXPIRY_BYTES else self._expiries
         self._drop(txn, index, entry[:_EXPIRY_BYTES] + address)
         return None
+
+    def _delete_purged(self, txn: _Transaction, limit: int) -> int:
+        """Look at up to `limit` entries of namespaces that were purged, and drop sessions that were."""
+        looked = 0
+        while looked < limit and (unfinished := self._purges.unfinished(txn)):
+            name, start = unfinished
+            mark = self._purges.mark(txn, name)
+            entries, rest = self._entries(txn, start, name + b"\0", limit - looked)
+            for address, entry in entries:
+                if _is_purged(entry, mark):
+                    self._drop(txn, self._expiries, entry[:_EXPIRY_BYTES] + address)
+            self._purges.proceed(txn, name, rest or b"")
+            looked += len(entries)
+        return looked
+
+    def _count(self, counted: dict[str, Usage], start: bytes, txn: _Transaction, *, only: str | None) -> bytes | None:
+        """Count some entries from an address on, of one namespace or all; return where to go on, if anywhere."""
+        prefix = b"" if only is None else _located(only, b"")[1]
+        entries, rest = self._entries(txn, start, prefix, _COUNTED_AT_ONCE)
+        marks: dict[str, bytes] = {}
+        for address, entry in entries:
+            if self._remaining(entry) <= 0:
+                continue
+            name = address[: address.index(b"\0")]
+            namespace = name.decode()
+            if namespace not in marks:
+                marks[namespace] = self._purges.mark(txn, name)
+            usage = counted.setdefault(namespace, _usage(marks[namespace]))
+            if len(entry) == _EXPIRY_BYTES:
+                usage.tombstones += 1
+            elif _is_purged(entry, marks[namespace]):
+                usage.purged += 1
+            else:
+                usage.sessions += 1
+                usage.value_bytes += len(entry) - _HEAD_BYTES
+        return rest
+
+    def _entries(
+        self, txn: _Transaction, start: bytes, prefix: bytes, limit: int
+    ) -> tuple[list[tuple[bytes, bytes]], bytes | None]:
+        """Return up to `limit` entries of `sessions` with a prefix, from an address on, and where the next one is."""
+        entries: list[tuple[bytes, bytes]] = []
+        with txn.cursor(self._sessions) as cursor:
+            if cursor.set_range(start):
+                for address, entry in cursor:
+                    if not address.startswith(prefix):
+                        break
+                    if len(entries) == limit:
+                        return entries, address
+                    entries.append((address, entry))
+        return entries, None
 
     def _drop(self, txn: _Transaction, index: Any, entry: bytes) -> None:
         txn.delete(entry, db=index)
@@ -366,13 +467,35 @@ class EmbeddedEngine(Engine):
         return cast("float", _milliseconds(entry)[0] / 1000 - self._clock())
 
 
-def _session(entry: bytes | None, now: float) -> StoredSession | None:
-    """Return the session in `entry`, None if there is none, or it is a tombstone or over."""
-    if entry is None or len(entry) == _EXPIRY_BYTES:
+def _session(entry: bytes | None, now: float, mark: bytes) -> StoredSession | None:
+    """Return the session in `entry`, None if there is none, or it is a tombstone, purged or over."""
+    if entry is None or len(entry) == _EXPIRY_BYTES or entry[_EXPIRY_BYTES:_HEAD_BYTES] < mark:
         return None
     ttl = _milliseconds(entry)[0] / 1000 - now
-    return StoredSession(entry[_EXPIRY_BYTES:], ttl) if ttl > 0 else None
+    return StoredSession(entry[_HEAD_BYTES:], ttl) if ttl > 0 else None
 
 
-def _address(namespace: str, key: bytes) -> bytes:
-    return b"%b\0%b" % (namespace.encode(), key)
+def _is_purged(entry: bytes, mark: bytes) -> bool:
+    return len(entry) > _EXPIRY_BYTES and entry[_EXPIRY_BYTES:_HEAD_BYTES] < mark
+
+
+def _located(namespace: str, key: bytes) -> tuple[bytes, bytes]:
+    """Return the name of a namespace and the address of a session, as the tables have them."""
+    name = namespace.encode()
+    return name, b"%b\0%b" % (name, key)
+
+
+def _microseconds(seconds: float) -> int:
+    return int(seconds * 1e6)
+
+
+def _time(number: int) -> bytes:
+    return number.to_bytes(TIME_BYTES, "big")
+
+
+def _seconds(mark: bytes) -> float:
+    return int.from_bytes(mark, "big") / 1e6
+
+
+def _usage(mark: bytes) -> Usage:
+    return Usage(issued_before=_seconds(mark) if mark else None)

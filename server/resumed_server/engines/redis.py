@@ -1,7 +1,8 @@
 """Redis and Valkey: sessions in a server that the fleet already runs, shared by any number of stateless replicas.
 
-A session is one key, prefix + namespace + ":" + key; its value is the session's, or nothing at all in a tombstone. What
-an operation does to it is one script, and so one atomic step. Redis keeps the time and lets keys expire.
+A session is one key, prefix + namespace + ":" + key; its value is the time of its issue and the session's own, or
+nothing at all in a tombstone. What an operation does to it is one script, and so one atomic step. Redis keeps the time
+and lets keys expire.
 
 Redis promises less than a database: where it evicts keys, tombstones can go, and a failover can lose the last writes
 (see docs/engines.md).
@@ -22,15 +23,18 @@ from resumed_server.engines.base import (
     EngineError,
     EngineUnavailable,
     Get,
+    Purged,
     Put,
     Remove,
     StoredSession,
     Take,
     Totals,
+    Usage,
 )
 from resumed_server.engines.gate import CLOSED, Gate
-from resumed_server.engines.redis_log import LOG, ChangeLog
+from resumed_server.engines.redis_log import LOG, PURGED, REMOVED, STORED, ChangeLog
 from resumed_server.engines.redis_nodes import Displaced, Unsuitable, connected
+from resumed_server.engines.redis_purges import MARK, TIME_DIGITS, UNKNOWN, Purges, time_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -41,33 +45,48 @@ if TYPE_CHECKING:
 
 # Sent whole each time: a script that is called by its hash is not there after a restart or a failover. What begins
 # with #! may run on a full Redis only if it says so, as those must that remove; and says that it logs what it does.
-_GET = """#!lua flags=no-writes
+# ARGV begins with the namespace and its mark, and ends with what the log needs: its streams lead to the mark as well.
+
+
+def _unless_purged(log: int) -> str:
+    """Return what takes a `value` that was purged for one that is not there; what the log needs begins at ARGV[log]."""
+    return f"""
+local mark = ARGV[2] == '{UNKNOWN.decode()}' and mark(ARGV[1], {log + 1}) or ARGV[2]
+if type(mark) == 'table' then return mark end
+if purged(value, mark) then value = false end"""
+
+
+_GET = f"""#!lua flags=no-writes,allow-cross-slot-keys{MARK}
 local value = redis.call('GET', KEYS[1])
-if not value or value == '' then return false end
-return {value, redis.call('PTTL', KEYS[1])}"""
-_PUT = f"""#!lua flags=allow-cross-slot-keys{LOG}
-local value = redis.call('GET', KEYS[1])
-if not value then
-  if ARGV[2] ~= '0' then
-    local failed = log('+', 3)
-    if failed then return failed end
-    redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
-  end
-  return tonumber(ARGV[2])
+if not value or value == '' then return false end{_unless_purged(3)}
+if not value then return false end
+return {{string.sub(value, {TIME_DIGITS + 1}), redis.call('PTTL', KEYS[1])}}"""
+_PUT = f"""#!lua flags=allow-cross-slot-keys{MARK}{LOG}
+local value = redis.call('GET', KEYS[1]){_unless_purged(6)}
+if value then return string.sub(value, {TIME_DIGITS + 1}) == ARGV[3] and redis.call('PTTL', KEYS[1]) or -1 end
+local time = redis.call('TIME')
+local issued = string.format('%0{TIME_DIGITS}.0f', time[1] * 1e6 + time[2])
+if ARGV[5] ~= '' and ARGV[5] < issued then issued = ARGV[5] end
+if issued < mark then return -1 end
+if ARGV[4] ~= '0' then
+  local failed = log('{STORED.decode()}', 6)
+  if failed then return failed end
+  redis.call('SET', KEYS[1], issued .. ARGV[3], 'PX', ARGV[4])
 end
-return value == ARGV[1] and redis.call('PTTL', KEYS[1]) or -1"""
-_TAKE = f"""#!lua flags=allow-oom,allow-cross-slot-keys{LOG}
+return tonumber(ARGV[4])"""
+_TAKE = f"""#!lua flags=allow-oom,allow-cross-slot-keys{MARK}{LOG}
 local value = redis.call('GET', KEYS[1])
-if not value or value == '' then return false end
+if not value or value == '' then return false end{_unless_purged(3)}
+if not value then return false end
 local ttl = redis.call('PTTL', KEYS[1])
-local failed = log('-', 1)
+local failed = log('{REMOVED.decode()}', 3)
 if failed then return failed end
 redis.call('SET', KEYS[1], '', 'KEEPTTL')
-return {{value, ttl}}"""
-_REMOVE = f"""#!lua flags=allow-oom,allow-cross-slot-keys{LOG}
+return {{string.sub(value, {TIME_DIGITS + 1}), ttl}}"""
+_REMOVE = f"""#!lua flags=allow-oom,allow-cross-slot-keys{MARK}{LOG}
 local value = redis.call('GET', KEYS[1])
-if value == '' then return 0 end
-local failed = log('-', 1)
+if value == '' then return 0 end{_unless_purged(3)}
+local failed = log('{REMOVED.decode()}', 3)
 if failed then return failed end
 if value then
   redis.call('SET', KEYS[1], '', 'KEEPTTL')
@@ -101,6 +120,7 @@ class RedisEngine(Engine):
         self._url, self._prefix = url, url.prefix.encode()
         self._nodes = connected(url, threads)
         self._log = ChangeLog(self._nodes, self._prefix, cluster=url.topology == "cluster")
+        self._purges = Purges(url, self._nodes, self._log)
         self._gate = Gate()
         self._warned = False
         try:
@@ -111,9 +131,9 @@ class RedisEngine(Engine):
         except EngineUnavailable as error:
             _log.warning("storage not reached yet", cause=str(error))
 
-    def put(self, namespace: str, key: bytes, value: bytes, ttl: float) -> float:
+    def put(self, namespace: str, key: bytes, value: bytes, ttl: float, issued: float | None = None) -> float:
         """See Engine."""
-        return cast("float", self._carry_out(Put(namespace, key, value, ttl)))
+        return cast("float", self._carry_out(Put(namespace, key, value, ttl, issued)))
 
     def get(self, namespace: str, key: bytes) -> StoredSession | None:
         """See Engine."""
@@ -132,29 +152,42 @@ class RedisEngine(Engine):
         with self._gate:
             return self._batch(operations)
 
-    def sweep(self, limit: int) -> int:  # noqa: ARG002 - Redis expires keys itself
+    def sweep(self, limit: int) -> int:
+        """See Engine. Redis expires keys itself."""
+        with self._gate:
+            return self._purges.delete(limit)
+
+    def purge(self, namespace: str, issued_before: float | None) -> float:
         """See Engine."""
         with self._gate:
-            return 0
+            mark = self._purges.set(namespace, issued_before)
+            # Now that no look-up finds what was purged, or a mirror would learn of it again.
+            self._log.append([(self._key(Get(namespace, b"")), PURGED)])
+            return mark
+
+    def usage(self, namespace: str | None) -> dict[str, Usage]:
+        """See Engine."""
+        with self._gate:
+            return self._purges.usage(namespace)
 
     def position(self) -> bytes:
         """See Engine."""
         with self._gate:
             return self._log.position()
 
-    def changes(self, after: bytes, until: bytes, limit: int) -> tuple[list[Change], bytes] | None:
+    def changes(self, after: bytes, until: bytes, limit: int) -> tuple[list[Change | Purged], bytes] | None:
         """See Engine."""
         with self._gate:
             reading = self._log.read(after, until, limit)
             if reading is None:
                 return None
-            changes: list[Change] = []
+            changes: list[Change | Purged] = []
             count = size = 0
             while count < min(limit, len(reading.changes)) and size < _CHANGES_BYTES:
                 part = reading.changes[count : min(limit, count + _LOOKED_UP_AT_ONCE)]
                 for change in self._changes(part):
                     changes.append(change)
-                    size += len(change.session.value) if change.session else 0
+                    size += len(change.session.value) if isinstance(change, Change) and change.session else 0
                 count += len(part)
             return changes, reading.behind(count)
 
@@ -209,16 +242,19 @@ class RedisEngine(Engine):
             raise cast("EngineUnavailable", outcomes[0])
         return outcomes
 
-    def _changes(self, logged: Sequence[Logged]) -> Iterator[Change]:
+    def _changes(self, logged: Sequence[Logged]) -> Iterator[Change | Purged]:
         """Yield changes with the sessions that are there by now; what was stored and is gone is none."""
         addresses = [self._address(each.key) for each in logged]
-        stored = [address for each, address in zip(logged, addresses, strict=True) if not each.removed]
+        stored = [address for each, address in zip(logged, addresses, strict=True) if each.what == STORED]
         sessions = iter(self._batch([Get(*address) for address in stored]))
         for each, address in zip(logged, addresses, strict=True):
-            session = None if each.removed else next(sessions)
+            if each.what == PURGED:
+                yield Purged(address[0])
+                continue
+            session = next(sessions) if each.what == STORED else None
             if isinstance(session, EngineError):
                 raise session
-            if each.removed or session:
+            if each.what == REMOVED or session:
                 yield Change(*address, cast("StoredSession | None", session))
 
     def _carry_out_on(self, node: str, operations: Sequence[Operation]) -> list[Outcome]:
@@ -240,19 +276,29 @@ class RedisEngine(Engine):
         They are logged elsewhere: before, or a crash could keep a removal untold; and after, or a reader could look the
         session up in between. Only both together lose one.
         """
-        changes = [(self._key(each), not isinstance(each, Put)) for each in operations]
+        changes = [
+            (self._key(each), STORED if isinstance(each, Put) else REMOVED)
+            for each in operations
+            if not isinstance(each, Get)
+        ]
         try:
             self._log.relocate()
             self._log.append(changes)
-            outcomes = self._attempt(node, operations, ())
+            marks = {namespace: self._purges.known(namespace) for namespace in {each.namespace for each in operations}}
+            outcomes = self._attempt(node, operations, (), marks)
             self._log.append(changes)
         except EngineError as error:
             return [error] * len(operations)
         return outcomes
 
-    def _attempt(self, node: str, operations: Sequence[Operation], log: Sequence[Any]) -> list[Outcome]:
-        """Carry out operations, logged as the arguments `log` say; raise EngineError if none was carried out."""
-        commands = [self._command(operation, log) for operation in operations]
+    def _attempt(
+        self, node: str, operations: Sequence[Operation], log: Sequence[Any], marks: Mapping[str, bytes] | None = None
+    ) -> list[Outcome]:
+        """Carry out operations, logged as the arguments `log` say; raise EngineError if none was carried out.
+
+        `marks` tell of purges that the arguments `log` do not lead to.
+        """
+        commands = [self._command(each, log, marks[each.namespace] if marks else UNKNOWN) for each in operations]
         waits = self._url.wait_replicas and any(isinstance(each, Take | Remove) for each in operations)
         if waits:
             commands.append(("WAIT", self._url.wait_replicas, int(self._url.timeout * 1000)))
@@ -273,12 +319,11 @@ class RedisEngine(Engine):
         namespace, _, rest = key[len(self._prefix) :].partition(b":")
         return namespace.decode(), rest
 
-    def _command(self, operation: Operation, log: Sequence[Any]) -> tuple[Any, ...]:
-        command = ("EVAL", _SCRIPTS[type(operation)], 1, self._key(operation))
-        if isinstance(operation, Get):
-            return command
+    def _command(self, operation: Operation, log: Sequence[Any], mark: bytes) -> tuple[Any, ...]:
+        command = ("EVAL", _SCRIPTS[type(operation)], 1, self._key(operation), operation.namespace, mark)
         if isinstance(operation, Put):
-            return (*command, operation.value, int(operation.ttl * 1000), *log)
+            issued = b"" if operation.issued is None else time_text(operation.issued)
+            return (*command, operation.value, int(operation.ttl * 1000), issued, *log)
         return (*command, *log)
 
     def _verify(self, info: Mapping[str, Any]) -> None:
@@ -309,7 +354,7 @@ def _outcome(operation: Operation, answer: Any) -> Outcome:
         return answer
     if isinstance(operation, Put):
         if answer < 0:
-            return AlreadyExists("the key holds another value, or was removed or taken")
+            return AlreadyExists()
         return float(answer / 1000)
     if isinstance(operation, Remove):
         return bool(answer)

@@ -1,4 +1,4 @@
-"""The log of changes of a Redis: which sessions were stored and removed last, by all servers.
+"""The log of changes of a Redis: what was stored, removed and purged last, by all servers.
 
 It is a stream, written by the scripts that make the changes, so it can neither miss one nor tell of one that did not
 happen. It has keys only; who reads it looks the sessions up. It is there only while somebody reads it: a reader makes
@@ -40,6 +40,9 @@ KEPT_SECONDS = 300
 """How long a stream lives after its last reader, and the age that what is in it may reach."""
 STREAMS = 128
 """In a cluster, so that each of its primaries has some."""
+
+STORED, REMOVED, PURGED = b"+", b"-", b"!"
+"""What a change did: to the session of a key, or to the namespace of one that ends there."""
 
 _SLOTS = 16_384
 _MARK_MS = 1_000
@@ -111,7 +114,7 @@ class Logged(NamedTuple):
 
     id: bytes
     stream: int
-    removed: bool
+    what: bytes
     key: bytes
 
 
@@ -153,12 +156,21 @@ class ChangeLog:
         chosen = [each for indexes in (places.get(node, ()), *others) for each in indexes[:_STREAMS_EACH]]
         return [MOST_CHANGES, *(self._streams[each] for each in chosen)]
 
-    def append(self, changes: Iterable[tuple[bytes, bool]]) -> None:
-        """Log keys, and whether each is removed, if anybody reads the log."""
+    @property
+    def first_stream(self) -> bytes:
+        """The key of a stream that is always there to be asked for."""
+        return self._streams[0]
+
+    def streams(self) -> dict[str, list[bytes]]:
+        """Return the keys of all streams, by node."""
+        return {node: [self._streams[each] for each in indexes] for node, indexes in self._by_node().items()}
+
+    def append(self, changes: Iterable[tuple[bytes, bytes]]) -> None:
+        """Log keys, and what happened to each, if anybody reads the log."""
         stream = self._streams[0]
         node = self._nodes.of(stream)
         added = ("XADD", stream, "NOMKSTREAM", "MAXLEN", "~", MOST_CHANGES, "*")
-        for answer in self._nodes.execute(node, [(*added, "-" if removed else "+", key) for key, removed in changes]):
+        for answer in self._nodes.execute(node, [(*added, what, key) for key, what in changes]):
             if isinstance(answer, EngineError):
                 raise answer
 
@@ -249,7 +261,7 @@ def _tags(slots: Iterable[int]) -> list[bytes]:
 
 def _logged(stream: int, entries: Iterable[tuple[bytes, Sequence[bytes]]]) -> list[Logged]:
     """Return the changes among `entries`; marks are none."""
-    return [Logged(_packed(id_), stream, what == b"-", key) for id_, (what, key) in entries if what != b"."]
+    return [Logged(_packed(id_), stream, what, key) for id_, (what, key) in entries if what != b"."]
 
 
 def _packed(id_: bytes) -> bytes:

@@ -40,7 +40,9 @@ _OTHER_THREADS = 4
 _LONGEST_CAUSE = 200
 _TLS_HINT = " (if it speaks no TLS, use redis:; if it wants a client certificate, give cert and key)"
 _PLAINTEXT_HINT = " (if it speaks TLS, use rediss:)"
-PERMISSIONS = "+eval +get +set +pttl +wait +info +cluster +xadd +xrange +xrevrange +xgroup +xinfo +pexpire +time"
+PERMISSIONS = (
+    "+eval +get +set +pttl +wait +info +cluster +xadd +xrange +xrevrange +xgroup +xinfo +pexpire +time +scan +unlink"
+)
 """What a user needs, as ACL SETUSER takes it."""
 _LATE_WAIT = 0.15
 """Seconds after its time-out in which WAIT answers: Redis looks ten times a second only, where it has nothing to do."""

@@ -10,7 +10,7 @@ from resumed_server.metrics.recorder import COLUMN
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from resumed_server.engines.base import Change, Operation, Outcome, StoredSession, Totals
+    from resumed_server.engines.base import Change, Operation, Outcome, Purged, StoredSession, Totals, Usage
     from resumed_server.metrics.recorder import Recorder
 
 _GET_HIT, _GET_MISS, _GET_FAILED = (COLUMN["get", outcome] for outcome in ("hit", "miss", "failed"))
@@ -26,10 +26,10 @@ class CountedEngine(Engine):
         self._engine = engine
         self._count = recorder.operation
 
-    def put(self, namespace: str, key: bytes, value: bytes, ttl: float) -> float:
+    def put(self, namespace: str, key: bytes, value: bytes, ttl: float, issued: float | None = None) -> float:
         """See Engine."""
         try:
-            left = self._engine.put(namespace, key, value, ttl)
+            left = self._engine.put(namespace, key, value, ttl, issued)
         except EngineError as error:
             self._count((namespace, _put_column(error)))
             raise
@@ -80,11 +80,19 @@ class CountedEngine(Engine):
         """See Engine."""
         return self._engine.sweep(limit)
 
+    def purge(self, namespace: str, issued_before: float | None) -> float:
+        """See Engine."""
+        return self._engine.purge(namespace, issued_before)
+
+    def usage(self, namespace: str | None) -> dict[str, Usage]:
+        """See Engine."""
+        return self._engine.usage(namespace)
+
     def position(self) -> bytes:
         """See Engine."""
         return self._engine.position()
 
-    def changes(self, after: bytes, until: bytes, limit: int) -> tuple[list[Change], bytes] | None:
+    def changes(self, after: bytes, until: bytes, limit: int) -> tuple[list[Change | Purged], bytes] | None:
         """See Engine."""
         return self._engine.changes(after, until, limit)
 

@@ -31,7 +31,7 @@ class Dictionary:
     def __init__(self) -> None:
         self._sessions: dict[bytes, bytes] = {}
 
-    def negotiated(self, session_id: bytes, serialized: bytes, _remaining: int, *, last: bool) -> None:
+    def negotiated(self, session_id: bytes, serialized: bytes, _remaining: int, *, last: bool, issued: float) -> None:
         """Keep a session."""
         self._sessions[session_id] = serialized
 

@@ -50,6 +50,7 @@ _HOST_NAME = 0  # TLSEXT_NAMETYPE_host_name
 
 _ID_BYTES = 32
 _SIBLINGS = 16
+_TIME_BYTES = 8
 _REASON_MASK = 0x7FFFFF  # ERR_GET_REASON
 
 _Result = TypeVar("_Result")
@@ -221,18 +222,20 @@ class Binding:
         library.SSL_SESSION_set1_id_context(session, self._id_context, len(self._id_context))
         # OpenSSL notes the name only where the server has a servername callback, and compares it nowhere: see _decode.
         library.SSL_SESSION_set1_hostname(session, (library.SSL_get_servername(ssl, _HOST_NAME) or b"").lower() or None)
-        last = True
+        last, issued = True, time.time()
         if tls13:
-            siblings = self._siblings(session)
-            self._set_siblings(session, b"")  # not part of what is stored
+            known, siblings = self._remembered(session)
+            issued = issued if known is None else known
+            self._remember(session, issued, b"")  # siblings are not part of what is stored
             serialized = self._serialize(session)
             siblings += session_id
-            self._set_siblings(session, siblings[-_SIBLINGS * _ID_BYTES :])
+            self._remember(session, issued, siblings[-_SIBLINGS * _ID_BYTES :])
             tickets = 1 if library.SSL_session_reused(ssl) else library.SSL_get_num_tickets(ssl)
             last = len(siblings) >= tickets * _ID_BYTES
         else:
             serialized = self._serialize(session)
-        self._shim.negotiated(session_id, serialized, library.SSL_SESSION_get_timeout(session), last=last)
+        remaining = library.SSL_SESSION_get_timeout(session)
+        self._shim.negotiated(session_id, serialized, remaining, last=last, issued=issued)
 
     def _on_get(self, ssl: int, data: int, length: int, copy: int) -> int | None:
         """Return a session for the id that a client offers, or None. Its one reference goes to OpenSSL."""
@@ -268,7 +271,7 @@ class Binding:
         """
         try:
             reason = self._library.ERR_peek_last_error() & _REASON_MASK
-            siblings = self._siblings(session)
+            _, siblings = self._remembered(session)
             ids = {siblings[start : start + _ID_BYTES] for start in range(0, len(siblings), _ID_BYTES)}
             ids.add(self._id_of(session))
             self._shim.ended(ids - {b""}, reason)
@@ -320,24 +323,29 @@ class Binding:
         # Tickets issued on the resumed connection inherit the timeout: so they end when the negotiated session does.
         library.SSL_SESSION_set_time(session, int(time.time()))
         library.SSL_SESSION_set_timeout(session, remaining)
-        self._set_siblings(session, session_id)
+        # What nobody knows the time of was before any purge.
+        self._remember(session, self._remembered(session)[0] or 0.0, session_id)
         # OpenSSL compares it with the session's next: see _store.
         library.SSL_set_session_id_context(ssl, self._id_context, len(self._id_context))
         return session
 
-    def _siblings(self, session: int) -> bytes:
-        """Return the ids of the sessions of the same connection, one behind the other.
+    def _remembered(self, session: int) -> tuple[float | None, bytes]:
+        """Return when the full handshake of a session was, and the ids of the sessions of the same connection.
 
         TLS 1.3 issues several tickets, and tells of the last one only when the connection fails. The session itself
-        remembers the others (as ticket application data): each ticket's session is a copy of the one before.
+        remembers the others (as ticket application data): each ticket's session is a copy of the one before. So the
+        tickets of a resumed connection also know when the first one of their line was negotiated.
         """
         data, length = c_void_p(), c_size_t()
-        if not self._library.SSL_SESSION_get0_ticket_appdata(session, byref(data), byref(length)) or not data.value:
-            return b""
-        return string_at(data.value, length.value)
+        self._library.SSL_SESSION_get0_ticket_appdata(session, byref(data), byref(length))
+        if not data.value or length.value < _TIME_BYTES:
+            return None, b""
+        remembered = string_at(data.value, length.value)
+        return int.from_bytes(remembered[:_TIME_BYTES], "big") / 1e6, remembered[_TIME_BYTES:]
 
-    def _set_siblings(self, session: int, ids: bytes) -> None:
-        self._library.SSL_SESSION_set1_ticket_appdata(session, ids, len(ids))
+    def _remember(self, session: int, issued: float, siblings: bytes) -> None:
+        remembered = int(issued * 1e6).to_bytes(_TIME_BYTES, "big") + siblings
+        self._library.SSL_SESSION_set1_ticket_appdata(session, remembered, len(remembered))
 
     def _caught(self, error: BaseException) -> None:
         if isinstance(error, KeyboardInterrupt):

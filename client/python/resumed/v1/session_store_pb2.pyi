@@ -1,6 +1,7 @@
 import datetime
 
 from google.protobuf import duration_pb2 as _duration_pb2
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.rpc import status_pb2 as _status_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
@@ -39,16 +40,18 @@ ERROR_REASON_NOT_GRANTED: ErrorReason
 ERROR_REASON_LIMIT_EXCEEDED: ErrorReason
 
 class PutRequest(_message.Message):
-    __slots__ = ("namespace", "key", "value", "ttl")
+    __slots__ = ("namespace", "key", "value", "ttl", "issue_time")
     NAMESPACE_FIELD_NUMBER: _ClassVar[int]
     KEY_FIELD_NUMBER: _ClassVar[int]
     VALUE_FIELD_NUMBER: _ClassVar[int]
     TTL_FIELD_NUMBER: _ClassVar[int]
+    ISSUE_TIME_FIELD_NUMBER: _ClassVar[int]
     namespace: str
     key: bytes
     value: bytes
     ttl: _duration_pb2.Duration
-    def __init__(self, namespace: _Optional[str] = ..., key: _Optional[bytes] = ..., value: _Optional[bytes] = ..., ttl: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+    issue_time: _timestamp_pb2.Timestamp
+    def __init__(self, namespace: _Optional[str] = ..., key: _Optional[bytes] = ..., value: _Optional[bytes] = ..., ttl: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., issue_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class PutResponse(_message.Message):
     __slots__ = ("ttl",)
@@ -165,7 +168,7 @@ class Result(_message.Message):
     def __init__(self, put: _Optional[_Union[PutResponse, _Mapping]] = ..., get: _Optional[_Union[GetResponse, _Mapping]] = ..., take: _Optional[_Union[TakeResponse, _Mapping]] = ..., remove: _Optional[_Union[RemoveResponse, _Mapping]] = ..., error: _Optional[_Union[_status_pb2.Status, _Mapping]] = ...) -> None: ...
 
 class Event(_message.Message):
-    __slots__ = ("put", "removed")
+    __slots__ = ("put", "removed", "purged")
     class Put(_message.Message):
         __slots__ = ("key", "session")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -178,8 +181,13 @@ class Event(_message.Message):
         KEY_FIELD_NUMBER: _ClassVar[int]
         key: bytes
         def __init__(self, key: _Optional[bytes] = ...) -> None: ...
+    class Purged(_message.Message):
+        __slots__ = ()
+        def __init__(self) -> None: ...
     PUT_FIELD_NUMBER: _ClassVar[int]
     REMOVED_FIELD_NUMBER: _ClassVar[int]
+    PURGED_FIELD_NUMBER: _ClassVar[int]
     put: Event.Put
     removed: Event.Removed
-    def __init__(self, put: _Optional[_Union[Event.Put, _Mapping]] = ..., removed: _Optional[_Union[Event.Removed, _Mapping]] = ...) -> None: ...
+    purged: Event.Purged
+    def __init__(self, put: _Optional[_Union[Event.Put, _Mapping]] = ..., removed: _Optional[_Union[Event.Removed, _Mapping]] = ..., purged: _Optional[_Union[Event.Purged, _Mapping]] = ...) -> None: ...

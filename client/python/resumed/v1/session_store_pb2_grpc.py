@@ -87,7 +87,7 @@ class SessionStoreServiceServicer(object):
         """Stores a session until its time to live has passed.
 
         Ids are write-once: storing the same value again succeeds and changes nothing (so a retry is harmless, and never prolongs
-        a session). A key that holds another value, or whose session was removed or taken, is answered with ALREADY_EXISTS
+        a session). A key that holds another value, or whose session was removed, taken or purged, is answered with ALREADY_EXISTS
         and left as it is.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -97,7 +97,7 @@ class SessionStoreServiceServicer(object):
     def Get(self, request, context):
         """Returns a session and leaves it in the store.
 
-        A miss (unknown, expired, removed or taken) is not an error: it is answered with OK and no session. Has no side effect.
+        A miss (unknown, expired, removed, taken or purged) is not an error: it is answered with OK and no session. Has no side effect.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -5,7 +5,7 @@ The contract of resumed, a central store of resumable TLS sessions.
 
 What the store is handed is highly sensitive to those who can open it and useless to those who cannot: clients send
 hashed session ids and sealed values only (see protos/README.md). Losing an entry is harmless, a client then makes a full
-handshake. Handing out a session that was removed or taken is not: Take and Remove are final.
+handshake. Handing out a session that was removed, taken or purged is not: Take, Remove and Purge (admin.proto) are final.
 """
 
 import abc
@@ -196,14 +196,14 @@ class SessionStoreServiceStub(typing.Generic[_SessionStoreServicePutType, _Sessi
     """Stores a session until its time to live has passed.
 
     Ids are write-once: storing the same value again succeeds and changes nothing (so a retry is harmless, and never prolongs
-    a session). A key that holds another value, or whose session was removed or taken, is answered with ALREADY_EXISTS
+    a session). A key that holds another value, or whose session was removed, taken or purged, is answered with ALREADY_EXISTS
     and left as it is.
     """
 
     Get: _SessionStoreServiceGetType
     """Returns a session and leaves it in the store.
 
-    A miss (unknown, expired, removed or taken) is not an error: it is answered with OK and no session. Has no side effect.
+    A miss (unknown, expired, removed, taken or purged) is not an error: it is answered with OK and no session. Has no side effect.
     """
 
     Take: _SessionStoreServiceTakeType
@@ -283,7 +283,7 @@ class SessionStoreServiceServicer(metaclass=abc.ABCMeta):
         """Stores a session until its time to live has passed.
 
         Ids are write-once: storing the same value again succeeds and changes nothing (so a retry is harmless, and never prolongs
-        a session). A key that holds another value, or whose session was removed or taken, is answered with ALREADY_EXISTS
+        a session). A key that holds another value, or whose session was removed, taken or purged, is answered with ALREADY_EXISTS
         and left as it is.
         """
 
@@ -295,7 +295,7 @@ class SessionStoreServiceServicer(metaclass=abc.ABCMeta):
     ) -> typing.Union[resumed.v1.session_store_pb2.GetResponse, collections.abc.Awaitable[resumed.v1.session_store_pb2.GetResponse]]:
         """Returns a session and leaves it in the store.
 
-        A miss (unknown, expired, removed or taken) is not an error: it is answered with OK and no session. Has no side effect.
+        A miss (unknown, expired, removed, taken or purged) is not an error: it is answered with OK and no session. Has no side effect.
         """
 
     @abc.abstractmethod

@@ -15,6 +15,11 @@ pub struct PutRequest {
     /// to its own maximum (24 hours by default, never more than 7 days: RFC 8446 section 4.6.1).
     #[prost(message, optional, tag = "4")]
     pub ttl: ::core::option::Option<::prost_types::Duration>,
+    /// When the session was issued, which is when it was negotiated by a full handshake, on the client's clock: a ticket that a resumed
+    /// connection issued was issued with the session that it resumed. A Purge goes by this time. One that lies ahead of the store's
+    /// clock counts as now, and so does none at all: then a Put that a Purge overtakes brings its session back.
+    #[prost(message, optional, tag = "5")]
+    pub issue_time: ::core::option::Option<::prost_types::Timestamp>,
 }
 /// Confirms that a session is stored.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -185,8 +190,8 @@ pub mod result {
 /// Describes one change in a namespace.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Event {
-    /// The change: exactly one is set.
-    #[prost(oneof = "event::Event", tags = "1, 2")]
+    /// The change: exactly one is set. A client that does not know it must do as for a purge.
+    #[prost(oneof = "event::Event", tags = "1, 2, 3")]
     pub event: ::core::option::Option<event::Event>,
 }
 /// Nested message and enum types in `Event`.
@@ -208,7 +213,10 @@ pub mod event {
         #[prost(bytes = "vec", tag = "1")]
         pub key: ::prost::alloc::vec::Vec<u8>,
     }
-    /// The change: exactly one is set.
+    /// The namespace was purged: forget everything of it. What is still valid a look-up finds.
+    #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+    pub struct Purged {}
+    /// The change: exactly one is set. A client that does not know it must do as for a purge.
     #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
     pub enum Event {
         /// A session was stored.
@@ -217,6 +225,9 @@ pub mod event {
         /// A session was removed or taken.
         #[prost(message, tag = "2")]
         Removed(Removed),
+        /// All sessions from before a time were purged.
+        #[prost(message, tag = "3")]
+        Purged(Purged),
     }
 }
 /// Names the reason of an error, in google.rpc.ErrorInfo with the domain "resumed.v1".
@@ -230,7 +241,7 @@ pub enum ErrorReason {
     ///
     /// Example: {"reason": "ERROR_REASON_INVALID_FIELD", "domain": "resumed.v1", "metadata": {"field": "ttl"}}
     InvalidField = 1,
-    /// The key holds another value, or its session was removed or taken; comes with ALREADY_EXISTS. Do not retry.
+    /// The key holds another value, or its session was removed, taken or purged; comes with ALREADY_EXISTS. Do not retry.
     ///
     /// Example: {"reason": "ERROR_REASON_WRITE_ONCE", "domain": "resumed.v1", "metadata": {"namespace": "shop"}}
     WriteOnce = 2,
@@ -269,6 +280,13 @@ pub enum ErrorReason {
     /// Example: {"reason": "ERROR_REASON_NOT_GRANTED", "domain": "resumed.v1", "metadata": {"identity":
     /// "spiffe://example.org/shop", "namespace": "pay", "operation": "take"}}
     NotGranted = 10,
+    /// A limit of the caller, or of the namespace, is used up; comes with RESOURCE_EXHAUSTED, and with a google.rpc.RetryInfo where time
+    /// alone helps: make no call sooner. Whoever does is answered later. The limit is one of operations_per_second, watchers, sessions
+    /// and bytes.
+    ///
+    /// Example: {"reason": "ERROR_REASON_LIMIT_EXCEEDED", "domain": "resumed.v1", "metadata": {"of": "spiffe://example.org/shop",
+    /// "limit": "operations_per_second"}}
+    LimitExceeded = 11,
 }
 impl ErrorReason {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -288,6 +306,7 @@ impl ErrorReason {
             Self::TooManyWatchers => "ERROR_REASON_TOO_MANY_WATCHERS",
             Self::Unauthenticated => "ERROR_REASON_UNAUTHENTICATED",
             Self::NotGranted => "ERROR_REASON_NOT_GRANTED",
+            Self::LimitExceeded => "ERROR_REASON_LIMIT_EXCEEDED",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -304,6 +323,7 @@ impl ErrorReason {
             "ERROR_REASON_TOO_MANY_WATCHERS" => Some(Self::TooManyWatchers),
             "ERROR_REASON_UNAUTHENTICATED" => Some(Self::Unauthenticated),
             "ERROR_REASON_NOT_GRANTED" => Some(Self::NotGranted),
+            "ERROR_REASON_LIMIT_EXCEEDED" => Some(Self::LimitExceeded),
             _ => None,
         }
     }
@@ -398,7 +418,7 @@ pub mod session_store_service_client {
         /// Stores a session until its time to live has passed.
         ///
         /// Ids are write-once: storing the same value again succeeds and changes nothing (so a retry is harmless, and never prolongs
-        /// a session). A key that holds another value, or whose session was removed or taken, is answered with ALREADY_EXISTS
+        /// a session). A key that holds another value, or whose session was removed, taken or purged, is answered with ALREADY_EXISTS
         /// and left as it is.
         pub async fn put(
             &mut self,
@@ -423,7 +443,7 @@ pub mod session_store_service_client {
         }
         /// Returns a session and leaves it in the store.
         ///
-        /// A miss (unknown, expired, removed or taken) is not an error: it is answered with OK and no session. Has no side effect.
+        /// A miss (unknown, expired, removed, taken or purged) is not an error: it is answered with OK and no session. Has no side effect.
         pub async fn get(
             &mut self,
             request: impl tonic::IntoRequest<super::GetRequest>,
@@ -497,7 +517,8 @@ pub mod session_store_service_client {
         }
         /// Carries out up to 256 operations in their order and answers as many results in the same order.
         ///
-        /// One failing operation does not fail the others. The operations of one Batch are not one transaction: another caller
+        /// One failing operation does not fail the others; only a Batch that is over a limit on operations a second is refused as a whole,
+        /// with RESOURCE_EXHAUSTED. The operations of one Batch are not one transaction: another caller
         /// may see some of them done and others not yet. This is the way to move many sessions cheaply.
         pub async fn batch(
             &mut self,

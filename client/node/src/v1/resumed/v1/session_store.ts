@@ -21,6 +21,7 @@ import {
   type UntypedServiceImplementation,
 } from "@grpc/grpc-js";
 import { Duration } from "../../google/protobuf/duration.js";
+import { Timestamp } from "../../google/protobuf/timestamp.js";
 import { Status } from "../../google/rpc/status.js";
 
 export const protobufPackage = "resumed.v1";
@@ -32,7 +33,7 @@ export const protobufFileName = "resumed/v1/session_store.proto";
  *
  * What the store is handed is highly sensitive to those who can open it and useless to those who cannot: clients send
  * hashed session ids and sealed values only (see protos/README.md). Losing an entry is harmless, a client then makes a full
- * handshake. Handing out a session that was removed or taken is not: Take and Remove are final.
+ * handshake. Handing out a session that was removed, taken or purged is not: Take, Remove and Purge (admin.proto) are final.
  */
 
 /** Names the reason of an error, in google.rpc.ErrorInfo with the domain "resumed.v1". */
@@ -47,7 +48,7 @@ export enum ErrorReason {
    */
   ERROR_REASON_INVALID_FIELD = 1,
   /**
-   * ERROR_REASON_WRITE_ONCE - The key holds another value, or its session was removed or taken; comes with ALREADY_EXISTS. Do not retry.
+   * ERROR_REASON_WRITE_ONCE - The key holds another value, or its session was removed, taken or purged; comes with ALREADY_EXISTS. Do not retry.
    *
    * Example: {"reason": "ERROR_REASON_WRITE_ONCE", "domain": "resumed.v1", "metadata": {"namespace": "shop"}}
    */
@@ -103,6 +104,15 @@ export enum ErrorReason {
    * "spiffe://example.org/shop", "namespace": "pay", "operation": "take"}}
    */
   ERROR_REASON_NOT_GRANTED = 10,
+  /**
+   * ERROR_REASON_LIMIT_EXCEEDED - A limit of the caller, or of the namespace, is used up; comes with RESOURCE_EXHAUSTED, and with a google.rpc.RetryInfo where time
+   * alone helps: make no call sooner. Whoever does is answered later. The limit is one of operations_per_second, watchers, sessions
+   * and bytes.
+   *
+   * Example: {"reason": "ERROR_REASON_LIMIT_EXCEEDED", "domain": "resumed.v1", "metadata": {"of": "spiffe://example.org/shop",
+   * "limit": "operations_per_second"}}
+   */
+  ERROR_REASON_LIMIT_EXCEEDED = 11,
   UNRECOGNIZED = -1,
 }
 
@@ -118,7 +128,15 @@ export interface PutRequest {
    * Time to live from the moment the store accepts the session, on the store's clock. Above zero; the server lowers it
    * to its own maximum (24 hours by default, never more than 7 days: RFC 8446 section 4.6.1).
    */
-  ttl: Duration | undefined;
+  ttl:
+    | Duration
+    | undefined;
+  /**
+   * When the session was issued, which is when it was negotiated by a full handshake, on the client's clock: a ticket that a resumed
+   * connection issued was issued with the session that it resumed. A Purge goes by this time. One that lies ahead of the store's
+   * clock counts as now, and so does none at all: then a Put that a Purge overtakes brings its session back.
+   */
+  issueTime: Timestamp | undefined;
 }
 
 /** Confirms that a session is stored. */
@@ -261,7 +279,7 @@ export interface Result {
 
 /** Describes one change in a namespace. */
 export interface Event {
-  /** The change: exactly one is set. */
+  /** The change: exactly one is set. A client that does not know it must do as for a purge. */
   event:
     | //
     /** A session was stored. */
@@ -269,6 +287,9 @@ export interface Event {
     | //
     /** A session was removed or taken. */
     { $case: "removed"; removed: Event_Removed }
+    | //
+    /** All sessions from before a time were purged. */
+    { $case: "purged"; purged: Event_Purged }
     | undefined;
 }
 
@@ -286,8 +307,12 @@ export interface Event_Removed {
   key: Buffer;
 }
 
+/** The namespace was purged: forget everything of it. What is still valid a look-up finds. */
+export interface Event_Purged {
+}
+
 function createBasePutRequest(): PutRequest {
-  return { namespace: "", key: Buffer.alloc(0), value: Buffer.alloc(0), ttl: undefined };
+  return { namespace: "", key: Buffer.alloc(0), value: Buffer.alloc(0), ttl: undefined, issueTime: undefined };
 }
 
 export const PutRequest: MessageFns<PutRequest> = {
@@ -303,6 +328,9 @@ export const PutRequest: MessageFns<PutRequest> = {
     }
     if (message.ttl !== undefined) {
       Duration.encode(message.ttl, writer.uint32(34).fork()).join();
+    }
+    if (message.issueTime !== undefined) {
+      Timestamp.encode(message.issueTime, writer.uint32(42).fork()).join();
     }
     return writer;
   },
@@ -350,6 +378,14 @@ export const PutRequest: MessageFns<PutRequest> = {
             }
 
             message.ttl = Duration.decode(reader, reader.uint32());
+            continue;
+          }
+          case 5: {
+            if (tag !== 42) {
+              break;
+            }
+
+            message.issueTime = Timestamp.decode(reader, reader.uint32());
             continue;
           }
         }
@@ -1191,6 +1227,9 @@ export const Event: MessageFns<Event> = {
       case "removed":
         Event_Removed.encode(message.event.removed, writer.uint32(18).fork()).join();
         break;
+      case "purged":
+        Event_Purged.encode(message.event.purged, writer.uint32(26).fork()).join();
+        break;
     }
     return writer;
   },
@@ -1222,6 +1261,14 @@ export const Event: MessageFns<Event> = {
             }
 
             message.event = { $case: "removed", removed: Event_Removed.decode(reader, reader.uint32()) };
+            continue;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.event = { $case: "purged", purged: Event_Purged.decode(reader, reader.uint32()) };
             continue;
           }
         }
@@ -1340,6 +1387,41 @@ export const Event_Removed: MessageFns<Event_Removed> = {
   },
 };
 
+function createBaseEvent_Purged(): Event_Purged {
+  return {};
+}
+
+export const Event_Purged: MessageFns<Event_Purged> = {
+  encode(_: Event_Purged, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): Event_Purged {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseEvent_Purged();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+};
+
 /**
  * Keeps resumable TLS sessions for a fleet of TLS frontends.
  *
@@ -1355,7 +1437,7 @@ export const SessionStoreServiceService = {
    * Stores a session until its time to live has passed.
    *
    * Ids are write-once: storing the same value again succeeds and changes nothing (so a retry is harmless, and never prolongs
-   * a session). A key that holds another value, or whose session was removed or taken, is answered with ALREADY_EXISTS
+   * a session). A key that holds another value, or whose session was removed, taken or purged, is answered with ALREADY_EXISTS
    * and left as it is.
    */
   put: {
@@ -1370,7 +1452,7 @@ export const SessionStoreServiceService = {
   /**
    * Returns a session and leaves it in the store.
    *
-   * A miss (unknown, expired, removed or taken) is not an error: it is answered with OK and no session. Has no side effect.
+   * A miss (unknown, expired, removed, taken or purged) is not an error: it is answered with OK and no session. Has no side effect.
    */
   get: {
     path: "/resumed.v1.SessionStoreService/Get" as const,
@@ -1414,7 +1496,8 @@ export const SessionStoreServiceService = {
   /**
    * Carries out up to 256 operations in their order and answers as many results in the same order.
    *
-   * One failing operation does not fail the others. The operations of one Batch are not one transaction: another caller
+   * One failing operation does not fail the others; only a Batch that is over a limit on operations a second is refused as a whole,
+   * with RESOURCE_EXHAUSTED. The operations of one Batch are not one transaction: another caller
    * may see some of them done and others not yet. This is the way to move many sessions cheaply.
    */
   batch: {
@@ -1450,14 +1533,14 @@ export interface SessionStoreServiceServer extends UntypedServiceImplementation 
    * Stores a session until its time to live has passed.
    *
    * Ids are write-once: storing the same value again succeeds and changes nothing (so a retry is harmless, and never prolongs
-   * a session). A key that holds another value, or whose session was removed or taken, is answered with ALREADY_EXISTS
+   * a session). A key that holds another value, or whose session was removed, taken or purged, is answered with ALREADY_EXISTS
    * and left as it is.
    */
   put: handleUnaryCall<PutRequest, PutResponse>;
   /**
    * Returns a session and leaves it in the store.
    *
-   * A miss (unknown, expired, removed or taken) is not an error: it is answered with OK and no session. Has no side effect.
+   * A miss (unknown, expired, removed, taken or purged) is not an error: it is answered with OK and no session. Has no side effect.
    */
   get: handleUnaryCall<GetRequest, GetResponse>;
   /**
@@ -1477,7 +1560,8 @@ export interface SessionStoreServiceServer extends UntypedServiceImplementation 
   /**
    * Carries out up to 256 operations in their order and answers as many results in the same order.
    *
-   * One failing operation does not fail the others. The operations of one Batch are not one transaction: another caller
+   * One failing operation does not fail the others; only a Batch that is over a limit on operations a second is refused as a whole,
+   * with RESOURCE_EXHAUSTED. The operations of one Batch are not one transaction: another caller
    * may see some of them done and others not yet. This is the way to move many sessions cheaply.
    */
   batch: handleUnaryCall<BatchRequest, BatchResponse>;
@@ -1497,7 +1581,7 @@ export interface SessionStoreServiceClient extends Client {
    * Stores a session until its time to live has passed.
    *
    * Ids are write-once: storing the same value again succeeds and changes nothing (so a retry is harmless, and never prolongs
-   * a session). A key that holds another value, or whose session was removed or taken, is answered with ALREADY_EXISTS
+   * a session). A key that holds another value, or whose session was removed, taken or purged, is answered with ALREADY_EXISTS
    * and left as it is.
    */
   put(request: PutRequest, callback: (error: ServiceError | null, response: PutResponse) => void): ClientUnaryCall;
@@ -1515,7 +1599,7 @@ export interface SessionStoreServiceClient extends Client {
   /**
    * Returns a session and leaves it in the store.
    *
-   * A miss (unknown, expired, removed or taken) is not an error: it is answered with OK and no session. Has no side effect.
+   * A miss (unknown, expired, removed, taken or purged) is not an error: it is answered with OK and no session. Has no side effect.
    */
   get(request: GetRequest, callback: (error: ServiceError | null, response: GetResponse) => void): ClientUnaryCall;
   get(
@@ -1571,7 +1655,8 @@ export interface SessionStoreServiceClient extends Client {
   /**
    * Carries out up to 256 operations in their order and answers as many results in the same order.
    *
-   * One failing operation does not fail the others. The operations of one Batch are not one transaction: another caller
+   * One failing operation does not fail the others; only a Batch that is over a limit on operations a second is refused as a whole,
+   * with RESOURCE_EXHAUSTED. The operations of one Batch are not one transaction: another caller
    * may see some of them done and others not yet. This is the way to move many sessions cheaply.
    */
   batch(

@@ -1,0 +1,101 @@
+"""The RPCs of operators: check the request, ask the engine, answer. On threads of their own, since they take long."""
+# ruff: noqa: N802 - the methods are named as in the contract
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, TypeVar
+
+import structlog
+
+from resumed.v1 import admin_pb2 as pb
+from resumed.v1.admin_pb2_grpc import AdminServiceServicer
+from resumed_server.access import Anybody
+from resumed_server.errors import InvalidField, Unobserved, answered
+from resumed_server.service import NAMESPACE_LIMIT, is_namespace, seconds_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from google.protobuf.timestamp_pb2 import Timestamp
+    from grpc import ServicerContext
+
+    from resumed_server.access import Access
+    from resumed_server.engines.base import Engine, Usage
+    from resumed_server.errors import Observer
+
+_EVERY_NAMESPACE = "*"
+"""What a grant must be for who asks about all of them. No namespace is called so."""
+_THREADS = 2
+
+_Rpc = TypeVar("_Rpc", bound="Callable[..., object]")
+
+_log = structlog.get_logger()
+
+
+def _apart(rpc: _Rpc) -> _Rpc:
+    """Answer an RPC on threads that no session waits for."""
+    rpc.experimental_thread_pool = ThreadPoolExecutor(_THREADS, "admin")  # type: ignore[attr-defined]
+    return rpc
+
+
+class AdminService(AdminServiceServicer):
+    """Serves operators of an engine, those whom `access` lets in; `observer` is told of every call."""
+
+    def __init__(self, engine: Engine, access: Access | None = None, observer: Observer | None = None) -> None:
+        self._engine = engine
+        self._access = access or Anybody()
+        self.observer = observer or Unobserved()
+
+    @_apart
+    @answered
+    def Purge(self, request: pb.PurgeRequest, context: ServicerContext) -> pb.PurgeResponse:
+        """End all sessions of a namespace that were issued before a time."""
+        caller = self._access.caller(context)
+        namespace = _named(request.namespace)
+        before = seconds_of(request.issued_before, "issued_before") if request.HasField("issued_before") else None
+        if before is not None and before > time.time():
+            raise InvalidField("issued_before", "must not lie ahead of the server's clock; leave it out for now")
+        caller.demand("purge", namespace)
+        mark = self._engine.purge(namespace, before)
+        _log.warning("namespace purged", namespace=namespace, issued_before=_shown(mark))
+        response = pb.PurgeResponse()
+        _write_time(response.issued_before, mark)
+        return response
+
+    @_apart
+    @answered
+    def Stats(self, request: pb.StatsRequest, context: ServicerContext) -> pb.StatsResponse:
+        """Count what there is of a namespace, or of all."""
+        caller = self._access.caller(context)
+        namespace = _named(request.namespace) if request.namespace else None
+        caller.demand("stats", namespace or _EVERY_NAMESPACE)
+        response = pb.StatsResponse()
+        for name, usage in sorted(self._engine.usage(namespace).items()):
+            _write_usage(response.namespaces.add(namespace=name), usage)
+        return response
+
+
+def _named(namespace: str) -> str:
+    if not is_namespace(namespace):
+        raise InvalidField("namespace", NAMESPACE_LIMIT)
+    return namespace
+
+
+def _write_usage(stats: pb.NamespaceStats, usage: Usage) -> None:
+    stats.sessions = usage.sessions
+    stats.value_bytes = usage.value_bytes
+    stats.tombstones = usage.tombstones
+    stats.purged = usage.purged
+    if usage.issued_before is not None:
+        _write_time(stats.issued_before, usage.issued_before)
+
+
+def _write_time(time: Timestamp, seconds: float) -> None:
+    time.FromMicroseconds(round(seconds * 1e6))
+
+
+def _shown(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, timezone.utc).isoformat()

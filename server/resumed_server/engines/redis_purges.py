@@ -1,0 +1,225 @@
+"""Which namespaces of a Redis were purged and up to what time; what there is of them; deletes what was purged.
+
+A purge is a mark: a key beside each stream of the log (see redis_log.py), so that every primary of a cluster has some.
+The scripts read a mark on their own node, two where there are two: one may be on its way to another node. A purge is in
+force once all are set. Redis forgets a mark when no session from before it can be alive any more.
+
+Times are microseconds since the epoch, as Redis counts them, in 16 digits, which sort as numbers do.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from resumed_server.engines.base import LONGEST_TTL_SECONDS, EngineError, EngineUnavailable, Usage
+from resumed_server.engines.redis_nodes import Displaced
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from resumed_server.engines.redis_log import ChangeLog
+    from resumed_server.engines.redis_nodes import Nodes
+    from resumed_server.engines.redis_url import RedisUrl
+
+TIME_DIGITS = 16
+UNKNOWN = b"?"
+"""Has a script read the mark itself."""
+
+MARK = f"""
+local function mark(namespace, first)
+  local latest, copies, failed = '', 0
+  for each = first, #ARGV do
+    local found = redis.pcall('GET', ARGV[each] .. namespace)
+    if type(found) == 'table' then
+      failed = found
+    else
+      copies = copies + 1
+      if found and found > latest then latest = found end
+      if copies == 2 then return latest end
+    end
+  end
+  return copies > 0 and latest or failed
+end
+local function purged(value, mark) return value and value ~= '' and string.sub(value, 1, {TIME_DIGITS}) < mark end"""
+"""Functions for scripts: the mark of a namespace, where ARGV has streams from `first` on, or an error if no copy of it
+is at hand; and whether what is stored is a session from before a mark."""
+
+_SET = f"""#!lua flags=allow-oom
+local mark = redis.call('GET', KEYS[1])
+if mark and mark >= ARGV[1] then return mark end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', {LONGEST_TTL_SECONDS * 1000:.0f})
+return ARGV[1]"""
+# Goes on at a cursor; answers the next one, and of each namespace: its name, sessions, their bytes, tombstones, purged.
+_LOOK = f"""#!lua flags=allow-oom,allow-cross-slot-keys{MARK}
+local cursor, pattern, count, prefix, deletes = unpack(ARGV)
+local found = redis.call('SCAN', cursor, 'MATCH', pattern, 'COUNT', count)
+local marks, counts, answer = {{}}, {{}}, {{found[1]}}
+for _, key in ipairs(found[2]) do
+  local namespace = string.match(string.sub(key, #prefix + 1), '^([a-z0-9.-]+):')
+  local value = namespace and redis.pcall('GET', key)
+  if type(value) == 'string' then
+    if not counts[namespace] then
+      counts[namespace], marks[namespace] = {{0, 0, 0, 0}}, mark(namespace, 6)
+      if type(marks[namespace]) == 'table' then return marks[namespace] end
+    end
+    local counted = counts[namespace]
+    if value == '' then
+      counted[3] = counted[3] + 1
+    elseif purged(value, marks[namespace]) then
+      counted[4] = counted[4] + 1
+      if deletes == '1' then redis.call('UNLINK', key) end
+    else
+      counted[1], counted[2] = counted[1] + 1, counted[2] + #value - {TIME_DIGITS}
+    end
+  end
+end
+for namespace, counted in pairs(counts) do
+  answer[#answer + 1] = namespace
+  for each = 1, 4 do answer[#answer + 1] = counted[each] end
+end
+return answer"""
+
+_COUNTED_AT_ONCE = 256
+_REST = 2.0
+"""How many times as long as a step of counting takes it rests."""
+_ATTEMPTS = 5
+
+
+class Purges:
+    """The purges of the sessions whose keys begin with `prefix`, on `nodes`. Thread-safe."""
+
+    def __init__(self, url: RedisUrl, nodes: Nodes, log: ChangeLog) -> None:
+        self._url, self._nodes, self._log, self._prefix = url, nodes, log, url.prefix.encode()
+        self._lock = threading.Lock()
+        self._unfinished: deque[_Deletion] = deque()
+
+    def known(self, namespace: str) -> bytes:
+        """Return the mark of a namespace, from wherever it is; it sorts before every time if there is none."""
+        key = self._log.first_stream + namespace.encode()
+        (mark,) = self._executed(self._nodes.of(key), [("GET", key)])
+        return mark or b""
+
+    def set(self, namespace: str, issued_before: float | None) -> float:
+        """Set all marks of a namespace to a time, now at the latest, but never back; return where they are.
+
+        Raises:
+            EngineUnavailable: Not all are set, or (with `wait_replicas`) replicas do not have them yet.
+        """
+        # Of all the nodes' clocks the latest: what any of them has stored was issued before. And what was stored in
+        # this very microsecond was stored before.
+        times = [self._executed(node, [("TIME",)])[0] for node in self._log.streams()]
+        mark = max(int(seconds) * 1_000_000 + int(more) for seconds, more in times) + 1
+        if issued_before is not None:
+            mark = min(mark, _microseconds(issued_before))
+        set_to = _digits(mark)
+        for node, streams in self._log.streams().items():
+            commands: list[tuple[Any, ...]] = [
+                ("EVAL", _SET, 1, stream + namespace.encode(), set_to) for stream in streams
+            ]
+            if self._url.wait_replicas:
+                commands.append(("WAIT", self._url.wait_replicas, int(self._url.timeout * 1000)))
+            answers = self._executed(node, commands)
+            if self._url.wait_replicas and answers.pop() < self._url.wait_replicas:
+                raise EngineUnavailable(f"not all of {self._url.wait_replicas} replicas of Redis know of the purge yet")
+            set_to = max(set_to, *answers)
+        with self._lock:
+            self._unfinished.append(_Deletion(namespace, list(self._log.streams())))
+        return _seconds(set_to)
+
+    def delete(self, limit: int) -> int:
+        """Look for about `limit` sessions that were purged, and delete those; return 0 if there is nothing left to do.
+
+        The process that purged a namespace does it; if that ends before, what is left goes when it expires.
+        """
+        with self._lock:
+            if not self._unfinished:
+                return 0
+            deletion = self._unfinished[0]
+            deletion.cursor, _ = self._look(deletion.nodes[0], deletion.cursor, deletion.namespace, limit, deletes=True)
+            if deletion.cursor == b"0":
+                deletion.nodes.pop(0)
+            if not deletion.nodes:
+                self._unfinished.popleft()
+            return limit if self._unfinished else 0
+
+    def usage(self, namespace: str | None) -> dict[str, Usage]:
+        """Count what there is; see Engine."""
+        counted = {} if namespace is None else {namespace: Usage()}
+        for node in self._log.streams():
+            cursor = b"0"
+            while True:
+                begun = time.monotonic()
+                cursor, found = self._look(node, cursor, namespace, _COUNTED_AT_ONCE, deletes=False)
+                for name, *numbers in zip(*[iter(found)] * 5, strict=True):
+                    usage = counted.setdefault(name.decode(), Usage())
+                    usage.sessions += numbers[0]
+                    usage.value_bytes += numbers[1]
+                    usage.tombstones += numbers[2]
+                    usage.purged += numbers[3]
+                if cursor == b"0":
+                    break
+                time.sleep(_REST * (time.monotonic() - begun))
+        for name, usage in counted.items():
+            mark = self.known(name)
+            usage.issued_before = _seconds(mark) if mark else None
+        return counted
+
+    def _look(
+        self, node: str, cursor: bytes, namespace: str | None, count: int, *, deletes: bool
+    ) -> tuple[bytes, Sequence[Any]]:
+        """Look at about `count` keys of a node; return where to go on, and what was found (see _LOOK)."""
+        pattern = _escaped(self._prefix) + (b"[-a-z0-9.]*" if namespace is None else b"%b:*" % namespace.encode())
+        for _ in range(_ATTEMPTS):
+            streams = self._log.streams().get(node)
+            if not streams:  # a primary no more
+                return b"0", ()
+            arguments = (cursor, pattern, count, self._prefix, int(deletes), *streams[:2])
+            try:
+                (answer,) = self._executed(node, [("EVAL", _LOOK, 1, streams[0], *arguments)])
+            except Displaced:
+                self._log.relocate()
+            else:
+                return answer[0], answer[1:]
+        raise EngineUnavailable(f"the slots of Redis at {node} are moving")
+
+    def _executed(self, node: str, commands: Sequence[Sequence[Any]]) -> list[Any]:
+        answers = self._nodes.execute(node, commands)
+        for answer in answers:
+            if isinstance(answer, EngineError):
+                raise answer
+        return answers
+
+
+def time_text(seconds: float) -> bytes:
+    """Return a time in Unix seconds as the scripts have it."""
+    return _digits(_microseconds(seconds))
+
+
+@dataclass
+class _Deletion:
+    """How far what was purged of a namespace has been deleted: the nodes to look at, and where in the first one."""
+
+    namespace: str
+    nodes: list[str]
+    cursor: bytes = b"0"
+
+
+def _escaped(text: bytes) -> bytes:
+    """Return `text` as a pattern that matches it alone."""
+    return b"".join(b"\\" + bytes([each]) if each in rb"*?[]^\\" else bytes([each]) for each in text)
+
+
+def _digits(microseconds: int) -> bytes:
+    return b"%0*d" % (TIME_DIGITS, microseconds)
+
+
+def _microseconds(seconds: float) -> int:
+    return int(seconds * 1e6)
+
+
+def _seconds(mark: bytes) -> float:
+    return int(mark) / 1e6

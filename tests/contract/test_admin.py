@@ -1,0 +1,209 @@
+"""Purge and Stats over the wire: on every front and engine, through whichever worker, told to whoever watches."""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import ExitStack, closing
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
+from google.rpc.error_details_pb2 import BadRequest
+from grpc_status import rpc_status
+
+from resumed import Admin, AlreadyExists, Get, NamespaceStats, Put, SessionStore, StoredSession
+from resumed.v1 import admin_pb2 as pb
+from resumed.v1 import session_store_pb2
+from resumed.v1.admin_pb2_grpc import AdminServiceStub
+from resumed.v1.session_store_pb2_grpc import SessionStoreServiceStub
+from support.redis import until, valkey_cluster, valkey_server
+from support.server import running_server
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+PATIENCE = 10.0
+PATIENT = "?timeout_ms=5000"
+"""A busy machine is no broken promise."""
+
+
+@pytest.fixture(
+    scope="module",
+    params=["one process", "two native workers", "two servers on Valkey", "two servers on a cluster"],
+)
+def targets(request: pytest.FixtureRequest) -> Iterator[list[str]]:
+    """Where one store is reached."""
+    with ExitStack() as held:
+        if "servers" not in request.param:
+            front, workers = ("native", 2) if "native" in request.param else ("grpcio", 1)
+            yield [held.enter_context(running_server("--front", front, workers=workers)).target]
+            return
+        storage: Any = held.enter_context(valkey_cluster() if "cluster" in request.param else valkey_server())
+        yield [held.enter_context(running_server("--store", storage.url + PATIENT)).target for _ in range(2)]
+
+
+@pytest.fixture
+def admin(targets: list[str]) -> Iterator[Admin]:
+    """An operator, at the first server."""
+    with Admin(targets[0], deadline=PATIENCE) as admin:
+        yield admin
+
+
+@pytest.fixture
+def connected(targets: list[str]) -> Iterator[Callable[[], SessionStore]]:
+    """Connect to a namespace of the test's own, at the last server; each time to any of its workers."""
+    namespace = os.urandom(8).hex()
+    with ExitStack() as held:
+        yield lambda: held.enter_context(closing(SessionStore(targets[-1], namespace=namespace, deadline=PATIENCE)))
+
+
+@pytest.fixture
+def store(connected: Callable[[], SessionStore]) -> SessionStore:
+    """That namespace."""
+    return connected()
+
+
+def test_once_a_purge_is_answered_no_server_and_no_worker_returns_what_was_stored(
+    admin: Admin, connected: Callable[[], SessionStore]
+) -> None:
+    """On ten connections, so that every worker is asked; what is stored afterwards is there for all."""
+    stores = [connected() for _ in range(10)]
+    for number, store in enumerate(stores):
+        store.put(b"%d" % number, b"value", 60.0)
+    began = time.time()
+    mark = admin.purge(stores[0].namespace)
+    assert began - 1.0 < mark < time.time() + 1.0
+    for store in stores:
+        assert store.batch([Get(b"%d" % number) for number in range(10)]) == [None] * 10
+        assert store.get(b"1") is None
+        assert store.take(b"2") is None
+    stores[0].put(b"new", b"value", 60.0)
+    assert all(store.get(b"new") for store in stores)
+
+
+def test_a_put_that_arrives_after_the_purge_of_its_session_is_refused(
+    admin: Admin, connected: Callable[[], SessionStore]
+) -> None:
+    """By every worker, alone and in a Batch; one without a time of issue counts from its arrival."""
+    issued = time.time() - 5.0
+    admin.purge(connected().namespace)
+    for _ in range(5):
+        store = connected()
+        with pytest.raises(AlreadyExists):
+            store.put(b"late", b"value", 60.0, issued=issued)
+        (outcome,) = store.batch([Put(b"late", b"value", 60.0, issued)])
+        assert isinstance(outcome, AlreadyExists)
+        assert store.get(b"late") is None
+    store.put(b"untimed", b"value", 60.0)
+    assert store.get(b"untimed")
+
+
+def test_a_purge_up_to_a_time_spares_what_was_issued_since(admin: Admin, store: SessionStore) -> None:
+    """And a later purge up to an earlier time changes nothing."""
+    moment = round(time.time()) - 100.0
+    for key, seconds in ((b"before", -0.001), (b"then", 0.0), (b"after", 50.0)):
+        store.put(key, b"value", 60.0, issued=moment + seconds)
+    assert admin.purge(store.namespace, moment) == moment
+    assert [key for key in (b"before", b"then", b"after") if store.get(key)] == [b"then", b"after"]
+    assert admin.purge(store.namespace, moment - 50.0) == moment
+
+
+def test_whoever_watches_is_told_and_the_log_says_who_purged(
+    admin: Admin, store: SessionStore, connected: Callable[[], SessionStore]
+) -> None:
+    """As a change without a key; nothing from before comes behind it, what is stored later does."""
+    store.put(b"old", b"value", 60.0)
+    with connected().watch() as watch:
+        admin.purge(store.namespace)
+        store.put(b"new", b"value", 60.0)
+        told: list[tuple[bytes, StoredSession | None]] = []
+        for news in watch:
+            told += news.changes
+            if b"new" in dict(told):
+                break
+    assert (b"", None) in told
+    assert b"old" not in dict(told[told.index((b"", None)) :])
+
+
+def test_a_watcher_that_was_away_learns_of_the_purge(
+    admin: Admin, store: SessionStore, connected: Callable[[], SessionStore]
+) -> None:
+    """When it goes on behind its last position, and so does one that was never told of a change."""
+    with connected().watch() as watch:
+        position = next(iter(watch)).position
+    admin.purge(store.namespace)
+    with connected().watch(position) as watch:
+        if watch.continued:
+            told = next(iter(watch)).changes
+            assert told == [(b"", None)]
+
+
+def test_stats_count_a_namespace_or_all(admin: Admin, store: SessionStore) -> None:
+    """And tell what is not deleted yet; that goes by itself."""
+    assert admin.stats(store.namespace) == {store.namespace: NamespaceStats(0, 0, 0, 0, None)}
+    store.batch([Put(b"%d" % number, b"v" * 50, 600.0) for number in range(20)])
+    store.remove(b"1")
+    assert admin.stats(store.namespace) == {store.namespace: NamespaceStats(19, 950, 1, 0, None)}
+    assert admin.stats()[store.namespace].sessions == 19
+    mark = admin.purge(store.namespace)
+    stats = admin.stats(store.namespace)[store.namespace]
+    assert (stats.sessions, stats.value_bytes, stats.tombstones, stats.issued_before) == (0, 0, 1, mark)
+    until(lambda: admin.stats(store.namespace)[store.namespace].purged == 0)
+
+
+@pytest.mark.parametrize(
+    ("method", "request_", "field"),
+    [
+        ("Purge", pb.PurgeRequest(), "namespace"),
+        ("Purge", pb.PurgeRequest(namespace="Shop"), "namespace"),
+        ("Purge", pb.PurgeRequest(namespace="*"), "namespace"),
+        ("Purge", pb.PurgeRequest(namespace="shop", issued_before=Timestamp(seconds=-1)), "issued_before"),
+        ("Purge", pb.PurgeRequest(namespace="shop", issued_before=Timestamp(seconds=2**40)), "issued_before"),
+        ("Purge", pb.PurgeRequest(namespace="shop", issued_before=Timestamp(seconds=2**32)), "issued_before"),
+        ("Stats", pb.StatsRequest(namespace="*"), "namespace"),
+        ("Stats", pb.StatsRequest(namespace="n" * 64), "namespace"),
+        ("Put", session_store_pb2.PutRequest(issue_time=Timestamp(seconds=-1)), "issue_time"),
+        ("Put", session_store_pb2.PutRequest(issue_time=Timestamp(nanos=1_000_000_000)), "issue_time"),
+    ],
+)
+def test_a_field_outside_its_limits_is_named(targets: list[str], method: str, request_: Any, field: str) -> None:
+    """And nothing is purged or stored."""
+    if method == "Put":
+        request_.MergeFrom(session_store_pb2.PutRequest(namespace="shop", key=b"k", value=b"v"))
+        request_.ttl.seconds = 60
+    with grpc.insecure_channel(targets[0]) as channel:
+        stub: Any = SessionStoreServiceStub(channel) if method == "Put" else AdminServiceStub(channel)
+        with pytest.raises(grpc.RpcError) as caught:
+            getattr(stub, method)(request_, timeout=PATIENCE)
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    status = rpc_status.from_call(caught.value)
+    assert status is not None
+    violations = BadRequest()
+    assert any(detail.Unpack(violations) for detail in status.details)
+    assert [violation.field for violation in violations.field_violations] == [field]
+
+
+def test_the_log_has_a_line_for_each_purge() -> None:
+    """With the namespace and the time: an operator wants to know why a fleet makes full handshakes."""
+    with running_server() as server, Admin(server.target, deadline=PATIENCE) as admin:
+        admin.purge("shop", 1_700_000_000.0)
+        (line,) = server.wait_for_log("namespace purged")
+        assert (line["namespace"], line["issued_before"]) == ("shop", "2023-11-14T22:13:20+00:00")
+
+
+def test_a_purge_holds_after_a_restart(tmp_path: Any) -> None:
+    """Killed or stopped: the mark is in the database."""
+    issued = time.time() - 10.0
+    url = f"lmdb://{tmp_path}/db"
+    with running_server("--store", url) as server:
+        with Admin(server.target, deadline=PATIENCE) as admin:
+            admin.purge("shop")
+        server.kill()
+    with (
+        running_server("--store", url) as server,
+        closing(SessionStore(server.target, namespace="shop", deadline=PATIENCE)) as store,
+        pytest.raises(AlreadyExists),
+    ):
+        store.put(b"late", b"value", 60.0, issued=issued)
