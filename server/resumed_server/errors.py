@@ -43,9 +43,8 @@ log = structlog.get_logger()
 class Observer(Protocol):
     """Is told of every call."""
 
-    @property
-    def answered(self) -> Callable[[tuple[str, float]], None]:
-        """Notes a call that was answered: its method and the seconds it took. Called as often as anything."""
+    def answered(self, method: str, seconds: float) -> None:
+        """Note a call of `method` that was answered after `seconds`."""
 
     def failed(self, method: str, code: int) -> None:
         """Note a call that ended with the status `code`, by its number."""
@@ -54,7 +53,8 @@ class Observer(Protocol):
 class Unobserved:
     """An observer who notes nothing."""
 
-    answered = staticmethod(lambda _call: None)
+    def answered(self, method: str, seconds: float) -> None:
+        """See Observer."""
 
     def failed(self, method: str, code: int) -> None:
         """See Observer."""
@@ -148,7 +148,7 @@ def answered(
             if isinstance(error, LimitExceeded) and error.hold:
                 raise Held(error.hold, lambda later: abort(later, status)) from None
             abort(context, status)
-        servicer.observer.answered((method, time.perf_counter() - started))
+        servicer.observer.answered(method, time.perf_counter() - started)
         return response
 
     return rpc

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from typing import TYPE_CHECKING, cast
 
@@ -140,28 +141,51 @@ class TestRecorder:
         """A caller can make up as many as they want; once a session is found in one it has its place."""
         recorder = Recorder(lambda _: True)
         for _ in range(3):
-            recorder.operation(("made-up", COLUMN["get", "miss"]))
-        recorder.operation(("shop", COLUMN["put", "stored"]))
-        recorder.operation(("shop", COLUMN["get", "miss"]))
-        thread = threading.Thread(target=recorder.operation, args=(("shop", COLUMN["get", "failed"]),))
+            recorder.operation("made-up", COLUMN["get", "miss"])
+        recorder.operation("shop", COLUMN["put", "stored"])
+        recorder.operation("shop", COLUMN["get", "miss"])
+        thread = threading.Thread(target=recorder.operation, args=("shop", COLUMN["get", "failed"]))
         thread.start()
         thread.join()
         assert outcomes(recorder, "shop") == {("put", "stored"): 1, ("get", "miss"): 1, ("get", "failed"): 1}
         assert outcomes(recorder, OTHER) == {("get", "miss"): 3}
         assert "made-up" not in recorder.snapshot()["operations"]
 
+    def test_many_threads_lose_no_count(self) -> None:
+        """Though none takes a lock, and they take turns as often as the interpreter lets them."""
+        recorder, column = Recorder(lambda _: True), COLUMN["put", "stored"]
+
+        def count() -> None:
+            for _ in range(20_000):
+                recorder.operation("shop", column)
+                recorder.answered("Get", 0.5)
+
+        interval = sys.getswitchinterval()
+        sys.setswitchinterval(1e-6)
+        try:
+            threads = [threading.Thread(target=count) for _ in range(4)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        finally:
+            sys.setswitchinterval(interval)
+        found = recorder.snapshot()
+        assert outcomes(recorder, "shop") == {("put", "stored"): 80_000}
+        assert (sum(found["calls"]["Get"][0]), found["calls"]["Get"][1]) == (80_000, 40_000.0)
+
     def test_what_is_not_admitted_is_added_up(self) -> None:
         """Nothing is lost."""
         recorder = Recorder(lambda namespace: namespace == "shop")
         for namespace in ("shop", "pay", "mail"):
-            recorder.operation((namespace, COLUMN["get", "hit"]))
+            recorder.operation(namespace, COLUMN["get", "hit"])
         assert outcomes(recorder, OTHER) == {("get", "hit"): 2}
 
     def test_a_call_counts_in_the_bucket_whose_bound_it_reaches(self) -> None:
         """Bounds are inclusive, as Prometheus has them."""
         recorder = Recorder(lambda _: True)
         for seconds in (0.0, BOUNDS[0], BOUNDS[0] + 1e-9, BOUNDS[-1] + 1):
-            recorder.answered(("Get", seconds))
+            recorder.answered("Get", seconds)
         assert recorder.snapshot()["calls"]["Get"][0] == [2, 1, *[0] * 10, 1]
 
     def test_the_operations_of_a_batch_count_one_by_one(self) -> None:
@@ -222,7 +246,7 @@ class TestReport:
         sweeper.swept = 5
         for run in (1, 2):
             metrics = Metrics(board, 0, store, clock)
-            metrics.recorder.answered(("Get", 0.1))
+            metrics.recorder.answered("Get", 0.1)
             metrics.recorder.failed("Get", 14)
             metrics.ready = True
             metrics.report(watchers, sweeper)

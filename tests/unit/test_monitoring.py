@@ -45,8 +45,8 @@ def metrics() -> set[str]:
     board, engine = Board(1), cast("Engine", Nothing())
     counted = Metrics(board, 0, engine)
     counted._usage = {"sessions": 0, "bytes": 0, "evicted": 0}
-    counted.recorder.answered(("Get", 0.0))
-    counted.recorder.operation(("shop", COLUMN["get", "hit"]))
+    counted.recorder.answered("Get", 0.0)
+    counted.recorder.operation("shop", COLUMN["get", "hit"])
     counted.expires = 1.0
     counted.report(Watchers(engine), Sweeper(engine))
     registry = CollectorRegistry()

@@ -31,9 +31,9 @@ class CountedEngine(Engine):
         try:
             left = self._engine.put(namespace, key, value, ttl, issued)
         except EngineError as error:
-            self._count((namespace, _put_column(error)))
+            self._count(namespace, _put_column(error))
             raise
-        self._count((namespace, _STORED))
+        self._count(namespace, _STORED)
         return left
 
     def get(self, namespace: str, key: bytes) -> StoredSession | None:
@@ -41,9 +41,9 @@ class CountedEngine(Engine):
         try:
             session = self._engine.get(namespace, key)
         except EngineError:
-            self._count((namespace, _GET_FAILED))
+            self._count(namespace, _GET_FAILED)
             raise
-        self._count((namespace, _GET_MISS if session is None else _GET_HIT))
+        self._count(namespace, _GET_MISS if session is None else _GET_HIT)
         return session
 
     def take(self, namespace: str, key: bytes) -> StoredSession | None:
@@ -51,9 +51,9 @@ class CountedEngine(Engine):
         try:
             session = self._engine.take(namespace, key)
         except EngineError:
-            self._count((namespace, _TAKE_FAILED))
+            self._count(namespace, _TAKE_FAILED)
             raise
-        self._count((namespace, _TAKE_MISS if session is None else _TAKE_HIT))
+        self._count(namespace, _TAKE_MISS if session is None else _TAKE_HIT)
         return session
 
     def remove(self, namespace: str, key: bytes) -> bool:
@@ -61,9 +61,9 @@ class CountedEngine(Engine):
         try:
             removed = self._engine.remove(namespace, key)
         except EngineError:
-            self._count((namespace, _REMOVE_FAILED))
+            self._count(namespace, _REMOVE_FAILED)
             raise
-        self._count((namespace, _REMOVED if removed else _UNKNOWN))
+        self._count(namespace, _REMOVED if removed else _UNKNOWN)
         return removed
 
     def batch(self, operations: Sequence[Operation]) -> list[Outcome]:
@@ -110,7 +110,7 @@ class CountedEngine(Engine):
 
     def _count_all(self, operations: Sequence[Operation], outcomes: Sequence[Outcome]) -> None:
         for operation, outcome in zip(operations, outcomes, strict=True):
-            self._count((operation.namespace, _column(operation, outcome)))
+            self._count(operation.namespace, _column(operation, outcome))
 
 
 def _column(operation: Operation, outcome: Outcome) -> int:

@@ -1,11 +1,11 @@
-"""What one process counts: calls, and operations by namespace. On the path of every call, where it only takes notes."""
+"""What one process counts: calls, and operations by namespace. On the path of every call, so it does little."""
 
 from __future__ import annotations
 
 import threading
 from bisect import bisect_left
-from collections import Counter, defaultdict, deque
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections import Counter
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -23,12 +23,7 @@ COLUMN = {outcome: column for column, outcome in enumerate(OUTCOMES)}
 OTHER = "other"
 """Stands for all namespaces without a place of their own, and so for one that is really called so."""
 
-_Event = TypeVar("_Event")
 _FOUND = frozenset(COLUMN[each] for each in (("get", "hit"), ("take", "hit"), ("put", "stored")))
-
-
-MOST_QUEUED = 1 << 18
-"""Events that wait to be counted; beyond that the oldest are forgotten. Some seconds of the busiest server."""
 
 
 class _Calls:
@@ -42,61 +37,58 @@ class _Calls:
 
 
 class Recorder:
-    """Counts what happens, when snapshot() is called: between handling two calls the code for it would never be warm.
+    """Counts, from any thread, and without a lock on the path of every call.
+
+    CPython changes threads at calls, at the beginning of functions and when a loop goes round, so not between reading
+    and writing what `+=` adds to. An interpreter that did would lose a count now and then.
 
     Args:
         admit: Says whether a namespace may have a place of its own. Asked when a session is stored or found in one that
             has none: of names that hold nothing a caller can make up as many as they want.
-
-    Attributes:
-        answered: Notes a call that was answered: its method and the seconds it took.
-        operation: Notes an operation: its namespace, and one of COLUMN.
     """
 
     def __init__(self, admit: Callable[[str], bool]) -> None:
         self._admit = admit
-        self._new_calls: deque[tuple[str, float]] = deque(maxlen=MOST_QUEUED)
-        self._new_operations: deque[tuple[str, int]] = deque(maxlen=MOST_QUEUED)
-        self.answered = self._new_calls.append
-        self.operation = self._new_operations.append
-        self._lock = threading.Lock()
-        self._calls: defaultdict[str, _Calls] = defaultdict(_Calls)
-        self._failures: Counter[tuple[str, int]] = Counter()
+        self._calls: dict[str, _Calls] = {}
         self._operations: dict[str, list[int]] = {}
+        self._lock = threading.Lock()
+        self._failures: Counter[tuple[str, int]] = Counter()
+
+    def answered(self, method: str, seconds: float) -> None:
+        """Count a call that was answered after `seconds`."""
+        calls = self._calls.get(method) or self._calls.setdefault(method, _Calls())
+        calls.buckets[bisect_left(BOUNDS, seconds)] += 1
+        calls.seconds += seconds
+
+    def operation(self, namespace: str, column: int) -> None:
+        """Count an operation; `column` is one of COLUMN."""
+        row = self._operations.get(namespace) or self._row(namespace, column)
+        row[column] += 1
 
     def failed(self, method: str, code: int) -> None:
-        """Note a call that ended with a status `code`."""
+        """Count a call that ended with a status `code`."""
         with self._lock:
             self._failures[method, code] += 1
 
     def snapshot(self) -> dict[str, Any]:
         """Return what was counted so far, as JSON can have it."""
         with self._lock:
-            for method, seconds in _drained(self._new_calls):
-                calls = self._calls[method]
-                calls.buckets[bisect_left(BOUNDS, seconds)] += 1
-                calls.seconds += seconds
-            for (namespace, column), number in Counter(_drained(self._new_operations)).items():
-                self._row(namespace, column)[column] += number
-            return {
-                "calls": {method: [each.buckets[:], each.seconds] for method, each in self._calls.items()},
-                "failures": [[method, code, number] for (method, code), number in self._failures.items()],
-                "operations": {namespace: row[:] for namespace, row in self._operations.items()},
-            }
+            failures = [[method, code, number] for (method, code), number in self._failures.items()]
+        return {
+            "calls": {method: [calls.buckets[:], calls.seconds] for method, calls in list(self._calls.items())},
+            "failures": failures,
+            "operations": {namespace: row[:] for namespace, row in list(self._operations.items())},
+        }
 
     def restore(self, snapshot: Mapping[str, Any]) -> None:
         """Go on counting from a snapshot, as the worker does that takes a dead one's place."""
+        for method, (buckets, seconds) in snapshot["calls"].items():
+            calls = self._calls[method] = _Calls()
+            calls.buckets, calls.seconds = buckets, seconds
         with self._lock:
-            for method, (buckets, seconds) in snapshot["calls"].items():
-                self._calls[method].buckets, self._calls[method].seconds = buckets, seconds
             self._failures.update({(method, code): number for method, code, number in snapshot["failures"]})
-            self._operations |= snapshot["operations"]
+        self._operations |= snapshot["operations"]
 
     def _row(self, namespace: str, column: int) -> list[int]:
-        if namespace not in self._operations and not (column in _FOUND and self._admit(namespace)):
-            namespace = OTHER
-        return self._operations.setdefault(namespace, [0] * len(OUTCOMES))
-
-
-def _drained(events: deque[_Event]) -> list[_Event]:
-    return [events.popleft() for _ in range(len(events))]
+        name = namespace if column in _FOUND and self._admit(namespace) else OTHER
+        return self._operations.setdefault(name, [0] * len(OUTCOMES))
