@@ -13,7 +13,9 @@ import atheris
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-with atheris.instrument_imports(include=["resumed", "resumed_server", "hpack"], enable_loader_override=False):
+with atheris.instrument_imports(
+    include=["resumed", "resumed_server", "hpack", "prometheus_client", "http.server"], enable_loader_override=False
+):
     from fuzz.targets import TARGETS
 
 if __name__ == "__main__":

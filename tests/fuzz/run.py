@@ -174,7 +174,9 @@ def main() -> int:
                 turn(share / rounds, tally)
                 tally.seconds += time.monotonic() - started
                 progress.advance(task)
-                progress.console.print(f"{number}/{rounds} {name}: {tally.iterations:,} iterations, {tally.coverage}")
+                failed = f", {len(tally.failures)} FAILURES" if tally.failures else ""
+                said = f"{number}/{rounds} {name}: {tally.iterations:,} iterations, {tally.coverage}{failed}"
+                progress.console.print(said, soft_wrap=True)
     report(console, tallies)
     failures = [failure for tally in tallies.values() for failure in tally.failures]
     for failure in failures:

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from support.server import RunningServer
 
 BATCH = 100
-PATIENCE = 10.0
+PATIENCE = 30.0
 """Seconds that the server may take for anything; beyond that it hangs."""
 LOOK = 0.02
 """Seconds of silence after which a connection whose last frame is incomplete is given up on."""

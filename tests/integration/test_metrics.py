@@ -6,6 +6,8 @@ import contextlib
 import os
 import signal
 import socket
+import urllib.error
+import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -116,6 +118,16 @@ def test_silent_clients_keep_nobody_from_asking(server: RunningServer) -> None:
     assert scrape(server).value("resumed_engine_up") == 1
     for connection in silent:
         connection.close()
+
+
+def test_a_request_that_makes_no_sense_is_refused_and_logged_once(server: RunningServer) -> None:
+    """prometheus_client raises for a version that is not made of numbers."""
+    (address,) = server.log_lines("listening")[0]["metrics"]
+    accept = {"Accept": "application/openmetrics-text; version=1.x"}
+    for _ in range(20):
+        with pytest.raises(urllib.error.HTTPError, match="500"):
+            urllib.request.urlopen(urllib.request.Request(f"http://{address}", headers=accept), timeout=PATIENCE)
+    assert 1 <= len(server.wait_for_log("metrics cannot be told")) <= 4  # for each worker, and again after ten seconds
 
 
 def test_the_native_front_is_counted_alike() -> None:

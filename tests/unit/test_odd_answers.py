@@ -1,4 +1,4 @@
-"""What a store answers that no honest one would, each found by fuzzing (docs/fuzzing.md): it is an error at most."""
+"""What a store answers that no honest one would (docs/fuzzing.md): an error at most."""
 
 from __future__ import annotations
 

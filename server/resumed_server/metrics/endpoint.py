@@ -6,6 +6,7 @@ import errno
 import socket
 import sys
 import threading
+from http import HTTPStatus
 from http.server import ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ import structlog
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import MetricsHandler
 
-from resumed_server.logs import described
+from resumed_server.logs import described, is_news
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -64,6 +65,15 @@ class Endpoint:
 class _Handler(MetricsHandler):
     timeout = PATIENCE
 
+    def do_GET(self) -> None:  # noqa: N802 - so it is called
+        try:
+            super().do_GET()
+        except OSError:  # the client has gone
+            raise
+        except Exception as error:  # noqa: BLE001 - the edge; headers that make no sense are enough (Accept: a version 1.x)
+            _log_once_in_a_while(error)
+            self.send_error(HTTPStatus.INTERNAL_SERVER_ERROR)
+
 
 class _Server(ThreadingHTTPServer):
     def __init__(self, where: tuple[socket.AddressFamily, tuple[str, int]], handler: type[_Handler]) -> None:
@@ -88,7 +98,13 @@ class _Server(ThreadingHTTPServer):
     def handle_error(self, _request: Any, _client_address: Any) -> None:
         error = sys.exc_info()[1]
         if error and not isinstance(error, OSError):  # a client that goes is nothing special
-            _log.error("metrics cannot be told", **described(error))
+            _log_once_in_a_while(error)
+
+
+def _log_once_in_a_while(error: BaseException) -> None:
+    details = described(error)
+    if is_news("metrics", *details.values()):
+        _log.error("metrics cannot be told", **details)
 
 
 def _resolved(address: Address) -> list[tuple[socket.AddressFamily, tuple[str, int]]]:
