@@ -47,6 +47,10 @@ faults: setup servers faketime ## Break the store in every way under live TLS tr
 dump: setup ## Fill stores with 10,000 real sessions, and look for their secrets in all memory and files (DUMP=--help)
 	$(BIN)/python tests/security/dump.py $(DUMP)
 
+.PHONY: rotation
+rotation: setup ## Rotate certificates, grants and keyrings under 1,000 handshakes a minute: nothing fails (ROTATION=--help)
+	$(BIN)/python tests/security/rotation.py $(ROTATION)
+
 $(BIN)/.installed-bench: $(BIN)/.installed
 	$(BIN)/python -m pip install --quiet --editable '.[dev,bench]'
 	@touch $@

@@ -178,6 +178,8 @@ def _arguments() -> argparse.ArgumentParser:
     options: dict[str, Any] = {"default": argparse.SUPPRESS}
     store.add_argument("--namespace", **options)
     store.add_argument("--keyring", metavar="FILE", **options)
+    for name in ("ca", "cert", "key"):
+        store.add_argument(f"--{name}", metavar="FILE", help="TLS to the store, see resumed.Credentials()", **options)
     store.add_argument("--lifetime", type=int, metavar="SECONDS", **options)
     store.add_argument("--deadline", type=float, metavar="SECONDS", **options)
     store.add_argument("--ids", choices=["sealed", "any"], **options)
@@ -196,6 +198,8 @@ def main() -> None:
     # Waited for below, and by no thread that starts from here on: one that arrived just before a blocking call is lost.
     signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
     try:
+        if tls := {each: given.pop(each) for each in ("ca", "cert", "key") if each in given}:
+            given["credentials"] = resumed.Credentials(**tls)
         server = Frontend(name, stack, certificate, tickets, given if given["target"] else None)
     except (resumed.ResumedError, ImportError, OSError, TypeError, ValueError) as error:
         parser.error(str(error))

@@ -72,7 +72,7 @@ def test_a_session_of_another_id_context_makes_a_full_handshake(
     shim = frontend.shim._shim
     negotiated, shop, bank = shim.negotiated, *(hashlib.sha256(name).digest() for name in (b"shop", b"bank"))
 
-    def confused(session_id: bytes, serialized: bytes, remaining: int, *, last: bool) -> None:
+    def confused(session_id: bytes, serialized: bytes, remaining: float, *, last: bool) -> None:
         assert shop in serialized
         negotiated(session_id, serialized.replace(shop, bank), remaining, last=last)
 

@@ -53,7 +53,7 @@ class Scene:
         seen: list[tuple[bytes, bytes]] = []
         negotiated = self.shim.negotiated
 
-        def spy(session_id: bytes, serialized: bytes, remaining: int, *, last: bool, issued: float) -> None:
+        def spy(session_id: bytes, serialized: bytes, remaining: float, *, last: bool, issued: float) -> None:
             seen.append((session_id, serialized))
             negotiated(session_id, serialized, remaining, last=last, issued=issued)
 

@@ -204,7 +204,7 @@ def test_no_session_gets_from_one_format_to_another(
     seen: list[tuple[bytes, bytes]] = []
     negotiated = fleet.negotiator.shim._shim.negotiated
 
-    def spy(session_id: bytes, serialized: bytes, remaining: int, *, last: bool, issued: float) -> None:
+    def spy(session_id: bytes, serialized: bytes, remaining: float, *, last: bool, issued: float) -> None:
         seen.append((session_id, serialized))
         negotiated(session_id, serialized, remaining, last=last, issued=issued)
 

@@ -149,6 +149,27 @@ def test_sessions_live_as_long_as_their_negotiation_allows(
     assert not client.visit(frontend, session).reused
 
 
+@pytest.mark.parametrize("seconds", [0.0, 90.0])
+def test_many_resumptions_neither_prolong_nor_shorten_a_session(
+    store: RunningServer, keyring: resumed.Keyring, stack: Stack, seconds: float
+) -> None:
+    """Not even if its client takes its time before it ends each handshake, which is when TLS 1.3 issues tickets."""
+    clock, client = Clock(), Client(ssl.TLSVersion.TLSv1_3)
+    frontend = Frontend(stack, store.target, keyring, lifetime=1000, deadline=5.0)
+    frontend.shim._shim._clock = clock
+    started, session = clock(), client.visit(frontend).session
+    while clock() - started < 980:
+        frontend.shim.flush()
+        with client.connect(frontend, session, pause=lambda: clock.pass_by(seconds)) as connection:
+            connection.echo(b"hello")
+            assert connection.tls.session_reused
+            session = connection.tls.session
+        clock.pass_by(9.7)
+    frontend.shim.flush()
+    clock.ahead += 1001 - (clock() - started)
+    assert not client.visit(frontend, session).reused
+
+
 def test_plaintext_has_to_be_asked_for_and_works(store: RunningServer, stack: Stack, client: Client) -> None:
     """Without keys the ids are OpenSSL's own, and every one is looked up."""
     one, other = (Frontend(each, store.target, resumed.Keyring.plaintext()) for each in (stack, OTHER[stack]))
@@ -236,3 +257,7 @@ class Clock:
     def __call__(self) -> float:
         """Return Unix seconds."""
         return time.time() + self.ahead
+
+    def pass_by(self, seconds: float) -> None:
+        """Let time pass."""
+        self.ahead += seconds

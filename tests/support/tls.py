@@ -111,16 +111,23 @@ class Client:
 
     @contextlib.contextmanager
     def connect(
-        self, frontend: Frontend, session: ssl.SSLSession | None = None, host: str = HOSTS[0]
+        self,
+        frontend: Frontend,
+        session: ssl.SSLSession | None = None,
+        host: str = HOSTS[0],
+        pause: Callable[[], object] | None = None,
     ) -> Iterator[Connection]:
-        """Shake hands with `frontend`; the connection is cut at the end, without close_notify."""
+        """Shake hands with `frontend`; the connection is cut at the end, without close_notify.
+
+        `pause` is called when the frontend's first flight is there, before it is answered.
+        """
         ours, theirs = socket.socketpair()
         ours.settimeout(PATIENCE)
         server = threading.Thread(target=frontend.serve, args=(theirs,))
         server.start()
         try:
             with ours:
-                yield Connection(self.context, ours, session, host)
+                yield Connection(self.context, ours, session, host, pause)
         finally:
             server.join(PATIENCE)
             assert not server.is_alive(), "the frontend hangs"
@@ -136,9 +143,14 @@ class Connection:
     """A client's end, over memory BIOs so that a test can see and change every byte."""
 
     def __init__(
-        self, context: ssl.SSLContext, sock: socket.socket, session: ssl.SSLSession | None, host: str = HOSTS[0]
+        self,
+        context: ssl.SSLContext,
+        sock: socket.socket,
+        session: ssl.SSLSession | None,
+        host: str = HOSTS[0],
+        pause: Callable[[], object] | None = None,
     ) -> None:
-        self.sock = sock
+        self.sock, self._pause = sock, pause
         self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self.tls = context.wrap_bio(self.incoming, self.outgoing, server_hostname=host or None, session=session)
         started = time.perf_counter()
@@ -180,6 +192,9 @@ class Connection:
                 self._flush()
                 data = self.sock.recv(16_384)
                 if data:
+                    if self._pause:
+                        self._pause()
+                        self._pause = None
                     self.incoming.write(data)
                 else:
                     self.incoming.write_eof()

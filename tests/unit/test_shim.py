@@ -99,9 +99,9 @@ def shim_on(store: FakeStore, **options: Any) -> tuple[Shim, Clock]:
     return Shim(store, KEYRING, clock=clock, **options), clock
 
 
-def decode(serialized: bytes, remaining: int) -> int:
+def decode(serialized: bytes, remaining: float) -> int:
     """Decode a session as its length."""
-    return len(serialized) * 1_000_000 + remaining
+    return len(serialized) * 1_000_000 + int(remaining)
 
 
 def negotiate(shim: Shim, remaining: int = 7200) -> bytes:
@@ -382,7 +382,7 @@ class TestLookUps:
         """What OpenSSL refuses was not a session."""
         shim, _ = shim_on(FakeStore())
 
-        def refuse(_serialized: bytes, _remaining: int) -> int:
+        def refuse(_serialized: bytes, _remaining: float) -> int:
             raise Unsealable("undecodable")
 
         assert shim.look_up(negotiate(shim), refuse) is None

@@ -138,6 +138,10 @@ class Shim:
         """Whether the store kept failing and handshakes do not ask it at present."""
         return not self._breaker.closed
 
+    def now(self) -> float:
+        """Return the present, in Unix seconds."""
+        return self._clock()
+
     def issue_id(self) -> bytes:
         """Return the id for a session about to be negotiated."""
         second = int(self._clock())
@@ -150,7 +154,7 @@ class Shim:
         self._ids = second, ids[1:]
         return ids[0]
 
-    def negotiated(self, session_id: bytes, serialized: bytes, remaining: int, *, last: bool, issued: float) -> None:
+    def negotiated(self, session_id: bytes, serialized: bytes, remaining: float, *, last: bool, issued: float) -> None:
         """Store a session that a handshake has just negotiated.
 
         Args:
@@ -164,7 +168,7 @@ class Shim:
         if remaining <= 0:
             self.unresumable()
             return
-        key, not_after = self._store_keys.key(session_id), int(self._clock()) + remaining
+        key, not_after = self._store_keys.key(session_id), int(self._clock() + remaining)
         wait = self._wait_for_puts and last
         number = self._sender.submit(Outgoing(key, serialized, not_after, "", issued), urgent=wait)
         # After a call that failed, which may have been this handshake's look-up, a handshake does not wait once more.
@@ -205,7 +209,7 @@ class Shim:
         return flight
 
     def look_up(
-        self, session_id: bytes, decode: Callable[[bytes, int], int], found: Future[Found] | None = None
+        self, session_id: bytes, decode: Callable[[bytes, float], int], found: Future[Found] | None = None
     ) -> int | None:
         """Return the decoded session of an id that a client offered, or None to make a full handshake.
 
@@ -224,7 +228,7 @@ class Shim:
         if value is not None:
             try:
                 serialized, not_after = self._keyring.open(key, value, now)
-                session = decode(serialized, int(not_after - now))
+                session = decode(serialized, not_after - now)
             except Unsealable as error:
                 outcome = error.reason
         self._recorder.count("misses" if session is None else "hits", outcome)

@@ -31,14 +31,18 @@ class Dictionary:
     def __init__(self) -> None:
         self._sessions: dict[bytes, bytes] = {}
 
-    def negotiated(self, session_id: bytes, serialized: bytes, _remaining: int, *, last: bool, issued: float) -> None:
+    def negotiated(self, session_id: bytes, serialized: bytes, _remaining: float, *, last: bool, issued: float) -> None:
         """Keep a session."""
         self._sessions[session_id] = serialized
 
-    def look_up(self, session_id: bytes, decode: Callable[[bytes, int], int | None], *_: object) -> int | None:
+    def look_up(self, session_id: bytes, decode: Callable[[bytes, float], int | None], *_: object) -> int | None:
         """Find a session."""
         serialized = self._sessions.get(session_id)
         return None if serialized is None else decode(serialized, self.lifetime)
+
+    def now(self) -> float:
+        """Return the present."""
+        return time.time()
 
     def ended(self, _session_ids: object, _reason: int) -> None:
         """Keep what there is."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import ctypes
 import hashlib
+import math
 import os
 import signal
 import threading
@@ -222,19 +223,21 @@ class Binding:
         library.SSL_SESSION_set1_id_context(session, self._id_context, len(self._id_context))
         # OpenSSL notes the name only where the server has a servername callback, and compares it nowhere: see _decode.
         library.SSL_SESSION_set1_hostname(session, (library.SSL_get_servername(ssl, _HOST_NAME) or b"").lower() or None)
-        last, issued = True, time.time()
+        last, issued, remaining = True, time.time(), library.SSL_SESSION_get_timeout(session)
         if tls13:
-            known, siblings = self._remembered(session)
+            known, end, siblings = self._remembered(session)
             issued = issued if known is None else known
-            self._remember(session, issued, b"")  # siblings are not part of what is stored
+            self._remember(session, issued)  # end and siblings are not part of what is stored
             serialized = self._serialize(session)
             siblings += session_id
-            self._remember(session, issued, siblings[-_SIBLINGS * _ID_BYTES :])
+            self._remember(session, issued, end, siblings[-_SIBLINGS * _ID_BYTES :])
             tickets = 1 if library.SSL_session_reused(ssl) else library.SSL_get_num_tickets(ssl)
             last = len(siblings) >= tickets * _ID_BYTES
+            if end:
+                # The timeout begins with the ticket, and so behind a handshake that a client can draw out.
+                remaining = end - self._shim.now()
         else:
             serialized = self._serialize(session)
-        remaining = library.SSL_SESSION_get_timeout(session)
         self._shim.negotiated(session_id, serialized, remaining, last=last, issued=issued)
 
     def _on_get(self, ssl: int, data: int, length: int, copy: int) -> int | None:
@@ -271,7 +274,7 @@ class Binding:
         """
         try:
             reason = self._library.ERR_peek_last_error() & _REASON_MASK
-            _, siblings = self._remembered(session)
+            *_, siblings = self._remembered(session)
             ids = {siblings[start : start + _ID_BYTES] for start in range(0, len(siblings), _ID_BYTES)}
             ids.add(self._id_of(session))
             self._shim.ended(ids - {b""}, reason)
@@ -301,7 +304,7 @@ class Binding:
         self._library.i2d_SSL_SESSION(session, byref(c_void_p(ctypes.addressof(buffer))))
         return buffer.raw
 
-    def _decode(self, ssl: int, session_id: bytes, serialized: bytes, remaining: int) -> int:
+    def _decode(self, ssl: int, session_id: bytes, serialized: bytes, remaining: float) -> int:
         library = self._library
         start = c_char_p(serialized)
         cursor = c_void_p.from_buffer(start)
@@ -320,31 +323,35 @@ class Binding:
         if (library.SSL_SESSION_get0_hostname(session) or b"") != requested_name(library, ssl):
             library.SSL_SESSION_free(session)
             raise Unsealable("other-name")
-        # Tickets issued on the resumed connection inherit the timeout: so they end when the negotiated session does.
         library.SSL_SESSION_set_time(session, int(time.time()))
-        library.SSL_SESSION_set_timeout(session, remaining)
-        # What nobody knows the time of was before any purge.
-        self._remember(session, self._remembered(session)[0] or 0.0, session_id)
+        library.SSL_SESSION_set_timeout(session, math.ceil(remaining))
+        # What nobody knows the time of was before any purge. Tickets issued on the resumed connection end when the
+        # negotiated session does, which is at a whole second.
+        issued, *_ = self._remembered(session)
+        self._remember(session, issued or 0.0, int(self._shim.now() + remaining), session_id)
         # OpenSSL compares it with the session's next: see _store.
         library.SSL_set_session_id_context(ssl, self._id_context, len(self._id_context))
         return session
 
-    def _remembered(self, session: int) -> tuple[float | None, bytes]:
-        """Return when the full handshake of a session was, and the ids of the sessions of the same connection.
+    def _remembered(self, session: int) -> tuple[float | None, int, bytes]:
+        """Return when the full handshake of a session was, when the session that was resumed ends (or 0), and siblings.
 
-        TLS 1.3 issues several tickets, and tells of the last one only when the connection fails. The session itself
-        remembers the others (as ticket application data): each ticket's session is a copy of the one before. So the
-        tickets of a resumed connection also know when the first one of their line was negotiated.
+        Siblings are the sessions of the same connection, their ids one behind the other. TLS 1.3 issues several
+        tickets, and tells of the last one only when the connection fails. The session itself remembers the others (as
+        ticket application data): each ticket's session is a copy of the one before. So the tickets of a resumed
+        connection also know when the first one of their line was negotiated, and when it ends.
         """
         data, length = c_void_p(), c_size_t()
         self._library.SSL_SESSION_get0_ticket_appdata(session, byref(data), byref(length))
-        if not data.value or length.value < _TIME_BYTES:
-            return None, b""
+        if not data.value or length.value < 2 * _TIME_BYTES:
+            return None, 0, b""
         remembered = string_at(data.value, length.value)
-        return int.from_bytes(remembered[:_TIME_BYTES], "big") / 1e6, remembered[_TIME_BYTES:]
+        issued, end = (int.from_bytes(remembered[at : at + _TIME_BYTES], "big") for at in (0, _TIME_BYTES))
+        return issued / 1e6, end, remembered[2 * _TIME_BYTES :]
 
-    def _remember(self, session: int, issued: float, siblings: bytes) -> None:
-        remembered = int(issued * 1e6).to_bytes(_TIME_BYTES, "big") + siblings
+    def _remember(self, session: int, issued: float, end: int = 0, siblings: bytes = b"") -> None:
+        times = (each.to_bytes(_TIME_BYTES, "big") for each in (int(issued * 1e6), end))
+        remembered = b"".join((*times, siblings))
         self._library.SSL_SESSION_set1_ticket_appdata(session, remembered, len(remembered))
 
     def _caught(self, error: BaseException) -> None:
