@@ -72,9 +72,9 @@ def test_a_session_of_another_id_context_makes_a_full_handshake(
     shim = frontend.shim._shim
     negotiated, shop, bank = shim.negotiated, *(hashlib.sha256(name).digest() for name in (b"shop", b"bank"))
 
-    def confused(session_id: bytes, serialized: bytes, remaining: float, *, last: bool) -> None:
+    def confused(session_id: bytes, serialized: bytes, remaining: float, *, last: bool, issued: float) -> None:
         assert shop in serialized
-        negotiated(session_id, serialized.replace(shop, bank), remaining, last=last)
+        negotiated(session_id, serialized.replace(shop, bank), remaining, last=last, issued=issued)
 
     shim.negotiated = confused
     session = client.visit(frontend).session
