@@ -144,6 +144,7 @@ class Stream:
     def __init__(self) -> None:
         self._news: queue.Queue[Changes | None] = queue.Queue()
         self._taken: queue.Queue[None] = queue.Queue()
+        self.cancelled = 0
 
     def watch(self, _position: bytes) -> Self:
         """Begin."""
@@ -168,6 +169,7 @@ class Stream:
 
     def cancel(self) -> None:
         """End."""
+        self.cancelled += 1
         self._news.put(None)
         self._taken.put(None)
 
@@ -195,4 +197,22 @@ def test_it_answers_for_the_stated_time_after_the_last_word(stream: Stream) -> N
     assert mirror.get(b"key") == b"value"
     clock.now += STALE_SECONDS
     assert mirror.get(b"key") is None
+    mirror.close()
+
+
+def test_a_look_up_leaves_a_stream_alone_that_catches_up(stream: Stream) -> None:
+    """It is not live yet, but it speaks; one that has fallen silent is ended, and another one begun."""
+    clock = Clock()
+    mirror = Mirror(stream, clock=clock)  # type: ignore[arg-type]  # as much of a store as is called
+    mirror.get(b"key")
+    stream.tell((b"key", session()))
+    clock.now += STALE_SECONDS
+    stream.tell((b"other", session()), live=False)
+    assert mirror.get(b"key") is None
+    assert stream.cancelled == 0
+    stream.tell()
+    assert mirror.get(b"key") == b"value"
+    clock.now += STALE_SECONDS
+    assert mirror.get(b"key") is None
+    assert stream.cancelled == 1
     mirror.close()

@@ -157,7 +157,8 @@ class Mirror:
         self._thread: threading.Thread | None = None
         self._closed = threading.Event()
         self._watch: Watch | None = None
-        self._heard = float("-inf")
+        self._heard = float("-inf")  # when all had been told
+        self._spoken = float("inf")  # when the stream said anything
 
     @property
     def live(self) -> bool:
@@ -171,8 +172,8 @@ class Mirror:
         if self.live:
             return self.sessions.get(key)
         watch = self._watch
-        if watch is not None and self._heard > 0:
-            watch.cancel()  # silent for too long: its thread watches anew
+        if watch is not None and self._clock() - self._spoken >= STALE_SECONDS:
+            watch.cancel()  # its thread watches anew; one that catches up is left alone
         return None
 
     def close(self) -> None:
@@ -198,11 +199,12 @@ class Mirror:
         while not self._closed.is_set():
             try:
                 with self._store.watch(position) as watch:
-                    self._watch = watch
+                    self._spoken, self._watch = self._clock(), watch
                     if not watch.continued:
                         self.sessions.clear()
                     failing = False
                     for changes, behind, live in watch:
+                        self._spoken = self._clock()
                         for key, session in changes:
                             if not key:
                                 self.sessions.clear()
