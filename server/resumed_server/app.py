@@ -30,7 +30,7 @@ from resumed.v1 import admin_pb2, admin_pb2_grpc, session_store_pb2, session_sto
 from resumed_server import credentials, grants, logs, workers
 from resumed_server.access import Anybody, Granted
 from resumed_server.admin import AdminService
-from resumed_server.budgets import Budgets, Rates
+from resumed_server.budgets import Budgets, Shared
 from resumed_server.config import UserError
 from resumed_server.credentials import Credentials
 from resumed_server.decoding import DecodingServer
@@ -39,6 +39,7 @@ from resumed_server.engines.base import EngineBroken, EngineError
 from resumed_server.errors import cause_of
 from resumed_server.pool import CallPool
 from resumed_server.ports import reserved
+from resumed_server.quotas import Counting
 from resumed_server.service import MAX_MESSAGE, SessionStoreService
 from resumed_server.sweeper import Sweeper
 from resumed_server.watchers import Watchers
@@ -98,14 +99,14 @@ def run(settings: Settings) -> int:
     os.umask(0o077)  # the store and unix sockets are for this user only
     signal.pthread_sigmask(signal.SIG_BLOCK, workers.STOP_SIGNALS)  # they are waited for; threads inherit this
     log.info("starting", **settings.shown())
-    rates = Rates()  # before the fork: all workers count together
+    counted = Shared.fresh()  # before the fork: all workers count together
     with contextlib.ExitStack() as held:
         addresses = held.enter_context(reserved(settings.listen))
         probed = held.enter_context(reserved(settings.health_listen, "--health-listen"))
         scraped = held.enter_context(reserved(settings.metrics_listen, "--metrics-listen"))
         ports = _Ports(addresses, probed, scraped, _board(settings) if scraped else None)
         if settings.workers == 1:
-            return _serve(settings, ports, rates, worker=0, supervisor=None)
+            return _serve(settings, ports, counted, worker=0, supervisor=None)
         if settings.store == "lmdb:":
             directory = held.enter_context(tempfile.TemporaryDirectory(prefix="resumed-"))
             settings = dataclasses.replace(settings, store=f"lmdb://{quote(directory)}")
@@ -114,7 +115,7 @@ def run(settings: Settings) -> int:
         supervisor = os.getpid()
         return workers.supervise(
             settings.workers,
-            lambda worker: _serve(settings, ports, rates, worker, supervisor),
+            lambda worker: _serve(settings, ports, counted, worker, supervisor),
             patience=settings.drain + 2 * GRACE,
         )
 
@@ -128,13 +129,13 @@ class _Ports(NamedTuple):
     board: Board | None
 
 
-def _serve(settings: Settings, ports: _Ports, rates: Rates, worker: int, supervisor: int | None) -> int:
+def _serve(settings: Settings, ports: _Ports, counted: Shared, worker: int, supervisor: int | None) -> int:
     """Serve in this process until told to stop, or the supervisor is gone, or the engine is broken.
 
     Returns the exit status: 1 if the engine is broken, since a new process can open it anew.
     """
     # A worker that is replaced while these files make no sense does not serve; it must not go back to older grants.
-    protection = _Protection(settings, rates)
+    protection = _Protection(settings, counted)
     with contextlib.ExitStack() as held:
         engine = held.enter_context(contextlib.closing(_open(settings)))
         metrics = _metrics(settings, ports, worker, engine, held) if ports.board else None
@@ -160,6 +161,9 @@ def _serve(settings: Settings, ports: _Ports, rates: Rates, worker: int, supervi
             _listen(probes, address, None)
         sweeper = Sweeper(engine)
         sweeper.start()
+        counting = Counting(engine, protection.budgets, counted.tallies)
+        if worker == 0:
+            counting.start()
         if metrics:
             held.enter_context(metrics.reporting(watchers, sweeper))
         server.start()
@@ -182,6 +186,7 @@ def _serve(settings: Settings, ports: _Ports, rates: Rates, worker: int, supervi
         hurried = workers.told_to_stop if supervisor is None else _slept
         _drain(server, health, watchers, settings.drain if usable else 0.0, hurried)
         probes.stop(None)
+        counting.stop()
         sweeper.stop()
     log.info("stopped")
     return 0 if usable else 1
@@ -308,10 +313,10 @@ class _Reflection(ReflectionServicer):
 class _Protection:
     """What stands before the sessions: TLS and grants, if the settings have them, and limits. Follows their files."""
 
-    def __init__(self, settings: Settings, rates: Rates) -> None:
+    def __init__(self, settings: Settings, counted: Shared) -> None:
         self.credentials: Credentials | None = None
         self.access: Access = Anybody()
-        self.budgets = Budgets(settings.namespace_limit, None, rates)
+        self.budgets = Budgets(settings.namespace_limit, None, counted)
         self._files: list[Followed[Any]] = []
         if settings.tls_cert:
             tls = credentials.followed(settings.tls_cert, settings.tls_key, settings.client_ca)
@@ -319,7 +324,7 @@ class _Protection:
             self._files.append(tls)
         if settings.grants:
             granted = grants.followed(settings.grants)
-            self.budgets = Budgets(settings.namespace_limit, granted, rates)
+            self.budgets = Budgets(settings.namespace_limit, granted, counted)
             self.access = Granted(granted, self.budgets)
             self._files.append(granted)
 

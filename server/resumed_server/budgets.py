@@ -9,9 +9,10 @@ from __future__ import annotations
 import mmap
 import time
 from hashlib import blake2b
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from resumed_server.limits import Limit
+from resumed_server.quotas import Tallies, Tally
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -78,6 +79,18 @@ class Rates:
         return slots[0]  # and spends together with another; but thousands would have to be busy
 
 
+class Shared(NamedTuple):
+    """The memory in which the processes of a server count together; to be made before the fork."""
+
+    rates: Rates
+    tallies: Tallies
+
+    @classmethod
+    def fresh(cls, clock: Callable[[], float] = time.monotonic) -> Shared:
+        """Return memory in which nothing is counted; `clock` counts seconds that only go forward."""
+        return cls(Rates(clock), Tallies())
+
+
 class Rate:
     """So much a second, for whoever has `name`."""
 
@@ -116,17 +129,19 @@ class Budget:
     Args:
         name: Whose it is.
         limit: The limit.
-        rates: Where it is counted.
+        shared: Where it is counted.
     """
 
-    def __init__(self, name: str, limit: Limit, rates: Rates) -> None:
+    def __init__(self, name: str, limit: Limit, shared: Shared) -> None:
+        rates = shared.rates
         self.name, self.limit = name, limit
-        self._rate = self._refusals = None
-        if limit.operations_per_second:
-            kind = "identity" if limit.identity else "namespaces"
-            self._rate = Rate(rates, f"{kind} {name}", limit.operations_per_second)
-            refusals = max(LEAST_REFUSALS_PER_SECOND, limit.operations_per_second / 2)
-            self._refusals = Rate(rates, f"refused {kind} {name}", refusals)
+        kind = "identity" if limit.identity else "namespaces"
+        per_second = limit.operations_per_second
+        self._rate = Rate(rates, f"{kind} {name}", per_second) if per_second else None
+        refusals = max(LEAST_REFUSALS_PER_SECOND, (per_second or 0) / 2)
+        self._refusals = Rate(rates, f"refused {kind} {name}", refusals)
+        self.tally = Tally(shared.tallies, name) if limit.limits_sizes else None
+        """What there is; None if that has no limit."""
 
     def spend(self, operations: int) -> None:
         """Count operations that a call asks for.
@@ -135,9 +150,22 @@ class Budget:
             LimitExceeded: There were too many of late; none was counted.
         """
         if self._rate and (wait := self._rate.spend(operations)):
-            hold = self._refusals.reserve(LONGEST_HOLD) if self._refusals else 0.0
-            amount = self.limit.operations_per_second or 0
-            raise LimitExceeded(self.name, "operations_per_second", amount, retry=wait, hold=hold)
+            raise self._exceeded("operations_per_second", retry=wait)
+
+    def admit_session(self, size: int) -> None:
+        """Count a session of so many bytes.
+
+        Raises:
+            LimitExceeded: There is no room for it; it was not counted.
+        """
+        tally, limit = self.tally, self.limit
+        if not tally:
+            return
+        if limit.sessions is not None and tally.sessions >= limit.sessions:
+            raise LimitExceeded(self.name, "sessions", limit.sessions)
+        if limit.bytes is not None and tally.bytes + size > limit.bytes:
+            raise LimitExceeded(self.name, "bytes", limit.bytes)
+        tally.add(size)
 
     def admit_watcher(self, present: int) -> None:
         """Return if there may be one more watcher than are `present`.
@@ -146,7 +174,11 @@ class Budget:
             LimitExceeded: There may not.
         """
         if self.limit.watchers is not None and present >= self.limit.watchers:
-            raise LimitExceeded(self.name, "watchers", self.limit.watchers)
+            raise self._exceeded("watchers")
+
+    def _exceeded(self, name: str, retry: float | None = None) -> LimitExceeded:
+        hold = self._refusals.reserve(LONGEST_HOLD)
+        return LimitExceeded(self.name, name, getattr(self.limit, name), retry=retry, hold=hold)
 
 
 class Budgets:
@@ -155,22 +187,28 @@ class Budgets:
     Args:
         defaults: The limits of each namespace for which the grants have none.
         grants: The grants, with their limits, if there are any.
-        rates: Where rates are counted.
+        shared: Where they are counted.
     """
 
     def __init__(
-        self, defaults: Limit | None = None, grants: Followed[Grants] | None = None, rates: Rates | None = None
+        self, defaults: Limit | None = None, grants: Followed[Grants] | None = None, shared: Shared | None = None
     ) -> None:
         self._defaults = defaults if defaults and defaults != Limit() else None
-        self._followed, self._rates = grants, rates or Rates()
+        self._followed, self._shared = grants, shared or Shared.fresh()
         self._known: tuple[Grants | None, dict[str, Budget | None]] = (None, {})
+
+    @property
+    def limit_sizes(self) -> bool:
+        """Whether there is any limit on what there may be."""
+        limits = self._followed.value.limits if self._followed else ()
+        return any(limit.limits_sizes for limit in (*limits, self._defaults) if limit)
 
     def of_identities(self, identities: Sequence[str]) -> Budget | None:
         """Return the budget of who has these identities, if they have a limit."""
         for limit in self._followed.value.limits if self._followed else ():
             for identity in identities:
                 if limit.names(identity):
-                    return Budget(identity, limit, self._rates)
+                    return Budget(identity, limit, self._shared)
         return None
 
     def of_namespace(self, namespace: str) -> Budget | None:
@@ -191,5 +229,5 @@ class Budgets:
     def _found(self, namespace: str, limits: Sequence[Limit]) -> Budget | None:
         for limit in limits:
             if limit.covers(namespace):
-                return Budget(", ".join(limit.namespaces), limit, self._rates)
-        return Budget(namespace, self._defaults, self._rates) if self._defaults else None
+                return Budget(", ".join(limit.namespaces), limit, self._shared)
+        return Budget(namespace, self._defaults, self._shared) if self._defaults else None

@@ -182,6 +182,15 @@ class Settings:
         "Operations a second in a namespace for which the grants have no limit; a Batch counts each of its own, and 0 "
         "is as many as come. More are refused (docs/limits.md).",
     )
+    namespace_sessions: int = _setting(
+        "0", _whole, "N", "Sessions in such a namespace; more are refused, and 0 is as many as the store holds."
+    )
+    namespace_bytes: Size = _setting(
+        "0B",
+        _between(Size.parse, Size(0), Size(1 << 44)),
+        "SIZE",
+        "What the values of the sessions in such a namespace may take; 0B is as much as the store holds.",
+    )
     namespace_watchers: int = _setting(
         "0",
         _whole,
@@ -258,6 +267,8 @@ class Settings:
         return Limit(
             operations_per_second=self.namespace_rate or None,
             watchers=self.namespace_watchers or None,
+            sessions=self.namespace_sessions or None,
+            bytes=self.namespace_bytes or None,
         )
 
     def shown(self) -> dict[str, str]:

@@ -145,9 +145,7 @@ def answered(
         except Exception as error:  # noqa: BLE001 - the edge: whatever it is, the caller gets a fixed text
             status = status_of(error, request)
             servicer.observer.failed(method, status.code)
-            if isinstance(error, LimitExceeded) and error.hold:
-                raise Held(error.hold, lambda later: abort(later, status)) from None
-            abort(context, status)
+            _refuse(context, status, error)
         servicer.observer.answered(method, time.perf_counter() - started)
         return response
 
@@ -168,7 +166,7 @@ def streamed(
         except Exception as error:  # noqa: BLE001 - the edge: whatever it is, the caller gets a fixed text
             status = status_of(error, request)
             code = status.code
-            abort(context, status)
+            _refuse(context, status, error)
         finally:
             servicer.observer.failed(method, code)  # no stream ends otherwise
 
@@ -215,6 +213,12 @@ def _packed(message: Message) -> AnyMessage:
     packed = AnyMessage()
     packed.Pack(message)
     return packed
+
+
+def _refuse(context: ServicerContext, status: Status, error: Exception) -> NoReturn:
+    if isinstance(error, LimitExceeded) and error.hold:
+        raise Held(error.hold, lambda later: abort(later, status)) from None
+    abort(context, status)
 
 
 def abort(context: ServicerContext, status: Status) -> NoReturn:

@@ -82,6 +82,11 @@ class Limit:
                 what = 'a size such as "256MiB"' if name == "bytes" else "a whole number"
                 yield f"{name} {shown(table[name])} must be {what}, above 0"
 
+    @property
+    def limits_sizes(self) -> bool:
+        """Whether it limits what there may be."""
+        return self.sessions is not None or self.bytes is not None
+
     def names(self, identity: str) -> bool:
         """Return whether it is for `identity`."""
         return bool(self.identity) and matches(self.identity, identity)

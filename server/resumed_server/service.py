@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 from resumed.v1 import session_store_pb2 as pb
 from resumed.v1.session_store_pb2_grpc import SessionStoreServiceServicer
 from resumed_server.access import Anybody, NotGranted
-from resumed_server.budgets import Budgets
+from resumed_server.budgets import Budgets, LimitExceeded
 from resumed_server.engines import base
 from resumed_server.errors import InvalidField, Unobserved, answered, status_of, streamed
 
@@ -185,7 +185,7 @@ class SessionStoreService(SessionStoreServiceServicer):
                     yield base.Remove(*_address(operation.remove, "remove", caller))
                 else:
                     yield InvalidField("operation", "must be one of put, get, take and remove")
-            except (InvalidField, NotGranted) as error:
+            except (InvalidField, NotGranted, LimitExceeded) as error:
                 yield error
 
     def _put(self, request: pb.PutRequest, caller: Caller) -> base.Put:
@@ -197,6 +197,9 @@ class SessionStoreService(SessionStoreServiceServicer):
         if not (0 <= ttl.seconds <= _MAX_SECONDS and 0 <= ttl.nanos <= _MAX_NANOS and (ttl.seconds or ttl.nanos)):
             raise InvalidField("ttl", "must be a duration above zero")
         issued = seconds_of(request.issue_time, "issue_time")
+        budget = self._budgets.of_namespace(namespace)
+        if budget:
+            budget.admit_session(len(value))
         return base.Put(namespace, key, value, min(ttl.seconds + ttl.nanos / 1e9, self._max_ttl), issued or None)
 
 

@@ -42,6 +42,10 @@ watchers = 2
 namespaces = ["small", "small.*"]
 operations_per_second = {RATE}
 watchers = 1
+
+[[limit]]
+namespaces = ["tiny"]
+sessions = 3
 """
 )
 SECRET = b"5ec2e7"
@@ -158,6 +162,32 @@ def test_a_refusal_tells_nothing_of_what_is_stored(connect: Callable[[str], Sess
         with pytest.raises(grpc.RpcError) as caught:
             stub.Get(get("small"))
         assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
+
+
+# --- Sizes ---------------------------------------------------------------------------------------------------------
+
+
+def test_sessions_beyond_a_limit_are_refused(connect: Callable[[str], SessionStoreServiceStub]) -> None:
+    """Through all workers; in a Batch only those. Whatever is there can be looked up and removed all the same."""
+    stubs = [connect(PAY), connect(POD), connect(PAY)]
+
+    def put(key: bytes) -> pb.PutRequest:
+        return pb.PutRequest(namespace="tiny", key=key, value=SECRET, ttl=Duration(seconds=600))
+
+    for number, stub in enumerate(stubs):
+        stub.Put(put(b"%d" % number))
+    for stub in stubs:
+        with pytest.raises(grpc.RpcError) as caught:
+            stub.Put(put(b"another"))
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        info, retry = details(caught.value)
+        assert info.metadata == {"of": "tiny", "limit": "sessions"}
+        assert retry is None
+    operations = [pb.Operation(put=put(b"another")), pb.Operation(get=pb.GetRequest(namespace="tiny", key=b"1"))]
+    refused, found = stubs[0].Batch(pb.BatchRequest(operations=operations)).results
+    assert refused.error.code == grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]
+    assert found.get.session.value == SECRET
+    assert stubs[1].Remove(pb.RemoveRequest(namespace="tiny", key=b"0")).removed
 
 
 # --- Watchers ------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import pytest
 
 import resumed
 from resumed import SessionStore
-from resumed_server.budgets import Budget, LimitExceeded, Rates
+from resumed_server.budgets import Budget, LimitExceeded, Shared
 from resumed_server.engines import open_engine
 from resumed_server.engines.base import EngineUnavailable, Put
 from resumed_server.limits import Limit
@@ -279,7 +279,7 @@ class TestWatchers:
     def test_a_budget_has_its_own_limit(self, engine: Engine) -> None:
         """Which is nobody else's."""
         watchers = Watchers(engine)
-        ours = [Budget("shop", Limit(namespaces=("shop",), watchers=2), Rates())]
+        ours = [Budget("shop", Limit(namespaces=("shop",), watchers=2), Shared.fresh())]
         with watchers.subscribed("shop", ours), watchers.subscribed("shop", ours) as last:
             with pytest.raises(LimitExceeded, match="shop is at its limit of 2 watchers"):
                 watchers.subscribed("shop", ours).__enter__()

@@ -226,6 +226,8 @@ def test_every_setting_is_read_from_the_environment() -> None:
         "client-ca": "",
         "grants": "",
         "namespace-rate": "5",
+        "namespace-sessions": "0",
+        "namespace-bytes": "0B",
         "namespace-watchers": "0",
         "max-connection-age": "90s",
         "health-listen": "0.0.0.0:7402",

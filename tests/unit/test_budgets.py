@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from resumed_server.budgets import BURST_SECONDS, LONGEST_HOLD, Budget, Budgets, LimitExceeded, Rate, Rates
+from resumed_server.budgets import BURST_SECONDS, LONGEST_HOLD, Budget, Budgets, LimitExceeded, Rate, Rates, Shared
 from resumed_server.grants import Grants
 from resumed_server.limits import Limit
 
@@ -107,7 +107,7 @@ def test_forked_processes_count_together() -> None:
 def test_who_does_not_heed_refusals_waits_for_them() -> None:
     """The first ones come at once; then longer and longer, up to a second."""
     clock = Clock()
-    budget = Budget(SHOP, Limit(SHOP, operations_per_second=100), Rates(clock))
+    budget = Budget(SHOP, Limit(SHOP, operations_per_second=100), Shared.fresh(clock))
 
     def refusal() -> LimitExceeded | None:
         try:
@@ -132,7 +132,7 @@ def test_who_does_not_heed_refusals_waits_for_them() -> None:
 def budgets(text: str, defaults: Limit | None = None) -> tuple[Budgets, Any]:
     """Return the budgets of a grants file, and the file."""
     followed: Followed[Grants] = SimpleNamespace(value=Grants.parse(text))  # type: ignore[assignment]
-    return Budgets(defaults, followed, Rates(Clock())), followed
+    return Budgets(defaults, followed, Shared.fresh(Clock())), followed
 
 
 FILE = f"""

@@ -1,0 +1,134 @@
+"""Quotas: how much there is in namespaces whose sessions or bytes are limited.
+
+One process of a server counts what the engine holds, now and then, and all add what they let in meanwhile, in memory
+that they share from the fork on. So a count is never less than what there is but for Puts at the very same moment, and
+what expires or is removed is noticed by the next one.
+"""
+
+from __future__ import annotations
+
+import mmap
+import threading
+import time
+from collections import defaultdict
+from hashlib import blake2b
+from typing import TYPE_CHECKING
+
+import structlog
+
+from resumed_server.engines.base import EngineError
+
+if TYPE_CHECKING:
+    from resumed_server.budgets import Budgets
+    from resumed_server.engines.base import Engine
+
+COUNT_SECONDS = 10.0
+"""Seconds from one count to the next."""
+COUNT_SHARE = 20
+"""How many times as long as a count took, at least, it is not repeated."""
+
+_SLOTS = 1 << 13
+_TRIED = 8
+
+_log = structlog.get_logger()
+
+
+class Tallies:
+    """The memory in which sessions and bytes are counted, by name."""
+
+    def __init__(self) -> None:
+        memory = memoryview(mmap.mmap(-1, 24 * _SLOTS))  # anonymous, and shared with whatever is forked
+        third = 8 * _SLOTS
+        self.names = memory[:third].cast("Q")
+        self.sessions, self.bytes = memory[third : 2 * third].cast("q"), memory[2 * third :].cast("q")
+
+    def slot(self, name: int) -> int:
+        """Return the slot of a name; give it one if it has none."""
+        slots = [(name + step) % _SLOTS for step in range(_TRIED)]
+        for wanted in (name, 0):
+            for slot in slots:
+                if self.names[slot] == wanted:
+                    self.names[slot] = name
+                    return slot
+        return slots[0]  # and is counted together with another; but thousands would have to be limited
+
+    def replace(self, counted: dict[int, tuple[int, int]], before: dict[int, tuple[int, int]]) -> None:
+        """Take over a count: what was added since `before`, a snapshot from when it began, is added to it."""
+        for slot, name in enumerate(self.names):
+            if name:
+                sessions, size = counted.get(name, (0, 0))
+                sessions_before, size_before = before.get(name, (0, 0))
+                self.sessions[slot] = sessions + self.sessions[slot] - sessions_before
+                self.bytes[slot] = size + self.bytes[slot] - size_before
+
+    def snapshot(self) -> dict[int, tuple[int, int]]:
+        """Return all that is counted at present."""
+        return {name: (self.sessions[slot], self.bytes[slot]) for slot, name in enumerate(self.names) if name}
+
+
+class Tally:
+    """What there is of the namespaces of `name`."""
+
+    def __init__(self, tallies: Tallies, name: str) -> None:
+        self._tallies = tallies
+        self.name = int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "big")
+        self._slot = tallies.slot(self.name)
+
+    @property
+    def sessions(self) -> int:
+        """Sessions that there are."""
+        return self._tallies.sessions[self._slot]
+
+    @property
+    def bytes(self) -> int:
+        """What their values take."""
+        return self._tallies.bytes[self._slot]
+
+    def add(self, size: int) -> None:
+        """Count a session of so many bytes."""
+        self._tallies.sessions[self._slot] += 1
+        self._tallies.bytes[self._slot] += size
+
+
+class Counting:
+    """Counts what the engine holds, in a thread, as long as anything is limited by what there is."""
+
+    def __init__(self, engine: Engine, budgets: Budgets, tallies: Tallies) -> None:
+        self._engine, self._budgets, self._tallies = engine, budgets, tallies
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="quotas", daemon=True)
+
+    def start(self) -> None:
+        """Count at once, and from then on now and then."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Count no more. A count that is under way ends with the engine, or when it is done."""
+        self._stopping.set()
+
+    def count(self) -> None:
+        """Count once, if anything is limited."""
+        if not self._budgets.limit_sizes:
+            return
+        before = self._tallies.snapshot()
+        counted: defaultdict[int, tuple[int, int]] = defaultdict(lambda: (0, 0))
+        for namespace, usage in self._engine.usage(None).items():
+            budget = self._budgets.of_namespace(namespace)
+            if budget and budget.tally:
+                sessions, size = counted[budget.tally.name]
+                counted[budget.tally.name] = sessions + usage.sessions, size + usage.value_bytes
+        self._tallies.replace(counted, before)
+
+    def _run(self) -> None:
+        failing = False
+        while True:
+            started = time.monotonic()
+            try:
+                self.count()
+                failing = False
+            except EngineError as error:
+                if not failing and not self._stopping.is_set():  # once per outage
+                    _log.warning("sessions cannot be counted", cause=str(error))
+                failing = True
+            if self._stopping.wait(max(COUNT_SECONDS, COUNT_SHARE * (time.monotonic() - started))):
+                return

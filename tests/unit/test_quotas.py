@@ -1,0 +1,155 @@
+"""How much there is in limited namespaces: counted by what the engine holds, and by what was let in since."""
+
+from __future__ import annotations
+
+import os
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from resumed_server.budgets import Budgets, LimitExceeded, Shared
+from resumed_server.engines import open_engine
+from resumed_server.grants import Grants
+from resumed_server.limits import Limit
+from resumed_server.quotas import Counting
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from resumed_server.engines.base import Engine
+
+FILE = """
+[[limit]]
+namespaces = ["shop", "shop.*"]
+sessions = 4
+[[limit]]
+namespaces = ["pay"]
+bytes = 1000
+"""
+DEFAULTS = Limit(sessions=2)
+
+
+class Clock:
+    """A wall clock that is moved by hand."""
+
+    now = 1_800_000_000.0
+
+    def __call__(self) -> float:
+        """Return Unix seconds."""
+        return self.now
+
+
+CLOCK = Clock()
+
+
+@pytest.fixture
+def engine() -> Iterator[Engine]:
+    """An embedded engine whose clock stands still."""
+    engine = open_engine("lmdb:", capacity=16 << 20, clock=CLOCK)
+    yield engine
+    engine.close()
+
+
+@pytest.fixture
+def shared() -> Shared:
+    """Memory in which nothing is counted."""
+    return Shared.fresh()
+
+
+@pytest.fixture
+def budgets(shared: Shared) -> Budgets:
+    """The limits of FILE."""
+    grants: Any = SimpleNamespace(value=Grants.parse(FILE))
+    return Budgets(DEFAULTS, grants, shared)
+
+
+def admit(budgets: Budgets, namespace: str, size: int = 10) -> None:
+    """Let a session in, or raise LimitExceeded."""
+    budget = budgets.of_namespace(namespace)
+    assert budget
+    budget.admit_session(size)
+
+
+def test_sessions_are_let_in_up_to_the_limit(budgets: Budgets) -> None:
+    """Of all the namespaces of the limit together; others have their own."""
+    for namespace in ("shop", "shop.eu", "shop.us", "shop"):
+        admit(budgets, namespace)
+    with pytest.raises(LimitExceeded, match=r"shop, shop\.\* is at its limit of 4 sessions") as caught:
+        admit(budgets, "shop.new")
+    assert (caught.value.limit, caught.value.retry) == ("sessions", None)
+    for namespace in ("other", "another"):
+        admit(budgets, namespace)
+        admit(budgets, namespace)
+        with pytest.raises(LimitExceeded):
+            admit(budgets, namespace)
+
+
+def test_bytes_are_let_in_up_to_the_limit(budgets: Budgets) -> None:
+    """A smaller session may still fit."""
+    admit(budgets, "pay", 900)
+    with pytest.raises(LimitExceeded, match="1000 bytes"):
+        admit(budgets, "pay", 101)
+    admit(budgets, "pay", 100)
+    with pytest.raises(LimitExceeded):
+        admit(budgets, "pay", 1)
+
+
+def test_a_count_finds_what_is_there(engine: Engine, budgets: Budgets, shared: Shared) -> None:
+    """Also what another server stored, or an earlier one; and neither what expired nor what was removed."""
+    for number in range(3):
+        engine.put("shop", b"%d" % number, b"v" * 100, 100)
+    engine.put("shop.eu", b"key", b"v" * 100, 5)
+    counting = Counting(engine, budgets, shared.tallies)
+    counting.count()
+    with pytest.raises(LimitExceeded):
+        admit(budgets, "shop")
+    engine.remove("shop", b"0")
+    CLOCK.now += 6
+    counting.count()
+    admit(budgets, "shop")
+    admit(budgets, "shop")
+    with pytest.raises(LimitExceeded):
+        admit(budgets, "shop")
+
+
+def test_what_is_let_in_during_a_count_is_not_forgotten(engine: Engine, budgets: Budgets, shared: Shared) -> None:
+    """Whether the count saw it or not."""
+    admit(budgets, "shop")
+
+    class Slow:
+        """An engine in which something happens while it counts."""
+
+        def usage(self, namespace: str | None) -> dict[str, Any]:
+            counted = engine.usage(namespace)
+            admit(budgets, "shop")
+            admit(budgets, "shop")
+            return counted
+
+    Counting(Slow(), budgets, shared.tallies).count()  # type: ignore[arg-type] # as much as is called
+    admit(budgets, "shop")
+    admit(budgets, "shop")
+    with pytest.raises(LimitExceeded):
+        admit(budgets, "shop")
+
+
+def test_forked_processes_count_together(budgets: Budgets) -> None:
+    """Though each finds its budgets by itself."""
+    child = os.fork()
+    if not child:
+        for _ in range(3):
+            admit(budgets, "shop")
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    admit(budgets, "shop.eu")
+    with pytest.raises(LimitExceeded):
+        admit(budgets, "shop.eu")
+
+
+def test_nothing_is_counted_where_nothing_is_limited(shared: Shared) -> None:
+    """A count takes its time."""
+
+    class Untouched:
+        """An engine that must not be asked."""
+
+    Counting(Untouched(), Budgets(Limit(watchers=1)), shared.tallies).count()  # type: ignore[arg-type]
