@@ -76,6 +76,19 @@ class Access(Protocol):
         """
 
 
+def admitted(access: Access, context: grpc.ServicerContext, operations: int = 1) -> Caller:
+    """Return who made a call that asks for so many operations.
+
+    Raises:
+        Unauthenticated: Nobody knows.
+        LimitExceeded: They asked for too many of late.
+    """
+    caller = access.caller(context)
+    if caller.budget:
+        caller.budget.spend(operations)
+    return caller
+
+
 class Anybody:
     """Access without grants: whoever gets here may do everything."""
 

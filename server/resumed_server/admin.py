@@ -12,7 +12,7 @@ import structlog
 
 from resumed.v1 import admin_pb2 as pb
 from resumed.v1.admin_pb2_grpc import AdminServiceServicer
-from resumed_server.access import Anybody
+from resumed_server.access import Anybody, admitted
 from resumed_server.errors import InvalidField, Unobserved, answered
 from resumed_server.service import NAMESPACE_LIMIT, is_namespace, seconds_of
 
@@ -37,7 +37,7 @@ _log = structlog.get_logger()
 
 def _apart(rpc: _Rpc) -> _Rpc:
     """Answer an RPC on threads that no session waits for."""
-    rpc.experimental_thread_pool = ThreadPoolExecutor(_THREADS, "admin")  # type: ignore[attr-defined]
+    rpc.threads = ThreadPoolExecutor(_THREADS, "admin")  # type: ignore[attr-defined]
     return rpc
 
 
@@ -53,7 +53,7 @@ class AdminService(AdminServiceServicer):
     @answered
     def Purge(self, request: pb.PurgeRequest, context: ServicerContext) -> pb.PurgeResponse:
         """End all sessions of a namespace that were issued before a time."""
-        caller = self._access.caller(context)
+        caller = admitted(self._access, context)
         namespace = _named(request.namespace)
         before = seconds_of(request.issued_before, "issued_before") if request.HasField("issued_before") else None
         if before is not None and before > time.time():
@@ -69,7 +69,7 @@ class AdminService(AdminServiceServicer):
     @answered
     def Stats(self, request: pb.StatsRequest, context: ServicerContext) -> pb.StatsResponse:
         """Count what there is of a namespace, or of all."""
-        caller = self._access.caller(context)
+        caller = admitted(self._access, context)
         namespace = _named(request.namespace) if request.namespace else None
         caller.demand("stats", namespace or _EVERY_NAMESPACE)
         response = pb.StatsResponse()

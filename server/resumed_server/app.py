@@ -27,7 +27,7 @@ from grpc_reflection.v1alpha.reflection import SERVICE_NAME as REFLECTION_NAME
 from grpc_reflection.v1alpha.reflection import ReflectionServicer
 
 from resumed.v1 import admin_pb2, admin_pb2_grpc, session_store_pb2, session_store_pb2_grpc
-from resumed_server import credentials, grants, logs, workers
+from resumed_server import connections, credentials, grants, logs, workers
 from resumed_server.access import Anybody, Granted
 from resumed_server.admin import AdminService
 from resumed_server.budgets import Budgets, Shared
@@ -152,7 +152,8 @@ def _serve(settings: Settings, ports: _Ports, counted: Shared, worker: int, supe
             observer=metrics.recorder if metrics else None,
         )
         admin = AdminService(engine, protection.access, metrics.recorder if metrics else None)
-        server = _server(settings, service, admin, health, shared=shared)
+        most, open_ports = connections.possible(settings.max_connections), {address.port for address in ports.sessions}
+        server = _server(settings, service, admin, health, most=most, shared=shared)
         for address in ports.sessions:
             _listen(server, address, protection.credentials)
         probes = grpc_server(1, shared=shared)
@@ -182,6 +183,7 @@ def _serve(settings: Settings, ports: _Ports, counted: Shared, worker: int, supe
             if not usable or workers.told_to_stop(_PROBE_INTERVAL) or supervisor not in {None, os.getppid()}:
                 break
             protection.follow()
+            connections.make_room(most, open_ports)
         # A worker is told twice where systemd tells it too; what ends one at once is its supervisor's SIGKILL.
         hurried = workers.told_to_stop if supervisor is None else _slept
         _drain(server, health, watchers, settings.drain if usable else 0.0, hurried)
@@ -252,11 +254,17 @@ def _open(settings: Settings) -> Engine:
 
 
 def _server(
-    settings: Settings, service: SessionStoreService, admin: AdminService, health: HealthServicer, *, shared: bool
+    settings: Settings,
+    service: SessionStoreService,
+    admin: AdminService,
+    health: HealthServicer,
+    *,
+    most: int,
+    shared: bool,
 ) -> grpc.Server | NativeServer:
     # Clients look for new replicas only when a connection ends; gRPC itself spreads the ages by a tenth.
     age = ("grpc.max_connection_age_ms", int(settings.max_connection_age * 1000))
-    server = grpc_server(settings.threads, shared=shared, more=[age])
+    server = grpc_server(settings.threads, shared=shared, more=[age, ("grpc.max_allowed_incoming_connections", most)])
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     admin_pb2_grpc.add_AdminServiceServicer_to_server(admin, server)
     names = (SERVICE_NAME, ADMIN_NAME, HEALTH_NAME, REFLECTION_NAME)

@@ -197,6 +197,13 @@ class Settings:
         "N",
         "Watch streams of such a namespace in each process; 0 is as many as its share of all 256.",
     )
+    max_connections: int = _setting(
+        "10000",
+        _between(_whole, 1, 1_000_000),
+        "N",
+        "Connections that each process may have; more are refused. From three quarters of them on, an address that has "
+        "more than half loses some: raise it where all connections come through one address.",
+    )
     max_connection_age: Duration = _setting(
         _USUAL_AGE,
         _between(Duration.parse, Duration(1), Duration(86_400)),

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 from resumed.v1 import session_store_pb2 as pb
 from resumed.v1.session_store_pb2_grpc import SessionStoreServiceServicer
-from resumed_server.access import Anybody, NotGranted
+from resumed_server.access import Anybody, NotGranted, admitted
 from resumed_server.budgets import Budgets, LimitExceeded
 from resumed_server.engines import base
 from resumed_server.errors import InvalidField, Unobserved, answered, status_of, streamed
@@ -83,7 +83,7 @@ class SessionStoreService(SessionStoreServiceServicer):
     @answered
     def Put(self, request: pb.PutRequest, context: ServicerContext) -> pb.PutResponse:
         """Store a session."""
-        put = self._put(request, self._caller(context))
+        put = self._put(request, admitted(self._access, context))
         self._spend(put.namespace)
         ttl = self._engine.put(put.namespace, put.key, put.value, put.ttl, put.issued)
         response = pb.PutResponse()
@@ -93,28 +93,28 @@ class SessionStoreService(SessionStoreServiceServicer):
     @answered
     def Get(self, request: pb.GetRequest, context: ServicerContext) -> pb.GetResponse:
         """Return a session."""
-        address = _address(request, "get", self._caller(context))
+        address = _address(request, "get", admitted(self._access, context))
         self._spend(address[0])
         return _found(pb.GetResponse(), self._engine.get(*address))
 
     @answered
     def Take(self, request: pb.TakeRequest, context: ServicerContext) -> pb.TakeResponse:
         """Return a session and remove it."""
-        address = _address(request, "take", self._caller(context))
+        address = _address(request, "take", admitted(self._access, context))
         self._spend(address[0])
         return _found(pb.TakeResponse(), self._engine.take(*address))
 
     @answered
     def Remove(self, request: pb.RemoveRequest, context: ServicerContext) -> pb.RemoveResponse:
         """Remove a session."""
-        address = _address(request, "remove", self._caller(context))
+        address = _address(request, "remove", admitted(self._access, context))
         self._spend(address[0])
         return pb.RemoveResponse(removed=self._engine.remove(*address))
 
     @answered
     def Batch(self, request: pb.BatchRequest, context: ServicerContext) -> pb.BatchResponse:
         """Carry out the valid and granted operations in one go; each of the others gets its own error."""
-        caller = self._caller(context, len(request.operations))
+        caller = admitted(self._access, context, len(request.operations))
         if not 1 <= len(request.operations) <= MAX_OPERATIONS:
             raise InvalidField("operations", f"must hold 1 to {MAX_OPERATIONS}")
         checked = list(self._checked(request.operations, caller))
@@ -131,7 +131,7 @@ class SessionStoreService(SessionStoreServiceServicer):
     @streamed
     def Watch(self, request: pb.WatchRequest, context: ServicerContext) -> Iterator[pb.WatchResponse]:
         """Stream what happens in a namespace, for as long as the caller may watch it."""
-        caller = self._caller(context)
+        caller = admitted(self._access, context)
         if not is_namespace(request.namespace):
             raise InvalidField("namespace", NAMESPACE_LIMIT)
         if len(request.position) > MAX_POSITION:
@@ -142,13 +142,6 @@ class SessionStoreService(SessionStoreServiceServicer):
             for answer in news:  # at least one a second
                 self._access.caller(context).demand("watch", request.namespace)
                 yield answer
-
-    def _caller(self, context: ServicerContext, operations: int = 1) -> Caller:
-        """Return who made a call, if they may ask for so many operations now."""
-        caller = self._access.caller(context)
-        if caller.budget:
-            caller.budget.spend(operations)
-        return caller
 
     def _spend(self, namespace: str, operations: int = 1) -> None:
         budget = self._budgets.of_namespace(namespace)

@@ -229,6 +229,7 @@ def test_every_setting_is_read_from_the_environment() -> None:
         "namespace-sessions": "0",
         "namespace-bytes": "0B",
         "namespace-watchers": "0",
+        "max-connections": "10000",
         "max-connection-age": "90s",
         "health-listen": "0.0.0.0:7402",
         "metrics-listen": "0.0.0.0:9464",
