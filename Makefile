@@ -89,6 +89,10 @@ monitoring: setup $(BIN)/.installed-monitoring ## Test the alerts; ask a live Pr
 	$(BIN)/python -m pytest tests/monitoring/rules.py
 	$(BIN)/python tests/monitoring/live.py $(if $(PICTURES),--pictures docs/pictures)
 
+.PHONY: fairness
+fairness: setup ## Measure what one tenant notices of another that floods the store (FAIRNESS=--help)
+	$(BIN)/python tests/performance/fairness.py $(FAIRNESS)
+
 .PHONY: lint
 lint: setup $(BUILD)/googleapis ## Run the linters and the type checker; check that the stubs are current
 	$(BIN)/ruff check

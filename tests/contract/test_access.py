@@ -349,12 +349,46 @@ def test_a_batch_is_checked_operation_by_operation(
     assert_untouched(shop, stored, fresh)
 
 
-def test_a_batch_of_somebody_without_a_name_is_refused_as_a_whole(
+@pytest.mark.parametrize(
+    ("credentials", "code"),
+    [(REFUSED_BY_TLS, grpc.StatusCode.UNAVAILABLE), (NAMELESS, grpc.StatusCode.UNAUTHENTICATED)],
+    ids=["refused by TLS", "nameless"],
+)
+def test_a_batch_of_somebody_unknown_is_refused_as_a_whole(
     connect: Callable[[Pem | None], SessionStoreServiceStub],
+    shop: SessionStoreServiceStub,
+    stored: bytes,
+    credentials: dict[str, Pem | None],
+    code: grpc.StatusCode,
 ) -> None:
-    """Nobody is known for any of it."""
-    request = pb.BatchRequest(operations=[pb.Operation(get=pb.GetRequest(namespace="shop", key=b"key"))])
-    assert refusal(connect(AUTHORITY.issue()), "batch", request).code() is grpc.StatusCode.UNAUTHENTICATED
+    """None of its operations is carried out."""
+    fresh = uuid.uuid4().bytes
+    asked = requests("shop", stored) | {"put": requests("shop", fresh)["put"]}
+    request = pb.BatchRequest(operations=[pb.Operation(**{each: asked[each]}) for each in FRONTEND if each != "watch"])
+    for pem in credentials.values():
+        assert refusal(connect(pem), "batch", request).code() is code
+    assert_untouched(shop, stored, fresh)
+
+
+@pytest.mark.parametrize("credential", OTHERS)
+def test_a_batch_of_another_identity_is_denied_in_each_operation(
+    connect: Callable[[Pem | None], SessionStoreServiceStub],
+    shop: SessionStoreServiceStub,
+    stored: bytes,
+    credential: str,
+) -> None:
+    """With the same words, whether the session exists or not."""
+    stub, fresh = connect(OTHERS[credential]), uuid.uuid4().bytes
+    names = [each for each in FRONTEND if each != "watch"]
+    answers = []
+    for key in (stored, fresh):
+        asked = requests("shop", key) | {"put": requests("shop", fresh)["put"]}
+        answers.append(stub.Batch(pb.BatchRequest(operations=[pb.Operation(**{each: asked[each]}) for each in names])))
+    assert answers[0] == answers[1]
+    errors = [result.error for result in answers[0].results]
+    assert {error.code for error in errors} == {grpc.StatusCode.PERMISSION_DENIED.value[0]}
+    assert [info(error).metadata["operation"] for error in errors] == names
+    assert_untouched(shop, stored, fresh)
 
 
 def test_a_field_outside_its_limits_is_told_before_the_grant(shop: SessionStoreServiceStub) -> None:

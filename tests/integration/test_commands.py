@@ -151,6 +151,16 @@ class TestGrantsCheck:
         assert run("grants", "check", file, "--namespace", "bank", "--operation", "get").returncode == 1
         assert "3 of 3 grants" in run("grants", "check", file).stdout
 
+    def test_shows_limits(self, file: str) -> None:
+        """Whose they are, and how much."""
+        with Path(file).open("a", encoding="utf-8") as grants:
+            grants.write('[[limit]]\nnamespaces = ["pay", "bank"]\nsessions = 7\nbytes = "1MiB"\n')
+        shown = run("grants", "check", file).stdout
+        assert "pay bank" in shown
+        assert "7 sessions, 1MiB bytes" in shown
+        report = json.loads(run("grants", "check", file, "--json").stdout)
+        assert report["limits"] == [{"namespaces": ["pay", "bank"], "sessions": 7, "bytes": 1 << 20}]
+
     def test_tells_programs_too(self, file: str) -> None:
         """As JSON."""
         done = run("grants", "check", file, "--identity", "dns:frontend.pay.svc", "--operation", "take", "--json")

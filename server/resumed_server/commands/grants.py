@@ -14,9 +14,10 @@ from resumed_server.config import UserError
 from resumed_server.grants import OPERATIONS, followed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from resumed_server.grants import Grant
+    from resumed_server.limits import Limit
 
 _NEAREST = 3
 """How many grants that nearly matched are shown."""
@@ -60,9 +61,10 @@ def check(file: str, question: Question, *, as_json: bool) -> bool:
     """
     _verify(question)
     try:
-        grants = followed(file).value.all
+        read = followed(file).value
     except ValueError as error:
         raise UserError(str(error)) from None
+    grants = read.all
     compared = [_Compared(number, grant, _missing(grant, question)) for number, grant in enumerate(grants, 1)]
     matching = [each for each in compared if not each.missing]
     asked = any(question)
@@ -71,6 +73,7 @@ def check(file: str, question: Question, *, as_json: bool) -> bool:
         report = {
             "file": file,
             "grants": len(grants),
+            "limits": [_amounts(limit) for limit in read.limits],
             **question._asdict(),
             "allowed": bool(matching) if asked else None,
             "matching": list(map(_described, matching)),
@@ -79,6 +82,8 @@ def check(file: str, question: Question, *, as_json: bool) -> bool:
         Console(soft_wrap=True).print_json(data=report)
     else:
         _show(file, question, compared, matching, nearest)
+        if not asked and read.limits:
+            _show_limits(read.limits)
     return bool(matching) or not asked
 
 
@@ -116,6 +121,22 @@ def _nearest(compared: list[_Compared], question: Question) -> list[_Compared]:
 
 def _described(each: _Compared) -> dict[str, Any]:
     return {"grant": each.number, **vars(each.grant)}
+
+
+def _amounts(limit: Limit) -> dict[str, Any]:
+    """Return what a limit says."""
+    return {name: value for name, value in vars(limit).items() if value}
+
+
+def _show_limits(limits: Sequence[Limit]) -> None:
+    table = Table()
+    for column in ("limit", "of", "amounts"):
+        table.add_column(column, overflow="fold")
+    for number, limit in enumerate(limits, 1):
+        amounts = _amounts(limit)
+        whose = amounts.pop("identity", "") or " ".join(amounts.pop("namespaces", ()))
+        table.add_row(str(number), Text(whose), ", ".join(f"{value} {name}" for name, value in amounts.items()))
+    Console().print(table)
 
 
 def _show(
