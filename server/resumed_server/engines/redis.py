@@ -34,7 +34,7 @@ from resumed_server.engines.base import (
 from resumed_server.engines.gate import CLOSED, Gate
 from resumed_server.engines.redis_log import LOG, PURGED, REMOVED, STORED, ChangeLog
 from resumed_server.engines.redis_nodes import Displaced, Unsuitable, connected
-from resumed_server.engines.redis_purges import MARK, TIME_DIGITS, UNKNOWN, Purges, time_text
+from resumed_server.engines.redis_purges import TIME_DIGITS, UNKNOWN, Purges, time_text, unless_purged
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -43,26 +43,21 @@ if TYPE_CHECKING:
     from resumed_server.engines.redis_log import Logged
     from resumed_server.engines.redis_url import RedisUrl
 
-# Sent whole each time: a script that is called by its hash is not there after a restart or a failover. What begins
-# with #! may run on a full Redis only if it says so, as those must that remove; and says that it logs what it does.
-# ARGV begins with the namespace and its mark, and ends with what the log needs: its streams lead to the mark as well.
 
+def _scripts(*, cluster: bool) -> Mapping[type[Operation], str]:
+    """Return what carries the operations out.
 
-def _unless_purged(log: int) -> str:
-    """Return what takes a `value` that was purged for one that is not there; what the log needs begins at ARGV[log]."""
-    return f"""
-local mark = ARGV[2] == '{UNKNOWN.decode()}' and mark(ARGV[1], {log + 1}) or ARGV[2]
-if type(mark) == 'table' then return mark end
-if purged(value, mark) then value = false end"""
-
-
-_GET = f"""#!lua flags=no-writes,allow-cross-slot-keys{MARK}
+    Sent whole each time: a script that is called by its hash is not there after a restart or a failover. What begins
+    with #! may run on a full Redis only if it says so, as those must that remove; and says that it logs what it does.
+    ARGV begins with the namespace and its mark, and ends with what the log needs: its streams lead to the mark as well.
+    """
+    get = f"""#!lua flags=no-writes,allow-cross-slot-keys
 local value = redis.call('GET', KEYS[1])
-if not value or value == '' then return false end{_unless_purged(3)}
+if not value or value == '' then return false end{unless_purged(4, cluster=cluster)}
 if not value then return false end
 return {{string.sub(value, {TIME_DIGITS + 1}), redis.call('PTTL', KEYS[1])}}"""
-_PUT = f"""#!lua flags=allow-cross-slot-keys{MARK}{LOG}
-local value = redis.call('GET', KEYS[1]){_unless_purged(6)}
+    put = f"""#!lua flags=allow-cross-slot-keys{LOG}
+local value = redis.call('GET', KEYS[1]){unless_purged(7, cluster=cluster)}
 if value then return string.sub(value, {TIME_DIGITS + 1}) == ARGV[3] and redis.call('PTTL', KEYS[1]) or -1 end
 local time = redis.call('TIME')
 local issued = string.format('%0{TIME_DIGITS}.0f', time[1] * 1e6 + time[2])
@@ -74,18 +69,18 @@ if ARGV[4] ~= '0' then
   redis.call('SET', KEYS[1], issued .. ARGV[3], 'PX', ARGV[4])
 end
 return tonumber(ARGV[4])"""
-_TAKE = f"""#!lua flags=allow-oom,allow-cross-slot-keys{MARK}{LOG}
+    take = f"""#!lua flags=allow-oom,allow-cross-slot-keys{LOG}
 local value = redis.call('GET', KEYS[1])
-if not value or value == '' then return false end{_unless_purged(3)}
+if not value or value == '' then return false end{unless_purged(4, cluster=cluster)}
 if not value then return false end
 local ttl = redis.call('PTTL', KEYS[1])
 local failed = log('{REMOVED.decode()}', 3)
 if failed then return failed end
 redis.call('SET', KEYS[1], '', 'KEEPTTL')
 return {{string.sub(value, {TIME_DIGITS + 1}), ttl}}"""
-_REMOVE = f"""#!lua flags=allow-oom,allow-cross-slot-keys{MARK}{LOG}
+    remove = f"""#!lua flags=allow-oom,allow-cross-slot-keys{LOG}
 local value = redis.call('GET', KEYS[1])
-if value == '' then return 0 end{_unless_purged(3)}
+if value == '' then return 0 end{unless_purged(4, cluster=cluster)}
 local failed = log('{REMOVED.decode()}', 3)
 if failed then return failed end
 if value then
@@ -94,7 +89,8 @@ if value then
 end
 redis.call('SET', KEYS[1], '', 'PX', {UNKNOWN_TOMBSTONE_SECONDS * 1000:.0f})
 return 0"""
-_SCRIPTS: Mapping[type[Operation], str] = {Get: _GET, Put: _PUT, Take: _TAKE, Remove: _REMOVE}
+    return {Get: get, Put: put, Take: take, Remove: remove}
+
 
 _CHANGES_BYTES = 1 << 20
 _LOOKED_UP_AT_ONCE = 128
@@ -121,6 +117,7 @@ class RedisEngine(Engine):
         self._nodes = connected(url, threads)
         self._log = ChangeLog(self._nodes, self._prefix, cluster=url.topology == "cluster")
         self._purges = Purges(url, self._nodes, self._log)
+        self._scripts = _scripts(cluster=url.topology == "cluster")
         self._gate = Gate()
         self._warned = False
         try:
@@ -320,7 +317,7 @@ class RedisEngine(Engine):
         return namespace.decode(), rest
 
     def _command(self, operation: Operation, log: Sequence[Any], mark: bytes) -> tuple[Any, ...]:
-        command = ("EVAL", _SCRIPTS[type(operation)], 1, self._key(operation), operation.namespace, mark)
+        command = ("EVAL", self._scripts[type(operation)], 1, self._key(operation), operation.namespace, mark)
         if isinstance(operation, Put):
             issued = b"" if operation.issued is None else time_text(operation.issued)
             return (*command, operation.value, int(operation.ttl * 1000), issued, *log)

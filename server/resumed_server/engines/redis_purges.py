@@ -29,7 +29,7 @@ TIME_DIGITS = 16
 UNKNOWN = b"?"
 """Has a script read the mark itself."""
 
-MARK = f"""
+_MARK = f"""
 local function mark(namespace, first)
   local latest, copies, failed = '', 0
   for each = first, #ARGV do
@@ -54,7 +54,7 @@ if mark and mark >= ARGV[1] then return mark end
 redis.call('SET', KEYS[1], ARGV[1], 'PX', {LONGEST_TTL_SECONDS * 1000:.0f})
 return ARGV[1]"""
 # Goes on at a cursor; answers the next one, and of each namespace: its name, sessions, their bytes, tombstones, purged.
-_LOOK = f"""#!lua flags=allow-oom,allow-cross-slot-keys{MARK}
+_LOOK = f"""#!lua flags=allow-oom,allow-cross-slot-keys{_MARK}
 local cursor, pattern, count, prefix, deletes = unpack(ARGV)
 local found = redis.call('SCAN', cursor, 'MATCH', pattern, 'COUNT', count)
 local marks, counts, answer = {{}}, {{}}, {{found[1]}}
@@ -87,6 +87,21 @@ _COUNTED_AT_ONCE = 256
 _REST = 2.0
 """How many times as long as a step of counting takes it rests."""
 _ATTEMPTS = 5
+
+
+def unless_purged(streams: int, *, cluster: bool) -> str:
+    """Return the lines of a script that set `mark`, and take a `value` from before it for one that is not there.
+
+    ARGV has the namespace, the mark (or UNKNOWN), and from `streams` on the keys of the log's.
+    """
+    if not cluster:  # one stream, one mark: the lines are on the path of every call
+        return f"""
+local mark = redis.call('GET', ARGV[{streams}] .. ARGV[1]) or ''
+if value and value ~= '' and string.sub(value, 1, {TIME_DIGITS}) < mark then value = false end"""
+    return f"""{_MARK}
+local mark = ARGV[2] == '{UNKNOWN.decode()}' and mark(ARGV[1], {streams}) or ARGV[2]
+if type(mark) == 'table' then return mark end
+if purged(value, mark) then value = false end"""
 
 
 class Purges:
