@@ -520,6 +520,8 @@ def test_wait_refuses_what_no_replica_has(server: RedisServer) -> None:
             assert engine.get("shop", key) is None
         outcomes = engine.batch([Put("shop", b"k", b"value", 60.0), Take("shop", b"k"), Take("shop", b"k")])
         assert [type(outcome) for outcome in outcomes] == [float, EngineUnavailable, type(None)]
+        with pytest.raises(EngineUnavailable, match="replicas"):
+            engine.purge("shop", None)
 
 
 def test_wait_is_content_with_a_replica() -> None:
@@ -533,6 +535,7 @@ def test_wait_is_content_with_a_replica() -> None:
         engine.put("shop", b"k", b"value", 60.0)
         assert engine.take("shop", b"k")
         assert replica.client.get(b"resumed:shop:k") == b""
+        assert engine.purge("shop", None) <= time.time()
 
 
 def emptied(server: RedisServer) -> None:
@@ -634,6 +637,26 @@ def test_slots_move_under_calls() -> None:
         moving.join(60)
         assert taken == keys
         assert not any(engine.batch([Get("shop", key) for key in keys]))
+
+
+def test_a_purge_holds_while_slots_move() -> None:
+    """Wherever a session and its marks are just then; a Put that it overtook is refused by all nodes."""
+    keys = [b"%d" % number for number in range(300)]
+    issued = time.time() - 1.0
+    with valkey_cluster() as cluster, opened(cluster.url, PATIENT) as engine, opened(cluster.url, PATIENT) as other:
+        engine.batch([Put("shop", key, b"value", 600.0, issued) for key in keys])
+        moving = threading.Thread(target=cluster.move_slots, args=(threading.Event(), 0.002), daemon=True)
+        moving.start()
+        engine.purge("shop", None)
+        while moving.is_alive():
+            for asked in (engine, other):
+                found = asked.batch([Get("shop", key) for key in keys])
+                assert not any(isinstance(session, StoredSession) for session in found)
+            late = [b"late %d" % number for number in range(50)]
+            stored = other.batch([Put("shop", key, b"value", 600.0, issued) for key in late])
+            assert not any(isinstance(outcome, float) for outcome in stored)
+        moving.join(60)
+        assert other.batch([Get("shop", key) for key in keys]) == [None] * len(keys)
 
 
 def test_no_removal_is_missed_while_slots_move() -> None:
