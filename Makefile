@@ -169,6 +169,24 @@ rust: setup rust-installed ## Check and test the Rust client, with a store of th
 	cd client/rust && RUSTDOCFLAGS="--deny warnings" cargo doc --quiet --locked --no-deps
 	cd client/rust && RESUMED_COMMAND=$(CURDIR)/$(BIN)/resumed cargo test --quiet --locked
 
+.PHONY: c
+c: setup rust-installed ## Check and build libresumed and libresumed-preload (not part of make test)
+	@test -e /usr/include/openssl/ssl.h && command -v cmake >/dev/null || deploy/debian-packages libssl-dev cmake
+	cd client/c && cargo fmt --all --check
+	cd client/c && cargo clippy --quiet --locked --workspace --all-targets
+	cd client/c && cargo test --quiet --locked --workspace
+	cmake -S client/c -B $(BUILD)/c -DRESUMED_CARGO_TARGET_DIR=$(CARGO_TARGET_DIR) -DCMAKE_BUILD_TYPE=Release
+	cmake --build $(BUILD)/c
+
+.PHONY: preload-servers
+preload-servers:
+	@test -x /usr/sbin/nginx -a -x /usr/sbin/apache2 -a -x /usr/sbin/haproxy -a -x /usr/bin/stunnel4 || \
+	  deploy/debian-packages nginx-light apache2-bin haproxy stunnel4
+
+.PHONY: preload-test
+preload-test: c preload-servers ## Put libresumed under Debian's nginx, Apache, HAProxy and stunnel (not part of make test)
+	RESUMED_PRELOAD=1 $(BIN)/python -m pytest tests/preload
+
 .PHONY: rust-installed
 rust-installed:
 	@command -v cargo >/dev/null || { echo "this needs Rust 1.88 or newer (https://rustup.rs): nothing else in this tree does"; exit 1; }

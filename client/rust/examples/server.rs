@@ -1,7 +1,7 @@
-//! A TLS server that keeps its sessions in the store: each connection gets one byte. Threads, no async runtime.
+//! A TLS server that keeps its sessions in the store: it answers whatever a client sends. Threads, no async runtime.
 //!
-//! `cargo run --example server -- --listen 127.0.0.1:0 --cert cert.pem --key key.pem --target 127.0.0.1:7400 --namespace shop
-//! --keyring fleet.keys [--single-use] [--mirror BYTES] [--deadline MILLISECONDS] [--version 1.2]`
+//! `cargo run --example server -- --certificate FILE --target 127.0.0.1:7400 --namespace shop --keyring fleet.keys
+//! [--listen 127.0.0.1:0] [--single-use] [--mirror BYTES] [--deadline MILLISECONDS]`
 
 use std::collections::HashMap;
 use std::error::Error;
@@ -14,7 +14,6 @@ use std::time::Duration;
 use resumed::{Keyring, Options, Sessions};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::version::{TLS12, TLS13};
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -31,21 +30,15 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
     let sessions = Sessions::new(options)?;
 
-    let versions = match arguments.get("version").map(String::as_str) {
-        None => vec![&TLS12, &TLS13],
-        Some("1.2") => vec![&TLS12],
-        Some("1.3") => vec![&TLS13],
-        Some(_) => return Err("--version is 1.2 or 1.3".into()),
-    };
-    let certificates = CertificateDer::pem_file_iter(required("cert")?)?.collect::<Result<_, _>>()?;
+    let certificates = CertificateDer::pem_file_iter(required("certificate")?)?.collect::<Result<_, _>>()?;
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let config = ServerConfig::builder_with_provider(provider)
-        .with_protocol_versions(&versions)?
+        .with_safe_default_protocol_versions()?
         .with_no_client_auth()
-        .with_single_cert(certificates, PrivateKeyDer::from_pem_file(required("key")?)?)?;
+        .with_single_cert(certificates, PrivateKeyDer::from_pem_file(required("certificate")?)?)?;
 
-    let listener = TcpListener::bind(required("listen")?)?;
-    println!("listening {}", listener.local_addr()?);
+    let listener = TcpListener::bind(arguments.get("listen").map_or("127.0.0.1:0", String::as_str))?;
+    println!("{}", listener.local_addr()?);
     for accepted in listener.incoming() {
         let connection = ServerConnection::new(sessions.for_connection(&config))?;
         let accepted = accepted?;
@@ -58,9 +51,10 @@ fn main() -> Result<(), Box<dyn Error>> {
 fn serve(connection: ServerConnection, accepted: TcpStream) -> std::io::Result<()> {
     accepted.set_nodelay(true)?;
     let mut stream = StreamOwned::new(connection, accepted);
-    stream.write_all(b"\x01")?;
-    let mut rest = [0; 1024];
-    while stream.read(&mut rest)? > 0 {} // until the client has read everything
+    let mut request = [0; 4096];
+    while stream.read(&mut request)? > 0 {
+        stream.write_all(b"ok\n")?;
+    }
     Ok(())
 }
 

@@ -1,0 +1,65 @@
+/*
+ * libresumed: sessions of OpenSSL servers in the central store of resumed, so that any frontend resumes what any other
+ * negotiated.
+ *
+ * A handshake never waits for the store beyond a deadline, and not at all while the store keeps failing. Whatever goes wrong
+ * is a full handshake and a count, nothing else. All functions may be called from any thread.
+ */
+#ifndef RESUMED_H
+#define RESUMED_H
+
+#include <stddef.h>
+
+#include <openssl/ssl.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* How sessions are kept. Set all to zero first, then size, target, namespace_ and keyring; zero means the default. */
+typedef struct resumed_options {
+    size_t size;             /* sizeof(resumed_options) */
+    const char *target;      /* the store, as a gRPC name: dns:///store:7400, 127.0.0.1:7400, unix:/run/resumed.sock */
+    const char *namespace_;  /* who shares these sessions: 1 to 63 characters of [a-z0-9.-] */
+    const char *keyring;     /* path of the fleet's keys, which are read again when they change */
+    unsigned lifetime;       /* seconds that a session lives after its negotiation, up to 604,800; 7,200 by default */
+    unsigned deadline;       /* milliseconds that a handshake may wait for the store; 50 by default */
+    unsigned max_lookups;    /* look-ups under way at once, beyond which handshakes do not ask; 64 by default */
+    size_t mirror;           /* bytes of the namespace's sealed sessions to keep in memory; none by default */
+    int single_use;          /* whether a session resumes once in the whole fleet */
+    int any_ids;             /* whether ids that the fleet did not issue are looked up as well */
+    int wait_for_puts;       /* whether a full handshake waits until its sessions are stored, at most for the deadline */
+    int tls;                 /* whether the store is reached over TLS; the following are for that */
+    const char *ca;          /* PEM file of the authorities of the store's certificate; the system's by default */
+    const char *cert;        /* PEM files of the frontend's own certificate and key; none by default */
+    const char *key;
+    const char *server_name; /* the name that the store's certificate must have; the target's host by default */
+} resumed_options;
+
+/*
+ * Lets a server's context keep its sessions in the store, and resume what any other frontend negotiated. Call it when the context
+ * is set up and before its first connection; a server that forks may call it before it does. Contexts that connections switch to
+ * (SSL_set_SSL_CTX) need it as well. Contexts installed with equal options share a connection and a mirror.
+ *
+ * It sets the session callbacks and the id generator, switches stateless tickets and the internal cache off, and sets the session id
+ * context and timeout. Returns NULL, or what is wrong, and then nothing was changed; the text is valid until the thread's next call.
+ */
+const char *resumed_install(SSL_CTX *context, const resumed_options *options);
+
+/* Removes a session from the whole fleet, in the background. */
+void resumed_remove(SSL_CTX *context, const unsigned char *id, size_t length);
+
+/* Waits until all sessions and removals so far are sent; returns 0 if that took longer. */
+int resumed_flush(SSL_CTX *context, unsigned milliseconds);
+
+/*
+ * Writes what happened in this process so far, as "hits mirror 3\n" for each reason, and a NUL. Returns the length of all of it: if it
+ * is not below size, it was cut.
+ */
+size_t resumed_stats(SSL_CTX *context, char *text, size_t size);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

@@ -1,0 +1,171 @@
+//! The functions of `include/resumed.h`.
+
+use std::cell::RefCell;
+use std::ffi::{CStr, CString, c_char, c_int, c_uchar, c_uint};
+use std::fmt::Write;
+use std::mem::size_of;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
+use std::ptr;
+use std::slice;
+use std::time::Duration;
+
+use store::Removal;
+
+use crate::binding::{Binding, install};
+use crate::settings::Settings;
+use crate::ssl::{Context, ffi};
+use crate::{log_to_stderr, shim};
+
+thread_local! {
+    static COMPLAINT: RefCell<CString> = RefCell::default();
+}
+
+/// As in `resumed.h`.
+#[repr(C)]
+struct Options {
+    size: usize,
+    target: *const c_char,
+    namespace: *const c_char,
+    keyring: *const c_char,
+    lifetime: c_uint,
+    deadline: c_uint,
+    max_lookups: c_uint,
+    mirror: usize,
+    single_use: c_int,
+    any_ids: c_int,
+    wait_for_puts: c_int,
+    tls: c_int,
+    ca: *const c_char,
+    cert: *const c_char,
+    key: *const c_char,
+    server_name: *const c_char,
+}
+
+/// # Safety
+///
+/// As `resumed.h` says.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn resumed_install(context: *mut ffi::SSL_CTX, options: *const Options) -> *const c_char {
+    log_to_stderr();
+    // SAFETY: the caller's.
+    let outcome = catch_unwind(|| unsafe { installed(context, options) });
+    match outcome.unwrap_or_else(|_| Err("a defect: please report it".to_owned())) {
+        Ok(()) => ptr::null(),
+        Err(complaint) => COMPLAINT.with_borrow_mut(|kept| {
+            *kept = CString::new(complaint).unwrap_or_default();
+            kept.as_ptr()
+        }),
+    }
+}
+
+unsafe fn installed(context: *mut ffi::SSL_CTX, options: *const Options) -> Result<(), String> {
+    // SAFETY: the caller's.
+    let (context, options) = unsafe { (Context::new(context).ok_or("context is NULL")?, options.as_ref()) };
+    let options = options.ok_or("options is NULL")?;
+    if options.size != size_of::<Options>() {
+        return Err("options.size is not sizeof(resumed_options): header and library differ".to_owned());
+    }
+    if context.binding().is_some() {
+        return Err("this context has sessions in the store already".to_owned());
+    }
+    // SAFETY: the caller's.
+    let text = |pointer, name| unsafe { text(pointer, name) };
+    let required = |pointer, name| text(pointer, name)?.ok_or_else(|| format!("{name} is missing"));
+    let (cert, key) = (text(options.cert, "cert")?, text(options.key, "key")?);
+    if cert.is_some() != key.is_some() {
+        return Err("cert and key go together: give both, or neither".to_owned());
+    }
+    let settings = Settings {
+        target: required(options.target, "target")?,
+        namespace: required(options.namespace, "namespace_")?,
+        keyring: required(options.keyring, "keyring")?.into(),
+        lifetime: options.lifetime.into(),
+        deadline: options.deadline.into(),
+        max_lookups: options.max_lookups as usize,
+        mirror: options.mirror,
+        single_use: options.single_use != 0,
+        any_ids: options.any_ids != 0,
+        wait_for_puts: options.wait_for_puts != 0,
+        tls: options.tls != 0,
+        ca: text(options.ca, "ca")?.map(PathBuf::from),
+        identity: cert.zip(key).map(|(cert, key)| (cert.into(), key.into())),
+        server_name: text(options.server_name, "server_name")?,
+    };
+    install(&context, shim(&settings).map_err(|error| error.to_string())?).map_err(str::to_owned)
+}
+
+/// # Safety
+///
+/// As `resumed.h` says.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn resumed_remove(context: *mut ffi::SSL_CTX, id: *const c_uchar, length: usize) {
+    // SAFETY: the caller's.
+    let bound = unsafe { binding(context) };
+    if let Some(binding) = bound.filter(|_| !id.is_null()) {
+        // SAFETY: the caller's.
+        let id = unsafe { slice::from_raw_parts(id, length) };
+        let _ = catch_unwind(AssertUnwindSafe(|| binding.shim().remove(id, Removal::Application)));
+    }
+}
+
+/// # Safety
+///
+/// As `resumed.h` says.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn resumed_flush(context: *mut ffi::SSL_CTX, milliseconds: c_uint) -> c_int {
+    // SAFETY: the caller's.
+    let Some(binding) = (unsafe { binding(context) }) else { return 1 };
+    let patience = Duration::from_millis(milliseconds.into());
+    catch_unwind(AssertUnwindSafe(|| binding.shim().flush(patience))).map_or(0, c_int::from)
+}
+
+/// # Safety
+///
+/// As `resumed.h` says.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn resumed_stats(context: *mut ffi::SSL_CTX, text: *mut c_char, size: usize) -> usize {
+    // SAFETY: the caller's.
+    let bound = unsafe { binding(context) };
+    let written = bound.and_then(|binding| catch_unwind(AssertUnwindSafe(|| stats(binding))).ok()).unwrap_or_default();
+    if size > 0 && !text.is_null() {
+        let length = written.len().min(size - 1);
+        // SAFETY: the caller's: there are `size` bytes.
+        unsafe {
+            ptr::copy_nonoverlapping(written.as_ptr(), text.cast(), length);
+            *text.add(length) = 0;
+        }
+    }
+    written.len()
+}
+
+fn stats(binding: &Binding) -> String {
+    let stats = binding.shim().stats();
+    let mut text = String::new();
+    for (kind, counts) in [("hits", stats.hits), ("misses", stats.misses), ("puts", stats.puts), ("removals", stats.removals)] {
+        for (reason, count) in counts {
+            let _ = writeln!(text, "{kind} {reason} {count}"); // a String takes everything
+        }
+    }
+    text
+}
+
+/// # Safety
+///
+/// It points to a context that lives for `'a`, or is NULL.
+unsafe fn binding<'a>(context: *mut ffi::SSL_CTX) -> Option<&'a Binding> {
+    // SAFETY: the caller's.
+    unsafe { Context::new(context) }?.binding()
+}
+
+/// # Safety
+///
+/// It points to a string with a NUL, or is NULL.
+unsafe fn text(pointer: *const c_char, name: &str) -> Result<Option<String>, String> {
+    if pointer.is_null() {
+        return Ok(None);
+    }
+    // SAFETY: the caller's.
+    let text = unsafe { CStr::from_ptr(pointer) };
+    text.to_str().map(|text| Some(text.to_owned())).map_err(|_| format!("{name} is not UTF-8"))
+}

@@ -1,0 +1,151 @@
+//! What to do at each session callback of OpenSSL, as in the other clients with OpenSSL: they resume each other's sessions.
+//!
+//! OpenSSL's rules are in `SSL_CTX_sess_set_get_cb(3)`, `SSL_CTX_set_session_cache_mode(3)` and
+//! `SSL_CTX_set_generate_session_id(3)`.
+
+use std::cell::Cell;
+use std::sync::Arc;
+use std::time::{Instant, SystemTime};
+
+use sha2::{Digest, Sha256};
+use store::{ID_BYTES, Look, Puts, Removal, Shim};
+
+use crate::ssl::{Connection, Context, Session, last_error_reason};
+
+/// OpenSSL's reason when the peer ended the connection without `close_notify`.
+const UNEXPECTED_EOF_WHILE_READING: u64 = 294;
+/// How many ids of the sessions of one connection are remembered.
+const SIBLINGS: usize = 16;
+
+thread_local! {
+    /// The client random of the handshake that looked up a session last, and when it has waited long enough.
+    static WAITING: Cell<([u8; 32], Option<Instant>)> = const { Cell::new(([0; 32], None)) };
+}
+
+/// The callbacks of a shim in a TLS context.
+pub struct Binding {
+    shim: Arc<Shim>,
+    id_context: [u8; 32],
+}
+
+/// Puts the callbacks of a shim into a context that has no binding.
+///
+/// # Errors
+///
+/// The context accepts early data, or cannot be bound.
+pub fn install(context: &Context, shim: Arc<Shim>) -> Result<(), &'static str> {
+    if context.max_early_data() > 0 {
+        return Err("this context accepts early data, which can be replayed across a fleet; set max_early_data to 0");
+    }
+    context.binding_or(|| Some(Binding::new(context, shim))).map(drop).ok_or("this context cannot be bound")
+}
+
+impl Binding {
+    /// Sets the callbacks of a shim in a context.
+    #[must_use]
+    pub fn new(context: &Context, shim: Arc<Shim>) -> Self {
+        let id_context = Sha256::digest(shim.options().namespace.as_bytes()).into();
+        context.set_callbacks(&id_context, shim.options().lifetime.as_secs());
+        Self { shim, id_context }
+    }
+
+    /// What the callbacks ask.
+    #[must_use]
+    pub fn shim(&self) -> &Shim {
+        &self.shim
+    }
+
+    /// Stores a session that a handshake has negotiated.
+    pub(crate) fn negotiated(&self, connection: Connection, session: &Session) {
+        let (id, tls13) = (session.id(), connection.is_tls13());
+        // A stateless ticket carries its session itself: in TLS 1.2 it has no id, in TLS 1.3 it is told by the option.
+        let stateless = id.is_empty() || (tls13 && !connection.has_no_ticket());
+        if stateless || !session.is_resumable() {
+            self.shim.unresumable();
+            return;
+        }
+        // Servers set one of their own in each connection.
+        session.set_id_context(&self.id_context);
+        // OpenSSL notes the name only where the server has a servername callback, and compares it nowhere: see decode().
+        session.set_hostname(&connection.server_name().unwrap_or_default().to_ascii_lowercase());
+        let mut last = true;
+        let serialized;
+        if tls13 {
+            // TLS 1.3 issues several tickets, and tells of the last one only when the connection fails. The session itself remembers
+            // the others: each ticket's session is a copy of the one before.
+            let mut siblings = session.ticket_data();
+            session.set_ticket_data(&[]); // not part of what is stored
+            serialized = session.serialize();
+            siblings.extend(&id);
+            session.set_ticket_data(&siblings[siblings.len().saturating_sub(SIBLINGS * ID_BYTES)..]);
+            let tickets = if connection.is_resumed() { 1 } else { connection.tickets() };
+            last = siblings.len() >= tickets * ID_BYTES;
+        } else {
+            serialized = session.serialize();
+        }
+        let wait = last && self.shim.options().puts == Puts::Wait;
+        self.shim.negotiated(&id, &serialized, unix_time() + session.timeout(), wait);
+    }
+
+    /// Returns a session for the id that a client offered, or None.
+    pub(crate) fn look_up(&self, connection: Connection, id: &[u8]) -> Option<Session> {
+        let random = connection.client_random();
+        let end = match WAITING.get() {
+            (waiting, Some(end)) if waiting == random => end,
+            _ => Instant::now() + self.shim.options().deadline,
+        };
+        WAITING.set((random, Some(end)));
+        let look = Look { end: Some(end), ..Look::default() };
+        self.shim.look_up(id, look, |serialized, not_after| self.decode(connection, id, serialized, not_after))
+    }
+
+    fn decode(&self, connection: Connection, id: &[u8], serialized: &[u8], not_after: u64) -> Result<Session, &'static str> {
+        let session = Session::decode(serialized).filter(|session| session.id() == id).ok_or("undecodable")?;
+        // RFC 6066 section 3. A servername callback may choose another context, one that wants client certificates, say, only after
+        // OpenSSL has accepted the session by what this one wants.
+        if session.hostname() != requested_name(connection) {
+            return Err("other-name");
+        }
+        // Tickets issued on the resumed connection inherit the timeout: so they end when the negotiated session does.
+        let now = unix_time();
+        session.set_life(now, not_after.saturating_sub(now));
+        session.set_ticket_data(id);
+        // OpenSSL compares it with the session's next: see negotiated().
+        connection.set_id_context(&self.id_context);
+        Ok(session)
+    }
+
+    /// Decides about the sessions of a connection that ended without our `close_notify`. May run under the context's lock.
+    pub(crate) fn ended(&self, session: &Session) {
+        // A connection that was cut says nothing against its session (RFC 5246 section 7.2.1); after a fatal alert, sent or
+        // received, it must not be resumed (section 7.2.2).
+        if matches!(last_error_reason(), 0 | UNEXPECTED_EOF_WHILE_READING) {
+            self.shim.kept();
+            return;
+        }
+        let (id, siblings) = (session.id(), session.ticket_data());
+        for sibling in siblings.chunks(ID_BYTES).filter(|sibling| *sibling != id) {
+            self.shim.remove(sibling, Removal::FatalError);
+        }
+        if !id.is_empty() {
+            self.shim.remove(&id, Removal::FatalError);
+        }
+    }
+}
+
+/// Returns the host name that the client asks for, in lower case; empty if it asks for none, or not in a way that RFC 6066
+/// section 3 allows.
+fn requested_name(connection: Connection) -> Vec<u8> {
+    let extension = connection.server_name_extension();
+    // A list of one: its length, the type of the name (0), the length of the name.
+    let Some((&[list_high, list_low, kind, high, low], name)) = extension.split_first_chunk::<5>() else {
+        return Vec::new();
+    };
+    let (list, length) = (u16::from_be_bytes([list_high, list_low]), u16::from_be_bytes([high, low]));
+    let well_formed = kind == 0 && usize::from(length) == name.len() && usize::from(list) == name.len() + 3;
+    if well_formed { name.to_ascii_lowercase() } else { Vec::new() }
+}
+
+fn unix_time() -> u64 {
+    SystemTime::UNIX_EPOCH.elapsed().map_or(0, |elapsed| elapsed.as_secs())
+}

@@ -1,0 +1,219 @@
+"""Debian's TLS servers, unmodified, with libresumed under them or without.
+
+As a program it is one such server for tests/frontends: `servers.py nginx --certificate FILE --target HOST:PORT
+--namespace NAME --keyring FILE` says on which port of 127.0.0.1 it listens, and serves until it is told to end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+ROOT = Path(__file__).parents[2]
+LIBRARY = ROOT / ".build" / "cargo" / "release" / "libresumed_preload.so"
+PATIENCE = 30.0
+"""Seconds that a server may take to start or to end; only a broken one takes them."""
+
+_NGINX = """\
+daemon off;
+user root;
+worker_processes {workers};
+pid {directory}/pid;
+error_log {directory}/error.log info;
+events {{ worker_connections 512; }}
+http {{
+  access_log off;
+  keepalive_timeout 60s;
+  client_body_temp_path {directory}/body;
+  server {{
+    listen 127.0.0.1:{port} ssl;
+    server_name localhost;
+    ssl_certificate {certificate};
+    ssl_certificate_key {certificate};
+    ssl_protocols TLSv1.2 TLSv1.3;
+    {more}
+    return 200 "ok";
+  }}
+}}
+"""
+_APACHE = """\
+ServerRoot {directory}
+ServerName localhost
+PidFile {directory}/pid
+ErrorLog {directory}/error.log
+Mutex file:{directory}
+DocumentRoot {directory}
+Listen 127.0.0.1:{port}
+StartServers {workers}
+ServerLimit {workers}
+ThreadsPerChild 25
+MinSpareThreads {spare}
+MaxSpareThreads {threads}
+MaxRequestWorkers {threads}
+KeepAlive On
+KeepAliveTimeout 60
+LoadModule mpm_event_module /usr/lib/apache2/modules/mod_mpm_event.so
+LoadModule authz_core_module /usr/lib/apache2/modules/mod_authz_core.so
+LoadModule socache_shmcb_module /usr/lib/apache2/modules/mod_socache_shmcb.so
+LoadModule ssl_module /usr/lib/apache2/modules/mod_ssl.so
+SSLEngine on
+SSLProtocol -all +TLSv1.2 +TLSv1.3
+SSLSessionCache shmcb:{directory}/cache(512000)
+SSLCertificateFile {certificate}
+SSLCertificateKeyFile {certificate}
+{more}
+"""
+_HAPROXY = """\
+global
+  nbthread {workers}
+  tune.ssl.default-dh-param 2048
+defaults
+  mode http
+  timeout client 60s
+  timeout server 60s
+  timeout connect 5s
+frontend tls
+  bind 127.0.0.1:{port} ssl crt {certificate} ssl-min-ver TLSv1.2 {more}
+  http-request return status 200 content-type text/plain string ok
+"""
+_STUNNEL = """\
+foreground = yes
+pid =
+debug = notice
+[tls]
+accept = 127.0.0.1:{port}
+cert = {certificate}
+key = {certificate}
+sslVersionMin = TLSv1.2
+exec = /bin/cat
+execArgs = cat
+{more}
+"""
+SERVERS = {
+    "nginx": ("/usr/sbin/nginx", _NGINX, ["-p", "{directory}", "-e", "{directory}/error.log", "-c", "{config}"]),
+    "apache": ("/usr/sbin/apache2", _APACHE, ["-DFOREGROUND", "-f", "{config}"]),
+    "haproxy": ("/usr/sbin/haproxy", _HAPROXY, ["-W", "-db", "-f", "{config}"]),
+    "stunnel": ("/usr/bin/stunnel4", _STUNNEL, ["{config}"]),
+}
+
+
+def settings(target: str, namespace: str, keyring: Path, **more: str) -> dict[str, str]:
+    """Return the environment that puts libresumed under a server."""
+    named = {"target": target, "namespace": namespace, "keyring": str(keyring), **more}
+    return {"LD_PRELOAD": str(LIBRARY), **{f"RESUMED_{name.upper()}": value for name, value in named.items()}}
+
+
+class Server:
+    """A server that listens on `port`, in a process of its own that may fork workers."""
+
+    def __init__(self, process: subprocess.Popen[bytes], port: int, directory: Path) -> None:
+        self.process, self.port, self._directory = process, port, directory
+
+    def log(self) -> str:
+        """Return what it and its workers had to say."""
+        return "".join(
+            path.read_text(errors="replace")
+            for path in (self._directory / "stderr", self._directory / "error.log")
+            if path.exists()
+        )
+
+
+@contextlib.contextmanager
+def serving(
+    name: str, certificate: Path, environment: Mapping[str, str] | None = None, *, workers: int = 2, more: str = ""
+) -> Iterator[Server]:
+    """Run one of SERVERS; `environment` is what settings() returned, `more` goes into its configuration."""
+    program, template, arguments = SERVERS[name]
+    directory = Path(tempfile.mkdtemp(prefix=f"resumed-{name}-"))
+    directory.chmod(0o755)
+    port = _free_port()
+    config = directory / "config"
+    config.write_text(
+        template.format(
+            directory=directory, port=port, certificate=certificate, workers=workers, threads=25 * workers,
+            spare=25 * workers, more=more,
+        )
+    )  # fmt: skip
+    filled = [argument.format(directory=directory, config=config) for argument in arguments]
+    with (directory / "stderr").open("wb") as stderr:
+        process = subprocess.Popen(
+            [program, *filled],
+            stdin=subprocess.DEVNULL,
+            stdout=stderr,
+            stderr=stderr,
+            env={**os.environ, **(environment or {})},
+        )
+    server = Server(process, port, directory)
+    try:
+        _await(server, name)
+        yield server
+    finally:
+        process.terminate()
+        try:
+            process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        shutil.rmtree(directory)
+
+
+def _await(server: Server, name: str) -> None:
+    end = time.monotonic() + PATIENCE
+    while True:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", server.port)):
+            return
+        assert server.process.poll() is None, f"{name} did not start:\n{server.log()}"
+        assert time.monotonic() < end, f"{name} does not listen:\n{server.log()}"
+        time.sleep(0.02)
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port: int = free.getsockname()[1]
+    return port
+
+
+def main() -> None:
+    """Serve until SIGTERM."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("server", choices=SERVERS)
+    parser.add_argument("--certificate", type=Path, required=True)
+    parser.add_argument("--target", required=True)
+    parser.add_argument("--namespace", required=True)
+    parser.add_argument("--keyring", type=Path, required=True)
+    parser.add_argument("--deadline", default="0.05")
+    parser.add_argument("--mirror", default="0")
+    parser.add_argument("--single-use", action="store_const", const="1", default="0")
+    parser.add_argument("--any-id", action="store_const", const="any", default="sealed")
+    arguments = parser.parse_args()
+    environment = settings(
+        arguments.target,
+        arguments.namespace,
+        arguments.keyring,
+        deadline=arguments.deadline,
+        mirror=arguments.mirror,
+        single_use=arguments.single_use,
+        ids=arguments.any_id,
+    )
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    with serving(arguments.server, arguments.certificate, environment) as server:
+        print(server.port, flush=True)  # noqa: T201
+        stop.wait()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,207 @@
+"""Debian's servers, unmodified, with libresumed under them: any resumes what any other negotiated."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import time
+from contextlib import ExitStack
+from functools import partial
+from itertools import permutations
+from typing import TYPE_CHECKING
+
+import pytest
+
+import resumed
+from preload.servers import SERVERS, serving, settings
+from support.server import running_server
+from support.tls import CA, VERSIONS, client_context
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+REQUEST = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
+PATIENCE = 30.0
+ROUNDS = 6
+
+INSTALLED = [name for name, (program, _, _) in SERVERS.items() if shutil.which(program)]
+
+pytestmark = pytest.mark.skipif("RESUMED_PRELOAD" not in os.environ, reason="needs Rust: make preload-test")
+
+
+@pytest.fixture(scope="module")
+def target() -> Iterator[str]:
+    """Run a store."""
+    with running_server() as server:
+        yield server.target
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> Path:
+    """Write a certificate for two names, and its key."""
+    path = tmp_path / "certificate.pem"
+    path.write_bytes(CA.issue_cert("localhost", "other.example").private_key_and_cert_chain_pem.bytes())
+    return path
+
+
+@pytest.fixture
+def keyring(tmp_path: Path) -> Path:
+    """Write a keyring."""
+    path = tmp_path / "fleet.keys"
+    path.touch(0o600)
+    path.write_text(resumed.Keyring.generate() + "\n")
+    return path
+
+
+def visit(
+    context: ssl.SSLContext, port: int, session: ssl.SSLSession | None, host: str = "localhost"
+) -> tuple[bool, ssl.SSLSession]:
+    """Connect, exchange a few bytes, so that tickets arrive, and go; return whether it resumed, and its session."""
+    with (
+        socket.create_connection(("127.0.0.1", port), PATIENCE) as connected,
+        context.wrap_socket(connected, server_hostname=host, session=session) as tls,
+    ):
+        tls.sendall(REQUEST)
+        assert tls.recv(4096)
+        assert tls.session
+        return tls.session_reused is True, tls.session
+
+
+def resumption(ports: list[int], version: ssl.TLSVersion, rounds: int = ROUNDS) -> float:
+    """Return the share of connections that resumed what the one before negotiated at another server."""
+    context = client_context(version)
+    _, session = visit(context, ports[0], None)
+    resumed_there = []
+    for number in range(1, rounds * len(ports)):
+        reused, session = visit(context, ports[number % len(ports)], session)
+        resumed_there.append(reused)
+    return sum(resumed_there) / len(resumed_there)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("mirror", ["0", "64MiB"])
+def test_any_server_resumes_what_any_other_negotiated(
+    target: str, certificate: Path, keyring: Path, version: ssl.TLSVersion, mirror: str
+) -> None:
+    """Two each of all servers, mixed: every connection but the first resumes."""
+    environment = settings(target, f"all-{version}-{mirror.lower()}", keyring, mirror=mirror, deadline="5")
+    with ExitStack() as stack:
+        ports = [
+            stack.enter_context(serving(name, certificate, environment)).port for name in INSTALLED for _ in range(2)
+        ]
+        assert resumption(ports, version) == 1.0
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_without_the_library_none_does(certificate: Path, version: ssl.TLSVersion) -> None:
+    """The servers' own caches and tickets know nothing of each other."""
+    with ExitStack() as stack:
+        ports = [stack.enter_context(serving(name, certificate)).port for name in INSTALLED for _ in range(2)]
+        assert resumption(ports, version) == 0.0
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("name", INSTALLED)
+def test_python_frontends_are_of_the_fleet(
+    target: str, certificate: Path, keyring: Path, version: ssl.TLSVersion, name: str
+) -> None:
+    """A server resumes what a Python frontend negotiated, and back."""
+    namespace = f"python-{name}"
+    command = [sys.executable, "-m", "resumed_server.demo_frontend", "--stack", "ssl", "--name", "0"]
+    command += ["--certificate", str(certificate), "--target", target, "--namespace", namespace]
+    command += ["--keyring", str(keyring)]
+    with (
+        serving(name, certificate, settings(target, namespace, keyring, deadline="5")) as server,
+        subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as python,
+    ):
+        try:
+            assert python.stdout
+            port = int("".join(filter(str.isdigit, python.stdout.readline())))
+            for ports in permutations([server.port, port]):
+                eventually(partial(resumes, list(ports), version))  # Python's deadline is short here
+        finally:
+            python.terminate()
+
+
+@pytest.mark.parametrize("name", INSTALLED)
+def test_a_server_without_a_store_makes_full_handshakes(certificate: Path, keyring: Path, name: str) -> None:
+    """A store that cannot be reached costs resumption, and nothing else."""
+    environment = settings("127.0.0.1:1", "down", keyring)
+    with serving(name, certificate, environment) as server:
+        for version in VERSIONS:
+            assert resumption([server.port], version) == 0.0
+
+
+@pytest.mark.parametrize("name", INSTALLED)
+def test_a_wrong_setting_is_named_and_the_server_serves(certificate: Path, keyring: Path, name: str) -> None:
+    """The server's error log says what is wrong."""
+    environment = settings("127.0.0.1:1", "Not a namespace", keyring)
+    with serving(name, certificate, environment) as server:
+        visit(client_context(VERSIONS[0]), server.port, None)
+        assert "namespace must be 1 to 63 characters" in server.log()
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("name", INSTALLED)
+def test_a_session_resumes_only_for_its_server_name(
+    target: str, certificate: Path, keyring: Path, version: ssl.TLSVersion, name: str
+) -> None:
+    """A session of one virtual host is none of another (RFC 6066 section 3)."""
+    context = client_context(version)
+    with serving(name, certificate, settings(target, f"names-{name}", keyring, deadline="5")) as server:
+        _, session = visit(context, server.port, None)
+        assert not visit(context, server.port, session, "other.example")[0]
+        assert visit(context, server.port, session)[0]
+
+
+def test_workers_begin_anew_after_a_reload(target: str, certificate: Path, keyring: Path) -> None:
+    """What was negotiated before nginx reloads its configuration resumes in the workers that it starts then."""
+    context = client_context(ssl.TLSVersion.TLSv1_3)
+    with serving("nginx", certificate, settings(target, "reload", keyring, deadline="5")) as server:
+        _, session = visit(context, server.port, None)
+        server.process.send_signal(signal.SIGHUP)
+        eventually(lambda: renewed(server.log()))
+        assert visit(context, server.port, session)[0]
+
+
+@pytest.mark.parametrize("name", ["nginx", "apache"])
+def test_contexts_that_ask_for_certificates_have_their_own_namespace_or_none(
+    target: str, certificate: Path, keyring: Path, tmp_path: Path, name: str
+) -> None:
+    """Whoever verified nobody hands no session to those who do."""
+    authority = tmp_path / "ca.pem"
+    CA.cert_pem.write_to_path(str(authority))
+    more = {
+        "nginx": f"ssl_verify_client optional; ssl_client_certificate {authority}; ssl_session_tickets off;",
+        "apache": f"SSLVerifyClient optional\nSSLCACertificateFile {authority}\nSSLSessionTickets off",
+    }[name]
+    for settled, share in ((), 0.0), ((("verified_namespace", "verified"),), 1.0):
+        environment = settings(target, f"certificates-{name}", keyring, deadline="5", **dict(settled))
+        with (
+            serving(name, certificate, environment, more=more) as one,
+            serving(name, certificate, environment, more=more) as other,
+        ):
+            assert resumption([one.port, other.port], ssl.TLSVersion.TLSv1_2) == share
+
+
+def resumes(ports: list[int], version: ssl.TLSVersion) -> bool:
+    """Tell whether all connections but the first resume."""
+    return resumption(ports, version) == 1.0
+
+
+def renewed(log: str) -> bool:
+    """Tell whether nginx' two workers have ended and two others have begun."""
+    return log.count("exited with code 0") >= 2 and log.count("start worker process ") >= 4
+
+
+def eventually(happens: Callable[[], bool]) -> None:
+    """Wait until something of another process is so."""
+    end = time.monotonic() + PATIENCE
+    while not happens():
+        assert time.monotonic() < end, "it never happened"
