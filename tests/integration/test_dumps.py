@@ -25,7 +25,8 @@ def test_no_secret_is_in_a_store(store: str) -> None:
     """Real sessions of both stacks and versions; needles that were planted, and the sessions' store keys, are found."""
     searches = look_into(store, SESSIONS, workers=1)
     assert not broken(searches, SESSIONS)
-    assert searches[0].planted == PLANTED, "in the memory, too"
+    # In the memory of whoever keeps the data; another process may have used again what held it.
+    assert max(each.planted for each in searches if "memory" in each.place) == PLANTED
 
 
 def test_secrets_that_are_there_are_found(tmp_path: Path) -> None:
