@@ -125,7 +125,8 @@ def line_coverage(names: list[str]) -> list[tuple[str, str]]:
         return []
     command = [sys.executable, str(HERE / "replay.py"), *(target.name for target in targets)]
     ended = subprocess.run(command, capture_output=True, text=True, check=True)
-    return [(name, share) for name, share in json.loads(ended.stdout).items()]
+    # Before it stands what a target logged.
+    return [(name, share) for name, share in json.loads(ended.stdout.splitlines()[-1]).items()]
 
 
 def report(console: Console, tallies: dict[str, Tally]) -> None:
