@@ -108,7 +108,7 @@ def test_a_store_with_mutual_tls_is_reached_with_the_frontends_files(tmp_path: P
         found = examined(target, "--namespace", "shop", *tls)
         assert {step["outcome"] for step in found["the store"].values()} <= {"ok", "concern"}, found["the store"]
         assert "valid for" in found["this machine"]["certificates"]["note"]
-        assert examined(target, "--namespace", "shop")["the store"]["connect"]["outcome"] == "failed"
+        assert examined(target, "--namespace", "shop", "--deadline", "1")["the store"]["connect"]["outcome"] == "failed"
     done = doctor(target, "--namespace", "shop", "--ca", str(tmp_path / "none.pem"))
     assert done.returncode == 2
     assert done.stderr.startswith("resumed: --ca, --cert, --key: ")
