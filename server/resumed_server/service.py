@@ -161,7 +161,7 @@ class SessionStoreService(SessionStoreServiceServicer):
 
     def _checked(self, operations: Iterable[pb.Operation], caller: Caller) -> Iterator[Operation | Exception]:
         """Yield each operation if it is valid and granted, else what is wrong with it."""
-        passed = ""  # where the caller may get: most Batches are about one namespace
+        passed: str | None = None  # where the caller may get: most Batches are about one namespace
         for operation in operations:
             try:
                 if operation.HasField("get"):

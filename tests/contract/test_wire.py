@@ -345,6 +345,18 @@ def test_a_batch_answers_in_order_and_one_failing_does_not_fail_the_others(
     assert not results[10].remove.removed
 
 
+@pytest.mark.parametrize("namespace", ["", "Shop"])
+def test_a_look_up_in_no_namespace_is_refused_by_itself(
+    stub: SessionStoreServiceStub, key: bytes, namespace: str
+) -> None:
+    """Wherever it stands in a Batch; the others are answered."""
+    wrong, right = pb.Operation(get=get(key, namespace)), pb.Operation(get=get(key))
+    for operations in ([wrong, right], [right, wrong]):
+        results = stub.Batch(pb.BatchRequest(operations=operations)).results
+        assert_invalid(results[operations.index(wrong)].error, "namespace")
+        assert not results[operations.index(right)].get.HasField("session")
+
+
 def test_a_batch_of_invalid_operations_only_is_answered(stub: SessionStoreServiceStub) -> None:
     """The engine has nothing to do then."""
     (result,) = stub.Batch(pb.BatchRequest(operations=[pb.Operation()])).results
