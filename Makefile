@@ -206,6 +206,10 @@ stubs-node: setup $(BUILD)/googleapis node-installed $(NODE)/node_modules/.insta
 	rm -rf $(NODE_OUT)
 	$(BIN)/buf generate --template $(NODE)/buf.gen.yaml --path protos/resumed --output $(NODE_OUT)
 
+.PHONY: node-package
+node-package: node-installed $(NODE)/node_modules/.installed
+	cd $(NODE) && npm run --silent build
+
 .PHONY: node
 node: ## Check and test the Node client, with a store of this tree (not part of make test)
 	@$(MAKE) --no-print-directory stubs-node NODE_OUT=$(BUILD)/fresh-node
@@ -266,6 +270,9 @@ nss-wrapper: # Resolves the Service's name
 .PHONY: audit
 audit: $(BIN)/.installed-deploy ## Ask the package index for known vulnerabilities in what the image is made of
 	$(BIN)/pip-audit --require-hashes --disable-pip --requirement deploy/docker/image.lock
+.PHONY: frontends
+frontends: setup ## Hold a server of each language to tests/frontends/behaviour.toml; the matrix goes into docs/languages.md (FRONTENDS=--help)
+	$(BIN)/python tests/frontends/run.py $(or $(FRONTENDS),--write)
 
 .PHONY: clean
 clean: ## Delete what the other targets made

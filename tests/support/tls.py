@@ -167,6 +167,13 @@ class Connection:
             received += chunk
         assert received == data
 
+    def ask(self, request: bytes) -> bytes:
+        """Send `request` and return the beginning of what comes back."""
+        self._drive(self.tls.write, request)
+        answer: bytes = self._drive(self.tls.read, 16_384)
+        assert answer, "the frontend closed the connection"
+        return answer
+
     def send_garbage(self) -> None:
         """Send a record that does not authenticate: the server answers with a fatal alert."""
         self.sock.sendall(b"\x17\x03\x03\x00\x40" + bytes(64))

@@ -1,0 +1,72 @@
+"""A TLS client that can misbehave, of servers in other processes: real handshakes over loopback."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import socket
+import ssl
+from ctypes import POINTER, byref, c_size_t, c_void_p, string_at
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import _ssl
+
+from support.tls import PATIENCE, Connection, client_context
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+HOSTS = ("localhost", "public.example")
+_REQUEST = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
+_LIBSSL = ctypes.CDLL(_ssl.__file__)
+_LIBSSL.SSL_SESSION_get0_ticket.argtypes = [c_void_p, POINTER(c_void_p), POINTER(c_size_t)]
+
+
+@dataclass
+class Visit:
+    """What a client saw of one connection."""
+
+    resumed: bool
+    session: ssl.SSLSession
+
+
+class Client:
+    """Connects to ports of 127.0.0.1 with one version of TLS. Goes without close_notify, as if it were cut off."""
+
+    def __init__(self, version: ssl.TLSVersion) -> None:
+        self.version = version
+        self._context = client_context(version)
+
+    def visit(self, port: int, session: ssl.SSLSession | None = None, host: str = HOSTS[0]) -> Visit:
+        """Connect, exchange a few bytes (so that TLS 1.3 tickets arrive) and go. Raises OSError if it fails."""
+        with self.connect(port, session, host) as connection:
+            return seen(connection)
+
+    @contextlib.contextmanager
+    def connect(
+        self, port: int, session: ssl.SSLSession | None = None, host: str = HOSTS[0]
+    ) -> Iterator[Connection]:
+        """Shake hands and exchange a few bytes."""
+        with socket.create_connection(("127.0.0.1", port), PATIENCE) as sock:
+            connection = Connection(self._context, sock, session, host)
+            connection.ask(_REQUEST)
+            yield connection
+
+
+def seen(connection: Connection) -> Visit:
+    """Return what a connection is so far."""
+    session = connection.tls.session
+    assert session, "no session was negotiated"
+    return Visit(connection.tls.session_reused is True, session)
+
+
+def id_of(session: ssl.SSLSession) -> bytes:
+    """Return the id under which the server stored a session: its ticket if it has one, or its session id."""
+    pointer = c_void_p.from_address(id(session) + object.__basicsize__)
+    ticket, length = c_void_p(), c_size_t()
+    _LIBSSL.SSL_SESSION_get0_ticket(pointer, byref(ticket), byref(length))
+    if ticket.value:
+        return string_at(ticket.value, length.value)
+    assert isinstance(session.id, bytes)
+    return session.id

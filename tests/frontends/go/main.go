@@ -1,0 +1,79 @@
+// A TLS server of Go that the scenarios talk to: see ../behaviour.toml.
+package main
+
+import (
+	"crypto/tls"
+	"flag"
+	"fmt"
+	"log"
+	"log/slog"
+	"net"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+
+	resumed "github.com/resumed/resumed/client/go"
+)
+
+func main() {
+	certificate := flag.String("certificate", "", "file with the certificate and its key")
+	target := flag.String("target", "", "where the store is")
+	namespace := flag.String("namespace", "", "of the sessions")
+	keyringFile := flag.String("keyring", "", "file")
+	deadline := flag.Duration("deadline", 50*time.Millisecond, "of a look-up")
+	singleUse := flag.Bool("single-use", false, "whether a session resumes once")
+	flag.Parse()
+
+	pair, err := tls.LoadX509KeyPair(*certificate, *certificate)
+	check(err)
+	logger := slog.New(slog.DiscardHandler)
+	keyring, err := resumed.LoadKeyring(*keyringFile, logger)
+	check(err)
+	store, err := resumed.Dial(*target, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	check(err)
+	config := &tls.Config{Certificates: []tls.Certificate{pair}}
+	sessions, err := resumed.Wrap(config, store, resumed.Options{
+		Namespace: *namespace, Keyring: keyring, Deadline: *deadline, SingleUse: *singleUse, Logger: logger,
+	})
+	check(err)
+	listener, err := tls.Listen("tcp", "127.0.0.1:0", config)
+	check(err)
+	fmt.Printf("{\"port\": %d}\n", listener.Addr().(*net.TCPAddr).Port)
+
+	stop := make(chan os.Signal, 1)
+	signal.Notify(stop, syscall.SIGTERM)
+	go func() {
+		<-stop
+		_ = sessions.Close()
+		os.Exit(0)
+	}()
+	for {
+		connection, err := listener.Accept()
+		check(err)
+		go serve(connection)
+	}
+}
+
+// serve answers whatever a client sends, and reads on after that.
+func serve(connection net.Conn) {
+	buffer := make([]byte, 4096)
+	for {
+		if _, err := connection.Read(buffer); err != nil {
+			_ = connection.(*tls.Conn).NetConn().Close() // without close_notify, as a frontend that is killed
+			return
+		}
+		if _, err := connection.Write([]byte("ok\n")); err != nil {
+			return
+		}
+	}
+}
+
+func check(err error) {
+	if err != nil {
+		log.Fatal(err)
+	}
+}
