@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+import _ssl
 import contextlib
 import ctypes
 import socket
-import ssl
 from ctypes import POINTER, byref, c_size_t, c_void_p, string_at
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import _ssl
-
 from support.tls import PATIENCE, Connection, client_context
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Iterator
 
 HOSTS = ("localhost", "public.example")
@@ -44,9 +43,7 @@ class Client:
             return seen(connection)
 
     @contextlib.contextmanager
-    def connect(
-        self, port: int, session: ssl.SSLSession | None = None, host: str = HOSTS[0]
-    ) -> Iterator[Connection]:
+    def connect(self, port: int, session: ssl.SSLSession | None = None, host: str = HOSTS[0]) -> Iterator[Connection]:
         """Shake hands and exchange a few bytes."""
         with socket.create_connection(("127.0.0.1", port), PATIENCE) as sock:
             connection = Connection(self._context, sock, session, host)

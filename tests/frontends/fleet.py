@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import resumed
+from frontends.client import HOSTS
 from resumed.sealing import StoreKeys
 from support.tls import CA
-
-from frontends.client import HOSTS
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -62,6 +62,22 @@ class Liar(SessionStoreServiceServicer):
         self._sessions[request.key] = request.value
         return pb.PutResponse(ttl=request.ttl)
 
+    def Take(self, request: pb.TakeRequest, context: Any) -> pb.TakeResponse:  # noqa: N802
+        """Look up and remove."""
+        answer = self.Get(pb.GetRequest(namespace=request.namespace, key=request.key), context)
+        self._sessions.pop(request.key, None)
+        return pb.TakeResponse(session=answer.session if answer.HasField("session") else None)
+
+    def Remove(self, request: pb.RemoveRequest, context: Any) -> pb.RemoveResponse:  # noqa: N802
+        """Remove."""
+        self._goes_on.wait()
+        return pb.RemoveResponse(removed=self._sessions.pop(request.key, None) is not None)
+
+    def Watch(self, request: pb.WatchRequest, context: Any) -> Iterator[pb.WatchResponse]:  # noqa: N802
+        """Be no store that can be watched."""
+        context.abort(grpc.StatusCode.UNIMPLEMENTED, "not here")
+        yield pb.WatchResponse()
+
     def Batch(self, request: pb.BatchRequest, context: Any) -> pb.BatchResponse:  # noqa: N802
         """Do all of it."""
         results = []
@@ -71,8 +87,10 @@ class Liar(SessionStoreServiceServicer):
                     results.append(pb.Result(put=self.Put(operation.put, context)))
                 case "get":
                     results.append(pb.Result(get=self.Get(operation.get, context)))
+                case "take":
+                    results.append(pb.Result(take=self.Take(operation.take, context)))
                 case _:
-                    results.append(pb.Result(remove=pb.RemoveResponse()))
+                    results.append(pb.Result(remove=self.Remove(operation.remove, context)))
         return pb.BatchResponse(results=results)
 
     def has(self, key: bytes) -> bool:
@@ -86,7 +104,7 @@ def lying_store() -> Iterator[Liar]:
     liar = Liar()
     with ThreadPoolExecutor(32) as pool:
         server = grpc.server(pool, options=[("grpc.so_reuseport", 0)])
-        add_SessionStoreServiceServicer_to_server(liar, server)  # type: ignore[no-untyped-call]
+        add_SessionStoreServiceServicer_to_server(liar, server)
         liar.target = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
         server.start()
         try:

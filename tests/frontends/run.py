@@ -27,6 +27,7 @@ from support.tls import VERSIONS
 
 PAGE = ROOT / "docs" / "languages.md"
 BEGIN, END = "<!-- matrix: written by `make frontends` -->", "<!-- end of the matrix -->"
+_FORMATS = "A format in a cell: the session is serialized in a way of its own, which the other stack cannot read."
 NAMES = {version: version.name.replace("TLSv1_", "1.") for version in VERSIONS}
 
 console = Console(stderr=True)
@@ -115,7 +116,10 @@ def run(behaviours: list[Behaviour], stacks: list[Stack], target: str, at_once: 
                 complaints = {NAMES[version]: across[giver.name, taker.name, version].result() for version in VERSIONS}
                 shown_row.append(matrix.cell(giver, "across", complaints))
         lines.append(f"| {giver.name} | " + " | ".join(shown_row) + " |")
-    lines += ["", "A format in a cell: the session is serialized in a way of its own, which the other stack cannot read."]
+    lines += [
+        "",
+        _FORMATS,
+    ]
     return "\n".join(lines), matrix.failures
 
 
@@ -155,7 +159,7 @@ def main() -> int:
     started = time.monotonic()
     with running_server() as store:
         matrix, failures = run(behaviours, stacks, store.target, arguments.at_once)
-    print(matrix)
+    sys.stdout.write(f"{matrix}\n")
     console.print(f"{failures} failed, {time.monotonic() - started:.0f} s")
     if arguments.write:
         before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)

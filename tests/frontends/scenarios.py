@@ -1,4 +1,4 @@
-"""What behaviour.toml says must happen, shown: one function for each row, which raises AssertionError where it does not.
+"""Shows what behaviour.toml says must happen: a function for each row, which raises AssertionError where it does not.
 
 They see frontends as clients and operators do, through TLS and the store, so that they are the same for every language.
 """
@@ -11,11 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import resumed
-from support.server import running_server
-
 from frontends.client import HOSTS, Client, id_of, seen
 from frontends.fleet import Fleet, fleet
 from frontends.liar import lying_store
+from support.server import running_server
 
 if TYPE_CHECKING:
     import ssl

@@ -185,7 +185,8 @@ class Connection:
         """Make our own TLS fail, so that it sends the server a fatal alert."""
         self.incoming.write(b"\x17\x03\x03\x00\x40" + bytes(64))
         with contextlib.suppress(ssl.SSLError):
-            self.tls.read()
+            while self.tls.read():  # what came before
+                pass
         self._flush()
         with contextlib.suppress(OSError):
             while self.sock.recv(16_384):
