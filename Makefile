@@ -270,6 +270,7 @@ nss-wrapper: # Resolves the Service's name
 .PHONY: audit
 audit: $(BIN)/.installed-deploy ## Ask the package index for known vulnerabilities in what the image is made of
 	$(BIN)/pip-audit --require-hashes --disable-pip --requirement deploy/docker/image.lock
+
 .PHONY: frontends
 frontends: setup ## Hold a server of each language to tests/frontends/behaviour.toml; the matrix goes into docs/languages.md (FRONTENDS=--help)
 	$(BIN)/python tests/frontends/run.py $(or $(FRONTENDS),--write)
