@@ -5,7 +5,7 @@
 
 use std::cell::Cell;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use sha2::{Digest, Sha256};
 use store::{ID_BYTES, Look, Puts, Removal, Shim};
@@ -68,23 +68,31 @@ impl Binding {
         session.set_id_context(&self.id_context);
         // OpenSSL notes the name only where the server has a servername callback, and compares it nowhere: see decode().
         session.set_hostname(&connection.server_name().unwrap_or_default().to_ascii_lowercase());
-        let mut last = true;
+        let (mut last, mut issued) = (true, SystemTime::now());
+        let mut not_after = unix_time() + session.timeout();
         let serialized;
-        if tls13 {
-            // TLS 1.3 issues several tickets, and tells of the last one only when the connection fails. The session itself remembers
-            // the others: each ticket's session is a copy of the one before.
-            let mut siblings = session.ticket_data();
-            session.set_ticket_data(&[]); // not part of what is stored
+        if connection.is_tls13() {
+            let remembered = Remembered::of(session);
+            issued = remembered.as_ref().map_or(issued, |remembered| remembered.issued);
+            let Remembered { end, mut siblings, .. } =
+                remembered.unwrap_or(Remembered { issued, end: 0, siblings: Vec::new() });
+            // End and siblings are not part of what is stored.
+            Remembered { issued, end: 0, siblings: Vec::new() }.note(session);
             serialized = session.serialize();
             siblings.extend(&id);
-            session.set_ticket_data(&siblings[siblings.len().saturating_sub(SIBLINGS * ID_BYTES)..]);
             let tickets = if connection.is_resumed() { 1 } else { connection.tickets() };
             last = siblings.len() >= tickets * ID_BYTES;
+            siblings.drain(..siblings.len().saturating_sub(SIBLINGS * ID_BYTES));
+            Remembered { issued, end, siblings }.note(session);
+            if end > 0 {
+                // The timeout begins with the ticket, and so behind a handshake that a client can draw out.
+                not_after = end;
+            }
         } else {
             serialized = session.serialize();
         }
         let wait = last && self.shim.options().puts == Puts::Wait;
-        self.shim.negotiated(&id, &serialized, unix_time() + session.timeout(), wait);
+        self.shim.negotiated(&id, &serialized, not_after, wait);
     }
 
     /// Returns a session for the id that a client offered, or None.
@@ -106,10 +114,12 @@ impl Binding {
         if session.hostname() != requested_name(connection) {
             return Err("other-name");
         }
-        // Tickets issued on the resumed connection inherit the timeout: so they end when the negotiated session does.
         let now = unix_time();
         session.set_life(now, not_after.saturating_sub(now));
-        session.set_ticket_data(id);
+        // Tickets issued on the resumed connection end when the negotiated session does. What nobody knows the time of was before any
+        // purge.
+        let issued = Remembered::of(&session).map_or(SystemTime::UNIX_EPOCH, |remembered| remembered.issued);
+        Remembered { issued, end: not_after, siblings: id.to_vec() }.note(&session);
         // OpenSSL compares it with the session's next: see negotiated().
         connection.set_id_context(&self.id_context);
         Ok(session)
@@ -123,13 +133,42 @@ impl Binding {
             self.shim.kept();
             return;
         }
-        let (id, siblings) = (session.id(), session.ticket_data());
+        let (id, siblings) = (session.id(), Remembered::of(session).map_or_else(Vec::new, |remembered| remembered.siblings));
         for sibling in siblings.chunks(ID_BYTES).filter(|sibling| *sibling != id) {
             self.shim.remove(sibling, Removal::FatalError);
         }
         if !id.is_empty() {
             self.shim.remove(&id, Removal::FatalError);
         }
+    }
+}
+
+/// What a session remembers as its ticket application data: each ticket's session is a copy of the one before.
+///
+/// TLS 1.3 issues several tickets, and tells of the last one only when the connection fails. So it knows of the others, and those of a
+/// resumed connection know when the first one of their line was negotiated, and when it ends.
+struct Remembered {
+    /// When the full handshake was.
+    issued: SystemTime,
+    /// When the session that was resumed ends, in Unix seconds, or 0.
+    end: u64,
+    /// The ids of the sessions of the same connection, one behind the other.
+    siblings: Vec<u8>,
+}
+
+impl Remembered {
+    fn of(session: &Session) -> Option<Self> {
+        let data = session.ticket_data();
+        let (issued, rest) = data.split_first_chunk::<8>()?;
+        let (end, siblings) = rest.split_first_chunk::<8>()?;
+        let issued = SystemTime::UNIX_EPOCH.checked_add(Duration::from_micros(u64::from_be_bytes(*issued)))?;
+        Some(Self { issued, end: u64::from_be_bytes(*end), siblings: siblings.to_vec() })
+    }
+
+    fn note(&self, session: &Session) {
+        let issued = self.issued.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_micros();
+        let issued = u64::try_from(issued).unwrap_or(u64::MAX);
+        session.set_ticket_data(&[&issued.to_be_bytes()[..], &self.end.to_be_bytes(), &self.siblings].concat());
     }
 }
 
