@@ -76,7 +76,7 @@ OPTIONS = {
     "grpc.keepalive_time_ms": 60_000,
     "grpc.keepalive_timeout_ms": 20_000,
     # What one connection may ask for at the same time; whoever wants more has it wait in the client.
-    "grpc.max_concurrent_streams": 256,
+    "grpc.max_concurrent_streams": 128,
     # Connections of which nothing comes, or no TLS.
     "grpc.server_handshake_timeout_ms": 10_000,
     # Below these, overload is told as RESOURCE_EXHAUSTED (see _MAX_QUEUED_CALLS); gRPC's core tells it as CANCELLED.

@@ -7,6 +7,7 @@ two that count at the same moment may count one operation instead of two, which 
 from __future__ import annotations
 
 import mmap
+import random
 import time
 from hashlib import blake2b
 from typing import TYPE_CHECKING, NamedTuple
@@ -24,7 +25,7 @@ BURST_SECONDS = 1.0
 """How much of a rate may be spent at once. A call that begins within it is carried out whole."""
 LEAST_REFUSALS_PER_SECOND = 50
 """How often a budget may be refused at once, or half as often as its rate, if that is more. Further refusals wait."""
-LONGEST_HOLD = 1.0
+LONGEST_HOLD = 4.0
 """Seconds that a refusal is held back, at most."""
 
 _SLOTS = 1 << 13
@@ -177,7 +178,8 @@ class Budget:
             raise self._exceeded("watchers")
 
     def _exceeded(self, name: str, retry: float | None = None) -> LimitExceeded:
-        hold = self._refusals.reserve(LONGEST_HOLD)
+        # Spread, or all that are held back would come back at the same moment, and others would wait behind them.
+        hold = self._refusals.reserve(LONGEST_HOLD) * random.uniform(0.5, 1.0)  # noqa: S311 - nobody gains by a guess
         return LimitExceeded(self.name, name, getattr(self.limit, name), retry=retry, hold=hold)
 
 

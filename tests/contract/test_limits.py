@@ -117,7 +117,7 @@ def test_an_identity_beyond_its_rate_is_refused_and_nobody_else(
     assert info.reason == "ERROR_REASON_LIMIT_EXCEEDED"
     assert info.metadata == {"of": SHOP, "limit": "operations_per_second"}
     assert retry
-    assert 0 < retry.retry_delay.ToMilliseconds() <= 1_100
+    assert 0 < retry.retry_delay.ToMilliseconds() <= 4_100
     key = b"refused"
     put = pb.PutRequest(namespace="shop", key=key, value=SECRET, ttl=Duration(seconds=60))
     batch = pb.BatchRequest(operations=[pb.Operation(get=get())] * 256)
@@ -261,9 +261,9 @@ def plain() -> Iterator[RunningServer]:
 def test_calls_without_a_message_hold_up_nobody_and_are_cancelled(plain: RunningServer) -> None:
     """More of them than there are threads, more than may wait."""
     with ExitStack() as held, unharmed(plain):
-        silent = [held.enter_context(Raw(connected(plain.target))) for _ in range(MOST_WITHOUT_MESSAGE // 250 + 1)]
+        silent = [held.enter_context(Raw(connected(plain.target))) for _ in range(MOST_WITHOUT_MESSAGE // 100 + 1)]
         for client in silent:
-            for number in range(250):
+            for number in range(100):
                 client.open_call(2 * number + 1)
         deadline = time.monotonic() + PATIENCE
         for kind, flags, _, _ in silent[0].frames():  # the first ones to come are the first to go
@@ -294,7 +294,7 @@ def test_a_connection_has_so_many_calls_at_once(plain: RunningServer) -> None:
             if kind == SETTINGS and payload:
                 settings = dict(struct.iter_unpack(">HL", payload))
                 limit = settings[_MAX_CONCURRENT_STREAMS]
-                assert limit <= 256
+                assert limit <= 128
                 for number in range(limit + 1):
                     client.open_call(2 * number + 1)
             if kind == RST_STREAM:

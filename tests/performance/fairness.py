@@ -111,7 +111,7 @@ class Flood:
     def _stay_silent(self) -> None:
         while True:
             with contextlib.suppress(OSError), Raw(self.connected()) as client:
-                for number in range(200):
+                for number in range(120):
                     client.open_call(2 * number + 1)
                 for kind, *_ in client.frames():
                     self.answers["CANCELLED"] += kind == RST_STREAM
@@ -148,8 +148,8 @@ def put() -> pb.PutRequest:
 
 FLOODS: dict[str, Callable[[Flood, int], None]] = {
     "calls at its limit": lambda flood, limit: flood.pace(0.95 * limit),
-    "Gets": lambda flood, _: flood.call("Get", get, 256),
-    "Puts": lambda flood, _: flood.call("Put", put, 256),
+    "Gets": lambda flood, _: flood.call("Get", get, 128),
+    "Puts": lambda flood, _: flood.call("Put", put, 128),
     "Batches": lambda flood, _: flood.call(
         "Batch", lambda: pb.BatchRequest(operations=[pb.Operation(get=get())] * 256), 64
     ),

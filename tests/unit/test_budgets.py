@@ -105,7 +105,7 @@ def test_forked_processes_count_together() -> None:
 
 
 def test_who_does_not_heed_refusals_waits_for_them() -> None:
-    """The first ones come at once; then longer and longer, up to a second."""
+    """The first ones come at once; then longer and longer, up to some seconds."""
     clock = Clock()
     budget = Budget(SHOP, Limit(SHOP, operations_per_second=100), Shared.fresh(clock))
 
@@ -118,10 +118,10 @@ def test_who_does_not_heed_refusals_waits_for_them() -> None:
 
     while not refusal():
         pass
-    holds = [error.hold for _ in range(200) if (error := refusal())]
+    holds = [error.hold for _ in range(500) if (error := refusal())]
     assert holds[:40] == [0] * 40
-    assert holds == sorted(holds)
-    assert holds[-1] == LONGEST_HOLD
+    assert all(LONGEST_HOLD / 2 <= hold <= LONGEST_HOLD for hold in holds[-100:])
+    assert len(set(holds[-100:])) == 100, "they do not come back at the same moment"
     clock.now += 10
     while not (error := refusal()):
         pass
