@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import tarfile
@@ -35,21 +36,19 @@ _PODMAN = ("podman", *image.STORAGE, "--runtime", "runc", "--cgroup-manager", "c
 # As a restricted pod: nothing to write to, no capability, no way to get one.
 _RESTRICTED = ("--read-only", "--read-only-tmpfs=false", "--cap-drop=all", "--security-opt", "no-new-privileges")
 _HERE = ("--network=host", "--ulimit", "nofile=1024:1024", "--ulimit", "nproc=4096:4096")
-PORTS = {"sessions": 17_400, "health": 17_401, "metrics": 17_402}
-SETTINGS = {
-    "RESUMED_LISTEN": f"127.0.0.1:{PORTS['sessions']}",
-    "RESUMED_HEALTH_LISTEN": f"127.0.0.1:{PORTS['health']}",
-    "RESUMED_METRICS_LISTEN": f"127.0.0.1:{PORTS['metrics']}",
-    "RESUMED_DRAIN": "1s",
-    "RESUMED_WORKERS": "2",
-}
+SETTINGS = {"RESUMED_DRAIN": "1s", "RESUMED_WORKERS": "2"}
 
 
 class Container:
-    """A container that runs."""
+    """A container that runs, on free ports of this machine."""
 
     def __init__(self, name: str) -> None:
         self.name = name
+        with contextlib.ExitStack() as held:
+            free = [held.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(3)]
+            self.target, self.health_target, self.metrics_target = (
+                f"127.0.0.1:{listener.getsockname()[1]}" for listener in free
+            )
 
     def run(self, *command: str) -> subprocess.CompletedProcess[str]:
         """Run something in it."""
@@ -63,7 +62,7 @@ class Container:
 
     def health(self, service: str) -> str:
         """Ask its health as a kubelet does."""
-        with grpc.insecure_channel(f"127.0.0.1:{PORTS['health']}") as health:
+        with grpc.insecure_channel(self.health_target) as health:
             stub = health_pb2_grpc.HealthStub(health)
             answer = stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=2)
         name: str = health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
@@ -82,7 +81,12 @@ class Container:
 def running(*options: str, **settings: str) -> Iterator[Container]:
     """Run the image as a restricted pod, until it is ready, with settings in its environment."""
     container = Container(f"resumed-test-{uuid.uuid4().hex[:8]}")
-    env = [text for name, value in (SETTINGS | settings).items() for text in ("--env", f"{name}={value}")]
+    listening = {
+        "RESUMED_LISTEN": container.target,
+        "RESUMED_HEALTH_LISTEN": container.health_target,
+        "RESUMED_METRICS_LISTEN": container.metrics_target,
+    }
+    env = [text for name, value in (SETTINGS | listening | settings).items() for text in ("--env", f"{name}={value}")]
     command = [*_PODMAN, "run", "--detach", "--name", container.name, *_HERE, *_RESTRICTED, *env, *options, image.NAME]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     try:
@@ -127,7 +131,7 @@ def embedded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Container]:
 
 def test_it_passes_the_check(embedded: Container) -> None:
     """Every call works, from outside and from inside; health says so over plaintext."""
-    target = f"127.0.0.1:{PORTS['sessions']}"
+    target = embedded.target
     for done in (
         subprocess.run([sys.executable, "-m", "resumed_server.cli", "check", target], capture_output=True, check=False),
         embedded.run("python3", "-m", "resumed_server.cli", "check", target),
@@ -163,7 +167,7 @@ def test_it_needs_no_shell(embedded: Container) -> None:
 def test_metrics_are_there(embedded: Container) -> None:
     """Where the manifests expect them."""
     program = (
-        f"import urllib.request as r; print(r.urlopen('http://127.0.0.1:{PORTS['metrics']}/metrics').read().decode())"
+        f"import urllib.request as r; print(r.urlopen('http://{embedded.metrics_target}/metrics').read().decode())"
     )
     assert "\nresumed_" in embedded.python(program)
 
@@ -191,7 +195,7 @@ def test_mutual_tls_before_a_valkey_with_nothing_writable(tmp_path: Path) -> Non
     settings |= {"RESUMED_CLIENT_CA": "/etc/resumed/tls/ca.crt"}
     volume = "--volume", f"{tmp_path / 'tls'}:/etc/resumed/tls:ro"
     with valkey_server() as valkey, running(*volume, RESUMED_STORE=valkey.url, **settings) as container:
-        with channel(f"127.0.0.1:{PORTS['sessions']}", authority.pem, authority.issue("dns:shop")) as secure:
+        with channel(container.target, authority.pem, authority.issue("dns:shop")) as secure:
             grpc.channel_ready_future(secure).result(10)
         writable = container.python("import os; print([w for w, _, _ in os.walk('/') if os.access(w, os.W_OK)])")
         assert {
