@@ -67,11 +67,14 @@ class Frontends(NamedTuple):
     once: list[int]
 
     def misses(self) -> dict[str, int]:
-        """Return how many look-ups found nothing, by reason."""
+        """Return how many look-ups of those that share sessions found nothing, and Puts stored nothing, by reason."""
         counts: dict[str, int] = {}
-        for port in (*self.shared, *self.once):
-            for reason, count in Client(VERSIONS[0]).ask(port, b"stats")["misses"].items():
-                counts[reason] = counts.get(reason, 0) + count
+        for port in self.shared:
+            stats = Client(VERSIONS[0]).ask(port, b"stats")
+            for kind in ("misses", "puts"):
+                for reason, count in stats[kind].items():
+                    name = reason if kind == "misses" else f"Put {reason}"
+                    counts[name] = counts.get(name, 0) + count
         return counts
 
 
@@ -104,10 +107,10 @@ def run(scenario: Scenario, dns_seconds: float, deadline: float) -> Result:
     with contextlib.ExitStack() as held:
         directory = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="rolling-")))
         hosts = directory / "hosts"
-        replaced = _surroundings(directory)
+        # The whole URL before the path in it.
+        replaced = {} if scenario.volume else {"lmdb:///var/lib/resumed": "lmdb:"}
+        replaced |= _surroundings(directory)
         replaced["redis://valkey:6379"] = held.enter_context(valkey_server()).url
-        if not scenario.volume:
-            replaced["lmdb:///var/lib/resumed"] = "lmdb:"
         objects = kustomized(f"kustomize/overlays/{scenario.overlay}")
         cluster = held.enter_context(
             Cluster(
