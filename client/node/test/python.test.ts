@@ -6,7 +6,7 @@ import { dirname, join } from "node:path";
 import { createInterface } from "node:readline";
 import { test, type TestContext } from "node:test";
 
-import { certificate, fleetKey, frontend, keyringFile, sharedStore, skip, VERSIONS, visit } from "./support.js";
+import { certificate, fleetKey, frontend, keyringFile, renamed, sharedStore, skip, VERSIONS, visit } from "./support.js";
 
 /** A frontend of the repository's Python client, on a free port. */
 async function pythonFrontend(context: TestContext, target: string, stack: string): Promise<number> {
@@ -41,7 +41,7 @@ for (const stack of ["ssl", "pyopenssl"]) {
         }
       }
       const { session } = await visit(python, version);
-      assert(!(await visit(node.port, version, session, { servername: "bank.example" })).resumed);
+      assert(!(await visit(node.port, version, renamed(session, "bank.example"), { servername: "bank.example" })).resumed);
       assert.deepEqual(node.sessions.stats.misses, { "other-name": 1 });
     });
   }

@@ -13,6 +13,7 @@ import tls from "node:tls";
 import { attachTo } from "../src/attach.js";
 import type { Options, Sessions } from "../src/index.js";
 import { Keyring } from "../src/keyring.js";
+import { Session } from "../src/session.js";
 import { GrpcStore, type Store } from "../src/store.js";
 
 /** What anything may take, in milliseconds; only what is broken takes it. */
@@ -179,6 +180,26 @@ const tickets = new WeakMap<tls.TLSSocket, Buffer>();
 /** What a client can resume with. */
 export function sessionOf(socket: tls.TLSSocket): Buffer | undefined {
   return socket.getProtocol() === "TLSv1.3" ? tickets.get(socket) : socket.getSession();
+}
+
+/** Where OpenSSL's serialization of a client's session begins: newer Nodes put the server's name, and more, before it. */
+function start(session: Buffer): number {
+  return session.indexOf(Buffer.from([0x30, 0x82]));
+}
+
+/** OpenSSL's serialization of a client's session. */
+export function bare(session: Buffer | undefined): Buffer {
+  if (!session) throw new Error("the client has no session");
+  return session.subarray(start(session));
+}
+
+/** A client's session for shop.example as one for another name: newer clients offer none for a name that is not its own. */
+export function renamed(session: Buffer | undefined, name: "bank.example" | "SHOP.example"): Buffer {
+  const inner = Session.parse(bare(session));
+  if (!session || !inner) throw new Error("not a session");
+  inner.hostName = name;
+  const before = session.toString("latin1", 0, start(session)).replace("shop.example", name);
+  return Buffer.concat([Buffer.from(before, "latin1"), inner.serialize()]);
 }
 
 /** Waits until something of another process, or of the event loop, is so. */
