@@ -11,10 +11,8 @@ import dataclasses
 import inspect
 import math
 import os
-import re
 import sys
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,9 +20,9 @@ import typer
 
 from resumed_server.engines import verify_url
 from resumed_server.engines.redis_url import redacted
-from resumed_server.grants import followed as followed_grants
 from resumed_server.limits import Limit
-from resumed_server.values import Address, Duration, Size
+from resumed_server.values import Address, Duration, Size, between, one_of, whole
+from resumed_server.verification import USUAL_AGE, flag, problems_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,7 +30,6 @@ if TYPE_CHECKING:
 _LONGEST_TTL = 7 * 86_400
 """Seconds; RFC 8446 section 4.6.1 allows no ticket to live longer."""
 _MOST_WORKERS = 256
-_USUAL_AGE = "10m"
 
 
 class UserError(Exception):
@@ -54,26 +51,8 @@ def _store(url: str) -> str:
     return url
 
 
-def _between(parse: Callable[[str], Any], low: Any, high: Any) -> Callable[[str], Any]:
-    """Return a parser that also refuses what is outside `low` to `high`, both included."""
-
-    def bounded(text: str) -> Any:
-        value = parse(text)
-        if not low <= value <= high:
-            raise ValueError(f"{text} is outside {low} to {high}")
-        return value
-
-    return bounded
-
-
-def _whole(text: str) -> int:
-    if not re.fullmatch(r"\d{1,9}", text, re.ASCII):
-        raise ValueError(f"{text!r} is not a whole number")
-    return int(text)
-
-
 def _workers(text: str) -> int | None:
-    return None if text == "auto" else int(_between(_whole, 1, _MOST_WORKERS)(text))
+    return None if text == "auto" else int(between(whole, 1, _MOST_WORKERS)(text))
 
 
 def _cores() -> int:
@@ -83,15 +62,6 @@ def _cores() -> int:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
         cores = min(cores, math.ceil(int(quota) / int(period)))
     return min(cores, _MOST_WORKERS)
-
-
-def _one_of(*choices: str) -> Callable[[str], str]:
-    def choice(text: str) -> str:
-        if text not in choices:
-            raise ValueError(f"{text!r} is none of {', '.join(choices)}")
-        return text
-
-    return choice
 
 
 def _setting(default: Any, parse: Callable[[Any], Any], metavar: str, help_text: str) -> Any:
@@ -118,19 +88,19 @@ class Settings:
     )
     capacity: Size = _setting(
         "1GiB",
-        _between(Size.parse, Size(1 << 20), Size(1 << 44)),
+        between(Size.parse, Size(1 << 20), Size(1 << 44)),
         "SIZE",
         "How much an lmdb: store may hold; when it is full, the soonest to expire go first.",
     )
     max_ttl: Duration = _setting(
         "24h",
-        _between(Duration.parse, Duration(1), Duration(_LONGEST_TTL)),
+        between(Duration.parse, Duration(1), Duration(_LONGEST_TTL)),
         "DURATION",
         "The longest that a session lives, 7d at most (RFC 8446 section 4.6.1); longer requests are lowered to it.",
     )
     front: str = _setting(
         "grpcio",
-        _one_of("grpcio", "native"),
+        one_of("grpcio", "native"),
         "FRONT",
         "What speaks gRPC: grpcio, or native, which answers several times as many calls a core, without TLS, on "
         "loopback addresses and unix sockets only (docs/store.md).",
@@ -143,13 +113,13 @@ class Settings:
     )
     threads: int = _setting(
         "8",
-        _between(_whole, 1, 256),
+        between(whole, 1, 256),
         "N",
         "Threads a process that answer calls; more than the default answer no faster from an embedded store.",
     )
     drain: Duration = _setting(
         "5s",
-        _between(Duration.parse, Duration(0), Duration(3_600)),
+        between(Duration.parse, Duration(0), Duration(3_600)),
         "DURATION",
         "How long to go on serving after SIGTERM while health says NOT_SERVING, so that callers move away first.",
     )
@@ -177,36 +147,36 @@ class Settings:
     )
     namespace_rate: int = _setting(
         "0",
-        _whole,
+        whole,
         "N",
         "Operations a second in a namespace for which the grants have no limit; a Batch counts each of its own, and 0 "
         "is as many as come. More are refused (docs/limits.md).",
     )
     namespace_sessions: int = _setting(
-        "0", _whole, "N", "Sessions in such a namespace; more are refused, and 0 is as many as the store holds."
+        "0", whole, "N", "Sessions in such a namespace; more are refused, and 0 is as many as the store holds."
     )
     namespace_bytes: Size = _setting(
         "0B",
-        _between(Size.parse, Size(0), Size(1 << 44)),
+        between(Size.parse, Size(0), Size(1 << 44)),
         "SIZE",
         "What the values of the sessions in such a namespace may take; 0B is as much as the store holds.",
     )
     namespace_watchers: int = _setting(
         "0",
-        _whole,
+        whole,
         "N",
         "Watch streams of such a namespace in each process; 0 is as many as its share of all 256.",
     )
     max_connections: int = _setting(
         "10000",
-        _between(_whole, 1, 1_000_000),
+        between(whole, 1, 1_000_000),
         "N",
         "Connections that each process may have; more are refused. From three quarters of them on, an address that has "
         "more than half loses some: raise it where all connections come through one address.",
     )
     max_connection_age: Duration = _setting(
-        _USUAL_AGE,
-        _between(Duration.parse, Duration(1), Duration(86_400)),
+        USUAL_AGE,
+        between(Duration.parse, Duration(1), Duration(86_400)),
         "DURATION",
         "How long a connection is kept before its client is asked to connect anew: how long those stay who got in with "
         "what --client-ca no longer accepts, and how long clients take to find new servers.",
@@ -237,10 +207,10 @@ class Settings:
         "",
         "Let crashes leave core dumps, and debuggers attach. The server's TLS key and sealed sessions are in a dump.",
     )
-    log_format: str = _setting("json", _one_of("json", "console"), "FORMAT", "How log lines look: json or console.")
+    log_format: str = _setting("json", one_of("json", "console"), "FORMAT", "How log lines look: json or console.")
     log_level: str = _setting(
         "info",
-        _one_of("debug", "info", "warning", "error"),
+        one_of("debug", "info", "warning", "error"),
         "LEVEL",
         "The least that is logged: debug, info, warning or error.",
     )
@@ -258,12 +228,11 @@ class Settings:
             try:
                 values[setting.name] = setting.metadata["parse"](given.get(setting.name, setting.metadata["default"]))
             except ValueError as problem:
-                problems.append(f"{_flag(setting.name)}: {problem}")
+                problems.append(f"{flag(setting.name)}: {problem}")
         if values.get("workers", 0) is None:
             addresses = (*values.get("listen", ()), *values.get("health_listen", ()))
             values["workers"] = 1 if any(address.path for address in addresses) else _cores()
-        problems += _contradictions(values)
-        problems += _unusable_files(values)
+        problems += problems_of(values)
         if problems:
             raise UserError("\n".join(problems))
         return cls(**values)
@@ -289,80 +258,6 @@ class Settings:
         }
 
 
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
-
-
-def _contradictions(values: dict[str, Any]) -> list[str]:
-    """Return what is wrong with the settings together; those that could not be read are missing from `values`."""
-    addresses = values.get("listen", ())
-    native = values.get("front") == "native"
-    problems = [
-        f"--listen: {address} can be reached from other machines, and nothing would protect the sessions; give "
-        "--tls-cert, --tls-key and --client-ca, or listen on 127.0.0.1, [::1] or unix:/path, or give --insecure if the "
-        "network itself is trusted"
-        for address in addresses
-        if not address.local and not values["insecure"] and not values["client_ca"] and not native
-    ]
-    problems += [
-        f"--metrics-listen: Prometheus asks over TCP, not at {address}; use an address with a port"
-        for address in values.get("metrics_listen", ())
-        if address.path
-    ]
-    if native:
-        problems += _lacking(values)
-    problems += [
-        f"{_flag(name)}: needs {_flag(other)} as well"
-        for name, other in (("tls_cert", "tls_key"), ("tls_key", "tls_cert"), ("client_ca", "tls_cert"))
-        if values[name] and not values[other]
-    ]
-    if values["grants"] and not values["client_ca"]:
-        problems.append("--grants: needs --client-ca as well, or the server would not know who calls")
-    if values.get("workers", 1) > 1:
-        problems += [
-            f"{flag}: workers cannot share the one socket {address}; use --workers 1, or an address with a port"
-            for flag, given in (("--listen", addresses), ("--health-listen", values.get("health_listen", ())))
-            for address in given
-            if address.path
-        ]
-    return problems
-
-
-def _lacking(values: dict[str, Any]) -> list[str]:
-    """Return what keeps the native front from serving as told."""
-    problems = [
-        f"--front: native has no TLS and does not know who calls, so it cannot listen on {address}; use a loopback "
-        "address or a unix socket, or --front grpcio"
-        for address in values.get("listen", ())
-        if not address.local
-    ]
-    if values["tls_cert"]:
-        problems.append("--front: native has no TLS; leave --tls-cert away, or use --front grpcio")
-    if str(values.get("max_connection_age", _USUAL_AGE)) != _USUAL_AGE:
-        problems.append("--front: native keeps connections; leave --max-connection-age away, or use --front grpcio")
-    if find_spec("pygrpc_native") is None:
-        problems.append("--front: native needs the package pygrpc-native; pip install 'resumed[server,native]'")
-    return problems
-
-
-def _unusable_files(values: dict[str, Any]) -> list[str]:
-    """Return what is wrong with the files that the settings name."""
-    problems = []
-    if values["tls_cert"] and values["tls_key"]:
-        from resumed_server import credentials  # noqa: PLC0415 - the other commands start faster without gRPC
-
-        try:
-            credentials.followed(values["tls_cert"], values["tls_key"], values["client_ca"])
-        except ValueError as error:
-            problems += [f"--tls-cert, --tls-key, --client-ca: {problem}" for problem in str(error).splitlines()]
-    if values["grants"]:
-        try:
-            followed_grants(values["grants"])
-        except ValueError as error:
-            problems += [f"--grants: {problem}" for problem in str(error).splitlines()]
-    return problems
-
-
 def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
     """Give a typer command with `**given` one option for every setting, in front of its own."""
     options = [
@@ -373,7 +268,7 @@ def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
             annotation=Annotated[
                 list[str] if isinstance(setting.metadata["default"], list) else type(setting.metadata["default"]),
                 typer.Option(
-                    _flag(setting.name),
+                    flag(setting.name),
                     envvar=f"RESUMED_{setting.name.upper()}",
                     metavar=setting.metadata["metavar"] or None,
                     help=setting.metadata["help"],

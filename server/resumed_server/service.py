@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from resumed_server.errors import Observer
     from resumed_server.watchers import Message, Watchers
 
+SERVICE_NAME = pb.DESCRIPTOR.services_by_name["SessionStoreService"].full_name
 MAX_KEY = 64
 MAX_VALUE = 65_536
 MAX_POSITION = 64

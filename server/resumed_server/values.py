@@ -1,10 +1,14 @@
-"""What settings are made of: durations, sizes and addresses, each read from what a user writes and written so again."""
+"""What settings are made of: durations, sizes, addresses, choices; each read from what a user writes, and checked."""
 
 from __future__ import annotations
 
 import ipaddress
 import re
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _LONGEST_UNIX_PATH = 107
 """Bytes that fit into sockaddr_un, less the final NUL."""
@@ -90,3 +94,33 @@ class Address:
         if self.path:
             return f"unix:{self.path}"
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def between(parse: Callable[[str], Any], low: Any, high: Any) -> Callable[[str], Any]:
+    """Return a parser that also refuses what is outside `low` to `high`, both included."""
+
+    def bounded(text: str) -> Any:
+        value = parse(text)
+        if not low <= value <= high:
+            raise ValueError(f"{text} is outside {low} to {high}")
+        return value
+
+    return bounded
+
+
+def whole(text: str) -> int:
+    """Read a whole number that is not negative; raise ValueError on anything else."""
+    if not re.fullmatch(r"\d{1,9}", text, re.ASCII):
+        raise ValueError(f"{text!r} is not a whole number")
+    return int(text)
+
+
+def one_of(*choices: str) -> Callable[[str], str]:
+    """Return a parser that refuses what is none of `choices`."""
+
+    def choice(text: str) -> str:
+        if text not in choices:
+            raise ValueError(f"{text!r} is none of {', '.join(choices)}")
+        return text
+
+    return choice

@@ -89,7 +89,7 @@ class Frontend:
         self.context = server_context(stack)
         self.shim = Shim(self.store, KEYRING, clock=lambda: NOW)  # type: ignore[arg-type]
         self.shim._sender = self.sink = _Sink()  # type: ignore[assignment]
-        self.shim._prefetchers = self.later = _Later()  # type: ignore[assignment]
+        self.shim._lookups._threads = self.later = _Later()  # type: ignore[assignment]
         self.binding = Binding(self.context, self.shim)
 
     def keep(self, session_id: bytes, value: bytes) -> None:

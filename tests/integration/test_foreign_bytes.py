@@ -122,7 +122,7 @@ def malformed(scene: Scene, number: int, source: random.Random) -> Iterator[byte
 def test_10000_malformed_values_are_misses(scene: Scene) -> None:
     """Flipped, cut, expired, of another format, namespace, fleet or length: the get callback returns nothing."""
     dishonest = DishonestStore()
-    scene.shim._store = dishonest
+    scene.shim._lookups._store = dishonest
     dishonest.answer = scene.sealed
     assert scene.ask(scene.session_id), "the scene itself works"
     source = random.Random(7400)
@@ -137,7 +137,7 @@ def test_10000_malformed_values_are_misses(scene: Scene) -> None:
 def test_a_mutated_session_that_is_authentic_crashes_nothing(scene: Scene) -> None:
     """Even who holds the key and writes nonsense only makes d2i_SSL_SESSION refuse, or decode something else."""
     dishonest = DishonestStore()
-    scene.shim._store = dishonest
+    scene.shim._lookups._store = dishonest
     source = random.Random(7400)
     for _ in range(3_000):
         mutated = bytearray(scene.serialized)
@@ -151,7 +151,7 @@ def test_a_mutated_session_that_is_authentic_crashes_nothing(scene: Scene) -> No
 def test_malformed_values_make_full_handshakes(scene: Scene) -> None:
     """No alert reaches the client: the handshake is a full one."""
     dishonest = DishonestStore()
-    scene.shim._store = dishonest
+    scene.shim._lookups._store = dishonest
     for value in malformed(scene, 60, random.Random(7401)):
         dishonest.answer = value
         assert not scene.client.visit(scene.frontend, scene.session).reused
@@ -161,7 +161,7 @@ def test_malformed_values_make_full_handshakes(scene: Scene) -> None:
 def test_100000_invented_ids_reach_no_store(scene: Scene) -> None:
     """Ids of every length, random, of another namespace or fleet: none leaves the frontend."""
     dishonest = DishonestStore(scene.sealed)
-    scene.shim._store = dishonest
+    scene.shim._lookups._store = dishonest
     source = random.Random(7402)
     lengths = [0, 1, 31, 33, 64, *[32] * 20]
     for number in range(25_000):  # four scenes
@@ -184,7 +184,7 @@ def test_100000_invented_ids_reach_no_store(scene: Scene) -> None:
 def test_ids_of_any_kind_are_looked_up_where_asked_for(scene: Scene) -> None:
     """With ids="any" short, NUL-ridden and non-text ids are keys like any other, and overlong ones are not."""
     dishonest = DishonestStore()
-    scene.shim._store, scene.shim._foreign_ids_miss = dishonest, False
+    scene.shim._lookups._store, scene.shim._foreign_ids_miss = dishonest, False
     for session_id in (b"\0", b"\xff\xfe", bytes(31), b"a\0b", os.urandom(32)):
         assert scene.ask(session_id) is None
     assert dishonest.calls == 5
@@ -204,7 +204,7 @@ def test_a_first_tls_1_3_hello_at_a_tls_1_2_server_asks_nobody(
         frontend.context.set_max_proto_version(VERSIONS[0])
     client = Client(VERSIONS[0])
     client.context.maximum_version = VERSIONS[1]
-    frontend.shim._shim._store = dishonest = DishonestStore()
+    frontend.shim._shim._lookups._store = dishonest = DishonestStore()
     assert not client.visit(frontend).reused
     assert frontend.shim.stats.misses == {"foreign-id": 1}
     assert dishonest.calls == 0

@@ -6,9 +6,9 @@ import contextlib
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from resumed.v1.session_store_pb2_grpc import add_SessionStoreServiceServicer_to_server
-from resumed_server.app import grpc_server
 from resumed_server.engines.base import Change, Purged, Put, StoredSession
 from resumed_server.engines.embedded import EmbeddedEngine
+from resumed_server.front import grpc_server
 from resumed_server.service import SessionStoreService
 from resumed_server.watchers import Watchers
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import pytest
 
-from resumed_server.app import grpc_server
+from resumed_server.front import grpc_server
 from resumed_server.native import NativeServer
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from resumed.prefetch import MAX_LOOKUPS, Handshake
 
 if TYPE_CHECKING:
-    from resumed.shim import Found
+    from resumed.lookups import Found
 
 IDS = [bytes([number]) * 32 for number in range(10)]
 

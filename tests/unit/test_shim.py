@@ -170,7 +170,7 @@ class TestPrefetch:
         assert resting
         assert resting.result(0) == (None, "breaker-open")
         assert not store.gets
-        assert not shim._prefetchers._threads
+        assert not shim._lookups._threads._threads
 
     def test_one_id_is_one_call_whoever_asks(self) -> None:
         """Two that were begun, and one who waits."""
@@ -183,7 +183,7 @@ class TestPrefetch:
         assert other
         waiting = threading.Thread(target=shim.look_up, args=(session_id, decode))
         waiting.start()
-        [flight] = shim._flights.values()
+        [flight] = shim._lookups._flights.values()
         while len(flight._done_callbacks) < 2:  # type: ignore[attr-defined]
             time.sleep(0)
         store.gate.set()
@@ -227,9 +227,9 @@ class TestPrefetch:
         """Its handshake has gone on long ago."""
         store = FakeStore()
         shim, _ = shim_on(store)
-        flight, mine = shim._board(b"key")
+        flight, mine = shim._lookups._board(b"key")
         assert mine
-        shim._fly(flight, b"key", fresh=False, end=time.monotonic() - 0.001)
+        shim._lookups._fly(flight, b"key", fresh=False, end=time.monotonic() - 0.001)
         assert flight.result(0) == (None, "busy")
         assert not store.gets
 
@@ -241,7 +241,7 @@ class TestPrefetch:
         flight = shim.prefetch(session_id)
         assert flight
         assert flight.result(0) == (None, "down")
-        assert shim._lookups == 0
+        assert shim._lookups._under_way == 0
 
     def test_a_defect_is_a_miss(self) -> None:
         """Whatever is raised in the thread."""
@@ -338,7 +338,7 @@ class TestLookUps:
             thread.start()
         while not store.gets:
             time.sleep(0)
-        [flight] = shim._flights.values()
+        [flight] = shim._lookups._flights.values()
         while len(flight._done_callbacks) < 7:  # type: ignore[attr-defined]
             time.sleep(0)
         store.gate.set()

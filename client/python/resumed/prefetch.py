@@ -7,19 +7,21 @@ next step when it is woken. Event loops are such drivers (loops.py, twisted.py).
 
 from __future__ import annotations
 
-from concurrent.futures import Future
 from typing import TYPE_CHECKING
+
+from resumed.lookups import settled
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+    from concurrent.futures import Future
 
-    from resumed.shim import Found, Shim
+    from resumed.lookups import Found
+    from resumed.shim import Shim
 
 MAX_LOOKUPS = 4
 """How many of the ids in one ClientHello are looked up. Clients offer one or two; a thousand fit in."""
 
-_BUSY: Future[Found] = Future()
-_BUSY.set_result((None, "busy"))
+_BUSY = settled((None, "busy"))
 
 
 class Handshake:

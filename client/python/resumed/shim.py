@@ -11,16 +11,14 @@ The rules:
 from __future__ import annotations
 
 import logging
-import threading
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
-from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import suppress
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal
 
 from resumed.breaker import Breaker
-from resumed.errors import LimitExceeded, StoreError, StoreTimeout, StoreUnavailable, Unsealable
+from resumed.errors import Unsealable
 from resumed.issuer import THIS_PROCESS
+from resumed.lookups import Lookups, landed, settled
 from resumed.process import renew_after_fork
 from resumed.sealing import ID_BYTES, StoreKeys
 from resumed.sender import Outgoing, Sender
@@ -28,7 +26,9 @@ from resumed.stats import Recorder, Stats
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+    from concurrent.futures import Future
 
+    from resumed.lookups import Found
     from resumed.mirror import Mirror
     from resumed.sealing import Keyring
     from resumed.store import SessionStore
@@ -43,19 +43,9 @@ _log = logging.getLogger("resumed")
 
 _FRESH_SECONDS = 10
 """How long after its issue an id that the store does not know is asked for again: its Put may be on its way."""
-_DEADLINE_SHARE = 0.9
-"""How much of its deadline a look-up gives its calls: a busy machine tells a little late that the time is up."""
-_FRESH_PAUSES = (0.001, 0.004, 0.016, 0.064)
-"""Seconds to wait before each further ask, or what the deadline leaves."""
-_LEAST_ASK_SECONDS = 0.01
-"""What a further ask must have left of the deadline, so that it is not a failure of the store if it is late."""
 _IDS = 8
 """How many ids are issued at once; those not used within the second are thrown away."""
-_PREFETCHERS = 32
-"""How many threads look up what handshakes of event loops wait for. With a store 20 ms away, 1,600 a second."""
-
-Found: TypeAlias = tuple[bytes | None, str]
-"""A value and the reason of the hit, or None and the reason of the miss."""
+_NO_IDS: tuple[int, list[bytes]] = 0, []
 
 
 class Shim:
@@ -102,26 +92,26 @@ class Shim:
         self.lifetime = int(lifetime)
         self.seals_ids = keyring.seals
         self._store, self._keyring, self._clock = store, keyring, clock
-        self._single_use = single_use
         self._foreign_ids_miss = ids == "sealed" and keyring.seals
         # Only a sealed id tells that it is fresh, and so that its Put may still be on its way.
         self._wait_for_puts = puts == "wait" or (puts is None and not keyring.seals)
-        self._max_lookups = max_lookups
         # A single use is the store's to grant, not a copy's.
         self._mirror = None if single_use else mirror
         self._store_keys = StoreKeys(store.namespace)
         self._recorder = Recorder()
         self._breaker = Breaker()
         self._sender = Sender(store, self._breaker, self._recorder, clock, keyring.seal)
-        self._begin()
+        self._lookups = Lookups(
+            store,
+            self._breaker,
+            self._recorder,
+            self._sender.probe,
+            single_use=single_use,
+            most=max_lookups,
+            mirror=self._mirror,
+        )
+        self._ids = _NO_IDS  # issued in that second, for handshakes to come
         renew_after_fork(self)
-
-    def _begin(self) -> None:
-        self._ids: tuple[int, list[bytes]] = 0, []  # issued in that second, for handshakes to come
-        self._lock = threading.Lock()
-        self._flights: dict[bytes, Future[Found]] = {}
-        self._lookups = 0
-        self._prefetchers = ThreadPoolExecutor(_PREFETCHERS, "resumed-prefetch")
 
     @property
     def stats(self) -> Stats:
@@ -189,24 +179,13 @@ class Shim:
             What look_up() is to be told, once; it is there when the deadline has passed, or sooner.
         """
         now, key = self._clock(), self._store_keys.key(session_id)
-        known, issued = self._mirrored(key), None
-        if known is None:
-            issued = self._keyring.open_id(self.namespace, session_id)
-            if self._refusal(session_id, issued, now) is not None:
-                return None
-            known = self._resting()
+        known = self._mirrored(key)
         if known is not None:
-            flight: Future[Found] = Future()
-            flight.set_result(known)
-            return flight
-        flight, mine = self._board(key)
-        if not mine:
-            return _shared(flight)
-        try:
-            self._prefetchers.submit(self._fly, flight, key, _is_fresh(issued, now), self._end())
-        except RuntimeError:  # closed, or the interpreter is about to exit
-            self._land(flight, key, (None, "down"))
-        return flight
+            return settled(known)
+        issued = self._keyring.open_id(self.namespace, session_id)
+        if self._refusal(session_id, issued, now) is not None:
+            return None
+        return self._lookups.begin(key, fresh=_is_fresh(issued, now))
 
     def look_up(
         self, session_id: bytes, decode: Callable[[bytes, float], int], found: Future[Found] | None = None
@@ -220,7 +199,7 @@ class Shim:
         """
         now, key = self._clock(), self._store_keys.key(session_id)
         if found is not None:
-            value, outcome = _landed(found, 0)
+            value, outcome = landed(found, 0)
         else:
             # An id in the mirror is the fleet's: to open it first would only take time.
             value, outcome = self._mirrored(key) or self._find(session_id, key, now)
@@ -274,12 +253,12 @@ class Shim:
         if self._mirror:
             self._mirror.close()
         self._sender.close(timeout)
-        self._prefetchers.shutdown(wait=False)
+        self._lookups.close()
 
     def after_fork_in_child(self) -> None:
-        """Begin with no look-up under way, and count from zero."""
+        """Issue ids of its own, and count from zero."""
         self._recorder.after_fork_in_child()
-        self._begin()
+        self._ids = _NO_IDS
 
     def _refusal(self, session_id: bytes, issued: int | None, now: float) -> str | None:
         """Return why this id is not worth a call, or None."""
@@ -293,117 +272,12 @@ class Shim:
         value = self._mirror.get(key) if self._mirror else None
         return None if value is None else (value, "mirror")
 
-    def _resting(self) -> Found | None:
-        if not self._breaker.closed:
-            return None, "breaker-open"
-        return (None, "limited") if self._breaker.resting else None
-
     def _find(self, session_id: bytes, key: bytes, now: float) -> Found:
-        """Look `key` up, if its id is worth it, or wait for the answer to somebody else who did."""
+        """Look `key` up, if its id is worth it."""
         issued = self._keyring.open_id(self.namespace, session_id)
         refusal = self._refusal(session_id, issued, now)
-        if refusal is not None:
-            return None, refusal
-        resting = self._resting()
-        if resting is not None:
-            return resting
-        flight, mine = self._board(key)
-        if mine:
-            self._fly(flight, key, _is_fresh(issued, now), self._end())
-            return flight.result()
-        return _landed(_shared(flight), self._store.deadline)
-
-    def _board(self, key: bytes) -> tuple[Future[Found], bool]:
-        """Return the look-up of `key` that is under way, or a new one and True: whoever gets that has to _fly() it."""
-        with self._lock:
-            flight = self._flights.get(key)
-            if flight is not None:
-                return flight, False
-            flight = Future()
-            if self._lookups >= self._max_lookups:
-                flight.set_result((None, "busy"))
-                return flight, False
-            self._lookups += 1
-            if not self._single_use:  # of all who ask for a single use one is answered
-                self._flights[key] = flight
-            return flight, True
-
-    def _fly(self, flight: Future[Found], key: bytes, fresh: bool, end: float) -> None:
-        """Look `key` up, until `end` at most."""
-        started = time.monotonic()
-        found: Found = (None, "internal-error")
-        try:
-            found = self._ask(key, fresh, end)
-        finally:
-            self._recorder.observe_lookup(time.monotonic() - started)
-            self._land(flight, key, found)
-
-    def _land(self, flight: Future[Found], key: bytes, found: Found) -> None:
-        with self._lock:
-            self._lookups -= 1
-            self._flights.pop(key, None)
-        flight.set_result(found)
-
-    def _end(self) -> float:
-        """Return when a look-up that begins now has to end."""
-        return time.monotonic() + _DEADLINE_SHARE * self._store.deadline
-
-    def _ask(self, key: bytes, fresh: bool, end: float) -> Found:
-        left = end - time.monotonic()
-        if left <= 0:  # no prefetcher was free
-            return None, "busy"
-        ask = self._store.take if self._single_use else self._store.get
-        since = self._mirror.sessions.removals if self._mirror else 0
-        try:
-            found, outcome = ask(key, deadline=left), "store"
-            for pause in _FRESH_PAUSES if fresh else ():
-                left = end - _LEAST_ASK_SECONDS - time.monotonic()
-                if found is not None or left <= 0:
-                    break
-                time.sleep(min(pause, left))
-                left = max(end - time.monotonic(), _LEAST_ASK_SECONDS)  # a sleep may be longer than it was to be
-                found, outcome = ask(key, deadline=left), "fresh"
-        except LimitExceeded:
-            self._breaker.limited()
-            return None, "limited"
-        except StoreError as error:
-            self._breaker.failed()
-            if not self._breaker.closed:
-                _log.warning("the store at %s keeps failing, resumption rests: %s", self._store.target, error)
-                self._sender.probe()
-            return None, _failure(error)
-        self._breaker.succeeded()
-        if found is None:
-            return None, "unknown"
-        if self._mirror:
-            self._mirror.sessions.put(key, found, since)
-        return found.value, outcome
+        return self._lookups.find(key, fresh=_is_fresh(issued, now)) if refusal is None else (None, refusal)
 
 
 def _is_fresh(issued: int | None, now: float) -> bool:
     return issued is not None and now - issued <= _FRESH_SECONDS
-
-
-def _landed(flight: Future[Found], patience: float) -> Found:
-    try:
-        return flight.result(patience)
-    except FutureTimeoutError:
-        return None, "late"
-
-
-def _shared(flight: Future[Found]) -> Future[Found]:
-    """Return the same answer for somebody who did not ask himself."""
-    shared: Future[Found] = Future()
-
-    def land(flight: Future[Found]) -> None:
-        value, outcome = flight.result()
-        shared.set_result((value, outcome if value is None else "shared"))
-
-    flight.add_done_callback(land)
-    return shared
-
-
-def _failure(error: StoreError) -> str:
-    if isinstance(error, StoreTimeout):
-        return "late"
-    return "down" if isinstance(error, StoreUnavailable) else "refused"

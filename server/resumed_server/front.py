@@ -1,0 +1,143 @@
+"""What speaks gRPC to clients: servers with their options, their services, and the addresses where they listen."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, cast
+
+import grpc
+from grpc_health.v1 import health_pb2_grpc
+from grpc_health.v1.health import SERVICE_NAME as HEALTH_NAME
+from grpc_health.v1.health import HealthServicer
+from grpc_reflection.v1alpha import reflection_pb2_grpc
+from grpc_reflection.v1alpha.reflection import SERVICE_NAME as REFLECTION_NAME
+from grpc_reflection.v1alpha.reflection import ReflectionServicer
+
+from resumed.v1 import admin_pb2, admin_pb2_grpc, session_store_pb2_grpc
+from resumed_server.config import UserError
+from resumed_server.decoding import DecodingServer
+from resumed_server.pool import CallPool
+from resumed_server.service import MAX_MESSAGE, SERVICE_NAME
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from resumed_server.admin import AdminService
+    from resumed_server.config import Settings
+    from resumed_server.credentials import Credentials
+    from resumed_server.native import NativeServer
+    from resumed_server.service import SessionStoreService
+    from resumed_server.values import Address
+
+_MAX_QUEUED_CALLS = 4_096
+"""About half a second of work: whoever waits behind more than that has given up before it is their turn."""
+OPTIONS = {
+    "grpc.max_receive_message_length": MAX_MESSAGE,
+    "grpc.max_send_message_length": MAX_MESSAGE,
+    "grpc.max_connection_age_grace_ms": 30_000,
+    # A client that pings more often than every 10 s is sent away with too_many_pings.
+    "grpc.http2.min_ping_interval_without_data_ms": 10_000,
+    "grpc.keepalive_permit_without_calls": 1,
+    "grpc.keepalive_time_ms": 60_000,
+    "grpc.keepalive_timeout_ms": 20_000,
+    # What one connection may ask for at the same time; whoever wants more has it wait in the client.
+    "grpc.max_concurrent_streams": 128,
+    # Connections of which nothing comes, or no TLS.
+    "grpc.server_handshake_timeout_ms": 10_000,
+    # Below these, overload is told as RESOURCE_EXHAUSTED (see _MAX_QUEUED_CALLS); gRPC's core tells it as CANCELLED.
+    "grpc.server.max_pending_requests": 16_384,
+    "grpc.server.max_pending_requests_hard_limit": 16_384,
+}
+_ADMIN_NAME = admin_pb2.DESCRIPTOR.services_by_name["AdminService"].full_name
+
+
+def health_service() -> HealthServicer:
+    """Return what answers grpc.health.v1, for all servers of a process."""
+    return HealthServicer(experimental_non_blocking=True, experimental_thread_pool=_stream_pool("health"))
+
+
+def session_server(
+    settings: Settings,
+    service: SessionStoreService,
+    admin: AdminService,
+    health: HealthServicer,
+    *,
+    most: int,
+    shared: bool,
+) -> grpc.Server | NativeServer:
+    """Return the server of all services, as the settings want it, without addresses.
+
+    Args:
+        settings: What the server is told.
+        service: The RPCs of frontends.
+        admin: The RPCs of operators.
+        health: What answers probes.
+        most: How many connections there may be.
+        shared: Whether several processes may have its ports.
+    """
+    # Clients look for new replicas only when a connection ends; gRPC itself spreads the ages by a tenth.
+    age = ("grpc.max_connection_age_ms", int(settings.max_connection_age * 1000))
+    server = grpc_server(settings.threads, shared=shared, more=[age, ("grpc.max_allowed_incoming_connections", most)])
+    health_pb2_grpc.add_HealthServicer_to_server(health, server)
+    admin_pb2_grpc.add_AdminServiceServicer_to_server(admin, server)
+    names = (SERVICE_NAME, _ADMIN_NAME, HEALTH_NAME, REFLECTION_NAME)
+    reflection_pb2_grpc.add_ServerReflectionServicer_to_server(_Reflection(names), server)
+    front: grpc.Server | NativeServer = server
+    if settings.front == "native":
+        from resumed_server.native import NativeServer  # noqa: PLC0415 - an extra that grpcio's front does without
+
+        front = NativeServer(server, settings.threads, shared=shared)
+    session_store_pb2_grpc.add_SessionStoreServiceServicer_to_server(
+        service,
+        front,  # type: ignore[arg-type] # NativeServer has all of grpc.Server that this uses
+    )
+    return front
+
+
+def probe_server(health: HealthServicer, *, shared: bool) -> grpc.Server:
+    """Return a server that says how this one is, and nothing else; see session_server()."""
+    server = grpc_server(1, shared=shared)
+    health_pb2_grpc.add_HealthServicer_to_server(health, server)
+    return server
+
+
+def grpc_server(threads: int, *, shared: bool, more: Sequence[tuple[str, int]] = ()) -> grpc.Server:
+    """Return a gRPC server as every worker has it, without services.
+
+    `shared` lets several processes have its port; `more` are channel arguments beside OPTIONS.
+    """
+    return DecodingServer(
+        grpc.server(
+            CallPool(threads),  # type: ignore[arg-type] # grpcio only submits to it
+            options=[*OPTIONS.items(), ("grpc.so_reuseport", int(shared)), *more],
+            maximum_concurrent_rpcs=_MAX_QUEUED_CALLS,
+        )
+    )
+
+
+def listen(server: grpc.Server | NativeServer, address: Address, credentials: Credentials | None) -> None:
+    """Have a server listen at an address, with TLS if there are credentials.
+
+    Raises:
+        UserError: The address cannot be had.
+    """
+    try:
+        if credentials:
+            # The settings are refused where the native front would have to speak TLS.
+            cast("grpc.Server", server).add_secure_port(str(address), credentials.for_one_port())
+        else:
+            server.add_insecure_port(str(address))
+    except RuntimeError as error:  # the reservation makes this rare
+        raise UserError(f"--listen: cannot listen on {address}; stop what listens there or choose another") from error
+
+
+def _stream_pool(name: str) -> ThreadPoolExecutor:
+    """Return threads for calls that stay open: on those of the unary calls they would starve them."""
+    return ThreadPoolExecutor(2, thread_name_prefix=name)
+
+
+class _Reflection(ReflectionServicer):
+    def ServerReflectionInfo(self, request_iterator: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
+        return super().ServerReflectionInfo(request_iterator, context)
+
+    ServerReflectionInfo.experimental_thread_pool = _stream_pool("reflection")  # type: ignore[attr-defined]
