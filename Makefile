@@ -39,6 +39,10 @@ demo: setup ## Start a store and two frontends, and watch them resume each other
 test: setup servers ## Run all tests
 	$(BIN)/python -m pytest -n 4 --dist worksteal
 
+.PHONY: reference
+reference: setup ## Write docs/configuration.md from the code, the chart and what they say of themselves
+	PYTHONPATH=tests $(BIN)/python -m docs.reference
+
 .PHONY: faults
 faults: setup servers faketime ## Break the store in every way under live TLS traffic: what clients and operators see (FAULTS=--help)
 	$(BIN)/python tests/faults/run.py $(FAULTS)

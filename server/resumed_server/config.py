@@ -21,7 +21,7 @@ import typer
 from resumed_server.engines import verify_url
 from resumed_server.engines.redis_url import redacted
 from resumed_server.limits import Limit
-from resumed_server.values import Address, Duration, Size, between, one_of, whole
+from resumed_server.values import LARGEST, Address, Between, Duration, Size, one_of, whole
 from resumed_server.verification import USUAL_AGE, flag, problems_of
 
 if TYPE_CHECKING:
@@ -30,6 +30,15 @@ if TYPE_CHECKING:
 _LONGEST_TTL = 7 * 86_400
 """Seconds; RFC 8446 section 4.6.1 allows no ticket to live longer."""
 _MOST_WORKERS = 256
+_ADDRESSES, _STORAGE, _CALLERS, _LIMITS, _PROCESSES, _LOGS = (
+    "Addresses",
+    "Storage",
+    "Who may call",
+    "Limits of namespaces that the grants have none for",
+    "Processes",
+    "Logs",
+)
+"""What settings are about."""
 
 
 class UserError(Exception):
@@ -52,7 +61,7 @@ def _store(url: str) -> str:
 
 
 def _workers(text: str) -> int | None:
-    return None if text == "auto" else int(between(whole, 1, _MOST_WORKERS)(text))
+    return None if text == "auto" else int(Between(whole, 1, _MOST_WORKERS)(text))
 
 
 def _cores() -> int:
@@ -64,8 +73,12 @@ def _cores() -> int:
     return min(cores, _MOST_WORKERS)
 
 
-def _setting(default: Any, parse: Callable[[Any], Any], metavar: str, help_text: str) -> Any:
-    return dataclasses.field(metadata={"default": default, "parse": parse, "metavar": metavar, "help": help_text})
+def _setting(about: str, default: Any, parse: Callable[[Any], Any], metavar: str, help_text: str) -> Any:
+    if isinstance(parse, Between):
+        help_text += f" {parse}."
+    return dataclasses.field(
+        metadata={"about": about, "default": default, "parse": parse, "metavar": metavar, "help": help_text}
+    )
 
 
 @dataclass(frozen=True)
@@ -73,6 +86,7 @@ class Settings:
     """What the server is told. Made by `verified`, so whoever holds one need not check it again."""
 
     listen: tuple[Address, ...] = _setting(
+        _ADDRESSES,
         ["127.0.0.1:7400"],
         _addresses,
         "ADDRESS",
@@ -80,6 +94,7 @@ class Settings:
         "for more (in the environment: separated by blanks).",
     )
     store: str = _setting(
+        _STORAGE,
         "lmdb:",
         _store,
         "URL",
@@ -87,18 +102,21 @@ class Settings:
         "redis://host:port in a Redis or Valkey (also rediss:, redis+cluster: and redis+sentinel:; docs/engines.md).",
     )
     capacity: Size = _setting(
+        _STORAGE,
         "1GiB",
-        between(Size.parse, Size(1 << 20), Size(1 << 44)),
+        Between(Size.parse, Size(1 << 20), Size(1 << 44)),
         "SIZE",
         "How much an lmdb: store may hold; when it is full, the soonest to expire go first.",
     )
     max_ttl: Duration = _setting(
+        _STORAGE,
         "24h",
-        between(Duration.parse, Duration(1), Duration(_LONGEST_TTL)),
+        Between(Duration.parse, Duration(1), Duration(_LONGEST_TTL)),
         "DURATION",
-        "The longest that a session lives, 7d at most (RFC 8446 section 4.6.1); longer requests are lowered to it.",
+        "The longest that a session lives (RFC 8446 section 4.6.1 allows a week); longer requests are lowered to it.",
     )
     front: str = _setting(
+        _PROCESSES,
         "grpcio",
         one_of("grpcio", "native"),
         "FRONT",
@@ -106,32 +124,40 @@ class Settings:
         "loopback addresses and unix sockets only (docs/store.md).",
     )
     workers: int = _setting(
+        _PROCESSES,
         "auto",
         _workers,
         "N",
-        "Processes that share the addresses and the store; auto is one a core, or one alone on a unix socket.",
+        "Processes that share the addresses and the store, 1 to 256; auto is one a core, or one alone on a unix "
+        "socket.",
     )
     threads: int = _setting(
+        _PROCESSES,
         "8",
-        between(whole, 1, 256),
+        Between(whole, 1, 256),
         "N",
         "Threads a process that answer calls; more than the default answer no faster from an embedded store.",
     )
     drain: Duration = _setting(
+        _PROCESSES,
         "5s",
-        between(Duration.parse, Duration(0), Duration(3_600)),
+        Between(Duration.parse, Duration(0), Duration(3_600)),
         "DURATION",
         "How long to go on serving after SIGTERM while health says NOT_SERVING, so that callers move away first.",
     )
     tls_cert: str = _setting(
+        _CALLERS,
         "",
         str,
         "FILE",
         "Certificate of the server and its chain (PEM): speak TLS 1.2 or 1.3 on every --listen address. This file and "
         "the next three are read again when they change.",
     )
-    tls_key: str = _setting("", str, "FILE", "Private key of the certificate (PEM, RSA or EC, not encrypted).")
+    tls_key: str = _setting(
+        _CALLERS, "", str, "FILE", "Private key of the certificate (PEM, not encrypted): EC, or RSA of 2,048 bits up."
+    )
     client_ca: str = _setting(
+        _CALLERS,
         "",
         str,
         "FILE",
@@ -139,6 +165,7 @@ class Settings:
         "TLS hides the traffic, and whoever reaches the address may call.",
     )
     grants: str = _setting(
+        _CALLERS,
         "",
         str,
         "FILE",
@@ -146,48 +173,59 @@ class Settings:
         "client that gets in may do everything.",
     )
     namespace_rate: int = _setting(
+        _LIMITS,
         "0",
-        whole,
+        Between(whole, 0, LARGEST),
         "N",
         "Operations a second in a namespace for which the grants have no limit; a Batch counts each of its own, and 0 "
         "is as many as come. More are refused (docs/limits.md).",
     )
     namespace_sessions: int = _setting(
-        "0", whole, "N", "Sessions in such a namespace; more are refused, and 0 is as many as the store holds."
+        _LIMITS,
+        "0",
+        Between(whole, 0, LARGEST),
+        "N",
+        "Sessions in such a namespace; more are refused, and 0 is as many as the store holds.",
     )
     namespace_bytes: Size = _setting(
+        _LIMITS,
         "0B",
-        between(Size.parse, Size(0), Size(1 << 44)),
+        Between(Size.parse, Size(0), Size(1 << 44)),
         "SIZE",
         "What the values of the sessions in such a namespace may take; 0B is as much as the store holds.",
     )
     namespace_watchers: int = _setting(
+        _LIMITS,
         "0",
-        whole,
+        Between(whole, 0, LARGEST),
         "N",
         "Watch streams of such a namespace in each process; 0 is as many as its share of all 256.",
     )
     max_connections: int = _setting(
+        _ADDRESSES,
         "10000",
-        between(whole, 1, 1_000_000),
+        Between(whole, 1, 1_000_000),
         "N",
         "Connections that each process may have; more are refused. From three quarters of them on, an address that has "
         "more than half loses some: raise it where all connections come through one address.",
     )
     max_connection_age: Duration = _setting(
+        _ADDRESSES,
         USUAL_AGE,
-        between(Duration.parse, Duration(1), Duration(86_400)),
+        Between(Duration.parse, Duration(1), Duration(86_400)),
         "DURATION",
         "How long a connection is kept before its client is asked to connect anew: how long those stay who got in with "
         "what --client-ca no longer accepts, and how long clients take to find new servers.",
     )
     health_listen: tuple[Address, ...] = _setting(
+        _ADDRESSES,
         [],
         _addresses,
         "ADDRESS",
         "Where to serve health alone, without TLS, for probes that have no client certificate (Kubernetes).",
     )
     metrics_listen: tuple[Address, ...] = _setting(
+        _ADDRESSES,
         [],
         _addresses,
         "ADDRESS",
@@ -195,20 +233,25 @@ class Settings:
         "of namespaces, and no secret.",
     )
     insecure: bool = _setting(
+        _ADDRESSES,
         False,
         bool,
         "",
-        "Listen without --client-ca on addresses that other machines reach. Whoever reaches them can read and remove "
-        "sessions.",
+        "Listen without --client-ca on addresses that other machines reach. Whoever reaches them can remove sessions "
+        "and fill the store, though not read or forge any that is sealed.",
     )
     core_dumps: bool = _setting(
+        _PROCESSES,
         False,
         bool,
         "",
         "Let crashes leave core dumps, and debuggers attach. The server's TLS key and sealed sessions are in a dump.",
     )
-    log_format: str = _setting("json", one_of("json", "console"), "FORMAT", "How log lines look: json or console.")
+    log_format: str = _setting(
+        _LOGS, "json", one_of("json", "console"), "FORMAT", "How log lines look: json or console."
+    )
     log_level: str = _setting(
+        _LOGS,
         "info",
         one_of("debug", "info", "warning", "error"),
         "LEVEL",
@@ -271,6 +314,7 @@ def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
                     flag(setting.name),
                     envvar=f"RESUMED_{setting.name.upper()}",
                     metavar=setting.metadata["metavar"] or None,
+                    rich_help_panel=setting.metadata["about"],
                     help=setting.metadata["help"],
                 ),
             ],

@@ -34,7 +34,13 @@ _FIELDS = ("identity", "namespaces", "operations")
 
 @dataclass(frozen=True)
 class Grant:
-    """Allows an identity some operations in some namespaces."""
+    """Allows an identity some operations in some namespaces.
+
+    Attributes:
+        identity: Who: `spiffe://` and an id, or `dns:` and a name; exact, or with one * at the end.
+        namespaces: Where: 1 to 63 characters of [a-z0-9.-] each; exact, or with one * at the end.
+        operations: What: some of `put`, `get`, `take`, `remove`, `watch`; for operators `purge` and `stats`.
+    """
 
     identity: str
     namespaces: tuple[str, ...]

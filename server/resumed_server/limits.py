@@ -33,15 +33,15 @@ _LARGEST = 1 << 44
 
 @dataclass(frozen=True)
 class Limit:
-    """What an identity, or some namespaces together, may use; None is as much as there is.
+    """What an identity, or some namespaces together, may use; what is not given is as much as there is.
 
     Attributes:
-        identity: The pattern of identities that it is for; empty if it is for namespaces.
-        namespaces: Patterns of the namespaces that it is for.
+        identity: Whom it is for, each identity by itself: as in a grant. Either this or `namespaces`.
+        namespaces: What it is for, all of these together: as in a grant. Either this or `identity`.
         operations_per_second: Those that calls ask for, refused ones included; a Batch counts each of its own.
         watchers: Watch streams, in each process of the server.
-        sessions: Sessions that are stored.
-        bytes: What their values take.
+        sessions: Sessions that are stored, in `namespaces` only.
+        bytes: What their values take, in `namespaces` only: a number, or a size such as "512MiB".
     """
 
     identity: str = ""

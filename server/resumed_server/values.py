@@ -96,16 +96,27 @@ class Address:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
-def between(parse: Callable[[str], Any], low: Any, high: Any) -> Callable[[str], Any]:
-    """Return a parser that also refuses what is outside `low` to `high`, both included."""
+@dataclass(frozen=True)
+class Between:
+    """A parser that also refuses what is outside `low` to `high`, both included; says so when it is made a text."""
 
-    def bounded(text: str) -> Any:
-        value = parse(text)
-        if not low <= value <= high:
-            raise ValueError(f"{text} is outside {low} to {high}")
+    parse: Callable[[str], Any]
+    low: Any
+    high: Any
+
+    def __call__(self, text: str) -> Any:
+        """Read a value; raise ValueError on anything else."""
+        value = self.parse(text)
+        if not self.low <= value <= self.high:
+            raise ValueError(f"{text} is outside {self}")
         return value
 
-    return bounded
+    def __str__(self) -> str:
+        return f"{self.low} to {self.high}"
+
+
+LARGEST = 999_999_999
+"""The largest number that whole() reads."""
 
 
 def whole(text: str) -> int:

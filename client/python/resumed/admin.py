@@ -42,7 +42,7 @@ class Admin:
     Args:
         target: Where the store is, as a gRPC name: `dns:///store:7400`, `127.0.0.1:7400`, `unix:/run/resumed.sock`.
         deadline: Seconds that a call may take. Counting a million sessions takes some.
-        credentials: For TLS to the store; None for none.
+        credentials: For TLS to the store; None for plaintext.
 
     Raises ValueError for a malformed target. Every call raises StoreUnavailable when the store does not answer in time
     or cannot serve, InvalidCall for a namespace or time outside its limits, and StoreError for what else it refuses:
@@ -69,8 +69,8 @@ class Admin:
             issued_before: The time, in Unix seconds; None for now, by the store's clock.
 
         Returns:
-            Up to which time the namespace is purged: this, or what an earlier purge said, whichever is later. Look-ups
-            go by it when this returns; mirrors within PURGE_SECONDS. After an error, purge again.
+            Up to which time the namespace is purged, which is this or what an earlier purge said, whichever is later.
+            Look-ups go by it when this returns; mirrors within 4 seconds. After an error, purge again.
         """
         request = pb.PurgeRequest(namespace=namespace)
         if issued_before is not None:

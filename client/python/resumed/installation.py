@@ -119,16 +119,18 @@ def install(
             certificates, or serve different tenants, need different ones.
         keyring: The fleet's keys: a keyring file (`resumed keygen`), or a Keyring.
         lifetime: Seconds that a session lives after its negotiation, 1 to 604,800 (RFC 8446 section 4.6.1).
-        deadline: Seconds that a handshake may wait for the store.
-        single_use: Whether a session resumes once in the whole fleet (RFC 8446 section 8.1).
+        deadline: Seconds that a handshake may wait for the store, above 0; all of its look-ups together.
+        single_use: Whether a session resumes once in the whole fleet (RFC 8446 section 8.1): look-ups Take it. The
+            mirror is not asked then.
         ids: `sealed` looks up only ids that the fleet issued, `any` every id (for fleets with TLS stacks that cannot
             choose ids).
         puts: `background` never holds up a handshake; `wait` holds a full one until its sessions are stored, at most
-            for the deadline.
-        max_lookups: How many look-ups may be under way at once; beyond that handshakes do not ask.
+            for the deadline. None is `background`, but `wait` with a plaintext keyring.
+        max_lookups: How many look-ups may be under way at once, each on a connection of its own; beyond that handshakes
+            do not ask.
         mirror: Whether to keep a copy of the namespace's sealed sessions in memory, which the store keeps current, so
             that most look-ups cost no call: True for 64 MiB of them, or a size as bytes or as in "256MiB".
-        credentials: For TLS to the store; None for none.
+        credentials: For TLS to the store; None for plaintext.
         replace: Whether session callbacks that the context already has are replaced.
 
     Raises:

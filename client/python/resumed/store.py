@@ -92,8 +92,8 @@ class SessionStore:
     Args:
         target: Where the store is, as a gRPC name: `dns:///store:7400`, `127.0.0.1:7400`, `unix:/run/resumed.sock`.
         namespace: The namespace of the sessions: 1 to 63 characters of [a-z0-9.-].
-        deadline: Seconds that a call may take, unless it says otherwise.
-        credentials: For TLS to the store; None for none.
+        deadline: Seconds that a call may take, retries included, unless it says otherwise.
+        credentials: For TLS to the store; None for plaintext.
 
     Raises ValueError for a malformed target. Every call raises StoreUnavailable when the store does not answer in time
     or cannot serve, InvalidCall for a key, value or ttl outside its limits (key 1 to 64 bytes, value 1 to 65,536 bytes,
@@ -115,10 +115,10 @@ class SessionStore:
     def put(
         self, key: bytes, value: bytes, ttl: float, *, issued: float | None = None, deadline: float | None = None
     ) -> float:
-        """Store `value` for `ttl` seconds; return the seconds it has left there; `issued` as in Put.
+        """Store `value` for `ttl` seconds; return the seconds it has left there.
 
-        The same value again changes nothing. Raises AlreadyExists if the key holds another value, or was removed,
-        taken or purged.
+        `issued` is when the session was negotiated, in Unix seconds, for a purge to go by; None for now. The same value
+        again changes nothing. Raises AlreadyExists if the key holds another value, or was removed, taken or purged.
         """
         request = self._put(Put(key, value, ttl, issued))
         return _seconds(self._call(_PUT, request, pb.PutResponse, deadline).ttl)

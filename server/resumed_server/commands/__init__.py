@@ -253,8 +253,11 @@ def _bench(
         typer.Option(metavar="N", min=1, max=1_000_000, help="Clients: so many visits until one comes back."),
     ] = 256,
     processes: Annotated[
-        int, typer.Option(metavar="N", min=1, max=256, help="Processes to make the visits with; half the cores.")
-    ] = max(1, (os.cpu_count() or 1) // 2),
+        int | None,
+        typer.Option(
+            metavar="N", min=1, max=256, help="Processes to make the visits with; without it one for every other core."
+        ),
+    ] = None,
     sni: Annotated[
         str | None, typer.Option(metavar="NAME", help="The name to ask for; without it the first TARGET's host.")
     ] = None,
@@ -288,7 +291,7 @@ def _bench(
         count=count,
         connections=connections,
         clients=clients,
-        processes=min(processes, connections),
+        processes=min(processes or max(1, (os.cpu_count() or 1) // 2), connections),
         sni=sni,
         ca=ca,
         insecure=insecure,

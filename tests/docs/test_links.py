@@ -1,0 +1,67 @@
+"""Links between the documents lead somewhere, and every document can be reached from README.md."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from markdown_it import MarkdownIt
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from markdown_it.token import Token
+
+TREE = Path(__file__).parents[2]
+PAGES = sorted({*TREE.glob("*.md"), *TREE.glob("docs/**/*.md"), *TREE.glob("protos/*.md"), *TREE.glob("client/*/*.md")})
+
+
+@cache
+def parsed(page: Path) -> list[Token]:
+    """Return what Markdown is in a page."""
+    return MarkdownIt("commonmark").enable("table").parse(page.read_text(encoding="utf-8"))
+
+
+def links(page: Path) -> Iterator[tuple[Path, str]]:
+    """Yield the files that a page links to, pictures included, and the anchors in them."""
+    for token in parsed(page):
+        for each in token.children or ():
+            target = str(each.attrs.get("href") or each.attrs.get("src") or "")
+            if target and not re.match(r"\w+:", target):
+                path, _, anchor = target.partition("#")
+                yield (page.parent / path).resolve() if path else page, anchor
+
+
+@cache
+def anchors(page: Path) -> set[str]:
+    """Return the anchors that GitHub gives the headings of a page."""
+    found: set[str] = set()
+    for heading, inline in pairwise(parsed(page)):
+        if heading.type == "heading_open":
+            text = "".join(each.content for each in inline.children or ())
+            slug = re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-")
+            number = next(number for number in range(100) if (f"{slug}-{number}" if number else slug) not in found)
+            found.add(f"{slug}-{number}" if number else slug)
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(TREE)))
+def test_every_link_leads_somewhere(page: Path) -> None:
+    """The file is there, and the heading in it."""
+    for target, anchor in links(page):
+        assert target.exists(), f"{target} is not there"
+        assert not anchor or anchor in anchors(target), f"{target} has no heading #{anchor}"
+
+
+def test_every_document_can_be_reached_from_the_readme() -> None:
+    """By links, however many."""
+    reached, at_hand = {TREE / "README.md"}, [TREE / "README.md"]
+    while at_hand:
+        new = {target for target, _ in links(at_hand.pop()) if target in PAGES} - reached
+        reached |= new
+        at_hand += new
+    assert [str(page.relative_to(TREE)) for page in PAGES if page not in reached] == []

@@ -1,0 +1,37 @@
+"""docs/configuration.md says what the code says."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from docs.reference import PAGE, TREE, page, preload_table
+
+
+@pytest.fixture(scope="module")
+def wanted() -> str:
+    """The page as it has to be."""
+    return page()
+
+
+def test_the_configuration_reference_is_current(wanted: str) -> None:
+    """Whatever is declared in the code, the chart or the grants file is on the page as it is declared."""
+    assert PAGE.read_text(encoding="utf-8") == wanted, "run `make reference` and commit"
+
+
+def test_every_option_says_what_it_is_for(wanted: str) -> None:
+    """No row of a table, but those of values that are Kubernetes' own, lacks its meaning."""
+    rows = [line for line in wanted.splitlines() if line.startswith("| `")]
+    assert len(rows) > 150
+    ours = re.compile(r"`(tls\.certManager\.issuer\.\w+|nodeSelector|tolerations|affinity|priorityClassName)`")
+    assert [row for row in rows if row.endswith("| |") and not ours.search(row)] == []
+
+
+def test_the_preloaded_library_reads_the_variables_of_its_table() -> None:
+    """It reads all of them, and no other."""
+    code = (TREE / "client/c/preload/src/environment.rs").read_text(encoding="utf-8").partition("#[cfg(test)]")[0]
+    read = set(re.findall(r'(?:get|number|flag|choice|required)\("([A-Z_]+)"', code))
+    names = re.findall(r"`(?:RESUMED)?_([A-Z_]+)`", "".join(line.split("|")[1] for line in preload_table()[2:]))
+    names += re.findall(r"`RESUMED_([A-Z_]+)`", preload_table()[2])
+    assert read == {name.removeprefix("RESUMED_") for name in names}
