@@ -1,7 +1,9 @@
 package resumed
 
 import (
+	"bytes"
 	"crypto/tls"
+	"encoding/binary"
 	"slices"
 	"time"
 )
@@ -9,15 +11,18 @@ import (
 const (
 	maxValue = 65_536 // bytes, the store's limit
 
-	// namePrefix marks our entry of SessionState.Extra: the server name that the session was negotiated for.
-	namePrefix = "resumed/v1 server name\x00"
+	// These mark our entries of SessionState.Extra: the server name that the session was negotiated for, and when that was
+	// (microseconds after the Unix epoch, 8 bytes, big endian).
+	namePrefix   = "resumed/v1 server name\x00"
+	issuedPrefix = "resumed/v1 issued\x00"
 )
 
 // A connection has the session hooks of one connection. They return no errors: crypto/tls would end the connection.
 type connection struct {
 	sessions *Sessions
 	shared   bool      // by connections that have none of their own: nothing is remembered
-	notAfter time.Time // the end of life of the session that was found
+	issued   time.Time // when the session that was found was negotiated
+	notAfter time.Time // the end of its life
 	end      time.Time // of the time that this handshake may wait for the store
 }
 
@@ -26,11 +31,15 @@ func (c *connection) wrap(state tls.ConnectionState, session *tls.SessionState) 
 	s := c.sessions
 	now := s.now()
 	id := s.options.Keyring.issueID(s.options.Namespace, now)
-	notAfter := now.Add(s.options.Lifetime)
+	issued, notAfter := now, now.Add(s.options.Lifetime)
+	if state.DidResume {
+		issued = c.issued
+	}
 	if state.DidResume && (c.shared || c.notAfter.Before(notAfter)) {
 		notAfter = c.notAfter // zero, and so never stored, where nobody knows when the session was negotiated
 	}
-	session.Extra = append(session.Extra, []byte(namePrefix+state.ServerName))
+	session.Extra = append(session.Extra, []byte(namePrefix+state.ServerName),
+		binary.BigEndian.AppendUint64([]byte(issuedPrefix), uint64(issued.UnixMicro())))
 	serialized, err := session.Bytes()
 	if err != nil || len(serialized)+headerSize+nonceSize+tagSize > maxValue || !now.Before(notAfter) {
 		s.recorder.count(puts, "unresumable")
@@ -38,8 +47,7 @@ func (c *connection) wrap(state tls.ConnectionState, session *tls.SessionState) 
 	}
 	key := storeKeyOf(format, s.options.Namespace, id)
 	s.sender.submit(item{
-		key: key, value: s.options.Keyring.seal(key, serialized, notAfter), notAfter: notAfter,
-		issued: notAfter.Add(-s.options.Lifetime), // the tickets of a resumed connection end when the first one does
+		key: key, value: s.options.Keyring.seal(key, serialized, notAfter), notAfter: notAfter, issued: issued,
 	})
 	if s.options.Issued != nil {
 		s.options.Issued(state, id)
@@ -59,7 +67,7 @@ func (c *connection) unwrap(id []byte, state tls.ConnectionState) (*tls.SessionS
 	}
 	c.sessions.recorder.count(hits, outcome)
 	if !c.shared {
-		c.notAfter = notAfter
+		c.issued, c.notAfter = issuedAt(session), notAfter
 	}
 	// Early data could be replayed at any frontend of the fleet.
 	session.EarlyData = session.EarlyData && c.sessions.options.SingleUse
@@ -78,6 +86,8 @@ func (c *connection) find(id []byte, serverName string) (*tls.SessionState, time
 		return nil, time.Time{}, "old-id"
 	case s.Resting():
 		return nil, time.Time{}, "breaker-open"
+	case s.breaker.resting():
+		return nil, time.Time{}, "limited"
 	}
 	key := storeKeyOf(format, s.options.Namespace, id)
 	answer := s.lookUp(key, now.Sub(issued) <= freshness, c.timeLeft())
@@ -97,6 +107,16 @@ func (c *connection) find(id []byte, serverName string) (*tls.SessionState, time
 		return nil, time.Time{}, "other-name"
 	}
 	return session, notAfter, answer.reason
+}
+
+// issuedAt tells when a stored session was negotiated. What nobody knows the time of was before any purge.
+func issuedAt(session *tls.SessionState) time.Time {
+	for _, extra := range session.Extra {
+		if micros, found := bytes.CutPrefix(extra, []byte(issuedPrefix)); found && len(micros) == 8 {
+			return time.UnixMicro(int64(binary.BigEndian.Uint64(micros)))
+		}
+	}
+	return time.UnixMicro(0)
 }
 
 // timeLeft returns what the handshake may still wait for the store: a client may offer several sessions.

@@ -35,7 +35,8 @@ type Keyring struct {
 }
 
 // LoadKeyring reads a keyring file, as `resumed keygen` makes them: one key a line (base64 of 32 bytes), the first one
-// seals, # begins a comment. The file must not be readable by others than its owner and group.
+// seals, # begins a comment. The file must not be readable by others than its owner and group, and
+// owned by this user or root.
 //
 // It is read again when it changes, at most once a second, so that keys can be rotated while serving. A changed file that
 // cannot be used is reported to logger (nil means slog.Default()), and the keys read before stay.
@@ -176,6 +177,10 @@ func readKeyring(path string) ([]*fleetKey, fs.FileInfo, error) {
 	if mode := version.Mode().Perm(); mode&0o027 != 0 && runtime.GOOS != "windows" {
 		return nil, nil, fmt.Errorf("resumed: keyring %s: others may read or change it (mode %04o); run `chmod 600 %s`",
 			path, mode, path)
+	}
+	if foreign(version) {
+		return nil, nil, fmt.Errorf("resumed: keyring %s: another user owns it, who may change it; run `chown %d %s`",
+			path, os.Geteuid(), path)
 	}
 	var keys []*fleetKey
 	lines := bufio.NewScanner(file)

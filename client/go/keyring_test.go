@@ -54,6 +54,25 @@ func TestUnusableKeyringFiles(t *testing.T) {
 	}
 }
 
+// A keyring file is its user's or root's.
+func TestKeyringOfAnotherUser(t *testing.T) {
+	for _, test := range []struct {
+		user, owner int
+		foreign     bool
+	}{{1000, 1000, false}, {1000, 0, false}, {0, 1000, false}, {1000, 1001, true}} {
+		if foreignTo(test.user, test.owner) != test.foreign {
+			t.Errorf("%+v", test)
+		}
+	}
+	path := filepath.Join(t.TempDir(), "fleet.keys")
+	writeKeyring(t, path, keyLine(1))
+	own, err := os.Stat(path)
+	check(t, err)
+	if foreign(own) {
+		t.Fatal("the user's own file is foreign")
+	}
+}
+
 // A changed file is read again, one that cannot be used is reported once, and the keys read before stay.
 func TestKeyringIsReadAgain(t *testing.T) {
 	var log bytes.Buffer

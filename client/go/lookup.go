@@ -74,7 +74,7 @@ func (s *Sessions) ask(key storeKey, fresh bool, timeout time.Duration) answer {
 		reason = "fresh"
 	}
 	if err != nil {
-		s.sender.failed(ctx, err)
+		_ = s.sender.failed(ctx, err)
 		return answer{reason: failure(err)}
 	}
 	s.sender.succeeded()
@@ -93,12 +93,17 @@ func (s *Sessions) call(ctx context.Context, key storeKey) ([]byte, error) {
 	return response.GetSession().GetValue(), err
 }
 
+// failure returns why a call failed, as misses are counted, or "" if it did not.
 func failure(err error) string {
 	switch status.Code(err) {
+	case codes.OK:
+		return ""
 	case codes.DeadlineExceeded:
 		return "late"
 	case codes.Unavailable, codes.Canceled:
 		return "down"
+	case codes.ResourceExhausted:
+		return "limited"
 	default:
 		return "refused"
 	}

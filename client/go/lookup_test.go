@@ -24,6 +24,7 @@ type fakeStore struct {
 
 	mu     sync.Mutex
 	values map[string][]byte
+	issued []time.Time // of each Put
 	calls  map[string]int
 	delay  time.Duration // of each answer; beyond the caller's deadline there is none
 	err    error
@@ -78,6 +79,7 @@ func (f *fakeStore) Invoke(ctx context.Context, method string, request, reply an
 		for _, operation := range request.GetOperations() {
 			if put := operation.GetPut(); put != nil {
 				f.values[string(put.GetKey())] = put.GetValue()
+				f.issued = append(f.issued, put.GetIssueTime().AsTime())
 			} else {
 				delete(f.values, string(operation.GetRemove().GetKey()))
 			}
@@ -151,6 +153,65 @@ func TestBreaker(t *testing.T) {
 			t.Fatal("one failure after a trial did not open it")
 		}
 	})
+}
+
+// A limit that is used up is a miss and no outage: after a pause, longer each time, the store is asked again.
+func TestLimitIsNoOutage(t *testing.T) {
+	inBubble(t, Options{}, func(t *testing.T, s *Sessions, store *fakeStore) {
+		connection := &connection{sessions: s, shared: true}
+		unwrap := func() { _, _ = connection.unwrap(s.options.Keyring.issueID("shop", s.now()), tls.ConnectionState{}) }
+		store.set(0, status.Error(codes.ResourceExhausted, "of the test"))
+		for _, rest := range []time.Duration{firstRest, 2 * firstRest, 4 * firstRest, 8 * firstRest, longestRest, longestRest} {
+			asked := store.called("Get")
+			for range 5 {
+				unwrap()
+			}
+			time.Sleep(rest)
+			if asked = store.called("Get") - asked; asked != 1 {
+				t.Fatal(rest, ": asked ", asked)
+			}
+		}
+		if got, want := s.Stats().Misses, (map[string]uint64{"limited": 30}); !maps.Equal(got, want) || s.Resting() {
+			t.Fatal(got)
+		}
+		s.sender.submit(item{key: testKey, value: []byte("value"), notAfter: s.now().Add(time.Hour)})
+		time.Sleep(longestRest)
+		store.set(0, nil)
+		time.Sleep(longestRest)
+		check(t, s.Flush(t.Context()))
+		unwrap()
+		if s.Stats().Puts["stored"] != 1 || s.Stats().Misses["unknown"] != 1 {
+			t.Fatal(s.Stats())
+		}
+	})
+}
+
+// Whatever lifetime a frontend gives its sessions, those of a resumed connection were issued with the one that it resumed.
+func TestIssueTimeIsThatOfTheNegotiation(t *testing.T) {
+	for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
+		store, clock := newFakeStore(), &clock{}
+		var sessions [2]*Sessions
+		var addresses [2]string
+		for n, lifetime := range []time.Duration{24 * time.Hour, time.Hour} {
+			config := newServer()
+			config.Time = clock.now
+			sessions[n] = wrap(t, config, store, Options{Lifetime: lifetime})
+			addresses[n] = listen(t, config)
+		}
+		client := newClient(version)
+		for n, frontend := range []int{0, 1, 1} {
+			if resumes(t, addresses[frontend], client) != (n > 0) {
+				t.Fatal(tls.VersionName(version), n, sessions[frontend].Stats())
+			}
+			flush(t, sessions[frontend])
+			clock.forward(20 * time.Minute)
+		}
+		for _, issued := range store.issued {
+			if issued.UnixMicro() != store.issued[0].UnixMicro() || time.Since(issued).Abs() > time.Minute {
+				t.Fatal(tls.VersionName(version), store.issued)
+			}
+		}
+	}
 }
 
 // Concurrent look-ups of one session are one call, and each gets the session.

@@ -113,8 +113,8 @@ func (s *sender) run(ctx context.Context) {
 		case !s.breaker.closed():
 			pause(ctx, probeInterval)
 			s.probe(ctx)
-		case !s.send(ctx, batch):
-			pause(ctx, s.deadline)
+		default:
+			pause(ctx, s.send(ctx, batch))
 		}
 	}
 }
@@ -129,7 +129,8 @@ func (s *sender) next(ctx context.Context) []item {
 	return s.queue[:min(len(s.queue), batchSize)]
 }
 
-func (s *sender) send(ctx context.Context, batch []item) bool {
+// send sends the head of the queue and returns for how long to send nothing more.
+func (s *sender) send(ctx context.Context, batch []item) time.Duration {
 	now := s.now()
 	alive := func(item item) bool { return item.value == nil || now.Before(item.notAfter) }
 	request := &pb.BatchRequest{}
@@ -141,8 +142,7 @@ func (s *sender) send(ctx context.Context, batch []item) bool {
 	results, err := s.batch(ctx, request)
 	if err != nil {
 		// Everything stays in the queue, in its order: ids are write-once, so sending twice does no harm.
-		s.failed(ctx, err)
-		return false
+		return s.failed(ctx, err)
 	}
 	s.succeeded()
 	for _, item := range batch {
@@ -166,7 +166,7 @@ func (s *sender) send(ctx context.Context, batch []item) bool {
 	s.queue = s.queue[len(batch):]
 	s.finished += uint64(len(batch))
 	s.changed.Broadcast()
-	return true
+	return 0
 }
 
 func (s *sender) batch(ctx context.Context, request *pb.BatchRequest) ([]*pb.Result, error) {
@@ -197,21 +197,32 @@ func (s *sender) probe(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, s.deadline)
 	defer cancel()
 	_, err := s.store.Get(ctx, &pb.GetRequest{Namespace: s.namespace, Key: []byte("resumed/v1 probe")})
-	if err == nil {
+	switch failure(err) {
+	case "":
 		s.succeeded()
+	case "limited":
+		_ = s.failed(ctx, err)
 	}
 }
 
-// failed notes that a call failed, and rests if the store keeps failing.
-func (s *sender) failed(ctx context.Context, err error) {
-	if !errors.Is(context.Cause(ctx), errClosed) && s.breaker.failed() {
+// failed notes that a call failed, and rests if the store keeps failing. It returns how long to wait before the next call.
+func (s *sender) failed(ctx context.Context, err error) time.Duration {
+	switch {
+	case errors.Is(context.Cause(ctx), errClosed):
+	case failure(err) == "limited": // the store is well
+		s.answers(s.breaker.reached())
+		return s.breaker.limited()
+	case s.breaker.failed():
 		s.logger.Warn("the store keeps failing, resumption rests", "error", err)
 		s.wake()
 	}
+	return s.deadline
 }
 
-func (s *sender) succeeded() {
-	if s.breaker.succeeded() {
+func (s *sender) succeeded() { s.answers(s.breaker.succeeded()) }
+
+func (s *sender) answers(again bool) {
+	if again {
 		s.logger.Info("the store answers again")
 	}
 }
@@ -237,6 +248,6 @@ func (s *sender) close() {
 func pause(ctx context.Context, duration time.Duration) {
 	select {
 	case <-ctx.Done():
-	case <-time.After(duration):
+	case <-time.After(duration): // at once, if it is 0
 	}
 }

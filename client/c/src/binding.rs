@@ -92,7 +92,7 @@ impl Binding {
             serialized = session.serialize();
         }
         let wait = last && self.shim.options().puts == Puts::Wait;
-        self.shim.negotiated(&id, &serialized, not_after, wait);
+        self.shim.negotiated(&id, &serialized, issued, not_after, wait);
     }
 
     /// Returns a session for the id that a client offered, or None.

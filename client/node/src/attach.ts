@@ -121,6 +121,8 @@ export function attachTo(server: Server, options: Options, open: () => Store, cl
 interface Connection {
   serverName: string;
   hello: Hello | undefined;
+  /** When its ClientHello came, in Unix seconds. */
+  began: number;
   /** Of the sessions that it negotiated or resumed. */
   ids: Buffer[];
 }
@@ -227,7 +229,7 @@ class Attachment implements Sessions {
       this.#known.add(stream);
       void peek(stream, HELLO_MILLISECONDS).then((hello) => {
         if (hello === "gone") return;
-        const connection = { hello, serverName: hello?.serverName ?? "", ids: [] };
+        const connection = { hello, serverName: hello?.serverName ?? "", began: this.#shim.now(), ids: [] };
         this.#connections.run(connection, () => emit("connection", stream));
       });
       return true;
@@ -246,7 +248,7 @@ class Attachment implements Sessions {
         session.hostName = connection.serverName;
         connection.ids.push(session.id);
       }
-      await this.#shim.negotiated(session);
+      await this.#shim.negotiated(session, connection?.began ?? 0);
     } catch (error) {
       this.#shim.internalError(error);
     }

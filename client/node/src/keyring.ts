@@ -45,12 +45,12 @@ export class Keyring {
 
   /**
    * Reads a keyring file, as `resumed keygen` makes them: one key a line (base64 of 32 bytes), the first one seals, # begins
-   * a comment. The file must not be readable by others than its owner and group.
+   * a comment. The file must not be readable by others than its owner and group, and owned by this user or root.
    *
    * It is read again when it changes, at most once a second, so that keys can be rotated while serving. A changed file that
    * cannot be used is reported to `logger`, and the keys read before stay.
    *
-   * @throws {ResumedError} The file is missing, readable by others, or malformed.
+   * @throws {ResumedError} The file is missing, readable by others, another user's, or malformed.
    */
   static load(path: string, logger: Logger = console): Keyring {
     const version = versionOf(path);
@@ -181,6 +181,10 @@ function readKeys(path: string): FleetKey[] {
   if (mode & 0o027 && process.platform !== "win32") {
     const shown = mode.toString(8).padStart(4, "0");
     throw new ResumedError(`keyring ${path}: others may read or change it (mode ${shown}); run \`chmod 600 ${path}\``);
+  }
+  const user = process.geteuid?.() ?? 0;
+  if (status.uid !== user && status.uid !== 0 && user !== 0) {
+    throw new ResumedError(`keyring ${path}: another user owns it, who may change it; run \`chown ${user} ${path}\``);
   }
   const keys: FleetKey[] = [];
   for (const [index, line] of text.split("\n").entries()) {

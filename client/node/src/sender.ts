@@ -5,7 +5,7 @@
 import type { Breaker } from "./breaker.js";
 import type { Logger } from "./keyring.js";
 import type { Recorder } from "./stats.js";
-import { duration, type Store } from "./store.js";
+import { CallError, duration, type Store } from "./store.js";
 import type { Operation } from "./v1/resumed/v1/session_store.js";
 
 const BATCH_OPERATIONS = 256;
@@ -95,15 +95,28 @@ export class Sender {
     return within(sent, timeout, false);
   }
 
-  /** Notes a failed call of anybody; when the store keeps failing, begins to try whether it is back. */
-  failed(error: unknown): void {
-    if (this.#closed || !this.#breaker.failed()) return;
-    this.#logger.warn(`resumed: the store keeps failing, resumption rests: ${String(error)}`);
-    this.#schedule(PROBE_MILLISECONDS);
+  /**
+   * Notes a failed call of anybody; when the store keeps failing, begins to try whether it is back. Returns for how many
+   * milliseconds to make no other.
+   */
+  failed(error: unknown): number {
+    if (error instanceof CallError && error.reason === "limited") {
+      this.#answers(this.#breaker.reached()); // it is no outage
+      return this.#breaker.limited();
+    }
+    if (!this.#closed && this.#breaker.failed()) {
+      this.#logger.warn(`resumed: the store keeps failing, resumption rests: ${String(error)}`);
+      this.#schedule(PROBE_MILLISECONDS);
+    }
+    return this.#deadline;
   }
 
   succeeded(): void {
-    if (this.#breaker.succeeded()) this.#logger.info("resumed: the store answers again");
+    this.#answers(this.#breaker.succeeded());
+  }
+
+  #answers(again: boolean): void {
+    if (again) this.#logger.info("resumed: the store answers again");
   }
 
   /** Accepts nothing more, sends what is not sent yet, for up to `timeout` milliseconds, and stops. */
@@ -145,12 +158,13 @@ export class Sender {
   async #run(): Promise<void> {
     let pause = 0;
     if (!this.#breaker.closed) await this.#probe();
-    else if (!(await this.#send())) pause = this.#deadline;
+    else pause = await this.#send();
     this.#sending = false;
     if (this.#queue.length > 0 || !this.#breaker.closed) this.#schedule(pause);
   }
 
-  async #send(): Promise<boolean> {
+  /** Sends the first of the queue, and resolves to the milliseconds for which to send no more. */
+  async #send(): Promise<number> {
     const batch = this.#queue.slice(0, BATCH_OPERATIONS);
     const now = this.#clock();
     const operations = batch.map((outgoing) => this.#operation(outgoing, now));
@@ -165,23 +179,22 @@ export class Sender {
       }
     } catch (error) {
       // Everything stays in the queue, in its order: ids are write-once, so sending twice does no harm.
-      this.failed(error);
-      return false;
+      return this.failed(error);
     }
     this.#queue.splice(0, batch.length);
     for (const entry of batch) {
       this.#bytes -= size(entry);
       entry.finished();
     }
-    return true;
+    return 0;
   }
 
   #operation({ key, value, notAfter = 0, issued = 0 }: Outgoing, now: number): Operation | undefined {
     const { namespace } = this.#store;
     if (!value) return { operation: { $case: "remove", remove: { namespace, key } } };
     if (notAfter <= now) return undefined;
-    const issueTime = { seconds: issued, nanos: 0 };
-    return { operation: { $case: "put", put: { namespace, key, value, ttl: duration(notAfter - now), issueTime } } };
+    const [ttl, issueTime] = [duration(notAfter - now), duration(issued)];
+    return { operation: { $case: "put", put: { namespace, key, value, ttl, issueTime } } };
   }
 
   async #probe(): Promise<void> {
@@ -189,8 +202,8 @@ export class Sender {
       // With the deadline of a handshake: a store that answers, but too late for one, is no help.
       await this.#store.get(PROBE_KEY, this.#deadline);
       this.succeeded();
-    } catch {
-      // still
+    } catch (error) {
+      if (error instanceof CallError && error.reason === "limited") this.failed(error);
     }
   }
 

@@ -11,6 +11,19 @@ const TIME = 0xa1;
 const TIMEOUT = 0xa2;
 const ID_CONTEXT = 0xa4;
 const HOST_NAME = 0xa6;
+const TICKET_DATA = 0xb2;
+
+/**
+ * The line of sessions that one full handshake began: when that was, and, in a session that resumes, when it ends; Unix seconds, 0 for
+ * unknown. OpenSSL copies a session's ticket application data into those that the resumed connection issues, where all frontends with
+ * OpenSSL keep it: two numbers of 8 bytes, microseconds and seconds.
+ */
+export interface Line {
+  issued: number;
+  end: number;
+}
+
+const LINE_BYTES = 16;
 
 interface Element {
   tag: number;
@@ -64,6 +77,20 @@ export class Session {
 
   set timeout(seconds: number) {
     this.#set(TIMEOUT, element(INTEGER, integer(seconds)));
+  }
+
+  /** The line that it belongs to; undefined if it does not say. */
+  get line(): Line | undefined {
+    const data = this.#inner(TICKET_DATA);
+    if (!data || data.length < LINE_BYTES) return undefined;
+    return { issued: Number(data.readBigUInt64BE(0)) / 1e6, end: Number(data.readBigUInt64BE(8)) };
+  }
+
+  set line(line: Line | undefined) {
+    const data = Buffer.alloc(LINE_BYTES);
+    data.writeBigUInt64BE(BigInt(Math.round((line?.issued ?? 0) * 1e6)), 0);
+    data.writeBigUInt64BE(BigInt(line?.end ?? 0), 8);
+    this.#set(TICKET_DATA, line && element(OCTET_STRING, data));
   }
 
   serialize(): Buffer {

@@ -61,6 +61,11 @@ export class Shim {
     this.#sender = new Sender({ store, deadline: policy.deadline, breaker, recorder, logger, clock });
   }
 
+  /** The present, in Unix seconds. */
+  now(): number {
+    return this.#clock();
+  }
+
   get stats(): Stats {
     return this.#recorder.snapshot();
   }
@@ -73,23 +78,27 @@ export class Shim {
    * Stores a session that a handshake has just negotiated; resolves when the handshake may go on.
    *
    * @param session How it is to be stored; `undefined` counts one that cannot be resumed.
+   * @param began When the handshake was, in Unix seconds.
    */
-  async negotiated(session: Session | undefined): Promise<void> {
-    const remaining = Math.min(session?.timeout ?? 0, this.policy.lifetime);
+  async negotiated(session: Session | undefined, began: number): Promise<void> {
+    const now = Math.floor(this.#clock());
+    // A session that a resumed connection issues was issued with the one that it resumed, and ends with it. The timeout begins with the
+    // ticket, and so behind a handshake that a client can draw out.
+    const { issued, end } = session?.line ?? { issued: began, end: 0 };
+    const remaining = Math.min(end ? end - now : (session?.timeout ?? 0), this.policy.lifetime);
     if (!session || remaining <= 0 || session.id.length === 0) {
       this.#recorder.count("puts", "unresumable");
       return;
     }
     const key = this.#key(session.id);
-    const notAfter = Math.floor(this.#clock()) + remaining;
+    const notAfter = now + remaining;
+    session.line = { issued, end: 0 }; // the end is not part of what is stored
     const value = this.#keyring.seal(key, session.serialize(), notAfter);
     if (value.length > MAX_VALUE_BYTES) {
       this.#recorder.count("puts", "unresumable");
       return;
     }
     const wait = this.policy.puts === "wait";
-    // The tickets of a resumed connection end when the first one does.
-    const issued = notAfter - this.policy.lifetime;
     const sent = this.#sender.submit({ key, value, notAfter, issued }, wait);
     // After a call that failed, which may have been this handshake's look-up, a handshake does not wait once more.
     if (wait && this.#breaker.answered) await within(sent, this.policy.deadline, undefined);
@@ -142,6 +151,7 @@ export class Shim {
     const issued = this.#keyring.openId(this.#store.namespace, id);
     if (issued !== undefined && now - issued > this.policy.lifetime) return [undefined, "old-id"];
     if (!this.#breaker.closed) return [undefined, "breaker-open"];
+    if (this.#breaker.resting) return [undefined, "limited"];
     const key = this.#key(id);
     const { value, outcome } = await this.#fly(key, issued !== undefined && now - issued <= FRESH_SECONDS);
     if (!value) return [undefined, outcome];
@@ -151,9 +161,10 @@ export class Shim {
     if (!session?.id.equals(id)) return [undefined, "undecodable"];
     // RFC 6066 section 3, and the virtual host of another name may verify its clients otherwise.
     if (session.hostName !== serverName) return [undefined, "other-name"];
-    // Tickets issued on the resumed connection inherit the timeout: so they end when the negotiated session does.
     session.time = Math.floor(now);
     session.timeout = Math.floor(opened.notAfter - now);
+    // The sessions that the resumed connection issues inherit it. What nobody knows the time of was before any purge.
+    session.line = { issued: session.line?.issued ?? 0, end: opened.notAfter };
     return [session, outcome];
   }
 

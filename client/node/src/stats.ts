@@ -9,7 +9,7 @@ export interface Stats {
   hits: Record<string, number>;
   /**
    * `unknown`; `foreign-id` (no id of a session) and `old-id`, both without a call; `late`, `down` and `refused`: the store
-   * failed; `breaker-open` (it kept failing: no call); `busy` (too many look-ups under way: no call); `malformed`,
+   * failed; `limited` (a limit of the store is used up; for a moment after that, no call); `breaker-open` (it kept failing: no call); `busy` (too many look-ups under way: no call); `malformed`,
    * `unknown-key`, `expired`, `not-authentic`, `undecodable`: the value was no session of this fleet; `other-name`: it was
    * negotiated for another server name (RFC 6066 section 3); `internal-error`: a defect.
    */

@@ -53,7 +53,7 @@ const OPTIONS = {
 /** A call that failed, and the reason under which a look-up is counted that it made miss. */
 export class CallError extends Error {
   override name = "CallError";
-  readonly reason: "late" | "down" | "refused";
+  readonly reason: "late" | "down" | "limited" | "refused";
 
   constructor(error: ServiceError) {
     super(`${status[error.code]}: ${error.details}`);
@@ -62,7 +62,9 @@ export class CallError extends Error {
         ? "late"
         : error.code === status.UNAVAILABLE || error.code === status.CANCELLED
           ? "down"
-          : "refused";
+          : error.code === status.RESOURCE_EXHAUSTED
+            ? "limited"
+            : "refused";
   }
 }
 
@@ -107,6 +109,7 @@ export class GrpcStore implements Store {
   }
 }
 
+/** As protobuf has a Duration, and a Timestamp of Unix seconds. */
 export function duration(seconds: number): Duration {
   return { seconds: Math.floor(seconds), nanos: Math.floor((seconds % 1) * 1e9) };
 }

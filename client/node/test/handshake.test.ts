@@ -11,13 +11,14 @@ import tls from "node:tls";
 import { attach, Keyring, type Sessions } from "../src/index.js";
 import { FleetKey } from "../src/sealing.js";
 import { CallError, type Store } from "../src/store.js";
-import { status } from "@grpc/grpc-js";
+import { status, type ServiceError } from "@grpc/grpc-js";
 import {
   connect,
   eventually,
   fleetKey,
   frontend,
   keyringFile,
+  PATIENCE,
   pem,
   quiet,
   renamed,
@@ -250,6 +251,69 @@ onBothVersions("however often it is resumed, a session ends when its lifetime ha
   assert(!seen.resumed);
   assert.deepEqual(sessions.stats.misses, { expired: 1 });
   assert((await visit(port, version, seen.session)).resumed);
+});
+
+onBothVersions(
+  "what a resumed connection issues was issued with the session that it resumed",
+  async (context, target, version) => {
+    const began = Date.now() / 1000;
+    let now = began;
+    const issued: number[] = [];
+    const noted = (store: Store): Store => ({
+      ...changed(store, (value) => value),
+      batch(operations, timeout) {
+        for (const { operation } of operations) {
+          if (operation?.$case !== "put") continue;
+          const { seconds, nanos } = operation.put.issueTime ?? { seconds: 0, nanos: 0 };
+          issued.push(seconds + nanos / 1e9);
+        }
+        return store.batch(operations, timeout);
+      },
+    });
+    const common = { store: noted, clock: () => now };
+    const day = await frontend(context, target, { ...common, lifetime: 86_400 });
+    const hour = await frontend(context, target, { ...common, lifetime: 3600 });
+    let session: Buffer | undefined;
+    for (const [n, { port }] of [day, hour, hour].entries()) {
+      const seen = await visit(port, version, session);
+      assert.equal(seen.resumed, n > 0);
+      session = seen.session;
+      now += 1200;
+    }
+    assert.equal(issued.length, version === "TLSv1.3" ? 4 : 1);
+    for (const each of issued) assert(Math.abs(each - began) < 1e-5, `${each} is not ${began}`);
+  },
+);
+
+onBothVersions("a limit that is used up is a miss and no outage", async (context, target, version) => {
+  const refused = { get: 0, batch: 0 };
+  let limited = true;
+  const refuse = <Answer>(method: "get" | "batch", call: () => Promise<Answer>): Promise<Answer> => {
+    if (!limited) return call();
+    refused[method]++;
+    const error = { code: status.RESOURCE_EXHAUSTED, details: "of the test" } as ServiceError;
+    return Promise.reject(new CallError(error));
+  };
+  const refusing = (store: Store): Store => ({
+    ...changed(store, (value) => value),
+    get: (key, timeout) => refuse("get", () => store.get(key, timeout)),
+    batch: (operations, timeout) => refuse("batch", () => store.batch(operations, timeout)),
+  });
+  let tick = performance.now();
+  const { port, sessions } = await frontend(context, target, { store: refusing, puts: "background" });
+  const { session } = await visit(port, version);
+  await eventually("a Put was refused", () => refused.batch > 0);
+  context.mock.method(performance, "now", () => tick);
+  for (let n = 0; n < 5; n++) assert(!(await visit(port, version, session)).resumed);
+  assert.deepEqual(sessions.stats.misses, { limited: 5 });
+  assert.equal(refused.get, 0, "the store was not left alone");
+  tick += 800;
+  assert(!(await visit(port, version, session)).resumed);
+  assert.deepEqual([refused.get, sessions.breakerOpen], [1, false]);
+  limited = false;
+  tick += 800;
+  assert(await sessions.flush(PATIENCE));
+  assert((await visit(port, version, session)).resumed);
 });
 
 onBothVersions("sessions survive a rotation of keys, until theirs is retired", async (context, target, version) => {

@@ -1,5 +1,5 @@
 import assert from "node:assert/strict";
-import { chmodSync, renameSync, writeFileSync } from "node:fs";
+import { chmodSync, chownSync, renameSync, statSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { mock, test } from "node:test";
 import { inspect } from "node:util";
@@ -35,6 +35,18 @@ test("a keyring file that cannot be used is refused in one line that says what t
   assert.throws(() => Keyring.load(join(directory, "none")), /resumed keygen/);
   assert.throws(() => Keyring.fromKeys(), ResumedError);
   assert.throws(() => Keyring.fromKeys(Buffer.alloc(31)), ResumedError);
+});
+
+test("a keyring file is its user's or root's", { skip: !process.getuid && "no users here" }, (context) => {
+  const path = keyringFile(fleetKey);
+  const owner = statSync(path).uid;
+  const user = context.mock.method(process as Required<NodeJS.Process>, "geteuid", () => owner + 1);
+  if (owner === 0) chownSync(path, 1234, -1);
+  assert.throws(() => Keyring.load(path), /another user owns it.*chown/);
+  user.mock.mockImplementation(() => statSync(path).uid);
+  Keyring.load(path);
+  user.mock.mockImplementation(() => 0);
+  Keyring.load(path);
 });
 
 test("a changed file is read again, one that cannot be used is reported once, and the keys read before stay", (context) => {

@@ -24,6 +24,8 @@ for (const version of VERSIONS) {
     session.time = 0x8765_4321; // beyond 2038, with its highest bit set
     session.timeout = 604_800;
     session.hostName = "bank.example";
+    assert.equal(session.line, undefined);
+    session.line = { issued: 1_764_000_000.123456, end: 1_764_007_200 };
     session.idContext = Buffer.alloc(32, 0xab);
     assert.deepEqual([session.timeout, session.hostName], [604_800, "bank.example"]);
     const changed = read(session.serialize());
@@ -37,6 +39,7 @@ for (const version of VERSIONS) {
     assert.equal(session.hostName, "");
     const again = Session.parse(session.serialize());
     assert.deepEqual(again?.id, session.id);
+    assert.deepEqual(again.line, { issued: 1_764_000_000.123456, end: 1_764_007_200 });
   });
 }
 

@@ -1,9 +1,14 @@
-//! Stops asking a store that keeps failing, so that an outage costs handshakes nothing.
+//! Stops asking a store that keeps failing, so that an outage costs handshakes nothing, and for a moment one that is asked too often.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 /// How many failures in a row open a breaker.
 const LIMIT: u32 = 3;
+/// For how long nobody asks a store that has just refused because of a limit; twice as long each time in a row.
+const FIRST_REST: Duration = Duration::from_millis(50);
+const LONGEST_REST: Duration = Duration::from_millis(800);
 
 /// Somebody else than a handshake has to try whether the store is back; once closed by such a trial, a single failure opens
 /// it again. Races between threads may miscount by one, which does no harm.
@@ -11,11 +16,21 @@ const LIMIT: u32 = 3;
 pub(crate) struct Breaker {
     failures: AtomicU32,
     open: AtomicBool,
+    /// Whether the last call was refused because of a limit.
+    limited: AtomicBool,
+    /// For how long nobody asks after that, and until when.
+    rest: Mutex<Option<(Duration, Instant)>>,
 }
 
 impl Breaker {
     pub(crate) fn closed(&self) -> bool {
         !self.open.load(Ordering::Relaxed)
+    }
+
+    /// Returns whether the store refused a call a moment ago because of a limit.
+    pub(crate) fn resting(&self, now: Instant) -> bool {
+        let rest = || *self.rest.lock().unwrap_or_else(PoisonError::into_inner);
+        self.limited.load(Ordering::Relaxed) && rest().is_some_and(|(_, until)| now < until)
     }
 
     /// Notes a failed call and returns whether it opened the breaker.
@@ -24,16 +39,31 @@ impl Breaker {
         failures >= LIMIT && !self.open.swap(true, Ordering::Relaxed)
     }
 
-    /// Notes a call that was answered in time and returns whether it closed the breaker.
+    /// Notes that a limit is why a call was refused, and returns for how long to make none.
+    pub(crate) fn limited(&self, now: Instant) -> Duration {
+        let mut rest = self.rest.lock().unwrap_or_else(PoisonError::into_inner);
+        let again = self.limited.swap(true, Ordering::Relaxed);
+        let pause = rest.filter(|_| again).map_or(FIRST_REST, |(last, _)| (2 * last).min(LONGEST_REST));
+        *rest = Some((pause, now + pause));
+        pause
+    }
+
+    /// Notes a call that was carried out in time and returns whether it closed the breaker.
     pub(crate) fn succeeded(&self) -> bool {
+        self.limited.store(false, Ordering::Relaxed);
+        self.reached()
+    }
+
+    /// Notes a call that was answered in time, whatever the answer, and returns whether it closed the breaker.
+    pub(crate) fn reached(&self) -> bool {
         let closed = self.open.swap(false, Ordering::Relaxed);
         self.failures.store(if closed { LIMIT - 1 } else { 0 }, Ordering::Relaxed);
         closed
     }
 
-    /// Returns whether the last call was answered, if there was any.
+    /// Returns whether the last call was carried out, if there was any.
     pub(crate) fn answered(&self) -> bool {
-        self.failures.load(Ordering::Relaxed) == 0
+        self.failures.load(Ordering::Relaxed) == 0 && !self.limited.load(Ordering::Relaxed)
     }
 }
 
@@ -51,5 +81,18 @@ mod tests {
         assert!(!breaker.failed(), "it opens once");
         assert!(breaker.succeeded() && breaker.closed());
         assert!(breaker.failed() && !breaker.closed());
+    }
+
+    #[test]
+    fn a_limit_rests_longer_each_time_until_a_call_is_carried_out() {
+        let (breaker, now) = (Breaker::default(), Instant::now());
+        assert!(!breaker.resting(now) && breaker.answered());
+        let pauses: Vec<_> = (0..6).map(|_| breaker.limited(now).as_millis()).collect();
+        assert_eq!(pauses, [50, 100, 200, 400, 800, 800]);
+        assert!(breaker.closed() && !breaker.answered());
+        assert!(breaker.resting(now) && !breaker.resting(now + LONGEST_REST));
+        breaker.succeeded();
+        assert!(!breaker.resting(now) && breaker.answered());
+        assert_eq!(breaker.limited(now), FIRST_REST);
     }
 }

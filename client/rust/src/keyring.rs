@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use base64::prelude::{BASE64_STANDARD, Engine};
+use nix::unistd::geteuid;
 use zeroize::Zeroizing;
 
 use crate::Error;
@@ -63,7 +64,8 @@ impl Keyring {
     ///
     /// # Errors
     ///
-    /// The file is missing, malformed, or others than its owner and group may read it; the message says what to do.
+    /// The file is missing or malformed, others than its owner and group may read it, or another user than this one and root owns it;
+    /// the message says what to do.
     pub fn load(path: impl AsRef<Path>) -> Result<Self, Error> {
         let path = path.as_ref();
         let (keys, version) = read(path)?;
@@ -186,11 +188,8 @@ fn read(path: &Path) -> Result<(Vec<FleetKey>, Version), Error> {
     let metadata = file.metadata().map_err(|error| unreadable(path, &error))?;
     text.reserve_exact(usize::try_from(metadata.len().min(LARGEST_FILE)).unwrap_or(0) + 1);
     (&mut file).take(LARGEST_FILE).read_to_end(&mut text).map_err(|error| unreadable(path, &error))?;
-    let mode = metadata.mode() & 0o7777;
-    if mode & FORBIDDEN_MODE != 0 {
-        return Err(Error::new(format!(
-            "keyring {shown}: others may read or change it (mode {mode:04o}); run `chmod 600 {shown}`"
-        )));
+    if let Some(complaint) = exposure(metadata.mode() & 0o7777, metadata.uid(), geteuid().as_raw()) {
+        return Err(Error::new(format!("keyring {shown}: {complaint} {shown}`")));
     }
     let mut keys = Vec::new();
     for (number, line) in text.split(|byte| *byte == b'\n').enumerate() {
@@ -210,6 +209,17 @@ fn read(path: &Path) -> Result<(Vec<FleetKey>, Version), Error> {
         return Err(Error::new(format!("keyring {shown}: holds no key; make one with `resumed keygen`")));
     }
     Ok((keys, Version::of(&metadata)))
+}
+
+/// Returns why others than `user`, root and a group may read or change a file, and what to run on it.
+fn exposure(mode: u32, owner: u32, user: u32) -> Option<String> {
+    if mode & FORBIDDEN_MODE != 0 {
+        Some(format!("others may read or change it (mode {mode:04o}); run `chmod 600"))
+    } else if owner != user && owner != 0 && user != 0 {
+        Some(format!("another user owns it, who may change it; run `chown {user}"))
+    } else {
+        None
+    }
 }
 
 #[cfg(test)]
@@ -244,6 +254,15 @@ mod tests {
             let error = Keyring::load(file(&line(1), mode).path()).unwrap_err().to_string();
             assert!(error.contains("chmod 600"), "{error}");
         }
+    }
+
+    #[test]
+    fn a_file_of_another_user_is_refused() {
+        for (owner, user) in [(1000, 1000), (0, 1000), (1000, 0), (0, 0)] {
+            assert_eq!(exposure(0o640, owner, user), None);
+        }
+        let complaint = exposure(0o640, 1001, 1000).unwrap();
+        assert!(complaint.contains("chown 1000"), "{complaint}");
     }
 
     #[test]

@@ -6,7 +6,7 @@
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use ::rustls::ServerConfig;
 use ::rustls::server::{ProducesTickets, StoresServerSessions};
@@ -104,8 +104,8 @@ pub struct Connection {
 /// What a connection remembers of its look-ups.
 #[derive(Clone, Copy, Default)]
 struct Resumed {
-    /// The end of life of the session that was found.
-    not_after: Option<u64>,
+    /// When the session that was found was negotiated, and the end of its life.
+    life: Option<(SystemTime, u64)>,
     /// When the handshake has waited long enough, all its look-ups together.
     end: Option<Instant>,
 }
@@ -115,17 +115,31 @@ impl Connection {
         let mut resumed = self.resumed.lock().unwrap_or_else(PoisonError::into_inner);
         let end = *resumed.end.get_or_insert_with(|| Instant::now() + self.shim.options().deadline);
         let look = Look { once, ids, end: Some(end) };
-        let (value, not_after) = self.shim.look_up(id, look, |value, not_after| Ok((value.to_vec(), not_after)))?;
-        // rustls may still refuse it. Then its end bounds the new session's needlessly, which does no harm.
-        resumed.not_after = Some(resumed.not_after.map_or(not_after, |earlier| earlier.min(not_after)));
+        let (value, issued, not_after) = self.shim.look_up(id, look, decode)?;
+        // rustls may still refuse it. Then its life bounds the new session's needlessly, which does no harm.
+        let earlier = resumed.life.unwrap_or((issued, not_after));
+        resumed.life = Some((earlier.0.min(issued), earlier.1.min(not_after)));
         Some(value)
     }
 
     fn keep(&self, id: &[u8], value: &[u8], wait: bool) -> bool {
         let resumed = *self.resumed.lock().unwrap_or_else(PoisonError::into_inner);
-        let not_after = resumed.not_after.unwrap_or_else(|| self.shim.not_after());
-        self.shim.negotiated(id, value, not_after, wait)
+        let (issued, not_after) = resumed.life.unwrap_or_else(|| (SystemTime::now(), self.shim.not_after()));
+        self.shim.negotiated(id, &encode(value, issued), issued, not_after, wait)
     }
+}
+
+/// What is stored: when the session was negotiated, in microseconds after the Unix epoch (8 bytes, big endian), and how rustls serializes
+/// it. rustls notes only when it was issued, of which a purge knows nothing.
+fn encode(value: &[u8], issued: SystemTime) -> Vec<u8> {
+    let issued = issued.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_micros();
+    [&u64::try_from(issued).unwrap_or(u64::MAX).to_be_bytes(), value].concat()
+}
+
+fn decode(stored: &[u8], not_after: u64) -> Result<(Vec<u8>, SystemTime, u64), &'static str> {
+    let (issued, value) = stored.split_first_chunk().ok_or("undecodable")?;
+    let issued = SystemTime::UNIX_EPOCH.checked_add(Duration::from_micros(u64::from_be_bytes(*issued))).ok_or("undecodable")?;
+    Ok((value.to_vec(), issued, not_after))
 }
 
 impl StoresServerSessions for Connection {

@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout};
@@ -11,7 +11,7 @@ use tokio::time::{Instant, timeout};
 use crate::sealing::StoreKey;
 use crate::shim::{Process, unix_time};
 use crate::stats::Kind;
-use crate::store::How;
+use crate::store::{Failure, How};
 use crate::v1::{Operation, PutRequest, RemoveRequest, operation, result};
 
 /// What may wait to be sent; beyond that Puts and Removes are dropped, and counted.
@@ -26,9 +26,9 @@ const PROBE_PAUSE: Duration = Duration::from_millis(500);
 const PROBE_KEY: &[u8] = b"resumed/v1 probe";
 
 pub(crate) enum Item {
-    /// A session, and when it was negotiated and its life ends, in Unix seconds: waiting in the queue neither brings it past a purge
+    /// A session, when it was negotiated, and when its life ends, in Unix seconds: waiting in the queue neither brings it past a purge
     /// nor prolongs it.
-    Put { key: StoreKey, value: Vec<u8>, issued: u64, not_after: u64 },
+    Put { key: StoreKey, value: Vec<u8>, issued: SystemTime, not_after: u64 },
     /// The reason under which the removal is counted.
     Remove { key: StoreKey, reason: &'static str },
 }
@@ -55,7 +55,7 @@ impl Item {
                 key: key.to_vec(),
                 value: value.clone(),
                 ttl: Some(prost_types::Duration { seconds: i64::try_from(not_after - now).ok()?, nanos: 0 }),
-                issue_time: Some(prost_types::Timestamp { seconds: i64::try_from(*issued).ok()?, nanos: 0 }),
+                issue_time: Some((*issued).into()),
             }),
             Self::Remove { key, .. } => operation::Operation::Remove(RemoveRequest { namespace, key: key.to_vec() }),
         };
@@ -149,8 +149,8 @@ impl Sender {
                 self.work.notified().await;
             } else {
                 self.linger().await;
-                if !self.send(process).await {
-                    self.pause(process.deadline).await;
+                if let Err(pause) = self.send(process).await {
+                    self.pause(pause).await;
                 }
             }
         }
@@ -180,7 +180,8 @@ impl Sender {
         let _ = timeout(duration, closing).await;
     }
 
-    async fn send(&self, process: &Process) -> bool {
+    /// Sends the first of the queue, or returns how long to wait before that is tried again.
+    async fn send(&self, process: &Process) -> Result<(), Duration> {
         let now = unix_time();
         let operations: Vec<_> = {
             let queue = self.lock();
@@ -193,8 +194,7 @@ impl Sender {
                 Ok(answered) => results = answered.into_iter(),
                 Err(failure) => {
                     // Everything stays in the queue, in its order: ids are write-once, so sending twice does no harm.
-                    process.failed(failure);
-                    return false;
+                    return Err(process.failed(failure));
                 }
             }
             process.succeeded();
@@ -213,7 +213,7 @@ impl Sender {
         }
         drop(queue);
         self.finished.notify_all();
-        true
+        Ok(())
     }
 
     fn lock(&self) -> MutexGuard<'_, Queue> {
@@ -225,8 +225,9 @@ async fn probe(process: &Process) {
     // With the deadline of a handshake: a store that answers, but too late for one, is no help.
     let end = Instant::now() + process.deadline;
     match process.store.look_up(PROBE_KEY, How::Get, end).await {
-        Ok(_) => {
-            process.succeeded();
+        Ok(_) => process.succeeded(),
+        Err(Failure::Limited) => {
+            process.failed(Failure::Limited);
         }
         Err(_) => process.store.reconnect(),
     }

@@ -105,9 +105,10 @@ impl Shim {
 
     /// Stores a session that a handshake has just negotiated, and returns whether that is under way.
     ///
+    /// `issued` is when its full handshake was: a session that a resumed connection issues was issued with the one that it resumed.
     /// `not_after` is the end of its life, in Unix seconds. `wait` is whether the handshake waits until it is stored, at most for the
     /// deadline.
-    pub fn negotiated(&self, id: &[u8], serialized: &[u8], not_after: u64, wait: bool) -> bool {
+    pub fn negotiated(&self, id: &[u8], serialized: &[u8], issued: SystemTime, not_after: u64, wait: bool) -> bool {
         let Some(process) = self.process() else { return false };
         if unix_time() >= not_after || serialized.len() + sealing::OVERHEAD_BYTES > LARGEST_VALUE {
             process.count((Kind::Puts, "unresumable"));
@@ -116,8 +117,6 @@ impl Shim {
         let not_after = not_after.min(self.not_after());
         let key = self.keys.key(id);
         let value = self.options.keyring.seal(&key, serialized, not_after);
-        // The tickets of a resumed connection end when the first one does.
-        let issued = not_after.saturating_sub(self.options.lifetime.as_secs());
         let number = process.sender.submit(&process, Item::Put { key, value, issued, not_after }, wait);
         // After a call that failed, which may have been this handshake's look-up, a handshake does not wait once more.
         if let Some(number) = number.filter(|_| wait && process.breaker.answered()) {
@@ -230,6 +229,9 @@ impl Shim {
         }
         if !process.breaker.closed() {
             return Err("breaker-open");
+        }
+        if process.breaker.resting(Instant::now()) {
+            return Err("limited");
         }
         let latest = Instant::now() + self.options.deadline;
         let end = look.end.map_or(latest, |end| end.min(latest));
@@ -347,15 +349,25 @@ impl Process {
         self.recorder.count(kind, reason);
     }
 
-    pub(crate) fn failed(&self, failure: Failure) {
+    /// Notes a failed call, and returns how long to wait before the next one.
+    pub(crate) fn failed(&self, failure: Failure) -> Duration {
+        if failure == Failure::Limited {
+            self.answers(self.breaker.reached()); // it is no outage
+            return self.breaker.limited(Instant::now());
+        }
         if self.breaker.failed() {
             log::warn!("the store at {} keeps failing ({}), resumption rests", self.store.target(), failure.reason());
             self.sender.probe();
         }
+        self.deadline
     }
 
     pub(crate) fn succeeded(&self) {
-        if self.breaker.succeeded() {
+        self.answers(self.breaker.succeeded());
+    }
+
+    fn answers(&self, again: bool) {
+        if again {
             log::info!("the store at {} answers again", self.store.target());
         }
     }

@@ -15,7 +15,8 @@ pub struct Stats {
     /// handshake had just asked).
     pub hits: BTreeMap<&'static str, u64>,
     /// `unknown`, `expired`: nothing to resume. `foreign-id`, `old-id`: answered without a call. `late`, `down`, `refused`:
-    /// the store failed. `breaker-open`: it kept failing, so it was not asked. `busy`: too many look-ups under way.
+    /// the store failed. `limited`: a limit of the store is used up, and for a moment after that it is not asked. `breaker-open`: it kept failing,
+    /// so it was not asked. `busy`: too many look-ups under way.
     /// `malformed`, `unknown-key`, `not-authentic`, `undecodable`: the value was no session of this fleet. `other-name`: it was
     /// negotiated for another server name. `internal-error`: a defect, see the log.
     pub misses: BTreeMap<&'static str, u64>,

@@ -40,6 +40,8 @@ pub struct Credentials {
 pub(crate) enum Failure {
     Late,
     Down,
+    /// The store is well, but a limit of the caller or of the namespace is used up.
+    Limited,
     Refused,
 }
 
@@ -48,6 +50,7 @@ impl Failure {
         match self {
             Self::Late => "late",
             Self::Down => "down",
+            Self::Limited => "limited",
             Self::Refused => "refused",
         }
     }
@@ -58,6 +61,7 @@ impl Failure {
             // Unknown and Internal without the store's own words: the connection broke.
             Code::Unavailable | Code::Cancelled | Code::Unknown => Self::Down,
             Code::Internal if std::error::Error::source(status).is_some() => Self::Down,
+            Code::ResourceExhausted => Self::Limited,
             _ => Self::Refused,
         }
     }

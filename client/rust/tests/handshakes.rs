@@ -6,9 +6,9 @@ use std::collections::VecDeque;
 use std::net::TcpListener;
 use std::sync::Barrier;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
-use resumed::{Credentials, Format, Ids, Keyring, Look, Shim};
+use resumed::{Credentials, Format, Ids, Keyring, Look, Options, Shim};
 use rustls::server::{ProducesTickets, StoresServerSessions};
 use rustls::version::{TLS12, TLS13};
 use support::{Authority, PATIENCE, Peers, Store, eventually, options, resumes, sessions, shared_store};
@@ -31,7 +31,7 @@ fn any_frontend_resumes_what_any_other_negotiated() {
 fn of_all_who_are_offered_a_single_use_session_one_resumes_it() {
     let Some(store) = shared_store() else { return };
     for version in [&TLS12, &TLS13] {
-        let single = |options: &mut resumed::Options| options.single_use = true;
+        let single = |options: &mut Options| options.single_use = true;
         let (one, other) = (sessions(store, "single", single), sessions(store, "single", single));
         let mut peers = Peers::new(version);
         peers.server.send_tls13_tickets = 1;
@@ -133,7 +133,7 @@ fn a_value_that_does_not_open_is_a_miss() {
     let Some(store) = shared_store() else { return };
     let one = Shim::new(options(store, "sealed"), Format::Rustls).unwrap();
     let id = one.issue_id();
-    assert!(one.negotiated(&id, b"session", one.not_after(), false));
+    assert!(one.negotiated(&id, b"session", SystemTime::now(), one.not_after(), false));
     assert!(one.flush(PATIENCE));
 
     let mut others = options(store, "sealed");
@@ -162,7 +162,7 @@ fn a_mirror_has_what_others_negotiate_and_forgets_what_they_remove() {
     let hits = || other.stats().hits.get("mirror").copied().unwrap_or_default();
     eventually(|| {
         let id = one.issue_id();
-        one.negotiated(&id, b"session", one.not_after(), false);
+        one.negotiated(&id, b"session", SystemTime::now(), one.not_after(), false);
         assert!(one.flush(PATIENCE));
         let before = hits();
         assert_eq!(finds(&id), Some(b"session".to_vec()), "the first look-up brings it in, if the mirror lives");
@@ -178,12 +178,47 @@ fn a_mirror_has_what_others_negotiate_and_forgets_what_they_remove() {
     let mut ids = VecDeque::new();
     eventually(|| {
         let id = one.issue_id();
-        one.negotiated(&id, b"told", one.not_after(), false);
+        one.negotiated(&id, b"told", SystemTime::now(), one.not_after(), false);
         assert!(one.flush(PATIENCE));
         ids.push_back(id);
         let before = hits();
         ids.len() > 20 && finds(&ids.pop_front().unwrap()) == Some(b"told".to_vec()) && hits() > before
     });
+}
+
+#[test]
+fn what_a_resumed_connection_issues_was_issued_with_the_session_that_it_resumed() {
+    let Some(store) = Store::launch(&[]) else { return };
+    let day = |options: &mut Options| options.lifetime = Duration::from_secs(24 * 3600);
+    let (day, hour) = (sessions(&store.target, "purged", day), sessions(&store.target, "purged", |_| ()));
+    let first = day.connection().encrypt(b"session").unwrap();
+    let resumed = hour.connection();
+    assert_eq!(resumed.decrypt(&first).unwrap(), b"session");
+    store.purge("purged");
+    let second = resumed.encrypt(b"session").unwrap();
+    assert_eq!(hour.connection().decrypt(&second), None, "it outlived a purge");
+    assert_eq!(hour.stats().puts["refused"], 1);
+    let third = hour.connection().encrypt(b"session").unwrap();
+    assert!(day.connection().decrypt(&third).is_some());
+}
+
+#[test]
+fn a_limit_is_no_outage() {
+    let Some(store) = Store::launch(&["--namespace-rate", "10"]) else { return };
+    let sessions = sessions(&store.target, "limited", |_| ());
+    let ids: Vec<_> = (0..40).map(|_| sessions.connection().encrypt(b"session").unwrap()).collect();
+    assert!(sessions.flush(PATIENCE));
+    for id in &ids {
+        sessions.connection().decrypt(id);
+    }
+    let stats = sessions.stats();
+    assert!(stats.misses["limited"] > 20 && stats.misses.len() == 1, "{stats:?}");
+    assert!(stats.lookups.iter().sum::<u64>() < 10, "it kept asking: {stats:?}");
+    assert!(!sessions.resting());
+    sessions.connection().encrypt(b"session");
+    eventually(|| sessions.connection().decrypt(&ids[0]).is_some());
+    assert!(sessions.flush(PATIENCE));
+    assert_eq!(sessions.stats().puts, [("stored", 41)].into());
 }
 
 #[test]
@@ -246,7 +281,7 @@ fn the_store_is_trusted_by_its_certificate_and_knows_the_frontend_by_its_own() {
         options.credentials = Some(credentials);
         let shim = Shim::new(options, Format::Rustls).unwrap();
         let id = shim.issue_id();
-        shim.negotiated(&id, b"session", shim.not_after(), false);
+        shim.negotiated(&id, b"session", SystemTime::now(), shim.not_after(), false);
         shim.look_up(&id, Look::default(), |value, _| Ok(value.to_vec()))
     };
     assert_eq!(finds(&|_| ()), Some(b"session".to_vec()));

@@ -23,6 +23,13 @@ pub struct Store {
 }
 
 impl Store {
+    /// Ends all sessions of a namespace.
+    pub fn purge(&self, namespace: &str) {
+        let mut purge = Command::new(std::env::var("RESUMED_COMMAND").unwrap());
+        purge.args(["purge", "--yes", &self.target, namespace]);
+        assert!(purge.stdout(Stdio::null()).status().unwrap().success());
+    }
+
     /// Starts a store, or returns None where there is no command to start one.
     pub fn launch(arguments: &[&str]) -> Option<Self> {
         let Ok(command) = std::env::var("RESUMED_COMMAND") else {
