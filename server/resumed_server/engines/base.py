@@ -148,8 +148,10 @@ Clock: TypeAlias = "Callable[[], float]"
 class Engine(ABC):
     """Keeps sessions by namespace and key. Thread-safe. Every method may raise EngineUnavailable."""
 
-    evicted = 0
-    """Live sessions that this engine, in this process, dropped for room."""
+    @property
+    def evicted(self) -> int:
+        """Live sessions that this engine, in this process, dropped for room."""
+        return 0
 
     @abstractmethod
     def put(self, namespace: str, key: bytes, value: bytes, ttl: float, issued: float | None = None) -> float:

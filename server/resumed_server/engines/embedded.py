@@ -1,21 +1,11 @@
 """The embedded engine: sessions in an LMDB file that several processes on one machine share.
 
-Five tables, keyed so that LMDB's order is the order that is needed:
-
-    sessions    namespace 00 key         -> expiry, issued, value     (a tombstone is an expiry alone)
-    expiries    expiry, namespace 00 key -> (nothing)         live sessions, the soonest to expire first
-    tombstones  expiry, namespace 00 key -> (nothing)         removed and taken ones, likewise
-    changes     number                   -> what, namespace 00 key    the last ones; the first entry names the store
-    purges      namespace                -> up to which time it was purged (see purges.py)
-
-Times are 8 bytes, big endian, since the epoch: an expiry in milliseconds, when a session was issued in microseconds. A
-full store drops the first of `expiries`, never a tombstone: a late Put would bring back what was removed.
+Its tables are those of entries.py, changelog.py and purges.py. Each operation is one transaction, a Batch too.
 """
 
 from __future__ import annotations
 
 import contextlib
-import struct
 import time
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
@@ -44,8 +34,9 @@ from resumed_server.engines.base import (
 )
 from resumed_server.engines.changelog import PURGED, REMOVED, STORED, ChangeLog
 from resumed_server.engines.directory import DAMAGE, DatabaseDirectory
+from resumed_server.engines.entries import Entries, is_purged, is_tombstone, session_in, time_bytes, value_of
 from resumed_server.engines.gate import CLOSED, Gate
-from resumed_server.engines.purges import TIME_BYTES, Purges
+from resumed_server.engines.purges import Purges
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -58,10 +49,6 @@ _Transaction: TypeAlias = Any
 """An lmdb.Transaction, whose stubs do not know that it returns memoryviews with `buffers=True` only, else bytes."""
 
 _TABLES = (b"sessions", b"expiries", b"tombstones", b"changes", b"purges")
-_EXPIRY_BYTES = TIME_BYTES
-_HEAD_BYTES = _EXPIRY_BYTES + TIME_BYTES
-_milliseconds = struct.Struct(">Q").unpack_from
-_END_OF_TIME = b"\xff" * _EXPIRY_BYTES
 _MOST_PAGES = 16
 """More than storing a session can take beside its own bytes, however many pages of the tables it splits."""
 _HEADROOM_BYTES = 64 << 20
@@ -134,18 +121,13 @@ class EmbeddedEngine(Engine):
 
     def sweep(self, limit: int) -> int:
         """See Engine."""
-        now = self._expiry(0)
-        indexes = (self._expiries, self._tombstones)
+        now = self._entries.expiry(0)
 
         def is_due(txn: _Transaction) -> bool:
-            return any(self._first(txn, index, now, 1) for index in indexes) or self._purges.due(txn, now)
+            return self._entries.expired(txn, now) or self._purges.due(txn, now)
 
         def step(txn: _Transaction) -> int:
-            swept = 0
-            for index in indexes:
-                for entry in self._first(txn, index, now, limit - swept):
-                    self._drop(txn, index, entry)
-                    swept += 1
+            swept = self._entries.drop_expired(txn, now, limit)
             self._purges.forget(txn, now)
             return swept + self._delete_purged(txn, limit - swept)
 
@@ -160,7 +142,7 @@ class EmbeddedEngine(Engine):
             now = _microseconds(self._clock()) + 1
             mark = now if issued_before is None else min(now, _microseconds(issued_before))
             self._changes.append(txn, PURGED, address)
-            return self._purges.set(txn, name, _time(mark), self._expiry(LONGEST_TTL_SECONDS))
+            return self._purges.set(txn, name, time_bytes(mark), self._entries.expiry(LONGEST_TTL_SECONDS))
 
         return _seconds(self._write(step))
 
@@ -203,7 +185,12 @@ class EmbeddedEngine(Engine):
 
     def totals(self) -> Totals:
         """See Engine."""
-        return self._read(lambda txn: Totals(txn.stat(self._expiries)["entries"], self._used(txn)))
+        return self._read(lambda txn: Totals(self._entries.live(txn), self._used(txn)))
+
+    @property
+    def evicted(self) -> int:
+        """See Engine."""
+        return self._entries.evicted
 
     def probe(self) -> None:
         """See Engine."""
@@ -228,7 +215,8 @@ class EmbeddedEngine(Engine):
             path, _TABLES, map_bytes=capacity + capacity // 2 + _HEADROOM_BYTES, blame_crashes=blame_crashes
         )
         self._env = self._directory.env
-        self._sessions, self._expiries, self._tombstones, changes, purges = self._directory.tables
+        self._sessions, expiries, tombstones, changes, purges = self._directory.tables
+        self._entries = Entries(self._sessions, expiries, tombstones, self._clock)
         self._purges = Purges(purges)
         kept = min(_MOST_CHANGES, capacity // _CAPACITY_PER_CHANGE)
         self._changes = self._write(lambda txn: ChangeLog(txn, changes, kept))
@@ -266,30 +254,32 @@ class EmbeddedEngine(Engine):
 
     def _put(self, txn: _Transaction, put: Put) -> float:
         name, address = _located(put.namespace, put.key)
-        old = self._valid(txn, name, address)
+        entries, mark = self._entries, self._purges.mark(txn, name)
+        old = entries.valid(txn, address, mark)
         if old is not None:
-            if old[_HEAD_BYTES:] != put.value:
+            if value_of(old) != put.value:
                 raise AlreadyExists
-            return self._remaining(old)
+            return entries.remaining(old)
         now = self._clock()
-        issued = _time(_microseconds(now if put.issued is None else min(put.issued, now)))
-        if issued < self._purges.mark(txn, name):
+        issued = time_bytes(_microseconds(now if put.issued is None else min(put.issued, now)))
+        if issued < mark:
             raise AlreadyExists
-        expiry = self._expiry(put.ttl)
+        expiry = entries.expiry(put.ttl)
         self._make_room(txn, len(address) + len(put.value))
-        txn.put(address, expiry + issued + put.value, db=self._sessions)
-        txn.put(expiry + address, b"", db=self._expiries)
+        entries.store(txn, address, expiry, issued + put.value)
         self._changes.append(txn, STORED, address)
-        return max(0.0, self._remaining(expiry))
+        return max(0.0, entries.remaining(expiry))
 
     def _get(self, txn: _Transaction, name: bytes, address: bytes) -> StoredSession | None:
         entry: bytes | None = txn.get(address)
-        return None if entry is None else _session(entry, self._clock(), self._purges.mark(txn, name))
+        return None if entry is None else session_in(entry, self._clock(), self._purges.mark(txn, name))
 
     def _get_all(self, txn: _Transaction, operations: Sequence[Operation]) -> list[Outcome]:
         now, get = self._clock(), txn.get
         marks = {name: self._purges.mark(txn, name.encode()) for name in {each.namespace for each in operations}}
-        return [_session(get(_located(each.namespace, each.key)[1]), now, marks[each.namespace]) for each in operations]
+        return [
+            session_in(get(_located(each.namespace, each.key)[1]), now, marks[each.namespace]) for each in operations
+        ]
 
     def _take(self, txn: _Transaction, name: bytes, address: bytes) -> StoredSession | None:
         session = self._get(txn, name, address)
@@ -297,36 +287,21 @@ class EmbeddedEngine(Engine):
             self._bury(txn, address, txn.get(address))
         return session
 
+    def _bury(self, txn: _Transaction, address: bytes, entry: bytes) -> None:
+        self._entries.bury(txn, address, entry)
+        self._changes.append(txn, REMOVED, address)
+
     def _remove(self, txn: _Transaction, name: bytes, address: bytes) -> bool:
-        entry = self._valid(txn, name, address)
+        entry = self._entries.valid(txn, address, self._purges.mark(txn, name))
         if entry is None:
-            expiry = self._expiry(UNKNOWN_TOMBSTONE_SECONDS)
             self._make_room(txn, len(address))
-            txn.put(address, expiry, db=self._sessions)
-            txn.put(expiry + address, b"", db=self._tombstones)
+            self._entries.forbid(txn, address, self._entries.expiry(UNKNOWN_TOMBSTONE_SECONDS))
             self._changes.append(txn, REMOVED, address)  # a frontend may still have what the store dropped
             return False
-        if len(entry) == _EXPIRY_BYTES:
+        if is_tombstone(entry):
             return False
         self._bury(txn, address, entry)
         return True
-
-    def _bury(self, txn: _Transaction, address: bytes, entry: bytes) -> None:
-        """Leave a tombstone in the place of a live session, until the session's own expiry."""
-        expiry = entry[:_EXPIRY_BYTES]
-        txn.put(address, expiry)
-        txn.delete(expiry + address, db=self._expiries)
-        txn.put(expiry + address, b"", db=self._tombstones)
-        self._changes.append(txn, REMOVED, address)
-
-    def _valid(self, txn: _Transaction, name: bytes, address: bytes) -> bytes | None:
-        """Return the session or tombstone at `address`; drop one that has expired, and a session that was purged."""
-        entry: bytes | None = txn.get(address, db=self._sessions)
-        if entry is None or (self._remaining(entry) > 0 and not _is_purged(entry, self._purges.mark(txn, name))):
-            return entry
-        index = self._tombstones if len(entry) == _EXPIRY_BYTES else self._expiries
-        self._drop(txn, index, entry[:_EXPIRY_BYTES] + address)
-        return None
 
     def _delete_purged(self, txn: _Transaction, limit: int) -> int:
         """Look at up to `limit` entries of namespaces that were purged, and drop sessions that were."""
@@ -334,10 +309,10 @@ class EmbeddedEngine(Engine):
         while looked < limit and (unfinished := self._purges.unfinished(txn)):
             name, start = unfinished
             mark = self._purges.mark(txn, name)
-            entries, rest = self._entries(txn, start, name + b"\0", limit - looked)
+            entries, rest = self._entries.scan(txn, start, name + b"\0", limit - looked)
             for address, entry in entries:
-                if _is_purged(entry, mark):
-                    self._drop(txn, self._expiries, entry[:_EXPIRY_BYTES] + address)
+                if is_purged(entry, mark):
+                    self._entries.drop(txn, address, entry)
             self._purges.proceed(txn, name, rest or b"")
             looked += len(entries)
         return looked
@@ -345,53 +320,24 @@ class EmbeddedEngine(Engine):
     def _count(self, counted: dict[str, Usage], start: bytes, txn: _Transaction, *, only: str | None) -> bytes | None:
         """Count some entries from an address on, of one namespace or all; return where to go on, if anywhere."""
         prefix = b"" if only is None else _located(only, b"")[1]
-        entries, rest = self._entries(txn, start, prefix, _COUNTED_AT_ONCE)
+        entries, rest = self._entries.scan(txn, start, prefix, _COUNTED_AT_ONCE)
         marks: dict[str, bytes] = {}
         for address, entry in entries:
-            if self._remaining(entry) <= 0:
+            if self._entries.remaining(entry) <= 0:
                 continue
             name = address[: address.index(b"\0")]
             namespace = name.decode()
             if namespace not in marks:
                 marks[namespace] = self._purges.mark(txn, name)
             usage = counted.setdefault(namespace, _usage(marks[namespace]))
-            if len(entry) == _EXPIRY_BYTES:
+            if is_tombstone(entry):
                 usage.tombstones += 1
-            elif _is_purged(entry, marks[namespace]):
+            elif is_purged(entry, marks[namespace]):
                 usage.purged += 1
             else:
                 usage.sessions += 1
-                usage.value_bytes += len(entry) - _HEAD_BYTES
+                usage.value_bytes += len(value_of(entry))
         return rest
-
-    def _entries(
-        self, txn: _Transaction, start: bytes, prefix: bytes, limit: int
-    ) -> tuple[list[tuple[bytes, bytes]], bytes | None]:
-        """Return up to `limit` entries of `sessions` with a prefix, from an address on, and where the next one is."""
-        entries: list[tuple[bytes, bytes]] = []
-        with txn.cursor(self._sessions) as cursor:
-            if cursor.set_range(start):
-                for address, entry in cursor:
-                    if not address.startswith(prefix):
-                        break
-                    if len(entries) == limit:
-                        return entries, address
-                    entries.append((address, entry))
-        return entries, None
-
-    def _drop(self, txn: _Transaction, index: Any, entry: bytes) -> None:
-        txn.delete(entry, db=index)
-        txn.delete(entry[_EXPIRY_BYTES:], db=self._sessions)
-
-    def _first(self, txn: _Transaction, index: Any, until: bytes, limit: int) -> list[bytes]:
-        """Return up to `limit` entries of `index` that expire no later than `until`."""
-        entries: list[bytes] = []
-        for key in txn.cursor(index).iternext(values=False):
-            entry = cast("bytes", key)
-            if len(entries) == limit or entry[:_EXPIRY_BYTES] > until:
-                break
-            entries.append(entry)
-        return entries
 
     def _make_room(self, txn: _Transaction, size: int) -> None:
         """Drop sessions, the soonest to expire first, if the store is over its capacity.
@@ -407,7 +353,7 @@ class EmbeddedEngine(Engine):
             return
         free = self._capacity - self._used(txn) - size
         if free < 0:
-            self._evict(txn, 2 * size)
+            self._entries.evict(txn, 2 * size)
         self._free = txn, free - self._most_overhead
 
     def _used(self, txn: _Transaction) -> int:
@@ -417,17 +363,6 @@ class EmbeddedEngine(Engine):
             stat = txn.stat(table)
             pages += stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"]
         return pages * cast("int", self._page_bytes)
-
-    def _evict(self, txn: _Transaction, size: int) -> None:
-        """Drop expired tombstones, then sessions, the soonest to expire first, until `size` bytes are free."""
-        freed = 0
-        for index, until in ((self._tombstones, self._expiry(0)), (self._expiries, _END_OF_TIME)):
-            while freed < size and (entries := self._first(txn, index, until, 1)):
-                freed += len(entries[0]) + len(txn.get(entries[0][_EXPIRY_BYTES:], b"", db=self._sessions))
-                self._drop(txn, index, entries[0])
-                self.evicted += index is self._expiries
-        if not freed:
-            raise EngineFull("no room left, and no live session to drop for it")
 
     def _read(self, step: Callable[[_Transaction], _T]) -> _T:
         try:
@@ -444,7 +379,7 @@ class EmbeddedEngine(Engine):
                     with contextlib.suppress(lmdb.MapFullError), self._env.begin(self._sessions, write=True) as txn:
                         return step(txn)
                     with self._env.begin(self._sessions, write=True) as txn:
-                        self._evict(txn, _OUT_OF_PAGES_ROOM)
+                        self._entries.evict(txn, _OUT_OF_PAGES_ROOM)
         except lmdb.Error as error:
             raise self._translated(error) from error
         raise EngineFull("the database file has no page left")
@@ -460,24 +395,6 @@ class EmbeddedEngine(Engine):
             return EngineFull(f"no space left for the database ({type(error).__name__})")
         return EngineUnavailable(f"the database does not answer: {error}")
 
-    def _expiry(self, ttl: float) -> bytes:
-        return int((self._clock() + ttl) * 1000).to_bytes(_EXPIRY_BYTES, "big")
-
-    def _remaining(self, entry: bytes) -> float:
-        return cast("float", _milliseconds(entry)[0] / 1000 - self._clock())
-
-
-def _session(entry: bytes | None, now: float, mark: bytes) -> StoredSession | None:
-    """Return the session in `entry`, None if there is none, or it is a tombstone, purged or over."""
-    if entry is None or len(entry) == _EXPIRY_BYTES or entry[_EXPIRY_BYTES:_HEAD_BYTES] < mark:
-        return None
-    ttl = _milliseconds(entry)[0] / 1000 - now
-    return StoredSession(entry[_HEAD_BYTES:], ttl) if ttl > 0 else None
-
-
-def _is_purged(entry: bytes, mark: bytes) -> bool:
-    return len(entry) > _EXPIRY_BYTES and entry[_EXPIRY_BYTES:_HEAD_BYTES] < mark
-
 
 def _located(namespace: str, key: bytes) -> tuple[bytes, bytes]:
     """Return the name of a namespace and the address of a session, as the tables have them."""
@@ -487,10 +404,6 @@ def _located(namespace: str, key: bytes) -> tuple[bytes, bytes]:
 
 def _microseconds(seconds: float) -> int:
     return int(seconds * 1e6)
-
-
-def _time(number: int) -> bytes:
-    return number.to_bytes(TIME_BYTES, "big")
 
 
 def _seconds(mark: bytes) -> float:

@@ -1,4 +1,4 @@
-"""Sets the session callbacks of one SSL_CTX and carries sessions between OpenSSL and the shim.
+"""Sets the session callbacks of one SSL_CTX, which have the shim decide.
 
 OpenSSL's rules are in SSL_CTX_sess_set_get_cb(3), SSL_CTX_set_session_cache_mode(3) and
 SSL_CTX_set_generate_session_id(3). No exception leaves a callback. C must never point to a trampoline that is gone:
@@ -16,7 +16,7 @@ import signal
 import threading
 import time
 import weakref
-from ctypes import byref, c_char_p, c_int, c_size_t, c_uint, c_void_p, string_at
+from ctypes import c_int, c_uint, c_void_p, string_at
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -30,6 +30,7 @@ from resumed.openssl.library import (
     REMOVE_CALLBACK,
     context_of,
 )
+from resumed.openssl.sessions import ID_BYTES, Sessions
 from resumed.openssl.signing import signature_seconds
 
 if TYPE_CHECKING:
@@ -49,9 +50,6 @@ _CLIENT_HELLO_RETRY = -1
 _TLS1_3_VERSION = 0x304
 _HOST_NAME = 0  # TLSEXT_NAMETYPE_host_name
 
-_ID_BYTES = 32
-_SIBLINGS = 16
-_TIME_BYTES = 8
 _REASON_MASK = 0x7FFFFF  # ERR_GET_REASON
 
 _Result = TypeVar("_Result")
@@ -71,6 +69,7 @@ class Binding:
 
     def __init__(self, context: Any, shim: Shim, *, replace: bool = False) -> None:
         self._library, self._pointer, self._default_id_context = context_of(context)
+        self._sessions = Sessions(self._library)
         self._shim = shim
         library, pointer = self._library, self._pointer
         if library.SSL_CTX_get_max_early_data(pointer):
@@ -211,8 +210,8 @@ class Binding:
         return 0
 
     def _store(self, ssl: int, session: int) -> None:
-        library = self._library
-        session_id = self._id_of(session)
+        library, sessions = self._library, self._sessions
+        session_id = sessions.id_of(session)
         tls13 = library.SSL_version(ssl) == _TLS1_3_VERSION
         # A stateless ticket carries its session itself: in TLS 1.2 it has no id, in TLS 1.3 it is told by the option.
         stateless = not session_id or (tls13 and not library.SSL_get_options(ssl) & _OP_NO_TICKET)
@@ -225,19 +224,19 @@ class Binding:
         library.SSL_SESSION_set1_hostname(session, (library.SSL_get_servername(ssl, _HOST_NAME) or b"").lower() or None)
         last, issued, remaining = True, time.time(), library.SSL_SESSION_get_timeout(session)
         if tls13:
-            known, end, siblings = self._remembered(session)
+            known, end, siblings = sessions.remembered(session)
             issued = issued if known is None else known
-            self._remember(session, issued)  # end and siblings are not part of what is stored
-            serialized = self._serialize(session)
+            sessions.remember(session, issued)  # end and siblings are not part of what is stored
+            serialized = sessions.serialized(session)
             siblings += session_id
-            self._remember(session, issued, end, siblings[-_SIBLINGS * _ID_BYTES :])
+            sessions.remember(session, issued, end, siblings)
             tickets = 1 if library.SSL_session_reused(ssl) else library.SSL_get_num_tickets(ssl)
-            last = len(siblings) >= tickets * _ID_BYTES
+            last = len(siblings) >= tickets * ID_BYTES
             if end:
                 # The timeout begins with the ticket, and so behind a handshake that a client can draw out.
                 remaining = end - self._shim.now()
         else:
-            serialized = self._serialize(session)
+            serialized = sessions.serialized(session)
         self._shim.negotiated(session_id, serialized, remaining, last=last, issued=issued)
 
     def _on_get(self, ssl: int, data: int, length: int, copy: int) -> int | None:
@@ -274,9 +273,7 @@ class Binding:
         """
         try:
             reason = self._library.ERR_peek_last_error() & _REASON_MASK
-            *_, siblings = self._remembered(session)
-            ids = {siblings[start : start + _ID_BYTES] for start in range(0, len(siblings), _ID_BYTES)}
-            ids.add(self._id_of(session))
+            ids = self._sessions.remembered(session).ids | {self._sessions.id_of(session)}
             self._shim.ended(ids - {b""}, reason)
         except BaseException as error:  # noqa: BLE001  # nothing may cross C
             self._caught(error)
@@ -289,35 +286,13 @@ class Binding:
             c_uint.from_address(length).value = len(session_id)
         except BaseException as error:  # noqa: BLE001  # nothing may cross C
             self._caught(error)
-            ctypes.memmove(data, os.urandom(_ID_BYTES), _ID_BYTES)
-            c_uint.from_address(length).value = _ID_BYTES
+            ctypes.memmove(data, os.urandom(ID_BYTES), ID_BYTES)
+            c_uint.from_address(length).value = ID_BYTES
         return 1
 
-    def _id_of(self, session: int) -> bytes:
-        length = c_uint()
-        data = self._library.SSL_SESSION_get_id(session, byref(length))
-        return string_at(data, length.value) if length.value else b""
-
-    def _serialize(self, session: int) -> bytes:
-        length = self._library.i2d_SSL_SESSION(session, None)
-        buffer = ctypes.create_string_buffer(length)
-        self._library.i2d_SSL_SESSION(session, byref(c_void_p(ctypes.addressof(buffer))))
-        return buffer.raw
-
     def _decode(self, ssl: int, session_id: bytes, serialized: bytes, remaining: float) -> int:
-        library = self._library
-        start = c_char_p(serialized)
-        cursor = c_void_p.from_buffer(start)
-        begin = cursor.value or 0
-        # A failure must not stay in the thread's error queue, where the connection would find it.
-        library.ERR_set_mark()
-        session: int | None = library.d2i_SSL_SESSION(None, byref(cursor), len(serialized))
-        library.ERR_pop_to_mark()
-        if session is None:
-            raise Unsealable("undecodable")
-        if (cursor.value or 0) - begin != len(serialized) or self._id_of(session) != session_id:
-            library.SSL_SESSION_free(session)
-            raise Unsealable("undecodable")
+        library, sessions = self._library, self._sessions
+        session = sessions.decoded(serialized, session_id)
         # RFC 6066 section 3. A servername callback may choose another context, one that wants client certificates, say,
         # only after OpenSSL has accepted the session by what this one wants.
         if (library.SSL_SESSION_get0_hostname(session) or b"") != requested_name(library, ssl):
@@ -327,32 +302,11 @@ class Binding:
         library.SSL_SESSION_set_timeout(session, math.ceil(remaining))
         # What nobody knows the time of was before any purge. Tickets issued on the resumed connection end when the
         # negotiated session does, which is at a whole second.
-        issued, *_ = self._remembered(session)
-        self._remember(session, issued or 0.0, int(self._shim.now() + remaining), session_id)
+        issued = sessions.remembered(session).issued
+        sessions.remember(session, issued or 0.0, int(self._shim.now() + remaining), session_id)
         # OpenSSL compares it with the session's next: see _store.
         library.SSL_set_session_id_context(ssl, self._id_context, len(self._id_context))
         return session
-
-    def _remembered(self, session: int) -> tuple[float | None, int, bytes]:
-        """Return when the full handshake of a session was, when the session that was resumed ends (or 0), and siblings.
-
-        Siblings are the sessions of the same connection, their ids one behind the other. TLS 1.3 issues several
-        tickets, and tells of the last one only when the connection fails. The session itself remembers the others (as
-        ticket application data): each ticket's session is a copy of the one before. So the tickets of a resumed
-        connection also know when the first one of their line was negotiated, and when it ends.
-        """
-        data, length = c_void_p(), c_size_t()
-        self._library.SSL_SESSION_get0_ticket_appdata(session, byref(data), byref(length))
-        if not data.value or length.value < 2 * _TIME_BYTES:
-            return None, 0, b""
-        remembered = string_at(data.value, length.value)
-        issued, end = (int.from_bytes(remembered[at : at + _TIME_BYTES], "big") for at in (0, _TIME_BYTES))
-        return issued / 1e6, end, remembered[2 * _TIME_BYTES :]
-
-    def _remember(self, session: int, issued: float, end: int = 0, siblings: bytes = b"") -> None:
-        times = (each.to_bytes(_TIME_BYTES, "big") for each in (int(issued * 1e6), end))
-        remembered = b"".join((*times, siblings))
-        self._library.SSL_SESSION_set1_ticket_appdata(session, remembered, len(remembered))
 
     def _caught(self, error: BaseException) -> None:
         if isinstance(error, KeyboardInterrupt):

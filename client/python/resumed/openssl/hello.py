@@ -9,6 +9,8 @@ from __future__ import annotations
 from ctypes import byref, c_size_t, c_void_p, string_at
 from typing import TYPE_CHECKING
 
+from resumed.openssl.sessions import ID_BYTES
+
 if TYPE_CHECKING:
     from resumed.openssl.library import Library
 
@@ -21,7 +23,6 @@ _CTRL_GET_MAX_PROTO_VERSION = 131
 _OP_NO_TLS1_3 = 1 << 29
 _TLS1_3_VERSION = 0x304
 
-_ID_BYTES = 32
 _AGE_BYTES = 4
 
 
@@ -33,7 +34,7 @@ def offered_ids(library: Library, ssl: int) -> list[bytes]:
         return [
             identity
             for identity in identities(_extension(library, ssl, _PRE_SHARED_KEY) or b"")
-            if len(identity) == _ID_BYTES
+            if len(identity) == ID_BYTES
         ]
     data = c_void_p()
     length = library.SSL_client_hello_get0_session_id(ssl, byref(data))
