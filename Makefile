@@ -174,11 +174,14 @@ rust: setup rust-installed ## Check and test the Rust client, with a store of th
 	cd client/rust && RESUMED_COMMAND=$(CURDIR)/$(BIN)/resumed cargo test --quiet --locked
 
 .PHONY: c
-c: setup rust-installed ## Check and build libresumed and libresumed-preload (not part of make test)
-	@test -e /usr/include/openssl/ssl.h && command -v cmake >/dev/null || deploy/debian-packages libssl-dev cmake
+c: setup c-build ## Check and build libresumed and libresumed-preload (not part of make test)
 	cd client/c && cargo fmt --all --check
 	cd client/c && cargo clippy --quiet --locked --workspace --all-targets
 	cd client/c && cargo test --quiet --locked --workspace
+
+.PHONY: c-build
+c-build: rust-installed
+	@test -e /usr/include/openssl/ssl.h && command -v cmake >/dev/null || deploy/debian-packages libssl-dev cmake
 	cmake -S client/c -B $(BUILD)/c -DRESUMED_CARGO_TARGET_DIR=$(CARGO_TARGET_DIR) -DCMAKE_BUILD_TYPE=Release
 	cmake --build $(BUILD)/c
 

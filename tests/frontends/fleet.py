@@ -54,6 +54,7 @@ class Stack:
     any_id: list[str] = field(default_factory=list)
     build: list[str] = field(default_factory=list)
     vectors: list[str] = field(default_factory=list)
+    sealing: str = ""
     needs: str = "sh"
     cannot: dict[str, str] = field(default_factory=dict)
 

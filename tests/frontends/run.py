@@ -126,7 +126,7 @@ def run(behaviours: list[Behaviour], stacks: list[Stack], target: str, at_once: 
 def vector_cell(stack: Stack) -> str:
     """Run the vectors of a language."""
     if not stack.vectors:
-        return "as `ssl`"
+        return f"as {stack.sealing}"
     try:
         stack.run(stack.vectors)
     except subprocess.CalledProcessError:
@@ -152,10 +152,12 @@ def main() -> int:
         console.print(f"left out: {stack.name} needs {stack.needs}")
     stacks = [stack for stack in stacks if stack.available]
     BUILD.mkdir(parents=True, exist_ok=True)
+    built: list[list[str]] = []
     for stack in stacks if not arguments.no_build else []:
-        if stack.build:
+        if stack.build and stack.build not in built:
             console.print(f"building {stack.name}")
             stack.run(stack.build)
+            built.append(stack.build)
     started = time.monotonic()
     with running_server() as store:
         matrix, failures = run(behaviours, stacks, store.target, arguments.at_once)

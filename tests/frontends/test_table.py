@@ -18,6 +18,8 @@ def test_every_row_has_a_scenario_and_every_exception_a_row() -> None:
     assert all(callable(getattr(scenarios, row)) for row in rows)
     assert len(rows) == len(behaviours)
     assert all(stack.cannot.keys() <= rows for stack in stacks)
+    with_vectors = {stack.name for stack in stacks if stack.vectors}
+    assert all(stack.vectors or stack.sealing in with_vectors for stack in stacks)
 
 
 def test_scenarios_tell_a_frontend_that_resumes_from_one_that_does_not() -> None:
