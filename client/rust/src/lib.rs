@@ -17,6 +17,7 @@
 //! [`Shim`] is for bindings to other TLS stacks: `libresumed`, which puts the store under OpenSSL servers, is made of it.
 
 mod breaker;
+mod credentials;
 mod error;
 mod keyring;
 mod mirror;
@@ -25,19 +26,21 @@ mod options;
 mod rustls;
 mod sealing;
 mod sender;
+mod servers;
 mod shim;
 mod stats;
 mod store;
 #[allow(missing_docs, clippy::all, clippy::pedantic, rustdoc::all)]
 mod stubs;
+mod target;
 
+pub use credentials::Credentials;
 pub use error::Error;
 pub use keyring::Keyring;
 pub use options::{Ids, Options, Puts};
 pub use sealing::{Format, ID_BYTES, KEY_BYTES};
 pub use shim::{Look, Removal, Shim};
 pub use stats::{BUCKETS, Stats};
-pub use store::Credentials;
 pub use stubs::resumed::v1;
 
 #[cfg(feature = "rustls")]

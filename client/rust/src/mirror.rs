@@ -5,6 +5,7 @@
 //! until it is heard again. A stream that cannot go on where it ended begins with an empty mirror, never with a wrong one.
 
 use std::collections::{HashMap, VecDeque};
+use std::convert::Infallible;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -62,30 +63,36 @@ impl Mirror {
     pub(crate) async fn follow(&self, store: &Store) {
         let (mut position, mut failing) = (Vec::new(), false);
         loop {
-            if let Err(error) = self.stream(store, &mut position, &mut failing).await {
-                if !failing {
-                    // once per outage
-                    log::warn!("the mirror of {} rests: {error}", store.target());
-                }
-                failing = true;
+            let (began, mut live) = (Instant::now(), false);
+            let Err(error) = self.stream(store, &mut position, &mut live).await;
+            if live && began.elapsed() >= RETRY_PAUSE {
+                // Servers end streams whose connection is old, and when they stop. Another one goes on at the same position: until then what
+                // was heard last still holds for as long as it would have, had the stream been silent.
+                log::debug!("the mirror of {} watches anew: {error}", store.target());
+                failing = false;
+                continue;
             }
+            if live || !failing {
+                // once per outage
+                log::warn!("the mirror of {} rests: {error}", store.target());
+            }
+            failing = true;
             *self.heard() = None;
             tokio::time::sleep(RETRY_PAUSE).await;
         }
     }
 
-    async fn stream(&self, store: &Store, position: &mut Vec<u8>, failing: &mut bool) -> Result<(), String> {
+    /// Follows one stream to its end, and tells whether all had been told then.
+    async fn stream(&self, store: &Store, position: &mut Vec<u8>, live: &mut bool) -> Result<Infallible, String> {
         let silent = || format!("the store was silent for {STALE:?}");
         let mut first = true;
-        let watch = tokio::time::timeout(STALE, store.watch(position.clone())).await;
-        let mut watch = watch.map_err(|_| silent())?.map_err(|status| status.to_string())?;
+        let mut watch = store.watch(position.clone(), (Instant::now() + STALE).into()).await?;
         loop {
             let answer = tokio::time::timeout(STALE, watch.message()).await.map_err(|_| silent())?;
             let answer = answer.map_err(|status| status.to_string())?.ok_or("the store ended the stream")?;
             if std::mem::take(&mut first) && !answer.continued {
                 self.lock().clear();
             }
-            *failing = false;
             for event in answer.events {
                 self.take_in(event);
             }
@@ -95,6 +102,7 @@ impl Mirror {
             if answer.live {
                 *self.heard() = Some(Instant::now());
             }
+            *live = answer.live;
         }
     }
 

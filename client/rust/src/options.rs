@@ -3,8 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::store::Credentials;
-use crate::{Error, Keyring};
+use crate::{Credentials, Error, Keyring};
 
 /// RFC 8446 section 4.6.1.
 const LONGEST_LIFETIME: Duration = Duration::from_secs(7 * 24 * 3600);

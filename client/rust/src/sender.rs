@@ -229,6 +229,6 @@ async fn probe(process: &Process) {
         Err(Failure::Limited) => {
             process.failed(Failure::Limited);
         }
-        Err(_) => process.store.reconnect(),
+        Err(_) => {}
     }
 }

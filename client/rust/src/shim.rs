@@ -25,6 +25,7 @@ use crate::sealing::{self, Format, ID_BYTES, StoreKey, StoreKeys};
 use crate::sender::{Item, Sender};
 use crate::stats::{Kind, Recorder, Stats};
 use crate::store::{Failure, How, Store};
+use crate::target::Target;
 use crate::{Error, store};
 
 /// How long after its issue an id that the store does not know is asked for again: its Put may be on its way.
@@ -47,6 +48,7 @@ type Found = Result<(Vec<u8>, &'static str), &'static str>;
 /// made when first needed, and again in a forked child.
 pub struct Shim {
     options: Options,
+    target: Target,
     endpoint: Endpoint,
     keys: StoreKeys,
     process: ArcSwapOption<Process>,
@@ -80,9 +82,10 @@ impl Shim {
     /// An option is outside its range, or a file cannot be used; the message says which, and what to do.
     pub fn new(options: Options, format: Format) -> Result<Self, Error> {
         options.check()?;
-        let endpoint = store::endpoint(&options.target, options.credentials.as_ref())?;
+        let target = Target::parse(&options.target)?;
+        let endpoint = store::endpoint(&target, options.credentials.as_ref())?;
         let keys = StoreKeys::new(format, &options.namespace);
-        Ok(Self { options, endpoint, keys, process: ArcSwapOption::empty() })
+        Ok(Self { options, target, endpoint, keys, process: ArcSwapOption::empty() })
     }
 
     /// The options that it was made with.
@@ -264,8 +267,9 @@ impl Shim {
         if let Some(process) = self.running() {
             return Some(process);
         }
-        let process =
-            Process::start(&self.options, &self.endpoint).inspect_err(|error| log::error!("no resumption: {error}")).ok()?;
+        let process = Process::start(&self.options, &self.target, &self.endpoint)
+            .inspect_err(|error| log::error!("no resumption: {error}"))
+            .ok()?;
         // The parent's runtime belongs to the parent: here its threads do not exist, and nobody may wait for them.
         std::mem::forget(self.process.swap(Some(Arc::clone(&process))));
         Some(process)
@@ -304,7 +308,7 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    fn start(options: &Options, endpoint: &Endpoint) -> Result<Arc<Self>, Error> {
+    fn start(options: &Options, target: &Target, endpoint: &Endpoint) -> Result<Arc<Self>, Error> {
         let failed = |error: std::io::Error| Error::new(format!("no thread for the store: {error}"));
         let runtime = Builder::new_current_thread().enable_all().build().map_err(failed)?;
         let entered = runtime.enter();
@@ -312,7 +316,7 @@ impl Process {
             pid: std::process::id(),
             namespace: options.namespace.clone(),
             deadline: options.deadline,
-            store: Store::new(options, endpoint),
+            store: Store::new(options, target, endpoint),
             sender: Sender::default(),
             breaker: Breaker::default(),
             recorder: Recorder::default(),
@@ -328,12 +332,13 @@ impl Process {
         let blocked = SigSet::all().thread_swap_mask(SigmaskHow::SIG_BLOCK);
         let thread = thread::Builder::new().name("resumed".into()).spawn(move || {
             runtime.block_on(async {
-                let (mirror, credentials) = (Arc::clone(&running), Arc::clone(&running));
+                let [mirror, servers, credentials] = [(); 3].map(|()| Arc::clone(&running));
                 tokio::spawn(async move {
                     if let Some(copy) = &mirror.mirror {
                         copy.follow(&mirror.store).await;
                     }
                 });
+                tokio::spawn(async move { servers.store.follow_servers().await });
                 tokio::spawn(async move { credentials.store.follow_credentials().await });
                 running.sender.run(&running).await;
             });

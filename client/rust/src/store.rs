@@ -1,39 +1,21 @@
-//! The service as calls with deadlines: one HTTP/2 connection, made when first needed and again when it is lost.
+//! The service as calls with deadlines, to whichever of its servers.
 
-use std::fs;
-use std::path::PathBuf;
-use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
-use arc_swap::ArcSwap;
 use tokio::time::{Instant, timeout_at};
-use tonic::transport::{Channel, Endpoint};
-use tonic::{Code, Status, Streaming};
+use tonic::transport::Endpoint;
+use tonic::{Code, ConnectError, Status, Streaming};
 
-use crate::Error;
 use crate::options::Options;
-use crate::v1::session_store_service_client::SessionStoreServiceClient;
+use crate::servers::{Client, Servers};
+use crate::target::Target;
 use crate::v1::{BatchRequest, GetRequest, Operation, Session, TakeRequest, WatchRequest, WatchResponse, result};
+use crate::{Credentials, Error};
 
-/// How often a call is tried where another try is harmless: a connection may have ended since the last one.
+/// How often a call is tried at least, where another try is harmless: a connection may have ended since the last one.
 const ATTEMPTS: usize = 3;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 const CREDENTIALS_CHECK: Duration = Duration::from_secs(1);
-/// A Batch of the largest values that one request asks for.
-const LARGEST_ANSWER: usize = (16 << 20) + (1 << 20);
-const USE: &str = "use host:port, dns:///host:port or unix:/path";
-
-/// How a frontend trusts the store, and proves to it who it is: PEM files, which are read again when they change.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub struct Credentials {
-    /// Certificates of the authorities that the store's certificate must come from; None for the system's.
-    pub ca: Option<PathBuf>,
-    /// The frontend's own certificate with its chain, and its private key.
-    pub identity: Option<(PathBuf, PathBuf)>,
-    /// The name that the store's certificate must have; None for the host of the target.
-    pub server_name: Option<String>,
-}
 
 /// Why a call failed, as misses are counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,6 +35,11 @@ impl Failure {
             Self::Limited => "limited",
             Self::Refused => "refused",
         }
+    }
+
+    /// Whether another server may do better.
+    const fn is_of_server(self) -> bool {
+        matches!(self, Self::Late | Self::Down)
     }
 
     fn of(status: &Status) -> Self {
@@ -88,20 +75,18 @@ pub(crate) enum How {
 pub(crate) struct Store {
     target: String,
     namespace: String,
-    endpoint: ArcSwap<Endpoint>,
+    servers: Servers,
     credentials: Option<Credentials>,
-    client: ArcSwap<SessionStoreServiceClient<Channel>>,
 }
 
 impl Store {
     /// Makes a store. To be called in a runtime; connects when first used.
-    pub(crate) fn new(options: &Options, endpoint: &Endpoint) -> Self {
+    pub(crate) fn new(options: &Options, target: &Target, endpoint: &Endpoint) -> Self {
         Self {
             target: options.target.clone(),
             namespace: options.namespace.clone(),
-            endpoint: ArcSwap::from_pointee(endpoint.clone()),
+            servers: Servers::new(target.clone(), endpoint.clone()),
             credentials: options.credentials.clone(),
-            client: ArcSwap::from_pointee(connect(endpoint)),
         }
     }
 
@@ -115,17 +100,20 @@ impl Store {
         let session = match how {
             How::Get => {
                 let request = GetRequest { namespace, key };
-                let call = || {
-                    let (mut client, request) = (self.client(), request.clone());
+                let call = |mut client: Client| {
+                    let request = request.clone();
                     async move { client.get(request).await }
                 };
-                repeated(end, call).await?.session
+                self.call(end, true, call).await?.session
             }
             How::Take => {
                 // Not repeated: who took a session and was not heard has used it up.
-                let mut client = self.client();
-                let call = client.take(TakeRequest { namespace, key });
-                within(end, call).await?.session
+                let request = TakeRequest { namespace, key };
+                let call = |mut client: Client| {
+                    let request = request.clone();
+                    async move { client.take(request).await }
+                };
+                self.call(end, false, call).await?.session
             }
         };
         session.map(|session| StoredSession::of(session).ok_or(Failure::Refused)).transpose()
@@ -134,22 +122,36 @@ impl Store {
     /// Carries out operations, in their order, until `end`.
     pub(crate) async fn batch(&self, operations: Vec<Operation>, end: Instant) -> Result<Vec<Option<result::Result>>, Failure> {
         let (sent, request) = (operations.len(), BatchRequest { operations });
-        let call = || {
-            let (mut client, request) = (self.client(), request.clone());
+        let call = |mut client: Client| {
+            let request = request.clone();
             async move { client.batch(request).await }
         };
-        let results = repeated(end, call).await?.results;
+        let results = self.call(end, true, call).await?.results;
         if results.len() == sent { Ok(results.into_iter().map(|each| each.result).collect()) } else { Err(Failure::Refused) }
     }
 
-    pub(crate) async fn watch(&self, position: Vec<u8>) -> Result<Streaming<WatchResponse>, Status> {
+    /// Begins to watch the namespace, until `end` at the latest.
+    pub(crate) async fn watch(&self, position: Vec<u8>, end: Instant) -> Result<Streaming<WatchResponse>, String> {
+        let server = self.servers.next().await.ok_or("its name does not resolve")?;
         let request = WatchRequest { namespace: self.namespace.clone(), position };
-        Ok(self.client().watch(request).await?.into_inner())
+        let mut client = server.client();
+        let (failure, words) = match timeout_at(end, client.watch(request)).await {
+            Ok(Ok(watch)) => {
+                server.answered();
+                return Ok(watch.into_inner());
+            }
+            Ok(Err(status)) => (Failure::of(&status), status.to_string()),
+            Err(_) => (Failure::Late, "no answer in time".into()),
+        };
+        if failure.is_of_server() {
+            self.servers.failed(&server);
+        }
+        Err(words)
     }
 
-    /// Makes a connection anew: one whose peer went without a word is never told so.
-    pub(crate) fn reconnect(&self) {
-        self.client.store(Arc::new(connect(&self.endpoint.load())));
+    /// Keeps to where the store is, until the task is dropped.
+    pub(crate) async fn follow_servers(&self) {
+        self.servers.follow().await;
     }
 
     /// Connects anew whenever the files of the credentials have changed, until the task is dropped.
@@ -162,11 +164,10 @@ impl Store {
             if current == seen {
                 continue;
             }
-            match endpoint(&self.target, Some(credentials)) {
+            match Target::parse(&self.target).and_then(|target| endpoint(&target, Some(credentials))) {
                 Ok(endpoint) => {
                     log::info!("credentials of the store read again");
-                    self.endpoint.store(Arc::new(endpoint));
-                    self.reconnect();
+                    self.servers.renew(endpoint);
                     (seen, complaint) = (current, String::new());
                 }
                 Err(error) if complaint == error.to_string() => {} // once, not every second
@@ -178,128 +179,64 @@ impl Store {
         }
     }
 
-    fn client(&self) -> SessionStoreServiceClient<Channel> {
-        SessionStoreServiceClient::clone(&self.client.load())
-    }
-}
-
-impl Credentials {
-    fn versions(&self) -> Vec<Option<(u64, SystemTime)>> {
-        let (cert, key) = self.identity.as_ref().map(|(cert, key)| (cert, key)).unzip();
-        let version = |path: &PathBuf| fs::metadata(path).and_then(|metadata| Ok((metadata.len(), metadata.modified()?))).ok();
-        [self.ca.as_ref(), cert, key].into_iter().map(|path| path.and_then(version)).collect()
-    }
-}
-
-/// Checks a target and its credentials without connecting.
-pub(crate) fn endpoint(target: &str, credentials: Option<&Credentials>) -> Result<Endpoint, Error> {
-    let scheme = if credentials.is_some() { "https" } else { "http" };
-    let malformed = || Error::new(format!("target {target:?}: {USE}"));
-    let endpoint = if target.starts_with("unix:/") {
-        Endpoint::from_shared(target.to_owned())
-    } else {
-        let prefixes = ["dns:///", "dns:", "ipv4:", "ipv6:"];
-        let host_and_port = prefixes.iter().find_map(|prefix| target.strip_prefix(prefix)).unwrap_or(target);
-        let port =
-            host_and_port.rsplit_once(':').and_then(|(host, port)| if host.is_empty() { None } else { port.parse().ok() });
-        if port.is_none_or(|port: u16| port == 0) || host_and_port.contains(['/', ',', '@']) {
-            return Err(malformed());
+    /// Makes a call until `end`, at another server where the first one fails and that is harmless.
+    async fn call<T, F>(&self, end: Instant, repeatable: bool, call: impl Fn(Client) -> F) -> Result<T, Failure>
+    where
+        F: Future<Output = Result<tonic::Response<T>, Status>>,
+    {
+        let mut tried = 0;
+        loop {
+            let server = timeout_at(end, self.servers.next()).await.map_err(|_| Failure::Late)?.ok_or(Failure::Down)?;
+            let others = self.servers.count().saturating_sub(tried + 1);
+            tried += 1;
+            // One that may not be there leaves time for the others.
+            let share = if repeatable && !server.reached() { share_of(end, others) } else { end };
+            let (failure, harmless) = match timeout_at(share, call(server.client())).await {
+                Ok(Ok(response)) => {
+                    server.answered();
+                    return Ok(response.into_inner());
+                }
+                Ok(Err(status)) => {
+                    log::debug!("a call to the store failed: {:?} {}", status.code(), status.message());
+                    (Failure::of(&status), repeatable || never_sent(&status))
+                }
+                Err(_) => (Failure::Late, repeatable && share < end),
+            };
+            if !failure.is_of_server() {
+                server.answered();
+                return Err(failure);
+            }
+            self.servers.failed(&server);
+            if !harmless || (tried >= ATTEMPTS && others == 0) {
+                return Err(failure);
+            }
         }
-        Endpoint::from_shared(format!("{scheme}://{host_and_port}"))
+    }
+}
+
+/// Returns when a call has to end, so that as many others as this have as much time until `end`.
+fn share_of(end: Instant, others: usize) -> Instant {
+    let now = Instant::now();
+    now + end.saturating_duration_since(now) / u32::try_from(others + 1).unwrap_or(u32::MAX)
+}
+
+/// Whether a call was not made, since there was no connection.
+fn never_sent(status: &Status) -> bool {
+    std::iter::successors(std::error::Error::source(status), |error| error.source())
+        .any(<dyn std::error::Error>::is::<ConnectError>)
+}
+
+/// Makes of a target what connections to its servers have in common, without connecting.
+pub(crate) fn endpoint(target: &Target, credentials: Option<&Credentials>) -> Result<Endpoint, Error> {
+    let scheme = if credentials.is_some() { "https" } else { "http" };
+    let uri = match target {
+        Target::Unix(path) => format!("unix:{path}"),
+        Target::Hosts(_) => format!("{scheme}://{}", target.authority()),
     };
-    let endpoint = endpoint.map_err(|_| malformed())?.connect_timeout(CONNECT_TIMEOUT);
+    let endpoint = Endpoint::from_shared(uri).map_err(|_| Error::new(format!("target {:?} is no name", target.authority())))?;
+    let endpoint = endpoint.connect_timeout(CONNECT_TIMEOUT);
     match credentials {
         None => Ok(endpoint),
-        Some(credentials) => secured(endpoint, credentials),
-    }
-}
-
-#[cfg(feature = "tls")]
-fn secured(endpoint: Endpoint, credentials: &Credentials) -> Result<Endpoint, Error> {
-    use tonic::transport::{Certificate, ClientTlsConfig, Identity};
-
-    let read = |path: &PathBuf| fs::read(path).map_err(|error| Error::new(format!("{}: {}", path.display(), error.kind())));
-    let mut tls = match &credentials.ca {
-        Some(path) => ClientTlsConfig::new().ca_certificate(Certificate::from_pem(read(path)?)),
-        None => ClientTlsConfig::new().with_native_roots(),
-    };
-    if let Some((cert, key)) = &credentials.identity {
-        tls = tls.identity(Identity::from_pem(read(cert)?, read(key)?));
-    }
-    if let Some(name) = &credentials.server_name {
-        tls = tls.domain_name(name);
-    }
-    endpoint.tls_config(tls).map_err(|error| {
-        let cause = std::error::Error::source(&error).map_or_else(|| error.to_string(), ToString::to_string);
-        Error::new(format!("credentials of the store: {cause}"))
-    })
-}
-
-#[cfg(not(feature = "tls"))]
-fn secured(_: Endpoint, _: &Credentials) -> Result<Endpoint, Error> {
-    Err(Error::new("TLS to the store needs the feature \"tls\""))
-}
-
-fn connect(endpoint: &Endpoint) -> SessionStoreServiceClient<Channel> {
-    SessionStoreServiceClient::new(endpoint.connect_lazy()).max_decoding_message_size(LARGEST_ANSWER)
-}
-
-async fn within<T>(end: Instant, call: impl Future<Output = Result<tonic::Response<T>, Status>>) -> Result<T, Failure> {
-    match timeout_at(end, call).await {
-        Err(_) => Err(Failure::Late),
-        Ok(Err(status)) => {
-            log::debug!("a call to the store failed: {:?} {}", status.code(), status.message());
-            Err(Failure::of(&status))
-        }
-        Ok(Ok(response)) => Ok(response.into_inner()),
-    }
-}
-
-async fn repeated<T, C, F>(end: Instant, call: C) -> Result<T, Failure>
-where
-    C: Fn() -> F,
-    F: Future<Output = Result<tonic::Response<T>, Status>>,
-{
-    let mut outcome = Err(Failure::Down);
-    for _ in 0..ATTEMPTS {
-        outcome = within(end, call()).await;
-        if !matches!(outcome, Err(Failure::Down)) {
-            break;
-        }
-    }
-    outcome
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn targets_are_those_of_grpc() {
-        for target in [
-            "store:7400",
-            "dns:///store:7400",
-            "127.0.0.1:7400",
-            "[::1]:7400",
-            "ipv6:[::1]:7400",
-            "unix:/run/r.sock",
-            "unix:///run/r.sock",
-        ] {
-            endpoint(target, None).unwrap_or_else(|error| panic!("{target}: {error}"));
-        }
-        for target in
-            ["", "store", "http://store:7400", "store:0", "store:70000", ":7400", "ipv4:1.1.1.1:1,2.2.2.2:2", "unix:", "a b:1"]
-        {
-            let error = endpoint(target, None).map(drop).expect_err(target).to_string();
-            assert!(error.contains("use host:port"), "{error}");
-        }
-    }
-
-    #[cfg(feature = "tls")]
-    #[test]
-    fn credentials_that_cannot_be_read_are_named() {
-        let credentials = Credentials { ca: Some("/nonexistent/ca.pem".into()), ..Credentials::default() };
-        let error = endpoint("store:7400", Some(&credentials)).map(drop).unwrap_err().to_string();
-        assert!(error.contains("/nonexistent/ca.pem"), "{error}");
+        Some(credentials) => credentials.secured(endpoint),
     }
 }

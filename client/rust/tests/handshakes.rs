@@ -11,7 +11,7 @@ use std::time::{Duration, Instant, SystemTime};
 use resumed::{Credentials, Format, Ids, Keyring, Look, Options, Shim};
 use rustls::server::{ProducesTickets, StoresServerSessions};
 use rustls::version::{TLS12, TLS13};
-use support::{Authority, PATIENCE, Peers, Store, eventually, options, resumes, sessions, shared_store};
+use support::{Authority, PATIENCE, Peers, Relay, Store, eventually, options, resumes, sessions, shared_store};
 
 #[test]
 fn any_frontend_resumes_what_any_other_negotiated() {
@@ -200,6 +200,61 @@ fn what_a_resumed_connection_issues_was_issued_with_the_session_that_it_resumed(
     assert_eq!(hour.stats().puts["refused"], 1);
     let third = hour.connection().encrypt(b"session").unwrap();
     assert!(day.connection().decrypt(&third).is_some());
+}
+
+#[test]
+fn servers_that_are_gone_or_hang_cost_no_resumption_while_another_answers() {
+    let Some(store) = shared_store() else { return };
+    let hanging = TcpListener::bind("127.0.0.1:0").unwrap();
+    let gone = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let target = format!("ipv4:{gone},{},{store},{gone}", hanging.local_addr().unwrap());
+    let sessions = sessions(&target, "several", |_| ());
+    let ids: Vec<_> = (0..30).map(|_| sessions.connection().encrypt(b"session").unwrap()).collect();
+    assert!(sessions.flush(PATIENCE));
+    for id in &ids {
+        assert!(sessions.connection().decrypt(id).is_some(), "{:?}", sessions.stats());
+    }
+    assert_eq!(sessions.stats().hits, [("store", 30)].into());
+}
+
+#[test]
+fn a_name_may_have_addresses_at_which_there_is_no_store() {
+    let Some(store) = shared_store() else { return };
+    let target = format!("dns:///localhost:{}", store.rsplit_once(':').unwrap().1); // which may be ::1 first
+    let single = |options: &mut Options| options.single_use = true;
+    let sessions = sessions(&target, "named", single);
+    for number in 0..6 {
+        assert!(sessions.connection().put(vec![number; 32], b"session".to_vec()));
+        assert!(sessions.connection().take(&[number; 32]).is_some(), "{:?}", sessions.stats());
+        assert!(sessions.connection().take(&[number; 32]).is_none());
+    }
+}
+
+#[test]
+fn a_mirror_goes_on_when_the_store_ends_its_stream() {
+    let Some(store) = shared_store() else { return };
+    let relay = Relay::to(store);
+    let mut options = options(&relay.address, "relayed");
+    options.mirror = 1 << 20;
+    let shim = Shim::new(options, Format::Rustls).unwrap();
+    let id = shim.issue_id();
+    let finds = || shim.look_up(&id, Look::default(), |_, _| Ok(())).is_some();
+    let mirrored = || shim.stats().hits.get("mirror").copied().unwrap_or_default();
+    assert!(!finds());
+    shim.negotiated(&id, b"session", SystemTime::now(), shim.not_after(), true);
+    eventually(|| finds() && mirrored() > 0);
+    for _ in 0..2 {
+        thread::sleep(Duration::from_millis(1500)); // it has been serving
+        relay.cut();
+        let (before, end) = (shim.stats().hits, Instant::now() + Duration::from_millis(1500));
+        while Instant::now() < end {
+            assert!(finds());
+            thread::sleep(Duration::from_millis(5));
+        }
+        let after = shim.stats().hits;
+        assert_eq!(before.get("store"), after.get("store"), "a look-up was a call");
+        assert!(after["mirror"] > before["mirror"] + 10);
+    }
 }
 
 #[test]

@@ -1,9 +1,10 @@
 //! A real store, certificates, and handshakes in memory.
 
 use std::io::{BufRead, BufReader};
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
@@ -63,6 +64,38 @@ impl Store {
 impl Drop for Store {
     fn drop(&mut self) {
         let _ = self.process.wait(); // closes its input first
+    }
+}
+
+/// Hands connections on to a store, until they are cut.
+pub struct Relay {
+    pub address: String,
+    relayed: Arc<Mutex<Vec<TcpStream>>>,
+}
+
+impl Relay {
+    pub fn to(target: &str) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let (address, target) = (listener.local_addr().unwrap().to_string(), target.to_owned());
+        let relayed = Arc::new(Mutex::new(Vec::new()));
+        let all = Arc::clone(&relayed);
+        std::thread::spawn(move || {
+            for accepted in listener.incoming() {
+                let (client, store) = (accepted.unwrap(), TcpStream::connect(&target).unwrap());
+                for (from, to) in [(&client, &store), (&store, &client)] {
+                    let (mut from, mut to) = (from.try_clone().unwrap(), to.try_clone().unwrap());
+                    std::thread::spawn(move || std::io::copy(&mut from, &mut to));
+                }
+                all.lock().unwrap().extend([client, store]);
+            }
+        });
+        Self { address, relayed }
+    }
+
+    pub fn cut(&self) {
+        for stream in self.relayed.lock().unwrap().drain(..) {
+            let _ = stream.shutdown(Shutdown::Both);
+        }
     }
 }
 

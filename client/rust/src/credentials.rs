@@ -1,0 +1,58 @@
+//! TLS to the store.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::SystemTime;
+
+use tonic::transport::Endpoint;
+
+use crate::Error;
+
+/// How a frontend trusts the store, and proves to it who it is: PEM files, which are read again when they change.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub struct Credentials {
+    /// Certificates of the authorities that the store's certificate must come from; None for the system's.
+    pub ca: Option<PathBuf>,
+    /// The frontend's own certificate with its chain, and its private key.
+    pub identity: Option<(PathBuf, PathBuf)>,
+    /// The name that the store's certificate must have; None for the host of the target.
+    pub server_name: Option<String>,
+}
+
+impl Credentials {
+    /// Returns what tells whether the files have changed.
+    pub(crate) fn versions(&self) -> Vec<Option<(u64, SystemTime)>> {
+        let (cert, key) = self.identity.as_ref().map(|(cert, key)| (cert, key)).unzip();
+        let version = |path: &PathBuf| fs::metadata(path).and_then(|metadata| Ok((metadata.len(), metadata.modified()?))).ok();
+        [self.ca.as_ref(), cert, key].into_iter().map(|path| path.and_then(version)).collect()
+    }
+
+    /// Returns `endpoint` with TLS by what the files say now.
+    #[cfg(feature = "tls")]
+    pub(crate) fn secured(&self, endpoint: Endpoint) -> Result<Endpoint, Error> {
+        use tonic::transport::{Certificate, ClientTlsConfig, Identity};
+
+        let read = |path: &PathBuf| fs::read(path).map_err(|error| Error::new(format!("{}: {}", path.display(), error.kind())));
+        let mut tls = match &self.ca {
+            Some(path) => ClientTlsConfig::new().ca_certificate(Certificate::from_pem(read(path)?)),
+            None => ClientTlsConfig::new().with_native_roots(),
+        };
+        if let Some((cert, key)) = &self.identity {
+            tls = tls.identity(Identity::from_pem(read(cert)?, read(key)?));
+        }
+        if let Some(name) = &self.server_name {
+            tls = tls.domain_name(name);
+        }
+        endpoint.tls_config(tls).map_err(|error| {
+            let cause = std::error::Error::source(&error).map_or_else(|| error.to_string(), ToString::to_string);
+            Error::new(format!("credentials of the store: {cause}"))
+        })
+    }
+
+    #[cfg(not(feature = "tls"))]
+    #[allow(clippy::unused_self)]
+    pub(crate) fn secured(&self, _: Endpoint) -> Result<Endpoint, Error> {
+        Err(Error::new("TLS to the store needs the feature \"tls\""))
+    }
+}
