@@ -483,6 +483,12 @@ def in_use_unwritten(directory: Path) -> None:
     (directory / "in-use").touch()
 
 
+def laid_out_otherwise(directory: Path) -> None:
+    """As another version of the server writes it."""
+    with lmdb.open(str(directory), max_dbs=5) as env, env.begin(write=True) as txn:
+        assert txn.put(b"layout", b"0")
+
+
 CRASHER = """
 import os
 number = 0
@@ -499,7 +505,17 @@ def crashed(directory: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "spoil", [garbage, cut_off, tables_wiped, marked_damaged, crashed, in_use_at_another_boot, in_use_unwritten]
+    "spoil",
+    [
+        garbage,
+        cut_off,
+        tables_wiped,
+        marked_damaged,
+        crashed,
+        in_use_at_another_boot,
+        in_use_unwritten,
+        laid_out_otherwise,
+    ],
 )
 def test_a_file_that_cannot_be_trusted_is_set_aside_loudly(
     opened: Callable[..., EmbeddedEngine], tmp_path: Path, spoil: Callable[[Path], None]

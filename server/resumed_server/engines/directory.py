@@ -4,7 +4,8 @@ While a database is open, the file `in-use` names the boot of the machine. The l
 it and deletes that file. Where it is found after another boot, the machine went down with pages unwritten. The file
 `damaged` says that a process ran into damage, and `crash` what a process did that crashed: LMDB follows pages without a
 doubt, so damage that it does not notice can end in a SIGSEGV, SIGBUS or SIGABRT. In all these cases, and where LMDB
-itself refuses the file, it is a cache: it is set aside, loudly, and a new one begun.
+itself refuses the file, it is a cache: it is set aside, loudly, and a new one begun. So is one whose tables are laid
+out in another way, which an older or a newer version wrote.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ DAMAGE = (
 )
 """What LMDB raises for a file that it cannot read, or not any more."""
 
+_LAYOUT = b"layout"
+"""A key beside the names of the tables."""
 _MAX_READERS = 1024
 _LOCK_FILE_BYTES = 128 << 10  # more than the 64 bytes that LMDB needs for each reader
 _SPARE_TRANSACTIONS = 32
@@ -50,12 +53,17 @@ _PATIENCE = 3.0
 _log = structlog.get_logger()
 
 
+class _OtherLayout(lmdb.VersionMismatchError):
+    """The tables of a file hold something else."""
+
+
 class DatabaseDirectory:
     """An open database and the directory it is in.
 
     Args:
         path: The directory, made if it is not there; None for a private temporary one, which close() deletes.
         tables: The names of the tables, begun empty.
+        layout: What the tables hold; a file with another one, or none, is set aside.
         map_bytes: How large the file may grow.
         blame_crashes: Whether a crash of this process means that the file is damaged.
 
@@ -64,11 +72,17 @@ class DatabaseDirectory:
     """
 
     def __init__(
-        self, path: Path | None, tables: Sequence[bytes], *, map_bytes: int, blame_crashes: bool = False
+        self,
+        path: Path | None,
+        tables: Sequence[bytes],
+        *,
+        layout: bytes,
+        map_bytes: int,
+        blame_crashes: bool = False,
     ) -> None:
         self._temporary = path is None
         self._blames_crashes, self._crash = blame_crashes, contextlib.ExitStack()
-        self._names, self._map_bytes = tables, map_bytes
+        self._names, self._layout, self._map_bytes = tables, layout, map_bytes
         self.path = path or Path(tempfile.gettempdir())  # for the message, if that cannot be used
         try:
             if path is None:
@@ -132,7 +146,7 @@ class DatabaseDirectory:
         try:
             return self._open()
         except DAMAGE as error:
-            self._set_aside(type(error).__name__)
+            self._set_aside(str(error) if isinstance(error, _OtherLayout) else type(error).__name__)
             return self._open()
 
     def _open(self) -> tuple[Any, list[Any]]:
@@ -157,6 +171,7 @@ class DatabaseDirectory:
         try:
             env.reader_check()  # what killed processes were reading must not pin old pages
             self._check_length(env)
+            self._check_layout(env)
             tables = [env.open_db(name) for name in self._names]
         except BaseException:
             env.close()
@@ -197,6 +212,14 @@ class DatabaseDirectory:
                 raise lmdb.CorruptedError("the file was cut off")
             if length < info["map_size"]:
                 os.truncate(self._file, info["map_size"])
+
+    def _check_layout(self, env: Any) -> None:
+        """Write the layout into a new file; raise an error of DAMAGE if another one has a different layout."""
+        with env.begin(write=True) as txn:
+            if not env.info()["last_txnid"]:
+                txn.put(_LAYOUT, self._layout)
+            elif txn.get(_LAYOUT) != self._layout:
+                raise _OtherLayout("another version of resumed wrote it")
 
     def _set_untrusted_aside(self) -> None:
         if cause := self._reported():

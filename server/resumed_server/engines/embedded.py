@@ -49,6 +49,8 @@ _Transaction: TypeAlias = Any
 """An lmdb.Transaction, whose stubs do not know that it returns memoryviews with `buffers=True` only, else bytes."""
 
 _TABLES = (b"sessions", b"expiries", b"tombstones", b"changes", b"purges")
+_LAYOUT = b"1"
+"""Changes with what is in the tables: an older or a newer version begins a new file then, and misreads nothing."""
 _MOST_PAGES = 16
 """More than storing a session can take beside its own bytes, however many pages of the tables it splits."""
 _HEADROOM_BYTES = 64 << 20
@@ -212,7 +214,11 @@ class EmbeddedEngine(Engine):
         capacity = self._capacity
         self._gate = Gate()
         self._directory = DatabaseDirectory(
-            path, _TABLES, map_bytes=capacity + capacity // 2 + _HEADROOM_BYTES, blame_crashes=blame_crashes
+            path,
+            _TABLES,
+            layout=_LAYOUT,
+            map_bytes=capacity + capacity // 2 + _HEADROOM_BYTES,
+            blame_crashes=blame_crashes,
         )
         self._env = self._directory.env
         self._sessions, expiries, tombstones, changes, purges = self._directory.tables
