@@ -1,0 +1,110 @@
+"""Frontends and stores of different versions get on with each other, whichever is upgraded first: docs/upgrading.md."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import pytest
+
+import resumed
+from resumed.v1 import session_store_pb2 as pb
+from resumed.v1.session_store_pb2_grpc import SessionStoreServiceStub
+from support.other_version import other_version
+from support.tls import PATIENCE, STACKS, Frontend, Mirrored, until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from support.server import RunningServer
+    from support.tls import Client
+
+
+@pytest.fixture(scope="module")
+def targets(store: RunningServer) -> Iterator[dict[str, str]]:
+    """The store as itself, and as it is behind another version."""
+    with other_version("older", store.target) as older, other_version("newer", store.target) as newer:
+        yield {"older": older, "newer": newer, "as it is": store.target}
+
+
+@pytest.fixture
+def namespace() -> str:
+    """A namespace of the test's own."""
+    return os.urandom(8).hex()
+
+
+@pytest.fixture
+def fleet(targets: dict[str, str], keyring: resumed.Keyring, namespace: str) -> Callable[..., Any]:
+    """Make a frontend of a namespace, whose store is reached behind a version."""
+
+    def frontend(kind: Any, stack: str, version: str, **options: Any) -> Any:
+        return kind(stack, targets[version], keyring, namespace=namespace, **options)
+
+    return frontend
+
+
+@pytest.mark.parametrize("version", ["older", "newer"])
+def test_frontends_resume_whatever_the_store_knows(fleet: Callable[..., Any], client: Client, version: str) -> None:
+    """Sessions go from one that speaks of everything to one whose store does not, or says more, and back."""
+    frontends = [fleet(Frontend, stack, each, mirror=True) for stack in STACKS for each in (version, "as it is")]
+    sessions = [client.visit(frontend).session for frontend in frontends]
+    assert all(frontend.shim.flush(PATIENCE) for frontend in frontends)
+    for number, frontend in enumerate(frontends):
+        assert client.visit(frontend, sessions[number - 1]).reused
+    assert not any(Counter(frontend.shim.stats.misses) for frontend in frontends)
+    assert not any(frontend.shim.breaker_open for frontend in frontends)
+
+
+@pytest.mark.parametrize("version", ["older", "newer"])
+def test_what_is_removed_or_taken_stays_so(fleet: Callable[..., Any], client: Client, version: str) -> None:
+    """At all of them."""
+    frontends = [fleet(Frontend, "ssl", each, single_use=True) for each in (version, "as it is")]
+    session = client.visit(frontends[0]).session
+    assert frontends[0].shim.flush(PATIENCE)
+    assert [client.visit(each, session).reused for each in (*frontends, *frontends)] == [True, False, False, False]
+
+
+def test_a_mirror_of_a_newer_store_takes_what_it_knows_of(fleet: Callable[..., Any], client: Client) -> None:
+    """And answers from it."""
+    mirrored, other = fleet(Mirrored, "pyopenssl", "newer"), fleet(Frontend, "ssl", "as it is")
+    session = client.visit(other).session
+    assert other.shim.flush(PATIENCE)
+    until(lambda: len(mirrored.mirror.sessions))
+    assert client.visit(mirrored, session).reused
+    assert mirrored.shim.stats.hits == {"mirror": 1}
+
+
+def test_a_purge_ends_the_sessions_of_older_frontends(
+    fleet: Callable[..., Any], client: Client, targets: dict[str, str], namespace: str
+) -> None:
+    """They do not say when they were issued: the time of their arrival counts."""
+    frontends = [fleet(Frontend, "ssl", each) for each in ("older", "as it is")]
+    session = client.visit(frontends[0]).session
+    assert frontends[0].shim.flush(PATIENCE)
+    with resumed.Admin(targets["as it is"], deadline=PATIENCE) as admin:
+        admin.purge(namespace)
+    assert not any(client.visit(frontend, session).reused for frontend in frontends)
+
+
+def test_an_older_store_says_that_it_has_no_purges(targets: dict[str, str]) -> None:
+    """It is one clear error, not an outage."""
+    with (
+        resumed.Admin(targets["older"], deadline=PATIENCE) as admin,
+        pytest.raises(resumed.StoreError, match="UNIMPLEMENTED") as refused,
+    ):
+        admin.purge("shop")
+    assert not isinstance(refused.value, resumed.StoreUnavailable)
+
+
+def test_an_operation_of_a_newer_client_fails_alone(targets: dict[str, str], namespace: str) -> None:
+    """Those beside it in the Batch are carried out."""
+    put = pb.Operation(put=pb.PutRequest(namespace=namespace, key=b"k", value=b"v"))
+    put.put.ttl.seconds = 60
+    to_come = pb.Operation.FromString(b"\xc2\x3e\x05later")
+    get = pb.Operation(get=pb.GetRequest(namespace=namespace, key=b"k"))
+    with grpc.insecure_channel(targets["as it is"], options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
+        results = SessionStoreServiceStub(channel).Batch(pb.BatchRequest(operations=[put, to_come, get])).results
+    assert results[1].error.code == grpc.StatusCode.INVALID_ARGUMENT.value[0]
+    assert results[2].get.session.value == b"v"
