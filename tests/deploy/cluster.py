@@ -41,6 +41,11 @@ class Pod:
     failures: int = 0
     ready_since: float | None = None
     told_to_stop: float | None = None
+    drained: bool = False
+
+    def __str__(self) -> str:
+        """Return its generation and its address' last number."""
+        return f"{'new' if self.generation else 'old'} pod {self.address.rpartition('.')[2]}"
 
 
 @dataclass
@@ -51,11 +56,22 @@ class Rollout:
         seconds: From its beginning until the last old pod had ended and all new ones were available.
         stops: The seconds that each old pod took to end.
         killed: How many had not ended within their grace period.
+        events: What happened to which pod when, as time.monotonic().
     """
 
     seconds: float = 0.0
     stops: list[float] = field(default_factory=list)
     killed: int = 0
+    events: list[tuple[float, str]] = field(default_factory=list)
+
+    def happened(self, what: str, pod: Pod) -> None:
+        """Note what has just happened to a pod."""
+        self.events.append((time.monotonic(), f"{pod} {what}"))
+
+    def phase(self, at: float) -> str:
+        """Return what had happened last before `at`, and for how long."""
+        before = [(when, what) for when, what in sorted(self.events) if when <= at]
+        return f"{before[-1][1]} for {at - before[-1][0]:.2f} s" if before else "nothing had happened"
 
 
 class Cluster:
@@ -140,7 +156,9 @@ class Cluster:
         pod.next_probe = now + self._probe["periodSeconds"]
         if self._serves(pod):
             pod.failures = 0
-            pod.ready_since = pod.ready_since or now
+            if not pod.ready_since:
+                pod.ready_since = now
+                self._rollout.happened("ready", pod)
         else:
             pod.failures += 1
             if pod.failures >= self._probe["failureThreshold"]:
@@ -159,8 +177,13 @@ class Cluster:
         """Take pods away that have ended; kill those whose grace period is over."""
         for pod in [pod for pod in self._pods if pod.told_to_stop]:
             taken = time.monotonic() - (pod.told_to_stop or 0)
+            drains = pod.server.log_lines("draining")
+            if drains and taken >= drains[0]["seconds"] and not pod.drained:
+                pod.drained = True
+                self._rollout.happened("drained", pod)
             if pod.server.process.poll() is not None:
                 self._rollout.stops.append(taken)
+                self._rollout.happened("ended", pod)
                 self._pods.remove(pod)
             elif taken > self._grace:
                 self._rollout.killed += 1
@@ -194,11 +217,13 @@ class Cluster:
             for text, other in self._replaced.items():
                 value = value.replace(text, other)
             env[each["name"]] = value
-        self._pods.append(Pod(self._generation, address, start_server(env=env), time.monotonic()))
+        pod = Pod(self._generation, address, start_server(env=env), time.monotonic())
+        self._pods.append(pod)
+        self._rollout.happened("started", pod)
 
-    @staticmethod
-    def _stop(pod: Pod) -> None:
+    def _stop(self, pod: Pod) -> None:
         pod.told_to_stop = time.monotonic()
+        self._rollout.happened("told to stop", pod)
         pod.server.signal()
 
     def _resolve(self) -> None:
@@ -213,6 +238,7 @@ class Cluster:
             new = self._hosts.with_suffix(".new")
             new.write_text("".join(f"{address} {self._name}\n" for address in sorted(addresses)))
             new.rename(self._hosts)
+            self._rollout.events.append((time.monotonic(), "DNS changed"))
 
 
 def workload(objects: list[Object]) -> Any:

@@ -1,30 +1,60 @@
-"""The demo frontend with mutual TLS to the store: `--tls DIRECTORY` in front of its own options."""
+"""The demo frontend, keeping a journal: a line of JSON in the file JOURNAL for each miss, and each call that failed."""
 
 from __future__ import annotations
 
-import argparse
-import sys
-from typing import Any
+import json
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import resumed
+from resumed.channel import Channel, Method
+from resumed.stats import Recorder
 from resumed_server import demo_frontend
 
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable
+    from typing import TextIO
 
-class Frontend(demo_frontend.Frontend):
-    """A frontend that shows the store a certificate."""
+    from resumed.target import SocketAddress
 
-    tls: str
+_Answer = TypeVar("_Answer")
 
-    def __init__(self, name: str, stack: str, certificate: str, tickets: int | None, store: dict[str, Any]) -> None:
-        files = {"ca": "ca.crt", "cert": "tls.crt", "key": "tls.key"}
-        credentials = resumed.Credentials(**{kind: f"{self.tls}/{file}" for kind, file in files.items()})
-        super().__init__(name, stack, certificate, tickets, store | {"credentials": credentials})
+JOURNAL = "JOURNAL"
+"""The variable that names the file."""
+
+
+def keep(journal: TextIO) -> None:
+    """Write into `journal` from now on. Times are those of time.monotonic(), which all processes share."""
+
+    def write(**entry: Any) -> None:
+        journal.write(json.dumps({"at": time.monotonic(), **entry}) + "\n")
+
+    def told(name: str, work: Callable[[], _Answer]) -> _Answer:
+        started = time.monotonic()
+        try:
+            return work()
+        except Exception as error:
+            write(call=name, error=str(error), seconds=time.monotonic() - started)
+            raise
+
+    count, call, connect = Recorder.count, Channel.call, Channel._connect
+
+    def counted(self: Recorder, kind: str, reason: str, number: int = 1) -> None:
+        count(self, kind, reason, number)
+        if kind == "misses":
+            write(miss=reason)
+
+    def called(self: Channel, method: Method, message: bytes, timeout: float) -> bytes:
+        return told(method.path.rpartition("/")[2], lambda: call(self, method, message, timeout))
+
+    def connected(self: Channel, where: SocketAddress, end: float) -> socket.socket:
+        return told(f"connect {where[1]}", lambda: connect(self, where, end))
+
+    Recorder.count, Channel.call, Channel._connect = counted, called, connected  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("--tls", required=True, metavar="DIRECTORY")
-    options, sys.argv[1:] = parser.parse_known_args()
-    Frontend.tls = options.tls
-    demo_frontend.Frontend = Frontend  # type: ignore[assignment,misc]
+    keep(Path(os.environ[JOURNAL]).open("a", buffering=1))  # noqa: SIM115 - until the process ends
     demo_frontend.main()

@@ -3,7 +3,8 @@
     python tests/deploy/rolling.py [--dns SECONDS] [--deadline SECONDS] [--only WORD] [--markdown]      (make rolling)
 
 Four frontends, `ssl` and pyOpenSSL, with mutual TLS to the store by its Service's name; the traffic is that of `make
-faults`. Exit status 1 if a handshake failed, or if with Valkey less than 99 % of what was offered resumed.
+faults`. Frontends keep a journal, so that each miss is told with its reason and with what was happening to the pods.
+Exit status 1 if a handshake failed, or if with Valkey less than 99 % of what was offered resumed.
 """
 
 from __future__ import annotations
@@ -16,17 +17,18 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import resumed
 from deploy.cluster import Cluster, Rollout, workload
+from deploy.frontend import JOURNAL
 from deploy.kubernetes import kustomized
 from faults.traffic import Traffic
-from performance.fleet import Client
 from support.mtls import Authority, Files, grant
 from support.redis import valkey_server
-from support.tls import CERTIFICATE, STACKS, VERSIONS
+from support.tls import CERTIFICATE, STACKS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -39,6 +41,10 @@ PATIENCE = 60.0
 ENOUGH = 0.99
 """What share of the sessions that were offered must have resumed."""
 SERVICE = "resumed.resumed.svc.cluster.local"
+_BLAMED = 1.5
+"""Seconds for which a call that failed is told with the misses that follow."""
+_TOLD = 10
+"""How many misses are told one by one."""
 IDENTITY = "spiffe://cluster.local/ns/shop/sa/shop"
 
 
@@ -65,17 +71,31 @@ class Frontends(NamedTuple):
 
     shared: list[int]
     once: list[int]
+    journals: dict[int, Path]
+    """By port."""
 
-    def misses(self) -> dict[str, int]:
-        """Return how many look-ups of those that share sessions found nothing, and Puts stored nothing, by reason."""
-        counts: dict[str, int] = {}
-        for port in self.shared:
-            stats = Client(VERSIONS[0]).ask(port, b"stats")
-            for kind in ("misses", "puts"):
-                for reason, count in stats[kind].items():
-                    name = reason if kind == "misses" else f"Put {reason}"
-                    counts[name] = counts.get(name, 0) + count
-        return counts
+
+class Miss(NamedTuple):
+    """A session that was offered and did not resume.
+
+    Attributes:
+        seconds: When, from the beginning of the rollout.
+        reason: The frontend's.
+        phase: What had happened to a pod last.
+        calls: The calls of that frontend that failed shortly before or meanwhile.
+        stall: How many seconds too late the machine woke a process with nothing to do, about then.
+    """
+
+    seconds: float
+    reason: str
+    phase: str
+    calls: list[str]
+    stall: float
+
+    def __str__(self) -> str:
+        """Return a line for people."""
+        calls = "; ".join(self.calls) or "no call had failed"
+        return f"{self.seconds:+.2f} s: {self.reason}; {self.phase}; machine late by {self.stall * 1e3:.0f} ms; {calls}"
 
 
 class Result(NamedTuple):
@@ -92,7 +112,14 @@ class Result(NamedTuple):
     without: float | None
     """Seconds from the rollout's beginning until resumption was there for good."""
     slowest: float
-    misses: dict[str, int]
+    misses: list[Miss]
+    """Before the rollout and during it."""
+    stall: float
+    """Seconds by which the machine woke a process with nothing to do too late, at worst."""
+
+    def reasons(self) -> Counter[str]:
+        """Return how many sessions did not resume during the rollout, by reason."""
+        return Counter(miss.reason for miss in self.misses if miss.seconds >= 0)
 
     @property
     def good(self) -> bool:
@@ -123,15 +150,16 @@ def run(scenario: Scenario, dns_seconds: float, deadline: float) -> Result:
             )
         )
         frontends = held.enter_context(_frontends(directory, hosts, deadline))
+        stalls = directory / "stalls"
+        held.callback(subprocess.Popen([sys.executable, Path(__file__).with_name("stalls.py"), stalls]).terminate)
         traffic = held.enter_context(Traffic(cast("Rig", frontends)))
         time.sleep(BEFORE)
         traffic.save()
-        misses, began = frontends.misses(), time.monotonic()
+        began = time.monotonic()
         rollout = cluster.roll()
         over = time.monotonic()
         time.sleep(AFTER)
         before, during = traffic.rate(began - BEFORE / 2, began), traffic.rate(began, over)
-        after = {reason: count - misses.get(reason, 0) for reason, count in frontends.misses().items()}
         return Result(
             scenario,
             rollout,
@@ -143,8 +171,36 @@ def run(scenario: Scenario, dns_seconds: float, deadline: float) -> Result:
             traffic.kept(),
             traffic.back(began),
             traffic.slowest(began, over),
-            {reason: count for reason, count in after.items() if count},
+            list(_misses(traffic, frontends, rollout, (began, over), _entries(stalls))),
+            max((each["late"] for each in _entries(stalls) if began <= each["at"] < over), default=0.0),
         )
+
+
+def _entries(journal: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in journal.read_text().splitlines()]
+
+
+def _misses(
+    traffic: Traffic, frontends: Frontends, rollout: Rollout, span: tuple[float, float], stalls: list[dict[str, Any]]
+) -> Iterator[Miss]:
+    """Look up in the journals why sessions did not resume."""
+    began, over = span
+    journals = {port: _entries(frontends.journals[port]) for port in frontends.shared}
+    for each in traffic.missed(began - BEFORE / 2, over):
+        entries = [entry for entry in journals[each.port] if each.at - _BLAMED <= entry["at"] <= each.ended]
+        reasons = [entry["miss"] for entry in entries if "miss" in entry and entry["at"] >= each.at]
+        yield Miss(
+            each.at - began,
+            # Another one's at the same time is one that must not resume any more, which the store does not know.
+            next((reason for reason in reasons if reason != "unknown"), "unknown" if reasons else "never asked"),
+            rollout.phase(each.at),
+            [_call(entry, each.at) for entry in entries if "call" in entry],
+            max((one["late"] for one in stalls if each.at - _BLAMED <= one["at"] <= each.ended), default=0.0),
+        )
+
+
+def _call(entry: dict[str, Any], at: float) -> str:
+    return f"{entry['call']} {entry['at'] - at:+.3f} s after {entry['seconds'] * 1e3:.0f} ms: {entry['error']}"
 
 
 def _surroundings(directory: Path) -> dict[str, str]:
@@ -171,23 +227,35 @@ def _frontends(directory: Path, hosts: Path, deadline: float) -> Iterator[Fronte
     """Run two frontends that share sessions, and two that use each once; `hosts` is their DNS."""
     library = next(Path("/usr/lib").glob("*/libnss_wrapper.so"))
     env = os.environ | {"LD_PRELOAD": str(library), "NSS_WRAPPER_HOSTS": str(hosts)}
+    journals: dict[int, Path] = {}
     with contextlib.ExitStack() as held:
 
         def start(stack: str, namespace: str, *options: str) -> int:
-            command = [sys.executable, str(Path(__file__).with_name("frontend.py")), "--tls", str(directory / "shop")]
+            command = [sys.executable, str(Path(__file__).with_name("frontend.py"))]
+            for option, name in {"--ca": "ca.crt", "--cert": "tls.crt", "--key": "tls.key"}.items():
+                command += [option, str(directory / "shop" / name)]
             command += ["--stack", stack, "--name", stack, "--certificate", str(directory / "frontend.pem"), *options]
             command += ["--target", f"dns:///{SERVICE}:7400", "--keyring", str(directory / "fleet.keys")]
             command += ["--deadline", str(deadline)]
+            journal = directory / f"{namespace}-{stack}.journal"
             process = held.enter_context(
-                subprocess.Popen([*command, "--namespace", namespace], stdout=subprocess.PIPE, text=True, env=env)
+                subprocess.Popen(
+                    [*command, "--namespace", namespace],
+                    stdout=subprocess.PIPE,
+                    text=True,
+                    env=env | {JOURNAL: str(journal)},
+                )
             )
             held.callback(process.terminate)
             assert process.stdout
             port: int = json.loads(process.stdout.readline())["port"]
+            journals[port] = journal
             return port
 
         yield Frontends(
-            [start(stack, "shop") for stack in STACKS], [start(stack, "shop-once", "--single-use") for stack in STACKS]
+            [start(stack, "shop") for stack in STACKS],
+            [start(stack, "shop-once", "--single-use") for stack in STACKS],
+            journals,
         )
 
 
@@ -206,26 +274,37 @@ def table(results: list[Result], *, markdown: bool) -> str:
             "kept",
             "back after",
             "slowest",
+            "machine late",
             "misses",
         )
     ]
     for each in results:
         stops = f"{min(each.rollout.stops):.0f} to {max(each.rollout.stops):.0f} s"
-        counts = ", ".join(f"{reason} {count}" for reason, count in sorted(each.misses.items())) or "none"
+        counts = ", ".join(f"{reason} {count}" for reason, count in each.reasons().items()) or "none"
         rows.append(
             (
                 *(each.scenario.title, f"{each.rollout.seconds:.0f} s", stops, each.handshakes, len(each.failures)),
                 *(len(each.wrong), *(f"{share:.1%}" for share in (each.before, each.during, each.kept))),
                 "never" if each.without is None else f"{each.without:.1f} s",
-                *(f"{each.slowest * 1e3:.0f} ms", counts),
+                *(f"{each.slowest * 1e3:.0f} ms", f"{each.stall * 1e3:.0f} ms", counts),
             )
         )
     if markdown:
         rows.insert(1, ("---",) * len(rows[0]))
         return "\n".join(f"| {' | '.join(map(str, row))} |" for row in rows)
     return "\n\n".join(
-        "\n".join(f"{name:<12}{cell}" for name, cell in zip(rows[0], row, strict=True)) for row in rows[1:]
+        "\n".join(f"{name:<14}{cell}" for name, cell in zip(rows[0], row, strict=True)) for row in rows[1:]
     )
+
+
+def told(misses: list[Miss]) -> list[str]:
+    """Return the first misses before and during the rollout, and how many there were in each phase of the pods."""
+    before, during = ([miss for miss in misses if (miss.seconds >= 0) is later] for later in (False, True))
+    phases = Counter(f"{miss.reason}; {miss.phase.partition(' for ')[0]}" for miss in during)
+    return [
+        *(f"missed {miss}" for some in (before, during) for miss in some[:_TOLD]),
+        *(f"missed {number} times: {phase}" for phase, number in phases.items()),
+    ]
 
 
 def main() -> int:
@@ -245,7 +324,7 @@ def main() -> int:
     results = [run(each, options.dns, options.deadline) for each in SCENARIOS if options.only in each.title]
     print(table(results, markdown=options.markdown))  # noqa: T201
     for each in results:
-        for problem in (*each.failures, *each.wrong):
+        for problem in (*each.failures, *each.wrong, *told(each.misses)):
             print(f"{each.scenario.title}: {problem}")  # noqa: T201
     return 0 if all(each.good for each in results) else 1
 

@@ -58,6 +58,8 @@ class Handshake(NamedTuple):
     at: float
     offered: bool
     resumed: bool
+    port: int
+    ended: float
 
 
 class Ticket(NamedTuple):
@@ -146,6 +148,10 @@ class Traffic:
         offered = [each.resumed for each in list(self._travels) if each.offered and start <= each.at < end]
         return statistics.mean(offered) if offered else None
 
+    def missed(self, start: float, end: float) -> list[Handshake]:
+        """Return the travellers' handshakes between two times that offered a session, which did not resume."""
+        return [each for each in list(self._travels) if each.offered and not each.resumed and start <= each.at < end]
+
     def back(self, since: float) -> float | None:
         """Return the seconds from `since` until resumption was back for good, None if it is not (yet)."""
         offered = sorted(each.at for each in list(self._travels) if each.offered and each.at >= since)
@@ -164,7 +170,7 @@ class Traffic:
             started = time.monotonic()
             with self._tolerant():
                 visit = self._visit(client, port, session)
-                self._travels.append(Handshake(started, session is not None, visit.resumed))
+                self._travels.append(Handshake(started, session is not None, visit.resumed, port, time.monotonic()))
                 session = visit.session
             if self._enough.wait(max(0.0, started + period - time.monotonic())):
                 return

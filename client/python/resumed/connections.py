@@ -1,0 +1,207 @@
+"""Connections to a store that may be several servers: kept for reuse, made ahead, in turns; names are looked up again.
+
+Whoever has a call to make takes a connection that is free, of whichever server. One is made in a short-lived thread: for
+the next call if another server had one free, for those who wait if none had. So no call waits for a server that is slow
+or away while another one can answer, and what becomes ready too late for a call is there for the next. A server that
+cannot be reached is left alone for a moment, so that an outage costs the next calls nothing.
+"""
+
+from __future__ import annotations
+
+import itertools
+import socket
+import threading
+import time
+from collections import deque
+from typing import TYPE_CHECKING
+
+from resumed import errors
+from resumed.http2 import Connection
+from resumed.process import renew_after_fork
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from resumed.credentials import Credentials
+    from resumed.target import SocketAddress, Target
+
+IDLE_SECONDS = 60.0
+"""How long a connection is kept that nobody used."""
+RESOLVE_SECONDS = 1.0
+"""How long addresses count as current once a connection was lost: new servers are found when old ones go."""
+CONNECT_SECONDS = 5.0
+"""How long a connection may take to be made."""
+
+_FIRST_REST, _LONGEST_REST, _LONGEST_REST_ALONE = 0.05, 5.0, 0.4
+
+
+class Server:
+    """One address of the store, and the connections to it that are free.
+
+    Attributes:
+        where: The address.
+        connecting: How many connections are being made.
+        failure: Why it could not be reached.
+        gone: Whether it is none of the target's any more.
+    """
+
+    def __init__(self, where: SocketAddress) -> None:
+        self.where = where
+        self.connecting = 0
+        self.failure = ""
+        self.gone = False
+        self._free: deque[tuple[Connection, float]] = deque()  # since when; the one used last is at the end
+        self._rest = 0.0
+        self._rests_until = 0.0
+
+    @property
+    def resting(self) -> bool:
+        """Whether it could not be reached a moment ago."""
+        return self._rest > 0 and time.monotonic() < self._rests_until
+
+    def take(self) -> Connection | None:
+        """Take a connection, which may have ended meanwhile."""
+        try:
+            return self._free.pop()[0]
+        except IndexError:
+            return None
+
+    def give_back(self, connection: Connection) -> None:
+        """Keep a connection for the next call, and close one that nobody needed for long."""
+        now = time.monotonic()
+        if self.gone:
+            connection.close()
+            return
+        self._free.append((connection, now))
+        try:
+            oldest, since = self._free[0]
+            if now - since > IDLE_SECONDS:
+                self._free.remove((oldest, since))
+                oldest.close()
+        except (IndexError, ValueError):
+            pass  # another thread took it
+
+    def reached(self) -> None:
+        """Note that it could be reached."""
+        self._rest = 0.0
+
+    def unreachable(self, reason: str, *, alone: bool) -> None:
+        """Leave it alone for a while, longer each time."""
+        self.failure = reason
+        if not self.resting:  # or many who try at once would count as many times
+            self._rest = min(max(2 * self._rest, _FIRST_REST), _LONGEST_REST_ALONE if alone else _LONGEST_REST)
+            self._rests_until = time.monotonic() + self._rest
+
+    def dismiss(self) -> None:
+        """Close what is free, and what will be."""
+        self.gone = True
+        while connection := self.take():
+            connection.close()
+
+
+class Connections:
+    """The servers behind one target. Thread-safe; connects when first used, and anew in a forked child.
+
+    Args:
+        target: Their name.
+        credentials: For TLS; None for none.
+    """
+
+    def __init__(self, target: Target, credentials: Credentials | None) -> None:
+        self._target, self._credentials = target, credentials
+        self._servers: tuple[Server, ...] = ()
+        self._begin()
+        renew_after_fork(self)
+
+    def _begin(self) -> None:
+        self._lock = threading.Lock()  # of the names
+        self._turn = itertools.count()
+        self._resolver: threading.Thread | None = None
+        self._resolved = float("-inf")
+        self._unresolved = "its name does not resolve in time"
+        self._news = threading.Condition()  # a connection is free, or could not be made
+        self._waiting = 0
+
+    def take(self, end: float) -> tuple[Server, Connection]:
+        """Return a connection, of the server whose turn it is if possible; it is to be given back, or closed.
+
+        Args:
+            end: When the time is up, as time.monotonic().
+
+        Raises:
+            StoreError: There is none in time.
+        """
+        while True:
+            servers = self._servers or self._resolve_first(end)
+            if len(servers) > 1:
+                turn = next(self._turn) % len(servers)
+                servers = servers[turn:] + servers[:turn]
+            if found := self._free(servers) or self._awaited(servers, end):
+                return found
+
+    def give_back(self, server: Server, connection: Connection) -> None:
+        """Let others have a connection that is good for another call."""
+        server.give_back(connection)
+        if self._waiting:
+            with self._news:
+                self._news.notify_all()
+
+    def lost(self) -> None:
+        """Note that a connection failed or was ended: there may be other servers now."""
+        self._resolve_soon()
+
+    def close(self) -> None:
+        """Close all connections; those in use when their calls end. The next call opens another one."""
+        with self._lock:
+            servers, self._servers = self._servers, ()
+        for server in servers:
+            server.dismiss()
+
+    def after_fork_in_child(self) -> None:
+        """Leave the parent's connections to the parent."""
+        for server in self._servers:
+            server.dismiss()  # closing this process' descriptors says nothing to the peer
+        self._servers = ()
+        self._begin()
+
+    def _free(self, servers: Sequence[Server]) -> tuple[Server, Connection] | None:
+        """Return a connection that is free and good, if any server has one."""
+        context = self._credentials.context() if self._credentials else None
+        for server in servers:
+            while connection := server.take():
+                if connection.tls_context is not context:
+                    connection.close()  # of certificates that have been replaced
+                elif connection.reusable():
+                    if server is not servers[0]:
+                        self._connect_ahead(servers[0])
+                    return server, connection
+                else:
+                    connection.close()
+                    self.lost()
+        return None
+
+    def _awaited(self, servers: Sequence[Server], end: float) -> tuple[Server, Connection] | None:
+        """Wait until any server has a connection; return None if they are the target's servers no longer."""
+        failure = "it could not be reached a moment ago"
+        with self._news:
+            self._waiting += 1
+            try:
+                for tried, server in enumerate(servers):
+                    now = time.monotonic()
+                    patience = now + (end - now) / (len(servers) - tried)
+                    while not server.resting and not server.gone:
+                        if found := self._free(servers):
+                            return found
+                        left = patience - time.monotonic()
+                        if left <= 0:
+                            server.unreachable("no connection in time", alone=len(servers) == 1)
+                            self._resolve_soon()
+                            failure = server.failure
+                            break
+                        if server.connecting < self._waiting:
+                            self._connect_soon(server, patience)
+                        else:
+                            self._news.wait(left)
+                    ...
+            finally:
+                self._waiting -= 1
