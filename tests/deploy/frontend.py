@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from resumed.channel import Channel, Method
+from resumed.connections import Connections
 from resumed.stats import Recorder
 from resumed_server import demo_frontend
 
@@ -39,7 +40,7 @@ def keep(journal: TextIO) -> None:
             write(call=name, error=str(error), seconds=time.monotonic() - started)
             raise
 
-    count, call, connect = Recorder.count, Channel.call, Channel._connect
+    count, call, connect = Recorder.count, Channel.call, Connections._connect
 
     def counted(self: Recorder, kind: str, reason: str, number: int = 1) -> None:
         count(self, kind, reason, number)
@@ -49,10 +50,10 @@ def keep(journal: TextIO) -> None:
     def called(self: Channel, method: Method, message: bytes, timeout: float) -> bytes:
         return told(method.path.rpartition("/")[2], lambda: call(self, method, message, timeout))
 
-    def connected(self: Channel, where: SocketAddress, end: float) -> socket.socket:
+    def connected(self: Connections, where: SocketAddress, end: float) -> socket.socket:
         return told(f"connect {where[1]}", lambda: connect(self, where, end))
 
-    Recorder.count, Channel.call, Channel._connect = counted, called, connected  # type: ignore[method-assign]
+    Recorder.count, Channel.call, Connections._connect = counted, called, connected  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

@@ -80,7 +80,9 @@ class _Peer:
     def store(self) -> SessionStore:
         """Return a client of it."""
         store = SessionStore("unix:/nowhere", namespace="shop", deadline=_PATIENCE)
-        store._channel._connect = self._connect  # type: ignore[assignment,method-assign]
+        connections: Any = store._channel._connections
+        connections._connect = self._connect
+        connections._connect_soon = lambda server, _end: connections._make(server, _PATIENCE)  # in this thread
         return store
 
     def close(self) -> None:
@@ -243,7 +245,7 @@ def _message_seeds() -> Iterable[bytes]:
         yield bytes((call,)) + _answer(call)
 
 
-_CALLS = ("resumed/http2.py", "resumed/channel.py", "resumed/store.py", "resumed/errors.py")
+_CALLS = ("resumed/http2.py", "resumed/channel.py", "resumed/connections.py", "resumed/store.py", "resumed/errors.py")
 ANSWERS = (
     Target("http2_bytes", http2_bytes, _http2_byte_seeds, _CALLS, 8_192),
     Target("http2_frames", http2_frames, _http2_frame_seeds, _CALLS, 20_000),

@@ -1,9 +1,9 @@
-"""Connections to a store that may be several servers: kept for reuse, made ahead, in turns; names are looked up again.
+"""Connections to a store that may be several servers: kept for reuse, made ahead, used in turns; names looked up again.
 
-Whoever has a call to make takes a connection that is free, of whichever server. One is made in a short-lived thread: for
-the next call if another server had one free, for those who wait if none had. So no call waits for a server that is slow
-or away while another one can answer, and what becomes ready too late for a call is there for the next. A server that
-cannot be reached is left alone for a moment, so that an outage costs the next calls nothing.
+Who has a call to make takes a connection that is free, of the next server in turn that has one. New ones are made by
+short-lived threads: for the next call if another server had one free, for those who wait if none had. So no call waits
+for a server that is slow or away while another one can answer, and what is ready too late for a call is there for the
+next. A server that cannot be reached is left alone for a moment, so that an outage costs the next calls nothing.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from resumed.http2 import Connection
 from resumed.process import renew_after_fork
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from resumed.credentials import Credentials
     from resumed.target import SocketAddress, Target
@@ -181,27 +181,152 @@ class Connections:
         return None
 
     def _awaited(self, servers: Sequence[Server], end: float) -> tuple[Server, Connection] | None:
-        """Wait until any server has a connection; return None if they are the target's servers no longer."""
+        """Wait until any server has a connection; return None if these are the target's servers no longer."""
         failure = "it could not be reached a moment ago"
         with self._news:
             self._waiting += 1
             try:
                 for tried, server in enumerate(servers):
+                    if server.resting:
+                        continue
                     now = time.monotonic()
                     patience = now + (end - now) / (len(servers) - tried)
-                    while not server.resting and not server.gone:
+                    while not (server.resting or server.gone):
                         if found := self._free(servers):
                             return found
                         left = patience - time.monotonic()
                         if left <= 0:
-                            server.unreachable("no connection in time", alone=len(servers) == 1)
-                            self._resolve_soon()
-                            failure = server.failure
+                            if server.connecting:  # and may still succeed; the next calls ask others first
+                                self._failed(server, "no connection in time")
                             break
                         if server.connecting < self._waiting:
                             self._connect_soon(server, patience)
                         else:
                             self._news.wait(left)
-                    ...
+                    failure = server.failure or failure
             finally:
                 self._waiting -= 1
+        if time.monotonic() >= end:
+            raise errors.StoreTimeout(f"{self._target.authority}: {failure}")
+        if any(server.gone for server in servers):
+            return None
+        raise errors.StoreUnavailable(f"{self._target.authority}: {failure}")
+
+    def _connect_ahead(self, server: Server) -> None:
+        """Have a connection to this server for the next call."""
+        with self._news:
+            if not (server.connecting or server.resting):
+                self._connect_soon(server, time.monotonic() + CONNECT_SECONDS)
+
+    def _connect_soon(self, server: Server, end: float) -> None:
+        """Make a connection in the background, or until `end` where that is impossible; called with the lock."""
+        server.connecting += 1
+        if not _started(self._make, server, CONNECT_SECONDS):
+            self._make(server, end - time.monotonic())
+
+    def _make(self, server: Server, seconds: float) -> None:
+        """Make a connection, and tell those who wait."""
+        connection, failure = None, ""
+        try:
+            connection = Connection(self._connect(server.where, time.monotonic() + seconds))
+        except Exception as error:  # noqa: BLE001 - whatever it is, those who wait have to hear of it
+            failure = _reason(error)
+        with self._news:
+            server.connecting -= 1
+            if connection is None:
+                self._failed(server, failure)
+            else:
+                server.reached()
+                server.give_back(connection)
+                self._news.notify_all()
+
+    def _failed(self, server: Server, reason: str) -> None:
+        """Note that a server could not be reached, and tell those who wait; called with the lock."""
+        server.unreachable(reason, alone=len(self._servers) == 1)
+        self._news.notify_all()
+        self.lost()
+
+    def _connect(self, where: SocketAddress, end: float) -> socket.socket:
+        family, address = where
+        connecting = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            connecting.settimeout(max(end - time.monotonic(), 0.001))
+            connecting.connect(address)
+            if family != socket.AF_UNIX:
+                connecting.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if self._credentials is None:
+                return connecting
+            name = self._credentials.server_name or self._target.host
+            secured = self._credentials.context().wrap_socket(connecting, server_hostname=name)
+        except BaseException:
+            connecting.close()
+            raise
+        if secured.selected_alpn_protocol() != "h2":
+            secured.close()
+            raise ConnectionError("what listens there speaks TLS, but no gRPC")
+        return secured
+
+    def _resolve_first(self, end: float) -> tuple[Server, ...]:
+        """Look the target's name up; wait for that until `end`."""
+        resolver = self._resolve_soon()
+        if resolver is not None:
+            resolver.join(max(0.0, end - time.monotonic()))
+        if not self._servers:
+            raise errors.StoreUnavailable(f"{self._target.authority}: {self._unresolved}")
+        return self._servers
+
+    def _resolve_soon(self) -> threading.Thread | None:
+        """Look the target's name up in the background, unless that is under way or was done a moment ago."""
+        with self._lock:
+            if self._target.literal:
+                if not self._servers:
+                    self._take_over(self._target.resolve())
+                return None
+            if self._resolver is None and time.monotonic() - self._resolved > (
+                RESOLVE_SECONDS if self._servers else 0.0
+            ):
+                self._resolver = _started(self._resolve)
+            return self._resolver
+
+    def _resolve(self) -> None:
+        addresses: list[SocketAddress] = []
+        try:
+            addresses = self._target.resolve()
+        except OSError as error:
+            self._unresolved = f"its name does not resolve ({error.strerror})"
+        with self._lock:
+            added = self._take_over(addresses)
+            self._resolver = None
+        for server in added:
+            self._connect_ahead(server)
+
+    def _take_over(self, addresses: list[SocketAddress]) -> list[Server]:
+        """Make `addresses` the target's, unless there are none: those known before are better than nothing.
+
+        Returns the servers that joined others, since calls would find connections to those only.
+        """
+        self._resolved = time.monotonic()
+        if not addresses:
+            return []
+        before = self._servers
+        known = {server.where: server for server in before}
+        self._servers = tuple(known.get(where) or Server(where) for where in addresses)
+        for server in set(before) - set(self._servers):
+            server.dismiss()
+        return [server for server in self._servers if server not in before] if before else []
+
+
+def _started(work: Callable[..., None], *arguments: object) -> threading.Thread | None:
+    """Start a thread; an interpreter that is about to end starts none."""
+    thread = threading.Thread(target=work, args=arguments, name="resumed-connector", daemon=True)
+    try:
+        thread.start()
+    except RuntimeError:
+        return None
+    return thread
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, TimeoutError):
+        return "no connection in time"
+    return getattr(error, "verify_message", "") or getattr(error, "strerror", "") or str(error) or type(error).__name__

@@ -139,13 +139,15 @@ class Connection:
 
     Args:
         connected: The socket, with TLS or without.
+
+    Raises:
+        Broken: It has ended.
     """
 
     def __init__(self, connected: socket.socket) -> None:
         self._socket = connected
         self._poll = select.poll()
         self._poll.register(connected, select.POLLIN)
-        self._unsent = _PREFACE
         self._received, self._position = b"", 0  # what has come, and how much of it has been looked at
         self._greeted = False
         self._stream = -1
@@ -156,6 +158,7 @@ class Connection:
         self._http_status = ""
         self._ended = True
         self._going = False
+        self._send(_PREFACE)  # at once: servers do not wait for it as long as a connection may be kept
 
     def request(self, headers: bytes, message: bytes, end: float, *, lasts: bool = False) -> None:
         """Send a call; then read its answers with message().
@@ -180,8 +183,7 @@ class Connection:
             timeout = b"%du" % (remaining * 1e6) if remaining < 90 else b"%dm" % (remaining * 1e3)  # noqa: PLR2004
             headers += _TIMEOUT + bytes((len(timeout),)) + timeout
         body = _MESSAGE.pack(False, len(message)) + message
-        frames = self._unsent + _frame(_HEADERS, _END_HEADERS, stream, headers)
-        self._unsent = b""
+        frames = _frame(_HEADERS, _END_HEADERS, stream, headers)
         size = len(body)
         if size <= _LARGEST_FRAME and size <= self._window and size <= self._connection_window:
             self._window -= size
