@@ -17,12 +17,15 @@ import trustme
 import resumed
 from resumed import Credentials, SessionStore
 from resumed.channel import Channel, Method
+from resumed.connections import Connections
 from resumed.target import Target
 from support.server import running_server
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    from resumed.target import SocketAddress
 
 ECHO, ONCE = Method("/test.Service/Echo", repeatable=True), Method("/test.Service/Echo", repeatable=False)
 LONG = 10.0
@@ -260,6 +263,88 @@ def test_new_addresses_are_found_when_a_server_goes(monkeypatch: pytest.MonkeyPa
                 with contextlib.suppress(resumed.StoreUnavailable):
                     channel.call(ECHO, b"", LONG)
                 assert time.monotonic() < end
+
+
+def blocked(monkeypatch: pytest.MonkeyPatch, *ports: int) -> threading.Event:
+    """Let connections to these ports be made only once the event that is returned is set."""
+    connect, release = Connections._connect, threading.Event()
+
+    def slowly(self: Connections, where: SocketAddress, end: float) -> socket.socket:
+        assert where[1][1] not in ports or release.wait(LONG)
+        return connect(self, where, end)
+
+    monkeypatch.setattr(Connections, "_connect", slowly)
+    return release
+
+
+def test_no_call_waits_for_a_server_while_another_one_can_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection to one that is slow or away is made in the background."""
+    with serving() as one, serving() as other, channel_to(one, other) as channel:
+        release = blocked(monkeypatch, other.port)
+        for _ in range(6):
+            assert channel.call(ONCE, b"x", LONG) == b"x"
+        assert not release.is_set()
+        assert (len(one.calls), len(other.calls)) == (6, 0)
+        release.set()
+        end = time.monotonic() + LONG
+        while not other.calls:
+            channel.call(ONCE, b"x", LONG)
+            assert time.monotonic() < end
+
+
+def test_a_connection_that_is_ready_too_late_is_there_for_the_next_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However far away a server is: its frontends do not begin anew again and again."""
+    with serving() as server, channel_to(server) as channel:
+        release = blocked(monkeypatch, server.port)
+        with pytest.raises(resumed.StoreTimeout, match="no connection in time"):
+            channel.call(ECHO, b"", 0.05)
+        release.set()
+        (known,) = channel._connections._servers
+        end = time.monotonic() + LONG
+        while known.connecting:
+            assert time.monotonic() < end
+        assert channel.call(ECHO, b"x", LONG) == b"x"
+        assert len(server.peers) == 1
+
+
+def test_calls_that_begin_together_wait_for_any_connection() -> None:
+    """Many more than there will be connections; none fails."""
+    with serving() as server, channel_to(server) as channel, ThreadPoolExecutor(32) as threads:
+        assert list(threads.map(lambda _: channel.call(ONCE, b"x", LONG), range(200))) == [b"x"] * 200
+        (known,) = channel._connections._servers
+        assert not known.connecting
+        assert channel._connections._waiting == 0
+
+
+def test_servers_that_were_added_are_found_when_connections_age(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing failed; that a server sends a connection away is reason enough to look its name up."""
+    with serving(max_connection_age_ms=200, max_connection_age_grace_ms=60_000) as one, serving() as other:
+        ports = [one.port]
+        addresses = lambda _: [(socket.AF_INET, ("127.0.0.1", port)) for port in ports]  # noqa: E731
+        monkeypatch.setattr(Target, "resolve", addresses)
+        monkeypatch.setattr("resumed.connections.RESOLVE_SECONDS", 0.0)
+        with channel_to("dns:///store.example:7400") as channel:
+            channel.call(ONCE, b"", LONG)
+            ports.append(other.port)
+            end = time.monotonic() + LONG
+            while not other.calls:
+                channel.call(ONCE, b"", LONG)
+                assert time.monotonic() < end
+
+
+def test_without_new_threads_calls_connect_by_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As an interpreter that is about to end has it, which still sends what is left."""
+
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name == "resumed-connector":
+            raise RuntimeError("can't create new thread at interpreter shutdown")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with serving() as server, channel_to(server) as channel:
+        assert channel.call(ECHO, b"x", LONG) == b"x"
 
 
 def test_a_name_that_does_not_resolve_is_an_error_that_says_so() -> None:

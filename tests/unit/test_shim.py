@@ -508,16 +508,54 @@ class TestOutages:
         breaker = Breaker()
         for _ in range(3):
             assert breaker.closed
-            breaker.failed()
+            breaker.failed(breaker.now())
         assert not breaker.closed
         breaker.succeeded()
         assert breaker.closed
-        breaker.failed()
+        breaker.failed(breaker.now())
         assert not breaker.closed
         breaker.succeeded()
         breaker.succeeded()
-        breaker.failed()
+        breaker.failed(breaker.now())
         assert breaker.closed
+
+    def test_calls_that_fail_together_count_once(self) -> None:
+        """Whatever held them all up for a moment, the next ones may be in time."""
+        now = 0.0
+        breaker = Breaker(clock=lambda: now)
+        for began in (0.0, 1.0, 2.0):
+            now = began + 0.5
+            for _ in range(10):
+                breaker.failed(began)
+            assert breaker.closed is (began < 2.0)
+            now += 0.1
+
+    def test_a_store_is_tried_soon_and_then_less_often(self) -> None:
+        """What was a moment costs a moment; one that comes and goes is tried no more often than one that is away."""
+        breaker = Breaker(failures=1)
+        breaker.failed(breaker.now())
+        assert [breaker.pause() for _ in range(6)] == [0.05, 0.1, 0.2, 0.4, 0.5, 0.5]
+        breaker.succeeded()
+        breaker.failed(breaker.now())
+        assert breaker.pause() == 0.5
+        breaker.succeeded()
+        breaker.succeeded()
+        breaker.failed(breaker.now())
+        assert breaker.pause() == 0.05
+
+    def test_a_further_ask_that_is_late_is_no_failure_of_the_store(self) -> None:
+        """It had answered this look-up, and was given little time for one more."""
+
+        class Slower(FakeStore):
+            def get(self, key: bytes, *, deadline: float | None = None) -> StoredSession | None:
+                if self.gets:
+                    raise resumed.StoreTimeout("no answer")
+                return super().get(key, deadline=deadline)
+
+        shim, _ = shim_on(Slower())
+        for _ in range(5):
+            assert shim.look_up(shim.issue_id(), decode) is None
+        assert shim.stats.misses == {"late": 5}
 
 
 def sealed(key: bytes, value: bytes, not_after: int) -> bytes:

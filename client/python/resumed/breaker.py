@@ -13,12 +13,15 @@ if TYPE_CHECKING:
 
 _FIRST_REST, _LONGEST_REST = 0.05, 0.8
 """Seconds for which nobody asks a store that has just refused because of a limit; twice as long each time in a row."""
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 0.5
+"""Seconds between trials of a store that keeps failing; twice as long each time in a row."""
 
 
 class Breaker:
     """Opens after some failures in a row; a success closes it, which somebody else than a handshake has to try.
 
-    Once closed by such a trial, a single failure opens it again. Races between threads may miscount by one, which does
+    Calls that were under way together count as one failure: a machine that stands still for a moment makes all of them
+    late. Once closed by a trial, a single failure opens it again. Races between threads may miscount by one, which does
     no harm.
 
     Args:
@@ -30,6 +33,8 @@ class Breaker:
         self._limit, self._clock = failures, clock
         self._rest = self._rests_until = 0.0
         self._failures = 0
+        self._failed_at = float("-inf")
+        self._pause = 0.0
         self.closed = True
         """Whether handshakes may ask the store."""
         self.answered = True
@@ -40,12 +45,24 @@ class Breaker:
         """Whether the store refused a call a moment ago because of a limit."""
         return self._rest > 0 and self._clock() < self._rests_until
 
-    def failed(self) -> None:
-        """Note that a call failed."""
-        self._failures += 1
+    def now(self) -> float:
+        """Return the time, for failed()."""
+        return self._clock()
+
+    def failed(self, began: float) -> None:
+        """Note that a call failed that began at a time of now()."""
         self.answered = False
+        if began < self._failed_at:
+            return
+        self._failures += 1
+        self._failed_at = self._clock()
         if self._failures >= self._limit:
             self.closed = False
+
+    def pause(self) -> float:
+        """Return how many seconds from now the store is to be tried again."""
+        self._pause = min(max(2 * self._pause, _FIRST_PAUSE), _LONGEST_PAUSE)
+        return self._pause
 
     def limited(self) -> float:
         """Note that a call was refused because of a limit, and return for how many seconds to make none."""
@@ -57,6 +74,9 @@ class Breaker:
 
     def succeeded(self) -> None:
         """Note that a call was carried out in time."""
-        self._failures = 0 if self.closed else self._limit - 1
+        if self.closed:
+            self._failures, self._pause = 0, 0.0
+        else:
+            self._failures = self._limit - 1
         self.closed = self.answered = True
         self._rest = 0.0

@@ -30,7 +30,7 @@ _DEADLINE_SHARE = 0.9
 _FRESH_PAUSES = (0.001, 0.004, 0.016, 0.064)
 """Seconds to wait before each further ask, or what the deadline leaves."""
 _LEAST_ASK_SECONDS = 0.01
-"""What a further ask must have left of the deadline, so that it is not a failure of the store if it is late."""
+"""What a further ask must have left of the deadline, to be worth it."""
 _THREADS = 32
 """How many look up what handshakes of event loops wait for. With a store 20 ms away, 1,600 a second."""
 
@@ -156,6 +156,7 @@ class Lookups:
             return None, "busy"
         ask = self._store.take if self._single_use else self._store.get
         since = self._mirror.sessions.removals if self._mirror else 0
+        began, found, outcome = self._breaker.now(), None, ""
         try:
             found, outcome = ask(key, deadline=left), "store"
             for pause in _FRESH_PAUSES if fresh else ():
@@ -169,7 +170,9 @@ class Lookups:
             self._breaker.limited()
             return None, "limited"
         except StoreError as error:
-            self._breaker.failed()
+            if outcome and isinstance(error, StoreTimeout):
+                return None, "late"  # it had answered this look-up already, and had little time for this one
+            self._breaker.failed(began)
             if not self._breaker.closed:
                 _log.warning("the store at %s keeps failing, resumption rests: %s", self._store.target, error)
                 self._probe()

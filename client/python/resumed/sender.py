@@ -32,8 +32,8 @@ LINGER = 0.003
 so a busy frontend shares it among its handshakes; clients that come back sooner are asked for again (see shim.py)."""
 BATCH_DEADLINE = 1.0
 """Seconds that a Batch may take; nobody waits for it."""
-PROBE_SECONDS = 0.5
-"""Seconds between two trials of a store that keeps failing."""
+RETRY_SECONDS = 0.05
+"""Seconds after which a Batch that failed is sent again."""
 
 EXIT_SECONDS = 1.0
 """Seconds that the end of the interpreter waits for what is not sent yet."""
@@ -169,7 +169,7 @@ class Sender:
                     self._try_again()
             except Exception:  # noqa: BLE001  # a defect must not end the thread: all later Puts would be lost in silence
                 _log.exception("sending to the store failed")
-                self._pause(PROBE_SECONDS)
+                self._pause(RETRY_SECONDS)
         with self._changed:
             self._changed.notify_all()  # close() waits no longer for what will not be sent
         self._store.close()
@@ -196,6 +196,7 @@ class Sender:
             self._batch = [self._sealed(outgoing) for outgoing in batch]
         batch, now = self._batch, self._clock()
         operations = [_operation(outgoing, now) for outgoing in batch]
+        began = self._breaker.now()
         try:
             results = iter(self._store.batch([each for each in operations if each], deadline=BATCH_DEADLINE))
         except StoreError as error:
@@ -204,8 +205,8 @@ class Sender:
             if isinstance(error, LimitExceeded):
                 self._pause(self._breaker.limited())
             else:
-                self._breaker.failed()
-                self._pause(self._store.deadline)
+                self._breaker.failed(began)
+                self._pause(RETRY_SECONDS)
             return
         self._breaker.succeeded()
         for outgoing, operation in zip(batch, operations, strict=True):
@@ -219,7 +220,7 @@ class Sender:
             self._changed.notify_all()
 
     def _try_again(self) -> None:
-        self._pause(PROBE_SECONDS)
+        self._pause(self._breaker.pause())
         try:
             # With the deadline of a handshake: a store that answers, but too late for one, is no help.
             self._store.get(_PROBE_KEY)

@@ -31,10 +31,10 @@ _PATIENCE = 3.0
 """Seconds that a Watch may be silent: the store says something at least once a second."""
 
 _SERVICE = "/resumed.v1.SessionStoreService/"
-# Take is not repeatable: after an unknown outcome a second one misses, where an error tells the truth. Neither is
-# Batch, which may carry one.
-_PUT, _GET, _REMOVE = (Method(_SERVICE + name, repeatable=True) for name in ("Put", "Get", "Remove"))
-_TAKE, _BATCH, _WATCH = (Method(_SERVICE + name, repeatable=False) for name in ("Take", "Batch", "Watch"))
+# Take is not repeatable: after an unknown outcome a second one misses, where an error tells the truth. Neither is a
+# Batch that carries one.
+_PUT, _GET, _REMOVE, _BATCH = (Method(_SERVICE + name, repeatable=True) for name in ("Put", "Get", "Remove", "Batch"))
+_TAKE, _TAKING_BATCH, _WATCH = (Method(_SERVICE + name, repeatable=False) for name in ("Take", "Batch", "Watch"))
 
 _Answer = TypeVar("_Answer", bound=Message)
 
@@ -176,7 +176,8 @@ class SessionStore:
         return decoded(answer, self._channel.call(method, request.SerializeToString(), timeout))
 
     def _batch(self, request: pb.BatchRequest, deadline: float | None) -> list[Result]:
-        answer = self._call(_BATCH, request, pb.BatchResponse, deadline)
+        method = _TAKING_BATCH if any(each.HasField("take") for each in request.operations) else _BATCH
+        answer = self._call(method, request, pb.BatchResponse, deadline)
         if len(answer.results) != len(request.operations):
             raise errors.StoreError(f"the answer has {len(answer.results)} results, not {len(request.operations)}")
         return [_result(result) for result in answer.results]
