@@ -548,7 +548,7 @@ class TestOutages:
 
         class Slower(FakeStore):
             def get(self, key: bytes, *, deadline: float | None = None) -> StoredSession | None:
-                if self.gets:
+                if key in self.gets:
                     raise resumed.StoreTimeout("no answer")
                 return super().get(key, deadline=deadline)
 
