@@ -334,7 +334,6 @@ def test_servers_that_were_added_are_found_when_connections_age(monkeypatch: pyt
 
 def test_without_new_threads_calls_connect_by_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
     """As an interpreter that is about to end has it, which still sends what is left."""
-
     start = threading.Thread.start
 
     def refuse(thread: threading.Thread) -> None:
