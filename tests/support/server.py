@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from pathlib import Path
 
 COMMAND = (sys.executable, "-m", "resumed_server.cli", "serve")
 PATIENCE = 30.0
@@ -90,7 +91,7 @@ def running_server(
         server.stop()
 
 
-def start_server(*options: str, env: Mapping[str, str] | None = None) -> RunningServer:
+def start_server(*options: str, env: Mapping[str, str] | None = None, cwd: Path | None = None) -> RunningServer:
     """Run `resumed serve` with `options` and wait for nothing."""
     process = subprocess.Popen(
         [*COMMAND, *options],
@@ -98,6 +99,7 @@ def start_server(*options: str, env: Mapping[str, str] | None = None) -> Running
         stderr=subprocess.PIPE,
         stdin=subprocess.DEVNULL,
         text=True,
+        cwd=cwd,
         env={**os.environ, **(env or {})},
     )
     return RunningServer(process)

@@ -1,0 +1,68 @@
+"""README's first steps, as a reader types them: from nothing to a frontend of one's own."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from docs.markdown import blocks, commands
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+README = Path("README.md")
+_LAST = "openssl s_client -quiet -connect 127.0.0.1:8444 -sess_in session.pem"
+_MARK = "the command is done:"
+
+
+class Step(NamedTuple):
+    """Something to type; `program` is what to save as frontend.py instead."""
+
+    text: str
+    program: str = ""
+
+
+def steps() -> list[Step]:
+    """Return the steps in their order."""
+    parts = [(command.line, Step(command.text)) for command in commands(README) if command.typed]
+    program = next(block for block in blocks(README) if block.language == "python")
+    parts.append((program.line, Step("frontend.py", "\n".join(program.lines) + "\n")))
+    found = [step for _, step in sorted(parts)]
+    return found[: [step.text for step in found].index(_LAST) + 1]
+
+
+class Shell:
+    """A shell that is typed into; all that it started ends with it.
+
+    Args:
+        command: What starts a POSIX shell that reads commands.
+    """
+
+    def __init__(self, command: Sequence[str], **options: object) -> None:
+        self._process = subprocess.Popen(  # type: ignore[call-overload]
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options
+        )
+
+    def run(self, text: str) -> tuple[int, str, float]:
+        """Run a command; return its exit status, what it printed, and the seconds that it took."""
+        started = time.monotonic()
+        # A terminal would be the input of a client, and open.
+        self._process.stdin.write(f"{{ {text.removesuffix('&')}\n}} < /dev/null {'&' * text.endswith('&')}\n")
+        self._process.stdin.write(f"echo '{_MARK}' $?\n")
+        self._process.stdin.flush()
+        printed = ""
+        for line in self._process.stdout:
+            before, mark, status = line.partition(_MARK)
+            printed += before
+            if mark:
+                return int(status), printed, time.monotonic() - started
+        raise AssertionError(f"the shell has ended: {printed}")
+
+    def close(self) -> None:
+        """End the shell and its jobs."""
+        self._process.stdin.write("kill $(jobs -p); wait\n")
+        self._process.stdin.close()
+        self._process.wait(30)
+        self._process.stdout.close()

@@ -1,0 +1,95 @@
+"""How the docs' commands are tested that are not simply run, and why. Every entry must be in the docs."""
+
+from __future__ import annotations
+
+ELSEWHERE = {
+    # What each begins with: what checks it instead.
+    # README's first steps: test_quick_start.py goes through them, but for those that need the network.
+    "sudo apt-get install": "asks for root and the network: stopwatch.py runs it on an empty Debian",
+    "git clone": "stopwatch.py runs it, with this tree",
+    ". .venv/bin/activate": "stopwatch.py runs it",
+    "resumed serve > store.log": "test_quick_start.py",
+    "python frontend.py": "test_quick_start.py",
+    "openssl s_client -quiet": "test_quick_start.py",
+    # What asks the network or the user's own machine.
+    "pip install": "asks the network; that the extras exist is tested here, what they bring by CI's `make setup`",
+    "resumed --install-completion": "changes the user's shell; tests/integration/test_commands.py has shells complete",
+    "buf generate": "needs a plugin for Java; `make stubs-go` and `make stubs-node` do the same with theirs",
+    "buf lint": "`make lint`, in CI",
+    "kill -9": "named; tests/faults do it",
+    "redis-cli --latency": "advice about a Redis that is not ours",
+    # Containers and clusters: `make image-test` and `make deploy-test` do the same without an engine and a cluster.
+    "docker build": "tests/deploy/image.py builds the Dockerfile with buildah",
+    "docker run": "tests/deploy/test_image.py runs `check` in the image",
+    "helm install": "tests/deploy/test_manifests.py renders the chart; that the values exist is tested here",
+    "helm upgrade": "as helm install",
+    "kubectl create namespace": "needs a cluster",
+    "kubectl apply -k": "tests/deploy renders every directory and validates it; that it is there is tested here",
+    "kubectl exec": "needs a cluster; tests/deploy/test_image.py runs `check` in the image",
+    "resumed keygen fleet.keys && kubectl": "needs a cluster; the first half is run elsewhere",
+    # Clients in other languages: their own toolchains run these.
+    "cargo add": "asks the network",
+    "go get": "asks the network",
+    "npm install": "asks the network",
+    "go test": "`make go`",
+    "RESUMED_COMMAND=.../resumed": "`make go`, `make node` and `make rust` do that",
+    "RESUMED_LEAK_HANDSHAKES=100000 go test": "takes an hour",
+    "npm run leak": "takes minutes",
+    "LD_PRELOAD=": "tests/preload, `make preload-test`",
+    "cc server.c": "`make c` builds the example",
+    "cmake -S client/c": "`make c`, with a prefix of its own",
+}
+
+INSTEAD = {
+    # What the page says: what is run, which asks nobody, ends soon, or knows this machine's certificates.
+    "resumed keyring promote fleet.keys": "resumed keyring promote fleet.keys --wait 0s",
+    "resumed keyring retire fleet.keys": "resumed keyring retire fleet.keys --wait 0s --lifetime 0s",
+    "resumed purge STORE NAMESPACE": "resumed purge STORE NAMESPACE --yes",
+    "resumed purge store.example:7400 shop --ca ca.crt --cert operator.crt --key operator.key": (
+        "resumed purge store.example:7400 shop --ca store-ca.crt --cert operator.crt --key operator.key --yes"
+    ),
+    "resumed top 127.0.0.1:9464 frontend-1:9465 ...": "resumed top 127.0.0.1:9464 frontend-1:9465 --count 1 --interval 1s",
+    "resumed bench shop-a.example:443 shop-b.example:443 --sni shop.example --duration 30s": (
+        "resumed bench shop-a.example:443 shop-b.example:443 --sni localhost --ca frontends-ca.crt --count 20"
+    ),
+}
+
+BEFORE = {
+    # What is there already when the docs say to make it.
+    "resumed keygen fleet.keys": "rm -f fleet.keys",
+}
+
+NO_COMMANDS = {
+    # First lines of blocks that are not commands: what they are.
+    "protos/resumed/v1/": "a map of the tree",
+    "ACL SETUSER": "a command of Redis: tests/contract/test_redis.py has the same permissions",
+    "the frontend at": "what `resumed doctor` prints: tests/integration/test_doctor.py",
+    "[[grant]]": "a file of grants: every command here that takes one is given those of docs/store.md",
+    "[[limit]]": "a file of limits",
+}
+
+PROGRAMS: dict[str, tuple[str, dict[str, str]]] = {
+    # First lines of programs: what their reader has already, and what stands there for what.
+    "context = SSL.Context(": ("from OpenSSL import SSL", {}),
+    "installation = resumed.install(context, ...)": (
+        "import prometheus_client, resumed, resumed.prometheus, ssl\n"
+        "context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)\n"
+        "context.load_cert_chain('server.pem')",
+        {"...": "target='127.0.0.1:7400', namespace='shop', keyring='fleet.keys'", "9465": "0"},
+    ),
+    "options = twisted.internet.ssl.CertificateOptions(": (
+        "import resumed, resumed.twisted, twisted.internet.ssl\n"
+        "from OpenSSL import crypto\n"
+        "from twisted.internet import protocol, reactor\n"
+        "pem = open('server.pem', 'rb').read()\n"
+        "key, certificate = crypto.load_privatekey(1, pem), crypto.load_certificate(1, pem)\n"
+        "factory = protocol.Factory()",
+        {
+            "privateKey=...": "privateKey=key",
+            "certificate=...": "certificate=certificate",
+            "options.getContext(), ...": "options.getContext(), "
+            "target='127.0.0.1:7400', namespace='shop', keyring='fleet.keys'",
+            "443": "0",
+        },
+    ),
+}
