@@ -41,7 +41,9 @@ class Block(NamedTuple):
     @property
     def shell(self) -> bool:
         """Whether it is to be typed into a shell."""
-        return self.language in {"sh", "shell", "console"} or not self.language and bool(_COMMAND.match(self.lines[0]))
+        if self.language:
+            return self.language in {"sh", "shell", "console"}
+        return bool(_COMMAND.match(self.lines[0]))
 
 
 class Command(NamedTuple):
@@ -74,7 +76,7 @@ def blocks(page: Path) -> list[Block]:
 
 def commands(page: Path) -> list[Command]:
     """Return the commands of a page in its order: those of blocks, and those within sentences."""
-    found = []
+    found: list[Command] = []
     for part in _parts(page):
         if isinstance(part, Block):
             found += _typed(part) if part.shell else []
@@ -100,7 +102,9 @@ def _parts(page: Path) -> Iterator[Block | tuple[int, str]]:
                 continue
         if block:
             block.lines.append(line if fence else line[4:])
-        elif (opened := re.match(r" *(```+)(\w*)", line)) or (line.startswith("    ") and not (text and text[-1].strip())):
+        elif (opened := re.match(r" *(```+)(\w*)", line)) or (
+            line.startswith("    ") and not (text and text[-1].strip())
+        ):
             if text:
                 yield number - len(text), "\n".join(text)
                 text = []

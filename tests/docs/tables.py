@@ -17,6 +17,7 @@ ELSEWHERE = {
     "buf generate": "needs a plugin for Java; `make stubs-go` and `make stubs-node` do the same with theirs",
     "buf lint": "`make lint`, in CI",
     "kill -9": "named; tests/faults do it",
+    "systemctl restart": "needs systemd",
     "redis-cli --latency": "advice about a Redis that is not ours",
     # Containers and clusters: `make image-test` and `make deploy-test` do the same without an engine and a cluster.
     "docker build": "tests/deploy/image.py builds the Dockerfile with buildah",
@@ -48,7 +49,9 @@ INSTEAD = {
     "resumed purge store.example:7400 shop --ca ca.crt --cert operator.crt --key operator.key": (
         "resumed purge store.example:7400 shop --ca store-ca.crt --cert operator.crt --key operator.key --yes"
     ),
-    "resumed top 127.0.0.1:9464 frontend-1:9465 ...": "resumed top 127.0.0.1:9464 frontend-1:9465 --count 1 --interval 1s",
+    "resumed top 127.0.0.1:9464 frontend-1:9465 ...": (
+        "resumed top 127.0.0.1:9464 frontend-1:9465 --count 1 --interval 1s"
+    ),
     "resumed bench shop-a.example:443 shop-b.example:443 --sni shop.example --duration 30s": (
         "resumed bench shop-a.example:443 shop-b.example:443 --sni localhost --ca frontends-ca.crt --count 20"
     ),
@@ -72,18 +75,22 @@ PROGRAMS: dict[str, tuple[str, dict[str, str]]] = {
     # First lines of programs: what their reader has already, and what stands there for what.
     "context = SSL.Context(": ("from OpenSSL import SSL", {}),
     "installation = resumed.install(context, ...)": (
-        "import prometheus_client, resumed, resumed.prometheus, ssl\n"
-        "context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)\n"
-        "context.load_cert_chain('server.pem')",
+        """
+import prometheus_client, resumed, resumed.prometheus, ssl
+context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+context.load_cert_chain("server.pem")
+""",
         {"...": "target='127.0.0.1:7400', namespace='shop', keyring='fleet.keys'", "9465": "0"},
     ),
     "options = twisted.internet.ssl.CertificateOptions(": (
-        "import resumed, resumed.twisted, twisted.internet.ssl\n"
-        "from OpenSSL import crypto\n"
-        "from twisted.internet import protocol, reactor\n"
-        "pem = open('server.pem', 'rb').read()\n"
-        "key, certificate = crypto.load_privatekey(1, pem), crypto.load_certificate(1, pem)\n"
-        "factory = protocol.Factory()",
+        """
+import resumed, resumed.twisted, twisted.internet.ssl
+from OpenSSL import crypto
+from twisted.internet import protocol, reactor
+pem = open("server.pem", "rb").read()
+key, certificate = crypto.load_privatekey(1, pem), crypto.load_certificate(1, pem)
+factory = protocol.Factory()
+""",
         {
             "privateKey=...": "privateKey=key",
             "certificate=...": "certificate=certificate",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,6 +12,8 @@ from docs.quick_start import steps
 from docs.tables import PROGRAMS
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from docs.stage import Stage
 
 PYTHON = [block for page in PAGES for block in blocks(page) if block.language == "python"]

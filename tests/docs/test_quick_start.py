@@ -7,15 +7,11 @@ import os
 import re
 import socket
 import sys
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from docs.markdown import TREE
 from docs.quick_start import Shell, steps
 from support.tls import until
-
-if TYPE_CHECKING:
-    import pytest
 
 ON_A_NEW_MACHINE = re.compile(r"sudo apt-get|git clone|make demo|\. \.venv")
 """Steps for stopwatch.py."""
@@ -43,17 +39,19 @@ def test_two_processes_resume(tmp_path: Path) -> None:
     environment = {"HOME": str(tmp_path), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     shell = Shell(["bash"], cwd=tmp_path, env=environment | {"RESUMED_LISTEN": f"127.0.0.1:{ports['7400']}"})
     with contextlib.closing(shell):
-        for text, program in steps():
-            for port, ours in ports.items():
-                text, program = (each.replace(f"127.0.0.1:{port}", f"127.0.0.1:{ours}") for each in (text, program))
+        for step in steps():
+            text, program = (_elsewhere(part, ports) for part in step)
             if program:
                 (tmp_path / text).write_text(program)
             elif not ON_A_NEW_MACHINE.match(text):
-                here = re.sub(r"frontend\.py (\d+)", lambda match: f"frontend.py {ports[match[1]]}", text)
-                status, said[text], _ = shell.run(here)
-                assert text.startswith("openssl s_client") or status == 0, said[text]
-                if here.endswith("&") and (listening := re.search(r"frontend\.py (\d+)", here)):
-                    until(lambda port=listening[1]: answers(port))
+                status, said[text], _ = shell.run(text)
+                assert "s_client" in text or status == 0, said[text]
+                if listening := re.match(r"python frontend\.py (\d+)", text):
+                    until(partial(answers, listening[1]))
     first, second = (printed for text, printed in said.items() if "s_client" in text)
     assert "full handshake" in first, first
     assert "resumed" in second, second
+
+
+def _elsewhere(text: str, ports: dict[str, str]) -> str:
+    return re.sub(r"(127\.0\.0\.1:|frontend\.py )(\d+)", lambda found: found[1] + ports[found[2]], text)
