@@ -24,6 +24,7 @@ from resumed_server.config import UserError
 from resumed_server.draining import GRACE, drain, slept
 from resumed_server.engines import open_engine
 from resumed_server.engines.base import EngineError
+from resumed_server.errors import Unobserved
 from resumed_server.ports import reserved
 from resumed_server.protection import Protection
 from resumed_server.quotas import Counting
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
     from resumed_server.config import Settings
     from resumed_server.engines.base import Engine
+    from resumed_server.errors import Observer
     from resumed_server.metrics.board import Board
     from resumed_server.metrics.process import Metrics
     from resumed_server.values import Address
@@ -100,6 +102,7 @@ def _serve(settings: Settings, ports: _Ports, counted: Shared, worker: int, supe
         metrics = _metrics(settings, ports, worker, engine, held) if ports.board else None
         health = front.health_service()
         readiness = Readiness(health)
+        observer = _observer(settings, metrics, held)
         watchers = Watchers(engine)
         shared = supervisor is not None
         service = SessionStoreService(
@@ -108,9 +111,9 @@ def _serve(settings: Settings, ports: _Ports, counted: Shared, worker: int, supe
             settings.max_ttl,
             access=protection.access,
             budgets=protection.budgets,
-            observer=metrics.recorder if metrics else None,
+            observer=observer,
         )
-        admin = AdminService(engine, protection.access, metrics.recorder if metrics else None)
+        admin = AdminService(engine, protection.access, observer)
         most, open_ports = connections.possible(settings.max_connections), {address.port for address in ports.sessions}
         server = front.session_server(settings, service, admin, health, most=most, shared=shared)
         for address in ports.sessions:
@@ -170,6 +173,16 @@ def _metrics(settings: Settings, ports: _Ports, worker: int, engine: Engine, hel
     collector = BoardCollector(board, about, settings.capacity if kind == "lmdb" else 0)
     held.callback(Endpoint(ports.metrics, collector).close)
     return Metrics(board, worker, engine)
+
+
+def _observer(settings: Settings, metrics: Metrics | None, held: contextlib.ExitStack) -> Observer:
+    """Return who is told of each call: metrics and tracing, where they are asked for."""
+    observer: Observer = metrics.recorder if metrics else Unobserved()
+    if not settings.otel:
+        return observer
+    from resumed_server.tracing import exported  # noqa: PLC0415 - an extra
+
+    return held.enter_context(exported(observer))
 
 
 def _open(settings: Settings) -> Engine:

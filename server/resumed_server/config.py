@@ -36,7 +36,7 @@ _ADDRESSES, _STORAGE, _CALLERS, _LIMITS, _PROCESSES, _LOGS = (
     "Who may call",
     "Limits of namespaces that the grants have none for",
     "Processes",
-    "Logs",
+    "Logs and traces",
 )
 """What settings are about."""
 
@@ -256,6 +256,14 @@ class Settings:
         one_of("debug", "info", "warning", "error"),
         "LEVEL",
         "The least that is logged: debug, info, warning or error.",
+    )
+    otel: bool = _setting(
+        _LOGS,
+        False,
+        bool,
+        "",
+        "Make a span of each call for OpenTelemetry, and export it over OTLP (gRPC), as OTEL_EXPORTER_OTLP_ENDPOINT, "
+        "OTEL_TRACES_SAMPLER and its other environment variables say (docs/operations.md).",
     )
 
     @classmethod

@@ -41,22 +41,22 @@ log = structlog.get_logger()
 
 
 class Observer(Protocol):
-    """Is told of every call."""
+    """Is told of every call, by the request, the answer and the context that its method had."""
 
-    def answered(self, method: str, seconds: float) -> None:
+    def answered(self, method: str, seconds: float, request: Any, response: Any, context: ServicerContext, /) -> None:
         """Note a call of `method` that was answered after `seconds`."""
 
-    def failed(self, method: str, code: int) -> None:
+    def failed(self, method: str, code: int, seconds: float, request: Any, context: ServicerContext, /) -> None:
         """Note a call that ended with the status `code`, by its number."""
 
 
 class Unobserved:
     """An observer who notes nothing."""
 
-    def answered(self, method: str, seconds: float) -> None:
+    def answered(self, *_: object) -> None:
         """See Observer."""
 
-    def failed(self, method: str, code: int) -> None:
+    def failed(self, *_: object) -> None:
         """See Observer."""
 
 
@@ -144,9 +144,9 @@ def answered(
             response = behaviour(servicer, request, context)
         except Exception as error:  # noqa: BLE001 - the edge: whatever it is, the caller gets a fixed text
             status = status_of(error, request)
-            servicer.observer.failed(method, status.code)
+            servicer.observer.failed(method, status.code, time.perf_counter() - started, request, context)
             _refuse(context, status, error)
-        servicer.observer.answered(method, time.perf_counter() - started)
+        servicer.observer.answered(method, time.perf_counter() - started, request, response, context)
         return response
 
     return rpc
@@ -160,7 +160,7 @@ def streamed(
 
     @functools.wraps(behaviour)
     def rpc(servicer: _Servicer, request: _Request, context: ServicerContext) -> Iterator[_Response]:
-        code = _CANCELLED
+        code, started = _CANCELLED, time.perf_counter()
         try:
             yield from behaviour(servicer, request, context)
         except Exception as error:  # noqa: BLE001 - the edge: whatever it is, the caller gets a fixed text
@@ -168,7 +168,8 @@ def streamed(
             code = status.code
             _refuse(context, status, error)
         finally:
-            servicer.observer.failed(method, code)  # no stream ends otherwise
+            # No stream ends otherwise.
+            servicer.observer.failed(method, code, time.perf_counter() - started, request, context)
 
     # A few more than there may be watchers, to tell the others that there are too many.
     rpc.threads = ThreadPoolExecutor(MAX_WATCHERS + 8, "watch")  # type: ignore[attr-defined]

@@ -86,7 +86,7 @@ def session_server(
     if settings.front == "native":
         from resumed_server.native import NativeServer  # noqa: PLC0415 - an extra that grpcio's front does without
 
-        front = NativeServer(server, settings.threads, shared=shared)
+        front = NativeServer(server, settings.threads, shared=shared, metadata=settings.otel)
     session_store_pb2_grpc.add_SessionStoreServiceServicer_to_server(
         service,
         front,  # type: ignore[arg-type] # NativeServer has all of grpc.Server that this uses

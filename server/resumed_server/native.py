@@ -11,7 +11,7 @@ import tempfile
 import threading
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Any, NoReturn, cast
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias, cast
 
 from grpc_status import rpc_status
 from pygrpc_native import NativeGrpcFront
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     import grpc
+
+    Metadata: TypeAlias = tuple[tuple[str, str | bytes], ...]
 
 _IO_THREADS = 1
 """Threads of Rust for each address; one keeps up with what the interpreter lock lets through."""
@@ -39,12 +41,14 @@ class NativeServer:
         behind: A server without addresses.
         threads: How many threads answer calls, for each address.
         shared: Whether several processes may have its ports.
+        metadata: Whether methods are told what metadata a call came with.
     """
 
-    def __init__(self, behind: grpc.Server, threads: int, *, shared: bool) -> None:
+    def __init__(self, behind: grpc.Server, threads: int, *, shared: bool, metadata: bool = False) -> None:
         self._behind = behind
         self._threads = threads
         self._shared = shared
+        self._metadata = metadata
         self._methods: dict[str, _Method] = {}
         self._fronts: list[NativeGrpcFront] = []
         self._later = Later()
@@ -71,7 +75,9 @@ class NativeServer:
             RuntimeError: The address cannot be had.
         """
         try:
-            front = NativeGrpcFront(address, [], io_threads=_IO_THREADS, reuse_port=self._shared)
+            front = NativeGrpcFront(
+                address, [], io_threads=_IO_THREADS, reuse_port=self._shared, call_details=self._metadata
+            )
         except OSError as error:
             raise RuntimeError(f"cannot listen on {address}") from error
         self._fronts.append(front)
@@ -115,17 +121,19 @@ class NativeServer:
 
     def _work(self, front: NativeGrpcFront, methods: list[_Method]) -> None:
         # One call at a time: while the engine keeps this thread waiting, no other call waits behind it.
-        while (events := front.recv_batch(1)) is not None:
-            for _, call, method, message, _ in events:
+        receive: Callable[[int], list[Any] | None] = front.recv_batch_details if self._metadata else front.recv_batch
+        while (events := receive(1)) is not None:
+            for _, call, method, message, _, *details in events:
+                context = _Context(details[0][0]) if details else _CONTEXT
                 self._under_way.append(None)
                 try:
-                    self._answer(front, call, methods[method], cast("bytes", message))
+                    self._answer(front, call, methods[method], cast("bytes", message), context)
                 finally:
                     self._under_way.pop()
 
-    def _answer(self, front: NativeGrpcFront, call: int, method: _Method, message: bytes) -> None:
+    def _answer(self, front: NativeGrpcFront, call: int, method: _Method, message: bytes, context: _Context) -> None:
         try:
-            front.respond(call, self._answered(method, message))
+            front.respond(call, self._answered(method, message, context))
         except Held as held:
             refuse = held.refuse
             if not self._later.after(held.seconds, lambda: self._refuse(front, call, refuse)):
@@ -139,12 +147,12 @@ class NativeServer:
         except _Aborted as error:
             _fail(front, call, error)
 
-    def _answered(self, method: _Method, message: bytes) -> bytes:
+    def _answered(self, method: _Method, message: bytes, context: _Context) -> bytes:
         if self._stopping:
             raise Stopping
         if len(message) > MAX_MESSAGE:
             raise MessageTooLarge
-        return method.encode(method.answer(method.decode(message), _CONTEXT))
+        return method.encode(method.answer(method.decode(message), context))
 
 
 def _fail(front: NativeGrpcFront, call: int, error: Exception) -> None:
@@ -172,7 +180,13 @@ class _Aborted(Exception):
 
 
 class _Context:
-    """As much of a grpc.ServicerContext as an answer needs (see `errors`)."""
+    """As much of a grpc.ServicerContext as an answer needs (see `errors` and `tracing`)."""
+
+    def __init__(self, metadata: Metadata = ()) -> None:
+        self._metadata = metadata
+
+    def invocation_metadata(self) -> Metadata:
+        return self._metadata
 
     def abort_with_status(self, status: grpc.Status) -> NoReturn:
         raise _Aborted(status)

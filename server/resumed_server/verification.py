@@ -38,6 +38,8 @@ def _contradictions(values: dict[str, Any]) -> list[str]:
     ]
     if native:
         problems += _lacking(values)
+    if values["otel"] and not _is_installed("opentelemetry.exporter.otlp.proto.grpc"):
+        problems.append("--otel: needs OpenTelemetry; pip install 'resumed[server,otel]'")
     problems += [
         f"{flag(name)}: needs {flag(other)} as well"
         for name, other in (("tls_cert", "tls_key"), ("tls_key", "tls_cert"), ("client_ca", "tls_cert"))
@@ -67,9 +69,16 @@ def _lacking(values: dict[str, Any]) -> list[str]:
         problems.append("--front: native has no TLS; leave --tls-cert away, or use --front grpcio")
     if str(values.get("max_connection_age", USUAL_AGE)) != USUAL_AGE:
         problems.append("--front: native keeps connections; leave --max-connection-age away, or use --front grpcio")
-    if find_spec("pygrpc_native") is None:
+    if not _is_installed("pygrpc_native"):
         problems.append("--front: native needs the package pygrpc-native; pip install 'resumed[server,native]'")
     return problems
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # not even what it would be in
+        return False
 
 
 def _unusable_files(values: dict[str, Any]) -> list[str]:

@@ -47,8 +47,8 @@ def keep(journal: TextIO) -> None:
         if kind == "misses":
             write(miss=reason)
 
-    def called(self: Channel, method: Method, message: bytes, timeout: float) -> bytes:
-        return told(method.path.rpartition("/")[2], lambda: call(self, method, message, timeout))
+    def called(self: Channel, method: Method, message: bytes, timeout: float, metadata: bytes = b"") -> bytes:
+        return told(method.path.rpartition("/")[2], lambda: call(self, method, message, timeout, metadata))
 
     def connected(self: Connections, where: SocketAddress, end: float) -> socket.socket:
         return told(f"connect {where[1]}", lambda: connect(self, where, end))

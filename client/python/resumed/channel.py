@@ -52,13 +52,14 @@ class Channel:
         self._secure = credentials is not None
         self._connections = Connections(self._target, credentials)
 
-    def call(self, method: Method, message: bytes, timeout: float) -> bytes:
-        """Make a unary call and return the encoded answer.
+    def call(self, method: Method, message: bytes, timeout: float, metadata: bytes = b"") -> bytes:
+        """Make a unary call and return the encoded answer; `metadata` are encoded headers of its own.
 
         Raises:
             StoreError: It failed; StoreUnavailable or StoreTimeout where another time may succeed.
         """
-        headers, end = head(self._target.authority, method.path, self._secure), time.monotonic() + timeout
+        headers = head(self._target.authority, method.path, self._secure) + metadata
+        end = time.monotonic() + timeout
         connections = self._connections
         failure: errors.StoreError = errors.StoreTimeout("there was no time for the call")
         for _ in range(ATTEMPTS):

@@ -36,15 +36,25 @@ class Unsealable(ResumedError):
 
 
 class StoreError(ResumedError):
-    """The store refused a call; the message is the store's own."""
+    """The store refused a call; the message is the store's own.
+
+    Attributes:
+        code: The name of its gRPC status code; where the store said none, of what comes closest.
+    """
+
+    code = "UNKNOWN"
 
 
 class StoreUnavailable(StoreError):
     """The store did not answer before the deadline, or cannot serve now. Trying again later may succeed."""
 
+    code = "UNAVAILABLE"
+
 
 class StoreTimeout(StoreUnavailable):
     """The deadline passed first; whether the store carried the call out is unknown."""
+
+    code = "DEADLINE_EXCEEDED"
 
 
 class AlreadyExists(StoreError):
@@ -81,4 +91,6 @@ def from_status(number: int, message: str) -> StoreError:
     name = _NAMES[number] if 0 <= number < len(_NAMES) else f"status {number}"
     # They end in logs: one line, not too long, and nothing in it that a terminal would obey.
     words = "".join(character if character.isprintable() else " " for character in message[:_LONGEST_MESSAGE])
-    return _BY_NAME.get(name, StoreError)(f"{name}: {words}")
+    error = _BY_NAME.get(name, StoreError)(f"{name}: {words}")
+    error.code = name
+    return error

@@ -108,6 +108,11 @@ def _spelt(name: bytes, value: bytes) -> bytes:
     return name + bytes(encode_integer(len(value), 7)) + value
 
 
+def header(name: str, value: str) -> bytes:
+    """Return an encoded header that is added to those of head()."""
+    return _spelt(bytes((0, len(name))) + name.encode(), value.encode())
+
+
 @lru_cache(64)
 def head(authority: str, path: str, secure: bool) -> bytes:
     """Return the encoded headers of calls of the method at `path`, without their time-out."""

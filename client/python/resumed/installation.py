@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Callable
 
+    from opentelemetry.trace import TracerProvider
+
     from resumed.credentials import Credentials
     from resumed.stats import Stats
 
@@ -105,6 +107,7 @@ def install(
     mirror: bool | int | str = False,
     credentials: Credentials | None = None,
     replace: bool = False,
+    tracer_provider: TracerProvider | None = None,
 ) -> Installation:
     """Let a TLS server's context keep its sessions in the store, and resume what any other frontend negotiated.
 
@@ -132,6 +135,8 @@ def install(
             that most look-ups cost no call: True for 64 MiB of them, or a size as bytes or as in "256MiB".
         credentials: For TLS to the store; None for plaintext.
         replace: Whether session callbacks that the context already has are replaced.
+        tracer_provider: OpenTelemetry's, to make spans of look-ups and of calls to the store; None for none. Needs
+            `pip install 'resumed[otel]'`.
 
     Raises:
         UnsupportedContext: The callbacks of this context cannot be set; the message says what to do.
@@ -142,7 +147,14 @@ def install(
         raise ValueError(f"namespace must be 1 to 63 characters of [a-z0-9.-], not {namespace!r}")
     if not isinstance(keyring, Keyring):
         keyring = Keyring.load(keyring)
-    store = SessionStore(target, namespace=namespace, deadline=deadline, credentials=credentials)
+    store = SessionStore(
+        target, namespace=namespace, deadline=deadline, credentials=credentials, tracer_provider=tracer_provider
+    )
+    spans = None
+    if tracer_provider is not None:
+        from resumed.tracing import LookupSpans  # noqa: PLC0415 - an extra
+
+        spans = LookupSpans(tracer_provider, namespace)
     size = _size(mirror)
     shim = Shim(
         store,
@@ -153,6 +165,7 @@ def install(
         puts=puts,
         max_lookups=max_lookups,
         mirror=Mirror(store, size) if size else None,
+        spans=spans,
     )
     binding = Binding(context, shim, replace=replace)
     return Installation(shim, binding, attach(context, binding, shim) if isinstance(context, ssl.SSLContext) else None)

@@ -10,6 +10,7 @@ import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
+from contextvars import copy_context
 from typing import TYPE_CHECKING, TypeAlias
 
 from resumed.errors import LimitExceeded, StoreError, StoreTimeout, StoreUnavailable
@@ -82,7 +83,8 @@ class Lookups:
         if not mine:
             return _shared(flight)
         try:
-            self._threads.submit(self._fly, flight, key, fresh, self._end())
+            # Spans of the handshake are the parents of the call's.
+            self._threads.submit(copy_context().run, self._fly, flight, key, fresh, self._end())
         except RuntimeError:  # closed, or the interpreter is about to exit
             self._land(flight, key, (None, "down"))
         return flight

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from resumed.mirror import Mirror
     from resumed.sealing import Keyring
     from resumed.store import SessionStore
+    from resumed.tracing import LookupSpans
 
 MAX_LIFETIME = 7 * 24 * 3600
 """Seconds that a session may live at most (RFC 8446 section 4.6.1)."""
@@ -61,6 +62,7 @@ class Shim:
             not.
         max_lookups: How many look-ups may be under way at once; beyond that a handshake does not ask.
         mirror: Where to look before the store is asked.
+        spans: Makes a span of each look-up.
         clock: Unix seconds.
 
     Raises:
@@ -78,6 +80,7 @@ class Shim:
         puts: Literal["wait", "background"] | None = None,
         max_lookups: int = 64,
         mirror: Mirror | None = None,
+        spans: LookupSpans | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         if not 1 <= lifetime <= MAX_LIFETIME:
@@ -97,6 +100,7 @@ class Shim:
         self._wait_for_puts = puts == "wait" or (puts is None and not keyring.seals)
         # A single use is the store's to grant, not a copy's.
         self._mirror = None if single_use else mirror
+        self._spans = spans
         self._store_keys = StoreKeys(store.namespace)
         self._recorder = Recorder()
         self._breaker = Breaker()
@@ -197,23 +201,34 @@ class Shim:
             decode: Makes a session of its serialized form and the seconds it has left; raises Unsealable if it cannot.
             found: What prefetch() returned for this id and this handshake; nobody is asked then.
         """
+        if self._spans:
+            with self._spans.look_up() as ended:
+                session, reason = self._look_up(session_id, decode, found)
+                ended(session is not None, reason)
+        else:
+            session, reason = self._look_up(session_id, decode, found)
+        self._recorder.count("misses" if session is None else "hits", reason)
+        if session is not None and self.seals_ids and not THIS_PROCESS.issued(session_id):
+            self._recorder.count("foreign_hits", reason)
+        return session
+
+    def _look_up(
+        self, session_id: bytes, decode: Callable[[bytes, float], int], found: Future[Found] | None
+    ) -> tuple[int | None, str]:
+        """Return what look_up() does, and the reason."""
         now, key = self._clock(), self._store_keys.key(session_id)
         if found is not None:
             value, outcome = landed(found, 0)
         else:
             # An id in the mirror is the fleet's: to open it first would only take time.
             value, outcome = self._mirrored(key) or self._find(session_id, key, now)
-        session = None
-        if value is not None:
-            try:
-                serialized, not_after = self._keyring.open(key, value, now)
-                session = decode(serialized, not_after - now)
-            except Unsealable as error:
-                outcome = error.reason
-        self._recorder.count("misses" if session is None else "hits", outcome)
-        if session is not None and self.seals_ids and not THIS_PROCESS.issued(session_id):
-            self._recorder.count("foreign_hits", outcome)
-        return session
+        if value is None:
+            return None, outcome
+        try:
+            serialized, not_after = self._keyring.open(key, value, now)
+            return decode(serialized, not_after - now), outcome
+        except Unsealable as error:
+            return None, error.reason
 
     def ended(self, session_ids: Iterable[bytes], reason: int) -> None:
         """Decide about the sessions of a connection that ended without our close_notify.

@@ -18,6 +18,7 @@ from resumed.v1 import session_store_pb2 as pb
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from opentelemetry.trace import TracerProvider
     from typing_extensions import Self
 
     from resumed.channel import Stream
@@ -94,6 +95,7 @@ class SessionStore:
         namespace: The namespace of the sessions: 1 to 63 characters of [a-z0-9.-].
         deadline: Seconds that a call may take, retries included, unless it says otherwise.
         credentials: For TLS to the store; None for plaintext.
+        tracer_provider: Makes spans of the calls, and needs `pip install 'resumed[otel]'`; None for none.
 
     Raises ValueError for a malformed target. Every call raises StoreUnavailable when the store does not answer in time
     or cannot serve, InvalidCall for a key, value or ttl outside its limits (key 1 to 64 bytes, value 1 to 65,536 bytes,
@@ -101,12 +103,23 @@ class SessionStore:
     """
 
     def __init__(
-        self, target: str, *, namespace: str, deadline: float = 0.05, credentials: Credentials | None = None
+        self,
+        target: str,
+        *,
+        namespace: str,
+        deadline: float = 0.05,
+        credentials: Credentials | None = None,
+        tracer_provider: TracerProvider | None = None,
     ) -> None:
         self.target = target
         self.namespace = namespace
         self.deadline = deadline
-        self._channel = Channel(target, credentials)
+        if tracer_provider is None:
+            self._channel = Channel(target, credentials)
+        else:
+            from resumed.tracing import TracedChannel  # noqa: PLC0415 - an extra
+
+            self._channel = TracedChannel(target, credentials, tracer_provider)
 
     def __repr__(self) -> str:
         """Show where and what for."""

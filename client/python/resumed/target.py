@@ -66,6 +66,14 @@ class Target:
         """Whether it needs no name to be looked up."""
         return bool(self.path) or all(map(_is_address, (host for host, _ in self.hosts)))
 
+    @property
+    def attributes(self) -> dict[str, str | int]:
+        """The attributes that a span has of a server by this name."""
+        if not self.hosts:
+            return {"server.address": self.path.replace("\0", "@")}
+        host, port = self.hosts[0]
+        return {"server.address": host, "server.port": port}
+
     def resolve(self) -> list[SocketAddress]:
         """Return the addresses; may take as long as the system's resolver does unless it is literal.
 

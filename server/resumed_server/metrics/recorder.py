@@ -54,8 +54,8 @@ class Recorder:
         self._lock = threading.Lock()
         self._failures: Counter[tuple[str, int]] = Counter()
 
-    def answered(self, method: str, seconds: float) -> None:
-        """Count a call that was answered after `seconds`."""
+    def answered(self, method: str, seconds: float, *_: object) -> None:
+        """Count a call that was answered after `seconds`; see errors.Observer."""
         calls = self._calls.get(method) or self._calls.setdefault(method, _Calls())
         calls.buckets[bisect_left(BOUNDS, seconds)] += 1
         calls.seconds += seconds
@@ -65,7 +65,7 @@ class Recorder:
         row = self._operations.get(namespace) or self._row(namespace, column)
         row[column] += 1
 
-    def failed(self, method: str, code: int) -> None:
+    def failed(self, method: str, code: int, *_: object) -> None:
         """Count a call that ended with a status `code`."""
         with self._lock:
             self._failures[method, code] += 1
