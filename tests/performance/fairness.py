@@ -1,9 +1,11 @@
 """What one tenant notices of another that floods the store: `python tests/performance/fairness.py`.
 
-Two tenants with certificates, grants and limits. One looks sessions up at a steady pace and times each; the other stays
-away in one turn, makes as many calls as its limit allows in the next, and floods in the next, in a process of its own,
-by each means there is. The server has one core and the tenants the other, where the flood's process yields to the one
-that measures, as if it were on another machine.
+Two tenants with certificates, grants and limits. One looks sessions up at a steady pace and times each. The other, in a
+process of its own, stays away in one turn and floods in the others, by each means there is. The server has one core and
+the tenants the other, where the one that measures runs before all else if it may (SCHED_FIFO, as root).
+
+What the flood does to the machine and to the tenant's side is no fault of the server. So each round has a control: the
+same flood on the same core, at a second server that lives there too and costs the first one's core nothing.
 """
 
 # ruff: noqa: T201 - the flood prints what became of its calls
@@ -87,6 +89,15 @@ class Flood:
                 self.stubs[0].Get(get())
                 self.answers["OK"] += 1
 
+    def burst(self, size: int) -> None:
+        """Make so many Gets at once, every second."""
+        due = time.monotonic()
+        while True:
+            due += 1
+            time.sleep(max(0.0, due - time.monotonic()))
+            for done in [stub.Get.future(get()) for stub in self.stubs for _ in range(size // len(self.stubs))]:
+                self.answers[done.code().name] += 1
+
     def watch(self) -> None:
         """Open Watches, and again when they are refused."""
         for stub in self.stubs:
@@ -148,6 +159,7 @@ def put() -> pb.PutRequest:
 
 FLOODS: dict[str, Callable[[Flood, int], None]] = {
     "calls at its limit": lambda flood, limit: flood.pace(0.95 * limit),
+    "its limit at once": lambda flood, limit: flood.burst(limit),
     "Gets": lambda flood, _: flood.call("Get", get, 128),
     "Puts": lambda flood, _: flood.call("Put", put, 128),
     "Batches": lambda flood, _: flood.call(
@@ -176,7 +188,7 @@ def flooding(kind: str, options: argparse.Namespace, target: str, directory: Pat
     """Run a flood; what became of its calls, for each second, is there in the end."""
     answers: dict[str, float] = {}
     command = [
-        *("nice", "-n", "19", sys.executable, __file__, "--flood"),
+        *("chrt", "--other", "0", sys.executable, __file__, "--flood"),
         *(kind, str(options.limit), str(options.connections), target, str(directory)),
     ]
     started = time.monotonic()
@@ -195,7 +207,7 @@ def flooding(kind: str, options: argparse.Namespace, target: str, directory: Pat
 
 
 class Turn(NamedTuple):
-    """What the quiet tenant saw, and what the server took meanwhile."""
+    """What the quiet tenant saw, and what its server took meanwhile."""
 
     p50: float
     p99: float
@@ -220,14 +232,18 @@ def look_up(store: resumed.SessionStore, options: argparse.Namespace) -> tuple[l
     return took, failed
 
 
-def turn(
-    kind: str | None, store: resumed.SessionStore, options: argparse.Namespace, server: RunningServer, directory: Path
-) -> Turn:
-    """Look up while the other tenant does one thing, or nothing."""
+class Round(NamedTuple):
+    """A turn without the flood, one with it at another server, one with it at the same."""
+
+    without: Turn
+    control: Turn
+    flooded: Turn
+
+
+def turn(store: resumed.SessionStore, server: RunningServer, options: argparse.Namespace, *flood: Any) -> Turn:
+    """Look up at `server` while there is the flood of `flooding`, or nothing."""
     with contextlib.ExitStack() as held:
-        answers: dict[str, float] = {}
-        if kind:
-            answers = held.enter_context(flooding(kind, options, server.target, directory))
+        answers = held.enter_context(flooding(*flood)) if flood else {}
         before, started = cpu_seconds(family(server.process.pid)), time.monotonic()
         took, failed = look_up(store, options)
         cores = (cpu_seconds(family(server.process.pid)) - before) / (time.monotonic() - started)
@@ -235,13 +251,13 @@ def turn(
     return Turn(took[len(took) // 2], took[int(len(took) * 0.99)], failed, cores, answers)
 
 
-def measure(options: argparse.Namespace, progress: Progress) -> dict[str, list[tuple[Turn, Turn]]]:
-    """Let the turns take turns; return for each kind of flood the turns without it and with it."""
+def measure(options: argparse.Namespace, progress: Progress) -> dict[str, list[Round]]:
+    """Let the turns take turns; return the rounds for each kind of flood."""
     authority = Authority()
     limits = f'[[limit]]\nidentity = "{FLOODER}"\noperations_per_second = {options.limit}\nwatchers = 8\n'
     grants = grant(QUIET_TENANT, ["quiet"], OPERATIONS) + grant(FLOODER, ["flood"], OPERATIONS)
     cores = sorted(os.sched_getaffinity(0))
-    turns: dict[str, list[tuple[Turn, Turn]]] = {kind: [] for kind in options.only or FLOODS}
+    rounds: dict[str, list[Round]] = {kind: [] for kind in options.only or FLOODS}
     with contextlib.ExitStack() as held:
         directory = Path(held.enter_context(tempfile.TemporaryDirectory()))
         files = Files(directory).write(
@@ -260,6 +276,7 @@ def measure(options: argparse.Namespace, progress: Progress) -> dict[str, list[t
         with bound_to({cores[0]}):
             server = held.enter_context(running_server(*files.options, workers=options.workers))
         held.enter_context(bound_to(set(cores[1:]) or set(cores)))
+        other = held.enter_context(running_server(*files.options, workers=options.workers))
         store = resumed.SessionStore(
             server.target.replace("127.0.0.1", "localhost"),
             namespace="quiet",
@@ -268,13 +285,28 @@ def measure(options: argparse.Namespace, progress: Progress) -> dict[str, list[t
             ),
         )
         store.put(KEY, VALUE, 86_000)
-        task = progress.add_task("measuring", total=options.rounds * len(turns))
+        if options.busy_machine:
+            for process in family(server.process.pid):
+                for thread in Path(f"/proc/{process}/task").iterdir():
+                    run_first(int(thread.name))
+        run_first(0)
+        task = progress.add_task("measuring", total=options.rounds * len(rounds))
         for _ in range(options.rounds):
-            for kind, done in turns.items():
-                without = turn(None, store, options, server, directory)
-                done.append((without, turn(kind, store, options, server, directory)))
+            for kind, done in rounds.items():
+                without = turn(store, server, options)
+                control, flooded = (
+                    turn(store, server, options, kind, options, target, directory)
+                    for target in (other.target, server.target)
+                )
+                done.append(Round(without, control, flooded))
                 progress.advance(task)
-    return turns
+    return rounds
+
+
+def run_first(thread: int, priority: int = 1) -> None:
+    """Have a thread, and what it starts from now on, run whenever it can, if that is permitted."""
+    with contextlib.suppress(PermissionError):
+        os.sched_setscheduler(thread, os.SCHED_FIFO, os.sched_param(priority))
 
 
 def spread(values: Sequence[float], form: str) -> str:
@@ -282,27 +314,29 @@ def spread(values: Sequence[float], form: str) -> str:
     return f"{statistics.median(values):{form}} ({min(values):{form}} to {max(values):{form}})"
 
 
-def report(turns: dict[str, list[tuple[Turn, Turn]]], *, markdown: bool) -> Table:
+def report(rounds: dict[str, list[Round]], *, markdown: bool) -> Table:
     """Return what was measured."""
     table = Table(
-        *("the other tenant", "p99, ms, without", "p99, ms, with", "p99, with ÷ without", "p50, with ÷ without"),
+        *("the other tenant", "p99, ms, without", "p99, ms, control", "p99, ms, with"),
+        *("p99, with ÷ without", "p99, control ÷ without", "p99, with ÷ control", "p50, with ÷ control"),
         *("failed", "its calls a second", "server, cores, without", "with"),
         box=box.MARKDOWN if markdown else box.HEAVY_HEAD,
     )
-    for kind, pairs in turns.items():
+    for kind, done in rounds.items():
         answers: Counter[str] = Counter()
-        for _, flooded in pairs:
-            answers.update({name: rate / len(pairs) for name, rate in flooded.answers.items()})
+        for each in done:
+            answers.update({name: rate / len(done) for name, rate in each.flooded.answers.items()})
         table.add_row(
             kind,
-            spread([quiet.p99 * 1e3 for quiet, _ in pairs], ".2f"),
-            spread([flooded.p99 * 1e3 for _, flooded in pairs], ".2f"),
-            spread([flooded.p99 / quiet.p99 for quiet, flooded in pairs], ".2f"),
-            spread([flooded.p50 / quiet.p50 for quiet, flooded in pairs], ".2f"),
-            str(sum(flooded.failed for _, flooded in pairs)),
+            *(spread([turn.p99 * 1e3 for turn in turns], ".2f") for turns in zip(*done, strict=True)),
+            spread([each.flooded.p99 / each.without.p99 for each in done], ".2f"),
+            spread([each.control.p99 / each.without.p99 for each in done], ".2f"),
+            spread([each.flooded.p99 / each.control.p99 for each in done], ".2f"),
+            spread([each.flooded.p50 / each.control.p50 for each in done], ".2f"),
+            str(sum(each.flooded.failed for each in done)),
             ", ".join(f"{rate:,.0f} {name}" for name, rate in answers.items()),
-            f"{statistics.median(quiet.server_cores for quiet, _ in pairs):.2f}",
-            f"{statistics.median(flooded.server_cores for _, flooded in pairs):.2f}",
+            f"{statistics.median(each.without.server_cores for each in done):.2f}",
+            f"{statistics.median(each.flooded.server_cores for each in done):.2f}",
         )
     return table
 
@@ -318,12 +352,13 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--only", nargs="+", choices=FLOODS, help="these floods")
     parser.add_argument("--unlimited", action="store_true", help="without limits, to see what they are good for")
+    parser.add_argument("--busy-machine", action="store_true", help="have the server run before all else too, as root")
     parser.add_argument("--markdown", action="store_true")
     options = parser.parse_args()
     with Progress(transient=True) as progress:
-        turns = measure(options, progress)
+        rounds = measure(options, progress)
     console = Console(width=None if os.isatty(1) else 250)
-    console.print(report(turns, markdown=options.markdown))
+    console.print(report(rounds, markdown=options.markdown))
     console.print(f"load {os.getloadavg()[0]:.1f}")
 
 
