@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from pathlib import Path
 
+    from resumed.store import Watch
     from support.redis import RedisServer
     from support.server import RunningServer
     from support.tls import Stack
@@ -102,6 +103,25 @@ def test_it_answers_no_longer_than_the_store_is_heard(
         until(lambda: client.visit(frontend, session).reused)
         until(lambda: frontend.mirror.live)
         assert client.visit(frontend, session).reused
+
+
+def test_connections_age_without_a_word(keyring: resumed.Keyring, caplog: pytest.LogCaptureFixture) -> None:
+    """A server sends a connection away: the mirror goes on at another one, with what it knew."""
+    with running_server("--max-connection-age", "1s") as server:
+        frontend = Mirrored("ssl", server.target, keyring)
+        Client(VERSIONS[0]).visit(frontend)
+        frontend.await_sessions(1)
+        streams: list[Watch | None] = []
+
+        def another() -> bool:
+            if frontend.mirror._watch not in streams:
+                streams.append(frontend.mirror._watch)
+            return len(streams) > 2 and frontend.mirror.live
+
+        until(another)
+        assert len(frontend.mirror.sessions) == 1
+        frontend.mirror.close()
+    assert not caplog.records
 
 
 def test_a_removal_while_the_stream_was_down_is_caught_up_with(

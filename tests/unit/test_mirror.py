@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import queue
 import sys
-from typing import TYPE_CHECKING
+import threading
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, cast
 
 import pytest
 
@@ -198,6 +200,88 @@ def test_it_answers_for_the_stated_time_after_the_last_word(stream: Stream) -> N
     clock.now += STALE_SECONDS
     assert mirror.get(b"key") is None
     mirror.close()
+
+
+class Ending:
+    """A store whose streams serve for a while and end: (seconds, error) each, the last one never."""
+
+    target = "a test"
+    continued = True
+
+    def __init__(self, clock: Clock, *ends: tuple[float, resumed.StoreError]) -> None:
+        self._clock, self._ends = clock, iter(ends)
+        self._seconds, self._error = 0.0, cast("resumed.StoreError | None", None)
+        self.streams = 0
+        self.over = threading.Event()
+
+    def watch(self, _position: bytes) -> Self:
+        """Begin."""
+        self.streams += 1
+        return self
+
+    def __enter__(self) -> Self:
+        self._seconds, self._error = next(self._ends, (0.0, None))
+        if self._error is None:
+            self.over.set()
+        elif self._seconds == 0:
+            raise self._error
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def __iter__(self) -> Iterator[Changes]:
+        if self._error is not None:
+            self._clock.now += self._seconds
+            raise self._error
+        yield Changes([], b"position", True)
+        self.closed.wait(20)
+        raise resumed.StoreUnavailable("over")
+
+    closed: threading.Event
+
+    def cancel(self) -> None:
+        """End."""
+
+
+GOING = resumed.StoreUnavailable("the store asked for another connection")
+
+
+@pytest.mark.parametrize(
+    ("ends", "pauses", "warnings"),
+    [
+        ([(600.0, GOING)] * 3, [0.0] * 3, 0),
+        ([(0.25, GOING)] * 3, [0.75] * 3, 0),
+        ([(600.0, GOING), (0.0, GOING), (0.0, GOING), (600.0, GOING)], [0.0, 1.0, 1.0, 0.0], 1),
+        ([(600.0, resumed.StoreTimeout("silent"))], [1.0], 1),
+        ([(600.0, resumed.LimitExceeded("too slow"))], [1.0], 1),
+    ],
+    ids=["aged", "short", "away", "silent", "cut-off"],
+)
+def test_a_stream_that_served_is_begun_anew_at_once(
+    ends: list[tuple[float, resumed.StoreError]],
+    pauses: list[float],
+    warnings: int,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """And quietly: a connection that has its age is nothing special. After one that failed, or was short, it rests."""
+    clock = Clock()
+    store = Ending(clock, *ends)
+    mirror = Mirror(store, clock=clock)  # type: ignore[arg-type]  # as much of a store as is called
+    closed, paused = mirror._closed, []
+
+    def wait(seconds: float) -> bool:
+        paused.append(seconds)
+        return False
+
+    store.closed = threading.Event()
+    mirror._closed = SimpleNamespace(wait=wait, is_set=closed.is_set, set=closed.set)  # type: ignore[assignment]
+    mirror.get(b"key")
+    assert store.over.wait(20)
+    assert paused == pytest.approx(pauses)
+    assert len(caplog.records) == warnings
+    mirror.close()
+    store.closed.set()
 
 
 def test_a_look_up_leaves_a_stream_alone_that_catches_up(stream: Stream) -> None:

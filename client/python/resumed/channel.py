@@ -126,6 +126,8 @@ class Stream:
         try:
             while (message := self._connection.message(time.monotonic() + self._patience)) is not None:
                 yield message
+                if self._connection.going:  # or it would be cut in the end, whatever is being told just then
+                    raise errors.StoreUnavailable("the store asked for another connection")
         except Status as status:
             raise errors.from_status(status.number, status.message) from None
         except TimeoutError:

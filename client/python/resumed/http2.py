@@ -240,6 +240,11 @@ class Connection:
         """The context that secures it, None if nothing does."""
         return getattr(self._socket, "context", None)
 
+    @property
+    def going(self) -> bool:
+        """Whether the peer asked for another connection to be used from now on."""
+        return self._going
+
     def reusable(self) -> bool:
         """Whether another call can be sent, now that none is under way. Answers what the peer asked meanwhile."""
         if not self._ended or self._going or self._stream > _LAST_STREAM - 2:

@@ -14,7 +14,7 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING
 
-from resumed.errors import StoreError
+from resumed.errors import StoreError, StoreTimeout, StoreUnavailable
 from resumed.process import renew_after_fork
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ DEFAULT_BYTES = 64 << 20
 STALE_SECONDS = 3.0
 """How long a mirror answers without a word from the store, which speaks at least once a second."""
 RETRY_SECONDS = 1.0
-"""Seconds between two attempts to watch."""
+"""Seconds between two attempts to watch, from the end of one that failed, from the beginning of one that served."""
 
 _OVERHEAD = 195  # what an entry takes beside it, measured: keys, objects, and a table that is mostly too large
 _KEY_BYTES = 15  # of the 32 of a store key: enough to find a session, which opens under the whole key only
@@ -197,12 +197,13 @@ class Mirror:
     def _run(self) -> None:
         position, failing = b"", False
         while not self._closed.is_set():
+            began, serving = self._clock(), False
             try:
                 with self._store.watch(position) as watch:
                     self._spoken, self._watch = self._clock(), watch
                     if not watch.continued:
                         self.sessions.clear()
-                    failing = False
+                    failing, serving = False, True
                     for changes, behind, live in watch:
                         self._spoken = self._clock()
                         for key, session in changes:
@@ -216,8 +217,11 @@ class Mirror:
                         if live:
                             self._heard = self._clock()
             except StoreError as error:
-                if not failing and not self._closed.is_set():  # once per outage
+                # A server that stops, or a connection that has reached its age: the next one may serve at once.
+                orderly = serving and isinstance(error, StoreUnavailable) and not isinstance(error, StoreTimeout)
+                if not (orderly or failing or self._closed.is_set()):  # once per outage
                     _log.warning("the mirror of %s rests: %s", self._store.target, error)
-                failing = True
-            self._heard = min(self._heard, self._clock() - STALE_SECONDS)
-            self._closed.wait(RETRY_SECONDS)
+                failing = not orderly
+            now = self._clock()
+            self._heard = min(self._heard, now - STALE_SECONDS)
+            self._closed.wait(RETRY_SECONDS if failing else max(0.0, began + RETRY_SECONDS - now))
