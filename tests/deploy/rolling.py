@@ -41,10 +41,8 @@ PATIENCE = 60.0
 ENOUGH = 0.99
 """What share of the sessions that were offered must have resumed."""
 SERVICE = "resumed.resumed.svc.cluster.local"
-_BLAMED = 1.5
-"""Seconds for which a call that failed is told with the misses that follow."""
-_TOLD = 10
-"""How many misses are told one by one."""
+_TOLD = 3
+"""How many misses are told one by one, of each reason in each phase."""
 IDENTITY = "spiffe://cluster.local/ns/shop/sa/shop"
 
 
@@ -82,7 +80,7 @@ class Miss(NamedTuple):
         seconds: When, from the beginning of the rollout.
         reason: The frontend's.
         phase: What had happened to a pod last.
-        calls: The calls of that frontend that failed shortly before or meanwhile.
+        calls: The calls of that frontend that failed meanwhile.
         stall: How many seconds too late the machine woke a process with nothing to do, about then.
     """
 
@@ -187,15 +185,18 @@ def _misses(
     began, over = span
     journals = {port: _entries(frontends.journals[port]) for port in frontends.shared}
     for each in traffic.missed(began - BEFORE / 2, over):
-        entries = [entry for entry in journals[each.port] if each.at - _BLAMED <= entry["at"] <= each.ended]
-        reasons = [entry["miss"] for entry in entries if "miss" in entry and entry["at"] >= each.at]
+        entries = [entry for entry in journals[each.port] if each.at <= entry["at"] <= each.ended]
+        reasons = [entry["miss"] for entry in entries if "miss" in entry]
         yield Miss(
             each.at - began,
             # Another one's at the same time is one that must not resume any more, which the store does not know.
             next((reason for reason in reasons if reason != "unknown"), "unknown" if reasons else "never asked"),
             rollout.phase(each.at),
             [_call(entry, each.at) for entry in entries if "call" in entry],
-            max((one["late"] for one in stalls if each.at - _BLAMED <= one["at"] <= each.ended), default=0.0),
+            max(
+                (one["late"] for one in stalls if each.at <= one["at"] + one["late"] and one["at"] <= each.ended),
+                default=0.0,
+            ),
         )
 
 
@@ -297,14 +298,14 @@ def table(results: list[Result], *, markdown: bool) -> str:
     )
 
 
-def told(misses: list[Miss]) -> list[str]:
-    """Return the first misses before and during the rollout, and how many there were in each phase of the pods."""
-    before, during = ([miss for miss in misses if (miss.seconds >= 0) is later] for later in (False, True))
-    phases = Counter(f"{miss.reason}; {miss.phase.partition(' for ')[0]}" for miss in during)
-    return [
-        *(f"missed {miss}" for some in (before, during) for miss in some[:_TOLD]),
-        *(f"missed {number} times: {phase}" for phase, number in phases.items()),
-    ]
+def told(misses: list[Miss]) -> Iterator[str]:
+    """Yield how many misses there were of each reason in each phase of the pods, and the first of them."""
+    phases: dict[str, list[Miss]] = {}
+    for miss in misses:
+        phases.setdefault(f"{miss.reason}; {miss.phase.partition(' for ')[0]}", []).append(miss)
+    for phase, those in phases.items():
+        yield f"missed {len(those)} times: {phase}"
+        yield from (f"    {miss}" for miss in those[:_TOLD])
 
 
 def main() -> int:

@@ -532,16 +532,16 @@ class TestOutages:
 
     def test_a_store_is_tried_soon_and_then_less_often(self) -> None:
         """What was a moment costs a moment; one that comes and goes is tried no more often than one that is away."""
-        breaker = Breaker(failures=1)
-        breaker.failed(breaker.now())
+        now = 100.0
+        breaker = Breaker(failures=1, clock=lambda: now)
+        breaker.failed(now)
         assert [breaker.pause() for _ in range(6)] == [0.05, 0.1, 0.2, 0.4, 0.5, 0.5]
-        breaker.succeeded()
-        breaker.failed(breaker.now())
-        assert breaker.pause() == 0.5
-        breaker.succeeded()
-        breaker.succeeded()
-        breaker.failed(breaker.now())
-        assert breaker.pause() == 0.05
+        for seconds, pause in ((9.0, 0.5), (9.0, 0.5), (11.0, 0.05), (1.0, 0.1)):
+            breaker.succeeded()
+            breaker.succeeded()
+            now += seconds
+            breaker.failed(now)
+            assert breaker.pause() == pause
 
     def test_a_further_ask_that_is_late_is_no_failure_of_the_store(self) -> None:
         """It had answered this look-up, and was given little time for one more."""

@@ -15,6 +15,8 @@ _FIRST_REST, _LONGEST_REST = 0.05, 0.8
 """Seconds for which nobody asks a store that has just refused because of a limit; twice as long each time in a row."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 0.5
 """Seconds between trials of a store that keeps failing; twice as long each time in a row."""
+_CALM = 10.0
+"""Seconds after which it is news that a store keeps failing."""
 
 
 class Breaker:
@@ -34,7 +36,7 @@ class Breaker:
         self._rest = self._rests_until = 0.0
         self._failures = 0
         self._failed_at = float("-inf")
-        self._pause = 0.0
+        self._pause, self._opened = 0.0, float("-inf")
         self.closed = True
         """Whether handshakes may ask the store."""
         self.answered = True
@@ -56,8 +58,11 @@ class Breaker:
             return
         self._failures += 1
         self._failed_at = self._clock()
-        if self._failures >= self._limit:
+        if self.closed and self._failures >= self._limit:
             self.closed = False
+            if self._failed_at - self._opened > _CALM:
+                self._pause = 0.0
+            self._opened = self._failed_at
 
     def pause(self) -> float:
         """Return how many seconds from now the store is to be tried again."""
@@ -74,9 +79,6 @@ class Breaker:
 
     def succeeded(self) -> None:
         """Note that a call was carried out in time."""
-        if self.closed:
-            self._failures, self._pause = 0, 0.0
-        else:
-            self._failures = self._limit - 1
+        self._failures = 0 if self.closed else self._limit - 1
         self.closed = self.answered = True
         self._rest = 0.0
