@@ -83,6 +83,13 @@ context.load_cert_chain("server.pem")
 """,
         {"...": "target='127.0.0.1:7400', namespace='shop', keyring='fleet.keys'", "9465": "0"},
     ),
+    "provider = opentelemetry.trace": (
+        """
+import opentelemetry.trace, resumed, ssl
+context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+""",
+        {"...": "target='127.0.0.1:7400', namespace='shop', keyring='fleet.keys'"},
+    ),
     "options = twisted.internet.ssl.CertificateOptions(": (
         """
 import resumed, resumed.twisted, twisted.internet.ssl
