@@ -33,7 +33,6 @@ ELSEWHERE = {
     "go get": "asks the network",
     "npm install": "asks the network",
     "go test": "`make go`",
-    "cd client/go && go test": "the same, as a benchmark",
     "RESUMED_COMMAND=.../resumed": "`make go`, `make node` and `make rust` do that",
     "RESUMED_LEAK_HANDSHAKES=100000 go test": "takes an hour",
     "npm run leak": "takes minutes",
