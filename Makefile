@@ -71,15 +71,8 @@ $(BIN)/.installed-bench: $(BIN)/.installed
 peers: # Of those that `make bench` compares with
 	@test -x /usr/sbin/apache2 && command -v memcached redis-benchmark >/dev/null || deploy/debian-packages apache2-bin memcached redis-server
 
-.PHONY: bench-frontends
-bench-frontends: # As far as there are tools for them; the bench says what it left out
-	@! command -v go >/dev/null || go build -C tests/frontends/go -o $(CURDIR)/$(BUILD)/frontends/go-frontend .
-	@! command -v npm >/dev/null || $(MAKE) --no-print-directory node-package
-	@! command -v cargo >/dev/null || { cargo build --quiet --release --locked --manifest-path client/rust/Cargo.toml --example server \
-	  && cargo build --quiet --release --locked --manifest-path client/c/Cargo.toml --workspace && $(MAKE) --no-print-directory preload-servers; }
-
 .PHONY: bench
-bench: setup servers peers $(BIN)/.installed-bench $(if $(filter frontends,$(or $(ONLY),frontends)),bench-frontends) ## Measure all that docs/performance shows (QUICK=1 for a look; ONLY="sources peers" ...)
+bench: setup servers peers $(BIN)/.installed-bench ## Measure all that docs/performance shows (QUICK=1 for a look; ONLY="sources peers" ...)
 	$(BIN)/python tests/performance/bench/run.py $(if $(QUICK),--quick --output $(BUILD)/bench) $(if $(ONLY),--only $(ONLY))
 
 $(BIN)/.installed-fuzz: $(BIN)/.installed
@@ -208,6 +201,16 @@ preload-servers:
 .PHONY: preload-test
 preload-test: c preload-servers ## Put libresumed under Debian's nginx, Apache, HAProxy and stunnel (not part of make test)
 	RESUMED_PRELOAD=1 $(BIN)/python -m pytest tests/preload
+
+.PHONY: sanitizers
+sanitizers: setup c-build preload-servers ## Look for memory errors and leaks in libresumed: ASan, LSan, UBSan, valgrind (SANITIZERS=--help)
+	@command -v valgrind >/dev/null || deploy/debian-packages valgrind
+	$(BIN)/python tests/preload/sanitizers.py $(SANITIZERS)
+
+.PHONY: leaks-c
+leaks-c: setup c-build preload-servers ## What stays behind in nginx, Apache and a C server after 100,000 handshakes (LEAKS=--help)
+	@command -v heaptrack >/dev/null || deploy/debian-packages heaptrack
+	$(BIN)/python tests/preload/leaks.py $(or $(LEAKS),--heap)
 
 .PHONY: rust-installed
 rust-installed:

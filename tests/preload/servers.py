@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
 ROOT = Path(__file__).parents[2]
 LIBRARY = ROOT / ".build" / "cargo" / "release" / "libresumed_preload.so"
@@ -29,6 +29,7 @@ PATIENCE = 30.0
 
 _NGINX = """\
 daemon off;
+master_process {master};
 user root;
 worker_processes {workers};
 pid {directory}/pid;
@@ -47,6 +48,7 @@ http {{
     {more}
     return 200 "ok";
   }}
+  {beside}
 }}
 """
 _APACHE = """\
@@ -75,6 +77,7 @@ SSLSessionCache shmcb:{directory}/cache(512000)
 SSLCertificateFile {certificate}
 SSLCertificateKeyFile {certificate}
 {more}
+{beside}
 """
 _HAPROXY = """\
 global
@@ -133,9 +136,26 @@ class Server:
 
 @contextlib.contextmanager
 def serving(
-    name: str, certificate: Path, environment: Mapping[str, str] | None = None, *, workers: int = 2, more: str = ""
+    name: str,
+    certificate: Path,
+    environment: Mapping[str, str] | None = None,
+    *,
+    workers: int = 2,
+    more: str = "",
+    beside: str = "",
+    under: Sequence[str] = (),
 ) -> Iterator[Server]:
-    """Run one of SERVERS; `environment` is what settings() returned, `more` goes into its configuration."""
+    """Run one of SERVERS.
+
+    Args:
+        name: Which.
+        certificate: File with the certificate and its key.
+        environment: What settings() returned.
+        workers: Processes or threads, whatever the server has; with 0 of them nginx serves by itself.
+        more: For the configuration of the virtual host.
+        beside: For the configuration behind it (nginx, Apache).
+        under: A command that runs the server's, with its arguments: valgrind.
+    """
     program, template, arguments = SERVERS[name]
     directory = Path(tempfile.mkdtemp(prefix=f"resumed-{name}-"))
     directory.chmod(0o755)
@@ -143,14 +163,14 @@ def serving(
     config = directory / "config"
     config.write_text(
         template.format(
-            directory=directory, port=port, certificate=certificate, workers=workers, threads=25 * workers,
-            spare=25 * workers, more=more,
+            directory=directory, port=port, certificate=certificate, workers=workers or 1, threads=25 * workers,
+            spare=25 * workers, more=more, beside=beside, master="on" if workers else "off",
         )
     )  # fmt: skip
     filled = [argument.format(directory=directory, config=config) for argument in arguments]
     with (directory / "stderr").open("wb") as stderr:
         process = subprocess.Popen(
-            [program, *filled],
+            [*under, program, *filled],
             stdin=subprocess.DEVNULL,
             stdout=stderr,
             stderr=stderr,
