@@ -199,7 +199,9 @@ def heap(families: int, report: Report) -> None:
             command = ["heaptrack", "--output", f"{directory}/heap", str(BUILD / "resumed-handshakes")]
             command += ["--certificate", f"{directory}/certificate.pem", "--keyring", f"{directory}/fleet.keys"]
             command += ["--target", store.target, "--namespace", "shop", "--families", str(number)]
-            subprocess.run([*command, "--mirror", "100000"], check=True, stdout=subprocess.DEVNULL)
+            subprocess.run(
+                [*command, "--mirror", "100000"], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            )
             recorded = next(Path(directory).glob("heap*"))
             said = subprocess.check_output(["heaptrack_print", recorded], text=True)
         peak = re.search(r"peak heap memory consumption: ([\d.]+)([KM]?)", said)

@@ -10,7 +10,7 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple
 
 import trustme
 
@@ -39,9 +39,6 @@ ASK = b"who\n"
 """What the frontends answer with a line."""
 WARM_UP = 3
 """Visits that each turn begins with and that do not count: who comes first after a pause pays for cold caches."""
-
-
-_T = TypeVar("_T")
 
 
 @dataclass
@@ -120,10 +117,6 @@ class Rig:
         """Return the file with the certificate and its key, as PEM."""
         return self._fleets[key].certificate
 
-    def keyring(self, key: str) -> Path:
-        """Return the file with the fleet key of all frontends with this certificate."""
-        return self._fleets[key].keyring
-
     def store(self, front: str = "grpcio", *options: str) -> str:
         """Start a store and return its target."""
         with on_core(CLIENTS):
@@ -159,7 +152,7 @@ class Rig:
             yield Endpoint.resolved("127.0.0.1", port)
 
 
-def shuffled(things: Iterable[_T]) -> list[_T]:
+def shuffled(things: Iterable[str]) -> list[str]:
     """Return them in any order."""
     things = list(things)
     return random.sample(things, len(things))
