@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import importlib.util
 import json
 import re
@@ -15,6 +16,7 @@ import pytest
 import yaml
 
 from deploy.kubernetes import CHART, HELM, MANIFESTS, TREE, VERSIONS, Refused, kustomized, problems, rendered
+from resumed_server.config import Settings
 from support.mtls import Authority, Files
 
 if TYPE_CHECKING:
@@ -138,6 +140,7 @@ EFFECTS = [
     effect("server.workers", 4, lambda o: env(o)["RESUMED_WORKERS"], "4"),
     effect("server.threads", 5, lambda o: env(o)["RESUMED_THREADS"], "5"),
     effect("server.maxConnectionAge", "5m", lambda o: env(o)["RESUMED_MAX_CONNECTION_AGE"], "5m"),
+    effect("server.maxConnections", 1_000_000, lambda o: env(o)["RESUMED_MAX_CONNECTIONS"], "1000000"),
     effect("server.drainSeconds", 45, lambda o: env(o)["RESUMED_DRAIN"], "45s"),
     effect("server.logLevel", "debug", lambda o: env(o)["RESUMED_LOG_LEVEL"], "debug"),
     effect("tls.enabled", False, lambda o: env(o).get("RESUMED_INSECURE"), "true"),
@@ -174,6 +177,10 @@ EFFECTS = [
         CERTIFIED,
     ),
     effect("grants", "# none", lambda o: "/etc/resumed/grants" in mounts(o), True),
+    effect("namespaceLimits.rate", 2_000_000, lambda o: env(o)["RESUMED_NAMESPACE_RATE"], "2000000"),
+    effect("namespaceLimits.sessions", 7, lambda o: env(o)["RESUMED_NAMESPACE_SESSIONS"], "7"),
+    effect("namespaceLimits.bytes", "64MiB", lambda o: env(o)["RESUMED_NAMESPACE_BYTES"], "64MiB"),
+    effect("namespaceLimits.watchers", 9, lambda o: env(o)["RESUMED_NAMESPACE_WATCHERS"], "9"),
     effect("metrics.enabled", False, lambda o: len(of(o, "Service")["spec"]["ports"]), 1),
     effect("metrics.serviceMonitor.enabled", True, lambda o: "ServiceMonitor" in kinds(o), True),
     effect(
@@ -279,6 +286,39 @@ def test_a_value_of_another_type_is_refused(path: str) -> None:
     put(values, path, [[]])
     with pytest.raises(Refused, match=re.escape(f"at '/{path.replace('.', '/')}")):
         rendered(values)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [("embedded.capacity", "1GB"), ("server.maxTtl", "90"), ("namespaceLimits.bytes", "64"), ("server.workers", 0)],
+)
+def test_what_the_server_would_refuse_the_chart_refuses(path: str, value: Any) -> None:
+    """Or its pods would not start."""
+    values: Object = {}
+    put(values, path, value)
+    with pytest.raises(Refused, match=re.escape(f"at '/{path.replace('.', '/')}")):
+        rendered(values)
+
+
+LEFT_OUT = {
+    "front": "the native one has no TLS, and is not in the image",
+    "core_dumps": "a dump holds secrets, and a pod has nowhere to keep it",
+    "log_format": "what collects logs reads JSON, the default",
+    "otel": "the image is without OpenTelemetry",
+}
+"""Settings of the server that the chart has no value for, and why."""
+
+
+def test_every_setting_of_the_server_is_the_charts_or_left_out_for_a_reason() -> None:
+    """One that is new has to be added to either."""
+    told = {
+        name.removeprefix("RESUMED_").lower()
+        for values in ({}, EVERYTHING, {"tls": {"enabled": False}})
+        for name in env(rendered(values))
+    }
+    settings = {field.name for field in dataclasses.fields(Settings)}
+    assert told == settings - set(LEFT_OUT)
+    assert set(LEFT_OUT) <= settings
 
 
 def test_a_misspelt_value_is_refused() -> None:

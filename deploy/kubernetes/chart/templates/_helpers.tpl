@@ -40,6 +40,11 @@ RESUMED_WORKERS: {{ .Values.server.workers | quote }}
 RESUMED_THREADS: {{ .Values.server.threads | quote }}
 RESUMED_DRAIN: {{ printf "%ds" (int .Values.server.drainSeconds) | quote }}
 RESUMED_MAX_CONNECTION_AGE: {{ .Values.server.maxConnectionAge | quote }}
+RESUMED_MAX_CONNECTIONS: {{ int .Values.server.maxConnections | quote }}
+RESUMED_NAMESPACE_RATE: {{ int .Values.namespaceLimits.rate | quote }}
+RESUMED_NAMESPACE_SESSIONS: {{ int .Values.namespaceLimits.sessions | quote }}
+RESUMED_NAMESPACE_BYTES: {{ .Values.namespaceLimits.bytes | quote }}
+RESUMED_NAMESPACE_WATCHERS: {{ int .Values.namespaceLimits.watchers | quote }}
 RESUMED_LOG_LEVEL: {{ .Values.server.logLevel | quote }}
 {{- if .Values.tls.enabled }}
 RESUMED_TLS_CERT: /etc/resumed/tls/tls.crt
