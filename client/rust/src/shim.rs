@@ -217,18 +217,19 @@ impl Shim {
         look: Look,
         now: u64,
     ) -> Result<(StoreKey, Vec<u8>, &'static str), &'static str> {
+        let key = self.keys.key(id);
+        // A single use is the store's to grant, not a copy's.
+        let how = if look.once || self.options.single_use { How::Take } else { How::Get };
+        // An id in the mirror is the fleet's: to open it first would only take time.
+        if let Some(value) = process.mirror.as_ref().filter(|_| how == How::Get).and_then(|mirror| mirror.get(&key)) {
+            return Ok((key, value, "mirror"));
+        }
         let issued = self.options.keyring.open_id(&self.options.namespace, id);
         if !(1..=ID_BYTES).contains(&id.len()) || (issued.is_none() && look.ids.unwrap_or(self.options.ids) == Ids::Sealed) {
             return Err("foreign-id");
         }
         if issued.is_some_and(|issued| now > issued.saturating_add(self.options.lifetime.as_secs())) {
             return Err("old-id");
-        }
-        let key = self.keys.key(id);
-        // A single use is the store's to grant, not a copy's.
-        let how = if look.once || self.options.single_use { How::Take } else { How::Get };
-        if let Some(value) = process.mirror.as_ref().filter(|_| how == How::Get).and_then(|mirror| mirror.get(&key)) {
-            return Ok((key, value, "mirror"));
         }
         if !process.breaker.closed() {
             return Err("breaker-open");
