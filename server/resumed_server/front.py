@@ -15,7 +15,7 @@ from grpc_reflection.v1alpha.reflection import ReflectionServicer
 
 from resumed.v1 import admin_pb2, admin_pb2_grpc, session_store_pb2_grpc
 from resumed_server.config import UserError
-from resumed_server.decoding import DecodingServer
+from resumed_server.parting import PartingServer
 from resumed_server.pool import CallPool
 from resumed_server.service import MAX_MESSAGE, SERVICE_NAME
 
@@ -106,12 +106,14 @@ def grpc_server(threads: int, *, shared: bool, more: Sequence[tuple[str, int]] =
 
     `shared` lets several processes have its port; `more` are channel arguments beside OPTIONS.
     """
-    return DecodingServer(
+    pool = CallPool(threads)
+    return PartingServer(
         grpc.server(
-            CallPool(threads),  # type: ignore[arg-type] # grpcio only submits to it
+            pool,  # type: ignore[arg-type] # grpcio only submits to it
             options=[*OPTIONS.items(), ("grpc.so_reuseport", int(shared)), *more],
             maximum_concurrent_rpcs=_MAX_QUEUED_CALLS,
-        )
+        ),
+        pool,
     )
 
 

@@ -102,12 +102,19 @@ class CallPool(Executor):
         self._calls: queue.SimpleQueue[_Call] = queue.SimpleQueue()
         self._silent: dict[_Call, float] = {}  # calls without a message, since when; only grpcio's thread is here
         self._later = Later()
+        self._open: set[_Call] = set()
         for number in range(threads):
             threading.Thread(target=self._work, name=f"call-{number}", daemon=True).start()
+
+    @property
+    def under_way(self) -> int:
+        """How many calls have come and are not over."""
+        return len(self._open)
 
     def submit(self, function: Callable[..., object], /, *arguments: Any) -> _Call:  # type: ignore[override] # no Future
         """Queue a call, as soon as its message has come."""
         call = _Call(function, arguments)
+        self._open.add(call)
         if call.wants_message:
             self._receive(call)
         else:
@@ -141,7 +148,9 @@ class CallPool(Executor):
 
     def _run(self, call: _Call) -> None:
         held = call.run()
-        if held and not self._later.after(held.seconds, lambda: self._queue(call)):
+        if not held:
+            self._open.discard(call)
+        elif not self._later.after(held.seconds, lambda: self._queue(call)):
             self._queue(call)
 
 

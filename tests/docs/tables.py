@@ -33,7 +33,6 @@ ELSEWHERE = {
     "go get": "asks the network",
     "npm install": "asks the network",
     "go test": "`make go`",
-    "cd client/go && go test": "the same, as a benchmark",
     "RESUMED_COMMAND=.../resumed": "`make go`, `make node` and `make rust` do that",
     "RESUMED_LEAK_HANDSHAKES=100000 go test": "takes an hour",
     "npm run leak": "takes minutes",
@@ -82,6 +81,13 @@ context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
 context.load_cert_chain("server.pem")
 """,
         {"...": "target='127.0.0.1:7400', namespace='shop', keyring='fleet.keys'", "9465": "0"},
+    ),
+    "provider = opentelemetry.trace": (
+        """
+import opentelemetry.trace, resumed, ssl
+context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+""",
+        {"...": "target='127.0.0.1:7400', namespace='shop', keyring='fleet.keys'"},
     ),
     "options = twisted.internet.ssl.CertificateOptions(": (
         """

@@ -1,4 +1,4 @@
-"""Links between the documents lead somewhere, and every document can be reached from README.md."""
+"""Links between the documents lead somewhere, tests that they name are there, and README.md leads to all of them."""
 
 from __future__ import annotations
 
@@ -65,3 +65,11 @@ def test_every_document_can_be_reached_from_the_readme() -> None:
         reached |= new
         at_hand += new
     assert [str(page.relative_to(TREE)) for page in PAGES if page not in reached] == []
+
+
+def test_every_test_that_a_document_names_is_there() -> None:
+    """By its name alone; docs/threat-model.md, which names files too, has a test of its own."""
+    there = {name for file in TREE.glob("tests/**/*.py") for name in re.findall(r"def (test_\w+)", file.read_text())}
+    for page in PAGES:
+        missing = set(re.findall(r"`(test_\w+)`", page.read_text(encoding="utf-8"))) - there
+        assert not missing, f"{page} names {missing}"

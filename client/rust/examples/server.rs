@@ -1,7 +1,7 @@
 //! A TLS server that keeps its sessions in the store: it answers whatever a client sends. Threads, no async runtime.
 //!
 //! `cargo run --example server -- --certificate FILE --target 127.0.0.1:7400 --namespace shop --keyring fleet.keys
-//! [--listen 127.0.0.1:0] [--single-use] [--mirror BYTES] [--deadline MILLISECONDS]`
+//! [--listen 127.0.0.1:0] [--single-use] [--mirror BYTES] [--deadline MILLISECONDS]`; without `--target` it is what it was before.
 
 use std::collections::HashMap;
 use std::error::Error;
@@ -18,9 +18,32 @@ use rustls::{ServerConfig, ServerConnection, StreamOwned};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments = arguments()?;
-    let required = |name: &str| arguments.get(name).ok_or_else(|| format!("--{name} is missing"));
+    let certificate = required(&arguments, "certificate")?;
+    let sessions = arguments.get("target").map(|target| sessions(target, &arguments)).transpose()?;
 
-    let mut options = Options::new(required("target")?, required("namespace")?, Keyring::load(required("keyring")?)?);
+    let certificates = CertificateDer::pem_file_iter(certificate)?.collect::<Result<_, _>>()?;
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .with_no_client_auth()
+        .with_single_cert(certificates, PrivateKeyDer::from_pem_file(certificate)?)?;
+    let config = Arc::new(config);
+
+    let listener = TcpListener::bind(arguments.get("listen").map_or("127.0.0.1:0", String::as_str))?;
+    println!("{}", listener.local_addr()?);
+    for accepted in listener.incoming() {
+        let config = sessions.as_ref().map_or_else(|| Arc::clone(&config), |sessions| sessions.for_connection(&config));
+        let connection = ServerConnection::new(config)?;
+        let accepted = accepted?;
+        // What becomes of one connection is nothing to the others.
+        thread::spawn(move || serve(connection, accepted));
+    }
+    Ok(())
+}
+
+fn sessions(target: &str, arguments: &HashMap<String, String>) -> Result<Sessions, Box<dyn Error>> {
+    let keyring = Keyring::load(required(arguments, "keyring")?)?;
+    let mut options = Options::new(target, required(arguments, "namespace")?, keyring);
     options.single_use = arguments.contains_key("single-use");
     if let Some(bytes) = arguments.get("mirror") {
         options.mirror = bytes.parse()?;
@@ -28,24 +51,11 @@ fn main() -> Result<(), Box<dyn Error>> {
     if let Some(milliseconds) = arguments.get("deadline") {
         options.deadline = Duration::from_millis(milliseconds.parse()?);
     }
-    let sessions = Sessions::new(options)?;
+    Ok(Sessions::new(options)?)
+}
 
-    let certificates = CertificateDer::pem_file_iter(required("certificate")?)?.collect::<Result<_, _>>()?;
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()?
-        .with_no_client_auth()
-        .with_single_cert(certificates, PrivateKeyDer::from_pem_file(required("certificate")?)?)?;
-
-    let listener = TcpListener::bind(arguments.get("listen").map_or("127.0.0.1:0", String::as_str))?;
-    println!("{}", listener.local_addr()?);
-    for accepted in listener.incoming() {
-        let connection = ServerConnection::new(sessions.for_connection(&config))?;
-        let accepted = accepted?;
-        // What becomes of one connection is nothing to the others.
-        thread::spawn(move || serve(connection, accepted));
-    }
-    Ok(())
+fn required<'a>(arguments: &'a HashMap<String, String>, name: &str) -> Result<&'a String, String> {
+    arguments.get(name).ok_or_else(|| format!("--{name} is missing"))
 }
 
 fn serve(connection: ServerConnection, accepted: TcpStream) -> std::io::Result<()> {

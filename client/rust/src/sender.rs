@@ -2,6 +2,7 @@
 //! failing store is back, so that no handshake has to.
 
 use std::collections::VecDeque;
+use std::mem;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -70,6 +71,8 @@ struct Queue {
     submitted: u64,
     finished: u64,
     urgent: u64,
+    /// Whether nobody will look into the queue without being told.
+    idle: bool,
     closing: bool,
 }
 
@@ -96,8 +99,12 @@ impl Sender {
         if urgent {
             queue.urgent = number;
         }
+        // Who lingers or sends finds it in the queue: to be woken would cost this handshake its turn.
+        let wake = mem::take(&mut queue.idle) || urgent || queue.items.len() >= BATCH_OPERATIONS;
         drop(queue);
-        self.work.notify_one();
+        if wake {
+            self.work.notify_one();
+        }
         Some(number)
     }
 
@@ -145,15 +152,29 @@ impl Sender {
             } else if resting {
                 self.pause(PROBE_PAUSE).await;
                 probe(process).await;
-            } else if idle {
-                self.work.notified().await;
             } else {
+                // Even with nothing to do yet: while handshakes go on, none of them has to wake this thread.
                 self.linger().await;
-                if let Err(pause) = self.send(process).await {
+                if self.lock().items.is_empty() {
+                    self.rest().await;
+                } else if let Err(pause) = self.send(process).await {
                     self.pause(pause).await;
                 }
             }
         }
+    }
+
+    /// Waits until there is something to send, or the breaker has opened.
+    async fn rest(&self) {
+        {
+            let mut queue = self.lock();
+            if !queue.items.is_empty() || queue.closing {
+                return;
+            }
+            queue.idle = true;
+        }
+        self.work.notified().await;
+        self.lock().idle = false;
     }
 
     /// Waits for company, unless somebody waits already.

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-_KeyringFile = Annotated[str, typer.Argument(metavar="FILE", help="The keyring.")]
+_KeyringFile = Annotated[str, typer.Argument(metavar="FILE", help="The keyring file.")]
 _KeyId = Annotated[
     str | None,
     typer.Argument(
@@ -40,9 +40,15 @@ class _Tls(str, Enum):
     TLS13 = "1.3"
 
 
-_Ca = Annotated[str | None, typer.Option(metavar="FILE", help="The authorities that the store's certificate is from.")]
-_Cert = Annotated[str | None, typer.Option(metavar="FILE", help="The certificate to show.")]
-_Key = Annotated[str | None, typer.Option(metavar="FILE", help="Its key.")]
+_Ca = Annotated[
+    str | None, typer.Option(metavar="FILE", help="Speak TLS with the store, and trust these authorities (PEM).")
+]
+_Cert = Annotated[
+    str | None, typer.Option(metavar="FILE", help="Speak TLS with the store, and show it this certificate (PEM).")
+]
+_Key = Annotated[
+    str | None, typer.Option(metavar="FILE", help="The key of --cert (PEM), if it is not in the same file.")
+]
 _ServerName = Annotated[
     str | None, typer.Option(metavar="NAME", help="The name in the store's certificate, if TARGET's host is another.")
 ]
@@ -106,7 +112,7 @@ def _check(
 def _doctor(
     target: Annotated[str, typer.Argument(metavar="TARGET", help="Where the store is, as install() is told.")],
     *,
-    namespace: Annotated[str, typer.Option(metavar="NAME", help="The frontends' namespace.")],
+    namespace: Annotated[str, typer.Option(metavar="NAME", help="The frontends' namespace, as install() is told.")],
     keyring: Annotated[
         str | None, typer.Option(metavar="FILE", help="The fleet's keyring; without it a throw-away key.")
     ] = None,
@@ -210,7 +216,7 @@ def _top(
             "Without any 127.0.0.1:9464.",
         ),
     ] = None,
-    interval: Annotated[str, typer.Option(metavar="DURATION", help="How long a period is.")] = "2s",
+    interval: Annotated[str, typer.Option(metavar="DURATION", help="How long a period is, as in 2s or 1m.")] = "2s",
     count: Annotated[int | None, typer.Option(metavar="N", min=1, help="How many periods; no end without it.")] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print a line of JSON for each period, instead of tables.")
@@ -247,7 +253,9 @@ def _bench(
     count: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="How many visits to make, however long it takes.")
     ] = None,
-    connections: Annotated[int, typer.Option(metavar="N", min=1, max=10_000, help="Visits under way at a time.")] = 8,
+    connections: Annotated[
+        int, typer.Option(metavar="N", min=1, max=10_000, help="Visits under way at a time, of all processes together.")
+    ] = 8,
     clients: Annotated[
         int,
         typer.Option(metavar="N", min=1, max=1_000_000, help="Clients: so many visits until one comes back."),
@@ -306,11 +314,11 @@ def _grants_check(
     identity: Annotated[
         str | None, typer.Option(metavar="NAME", help="Who calls: spiffe://example.org/shop or dns:frontend.shop.svc.")
     ] = None,
-    namespace: Annotated[str | None, typer.Option(metavar="NAME", help="Where.")] = None,
+    namespace: Annotated[str | None, typer.Option(metavar="NAME", help="In which namespace.")] = None,
     operation: Annotated[
         str | None, typer.Option(metavar="NAME", help="What: put, get, take, remove, watch, purge or stats.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a sentence and a table.")] = False,
 ) -> None:
     """Check a file of grants, and explain why a call is allowed or denied (exit status 1). What is not given is any."""
     from resumed_server.commands.grants import Question, check

@@ -21,7 +21,8 @@ import (
 
 func main() {
 	certificate := flag.String("certificate", "", "file with the certificate and its key")
-	target := flag.String("target", "", "where the store is")
+	target := flag.String("target", "", "where the store is; without one there is no shim")
+	ticketKey := flag.String("ticket-key", "", "file with the key of tickets that others have too, where there is no shim")
 	namespace := flag.String("namespace", "", "of the sessions")
 	keyringFile := flag.String("keyring", "", "file")
 	deadline := flag.Duration("deadline", 50*time.Millisecond, "of a look-up")
@@ -30,16 +31,18 @@ func main() {
 
 	pair, err := tls.LoadX509KeyPair(*certificate, *certificate)
 	check(err)
-	logger := slog.New(slog.DiscardHandler)
-	keyring, err := resumed.LoadKeyring(*keyringFile, logger)
-	check(err)
-	store, err := resumed.Dial(*target, grpc.WithTransportCredentials(insecure.NewCredentials()))
-	check(err)
 	config := &tls.Config{Certificates: []tls.Certificate{pair}}
-	sessions, err := resumed.Wrap(config, store, resumed.Options{
-		Namespace: *namespace, Keyring: keyring, Deadline: *deadline, SingleUse: *singleUse, Logger: logger,
-	})
-	check(err)
+	end := func() error { return nil }
+	switch {
+	case *target != "":
+		end = wrap(config, *target, *keyringFile, resumed.Options{
+			Namespace: *namespace, Deadline: *deadline, SingleUse: *singleUse, Logger: slog.New(slog.DiscardHandler),
+		}).Close
+	case *ticketKey != "":
+		key, err := os.ReadFile(*ticketKey)
+		check(err)
+		config.SetSessionTicketKeys([][32]byte{[32]byte(key[:32])})
+	}
 	listener, err := tls.Listen("tcp", "127.0.0.1:0", config)
 	check(err)
 	fmt.Printf("{\"port\": %d}\n", listener.Addr().(*net.TCPAddr).Port)
@@ -48,7 +51,7 @@ func main() {
 	signal.Notify(stop, syscall.SIGTERM)
 	go func() {
 		<-stop
-		_ = sessions.Close()
+		_ = end()
 		os.Exit(0)
 	}()
 	for {
@@ -56,6 +59,17 @@ func main() {
 		check(err)
 		go serve(connection)
 	}
+}
+
+func wrap(config *tls.Config, target, keyringFile string, options resumed.Options) *resumed.Sessions {
+	keyring, err := resumed.LoadKeyring(keyringFile, options.Logger)
+	check(err)
+	options.Keyring = keyring
+	store, err := resumed.Dial(target, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	check(err)
+	sessions, err := resumed.Wrap(config, store, options)
+	check(err)
+	return sessions
 }
 
 // serve answers whatever a client sends, and reads on after that.

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from matplotlib import pyplot as plt
 
+from performance.bench.frontends import COLUMNS
 from performance.bench.growth import MEASURED
 
 if TYPE_CHECKING:
@@ -28,8 +29,11 @@ _STYLE = {
 _GREY = "#9aa0a6"
 _COLOURS = {
     "full, shim": "#5f6368",
+    "locally": "#b08fd8",
+    "shared": "#d9822b",
     "dictionary": "#b08fd8",
     "mirror": "#2a9d6f",
+    "resumed, call": "#4a90d9",
     "grpcio": "#4a90d9",
     "native": "#1f4e8c",
 }
@@ -66,7 +70,7 @@ def _groups(panel: Any, groups: Sequence[Mapping[str, float]], kinds: Sequence[s
     width = 0.8 / len(kinds)
     for number, kind in enumerate(kinds):
         places = [place + (number - (len(kinds) - 1) / 2) * width for place in range(len(groups))]
-        panel.bar(places, [group[kind] for group in groups], width * 0.92, label=kind, color=_colour(kind))
+        panel.bar(places, [group.get(kind, 0) for group in groups], width * 0.92, label=kind, color=_colour(kind))
     panel.grid(visible=False, axis="x")
 
 
@@ -106,6 +110,20 @@ def _peers(figures: Mapping[str, Mapping[str, Sequence[float | None]]]) -> Any:
     return figure
 
 
+def _frontends(figures: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Any:
+    figure, panels = plt.subplots(len(figures), 1, figsize=(11, 6), squeeze=False, gridspec_kw={"hspace": 0.3})
+    for panel, (version, stacks) in zip(panels[:, 0], figures.items(), strict=True):
+        _groups(
+            panel, list(stacks.values()), [kind for kind in COLUMNS if any(kind in found for found in stacks.values())]
+        )
+        panel.set_xticks(range(len(stacks)), list(stacks))
+        panel.set_title(version)
+        panel.set_ylabel("ms, p50")
+    handles, labels = panels[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, ncols=len(labels), loc="upper center", bbox_to_anchor=(0.5, 0.06))
+    return figure
+
+
 def _growth(figures: Mapping[str, Mapping[str, float]]) -> Any:
     figure, panels = plt.subplots(1, 2, figsize=(9, 3))
     for panel, unit in zip(panels, ("us", "ms"), strict=True):
@@ -125,5 +143,6 @@ _PLOTS: dict[str, Callable[[Any], Any]] = {
     "sources": _sources,
     "throughput": _throughput,
     "peers": _peers,
+    "frontends": _frontends,
     "growth": _growth,
 }

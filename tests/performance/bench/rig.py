@@ -10,7 +10,7 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import trustme
 
@@ -39,6 +39,9 @@ ASK = b"who\n"
 """What the frontends answer with a line."""
 WARM_UP = 3
 """Visits that each turn begins with and that do not count: who comes first after a pause pays for cold caches."""
+
+
+_T = TypeVar("_T")
 
 
 @dataclass
@@ -117,6 +120,10 @@ class Rig:
         """Return the file with the certificate and its key, as PEM."""
         return self._fleets[key].certificate
 
+    def keyring(self, key: str) -> Path:
+        """Return the file with the fleet key of all frontends with this certificate."""
+        return self._fleets[key].keyring
+
     def store(self, front: str = "grpcio", *options: str) -> str:
         """Start a store and return its target."""
         with on_core(CLIENTS):
@@ -152,7 +159,7 @@ class Rig:
             yield Endpoint.resolved("127.0.0.1", port)
 
 
-def shuffled(things: Iterable[str]) -> list[str]:
+def shuffled(things: Iterable[_T]) -> list[_T]:
     """Return them in any order."""
     things = list(things)
     return random.sample(things, len(things))

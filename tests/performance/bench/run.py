@@ -29,7 +29,7 @@ from performance.bench.rig import CLIENTS, Options, on_core
 from performance.bench.scripts import SCRIPTS
 
 ROOT = Path(__file__).parents[3]
-SECTIONS = ("sources", "throughput", "peers", "made_up_ids", "growth", *SCRIPTS)
+SECTIONS = ("sources", "throughput", "peers", "frontends", "made_up_ids", "growth", *SCRIPTS)
 
 LOAD = round(os.getloadavg()[0], 1)
 _QUIET = 0.5
