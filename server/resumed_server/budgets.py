@@ -25,7 +25,7 @@ BURST_SECONDS = 1.0
 """How much of a rate may be spent at once. A call that begins within it is carried out whole."""
 LEAST_REFUSALS_PER_SECOND = 10
 """How often a budget may be refused at once; or a tenth of its rate, if that is more. Further refusals wait."""
-LONGEST_HOLD = 10.0
+LONGEST_HOLD = 20.0
 """Seconds that a refusal is held back, at most."""
 
 _SLOTS = 1 << 13

@@ -36,8 +36,12 @@ MESSAGE_SECONDS = 5.0
 """How long after its headers a call's message may come."""
 MOST_WITHOUT_MESSAGE = 1_024
 """Calls that may wait for their messages; beyond that the oldest is cancelled. Almost always both come at once."""
-MOST_HELD = 1_024
-"""Refusals that are held back at the same time; beyond that they leave at once."""
+MOST_HELD = 3_072
+"""Refusals that are held back at the same time; beyond that they leave at once. Fewer than a server has calls.
+
+They are held even if their clients have given up: until then gRPC's core refuses further streams of the connection, at
+a small part of what a call costs that gets here.
+"""
 
 log = structlog.get_logger()
 

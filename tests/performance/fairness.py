@@ -67,13 +67,13 @@ class Flood:
         self.stubs = [SessionStoreServiceStub(channel(target, authority, pem)) for _ in range(connections)]
         self.answers: Counter[str] = Counter()
 
-    def call(self, method: str, request: Callable[[], Any], at_once: int) -> None:
-        """Keep `at_once` calls under way on each connection."""
+    def call(self, method: str, request: Callable[[], Any], at_once: int, timeout: float | None = None) -> None:
+        """Keep `at_once` calls under way on each connection, each for `timeout` seconds at most."""
 
         def follow(stub: SessionStoreServiceStub, answered: Any = None) -> None:
             if answered:
                 self.answers[answered.code().name] += 1
-            getattr(stub, method).future(request()).add_done_callback(lambda done: follow(stub, done))
+            getattr(stub, method).future(request(), timeout).add_done_callback(lambda done: follow(stub, done))
 
         for stub in self.stubs:
             for _ in range(at_once):
@@ -161,6 +161,7 @@ FLOODS: dict[str, Callable[[Flood, int], None]] = {
     "calls at its limit": lambda flood, limit: flood.pace(0.95 * limit),
     "its limit at once": lambda flood, limit: flood.burst(limit),
     "Gets": lambda flood, _: flood.call("Get", get, 128),
+    "Gets given up after 50 ms": lambda flood, _: flood.call("Get", get, 128, 0.05),
     "Puts": lambda flood, _: flood.call("Put", put, 128),
     "Batches": lambda flood, _: flood.call(
         "Batch", lambda: pb.BatchRequest(operations=[pb.Operation(get=get())] * 256), 64
@@ -284,7 +285,7 @@ def measure(options: argparse.Namespace, progress: Progress) -> dict[str, list[R
                 ca=directory / "authority.crt", cert=directory / "quiet.crt", key=directory / "quiet.key"
             ),
         )
-        store.put(KEY, VALUE, 86_000)
+        store.put(KEY, VALUE, 86_000, deadline=5.0)
         if options.busy_machine:
             for process in family(server.process.pid):
                 for thread in Path(f"/proc/{process}/task").iterdir():
