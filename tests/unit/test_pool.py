@@ -7,7 +7,8 @@ import threading
 import pytest
 from structlog.testing import capture_logs
 
-from resumed_server.pool import CallPool
+from resumed_server import front
+from resumed_server.pool import MOST_HELD, CallPool, Later
 
 
 def test_every_call_runs_with_its_arguments_and_its_end_is_told_once() -> None:
@@ -41,3 +42,13 @@ def test_a_call_that_raises_ends_no_thread(error: type[BaseException]) -> None:
         assert ended.wait(10)
     assert [(line["event"], line["error"]) for line in logged] == [("call failed", error.__name__)]
     assert "secret" not in str(logged)
+
+
+def test_what_is_held_back_leaves_places_for_other_calls() -> None:
+    """It comes back when it is due; beyond so many nothing is held, whatever there is to come back to."""
+    later, came_back = Later(), threading.Event()
+    assert later.after(0, came_back.set)
+    assert came_back.wait(10)
+    assert all(later.after(3_600, threading.Event) for _ in range(MOST_HELD))
+    assert not later.after(0, threading.Event)
+    assert MOST_HELD < front._MAX_QUEUED_CALLS
