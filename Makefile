@@ -72,11 +72,12 @@ peers: # Of those that `make bench` compares with
 	@test -x /usr/sbin/apache2 && command -v memcached redis-benchmark >/dev/null || deploy/debian-packages apache2-bin memcached redis-server
 
 .PHONY: bench-frontends
-bench-frontends: # As far as there are tools for them; the bench says what it left out
+bench-frontends: # As far as there are tools for them; the bench says what it left out. Lines with MAKE run in a --dry-run, too
 	@! command -v go >/dev/null || go build -C tests/frontends/go -o $(CURDIR)/$(BUILD)/frontends/go-frontend .
 	@! command -v npm >/dev/null || $(MAKE) --no-print-directory node-package
-	@! command -v cargo >/dev/null || { cargo build --quiet --release --locked --manifest-path client/rust/Cargo.toml --example server \
-	  && cargo build --quiet --release --locked --manifest-path client/c/Cargo.toml --workspace && $(MAKE) --no-print-directory preload-servers; }
+	@! command -v cargo >/dev/null || cargo build --quiet --release --locked --manifest-path client/rust/Cargo.toml --example server
+	@! command -v cargo >/dev/null || cargo build --quiet --release --locked --manifest-path client/c/Cargo.toml --workspace
+	@! command -v cargo >/dev/null || $(MAKE) --no-print-directory preload-servers
 
 .PHONY: bench
 bench: setup servers peers $(BIN)/.installed-bench $(if $(filter frontends,$(or $(ONLY),frontends)),bench-frontends) ## Measure all that docs/performance shows (QUICK=1 for a look; ONLY="sources peers" ...)
