@@ -261,8 +261,8 @@ $(BIN)/.installed-deploy: $(BIN)/.installed
 	@touch $@
 
 .PHONY: image
-image: $(BIN)/.installed-deploy image-tools ## Build the image and say what it weighs (without a container engine; on Debian)
-	$(BIN)/python tests/deploy/image.py
+image: $(BIN)/.installed-deploy image-tools ## Build the image and say what it weighs (without a container engine; on Debian; SUITE=trixie: with Python 3.13)
+	$(BIN)/python tests/deploy/image.py $(if $(SUITE),--suite $(SUITE))
 
 .PHONY: image-test
 image-test: image ## Run the image, read-only and without capabilities, and check it

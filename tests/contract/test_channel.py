@@ -307,6 +307,22 @@ def test_a_connection_that_is_ready_too_late_is_there_for_the_next_call(monkeypa
         assert len(server.peers) == 1
 
 
+def test_a_call_waits_for_a_slow_server_while_it_has_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others that had less time, or shared it among more servers, leave that one alone for a while."""
+    with serving() as server, channel_to(server) as channel, ThreadPoolExecutor(1) as thread:
+        release = blocked(monkeypatch, server.port)
+        answered = thread.submit(channel.call, ONCE, b"x", LONG)
+        connections, end = channel._connections, time.monotonic() + LONG
+        while not (connections._servers and connections._servers[0].connecting):
+            assert time.monotonic() < end
+        with connections._news:
+            connections._failed(connections._servers[0], "no connection in time")
+        with pytest.raises(resumed.StoreUnavailable, match="a moment ago"):
+            channel.call(ONCE, b"x", LONG)
+        release.set()
+        assert answered.result(LONG) == b"x"
+
+
 def test_calls_that_begin_together_wait_for_any_connection() -> None:
     """Many more than there will be connections; none fails."""
     with serving() as server, channel_to(server) as channel, ThreadPoolExecutor(32) as threads:

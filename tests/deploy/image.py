@@ -1,12 +1,14 @@
 """Builds the image without a container engine, on a base that Debian's packages make, and says what it weighs.
 
-    python tests/deploy/image.py [--markdown]
+    python tests/deploy/image.py [--suite bookworm|trixie] [--markdown]
 
-The base has Python and no shell, as distroless images do. Everything is kept in .build/image.
+The suite is Debian's: bookworm has Python 3.11, trixie has 3.13, as the Dockerfile does. The base has Python and no
+shell, as distroless images do. Everything is kept in .build/image.
 """
 
 from __future__ import annotations
 
+import argparse
 import csv
 import io
 import json
@@ -23,10 +25,14 @@ from typing import Any, NamedTuple
 TREE = Path(__file__).parents[2]
 KEPT = TREE / ".build/image"
 NAME = "localhost/resumed"
-SUITE = "bookworm"
 PYTHON = ("python3-minimal", "libpython3-stdlib", "libstdc++6", "ca-certificates")
-BUILD = ("dash", "coreutils", "findutils", "python3-pip", "python3-distutils")
+BUILD = ("dash", "coreutils", "findutils", "python3-pip")
 """What a build needs besides: a shell, and pip."""
+SUITES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "bookworm": ((), ("python3-distutils",)),
+    "trixie": (("base-files",), ()),  # which brings /bin and /lib64 as links
+}
+"""What Python needs besides, and what pip does, by suite."""
 STORAGE = ("--storage-driver", "vfs", "--root", str(KEPT / "storage"), "--runroot", str(KEPT / "run"))
 _OCI = KEPT / "oci"
 _OF_PIP = (Path("/etc/pip.conf"), Path("/etc/ssl/certs/ca-certificates.crt"))
@@ -48,14 +54,16 @@ class Layer(NamedTuple):
     path: Path
 
 
-def build() -> None:
+def build(suite: str) -> None:
     """Build the image, and what it is built on if that is not there yet."""
     KEPT.mkdir(parents=True, exist_ok=True)
-    for name, packages in (("base", PYTHON), ("build", PYTHON + BUILD)):
+    base, tools = f"base-{suite}", f"build-{suite}"
+    more, for_pip = SUITES[suite]
+    for name, packages in ((base, PYTHON + more), (tools, PYTHON + more + BUILD + for_pip)):
         if not _buildah("images", "--quiet", "--filter", f"reference=localhost/{name}"):
-            _base(name, packages)
+            _base(name, suite, packages)
     revision = subprocess.check_output(["git", "rev-parse", "HEAD"], cwd=TREE, text=True).strip()
-    arguments = {"BASE_IMAGE": "localhost/base", "BUILD_IMAGE": "localhost/build", "REVISION": revision}
+    arguments = {"BASE_IMAGE": f"localhost/{base}", "BUILD_IMAGE": f"localhost/{tools}", "REVISION": revision}
     given = [text for name, value in arguments.items() for text in ("--build-arg", f"{name}={value}")]
     _buildah(
         *("bud", "--isolation", "chroot", "--layers", "--timestamp", "0", *given, "--tag", NAME),
@@ -63,14 +71,14 @@ def build() -> None:
     )
 
 
-def _base(name: str, packages: tuple[str, ...]) -> None:
+def _base(name: str, suite: str, packages: tuple[str, ...]) -> None:
     root = KEPT / f"{name}.tar"
     subprocess.run(
-        ["mmdebstrap", "--quiet", "--variant=extract", f"--include={','.join(packages)}", SUITE, root], check=True
+        ["mmdebstrap", "--quiet", "--variant=extract", f"--include={','.join(packages)}", suite, root], check=True
     )
     container = _buildah("from", "scratch")
     _buildah("add", "--quiet", container, str(root), "/")
-    if name == "build":
+    if set(BUILD) <= set(packages):
         for path in filter(Path.exists, _OF_PIP):
             _buildah("add", "--quiet", container, str(path), str(path))
     _buildah("commit", "--rm", "--quiet", container, f"localhost/{name}")
@@ -163,5 +171,9 @@ def _buildah(*arguments: str) -> str:
 if __name__ == "__main__":
     if os.geteuid():
         sys.exit("building without a container engine takes root; with one: see the head of deploy/docker/Dockerfile")
-    build()
-    print(f"{NAME}, {platform.machine()}\n\n{report(markdown='--markdown' in sys.argv)}")  # noqa: T201
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--suite", choices=SUITES, default="bookworm", help="of Debian (default: bookworm)")
+    parser.add_argument("--markdown", action="store_true")
+    options = parser.parse_args()
+    build(options.suite)
+    print(f"{NAME}, {options.suite}, {platform.machine()}\n\n{report(markdown=options.markdown)}")  # noqa: T201

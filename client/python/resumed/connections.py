@@ -182,35 +182,52 @@ class Connections:
 
     def _awaited(self, servers: Sequence[Server], end: float) -> tuple[Server, Connection] | None:
         """Wait until any server has a connection; return None if these are the target's servers no longer."""
-        failure = "it could not be reached a moment ago"
         with self._news:
             self._waiting += 1
             try:
-                for tried, server in enumerate(servers):
-                    if server.resting:
-                        continue
-                    now = time.monotonic()
-                    patience = now + (end - now) / (len(servers) - tried)
-                    while not (server.resting or server.gone):
-                        if found := self._free(servers):
-                            return found
-                        left = patience - time.monotonic()
-                        if left <= 0:
-                            if server.connecting:  # and may still succeed; the next calls ask others first
-                                self._failed(server, "no connection in time")
-                            break
-                        if server.connecting < self._waiting:
-                            self._connect_soon(server, patience)
-                        else:
-                            self._news.wait(left)
-                    failure = server.failure or failure
+                found, failure = self._made(servers, end)
             finally:
                 self._waiting -= 1
+        if found:
+            return found
         if time.monotonic() >= end:
             raise errors.StoreTimeout(f"{self._target.authority}: {failure}")
         if any(server.gone for server in servers):
             return None
         raise errors.StoreUnavailable(f"{self._target.authority}: {failure}")
+
+    def _made(self, servers: Sequence[Server], end: float) -> tuple[tuple[Server, Connection] | None, str]:
+        """Have one server after the other make a connection; return the first, or what went wrong last."""
+        failure, asked = "it could not be reached a moment ago", []
+        for tried, server in enumerate(servers):
+            if server.resting:
+                continue
+            asked.append(server)
+            now = time.monotonic()
+            if found := self._made_by(server, servers, now + (end - now) / (len(servers) - tried)):
+                return found, ""
+            failure = server.failure or failure
+        while any(server.connecting for server in asked) and (left := end - time.monotonic()) > 0:
+            self._news.wait(left)  # for those that were slow
+            if found := self._free(servers):
+                return found, ""
+        return None, failure
+
+    def _made_by(self, server: Server, servers: Sequence[Server], end: float) -> tuple[Server, Connection] | None:
+        """Have a server make a connection, and return that, or one that any server has sooner."""
+        while not (server.resting or server.gone):
+            if found := self._free(servers):
+                return found
+            left = end - time.monotonic()
+            if left <= 0:
+                if server.connecting:  # and may still succeed; the next calls ask others first
+                    self._failed(server, "no connection in time")
+                break
+            if server.connecting < self._waiting:
+                self._connect_soon(server, end)
+            else:
+                self._news.wait(left)
+        return None
 
     def _connect_ahead(self, server: Server) -> None:
         """Have a connection to this server for the next call."""
