@@ -139,6 +139,14 @@ def _growth(figures: Mapping[str, Mapping[str, float]]) -> Any:
     return figure
 
 
+TITLES = {
+    "sources": "Handshakes by where the session comes from",
+    "throughput": "Connections a second",
+    "peers": "Apache's session caches and resumed's",
+    "frontends": "Handshakes of frontends in all languages",
+    "growth": "Look-ups and handshakes by the number of sessions",
+}
+"""What the plots show, for who cannot see them."""
 _PLOTS: dict[str, Callable[[Any], Any]] = {
     "sources": _sources,
     "throughput": _throughput,

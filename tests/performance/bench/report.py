@@ -26,7 +26,7 @@ def write(directory: Path, found: Mapping[str, Results]) -> None:
     plots.draw(directory, found)
     page = directory / _PAGE
     parts = {"verdicts": _markdown(_HEADINGS, [_cells(each) for each in _all(found)])}
-    parts |= {name: _section(results) for name, results in found.items()}
+    parts |= {name: _section(name, results) for name, results in found.items()}
     if not page.exists():
         page.write_text("".join(f"\n## {name}\n\n{_MARKED.format(name, '')}\n" for name in parts))
 
@@ -70,8 +70,9 @@ def _number(figure: float) -> str:
     return f"{figure:,.0f}" if figure in {0, round(figure)} or abs(figure) >= 100 else f"{figure:.2f}"
 
 
-def _section(results: Results) -> str:
-    parts = [f"{title}:\n\n{_markdown(headings, rows)}" for title, headings, rows in results.tables]
+def _section(name: str, results: Results) -> str:
+    parts = [f"![{plots.TITLES[name]}]({name}.svg)"] if name in plots.TITLES and results.figures else []
+    parts += [f"{title}:\n\n{_markdown(headings, rows)}" for title, headings, rows in results.tables]
     parts += [f"Not measured: {line}." for line in results.missing]
     facts = ", ".join(f"{name} {value}" for name, value in results.facts.items() if name != "quick")
     return "\n\n".join([*parts, f"({'A quick look only. ' if results.facts['quick'] else ''}{facts})"])
