@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
 import subprocess
 import time
 from pathlib import Path
@@ -33,6 +35,13 @@ def steps() -> list[Step]:
     return found[: [step.text for step in found].index(_LAST) + 1]
 
 
+def answers(port: str) -> bool:
+    """Tell whether somebody listens."""
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", int(port)), 1.0):
+        return True
+    return False
+
+
 class Shell:
     """A shell that is typed into; all that it started ends with it.
 
@@ -48,8 +57,9 @@ class Shell:
     def run(self, text: str) -> tuple[int, str, float]:
         """Run a command; return its exit status, what it printed, and the seconds that it took."""
         started = time.monotonic()
-        # A terminal would be the input of a client, and open.
-        self._process.stdin.write(f"{{ {text.removesuffix('&')}\n}} < /dev/null {'&' * text.endswith('&')}\n")
+        # Without braces around it a job is the program itself, and ends with it.
+        job = f"{text.removesuffix('&')} < /dev/null &" if text.endswith("&") else f"{{ {text}\n}} < /dev/null"
+        self._process.stdin.write(f"{job}\n")
         self._process.stdin.write(f"echo '{_MARK}' $?\n")
         self._process.stdin.flush()
         printed = ""
