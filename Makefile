@@ -308,6 +308,10 @@ audit: $(BIN)/.installed-deploy ## Ask the package index for known vulnerabiliti
 frontends: setup ## Hold a server of each language to tests/frontends/behaviour.toml; the matrix goes into docs/languages.md (FRONTENDS=--help)
 	$(BIN)/python tests/frontends/run.py $(or $(FRONTENDS),--write)
 
+.PHONY: stopwatch
+stopwatch: setup ## Time README's first steps, from a fresh clone to a frontend of one's own (STOPWATCH="--debian bookworm")
+	$(BIN)/python tests/docs/stopwatch.py $(STOPWATCH)
+
 .PHONY: clean
 clean: ## Delete what the other targets made
 	rm -rf $(VENV) $(BUILD) $(NODE)/node_modules $(NODE)/dist $(NODE)/.build .hypothesis .mypy_cache .pytest_cache .ruff_cache

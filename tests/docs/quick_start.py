@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import socket
 import subprocess
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -54,9 +53,8 @@ class Shell:
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options
         )
 
-    def run(self, text: str) -> tuple[int, str, float]:
-        """Run a command; return its exit status, what it printed, and the seconds that it took."""
-        started = time.monotonic()
+    def run(self, text: str) -> tuple[int, str]:
+        """Run a command; return its exit status and what it printed."""
         # Without braces around it a job is the program itself, and ends with it.
         job = f"{text.removesuffix('&')} < /dev/null &" if text.endswith("&") else f"{{ {text}\n}} < /dev/null"
         self._process.stdin.write(f"{job}\n")
@@ -67,7 +65,7 @@ class Shell:
             before, mark, status = line.partition(_MARK)
             printed += before
             if mark:
-                return int(status), printed, time.monotonic() - started
+                return int(status), printed
         raise AssertionError(f"the shell has ended: {printed}")
 
     def close(self) -> None:

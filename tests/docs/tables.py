@@ -11,6 +11,7 @@ ELSEWHERE = {
     "resumed serve > store.log": "test_quick_start.py",
     "python frontend.py": "test_quick_start.py",
     "openssl s_client -quiet": "test_quick_start.py",
+    "resumed locally": "no command: the heading of a column",
     # What asks the network or the user's own machine.
     "pip install": "asks the network; that the extras exist is tested here, what they bring by CI's `make setup`",
     "resumed --install-completion": "changes the user's shell; tests/integration/test_commands.py has shells complete",
