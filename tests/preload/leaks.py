@@ -78,8 +78,7 @@ def running(name: str, directory: Path, target: str | None) -> Iterator[tuple[in
 def resident(pid: int) -> int:
     """Return the resident bytes of a process and its children."""
     own = int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1]) * resource.getpagesize()
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()
-    return own + sum(resident(int(child)) for child in children)
+    return own + sum(map(resident, workers(pid)))
 
 
 class Clients:
@@ -171,17 +170,17 @@ def many_reloads(name: str, count: int, report: Report, *, shared: bool) -> None
         report.add(label, f"{count:,} reloads", share, last, f"{each:,.0f} bytes a reload", failed=failed)
 
 
-def workers(pid: int) -> list[str]:
+def workers(pid: int) -> list[int]:
     """Return a process's children."""
-    return Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()]
 
 
 def own_resident(pid: int) -> int:
     """Return the resident bytes of a process without its children."""
-    return resident(pid) - sum(resident(int(child)) for child in workers(pid))
+    return resident(pid) - sum(map(resident, workers(pid)))
 
 
-def await_others(pid: int, before: set[str]) -> None:
+def await_others(pid: int, before: set[int]) -> None:
     """Wait until a process has other children, and no other, than before."""
     end = time.monotonic() + PATIENCE
     while not (now := set(workers(pid))) or now & before:

@@ -45,8 +45,25 @@ impl Binding {
     #[must_use]
     pub fn new(context: &Context, shim: Arc<Shim>) -> Self {
         let id_context = Sha256::digest(shim.options().namespace.as_bytes()).into();
+        Self::with_id_context(*context, shim, id_context)
+    }
+
+    /// Does so for one of several contexts that ask clients for certificates: its sessions resume only where those of the same
+    /// authorities are asked for, in the same way. Who proved to one who they are has proved nothing to another.
+    #[must_use]
+    pub fn verifying(context: &Context, shim: Arc<Shim>) -> Self {
+        let asked = context.asked_certificates();
+        let id_context = Sha256::digest([shim.options().namespace.as_bytes(), b"\0", &asked].concat()).into();
+        Self::with_id_context(*context, shim, id_context)
+    }
+
+    fn with_id_context(context: Context, shim: Arc<Shim>, id_context: [u8; 32]) -> Self {
         context.set_callbacks(&id_context, shim.options().lifetime.as_secs());
         Self { shim, id_context }
+    }
+
+    pub(crate) fn id_context(&self) -> &[u8] {
+        &self.id_context
     }
 
     /// What the callbacks ask.
@@ -111,7 +128,7 @@ impl Binding {
         let session = Session::decode(serialized).filter(|session| session.id() == id).ok_or("undecodable")?;
         // RFC 6066 section 3. A servername callback may choose another context, one that wants client certificates, say, only after
         // OpenSSL has accepted the session by what this one wants.
-        if session.hostname() != requested_name(connection) {
+        if session.hostname() != requested_name(connection) || session.id_context() != self.id_context {
             return Err("other-name");
         }
         let now = unix_time();

@@ -88,6 +88,26 @@ impl<'a> Context<'a> {
         unsafe { ffi::SSL_CTX_get_verify_mode(self.0.as_ptr()) & ffi::SSL_VERIFY_PEER != 0 }
     }
 
+    /// Returns which certificates the context asks clients for, as bytes that are the same for the same: how it asks, and the names of
+    /// the authorities, each behind its length.
+    pub(crate) fn asked_certificates(&self) -> Vec<u8> {
+        // SAFETY: the context lives; the names are its own, and what is written of one is as long as was said before.
+        unsafe {
+            let mut asked = ffi::SSL_CTX_get_verify_mode(self.0.as_ptr()).to_be_bytes().to_vec();
+            let names = ffi::SSL_CTX_get_client_CA_list(self.0.as_ptr());
+            for index in 0..ffi::OPENSSL_sk_num(names) {
+                let name = ffi::OPENSSL_sk_value(names, index);
+                let length = ffi::i2d_X509_NAME(name, ptr::null_mut());
+                asked.extend(length.to_be_bytes());
+                let mut encoded = vec![0; usize::try_from(length).unwrap_or(0)];
+                let mut cursor = encoded.as_mut_ptr();
+                ffi::i2d_X509_NAME(name, &raw mut cursor);
+                asked.extend(encoded);
+            }
+            asked
+        }
+    }
+
     /// Sets the callbacks, and what they need.
     pub(crate) fn set_callbacks(&self, id_context: &[u8; 32], lifetime: u64) {
         let context = self.0.as_ptr();
@@ -137,6 +157,18 @@ impl<'a> Connection<'a> {
         if !self.has_no_ticket() {
             // SAFETY: the connection lives.
             unsafe { ffi::SSL_set_options(self.0.as_ptr(), ffi::SSL_OP_NO_TICKET) };
+        }
+    }
+
+    /// Has the connection's peer count as not verified if it resumes a session that was negotiated for another context than the one
+    /// that it has at present.
+    pub fn distrust_others_sessions(&self) {
+        // SAFETY: the connection lives, and keeps its session.
+        let session = unsafe { Session::borrowed(ffi::SSL_get_session(self.0.as_ptr())) };
+        let id_context = self.context().and_then(|context| context.binding()).map(Binding::id_context);
+        if self.is_resumed() && session.map(|session| session.id_context()).as_deref() != id_context {
+            // SAFETY: the connection lives.
+            unsafe { ffi::SSL_set_verify_result(self.0.as_ptr(), ffi::X509_V_ERR_APPLICATION_VERIFICATION) };
         }
     }
 
@@ -247,6 +279,12 @@ impl Session {
     pub(crate) fn set_id_context(&self, id_context: &[u8; 32]) {
         // SAFETY: the session lives, and copies the id context.
         unsafe { ffi::SSL_SESSION_set1_id_context(self.raw(), id_context.as_ptr(), length_of(id_context)) };
+    }
+
+    pub(crate) fn id_context(&self) -> Vec<u8> {
+        let mut length = 0;
+        // SAFETY: the session lives; the id context is its own, and copied.
+        unsafe { bytes(ffi::SSL_SESSION_get0_id_context(self.raw(), &raw mut length), length as usize) }
     }
 
     pub(crate) fn hostname(&self) -> Vec<u8> {

@@ -110,7 +110,11 @@ impl Mirror {
         match event.event {
             Some(v1::event::Event::Put(v1::event::Put { key, session: Some(session) })) => {
                 if let (Ok(key), Some(session)) = (StoreKey::try_from(key), StoredSession::of(session)) {
-                    self.lock().put(key, &session, Instant::now());
+                    let mut sessions = self.lock();
+                    // Told late: what this frontend has removed meanwhile never comes back.
+                    if !sessions.recent.contains(&key) {
+                        sessions.put(key, &session, Instant::now());
+                    }
                 }
             }
             Some(v1::event::Event::Removed(v1::event::Removed { key })) => {
@@ -264,6 +268,19 @@ mod tests {
         mirror.lock().clear();
         mirror.found(&[3; 32], &session(b"three", 10), since);
         assert_eq!(mirror.get(&[3; 32]), None);
+    }
+
+    #[test]
+    fn what_was_removed_meanwhile_does_not_come_back_from_the_stream() {
+        let mirror = Mirror::new(1 << 20);
+        *mirror.heard() = Some(Instant::now());
+        mirror.remove(&[1; 32]);
+        for key in [[1; 32], [2; 32]] {
+            let session = v1::Session { value: b"late".to_vec(), ttl: Some(prost_types::Duration { seconds: 10, nanos: 0 }) };
+            let put = v1::event::Put { key: key.to_vec(), session: Some(session) };
+            mirror.take_in(v1::Event { event: Some(v1::event::Event::Put(put)) });
+        }
+        assert_eq!((mirror.get(&[1; 32]), mirror.get(&[2; 32])), (None, Some(b"late".to_vec())));
     }
 
     #[test]

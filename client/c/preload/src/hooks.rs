@@ -90,11 +90,18 @@ unsafe extern "C" fn SSL_set_SSL_CTX(ssl: *mut SSL, context: *mut SSL_CTX) -> *m
     let next = next!(c"SSL_set_SSL_CTX", unsafe extern "C" fn(*mut SSL, *mut SSL_CTX) -> *mut SSL_CTX);
     // SAFETY: the caller's.
     unsafe {
-        let server = Connection::new(ssl).is_some_and(|connection| connection.is_server());
-        if let Some(chosen) = Context::new(context).filter(|_| server) {
+        let server = Connection::new(ssl).filter(Connection::is_server);
+        let chosen = Context::new(context).filter(|_| server.is_some());
+        if let Some(chosen) = chosen {
             let _ = catch_unwind(AssertUnwindSafe(|| crate::adopt_context(chosen)));
         }
-        next(ssl, context)
+        // What the server resumed by itself is its own affair.
+        let ours = server.filter(|connection| connection.context().is_some_and(|first| first.binding().is_some()));
+        let switched = next(ssl, context);
+        if let (Some(connection), Some(chosen)) = (ours, chosen) {
+            let _ = catch_unwind(AssertUnwindSafe(|| crate::switched(connection, chosen)));
+        }
+        switched
     }
 }
 

@@ -63,7 +63,7 @@ impl Fleet {
         if self.verified.is_none() {
             log::warn!("a context that asks for client certificates is left alone: see RESUMED_VERIFIED_NAMESPACE");
         }
-        self.verified.as_ref().map(|shim| Binding::new(&context, Arc::clone(shim)))
+        self.verified.as_ref().map(|shim| Binding::verifying(&context, Arc::clone(shim)))
     }
 
     fn close(&self) {
@@ -99,6 +99,15 @@ fn adopt(connection: Connection) {
 fn adopt_context(context: Context<'_>) -> Option<&'_ Binding> {
     let fleet = fleet()?;
     context.binding_or(|| fleet.bind(context))
+}
+
+/// Looks at a connection that has gone over to another context, as servers do for a virtual host.
+///
+/// By then OpenSSL has resumed what the first context let it. A host that asks for certificates must not take that for a proof.
+fn switched(connection: Connection, chosen: Context) {
+    if chosen.verifies_clients() {
+        connection.distrust_others_sessions();
+    }
 }
 
 /// Gets ready for a context that is being made.

@@ -23,6 +23,11 @@ pub struct CRYPTO_EX_DATA {
     opaque: [u8; 0],
 }
 
+#[repr(C)]
+pub struct STACK {
+    opaque: [u8; 0],
+}
+
 pub type NewCallback = unsafe extern "C" fn(*mut SSL, *mut SSL_SESSION) -> c_int;
 pub type GetCallback = unsafe extern "C" fn(*mut SSL, *const c_uchar, c_int, *mut c_int) -> *mut SSL_SESSION;
 pub type RemoveCallback = unsafe extern "C" fn(*mut SSL_CTX, *mut SSL_SESSION);
@@ -35,6 +40,7 @@ pub const SSL_SESS_CACHE_SERVER: c_long = 0x2;
 pub const SSL_SESS_CACHE_NO_INTERNAL: c_long = 0x300;
 pub const SSL_OP_NO_TICKET: u64 = 1 << 14;
 pub const SSL_VERIFY_PEER: c_int = 1;
+pub const X509_V_ERR_APPLICATION_VERIFICATION: c_long = 50;
 pub const TLS1_3_VERSION: c_int = 0x304;
 pub const TLSEXT_NAMETYPE_HOST_NAME: c_int = 0;
 pub const TLSEXT_TYPE_SERVER_NAME: c_uint = 0;
@@ -57,6 +63,10 @@ unsafe extern "C" {
     pub fn SSL_CTX_set_ex_data(ctx: *mut SSL_CTX, index: c_int, data: *mut c_void) -> c_int;
     pub fn SSL_CTX_get_max_early_data(ctx: *const SSL_CTX) -> u32;
     pub fn SSL_CTX_get_verify_mode(ctx: *const SSL_CTX) -> c_int;
+    pub fn SSL_CTX_get_client_CA_list(ctx: *const SSL_CTX) -> *const STACK;
+    pub fn OPENSSL_sk_num(stack: *const STACK) -> c_int;
+    pub fn OPENSSL_sk_value(stack: *const STACK, index: c_int) -> *mut c_void;
+    pub fn i2d_X509_NAME(name: *const c_void, out: *mut *mut c_uchar) -> c_int;
     pub fn SSL_CTX_set_options(ctx: *mut SSL_CTX, options: u64) -> u64;
     pub fn SSL_CTX_set_timeout(ctx: *mut SSL_CTX, seconds: c_long) -> c_long;
     pub fn SSL_CTX_set_session_id_context(ctx: *mut SSL_CTX, id: *const c_uchar, length: c_uint) -> c_int;
@@ -65,6 +75,8 @@ unsafe extern "C" {
     pub fn SSL_CTX_sess_set_remove_cb(ctx: *mut SSL_CTX, callback: Option<RemoveCallback>);
     pub fn SSL_CTX_set_generate_session_id(ctx: *mut SSL_CTX, callback: Option<IdCallback>) -> c_int;
 
+    pub fn SSL_get_session(ssl: *const SSL) -> *mut SSL_SESSION;
+    pub fn SSL_set_verify_result(ssl: *mut SSL, result: c_long);
     pub fn SSL_get_SSL_CTX(ssl: *const SSL) -> *mut SSL_CTX;
     pub fn SSL_is_server(ssl: *const SSL) -> c_int;
     pub fn SSL_version(ssl: *const SSL) -> c_int;
@@ -80,6 +92,7 @@ unsafe extern "C" {
     pub fn SSL_SESSION_free(session: *mut SSL_SESSION);
     pub fn SSL_SESSION_get_id(session: *const SSL_SESSION, length: *mut c_uint) -> *const c_uchar;
     pub fn SSL_SESSION_is_resumable(session: *const SSL_SESSION) -> c_int;
+    pub fn SSL_SESSION_get0_id_context(session: *const SSL_SESSION, length: *mut c_uint) -> *const c_uchar;
     pub fn SSL_SESSION_set1_id_context(session: *mut SSL_SESSION, id: *const c_uchar, length: c_uint) -> c_int;
     pub fn SSL_SESSION_get0_hostname(session: *const SSL_SESSION) -> *const c_char;
     pub fn SSL_SESSION_set1_hostname(session: *mut SSL_SESSION, name: *const c_char) -> c_int;
