@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import socket
 import subprocess
 from pathlib import Path
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 README = Path("README.md")
-_LAST = "openssl s_client -quiet -connect 127.0.0.1:8444 -sess_in session.pem"
+_LAST = "-sess_in session.pem"
 _MARK = "the command is done:"
 
 
@@ -26,12 +27,29 @@ class Step(NamedTuple):
 
 
 def steps() -> list[Step]:
-    """Return the steps in their order."""
-    parts = [(command.line, Step(command.text)) for command in commands(README) if command.typed]
+    """Return the steps in their order, with ports that are free in place of those that README has."""
+    parts = [(command.line, command.text, "") for command in commands(README) if command.typed]
     program = next(block for block in blocks(README) if block.language == "python")
-    parts.append((program.line, Step("frontend.py", "\n".join(program.lines) + "\n")))
-    found = [step for _, step in sorted(parts)]
-    return found[: [step.text for step in found].index(_LAST) + 1]
+    parts.append((program.line, "frontend.py", "\n".join(program.lines) + "\n"))
+    ports = {port: free_port() for port in ("7400", "8443", "8444")}
+    found = []
+    for _, text, program_text in sorted(parts):
+        found.append(Step(_moved(text, ports), _moved(program_text, ports)))
+        if text.endswith(_LAST):
+            break
+    return found
+
+
+def free_port() -> str:
+    """Return a port that nobody uses."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return str(free.getsockname()[1])
+
+
+def _moved(text: str, ports: dict[str, str]) -> str:
+    text = re.sub(r"(127\.0\.0\.1:|frontend\.py )(\d+)", lambda found: found[1] + ports[found[2]], text)
+    return re.sub(r"^resumed serve", f"resumed serve --listen 127.0.0.1:{ports['7400']}", text)
 
 
 def answers(port: str) -> bool:

@@ -105,8 +105,6 @@ def main() -> None:
     parser.add_argument("--debian", metavar="SUITE", help="on an empty Debian, such as bookworm; as root")
     parser.add_argument("--markdown", action="store_true", help="print a table for docs/measurements.md")
     given = parser.parse_args()
-    if busy := [port for port in ("7400", "8443", "8444") if answers(port)]:
-        parser.error(f"somebody listens on port {' and '.join(busy)} of 127.0.0.1 already")
     with contextlib.ExitStack() as held:
         directory = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="stopwatch-")))
         shell, home = new_machine(directory, given.debian)

@@ -319,6 +319,8 @@ class TestCheck:
             (("here", "--deadline", "0"), "--deadline"),
             (("here", "--deadline", "soon"), "--deadline"),
             (("here", "--fast"), "--fast"),
+            (("here",), "use host:port"),
+            (("here:7400", "--ca", "missing.crt"), "missing.crt"),
         ],
     )
     def test_bad_usage(self, arguments: tuple[str, ...], part: str) -> None:
@@ -342,6 +344,15 @@ class TestDemo:
         }
         assert "resumed.install(" in done.stdout
         assert left_behind(tmp_path) == []
+
+    def test_tells_programs_too(self) -> None:
+        """The same, as JSON."""
+        done = run("demo", "--json")
+        found = json.loads(done.stdout)
+        assert found["ok"]
+        assert [row["reused"] for row in found["crossings"]] == [found["rounds"]] * 8
+        assert all(row["reused"] is row["expected"] for row in found["endings"])
+        assert found["calls"]["hits"] > 0
 
     @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 128 + signal.SIGTERM)])
     @pytest.mark.parametrize("moment", ["store", "demo_frontend"])

@@ -228,11 +228,13 @@ def _top(
     top(targets or ["127.0.0.1:9464"], interval=interval, count=count, as_json=as_json)
 
 
-def _demo() -> None:
+def _demo(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+) -> None:
     """Watch a store and two frontends, ssl and pyOpenSSL, resume each other's TLS sessions."""
     from resumed_server.commands.demo import demo
 
-    raise typer.Exit(0 if demo() else 1)
+    raise typer.Exit(0 if demo(as_json=as_json) else 1)
 
 
 def _bench(

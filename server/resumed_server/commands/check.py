@@ -55,7 +55,11 @@ def check(
         UserError: An argument is outside its range.
     """
     verify(target, namespace, deadline)
-    with contextlib.closing(RoundTrip(target, namespace, keyring, deadline, tls)) as round_trip:
+    try:
+        round_trip = RoundTrip(target, namespace, keyring, deadline, tls)
+    except resumed.CredentialsError as error:
+        raise UserError(str(error)) from None
+    with contextlib.closing(round_trip):
         steps = taken({"keyring": round_trip.load_keyring, **round_trip.calls()})
     if as_json:
         report = {"target": target, "namespace": namespace, "ok": well(steps), "steps": [vars(step) for step in steps]}
@@ -73,6 +77,10 @@ def verify(target: str, namespace: str, deadline: float) -> None:
         raise UserError(f"--namespace: {namespace!r} is not 1 to 63 characters of [a-z0-9.-]")
     if not 0 < deadline <= _LONGEST_DEADLINE:
         raise UserError(f"--deadline: {deadline:g} is not above 0 and at most {_LONGEST_DEADLINE} seconds")
+    try:
+        resumed.SessionStore(target, namespace=namespace, deadline=deadline).close()  # connects to nobody
+    except ValueError as error:
+        raise UserError(str(error)) from None
 
 
 class RoundTrip:

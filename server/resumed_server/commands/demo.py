@@ -56,8 +56,11 @@ For a server of your own: `resumed keygen fleet.keys`, `resumed serve`, and in e
 """
 
 
-def demo() -> bool:
+def demo(*, as_json: bool = False) -> bool:
     """Run the demonstration and return whether everything resumed that should, and nothing that should not.
+
+    Args:
+        as_json: Print JSON instead of tables.
 
     Raises:
         UserError: pyOpenSSL is missing.
@@ -66,10 +69,10 @@ def demo() -> bool:
         raise UserError("pyOpenSSL is missing, the second TLS stack of the demo: pip install 'resumed[pyopenssl]'")
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda number, _: sys.exit(128 + number))  # past all that tidies up
-    console = Console()
+    console = Console(stderr=as_json)
     try:
         with tempfile.TemporaryDirectory(prefix="resumed-demo-") as directory:
-            well = _shown(console, Path(directory))
+            well = _shown(console, Path(directory), as_json=as_json)
     except (Broken, OSError, ValueError, subprocess.SubprocessError) as error:
         console.print(Text(f"The demo broke off: {error}", "bold red"), soft_wrap=True)
         return False
@@ -78,7 +81,7 @@ def demo() -> bool:
     return well
 
 
-def _shown(console: Console, directory: Path) -> bool:
+def _shown(console: Console, directory: Path, *, as_json: bool) -> bool:
     with console.status("starting") as status, contextlib.closing(Fleet(directory, status.update)) as fleet:
         python, openssl = _PythonClient(fleet.certificate), shutil.which("openssl")
         clients: list[_Client] = [_OpenSSLClient(directory, fleet.certificate, openssl)] if openssl else []
@@ -88,17 +91,25 @@ def _shown(console: Console, directory: Path) -> bool:
                 for first, second in (tuple(STACKS), tuple(reversed(STACKS))):
                     status.update(f"{client.name}, TLS {version}: from {first} to {second}")
                     crossings.append(_crossing(fleet, client, version, first, second))
-        console.print(_crossings_table(crossings))
-        if not openssl:
-            console.print("(openssl is not installed, so there was Python's client only)")
+        if not as_json:
+            console.print(_crossings_table(crossings))
+            if not openssl:
+                console.print("(openssl is not installed, so there was Python's client only)")
         status.update("asking the store what it has")
         calls = _calls(fleet, python)
-        console.print(_sight(fleet, python, calls))
+        if not as_json:
+            console.print(_sight(fleet, python, calls))
         status.update("ending sessions")
         endings = list(_endings(fleet, python))
-        console.print(_endings_table(endings))
+    well = all(crossing.reused == ROUNDS for crossing in crossings) and all(ending.kept for ending in endings)
+    if as_json:
+        found = {"ok": well, "rounds": ROUNDS, "calls": vars(calls)}
+        rows = {"crossings": list(map(vars, crossings)), "endings": list(map(vars, endings))}
+        Console(soft_wrap=True).print_json(data=found | rows)
+        return well
+    console.print(_endings_table(endings))
     console.print(Text(_NEXT.format(lookup=1000 * calls.seconds / max(calls.lookups, 1))), soft_wrap=True)
-    return all(crossing.reused == ROUNDS for crossing in crossings) and all(ending.kept for ending in endings)
+    return well
 
 
 @dataclass
