@@ -18,8 +18,9 @@ from resumed.v1 import admin_pb2 as pb
 from resumed.v1 import session_store_pb2
 from resumed.v1.admin_pb2_grpc import AdminServiceStub
 from resumed.v1.session_store_pb2_grpc import SessionStoreServiceStub
-from support.redis import until, valkey_cluster, valkey_server
+from support.redis import valkey_cluster, valkey_server
 from support.server import running_server
+from support.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -38,8 +38,9 @@ from resumed_server.engines.base import (
 from resumed_server.engines.redis_log import KEPT_SECONDS
 from resumed_server.engines.redis_nodes import PERMISSIONS
 from resumed_server.engines.redis_url import RedisUrl, redacted
-from support.redis import redis_server, until, valkey_cluster, valkey_sentinels, valkey_server
+from support.redis import redis_server, valkey_cluster, valkey_sentinels, valkey_server
 from support.tls import CA, CERTIFICATE
+from support.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

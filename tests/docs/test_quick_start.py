@@ -10,7 +10,8 @@ from functools import partial
 from pathlib import Path
 
 from docs.quick_start import Shell, answers, steps
-from support.tls import PATIENCE, until
+from support.tls import PATIENCE
+from support.waiting import until
 
 ON_A_NEW_MACHINE = re.compile(r"sudo apt-get|git clone|make demo|\. \.venv")
 """Steps for stopwatch.py."""

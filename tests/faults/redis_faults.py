@@ -152,23 +152,25 @@ def redis_full(policy: str) -> Scenario:
 @contextlib.contextmanager
 def redis_network_reset(place: Place) -> Iterator[Scene]:
     """Connections between server and Redis are reset, and new ones refused."""
-    with (
-        valkey_server() as server,
-        Network(f"127.0.0.1:{server.port}") as network,
-        Rig(place, _store(place, f"redis://{network.target}")) as rig,
-    ):
+    with _network_to_redis(place) as (rig, network):
         yield Scene(rig, network.drop, network.heal)
 
 
 @contextlib.contextmanager
 def redis_network_silent(place: Place) -> Iterator[Scene]:
     """Packets between server and Redis vanish."""
+    with _network_to_redis(place) as (rig, network):
+        yield Scene(rig, network.swallow, network.heal)
+
+
+@contextlib.contextmanager
+def _network_to_redis(place: Place) -> Iterator[tuple[Rig, Network]]:
     with (
         valkey_server() as server,
         Network(f"127.0.0.1:{server.port}") as network,
         Rig(place, _store(place, f"redis://{network.target}")) as rig,
     ):
-        yield Scene(rig, network.swallow, network.heal)
+        yield rig, network
 
 
 @contextlib.contextmanager

@@ -21,9 +21,10 @@ import pytest
 import resumed
 from support.distance import distant
 from support.loops import LOOPS, Loop, LoopFrontend, running
-from support.resting import Dribbling, Gate, leave_while_resting, offered, sessions_of, until
+from support.resting import Gate, leave_while_resting, offered, resumes_byte_by_byte, sessions_of
 from support.server import running_server
 from support.tls import PATIENCE, VERSIONS, Client, Connection, Frontend
+from support.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -258,15 +259,7 @@ def test_a_client_hello_byte_by_byte(
     """It is looked up once, when it is complete."""
     [session] = sessions_of(client, negotiator)
     with running(LoopFrontend(loop, store.target, keyring)) as frontend:
-        ours, theirs = socket.socketpair()
-        server = threading.Thread(target=frontend.serve, args=(theirs,))
-        server.start()
-        with ours:
-            ours.settimeout(PATIENCE)
-            connection = Dribbling(client.context, ours, session)
-            connection.echo(b"hello")
-            assert connection.tls.session_reused
-        server.join(PATIENCE)
+        assert resumes_byte_by_byte(client, frontend, session)
         assert sum(frontend.shim.stats.lookup_seconds) == 1
 
 

@@ -18,7 +18,8 @@ import resumed
 from resumed.sealing import StoreKeys
 from resumed_server.engines.base import StoredSession
 from support.lying_store import lying_store
-from support.tls import VERSIONS, Client, Frontend, Mirrored, until
+from support.tls import VERSIONS, Client, Frontend, Mirrored
+from support.waiting import until
 
 if TYPE_CHECKING:
     import ssl

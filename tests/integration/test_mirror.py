@@ -11,7 +11,8 @@ import pytest
 import resumed
 from support.redis import valkey_sentinels, valkey_server
 from support.server import running_server
-from support.tls import PATIENCE, STACKS, VERSIONS, Client, Frontend, Mirrored, server_context, until
+from support.tls import PATIENCE, STACKS, VERSIONS, Client, Frontend, Mirrored, server_context
+from support.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -7,7 +7,6 @@ import os
 import signal
 import socket
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,10 +15,11 @@ import grpc
 
 from support.server import running_server
 from support.tls import PATIENCE, VERSIONS, Client, Frontend
+from support.waiting import until
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     import resumed
     from support.tls import Stack
@@ -28,13 +28,6 @@ SHORT = 0.1
 """Seconds that a look-up may take."""
 LONG = 50 * SHORT
 """Seconds that no handshake may take."""
-
-
-def until(condition: Callable[[], bool]) -> None:
-    """Wait for something that must come about."""
-    end = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < end, "it never came about"
 
 
 def assert_handshakes_go_on(client: Client, frontend: Frontend, session: ssl.SSLSession | None, reason: str) -> None:

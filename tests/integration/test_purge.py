@@ -6,12 +6,13 @@ import os
 import threading
 import time
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
 import resumed
 from support.tls import PATIENCE, STACKS, VERSIONS, Client, Frontend
+from support.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -39,14 +40,6 @@ def purge(store: RunningServer, namespace: str) -> Iterator[Callable[..., object
     """Purge that namespace."""
     with resumed.Admin(store.target, deadline=PATIENCE) as admin:
         yield partial(admin.purge, namespace)
-
-
-def until(condition: Callable[[], Any]) -> None:
-    """Wait for something that must come about."""
-    end = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < end, "it never came about"
-        time.sleep(0.005)
 
 
 def test_after_a_purge_nothing_from_before_resumes_and_what_comes_later_does(

@@ -18,9 +18,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 import resumed
 from resumed.v1 import session_store_pb2 as pb
 from resumed.v1.session_store_pb2_grpc import SessionStoreServiceStub
-from support.redis import until, valkey_server
+from support.redis import valkey_server
 from support.server import running_server, start_server
 from support.tls import STACKS, VERSIONS, Client, Frontend
+from support.waiting import until
 
 if TYPE_CHECKING:
     import ssl

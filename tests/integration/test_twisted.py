@@ -13,9 +13,10 @@ from twisted.internet.protocol import Factory, Protocol
 from twisted.protocols.tls import TLSMemoryBIOFactory
 
 from resumed.twisted import ConnectionCreator
-from support.resting import Dribbling, Gate, leave_while_resting, sessions_of, until
+from support.resting import Gate, leave_while_resting, resumes_byte_by_byte, sessions_of
 from support.server import running_server
 from support.tls import PATIENCE, Client, Frontend
+from support.waiting import until
 
 if TYPE_CHECKING:
     import ssl
@@ -146,15 +147,7 @@ def test_a_client_hello_byte_by_byte(
 ) -> None:
     """It is looked up once, when it is complete."""
     frontend = Reactor(store.target, keyring)
-    ours, theirs = socket.socketpair()
-    server = threading.Thread(target=frontend.serve, args=(theirs,))
-    server.start()
-    with ours:
-        ours.settimeout(PATIENCE)
-        connection = Dribbling(client.context, ours, session)
-        connection.echo(b"hello")
-        assert connection.tls.session_reused
-    server.join(PATIENCE)
+    assert resumes_byte_by_byte(client, frontend, session)
     assert sum(frontend.shim.stats.lookup_seconds) == 1
 
 

@@ -13,7 +13,8 @@ import resumed
 from resumed.v1 import session_store_pb2 as pb
 from resumed.v1.session_store_pb2_grpc import SessionStoreServiceStub
 from support.other_version import other_version
-from support.tls import PATIENCE, STACKS, Frontend, Mirrored, until
+from support.tls import PATIENCE, STACKS, Frontend, Mirrored
+from support.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

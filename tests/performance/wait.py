@@ -22,7 +22,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from resumed_server.engines import open_engine
 from resumed_server.engines.base import Put
-from support.redis import until, valkey_server
+from support.redis import valkey_server
+from support.waiting import until
 
 OPTIONS = {"does not wait": "wait_replicas=0", "waits for a replica": "wait_replicas=1"}
 BATCH = 200

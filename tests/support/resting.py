@@ -11,19 +11,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from support.tls import PATIENCE, Connection
+from support.waiting import until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from support.tls import Client, Frontend
-
-
-def until(condition: Callable[[], Any]) -> None:
-    """Wait for something that must come about."""
-    end = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < end, "it never came about"
-        time.sleep(0.001)
 
 
 def sessions_of(client: Client, negotiator: Frontend, count: int = 1) -> list[ssl.SSLSession | None]:
@@ -80,7 +71,20 @@ def leave_while_resting(client: Client, frontend: Frontend, gate: Gate, session:
     assert not server.is_alive()
 
 
-class Dribbling(Connection):
+def resumes_byte_by_byte(client: Client, frontend: Any, session: ssl.SSLSession | None) -> bool:
+    """Shake hands, and talk, in bytes that arrive one by one; return whether the session resumed."""
+    ours, theirs = socket.socketpair()
+    server = threading.Thread(target=frontend.serve, args=(theirs,))
+    server.start()
+    with ours:
+        ours.settimeout(PATIENCE)
+        connection = _Dribbling(client.context, ours, session)
+        connection.echo(b"hello")
+    server.join(PATIENCE)
+    return connection.tls.session_reused is True
+
+
+class _Dribbling(Connection):
     """Sends each byte by itself, and waits a little so that it arrives by itself."""
 
     def _flush(self) -> None:

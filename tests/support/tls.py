@@ -14,6 +14,7 @@ import trustme
 from OpenSSL import SSL
 
 import resumed
+from support.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -213,11 +214,3 @@ class Connection:
     def _flush(self) -> None:
         if data := self.outgoing.read():
             self.sock.sendall(data)
-
-
-def until(condition: Callable[[], Any]) -> None:
-    """Wait for something that must come about."""
-    end = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < end, "it never came about"
-        time.sleep(0.005)

@@ -15,8 +15,8 @@ REASONS = {
     "hits": ("mirror", "store", "fresh", "shared"),
     "foreign_hits": ("mirror", "store", "fresh", "shared"),
     "misses": (
-        *("unknown", "foreign-id", "old-id", "late", "down", "refused", "breaker-open", "busy", "malformed"),
-        *("unknown-key", "expired", "not-authentic", "undecodable", "other-name", "internal-error"),
+        *("unknown", "foreign-id", "old-id", "late", "down", "refused", "limited", "breaker-open", "busy"),
+        *("malformed", "unknown-key", "expired", "not-authentic", "undecodable", "other-name", "internal-error"),
     ),
     "puts": ("stored", "refused", "dropped", "expired", "unresumable"),
     "removals": ("fatal-error", "application", "dropped", "refused", "kept"),
