@@ -23,7 +23,7 @@ TREE = Path(__file__).parents[2]
 sys.path[:0] = [str(TREE / "tests")]
 
 from docs.quick_start import Shell, Step, answers, steps  # noqa: E402
-from support.tls import until  # noqa: E402
+from support.waiting import until  # noqa: E402
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 PIP = {name: value for name, value in os.environ.items() if name in {"PIP_INDEX_URL", "PIP_DEFAULT_TIMEOUT"}}
