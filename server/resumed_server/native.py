@@ -136,8 +136,7 @@ class NativeServer:
             front.respond(call, self._answered(method, message, context))
         except Held as held:
             refuse = held.refuse
-            if not self._later.after(held.seconds, lambda: self._refuse(front, call, refuse)):
-                self._refuse(front, call, refuse)
+            self._later.after(held.seconds, lambda: self._refuse(front, call, refuse))
         except Exception as error:  # noqa: BLE001 - the edge: whatever it is, the caller gets a fixed text
             _fail(front, call, error)
 

@@ -37,7 +37,7 @@ MESSAGE_SECONDS = 5.0
 MOST_WITHOUT_MESSAGE = 1_024
 """Calls that may wait for their messages; beyond that the oldest is cancelled. Almost always both come at once."""
 MOST_HELD = 3_072
-"""Refusals that are held back at the same time; beyond that they leave at once. Fewer than a server has calls.
+"""Refusals that are held back at the same time; beyond that the next one leaves. Fewer than a server has calls.
 
 They are held even if their clients have given up: until then gRPC's core refuses further streams of the connection, at
 a small part of what a call costs that gets here.
@@ -72,17 +72,17 @@ class Later:
         self._numbers = itertools.count()
         self._thread: threading.Thread | None = None
 
-    def after(self, seconds: float, action: Callable[[], object]) -> bool:
-        """Do `action` in `seconds`; return False if there is too much to do already."""
+    def after(self, seconds: float, action: Callable[[], object]) -> None:
+        """Do `action` in `seconds`. If there is too much to do, what is to be done next is done now."""
         with self._changed:
-            if len(self._todo) >= MOST_HELD:
-                return False
             heapq.heappush(self._todo, (self._clock() + seconds, next(self._numbers), action))
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="later", daemon=True)
                 self._thread.start()
             self._changed.notify()
-            return True
+            early = heapq.heappop(self._todo)[2] if len(self._todo) > MOST_HELD else None
+        if early:
+            _do(early)
 
     def _run(self) -> None:
         while True:
@@ -90,10 +90,7 @@ class Later:
                 while not self._todo or self._todo[0][0] > self._clock():
                     self._changed.wait(self._todo[0][0] - self._clock() if self._todo else None)
                 _, _, action = heapq.heappop(self._todo)
-            try:
-                action()
-            except Exception as error:  # noqa: BLE001 - a thread that ends here would be missed for ever
-                log.critical("call failed", **described(error))
+            _do(action)
 
 
 class CallPool(Executor):
@@ -154,8 +151,8 @@ class CallPool(Executor):
         held = call.run()
         if not held:
             self._open.discard(call)
-        elif not self._later.after(held.seconds, lambda: self._queue(call)):
-            self._queue(call)
+        else:
+            self._later.after(held.seconds, lambda: self._queue(call))
 
 
 class _Answering(NamedTuple):
@@ -245,3 +242,10 @@ class _Call:
             except IndexError:  # the other thread was faster
                 return
             callback(self)
+
+
+def _do(action: Callable[[], object]) -> None:
+    try:
+        action()
+    except Exception as error:  # noqa: BLE001 - a thread that ends here would be missed for ever
+        log.critical("call failed", **described(error))

@@ -45,10 +45,15 @@ def test_a_call_that_raises_ends_no_thread(error: type[BaseException]) -> None:
 
 
 def test_what_is_held_back_leaves_places_for_other_calls() -> None:
-    """It comes back when it is due; beyond so many nothing is held, whatever there is to come back to."""
-    later, came_back = Later(), threading.Event()
-    assert later.after(0, came_back.set)
-    assert came_back.wait(10)
-    assert all(later.after(3_600, threading.Event) for _ in range(MOST_HELD))
-    assert not later.after(0, threading.Event)
+    """It comes back when it is due, and what is due next comes back at once where there is too much."""
+    later, due, next_one, latest = Later(), threading.Event(), threading.Event(), threading.Event()
+    later.after(0, due.set)
+    assert due.wait(10)
+    later.after(1_800, next_one.set)
+    for _ in range(MOST_HELD - 1):
+        later.after(3_600, latest.set)
+    assert not next_one.is_set()
+    later.after(3_600, latest.set)
+    assert next_one.is_set()
+    assert not latest.is_set()
     assert MOST_HELD < front._MAX_QUEUED_CALLS
