@@ -137,18 +137,6 @@ static int offer(SSL_CTX *servers, SSL_CTX *clients, SSL_SESSION *session)
     return resumed;
 }
 
-/* Offers a session that was removed. A mirror may have it until it is told: a moment later. */
-static void offer_in_vain(SSL_CTX *servers, SSL_CTX *clients, SSL_SESSION *session)
-{
-    unsigned waited = 0;
-
-    while (offer(servers, clients, session) && !lies) {
-        MUST(options.mirror && waited < PATIENCE);
-        usleep(10000);
-        waited += 10;
-    }
-}
-
 /* Removes a session of the fleet's by the id that a client has of it. */
 static void withdraw(SSL_CTX *servers, SSL_SESSION *session)
 {
@@ -178,7 +166,8 @@ static void family(SSL_CTX *servers, SSL_CTX *clients, long number)
     if (options.single_use) {
         resumed = offer(servers, clients, first);
         MUST(lies || resumed);
-        offer_in_vain(servers, clients, first);
+        resumed = offer(servers, clients, first);
+        MUST(lies || !resumed);
     } else {
         SSL_SESSION *second = meet(servers, clients, first, CLOSED, &resumed);
         MUST(lies || resumed);
@@ -190,7 +179,8 @@ static void family(SSL_CTX *servers, SSL_CTX *clients, long number)
             MUST(lies || resumed);
             withdraw(servers, last);
         }
-        offer_in_vain(servers, clients, last);
+        resumed = offer(servers, clients, last);
+        MUST(lies || !resumed);
         SSL_SESSION_free(second);
         SSL_SESSION_free(last);
     }
