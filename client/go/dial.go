@@ -21,14 +21,18 @@ const serviceConfig = `{
 	}]
 }`
 
-// Dial returns a connection to the store at target, a gRPC name such as "dns:///store:7400", "127.0.0.1:7400" or
-// "unix:/run/resumed.sock", with the settings that suit it; options come after them. One of the options must be
+// Dial returns a connection to the store at target, a gRPC name such as "dns:///store:7400", "127.0.0.1:7400",
+// "ipv4:10.0.0.1:7400,10.0.0.2:7400" or "unix:/run/resumed.sock", with the settings that suit it; options come after them. One of the options must be
 // [grpc.WithTransportCredentials]. It does not wait for the store: handshakes resume as soon as it is there.
 //
 // Any other [grpc.ClientConnInterface] serves [Wrap] as well.
 func Dial(target string, options ...grpc.DialOption) (*grpc.ClientConn, error) {
+	if err := checkTarget(target); err != nil {
+		return nil, err
+	}
 	defaults := []grpc.DialOption{
 		grpc.WithDefaultServiceConfig(serviceConfig),
+		listed,
 		// A store that comes back is found again within a second or two.
 		grpc.WithConnectParams(grpc.ConnectParams{
 			Backoff:           backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: time.Second},

@@ -21,6 +21,9 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+
 	pb "github.com/resumed/resumed/client/go/resumedv1"
 )
 
@@ -191,6 +194,29 @@ func TestOutage(t *testing.T) {
 				t.Fatal(misses)
 			}
 		})
+	}
+}
+
+// Servers of a store that are gone, or accept connections and say nothing, cost no resumption while another answers.
+func TestSeveralServers(t *testing.T) {
+	onBothVersions(t, func(t *testing.T, store *realStore, version uint16) {
+		hanging, err := net.Listen("tcp", "127.0.0.1:0")
+		check(t, err)
+		defer func() { _ = hanging.Close() }()
+		several := &realStore{target: "ipv4:127.0.0.1:1," + hanging.Addr().String() + "," + store.target}
+		config := newServer()
+		sessions := wrap(t, config, several.connect(t), Options{Namespace: "several"})
+		address, client := listen(t, config), newClient(version)
+		for n := range 20 {
+			if got := resumes(t, address, client); got != (n > 0) {
+				t.Fatalf("connection %d: resumed %v: %+v", n, got, sessions.Stats())
+			}
+		}
+	})
+	for _, target := range []string{"ipv4:store:7400", "ipv4:127.0.0.1:1,", "ipv6:127.0.0.1:1", "ipv4:127.0.0.1:0"} {
+		if _, err := Dial(target, grpc.WithTransportCredentials(insecure.NewCredentials())); err == nil {
+			t.Error(target, ": accepted")
+		}
 	}
 }
 
