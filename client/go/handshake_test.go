@@ -184,14 +184,17 @@ func TestOutage(t *testing.T) {
 			check(t, store.process.Signal(syscall.SIGCONT))
 			eventually(t, "resumption after a hang", func() bool { return resumes(t, address, client) })
 
+			before := sessions.Stats().Misses
 			check(t, store.process.Kill()) // is down
 			for range 20 {
 				if resumes(t, address, client) {
 					t.Fatal("resumed without a store")
 				}
 			}
-			if misses := sessions.Stats().Misses; !sessions.Resting() || misses["down"] == 0 {
-				t.Fatal(misses)
+			// One failure after a trial is enough; a busy machine may tell of it late.
+			misses = sessions.Stats().Misses
+			if failed := misses["down"] + misses["late"] - before["down"] - before["late"]; !sessions.Resting() || failed == 0 {
+				t.Fatal(before, misses)
 			}
 		})
 	}

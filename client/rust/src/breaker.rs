@@ -16,6 +16,7 @@ const LONGEST_REST: Duration = Duration::from_millis(800);
 pub(crate) struct Breaker {
     failures: AtomicU32,
     open: AtomicBool,
+    last_failure: Mutex<Option<Instant>>,
     /// Whether the last call was refused because of a limit.
     limited: AtomicBool,
     /// For how long nobody asks after that, and until when.
@@ -33,8 +34,15 @@ impl Breaker {
         self.limited.load(Ordering::Relaxed) && rest().is_some_and(|(_, until)| now < until)
     }
 
-    /// Notes a failed call and returns whether it opened the breaker.
-    pub(crate) fn failed(&self) -> bool {
+    /// Notes a call that began then and has failed now, and returns whether that opened the breaker.
+    ///
+    /// Of calls under way together one counts: a moment in which a busy machine stands still fails them all, and is no outage.
+    pub(crate) fn failed(&self, began: Instant, now: Instant) -> bool {
+        let mut last = self.last_failure.lock().unwrap_or_else(PoisonError::into_inner);
+        if last.is_some_and(|last| began < last) {
+            return false;
+        }
+        *last = Some(now);
         let failures = self.failures.fetch_add(1, Ordering::Relaxed).saturating_add(1);
         failures >= LIMIT && !self.open.swap(true, Ordering::Relaxed)
     }
@@ -73,14 +81,24 @@ mod tests {
 
     #[test]
     fn three_failures_in_a_row_open_it_and_after_a_trial_one() {
-        let breaker = Breaker::default();
-        assert!(!breaker.failed() && !breaker.failed());
+        let (breaker, now) = (Breaker::default(), Instant::now());
+        let fails = || breaker.failed(now, now);
+        assert!(!fails() && !fails());
         breaker.succeeded();
-        assert!(!breaker.failed() && !breaker.failed() && breaker.closed());
-        assert!(breaker.failed() && !breaker.closed());
-        assert!(!breaker.failed(), "it opens once");
+        assert!(!fails() && !fails() && breaker.closed());
+        assert!(fails() && !breaker.closed());
+        assert!(!fails(), "it opens once");
         assert!(breaker.succeeded() && breaker.closed());
-        assert!(breaker.failed() && !breaker.closed());
+        assert!(fails() && !breaker.closed());
+    }
+
+    #[test]
+    fn of_calls_that_fail_together_one_counts() {
+        let (breaker, began) = (Breaker::default(), Instant::now());
+        let at = |milliseconds| began + Duration::from_millis(milliseconds);
+        assert!((45..60).all(|end| !breaker.failed(began, at(end))));
+        assert!(!breaker.failed(at(46), at(91)) && breaker.closed());
+        assert!(breaker.failed(at(92), at(137)) && !breaker.closed());
     }
 
     #[test]

@@ -23,7 +23,9 @@ const BATCH_OPERATIONS: usize = 256;
 const BATCH_DEADLINE: Duration = Duration::from_secs(1);
 /// How long to wait for company before a Batch is sent. Clients that come back sooner are asked for again.
 const LINGER: Duration = Duration::from_millis(3);
-const PROBE_PAUSE: Duration = Duration::from_millis(500);
+/// How long to wait before a store that keeps failing is tried again, twice as long each time: it may have been a busy moment.
+const FIRST_PROBE: Duration = Duration::from_millis(60);
+const LAST_PROBE: Duration = Duration::from_millis(500);
 const PROBE_KEY: &[u8] = b"resumed/v1 probe";
 
 pub(crate) enum Item {
@@ -140,6 +142,7 @@ impl Sender {
 
     /// Sends until `close` was called and all is sent.
     pub(crate) async fn run(&self, process: &Process) {
+        let mut pause = FIRST_PROBE;
         loop {
             let resting = !process.breaker.closed();
             let (idle, closing) = {
@@ -150,8 +153,9 @@ impl Sender {
                 self.finished.notify_all();
                 return;
             } else if resting {
-                self.pause(PROBE_PAUSE).await;
+                self.pause(pause).await;
                 probe(process).await;
+                pause = if process.breaker.closed() { FIRST_PROBE } else { (2 * pause).min(LAST_PROBE) };
             } else {
                 // Even with nothing to do yet: while handshakes go on, none of them has to wake this thread.
                 self.linger().await;
@@ -203,7 +207,7 @@ impl Sender {
 
     /// Sends the first of the queue, or returns how long to wait before that is tried again.
     async fn send(&self, process: &Process) -> Result<(), Duration> {
-        let now = unix_time();
+        let (began, now) = (std::time::Instant::now(), unix_time());
         let operations: Vec<_> = {
             let queue = self.lock();
             queue.items.iter().take(BATCH_OPERATIONS).map(|item| item.operation(&process.namespace, now)).collect()
@@ -215,7 +219,7 @@ impl Sender {
                 Ok(answered) => results = answered.into_iter(),
                 Err(failure) => {
                     // Everything stays in the queue, in its order: ids are write-once, so sending twice does no harm.
-                    return Err(process.failed(failure));
+                    return Err(process.failed(failure, began));
                 }
             }
             process.succeeded();
@@ -248,7 +252,7 @@ async fn probe(process: &Process) {
     match process.store.look_up(PROBE_KEY, How::Get, end).await {
         Ok(_) => process.succeeded(),
         Err(Failure::Limited) => {
-            process.failed(Failure::Limited);
+            process.limited();
         }
         Err(_) => {}
     }

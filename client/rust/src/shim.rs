@@ -355,17 +355,22 @@ impl Process {
         self.recorder.count(kind, reason);
     }
 
-    /// Notes a failed call, and returns how long to wait before the next one.
-    pub(crate) fn failed(&self, failure: Failure) -> Duration {
+    /// Notes a call that began then and has failed, and returns how long to wait before the next one.
+    pub(crate) fn failed(&self, failure: Failure, began: Instant) -> Duration {
         if failure == Failure::Limited {
-            self.answers(self.breaker.reached()); // it is no outage
-            return self.breaker.limited(Instant::now());
+            return self.limited();
         }
-        if self.breaker.failed() {
+        if self.breaker.failed(began, Instant::now()) {
             log::warn!("the store at {} keeps failing ({}), resumption rests", self.store.target(), failure.reason());
             self.sender.probe();
         }
         self.deadline
+    }
+
+    /// Notes a call that was refused because of a limit, which is no outage, and returns how long to wait before the next one.
+    pub(crate) fn limited(&self) -> Duration {
+        self.answers(self.breaker.reached());
+        self.breaker.limited(Instant::now())
     }
 
     pub(crate) fn succeeded(&self) {
@@ -398,7 +403,7 @@ impl Process {
 
     async fn fly(&self, flight: &Flight, key: StoreKey, how: How, fresh: bool, time: Duration) {
         let started = Instant::now();
-        let found = self.ask(&key, how, fresh, tokio::time::Instant::now() + time).await;
+        let found = self.ask(&key, how, fresh, started + time).await;
         self.recorder.observe(started.elapsed());
         self.lookups.fetch_sub(1, Ordering::Relaxed);
         if how == How::Get {
@@ -407,7 +412,8 @@ impl Process {
         flight.land(found);
     }
 
-    async fn ask(&self, key: &StoreKey, how: How, fresh: bool, end: tokio::time::Instant) -> Found {
+    async fn ask(&self, key: &StoreKey, how: How, fresh: bool, end: Instant) -> Found {
+        let (began, end) = (Instant::now(), tokio::time::Instant::from_std(end));
         let since = self.mirror.as_ref().map_or(0, Mirror::removals);
         let mut answer = self.store.look_up(key, how, end).await;
         let mut reason = "store";
@@ -422,7 +428,7 @@ impl Process {
         }
         match answer {
             Err(failure) => {
-                self.failed(failure);
+                self.failed(failure, began);
                 Err(failure.reason())
             }
             Ok(found) => {

@@ -8,7 +8,8 @@ use std::sync::Barrier;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
-use resumed::{Credentials, Format, Ids, Keyring, Look, Options, Shim};
+use resumed::{Credentials, Format, Ids, Keyring, Look, Options, Sessions, Shim};
+use rustls::ClientConnection;
 use rustls::server::{ProducesTickets, StoresServerSessions};
 use rustls::version::{TLS12, TLS13};
 use support::{Authority, PATIENCE, Peers, Relay, Store, eventually, options, resumes, sessions, shared_store};
@@ -255,6 +256,48 @@ fn a_mirror_goes_on_when_the_store_ends_its_stream() {
         assert_eq!(before.get("store"), after.get("store"), "a look-up was a call");
         assert!(after["mirror"] > before["mirror"] + 10);
     }
+}
+
+/// Nine of ten handshakes resume, by four frontends and clients at once in this process.
+#[test]
+#[ignore = "takes minutes, alone: RESUMED_LEAK_HANDSHAKES=100000 cargo test --release -- --ignored --nocapture"]
+fn memory_does_not_grow_with_the_number_of_handshakes() {
+    let Some(store) = shared_store() else { return };
+    let handshakes = std::env::var("RESUMED_LEAK_HANDSHAKES").map_or(10_000, |number| number.parse().unwrap());
+    for version in [&TLS12, &TLS13] {
+        let deadline = |options: &mut Options| options.deadline = Duration::from_millis(50);
+        let (sessions, peers) = (sessions(store, "leak", deadline), Peers::new(version));
+        let run = |handshakes: usize| {
+            thread::scope(|scope| (0..4).for_each(|_| drop(scope.spawn(|| come_and_go(&peers, &sessions, handshakes / 4)))));
+            assert!(sessions.flush(PATIENCE));
+        };
+        run(1000); // fills pools and caches
+        let before = resident_kilobytes();
+        println!("{version:?}: {before} kB resident");
+        for step in 1..=4 {
+            run(handshakes / 4);
+            println!("{version:?}: {} kB after {} handshakes", resident_kilobytes(), handshakes / 4 * step);
+        }
+        let stats = sessions.stats();
+        println!("hits {:?}, misses {:?}, puts {:?}", stats.hits, stats.misses, stats.puts);
+        assert!(resident_kilobytes() < before + 4096, "what allocators keep is less");
+    }
+}
+
+fn come_and_go(peers: &Peers, sessions: &Sessions, times: usize) {
+    let mut client = peers.stranger();
+    for number in 0..times {
+        if number % 10 == 0 {
+            client = peers.stranger();
+        }
+        resumes(ClientConnection::new(client.clone(), "localhost".try_into().unwrap()).unwrap(), sessions, &peers.server);
+    }
+}
+
+fn resident_kilobytes() -> usize {
+    let text = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let resident = text.lines().find_map(|line| line.strip_prefix("VmRSS:")?.strip_suffix("kB")?.trim().parse().ok());
+    resident.unwrap_or(0)
 }
 
 #[test]

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use resumed::{Keyring, Options, Sessions};
+use rustls::client::Resumption;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{
     ClientConfig, ClientConnection, HandshakeKind, RootCertStore, ServerConfig, ServerConnection, SupportedProtocolVersion,
@@ -184,6 +185,13 @@ impl Peers {
             .with_no_client_auth();
         client.enable_early_data = true;
         Self { server, client: Arc::new(client) }
+    }
+
+    /// Returns a client that remembers no session yet.
+    pub fn stranger(&self) -> Arc<ClientConfig> {
+        let mut client = ClientConfig::clone(&self.client);
+        client.resumption = Resumption::in_memory_sessions(8);
+        Arc::new(client)
     }
 
     /// Returns a client that has the sessions of this one, and keeps its own apart.
