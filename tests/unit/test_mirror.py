@@ -126,6 +126,16 @@ def test_a_look_up_that_nobody_can_vouch_for_is_not_kept() -> None:
     assert sessions.get(b"key") is None
 
 
+def test_what_was_removed_here_does_not_come_back_from_a_stream_that_is_behind() -> None:
+    """The store tells of the Put after the frontend has removed the session, and before it has heard of that."""
+    sessions = Sessions(1 << 20)
+    sessions.remove(b"removed")
+    sessions.clear()
+    for key in (b"removed", b"another"):
+        sessions.put(key, session())
+    assert (sessions.get(b"removed"), sessions.get(b"another")) == (None, b"value")
+
+
 def test_memory_over_the_value_is_at_most_200_bytes() -> None:
     """A key, one object, and its place in the table and the order."""
     sessions = Sessions(1 << 40)

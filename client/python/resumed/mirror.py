@@ -51,6 +51,7 @@ class Sessions:
         self._limit, self._clock = limit, clock
         self._lock = threading.Lock()
         self._removals = 0
+        self._recent: dict[bytes, int] = {}  # what was removed lately, and as which of all removals
         self.clear()
 
     def clear(self) -> None:
@@ -59,8 +60,8 @@ class Sessions:
             self._values: dict[bytes, bytes] = {}  # the expiry before the value: one object an entry
             self._order: deque[bytes] = deque()
             self._bytes = 0
-            self._removals += 1  # of everything: no look-up under way may put its session
-            self._recent: deque[bytes] = deque(maxlen=_RECENT_REMOVALS)
+            self._removals += 1
+            self._unknown = self._removals  # up to here anything may have been removed
 
     def emptied(self) -> Sessions:
         """Return another one for as many bytes."""
@@ -89,13 +90,14 @@ class Sessions:
             key: Its store key.
             session: Its value and the seconds it has left.
             since: For a session that a look-up found: the removals when it began. If it was removed meanwhile, or
-                nobody knows any more, it is not kept.
+                nobody knows any more, it is not kept. Without it the store tells of the session, maybe late: it is not
+                kept if it was removed lately, which may be known here first.
         """
         key = key[-_KEY_BYTES:]
         expiry = int((self._clock() + session.ttl) * 1000)  # on the word of the store, which may say anything
         entry = min(max(expiry, 0), _LAST_EXPIRY).to_bytes(_EXPIRY_BYTES, "big") + session.value
         with self._lock:
-            if since is not None and self._removed_since(key, since):
+            if self._removed(key, since):
                 return
             old = self._values.get(key)
             if old is None:
@@ -107,18 +109,22 @@ class Sessions:
             self._make_room()
 
     def remove(self, key: bytes) -> None:
-        """Forget a session, and refuse it from look-ups that are under way."""
+        """Forget a session, and refuse it from look-ups that are under way, and from a stream that is behind."""
         key = key[-_KEY_BYTES:]
         with self._lock:
             self._removals += 1
-            self._recent.append(key)
+            self._recent.pop(key, None)
+            self._recent[key] = self._removals
+            if len(self._recent) > _RECENT_REMOVALS:
+                oldest = next(iter(self._recent))
+                self._unknown = max(self._unknown, self._recent.pop(oldest))
             self._drop(key)
             if len(self._order) > 1.25 * len(self._values) + _FORGOTTEN:  # or what is gone would take ever more memory
                 self._order = deque(self._values)
 
-    def _removed_since(self, key: bytes, since: int) -> bool:
-        missed = self._removals - since
-        return missed > 0 and (missed > len(self._recent) or key in list(self._recent)[-missed:])
+    def _removed(self, key: bytes, since: int | None) -> bool:
+        removal = self._recent.get(key, 0)
+        return removal > 0 if since is None else max(removal, self._unknown) > since
 
     def _drop(self, key: bytes) -> None:
         entry = self._values.pop(key, None)
