@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -10,7 +11,7 @@ import ssl
 import subprocess
 import sys
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from itertools import permutations
 from typing import TYPE_CHECKING
@@ -23,7 +24,7 @@ from support.server import running_server
 from support.tls import CA, VERSIONS, client_context
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
@@ -84,6 +85,21 @@ def resumption(ports: list[int], version: ssl.TLSVersion, rounds: int = ROUNDS) 
     return sum(resumed_there) / len(resumed_there)
 
 
+@contextmanager
+def python(certificate: Path, *options: str, environment: Mapping[str, str] | None = None) -> Iterator[int]:
+    """Run a frontend of the `ssl` module, without the shim unless `options` say so; yield its port."""
+    command = [sys.executable, "-m", "resumed_server.demo_frontend", "--stack", "ssl", "--name", "0"]
+    command += ["--certificate", str(certificate), *options]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env={**os.environ, **(environment or {})}
+    ) as process:
+        try:
+            assert process.stdout
+            yield int(json.loads(process.stdout.readline())["port"])
+        finally:
+            process.terminate()
+
+
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("mirror", ["0", "64MiB"])
 def test_any_server_resumes_what_any_other_negotiated(
@@ -113,20 +129,27 @@ def test_python_frontends_are_of_the_fleet(
 ) -> None:
     """A server resumes what a Python frontend negotiated, and back."""
     namespace = f"python-{name}"
-    command = [sys.executable, "-m", "resumed_server.demo_frontend", "--stack", "ssl", "--name", "0"]
-    command += ["--certificate", str(certificate), "--target", target, "--namespace", namespace]
-    command += ["--keyring", str(keyring)]
+    shim = ["--target", target, "--namespace", namespace, "--keyring", str(keyring)]
     with (
         serving(name, certificate, settings(target, namespace, keyring, deadline="5")) as server,
-        subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as python,
+        python(certificate, *shim) as port,
     ):
-        try:
-            assert python.stdout
-            port = int("".join(filter(str.isdigit, python.stdout.readline())))
-            for ports in permutations([server.port, port]):
-                eventually(partial(resumes, list(ports), version))  # Python's deadline is short here
-        finally:
-            python.terminate()
+        for ports in permutations([server.port, port]):
+            eventually(partial(resumes, list(ports), version))  # Python's deadline is short here
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_python_server_can_stay_as_it_is_too(
+    target: str, certificate: Path, keyring: Path, version: ssl.TLSVersion
+) -> None:
+    """Where the `ssl` module links a shared libssl; two of them and nginx resume each other's sessions."""
+    environment = settings(target, "unmodified", keyring, mirror="64MiB", deadline="5")
+    with (
+        python(certificate, environment=environment) as one,
+        python(certificate, environment=environment) as other,
+        serving("nginx", certificate, environment) as server,
+    ):
+        assert resumption([one, other, server.port], version) == 1.0
 
 
 @pytest.mark.parametrize("name", INSTALLED)

@@ -68,6 +68,7 @@ class Program:
         ticket_key: The option that takes a file with a ticket key, if there is one.
         own: What OWN is, if it can be that.
         ask: What it answers.
+        preloaded: Whether libresumed-preload is put under it, instead of options for the shim.
     """
 
     name: str
@@ -78,11 +79,13 @@ class Program:
     ticket_key: str = ""
     own: str = ""
     ask: bytes = ASK
+    preloaded: bool = False
 
     @property
     def kinds(self) -> tuple[str, ...]:
         """Those that it has options for."""
-        return (BARE, *([OWN] if self.ticket_key else []), *([MIRROR] if self.mirror else []), CALL)
+        mirrored = self.mirror or self.preloaded
+        return (BARE, *([OWN] if self.ticket_key else []), *([MIRROR] if mirrored else []), CALL)
 
     def missing(self) -> str:
         """Return what has to be built first."""
@@ -95,13 +98,16 @@ class Program:
     def running(self, kind: str, around: Surroundings) -> Iterator[Server]:
         """Run one."""
         command = [*self.command, "--certificate", str(around.certificate)]
+        environment = dict(os.environ)
         if kind == OWN:
             command += [self.ticket_key, str(around.ticket_key)]
+        elif kind != BARE and self.preloaded:
+            environment |= _preloaded(self._namespace(kind), kind, around)
         elif kind != BARE:
             command += ["--target", around.target, "--namespace", self._namespace(kind), "--deadline", self.deadline]
             command += ["--keyring", str(around.keyring), *(self.mirror if kind == MIRROR else ())]
         with subprocess.Popen(
-            command, cwd=ROOT, text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE
+            command, cwd=ROOT, text=True, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE
         ) as process:
             try:
                 assert process.stdout
@@ -112,7 +118,7 @@ class Program:
                 process.terminate()
 
     def _namespace(self, kind: str) -> str:
-        return f"{self.name}.{kind}".lower()  # or mirrors of others would have to hear of it
+        return f"{self.name}.{kind}".lower().replace(" ", "-")  # or mirrors of others would have to hear of it
 
 
 @dataclass(frozen=True)
@@ -148,17 +154,14 @@ class Debian:
     def running(self, kind: str, around: Surroundings) -> Iterator[Server]:
         """Run one, with one worker process."""
         more = self.own_configuration.format(around=around) if kind == OWN else ""
-        shim = settings(
-            around.target,
-            f"{self.server}.{kind}",
-            around.keyring,
-            deadline=str(_DEADLINE),
-            mirror=str(_MIRROR_BYTES if kind == MIRROR else 0),
-        )
-        with serving(
-            self.server, around.certificate, shim if kind in {MIRROR, CALL} else None, workers=1, more=more
-        ) as server:
+        shim = _preloaded(f"{self.server}.{kind}", kind, around) if kind in {MIRROR, CALL} else None
+        with serving(self.server, around.certificate, shim, workers=1, more=more) as server:
             yield Server(Endpoint.resolved("127.0.0.1", server.port), server.process.pid)
+
+
+def _preloaded(namespace: str, kind: str, around: Surroundings) -> dict[str, str]:
+    mirror = str(_MIRROR_BYTES if kind == MIRROR else 0)
+    return settings(around.target, namespace, around.keyring, deadline=str(_DEADLINE), mirror=mirror)
 
 
 def _python(name: str) -> Program:
@@ -168,9 +171,11 @@ def _python(name: str) -> Program:
 
 _MILLISECONDS = str(round(_DEADLINE * 1000))
 Stack = Program | Debian
+_SSL = _python("ssl")
 STACKS: tuple[Stack, ...] = (
-    _python("ssl"),
+    _SSL,
     _python("pyOpenSSL"),
+    Program("ssl on libresumed", _SSL.command, LIBRARY, "", preloaded=True),
     Program("Node", ("node", "tests/frontends/node/frontend.mjs"), NODE, _MILLISECONDS),
     Program("Go", (str(GO),), GO, f"{_MILLISECONDS}ms", ticket_key="--ticket-key", own="SetSessionTicketKeys"),
     Program(
