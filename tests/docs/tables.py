@@ -35,6 +35,7 @@ ELSEWHERE = {
     "npm install": "asks the network",
     "go test": "`make go`",
     "RESUMED_COMMAND=.../resumed": "`make go`, `make node` and `make rust` do that",
+    "RESUMED_LEAK_HANDSHAKES=100000 cargo test": "takes minutes, and Rust",
     "RESUMED_LEAK_HANDSHAKES=100000 go test": "takes an hour",
     "npm run leak": "takes minutes",
     "LD_PRELOAD=": "tests/preload, `make preload-test`",

@@ -21,6 +21,8 @@ from resumed.v1 import session_store_pb2 as pb
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
+    from resumed.connections import Server
+
 DATA, HEADERS, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = 0, 1, 3, 4, 5, 6, 7, 8, 9
 END_STREAM, ACK, END_HEADERS, PADDED, PRIORITY = 0x1, 0x1, 0x4, 0x8, 0x20
 _STREAMS = (0, 1, 3, 5, 2**31 - 1, 2**32 - 1)
@@ -82,7 +84,12 @@ class _Peer:
         store = SessionStore("unix:/nowhere", namespace="shop", deadline=_PATIENCE)
         connections: Any = store._channel._connections
         connections._connect = self._connect
-        connections._connect_soon = lambda server, _end: connections._make(server, _PATIENCE)  # in this thread
+
+        def connect_soon(server: Server, _end: float) -> None:
+            server.connecting += 1
+            connections._make(server, _PATIENCE)  # in this thread
+
+        connections._connect_soon = connect_soon
         return store
 
     def close(self) -> None:

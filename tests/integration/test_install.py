@@ -20,6 +20,7 @@ from cryptography.hazmat.bindings.openssl.binding import Binding
 import resumed
 from resumed.openssl.library import context_of
 from support.tls import STACKS, VERSIONS, Client, Frontend, client_context, server_context
+from support.waiting import until
 
 if TYPE_CHECKING:
     from support.server import RunningServer
@@ -148,7 +149,7 @@ def test_a_context_that_goes_takes_everything_with_it(stack: Stack) -> None:
         assert not thread.is_alive()
     gc.collect()
     assert not [reference for reference in references if reference()]
-    assert threading.active_count() == threads
+    until(lambda: threading.active_count() <= threads)  # the last connection is given up in a thread, too
     assert descriptors_open() <= descriptors
 
 

@@ -211,6 +211,7 @@ def test_every_setting_is_read_from_the_environment() -> None:
         "RESUMED_CORE_DUMPS": "true",
         "RESUMED_LOG_FORMAT": "console",
         "RESUMED_LOG_LEVEL": "debug",
+        "RESUMED_OTEL": "true",
     }
     assert checked("--capacity", "2GiB", env=given) == {
         "listen": "127.0.0.1:7401 unix:/tmp/r.sock",
@@ -237,6 +238,7 @@ def test_every_setting_is_read_from_the_environment() -> None:
         "core-dumps": "True",
         "log-format": "console",
         "log-level": "debug",
+        "otel": "True",
     }
     assert checked(env={"RESUMED_FRONT": "native"})["front"] == "native"
     assert refused(env={"RESUMED_MAX_TTL": "soon"}) == refused("--max-ttl", "soon")

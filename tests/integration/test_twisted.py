@@ -29,7 +29,7 @@ MANY = 32
 reactor: Any = _reactor
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture(scope="session", autouse=True)  # a worker may come back to this module
 def running_reactor() -> Iterator[None]:
     """Run the one reactor of this process, which cannot be run again."""
     thread = threading.Thread(target=reactor.run, kwargs={"installSignalHandlers": False}, daemon=True)
