@@ -22,8 +22,9 @@ const serviceConfig = `{
 }`
 
 // Dial returns a connection to the store at target, a gRPC name such as "dns:///store:7400", "127.0.0.1:7400",
-// "ipv4:10.0.0.1:7400,10.0.0.2:7400" or "unix:/run/resumed.sock", with the settings that suit it; options come after them. One of the options must be
-// [grpc.WithTransportCredentials]. It does not wait for the store: handshakes resume as soon as it is there.
+// "ipv4:10.0.0.1:7400,10.0.0.2:7400" or "unix:/run/resumed.sock", with the settings that suit it; options come after
+// them. One of the options must be [grpc.WithTransportCredentials]. It does not wait for the store: handshakes resume as
+// soon as it is there.
 //
 // Any other [grpc.ClientConnInterface] serves [Wrap] as well.
 func Dial(target string, options ...grpc.DialOption) (*grpc.ClientConn, error) {

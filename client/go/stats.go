@@ -22,8 +22,9 @@ type Stats struct {
 	// handshake had just asked).
 	Hits map[string]uint64
 	// Misses: unknown; foreign-id (not issued by this fleet for this namespace) and old-id, both without a call; late,
-	// down and refused: the store failed; limited (a limit of the store is used up; for a moment after that, no call); breaker-open (it kept failing: no call); busy (too many look-ups under way: no
-	// call); malformed, unknown-key, expired, not-authentic, undecodable: the value was no session of this fleet;
+	// down and refused: the store failed; limited (a limit of the store is used up; for a moment after that, no call);
+	// breaker-open (it kept failing: no call); busy (too many look-ups under way: no call); malformed, unknown-key,
+	// expired, not-authentic, undecodable: the value was no session of this fleet;
 	// other-name: it was negotiated for another server name (RFC 6066 section 3).
 	Misses map[string]uint64
 	// Puts: stored, refused, dropped (the queue was full), expired (not sent in time), unresumable (nothing to store).

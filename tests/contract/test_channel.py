@@ -19,6 +19,7 @@ from resumed import Credentials, SessionStore
 from resumed.channel import Channel, Method
 from resumed.connections import Connections
 from resumed.target import Target
+from support.ports import free_port
 from support.server import running_server
 
 if TYPE_CHECKING:
@@ -86,12 +87,14 @@ def channel_to(*targets: str | Server, credentials: Credentials | None = None) -
         channel.close()
 
 
-def free_port() -> int:
-    """Return a port on which nothing listens."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+def resolve_to(ports: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let names have the ports of 127.0.0.1 that are in the list when they are looked up, which may be at any time."""
+
+    def resolve(_: Target) -> list[SocketAddress]:
+        return [(socket.AF_INET, ("127.0.0.1", port)) for port in ports]
+
+    monkeypatch.setattr(Target, "resolve", resolve)
+    monkeypatch.setattr("resumed.connections.RESOLVE_SECONDS", 0.0)
 
 
 @pytest.mark.parametrize("size", [0, 1, 16_379, 16_380, 65_536, 1 << 20])
@@ -251,9 +254,7 @@ def test_new_addresses_are_found_when_a_server_goes(monkeypatch: pytest.MonkeyPa
     """The name is looked up again once a connection was lost; what is left of old servers is closed."""
     with serving() as one, serving() as other:
         ports = [one.port]
-        addresses = lambda _: [(socket.AF_INET, ("127.0.0.1", port)) for port in ports]  # noqa: E731
-        monkeypatch.setattr(Target, "resolve", addresses)
-        monkeypatch.setattr("resumed.connections.RESOLVE_SECONDS", 0.0)
+        resolve_to(ports, monkeypatch)
         with channel_to("dns:///store.example:7400") as channel:
             channel.call(ECHO, b"", LONG)
             ports[:] = [other.port]
@@ -336,9 +337,7 @@ def test_servers_that_were_added_are_found_when_connections_age(monkeypatch: pyt
     """Nothing failed; that a server sends a connection away is reason enough to look its name up."""
     with serving(max_connection_age_ms=200, max_connection_age_grace_ms=60_000) as one, serving() as other:
         ports = [one.port]
-        addresses = lambda _: [(socket.AF_INET, ("127.0.0.1", port)) for port in ports]  # noqa: E731
-        monkeypatch.setattr(Target, "resolve", addresses)
-        monkeypatch.setattr("resumed.connections.RESOLVE_SECONDS", 0.0)
+        resolve_to(ports, monkeypatch)
         with channel_to("dns:///store.example:7400") as channel:
             channel.call(ONCE, b"", LONG)
             ports.append(other.port)

@@ -17,6 +17,7 @@ import pytest
 import resumed
 from deploy.kubernetes import MANIFESTS, kustomized
 from support.mtls import Authority, Files
+from support.ports import free_port
 from support.server import running_server
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def fleet(tmp_path: Path) -> Iterator[Fleet]:
     with contextlib.ExitStack() as held:
         server = held.enter_context(running_server(*files.options))
         target = server.target.replace("127.0.0.1", "localhost")
-        ports, processes = [_free_port(), _free_port()], []
+        ports, processes = [free_port(), free_port()], []
         for port in ports:
             env = {"RESUMED_TARGET": target, "TLS_DIRECTORY": str(shop), "KEYRING": str(keyring), "PORT": str(port)}
             program = [sys.executable, str(MANIFESTS / "frontend/frontend.py")]
@@ -94,12 +95,6 @@ def visit(fleet: Fleet, replica: int, session: ssl.SSLSession | None) -> tuple[s
         while received := tls.recv(4096):
             answer += received
         return tls.session, answer
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
 
 
 def _wait_for(port: int) -> None:

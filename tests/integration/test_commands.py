@@ -24,6 +24,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from resumed import Keyring, KeyringError
 from support.mtls import grant
+from support.ports import free_port
 from support.server import PATIENCE, running_server
 
 if TYPE_CHECKING:
@@ -414,13 +415,6 @@ def test_help_does_not_wait_for_grpc() -> None:
 def test_unknown_option(command: str) -> None:
     """One line that names it, and exit status 2."""
     assert "--nonsense" in complaint(run(command, "--nonsense"))
-
-
-def free_port() -> int:
-    """Return a port where nothing listens."""
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        port: int = sock.getsockname()[1]
-        return port
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import grpc
 
+from support.ports import free_port
 from support.server import running_server
 from support.tls import PATIENCE, VERSIONS, Client, Frontend
 from support.waiting import until
@@ -46,14 +47,6 @@ def session_of(client: Client, keyring: resumed.Keyring, stack: Stack) -> ssl.SS
     """Return a session that the fleet issued, and whose store is gone."""
     with running_server() as server:
         return client.visit(Frontend(stack, server.target, keyring)).session
-
-
-def free_port() -> int:
-    """Return a port where nobody listens."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
 
 
 def test_store_down(keyring: resumed.Keyring, stack: Stack, client: Client) -> None:

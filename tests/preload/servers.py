@@ -13,11 +13,16 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from support.ports import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -159,7 +164,7 @@ def serving(
     program, template, arguments = SERVERS[name]
     directory = Path(tempfile.mkdtemp(prefix=f"resumed-{name}-"))
     directory.chmod(0o755)
-    port = _free_port()
+    port = free_port()
     config = directory / "config"
     config.write_text(
         template.format(
@@ -198,12 +203,6 @@ def _await(server: Server, name: str) -> None:
         assert server.process.poll() is None, f"{name} did not start:\n{server.log()}"
         assert time.monotonic() < end, f"{name} does not listen:\n{server.log()}"
         time.sleep(0.02)
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port: int = free.getsockname()[1]
-    return port
 
 
 def main() -> None:

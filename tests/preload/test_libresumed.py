@@ -12,7 +12,6 @@ import pytest
 import resumed
 from frontends.client import Client
 from preload.servers import ROOT
-from support.server import running_server
 from support.tls import CA, VERSIONS
 
 if TYPE_CHECKING:
@@ -25,13 +24,6 @@ EXAMPLE = ROOT / "client" / "c" / "examples" / "server.c"
 PATIENCE = 60
 
 pytestmark = pytest.mark.skipif("RESUMED_PRELOAD" not in os.environ, reason="needs Rust: make preload-test")
-
-
-@pytest.fixture(scope="module")
-def target() -> Iterator[str]:
-    """Run a store."""
-    with running_server() as server:
-        yield server.target
 
 
 @pytest.fixture(scope="module")

