@@ -1,14 +1,24 @@
-"""Writes sealing.json and ids.json, the vectors that every language must pass, after a change of the format.
+"""Writes sealing.json, ids.json and contexts.json, the vectors that every language must pass.
 
 python protos/vectors/make.py
 """
 
 from __future__ import annotations
 
+import datetime
+import hashlib
+import ipaddress
 import json
 from pathlib import Path
 from typing import Any
 
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from resumed.envelope import Envelope
+from resumed.fingerprint import ClientPolicy, client_authentication, names_of, server_identity
 from resumed.sealing import StoreKeys, _FleetKey
 
 HERE = Path(__file__).parent
@@ -20,16 +30,26 @@ ISSUED = 1_790_000_000
 
 def sealing() -> dict[str, Any]:
     """Return the vectors of store keys and sealed values."""
-    good, bad = [], []
-    for number, (serialization, namespace, plaintext) in enumerate(
-        (("openssl", "shop", b"a serialized session"), ("go", "a.b-c.0", b"\x00"), ("rustls", "x" * 63, bytes(300)))
+    good, bad, envelopes = [], [], []
+    for number, (form, namespace, session) in enumerate(
+        (("openssl", "shop", b"a serialized session"), ("go", "a.b-c.0", b""), ("rustls", "x" * 63, bytes(300)))
     ):
+        envelope = Envelope(bytes(range(number, number + 32)), ISSUED + number / 64, session)
+        plaintext = envelope.encode()
+        envelopes.append(
+            {
+                "fingerprint": envelope.fingerprint.hex(),
+                "issued_microseconds": int(envelope.issued * 1e6),
+                "session": session.hex(),
+                "envelope": plaintext.hex(),
+            }
+        )
         key, nonce, session_id = KEYS[number % 2], bytes([number]) * 12, bytes([number]) * 32
-        store_key = StoreKeys(namespace, serialization).key(session_id)
+        store_key = StoreKeys(namespace, form).key(session_id)
         sealed = _FleetKey.of(key).seal(store_key, plaintext, NOT_AFTER + number, nonce)
         good.append(
             {
-                "format": serialization,
+                "format": form,
                 "namespace": namespace,
                 "session_id": session_id.hex(),
                 "store_key": store_key.hex(),
@@ -57,11 +77,12 @@ def sealing() -> dict[str, Any]:
             NOT_AFTER - 1,
             "not-authentic",
         ),
-        ("another version", store_key, b"\x02" + sealed[1:], NOT_AFTER - 1, "malformed"),
+        ("version 01, which had no fingerprint", store_key, b"\x01" + sealed[1:], NOT_AFTER - 1, "malformed"),
+        ("another version", store_key, b"\x04" + sealed[1:], NOT_AFTER - 1, "malformed"),
         (
             "a plaintext value",
             store_key,
-            b"\x00" + NOT_AFTER.to_bytes(8, "big") + b"x" * 40,
+            b"\x03" + NOT_AFTER.to_bytes(8, "big") + b"x" * 40,
             NOT_AFTER - 1,
             "malformed",
         ),
@@ -70,7 +91,13 @@ def sealing() -> dict[str, Any]:
     ]
     for name, for_key, value, now, reason in cases:
         bad.append({"case": name, "store_key": for_key.hex(), "sealed": value.hex(), "now": now, "reason": reason})
-    return {"keyring": [key.hex() for key in KEYS], "opens": good, "does_not_open": bad}
+    return {
+        "keyring": [key.hex() for key in KEYS],
+        "opens": good,
+        "does_not_open": bad,
+        "envelopes": envelopes,
+        "not_envelopes": ["", plaintext[:39].hex()],
+    }
 
 
 def ids() -> dict[str, Any]:
@@ -103,6 +130,84 @@ def ids() -> dict[str, Any]:
     return {"keyring": [key.hex() for key in KEYS], "opens": good, "does_not_open": bad}
 
 
+def contexts() -> dict[str, Any]:
+    """Return the vectors of context fingerprints."""
+    no_names = x509.Name([])
+    dns = [x509.DNSName(name) for name in ("Shop.Example", "*.shop.example", "a.example")]
+    addresses = [x509.IPAddress(ipaddress.ip_address(each)) for each in ("192.0.2.1", "2001:db8::1")]
+    uri = [x509.UniformResourceIdentifier("spiffe://example.org/shop")]
+    certificates = {
+        "two kinds of names": _certificate(_named("ignored.example"), [*dns, *addresses, *uri]),
+        "the same names": _certificate(no_names, [*addresses, *dns[::-1]]),
+        "common names only": _certificate(_named("Old.Example", "ältere.example"), uri),
+        "no name at all": _certificate(no_names, []),
+    }
+    shown = [[name] for name in certificates] + [["no name at all", "the same names"], []]
+    anchors = [hashlib.sha256(bytes([number])).digest() for number in range(3)]
+    policies = {
+        "asks for no certificate": None,
+        "asks": ClientPolicy(mode=1, certificates=frozenset(anchors[:1])),
+        "demands": ClientPolicy(mode=3, certificates=frozenset(anchors[:1])),
+        "everything": ClientPolicy(
+            mode=11,
+            depth=4,
+            security_level=2,
+            flags=0x8000,
+            store_flags=0xC,
+            hosts=(b"client.example", b"other.example"),
+            certificates=frozenset(anchors),
+            crls=frozenset(anchors[:2]),
+        ),
+    }
+    return {
+        "certificates": {name: der.hex() for name, der in certificates.items()},
+        "server_identities": [
+            {
+                "certificates": names,
+                "identity": server_identity(each for name in names for each in names_of(certificates[name])).hex(),
+            }
+            for names in shown
+        ],
+        "client_authentications": [
+            {"case": name, "policy": _shown(policy), "client_authentication": client_authentication(policy).hex()}
+            for name, policy in policies.items()
+        ],
+    }
+
+
+def _shown(policy: ClientPolicy | None) -> dict[str, Any] | None:
+    if policy is None:
+        return None
+    return {
+        "mode": policy.mode,
+        "depth": policy.depth,
+        "security_level": policy.security_level,
+        "flags": policy.flags,
+        "store_flags": policy.store_flags,
+        "hosts": [host.decode() for host in policy.hosts],
+        "certificates": sorted(digest.hex() for digest in policy.certificates),
+        "crls": sorted(digest.hex() for digest in policy.crls),
+    }
+
+
+def _named(*names: str) -> x509.Name:
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name) for name in names])
+
+
+def _certificate(subject: x509.Name, alternatives: list[Any]) -> bytes:
+    """Return a certificate, the same one each time: the key signs deterministically (RFC 6979)."""
+    key = ec.derive_private_key(1, ec.SECP256R1())
+    builder = (
+        x509.CertificateBuilder(subject_name=subject, issuer_name=_named("authority"), public_key=key.public_key())
+        .serial_number(1)
+        .not_valid_before(datetime.datetime(2026, 1, 1))
+        .not_valid_after(datetime.datetime(2126, 1, 1))
+    )
+    if alternatives:
+        builder = builder.add_extension(x509.SubjectAlternativeName(alternatives), critical=False)
+    return builder.sign(key, hashes.SHA256(), ecdsa_deterministic=True).public_bytes(serialization.Encoding.DER)
+
+
 if __name__ == "__main__":
-    for name, vectors in (("sealing.json", sealing()), ("ids.json", ids())):
+    for name, vectors in (("sealing.json", sealing()), ("ids.json", ids()), ("contexts.json", contexts())):
         (HERE / name).write_text(json.dumps(vectors, indent=2) + "\n", encoding="utf-8")

@@ -4,10 +4,10 @@ The format, the same in every language (protos/README.md, protos/vectors/):
 
 - store key = SHA-256("resumed/v1" 00 format 00 namespace 00 session id). The id holds 256 random bits, so it cannot be
   inverted.
-- sealed value = 01 | key id (4) | not_after (8, Unix seconds, big endian) | nonce (12) | AES-256-GCM(plaintext), under
+- sealed value = 02 | key id (4) | not_after (8, Unix seconds, big endian) | nonce (12) | AES-256-GCM(envelope), under
   the key HKDF-SHA256(fleet key, salt = store key, info = "resumed/v1 seal"), with the first 13 bytes and the store key
-  as associated data.
-- plaintext value (only with Keyring.plaintext()) = 00 | not_after (8) | plaintext.
+  as associated data. envelope.py says what is in the envelope.
+- plaintext value (only with Keyring.plaintext()) = 03 | not_after (8) | envelope.
 - sealed id = nonce (12) | AES-SIV(issue time: Unix seconds, 4, big endian), RFC 5297, under the 64-byte key
   HKDF-SHA256(fleet key, salt = "", info = "resumed/v1 id"), with the one associated string namespace 00 nonce.
 """
@@ -40,8 +40,8 @@ ID_BYTES = 32
 KEY_BYTES = 32
 """Length of a fleet key."""
 
-_SEALED = b"\x01"
-_PLAIN = b"\x00"
+_SEALED = b"\x02"
+_PLAIN = b"\x03"
 _NONCE_BYTES = 12
 _HEADER_BYTES = 13  # version, key id, not_after
 _TAG_BYTES = 16
