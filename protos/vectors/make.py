@@ -5,7 +5,7 @@ python protos/vectors/make.py
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import hashlib
 import ipaddress
 import json
@@ -200,8 +200,8 @@ def _certificate(subject: x509.Name, alternatives: list[Any]) -> bytes:
     builder = (
         x509.CertificateBuilder(subject_name=subject, issuer_name=_named("authority"), public_key=key.public_key())
         .serial_number(1)
-        .not_valid_before(datetime.datetime(2026, 1, 1))
-        .not_valid_after(datetime.datetime(2126, 1, 1))
+        .not_valid_before(dt.datetime(2026, 1, 1, tzinfo=dt.timezone.utc))
+        .not_valid_after(dt.datetime(2126, 1, 1, tzinfo=dt.timezone.utc))
     )
     if alternatives:
         builder = builder.add_extension(x509.SubjectAlternativeName(alternatives), critical=False)

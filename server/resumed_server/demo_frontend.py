@@ -108,7 +108,8 @@ class Frontend:
         self, name: str, stack: str, certificate: str, tickets: int | None, store: dict[str, Any] | None
     ) -> None:
         self._stack = STACKS[stack](certificate, tickets)
-        self._shim = resumed.install(self._stack.context, **store) if store else None
+        # Frontends of the two stacks share their sessions, and each stack sets a session id context of its own.
+        self._shim = resumed.install(self._stack.context, ignore_id_context=True, **store) if store else None
         self._introduction = {"frontend": name, "stack": stack}
         self._free = threading.BoundedSemaphore(MAX_CONNECTIONS)
 

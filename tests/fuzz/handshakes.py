@@ -127,7 +127,7 @@ class _OfSsl(_Server):
         super().__init__(frontend)
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls = frontend.context.wrap_bio(self._incoming, self._outgoing, server_side=True)
-        self._handshake = Handshake(frontend.shim, lambda: lambda: None)
+        self._handshake = Handshake(lambda: lambda: None)
         self.done = False
 
     def step(self, data: bytes) -> bytes:

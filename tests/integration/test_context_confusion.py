@@ -20,6 +20,7 @@ from support.tls import VERSIONS, Client, Frontend
 
 if TYPE_CHECKING:
     import resumed
+    from resumed.envelope import Envelope
     from support.server import RunningServer
     from support.tls import Stack, Visit
 
@@ -72,9 +73,10 @@ def test_a_session_of_another_id_context_makes_a_full_handshake(
     shim = frontend.shim._shim
     negotiated, shop, bank = shim.negotiated, *(hashlib.sha256(name).digest() for name in (b"shop", b"bank"))
 
-    def confused(session_id: bytes, serialized: bytes, remaining: float, *, last: bool, issued: float) -> None:
-        assert shop in serialized
-        negotiated(session_id, serialized.replace(shop, bank), remaining, last=last, issued=issued)
+    def confused(session_id: bytes, envelope: Envelope, remaining: float, *, last: bool) -> None:
+        assert shop in envelope.session
+        envelope = envelope._replace(session=envelope.session.replace(shop, bank))
+        negotiated(session_id, envelope, remaining, last=last)
 
     shim.negotiated = confused
     session = client.visit(frontend).session
@@ -129,7 +131,7 @@ def test_a_session_is_no_way_to_a_host_that_trusts_other_clients(
     session = client.visit(one, host="public.example").session
     assert served(client, one, session, "private.example") is None
     assert served(client, one, None, "private.example") is None, "as without it"
-    assert one.shim.stats.misses["other-name"] == 1
+    assert one.shim.stats.misses["context-unknown"] == 1
 
 
 def test_a_session_is_no_way_to_a_frontend_that_trusts_other_clients(

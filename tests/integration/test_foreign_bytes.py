@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from resumed.openssl.binding import _Offer
 from resumed.sealing import Keyring, StoreKeys
+from resumed.served_names import Expected
 from resumed.store import StoredSession
 from support.tls import PATIENCE, STACKS, VERSIONS, Client, Frontend
 
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import Iterator
 
+    from resumed.envelope import Envelope
     from support.server import RunningServer
     from support.tls import Stack
 
@@ -50,19 +53,20 @@ class Scene:
         self.binding = self.frontend.shim._binding
         self.shim = self.frontend.shim._shim
         self.keyring = keyring
-        seen: list[tuple[bytes, bytes]] = []
+        seen: list[tuple[bytes, Envelope]] = []
         negotiated = self.shim.negotiated
 
-        def spy(session_id: bytes, serialized: bytes, remaining: float, *, last: bool, issued: float) -> None:
-            seen.append((session_id, serialized))
-            negotiated(session_id, serialized, remaining, last=last, issued=issued)
+        def spy(session_id: bytes, envelope: Envelope, remaining: float, *, last: bool) -> None:
+            seen.append((session_id, envelope))
+            negotiated(session_id, envelope, remaining, last=last)
 
         self.shim.negotiated = spy
         self.session = self.client.visit(self.frontend).session
         self.frontend.shim.flush()
-        self.session_id, self.serialized = seen[-1]
+        self.session_id, self.envelope = seen[-1]
+        self.encoded = self.envelope.encode()
         self.store_key = StoreKeys("shop").key(self.session_id)
-        self.sealed = keyring.seal(self.store_key, self.serialized, 2**32)
+        self.sealed = keyring.seal(self.store_key, self.encoded, 2**32)
 
     def ask(self, session_id: bytes) -> int | None:
         """Call the get callback as OpenSSL does, and free what it returns; return whether it was a session."""
@@ -71,7 +75,7 @@ class Scene:
         session: int | None = self.binding._on_get(0, ctypes.addressof(buffer), len(session_id), ctypes.addressof(copy))
         assert copy.value == 0
         if session:
-            self.binding._library.SSL_SESSION_free(session)
+            self.binding.library.SSL_SESSION_free(session)
         return session
 
 
@@ -81,21 +85,24 @@ def scene(
 ) -> Scene:
     """Each stack and version."""
     scene = Scene(store, keyring, *request.param)
-    # ask() has no connection, so neither a ClientHello nor an id context.
-    monkeypatch.setattr("resumed.openssl.binding.requested_name", lambda *_: b"localhost")
-    monkeypatch.setattr(scene.binding._library, "SSL_set_session_id_context", lambda *_: 1)
+    # ask() has no connection, so neither a ClientHello nor a context.
+    monkeypatch.setattr(_Offer, "name", b"localhost")
+    monkeypatch.setattr(_Offer, "asks", False)
+    monkeypatch.setattr(_Offer, "expected", Expected(scene.envelope.fingerprint))
+    monkeypatch.setattr(scene.binding, "_is_final", True)
     return scene
 
 
 def malformed(scene: Scene, number: int, source: random.Random) -> Iterator[bytes]:
     """Yield values that must not resume, of every kind there is."""
-    sealed, key, plain = scene.sealed, scene.store_key, scene.serialized
+    sealed, key, plain = scene.sealed, scene.store_key, scene.encoded
     other_key = StoreKeys("bank").key(scene.session_id)
     other_format = StoreKeys("shop", "go").key(scene.session_id)
     fixed = [
         b"",
         b"\x00",
         b"\x01",
+        b"\x01" + sealed[1:],
         bytes(65_536),
         os.urandom(65_536),
         plain,
@@ -105,10 +112,14 @@ def malformed(scene: Scene, number: int, source: random.Random) -> Iterator[byte
         scene.keyring.seal(other_format, plain, 2**32),
         scene.keyring.seal(key, plain, 1),
         scene.keyring.seal(key, b"", 2**32),
+        scene.keyring.seal(key, plain[:39], 2**32),
+        scene.keyring.seal(key, plain[:40], 2**32),
+        scene.keyring.seal(key, bytes(32) + plain[32:], 2**32),
+        scene.keyring.seal(key, scene.envelope.session, 2**32),
         scene.keyring.seal(key, plain + b"\0", 2**32),
         scene.keyring.seal(key, plain[:-1], 2**32),
-        scene.keyring.seal(key, b"a Go session, say", 2**32),
-        scene.keyring.seal(key, os.urandom(60_000), 2**32),
+        scene.keyring.seal(key, plain[:40] + b"a Go session, say", 2**32),
+        scene.keyring.seal(key, plain[:40] + os.urandom(60_000), 2**32),
     ]
     yield from fixed
     for _ in range((number - len(fixed)) // 3):
@@ -130,7 +141,9 @@ def test_10000_malformed_values_are_misses(scene: Scene) -> None:
         dishonest.answer = value
         assert scene.ask(scene.session_id) is None
     reasons = scene.frontend.shim.stats.misses
-    assert {"malformed", "unknown-key", "not-authentic", "expired", "undecodable"} == set(reasons)
+    assert set(reasons) == {
+        *("malformed", "unknown-key", "not-authentic", "expired", "undecodable", "context-mismatch"),
+    }
     assert dishonest.calls > 9_900
 
 
@@ -140,10 +153,11 @@ def test_a_mutated_session_that_is_authentic_crashes_nothing(scene: Scene) -> No
     scene.shim._lookups._store = dishonest
     source = random.Random(7400)
     for _ in range(3_000):
-        mutated = bytearray(scene.serialized)
+        mutated = bytearray(scene.envelope.session)
         for _ in range(source.randrange(1, 4)):
             mutated[source.randrange(len(mutated))] = source.randrange(256)
-        dishonest.answer = scene.keyring.seal(scene.store_key, bytes(mutated), 2**32)
+        envelope = scene.envelope._replace(session=bytes(mutated))
+        dishonest.answer = scene.keyring.seal(scene.store_key, envelope.encode(), 2**32)
         scene.ask(scene.session_id)
     assert not scene.frontend.shim.stats.misses["internal-error"]
 

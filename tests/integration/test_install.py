@@ -32,7 +32,7 @@ ARGUMENTS: dict[str, Any] = {"target": "127.0.0.1:1", "namespace": "shop", "keyr
 
 def settings(context: Any, installation: resumed.Installation) -> tuple[object, ...]:
     """Return what OpenSSL says of a context."""
-    library, pointer = installation._binding._library, installation._binding._pointer
+    library, pointer = installation._binding.library, installation._binding._pointer
     return (
         library.SSL_CTX_ctrl(pointer, 45, 0, None),
         library.SSL_CTX_get_options(pointer),
@@ -211,5 +211,5 @@ def test_without_pyelftools_the_message_says_what_to_install() -> None:
 def test_the_stacks_do_not_share_a_libssl() -> None:
     """Two libraries in one process, each with its own functions: what these tests cross is real."""
     installations = [resumed.install(server_context(stack), **ARGUMENTS) for stack in STACKS]
-    versions = [each._binding._library.OpenSSL_version_num() for each in installations]
+    versions = [each._binding.library.OpenSSL_version_num() for each in installations]
     assert versions[0] == ssl.OPENSSL_VERSION_NUMBER

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import Callable, Iterator
 
+    from resumed.envelope import Envelope
     from support.lying_store import Lie, LyingEngine, LyingStore
     from support.tls import Stack
 
@@ -205,17 +206,17 @@ def test_no_session_gets_from_one_format_to_another(
     seen: list[tuple[bytes, bytes]] = []
     negotiated = fleet.negotiator.shim._shim.negotiated
 
-    def spy(session_id: bytes, serialized: bytes, remaining: float, *, last: bool, issued: float) -> None:
-        seen.append((session_id, serialized))
-        negotiated(session_id, serialized, remaining, last=last, issued=issued)
+    def spy(session_id: bytes, envelope: Envelope, remaining: float, *, last: bool) -> None:
+        seen.append((session_id, envelope.encode()))
+        negotiated(session_id, envelope, remaining, last=last)
 
     monkeypatch.setattr(fleet.negotiator.shim._shim, "negotiated", spy)
 
     def of_go(_engine: LyingEngine, namespace: str, key: bytes, truth: StoredSession | None) -> Any:
         go, openssl = StoreKeys(namespace, "go"), StoreKeys(namespace)
-        for session_id, serialized in seen:
+        for session_id, envelope in seen:
             if openssl.key(session_id) == key:
-                return StoredSession(fleet.keyring.seal(go.key(session_id), serialized, int(time.time() + YEAR)), YEAR)
+                return StoredSession(fleet.keyring.seal(go.key(session_id), envelope, int(time.time() + YEAR)), YEAR)
         return truth
 
     fleet.engine.lie = of_go

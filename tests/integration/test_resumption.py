@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ssl
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -18,11 +18,16 @@ if TYPE_CHECKING:
 OTHER: dict[Stack, Stack] = {"ssl": "pyopenssl", "pyopenssl": "ssl"}
 
 
+def mixed(store: RunningServer, keyring: resumed.Keyring, stack: Stack, **options: Any) -> list[Frontend]:
+    """Return a frontend of a stack and one of the other."""
+    return [Frontend(each, store.target, keyring, **options) for each in (stack, OTHER[stack])]
+
+
 def test_another_frontend_of_another_stack_resumes(
     store: RunningServer, keyring: resumed.Keyring, stack: Stack, client: Client
 ) -> None:
     """A session negotiated by one stack resumes on the other, and what that one issues resumes on the first."""
-    negotiator, resumer = (Frontend(each, store.target, keyring) for each in (stack, OTHER[stack]))
+    negotiator, resumer = mixed(store, keyring, stack)
     first = client.visit(negotiator)
     second = client.visit(resumer, first.session)
     third = client.visit(negotiator, second.session)
@@ -52,7 +57,7 @@ def test_after_a_fatal_alert_no_session_of_the_connection_resumes_anywhere(
     store: RunningServer, keyring: resumed.Keyring, stack: Stack, client: Client, end: str
 ) -> None:
     """Sent or received, a fatal alert ends every session of its connection (RFC 5246 7.2.2, RFC 8446 6.2)."""
-    frontend, other = Frontend(stack, store.target, keyring), Frontend(OTHER[stack], store.target, keyring)
+    frontend, other = mixed(store, keyring, stack)
     with client.connect(frontend) as connection:
         first_ticket = connection.tls.session
         connection.echo(b"hello")
@@ -84,7 +89,7 @@ def test_a_removed_session_resumes_nowhere(
     store: RunningServer, keyring: resumed.Keyring, stack: Stack, client: Client
 ) -> None:
     """No internal cache keeps what was removed on another frontend."""
-    one, other = Frontend(stack, store.target, keyring), Frontend(OTHER[stack], store.target, keyring)
+    one, other = mixed(store, keyring, stack)
     session = client.visit(one).session
     assert session is not None
     assert client.visit(other, session).reused
@@ -103,7 +108,7 @@ def test_single_use_sessions_resume_once_in_the_whole_fleet(
     store: RunningServer, keyring: resumed.Keyring, stack: Stack, client: Client
 ) -> None:
     """RFC 8446 section 8.1."""
-    one, other = (Frontend(each, store.target, keyring, single_use=True) for each in (stack, OTHER[stack]))
+    one, other = mixed(store, keyring, stack, single_use=True)
     session = client.visit(one).session
     assert [client.visit(frontend, session).reused for frontend in (other, one, other)] == [True, False, False]
 
@@ -172,7 +177,7 @@ def test_many_resumptions_neither_prolong_nor_shorten_a_session(
 
 def test_plaintext_has_to_be_asked_for_and_works(store: RunningServer, stack: Stack, client: Client) -> None:
     """Without keys the ids are OpenSSL's own, and every one is looked up."""
-    one, other = (Frontend(each, store.target, resumed.Keyring.plaintext()) for each in (stack, OTHER[stack]))
+    one, other = mixed(store, resumed.Keyring.plaintext(), stack)
     assert client.visit(other, client.visit(one).session).reused
 
 
@@ -181,7 +186,7 @@ def test_stateless_tickets_are_not_stored(
 ) -> None:
     """Where an application switched tickets on again, they carry their sessions themselves."""
     frontend = Frontend(stack, store.target, keyring)
-    library, pointer = frontend.shim._binding._library, frontend.shim._binding._pointer
+    library, pointer = frontend.shim._binding.library, frontend.shim._binding._pointer
     library.SSL_CTX_clear_options(pointer, 1 << 14)
     assert client.visit(frontend).session
     assert frontend.shim.flush()

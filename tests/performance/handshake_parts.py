@@ -32,6 +32,9 @@ from support.tls import VERSIONS, client_context, server_context
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from resumed.envelope import Envelope
+    from resumed.shim import Offer
+
 NAMESPACE = "shop"
 KEYRING = Keyring.from_keys([os.urandom(32)])
 KEYS = StoreKeys(NAMESPACE)
@@ -58,10 +61,10 @@ class SealedIds(Ids):
 class OpensIds(SealedIds):
     """A dictionary that opens the ids that it is asked for."""
 
-    def look_up(self, session_id: bytes, *arguments: Any) -> int | None:
+    def look_up(self, offer: Offer, *arguments: object) -> int | None:
         """Find a session."""
-        assert KEYRING.open_id(NAMESPACE, session_id)
-        return super().look_up(session_id, *arguments)
+        assert KEYRING.open_id(NAMESPACE, offer.session_id)
+        return super().look_up(offer, *arguments)
 
 
 class OpensValues(SealedIds):
@@ -69,19 +72,19 @@ class OpensValues(SealedIds):
 
     sealed = KEYRING.seal(KEYS.key(bytes(32)), os.urandom(200), 1 << 34)
 
-    def look_up(self, session_id: bytes, *arguments: Any) -> int | None:
+    def look_up(self, offer: Offer, *arguments: object) -> int | None:
         """Find a session."""
         KEYRING.open(KEYS.key(bytes(32)), self.sealed, time.time())
-        return super().look_up(session_id, *arguments)
+        return super().look_up(offer, *arguments)
 
 
 class Seals(SealedIds):
     """A dictionary that seals what is negotiated."""
 
-    def negotiated(self, session_id: bytes, serialized: bytes, *arguments: Any, **named: Any) -> None:
+    def negotiated(self, session_id: bytes, envelope: Envelope, *arguments: Any, **named: Any) -> None:
         """Keep a session."""
-        KEYRING.seal(KEYS.key(session_id), serialized, 1 << 34)
-        super().negotiated(session_id, serialized, *arguments, **named)
+        KEYRING.seal(KEYS.key(session_id), envelope.encode(), 1 << 34)
+        super().negotiated(session_id, envelope, *arguments, **named)
 
 
 KINDS = (Dictionary, Ids, SealedIds, OpensIds, OpensValues, Seals)

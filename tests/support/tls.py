@@ -51,7 +51,8 @@ def client_context(version: ssl.TLSVersion) -> ssl.SSLContext:
 class Frontend:
     """A TLS server of one stack, with the shim unless `target` is None.
 
-    Its look-ups have a patient deadline: where a test is not about lateness, a busy machine must not make it so.
+    Its look-ups have a patient deadline: where a test is not about lateness, a busy machine must not make it so. It
+    ignores session id contexts, as a fleet of both stacks has to.
     """
 
     def __init__(
@@ -62,7 +63,7 @@ class Frontend:
         self.shim: Any = None
         if target is not None:
             assert keyring is not None
-            options = {"namespace": "shop", "deadline": PATIENCE, **options}
+            options = {"namespace": "shop", "deadline": PATIENCE, "ignore_id_context": True, **options}
             self.shim = resumed.install(self.context, target=target, keyring=keyring, **options)
 
     def serve(self, connection: socket.socket) -> None:

@@ -34,8 +34,8 @@ class Driver:
 
     def __init__(self, shim: FakeShim) -> None:
         self.woken = self.searched = 0
-        untyped: Any = shim
-        self.handshake = Handshake(untyped, self.waker)
+        self.shim = shim
+        self.handshake = Handshake(self.waker)
 
     def waker(self) -> Any:
         """Return what wakes."""
@@ -48,7 +48,7 @@ class Driver:
 
     def rests_with(self, *offered: bytes) -> bool:
         """Take a step with a ClientHello."""
-        self.handshake.offers(offered)
+        self.handshake.offers(offered, self.shim.prefetch)
         return self.handshake.rests
 
 
@@ -97,9 +97,8 @@ def test_one_client_hello_is_few_look_ups() -> None:
 def test_what_nobody_would_wake_does_not_rest() -> None:
     """And is looked up when OpenSSL asks for it."""
     shim = FakeShim()
-    untyped: Any = shim
-    handshake = Handshake(untyped, lambda: None)
-    handshake.offers(IDS)
+    handshake = Handshake(lambda: None)
+    handshake.offers(IDS, shim.prefetch)
     assert not handshake.rests
     assert not shim.asked
     assert handshake.answer(IDS[0]) is None

@@ -18,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import resumed
+from resumed.envelope import Envelope
 from resumed.sealing import Keyring, StoreKeys
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def test_sealed_values_are_what_the_format_says(vector: dict[str, Any]) -> None:
     )
     prefix = f"resumed/v1\0{vector['format']}\0{vector['namespace']}\0".encode()
     assert hashlib.sha256(prefix + session_id).digest() == store_key
-    header = b"\x01" + hashlib.sha256(key).digest()[:4] + vector["not_after"].to_bytes(8, "big")
+    header = b"\x02" + hashlib.sha256(key).digest()[:4] + vector["not_after"].to_bytes(8, "big")
     assert sealed[:25] == header + nonce
     aead = AESGCM(hkdf(key, store_key, b"resumed/v1 seal", 32))
     assert aead.decrypt(nonce, sealed[25:], header + store_key) == plaintext
@@ -100,6 +101,23 @@ def test_what_must_not_open_does_not(vector: dict[str, Any]) -> None:
     with pytest.raises(resumed.Unsealable) as caught:
         SEALING_KEYRING.open(store_key, sealed, vector["now"])
     assert caught.value.reason == vector["reason"]
+
+
+@pytest.mark.parametrize("vector", SEALING["envelopes"], ids=lambda vector: vector["session"][:8])
+def test_envelopes_are_what_the_format_says(vector: dict[str, Any]) -> None:
+    """Fingerprint, issue time, session, both ways."""
+    fingerprint, session, encoded = unhex(vector, "fingerprint", "session", "envelope")
+    assert encoded == fingerprint + vector["issued_microseconds"].to_bytes(8, "big") + session
+    envelope = Envelope(fingerprint, vector["issued_microseconds"] / 1e6, session)
+    assert envelope.encode() == encoded
+    assert Envelope.decode(encoded) == envelope
+
+
+@pytest.mark.parametrize("encoded", SEALING["not_envelopes"])
+def test_what_is_too_short_is_no_envelope(encoded: str) -> None:
+    """However authentic it is."""
+    with pytest.raises(resumed.Unsealable, match="malformed"):
+        Envelope.decode(bytes.fromhex(encoded))
 
 
 @pytest.mark.parametrize("vector", IDS["opens"], ids=lambda vector: vector["namespace"][:8])

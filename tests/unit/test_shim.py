@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -13,15 +14,17 @@ import pytest
 
 import resumed
 from resumed.breaker import Breaker
+from resumed.envelope import Envelope
 from resumed.errors import Unsealable
 from resumed.sealing import Keyring
 from resumed.sender import QUEUE_BYTES, Outgoing, Sender
+from resumed.served_names import Expected
 from resumed.shim import Shim
 from resumed.stats import BUCKETS, Recorder
 from resumed.store import Put, Remove, SessionStore, StoredSession
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 PATIENCE = 10.0
 NOT_FRESH = 11.0
@@ -99,15 +102,36 @@ def shim_on(store: FakeStore, **options: Any) -> tuple[Shim, Clock]:
     return Shim(store, KEYRING, clock=clock, **options), clock
 
 
+FINGERPRINT = bytes(range(32))
+ENVELOPE = Envelope(FINGERPRINT, 1.7e9, b"serialized")
+
+
 def decode(serialized: bytes, remaining: float) -> int:
     """Decode a session as its length."""
     return len(serialized) * 1_000_000 + int(remaining)
 
 
+@dataclass
+class Offer:
+    """What a client offers on a connection."""
+
+    session_id: bytes
+    expected: Expected = Expected(FINGERPRINT)  # noqa: RUF009  # it is immutable
+    decodes: Callable[[bytes, float], int] = decode
+
+    def check(self, envelope: Envelope) -> None:
+        """Decode a session that nobody uses."""
+        self.decodes(envelope.session, 0.0)
+
+    def decode(self, envelope: Envelope, remaining: float) -> int:
+        """Decode a session."""
+        return self.decodes(envelope.session, remaining)
+
+
 def negotiate(shim: Shim, remaining: int = 7200) -> bytes:
     """Store a session of ten bytes and return its id."""
     session_id = shim.issue_id()
-    shim.negotiated(session_id, b"serialized", remaining, last=True, issued=1.7e9)
+    shim.negotiated(session_id, ENVELOPE, remaining, last=True)
     assert shim.flush(PATIENCE)
     return session_id
 
@@ -148,11 +172,11 @@ class TestPrefetch:
         store = FakeStore()
         shim, _ = shim_on(store)
         for session_id, found in ((negotiate(shim), 10_007_200), (shim.issue_id(), None)):
-            flight = shim.prefetch(session_id)
+            flight = shim.prefetch(Offer(session_id))
             assert flight
             flight.result(PATIENCE)
             asked = len(store.gets)
-            assert shim.look_up(session_id, decode, flight) == found
+            assert shim.look_up(Offer(session_id), flight) == found
             assert len(store.gets) == asked
         assert shim.stats.hits == {"store": 1}
         assert shim.stats.misses == {"unknown": 1}
@@ -162,11 +186,11 @@ class TestPrefetch:
         store = FakeStore()
         shim, clock = shim_on(store, lifetime=100)
         session_id = negotiate(shim)
-        assert shim.prefetch(os.urandom(32)) is None
+        assert shim.prefetch(Offer(os.urandom(32))) is None
         clock.now += 101
-        assert shim.prefetch(session_id) is None
+        assert shim.prefetch(Offer(session_id)) is None
         shim._breaker.closed = False
-        resting = shim.prefetch(shim.issue_id())
+        resting = shim.prefetch(Offer(shim.issue_id()))
         assert resting
         assert resting.result(0) == (None, "breaker-open")
         assert not store.gets
@@ -178,17 +202,17 @@ class TestPrefetch:
         shim, _ = shim_on(store)
         session_id = negotiate(shim)
         store.gate.clear()
-        one, other = shim.prefetch(session_id), shim.prefetch(session_id)
+        one, other = shim.prefetch(Offer(session_id)), shim.prefetch(Offer(session_id))
         assert one
         assert other
-        waiting = threading.Thread(target=shim.look_up, args=(session_id, decode))
+        waiting = threading.Thread(target=shim.look_up, args=(Offer(session_id),))
         waiting.start()
         [flight] = shim._lookups._flights.values()
         while len(flight._done_callbacks) < 2:  # type: ignore[attr-defined]
             time.sleep(0)
         store.gate.set()
         waiting.join(PATIENCE)
-        assert shim.look_up(session_id, decode, one) == shim.look_up(session_id, decode, other) == 10_007_200
+        assert shim.look_up(Offer(session_id), one) == shim.look_up(Offer(session_id), other) == 10_007_200
         assert shim.stats.hits == {"store": 1, "shared": 2}
         assert len(store.gets) == 1
 
@@ -197,7 +221,7 @@ class TestPrefetch:
         store = FakeStore()
         shim, _ = shim_on(store, single_use=True)
         session_id = negotiate(shim)
-        flights = [shim.prefetch(session_id) for _ in range(4)]
+        flights = [shim.prefetch(Offer(session_id)) for _ in range(4)]
         found = [flight.result(PATIENCE)[0] for flight in flights if flight]
         assert len(found) == 4
         assert found.count(None) == 3
@@ -208,8 +232,8 @@ class TestPrefetch:
         shim, _ = shim_on(store)
         session_id = negotiate(shim)
         store.gate.clear()
-        flight = shim.prefetch(session_id)
-        assert shim.look_up(session_id, decode, flight) is None
+        flight = shim.prefetch(Offer(session_id))
+        assert shim.look_up(Offer(session_id), flight) is None
         assert shim.stats.misses == {"late": 1}
         store.gate.set()
 
@@ -218,7 +242,7 @@ class TestPrefetch:
         store = FakeStore()
         shim, _ = shim_on(store, max_lookups=2)
         store.gate.clear()
-        flights = [shim.prefetch(shim.issue_id()) for _ in range(3)]
+        flights = [shim.prefetch(Offer(shim.issue_id())) for _ in range(3)]
         assert flights[2]
         assert flights[2].result(0) == (None, "busy")
         store.gate.set()
@@ -229,7 +253,7 @@ class TestPrefetch:
         shim, _ = shim_on(store)
         flight, mine = shim._lookups._board(b"key")
         assert mine
-        shim._lookups._fly(flight, b"key", fresh=False, end=time.monotonic() - 0.001)
+        shim._lookups._fly(flight, b"key", lambda _: None, fresh=False, end=time.monotonic() - 0.001)
         assert flight.result(0) == (None, "busy")
         assert not store.gets
 
@@ -238,7 +262,7 @@ class TestPrefetch:
         shim, _ = shim_on(FakeStore())
         session_id = negotiate(shim)
         shim.close()
-        flight = shim.prefetch(session_id)
+        flight = shim.prefetch(Offer(session_id))
         assert flight
         assert flight.result(0) == (None, "down")
         assert shim._lookups._under_way == 0
@@ -249,7 +273,7 @@ class TestPrefetch:
         shim, _ = shim_on(store)
         session_id = negotiate(shim)
         store.failure = ZeroDivisionError()
-        flight = shim.prefetch(session_id)
+        flight = shim.prefetch(Offer(session_id))
         assert flight
         assert flight.result(PATIENCE) == (None, "internal-error")
 
@@ -262,14 +286,14 @@ class TestLookUps:
         shim, clock = shim_on(FakeStore())
         session_id = negotiate(shim)
         clock.now += 200
-        assert shim.look_up(session_id, decode) == 10_007_000
+        assert shim.look_up(Offer(session_id)) == 10_007_000
         assert shim.stats.hits == {"store": 1}
 
     def test_a_session_of_a_resumed_connection_keeps_the_rest_it_had(self) -> None:
         """What OpenSSL says remains is believed, and never more than the lifetime."""
         shim, _ = shim_on(FakeStore())
-        assert shim.look_up(negotiate(shim, remaining=50), decode) == 10_000_050
-        assert shim.look_up(negotiate(shim, remaining=10**6), decode) == 10_007_200
+        assert shim.look_up(Offer(negotiate(shim, remaining=50))) == 10_000_050
+        assert shim.look_up(Offer(negotiate(shim, remaining=10**6))) == 10_007_200
 
     @pytest.mark.parametrize("remaining", [0, -1])
     def test_a_session_with_no_life_left_is_not_stored(self, remaining: int) -> None:
@@ -286,7 +310,7 @@ class TestLookUps:
         shim, clock = shim_on(store, lifetime=100)
         session_id = negotiate(shim)
         clock.now += 101
-        assert shim.look_up(session_id, decode) is None
+        assert shim.look_up(Offer(session_id)) is None
         assert not store.gets
         assert shim.stats.misses == {"old-id": 1}
 
@@ -295,7 +319,7 @@ class TestLookUps:
         shim, clock = shim_on(FakeStore())
         session_id = negotiate(shim)
         clock.now -= 300
-        assert shim.look_up(session_id, decode) is not None
+        assert shim.look_up(Offer(session_id)) is not None
 
     @pytest.mark.parametrize("asks", [1, 4])
     def test_a_fresh_id_is_asked_for_again(self, asks: int) -> None:
@@ -308,12 +332,12 @@ class TestLookUps:
         def late(key: bytes, *, deadline: float | None = None) -> StoredSession | None:
             found = get(key)
             if len(store.gets) == asks:
-                shim.negotiated(session_id, b"serialized", 100, last=True, issued=1.7e9)
+                shim.negotiated(session_id, ENVELOPE, 100, last=True)
                 assert shim.flush(PATIENCE)
             return found
 
         store.get = late  # type: ignore[method-assign]
-        assert shim.look_up(session_id, decode) is not None
+        assert shim.look_up(Offer(session_id)) is not None
         assert shim.stats.hits == {"fresh": 1}
 
     def test_an_id_that_is_not_fresh_is_asked_for_once(self) -> None:
@@ -322,7 +346,7 @@ class TestLookUps:
         shim, clock = shim_on(store)
         session_id = shim.issue_id()
         clock.now += NOT_FRESH
-        assert shim.look_up(session_id, decode) is None
+        assert shim.look_up(Offer(session_id)) is None
         assert len(store.gets) == 1
         assert shim.stats.misses == {"unknown": 1}
 
@@ -333,7 +357,7 @@ class TestLookUps:
         session_id = negotiate(shim)
         store.gate.clear()
         found: list[int | None] = []
-        threads = [threading.Thread(target=lambda: found.append(shim.look_up(session_id, decode))) for _ in range(8)]
+        threads = [threading.Thread(target=lambda: found.append(shim.look_up(Offer(session_id)))) for _ in range(8)]
         for thread in threads:
             thread.start()
         while not store.gets:
@@ -355,12 +379,49 @@ class TestLookUps:
         session_id = negotiate(shim)
         clock.now += NOT_FRESH
         found: list[int | None] = []
-        threads = [threading.Thread(target=lambda: found.append(shim.look_up(session_id, decode))) for _ in range(4)]
+        threads = [threading.Thread(target=lambda: found.append(shim.look_up(Offer(session_id)))) for _ in range(4)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join(PATIENCE)
         assert len([each for each in found if each]) == 1
+
+    @pytest.mark.parametrize("ahead", [False, True], ids=["in the callback", "ahead of it"])
+    def test_a_session_that_does_not_fit_is_not_taken(self, ahead: bool) -> None:
+        """It stays for the connection that it fits; so does one that cannot be decoded."""
+        shim, _ = shim_on(FakeStore(), single_use=True)
+        session_id = negotiate(shim)
+
+        def refuse(_serialized: bytes, _remaining: float) -> int:
+            raise Unsealable("other-name")
+
+        for offer in Offer(session_id, Expected(bytes(32))), Offer(session_id, decodes=refuse):
+            found = shim.prefetch(offer) if ahead else None
+            if found:
+                found.result(PATIENCE)
+            assert shim.look_up(offer, found) is None
+        assert shim.stats.misses == {"context-mismatch": 1, "other-name": 1}
+        assert shim.look_up(Offer(session_id)) is not None
+        assert shim.look_up(Offer(session_id)) is None
+
+    def test_a_session_of_another_context_is_a_miss(self) -> None:
+        """Whatever else agrees."""
+        shim, _ = shim_on(FakeStore())
+        assert shim.look_up(Offer(negotiate(shim), Expected(bytes(32)))) is None
+        assert shim.stats.misses == {"context-mismatch": 1}
+        assert not shim.stats.hits
+
+    def test_a_context_that_is_not_known_costs_no_call(self) -> None:
+        """Nor does it hide that an id is none of the fleet's."""
+        store = FakeStore()
+        shim, _ = shim_on(store)
+        unknown = Expected(None, "context-unknown")
+        session_id = negotiate(shim)
+        for offered in session_id, os.urandom(32):
+            assert shim.prefetch(Offer(offered, unknown)) is None
+            assert shim.look_up(Offer(offered, unknown)) is None
+        assert not store.gets
+        assert shim.stats.misses == {"context-unknown": 1, "foreign-id": 1}
 
     def test_look_ups_in_flight_are_bounded(self) -> None:
         """Beyond the bound a handshake does not ask."""
@@ -368,15 +429,15 @@ class TestLookUps:
         shim, _ = shim_on(store, max_lookups=1)
         one, other = negotiate(shim), negotiate(shim)
         store.gate.clear()
-        thread = threading.Thread(target=shim.look_up, args=(one, decode))
+        thread = threading.Thread(target=shim.look_up, args=(Offer(one),))
         thread.start()
         while not store.gets:
             time.sleep(0)
-        assert shim.look_up(other, decode) is None
+        assert shim.look_up(Offer(other)) is None
         store.gate.set()
         thread.join(PATIENCE)
         assert shim.stats.misses == {"busy": 1}
-        assert shim.look_up(other, decode) is not None
+        assert shim.look_up(Offer(other)) is not None
 
     def test_an_undecodable_session_is_a_miss(self) -> None:
         """What OpenSSL refuses was not a session."""
@@ -385,7 +446,7 @@ class TestLookUps:
         def refuse(_serialized: bytes, _remaining: float) -> int:
             raise Unsealable("undecodable")
 
-        assert shim.look_up(negotiate(shim), refuse) is None
+        assert shim.look_up(Offer(negotiate(shim), decodes=refuse)) is None
         assert shim.stats.misses == {"undecodable": 1}
 
 
@@ -399,7 +460,7 @@ class TestEnds:
         session_id = negotiate(shim)
         shim.ended([session_id], reason)
         assert shim.flush(PATIENCE)
-        assert shim.look_up(session_id, decode) is not None
+        assert shim.look_up(Offer(session_id)) is not None
         assert shim.stats.removals == {"kept": 1}
 
     def test_a_fatal_alert_removes_them(self) -> None:
@@ -409,7 +470,7 @@ class TestEnds:
         clock.now += NOT_FRESH
         shim.ended(ids, 281)
         assert shim.flush(PATIENCE)
-        assert [shim.look_up(each, decode) for each in ids] == [None, None]
+        assert [shim.look_up(Offer(each)) for each in ids] == [None, None]
         assert shim.stats.removals == {"fatal-error": 2}
 
 
@@ -423,7 +484,7 @@ class TestOutages:
         session_id = negotiate(shim)
         store.failure = resumed.StoreUnavailable("down")
         with caplog.at_level(logging.WARNING, "resumed"):
-            assert [shim.look_up(session_id, decode) for _ in range(5)] == [None] * 5
+            assert [shim.look_up(Offer(session_id)) for _ in range(5)] == [None] * 5
         assert shim.stats.misses == {"down": 3, "breaker-open": 2}
         assert shim.breaker_open
         assert len(caplog.records) == 1
@@ -432,7 +493,7 @@ class TestOutages:
         while shim.breaker_open:
             assert time.monotonic() < end
             time.sleep(0.01)
-        assert shim.look_up(session_id, decode) is not None
+        assert shim.look_up(Offer(session_id)) is not None
 
     @pytest.mark.parametrize(
         ("failure", "reason"),
@@ -447,7 +508,7 @@ class TestOutages:
         store = FakeStore()
         shim, _ = shim_on(store)
         store.failure = failure
-        shim.look_up(shim.issue_id(), decode)
+        shim.look_up(Offer(shim.issue_id()))
         assert shim.stats.misses == {reason: 1}
 
     def test_after_a_call_that_failed_no_handshake_waits_for_its_put(self) -> None:
@@ -455,11 +516,11 @@ class TestOutages:
         store = FakeStore(deadline=1_000.0)
         shim, _ = shim_on(store, puts="wait")
         store.failure = resumed.StoreTimeout("late")
-        assert shim.look_up(shim.issue_id(), decode) is None
+        assert shim.look_up(Offer(shim.issue_id())) is None
         store.gate.clear()
         store.failure = None
-        negotiated = partial(shim.negotiated, last=True, issued=1.7e9)
-        negotiation = threading.Thread(target=negotiated, args=(shim.issue_id(), b"serialized", 100), daemon=True)
+        negotiated = partial(shim.negotiated, last=True)
+        negotiation = threading.Thread(target=negotiated, args=(shim.issue_id(), ENVELOPE, 100), daemon=True)
         negotiation.start()
         negotiation.join(PATIENCE)
         assert not negotiation.is_alive()
@@ -477,26 +538,26 @@ class TestOutages:
         store.failure = resumed.LimitExceeded("at its limit")
         for rest in (0.05, 0.1, 0.2, 0.4, 0.8, 0.8):
             asked = len(store.gets)
-            assert [shim.look_up(session_id, decode) for _ in range(5)] == [None] * 5
+            assert [shim.look_up(Offer(session_id)) for _ in range(5)] == [None] * 5
             assert len(store.gets) == asked + 1, "only the first one asked"
             now += rest
         assert shim.stats.misses == {"limited": 30}
         assert not shim.breaker_open
         store.failure = None
-        assert shim.look_up(session_id, decode) is not None
+        assert shim.look_up(Offer(session_id)) is not None
         store.failure = resumed.LimitExceeded("at its limit")
-        shim.look_up(session_id, decode)
+        shim.look_up(Offer(session_id))
         now += 0.05
         store.failure = None
-        assert shim.look_up(session_id, decode) is not None, "the next limit begins with a short rest"
+        assert shim.look_up(Offer(session_id)) is not None, "the next limit begins with a short rest"
 
     def test_what_a_limit_kept_from_being_sent_is_sent_later(self) -> None:
         """And no handshake waits for it."""
         store = FakeStore()
         shim, _ = shim_on(store, puts="wait")
         store.failure = resumed.LimitExceeded("at its limit")
-        assert shim.look_up(shim.issue_id(), decode) is None
-        shim.negotiated(shim.issue_id(), b"serialized", 100, last=True, issued=1.7e9)
+        assert shim.look_up(Offer(shim.issue_id())) is None
+        shim.negotiated(shim.issue_id(), ENVELOPE, 100, last=True)
         assert not store.kept
         store.failure = None
         assert shim.flush(PATIENCE)
@@ -554,7 +615,7 @@ class TestOutages:
 
         shim, _ = shim_on(Slower())
         for _ in range(5):
-            assert shim.look_up(shim.issue_id(), decode) is None
+            assert shim.look_up(Offer(shim.issue_id())) is None
         assert shim.stats.misses == {"late": 5}
 
 
@@ -576,21 +637,21 @@ class TestSending:
         store = FakeStore()
         shim, _ = shim_on(store, puts="wait")
         for last in (False, True):
-            shim.negotiated(shim.issue_id(), b"serialized", 100, last=last, issued=1.7e9)
+            shim.negotiated(shim.issue_id(), ENVELOPE, 100, last=last)
         assert [len(batch) for batch in store.batches] == [2]
 
     def test_waiting_ends_when_the_sessions_are_stored(self) -> None:
         """With puts="wait" a client that comes back at once finds them."""
         store = FakeStore()
         shim, _ = shim_on(store, puts="wait")
-        shim.negotiated(shim.issue_id(), b"serialized", 100, last=True, issued=1.7e9)
+        shim.negotiated(shim.issue_id(), ENVELOPE, 100, last=True)
         assert len(store.kept) == 1
 
     def test_plaintext_keyrings_wait_by_default(self) -> None:
         """Only a sealed id tells that it is fresh, so there is no second ask to rely on."""
         store = FakeStore()
         shim = Shim(store, Keyring.plaintext())
-        shim.negotiated(os.urandom(32), b"serialized", 100, last=True, issued=1.7e9)
+        shim.negotiated(os.urandom(32), ENVELOPE, 100, last=True)
         assert len(store.kept) == 1
 
     def test_what_waits_does_not_live_longer(self) -> None:

@@ -27,7 +27,8 @@ class Unsealable(ResumedError):
     """A value from the store cannot be opened, or what is in it cannot be used.
 
     Attributes:
-        reason: `malformed`, `unknown-key`, `expired`, `not-authentic`, `undecodable` or `other-name`.
+        reason: `malformed`, `unknown-key`, `expired`, `not-authentic`, `undecodable`, `context-mismatch` or
+            `other-name`.
     """
 
     def __init__(self, reason: str) -> None:

@@ -107,24 +107,27 @@ def install(
     mirror: bool | int | str = False,
     credentials: Credentials | None = None,
     replace: bool = False,
+    ignore_id_context: bool = False,
     tracer_provider: TracerProvider | None = None,
 ) -> Installation:
     """Let a TLS server's context keep its sessions in the store, and resume what any other frontend negotiated.
 
-    Sets the context's session callbacks and id generator, switches stateless tickets and the internal cache off, and
-    sets the session id context and timeout. Call it before the first connection; a server that forks may call it before
+    Sets the context's session callbacks, id generator and session timeout, and switches stateless tickets and the
+    internal cache off. Call it before the first connection; a server that forks may call it before
     it does.
 
     Args:
         context: An `ssl.SSLContext` or an `OpenSSL.SSL.Context`, for servers.
         target: Where the store is, as a gRPC name: `dns:///store:7400`, `127.0.0.1:7400`, `unix:/run/resumed.sock`.
-        namespace: Who shares these sessions: 1 to 63 characters of [a-z0-9.-]. Contexts that require different client
-            certificates, or serve different tenants, need different ones.
+        namespace: The name of the fleet that shares these sessions: 1 to 63 characters of [a-z0-9.-]. Within it a
+            session resumes only where the server shows a certificate of the same names, and verifies clients in the
+            same way, as where it was negotiated (docs/contexts.md). Tenants need different namespaces, and so do
+            contexts whose verify callbacks decide differently.
         keyring: The fleet's keys: a keyring file (`resumed keygen`), or a Keyring.
         lifetime: Seconds that a session lives after its negotiation, 1 to 604,800 (RFC 8446 section 4.6.1).
         deadline: Seconds that a handshake may wait for the store, above 0; all of its look-ups together.
-        single_use: Whether a session resumes once in the whole fleet (RFC 8446 section 8.1): look-ups Take it. The
-            mirror is not asked then.
+        single_use: Whether a session resumes once in the whole fleet (RFC 8446 section 8.1): a look-up Gets it, and
+            Takes it if it fits. The mirror is not used then.
         ids: `sealed` looks up only ids that the fleet issued, `any` every id (for fleets with TLS stacks that cannot
             choose ids).
         puts: `background` never holds up a handshake; `wait` holds a full one until its sessions are stored, at most
@@ -135,6 +138,10 @@ def install(
             that most look-ups cost no call: True for 64 MiB of them, or a size as bytes or as in "256MiB".
         credentials: For TLS to the store; None for plaintext.
         replace: Whether session callbacks that the context already has are replaced.
+        ignore_id_context: Whether sessions resume whatever session id contexts the applications set
+            (`Context.set_session_id` of pyOpenSSL). Needed in a fleet of unlike stacks, such as `ssl` beside pyOpenSSL
+            or nginx; set it at all of its frontends. Otherwise a session resumes only under the session id context that
+            it was negotiated under.
         tracer_provider: OpenTelemetry's, to make spans of look-ups and of calls to the store; None for none. Needs
             `pip install 'resumed[otel]'`.
 
@@ -167,8 +174,8 @@ def install(
         mirror=Mirror(store, size) if size else None,
         spans=spans,
     )
-    binding = Binding(context, shim, replace=replace)
-    return Installation(shim, binding, attach(context, binding, shim) if isinstance(context, ssl.SSLContext) else None)
+    binding = Binding(context, shim, replace=replace, ignore_id_context=ignore_id_context)
+    return Installation(shim, binding, attach(context, binding) if isinstance(context, ssl.SSLContext) else None)
 
 
 def _size(mirror: bool | int | str) -> int:

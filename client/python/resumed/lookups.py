@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from resumed.breaker import Breaker
     from resumed.mirror import Mirror
     from resumed.stats import Recorder
-    from resumed.store import SessionStore
+    from resumed.store import SessionStore, StoredSession
 
 _log = logging.getLogger("resumed")
 
@@ -35,6 +35,8 @@ _LEAST_ASK_SECONDS = 0.01
 _THREADS = 32
 """How many look up what handshakes of event loops wait for. With a store 20 ms away, 1,600 a second."""
 
+Accept: TypeAlias = "Callable[[bytes], str | None]"
+"""Returns why a value cannot resume, or None."""
 Found: TypeAlias = tuple[bytes | None, str]
 """A value and the reason of the hit, or None and the reason of the miss."""
 
@@ -47,7 +49,7 @@ class Lookups:
         breaker: Says whether the store is worth asking, and hears how it answered.
         recorder: Told how long each look-up took.
         probe: Called when the breaker opened, to have somebody try the store.
-        single_use: Whether a session resumes once in the whole fleet (Take instead of Get).
+        single_use: Whether a session resumes once in the whole fleet: Get, then Take if the caller accepts it.
         most: How many may be under way at once.
         mirror: Told of what was found.
     """
@@ -74,7 +76,7 @@ class Lookups:
         self._under_way = 0
         self._threads = ThreadPoolExecutor(_THREADS, "resumed-prefetch")
 
-    def begin(self, key: bytes, *, fresh: bool) -> Future[Found]:
+    def begin(self, key: bytes, accept: Accept, *, fresh: bool) -> Future[Found]:
         """Begin to look `key` up, and return at once; see find()."""
         resting = self._resting()
         if resting is not None:
@@ -84,16 +86,17 @@ class Lookups:
             return _shared(flight)
         try:
             # Spans of the handshake are the parents of the call's.
-            self._threads.submit(copy_context().run, self._fly, flight, key, fresh, self._end())
+            self._threads.submit(copy_context().run, self._fly, flight, key, accept, fresh, self._end())
         except RuntimeError:  # closed, or the interpreter is about to exit
             self._land(flight, key, (None, "down"))
         return flight
 
-    def find(self, key: bytes, *, fresh: bool) -> Found:
+    def find(self, key: bytes, accept: Accept, *, fresh: bool) -> Found:
         """Look `key` up, or wait for the answer to somebody else who does.
 
         Args:
             key: A store key.
+            accept: Returns the reason of the miss for a value that cannot resume, which then is not taken.
             fresh: Whether its Put may still be on its way, so that a miss is worth another ask.
         """
         resting = self._resting()
@@ -101,7 +104,7 @@ class Lookups:
             return resting
         flight, mine = self._board(key)
         if mine:
-            self._fly(flight, key, fresh, self._end())
+            self._fly(flight, key, accept, fresh, self._end())
             return flight.result()
         return landed(_shared(flight), self._store.deadline)
 
@@ -132,12 +135,12 @@ class Lookups:
                 self._flights[key] = flight
             return flight, True
 
-    def _fly(self, flight: Future[Found], key: bytes, fresh: bool, end: float) -> None:
+    def _fly(self, flight: Future[Found], key: bytes, accept: Accept, fresh: bool, end: float) -> None:
         """Look `key` up, until `end` at most."""
         started = time.monotonic()
         found: Found = (None, "internal-error")
         try:
-            found = self._ask(key, fresh, end)
+            found = self._ask(key, accept, fresh, end)
         finally:
             self._recorder.observe_lookup(time.monotonic() - started)
             self._land(flight, key, found)
@@ -152,28 +155,21 @@ class Lookups:
         """Return when a look-up that begins now has to end."""
         return time.monotonic() + _DEADLINE_SHARE * self._store.deadline
 
-    def _ask(self, key: bytes, fresh: bool, end: float) -> Found:
-        left = end - time.monotonic()
-        if left <= 0:  # no thread was free
+    def _ask(self, key: bytes, accept: Accept, fresh: bool, end: float) -> Found:
+        if end <= time.monotonic():  # no thread was free
             return None, "busy"
-        ask = self._store.take if self._single_use else self._store.get
         since = self._mirror.sessions.removals if self._mirror else 0
-        began, found, outcome = self._breaker.now(), None, ""
+        began = self._breaker.now()
         try:
-            found, outcome = ask(key, deadline=left), "store"
-            for pause in _FRESH_PAUSES if fresh else ():
-                left = end - _LEAST_ASK_SECONDS - time.monotonic()
-                if found is not None or left <= 0:
-                    break
-                time.sleep(min(pause, left))
-                left = max(end - time.monotonic(), _LEAST_ASK_SECONDS)  # a sleep may be longer than it was to be
-                found, outcome = ask(key, deadline=left), "fresh"
+            found, outcome = self._get(key, fresh, end)
+            if found is not None and self._single_use:
+                found, outcome = self._take(key, found, accept, end)
         except LimitExceeded:
             self._breaker.limited()
             return None, "limited"
+        except _Late:
+            return None, "late"
         except StoreError as error:
-            if outcome and isinstance(error, StoreTimeout):
-                return None, "late"  # it had answered this look-up already, and had little time for this one
             self._breaker.failed(began)
             if not self._breaker.closed:
                 _log.warning("the store at %s keeps failing, resumption rests: %s", self._store.target, error)
@@ -181,10 +177,44 @@ class Lookups:
             return None, _failure(error)
         self._breaker.succeeded()
         if found is None:
-            return None, "unknown"
+            return None, outcome
         if self._mirror:
             self._mirror.sessions.put(key, found, since)
         return found.value, outcome
+
+    def _get(self, key: bytes, fresh: bool, end: float) -> tuple[StoredSession | None, str]:
+        found = self._store.get(key, deadline=end - time.monotonic())
+        if found is not None:
+            return found, "store"
+        for pause in _FRESH_PAUSES if fresh else ():
+            left = end - _LEAST_ASK_SECONDS - time.monotonic()
+            if left <= 0:
+                break
+            time.sleep(min(pause, left))
+            found = self._again(self._store.get, key, end)
+            if found is not None:
+                return found, "fresh"
+        return None, "unknown"
+
+    def _take(self, key: bytes, found: StoredSession, accept: Accept, end: float) -> tuple[StoredSession | None, str]:
+        """Take a session that was found, if it fits: one that does not stays for the connection that it fits."""
+        refusal = accept(found.value)
+        if refusal is not None:
+            return None, refusal
+        taken = self._again(self._store.take, key, end)
+        return taken, "unknown" if taken is None else "store"
+
+    def _again(self, ask: Callable[..., StoredSession | None], key: bytes, end: float) -> StoredSession | None:
+        """Call a store that has answered this look-up before: if it is late now, it had little time."""
+        try:
+            # The time before may have been longer than it was to be.
+            return ask(key, deadline=max(end - time.monotonic(), _LEAST_ASK_SECONDS))
+        except StoreTimeout:
+            raise _Late from None
+
+
+class _Late(Exception):
+    """The deadline passed, which is no failure of the store."""
 
 
 def landed(flight: Future[Found], patience: float) -> Found:

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from resumed.openssl import Binding
-    from resumed.shim import Shim
 
     Wake: TypeAlias = Callable[[], None]
 
@@ -39,7 +38,6 @@ class _Resting:
     """Mixed into an ssl.SSLObject."""
 
     _binding: ClassVar[Binding]
-    _shim: ClassVar[Shim]
     _base: ClassVar[type[ssl.SSLObject]]
     _waker: Callable[[], Wake | None] | None = None
     _handshake: Handshake | None = None
@@ -60,7 +58,7 @@ class _Resting:
             return
         handshake = self._handshake
         if handshake is None:
-            handshake = self._handshake = Handshake(self._shim, self._waker or _of_asyncio)
+            handshake = self._handshake = Handshake(self._waker or _of_asyncio)
         try:
             self._binding.drive(handshake, step)
         except ssl.SSLWantReadError:
@@ -74,11 +72,11 @@ class _Resting:
         self._done, self._handshake, self._waker = True, None, None
 
 
-def attach(context: ssl.SSLContext, binding: Binding, shim: Shim) -> Callable[[], None]:
+def attach(context: ssl.SSLContext, binding: Binding) -> Callable[[], None]:
     """Let handshakes of `context` rest under asyncio and uvloop; return what undoes that."""
     previous = context.sslobject_class or ssl.SSLObject
     base = previous._base if issubclass(previous, _Resting) else previous  # noqa: SLF001  # of this module
-    own = type(base.__name__, (_Resting, base), {"_binding": binding, "_shim": shim, "_base": base})
+    own = type(base.__name__, (_Resting, base), {"_binding": binding, "_base": base})
     context.sslobject_class = own
     weak = weakref.ref(context)
 

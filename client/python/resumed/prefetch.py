@@ -7,7 +7,7 @@ next step when it is woken. Event loops are such drivers (loops.py, twisted.py).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from resumed.lookups import settled
 
@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from resumed.lookups import Found
-    from resumed.shim import Shim
+
+    Prefetch: TypeAlias = Callable[[bytes], "Future[Found] | None"]
 
 MAX_LOOKUPS = 4
 """How many of the ids in one ClientHello are looked up. Clients offer one or two; a thousand fit in."""
@@ -28,7 +29,6 @@ class Handshake:
     """What was found for one handshake.
 
     Args:
-        shim: Looks ids up.
         waker: Called in the midst of a step; returns what has the next step taken soon, from any thread, or None if
             nobody would take it.
 
@@ -36,20 +36,24 @@ class Handshake:
         rests: Whether its last step ended because an answer was not there yet.
     """
 
-    def __init__(self, shim: Shim, waker: Callable[[], Callable[[], None] | None]) -> None:
-        self._shim, self._waker = shim, waker
+    def __init__(self, waker: Callable[[], Callable[[], None] | None]) -> None:
+        self._waker = waker
         self._wake: Callable[[], None] | None = None
         self._answers: dict[bytes, Future[Found]] = {}
         self.rests = False
 
-    def offers(self, session_ids: Iterable[bytes]) -> None:
+    def offers(self, session_ids: Iterable[bytes], prefetch: Prefetch) -> None:
         """See to it that the sessions of a ClientHello are looked up, one after the other until one is found.
 
         Called again for the same ClientHello at each step, until the handshake `rests` no more.
+
+        Args:
+            session_ids: The ids that the client offers.
+            prefetch: Begins to look one up, without waiting; returns None if that is not worth a call.
         """
         self.rests = False
         for session_id in session_ids:
-            answer = self.answer(session_id) or self._begin(session_id)
+            answer = self.answer(session_id) or self._begin(session_id, prefetch)
             if answer is None:
                 continue
             if not answer.done():
@@ -62,11 +66,11 @@ class Handshake:
         """Return what was found, or None for an id that nobody was asked about."""
         return self._answers.get(session_id) or (_BUSY if len(self._answers) >= MAX_LOOKUPS else None)
 
-    def _begin(self, session_id: bytes) -> Future[Found] | None:
+    def _begin(self, session_id: bytes, prefetch: Prefetch) -> Future[Found] | None:
         self._wake = self._wake or self._waker()
         if self._wake is None:
             return None
-        answer = self._shim.prefetch(session_id)
+        answer = prefetch(session_id)
         if answer is not None:
             self._answers[session_id] = answer
             if not answer.done():

@@ -67,6 +67,7 @@ class _Exporter(Collector):
             ("misses", "reason", "Sessions that clients offered and that were not resumed."),
             ("puts", "outcome", "Sessions that were negotiated, by what became of them."),
             ("removals", "reason", "Sessions that were removed from the fleet, or kept."),
+            ("terminations", "reason", "Resumed connections that were ended after their handshake."),
         ):
             family = CounterMetricFamily(f"resumed_frontend_{kind}", documentation, labels=["namespace", label])
             for namespace, group in stats.items():

@@ -4,6 +4,7 @@ The rules:
 - A handshake never waits for the store beyond the deadline, and not at all while the store keeps failing.
 - Nothing is raised. A call that fails means no resumption, and nothing else.
 - What comes from a peer (ids) and from the store (values) is foreign: neither is trusted.
+- A session resumes only in the context that negotiated it: docs/contexts.md.
 - A session's life counts from its negotiation. Whoever resumes or stores it again never prolongs it.
 - Ids, keys and sessions appear in no log.
 """
@@ -13,9 +14,10 @@ from __future__ import annotations
 import logging
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from resumed.breaker import Breaker
+from resumed.envelope import Envelope
 from resumed.errors import Unsealable
 from resumed.issuer import THIS_PROCESS
 from resumed.lookups import Lookups, landed, settled
@@ -28,9 +30,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from concurrent.futures import Future
 
-    from resumed.lookups import Found
+    from resumed.lookups import Accept, Found
     from resumed.mirror import Mirror
     from resumed.sealing import Keyring
+    from resumed.served_names import Expected
     from resumed.store import SessionStore
     from resumed.tracing import LookupSpans
 
@@ -49,6 +52,24 @@ _IDS = 8
 _NO_IDS: tuple[int, list[bytes]] = 0, []
 
 
+class Offer(Protocol):
+    """A session that a client offers on a connection, as the TLS library shows it."""
+
+    @property
+    def session_id(self) -> bytes:
+        """The id of the session: any bytes at all."""
+
+    @property
+    def expected(self) -> Expected:
+        """The context that the connection is expected to be served by."""
+
+    def check(self, envelope: Envelope) -> None:
+        """Raise Unsealable if the session may not resume; from any thread."""
+
+    def decode(self, envelope: Envelope, remaining: float) -> int:
+        """Return the session, with that many seconds of its life left; raise Unsealable if it may not resume."""
+
+
 class Shim:
     """Decides for one TLS context; called by its Binding.
 
@@ -56,7 +77,7 @@ class Shim:
         store: The store, with the deadline of a look-up.
         keyring: Seals and opens values and ids.
         lifetime: Seconds that a session lives after its negotiation, 1 to 604,800.
-        single_use: Whether a session resumes once in the whole fleet (Take instead of Get).
+        single_use: Whether a session resumes once in the whole fleet: it is taken once it is known to fit.
         ids: `sealed` looks up only ids that the fleet issued; `any` looks up every id.
         puts: `wait` holds a full handshake until its sessions are stored (at most for the deadline), `background` does
             not.
@@ -148,15 +169,14 @@ class Shim:
         self._ids = second, ids[1:]
         return ids[0]
 
-    def negotiated(self, session_id: bytes, serialized: bytes, remaining: float, *, last: bool, issued: float) -> None:
+    def negotiated(self, session_id: bytes, envelope: Envelope, remaining: float, *, last: bool) -> None:
         """Store a session that a handshake has just negotiated.
 
         Args:
             session_id: Its id.
-            serialized: The session.
+            envelope: The session, with its context and the time of its full handshake.
             remaining: Seconds of its life.
             last: Whether no further ticket of the same handshake follows.
-            issued: When its full handshake was, in Unix seconds.
         """
         remaining = min(remaining, self.lifetime)
         if remaining <= 0:
@@ -164,7 +184,7 @@ class Shim:
             return
         key, not_after = self._store_keys.key(session_id), int(self._clock() + remaining)
         wait = self._wait_for_puts and last
-        number = self._sender.submit(Outgoing(key, serialized, not_after, "", issued), urgent=wait)
+        number = self._sender.submit(Outgoing(key, envelope.encode(), not_after, "", envelope.issued), urgent=wait)
         # After a call that failed, which may have been this handshake's look-up, a handshake does not wait once more.
         if wait and self._breaker.answered:
             self._sender.wait(number, self._store.deadline)
@@ -173,62 +193,77 @@ class Shim:
         """Note a session that cannot be resumed from the store, and so is not stored."""
         self._recorder.count("puts", "unresumable")
 
-    def prefetch(self, session_id: bytes) -> Future[Found] | None:
-        """Begin to look up an id that a client offered, without waiting; return None if that is not worth a call.
-
-        Args:
-            session_id: The id, any bytes at all.
+    def prefetch(self, offer: Offer) -> Future[Found] | None:
+        """Begin to look up a session that a client offers, without waiting; return None if that is not worth a call.
 
         Returns:
-            What look_up() is to be told, once; it is there when the deadline has passed, or sooner.
+            The argument `found` of look_up(), for one call; it is done when the deadline has passed, or sooner.
         """
-        now, key = self._clock(), self._store_keys.key(session_id)
+        now, key = self._clock(), self._store_keys.key(offer.session_id)
         known = self._mirrored(key)
         if known is not None:
             return settled(known)
-        issued = self._keyring.open_id(self.namespace, session_id)
-        if self._refusal(session_id, issued, now) is not None:
+        issued = self._keyring.open_id(self.namespace, offer.session_id)
+        if self._refusal(offer, issued, now) is not None:
             return None
-        return self._lookups.begin(key, fresh=_is_fresh(issued, now))
+        return self._lookups.begin(key, self._acceptance(key, offer), fresh=_is_fresh(issued, now))
 
-    def look_up(
-        self, session_id: bytes, decode: Callable[[bytes, float], int], found: Future[Found] | None = None
-    ) -> int | None:
-        """Return the decoded session of an id that a client offered, or None to make a full handshake.
+    def look_up(self, offer: Offer, found: Future[Found] | None = None) -> int | None:
+        """Return the session that a client offers, or None to make a full handshake.
 
         Args:
-            session_id: The id, any bytes at all.
-            decode: Makes a session of its serialized form and the seconds it has left; raises Unsealable if it cannot.
-            found: What prefetch() returned for this id and this handshake; nobody is asked then.
+            offer: The session, and what may resume on the connection.
+            found: The future of prefetch() for this handshake; the store is not called then.
         """
         if self._spans:
             with self._spans.look_up() as ended:
-                session, reason = self._look_up(session_id, decode, found)
+                session, reason = self._look_up(offer, found)
                 ended(session is not None, reason)
         else:
-            session, reason = self._look_up(session_id, decode, found)
+            session, reason = self._look_up(offer, found)
         self._recorder.count("misses" if session is None else "hits", reason)
-        if session is not None and self.seals_ids and not THIS_PROCESS.issued(session_id):
+        if session is not None and self.seals_ids and not THIS_PROCESS.issued(offer.session_id):
             self._recorder.count("foreign_hits", reason)
         return session
 
-    def _look_up(
-        self, session_id: bytes, decode: Callable[[bytes, float], int], found: Future[Found] | None
-    ) -> tuple[int | None, str]:
-        """Return what look_up() does, and the reason."""
-        now, key = self._clock(), self._store_keys.key(session_id)
+    def _look_up(self, offer: Offer, found: Future[Found] | None) -> tuple[int | None, str]:
+        """Return the session of look_up(), and the reason."""
+        now, key = self._clock(), self._store_keys.key(offer.session_id)
         if found is not None:
             value, outcome = landed(found, 0)
         else:
             # An id in the mirror is the fleet's: to open it first would only take time.
-            value, outcome = self._mirrored(key) or self._find(session_id, key, now)
+            value, outcome = self._mirrored(key) or self._find(offer, key, now)
         if value is None:
             return None, outcome
         try:
-            serialized, not_after = self._keyring.open(key, value, now)
-            return decode(serialized, not_after - now), outcome
+            envelope, remaining = self._opened(key, value, offer.expected)
+            return offer.decode(envelope, remaining), outcome
         except Unsealable as error:
             return None, error.reason
+
+    def _opened(self, key: bytes, value: bytes, expected: Expected) -> tuple[Envelope, float]:
+        """Return an envelope and the seconds of life that it has left; raise Unsealable if it is of another context."""
+        now = self._clock()
+        plaintext, not_after = self._keyring.open(key, value, now)
+        envelope = Envelope.decode(plaintext)
+        if envelope.fingerprint != expected.fingerprint:
+            raise Unsealable(expected.reason or "context-mismatch")
+        return envelope, not_after - now
+
+    def _acceptance(self, key: bytes, offer: Offer) -> Accept:
+        def accept(value: bytes) -> str | None:
+            try:
+                offer.check(self._opened(key, value, offer.expected)[0])
+            except Unsealable as error:
+                return error.reason
+            return None
+
+        return accept
+
+    def terminated(self) -> None:
+        """Note a resumed connection that was ended, since the context that served was not the session's."""
+        self._recorder.count("terminations", "context-mismatch")
 
     def ended(self, session_ids: Iterable[bytes], reason: int) -> None:
         """Decide about the sessions of a connection that ended without our close_notify.
@@ -275,23 +310,25 @@ class Shim:
         self._recorder.after_fork_in_child()
         self._ids = _NO_IDS
 
-    def _refusal(self, session_id: bytes, issued: int | None, now: float) -> str | None:
-        """Return why this id is not worth a call, or None."""
-        if not 1 <= len(session_id) <= ID_BYTES or (issued is None and self._foreign_ids_miss):
+    def _refusal(self, offer: Offer, issued: int | None, now: float) -> str | None:
+        """Return why an offer is not worth a call, or None."""
+        if not 1 <= len(offer.session_id) <= ID_BYTES or (issued is None and self._foreign_ids_miss):
             return "foreign-id"
         if issued is not None and now - issued > self.lifetime:
             return "old-id"
-        return None
+        return offer.expected.reason or None
 
     def _mirrored(self, key: bytes) -> Found | None:
         value = self._mirror.get(key) if self._mirror else None
         return None if value is None else (value, "mirror")
 
-    def _find(self, session_id: bytes, key: bytes, now: float) -> Found:
+    def _find(self, offer: Offer, key: bytes, now: float) -> Found:
         """Look `key` up, if its id is worth it."""
-        issued = self._keyring.open_id(self.namespace, session_id)
-        refusal = self._refusal(session_id, issued, now)
-        return self._lookups.find(key, fresh=_is_fresh(issued, now)) if refusal is None else (None, refusal)
+        issued = self._keyring.open_id(self.namespace, offer.session_id)
+        refusal = self._refusal(offer, issued, now)
+        if refusal is not None:
+            return None, refusal
+        return self._lookups.find(key, self._acceptance(key, offer), fresh=_is_fresh(issued, now))
 
 
 def _is_fresh(issued: int | None, now: float) -> bool:

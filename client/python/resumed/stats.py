@@ -17,9 +17,11 @@ REASONS = {
     "misses": (
         *("unknown", "foreign-id", "old-id", "late", "down", "refused", "limited", "breaker-open", "busy"),
         *("malformed", "unknown-key", "expired", "not-authentic", "undecodable", "other-name", "internal-error"),
+        *("context-mismatch", "context-unknown", "context-unstable"),
     ),
     "puts": ("stored", "refused", "dropped", "expired", "unresumable"),
     "removals": ("fatal-error", "application", "dropped", "refused", "kept"),
+    "terminations": ("context-mismatch",),
 }
 """All that may be counted."""
 
@@ -38,11 +40,15 @@ class Stats:
             `late`, `down`, `refused`, `limited` (a limit of the store is used up; for a moment after that, no call),
             `breaker-open` (no call), `busy` (too many look-ups in flight: no call),
             `malformed`, `unknown-key`, `expired`, `not-authentic`, `undecodable`, `other-name` (negotiated for another
-            server name), `internal-error`.
+            server name), `internal-error`; `context-mismatch` (negotiated in another context: docs/contexts.md),
+            `context-unknown` (no full handshake for this name in this process yet: no call), `context-unstable` (a
+            connection for this name was terminated: no call).
         puts: `stored`, `refused`, `dropped` (the queue was full), `expired` (not sent in time), `unresumable` (nothing
             to store).
         removals: `fatal-error`, `application`; `kept` counts connections that ended without close_notify, whose
             sessions stay.
+        terminations: `context-mismatch` counts resumed connections that were ended after their handshake, as the
+            context that served was not the session's.
         lookup_seconds: Calls by their time: one count for each of BUCKETS and one for longer ones.
         lookup_seconds_sum: Seconds that all look-ups together took.
     """
@@ -52,6 +58,7 @@ class Stats:
     misses: Counter[str] = field(default_factory=Counter)
     puts: Counter[str] = field(default_factory=Counter)
     removals: Counter[str] = field(default_factory=Counter)
+    terminations: Counter[str] = field(default_factory=Counter)
     lookup_seconds: tuple[int, ...] = (0,) * (len(BUCKETS) + 1)
     lookup_seconds_sum: float = 0.0
 
@@ -69,7 +76,7 @@ class Recorder:
         """Add to one of the Counters of Stats.
 
         Args:
-            kind: `hits`, `foreign_hits`, `misses`, `puts` or `removals`.
+            kind: `hits`, `foreign_hits`, `misses`, `puts`, `removals` or `terminations`.
             reason: One of the reasons that Stats lists.
             number: How many.
         """

@@ -56,8 +56,8 @@ class _Connection(SSL.Connection):
         self, context: SSL.Context, installation: Installation, waker: Callable[[], Callable[[], None]]
     ) -> None:
         super().__init__(context, None)
-        self._handshake = Handshake(installation._shim, waker)  # noqa: SLF001  # of this package
-        self._drive = installation._binding.drive  # noqa: SLF001
+        self._handshake = Handshake(waker)
+        self._drive = installation._binding.drive  # noqa: SLF001  # of this package
 
     def do_handshake(self) -> None:
         """Take a step of the handshake."""

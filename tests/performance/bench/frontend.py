@@ -18,7 +18,9 @@ from resumed_server import demo_frontend
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable
+
+    from resumed.envelope import Envelope
+    from resumed.shim import Offer
 
 _BURST_SECONDS = 0.001
 
@@ -29,16 +31,16 @@ class Dictionary:
     namespace, lifetime, seals_ids = "local", 7200, False
 
     def __init__(self) -> None:
-        self._sessions: dict[bytes, bytes] = {}
+        self._sessions: dict[bytes, Envelope] = {}
 
-    def negotiated(self, session_id: bytes, serialized: bytes, _remaining: float, *, last: bool, issued: float) -> None:
+    def negotiated(self, session_id: bytes, envelope: Envelope, _remaining: float, *, last: bool) -> None:
         """Keep a session."""
-        self._sessions[session_id] = serialized
+        self._sessions[session_id] = envelope
 
-    def look_up(self, session_id: bytes, decode: Callable[[bytes, float], int | None], *_: object) -> int | None:
+    def look_up(self, offer: Offer, *_: object) -> int | None:
         """Find a session."""
-        serialized = self._sessions.get(session_id)
-        return None if serialized is None else decode(serialized, self.lifetime)
+        envelope = self._sessions.get(offer.session_id)
+        return None if envelope is None else offer.decode(envelope, self.lifetime)
 
     def now(self) -> float:
         """Return the present."""

@@ -8,8 +8,10 @@ they live until the context is gone, and at exit of the interpreter they are uns
 from __future__ import annotations
 
 import atexit
+import contextlib
 import ctypes
 import hashlib
+import logging
 import math
 import os
 import signal
@@ -20,18 +22,23 @@ from ctypes import c_int, c_uint, c_void_p, string_at
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from resumed.envelope import Envelope
 from resumed.errors import Unsealable, UnsupportedContext
+from resumed.fingerprint import NO_CLIENT_AUTHENTICATION
+from resumed.openssl.contexts import VERIFY_FAIL_IF_NO_PEER_CERT, VERIFY_PEER, contexts_of
 from resumed.openssl.hello import offered_ids, requested_name
 from resumed.openssl.library import (
     GET_CALLBACK,
     HELLO_CALLBACK,
     ID_CALLBACK,
+    INFO_CALLBACK,
     NEW_CALLBACK,
     REMOVE_CALLBACK,
     context_of,
 )
-from resumed.openssl.sessions import ID_BYTES, Sessions
+from resumed.openssl.sessions import ID_BYTES, ForeignData, Memory, Sessions
 from resumed.openssl.signing import signature_seconds
+from resumed.served_names import Expected, ServedNames
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -49,6 +56,11 @@ _CLIENT_HELLO_SUCCESS = 1
 _CLIENT_HELLO_RETRY = -1
 _TLS1_3_VERSION = 0x304
 _HOST_NAME = 0  # TLSEXT_NAMETYPE_host_name
+_HANDSHAKE_DONE = 0x20  # SSL_CB_HANDSHAKE_DONE
+_BOTH_SHUTDOWN = 3  # SSL_SENT_SHUTDOWN, SSL_RECEIVED_SHUTDOWN
+_X509_V_OK = 0
+
+_log = logging.getLogger("resumed")
 
 _REASON_MASK = 0x7FFFFF  # ERR_GET_REASON
 
@@ -62,22 +74,26 @@ class Binding:
         context: An `ssl.SSLContext` or an `OpenSSL.SSL.Context`, for servers.
         shim: What the callbacks ask.
         replace: Whether callbacks that the context already has are replaced (uninstall() puts them back).
+        ignore_id_context: Whether sessions resume whatever session id contexts the application sets.
 
     Raises:
         UnsupportedContext: The callbacks cannot be set; the message says what to do.
     """
 
-    def __init__(self, context: Any, shim: Shim, *, replace: bool = False) -> None:
-        self._library, self._pointer, self._default_id_context = context_of(context)
-        self._sessions = Sessions(self._library)
+    def __init__(self, context: Any, shim: Shim, *, replace: bool = False, ignore_id_context: bool = False) -> None:
+        self.library, self._pointer, self._chooses_by_name, self._is_final = context_of(context)
+        self._sessions, self._contexts = Sessions(self.library), contexts_of(self.library)
+        self._names = ServedNames()
         self._shim = shim
-        library, pointer = self._library, self._pointer
+        library, pointer = self.library, self._pointer
         if library.SSL_CTX_get_max_early_data(pointer):
             raise UnsupportedContext(
                 "this context accepts early data, which can be replayed across a fleet; set max_early_data to 0"
             )
         self._gone = False
-        self._id_context = hashlib.sha256(shim.namespace.encode()).digest()
+        # None: that of the application, which OpenSSL compares.
+        self._id_context = hashlib.sha256(shim.namespace.encode()).digest() if ignore_id_context else None
+        self._warned: set[str] = set()
         self._previous = self._current()
         if any(self._previous) and not replace:
             raise UnsupportedContext("this context already has session callbacks; pass replace=True to replace them")
@@ -92,9 +108,10 @@ class Binding:
             REMOVE_CALLBACK(self._on_remove),
             ID_CALLBACK(self._on_id),
             HELLO_CALLBACK(self._on_hello),
+            INFO_CALLBACK(self._on_info),
         )
         addresses = [ctypes.cast(trampoline, c_void_p).value or 0 for trampoline in self._trampolines]
-        self._own, self._own_id, self._own_hello = tuple(addresses[:3]), addresses[3], addresses[4]
+        self._own, (self._own_id, self._own_hello, self._own_info) = tuple(addresses[:3]), addresses[3:]
         self._driven = _Driven()
         library.SSL_CTX_up_ref(pointer)  # until the finalizer has unset the callbacks
         weakref.finalize(context, self._release).atexit = False  # at exit see _leave
@@ -119,7 +136,7 @@ class Binding:
     @cached_property
     def signature_seconds(self) -> float | None:
         """How long a signature with the context's own key takes here; measured when first asked for."""
-        return None if self._gone else signature_seconds(self._library, self._pointer)
+        return None if self._gone else signature_seconds(self.library, self._pointer)
 
     def drive(self, handshake: Handshake, step: Callable[[], _Result]) -> _Result:
         """Take a step of a handshake that may rest until its look-ups are done.
@@ -130,7 +147,7 @@ class Binding:
         """
         if self._installed:
             # Not before, as it costs handshakes of other threads another wait for the GIL.
-            self._library.SSL_CTX_set_client_hello_cb(self._pointer, self._own_hello, None)
+            self.library.SSL_CTX_set_client_hello_cb(self._pointer, self._own_hello, None)
         self._driven.handshake = handshake
         handshake.rests = False
         try:
@@ -141,27 +158,28 @@ class Binding:
     def uninstall(self) -> None:
         """Put back the callbacks and settings that the context had.
 
-        OpenSSL has no getter for the session id context and the id generator: they become what the Python module sets
-        itself. Does nothing if the callbacks were replaced since, or the context is gone.
+        OpenSSL has no getter for the id generator and the session id context: the generator becomes OpenSSL's own, and
+        where `ignore_id_context` was set the namespace's id context stays, as contexts that verify clients must have
+        one. Does nothing if the callbacks were replaced since, or the context is gone.
         """
         if self._current() != self._own:
             return
         mode, no_ticket, timeout = self._previous_settings
         self._set(self._previous, 0)
-        self._library.SSL_CTX_ctrl(self._pointer, _CTRL_SET_SESS_CACHE_MODE, mode, None)
-        self._library.SSL_CTX_set_timeout(self._pointer, timeout)
+        self.library.SSL_CTX_ctrl(self._pointer, _CTRL_SET_SESS_CACHE_MODE, mode, None)
+        self.library.SSL_CTX_set_timeout(self._pointer, timeout)
         if not no_ticket:
-            self._library.SSL_CTX_clear_options(self._pointer, _OP_NO_TICKET)
-        self._set_id_context(self._default_id_context)
+            self.library.SSL_CTX_clear_options(self._pointer, _OP_NO_TICKET)
 
     def _install(self) -> None:
-        library, pointer = self._library, self._pointer
+        library, pointer = self.library, self._pointer
         # No internal cache: in it a session would outlive its removal from the fleet, and its eviction would remove it
         # there.
         library.SSL_CTX_ctrl(pointer, _CTRL_SET_SESS_CACHE_MODE, _SESS_CACHE_SERVER | _SESS_CACHE_NO_INTERNAL, None)
         library.SSL_CTX_set_options(pointer, _OP_NO_TICKET)
         library.SSL_CTX_set_timeout(pointer, self._shim.lifetime)
-        self._set_id_context(self._id_context)
+        if self._id_context:
+            library.SSL_CTX_set_session_id_context(pointer, self._id_context, len(self._id_context))
         self._set(self._own, self._own_id if self._shim.seals_ids else 0)
         if self._current() != self._own:
             raise UnsupportedContext("libssl does not give the callbacks back that were set; please report this")
@@ -169,7 +187,7 @@ class Binding:
     def _current(self) -> tuple[int, ...]:
         if self._gone:
             return (0, 0, 0)
-        library, pointer = self._library, self._pointer
+        library, pointer = self.library, self._pointer
         return (
             library.SSL_CTX_sess_get_new_cb(pointer) or 0,
             library.SSL_CTX_sess_get_get_cb(pointer) or 0,
@@ -180,14 +198,11 @@ class Binding:
         new, get, remove = callbacks
         # Nobody's, until drive() needs it.
         self._installed = callbacks == self._own
-        self._library.SSL_CTX_set_client_hello_cb(self._pointer, None, None)
-        self._library.SSL_CTX_sess_set_new_cb(self._pointer, new)
-        self._library.SSL_CTX_sess_set_get_cb(self._pointer, get)
-        self._library.SSL_CTX_sess_set_remove_cb(self._pointer, remove)
-        self._library.SSL_CTX_set_generate_session_id(self._pointer, id_callback)
-
-    def _set_id_context(self, id_context: bytes) -> None:
-        self._library.SSL_CTX_set_session_id_context(self._pointer, id_context, len(id_context))
+        self.library.SSL_CTX_set_client_hello_cb(self._pointer, None, None)
+        self.library.SSL_CTX_sess_set_new_cb(self._pointer, new)
+        self.library.SSL_CTX_sess_set_get_cb(self._pointer, get)
+        self.library.SSL_CTX_sess_set_remove_cb(self._pointer, remove)
+        self.library.SSL_CTX_set_generate_session_id(self._pointer, id_callback)
 
     def _unset(self) -> None:
         if self._current() == self._own:
@@ -197,7 +212,7 @@ class Binding:
         """Let go of a context that Python has let go of. SSL objects that C still holds call nothing any more."""
         self._unset()
         self._gone = True
-        self._library.SSL_CTX_free(self._pointer)
+        self.library.SSL_CTX_free(self._pointer)
         _live.discard(self)
         self._shim.close(timeout=0)
 
@@ -210,7 +225,7 @@ class Binding:
         return 0
 
     def _store(self, ssl: int, session: int) -> None:
-        library, sessions = self._library, self._sessions
+        library, sessions = self.library, self._sessions
         session_id = sessions.id_of(session)
         tls13 = library.SSL_version(ssl) == _TLS1_3_VERSION
         # A stateless ticket carries its session itself: in TLS 1.2 it has no id, in TLS 1.3 it is told by the option.
@@ -218,26 +233,63 @@ class Binding:
         if stateless or not library.SSL_SESSION_is_resumable(session):
             self._shim.unresumable()
             return
-        # CPython 3.13 and later set a session id context of their own in each SSL (cpython issue 105293).
-        library.SSL_SESSION_set1_id_context(session, self._id_context, len(self._id_context))
-        # OpenSSL notes the name only where the server has a servername callback, and compares it nowhere: see _decode.
-        library.SSL_SESSION_set1_hostname(session, (library.SSL_get_servername(ssl, _HOST_NAME) or b"").lower() or None)
-        last, issued, remaining = True, time.time(), library.SSL_SESSION_get_timeout(session)
+        if self._id_context:
+            # CPython 3.13 and later set a session id context of their own in each SSL (cpython issue 105293).
+            library.SSL_SESSION_set1_id_context(session, self._id_context, len(self._id_context))
+        memory = self._judged(ssl, session)
+        if memory is None:
+            self._shim.unresumable()
+            return
+        # OpenSSL notes the name only where the server has a servername callback, and compares it nowhere: see _checked.
+        library.SSL_SESSION_set1_hostname(session, self._server_name(ssl) or None)
+        sessions.remember(session, None)  # it is not part of what is stored
+        serialized = sessions.serialized(session)
+        remaining = self._remaining(session, memory)
+        last = True
         if tls13:
-            known, end, siblings = sessions.remembered(session)
-            issued = issued if known is None else known
-            sessions.remember(session, issued)  # end and siblings are not part of what is stored
-            serialized = sessions.serialized(session)
-            siblings += session_id
-            sessions.remember(session, issued, end, siblings)
+            memory = memory._replace(siblings=memory.siblings + session_id)
             tickets = 1 if library.SSL_session_reused(ssl) else library.SSL_get_num_tickets(ssl)
-            last = len(siblings) >= tickets * ID_BYTES
-            if end:
-                # The timeout begins with the ticket, and so behind a handshake that a client can draw out.
-                remaining = end - self._shim.now()
-        else:
-            serialized = sessions.serialized(session)
-        self._shim.negotiated(session_id, serialized, remaining, last=last, issued=issued)
+            last = len(memory.siblings) >= tickets * ID_BYTES
+        sessions.remember(session, memory)
+        self._shim.negotiated(session_id, Envelope(memory.fingerprint, memory.issued, serialized), remaining, last=last)
+
+    def _judged(self, ssl: int, session: int) -> Memory | None:
+        """Return the memory of a session that is about to be stored; None if it must not be shared."""
+        library, contexts, sessions = self.library, self._contexts, self._sessions
+        try:
+            memory = sessions.memory(session)
+        except ForeignData:
+            self._warn("the application keeps ticket application data in its sessions; they are not shared")
+            return None
+        mode = library.SSL_get_verify_mode(ssl)
+        if not _has_peer_as_asked(mode, bool(library.SSL_SESSION_get0_peer(session))):
+            return None
+        if library.SSL_get_verify_result(ssl) != _X509_V_OK or library.SSL_get_shutdown(ssl) == _BOTH_SHUTDOWN:
+            return None
+        if library.SSL_session_reused(ssl):
+            return memory if memory and contexts.agrees(ssl, memory.fingerprint) else None
+        fingerprint = contexts.fingerprint(ssl)
+        if self._chooses_by_name():
+            self._names.learn(self._server_name(ssl), fingerprint)
+        return memory or Memory(fingerprint, time.time(), 0, b"")
+
+    def _remaining(self, session: int, memory: Memory) -> float:
+        """Return the seconds that a session lives, at most until its peer's certificate ends."""
+        remaining: float = self.library.SSL_SESSION_get_timeout(session)
+        if memory.end:
+            # The timeout begins with the ticket, and so behind a handshake that a client can draw out.
+            remaining = memory.end - self._shim.now()
+        valid = self._sessions.peer_seconds(session)
+        return remaining if valid is None else min(remaining, valid)
+
+    def _server_name(self, ssl: int) -> bytes:
+        name: bytes = self.library.SSL_get_servername(ssl, _HOST_NAME) or b""
+        return name.lower()
+
+    def _warn(self, message: str) -> None:
+        if message not in self._warned:  # once, not for each session
+            self._warned.add(message)
+            _log.warning("namespace %s: %s", self._shim.namespace, message)
 
     def _on_get(self, ssl: int, data: int, length: int, copy: int) -> int | None:
         """Return a session for the id that a client offers, or None. Its one reference goes to OpenSSL."""
@@ -245,21 +297,74 @@ class Binding:
             c_int.from_address(copy).value = 0
             session_id = string_at(data, length) if length > 0 else b""
             handshake = self._driven.handshake
-            return self._shim.look_up(
-                session_id,
-                lambda serialized, remaining: self._decode(ssl, session_id, serialized, remaining),
-                None if handshake is None else handshake.answer(session_id),
+            session = self._shim.look_up(
+                _Offer(self, ssl, session_id), None if handshake is None else handshake.answer(session_id)
             )
+            if session is not None and (self._chooses_by_name() or not self._is_final):
+                self.library.SSL_set_info_callback(ssl, self._own_info)
         except BaseException as error:  # noqa: BLE001  # nothing may cross C
             self._caught(error)
             return None
+        return session
+
+    def expected(self, ssl: int, name: bytes) -> Expected:
+        """Return the context that a connection, for which the client asks by name, is expected to be served by."""
+        expected = self._names.expected(name)
+        by_name = self._chooses_by_name() or self.library.SSL_get_SSL_CTX(ssl) != self._pointer
+        if by_name or expected.reason == "context-unstable":
+            return expected
+        return Expected(self._contexts.fingerprint(ssl))
+
+    def _on_info(self, ssl: int, where: int, result: int) -> None:
+        """Look at a connection once more when its handshake is done; set for those that are given a session."""
+        try:
+            library = self.library
+            replaced = library.SSL_CTX_get_info_callback(library.SSL_get_SSL_CTX(ssl))
+            if replaced:
+                INFO_CALLBACK(replaced)(ssl, where, result)
+            if where & _HANDSHAKE_DONE:
+                library.SSL_set_info_callback(ssl, None)
+                self._confirm(ssl)
+        except BaseException as error:  # noqa: BLE001  # nothing may cross C
+            self._caught(error)
+
+    def _confirm(self, ssl: int) -> None:
+        """End a resumed connection if the context that serves is not the one that negotiated its session.
+
+        A servername callback, or any other code of the application, may have chosen it since the look-up.
+        """
+        library = self.library
+        if not library.SSL_session_reused(ssl):
+            return
+        session = library.SSL_get_session(ssl)
+        memory = self._sessions.memory(session)
+        if (
+            memory
+            and _has_peer_as_asked(library.SSL_get_verify_mode(ssl), bool(library.SSL_SESSION_get0_peer(session)))
+            and library.SSL_get_verify_result(ssl) == _X509_V_OK
+            and self._contexts.agrees(ssl, memory.fingerprint)
+        ):
+            return
+        library.SSL_set_shutdown(ssl, _BOTH_SHUTDOWN)
+        self._shim.terminated()
+        name = library.SSL_SESSION_get0_hostname(session) or b""
+        if self._names.distrust(name):
+            _log.warning(
+                "namespace %s: a resumed connection for %r was ended: the context that served it is not the one that "
+                "negotiated its session; sessions for this name do not resume in this process any more",
+                self._shim.namespace,
+                name.decode("ascii", "replace"),
+            )
 
     def _on_hello(self, ssl: int, _alert: int, _data: int) -> int:
         """Have a handshake rest whose sessions are being looked up, if its driver goes on with it later."""
         try:
             handshake = self._driven.handshake
             if handshake is not None:
-                handshake.offers(offered_ids(self._library, ssl))
+                handshake.offers(
+                    offered_ids(self.library, ssl),
+                    lambda session_id: self._shim.prefetch(_Offer(self, ssl, session_id)),
+                )
                 if handshake.rests:
                     return _CLIENT_HELLO_RETRY
         except BaseException as error:  # noqa: BLE001  # nothing may cross C
@@ -272,15 +377,19 @@ class Binding:
         May run under the context's lock, so it never blocks.
         """
         try:
-            reason = self._library.ERR_peek_last_error() & _REASON_MASK
-            ids = self._sessions.remembered(session).ids | {self._sessions.id_of(session)}
+            reason = self.library.ERR_peek_last_error() & _REASON_MASK
+            ids = {self._sessions.id_of(session)}
+            with contextlib.suppress(ForeignData):
+                memory = self._sessions.memory(session)
+                ids |= memory.ids if memory else set()
             self._shim.ended(ids - {b""}, reason)
         except BaseException as error:  # noqa: BLE001  # nothing may cross C
             self._caught(error)
 
-    def _on_id(self, _ssl: int, data: int, length: int) -> int:
+    def _on_id(self, ssl: int, data: int, length: int) -> int:
         """Write a session id. Returning 0 would end the handshake, so a defect here means a random id."""
         try:
+            self._look_for_id_context(ssl)
             session_id = self._shim.issue_id()
             ctypes.memmove(data, session_id, len(session_id))
             c_uint.from_address(length).value = len(session_id)
@@ -290,23 +399,60 @@ class Binding:
             c_uint.from_address(length).value = ID_BYTES
         return 1
 
-    def _decode(self, ssl: int, session_id: bytes, serialized: bytes, remaining: float) -> int:
-        library, sessions = self._library, self._sessions
-        session = sessions.decoded(serialized, session_id)
-        # RFC 6066 section 3. A servername callback may choose another context, one that wants client certificates, say,
-        # only after OpenSSL has accepted the session by what this one wants.
-        if (library.SSL_SESSION_get0_hostname(session) or b"") != requested_name(library, ssl):
-            library.SSL_SESSION_free(session)
-            raise Unsealable("other-name")
+    def _look_for_id_context(self, ssl: int) -> None:
+        """Warn of a session that OpenSSL will not cache: the new callback is not called for it (ssl_update_cache()).
+
+        In TLS 1.2 the session is not there yet.
+        """
+        library = self.library
+        if library.SSL_get_verify_mode(ssl) & VERIFY_PEER:
+            session = library.SSL_get_session(ssl)
+            if session and not self._sessions.id_context_of(session):
+                self._warn(
+                    "this context verifies clients and has no session id context, so OpenSSL resumes none of its "
+                    "sessions; set one (Context.set_session_id), or pass ignore_id_context=True to resumed.install()"
+                )
+
+    def check(self, offer: _Offer, envelope: Envelope) -> None:
+        """Raise Unsealable if the session in an envelope may not resume; from any thread."""
+        self.library.SSL_SESSION_free(self._decoded(offer, envelope))
+
+    def decode(self, offer: _Offer, envelope: Envelope, remaining: float) -> int:
+        """Return the session in an envelope; raise Unsealable if it may not resume."""
+        library, session = self.library, self._decoded(offer, envelope)
         library.SSL_SESSION_set_time(session, int(time.time()))
         library.SSL_SESSION_set_timeout(session, math.ceil(remaining))
-        # What nobody knows the time of was before any purge. Tickets issued on the resumed connection end when the
-        # negotiated session does, which is at a whole second.
-        issued = sessions.remembered(session).issued
-        sessions.remember(session, issued or 0.0, int(self._shim.now() + remaining), session_id)
-        # OpenSSL compares it with the session's next: see _store.
-        library.SSL_set_session_id_context(ssl, self._id_context, len(self._id_context))
+        # Tickets issued on the resumed connection end when the negotiated session does, which is at a whole second.
+        end = int(self._shim.now() + remaining)
+        self._sessions.remember(session, Memory(envelope.fingerprint, envelope.issued, end, offer.session_id))
+        if self._id_context:
+            # OpenSSL compares it with the session's next: see _store.
+            library.SSL_set_session_id_context(offer.ssl, self._id_context, len(self._id_context))
         return session
+
+    def _decoded(self, offer: _Offer, envelope: Envelope) -> int:
+        session = self._sessions.decoded(envelope.session, offer.session_id)
+        reason = self._unfit(offer, envelope, session)
+        if reason:
+            self.library.SSL_SESSION_free(session)
+            raise Unsealable(reason)
+        return session
+
+    def _unfit(self, offer: _Offer, envelope: Envelope, session: int) -> str:
+        """Return the reason of the miss if a session of the right context may not resume."""
+        library, sessions = self.library, self._sessions
+        if (library.SSL_SESSION_get0_hostname(session) or b"") != offer.name:  # RFC 6066 section 3
+            return "other-name"
+        asks = not envelope.fingerprint.endswith(NO_CLIENT_AUTHENTICATION)
+        if library.SSL_SESSION_get0_peer(session) and not asks:
+            return "context-mismatch"
+        if offer.asks and not self._id_context and not sessions.id_context_of(session):
+            return "context-mismatch"  # or OpenSSL would end the handshake: see _judged
+        try:
+            own = sessions.memory(session) is None
+        except ForeignData:
+            own = False
+        return "" if own else "undecodable"
 
     def _caught(self, error: BaseException) -> None:
         if isinstance(error, KeyboardInterrupt):
@@ -317,10 +463,51 @@ class Binding:
             self._shim.internal_error()
 
 
+class _Offer:
+    """A session that a client offers on a connection, while a callback runs.
+
+    Nothing is read of the connection before it is needed: most ids that are none of the fleet's cost nothing.
+    """
+
+    def __init__(self, binding: Binding, ssl: int, session_id: bytes) -> None:
+        self._binding, self.ssl, self.session_id = binding, ssl, session_id
+
+    @cached_property
+    def name(self) -> bytes:
+        """The server name that the client asks for, in lower case."""
+        return requested_name(self._binding.library, self.ssl)
+
+    @cached_property
+    def expected(self) -> Expected:
+        """The context that the connection is expected to be served by."""
+        self.asks  # noqa: B018  # like the name, for check() in another thread
+        return self._binding.expected(self.ssl, self.name)
+
+    @cached_property
+    def asks(self) -> bool:
+        """Whether the connection asks for a client certificate, as far as it is set up."""
+        return bool(self._binding.library.SSL_get_verify_mode(self.ssl) & VERIFY_PEER)
+
+    def check(self, envelope: Envelope) -> None:
+        """Raise Unsealable if the session may not resume; from any thread, once `expected` was read."""
+        self._binding.check(self, envelope)
+
+    def decode(self, envelope: Envelope, remaining: float) -> int:
+        """Return the session, with that many seconds of its life left; raise Unsealable if it may not resume."""
+        return self._binding.decode(self, envelope, remaining)
+
+
 class _Driven(threading.local):
     """The handshake that this thread takes a step of."""
 
     handshake: Handshake | None = None
+
+
+def _has_peer_as_asked(mode: int, has_peer: bool) -> bool:
+    """Return whether a session has a peer's certificate if one is required, and none if none is asked for."""
+    if has_peer:
+        return bool(mode & VERIFY_PEER)
+    return not (mode & VERIFY_PEER and mode & VERIFY_FAIL_IF_NO_PEER_CERT)
 
 
 def _function(prototype: Any, address: int) -> Any:

@@ -12,6 +12,7 @@ import re
 import ssl
 import struct
 import sys
+import weakref
 from ctypes import POINTER, c_char_p, c_int, c_long, c_size_t, c_uint, c_uint64, c_ulong, c_void_p
 from functools import cache
 from pathlib import Path
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from resumed.errors import UnsupportedContext
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
 NEW_CALLBACK = ctypes.CFUNCTYPE(c_int, c_void_p, c_void_p)
 """int (*)(SSL *, SSL_SESSION *): SSL_CTX_sess_set_new_cb(3)."""
@@ -30,25 +31,44 @@ REMOVE_CALLBACK = ctypes.CFUNCTYPE(None, c_void_p, c_void_p)
 """void (*)(SSL_CTX *, SSL_SESSION *): SSL_CTX_sess_set_remove_cb(3)."""
 ID_CALLBACK = ctypes.CFUNCTYPE(c_int, c_void_p, c_void_p, c_void_p)
 """int (*)(SSL *, unsigned char *id, unsigned int *length): SSL_CTX_set_generate_session_id(3)."""
+INFO_CALLBACK = ctypes.CFUNCTYPE(None, c_void_p, c_int, c_int)
+"""void (*)(const SSL *, int where, int ret): SSL_set_info_callback(3)."""
 HELLO_CALLBACK = ctypes.CFUNCTYPE(c_int, c_void_p, c_void_p, c_void_p)
 """int (*)(SSL *, int *alert, void *): SSL_CTX_set_client_hello_cb(3)."""
 
 # name: result, arguments. Called with the GIL held: each takes about a microsecond and waits for no lock.
 _QUICK: dict[str, tuple[Any, list[Any]]] = {
+    "ASN1_TIME_diff": (c_int, [POINTER(c_int), POINTER(c_int), c_void_p, c_void_p]),
     "ERR_peek_last_error": (c_ulong, []),
     "ERR_set_mark": (c_int, []),
     "ERR_pop_to_mark": (c_int, []),
+    "EVP_sha256": (c_void_p, []),
+    "OPENSSL_sk_num": (c_int, [c_void_p]),
+    "OPENSSL_sk_value": (c_void_p, [c_void_p, c_int]),
     "OpenSSL_version_num": (c_ulong, []),
     "SSL_client_hello_get0_ext": (c_int, [c_void_p, c_uint, POINTER(c_void_p), POINTER(c_size_t)]),
     "SSL_client_hello_get0_session_id": (c_size_t, [c_void_p, POINTER(c_void_p)]),
     "SSL_ctrl": (c_long, [c_void_p, c_int, c_long, c_void_p]),
-    "SSL_get_servername": (c_char_p, [c_void_p, c_int]),
+    "SSL_get0_param": (c_void_p, [c_void_p]),
+    "SSL_get_certificate": (c_void_p, [c_void_p]),
     "SSL_get_num_tickets": (c_size_t, [c_void_p]),
     "SSL_get_options": (c_uint64, [c_void_p]),
+    "SSL_get_security_level": (c_int, [c_void_p]),
+    "SSL_get_servername": (c_char_p, [c_void_p, c_int]),
+    "SSL_get_session": (c_void_p, [c_void_p]),
+    "SSL_get_shutdown": (c_int, [c_void_p]),
+    "SSL_get_SSL_CTX": (c_void_p, [c_void_p]),
+    "SSL_get_verify_depth": (c_int, [c_void_p]),
+    "SSL_get_verify_mode": (c_int, [c_void_p]),
+    "SSL_get_verify_result": (c_long, [c_void_p]),
     "SSL_session_reused": (c_int, [c_void_p]),
+    "SSL_set_info_callback": (None, [c_void_p, c_void_p]),
+    "SSL_set_shutdown": (None, [c_void_p, c_int]),
     "SSL_set_session_id_context": (c_int, [c_void_p, c_char_p, c_uint]),
     "SSL_version": (c_int, [c_void_p]),
     "SSL_CTX_ctrl": (c_long, [c_void_p, c_int, c_long, c_void_p]),
+    "SSL_CTX_get_cert_store": (c_void_p, [c_void_p]),
+    "SSL_CTX_get_info_callback": (c_void_p, [c_void_p]),
     "SSL_CTX_get_max_early_data": (c_uint, [c_void_p]),
     "SSL_CTX_get_options": (c_uint64, [c_void_p]),
     "SSL_CTX_set_options": (c_uint64, [c_void_p, c_uint64]),
@@ -59,6 +79,8 @@ _QUICK: dict[str, tuple[Any, list[Any]]] = {
     "SSL_CTX_set_session_id_context": (c_int, [c_void_p, c_char_p, c_uint]),
     "SSL_CTX_up_ref": (c_int, [c_void_p]),
     "SSL_SESSION_free": (None, [c_void_p]),
+    "SSL_SESSION_get0_id_context": (c_void_p, [c_void_p, POINTER(c_uint)]),
+    "SSL_SESSION_get0_peer": (c_void_p, [c_void_p]),
     "SSL_SESSION_get_id": (c_void_p, [c_void_p, POINTER(c_uint)]),
     "SSL_SESSION_get0_hostname": (c_char_p, [c_void_p]),
     "SSL_SESSION_set1_hostname": (c_int, [c_void_p, c_char_p]),
@@ -69,7 +91,22 @@ _QUICK: dict[str, tuple[Any, list[Any]]] = {
     "SSL_SESSION_is_resumable": (c_int, [c_void_p]),
     "SSL_SESSION_get0_ticket_appdata": (c_int, [c_void_p, POINTER(c_void_p), POINTER(c_size_t)]),
     "SSL_SESSION_set1_ticket_appdata": (c_int, [c_void_p, c_char_p, c_size_t]),
+    "X509_CRL_digest": (c_int, [c_void_p, c_void_p, c_char_p, c_void_p]),
+    "X509_OBJECT_get0_X509": (c_void_p, [c_void_p]),
+    "X509_OBJECT_get0_X509_CRL": (c_void_p, [c_void_p]),
+    "X509_STORE_free": (None, [c_void_p]),
+    "X509_STORE_get0_objects": (c_void_p, [c_void_p]),
+    "X509_STORE_get0_param": (c_void_p, [c_void_p]),
+    "X509_STORE_lock": (c_int, [c_void_p]),
+    "X509_STORE_unlock": (c_int, [c_void_p]),
+    "X509_STORE_up_ref": (c_int, [c_void_p]),
+    "X509_VERIFY_PARAM_get_flags": (c_ulong, [c_void_p]),
+    "X509_digest": (c_int, [c_void_p, c_void_p, c_char_p, c_void_p]),
+    "X509_free": (None, [c_void_p]),
+    "X509_get0_notAfter": (c_void_p, [c_void_p]),
+    "X509_up_ref": (c_int, [c_void_p]),
     "i2d_SSL_SESSION": (c_int, [c_void_p, POINTER(c_void_p)]),
+    "i2d_X509": (c_int, [c_void_p, POINTER(c_void_p)]),
     "d2i_SSL_SESSION": (c_void_p, [c_void_p, POINTER(c_void_p), c_long]),
 }
 # Called without the GIL: they may wait for the lock of the context, whose holder may be waiting for the GIL in a
@@ -92,6 +129,7 @@ _OPTIONAL: dict[str, tuple[Any, list[Any]]] = {
     "EVP_MD_CTX_new": (c_void_p, []),
     "SSL_CTX_get0_privatekey": (c_void_p, [c_void_p]),
 }
+_HOST = "X509_VERIFY_PARAM_get0_host"
 _NAMES = [*_QUICK, *_SLOW]
 
 
@@ -105,6 +143,8 @@ class Library:
         signs: Whether the functions are there that signing takes.
     """
 
+    _host: Callable[[int, int], bytes | None] | None = None
+
     def __init__(self, address: Callable[[str], int]) -> None:
         for kind, prototypes in ((ctypes.PYFUNCTYPE, _QUICK), (ctypes.CFUNCTYPE, _SLOW)):
             for name, (result, arguments) in prototypes.items():
@@ -114,6 +154,15 @@ class Library:
             for name, (result, arguments) in _OPTIONAL.items():
                 setattr(self, name, ctypes.CFUNCTYPE(result, *arguments)(address(name)))
             self.signs = True
+        with contextlib.suppress(AttributeError, KeyError):
+            self._host = ctypes.PYFUNCTYPE(c_char_p, c_void_p, c_int)(address(_HOST))
+
+    def hosts(self, param: int) -> Iterator[bytes]:
+        """Yield the names of which a peer's certificate must have one; none before OpenSSL 3.0, which has no getter."""
+        place = 0
+        while self._host and (host := self._host(param, place)) is not None:
+            yield host
+            place += 1
 
     if TYPE_CHECKING:
 
@@ -125,8 +174,11 @@ class Context(NamedTuple):
 
     library: Library
     pointer: int
-    default_id_context: bytes
-    """The session id context that the Python module sets on its own; OpenSSL has no getter for it."""
+    chooses_by_name: Callable[[], bool]
+    """Returns whether the context has a servername callback: OpenSSL has no getter for it. Keeps no reference."""
+    is_final: bool
+    """Whether without a servername callback no code of the application runs between the look-up of a session and the
+    end of its handshake."""
 
 
 def context_of(context: object) -> Context:
@@ -150,7 +202,7 @@ def context_of(context: object) -> Context:
 def _of_ssl(context: ssl.SSLContext) -> Context:
     if sys.implementation.name != "cpython":
         raise UnsupportedContext("ssl.SSLContext is supported on CPython only; use an OpenSSL.SSL.Context here")
-    library = _ssl_library()
+    library, reference = _ssl_library(), weakref.ref(context)
     # PySSLContext begins with the SSL_CTX pointer, right behind the object header (CPython 3.10 to 3.14).
     pointer = c_void_p.from_address(id(context) + object.__basicsize__).value
     if not pointer or library.SSL_CTX_get_options(pointer) & 0xFFFFFFFF != int(context.options) & 0xFFFFFFFF:
@@ -158,13 +210,25 @@ def _of_ssl(context: ssl.SSLContext) -> Context:
             f"the SSL_CTX of ssl.SSLContext was not found on Python {sys.version.split()[0]}; "
             "use an OpenSSL.SSL.Context here"
         )
-    return Context(library, pointer, b"Python")
+    return Context(library, pointer, lambda: _attribute(reference, "sni_callback"), is_final=True)
 
 
 def _of_pyopenssl(context: Any) -> Context:
     from cryptography.hazmat.bindings.openssl.binding import Binding  # noqa: PLC0415  # needed for these contexts only
 
-    return Context(_cryptography_library(), int(Binding().ffi.cast("uintptr_t", context._context)), b"")  # noqa: SLF001
+    pointer, reference = int(Binding().ffi.cast("uintptr_t", context._context)), weakref.ref(context)  # noqa: SLF001
+    # An application's ALPN and info callbacks are handed the connection, on which they may set anything.
+    return Context(
+        _cryptography_library(),
+        pointer,
+        lambda: _attribute(reference, "_tlsext_servername_callback"),
+        is_final=False,
+    )
+
+
+def _attribute(reference: weakref.ref[Any], name: str) -> bool:
+    """Return whether a context has that callback; True where nobody can tell."""
+    return getattr(reference(), name, True) is not None
 
 
 @cache
@@ -208,7 +272,7 @@ def _shared(path: str | None) -> Library | None:
 
 
 def _from_symbol_table(path: str) -> Library | None:
-    addresses = _symbol_addresses(Path(path), [*_NAMES, *_OPTIONAL])
+    addresses = _symbol_addresses(Path(path), [*_NAMES, *_OPTIONAL, _HOST])
     return Library(addresses.__getitem__) if addresses.keys() >= set(_NAMES) else None
 
 
