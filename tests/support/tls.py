@@ -56,10 +56,15 @@ class Frontend:
     """
 
     def __init__(
-        self, stack: Stack, target: str | None, keyring: resumed.Keyring | None = None, **options: Any
+        self,
+        stack: Stack,
+        target: str | None,
+        keyring: resumed.Keyring | None = None,
+        certificate: trustme.LeafCert = CERTIFICATE,
+        **options: Any,
     ) -> None:
         self.stack = stack
-        self.context = server_context(stack)
+        self.context = server_context(stack, certificate=certificate)
         self.shim: Any = None
         if target is not None:
             assert keyring is not None

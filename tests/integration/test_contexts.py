@@ -1,0 +1,401 @@
+"""A session resumes only where everything that a full handshake would prove was proved: docs/contexts.md."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import datetime as dt
+import ssl
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import trustme
+from OpenSSL import SSL
+
+from support.tls import CA, HOSTS, Client, Frontend, server_context
+
+if TYPE_CHECKING:
+    import resumed
+    from support.server import RunningServer
+    from support.tls import Stack, Visit
+
+PUBLIC, PRIVATE = "public.example", "private.example"
+ASKS = SSL.VERIFY_PEER
+DEMANDS = SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT
+OTHER_CA = trustme.CA()
+
+
+class Fleet:
+    """Frontends of one stack in one namespace; each respects its own session id context."""
+
+    def __init__(self, stack: Stack, store: RunningServer, keyring: resumed.Keyring) -> None:
+        self.stack, self._target, self._keyring = stack, store.target, keyring
+
+    def frontend(self, authority: trustme.CA | None = None, mode: int = DEMANDS, **options: Any) -> Frontend:
+        """Return a frontend; one that asks for certificates of an authority if that is given."""
+        frontend = Frontend(self.stack, self._target, self._keyring, **{"ignore_id_context": False, **options})
+        if authority is not None:
+            verify(frontend.context, authority, mode)
+        return frontend
+
+
+def verify(context: Any, authority: trustme.CA, mode: int = DEMANDS) -> None:
+    """Let a context ask for certificates of an authority."""
+    authority.configure_trust(context)
+    if isinstance(context, ssl.SSLContext):
+        context.verify_mode = ssl.CERT_REQUIRED if mode == DEMANDS else ssl.CERT_OPTIONAL
+    else:
+        context.set_verify(mode, lambda *arguments: bool(arguments[-1]))
+        context.set_session_id(b"application")  # without one OpenSSL caches no session of such a context
+
+
+def choose(frontend: Frontend, decide: Any) -> None:
+    """Set a servername callback: `decide` returns the context for a name, or None to stay."""
+    if frontend.stack == "ssl":
+
+        def choose_context(connection: Any, name: str | None, _context: ssl.SSLContext) -> None:
+            chosen = decide(name)
+            if chosen is not None:
+                connection.context = chosen
+
+        frontend.context.sni_callback = choose_context
+    else:
+
+        def choose_context_too(connection: SSL.Connection) -> None:
+            chosen = decide((connection.get_servername() or b"").decode() or None)
+            if chosen is not None:
+                connection.set_context(chosen)
+                connection.set_verify(chosen.get_verify_mode(), lambda *arguments: bool(arguments[-1]))
+
+        frontend.context.set_tlsext_servername_callback(choose_context_too)
+
+
+def served(client: Client, frontend: Frontend, session: ssl.SSLSession | None, host: str = HOSTS[0]) -> Visit | None:
+    """Return what a client sees; None if it is turned away, in TLS 1.3 by the end behind the handshake."""
+    with contextlib.suppress(OSError, AssertionError):
+        return client.visit(frontend, session, host)
+    return None
+
+
+def with_certificate(client: Client, authority: trustme.CA = CA) -> Client:
+    """Return another client of the same version that shows a certificate."""
+    certified = Client(client.version)
+    authority.issue_cert("client.example").configure_cert(certified.context)
+    return certified
+
+
+@pytest.fixture
+def fleet(stack: Stack, store: RunningServer, keyring: resumed.Keyring) -> Fleet:
+    """Each stack."""
+    return Fleet(stack, store, keyring)
+
+
+# --- Client certificates --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("single_use", [False, True], ids=["", "single use"])
+def test_a_session_without_a_certificate_is_no_way_to_where_one_is_required(
+    fleet: Fleet, client: Client, single_use: bool
+) -> None:
+    """In one namespace, as the application may forget to keep them apart. The session itself stays."""
+    public, private = fleet.frontend(single_use=single_use), fleet.frontend(CA, single_use=single_use)
+    session = client.visit(public).session
+    assert served(client, private, session) is None
+    assert private.shim.stats.misses == {"context-mismatch": 1}
+    assert not private.shim.stats.hits
+    assert client.visit(public, session).reused
+
+
+def test_a_session_with_a_certificate_is_none_where_no_one_asks(fleet: Fleet, client: Client) -> None:
+    """The application must not see a certificate that nobody verified there."""
+    client = with_certificate(client)
+    public, private = fleet.frontend(), fleet.frontend(CA)
+    session = client.visit(private).session
+    assert not client.visit(public, session).reused
+    assert public.shim.stats.misses == {"context-mismatch": 1}
+    assert client.visit(private, session).reused
+
+
+def test_a_certificate_of_one_authority_proves_nothing_to_another(fleet: Fleet, client: Client) -> None:
+    """CVE-2025-23048: what is compared is the trust store, not only the names that are sent."""
+    client = with_certificate(client)
+    one, other, both = fleet.frontend(CA), fleet.frontend(OTHER_CA), fleet.frontend(CA)
+    OTHER_CA.configure_trust(both.context)
+    session = client.visit(one).session
+    assert served(client, other, session) is None
+    assert not client.visit(both, session).reused, "another trust store is another policy"
+    assert client.visit(fleet.frontend(CA), session).reused
+
+
+def test_asking_and_insisting_are_two_things(fleet: Fleet, client: Client) -> None:
+    """With the same authority."""
+    optional, required = fleet.frontend(CA, ASKS), fleet.frontend(CA)
+    session = client.visit(optional).session
+    assert client.visit(fleet.frontend(CA, ASKS), session).reused
+    assert served(client, required, session) is None
+
+
+def test_crl_checks_are_part_of_the_policy(fleet: Fleet, client: Client) -> None:
+    """A flag that a full handshake would verify by."""
+    client = with_certificate(client)
+    one, other = fleet.frontend(CA), fleet.frontend(CA)
+    if fleet.stack == "ssl":
+        other.context.verify_flags |= ssl.VERIFY_X509_STRICT
+    else:
+        other.context.get_cert_store().set_flags(0x20)  # X509_V_FLAG_X509_STRICT
+    session = client.visit(one).session
+    client.visit(other, session)
+    assert other.shim.stats.misses == {"context-mismatch": 1}
+
+
+def test_one_context_whose_second_port_asks_for_certificates(
+    store: RunningServer, keyring: resumed.Keyring, client: Client
+) -> None:
+    """With pyOpenSSL each connection may verify otherwise: what counts is the connection, not its context."""
+    frontend = Fleet("pyopenssl", store, keyring).frontend()
+    CA.configure_trust(frontend.context)
+    frontend.context.set_session_id(b"application")
+    session = client.visit(frontend).session
+    connection = SSL.Connection
+
+    class Demanding(SSL.Connection):
+        def set_accept_state(self) -> None:
+            super().set_accept_state()
+            self.set_verify(DEMANDS, lambda *arguments: bool(arguments[-1]))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SSL, "Connection", Demanding)
+        assert served(client, frontend, session) is None
+    assert SSL.Connection is connection
+    assert frontend.shim.stats.misses == {"context-mismatch": 1}
+    assert client.visit(frontend, session).reused
+
+
+def test_a_session_ends_with_the_certificate_of_its_client(fleet: Fleet, client: Client) -> None:
+    """However long sessions live, and through tickets of resumed connections too."""
+    soon = dt.datetime.now(dt.timezone.utc) + dt.timedelta(seconds=600)
+    CA.issue_cert("client.example", not_after=soon).configure_cert(client.context)
+    frontend = fleet.frontend(CA)
+    session = client.visit(frontend).session
+    session = client.visit(frontend, session).session
+    assert frontend.shim.flush()
+    frontend.shim._shim._clock = lambda: time.time() + 590
+    assert client.visit(frontend, session).reused
+    frontend.shim._shim._clock = lambda: time.time() + 601
+    assert not client.visit(frontend, session).reused
+
+
+# --- The server's identity ------------------------------------------------------------------------------------------
+
+
+def test_a_session_of_one_certificate_is_no_way_to_another(fleet: Fleet, client: Client) -> None:
+    """CVE-2014-3616: the client would see no certificate, and so not that it is the wrong one."""
+    client.context.check_hostname = False
+    one, other = fleet.frontend(), fleet.frontend(certificate=CA.issue_cert("other.example"))
+    session = client.visit(one).session
+    assert not client.visit(other, session).reused
+    assert other.shim.stats.misses == {"context-mismatch": 1}
+
+
+def test_a_renewed_certificate_keeps_the_sessions(fleet: Fleet, client: Client) -> None:
+    """Another key, another serial number, the same names in another order."""
+    one, other = fleet.frontend(), fleet.frontend(certificate=CA.issue_cert(*HOSTS[::-1]))
+    assert client.visit(other, client.visit(one).session).reused
+
+
+def test_a_certificate_with_another_kind_of_key_keeps_the_sessions(fleet: Fleet, client: Client) -> None:
+    """A frontend with an RSA certificate beside the one of all others has the same names."""
+    one, other = fleet.frontend(), fleet.frontend()
+    CA.issue_cert(*HOSTS, key_type=trustme.KeyType.RSA).configure_cert(other.context)
+    assert client.visit(other, client.visit(one).session).reused
+    assert client.visit(one, client.visit(other).session).reused
+
+
+# --- The application's session id context ---------------------------------------------------------------------------
+
+
+def test_id_contexts_of_the_application_keep_sessions_apart(
+    store: RunningServer, keyring: resumed.Keyring, client: Client
+) -> None:
+    """Unless the fleet is told to ignore them; whether they were set before install() or behind it."""
+    for ignored in (False, True):
+        one, other, alike = (
+            Fleet("pyopenssl", store, keyring).frontend(
+                ignore_id_context=ignored, namespace=f"ignored-{ignored}".lower()
+            )
+            for _ in range(3)
+        )
+        if not ignored:
+            for frontend, name in ((one, b"one"), (other, b"other"), (alike, b"one")):
+                frontend.context.set_session_id(name)
+        session = client.visit(one).session
+        assert client.visit(other, session).reused is ignored
+        session = client.visit(one).session
+        assert client.visit(alike, session).reused
+
+
+def test_an_id_context_of_before_install_counts(store: RunningServer, keyring: resumed.Keyring, client: Client) -> None:
+    """install() does not replace it."""
+    import resumed
+
+    contexts = [server_context("pyopenssl") for _ in range(2)]
+    frontends = []
+    for context, name in zip(contexts, (b"one", b"other"), strict=True):
+        context.set_session_id(name)
+        frontend = Frontend("pyopenssl", None)
+        frontend.context = context
+        frontend.shim = resumed.install(context, target=store.target, namespace="shop", keyring=keyring, deadline=10)
+        frontends.append(frontend)
+    session = client.visit(frontends[0]).session
+    assert not client.visit(frontends[1], session).reused
+    session = client.visit(frontends[0]).session
+    assert client.visit(frontends[0], session).reused
+
+
+def test_a_context_that_verifies_without_an_id_context_is_told_of(
+    store: RunningServer, keyring: resumed.Keyring, caplog: pytest.LogCaptureFixture
+) -> None:
+    """OpenSSL caches none of its sessions and tells nobody."""
+    client = with_certificate(Client(ssl.TLSVersion.TLSv1_3))
+    frontend = Fleet("pyopenssl", store, keyring).frontend(CA)
+    frontend.context.set_session_id(b"")
+    session = client.visit(frontend).session
+    assert not client.visit(frontend, session).reused
+    [line] = [record.message for record in caplog.records if "no session id context" in record.message]
+    assert "set one (Context.set_session_id), or pass ignore_id_context=True" in line
+
+
+# --- Virtual hosts --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("warm", [False, True], ids=["cold", "warm"])
+def test_a_session_that_a_public_frontend_was_asked_for_is_no_way_to_a_private_host(
+    store: RunningServer, keyring: resumed.Keyring, client: Client, warm: bool
+) -> None:
+    """The public frontend knows no such name, and serves it by default; another frontend demands certificates for it.
+
+    (With `ssl` a connection keeps the verify_mode that it began with: no host demands certificates by name there.)
+    """
+    fleet = Fleet("pyopenssl", store, keyring)
+    public, first, private = fleet.frontend(), fleet.frontend(), fleet.frontend(CA)
+    first.context.set_session_id(b"application")
+    choose(first, lambda name: private.context if name == PRIVATE else None)
+    if warm:
+        with_certificate(client).visit(first, host=PRIVATE)
+    session = client.visit(public, host=PRIVATE).session
+    assert served(client, first, session, PRIVATE) is None
+    assert first.shim.stats.misses == {"context-mismatch" if warm else "context-unknown": 1}
+    assert client.visit(public, session, PRIVATE).reused
+
+
+def test_each_name_costs_a_process_one_full_handshake(fleet: Fleet, client: Client) -> None:
+    """And then resumes there, as often as a client comes."""
+    client.context.check_hostname = False
+    fronts = []
+    for _ in range(2):
+        front, shop = fleet.frontend(), fleet.frontend(certificate=CA.issue_cert("shop.example"))
+        choose(front, lambda name, shop=shop: shop.context if name == "shop.example" else None)
+        fronts.append(front)
+    one, other = fronts
+    session = client.visit(one, host="shop.example").session
+    assert not client.visit(other, session, "shop.example").reused
+    assert other.shim.stats.misses == {"context-unknown": 1}
+    session = client.visit(one, host="shop.example").session
+    for frontend in (other, one, other):
+        visit = client.visit(frontend, session, "shop.example")
+        assert visit.reused
+        session = visit.session
+    session = client.visit(one).session
+    assert not client.visit(other, session).reused, "a name of its own"
+    assert client.visit(other, client.visit(one).session).reused
+
+
+@pytest.mark.parametrize("single_use", [False, True], ids=["", "single use"])
+def test_what_is_chosen_by_something_else_than_the_name_is_ended(
+    fleet: Fleet, client: Client, caplog: pytest.LogCaptureFixture, single_use: bool
+) -> None:
+    """No byte is answered, no ticket of that connection resumes, and the name does not resume here again."""
+    front = fleet.frontend(single_use=single_use)
+    private = fleet.frontend(certificate=CA.issue_cert("localhost", "other.example"))
+    secretly: list[Any] = []
+    choose(front, lambda _name: secretly[0] if secretly else None)
+    client.visit(front)
+    session = client.visit(front).session
+    secretly.append(private.context)
+    assert served(client, front, session) is None
+    assert front.shim.stats.terminations == {"context-mismatch": 1}
+    assert front.shim.flush()
+    stored = front.shim.stats.puts["stored"]
+    session = client.visit(front).session
+    assert not client.visit(front, session).reused
+    assert front.shim.stats.misses["context-unstable"] == 1
+    assert front.shim.stats.terminations == {"context-mismatch": 1}
+    assert len([each for each in caplog.records if "was ended" in each.message]) == 1
+    assert front.shim.flush()
+    assert front.shim.stats.puts["stored"] > stored, "full handshakes go on, and are stored"
+
+
+def test_honest_hosts_are_never_ended(fleet: Fleet, client: Client) -> None:
+    """Names come and go between two hosts of a port, one with certificates."""
+    certified = with_certificate(client)
+    front, private = fleet.frontend(), fleet.frontend(CA)
+    if fleet.stack == "pyopenssl":
+        front.context.set_session_id(b"application")
+    choose(front, lambda name: private.context if name == PRIVATE else None)
+    sessions: dict[str, ssl.SSLSession | None] = {PUBLIC: None, PRIVATE: None}
+    reused = []
+    for _ in range(5):
+        for host, visitor in ((PUBLIC, client), (PRIVATE, certified)):
+            visit = visitor.visit(front, sessions[host], host)
+            sessions[host] = visit.session
+            reused.append(visit.reused)
+    assert reused == [False] * 2 + [True] * 8
+    assert not front.shim.stats.terminations
+
+
+# --- Data of the application in a session ----------------------------------------------------------------------------
+
+
+def test_ticket_data_of_the_application_are_left_alone(
+    store: RunningServer, keyring: resumed.Keyring, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As ProFTPD keeps them: its sessions are not shared, and its data stay what they are."""
+    frontend = Fleet("ssl", store, keyring).frontend()
+    binding = frontend.shim._binding
+    generate_type = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
+    data, seen = b"the application's own, 32 bytes.", []
+
+    def generate(connection: int, _argument: object) -> int:
+        session = binding.library.SSL_get_session(connection)
+        held, length = ctypes.c_void_p(), ctypes.c_size_t()
+        binding.library.SSL_SESSION_get0_ticket_appdata(session, ctypes.byref(held), ctypes.byref(length))
+        seen.append(ctypes.string_at(held.value, length.value) if held.value else b"")
+        binding.library.SSL_SESSION_set1_ticket_appdata(session, data, len(data))
+        return 1
+
+    import _ssl
+
+    setter = ctypes.CDLL(_ssl.__file__)["SSL_CTX_set_session_ticket_cb"]
+    setter.argtypes = [ctypes.c_void_p] * 4
+    callback = generate_type(generate)
+    setter(binding._pointer, ctypes.cast(callback, ctypes.c_void_p), None, None)
+    client = Client(ssl.TLSVersion.TLSv1_3)
+    session = client.visit(frontend).session
+    assert not client.visit(frontend, session).reused
+    assert set(seen) <= {b"", data}
+    assert frontend.shim.flush()
+    assert frontend.shim.stats.puts == {"unresumable": 4}
+    assert len([each for each in caplog.records if "ticket application data" in each.message]) == 1
+
+
+def test_uninstall_leaves_the_id_context_of_the_application(
+    store: RunningServer, keyring: resumed.Keyring, client: Client
+) -> None:
+    """Without one, OpenSSL would end the handshakes of clients that come back with certificates."""
+    client = with_certificate(client)
+    for ignored in (False, True):
+        frontend = Fleet("pyopenssl", store, keyring).frontend(CA, ignore_id_context=ignored)
+        frontend.shim.uninstall()
+        session = client.visit(frontend).session
+        assert client.visit(frontend, session).reused
