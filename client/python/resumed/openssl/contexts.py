@@ -1,7 +1,7 @@
 """The fingerprint of a connection's context, read through libssl while a callback runs (docs/contexts.md).
 
-Names of certificates and digests of trust stores are cached. A cached certificate or store is kept alive, so that its
-address cannot become another one's. A trust store only grows, so its size tells whether it changed.
+Identities of certificates and digests of trust stores are cached. A cached certificate or store is kept alive, so that
+its address cannot become another one's. A trust store only grows, so its size tells whether it changed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from resumed.fingerprint import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from resumed.openssl.library import Library
 
@@ -38,7 +38,7 @@ _CTRL_GET_VERIFY_CERT_STORE = 137  # answered with nothing before OpenSSL 3.0
 _CERT_SET_FIRST, _CERT_SET_NEXT = 1, 2
 _FLAG_TRUSTED_FIRST = 0x8000  # set by some stacks, and OpenSSL's default anyway
 _DIGEST_BYTES = 32
-_MOST_CERTIFICATES = 1024
+_MOST_IDENTITIES = 1024
 _MOST_STORES = 256
 _HALF = FINGERPRINT_BYTES // 2
 
@@ -50,7 +50,7 @@ class Contexts:
 
     def __init__(self, library: Library) -> None:
         self._library = library
-        self._names: _Kept[frozenset[bytes]] = _Kept(_MOST_CERTIFICATES, library.X509_up_ref, library.X509_free)
+        self._identities: _Kept[bytes] = _Kept(_MOST_IDENTITIES, library.X509_up_ref, library.X509_free)
         self._anchors: _Kept[_Anchors] = _Kept(_MOST_STORES, library.X509_STORE_up_ref, library.X509_STORE_free)
 
     def fingerprint(self, ssl: int) -> bytes:
@@ -68,20 +68,23 @@ class Contexts:
         return not self._library.SSL_get_certificate(ssl) or self._server_identity(ssl) == fingerprint[:_HALF]
 
     def _server_identity(self, ssl: int) -> bytes:
-        names: set[bytes] = set()
-        for certificate in self._certificates(ssl):
-            names |= self._names.get(certificate) or self._names.keep(certificate, names_of(self._encoded(certificate)))
-        return server_identity(names)
+        certificates = self._certificates(ssl)
+        identity = self._identities.get(certificates)
+        if identity is None:
+            names = (name for certificate in certificates for name in names_of(self._encoded(certificate)))
+            identity = self._identities.keep(certificates, server_identity(names))
+        return identity
 
-    def _certificates(self, ssl: int) -> Iterator[int]:
+    def _certificates(self, ssl: int) -> tuple[int, ...]:
         """Return all certificates with a key: a connection has one for each kind of key."""
         library = self._library
-        current, found, which = library.SSL_get_certificate(ssl), None, _CERT_SET_FIRST
+        current, which = library.SSL_get_certificate(ssl), _CERT_SET_FIRST
+        found: tuple[int, ...] = ()
         while library.SSL_ctrl(ssl, _CTRL_SET_CURRENT_CERT, which, None):
-            found, which = library.SSL_get_certificate(ssl), _CERT_SET_NEXT
-            yield found
-        if current and found != current:
+            found, which = (*found, library.SSL_get_certificate(ssl)), _CERT_SET_NEXT
+        if current and found[-1:] != (current,):
             library.SSL_ctrl(ssl, _CTRL_SELECT_CURRENT_CERT, 0, current)
+        return found
 
     def _encoded(self, certificate: int) -> bytes:
         buffer = ctypes.create_string_buffer(max(self._library.i2d_X509(certificate, None), 0))
@@ -119,7 +122,7 @@ class Contexts:
         try:
             objects = library.X509_STORE_get0_objects(store)
             number = library.OPENSSL_sk_num(objects)
-            known = self._anchors.get(store)
+            known = self._anchors.get((store,))
             if known is not None and known.number == number:
                 return known
             anchors = _Anchors(number)
@@ -131,7 +134,7 @@ class Contexts:
                     anchors.crls |= {self._digest(library.X509_CRL_digest, crl)}
         finally:
             library.X509_STORE_unlock(store)
-        return self._anchors.keep(store, anchors)
+        return self._anchors.keep((store,), anchors)
 
     def _digest(self, digest: Callable[..., int], pointer: int) -> bytes:
         buffer = ctypes.create_string_buffer(_DIGEST_BYTES)
@@ -164,18 +167,18 @@ class _Kept(Generic[_Value]):
 
     def __init__(self, most: int, up_ref: Callable[[int], int], free: Callable[[int], None]) -> None:
         self._most, self._up_ref, self._free = most, up_ref, free
-        self._values: dict[int, _Value] = {}
+        self._values: dict[tuple[int, ...], _Value] = {}
+        self.get = self._values.get
 
-    def get(self, pointer: int) -> _Value | None:
-        return self._values.get(pointer)
-
-    def keep(self, pointer: int, value: _Value) -> _Value:
-        if pointer not in self._values:
-            self._up_ref(pointer)
-        self._values[pointer] = value
+    def keep(self, pointers: tuple[int, ...], value: _Value) -> _Value:
+        if pointers not in self._values:
+            for pointer in pointers:
+                self._up_ref(pointer)
+        self._values[pointers] = value
         while len(self._values) > self._most:
             with suppress(KeyError, RuntimeError):  # another thread was quicker
                 oldest = next(iter(self._values))
                 del self._values[oldest]
-                self._free(oldest)
+                for pointer in oldest:
+                    self._free(pointer)
         return value
