@@ -172,6 +172,36 @@ def test_one_context_whose_second_port_asks_for_certificates(
     assert client.visit(frontend, session).reused
 
 
+def test_a_session_with_a_certificate_shown_behind_the_handshake_is_none_elsewhere(
+    store: RunningServer, keyring: resumed.Keyring
+) -> None:
+    """Post-handshake authentication (RFC 8446 section 4.6.2) issues sessions with the certificate in them."""
+    client = with_certificate(Client(ssl.TLSVersion.TLSv1_3))
+    client.context.post_handshake_auth = True
+    fleet = Fleet("ssl", store, keyring)
+    private, public = fleet.frontend(CA), fleet.frontend()
+    private.context.post_handshake_auth = True
+    before = client.visit(private).session
+
+    class Demanding(ssl.SSLSocket):
+        def recv(self, *arguments: Any) -> bytes:
+            data = super().recv(*arguments)
+            if data == b"demand":
+                self.verify_client_post_handshake()
+            return data
+
+    private.context.sslsocket_class = Demanding
+    with client.connect(private, before) as connection:
+        connection.echo(b"demand")
+        connection.echo(b"hello")
+        assert connection.tls.session_reused
+        after = connection.tls.session
+    assert client.visit(private, after).reused
+    for session in before, after:
+        assert not client.visit(public, session).reused
+    assert public.shim.stats.misses == {"context-mismatch": 2}
+
+
 def test_a_session_ends_with_the_certificate_of_its_client(fleet: Fleet, client: Client) -> None:
     """However long sessions live, and through tickets of resumed connections too."""
     soon = dt.datetime.now(dt.timezone.utc) + dt.timedelta(seconds=600)

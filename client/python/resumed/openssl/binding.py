@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from resumed.envelope import Envelope
 from resumed.errors import Unsealable, UnsupportedContext
 from resumed.fingerprint import NO_CLIENT_AUTHENTICATION
-from resumed.openssl.contexts import VERIFY_FAIL_IF_NO_PEER_CERT, VERIFY_PEER, contexts_of
+from resumed.openssl.contexts import VERIFY_PEER, contexts_of, has_peer_as_asked
 from resumed.openssl.hello import offered_ids, requested_name
 from resumed.openssl.library import (
     GET_CALLBACK,
@@ -262,7 +262,7 @@ class Binding:
             self._warn("the application keeps ticket application data in its sessions; they are not shared")
             return None
         mode = library.SSL_get_verify_mode(ssl)
-        if not _has_peer_as_asked(mode, bool(library.SSL_SESSION_get0_peer(session))):
+        if not has_peer_as_asked(mode, bool(library.SSL_SESSION_get0_peer(session))):
             return None
         if library.SSL_get_verify_result(ssl) != _X509_V_OK or library.SSL_get_shutdown(ssl) == _BOTH_SHUTDOWN:
             return None
@@ -340,7 +340,7 @@ class Binding:
         memory = self._sessions.memory(session)
         if (
             memory
-            and _has_peer_as_asked(library.SSL_get_verify_mode(ssl), bool(library.SSL_SESSION_get0_peer(session)))
+            and has_peer_as_asked(library.SSL_get_verify_mode(ssl), bool(library.SSL_SESSION_get0_peer(session)))
             and library.SSL_get_verify_result(ssl) == _X509_V_OK
             and self._contexts.agrees(ssl, memory.fingerprint)
         ):
@@ -501,13 +501,6 @@ class _Driven(threading.local):
     """The handshake that this thread takes a step of."""
 
     handshake: Handshake | None = None
-
-
-def _has_peer_as_asked(mode: int, has_peer: bool) -> bool:
-    """Return whether a session has a peer's certificate if one is required, and none if none is asked for."""
-    if has_peer:
-        return bool(mode & VERIFY_PEER)
-    return not (mode & VERIFY_PEER and mode & VERIFY_FAIL_IF_NO_PEER_CERT)
 
 
 def _function(prototype: Any, address: int) -> Any:

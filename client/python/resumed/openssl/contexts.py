@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 VERIFY_PEER = 1
 """SSL_VERIFY_PEER: the connection asks for a certificate."""
-VERIFY_FAIL_IF_NO_PEER_CERT = 2
-"""SSL_VERIFY_FAIL_IF_NO_PEER_CERT: it insists on one."""
+_VERIFY_FAIL_IF_NO_PEER_CERT = 2
+_VERIFY_POST_HANDSHAKE = 8
 
 # <openssl/ssl.h>
 _CTRL_SELECT_CURRENT_CERT = 116
@@ -141,6 +141,20 @@ class Contexts:
         if not digest(pointer, self._library.EVP_sha256(), buffer, None):
             raise MemoryError  # it has no other reason to fail
         return buffer.raw
+
+
+def has_peer_as_asked(mode: int, has_peer: bool) -> bool:
+    """Return whether a session has a client certificate if one is required, and none if nobody asks for one.
+
+    Args:
+        mode: SSL_get_verify_mode(3) of the connection.
+        has_peer: Whether the session has a certificate.
+    """
+    if has_peer:
+        return bool(mode & VERIFY_PEER)
+    insists = mode & VERIFY_PEER and mode & _VERIFY_FAIL_IF_NO_PEER_CERT
+    # In TLS 1.3 such a connection asks behind the handshake, when the application wants to.
+    return not insists or bool(mode & _VERIFY_POST_HANDSHAKE)
 
 
 @cache
