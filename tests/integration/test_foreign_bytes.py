@@ -90,6 +90,7 @@ def scene(
     monkeypatch.setattr(_Offer, "asks", False)
     monkeypatch.setattr(_Offer, "expected", Expected(scene.envelope.fingerprint))
     monkeypatch.setattr(scene.binding, "_is_final", True)
+    monkeypatch.setattr(scene.binding.library, "SSL_set_session_id_context", lambda *_: 1)
     return scene
 
 
