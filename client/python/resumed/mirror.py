@@ -8,6 +8,7 @@ wrong one.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -18,7 +19,7 @@ from resumed.errors import StoreError, StoreTimeout, StoreUnavailable
 from resumed.process import renew_after_fork
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from resumed.store import SessionStore, StoredSession, Watch
 
@@ -42,6 +43,9 @@ _log = logging.getLogger("resumed")
 class Sessions:
     """Values by store key, bounded in bytes, until they expire. The oldest go first. Thread-safe.
 
+    remove() may also be called within any other method, by the garbage collector when it ends a connection: then it is
+    carried out when that method is done.
+
     Args:
         limit: Bytes that all entries together may take.
         clock: Seconds that only go forward.
@@ -49,14 +53,16 @@ class Sessions:
 
     def __init__(self, limit: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._limit, self._clock = limit, clock
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
+        self._changing = False
+        self._to_remove: deque[bytes] = deque()
         self._removals = 0
         self._recent: dict[bytes, int] = {}  # what was removed lately, and as which of all removals
         self.clear()
 
     def clear(self) -> None:
         """Forget everything."""
-        with self._lock:
+        with self._change():
             self._values: dict[bytes, bytes] = {}  # the expiry before the value: one object an entry
             self._order: deque[bytes] = deque()
             self._bytes = 0
@@ -96,7 +102,7 @@ class Sessions:
         key = key[-_KEY_BYTES:]
         expiry = int((self._clock() + session.ttl) * 1000)  # on the word of the store, which may say anything
         entry = min(max(expiry, 0), _LAST_EXPIRY).to_bytes(_EXPIRY_BYTES, "big") + session.value
-        with self._lock:
+        with self._change():
             if self._removed(key, since):
                 return
             old = self._values.get(key)
@@ -110,17 +116,35 @@ class Sessions:
 
     def remove(self, key: bytes) -> None:
         """Forget a session, and refuse it from look-ups that are under way, and from a stream that is behind."""
-        key = key[-_KEY_BYTES:]
+        self._to_remove.append(key[-_KEY_BYTES:])
+        with self._change():
+            pass
+
+    @contextlib.contextmanager
+    def _change(self) -> Iterator[None]:
+        """Hold the lock; carry out the removals so far, unless this thread is in the midst of a change already."""
         with self._lock:
-            self._removals += 1
-            self._recent.pop(key, None)
-            self._recent[key] = self._removals
-            if len(self._recent) > _RECENT_REMOVALS:
-                oldest = next(iter(self._recent))
-                self._unknown = max(self._unknown, self._recent.pop(oldest))
-            self._drop(key)
-            if len(self._order) > 1.25 * len(self._values) + _FORGOTTEN:  # or what is gone would take ever more memory
-                self._order = deque(self._values)
+            if self._changing:
+                yield
+                return
+            self._changing = True
+            try:
+                yield
+                while self._to_remove:
+                    self._remove(self._to_remove.popleft())
+            finally:
+                self._changing = False
+
+    def _remove(self, key: bytes) -> None:
+        self._removals += 1
+        self._recent.pop(key, None)
+        self._recent[key] = self._removals
+        if len(self._recent) > _RECENT_REMOVALS:
+            oldest = next(iter(self._recent))
+            self._unknown = max(self._unknown, self._recent.pop(oldest))
+        self._drop(key)
+        if len(self._order) > 1.25 * len(self._values) + _FORGOTTEN:  # or what is gone would take ever more memory
+            self._order = deque(self._values)
 
     def _removed(self, key: bytes, since: int | None) -> bool:
         removal = self._recent.get(key, 0)

@@ -64,11 +64,15 @@ class Stats:
 
 
 class Recorder:
-    """Counts, from any thread."""
+    """Counts, from any thread, and from callbacks of the garbage collector and of signals within its own methods.
+
+    OpenSSL's remove callback runs wherever the collector frees a connection, which can be at any allocation. So the
+    lock may be taken again by the thread that holds it, and the table of counts has all its keys from the beginning.
+    """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._counts: Counter[tuple[str, str]] = Counter()
+        self._lock = threading.RLock()
+        self._counts = dict.fromkeys(((kind, reason) for kind, reasons in REASONS.items() for reason in reasons), 0)
         self._buckets = [0] * (len(BUCKETS) + 1)
         self._seconds = 0.0
 
@@ -85,17 +89,20 @@ class Recorder:
 
     def observe_lookup(self, seconds: float) -> None:
         """Add the time of one look-up that reached the store."""
+        place = bisect_left(BUCKETS, seconds)
         with self._lock:
-            self._buckets[bisect_left(BUCKETS, seconds)] += 1
+            self._buckets[place] += 1
             self._seconds += seconds
 
     def snapshot(self) -> Stats:
         """Return what was counted so far."""
         with self._lock:
-            counters: dict[str, Counter[str]] = {}
-            for (kind, reason), number in self._counts.items():
-                counters.setdefault(kind, Counter())[reason] = number
-            return Stats(**counters, lookup_seconds=tuple(self._buckets), lookup_seconds_sum=self._seconds)
+            counts, buckets, seconds = dict(self._counts), tuple(self._buckets), self._seconds
+        counters: dict[str, Counter[str]] = {kind: Counter() for kind in REASONS}
+        for (kind, reason), number in counts.items():
+            if number:
+                counters[kind][reason] = number
+        return Stats(**counters, lookup_seconds=buckets, lookup_seconds_sum=seconds)
 
     def after_fork_in_child(self) -> None:
         """Begin with a lock of its own, and at zero: the parent reports what it counted."""

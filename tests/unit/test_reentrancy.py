@@ -1,0 +1,136 @@
+"""OpenSSL's remove callback runs wherever the garbage collector frees a connection: within any method of the client."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import itertools
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import resumed
+from resumed.breaker import Breaker
+from resumed.mirror import Sessions
+from resumed.sender import Outgoing, Sender
+from resumed.stats import Recorder
+from resumed.store import SessionStore, StoredSession
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    import pytest
+
+PATIENCE = 20.0
+ROUNDS = 300
+
+
+@contextlib.contextmanager
+def at_each_collection(callback: Callable[[], object]) -> Iterator[None]:
+    """Call back at each collection of garbage, and collect at nearly every allocation."""
+
+    def called(phase: str, _info: object) -> None:
+        if phase == "start":
+            callback()
+
+    threshold = gc.get_threshold()
+    gc.freeze()  # or each collection would look at all that the test process has
+    gc.callbacks.append(called)
+    gc.set_threshold(1)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*threshold)
+        gc.callbacks.remove(called)
+        gc.unfreeze()
+
+
+def in_time(step: Callable[[], object]) -> None:
+    """Take a step many times, in a thread that may hang."""
+    done = threading.Event()
+
+    def steps() -> None:
+        for _ in range(ROUNDS):
+            step()
+        done.set()
+
+    threading.Thread(target=steps, daemon=True).start()
+    assert done.wait(PATIENCE), "it hangs"
+
+
+class Kept:
+    """An object that the collector tracks, so that making some of them makes it run."""
+
+    def __init__(self) -> None:
+        self.itself = self
+
+
+def test_counting_within_a_snapshot_hangs_nobody() -> None:
+    """And nothing is lost."""
+    recorder, called = Recorder(), itertools.count()
+
+    def count() -> None:
+        next(called)
+        recorder.count("removals", "kept")
+
+    def step() -> None:
+        Kept()
+        recorder.snapshot()
+        recorder.observe_lookup(0.001)
+
+    with at_each_collection(count):
+        in_time(step)
+    assert next(called) == recorder.snapshot().removals["kept"] > ROUNDS
+    assert sum(recorder.snapshot().lookup_seconds) == ROUNDS
+
+
+def test_a_removal_within_a_change_of_the_mirror_is_carried_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It hangs nobody, and the session that was removed meanwhile is not there."""
+    make_room = Sessions._make_room
+
+    def collect_and_make_room(sessions: Sessions) -> None:
+        gc.collect(0)
+        make_room(sessions)
+
+    monkeypatch.setattr(Sessions, "_make_room", collect_and_make_room)
+    sessions, numbers = Sessions(1 << 16), itertools.count()
+    put: list[bytes] = [bytes(32)]
+
+    def step() -> None:
+        put[0] = next(numbers).to_bytes(32, "big")
+        Kept()
+        sessions.put(put[0], StoredSession(bytes(10), 100.0))
+
+    with at_each_collection(lambda: sessions.remove(put[0])):
+        in_time(step)
+    for key in list(sessions._recent):
+        assert sessions.get(key) is None
+    assert sessions._bytes == sum(195 + len(each) for each in sessions._values.values())
+
+
+def test_a_removal_within_the_sender_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It hangs nobody."""
+    store: Any = SessionStore("fake:1", namespace="shop", deadline=5.0)
+    sent: list[Any] = []
+
+    def batch(operations: list[Any], *, deadline: float) -> list[Any]:
+        assert deadline
+        sent.extend(operations)
+        return [None] * len(operations)
+
+    monkeypatch.setattr(store, "batch", batch)
+    recorder = Recorder()
+    sender = Sender(store, Breaker(), recorder, time.time, lambda _key, value, _not_after: value)
+    submitted = itertools.count()
+
+    def remove() -> None:
+        next(submitted)
+        sender.submit(Outgoing(b"removed", None, 0, "fatal-error"))
+
+    with at_each_collection(remove):
+        in_time(lambda: (Kept(), sender.submit(Outgoing(b"put", b"value", 1 << 40, "", 1.0))))
+    assert sender.flush(PATIENCE)
+    total = next(submitted)
+    assert recorder.snapshot().removals["fatal-error"] + recorder.snapshot().removals["dropped"] == total
+    assert isinstance(sent[0], resumed.store.Put | resumed.store.Remove)
+    sender.close(0)
