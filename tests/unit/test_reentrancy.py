@@ -26,21 +26,21 @@ ROUNDS = 300
 
 
 @contextlib.contextmanager
-def at_each_collection(callback: Callable[[], object]) -> Iterator[None]:
+def at_each_collection(callback: Callable[[], object], threshold: int = 1) -> Iterator[None]:
     """Call back at each collection of garbage, and collect at nearly every allocation."""
 
     def called(phase: str, _info: object) -> None:
         if phase == "start":
             callback()
 
-    threshold = gc.get_threshold()
+    thresholds = gc.get_threshold()
     gc.freeze()  # or each collection would look at all that the test process has
     gc.callbacks.append(called)
-    gc.set_threshold(1)
+    gc.set_threshold(threshold)
     try:
         yield
     finally:
-        gc.set_threshold(*threshold)
+        gc.set_threshold(*thresholds)
         gc.callbacks.remove(called)
         gc.unfreeze()
 
@@ -98,11 +98,11 @@ def test_a_removal_within_a_change_of_the_mirror_is_carried_out(monkeypatch: pyt
 
     def step() -> None:
         put[0] = next(numbers).to_bytes(32, "big")
-        Kept()
         sessions.put(put[0], StoredSession(bytes(10), 100.0))
 
-    with at_each_collection(lambda: sessions.remove(put[0])):
+    with at_each_collection(lambda: sessions.remove(put[0]), threshold=1 << 30):
         in_time(step)
+    assert len(sessions._recent) == ROUNDS
     for key in list(sessions._recent):
         assert sessions.get(key) is None
     assert sessions._bytes == sum(195 + len(each) for each in sessions._values.values())
