@@ -18,7 +18,6 @@ from OpenSSL import SSL
 from fuzz.parsers import KEYRING, NOW
 from fuzz.target import Check, Pieces, Target
 from resumed.openssl import Binding
-from resumed.prefetch import Handshake
 from resumed.sealing import StoreKeys
 from resumed.shim import Shim
 from resumed.store import StoredSession
@@ -127,7 +126,7 @@ class _OfSsl(_Server):
         super().__init__(frontend)
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls = frontend.context.wrap_bio(self._incoming, self._outgoing, server_side=True)
-        self._handshake = Handshake(lambda: lambda: None)
+        self._handshake = frontend.binding.begin(lambda: lambda: None)
         self.done = False
 
     def step(self, data: bytes) -> bytes:

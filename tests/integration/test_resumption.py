@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import socket
 import ssl
+import threading
 import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from OpenSSL import SSL
 
 import resumed
 from support.tls import Client, Frontend
@@ -70,6 +73,17 @@ def test_after_a_fatal_alert_no_session_of_the_connection_resumes_anywhere(
         assert not client.visit(other, session).reused
 
 
+def test_after_a_fatal_alert_none_of_many_tickets_resumes(store: RunningServer, keyring: resumed.Keyring) -> None:
+    """Servers that resume data channels, such as FTPS, issue a few dozen."""
+    frontend, client = Frontend("ssl", store.target, keyring), Client(ssl.TLSVersion.TLSv1_3)
+    frontend.context.num_tickets = 40
+    with client.connect(frontend) as connection:
+        connection.echo(b"hello")
+        connection.send_garbage()
+    assert frontend.shim.flush()
+    assert frontend.shim.stats.removals["fatal-error"] == 40
+
+
 def test_after_a_fatal_alert_the_session_that_was_resumed_is_gone_too(
     store: RunningServer, keyring: resumed.Keyring, stack: Stack, client: Client
 ) -> None:
@@ -111,6 +125,67 @@ def test_single_use_sessions_resume_once_in_the_whole_fleet(
     one, other = mixed(store, keyring, stack, single_use=True)
     session = client.visit(one).session
     assert [client.visit(frontend, session).reused for frontend in (other, one, other)] == [True, False, False]
+
+
+@pytest.mark.parametrize("single_use", [False, True])
+def test_a_client_that_is_asked_for_another_key_share_resumes(
+    store: RunningServer, keyring: resumed.Keyring, stack: Stack, single_use: bool
+) -> None:
+    """With HelloRetryRequest OpenSSL looks a session up twice: it is asked for, taken, and counted once."""
+    client = Client(ssl.TLSVersion.TLSv1_3)
+    frontend = Frontend(stack, store.target, keyring, single_use=single_use)
+    if stack == "ssl":
+        frontend.context.set_ecdh_curve("secp384r1")
+    else:
+        from cryptography.hazmat.primitives.asymmetric import ec
+
+        frontend.context.set_tmp_ecdh(ec.SECP384R1())
+    session = client.visit(frontend).session
+    for count in (1, 2):
+        visit = client.visit(frontend, session)
+        assert visit.reused
+        assert sum(frontend.shim.stats.hits.values()) == count
+        session = visit.session
+    assert not frontend.shim.stats.misses
+
+
+def test_a_session_with_another_hash_is_a_miss_and_the_next_one_fits(
+    store: RunningServer, keyring: resumed.Keyring
+) -> None:
+    """Browsers and Go prefer AES-128, `ssl` servers AES-256, and others what the client prefers.
+
+    OpenSSL itself would drop such a session after the look-up, and issue no ticket, so that the client stays stuck.
+    """
+    follows, prefers = mixed(store, keyring, "pyopenssl", single_use=True)
+    context = SSL.Context(SSL.TLS_CLIENT_METHOD)
+    context.set_min_proto_version(SSL.TLS1_3_VERSION)
+    context.set_tls13_ciphersuites(b"TLS_AES_128_GCM_SHA256:TLS_AES_256_GCM_SHA384")
+
+    def visit(frontend: Frontend, session: Any) -> tuple[bool, Any]:
+        hits, (ours, theirs) = sum(frontend.shim.stats.hits.values()), socket.socketpair()
+        server = threading.Thread(target=frontend.serve, args=(theirs,))
+        server.start()
+        with ours:
+            connection = SSL.Connection(context, ours)
+            connection.set_tlsext_host_name(b"localhost")
+            if session is not None:
+                connection.set_session(session)
+            connection.set_connect_state()
+            connection.do_handshake()
+            connection.sendall(b"hello")
+            assert connection.recv(5) == b"hello"
+            session = connection.get_session()
+            connection.set_shutdown(SSL.SENT_SHUTDOWN)  # or OpenSSL would not offer the session again
+        server.join()
+        return sum(frontend.shim.stats.hits.values()) > hits, session
+
+    _, first = visit(follows, None)
+    reused, second = visit(prefers, first)
+    assert not reused
+    assert prefers.shim.stats.misses == {"other-cipher": 1}
+    assert not prefers.shim.stats.hits
+    assert visit(prefers, second)[0], "it was issued a ticket that fits"
+    assert visit(follows, first)[0], "the first one was not taken"
 
 
 def test_no_session_crosses_namespaces(

@@ -10,6 +10,7 @@ from resumed.prefetch import MAX_LOOKUPS, Handshake
 if TYPE_CHECKING:
     from resumed.lookups import Found
 
+PATIENCE = 10.0
 IDS = [bytes([number]) * 32 for number in range(10)]
 
 
@@ -35,7 +36,7 @@ class Driver:
     def __init__(self, shim: FakeShim) -> None:
         self.woken = self.searched = 0
         self.shim = shim
-        self.handshake = Handshake(self.waker)
+        self.handshake = Handshake(PATIENCE, self.waker)
 
     def waker(self) -> Any:
         """Return what wakes."""
@@ -97,7 +98,7 @@ def test_one_client_hello_is_few_look_ups() -> None:
 def test_what_nobody_would_wake_does_not_rest() -> None:
     """And is looked up when OpenSSL asks for it."""
     shim = FakeShim()
-    handshake = Handshake(lambda: None)
+    handshake = Handshake(PATIENCE)
     handshake.offers(IDS, shim.prefetch)
     assert not handshake.rests
     assert not shim.asked

@@ -16,6 +16,7 @@ import resumed
 from resumed.breaker import Breaker
 from resumed.envelope import Envelope
 from resumed.errors import Unsealable
+from resumed.prefetch import Handshake
 from resumed.sealing import Keyring
 from resumed.sender import QUEUE_BYTES, Outgoing, Sender
 from resumed.served_names import Expected
@@ -25,6 +26,9 @@ from resumed.store import Put, Remove, SessionStore, StoredSession
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from concurrent.futures import Future
+
+    from resumed.lookups import Found
 
 PATIENCE = 10.0
 NOT_FRESH = 11.0
@@ -128,6 +132,13 @@ class Offer:
         return self.decodes(envelope.session, remaining)
 
 
+def look_up(shim: Shim, offer: Offer, found: Future[Found] | None = None) -> int | None:
+    """Look a session up in a handshake of its own, for which that was prefetched."""
+    handshake = shim.handshake()
+    handshake._answers |= {offer.session_id: found} if found else {}
+    return shim.look_up(offer, handshake)
+
+
 def negotiate(shim: Shim, remaining: int = 7200) -> bytes:
     """Store a session of ten bytes and return its id."""
     session_id = shim.issue_id()
@@ -176,7 +187,7 @@ class TestPrefetch:
             assert flight
             flight.result(PATIENCE)
             asked = len(store.gets)
-            assert shim.look_up(Offer(session_id), flight) == found
+            assert look_up(shim, Offer(session_id), flight) == found
             assert len(store.gets) == asked
         assert shim.stats.hits == {"store": 1}
         assert shim.stats.misses == {"unknown": 1}
@@ -205,14 +216,20 @@ class TestPrefetch:
         one, other = shim.prefetch(Offer(session_id)), shim.prefetch(Offer(session_id))
         assert one
         assert other
-        waiting = threading.Thread(target=shim.look_up, args=(Offer(session_id),))
+        waiting = threading.Thread(
+            target=look_up,
+            args=(
+                shim,
+                Offer(session_id),
+            ),
+        )
         waiting.start()
         [flight] = shim._lookups._flights.values()
         while len(flight._done_callbacks) < 2:  # type: ignore[attr-defined]
             time.sleep(0)
         store.gate.set()
         waiting.join(PATIENCE)
-        assert shim.look_up(Offer(session_id), one) == shim.look_up(Offer(session_id), other) == 10_007_200
+        assert look_up(shim, Offer(session_id), one) == look_up(shim, Offer(session_id), other) == 10_007_200
         assert shim.stats.hits == {"store": 1, "shared": 2}
         assert len(store.gets) == 1
 
@@ -233,7 +250,7 @@ class TestPrefetch:
         session_id = negotiate(shim)
         store.gate.clear()
         flight = shim.prefetch(Offer(session_id))
-        assert shim.look_up(Offer(session_id), flight) is None
+        assert look_up(shim, Offer(session_id), flight) is None
         assert shim.stats.misses == {"late": 1}
         store.gate.set()
 
@@ -286,14 +303,14 @@ class TestLookUps:
         shim, clock = shim_on(FakeStore())
         session_id = negotiate(shim)
         clock.now += 200
-        assert shim.look_up(Offer(session_id)) == 10_007_000
+        assert look_up(shim, Offer(session_id)) == 10_007_000
         assert shim.stats.hits == {"store": 1}
 
     def test_a_session_of_a_resumed_connection_keeps_the_rest_it_had(self) -> None:
         """What OpenSSL says remains is believed, and never more than the lifetime."""
         shim, _ = shim_on(FakeStore())
-        assert shim.look_up(Offer(negotiate(shim, remaining=50))) == 10_000_050
-        assert shim.look_up(Offer(negotiate(shim, remaining=10**6))) == 10_007_200
+        assert look_up(shim, Offer(negotiate(shim, remaining=50))) == 10_000_050
+        assert look_up(shim, Offer(negotiate(shim, remaining=10**6))) == 10_007_200
 
     @pytest.mark.parametrize("remaining", [0, -1])
     def test_a_session_with_no_life_left_is_not_stored(self, remaining: int) -> None:
@@ -310,7 +327,7 @@ class TestLookUps:
         shim, clock = shim_on(store, lifetime=100)
         session_id = negotiate(shim)
         clock.now += 101
-        assert shim.look_up(Offer(session_id)) is None
+        assert look_up(shim, Offer(session_id)) is None
         assert not store.gets
         assert shim.stats.misses == {"old-id": 1}
 
@@ -319,7 +336,7 @@ class TestLookUps:
         shim, clock = shim_on(FakeStore())
         session_id = negotiate(shim)
         clock.now -= 300
-        assert shim.look_up(Offer(session_id)) is not None
+        assert look_up(shim, Offer(session_id)) is not None
 
     @pytest.mark.parametrize("asks", [1, 4])
     def test_a_fresh_id_is_asked_for_again(self, asks: int) -> None:
@@ -337,7 +354,7 @@ class TestLookUps:
             return found
 
         store.get = late  # type: ignore[method-assign]
-        assert shim.look_up(Offer(session_id)) is not None
+        assert look_up(shim, Offer(session_id)) is not None
         assert shim.stats.hits == {"fresh": 1}
 
     def test_an_id_that_is_not_fresh_is_asked_for_once(self) -> None:
@@ -346,7 +363,7 @@ class TestLookUps:
         shim, clock = shim_on(store)
         session_id = shim.issue_id()
         clock.now += NOT_FRESH
-        assert shim.look_up(Offer(session_id)) is None
+        assert look_up(shim, Offer(session_id)) is None
         assert len(store.gets) == 1
         assert shim.stats.misses == {"unknown": 1}
 
@@ -357,7 +374,7 @@ class TestLookUps:
         session_id = negotiate(shim)
         store.gate.clear()
         found: list[int | None] = []
-        threads = [threading.Thread(target=lambda: found.append(shim.look_up(Offer(session_id)))) for _ in range(8)]
+        threads = [threading.Thread(target=lambda: found.append(look_up(shim, Offer(session_id)))) for _ in range(8)]
         for thread in threads:
             thread.start()
         while not store.gets:
@@ -379,7 +396,7 @@ class TestLookUps:
         session_id = negotiate(shim)
         clock.now += NOT_FRESH
         found: list[int | None] = []
-        threads = [threading.Thread(target=lambda: found.append(shim.look_up(Offer(session_id)))) for _ in range(4)]
+        threads = [threading.Thread(target=lambda: found.append(look_up(shim, Offer(session_id)))) for _ in range(4)]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -399,15 +416,15 @@ class TestLookUps:
             found = shim.prefetch(offer) if ahead else None
             if found:
                 found.result(PATIENCE)
-            assert shim.look_up(offer, found) is None
+            assert look_up(shim, offer, found) is None
         assert shim.stats.misses == {"context-mismatch": 1, "other-name": 1}
-        assert shim.look_up(Offer(session_id)) is not None
-        assert shim.look_up(Offer(session_id)) is None
+        assert look_up(shim, Offer(session_id)) is not None
+        assert look_up(shim, Offer(session_id)) is None
 
     def test_a_session_of_another_context_is_a_miss(self) -> None:
         """Whatever else agrees."""
         shim, _ = shim_on(FakeStore())
-        assert shim.look_up(Offer(negotiate(shim), Expected(bytes(32)))) is None
+        assert look_up(shim, Offer(negotiate(shim), Expected(bytes(32)))) is None
         assert shim.stats.misses == {"context-mismatch": 1}
         assert not shim.stats.hits
 
@@ -419,9 +436,40 @@ class TestLookUps:
         session_id = negotiate(shim)
         for offered in session_id, os.urandom(32):
             assert shim.prefetch(Offer(offered, unknown)) is None
-            assert shim.look_up(Offer(offered, unknown)) is None
+            assert look_up(shim, Offer(offered, unknown)) is None
         assert not store.gets
         assert shim.stats.misses == {"context-unknown": 1, "foreign-id": 1}
+
+    def test_all_look_ups_of_a_handshake_share_one_deadline(self) -> None:
+        """And are few: a ClientHello has room for a thousand ids that the fleet issued."""
+
+        class Slow(FakeStore):
+            def get(self, key: bytes, *, deadline: float | None = None) -> StoredSession | None:
+                assert deadline
+                deadlines.append(deadline)
+                now[0] += 2.0
+                return super().get(key)
+
+        deadlines: list[float] = []
+        now = [0.0]
+        shim, clock = shim_on(Slow(5.0))
+        ids = [shim.issue_id() for _ in range(10)]
+        clock.now += NOT_FRESH
+        handshake = Handshake(5.0, clock=lambda: now[0])
+        assert [shim.look_up(Offer(session_id), handshake) for session_id in ids] == [None] * 10
+        assert [round(deadline, 1) for deadline in deadlines] == [4.5, 2.7, 0.9]
+        assert shim.stats.misses == {"unknown": 3, "late": 1, "busy": 6}
+        assert not shim.breaker_open
+
+    @pytest.mark.parametrize("single_use", [False, True])
+    def test_a_client_that_offers_a_session_twice_is_answered_twice(self, single_use: bool) -> None:
+        """As with HelloRetryRequest (RFC 8446 section 4.1.4): the store is asked once, and one hit is counted."""
+        store = FakeStore()
+        shim, _ = shim_on(store, single_use=single_use)
+        session_id, handshake = negotiate(shim), shim.handshake()
+        assert [shim.look_up(Offer(session_id), handshake) for _ in range(2)] == [10_007_200] * 2
+        assert shim.stats.hits == {"store": 1}
+        assert len(store.gets) == 1 + single_use
 
     def test_look_ups_in_flight_are_bounded(self) -> None:
         """Beyond the bound a handshake does not ask."""
@@ -429,15 +477,21 @@ class TestLookUps:
         shim, _ = shim_on(store, max_lookups=1)
         one, other = negotiate(shim), negotiate(shim)
         store.gate.clear()
-        thread = threading.Thread(target=shim.look_up, args=(Offer(one),))
+        thread = threading.Thread(
+            target=look_up,
+            args=(
+                shim,
+                Offer(one),
+            ),
+        )
         thread.start()
         while not store.gets:
             time.sleep(0)
-        assert shim.look_up(Offer(other)) is None
+        assert look_up(shim, Offer(other)) is None
         store.gate.set()
         thread.join(PATIENCE)
         assert shim.stats.misses == {"busy": 1}
-        assert shim.look_up(Offer(other)) is not None
+        assert look_up(shim, Offer(other)) is not None
 
     def test_an_undecodable_session_is_a_miss(self) -> None:
         """What OpenSSL refuses was not a session."""
@@ -446,7 +500,7 @@ class TestLookUps:
         def refuse(_serialized: bytes, _remaining: float) -> int:
             raise Unsealable("undecodable")
 
-        assert shim.look_up(Offer(negotiate(shim), decodes=refuse)) is None
+        assert look_up(shim, Offer(negotiate(shim), decodes=refuse)) is None
         assert shim.stats.misses == {"undecodable": 1}
 
 
@@ -460,7 +514,7 @@ class TestEnds:
         session_id = negotiate(shim)
         shim.ended([session_id], reason)
         assert shim.flush(PATIENCE)
-        assert shim.look_up(Offer(session_id)) is not None
+        assert look_up(shim, Offer(session_id)) is not None
         assert shim.stats.removals == {"kept": 1}
 
     def test_a_fatal_alert_removes_them(self) -> None:
@@ -470,7 +524,7 @@ class TestEnds:
         clock.now += NOT_FRESH
         shim.ended(ids, 281)
         assert shim.flush(PATIENCE)
-        assert [shim.look_up(Offer(each)) for each in ids] == [None, None]
+        assert [look_up(shim, Offer(each)) for each in ids] == [None, None]
         assert shim.stats.removals == {"fatal-error": 2}
 
 
@@ -484,7 +538,7 @@ class TestOutages:
         session_id = negotiate(shim)
         store.failure = resumed.StoreUnavailable("down")
         with caplog.at_level(logging.WARNING, "resumed"):
-            assert [shim.look_up(Offer(session_id)) for _ in range(5)] == [None] * 5
+            assert [look_up(shim, Offer(session_id)) for _ in range(5)] == [None] * 5
         assert shim.stats.misses == {"down": 3, "breaker-open": 2}
         assert shim.breaker_open
         assert len(caplog.records) == 1
@@ -493,7 +547,7 @@ class TestOutages:
         while shim.breaker_open:
             assert time.monotonic() < end
             time.sleep(0.01)
-        assert shim.look_up(Offer(session_id)) is not None
+        assert look_up(shim, Offer(session_id)) is not None
 
     @pytest.mark.parametrize(
         ("failure", "reason"),
@@ -508,7 +562,7 @@ class TestOutages:
         store = FakeStore()
         shim, _ = shim_on(store)
         store.failure = failure
-        shim.look_up(Offer(shim.issue_id()))
+        look_up(shim, Offer(shim.issue_id()))
         assert shim.stats.misses == {reason: 1}
 
     def test_after_a_call_that_failed_no_handshake_waits_for_its_put(self) -> None:
@@ -516,7 +570,7 @@ class TestOutages:
         store = FakeStore(deadline=1_000.0)
         shim, _ = shim_on(store, puts="wait")
         store.failure = resumed.StoreTimeout("late")
-        assert shim.look_up(Offer(shim.issue_id())) is None
+        assert look_up(shim, Offer(shim.issue_id())) is None
         store.gate.clear()
         store.failure = None
         negotiated = partial(shim.negotiated, last=True)
@@ -538,25 +592,25 @@ class TestOutages:
         store.failure = resumed.LimitExceeded("at its limit")
         for rest in (0.05, 0.1, 0.2, 0.4, 0.8, 0.8):
             asked = len(store.gets)
-            assert [shim.look_up(Offer(session_id)) for _ in range(5)] == [None] * 5
+            assert [look_up(shim, Offer(session_id)) for _ in range(5)] == [None] * 5
             assert len(store.gets) == asked + 1, "only the first one asked"
             now += rest
         assert shim.stats.misses == {"limited": 30}
         assert not shim.breaker_open
         store.failure = None
-        assert shim.look_up(Offer(session_id)) is not None
+        assert look_up(shim, Offer(session_id)) is not None
         store.failure = resumed.LimitExceeded("at its limit")
-        shim.look_up(Offer(session_id))
+        look_up(shim, Offer(session_id))
         now += 0.05
         store.failure = None
-        assert shim.look_up(Offer(session_id)) is not None, "the next limit begins with a short rest"
+        assert look_up(shim, Offer(session_id)) is not None, "the next limit begins with a short rest"
 
     def test_what_a_limit_kept_from_being_sent_is_sent_later(self) -> None:
         """And no handshake waits for it."""
         store = FakeStore()
         shim, _ = shim_on(store, puts="wait")
         store.failure = resumed.LimitExceeded("at its limit")
-        assert shim.look_up(Offer(shim.issue_id())) is None
+        assert look_up(shim, Offer(shim.issue_id())) is None
         shim.negotiated(shim.issue_id(), ENVELOPE, 100, last=True)
         assert not store.kept
         store.failure = None
@@ -615,7 +669,7 @@ class TestOutages:
 
         shim, _ = shim_on(Slower())
         for _ in range(5):
-            assert shim.look_up(Offer(shim.issue_id())) is None
+            assert look_up(shim, Offer(shim.issue_id())) is None
         assert shim.stats.misses == {"late": 5}
 
 

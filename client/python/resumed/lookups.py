@@ -86,27 +86,32 @@ class Lookups:
             return _shared(flight)
         try:
             # Spans of the handshake are the parents of the call's.
-            self._threads.submit(copy_context().run, self._fly, flight, key, accept, fresh, self._end())
+            end = self._end(self._store.deadline)
+            self._threads.submit(copy_context().run, self._fly, flight, key, accept, fresh, end)
         except RuntimeError:  # closed, or the interpreter is about to exit
             self._land(flight, key, (None, "down"))
         return flight
 
-    def find(self, key: bytes, accept: Accept, *, fresh: bool) -> Found:
+    def find(self, key: bytes, accept: Accept, seconds: float, *, fresh: bool) -> Found:
         """Look `key` up, or wait for the answer to somebody else who does.
 
         Args:
             key: A store key.
             accept: Returns the reason of the miss for a value that cannot resume, which then is not taken.
+            seconds: How long that may take. If that is too little, nobody is asked: an answer that is late would tell
+                nothing of the store.
             fresh: Whether its Put may still be on its way, so that a miss is worth another ask.
         """
         resting = self._resting()
         if resting is not None:
             return resting
+        if seconds < min(_LEAST_ASK_SECONDS, self._store.deadline):
+            return None, "late"
         flight, mine = self._board(key)
         if mine:
-            self._fly(flight, key, accept, fresh, self._end())
+            self._fly(flight, key, accept, fresh, self._end(seconds))
             return flight.result()
-        return landed(_shared(flight), self._store.deadline)
+        return landed(_shared(flight), seconds)
 
     def close(self) -> None:
         """Begin no more of them on other threads."""
@@ -151,9 +156,9 @@ class Lookups:
             self._flights.pop(key, None)
         flight.set_result(found)
 
-    def _end(self) -> float:
-        """Return when a look-up that begins now has to end."""
-        return time.monotonic() + _DEADLINE_SHARE * self._store.deadline
+    def _end(self, seconds: float) -> float:
+        """Return when a look-up that begins now, and may take so long, has to end."""
+        return time.monotonic() + _DEADLINE_SHARE * seconds
 
     def _ask(self, key: bytes, accept: Accept, fresh: bool, end: float) -> Found:
         if end <= time.monotonic():  # no thread was free

@@ -17,12 +17,11 @@ import weakref
 from itertools import islice
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
-from resumed.prefetch import Handshake
-
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from resumed.openssl import Binding
+    from resumed.prefetch import Handshake
 
     Wake: TypeAlias = Callable[[], None]
 
@@ -58,7 +57,7 @@ class _Resting:
             return
         handshake = self._handshake
         if handshake is None:
-            handshake = self._handshake = Handshake(self._waker or _of_asyncio)
+            handshake = self._handshake = self._binding.begin(self._waker or _of_asyncio)
         try:
             self._binding.drive(handshake, step)
         except ssl.SSLWantReadError:

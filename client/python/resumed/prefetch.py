@@ -1,12 +1,18 @@
-"""Looks sessions up while a handshake rests, so that a thread that serves many connections is not held up.
+"""The look-ups of one handshake, and how a handshake rests while its sessions are looked up.
+
+A handshake may offer many sessions, and may send its ClientHello twice (HelloRetryRequest, RFC 8446 section 4.1.4), for
+each of which OpenSSL asks again. All of its look-ups share one deadline, at most MAX_LOOKUPS of them are calls, and the
+first answer for a session is kept.
 
 When a ClientHello is complete, OpenSSL's client hello callback may have the handshake rest
-(SSL_CTX_set_client_hello_cb(3)). The look-ups then happen in other threads, and whoever drives the handshake takes its
-next step when it is woken. Event loops are such drivers (loops.py, twisted.py).
+(SSL_CTX_set_client_hello_cb(3)), so that a thread that serves many connections is not held up. The look-ups then happen
+in other threads, and whoever drives the handshake takes its next step when it is woken. Event loops are such drivers
+(loops.py, twisted.py).
 """
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, TypeAlias
 
 from resumed.lookups import settled
@@ -20,7 +26,7 @@ if TYPE_CHECKING:
     Prefetch: TypeAlias = Callable[[bytes], "Future[Found] | None"]
 
 MAX_LOOKUPS = 4
-"""How many of the ids in one ClientHello are looked up. Clients offer one or two; a thousand fit in."""
+"""How many of the ids in one handshake are looked up. Clients offer one or two; a thousand fit in a ClientHello."""
 
 _BUSY = settled((None, "busy"))
 
@@ -29,17 +35,25 @@ class Handshake:
     """What was found for one handshake.
 
     Args:
+        deadline: Seconds that all of its look-ups together may take.
         waker: Called in the midst of a step; returns what has the next step taken soon, from any thread, or None if
             nobody would take it.
+        clock: Seconds that only go forward.
 
     Attributes:
         rests: Whether its last step ended because an answer was not there yet.
     """
 
-    def __init__(self, waker: Callable[[], Callable[[], None] | None]) -> None:
-        self._waker = waker
+    def __init__(
+        self,
+        deadline: float,
+        waker: Callable[[], Callable[[], None] | None] = lambda: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._left, self._waker, self._clock = deadline, waker, clock
         self._wake: Callable[[], None] | None = None
         self._answers: dict[bytes, Future[Found]] = {}
+        self._counted: set[bytes] = set()
         self.rests = False
 
     def offers(self, session_ids: Iterable[bytes], prefetch: Prefetch) -> None:
@@ -65,6 +79,20 @@ class Handshake:
     def answer(self, session_id: bytes) -> Future[Found] | None:
         """Return what was found, or None for an id that nobody was asked about."""
         return self._answers.get(session_id) or (_BUSY if len(self._answers) >= MAX_LOOKUPS else None)
+
+    def ask(self, session_id: bytes, find: Callable[[float], Found]) -> Found:
+        """Look a session up, in what is left of the deadline, and keep the answer."""
+        began = self._clock()
+        found = find(self._left)
+        self._left -= self._clock() - began
+        self._answers[session_id] = settled(found)
+        return found
+
+    def is_news(self, session_id: bytes) -> bool:
+        """Return whether this is called for the first time with an id: what a client offers twice counts once."""
+        known = len(self._counted)
+        self._counted.add(session_id)
+        return len(self._counted) > known
 
     def _begin(self, session_id: bytes, prefetch: Prefetch) -> Future[Found] | None:
         self._wake = self._wake or self._waker()

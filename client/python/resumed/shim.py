@@ -21,6 +21,7 @@ from resumed.envelope import Envelope
 from resumed.errors import Unsealable
 from resumed.issuer import THIS_PROCESS
 from resumed.lookups import Lookups, landed, settled
+from resumed.prefetch import Handshake
 from resumed.process import renew_after_fork
 from resumed.sealing import ID_BYTES, StoreKeys
 from resumed.sender import Outgoing, Sender
@@ -197,7 +198,7 @@ class Shim:
         """Begin to look up a session that a client offers, without waiting; return None if that is not worth a call.
 
         Returns:
-            The argument `found` of look_up(), for one call; it is done when the deadline has passed, or sooner.
+            The answer that a Handshake keeps; it is done when the deadline has passed, or sooner.
         """
         now, key = self._clock(), self._store_keys.key(offer.session_id)
         known = self._mirrored(key)
@@ -208,32 +209,35 @@ class Shim:
             return None
         return self._lookups.begin(key, self._acceptance(key, offer), fresh=_is_fresh(issued, now))
 
-    def look_up(self, offer: Offer, found: Future[Found] | None = None) -> int | None:
+    def handshake(self, waker: Callable[[], Callable[[], None] | None] = lambda: None) -> Handshake:
+        """Return what keeps the look-ups of a handshake that begins; see there."""
+        return Handshake(self._store.deadline, waker)
+
+    def look_up(self, offer: Offer, handshake: Handshake) -> int | None:
         """Return the session that a client offers, or None to make a full handshake.
 
         Args:
             offer: The session, and what may resume on the connection.
-            found: The future of prefetch() for this handshake; the store is not called then.
+            handshake: What was found for it so far; the store is not called for that again.
         """
         if self._spans:
             with self._spans.look_up() as ended:
-                session, reason = self._look_up(offer, found)
+                session, reason = self._look_up(offer, handshake)
                 ended(session is not None, reason)
         else:
-            session, reason = self._look_up(offer, found)
+            session, reason = self._look_up(offer, handshake)
+        if not handshake.is_news(offer.session_id):
+            return session
         self._recorder.count("misses" if session is None else "hits", reason)
         if session is not None and self.seals_ids and not THIS_PROCESS.issued(offer.session_id):
             self._recorder.count("foreign_hits", reason)
         return session
 
-    def _look_up(self, offer: Offer, found: Future[Found] | None) -> tuple[int | None, str]:
+    def _look_up(self, offer: Offer, handshake: Handshake) -> tuple[int | None, str]:
         """Return the session of look_up(), and the reason."""
-        now, key = self._clock(), self._store_keys.key(offer.session_id)
-        if found is not None:
-            value, outcome = landed(found, 0)
-        else:
-            # An id in the mirror is the fleet's: to open it first would only take time.
-            value, outcome = self._mirrored(key) or self._find(offer, key, now)
+        key = self._store_keys.key(offer.session_id)
+        # An id in the mirror is the fleet's: to open it first would only take time.
+        value, outcome = self._answered(offer, handshake) or self._mirrored(key) or self._find(offer, key, handshake)
         if value is None:
             return None, outcome
         try:
@@ -322,13 +326,19 @@ class Shim:
         value = self._mirror.get(key) if self._mirror else None
         return None if value is None else (value, "mirror")
 
-    def _find(self, offer: Offer, key: bytes, now: float) -> Found:
+    def _answered(self, offer: Offer, handshake: Handshake) -> Found | None:
+        answer = handshake.answer(offer.session_id)
+        return landed(answer, 0) if answer else None
+
+    def _find(self, offer: Offer, key: bytes, handshake: Handshake) -> Found:
         """Look `key` up, if its id is worth it."""
+        now = self._clock()
         issued = self._keyring.open_id(self.namespace, offer.session_id)
         refusal = self._refusal(offer, issued, now)
         if refusal is not None:
             return None, refusal
-        return self._lookups.find(key, self._acceptance(key, offer), fresh=_is_fresh(issued, now))
+        accept, fresh = self._acceptance(key, offer), _is_fresh(issued, now)
+        return handshake.ask(offer.session_id, lambda seconds: self._lookups.find(key, accept, seconds, fresh=fresh))
 
 
 def _is_fresh(issued: int | None, now: float) -> bool:

@@ -17,7 +17,7 @@ REASONS = {
     "misses": (
         *("unknown", "foreign-id", "old-id", "late", "down", "refused", "limited", "breaker-open", "busy"),
         *("malformed", "unknown-key", "expired", "not-authentic", "undecodable", "other-name", "internal-error"),
-        *("context-mismatch", "context-unknown", "context-unstable"),
+        *("context-mismatch", "context-unknown", "context-unstable", "other-cipher"),
     ),
     "puts": ("stored", "refused", "dropped", "expired", "unresumable"),
     "removals": ("fatal-error", "application", "dropped", "refused", "kept"),
@@ -42,7 +42,8 @@ class Stats:
             `malformed`, `unknown-key`, `expired`, `not-authentic`, `undecodable`, `other-name` (negotiated for another
             server name), `internal-error`; `context-mismatch` (negotiated in another context: docs/contexts.md),
             `context-unknown` (no full handshake for this name in this process yet: no call), `context-unstable` (a
-            connection for this name was terminated: no call).
+            connection for this name was terminated: no call), `other-cipher` (TLS 1.3: negotiated with another hash
+            than the cipher has that the server chose).
         puts: `stored`, `refused`, `dropped` (the queue was full), `expired` (not sent in time), `unresumable` (nothing
             to store).
         removals: `fatal-error`, `application`; `kept` counts connections that ended without close_notify, whose

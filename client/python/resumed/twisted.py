@@ -12,12 +12,11 @@ from OpenSSL import SSL
 from twisted.internet.interfaces import IOpenSSLServerConnectionCreator
 from zope.interface import implementer
 
-from resumed.prefetch import Handshake
-
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from resumed.installation import Installation
+    from resumed.prefetch import Handshake
 
 _Result = TypeVar("_Result")
 
@@ -56,7 +55,7 @@ class _Connection(SSL.Connection):
         self, context: SSL.Context, installation: Installation, waker: Callable[[], Callable[[], None]]
     ) -> None:
         super().__init__(context, None)
-        self._handshake = Handshake(waker)
+        self._handshake = installation._binding.begin(waker)  # noqa: SLF001  # of this package
         self._drive = installation._binding.drive  # noqa: SLF001  # of this package
 
     def do_handshake(self) -> None:

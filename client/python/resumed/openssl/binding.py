@@ -11,6 +11,7 @@ import atexit
 import contextlib
 import ctypes
 import hashlib
+import itertools
 import logging
 import math
 import os
@@ -59,6 +60,8 @@ _HOST_NAME = 0  # TLSEXT_NAMETYPE_host_name
 _HANDSHAKE_DONE = 0x20  # SSL_CB_HANDSHAKE_DONE
 _BOTH_SHUTDOWN = 3  # SSL_SENT_SHUTDOWN, SSL_RECEIVED_SHUTDOWN
 _X509_V_OK = 0
+_MOST_HANDSHAKES = 256
+"""How many handshakes are remembered that have looked a session up: those of a thread that serves many at a time."""
 
 _log = logging.getLogger("resumed")
 
@@ -84,6 +87,7 @@ class Binding:
         self.library, self._pointer, self._chooses_by_name, self._is_final = context_of(context)
         self._sessions, self._contexts = Sessions(self.library), contexts_of(self.library)
         self._names = ServedNames()
+        self._handshakes: dict[int, Handshake] = {}  # by the numbers in their connections, the last ones
         self._shim = shim
         library, pointer = self.library, self._pointer
         if library.SSL_CTX_get_max_early_data(pointer):
@@ -137,6 +141,10 @@ class Binding:
     def signature_seconds(self) -> float | None:
         """How long a signature with the context's own key takes here; measured when first asked for."""
         return None if self._gone else signature_seconds(self.library, self._pointer)
+
+    def begin(self, waker: Callable[[], Callable[[], None] | None]) -> Handshake:
+        """Return the handshake of a connection that begins, for drive(); see Handshake."""
+        return self._shim.handshake(waker)
 
     def drive(self, handshake: Handshake, step: Callable[[], _Result]) -> _Result:
         """Take a step of a handshake that may rest until its look-ups are done.
@@ -296,16 +304,31 @@ class Binding:
         try:
             c_int.from_address(copy).value = 0
             session_id = string_at(data, length) if length > 0 else b""
-            handshake = self._driven.handshake
-            session = self._shim.look_up(
-                _Offer(self, ssl, session_id), None if handshake is None else handshake.answer(session_id)
-            )
+            session = self._shim.look_up(_Offer(self, ssl, session_id), self._handshake(ssl))
             if session is not None and (self._chooses_by_name() or not self._is_final):
                 self.library.SSL_set_info_callback(ssl, self._own_info)
         except BaseException as error:  # noqa: BLE001  # nothing may cross C
             self._caught(error)
             return None
         return session
+
+    def _handshake(self, ssl: int) -> Handshake:
+        """Return what keeps the look-ups of a connection's handshake: OpenSSL may ask many times in each.
+
+        A number in the connection tells it from later ones at the same address.
+        """
+        if self._driven.handshake is not None:
+            return self._driven.handshake
+        library = self.library
+        handshake = self._handshakes.get(library.SSL_get_ex_data(ssl, library.connection_index) or 0)
+        if handshake is None:
+            number, handshake = next(_numbers), self._shim.handshake()
+            library.SSL_set_ex_data(ssl, library.connection_index, number)
+            self._handshakes[number] = handshake
+            if len(self._handshakes) > _MOST_HANDSHAKES:
+                with contextlib.suppress(KeyError, RuntimeError):  # another thread was quicker
+                    del self._handshakes[next(iter(self._handshakes))]
+        return handshake
 
     def expected(self, ssl: int, name: bytes) -> Expected:
         """Return the context that a connection, for which the client asks by name, is expected to be served by."""
@@ -443,6 +466,10 @@ class Binding:
         library, sessions = self.library, self._sessions
         if (library.SSL_SESSION_get0_hostname(session) or b"") != offer.name:  # RFC 6066 section 3
             return "other-name"
+        cipher = library.SSL_SESSION_get0_cipher(session)
+        if offer.digest and library.SSL_CIPHER_get_handshake_digest(cipher) != offer.digest:
+            # OpenSSL would drop it, and then issue no ticket that fits (RFC 8446 section 4.2.11).
+            return "other-cipher"
         asks = not envelope.fingerprint.endswith(NO_CLIENT_AUTHENTICATION)
         if library.SSL_SESSION_get0_peer(session) and not asks:
             return "context-mismatch"
@@ -480,13 +507,22 @@ class _Offer:
     @cached_property
     def expected(self) -> Expected:
         """The context that the connection is expected to be served by."""
-        self.asks  # noqa: B018  # like the name, for check() in another thread
+        self.asks, self.digest  # noqa: B018  # like the name, for check() in another thread
         return self._binding.expected(self.ssl, self.name)
 
     @cached_property
     def asks(self) -> bool:
         """Whether the connection asks for a client certificate, as far as it is set up."""
         return bool(self._binding.library.SSL_get_verify_mode(self.ssl) & VERIFY_PEER)
+
+    @cached_property
+    def digest(self) -> int | None:
+        """The hash that a TLS 1.3 session must have to resume; None in TLS 1.2, and before OpenSSL has chosen."""
+        library = self._binding.library
+        if library.SSL_version(self.ssl) != _TLS1_3_VERSION:
+            return None
+        cipher = library.SSL_get_pending_cipher(self.ssl)
+        return library.SSL_CIPHER_get_handshake_digest(cipher) if cipher else None
 
     def check(self, envelope: Envelope) -> None:
         """Raise Unsealable if the session may not resume; from any thread, once `expected` was read."""
@@ -507,6 +543,7 @@ def _function(prototype: Any, address: int) -> Any:
     return prototype(address) if address else None
 
 
+_numbers = itertools.count(1)
 _live: weakref.WeakSet[Binding] = weakref.WeakSet()
 
 

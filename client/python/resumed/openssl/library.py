@@ -42,17 +42,21 @@ _QUICK: dict[str, tuple[Any, list[Any]]] = {
     "ERR_peek_last_error": (c_ulong, []),
     "ERR_set_mark": (c_int, []),
     "ERR_pop_to_mark": (c_int, []),
+    "CRYPTO_get_ex_new_index": (c_int, [c_int, c_long, c_void_p, c_void_p, c_void_p, c_void_p]),
     "EVP_sha256": (c_void_p, []),
     "OPENSSL_sk_num": (c_int, [c_void_p]),
     "OPENSSL_sk_value": (c_void_p, [c_void_p, c_int]),
     "OpenSSL_version_num": (c_ulong, []),
+    "SSL_CIPHER_get_handshake_digest": (c_void_p, [c_void_p]),
     "SSL_client_hello_get0_ext": (c_int, [c_void_p, c_uint, POINTER(c_void_p), POINTER(c_size_t)]),
     "SSL_client_hello_get0_session_id": (c_size_t, [c_void_p, POINTER(c_void_p)]),
     "SSL_ctrl": (c_long, [c_void_p, c_int, c_long, c_void_p]),
     "SSL_get0_param": (c_void_p, [c_void_p]),
     "SSL_get_certificate": (c_void_p, [c_void_p]),
+    "SSL_get_ex_data": (c_void_p, [c_void_p, c_int]),
     "SSL_get_num_tickets": (c_size_t, [c_void_p]),
     "SSL_get_options": (c_uint64, [c_void_p]),
+    "SSL_get_pending_cipher": (c_void_p, [c_void_p]),
     "SSL_get_security_level": (c_int, [c_void_p]),
     "SSL_get_servername": (c_char_p, [c_void_p, c_int]),
     "SSL_get_session": (c_void_p, [c_void_p]),
@@ -62,6 +66,7 @@ _QUICK: dict[str, tuple[Any, list[Any]]] = {
     "SSL_get_verify_mode": (c_int, [c_void_p]),
     "SSL_get_verify_result": (c_long, [c_void_p]),
     "SSL_session_reused": (c_int, [c_void_p]),
+    "SSL_set_ex_data": (c_int, [c_void_p, c_int, c_void_p]),
     "SSL_set_info_callback": (None, [c_void_p, c_void_p]),
     "SSL_set_shutdown": (None, [c_void_p, c_int]),
     "SSL_set_session_id_context": (c_int, [c_void_p, c_char_p, c_uint]),
@@ -82,6 +87,7 @@ _QUICK: dict[str, tuple[Any, list[Any]]] = {
     "SSL_SESSION_get0_id_context": (c_void_p, [c_void_p, POINTER(c_uint)]),
     "SSL_SESSION_get0_peer": (c_void_p, [c_void_p]),
     "SSL_SESSION_get_id": (c_void_p, [c_void_p, POINTER(c_uint)]),
+    "SSL_SESSION_get0_cipher": (c_void_p, [c_void_p]),
     "SSL_SESSION_get0_hostname": (c_char_p, [c_void_p]),
     "SSL_SESSION_set1_hostname": (c_int, [c_void_p, c_char_p]),
     "SSL_SESSION_get_timeout": (c_long, [c_void_p]),
@@ -129,6 +135,7 @@ _OPTIONAL: dict[str, tuple[Any, list[Any]]] = {
     "EVP_MD_CTX_new": (c_void_p, []),
     "SSL_CTX_get0_privatekey": (c_void_p, [c_void_p]),
 }
+_EX_INDEX_SSL = 0  # CRYPTO_EX_INDEX_SSL
 _HOST = "X509_VERIFY_PARAM_get0_host"
 _NAMES = [*_QUICK, *_SLOW]
 
@@ -141,6 +148,7 @@ class Library:
 
     Attributes:
         signs: Whether the functions are there that signing takes.
+        connection_index: Where a connection keeps a number of ours: SSL_get_ex_data(3).
     """
 
     _host: Callable[[int, int], bytes | None] | None = None
@@ -149,6 +157,7 @@ class Library:
         for kind, prototypes in ((ctypes.PYFUNCTYPE, _QUICK), (ctypes.CFUNCTYPE, _SLOW)):
             for name, (result, arguments) in prototypes.items():
                 setattr(self, name, kind(result, *arguments)(address(name)))
+        self.connection_index = self.CRYPTO_get_ex_new_index(_EX_INDEX_SSL, 0, None, None, None, None)
         self.signs = False
         with contextlib.suppress(AttributeError, KeyError):
             for name, (result, arguments) in _OPTIONAL.items():
