@@ -96,11 +96,16 @@ export class Session {
     return this.#inner(VERIFY_RESULT)?.every((byte) => byte === 0) ?? true;
   }
 
-  /** "foreign" if the ticket application data are somebody else's. */
-  get lineage(): Lineage | "foreign" | undefined {
+  /** Whether its ticket application data are somebody else's, which must not get lost. */
+  get hasForeignData(): boolean {
     const data = this.#inner(TICKET_DATA);
-    if (!data) return undefined;
-    if (data.length < LINEAGE_BYTES || !data.subarray(0, MARK.length).equals(MARK)) return "foreign";
+    return data !== undefined && !isLineage(data);
+  }
+
+  /** What this package keeps in its ticket application data. */
+  get lineage(): Lineage | undefined {
+    const data = this.#inner(TICKET_DATA);
+    if (!data || !isLineage(data)) return undefined;
     const end = Number(data.readBigUInt64BE(ISSUED + 8));
     return { fingerprint: data.subarray(MARK.length, ISSUED), issued: seconds(data.subarray(ISSUED)), end };
   }
@@ -133,6 +138,10 @@ export class Session {
     const present = this.#elements[index]?.tag === tag ? 1 : 0;
     this.#elements.splice(index, present, ...(content ? [{ tag, content }] : []));
   }
+}
+
+function isLineage(data: Buffer): boolean {
+  return data.length >= LINEAGE_BYTES && data.subarray(0, MARK.length).equals(MARK);
 }
 
 /** The content of a DER integer that is not negative. */

@@ -102,7 +102,7 @@ export class Shim {
     // A session that a resumed connection issues was issued with the one that it resumed, and ends with it. The timeout begins with the
     // ticket, and so behind a handshake that a client can draw out.
     const lineage = session.lineage ?? { fingerprint, issued: began, end: 0 };
-    if (lineage === "foreign" || !lineage.fingerprint.equals(fingerprint) || !isOf(session, context)) return undefined;
+    if (session.hasForeignData || !lineage.fingerprint.equals(fingerprint) || !isOf(session, context)) return undefined;
     const peerEnd = session.peer ? Date.parse(new X509Certificate(session.peer).validTo) / 1000 : Infinity;
     const remaining = Math.min(lineage.end ? lineage.end - now : session.timeout, this.policy.lifetime, peerEnd - now);
     if (!(remaining > 0) || session.id.length === 0) return undefined;
@@ -170,7 +170,7 @@ export class Shim {
     if (!envelope) return [undefined, "malformed"];
     const { fingerprint, issued: negotiated } = envelope;
     const session = Session.parse(envelope.session);
-    if (!session?.id.equals(id) || session.lineage) return [undefined, "undecodable"];
+    if (!session?.id.equals(id) || session.lineage || session.hasForeignData) return [undefined, "undecodable"];
     if (session.hostName !== serverName) return [undefined, "other-name"]; // RFC 6066 section 3
     const agrees = fingerprint.equals(context.fingerprint) && session.idContext.equals(context.idContext);
     if (!agrees || !isOf(session, context)) return [undefined, "context-mismatch"];

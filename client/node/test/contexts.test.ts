@@ -386,8 +386,8 @@ onBothVersions("a resumed connection that turns out to be another host's ends", 
   const heard: unknown[] = [];
   const ofBank = tls.createSecureContext({ cert: bank, key: bank });
   const server: tls.TlsOptions = {
-    ALPNCallback(this: tls.TLSSocket & { setKeyCert?: (context: tls.SecureContext) => void }) {
-      if (other) this.setKeyCert?.(ofBank);
+    ALPNCallback(this: tls.TLSSocket & { setKeyCert: (context: tls.SecureContext) => void }) {
+      if (other) this.setKeyCert(ofBank);
       return "h";
     },
   } as tls.TlsOptions;
