@@ -390,7 +390,7 @@ onBothVersions("a resumed connection that turns out to be another host's ends", 
       if (other) this.setKeyCert(ofBank);
       return "h";
     },
-  } as tls.TlsOptions;
+  };
   const { port, sessions, server: listening } = await frontend(context, target, { server });
   if (!("setKeyCert" in tls.TLSSocket.prototype)) {
     context.skip("this Node changes no certificate within a handshake");
