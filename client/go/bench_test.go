@@ -3,6 +3,8 @@ package resumed
 import (
 	"crypto/rand"
 	"crypto/tls"
+	"crypto/x509"
+	"fmt"
 	"testing"
 	"time"
 )
@@ -90,5 +92,25 @@ func BenchmarkForeignID(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
 		keyring.openID("shop", id)
+	}
+}
+
+// What the fingerprint costs a connection that stores, and one that resumes.
+func BenchmarkFingerprint(b *testing.B) {
+	for _, authorities := range []int{0, 1, 10, 150} {
+		b.Run(fmt.Sprint(authorities, " authorities"), func(b *testing.B) {
+			config := newServer()
+			if authorities > 0 {
+				config.ClientAuth, config.ClientCAs = tls.RequireAndVerifyClientCert, x509.NewCertPool()
+				for n := range authorities {
+					config.ClientCAs.AddCert(newCertificate(fmt.Sprint("authority ", n)).Leaf)
+				}
+			}
+			var digests digests
+			b.ReportAllocs()
+			for b.Loop() {
+				digests.fingerprintOf(config, "shop.example")
+			}
+		})
 	}
 }

@@ -27,13 +27,10 @@ type answer struct {
 
 // lookUp asks the store for a session, or waits for the answer to somebody else who did, for timeout at most.
 func (s *Sessions) lookUp(key storeKey, fresh bool, timeout time.Duration) answer {
-	if s.options.SingleUse { // of all who take it one gets it: nothing to share
-		return s.ask(key, fresh, timeout)
-	}
 	mine := false
 	flight := s.flights.DoChan(string(key[:]), func() (any, error) {
 		mine = true
-		return s.ask(key, fresh, timeout), nil
+		return s.ask(s.get, key, fresh, timeout), nil
 	})
 	late := time.NewTimer(timeout)
 	defer late.Stop()
@@ -49,7 +46,27 @@ func (s *Sessions) lookUp(key storeKey, fresh bool, timeout time.Duration) answe
 	}
 }
 
-func (s *Sessions) ask(key storeKey, fresh bool, timeout time.Duration) answer {
+// take takes a session that a look-up has found, and returns the reason of the miss if it did not get it: of all who take a
+// session one gets it.
+func (s *Sessions) take(key storeKey, timeout time.Duration) (miss string) {
+	call := func(ctx context.Context, key storeKey) ([]byte, error) {
+		response, err := s.store.Take(ctx, &pb.TakeRequest{Namespace: s.options.Namespace, Key: key[:]})
+		return response.GetSession().GetValue(), err
+	}
+	if answer := s.ask(call, key, false, timeout); answer.value == nil {
+		return answer.reason
+	}
+	return ""
+}
+
+func (s *Sessions) get(ctx context.Context, key storeKey) ([]byte, error) {
+	response, err := s.store.Get(ctx, &pb.GetRequest{Namespace: s.options.Namespace, Key: key[:]})
+	return response.GetSession().GetValue(), err
+}
+
+func (s *Sessions) ask(
+	call func(context.Context, storeKey) ([]byte, error), key storeKey, fresh bool, timeout time.Duration,
+) answer {
 	select {
 	case s.lookups <- struct{}{}:
 		defer func() { <-s.lookups }()
@@ -62,7 +79,7 @@ func (s *Sessions) ask(key storeKey, fresh bool, timeout time.Duration) answer {
 	started := time.Now()
 	defer func() { s.recorder.observe(time.Since(started)) }()
 
-	value, err := s.call(ctx, key)
+	value, err := call(ctx, key)
 	reason := "store"
 	for again := 0; fresh && value == nil && err == nil && again < len(freshPauses); again++ {
 		left := timeout - leastAsk - time.Since(started)
@@ -70,7 +87,7 @@ func (s *Sessions) ask(key storeKey, fresh bool, timeout time.Duration) answer {
 			break
 		}
 		pause(ctx, min(freshPauses[again], left))
-		value, err = s.call(ctx, key)
+		value, err = call(ctx, key)
 		reason = "fresh"
 	}
 	if err != nil {
@@ -82,15 +99,6 @@ func (s *Sessions) ask(key storeKey, fresh bool, timeout time.Duration) answer {
 		return answer{reason: "unknown"}
 	}
 	return answer{value, reason}
-}
-
-func (s *Sessions) call(ctx context.Context, key storeKey) ([]byte, error) {
-	if s.options.SingleUse {
-		response, err := s.store.Take(ctx, &pb.TakeRequest{Namespace: s.options.Namespace, Key: key[:]})
-		return response.GetSession().GetValue(), err
-	}
-	response, err := s.store.Get(ctx, &pb.GetRequest{Namespace: s.options.Namespace, Key: key[:]})
-	return response.GetSession().GetValue(), err
 }
 
 // failure returns why a call failed, as misses are counted, or "" if it did not.

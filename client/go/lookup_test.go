@@ -122,8 +122,9 @@ func TestHungStoreCostsTheDeadline(t *testing.T) {
 // After three failures in a row handshakes do not ask; a trial in the background finds the store again.
 func TestBreaker(t *testing.T) {
 	inBubble(t, Options{}, func(t *testing.T, s *Sessions, store *fakeStore) {
-		connection := &connection{sessions: s, shared: true}
+		connection := &connection{sessions: s, config: newServer()}
 		unwrap := func() {
+			connection.end = time.Time{}
 			session, err := connection.unwrap(s.options.Keyring.issueID("shop", s.now()), tls.ConnectionState{})
 			if session != nil || err != nil {
 				t.Fatal(session, err)
@@ -158,8 +159,11 @@ func TestBreaker(t *testing.T) {
 // A limit that is used up is a miss and no outage: after a pause, longer each time, the store is asked again.
 func TestLimitIsNoOutage(t *testing.T) {
 	inBubble(t, Options{}, func(t *testing.T, s *Sessions, store *fakeStore) {
-		connection := &connection{sessions: s, shared: true}
-		unwrap := func() { _, _ = connection.unwrap(s.options.Keyring.issueID("shop", s.now()), tls.ConnectionState{}) }
+		connection := &connection{sessions: s, config: newServer()}
+		unwrap := func() {
+			connection.end = time.Time{}
+			_, _ = connection.unwrap(s.options.Keyring.issueID("shop", s.now()), tls.ConnectionState{})
+		}
 		store.set(0, status.Error(codes.ResourceExhausted, "of the test"))
 		for _, rest := range []time.Duration{firstRest, 2 * firstRest, 4 * firstRest, 8 * firstRest, longestRest, longestRest} {
 			asked := store.called("Get")
@@ -285,7 +289,7 @@ func TestFreshSessionsAreAskedForAgain(t *testing.T) {
 // What a client offers in one handshake is looked up within one deadline altogether.
 func TestManyIdentitiesShareOneDeadline(t *testing.T) {
 	inBubble(t, Options{}, func(t *testing.T, s *Sessions, store *fakeStore) {
-		connection := &connection{sessions: s}
+		connection := &connection{sessions: s, config: newServer()}
 		store.set(20*time.Millisecond, nil)
 		started := time.Now()
 		for range 5 {

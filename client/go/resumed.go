@@ -38,8 +38,9 @@ var namespacePattern = regexp.MustCompile(`^[a-z0-9.-]{1,63}$`)
 
 // Options of [Wrap]. Namespace and Keyring are required; the zero value of any other is its default.
 type Options struct {
-	// Namespace says who shares these sessions: 1 to 63 characters of [a-z0-9.-]. Servers that verify their clients
-	// differently, or serve different tenants, need different ones.
+	// Namespace says who shares these sessions: 1 to 63 characters of [a-z0-9.-]. Within it a session resumes only on a
+	// connection with the same server name, certificate names, ClientAuth and ClientCAs. Servers that differ in something else
+	// (VerifyPeerCertificate, GetCertificate, tenants of one certificate) need different namespaces.
 	Namespace string
 	// Keyring holds the fleet's keys: see [LoadKeyring].
 	Keyring *Keyring
@@ -69,6 +70,7 @@ type Sessions struct {
 	sender   *sender
 	flights  singleflight.Group
 	lookups  chan struct{} // holds one for each look-up under way
+	digests  digests
 
 	ctx    context.Context // of all calls, until Close
 	cancel context.CancelCauseFunc
@@ -78,7 +80,8 @@ type Sessions struct {
 // Wrap makes config keep its sessions in store, and resume what any other frontend negotiated. It sets the hooks
 // WrapSession, UnwrapSession and GetConfigForClient; call it before the first connection. Configs that an earlier
 // GetConfigForClient returns are wrapped as well, unless they have session hooks of their own: then see
-// [Sessions.ForClient].
+// [Sessions.ForClient]. A connection whose config did not come from this GetConfigForClient, nor from ForClient, neither
+// stores sessions nor resumes any.
 //
 // Several configs may share a store, which Dial makes. Close the Sessions when the server has ended.
 func Wrap(config *tls.Config, store grpc.ClientConnInterface, options Options) (*Sessions, error) {
@@ -106,8 +109,10 @@ func Wrap(config *tls.Config, store grpc.ClientConnInterface, options Options) (
 	s.ctx, s.cancel = context.WithCancelCause(context.Background())
 	s.done.Go(func() { s.sender.run(s.ctx) })
 
-	connection := &connection{sessions: s, shared: true}
-	config.WrapSession, config.UnwrapSession = connection.wrap, connection.unwrap
+	if _, ok := configField(reflect.ValueOf(&tls.ClientHelloInfo{})); !ok {
+		s.options.Logger.Warn("this Go keeps the config of a connection elsewhere: nothing resumes but through ForClient")
+	}
+	config.WrapSession, config.UnwrapSession = s.wrapUnknown, s.unwrapUnknown
 	config.GetConfigForClient = s.configForClient(config.GetConfigForClient)
 	return s, nil
 }
@@ -135,8 +140,8 @@ func (o *Options) complete() error {
 // ForClient returns a copy of config for one connection, with the hooks that keep its sessions here. It is for servers
 // whose own GetConfigForClient chooses among configs with Sessions of their own: return ForClient of the chosen one.
 func (s *Sessions) ForClient(config *tls.Config) *tls.Config {
-	connection := &connection{sessions: s}
 	config = config.Clone()
+	connection := &connection{sessions: s, config: config}
 	config.WrapSession, config.UnwrapSession = connection.wrap, connection.unwrap
 	return config
 }
@@ -171,9 +176,8 @@ func (s *Sessions) Close() error {
 	return err
 }
 
-// configForClient gives each connection a config of its own: crypto/tls does not tell WrapSession which session a
-// connection resumed, so that the new ticket would begin a new life. (SessionState.Extra does not help: it stays with the
-// old session.) next is the server's own hook, or nil.
+// configForClient gives each connection a config of its own: crypto/tls tells the session hooks neither in which context a
+// connection is, nor which session it resumed. next is the server's own hook, or nil.
 func (s *Sessions) configForClient(next func(*tls.ClientHelloInfo) (*tls.Config, error)) func(*tls.ClientHelloInfo) (*tls.Config, error) {
 	return func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
 		if next != nil {
@@ -197,9 +201,14 @@ func (s *Sessions) configForClient(next func(*tls.ClientHelloInfo) (*tls.Config,
 // It need not be the one that was wrapped: net/http, gRPC and others clone theirs and complete the clone, with
 // certificates or protocols, which must not get lost.
 func configOf(hello *tls.ClientHelloInfo) *tls.Config {
-	field := reflect.ValueOf(hello).Elem().FieldByName("config")
-	if !field.IsValid() || field.Type() != reflect.TypeFor[*tls.Config]() || field.IsNil() {
+	field, ok := configField(reflect.ValueOf(hello))
+	if !ok || field.IsNil() {
 		return nil
 	}
 	return reflect.NewAt(field.Type().Elem(), field.UnsafePointer()).Interface().(*tls.Config)
+}
+
+func configField(hello reflect.Value) (reflect.Value, bool) {
+	field := hello.Elem().FieldByName("config")
+	return field, field.IsValid() && field.Type() == reflect.TypeFor[*tls.Config]()
 }

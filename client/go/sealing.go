@@ -16,7 +16,7 @@ import (
 // What the store is handed, the same in every language (protos/README.md, protos/vectors):
 //
 //   - store key = SHA-256("resumed/v1" 00 format 00 namespace 00 session id)
-//   - sealed value = 01 | key id (4) | not_after (8, Unix seconds, big endian) | nonce (12) | AES-256-GCM(plaintext), under
+//   - sealed value = 02 | key id (4) | not_after (8, Unix seconds, big endian) | nonce (12) | AES-256-GCM(envelope), under
 //     the key HKDF-SHA256(fleet key, salt = store key, info = "resumed/v1 seal"), with the first 13 bytes and the store
 //     key as associated data
 //   - sealed id = nonce (12) | AES-SIV(issue time: Unix seconds, 4, big endian), RFC 5297, under the 64-byte key
@@ -28,7 +28,7 @@ const (
 	keySize   = 32
 	keyIDSize = 4
 
-	sealedVersion = 1
+	sealedVersion = 2
 	headerSize    = 1 + keyIDSize + 8
 	nonceSize     = 12
 	tagSize       = 16

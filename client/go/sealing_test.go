@@ -86,6 +86,34 @@ func TestSealingVectors(t *testing.T) {
 	}
 }
 
+// Envelopes are those of the other languages, byte for byte.
+func TestEnvelopeVectors(t *testing.T) {
+	var vectors struct {
+		Envelopes []struct {
+			Fingerprint        hexBytes
+			IssuedMicroseconds int64 `json:"issued_microseconds"`
+			Session, Envelope  hexBytes
+		}
+	}
+	readVectors(t, "sealing.json", &vectors)
+	if len(vectors.Envelopes) == 0 {
+		t.Fatal("no vectors")
+	}
+	for _, vector := range vectors.Envelopes {
+		made := envelope{fingerprint(vector.Fingerprint), time.UnixMicro(vector.IssuedMicroseconds), vector.Session}
+		if !bytes.Equal(made.bytes(), vector.Envelope) {
+			t.Errorf("%x, want %x", made.bytes(), vector.Envelope)
+		}
+		read, err := parseEnvelope(vector.Envelope)
+		if err != nil || read.fingerprint != made.fingerprint || !read.issued.Equal(made.issued) || !bytes.Equal(read.session, made.session) {
+			t.Errorf("read %+v, %v", read, err)
+		}
+	}
+	if _, err := parseEnvelope(make([]byte, envelopeHeader-1)); err != errMalformed {
+		t.Error("opened an envelope that is too short: ", err)
+	}
+}
+
 // Sealed ids are those of the other languages, byte for byte, and what must not open does not.
 func TestIDVectors(t *testing.T) {
 	var vectors struct {

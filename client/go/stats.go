@@ -25,14 +25,15 @@ type Stats struct {
 	// down and refused: the store failed; limited (a limit of the store is used up; for a moment after that, no call);
 	// breaker-open (it kept failing: no call); busy (too many look-ups under way: no call); malformed, unknown-key,
 	// expired, not-authentic, undecodable: the value was no session of this fleet;
-	// other-name: it was negotiated for another server name (RFC 6066 section 3).
+	// context-mismatch: it was negotiated for another server name, with other certificate names, or under another client
+	// authentication; context-unknown: the connection has no config of its own (see Wrap), no call.
 	Misses map[string]uint64
 	// Puts: stored, refused, dropped (the queue was full), expired (not sent in time), unresumable (nothing to store).
 	Puts map[string]uint64
 	// Removals: application, dropped, refused.
 	Removals map[string]uint64
 	// Lookups counts look-ups that reached for the store by the time they took, one for each of LookupBuckets and one for
-	// longer ones; LookupTime is the time that all of them took.
+	// longer ones; with SingleUse Get and Take count apart. LookupTime is the time that all of them took.
 	Lookups    []uint64
 	LookupTime time.Duration
 }

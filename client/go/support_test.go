@@ -268,6 +268,10 @@ var testCertificate = sync.OnceValue(func() tls.Certificate { return newCertific
 
 // newCertificate returns a certificate that is its own authority, for servers and clients.
 func newCertificate(names ...string) tls.Certificate {
+	return newCertificateUntil(time.Now().AddDate(50, 0, 0), names...)
+}
+
+func newCertificateUntil(notAfter time.Time, names ...string) tls.Certificate {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		panic(err)
@@ -276,7 +280,7 @@ func newCertificate(names ...string) tls.Certificate {
 		SerialNumber:          big.NewInt(1),
 		Subject:               pkix.Name{CommonName: names[0]},
 		NotBefore:             time.Unix(0, 0), // also by the clocks of bubbles
-		NotAfter:              time.Now().AddDate(50, 0, 0),
+		NotAfter:              notAfter,
 		DNSNames:              names,
 		KeyUsage:              x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
 		ExtKeyUsage:           []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},

@@ -5,6 +5,7 @@ import { errorMonitor, type EventEmitter } from "node:events";
 import type { Duplex } from "node:stream";
 import type { SecureContextOptions, Server, TLSSocket } from "node:tls";
 
+import { Contexts, type Beginning } from "./contexts.js";
 import { ResumedError } from "./errors.js";
 import type { Hello } from "./hello.js";
 import { Keyring, type Logger } from "./keyring.js";
@@ -25,8 +26,9 @@ export interface Options {
   /** Where the store is, as a gRPC name: `dns:///store:7400`, `127.0.0.1:7400`, `unix:/run/resumed.sock`. */
   target: string;
   /**
-   * Who shares these sessions: 1 to 63 characters of [a-z0-9.-]. Servers that verify their clients differently, or serve
-   * different tenants, need different ones.
+   * Who shares these sessions: 1 to 63 characters of [a-z0-9.-]. Within it a session resumes only on a connection with the same
+   * server name, certificate names and client authentication. Servers that differ in something else (tenants of one certificate)
+   * need different namespaces.
    */
   namespace: string;
   /** The fleet's keys: a keyring file (`resumed keygen`), or a Keyring. */
@@ -47,6 +49,12 @@ export interface Options {
    * client that comes back at once is resumed. `background` holds up nothing.
    */
   puts?: "wait" | "background";
+  /**
+   * Whether servers with unlike session id contexts share sessions; `false` by default: then the server's `sessionIdContext` must be
+   * that of the server that negotiated the session, or both have none. Pass `true`, everywhere, where unlike stacks share a
+   * namespace (Python, nginx, ...): each has a session id context of its own.
+   */
+  ignoreIdContext?: boolean;
   /** How many look-ups may be under way at once, 64 by default; beyond that handshakes do not ask. */
   maxLookups?: number;
   /** For TLS to the store; none by default. */
@@ -114,12 +122,15 @@ export function attachTo(server: Server, options: Options, open: () => Store, cl
     server.removeAllListeners(event);
   }
   const policy = { lifetime, deadline, maxLookups, puts, singleUse: options.singleUse ?? false };
-  return new Attachment(server, namespace, new Shim(open(), keyring, policy, logger, clock));
+  const fleetContext = createHash("sha256").update(namespace).digest();
+  const contexts = new Contexts(server, options.ignoreIdContext ? fleetContext : undefined, logger);
+  const ownContext = fleetContext.toString("base64url").slice(0, 32);
+  return new Attachment(server, ownContext, contexts, new Shim(open(), keyring, policy, logger, clock));
 }
 
 /** What is known of a connection. */
 interface Connection {
-  serverName: string;
+  beginning: Beginning;
   hello: Hello | undefined;
   /** When its ClientHello came, in Unix seconds. */
   began: number;
@@ -127,19 +138,11 @@ interface Connection {
   ids: Buffer[];
 }
 
-/** node:tls' SecureContext in C++. */
-interface NativeContext {
-  setOptions(options: number): void;
-  setSessionIdContext(context: string): void;
-  setSessionTimeout(seconds: number): void;
-}
-
 class Attachment implements Sessions {
   readonly #server: Server;
   readonly #shim: Shim;
-  /** In stored sessions, the same for all frontends of the namespace. */
-  readonly #fleetContext: Buffer;
-  /** In this server: Node takes strings. */
+  readonly #contexts: Contexts;
+  /** The session id context of this server, of any session that it resumes: Node takes strings. */
   readonly #ownContext: string;
   /** Node's session events do not say whose they are: the asynchronous context of the connection does. */
   readonly #connections = new AsyncLocalStorage<Connection>();
@@ -149,11 +152,11 @@ class Attachment implements Sessions {
   #speaksTls13 = true;
   #closed = false;
 
-  constructor(server: Server, namespace: string, shim: Shim) {
+  constructor(server: Server, ownContext: string, contexts: Contexts, shim: Shim) {
     this.#server = server;
     this.#shim = shim;
-    this.#fleetContext = createHash("sha256").update(namespace).digest();
-    this.#ownContext = this.#fleetContext.toString("base64url").slice(0, 32);
+    this.#contexts = contexts;
+    this.#ownContext = ownContext;
     this.#configure();
     this.#followSecureContext();
     this.#followConnections();
@@ -198,13 +201,8 @@ class Attachment implements Sessions {
     await this.#shim.close(CLOSE_MILLISECONDS);
   }
 
-  /** Node has no other way to change a server's context than to make it anew of all its options, which the server does not tell. */
   #configure(): void {
-    const { context } = (this.#server as unknown as { _sharedCreds?: { context?: NativeContext } })._sharedCreds ?? {};
-    check(
-      typeof context?.setOptions === "function",
-      `the TLS context of this server is not where Node ${process.version} was expected to keep it; please report this`,
-    );
+    const context = this.#contexts.renew();
     // Stateless tickets resume without the store. TLS 1.3 uses stateful ones then, TLS 1.2 session ids.
     context.setOptions(constants.SSL_OP_NO_TICKET);
     context.setSessionTimeout(this.#shim.policy.lifetime);
@@ -224,31 +222,42 @@ class Attachment implements Sessions {
   #followConnections(): void {
     const emit = this.#server.emit.bind(this.#server) as (event: string | symbol, ...values: unknown[]) => boolean;
     const held = (event: string | symbol, ...values: unknown[]): boolean => {
+      if (event === "secureConnection" && this.#ends(values[0] as TLSSocket)) return true;
       const [stream] = values as [Duplex];
       if (event !== "connection" || this.#closed || this.#known.has(stream)) return emit(event, ...values);
       this.#known.add(stream);
       void peek(stream, HELLO_MILLISECONDS).then((hello) => {
         if (hello === "gone") return;
-        const connection = { hello, serverName: hello?.serverName ?? "", began: this.#shim.now(), ids: [] };
-        this.#connections.run(connection, () => emit("connection", stream));
+        const connection = this.#begin(hello);
+        if (connection) this.#connections.run(connection, () => emit("connection", stream));
+        else emit("connection", stream);
       });
       return true;
     };
     this.#server.emit = held as Server["emit"];
   }
 
+  /** Returns what is known of a connection, or undefined of one that neither stores nor resumes. */
+  #begin(hello: Hello | undefined): Connection | undefined {
+    try {
+      return { hello, beginning: this.#contexts.begin(hello?.serverName ?? ""), began: this.#shim.now(), ids: [] };
+    } catch (error) {
+      this.#shim.internalError(error);
+      return undefined;
+    }
+  }
+
   async #negotiated(serialized: Buffer): Promise<void> {
     const connection = this.#connections.getStore();
     if (this.#closed) return;
     try {
+      const { beginning, began = 0 } = connection ?? {};
       const session = connection?.hello && Session.parse(serialized);
       if (session) {
-        // The same as in every other frontend.
-        session.idContext = this.#fleetContext;
-        session.hostName = connection.serverName;
+        session.hostName = connection.beginning.serverName;
         connection.ids.push(session.id);
       }
-      await this.#shim.negotiated(session, connection?.began ?? 0);
+      await this.#shim.negotiated(session, beginning?.context ?? "context-unknown", began);
     } catch (error) {
       this.#shim.internalError(error);
     }
@@ -259,7 +268,7 @@ class Attachment implements Sessions {
     const connection = this.#connections.getStore();
     const id = connection && this.#idIn(connection, legacyId);
     if (!id || this.#closed) return null;
-    const session = await this.#shim.lookUp(id, connection.serverName);
+    const session = await this.#shim.lookUp(id, connection.beginning.serverName, connection.beginning.context);
     if (!session) return null;
     connection.ids.push(session.id);
     session.idContext = Buffer.from(this.#ownContext);
@@ -272,6 +281,27 @@ class Attachment implements Sessions {
     if (!hello.offersTls13 || !this.#speaksTls13) return legacyId;
     // OpenSSL goes on to the next one if it gets no session, but Node can hand out only one.
     return hello.identities.find((identity) => identity.length === ID_BYTES);
+  }
+
+  /** Looks at a connection whose handshake is done; ends it, and returns true, if it resumed a session of another context. */
+  #ends(socket: TLSSocket): boolean {
+    const connection = this.#connections.getStore();
+    if (!connection) return false;
+    const { beginning, ids } = connection;
+    const resumed = socket.isSessionReused();
+    try {
+      if (resumed && this.#contexts.allows(socket, beginning)) return false;
+      if (!resumed && this.#contexts.afterFullHandshake(socket, beginning)) return false;
+    } catch (error) {
+      this.#shim.internalError(error);
+    }
+    for (const id of resumed ? ids.slice(1) : ids) this.#shim.remove(id, "application"); // those that it negotiated
+    if (!resumed) return false;
+    beginning.context = "context-unstable";
+    this.#contexts.distrust(beginning.serverName);
+    this.#shim.terminated("context-mismatch");
+    socket.destroy();
+    return true;
   }
 
   #secured(socket: TLSSocket): void {

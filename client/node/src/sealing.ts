@@ -2,7 +2,7 @@
  * What the store is handed, the same in every language (protos/README.md, protos/vectors):
  *
  * - store key = SHA-256("resumed/v1" 00 format 00 namespace 00 session id)
- * - sealed value = 01 | key id (4) | not_after (8, Unix seconds, big endian) | nonce (12) | AES-256-GCM(plaintext), under the
+ * - sealed value = 02 | key id (4) | not_after (8, Unix seconds, big endian) | nonce (12) | AES-256-GCM(envelope), under the
  *   key HKDF-SHA256(fleet key, salt = store key, info = "resumed/v1 seal"), with the first 13 bytes and the store key as
  *   associated data
  * - sealed id = nonce (12) | AES-SIV(issue time: Unix seconds, 4, big endian), RFC 5297, under the 64-byte key
@@ -16,7 +16,7 @@ export const KEY_BYTES = 32;
 export const ID_BYTES = 32;
 export const NONCE_BYTES = 12;
 export const HEADER_BYTES = 13; // version, key id, not_after
-export const SEALED_VERSION = 1;
+export const SEALED_VERSION = 2;
 export const KEY_ID_END = 5;
 const TAG_BYTES = 16;
 export const LEAST_SEALED_BYTES = HEADER_BYTES + NONCE_BYTES + TAG_BYTES;

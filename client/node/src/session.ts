@@ -3,32 +3,34 @@
  * others kept as they are. The fields are those of ssl/ssl_asn1.c in OpenSSL; all from `time` on are optional and tagged.
  */
 
-const SEQUENCE = 0x30;
-const INTEGER = 0x02;
-const OCTET_STRING = 0x04;
+import { element, elementsOf, INTEGER, OCTET_STRING, SEQUENCE, type Element } from "./der.js";
+import { FINGERPRINT_BYTES, microseconds, seconds } from "./envelope.js";
+
 const SESSION_ID = 3; // after two versions and the cipher
 const TIME = 0xa1;
 const TIMEOUT = 0xa2;
+const PEER = 0xa3;
 const ID_CONTEXT = 0xa4;
+const VERIFY_RESULT = 0xa5;
 const HOST_NAME = 0xa6;
 const TICKET_DATA = 0xb2;
 
 /**
- * The line of sessions that one full handshake began: when that was, and, in a session that resumes, when it ends; Unix seconds, 0 for
- * unknown. OpenSSL copies a session's ticket application data into those that the resumed connection issues, where all frontends with
- * OpenSSL keep it: two numbers of 8 bytes, microseconds and seconds.
+ * What the sessions of the same lineage need, those that resumed connections issue. OpenSSL copies a session's ticket application data
+ * into them, where all frontends with OpenSSL keep it: the mark | fingerprint (32) | issue time (8, microseconds) | end (8, Unix
+ * seconds) | ids of the connection's sessions (Node: none).
  */
-export interface Line {
+export interface Lineage {
+  fingerprint: Buffer;
+  /** When the full handshake was, in Unix seconds. */
   issued: number;
+  /** When all of them end, in Unix seconds. */
   end: number;
 }
 
-const LINE_BYTES = 16;
-
-interface Element {
-  tag: number;
-  content: Buffer;
-}
+const MARK = Buffer.from("resumed\x02", "latin1");
+const ISSUED = MARK.length + FINGERPRINT_BYTES;
+const LINEAGE_BYTES = ISSUED + 16;
 
 export class Session {
   readonly #elements: Element[];
@@ -60,6 +62,10 @@ export class Session {
     this.#set(HOST_NAME, name ? element(OCTET_STRING, Buffer.from(name, "latin1")) : undefined);
   }
 
+  get idContext(): Buffer {
+    return this.#inner(ID_CONTEXT) ?? Buffer.alloc(0);
+  }
+
   set idContext(context: Buffer) {
     this.#set(ID_CONTEXT, element(OCTET_STRING, context));
   }
@@ -79,18 +85,40 @@ export class Session {
     this.#set(TIMEOUT, element(INTEGER, integer(seconds)));
   }
 
-  /** The line that it belongs to; undefined if it does not say. */
-  get line(): Line | undefined {
-    const data = this.#inner(TICKET_DATA);
-    if (!data || data.length < LINE_BYTES) return undefined;
-    return { issued: Number(data.readBigUInt64BE(0)) / 1e6, end: Number(data.readBigUInt64BE(8)) };
+  /** The certificate of its client (DER), if it has one. */
+  get peer(): Buffer | undefined {
+    const content = this.#inner(PEER);
+    return content && element(SEQUENCE, content);
   }
 
-  set line(line: Line | undefined) {
-    const data = Buffer.alloc(LINE_BYTES);
-    data.writeBigUInt64BE(BigInt(Math.round((line?.issued ?? 0) * 1e6)), 0);
-    data.writeBigUInt64BE(BigInt(line?.end ?? 0), 8);
-    this.#set(TICKET_DATA, line && element(OCTET_STRING, data));
+  /** Whether nothing failed when the certificate of its client was verified. */
+  get verified(): boolean {
+    return this.#inner(VERIFY_RESULT)?.every((byte) => byte === 0) ?? true;
+  }
+
+  /** Whether its ticket application data are somebody else's, which must not get lost. */
+  get hasForeignData(): boolean {
+    const data = this.#inner(TICKET_DATA);
+    return data !== undefined && !isLineage(data);
+  }
+
+  /** What this package keeps in its ticket application data. */
+  get lineage(): Lineage | undefined {
+    const data = this.#inner(TICKET_DATA);
+    if (!data || !isLineage(data)) return undefined;
+    const end = Number(data.readBigUInt64BE(ISSUED + 8));
+    return { fingerprint: data.subarray(MARK.length, ISSUED), issued: seconds(data.subarray(ISSUED)), end };
+  }
+
+  set lineage(lineage: Lineage | undefined) {
+    if (!lineage) {
+      this.#set(TICKET_DATA, undefined);
+      return;
+    }
+    const end = Buffer.alloc(8);
+    end.writeBigUInt64BE(BigInt(lineage.end));
+    const data = Buffer.concat([MARK, lineage.fingerprint, microseconds(lineage.issued), end]);
+    this.#set(TICKET_DATA, element(OCTET_STRING, data));
   }
 
   serialize(): Buffer {
@@ -112,35 +140,8 @@ export class Session {
   }
 }
 
-/** Returns the DER elements that make up bytes, or undefined if they are none. Tags and lengths as OpenSSL writes them. */
-function elementsOf(bytes: Buffer): Element[] | undefined {
-  const elements: Element[] = [];
-  for (let at = 0; at < bytes.length;) {
-    const [tag, first] = [bytes[at], bytes[at + 1]];
-    if (tag === undefined || first === undefined) return undefined;
-    at += 2;
-    let length = first;
-    if (first >= 0x80) {
-      const size = first - 0x80;
-      if (size < 1 || size > 3 || at + size > bytes.length) return undefined;
-      length = bytes.readUIntBE(at, size);
-      at += size;
-    }
-    if (at + length > bytes.length) return undefined;
-    elements.push({ tag, content: bytes.subarray(at, at + length) });
-    at += length;
-  }
-  return elements;
-}
-
-function element(tag: number, content: Buffer): Buffer {
-  const { length } = content;
-  const size = length < 0x80 ? 0 : length < 0x100 ? 1 : length < 0x10000 ? 2 : 3;
-  const head = Buffer.alloc(2 + size);
-  head[0] = tag;
-  head[1] = size ? 0x80 + size : length;
-  if (size) head.writeUIntBE(length, 2, size);
-  return Buffer.concat([head, content]);
+function isLineage(data: Buffer): boolean {
+  return data.length >= LINEAGE_BYTES && data.subarray(0, MARK.length).equals(MARK);
 }
 
 /** The content of a DER integer that is not negative. */

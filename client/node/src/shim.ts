@@ -4,12 +4,15 @@
  * A handshake never waits for the store beyond the deadline, and not at all while the store keeps failing. Nothing rejects: a
  * call that fails means no resumption, and nothing else. Ids come from peers and values from the store: neither is trusted.
  */
+import { X509Certificate } from "node:crypto";
 import { setTimeout as sleep } from "node:timers/promises";
 
 import { Breaker } from "./breaker.js";
+import type { Context, Unknown } from "./contexts.js";
+import { unwrap, wrap } from "./envelope.js";
 import type { Keyring, Logger } from "./keyring.js";
 import { FORMAT, ID_BYTES, storeKey } from "./sealing.js";
-import { Sender, within } from "./sender.js";
+import { Sender, within, type Outgoing } from "./sender.js";
 import { Session } from "./session.js";
 import { Recorder, type Stats } from "./stats.js";
 import { CallError, type Store } from "./store.js";
@@ -77,39 +80,45 @@ export class Shim {
   /**
    * Stores a session that a handshake has just negotiated; resolves when the handshake may go on.
    *
-   * @param session How it is to be stored; `undefined` counts one that cannot be resumed.
+   * @param session `undefined` counts one that cannot be resumed.
+   * @param context That of its connection.
    * @param began When the handshake was, in Unix seconds.
    */
-  async negotiated(session: Session | undefined, began: number): Promise<void> {
-    const now = Math.floor(this.#clock());
-    // A session that a resumed connection issues was issued with the one that it resumed, and ends with it. The timeout begins with the
-    // ticket, and so behind a handshake that a client can draw out.
-    const { issued, end } = session?.line ?? { issued: began, end: 0 };
-    const remaining = Math.min(end ? end - now : (session?.timeout ?? 0), this.policy.lifetime);
-    if (!session || remaining <= 0 || session.id.length === 0) {
-      this.#recorder.count("puts", "unresumable");
-      return;
-    }
-    const key = this.#key(session.id);
-    const notAfter = now + remaining;
-    session.line = { issued, end: 0 }; // the end is not part of what is stored
-    const value = this.#keyring.seal(key, session.serialize(), notAfter);
-    if (value.length > MAX_VALUE_BYTES) {
+  async negotiated(session: Session | undefined, context: Context | Unknown, began: number): Promise<void> {
+    const outgoing = session && typeof context === "object" && this.#sealed(session, context, began);
+    if (!outgoing) {
       this.#recorder.count("puts", "unresumable");
       return;
     }
     const wait = this.policy.puts === "wait";
-    const sent = this.#sender.submit({ key, value, notAfter, issued }, wait);
+    const sent = this.#sender.submit(outgoing, wait);
     // After a call that failed, which may have been this handshake's look-up, a handshake does not wait once more.
     if (wait && this.#breaker.answered) await within(sent, this.policy.deadline, undefined);
   }
 
+  #sealed(session: Session, context: Context, began: number): Outgoing | undefined {
+    const { fingerprint, idContext } = context;
+    const now = Math.floor(this.#clock());
+    // A session that a resumed connection issues was issued with the one that it resumed, and ends with it. The timeout begins with the
+    // ticket, and so behind a handshake that a client can draw out.
+    const lineage = session.lineage ?? { fingerprint, issued: began, end: 0 };
+    if (session.hasForeignData || !lineage.fingerprint.equals(fingerprint) || !isOf(session, context)) return undefined;
+    const peerEnd = session.peer ? Date.parse(new X509Certificate(session.peer).validTo) / 1000 : Infinity;
+    const remaining = Math.min(lineage.end ? lineage.end - now : session.timeout, this.policy.lifetime, peerEnd - now);
+    if (!(remaining > 0) || session.id.length === 0) return undefined;
+    session.lineage = undefined; // it is in the envelope
+    session.idContext = idContext;
+    const [key, notAfter, { issued }] = [this.#key(session.id), now + remaining, lineage];
+    const value = this.#keyring.seal(key, wrap({ fingerprint, issued, session: session.serialize() }), notAfter);
+    return value.length > MAX_VALUE_BYTES ? undefined : { key, value, notAfter, issued };
+  }
+
   /** Resolves to the session of an id that a client offered, any bytes at all, or undefined for a full handshake. */
-  async lookUp(id: Buffer, serverName: string): Promise<Session | undefined> {
+  async lookUp(id: Buffer, serverName: string, context: Context | Unknown): Promise<Session | undefined> {
     let outcome = "internal-error";
     let session: Session | undefined;
     try {
-      [session, outcome] = await this.#find(id, serverName);
+      [session, outcome] = typeof context === "object" ? await this.#find(id, serverName, context) : [undefined, context];
     } catch (error) {
       this.internalError(error);
     }
@@ -127,9 +136,9 @@ export class Shim {
     this.#logger.error(`resumed: a defect, the handshake goes on without resumption: ${(error as Error).stack ?? ""}`);
   }
 
-  /** Counts a miss that needed no look-up. */
-  missed(reason: string): void {
-    this.#recorder.count("misses", reason);
+  /** Counts a connection that was ended. */
+  terminated(reason: "context-mismatch"): void {
+    this.#recorder.count("terminations", reason);
   }
 
   flush(timeout: number): Promise<boolean> {
@@ -145,7 +154,7 @@ export class Shim {
     return storeKey(FORMAT, this.#store.namespace, id);
   }
 
-  async #find(id: Buffer, serverName: string): Promise<[Session | undefined, string]> {
+  async #find(id: Buffer, serverName: string, context: Context): Promise<[Session | undefined, string]> {
     const now = this.#clock();
     if (id.length < 1 || id.length > ID_BYTES) return [undefined, "foreign-id"];
     const issued = this.#keyring.openId(this.#store.namespace, id);
@@ -157,27 +166,34 @@ export class Shim {
     if (!value) return [undefined, outcome];
     const opened = this.#keyring.open(key, value, now);
     if (typeof opened === "string") return [undefined, opened];
-    const session = Session.parse(opened.plaintext);
-    if (!session?.id.equals(id)) return [undefined, "undecodable"];
-    // RFC 6066 section 3, and the virtual host of another name may verify its clients otherwise.
-    if (session.hostName !== serverName) return [undefined, "other-name"];
+    const envelope = unwrap(opened.plaintext);
+    if (!envelope) return [undefined, "malformed"];
+    const { fingerprint, issued: negotiated } = envelope;
+    const session = Session.parse(envelope.session);
+    if (!session?.id.equals(id) || session.lineage || session.hasForeignData) return [undefined, "undecodable"];
+    if (session.hostName !== serverName) return [undefined, "other-name"]; // RFC 6066 section 3
+    const agrees = fingerprint.equals(context.fingerprint) && session.idContext.equals(context.idContext);
+    if (!agrees || !isOf(session, context)) return [undefined, "context-mismatch"];
+    if (this.policy.singleUse) {
+      // Only now: a connection that must not resume a session does not use it up.
+      const taken = await this.#ask("take", key, false);
+      if (!taken.value) return [undefined, taken.outcome];
+    }
     session.time = Math.floor(now);
     session.timeout = Math.floor(opened.notAfter - now);
-    // The sessions that the resumed connection issues inherit it. What nobody knows the time of was before any purge.
-    session.line = { issued: session.line?.issued ?? 0, end: opened.notAfter };
+    session.lineage = { fingerprint, issued: negotiated, end: opened.notAfter };
     return [session, outcome];
   }
 
   /** Looks `key` up, or waits for the answer to somebody else who does. */
   async #fly(key: Buffer, fresh: boolean): Promise<Found> {
-    if (this.policy.singleUse) return this.#ask(key, fresh); // of all who take it one gets it: nothing to share
     const name = key.toString("latin1");
     const flight = this.#flights.get(name);
     if (flight) {
       const found = await within(flight, this.policy.deadline, { outcome: "late" });
       return found.value ? { ...found, outcome: "shared" } : found;
     }
-    const mine = this.#ask(key, fresh);
+    const mine = this.#ask("get", key, fresh);
     this.#flights.set(name, mine);
     try {
       return await mine;
@@ -186,13 +202,12 @@ export class Shim {
     }
   }
 
-  async #ask(key: Buffer, fresh: boolean): Promise<Found> {
+  async #ask(method: "get" | "take", key: Buffer, fresh: boolean): Promise<Found> {
     if (this.#lookups >= this.policy.maxLookups) return { outcome: "busy" };
     this.#lookups++;
     const started = performance.now();
     const left = (): number => started + this.policy.deadline * DEADLINE_SHARE - performance.now();
-    const call = (): Promise<Buffer | undefined> =>
-      this.policy.singleUse ? this.#store.take(key, left()) : this.#store.get(key, left());
+    const call = (): Promise<Buffer | undefined> => this.#store[method](key, left());
     try {
       let value = await call();
       let outcome = "store";
@@ -213,4 +228,9 @@ export class Shim {
       this.#recorder.observe(performance.now() - started);
     }
   }
+}
+
+/** Whether a session has what one of this context has: a verified certificate of its client, or none. */
+function isOf(session: Session, { certificates }: Context): boolean {
+  return session.verified && (session.peer !== undefined) === certificates;
 }

@@ -9,16 +9,24 @@ export interface Stats {
   hits: Record<string, number>;
   /**
    * `unknown`; `foreign-id` (no id of a session) and `old-id`, both without a call; `late`, `down` and `refused`: the store
-   * failed; `limited` (a limit of the store is used up; for a moment after that, no call); `breaker-open` (it kept failing: no call); `busy` (too many look-ups under way: no call); `malformed`,
-   * `unknown-key`, `expired`, `not-authentic`, `undecodable`: the value was no session of this fleet; `other-name`: it was
-   * negotiated for another server name (RFC 6066 section 3); `internal-error`: a defect.
+   * failed; `limited` (a limit of the store is used up; for a moment after that, no call); `breaker-open` (it kept failing: no
+   * call); `busy` (too many look-ups under way: no call); `malformed`, `unknown-key`, `expired`, `not-authentic`, `undecodable`: the
+   * value was no session of this fleet; `other-name`: it was negotiated for another server name (RFC 6066 section 3);
+   * `context-mismatch`: it was negotiated in another context; `context-unknown` and `context-unstable`, both without a call: the
+   * server chooses contexts by name, and which one this name has is not known yet, or is not always the same; `internal-error`: a
+   * defect.
    */
   misses: Record<string, number>;
   /** `stored`, `refused`, `dropped` (the queue was full), `expired` (not sent in time), `unresumable` (nothing to store). */
   puts: Record<string, number>;
   /** `fatal-error`, `application`, `dropped`, `refused`. */
   removals: Record<string, number>;
-  /** Look-ups that reached for the store by the time they took: one for each of LOOKUP_BUCKETS and one for longer ones. */
+  /**
+   * Connections that were ended when their handshake was done: `context-mismatch` (the session that they resumed was not negotiated
+   * in the context that they showed then).
+   */
+  terminations: Record<string, number>;
+  /** Look-ups that reached for the store (with singleUse Get and Take count apart) by the time they took: one for each of LOOKUP_BUCKETS and one for longer ones. */
   lookups: number[];
   /** Milliseconds that all these look-ups took. */
   lookupMilliseconds: number;
@@ -30,11 +38,12 @@ export class Recorder {
     misses: {},
     puts: {},
     removals: {},
+    terminations: {},
     lookups: new Array<number>(LOOKUP_BUCKETS.length + 1).fill(0),
     lookupMilliseconds: 0,
   };
 
-  count(kind: "hits" | "misses" | "puts" | "removals", reason: string): void {
+  count(kind: "hits" | "misses" | "puts" | "removals" | "terminations", reason: string): void {
     this.#stats[kind][reason] = (this.#stats[kind][reason] ?? 0) + 1;
   }
 

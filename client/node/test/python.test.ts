@@ -27,7 +27,7 @@ for (const stack of ["ssl", "pyopenssl"]) {
   for (const version of VERSIONS) {
     test(`sessions go from Python (${stack}) to Node and back (${version})`, { skip }, async (context) => {
       const { target } = await sharedStore();
-      const node = await frontend(context, target);
+      const node = await frontend(context, target, { ignoreIdContext: true });
       const python = await pythonFrontend(context, target, stack);
       for (const ports of [
         [python, node.port, python, node.port],

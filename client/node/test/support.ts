@@ -29,17 +29,22 @@ after(() => {
   rmSync(directory, { recursive: true });
 });
 
-/** File with a certificate and its key, its own authority. */
-export const certificate = join(directory, "cert.pem");
-const key = join(directory, "key.pem");
-execFileSync(
-  "openssl",
-  ["req", "-x509", "-nodes", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-days", "30"]
-    .concat(["-subj", "/CN=shop.example", "-addext", "subjectAltName=DNS:shop.example,DNS:bank.example"])
-    .concat(["-keyout", key, "-out", certificate]),
-  { stdio: "ignore" },
-);
-writeFileSync(certificate, readFileSync(key), { flag: "a" });
+/** Returns the file with a certificate for these names, its own authority, and its key. */
+export function certificateFile(names: string[], days = 30): string {
+  const path = mkdtempSync(join(directory, "certificate-"));
+  const [cert, key] = [join(path, "cert.pem"), join(path, "key.pem")];
+  execFileSync(
+    "openssl",
+    ["req", "-x509", "-nodes", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-days", String(days)]
+      .concat(["-subj", `/CN=${names[0]}`, "-addext", `subjectAltName=${names.map((name) => `DNS:${name}`).join()}`])
+      .concat(["-keyout", key, "-out", cert]),
+    { stdio: "ignore" },
+  );
+  writeFileSync(cert, readFileSync(key), { flag: "a" });
+  return cert;
+}
+
+export const certificate = certificateFile(["shop.example", "bank.example"]);
 export const pem = readFileSync(certificate, "utf8");
 
 export const fleetKey = Buffer.alloc(32, 1);
@@ -171,7 +176,9 @@ export async function connect(
   socket.write("hello\n"); // Python's frontend speaks when it is spoken to
   socket.setTimeout(PATIENCE, () => socket.destroy(new Error("the server says nothing")));
   // In TLS 1.3 a server may send its first bytes before its tickets.
-  await Promise.all([once(socket, "data"), version === "TLSv1.3" && once(socket, "session")]);
+  const closed = once(socket, "close").then(() => Promise.reject(new Error("the server closed the connection")));
+  closed.catch(ignore);
+  await Promise.race([closed, Promise.all([once(socket, "data"), version === "TLSv1.3" && once(socket, "session")])]);
   return socket;
 }
 
