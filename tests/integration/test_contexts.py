@@ -384,6 +384,32 @@ def test_honest_hosts_are_never_ended(fleet: Fleet, client: Client) -> None:
     assert not front.shim.stats.terminations
 
 
+def test_a_host_in_a_namespace_of_its_own_resumes_nothing_of_the_first_host(fleet: Fleet, client: Client) -> None:
+    """Tenants are kept apart by namespaces alone: same certificate, nobody verified."""
+    front, tenant, other = fleet.frontend(), fleet.frontend(namespace="tenant"), fleet.frontend()
+    choose(front, lambda name: tenant.context if name == PRIVATE else None)
+    for warm in (False, True):
+        if warm:
+            client.visit(front, host=PRIVATE)
+        session = client.visit(other, host=PRIVATE).session
+        assert not client.visit(front, session, PRIVATE).reused
+    assert front.shim.stats.misses == {"context-unknown": 2}
+    assert not front.shim.stats.terminations
+
+
+def test_a_single_use_is_not_taken_for_another_id_context(
+    store: RunningServer, keyring: resumed.Keyring, client: Client
+) -> None:
+    """OpenSSL compares id contexts behind the look-up; the frontend knows its own from its last full handshake."""
+    one, other = (Fleet("pyopenssl", store, keyring).frontend(single_use=True) for _ in range(2))
+    one.context.set_session_id(b"one")
+    client.visit(other)
+    session = client.visit(one).session
+    assert not client.visit(other, session).reused
+    assert other.shim.stats.misses == {"context-mismatch": 1}
+    assert client.visit(one, session).reused
+
+
 # --- Data of the application in a session ----------------------------------------------------------------------------
 
 

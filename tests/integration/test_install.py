@@ -195,6 +195,19 @@ def test_client_certificates_travel_with_the_session(store: RunningServer, stack
     assert client.visit(frontends[1], session).reused
 
 
+def test_a_context_that_forwards_to_another_one_is_refused() -> None:
+    """As truststore's: callbacks in an SSL_CTX that makes no connection would do nothing, for ever and in silence."""
+
+    class Forwarding(ssl.SSLContext):
+        inner = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+
+        def __getattribute__(self, name: str) -> Any:
+            return Forwarding.inner.options if name == "options" else super().__getattribute__(name)
+
+    with pytest.raises(resumed.UnsupportedContext, match="forwards to another context"):
+        resumed.install(Forwarding(ssl.PROTOCOL_TLS_SERVER), target="127.0.0.1:1", namespace="shop", keyring=KEYRING)
+
+
 def test_without_pyelftools_the_message_says_what_to_install() -> None:
     """Only wheels need it, and only for pyOpenSSL."""
     code = (

@@ -310,3 +310,28 @@ def test_a_look_up_leaves_a_stream_alone_that_catches_up(stream: Stream) -> None
     assert mirror.get(b"key") is None
     assert stream.cancelled == 1
     mirror.close()
+
+
+def test_an_odd_failure_of_the_stream_does_not_end_the_mirror(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It watches anew, whatever was raised; and if the system has no thread, the next look-up tries again."""
+    stream, raised = Stream(), iter([ValueError("odd")])
+    monkeypatch.setattr("resumed.mirror.RETRY_SECONDS", 0.0)
+
+    def watch(_position: bytes) -> Stream:
+        for error in raised:
+            raise error
+        return stream
+
+    monkeypatch.setattr(stream, "watch", watch)
+    mirror = Mirror(cast("resumed.SessionStore", stream))
+    with monkeypatch.context() as patch:
+
+        def no_thread(_thread: threading.Thread) -> None:
+            raise RuntimeError("can't start new thread")
+
+        patch.setattr(threading.Thread, "start", no_thread)
+        assert mirror.get(b"key") is None
+    mirror.get(b"key")
+    stream.tell((b"key", session()))
+    assert mirror.get(b"key") == b"value"
+    mirror.close()

@@ -471,6 +471,32 @@ class TestLookUps:
         assert shim.stats.hits == {"store": 1}
         assert len(store.gets) == 1 + single_use
 
+    def test_what_is_removed_here_resumes_here_no_more(self) -> None:
+        """From that moment, though the store does not know yet, and though a look-up is under way."""
+        store = FakeStore()
+        shim, _ = shim_on(store)
+        session_id = negotiate(shim)
+        store.gate.clear()
+        early = shim.prefetch(Offer(session_id))
+        assert early
+        shim.remove(session_id)
+        assert shim.prefetch(Offer(session_id)) is None
+        assert look_up(shim, Offer(session_id)) is None
+        assert shim.stats.misses == {"unknown": 1}
+        store.gate.set()
+        assert shim.flush(PATIENCE)
+        assert look_up(shim, Offer(session_id)) is None
+
+    @pytest.mark.parametrize(("seconds", "calls"), [(-300, 1), (300, 1), (-5, 5), (5, 5)])
+    def test_an_id_of_another_time_is_asked_for_once(self, seconds: int, calls: int) -> None:
+        """Of the past or of the future: the clocks of two frontends may differ."""
+        store = FakeStore(0.2)
+        shim, clock = shim_on(store)
+        session_id = shim.issue_id()
+        clock.now += seconds
+        assert look_up(shim, Offer(session_id)) is None
+        assert (len(store.gets) > 1) is (calls > 1)
+
     def test_look_ups_in_flight_are_bounded(self) -> None:
         """Beyond the bound a handshake does not ask."""
         store = FakeStore()
@@ -673,6 +699,11 @@ class TestOutages:
         assert shim.stats.misses == {"late": 5}
 
 
+def no_thread(_thread: threading.Thread) -> None:
+    """Stand in for Thread.start() on a machine that has no thread to give."""
+    raise RuntimeError("can't start new thread")
+
+
 def sealed(key: bytes, value: bytes, not_after: int) -> bytes:
     """Stand in for Keyring.seal(): every time with another nonce."""
     return b"%d sealed %s" % (next(NONCES), value)
@@ -722,6 +753,38 @@ class TestSending:
         assert isinstance(put, Put)
         assert (put.key, put.ttl, put.issued) == (b"a", 40.0, 7.5)
         assert recorder.snapshot().puts == {"stored": 1, "expired": 1}
+
+    def test_a_store_that_is_too_slow_for_handshakes_is_not_well(self) -> None:
+        """Its Batches succeed, in their own time, and must not hide that its look-ups are late."""
+        now = 0.0
+        breaker = Breaker(clock=lambda: now)
+
+        class Slow(FakeStore):
+            def batch(self, operations: Any, *, deadline: float | None = None) -> Any:
+                nonlocal now
+                now += 0.2
+                return super().batch(operations, deadline=deadline)
+
+        sender = Sender(Slow(deadline=0.05), breaker, Recorder(), Clock(), sealed)
+        for _ in range(2):
+            now += 1
+            breaker.failed(now)
+            sender.submit(Outgoing(b"a", b"value", int(Clock.now) + 100, ""))
+            assert sender.flush(PATIENCE)
+        breaker.failed(now + 1)
+        assert not breaker.closed
+        sender.close(0)
+
+    def test_a_thread_that_cannot_start_now_starts_later(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A machine short of threads for a moment loses no Put of later ones."""
+        store = FakeStore()
+        sender, recorder, clock = self.sender(store)
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", no_thread)
+            sender.submit(Outgoing(b"a", b"value", int(clock.now) + 100, ""))
+        sender.submit(Outgoing(b"b", b"value", int(clock.now) + 100, ""))
+        assert sender.flush(PATIENCE)
+        assert recorder.snapshot().puts == {"stored": 2}
 
     def test_what_is_sent_again_is_sealed_once(self) -> None:
         """The store may have kept what it did not answer for, and keeps the first value of a key."""

@@ -265,7 +265,8 @@ class Connection:
     def cancel(self) -> None:
         """End what is under way, from any thread."""
         with contextlib.suppress(OSError):  # it has ended already
-            self._socket.shutdown(socket.SHUT_RDWR)
+            # Not SSLSocket's own: behind that one, a read that is under way would go on without TLS.
+            socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
 
     def close(self) -> None:
         """Close the socket."""

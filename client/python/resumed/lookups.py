@@ -71,7 +71,7 @@ class Lookups:
         renew_after_fork(self)
 
     def _begin(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # forget() is called by the garbage collector, too
         self._flights: dict[bytes, Future[Found]] = {}
         self._under_way = 0
         self._threads = ThreadPoolExecutor(_THREADS, "resumed-prefetch")
@@ -113,6 +113,11 @@ class Lookups:
             return flight.result()
         return landed(_shared(flight), seconds)
 
+    def forget(self, key: bytes) -> None:
+        """Let no handshake join a look-up of `key` that is under way: its session is removed."""
+        with self._lock:
+            self._flights.pop(key, None)
+
     def close(self) -> None:
         """Begin no more of them on other threads."""
         self._threads.shutdown(wait=False)
@@ -153,7 +158,8 @@ class Lookups:
     def _land(self, flight: Future[Found], key: bytes, found: Found) -> None:
         with self._lock:
             self._under_way -= 1
-            self._flights.pop(key, None)
+            if self._flights.get(key) is flight:
+                del self._flights[key]
         flight.set_result(found)
 
     def _end(self, seconds: float) -> float:

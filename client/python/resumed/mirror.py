@@ -221,8 +221,10 @@ class Mirror:
     def _start(self) -> None:
         with self._lock:
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="resumed-mirror", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._run, name="resumed-mirror", daemon=True)
+                with contextlib.suppress(RuntimeError):  # the system has no thread now: the next look-up tries again
+                    thread.start()
+                    self._thread = thread
 
     def _run(self) -> None:
         position, failing = b"", False
@@ -246,11 +248,12 @@ class Mirror:
                         position = behind or position
                         if live:
                             self._heard = self._clock()
-            except StoreError as error:
+            except Exception as error:  # noqa: BLE001  # a defect must not end the thread: all look-ups would be calls
                 # A server that stops, or a connection that has reached its age: the next one may serve at once.
                 orderly = serving and isinstance(error, StoreUnavailable) and not isinstance(error, StoreTimeout)
                 if not (orderly or failing or self._closed.is_set()):  # once per outage
-                    _log.warning("the mirror of %s rests: %s", self._store.target, error)
+                    defect = None if isinstance(error, StoreError) else error
+                    _log.warning("the mirror of %s rests: %s", self._store.target, error, exc_info=defect)
                 failing = not orderly
             now = self._clock()
             self._heard = min(self._heard, now - STALE_SECONDS)

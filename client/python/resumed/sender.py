@@ -7,6 +7,7 @@ handshake has to.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import logging
 import threading
 import time
@@ -92,6 +93,7 @@ class Sender:
         self._queue: deque[Outgoing] = deque()
         self._batch: list[Outgoing] = []  # the first of the queue, sealed, until they are sent
         self._bytes = 0
+        self._removing: set[bytes] = set()  # of the Removes in the queue
         self._submitted = 0
         self._finished = 0
         self._urgent = 0
@@ -113,6 +115,8 @@ class Sender:
                 return 0
             self._queue.append(outgoing)
             self._bytes += size
+            if outgoing.value is None:
+                self._removing.add(outgoing.key)
             self._submitted += 1
             if urgent:
                 self._urgent = self._submitted
@@ -120,6 +124,10 @@ class Sender:
             if urgent or self._idle or self._thread is None or len(self._queue) >= BATCH_OPERATIONS:
                 self._wake()
             return self._submitted
+
+    def is_removing(self, key: bytes) -> bool:
+        """Return whether a Remove of a session is submitted, and not yet acknowledged."""
+        return key in self._removing
 
     def wait(self, number: int, timeout: float) -> bool:
         """Wait until what submit() numbered so was sent or given up; return False if `timeout` seconds passed first."""
@@ -156,8 +164,10 @@ class Sender:
 
     def _wake(self) -> None:
         if self._thread is None and not self._closing:
-            self._thread = threading.Thread(target=self._run, name="resumed-sender", daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._run, name="resumed-sender", daemon=True)
+            with contextlib.suppress(RuntimeError):  # the system has no thread now: the next one to submit tries again
+                thread.start()
+                self._thread = thread
         self._changed.notify_all()
 
     def _run(self) -> None:
@@ -208,13 +218,17 @@ class Sender:
                 self._breaker.failed(began)
                 self._pause(RETRY_SECONDS)
             return
-        self._breaker.succeeded()
+        if self._breaker.now() - began <= self._store.deadline:
+            # A store that answers, but too late for a handshake, is no help, and a Batch must not hide that.
+            self._breaker.succeeded()
         for outgoing, operation in zip(batch, operations, strict=True):
             refused = isinstance(next(results), StoreError) if operation else False
             self._count(outgoing, "expired" if operation is None else "refused" if refused else "sent")
         with self._changed:
-            for _ in batch:
+            for outgoing in batch:
                 self._bytes -= _size(self._queue.popleft())
+                if outgoing.value is None:
+                    self._removing.discard(outgoing.key)
             self._batch = []
             self._finished += len(batch)
             self._changed.notify_all()

@@ -201,6 +201,8 @@ class Shim:
             The answer that a Handshake keeps; it is done when the deadline has passed, or sooner.
         """
         now, key = self._clock(), self._store_keys.key(offer.session_id)
+        if self._sender.is_removing(key):
+            return None
         known = self._mirrored(key)
         if known is not None:
             return settled(known)
@@ -290,6 +292,7 @@ class Shim:
         key = self._store_keys.key(session_id)
         if self._mirror:
             self._mirror.sessions.remove(key)
+        self._lookups.forget(key)
         self._sender.submit(Outgoing(key, None, 0, reason))
 
     def internal_error(self) -> None:
@@ -332,6 +335,8 @@ class Shim:
 
     def _find(self, offer: Offer, key: bytes, handshake: Handshake) -> Found:
         """Look `key` up, if its id is worth it."""
+        if self._sender.is_removing(key):
+            return None, "unknown"
         now = self._clock()
         issued = self._keyring.open_id(self.namespace, offer.session_id)
         refusal = self._refusal(offer, issued, now)
@@ -342,4 +347,5 @@ class Shim:
 
 
 def _is_fresh(issued: int | None, now: float) -> bool:
-    return issued is not None and now - issued <= _FRESH_SECONDS
+    # With a clock that is behind, ids of other frontends are from the future, and stay so.
+    return issued is not None and abs(now - issued) <= _FRESH_SECONDS

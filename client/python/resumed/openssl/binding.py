@@ -97,6 +97,7 @@ class Binding:
         self._gone = False
         # None: that of the application, which OpenSSL compares.
         self._id_context = hashlib.sha256(shim.namespace.encode()).digest() if ignore_id_context else None
+        self._known_id_context: bytes | None = None  # as the last full handshake showed it: OpenSSL has no getter
         self._warned: set[str] = set()
         self._previous = self._current()
         if any(self._previous) and not replace:
@@ -120,6 +121,7 @@ class Binding:
         library.SSL_CTX_up_ref(pointer)  # until the finalizer has unset the callbacks
         weakref.finalize(context, self._release).atexit = False  # at exit see _leave
         self._install()
+        _bindings[pointer] = self
         _live.add(self)
 
     @property
@@ -269,6 +271,8 @@ class Binding:
         except ForeignData:
             self._warn("the application keeps ticket application data in its sessions; they are not shared")
             return None
+        if not self._is_of_namespace(ssl):  # a look-up would not find it: it happens before the context is chosen
+            return None
         mode = library.SSL_get_verify_mode(ssl)
         if not has_peer_as_asked(mode, bool(library.SSL_SESSION_get0_peer(session))):
             return None
@@ -276,6 +280,7 @@ class Binding:
             return None
         if library.SSL_session_reused(ssl):
             return memory if memory and contexts.agrees(ssl, memory.fingerprint) else None
+        self._known_id_context = sessions.id_context_of(session)
         fingerprint = contexts.fingerprint(ssl)
         if self._chooses_by_name():
             self._names.learn(self._server_name(ssl), fingerprint)
@@ -332,11 +337,18 @@ class Binding:
 
     def expected(self, ssl: int, name: bytes) -> Expected:
         """Return the context that a connection, for which the client asks by name, is expected to be served by."""
-        expected = self._names.expected(name)
-        by_name = self._chooses_by_name() or self.library.SSL_get_SSL_CTX(ssl) != self._pointer
+        library, expected = self.library, self._names.expected(name)
+        by_name = self._chooses_by_name() or library.SSL_get_SSL_CTX(ssl) != self._pointer
+        # In a renegotiation of TLS 1.2 the context has been chosen already.
+        by_name = by_name and not library.SSL_get_finished(ssl, None, 0)
         if by_name or expected.reason == "context-unstable":
             return expected
         return Expected(self._contexts.fingerprint(ssl))
+
+    def _is_of_namespace(self, ssl: int) -> bool:
+        """Return whether the context that serves a connection shares its sessions in this namespace, or in none."""
+        serving = _bindings.get(self.library.SSL_get_SSL_CTX(ssl))
+        return serving is None or serving._shim.namespace == self._shim.namespace  # noqa: SLF001  # of this class
 
     def _on_info(self, ssl: int, where: int, result: int) -> None:
         """Look at a connection once more when its handshake is done; set for those that are given a session."""
@@ -366,6 +378,7 @@ class Binding:
             and has_peer_as_asked(library.SSL_get_verify_mode(ssl), bool(library.SSL_SESSION_get0_peer(session)))
             and library.SSL_get_verify_result(ssl) == _X509_V_OK
             and self._contexts.agrees(ssl, memory.fingerprint)
+            and self._is_of_namespace(ssl)
         ):
             return
         library.SSL_set_shutdown(ssl, _BOTH_SHUTDOWN)
@@ -473,8 +486,12 @@ class Binding:
         asks = not envelope.fingerprint.endswith(NO_CLIENT_AUTHENTICATION)
         if library.SSL_SESSION_get0_peer(session) and not asks:
             return "context-mismatch"
-        if offer.asks and not self._id_context and not sessions.id_context_of(session):
-            return "context-mismatch"  # or OpenSSL would end the handshake: see _judged
+        if not self._id_context:
+            id_context = sessions.id_context_of(session)
+            # OpenSSL compares it as well, but only behind this callback. Without one it would end a handshake that asks
+            # for a certificate.
+            if self._known_id_context not in {None, id_context} or (offer.asks and not id_context):
+                return "context-mismatch"
         try:
             own = sessions.memory(session) is None
         except ForeignData:
@@ -544,6 +561,7 @@ def _function(prototype: Any, address: int) -> Any:
 
 
 _numbers = itertools.count(1)
+_bindings: weakref.WeakValueDictionary[int, Binding] = weakref.WeakValueDictionary()
 _live: weakref.WeakSet[Binding] = weakref.WeakSet()
 
 

@@ -54,6 +54,7 @@ _QUICK: dict[str, tuple[Any, list[Any]]] = {
     "SSL_get0_param": (c_void_p, [c_void_p]),
     "SSL_get_certificate": (c_void_p, [c_void_p]),
     "SSL_get_ex_data": (c_void_p, [c_void_p, c_int]),
+    "SSL_get_finished": (c_size_t, [c_void_p, c_void_p, c_size_t]),
     "SSL_get_num_tickets": (c_size_t, [c_void_p]),
     "SSL_get_options": (c_uint64, [c_void_p]),
     "SSL_get_pending_cipher": (c_void_p, [c_void_p]),
@@ -219,7 +220,22 @@ def _of_ssl(context: ssl.SSLContext) -> Context:
             f"the SSL_CTX of ssl.SSLContext was not found on Python {sys.version.split()[0]}; "
             "use an OpenSSL.SSL.Context here"
         )
+    if not _is_shown(library, pointer, context):
+        raise UnsupportedContext(
+            f"this {type(context).__qualname__} forwards to another context, as truststore's do; pass an "
+            "ssl.SSLContext that was made before truststore.inject_into_ssl(), or an OpenSSL.SSL.Context"
+        )
     return Context(library, pointer, lambda: _attribute(reference, "sni_callback"), is_final=True)
+
+
+def _is_shown(library: Library, pointer: int, context: ssl.SSLContext) -> bool:
+    """Return whether an option that is set in an SSL_CTX shows in the context: then its connections are made of it."""
+    before = library.SSL_CTX_get_options(pointer)
+    library.SSL_CTX_set_options(pointer, int(ssl.OP_NO_TICKET))
+    shown = bool(context.options & ssl.OP_NO_TICKET)
+    if not before & ssl.OP_NO_TICKET:
+        library.SSL_CTX_clear_options(pointer, int(ssl.OP_NO_TICKET))
+    return shown
 
 
 def _of_pyopenssl(context: Any) -> Context:
