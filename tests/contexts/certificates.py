@@ -91,6 +91,7 @@ class Files:
         for name, names in ("site", SITE), ("renewed", SITE), ("rsa", SITE), ("unrelated", ("unrelated.example",)):
             issued = _issue(names[0], names=names, issuer=root, rsa_key=name == "rsa")
             self._write(f"{name}.pem", issued.pem())
+        self._write("ca-servers.pem", root.certificate.public_bytes(Encoding.PEM))
         self._one = _issue("authority one", authority=True)
         authorities = {
             "one": self._one, "two": _issue("authority two", authority=True),

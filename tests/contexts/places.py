@@ -212,21 +212,23 @@ def _apache(site: Site) -> list[str]:
 
 
 def _haproxy(site: Site) -> list[str]:
-    def verification(host: Host) -> str:
-        profile = host.profile
+    def line(host: Host) -> str:
+        profile, crt = host.profile, " ".join(map(str, site.server_files(host)[:1]))
+        # The first line is the default of the port; of lines whose filters have a name, the first one that was read counts.
+        return f"{crt} [{verification(profile)}] {host.by or 'first.invalid'}"
+
+    def verification(profile: Profile) -> str:
         if not profile.verify:
             return ""
         word = "required" if profile.verify == "require" else "optional"
-        text = f"verify {word} ca-file {site.ca(host)}"
-        text += f" crl-file {site.crl(host)}" if profile.crl else ""
+        text = f"verify {word} ca-file {site.certificates}/ca-{profile.ca}.pem"
+        text += f" crl-file {site.certificates}/crl-{profile.crl}.pem" if profile.crl else ""
         return text + (" crt-ignore-err all ca-ignore-err all" if profile.verify == "optional_no_ca" else "")
 
-    first = site.hosts[0]
-    named = "\n".join(f"{site.server_files(host)[0]} [{verification(host)}] {host.by}" for host in site.hosts[1:])
-    site.files["list"] = f"{named}\n"
-    crt = " ".join(f"crt {path}" for path in site.server_files(first)) + (
-        f" crt-list {site.directory}/list" if named else ""
-    )
+    first, several = site.hosts[0], len(site.hosts) > 1
+    site.files["list"] = "".join(f"{line(host)}\n" for host in site.hosts)
+    certificates = " ".join(f"crt {path}" for path in site.server_files(first))
+    bind = f"crt-list {site.directory}/list" if several else f"{certificates} {verification(first.profile)}"
     site.files["config"] = f"""global
   nbthread 1
 defaults
@@ -235,8 +237,8 @@ defaults
   timeout server 60s
   timeout connect 5s
 frontend tls
-  bind 127.0.0.1:{site.port} ssl {crt} ssl-min-ver TLSv1.2 {verification(first)}
-  http-request return status 200 content-type text/plain lf-string "served %[ssl_fc_sni], client %[ssl_c_verify] %[ssl_c_s_dn]"
+  bind 127.0.0.1:{site.port} ssl {bind} ssl-min-ver TLSv1.2
+  http-request return status 200 content-type text/plain lf-string "served %[ssl_fc_sni,lower], client %[ssl_c_verify] %[ssl_c_s_dn]"
 """
     return ["/usr/sbin/haproxy", "-W", "-db", "-f", "{d}/config"]
 
@@ -262,8 +264,13 @@ def _stunnel(site: Site) -> list[str]:
 
 
 def _lighttpd(site: Site) -> list[str]:
-    def lines(host: Host) -> str:
-        (path, *_), profile = site.server_files(host), host.profile
+    root = (site.certificates / "ca-servers.pem").read_text()
+
+    def lines(number: int, host: Host) -> str:
+        (original, *_), profile = site.server_files(host), host.profile
+        # With ssl.ca-file, lighttpd builds the chain of its own certificate from that, unless the file has a chain.
+        site.files[f"{number}.pem"] = original.read_text() + root
+        path = site.directory / f"{number}.pem"
         text = f'ssl.pemfile = "{path}"\nssl.privkey = "{path}"\n'
         if profile.verify:
             text += f'ssl.ca-file = "{site.ca(host)}"\nssl.verifyclient.activate = "enable"\n'
@@ -286,8 +293,10 @@ server.errorlog = "{site.directory}/error.log"
 index-file.names = ( "index.html" )
 ssl.engine = "enable"
 ssl.openssl.ssl-conf-cmd = ("MinProtocol" => "TLSv1.2")
-{lines(first)}
-""" + "\n".join(f'$HTTP["host"] == "{host.by}" {{\n{lines(host)}}}' for host in others)
+{lines(0, first)}
+""" + "\n".join(
+        f'$HTTP["host"] == "{host.by}" {{\n{lines(number, host)}}}' for number, host in enumerate(others, 1)
+    )
     return ["/usr/sbin/lighttpd", "-D", "-f", "{d}/config"]
 
 

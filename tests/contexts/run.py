@@ -220,7 +220,7 @@ def judge(row: Row, alone: Result, result: Result) -> list[str]:
         else:
             wrong = offered.answer != full.answer
         if wrong:
-            complaints.append(f"{trial.label}: {offered} ({offered.answer}); alone: {full} ({full.answer})")
+            complaints.append(f"{trial.label}: {offered} ({offered.answer} {offered.detail}); alone: {full} ({full.answer})")
     return complaints
 
 
