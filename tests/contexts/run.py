@@ -41,7 +41,7 @@ PAGE = ROOT / "docs" / "contexts.md"
 BEGIN, END = "<!-- table: written by `make contexts` -->", "<!-- end of the table -->"
 LINKED = ("-lssl", "-lcrypto", "-lpthread", "-ldl", "-lm", "-lgcc_s")
 VERSIONS = ("1.3", "1.2")
-VALID_SECONDS = 4.0
+VALID_SECONDS = 3.0
 """How long a client certificate is valid that expires between the handshakes."""
 
 console = Console(stderr=True)
@@ -125,7 +125,7 @@ class Driver:
             try:
                 # Which version is tried before the process has learned anything is another one with other settings.
                 for version in VERSIONS if number % 2 == 0 else VERSIONS[::-1]:
-                    if row.must != "resume" or row.cold:
+                    if row.cold or (row.must != "resume" and row.client != "expiring"):  # which takes its time
                         self._switch(row, places[1], on=not row.switched)
                         result.trials.append(self._try(row, places, version, words, warm=False))
                     if not row.cold:
@@ -272,14 +272,17 @@ def library(preload: Path, python: Path, include: Path, name: str) -> Library:
 
 def markdown(chosen: list[Row], columns: dict[str, list[Result]], verdicts: list[str]) -> str:
     """Return the table."""
+    known = [row.known for row in chosen if row.known]
     words = {"resume": "resumes", "not": "full handshake", "same": "answer as alone", "ended": "not served"}
     heads = ["Case", "Server", "Must", *columns, "Verdict"]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for number, row in enumerate(chosen):
         server = row.server if row.server == row.first_server else f"{row.first_server}, {row.server}"
         cells = [row.case, server, words[row.must], *(results[number].cell() for results in columns.values())]
-        lines.append(f"| {' | '.join([*cells, verdicts[number]])} |")
-    return "\n".join(lines)
+        note = f" [{list(dict.fromkeys(known)).index(row.known) + 1}]" if row.known else ""
+        lines.append(f"| {' | '.join([*cells, verdicts[number] + note])} |")
+    notes = [f"[{number}] {text}  " for number, text in enumerate(dict.fromkeys(known), 1)]
+    return "\n".join([*lines, *(["", *notes] if notes else [])])
 
 
 def select(only: Sequence[str], servers: Sequence[str], usable: Library) -> list[Row]:
@@ -342,11 +345,15 @@ def main() -> int:
             if complaints[number]:
                 severe = let_in(row, columns["Alone"][number], columns[title][number])
                 sys.stdout.write(f"{title}: {'LET IN' if severe and row.must != 'resume' else 'not as it must be'}: {row.name}\n")
+                sys.stdout.write(f"    known: {row.known}\n" if row.known else "")
                 sys.stdout.writelines(f"    {complaint}\n" for complaint in complaints[number])
                 sys.stdout.writelines(f"    log: {line}\n" for line in columns[title][number].lines)
     if arguments.write:
         _write(table)
-    wrong = {title: sum(map(bool, complaints)) for title, complaints in failures.items()}
+    wrong = {
+        title: sum(bool(each) and not row.known for row, each in zip(chosen, complaints, strict=True))
+        for title, complaints in failures.items()
+    }
     console.print(f"{len(chosen)} rows, not as they must be: {wrong}, {time.monotonic() - started:.0f} s")
     return 1 if wrong["With the library"] else 0
 

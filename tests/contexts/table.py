@@ -40,6 +40,7 @@ class Row:
     path_second: str = "/"
     alpn_second: str = ""
     cold: bool = False
+    known: str = ""
 
     @property
     def name(self) -> str:
@@ -82,5 +83,6 @@ def _row(case: dict[str, Any], server: str, profiles: dict[str, Profile]) -> Row
     first, second = (_hosts(case.pop(place), profiles) for place in ("first", "second"))
     case.setdefault("first_server", server)
     case.setdefault("ask_second", case.get("ask", "localhost"))
+    case["known"] = case.pop("known", {}).get(server, "")
     settings = case.pop("with", None) or _settings(case["must"], server)
     return Row(case=case.pop("name"), server=server, first=first, second=second, settings=settings, **case)
