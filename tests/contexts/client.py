@@ -79,7 +79,7 @@ def visit(
             answer, detail = _ask(connection, place.kind.protocol, name, path), ""
         except (SSL.Error, OSError) as error:
             answer, detail = "refused", repr(error)[:200]
-        fresh = connection.get_session() if answer != "refused" else None
+        fresh = connection.get_session()
         # A connection that ends without close_notify must not take its session with it.
         connection.set_shutdown(SSL.SENT_SHUTDOWN | SSL.RECEIVED_SHUTDOWN)
     return Visit(reused, answer, fresh, detail)
@@ -91,7 +91,7 @@ def _ask(connection: Any, protocol: str, name: str, path: str) -> str:
         HTTP: f"GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode(),
         REDIS: b"PING\r\n",
         MQTT: b"\x10\x10\x00\x04MQTT\x04\x02\x00\x3c\x00\x04abcd",
-        LINES: b"hello\n",
+        LINES: b"admin\n" if path == "/admin" else b"hello\n",
     }[protocol]
     connection.sendall(request)
     received = b""
@@ -102,7 +102,10 @@ def _ask(connection: Any, protocol: str, name: str, path: str) -> str:
             if received:
                 break
             raise
-        if protocol != HTTP and received:
+        if protocol == LINES and received == b"more\n":
+            connection.sendall(b"more\n")
+            received = b""
+        elif protocol != HTTP and received:
             break
     if protocol == REDIS:
         return "served" if received.startswith(b"+PONG") else "refused"

@@ -20,7 +20,7 @@ from typing import Any
 
 from cryptography import x509
 from cryptography.x509.oid import NameOID
-from OpenSSL import SSL
+from OpenSSL import SSL, crypto
 
 SSL_MODES = {"": ssl.CERT_NONE, "optional": ssl.CERT_OPTIONAL, "require": ssl.CERT_REQUIRED}
 MODES = {
@@ -83,6 +83,7 @@ class StandardLibrary:
         for certificate in host["certificates"]:
             context.load_cert_chain(certificate)
         context.verify_mode = SSL_MODES[host["verify"]]
+        context.post_handshake_auth = host["location"]
         if host["verify"]:
             context.load_verify_locations(host["ca"])
         if host["crl"]:
@@ -96,7 +97,12 @@ class StandardLibrary:
     def serve(self, connection: socket.socket) -> None:
         """Shake hands and answer."""
         with self._first.wrap_socket(connection, server_side=True) as tls:
-            while tls.recv(4096):
+            while received := tls.recv(4096):
+                if received.startswith(b"admin") and tls.version() == "TLSv1.3":
+                    # The certificate comes with what the client sends next.
+                    tls.verify_client_post_handshake()
+                    tls.sendall(b"more\n")
+                    tls.recv(4096)
                 profile = self._names[id(tls.context)]
                 tls.sendall(f"served {profile}, client {common_name(tls.getpeercert(binary_form=True))}\n".encode())
 
@@ -132,9 +138,9 @@ class PyOpenSSL:
             context.set_verify(MODES[host["verify"]], PyOpenSSL._callback(host))
         if host["depth"] is not None:
             context.set_verify_depth(host["depth"])
+        if host["partial_chain"]:
+            context.get_cert_store().set_flags(crypto.X509StoreFlags.PARTIAL_CHAIN)
         if host["crl"]:
-            from OpenSSL import crypto
-
             store = context.get_cert_store()
             store.add_crl(x509.load_pem_x509_crl(Path(host["crl"]).read_bytes()))
             store.set_flags(crypto.X509StoreFlags.CRL_CHECK)

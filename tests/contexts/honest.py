@@ -44,7 +44,7 @@ PRIVATE = "mtls.example"
 SERVERS, WORKERS = 2, 2
 VERSIONS = ("1.3", "1.2")
 _VISIT = re.compile(r"^(\d+) (\S+) (\S+) (\S+) (\d+) (\S+)$", re.MULTILINE)
-_COUNT = re.compile(r"(hits|misses|puts|terminations|lost puts|takes) (\S+) (\d+)")
+_COUNTS = re.compile(r"(hits|misses|puts|removals|terminations): ([^;]*)")
 
 console = Console(stderr=True)
 
@@ -168,10 +168,9 @@ class Fleet:
         for number in range(SERVERS):
             own = self.directory / str(number)
             for path in own / "stderr", own / "error.log":
-                for line in path.read_text(errors="replace").splitlines():
-                    if "resumed:" in line:
-                        for kind, reason, count in _COUNT.findall(line):
-                            counted[f"{kind} {reason}"] += int(count)
+                for kind, text in _COUNTS.findall(path.read_text(errors="replace")):
+                    for reason, count in re.findall(r"(\S+) (\d+)", text):
+                        counted[f"{kind} {reason}"] += int(count)
         return counted
 
 

@@ -45,6 +45,8 @@ class Profile:
     location: bool = False
     redirect: bool = False
     check_host: str = ""
+    security_level: int | None = None
+    partial_chain: bool = False
 
 
 @dataclass(frozen=True)
@@ -76,12 +78,14 @@ class Settings:
     verified: bool = False
     ignore_id_context: bool = False
     single_host: bool = False
+    mirror: bool = False
+    single_use: bool = False
 
     def environment(self) -> dict[str, str]:
         """Return the environment that puts the preloaded library under a server."""
         named = {
             "target": self.target, "namespace": self.namespace, "keyring": str(self.keyring), "deadline": "5",
-            "mirror": "0", "puts": "wait",
+            "mirror": "1MiB" if self.mirror else "0", "single_use": str(int(self.single_use)), "puts": "wait",
         }  # fmt: skip
         if self.verified:
             named["verified_namespace"] = f"{self.namespace}.verified"
@@ -93,13 +97,16 @@ class Settings:
         """Return the arguments of resumed.install()."""
         named: dict[str, object] = {
             "target": self.target, "namespace": self.namespace, "keyring": str(self.keyring), "deadline": 5.0,
-            "puts": "wait", "ignore_id_context": self.ignore_id_context,
+            "puts": "wait", "ignore_id_context": self.ignore_id_context, "mirror": self.mirror,
+            "single_use": self.single_use,
         }  # fmt: skip
         return named
 
     def options(self) -> list[str]:
         """Return the options of server.c."""
         options = ["--target", self.target, "--namespace", self.namespace, "--keyring", str(self.keyring)]
+        options += ["--mirror"] if self.mirror else []
+        options += ["--single-use"] if self.single_use else []
         options += ["--ignore-id-context"] if self.ignore_id_context else []
         return options + (["--single-host"] if self.single_host else [])
 
@@ -448,6 +455,8 @@ class Place:
                 "id_context": host.profile.id_context,
                 "namespace": host.profile.namespace,
                 "per_connection": host.profile.per_connection,
+                "location": host.profile.location,
+                "partial_chain": host.profile.partial_chain,
                 "file": str(self.switch),
             }
             for host in site.hosts
@@ -470,6 +479,10 @@ class Place:
             arguments += ["--crl", str(site.crl(host))] if profile.crl else []
             arguments += ["--id-context", profile.id_context] if profile.id_context else []
             arguments += ["--own-namespace", profile.namespace] if profile.namespace else []
+            arguments += ["--check-host", profile.check_host] if profile.check_host else []
+            level = profile.security_level
+            arguments += ["--security-level", str(level)] if level is not None else []
+            arguments += ["--location"] if profile.location else []
             arguments += ["--per-connection"] if profile.per_connection else []
         return arguments
 

@@ -2,10 +2,11 @@
  * A C server whose port has several hosts: it answers with the host that serves and with the client's name. Hosts are chosen by server
  * name, by the ALPN protocol acme-tls/1 ("alpn"), or while a file exists ("switch:FILE"); the first one serves every other name.
  *
- *     server --port N [--target T --namespace N --keyring FILE [--ignore-id-context] [--single-host]]
+ *     server --port N [--target T --namespace N --keyring FILE [--ignore-id-context] [--single-host] [--mirror] [--single-use]]
  *            --host BY PROFILE --certificate FILE... [--verify MODE --ca FILE] [--depth N] [--crl FILE] [--id-context TEXT]
- *            [--own-namespace NAME] [--per-connection] ...
+ *            [--own-namespace NAME] [--security-level N] [--check-host NAME] [--per-connection] [--location] ...
  *
+ * A host with --location asks for a certificate when a client sends "admin": by renegotiation, or after the handshake.
  * A host with --per-connection serves on the first host's SSL_CTX; verification and id context are set for the connection.
  */
 #include <arpa/inet.h>
@@ -24,9 +25,9 @@
 #define MOST 8
 
 typedef struct host {
-    const char *by, *profile, *verify, *ca, *crl, *id_context, *own_namespace;
+    const char *by, *profile, *verify, *ca, *crl, *id_context, *own_namespace, *check_host;
     const char *certificates[MOST];
-    int count, depth, per_connection;
+    int count, depth, security_level, per_connection, location;
     SSL_CTX *context;
 } host;
 
@@ -42,7 +43,7 @@ static void fail(const char *message)
 
 static int mode(const host *h)
 {
-    if (!h->verify)
+    if (!h->verify || h->location)
         return SSL_VERIFY_NONE;
     return SSL_VERIFY_PEER | (strcmp(h->verify, "require") ? 0 : SSL_VERIFY_FAIL_IF_NO_PEER_CERT);
 }
@@ -57,6 +58,17 @@ static int accept_any(int passed, X509_STORE_CTX *store)
 static SSL_verify_cb callback(const host *h)
 {
     return h->verify && !strcmp(h->verify, "optional_no_ca") ? accept_any : NULL;
+}
+
+static void ask(SSL *ssl, const host *h)
+{
+    SSL_set_verify(ssl, SSL_VERIFY_PEER | SSL_VERIFY_FAIL_IF_NO_PEER_CERT, NULL);
+    if (SSL_version(ssl) == TLS1_3_VERSION)
+        SSL_verify_client_post_handshake(ssl);
+    else
+        SSL_renegotiate(ssl);
+    SSL_do_handshake(ssl);
+    (void)h;
 }
 
 static void enter(SSL *ssl, host *h)
@@ -105,6 +117,12 @@ static void *serve(void *argument)
     if (SSL_accept(ssl) == 1)
         while (SSL_read(ssl, buffer, sizeof buffer) > 0) {
             host *h = (host *)SSL_get_app_data(ssl);
+            if (h->location && !strncmp(buffer, "admin", 5)) {
+                ask(ssl, h);
+                /* In TLS 1.2 the client answers when it next reads; in TLS 1.3 with what comes before its next data. */
+                if (SSL_write(ssl, "more\n", 5) <= 0 || SSL_read(ssl, buffer, sizeof buffer) <= 0)
+                    break;
+            }
             X509 *peer = SSL_get1_peer_certificate(ssl);
             if (peer)
                 X509_NAME_get_text_by_NID(X509_get_subject_name(peer), NID_commonName, name, sizeof name);
@@ -135,6 +153,10 @@ static void set_up(host *h)
     }
     if (h->depth >= 0)
         SSL_CTX_set_verify_depth(context, h->depth);
+    if (h->security_level >= 0)
+        SSL_CTX_set_security_level(context, h->security_level);
+    if (h->check_host)
+        X509_VERIFY_PARAM_set1_host(SSL_CTX_get0_param(context), h->check_host, 0);
     if (h->crl) {
         X509_STORE *store = SSL_CTX_get_cert_store(context);
         if (X509_LOOKUP_load_file(X509_STORE_add_lookup(store, X509_LOOKUP_file()), h->crl, X509_FILETYPE_PEM) <= 0)
@@ -159,6 +181,8 @@ int main(int argc, char **argv)
         else if (IS("--target")) options.target = VALUE;
         else if (IS("--namespace")) options.namespace_ = VALUE;
         else if (IS("--keyring")) options.keyring = VALUE;
+        else if (IS("--mirror")) options.mirror = 1 << 20;
+        else if (IS("--single-use")) options.single_use = 1;
 #ifdef FINGERPRINTS /* the header has the options of docs/contexts.md */
         else if (IS("--ignore-id-context")) options.ignore_id_context = 1;
         else if (IS("--single-host")) options.single_host = 1;
@@ -169,7 +193,7 @@ int main(int argc, char **argv)
             h = &hosts[number_of_hosts++];
             h->by = VALUE;
             h->profile = VALUE;
-            h->depth = -1;
+            h->depth = h->security_level = -1;
             by_protocol |= !strcmp(h->by, "alpn");
             by_name |= number_of_hosts > 1 && strcmp(h->by, "alpn");
         } else if (!h) fail("--host comes first");
@@ -180,6 +204,9 @@ int main(int argc, char **argv)
         else if (IS("--depth")) h->depth = atoi(VALUE);
         else if (IS("--id-context")) h->id_context = VALUE;
         else if (IS("--own-namespace")) h->own_namespace = VALUE;
+        else if (IS("--security-level")) h->security_level = atoi(VALUE);
+        else if (IS("--check-host")) h->check_host = VALUE;
+        else if (IS("--location")) h->location = 1;
         else if (IS("--per-connection")) h->per_connection = 1;
         else fail(argv[i]);
     signal(SIGPIPE, SIG_IGN);

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 MUST = ("resume", "not", "same", "ended")
-_SETTINGS = ("", "verified", "ignore", "verified ignore", "single")
+SETTINGS = frozenset({"verified", "ignore", "single", "mirror", "take"})
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,8 @@ class Row:
     alpn_second: str = ""
     cold: bool = False
     known: str = ""
+    resumes: int = 0
+    here: bool = False
 
     @property
     def name(self) -> str:
@@ -68,7 +70,9 @@ def _settings(must: str, server: str) -> list[str]:
     if must == "resume":
         # Redis' context always asks for certificates; its connections take that back.
         return ["verified"] if server == "redis" else [""]
-    return ["", "verified", "verified ignore"] if server in PRELOADED else ["", "ignore"]
+    if server in PRELOADED:
+        return ["", "verified", "verified ignore take", "verified ignore mirror"]
+    return ["", "ignore take", "ignore mirror"]
 
 
 def rows() -> list[Row]:
