@@ -1,8 +1,10 @@
-"""Certificates of the cases: servers', authorities', clients', and a CRL. Files in one directory, made once for a run."""
+"""Certificates of servers, authorities and clients, and CRLs: files in one directory, made once for a run."""
 
 from __future__ import annotations
 
-import datetime
+import base64
+import datetime as dt
+import os
 from typing import TYPE_CHECKING
 
 from cryptography import x509
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 SITE = ("localhost", "other.example", "mtls.example")
-_DAY = datetime.timedelta(days=1)
+_DAY = dt.timedelta(days=1)
 _Key = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
 _CRL_SIGN = x509.KeyUsage(
     digital_signature=False, content_commitment=False, key_encipherment=False, data_encipherment=False,
@@ -46,8 +48,8 @@ def _issue(
 ) -> Issued:
     key: _Key = rsa.generate_private_key(65537, 2048) if rsa_key else ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
-    now = datetime.datetime.now(datetime.timezone.utc)
-    end = now + 30 * _DAY if seconds is None else now + datetime.timedelta(seconds=seconds)
+    now = dt.datetime.now(dt.timezone.utc)
+    end = now + 30 * _DAY if seconds is None else now + dt.timedelta(seconds=seconds)
     builder = (
         x509.CertificateBuilder()
         .subject_name(subject)
@@ -61,9 +63,7 @@ def _issue(
     signer = issuer.key if issuer else key
     signer_public = signer.public_key()
     builder = builder.add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-    builder = builder.add_extension(
-        x509.AuthorityKeyIdentifier.from_issuer_public_key(signer_public), critical=False
-    )
+    builder = builder.add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signer_public), critical=False)
     if authority:
         builder = builder.add_extension(_CRL_SIGN, critical=True)
     else:
@@ -72,8 +72,20 @@ def _issue(
     if names:
         alternatives = x509.SubjectAlternativeName([x509.DNSName(name) for name in names])
         builder = builder.add_extension(alternatives, critical=False)
-    chain = (issuer.certificate, *issuer.chain) if issuer and issuer.certificate.issuer != issuer.certificate.subject else ()
+    chain = (
+        (issuer.certificate, *issuer.chain)
+        if issuer and issuer.certificate.issuer != issuer.certificate.subject
+        else ()
+    )
     return Issued(builder.sign(signer, hashes.SHA256()), key, chain)
+
+
+def new_keyring(directory: Path) -> Path:
+    """Write a keyring file."""
+    path = directory / "fleet.keys"
+    path.touch(0o600)
+    path.write_bytes(base64.b64encode(os.urandom(32)) + b"\n")
+    return path
 
 
 class Files:
@@ -118,7 +130,7 @@ class Files:
         return self._write(f"client-{name}.pem", _issue("client that expires", issuer=self._one, seconds=seconds).pem())
 
     def _crl(self, revoked: list[Issued]) -> bytes:
-        now = datetime.datetime.now(datetime.timezone.utc)
+        now = dt.datetime.now(dt.timezone.utc)
         builder = (
             x509.CertificateRevocationListBuilder()
             .issuer_name(self._one.certificate.subject)

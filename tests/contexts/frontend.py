@@ -1,7 +1,6 @@
-"""A frontend of `ssl` or pyOpenSSL whose port has several hosts: `frontend.py JSON`. It answers with the host and the client.
+"""A frontend of `ssl` or pyOpenSSL whose port has several hosts: `frontend.py JSON`. It answers with host and client.
 
-JSON has `stack`, `hosts` (see places.py) and `library` (the arguments of resumed.install(), or null). It prints the port of
-127.0.0.1 that it listens on.
+JSON has `stack`, `port`, `hosts` (see places.py) and `library` (the arguments of resumed.install(), or null).
 """
 
 from __future__ import annotations

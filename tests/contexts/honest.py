@@ -1,19 +1,19 @@
 """Counts what honest clients get of three virtual hosts over two nginx with the library: `honest.py` (`make honest`).
 
-curl, Go, Java (JSSE), OpenSSL and a browser's hello visit the hosts in turn through a TCP load balancer (HAProxy); one of
-the hosts requires client certificates, which every client has. nginx' access log says which visits were resumed. Full
-handshakes are expected at the first visit of a client, and where a worker has not yet learned the name. Exits 1 if a visit
-failed, or if the library ended a connection after its handshake.
+curl, Go, Java (JSSE), OpenSSL and a browser's hello visit the hosts in turn through a TCP load balancer (HAProxy). One
+of the hosts requires client certificates, which every client has. nginx' access log has which visits were resumed. Full
+handshakes are expected at the first visit of a client, and where a worker has not yet learned the name. Exits 1 if a
+visit failed, or if the library ended a connection after its handshake.
 """
 
 from __future__ import annotations
 
 import argparse
-import base64
 import contextlib
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -28,7 +28,7 @@ from rich.progress import Progress
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from contexts.certificates import SITE, Files
+from contexts.certificates import SITE, Files, new_keyring
 from contexts.places import ROOT
 from support.ports import free_port
 from support.server import running_server
@@ -94,8 +94,6 @@ listen fleet
 @contextlib.contextmanager
 def process(command: Sequence[str], port: int, log: Path, environment: dict[str, str] | None = None) -> Iterator[None]:
     """Run a server until it is not needed any more."""
-    import socket
-
     with log.open("wb") as output:
         running = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env={**os.environ, **(environment or {})}
@@ -122,9 +120,7 @@ class Fleet:
         self.directory, self.library = directory, library
         self.port = free_port()
         self.ports = [free_port() for _ in range(SERVERS)]
-        keyring = directory / "fleet.keys"
-        keyring.touch(0o600)
-        keyring.write_bytes(base64.b64encode(os.urandom(32)) + b"\n")
+        keyring = new_keyring(directory)
         self.environment = {
             "LD_PRELOAD": str(library),
             "RESUMED_TARGET": target,
@@ -136,7 +132,9 @@ class Fleet:
         verify = f"ssl_verify_client on; ssl_client_certificate {files.directory}/ca-one.pem;"
         for number, port in enumerate(self.ports):
             hosts = "".join(
-                HOST.format(port=port, name=name, file=files.directory / "site.pem", more=verify if name == PRIVATE else "")
+                HOST.format(
+                    port=port, name=name, file=files.directory / "site.pem", more=verify if name == PRIVATE else ""
+                )
                 for name in SITE
             )
             own = directory / str(number)
@@ -181,12 +179,24 @@ def commands(fleet: Fleet, files: Files, visits: int) -> list[tuple[str, str, li
     found: list[tuple[str, str, list[str], str]] = []
     for version in VERSIONS:
         found.append(
-            ("openssl", version, [sys.executable, str(CLIENTS / "standard.py"), port, authority, certificate, version, each, *hosts], "")
+            (
+                "openssl",
+                version,
+                [sys.executable, str(CLIENTS / "standard.py"), port, authority, certificate, version, each, *hosts],
+                "",
+            )
         )
-        found.append(("curl", version, ["curl", "--no-progress-meter", "--config", "-"], _curl(fleet, files, version, int(each))))
+        found.append(
+            ("curl", version, ["curl", "--no-progress-meter", "--config", "-"], _curl(fleet, files, version, int(each)))
+        )
         if shutil.which("go"):
             found.append(
-                ("go", version, [str(BUILD / "go"), f"127.0.0.1:{port}", authority, certificate, version, each, *hosts], "")
+                (
+                    "go",
+                    version,
+                    [str(BUILD / "go"), f"127.0.0.1:{port}", authority, certificate, version, each, *hosts],
+                    "",
+                )
             )
         if shutil.which("java"):
             store = str(files.directory / "client.p12")
@@ -291,21 +301,43 @@ def account(tallies: list[Tally], visits: list[tuple[str, ...]]) -> None:
 
 def markdown(tallies: list[Tally], counts: Counter[str]) -> str:
     """Return the summary."""
-    heads = ["Client", "TLS", "visits", "resumed", "full: first visit", "full: new to the worker", "full: other", "failed", "ms a visit"]
+    heads = [
+        "Client",
+        "TLS",
+        "visits",
+        "resumed",
+        "full: first visit",
+        "full: new to the worker",
+        "full: other",
+        "failed",
+        "ms a visit",
+    ]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for tally in tallies:
-        cells = [tally.client, tally.version, f"{tally.visits:,}", f"{tally.resumed:,}", tally.first, tally.unlearned, tally.other]
+        cells = [
+            tally.client,
+            tally.version,
+            f"{tally.visits:,}",
+            f"{tally.resumed:,}",
+            tally.first,
+            tally.unlearned,
+            tally.other,
+        ]
         cells += [sum(tally.failures.values()), f"{1000 * tally.seconds / max(tally.visits, 1):.1f}"]
         lines.append(f"| {' | '.join(map(str, cells))} |")
     counted = ", ".join(f"{name} {count:,}" for name, count in sorted(counts.items()))
     terminations = sum(count for name, count in counts.items() if name.startswith("terminations"))
-    return "\n".join([*lines, "", f"Connections ended after the handshake: {terminations}. The library counted: {counted}."])
+    return "\n".join(
+        [*lines, "", f"Connections ended after the handshake: {terminations}. The library counted: {counted}."]
+    )
 
 
 def main() -> int:
     """Run, print."""
     parser = argparse.ArgumentParser(prog="make honest", description=__doc__)
-    parser.add_argument("--visits", type=int, default=10_000, metavar="N", help="of each client, half in each version (10,000)")
+    parser.add_argument(
+        "--visits", type=int, default=10_000, metavar="N", help="of each client, half in each version (10,000)"
+    )
     parser.add_argument("--only", nargs="*", default=[], metavar="CLIENT", help="openssl, curl, go, java, browser")
     parser.add_argument("--limit", type=float, default=600, metavar="SECONDS", help="for each client and version (600)")
     parser.add_argument("--library", type=Path, default=LIBRARY)

@@ -1,7 +1,9 @@
-"""Servers with several hosts on one port, each configured as cases.toml says: a Place is one process of one of SERVERS."""
+"""Servers with several hosts on one port, configured as cases.toml says: a Place is a process of one of SERVERS."""
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import os
 import re
@@ -17,8 +19,6 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-from support.ports import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -91,7 +91,10 @@ class Settings:
             named["verified_namespace"] = f"{self.namespace}.verified"
         if self.ignore_id_context:
             named["ignore_id_context"] = "1"
-        return {"LD_PRELOAD": str(self.library.preload), **{f"RESUMED_{name.upper()}": each for name, each in named.items()}}
+        return {
+            "LD_PRELOAD": str(self.library.preload),
+            **{f"RESUMED_{name.upper()}": each for name, each in named.items()},
+        }
 
     def arguments(self) -> dict[str, object]:
         """Return the arguments of resumed.install()."""
@@ -221,7 +224,7 @@ def _apache(site: Site) -> list[str]:
 def _haproxy(site: Site) -> list[str]:
     def line(host: Host) -> str:
         profile, crt = host.profile, " ".join(map(str, site.server_files(host)[:1]))
-        # The first line is the default of the port; of lines whose filters have a name, the first one that was read counts.
+        # The first line is the default of the port; the first one whose filter has a name serves it.
         return f"{crt} [{verification(profile)}] {host.by or 'first.invalid'}"
 
     def verification(profile: Profile) -> str:
@@ -236,6 +239,7 @@ def _haproxy(site: Site) -> list[str]:
     site.files["list"] = "".join(f"{line(host)}\n" for host in site.hosts)
     certificates = " ".join(f"crt {path}" for path in site.server_files(first))
     bind = f"crt-list {site.directory}/list" if several else f"{certificates} {verification(first.profile)}"
+    answer = "served %[ssl_fc_sni,lower], client %[ssl_c_verify] %[ssl_c_s_dn]"
     site.files["config"] = f"""global
   nbthread 1
 defaults
@@ -245,7 +249,7 @@ defaults
   timeout connect 5s
 frontend tls
   bind 127.0.0.1:{site.port} ssl {bind} ssl-min-ver TLSv1.2
-  http-request return status 200 content-type text/plain lf-string "served %[ssl_fc_sni,lower], client %[ssl_c_verify] %[ssl_c_s_dn]"
+  http-request return status 200 content-type text/plain lf-string "{answer}"
 """
     return ["/usr/sbin/haproxy", "-W", "-db", "-f", "{d}/config"]
 
@@ -301,9 +305,7 @@ index-file.names = ( "index.html" )
 ssl.engine = "enable"
 ssl.openssl.ssl-conf-cmd = ("MinProtocol" => "TLSv1.2")
 {lines(0, first)}
-""" + "\n".join(
-        f'$HTTP["host"] == "{host.by}" {{\n{lines(number, host)}}}' for number, host in enumerate(others, 1)
-    )
+""" + "\n".join(f'$HTTP["host"] == "{host.by}" {{\n{lines(number, host)}}}' for number, host in enumerate(others, 1))
     return ["/usr/sbin/lighttpd", "-D", "-f", "{d}/config"]
 
 
@@ -314,7 +316,7 @@ def _trafficserver(site: Site) -> list[str]:
         path.mkdir(parents=True)
     shutil.copytree("/etc/trafficserver", etc, dirs_exist_ok=True, symlinks=False)
     first, *others = site.hosts
-    names = [path.name for path in site.server_files(first)]
+    names = ",".join(path.name for path in site.server_files(first))
     places = {
         "prefix": root, "exec_prefix": "/usr", "bindir": "/usr/bin", "sbindir": "/usr/sbin", "sysconfdir": etc,
         "datadir": root / "cache", "includedir": "/usr/include", "libdir": "/usr/lib/trafficserver",
@@ -346,7 +348,7 @@ def _trafficserver(site: Site) -> list[str]:
             f"CONFIG proxy.config.{name} {value}\n" for name, value in records.items()
         ),
         "ts/etc/trafficserver/storage.config": f"{root}/cache 16M\n",
-        "ts/etc/trafficserver/ssl_multicert.config": f"dest_ip=* ssl_cert_name={','.join(names)} ssl_key_name={','.join(names)}\n",
+        "ts/etc/trafficserver/ssl_multicert.config": f"dest_ip=* ssl_cert_name={names} ssl_key_name={names}\n",
         "ts/etc/trafficserver/remap.config": f"map / http://127.0.0.1:{site.backends[0]}/\n",
         "ts/etc/trafficserver/sni.yaml": f"sni:\n{sni}\n" if others else "",
     }
@@ -415,7 +417,7 @@ class Place:
         self.server, self.kind = server, SERVERS[server]
         self.directory = Path(tempfile.mkdtemp(prefix=f"resumed-contexts-{server}-"))
         self.directory.chmod(0o755)
-        self.port = free_port()
+        self.port = _port()
         self.switch = self.directory / "switch"
         site = Site(hosts, self.directory, self.port, certificates, backends())
         environment = dict(os.environ)
@@ -491,7 +493,8 @@ class Place:
         while True:
             try:
                 with socket.create_connection(("127.0.0.1", self.port)):
-                    return
+                    if self.process.poll() is None:
+                        return
             except OSError:
                 pass
             if self.process.poll() is not None:
@@ -505,12 +508,8 @@ class Place:
         paths = [self.directory / "stderr", self.directory / "error.log"]
         return "".join(path.read_text(errors="replace")[-4000:] for path in paths if path.exists())
 
-    def library_log(self) -> list[str]:
-        """Return the lines that the library has written."""
-        return sorted({re.sub(r"\d{3,}", "N", line)[:200] for line in self.log().splitlines() if "resumed:" in line})
-
-    def stop(self) -> None:
-        """End the process and its children."""
+    def stop(self) -> list[str]:
+        """End the process and its children; return the lines that the library has written."""
         self.process.terminate()
         try:
             self.process.wait(PATIENCE)
@@ -518,12 +517,29 @@ class Place:
             os.killpg(self.process.pid, signal.SIGKILL)  # its own group
             self.process.wait()
         self._log.close()
+        lines = {
+            re.sub(r"process \d+", "process", line)[:200] for line in self.log().splitlines() if "resumed:" in line
+        }
         shutil.rmtree(self.directory, ignore_errors=True)
+        return sorted(lines)
+
+
+_ports = itertools.count(20_000 + os.getpid() * 131 % 10_000)
+_lock = threading.Lock()
+
+
+def _port() -> int:
+    """Return a port where nothing listens, below those that the system gives to clients, and each one only once."""
+    while True:
+        with _lock:
+            port = next(_ports)
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", 20_000 + port % 12_000)):
+            return 20_000 + port % 12_000
 
 
 @cache
 def backends() -> tuple[int, int]:
-    """Start two HTTP servers for proxies: behind the one is the service, behind the other what a rejected client gets."""
+    """Start two HTTP servers for proxies: the service, and what rejected clients get."""
     return tuple(_backend(word) for word in ("served", "redirected"))  # type: ignore[return-value]
 
 

@@ -26,7 +26,7 @@ from rich.console import Console
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from contexts import client
-from contexts.certificates import Files
+from contexts.certificates import Files, new_keyring
 from contexts.client import Visit
 from contexts.places import BUILD, ROOT, SERVERS, Library, Place, Settings, available, environment_of
 from contexts.table import Row, rows
@@ -41,6 +41,7 @@ PAGE = ROOT / "docs" / "contexts.md"
 BEGIN, END = "<!-- table: written by `make contexts` -->", "<!-- end of the table -->"
 LINKED = ("-lssl", "-lcrypto", "-lpthread", "-ldl", "-lm", "-lgcc_s")
 VERSIONS = ("1.3", "1.2")
+ALONE, BEFORE, AFTER = "Alone", "Before", "With the library"
 VALID_SECONDS = 3.0
 """How long a client certificate is valid that expires between the handshakes."""
 
@@ -82,7 +83,8 @@ class Result:
             seen.setdefault(str(trial.offered), set()).add(trial.version)
         everywhere = {trial.version for trial in self.trials}
         return "; ".join(
-            text if versions == everywhere else f"{'/'.join(sorted(versions))}: {text}" for text, versions in seen.items()
+            text if versions == everywhere else f"{'/'.join(sorted(versions))}: {text}"
+            for text, versions in seen.items()
         )
 
 
@@ -135,8 +137,7 @@ class Driver:
                         result.trials += self._try(row, places, version, words, warm=True)
             finally:
                 for place in places:
-                    result.lines += [line for line in place.library_log() if line not in result.lines]
-                self._stop(places)
+                    result.lines += [line for line in place.stop() if line not in result.lines]
 
     def _places(self, row: Row, settings: Settings | None, library: Library) -> tuple[Place, Place]:
         def start(server: str, hosts: Sequence[Host]) -> Place:
@@ -155,7 +156,9 @@ class Driver:
                     each.result().stop()
             raise
 
-    def _try(self, row: Row, places: tuple[Place, Place], version: str, settings: str, *, warm: bool, alone: bool = False) -> list[Trial]:
+    def _try(
+        self, row: Row, places: tuple[Place, Place], version: str, settings: str, *, warm: bool, alone: bool = False
+    ) -> list[Trial]:
         shown = {name: self._certificate(name) for name in {row.client, row.client_second} - {"expiring"}}
         expires = 0.0
         if "expiring" in (row.client, row.client_second):
@@ -173,6 +176,7 @@ class Driver:
             time.sleep(max(0.0, expires - time.time()) + 1.2)  # whole seconds
         if row.switched:
             self._switch(row, places[1], on=True)
+
         def offer(session: object) -> Visit:
             return client.visit(
                 places[1], version, name=row.ask_second, certificate=shown[row.client_second], session=session,
@@ -191,18 +195,20 @@ class Driver:
         """Make a full handshake for the name, with a certificate that is accepted."""
         self._switch(row, place, on=False)
         profile = row.serving.profile
-        name = {"both": "one", "twin": ""}.get(profile.ca, profile.ca) if profile.verify and not profile.location else ""
+        name = (
+            {"both": "one", "twin": ""}.get(profile.ca, profile.ca) if profile.verify and not profile.location else ""
+        )
         client.visit(place, version, name=row.ask_second, certificate=self._certificate(name))
 
     def _own(self, row: Row, place: Place, version: str) -> Visit:
         """Return what the second place does with a session of its own."""
         name = "one" if row.client == "expiring" else row.client
         options = {"name": row.ask_second, "path": row.path_second}
-        first = client.visit(place, version, certificate=self._certificate(name), **options)  # type: ignore[arg-type]
+        first = client.visit(place, version, certificate=self._certificate(name), **options)
         if first.session is None or first.answer == "refused":
             return Visit(resumed=False, answer=first.answer)
         certificate = self._certificate("one" if row.client_second == "expiring" else row.client_second)
-        return client.visit(place, version, certificate=certificate, session=first.session, **options)  # type: ignore[arg-type]
+        return client.visit(place, version, certificate=certificate, session=first.session, **options)
 
     def _certificate(self, name: str) -> Path | None:
         return self.files.directory / f"client-{name}.pem" if name else None
@@ -225,6 +231,8 @@ def judge(row: Row, alone: Result, result: Result) -> list[str]:
     reference = {trial.version: trial.offered for trial in alone.trials}
     complaints = []
     for trial in result.trials:
+        if row.known_version == trial.version:
+            continue
         offered, full = trial.offered, reference[trial.version]
         if row.must == "resume":
             wrong = not (offered.resumed and offered.served and offered.answer == full.answer)
@@ -235,7 +243,9 @@ def judge(row: Row, alone: Result, result: Result) -> list[str]:
         else:
             wrong = offered.answer != full.answer
         if wrong:
-            complaints.append(f"{trial.label}: {offered} ({offered.answer} {offered.detail}); alone: {full} ({full.answer})")
+            complaints.append(
+                f"{trial.label}: {offered} ({offered.answer} {offered.detail}); alone: {full} ({full.answer})"
+            )
     return complaints
 
 
@@ -259,7 +269,8 @@ def build_c_server(library: Path, include: Path, output: Path) -> Path:
     flags = ["-DFINGERPRINTS"] if "single_host" in header.read_text(encoding="utf-8") else []
     source = str(Path(__file__).with_name("server.c"))
     subprocess.run(
-        ["cc", "-O1", "-Wall", "-Wextra", *flags, source, f"-I{include}", str(archive), *LINKED, "-o", str(output)], check=True
+        ["cc", "-O1", "-Wall", "-Wextra", *flags, source, f"-I{include}", str(archive), *LINKED, "-o", str(output)],
+        check=True,
     )
     return output
 
@@ -317,7 +328,9 @@ def main() -> int:
     built = ROOT / ".build" / "cargo" / "release" / "libresumed_preload.so"
     parser.add_argument("--only", nargs="*", default=[], metavar="PATTERN", help="rows whose `server: case` has it")
     parser.add_argument("--servers", nargs="*", default=[], choices=SERVERS, metavar="NAME", help=", ".join(SERVERS))
-    parser.add_argument("--library", type=Path, default=built, help="libresumed_preload.so, with libresumed.a beside it")
+    parser.add_argument(
+        "--library", type=Path, default=built, help="libresumed_preload.so, with libresumed.a beside it"
+    )
     parser.add_argument("--include", type=Path, default=ROOT / "client" / "c" / "include", help="where resumed.h is")
     parser.add_argument("--client-python", type=Path, default=ROOT / "client" / "python", help="the Python client")
     parser.add_argument("--before", metavar="REVISION", help="a second column: this revision, which is built first")
@@ -330,28 +343,13 @@ def main() -> int:
     parser.add_argument("--write", action="store_true", help="put the table into docs/contexts.md")
     arguments = parser.parse_args()
     started = time.monotonic()
-    after = library(arguments.library, arguments.client_python, arguments.include, "after")
-    libraries = {"With the library": after}
-    if arguments.before:
-        arguments.before_tree, arguments.before_library = revision(arguments.before)
-    if arguments.before_tree:
-        tree = arguments.before_tree
-        before = library(arguments.before_library, tree / "client" / "python", tree / "client" / "c" / "include", "before")
-        libraries = {"Before": before, **libraries}
-    chosen = select(arguments.only, arguments.servers, after)
-    columns: dict[str, list[Result]] = {}
-    with tempfile.TemporaryDirectory(prefix="resumed-contexts-") as name:
-        directory = Path(name)
-        directory.chmod(0o755)
-        files, keyring = Files(directory), directory / "fleet.keys"
-        keyring.touch(0o600)
-        keyring.write_bytes(_key())
-        with running_server(env=environment_of(after)) as store:
-            driver = Driver(store.target, files, keyring)
-            for title, which in {"Alone": after, **libraries}.items():
-                columns[title] = _column(driver, chosen, which, title, arguments.at_once, quick=arguments.quick)
-    failures = {title: [judge(row, alone, result) for row, alone, result in zip(chosen, columns["Alone"], results, strict=True)]
-                for title, results in columns.items() if title != "Alone"}  # fmt: skip
+    libraries = _libraries(arguments)
+    chosen = select(arguments.only, arguments.servers, libraries[AFTER])
+    columns = _columns(chosen, libraries, arguments.at_once, quick=arguments.quick)
+    failures = {
+        title: [judge(*each) for each in zip(chosen, columns[ALONE], columns[title], strict=True)]
+        for title in libraries
+    }
     verdicts = [_verdict(row, number, columns, failures) for number, row in enumerate(chosen)]
     table = markdown(chosen, columns, verdicts)
     if arguments.markdown:
@@ -359,14 +357,10 @@ def main() -> int:
     for title, complaints in failures.items():
         for number, row in enumerate(chosen):
             if complaints[number]:
-                severe = let_in(row, columns["Alone"][number], columns[title][number])
-                sys.stdout.write(f"{title}: {'LET IN' if severe and row.must != 'resume' else 'not as it must be'}: {row.name}\n")
-                sys.stdout.write(f"    known: {row.known}\n" if row.known else "")
-                shown = complaints[number] if arguments.verbose else complaints[number][:2]
-                sys.stdout.writelines(f"    {complaint}\n" for complaint in shown)
-                if len(shown) < len(complaints[number]):
-                    sys.stdout.write(f"    and {len(complaints[number]) - len(shown)} more (--verbose)\n")
-                sys.stdout.writelines(f"    log: {line}\n" for line in columns[title][number].lines)
+                severe = let_in(row, columns[ALONE][number], columns[title][number])
+                _report(
+                    title, row, complaints[number], columns[title][number], severe=severe, verbose=arguments.verbose
+                )
     if arguments.write:
         _write(table)
     wrong = {
@@ -374,21 +368,52 @@ def main() -> int:
         for title, complaints in failures.items()
     }
     console.print(f"{len(chosen)} rows, not as they must be: {wrong}, {time.monotonic() - started:.0f} s")
-    return 1 if wrong["With the library"] else 0
+    return 1 if wrong[AFTER] else 0
 
 
-def _key() -> bytes:
-    import base64
+def _libraries(arguments: argparse.Namespace) -> dict[str, Library]:
+    after = library(arguments.library, arguments.client_python, arguments.include, "after")
+    if arguments.before:
+        arguments.before_tree, arguments.before_library = revision(arguments.before)
+    if not arguments.before_tree:
+        return {AFTER: after}
+    tree = arguments.before_tree
+    before = library(arguments.before_library, tree / "client" / "python", tree / "client" / "c" / "include", "before")
+    return {BEFORE: before, AFTER: after}
 
-    return base64.b64encode(os.urandom(32)) + b"\n"
+
+def _columns(chosen: list[Row], libraries: dict[str, Library], at_once: int, *, quick: bool) -> dict[str, list[Result]]:
+    with tempfile.TemporaryDirectory(prefix="resumed-contexts-") as name:
+        directory = Path(name)
+        directory.chmod(0o755)  # servers change their user
+        files, keyring = Files(directory), new_keyring(directory)
+        with running_server(env=environment_of(libraries[AFTER])) as store:
+            driver = Driver(store.target, files, keyring)
+            return {
+                title: _column(driver, chosen, which, title, at_once, quick=quick)
+                for title, which in {ALONE: libraries[AFTER], **libraries}.items()
+            }
 
 
-def _column(driver: Driver, chosen: list[Row], which: Library, title: str, at_once: int, *, quick: bool) -> list[Result]:
+def _report(title: str, row: Row, complaints: list[str], result: Result, *, severe: bool, verbose: bool) -> None:
+    word = "LET IN" if severe and row.must != "resume" else "not as it must be"
+    shown = complaints if verbose else complaints[:2]
+    lines = [f"{title}: {word}: {row.name}", *([f"    known: {row.known}"] if row.known else [])]
+    lines += [f"    {complaint}" for complaint in shown]
+    if len(shown) < len(complaints):
+        lines.append(f"    and {len(complaints) - len(shown)} more (--verbose)")
+    lines += [f"    log: {line}" for line in result.lines]
+    sys.stdout.write("\n".join([*lines, ""]))
+
+
+def _column(
+    driver: Driver, chosen: list[Row], which: Library, title: str, at_once: int, *, quick: bool
+) -> list[Result]:
     done = 0
 
     def run(row: Row) -> Result:
         nonlocal done
-        result = driver.run(row, which, alone=title == "Alone", quick=quick)
+        result = driver.run(row, which, alone=title == ALONE, quick=quick)
         done += 1
         if done % 20 == 0 or done == len(chosen):
             console.print(f"{title}: {done} of {len(chosen)} rows")
@@ -399,10 +424,10 @@ def _column(driver: Driver, chosen: list[Row], which: Library, title: str, at_on
 
 
 def _verdict(row: Row, number: int, columns: dict[str, list[Result]], failures: dict[str, list[list[str]]]) -> str:
-    title = "With the library"
+    title = AFTER
     if not failures[title][number]:
         return "yes"
-    severe = row.must != "resume" and let_in(row, columns["Alone"][number], columns[title][number])
+    severe = row.must != "resume" and let_in(row, columns[ALONE][number], columns[title][number])
     return "**let in**" if severe else "**no**"
 
 

@@ -63,6 +63,8 @@ static SSL_verify_cb callback(const host *h)
 static void ask(SSL *ssl, const host *h)
 {
     SSL_set_verify(ssl, SSL_VERIFY_PEER | SSL_VERIFY_FAIL_IF_NO_PEER_CERT, NULL);
+    /* As Apache does: else the renegotiation resumes the session that has no certificate. */
+    SSL_set_session_id_context(ssl, (const unsigned char *)"asked", 5);
     if (SSL_version(ssl) == TLS1_3_VERSION)
         SSL_verify_client_post_handshake(ssl);
     else

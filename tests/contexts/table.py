@@ -41,6 +41,7 @@ class Row:
     alpn_second: str = ""
     cold: bool = False
     known: str = ""
+    known_version: str = ""
     resumes: int = 0
     here: bool = False
 
@@ -79,14 +80,17 @@ def rows() -> list[Row]:
     """Return all rows, in the order of the file."""
     parsed = tomllib.loads(Path(__file__).with_name("cases.toml").read_text(encoding="utf-8"))
     profiles = {name: Profile(**values) for name, values in parsed["host"].items()}
-    return [_row(dict(case), server, profiles) for case in parsed["case"] for server in case["servers"]]
+    known = parsed["known"]
+    return [_row(dict(case), server, profiles, known) for case in parsed["case"] for server in case["servers"]]
 
 
-def _row(case: dict[str, Any], server: str, profiles: dict[str, Profile]) -> Row:
+def _row(case: dict[str, Any], server: str, profiles: dict[str, Profile], known: dict[str, Any]) -> Row:
     del case["servers"]
     first, second = (_hosts(case.pop(place), profiles) for place in ("first", "second"))
     case.setdefault("first_server", server)
     case.setdefault("ask_second", case.get("ask", "localhost"))
     case["known"] = case.pop("known", {}).get(server, "")
+    if server in known and known[server]["must"] == case["must"]:
+        case["known"], case["known_version"] = known[server]["why"], known[server]["version"]
     settings = case.pop("with", None) or _settings(case["must"], server)
     return Row(case=case.pop("name"), server=server, first=first, second=second, settings=settings, **case)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import os
 import re
 import shutil
 from pathlib import Path
@@ -11,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from contexts.certificates import Files
+from contexts.certificates import Files, new_keyring
 from contexts.client import Visit
 from contexts.places import ROOT, SERVERS, Library, environment_of
 from contexts.run import Driver, Result, Trial, build_c_server, judge
@@ -42,11 +40,8 @@ def driver(tmp_path_factory: pytest.TempPathFactory, library: Library) -> Iterat
     directory = tmp_path_factory.mktemp("files")
     for path in directory, directory.parent, directory.parent.parent:
         path.chmod(0o755)  # servers change their user
-    keyring = directory / "fleet.keys"
-    keyring.touch(0o600)
-    keyring.write_bytes(base64.b64encode(os.urandom(32)) + b"\n")
     with running_server(env=environment_of(library)) as store:
-        yield Driver(store.target, Files(directory), keyring)
+        yield Driver(store.target, Files(directory), new_keyring(directory))
 
 
 def _reason(row: Row) -> str:
@@ -64,7 +59,9 @@ def _parameters() -> list[object]:
     chosen = [row for row in rows() if {row.server, row.first_server} <= {*PYTHON, *BUILT}]
     return [
         pytest.param(
-            row, id=re.sub(r"[^a-z0-9]+", "-", row.name.lower()), marks=[pytest.mark.skipif(bool(_reason(row)), reason=_reason(row))]
+            row,
+            id=re.sub(r"[^a-z0-9]+", "-", row.name.lower()),
+            marks=[pytest.mark.skipif(bool(_reason(row)), reason=_reason(row))],
         )
         for row in chosen
     ]

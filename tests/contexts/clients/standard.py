@@ -24,7 +24,9 @@ def main() -> None:
                 socket.create_connection(("127.0.0.1", int(port)), 10) as plain,
                 context.wrap_socket(plain, server_hostname=host, session=sessions.get(host)) as tls,
             ):
-                tls.sendall(f"GET / HTTP/1.1\r\nHost: {host}\r\nUser-Agent: openssl\r\nConnection: close\r\n\r\n".encode())
+                tls.sendall(
+                    f"GET / HTTP/1.1\r\nHost: {host}\r\nUser-Agent: openssl\r\nConnection: close\r\n\r\n".encode()
+                )
                 answer = tls.recv(4096)
                 sessions[host] = tls.session
             if b" 200 " not in answer.partition(b"\r\n")[0]:
