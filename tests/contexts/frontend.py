@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 from OpenSSL import SSL, crypto
 
@@ -137,10 +138,11 @@ class PyOpenSSL:
             context.set_verify(MODES[host["verify"]], PyOpenSSL._callback(host))
         if host["depth"] is not None:
             context.set_verify_depth(host["depth"])
+        store = context.get_cert_store()
+        assert store
         if host["partial_chain"]:
-            context.get_cert_store().set_flags(crypto.X509StoreFlags.PARTIAL_CHAIN)
+            store.set_flags(crypto.X509StoreFlags.PARTIAL_CHAIN)
         if host["crl"]:
-            store = context.get_cert_store()
             store.add_crl(x509.load_pem_x509_crl(Path(host["crl"]).read_bytes()))
             store.set_flags(crypto.X509StoreFlags.CRL_CHECK)
         # Without one OpenSSL refuses to resume where a certificate is asked for.
@@ -177,7 +179,7 @@ class PyOpenSSL:
         tls.do_handshake()
         while tls.recv(4096):
             peer = tls.get_peer_certificate(as_cryptography=True)
-            name = peer.subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value if peer else "-"
+            name = common_name(peer.public_bytes(Encoding.DER) if peer else None)
             tls.sendall(f"served {tls.get_app_data()}, client {name}\n".encode())
 
 
@@ -185,9 +187,8 @@ def main() -> None:
     """Serve until SIGTERM."""
     logging.basicConfig(level=logging.INFO, format="resumed: %(message)s")
     description = json.loads(sys.argv[1])
-    frontend = {"ssl": StandardLibrary, "pyopenssl": PyOpenSSL}[description["stack"]](
-        description["hosts"], description["library"]
-    )
+    stack = StandardLibrary if description["stack"] == "ssl" else PyOpenSSL
+    frontend = stack(description["hosts"], description["library"])
     listener = socket.create_server(("127.0.0.1", description["port"]), backlog=64)
 
     def serve(connection: socket.socket) -> None:

@@ -43,7 +43,7 @@ LIBRARY = ROOT / ".build" / "cargo" / "release" / "libresumed_preload.so"
 PRIVATE = "mtls.example"
 SERVERS, WORKERS = 2, 2
 VERSIONS = ("1.3", "1.2")
-_VISIT = re.compile(r"^(\d+) (\S+) (\S+) (\S+) (\d+) (\S+)$", re.MULTILINE)
+_VISIT = re.compile(r"^([\d.]+) (\d+) (\S+) (\S+) (\S+) (\d+) (\S+)$", re.MULTILINE)
 _COUNTS = re.compile(r"(hits|misses|puts|removals|terminations): ([^;]*)")
 
 console = Console(stderr=True)
@@ -67,15 +67,15 @@ class Tally:
 NGINX = """daemon off; user root; worker_processes {workers}; pid {d}/pid; error_log {d}/error.log info;
 events {{ worker_connections 512; }}
 http {{
-  log_format visits '$pid $ssl_server_name $ssl_session_reused $ssl_protocol $status $http_user_agent';
+  log_format visits '$msec $pid $ssl_server_name $ssl_session_reused $ssl_protocol $status $http_user_agent';
   access_log {d}/access.log visits;
   client_body_temp_path {d}/body;
   ssl_protocols TLSv1.2 TLSv1.3;
   {hosts}
 }}
 """
-HOST = """server {{ listen 127.0.0.1:{port} ssl; server_name {name}; ssl_certificate {file}; ssl_certificate_key {file}; {more}
-    return 200 "{name}"; }}
+HOST = """server {{ listen 127.0.0.1:{port} ssl; server_name {name}; {more}
+    ssl_certificate {file}; ssl_certificate_key {file}; return 200 "{name}"; }}
 """
 BALANCER = """global
   nbthread 1
@@ -156,7 +156,7 @@ class Fleet:
             yield
 
     def visits(self) -> list[tuple[str, ...]]:
-        """Return process, host, whether it was resumed, version, status, and client of all visits so far."""
+        """Return time, process, host, whether it was resumed, version, status, and client of all visits so far."""
         texts = [(self.directory / str(number) / "access.log").read_text() for number in range(SERVERS)]
         return [visit for text in texts for visit in _VISIT.findall(text)]
 
@@ -172,36 +172,35 @@ class Fleet:
         return counted
 
 
-def commands(fleet: Fleet, files: Files, visits: int) -> list[tuple[str, str, list[str], str]]:
-    """Return for each client its name, version, command and standard input."""
+@dataclass
+class Client:
+    """A program that visits the hosts in turn."""
+
+    name: str
+    version: str
+    visits: int
+    command: list[str]
+    text: str = ""
+
+
+def clients(fleet: Fleet, files: Files, visits: int, browser: Path) -> list[Client]:
+    """Return the clients that this machine has."""
     authority, certificate = str(files.directory / "ca-servers.pem"), str(files.directory / "client-one.pem")
-    port, each, hosts = str(fleet.port), str(visits // len(VERSIONS)), list(SITE)
-    found: list[tuple[str, str, list[str], str]] = []
+    port, each, hosts = str(fleet.port), visits // len(VERSIONS), list(SITE)
+    found = []
     for version in VERSIONS:
-        found.append(
-            (
-                "openssl",
-                version,
-                [sys.executable, str(CLIENTS / "standard.py"), port, authority, certificate, version, each, *hosts],
-                "",
-            )
-        )
-        found.append(
-            ("curl", version, ["curl", "--no-progress-meter", "--config", "-"], _curl(fleet, files, version, int(each)))
-        )
+        last = [authority, certificate, version, str(each), *hosts]
+        found.append(Client("openssl", version, each, [sys.executable, str(CLIENTS / "standard.py"), port, *last]))
+        command = ["curl", "--no-progress-meter", "--config", "-"]
+        found.append(Client("curl", version, each, command, _curl(fleet, files, version, each)))
         if shutil.which("go"):
-            found.append(
-                (
-                    "go",
-                    version,
-                    [str(BUILD / "go"), f"127.0.0.1:{port}", authority, certificate, version, each, *hosts],
-                    "",
-                )
-            )
-        if shutil.which("java"):
-            store = str(files.directory / "client.p12")
-            command = ["java", "-cp", str(BUILD), "Visits", port, authority, store, version, each, *hosts]
-            found.append(("java", version, command, ""))
+            found.append(Client("go", version, each, [str(BUILD / "go"), f"127.0.0.1:{port}", *last]))
+        if shutil.which("javac"):
+            last[1] = str(files.directory / "client.p12")
+            found.append(Client("java", version, each, ["java", "-cp", str(BUILD), "Visits", port, *last]))
+    if browser.exists():
+        command = [str(browser), str(CLIENTS / "browser.py"), port, authority, certificate, certificate]
+        found.append(Client("browser", "1.3", visits, [*command, str(visits), *hosts]))
     return found
 
 
@@ -241,21 +240,23 @@ def build(files: Files) -> None:
     )  # fmt: skip
 
 
-def run(name: str, version: str, command: list[str], text: str, progress: Progress, visits: int, limit: float) -> Tally:
+def run(client: Client, progress: Progress, limit: float) -> Tally:
     """Run a client to its end, or for `limit` seconds."""
-    tally = Tally(name, version)
-    task = progress.add_task(f"{name} {version}", total=visits)
+    tally = Tally(client.name, client.version)
+    task = progress.add_task(f"{client.name} {client.version}", total=client.visits)
     started = time.monotonic()
     with tempfile.TemporaryFile("w+") as given:
-        given.write(text)
+        given.write(client.text)
         given.seek(0)
-        running = subprocess.Popen(command, stdin=given, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        running = subprocess.Popen(
+            client.command, stdin=given, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
     assert running.stdout
     lines = 0
     for line in running.stdout:
         if line.startswith("failed: "):
             tally.failures[re.sub(r"\d{4,}", "N", line.strip())[8:120]] += 1
-        elif name == "curl":
+        elif client.name == "curl":
             lines += 1
             if not line.startswith("200 "):
                 tally.failures[re.sub(r"\d{4,}", "N", line.strip())[:120]] += 1
@@ -270,7 +271,7 @@ def run(name: str, version: str, command: list[str], text: str, progress: Progre
             break
     running.wait()
     running.stdout.close()
-    progress.update(task, completed=visits)
+    progress.update(task, completed=client.visits)
     tally.seconds = time.monotonic() - started
     return tally
 
@@ -280,8 +281,7 @@ def account(tallies: list[Tally], visits: list[tuple[str, ...]]) -> None:
     seen: set[tuple[str, str]] = set()
     met: set[tuple[str, str, str]] = set()
     by_name = {(tally.client, f"TLSv{tally.version}"): tally for tally in tallies}
-    # The log of each server is in order; between servers only the first visits of a client could be taken for each other.
-    for worker, host, reused, version, _, client in visits:
+    for _, worker, host, reused, version, _, client in sorted(visits, key=lambda visit: float(visit[0])):
         tally = by_name.get((client, version))
         if tally is None:
             continue
@@ -350,19 +350,16 @@ def main() -> int:
         build(files)
         fleet = Fleet(directory, files, store.target, arguments.library)
         tallies = []
-        chosen = [(client, version, command, text, arguments.visits // len(VERSIONS))
-                  for client, version, command, text in commands(fleet, files, arguments.visits)]  # fmt: skip
-        if arguments.browser_python.exists():
-            own = str(files.directory / "client-one.pem")
-            command = [str(arguments.browser_python), str(CLIENTS / "browser.py"), str(fleet.port)]
-            command += [str(files.directory / "ca-servers.pem"), own, own, str(arguments.visits), *SITE]
-            chosen.append(("browser", "1.3", command, "", arguments.visits))
-        else:
-            console.print("left out: the browser's hello needs curl_cffi (--browser-python)")
+        chosen = clients(fleet, files, arguments.visits, arguments.browser_python)
+        left_out = {"openssl", "curl", "go", "java", "browser"} - {client.name for client in chosen}
+        for client_name in sorted(left_out):
+            console.print(f"left out: {client_name} is not here")
         with fleet.running(), Progress(console=console) as progress:
-            for client, version, command, text, visits in chosen:
-                if not arguments.only or client in arguments.only:
-                    tallies.append(run(client, version, command, text, progress, visits, arguments.limit))
+            tallies += [
+                run(client, progress, arguments.limit)
+                for client in chosen
+                if not arguments.only or client.name in arguments.only
+            ]
             visited = fleet.visits()
         counts = fleet.counts()
     account(tallies, visited)

@@ -144,8 +144,7 @@ def _nginx(site: Site) -> list[str]:
         profile = host.profile
         lines = [f"listen 127.0.0.1:{site.port} ssl{'' if host.by else ' default_server'};"]
         lines.append(f"server_name {host.by or 'localhost'};")
-        for path in site.server_files(host):
-            lines.append(f"ssl_certificate {path}; ssl_certificate_key {path};")
+        lines += [f"ssl_certificate {path}; ssl_certificate_key {path};" for path in site.server_files(host)]
         if profile.verify:
             word = {"require": "on", "optional": "optional", "optional_no_ca": "optional_no_ca"}[profile.verify]
             lines.append(f"ssl_verify_client {word}; ssl_client_certificate {site.ca(host)};")
@@ -215,8 +214,8 @@ def _apache(site: Site) -> list[str]:
             lines += [f"SSLCARevocationFile {site.crl(host)}", "SSLCARevocationCheck leaf"]
         text = "\n".join(lines)
         parts.append(f"<VirtualHost 127.0.0.1:{site.port}>\n{text}\n</VirtualHost>")
-        for path in "index.html", "admin":
-            site.files[f"{number}/{path}"] = f"served {host.name}, "
+        for page in "index.html", "admin":
+            site.files[f"{number}/{page}"] = f"served {host.name}, "
     site.files["config"] = "\n".join(parts) + "\n"
     return ["/usr/sbin/apache2", "-DFOREGROUND", "-f", "{d}/config"]
 

@@ -297,18 +297,20 @@ def library(preload: Path, python: Path, include: Path, name: str) -> Library:
 
 
 def markdown(chosen: list[Row], columns: dict[str, list[Result]], verdicts: list[str]) -> str:
-    """Return the table."""
-    known = [row.known for row in chosen if row.known]
+    """Return the table: the servers of a case that agree share a line."""
+    notes = list(dict.fromkeys(row.known for row in chosen if row.known))
     words = {"resume": "resumes", "not": "full handshake", "same": "answer as alone", "ended": "not served"}
-    heads = ["Case", "Server", "Must", *columns, "Verdict"]
-    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    heads = ["Case", "Servers", "Must", *columns, "As it must be"]
+    servers: dict[tuple[str, ...], list[str]] = {}
     for number, row in enumerate(chosen):
-        server = row.server if row.server == row.first_server else f"{row.first_server}, {row.server}"
-        cells = [row.case, server, words[row.must], *(results[number].cell() for results in columns.values())]
-        note = f" [{list(dict.fromkeys(known)).index(row.known) + 1}]" if row.known else ""
-        lines.append(f"| {' | '.join([*cells, verdicts[number] + note])} |")
-    notes = [f"[{number}] {text}  " for number, text in enumerate(dict.fromkeys(known), 1)]
-    return "\n".join([*lines, *(["", *notes] if notes else [])])
+        name = row.server if row.server == row.first_server else f"{row.first_server} to {row.server}"
+        note = f" [{notes.index(row.known) + 1}]" if row.known else ""
+        cells = [words[row.must], *(results[number].cell() for results in columns.values()), verdicts[number] + note]
+        servers.setdefault((row.case, *cells), []).append(name)
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    lines += [f"| {' | '.join([case, ', '.join(names), *cells])} |" for (case, *cells), names in servers.items()]
+    explained = [f"[{number}] {text}  " for number, text in enumerate(notes, 1)]
+    return "\n".join([*lines, *(["", *explained] if notes else [])])
 
 
 def select(only: Sequence[str], servers: Sequence[str], usable: Library) -> list[Row]:

@@ -48,6 +48,7 @@ public class Visits {
     private static void visit(SSLContext context, int port, String host, String version) throws Exception {
         Socket plain = new Socket("127.0.0.1", port);
         plain.setSoTimeout(10_000);
+        plain.setTcpNoDelay(true);
         try (SSLSocket socket = (SSLSocket) context.getSocketFactory().createSocket(plain, host, port, true)) {
             socket.setEnabledProtocols(new String[] {version});
             String request = "GET / HTTP/1.1\r\nHost: " + host + "\r\nUser-Agent: java\r\nConnection: close\r\n\r\n";
