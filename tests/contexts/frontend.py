@@ -5,6 +5,7 @@ JSON has `stack`, `port`, `hosts` (see places.py) and `library` (the arguments o
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import inspect
 import json
@@ -93,6 +94,21 @@ class StandardLibrary:
 
     def _choose(self, connection: Any, name: str | None, _context: ssl.SSLContext) -> None:
         connection.context = self._chooser.host(name)[0]
+
+    async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Answer under asyncio."""
+        tls = writer.get_extra_info("ssl_object")
+        with contextlib.suppress(OSError):
+            while await reader.read(4096):
+                profile = self._names[id(tls.context)]
+                writer.write(f"served {profile}, client {common_name(tls.getpeercert(binary_form=True))}\n".encode())
+                await writer.drain()
+        writer.close()
+
+    async def serve_asyncio(self, port: int) -> None:
+        """Serve under asyncio until SIGTERM."""
+        server = await asyncio.start_server(self.answer, "127.0.0.1", port, ssl=self._first)
+        await server.serve_forever()
 
     def serve(self, connection: socket.socket) -> None:
         """Shake hands and answer."""
@@ -187,6 +203,8 @@ def main() -> None:
     """Serve until SIGTERM."""
     logging.basicConfig(level=logging.INFO, format="resumed: %(message)s")
     description = json.loads(sys.argv[1])
+    if description["stack"] == "asyncio":
+        asyncio.run(StandardLibrary(description["hosts"], description["library"]).serve_asyncio(description["port"]))
     stack = StandardLibrary if description["stack"] == "ssl" else PyOpenSSL
     frontend = stack(description["hosts"], description["library"])
     listener = socket.create_server(("127.0.0.1", description["port"]), backlog=64)

@@ -388,6 +388,7 @@ class Kind:
 
 SERVERS = {
     "ssl": Kind(sys.executable, LINES),
+    "asyncio": Kind(sys.executable, LINES),
     "pyopenssl": Kind(sys.executable, LINES),
     "c": Kind("", LINES),
     "nginx": Kind("/usr/sbin/nginx", HTTP, _nginx),

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 PRELOAD = ROOT / ".build" / "cargo" / "release" / "libresumed_preload.so"
-PYTHON = ("ssl", "pyopenssl")
+PYTHON = ("ssl", "asyncio", "pyopenssl")
 BUILT = ("c", "nginx")
 RESUMES = "the same configuration twice"
 
