@@ -44,7 +44,7 @@ PRIVATE = "mtls.example"
 SERVERS, WORKERS = 2, 2
 VERSIONS = ("1.3", "1.2")
 _VISIT = re.compile(r"^([\d.]+) (\d+) (\S+) (\S+) (\S+) (\d+) (\S+)$", re.MULTILINE)
-_COUNTS = re.compile(r"(hits|misses|puts|removals|terminations): ([^;]*)")
+_COUNTS = re.compile(r"(hits|misses|puts|removals|terminations): ([^;\n]*)")
 
 console = Console(stderr=True)
 
