@@ -267,11 +267,12 @@ def build_c_server(library: Path, include: Path, output: Path) -> Path:
         return output
     output.parent.mkdir(parents=True, exist_ok=True)
     flags = ["-DFINGERPRINTS"] if "single_host" in header.read_text(encoding="utf-8") else []
-    source = str(Path(__file__).with_name("server.c"))
+    source, fresh = str(Path(__file__).with_name("server.c")), output.with_name(f"{output.name}.{os.getpid()}")
     subprocess.run(
-        ["cc", "-O1", "-Wall", "-Wextra", *flags, source, f"-I{include}", str(archive), *LINKED, "-o", str(output)],
+        ["cc", "-O1", "-Wall", "-Wextra", *flags, source, f"-I{include}", str(archive), *LINKED, "-o", str(fresh)],
         check=True,
     )
+    fresh.replace(output)  # another run may use it
     return output
 
 
