@@ -218,7 +218,7 @@ contexts: setup c-build contexts-servers ## Offer sessions where they may resume
 .PHONY: contexts-ci
 contexts-ci: setup c-build # The rows of C and nginx; `make test` runs those of Python
 	@test -x /usr/sbin/nginx || deploy/debian-packages nginx-light
-	$(BIN)/python -m pytest -n 4 --dist worksteal tests/contexts -k "test_nothing and (c- or nginx-)"
+	$(BIN)/python -m pytest -n 4 --dist worksteal tests/contexts -k "on-c- or on-nginx-"
 
 .PHONY: honest
 honest: setup c-build preload-servers $(BUILD)/honest/bin/.installed ## Count full handshakes of curl, Go, Java, openssl and a browser's hello over virtual hosts of two nginx (HONEST=--help)

@@ -60,7 +60,7 @@ def _parameters() -> list[object]:
     return [
         pytest.param(
             row,
-            id=re.sub(r"[^a-z0-9]+", "-", row.name.lower()),
+            id="on-" + re.sub(r"[^a-z0-9]+", "-", row.name.lower()),
             marks=[pytest.mark.skipif(bool(_reason(row)), reason=_reason(row))],
         )
         for row in chosen
