@@ -206,6 +206,30 @@ preload-servers:
 	@test -x /usr/sbin/nginx -a -x /usr/sbin/apache2 -a -x /usr/sbin/haproxy -a -x /usr/bin/stunnel4 || \
 	  deploy/debian-packages nginx-light apache2-bin haproxy stunnel4
 
+.PHONY: contexts-servers
+contexts-servers: preload-servers
+	@test -x /usr/sbin/lighttpd -a -x /usr/bin/traffic_server -a -x /usr/bin/redis-server -a -x /usr/sbin/mosquitto || \
+	  deploy/debian-packages lighttpd lighttpd-mod-openssl trafficserver redis-server mosquitto
+
+.PHONY: contexts
+contexts: setup c-build contexts-servers ## Offer sessions where they may resume and where they must not, at eleven servers; the table goes into docs/contexts.md (CONTEXTS=--help)
+	$(BIN)/python tests/contexts/run.py $(or $(CONTEXTS),--write)
+
+.PHONY: contexts-ci
+contexts-ci: setup c-build # The rows of C and nginx; `make test` runs those of Python
+	@test -x /usr/sbin/nginx || deploy/debian-packages nginx-light
+	$(BIN)/python -m pytest -n 4 --dist worksteal tests/contexts -k "on-c- or on-nginx-"
+
+.PHONY: honest
+honest: setup c-build preload-servers $(BUILD)/honest/bin/.installed ## Count full handshakes of curl, Go, Java, openssl and a browser's hello over virtual hosts of two nginx (HONEST=--help)
+	$(BIN)/python tests/contexts/honest.py $(HONEST)
+
+# In an environment of its own: a client that only this measures with.
+$(BUILD)/honest/bin/.installed: Makefile
+	$(PYTHON) -m venv $(BUILD)/honest
+	$(BUILD)/honest/bin/pip install --quiet curl_cffi==0.17.0
+	@touch $@
+
 .PHONY: preload-test
 preload-test: c preload-servers ## Put libresumed under Debian's nginx, Apache, HAProxy and stunnel (not part of make test)
 	RESUMED_PRELOAD=1 $(BIN)/python -m pytest tests/preload
