@@ -63,11 +63,11 @@ fn next(name: &CStr) -> *mut c_void {
 
 /// The next function of this name; `otherwise` is returned where there is none.
 macro_rules! next {
-    ($name:literal, $type:ty, $otherwise:expr) => {{
+    ($name:literal, $type:ty $(, $otherwise:expr)?) => {{
         static NEXT: OnceLock<Option<$type>> = OnceLock::new();
         // SAFETY: it is the function of this name, which OpenSSL's headers declare so; None if it is NULL.
         let next = *NEXT.get_or_init(|| unsafe { std::mem::transmute::<*mut c_void, Option<$type>>(next($name)) });
-        let Some(next) = next else { return $otherwise };
+        let Some(next) = next else { return $($otherwise)? };
         next
     }};
 }
@@ -89,7 +89,7 @@ unsafe extern "C" fn SSL_CTX_new_ex(library: *mut c_void, query: *const c_char, 
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn SSL_set_accept_state(ssl: *mut SSL) {
-    let next = next!(c"SSL_set_accept_state", unsafe extern "C" fn(*mut SSL), ());
+    let next = next!(c"SSL_set_accept_state", unsafe extern "C" fn(*mut SSL));
     // SAFETY: the caller's.
     unsafe {
         accepted(ssl);
@@ -142,7 +142,7 @@ unsafe extern "C" fn SSL_CTX_callback_ctrl(context: *mut SSL_CTX, command: c_int
     // SAFETY: the caller's.
     unsafe {
         if command == SSL_CTRL_SET_TLSEXT_SERVERNAME_CB && !callback.is_null() {
-            noted(context, |context| context.note_servername_callback());
+            noted(context, Context::note_servername_callback);
         }
         next(context, command, callback)
     }
@@ -151,11 +151,11 @@ unsafe extern "C" fn SSL_CTX_callback_ctrl(context: *mut SSL_CTX, command: c_int
 #[unsafe(no_mangle)]
 unsafe extern "C" fn SSL_CTX_set_cert_cb(context: *mut SSL_CTX, callback: *mut c_void, argument: *mut c_void) {
     type Set = unsafe extern "C" fn(*mut SSL_CTX, *mut c_void, *mut c_void);
-    let next = next!(c"SSL_CTX_set_cert_cb", Set, ());
+    let next = next!(c"SSL_CTX_set_cert_cb", Set);
     // SAFETY: the caller's.
     unsafe {
         if !callback.is_null() {
-            noted(context, |context| context.note_certificate_callback());
+            noted(context, Context::note_certificate_callback);
         }
         next(context, callback, argument);
     }
@@ -164,7 +164,7 @@ unsafe extern "C" fn SSL_CTX_set_cert_cb(context: *mut SSL_CTX, callback: *mut c
 /// Keeps the check of a resumed connection's handshake where an application sets an info callback within the handshake.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn SSL_set_info_callback(ssl: *mut SSL, callback: Option<InfoCallback>) {
-    let next = next!(c"SSL_set_info_callback", unsafe extern "C" fn(*mut SSL, Option<InfoCallback>), ());
+    let next = next!(c"SSL_set_info_callback", unsafe extern "C" fn(*mut SSL, Option<InfoCallback>));
     // SAFETY: the caller's.
     unsafe {
         if !Connection::new(ssl).is_some_and(|connection| connection.chain_info_callback(callback)) {
@@ -195,7 +195,7 @@ unsafe extern "C" fn CRYPTO_get_ex_new_index(
 /// # Safety
 ///
 /// It points to a context that lives, or is NULL.
-unsafe fn noted(context: *mut SSL_CTX, note: impl FnOnce(&Context)) {
+unsafe fn noted<'a>(context: *mut SSL_CTX, note: impl FnOnce(&Context<'a>)) {
     // SAFETY: the caller's.
     if let Some(context) = unsafe { Context::new(context) } {
         let _ = catch_unwind(AssertUnwindSafe(|| note(&context)));

@@ -70,7 +70,7 @@ impl Fleet {
         }
         if context.max_early_data() > 0 {
             EARLY.call_once(|| {
-                log::warn!("a context that accepts early data is left alone: it could be replayed across the fleet")
+                log::warn!("a context that accepts early data is left alone: it could be replayed across the fleet");
             });
             return None;
         }
