@@ -8,7 +8,7 @@ use std::time::{Instant, SystemTime};
 
 use sha2::{Digest, Sha256};
 use store::fingerprint::halves;
-use store::{Envelope, Expected, Fingerprint, Look, Puts, Removal, Shim};
+use store::{Envelope, Expected, Fingerprint, ID_BYTES, Look, Puts, Removal, Shim};
 
 use crate::learned::{self, Place};
 use crate::lineage::Lineage;
@@ -119,6 +119,17 @@ impl Binding {
         Place { shim: Arc::as_ptr(&self.policy.shim) as usize, context, name }
     }
 
+    /// Returns the id for a session about to be negotiated: of the namespace where it will be kept.
+    pub(crate) fn issue_id(&self, connection: Connection) -> [u8; ID_BYTES] {
+        // TLS 1.2 needs it before the servername callback, as it does look-ups.
+        let learned = || learned::expected(&self.place(connection, requested_name(connection)));
+        let verifies = match self.policy.verified {
+            Verified::Apart(_) if !connection.is_tls13() => verifies(connection, &learned()),
+            _ => connection.verifies(),
+        };
+        self.shim_for(verifies).unwrap_or(self.shim()).issue_id()
+    }
+
     /// Stores a session that a handshake has negotiated.
     pub(crate) fn negotiated(&self, connection: Connection, session: &Session) {
         if self.store(connection, session).is_none() {
@@ -194,10 +205,7 @@ impl Binding {
         }
         let name = requested_name(connection);
         let (expected, settled) = self.expected(connection, &name);
-        let verifies = match &expected {
-            Expected::Fingerprint(expected) => verifying(expected),
-            _ => connection.verifies(),
-        };
+        let verifies = verifies(connection, &expected);
         let shim = self.shim_for(verifies)?;
         let needs_peer = settled && connection.insists();
         let look = Look { waited: handshake.waited.get(), ..Look::expecting(expected) };
@@ -294,6 +302,14 @@ impl Binding {
         if !id.is_empty() {
             shim.remove(&id, Removal::FatalError);
         }
+    }
+}
+
+/// Returns whether a connection will request a client certificate, as far as that is known before the servername callback.
+fn verifies(connection: Connection, expected: &Expected) -> bool {
+    match expected {
+        Expected::Fingerprint(expected) => verifying(expected),
+        _ => connection.verifies(),
     }
 }
 
