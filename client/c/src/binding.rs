@@ -116,7 +116,7 @@ impl Binding {
 
     fn place(&self, connection: Connection, name: Vec<u8>) -> Place {
         let context = connection.first_context().map_or(0, Context::number);
-        Place { shim: Arc::as_ptr(&self.policy.shim) as usize, context, name }
+        Place { shim: self.policy.shim.number(), context, name }
     }
 
     /// Returns the id for a session about to be negotiated: of the namespace where it will be kept.

@@ -14,7 +14,7 @@ const NAMES: usize = 4096;
 /// Where a connection begins: with these sessions, with this context (0 if unknown), for this server name in lower case.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Place {
-    pub(crate) shim: usize,
+    pub(crate) shim: u64,
     pub(crate) context: u64,
     pub(crate) name: Vec<u8>,
 }

@@ -9,7 +9,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
@@ -60,6 +60,7 @@ struct Ask {
 /// This is what the bindings in this crate and in `libresumed` are made of. Its threads and connections are those of a process: they are
 /// made when first needed, and again in a forked child.
 pub struct Shim {
+    number: u64,
     options: Options,
     target: Target,
     endpoint: Endpoint,
@@ -129,7 +130,15 @@ impl Shim {
         let target = Target::parse(&options.target)?;
         let endpoint = store::endpoint(&target, options.credentials.as_ref())?;
         let keys = StoreKeys::new(format, &options.namespace);
-        Ok(Self { options, target, endpoint, keys, process: ArcSwapOption::empty() })
+        static NUMBER: AtomicU64 = AtomicU64::new(1);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        Ok(Self { number, options, target, endpoint, keys, process: ArcSwapOption::empty() })
+    }
+
+    /// Returns a number that no other shim of this process ever has.
+    #[must_use]
+    pub fn number(&self) -> u64 {
+        self.number
     }
 
     /// The options that it was made with.

@@ -55,7 +55,7 @@ fn next(name: &CStr) -> *mut c_void {
     };
     if address.is_null() {
         let _ = catch_unwind(|| {
-            log::error!("OpenSSL has no {}: it is not the one that this library was made for", name.to_string_lossy())
+            log::error!("OpenSSL has no {}: it is not the one that this library was made for", name.to_string_lossy());
         });
     }
     address

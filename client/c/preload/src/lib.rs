@@ -141,7 +141,7 @@ fn prepare(context: Context) {
 }
 
 /// Returns whether the process changes between users: then the system must change all its threads, and fails to where one of them may
-/// not (ProFTPD).
+/// not (`ProFTPD`).
 fn has_mixed_privileges() -> bool {
     let users = getresuid().is_ok_and(|ids| ids.real == ids.effective && ids.real == ids.saved);
     let groups = getresgid().is_ok_and(|ids| ids.real == ids.effective && ids.real == ids.saved);

@@ -1,4 +1,4 @@
-"""What libresumed-preload writes, and where: a log that cannot be written costs nothing."""
+"""What libresumed-preload does in a process beside sessions: where it logs, and when it has a thread."""
 
 from __future__ import annotations
 
@@ -30,6 +30,23 @@ try:
     connection.do_handshake()
 except ssl.SSLWantReadError:
     pass
+"""
+
+MEETS = """
+import os, ssl, sys
+context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+context.load_cert_chain(sys.argv[1])
+{change}
+there, back = ssl.MemoryBIO(), ssl.MemoryBIO()
+trusting = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+trusting.check_hostname, trusting.verify_mode = False, ssl.CERT_NONE
+sides = trusting.wrap_bio(back, there), context.wrap_bio(there, back, server_side=True)
+for side in sides * 3:
+    try:
+        side.do_handshake()
+    except ssl.SSLWantReadError:
+        pass
+print(len(os.listdir("/proc/self/task")))
 """
 
 
@@ -99,3 +116,18 @@ def test_a_file_that_standard_error_has_become_is_written_only_for_appending(
     environment = {**os.environ, **settings("127.0.0.1:1", "Not a namespace", keyring)}
     subprocess.run([sys.executable, "-c", reopen + ACCEPTS, str(certificate)], check=True, env=environment)
     assert ("namespace must be" in late.read_text(encoding="ascii")) == (opened == "a")
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root")
+@pytest.mark.parametrize("mixed", [False, True])
+def test_a_process_of_mixed_privileges_gets_no_thread(
+    target: str, certificate: Path, keyring: Path, tmp_path: Path, mixed: bool
+) -> None:
+    """ProFTPD is root and nobody by turns, and glibc ends a process in which a thread cannot follow."""
+    log = tmp_path / "resumed.log"
+    change = "import os; os.setresuid(0, 65534, 0)\n" if mixed else ""
+    environment = {**os.environ, **settings(target, "mixed", keyring, log=str(log))}
+    command = [sys.executable, "-c", MEETS.format(change=change), str(certificate)]
+    done = subprocess.run(command, check=True, env=environment, capture_output=True, text=True)
+    threads, said = int(done.stdout), log.read_text(encoding="ascii")
+    assert ("left alone: it changes between users" in said, threads > 1) == (mixed, not mixed)
