@@ -126,11 +126,11 @@ impl Shim {
     ///
     /// An option is outside its range, or a file cannot be used; the message says which, and what to do.
     pub fn new(options: Options, format: Format) -> Result<Self, Error> {
+        static NUMBER: AtomicU64 = AtomicU64::new(1);
         options.check()?;
         let target = Target::parse(&options.target)?;
         let endpoint = store::endpoint(&target, options.credentials.as_ref())?;
         let keys = StoreKeys::new(format, &options.namespace);
-        static NUMBER: AtomicU64 = AtomicU64::new(1);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         Ok(Self { number, options, target, endpoint, keys, process: ArcSwapOption::empty() })
     }
