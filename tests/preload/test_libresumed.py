@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import os
 import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
+import trustme
 
 import resumed
 from frontends.client import Client
@@ -139,4 +141,26 @@ def test_contexts_come_and_go_in_threads_and_forked_children(files: Path, target
     """handshakes.c: alerts sent and received, removals, contexts installed twice and freed, forks before and after."""
     options = command(BUILD / "resumed-handshakes", files, target, {"families": "24", "threads": "2", "children": "2"})
     done = subprocess.run([*options, *flags], check=False, capture_output=True, text=True, timeout=PATIENCE)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_session_resumes_only_where_its_context_fits(files: Path, target: str, tmp_path: Path) -> None:
+    """contexts.c: hosts, client certificates, session id contexts, data of the application, single use, sizes of options."""
+    soon = datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(seconds=4)
+    issued = {
+        "certificate": CA.issue_cert("localhost"),
+        "other": CA.issue_cert("localhost", "other.example"),
+        "client": CA.issue_cert("client@example.org"),
+        "short": CA.issue_cert("client@example.org", not_after=soon),
+        "stranger": trustme.CA().issue_cert("client@example.org"),
+    }
+    paths = {name: tmp_path / f"{name}.pem" for name in (*issued, "ca")}
+    for name, certificate in issued.items():
+        paths[name].write_bytes(certificate.private_key_and_cert_chain_pem.bytes())
+    CA.cert_pem.write_to_path(str(paths["ca"]))
+    named = {"target": target, "keyring": str(files / "fleet.keys"), **paths}
+    options = [f"--{name}={value}" for name, value in named.items()]
+    done = subprocess.run(
+        [BUILD / "resumed-contexts", *options], check=False, capture_output=True, text=True, timeout=PATIENCE
+    )
     assert done.returncode == 0, done.stderr

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 REQUEST = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
 PATIENCE = 30.0
 ROUNDS = 6
+MIXED = {"ignore_id_context": "1"}
+"""For servers that set unlike session id contexts for the same thing: unlike stacks, Apache on unlike ports."""
 
 INSTALLED = [name for name, (program, _, _) in SERVERS.items() if shutil.which(program)]
 
@@ -66,8 +68,20 @@ def visit(
         return tls.session_reused is True, tls.session
 
 
+def shares(name: str, version: ssl.TLSVersion) -> bool:
+    """Tell whether a server's sessions are shared: stunnel attaches data of its own to tickets, which stays with it."""
+    return (name, version) != ("stunnel", ssl.TLSVersion.TLSv1_3)
+
+
+def warm_up(ports: list[int], version: ssl.TLSVersion, host: str = "localhost") -> None:
+    """Have the processes behind some ports learn which context serves a name: a full handshake each."""
+    for port in ports:
+        assert not visit(client_context(version), port, None, host)[0]
+
+
 def resumption(ports: list[int], version: ssl.TLSVersion, rounds: int = ROUNDS) -> float:
-    """Return the share of connections that resumed what the one before negotiated at another server."""
+    """Return the share of connections that resumed what the one before negotiated at another server, after a warm-up."""
+    warm_up(ports, version)
     context = client_context(version)
     _, session = visit(context, ports[0], None)
     resumed_there = []
@@ -98,10 +112,13 @@ def test_any_server_resumes_what_any_other_negotiated(
     target: str, certificate: Path, keyring: Path, version: ssl.TLSVersion, mirror: str
 ) -> None:
     """Two each of all servers, mixed: every connection but the first resumes."""
-    environment = settings(target, f"all-{version}-{mirror.lower()}", keyring, mirror=mirror, deadline="5")
+    environment = settings(target, f"all-{version}-{mirror.lower()}", keyring, mirror=mirror, deadline="5", **MIXED)
     with ExitStack() as stack:
         ports = [
-            stack.enter_context(serving(name, certificate, environment)).port for name in INSTALLED for _ in range(2)
+            stack.enter_context(serving(name, certificate, environment, workers=1)).port
+            for name in INSTALLED
+            if shares(name, version)
+            for _ in range(2)
         ]
         assert resumption(ports, version) == 1.0
 
@@ -120,10 +137,12 @@ def test_python_frontends_are_of_the_fleet(
     target: str, certificate: Path, keyring: Path, version: ssl.TLSVersion, name: str
 ) -> None:
     """A server resumes what a Python frontend negotiated, and back."""
+    if not shares(name, version):
+        pytest.skip("its sessions are not shared")
     namespace = f"python-{name}"
     shim = ["--target", target, "--namespace", namespace, "--keyring", str(keyring)]
     with (
-        serving(name, certificate, settings(target, namespace, keyring, deadline="5")) as server,
+        serving(name, certificate, settings(target, namespace, keyring, deadline="5", **MIXED), workers=1) as server,
         python(certificate, *shim) as port,
     ):
         for ports in permutations([server.port, port]):
@@ -135,11 +154,11 @@ def test_a_python_server_can_stay_as_it_is_too(
     target: str, certificate: Path, keyring: Path, version: ssl.TLSVersion
 ) -> None:
     """Where the `ssl` module links a shared libssl; two of them and nginx resume each other's sessions."""
-    environment = settings(target, "unmodified", keyring, mirror="64MiB", deadline="5")
+    environment = settings(target, "unmodified", keyring, mirror="64MiB", deadline="5", **MIXED)
     with (
         python(certificate, environment=environment) as one,
         python(certificate, environment=environment) as other,
-        serving("nginx", certificate, environment) as server,
+        serving("nginx", certificate, environment, workers=1) as server,
     ):
         assert resumption([one, other, server.port], version) == 1.0
 
@@ -168,8 +187,11 @@ def test_a_session_resumes_only_for_its_server_name(
     target: str, certificate: Path, keyring: Path, version: ssl.TLSVersion, name: str
 ) -> None:
     """A session of one virtual host is none of another (RFC 6066 section 3)."""
+    if not shares(name, version):
+        pytest.skip("its sessions are not shared")
     context = client_context(version)
-    with serving(name, certificate, settings(target, f"names-{name}", keyring, deadline="5")) as server:
+    with serving(name, certificate, settings(target, f"names-{name}", keyring, deadline="5"), workers=1) as server:
+        warm_up([server.port], version, "other.example")
         _, session = visit(context, server.port, None)
         assert not visit(context, server.port, session, "other.example")[0]
         assert visit(context, server.port, session)[0]
@@ -178,10 +200,11 @@ def test_a_session_resumes_only_for_its_server_name(
 def test_workers_begin_anew_after_a_reload(target: str, certificate: Path, keyring: Path) -> None:
     """What was negotiated before nginx reloads its configuration resumes in the workers that it starts then."""
     context = client_context(ssl.TLSVersion.TLSv1_3)
-    with serving("nginx", certificate, settings(target, "reload", keyring, deadline="5")) as server:
+    with serving("nginx", certificate, settings(target, "reload", keyring, deadline="5"), workers=1) as server:
         _, session = visit(context, server.port, None)
         server.process.send_signal(signal.SIGHUP)
         eventually(lambda: renewed(server.log()))
+        warm_up([server.port], ssl.TLSVersion.TLSv1_3)
         assert visit(context, server.port, session)[0]
 
 
@@ -197,10 +220,10 @@ def test_contexts_that_ask_for_certificates_have_their_own_namespace_or_none(
         "apache": f"SSLVerifyClient optional\nSSLCACertificateFile {authority}\nSSLSessionTickets off",
     }[name]
     for settled, share in ((), 0.0), ((("verified_namespace", "verified"),), 1.0):
-        environment = settings(target, f"certificates-{name}", keyring, deadline="5", **dict(settled))
+        environment = settings(target, f"certificates-{name}", keyring, deadline="5", **MIXED, **dict(settled))
         with (
-            serving(name, certificate, environment, more=more) as one,
-            serving(name, certificate, environment, more=more) as other,
+            serving(name, certificate, environment, more=more, workers=1) as one,
+            serving(name, certificate, environment, more=more, workers=1) as other,
         ):
             assert resumption([one.port, other.port], ssl.TLSVersion.TLSv1_2) == share
 
@@ -211,8 +234,8 @@ def resumes(ports: list[int], version: ssl.TLSVersion) -> bool:
 
 
 def renewed(log: str) -> bool:
-    """Tell whether nginx' two workers have ended and two others have begun."""
-    return log.count("exited with code 0") >= 2 and log.count("start worker process ") >= 4
+    """Tell whether nginx' worker has ended and another one has begun."""
+    return log.count("exited with code 0") >= 1 and log.count("start worker process ") >= 2
 
 
 def eventually(happens: Callable[[], bool]) -> None:

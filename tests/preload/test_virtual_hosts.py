@@ -14,7 +14,7 @@ import trustme
 import resumed
 from preload.leaks import RELOADED, workers
 from preload.servers import serving, settings
-from preload.test_preload import PATIENCE, eventually, visit
+from preload.test_preload import MIXED, PATIENCE, eventually, visit, warm_up
 from support.ports import free_port
 from support.tls import CA, VERSIONS, client_context
 
@@ -74,15 +74,18 @@ def test_who_proved_himself_to_one_authority_has_proved_nothing_to_another(
     target: str, files: Path, name: str, version: ssl.TLSVersion
 ) -> None:
     """Two ports of one name ask for certificates of two authorities; see CVE-2025-23048 and CVE-2025-23419."""
-    environment = settings(target, "public", files / "fleet.keys", deadline="5", verified_namespace=f"verified-{name}")
+    verified = f"verified-{name}"
+    environment = settings(target, "public", files / "fleet.keys", deadline="5", verified_namespace=verified, **MIXED)
     port = free_port()
     beside = host(name, files, port, "localhost", verifying(name, files / "other.pem"))
     more = verifying(name, files / "one.pem")
     context = certified(version, CA)
     with (
-        serving(name, files / "certificate.pem", environment, more=more, beside=beside) as server,
-        serving(name, files / "certificate.pem", environment, more=more) as second,
+        serving(name, files / "certificate.pem", environment, more=more, beside=beside, workers=1) as server,
+        serving(name, files / "certificate.pem", environment, more=more, workers=1) as second,
     ):
+        assert admits(certified(version, OTHER_CA), port, None)
+        visit(certified(version, CA), second.port, None)
         _, session = visit(context, server.port, None)
         reused, session = visit(context, second.port, session)
         assert reused
@@ -96,12 +99,14 @@ def test_a_host_that_is_chosen_by_name_trusts_no_session_that_the_first_host_acc
     target: str, files: Path, name: str, version: ssl.TLSVersion
 ) -> None:
     """OpenSSL resumes by what the first host of a port wants, before the name chooses another one."""
-    environment = settings(target, "public", files / "fleet.keys", deadline="5", verified_namespace=f"chosen-{name}")
+    verified = f"chosen-{name}"
+    environment = settings(target, "public", files / "fleet.keys", deadline="5", verified_namespace=verified, **MIXED)
     port, one, other = free_port(), verifying(name, files / "one.pem"), verifying(name, files / "other.pem")
     hosts = [host(name, files, port, "localhost", one), host(name, files, port, "other.example", other)]
     beside = "\n".join([hosts[0], hosts[1].replace(f"Listen 127.0.0.1:{port}\n", "")])
     context = certified(version, CA)
-    with serving(name, files / "certificate.pem", environment, more=one, beside=beside) as server:
+    with serving(name, files / "certificate.pem", environment, more=one, beside=beside, workers=1) as server:
+        assert admits(certified(version, OTHER_CA), port, None, "other.example")
         _, session = visit(context, server.port, None, "other.example")
         assert visit(context, server.port, session, "other.example")[0]
         assert not admits(context, port, session, "other.example")
@@ -114,7 +119,7 @@ def test_hosts_of_one_port_resume_their_own_sessions_only(
     target: str, files: Path, name: str, version: ssl.TLSVersion
 ) -> None:
     """A context for each name: each resumes at another server what it negotiated, and nothing of the other's."""
-    environment = settings(target, f"names-{name}", files / "fleet.keys", deadline="5")
+    environment = settings(target, f"names-{name}", files / "fleet.keys", deadline="5", **MIXED)
     ports = [free_port(), free_port()]
     context = client_context(version)
 
@@ -124,9 +129,11 @@ def test_hosts_of_one_port_resume_their_own_sessions_only(
 
     certificate = files / "certificate.pem"
     with (
-        serving(name, certificate, environment, beside=beside(ports[0])),
-        serving(name, certificate, environment, beside=beside(ports[1])),
+        serving(name, certificate, environment, beside=beside(ports[0]), workers=1),
+        serving(name, certificate, environment, beside=beside(ports[1]), workers=1),
     ):
+        for each in "localhost", "other.example":
+            warm_up(ports, version, each)
         for own, strange in ("localhost", "other.example"), ("other.example", "localhost"):
             _, session = visit(context, ports[0], None, own)
             reused, session = visit(context, ports[1], session, own)
@@ -144,6 +151,7 @@ def test_a_worker_that_crashes_takes_no_session_with_it(target: str, files: Path
         (worker,) = workers(server.process.pid)
         os.kill(worker, signal.SIGSEGV)
         eventually(lambda: len(workers(server.process.pid)) == 1 and workers(server.process.pid) != [worker])
+        warm_up([server.port], ssl.TLSVersion.TLSv1_3)
         assert visit(context, server.port, session)[0]
 
 
@@ -158,6 +166,7 @@ def test_sessions_survive_graceful_reloads(target: str, files: Path, name: str) 
             before = set(workers(server.process.pid))
             server.process.send_signal(RELOADED[name])
             eventually(lambda before=before: bool(now := set(workers(server.process.pid))) and not now & before)  # type: ignore[misc]
+            warm_up([server.port], ssl.TLSVersion.TLSv1_2)
             assert visit(context, server.port, session)[0]
 
 

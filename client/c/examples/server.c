@@ -66,7 +66,7 @@ int main(int argc, char **argv)
         {"connections", required_argument, NULL, CONNECTIONS},
         {0},
     };
-    resumed_options options = {.size = sizeof options};
+    resumed_options options = {.size = sizeof options, .single_host = 1};
     const char *certificate = NULL, *complaint;
     long connections = -1;
     int name;

@@ -16,7 +16,10 @@
 extern "C" {
 #endif
 
-/* How sessions are kept. Set all to zero first, then size, target, namespace_ and keyring; zero means the default. */
+/*
+ * How sessions are kept. Set all to zero first, then size, target, namespace_ and keyring; zero means the default. A program that was
+ * built with an older header works with this library; with a newer header it does as long as it leaves the new fields zero.
+ */
 typedef struct resumed_options {
     size_t size;             /* sizeof(resumed_options) */
     const char *target;      /* the store, as a gRPC name: dns:///store:7400, 127.0.0.1:7400, unix:/run/resumed.sock */
@@ -34,6 +37,8 @@ typedef struct resumed_options {
     const char *cert;        /* PEM files of the frontend's own certificate and key; none by default */
     const char *key;
     const char *server_name; /* the name that the store's certificate must have; the target's host by default */
+    int ignore_id_context;   /* whether sessions resume whatever session id contexts applications set: for fleets of unlike stacks */
+    int single_host;         /* whether the context has no servername, ClientHello or certificate callback */
 } resumed_options;
 
 /*
@@ -41,8 +46,29 @@ typedef struct resumed_options {
  * is set up and before its first connection; a server that forks may call it before it does. Contexts that connections switch to
  * (SSL_set_SSL_CTX) need it as well. Contexts installed with equal options share a connection and a mirror.
  *
- * It sets the session callbacks and the id generator, switches stateless tickets and the internal cache off, and sets the session id
- * context and timeout. Returns NULL, or what is wrong, and then nothing was changed; the text is valid until the thread's next call.
+ * It sets the session callbacks and the id generator, switches stateless tickets and the internal cache off, and sets the timeout.
+ *
+ * A session resumes only where a full handshake would have proved the same (docs/contexts.md):
+ *
+ * - The names in the server's certificates, and how the connection verifies client certificates (mode, depth, security level, flags, host
+ *   names, trust store), are those of the context that served its full handshake. Each look-up compares them. OpenSSL looks sessions
+ *   up before a servername callback runs, so the process learns from full handshakes which context serves a name: the first
+ *   connection for each name and process makes a full handshake, unless single_host is set.
+ * - The server name is the same, and so is the application's own session id context, unless ignore_id_context is set. A context that
+ *   verifies clients needs one (SSL_CTX_set_session_id_context), or its sessions are not shared.
+ * - When the handshake of a resumed connection is done, an info callback of that SSL compares once more. If another context serves the
+ *   connection after all, it ends: the client gets a close_notify, and SSL_read returns 0. An info callback that the application has set
+ *   before is called as well; the application must not set one for an SSL within its handshake.
+ * - A session ends with the client's certificate. One whose certificate failed verification is not shared, nor is one with ticket
+ *   application data of the application.
+ *
+ * The application must use a namespace, or a session id context, of its own where contexts differ in something else:
+ *
+ * - verify callbacks that reject a client by rules of their own;
+ * - data that the application attaches to sessions (SSL_SESSION_set_ex_data), which is lost when they are stored;
+ * - contexts of different listeners that serve one name differently: a process learns one context for a name and namespace.
+ *
+ * Returns NULL, or what is wrong, and then nothing was changed; the text is valid until the thread's next call.
  */
 const char *resumed_install(SSL_CTX *context, const resumed_options *options);
 

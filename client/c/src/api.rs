@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::ffi::{CStr, CString, c_char, c_int, c_uchar, c_uint};
 use std::fmt::Write;
-use std::mem::size_of;
+use std::mem::{MaybeUninit, offset_of, size_of};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::ptr;
@@ -12,10 +12,10 @@ use std::time::Duration;
 
 use store::Removal;
 
-use crate::binding::{Binding, install};
+use crate::binding::{Binding, Policy, Verified, install};
 use crate::settings::Settings;
 use crate::ssl::{Context, ffi};
-use crate::{log_to_stderr, shim};
+use crate::{shim, start_logging};
 
 thread_local! {
     static COMPLAINT: RefCell<CString> = RefCell::default();
@@ -40,14 +40,21 @@ struct Options {
     cert: *const c_char,
     key: *const c_char,
     server_name: *const c_char,
+    ignore_id_context: c_int,
+    single_host: c_int,
 }
+
+/// The fields that every version of the header has had.
+const LEAST_SIZE: usize = offset_of!(Options, lifetime);
+/// A larger `size` was never set: a header of the future has far fewer fields.
+const LARGEST_SIZE: usize = 4096;
 
 /// # Safety
 ///
 /// As `resumed.h` says.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn resumed_install(context: *mut ffi::SSL_CTX, options: *const Options) -> *const c_char {
-    log_to_stderr();
+    start_logging();
     // SAFETY: the caller's.
     let outcome = catch_unwind(|| unsafe { installed(context, options) });
     match outcome.unwrap_or_else(|_| Err("a defect: please report it".to_owned())) {
@@ -61,11 +68,7 @@ unsafe extern "C" fn resumed_install(context: *mut ffi::SSL_CTX, options: *const
 
 unsafe fn installed(context: *mut ffi::SSL_CTX, options: *const Options) -> Result<(), String> {
     // SAFETY: the caller's.
-    let (context, options) = unsafe { (Context::new(context).ok_or("context is NULL")?, options.as_ref()) };
-    let options = options.ok_or("options is NULL")?;
-    if options.size != size_of::<Options>() {
-        return Err("options.size is not sizeof(resumed_options): header and library differ".to_owned());
-    }
+    let (context, options) = unsafe { (Context::new(context).ok_or("context is NULL")?, read_options(options)?) };
     if context.binding().is_some() {
         return Err("this context has sessions in the store already".to_owned());
     }
@@ -92,7 +95,40 @@ unsafe fn installed(context: *mut ffi::SSL_CTX, options: *const Options) -> Resu
         identity: cert.zip(key).map(|(cert, key)| (cert.into(), key.into())),
         server_name: text(options.server_name, "server_name")?,
     };
-    install(&context, shim(&settings).map_err(|error| error.to_string())?).map_err(str::to_owned)
+    let policy = Policy {
+        shim: shim(&settings).map_err(|error| error.to_string())?,
+        verified: Verified::Together,
+        ignore_id_context: options.ignore_id_context != 0,
+        single_host: options.single_host != 0,
+    };
+    install(&context, policy).map_err(str::to_owned)
+}
+
+/// Reads the options of a program that was built with this header, an older or a newer one. Fields that an older header does not have are
+/// zero; those that this library does not know must be.
+///
+/// # Safety
+///
+/// It points to as many bytes as its first field says, or is NULL.
+unsafe fn read_options(options: *const Options) -> Result<Options, &'static str> {
+    if options.is_null() {
+        return Err("options is NULL");
+    }
+    let mut known = MaybeUninit::<Options>::zeroed();
+    // SAFETY: the caller's; zeroes are valid for all fields.
+    unsafe {
+        let size = (&raw const (*options).size).read();
+        if !(LEAST_SIZE..=LARGEST_SIZE).contains(&size) {
+            return Err("options.size must be sizeof(resumed_options)");
+        }
+        let given = slice::from_raw_parts(options.cast::<u8>(), size);
+        let (read, unknown) = given.split_at(size.min(size_of::<Options>()));
+        if unknown.iter().any(|byte| *byte != 0) {
+            return Err("options has fields that this library does not know: the header is newer than the library");
+        }
+        ptr::copy_nonoverlapping(read.as_ptr(), known.as_mut_ptr().cast::<u8>(), read.len());
+        Ok(known.assume_init())
+    }
 }
 
 /// # Safety
@@ -142,7 +178,9 @@ unsafe extern "C" fn resumed_stats(context: *mut ffi::SSL_CTX, text: *mut c_char
 fn stats(binding: &Binding) -> String {
     let stats = binding.shim().stats();
     let mut text = String::new();
-    for (kind, counts) in [("hits", stats.hits), ("misses", stats.misses), ("puts", stats.puts), ("removals", stats.removals)] {
+    let kinds = ["hits", "misses", "puts", "removals", "terminations"];
+    let all = [stats.hits, stats.misses, stats.puts, stats.removals, stats.terminations];
+    for (kind, counts) in kinds.into_iter().zip(all) {
         for (reason, count) in counts {
             let _ = writeln!(text, "{kind} {reason} {count}"); // a String takes everything
         }

@@ -1,31 +1,51 @@
 //! What to do at each session callback of OpenSSL, as in the other clients with OpenSSL: they resume each other's sessions.
 //!
 //! OpenSSL's rules are in `SSL_CTX_sess_set_get_cb(3)`, `SSL_CTX_set_session_cache_mode(3)` and
-//! `SSL_CTX_set_generate_session_id(3)`.
+//! `SSL_CTX_set_generate_session_id(3)`. Those about what may resume where are in `docs/contexts.md`.
 
-use std::cell::Cell;
-use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::sync::{Arc, Once};
+use std::time::{Instant, SystemTime};
 
 use sha2::{Digest, Sha256};
-use store::{ID_BYTES, Look, Puts, Removal, Shim};
+use store::fingerprint::halves;
+use store::{Envelope, Expected, Fingerprint, ID_BYTES, Look, Puts, Removal, Shim};
 
-use crate::ssl::{Connection, Context, Session, last_error_reason};
+use crate::learned::{self, Place};
+use crate::lineage::Lineage;
+use crate::ssl::{Connection, Context, NO_CLIENT_AUTHENTICATION, Session, last_error_reason};
 
 /// OpenSSL's reason when the peer ended the connection without `close_notify`.
 const UNEXPECTED_EOF_WHILE_READING: u64 = 294;
-/// How many ids of the sessions of one connection are remembered.
-const SIBLINGS: usize = 16;
 
-thread_local! {
-    /// The client random of the handshake that looked up a session last, and when it has waited long enough.
-    static WAITING: Cell<([u8; 32], Option<Instant>)> = const { Cell::new(([0; 32], None)) };
+/// What becomes of the sessions of connections that request client certificates.
+#[derive(Clone)]
+pub enum Verified {
+    /// They are kept like all others.
+    Together,
+    /// They have a namespace of their own.
+    Apart(Arc<Shim>),
+    /// They are not kept, and the log says why.
+    Excluded(&'static str),
+}
+
+/// How a context keeps its sessions.
+#[derive(Clone)]
+pub struct Policy {
+    /// Where.
+    pub shim: Arc<Shim>,
+    /// Where those of connections that request client certificates are kept.
+    pub verified: Verified,
+    /// Whether sessions resume whatever session id contexts applications set.
+    pub ignore_id_context: bool,
+    /// Whether the context has no servername callback.
+    pub single_host: bool,
 }
 
 /// The callbacks of a shim in a TLS context.
 pub struct Binding {
-    shim: Arc<Shim>,
-    id_context: [u8; 32],
+    policy: Policy,
+    /// The session id context of all connections, instead of the application's.
+    id_context: Option<[u8; 32]>,
 }
 
 /// Puts the callbacks of a shim into a context that has no binding.
@@ -33,160 +53,269 @@ pub struct Binding {
 /// # Errors
 ///
 /// The context accepts early data, or cannot be bound.
-pub fn install(context: &Context, shim: Arc<Shim>) -> Result<(), &'static str> {
+pub fn install(context: &Context, policy: Policy) -> Result<(), &'static str> {
     if context.max_early_data() > 0 {
         return Err("this context accepts early data, which can be replayed across a fleet; set max_early_data to 0");
     }
-    context.binding_or(|| Some(Binding::new(context, shim))).map(drop).ok_or("this context cannot be bound")
+    context.binding_or(|| Some(Binding::new(context, policy))).map(drop).ok_or("this context cannot be bound")
+}
+
+/// Checks a connection whose handshake is done, if it resumed a session of ours: returns whether the context that serves it in the end is
+/// the one that the session is for. If it is not, the process resumes no more sessions of the server name.
+pub(crate) fn check(connection: Connection) -> bool {
+    let Some(handshake) = connection.handshake().filter(|handshake| handshake.unchecked.replace(false)) else { return true };
+    let Some(session) = connection.session().filter(|_| connection.is_resumed()) else { return true };
+    // Without lineage it is not the session that was found, but one of the application's own.
+    let Ok(Some(lineage)) = session.lineage() else { return true };
+    let proved = if session.has_peer() { connection.is_verified() } else { !connection.insists() };
+    if proved && agrees(connection, &lineage.fingerprint) {
+        return true;
+    }
+    if let Some(binding) = connection.binding() {
+        binding.unsettle(connection, &lineage.fingerprint, handshake.name.take());
+    }
+    false
+}
+
+/// Returns whether a resumed connection is served by the context of its session.
+fn agrees(connection: Connection, fingerprint: &Fingerprint) -> bool {
+    let present = connection.fingerprint();
+    let ((identity, clients), (its_identity, its_clients)) = (halves(&present), halves(fingerprint));
+    // A certificate callback is not called for a resumed connection. Then what was learned for the name decides alone.
+    clients == its_clients && (identity == its_identity || !connection.has_its_certificates())
 }
 
 impl Binding {
     /// Sets the callbacks of a shim in a context.
     #[must_use]
-    pub fn new(context: &Context, shim: Arc<Shim>) -> Self {
-        let id_context = Sha256::digest(shim.options().namespace.as_bytes()).into();
-        Self::with_id_context(*context, shim, id_context)
-    }
-
-    /// Does so for one of several contexts that ask clients for certificates: its sessions resume only where those of the same
-    /// authorities are asked for, in the same way. Who proved to one who they are has proved nothing to another.
-    #[must_use]
-    pub fn verifying(context: &Context, shim: Arc<Shim>) -> Self {
-        let asked = context.asked_certificates();
-        let id_context = Sha256::digest([shim.options().namespace.as_bytes(), b"\0", &asked].concat()).into();
-        Self::with_id_context(*context, shim, id_context)
-    }
-
-    fn with_id_context(context: Context, shim: Arc<Shim>, id_context: [u8; 32]) -> Self {
-        context.set_callbacks(&id_context, shim.options().lifetime.as_secs());
-        Self { shim, id_context }
-    }
-
-    pub(crate) fn id_context(&self) -> &[u8] {
-        &self.id_context
+    pub fn new(context: &Context, policy: Policy) -> Self {
+        let options = policy.shim.options();
+        let id_context = policy.ignore_id_context.then(|| Sha256::digest(options.namespace.as_bytes()).into());
+        context.set_callbacks(id_context.as_ref(), options.lifetime.as_secs());
+        Self { policy, id_context }
     }
 
     /// What the callbacks ask.
     #[must_use]
     pub fn shim(&self) -> &Shim {
-        &self.shim
+        &self.policy.shim
+    }
+
+    /// Returns where sessions are kept of connections that request client certificates, or do not; None if nowhere.
+    fn shim_for(&self, verifies: bool) -> Option<&Shim> {
+        static SAID: Once = Once::new();
+        match &self.policy.verified {
+            Verified::Apart(shim) if verifies => Some(shim),
+            Verified::Excluded(why) if verifies => {
+                SAID.call_once(|| log::warn!("{why}"));
+                None
+            }
+            _ => Some(self.shim()),
+        }
+    }
+
+    fn place(&self, connection: Connection, name: Vec<u8>) -> Place {
+        let context = connection.first_context().map_or(0, Context::number);
+        Place { shim: self.policy.shim.number(), context, name }
+    }
+
+    /// Returns the id for a session about to be negotiated: of the namespace where it will be kept.
+    pub(crate) fn issue_id(&self, connection: Connection) -> [u8; ID_BYTES] {
+        // TLS 1.2 needs it before the servername callback, as it does look-ups.
+        let learned = || learned::expected(&self.place(connection, requested_name(connection)));
+        let verifies = match self.policy.verified {
+            Verified::Apart(_) if !connection.is_tls13() => verifies(connection, &learned()),
+            _ => connection.verifies(),
+        };
+        self.shim_for(verifies).unwrap_or(self.shim()).issue_id()
     }
 
     /// Stores a session that a handshake has negotiated.
     pub(crate) fn negotiated(&self, connection: Connection, session: &Session) {
-        let (id, tls13) = (session.id(), connection.is_tls13());
-        // A stateless ticket carries its session itself: in TLS 1.2 it has no id, in TLS 1.3 it is told by the option.
+        if self.store(connection, session).is_none() {
+            self.shim().unresumable();
+        }
+    }
+
+    /// Stores a session, or returns None if it must not resume anywhere.
+    fn store(&self, connection: Connection, session: &Session) -> Option<()> {
+        let (id, tls13, resumed) = (session.id(), connection.is_tls13(), connection.is_resumed());
+        let name = connection.server_name().unwrap_or_default().to_ascii_lowercase();
+        let (present, verifies) = (connection.fingerprint(), connection.verifies());
+        let handshake = connection.handshake()?;
+        if !resumed && !connection.is_renegotiated() && !handshake.learned.replace(true) {
+            learned::learn(self.place(connection, name.clone()), present);
+        }
+        // A stateless ticket carries its session itself: in TLS 1.2 it has no id, in TLS 1.3 the option tells.
         let stateless = id.is_empty() || (tls13 && !connection.has_no_ticket());
-        if stateless || !session.is_resumable() {
-            self.shim.unresumable();
-            return;
+        if stateless || !session.is_resumable() || connection.is_ended() {
+            return None;
         }
-        // Servers set one of their own in each connection.
-        session.set_id_context(&self.id_context);
+        let shim = self.shim_for(verifies)?;
+        let proved = if session.has_peer() { verifies } else { !connection.insists() };
+        if !proved || !connection.is_verified() {
+            return None;
+        }
+        if let Some(id_context) = &self.id_context {
+            // Servers set one of their own in each connection.
+            session.set_id_context(id_context);
+        } else if verifies && session.id_context().is_empty() {
+            static SAID: Once = Once::new();
+            SAID.call_once(|| {
+                log::warn!(
+                    "sessions of a context that requests client certificates are not shared: it has no session id context, \
+                     see SSL_CTX_set_session_id_context"
+                );
+            });
+            return None;
+        }
+        let Ok(lineage) = session.lineage() else {
+            static SAID: Once = Once::new();
+            SAID.call_once(|| log::warn!("sessions with ticket application data of the application are not shared"));
+            return None;
+        };
+        let (now, present_time) = (unix_time(), SystemTime::now());
+        let mut lineage = match lineage {
+            Some(lineage) if resumed && !agrees(connection, &lineage.fingerprint) => return None,
+            // A ticket of a full handshake is a copy of the one before.
+            Some(lineage) if resumed || lineage.fingerprint == present => lineage,
+            _ => Lineage::new(present, present_time),
+        };
         // OpenSSL notes the name only where the server has a servername callback, and compares it nowhere: see decode().
-        session.set_hostname(&connection.server_name().unwrap_or_default().to_ascii_lowercase());
-        let (mut last, mut issued) = (true, SystemTime::now());
-        let mut not_after = unix_time() + session.timeout();
-        let serialized;
-        if connection.is_tls13() {
-            let remembered = Remembered::of(session);
-            issued = remembered.as_ref().map_or(issued, |remembered| remembered.issued);
-            let Remembered { end, mut siblings, .. } =
-                remembered.unwrap_or(Remembered { issued, end: 0, siblings: Vec::new() });
-            // End and siblings are not part of what is stored.
-            Remembered { issued, end: 0, siblings: Vec::new() }.note(session);
-            serialized = session.serialize();
-            siblings.extend(&id);
-            let tickets = if connection.is_resumed() { 1 } else { connection.tickets() };
-            last = siblings.len() >= tickets * ID_BYTES;
-            siblings.drain(..siblings.len().saturating_sub(SIBLINGS * ID_BYTES));
-            Remembered { issued, end, siblings }.note(session);
-            if end > 0 {
-                // The timeout begins with the ticket, and so behind a handshake that a client can draw out.
-                not_after = end;
-            }
-        } else {
-            serialized = session.serialize();
-        }
-        let wait = last && self.shim.options().puts == Puts::Wait;
-        self.shim.negotiated(&id, &serialized, issued, not_after, wait);
+        session.set_hostname(&name);
+        session.clear_lineage();
+        let serialized = session.serialize();
+        let number = lineage.add(&id);
+        session.set_lineage(&lineage);
+        // The timeout begins with the ticket, and so behind a handshake that a client can draw out.
+        let end = if lineage.end > 0 { lineage.end } else { now + session.timeout() };
+        let not_after = session.peer_not_after(now).map_or(end, |of_peer| of_peer.min(end));
+        let tickets = if resumed { 1 } else { connection.tickets() };
+        let last = !tls13 || number >= tickets;
+        let envelope = Envelope { fingerprint: lineage.fingerprint, issued: lineage.issued, session: &serialized };
+        shim.negotiated(&id, &envelope, not_after, last && shim.options().puts == Puts::Wait);
+        Some(())
     }
 
     /// Returns a session for the id that a client offered, or None.
     pub(crate) fn look_up(&self, connection: Connection, id: &[u8]) -> Option<Session> {
-        let random = connection.client_random();
-        let end = match WAITING.get() {
-            (waiting, Some(end)) if waiting == random => end,
-            _ => Instant::now() + self.shim.options().deadline,
-        };
-        WAITING.set((random, Some(end)));
-        let look = Look { end: Some(end), ..Look::default() };
-        self.shim.look_up(id, look, |serialized, not_after| self.decode(connection, id, serialized, not_after))
+        let handshake = connection.handshake()?;
+        if let Some(session) = handshake.found(id) {
+            return Some(session);
+        }
+        let name = requested_name(connection);
+        let (expected, settled) = self.expected(connection, &name);
+        let verifies = verifies(connection, &expected);
+        let shim = self.shim_for(verifies)?;
+        let needs_peer = settled && connection.insists();
+        let look = Look { waited: handshake.waited.get(), ..Look::expecting(expected) };
+        let began = Instant::now();
+        let found = shim.look_up(id, look, |envelope, not_after| {
+            let session = self.decode(connection, id, &name, envelope, not_after)?;
+            let proved = if session.has_peer() { verifies } else { !needs_peer };
+            if proved { Ok(session) } else { Err("context-mismatch") }
+        });
+        handshake.waited.set(handshake.waited.get() + began.elapsed());
+        let session = found?;
+        if let Some(id_context) = &self.id_context {
+            // OpenSSL compares it with the session's next.
+            session.set_id_context(id_context);
+            connection.set_id_context(id_context);
+        }
+        *handshake.name.borrow_mut() = name;
+        handshake.set_found(id, &session);
+        connection.watch(handshake);
+        Some(session)
     }
 
-    fn decode(&self, connection: Connection, id: &[u8], serialized: &[u8], not_after: u64) -> Result<Session, &'static str> {
-        let session = Session::decode(serialized).filter(|session| session.id() == id).ok_or("undecodable")?;
-        // RFC 6066 section 3. A servername callback may choose another context, one that wants client certificates, say, only after
-        // OpenSSL has accepted the session by what this one wants.
-        if session.hostname() != requested_name(connection) || session.id_context() != self.id_context {
+    /// Returns the fingerprint that a session must have, and whether it is that of the connection itself.
+    fn expected(&self, connection: Connection, name: &[u8]) -> (Expected, bool) {
+        let learned = learned::expected(&self.place(connection, name.to_vec()));
+        let (first, current) = (connection.first_context(), connection.context());
+        let seen = first.is_some_and(|first| !first.may_switch() && current == Some(first));
+        let settled = (self.policy.single_host || seen) && connection.has_its_certificates();
+        match learned {
+            Expected::Unstable => (Expected::Unstable, settled),
+            _ if settled => (Expected::Fingerprint(connection.fingerprint()), true),
+            learned => (learned, false),
+        }
+    }
+
+    fn decode(
+        &self,
+        connection: Connection,
+        id: &[u8],
+        name: &[u8],
+        envelope: &Envelope,
+        not_after: u64,
+    ) -> Result<Session, &'static str> {
+        let session = Session::decode(envelope.session).filter(|session| session.id() == id).ok_or("undecodable")?;
+        if session.lineage() != Ok(None) {
+            return Err("undecodable");
+        }
+        // RFC 6066 section 3.
+        if session.hostname() != name {
             return Err("other-name");
+        }
+        // OpenSSL ends the handshake with an error instead of resuming it.
+        if self.id_context.is_none() && connection.verifies() && session.id_context().is_empty() {
+            return Err("context-mismatch");
         }
         let now = unix_time();
         session.set_life(now, not_after.saturating_sub(now));
-        // Tickets issued on the resumed connection end when the negotiated session does. What nobody knows the time of was before any
-        // purge.
-        let issued = Remembered::of(&session).map_or(SystemTime::UNIX_EPOCH, |remembered| remembered.issued);
-        Remembered { issued, end: not_after, siblings: id.to_vec() }.note(&session);
-        // OpenSSL compares it with the session's next: see negotiated().
-        connection.set_id_context(&self.id_context);
+        // Tickets issued on the resumed connection end when the negotiated session does.
+        let mut lineage = Lineage::new(envelope.fingerprint, envelope.issued);
+        lineage.end = not_after;
+        lineage.add(id);
+        session.set_lineage(&lineage);
         Ok(session)
+    }
+
+    /// Notes that a connection was served by another context than its session.
+    fn unsettle(&self, connection: Connection, fingerprint: &Fingerprint, name: Vec<u8>) {
+        if let Some(shim) = self.shim_for(verifying(fingerprint)) {
+            shim.terminated();
+        }
+        let shown = String::from_utf8_lossy(&name).into_owned();
+        if learned::unsettle(self.place(connection, name)) {
+            log::warn!(
+                "a resumed connection was ended: different contexts serve {shown:?}, so its sessions resume here no more"
+            );
+        }
     }
 
     /// Decides about the sessions of a connection that ended without our `close_notify`. May run under the context's lock.
     pub(crate) fn ended(&self, session: &Session) {
+        let lineage = session.lineage().ok().flatten();
+        let verified = lineage.as_ref().is_some_and(|lineage| verifying(&lineage.fingerprint));
+        let Some(shim) = self.shim_for(verified) else { return };
         // A connection that was cut says nothing against its session (RFC 5246 section 7.2.1); after a fatal alert, sent or
         // received, it must not be resumed (section 7.2.2).
         if matches!(last_error_reason(), 0 | UNEXPECTED_EOF_WHILE_READING) {
-            self.shim.kept();
+            shim.kept();
             return;
         }
-        let (id, siblings) = (session.id(), Remembered::of(session).map_or_else(Vec::new, |remembered| remembered.siblings));
-        for sibling in siblings.chunks(ID_BYTES).filter(|sibling| *sibling != id) {
-            self.shim.remove(sibling, Removal::FatalError);
+        let id = session.id();
+        for sibling in lineage.iter().flat_map(Lineage::ids).filter(|sibling| *sibling != id) {
+            shim.remove(sibling, Removal::FatalError);
         }
         if !id.is_empty() {
-            self.shim.remove(&id, Removal::FatalError);
+            shim.remove(&id, Removal::FatalError);
         }
     }
 }
 
-/// What a session remembers as its ticket application data: each ticket's session is a copy of the one before.
-///
-/// TLS 1.3 issues several tickets, and tells of the last one only when the connection fails. So it knows of the others, and those of a
-/// resumed connection know when the first one of their line was negotiated, and when it ends.
-struct Remembered {
-    /// When the full handshake was.
-    issued: SystemTime,
-    /// When the session that was resumed ends, in Unix seconds, or 0.
-    end: u64,
-    /// The ids of the sessions of the same connection, one behind the other.
-    siblings: Vec<u8>,
+/// Returns whether a connection will request a client certificate, as far as that is known before the servername callback.
+fn verifies(connection: Connection, expected: &Expected) -> bool {
+    match expected {
+        Expected::Fingerprint(expected) => verifying(expected),
+        _ => connection.verifies(),
+    }
 }
 
-impl Remembered {
-    fn of(session: &Session) -> Option<Self> {
-        let data = session.ticket_data();
-        let (issued, rest) = data.split_first_chunk::<8>()?;
-        let (end, siblings) = rest.split_first_chunk::<8>()?;
-        let issued = SystemTime::UNIX_EPOCH.checked_add(Duration::from_micros(u64::from_be_bytes(*issued)))?;
-        Some(Self { issued, end: u64::from_be_bytes(*end), siblings: siblings.to_vec() })
-    }
-
-    fn note(&self, session: &Session) {
-        let issued = self.issued.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_micros();
-        let issued = u64::try_from(issued).unwrap_or(u64::MAX);
-        session.set_ticket_data(&[&issued.to_be_bytes()[..], &self.end.to_be_bytes(), &self.siblings].concat());
-    }
+/// Returns whether connections of a fingerprint request client certificates.
+fn verifying(fingerprint: &Fingerprint) -> bool {
+    halves(fingerprint).1 != *NO_CLIENT_AUTHENTICATION
 }
 
 /// Returns the host name that the client asks for, in lower case; empty if it asks for none, or not in a way that RFC 6066

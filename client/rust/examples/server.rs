@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use resumed::{Keyring, Options, Sessions};
+use resumed::{Keyring, Options, Scope, Sessions};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
@@ -32,7 +32,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     let listener = TcpListener::bind(arguments.get("listen").map_or("127.0.0.1:0", String::as_str))?;
     println!("{}", listener.local_addr()?);
     for accepted in listener.incoming() {
-        let config = sessions.as_ref().map_or_else(|| Arc::clone(&config), |sessions| sessions.for_connection(&config));
+        let config = sessions
+            .as_ref()
+            .map_or_else(|| Arc::clone(&config), |sessions| sessions.for_connection(&config, &Scope::default()));
         let connection = ServerConnection::new(config)?;
         let accepted = accepted?;
         // What becomes of one connection is nothing to the others.

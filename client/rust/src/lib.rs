@@ -10,7 +10,7 @@
 //! let sessions = resumed::Sessions::new(resumed::Options::new("127.0.0.1:7400", "shop", keyring))?;
 //! let config = server_config();
 //! // For each connection that is accepted:
-//! let connection = rustls::ServerConnection::new(sessions.for_connection(&config));
+//! let connection = rustls::ServerConnection::new(sessions.for_connection(&config, &resumed::Scope::default()));
 //! # Ok::<(), resumed::Error>(())
 //! ```
 //!
@@ -18,12 +18,16 @@
 
 mod breaker;
 mod credentials;
+mod envelope;
 mod error;
+pub mod fingerprint;
 mod keyring;
 mod mirror;
 mod options;
 #[cfg(feature = "rustls")]
 mod rustls;
+#[cfg(feature = "rustls")]
+mod scope;
 mod sealing;
 mod sender;
 mod servers;
@@ -35,13 +39,17 @@ mod stubs;
 mod target;
 
 pub use credentials::Credentials;
+pub use envelope::{Envelope, from_microseconds, microseconds};
 pub use error::Error;
+pub use fingerprint::Fingerprint;
 pub use keyring::Keyring;
 pub use options::{Ids, Options, Puts};
 pub use sealing::{Format, ID_BYTES, KEY_BYTES};
-pub use shim::{Look, Removal, Shim};
+pub use shim::{Expected, Look, Removal, Shim};
 pub use stats::{BUCKETS, Stats};
 pub use stubs::resumed::v1;
 
 #[cfg(feature = "rustls")]
 pub use crate::rustls::{Connection, Sessions};
+#[cfg(feature = "rustls")]
+pub use crate::scope::Scope;

@@ -9,9 +9,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use ::rustls::ServerConfig;
-use ::rustls::server::{ProducesTickets, StoresServerSessions};
+use ::rustls::server::{NoServerSessionStorage, ProducesTickets, StoresServerSessions};
 
-use crate::{Error, Format, Ids, Look, Options, Puts, Removal, Shim, Stats};
+use crate::{Envelope, Error, Expected, Fingerprint, Format, Ids, Look, Options, Puts, Removal, Scope, Shim, Stats};
 
 const CLOSE_PATIENCE: Duration = Duration::from_secs(1);
 
@@ -24,8 +24,8 @@ const CLOSE_PATIENCE: Duration = Duration::from_secs(1);
 /// ([`Options::mirror`]) most make no call. An async server that cannot spare that thread makes its handshakes where blocking is
 /// allowed (`tokio::task::spawn_blocking`, or `block_in_place` around the accept).
 ///
-/// The sessions of a client that showed a certificate hold it, and rustls does not verify it again: give servers that verify their
-/// clients differently namespaces of their own.
+/// A session resumes only on a connection of an equal [`Scope`]: rustls resumes the session of a client that showed a certificate without
+/// verifying it again, and one of a client that showed none where a certificate is required.
 #[derive(Clone, Debug)]
 pub struct Sessions(Arc<Shim>);
 
@@ -43,17 +43,21 @@ impl Sessions {
         Ok(Self(Arc::new(Shim::new(options, Format::Rustls)?)))
     }
 
-    /// Returns a copy of `config` for one connection, which keeps its sessions here.
+    /// Returns a copy of `config` for one connection, which keeps its sessions here. `scope` says what the config proves: rustls does
+    /// not show its certificates and its client verifier.
     ///
     /// Without [`Options::single_use`] they are tickets. With it they are in the session storage, and every session resumes once in the
     /// whole fleet; then `config.max_early_data_size` may be above 0. (Of TLS 1.2 sessions rustls issues no new ones when it
     /// resumes: with single use they resume once and are gone.)
     #[must_use]
-    pub fn for_connection(&self, config: &ServerConfig) -> Arc<ServerConfig> {
-        let connection = Arc::new(self.connection());
+    pub fn for_connection(&self, config: &ServerConfig, scope: &Scope) -> Arc<ServerConfig> {
+        let connection = Arc::new(self.connection(scope));
         let mut config = config.clone();
-        config.session_storage = connection.clone();
-        if !self.0.options().single_use {
+        if self.0.options().single_use {
+            config.session_storage = connection;
+        } else {
+            // In TLS 1.2 rustls puts a session into its storage as well, although it sends a ticket, and so would wait for the store.
+            config.session_storage = Arc::new(NoServerSessionStorage {});
             config.ticketer = connection;
         }
         Arc::new(config)
@@ -61,8 +65,8 @@ impl Sessions {
 
     /// Returns the hooks of one connection, for those who put its config together themselves.
     #[must_use]
-    pub fn connection(&self) -> Connection {
-        Connection { shim: Arc::clone(&self.0), resumed: Mutex::default() }
+    pub fn connection(&self, scope: &Scope) -> Connection {
+        Connection { shim: Arc::clone(&self.0), fingerprint: scope.fingerprint(), resumed: Mutex::default() }
     }
 
     /// Removes a session from the whole fleet, in the background. `id` is the ticket, or rustls' own id.
@@ -98,6 +102,7 @@ impl Sessions {
 /// The hooks of one connection.
 pub struct Connection {
     shim: Arc<Shim>,
+    fingerprint: Fingerprint,
     resumed: Mutex<Resumed>,
 }
 
@@ -106,16 +111,19 @@ pub struct Connection {
 struct Resumed {
     /// When the session that was found was negotiated, and the end of its life.
     life: Option<(SystemTime, u64)>,
-    /// When the handshake has waited long enough, all its look-ups together.
-    end: Option<Instant>,
+    /// How long the handshake has waited, in all its look-ups together.
+    waited: Duration,
 }
 
 impl Connection {
     fn find(&self, id: &[u8], once: bool, ids: Option<Ids>) -> Option<Vec<u8>> {
         let mut resumed = self.resumed.lock().unwrap_or_else(PoisonError::into_inner);
-        let end = *resumed.end.get_or_insert_with(|| Instant::now() + self.shim.options().deadline);
-        let look = Look { once, ids, end: Some(end) };
-        let (value, issued, not_after) = self.shim.look_up(id, look, decode)?;
+        let look = Look { expected: Expected::Fingerprint(self.fingerprint), once, ids, waited: resumed.waited };
+        let began = Instant::now();
+        let found =
+            self.shim.look_up(id, look, |envelope, not_after| Ok((envelope.session.to_vec(), envelope.issued, not_after)));
+        resumed.waited += began.elapsed();
+        let (value, issued, not_after) = found?;
         // rustls may still refuse it. Then its life bounds the new session's needlessly, which does no harm.
         let earlier = resumed.life.unwrap_or((issued, not_after));
         resumed.life = Some((earlier.0.min(issued), earlier.1.min(not_after)));
@@ -125,21 +133,9 @@ impl Connection {
     fn keep(&self, id: &[u8], value: &[u8], wait: bool) -> bool {
         let resumed = *self.resumed.lock().unwrap_or_else(PoisonError::into_inner);
         let (issued, not_after) = resumed.life.unwrap_or_else(|| (SystemTime::now(), self.shim.not_after()));
-        self.shim.negotiated(id, &encode(value, issued), issued, not_after, wait)
+        let envelope = Envelope { fingerprint: self.fingerprint, issued, session: value };
+        self.shim.negotiated(id, &envelope, not_after, wait)
     }
-}
-
-/// What is stored: when the session was negotiated, in microseconds after the Unix epoch (8 bytes, big endian), and how rustls serializes
-/// it. rustls notes only when it was issued, of which a purge knows nothing.
-fn encode(value: &[u8], issued: SystemTime) -> Vec<u8> {
-    let issued = issued.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_micros();
-    [&u64::try_from(issued).unwrap_or(u64::MAX).to_be_bytes(), value].concat()
-}
-
-fn decode(stored: &[u8], not_after: u64) -> Result<(Vec<u8>, SystemTime, u64), &'static str> {
-    let (issued, value) = stored.split_first_chunk().ok_or("undecodable")?;
-    let issued = SystemTime::UNIX_EPOCH.checked_add(Duration::from_micros(u64::from_be_bytes(*issued))).ok_or("undecodable")?;
-    Ok((value.to_vec(), issued, not_after))
 }
 
 impl StoresServerSessions for Connection {

@@ -1,7 +1,7 @@
 //! What the store is handed, the same in every language (`protos/README.md`, `protos/vectors`).
 //!
 //! - store key = SHA-256("resumed/v1" 00 format 00 namespace 00 session id)
-//! - sealed value = 01 | key id (4) | `not_after` (8, Unix seconds, big endian) | nonce (12) | AES-256-GCM(plaintext), under
+//! - sealed value = 02 | key id (4) | `not_after` (8, Unix seconds, big endian) | nonce (12) | AES-256-GCM(envelope), under
 //!   the key HKDF-SHA256(fleet key, salt = store key, info = "resumed/v1 seal"), with the first 13 bytes and the store key
 //!   as associated data
 //! - sealed id = nonce (12) | AES-SIV(issue time: Unix seconds, 4, big endian), RFC 5297, under the 64-byte key
@@ -19,12 +19,13 @@ pub const ID_BYTES: usize = 32;
 /// Bytes of a fleet key.
 pub const KEY_BYTES: usize = 32;
 
-const SEALED: u8 = 1;
+/// The version of sealed values. Those of version 1 had no fingerprint.
+const SEALED: u8 = 2;
 const KEY_ID_BYTES: usize = 4;
 const HEADER_BYTES: usize = 1 + KEY_ID_BYTES + 8;
 const NONCE_BYTES: usize = 12;
 const TAG_BYTES: usize = 16;
-/// What sealing adds to a session.
+/// What sealing adds to an envelope.
 pub(crate) const OVERHEAD_BYTES: usize = HEADER_BYTES + NONCE_BYTES + TAG_BYTES;
 
 /// A hashed session id: where the store keeps the session.

@@ -3,12 +3,13 @@
 //! - A handshake never waits for the store beyond the deadline, and not at all while the store keeps failing.
 //! - A call that fails means no resumption, and nothing else.
 //! - What comes from a peer (ids) and from the store (values) is foreign: neither is trusted.
+//! - A session resumes only where its context fingerprint is expected, and a single use is not spent before that is known.
 //! - A session's life counts from its negotiation. Whoever resumes or stores it again never prolongs it.
 //! - A process that is forked begins anew: no thread, no connection, no count is its parent's.
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
@@ -19,6 +20,8 @@ use tokio::runtime::{Builder, Handle};
 use tonic::transport::Endpoint;
 
 use crate::breaker::Breaker;
+use crate::envelope::{self, Envelope};
+use crate::fingerprint::Fingerprint;
 use crate::mirror::Mirror;
 use crate::options::{Ids, Options};
 use crate::sealing::{self, Format, ID_BYTES, StoreKey, StoreKeys};
@@ -42,11 +45,22 @@ const LARGEST_VALUE: usize = 65_536;
 /// A value and the reason of the hit, or the reason of the miss.
 type Found = Result<(Vec<u8>, &'static str), &'static str>;
 
+/// A key to ask the store for.
+#[derive(Clone, Copy)]
+struct Ask {
+    key: StoreKey,
+    /// When the handshake has waited long enough.
+    end: Instant,
+    /// How long it had waited in earlier look-ups.
+    waited: Duration,
+}
+
 /// Decides for one TLS context, or several that share their sessions.
 ///
 /// This is what the bindings in this crate and in `libresumed` are made of. Its threads and connections are those of a process: they are
 /// made when first needed, and again in a forked child.
 pub struct Shim {
+    number: u64,
     options: Options,
     target: Target,
     endpoint: Endpoint,
@@ -63,15 +77,46 @@ pub enum Removal {
     Application,
 }
 
+/// The context fingerprint that a session must have, so that it may resume on a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Expected {
+    /// This one.
+    Fingerprint(Fingerprint),
+    /// The process has not seen yet which context serves such connections.
+    Unknown,
+    /// Different contexts serve such connections.
+    Unstable,
+}
+
+impl Expected {
+    fn fingerprint(self) -> Result<Fingerprint, &'static str> {
+        match self {
+            Self::Fingerprint(fingerprint) => Ok(fingerprint),
+            Self::Unknown => Err("context-unknown"),
+            Self::Unstable => Err("context-unstable"),
+        }
+    }
+}
+
 /// What is special about one look-up.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub struct Look {
+    /// The fingerprint that the session must have.
+    pub expected: Expected,
     /// Whether to take the session from the whole fleet, whatever the options say.
     pub once: bool,
     /// Which ids are looked up, instead of what the options say.
     pub ids: Option<Ids>,
-    /// When this handshake has waited long enough, if it has waited before.
-    pub end: Option<Instant>,
+    /// How long this handshake has waited in look-ups before this one.
+    pub waited: Duration,
+}
+
+impl Look {
+    /// Returns a look-up of a session with such a fingerprint, as the options say.
+    #[must_use]
+    pub fn expecting(expected: Expected) -> Self {
+        Self { expected, once: false, ids: None, waited: Duration::ZERO }
+    }
 }
 
 impl Shim {
@@ -81,11 +126,19 @@ impl Shim {
     ///
     /// An option is outside its range, or a file cannot be used; the message says which, and what to do.
     pub fn new(options: Options, format: Format) -> Result<Self, Error> {
+        static NUMBER: AtomicU64 = AtomicU64::new(1);
         options.check()?;
         let target = Target::parse(&options.target)?;
         let endpoint = store::endpoint(&target, options.credentials.as_ref())?;
         let keys = StoreKeys::new(format, &options.namespace);
-        Ok(Self { options, target, endpoint, keys, process: ArcSwapOption::empty() })
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        Ok(Self { number, options, target, endpoint, keys, process: ArcSwapOption::empty() })
+    }
+
+    /// Returns a number that no other shim of this process ever has.
+    #[must_use]
+    pub fn number(&self) -> u64 {
+        self.number
     }
 
     /// The options that it was made with.
@@ -108,19 +161,19 @@ impl Shim {
 
     /// Stores a session that a handshake has just negotiated, and returns whether that is under way.
     ///
-    /// `issued` is when its full handshake was: a session that a resumed connection issues was issued with the one that it resumed.
     /// `not_after` is the end of its life, in Unix seconds. `wait` is whether the handshake waits until it is stored, at most for the
     /// deadline.
-    pub fn negotiated(&self, id: &[u8], serialized: &[u8], issued: SystemTime, not_after: u64, wait: bool) -> bool {
+    pub fn negotiated(&self, id: &[u8], envelope: &Envelope, not_after: u64, wait: bool) -> bool {
         let Some(process) = self.process() else { return false };
-        if unix_time() >= not_after || serialized.len() + sealing::OVERHEAD_BYTES > LARGEST_VALUE {
+        let size = sealing::OVERHEAD_BYTES + envelope::HEADER_BYTES + envelope.session.len();
+        if unix_time() >= not_after || size > LARGEST_VALUE {
             process.count((Kind::Puts, "unresumable"));
             return false;
         }
         let not_after = not_after.min(self.not_after());
         let key = self.keys.key(id);
-        let value = self.options.keyring.seal(&key, serialized, not_after);
-        let number = process.sender.submit(&process, Item::Put { key, value, issued, not_after }, wait);
+        let value = self.options.keyring.seal(&key, &envelope.encode(), not_after);
+        let number = process.sender.submit(&process, Item::Put { key, value, issued: envelope.issued, not_after }, wait);
         // After a call that failed, which may have been this handshake's look-up, a handshake does not wait once more.
         if let Some(number) = number.filter(|_| wait && process.breaker.answered()) {
             process.sender.wait(number, self.options.deadline);
@@ -135,14 +188,16 @@ impl Shim {
 
     /// Returns the session of an id that a client offered, any bytes at all, or None to make a full handshake.
     ///
-    /// `decode` makes a session of its serialized form and its `not_after`, or tells why it cannot.
-    pub fn look_up<T>(&self, id: &[u8], look: Look, decode: impl FnOnce(&[u8], u64) -> Result<T, &'static str>) -> Option<T> {
+    /// `decode` makes a session of an envelope and its `not_after`, or returns the reason why it cannot. It has no side effects: a single
+    /// use is taken only after it, and may turn out to be spent.
+    pub fn look_up<T>(
+        &self,
+        id: &[u8],
+        look: Look,
+        decode: impl FnOnce(&Envelope, u64) -> Result<T, &'static str>,
+    ) -> Option<T> {
         let process = self.process()?;
-        let now = unix_time();
-        let found = self.find(&process, id, look, now).and_then(|(key, value, reason)| {
-            let (serialized, not_after) = self.options.keyring.open(&key, &value, now)?;
-            Ok((decode(&serialized, not_after)?, reason))
-        });
+        let found = self.find(&process, id, look, decode);
         match found {
             Ok((session, reason)) => {
                 process.count((Kind::Hits, reason));
@@ -172,6 +227,11 @@ impl Shim {
     /// Notes a connection that was cut, which says nothing against its session (RFC 5246 section 7.2.1).
     pub fn kept(&self) {
         self.count((Kind::Removals, "kept"));
+    }
+
+    /// Notes a resumed connection that was ended, since its context turned out to be another one than its session's.
+    pub fn terminated(&self) {
+        self.count((Kind::Terminations, "context-mismatch"));
     }
 
     /// Notes a defect that a binding caught.
@@ -210,19 +270,36 @@ impl Shim {
         }
     }
 
-    fn find(
+    fn find<T>(
         &self,
         process: &Arc<Process>,
         id: &[u8],
         look: Look,
-        now: u64,
-    ) -> Result<(StoreKey, Vec<u8>, &'static str), &'static str> {
-        let key = self.keys.key(id);
-        // A single use is the store's to grant, not a copy's.
-        let how = if look.once || self.options.single_use { How::Take } else { How::Get };
+        decode: impl FnOnce(&Envelope, u64) -> Result<T, &'static str>,
+    ) -> Result<(T, &'static str), &'static str> {
+        let (key, now) = (self.keys.key(id), unix_time());
+        let ask = Ask { key, end: Instant::now() + self.options.deadline.saturating_sub(look.waited), waited: look.waited };
+        let (value, reason) = self.get(process, id, ask, look, now)?;
+        let (opened, not_after) = self.options.keyring.open(&key, &value, now)?;
+        let envelope = Envelope::decode(&opened)?;
+        if envelope.fingerprint != look.expected.fingerprint()? {
+            return Err("context-mismatch");
+        }
+        let session = decode(&envelope, not_after)?;
+        if !look.once && !self.options.single_use {
+            return Ok((session, reason));
+        }
+        // A single use is the store's to grant, not a copy's. It is spent only now that the session is known to be of use.
+        let (_, taken) = process.call(ask, How::Take, false)?;
+        Ok((session, if reason == "fresh" { reason } else { taken }))
+    }
+
+    /// Returns the value of an id and the reason of the hit, from the mirror or the store.
+    fn get(&self, process: &Arc<Process>, id: &[u8], ask: Ask, look: Look, now: u64) -> Found {
+        let expected = look.expected.fingerprint();
         // An id in the mirror is the fleet's: to open it first would only take time.
-        if let Some(value) = process.mirror.as_ref().filter(|_| how == How::Get).and_then(|mirror| mirror.get(&key)) {
-            return Ok((key, value, "mirror"));
+        if let Some(value) = process.mirror.as_ref().filter(|_| expected.is_ok()).and_then(|mirror| mirror.get(&ask.key)) {
+            return Ok((value, "mirror"));
         }
         let issued = self.options.keyring.open_id(&self.options.namespace, id);
         if !(1..=ID_BYTES).contains(&id.len()) || (issued.is_none() && look.ids.unwrap_or(self.options.ids) == Ids::Sealed) {
@@ -231,24 +308,8 @@ impl Shim {
         if issued.is_some_and(|issued| now > issued.saturating_add(self.options.lifetime.as_secs())) {
             return Err("old-id");
         }
-        if !process.breaker.closed() {
-            return Err("breaker-open");
-        }
-        if process.breaker.resting(Instant::now()) {
-            return Err("limited");
-        }
-        let latest = Instant::now() + self.options.deadline;
-        let end = look.end.map_or(latest, |end| end.min(latest));
-        let (flight, mine) = process.board(key, how).ok_or("busy")?;
-        if mine {
-            let (process, flight) = (Arc::clone(process), Arc::clone(&flight));
-            let fresh = issued.is_some_and(|issued| now <= issued.saturating_add(FRESHNESS));
-            // A call that is too late is to be noticed here, and to open the breaker: so it gets a little less.
-            let time = end.saturating_duration_since(Instant::now()) / 10 * 9;
-            process.handle.clone().spawn(async move { process.fly(&flight, key, how, fresh, time).await });
-        }
-        let (value, reason) = flight.wait(end)?;
-        Ok((key, value, if mine { reason } else { "shared" }))
+        expected?;
+        process.call(ask, How::Get, issued.is_some_and(|issued| now <= issued.saturating_add(FRESHNESS)))
     }
 
     /// The state of this process; None if the system has no thread for it.
@@ -383,6 +444,30 @@ impl Process {
         }
     }
 
+    /// Asks the store, unless there is a reason not to.
+    fn call(self: &Arc<Self>, ask: Ask, how: How, fresh: bool) -> Found {
+        if !self.breaker.closed() {
+            return Err("breaker-open");
+        }
+        if self.breaker.resting(Instant::now()) {
+            return Err("limited");
+        }
+        let left = ask.end.saturating_duration_since(Instant::now());
+        if !ask.waited.is_zero() && left < LEAST_ASK {
+            // A call that the earlier look-ups of a handshake have left no time for would count as a failure of the store.
+            return Err("late");
+        }
+        let (flight, mine) = self.board(ask.key, how).ok_or("busy")?;
+        if mine {
+            let (process, flight) = (Arc::clone(self), Arc::clone(&flight));
+            // A call that is too late is to be noticed here, and to open the breaker: so it gets a little less.
+            let time = left / 10 * 9;
+            self.handle.clone().spawn(async move { process.fly(&flight, ask.key, how, fresh, time).await });
+        }
+        let (value, reason) = flight.wait(ask.end)?;
+        Ok((value, if mine { reason } else { "shared" }))
+    }
+
     /// Returns the look-up of `key` that is under way, or a new one and true: whoever gets that has to `fly` it.
     fn board(&self, key: StoreKey, how: How) -> Option<(Arc<Flight>, bool)> {
         let mut flights = self.flights();
@@ -433,11 +518,12 @@ impl Process {
             }
             Ok(found) => {
                 self.succeeded();
-                let session = found.ok_or("unknown")?;
-                if let Some(mirror) = self.mirror.as_ref().filter(|_| how == How::Get) {
-                    mirror.found(key, &session, since);
+                match &self.mirror {
+                    Some(mirror) if how == How::Take => mirror.remove(key),
+                    Some(mirror) => found.iter().for_each(|session| mirror.found(key, session, since)),
+                    None => {}
                 }
-                Ok((session.value, reason))
+                found.map(|session| (session.value, reason)).ok_or("unknown")
             }
         }
     }

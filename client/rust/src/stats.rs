@@ -18,12 +18,17 @@ pub struct Stats {
     /// the store failed. `limited`: a limit of the store is used up, and for a moment after that it is not asked. `breaker-open`: it kept failing,
     /// so it was not asked. `busy`: too many look-ups under way.
     /// `malformed`, `unknown-key`, `not-authentic`, `undecodable`: the value was no session of this fleet. `other-name`: it was
-    /// negotiated for another server name. `internal-error`: a defect, see the log.
+    /// negotiated for another server name. `context-mismatch`: the session's context proved something else than this one would;
+    /// `context-unknown`: this process has not seen yet which context serves the name; `context-unstable`: different contexts
+    /// serve it. `internal-error`: a defect, see the log.
     pub misses: BTreeMap<&'static str, u64>,
     /// `stored`, `refused`, `dropped` (the queue was full), `expired` (not sent in time), `unresumable` (nothing to store).
     pub puts: BTreeMap<&'static str, u64>,
     /// `fatal-error`, `application`, `dropped`, `refused`; `kept` counts connections that were cut, whose sessions stay.
     pub removals: BTreeMap<&'static str, u64>,
+    /// Resumed connections that were ended after their handshake. `context-mismatch`: the connection's context turned out to be
+    /// another one than the session's.
+    pub terminations: BTreeMap<&'static str, u64>,
     /// Calls by their time: one count for each of [`BUCKETS`] and one for longer ones.
     pub lookups: [u64; BUCKETS.len() + 1],
     /// What all look-ups together took.
@@ -37,6 +42,7 @@ pub(crate) enum Kind {
     Misses,
     Puts,
     Removals,
+    Terminations,
 }
 
 #[derive(Default)]
@@ -50,6 +56,7 @@ impl Recorder {
             Kind::Misses => &mut stats.misses,
             Kind::Puts => &mut stats.puts,
             Kind::Removals => &mut stats.removals,
+            Kind::Terminations => &mut stats.terminations,
         };
         *counts.entry(reason).or_default() += 1;
     }

@@ -8,11 +8,21 @@ use std::sync::Barrier;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
-use resumed::{Credentials, Format, Ids, Keyring, Look, Options, Sessions, Shim};
+use resumed::{Credentials, Envelope, Expected, Fingerprint, Format, Ids, Keyring, Look, Options, Scope, Sessions, Shim};
 use rustls::ClientConnection;
 use rustls::server::{ProducesTickets, StoresServerSessions};
 use rustls::version::{TLS12, TLS13};
 use support::{Authority, PATIENCE, Peers, Relay, Store, eventually, options, resumes, sessions, shared_store};
+
+const CONTEXT: Fingerprint = [1; 32];
+
+fn expecting(fingerprint: Fingerprint) -> Look {
+    Look::expecting(Expected::Fingerprint(fingerprint))
+}
+
+fn envelope(session: &[u8]) -> Envelope<'_> {
+    Envelope { fingerprint: CONTEXT, issued: SystemTime::now(), session }
+}
 
 #[test]
 fn any_frontend_resumes_what_any_other_negotiated() {
@@ -52,7 +62,7 @@ fn of_all_who_are_offered_a_single_use_session_one_resumes_it() {
                     let (start, server) = (&start, &peers.server);
                     scope.spawn(move || {
                         start.wait();
-                        resumes(client, sessions, server)
+                        resumes(client, sessions, server, &Scope::default())
                     })
                 })
                 .collect();
@@ -68,7 +78,7 @@ fn take_is_answered_once_in_the_whole_fleet() {
     let fleet: Vec<_> = (0..8).map(|_| sessions(store, "take", |_| ())).collect();
     for round in 0..20_u8 {
         let id = [round; 32].to_vec();
-        assert!(fleet[0].connection().put(id.clone(), b"session".to_vec()));
+        assert!(fleet[0].connection(&Scope::default()).put(id.clone(), b"session".to_vec()));
         let start = Barrier::new(fleet.len());
         let taken: usize = thread::scope(|scope| {
             let racing: Vec<_> = fleet
@@ -77,14 +87,14 @@ fn take_is_answered_once_in_the_whole_fleet() {
                     let (start, id) = (&start, &id);
                     scope.spawn(move || {
                         start.wait();
-                        usize::from(sessions.connection().take(id).is_some())
+                        usize::from(sessions.connection(&Scope::default()).take(id).is_some())
                     })
                 })
                 .collect();
             racing.into_iter().map(|each| each.join().unwrap()).sum()
         });
         assert_eq!(taken, 1);
-        assert_eq!(fleet[0].connection().get(&id), None);
+        assert_eq!(fleet[0].connection(&Scope::default()).get(&id), None);
     }
 }
 
@@ -92,11 +102,11 @@ fn take_is_answered_once_in_the_whole_fleet() {
 fn a_removed_session_resumes_nowhere() {
     let Some(store) = shared_store() else { return };
     let (one, other) = (sessions(store, "removal", |_| ()), sessions(store, "removal", |_| ()));
-    let id = one.connection().encrypt(b"session").unwrap();
-    assert_eq!(other.connection().decrypt(&id), Some(b"session".to_vec()));
+    let id = one.connection(&Scope::default()).encrypt(b"session").unwrap();
+    assert_eq!(other.connection(&Scope::default()).decrypt(&id), Some(b"session".to_vec()));
     one.remove(&id);
     assert!(one.flush(PATIENCE));
-    assert_eq!(other.connection().decrypt(&id), None);
+    assert_eq!(other.connection(&Scope::default()).decrypt(&id), None);
     assert_eq!(other.stats().misses["unknown"], 1);
 }
 
@@ -105,14 +115,15 @@ fn resuming_prolongs_no_life() {
     let Some(store) = shared_store() else { return };
     let one = sessions(store, "life", |options| options.lifetime = Duration::from_secs(100));
     let other = sessions(store, "life", |_| ());
-    let id = one.connection().encrypt(b"session").unwrap();
-    let connection = other.connection();
+    let id = one.connection(&Scope::default()).encrypt(b"session").unwrap();
+    let connection = other.connection(&Scope::default());
     assert!(connection.decrypt(&id).is_some());
     let successor = connection.encrypt(b"successor").unwrap();
     let shim = Shim::new(options(store, "life"), Format::Rustls).unwrap();
-    let not_after = |id: &[u8]| shim.look_up(id, Look::default(), |_, not_after| Ok(not_after)).unwrap();
+    let scope = Scope::default().fingerprint();
+    let not_after = |id: &[u8]| shim.look_up(id, expecting(scope), |_, not_after| Ok(not_after)).unwrap();
     assert_eq!(not_after(&successor), not_after(&id));
-    let fresh = other.connection().encrypt(b"fresh").unwrap();
+    let fresh = other.connection(&Scope::default()).encrypt(b"fresh").unwrap();
     assert!(not_after(&fresh) > not_after(&id));
 }
 
@@ -123,7 +134,7 @@ fn an_id_that_the_fleet_did_not_issue_is_no_call() {
     let mut flipped = issue("shop");
     flipped[31] ^= 1;
     for id in [&[][..], &[1], &[2; 31], &[3; 32], &[4; 33], &issue("bank"), &flipped] {
-        assert_eq!(shim.look_up(id, Look::default(), |_, _| Ok(())), None);
+        assert_eq!(shim.look_up(id, expecting(CONTEXT), |_, _| Ok(())), None);
     }
     let stats = shim.stats();
     assert_eq!((stats.misses["foreign-id"], stats.misses.len(), stats.lookups.iter().sum::<u64>()), (7, 1, 0));
@@ -134,22 +145,95 @@ fn a_value_that_does_not_open_is_a_miss() {
     let Some(store) = shared_store() else { return };
     let one = Shim::new(options(store, "sealed"), Format::Rustls).unwrap();
     let id = one.issue_id();
-    assert!(one.negotiated(&id, b"session", SystemTime::now(), one.not_after(), false));
+    assert!(one.negotiated(&id, &envelope(b"session"), one.not_after(), false));
     assert!(one.flush(PATIENCE));
 
     let mut others = options(store, "sealed");
     (others.keyring, others.ids) = (Keyring::from_keys(&[[8; 32]]).unwrap().into(), Ids::Any);
     let other = Shim::new(others, Format::Rustls).unwrap();
-    assert_eq!(other.look_up(&id, Look::default(), |_, _| Ok(())), None);
+    assert_eq!(other.look_up(&id, expecting(CONTEXT), |_, _| Ok(())), None);
     assert_eq!(other.stats().misses["unknown-key"], 1);
 
     let rotated = Keyring::from_keys(&[[8; 32], [7; 32]]).unwrap();
     let mut options = options(store, "sealed");
     options.keyring = rotated.into();
     let other = Shim::new(options, Format::Rustls).unwrap();
-    assert_eq!(other.look_up(&id, Look::default(), |value, _| Ok(value.to_vec())), Some(b"session".to_vec()));
-    assert_eq!(other.look_up(&id, Look::default(), |_, _| Err::<(), _>("undecodable")), None);
+    assert_eq!(other.look_up(&id, expecting(CONTEXT), |found, _| Ok(found.session.to_vec())), Some(b"session".to_vec()));
+    assert_eq!(other.look_up(&id, expecting(CONTEXT), |_, _| Err::<(), _>("undecodable")), None);
     assert_eq!(other.stats().misses["undecodable"], 1);
+}
+
+#[test]
+fn a_session_of_another_context_is_a_miss_and_no_single_use_is_spent_on_it() {
+    let Some(store) = shared_store() else { return };
+    for (namespace, mirror) in [("context", 0), ("context-mirror", 1 << 20)] {
+        let mut options = options(store, namespace);
+        (options.single_use, options.mirror) = (true, mirror);
+        let shim = Shim::new(options, Format::Rustls).unwrap();
+        let id = shim.issue_id();
+        assert!(shim.negotiated(&id, &envelope(b"session"), shim.not_after(), true));
+        assert!(shim.flush(PATIENCE));
+        let finds = |look| shim.look_up(&id, look, |found, _| Ok(found.session.to_vec()));
+        assert_eq!(finds(expecting([2; 32])), None);
+        assert_eq!(shim.look_up(&id, expecting(CONTEXT), |_, _| Err::<(), _>("other-name")), None);
+        assert_eq!(finds(expecting(CONTEXT)), Some(b"session".to_vec()));
+        assert_eq!(finds(expecting(CONTEXT)), None);
+        assert_eq!(shim.stats().misses, [("context-mismatch", 1), ("other-name", 1), ("unknown", 1)].into());
+    }
+}
+
+#[test]
+fn an_unknown_context_is_no_call() {
+    let shim = Shim::new(options("127.0.0.1:1", "shop"), Format::Rustls).unwrap();
+    let id = shim.issue_id();
+    for expected in [Expected::Unknown, Expected::Unstable] {
+        assert_eq!(shim.look_up(&id, Look::expecting(expected), |_, _| Ok(())), None);
+    }
+    let stats = shim.stats();
+    assert_eq!(stats.misses, [("context-unknown", 1), ("context-unstable", 1)].into());
+    assert_eq!(stats.lookups.iter().sum::<u64>(), 0);
+}
+
+#[test]
+fn a_single_use_from_the_mirror_is_one_call() {
+    let Some(store) = shared_store() else { return };
+    let mut options = options(store, "single-mirror");
+    (options.single_use, options.mirror) = (true, 1 << 20);
+    let shim = Shim::new(options, Format::Rustls).unwrap();
+    let calls = || shim.stats().lookups.iter().sum::<u64>();
+    eventually(|| {
+        let id = shim.issue_id();
+        assert!(shim.negotiated(&id, &envelope(b"session"), shim.not_after(), true));
+        assert!(shim.flush(PATIENCE));
+        // A look-up of another context's brings it into the mirror, if that lives.
+        assert_eq!(shim.look_up(&id, expecting([2; 32]), |_, _| Ok(())), None);
+        let before = calls();
+        assert_eq!(shim.look_up(&id, expecting(CONTEXT), |_, _| Ok(())), Some(()));
+        assert_eq!(shim.look_up(&id, expecting(CONTEXT), |_, _| Ok(())), None, "the mirror still had it");
+        calls() - before == 2
+    });
+}
+
+#[test]
+fn a_session_resumes_only_where_the_scope_is_the_same() {
+    let Some(store) = shared_store() else { return };
+    for version in [&TLS12, &TLS13] {
+        for single_use in [false, true] {
+            let sessions = sessions(store, "scopes", |options| options.single_use = single_use);
+            let (open, peers) = (Scope::default(), Peers::new(version));
+            let (verifying, roots) = peers.verifying();
+            let private = Scope::default().requires_clients_of(&roots);
+            let connect = |config, scope| resumes(peers.client(), &sessions, config, scope);
+            // Each time the client offers the session of the connection before.
+            assert!(!connect(&peers.server, &open));
+            assert!(!connect(&verifying, &private), "{version:?}: a session without a certificate");
+            assert!(!connect(&peers.server, &open), "{version:?}: a session with a certificate");
+            assert_eq!(sessions.stats().misses, [("context-mismatch", 2)].into());
+            assert!(connect(&peers.server, &open), "{version:?}: the same scope");
+            assert!(!connect(&verifying, &private));
+            assert!(connect(&verifying, &private), "{version:?}: the same scope");
+        }
+    }
 }
 
 #[test]
@@ -159,11 +243,11 @@ fn a_mirror_has_what_others_negotiate_and_forgets_what_they_remove() {
     let mut mirrored = options(store, "mirror");
     mirrored.mirror = 1 << 20;
     let other = Shim::new(mirrored, Format::Rustls).unwrap();
-    let finds = |id: &[u8]| other.look_up(id, Look::default(), |value, _| Ok(value.to_vec()));
+    let finds = |id: &[u8]| other.look_up(id, expecting(CONTEXT), |found, _| Ok(found.session.to_vec()));
     let hits = || other.stats().hits.get("mirror").copied().unwrap_or_default();
     eventually(|| {
         let id = one.issue_id();
-        one.negotiated(&id, b"session", SystemTime::now(), one.not_after(), false);
+        one.negotiated(&id, &envelope(b"session"), one.not_after(), false);
         assert!(one.flush(PATIENCE));
         let before = hits();
         assert_eq!(finds(&id), Some(b"session".to_vec()), "the first look-up brings it in, if the mirror lives");
@@ -179,7 +263,7 @@ fn a_mirror_has_what_others_negotiate_and_forgets_what_they_remove() {
     let mut ids = VecDeque::new();
     eventually(|| {
         let id = one.issue_id();
-        one.negotiated(&id, b"told", SystemTime::now(), one.not_after(), false);
+        one.negotiated(&id, &envelope(b"told"), one.not_after(), false);
         assert!(one.flush(PATIENCE));
         ids.push_back(id);
         let before = hits();
@@ -192,15 +276,15 @@ fn what_a_resumed_connection_issues_was_issued_with_the_session_that_it_resumed(
     let Some(store) = Store::launch(&[]) else { return };
     let day = |options: &mut Options| options.lifetime = Duration::from_secs(24 * 3600);
     let (day, hour) = (sessions(&store.target, "purged", day), sessions(&store.target, "purged", |_| ()));
-    let first = day.connection().encrypt(b"session").unwrap();
-    let resumed = hour.connection();
+    let first = day.connection(&Scope::default()).encrypt(b"session").unwrap();
+    let resumed = hour.connection(&Scope::default());
     assert_eq!(resumed.decrypt(&first).unwrap(), b"session");
     store.purge("purged");
     let second = resumed.encrypt(b"session").unwrap();
-    assert_eq!(hour.connection().decrypt(&second), None, "it outlived a purge");
+    assert_eq!(hour.connection(&Scope::default()).decrypt(&second), None, "it outlived a purge");
     assert_eq!(hour.stats().puts["refused"], 1);
-    let third = hour.connection().encrypt(b"session").unwrap();
-    assert!(day.connection().decrypt(&third).is_some());
+    let third = hour.connection(&Scope::default()).encrypt(b"session").unwrap();
+    assert!(day.connection(&Scope::default()).decrypt(&third).is_some());
 }
 
 #[test]
@@ -210,10 +294,10 @@ fn servers_that_are_gone_or_hang_cost_no_resumption_while_another_answers() {
     let gone = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let target = format!("ipv4:{gone},{},{store},{gone}", hanging.local_addr().unwrap());
     let sessions = sessions(&target, "several", |_| ());
-    let ids: Vec<_> = (0..30).map(|_| sessions.connection().encrypt(b"session").unwrap()).collect();
+    let ids: Vec<_> = (0..30).map(|_| sessions.connection(&Scope::default()).encrypt(b"session").unwrap()).collect();
     assert!(sessions.flush(PATIENCE));
     for id in &ids {
-        assert!(sessions.connection().decrypt(id).is_some(), "{:?}", sessions.stats());
+        assert!(sessions.connection(&Scope::default()).decrypt(id).is_some(), "{:?}", sessions.stats());
     }
     assert_eq!(sessions.stats().hits, [("store", 30)].into());
 }
@@ -225,9 +309,9 @@ fn a_name_may_have_addresses_at_which_there_is_no_store() {
     let single = |options: &mut Options| options.single_use = true;
     let sessions = sessions(&target, "named", single);
     for number in 0..6 {
-        assert!(sessions.connection().put(vec![number; 32], b"session".to_vec()));
-        assert!(sessions.connection().take(&[number; 32]).is_some(), "{:?}", sessions.stats());
-        assert!(sessions.connection().take(&[number; 32]).is_none());
+        assert!(sessions.connection(&Scope::default()).put(vec![number; 32], b"session".to_vec()));
+        assert!(sessions.connection(&Scope::default()).take(&[number; 32]).is_some(), "{:?}", sessions.stats());
+        assert!(sessions.connection(&Scope::default()).take(&[number; 32]).is_none());
     }
 }
 
@@ -239,10 +323,10 @@ fn a_mirror_goes_on_when_the_store_ends_its_stream() {
     options.mirror = 1 << 20;
     let shim = Shim::new(options, Format::Rustls).unwrap();
     let id = shim.issue_id();
-    let finds = || shim.look_up(&id, Look::default(), |_, _| Ok(())).is_some();
+    let finds = || shim.look_up(&id, expecting(CONTEXT), |_, _| Ok(())).is_some();
     let mirrored = || shim.stats().hits.get("mirror").copied().unwrap_or_default();
     assert!(!finds());
-    shim.negotiated(&id, b"session", SystemTime::now(), shim.not_after(), true);
+    shim.negotiated(&id, &envelope(b"session"), shim.not_after(), true);
     eventually(|| finds() && mirrored() > 0);
     for _ in 0..2 {
         thread::sleep(Duration::from_millis(1500)); // it has been serving
@@ -290,7 +374,8 @@ fn come_and_go(peers: &Peers, sessions: &Sessions, times: usize) {
         if number % 10 == 0 {
             client = peers.stranger();
         }
-        resumes(ClientConnection::new(client.clone(), "localhost".try_into().unwrap()).unwrap(), sessions, &peers.server);
+        let client = ClientConnection::new(client.clone(), "localhost".try_into().unwrap()).unwrap();
+        resumes(client, sessions, &peers.server, &Scope::default());
     }
 }
 
@@ -304,17 +389,17 @@ fn resident_kilobytes() -> usize {
 fn a_limit_is_no_outage() {
     let Some(store) = Store::launch(&["--namespace-rate", "10"]) else { return };
     let sessions = sessions(&store.target, "limited", |_| ());
-    let ids: Vec<_> = (0..40).map(|_| sessions.connection().encrypt(b"session").unwrap()).collect();
+    let ids: Vec<_> = (0..40).map(|_| sessions.connection(&Scope::default()).encrypt(b"session").unwrap()).collect();
     assert!(sessions.flush(PATIENCE));
     for id in &ids {
-        sessions.connection().decrypt(id);
+        sessions.connection(&Scope::default()).decrypt(id);
     }
     let stats = sessions.stats();
     assert!(stats.misses["limited"] > 20 && stats.misses.len() == 1, "{stats:?}");
     assert!(stats.lookups.iter().sum::<u64>() < 10, "it kept asking: {stats:?}");
     assert!(!sessions.resting());
-    sessions.connection().encrypt(b"session");
-    eventually(|| sessions.connection().decrypt(&ids[0]).is_some());
+    sessions.connection(&Scope::default()).encrypt(b"session");
+    eventually(|| sessions.connection(&Scope::default()).decrypt(&ids[0]).is_some());
     assert!(sessions.flush(PATIENCE));
     assert_eq!(sessions.stats().puts, [("stored", 41)].into());
 }
@@ -326,9 +411,9 @@ fn a_store_that_does_not_answer_costs_the_deadline_until_it_is_left_alone() {
     options.deadline = Duration::from_millis(20);
     let shim = Shim::new(options, Format::Rustls).unwrap();
     let id = shim.issue_id();
-    eventually(|| shim.look_up(&id, Look::default(), |_, _| Ok(())).is_none() && shim.resting());
+    eventually(|| shim.look_up(&id, expecting(CONTEXT), |_, _| Ok(())).is_none() && shim.resting());
     let before = shim.stats();
-    assert_eq!(shim.look_up(&id, Look::default(), |_, _| Ok(())), None);
+    assert_eq!(shim.look_up(&id, expecting(CONTEXT), |_, _| Ok(())), None);
     let after = shim.stats();
     assert_eq!((after.misses["late"], after.lookups), (before.misses["late"], before.lookups));
     assert!(after.misses["breaker-open"] > 0);
@@ -354,7 +439,7 @@ fn a_handshake_that_has_waited_long_enough_waits_no_more() {
     let Some(store) = shared_store() else { return };
     let shim = Shim::new(options(store, "end"), Format::Rustls).unwrap();
     let id = shim.issue_id();
-    let look = Look { end: Some(Instant::now()), ..Look::default() };
+    let look = Look { waited: PATIENCE, ..expecting(CONTEXT) };
     assert_eq!(shim.look_up(&id, look, |_, _| Ok(())), None);
     assert_eq!(shim.stats().misses["late"], 1);
 }
@@ -379,8 +464,8 @@ fn the_store_is_trusted_by_its_certificate_and_knows_the_frontend_by_its_own() {
         options.credentials = Some(credentials);
         let shim = Shim::new(options, Format::Rustls).unwrap();
         let id = shim.issue_id();
-        shim.negotiated(&id, b"session", SystemTime::now(), shim.not_after(), false);
-        shim.look_up(&id, Look::default(), |value, _| Ok(value.to_vec()))
+        shim.negotiated(&id, &envelope(b"session"), shim.not_after(), false);
+        shim.look_up(&id, expecting(CONTEXT), |found, _| Ok(found.session.to_vec()))
     };
     assert_eq!(finds(&|_| ()), Some(b"session".to_vec()));
     assert_eq!(finds(&|credentials| credentials.server_name = Some("localhost".into())), Some(b"session".to_vec()));

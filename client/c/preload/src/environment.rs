@@ -1,6 +1,7 @@
 //! The settings, as the environment of the process had them when it began: nginx clears its environment later.
 
 use std::collections::HashMap;
+use std::path::Path;
 use std::str::FromStr;
 use std::sync::OnceLock;
 
@@ -25,6 +26,16 @@ impl Environment {
     /// Returns the namespace of contexts that ask clients for certificates.
     pub fn verified_namespace(&self) -> Option<&str> {
         self.get("VERIFIED_NAMESPACE")
+    }
+
+    /// Returns the file that messages are appended to, instead of standard error.
+    pub fn log(&self) -> Option<&Path> {
+        self.get("LOG").map(Path::new)
+    }
+
+    /// Returns whether sessions resume whatever session id contexts applications set.
+    pub fn ignores_id_context(&self) -> Result<bool, String> {
+        self.flag("IGNORE_ID_CONTEXT")
     }
 
     /// Returns the settings, or what is wrong with them.
@@ -139,5 +150,6 @@ mod tests {
             let error = environment(&[(name, value)]).settings().unwrap_err();
             assert!(error.starts_with(&format!("{PREFIX}{name}")), "{name}={value}: {error}");
         }
+        assert!(environment(&[("IGNORE_ID_CONTEXT", "yes")]).ignores_id_context().is_err());
     }
 }

@@ -1,10 +1,12 @@
-//! The functions of libssl that come here first: they do ours, then what they are for.
+//! The functions of OpenSSL that come here first: they do ours, then what they are for.
 
-use std::ffi::{CStr, c_char, c_int, c_void};
+use std::ffi::{CStr, c_char, c_int, c_long, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::ptr;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use resumed::ffi::{SSL, SSL_CTX};
+use resumed::ffi::{CRYPTO_EX_INDEX_SSL_SESSION, InfoCallback, SSL, SSL_CTRL_SET_TLSEXT_SERVERNAME_CB, SSL_CTX};
 use resumed::{Connection, Context};
 
 use crate::environment::Environment;
@@ -15,7 +17,12 @@ use crate::environment::Environment;
 static ON_LOAD: extern "C" fn() = on_load;
 
 extern "C" fn on_load() {
-    let _ = catch_unwind(Environment::remembered);
+    let _ = catch_unwind(|| {
+        if let Some(path) = Environment::remembered().log() {
+            resumed::log_to_file(path);
+        }
+        resumed::start_logging();
+    });
 }
 
 /// Has the process send what is not sent yet when it ends.
@@ -31,28 +38,43 @@ pub fn at_exit() {
     unsafe { libc::atexit(leave) };
 }
 
+/// Whether the program has registered data of its own for sessions.
+static SESSION_DATA: AtomicBool = AtomicBool::new(false);
+
+/// Returns whether the program attaches data of its own to sessions.
+pub fn sessions_have_data() -> bool {
+    SESSION_DATA.load(Ordering::Relaxed)
+}
+
 /// Returns the function of this name that would have been called without us.
 fn next(name: &CStr) -> *mut c_void {
-    // SAFETY: the name ends with a NUL.
-    let address = unsafe { libc::dlsym(libc::RTLD_NEXT, name.as_ptr()) };
+    // SAFETY: the names end with a NUL.
+    let address = unsafe {
+        let versioned = libc::dlvsym(libc::RTLD_NEXT, name.as_ptr(), c"OPENSSL_3.0.0".as_ptr());
+        if versioned.is_null() { libc::dlsym(libc::RTLD_NEXT, name.as_ptr()) } else { versioned }
+    };
     if address.is_null() {
-        log::error!("libssl has no {}: it is not the one that this library was made for", name.to_string_lossy());
-        std::process::abort();
+        let _ = catch_unwind(|| {
+            log::error!("OpenSSL has no {}: it is not the one that this library was made for", name.to_string_lossy());
+        });
     }
     address
 }
 
+/// The next function of this name; `otherwise` is returned where there is none.
 macro_rules! next {
-    ($name:literal, $type:ty) => {{
-        static NEXT: OnceLock<$type> = OnceLock::new();
-        // SAFETY: it is the function of this name, which <openssl/ssl.h> declares so.
-        *NEXT.get_or_init(|| unsafe { std::mem::transmute::<*mut c_void, $type>(next($name)) })
+    ($name:literal, $type:ty $(, $otherwise:expr)?) => {{
+        static NEXT: OnceLock<Option<$type>> = OnceLock::new();
+        // SAFETY: it is the function of this name, which OpenSSL's headers declare so; None if it is NULL.
+        let next = *NEXT.get_or_init(|| unsafe { std::mem::transmute::<*mut c_void, Option<$type>>(next($name)) });
+        let Some(next) = next else { return $($otherwise)? };
+        next
     }};
 }
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn SSL_CTX_new(method: *const c_void) -> *mut SSL_CTX {
-    let next = next!(c"SSL_CTX_new", unsafe extern "C" fn(*const c_void) -> *mut SSL_CTX);
+    let next = next!(c"SSL_CTX_new", unsafe extern "C" fn(*const c_void) -> *mut SSL_CTX, ptr::null_mut());
     // SAFETY: the caller's.
     unsafe { made(next(method)) }
 }
@@ -60,7 +82,7 @@ unsafe extern "C" fn SSL_CTX_new(method: *const c_void) -> *mut SSL_CTX {
 #[unsafe(no_mangle)]
 unsafe extern "C" fn SSL_CTX_new_ex(library: *mut c_void, query: *const c_char, method: *const c_void) -> *mut SSL_CTX {
     type New = unsafe extern "C" fn(*mut c_void, *const c_char, *const c_void) -> *mut SSL_CTX;
-    let next = next!(c"SSL_CTX_new_ex", New);
+    let next = next!(c"SSL_CTX_new_ex", New, ptr::null_mut());
     // SAFETY: the caller's.
     unsafe { made(next(library, query, method)) }
 }
@@ -77,7 +99,7 @@ unsafe extern "C" fn SSL_set_accept_state(ssl: *mut SSL) {
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn SSL_accept(ssl: *mut SSL) -> c_int {
-    let next = next!(c"SSL_accept", unsafe extern "C" fn(*mut SSL) -> c_int);
+    let next = next!(c"SSL_accept", unsafe extern "C" fn(*mut SSL) -> c_int, -1);
     // SAFETY: the caller's.
     unsafe {
         accepted(ssl);
@@ -86,22 +108,97 @@ unsafe extern "C" fn SSL_accept(ssl: *mut SSL) -> c_int {
 }
 
 #[unsafe(no_mangle)]
+unsafe extern "C" fn SSL_new(context: *mut SSL_CTX) -> *mut SSL {
+    let next = next!(c"SSL_new", unsafe extern "C" fn(*mut SSL_CTX) -> *mut SSL, ptr::null_mut());
+    // SAFETY: the caller's.
+    unsafe {
+        let ssl = next(context);
+        if let (Some(connection), Some(context)) = (Connection::new(ssl), Context::new(context)) {
+            let _ = catch_unwind(AssertUnwindSafe(|| crate::begin(connection, context)));
+        }
+        ssl
+    }
+}
+
+#[unsafe(no_mangle)]
 unsafe extern "C" fn SSL_set_SSL_CTX(ssl: *mut SSL, context: *mut SSL_CTX) -> *mut SSL_CTX {
-    let next = next!(c"SSL_set_SSL_CTX", unsafe extern "C" fn(*mut SSL, *mut SSL_CTX) -> *mut SSL_CTX);
+    type Set = unsafe extern "C" fn(*mut SSL, *mut SSL_CTX) -> *mut SSL_CTX;
+    let next = next!(c"SSL_set_SSL_CTX", Set, ptr::null_mut());
     // SAFETY: the caller's.
     unsafe {
         let server = Connection::new(ssl).filter(Connection::is_server);
-        let chosen = Context::new(context).filter(|_| server.is_some());
-        if let Some(chosen) = chosen {
+        if let Some(chosen) = Context::new(context).filter(|_| server.is_some()) {
             let _ = catch_unwind(AssertUnwindSafe(|| crate::adopt_context(chosen)));
         }
-        // What the server resumed by itself is its own affair.
-        let ours = server.filter(|connection| connection.context().is_some_and(|first| first.binding().is_some()));
-        let switched = next(ssl, context);
-        if let (Some(connection), Some(chosen)) = (ours, chosen) {
-            let _ = catch_unwind(AssertUnwindSafe(|| crate::switched(connection, chosen)));
+        next(ssl, context)
+    }
+}
+
+/// Notes servername callbacks.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn SSL_CTX_callback_ctrl(context: *mut SSL_CTX, command: c_int, callback: *mut c_void) -> c_long {
+    type Control = unsafe extern "C" fn(*mut SSL_CTX, c_int, *mut c_void) -> c_long;
+    let next = next!(c"SSL_CTX_callback_ctrl", Control, 0);
+    // SAFETY: the caller's.
+    unsafe {
+        if command == SSL_CTRL_SET_TLSEXT_SERVERNAME_CB && !callback.is_null() {
+            noted(context, Context::note_servername_callback);
         }
-        switched
+        next(context, command, callback)
+    }
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn SSL_CTX_set_cert_cb(context: *mut SSL_CTX, callback: *mut c_void, argument: *mut c_void) {
+    type Set = unsafe extern "C" fn(*mut SSL_CTX, *mut c_void, *mut c_void);
+    let next = next!(c"SSL_CTX_set_cert_cb", Set);
+    // SAFETY: the caller's.
+    unsafe {
+        if !callback.is_null() {
+            noted(context, Context::note_certificate_callback);
+        }
+        next(context, callback, argument);
+    }
+}
+
+/// Keeps the check of a resumed connection's handshake where an application sets an info callback within the handshake.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn SSL_set_info_callback(ssl: *mut SSL, callback: Option<InfoCallback>) {
+    let next = next!(c"SSL_set_info_callback", unsafe extern "C" fn(*mut SSL, Option<InfoCallback>));
+    // SAFETY: the caller's.
+    unsafe {
+        if !Connection::new(ssl).is_some_and(|connection| connection.chain_info_callback(callback)) {
+            next(ssl, callback);
+        }
+    }
+}
+
+/// Notes programs that attach data to sessions: it is lost when they are stored.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn CRYPTO_get_ex_new_index(
+    class: c_int,
+    long: c_long,
+    pointer: *mut c_void,
+    new: *mut c_void,
+    dup: *mut c_void,
+    free: *mut c_void,
+) -> c_int {
+    type Index = unsafe extern "C" fn(c_int, c_long, *mut c_void, *mut c_void, *mut c_void, *mut c_void) -> c_int;
+    let next = next!(c"CRYPTO_get_ex_new_index", Index, -1);
+    if class == CRYPTO_EX_INDEX_SSL_SESSION {
+        SESSION_DATA.store(true, Ordering::Relaxed);
+    }
+    // SAFETY: the caller's.
+    unsafe { next(class, long, pointer, new, dup, free) }
+}
+
+/// # Safety
+///
+/// It points to a context that lives, or is NULL.
+unsafe fn noted<'a>(context: *mut SSL_CTX, note: impl FnOnce(&Context<'a>)) {
+    // SAFETY: the caller's.
+    if let Some(context) = unsafe { Context::new(context) } {
+        let _ = catch_unwind(AssertUnwindSafe(|| note(&context)));
     }
 }
 

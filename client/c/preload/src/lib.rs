@@ -10,21 +10,26 @@ mod environment;
 mod hooks;
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Once, OnceLock};
 use std::time::Duration;
 
-use resumed::{Binding, Connection, Context};
+use nix::unistd::{getresgid, getresuid};
+use resumed::{Binding, Connection, Context, Policy, Verified};
 use store::Shim;
 
 use crate::environment::Environment;
 
 const EXIT_PATIENCE: Duration = Duration::from_secs(1);
+const NO_NAMESPACE: &str = "a context that asks for client certificates is left alone: see RESUMED_VERIFIED_NAMESPACE";
+const DATA_LOST: &str = "a context that asks for client certificates is left alone: this program attaches data to its sessions, which is \
+                         lost when they are stored";
 
 /// What all contexts share.
 struct Fleet {
     shim: Arc<Shim>,
     /// For contexts that ask clients for certificates.
     verified: Option<Arc<Shim>>,
+    ignore_id_context: bool,
 }
 
 /// Returns the fleet that the environment describes; None if it does not, or not rightly.
@@ -32,7 +37,6 @@ fn fleet() -> Option<&'static Fleet> {
     static FLEET: OnceLock<Option<Fleet>> = OnceLock::new();
     FLEET
         .get_or_init(|| {
-            resumed::log_to_stderr();
             hooks::at_exit();
             Fleet::new(Environment::remembered()).inspect_err(|error| log::error!("no sessions are shared: {error}")).ok()
         })
@@ -47,23 +51,43 @@ impl Fleet {
             let settings = resumed::Settings { namespace: namespace.to_owned(), ..settings };
             resumed::shim(&settings)
         });
-        Ok(Self { shim, verified: verified.transpose()? })
+        Ok(Self { shim, verified: verified.transpose()?, ignore_id_context: environment.ignores_id_context()? })
     }
 
     /// Decides about a context that is set up.
     fn bind(&self, context: Context) -> Option<Binding> {
-        if context.max_early_data() > 0 {
-            log::warn!("a context that accepts early data is left alone: it could be replayed across the fleet");
+        static MIXED: Once = Once::new();
+        static EARLY: Once = Once::new();
+        static VERIFYING: Once = Once::new();
+        if has_mixed_privileges() {
+            MIXED.call_once(|| {
+                log::warn!(
+                    "all contexts of process {} are left alone: it changes between users, and must have one thread",
+                    std::process::id()
+                );
+            });
             return None;
         }
-        if !context.verifies_clients() {
-            return Some(Binding::new(&context, Arc::clone(&self.shim)));
+        if context.max_early_data() > 0 {
+            EARLY.call_once(|| {
+                log::warn!("a context that accepts early data is left alone: it could be replayed across the fleet");
+            });
+            return None;
         }
-        // Whose certificate was verified here must not count as verified where others are asked for.
-        if self.verified.is_none() {
-            log::warn!("a context that asks for client certificates is left alone: see RESUMED_VERIFIED_NAMESPACE");
+        // A certificate that was verified here must not count as verified where others are asked for.
+        let verified = match &self.verified {
+            _ if hooks::sessions_have_data() => Verified::Excluded(DATA_LOST),
+            Some(shim) => Verified::Apart(Arc::clone(shim)),
+            None => Verified::Excluded(NO_NAMESPACE),
+        };
+        if let Verified::Excluded(why) = verified
+            && context.verifies_clients()
+        {
+            VERIFYING.call_once(|| log::warn!("{why}"));
+            return None;
         }
-        self.verified.as_ref().map(|shim| Binding::verifying(&context, Arc::clone(shim)))
+        let (shim, ignore_id_context) = (Arc::clone(&self.shim), self.ignore_id_context);
+        Some(Binding::new(&context, Policy { shim, verified, ignore_id_context, single_host: false }))
     }
 
     fn close(&self) {
@@ -76,12 +100,13 @@ impl Fleet {
             };
             if stats != store::Stats::default() {
                 log::info!(
-                    "process {} ends; hits: {}; misses: {}; puts: {}; removals: {}",
+                    "process {} ends; hits: {}; misses: {}; puts: {}; removals: {}; terminations: {}",
                     std::process::id(),
                     counts(&stats.hits),
                     counts(&stats.misses),
                     counts(&stats.puts),
-                    counts(&stats.removals)
+                    counts(&stats.removals),
+                    counts(&stats.terminations)
                 );
             }
         }
@@ -101,18 +126,24 @@ fn adopt_context(context: Context<'_>) -> Option<&'_ Binding> {
     context.binding_or(|| fleet.bind(context))
 }
 
-/// Looks at a connection that has gone over to another context, as servers do for a virtual host.
-///
-/// By then OpenSSL has resumed what the first context let it. A host that asks for certificates must not take that for a proof.
-fn switched(connection: Connection, chosen: Context) {
-    if chosen.verifies_clients() {
-        connection.distrust_others_sessions();
+/// Notes where a connection begins.
+fn begin<'a>(connection: Connection<'a>, context: Context<'a>) {
+    if fleet().is_some() {
+        connection.note_first_context(context);
     }
 }
 
 /// Gets ready for a context that is being made.
 fn prepare(context: Context) {
     if fleet().is_some() {
-        context.prepare();
+        context.prepare(true);
     }
+}
+
+/// Returns whether the process changes between users: then the system must change all its threads, and fails to where one of them may
+/// not (`ProFTPD`).
+fn has_mixed_privileges() -> bool {
+    let users = getresuid().is_ok_and(|ids| ids.real == ids.effective && ids.real == ids.saved);
+    let groups = getresgid().is_ok_and(|ids| ids.real == ids.effective && ids.real == ids.saved);
+    !users || !groups
 }

@@ -8,9 +8,10 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
-use resumed::{Keyring, Options, Sessions};
+use resumed::{Keyring, Options, Scope, Sessions};
 use rustls::client::Resumption;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::server::WebPkiClientVerifier;
 use rustls::{
     ClientConfig, ClientConnection, HandshakeKind, RootCertStore, ServerConfig, ServerConnection, SupportedProtocolVersion,
 };
@@ -161,6 +162,8 @@ impl Authority {
 /// A fleet's certificate, and a client that trusts it.
 pub struct Peers {
     pub server: ServerConfig,
+    verifying: ServerConfig,
+    roots: RootCertStore,
     pub client: Arc<ClientConfig>,
 }
 
@@ -170,21 +173,28 @@ impl Peers {
         let authority = Authority::new();
         let (certificate, key) = authority.issue("localhost");
         let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
-        let server = ServerConfig::builder_with_provider(provider.clone())
-            .with_protocol_versions(&[version])
-            .unwrap()
-            .with_no_client_auth()
-            .with_single_cert(vec![certificate.der().clone()], key)
-            .unwrap();
         let mut roots = RootCertStore::empty();
         roots.add(authority.certificate.clone()).unwrap();
+        let server = || ServerConfig::builder_with_provider(provider.clone()).with_protocol_versions(&[version]).unwrap();
+        let verifier = WebPkiClientVerifier::builder_with_provider(roots.clone().into(), provider.clone()).build().unwrap();
+        let chain = vec![certificate.der().clone()];
+        let verifying = server().with_client_cert_verifier(verifier).with_single_cert(chain.clone(), key.clone_key()).unwrap();
+        let server = server().with_no_client_auth().with_single_cert(chain, key).unwrap();
+        let (certificate, key) = authority.issue("client");
+        let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
         let mut client = ClientConfig::builder_with_provider(provider)
             .with_protocol_versions(&[version])
             .unwrap()
-            .with_root_certificates(roots)
-            .with_no_client_auth();
+            .with_root_certificates(roots.clone())
+            .with_client_auth_cert(vec![certificate.der().clone()], key)
+            .unwrap();
         client.enable_early_data = true;
-        Self { server, client: Arc::new(client) }
+        Self { server, verifying, roots, client: Arc::new(client) }
+    }
+
+    /// Returns a config that requires client certificates, and the roots that it trusts.
+    pub fn verifying(&self) -> (ServerConfig, RootCertStore) {
+        (self.verifying.clone(), self.roots.clone())
     }
 
     /// Returns a client that remembers no session yet.
@@ -201,13 +211,13 @@ impl Peers {
 
     /// Makes a connection to a frontend, and returns whether it resumed a session.
     pub fn connect(&self, sessions: &Sessions) -> bool {
-        resumes(self.client(), sessions, &self.server)
+        resumes(self.client(), sessions, &self.server, &Scope::default())
     }
 }
 
 /// Makes a connection, and returns whether it resumed a session.
-pub fn resumes(mut client: ClientConnection, sessions: &Sessions, config: &ServerConfig) -> bool {
-    let mut server = ServerConnection::new(sessions.for_connection(config)).unwrap();
+pub fn resumes(mut client: ClientConnection, sessions: &Sessions, config: &ServerConfig, scope: &Scope) -> bool {
+    let mut server = ServerConnection::new(sessions.for_connection(config, scope)).unwrap();
     let (mut there, mut back) = (Vec::new(), Vec::new());
     while client.wants_write() || server.wants_write() {
         client.write_tls(&mut there).unwrap();

@@ -1,0 +1,49 @@
+//! The state of a connection's handshake, which goes with the connection.
+
+use std::cell::{Cell, RefCell};
+use std::time::Duration;
+
+use crate::ssl::{Session, ffi};
+
+#[derive(Default)]
+pub(crate) struct Handshake {
+    /// Tells one handshake of a connection from the next one.
+    random: Cell<[u8; 32]>,
+    /// How long all its look-ups have waited for the store.
+    pub(crate) waited: Cell<Duration>,
+    /// Whether its fingerprint was noted for its name. Post-handshake authentication changes the fingerprint, and decides about no
+    /// other connection.
+    pub(crate) learned: Cell<bool>,
+    /// The session that was found: after a `HelloRetryRequest`, OpenSSL looks it up once more, and a single use is spent by then.
+    found: RefCell<Option<(Vec<u8>, Session)>>,
+    /// The server name at the look-up.
+    pub(crate) name: RefCell<Vec<u8>>,
+    /// Whether a session was found, and the end of the handshake is yet to be checked.
+    pub(crate) unchecked: Cell<bool>,
+    /// Whether the connection has our info callback, now and for all further handshakes.
+    pub(crate) watched: Cell<bool>,
+    /// The application's own one.
+    pub(crate) info: Cell<Option<ffi::InfoCallback>>,
+}
+
+impl Handshake {
+    /// Begins anew if this is another handshake than the one before.
+    pub(crate) fn begin(&self, random: [u8; 32]) {
+        if self.random.replace(random) != random {
+            self.waited.take();
+            self.learned.take();
+            self.unchecked.take();
+            self.name.take();
+            self.found.take();
+        }
+    }
+
+    /// Returns the session that this handshake has found already.
+    pub(crate) fn found(&self, id: &[u8]) -> Option<Session> {
+        self.found.borrow().as_ref().filter(|(found, _)| found == id).and_then(|(_, session)| session.another())
+    }
+
+    pub(crate) fn set_found(&self, id: &[u8], session: &Session) {
+        *self.found.borrow_mut() = session.another().map(|session| (id.to_vec(), session));
+    }
+}

@@ -1,0 +1,280 @@
+//! An `SSL`.
+
+use std::ffi::{c_int, c_long, c_void};
+use std::marker::PhantomData;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::ptr::{self, NonNull};
+use std::sync::OnceLock;
+
+use super::{Context, Session, bytes, callbacks, copied, ffi, length_of};
+use crate::binding::Binding;
+use crate::handshake::Handshake;
+
+const ENDED: c_int = ffi::SSL_SENT_SHUTDOWN | ffi::SSL_RECEIVED_SHUTDOWN;
+
+/// An `SSL`, while something else keeps it.
+#[derive(Clone, Copy)]
+pub struct Connection<'a>(NonNull<ffi::SSL>, PhantomData<&'a ()>);
+
+impl<'a> Connection<'a> {
+    /// Returns the connection behind a pointer; None if it is NULL.
+    ///
+    /// # Safety
+    ///
+    /// It points to a connection that lives for `'a`, and that no other thread uses.
+    #[must_use]
+    pub unsafe fn new(pointer: *mut ffi::SSL) -> Option<Self> {
+        NonNull::new(pointer).map(|pointer| Self(pointer, PhantomData))
+    }
+
+    /// Returns the context that it has at present.
+    #[must_use]
+    pub fn context(&self) -> Option<Context<'a>> {
+        // SAFETY: the connection lives, and keeps its context.
+        unsafe { Context::new(ffi::SSL_get_SSL_CTX(self.0.as_ptr())) }
+    }
+
+    /// Returns whether it is a server's.
+    #[must_use]
+    pub fn is_server(&self) -> bool {
+        // SAFETY: the connection lives.
+        unsafe { ffi::SSL_is_server(self.0.as_ptr()) == 1 }
+    }
+
+    /// Switches stateless tickets off: it was made before its context had its binding.
+    pub fn set_no_ticket(&self) {
+        if !self.has_no_ticket() {
+            // SAFETY: the connection lives.
+            unsafe { ffi::SSL_set_options(self.0.as_ptr(), ffi::SSL_OP_NO_TICKET) };
+        }
+    }
+
+    pub(crate) fn has_no_ticket(&self) -> bool {
+        // SAFETY: the connection lives.
+        unsafe { ffi::SSL_get_options(self.0.as_ptr()) & ffi::SSL_OP_NO_TICKET != 0 }
+    }
+
+    pub(crate) fn is_tls13(&self) -> bool {
+        // SAFETY: the connection lives.
+        unsafe { ffi::SSL_version(self.0.as_ptr()) == ffi::TLS1_3_VERSION }
+    }
+
+    pub(crate) fn is_resumed(&self) -> bool {
+        // SAFETY: the connection lives.
+        unsafe { ffi::SSL_session_reused(self.0.as_ptr()) == 1 }
+    }
+
+    pub(crate) fn tickets(&self) -> usize {
+        // SAFETY: the connection lives.
+        unsafe { ffi::SSL_get_num_tickets(self.0.as_ptr()) }
+    }
+
+    pub(crate) fn client_random(&self) -> [u8; 32] {
+        let mut random = [0; 32];
+        // SAFETY: the connection lives; as much is written as there is room for.
+        unsafe { ffi::SSL_get_client_random(self.0.as_ptr(), random.as_mut_ptr(), random.len()) };
+        random
+    }
+
+    pub(crate) fn server_name(&self) -> Option<Vec<u8>> {
+        // SAFETY: the connection lives; the name is its own, and copied.
+        unsafe { copied(ffi::SSL_get_servername(self.0.as_ptr(), ffi::TLSEXT_NAMETYPE_HOST_NAME)) }
+    }
+
+    /// Returns the client's `server_name` extension as it came; to be asked in the get callback only.
+    pub(crate) fn server_name_extension(&self) -> Vec<u8> {
+        let (mut data, mut length) = (ptr::null(), 0);
+        // SAFETY: the connection lives; the extension is its own, and copied.
+        unsafe {
+            let kind = ffi::TLSEXT_TYPE_SERVER_NAME;
+            if ffi::SSL_client_hello_get0_ext(self.0.as_ptr(), kind, &raw mut data, &raw mut length) == 1 {
+                return bytes(data, length);
+            }
+        }
+        Vec::new()
+    }
+
+    pub(crate) fn set_id_context(&self, id_context: &[u8; 32]) {
+        // SAFETY: the connection lives, and copies the id context.
+        unsafe { ffi::SSL_set_session_id_context(self.0.as_ptr(), id_context.as_ptr(), length_of(id_context)) };
+    }
+
+    /// Notes the context that the connection begins with: its callbacks are called, whatever the connection switches to.
+    pub fn note_first_context(&self, context: Context<'a>) {
+        // SAFETY: the connection lives. It keeps its first context for as long.
+        unsafe { ffi::SSL_set_ex_data(self.0.as_ptr(), first_index(), context.raw().cast()) };
+    }
+
+    /// Returns the context that the connection began with, if that was noted.
+    #[must_use]
+    pub fn first_context(&self) -> Option<Context<'a>> {
+        // SAFETY: the connection lives, and keeps its first context.
+        unsafe { Context::new(ffi::SSL_get_ex_data(self.0.as_ptr(), first_index()).cast()) }
+    }
+
+    /// Returns the binding whose callbacks are called for the connection.
+    #[must_use]
+    pub fn binding(&self) -> Option<&'a Binding> {
+        self.first_context().and_then(|first| first.binding()).or_else(|| self.context()?.binding())
+    }
+
+    /// Returns the state of the present handshake; None if there is no memory for it.
+    pub(crate) fn handshake(&self) -> Option<&'a Handshake> {
+        let random = self.client_random();
+        let handshake = self.known_handshake().or_else(|| {
+            let handshake = Box::into_raw(Box::new(Handshake::default()));
+            // SAFETY: the connection lives, and takes the state over unless it says that it could not.
+            unsafe {
+                if ffi::SSL_set_ex_data(self.0.as_ptr(), handshake_index(), handshake.cast()) == 1 {
+                    return handshake.as_ref();
+                }
+                drop(Box::from_raw(handshake));
+            }
+            None
+        })?;
+        handshake.begin(random);
+        Some(handshake)
+    }
+
+    /// Returns the state of the last handshake in which there was something to note.
+    fn known_handshake(&self) -> Option<&'a Handshake> {
+        // SAFETY: the pointer is a state of handshake(), which goes with the connection.
+        unsafe { ffi::SSL_get_ex_data(self.0.as_ptr(), handshake_index()).cast::<Handshake>().as_ref() }
+    }
+
+    /// Returns whether the connection requests a certificate of its client.
+    #[must_use]
+    pub fn verifies(&self) -> bool {
+        self.verify_mode() & ffi::SSL_VERIFY_PEER != 0
+    }
+
+    /// Returns whether the connection lets in no client without a certificate.
+    pub(crate) fn insists(self) -> bool {
+        let both = ffi::SSL_VERIFY_PEER | ffi::SSL_VERIFY_FAIL_IF_NO_PEER_CERT;
+        self.verify_mode() & both == both
+    }
+
+    fn verify_mode(&self) -> c_int {
+        // SAFETY: the connection lives.
+        unsafe { ffi::SSL_get_verify_mode(self.0.as_ptr()) }
+    }
+
+    /// Returns whether nothing was wrong with the peer's certificate, or there was none.
+    pub(crate) fn is_verified(&self) -> bool {
+        // SAFETY: the connection lives.
+        unsafe { ffi::SSL_get_verify_result(self.0.as_ptr()) == ffi::X509_V_OK }
+    }
+
+    /// Returns whether the connection's present certificates are those that it shows in a full handshake.
+    pub(crate) fn has_its_certificates(&self) -> bool {
+        // SAFETY: the connection lives.
+        let has_one = unsafe { !ffi::SSL_get_certificate(self.0.as_ptr()).is_null() };
+        has_one && !self.context().is_some_and(Context::has_certificate_callback)
+    }
+
+    pub(crate) fn is_renegotiated(&self) -> bool {
+        let count = ffi::SSL_CTRL_GET_TOTAL_RENEGOTIATIONS;
+        // SAFETY: the connection lives.
+        unsafe { ffi::SSL_ctrl(self.0.as_ptr(), count, 0, ptr::null_mut()) > 0 }
+    }
+
+    /// Returns the session that the connection has, which lives until it gets another one.
+    pub(crate) fn session(&self) -> Option<Session> {
+        // SAFETY: the connection lives, and keeps its session.
+        unsafe { Session::borrowed(ffi::SSL_get_session(self.0.as_ptr())) }
+    }
+
+    /// Returns whether the application sees the connection as ended.
+    pub(crate) fn is_ended(&self) -> bool {
+        // SAFETY: the connection lives.
+        unsafe { ffi::SSL_get_shutdown(self.0.as_ptr()) == ENDED }
+    }
+
+    /// Ends the connection: the client gets a `close_notify`, the application reads the end of the stream, and nothing that the client sent.
+    pub(crate) fn terminate(&self) {
+        // SAFETY: the connection lives. An alert that cannot be sent must leave no error for the application to find.
+        unsafe {
+            ffi::ERR_set_mark();
+            ffi::SSL_shutdown(self.0.as_ptr());
+            ffi::ERR_pop_to_mark();
+            ffi::SSL_set_shutdown(self.0.as_ptr(), ENDED);
+        }
+    }
+
+    /// Has the end of the handshake checked, before the application learns of it. An info callback of the application is called as before.
+    pub(crate) fn watch(&self, handshake: &Handshake) {
+        handshake.unchecked.set(true);
+        // SAFETY: the connection lives, and so does the callback.
+        unsafe {
+            if !handshake.watched.get() {
+                handshake.info.set(ffi::SSL_get_info_callback(self.0.as_ptr()));
+                ffi::SSL_set_info_callback(self.0.as_ptr(), Some(callbacks::on_info));
+                handshake.watched.set(true);
+            }
+        }
+    }
+
+    /// Sets the info callback of the application behind ours, and returns whether there is one of ours.
+    #[must_use]
+    pub fn chain_info_callback(&self, callback: Option<ffi::InfoCallback>) -> bool {
+        let watched = self.known_handshake().filter(|handshake| handshake.watched.get());
+        watched.inspect(|handshake| handshake.info.set(callback)).is_some()
+    }
+
+    /// Returns the application's own info callback: the connection's, or else that of its present context.
+    pub(super) fn info_callback(&self) -> Option<ffi::InfoCallback> {
+        // SAFETY: the connection lives, and keeps its context.
+        let of_context = || unsafe { ffi::SSL_CTX_get_info_callback(ffi::SSL_get_SSL_CTX(self.0.as_ptr())) };
+        self.known_handshake().and_then(|handshake| handshake.info.get()).or_else(of_context)
+    }
+
+    pub(super) fn raw(&self) -> *mut ffi::SSL {
+        self.0.as_ptr()
+    }
+}
+
+/// The place of the first context in each connection.
+fn first_index() -> c_int {
+    static INDEX: OnceLock<c_int> = OnceLock::new();
+    *INDEX.get_or_init(|| new_index(None))
+}
+
+/// The place of the handshake's state in each connection.
+fn handshake_index() -> c_int {
+    static INDEX: OnceLock<c_int> = OnceLock::new();
+    *INDEX.get_or_init(|| new_index(Some(free_handshake)))
+}
+
+fn new_index(free: Option<ffi::ExFree>) -> c_int {
+    // SAFETY: the functions always live.
+    unsafe { ffi::CRYPTO_get_ex_new_index(ffi::CRYPTO_EX_INDEX_SSL, 0, ptr::null_mut(), None, Some(copy_nothing), free) }
+}
+
+/// `SSL_dup` must not give one connection's data to another one.
+unsafe extern "C" fn copy_nothing(
+    _: *mut ffi::CRYPTO_EX_DATA,
+    _: *const ffi::CRYPTO_EX_DATA,
+    data: *mut *mut c_void,
+    _: c_int,
+    _: c_long,
+    _: *mut c_void,
+) -> c_int {
+    // SAFETY: OpenSSL's copy of the pointer is there while it calls.
+    unsafe { *data = ptr::null_mut() };
+    1
+}
+
+unsafe extern "C" fn free_handshake(
+    _: *mut c_void,
+    handshake: *mut c_void,
+    _: *mut ffi::CRYPTO_EX_DATA,
+    _: c_int,
+    _: c_long,
+    _: *mut c_void,
+) {
+    if !handshake.is_null() {
+        // SAFETY: it is a state of handshake(), and nothing else has it any more.
+        let handshake = unsafe { Box::from_raw(handshake.cast::<Handshake>()) };
+        let _ = catch_unwind(AssertUnwindSafe(|| drop(handshake)));
+    }
+}

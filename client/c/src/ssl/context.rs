@@ -1,0 +1,163 @@
+//! An `SSL_CTX`.
+
+use std::ffi::{c_int, c_long, c_void};
+use std::marker::PhantomData;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::ptr::{self, NonNull};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use super::{callbacks, ffi, length_of, seconds};
+use crate::binding::Binding;
+
+/// An `SSL_CTX`, while something else keeps it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Context<'a>(NonNull<ffi::SSL_CTX>, PhantomData<&'a ()>);
+
+/// Our data in a context.
+struct Slot {
+    number: u64,
+    /// Decided once.
+    binding: OnceLock<Option<Binding>>,
+    /// Whether the context may have a servername callback.
+    switches: AtomicBool,
+    /// Whether it is known to have a certificate callback.
+    certifies: AtomicBool,
+}
+
+impl<'a> Context<'a> {
+    /// Returns the context behind a pointer; None if it is NULL.
+    ///
+    /// # Safety
+    ///
+    /// It points to a context that lives for `'a`.
+    #[must_use]
+    pub unsafe fn new(pointer: *mut ffi::SSL_CTX) -> Option<Self> {
+        NonNull::new(pointer).map(|pointer| Self(pointer, PhantomData))
+    }
+
+    /// Returns the context's binding, if it has one.
+    #[must_use]
+    pub fn binding(&self) -> Option<&'a Binding> {
+        self.slot()?.binding.get()?.as_ref()
+    }
+
+    /// Returns the context's binding, or the result of `decide` at the first call.
+    pub fn binding_or(&self, decide: impl FnOnce() -> Option<Binding>) -> Option<&'a Binding> {
+        self.prepare(false);
+        self.slot()?.binding.get_or_init(decide).as_ref()
+    }
+
+    /// Makes room for a binding, while no other thread uses the context. `observed` is whether a servername callback that it gets from
+    /// now on will be noted.
+    pub fn prepare(&self, observed: bool) {
+        static NUMBER: AtomicU64 = AtomicU64::new(1);
+        if self.slot().is_none() {
+            let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+            let (switches, certifies) = (AtomicBool::new(!observed), AtomicBool::new(false));
+            let slot = Box::into_raw(Box::new(Slot { number, binding: OnceLock::new(), switches, certifies }));
+            // SAFETY: the context lives, and takes the slot over unless it says that it could not.
+            unsafe {
+                if ffi::SSL_CTX_set_ex_data(self.0.as_ptr(), index(), slot.cast()) != 1 {
+                    drop(Box::from_raw(slot));
+                }
+            }
+        }
+    }
+
+    /// Notes that the context has a servername callback.
+    pub fn note_servername_callback(&self) {
+        if let Some(slot) = self.slot() {
+            slot.switches.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Notes that the context has a certificate callback, which supplies certificates in full handshakes only.
+    pub fn note_certificate_callback(&self) {
+        if let Some(slot) = self.slot() {
+            slot.certifies.store(true, Ordering::Relaxed);
+        }
+    }
+
+    pub(crate) fn has_certificate_callback(self) -> bool {
+        self.slot().is_some_and(|slot| slot.certifies.load(Ordering::Relaxed))
+    }
+
+    /// Returns whether the context may have a servername callback, which may switch its connections to another one.
+    pub(crate) fn may_switch(self) -> bool {
+        self.slot().is_none_or(|slot| slot.switches.load(Ordering::Relaxed))
+    }
+
+    /// Returns a number that no other context of this process has; 0 if it is none of ours.
+    pub(crate) fn number(self) -> u64 {
+        self.slot().map_or(0, |slot| slot.number)
+    }
+
+    pub(super) fn raw(&self) -> *mut ffi::SSL_CTX {
+        self.0.as_ptr()
+    }
+
+    fn slot(&self) -> Option<&'a Slot> {
+        // SAFETY: the pointer is a slot of prepare(), which goes with the context.
+        unsafe { ffi::SSL_CTX_get_ex_data(self.0.as_ptr(), index()).cast::<Slot>().as_ref() }
+    }
+
+    /// Returns how many bytes of early data the context accepts.
+    #[must_use]
+    pub fn max_early_data(&self) -> u32 {
+        // SAFETY: the context lives.
+        unsafe { ffi::SSL_CTX_get_max_early_data(self.0.as_ptr()) }
+    }
+
+    /// Returns whether the context asks clients for certificates.
+    #[must_use]
+    pub fn verifies_clients(&self) -> bool {
+        // SAFETY: the context lives.
+        unsafe { ffi::SSL_CTX_get_verify_mode(self.0.as_ptr()) & ffi::SSL_VERIFY_PEER != 0 }
+    }
+
+    /// Sets the callbacks, and what they need.
+    pub(crate) fn set_callbacks(&self, id_context: Option<&[u8; 32]>, lifetime: u64) {
+        let context = self.0.as_ptr();
+        // No internal cache: in it a session would outlive its removal from the fleet, and its eviction would remove it there.
+        let mode = ffi::SSL_SESS_CACHE_SERVER | ffi::SSL_SESS_CACHE_NO_INTERNAL;
+        // SAFETY: the context lives, the callbacks always do, and the id context is copied.
+        unsafe {
+            ffi::SSL_CTX_ctrl(context, ffi::SSL_CTRL_SET_SESS_CACHE_MODE, mode, ptr::null_mut());
+            ffi::SSL_CTX_set_options(context, ffi::SSL_OP_NO_TICKET);
+            ffi::SSL_CTX_set_timeout(context, seconds(lifetime));
+            if let Some(id_context) = id_context {
+                ffi::SSL_CTX_set_session_id_context(context, id_context.as_ptr(), length_of(id_context));
+            }
+            ffi::SSL_CTX_sess_set_new_cb(context, Some(callbacks::on_new));
+            ffi::SSL_CTX_sess_set_get_cb(context, Some(callbacks::on_get));
+            ffi::SSL_CTX_sess_set_remove_cb(context, Some(callbacks::on_remove));
+            ffi::SSL_CTX_set_generate_session_id(context, Some(callbacks::on_id));
+        }
+    }
+}
+
+/// The place of our slot in each context.
+fn index() -> c_int {
+    static INDEX: OnceLock<c_int> = OnceLock::new();
+    // SAFETY: the function that frees a slot always lives.
+    *INDEX.get_or_init(|| unsafe {
+        let class = ffi::CRYPTO_EX_INDEX_SSL_CTX;
+        ffi::CRYPTO_get_ex_new_index(class, 0, ptr::null_mut(), None, None, Some(free_slot))
+    })
+}
+
+unsafe extern "C" fn free_slot(
+    _: *mut c_void,
+    slot: *mut c_void,
+    _: *mut ffi::CRYPTO_EX_DATA,
+    _: c_int,
+    _: c_long,
+    _: *mut c_void,
+) {
+    if !slot.is_null() {
+        // SAFETY: it is a slot of prepare(), and nobody has it any more.
+        let slot = unsafe { Box::from_raw(slot.cast::<Slot>()) };
+        let _ = catch_unwind(AssertUnwindSafe(|| drop(slot)));
+    }
+}

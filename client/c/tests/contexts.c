@@ -1,0 +1,395 @@
+/*
+ * Which contexts resume whose sessions: servers with libresumed and their clients in one process, over memory. Prints nothing but the
+ * first thing that went otherwise than docs/contexts.md says, and then exits 1.
+ *
+ *     contexts --certificate FILE --other FILE --ca FILE --client FILE --short FILE --stranger FILE --target 127.0.0.1:7400
+ *              --keyring fleet.keys
+ *
+ * `certificate` and `other` are of two hosts. `client`, `short` and `stranger` are of clients: the first two by the authority `ca`, the
+ * second with LIFE seconds to live.
+ */
+#include <getopt.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include <openssl/err.h>
+#include <resumed.h>
+
+enum file { CERTIFICATE, OTHER, CA, CLIENT, SHORT, STRANGER, TARGET, KEYRING, FILES };
+enum outcome { FAILED, FULL, RESUMED, ENDED };
+
+enum { LIFE = 4 }; /* seconds */
+
+static const unsigned PATIENCE = 20000; /* milliseconds */
+static const char *files[FILES];
+static int version, informed;
+
+#define MUST(condition) ((condition) ? (void)0 : fail(#condition, __LINE__))
+
+static void fail(const char *what, int line)
+{
+    fprintf(stderr, "contexts: TLS 1.%d, line %d: not so: %s\n", version - TLS1_2_VERSION + 2, line, what);
+    ERR_print_errors_fp(stderr);
+    _exit(1);
+}
+
+static SSL_CTX *server(enum file certificate)
+{
+    SSL_CTX *context = SSL_CTX_new(TLS_server_method());
+
+    MUST(SSL_CTX_use_certificate_chain_file(context, files[certificate]) == 1);
+    MUST(SSL_CTX_use_PrivateKey_file(context, files[certificate], SSL_FILETYPE_PEM) == 1);
+    return context;
+}
+
+static int tolerate(int verified, X509_STORE_CTX *unused)
+{
+    (void)unused;
+    return verified || 1;
+}
+
+static SSL_CTX *verifying(int mode)
+{
+    SSL_CTX *context = server(CERTIFICATE);
+
+    MUST(SSL_CTX_load_verify_locations(context, files[CA], NULL) == 1);
+    MUST(SSL_CTX_set_session_id_context(context, (const unsigned char *)"verifying", 9) == 1);
+    SSL_CTX_set_verify(context, SSL_VERIFY_PEER | mode, NULL);
+    return context;
+}
+
+static SSL_CTX *client(enum file certificate)
+{
+    SSL_CTX *context = SSL_CTX_new(TLS_client_method());
+
+    MUST(SSL_CTX_set_min_proto_version(context, version) == 1 && SSL_CTX_set_max_proto_version(context, version) == 1);
+    if (certificate != FILES) {
+        MUST(SSL_CTX_use_certificate_chain_file(context, files[certificate]) == 1);
+        MUST(SSL_CTX_use_PrivateKey_file(context, files[certificate], SSL_FILETYPE_PEM) == 1);
+    }
+    return context;
+}
+
+static SSL_CTX *installed(SSL_CTX *context, const char *namespace_, resumed_options options)
+{
+    const char *complaint;
+
+    options.size = sizeof options;
+    options.target = files[TARGET];
+    options.keyring = files[KEYRING];
+    options.namespace_ = namespace_;
+    options.deadline = 10000;
+    if ((complaint = resumed_install(context, &options))) {
+        fprintf(stderr, "contexts: %s\n", complaint);
+        _exit(1);
+    }
+    return context;
+}
+
+static const resumed_options HOST = {.single_host = 1}, NAMES = {0};
+
+static void inform(const SSL *ssl, int kind, int value)
+{
+    (void)ssl, (void)value;
+    informed += kind == SSL_CB_HANDSHAKE_DONE;
+}
+
+/* Shakes hands for a name with the session in *session, or none, and leaves the new one there. */
+static enum outcome meet(SSL_CTX *servers, SSL_CTX *clients, const char *name, SSL_SESSION **session)
+{
+    SSL *there = SSL_new(servers), *here = SSL_new(clients);
+    enum outcome outcome = FAILED;
+    BIO *ours, *theirs;
+    char byte;
+    int connected, accepted;
+
+    MUST(there && here && BIO_new_bio_pair(&ours, 0, &theirs, 0) == 1);
+    SSL_set_bio(there, ours, ours);
+    SSL_set_bio(here, theirs, theirs);
+    SSL_set_info_callback(there, inform);
+    MUST(SSL_set_tlsext_host_name(here, name) == 1);
+    if (*session)
+        MUST(SSL_set_session(here, *session) == 1);
+    do {
+        connected = SSL_connect(here);
+        accepted = SSL_accept(there);
+    } while ((connected != 1 || accepted != 1) && (connected == 1 || SSL_get_error(here, connected) == SSL_ERROR_WANT_READ)
+             && (accepted == 1 || SSL_get_error(there, accepted) == SSL_ERROR_WANT_READ));
+    if (connected == 1 && accepted == 1) {
+        outcome = SSL_session_reused(there) ? RESUMED : FULL;
+        MUST(SSL_write(here, "request", 7) == 7);
+        int received = SSL_read(there, &byte, 1);
+        if (received == 1) {
+            MUST(SSL_write(there, "x", 1) == 1 && SSL_read(here, &byte, 1) == 1); /* tickets come before it */
+        } else {
+            MUST(received == 0 && SSL_get_error(there, received) != SSL_ERROR_WANT_READ && SSL_write(there, "x", 1) != 1);
+            ERR_clear_error();
+            received = SSL_read(here, &byte, 1);
+            MUST(received == 0 && SSL_get_error(here, received) == SSL_ERROR_ZERO_RETURN);
+            outcome = ENDED;
+        }
+        SSL_SESSION_free(*session);
+        *session = SSL_SESSION_dup(SSL_get0_session(here));
+        SSL_set_shutdown(here, SSL_SENT_SHUTDOWN | SSL_RECEIVED_SHUTDOWN);
+    }
+    SSL_free(there);
+    SSL_free(here);
+    ERR_clear_error();
+    MUST(resumed_flush(servers, PATIENCE) == 1);
+    return outcome;
+}
+
+/* What comes of a session of one server at another one. */
+static enum outcome offered(SSL_CTX *first, SSL_CTX *second, SSL_CTX *clients)
+{
+    SSL_SESSION *session = NULL;
+
+    MUST(meet(first, clients, "localhost", &session) == FULL);
+    enum outcome outcome = meet(second, clients, "localhost", &session);
+    SSL_SESSION_free(session);
+    return outcome;
+}
+
+static long counted(SSL_CTX *context, const char *what)
+{
+    char stats[4096], *found;
+
+    MUST(resumed_stats(context, stats, sizeof stats) < sizeof stats);
+    return (found = strstr(stats, what)) ? strtol(found + strlen(what), NULL, 10) : 0;
+}
+
+static void release(SSL_CTX **contexts, size_t number)
+{
+    while (number-- > 0)
+        SSL_CTX_free(contexts[number]);
+}
+
+static void server_identities(void)
+{
+    SSL_CTX *one = installed(server(CERTIFICATE), "identities", HOST), *same = installed(server(CERTIFICATE), "identities", HOST);
+    SSL_CTX *other = installed(server(OTHER), "identities", HOST), *anyone = client(FILES);
+
+    MUST(offered(one, same, anyone) == RESUMED);
+    MUST(offered(one, other, anyone) == FULL);
+    MUST(counted(one, "misses context-mismatch ") == 1);
+    MUST(offered(other, one, anyone) == FULL);
+    release((SSL_CTX *[]){one, same, other, anyone}, 4);
+}
+
+static void client_certificates(void)
+{
+    static const int INSIST = SSL_VERIFY_FAIL_IF_NO_PEER_CERT;
+    SSL_CTX *strict = verifying(INSIST), *same = verifying(INSIST), *optional = verifying(0), *deep = verifying(INSIST);
+    SSL_CTX *more = verifying(INSIST), *open = server(CERTIFICATE), *lenient = verifying(INSIST), *nameless = verifying(INSIST);
+    SSL_CTX *all[] = {strict, same, optional, deep, more, open, lenient, nameless};
+    SSL_CTX *certified = client(CLIENT), *anyone = client(FILES), *strange = client(STRANGER);
+
+    SSL_CTX_set_verify_depth(deep, 7);
+    MUST(SSL_CTX_load_verify_locations(more, files[STRANGER], NULL) == 1);
+    SSL_CTX_set_verify(lenient, SSL_VERIFY_PEER, tolerate);
+    MUST(SSL_CTX_set_session_id_context(open, (const unsigned char *)"verifying", 9) == 1);
+    MUST(SSL_CTX_set_session_id_context(nameless, NULL, 0) == 1);
+    for (size_t number = 0; number < sizeof all / sizeof *all; number++)
+        installed(all[number], "clients", HOST);
+
+    MUST(offered(strict, same, certified) == RESUMED);
+    MUST(offered(strict, optional, certified) == FULL && offered(optional, strict, certified) == FULL);
+    MUST(offered(strict, deep, certified) == FULL && offered(strict, more, certified) == FULL);
+    MUST(offered(strict, open, certified) == FULL && offered(open, strict, certified) == FULL);
+    MUST(offered(open, strict, anyone) == FAILED && offered(optional, strict, anyone) == FAILED);
+    MUST(offered(optional, optional, anyone) == RESUMED);
+    MUST(offered(lenient, lenient, certified) == RESUMED);
+    MUST(offered(lenient, lenient, strange) == FULL); /* its certificate failed */
+    MUST(offered(nameless, nameless, certified) == FULL);
+    release(all, sizeof all / sizeof *all);
+    release((SSL_CTX *[]){certified, anyone, strange}, 3);
+}
+
+/* The client's certificate ends, and with it its session. Tickets of resumed connections end then, too. */
+static void end_of_a_certificate(void)
+{
+    SSL_CTX *strict = installed(verifying(SSL_VERIFY_FAIL_IF_NO_PEER_CERT), "ends", HOST), *mortal = client(SHORT);
+    SSL_SESSION *session = NULL;
+
+    MUST(meet(strict, mortal, "localhost", &session) == FULL);
+    MUST(meet(strict, mortal, "localhost", &session) == RESUMED);
+    sleep(LIFE + 1);
+    MUST(meet(strict, mortal, "localhost", &session) == FAILED);
+    SSL_SESSION_free(session);
+    release((SSL_CTX *[]){strict, mortal}, 2);
+}
+
+static void id_contexts(void)
+{
+    resumed_options ignoring = {.single_host = 1, .ignore_id_context = 1};
+    SSL_CTX *contexts[] = {server(CERTIFICATE), server(CERTIFICATE), server(CERTIFICATE), server(CERTIFICATE)};
+    SSL_CTX *anyone = client(FILES);
+
+    for (unsigned char number = 0; number < 4; number++) {
+        MUST(SSL_CTX_set_session_id_context(contexts[number], &number, 1) == 1);
+        installed(contexts[number], number < 2 ? "ids" : "no-ids", number < 2 ? HOST : ignoring);
+    }
+    MUST(offered(contexts[0], contexts[0], anyone) == RESUMED);
+    MUST(offered(contexts[0], contexts[1], anyone) == FULL);
+    MUST(offered(contexts[2], contexts[3], anyone) == RESUMED);
+    release(contexts, 4);
+    SSL_CTX_free(anyone);
+}
+
+static SSL_CTX *chosen;
+
+static int choose(SSL *ssl, int *unused, void *argument)
+{
+    (void)unused;
+    if (!argument || strcmp(SSL_get_servername(ssl, TLSEXT_NAMETYPE_host_name), "localhost") != 0)
+        SSL_set_SSL_CTX(ssl, chosen);
+    return SSL_TLSEXT_ERR_OK;
+}
+
+static void virtual_hosts(void)
+{
+    SSL_CTX *first = installed(server(CERTIFICATE), "names", NAMES), *second = installed(server(OTHER), "names", NAMES);
+    SSL_CTX *third = installed(server(CERTIFICATE), "names", NAMES), *anyone = client(FILES);
+    SSL_SESSION *session = NULL, *kept = NULL;
+    int before = 0;
+
+    SSL_CTX_set_tlsext_servername_callback(first, choose);
+    SSL_CTX_set_tlsext_servername_arg(first, first);
+    chosen = second;
+    for (int name = 0; name < 2; name++) {
+        const char *names[] = {"localhost", "other.example"};
+        MUST(meet(first, anyone, names[name], &session) == FULL);
+        before = informed;
+        MUST(meet(first, anyone, names[name], &session) == RESUMED);
+        MUST(informed == before + 1); /* the application's own callback */
+        if (name == 0) {
+            MUST(meet(first, anyone, names[1], &session) == FULL);
+            SSL_SESSION_free(session);
+            session = NULL;
+        }
+    }
+    /* Another host now serves the second name. It fits the session of neither. */
+    kept = SSL_SESSION_dup(session);
+    chosen = third;
+    MUST(meet(first, anyone, "other.example", &session) == ENDED);
+    MUST(counted(first, "terminations context-mismatch ") == 1);
+    MUST(meet(first, anyone, "other.example", &session) == FULL); /* nor what was issued then, nor any other session of the name */
+    MUST(meet(first, anyone, "other.example", &kept) == FULL);
+    MUST(meet(first, anyone, "other.example", &kept) == FULL);
+    MUST(counted(first, "misses context-unstable ") >= 3);
+    SSL_SESSION_free(session);
+    SSL_SESSION_free(kept);
+    release((SSL_CTX *[]){first, second, third, anyone}, 4);
+}
+
+static const unsigned char DATA[32] = "data of the application";
+
+static int attach(SSL *ssl, void *unused)
+{
+    (void)unused;
+    return SSL_SESSION_set1_ticket_appdata(SSL_get_session(ssl), DATA, sizeof DATA);
+}
+
+static void application_data(void)
+{
+    SSL_CTX *attaching = installed(server(CERTIFICATE), "data", HOST), *anyone = client(FILES);
+
+    if (version != TLS1_3_VERSION)
+        return;
+    MUST(SSL_CTX_set_session_ticket_cb(attaching, attach, NULL, NULL) == 1);
+    MUST(offered(attaching, attaching, anyone) == FULL);
+    SSL *there = SSL_new(attaching), *here = SSL_new(anyone);
+    BIO *ours, *theirs;
+    void *data;
+    size_t length;
+
+    MUST(BIO_new_bio_pair(&ours, 0, &theirs, 0) == 1);
+    SSL_set_bio(there, ours, ours);
+    SSL_set_bio(here, theirs, theirs);
+    for (int turn = 0; turn < 4; turn++) {
+        SSL_connect(here);
+        SSL_accept(there);
+    }
+    MUST(SSL_SESSION_get0_ticket_appdata(SSL_get_session(there), &data, &length) == 1);
+    MUST(length == sizeof DATA && memcmp(data, DATA, length) == 0); /* it stayed */
+    SSL_free(there);
+    SSL_free(here);
+    release((SSL_CTX *[]){attaching, anyone}, 2);
+}
+
+static void single_use(void)
+{
+    resumed_options once = {.single_host = 1, .single_use = 1};
+    SSL_CTX *one = installed(server(CERTIFICATE), "once", once), *other = installed(server(OTHER), "once", once);
+    SSL_CTX *retrying = installed(server(CERTIFICATE), "once", once), *anyone = client(FILES);
+    SSL_SESSION *session = NULL, *kept;
+
+    MUST(meet(one, anyone, "localhost", &session) == FULL);
+    kept = SSL_SESSION_dup(session);
+    MUST(meet(other, anyone, "localhost", &session) == FULL); /* and the session is not spent */
+    MUST(meet(one, anyone, "localhost", &kept) == RESUMED);
+    SSL_SESSION_free(kept);
+    SSL_SESSION_free(session);
+    /* OpenSSL looks the session up again after a HelloRetryRequest. */
+    MUST(SSL_CTX_set1_groups_list(retrying, "P-384") == 1 && SSL_CTX_set1_groups_list(anyone, "P-256:P-384") == 1);
+    MUST(offered(retrying, retrying, anyone) == RESUMED);
+    release((SSL_CTX *[]){one, other, retrying, anyone}, 4);
+}
+
+static void sizes_of_options(void)
+{
+    struct {
+        resumed_options known;
+        char unknown[16];
+    } options = {.known = {.target = files[TARGET], .namespace_ = "sizes", .keyring = files[KEYRING]}};
+    SSL_CTX *contexts[] = {server(CERTIFICATE), server(CERTIFICATE), server(CERTIFICATE)};
+
+    options.known.size = offsetof(resumed_options, keyring);
+    MUST(strstr(resumed_install(contexts[0], &options.known), "sizeof(resumed_options)"));
+    options.known.size = offsetof(resumed_options, ignore_id_context); /* the first header */
+    MUST(resumed_install(contexts[0], &options.known) == NULL);
+    options.known.size = sizeof options;
+    MUST(resumed_install(contexts[1], &options.known) == NULL);
+    options.unknown[15] = 1;
+    MUST(strstr(resumed_install(contexts[2], &options.known), "newer than the library"));
+    release(contexts, 3);
+}
+
+int main(int argc, char **argv)
+{
+    static const struct option names[] = {
+        {"certificate", required_argument, NULL, CERTIFICATE},
+        {"other", required_argument, NULL, OTHER},
+        {"ca", required_argument, NULL, CA},
+        {"client", required_argument, NULL, CLIENT},
+        {"short", required_argument, NULL, SHORT},
+        {"stranger", required_argument, NULL, STRANGER},
+        {"target", required_argument, NULL, TARGET},
+        {"keyring", required_argument, NULL, KEYRING},
+        {0},
+    };
+    int name;
+
+    while ((name = getopt_long(argc, argv, "", names, NULL)) != -1) {
+        if (name < 0 || name >= FILES)
+            return 2;
+        files[name] = optarg;
+    }
+    for (name = 0; name < FILES; name++)
+        MUST(files[name]);
+    version = TLS1_3_VERSION;
+    end_of_a_certificate();
+    sizes_of_options();
+    for (version = TLS1_2_VERSION; version <= TLS1_3_VERSION; version++) {
+        server_identities();
+        client_certificates();
+        id_contexts();
+        virtual_hosts();
+        application_data();
+        single_use();
+    }
+    return 0;
+}

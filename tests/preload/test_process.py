@@ -1,0 +1,133 @@
+"""What libresumed-preload does in a process beside sessions: where it logs, and when it has a thread."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+import resumed
+from preload.servers import serving, settings
+from preload.test_preload import visit
+from support.tls import CA, VERSIONS, client_context
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = pytest.mark.skipif("RESUMED_PRELOAD" not in os.environ, reason="needs Rust: make preload-test")
+
+ACCEPTS = """
+import ssl, sys
+context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+context.load_cert_chain(sys.argv[1])
+incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+connection = context.wrap_bio(incoming, outgoing, server_side=True)
+try:
+    connection.do_handshake()
+except ssl.SSLWantReadError:
+    pass
+"""
+
+MEETS = """
+import os, ssl, sys
+context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+context.load_cert_chain(sys.argv[1])
+{change}
+there, back = ssl.MemoryBIO(), ssl.MemoryBIO()
+trusting = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+trusting.check_hostname, trusting.verify_mode = False, ssl.CERT_NONE
+sides = trusting.wrap_bio(back, there), context.wrap_bio(there, back, server_side=True)
+for side in sides * 3:
+    try:
+        side.do_handshake()
+    except ssl.SSLWantReadError:
+        pass
+print(len(os.listdir("/proc/self/task")))
+"""
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> Path:
+    """Write a certificate and its key."""
+    path = tmp_path / "certificate.pem"
+    path.write_bytes(CA.issue_cert("localhost").private_key_and_cert_chain_pem.bytes())
+    return path
+
+
+@pytest.fixture
+def keyring(tmp_path: Path) -> Path:
+    """Write a keyring."""
+    path = tmp_path / "fleet.keys"
+    path.touch(0o600)
+    path.write_text(resumed.Keyring.generate() + "\n")
+    return path
+
+
+def test_a_full_disk_ends_no_worker(target: str, certificate: Path, keyring: Path) -> None:
+    """The keyring is rotated under nginx, which would be logged."""
+    environment = settings(target, "full", keyring, deadline="5", log="/dev/full")
+    context = client_context(VERSIONS[1])
+    with serving("nginx", certificate, environment, workers=1) as server:
+        _, session = visit(context, server.port, None)
+        keyring.write_text(resumed.Keyring.generate() + "\n" + keyring.read_text())
+        for _ in range(4):
+            reused, session = visit(context, server.port, session)
+            assert reused
+        assert "exited on signal" not in server.log()
+
+
+def test_a_socket_gets_no_log_line(certificate: Path, keyring: Path) -> None:
+    """Standard error of servers that inetd starts is their client's connection."""
+    environment = {**os.environ, **settings("127.0.0.1:1", "Not a namespace", keyring)}
+    command = [sys.executable, "-c", ACCEPTS, str(certificate)]
+    said = subprocess.run(command, check=True, env=environment, capture_output=True, text=True).stderr
+    assert "namespace must be 1 to 63 characters" in said
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        subprocess.run(command, check=True, env=environment, stderr=theirs)
+        theirs.shutdown(socket.SHUT_WR)
+        assert ours.recv(4096) == b""
+
+
+def test_a_log_file_gets_the_lines_instead(certificate: Path, keyring: Path, tmp_path: Path) -> None:
+    """RESUMED_LOG names it, and they are appended."""
+    log = tmp_path / "resumed.log"
+    log.write_text("before\n", encoding="ascii")
+    environment = {**os.environ, **settings("127.0.0.1:1", "Not a namespace", keyring, log=str(log))}
+    command = [sys.executable, "-c", ACCEPTS, str(certificate)]
+    done = subprocess.run(command, check=True, env=environment, capture_output=True, text=True)
+    assert done.stderr == ""
+    lines = log.read_text(encoding="ascii").splitlines()
+    assert lines[0] == "before"
+    assert "namespace must be 1 to 63 characters" in lines[1]
+
+
+@pytest.mark.parametrize("opened", ["a", "w"])
+def test_a_file_that_standard_error_has_become_is_written_only_for_appending(
+    certificate: Path, keyring: Path, tmp_path: Path, opened: str
+) -> None:
+    """A daemon that closed standard error gets its number with the next file that it opens: a database, say."""
+    late = tmp_path / "late"
+    reopen = f"import os; late = open({str(late)!r}, {opened!r}); os.dup2(late.fileno(), 2)\n"
+    environment = {**os.environ, **settings("127.0.0.1:1", "Not a namespace", keyring)}
+    subprocess.run([sys.executable, "-c", reopen + ACCEPTS, str(certificate)], check=True, env=environment)
+    assert ("namespace must be" in late.read_text(encoding="ascii")) == (opened == "a")
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root")
+@pytest.mark.parametrize("mixed", [False, True])
+def test_a_process_of_mixed_privileges_gets_no_thread(
+    target: str, certificate: Path, keyring: Path, tmp_path: Path, mixed: bool
+) -> None:
+    """ProFTPD is root and nobody by turns, and glibc ends a process in which a thread cannot follow."""
+    log = tmp_path / "resumed.log"
+    change = "import os; os.setresuid(0, 65534, 0)\n" if mixed else ""
+    environment = {**os.environ, **settings(target, "mixed", keyring, log=str(log))}
+    command = [sys.executable, "-c", MEETS.format(change=change), str(certificate)]
+    done = subprocess.run(command, check=True, env=environment, capture_output=True, text=True)
+    threads, said = int(done.stdout), log.read_text(encoding="ascii")
+    assert ("left alone: it changes between users" in said, threads > 1) == (mixed, not mixed)
