@@ -22,7 +22,9 @@ class Answer(Resource):
 
 
 options = ssl.PrivateCertificate.loadPEM(Path("server.pem").read_text()).options()
-installation = resumed.install(options.getContext(), target=os.environ["STORE"], namespace="shop", keyring="fleet.keys")
+installation = resumed.install(
+    options.getContext(), target=os.environ["STORE"], namespace="shop", keyring="fleet.keys", ignore_id_context=True
+)
 creator = resumed.twisted.ConnectionCreator(options.getContext(), installation)
 reactor.listenSSL(int(sys.argv[1]), Site(Answer()), creator, interface="127.0.0.1")
 reactor.run()

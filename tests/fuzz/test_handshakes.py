@@ -238,9 +238,9 @@ def test_a_tls_1_3_ticket_offered_as_a_tls_1_2_session(frontend: Frontend) -> No
     shim = frontend.shim._shim
     look_up = shim.look_up
 
-    def spy(session_id: bytes, *more: Any) -> int | None:
-        ids.append(session_id)
-        found: int | None = look_up(session_id, *more)
+    def spy(offer: Any, *more: Any) -> int | None:
+        ids.append(offer.session_id)
+        found: int | None = look_up(offer, *more)
         return found
 
     shim.look_up = spy

@@ -423,6 +423,7 @@ def test_an_sslobject_class_of_the_application_stays(
             "namespace": "shop",
             "keyring": keyring,
             "deadline": PATIENCE,
+            "ignore_id_context": True,
         }
         first = resumed.install(frontend.context, **arguments)
         second = resumed.install(frontend.context, **arguments, replace=True)

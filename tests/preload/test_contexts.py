@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
-import ssl
 from typing import TYPE_CHECKING
 
 import pytest
@@ -17,6 +17,7 @@ from support.ports import free_port
 from support.tls import CA, VERSIONS, client_context
 
 if TYPE_CHECKING:
+    import ssl
     from pathlib import Path
 
 pytestmark = pytest.mark.skipif("RESUMED_PRELOAD" not in os.environ, reason="needs Rust: make preload-test")
@@ -64,7 +65,7 @@ def test_two_listens_with_different_certificates_share_no_session(
 def test_stunnel_lets_nobody_in_without_a_certificate(
     target: str, files: Path, version: ssl.TLSVersion, settled: dict[str, str]
 ) -> None:
-    """A service that is chosen by name and verifies clients, offered the session that a public nginx issued for its name."""
+    """A service chosen by name that verifies clients is offered the session of a public nginx for its name."""
     environment = settings(target, f"stunnel-{len(settled)}", files / "fleet.keys", deadline="5", **MIXED, **settled)
     slave = (
         f"[private]\nsni = tls:other.example\ncert = {files / 'certificate.pem'}\nkey = {files / 'certificate.pem'}\n"
@@ -88,10 +89,10 @@ def test_stunnel_lets_nobody_in_without_a_certificate(
 def test_a_certificate_for_one_location_of_apache_proves_nothing_elsewhere(
     target: str, files: Path, version: ssl.TLSVersion
 ) -> None:
-    """Renegotiation (TLS 1.2) and post-handshake authentication (TLS 1.3): the connection asks no certificate at first."""
+    """Renegotiation (TLS 1.2), post-handshake authentication (TLS 1.3): the connection asks nothing at first."""
     more = (
-        f"SSLCACertificateFile {files / 'ca.pem'}\n<Location /private>\nSSLVerifyClient require\nSSLOptions +StdEnvVars\n"
-        "</Location>"
+        f"SSLCACertificateFile {files / 'ca.pem'}\n<Location /private>\nSSLVerifyClient require\n"
+        "SSLOptions +StdEnvVars\n</Location>"
     )
     environment = settings(target, "locations", files / "fleet.keys", deadline="5", verified_namespace="locs", **MIXED)
     with (
@@ -111,9 +112,10 @@ def test_a_certificate_for_one_location_of_apache_proves_nothing_elsewhere(
         reused, session = visit(anonymous, server.port, None)
         reused, session = visit(anonymous, server.port, session)
         assert reused
-        with pytest.raises((OSError, AssertionError)):
+        status = b""
+        with contextlib.suppress(OSError):
             status, _ = private(anonymous, server.port, session)
-            assert status == b"404"
+        assert status != b"404"
 
 
 def private(context: ssl.SSLContext, port: int, session: ssl.SSLSession | None) -> tuple[bytes, ssl.SSLSession]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import datetime
+import datetime as dt
 import os
 import subprocess
 from typing import TYPE_CHECKING
@@ -145,8 +145,8 @@ def test_contexts_come_and_go_in_threads_and_forked_children(files: Path, target
 
 
 def test_a_session_resumes_only_where_its_context_fits(files: Path, target: str, tmp_path: Path) -> None:
-    """contexts.c: hosts, client certificates, session id contexts, data of the application, single use, sizes of options."""
-    soon = datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(seconds=4)
+    """contexts.c: hosts, client certificates, id contexts, data of the application, single use, sizes of options."""
+    soon = dt.datetime.now(dt.timezone.utc) + dt.timedelta(seconds=4)
     issued = {
         "certificate": CA.issue_cert("localhost"),
         "other": CA.issue_cert("localhost", "other.example"),

@@ -80,7 +80,7 @@ def warm_up(ports: list[int], version: ssl.TLSVersion, host: str = "localhost") 
 
 
 def resumption(ports: list[int], version: ssl.TLSVersion, rounds: int = ROUNDS) -> float:
-    """Return the share of connections that resumed what the one before negotiated at another server, after a warm-up."""
+    """Return the share of connections that resumed a session of another server, after a warm-up."""
     warm_up(ports, version)
     context = client_context(version)
     _, session = visit(context, ports[0], None)

@@ -88,7 +88,7 @@ def test_a_socket_gets_no_log_line(certificate: Path, keyring: Path) -> None:
     assert "namespace must be 1 to 63 characters" in said
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        subprocess.run(command, check=True, env=environment, stderr=theirs)
+        subprocess.run(command, check=True, env=environment, stderr=theirs.fileno())
         theirs.shutdown(socket.SHUT_WR)
         assert ours.recv(4096) == b""
 

@@ -282,7 +282,9 @@ class Binding:
             return memory if memory and contexts.agrees(ssl, memory.fingerprint) else None
         self._known_id_context = sessions.id_context_of(session)
         fingerprint = contexts.fingerprint(ssl)
-        if self._chooses_by_name():
+        if self._chooses_by_name() and not library.SSL_get_ex_data(ssl, library.taught_index):
+            # Not by what a renegotiation or post-handshake authentication makes of it later.
+            library.SSL_set_ex_data(ssl, library.taught_index, 1)
             self._names.learn(self._server_name(ssl), fingerprint)
         return memory or Memory(fingerprint, time.time(), 0, b"")
 

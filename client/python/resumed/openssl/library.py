@@ -150,6 +150,7 @@ class Library:
     Attributes:
         signs: Whether the functions are there that signing takes.
         connection_index: Where a connection keeps a number of ours: SSL_get_ex_data(3).
+        taught_index: Where it keeps whether it has taught which context serves its name.
     """
 
     _host: Callable[[int, int], bytes | None] | None = None
@@ -158,7 +159,9 @@ class Library:
         for kind, prototypes in ((ctypes.PYFUNCTYPE, _QUICK), (ctypes.CFUNCTYPE, _SLOW)):
             for name, (result, arguments) in prototypes.items():
                 setattr(self, name, kind(result, *arguments)(address(name)))
-        self.connection_index = self.CRYPTO_get_ex_new_index(_EX_INDEX_SSL, 0, None, None, None, None)
+        self.connection_index, self.taught_index = (
+            self.CRYPTO_get_ex_new_index(_EX_INDEX_SSL, 0, None, None, None, None) for _ in range(2)
+        )
         self.signs = False
         with contextlib.suppress(AttributeError, KeyError):
             for name, (result, arguments) in _OPTIONAL.items():
