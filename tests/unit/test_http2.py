@@ -131,6 +131,29 @@ def test_pings_and_settings_are_acknowledged(peer: Peer) -> None:
     assert peer.sent().endswith(frame(SETTINGS, ACK, 0) + frame(PING, ACK, 0, b"12345678"))
 
 
+def test_what_is_received_is_as_old_as_the_last_ping_that_was_answered(peer: Peer) -> None:
+    """Of several pings only one is on its way, and what is delayed is not confirmed."""
+    peer.socket.sendall(HEAD + frame(DATA, 0, 1, message(b"one")))
+    end = time.monotonic() + SOON
+    before = time.monotonic()
+    peer.connection.request(CALL, b"request", end, lasts=True)
+    begun = peer.connection.confirmed
+    assert before <= begun <= time.monotonic()
+    assert peer.connection.message(end) == b"one"
+    for _ in range(3):
+        peer.connection.ping()
+    assert peer.sent().count(frame(PING, 0, 0, bytes(8))) == 1
+    pinged = time.monotonic()
+    peer.socket.sendall(frame(DATA, 0, 1, message(b"two")))
+    assert peer.connection.message(end) == b"two"
+    assert peer.connection.confirmed == begun
+    peer.socket.sendall(frame(PING, ACK, 0, bytes(8)) + frame(DATA, 0, 1, message(b"three")))
+    assert peer.connection.message(end) == b"three"
+    assert begun < peer.connection.confirmed <= pinged
+    peer.connection.ping()
+    assert peer.sent() == frame(PING, 0, 0, bytes(8))
+
+
 def test_pings_are_answered_between_calls(peer: Peer) -> None:
     """When the connection is about to be used again."""
     peer.call(ANSWER)

@@ -152,6 +152,8 @@ class Stream:
 
     target = "a test"
     continued = False
+    confirmed = float("inf")
+    """Until when what it tells is all that happened."""
 
     def __init__(self) -> None:
         self._news: queue.Queue[Changes | None] = queue.Queue()
@@ -197,11 +199,13 @@ def stream() -> Iterator[Stream]:
 def test_it_answers_for_the_stated_time_after_the_last_word(stream: Stream) -> None:
     """Not a moment longer, and again when it hears that all was told; that something was told is not enough."""
     clock = Clock()
+    stream.confirmed = clock.now
     mirror = Mirror(stream, clock=clock)  # type: ignore[arg-type]  # as much of a store as is called
     assert mirror.get(b"key") is None
     stream.tell((b"key", session()))
     clock.now += STALE_SECONDS - 0.001
     assert mirror.get(b"key") == b"value"
+    stream.confirmed = clock.now
     stream.tell((b"other", session()), live=False)
     clock.now += 0.001
     assert not mirror.live
@@ -212,11 +216,28 @@ def test_it_answers_for_the_stated_time_after_the_last_word(stream: Stream) -> N
     mirror.close()
 
 
+def test_who_delays_the_stream_does_not_keep_it_alive(stream: Stream) -> None:
+    """It tells that all was told, again and again, but of a time that lies ever further back."""
+    clock = Clock()
+    stream.confirmed = clock.now
+    mirror = Mirror(stream, clock=clock)  # type: ignore[arg-type]
+    mirror.get(b"key")
+    stream.tell((b"key", session()))
+    assert mirror.get(b"key") == b"value"
+    for _ in range(4):
+        clock.now += 1.0
+        stream.confirmed += 0.1
+        stream.tell()
+    assert mirror.get(b"key") is None
+    mirror.close()
+
+
 class Ending:
     """A store whose streams serve for a while and end: (seconds, error) each, the last one never."""
 
     target = "a test"
     continued = True
+    confirmed = float("inf")
 
     def __init__(self, clock: Clock, *ends: tuple[float, resumed.StoreError]) -> None:
         self._clock, self._ends = clock, iter(ends)

@@ -105,7 +105,7 @@ class Channel:
         _, connection = self._connections.take(end)
         try:
             connection.request(head(self._target.authority, method.path, self._secure), message, end, lasts=True)
-        except (Broken, OSError) as error:
+        except (Status, Broken, OSError) as error:
             connection.close()
             raise errors.StoreUnavailable(str(error)) from None
         return Stream(connection, patience)
@@ -126,6 +126,7 @@ class Stream:
         try:
             while (message := self._connection.message(time.monotonic() + self._patience)) is not None:
                 yield message
+                self._connection.ping()
                 if self._connection.going:  # or it would be cut in the end, whatever is being told just then
                     raise errors.StoreUnavailable("the store asked for another connection")
         except Status as status:
@@ -137,6 +138,11 @@ class Stream:
         finally:
             self._connection.close()
         raise errors.StoreUnavailable("the store ended the stream")
+
+    @property
+    def confirmed(self) -> float:
+        """The time that the answers so far are not older than, as time.monotonic(): see Connection."""
+        return self._connection.confirmed
 
     def cancel(self) -> None:
         """End the call, from any thread."""

@@ -145,6 +145,11 @@ class Connection:
     Args:
         connected: The socket, with TLS or without.
 
+    Attributes:
+        confirmed: All that has been received was sent after this time, as time.monotonic(), or in the order in which it
+            was sent up to then: the time of the request, or of the last ping() that the peer has answered. Somebody who
+            delays what is on the wire delays the answers as well.
+
     Raises:
         Broken: It has ended.
     """
@@ -163,6 +168,8 @@ class Connection:
         self._http_status = ""
         self._ended = True
         self._going = False
+        self.confirmed = float("-inf")
+        self._pinged: float | None = None  # when, while the answer is not there
         self._send(_PREFACE)  # at once: servers do not wait for it as long as a connection may be kept
 
     def request(self, headers: bytes, message: bytes, end: float, *, lasts: bool = False) -> None:
@@ -183,6 +190,7 @@ class Connection:
         self._window = self._initial_window
         self._message.clear()
         self._http_status, self._ended = "", False
+        self.confirmed = time.monotonic()
         remaining = self._wait_until(end)
         if not lasts:
             timeout = b"%du" % (remaining * 1e6) if remaining < 90 else b"%dm" % (remaining * 1e3)  # noqa: PLR2004
@@ -261,6 +269,12 @@ class Connection:
         except (OSError, Broken):
             return False
         return not self._going
+
+    def ping(self) -> None:
+        """Ask the peer for a sign of life (RFC 9113 section 6.7), unless it still owes one: see `confirmed`."""
+        if self._pinged is None:
+            self._pinged = time.monotonic()
+            self._send(_frame(_PING, 0, 0, bytes(8)))
 
     def cancel(self) -> None:
         """End what is under way, from any thread."""
@@ -374,6 +388,8 @@ class Connection:
             self._send(_frame(_SETTINGS, _ACK, 0, b""))
         elif kind == _PING and not flags & _ACK:
             self._send(_frame(_PING, _ACK, 0, payload))
+        elif kind == _PING and self._pinged is not None:
+            self.confirmed, self._pinged = self._pinged, None
         elif kind == _WINDOW_UPDATE:
             increment = int.from_bytes(payload, "big") & _LARGEST_WINDOW
             if stream == 0:

@@ -247,7 +247,7 @@ class Mirror:
                                 self.sessions.put(key, session)
                         position = behind or position
                         if live:
-                            self._heard = self._clock()
+                            self._heard = min(watch.confirmed, self._clock())
             except Exception as error:  # noqa: BLE001  # a defect must not end the thread: all look-ups would be calls
                 # A server that stops, or a connection that has reached its age: the next one may serve at once.
                 orderly = serving and isinstance(error, StoreUnavailable) and not isinstance(error, StoreTimeout)

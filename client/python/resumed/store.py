@@ -5,6 +5,7 @@ Keys and values go through as they are: sealing them is the caller's work (the s
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypeVar
 
@@ -223,12 +224,19 @@ class Watch:
 
     def __init__(self, stream: Stream) -> None:
         self._stream = stream
-        self._answers = iter(stream)
+        self._answers = (decoded(pb.WatchResponse, encoded) for encoded in stream)
+        self._first: pb.WatchResponse | None = None
         self.continued = False
+
+    @property
+    def confirmed(self) -> float:
+        """The time up to which a `live` answer tells all, as time.monotonic(), whoever delays what is on the wire."""
+        return self._stream.confirmed
 
     def __enter__(self) -> Self:
         """Wait for the first answer."""
-        self.continued = decoded(pb.WatchResponse, next(self._answers)).continued
+        self._first = next(self._answers)
+        self.continued = self._first.continued
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -236,8 +244,7 @@ class Watch:
 
     def __iter__(self) -> Iterator[Changes]:
         """Yield what happened, at least once a second."""
-        for encoded in self._answers:
-            answer = decoded(pb.WatchResponse, encoded)
+        for answer in itertools.chain([self._first] if self._first else [], self._answers):
             yield Changes([_change(event) for event in answer.events], answer.position, answer.live)
 
     def cancel(self) -> None:
