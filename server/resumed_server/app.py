@@ -17,7 +17,7 @@ from urllib.parse import quote
 
 import structlog
 
-from resumed_server import connections, front, logs, workers
+from resumed_server import front, logs, workers
 from resumed_server.admin import AdminService
 from resumed_server.budgets import Shared
 from resumed_server.config import UserError
@@ -25,6 +25,7 @@ from resumed_server.draining import GRACE, drain, slept
 from resumed_server.engines import open_engine
 from resumed_server.engines.base import EngineError
 from resumed_server.errors import Unobserved
+from resumed_server.open_files import possible_connections
 from resumed_server.ports import reserved
 from resumed_server.protection import Protection
 from resumed_server.quotas import Counting
@@ -114,7 +115,7 @@ def _serve(settings: Settings, ports: _Ports, counted: Shared, worker: int, supe
             observer=observer,
         )
         admin = AdminService(engine, protection.access, observer)
-        most, open_ports = connections.possible(settings.max_connections), {address.port for address in ports.sessions}
+        most = possible_connections(settings.max_connections)
         server = front.session_server(settings, service, admin, health, most=most, shared=shared)
         for address in ports.sessions:
             front.listen(server, address, protection.credentials)
@@ -144,7 +145,6 @@ def _serve(settings: Settings, ports: _Ports, counted: Shared, worker: int, supe
             if not usable or workers.told_to_stop(_PROBE_INTERVAL) or supervisor not in {None, os.getppid()}:
                 break
             protection.follow()
-            connections.make_room(most, open_ports)
         # A worker is told twice where systemd tells it too; what ends one at once is its supervisor's SIGKILL.
         hurried = workers.told_to_stop if supervisor is None else slept
         drain(server, health, watchers, settings.drain if usable else 0.0, hurried)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import struct
 import threading
 import time
@@ -303,19 +302,3 @@ def test_a_connection_has_so_many_calls_at_once(plain: RunningServer) -> None:
                 break
         else:
             pytest.fail("the connection was closed")
-
-
-def test_no_address_has_all_connections() -> None:
-    """Before there are as many as can be, the one that has most of them loses some; others get through."""
-    with running_server("--max-connections", "40") as server, ExitStack() as held:
-        host, _, port = server.target.rpartition(":")
-        hoard: list[socket.socket] = []
-
-        while len(hoard) < 100:
-            with suppress(OSError):
-                connection = socket.create_connection((host, int(port)), PATIENCE, source_address=("127.0.0.2", 0))
-                hoard.append(held.enter_context(connection))
-        lines = server.wait_for_log("connections closed, to leave some to others")
-        stub = SessionStoreServiceStub(held.enter_context(grpc.insecure_channel(server.target)))
-        assert stub.Get(get(), timeout=PATIENCE, wait_for_ready=True) == pb.GetResponse()
-        assert {line["address"] for line in lines} == {"127.0.0.2"}

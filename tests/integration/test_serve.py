@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import multiprocessing
 import os
@@ -530,6 +531,29 @@ def test_workers_do_not_outlive_a_killed_supervisor(front: str) -> None:
         assert all(map(alive, workers))
         server.process.kill()
         assert eventually(lambda: not any(map(alive, workers)))
+
+
+def test_idle_connections_leave_the_locks_of_the_database_alone(tmp_path: Path) -> None:
+    """LMDB's locks are POSIX locks: a process loses them when it closes any descriptor of the file."""
+    options = ("--store", f"lmdb://{tmp_path}", "--max-connections", "100")
+    with running_server(*options, workers=2) as server, contextlib.ExitStack() as stack:
+        inode = (tmp_path / "lock.mdb").stat().st_ino
+
+        def locks() -> list[tuple[str, str]]:
+            fields = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
+            return sorted((each[4], each[6]) for each in fields if each[1] == "POSIX" and each[5].endswith(f":{inode}"))
+
+        before = locks()
+        assert len({process for process, _ in before}) == 2
+        host, _, port = server.target.rpartition(":")
+        for _ in range(220):
+            stack.enter_context(socket.create_connection((host, int(port)), PATIENCE))
+        deadline = time.monotonic() + 2.5  # of what the server does every second, it has done all
+        while time.monotonic() < deadline:
+            assert locks() == before
+            time.sleep(0.1)
+        with (tmp_path / "lock.mdb").open("r+b") as file, pytest.raises(BlockingIOError):
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, 0)
 
 
 def test_stopping_leaves_no_process_and_no_directory(tmp_path: Path, front: str) -> None:
