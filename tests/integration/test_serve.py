@@ -25,7 +25,11 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from resumed.v1 import session_store_pb2 as pb
 from resumed.v1.session_store_pb2_grpc import SessionStoreServiceStub
+from resumed_server.health import MOST_STREAMS
 from support.mtls import Authority, Files, grant
+from support.mtls import channel as trusted
+from support.raw_http2 import Raw
+from support.raw_http2 import connected as raw_connection
 from support.server import COMMAND, PATIENCE, running_server, start_server
 
 if TYPE_CHECKING:
@@ -531,6 +535,39 @@ def test_workers_do_not_outlive_a_killed_supervisor(front: str) -> None:
         assert all(map(alive, workers))
         server.process.kill()
         assert eventually(lambda: not any(map(alive, workers)))
+
+
+def test_health_streams_that_nobody_reads_hold_up_nothing(tmp_path: Path) -> None:
+    """Checks and new streams are answered, a withdrawn grant is gone, and SIGTERM ends the server."""
+    shop, watch = "spiffe://example.org/shop", "/grpc.health.v1.Health/Watch"
+    caller = AUTHORITY.issue(shop)
+    files = Files(tmp_path).write(AUTHORITY.server(), AUTHORITY.pem, grant(shop, ["*"], ["get"]))
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(running_server(*files.options, "--health-listen", "127.0.0.1:0"))
+        (probed,) = server.log_lines("listening")[0]["health"]
+        unread = stack.enter_context(Raw(raw_connection(probed)))
+        unread.close_windows()
+        for number in range(MOST_STREAMS + 8):
+            unread.open_call(2 * number + 1, watch)
+            unread.send_message(2 * number + 1, b"")
+        with grpc.insecure_channel(probed) as probing, trusted(server.target, AUTHORITY.pem, caller) as calling:
+            health, stub = health_pb2_grpc.HealthStub(probing), SessionStoreServiceStub(calling)
+            assert next(health.Watch(health_pb2.HealthCheckRequest(), timeout=PATIENCE)).status == 1
+
+            def allowed() -> bool:
+                for service in ("", "live"):
+                    request = health_pb2.HealthCheckRequest(service=service)
+                    assert health.Check(request, timeout=PATIENCE).status == 1
+                try:
+                    stub.Get(pb.GetRequest(namespace="shop", key=b"k"), timeout=PATIENCE)
+                except grpc.RpcError as error:
+                    return error.code() is not grpc.StatusCode.PERMISSION_DENIED
+                return True
+
+            assert allowed()
+            files.write(grants=grant("spiffe://example.org/other", ["*"], ["get"]))
+            assert eventually(lambda: not allowed())
+        assert server.stop() == 0
 
 
 def test_idle_connections_leave_the_locks_of_the_database_alone(tmp_path: Path) -> None:
