@@ -8,15 +8,12 @@ what expires or is removed is noticed by the next one.
 from __future__ import annotations
 
 import mmap
-import threading
 import time
 from collections import defaultdict
 from hashlib import blake2b
 from typing import TYPE_CHECKING
 
-import structlog
-
-from resumed_server.engines.base import EngineError
+from resumed_server.periodic import Periodic
 
 if TYPE_CHECKING:
     from resumed_server.budgets import Budgets
@@ -29,8 +26,6 @@ COUNT_SHARE = 20
 
 _SLOTS = 1 << 13
 _TRIED = 8
-
-_log = structlog.get_logger()
 
 
 class Tallies:
@@ -90,21 +85,12 @@ class Tally:
         self._tallies.bytes[self._slot] += size
 
 
-class Counting:
+class Counting(Periodic):
     """Counts what the engine holds, in a thread, as long as anything is limited by what there is."""
 
     def __init__(self, engine: Engine, budgets: Budgets, tallies: Tallies) -> None:
+        super().__init__("quotas", self._step, "sessions cannot be counted", retry=COUNT_SECONDS)
         self._engine, self._budgets, self._tallies = engine, budgets, tallies
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="quotas", daemon=True)
-
-    def start(self) -> None:
-        """Count at once, and from then on now and then."""
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Count no more. A count that is under way ends with the engine, or when it is done."""
-        self._stopping.set()
 
     def count(self) -> None:
         """Count once, if anything is limited."""
@@ -119,16 +105,7 @@ class Counting:
                 counted[budget.tally.name] = sessions + usage.sessions, size + usage.value_bytes
         self._tallies.replace(counted, before)
 
-    def _run(self) -> None:
-        failing = False
-        while True:
-            started = time.monotonic()
-            try:
-                self.count()
-                failing = False
-            except EngineError as error:
-                if not failing and not self._stopping.is_set():  # once per outage
-                    _log.warning("sessions cannot be counted", cause=str(error))
-                failing = True
-            if self._stopping.wait(max(COUNT_SECONDS, COUNT_SHARE * (time.monotonic() - started))):
-                return
+    def _step(self) -> float:
+        started = time.monotonic()
+        self.count()
+        return max(COUNT_SECONDS, COUNT_SHARE * (time.monotonic() - started))

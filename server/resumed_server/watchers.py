@@ -14,9 +14,8 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING, NamedTuple
 
-import structlog
-
 from resumed_server.engines.base import EngineError, EngineUnavailable
+from resumed_server.periodic import Periodic
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -38,8 +37,6 @@ CUT_SECONDS = 2.0
 """How long a watcher that was ended may take to go. One that does not read holds up whoever would tell it."""
 QUEUED_MESSAGES = 64
 """Messages that a watcher may be behind, at most: some seconds at the pace of the log."""
-
-_log = structlog.get_logger()
 
 
 class WatcherTooSlow(EngineError):
@@ -176,7 +173,7 @@ class Watchers:
         self._subscriptions: dict[Subscription, None] = {}  # in the order in which they came
         self._progress = Progress(b"", 0.0)
         self._closed = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._reading: Periodic | None = None
         self._cut_off = 0
 
     def state(self) -> State:
@@ -217,9 +214,9 @@ class Watchers:
                 self._progress = Progress(self._engine.position(), now)
             subscription = Subscription(namespace, lambda: self._progress, self._clock, budgets, cut)
             self._subscriptions[subscription] = None
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="watchers", daemon=True)
-                self._thread.start()
+            if self._reading is None:
+                self._reading = Periodic("watchers", self._read, "changes cannot be read", retry=READ_SECONDS)
+                self._reading.start()
         try:
             yield subscription
         finally:
@@ -253,6 +250,8 @@ class Watchers:
 
     def close(self) -> None:
         """End all watchers, who may go on at another server."""
+        if self._reading:
+            self._reading.stop(0.0)
         with self._lock:
             self._closed.set()
             for subscription in self._subscriptions:
@@ -284,19 +283,12 @@ class Watchers:
             del self._subscriptions[subscription]
             subscription.cut()
 
-    def _run(self) -> None:
-        failing = False
-        while not self._closed.wait(READ_SECONDS):
-            try:
-                with self._lock:
-                    self._cut_late()
-                    if self._subscriptions:
-                        self._tell_all()
-                failing = False
-            except EngineError as error:
-                if not failing:  # once per outage
-                    _log.warning("changes cannot be read", cause=str(error))
-                failing = True
+    def _read(self) -> float:
+        with self._lock:
+            self._cut_late()
+            if self._subscriptions:
+                self._tell_all()
+        return READ_SECONDS
 
     def _tell_all(self) -> None:
         """Tell every watcher what happened up to now; called with the lock."""
