@@ -491,6 +491,19 @@ class EngineSuite:
         engine.put("eu", b"late", b"value", 60.0, issued)
         assert engine.get("shop", b"late")
 
+    def test_a_session_older_than_any_may_be_is_not_stored(self, engine: Engine, present: Callable[[], float]) -> None:
+        """The time of the purge that would refuse it may be forgotten; a younger one lives no longer than a week."""
+        week = LONGEST_TTL_SECONDS
+        outcomes = engine.batch(
+            [Put("shop", b"old", b"v", 60.0, present() - week), Put("shop", b"k", b"v", 60.0, present() - week + 30.0)]
+        )
+        assert outcomes[0] == 0.0
+        assert outcomes[1] == pytest.approx(30.0, abs=self.tick)
+        assert engine.get("shop", b"old") is None
+        found = engine.get("shop", b"k")
+        assert found is not None
+        assert found.ttl == pytest.approx(30.0, abs=self.tick)
+
     def test_a_purge_up_to_a_time_is_exact(self, engine: Engine, present: Callable[[], float]) -> None:
         """To the microsecond: of a session issued before, none is left; of one issued then or later, all is."""
         moment = round(present()) - 100.0

@@ -19,7 +19,7 @@ import lmdb
 import pytest
 from structlog.testing import capture_logs
 
-from contract.engine_suite import EngineSuite, FakeClock
+from contract.engine_suite import EngineSuite, FakeClock, told
 from contract.state_machine import check_histories
 from resumed_server.engines import embedded, open_engine, verify_url
 from resumed_server.engines.base import (
@@ -34,6 +34,7 @@ from resumed_server.engines.base import (
     Take,
 )
 from resumed_server.engines.embedded import EmbeddedEngine
+from support.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -119,117 +120,60 @@ import structlog, sys
 from pathlib import Path
 structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
 from resumed_server.engines.embedded import EmbeddedEngine
+from support.waiting import until
 from resumed_server.engines.base import *
 tell = lambda *words: print(*words, flush=True)
 path = Path(sys.argv[1])
 """
 
-WRITER = """
-engine, first = EmbeddedEngine(path, capacity=64 << 20), int(sys.argv[2])
-for number in range(first, first + 1_000_000):
-    engine.put("shop", b"%d" % number, b"value", 600.0)
-    tell("put", number)
-    if number % 3 == 0:
-        engine.take("shop", b"%d" % number)
-        tell("took", number)
-"""
-
-
-def child(script: str, *arguments: object) -> subprocess.Popen[str]:
-    """Run `script` in a process of its own."""
-    command = [sys.executable, "-c", SCRIPT + script, *map(str, arguments)]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-
-def test_a_killed_writer_loses_nothing_that_was_acknowledged(tmp_path: Path) -> None:
-    """`kill -9` amid writing, three times over: what was put is there, what was taken never returns."""
-    said: list[list[str]] = []
-    for turn in range(3):
-        with child(WRITER, tmp_path / "db", turn * 1_000_000) as process:
-            assert process.stdout
-            said += [process.stdout.readline().split() for _ in range(300)]
-            process.kill()
-            said += [line.split() for line in process.stdout if line.endswith("\n")]
-    taken = {number for verb, number in said if verb == "took"}
-    with capture_logs() as logged, contextlib.closing(EmbeddedEngine(tmp_path / "db", capacity=ROOMY)) as engine:
-        # The last of a turn may have been taken without a chance to say so.
-        unsaid = {number for _, number in (said[at] for at in range(len(said)) if _last_of_turn(said, at))}
-        for number in {number for verb, number in said if verb == "put"} - taken - unsaid:
-            assert engine.get("shop", number.encode()), f"{number} was lost"
-        assert all(gone(engine, number.encode()) for number in taken)
-    assert not logged
-
-
-def _last_of_turn(said: list[list[str]], at: int) -> bool:
-    return at + 1 == len(said) or int(said[at + 1][1]) // 1_000_000 != int(said[at][1]) // 1_000_000
-
-
-# --- Several processes -----------------------------------------------------------------------------------------------
-
-OPENER = """
-tell("ready"), input()
-engine = EmbeddedEngine(path, capacity=64 << 20)
-for number in range(200):
-    engine.put("shop", b"%b %d" % (sys.argv[2].encode(), number), b"v" * 2_000, 600.0)
-tell("done"), input()
-found = [engine.get("shop", b"%d %d" % (peer, number)) for peer in range(3) for number in range(200)]
-tell(sum(each is not None for each in found))
-engine.close()
-"""
-
-TAKER = """
-engine = EmbeddedEngine(path, capacity=64 << 20)
-tell("ready"), input()
-keys = [b"%d" % number for number in range(1_000)]
-got = [key for key in keys[:500] if engine.take("shop", key)]
-got += [key for key, each in zip(keys[500:], engine.batch([Take("shop", key) for key in keys[500:]])) if each]
-tell(*map(bytes.decode, got))
-engine.close()
-"""
-
-
-def in_step(processes: list[subprocess.Popen[str]]) -> list[str]:
-    """Let all `processes` go on at once, and return what each says next."""
-    for process in processes:
-        assert process.stdin
-        process.stdin.write("\n")
-        process.stdin.flush()
-    return [process.stdout.readline().strip() for process in processes if process.stdout]
-
-
-@pytest.mark.parametrize("damaged", [False, True])
-def test_processes_that_open_at_once_share_one_database(tmp_path: Path, *, damaged: bool) -> None:
-    """Whoever comes first begins it; nobody sets aside what another is writing to; the last to close leaves no mark."""
-    if damaged:
-        (tmp_path / "db").mkdir()
-        garbage(tmp_path / "db")
-    with contextlib.ExitStack() as held:
-        processes = [held.enter_context(child(OPENER, tmp_path / "db", number)) for number in range(3)]
-        assert [process.stdout.readline().strip() for process in processes if process.stdout] == ["ready"] * 3
-        assert in_step(processes) == ["done"] * 3
-        assert in_step(processes) == ["600"] * 3
-    files = Counter(path.name.partition(".set-aside")[0] for path in (tmp_path / "db").iterdir())
-    assert files == {"data.mdb": 1 + damaged, "lock.mdb": 1, "opening": 1}
-
-
-def test_of_takes_raced_by_processes_each_session_is_handed_out_once(tmp_path: Path) -> None:
-    """Alone and in batches."""
-    with contextlib.closing(EmbeddedEngine(tmp_path / "db", capacity=ROOMY)) as engine:
-        engine.batch([Put("shop", b"%d" % number, b"value", 600.0) for number in range(1_000)])
-    with contextlib.ExitStack() as held:
-        processes = [held.enter_context(child(TAKER, tmp_path / "db")) for _ in range(3)]
-        assert [process.stdout.readline().strip() for process in processes if process.stdout] == ["ready"] * 3
-        handed_out = Counter(key for line in in_step(processes) for key in line.split())
-    assert handed_out == Counter(str(number) for number in range(1_000))
-
-
-def test_one_process_cannot_open_a_database_twice(opened: Callable[..., EmbeddedEngine]) -> None:
-    """LMDB forbids it: one clear error, and the first goes on."""
+@pytest.mark.parametrize("back", [0.0, 0.5, 1_800.0])
+def test_a_purge_ends_what_was_stored_before_it_whatever_the_clock_says(
+    opened: Callable[..., EmbeddedEngine], clock: FakeClock, back: float
+) -> None:
+    """Also where that was set back in between, over a restart too; what is stored afterwards stays."""
     engine = opened()
-    with pytest.raises(EngineUnavailable, match="already open in this process"):
-        opened()
-    engine.put("shop", b"k", b"value", 60.0)
-    assert engine.get("shop", b"k")
+    engine.put("shop", b"k", b"value", 7_200.0)
+    clock.advance(-back)
+    engine.purge("shop", None)
+    for _ in range(2):
+        assert engine.get("shop", b"k") is None
+        assert engine.take("shop", b"k") is None
+        assert engine.batch([Get("shop", b"k"), Take("shop", b"k")]) == [None, None]
+        assert engine.usage("shop")["shop"].sessions == 0
+        engine.close()
+        engine = opened()
+    clock.advance(0.01)
+    engine.put("shop", b"new", b"value", 60.0)
+    engine.purge("shop", clock() - 60.0)
+    assert engine.get("shop", b"new")
+
+
+def test_a_log_that_is_kept_longer_has_no_gap(opened: Callable[..., EmbeddedEngine]) -> None:
+    """What a smaller capacity forgot is missing, however many changes the larger one keeps."""
+    engine = opened(capacity=MEBIBYTE)
+    engine.put("shop", b"victim", b"value", 60.0)
+    position = engine.position()
+    engine.remove("shop", b"victim")
+    for number in range(600):
+        engine.put("shop", b"%d" % number, b"value", 60.0)
+    later = engine.position()
+    engine.put("shop", b"last", b"value", 60.0)
+    engine.close()
+    engine = opened(capacity=ROOMY)
+    assert engine.changes(position, engine.position(), 2_000) is None
+    assert told(engine, later)[0] == {("shop", b"last"): [b"value"]}
+
+
+def test_a_log_that_is_kept_shorter_is_trimmed(opened: Callable[..., EmbeddedEngine]) -> None:
+    """Of what the larger capacity kept, nothing stays for ever."""
+    engine = opened(capacity=ROOMY)
+    for number in range(700):
+        engine.put("shop", b"%d" % number, b"value", 60.0)
+    engine.close()
+    engine = opened(capacity=MEBIBYTE)
+    for number in range(100):
+        engine.remove("shop", b"%d" % number)
+    assert engine._read(lambda txn: txn.stat(engine._changes._table)["entries"]) == MEBIBYTE // 2_048 + 1
 
 
 def test_close_waits_for_the_calls_under_way(opened: Callable[..., EmbeddedEngine], clock: FakeClock) -> None:
