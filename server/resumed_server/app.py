@@ -28,7 +28,7 @@ from resumed_server.engines.base import EngineError
 from resumed_server.errors import Unobserved
 from resumed_server.health import Health
 from resumed_server.open_files import possible_connections
-from resumed_server.periodic import Heartbeat, Periodic
+from resumed_server.periodic import Heartbeat, Periodic, stop_all
 from resumed_server.ports import reserved
 from resumed_server.protection import Protection
 from resumed_server.quotas import Counting
@@ -162,8 +162,7 @@ def _serve(settings: Settings, ports: _Ports, counted: Shared, worker: int, supe
         hurried = workers.told_to_stop if supervisor is None else slept
         drain(server, health, watchers, settings.drain if usable else 0.0, hurried)
         probes.stop(None)
-        for loops in (counting, sweeper, following, probing):
-            loops.stop(GRACE)
+        stop_all((counting, sweeper, following, probing), GRACE)
     log.info("stopped")
     return 0 if usable else 1
 

@@ -16,12 +16,21 @@ from resumed_server.engines.base import EngineError
 from resumed_server.logs import described
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 RETRY_SECONDS = 1.0
 """Seconds from a failure to the next attempt."""
 
 _log = structlog.get_logger()
+
+
+def stop_all(loops: Sequence[Periodic], patience: float) -> None:
+    """Stop loops together, within `patience` seconds."""
+    deadline = time.monotonic() + patience
+    for loop in loops:
+        loop.stop(0.0)
+    for loop in loops:
+        loop.stop(max(0.0, deadline - time.monotonic()))
 
 
 class Heartbeat:

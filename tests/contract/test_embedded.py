@@ -126,6 +126,158 @@ tell = lambda *words: print(*words, flush=True)
 path = Path(sys.argv[1])
 """
 
+WRITER = """
+engine, first = EmbeddedEngine(path, capacity=64 << 20), int(sys.argv[2])
+for number in range(first, first + 1_000_000):
+    engine.put("shop", b"%d" % number, b"value", 600.0)
+    tell("put", number)
+    if number % 3 == 0:
+        engine.take("shop", b"%d" % number)
+        tell("took", number)
+"""
+
+
+def child(script: str, *arguments: object) -> subprocess.Popen[str]:
+    """Run `script` in a process of its own."""
+    command = [sys.executable, "-c", SCRIPT + script, *map(str, arguments)]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def test_a_killed_writer_loses_nothing_that_was_acknowledged(tmp_path: Path) -> None:
+    """`kill -9` amid writing, three times over: what was put is there, what was taken never returns."""
+    said: list[list[str]] = []
+    for turn in range(3):
+        with child(WRITER, tmp_path / "db", turn * 1_000_000) as process:
+            assert process.stdout
+            said += [process.stdout.readline().split() for _ in range(300)]
+            process.kill()
+            said += [line.split() for line in process.stdout if line.endswith("\n")]
+    taken = {number for verb, number in said if verb == "took"}
+    with capture_logs() as logged, contextlib.closing(EmbeddedEngine(tmp_path / "db", capacity=ROOMY)) as engine:
+        # The last of a turn may have been taken without a chance to say so.
+        unsaid = {number for _, number in (said[at] for at in range(len(said)) if _last_of_turn(said, at))}
+        for number in {number for verb, number in said if verb == "put"} - taken - unsaid:
+            assert engine.get("shop", number.encode()), f"{number} was lost"
+        assert all(gone(engine, number.encode()) for number in taken)
+    assert not logged
+
+
+def _last_of_turn(said: list[list[str]], at: int) -> bool:
+    return at + 1 == len(said) or int(said[at + 1][1]) // 1_000_000 != int(said[at][1]) // 1_000_000
+
+
+# --- Several processes -----------------------------------------------------------------------------------------------
+
+OPENER = """
+tell("ready"), input()
+engine = EmbeddedEngine(path, capacity=64 << 20)
+for number in range(200):
+    engine.put("shop", b"%b %d" % (sys.argv[2].encode(), number), b"v" * 2_000, 600.0)
+tell("done"), input()
+found = [engine.get("shop", b"%d %d" % (peer, number)) for peer in range(3) for number in range(200)]
+tell(sum(each is not None for each in found))
+engine.close()
+"""
+
+TAKER = """
+engine = EmbeddedEngine(path, capacity=64 << 20)
+tell("ready"), input()
+keys = [b"%d" % number for number in range(1_000)]
+got = [key for key in keys[:500] if engine.take("shop", key)]
+got += [key for key, each in zip(keys[500:], engine.batch([Take("shop", key) for key in keys[500:]])) if each]
+tell(*map(bytes.decode, got))
+engine.close()
+"""
+
+
+def in_step(processes: list[subprocess.Popen[str]]) -> list[str]:
+    """Let all `processes` go on at once, and return what each says next."""
+    for process in processes:
+        assert process.stdin
+        process.stdin.write("\n")
+        process.stdin.flush()
+    return [process.stdout.readline().strip() for process in processes if process.stdout]
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_processes_that_open_at_once_share_one_database(tmp_path: Path, *, damaged: bool) -> None:
+    """Whoever comes first begins it; nobody sets aside what another is writing to; the last to close leaves no mark."""
+    if damaged:
+        (tmp_path / "db").mkdir()
+        garbage(tmp_path / "db")
+    with contextlib.ExitStack() as held:
+        processes = [held.enter_context(child(OPENER, tmp_path / "db", number)) for number in range(3)]
+        assert [process.stdout.readline().strip() for process in processes if process.stdout] == ["ready"] * 3
+        assert in_step(processes) == ["done"] * 3
+        assert in_step(processes) == ["600"] * 3
+    files = Counter(path.name.partition(".set-aside")[0] for path in (tmp_path / "db").iterdir())
+    assert files == {"data.mdb": 1 + damaged, "lock.mdb": 1, "opening": 1}
+
+
+def test_of_takes_raced_by_processes_each_session_is_handed_out_once(tmp_path: Path) -> None:
+    """Alone and in batches."""
+    with contextlib.closing(EmbeddedEngine(tmp_path / "db", capacity=ROOMY)) as engine:
+        engine.batch([Put("shop", b"%d" % number, b"value", 600.0) for number in range(1_000)])
+    with contextlib.ExitStack() as held:
+        processes = [held.enter_context(child(TAKER, tmp_path / "db")) for _ in range(3)]
+        assert [process.stdout.readline().strip() for process in processes if process.stdout] == ["ready"] * 3
+        handed_out = Counter(key for line in in_step(processes) for key in line.split())
+    assert handed_out == Counter(str(number) for number in range(1_000))
+
+
+def test_one_process_cannot_open_a_database_twice(opened: Callable[..., EmbeddedEngine]) -> None:
+    """LMDB forbids it: one clear error, and the first goes on."""
+    engine = opened()
+    with pytest.raises(EngineUnavailable, match="already open in this process"):
+        opened()
+    engine.put("shop", b"k", b"value", 60.0)
+    assert engine.get("shop", b"k")
+
+
+WRITER = """
+import sys
+import lmdb
+with lmdb.open(sys.argv[1], max_dbs=5, create=False) as env, env.begin(write=True):
+    print("writing", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_while_another_process_keeps_all_from_writing_no_probe_passes(
+    opened: Callable[..., EmbeddedEngine], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one that was stopped amid a write; closing does not wait for it either, and leaves the database open."""
+    monkeypatch.setattr("resumed_server.engines.gate.PATIENCE", 0.05)
+    probed, removed = opened(), opened(tmp_path / "other")
+    with contextlib.ExitStack() as stack:
+        writers = [stack.enter_context(writing(tmp_path / name)) for name in ("db", "other")]
+        threads = [
+            threading.Thread(target=probed.probe, daemon=True),
+            threading.Thread(target=lambda: removed.remove("shop", b"k"), daemon=True),
+        ]
+        for thread in threads:
+            thread.start()
+        until(lambda: bool(removed._gate._inside))
+        with capture_logs() as logs:
+            removed.close()
+        assert [line["event"] for line in logs] == ["the database is left open: a call does not end"]
+        assert all(thread.is_alive() for thread in threads)
+        for writer in writers:
+            writer.communicate()
+        for thread in threads:
+            thread.join(PATIENCE)
+            assert not thread.is_alive()
+
+
+def writing(path: Path) -> subprocess.Popen[str]:
+    """Start a process that is amid a write until it can read no more."""
+    command = [sys.executable, "-c", WRITER, path]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout
+    assert process.stdout.readline() == "writing\n"
+    return process
+
+
 @pytest.mark.parametrize("back", [0.0, 0.5, 1_800.0])
 def test_a_purge_ends_what_was_stored_before_it_whatever_the_clock_says(
     opened: Callable[..., EmbeddedEngine], clock: FakeClock, back: float

@@ -198,6 +198,7 @@ class EmbeddedEngine(Engine):
     def probe(self) -> None:
         """See Engine."""
         self._read(lambda txn: txn.get(b"\0"))
+        self._write(lambda _txn: None)  # waits where a process that has stopped holds the lock of writers
         with self._gate:
             self._env.reader_check()  # what a killed process was reading must not pin old pages
             if self._directory.distrusted():
@@ -208,8 +209,10 @@ class EmbeddedEngine(Engine):
         """See Engine."""
         reason = self._gate.shut(CLOSED)
         if reason != CLOSED:
-            self._gate.wait_until_empty()  # LMDB crashes if it is closed under a call
-            self._directory.close(trusted=reason is None)
+            if self._gate.wait_until_empty():
+                self._directory.close(trusted=reason is None)
+            else:  # LMDB crashes if it is closed under a call; the end of the process closes it as well
+                _log.warning("the database is left open: a call does not end", directory=str(self._directory.path))
 
     def _open(self, path: Path | None, blame_crashes: bool) -> None:
         capacity = self._capacity

@@ -213,7 +213,7 @@ class RedisEngine(Engine):
     def close(self) -> None:
         """See Engine."""
         if self._gate.shut(CLOSED) != CLOSED:
-            self._gate.wait_until_empty()
+            self._gate.wait_until_empty()  # a call that goes on fails
             self._nodes.close()
 
     def _carry_out(self, operation: Operation) -> Outcome:
