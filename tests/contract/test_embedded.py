@@ -271,7 +271,7 @@ def test_while_another_process_keeps_all_from_writing_no_probe_passes(
 
 def writing(path: Path) -> subprocess.Popen[str]:
     """Start a process that is amid a write until it can read no more."""
-    command = [sys.executable, "-c", WRITER, path]
+    command = [sys.executable, "-c", WRITER, str(path)]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdout
     assert process.stdout.readline() == "writing\n"
