@@ -64,6 +64,7 @@ def run(settings: Settings) -> int:
     logs.configure(settings.log_format, settings.log_level)
     os.umask(0o077)  # the store and unix sockets are for this user only
     signal.pthread_sigmask(signal.SIG_BLOCK, workers.STOP_SIGNALS)  # they are waited for; threads inherit this
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the usual "read your files again", which happens by itself
     log.info("starting", **settings.shown())
     counted = Shared.fresh()  # before the fork: all workers count together
     with contextlib.ExitStack() as held:
@@ -158,9 +159,11 @@ def _serve(settings: Settings, ports: _Ports, counted: Shared, worker: int, supe
             if workers.told_to_stop(_LOOP_SECONDS):
                 break
         usable = not readiness.broken
+        # Without a supervisor, the next server waits for the port already.
+        drains = usable and supervisor in {None, os.getppid()}
         # A worker is told twice where systemd tells it too; what ends one at once is its supervisor's SIGKILL.
         hurried = workers.told_to_stop if supervisor is None else slept
-        drain(server, health, watchers, settings.drain if usable else 0.0, hurried)
+        drain(server, health, watchers, settings.drain if drains else 0.0, hurried)
         probes.stop(None)
         stop_all((counting, sweeper, following, probing), GRACE)
     log.info("stopped")

@@ -12,6 +12,7 @@ import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
 from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from grpc_status import rpc_status
 
 from resumed.v1 import session_store_pb2 as pb
@@ -302,3 +303,20 @@ def test_a_connection_has_so_many_calls_at_once(plain: RunningServer) -> None:
                 break
         else:
             pytest.fail("the connection was closed")
+
+
+def test_reflection_streams_without_a_message_keep_nobody_out() -> None:
+    """Neither from reflection nor from anything else, however many there are: the oldest are ended."""
+    path = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
+    with running_server() as server, ExitStack() as stack:
+        for _ in range(4):
+            idle = stack.enter_context(Raw(connected(server.target)))
+            for number in range(100):
+                idle.open_call(2 * number + 1, path)
+        connection = stack.enter_context(grpc.insecure_channel(server.target))
+        request = reflection_pb2.ServerReflectionRequest(list_services="")
+        answers = reflection_pb2_grpc.ServerReflectionStub(connection).ServerReflectionInfo(
+            iter([request]), timeout=PATIENCE
+        )
+        assert next(answers).list_services_response.service
+        assert SessionStoreServiceStub(connection).Get(get(), timeout=PATIENCE) == pb.GetResponse()

@@ -528,9 +528,23 @@ def test_a_killed_worker_is_replaced(front: str) -> None:
         assert server.stop() == 0
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_sighup_ends_nothing(workers: int) -> None:
+    """It is the usual signal to read files again, which happens without it."""
+    with running_server(workers=workers) as server, connected(server) as channel:
+        children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text().split()
+        for process in (server.process.pid, *map(int, children)):
+            os.kill(process, signal.SIGHUP)
+        request = pb.GetRequest(namespace="shop", key=b"k")
+        for _ in range(20):
+            assert SessionStoreServiceStub(channel).Get(request, timeout=PATIENCE) == pb.GetResponse()
+        assert server.stop() == 0
+        assert not server.log_lines("worker died")
+
+
 def test_workers_do_not_outlive_a_killed_supervisor(front: str) -> None:
-    """Or they would hold the port, and nobody would end them."""
-    with running_server("--front", front, workers=2) as server:
+    """Or they would hold the port, and nobody would end them; they do not drain, since the next server waits for it."""
+    with running_server("--front", front, "--drain", "1h", workers=2) as server:
         workers = [line["process"] for line in server.wait_for_log("ready", 2)]
         assert all(map(alive, workers))
         server.process.kill()
