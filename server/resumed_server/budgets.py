@@ -168,6 +168,11 @@ class Budget:
             raise LimitExceeded(self.name, "bytes", limit.bytes)
         tally.add(size)
 
+    def return_session(self, size: int) -> None:
+        """Count a session no more that was admitted, but not stored."""
+        if self.tally:
+            self.tally.subtract(size)
+
     def admit_watcher(self, present: int) -> None:
         """Return if there may be one more watcher than are `present`.
 

@@ -84,6 +84,11 @@ class Tally:
         self._tallies.sessions[self._slot] += 1
         self._tallies.bytes[self._slot] += size
 
+    def subtract(self, size: int) -> None:
+        """Count such a session no more."""
+        self._tallies.sessions[self._slot] -= 1
+        self._tallies.bytes[self._slot] -= size
+
 
 class Counting(Periodic):
     """Counts what the engine holds, in a thread, as long as anything is limited by what there is."""

@@ -16,6 +16,7 @@ from resumed_server.engines.base import (
     Engine,
     EngineUnavailable,
     Get,
+    Kept,
     Operation,
     Purged,
     Put,
@@ -96,6 +97,13 @@ class EngineSuite:
             assert found is not None
             assert found.value == b"value"
             assert found.ttl == pytest.approx(40.0, abs=self.tick)
+
+    def test_a_put_tells_whether_it_stored_anything(self, engine: Engine) -> None:
+        """What was there already is kept, and counts once."""
+        put = Put("shop", b"k", b"value", 60.0)
+        outcomes = [engine.put("shop", b"k", b"value", 60.0), *engine.batch([put, put])]
+        assert [isinstance(outcome, Kept) for outcome in outcomes] == [False, True, True]
+        assert outcomes == pytest.approx([60.0] * 3, abs=self.tick)
 
     def test_an_unknown_key_is_a_miss(self, engine: Engine) -> None:
         """For every look-up, and it stays one."""

@@ -24,6 +24,7 @@ from resumed_server.engines.base import (
     EngineFull,
     EngineUnavailable,
     Get,
+    Kept,
     Purged,
     Put,
     Remove,
@@ -269,7 +270,7 @@ class EmbeddedEngine(Engine):
         if old is not None:
             if value_of(old) != put.value:
                 raise AlreadyExists
-            return entries.remaining(old)
+            return Kept(entries.remaining(old))
         now = self._clock()
         issued = now if put.issued is None else min(put.issued, now)
         issued_bytes = time_bytes(_microseconds(issued))

@@ -24,6 +24,7 @@ from resumed_server.engines.base import (
     EngineError,
     EngineUnavailable,
     Get,
+    Kept,
     Purged,
     Put,
     Remove,
@@ -63,7 +64,7 @@ if not value then return false end
 return {{string.sub(value, {MARK_DIGITS + 1}), redis.call('PTTL', KEYS[1])}}"""
     put = f"""#!lua flags=allow-cross-slot-keys{LOG}
 local value = redis.call('GET', KEYS[1]){unless_purged(7, cluster=cluster)}
-if value then return string.sub(value, {MARK_DIGITS + 1}) == ARGV[3] and redis.call('PTTL', KEYS[1]) or -1 end
+if value then return string.sub(value, {MARK_DIGITS + 1}) == ARGV[3] and {{redis.call('PTTL', KEYS[1])}} or -1 end
 local time = redis.call('TIME')
 local now = time[1] * 1e6 + time[2]
 local issued = string.format('%0{TIME_DIGITS}.0f', now)
@@ -362,9 +363,9 @@ def _outcome(operation: Operation, answer: Any) -> Outcome:
     if isinstance(answer, EngineError):
         return answer
     if isinstance(operation, Put):
-        if answer < 0:
-            return AlreadyExists()
-        return float(answer / 1000)
+        if isinstance(answer, list):
+            return Kept(answer[0] / 1000)
+        return AlreadyExists() if answer < 0 else answer / 1000
     if isinstance(operation, Remove):
         return bool(answer)
     if answer is None or answer[1] <= 0:
