@@ -16,7 +16,7 @@ from resumed_server.engines import open_engine
 from resumed_server.engines.embedded import EmbeddedEngine
 from resumed_server.grants import Grants
 from resumed_server.limits import Limit
-from resumed_server.quotas import Counting
+from resumed_server.quotas import Counting, Tallies, Tally
 from resumed_server.service import SessionStoreService
 from resumed_server.watchers import Watchers
 
@@ -196,3 +196,26 @@ def test_only_what_is_stored_counts() -> None:
         with pytest.raises(Abort):
             service.Batch(request, context)
         assert (budget.tally.sessions, budget.tally.bytes) == (2, 10)
+
+
+def test_nobody_can_choose_names_that_share_a_slot() -> None:
+    """Each server has a key of its own, which its workers share."""
+    one, other = Shared.fresh(), Shared.fresh()
+    for name in ("tallies", "rates"):
+        numbers = [getattr(shared, name).number("pay.example") for shared in (one, one, other)]
+        assert numbers[0] == numbers[1] != numbers[2]
+
+
+def test_a_name_of_which_nothing_is_left_gives_its_slot_back() -> None:
+    """Or thousands that came once would be counted together with those that come now."""
+    tallies = Tallies()
+    for number in range(20_000):
+        tally = Tally(tallies, f"{number}")
+        assert (tally.sessions, tally.bytes) == (0, 0)
+        if number % 100 == 0:
+            tally.add(7)
+            assert (tally.sessions, tally.bytes) == (1, 7)
+    assert len(tallies.snapshot()) == 200
+    tallies.replace({}, tallies.snapshot())
+    assert not tallies.snapshot()
+    assert tally.sessions == 0
