@@ -338,7 +338,7 @@ class EngineSuite:
         outcomes = engine.batch(operations)
         shapes = [_value(each) if isinstance(each, StoredSession) else type(each) for each in outcomes]
         assert shapes == [
-            *(type(None), float, float, AlreadyExists, b"value", b"value", type(None), AlreadyExists),
+            *(type(None), float, Kept, AlreadyExists, b"value", b"value", type(None), AlreadyExists),
             *(bool, bool, AlreadyExists, float, b"elsewhere", bool),
         ]
         assert [each for each in outcomes if isinstance(each, bool)] == [False, False, True]
