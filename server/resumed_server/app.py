@@ -12,12 +12,13 @@ import os
 import signal
 import tempfile
 import time
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, cast
 from urllib.parse import quote
 
 import structlog
 
-from resumed_server import connections, front, logs, workers
+from resumed_server import front, logs, workers
 from resumed_server.admin import AdminService
 from resumed_server.budgets import Shared
 from resumed_server.config import UserError
@@ -25,11 +26,14 @@ from resumed_server.draining import GRACE, drain, slept
 from resumed_server.engines import open_engine
 from resumed_server.engines.base import EngineError
 from resumed_server.errors import Unobserved
+from resumed_server.health import Health
+from resumed_server.open_files import possible_connections
+from resumed_server.periodic import Heartbeat, Periodic, stop_all
 from resumed_server.ports import reserved
 from resumed_server.protection import Protection
 from resumed_server.quotas import Counting
-from resumed_server.readiness import Readiness
-from resumed_server.service import SessionStoreService
+from resumed_server.readiness import LIVENESS, Readiness, lives
+from resumed_server.service import SERVICE_NAME, SessionStoreService
 from resumed_server.sweeper import Sweeper
 from resumed_server.watchers import Watchers
 
@@ -43,7 +47,8 @@ if TYPE_CHECKING:
     from resumed_server.metrics.process import Metrics
     from resumed_server.values import Address
 
-_PROBE_INTERVAL = 1.0
+_LOOP_SECONDS = 0.25
+"""How often the main thread looks at what the others found out."""
 
 log = structlog.get_logger()
 
@@ -59,6 +64,7 @@ def run(settings: Settings) -> int:
     logs.configure(settings.log_format, settings.log_level)
     os.umask(0o077)  # the store and unix sockets are for this user only
     signal.pthread_sigmask(signal.SIG_BLOCK, workers.STOP_SIGNALS)  # they are waited for; threads inherit this
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the usual "read your files again", which happens by itself
     log.info("starting", **settings.shown())
     counted = Shared.fresh()  # before the fork: all workers count together
     with contextlib.ExitStack() as held:
@@ -100,8 +106,12 @@ def _serve(settings: Settings, ports: _Ports, counted: Shared, worker: int, supe
     with contextlib.ExitStack() as held:
         engine = held.enter_context(contextlib.closing(_open(settings)))
         metrics = _metrics(settings, ports, worker, engine, held) if ports.board else None
-        health = front.health_service()
-        readiness = Readiness(health)
+        readiness = Readiness(engine)
+        probing = Periodic("probe", readiness.probe, "the storage cannot be probed")
+        following = Periodic("files", protection.follow, "files cannot be followed")
+        loop = Heartbeat()
+        alive = partial(lives, (loop, following.heartbeat))
+        health = Health({"": lambda: readiness.ready, SERVICE_NAME: lambda: readiness.ready, LIVENESS: alive})
         observer = _observer(settings, metrics, held)
         watchers = Watchers(engine)
         shared = supervisor is not None
@@ -114,7 +124,7 @@ def _serve(settings: Settings, ports: _Ports, counted: Shared, worker: int, supe
             observer=observer,
         )
         admin = AdminService(engine, protection.access, observer)
-        most, open_ports = connections.possible(settings.max_connections), {address.port for address in ports.sessions}
+        most = possible_connections(settings.max_connections)
         server = front.session_server(settings, service, admin, health, most=most, shared=shared)
         for address in ports.sessions:
             front.listen(server, address, protection.credentials)
@@ -136,21 +146,26 @@ def _serve(settings: Settings, ports: _Ports, counted: Shared, worker: int, supe
             health=[*map(str, ports.health)],
             metrics=[*map(str, ports.metrics)],
         )
-        while True:
-            usable = readiness.follow(engine)
+        probing.start()
+        following.start()
+        # This loop waits for nothing but signals: whatever a peer, the storage or a file system can block has threads
+        # of its own, and health reads what they found out last.
+        while not readiness.broken and supervisor in {None, os.getppid()}:
+            loop.beat()
+            readiness.follow()
             if metrics:
                 metrics.ready = readiness.ready
                 metrics.expires = protection.credentials.expires if protection.credentials else None
-            if not usable or workers.told_to_stop(_PROBE_INTERVAL) or supervisor not in {None, os.getppid()}:
+            if workers.told_to_stop(_LOOP_SECONDS):
                 break
-            protection.follow()
-            connections.make_room(most, open_ports)
+        usable = not readiness.broken
+        # Without a supervisor, the next server waits for the port already.
+        drains = usable and supervisor in {None, os.getppid()}
         # A worker is told twice where systemd tells it too; what ends one at once is its supervisor's SIGKILL.
         hurried = workers.told_to_stop if supervisor is None else slept
-        drain(server, health, watchers, settings.drain if usable else 0.0, hurried)
+        drain(server, health, watchers, settings.drain if drains else 0.0, hurried)
         probes.stop(None)
-        counting.stop()
-        sweeper.stop()
+        stop_all((counting, sweeper, following, probing), GRACE)
     log.info("stopped")
     return 0 if usable else 1
 

@@ -7,13 +7,13 @@ two that count at the same moment may count one operation instead of two, which 
 from __future__ import annotations
 
 import mmap
+import os
 import random
 import time
-from hashlib import blake2b
 from typing import TYPE_CHECKING, NamedTuple
 
 from resumed_server.limits import Limit
-from resumed_server.quotas import Tallies, Tally
+from resumed_server.quotas import Tallies, Tally, hashed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -63,8 +63,13 @@ class Rates:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.clock = clock
+        self._key = os.urandom(16)
         memory = memoryview(mmap.mmap(-1, 16 * _SLOTS))  # anonymous, and shared with whatever is forked
         self.names, self.earned_at = memory[: 8 * _SLOTS].cast("Q"), memory[8 * _SLOTS :].cast("d")
+
+    def number(self, name: str) -> int:
+        """Return what a name is called here."""
+        return hashed(name, self._key)
 
     def slot(self, name: int) -> int:
         """Return the slot of a name; find one if it has none."""
@@ -97,7 +102,7 @@ class Rate:
 
     def __init__(self, rates: Rates, name: str, per_second: float) -> None:
         self._rates, self._interval = rates, 1 / per_second
-        self._name = int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "big")
+        self._name = rates.number(name)
         self._slot = 0
 
     def spend(self, amount: int) -> float:
@@ -167,6 +172,11 @@ class Budget:
         if limit.bytes is not None and tally.bytes + size > limit.bytes:
             raise LimitExceeded(self.name, "bytes", limit.bytes)
         tally.add(size)
+
+    def return_session(self, size: int) -> None:
+        """Count a session no more that was admitted, but not stored."""
+        if self.tally:
+            self.tally.subtract(size)
 
     def admit_watcher(self, present: int) -> None:
         """Return if there may be one more watcher than are `present`.

@@ -206,8 +206,8 @@ class Settings:
         "10000",
         Between(whole, 1, 1_000_000),
         "N",
-        "Connections that each process may have; more are refused. From three quarters of them on, an address that has "
-        "more than half loses some: raise it where all connections come through one address.",
+        "Connections that each process may have; more are refused. One address may have them all: a packet filter "
+        "limits the connections of an address (docs/limits.md).",
     )
     max_connection_age: Duration = _setting(
         _ADDRESSES,

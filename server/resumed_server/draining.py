@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     import grpc
-    from grpc_health.v1.health import HealthServicer
 
+    from resumed_server.health import Health
     from resumed_server.native import NativeServer
     from resumed_server.watchers import Watchers
 
@@ -24,16 +24,17 @@ log = structlog.get_logger()
 
 def drain(
     server: grpc.Server | NativeServer,
-    health: HealthServicer,
+    health: Health,
     watchers: Watchers,
     delay: float,
     hurried: Callable[[float], bool],
 ) -> None:
     """Send callers away, then let the calls in flight finish; `hurried` waits and says whether to end it at once."""
     log.info("draining", seconds=float(delay))
-    health.enter_graceful_shutdown()
+    health.drain()
     hurry = hurried(delay)
     watchers.close()
+    health.close()
     if hurry:
         server.stop(None)
         return

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, cast
 import grpc
 from grpc_health.v1 import health_pb2_grpc
 from grpc_health.v1.health import SERVICE_NAME as HEALTH_NAME
-from grpc_health.v1.health import HealthServicer
 from grpc_reflection.v1alpha import reflection_pb2_grpc
 from grpc_reflection.v1alpha.reflection import SERVICE_NAME as REFLECTION_NAME
 from grpc_reflection.v1alpha.reflection import ReflectionServicer
@@ -16,6 +15,7 @@ from grpc_reflection.v1alpha.reflection import ReflectionServicer
 from resumed.v1 import admin_pb2, admin_pb2_grpc, session_store_pb2_grpc
 from resumed_server.config import UserError
 from resumed_server.parting import PartingServer
+from resumed_server.places import Places
 from resumed_server.pool import CallPool
 from resumed_server.service import MAX_MESSAGE, SERVICE_NAME
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from resumed_server.admin import AdminService
     from resumed_server.config import Settings
     from resumed_server.credentials import Credentials
+    from resumed_server.health import Health
     from resumed_server.native import NativeServer
     from resumed_server.service import SessionStoreService
     from resumed_server.values import Address
@@ -48,19 +49,16 @@ OPTIONS = {
     "grpc.server.max_pending_requests": 16_384,
     "grpc.server.max_pending_requests_hard_limit": 16_384,
 }
+_MOST_REFLECTIONS = 16
+"""Reflection streams of a process; beyond that the oldest is ended."""
 _ADMIN_NAME = admin_pb2.DESCRIPTOR.services_by_name["AdminService"].full_name
-
-
-def health_service() -> HealthServicer:
-    """Return what answers grpc.health.v1, for all servers of a process."""
-    return HealthServicer(experimental_non_blocking=True, experimental_thread_pool=_stream_pool("health"))
 
 
 def session_server(
     settings: Settings,
     service: SessionStoreService,
     admin: AdminService,
-    health: HealthServicer,
+    health: Health,
     *,
     most: int,
     shared: bool,
@@ -94,7 +92,7 @@ def session_server(
     return front
 
 
-def probe_server(health: HealthServicer, *, shared: bool) -> grpc.Server:
+def probe_server(health: Health, *, shared: bool) -> grpc.Server:
     """Return a server that says how this one is, and nothing else; see session_server()."""
     server = grpc_server(1, shared=shared)
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
@@ -133,13 +131,13 @@ def listen(server: grpc.Server | NativeServer, address: Address, credentials: Cr
         raise UserError(f"--listen: cannot listen on {address}; stop what listens there or choose another") from error
 
 
-def _stream_pool(name: str) -> ThreadPoolExecutor:
-    """Return threads for calls that stay open: on those of the unary calls they would starve them."""
-    return ThreadPoolExecutor(2, thread_name_prefix=name)
-
-
 class _Reflection(ReflectionServicer):
-    def ServerReflectionInfo(self, request_iterator: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
-        return super().ServerReflectionInfo(request_iterator, context)
+    _places = Places(_MOST_REFLECTIONS)
 
-    ServerReflectionInfo.experimental_thread_pool = _stream_pool("reflection")  # type: ignore[attr-defined]
+    def ServerReflectionInfo(self, request_iterator: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
+        with self._places.taken(context.cancel):
+            yield from super().ServerReflectionInfo(request_iterator, context)
+
+    # Threads of its own, or open streams would take those of the unary calls. Some more than there are places, for
+    # those that are just being ended.
+    ServerReflectionInfo.threads = ThreadPoolExecutor(_MOST_REFLECTIONS + 8, "reflection")  # type: ignore[attr-defined]

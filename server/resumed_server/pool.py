@@ -200,6 +200,8 @@ class _Call:
 
         def request() -> object:
             with state.condition:
+                if not _server._is_rpc_state_active(state):  # noqa: SLF001 - the client has given up meanwhile
+                    return None
                 message, state.request = state.request, None
                 if message is None and state.client is _server._CLOSED:  # noqa: SLF001
                     _server._abort(state, rpc, cygrpc.StatusCode.unimplemented, b"the call has no message")  # noqa: SLF001

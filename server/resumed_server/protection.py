@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from resumed_server.config import Settings
     from resumed_server.files import Followed
 
+FOLLOW_SECONDS = 1.0
+"""Seconds from one look at the files to the next."""
+
 
 class Protection:
     """What the settings put before the sessions.
@@ -47,7 +50,8 @@ class Protection:
             self.access = Granted(granted, self.budgets)
             self._files.append(granted)
 
-    def follow(self) -> None:
-        """Look at the files once."""
+    def follow(self) -> float:
+        """Look at the files once; return the seconds until they are to be looked at again."""
         for files in self._files:
             files.follow()
+        return FOLLOW_SECONDS

@@ -8,15 +8,13 @@ what expires or is removed is noticed by the next one.
 from __future__ import annotations
 
 import mmap
-import threading
+import os
 import time
 from collections import defaultdict
 from hashlib import blake2b
 from typing import TYPE_CHECKING
 
-import structlog
-
-from resumed_server.engines.base import EngineError
+from resumed_server.periodic import Periodic
 
 if TYPE_CHECKING:
     from resumed_server.budgets import Budgets
@@ -29,22 +27,35 @@ COUNT_SHARE = 20
 
 _SLOTS = 1 << 13
 _TRIED = 8
+_KEY_BYTES = 16
 
-_log = structlog.get_logger()
+
+def hashed(name: str, key: bytes) -> int:
+    """Return a number for a name that nobody without the key can choose names by: they would share a victim's slots."""
+    return int.from_bytes(blake2b(name.encode(), digest_size=8, key=key).digest(), "big")
 
 
 class Tallies:
     """The memory in which sessions and bytes are counted, by name."""
 
     def __init__(self) -> None:
+        self._key = os.urandom(_KEY_BYTES)
         memory = memoryview(mmap.mmap(-1, 24 * _SLOTS))  # anonymous, and shared with whatever is forked
         third = 8 * _SLOTS
         self.names = memory[:third].cast("Q")
         self.sessions, self.bytes = memory[third : 2 * third].cast("q"), memory[2 * third :].cast("q")
 
-    def slot(self, name: int) -> int:
+    def number(self, name: str) -> int:
+        """Return what a name is called here."""
+        return hashed(name, self._key)
+
+    def slot(self, name: int) -> int | None:
+        """Return the slot of a name, if it has one."""
+        return next((slot for slot in self._slots(name) if self.names[slot] == name), None)
+
+    def new_slot(self, name: int) -> int:
         """Return the slot of a name; give it one if it has none."""
-        slots = [(name + step) % _SLOTS for step in range(_TRIED)]
+        slots = self._slots(name)
         for wanted in (name, 0):
             for slot in slots:
                 if self.names[slot] == wanted:
@@ -53,17 +64,28 @@ class Tallies:
         return slots[0]  # and is counted together with another; but thousands would have to be limited
 
     def replace(self, counted: dict[int, tuple[int, int]], before: dict[int, tuple[int, int]]) -> None:
-        """Take over a count: what was added since `before`, a snapshot from when it began, is added to it."""
+        """Take over a count: what was added since `before`, a snapshot from when it began, is added to it.
+
+        Names of which nothing is left lose their slots.
+        """
+        for name in counted:
+            self.new_slot(name)
         for slot, name in enumerate(self.names):
             if name:
                 sessions, size = counted.get(name, (0, 0))
                 sessions_before, size_before = before.get(name, (0, 0))
                 self.sessions[slot] = sessions + self.sessions[slot] - sessions_before
                 self.bytes[slot] = size + self.bytes[slot] - size_before
+                if not self.sessions[slot] and name in before:
+                    self.names[slot] = self.bytes[slot] = 0
 
     def snapshot(self) -> dict[int, tuple[int, int]]:
         """Return all that is counted at present."""
         return {name: (self.sessions[slot], self.bytes[slot]) for slot, name in enumerate(self.names) if name}
+
+    @staticmethod
+    def _slots(name: int) -> list[int]:
+        return [(name + step) % _SLOTS for step in range(_TRIED)]
 
 
 class Tally:
@@ -71,40 +93,39 @@ class Tally:
 
     def __init__(self, tallies: Tallies, name: str) -> None:
         self._tallies = tallies
-        self.name = int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "big")
-        self._slot = tallies.slot(self.name)
+        self.name = tallies.number(name)
 
     @property
     def sessions(self) -> int:
         """Sessions that there are."""
-        return self._tallies.sessions[self._slot]
+        slot = self._tallies.slot(self.name)
+        return 0 if slot is None else self._tallies.sessions[slot]
 
     @property
     def bytes(self) -> int:
         """What their values take."""
-        return self._tallies.bytes[self._slot]
+        slot = self._tallies.slot(self.name)
+        return 0 if slot is None else self._tallies.bytes[slot]
 
     def add(self, size: int) -> None:
         """Count a session of so many bytes."""
-        self._tallies.sessions[self._slot] += 1
-        self._tallies.bytes[self._slot] += size
+        slot = self._tallies.new_slot(self.name)
+        self._tallies.sessions[slot] += 1
+        self._tallies.bytes[slot] += size
+
+    def subtract(self, size: int) -> None:
+        """Count such a session no more."""
+        slot = self._tallies.new_slot(self.name)
+        self._tallies.sessions[slot] -= 1
+        self._tallies.bytes[slot] -= size
 
 
-class Counting:
+class Counting(Periodic):
     """Counts what the engine holds, in a thread, as long as anything is limited by what there is."""
 
     def __init__(self, engine: Engine, budgets: Budgets, tallies: Tallies) -> None:
+        super().__init__("quotas", self._step, "sessions cannot be counted", retry=COUNT_SECONDS)
         self._engine, self._budgets, self._tallies = engine, budgets, tallies
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="quotas", daemon=True)
-
-    def start(self) -> None:
-        """Count at once, and from then on now and then."""
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Count no more. A count that is under way ends with the engine, or when it is done."""
-        self._stopping.set()
 
     def count(self) -> None:
         """Count once, if anything is limited."""
@@ -119,16 +140,7 @@ class Counting:
                 counted[budget.tally.name] = sessions + usage.sessions, size + usage.value_bytes
         self._tallies.replace(counted, before)
 
-    def _run(self) -> None:
-        failing = False
-        while True:
-            started = time.monotonic()
-            try:
-                self.count()
-                failing = False
-            except EngineError as error:
-                if not failing and not self._stopping.is_set():  # once per outage
-                    _log.warning("sessions cannot be counted", cause=str(error))
-                failing = True
-            if self._stopping.wait(max(COUNT_SECONDS, COUNT_SHARE * (time.monotonic() - started))):
-                return
+    def _step(self) -> float:
+        started = time.monotonic()
+        self.count()
+        return max(COUNT_SECONDS, COUNT_SHARE * (time.monotonic() - started))

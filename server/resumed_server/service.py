@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from resumed_server.access import Access, Caller
     from resumed_server.budgets import Budget
-    from resumed_server.engines.base import Engine, Operation, StoredSession
+    from resumed_server.engines.base import Engine, Operation, Outcome, StoredSession
     from resumed_server.errors import Observer
     from resumed_server.watchers import Message, Watchers
 
@@ -86,7 +86,15 @@ class SessionStoreService(SessionStoreServiceServicer):
         """Store a session."""
         put = self._put(request, admitted(self._access, context))
         self._spend(put.namespace)
-        ttl = self._engine.put(put.namespace, put.key, put.value, put.ttl, put.issued)
+        budget = self._budgets.of_namespace(put.namespace)
+        if budget:
+            budget.admit_session(len(put.value))
+        ttl: object = None
+        try:
+            ttl = self._engine.put(put.namespace, put.key, put.value, put.ttl, put.issued)
+        finally:
+            if budget and not _stored(ttl):
+                budget.return_session(len(put.value))
         response = pb.PutResponse()
         _write_ttl(response.ttl, ttl)
         return response
@@ -119,10 +127,12 @@ class SessionStoreService(SessionStoreServiceServicer):
         if not 1 <= len(request.operations) <= MAX_OPERATIONS:
             raise InvalidField("operations", f"must hold 1 to {MAX_OPERATIONS}")
         checked = list(self._checked(request.operations, caller))
-        valid = [operation for operation in checked if not isinstance(operation, Exception)]
-        for namespace, count in Counter(operation.namespace for operation in valid).items():
+        called = Counter(each.namespace for each in checked if not isinstance(each, Exception))
+        for namespace, count in called.items():
             self._spend(namespace, count)
-        outcomes = iter(self._engine.batch(valid) if valid else ())
+        checked = list(map(self._admitted, checked))
+        valid = [operation for operation in checked if not isinstance(operation, Exception)]
+        outcomes = iter(self._carried_out(valid))
         response = pb.BatchResponse()
         results = response.results
         for operation in checked:
@@ -148,6 +158,30 @@ class SessionStoreService(SessionStoreServiceServicer):
         budget = self._budgets.of_namespace(namespace)
         if budget:
             budget.spend(operations)
+
+    def _admitted(self, operation: Operation | Exception) -> Operation | Exception:
+        """Return `operation`, or that there is no room for the session that it is to store."""
+        budget = self._budgets.of_namespace(operation.namespace) if isinstance(operation, base.Put) else None
+        try:
+            if budget:
+                budget.admit_session(len(operation.value))  # type: ignore[union-attr] # only a Put has a budget here
+        except LimitExceeded as error:
+            return error
+        return operation
+
+    def _carried_out(self, operations: Sequence[Operation]) -> Sequence[Outcome]:
+        """Return the outcomes of operations; count what was admitted and not stored no more."""
+        outcomes: Sequence[Outcome] = [None] * len(operations)
+        try:
+            if operations:
+                outcomes = self._engine.batch(operations)
+        finally:
+            for operation, outcome in zip(operations, outcomes, strict=True):
+                if isinstance(operation, base.Put) and not _stored(outcome):
+                    budget = self._budgets.of_namespace(operation.namespace)
+                    if budget:
+                        budget.return_session(len(operation.value))
+        return outcomes
 
     def _news(
         self, request: pb.WatchRequest, budgets: Sequence[Budget], cut: Callable[[], object]
@@ -179,7 +213,7 @@ class SessionStoreService(SessionStoreServiceServicer):
                     yield base.Remove(*_address(operation.remove, "remove", caller))
                 else:
                     yield InvalidField("operation", "must be one of put, get, take and remove")
-            except (InvalidField, NotGranted, LimitExceeded) as error:
+            except (InvalidField, NotGranted) as error:
                 yield error
 
     def _put(self, request: pb.PutRequest, caller: Caller) -> base.Put:
@@ -191,10 +225,12 @@ class SessionStoreService(SessionStoreServiceServicer):
         if not (0 <= ttl.seconds <= _MAX_SECONDS and 0 <= ttl.nanos <= _MAX_NANOS and (ttl.seconds or ttl.nanos)):
             raise InvalidField("ttl", "must be a duration above zero")
         issued = seconds_of(request.issue_time, "issue_time")
-        budget = self._budgets.of_namespace(namespace)
-        if budget:
-            budget.admit_session(len(value))
         return base.Put(namespace, key, value, min(ttl.seconds + ttl.nanos / 1e9, self._max_ttl), issued or None)
+
+
+def _stored(outcome: object) -> bool:
+    """Return whether a Put with this outcome stored its session."""
+    return isinstance(outcome, float) and outcome > 0 and not isinstance(outcome, base.Kept)
 
 
 def _address(request: _Addressed, operation: str, caller: Caller) -> tuple[str, bytes]:

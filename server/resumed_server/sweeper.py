@@ -6,13 +6,10 @@ rests between steps for longer than they take.
 
 from __future__ import annotations
 
-import threading
 import time
 from typing import TYPE_CHECKING
 
-import structlog
-
-from resumed_server.engines.base import EngineError
+from resumed_server.periodic import Periodic
 
 if TYPE_CHECKING:
     from resumed_server.engines.base import Engine
@@ -24,10 +21,8 @@ REST = 4.0
 IDLE_SECONDS = 1.0
 """How long it sleeps when nothing has expired."""
 
-_log = structlog.get_logger()
 
-
-class Sweeper:
+class Sweeper(Periodic):
     """Sweeps `engine` in a thread of its own between start() and stop().
 
     Attributes:
@@ -35,31 +30,12 @@ class Sweeper:
     """
 
     def __init__(self, engine: Engine) -> None:
+        super().__init__("sweeper", self._sweep, "sweeping failed", retry=IDLE_SECONDS)
         self._engine = engine
         self.swept = 0
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="sweeper", daemon=True)
 
-    def start(self) -> None:
-        """Begin to sweep."""
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Stop after the step under way."""
-        self._stopping.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        failing = False
-        pause = 0.0
-        while not self._stopping.wait(pause):
-            started = time.monotonic()
-            try:
-                swept = self._engine.sweep(STEP)
-                self.swept += swept
-                failing = False
-            except EngineError as error:
-                if not failing:  # once per outage
-                    _log.warning("sweeping failed", cause=str(error))
-                failing, swept = True, 0
-            pause = IDLE_SECONDS if swept < STEP else REST * (time.monotonic() - started)
+    def _sweep(self) -> float:
+        started = time.monotonic()
+        swept = self._engine.sweep(STEP)
+        self.swept += swept
+        return IDLE_SECONDS if swept < STEP else REST * (time.monotonic() - started)

@@ -14,15 +14,14 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING, NamedTuple
 
-import structlog
-
-from resumed_server.engines.base import EngineError, EngineUnavailable
+from resumed_server.engines.base import Change, EngineError, EngineUnavailable
+from resumed_server.periodic import Periodic
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from resumed_server.budgets import Budget
-    from resumed_server.engines.base import Change, Engine, Purged
+    from resumed_server.engines.base import Engine, Purged
 
 MAX_WATCHERS = 256
 """Watchers that one process serves; each holds a thread of its own. Namespaces share them fairly."""
@@ -38,8 +37,10 @@ CUT_SECONDS = 2.0
 """How long a watcher that was ended may take to go. One that does not read holds up whoever would tell it."""
 QUEUED_MESSAGES = 64
 """Messages that a watcher may be behind, at most: some seconds at the pace of the log."""
-
-_log = structlog.get_logger()
+QUEUED_BYTES = 4 << 20
+"""What their values may take together; a message alone may have more."""
+LATE_SECONDS = 10.0
+"""How long a message may wait for its watcher."""
 
 
 class WatcherTooSlow(EngineError):
@@ -56,9 +57,11 @@ class Message:
     Encoded once, by whoever sends it first.
     """
 
-    __slots__ = ("changes", "encoded", "position", "time")
+    __slots__ = ("changes", "encoded", "position", "size", "time")
 
     def __init__(self, changes: Sequence[Change | Purged], position: bytes, time: float) -> None:
+        sessions = (each.session for each in changes if isinstance(each, Change))
+        self.size = sum(len(session.value) for session in sessions if session)
         self.changes = changes
         self.position = position
         self.time = time
@@ -114,15 +117,17 @@ class Subscription:
         self.position = progress().position
         """Where the log was when the subscription began: nothing before that is in its messages."""
         self._progress, self._clock = progress, clock
-        self._messages: queue.Queue[Message | None] = queue.Queue(QUEUED_MESSAGES)
+        self._messages: queue.Queue[Message | None] = queue.Queue()
         self._end: EngineError | None = None
 
     def tell(self, message: Message) -> None:
         """Queue a message, or end the subscription if its watcher does not keep up."""
-        try:
-            self._messages.put_nowait(message)
-        except queue.Full:
+        with self._messages.mutex:
+            waiting = [each.size for each in self._messages.queue if each]
+        if len(waiting) >= QUEUED_MESSAGES or (waiting and sum(waiting) + message.size > QUEUED_BYTES):
             self.end(WatcherTooSlow("a watcher did not read its messages"))
+        elif not self._end:  # what comes after the end would only take memory
+            self._messages.put(message)
 
     @property
     def cut_off(self) -> bool:
@@ -136,11 +141,12 @@ class Subscription:
         return self._clock() - oldest.time if oldest else 0.0
 
     def end(self, error: EngineError) -> None:
-        """Have the watcher end with `error`, whatever is queued."""
+        """Have the watcher end with `error`, whatever is queued: that is dropped."""
         self._end = error
         self.ended_at = self.ended_at or self._clock()
-        with contextlib.suppress(queue.Full):
-            self._messages.put_nowait(None)
+        with self._messages.mutex:
+            self._messages.queue.clear()
+        self._messages.put(None)
 
     def messages(self) -> Iterator[Message]:
         """Yield the messages as they come, and one without changes whenever HEARTBEAT_SECONDS passed without any.
@@ -176,7 +182,7 @@ class Watchers:
         self._subscriptions: dict[Subscription, None] = {}  # in the order in which they came
         self._progress = Progress(b"", 0.0)
         self._closed = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._reading: Periodic | None = None
         self._cut_off = 0
 
     def state(self) -> State:
@@ -217,9 +223,9 @@ class Watchers:
                 self._progress = Progress(self._engine.position(), now)
             subscription = Subscription(namespace, lambda: self._progress, self._clock, budgets, cut)
             self._subscriptions[subscription] = None
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="watchers", daemon=True)
-                self._thread.start()
+            if self._reading is None:
+                self._reading = Periodic("watchers", self._read, "changes cannot be read", retry=READ_SECONDS)
+                self._reading.start()
         try:
             yield subscription
         finally:
@@ -253,6 +259,8 @@ class Watchers:
 
     def close(self) -> None:
         """End all watchers, who may go on at another server."""
+        if self._reading:
+            self._reading.stop(0.0)
         with self._lock:
             self._closed.set()
             for subscription in self._subscriptions:
@@ -278,25 +286,21 @@ class Watchers:
         last.end(TooManyWatchers("the place is needed for a namespace that has fewer watchers"))
 
     def _cut_late(self) -> None:
-        """End the calls of those that were ended, but are still there, as they do not read; called with the lock."""
+        """End those that do not read, and the calls of those that were ended and are still there; with the lock."""
+        for subscription in self._present():
+            if subscription.lag() > LATE_SECONDS:
+                subscription.end(WatcherTooSlow("a watcher did not read its messages"))
         late = self._clock() - CUT_SECONDS
         for subscription in [each for each in self._subscriptions if each.ended_at and each.ended_at < late]:
             del self._subscriptions[subscription]
             subscription.cut()
 
-    def _run(self) -> None:
-        failing = False
-        while not self._closed.wait(READ_SECONDS):
-            try:
-                with self._lock:
-                    self._cut_late()
-                    if self._subscriptions:
-                        self._tell_all()
-                failing = False
-            except EngineError as error:
-                if not failing:  # once per outage
-                    _log.warning("changes cannot be read", cause=str(error))
-                failing = True
+    def _read(self) -> float:
+        with self._lock:
+            self._cut_late()
+            if self._subscriptions:
+                self._tell_all()
+        return READ_SECONDS
 
     def _tell_all(self) -> None:
         """Tell every watcher what happened up to now; called with the lock."""

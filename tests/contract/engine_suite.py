@@ -16,6 +16,7 @@ from resumed_server.engines.base import (
     Engine,
     EngineUnavailable,
     Get,
+    Kept,
     Operation,
     Purged,
     Put,
@@ -96,6 +97,13 @@ class EngineSuite:
             assert found is not None
             assert found.value == b"value"
             assert found.ttl == pytest.approx(40.0, abs=self.tick)
+
+    def test_a_put_tells_whether_it_stored_anything(self, engine: Engine) -> None:
+        """What was there already is kept, and counts once."""
+        put = Put("shop", b"k", b"value", 60.0)
+        outcomes = [engine.put("shop", b"k", b"value", 60.0), *engine.batch([put, put])]
+        assert [isinstance(outcome, Kept) for outcome in outcomes] == [False, True, True]
+        assert outcomes == pytest.approx([60.0] * 3, abs=self.tick)
 
     def test_an_unknown_key_is_a_miss(self, engine: Engine) -> None:
         """For every look-up, and it stays one."""
@@ -330,7 +338,7 @@ class EngineSuite:
         outcomes = engine.batch(operations)
         shapes = [_value(each) if isinstance(each, StoredSession) else type(each) for each in outcomes]
         assert shapes == [
-            *(type(None), float, float, AlreadyExists, b"value", b"value", type(None), AlreadyExists),
+            *(type(None), float, Kept, AlreadyExists, b"value", b"value", type(None), AlreadyExists),
             *(bool, bool, AlreadyExists, float, b"elsewhere", bool),
         ]
         assert [each for each in outcomes if isinstance(each, bool)] == [False, False, True]
@@ -490,6 +498,19 @@ class EngineSuite:
         engine.put("shop", b"late", b"value", 60.0)
         engine.put("eu", b"late", b"value", 60.0, issued)
         assert engine.get("shop", b"late")
+
+    def test_a_session_older_than_any_may_be_is_not_stored(self, engine: Engine, present: Callable[[], float]) -> None:
+        """The time of the purge that would refuse it may be forgotten; a younger one lives no longer than a week."""
+        week = LONGEST_TTL_SECONDS
+        outcomes = engine.batch(
+            [Put("shop", b"old", b"v", 60.0, present() - week), Put("shop", b"k", b"v", 60.0, present() - week + 30.0)]
+        )
+        assert outcomes[0] == 0.0
+        assert outcomes[1] == pytest.approx(30.0, abs=self.tick)
+        assert engine.get("shop", b"old") is None
+        found = engine.get("shop", b"k")
+        assert found is not None
+        assert found.ttl == pytest.approx(30.0, abs=self.tick)
 
     def test_a_purge_up_to_a_time_is_exact(self, engine: Engine, present: Callable[[], float]) -> None:
         """To the microsecond: of a session issued before, none is left; of one issued then or later, all is."""

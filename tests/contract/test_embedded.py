@@ -19,7 +19,7 @@ import lmdb
 import pytest
 from structlog.testing import capture_logs
 
-from contract.engine_suite import EngineSuite, FakeClock
+from contract.engine_suite import EngineSuite, FakeClock, told
 from contract.state_machine import check_histories
 from resumed_server.engines import embedded, open_engine, verify_url
 from resumed_server.engines.base import (
@@ -34,6 +34,7 @@ from resumed_server.engines.base import (
     Take,
 )
 from resumed_server.engines.embedded import EmbeddedEngine
+from support.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -119,6 +120,7 @@ import structlog, sys
 from pathlib import Path
 structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
 from resumed_server.engines.embedded import EmbeddedEngine
+from support.waiting import until
 from resumed_server.engines.base import *
 tell = lambda *words: print(*words, flush=True)
 path = Path(sys.argv[1])
@@ -230,6 +232,100 @@ def test_one_process_cannot_open_a_database_twice(opened: Callable[..., Embedded
         opened()
     engine.put("shop", b"k", b"value", 60.0)
     assert engine.get("shop", b"k")
+
+
+WRITER = """
+import sys
+import lmdb
+with lmdb.open(sys.argv[1], max_dbs=5, create=False) as env, env.begin(write=True):
+    print("writing", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_while_another_process_keeps_all_from_writing_no_probe_passes(
+    opened: Callable[..., EmbeddedEngine], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one that was stopped amid a write; closing does not wait for it either, and leaves the database open."""
+    monkeypatch.setattr("resumed_server.engines.gate.PATIENCE", 0.05)
+    probed, removed = opened(), opened(tmp_path / "other")
+    with contextlib.ExitStack() as stack:
+        writers = [stack.enter_context(writing(tmp_path / name)) for name in ("db", "other")]
+        threads = [
+            threading.Thread(target=probed.probe, daemon=True),
+            threading.Thread(target=lambda: removed.remove("shop", b"k"), daemon=True),
+        ]
+        for thread in threads:
+            thread.start()
+        until(lambda: bool(removed._gate._inside))
+        with capture_logs() as logs:
+            removed.close()
+        assert [line["event"] for line in logs] == ["the database is left open: a call does not end"]
+        assert all(thread.is_alive() for thread in threads)
+        for writer in writers:
+            writer.communicate()
+        for thread in threads:
+            thread.join(PATIENCE)
+            assert not thread.is_alive()
+
+
+def writing(path: Path) -> subprocess.Popen[str]:
+    """Start a process that is amid a write until it can read no more."""
+    command = [sys.executable, "-c", WRITER, str(path)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout
+    assert process.stdout.readline() == "writing\n"
+    return process
+
+
+@pytest.mark.parametrize("back", [0.0, 0.5, 1_800.0])
+def test_a_purge_ends_what_was_stored_before_it_whatever_the_clock_says(
+    opened: Callable[..., EmbeddedEngine], clock: FakeClock, back: float
+) -> None:
+    """Also where that was set back in between, over a restart too; what is stored afterwards stays."""
+    engine = opened()
+    engine.put("shop", b"k", b"value", 7_200.0)
+    clock.advance(-back)
+    engine.purge("shop", None)
+    for _ in range(2):
+        assert engine.get("shop", b"k") is None
+        assert engine.take("shop", b"k") is None
+        assert engine.batch([Get("shop", b"k"), Take("shop", b"k")]) == [None, None]
+        assert engine.usage("shop")["shop"].sessions == 0
+        engine.close()
+        engine = opened()
+    clock.advance(0.01)
+    engine.put("shop", b"new", b"value", 60.0)
+    engine.purge("shop", clock() - 60.0)
+    assert engine.get("shop", b"new")
+
+
+def test_a_log_that_is_kept_longer_has_no_gap(opened: Callable[..., EmbeddedEngine]) -> None:
+    """What a smaller capacity forgot is missing, however many changes the larger one keeps."""
+    engine = opened(capacity=MEBIBYTE)
+    engine.put("shop", b"victim", b"value", 60.0)
+    position = engine.position()
+    engine.remove("shop", b"victim")
+    for number in range(600):
+        engine.put("shop", b"%d" % number, b"value", 60.0)
+    later = engine.position()
+    engine.put("shop", b"last", b"value", 60.0)
+    engine.close()
+    engine = opened(capacity=ROOMY)
+    assert engine.changes(position, engine.position(), 2_000) is None
+    assert told(engine, later)[0] == {("shop", b"last"): [b"value"]}
+
+
+def test_a_log_that_is_kept_shorter_is_trimmed(opened: Callable[..., EmbeddedEngine]) -> None:
+    """Of what the larger capacity kept, nothing stays for ever."""
+    engine = opened(capacity=ROOMY)
+    for number in range(700):
+        engine.put("shop", b"%d" % number, b"value", 60.0)
+    engine.close()
+    engine = opened(capacity=MEBIBYTE)
+    for number in range(100):
+        engine.remove("shop", b"%d" % number)
+    assert engine._read(lambda txn: txn.stat(engine._changes._table)["entries"]) == MEBIBYTE // 2_048 + 1
 
 
 def test_close_waits_for_the_calls_under_way(opened: Callable[..., EmbeddedEngine], clock: FakeClock) -> None:

@@ -7,6 +7,7 @@ import itertools
 import re
 import secrets
 import signal
+import socket
 import socketserver
 import threading
 import time
@@ -181,7 +182,7 @@ def test_only_what_is_read_is_logged(store: Store) -> None:
     with opened(store.url, f"prefix={prefix}&{PATIENT}") as engine:
 
         def streams() -> list[bytes]:
-            return [key for server in store.servers for key in server.client.scan_iter(f"{prefix}{{*", count=1_000)]
+            return [key for server in store.servers for key in server.client.scan_iter(f"{prefix}{{*}}", count=1_000)]
 
         engine.put("shop", b"k", b"value", 60.0)
         assert engine.take("shop", b"k")
@@ -487,6 +488,32 @@ def test_a_policy_that_evicts_is_warned_of(server: RedisServer) -> None:
         assert [line["policy"] for line in logs] == ["allkeys-lru"]
 
 
+@pytest.mark.parametrize("issued", [9_999_999_999.0, 10_000_000_000.0, 253_402_300_799.0])
+def test_a_session_of_a_far_future_is_as_it_was_put(server: RedisServer, issued: float) -> None:
+    """It counts as issued now, however many digits its time has."""
+    with opened(server.url, PATIENT) as engine:
+        for _ in range(2):
+            assert engine.put("shop", b"k", b"value", 60.0, issued) > 0
+        found = engine.get("shop", b"k")
+        assert found is not None
+        assert found.value == b"value"
+        engine.purge("shop", None)
+        assert engine.get("shop", b"k") is None
+
+
+@pytest.mark.parametrize("fields", [{"+": "resumed:shop:k", "more": "x"}, {"?": "resumed:shop:k"}])
+def test_a_log_entry_that_means_nothing_ends_the_log(server: RedisServer, fields: dict[str, str]) -> None:
+    """As one of a later version: whoever follows begins anew, behind it."""
+    with opened(server.url, PATIENT) as engine:
+        position = engine.position()
+        (stream,) = server.client.keys("resumed:{*}")
+        server.client.xadd(stream, fields)
+        end = engine.position()
+        assert engine.changes(position, end, 10) is None
+        engine.remove("shop", b"k")
+        assert told(engine, end)[0] == {("shop", b"k"): [None]}
+
+
 def test_a_broken_redis_is_an_error_without_keys_and_values(server: RedisServer) -> None:
     """Even where Redis repeats them."""
     secret = secrets.token_hex().encode()  # not a literal: a traceback shows the lines of this file
@@ -503,7 +530,7 @@ def test_a_lifetime_below_a_millisecond_is_over_at_once(server: RedisServer) -> 
     """And leaves nothing."""
     with opened(server.url, PATIENT) as engine:
         assert engine.put("shop", b"k", b"value", 0.0005) == 0
-        assert not server.client.keys()
+        assert not server.client.keys("resumed:shop:*")
 
 
 # --- Replicas and clusters -----------------------------------------------------------------------------------------
@@ -539,6 +566,162 @@ def test_wait_is_content_with_a_replica() -> None:
         assert engine.purge("shop", None) <= time.time()
 
 
+def test_what_no_replica_has_is_not_acknowledged_when_it_is_repeated() -> None:
+    """Though it changes nothing any more; neither at the server that tried before, nor at another one."""
+    options = "wait_replicas=1&timeout_ms=200"
+    with (
+        valkey_server() as primary,
+        valkey_server("--replicaof", f"127.0.0.1 {primary.port}") as replica,
+        opened(primary.url, options) as one,
+        opened(primary.url, options) as other,
+    ):
+        until(lambda: replica.client.info("replication")["master_link_status"] == "up")
+        one.put("shop", b"k", b"value", 60.0)
+        replica.signal(signal.SIGSTOP)
+        moment = time.time() - 5.0
+        for engine in (one, one, other):
+            with pytest.raises(EngineUnavailable, match="replicas"):
+                engine.remove("shop", b"k")
+            with pytest.raises(EngineUnavailable, match="replicas"):
+                engine.purge("shop", moment)
+        replica.signal(signal.SIGCONT)
+        until(lambda: _acknowledged(lambda: other.remove("shop", b"k")))
+        assert replica.client.get("resumed:shop:k") == b""
+
+
+# --- Another process behind the name -------------------------------------------------------------------------------
+
+
+def test_a_redis_that_was_started_again_has_nothing_from_before(server: RedisServer) -> None:
+    """Its snapshot has what was removed, taken and purged since; what is late is from before as well."""
+    issued = time.time() - 1.0
+    with opened(server.url, PATIENT) as engine:
+        keys = [b"removed", b"taken", b"purged", b"there"]
+        for key in keys:
+            engine.put("pay" if key == b"purged" else "shop", key, b"value", 600.0)
+        server.client.config_set("save", "3600 1")
+        server.client.save()
+        engine.remove("shop", b"removed")
+        engine.take("shop", b"taken")
+        engine.purge("pay", None)
+        restarted(server)
+        assert len(server.client.keys("resumed:*:*")) == len(keys)
+        for _ in range(2):
+            for namespace, key in itertools.product(("shop", "pay"), keys):
+                assert engine.get(namespace, key) is None
+                assert engine.take(namespace, key) is None
+            with pytest.raises(AlreadyExists):
+                engine.put("pay", b"late", b"value", 60.0, issued)
+            engine.put("shop", b"new", b"value", 60.0)
+            assert engine.take("shop", b"new")
+            engine.remove("shop", b"new")
+            server.client.delete("resumed:shop:new")
+        while engine.sweep(100):
+            pass
+        assert not server.client.keys("resumed:*:*")
+
+
+@pytest.mark.parametrize("ahead", [0.0, 3_600.0])
+def test_a_replica_that_is_promoted_has_nothing_from_before(ahead: float) -> None:
+    """It may have missed a removal; nor does it count whose clock was ahead."""
+    with (
+        valkey_server() as primary,
+        valkey_server("--replicaof", f"127.0.0.1 {primary.port}") as replica,
+        opened(primary.url, PATIENT) as engine,
+    ):
+        until(lambda: replica.client.info("replication")["master_link_status"] == "up")
+        engine.put("shop", b"k", b"value", 60.0)
+        stored_ahead(primary, b"k", ahead)
+        primary.client.wait(1, 5_000)
+        replica.client.replicaof("no", "one")
+        with opened(replica.url, PATIENT) as other:
+            assert other.get("shop", b"k") is None
+            other.put("shop", b"new", b"value", 60.0)
+            assert other.get("shop", b"new")
+        with opened(replica.url, PATIENT) as another:
+            assert another.get("shop", b"new")
+
+
+@pytest.mark.parametrize("ahead", [0.0, 0.5, 1_800.0])
+def test_a_purge_ends_what_was_stored_before_it_whatever_the_clock_says(server: RedisServer, ahead: float) -> None:
+    """As after it was set back; what is stored afterwards stays, over a purge up to a time as well."""
+    with opened(server.url, PATIENT) as engine:
+        engine.put("shop", b"k", b"value", 600.0)
+        stored_ahead(server, b"k", ahead)
+        assert engine.get("shop", b"k")
+        engine.purge("shop", None)
+        assert engine.get("shop", b"k") is None
+        assert engine.usage("shop")["shop"].sessions == 0
+        engine.put("shop", b"new", b"value", 600.0)
+        engine.purge("shop", time.time() - 60.0)
+        assert engine.get("shop", b"new")
+
+
+def test_a_primary_that_is_demoted_is_asked_no_more(server: RedisServer) -> None:
+    """It answers no look-up, and the name is looked up again; the engine goes on at whatever is behind it then."""
+    with valkey_server() as new, forwarding(server.port) as name, opened(name.url, PATIENT) as engine:
+        new.client.replicaof("127.0.0.1", server.port)
+        until(lambda: new.client.info("replication")["master_link_status"] == "up")
+        engine.put("shop", b"k", b"value", 60.0)
+        server.client.wait(1, 5_000)
+        new.client.replicaof("no", "one")
+        server.client.replicaof("127.0.0.1", 1)
+        assert "is a replica" in str(failure(lambda: engine.get("shop", b"k")))
+        assert "is a replica" in str(failure(engine.probe))
+        name.port = new.port
+        with contextlib.suppress(EngineUnavailable):
+            engine.probe()
+        engine.probe()
+        assert engine.get("shop", b"k") is None
+        engine.put("shop", b"new", b"value", 60.0)
+        assert engine.get("shop", b"new")
+
+
+def stored_ahead(server: RedisServer, key: bytes, seconds: float) -> None:
+    """Make the session of a key one that was stored while the clock was ahead."""
+    client, name = server.client, b"resumed:shop:" + key
+    client.setrange(name, 0, b"%016d" % (int(client.getrange(name, 0, 15)) + round(seconds * 1e6)))
+
+
+class Name:
+    """A name of a Redis, as a Service has it: where a connection goes is decided when it begins."""
+
+    def __init__(self, port: int, listening: socket.socket) -> None:
+        self.port = port
+        self.url = f"redis://127.0.0.1:{listening.getsockname()[1]}"
+        self._listening = listening
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = self._listening.accept()
+                other = socket.create_connection(("127.0.0.1", self.port))
+                for ends in ((connection, other), (other, connection)):
+                    threading.Thread(target=_pump, args=ends, daemon=True).start()
+
+
+@contextlib.contextmanager
+def forwarding(port: int) -> Iterator[Name]:
+    """Give what listens at a port a name, for as long as the context lasts."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        yield Name(port, listening)
+
+
+def _pump(source: socket.socket, sink: socket.socket) -> None:
+    with contextlib.suppress(OSError), source, sink:
+        while received := source.recv(65_536):
+            sink.sendall(received)
+
+
+def _acknowledged(call: Callable[[], object]) -> bool:
+    try:
+        call()
+    except EngineUnavailable:
+        return False
+    return True
+
+
 def emptied(server: RedisServer) -> None:
     """Empty it."""
     server.client.flushall()
@@ -560,7 +743,7 @@ def rolled_back(server: RedisServer) -> None:
 
 def without_log(server: RedisServer) -> None:
     """Lose only the log."""
-    server.client.delete(*server.client.keys("resumed:{*"))
+    server.client.delete(*server.client.keys("resumed:{*}"))
 
 
 @pytest.mark.parametrize("lose", [emptied, restarted, rolled_back, without_log])
@@ -581,7 +764,7 @@ def test_a_clock_that_is_put_back_hides_nothing(server: RedisServer) -> None:
     """Ids go on behind the last one, and the stream lives on."""
     with opened(server.url, PATIENT) as engine:
         engine.position()
-        (stream,) = server.client.keys("resumed:{*")
+        (stream,) = server.client.keys("resumed:{*}")
         hour = 3_600_000
         server.client.xadd(stream, {".": ""}, id=f"{int(time.time() * 1_000) + hour}-0")
         position = engine.position()
@@ -720,6 +903,8 @@ def pretending(info: bytes) -> Iterator[int]:
             for line in self.rfile:
                 if line.strip() in {b"INFO", b"SETINFO"}:  # the last word of a command without arguments, or near it
                     self.wfile.write(b"$%d\r\n%b\r\n" % (len(info), info))
+                elif line.startswith(b"#!lua"):  # as before version 7
+                    self.wfile.write(b"-ERR Error compiling script (new function): unexpected symbol near '#'\r\n")
 
     with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as listening:
         listening.daemon_threads = True

@@ -20,7 +20,9 @@ from resumed_server.limits import Limit
 from resumed_server.watchers import (
     CURRENT_SECONDS,
     CUT_SECONDS,
+    LATE_SECONDS,
     MAX_WATCHERS,
+    QUEUED_BYTES,
     QUEUED_MESSAGES,
     READ_CHANGES,
     Message,
@@ -32,6 +34,7 @@ from resumed_server.watchers import (
 )
 from support.redis import redis_server, valkey_cluster, valkey_sentinels, valkey_server
 from support.server import running_server
+from support.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -245,6 +248,35 @@ class TestWatchers:
                     pass
             engine.put("shop", b"more", b"value", 100)
             assert next(news)
+        watchers.close()
+
+    def test_what_waits_for_a_watcher_is_bounded_in_bytes(self, engine: Engine) -> None:
+        """Beyond that it is cut off, and what waited is dropped."""
+        watchers = Watchers(engine)
+        with watchers.subscribed("shop") as slow, watchers.subscribed("shop") as quick:
+            news = quick.messages()
+            for number in range(QUEUED_BYTES // (1 << 16) + 1):
+                assert slow.ended_at is None
+                engine.put("shop", b"%d" % number, bytes(1 << 16), 100)
+                while not next(news).changes:
+                    pass
+            until(lambda: slow.ended_at is not None)
+            assert slow.lag() == 0.0
+            with pytest.raises(WatcherTooSlow):
+                next(slow.messages())
+        watchers.close()
+
+    def test_a_watcher_whose_message_waits_for_too_long_is_cut_off(self, engine: Engine) -> None:
+        """Though nothing more comes that would not fit."""
+        now = 1.0
+        watchers = Watchers(engine, clock=lambda: now)
+        with watchers.subscribed("shop") as slow, watchers.subscribed("shop") as quick:
+            engine.put("shop", b"key", b"value", 100)
+            assert next(message for message in quick.messages() if message.changes)
+            assert slow.ended_at is None
+            now += LATE_SECONDS + 0.1
+            until(lambda: slow.ended_at is not None)
+            assert quick.ended_at is None
         watchers.close()
 
     def test_there_is_a_limit(self, engine: Engine) -> None:

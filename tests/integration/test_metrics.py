@@ -120,6 +120,21 @@ def test_silent_clients_keep_nobody_from_asking(server: RunningServer) -> None:
         connection.close()
 
 
+def test_slow_clients_hold_up_neither_a_scrape_nor_the_end() -> None:
+    """However many there are, and though each sends something now and then: the newest is served, the oldest closed."""
+    with running_server("--metrics-listen", "127.0.0.1:0") as server, contextlib.ExitStack() as stack:
+        (address,) = server.log_lines("listening")[0]["metrics"]
+        host, _, port = address.rpartition(":")
+        slow = [stack.enter_context(socket.create_connection((host, int(port)), PATIENCE)) for _ in range(40)]
+        for connection in slow:
+            with contextlib.suppress(OSError):  # closed by now
+                connection.sendall(b"GET / HTTP/1.1\r\nSlow: ")
+        with urllib.request.urlopen(f"http://{address}/metrics", timeout=PATIENCE) as answer:
+            assert b"resumed_worker_up" in answer.read()
+        assert slow[0].recv(1) == b""
+        assert server.stop() == 0
+
+
 def test_a_request_that_makes_no_sense_is_refused_and_logged_once(server: RunningServer) -> None:
     """prometheus_client raises for a version that is not made of numbers."""
     (address,) = server.log_lines("listening")[0]["metrics"]

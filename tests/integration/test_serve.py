@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import multiprocessing
 import os
@@ -24,7 +25,11 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from resumed.v1 import session_store_pb2 as pb
 from resumed.v1.session_store_pb2_grpc import SessionStoreServiceStub
+from resumed_server.health import MOST_STREAMS
 from support.mtls import Authority, Files, grant
+from support.mtls import channel as trusted
+from support.raw_http2 import Raw
+from support.raw_http2 import connected as raw_connection
 from support.server import COMMAND, PATIENCE, running_server, start_server
 
 if TYPE_CHECKING:
@@ -523,13 +528,83 @@ def test_a_killed_worker_is_replaced(front: str) -> None:
         assert server.stop() == 0
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_sighup_ends_nothing(workers: int) -> None:
+    """It is the usual signal to read files again, which happens without it."""
+    with running_server(workers=workers) as server, connected(server) as channel:
+        children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text().split()
+        for process in (server.process.pid, *map(int, children)):
+            os.kill(process, signal.SIGHUP)
+        request = pb.GetRequest(namespace="shop", key=b"k")
+        for _ in range(20):
+            assert SessionStoreServiceStub(channel).Get(request, timeout=PATIENCE) == pb.GetResponse()
+        assert server.stop() == 0
+        assert not server.log_lines("worker died")
+
+
 def test_workers_do_not_outlive_a_killed_supervisor(front: str) -> None:
-    """Or they would hold the port, and nobody would end them."""
-    with running_server("--front", front, workers=2) as server:
+    """Or they would hold the port, and nobody would end them; they do not drain, since the next server waits for it."""
+    with running_server("--front", front, "--drain", "1h", workers=2) as server:
         workers = [line["process"] for line in server.wait_for_log("ready", 2)]
         assert all(map(alive, workers))
         server.process.kill()
         assert eventually(lambda: not any(map(alive, workers)))
+
+
+def test_health_streams_that_nobody_reads_hold_up_nothing(tmp_path: Path) -> None:
+    """Checks and new streams are answered, a withdrawn grant is gone, and SIGTERM ends the server."""
+    shop, watch = "spiffe://example.org/shop", "/grpc.health.v1.Health/Watch"
+    caller = AUTHORITY.issue(shop)
+    files = Files(tmp_path).write(AUTHORITY.server(), AUTHORITY.pem, grant(shop, ["*"], ["get"]))
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(running_server(*files.options, "--health-listen", "127.0.0.1:0"))
+        (probed,) = server.log_lines("listening")[0]["health"]
+        unread = stack.enter_context(Raw(raw_connection(probed)))
+        unread.close_windows()
+        for number in range(MOST_STREAMS + 8):
+            unread.open_call(2 * number + 1, watch)
+            unread.send_message(2 * number + 1, b"")
+        with grpc.insecure_channel(probed) as probing, trusted(server.target, AUTHORITY.pem, caller) as calling:
+            health, stub = health_pb2_grpc.HealthStub(probing), SessionStoreServiceStub(calling)
+            assert next(health.Watch(health_pb2.HealthCheckRequest(), timeout=PATIENCE)).status == 1
+
+            def allowed() -> bool:
+                for service in ("", "live"):
+                    request = health_pb2.HealthCheckRequest(service=service)
+                    assert health.Check(request, timeout=PATIENCE).status == 1
+                try:
+                    stub.Get(pb.GetRequest(namespace="shop", key=b"k"), timeout=PATIENCE)
+                except grpc.RpcError as error:
+                    return error.code() is not grpc.StatusCode.PERMISSION_DENIED
+                return True
+
+            assert allowed()
+            files.write(grants=grant("spiffe://example.org/other", ["*"], ["get"]))
+            assert eventually(lambda: not allowed())
+        assert server.stop() == 0
+
+
+def test_idle_connections_leave_the_locks_of_the_database_alone(tmp_path: Path) -> None:
+    """LMDB's locks are POSIX locks: a process loses them when it closes any descriptor of the file."""
+    options = ("--store", f"lmdb://{tmp_path}", "--max-connections", "100")
+    with running_server(*options, workers=2) as server, contextlib.ExitStack() as stack:
+        inode = (tmp_path / "lock.mdb").stat().st_ino
+
+        def locks() -> list[tuple[str, str]]:
+            fields = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
+            return sorted((each[4], each[6]) for each in fields if each[1] == "POSIX" and each[5].endswith(f":{inode}"))
+
+        before = locks()
+        assert len({process for process, _ in before}) == 2
+        host, _, port = server.target.rpartition(":")
+        for _ in range(220):
+            stack.enter_context(socket.create_connection((host, int(port)), PATIENCE))
+        deadline = time.monotonic() + 2.5  # of what the server does every second, it has done all
+        while time.monotonic() < deadline:
+            assert locks() == before
+            time.sleep(0.1)
+        with (tmp_path / "lock.mdb").open("r+b") as file, pytest.raises(BlockingIOError):
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, 0)
 
 
 def test_stopping_leaves_no_process_and_no_directory(tmp_path: Path, front: str) -> None:

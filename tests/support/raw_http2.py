@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 # RFC 9113 section 6.
 HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY = 1, 3, 4, 6, 7
-_END_HEADERS = 4
+_DATA, _END_STREAM, _END_HEADERS, _INITIAL_WINDOW_SIZE = 0, 1, 4, 4
 _HEADER_BYTES = 9
 _GET = "/resumed.v1.SessionStoreService/Get"
 
@@ -50,6 +50,14 @@ class Raw:
         headers = [(":method", "POST"), (":scheme", "http"), (":path", path), (":authority", "localhost")]
         block = self._encoder.encode([*headers, ("content-type", "application/grpc"), ("te", "trailers")])
         self.socket.sendall(frame(HEADERS, _END_HEADERS, stream, block))
+
+    def close_windows(self) -> None:
+        """Receive no byte of any stream from now on (RFC 9113 section 6.9.2)."""
+        self.socket.sendall(frame(SETTINGS, 0, 0, struct.pack(">HL", _INITIAL_WINDOW_SIZE, 0)))
+
+    def send_message(self, stream: int, message: bytes) -> None:
+        """Send a call's one message."""
+        self.socket.sendall(frame(_DATA, _END_STREAM, stream, b"\0" + struct.pack(">L", len(message)) + message))
 
     def frames(self) -> Iterator[tuple[int, int, int, bytes]]:
         """Yield the type, flags, stream and payload of frames until the server closes the connection."""

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import threading
+from typing import TYPE_CHECKING, cast
 
+import grpc
 import pytest
+from google.protobuf.duration_pb2 import Duration
 from structlog.testing import capture_logs
 
 from resumed_server import front
 from resumed_server.pool import MOST_HELD, CallPool, Later
+from support.waiting import until
+
+if TYPE_CHECKING:
+    from resumed_server.parting import PartingServer
+
+PATIENCE = 20.0
 
 
 def test_every_call_runs_with_its_arguments_and_its_end_is_told_once() -> None:
@@ -42,6 +51,36 @@ def test_a_call_that_raises_ends_no_thread(error: type[BaseException]) -> None:
         assert ended.wait(10)
     assert [(line["event"], line["error"]) for line in logged] == [("call failed", error.__name__)]
     assert "secret" not in str(logged)
+
+
+def test_a_call_whose_client_has_given_up_is_not_carried_out() -> None:
+    """It waited for a thread for too long: what it was to do would be done for nobody."""
+    busy, free, served = threading.Event(), threading.Event(), list[int]()
+
+    def behaviour(request: Duration, _context: object) -> Duration:
+        served.append(request.seconds)
+        if request.seconds == 1:
+            busy.set()
+            assert free.wait(PATIENCE)
+        return request
+
+    server = cast("PartingServer", front.grpc_server(1, shared=False))
+    handler = grpc.unary_unary_rpc_method_handler(behaviour, Duration.FromString, Duration.SerializeToString)
+    server.add_registered_method_handlers("test.Service", {"Call": handler})
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        call = channel.unary_unary("/test.Service/Call", Duration.SerializeToString, Duration.FromString)
+        first = call.future(Duration(seconds=1))
+        assert busy.wait(PATIENCE)
+        with pytest.raises(grpc.RpcError):
+            call(Duration(seconds=2), timeout=0.05)
+        third = call.future(Duration(seconds=3))
+        until(lambda: server._pool.under_way == 3)  # so it knows how the second one ended, on the same connection
+        free.set()
+        assert (first.result(PATIENCE).seconds, third.result(PATIENCE).seconds) == (1, 3)
+    assert served == [1, 3]
+    server.stop(None)
 
 
 def test_what_is_held_back_leaves_places_for_other_calls() -> None:

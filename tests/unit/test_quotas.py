@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from google.protobuf.duration_pb2 import Duration
 
+from resumed.v1 import session_store_pb2 as pb
 from resumed_server.budgets import Budgets, LimitExceeded, Shared
 from resumed_server.engines import open_engine
+from resumed_server.engines.embedded import EmbeddedEngine
 from resumed_server.grants import Grants
 from resumed_server.limits import Limit
-from resumed_server.quotas import Counting
+from resumed_server.quotas import Counting, Tallies, Tally
+from resumed_server.service import SessionStoreService
+from resumed_server.watchers import Watchers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -153,3 +159,63 @@ def test_nothing_is_counted_where_nothing_is_limited(shared: Shared) -> None:
         """An engine that must not be asked."""
 
     Counting(Untouched(), Budgets(Limit(watchers=1)), shared.tallies).count()  # type: ignore[arg-type]
+
+
+class Abort(Exception):
+    """A call ends with an error."""
+
+
+class Refused:
+    """As much of a grpc.ServicerContext as a refusal needs."""
+
+    def abort_with_status(self, _status: object) -> None:
+        """End the call."""
+        raise Abort
+
+
+def test_only_what_is_stored_counts() -> None:
+    """Neither what the rate refuses, nor a retry, nor what the engine refuses."""
+    shared = Shared.fresh(lambda: 0.0)
+    budgets = Budgets(Limit(operations_per_second=1, sessions=10), shared=shared)
+    with contextlib.closing(EmbeddedEngine(None, capacity=1 << 20)) as engine:
+        service = SessionStoreService(engine, Watchers(engine), 600.0, budgets=budgets)
+        budget = budgets.of_namespace("shop")
+        assert budget is not None
+        assert budget.tally is not None
+
+        def put(key: bytes, value: bytes) -> pb.PutRequest:
+            return pb.PutRequest(namespace="shop", key=key, value=value, ttl=Duration(seconds=60))
+
+        operations = [put(b"1", b"value"), put(b"1", b"value"), put(b"1", b"other"), put(b"2", b"value")]
+        request = pb.BatchRequest(operations=[pb.Operation(put=each) for each in operations])
+        context: Any = Refused()
+        service.Batch(request, context)
+        assert (budget.tally.sessions, budget.tally.bytes) == (2, 10)
+        with pytest.raises(Abort):
+            service.Put(put(b"3", b"value"), context)
+        with pytest.raises(Abort):
+            service.Batch(request, context)
+        assert (budget.tally.sessions, budget.tally.bytes) == (2, 10)
+
+
+def test_nobody_can_choose_names_that_share_a_slot() -> None:
+    """Each server has a key of its own, which its workers share."""
+    one, other = Shared.fresh(), Shared.fresh()
+    for name in ("tallies", "rates"):
+        numbers = [getattr(shared, name).number("pay.example") for shared in (one, one, other)]
+        assert numbers[0] == numbers[1] != numbers[2]
+
+
+def test_a_name_of_which_nothing_is_left_gives_its_slot_back() -> None:
+    """Or thousands that came once would be counted together with those that come now."""
+    tallies = Tallies()
+    for number in range(20_000):
+        tally = Tally(tallies, f"{number}")
+        assert (tally.sessions, tally.bytes) == (0, 0)
+        if number % 100 == 0:
+            tally.add(7)
+            assert (tally.sessions, tally.bytes) == (1, 7)
+    assert len(tallies.snapshot()) == 200
+    tallies.replace({}, tallies.snapshot())
+    assert not tallies.snapshot()
+    assert tally.sessions == 0

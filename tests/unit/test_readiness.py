@@ -1,16 +1,14 @@
-"""Health follows the engine, and the log tells each change once."""
+"""Readiness follows the engine, and the log tells each change once."""
 
 from __future__ import annotations
 
+import threading
 from typing import cast
 
-from grpc_health.v1.health import HealthServicer
-from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from structlog.testing import capture_logs
 
 from resumed_server.engines.base import Engine, EngineBroken, EngineUnavailable
-from resumed_server.readiness import LIVENESS, Readiness
-from resumed_server.service import SERVICE_NAME
+from resumed_server.readiness import PATIENCE, Readiness
 
 
 class Moody:
@@ -24,21 +22,17 @@ class Moody:
             raise self.error
 
 
-def test_health_follows_the_engine_and_each_change_is_one_log_line() -> None:
-    """Not serving before the first answer; any failure of the engine counts, also one that it did not foresee."""
-    health, moody = HealthServicer(), Moody()
-    engine = cast("Engine", moody)
-    readiness = Readiness(health)
-
-    def statuses() -> set[int]:
-        return {health.Check(HealthCheckRequest(service=name), None).status for name in ("", SERVICE_NAME)}
-
-    assert statuses() == {HealthCheckResponse.NOT_SERVING}
+def test_readiness_follows_the_engine_and_each_change_is_one_log_line() -> None:
+    """Not ready before the first answer; any failure of the engine counts, also one that it did not foresee."""
+    moody = Moody()
+    readiness = Readiness(cast("Engine", moody))
+    assert not readiness.ready
     with capture_logs() as logged:
         for error in (None, None, EngineUnavailable("gone"), EngineUnavailable("gone"), KeyError("secret"), None):
             moody.error = error
-            assert readiness.follow(engine)
-            assert statuses() == {HealthCheckResponse.NOT_SERVING if error else HealthCheckResponse.SERVING}
+            readiness.probe()
+            assert readiness.ready is not bool(error)
+            assert not readiness.broken
     assert [line["event"] for line in logged] == ["ready", "not ready", "ready"]
     assert logged[1]["cause"] == "gone"
 
@@ -47,14 +41,38 @@ def test_of_a_broken_engine_nothing_is_hoped_for() -> None:
     """So that the process can end, and another one begin anew."""
     moody = Moody()
     moody.error = EngineBroken("damaged")
-    assert not Readiness(HealthServicer()).follow(cast("Engine", moody))
+    readiness = Readiness(cast("Engine", moody))
+    readiness.probe()
+    assert readiness.broken
 
 
-def test_a_server_lives_whatever_its_engine_does() -> None:
-    """So that nobody restarts it for a storage that is down."""
-    health, moody = HealthServicer(), Moody()
-    readiness = Readiness(health)
-    for error in (EngineUnavailable("gone"), None):
-        moody.error = error
-        assert health.Check(HealthCheckRequest(service=LIVENESS), None).status == HealthCheckResponse.SERVING
-        assert readiness.follow(cast("Engine", moody))
+def test_an_engine_that_does_not_return_is_not_ready() -> None:
+    """However well it answered before; and the log tells it, though its own thread waits."""
+    now = 100.0
+    asked, returns = threading.Event(), threading.Event()
+
+    class Hanging:
+        def probe(self) -> None:
+            asked.set()
+            assert returns.wait(20)
+
+    readiness = Readiness(cast("Engine", Hanging()), lambda: now)
+    returns.set()
+    readiness.probe()
+    assert readiness.ready
+    asked.clear()
+    returns.clear()
+    probing = threading.Thread(target=readiness.probe)
+    with capture_logs() as logged:
+        probing.start()
+        assert asked.wait(20)
+        now += PATIENCE
+        assert readiness.ready
+        now += 0.1
+        assert not readiness.ready
+        readiness.follow()
+        readiness.follow()
+        returns.set()
+        probing.join(20)
+        assert readiness.ready
+    assert [line["event"] for line in logged] == ["not ready", "ready"]

@@ -37,6 +37,10 @@ class Swept:
             raise outcome
         return outcome
 
+    def is_set(self) -> bool:
+        """Stand in for the same event."""
+        return False
+
     def wait(self, pause: float) -> bool:
         """Stand in for the event that stops the sweeper."""
         self.pauses.append(pause)

@@ -56,9 +56,15 @@ class StoredSession:
         return f"StoredSession({len(self.value)} bytes, ttl={self.ttl:.3f})"
 
 
+class Kept(float):
+    """The seconds left of a session that a Put found there already: it stored nothing."""
+
+    __slots__ = ()
+
+
 @dataclass(slots=True)
 class Put:
-    """Store `value` for `ttl` seconds; its outcome is the remaining ttl in seconds."""
+    """Store `value` for `ttl` seconds; its outcome is the remaining ttl in seconds, Kept if it was there already."""
 
     namespace: str
     key: bytes
@@ -157,9 +163,9 @@ class Engine(ABC):
     def put(self, namespace: str, key: bytes, value: bytes, ttl: float, issued: float | None = None) -> float:
         """Store `value` for `ttl` seconds and return the seconds it has left; `issued` as in Put.
 
-        Ids are write-once. The same value again: nothing changes, least of all the expiry. Another value, or a session
-        that was removed or taken, or issued before the namespace's last purge says: AlreadyExists, and nothing changes.
-        No room: EngineFull.
+        Ids are write-once. The same value again: Kept, and nothing changes, least of all the expiry. Another value, or
+        a session that was removed or taken, or issued before the namespace's last purge says: AlreadyExists, and
+        nothing changes. No room: EngineFull. A session lives a week from its issue at most: 0.0, if that is over.
         """
 
     @abstractmethod

@@ -12,6 +12,7 @@ from typing import Any
 
 _NUMBER_BYTES = 8
 _NAME_KEY = bytes(_NUMBER_BYTES)  # changes are numbered from 1
+_FORGOTTEN_AT_ONCE = 8
 STORED, REMOVED, PURGED = b"+", b"-", b"!"
 """What a change did: to the session at an address, or to the namespace of one without a key."""
 
@@ -30,12 +31,13 @@ class ChangeLog:
         txn.put(_NAME_KEY, os.urandom(_NUMBER_BYTES), db=table, overwrite=False)
         self._name: bytes = txn.get(_NAME_KEY, db=table)
 
-    def append(self, txn: Any, what: bytes, address: bytes) -> None:
-        """Log a change, in the write transaction that makes it; forget the oldest."""
+    def append(self, txn: Any, what: bytes, address: bytes) -> bytes:
+        """Log a change, in the write transaction that makes it; forget the oldest. Return its number."""
         number = self._last(txn) + 1
-        txn.put(_bytes(number), what + address, db=self._table, append=True)
-        if number > self._kept:
-            txn.delete(_bytes(number - self._kept), db=self._table)
+        encoded = _bytes(number)
+        txn.put(encoded, what + address, db=self._table, append=True)
+        self._forget(txn, number - self._kept)
+        return encoded
 
     def position(self, txn: Any) -> bytes:
         """Return where the log ends."""
@@ -49,8 +51,8 @@ class ChangeLog:
         if after[:_NUMBER_BYTES] != self._name or len(after) != 2 * _NUMBER_BYTES:
             return None
         number, end = int.from_bytes(after[_NUMBER_BYTES:], "big"), int.from_bytes(until[_NUMBER_BYTES:], "big")
-        last = self._last(txn)
-        if not max(0, last - self._kept) <= number <= end:
+        # A log that was kept shorter before, or is by another process, has a hole where this one would still reach.
+        if not number <= end or (number < end and txn.get(_bytes(number + 1), db=self._table) is None):
             return None
         records: list[tuple[bytes, bytes, bytes]] = []
         with txn.cursor(self._table) as cursor:
@@ -61,6 +63,14 @@ class ChangeLog:
                         break
                     records.append((record[:1], record[1:], self._name + _bytes(found)))
         return records
+
+    def _forget(self, txn: Any, until: int) -> None:
+        """Forget the changes up to a number: one, but for the first ones after the log was kept longer."""
+        with txn.cursor(self._table) as cursor:
+            for _ in range(_FORGOTTEN_AT_ONCE):
+                if not cursor.set_range(_bytes(1)) or int.from_bytes(cursor.key(), "big") > until:
+                    return
+                cursor.delete()
 
     def _last(self, txn: Any) -> int:
         with txn.cursor(self._table) as cursor:

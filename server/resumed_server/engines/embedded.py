@@ -24,6 +24,7 @@ from resumed_server.engines.base import (
     EngineFull,
     EngineUnavailable,
     Get,
+    Kept,
     Purged,
     Put,
     Remove,
@@ -36,7 +37,7 @@ from resumed_server.engines.changelog import PURGED, REMOVED, STORED, ChangeLog
 from resumed_server.engines.directory import DAMAGE, DatabaseDirectory
 from resumed_server.engines.entries import Entries, is_purged, is_tombstone, session_in, time_bytes, value_of
 from resumed_server.engines.gate import CLOSED, Gate
-from resumed_server.engines.purges import Purges
+from resumed_server.engines.purges import TIME_BYTES, Purges
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -49,7 +50,7 @@ _Transaction: TypeAlias = Any
 """An lmdb.Transaction, whose stubs do not know that it returns memoryviews with `buffers=True` only, else bytes."""
 
 _TABLES = (b"sessions", b"expiries", b"tombstones", b"changes", b"purges")
-_LAYOUT = b"1"
+_LAYOUT = b"2"
 """Changes with what is in the tables: an older or a newer version begins a new file then, and misreads nothing."""
 _MOST_PAGES = 16
 """More than storing a session can take beside its own bytes, however many pages of the tables it splits."""
@@ -142,9 +143,10 @@ class EmbeddedEngine(Engine):
         def step(txn: _Transaction) -> bytes:
             # What was stored in this very microsecond was stored before.
             now = _microseconds(self._clock()) + 1
-            mark = now if issued_before is None else min(now, _microseconds(issued_before))
-            self._changes.append(txn, PURGED, address)
-            return self._purges.set(txn, name, time_bytes(mark), self._entries.expiry(LONGEST_TTL_SECONDS))
+            time = now if issued_before is None else min(now, _microseconds(issued_before))
+            number = self._changes.append(txn, PURGED, address)
+            end = self._entries.expiry(LONGEST_TTL_SECONDS)
+            return self._purges.set(txn, name, time_bytes(time), number if issued_before is None else None, end)
 
         return _seconds(self._write(step))
 
@@ -197,6 +199,7 @@ class EmbeddedEngine(Engine):
     def probe(self) -> None:
         """See Engine."""
         self._read(lambda txn: txn.get(b"\0"))
+        self._write(lambda _txn: None)  # waits where a process that has stopped holds the lock of writers
         with self._gate:
             self._env.reader_check()  # what a killed process was reading must not pin old pages
             if self._directory.distrusted():
@@ -207,8 +210,10 @@ class EmbeddedEngine(Engine):
         """See Engine."""
         reason = self._gate.shut(CLOSED)
         if reason != CLOSED:
-            self._gate.wait_until_empty()  # LMDB crashes if it is closed under a call
-            self._directory.close(trusted=reason is None)
+            if self._gate.wait_until_empty():
+                self._directory.close(trusted=reason is None)
+            else:  # LMDB crashes if it is closed under a call; the end of the process closes it as well
+                _log.warning("the database is left open: a call does not end", directory=str(self._directory.path))
 
     def _open(self, path: Path | None, blame_crashes: bool) -> None:
         capacity = self._capacity
@@ -265,15 +270,20 @@ class EmbeddedEngine(Engine):
         if old is not None:
             if value_of(old) != put.value:
                 raise AlreadyExists
-            return entries.remaining(old)
+            return Kept(entries.remaining(old))
         now = self._clock()
-        issued = time_bytes(_microseconds(now if put.issued is None else min(put.issued, now)))
-        if issued < mark:
+        issued = now if put.issued is None else min(put.issued, now)
+        issued_bytes = time_bytes(_microseconds(issued))
+        if issued_bytes < mark[:TIME_BYTES]:
             raise AlreadyExists
-        expiry = entries.expiry(put.ttl)
+        # No longer than any session lives: then the mark that would refuse it may be forgotten.
+        ttl = min(put.ttl, issued + LONGEST_TTL_SECONDS - now)
+        if ttl <= 0:
+            return 0.0
+        expiry = entries.expiry(ttl)
         self._make_room(txn, len(address) + len(put.value))
-        entries.store(txn, address, expiry, issued + put.value)
-        self._changes.append(txn, STORED, address)
+        number = self._changes.append(txn, STORED, address)
+        entries.store(txn, address, expiry, issued_bytes + number + put.value)
         return max(0.0, entries.remaining(expiry))
 
     def _get(self, txn: _Transaction, name: bytes, address: bytes) -> StoredSession | None:
@@ -413,7 +423,7 @@ def _microseconds(seconds: float) -> int:
 
 
 def _seconds(mark: bytes) -> float:
-    return int.from_bytes(mark, "big") / 1e6
+    return int.from_bytes(mark[:TIME_BYTES], "big") / 1e6
 
 
 def _usage(mark: bytes) -> Usage:

@@ -2,11 +2,12 @@
 
 They are keyed so that LMDB's order is the order that is needed:
 
-    sessions    namespace 00 key         -> expiry, issued, value     (a tombstone is an expiry alone)
+    sessions    namespace 00 key         -> expiry, issued, number, value     (a tombstone is an expiry alone)
     expiries    expiry, namespace 00 key -> (nothing)         live sessions, the soonest to expire first
     tombstones  expiry, namespace 00 key -> (nothing)         removed and taken ones, likewise
 
 Times are 8 bytes, big endian, since the epoch: an expiry in milliseconds, when a session was issued in microseconds.
+The number is that of the change that stored the session, in the log of changes.
 What stands left of an arrow for a session is its *address*, what stands right of it its *entry*.
 """
 
@@ -21,7 +22,8 @@ from resumed_server.engines.purges import TIME_BYTES
 if TYPE_CHECKING:
     from resumed_server.engines.base import Clock
 
-_HEAD_BYTES = 2 * TIME_BYTES
+_ISSUED, _NUMBER = slice(TIME_BYTES, 2 * TIME_BYTES), slice(2 * TIME_BYTES, 3 * TIME_BYTES)
+_HEAD_BYTES = 3 * TIME_BYTES
 _END_OF_TIME = b"\xff" * TIME_BYTES
 _milliseconds = struct.Struct(">Q").unpack_from
 
@@ -54,7 +56,7 @@ class Entries:
         return None
 
     def store(self, txn: Any, address: bytes, expiry: bytes, rest: bytes) -> None:
-        """Store a session where there is none; `rest` is when it was issued, and its value."""
+        """Store a session where there is none; `rest` is when it was issued, its number and its value."""
         txn.put(address, expiry + rest, db=self._sessions)
         txn.put(expiry + address, b"", db=self._expiries)
 
@@ -137,7 +139,7 @@ class Entries:
 
 def session_in(entry: bytes | None, now: float, mark: bytes) -> StoredSession | None:
     """Return the session in `entry`, None if there is none, or it is a tombstone, purged or over."""
-    if entry is None or len(entry) == TIME_BYTES or entry[TIME_BYTES:_HEAD_BYTES] < mark:
+    if entry is None or len(entry) == TIME_BYTES or (mark and is_purged(entry, mark)):
         return None
     ttl = _milliseconds(entry)[0] / 1000 - now
     return StoredSession(entry[_HEAD_BYTES:], ttl) if ttl > 0 else None
@@ -154,8 +156,8 @@ def is_tombstone(entry: bytes) -> bool:
 
 
 def is_purged(entry: bytes, mark: bytes) -> bool:
-    """Return whether a session was issued before its namespace's mark."""
-    return len(entry) > TIME_BYTES and entry[TIME_BYTES:_HEAD_BYTES] < mark
+    """Return whether a session was issued, or stored, before its namespace's mark."""
+    return len(entry) > TIME_BYTES and (entry[_ISSUED] < mark[:TIME_BYTES] or entry[_NUMBER] < mark[TIME_BYTES:])
 
 
 def time_bytes(number: int) -> bytes:

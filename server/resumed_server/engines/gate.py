@@ -8,6 +8,8 @@ from collections import deque
 from resumed_server.engines.base import EngineBroken
 
 CLOSED = "the store is closed"
+PATIENCE = 5.0
+"""Seconds that the calls under way have to end when an engine is closed."""
 
 
 class Gate:
@@ -33,7 +35,9 @@ class Gate:
             self._shut = reason
         return before
 
-    def wait_until_empty(self) -> None:
-        """Wait for the calls that were let in."""
-        while self._inside:
+    def wait_until_empty(self) -> bool:
+        """Wait for the calls that were let in, up to PATIENCE seconds; return whether they are over."""
+        deadline = time.monotonic() + PATIENCE
+        while self._inside and time.monotonic() < deadline:
             time.sleep(0.001)
+        return not self._inside

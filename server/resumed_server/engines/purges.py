@@ -3,6 +3,9 @@
 A purge is a mark: nothing of the namespace that was issued before it counts, whether it is there or still to come. So
 it takes effect at once, however much there is. What it makes worthless is deleted later, in small steps, by the
 sweepers of all processes. A mark is forgotten when no session from before it can be alive any more.
+
+A mark is a time and the number of a change. The time is for what arrives late. What was stored before a purge of all
+that is there has a lower number than that purge, whatever the clock said or says: it may have been set back meanwhile.
 """
 
 from __future__ import annotations
@@ -15,13 +18,16 @@ if TYPE_CHECKING:
 TIME_BYTES = 8
 """A time is so many bytes, big endian, so that an earlier one sorts first."""
 NEVER = b""
-"""The mark of a namespace that was not purged: it sorts before every time."""
+"""The mark of a namespace that was not purged: its parts sort before every time and number."""
+MARK_BYTES = 2 * TIME_BYTES
+_HEAD_BYTES = MARK_BYTES + TIME_BYTES
+_NO_NUMBER = bytes(TIME_BYTES)
 
 
 class Purges:
     """The purges of one database, in `table`: namespace -> mark, its end, where to go on deleting (or nothing).
 
-    The mark is in microseconds, the end in milliseconds since the epoch.
+    The time of a mark is in microseconds, its end in milliseconds since the epoch.
     """
 
     def __init__(self, table: Any) -> None:
@@ -30,19 +36,22 @@ class Purges:
     def mark(self, txn: Any, namespace: bytes) -> bytes:
         """Return the mark of a namespace, or NEVER."""
         record: bytes = txn.get(namespace, NEVER, db=self._table)
-        return record[:TIME_BYTES]
+        return record[:MARK_BYTES]
 
-    def set(self, txn: Any, namespace: bytes, mark: bytes, end: bytes) -> bytes:
-        """Set the mark of a namespace until `end`, unless it has a later one; return which it has."""
+    def set(self, txn: Any, namespace: bytes, time: bytes, number: bytes | None, end: bytes) -> bytes:
+        """Set the mark of a namespace to a time, and to a number if there is one, until `end`; return its time.
+
+        What is later already stays.
+        """
         before = self.mark(txn, namespace)
-        if before >= mark:
-            return before
-        txn.put(namespace, mark + end + namespace + b"\0", db=self._table)
-        return mark
+        mark = max(before[:TIME_BYTES], time) + max(before[TIME_BYTES:], number or _NO_NUMBER)
+        if mark != before:
+            txn.put(namespace, mark + end + namespace + b"\0", db=self._table)
+        return mark[:TIME_BYTES]
 
     def due(self, txn: Any, now: bytes) -> bool:
         """Return whether there is something to forget or to delete."""
-        return any(record[2 * TIME_BYTES :] or _end(record) <= now for _, record in self._all(txn))
+        return any(record[_HEAD_BYTES:] or _end(record) <= now for _, record in self._all(txn))
 
     def forget(self, txn: Any, now: bytes) -> None:
         """Forget the marks that end no later than `now`."""
@@ -52,12 +61,12 @@ class Purges:
 
     def unfinished(self, txn: Any) -> tuple[bytes, bytes] | None:
         """Return a namespace of which there may be something to delete, and the address to go on at, or None."""
-        return next(((name, at) for name, record in self._all(txn) if (at := record[2 * TIME_BYTES :])), None)
+        return next(((name, at) for name, record in self._all(txn) if (at := record[_HEAD_BYTES:])), None)
 
     def proceed(self, txn: Any, namespace: bytes, address: bytes) -> None:
         """Note that deleting goes on at `address`, or (if it is empty) is finished."""
         record: bytes = txn.get(namespace, db=self._table)
-        txn.put(namespace, record[: 2 * TIME_BYTES] + address, db=self._table)
+        txn.put(namespace, record[:_HEAD_BYTES] + address, db=self._table)
 
     def _all(self, txn: Any) -> Iterator[tuple[bytes, bytes]]:
         """Return all records, which are as many as operators have purged namespaces."""
@@ -65,4 +74,4 @@ class Purges:
 
 
 def _end(record: bytes) -> bytes:
-    return record[TIME_BYTES : 2 * TIME_BYTES]
+    return record[MARK_BYTES:_HEAD_BYTES]

@@ -1,8 +1,8 @@
 """Redis and Valkey: sessions in a server that the fleet already runs, shared by any number of stateless replicas.
 
-A session is one key, prefix + namespace + ":" + key; its value is the time of its issue and the session's own, or
-nothing at all in a tombstone. What an operation does to it is one script, and so one atomic step. Redis keeps the time
-and lets keys expire.
+A session is one key, prefix + namespace + ":" + key; its value is the time of its issue, the epoch in which it was
+stored (see redis_admission.py) and the session's own, or nothing at all in a tombstone. What an operation does to it is
+one script, and so one atomic step. Redis keeps the time and lets keys expire.
 
 Redis promises less than a database: where it evicts keys, tombstones can go, and a failover can lose the last writes
 (see docs/engines.md).
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 import structlog
 
 from resumed_server.engines.base import (
+    LONGEST_TTL_SECONDS,
     UNKNOWN_TOMBSTONE_SECONDS,
     AlreadyExists,
     Change,
@@ -23,6 +24,7 @@ from resumed_server.engines.base import (
     EngineError,
     EngineUnavailable,
     Get,
+    Kept,
     Purged,
     Put,
     Remove,
@@ -32,9 +34,10 @@ from resumed_server.engines.base import (
     Usage,
 )
 from resumed_server.engines.gate import CLOSED, Gate
-from resumed_server.engines.redis_log import LOG, PURGED, REMOVED, STORED, ChangeLog
+from resumed_server.engines.redis_admission import EPOCH_DIGITS, MARK_DIGITS, TIME_DIGITS, Admission
+from resumed_server.engines.redis_log import LOG, PURGED, REMOVED, STORED, ChangeLog, streams_of
 from resumed_server.engines.redis_nodes import Displaced, Unsuitable, connected
-from resumed_server.engines.redis_purges import TIME_DIGITS, UNKNOWN, Purges, time_text, unless_purged
+from resumed_server.engines.redis_purges import UNKNOWN, Purges, time_text, unless_purged
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -50,25 +53,30 @@ def _scripts(*, cluster: bool) -> Mapping[type[Operation], str]:
     Sent whole each time: a script that is called by its hash is not there after a restart or a failover. What begins
     with #! may run on a full Redis only if it says so, as those must that remove; and says that it logs what it does.
     ARGV begins with the namespace and its mark, and ends with what the log needs: its streams lead to the mark as well.
+    Sessions live no longer than a week from their issue: then the mark that would refuse them may be forgotten. A
+    removal is written even if it changes nothing, so that there is something for replicas to acknowledge.
     """
-    get = f"""#!lua flags=no-writes,allow-cross-slot-keys
+    # It writes nothing, but without no-writes a replica refuses it: that may have what its primary removed since.
+    get = f"""#!lua flags=allow-oom,allow-cross-slot-keys
 local value = redis.call('GET', KEYS[1])
 if not value or value == '' then return false end{unless_purged(4, cluster=cluster)}
 if not value then return false end
-return {{string.sub(value, {TIME_DIGITS + 1}), redis.call('PTTL', KEYS[1])}}"""
+return {{string.sub(value, {MARK_DIGITS + 1}), redis.call('PTTL', KEYS[1])}}"""
     put = f"""#!lua flags=allow-cross-slot-keys{LOG}
 local value = redis.call('GET', KEYS[1]){unless_purged(7, cluster=cluster)}
-if value then return string.sub(value, {TIME_DIGITS + 1}) == ARGV[3] and redis.call('PTTL', KEYS[1]) or -1 end
+if value then return string.sub(value, {MARK_DIGITS + 1}) == ARGV[3] and {{redis.call('PTTL', KEYS[1])}} or -1 end
 local time = redis.call('TIME')
-local issued = string.format('%0{TIME_DIGITS}.0f', time[1] * 1e6 + time[2])
+local now = time[1] * 1e6 + time[2]
+local issued = string.format('%0{TIME_DIGITS}.0f', now)
 if ARGV[5] ~= '' and ARGV[5] < issued then issued = ARGV[5] end
-if issued < mark then return -1 end
-if ARGV[4] ~= '0' then
-  local failed = log('{STORED.decode()}', 6)
-  if failed then return failed end
-  redis.call('SET', KEYS[1], issued .. ARGV[3], 'PX', ARGV[4])
-end
-return tonumber(ARGV[4])"""
+if issued < string.sub(mark, 1, {TIME_DIGITS}) then return -1 end
+local ttl = math.min(tonumber(ARGV[4]), math.floor((issued + {LONGEST_TTL_SECONDS * 1e6:.0f} - now) / 1000))
+if ttl <= 0 then return 0 end
+local failed = log('{STORED.decode()}', 6)
+if failed then return failed end
+local epoch = mark == '' and '{"0" * EPOCH_DIGITS}' or string.sub(mark, {TIME_DIGITS + 1})
+redis.call('SET', KEYS[1], issued .. epoch .. ARGV[3], 'PX', string.format('%.0f', ttl))
+return ttl"""
     take = f"""#!lua flags=allow-oom,allow-cross-slot-keys{LOG}
 local value = redis.call('GET', KEYS[1])
 if not value or value == '' then return false end{unless_purged(4, cluster=cluster)}
@@ -77,10 +85,13 @@ local ttl = redis.call('PTTL', KEYS[1])
 local failed = log('{REMOVED.decode()}', 3)
 if failed then return failed end
 redis.call('SET', KEYS[1], '', 'KEEPTTL')
-return {{string.sub(value, {TIME_DIGITS + 1}), ttl}}"""
+return {{string.sub(value, {MARK_DIGITS + 1}), ttl}}"""
     remove = f"""#!lua flags=allow-oom,allow-cross-slot-keys{LOG}
 local value = redis.call('GET', KEYS[1])
-if value == '' then return 0 end{unless_purged(4, cluster=cluster)}
+if value == '' then
+  redis.call('SET', KEYS[1], '', 'KEEPTTL')
+  return 0
+end{unless_purged(4, cluster=cluster)}
 local failed = log('{REMOVED.decode()}', 3)
 if failed then return failed end
 if value then
@@ -114,10 +125,13 @@ class RedisEngine(Engine):
 
     def __init__(self, url: RedisUrl, *, threads: int) -> None:
         self._url, self._prefix = url, url.prefix.encode()
-        self._nodes = connected(url, threads)
-        self._log = ChangeLog(self._nodes, self._prefix, cluster=url.topology == "cluster")
-        self._purges = Purges(url, self._nodes, self._log)
-        self._scripts = _scripts(cluster=url.topology == "cluster")
+        cluster = url.topology == "cluster"
+        streams = streams_of(self._prefix, cluster=cluster)
+        admission = Admission(streams, cluster=cluster)
+        self._nodes = connected(url, threads, admission)
+        self._log = ChangeLog(self._nodes, streams)
+        self._purges = Purges(url, self._nodes, self._log, admission)
+        self._scripts = _scripts(cluster=cluster)
         self._gate = Gate()
         self._warned = False
         try:
@@ -213,7 +227,7 @@ class RedisEngine(Engine):
     def close(self) -> None:
         """See Engine."""
         if self._gate.shut(CLOSED) != CLOSED:
-            self._gate.wait_until_empty()
+            self._gate.wait_until_empty()  # a call that goes on fails
             self._nodes.close()
 
     def _carry_out(self, operation: Operation) -> Outcome:
@@ -333,9 +347,8 @@ class RedisEngine(Engine):
         if info.get("cluster_enabled") and self._url.topology != "cluster":
             raise Unsuitable(f"Redis at {name} is a node of a cluster; use redis+cluster://")
         if info.get("role") != "master":
-            message = f"Redis at {name} is a replica, which is read-only; use its primary"
-            # Behind Sentinels, it will be told soon that it is the primary now, or we that another one is.
-            raise EngineUnavailable(message) if self._url.topology == "sentinel" else Unsuitable(message)
+            self._nodes.reconnect()
+            raise self._nodes.read_only(name)
         policy = info.get("maxmemory_policy")
         if info.get("maxmemory") and policy != "noeviction" and not self._warned:
             self._warned = True
@@ -350,9 +363,9 @@ def _outcome(operation: Operation, answer: Any) -> Outcome:
     if isinstance(answer, EngineError):
         return answer
     if isinstance(operation, Put):
-        if answer < 0:
-            return AlreadyExists()
-        return float(answer / 1000)
+        if isinstance(answer, list):
+            return Kept(answer[0] / 1000)
+        return AlreadyExists() if answer < 0 else answer / 1000
     if isinstance(operation, Remove):
         return bool(answer)
     if answer is None or answer[1] <= 0:

@@ -44,6 +44,8 @@ STREAMS = 128
 STORED, REMOVED, PURGED = b"+", b"-", b"!"
 """What a change did: to the session of a key, or to the namespace of one that ends there."""
 
+_MARK = b"."
+_WHAT = {STORED, REMOVED, PURGED, _MARK}
 _SLOTS = 16_384
 _MARK_MS = 1_000
 _PLACES_SECONDS = 1.0
@@ -136,12 +138,11 @@ class Reading:
 
 
 class ChangeLog:
-    """The log of the sessions whose keys begin with `prefix`, on `nodes`. Thread-safe."""
+    """The log in `streams` on `nodes`. Thread-safe."""
 
-    def __init__(self, nodes: Nodes, prefix: bytes, *, cluster: bool) -> None:
+    def __init__(self, nodes: Nodes, streams: Sequence[bytes]) -> None:
         self._nodes = nodes
-        slots = range(0, _SLOTS, _SLOTS // STREAMS if cluster else _SLOTS)
-        self._streams = [b"%b{%b}" % (prefix, tag) for tag in _tags(slots)]
+        self._streams = streams
         self._lock = threading.Lock()
         self._known: OrderedDict[bytes, _Ends] = OrderedDict()
         self._places: tuple[float, Mapping[str, Sequence[int]]] = (float("-inf"), {})
@@ -213,7 +214,10 @@ class ChangeLog:
                     return None
                 if len(entries) == limit:
                     ids[each] = _packed(entries[-1][0])
-                changes += _logged(each, entries)
+                logged = _logged(each, entries)
+                if logged is None:
+                    return None
+                changes += logged
         changes.sort()
         return Reading(self, start, _Ends(end.lineage, tuple(ids)), changes)
 
@@ -246,6 +250,12 @@ class ChangeLog:
         return answer
 
 
+def streams_of(prefix: bytes, *, cluster: bool) -> list[bytes]:
+    """Return the keys of the streams that log the sessions whose keys begin with `prefix`."""
+    slots = range(0, _SLOTS, _SLOTS // STREAMS if cluster else _SLOTS)
+    return [b"%b{%b}" % (prefix, tag) for tag in _tags(slots)]
+
+
 def _tags(slots: Iterable[int]) -> list[bytes]:
     """Return for each slot a tag that belongs into it."""
     wanted, number = set(slots), 0
@@ -259,9 +269,15 @@ def _tags(slots: Iterable[int]) -> list[bytes]:
     return [tags[slot] for slot in slots]
 
 
-def _logged(stream: int, entries: Iterable[tuple[bytes, Sequence[bytes]]]) -> list[Logged]:
-    """Return the changes among `entries`; marks are none."""
-    return [Logged(_packed(id_), stream, what, key) for id_, (what, key) in entries if what != b"."]
+def _logged(stream: int, entries: Iterable[tuple[bytes, Sequence[bytes]]]) -> list[Logged] | None:
+    """Return the changes among `entries`, None if one is nothing that this version writes; marks are no changes."""
+    logged = []
+    for id_, fields in entries:
+        if len(fields) != 2 or fields[0] not in _WHAT:  # noqa: PLR2004 - a field and its value
+            return None
+        if fields[0] != _MARK:
+            logged.append(Logged(_packed(id_), stream, *fields))
+    return logged
 
 
 def _packed(id_: bytes) -> bytes:

@@ -67,7 +67,7 @@ class Nodes(ABC):
 
     def __init__(self, url: RedisUrl) -> None:
         self.name = ", ".join(f"{host}:{port}" for host, port in url.hosts)
-        self._timeout = url.timeout
+        self._timeout, self._topology = url.timeout, url.topology
         self._absences: defaultdict[str, _Absence] = defaultdict(lambda: _Absence(url))
 
     def execute(self, node: str, commands: Sequence[Sequence[Any]]) -> list[Any]:
@@ -112,8 +112,18 @@ class Nodes(ABC):
         """Find out anew which node has which key; raise EngineError if nobody knows."""
 
     @abstractmethod
+    def reconnect(self) -> None:
+        """Close the connections that are idle: another server may be behind the name by now."""
+
+    @abstractmethod
     def close(self) -> None:
         """Close all connections."""
+
+    def read_only(self, node: str) -> EngineUnavailable:
+        """Return what it means that a node is a replica."""
+        message = f"Redis at {node} is a replica, which is read-only; use its primary"
+        # Behind Sentinels, it will be told soon that it is the primary now, or we that another one is.
+        return Unsuitable(message) if self._topology == "server" else EngineUnavailable(message)
 
     @abstractmethod
     def _execute(self, node: str, commands: Sequence[Sequence[Any]]) -> list[Any]: ...
@@ -146,12 +156,18 @@ class Nodes(ABC):
         if reason := _tls_failure(error):
             return Unsuitable(f"TLS with Redis at {node} fails ({reason}); see to ca, cert and key, or use redis:")
         if isinstance(error, redis.ResponseError) and not isinstance(error, exceptions.ClusterError):
-            if "unknown command" in str(error).lower() and "sentinel" in str(error).lower():
-                return Unsuitable(f"{node} is no Sentinel; give the addresses of Sentinels, or use redis://")
-            if "non local key" in str(error):
-                return Displaced(f"the slots of Redis at {node} are moving")
-            return EngineUnavailable(f"Redis at {node} answers {_code(error)}")
+            return self._refused(error, node)
         return EngineUnavailable(self._unreachable(error, node, absence.begin()))
+
+    def _refused(self, error: redis.ResponseError, node: str) -> EngineUnavailable:
+        if isinstance(error, redis.exceptions.ReadOnlyError):
+            self.reconnect()
+            return self.read_only(node)
+        if "unknown command" in str(error).lower() and "sentinel" in str(error).lower():
+            return Unsuitable(f"{node} is no Sentinel; give the addresses of Sentinels, or use redis://")
+        if "non local key" in str(error):
+            return Displaced(f"the slots of Redis at {node} are moving")
+        return EngineUnavailable(f"Redis at {node} answers {_code(error)}")
 
     def _unreachable(self, error: Exception, node: str, hint: str) -> str:
         if isinstance(error, redis.sentinel.MasterNotFoundError):
@@ -175,6 +191,10 @@ class _Server(Nodes):
 
     def refresh(self) -> None:
         """See Nodes."""
+
+    def reconnect(self) -> None:
+        """See Nodes."""
+        self._client.connection_pool.disconnect(inuse_connections=False)
 
     def close(self) -> None:
         """See Nodes."""
@@ -213,6 +233,9 @@ class _Cluster(Nodes):
         """See Nodes."""
         with self._translating(self.name, self._absences[self.name]):
             self._client().nodes_manager.initialize()
+
+    def reconnect(self) -> None:
+        """See Nodes. Nodes of a cluster say themselves who has their slots."""
 
     def close(self) -> None:
         """See Nodes."""
@@ -296,8 +319,10 @@ class _Credentials(CredentialProvider):
         return (self._user, password) if self._user else (password,)
 
 
-def connected(url: RedisUrl, threads: int) -> Nodes:
+def connected(url: RedisUrl, threads: int, admit: Callable[[Any], None]) -> Nodes:
     """Return the servers behind `url`, to be used by as many `threads`. Connects when they are first needed.
+
+    `admit` begins each connection.
 
     Raises:
         ValueError: A file that the URL names cannot be read.
@@ -317,7 +342,7 @@ def connected(url: RedisUrl, threads: int) -> Nodes:
         options |= {"ssl_certfile": url.cert and str(url.cert), "ssl_keyfile": url.key and str(url.key)}
     sentinel_options = options | _credentials(url.sentinel_user, None, url.sentinel_password_file)
     options |= _credentials(url.user, url.password, url.password_file)
-    options |= {"max_connections": threads + _OTHER_THREADS}
+    options |= {"max_connections": threads + _OTHER_THREADS, "redis_connect_func": admit}
     if url.topology == "cluster":
         return _Cluster(url, options | {"retry": Retry(NoBackoff(), 0)})  # it would try time-outs again
     if url.topology == "sentinel":
@@ -360,5 +385,7 @@ def _tls_failure(error: BaseException | None) -> str:
 
 
 def _code(error: Exception) -> str:
-    """Return the first word of an answer, which is a code; what follows may be anything."""
-    return str(error).partition(" ")[0][:32] or error.__class__.__name__
+    """Return the code of an answer: redis-py makes a class of it, or leaves it as the first word. Not the rest."""
+    if type(error) is not redis.ResponseError:
+        return type(error).__name__
+    return str(error).partition(" ")[0][:32]

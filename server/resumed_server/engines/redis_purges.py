@@ -4,7 +4,9 @@ A purge is a mark: a key beside each stream of the log (see redis_log.py), so th
 The scripts read a mark on their own node, two where there are two: one may be on its way to another node. A purge is in
 force once all are set. Redis forgets a mark when no session from before it can be alive any more.
 
-Times are microseconds since the epoch, as Redis counts them, in 16 digits, which sort as numbers do.
+A mark is a time (microseconds, as Redis counts them) and an epoch, as the states of redis_admission.py are, which count
+together with it. The time is for what arrives late; a purge of all that is there begins an epoch, so that what was
+stored before is gone whatever the clocks of Redis and of its replicas say.
 """
 
 from __future__ import annotations
@@ -16,43 +18,59 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from resumed_server.engines.base import LONGEST_TTL_SECONDS, EngineError, EngineUnavailable, Usage
+from resumed_server.engines.redis_admission import (
+    COUNTER,
+    EPOCH_DIGITS,
+    LATEST,
+    MARK_DIGITS,
+    TIME_DIGITS,
+    state_key,
+)
 from resumed_server.engines.redis_nodes import Displaced
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from resumed_server.engines.redis_admission import Admission
     from resumed_server.engines.redis_log import ChangeLog
     from resumed_server.engines.redis_nodes import Nodes
     from resumed_server.engines.redis_url import RedisUrl
 
-TIME_DIGITS = 16
 UNKNOWN = b"?"
 """Has a script read the mark itself."""
 
-_MARK = f"""
+_PURGED = f"""{LATEST}
+local function purged(value, mark)
+  return value and value ~= '' and (string.sub(value, 1, {TIME_DIGITS}) < string.sub(mark, 1, {TIME_DIGITS})
+    or string.sub(value, {TIME_DIGITS + 1}, {MARK_DIGITS}) < string.sub(mark, {TIME_DIGITS + 1}))
+end"""
+_MARK = f"""{_PURGED}
 local function mark(namespace, first)
-  local latest, copies, failed = '', 0
+  local marked, copies, failed = '', 0
   for each = first, #ARGV do
-    local found = redis.pcall('GET', ARGV[each] .. namespace)
-    if type(found) == 'table' then
-      failed = found
+    local found, state = redis.pcall('GET', ARGV[each] .. namespace), redis.pcall('GET', ARGV[each] .. '!')
+    if type(found) == 'table' or type(state) == 'table' then
+      failed = type(found) == 'table' and found or state
     else
       copies = copies + 1
-      if found and found > latest then latest = found end
-      if copies == 2 then return latest end
+      marked = latest(marked, latest(state, found))
+      if copies == 2 then return marked end
     end
   end
-  return copies > 0 and latest or failed
-end
-local function purged(value, mark) return value and value ~= '' and string.sub(value, 1, {TIME_DIGITS}) < mark end"""
+  return copies > 0 and marked or failed
+end"""
 """Functions for scripts: the mark of a namespace, where ARGV has streams from `first` on, or an error if no copy of it
 is at hand; and whether what is stored is a session from before a mark."""
 
-_SET = f"""#!lua flags=allow-oom
-local mark = redis.call('GET', KEYS[1])
-if mark and mark >= ARGV[1] then return mark end
-redis.call('SET', KEYS[1], ARGV[1], 'PX', {LONGEST_TTL_SECONDS * 1000:.0f})
-return ARGV[1]"""
+# Written even if nothing changes, so that there is something for replicas to acknowledge.
+_SET = f"""#!lua flags=allow-oom{LATEST}
+local mark, state = latest(redis.call('GET', KEYS[1]), ARGV[1]), redis.call('GET', KEYS[2])
+redis.call('SET', KEYS[1], mark, 'PX', {LONGEST_TTL_SECONDS * 1000:.0f})
+local epoch = string.sub(mark, {TIME_DIGITS + 1})
+if state and string.sub(state, {COUNTER.start + 1}, {COUNTER.stop}) < epoch then
+  redis.call('SET', KEYS[2], string.sub(state, 1, {COUNTER.start}) .. epoch .. string.sub(state, {COUNTER.stop + 1}))
+end
+return mark"""
 # Goes on at a cursor; answers the next one, and of each namespace: its name, sessions, their bytes, tombstones, purged.
 _LOOK = f"""#!lua flags=allow-oom,allow-cross-slot-keys{_MARK}
 local cursor, pattern, count, prefix, deletes = unpack(ARGV)
@@ -73,7 +91,7 @@ for _, key in ipairs(found[2]) do
       counted[4] = counted[4] + 1
       if deletes == '1' then redis.call('UNLINK', key) end
     else
-      counted[1], counted[2] = counted[1] + 1, counted[2] + #value - {TIME_DIGITS}
+      counted[1], counted[2] = counted[1] + 1, counted[2] + #value - {MARK_DIGITS}
     end
   end
 end
@@ -95,9 +113,9 @@ def unless_purged(streams: int, *, cluster: bool) -> str:
     ARGV has the namespace, the mark (or UNKNOWN), and from `streams` on the keys of the log's.
     """
     if not cluster:  # one stream, one mark: the lines are on the path of every call
-        return f"""
-local mark = redis.call('GET', ARGV[{streams}] .. ARGV[1]) or ''
-if value and value ~= '' and string.sub(value, 1, {TIME_DIGITS}) < mark then value = false end"""
+        return f"""{_PURGED}
+local mark = latest(redis.call('GET', ARGV[{streams}] .. '!'), redis.call('GET', ARGV[{streams}] .. ARGV[1]))
+if purged(value, mark) then value = false end"""
     return f"""{_MARK}
 local mark = ARGV[2] == '{UNKNOWN.decode()}' and mark(ARGV[1], {streams}) or ARGV[2]
 if type(mark) == 'table' then return mark end
@@ -107,16 +125,18 @@ if purged(value, mark) then value = false end"""
 class Purges:
     """The purges of the sessions whose keys begin with `prefix`, on `nodes`. Thread-safe."""
 
-    def __init__(self, url: RedisUrl, nodes: Nodes, log: ChangeLog) -> None:
+    def __init__(self, url: RedisUrl, nodes: Nodes, log: ChangeLog, admission: Admission) -> None:
         self._url, self._nodes, self._log, self._prefix = url, nodes, log, url.prefix.encode()
+        self._admission = admission
         self._lock = threading.Lock()
         self._unfinished: deque[_Deletion] = deque()
 
     def known(self, namespace: str) -> bytes:
         """Return the mark of a namespace, from wherever it is; it sorts before every time if there is none."""
-        key = self._log.first_stream + namespace.encode()
-        (mark,) = self._executed(self._nodes.of(key), [("GET", key)])
-        return mark or b""
+        stream = self._log.first_stream
+        keys = state_key(stream), stream + namespace.encode()
+        state, mark = self._executed(self._nodes.of(stream), [("GET", key) for key in keys])
+        return _latest(state or b"", mark or b"")
 
     def set(self, namespace: str, issued_before: float | None) -> float:
         """Set all marks of a namespace to a time, now at the latest, but never back; return where they are.
@@ -126,24 +146,29 @@ class Purges:
         """
         # Of all the nodes' clocks the latest: what any of them has stored was issued before. And what was stored in
         # this very microsecond was stored before.
-        times = [self._executed(node, [("TIME",)])[0] for node in self._log.streams()]
-        mark = max(int(seconds) * 1_000_000 + int(more) for seconds, more in times) + 1
-        if issued_before is not None:
-            mark = min(mark, _microseconds(issued_before))
-        set_to = _digits(mark)
+        now = counter = 0
+        for node, streams in self._log.streams().items():
+            time_of, *states = self._executed(node, [("TIME",), *(("GET", state_key(stream)) for stream in streams)])
+            now = max(now, int(time_of[0]) * 1_000_000 + int(time_of[1]) + 1)
+            counter = max(counter, *(int(state[COUNTER]) for state in states if state), 0)
+        if issued_before is None:
+            mark = _digits(now, TIME_DIGITS) + _digits(max(counter + 1, now // 1_000_000), EPOCH_DIGITS)
+        else:
+            mark = _digits(min(now, _microseconds(issued_before)), TIME_DIGITS) + _digits(0, EPOCH_DIGITS)
         for node, streams in self._log.streams().items():
             commands: list[tuple[Any, ...]] = [
-                ("EVAL", _SET, 1, stream + namespace.encode(), set_to) for stream in streams
+                ("EVAL", _SET, 2, stream + namespace.encode(), state_key(stream), mark) for stream in streams
             ]
             if self._url.wait_replicas:
                 commands.append(("WAIT", self._url.wait_replicas, int(self._url.timeout * 1000)))
             answers = self._executed(node, commands)
             if self._url.wait_replicas and answers.pop() < self._url.wait_replicas:
                 raise EngineUnavailable(f"not all of {self._url.wait_replicas} replicas of Redis know of the purge yet")
-            set_to = max(set_to, *answers)
+            for answer in answers:
+                mark = _latest(mark, answer)
         with self._lock:
             self._unfinished.append(_Deletion(namespace, list(self._log.streams())))
-        return _seconds(set_to)
+        return _seconds(mark)
 
     def delete(self, limit: int) -> int:
         """Look for about `limit` sessions that were purged, and delete those; return 0 if there is nothing left to do.
@@ -151,6 +176,9 @@ class Purges:
         The process that purged a namespace does it; if that ends before, what is left goes when it expires.
         """
         with self._lock:
+            if self._admission.changed:
+                self._admission.changed = False
+                self._unfinished.append(_Deletion(None, list(self._log.streams())))
             if not self._unfinished:
                 return 0
             deletion = self._unfinished[0]
@@ -179,8 +207,7 @@ class Purges:
                     break
                 time.sleep(_REST * (time.monotonic() - begun))
         for name, usage in counted.items():
-            mark = self.known(name)
-            usage.issued_before = _seconds(mark) if mark else None
+            usage.issued_before = _seconds(self.known(name)) or None
         return counted
 
     def _look(
@@ -211,14 +238,14 @@ class Purges:
 
 def time_text(seconds: float) -> bytes:
     """Return a time in Unix seconds as the scripts have it."""
-    return _digits(_microseconds(seconds))
+    return _digits(min(_microseconds(seconds), 10**TIME_DIGITS - 1), TIME_DIGITS)
 
 
 @dataclass
 class _Deletion:
-    """How far what was purged of a namespace has been deleted: the nodes to look at, and where in the first one."""
+    """How far what was purged of a namespace, or (None) of all, has been deleted: the nodes to look at, and where."""
 
-    namespace: str
+    namespace: str | None
     nodes: list[str]
     cursor: bytes = b"0"
 
@@ -228,8 +255,15 @@ def _escaped(text: bytes) -> bytes:
     return b"".join(b"\\" + bytes([each]) if each in rb"*?[]^\\" else bytes([each]) for each in text)
 
 
-def _digits(microseconds: int) -> bytes:
-    return b"%0*d" % (TIME_DIGITS, microseconds)
+def _latest(one: bytes, other: bytes) -> bytes:
+    """Return the mark that two of them, or of states, make together; as LATEST does."""
+    return max(one[:TIME_DIGITS], other[:TIME_DIGITS]) + max(
+        one[TIME_DIGITS:MARK_DIGITS], other[TIME_DIGITS:MARK_DIGITS]
+    )
+
+
+def _digits(number: int, digits: int) -> bytes:
+    return b"%0*d" % (digits, number)
 
 
 def _microseconds(seconds: float) -> int:
@@ -237,4 +271,4 @@ def _microseconds(seconds: float) -> int:
 
 
 def _seconds(mark: bytes) -> float:
-    return int(mark) / 1e6
+    return int(mark[:TIME_DIGITS] or b"0") / 1e6

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import socket
 import sys
@@ -15,6 +16,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import MetricsHandler
 
 from resumed_server.logs import described, is_news
+from resumed_server.places import Places
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,8 +27,8 @@ if TYPE_CHECKING:
 
 PATIENCE = 5.0
 """Seconds that a client may be silent."""
-MAX_CONNECTIONS = 16
-"""Served at a time; more wait."""
+MOST_CONNECTIONS = 16
+"""Served at a time; beyond that the oldest is closed, since a scrape takes milliseconds."""
 
 _ABSENT = {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}
 
@@ -78,22 +80,20 @@ class _Handler(MetricsHandler):
 class _Server(ThreadingHTTPServer):
     def __init__(self, where: tuple[socket.AddressFamily, tuple[str, int]], handler: type[_Handler]) -> None:
         self.address_family, address = where
-        self._free = threading.BoundedSemaphore(MAX_CONNECTIONS)
+        self._places = Places(MOST_CONNECTIONS)
         super().__init__(address, handler)
 
     def server_bind(self) -> None:
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         self.socket.bind(self.server_address)
 
-    def process_request(self, request: Any, client_address: Any) -> None:
-        self._free.acquire()
-        super().process_request(request, client_address)
-
     def process_request_thread(self, request: Any, client_address: Any) -> None:
-        try:
+        def end() -> None:
+            with contextlib.suppress(OSError):  # it has just ended
+                request.shutdown(socket.SHUT_RDWR)
+
+        with self._places.taken(end):
             super().process_request_thread(request, client_address)
-        finally:
-            self._free.release()
 
     def handle_error(self, _request: Any, _client_address: Any) -> None:
         error = sys.exc_info()[1]

@@ -1,0 +1,111 @@
+"""Admits connections to a Redis: one that is not the process which it was before begins a new epoch.
+
+A Redis that was started again has what its last snapshot had, and a replica that was promoted what had been replicated:
+what was removed, taken or purged since is back. So beside each stream of the log there is a *state*, with the run id of
+the process that it belongs to. The first command on every new connection, in one script, compares it with the run id of
+the process behind the connection. If that is another one, nothing that was stored before counts any more: it is a cold
+cache, and harmless. No process can take another's place without new connections.
+
+A state has 76 characters: the time before which nothing may have been issued (microseconds), the epoch, a counter that
+no epoch has passed yet, and the run id. A mark of a purge begins in the same way (see redis_purges.py). Entries have
+the epoch in which they were stored; one earlier than that of their state or mark is over. So what was stored before
+goes by order and not by clocks, which are set back, and differ between a primary and its replica.
+
+In a cluster a node has the states beside its own streams; one whose slot moved to it was another's, and joins them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import redis
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+TIME_DIGITS, EPOCH_DIGITS = 16, 10
+"""Times sort as numbers do; so do epochs, which count seconds as long as there are fewer than one a second."""
+MARK_DIGITS = TIME_DIGITS + EPOCH_DIGITS
+COUNTER = slice(MARK_DIGITS, MARK_DIGITS + EPOCH_DIGITS)
+"""Where a state has its counter."""
+
+LATEST = f"""
+local function latest(one, other)
+  if not one or one == '' then return other and string.sub(other, 1, {MARK_DIGITS}) or '' end
+  if not other or other == '' then return string.sub(one, 1, {MARK_DIGITS}) end
+  local time, epoch = string.sub(one, 1, {TIME_DIGITS}), string.sub(one, {TIME_DIGITS + 1}, {MARK_DIGITS})
+  local time2, epoch2 = string.sub(other, 1, {TIME_DIGITS}), string.sub(other, {TIME_DIGITS + 1}, {MARK_DIGITS})
+  return (time2 > time and time2 or time) .. (epoch2 > epoch and epoch2 or epoch)
+end"""
+"""A function for scripts: the mark that two of them, or of states, make together; what is missing is none."""
+
+_ADMIT = f"""#!lua flags=allow-oom,allow-cross-slot-keys{LATEST}
+local run = string.match(redis.call('INFO', 'server'), 'run_id:(%x+)') or ''
+local time = redis.call('TIME')
+local here, known, same = {{}}, false, false
+local mark, counter = string.rep('0', {MARK_DIGITS}), string.format('%0{EPOCH_DIGITS}.0f', time[1])
+for _, key in ipairs(ARGV) do
+  local state = redis.pcall('GET', key)
+  if type(state) ~= 'table' then
+    here[key] = state or ''
+    if state then
+      known, same = true, same or string.sub(state, {COUNTER.stop + 1}) == run
+      mark = latest(mark, state)
+      local another = string.sub(state, {COUNTER.start + 1}, {COUNTER.stop})
+      if another >= counter then counter = another end
+    end
+  elseif not string.find(state['err'], 'non local key', 1, true) then
+    return state
+  end
+end
+local changed = known and not same
+if changed then
+  counter = string.format('%0{EPOCH_DIGITS}.0f', counter + 1)
+  mark = string.format('%0{TIME_DIGITS}.0f', time[1] * 1e6 + time[2]) .. counter
+end
+for key, state in pairs(here) do
+  if state ~= mark .. counter .. run and (changed or string.sub(state, {COUNTER.stop + 1}) ~= run) then
+    redis.call('SET', key, mark .. counter .. run)
+  end
+end
+return changed and 1 or 0"""
+
+
+def state_key(stream: bytes) -> bytes:
+    """Return the key of the state beside a stream; no namespace is called so."""
+    return stream + b"!"
+
+
+class Admission:
+    """What each new connection begins with.
+
+    Args:
+        streams: The keys of the log's streams.
+        cluster: Whether they are spread over a cluster.
+
+    Attributes:
+        changed: Whether a connection found another process since this was last set back.
+    """
+
+    def __init__(self, streams: Sequence[bytes], *, cluster: bool) -> None:
+        self._command = ("EVAL", _ADMIT, 0, *map(state_key, streams))
+        self._cluster = cluster
+        self.changed = False
+
+    def __call__(self, connection: Any) -> None:
+        """Greet, and admit the server; raise redis.RedisError if that cannot be.
+
+        A replica is refused, but for those of clusters: they only say who the primaries are.
+        """
+        if not self._cluster:  # whose client has greeted already
+            connection.on_connect()
+        connection.send_command(*self._command)
+        try:
+            self.changed = bool(connection.read_response()) or self.changed
+        except redis.exceptions.ReadOnlyError:
+            if not self._cluster:
+                raise
+        except redis.ResponseError as error:
+            # Too old for any of our scripts, or a Sentinel, which has none: the probe says so.
+            if not any(reason in str(error) for reason in ("compiling script", "unknown command")):
+                raise

@@ -1,0 +1,81 @@
+"""The health service reads the present state; streams are bounded, and none holds anything up."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+
+from resumed_server import health as tested
+from resumed_server.health import Health
+
+SERVING, NOT_SERVING = HealthCheckResponse.SERVING, HealthCheckResponse.NOT_SERVING
+REQUEST = HealthCheckRequest(service="shop")
+
+
+class Context:
+    """As much of a grpc.ServicerContext as health needs."""
+
+    def __init__(self) -> None:
+        self.active, self.code = True, grpc.StatusCode.OK
+
+    def is_active(self) -> bool:
+        """Whether the call goes on."""
+        return self.active
+
+    def cancel(self) -> None:
+        """End the call."""
+        self.active = False
+
+    def set_code(self, code: grpc.StatusCode) -> None:
+        """Take the status."""
+        self.code = code
+
+
+@pytest.fixture(autouse=True)
+def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tested, "LOOK_SECONDS", 0.0)
+
+
+def test_a_check_tells_the_present_state() -> None:
+    """Of services that there are."""
+    state = {"shop": True}
+    health, context = Health({"shop": lambda: state["shop"]}), Context()
+    assert health.Check(REQUEST, context).status == SERVING  # type: ignore[arg-type] # as much as is called
+    state["shop"] = False
+    assert health.Check(REQUEST, context).status == NOT_SERVING  # type: ignore[arg-type]
+    health.Check(HealthCheckRequest(service="pay"), context)  # type: ignore[arg-type]
+    assert context.code is grpc.StatusCode.NOT_FOUND
+
+
+def test_a_stream_tells_changes_alone() -> None:
+    """The state is read once a look, and sent where it is another one."""
+    states = [True, True, False, False, True, False]
+    health = Health({"shop": lambda: states.pop(0)})
+    stream = health.Watch(REQUEST, Context())  # type: ignore[arg-type]
+    assert [next(stream).status for _ in range(4)] == [SERVING, NOT_SERVING, SERVING, NOT_SERVING]
+    assert not states
+
+
+def test_while_it_drains_nothing_serves_and_closing_ends_the_streams() -> None:
+    """So that callers move away first."""
+    health = Health({"shop": lambda: True})
+    stream = health.Watch(REQUEST, Context())  # type: ignore[arg-type]
+    assert next(stream).status == SERVING
+    health.drain()
+    assert next(stream).status == NOT_SERVING
+    assert health.Check(REQUEST, Context()).status == NOT_SERVING  # type: ignore[arg-type]
+    health.close()
+    assert list(stream) == []
+
+
+def test_the_oldest_stream_makes_room_for_the_newest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So streams whose peers do not read keep nobody out."""
+    health = Health({"shop": lambda: True})
+    contexts, streams = [Context() for _ in range(tested.MOST_STREAMS + 2)], list[Any]()
+    for context in contexts:
+        streams.append(health.Watch(REQUEST, context))  # type: ignore[arg-type]
+        assert next(streams[-1]).status == SERVING
+    assert [context.active for context in contexts] == [False, False] + [True] * tested.MOST_STREAMS
