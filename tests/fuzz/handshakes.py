@@ -17,11 +17,13 @@ from OpenSSL import SSL
 
 from fuzz.parsers import KEYRING, NOW
 from fuzz.target import Check, Pieces, Target
+from resumed.envelope import Envelope
+from resumed.fingerprint import NO_CLIENT_AUTHENTICATION, names_of, server_identity
 from resumed.openssl import Binding
 from resumed.sealing import StoreKeys
 from resumed.shim import Shim
 from resumed.store import StoredSession
-from support.tls import HOSTS, STACKS, VERSIONS, Stack, client_context, server_context
+from support.tls import CERTIFICATE, HOSTS, STACKS, VERSIONS, Stack, client_context, server_context
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -30,6 +32,11 @@ RECORDED = Path(__file__).parent / "recorded.json"
 """Of a handshake with each stack in each version: its last session, and the ClientHello that offers it."""
 _CIPHERS = b"\x13\x01\x13\x02\x13\x03\xc0\x2b\xc0\x2f\x00\x2f"
 _LARGEST_RECORD = 16_384
+FINGERPRINT = (
+    server_identity(names_of(ssl.PEM_cert_to_DER_cert(CERTIFICATE.cert_chain_pems[0].bytes().decode())))
+    + NO_CLIENT_AUTHENTICATION
+)
+"""The fingerprint of all frontends here."""
 
 
 class Memory:
@@ -75,6 +82,10 @@ class _Sink:
         self.last = outgoing
         return 0
 
+    def is_removing(self, _key: bytes) -> bool:
+        """Tell that nothing is being removed."""
+        return False
+
     def close(self, _timeout: float) -> None:
         """Do nothing."""
 
@@ -89,7 +100,7 @@ class Frontend:
         self.shim = Shim(self.store, KEYRING, clock=lambda: NOW)  # type: ignore[arg-type]
         self.shim._sender = self.sink = _Sink()  # type: ignore[assignment]
         self.shim._lookups._threads = self.later = _Later()  # type: ignore[assignment]
-        self.binding = Binding(self.context, self.shim)
+        self.binding = Binding(self.context, self.shim, ignore_id_context=True)
 
     def keep(self, session_id: bytes, value: bytes) -> None:
         """Have the store answer with `value`."""
@@ -99,9 +110,13 @@ class Frontend:
         """Return where a session is stored."""
         return StoreKeys("shop").key(session_id)
 
-    def seal(self, session_id: bytes, plaintext: bytes) -> bytes:
-        """Return what an honest frontend would have stored."""
-        return KEYRING._keys[0].seal(self.store_key(session_id), plaintext, NOW + 60, bytes(12))
+    def seal(self, session_id: bytes, session: bytes) -> bytes:
+        """Return the value that an honest frontend would have stored."""
+        return self.seal_envelope(session_id, Envelope(FINGERPRINT, NOW, session).encode())
+
+    def seal_envelope(self, session_id: bytes, envelope: bytes) -> bytes:
+        """Return the value of a frontend that seals any bytes as an envelope."""
+        return KEYRING._keys[0].seal(self.store_key(session_id), envelope, NOW + 60, bytes(12))
 
     def accept(self) -> _Server:
         """Return a server's end."""
@@ -192,11 +207,14 @@ def record() -> None:
     for stack in STACKS:
         for version in VERSIONS:
             frontend, client = Frontend(stack), client_context(version)
-            seen: list[tuple[bytes, bytes]] = []
+            seen: list[tuple[bytes, Envelope]] = []
             frontend.shim.negotiated = lambda *told, seen=seen, **_: seen.append(told[:2])  # type: ignore[method-assign]
             session = _shake(frontend.accept(), client, None)
             hello = _Client(client, session).step(b"")
-            kept[f"{stack} {version.name}"] = [base64.b64encode(part).decode() for part in (*seen[-1], hello)]
+            session_id, envelope = seen[-1]
+            assert envelope.fingerprint == FINGERPRINT
+            parts = (session_id, envelope.session, hello)
+            kept[f"{stack} {version.name}"] = [base64.b64encode(part).decode() for part in parts]
     RECORDED.write_text(json.dumps(kept, indent=2) + "\n")
 
 
@@ -308,7 +326,10 @@ def stored_sessions() -> Check:
         number, data = int.from_bytes(data[:1], "big"), data[1:]
         frontend = stage.frontends[number & 1]
         offered = stage.recorded[(number >> 1) % len(stage.recorded)]
-        value = data if number & 8 else frontend.seal(offered.session_id, data)
+        if number & 8:
+            value = data
+        else:
+            value = (frontend.seal_envelope if number & 16 else frontend.seal)(offered.session_id, data)
         frontend.keep(offered.session_id, value)
         frontend.accept().step(offered.hello)
         stage.healthy()
@@ -320,7 +341,9 @@ def _stored_session_seeds() -> Iterable[bytes]:
     for number, each in enumerate(recorded().values()):
         for stack in range(len(STACKS)):
             yield bytes((number << 1 | stack,)) + each.session
-        sealed = KEYRING._keys[0].seal(StoreKeys("shop").key(each.session_id), each.session, NOW + 60, bytes(12))
+        envelope = Envelope(FINGERPRINT, NOW, each.session).encode()
+        yield bytes((number << 1 | 16,)) + envelope
+        sealed = KEYRING._keys[0].seal(StoreKeys("shop").key(each.session_id), envelope, NOW + 60, bytes(12))
         yield bytes((number << 1 | 8,)) + sealed
 
 
@@ -355,7 +378,11 @@ def _whole_handshake_seeds() -> Iterable[bytes]:
         yield bytes((number,)) + each.session.replace(each.session_id, _ID)
 
 
-_SHIM = ("resumed/shim.py", "resumed/openssl/binding.py", "resumed/openssl/hello.py", "resumed/prefetch.py")
+_SHIM = (
+    *("resumed/shim.py", "resumed/envelope.py", "resumed/prefetch.py"),
+    *("resumed/openssl/binding.py", "resumed/openssl/contexts.py", "resumed/openssl/hello.py"),
+    "resumed/openssl/sessions.py",
+)
 HANDSHAKES = (
     Target("client_hellos", client_hellos, _client_hello_seeds, _SHIM, 20_000),
     Target("stored_sessions", stored_sessions, _stored_session_seeds, _SHIM, 4_096),
