@@ -88,6 +88,7 @@ def scene(
     # ask() has no connection, so neither a ClientHello nor a context.
     monkeypatch.setattr(_Offer, "name", b"localhost")
     monkeypatch.setattr(_Offer, "asks", False)
+    monkeypatch.setattr(_Offer, "digest", None)
     monkeypatch.setattr(_Offer, "expected", Expected(scene.envelope.fingerprint))
     monkeypatch.setattr(scene.binding, "_is_final", True)
     monkeypatch.setattr(scene.binding.library, "SSL_set_session_id_context", lambda *_: 1)

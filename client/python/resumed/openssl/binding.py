@@ -326,6 +326,8 @@ class Binding:
         """
         if self._driven.handshake is not None:
             return self._driven.handshake
+        if not ssl:  # who calls Installation.get_callback needs no connection to find that an id is none of the fleet's
+            return self._shim.handshake()
         library = self.library
         handshake = self._handshakes.get(library.SSL_get_ex_data(ssl, library.connection_index) or 0)
         if handshake is None:
