@@ -17,7 +17,7 @@ import trustme
 import resumed
 from resumed import Credentials, SessionStore
 from resumed.channel import Channel, Method
-from resumed.connections import Connections
+from resumed.connections import IDLE_SECONDS, Connections
 from resumed.target import Target
 from support.ports import free_port
 from support.server import running_server
@@ -179,6 +179,63 @@ def test_calls_take_turns_between_servers() -> None:
         for _ in range(10):
             channel.call(ECHO, b"", LONG)
         assert (len(one.calls), len(other.calls)) == (before[0] + 5, before[1] + 5)
+
+
+def test_a_server_that_hangs_is_left_alone() -> None:
+    """It still accepts connections, so no failed one tells: the calls that it does not answer do."""
+    stopped = threading.Event()
+
+    def hang(request: bytes, _: grpc.ServicerContext) -> bytes:
+        stopped.wait(LONG)
+        return request
+
+    late = 0
+    with serving() as well, serving(hang) as hangs, channel_to(well, hangs) as channel:
+        for _ in range(60):
+            try:
+                channel.call(ECHO, b"call", 0.1)
+            except resumed.StoreTimeout:
+                late += 1
+        stopped.set()
+    assert late <= 6, "a few, ever further apart"
+    assert len(well.calls) >= 54
+
+
+def test_a_connection_that_nobody_used_for_long_is_not_used() -> None:
+    """A middlebox may have forgotten it, in silence."""
+    with serving() as server, channel_to(server) as channel:
+        channel.call(ECHO, b"one", LONG)
+        channel.call(ECHO, b"two", LONG)
+        assert len(server.peers) == 1
+        free = channel._connections._servers[0]._free
+        free.append((free.pop()[0], time.monotonic() - IDLE_SECONDS - 1))
+        channel.call(ECHO, b"three", LONG)
+        assert len(server.peers) == 2
+
+
+def test_a_call_without_an_answer_ends_all_connections_of_before() -> None:
+    """Or each of them would cost a call its time: they may all be as dead."""
+    go_on, silent = threading.Event(), threading.Event()
+
+    def answer(request: bytes, _: grpc.ServicerContext) -> bytes:
+        if request == b"together":
+            go_on.wait(LONG)
+        elif request == b"silence":
+            silent.wait(LONG)
+        return request
+
+    with serving(answer) as server, channel_to(server) as channel, ThreadPoolExecutor(6) as threads:
+        calls = [threads.submit(channel.call, ECHO, b"together", LONG) for _ in range(6)]
+        while len(server.calls) < 6:
+            time.sleep(0)
+        go_on.set()
+        assert [call.result() for call in calls] == [b"together"] * 6
+        with pytest.raises(resumed.StoreTimeout):
+            channel.call(ECHO, b"silence", 0.05)
+        silent.set()
+        before = set(server.peers)
+        assert channel.call(ECHO, b"again", LONG) == b"again"
+        assert server.peers - before, "it has a connection of its own"
 
 
 def test_a_server_that_is_down_costs_no_call() -> None:

@@ -356,3 +356,25 @@ def test_an_odd_failure_of_the_stream_does_not_end_the_mirror(monkeypatch: pytes
     stream.tell((b"key", session()))
     assert mirror.get(b"key") == b"value"
     mirror.close()
+
+
+def test_a_mirror_that_is_closed_while_its_stream_begins_follows_nothing() -> None:
+    """Or its thread, its connection and its memory would stay for as long as the process."""
+    stream, begins, closed = Stream(), threading.Event(), threading.Event()
+
+    class Beginning:
+        target = "a test"
+
+        def watch(self, _position: bytes) -> Stream:
+            begins.set()
+            assert closed.wait(20)
+            return stream
+
+    mirror = Mirror(cast("resumed.SessionStore", Beginning()))
+    mirror.get(b"key")
+    assert begins.wait(20)
+    mirror.close()
+    closed.set()
+    assert mirror._thread
+    mirror._thread.join(20)
+    assert not mirror._thread.is_alive()

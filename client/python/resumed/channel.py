@@ -59,7 +59,8 @@ class Channel:
             StoreError: It failed; StoreUnavailable or StoreTimeout where another time may succeed.
         """
         headers = head(self._target.authority, method.path, self._secure) + metadata
-        end = time.monotonic() + timeout
+        began = time.monotonic()
+        end = began + timeout
         connections = self._connections
         failure: errors.StoreError = errors.StoreTimeout("there was no time for the call")
         for _ in range(ATTEMPTS):
@@ -74,7 +75,7 @@ class Channel:
                     raise failure from None
             except TimeoutError:
                 connection.close()
-                connections.lost()
+                connections.silent(server, began)
                 raise errors.StoreTimeout(f"no answer within {timeout * 1e3:.0f} ms") from None
             except Broken as error:
                 connection.close()

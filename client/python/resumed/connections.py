@@ -60,11 +60,27 @@ class Server:
         return self._rest > 0 and time.monotonic() < self._rests_until
 
     def take(self) -> Connection | None:
-        """Take a connection, which may have ended meanwhile."""
-        try:
-            return self._free.pop()[0]
-        except IndexError:
-            return None
+        """Take a connection, which may have ended meanwhile; one that nobody used for long may have, unnoticed."""
+        while True:
+            try:
+                connection, since = self._free.pop()
+            except IndexError:
+                return None
+            if time.monotonic() - since <= IDLE_SECONDS:
+                return connection
+            connection.close()
+
+    def close_idle(self, since: float) -> None:
+        """Close what nobody has used since then, as time.monotonic(): a middlebox may have forgotten all of it."""
+        while True:
+            try:
+                connection, used = self._free[0]  # the one used last is at the end
+                if used >= since:
+                    return
+                self._free.remove((connection, used))
+            except (IndexError, ValueError):
+                return  # another thread took it, and those behind it were used later
+            connection.close()
 
     def give_back(self, connection: Connection) -> None:
         """Keep a connection for the next call, and close one that nobody needed for long."""
@@ -141,6 +157,7 @@ class Connections:
 
     def give_back(self, server: Server, connection: Connection) -> None:
         """Let others have a connection that is good for another call."""
+        server.reached()
         server.give_back(connection)
         if self._waiting:
             with self._news:
@@ -149,6 +166,19 @@ class Connections:
     def lost(self) -> None:
         """Note that a connection failed or was ended: there may be other servers now."""
         self._resolve_soon()
+
+    def silent(self, server: Server, since: float) -> None:
+        """Note that a call got no answer from a server, which began then, as time.monotonic().
+
+        Its idle connections of before may be as dead. Where there are other servers, this one is left alone for a
+        while: a process that hangs still accepts connections.
+        """
+        server.close_idle(since)
+        if len(self._servers) > 1:
+            with self._news:
+                self._failed(server, "no answer in time")
+        else:
+            self.lost()
 
     def close(self) -> None:
         """Close all connections; those in use when their calls end. The next call opens another one."""
@@ -167,6 +197,8 @@ class Connections:
     def _free(self, servers: Sequence[Server]) -> tuple[Server, Connection] | None:
         """Return a connection that is free and good, if any server has one."""
         context = self._credentials.context() if self._credentials else None
+        if len(servers) > 1:
+            servers = sorted(servers, key=lambda server: server.resting)  # those that are well come first
         for server in servers:
             while connection := server.take():
                 if connection.tls_context is not context:

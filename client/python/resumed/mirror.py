@@ -19,7 +19,7 @@ from resumed.errors import StoreError, StoreTimeout, StoreUnavailable
 from resumed.process import renew_after_fork
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from resumed.store import SessionStore, StoredSession, Watch
 
@@ -119,6 +119,16 @@ class Sessions:
         self._to_remove.append(key[-_KEY_BYTES:])
         with self._change():
             pass
+
+    def apply(self, changes: Iterable[tuple[bytes, StoredSession | None]]) -> None:
+        """Do what the store tells: see store.Changes."""
+        for key, session in changes:
+            if not key:
+                self.clear()
+            elif session is None:
+                self.remove(key)
+            else:
+                self.put(key, session)
 
     @contextlib.contextmanager
     def _change(self) -> Iterator[None]:
@@ -233,18 +243,14 @@ class Mirror:
             try:
                 with self._store.watch(position) as watch:
                     self._spoken, self._watch = self._clock(), watch
+                    if self._closed.is_set():  # by a close() that knew of no stream yet
+                        return
                     if not watch.continued:
                         self.sessions.clear()
                     failing, serving = False, True
                     for changes, behind, live in watch:
                         self._spoken = self._clock()
-                        for key, session in changes:
-                            if not key:
-                                self.sessions.clear()
-                            elif session is None:
-                                self.sessions.remove(key)
-                            else:
-                                self.sessions.put(key, session)
+                        self.sessions.apply(changes)
                         position = behind or position
                         if live:
                             self._heard = min(watch.confirmed, self._clock())
