@@ -140,7 +140,8 @@ for number in range(first, first + 1_000_000):
 def child(script: str, *arguments: object) -> subprocess.Popen[str]:
     """Run `script` in a process of its own."""
     command = [sys.executable, "-c", SCRIPT + script, *map(str, arguments)]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
 
 
 def test_a_killed_writer_loses_nothing_that_was_acknowledged(tmp_path: Path) -> None:
