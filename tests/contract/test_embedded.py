@@ -235,7 +235,7 @@ def test_one_process_cannot_open_a_database_twice(opened: Callable[..., Embedded
     assert engine.get("shop", b"k")
 
 
-WRITER = """
+LOCK_HOLDER = """
 import sys
 import lmdb
 with lmdb.open(sys.argv[1], max_dbs=5, create=False) as env, env.begin(write=True):
@@ -272,7 +272,7 @@ def test_while_another_process_keeps_all_from_writing_no_probe_passes(
 
 def writing(path: Path) -> subprocess.Popen[str]:
     """Start a process that is amid a write until it can read no more."""
-    command = [sys.executable, "-c", WRITER, str(path)]
+    command = [sys.executable, "-c", LOCK_HOLDER, str(path)]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdout
     assert process.stdout.readline() == "writing\n"
