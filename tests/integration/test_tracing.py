@@ -6,6 +6,7 @@ import queue
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -17,6 +18,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanKind, StatusCode
 
 import resumed
+from resumed.served_names import Expected
 from support.server import PATIENCE, running_server
 from support.tls import VERSIONS, Client, Frontend
 
@@ -179,7 +181,8 @@ def test_a_prefetched_look_up_keeps_the_context_of_its_handshake(
     frontend = Frontend("ssl", store.target, keyring, tracer_provider=recorded.provider)
     shim = frontend.shim._shim
     with recorded.provider.get_tracer("test").start_as_current_span("handshake") as handshake:
-        shim.prefetch(shim.issue_id()).result(PATIENCE)
+        offer = SimpleNamespace(session_id=shim.issue_id(), expected=Expected(bytes(32)))
+        shim.prefetch(offer).result(PATIENCE)
     frontend.shim.uninstall()
     calls = recorded.spans(GET)
     assert calls
