@@ -3,15 +3,17 @@
 //! OpenSSL's rules are in `SSL_CTX_sess_set_get_cb(3)`, `SSL_CTX_set_session_cache_mode(3)` and
 //! `SSL_CTX_set_generate_session_id(3)`. Those about what may resume where are in `docs/contexts.md`.
 
-use std::sync::{Arc, Once};
+use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use sha2::{Digest, Sha256};
 use store::fingerprint::halves;
 use store::{Envelope, Expected, Fingerprint, ID_BYTES, Look, Puts, Removal, Shim};
 
+use crate::handshake::Handshake;
 use crate::learned::{self, Place};
 use crate::lineage::Lineage;
+use crate::shared::Notice;
 use crate::ssl::{Connection, Context, NO_CLIENT_AUTHENTICATION, Session, last_error_reason};
 
 /// OpenSSL's reason when the peer ended the connection without `close_notify`.
@@ -68,13 +70,29 @@ pub(crate) fn check(connection: Connection) -> bool {
     // Without lineage it is not the session that was found, but one of the application's own.
     let Ok(Some(lineage)) = session.lineage() else { return true };
     let proved = if session.has_peer() { connection.is_verified() } else { !connection.insists() };
-    if proved && agrees(connection, &lineage.fingerprint) {
+    if proved && agrees(connection, &lineage.fingerprint) && is_of_one_namespace(connection, handshake) {
         return true;
     }
     if let Some(binding) = connection.binding() {
         binding.unsettle(connection, &lineage.fingerprint, handshake.name.take());
     }
     false
+}
+
+/// Returns whether the context that serves a connection keeps its sessions in the namespace of the one that the connection began with, or in
+/// none.
+fn is_of_one_namespace(connection: Connection, handshake: &Handshake) -> bool {
+    let namespace = |binding: &Binding| binding.policy.shim.options().namespace.clone();
+    let began = handshake.namespace.borrow();
+    let first = if began.is_empty() { connection.binding().map(namespace) } else { Some(began.clone()) };
+    let serving = connection.context().and_then(|context| context.binding()).map(namespace);
+    first == serving || serving.is_none()
+}
+
+/// Returns whether a connection asks for a client certificate only since its certificate callback, as lighttpd's do: OpenSSL calls none for a
+/// resumed connection, whose end of the handshake would not look like the session's.
+fn asks_late(connection: Connection, verifies: bool) -> bool {
+    verifies && connection.context().is_some_and(|context| context.has_certificate_callback() && !context.verifies_clients())
 }
 
 /// Returns whether a resumed connection is served by the context of its session.
@@ -103,11 +121,11 @@ impl Binding {
 
     /// Returns where sessions are kept of connections that request client certificates, or do not; None if nowhere.
     fn shim_for(&self, verifies: bool) -> Option<&Shim> {
-        static SAID: Once = Once::new();
+        static SAID: Notice = Notice::new();
         match &self.policy.verified {
             Verified::Apart(shim) if verifies => Some(shim),
             Verified::Excluded(why) if verifies => {
-                SAID.call_once(|| log::warn!("{why}"));
+                SAID.warn(why);
                 None
             }
             _ => Some(self.shim()),
@@ -119,9 +137,20 @@ impl Binding {
         Place { shim: self.policy.shim.number(), context, name }
     }
 
+    /// Notes where a handshake begins, before a servername callback.
+    fn begin(&self, connection: Connection, handshake: &Handshake) {
+        if handshake.namespace.borrow().is_empty() {
+            handshake.namespace.borrow_mut().clone_from(&self.shim().options().namespace);
+            handshake.began.set(connection.context().map_or(0, Context::number));
+        }
+    }
+
     /// Returns the id for a session about to be negotiated: of the namespace where it will be kept.
     pub(crate) fn issue_id(&self, connection: Connection) -> [u8; ID_BYTES] {
         // TLS 1.2 needs it before the servername callback, as it does look-ups.
+        if !connection.is_tls13() {
+            connection.handshake().inspect(|handshake| self.begin(connection, handshake));
+        }
         let learned = || learned::expected(&self.place(connection, requested_name(connection)));
         let verifies = match self.policy.verified {
             Verified::Apart(_) if !connection.is_tls13() => verifies(connection, &learned()),
@@ -143,8 +172,12 @@ impl Binding {
         let name = connection.server_name().unwrap_or_default().to_ascii_lowercase();
         let (present, verifies) = (connection.fingerprint(), connection.verifies());
         let handshake = connection.handshake()?;
+        if !is_of_one_namespace(connection, handshake) {
+            return None;
+        }
         if !resumed && !connection.is_renegotiated() && !handshake.learned.replace(true) {
             learned::learn(self.place(connection, name.clone()), present);
+            self.learn_id_context(connection, handshake, session);
         }
         // A stateless ticket carries its session itself: in TLS 1.2 it has no id, in TLS 1.3 the option tells.
         let stateless = id.is_empty() || (tls13 && !connection.has_no_ticket());
@@ -153,25 +186,23 @@ impl Binding {
         }
         let shim = self.shim_for(verifies)?;
         let proved = if session.has_peer() { verifies } else { !connection.insists() };
-        if !proved || !connection.is_verified() {
+        if !proved || !connection.is_verified() || asks_late(connection, verifies) {
             return None;
         }
         if let Some(id_context) = &self.id_context {
             // Servers set one of their own in each connection.
             session.set_id_context(id_context);
         } else if verifies && session.id_context().is_empty() {
-            static SAID: Once = Once::new();
-            SAID.call_once(|| {
-                log::warn!(
-                    "sessions of a context that requests client certificates are not shared: it has no session id context, \
-                     see SSL_CTX_set_session_id_context"
-                );
-            });
+            static SAID: Notice = Notice::new();
+            SAID.warn(
+                "sessions of a context that requests client certificates are not shared: it has no session id context, see \
+                 SSL_CTX_set_session_id_context",
+            );
             return None;
         }
         let Ok(lineage) = session.lineage() else {
-            static SAID: Once = Once::new();
-            SAID.call_once(|| log::warn!("sessions with ticket application data of the application are not shared"));
+            static SAID: Notice = Notice::new();
+            SAID.warn("sessions with ticket application data of the application are not shared");
             return None;
         };
         let (now, present_time) = (unix_time(), SystemTime::now());
@@ -197,12 +228,24 @@ impl Binding {
         Some(())
     }
 
+    /// Notes the session id context of a context whose settings are not observed, if the connection has begun with it.
+    fn learn_id_context(&self, connection: Connection, handshake: &Handshake, session: &Session) {
+        let context = connection.context().filter(|context| {
+            let began = self.policy.single_host || handshake.began.get() == context.number();
+            began && self.id_context.is_none() && connection.first_context().is_none()
+        });
+        if let Some(context) = context {
+            context.note_id_context(&session.id_context());
+        }
+    }
+
     /// Returns a session for the id that a client offered, or None.
     pub(crate) fn look_up(&self, connection: Connection, id: &[u8]) -> Option<Session> {
         let handshake = connection.handshake()?;
         if let Some(session) = handshake.found(id) {
             return Some(session);
         }
+        self.begin(connection, handshake);
         let name = requested_name(connection);
         let (expected, settled) = self.expected(connection, &name);
         let verifies = verifies(connection, &expected);
@@ -213,7 +256,7 @@ impl Binding {
         let found = shim.look_up(id, look, |envelope, not_after| {
             let session = self.decode(connection, id, &name, envelope, not_after)?;
             let proved = if session.has_peer() { verifies } else { !needs_peer };
-            if proved { Ok(session) } else { Err("context-mismatch") }
+            if proved && !asks_late(connection, verifies) { Ok(session) } else { Err("context-mismatch") }
         });
         handshake.waited.set(handshake.waited.get() + began.elapsed());
         let session = found?;
@@ -233,7 +276,7 @@ impl Binding {
         let learned = learned::expected(&self.place(connection, name.to_vec()));
         let (first, current) = (connection.first_context(), connection.context());
         let seen = first.is_some_and(|first| !first.may_switch() && current == Some(first));
-        let settled = (self.policy.single_host || seen) && connection.has_its_certificates();
+        let settled = connection.is_renegotiating() || ((self.policy.single_host || seen) && connection.has_its_certificates());
         match learned {
             Expected::Unstable => (Expected::Unstable, settled),
             _ if settled => (Expected::Fingerprint(connection.fingerprint()), true),
@@ -257,8 +300,12 @@ impl Binding {
         if session.hostname() != name {
             return Err("other-name");
         }
-        // OpenSSL ends the handshake with an error instead of resuming it.
-        if self.id_context.is_none() && connection.verifies() && session.id_context().is_empty() {
+        if !connection.fits_cipher(&session) {
+            return Err("other-cipher");
+        }
+        // OpenSSL compares it, too, but behind the callback. Without one it ends a handshake that asks for a certificate.
+        let asks_without = connection.verifies() && session.id_context().is_empty();
+        if self.id_context.is_none() && (asks_without || !connection.fits_id_context(&session)) {
             return Err("context-mismatch");
         }
         let now = unix_time();
