@@ -45,7 +45,7 @@ pub struct Policy {
 
 /// The callbacks of a shim in a TLS context.
 pub struct Binding {
-    policy: Policy,
+    policy: Arc<Policy>,
     /// The session id context of all connections, instead of the application's.
     id_context: Option<[u8; 32]>,
 }
@@ -73,8 +73,8 @@ pub(crate) fn check(connection: Connection) -> bool {
     if proved && agrees(connection, &lineage.fingerprint) && is_of_one_namespace(connection, handshake) {
         return true;
     }
-    if let Some(binding) = connection.binding() {
-        binding.unsettle(connection, &lineage.fingerprint, handshake.name.take());
+    if let Some(policy) = handshake.policy.borrow().as_ref() {
+        policy.unsettle(connection, &lineage.fingerprint, handshake.name.take());
     }
     false
 }
@@ -82,11 +82,11 @@ pub(crate) fn check(connection: Connection) -> bool {
 /// Returns whether the context that serves a connection keeps its sessions in the namespace of the one that the connection began with, or in
 /// none.
 fn is_of_one_namespace(connection: Connection, handshake: &Handshake) -> bool {
-    let namespace = |binding: &Binding| binding.policy.shim.options().namespace.clone();
-    let began = handshake.namespace.borrow();
-    let first = if began.is_empty() { connection.binding().map(namespace) } else { Some(began.clone()) };
-    let serving = connection.context().and_then(|context| context.binding()).map(namespace);
-    first == serving || serving.is_none()
+    let began = handshake.policy.borrow();
+    let first = began.as_deref().or_else(|| Some(&connection.binding()?.policy));
+    let serving = connection.context().and_then(|context| context.binding());
+    let (Some(first), Some(serving)) = (first, serving) else { return true };
+    first.shim.options().namespace == serving.shim().options().namespace
 }
 
 /// Returns whether a connection asks for a client certificate only since its certificate callback, as lighttpd's do: OpenSSL calls none for a
@@ -103,6 +103,39 @@ fn agrees(connection: Connection, fingerprint: &Fingerprint) -> bool {
     clients == its_clients && (identity == its_identity || !connection.has_its_certificates())
 }
 
+impl Policy {
+    /// Returns where sessions are kept of connections that request client certificates, or do not; None if nowhere.
+    fn shim_for(&self, verifies: bool) -> Option<&Shim> {
+        static SAID: Notice = Notice::new();
+        match &self.verified {
+            Verified::Apart(shim) if verifies => Some(shim),
+            Verified::Excluded(why) if verifies => {
+                SAID.warn(why);
+                None
+            }
+            _ => Some(&self.shim),
+        }
+    }
+
+    fn place(&self, connection: Connection, name: Vec<u8>) -> Place {
+        let context = connection.first_context().map_or(0, Context::number);
+        Place { shim: self.shim.number(), context, name }
+    }
+
+    /// Notes that a connection was served by another context than its session.
+    fn unsettle(&self, connection: Connection, fingerprint: &Fingerprint, name: Vec<u8>) {
+        if let Some(shim) = self.shim_for(verifying(fingerprint)) {
+            shim.terminated();
+        }
+        let shown = String::from_utf8_lossy(&name).into_owned();
+        if learned::unsettle(self.place(connection, name)) {
+            log::warn!(
+                "a resumed connection was ended: different contexts serve {shown:?}, so its sessions resume here no more"
+            );
+        }
+    }
+}
+
 impl Binding {
     /// Sets the callbacks of a shim in a context.
     #[must_use]
@@ -110,7 +143,7 @@ impl Binding {
         let options = policy.shim.options();
         let id_context = policy.ignore_id_context.then(|| Sha256::digest(options.namespace.as_bytes()).into());
         context.set_callbacks(id_context.as_ref(), options.lifetime.as_secs());
-        Self { policy, id_context }
+        Self { policy: Arc::new(policy), id_context }
     }
 
     /// What the callbacks ask.
@@ -119,28 +152,11 @@ impl Binding {
         &self.policy.shim
     }
 
-    /// Returns where sessions are kept of connections that request client certificates, or do not; None if nowhere.
-    fn shim_for(&self, verifies: bool) -> Option<&Shim> {
-        static SAID: Notice = Notice::new();
-        match &self.policy.verified {
-            Verified::Apart(shim) if verifies => Some(shim),
-            Verified::Excluded(why) if verifies => {
-                SAID.warn(why);
-                None
-            }
-            _ => Some(self.shim()),
-        }
-    }
-
-    fn place(&self, connection: Connection, name: Vec<u8>) -> Place {
-        let context = connection.first_context().map_or(0, Context::number);
-        Place { shim: self.policy.shim.number(), context, name }
-    }
-
     /// Notes where a handshake begins, before a servername callback.
     fn begin(&self, connection: Connection, handshake: &Handshake) {
-        if handshake.namespace.borrow().is_empty() {
-            handshake.namespace.borrow_mut().clone_from(&self.shim().options().namespace);
+        let mut policy = handshake.policy.borrow_mut();
+        if policy.is_none() {
+            *policy = Some(Arc::clone(&self.policy));
             handshake.began.set(connection.context().map_or(0, Context::number));
         }
     }
@@ -151,12 +167,12 @@ impl Binding {
         if !connection.is_tls13() {
             connection.handshake().inspect(|handshake| self.begin(connection, handshake));
         }
-        let learned = || learned::expected(&self.place(connection, requested_name(connection)));
+        let learned = || learned::expected(&self.policy.place(connection, requested_name(connection)));
         let verifies = match self.policy.verified {
             Verified::Apart(_) if !connection.is_tls13() => verifies(connection, &learned()),
             _ => connection.verifies(),
         };
-        self.shim_for(verifies).unwrap_or(self.shim()).issue_id()
+        self.policy.shim_for(verifies).unwrap_or(self.shim()).issue_id()
     }
 
     /// Stores a session that a handshake has negotiated.
@@ -176,7 +192,7 @@ impl Binding {
             return None;
         }
         if !resumed && !connection.is_renegotiated() && !handshake.learned.replace(true) {
-            learned::learn(self.place(connection, name.clone()), present);
+            learned::learn(self.policy.place(connection, name.clone()), present);
             self.learn_id_context(connection, handshake, session);
         }
         // A stateless ticket carries its session itself: in TLS 1.2 it has no id, in TLS 1.3 the option tells.
@@ -184,7 +200,7 @@ impl Binding {
         if stateless || !session.is_resumable() || connection.is_ended() {
             return None;
         }
-        let shim = self.shim_for(verifies)?;
+        let shim = self.policy.shim_for(verifies)?;
         let proved = if session.has_peer() { verifies } else { !connection.insists() };
         if !proved || !connection.is_verified() || asks_late(connection, verifies) {
             return None;
@@ -249,7 +265,7 @@ impl Binding {
         let name = requested_name(connection);
         let (expected, settled) = self.expected(connection, &name);
         let verifies = verifies(connection, &expected);
-        let shim = self.shim_for(verifies)?;
+        let shim = self.policy.shim_for(verifies)?;
         let needs_peer = settled && connection.insists();
         let look = Look { waited: handshake.waited.get(), ..Look::expecting(expected) };
         let began = Instant::now();
@@ -273,7 +289,7 @@ impl Binding {
 
     /// Returns the fingerprint that a session must have, and whether it is that of the connection itself.
     fn expected(&self, connection: Connection, name: &[u8]) -> (Expected, bool) {
-        let learned = learned::expected(&self.place(connection, name.to_vec()));
+        let learned = learned::expected(&self.policy.place(connection, name.to_vec()));
         let (first, current) = (connection.first_context(), connection.context());
         let seen = first.is_some_and(|first| !first.may_switch() && current == Some(first));
         let settled = connection.is_renegotiating() || ((self.policy.single_host || seen) && connection.has_its_certificates());
@@ -318,24 +334,11 @@ impl Binding {
         Ok(session)
     }
 
-    /// Notes that a connection was served by another context than its session.
-    fn unsettle(&self, connection: Connection, fingerprint: &Fingerprint, name: Vec<u8>) {
-        if let Some(shim) = self.shim_for(verifying(fingerprint)) {
-            shim.terminated();
-        }
-        let shown = String::from_utf8_lossy(&name).into_owned();
-        if learned::unsettle(self.place(connection, name)) {
-            log::warn!(
-                "a resumed connection was ended: different contexts serve {shown:?}, so its sessions resume here no more"
-            );
-        }
-    }
-
     /// Decides about the sessions of a connection that ended without our `close_notify`. May run under the context's lock.
     pub(crate) fn ended(&self, session: &Session) {
         let lineage = session.lineage().ok().flatten();
         let verified = lineage.as_ref().is_some_and(|lineage| verifying(&lineage.fingerprint));
-        let Some(shim) = self.shim_for(verified) else { return };
+        let Some(shim) = self.policy.shim_for(verified) else { return };
         // A connection that was cut says nothing against its session (RFC 5246 section 7.2.1); after a fatal alert, sent or
         // received, it must not be resumed (section 7.2.2).
         if matches!(last_error_reason(), 0 | UNEXPECTED_EOF_WHILE_READING) {

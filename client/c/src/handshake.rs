@@ -1,8 +1,10 @@
 //! The state of a connection's handshake, which goes with the connection.
 
 use std::cell::{Cell, RefCell};
+use std::sync::Arc;
 use std::time::Duration;
 
+use crate::binding::Policy;
 use crate::ssl::{Session, ffi};
 
 #[derive(Default)]
@@ -16,9 +18,9 @@ pub(crate) struct Handshake {
     pub(crate) learned: Cell<bool>,
     /// The session that was found: after a `HelloRetryRequest`, OpenSSL looks it up once more, and a single use is spent by then.
     found: RefCell<Option<(Vec<u8>, Session)>>,
-    /// The number of the context, and its namespace, when it began, if that was seen: libresumed's context may have been chosen meanwhile.
+    /// The number of the context that it began with, and its policy, if that was seen: another one may have been chosen meanwhile.
     pub(crate) began: Cell<u64>,
-    pub(crate) namespace: RefCell<String>,
+    pub(crate) policy: RefCell<Option<Arc<Policy>>>,
     /// The session id context that the application set for the connection, as a number, or 0.
     pub(crate) id_context: Cell<u64>,
     /// The server name at the look-up.
@@ -40,7 +42,7 @@ impl Handshake {
             self.unchecked.take();
             self.name.take();
             self.began.take();
-            self.namespace.take();
+            self.policy.take();
             self.found.take();
         }
     }
