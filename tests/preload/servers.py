@@ -38,7 +38,7 @@ master_process {master};
 user root;
 worker_processes {workers};
 pid {directory}/pid;
-error_log {directory}/error.log info;
+error_log {log} info;
 events {{ worker_connections 512; }}
 http {{
   access_log off;
@@ -111,7 +111,7 @@ execArgs = cat
 {more}
 """
 SERVERS = {
-    "nginx": ("/usr/sbin/nginx", _NGINX, ["-p", "{directory}", "-e", "{directory}/error.log", "-c", "{config}"]),
+    "nginx": ("/usr/sbin/nginx", _NGINX, ["-p", "{directory}", "-e", "{log}", "-c", "{config}"]),
     "apache": ("/usr/sbin/apache2", _APACHE, ["-DFOREGROUND", "-f", "{config}"]),
     "haproxy": ("/usr/sbin/haproxy", _HAPROXY, ["-W", "-db", "-f", "{config}"]),
     "stunnel": ("/usr/bin/stunnel4", _STUNNEL, ["{config}"]),
@@ -149,6 +149,7 @@ def serving(
     more: str = "",
     beside: str = "",
     under: Sequence[str] = (),
+    log: str = "",
 ) -> Iterator[Server]:
     """Run one of SERVERS.
 
@@ -160,19 +161,21 @@ def serving(
         more: For the configuration of the virtual host.
         beside: For the configuration behind it (nginx, Apache).
         under: A command that runs the server's, with its arguments: valgrind.
+        log: The error log (nginx), instead of one that log() returns.
     """
     program, template, arguments = SERVERS[name]
     directory = Path(tempfile.mkdtemp(prefix=f"resumed-{name}-"))
     directory.chmod(0o755)
     port = free_port()
-    config = directory / "config"
+    config, log = directory / "config", log or f"{directory}/error.log"
     config.write_text(
         template.format(
             directory=directory, port=port, certificate=certificate, workers=workers or 1, threads=25 * workers,
             spare=25 * workers, more=more, beside=beside, master="on" if workers else "off",
+            log=log,
         )
     )  # fmt: skip
-    filled = [argument.format(directory=directory, config=config) for argument in arguments]
+    filled = [argument.format(directory=directory, config=config, log=log) for argument in arguments]
     with (directory / "stderr").open("wb") as stderr:
         process = subprocess.Popen(
             [*under, program, *filled],
