@@ -198,3 +198,18 @@ def test_a_libssl_that_is_loaded_later_works(environment: Mapping[str, str], tmp
     # CPython loads its own modules so.
     loaded = "import ssl; ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER); print(ssl.OPENSSL_VERSION)"
     subprocess.run([sys.executable, "-c", loaded], check=True, env=environment, stdout=subprocess.DEVNULL)
+
+
+def test_a_connection_is_checked_whatever_the_program_sets_for_it(
+    environment: Mapping[str, str], tmp_path: Path
+) -> None:
+    """preloaded.c sets info callbacks within the handshake, and id contexts for each connection."""
+    paths = [tmp_path / name for name in ("one.pem", "other.pem")]
+    for path, names in zip(paths, (("localhost",), ("localhost", "other.example")), strict=True):
+        path.write_bytes(CA.issue_cert(*names).private_key_and_cert_chain_pem.bytes())
+    source, program = ROOT / "client" / "c" / "tests" / "preloaded.c", tmp_path / "preloaded"
+    subprocess.run(["cc", "-Wall", "-Wextra", "-Werror", source, "-o", program, "-lssl", "-lcrypto"], check=True)
+    once = {**environment, "RESUMED_SINGLE_USE": "1", "RESUMED_PUTS": "wait"}
+    done = subprocess.run([program, *paths], env=once, check=False, capture_output=True, text=True, timeout=PATIENCE)
+    assert done.returncode == 0, done.stderr
+    assert "hits: store 4; misses: context-mismatch 2;" in done.stderr, done.stderr

@@ -96,7 +96,7 @@ impl<'a> Connection<'a> {
 
     /// Notes the session id context that the connection gets of its own.
     pub fn note_id_context(&self, id_context: &[u8]) {
-        let (number, of_context) = (number_of(id_context), self.context().map_or(0, |context| context.id_context()));
+        let (number, of_context) = (number_of(id_context), self.context().map_or(0, Context::id_context));
         if let Some(handshake) = self.handshake() {
             // One that is the context's is exchanged with it.
             handshake.id_context.set(if number == of_context { 0 } else { number });
@@ -104,9 +104,9 @@ impl<'a> Connection<'a> {
     }
 
     /// Returns whether OpenSSL will find that the session has the session id context of the connection, as far as that is known.
-    pub(crate) fn fits_id_context(&self, session: &Session) -> bool {
+    pub(crate) fn fits_id_context(self, session: &Session) -> bool {
         let own = self.known_handshake().map(|handshake| handshake.id_context.get()).filter(|number| *number > 0);
-        let expected = own.unwrap_or_else(|| self.context().map_or(0, |context| context.id_context()));
+        let expected = own.unwrap_or_else(|| self.context().map_or(0, Context::id_context));
         expected == 0 || expected == number_of(&session.id_context())
     }
 

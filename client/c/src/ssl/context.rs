@@ -98,7 +98,7 @@ impl<'a> Context<'a> {
     }
 
     /// Returns the number of the session id context of its connections; 0 if it is unknown. OpenSSL has no getter.
-    pub(super) fn id_context(&self) -> u64 {
+    pub(super) fn id_context(self) -> u64 {
         self.slot().map_or(0, |slot| slot.id_context.load(Ordering::Relaxed))
     }
 
