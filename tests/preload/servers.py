@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import datetime as dt
 import os
 import shutil
 import signal
@@ -22,7 +23,10 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+import trustme
+
 from support.ports import free_port
+from support.tls import CA
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -122,6 +126,23 @@ def settings(target: str, namespace: str, keyring: Path, **more: str) -> dict[st
     """Return the environment that puts libresumed under a server."""
     named = {"target": target, "namespace": namespace, "keyring": str(keyring), **more}
     return {"LD_PRELOAD": str(LIBRARY), **{f"RESUMED_{name.upper()}": value for name, value in named.items()}}
+
+
+def context_files(directory: Path, *, seconds: float) -> dict[str, Path]:
+    """Write the certificates that contexts.c needs, by its options; one of a client is valid for so many seconds."""
+    soon = dt.datetime.now(dt.timezone.utc) + dt.timedelta(seconds=seconds)
+    issued = {
+        "certificate": CA.issue_cert("localhost"),
+        "other": CA.issue_cert("localhost", "other.example"),
+        "client": CA.issue_cert("client@example.org"),
+        "short": CA.issue_cert("client@example.org", not_after=soon),
+        "stranger": trustme.CA().issue_cert("client@example.org"),
+    }
+    paths = {name: directory / f"{name}.pem" for name in (*issued, "ca")}
+    for name, certificate in issued.items():
+        paths[name].write_bytes(certificate.private_key_and_cert_chain_pem.bytes())
+    CA.cert_pem.write_to_path(str(paths["ca"]))
+    return paths
 
 
 class Server:
