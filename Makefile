@@ -203,8 +203,14 @@ c-build: rust-installed
 
 .PHONY: preload-servers
 preload-servers:
-	@test -x /usr/sbin/nginx -a -x /usr/sbin/apache2 -a -x /usr/sbin/haproxy -a -x /usr/bin/stunnel4 || \
-	  deploy/debian-packages nginx-light apache2-bin haproxy stunnel4
+	@test -x /usr/sbin/nginx -a -x /usr/sbin/apache2 -a -x /usr/sbin/haproxy -a -x /usr/bin/stunnel4 -a -x /usr/sbin/proftpd || \
+	  deploy/debian-packages nginx-light apache2-bin haproxy stunnel4 proftpd-core proftpd-mod-crypto
+
+# A program with an OpenSSL 1.1 of its own.
+$(BUILD)/openssl-1.1/bin/.installed: Makefile
+	$(PYTHON) -m venv $(BUILD)/openssl-1.1
+	$(BUILD)/openssl-1.1/bin/pip install --quiet psycopg2-binary==2.9.10
+	@touch $@
 
 .PHONY: contexts-servers
 contexts-servers: preload-servers
@@ -231,7 +237,7 @@ $(BUILD)/honest/bin/.installed: Makefile
 	@touch $@
 
 .PHONY: preload-test
-preload-test: c preload-servers ## Put libresumed under Debian's nginx, Apache, HAProxy and stunnel (not part of make test)
+preload-test: c preload-servers $(BUILD)/openssl-1.1/bin/.installed ## Put libresumed under Debian's nginx, Apache, HAProxy and stunnel (not part of make test)
 	RESUMED_PRELOAD=1 $(BIN)/python -m pytest tests/preload
 
 .PHONY: sanitizers

@@ -3,8 +3,9 @@
 client/c/tests/handshakes.c makes full and resumed handshakes, removes sessions, sends and receives fatal alerts, makes
 and frees contexts, forks, and meets a store whose answers are malformed: with AddressSanitizer, LeakSanitizer and
 UndefinedBehaviorSanitizer in the C, AddressSanitizer and overflow checks in the Rust (where a nightly toolchain is
-installed; else the Rust is the usual one), and then as it is installed, under valgrind's memcheck. Under memcheck, too:
-nginx with libresumed-preload, in one process. Exits 1 if anything was found.
+installed; else the Rust is the usual one), and then as it is installed, under valgrind's memcheck. So does contexts.c,
+which offers sessions where they may resume and where they must not. Under memcheck, too: nginx with libresumed-preload,
+in one process. Exits 1 if anything was found.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import resumed
 from frontends.liar import Liar, lying_store
-from preload.servers import ROOT, serving, settings
+from preload.servers import ROOT, context_files, serving, settings
 from resumed_server.commands.visits import Client, Endpoint, Failed
 from support.server import running_server
 from support.tls import CA
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 
 CLIENT_C = ROOT / "client" / "c"
 BUILD = ROOT / ".build" / "sanitizers"
-PLAIN = ROOT / ".build" / "c" / "resumed-handshakes"
+PLAIN = ROOT / ".build" / "c"
 LINKED = ("-lssl", "-lcrypto", "-lpthread", "-ldl", "-lm", "-lgcc_s")
 SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer", "-O1", "-g")
 FOUND = 99
@@ -107,8 +108,8 @@ def spoil_some(liar: Liar, keyring: resumed.Keyring, seed: int) -> None:
     liar.spoil = spoil
 
 
-def sanitized() -> Path:
-    """Build handshakes.c and libresumed with sanitizers, and return the program."""
+def sanitized() -> tuple[Path, Path]:
+    """Build handshakes.c, contexts.c and libresumed with sanitizers, and return the programs."""
     nightly = subprocess.run(["cargo", "+nightly", "--version"], capture_output=True, check=False).returncode == 0
     library = BUILD / "cargo" / "debug"
     command, environment = ["cargo", "build", "--quiet", "--locked"], {"CARGO_TARGET_DIR": str(BUILD / "cargo")}
@@ -120,11 +121,26 @@ def sanitized() -> Path:
         environment["RUSTFLAGS"] = "-Zsanitizer=address"
         library = BUILD / "cargo" / host[1] / "debug"
     subprocess.run(command, cwd=CLIENT_C, env={**os.environ, **environment}, check=True)
-    program = BUILD / "handshakes"
-    source = CLIENT_C / "tests" / "handshakes.c"
-    inputs = (f"-I{CLIENT_C / 'include'}", str(source), str(library / "libresumed.a"))
-    subprocess.run(["cc", *SANITIZE, *inputs, *LINKED, "-o", str(program)], check=True)
-    return program
+    programs = BUILD / "handshakes", BUILD / "contexts"
+    for program in programs:
+        source = CLIENT_C / "tests" / f"{program.name}.c"
+        inputs = (f"-I{CLIENT_C / 'include'}", str(source), str(library / "libresumed.a"))
+        subprocess.run(["cc", *SANITIZE, *inputs, *LINKED, "-o", str(program)], check=True)
+    return programs
+
+
+def contexts(command: tuple[str, ...]) -> Outcome:
+    """Run contexts.c, whose client certificate ends a while after it has begun."""
+    with tempfile.TemporaryDirectory(prefix="resumed-sanitizers-") as directory, running_server() as store:
+        fleet = Fleet.in_directory(Path(directory))
+        files = context_files(Path(directory), seconds=30)
+        named = {"target": store.target, "keyring": fleet.keys, **files}
+        arguments = [*(f"--{name}={value}" for name, value in named.items()), "--life", "30"]
+        done = subprocess.run(
+            [*command, *arguments], check=False, capture_output=True, text=True, errors="replace", timeout=LIMIT
+        )
+    made, reused = map(int, done.stdout.split()) if done.stdout else (0, 0)
+    return Outcome(made, reused, done.stderr if done.returncode else "")
 
 
 def handshakes(command: tuple[str, ...], shape: str, families: int) -> Outcome:
@@ -207,15 +223,17 @@ def main() -> int:
             console.print(outcome.report, markup=False)
 
     if "asan" in options.only:
-        program = (str(sanitized()),)
+        program, program_of_contexts = sanitized()
         for shape in SHAPES:
-            add("ASan, LSan, UBSan", "handshakes.c", shape, handshakes(program, shape, options.families))
+            add("ASan, LSan, UBSan", "handshakes.c", shape, handshakes((str(program),), shape, options.families))
+        add("ASan, LSan, UBSan", "contexts.c", "docs/contexts.md", contexts((str(program_of_contexts),)))
     # Some thirty times slower.
     few = max(8, options.families // 10)
     if "memcheck" in options.only:
         for shape, arguments in SHAPES.items():
             forks = (FORKED,) if "--children" in arguments else ()
-            add("memcheck", "handshakes.c", shape, handshakes((*MEMCHECK, *forks, str(PLAIN)), shape, few))
+            add("memcheck", "handshakes.c", shape, handshakes((*MEMCHECK, *forks, str(PLAIN / "resumed-handshakes")), shape, few))
+        add("memcheck", "contexts.c", "docs/contexts.md", contexts((*MEMCHECK, str(PLAIN / "resumed-contexts"))))
     if "nginx" in options.only:
         for lies in False, True:
             what = "malformed answers" if lies else "full, resumed"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import datetime as dt
 import os
 import shutil
 import signal
@@ -22,7 +23,10 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+import trustme
+
 from support.ports import free_port
+from support.tls import CA
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -38,7 +42,7 @@ master_process {master};
 user root;
 worker_processes {workers};
 pid {directory}/pid;
-error_log {directory}/error.log info;
+error_log {log} info;
 events {{ worker_connections 512; }}
 http {{
   access_log off;
@@ -111,7 +115,7 @@ execArgs = cat
 {more}
 """
 SERVERS = {
-    "nginx": ("/usr/sbin/nginx", _NGINX, ["-p", "{directory}", "-e", "{directory}/error.log", "-c", "{config}"]),
+    "nginx": ("/usr/sbin/nginx", _NGINX, ["-p", "{directory}", "-e", "{log}", "-c", "{config}"]),
     "apache": ("/usr/sbin/apache2", _APACHE, ["-DFOREGROUND", "-f", "{config}"]),
     "haproxy": ("/usr/sbin/haproxy", _HAPROXY, ["-W", "-db", "-f", "{config}"]),
     "stunnel": ("/usr/bin/stunnel4", _STUNNEL, ["{config}"]),
@@ -122,6 +126,23 @@ def settings(target: str, namespace: str, keyring: Path, **more: str) -> dict[st
     """Return the environment that puts libresumed under a server."""
     named = {"target": target, "namespace": namespace, "keyring": str(keyring), **more}
     return {"LD_PRELOAD": str(LIBRARY), **{f"RESUMED_{name.upper()}": value for name, value in named.items()}}
+
+
+def context_files(directory: Path, *, seconds: float) -> dict[str, Path]:
+    """Write the certificates that contexts.c needs, by its options; one of a client is valid for so many seconds."""
+    soon = dt.datetime.now(dt.timezone.utc) + dt.timedelta(seconds=seconds)
+    issued = {
+        "certificate": CA.issue_cert("localhost"),
+        "other": CA.issue_cert("localhost", "other.example"),
+        "client": CA.issue_cert("client@example.org"),
+        "short": CA.issue_cert("client@example.org", not_after=soon),
+        "stranger": trustme.CA().issue_cert("client@example.org"),
+    }
+    paths = {name: directory / f"{name}.pem" for name in (*issued, "ca")}
+    for name, certificate in issued.items():
+        paths[name].write_bytes(certificate.private_key_and_cert_chain_pem.bytes())
+    CA.cert_pem.write_to_path(str(paths["ca"]))
+    return paths
 
 
 class Server:
@@ -149,6 +170,7 @@ def serving(
     more: str = "",
     beside: str = "",
     under: Sequence[str] = (),
+    log: str = "",
 ) -> Iterator[Server]:
     """Run one of SERVERS.
 
@@ -160,19 +182,21 @@ def serving(
         more: For the configuration of the virtual host.
         beside: For the configuration behind it (nginx, Apache).
         under: A command that runs the server's, with its arguments: valgrind.
+        log: The error log (nginx), instead of one that log() returns.
     """
     program, template, arguments = SERVERS[name]
     directory = Path(tempfile.mkdtemp(prefix=f"resumed-{name}-"))
     directory.chmod(0o755)
     port = free_port()
-    config = directory / "config"
+    config, log = directory / "config", log or f"{directory}/error.log"
     config.write_text(
         template.format(
             directory=directory, port=port, certificate=certificate, workers=workers or 1, threads=25 * workers,
             spare=25 * workers, more=more, beside=beside, master="on" if workers else "off",
+            log=log,
         )
     )  # fmt: skip
-    filled = [argument.format(directory=directory, config=config) for argument in arguments]
+    filled = [argument.format(directory=directory, config=config, log=log) for argument in arguments]
     with (directory / "stderr").open("wb") as stderr:
         process = subprocess.Popen(
             [*under, program, *filled],

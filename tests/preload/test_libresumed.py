@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import datetime as dt
 import os
 import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
-import trustme
-
 import resumed
 from frontends.client import Client
-from preload.servers import ROOT
+from preload.servers import ROOT, context_files
 from support.tls import CA, VERSIONS
 
 if TYPE_CHECKING:
@@ -146,19 +143,7 @@ def test_contexts_come_and_go_in_threads_and_forked_children(files: Path, target
 
 def test_a_session_resumes_only_where_its_context_fits(files: Path, target: str, tmp_path: Path) -> None:
     """contexts.c: hosts, client certificates, id contexts, data of the application, single use, sizes of options."""
-    soon = dt.datetime.now(dt.timezone.utc) + dt.timedelta(seconds=4)
-    issued = {
-        "certificate": CA.issue_cert("localhost"),
-        "other": CA.issue_cert("localhost", "other.example"),
-        "client": CA.issue_cert("client@example.org"),
-        "short": CA.issue_cert("client@example.org", not_after=soon),
-        "stranger": trustme.CA().issue_cert("client@example.org"),
-    }
-    paths = {name: tmp_path / f"{name}.pem" for name in (*issued, "ca")}
-    for name, certificate in issued.items():
-        paths[name].write_bytes(certificate.private_key_and_cert_chain_pem.bytes())
-    CA.cert_pem.write_to_path(str(paths["ca"]))
-    named = {"target": target, "keyring": str(files / "fleet.keys"), **paths}
+    named = {"target": target, "keyring": str(files / "fleet.keys"), **context_files(tmp_path, seconds=4)}
     options = [f"--{name}={value}" for name, value in named.items()]
     done = subprocess.run(
         [BUILD / "resumed-contexts", *options], check=False, capture_output=True, text=True, timeout=PATIENCE

@@ -6,7 +6,7 @@ import os
 import socket
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
@@ -14,9 +14,6 @@ import resumed
 from preload.servers import serving, settings
 from preload.test_preload import visit
 from support.tls import CA, VERSIONS, client_context
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 pytestmark = pytest.mark.skipif("RESUMED_PRELOAD" not in os.environ, reason="needs Rust: make preload-test")
 
@@ -67,17 +64,20 @@ def keyring(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_full_disk_ends_no_worker(target: str, certificate: Path, keyring: Path) -> None:
+@pytest.mark.parametrize("own", [False, True], ids=["RESUMED_LOG", "error log"])
+def test_a_full_disk_ends_no_worker(target: str, certificate: Path, keyring: Path, own: bool) -> None:
     """The keyring is rotated under nginx, which would be logged."""
-    environment = settings(target, "full", keyring, deadline="5", log="/dev/full")
+    environment = settings(target, "full", keyring, deadline="5", **({} if own else {"log": "/dev/full"}))
     context = client_context(VERSIONS[1])
-    with serving("nginx", certificate, environment, workers=1) as server:
+    with serving("nginx", certificate, environment, workers=1, log="/dev/full" if own else "") as server:
+        workers = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children")
+        before = workers.read_text(encoding="ascii")
         _, session = visit(context, server.port, None)
         keyring.write_text(resumed.Keyring.generate() + "\n" + keyring.read_text())
         for _ in range(4):
             reused, session = visit(context, server.port, session)
             assert reused
-        assert "exited on signal" not in server.log()
+        assert workers.read_text(encoding="ascii") == before
 
 
 def test_a_socket_gets_no_log_line(certificate: Path, keyring: Path) -> None:

@@ -56,6 +56,8 @@ typedef struct resumed_options {
  *   connection for each name and process makes a full handshake, unless single_host is set.
  * - The server name is the same, and so is the application's own session id context, unless ignore_id_context is set. A context that
  *   verifies clients needs one (SSL_CTX_set_session_id_context), or its sessions are not shared.
+ * - A context that a servername callback chooses, and that is installed with another namespace than the first one, resumes nothing of the
+ *   first one's, and nothing of its own: look-ups come before.
  * - When the handshake of a resumed connection is done, an info callback of that SSL compares once more. If another context serves the
  *   connection after all, it ends: the client gets a close_notify, and SSL_read returns 0. An info callback that the application has set
  *   before is called as well; the application must not set one for an SSL within its handshake.
@@ -67,6 +69,9 @@ typedef struct resumed_options {
  * - verify callbacks that reject a client by rules of their own;
  * - data that the application attaches to sessions (SSL_SESSION_set_ex_data), which is lost when they are stored;
  * - contexts of different listeners that serve one name differently: a process learns one context for a name and namespace.
+ *
+ * It must not ask for client certificates in a certificate callback (SSL_CTX_set_cert_cb, SSL_set_cert_cb), which OpenSSL skips on
+ * resumption: the connection would not look like the one that the session is of, and end. A servername callback is called each time.
  *
  * Returns NULL, or what is wrong, and then nothing was changed; the text is valid until the thread's next call.
  */

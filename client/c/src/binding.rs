@@ -3,15 +3,17 @@
 //! OpenSSL's rules are in `SSL_CTX_sess_set_get_cb(3)`, `SSL_CTX_set_session_cache_mode(3)` and
 //! `SSL_CTX_set_generate_session_id(3)`. Those about what may resume where are in `docs/contexts.md`.
 
-use std::sync::{Arc, Once};
+use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use sha2::{Digest, Sha256};
 use store::fingerprint::halves;
 use store::{Envelope, Expected, Fingerprint, ID_BYTES, Look, Puts, Removal, Shim};
 
+use crate::handshake::Handshake;
 use crate::learned::{self, Place};
 use crate::lineage::Lineage;
+use crate::shared::Notice;
 use crate::ssl::{Connection, Context, NO_CLIENT_AUTHENTICATION, Session, last_error_reason};
 
 /// OpenSSL's reason when the peer ended the connection without `close_notify`.
@@ -43,7 +45,7 @@ pub struct Policy {
 
 /// The callbacks of a shim in a TLS context.
 pub struct Binding {
-    policy: Policy,
+    policy: Arc<Policy>,
     /// The session id context of all connections, instead of the application's.
     id_context: Option<[u8; 32]>,
 }
@@ -68,13 +70,29 @@ pub(crate) fn check(connection: Connection) -> bool {
     // Without lineage it is not the session that was found, but one of the application's own.
     let Ok(Some(lineage)) = session.lineage() else { return true };
     let proved = if session.has_peer() { connection.is_verified() } else { !connection.insists() };
-    if proved && agrees(connection, &lineage.fingerprint) {
+    if proved && agrees(connection, &lineage.fingerprint) && is_of_one_namespace(connection, handshake) {
         return true;
     }
-    if let Some(binding) = connection.binding() {
-        binding.unsettle(connection, &lineage.fingerprint, handshake.name.take());
+    if let Some(policy) = handshake.policy.borrow().as_ref() {
+        policy.unsettle(connection, &lineage.fingerprint, handshake.name.take());
     }
     false
+}
+
+/// Returns whether the context that serves a connection keeps its sessions in the namespace of the one that the connection began with, or in
+/// none.
+fn is_of_one_namespace(connection: Connection, handshake: &Handshake) -> bool {
+    let began = handshake.policy.borrow();
+    let first = began.as_deref().or_else(|| Some(&connection.binding()?.policy));
+    let serving = connection.context().and_then(|context| context.binding());
+    let (Some(first), Some(serving)) = (first, serving) else { return true };
+    first.shim.options().namespace == serving.shim().options().namespace
+}
+
+/// Returns whether a connection asks for a client certificate only since its certificate callback, as lighttpd's do: OpenSSL calls none for a
+/// resumed connection, whose end of the handshake would not look like the session's.
+fn asks_late(connection: Connection, verifies: bool) -> bool {
+    verifies && connection.context().is_some_and(|context| context.has_certificate_callback() && !context.verifies_clients())
 }
 
 /// Returns whether a resumed connection is served by the context of its session.
@@ -85,6 +103,39 @@ fn agrees(connection: Connection, fingerprint: &Fingerprint) -> bool {
     clients == its_clients && (identity == its_identity || !connection.has_its_certificates())
 }
 
+impl Policy {
+    /// Returns where sessions are kept of connections that request client certificates, or do not; None if nowhere.
+    fn shim_for(&self, verifies: bool) -> Option<&Shim> {
+        static SAID: Notice = Notice::new();
+        match &self.verified {
+            Verified::Apart(shim) if verifies => Some(shim),
+            Verified::Excluded(why) if verifies => {
+                SAID.warn(why);
+                None
+            }
+            _ => Some(&self.shim),
+        }
+    }
+
+    fn place(&self, connection: Connection, name: Vec<u8>) -> Place {
+        let context = connection.first_context().map_or(0, Context::number);
+        Place { shim: self.shim.number(), context, name }
+    }
+
+    /// Notes that a connection was served by another context than its session.
+    fn unsettle(&self, connection: Connection, fingerprint: &Fingerprint, name: Vec<u8>) {
+        if let Some(shim) = self.shim_for(verifying(fingerprint)) {
+            shim.terminated();
+        }
+        let shown = String::from_utf8_lossy(&name).into_owned();
+        if learned::unsettle(self.place(connection, name)) {
+            log::warn!(
+                "a resumed connection was ended: different contexts serve {shown:?}, so its sessions resume here no more"
+            );
+        }
+    }
+}
+
 impl Binding {
     /// Sets the callbacks of a shim in a context.
     #[must_use]
@@ -92,7 +143,7 @@ impl Binding {
         let options = policy.shim.options();
         let id_context = policy.ignore_id_context.then(|| Sha256::digest(options.namespace.as_bytes()).into());
         context.set_callbacks(id_context.as_ref(), options.lifetime.as_secs());
-        Self { policy, id_context }
+        Self { policy: Arc::new(policy), id_context }
     }
 
     /// What the callbacks ask.
@@ -101,33 +152,27 @@ impl Binding {
         &self.policy.shim
     }
 
-    /// Returns where sessions are kept of connections that request client certificates, or do not; None if nowhere.
-    fn shim_for(&self, verifies: bool) -> Option<&Shim> {
-        static SAID: Once = Once::new();
-        match &self.policy.verified {
-            Verified::Apart(shim) if verifies => Some(shim),
-            Verified::Excluded(why) if verifies => {
-                SAID.call_once(|| log::warn!("{why}"));
-                None
-            }
-            _ => Some(self.shim()),
+    /// Notes where a handshake begins, before a servername callback.
+    fn begin(&self, connection: Connection, handshake: &Handshake) {
+        let mut policy = handshake.policy.borrow_mut();
+        if policy.is_none() {
+            *policy = Some(Arc::clone(&self.policy));
+            handshake.began.set(connection.context().map_or(0, Context::number));
         }
-    }
-
-    fn place(&self, connection: Connection, name: Vec<u8>) -> Place {
-        let context = connection.first_context().map_or(0, Context::number);
-        Place { shim: self.policy.shim.number(), context, name }
     }
 
     /// Returns the id for a session about to be negotiated: of the namespace where it will be kept.
     pub(crate) fn issue_id(&self, connection: Connection) -> [u8; ID_BYTES] {
         // TLS 1.2 needs it before the servername callback, as it does look-ups.
-        let learned = || learned::expected(&self.place(connection, requested_name(connection)));
+        if !connection.is_tls13() {
+            connection.handshake().inspect(|handshake| self.begin(connection, handshake));
+        }
+        let learned = || learned::expected(&self.policy.place(connection, requested_name(connection)));
         let verifies = match self.policy.verified {
             Verified::Apart(_) if !connection.is_tls13() => verifies(connection, &learned()),
             _ => connection.verifies(),
         };
-        self.shim_for(verifies).unwrap_or(self.shim()).issue_id()
+        self.policy.shim_for(verifies).unwrap_or(self.shim()).issue_id()
     }
 
     /// Stores a session that a handshake has negotiated.
@@ -143,35 +188,37 @@ impl Binding {
         let name = connection.server_name().unwrap_or_default().to_ascii_lowercase();
         let (present, verifies) = (connection.fingerprint(), connection.verifies());
         let handshake = connection.handshake()?;
+        if !is_of_one_namespace(connection, handshake) {
+            return None;
+        }
         if !resumed && !connection.is_renegotiated() && !handshake.learned.replace(true) {
-            learned::learn(self.place(connection, name.clone()), present);
+            learned::learn(self.policy.place(connection, name.clone()), present);
+            self.learn_id_context(connection, handshake, session);
         }
         // A stateless ticket carries its session itself: in TLS 1.2 it has no id, in TLS 1.3 the option tells.
         let stateless = id.is_empty() || (tls13 && !connection.has_no_ticket());
         if stateless || !session.is_resumable() || connection.is_ended() {
             return None;
         }
-        let shim = self.shim_for(verifies)?;
+        let shim = self.policy.shim_for(verifies)?;
         let proved = if session.has_peer() { verifies } else { !connection.insists() };
-        if !proved || !connection.is_verified() {
+        if !proved || !connection.is_verified() || asks_late(connection, verifies) {
             return None;
         }
         if let Some(id_context) = &self.id_context {
             // Servers set one of their own in each connection.
             session.set_id_context(id_context);
         } else if verifies && session.id_context().is_empty() {
-            static SAID: Once = Once::new();
-            SAID.call_once(|| {
-                log::warn!(
-                    "sessions of a context that requests client certificates are not shared: it has no session id context, \
-                     see SSL_CTX_set_session_id_context"
-                );
-            });
+            static SAID: Notice = Notice::new();
+            SAID.warn(
+                "sessions of a context that requests client certificates are not shared: it has no session id context, see \
+                 SSL_CTX_set_session_id_context",
+            );
             return None;
         }
         let Ok(lineage) = session.lineage() else {
-            static SAID: Once = Once::new();
-            SAID.call_once(|| log::warn!("sessions with ticket application data of the application are not shared"));
+            static SAID: Notice = Notice::new();
+            SAID.warn("sessions with ticket application data of the application are not shared");
             return None;
         };
         let (now, present_time) = (unix_time(), SystemTime::now());
@@ -197,23 +244,35 @@ impl Binding {
         Some(())
     }
 
+    /// Notes the session id context of a context whose settings are not observed, if the connection has begun with it.
+    fn learn_id_context(&self, connection: Connection, handshake: &Handshake, session: &Session) {
+        let context = connection.context().filter(|context| {
+            let began = self.policy.single_host || handshake.began.get() == context.number();
+            began && self.id_context.is_none() && connection.first_context().is_none()
+        });
+        if let Some(context) = context {
+            context.note_id_context(&session.id_context());
+        }
+    }
+
     /// Returns a session for the id that a client offered, or None.
     pub(crate) fn look_up(&self, connection: Connection, id: &[u8]) -> Option<Session> {
         let handshake = connection.handshake()?;
         if let Some(session) = handshake.found(id) {
             return Some(session);
         }
+        self.begin(connection, handshake);
         let name = requested_name(connection);
         let (expected, settled) = self.expected(connection, &name);
         let verifies = verifies(connection, &expected);
-        let shim = self.shim_for(verifies)?;
+        let shim = self.policy.shim_for(verifies)?;
         let needs_peer = settled && connection.insists();
         let look = Look { waited: handshake.waited.get(), ..Look::expecting(expected) };
         let began = Instant::now();
         let found = shim.look_up(id, look, |envelope, not_after| {
             let session = self.decode(connection, id, &name, envelope, not_after)?;
             let proved = if session.has_peer() { verifies } else { !needs_peer };
-            if proved { Ok(session) } else { Err("context-mismatch") }
+            if proved && !asks_late(connection, verifies) { Ok(session) } else { Err("context-mismatch") }
         });
         handshake.waited.set(handshake.waited.get() + began.elapsed());
         let session = found?;
@@ -230,10 +289,10 @@ impl Binding {
 
     /// Returns the fingerprint that a session must have, and whether it is that of the connection itself.
     fn expected(&self, connection: Connection, name: &[u8]) -> (Expected, bool) {
-        let learned = learned::expected(&self.place(connection, name.to_vec()));
+        let learned = learned::expected(&self.policy.place(connection, name.to_vec()));
         let (first, current) = (connection.first_context(), connection.context());
         let seen = first.is_some_and(|first| !first.may_switch() && current == Some(first));
-        let settled = (self.policy.single_host || seen) && connection.has_its_certificates();
+        let settled = connection.is_renegotiating() || ((self.policy.single_host || seen) && connection.has_its_certificates());
         match learned {
             Expected::Unstable => (Expected::Unstable, settled),
             _ if settled => (Expected::Fingerprint(connection.fingerprint()), true),
@@ -257,8 +316,12 @@ impl Binding {
         if session.hostname() != name {
             return Err("other-name");
         }
-        // OpenSSL ends the handshake with an error instead of resuming it.
-        if self.id_context.is_none() && connection.verifies() && session.id_context().is_empty() {
+        if !connection.fits_cipher(&session) {
+            return Err("other-cipher");
+        }
+        // OpenSSL compares it, too, but behind the callback. Without one it ends a handshake that asks for a certificate.
+        let asks_without = connection.verifies() && session.id_context().is_empty();
+        if self.id_context.is_none() && (asks_without || !connection.fits_id_context(&session)) {
             return Err("context-mismatch");
         }
         let now = unix_time();
@@ -271,24 +334,11 @@ impl Binding {
         Ok(session)
     }
 
-    /// Notes that a connection was served by another context than its session.
-    fn unsettle(&self, connection: Connection, fingerprint: &Fingerprint, name: Vec<u8>) {
-        if let Some(shim) = self.shim_for(verifying(fingerprint)) {
-            shim.terminated();
-        }
-        let shown = String::from_utf8_lossy(&name).into_owned();
-        if learned::unsettle(self.place(connection, name)) {
-            log::warn!(
-                "a resumed connection was ended: different contexts serve {shown:?}, so its sessions resume here no more"
-            );
-        }
-    }
-
     /// Decides about the sessions of a connection that ended without our `close_notify`. May run under the context's lock.
     pub(crate) fn ended(&self, session: &Session) {
         let lineage = session.lineage().ok().flatten();
         let verified = lineage.as_ref().is_some_and(|lineage| verifying(&lineage.fingerprint));
-        let Some(shim) = self.shim_for(verified) else { return };
+        let Some(shim) = self.policy.shim_for(verified) else { return };
         // A connection that was cut says nothing against its session (RFC 5246 section 7.2.1); after a fatal alert, sent or
         // received, it must not be resumed (section 7.2.2).
         if matches!(last_error_reason(), 0 | UNEXPECTED_EOF_WHILE_READING) {

@@ -1,8 +1,10 @@
 //! The state of a connection's handshake, which goes with the connection.
 
 use std::cell::{Cell, RefCell};
+use std::sync::Arc;
 use std::time::Duration;
 
+use crate::binding::Policy;
 use crate::ssl::{Session, ffi};
 
 #[derive(Default)]
@@ -16,6 +18,11 @@ pub(crate) struct Handshake {
     pub(crate) learned: Cell<bool>,
     /// The session that was found: after a `HelloRetryRequest`, OpenSSL looks it up once more, and a single use is spent by then.
     found: RefCell<Option<(Vec<u8>, Session)>>,
+    /// The number of the context that it began with, and its policy, if that was seen: another one may have been chosen meanwhile.
+    pub(crate) began: Cell<u64>,
+    pub(crate) policy: RefCell<Option<Arc<Policy>>>,
+    /// The session id context that the application set for the connection, as a number, or 0.
+    pub(crate) id_context: Cell<u64>,
     /// The server name at the look-up.
     pub(crate) name: RefCell<Vec<u8>>,
     /// Whether a session was found, and the end of the handshake is yet to be checked.
@@ -34,6 +41,8 @@ impl Handshake {
             self.learned.take();
             self.unchecked.take();
             self.name.take();
+            self.began.take();
+            self.policy.take();
             self.found.take();
         }
     }

@@ -3,11 +3,10 @@
 //! OpenSSL looks a session up before the servername callback chooses the context. So a look-up needs to know already which one it will
 //! choose.
 
-use std::sync::{LazyLock, Mutex, PoisonError};
-
 use store::{Expected, Fingerprint};
 
 use crate::lru::Lru;
+use crate::shared::Shared;
 
 const NAMES: usize = 4096;
 
@@ -19,16 +18,16 @@ pub(crate) struct Place {
     pub(crate) name: Vec<u8>,
 }
 
-static LEARNED: LazyLock<Mutex<Lru<Place, Expected>>> = LazyLock::new(|| Mutex::new(Lru::new(NAMES)));
+static LEARNED: Shared<Lru<Place, Expected>> = Shared::new(|| Lru::new(NAMES));
 
 /// Returns the fingerprint that a full handshake ended with.
 pub(crate) fn expected(place: &Place) -> Expected {
-    with(|learned| learned.get(place).copied().unwrap_or(Expected::Unknown))
+    LEARNED.with(|learned| learned.get(place).copied().unwrap_or(Expected::Unknown))
 }
 
 /// Notes the fingerprint that a full handshake ended with.
 pub(crate) fn learn(place: Place, fingerprint: Fingerprint) {
-    with(|learned| {
+    LEARNED.with(|learned| {
         if learned.get(&place) != Some(&Expected::Unstable) {
             learned.put(place, Expected::Fingerprint(fingerprint));
         }
@@ -37,11 +36,7 @@ pub(crate) fn learn(place: Place, fingerprint: Fingerprint) {
 
 /// Notes that different contexts serve a name, and returns whether that is new.
 pub(crate) fn unsettle(place: Place) -> bool {
-    with(|learned| learned.put(place, Expected::Unstable) != Some(Expected::Unstable))
-}
-
-fn with<T>(use_it: impl FnOnce(&mut Lru<Place, Expected>) -> T) -> T {
-    use_it(&mut LEARNED.lock().unwrap_or_else(PoisonError::into_inner))
+    LEARNED.with(|learned| learned.put(place, Expected::Unstable) != Some(Expected::Unstable))
 }
 
 #[cfg(test)]

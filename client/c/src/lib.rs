@@ -13,10 +13,12 @@ mod lineage;
 mod logger;
 mod lru;
 mod settings;
+mod shared;
 #[allow(unsafe_code)]
 mod ssl;
 
 pub use binding::{Binding, Policy, Verified, install};
 pub use logger::{log_to_file, start_logging};
 pub use settings::{Settings, shim};
+pub use shared::Notice;
 pub use ssl::{Connection, Context, ffi};

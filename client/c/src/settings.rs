@@ -2,10 +2,12 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use store::{Credentials, Error, Format, Ids, Keyring, Options, Puts, Shim};
+
+use crate::shared::Shared;
 
 /// How sessions are kept; zero and None mean the default. See `resumed_options` in `resumed.h`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
@@ -33,16 +35,16 @@ pub struct Settings {
 ///
 /// A setting is outside its range, or a file cannot be used; the message says which, and what to do.
 pub fn shim(settings: &Settings) -> Result<Arc<Shim>, Error> {
-    static SHIMS: Mutex<Option<HashMap<Settings, Weak<Shim>>>> = Mutex::new(None);
-    let mut shims = SHIMS.lock().unwrap_or_else(PoisonError::into_inner);
-    let shims = shims.get_or_insert_default();
-    if let Some(shim) = shims.get(settings).and_then(Weak::upgrade) {
-        return Ok(shim);
-    }
-    let shim = Arc::new(Shim::new(settings.options()?, Format::OpenSsl)?);
-    shims.retain(|_, shim| shim.strong_count() > 0);
-    shims.insert(settings.clone(), Arc::downgrade(&shim));
-    Ok(shim)
+    static SHIMS: Shared<HashMap<Settings, Weak<Shim>>> = Shared::new(HashMap::new);
+    SHIMS.with(|shims| {
+        if let Some(shim) = shims.get(settings).and_then(Weak::upgrade) {
+            return Ok(shim);
+        }
+        let shim = Arc::new(Shim::new(settings.options()?, Format::OpenSsl)?);
+        shims.retain(|_, shim| shim.strong_count() > 0);
+        shims.insert(settings.clone(), Arc::downgrade(&shim));
+        Ok(shim)
+    })
 }
 
 impl Settings {

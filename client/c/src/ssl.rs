@@ -12,6 +12,7 @@ mod session;
 
 pub use connection::Connection;
 pub use context::Context;
+pub(crate) use context::number_of;
 pub(crate) use fingerprint::NO_CLIENT_AUTHENTICATION;
 pub(crate) use session::Session;
 

@@ -1,12 +1,12 @@
 /*
- * Which contexts resume whose sessions: servers with libresumed and their clients in one process, over memory. Prints nothing but the
- * first thing that went otherwise than docs/contexts.md says, and then exits 1.
+ * Which contexts resume whose sessions: servers with libresumed and their clients in one process, over memory. Prints how many
+ * handshakes it made and how many resumed, or the first thing that went otherwise than docs/contexts.md says, and then exits 1.
  *
  *     contexts --certificate FILE --other FILE --ca FILE --client FILE --short FILE --stranger FILE --target 127.0.0.1:7400
- *              --keyring fleet.keys
+ *              --keyring fleet.keys [--life 4]
  *
  * `certificate` and `other` are of two hosts. `client`, `short` and `stranger` are of clients: the first two by the authority `ca`, the
- * second with LIFE seconds to live.
+ * second one with so many seconds to live.
  */
 #include <getopt.h>
 #include <stddef.h>
@@ -21,11 +21,9 @@
 enum file { CERTIFICATE, OTHER, CA, CLIENT, SHORT, STRANGER, TARGET, KEYRING, FILES };
 enum outcome { FAILED, FULL, RESUMED, ENDED };
 
-enum { LIFE = 4 }; /* seconds */
-
 static const unsigned PATIENCE = 20000; /* milliseconds */
 static const char *files[FILES];
-static int version, informed;
+static int version, informed, made, reused, life = 4;
 
 #define MUST(condition) ((condition) ? (void)0 : fail(#condition, __LINE__))
 
@@ -118,7 +116,9 @@ static enum outcome meet(SSL_CTX *servers, SSL_CTX *clients, const char *name, S
         accepted = SSL_accept(there);
     } while ((connected != 1 || accepted != 1) && (connected == 1 || SSL_get_error(here, connected) == SSL_ERROR_WANT_READ)
              && (accepted == 1 || SSL_get_error(there, accepted) == SSL_ERROR_WANT_READ));
+    made++;
     if (connected == 1 && accepted == 1) {
+        reused += SSL_session_reused(there);
         outcome = SSL_session_reused(there) ? RESUMED : FULL;
         MUST(SSL_write(here, "request", 7) == 7);
         int received = SSL_read(there, &byte, 1);
@@ -184,9 +184,11 @@ static void client_certificates(void)
     static const int INSIST = SSL_VERIFY_FAIL_IF_NO_PEER_CERT;
     SSL_CTX *strict = verifying(INSIST), *same = verifying(INSIST), *optional = verifying(0), *deep = verifying(INSIST);
     SSL_CTX *more = verifying(INSIST), *open = server(CERTIFICATE), *lenient = verifying(INSIST), *nameless = verifying(INSIST);
-    SSL_CTX *all[] = {strict, same, optional, deep, more, open, lenient, nameless};
+    SSL_CTX *flagged = verifying(INSIST);
+    SSL_CTX *all[] = {strict, same, optional, deep, more, open, lenient, nameless, flagged};
     SSL_CTX *certified = client(CLIENT), *anyone = client(FILES), *strange = client(STRANGER);
 
+    X509_VERIFY_PARAM_set_flags(SSL_CTX_get0_param(flagged), X509_V_FLAG_TRUSTED_FIRST); /* the default of OpenSSL, and of Python */
     SSL_CTX_set_verify_depth(deep, 7);
     MUST(SSL_CTX_load_verify_locations(more, files[STRANGER], NULL) == 1);
     SSL_CTX_set_verify(lenient, SSL_VERIFY_PEER, tolerate);
@@ -195,7 +197,7 @@ static void client_certificates(void)
     for (size_t number = 0; number < sizeof all / sizeof *all; number++)
         installed(all[number], "clients", HOST);
 
-    MUST(offered(strict, same, certified) == RESUMED);
+    MUST(offered(strict, same, certified) == RESUMED && offered(strict, flagged, certified) == RESUMED);
     MUST(offered(strict, optional, certified) == FULL && offered(optional, strict, certified) == FULL);
     MUST(offered(strict, deep, certified) == FULL && offered(strict, more, certified) == FULL);
     MUST(offered(strict, open, certified) == FULL && offered(open, strict, certified) == FULL);
@@ -208,6 +210,56 @@ static void client_certificates(void)
     release((SSL_CTX *[]){certified, anyone, strange}, 3);
 }
 
+/* A connection that asks behind the handshake lets clients in without a certificate, in TLS 1.3. */
+static void post_handshake_authentication(void)
+{
+    SSL_CTX *later = installed(verifying(SSL_VERIFY_FAIL_IF_NO_PEER_CERT | SSL_VERIFY_POST_HANDSHAKE), "later", HOST);
+    SSL_CTX *anyone = client(FILES);
+
+    MUST(version == TLS1_2_VERSION || offered(later, later, anyone) == RESUMED);
+    release((SSL_CTX *[]){later, anyone}, 2);
+}
+
+/* A connection asks for a certificate by renegotiation: its own session, which has none, does not resume. */
+static void renegotiation(void)
+{
+    resumed_options ignoring = {.ignore_id_context = 1};
+    SSL_CTX *asking = server(CERTIFICATE), *certified = client(CLIENT);
+    BIO *ours, *theirs;
+    char byte;
+
+    if (version == TLS1_3_VERSION)
+        return;
+    MUST(SSL_CTX_load_verify_locations(asking, files[CA], NULL) == 1);
+    installed(asking, "renegotiation", ignoring);
+    SSL *there = SSL_new(asking), *here = SSL_new(certified);
+    MUST(there && here && BIO_new_bio_pair(&ours, 0, &theirs, 0) == 1);
+    SSL_set_bio(there, ours, ours);
+    SSL_set_bio(here, theirs, theirs);
+    SSL_set_accept_state(there);
+    SSL_set_connect_state(here);
+    for (int turn = 0; turn < 4; turn++) {
+        SSL_do_handshake(here);
+        SSL_do_handshake(there);
+    }
+    MUST(resumed_flush(asking, PATIENCE) == 1);
+    SSL_set_verify(there, SSL_VERIFY_PEER | SSL_VERIFY_FAIL_IF_NO_PEER_CERT, NULL);
+    MUST(SSL_renegotiate(there) == 1);
+    MUST(SSL_do_handshake(there) == 1);
+    for (int turn = 0; turn < 6; turn++) {
+        SSL_read(here, &byte, 1);
+        SSL_read(there, &byte, 1);
+    }
+    ERR_clear_error();
+    MUST(!SSL_renegotiate_pending(there) && !SSL_session_reused(there));
+    MUST(SSL_get_verify_result(there) == X509_V_OK && SSL_SESSION_get0_peer(SSL_get_session(there)));
+    MUST(SSL_write(here, "x", 1) == 1 && SSL_read(there, &byte, 1) == 1);
+    MUST(counted(asking, "terminations ") == 0 && counted(asking, "misses context-mismatch ") == 1);
+    SSL_free(there);
+    SSL_free(here);
+    release((SSL_CTX *[]){asking, certified}, 2);
+}
+
 /* The client's certificate ends, and with it its session. Tickets of resumed connections end then, too. */
 static void end_of_a_certificate(void)
 {
@@ -216,7 +268,7 @@ static void end_of_a_certificate(void)
 
     MUST(meet(strict, mortal, "localhost", &session) == FULL);
     MUST(meet(strict, mortal, "localhost", &session) == RESUMED);
-    sleep(LIFE + 1);
+    sleep((unsigned)life + 1);
     MUST(meet(strict, mortal, "localhost", &session) == FAILED);
     SSL_SESSION_free(session);
     release((SSL_CTX *[]){strict, mortal}, 2);
@@ -285,6 +337,49 @@ static void virtual_hosts(void)
     release((SSL_CTX *[]){first, second, third, anyone}, 4);
 }
 
+/* A host with a namespace of its own, which the callback chooses, has no part in the sessions of the first one's. */
+static void tenants(void)
+{
+    SSL_CTX *first = installed(server(CERTIFICATE), "landlord", NAMES), *second = installed(server(CERTIFICATE), "landlord", NAMES);
+    SSL_CTX *tenant = installed(server(CERTIFICATE), "tenant", NAMES), *anyone = client(FILES);
+    SSL_SESSION *session = NULL;
+
+    SSL_CTX_set_tlsext_servername_callback(first, choose);
+    chosen = tenant;
+    for (int turn = 0; turn < 4; turn++)
+        MUST(meet(first, anyone, "localhost", &session) == FULL);
+    MUST(counted(first, "puts stored ") == 0 && counted(first, "terminations ") == 0);
+    chosen = second;
+    MUST(meet(first, anyone, "localhost", &session) == FULL && meet(first, anyone, "localhost", &session) == RESUMED);
+    chosen = tenant;
+    MUST(meet(first, anyone, "localhost", &session) == ENDED);
+    MUST(meet(first, anyone, "localhost", &session) == FULL);
+    SSL_SESSION_free(session);
+    release((SSL_CTX *[]){first, second, tenant, anyone}, 4);
+}
+
+/* OpenSSL drops a session whose hash is not that of the cipher which the server has chosen, and issues no ticket. */
+static void other_ciphers(void)
+{
+    resumed_options once = {.single_host = 1, .single_use = 1};
+    SSL_CTX *one = server(CERTIFICATE), *other = server(CERTIFICATE), *anyone = client(FILES);
+    SSL_SESSION *session = NULL, *kept;
+
+    if (version != TLS1_3_VERSION)
+        return;
+    MUST(SSL_CTX_set_ciphersuites(other, "TLS_AES_128_GCM_SHA256") == 1);
+    installed(one, "ciphers", once);
+    installed(other, "ciphers", once);
+    MUST(meet(one, anyone, "localhost", &session) == FULL);
+    kept = SSL_SESSION_dup(session);
+    MUST(meet(other, anyone, "localhost", &session) == FULL && counted(other, "misses other-cipher ") == 1);
+    MUST(meet(other, anyone, "localhost", &session) == RESUMED);
+    MUST(meet(one, anyone, "localhost", &kept) == RESUMED); /* it was not spent */
+    SSL_SESSION_free(session);
+    SSL_SESSION_free(kept);
+    release((SSL_CTX *[]){one, other, anyone}, 3);
+}
+
 static const unsigned char DATA[32] = "data of the application";
 
 static int attach(SSL *ssl, void *unused)
@@ -324,8 +419,11 @@ static void single_use(void)
 {
     resumed_options once = {.single_host = 1, .single_use = 1};
     SSL_CTX *one = installed(server(CERTIFICATE), "once", once), *other = installed(server(OTHER), "once", once);
-    SSL_CTX *retrying = installed(server(CERTIFICATE), "once", once), *anyone = client(FILES);
+    SSL_CTX *retrying = installed(server(CERTIFICATE), "once", once), *anyone = client(FILES), *identified = server(CERTIFICATE);
     SSL_SESSION *session = NULL, *kept;
+
+    MUST(SSL_CTX_set_session_id_context(identified, (const unsigned char *)"other", 5) == 1);
+    installed(identified, "once", once);
 
     MUST(meet(one, anyone, "localhost", &session) == FULL);
     kept = SSL_SESSION_dup(session);
@@ -333,10 +431,21 @@ static void single_use(void)
     MUST(meet(one, anyone, "localhost", &kept) == RESUMED);
     SSL_SESSION_free(kept);
     SSL_SESSION_free(session);
+    /* The id context of the other one is known by its last full handshake. */
+    session = NULL;
+    MUST(meet(identified, anyone, "localhost", &session) == FULL);
+    SSL_SESSION_free(session);
+    session = NULL;
+    MUST(meet(one, anyone, "localhost", &session) == FULL);
+    kept = SSL_SESSION_dup(session);
+    MUST(meet(identified, anyone, "localhost", &session) == FULL);
+    MUST(meet(one, anyone, "localhost", &kept) == RESUMED);
+    SSL_SESSION_free(kept);
+    SSL_SESSION_free(session);
     /* OpenSSL looks the session up again after a HelloRetryRequest. */
     MUST(SSL_CTX_set1_groups_list(retrying, "P-384") == 1 && SSL_CTX_set1_groups_list(anyone, "P-256:P-384") == 1);
     MUST(offered(retrying, retrying, anyone) == RESUMED);
-    release((SSL_CTX *[]){one, other, retrying, anyone}, 4);
+    release((SSL_CTX *[]){one, other, retrying, identified, anyone}, 5);
 }
 
 static void sizes_of_options(void)
@@ -369,14 +478,18 @@ int main(int argc, char **argv)
         {"stranger", required_argument, NULL, STRANGER},
         {"target", required_argument, NULL, TARGET},
         {"keyring", required_argument, NULL, KEYRING},
+        {"life", required_argument, NULL, FILES},
         {0},
     };
     int name;
 
     while ((name = getopt_long(argc, argv, "", names, NULL)) != -1) {
-        if (name < 0 || name >= FILES)
+        if (name < 0 || name > FILES)
             return 2;
-        files[name] = optarg;
+        if (name == FILES)
+            life = atoi(optarg);
+        else
+            files[name] = optarg;
     }
     for (name = 0; name < FILES; name++)
         MUST(files[name]);
@@ -387,9 +500,15 @@ int main(int argc, char **argv)
         server_identities();
         client_certificates();
         id_contexts();
+        post_handshake_authentication();
+        renegotiation();
         virtual_hosts();
+        tenants();
+        other_ciphers();
         application_data();
         single_use();
     }
+    printf("%d %d\n", made, reused);
+    printf("%d %d\n", made, reused);
     return 0;
 }

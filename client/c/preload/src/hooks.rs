@@ -1,8 +1,9 @@
 //! The functions of OpenSSL that come here first: they do ours, then what they are for.
 
-use std::ffi::{CStr, c_char, c_int, c_long, c_void};
+use std::ffi::{CStr, c_char, c_int, c_long, c_uchar, c_uint, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr;
+use std::slice;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -159,6 +160,43 @@ unsafe extern "C" fn SSL_CTX_set_cert_cb(context: *mut SSL_CTX, callback: *mut c
         }
         next(context, callback, argument);
     }
+}
+
+/// Notes session id contexts, which OpenSSL has no getter for.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn SSL_CTX_set_session_id_context(context: *mut SSL_CTX, id: *const c_uchar, length: c_uint) -> c_int {
+    type Set = unsafe extern "C" fn(*mut SSL_CTX, *const c_uchar, c_uint) -> c_int;
+    let next = next!(c"SSL_CTX_set_session_id_context", Set, 0);
+    // SAFETY: the caller's.
+    unsafe {
+        let done = next(context, id, length);
+        if done == 1 {
+            noted(context, |context| context.note_id_context(bytes(id, length)));
+        }
+        done
+    }
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn SSL_set_session_id_context(ssl: *mut SSL, id: *const c_uchar, length: c_uint) -> c_int {
+    type Set = unsafe extern "C" fn(*mut SSL, *const c_uchar, c_uint) -> c_int;
+    let next = next!(c"SSL_set_session_id_context", Set, 0);
+    // SAFETY: the caller's.
+    unsafe {
+        let done = next(ssl, id, length);
+        if let Some(connection) = Connection::new(ssl).filter(|_| done == 1) {
+            let _ = catch_unwind(AssertUnwindSafe(|| crate::identify(connection, bytes(id, length))));
+        }
+        done
+    }
+}
+
+/// # Safety
+///
+/// There are `length` bytes at `data`, or none.
+unsafe fn bytes<'a>(data: *const c_uchar, length: c_uint) -> &'a [u8] {
+    // SAFETY: the caller's.
+    if length == 0 { &[] } else { unsafe { slice::from_raw_parts(data, length as usize) } }
 }
 
 /// Keeps the check of a resumed connection's handshake where an application sets an info callback within the handshake.

@@ -10,11 +10,11 @@ mod environment;
 mod hooks;
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Once, OnceLock};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use nix::unistd::{getresgid, getresuid};
-use resumed::{Binding, Connection, Context, Policy, Verified};
+use resumed::{Binding, Connection, Context, Notice, Policy, Verified};
 use store::Shim;
 
 use crate::environment::Environment;
@@ -56,22 +56,18 @@ impl Fleet {
 
     /// Decides about a context that is set up.
     fn bind(&self, context: Context) -> Option<Binding> {
-        static MIXED: Once = Once::new();
-        static EARLY: Once = Once::new();
-        static VERIFYING: Once = Once::new();
+        static MIXED: Notice = Notice::new();
+        static EARLY: Notice = Notice::new();
+        static VERIFYING: Notice = Notice::new();
         if has_mixed_privileges() {
-            MIXED.call_once(|| {
-                log::warn!(
-                    "all contexts of process {} are left alone: it changes between users, and must have one thread",
-                    std::process::id()
-                );
-            });
+            MIXED.warn(&format!(
+                "all contexts of process {} are left alone: it changes between users, and must have one thread",
+                std::process::id()
+            ));
             return None;
         }
         if context.max_early_data() > 0 {
-            EARLY.call_once(|| {
-                log::warn!("a context that accepts early data is left alone: it could be replayed across the fleet");
-            });
+            EARLY.warn("a context that accepts early data is left alone: it could be replayed across the fleet");
             return None;
         }
         // A certificate that was verified here must not count as verified where others are asked for.
@@ -83,7 +79,7 @@ impl Fleet {
         if let Verified::Excluded(why) = verified
             && context.verifies_clients()
         {
-            VERIFYING.call_once(|| log::warn!("{why}"));
+            VERIFYING.warn(why);
             return None;
         }
         let (shim, ignore_id_context) = (Arc::clone(&self.shim), self.ignore_id_context);
@@ -130,6 +126,13 @@ fn adopt_context(context: Context<'_>) -> Option<&'_ Binding> {
 fn begin<'a>(connection: Connection<'a>, context: Context<'a>) {
     if fleet().is_some() {
         connection.note_first_context(context);
+    }
+}
+
+/// Notes the session id context that a connection gets of its own.
+fn identify(connection: Connection, id_context: &[u8]) {
+    if fleet().is_some() {
+        connection.note_id_context(id_context);
     }
 }
 

@@ -6,7 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr::{self, NonNull};
 use std::sync::OnceLock;
 
-use super::{Context, Session, bytes, callbacks, copied, ffi, length_of};
+use super::{Context, Session, bytes, callbacks, copied, ffi, length_of, number_of};
 use crate::binding::Binding;
 use crate::handshake::Handshake;
 
@@ -94,6 +94,22 @@ impl<'a> Connection<'a> {
         Vec::new()
     }
 
+    /// Notes the session id context that the connection gets of its own.
+    pub fn note_id_context(&self, id_context: &[u8]) {
+        let (number, of_context) = (number_of(id_context), self.context().map_or(0, Context::id_context));
+        if let Some(handshake) = self.handshake() {
+            // One that is the context's is exchanged with it.
+            handshake.id_context.set(if number == of_context { 0 } else { number });
+        }
+    }
+
+    /// Returns whether OpenSSL will find that the session has the session id context of the connection, as far as that is known.
+    pub(crate) fn fits_id_context(self, session: &Session) -> bool {
+        let own = self.known_handshake().map(|handshake| handshake.id_context.get()).filter(|number| *number > 0);
+        let expected = own.unwrap_or_else(|| self.context().map_or(0, Context::id_context));
+        expected == 0 || expected == number_of(&session.id_context())
+    }
+
     pub(crate) fn set_id_context(&self, id_context: &[u8; 32]) {
         // SAFETY: the connection lives, and copies the id context.
         unsafe { ffi::SSL_set_session_id_context(self.0.as_ptr(), id_context.as_ptr(), length_of(id_context)) };
@@ -148,10 +164,11 @@ impl<'a> Connection<'a> {
         self.verify_mode() & ffi::SSL_VERIFY_PEER != 0
     }
 
-    /// Returns whether the connection lets in no client without a certificate.
+    /// Returns whether no handshake of the connection succeeds without a client certificate.
     pub(crate) fn insists(self) -> bool {
-        let both = ffi::SSL_VERIFY_PEER | ffi::SSL_VERIFY_FAIL_IF_NO_PEER_CERT;
-        self.verify_mode() & both == both
+        let (mode, both) = (self.verify_mode(), ffi::SSL_VERIFY_PEER | ffi::SSL_VERIFY_FAIL_IF_NO_PEER_CERT);
+        // With the third flag it asks behind a handshake of TLS 1.3, when the application wants to.
+        mode & both == both && !(self.is_tls13() && mode & ffi::SSL_VERIFY_POST_HANDSHAKE != 0)
     }
 
     fn verify_mode(&self) -> c_int {
@@ -170,6 +187,23 @@ impl<'a> Connection<'a> {
         // SAFETY: the connection lives.
         let has_one = unsafe { !ffi::SSL_get_certificate(self.0.as_ptr()).is_null() };
         has_one && !self.context().is_some_and(Context::has_certificate_callback)
+    }
+
+    /// Returns whether it has finished a handshake before this one: then no servername callback will choose another context.
+    pub(crate) fn is_renegotiating(&self) -> bool {
+        // SAFETY: the connection lives; nothing is written.
+        unsafe { ffi::SSL_get_finished(self.0.as_ptr(), ptr::null_mut(), 0) > 0 }
+    }
+
+    /// Returns whether a session's secret fits the cipher that OpenSSL has chosen. In TLS 1.3 a session of another hash is dropped after
+    /// its look-up, and no ticket is issued (RFC 8446 section 4.2.11).
+    pub(crate) fn fits_cipher(&self, session: &Session) -> bool {
+        // SAFETY: the connection and the session live; ciphers and digests always do.
+        unsafe {
+            let chosen = ffi::SSL_get_pending_cipher(self.0.as_ptr());
+            let digest = |cipher| ffi::SSL_CIPHER_get_handshake_digest(cipher);
+            !self.is_tls13() || chosen.is_null() || digest(chosen) == digest(session.cipher())
+        }
     }
 
     pub(crate) fn is_renegotiated(&self) -> bool {
@@ -231,6 +265,12 @@ impl<'a> Connection<'a> {
     pub(super) fn raw(&self) -> *mut ffi::SSL {
         self.0.as_ptr()
     }
+}
+
+/// Reserves our places in each connection.
+pub(super) fn prepare() {
+    first_index();
+    handshake_index();
 }
 
 /// The place of the first context in each connection.

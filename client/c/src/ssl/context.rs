@@ -1,13 +1,14 @@
 //! An `SSL_CTX`.
 
 use std::ffi::{c_int, c_long, c_void};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::marker::PhantomData;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr::{self, NonNull};
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{LazyLock, OnceLock};
 
-use super::{callbacks, ffi, length_of, seconds};
+use super::{NO_CLIENT_AUTHENTICATION, callbacks, connection, ffi, length_of, seconds};
 use crate::binding::Binding;
 
 /// An `SSL_CTX`, while something else keeps it.
@@ -23,6 +24,8 @@ struct Slot {
     switches: AtomicBool,
     /// Whether it is known to have a certificate callback.
     certifies: AtomicBool,
+    /// The session id context of its connections, as a number; 0 if it is unknown.
+    id_context: AtomicU64,
 }
 
 impl<'a> Context<'a> {
@@ -49,13 +52,21 @@ impl<'a> Context<'a> {
     }
 
     /// Makes room for a binding, while no other thread uses the context. `observed` is whether a servername callback that it gets from
-    /// now on will be noted.
+    /// now on will be noted, and so its session id context.
     pub fn prepare(&self, observed: bool) {
         static NUMBER: AtomicU64 = AtomicU64::new(1);
         if self.slot().is_none() {
+            // Not in a handshake: a process that forks then would leave them locked in its child.
+            connection::prepare();
+            LazyLock::force(&NO_CLIENT_AUTHENTICATION);
             let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-            let (switches, certifies) = (AtomicBool::new(!observed), AtomicBool::new(false));
-            let slot = Box::into_raw(Box::new(Slot { number, binding: OnceLock::new(), switches, certifies }));
+            let slot = Box::into_raw(Box::new(Slot {
+                number,
+                binding: OnceLock::new(),
+                switches: AtomicBool::new(!observed),
+                certifies: AtomicBool::new(false),
+                id_context: AtomicU64::new(if observed { number_of(&[]) } else { 0 }),
+            }));
             // SAFETY: the context lives, and takes the slot over unless it says that it could not.
             unsafe {
                 if ffi::SSL_CTX_set_ex_data(self.0.as_ptr(), index(), slot.cast()) != 1 {
@@ -77,6 +88,18 @@ impl<'a> Context<'a> {
         if let Some(slot) = self.slot() {
             slot.certifies.store(true, Ordering::Relaxed);
         }
+    }
+
+    /// Notes the session id context of connections that are made from now on.
+    pub fn note_id_context(&self, id_context: &[u8]) {
+        if let Some(slot) = self.slot() {
+            slot.id_context.store(number_of(id_context), Ordering::Relaxed);
+        }
+    }
+
+    /// Returns the number of the session id context of its connections; 0 if it is unknown. OpenSSL has no getter.
+    pub(super) fn id_context(self) -> u64 {
+        self.slot().map_or(0, |slot| slot.id_context.load(Ordering::Relaxed))
     }
 
     pub(crate) fn has_certificate_callback(self) -> bool {
@@ -135,6 +158,13 @@ impl<'a> Context<'a> {
             ffi::SSL_CTX_set_generate_session_id(context, Some(callbacks::on_id));
         }
     }
+}
+
+/// Returns a number that two session id contexts have in common only if they are equal, in all likelihood; never 0.
+pub(crate) fn number_of(id_context: &[u8]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    id_context.hash(&mut hasher);
+    hasher.finish().max(1)
 }
 
 /// The place of our slot in each context.

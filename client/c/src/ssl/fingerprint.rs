@@ -6,13 +6,14 @@
 use std::collections::BTreeSet;
 use std::ffi::{CStr, c_int, c_uchar, c_uint};
 use std::ptr::{self, NonNull};
-use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock};
 
 use store::Fingerprint;
 use store::fingerprint::{Anchor, ClientPolicy, Half, Name, client_authentication, fingerprint, server_identity};
 
 use super::{Connection, bytes, ffi, wide};
 use crate::lru::Lru;
+use crate::shared::Shared;
 
 const CERTIFICATES: usize = 1024;
 const TRUST_STORES: usize = 64;
@@ -76,8 +77,9 @@ impl Connection<'_> {
                 mode: u8::try_from(ffi::SSL_get_verify_mode(ssl)).unwrap_or(u8::MAX),
                 depth: ffi::SSL_get_verify_depth(ssl),
                 security_level: u32::try_from(ffi::SSL_get_security_level(ssl)).unwrap_or(u32::MAX),
-                flags: wide(ffi::X509_VERIFY_PARAM_get_flags(param)),
-                store_flags: wide(store_flags),
+                // Some stacks set it, and it is OpenSSL's default anyway.
+                flags: wide(ffi::X509_VERIFY_PARAM_get_flags(param)) & !ffi::X509_V_FLAG_TRUSTED_FIRST,
+                store_flags: wide(store_flags) & !ffi::X509_V_FLAG_TRUSTED_FIRST,
                 hosts: hosts.collect(),
                 anchors: store.map(|store| anchors(store)).unwrap_or_default(),
             }
@@ -114,17 +116,16 @@ impl Drop for TrustStore {
 ///
 /// The certificate lives.
 unsafe fn names(certificate: NonNull<ffi::X509>) -> Names {
-    static KNOWN: LazyLock<Mutex<Lru<usize, (Certificate, Names)>>> = LazyLock::new(|| Mutex::new(Lru::new(CERTIFICATES)));
-    let lock = || KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+    static KNOWN: Shared<Lru<usize, (Certificate, Names)>> = Shared::new(|| Lru::new(CERTIFICATES));
     let address = certificate.as_ptr() as usize;
-    if let Some((_, names)) = lock().get(&address) {
-        return Arc::clone(names);
+    if let Some(names) = KNOWN.with(|known| known.get(&address).map(|(_, names)| Arc::clone(names))) {
+        return names;
     }
     // SAFETY: the caller's.
     let (names, kept) = unsafe { (read_names(certificate.as_ptr()), ffi::X509_up_ref(certificate.as_ptr()) == 1) };
     let names = Arc::new(names);
     if kept {
-        let forgotten = lock().put(address, (Certificate(certificate), Arc::clone(&names)));
+        let forgotten = KNOWN.with(|known| known.put(address, (Certificate(certificate), Arc::clone(&names))));
         drop(forgotten);
     }
     names
@@ -135,8 +136,7 @@ unsafe fn names(certificate: NonNull<ffi::X509>) -> Names {
 /// The store lives.
 unsafe fn anchors(store: NonNull<ffi::X509_STORE>) -> Anchors {
     type Known = Lru<(usize, c_int), (TrustStore, Anchors)>;
-    static KNOWN: LazyLock<Mutex<Known>> = LazyLock::new(|| Mutex::new(Lru::new(TRUST_STORES)));
-    let lock = || KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+    static KNOWN: Shared<Known> = Shared::new(|| Lru::new(TRUST_STORES));
     // Objects are only ever added to a store, so their number says whether they are the same.
     // SAFETY: the caller's; the objects are read under the store's lock.
     unsafe {
@@ -146,13 +146,13 @@ unsafe fn anchors(store: NonNull<ffi::X509_STORE>) -> Anchors {
             ffi::X509_STORE_unlock(store.as_ptr());
         }
         let key = (store.as_ptr() as usize, number);
-        if let Some((_, anchors)) = lock().get(&key) {
-            return Arc::clone(anchors);
+        if let Some(anchors) = KNOWN.with(|known| known.get(&key).map(|(_, anchors)| Arc::clone(anchors))) {
+            return anchors;
         }
         let (anchors, number) = read_anchors(store.as_ptr());
         let anchors = Arc::new(anchors);
         if ffi::X509_STORE_up_ref(store.as_ptr()) == 1 {
-            let forgotten = lock().put((key.0, number), (TrustStore(store), Arc::clone(&anchors)));
+            let forgotten = KNOWN.with(|known| known.put((key.0, number), (TrustStore(store), Arc::clone(&anchors))));
             drop(forgotten);
         }
         anchors

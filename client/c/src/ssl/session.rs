@@ -1,6 +1,6 @@
 //! An `SSL_SESSION`.
 
-use std::ffi::{CString, c_long};
+use std::ffi::{CString, c_long, c_void};
 use std::ptr::{self, NonNull};
 
 use super::{bytes, copied, ffi, length_of, seconds};
@@ -119,6 +119,12 @@ impl Session {
         };
         let left = i64::from(days) * 86_400 + i64::from(seconds);
         Some(if known { now.saturating_add_signed(left) } else { 0 })
+    }
+
+    /// Returns the session's cipher, which is not NULL: OpenSSL decodes no session with one that it does not know.
+    pub(super) fn cipher(&self) -> *const c_void {
+        // SAFETY: the session lives.
+        unsafe { ffi::SSL_SESSION_get0_cipher(self.raw()) }
     }
 
     pub(crate) fn has_peer(&self) -> bool {
