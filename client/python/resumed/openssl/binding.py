@@ -250,7 +250,7 @@ class Binding:
         if memory is None:
             self._shim.unresumable()
             return
-        # OpenSSL notes the name only where the server has a servername callback, and compares it nowhere: see _checked.
+        # OpenSSL notes the name only where the server has a servername callback, and compares it nowhere: see _unfit.
         library.SSL_SESSION_set1_hostname(session, self._server_name(ssl) or None)
         sessions.remember(session, None)  # it is not part of what is stored
         serialized = sessions.serialized(session)
@@ -286,7 +286,8 @@ class Binding:
             # Not by what a renegotiation or post-handshake authentication makes of it later.
             library.SSL_set_ex_data(ssl, library.taught_index, 1)
             self._names.learn(self._server_name(ssl), fingerprint)
-        return memory or Memory(fingerprint, time.time(), 0, b"")
+        # Later tickets of a connection are issued as it is then: post-handshake authentication may have changed it.
+        return memory._replace(fingerprint=fingerprint) if memory else Memory(fingerprint, time.time(), 0, b"")
 
     def _remaining(self, session: int, memory: Memory) -> float:
         """Return the seconds that a session lives, at most until its peer's certificate ends."""
