@@ -44,8 +44,8 @@ class Side:
         self._clients = {version: Client("localhost", version, REQUEST) for version in VERSIONS}
         if certificate:
             for client in self._clients.values():
-                client._context.use_certificate_chain_file(str(certificate))  # noqa: SLF001
-                client._context.use_privatekey_file(str(certificate))  # noqa: SLF001
+                client._context.use_certificate_chain_file(str(certificate))
+                client._context.use_privatekey_file(str(certificate))
 
     def _processor(self) -> float:
         threads = Path(f"/proc/{self._worker}/task").iterdir()

@@ -100,7 +100,10 @@ STEPS: dict[str, tuple[type[Dictionary], type[Dictionary], str, Callable[[], obj
 
 
 def handshake(
-    context: ssl.SSLContext, client: ssl.SSLContext, session: ssl.SSLSession | None
+    context: ssl.SSLContext,
+    client: ssl.SSLContext,
+    session: ssl.SSLSession | None,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> tuple[float, ssl.SSLObject]:
     """Return the server's seconds, and the client."""
     to_client, to_server = ssl.MemoryBIO(), ssl.MemoryBIO()
@@ -109,14 +112,14 @@ def handshake(
     seconds, shaking = 0.0, [ours, theirs]
     while shaking:
         for side in list(shaking):
-            started = time.perf_counter()
+            started = clock()
             try:
                 side.do_handshake()
                 shaking.remove(side)
             except ssl.SSLWantReadError:
                 pass
             if side is theirs:
-                seconds += time.perf_counter() - started
+                seconds += clock() - started
     theirs.write(b"x")  # behind the tickets of TLS 1.3
     ours.read(1)
     return seconds, ours
