@@ -220,6 +220,38 @@ static void post_handshake_authentication(void)
     release((SSL_CTX *[]){later, anyone}, 2);
 }
 
+/* A connection that asked for nothing in its handshake asks afterwards, and then issues a ticket: it proves nothing. */
+static void late_demand(void)
+{
+    static const int STRICT = SSL_VERIFY_PEER | SSL_VERIFY_FAIL_IF_NO_PEER_CERT;
+    SSL_CTX *strict = installed(verifying(SSL_VERIFY_FAIL_IF_NO_PEER_CERT), "demand", HOST), *anyone = client(FILES);
+    SSL *there = SSL_new(strict), *here = SSL_new(anyone);
+    BIO *ours, *theirs;
+    char byte;
+
+    MUST(there && here && BIO_new_bio_pair(&ours, 0, &theirs, 0) == 1);
+    SSL_set_bio(there, ours, ours);
+    SSL_set_bio(here, theirs, theirs);
+    MUST(SSL_set_tlsext_host_name(here, "localhost") == 1);
+    SSL_set_verify(there, SSL_VERIFY_NONE, NULL);
+    for (int turn = 0; turn < 4; turn++) {
+        SSL_connect(here);
+        SSL_accept(there);
+    }
+    SSL_set_verify(there, STRICT, NULL);
+    MUST(version == TLS1_2_VERSION || SSL_new_session_ticket(there) == 1);
+    MUST(SSL_write(there, "x", 1) == 1 && SSL_read(here, &byte, 1) == 1);
+    SSL_SESSION *session = SSL_SESSION_dup(SSL_get0_session(here));
+    SSL_set_shutdown(there, SSL_SENT_SHUTDOWN | SSL_RECEIVED_SHUTDOWN);
+    SSL_set_shutdown(here, SSL_SENT_SHUTDOWN | SSL_RECEIVED_SHUTDOWN);
+    SSL_free(there);
+    SSL_free(here);
+    MUST(resumed_flush(strict, PATIENCE) == 1);
+    MUST(meet(strict, anyone, "localhost", &session) == FAILED);
+    SSL_SESSION_free(session);
+    release((SSL_CTX *[]){strict, anyone}, 2);
+}
+
 /* A connection asks for a certificate by renegotiation: its own session, which has none, does not resume. */
 static void renegotiation(void)
 {
@@ -501,6 +533,7 @@ int main(int argc, char **argv)
         client_certificates();
         id_contexts();
         post_handshake_authentication();
+        late_demand();
         renegotiation();
         virtual_hosts();
         tenants();
