@@ -232,7 +232,12 @@ def main() -> int:
     if "memcheck" in options.only:
         for shape, arguments in SHAPES.items():
             forks = (FORKED,) if "--children" in arguments else ()
-            add("memcheck", "handshakes.c", shape, handshakes((*MEMCHECK, *forks, str(PLAIN / "resumed-handshakes")), shape, few))
+            add(
+                "memcheck",
+                "handshakes.c",
+                shape,
+                handshakes((*MEMCHECK, *forks, str(PLAIN / "resumed-handshakes")), shape, few),
+            )
         add("memcheck", "contexts.c", "docs/contexts.md", contexts((*MEMCHECK, str(PLAIN / "resumed-contexts"))))
     if "nginx" in options.only:
         for lies in False, True:

@@ -8,6 +8,7 @@ import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
+
 import resumed
 from frontends.client import Client
 from preload.servers import ROOT, context_files
