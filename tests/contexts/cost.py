@@ -1,8 +1,8 @@
 """What the context fingerprint costs nginx: `python tests/contexts/cost.py --before LIBRARY`.
 
 Two nginx, each with one worker, with libresumed-preload of this tree and with another one, make the same handshakes in
-turns: full and resumed, TLS 1.2 and 1.3, with client certificates and without. Shown is the processor time of a worker
-for a handshake (all threads, from schedstat), as the median of the rounds, and the ratio.
+turns: full and resumed, TLS 1.2 and 1.3, with client certificates and without. Shown is the worker's processor time for
+a handshake (user and system, all threads, from schedstat), as the median of the rounds, and the ratio.
 """
 
 from __future__ import annotations
