@@ -20,6 +20,7 @@ from resumed.channel import Channel, Method
 from resumed.connections import IDLE_SECONDS, Connections
 from resumed.target import Target
 from support.ports import free_port
+from support.relay import Relay
 from support.server import running_server
 
 if TYPE_CHECKING:
@@ -215,24 +216,25 @@ def test_a_connection_that_nobody_used_for_long_is_not_used() -> None:
 
 def test_a_call_without_an_answer_ends_all_connections_of_before() -> None:
     """Or each of them would cost a call its time: they may all be as dead."""
-    go_on, silent = threading.Event(), threading.Event()
+    together = threading.Barrier(6)
 
     def answer(request: bytes, _: grpc.ServicerContext) -> bytes:
         if request == b"together":
-            go_on.wait(LONG)
-        elif request == b"silence":
-            silent.wait(LONG)
+            together.wait(LONG)
         return request
 
-    with serving(answer) as server, channel_to(server) as channel, ThreadPoolExecutor(6) as threads:
+    with (
+        serving(answer) as server,
+        contextlib.closing(Relay(f"127.0.0.1:{server.port}")) as relay,
+        channel_to(relay.target) as channel,
+        ThreadPoolExecutor(6) as threads,
+    ):
         calls = [threads.submit(channel.call, ECHO, b"together", LONG) for _ in range(6)]
-        while len(server.calls) < 6:
-            time.sleep(0)
-        go_on.set()
         assert [call.result() for call in calls] == [b"together"] * 6
+        relay.delay = LONG
         with pytest.raises(resumed.StoreTimeout, match="no answer"):
-            channel.call(ECHO, b"silence", 1.0)
-        silent.set()
+            channel.call(ECHO, b"silence", 0.05)
+        relay.delay = 0.0
         before = set(server.peers)
         assert channel.call(ECHO, b"again", LONG) == b"again"
         assert server.peers - before, "it has a connection of its own"

@@ -12,9 +12,7 @@ import argparse
 import contextlib
 import itertools
 import os
-import queue
 import signal
-import socket
 import statistics
 import sys
 import tempfile
@@ -32,6 +30,7 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from performance.fleet import PATIENCE, VERSION_NAMES, Client, Fleet, milliseconds
+from support.relay import Relay
 from support.server import RunningServer, running_server
 from support.tls import STACKS
 
@@ -39,7 +38,7 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import Callable, Iterator
 
-    Outage = Callable[["Store", "Proxy"], contextlib.AbstractContextManager[None]]
+    Outage = Callable[["Store", "Relay"], contextlib.AbstractContextManager[None]]
 
 TARGET_OVERHEAD = 0.001
 """Seconds that a handshake may cost over one without a shim, once the breaker is open."""
@@ -83,47 +82,8 @@ class Store:
         self._running.close()
 
 
-class Proxy:
-    """Passes connections on to the store, and its answers back `delay` seconds later."""
-
-    def __init__(self, target: str) -> None:
-        host, port = target.rsplit(":", 1)
-        self._upstream = host, int(port)
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.target = f"127.0.0.1:{self._listener.getsockname()[1]}"
-        self.delay = 0.0
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def _accept(self) -> None:
-        while True:
-            down, _ = self._listener.accept()
-            up = socket.socket()
-            up.connect(self._upstream)
-            for source, sink, late in ((down, up, False), (up, down, True)):
-                sink.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                threading.Thread(target=self._pass_on, args=(source, sink, late), daemon=True).start()
-
-    def _pass_on(self, source: socket.socket, sink: socket.socket, late: bool) -> None:
-        timely: queue.SimpleQueue[tuple[float, bytes]] = queue.SimpleQueue()
-        threading.Thread(target=self._deliver, args=(timely, sink), daemon=True).start()
-        with contextlib.suppress(OSError):
-            while data := source.recv(65_536):
-                timely.put((time.monotonic() + self.delay * late, data))
-        timely.put((0.0, b""))
-
-    def _deliver(self, timely: queue.SimpleQueue[tuple[float, bytes]], sink: socket.socket) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                due, data = timely.get()
-                time.sleep(max(0.0, due - time.monotonic()))
-                if not data:
-                    sink.shutdown(socket.SHUT_RDWR)
-                    return
-                sink.sendall(data)
-
-
 @contextlib.contextmanager
-def down(store: Store, _proxy: Proxy) -> Iterator[None]:
+def down(store: Store, _relay: Relay) -> Iterator[None]:
     """Nothing listens at the target."""
     store.kill()
     yield
@@ -131,7 +91,7 @@ def down(store: Store, _proxy: Proxy) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def hung(store: Store, _proxy: Proxy) -> Iterator[None]:
+def hung(store: Store, _relay: Relay) -> Iterator[None]:
     """The store's process is stopped; its connections stay."""
     store.signal(signal.SIGSTOP)
     yield
@@ -139,7 +99,7 @@ def hung(store: Store, _proxy: Proxy) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def refusing(store: Store, _proxy: Proxy) -> Iterator[None]:
+def refusing(store: Store, _relay: Relay) -> Iterator[None]:
     """Something else listens at the target, and denies every call."""
 
     class Refuse(grpc.GenericRpcHandler):
@@ -160,7 +120,7 @@ def refusing(store: Store, _proxy: Proxy) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def restarting(store: Store, _proxy: Proxy) -> Iterator[None]:
+def restarting(store: Store, _relay: Relay) -> Iterator[None]:
     """The store is killed and started, again and again."""
     enough = threading.Event()
 
@@ -182,10 +142,10 @@ def late(delay: float) -> Outage:
     """Answers come, but after `delay` seconds."""
 
     @contextlib.contextmanager
-    def outage(_store: Store, proxy: Proxy) -> Iterator[None]:
-        proxy.delay = delay
+    def outage(_store: Store, relay: Relay) -> Iterator[None]:
+        relay.delay = delay
         yield
-        proxy.delay = 0.0
+        relay.delay = 0.0
 
     return outage
 
@@ -242,13 +202,13 @@ def main() -> int:
         directory = held.enter_context(tempfile.TemporaryDirectory())
         fleet, store = Fleet(directory), Store(directory)
         held.callback(store.close)
-        proxy = Proxy(store.target)
+        relay = Relay(store.target)
         progress = held.enter_context(Progress(transient=True))
         chosen = [name for name in outages if not options.outages or name.split()[0] in options.outages]
         cases = list(itertools.product(chosen, options.stacks, options.versions))
         for name, stack, version in progress.track(cases, description="outages"):
             client = Client(VERSION_NAMES[version])
-            target = proxy.target if name.startswith("late") else store.target
+            target = relay.target if name.startswith("late") else store.target
             with (
                 fleet.frontend(stack, target, "--deadline", str(options.deadline), "--puts", options.puts) as port,
                 fleet.frontend(stack, None) as plain,
@@ -258,7 +218,7 @@ def main() -> int:
                     before.visit(client, plain)
                 session = client.visit(port).session
                 client.ask(port, b"flush")
-                with outages[name](store, proxy):
+                with outages[name](store, relay):
                     until = time.monotonic() + (options.seconds if name == "restarting" else 0)
                     while len(during.seconds) < options.handshakes or time.monotonic() < until:
                         during.visit(client, port, session)
