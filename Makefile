@@ -114,7 +114,7 @@ fairness: setup ## Measure what one tenant notices of another that floods the st
 	$(BIN)/python tests/performance/fairness.py $(FAIRNESS)
 
 .PHONY: lint
-lint: setup $(BUILD)/googleapis ## Run the linters and the type checker; check that the stubs are current
+lint: setup ## Run the linters and the type checker; check that the stubs are current
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
@@ -123,26 +123,21 @@ lint: setup $(BUILD)/googleapis ## Run the linters and the type checker; check t
 	$(MAKE) --no-print-directory stubs-current
 
 .PHONY: breaking
-breaking: setup $(BUILD)/googleapis ## Compare the contract with the one on the main branch
-	rm -rf $(BUILD)/against && mkdir -p $(BUILD)/against/$(BUILD)
+breaking: setup ## Compare the contract with the one on the main branch
+	rm -rf $(BUILD)/against && mkdir -p $(BUILD)/against
 	git archive main protos buf.yaml | tar -x -C $(BUILD)/against
-	cp -r $(BUILD)/googleapis $(BUILD)/against/$(BUILD)/
 	$(BIN)/buf breaking --against $(BUILD)/against
 
 # The stubs are generated with the oldest versions that pyproject.toml allows, so that they work with every newer one.
 $(BUILD)/stubs/bin/.installed: Makefile
 	$(PYTHON) -m venv $(BUILD)/stubs
-	$(BUILD)/stubs/bin/pip install --quiet grpcio-tools==1.76.0 protobuf==6.31.1 mypy-protobuf==3.7.0 googleapis-common-protos==1.70.0
+	$(BUILD)/stubs/bin/pip install --quiet grpcio-tools==1.76.0 protobuf==6.31.1 mypy-protobuf==3.7.0
 	@touch $@
-
-$(BUILD)/googleapis: $(BUILD)/stubs/bin/.installed
-	mkdir -p $@/google/rpc
-	cp "$$($(BUILD)/stubs/bin/python -c 'import google.rpc as m; print(*m.__path__)')/status.proto" $@/google/rpc/
 
 OUT ?= client/python
 .PHONY: stubs
-stubs: $(BUILD)/googleapis ## Generate the Python stubs from the contract
-	PATH="$(BUILD)/stubs/bin:$$PATH" $(BUILD)/stubs/bin/python -m grpc_tools.protoc -I protos -I $(BUILD)/googleapis \
+stubs: $(BUILD)/stubs/bin/.installed ## Generate the Python stubs from the contract
+	PATH="$(BUILD)/stubs/bin:$$PATH" $(BUILD)/stubs/bin/python -m grpc_tools.protoc -I protos \
 	  --python_out=$(OUT) --pyi_out=$(OUT) --grpc_python_out=$(OUT) --mypy_grpc_out=$(OUT) $(PROTO)
 
 .PHONY: stubs-current
@@ -154,7 +149,7 @@ stubs-current:
 # The plugins' versions are pinned in the template.
 GO_OUT ?= client/go
 .PHONY: stubs-go
-stubs-go: setup $(BUILD)/googleapis go-installed ## Generate the Go stubs from the contract
+stubs-go: setup go-installed ## Generate the Go stubs from the contract
 	$(BIN)/buf generate --template client/go/buf.gen.yaml --path protos/resumed --output $(GO_OUT)
 
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.1
@@ -175,7 +170,7 @@ go-installed:
 export CARGO_TARGET_DIR := $(CURDIR)/$(BUILD)/cargo
 RUST_OUT ?= client/rust/src/stubs
 .PHONY: stubs-rust
-stubs-rust: setup $(BUILD)/googleapis rust-installed ## Generate the Rust stubs from the contract
+stubs-rust: setup rust-installed ## Generate the Rust stubs from the contract
 	@mkdir -p $(RUST_OUT)
 	$(BIN)/buf build --path protos/resumed/v1/session_store.proto --output $(BUILD)/contract.binpb
 	cargo run --quiet --locked --manifest-path client/rust/stubs/Cargo.toml -- $(BUILD)/contract.binpb $(RUST_OUT)
@@ -265,7 +260,7 @@ node-installed:
 	@command -v npm >/dev/null || { echo "this needs Node 20 or newer, with npm (https://nodejs.org): nothing else in this tree does"; exit 1; }
 
 .PHONY: stubs-node
-stubs-node: setup $(BUILD)/googleapis node-installed $(NODE)/node_modules/.installed ## Generate the Node stubs from the contract
+stubs-node: setup node-installed $(NODE)/node_modules/.installed ## Generate the Node stubs from the contract
 	rm -rf $(NODE_OUT)
 	$(BIN)/buf generate --template $(NODE)/buf.gen.yaml --path protos/resumed --output $(NODE_OUT)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 import grpc
 from grpc_health.v1 import health_pb2_grpc
 from grpc_health.v1.health import SERVICE_NAME as HEALTH_NAME
-from grpc_reflection.v1alpha import reflection_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from grpc_reflection.v1alpha.reflection import SERVICE_NAME as REFLECTION_NAME
 from grpc_reflection.v1alpha.reflection import ReflectionServicer
 
@@ -50,6 +50,7 @@ OPTIONS = {
     "grpc.server.max_pending_requests_hard_limit": 16_384,
 }
 _MOST_REFLECTIONS = 16
+_REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
 """Reflection streams of a process; beyond that the oldest is ended."""
 _ADMIN_NAME = admin_pb2.DESCRIPTOR.services_by_name["AdminService"].full_name
 
@@ -79,7 +80,15 @@ def session_server(
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     admin_pb2_grpc.add_AdminServiceServicer_to_server(admin, server)
     names = (SERVICE_NAME, _ADMIN_NAME, HEALTH_NAME, REFLECTION_NAME)
-    reflection_pb2_grpc.add_ServerReflectionServicer_to_server(_Reflection(names), server)
+    reflection = _Reflection(names)
+    reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflection, server)
+    # grpcio-reflection has v1alpha alone, and other tools ask for v1; both have the same messages.
+    handler = grpc.stream_stream_rpc_method_handler(
+        reflection.ServerReflectionInfo,
+        reflection_pb2.ServerReflectionRequest.FromString,
+        reflection_pb2.ServerReflectionResponse.SerializeToString,
+    )
+    server.add_registered_method_handlers(_REFLECTION_V1, {"ServerReflectionInfo": handler})
     front: grpc.Server | NativeServer = server
     if settings.front == "native":
         from resumed_server.native import NativeServer  # noqa: PLC0415 - an extra that grpcio's front does without

@@ -17,11 +17,13 @@ import threading
 import time
 import uuid
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import grpc
 import pytest
+from google.rpc.error_details_pb2 import ErrorInfo
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_status import rpc_status
 
 from resumed.v1 import session_store_pb2 as pb
 from resumed.v1.session_store_pb2_grpc import SessionStoreServiceStub
@@ -455,6 +457,24 @@ def test_sigterm_sends_callers_away_before_it_stops_serving(tmp_path: Path, fron
     assert [line["event"] for line in server.log_lines()] == ["starting", "listening", "ready", "draining", "stopped"]
 
 
+def test_a_watcher_can_tell_a_rollout_from_an_outage(front: str) -> None:
+    """Its stream ends with the reason that the server is stopping, and the log does not blame the storage."""
+    with running_server("--front", front, "--drain", "0s") as server, connected(server) as channel:
+        watch = SessionStoreServiceStub(channel).Watch(pb.WatchRequest(namespace="shop"))
+        assert next(watch).live
+        server.signal(signal.SIGTERM)
+        with pytest.raises(grpc.RpcError) as ended:
+            list(watch)
+        assert server.wait() == 0
+    assert ended.value.code() is grpc.StatusCode.UNAVAILABLE
+    status = rpc_status.from_call(cast("grpc.Call", ended.value))
+    assert status is not None
+    info = ErrorInfo()
+    assert status.details[0].Unpack(info)
+    assert info.reason == "ERROR_REASON_DRAINING"
+    assert not server.log_lines("the storage does not answer now, try again later")
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_calls_in_flight_finish(workers: int, front: str) -> None:
     """Callers that never stop see only the end: what was answered is whole.
@@ -467,7 +487,9 @@ def test_calls_in_flight_finish(workers: int, front: str) -> None:
     def call_on() -> None:
         with connected(server) as channel:
             stub = SessionStoreServiceStub(channel)
-            request = pb.BatchRequest(operations=[pb.Operation(get=pb.GetRequest(namespace="shop", key=b"k"))] * 256)
+            request = pb.BatchRequest(
+                operations=[pb.BatchOperation(get=pb.GetRequest(namespace="shop", key=b"k"))] * 256
+            )
             try:
                 while len(stub.Batch(request, timeout=10).results) == len(request.operations):
                     pass
