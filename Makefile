@@ -109,6 +109,19 @@ monitoring: setup $(BIN)/.installed-monitoring ## Test the alerts; ask a live Pr
 	$(BIN)/python -m pytest tests/monitoring/rules.py
 	$(BIN)/python tests/monitoring/live.py $(if $(PICTURES),--pictures docs/pictures)
 
+# In an environment of its own; pip warns that pyproject.toml does not allow the version yet.
+$(BUILD)/grpcio-next/bin/.installed: pyproject.toml
+	$(PYTHON) -m venv $(BUILD)/grpcio-next
+	$(BUILD)/grpcio-next/bin/pip install --quiet --editable '.[dev]'
+	@touch $@
+
+.PHONY: grpcio-next
+grpcio-next: $(BUILD)/grpcio-next/bin/.installed servers ## Test the newest grpcio, release candidates included, under the server
+	$(BUILD)/grpcio-next/bin/pip install --quiet --upgrade --pre grpcio
+	$(BUILD)/grpcio-next/bin/python -c 'import grpc; print("grpcio", grpc.__version__)'
+	$(BUILD)/grpcio-next/bin/python -m pytest -n 2 tests/unit/test_private_grpcio.py tests/unit/test_pool.py \
+	  tests/unit/test_decoding.py tests/unit/test_parting.py tests/unit/test_native.py tests/contract/test_wire.py tests/contract/test_limits.py
+
 .PHONY: fairness
 fairness: setup ## Measure what one tenant notices of another that floods the store (FAIRNESS=--help)
 	$(BIN)/python tests/performance/fairness.py $(FAIRNESS)

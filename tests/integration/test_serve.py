@@ -639,6 +639,49 @@ def test_stopping_leaves_no_process_and_no_directory(tmp_path: Path, front: str)
     assert not list(tmp_path.iterdir())
 
 
+def changed(directory: Path, code: str) -> dict[str, str]:
+    """Return the environment of a server that runs `code` before anything else."""
+    (directory / "sitecustomize.py").write_text(code)
+    return {"PYTHONPATH": os.pathsep.join([str(directory), *filter(None, [os.environ.get("PYTHONPATH")])])}
+
+
+def test_a_server_on_a_grpcio_that_is_not_as_expected_serves_and_says_so(tmp_path: Path, front: str) -> None:
+    """With one line in the log of each worker, and more watchers than threads."""
+    code = "from resumed_server.private_grpcio import Answering\nAnswering.of = classmethod(lambda *_: None)\n"
+    options = ("--front", front, "--threads", "2")
+    with running_server(*options, workers=2, env=changed(tmp_path, code)) as server, connected(server) as channel:
+        assert len([line for line in server.log_lines() if line["level"] == "critical"]) == 2
+        stub = SessionStoreServiceStub(channel)
+        watches = [stub.Watch(pb.WatchRequest(namespace="shop"), timeout=PATIENCE) for _ in range(8)]
+        assert all(next(watch).live for watch in watches)
+        assert not stub.Get(pb.GetRequest(namespace="shop", key=b"k"), timeout=PATIENCE).HasField("session")
+        assert server.stop() == 0
+
+
+def test_a_main_loop_that_hangs_is_no_longer_live(tmp_path: Path, front: str) -> None:
+    """Whoever restarts servers learns of it; sessions are served meanwhile."""
+    code = """if True:
+        import time
+        from resumed_server import readiness, workers
+
+        def hang(_seconds):
+            time.sleep(3_600)
+
+        readiness.STALLED_SECONDS = 1.0
+        workers.told_to_stop = hang
+    """
+    with running_server("--front", front, env=changed(tmp_path, code)) as server, connected(server) as channel:
+        health = health_pb2_grpc.HealthStub(channel)
+
+        def serves(service: str) -> bool:
+            request = health_pb2.HealthCheckRequest(service=service)
+            return bool(health.Check(request, timeout=PATIENCE).status == health_pb2.HealthCheckResponse.SERVING)
+
+        assert eventually(lambda: not serves("live"))
+        assert serves("")
+        server.kill()
+
+
 def _race(target: str, keys: list[bytes], won: multiprocessing.SimpleQueue[list[bytes]]) -> None:
     with grpc.insecure_channel(target) as channel:
         stub = SessionStoreServiceStub(channel)
