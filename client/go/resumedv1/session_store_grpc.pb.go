@@ -77,9 +77,8 @@ type SessionStoreServiceClient interface {
 	// Carries out up to 256 operations in their order and answers as many results in the same order.
 	//
 	// One failing operation does not fail the others; only a Batch that is over a limit on operations a second is refused as a whole,
-	// with RESOURCE_EXHAUSTED. The operations of one Batch are not one transaction: another caller
-	// may see some of them done and others not yet. This is the way to move many sessions cheaply. Safe to repeat if no operation
-	// is a Take.
+	// with RESOURCE_EXHAUSTED. The operations of one Batch are not one transaction: another caller may see some of them done and
+	// others not yet. This is the way to move many sessions cheaply. Safe to repeat if no operation is a Take.
 	Batch(ctx context.Context, in *BatchRequest, opts ...grpc.CallOption) (*BatchResponse, error)
 	// Streams the changes in a namespace, from now on or from the end of an earlier stream.
 	//
@@ -216,9 +215,8 @@ type SessionStoreServiceServer interface {
 	// Carries out up to 256 operations in their order and answers as many results in the same order.
 	//
 	// One failing operation does not fail the others; only a Batch that is over a limit on operations a second is refused as a whole,
-	// with RESOURCE_EXHAUSTED. The operations of one Batch are not one transaction: another caller
-	// may see some of them done and others not yet. This is the way to move many sessions cheaply. Safe to repeat if no operation
-	// is a Take.
+	// with RESOURCE_EXHAUSTED. The operations of one Batch are not one transaction: another caller may see some of them done and
+	// others not yet. This is the way to move many sessions cheaply. Safe to repeat if no operation is a Take.
 	Batch(context.Context, *BatchRequest) (*BatchResponse, error)
 	// Streams the changes in a namespace, from now on or from the end of an earlier stream.
 	//

@@ -60,9 +60,9 @@ class AdminServiceServicer(object):
         arrives.
 
         Takes effect for all servers and workers of the store before it is answered; mirrors receive a NamespacePurged on Watch, and
-        have forgotten the sessions within 4 seconds. A Put of such a session is answered with ALREADY_EXISTS. What was issued later stays. The
-        values are deleted in the background. Idempotent: repeating it, or purging before an earlier time, changes nothing. Repeat
-        it after an error: it may have taken effect in part.
+        have forgotten the sessions within 4 seconds. A Put of such a session is answered with ALREADY_EXISTS. Sessions that were
+        issued later stay. The values are deleted in the background. Idempotent: repeating it, or purging before an earlier time,
+        changes nothing. Repeat it after an error: it may have taken effect in part.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -144,9 +144,8 @@ class SessionStoreServiceServicer(object):
         """Carries out up to 256 operations in their order and answers as many results in the same order.
 
         One failing operation does not fail the others; only a Batch that is over a limit on operations a second is refused as a whole,
-        with RESOURCE_EXHAUSTED. The operations of one Batch are not one transaction: another caller
-        may see some of them done and others not yet. This is the way to move many sessions cheaply. Safe to repeat if no operation
-        is a Take.
+        with RESOURCE_EXHAUSTED. The operations of one Batch are not one transaction: another caller may see some of them done and
+        others not yet. This is the way to move many sessions cheaply. Safe to repeat if no operation is a Take.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

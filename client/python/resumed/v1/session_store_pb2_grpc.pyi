@@ -233,9 +233,8 @@ class SessionStoreServiceStub(typing.Generic[_SessionStoreServicePutType, _Sessi
     """Carries out up to 256 operations in their order and answers as many results in the same order.
 
     One failing operation does not fail the others; only a Batch that is over a limit on operations a second is refused as a whole,
-    with RESOURCE_EXHAUSTED. The operations of one Batch are not one transaction: another caller
-    may see some of them done and others not yet. This is the way to move many sessions cheaply. Safe to repeat if no operation
-    is a Take.
+    with RESOURCE_EXHAUSTED. The operations of one Batch are not one transaction: another caller may see some of them done and
+    others not yet. This is the way to move many sessions cheaply. Safe to repeat if no operation is a Take.
     """
 
     Watch: _SessionStoreServiceWatchType
@@ -355,9 +354,8 @@ class SessionStoreServiceServicer(metaclass=abc.ABCMeta):
         """Carries out up to 256 operations in their order and answers as many results in the same order.
 
         One failing operation does not fail the others; only a Batch that is over a limit on operations a second is refused as a whole,
-        with RESOURCE_EXHAUSTED. The operations of one Batch are not one transaction: another caller
-        may see some of them done and others not yet. This is the way to move many sessions cheaply. Safe to repeat if no operation
-        is a Take.
+        with RESOURCE_EXHAUSTED. The operations of one Batch are not one transaction: another caller may see some of them done and
+        others not yet. This is the way to move many sessions cheaply. Safe to repeat if no operation is a Take.
         """
 
     @abc.abstractmethod

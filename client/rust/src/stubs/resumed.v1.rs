@@ -550,9 +550,8 @@ pub mod session_store_service_client {
         /// Carries out up to 256 operations in their order and answers as many results in the same order.
         ///
         /// One failing operation does not fail the others; only a Batch that is over a limit on operations a second is refused as a whole,
-        /// with RESOURCE_EXHAUSTED. The operations of one Batch are not one transaction: another caller
-        /// may see some of them done and others not yet. This is the way to move many sessions cheaply. Safe to repeat if no operation
-        /// is a Take.
+        /// with RESOURCE_EXHAUSTED. The operations of one Batch are not one transaction: another caller may see some of them done and
+        /// others not yet. This is the way to move many sessions cheaply. Safe to repeat if no operation is a Take.
         pub async fn batch(
             &mut self,
             request: impl tonic::IntoRequest<super::BatchRequest>,

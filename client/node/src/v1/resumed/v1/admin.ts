@@ -428,9 +428,9 @@ export const AdminServiceService = {
    * arrives.
    *
    * Takes effect for all servers and workers of the store before it is answered; mirrors receive a NamespacePurged on Watch, and
-   * have forgotten the sessions within 4 seconds. A Put of such a session is answered with ALREADY_EXISTS. What was issued later stays. The
-   * values are deleted in the background. Idempotent: repeating it, or purging before an earlier time, changes nothing. Repeat
-   * it after an error: it may have taken effect in part.
+   * have forgotten the sessions within 4 seconds. A Put of such a session is answered with ALREADY_EXISTS. Sessions that were
+   * issued later stay. The values are deleted in the background. Idempotent: repeating it, or purging before an earlier time,
+   * changes nothing. Repeat it after an error: it may have taken effect in part.
    */
   purge: {
     path: "/resumed.v1.AdminService/Purge" as const,
@@ -464,9 +464,9 @@ export interface AdminServiceServer extends UntypedServiceImplementation {
    * arrives.
    *
    * Takes effect for all servers and workers of the store before it is answered; mirrors receive a NamespacePurged on Watch, and
-   * have forgotten the sessions within 4 seconds. A Put of such a session is answered with ALREADY_EXISTS. What was issued later stays. The
-   * values are deleted in the background. Idempotent: repeating it, or purging before an earlier time, changes nothing. Repeat
-   * it after an error: it may have taken effect in part.
+   * have forgotten the sessions within 4 seconds. A Put of such a session is answered with ALREADY_EXISTS. Sessions that were
+   * issued later stay. The values are deleted in the background. Idempotent: repeating it, or purging before an earlier time,
+   * changes nothing. Repeat it after an error: it may have taken effect in part.
    */
   purge: handleUnaryCall<PurgeRequest, PurgeResponse>;
   /**
@@ -484,9 +484,9 @@ export interface AdminServiceClient extends Client {
    * arrives.
    *
    * Takes effect for all servers and workers of the store before it is answered; mirrors receive a NamespacePurged on Watch, and
-   * have forgotten the sessions within 4 seconds. A Put of such a session is answered with ALREADY_EXISTS. What was issued later stays. The
-   * values are deleted in the background. Idempotent: repeating it, or purging before an earlier time, changes nothing. Repeat
-   * it after an error: it may have taken effect in part.
+   * have forgotten the sessions within 4 seconds. A Put of such a session is answered with ALREADY_EXISTS. Sessions that were
+   * issued later stay. The values are deleted in the background. Idempotent: repeating it, or purging before an earlier time,
+   * changes nothing. Repeat it after an error: it may have taken effect in part.
    */
   purge(
     request: PurgeRequest,

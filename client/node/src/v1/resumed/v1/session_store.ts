@@ -1558,9 +1558,8 @@ export const SessionStoreServiceService = {
    * Carries out up to 256 operations in their order and answers as many results in the same order.
    *
    * One failing operation does not fail the others; only a Batch that is over a limit on operations a second is refused as a whole,
-   * with RESOURCE_EXHAUSTED. The operations of one Batch are not one transaction: another caller
-   * may see some of them done and others not yet. This is the way to move many sessions cheaply. Safe to repeat if no operation
-   * is a Take.
+   * with RESOURCE_EXHAUSTED. The operations of one Batch are not one transaction: another caller may see some of them done and
+   * others not yet. This is the way to move many sessions cheaply. Safe to repeat if no operation is a Take.
    */
   batch: {
     path: "/resumed.v1.SessionStoreService/Batch" as const,
@@ -1629,9 +1628,8 @@ export interface SessionStoreServiceServer extends UntypedServiceImplementation 
    * Carries out up to 256 operations in their order and answers as many results in the same order.
    *
    * One failing operation does not fail the others; only a Batch that is over a limit on operations a second is refused as a whole,
-   * with RESOURCE_EXHAUSTED. The operations of one Batch are not one transaction: another caller
-   * may see some of them done and others not yet. This is the way to move many sessions cheaply. Safe to repeat if no operation
-   * is a Take.
+   * with RESOURCE_EXHAUSTED. The operations of one Batch are not one transaction: another caller may see some of them done and
+   * others not yet. This is the way to move many sessions cheaply. Safe to repeat if no operation is a Take.
    */
   batch: handleUnaryCall<BatchRequest, BatchResponse>;
   /**
@@ -1731,9 +1729,8 @@ export interface SessionStoreServiceClient extends Client {
    * Carries out up to 256 operations in their order and answers as many results in the same order.
    *
    * One failing operation does not fail the others; only a Batch that is over a limit on operations a second is refused as a whole,
-   * with RESOURCE_EXHAUSTED. The operations of one Batch are not one transaction: another caller
-   * may see some of them done and others not yet. This is the way to move many sessions cheaply. Safe to repeat if no operation
-   * is a Take.
+   * with RESOURCE_EXHAUSTED. The operations of one Batch are not one transaction: another caller may see some of them done and
+   * others not yet. This is the way to move many sessions cheaply. Safe to repeat if no operation is a Take.
    */
   batch(
     request: BatchRequest,
