@@ -180,7 +180,8 @@ def streamed(
             yield from behaviour(servicer, request, context)
         except Exception as error:  # noqa: BLE001 - the edge: whatever it is, the caller gets a fixed text
             status = status_of(error, request)
-            code = status.code
+            if not isinstance(error, Stopping):  # to those who watch the server a rollout is no failure
+                code = status.code
             _refuse(context, status, error)
         finally:
             # No stream ends otherwise.

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
+
+import grpc
 import pytest
 from google.protobuf.message import DecodeError
 from google.rpc.error_details_pb2 import ErrorInfo
@@ -20,8 +24,11 @@ from resumed_server.engines.base import (
     EngineFull,
     EngineUnavailable,
 )
-from resumed_server.errors import InvalidField, UnknownMethod, status_of
+from resumed_server.errors import InvalidField, UnknownMethod, status_of, streamed
 from resumed_server.watchers import TooManyWatchers, WatcherTooSlow
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 SECRET = "f00dbeef"
 REQUEST = pb.PutRequest(namespace="shop", key=SECRET.encode(), value=SECRET.encode())
@@ -31,6 +38,15 @@ REQUEST = pb.PutRequest(namespace="shop", key=SECRET.encode(), value=SECRET.enco
 def _nothing_logged_yet(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each test starts with a log that has room for every cause."""
     monkeypatch.setattr(logs, "_last_logged", {})
+
+
+class Aborting:
+    """As much of a context as a call that fails needs."""
+
+    def abort_with_status(self, status: grpc.Status) -> None:
+        """End the call."""
+        assert status.code is grpc.StatusCode.UNAVAILABLE
+        raise InterruptedError
 
 
 def raised(error: Exception) -> Exception:
@@ -75,6 +91,29 @@ def test_every_error_has_one_code_one_reason_and_a_fixed_text(
     assert (info.reason, info.domain) == (pb.ErrorReason.Name(reason), "resumed.github.io")
     assert "cause" not in str(status)
     assert SECRET not in str(status)
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(Stopping(), "CANCELLED"), (EngineUnavailable("gone"), "UNAVAILABLE")],
+    ids=lambda each: type(each).__name__,
+)
+def test_a_stream_that_ends_with_its_server_is_no_failure_to_operators(error: Exception, code: str) -> None:
+    """What its client is told is another matter."""
+    counted: list[int] = []
+
+    class Service:
+        observer: Any = SimpleNamespace(failed=lambda _method, code, *_: counted.append(code))
+
+        @streamed
+        def watch(self, _request: object, _context: object) -> Iterator[None]:
+            """End at once."""
+            yield from ()
+            raise error
+
+    with pytest.raises(InterruptedError):
+        list(Service().watch(None, cast("grpc.ServicerContext", Aborting())))
+    assert counted == [getattr(grpc.StatusCode, code).value[0]]
 
 
 @pytest.mark.parametrize(
