@@ -53,10 +53,10 @@ def check_grpcio() -> None:
     """Raise Unexpected, or whatever else happens, if grpcio is not as expected."""
     if names := missing():
         raise Unexpected(f"there is no {' and no '.join(names)}")
-    pool, over = _Pool(), threading.Event()
+    pool, streams, over = _Pool(), ThreadPoolExecutor(1, "selftest"), threading.Event()
     server = grpc.server(
         pool,  # type: ignore[arg-type] # grpcio only submits to it
-        handlers=[grpc.method_handlers_generic_handler(_SERVICE, _handlers(over))],
+        handlers=[grpc.method_handlers_generic_handler(_SERVICE, _handlers(streams, over))],
     )
     address = f"unix-abstract:resumed-{secrets.token_hex(16)}"  # leaves no file
     server.add_insecure_port(address)
@@ -68,8 +68,9 @@ def check_grpcio() -> None:
         raise Unexpected(f"a call failed: {error.code().name}") from error
     finally:
         over.set()
-        server.stop(0).wait(_END_SECONDS)  # for ever, where a fault has ended grpcio's own thread
+        server.stop(0).wait(_END_SECONDS)  # a fault may have ended the thread that stops it
         pool.shutdown()
+        streams.shutdown(wait=False)
 
 
 class _Pool(CallPool):
@@ -85,7 +86,7 @@ class _Pool(CallPool):
         return super().submit(function, *arguments)
 
 
-def _handlers(over: threading.Event) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
+def _handlers(streams: ThreadPoolExecutor, over: threading.Event) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
     def answer(request: bytes, _context: grpc.ServicerContext) -> bytes:
         if request == _REFUSED:
             raise Held(_POLL, lambda context: context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "as expected"))
@@ -95,7 +96,7 @@ def _handlers(over: threading.Event) -> dict[str, grpc.RpcMethodHandler[Any, Any
         yield request
         over.wait(PATIENCE)
 
-    follow.threads = ThreadPoolExecutor(1, "selftest")  # type: ignore[attr-defined]
+    follow.threads = streams  # type: ignore[attr-defined]
     return {
         "Answer": grpc.unary_unary_rpc_method_handler(answer),
         "Follow": grpc.unary_stream_rpc_method_handler(follow),

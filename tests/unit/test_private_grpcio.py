@@ -21,6 +21,7 @@ from resumed_server.private_grpcio import Answering, missing
 from resumed_server.selftest import Unexpected, check_grpcio, grpcio_is_as_expected
 from resumed_server.service import SessionStoreService
 from resumed_server.watchers import Watchers
+from support.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -35,13 +36,7 @@ def test_the_grpcio_that_is_installed_is_as_expected() -> None:
     with capture_logs() as logged:
         assert grpcio_is_as_expected()
     assert not logged
-    ended = threading.Event()
-    for _ in range(200):
-        if threading.active_count() <= before + 1:  # grpcio's own client keeps one
-            ended.set()
-            break
-        threading.Event().wait(0.05)
-    assert ended.is_set(), threading.enumerate()
+    until(lambda: threading.active_count() <= before + 1)  # grpcio's own client keeps one
 
 
 def one_argument_more(monkeypatch: pytest.MonkeyPatch) -> None:
