@@ -155,6 +155,12 @@ def test_a_purge_ends_what_was_issued_before_it_or_nobody_knows_when() -> None:
     assert sessions._bytes == 0
 
 
+def test_a_change_shows_neither_a_key_nor_a_value() -> None:
+    """It may end in a log."""
+    changes = [Change(b"secret", session(b"secret"), 1.0), Change(b"secret"), Change(b"", None, 2.0)]
+    assert str(changes) == "[Change(stored, time=1.0), Change(removed, time=None), Change(purged, time=2.0)]"
+
+
 @pytest.mark.parametrize("issued", [-(2.0**62), 2.0**62])
 def test_a_session_may_be_said_to_be_issued_whenever(issued: float) -> None:
     """The store may say anything."""

@@ -267,6 +267,10 @@ class Change(NamedTuple):
     session: StoredSession | None = None
     time: float | None = None
 
+    def __repr__(self) -> str:
+        """Show what happened, never to which session."""
+        return f"Change({'stored' if self.session else 'removed' if self.key else 'purged'}, time={self.time})"
+
 
 class Changes(NamedTuple):
     """What happened in a namespace."""
