@@ -660,15 +660,13 @@ def test_a_server_on_a_grpcio_that_is_not_as_expected_serves_and_says_so(tmp_pat
 
 def test_a_main_loop_that_hangs_is_no_longer_live(tmp_path: Path, front: str) -> None:
     """Whoever restarts servers learns of it; sessions are served meanwhile."""
-    code = """if True:
-        import time
+    code = f"""if True:
+        import os, time
         from resumed_server import readiness, workers
 
-        def hang(_seconds):
-            time.sleep(3_600)
-
-        readiness.STALLED_SECONDS = 1.0
-        workers.told_to_stop = hang
+        waits = workers.told_to_stop
+        readiness.STALLED_SECONDS = 4.0
+        workers.told_to_stop = lambda s: time.sleep(3_600) if os.path.exists("{tmp_path}/hang") else waits(s)
     """
     with running_server("--front", front, env=changed(tmp_path, code)) as server, connected(server) as channel:
         health = health_pb2_grpc.HealthStub(channel)
@@ -677,6 +675,8 @@ def test_a_main_loop_that_hangs_is_no_longer_live(tmp_path: Path, front: str) ->
             request = health_pb2.HealthCheckRequest(service=service)
             return bool(health.Check(request, timeout=PATIENCE).status == health_pb2.HealthCheckResponse.SERVING)
 
+        assert eventually(lambda: serves("live"))
+        (tmp_path / "hang").touch()
         assert eventually(lambda: not serves("live"))
         assert serves("")
         server.kill()
