@@ -22,6 +22,14 @@ func writeKeyring(t *testing.T, path, text string) {
 	check(t, os.Rename(path+".new", path))
 }
 
+// settle has files looked at twice.
+func settle(files *files, look func()) {
+	for range 2 {
+		files.nextCheck.Store(0)
+		look()
+	}
+}
+
 // A keyring file that cannot be used is refused in one line that says what to do and shows no key.
 func TestUnusableKeyringFiles(t *testing.T) {
 	almost := keyLine('k')[1:]
@@ -81,7 +89,7 @@ func TestKeyringIsReadAgain(t *testing.T) {
 	keyring, err := LoadKeyring(path, slog.New(slog.NewTextHandler(&log, nil)))
 	check(t, err)
 	shows := func() string {
-		keyring.nextCheck.Store(0)
+		settle(keyring.files, func() { _ = keyring.String() })
 		return keyring.String()
 	}
 	before := shows()
@@ -98,6 +106,30 @@ func TestKeyringIsReadAgain(t *testing.T) {
 	}
 	if strings.Count(log.String(), "keyring not read again") != 1 {
 		t.Fatalf("not reported once:\n%s", &log)
+	}
+}
+
+// A file in the midst of a change is not read: it must look the same twice.
+func TestKeyringInTheMiddleOfAChange(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "fleet.keys")
+	writeKeyring(t, path, keyLine(1))
+	keyring, err := LoadKeyring(path, quiet)
+	check(t, err)
+	before := keyring.String()
+	look := func() string {
+		keyring.files.nextCheck.Store(0)
+		return keyring.String()
+	}
+	writeKeyring(t, path, keyLine(2)) // the second line is not written yet
+	if shown := look(); shown != before {
+		t.Fatal("the middle of a change was read: ", shown)
+	}
+	writeKeyring(t, path, keyLine(2)+keyLine(1))
+	if shown := look(); shown != before {
+		t.Fatal("the middle of a change was read: ", shown)
+	}
+	if shown := look(); !strings.Contains(shown, ", ") {
+		t.Fatal("what has settled was not read: ", shown)
 	}
 }
 
