@@ -5,7 +5,7 @@ import { mock, test } from "node:test";
 import { inspect } from "node:util";
 
 import { Keyring, ResumedError } from "../src/index.js";
-import { directory, fleetKey, keyringFile } from "./support.js";
+import { directory, fleetKey, keyringFile, quiet } from "./support.js";
 
 const line = (fill: number): string => `${Buffer.alloc(32, fill).toString("base64")}\n`;
 
@@ -56,7 +56,10 @@ test("a changed file is read again, one that cannot be used is reported once, an
   const path = keyringFile(Buffer.alloc(32, 1));
   const keyring = Keyring.load(path, logger);
   const shows = (): string => {
-    now += 1000;
+    for (let n = 0; n < 2; n++) {
+      now += 1000;
+      keyring.toString();
+    }
     return keyring.toString();
   };
   const replace = (text: string): void => {
@@ -72,6 +75,23 @@ test("a changed file is read again, one that cannot be used is reported once, an
   assert.equal(shows(), after);
   assert.equal(shows(), after);
   assert.equal(logger.error.mock.callCount(), 1);
+});
+
+test("the middle of a change is not read: a file must look the same twice", (context) => {
+  let now = 0;
+  context.mock.method(performance, "now", () => now);
+  const path = keyringFile(Buffer.alloc(32, 1));
+  const keyring = Keyring.load(path, quiet);
+  const before = keyring.toString();
+  const look = (): string => {
+    now += 1000;
+    return keyring.toString();
+  };
+  writeFileSync(path, line(2)); // the second line is not written yet
+  assert.equal(look(), before);
+  writeFileSync(path, line(2) + line(1));
+  assert.equal(look(), before);
+  assert.match(look(), /, /);
 });
 
 test("nothing that prints a keyring, or what holds one, prints a key", () => {
