@@ -52,7 +52,8 @@ export function metrics(...sessions: Sessions[]): string {
     lines.push(`resumed_frontend_lookup_seconds_sum{namespace="${namespace}"} ${seconds}`);
   }
   head("breaker_open", "gauge", "Whether the store kept failing, so that handshakes do not ask it.");
-  for (const { namespace, open } of groups) lines.push(`resumed_frontend_breaker_open{namespace="${namespace}"} ${open ? 1 : 0}`);
+  for (const { namespace, open } of groups)
+    lines.push(`resumed_frontend_breaker_open{namespace="${namespace}"} ${open ? 1 : 0}`);
   return `${lines.join("\n")}\n`;
 }
 

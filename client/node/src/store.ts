@@ -1,14 +1,7 @@
 /** The service, as this package calls it. */
 import { readFileSync } from "node:fs";
 
-import {
-  credentials,
-  Metadata,
-  status,
-  type ChannelCredentials,
-  type ClientUnaryCall,
-  type ServiceError,
-} from "@grpc/grpc-js";
+import { credentials, Metadata, status, type ChannelCredentials, type ClientUnaryCall, type ServiceError } from "@grpc/grpc-js";
 
 import { ResumedError } from "./errors.js";
 import { Files, type Logger } from "./files.js";

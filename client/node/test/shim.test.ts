@@ -62,7 +62,7 @@ test("an event loop that stands still is no failure of the store", { skip }, asy
   for (let n = 0; n < 5; n++) {
     const three = [lookUp(), lookUp(), lookUp()];
     await new Promise(setImmediate);
-    for (const end = performance.now() + 80; performance.now() < end; ); // a collection, a long computation
+    for (const end = performance.now() + 80; performance.now() < end;); // a collection, a long computation
     await Promise.all(three);
     assert(!shim.breakerOpen, JSON.stringify(shim.stats.misses));
   }

@@ -5,6 +5,7 @@ import http2 from "node:http2";
 import type { AddressInfo } from "node:net";
 import { join } from "node:path";
 import { mock, test } from "node:test";
+import type { TLSSocket } from "node:tls";
 
 import { GrpcStore } from "../src/store.js";
 import { certificateFile, directory, eventually, PATIENCE } from "./support.js";
@@ -12,7 +13,11 @@ import { certificateFile, directory, eventually, PATIENCE } from "./support.js";
 test("credentials follow their files, and calls under way go on", async (context) => {
   let tick = 1000;
   context.mock.method(performance, "now", () => tick);
-  const [authority, first, second] = ["localhost", "first", "second"].map((name) => certificateFile([name])) as [string, string, string];
+  const [authority, first, second] = ["localhost", "first", "second"].map((name) => certificateFile([name])) as [
+    string,
+    string,
+    string,
+  ];
   const own = join(directory, "frontend.pem");
   copyFileSync(first, own);
 
@@ -20,7 +25,7 @@ test("credentials follow their files, and calls under way go on", async (context
   const server = http2.createSecureServer({ cert: pem, key: pem, requestCert: true, rejectUnauthorized: false });
   const shown: string[] = [];
   const connections = new Set<unknown>();
-  server.on("secureConnection", (socket) => {
+  server.on("secureConnection", (socket: TLSSocket) => {
     shown.push(String(socket.getPeerCertificate().subject.CN));
     connections.add(socket);
     socket.on("close", () => connections.delete(socket));
