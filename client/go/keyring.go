@@ -139,8 +139,8 @@ func readKeyring(path string) ([]*fleetKey, error) {
 		return nil, fmt.Errorf("resumed: keyring: %w", err)
 	}
 	if mode := status.Mode().Perm(); mode&0o027 != 0 && runtime.GOOS != "windows" {
-		return nil, fmt.Errorf("resumed: keyring %s: others may read or change it (mode %04o); run `chmod 600 %s`",
-			path, mode, path)
+		return nil, fmt.Errorf("resumed: keyring %s: others may read or change it (mode %04o); run `chmod 600 %s`, or give a "+
+			"Kubernetes Secret `defaultMode: 0400` (0440 with an fsGroup)", path, mode, path)
 	}
 	if foreign(status) {
 		return nil, fmt.Errorf("resumed: keyring %s: another user owns it, who may change it; run `chown %d %s`",

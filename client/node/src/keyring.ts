@@ -148,7 +148,8 @@ function readKeys(path: string): FleetKey[] {
   const mode = status.mode & 0o777;
   if (mode & 0o027 && process.platform !== "win32") {
     const shown = mode.toString(8).padStart(4, "0");
-    throw new ResumedError(`keyring ${path}: others may read or change it (mode ${shown}); run \`chmod 600 ${path}\``);
+    const remedy = `run \`chmod 600 ${path}\`, or give a Kubernetes Secret \`defaultMode: 0400\` (0440 with an fsGroup)`;
+    throw new ResumedError(`keyring ${path}: others may read or change it (mode ${shown}); ${remedy}`);
   }
   const user = process.geteuid?.() ?? 0;
   if (status.uid !== user && status.uid !== 0 && user !== 0) {
