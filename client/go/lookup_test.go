@@ -28,6 +28,7 @@ type fakeStore struct {
 	calls  map[string]int
 	delay  time.Duration // of each answer; beyond the caller's deadline there is none
 	err    error
+	full   bool          // whether the namespace is at its limit of sessions
 	stall  time.Duration // for which this process stands still in each call, and notices its deadline only then
 }
 
@@ -79,7 +80,11 @@ func (f *fakeStore) Invoke(ctx context.Context, method string, request, reply an
 	case *pb.BatchRequest:
 		batch := &pb.BatchResponse{}
 		for _, operation := range request.GetOperations() {
-			if put := operation.GetPut(); put != nil {
+			if put := operation.GetPut(); put != nil && f.full {
+				refused := &pb.Result_Error{Error: status.New(codes.ResourceExhausted, "of the test").Proto()}
+				batch.Results = append(batch.Results, &pb.Result{Result: refused})
+				continue
+			} else if put != nil {
 				f.values[string(put.GetKey())] = put.GetValue()
 				f.issued = append(f.issued, put.GetIssueTime().AsTime())
 			} else {
@@ -246,6 +251,24 @@ func TestSlowBatchesDoNotHideLateLookups(t *testing.T) {
 		}
 		if stored := s.Stats().Puts["stored"]; stored != breakerLimit || !s.Resting() {
 			t.Fatal(stored, s.Resting())
+		}
+	})
+}
+
+// A namespace at its limit of sessions loses new ones, and nothing else.
+func TestFullNamespaceLosesPutsOnly(t *testing.T) {
+	inBubble(t, Options{}, func(t *testing.T, s *Sessions, store *fakeStore) {
+		store.values[string(testKey[:])] = []byte("value")
+		store.full = true
+		for n := range byte(10) {
+			s.sender.submit(item{key: storeKey{n}, value: []byte("value"), notAfter: s.now().Add(time.Hour)})
+			check(t, s.Flush(t.Context()))
+			if answer := s.lookUp(testKey, false, s.options.Deadline); answer.reason != "store" {
+				t.Fatal(answer.reason)
+			}
+		}
+		if stats := s.Stats(); stats.Puts["refused"] != 10 || s.Resting() || s.breaker.resting() {
+			t.Fatal(stats)
 		}
 	})
 }

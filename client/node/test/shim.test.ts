@@ -9,6 +9,7 @@ import { Keyring } from "../src/index.js";
 import { FleetKey, NONCE_BYTES } from "../src/sealing.js";
 import { Shim, type Policy } from "../src/shim.js";
 import { CallError, GrpcStore, type Store } from "../src/store.js";
+import type { Result } from "../src/v1/resumed/v1/session_store.js";
 import { status } from "@grpc/grpc-js";
 import { eventually, fleetKey, quiet, sharedStore, skip } from "./support.js";
 
@@ -130,6 +131,19 @@ test("a session that is being removed does not resume here, nor by a look-up fro
   assert.equal(asked, 2); // it did not join
   answer(Buffer.alloc(1));
   await after;
+  await shim.close(1000);
+});
+
+test("a namespace at its limit of sessions loses new ones, and nothing else", async () => {
+  const refused: Result = { result: { $case: "error", error: { code: status.RESOURCE_EXHAUSTED, message: "", details: [] } } };
+  const get = (key: Buffer): Promise<Buffer> => Promise.resolve(sealed(key));
+  const shim = shimOf(fakeStore({ get, batch: (operations) => Promise.resolve(operations.map(() => refused)) }));
+  for (let n = 0; n < 10; n++) {
+    shim.remove(randomBytes(32), "application"); // refused as a Put would be
+    assert(await shim.flush(30_000));
+    assert.equal((await shim.lookUp(ID, "", CONTEXT))?.outcome, "store");
+  }
+  assert.deepEqual([shim.stats.removals, shim.stats.misses, shim.breakerOpen], [{ refused: 10 }, {}, false]);
   await shim.close(1000);
 });
 
