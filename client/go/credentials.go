@@ -25,7 +25,7 @@ type CredentialFiles struct {
 }
 
 // FollowCredentials returns credentials for [Dial] (with [grpc.WithTransportCredentials]) of files that are read again when they
-// change and then look the same twice, a second apart. A change holds for connections that begin after it; those that are
+// have changed and settled for a second. A change holds for connections that begin after it; those that are
 // open go on. Files that cannot be used (such as a key that does not fit its certificate, in the middle of a rotation) are
 // reported to logger (nil means slog.Default()), and what was read before stays.
 //

@@ -13,8 +13,9 @@ import (
 
 const filesCheckInterval = time.Second
 
-// files are read again when they change, at most once a second: once they look the same twice in a row, so that nobody reads
-// the middle of a change. What cannot be used is reported once, and what was read before stays.
+// files are read again when they change, at most once a second: once they look the same twice in a row, or were last written a
+// second ago, so that nobody reads the middle of a change. What cannot be used is reported once, and what was read before
+// stays.
 type files struct {
 	paths  []string
 	what   string // for the log
@@ -50,7 +51,7 @@ func (f *files) follow(read func() (slog.Attr, error)) {
 	var news slog.Attr
 	seen, err := f.look()
 	if err == nil {
-		settled := slices.EqualFunc(seen, f.seen, sameVersion)
+		settled := slices.EqualFunc(seen, f.seen, sameVersion) || !slices.ContainsFunc(seen, isRecent)
 		f.seen = seen
 		switch {
 		case slices.EqualFunc(seen, f.taken, sameVersion):
@@ -83,6 +84,8 @@ func (f *files) look() ([]fs.FileInfo, error) {
 	}
 	return versions, nil
 }
+
+func isRecent(file fs.FileInfo) bool { return time.Since(file.ModTime()) < filesCheckInterval }
 
 func sameVersion(a, b fs.FileInfo) bool {
 	return os.SameFile(a, b) && a.Size() == b.Size() && a.ModTime().Equal(b.ModTime())

@@ -27,8 +27,8 @@ type Keyring struct {
 // seals, # begins a comment. The file must not be readable by others than its owner and group, and
 // owned by this user or root.
 //
-// It is read again when it changes and then looks the same twice, a second apart, so that keys can be rotated while serving.
-// A changed file that cannot be used is reported to logger (nil means slog.Default()), and the keys read before stay.
+// It is read again when it has changed and settled for a second, so that keys can be rotated while serving. A changed
+// file that cannot be used is reported to logger (nil means slog.Default()), and the keys read before stay.
 func LoadKeyring(path string, logger *slog.Logger) (*Keyring, error) {
 	keyring := &Keyring{files: newFiles("keyring", logger, path)}
 	if _, err := keyring.read(); err != nil {

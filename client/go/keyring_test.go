@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 )
 
 func keyLine(fill byte) string {
@@ -120,16 +121,25 @@ func TestKeyringInTheMiddleOfAChange(t *testing.T) {
 		keyring.files.nextCheck.Store(0)
 		return keyring.String()
 	}
-	writeKeyring(t, path, keyLine(2)) // the second line is not written yet
+	write := func(text string) {
+		writeKeyring(t, path, text)
+		check(t, os.Chtimes(path, time.Time{}, time.Now().Add(time.Hour))) // written just now, however slow the machine is
+	}
+	write(keyLine(2)) // the second line is not written yet
 	if shown := look(); shown != before {
 		t.Fatal("the middle of a change was read: ", shown)
 	}
-	writeKeyring(t, path, keyLine(2)+keyLine(1))
+	write(keyLine(2) + keyLine(1))
 	if shown := look(); shown != before {
 		t.Fatal("the middle of a change was read: ", shown)
 	}
 	if shown := look(); !strings.Contains(shown, ", ") {
 		t.Fatal("what has settled was not read: ", shown)
+	}
+	writeKeyring(t, path, keyLine(3))
+	check(t, os.Chtimes(path, time.Time{}, time.Now().Add(-time.Minute))) // found by the first look in a while
+	if shown := look(); strings.Contains(shown, ", ") {
+		t.Fatal("what has settled long ago was not read: ", shown)
 	}
 }
 

@@ -13,8 +13,8 @@ export interface Logger {
 }
 
 /**
- * Files that belong together. What has changed is read once it looks the same twice in a row, so that nobody reads the middle of a
- * change. What cannot be used is reported once, and what was read before stays.
+ * Files that belong together. What has changed is read once it looks the same twice in a row, or was last written a second ago, so
+ * that nobody reads the middle of a change. What cannot be used is reported once, and what was read before stays.
  */
 export class Files {
   readonly paths: readonly string[];
@@ -46,7 +46,7 @@ export class Files {
       const [before, seen] = [this.#seen, this.#look()];
       this.#seen = seen;
       if (seen !== this.#taken) {
-        if (seen !== before) return;
+        if (seen !== before && this.paths.some(isRecent)) return;
         const news = read();
         this.#taken = seen;
         this.#logger.info(`resumed: ${this.#what} read again${news && `: ${news}`}`);
@@ -74,6 +74,10 @@ export class Files {
       throw new ResumedError(`${this.#what} ${path}: ${codeOf(error)}`);
     }
   }
+}
+
+function isRecent(path: string): boolean {
+  return Date.now() - statSync(path).mtimeMs < CHECK_MILLISECONDS;
 }
 
 /** What went wrong with a file, in a word. */

@@ -39,8 +39,8 @@ export class Keyring {
    * Reads a keyring file, as `resumed keygen` makes them: one key a line (base64 of 32 bytes), the first one seals, # begins
    * a comment. The file must not be readable by others than its owner and group, and owned by this user or root.
    *
-   * It is read again when it changes and then looks the same twice, a second apart, so that keys can be rotated while serving. A
-   * changed file that cannot be used is reported to `logger`, and the keys read before stay.
+   * It is read again when it has changed and settled for a second, so that keys can be rotated while serving. A changed file that
+   * cannot be used is reported to `logger`, and the keys read before stay.
    *
    * @throws {ResumedError} The file is missing, readable by others, another user's, or malformed.
    */

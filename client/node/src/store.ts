@@ -9,8 +9,8 @@ import type { Duration } from "./v1/google/protobuf/duration.js";
 import { SessionStoreServiceClient, type Operation, type Result } from "./v1/resumed/v1/session_store.js";
 
 /**
- * TLS to the store: each a PEM file or its content. Files are read again when they change and then look the same twice, a second
- * apart; calls go over a new connection then. Those that cannot be used (such as a key that does not fit its certificate, in the
+ * TLS to the store: each a PEM file or its content. Files are read again when they have changed and settled for a second; calls go
+ * over a new connection then. Those that cannot be used (such as a key that does not fit its certificate, in the
  * middle of a rotation) are reported, and what was read before stays.
  */
 export interface Tls {

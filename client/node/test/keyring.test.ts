@@ -1,5 +1,5 @@
 import assert from "node:assert/strict";
-import { chmodSync, chownSync, renameSync, statSync, writeFileSync } from "node:fs";
+import { chmodSync, chownSync, renameSync, statSync, utimesSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { mock, test } from "node:test";
 import { inspect } from "node:util";
@@ -87,11 +87,18 @@ test("the middle of a change is not read: a file must look the same twice", (con
     now += 1000;
     return keyring.toString();
   };
-  writeFileSync(path, line(2)); // the second line is not written yet
+  const write = (text: string, age: number): void => {
+    writeFileSync(path, text);
+    utimesSync(path, 0, Date.now() / 1000 - age);
+  };
+  const justNow = -3600; // however slow the machine is
+  write(line(2), justNow); // the second line is not written yet
   assert.equal(look(), before);
-  writeFileSync(path, line(2) + line(1));
+  write(line(2) + line(1), justNow);
   assert.equal(look(), before);
   assert.match(look(), /, /);
+  write(line(3), 60); // found by the first look in a while
+  assert.doesNotMatch(look(), /, /);
 });
 
 test("nothing that prints a keyring, or what holds one, prints a key", () => {
