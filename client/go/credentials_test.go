@@ -2,6 +2,7 @@ package resumed
 
 import (
 	"bytes"
+	"context"
 	"crypto/tls"
 	"log/slog"
 	"net"
@@ -10,7 +11,12 @@ import (
 	"strings"
 	"testing"
 
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/status"
+
+	pb "github.com/resumed/resumed/client/go/resumedv1"
 )
 
 // Credentials of files hold for connections that begin once the files have changed and settled; what cannot be used is
@@ -78,10 +84,35 @@ func shownBy(t *testing.T, credentials credentials.TransportCredentials, listene
 	}()
 	raw, err := net.Dial("tcp", listener.Addr().String())
 	check(t, err)
-	conn, _, err := credentials.ClientHandshake(t.Context(), credentials.Info().ServerName, raw)
+	conn, _, err := credentials.ClientHandshake(t.Context(), "store.example", raw)
 	check(t, err)
 	defer func() { _ = conn.Close() }()
 	return <-names
+}
+
+// Calls of Dial go over them, also where the store's certificate has another name than the target.
+func TestCredentialsOfDial(t *testing.T) {
+	certificate := newCertificate("store.example")
+	ca := filepath.Join(t.TempDir(), "ca.pem")
+	writePEM(t, ca, filepath.Join(t.TempDir(), "unused.pem"), certificate)
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	check(t, err)
+	server := grpc.NewServer(grpc.Creds(credentials.NewServerTLSFromCert(&certificate)))
+	defer server.Stop()
+	go func() { _ = server.Serve(listener) }()
+	for name, want := range map[string]codes.Code{"store.example": codes.Unimplemented, "other.example": codes.Unavailable} {
+		followed, err := FollowCredentials(CredentialFiles{CA: ca, ServerName: name}, quiet)
+		check(t, err)
+		conn, err := Dial(listener.Addr().String(), grpc.WithTransportCredentials(followed))
+		check(t, err)
+		ctx, cancel := context.WithTimeout(t.Context(), patience)
+		_, err = pb.NewSessionStoreServiceClient(conn).Get(ctx, &pb.GetRequest{})
+		cancel()
+		check(t, conn.Close())
+		if status.Code(err) != want {
+			t.Fatal(name, err)
+		}
+	}
 }
 
 // Credentials that cannot be used are refused.
