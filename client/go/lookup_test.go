@@ -64,9 +64,9 @@ func (f *fakeStore) Invoke(ctx context.Context, method string, request, reply an
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	session := func(key []byte) *pb.Session {
+	session := func(key []byte) *pb.StoredSession {
 		if value := f.values[string(key)]; value != nil {
-			return &pb.Session{Value: value}
+			return &pb.StoredSession{Value: value}
 		}
 		return nil
 	}
@@ -81,8 +81,8 @@ func (f *fakeStore) Invoke(ctx context.Context, method string, request, reply an
 		batch := &pb.BatchResponse{}
 		for _, operation := range request.GetOperations() {
 			if put := operation.GetPut(); put != nil && f.full {
-				refused := &pb.Result_Error{Error: status.New(codes.ResourceExhausted, "of the test").Proto()}
-				batch.Results = append(batch.Results, &pb.Result{Result: refused})
+				refused := &pb.BatchResult_Error{Error: status.New(codes.ResourceExhausted, "of the test").Proto()}
+				batch.Results = append(batch.Results, &pb.BatchResult{Result: refused})
 				continue
 			} else if put != nil {
 				f.values[string(put.GetKey())] = put.GetValue()
@@ -90,7 +90,7 @@ func (f *fakeStore) Invoke(ctx context.Context, method string, request, reply an
 			} else {
 				delete(f.values, string(operation.GetRemove().GetKey()))
 			}
-			batch.Results = append(batch.Results, &pb.Result{})
+			batch.Results = append(batch.Results, &pb.BatchResult{})
 		}
 		response = batch
 	}

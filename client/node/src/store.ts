@@ -6,7 +6,7 @@ import { credentials, Metadata, status, type ChannelCredentials, type ClientUnar
 import { ResumedError } from "./errors.js";
 import { Files, type Logger } from "./files.js";
 import type { Duration } from "./v1/google/protobuf/duration.js";
-import { SessionStoreServiceClient, type Operation, type Result } from "./v1/resumed/v1/session_store.js";
+import { SessionStoreServiceClient, type BatchOperation, type BatchResult } from "./v1/resumed/v1/session_store.js";
 
 /**
  * TLS to the store: each a PEM file or its content. Files are read again when they have changed and settled for a second; calls go
@@ -86,7 +86,7 @@ export interface Store {
   readonly namespace: string;
   get(key: Buffer, timeout: number): Promise<Buffer | undefined>;
   take(key: Buffer, timeout: number): Promise<Buffer | undefined>;
-  batch(operations: Operation[], timeout: number): Promise<Result[]>;
+  batch(operations: BatchOperation[], timeout: number): Promise<BatchResult[]>;
   close(): void;
 }
 
@@ -120,7 +120,7 @@ export class GrpcStore implements Store {
     return session?.value;
   }
 
-  async batch(operations: Operation[], timeout: number): Promise<Result[]> {
+  async batch(operations: BatchOperation[], timeout: number): Promise<BatchResult[]> {
     const client = this.#current();
     const { results } = await unary(client.batch.bind(client), { operations }, timeout);
     return results;

@@ -9,7 +9,7 @@ import { Keyring } from "../src/index.js";
 import { FleetKey, NONCE_BYTES } from "../src/sealing.js";
 import { Shim, type Policy } from "../src/shim.js";
 import { CallError, GrpcStore, type Store } from "../src/store.js";
-import type { Result } from "../src/v1/resumed/v1/session_store.js";
+import type { BatchResult } from "../src/v1/resumed/v1/session_store.js";
 import { status } from "@grpc/grpc-js";
 import { fleetKey, PATIENCE, quiet, sharedStore, skip } from "./support.js";
 
@@ -132,7 +132,9 @@ test("a session that is being removed does not resume here, nor by a look-up fro
 });
 
 test("a namespace at its limit of sessions loses new ones, and nothing else", async () => {
-  const refused: Result = { result: { $case: "error", error: { code: status.RESOURCE_EXHAUSTED, message: "", details: [] } } };
+  const refused: BatchResult = {
+    result: { $case: "error", error: { code: status.RESOURCE_EXHAUSTED, message: "", details: [] } },
+  };
   const get = (key: Buffer): Promise<Buffer> => Promise.resolve(sealed(key));
   const shim = shimOf(fakeStore({ get, batch: (operations) => Promise.resolve(operations.map(() => refused)) }));
   for (let n = 0; n < 10; n++) {
