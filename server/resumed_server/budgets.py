@@ -13,7 +13,7 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from resumed_server.limits import Limit
-from resumed_server.quotas import Tallies, Tally, hashed
+from resumed_server.quotas import ENTRY_BYTES, Tallies, Tally, hashed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -158,8 +158,8 @@ class Budget:
         if self._rate and (wait := self._rate.spend(operations)):
             raise self._exceeded("operations_per_second", retry=wait)
 
-    def admit_session(self, size: int) -> None:
-        """Count a session of so many bytes.
+    def admit_entry(self, size: int) -> None:
+        """Count a session with a value of so many bytes, or (0) a tombstone.
 
         Raises:
             LimitExceeded: There is no room for it; it was not counted.
@@ -168,13 +168,13 @@ class Budget:
         if not tally:
             return
         if limit.sessions is not None and tally.sessions >= limit.sessions:
-            raise LimitExceeded(self.name, "sessions", limit.sessions)
-        if limit.bytes is not None and tally.bytes + size > limit.bytes:
-            raise LimitExceeded(self.name, "bytes", limit.bytes)
+            raise LimitExceeded(self.name, limit, "sessions")
+        if limit.bytes is not None and tally.bytes + size + ENTRY_BYTES > limit.bytes:
+            raise LimitExceeded(self.name, limit, "bytes")
         tally.add(size)
 
-    def return_session(self, size: int) -> None:
-        """Count a session no more that was admitted, but not stored."""
+    def return_entry(self, size: int) -> None:
+        """Count an entry no more that was admitted, but not made."""
         if self.tally:
             self.tally.subtract(size)
 

@@ -17,6 +17,7 @@ from resumed_server.engines.base import (
     EngineUnavailable,
     Get,
     Kept,
+    NoTombstone,
     Operation,
     Purged,
     Put,
@@ -189,9 +190,26 @@ class EngineSuite:
         assert _value(engine.take("shop", b"k")) == b"value"
 
     def test_remove_answers_whether_a_live_session_was_there(self, engine: Engine) -> None:
-        """Once."""
+        """Once; where there is a tombstone, it changes nothing, and says so."""
         engine.put("shop", b"k", b"value", 60.0)
-        assert [engine.remove("shop", b"k") for _ in range(3)] == [True, False, False]
+        assert [engine.remove("shop", b"k") for _ in range(3)] == [True, None, None]
+        assert [engine.remove("shop", b"unknown") for _ in range(3)] == [False, None, None]
+
+    def test_a_remove_that_may_leave_no_tombstone_still_removes(self, engine: Engine) -> None:
+        """What is not there it leaves as it is; alone and in a batch."""
+        for number in range(2):
+            engine.put("shop", b"%d" % number, b"value", 60.0)
+        assert engine.remove("shop", b"0", tombstone=False) is True
+        with pytest.raises(NoTombstone):
+            engine.remove("shop", b"unknown", tombstone=False)
+        removes = [Remove("shop", key, tombstone=False) for key in (b"1", b"unknown", b"0")]
+        removed, unknown, there = engine.batch(removes)
+        assert (removed, there) == (True, None)
+        assert isinstance(unknown, NoTombstone)
+        for key in (b"0", b"1"):
+            _assert_gone(engine, key)
+        engine.put("shop", b"unknown", b"value", 60.0)
+        assert engine.get("shop", b"unknown")
 
     # --- Expiry -----------------------------------------------------------------------------------------------------
 
@@ -339,9 +357,9 @@ class EngineSuite:
         shapes = [_value(each) if isinstance(each, StoredSession) else type(each) for each in outcomes]
         assert shapes == [
             *(type(None), float, Kept, AlreadyExists, b"value", b"value", type(None), AlreadyExists),
-            *(bool, bool, AlreadyExists, float, b"elsewhere", bool),
+            *(type(None), bool, AlreadyExists, float, b"elsewhere", bool),
         ]
-        assert [each for each in outcomes if isinstance(each, bool)] == [False, False, True]
+        assert [each for each in outcomes if isinstance(each, bool)] == [False, True]
         assert engine.get("shop", b"k") is None
 
     def test_a_batch_without_operations_has_no_outcomes(self, engine: Engine) -> None:

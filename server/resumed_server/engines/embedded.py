@@ -25,6 +25,7 @@ from resumed_server.engines.base import (
     EngineUnavailable,
     Get,
     Kept,
+    NoTombstone,
     Purged,
     Put,
     Remove,
@@ -107,10 +108,10 @@ class EmbeddedEngine(Engine):
         name, address = _located(namespace, key)
         return self._write(lambda txn: self._take(txn, name, address))
 
-    def remove(self, namespace: str, key: bytes) -> bool:
+    def remove(self, namespace: str, key: bytes, *, tombstone: bool = True) -> bool | None:
         """See Engine."""
         name, address = _located(namespace, key)
-        return self._write(lambda txn: self._remove(txn, name, address))
+        return self._write(lambda txn: self._remove(txn, name, address, tombstone=tombstone))
 
     def batch(self, operations: Sequence[Operation]) -> list[Outcome]:
         """See Engine. Here the operations are one transaction."""
@@ -246,8 +247,8 @@ class EmbeddedEngine(Engine):
                 case Take():
                     return self._take(txn, *where)
                 case Remove():
-                    return self._remove(txn, *where)
-        except AlreadyExists as error:
+                    return self._remove(txn, *where, tombstone=operation.tombstone)
+        except (AlreadyExists, NoTombstone) as error:
             return error
 
     def _change(self, txn: _Transaction, what: bytes, address: bytes) -> Change | Purged | None:
@@ -307,15 +308,17 @@ class EmbeddedEngine(Engine):
         self._entries.bury(txn, address, entry)
         self._changes.append(txn, REMOVED, address)
 
-    def _remove(self, txn: _Transaction, name: bytes, address: bytes) -> bool:
+    def _remove(self, txn: _Transaction, name: bytes, address: bytes, *, tombstone: bool) -> bool | None:
         entry = self._entries.valid(txn, address, self._purges.mark(txn, name))
         if entry is None:
             self._make_room(txn, len(address))
             self._entries.forbid(txn, address, self._entries.expiry(UNKNOWN_TOMBSTONE_SECONDS))
             self._changes.append(txn, REMOVED, address)  # a frontend may still have what the store dropped
+            if not tombstone:
+                raise NoTombstone
             return False
         if is_tombstone(entry):
-            return False
+            return None
         self._bury(txn, address, entry)
         return True
 

@@ -25,6 +25,7 @@ from resumed_server.engines.base import (
     EngineUnavailable,
     Get,
     Kept,
+    NoTombstone,
     Purged,
     Put,
     Remove,
@@ -90,9 +91,10 @@ return {{string.sub(value, {MARK_DIGITS + 1}), ttl}}"""
 local value = redis.call('GET', KEYS[1])
 if value == '' then
   redis.call('SET', KEYS[1], '', 'KEEPTTL')
-  return 0
-end{unless_purged(4, cluster=cluster)}
-local failed = log('{REMOVED.decode()}', 3)
+  return false
+end{unless_purged(5, cluster=cluster)}
+if not value and ARGV[3] == '0' then return -1 end
+local failed = log('{REMOVED.decode()}', 4)
 if failed then return failed end
 if value then
   redis.call('SET', KEYS[1], '', 'KEEPTTL')
@@ -154,9 +156,9 @@ class RedisEngine(Engine):
         """See Engine."""
         return cast("StoredSession | None", self._carry_out(Take(namespace, key)))
 
-    def remove(self, namespace: str, key: bytes) -> bool:
+    def remove(self, namespace: str, key: bytes, *, tombstone: bool = True) -> bool | None:
         """See Engine."""
-        return cast("bool", self._carry_out(Remove(namespace, key)))
+        return cast("bool | None", self._carry_out(Remove(namespace, key, tombstone)))
 
     def batch(self, operations: Sequence[Operation]) -> list[Outcome]:
         """See Engine. Here it is one pipeline to each node that has any of the keys."""
@@ -337,6 +339,8 @@ class RedisEngine(Engine):
             return (*command, operation.value, int(operation.ttl * 1000), issued, *log)
         return (*command, *log)
 
+        if isinstance(operation, Remove):
+            return (*command, int(operation.tombstone), *log)
     def _verify(self, info: Mapping[str, Any]) -> None:
         """Raise EngineUnavailable if a server that says `info` of itself cannot be the store."""
         name, version = self._nodes.name, str(info.get("redis_version", "0"))
@@ -367,7 +371,7 @@ def _outcome(operation: Operation, answer: Any) -> Outcome:
             return Kept(answer[0] / 1000)
         return AlreadyExists() if answer < 0 else answer / 1000
     if isinstance(operation, Remove):
-        return bool(answer)
+        return NoTombstone() if answer == -1 else None if answer is None else bool(answer)
     if answer is None or answer[1] <= 0:
         return None
     return StoredSession(answer[0], answer[1] / 1000)
@@ -375,4 +379,6 @@ def _outcome(operation: Operation, answer: Any) -> Outcome:
 
 def _buried(operation: Operation, outcome: Outcome) -> bool:
     """Return whether an operation has just left a tombstone, or may have."""
-    return isinstance(operation, Remove) or (isinstance(operation, Take) and outcome is not None)
+    if isinstance(operation, Remove):
+        return not isinstance(outcome, NoTombstone)
+    return isinstance(operation, Take) and outcome is not None
