@@ -23,8 +23,11 @@ if TYPE_CHECKING:
 
 BURST_SECONDS = 1.0
 """How much of a rate may be spent at once. A call that begins within it is carried out whole."""
-LEAST_REFUSALS_PER_SECOND = 10
-"""How often a budget may be refused at once; or a tenth of its rate, if that is more. Further refusals wait."""
+LEAST_REFUSALS_PER_SECOND = 100
+"""How often a budget may be refused at once; or as often as it may be spent, if that is more. Further refusals wait.
+
+Frontends must hear of a refusal within the deadline of a handshake, or it is an outage to them.
+"""
 LONGEST_HOLD = 20.0
 """Seconds that a refusal is held back, at most."""
 
@@ -144,7 +147,7 @@ class Budget:
         kind = "identity" if limit.identity else "namespaces"
         per_second = limit.operations_per_second
         self._rate = Rate(rates, f"{kind} {name}", per_second) if per_second else None
-        refusals = max(LEAST_REFUSALS_PER_SECOND, (per_second or 0) / 10)
+        refusals = max(LEAST_REFUSALS_PER_SECOND, per_second or 0)
         self._refusals = Rate(rates, f"refused {kind} {name}", refusals)
         self.tally = Tally(shared.tallies, name) if limit.limits_sizes else None
         """What there is; None if that has no limit."""
