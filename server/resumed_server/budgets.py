@@ -41,14 +41,16 @@ class LimitExceeded(Exception):
 
     Attributes:
         of: Whose limit: an identity, or the namespaces that it is for.
+        rule: For whom the limit was made: a pattern of the grants file, or nothing for each namespace.
         limit: Which one, as the grants file calls it.
         retry: Seconds after which another call may succeed; None if time alone does not help.
         hold: Seconds for which the answer should be held back, so that whoever does not heed it gains nothing.
     """
 
-    def __init__(self, of: str, limit: str, amount: int, *, retry: float | None = None, hold: float = 0.0) -> None:
-        super().__init__(f"{of} is at its limit of {amount} {limit.replace('_', ' ')}")
+    def __init__(self, of: str, rule: Limit, limit: str, *, retry: float | None = None, hold: float = 0.0) -> None:
+        super().__init__(f"{of} is at its limit of {getattr(rule, limit)} {limit.replace('_', ' ')}")
         self.of = of
+        self.rule = rule.identity or ", ".join(rule.namespaces)
         self.limit = limit
         self.retry = retry
         self.hold = hold
@@ -193,7 +195,7 @@ class Budget:
     def _exceeded(self, name: str, retry: float | None = None) -> LimitExceeded:
         # Spread, or all that are held back would come back at the same moment, and others would wait behind them.
         hold = self._refusals.reserve(LONGEST_HOLD) * random.uniform(0.5, 1.0)  # noqa: S311 - nobody gains by a guess
-        return LimitExceeded(self.name, name, getattr(self.limit, name), retry=retry, hold=hold)
+        return LimitExceeded(self.name, self.limit, name, retry=retry, hold=hold)
 
 
 class Budgets:

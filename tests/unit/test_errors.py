@@ -17,6 +17,7 @@ from resumed_server.engines.base import (
     EngineUnavailable,
 )
 from resumed_server.errors import InvalidField, status_of
+from resumed_server.limits import Limit
 from resumed_server.watchers import TooManyWatchers, WatcherTooSlow
 
 SECRET = "f00dbeef"
@@ -50,7 +51,7 @@ def raised(error: Exception) -> Exception:
         (EngineBroken("cause"), 14, pb.ERROR_REASON_ENGINE_UNAVAILABLE),
         (WatcherTooSlow("cause"), 8, pb.ERROR_REASON_WATCHER_TOO_SLOW),
         (TooManyWatchers("cause"), 8, pb.ERROR_REASON_TOO_MANY_WATCHERS),
-        (LimitExceeded("shop", "sessions", 7), 8, pb.ERROR_REASON_LIMIT_EXCEEDED),
+        (LimitExceeded("shop", Limit(namespaces=("shop",), sessions=7), "sessions"), 8, pb.ERROR_REASON_LIMIT_EXCEEDED),
         (EngineError("cause"), 13, pb.ERROR_REASON_INTERNAL),
         (KeyError(SECRET), 13, pb.ERROR_REASON_INTERNAL),
     ],
