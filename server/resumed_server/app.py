@@ -125,7 +125,8 @@ def _serve(settings: Settings, ports: _Ports, counted: Shared, worker: int, supe
         )
         admin = AdminService(engine, protection.access, observer)
         most = possible_connections(settings.max_connections)
-        server = front.session_server(settings, service, admin, health, most=most, shared=shared)
+        load = metrics.recorder if metrics else None
+        server = front.session_server(settings, service, admin, health, load=load, most=most, shared=shared)
         for address in ports.sessions:
             front.listen(server, address, protection.credentials)
         probes = front.probe_server(health, shared=shared)

@@ -16,7 +16,7 @@ from resumed.v1 import admin_pb2, admin_pb2_grpc, session_store_pb2_grpc
 from resumed_server.config import UserError
 from resumed_server.parting import PartingServer
 from resumed_server.places import Places
-from resumed_server.pool import CallPool
+from resumed_server.pool import CallPool, Most, Unmeasured
 from resumed_server.service import MAX_MESSAGE, SERVICE_NAME
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from resumed_server.credentials import Credentials
     from resumed_server.health import Health
     from resumed_server.native import NativeServer
+    from resumed_server.pool import Load
     from resumed_server.service import SessionStoreService
     from resumed_server.values import Address
 
@@ -60,6 +61,7 @@ def session_server(
     admin: AdminService,
     health: Health,
     *,
+    load: Load | None,
     most: int,
     shared: bool,
 ) -> grpc.Server | NativeServer:
@@ -70,12 +72,14 @@ def session_server(
         service: The RPCs of frontends.
         admin: The RPCs of operators.
         health: What answers probes.
+        load: Is told how busy it is.
         most: How many connections there may be.
         shared: Whether several processes may have its ports.
     """
     # Clients look for new replicas only when a connection ends; gRPC itself spreads the ages by a tenth.
     age = ("grpc.max_connection_age_ms", int(settings.max_connection_age * 1000))
-    server = grpc_server(settings.threads, shared=shared, more=[age, ("grpc.max_allowed_incoming_connections", most)])
+    more = [age, ("grpc.max_allowed_incoming_connections", most)]
+    server = grpc_server(settings.threads, shared=shared, more=more, load=load)
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     admin_pb2_grpc.add_AdminServiceServicer_to_server(admin, server)
     names = (SERVICE_NAME, _ADMIN_NAME, HEALTH_NAME, REFLECTION_NAME)
@@ -99,17 +103,20 @@ def probe_server(health: Health, *, shared: bool) -> grpc.Server:
     return server
 
 
-def grpc_server(threads: int, *, shared: bool, more: Sequence[tuple[str, int]] = ()) -> grpc.Server:
+def grpc_server(
+    threads: int, *, shared: bool, more: Sequence[tuple[str, int]] = (), load: Load | None = None
+) -> grpc.Server:
     """Return a gRPC server as every worker has it, without services.
 
     `shared` lets several processes have its port; `more` are channel arguments beside OPTIONS.
     """
-    pool = CallPool(threads)
+    load = load or Unmeasured()
+    pool = CallPool(threads, load)
     return PartingServer(
         grpc.server(
             pool,  # type: ignore[arg-type] # grpcio only submits to it
             options=[*OPTIONS.items(), ("grpc.so_reuseport", int(shared)), *more],
-            maximum_concurrent_rpcs=_MAX_QUEUED_CALLS,
+            maximum_concurrent_rpcs=Most(_MAX_QUEUED_CALLS, load),
         ),
         pool,
     )

@@ -16,7 +16,7 @@ import queue
 import threading
 import time
 from concurrent.futures import Executor
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Protocol, cast
 
 import structlog
 from grpc import _server
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     import grpc
+    from typing_extensions import Self
 
 _UNARY_REQUEST = "unary_request"
 """What grpcio calls the function that waits for the one message of a call."""
@@ -60,6 +61,45 @@ class Held(BaseException):
         super().__init__()
         self.seconds = seconds
         self.refuse = refuse
+
+
+class Load(Protocol):
+    """Is told how busy a pool is."""
+
+    def waited(self, seconds: float, /) -> None:
+        """Note how long a call waited for a thread, from when its message was there."""
+
+    def turned_away(self) -> None:
+        """Note a call that came while as many as may be were under way."""
+
+
+class Unmeasured:
+    """A load that nobody wants to know."""
+
+    def waited(self, _seconds: float) -> None:
+        """See Load."""
+
+    def turned_away(self) -> None:
+        """See Load."""
+
+
+class Most(int):
+    """How many calls may be under way: grpcio compares with it, turns away what is beyond, and says so to nobody."""
+
+    load: Load
+
+    def __new__(cls, number: int, load: Load) -> Self:
+        """Tell `load` of each call beyond so many."""
+        most = super().__new__(cls, number)
+        most.load = load
+        return most
+
+    def __le__(self, under_way: int) -> bool:
+        """Return whether a call that comes now is turned away: what Python makes of `under_way >= most`."""
+        full = super().__le__(under_way)
+        if full:
+            self.load.turned_away()
+        return full
 
 
 class Later:
@@ -99,7 +139,8 @@ class CallPool(Executor):
     Calls of a behaviour that has `threads`, an executor of its own, run there.
     """
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, load: Load | None = None) -> None:
+        self._load = load or Unmeasured()
         self._calls: queue.SimpleQueue[_Call] = queue.SimpleQueue()
         self._silent: dict[_Call, float] = {}  # calls without a message, since when; only grpcio's thread is here
         self._later = Later()
@@ -141,11 +182,14 @@ class CallPool(Executor):
         if call.threads:
             call.threads.submit(self._run, call)
         else:
+            call.queued_at = time.perf_counter()
             self._calls.put(call)
 
     def _work(self) -> None:
         while True:
-            self._run(self._calls.get())
+            call = self._calls.get()
+            self._load.waited(time.perf_counter() - call.queued_at)
+            self._run(call)
 
     def _run(self, call: _Call) -> None:
         held = call.run()
@@ -170,13 +214,14 @@ class _Answering(NamedTuple):
 class _Call:
     """As much of a Future as grpcio uses."""
 
-    __slots__ = ("_arguments", "_callbacks", "_done", "_function", "threads", "wants_message")
+    __slots__ = ("_arguments", "_callbacks", "_done", "_function", "queued_at", "threads", "wants_message")
 
     def __init__(self, function: Callable[..., object], arguments: tuple[Any, ...]) -> None:
         self._function = function
         self._arguments = arguments
         self._callbacks: list[Callable[[_Call], object]] = []
         self._done = False
+        self.queued_at = 0.0
         self.threads: Executor | None = None
         self.wants_message = False
         if len(arguments) == len(_Answering._fields):
