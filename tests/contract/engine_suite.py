@@ -547,6 +547,16 @@ class EngineSuite:
             engine.put("shop", b"k", b"value", 60.0, moment - 1.0)
         assert engine.purge("shop", moment + 1.0) == moment + 1.0
 
+    def test_a_purge_that_changes_nothing_is_not_told(self, engine: Engine, present: Callable[[], float]) -> None:
+        """Or mirrors would forget what they have for nothing."""
+        moment = round(present()) - 100.0
+        engine.purge("shop", moment)
+        position = engine.position()
+        assert engine.purge("shop", moment - 50.0) == moment
+        until = engine.position()
+        if position != until:
+            assert engine.changes(position, until, 10) == ([], until)
+
     def test_no_session_and_no_purge_is_of_the_future(
         self, engine: Engine, advance: Advance, present: Callable[[], float]
     ) -> None:
