@@ -51,11 +51,10 @@ if TYPE_CHECKING:
 def _scripts(*, cluster: bool) -> Mapping[type[Operation], str]:
     """Return what carries the operations out.
 
-    Sent whole each time: a script that is called by its hash is not there after a restart or a failover. What begins
-    with #! may run on a full Redis only if it says so, as those must that remove; and says that it logs what it does.
-    ARGV begins with the namespace and its mark, and ends with what the log needs: its streams lead to the mark as well.
-    Sessions live no longer than a week from their issue: then the mark that would refuse them may be forgotten. A
-    removal is written even if it changes nothing, so that there is something for replicas to acknowledge.
+    What begins with #! may run on a full Redis only if it says so, as those must that remove; and says that it logs
+    what it does. ARGV begins with the namespace and its mark, and ends with what the log needs: its streams lead to the
+    mark as well. Sessions live no longer than a week from their issue: then the mark that would refuse them may be
+    forgotten. A removal is written even if it changes nothing, so that there is something for replicas to acknowledge.
     """
     # It writes nothing, but without no-writes a replica refuses it: that may have what its primary removed since.
     get = f"""#!lua flags=allow-oom,allow-cross-slot-keys
@@ -105,6 +104,8 @@ return 0"""
     return {Get: get, Put: put, Take: take, Remove: remove}
 
 
+_WRITABLE = "#!lua flags=allow-oom\nreturn 1"
+"""Writes nothing, but is refused as what does: MISCONF, NOREPLICAS, READONLY. A full Redis refuses Puts only."""
 _CHANGES_BYTES = 1 << 20
 _LOOKED_UP_AT_ONCE = 128
 _OLDEST = 7
@@ -129,11 +130,11 @@ class RedisEngine(Engine):
         self._url, self._prefix = url, url.prefix.encode()
         cluster = url.topology == "cluster"
         streams = streams_of(self._prefix, cluster=cluster)
-        admission = Admission(streams, cluster=cluster)
+        self._scripts = _scripts(cluster=cluster)
+        admission = Admission(streams, self._scripts.values(), cluster=cluster)
         self._nodes = connected(url, threads, admission)
         self._log = ChangeLog(self._nodes, streams)
         self._purges = Purges(url, self._nodes, self._log, admission)
-        self._scripts = _scripts(cluster=cluster)
         self._gate = Gate()
         self._warned = False
         try:
@@ -173,15 +174,15 @@ class RedisEngine(Engine):
     def purge(self, namespace: str, issued_before: float | None) -> float:
         """See Engine."""
         with self._gate:
-            mark = self._purges.set(namespace, issued_before)
-            # Now that no look-up finds what was purged, or a mirror would learn of it again.
-            self._log.append([(self._key(Get(namespace, b"")), PURGED)])
+            mark, changed = self._purges.set(namespace, issued_before)
+            if changed:  # or mirrors would forget what they have for nothing
+                # Now that no look-up finds what was purged, or a mirror would learn of it again.
+                self._log.append([(self._key(Get(namespace, b"")), PURGED)])
             return mark
 
     def usage(self, namespace: str | None) -> dict[str, Usage]:
         """See Engine."""
-        with self._gate:
-            return self._purges.usage(namespace)
+        return self._purges.usage(namespace, self._gate)
 
     def position(self) -> bytes:
         """See Engine."""
@@ -208,7 +209,7 @@ class RedisEngine(Engine):
         """See Engine. Redis counts keys by database, not by what they are."""
         usage = Totals(0, 0)
         with self._gate:
-            for ask in self._nodes.infos():
+            for _, ask in self._nodes.infos():
                 info = ask()
                 usage.sessions += info.get(f"db{self._url.database}", {}).get("keys", 0)
                 usage.bytes += info.get("used_memory", 0)
@@ -219,9 +220,10 @@ class RedisEngine(Engine):
         """See Engine. A cluster can serve as long as one of its primaries can."""
         failure = EngineUnavailable(f"Redis at {self._nodes.name} has no primaries")
         with self._gate:
-            for ask in self._nodes.infos():
+            for node, ask in self._nodes.infos():
                 try:
-                    return self._verify(ask())
+                    self._verify(ask())
+                    return self._verify_writable(node)
                 except EngineUnavailable as error:
                     failure = error
         raise failure
@@ -337,10 +339,16 @@ class RedisEngine(Engine):
         if isinstance(operation, Put):
             issued = b"" if operation.issued is None else time_text(operation.issued)
             return (*command, operation.value, int(operation.ttl * 1000), issued, *log)
-        return (*command, *log)
-
         if isinstance(operation, Remove):
             return (*command, int(operation.tombstone), *log)
+        return (*command, *log)
+
+    def _verify_writable(self, node: str) -> None:
+        """Raise EngineUnavailable if a node carries no scripts out that write, as those of all operations."""
+        (answer,) = self._nodes.execute(node, [("EVAL", _WRITABLE, 0)])
+        if isinstance(answer, EngineError):
+            raise answer
+
     def _verify(self, info: Mapping[str, Any]) -> None:
         """Raise EngineUnavailable if a server that says `info` of itself cannot be the store."""
         name, version = self._nodes.name, str(info.get("redis_version", "0"))
