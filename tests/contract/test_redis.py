@@ -13,6 +13,7 @@ import threading
 import time
 import traceback
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
@@ -522,6 +523,26 @@ def test_a_process_short_of_connections_takes_redis_for_well(server: RedisServer
         assert engine.get("shop", b"k") is None
         for connection in taken:
             pool.release(connection)
+
+
+def test_watchers_that_come_back_together_leave_connections_to_others(server: RedisServer) -> None:
+    """None of them is refused, and no look-up is: some read what they missed, the others wait for their turn."""
+    with contextlib.closing(open_engine(f"{server.url}?{PATIENT}", capacity=0, threads=1)) as engine:
+        start = engine.position()
+        for _ in range(4):
+            engine.batch([Put("shop", uuid.uuid4().bytes, b"value", 60.0) for _ in range(256)])
+        end = engine.position()
+
+        def come_back(_: int) -> int:
+            read = engine.changes(start, end, 1024)
+            assert read
+            return len(read[0])
+
+        with ThreadPoolExecutor(40) as pool:
+            missed = pool.map(come_back, range(40))
+            for _ in range(100):
+                engine.get("shop", b"k")
+            assert list(missed) == [1024] * 40
 
 
 def test_a_watcher_catches_up_in_however_many_steps(server: RedisServer) -> None:

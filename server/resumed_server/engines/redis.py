@@ -10,6 +10,7 @@ Redis promises less than a database: where it evicts keys, tombstones can go, an
 
 from __future__ import annotations
 
+import threading
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any, cast
 
@@ -37,7 +38,7 @@ from resumed_server.engines.base import (
 from resumed_server.engines.gate import CLOSED, Gate
 from resumed_server.engines.redis_admission import EPOCH_DIGITS, MARK_DIGITS, TIME_DIGITS, Admission
 from resumed_server.engines.redis_log import LOG, PURGED, REMOVED, STORED, ChangeLog, streams_of
-from resumed_server.engines.redis_nodes import Displaced, Unsuitable, connected
+from resumed_server.engines.redis_nodes import READERS, Displaced, Unsuitable, connected
 from resumed_server.engines.redis_purges import UNKNOWN, Purges, time_text, unless_purged
 
 if TYPE_CHECKING:
@@ -136,6 +137,8 @@ class RedisEngine(Engine):
         self._log = ChangeLog(self._nodes, streams)
         self._purges = Purges(url, self._nodes, self._log, admission)
         self._gate = Gate()
+        # When a server was started again, all its watchers come back at once, and look-ups need connections as well.
+        self._readers = threading.Semaphore(READERS)
         self._warned = False
         try:
             self.probe()
@@ -191,7 +194,7 @@ class RedisEngine(Engine):
 
     def changes(self, after: bytes, until: bytes, limit: int) -> tuple[list[Change | Purged], bytes] | None:
         """See Engine."""
-        with self._gate:
+        with self._readers, self._gate:
             reading = self._log.read(after, until, limit)
             if reading is None:
                 return None

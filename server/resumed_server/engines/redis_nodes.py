@@ -37,9 +37,11 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0
 
 _RESP2 = 2
 """The older protocol: of the newer one nothing is needed, and a connection begins with a round trip less."""
-_OTHER_THREADS = 12
-"""Those that call the engine beside the ones that answer RPCs: of operators (2), watchers that catch up (4) and begin,
-the log of changes, the sweeper, the count, the probe, and metrics."""
+READERS = 4
+"""How many read the log of changes at the same time."""
+_OTHER_THREADS = READERS + 8
+"""Those that call the engine beside the ones that answer RPCs: readers, operators (2), watchers that begin, the
+sweeper, the count, the probe and metrics."""
 _LONGEST_CAUSE = 200
 _TLS_HINT = " (if it speaks no TLS, use redis:; if it wants a client certificate, give cert and key)"
 _PLAINTEXT_HINT = " (if it speaks TLS, use rediss:)"
