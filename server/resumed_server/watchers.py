@@ -43,6 +43,9 @@ ALL_QUEUED_BYTES = 64 << 20
 """What all messages that wait for some watcher of this process may take; one that waits for several counts once."""
 CHANGE_BYTES = 256
 """What a change takes beside its key and value, roughly."""
+MOST_CATCHING_UP = 2
+"""How many watchers may read at once what they missed; each reads a part at a time. Others wait, but not those who are
+told as it happens: an engine has room for more readers."""
 LATE_SECONDS = 10.0
 """How long a message may wait for its watcher."""
 
@@ -187,6 +190,7 @@ class Watchers:
     def __init__(self, engine: Engine, clock: Callable[[], float] = time.monotonic) -> None:
         self._engine, self._clock = engine, clock
         self._lock = threading.Lock()
+        self._catching_up = threading.Semaphore(MOST_CATCHING_UP)
         self._subscriptions: dict[Subscription, None] = {}  # in the order in which they came
         self._progress = Progress(b"", 0.0)
         self._closed = threading.Event()
@@ -251,7 +255,7 @@ class Watchers:
             EngineUnavailable: The engine does not answer.
         """
         until, position = subscription.position, after
-        if (read := self._engine.changes(position, until, READ_CHANGES)) is None:
+        if (read := self._missed(position, until)) is None:
             return
         yield Message((), after, self._clock())
         while True:
@@ -261,9 +265,14 @@ class Watchers:
                 yield Message(ours, position, self._clock())
             if position == until:
                 return
-            if (again := self._engine.changes(position, until, READ_CHANGES)) is None:
+            if (again := self._missed(position, until)) is None:
                 raise WatcherTooSlow("the log of changes moved on while a watcher caught up")
             read = again
+
+    def _missed(self, after: bytes, until: bytes) -> tuple[list[Change | Purged], bytes] | None:
+        # When a server was started again, all its watchers come back at once, and look-ups need the engine as well.
+        with self._catching_up:
+            return self._engine.changes(after, until, READ_CHANGES)
 
     def close(self) -> None:
         """End all watchers, who may go on at another server."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ from resumed_server.watchers import (
     CUT_SECONDS,
     LATE_SECONDS,
     MAX_WATCHERS,
+    MOST_CATCHING_UP,
     QUEUED_BYTES,
     QUEUED_MESSAGES,
     READ_CHANGES,
@@ -291,6 +293,25 @@ class TestWatchers:
         removals = [Change("shop", b"%d" % number, None) for number in range(READ_CHANGES)]
         assert Message(removals, b"", 0.0).size > 100 * READ_CHANGES
 
+    def test_watchers_that_come_back_together_leave_the_engine_to_others(self, engine: Engine) -> None:
+        """Some read what they missed, the others wait for their turn; none is refused."""
+        start = engine.position()
+        engine.put("shop", b"key", b"value", 100)
+        counted = Crowded(engine)
+        watchers = Watchers(counted)  # type: ignore[arg-type] # as much as is called
+
+        def come_back(_: int) -> int:
+            with watchers.subscribed("shop") as subscription:
+                return sum(len(message.changes) for message in watchers.missed(start, subscription))
+
+        with ThreadPoolExecutor(4 * MOST_CATCHING_UP) as pool:
+            missed = pool.map(come_back, range(4 * MOST_CATCHING_UP))
+            until(lambda: counted.inside == MOST_CATCHING_UP)
+            counted.gate.set()
+            assert list(missed) == [1] * 4 * MOST_CATCHING_UP
+        assert counted.most == MOST_CATCHING_UP
+        watchers.close()
+
     def test_a_watcher_whose_message_waits_for_too_long_is_cut_off(self, engine: Engine) -> None:
         """Though nothing more comes that would not fit."""
         now = 1.0
@@ -399,6 +420,29 @@ class TestWatchers:
 
         subscription._progress = overtaken
         assert next(subscription.messages()).position == (b"message" if queued else b"before")
+
+
+class Crowded:
+    """An engine that counts who reads its log, and lets nobody finish before its gate is open."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine, self._lock = engine, threading.Lock()
+        self.gate = threading.Event()
+        self.inside = self.most = 0
+
+    def position(self) -> bytes:
+        """See Engine."""
+        return self._engine.position()
+
+    def changes(self, after: bytes, until: bytes, limit: int) -> Any:
+        """See Engine."""
+        with self._lock:
+            self.inside += 1
+            self.most = max(self.most, self.inside)
+        assert self.gate.wait(PATIENCE)
+        with self._lock:
+            self.inside -= 1
+        return self._engine.changes(after, until, limit)
 
 
 class Unreadable:

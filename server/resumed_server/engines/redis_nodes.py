@@ -38,7 +38,7 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0
 _RESP2 = 2
 """The older protocol: of the newer one nothing is needed, and a connection begins with a round trip less."""
 READERS = 4
-"""How many read the log of changes at the same time."""
+"""How many read the log of changes at the same time: more than watchers.MOST_CATCHING_UP."""
 _OTHER_THREADS = READERS + 8
 """Those that call the engine beside the ones that answer RPCs: readers, operators (2), watchers that begin, the
 sweeper, the count, the probe and metrics."""
