@@ -53,10 +53,11 @@ class Frontend:
 
     def visit(self, offered: Session | None, *, tickets: bool) -> tuple[bool, Session]:
         """Return whether a client resumes, and what it offers next: with `tickets`, another one each time."""
-        asks = offered is not None and offered.issued and not self.breaker.resting
-        resumed = asks and self._spend(1) and offered.stored
-        if resumed and not tickets:
-            return True, offered
+        resumed = False
+        if offered and offered.issued and not self.breaker.resting:
+            resumed = self._spend(1) and offered.stored
+            if resumed and not tickets:
+                return True, offered
         session = Session(issued=resumed or not self.breaker.scarce)
         if session.issued:
             self.queue.append(session)
