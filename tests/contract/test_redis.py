@@ -651,6 +651,9 @@ def test_wait_refuses_what_no_replica_has(server: RedisServer) -> None:
             assert engine.get("shop", key) is None
         outcomes = engine.batch([Put("shop", b"k", b"value", 60.0), Take("shop", b"k"), Take("shop", b"k")])
         assert [type(outcome) for outcome in outcomes] == [float, EngineUnavailable, type(None)]
+        # Or whoever repeats a Batch that fails as a whole would send nothing else as long as there is no replica.
+        outcomes = engine.batch([Remove("shop", b"1"), Remove("shop", b"2")])
+        assert all(isinstance(outcome, EngineUnavailable) for outcome in outcomes)
         with pytest.raises(EngineUnavailable, match="replicas"):
             engine.purge("shop", None)
 

@@ -29,7 +29,13 @@ class EngineError(Exception):
 
 
 class EngineUnavailable(EngineError):
-    """The storage does not answer now; trying again later may succeed."""
+    """The storage does not answer now; trying again later may succeed.
+
+    Attributes:
+        done: Whether it is done all the same, but not where it has to be to last.
+    """
+
+    done = False
 
 
 class EngineBroken(EngineUnavailable):

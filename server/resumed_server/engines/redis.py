@@ -256,7 +256,7 @@ class RedisEngine(Engine):
             done = self._carry_out_on(node, [operations[position] for position in positions])
             for position, outcome in zip(positions, done, strict=True):
                 outcomes[position] = outcome
-        if outcomes and all(isinstance(outcome, EngineUnavailable) for outcome in outcomes):
+        if outcomes and all(isinstance(outcome, EngineUnavailable) and not outcome.done for outcome in outcomes):
             raise cast("EngineUnavailable", outcomes[0])
         return outcomes
 
@@ -327,6 +327,7 @@ class RedisEngine(Engine):
             missing = EngineUnavailable(
                 f"not all of {self._url.wait_replicas} replicas of Redis have the tombstone yet"
             )
+            missing.done = True
             return [missing if _buried(*done) else done[1] for done in zip(operations, outcomes, strict=True)]
         return outcomes
 
