@@ -39,7 +39,7 @@ from resumed_server.engines.base import (
     Take,
 )
 from resumed_server.engines.redis_log import KEPT_SECONDS, KNOWN_POSITIONS
-from resumed_server.engines.redis_nodes import PERMISSIONS
+from resumed_server.engines.redis_nodes import PERMISSIONS, _Absence
 from resumed_server.engines.redis_url import RedisUrl, redacted
 from support.redis import redis_server, valkey_cluster, valkey_sentinels, valkey_server
 from support.tls import CA, CERTIFICATE
@@ -439,6 +439,23 @@ def test_a_frozen_redis_costs_one_call_its_time_out(scheme: str) -> None:
             until(lambda: _works(engine))
 
 
+def test_a_call_that_takes_long_is_no_outage(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Redis that answers others meanwhile is there; who finds it silent refuses the next ones for a moment."""
+    now = 100.0
+    monkeypatch.setattr("resumed_server.engines.redis_nodes.time.monotonic", lambda: now)
+    absence = _Absence(RedisUrl.parse("redis://store?timeout_ms=40"))
+    absence.end()
+    now += 0.03
+    absence.begin(late=True)
+    absence.check("store")
+    now += 0.03
+    absence.begin(late=True)
+    assert "a moment ago" in str(failure(lambda: absence.check("store")))
+    absence.end()
+    absence.begin()
+    assert "a moment ago" in str(failure(lambda: absence.check("store")))
+
+
 def test_a_restarted_redis_is_used_again_at_once(server: RedisServer) -> None:
     """Dead connections are replaced, not reported."""
     with opened(server.url, PATIENT) as engine:
@@ -535,9 +552,12 @@ def test_watchers_that_come_back_together_leave_connections_to_others(server: Re
         end = engine.position()
 
         def come_back(_: int) -> int:
-            read = engine.changes(start, end, 1024)
-            assert read
-            return len(read[0])
+            position, missed = start, 0
+            while position != end:
+                read = engine.changes(position, end, 1024)
+                assert read
+                position, missed = read[1], missed + len(read[0])
+            return missed
 
         with ThreadPoolExecutor(40) as pool:
             missed = pool.map(come_back, range(40))

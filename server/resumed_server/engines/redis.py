@@ -108,7 +108,8 @@ return 0"""
 _WRITABLE = "#!lua flags=allow-oom\nreturn 1"
 """Writes nothing, but is refused as what does: MISCONF, NOREPLICAS, READONLY. A full Redis refuses Puts only."""
 _CHANGES_BYTES = 1 << 20
-_LOOKED_UP_AT_ONCE = 128
+_READ_AT_ONCE, _LOOKED_UP_AT_ONCE = 256, 32
+"""Changes that are read, and sessions that are looked up, in one go: look-ups of handshakes wait behind those."""
 _OLDEST = 7
 """The first version of Redis whose scripts have flags. Every Valkey claims to be a Redis 7."""
 
@@ -194,6 +195,7 @@ class RedisEngine(Engine):
 
     def changes(self, after: bytes, until: bytes, limit: int) -> tuple[list[Change | Purged], bytes] | None:
         """See Engine."""
+        limit = min(limit, _READ_AT_ONCE)
         with self._readers, self._gate:
             reading = self._log.read(after, until, limit)
             if reading is None:

@@ -180,7 +180,8 @@ class Nodes(ABC):
             return self._refused(error, node)
         if isinstance(error, exceptions.MaxConnectionsError):  # which says nothing of the node
             return EngineUnavailable(f"all connections to Redis at {node} are in use")
-        return EngineUnavailable(self._unreachable(error, node, absence.begin()))
+        hint = absence.begin(late=isinstance(error, redis.TimeoutError))
+        return EngineUnavailable(self._unreachable(error, node, hint))
 
     def _refused(self, error: redis.ResponseError, node: str) -> EngineUnavailable:
         if isinstance(error, redis.exceptions.ReadOnlyError):
@@ -304,6 +305,7 @@ class _Absence:
     def __init__(self, url: RedisUrl) -> None:
         self._timeout = url.timeout
         self._pause = self._next_attempt = 0.0
+        self._answered_at = float("-inf")
         self._attempting = False
         # What a server of the other kind makes of a greeting: one is silent, the other hangs up.
         self._hint = _TLS_HINT if url.tls else _PLAINTEXT_HINT
@@ -317,8 +319,14 @@ class _Absence:
             self._next_attempt = now + self._timeout  # others have to wait for what comes of this attempt
             self._attempting = True
 
-    def begin(self) -> str:
-        """Note that the node did not answer, and return what may be wrong with one that never did."""
+    def begin(self, *, late: bool = False) -> str:
+        """Note that the node did not answer, and return what may be wrong with one that never did.
+
+        Args:
+            late: Whether it did not answer in time. One that answered another call meanwhile is there: that took long.
+        """
+        if late and time.monotonic() - self._answered_at < self._timeout:
+            return self._hint
         if self._attempting or not self._pause:  # not for each of many calls that find out together
             self._pause = min(2 * self._pause, LONGEST_PAUSE) or FIRST_PAUSE
             self._next_attempt = time.monotonic() + self._pause
@@ -328,6 +336,7 @@ class _Absence:
     def end(self) -> None:
         """Note that the node answered."""
         self._pause, self._attempting, self._hint = 0.0, False, ""
+        self._answered_at = time.monotonic()
 
 
 class _Credentials(CredentialProvider):
