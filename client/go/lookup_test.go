@@ -61,9 +61,9 @@ func (f *fakeStore) Invoke(ctx context.Context, method string, request, reply an
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	session := func(key []byte) *pb.Session {
+	session := func(key []byte) *pb.StoredSession {
 		if value := f.values[string(key)]; value != nil {
-			return &pb.Session{Value: value}
+			return &pb.StoredSession{Value: value}
 		}
 		return nil
 	}
@@ -83,7 +83,7 @@ func (f *fakeStore) Invoke(ctx context.Context, method string, request, reply an
 			} else {
 				delete(f.values, string(operation.GetRemove().GetKey()))
 			}
-			batch.Results = append(batch.Results, &pb.Result{})
+			batch.Results = append(batch.Results, &pb.BatchResult{})
 		}
 		response = batch
 	}

@@ -169,7 +169,7 @@ func (s *sender) send(ctx context.Context, batch []item) time.Duration {
 	return 0
 }
 
-func (s *sender) batch(ctx context.Context, request *pb.BatchRequest) ([]*pb.Result, error) {
+func (s *sender) batch(ctx context.Context, request *pb.BatchRequest) ([]*pb.BatchResult, error) {
 	if len(request.GetOperations()) == 0 {
 		return nil, nil
 	}
@@ -182,15 +182,15 @@ func (s *sender) batch(ctx context.Context, request *pb.BatchRequest) ([]*pb.Res
 	return response.GetResults(), err
 }
 
-func (s *sender) operation(item item, now time.Time) *pb.Operation {
+func (s *sender) operation(item item, now time.Time) *pb.BatchOperation {
 	if item.value == nil {
 		remove := &pb.RemoveRequest{Namespace: s.namespace, Key: item.key[:]}
-		return &pb.Operation{Operation: &pb.Operation_Remove{Remove: remove}}
+		return &pb.BatchOperation{Operation: &pb.BatchOperation_Remove{Remove: remove}}
 	}
 	ttl := durationpb.New(item.notAfter.Sub(now))
 	issued := timestamppb.New(item.issued)
 	put := &pb.PutRequest{Namespace: s.namespace, Key: item.key[:], Value: item.value, Ttl: ttl, IssueTime: issued}
-	return &pb.Operation{Operation: &pb.Operation_Put{Put: put}}
+	return &pb.BatchOperation{Operation: &pb.BatchOperation_Put{Put: put}}
 }
 
 func (s *sender) probe(ctx context.Context) {

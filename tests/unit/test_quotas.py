@@ -204,7 +204,7 @@ def test_only_what_is_stored_counts() -> None:
             return pb.PutRequest(namespace="shop", key=key, value=value, ttl=Duration(seconds=60))
 
         operations = [put(b"1", b"value"), put(b"1", b"value"), put(b"1", b"other"), put(b"2", b"value")]
-        request = pb.BatchRequest(operations=[pb.Operation(put=each) for each in operations])
+        request = pb.BatchRequest(operations=[pb.BatchOperation(put=each) for each in operations])
         context: Any = Refused()
         service.Batch(request, context)
         assert (budget.tally.sessions, budget.tally.bytes) == (2, 10 + 2 * ENTRY_BYTES)
@@ -229,7 +229,7 @@ def test_removals_of_what_is_not_there_are_within_limits(served: tuple[SessionSt
     (service, engine), context = served, Refused()
 
     def remove(*keys: bytes, namespace: str = "shop") -> list[int]:
-        operations = [pb.Operation(remove=pb.RemoveRequest(namespace=namespace, key=key)) for key in keys]
+        operations = [pb.BatchOperation(remove=pb.RemoveRequest(namespace=namespace, key=key)) for key in keys]
         answer = service.Batch(pb.BatchRequest(operations=operations), context)  # type: ignore[arg-type] # enough of one
         return [-result.error.code if result.HasField("error") else result.remove.removed for result in answer.results]
 

@@ -6,7 +6,7 @@ import type { Breaker } from "./breaker.js";
 import type { Logger } from "./keyring.js";
 import type { Recorder } from "./stats.js";
 import { CallError, duration, type Store } from "./store.js";
-import type { Operation } from "./v1/resumed/v1/session_store.js";
+import type { BatchOperation } from "./v1/resumed/v1/session_store.js";
 
 const BATCH_OPERATIONS = 256;
 const BATCH_MILLISECONDS = 1000;
@@ -189,7 +189,7 @@ export class Sender {
     return 0;
   }
 
-  #operation({ key, value, notAfter = 0, issued = 0 }: Outgoing, now: number): Operation | undefined {
+  #operation({ key, value, notAfter = 0, issued = 0 }: Outgoing, now: number): BatchOperation | undefined {
     const { namespace } = this.#store;
     if (!value) return { operation: { $case: "remove", remove: { namespace, key } } };
     if (notAfter <= now) return undefined;

@@ -5,7 +5,7 @@ import { credentials, Metadata, status, type ChannelCredentials, type ServiceErr
 
 import { ResumedError } from "./errors.js";
 import type { Duration } from "./v1/google/protobuf/duration.js";
-import { SessionStoreServiceClient, type Operation, type Result } from "./v1/resumed/v1/session_store.js";
+import { SessionStoreServiceClient, type BatchOperation, type BatchResult } from "./v1/resumed/v1/session_store.js";
 
 /** TLS to the store: each a PEM file or its content. They are read once. */
 export interface Tls {
@@ -73,7 +73,7 @@ export interface Store {
   readonly namespace: string;
   get(key: Buffer, timeout: number): Promise<Buffer | undefined>;
   take(key: Buffer, timeout: number): Promise<Buffer | undefined>;
-  batch(operations: Operation[], timeout: number): Promise<Result[]>;
+  batch(operations: BatchOperation[], timeout: number): Promise<BatchResult[]>;
   close(): void;
 }
 
@@ -99,7 +99,7 @@ export class GrpcStore implements Store {
     return session?.value;
   }
 
-  async batch(operations: Operation[], timeout: number): Promise<Result[]> {
+  async batch(operations: BatchOperation[], timeout: number): Promise<BatchResult[]> {
     const { results } = await unary(this.#client.batch.bind(this.#client), { operations }, timeout);
     return results;
   }

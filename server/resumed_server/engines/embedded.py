@@ -36,7 +36,7 @@ from resumed_server.engines.base import (
 )
 from resumed_server.engines.changelog import PURGED, REMOVED, STORED, ChangeLog
 from resumed_server.engines.directory import DAMAGE, DatabaseDirectory
-from resumed_server.engines.entries import Entries, is_purged, is_tombstone, session_in, time_bytes, value_of
+from resumed_server.engines.entries import Entries, is_purged, is_tombstone, issued_at, session_in, time_bytes, value_of
 from resumed_server.engines.gate import CLOSED, Gate
 from resumed_server.engines.purges import TIME_BYTES, Purges
 
@@ -147,8 +147,9 @@ class EmbeddedEngine(Engine):
             time = now if issued_before is None else min(now, _microseconds(issued_before))
             mark = self._purges.mark(txn, name)
             if issued_before is not None and time_bytes(time) <= mark[:TIME_BYTES]:
-                return mark  # or mirrors would forget what they have for nothing
-            number = self._changes.append(txn, PURGED, address)
+                return mark  # or mirrors would look through what they have for nothing
+            told = address if issued_before is None else address + time_bytes(time)
+            number = self._changes.append(txn, PURGED, told)
             end = self._entries.expiry(LONGEST_TTL_SECONDS)
             return self._purges.set(txn, name, time_bytes(time), number if issued_before is None else None, end)
 
@@ -257,8 +258,10 @@ class EmbeddedEngine(Engine):
     def _change(self, txn: _Transaction, what: bytes, address: bytes) -> Change | Purged | None:
         name, _, key = address.partition(b"\0")
         if what == PURGED:
-            return Purged(name.decode())
-        session = None if what == REMOVED else self._get(txn, name, address)
+            return Purged(name.decode(), _seconds(key) if key else None)
+        session = None
+        if what == STORED and (session := self._get(txn, name, address)):
+            session.issued = issued_at(txn.get(address))
         return Change(name.decode(), key, session) if what == REMOVED or session else None
 
     def _carry_out_alone(self, operation: Operation) -> Outcome:
