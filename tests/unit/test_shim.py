@@ -635,14 +635,53 @@ class TestOutages:
         """And no handshake waits for it."""
         store = FakeStore()
         shim, _ = shim_on(store, puts="wait")
+        session_id = shim.issue_id()
         store.failure = resumed.LimitExceeded("at its limit")
         assert look_up(shim, Offer(shim.issue_id())) is None
-        shim.negotiated(shim.issue_id(), ENVELOPE, 100, last=True)
+        shim.negotiated(session_id, ENVELOPE, 100, last=True)
         assert not store.kept
         store.failure = None
         assert shim.flush(PATIENCE)
         assert shim.stats.puts == {"stored": 1}
         assert not shim.breaker_open
+
+    def test_beyond_a_limit_a_new_session_is_one_that_nobody_asks_for(self) -> None:
+        """What the limit lets through is for sessions that are stored, and for those that follow them."""
+        store, now = FakeStore(), 0.0
+        shim, _ = shim_on(store)
+        shim._breaker._clock = lambda: now
+        stored = negotiate(shim)
+        store.failure = resumed.LimitExceeded("at its limit")
+        look_up(shim, Offer(stored))
+        store.failure = None
+        now += 4.9
+        asked = len(store.gets)
+        shed = negotiate(shim)
+        assert look_up(shim, Offer(shed)) is None
+        assert len(store.gets) == asked
+        assert shim.stats.misses == {"limited": 1, "foreign-id": 1}
+        assert shim.stats.puts == {"stored": 1, "dropped": 1}
+        following = shim.issue_id(resumed=True)
+        shim.negotiated(following, ENVELOPE, 100, last=True)
+        assert shim.flush(PATIENCE)
+        assert look_up(shim, Offer(following)) is not None
+        now += 0.2
+        assert look_up(shim, Offer(negotiate(shim))) is not None
+
+    def test_a_refusal_that_is_held_back_is_no_outage(self) -> None:
+        """A server does that when it refuses much; but what is late for long opens the breaker."""
+        now = 0.0
+        breaker = Breaker(clock=lambda: now)
+        breaker.limited()
+        for _ in range(9):
+            now += 0.5
+            breaker.failed(now, late=True)
+            assert breaker.closed
+            assert breaker.resting
+        for _ in range(3):
+            now += 0.5
+            breaker.failed(now, late=True)
+        assert not breaker.closed
 
     def test_once_closed_by_a_trial_a_single_failure_opens_it_again(self) -> None:
         """A store that comes and goes is not trusted at once."""

@@ -181,7 +181,7 @@ class Lookups:
         except _Late:
             return None, "late"
         except StoreError as error:
-            self._breaker.failed(began)
+            self._breaker.failed(began, late=isinstance(error, StoreTimeout))
             if not self._breaker.closed:
                 _log.warning("the store at %s keeps failing, resumption rests: %s", self._store.target, error)
                 self._probe()

@@ -16,7 +16,7 @@ from collections import deque
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
-from resumed.errors import LimitExceeded, StoreError
+from resumed.errors import LimitExceeded, StoreError, StoreTimeout
 from resumed.process import renew_after_fork
 from resumed.store import BATCH_OPERATIONS, Operation, Put, Remove, SessionStore
 
@@ -215,7 +215,7 @@ class Sender:
             if isinstance(error, LimitExceeded):
                 self._pause(self._breaker.limited())
             else:
-                self._breaker.failed(began)
+                self._breaker.failed(began, late=isinstance(error, StoreTimeout))
                 self._pause(RETRY_SECONDS)
             return
         if self._breaker.now() - began <= self._store.deadline:

@@ -12,6 +12,7 @@ The rules:
 from __future__ import annotations
 
 import logging
+import os
 import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -158,8 +159,16 @@ class Shim:
         """Return the present, in Unix seconds."""
         return self._clock()
 
-    def issue_id(self) -> bytes:
-        """Return the id for a session about to be negotiated."""
+    def issue_id(self, *, resumed: bool = False) -> bytes:
+        """Return the id for a session about to be negotiated.
+
+        Args:
+            resumed: Whether it follows another one, of a client that the store has served. Where it does not, and the
+                store's limit is used up, the id is one that no frontend of the fleet looks up, and negotiated() does
+                not store the session.
+        """
+        if not resumed and self.seals_ids and self._breaker.scarce:
+            return os.urandom(ID_BYTES)
         second = int(self._clock())
         issued, ids = self._ids
         if issued == second:
@@ -182,6 +191,9 @@ class Shim:
         remaining = min(remaining, self.lifetime)
         if remaining <= 0:
             self.unresumable()
+            return
+        if self.seals_ids and not THIS_PROCESS.issued(session_id):
+            self._recorder.count("puts", "dropped")  # nobody would look it up
             return
         key, not_after = self._store_keys.key(session_id), int(self._clock() + remaining)
         wait = self._wait_for_puts and last

@@ -452,7 +452,7 @@ class Binding:
         """Write a session id. Returning 0 would end the handshake, so a defect here means a random id."""
         try:
             self._look_for_id_context(ssl)
-            session_id = self._shim.issue_id()
+            session_id = self._shim.issue_id(resumed=bool(self.library.SSL_session_reused(ssl)))
             ctypes.memmove(data, session_id, len(session_id))
             c_uint.from_address(length).value = len(session_id)
         except BaseException as error:  # noqa: BLE001  # nothing may cross C
