@@ -96,7 +96,7 @@ def attach(context: ssl.SSLContext, binding: Binding) -> Callable[[], None]:
 
 def _mix_in(mixin: type, context: Any, name: str, default: type, attributes: dict[str, Any]) -> Callable[[], None]:
     """Mix a class into the one that a context makes connections of; return what undoes that, in any order."""
-    previous = getattr(context, name) or default
+    previous: Any = getattr(context, name) or default
     base = previous._base if issubclass(previous, mixin) else previous  # noqa: SLF001  # of this module
     own: Any = type(base.__name__, (mixin, base), {**attributes, "_base": base, "_previous": previous})
     setattr(context, name, own)
@@ -104,7 +104,7 @@ def _mix_in(mixin: type, context: Any, name: str, default: type, attributes: dic
 
     def undo() -> None:
         context = weak()
-        each = getattr(context, name, None)
+        each: Any = getattr(context, name, None)
         if each is own:
             setattr(context, name, own._previous)  # noqa: SLF001  # of this module
         while each and issubclass(each, mixin):

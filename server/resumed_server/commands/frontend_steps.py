@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from resumed_server.commands.check import RoundTrip
-    from resumed_server.commands.visits import Visit
+    from resumed_server.commands.visits import Client, Visit
 
 PATIENCE = 5.0
 """Seconds that a frontend may take for a handshake."""
@@ -58,6 +58,7 @@ class FrontendSteps:
         self._namespace, self._round_trip = namespace, round_trip
         self._before: tuple[str, ssl.SSLSession] | None = None
         self._before13: tuple[str, dict[str, Visit]] | None = None
+        self._clients: dict[str, Client] = {}
         # Sessions are looked at here, nobody's identity: a certificate that does not verify is another matter.
         self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         self._context.check_hostname, self._context.verify_mode = False, ssl.CERT_NONE
@@ -87,7 +88,7 @@ class FrontendSteps:
             "resumption": partial(self._resumes, address, visits),
             "another frontend's session": partial(self._shares, frontend, address, visits),
             "TLS 1.3": partial(self._resumes13, address, visits13),
-            "another frontend's TLS 1.3 sessions": partial(self._shares13, frontend, address, visits13),
+            "another's TLS 1.3 sessions": partial(self._shares13, frontend, address, visits13),
         }
 
     def _shake_hands(self, address: Address, visits: list[_Visit]) -> str:
@@ -169,7 +170,7 @@ class FrontendSteps:
                     f"it does not resume its own TLS 1.3 session, with a client's ciphers in the order of {order}",
                     "see its misses by reason (installation.stats), and that its context issues tickets (num_tickets)",
                 )
-        return ", ".join(f"resumes {visit.cipher} for {order}" for order, visit in visits.items())
+        return "resumes: " + ", ".join(f"{visit.cipher} for {order}" for order, visit in visits.items())
 
     def _shares13(self, frontend: str, address: Address, visits: dict[str, Visit]) -> str:
         before, self._before13 = self._before13, (frontend, visits) if visits else self._before13
@@ -208,7 +209,10 @@ class FrontendSteps:
         except ImportError:
             return "not tried: pyOpenSSL is not installed"
         try:
-            client = visits.Client(address.host, "1.3", ciphersuites=ORDERS[order])
+            # One for all frontends, which all are asked for the name of the first: or no session would cross.
+            client = self._clients.get(order)
+            if client is None:
+                client = self._clients[order] = visits.Client(address.host, "1.3", ciphersuites=ORDERS[order])
             return client.visit(visits.Endpoint.resolved(address.host, address.port), session)
         except AttributeError:
             return "not tried: this pyOpenSSL cannot set an order of ciphers (25.2 can)"

@@ -95,6 +95,8 @@ class Binding:
                 "this context accepts early data, which can be replayed across a fleet; set max_early_data to 0"
             )
         self._gone = False
+        self._own: tuple[int, ...] = ()
+        self._installed = False
         # None: that of the application, which OpenSSL compares.
         self._id_context = hashlib.sha256(shim.namespace.encode()).digest() if ignore_id_context else None
         self._known_id_context: bytes | None = None  # as the last full handshake showed it: OpenSSL has no getter
@@ -121,7 +123,7 @@ class Binding:
         )
         addresses = [ctypes.cast(trampoline, c_void_p).value or 0 for trampoline in self._trampolines]
         self._own, (own_id, self._own_hello, self._own_info) = tuple(addresses[:3]), addresses[3:]
-        self._id_callback = own_id if shim.seals_ids else 0
+        self._id_callback: int = own_id if shim.seals_ids else 0
         self._driven = _Driven()
         library.SSL_CTX_up_ref(pointer)  # until the finalizer has unset the callbacks
         weakref.finalize(context, self._release).atexit = False  # at exit see _leave
