@@ -609,6 +609,21 @@ class TestRemovals:
         assert removal.result(PATIENCE) is False
         assert shim.remove([shim.issue_id()]).result(0) is False
 
+    def test_connections_are_remembered_and_not_all(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Whose session one id is: of the last ones."""
+        monkeypatch.setattr("resumed.shim._MOST_RELATED", 4)
+        store = FakeStore()
+        shim, _ = shim_on(store)
+        connections = [frozenset(shim.issue_id() for _ in range(2)) for _ in range(3)]
+        for family in connections:
+            for place, each in enumerate(family):
+                last = place == 1
+                shim.negotiated(each, ENVELOPE, 100, last=last, family=family if last else ())
+        assert shim.flush(PATIENCE)
+        for family, left in zip(connections, (5, 3, 1), strict=True):
+            assert shim.remove([min(family)]).result(PATIENCE)
+            assert len(store.kept) == left
+
     def test_many_removals_are_remembered_and_not_all(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Clients can cause removals, so there is a bound; it never drops one under way."""
         monkeypatch.setattr("resumed.sender._MOST_REMOVED", 2)

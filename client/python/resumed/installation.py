@@ -86,8 +86,9 @@ class Installation:
 
         Args:
             sessions: A connection of this context or its session, for all sessions that the connection has negotiated
-                or resumed, as in session_ids(): a TLS 1.3 connection has several. Or ids: `bytes` for one session
-                alone, an iterable of them for several.
+                or resumed, as in session_ids(): a TLS 1.3 connection has several. Or ids: `bytes` for one, an iterable
+                of them for several; of their connections it removes the others as well if it was this process that
+                served them lately (the last 16,384 sessions).
 
         Returns:
             Its result is whether the store has acknowledged all of them; False if the store refused one, or it was

@@ -52,6 +52,8 @@ _FRESH_SECONDS = 10
 """How long after its issue an id that the store does not know is asked for again: its Put may be on its way."""
 _IDS = 8
 """How many ids are issued at once; those not used within the second are thrown away."""
+_MOST_RELATED = 16_384
+"""Of how many sessions a process remembers which others their connections have."""
 _NO_IDS: tuple[int, list[bytes]] = 0, []
 
 
@@ -139,6 +141,7 @@ class Shim:
             most=max_lookups,
             mirror=self._mirror,
         )
+        self._families: dict[bytes, Collection[bytes]] = {}  # the last sessions with others of the same connections
         self._ids = _NO_IDS  # issued in that second, for handshakes to come
         renew_after_fork(self)
 
@@ -173,7 +176,9 @@ class Shim:
         self._ids = second, ids[1:]
         return ids[0]
 
-    def negotiated(self, session_id: bytes, envelope: Envelope, remaining: float, *, last: bool) -> None:
+    def negotiated(
+        self, session_id: bytes, envelope: Envelope, remaining: float, *, last: bool, family: Collection[bytes] = ()
+    ) -> None:
         """Store a session that a handshake has just negotiated.
 
         Args:
@@ -181,11 +186,17 @@ class Shim:
             envelope: The session, with its context and the time of its full handshake.
             remaining: Seconds of its life.
             last: Whether no further ticket of the same handshake follows.
+            family: With the last one, the ids of all sessions of the connection, for remove().
         """
         remaining = min(remaining, self.lifetime)
         if remaining <= 0:
             self.unresumable()
             return
+        for each in family:
+            self._families[each] = family
+        while len(self._families) > _MOST_RELATED:
+            with suppress(KeyError, RuntimeError):  # another thread was quicker
+                del self._families[next(iter(self._families))]
         key, not_after = self._store_keys.key(session_id), int(self._clock() + remaining)
         wait = self._wait_for_puts and last
         number = self._sender.submit(Outgoing(key, envelope.encode(), not_after, "", envelope.issued), urgent=wait)
@@ -293,9 +304,13 @@ class Shim:
             self._remove(session_id, "fatal-error")
 
     def remove(self, session_ids: Collection[bytes]) -> Removal:
-        """Remove sessions from the whole fleet, in the background; none of them resumes in this process any more."""
-        removal = Removal(len(session_ids))
-        for session_id in session_ids:
+        """Remove sessions from the whole fleet, in the background; none of them resumes in this process any more.
+
+        With them go the other sessions of their connections that this process knows of.
+        """
+        ids = {each for session_id in session_ids for each in (session_id, *self._families.get(session_id, ()))}
+        removal = Removal(len(ids))
+        for session_id in ids:
             self._remove(session_id, "application", removal.report)
         return removal
 

@@ -275,14 +275,16 @@ class Binding:
         sessions.remember(session, None)  # it is not part of what is stored
         serialized = sessions.serialized(session)
         remaining = self._remaining(session, memory)
-        last = True
+        last, family = True, frozenset[bytes]()
         if tls13:
             memory = memory._replace(siblings=memory.siblings + session_id)
             tickets = 1 if library.SSL_session_reused(ssl) else library.SSL_get_num_tickets(ssl)
             last = len(memory.siblings) >= tickets * ID_BYTES
+            family = frozenset(memory.ids) if last else family
         sessions.remember(session, memory)
         library.SSL_SESSION_set_ex_data(session, library.session_index, ssl)
-        self._shim.negotiated(session_id, Envelope(memory.fingerprint, memory.issued, serialized), remaining, last=last)
+        envelope = Envelope(memory.fingerprint, memory.issued, serialized)
+        self._shim.negotiated(session_id, envelope, remaining, last=last, family=family)
 
     def _judged(self, ssl: int, session: int) -> Memory | None:
         """Return the memory of a session that is about to be stored; None if it must not be shared."""
