@@ -308,7 +308,9 @@ class Shim:
 
         With them go the other sessions of their connections that this process knows of.
         """
-        ids = {each for session_id in session_ids for each in (session_id, *self._families.get(session_id, ()))}
+        ids = dict.fromkeys(
+            each for session_id in session_ids for each in (session_id, *self._families.get(session_id, ()))
+        )
         removal = Removal(len(ids))
         for session_id in ids:
             self._remove(session_id, "application", removal.report)
