@@ -202,6 +202,32 @@ def test_a_session_with_a_certificate_shown_behind_the_handshake_is_none_elsewhe
     assert public.shim.stats.misses == {"context-mismatch": 2}
 
 
+def test_a_later_ticket_is_of_the_context_that_the_connection_has_by_then(
+    store: RunningServer, keyring: resumed.Keyring
+) -> None:
+    """As when it asks for a certificate behind its handshake. Tickets within the handshake are of one context."""
+    import _ssl
+
+    client, frontend = Client(ssl.TLSVersion.TLSv1_3), Fleet("ssl", store, keyring).frontend()
+    libssl, seen = ctypes.CDLL(_ssl.__file__), []
+
+    def see(pointer: int, _argument: object) -> int:
+        seen.append(pointer)
+        return 1
+
+    callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)(see)
+    libssl["SSL_CTX_set_session_ticket_cb"](ctypes.c_void_p(frontend.shim._binding._pointer), callback, None, None)
+    with client.connect(frontend) as connection:
+        connection.echo(b"before")
+        libssl["SSL_set_verify"](ctypes.c_void_p(seen[-1]), ASKS, None)
+        libssl["SSL_new_session_ticket"](ctypes.c_void_p(seen[-1]))
+        connection.echo(b"behind")
+        session = connection.tls.session
+    assert len(seen) == 3
+    assert not client.visit(frontend, session).reused
+    assert frontend.shim.stats.misses == {"context-mismatch": 1}
+
+
 def test_a_session_ends_with_the_certificate_of_its_client(fleet: Fleet, client: Client) -> None:
     """However long sessions live, and through tickets of resumed connections too."""
     soon = dt.datetime.now(dt.timezone.utc) + dt.timedelta(seconds=600)

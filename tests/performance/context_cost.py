@@ -33,11 +33,11 @@ if TYPE_CHECKING:
 class Constant:
     """Stands in for Contexts: every connection has the same fingerprint."""
 
-    def fingerprint(self, _ssl: int) -> bytes:
+    def fingerprint(self, _ssl: int, _mode: int) -> bytes:
         """Return it."""
         return bytes(FINGERPRINT_BYTES)
 
-    def agrees(self, _ssl: int, _fingerprint: bytes) -> bool:
+    def agrees(self, _ssl: int, _mode: int, _fingerprint: bytes) -> bool:
         """Agree."""
         return True
 

@@ -82,10 +82,12 @@ LoadModule socache_shmcb_module /usr/lib/apache2/modules/mod_socache_shmcb.so
 LoadModule ssl_module /usr/lib/apache2/modules/mod_ssl.so
 SSLEngine on
 SSLProtocol -all +TLSv1.2 +TLSv1.3
-SSLSessionCache shmcb:{directory}/cache(512000)
 SSLCertificateFile {certificate}
 SSLCertificateKeyFile {certificate}
 {more}
+<IfDefine !NoCache>
+SSLSessionCache shmcb:{directory}/cache(512000)
+</IfDefine>
 {beside}
 """
 _HAPROXY = """\

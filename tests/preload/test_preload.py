@@ -216,8 +216,8 @@ def test_contexts_that_ask_for_certificates_have_their_own_namespace_or_none(
     authority = tmp_path / "ca.pem"
     CA.cert_pem.write_to_path(str(authority))
     more = {
-        "nginx": f"ssl_verify_client optional; ssl_client_certificate {authority}; ssl_session_tickets off;",
-        "apache": f"SSLVerifyClient optional\nSSLCACertificateFile {authority}\nSSLSessionTickets off",
+        "nginx": f"ssl_verify_client optional; ssl_client_certificate {authority};",
+        "apache": f"SSLVerifyClient optional\nSSLCACertificateFile {authority}",
     }[name]
     for settled, share in ((), 0.0), ((("verified_namespace", "verified"),), 1.0):
         environment = settings(target, f"certificates-{name}", keyring, deadline="5", **MIXED, **dict(settled))
@@ -226,6 +226,46 @@ def test_contexts_that_ask_for_certificates_have_their_own_namespace_or_none(
             serving(name, certificate, environment, more=more, workers=1) as other,
         ):
             assert resumption([one.port, other.port], ssl.TLSVersion.TLSv1_2) == share
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [
+        ("nginx", "ssl_session_tickets off;"),  # its cache is "none" by default
+        ("nginx", "ssl_session_tickets off; ssl_session_cache off;"),
+        ("apache", "SSLSessionTickets off\nDefine NoCache"),
+    ],
+)
+def test_resumption_stays_off_where_the_server_switched_it_off(
+    target: str, certificate: Path, keyring: Path, *, name: str, more: str, version: ssl.TLSVersion
+) -> None:
+    """The log says so, in one line; with a cache of the server's own, sessions are shared."""
+    cache = {"nginx": "ssl_session_tickets off; ssl_session_cache shared:x:1m;", "apache": "SSLSessionTickets off"}[
+        name
+    ]
+    environment = settings(target, f"off-{name}", keyring, deadline="5", **MIXED)
+    for configuration, share in (more, 0.0), (cache, 1.0):
+        with (
+            serving(name, certificate, environment, more=configuration, workers=1) as one,
+            serving(name, certificate, environment, more=configuration, workers=1) as other,
+        ):
+            assert resumption([one.port, other.port], version) == share
+            assert one.log().count("has switched resumption off") == (not share)
+
+
+@pytest.mark.parametrize(
+    ("more", "lifetime", "seconds"),
+    [("", "7200", 300), ("ssl_session_timeout 1h;", "7200", 3600), ("ssl_session_timeout 1h;", "60", 60)],
+)
+def test_a_session_lives_for_the_shorter_of_the_servers_timeout_and_the_lifetime(
+    target: str, certificate: Path, keyring: Path, *, more: str, lifetime: str, seconds: int
+) -> None:
+    """As nginx says in its tickets."""
+    environment = settings(target, f"timeout-{seconds}", keyring, deadline="5", lifetime=lifetime)
+    with serving("nginx", certificate, environment, more=more, workers=1) as server:
+        _, session = visit(client_context(ssl.TLSVersion.TLSv1_3), server.port, None)
+        assert session.ticket_lifetime_hint == seconds
 
 
 def resumes(ports: list[int], version: ssl.TLSVersion) -> bool:

@@ -95,8 +95,10 @@ unsafe fn installed(context: *mut ffi::SSL_CTX, options: *const Options) -> Resu
         identity: cert.zip(key).map(|(cert, key)| (cert.into(), key.into())),
         server_name: text(options.server_name, "server_name")?,
     };
+    let shim = shim(&settings).map_err(|error| error.to_string())?;
     let policy = Policy {
-        shim: shim(&settings).map_err(|error| error.to_string())?,
+        lifetime: shim.options().lifetime,
+        shim,
         verified: Verified::Together,
         ignore_id_context: options.ignore_id_context != 0,
         single_host: options.single_host != 0,

@@ -4,7 +4,7 @@
 //! `SSL_CTX_set_generate_session_id(3)`. Those about what may resume where are in `docs/contexts.md`.
 
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use sha2::{Digest, Sha256};
 use store::fingerprint::halves;
@@ -41,6 +41,8 @@ pub struct Policy {
     pub ignore_id_context: bool,
     /// Whether the context has no servername callback.
     pub single_host: bool,
+    /// How long sessions live behind their negotiation.
+    pub lifetime: Duration,
 }
 
 /// The callbacks of a shim in a TLS context.
@@ -142,7 +144,7 @@ impl Binding {
     pub fn new(context: &Context, policy: Policy) -> Self {
         let options = policy.shim.options();
         let id_context = policy.ignore_id_context.then(|| Sha256::digest(options.namespace.as_bytes()).into());
-        context.set_callbacks(id_context.as_ref(), options.lifetime.as_secs());
+        context.set_callbacks(id_context.as_ref(), policy.lifetime);
         Self { policy: Arc::new(policy), id_context }
     }
 

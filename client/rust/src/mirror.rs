@@ -2,12 +2,20 @@
 //!
 //! The store's Watch keeps it current, and the frontend's own look-ups add what was stored before. It answers only while the
 //! stream is alive: a store that is silent for three seconds may have been told to remove something, so nothing is answered
-//! until it is heard again. A stream that cannot go on where it ended begins with an empty mirror, never with a wrong one.
+//! until it is heard again. So may one whose words come late, as a network that plays them back slowly could have it: a call each
+//! second, on the connection of the stream, shows how old they are at most. A stream that cannot go on where it ended begins with
+//! an empty mirror, never with a wrong one.
 
 use std::collections::{HashMap, VecDeque};
 use std::convert::Infallible;
+use std::future::poll_fn;
+use std::mem;
+use std::pin::pin;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::task::Poll;
 use std::time::{Duration, Instant};
+
+use tokio::time::timeout;
 
 use crate::sealing::StoreKey;
 use crate::store::{Store, StoredSession};
@@ -15,6 +23,7 @@ use crate::v1;
 
 /// How long a mirror answers without a word from the store, which speaks at least once a second.
 const STALE: Duration = Duration::from_secs(3);
+const CONFIRMATION_PAUSE: Duration = Duration::from_millis(900);
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
 /// What an entry takes beside its value: key, expiry, a table that is mostly too large, the order, the allocator.
 const OVERHEAD_BYTES: usize = 192;
@@ -84,13 +93,31 @@ impl Mirror {
 
     /// Follows one stream to its end, and tells whether all had been told then.
     async fn stream(&self, store: &Store, position: &mut Vec<u8>, live: &mut bool) -> Result<Infallible, String> {
-        let silent = || format!("the store was silent for {STALE:?}");
+        let silent = |_| format!("the store was silent for {STALE:?}");
         let mut first = true;
         let mut watch = store.watch(position.clone(), (Instant::now() + STALE).into()).await?;
+        let mut confirmed = Instant::from(watch.asked);
+        let mut confirmation = None;
         loop {
-            let answer = tokio::time::timeout(STALE, watch.message()).await.map_err(|_| silent())?;
-            let answer = answer.map_err(|status| status.to_string())?.ok_or("the store ended the stream")?;
-            if std::mem::take(&mut first) && !answer.continued {
+            if confirmation.is_none() && confirmed.elapsed() >= CONFIRMATION_PAUSE {
+                confirmation = Some(Box::pin(timeout(STALE, watch.confirmation())));
+            }
+            let mut next = pin!(timeout(STALE, watch.answers.message()));
+            let next = poll_fn(|context| {
+                if let Some(Poll::Ready(outcome)) = confirmation.as_mut().map(|pending| pending.as_mut().poll(context)) {
+                    confirmation = None;
+                    match outcome.map_err(silent) {
+                        Ok(Ok(asked)) => confirmed = asked.into(),
+                        Ok(Err(error)) | Err(error) => return Poll::Ready(Err(error)),
+                    }
+                    if *live {
+                        *self.heard() = Some(confirmed);
+                    }
+                }
+                next.as_mut().poll(context).map(|answer| answer.map_err(silent)?.map_err(|status| status.to_string()))
+            });
+            let answer = next.await?.ok_or("the store ended the stream")?;
+            if mem::take(&mut first) && !answer.continued {
                 self.lock().clear();
             }
             for event in answer.events {
@@ -100,7 +127,7 @@ impl Mirror {
                 *position = answer.position;
             }
             if answer.live {
-                *self.heard() = Some(Instant::now());
+                *self.heard() = Some(confirmed);
             }
             *live = answer.live;
         }
@@ -112,7 +139,7 @@ impl Mirror {
                 if let (Ok(key), Some(session)) = (StoreKey::try_from(key), StoredSession::of(session)) {
                     let mut sessions = self.lock();
                     // Told late: what this frontend has removed meanwhile never comes back.
-                    if !sessions.recent.contains(&key) {
+                    if !sessions.removed_lately(&key) {
                         sessions.put(key, &session, Instant::now());
                     }
                 }
@@ -152,17 +179,29 @@ struct Sessions {
     order: VecDeque<StoreKey>,
     bytes: usize,
     removals: u64,
-    recent: VecDeque<StoreKey>,
+    /// What was removed lately, and as which of all removals.
+    recent: VecDeque<(StoreKey, u64)>,
+    /// Up to this removal anything may have been removed.
+    unknown: u64,
 }
 
 impl Sessions {
     fn new(limit: usize) -> Self {
-        Self { limit, entries: HashMap::new(), order: VecDeque::new(), bytes: 0, removals: 0, recent: VecDeque::new() }
+        Self {
+            limit,
+            entries: HashMap::new(),
+            order: VecDeque::new(),
+            bytes: 0,
+            removals: 0,
+            recent: VecDeque::new(),
+            unknown: 0,
+        }
     }
 
     fn clear(&mut self) {
-        // A removal of everything: no look-up under way may put its session.
-        *self = Self { removals: self.removals + 1, ..Self::new(self.limit) };
+        // A removal of everything: no look-up under way may put its session. What was removed lately is told of late still.
+        let (removals, recent) = (self.removals + 1, mem::take(&mut self.recent));
+        *self = Self { removals, recent, unknown: removals, ..Self::new(self.limit) };
     }
 
     fn get(&self, key: &StoreKey, now: Instant) -> Option<&[u8]> {
@@ -183,9 +222,9 @@ impl Sessions {
     fn remove(&mut self, key: &StoreKey) {
         self.removals += 1;
         if self.recent.len() == RECENT_REMOVALS {
-            self.recent.pop_front();
+            self.unknown = self.recent.pop_front().map_or(self.unknown, |(_, number)| self.unknown.max(number));
         }
-        self.recent.push_back(*key);
+        self.recent.push_back((*key, self.removals));
         self.drop(key);
         // Or what is gone would take ever more memory.
         if self.order.len() > self.entries.len() / 4 * 5 + FORGOTTEN {
@@ -195,8 +234,13 @@ impl Sessions {
     }
 
     fn removed_since(&self, key: &StoreKey, since: u64) -> bool {
-        let missed = usize::try_from(self.removals - since).unwrap_or(usize::MAX);
-        missed > self.recent.len() || self.recent.iter().rev().take(missed).any(|removed| removed == key)
+        let missed = self.recent.iter().rev().take_while(|(_, number)| *number > since);
+        self.unknown > since || missed.map(|(removed, _)| removed).any(|removed| removed == key)
+    }
+
+    /// Returns whether a session was removed so lately that the store may tell of its Put yet.
+    fn removed_lately(&self, key: &StoreKey) -> bool {
+        self.recent.iter().any(|(removed, _)| removed == key)
     }
 
     fn drop(&mut self, key: &StoreKey) {
@@ -275,6 +319,7 @@ mod tests {
         let mirror = Mirror::new(1 << 20);
         *mirror.heard() = Some(Instant::now());
         mirror.remove(&[1; 32]);
+        mirror.lock().clear();
         for key in [[1; 32], [2; 32]] {
             let session = v1::Session { value: b"late".to_vec(), ttl: Some(prost_types::Duration { seconds: 10, nanos: 0 }) };
             let put = v1::event::Put { key: key.to_vec(), session: Some(session) };

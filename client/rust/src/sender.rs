@@ -12,7 +12,7 @@ use tokio::time::{Instant, timeout};
 use crate::sealing::StoreKey;
 use crate::shim::{Process, unix_time};
 use crate::stats::Kind;
-use crate::store::{Failure, How};
+use crate::store::{Failure, How, PROBE_KEY};
 use crate::v1::{Operation, PutRequest, RemoveRequest, operation, result};
 
 /// What may wait to be sent; beyond that Puts and Removes are dropped, and counted.
@@ -26,7 +26,6 @@ const LINGER: Duration = Duration::from_millis(3);
 /// How long to wait before a store that keeps failing is tried again, twice as long each time: it may have been a busy moment.
 const FIRST_PROBE: Duration = Duration::from_millis(60);
 const LAST_PROBE: Duration = Duration::from_millis(500);
-const PROBE_KEY: &[u8] = b"resumed/v1 probe";
 
 pub(crate) enum Item {
     /// A session, when it was negotiated, and when its life ends, in Unix seconds: waiting in the queue neither brings it past a purge

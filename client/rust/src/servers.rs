@@ -45,12 +45,17 @@ struct State {
 
 impl Server {
     fn new(address: Option<SocketAddr>, endpoint: &Endpoint) -> Self {
-        let (client, endpoint) = (connect(address, endpoint), endpoint.clone());
+        let (client, endpoint) = (connect(address, endpoint, usize::MAX), endpoint.clone());
         Self { address, state: Mutex::new(State { client, endpoint, reached: false, failures: 0, rests_until: None }) }
     }
 
     pub(crate) fn client(&self) -> Client {
         self.lock().client.clone()
+    }
+
+    /// Returns a client for one connection over the network, which is never made anew: when it ends, calls fail.
+    pub(crate) fn connection(&self) -> Client {
+        connect(self.address, &self.lock().endpoint, 1)
     }
 
     /// Whether its last call was answered.
@@ -74,7 +79,7 @@ impl Server {
             state.failures += 1;
         }
         if state.failures >= RENEWAL_FAILURES {
-            state.client = connect(self.address, &state.endpoint);
+            state.client = connect(self.address, &state.endpoint, usize::MAX);
         }
     }
 
@@ -84,7 +89,7 @@ impl Server {
 
     fn renew(&self, endpoint: &Endpoint) {
         let state = &mut *self.lock();
-        (state.client, state.endpoint) = (connect(self.address, endpoint), endpoint.clone());
+        (state.client, state.endpoint) = (connect(self.address, endpoint, usize::MAX), endpoint.clone());
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -92,15 +97,25 @@ impl Server {
     }
 }
 
-/// Makes a connection when it is used, and again when it was lost. To be called in a runtime.
-fn connect(address: Option<SocketAddr>, endpoint: &Endpoint) -> Client {
+/// Makes a connection when it is used, and again when it was lost, that many times in all. To be called in a runtime.
+fn connect(address: Option<SocketAddr>, endpoint: &Endpoint, times: usize) -> Client {
     let channel = match address {
         None => endpoint.connect_lazy(),
-        Some(address) => endpoint.connect_with_connector_lazy(tower::service_fn(move |_| async move {
-            let stream = TcpStream::connect(address).await?;
-            stream.set_nodelay(true)?;
-            Ok::<_, std::io::Error>(TokioIo::new(stream))
-        })),
+        Some(address) => {
+            let mut made = 0;
+            endpoint.connect_with_connector_lazy(tower::service_fn(move |_| {
+                made += 1;
+                let allowed = made <= times;
+                async move {
+                    if !allowed {
+                        return Err(std::io::Error::other("the connection has ended"));
+                    }
+                    let stream = TcpStream::connect(address).await?;
+                    stream.set_nodelay(true)?;
+                    Ok(TokioIo::new(stream))
+                }
+            }))
+        }
     };
     SessionStoreServiceClient::new(channel).max_decoding_message_size(LARGEST_ANSWER)
 }

@@ -15,6 +15,8 @@ use crate::{Credentials, Error};
 /// How often a call is tried at least, where another try is harmless: a connection may have ended since the last one.
 const ATTEMPTS: usize = 3;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+/// The key of a session that there never is: a look-up of it tells whether the store answers.
+pub(crate) const PROBE_KEY: &[u8] = b"resumed/v1 probe";
 const CREDENTIALS_CHECK: Duration = Duration::from_secs(1);
 
 /// Why a call failed, as misses are counted.
@@ -130,15 +132,15 @@ impl Store {
         if results.len() == sent { Ok(results.into_iter().map(|each| each.result).collect()) } else { Err(Failure::Refused) }
     }
 
-    /// Begins to watch the namespace, until `end` at the latest.
-    pub(crate) async fn watch(&self, position: Vec<u8>, end: Instant) -> Result<Streaming<WatchResponse>, String> {
+    /// Begins to watch the namespace, on a connection of its own, until `end` at the latest.
+    pub(crate) async fn watch(&self, position: Vec<u8>, end: Instant) -> Result<Watch, String> {
         let server = self.servers.next().await.ok_or("its name does not resolve")?;
         let request = WatchRequest { namespace: self.namespace.clone(), position };
-        let mut client = server.client();
+        let (mut client, asked) = (server.connection(), Instant::now());
         let (failure, words) = match timeout_at(end, client.watch(request)).await {
-            Ok(Ok(watch)) => {
+            Ok(Ok(answers)) => {
                 server.answered();
-                return Ok(watch.into_inner());
+                return Ok(Watch { namespace: self.namespace.clone(), client, answers: answers.into_inner(), asked });
             }
             Ok(Err(status)) => (Failure::of(&status), status.to_string()),
             Err(_) => (Failure::Late, "no answer in time".into()),
@@ -209,6 +211,29 @@ impl Store {
             self.servers.failed(&server);
             if !harmless || (tried >= ATTEMPTS && others == 0) {
                 return Err(failure);
+            }
+        }
+    }
+}
+
+/// The changes of a namespace.
+pub(crate) struct Watch {
+    namespace: String,
+    client: Client,
+    pub(crate) answers: Streaming<WatchResponse>,
+    /// When it was asked for: what has come is not older.
+    pub(crate) asked: Instant,
+}
+
+impl Watch {
+    /// Makes a call on the connection of the changes, and returns when, once it is answered: then all changes of before have come.
+    pub(crate) fn confirmation(&self) -> impl Future<Output = Result<Instant, String>> + 'static {
+        let request = GetRequest { namespace: self.namespace.clone(), key: PROBE_KEY.to_vec() };
+        let (mut client, asked) = (self.client.clone(), Instant::now());
+        async move {
+            match client.get(request).await {
+                Err(status) if Failure::of(&status).is_of_server() => Err(status.to_string()),
+                _ => Ok(asked),
             }
         }
     }

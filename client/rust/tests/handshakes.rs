@@ -342,6 +342,27 @@ fn a_mirror_goes_on_when_the_store_ends_its_stream() {
     }
 }
 
+/// What it hears may be old: a network may play a stream back slowly.
+#[test]
+fn a_mirror_leaves_a_connection_on_which_the_store_speaks_but_answers_nothing() {
+    let Some(store) = shared_store() else { return };
+    let relay = Relay::to(store);
+    let mut options = options(&relay.address, "deaf");
+    options.mirror = 1 << 20;
+    let shim = Shim::new(options, Format::Rustls).unwrap();
+    let id = shim.issue_id();
+    let finds = || shim.look_up(&id, expecting(CONTEXT), |_, _| Ok(())).is_some();
+    let mirrored = || shim.stats().hits.get("mirror").copied().unwrap_or_default();
+    assert!(!finds());
+    shim.negotiated(&id, &envelope(b"session"), shim.not_after(), true);
+    eventually(|| finds() && mirrored() > 0);
+    let before = relay.connections();
+    relay.deafen();
+    eventually(|| relay.connections() > before);
+    let before = mirrored();
+    eventually(|| finds() && mirrored() > before);
+}
+
 /// Nine of ten handshakes resume, by four frontends and clients at once in this process.
 #[test]
 #[ignore = "takes minutes, alone: RESUMED_LEAK_HANDSHAKES=100000 cargo test --release -- --ignored --nocapture"]

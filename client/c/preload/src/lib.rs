@@ -58,6 +58,7 @@ impl Fleet {
     fn bind(&self, context: Context) -> Option<Binding> {
         static MIXED: Notice = Notice::new();
         static EARLY: Notice = Notice::new();
+        static OFF: Notice = Notice::new();
         static VERIFYING: Notice = Notice::new();
         if has_mixed_privileges() {
             MIXED.warn(&format!(
@@ -68,6 +69,12 @@ impl Fleet {
         }
         if context.max_early_data() > 0 {
             EARLY.warn("a context that accepts early data is left alone: it could be replayed across the fleet");
+            return None;
+        }
+        if !context.resumes() {
+            OFF.warn(
+                "a context is left alone whose server has switched resumption off: it has neither tickets nor a session cache",
+            );
             return None;
         }
         // A certificate that was verified here must not count as verified where others are asked for.
@@ -83,7 +90,8 @@ impl Fleet {
             return None;
         }
         let (shim, ignore_id_context) = (Arc::clone(&self.shim), self.ignore_id_context);
-        Some(Binding::new(&context, Policy { shim, verified, ignore_id_context, single_host: false }))
+        let lifetime = shim.options().lifetime.min(context.timeout());
+        Some(Binding::new(&context, Policy { shim, verified, ignore_id_context, single_host: false, lifetime }))
     }
 
     fn close(&self) {

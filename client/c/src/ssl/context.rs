@@ -7,6 +7,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{LazyLock, OnceLock};
+use std::time::Duration;
 
 use super::{NO_CLIENT_AUTHENTICATION, callbacks, connection, ffi, length_of, seconds};
 use crate::binding::Binding;
@@ -139,8 +140,28 @@ impl<'a> Context<'a> {
         unsafe { ffi::SSL_CTX_get_verify_mode(self.0.as_ptr()) & ffi::SSL_VERIFY_PEER != 0 }
     }
 
+    /// Returns whether the context resumes sessions as it is set up: by stateless tickets, or from a cache.
+    #[must_use]
+    pub fn resumes(&self) -> bool {
+        let context = self.0.as_ptr();
+        // SAFETY: the context lives.
+        let (mode, options, has_cache) = unsafe {
+            let mode = ffi::SSL_CTX_ctrl(context, ffi::SSL_CTRL_GET_SESS_CACHE_MODE, 0, ptr::null_mut());
+            (mode, ffi::SSL_CTX_get_options(context), ffi::SSL_CTX_sess_get_get_cb(context).is_some())
+        };
+        let caches = mode & ffi::SSL_SESS_CACHE_SERVER != 0 && (has_cache || mode & ffi::SSL_SESS_CACHE_NO_INTERNAL == 0);
+        caches || options & ffi::SSL_OP_NO_TICKET == 0
+    }
+
+    /// Returns how long a session lives behind its negotiation.
+    #[must_use]
+    pub fn timeout(&self) -> Duration {
+        // SAFETY: the context lives.
+        Duration::from_secs(unsafe { ffi::SSL_CTX_get_timeout(self.0.as_ptr()) }.try_into().unwrap_or(0))
+    }
+
     /// Sets the callbacks, and what they need.
-    pub(crate) fn set_callbacks(&self, id_context: Option<&[u8; 32]>, lifetime: u64) {
+    pub(crate) fn set_callbacks(&self, id_context: Option<&[u8; 32]>, lifetime: Duration) {
         let context = self.0.as_ptr();
         // No internal cache: in it a session would outlive its removal from the fleet, and its eviction would remove it there.
         let mode = ffi::SSL_SESS_CACHE_SERVER | ffi::SSL_SESS_CACHE_NO_INTERNAL;
@@ -148,7 +169,7 @@ impl<'a> Context<'a> {
         unsafe {
             ffi::SSL_CTX_ctrl(context, ffi::SSL_CTRL_SET_SESS_CACHE_MODE, mode, ptr::null_mut());
             ffi::SSL_CTX_set_options(context, ffi::SSL_OP_NO_TICKET);
-            ffi::SSL_CTX_set_timeout(context, seconds(lifetime));
+            ffi::SSL_CTX_set_timeout(context, seconds(lifetime.as_secs()));
             if let Some(id_context) = id_context {
                 ffi::SSL_CTX_set_session_id_context(context, id_context.as_ptr(), length_of(id_context));
             }

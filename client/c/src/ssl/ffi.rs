@@ -66,6 +66,7 @@ pub const CRYPTO_EX_INDEX_SSL: c_int = 0;
 pub const CRYPTO_EX_INDEX_SSL_CTX: c_int = 1;
 pub const CRYPTO_EX_INDEX_SSL_SESSION: c_int = 2;
 pub const SSL_CTRL_SET_SESS_CACHE_MODE: c_int = 44;
+pub const SSL_CTRL_GET_SESS_CACHE_MODE: c_int = 45;
 pub const SSL_SESS_CACHE_SERVER: c_long = 0x2;
 pub const SSL_SESS_CACHE_NO_INTERNAL: c_long = 0x300;
 pub const SSL_OP_NO_TICKET: u64 = 1 << 14;
@@ -114,6 +115,9 @@ unsafe extern "C" {
     pub fn SSL_CTX_get_verify_mode(ctx: *const SSL_CTX) -> c_int;
     pub fn SSL_CTX_get_cert_store(ctx: *const SSL_CTX) -> *mut X509_STORE;
     pub fn SSL_CTX_get_info_callback(ctx: *mut SSL_CTX) -> Option<InfoCallback>;
+    pub fn SSL_CTX_get_options(ctx: *const SSL_CTX) -> u64;
+    pub fn SSL_CTX_get_timeout(ctx: *const SSL_CTX) -> c_long;
+    pub fn SSL_CTX_sess_get_get_cb(ctx: *mut SSL_CTX) -> Option<GetCallback>;
     pub fn SSL_CTX_set_options(ctx: *mut SSL_CTX, options: u64) -> u64;
     pub fn SSL_CTX_set_timeout(ctx: *mut SSL_CTX, seconds: c_long) -> c_long;
     pub fn SSL_CTX_set_session_id_context(ctx: *mut SSL_CTX, id: *const c_uchar, length: c_uint) -> c_int;

@@ -294,23 +294,44 @@ class Binding:
         except ForeignData:
             self._warn("the application keeps ticket application data in its sessions; they are not shared")
             return None
-        if not self._is_of_namespace(ssl):  # a look-up would not find it: it happens before the context is chosen
-            return None
         mode = library.SSL_get_verify_mode(ssl)
-        if not has_peer_as_asked(mode, bool(library.SSL_SESSION_get0_peer(session))):
+        if not self._may_share(ssl, session, mode):
             return None
-        if library.SSL_get_verify_result(ssl) != _X509_V_OK or library.SSL_get_shutdown(ssl) == _BOTH_SHUTDOWN:
+        reused = bool(library.SSL_session_reused(ssl))
+        if memory and (
+            self._ends_handshake(ssl, memory, reused) or (reused and contexts.agrees(ssl, mode, memory.fingerprint))
+        ):
+            return memory
+        if reused:
             return None
-        if library.SSL_session_reused(ssl):
-            return memory if memory and contexts.agrees(ssl, memory.fingerprint) else None
         self._known_id_context = sessions.id_context_of(session)
-        fingerprint = contexts.fingerprint(ssl)
+        fingerprint = contexts.fingerprint(ssl, mode)
         if self._chooses_by_name() and not library.SSL_get_ex_data(ssl, library.taught_index):
             # Not by what a renegotiation or post-handshake authentication makes of it later.
             library.SSL_set_ex_data(ssl, library.taught_index, 1)
             self._names.learn(self._server_name(ssl), fingerprint)
         # Later tickets of a connection are issued as it is then: post-handshake authentication may have changed it.
         return memory._replace(fingerprint=fingerprint) if memory else Memory(fingerprint, time.time(), 0, b"")
+
+    def _may_share(self, ssl: int, session: int, mode: int) -> bool:
+        """Return whether a session of a connection, with its verify mode, proves enough to resume elsewhere."""
+        library = self.library
+        return (
+            self._is_of_namespace(ssl)  # or a look-up would not find it: it happens before the context is chosen
+            and has_peer_as_asked(mode, bool(library.SSL_SESSION_get0_peer(session)))
+            and bool(library.SSL_get_verify_result(ssl) == _X509_V_OK)
+            and bool(library.SSL_get_shutdown(ssl) != _BOTH_SHUTDOWN)
+        )
+
+    def _ends_handshake(self, ssl: int, memory: Memory, reused: bool) -> bool:
+        """Return whether a ticket is one of those that end a handshake: nothing has changed since its memory was made.
+
+        What resumed was confirmed before its ticket is written; later ones may follow post-handshake authentication.
+        """
+        tickets: int = self.library.SSL_get_num_tickets(ssl)
+        if reused:
+            tickets = min(tickets, 1) + 1  # with the one that was offered
+        return len(memory.siblings) < tickets * ID_BYTES
 
     def _remaining(self, session: int, memory: Memory) -> float:
         """Return the seconds that a session lives, at most until its peer's certificate ends."""
@@ -371,7 +392,7 @@ class Binding:
         by_name = by_name and not library.SSL_get_finished(ssl, None, 0)
         if by_name or expected.reason == "context-unstable":
             return expected
-        return Expected(self._contexts.fingerprint(ssl))
+        return Expected(self._contexts.fingerprint(ssl, library.SSL_get_verify_mode(ssl)))
 
     def _is_of_namespace(self, ssl: int) -> bool:
         """Return whether the context that serves a connection shares its sessions in this namespace, or in none."""
@@ -399,13 +420,13 @@ class Binding:
         library = self.library
         if not library.SSL_session_reused(ssl):
             return
-        session = library.SSL_get_session(ssl)
+        session, mode = library.SSL_get_session(ssl), library.SSL_get_verify_mode(ssl)
         memory = self._sessions.memory(session)
         if (
             memory
-            and has_peer_as_asked(library.SSL_get_verify_mode(ssl), bool(library.SSL_SESSION_get0_peer(session)))
+            and has_peer_as_asked(mode, bool(library.SSL_SESSION_get0_peer(session)))
             and library.SSL_get_verify_result(ssl) == _X509_V_OK
-            and self._contexts.agrees(ssl, memory.fingerprint)
+            and self._contexts.agrees(ssl, mode, memory.fingerprint)
             and self._is_of_namespace(ssl)
         ):
             return

@@ -53,32 +53,33 @@ class Contexts:
         self._identities: _Kept[bytes] = _Kept(_MOST_IDENTITIES, library.X509_up_ref, library.X509_free)
         self._anchors: _Kept[_Anchors] = _Kept(_MOST_STORES, library.X509_STORE_up_ref, library.X509_STORE_free)
 
-    def fingerprint(self, ssl: int) -> bytes:
-        """Return the fingerprint of a connection as it is now (32 bytes)."""
-        return self._server_identity(ssl) + self._client_authentication(ssl)
+    def fingerprint(self, ssl: int, mode: int) -> bytes:
+        """Return the fingerprint of a connection as it is now (32 bytes); `mode` is its SSL_get_verify_mode(3)."""
+        current = self._library.SSL_get_certificate(ssl)
+        return self._server_identity(ssl, current) + self._client_authentication(ssl, mode)
 
-    def agrees(self, ssl: int, fingerprint: bytes) -> bool:
+    def agrees(self, ssl: int, mode: int, fingerprint: bytes) -> bool:
         """Return whether a resumed connection is in the context that negotiated the session.
 
         Where a connection has no certificate, a callback of the application supplies it in full handshakes only. Then
         the client authentication decides, and the fingerprint that was learned for the name.
         """
-        if self._client_authentication(ssl) != fingerprint[_HALF:]:
+        if self._client_authentication(ssl, mode) != fingerprint[_HALF:]:
             return False
-        return not self._library.SSL_get_certificate(ssl) or self._server_identity(ssl) == fingerprint[:_HALF]
+        current = self._library.SSL_get_certificate(ssl)
+        return not current or self._server_identity(ssl, current) == fingerprint[:_HALF]
 
-    def _server_identity(self, ssl: int) -> bytes:
-        certificates = self._certificates(ssl)
+    def _server_identity(self, ssl: int, current: int | None) -> bytes:
+        certificates = self._certificates(ssl, current)
         identity = self._identities.get(certificates)
         if identity is None:
             names = (name for certificate in certificates for name in names_of(self._encoded(certificate)))
             identity = self._identities.keep(certificates, server_identity(names))
         return identity
 
-    def _certificates(self, ssl: int) -> tuple[int, ...]:
-        """Return all certificates with a key: a connection has one for each kind of key."""
-        library = self._library
-        current, which = library.SSL_get_certificate(ssl), _CERT_SET_FIRST
+    def _certificates(self, ssl: int, current: int | None) -> tuple[int, ...]:
+        """Return all certificates with a key: a connection has one for each kind of key, and a current one."""
+        library, which = self._library, _CERT_SET_FIRST
         found: tuple[int, ...] = ()
         while library.SSL_ctrl(ssl, _CTRL_SET_CURRENT_CERT, which, None):
             found, which = (*found, library.SSL_get_certificate(ssl)), _CERT_SET_NEXT
@@ -91,11 +92,10 @@ class Contexts:
         self._library.i2d_X509(certificate, byref(c_void_p(ctypes.addressof(buffer))))
         return buffer.raw
 
-    def _client_authentication(self, ssl: int) -> bytes:
-        library = self._library
-        mode = library.SSL_get_verify_mode(ssl)
+    def _client_authentication(self, ssl: int, mode: int) -> bytes:
         if not mode & VERIFY_PEER:
             return NO_CLIENT_AUTHENTICATION
+        library = self._library
         own = c_void_p()
         library.SSL_ctrl(ssl, _CTRL_GET_VERIFY_CERT_STORE, 0, byref(own))
         store = own.value or library.SSL_CTX_get_cert_store(library.SSL_get_SSL_CTX(ssl))
@@ -117,14 +117,14 @@ class Contexts:
 
     def _anchors_of(self, store: int) -> _Anchors:
         library = self._library
+        objects = library.X509_STORE_get0_objects(store)
+        known = self._anchors.get((store,))
+        if known is not None and known.number == library.OPENSSL_sk_num(objects):
+            return known
         # Another thread may be adding to the store: a directory of certificates is read when one is looked for.
         library.X509_STORE_lock(store)
         try:
-            objects = library.X509_STORE_get0_objects(store)
             number = library.OPENSSL_sk_num(objects)
-            known = self._anchors.get((store,))
-            if known is not None and known.number == number:
-                return known
             anchors = _Anchors(number)
             for place in range(number):
                 each = library.OPENSSL_sk_value(objects, place)

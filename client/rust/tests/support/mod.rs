@@ -1,9 +1,10 @@
 //! A real store, certificates, and handshakes in memory.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -69,29 +70,49 @@ impl Drop for Store {
     }
 }
 
-/// Hands connections on to a store, until they are cut.
+/// Hands connections on to a store, until they are cut, or made deaf: then the store hears nothing more of their clients.
 pub struct Relay {
     pub address: String,
     relayed: Arc<Mutex<Vec<TcpStream>>>,
+    deaf: Arc<AtomicUsize>,
 }
 
 impl Relay {
     pub fn to(target: &str) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let (address, target) = (listener.local_addr().unwrap().to_string(), target.to_owned());
-        let relayed = Arc::new(Mutex::new(Vec::new()));
-        let all = Arc::clone(&relayed);
+        let (relayed, deaf) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicUsize::new(0)));
+        let (all, deafness) = (Arc::clone(&relayed), Arc::clone(&deaf));
         std::thread::spawn(move || {
             for accepted in listener.incoming() {
                 let (client, store) = (accepted.unwrap(), TcpStream::connect(&target).unwrap());
-                for (from, to) in [(&client, &store), (&store, &client)] {
-                    let (mut from, mut to) = (from.try_clone().unwrap(), to.try_clone().unwrap());
-                    std::thread::spawn(move || std::io::copy(&mut from, &mut to));
-                }
+                let (mut from, mut to) = (store.try_clone().unwrap(), client.try_clone().unwrap());
+                std::thread::spawn(move || std::io::copy(&mut from, &mut to));
+                let (mut from, mut to) = (client.try_clone().unwrap(), store.try_clone().unwrap());
+                let (deafness, before) = (Arc::clone(&deafness), deafness.load(Ordering::Relaxed));
+                std::thread::spawn(move || {
+                    let mut bytes = [0; 16_384];
+                    while let Ok(length @ 1..) = from.read(&mut bytes) {
+                        if deafness.load(Ordering::Relaxed) == before && to.write_all(&bytes[..length]).is_err() {
+                            return;
+                        }
+                    }
+                    let _ = to.shutdown(Shutdown::Write);
+                });
                 all.lock().unwrap().extend([client, store]);
             }
         });
-        Self { address, relayed }
+        Self { address, relayed, deaf }
+    }
+
+    /// Makes all connections of now deaf.
+    pub fn deafen(&self) {
+        self.deaf.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Returns how many there were.
+    pub fn connections(&self) -> usize {
+        self.relayed.lock().unwrap().len() / 2
     }
 
     pub fn cut(&self) {
