@@ -69,13 +69,12 @@ class Breaker:
         self._pause = min(max(2 * self._pause, _FIRST_PAUSE), _LONGEST_PAUSE)
         return self._pause
 
-    def limited(self) -> float:
-        """Note that a call was refused because of a limit, and return for how many seconds to make none."""
+    def limited(self) -> None:
+        """Note that a call was refused because of a limit, so that none is made for a while."""
         rest = min(max(2 * self._rest, _FIRST_REST), _LONGEST_REST)
         self.succeeded()
         self.answered = False
         self._rest, self._rests_until = rest, self._clock() + rest
-        return rest
 
     def succeeded(self) -> None:
         """Note that a call was carried out in time."""

@@ -126,7 +126,7 @@ class Installation:
         """Wait until all Puts and removals so far are sent.
 
         Returns:
-            Whether that was done within `timeout` seconds, and the store has acknowledged all removals: one that it
+            Whether that was done within `timeout` seconds, and the store has acknowledged all removals. One that it
             refused, or that was dropped, counts until it is repeated.
         """
         return self._shim.flush(timeout)

@@ -144,7 +144,7 @@ class Sender:
         """Send all that was submitted so far at once.
 
         Returns:
-            Whether that was done within `timeout` seconds, and the store has acknowledged all removals: one that it
+            Whether that was done within `timeout` seconds, and the store has acknowledged all removals. One that it
             refused, or that was dropped, counts until it is submitted again.
         """
         with self._changed:
