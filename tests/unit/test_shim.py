@@ -477,9 +477,11 @@ class TestLookUps:
         store = FakeStore()
         shim, _ = shim_on(store)
         session_id = negotiate(shim)
+        before = shim.prefetch(Offer(session_id))
+        assert before
+        assert before.result(PATIENCE)[0], "it was found, by a handshake that is not over"
         store.gate.clear()
-        early = shim.prefetch(Offer(session_id))
-        assert early
+        assert shim.prefetch(Offer(session_id))
         shim.remove([session_id])
         assert shim.prefetch(Offer(session_id)) is None
         assert look_up(shim, Offer(session_id)) is None
@@ -487,8 +489,7 @@ class TestLookUps:
         store.gate.set()
         assert shim.flush(PATIENCE)
         assert look_up(shim, Offer(session_id)) is None
-        assert early.result(PATIENCE)[0], "it was found before"
-        assert look_up(shim, Offer(session_id), early) is None
+        assert look_up(shim, Offer(session_id), before) is None
 
     @pytest.mark.parametrize(("seconds", "calls"), [(-300, 1), (300, 1), (-5, 5), (5, 5)])
     def test_an_id_of_another_time_is_asked_for_once(self, seconds: int, calls: int) -> None:
@@ -770,8 +771,7 @@ class TestOutages:
         shim._prober.close()  # as good as gone
         until(lambda: shim._prober._thread is None)
         shim._prober._closed.clear()
-        for owner in (shim, shim._prober, shim._sender, shim._lookups):
-            owner.after_fork_in_child()
+        shim._prober.after_fork_in_child()
         store.failure = None
         until(lambda: look_up(shim, Offer(session_id)) is not None)
 
