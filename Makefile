@@ -109,12 +109,25 @@ monitoring: setup $(BIN)/.installed-monitoring ## Test the alerts; ask a live Pr
 	$(BIN)/python -m pytest tests/monitoring/rules.py
 	$(BIN)/python tests/monitoring/live.py $(if $(PICTURES),--pictures docs/pictures)
 
+# In an environment of its own; pip warns that pyproject.toml does not allow the version yet.
+$(BUILD)/grpcio-next/bin/.installed: pyproject.toml
+	$(PYTHON) -m venv $(BUILD)/grpcio-next
+	$(BUILD)/grpcio-next/bin/pip install --quiet --editable '.[dev]'
+	@touch $@
+
+.PHONY: grpcio-next
+grpcio-next: $(BUILD)/grpcio-next/bin/.installed servers ## Test the newest grpcio, release candidates included, under the server
+	$(BUILD)/grpcio-next/bin/pip install --quiet --upgrade --pre grpcio
+	$(BUILD)/grpcio-next/bin/python -c 'import grpc; print("grpcio", grpc.__version__)'
+	$(BUILD)/grpcio-next/bin/python -m pytest -n 2 tests/unit/test_private_grpcio.py tests/unit/test_pool.py \
+	  tests/unit/test_decoding.py tests/unit/test_parting.py tests/unit/test_native.py tests/contract/test_wire.py tests/contract/test_limits.py
+
 .PHONY: fairness
 fairness: setup ## Measure what one tenant notices of another that floods the store (FAIRNESS=--help)
 	$(BIN)/python tests/performance/fairness.py $(FAIRNESS)
 
 .PHONY: lint
-lint: setup $(BUILD)/googleapis ## Run the linters and the type checker; check that the stubs are current
+lint: setup ## Run the linters and the type checker; check that the stubs are current
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
@@ -123,26 +136,21 @@ lint: setup $(BUILD)/googleapis ## Run the linters and the type checker; check t
 	$(MAKE) --no-print-directory stubs-current
 
 .PHONY: breaking
-breaking: setup $(BUILD)/googleapis ## Compare the contract with the one on the main branch
-	rm -rf $(BUILD)/against && mkdir -p $(BUILD)/against/$(BUILD)
+breaking: setup ## Compare the contract with the one on the main branch
+	rm -rf $(BUILD)/against && mkdir -p $(BUILD)/against
 	git archive main protos buf.yaml | tar -x -C $(BUILD)/against
-	cp -r $(BUILD)/googleapis $(BUILD)/against/$(BUILD)/
 	$(BIN)/buf breaking --against $(BUILD)/against
 
 # The stubs are generated with the oldest versions that pyproject.toml allows, so that they work with every newer one.
 $(BUILD)/stubs/bin/.installed: Makefile
 	$(PYTHON) -m venv $(BUILD)/stubs
-	$(BUILD)/stubs/bin/pip install --quiet grpcio-tools==1.76.0 protobuf==6.31.1 mypy-protobuf==3.7.0 googleapis-common-protos==1.70.0
+	$(BUILD)/stubs/bin/pip install --quiet grpcio-tools==1.76.0 protobuf==6.31.1 mypy-protobuf==3.7.0
 	@touch $@
-
-$(BUILD)/googleapis: $(BUILD)/stubs/bin/.installed
-	mkdir -p $@/google/rpc
-	cp "$$($(BUILD)/stubs/bin/python -c 'import google.rpc as m; print(*m.__path__)')/status.proto" $@/google/rpc/
 
 OUT ?= client/python
 .PHONY: stubs
-stubs: $(BUILD)/googleapis ## Generate the Python stubs from the contract
-	PATH="$(BUILD)/stubs/bin:$$PATH" $(BUILD)/stubs/bin/python -m grpc_tools.protoc -I protos -I $(BUILD)/googleapis \
+stubs: $(BUILD)/stubs/bin/.installed ## Generate the Python stubs from the contract
+	PATH="$(BUILD)/stubs/bin:$$PATH" $(BUILD)/stubs/bin/python -m grpc_tools.protoc -I protos \
 	  --python_out=$(OUT) --pyi_out=$(OUT) --grpc_python_out=$(OUT) --mypy_grpc_out=$(OUT) $(PROTO)
 
 .PHONY: stubs-current
@@ -154,7 +162,7 @@ stubs-current:
 # The plugins' versions are pinned in the template.
 GO_OUT ?= client/go
 .PHONY: stubs-go
-stubs-go: setup $(BUILD)/googleapis go-installed ## Generate the Go stubs from the contract
+stubs-go: setup go-installed ## Generate the Go stubs from the contract
 	$(BIN)/buf generate --template client/go/buf.gen.yaml --path protos/resumed --output $(GO_OUT)
 
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.1
@@ -175,7 +183,7 @@ go-installed:
 export CARGO_TARGET_DIR := $(CURDIR)/$(BUILD)/cargo
 RUST_OUT ?= client/rust/src/stubs
 .PHONY: stubs-rust
-stubs-rust: setup $(BUILD)/googleapis rust-installed ## Generate the Rust stubs from the contract
+stubs-rust: setup rust-installed ## Generate the Rust stubs from the contract
 	@mkdir -p $(RUST_OUT)
 	$(BIN)/buf build --path protos/resumed/v1/session_store.proto --output $(BUILD)/contract.binpb
 	cargo run --quiet --locked --manifest-path client/rust/stubs/Cargo.toml -- $(BUILD)/contract.binpb $(RUST_OUT)
@@ -265,7 +273,7 @@ node-installed:
 	@command -v npm >/dev/null || { echo "this needs Node 20 or newer, with npm (https://nodejs.org): nothing else in this tree does"; exit 1; }
 
 .PHONY: stubs-node
-stubs-node: setup $(BUILD)/googleapis node-installed $(NODE)/node_modules/.installed ## Generate the Node stubs from the contract
+stubs-node: setup node-installed $(NODE)/node_modules/.installed ## Generate the Node stubs from the contract
 	rm -rf $(NODE_OUT)
 	$(BIN)/buf generate --template $(NODE)/buf.gen.yaml --path protos/resumed --output $(NODE_OUT)
 

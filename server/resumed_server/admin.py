@@ -14,12 +14,11 @@ from resumed.v1 import admin_pb2 as pb
 from resumed.v1.admin_pb2_grpc import AdminServiceServicer
 from resumed_server.access import Anybody, admitted
 from resumed_server.errors import InvalidField, Unobserved, answered
-from resumed_server.service import NAMESPACE_LIMIT, is_namespace, seconds_of
+from resumed_server.service import MAX_NAMESPACE, NAMESPACE_LIMIT, is_namespace, seconds_of, write_time
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from google.protobuf.timestamp_pb2 import Timestamp
     from grpc import ServicerContext
 
     from resumed_server.access import Access
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
 
 _EVERY_NAMESPACE = "*"
 """What a grant must be for who asks about all of them. No namespace is called so."""
+_LARGEST_PAGE = 10_000
 _THREADS = 2
 
 _Rpc = TypeVar("_Rpc", bound="Callable[..., object]")
@@ -55,14 +55,18 @@ class AdminService(AdminServiceServicer):
         """End all sessions of a namespace that were issued before a time."""
         caller = admitted(self._access, context)
         namespace = _named(request.namespace)
-        before = seconds_of(request.issued_before, "issued_before") if request.HasField("issued_before") else None
+        before = (
+            seconds_of(request.issued_before_time, "issued_before_time")
+            if request.HasField("issued_before_time")
+            else None
+        )
         if before is not None and before > time.time():
-            raise InvalidField("issued_before", "must not lie ahead of the server's clock; leave it out for now")
+            raise InvalidField("issued_before_time", "must not lie ahead of the server's clock; leave it out for now")
         caller.demand("purge", namespace)
         mark = self._engine.purge(namespace, before)
         _log.warning("namespace purged", namespace=namespace, issued_before=_shown(mark))
         response = pb.PurgeResponse()
-        _write_time(response.issued_before, mark)
+        write_time(response.issued_before_time, mark)
         return response
 
     @_apart
@@ -71,10 +75,18 @@ class AdminService(AdminServiceServicer):
         """Count what there is of a namespace, or of all."""
         caller = admitted(self._access, context)
         namespace = _named(request.namespace) if request.namespace else None
+        if request.page_size < 0:
+            raise InvalidField("page_size", "must not be negative")
+        if len(request.page_token) > MAX_NAMESPACE:
+            raise InvalidField("page_token", "must be a next_page_token")
         caller.demand("stats", namespace or _EVERY_NAMESPACE)
+        found = sorted(each for each in self._engine.usage(namespace).items() if each[0] > request.page_token)
+        size = min(request.page_size or _LARGEST_PAGE, _LARGEST_PAGE)
         response = pb.StatsResponse()
-        for name, usage in sorted(self._engine.usage(namespace).items()):
+        for name, usage in found[:size]:
             _write_usage(response.namespaces.add(namespace=name), usage)
+        if len(found) > size:
+            response.next_page_token = found[size - 1][0]
         return response
 
 
@@ -85,16 +97,12 @@ def _named(namespace: str) -> str:
 
 
 def _write_usage(stats: pb.NamespaceStats, usage: Usage) -> None:
-    stats.sessions = usage.sessions
+    stats.session_count = usage.sessions
     stats.value_bytes = usage.value_bytes
-    stats.tombstones = usage.tombstones
-    stats.purged = usage.purged
+    stats.tombstone_count = usage.tombstones
+    stats.purged_count = usage.purged
     if usage.issued_before is not None:
-        _write_time(stats.issued_before, usage.issued_before)
-
-
-def _write_time(time: Timestamp, seconds: float) -> None:
-    time.FromMicroseconds(round(seconds * 1e6))
+        write_time(stats.issued_before_time, usage.issued_before)
 
 
 def _shown(seconds: float) -> str:

@@ -33,6 +33,7 @@ from resumed_server.ports import reserved
 from resumed_server.protection import Protection
 from resumed_server.quotas import Counting
 from resumed_server.readiness import LIVENESS, Readiness, lives
+from resumed_server.selftest import grpcio_is_as_expected
 from resumed_server.service import SERVICE_NAME, SessionStoreService
 from resumed_server.sweeper import Sweeper
 from resumed_server.watchers import Watchers
@@ -125,10 +126,11 @@ def _serve(settings: Settings, ports: _Ports, counted: Shared, worker: int, supe
         )
         admin = AdminService(engine, protection.access, observer)
         most = possible_connections(settings.max_connections)
-        server = front.session_server(settings, service, admin, health, most=most, shared=shared)
+        plain = not grpcio_is_as_expected()
+        server = front.session_server(settings, service, admin, health, most=most, shared=shared, plain=plain)
         for address in ports.sessions:
             front.listen(server, address, protection.credentials)
-        probes = front.probe_server(health, shared=shared)
+        probes = front.probe_server(health, shared=shared, plain=plain)
         for address in ports.health:
             front.listen(probes, address, None)
         sweeper = Sweeper(engine)

@@ -21,6 +21,7 @@ from grpc_status import rpc_status
 from resumed.v1 import session_store_pb2 as pb
 from resumed_server.access import NotGranted, Unauthenticated
 from resumed_server.budgets import LimitExceeded
+from resumed_server.draining import Stopping
 from resumed_server.engines.base import AlreadyExists, EngineError, EngineFull, EngineUnavailable
 from resumed_server.logs import described, is_news
 from resumed_server.pool import Held
@@ -31,7 +32,8 @@ if TYPE_CHECKING:
 
     from google.protobuf.message import Message
 
-DOMAIN = "resumed.v1"
+DOMAIN = "resumed.github.io"
+"""Of all reasons: a name that belongs to the project and carries no version (AIP-193)."""
 
 _Servicer = TypeVar("_Servicer", bound="Observed")
 _Request = TypeVar("_Request")
@@ -67,20 +69,28 @@ class Observed(Protocol):
 
 
 class InvalidField(Exception):
-    """A field of a request is outside its limits."""
+    """A field of a request is outside its limits; `field` is its path in the request."""
 
     def __init__(self, field: str, limit: str) -> None:
         super().__init__(f"{field} {limit}")
         self.field = field
         self.limit = limit
 
+    def below(self, path: str) -> InvalidField:
+        """Return the same error of a request that has this one's request at `path`."""
+        return InvalidField(f"{path}.{self.field}", self.limit)
+
 
 class MessageTooLarge(Exception):
     """A request has more bytes than any legal one."""
 
 
-class Stopping(Exception):
-    """The server takes no calls any more."""
+class UnknownMethod(Exception):
+    """There is no method `name` in a service of this server."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
 
 
 class _Answer(NamedTuple):
@@ -111,21 +121,26 @@ _ANSWERS: dict[type[Exception], _Answer] = {
         StatusCode.UNAVAILABLE, pb.ERROR_REASON_ENGINE_UNAVAILABLE, "the storage does not answer now, try again later"
     ),
     WatcherTooSlow: _Answer(
-        StatusCode.RESOURCE_EXHAUSTED, pb.ERROR_REASON_WATCHER_TOO_SLOW, "events were not read fast enough, watch again"
+        StatusCode.ABORTED, pb.ERROR_REASON_WATCHER_TOO_SLOW, "events were not read fast enough, watch again"
     ),
     TooManyWatchers: _Answer(
-        StatusCode.RESOURCE_EXHAUSTED,
+        StatusCode.UNAVAILABLE,
         pb.ERROR_REASON_TOO_MANY_WATCHERS,
         "the server has as many watchers as it takes, watch another replica",
     ),
     LimitExceeded: _Answer(StatusCode.RESOURCE_EXHAUSTED, pb.ERROR_REASON_LIMIT_EXCEEDED, "a limit is used up"),
-    # As with grpcio, where these do not get as far as here, they have no details.
-    DecodeError: _Answer(StatusCode.INTERNAL, pb.ERROR_REASON_UNSPECIFIED, "the request is no message of this call"),
+    Stopping: _Answer(StatusCode.UNAVAILABLE, pb.ERROR_REASON_DRAINING, "the server is stopping, call another one"),
+    DecodeError: _Answer(
+        StatusCode.INVALID_ARGUMENT, pb.ERROR_REASON_MALFORMED_REQUEST, "the request is no message of this method"
+    ),
+    UnknownMethod: _Answer(StatusCode.UNIMPLEMENTED, pb.ERROR_REASON_UNIMPLEMENTED, "this server has no such method"),
+    # grpcio refuses it before the call gets here, so there are no details (see the contract).
     MessageTooLarge: _Answer(
         StatusCode.RESOURCE_EXHAUSTED, pb.ERROR_REASON_UNSPECIFIED, "the request is larger than any may be"
     ),
-    Stopping: _Answer(StatusCode.UNAVAILABLE, pb.ERROR_REASON_UNSPECIFIED, "the server is stopping"),
 }
+_NOT_LOGGED = (DecodeError, Stopping)
+"""Their cause is the caller, or is in the log already."""
 
 
 def answered(
@@ -165,7 +180,8 @@ def streamed(
             yield from behaviour(servicer, request, context)
         except Exception as error:  # noqa: BLE001 - the edge: whatever it is, the caller gets a fixed text
             status = status_of(error, request)
-            code = status.code
+            if not isinstance(error, Stopping):  # to those who watch the server a rollout is no failure
+                code = status.code
             _refuse(context, status, error)
         finally:
             # No stream ends otherwise.
@@ -204,7 +220,9 @@ def status_of(error: Exception, request: Any) -> Status:
         _log(answer, error)
     elif isinstance(error, AlreadyExists):
         metadata["namespace"] = request.namespace
-    else:
+    elif isinstance(error, UnknownMethod):
+        metadata["method"] = error.name
+    elif not isinstance(error, _NOT_LOGGED):
         _log(answer, error)
     details.insert(0, ErrorInfo(reason=pb.ErrorReason.Name(answer.reason), domain=DOMAIN, metadata=metadata))
     return Status(code=answer.code.value[0], message=text, details=map(_packed, details))

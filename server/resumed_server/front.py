@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 import grpc
 from grpc_health.v1 import health_pb2_grpc
 from grpc_health.v1.health import SERVICE_NAME as HEALTH_NAME
-from grpc_reflection.v1alpha import reflection_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from grpc_reflection.v1alpha.reflection import SERVICE_NAME as REFLECTION_NAME
 from grpc_reflection.v1alpha.reflection import ReflectionServicer
 
@@ -16,6 +16,7 @@ from resumed.v1 import admin_pb2, admin_pb2_grpc, session_store_pb2_grpc
 from resumed_server.config import UserError
 from resumed_server.parting import PartingServer
 from resumed_server.places import Places
+from resumed_server.plain import PlainServer
 from resumed_server.pool import CallPool
 from resumed_server.service import MAX_MESSAGE, SERVICE_NAME
 
@@ -49,6 +50,7 @@ OPTIONS = {
     "grpc.server.max_pending_requests": 16_384,
     "grpc.server.max_pending_requests_hard_limit": 16_384,
 }
+_REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
 _MOST_REFLECTIONS = 16
 """Reflection streams of a process; beyond that the oldest is ended."""
 _ADMIN_NAME = admin_pb2.DESCRIPTOR.services_by_name["AdminService"].full_name
@@ -62,6 +64,7 @@ def session_server(
     *,
     most: int,
     shared: bool,
+    plain: bool = False,
 ) -> grpc.Server | NativeServer:
     """Return the server of all services, as the settings want it, without addresses.
 
@@ -72,14 +75,24 @@ def session_server(
         health: What answers probes.
         most: How many connections there may be.
         shared: Whether several processes may have its ports.
+        plain: Whether to do without grpcio's private names.
     """
     # Clients look for new replicas only when a connection ends; gRPC itself spreads the ages by a tenth.
     age = ("grpc.max_connection_age_ms", int(settings.max_connection_age * 1000))
-    server = grpc_server(settings.threads, shared=shared, more=[age, ("grpc.max_allowed_incoming_connections", most)])
+    more = [age, ("grpc.max_allowed_incoming_connections", most)]
+    server = grpc_server(settings.threads, shared=shared, more=more, plain=plain)
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     admin_pb2_grpc.add_AdminServiceServicer_to_server(admin, server)
     names = (SERVICE_NAME, _ADMIN_NAME, HEALTH_NAME, REFLECTION_NAME)
-    reflection_pb2_grpc.add_ServerReflectionServicer_to_server(_Reflection(names), server)
+    reflection = _Reflection(names)
+    reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflection, server)
+    # grpcio-reflection has v1alpha alone, and other tools ask for v1; both have the same messages.
+    handler = grpc.stream_stream_rpc_method_handler(
+        reflection.ServerReflectionInfo,
+        reflection_pb2.ServerReflectionRequest.FromString,
+        reflection_pb2.ServerReflectionResponse.SerializeToString,
+    )
+    server.add_registered_method_handlers(_REFLECTION_V1, {"ServerReflectionInfo": handler})
     front: grpc.Server | NativeServer = server
     if settings.front == "native":
         from resumed_server.native import NativeServer  # noqa: PLC0415 - an extra that grpcio's front does without
@@ -92,27 +105,28 @@ def session_server(
     return front
 
 
-def probe_server(health: Health, *, shared: bool) -> grpc.Server:
+def probe_server(health: Health, *, shared: bool, plain: bool = False) -> grpc.Server:
     """Return a server that says how this one is, and nothing else; see session_server()."""
-    server = grpc_server(1, shared=shared)
+    server = grpc_server(1, shared=shared, plain=plain)
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     return server
 
 
-def grpc_server(threads: int, *, shared: bool, more: Sequence[tuple[str, int]] = ()) -> grpc.Server:
+def grpc_server(
+    threads: int, *, shared: bool, more: Sequence[tuple[str, int]] = (), plain: bool = False
+) -> grpc.Server:
     """Return a gRPC server as every worker has it, without services.
 
-    `shared` lets several processes have its port; `more` are channel arguments beside OPTIONS.
+    `shared` lets several processes have its port; `more` are channel arguments beside OPTIONS; `plain` is a server that
+    does without grpcio's private names.
     """
-    pool = CallPool(threads)
-    return PartingServer(
-        grpc.server(
-            pool,  # type: ignore[arg-type] # grpcio only submits to it
-            options=[*OPTIONS.items(), ("grpc.so_reuseport", int(shared)), *more],
-            maximum_concurrent_rpcs=_MAX_QUEUED_CALLS,
-        ),
-        pool,
+    pool = None if plain else CallPool(threads)
+    server = grpc.server(
+        pool or ThreadPoolExecutor(threads, "call"),  # type: ignore[arg-type] # grpcio only submits to it
+        options=[*OPTIONS.items(), ("grpc.so_reuseport", int(shared)), *more],
+        maximum_concurrent_rpcs=_MAX_QUEUED_CALLS,
     )
+    return PartingServer(server, pool) if pool else PlainServer(server)
 
 
 def listen(server: grpc.Server | NativeServer, address: Address, credentials: Credentials | None) -> None:

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias, cast
 from grpc_status import rpc_status
 from pygrpc_native import NativeGrpcFront
 
-from resumed_server.errors import MessageTooLarge, Stopping, status_of
+from resumed_server.draining import Stopping
+from resumed_server.errors import MessageTooLarge, status_of
 from resumed_server.pool import Held, Later
 from resumed_server.service import MAX_MESSAGE
 

@@ -16,21 +16,17 @@ import queue
 import threading
 import time
 from concurrent.futures import Executor
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, cast
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import structlog
-from grpc import _server
-from grpc._cython import cygrpc  # type: ignore[attr-defined] # compiled, and without stubs
 
 from resumed_server.logs import described
+from resumed_server.private_grpcio import Answering
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     import grpc
-
-_UNARY_REQUEST = "unary_request"
-"""What grpcio calls the function that waits for the one message of a call."""
 
 MESSAGE_SECONDS = 5.0
 """How long after its headers a call's message may come."""
@@ -69,6 +65,7 @@ class Later:
         self._clock = clock
         self._changed = threading.Condition()
         self._todo: list[tuple[float, int, Callable[[], object]]] = []
+        self._closed = False
         self._numbers = itertools.count()
         self._thread: threading.Thread | None = None
 
@@ -84,11 +81,19 @@ class Later:
         if early:
             _do(early)
 
+    def close(self) -> None:
+        """End the thread; what is still to be done is not."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+
     def _run(self) -> None:
         while True:
             with self._changed:
-                while not self._todo or self._todo[0][0] > self._clock():
+                while not self._closed and (not self._todo or self._todo[0][0] > self._clock()):
                     self._changed.wait(self._todo[0][0] - self._clock() if self._todo else None)
+                if self._closed:
+                    return
                 _, _, action = heapq.heappop(self._todo)
             _do(action)
 
@@ -96,11 +101,13 @@ class Later:
 class CallPool(Executor):
     """Runs calls on a fixed number of threads, which do not keep the process from ending.
 
-    Calls of a behaviour that has `threads`, an executor of its own, run there.
+    Calls of a behaviour that has `threads`, an executor of its own, run there. Of calls that wait for their messages
+    there are `most_silent` at most.
     """
 
-    def __init__(self, threads: int) -> None:
-        self._calls: queue.SimpleQueue[_Call] = queue.SimpleQueue()
+    def __init__(self, threads: int, most_silent: int = MOST_WITHOUT_MESSAGE) -> None:
+        self._threads, self._most_silent = threads, most_silent
+        self._calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
         self._silent: dict[_Call, float] = {}  # calls without a message, since when; only grpcio's thread is here
         self._later = Later()
         self._open: set[_Call] = set()
@@ -112,11 +119,16 @@ class CallPool(Executor):
         """How many calls have come and are not over."""
         return len(self._open)
 
+    @property
+    def silent(self) -> int:
+        """How many of them wait for their messages, and so hold no thread."""
+        return len(self._silent)
+
     def submit(self, function: Callable[..., object], /, *arguments: Any) -> _Call:  # type: ignore[override] # no Future
         """Queue a call, as soon as its message has come."""
         call = _Call(function, arguments)
         self._open.add(call)
-        if call.wants_message:
+        if call.answering and call.answering.waits_for_message:
             self._receive(call)
         else:
             self._queue(call)
@@ -133,9 +145,9 @@ class CallPool(Executor):
         now = self._silent[call] = time.monotonic()
         # Whoever comes next sees to those that are late; while nobody comes they are in nobody's way.
         oldest, since = next(iter(self._silent.items()))
-        if now - since > MESSAGE_SECONDS or len(self._silent) > MOST_WITHOUT_MESSAGE:
+        if now - since > MESSAGE_SECONDS or len(self._silent) > self._most_silent:
             del self._silent[oldest]
-            oldest.cancel()
+            cast("Answering", oldest.answering).cancel()
 
     def _queue(self, call: _Call) -> None:
         if call.threads:
@@ -143,9 +155,15 @@ class CallPool(Executor):
         else:
             self._calls.put(call)
 
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: ARG002
+        """End the threads when they have answered what is there, without waiting for it."""
+        for _ in range(self._threads):
+            self._calls.put(None)
+        self._later.close()
+
     def _work(self) -> None:
-        while True:
-            self._run(self._calls.get())
+        while call := self._calls.get():
+            self._run(call)
 
     def _run(self, call: _Call) -> None:
         held = call.run()
@@ -155,65 +173,22 @@ class CallPool(Executor):
             self._later.after(held.seconds, lambda: self._queue(call))
 
 
-class _Answering(NamedTuple):
-    """What grpcio passes for a call: one of its functions that answer calls, and their arguments."""
-
-    function: Callable[..., object]
-    rpc_event: Any
-    state: Any
-    behaviour: Callable[..., object]
-    request: Callable[[], object]
-    deserializer: Any
-    serializer: Any
-
-
 class _Call:
     """As much of a Future as grpcio uses."""
 
-    __slots__ = ("_arguments", "_callbacks", "_done", "_function", "threads", "wants_message")
+    __slots__ = ("_arguments", "_callbacks", "_done", "_function", "answering", "threads")
 
     def __init__(self, function: Callable[..., object], arguments: tuple[Any, ...]) -> None:
         self._function = function
         self._arguments = arguments
         self._callbacks: list[Callable[[_Call], object]] = []
         self._done = False
-        self.threads: Executor | None = None
-        self.wants_message = False
-        if len(arguments) == len(_Answering._fields):
-            answering = self._arguments = _Answering(*arguments)
-            self.threads = getattr(answering.behaviour, "threads", None)
-            self.wants_message = getattr(answering.request, "__name__", "") == _UNARY_REQUEST
+        self.answering = Answering.of(arguments)
+        self.threads: Executor | None = self.answering and getattr(self.answering.behaviour, "threads", None)
 
     def receive(self, arrived: Callable[[], object]) -> None:
-        """Ask for the call's message; call `arrived` when it is there, or will never be.
-
-        It is what grpcio's `_unary_request` does, but that it waits for nothing. grpcio holds the lock of the call.
-        """
-        answering = cast("_Answering", self._arguments)
-        state, rpc = answering.state, answering.rpc_event.call
-        received = _server._receive_message(state, rpc, answering.deserializer)  # noqa: SLF001
-
-        def receive(event: object) -> object:
-            finished = received(event)
-            arrived()
-            return finished
-
-        def request() -> object:
-            with state.condition:
-                if not _server._is_rpc_state_active(state):  # noqa: SLF001 - the client has given up meanwhile
-                    return None
-                message, state.request = state.request, None
-                if message is None and state.client is _server._CLOSED:  # noqa: SLF001
-                    _server._abort(state, rpc, cygrpc.StatusCode.unimplemented, b"the call has no message")  # noqa: SLF001
-                return message
-
-        self._arguments = answering._replace(request=request)
-        rpc.start_server_batch((cygrpc.ReceiveMessageOperation(0),), receive)
-        state.due.add(_server._RECEIVE_MESSAGE_TOKEN)  # noqa: SLF001
-
-    def cancel(self) -> None:
-        """End a call whose message has not come."""
-        cast("_Answering", self._arguments).rpc_event.call.cancel()
+        """Ask for the call's message; call `arrived` when it is there, or will never be."""
+        self._arguments = cast("Answering", self.answering).receiving(arrived)
 
     def run(self) -> Held | None:
         """Answer the call; if it is to be refused later, return how, and run again then."""
@@ -221,7 +196,7 @@ class _Call:
             self._function(*self._arguments)
         except Held as held:
             refuse = held.refuse
-            self._arguments = cast("_Answering", self._arguments)._replace(
+            self._arguments = cast("Answering", self.answering)._replace(
                 behaviour=lambda _request, context: refuse(context), request=lambda: b""
             )
             return held

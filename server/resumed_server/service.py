@@ -44,11 +44,12 @@ _MAX_SECONDS, _MAX_NANOS = 315_576_000_000, 999_999_999
 """What a google.protobuf.Duration may have."""
 _LAST_SECOND = 253_402_300_799
 """Of what a google.protobuf.Timestamp may have: the end of the year 9999."""
-NAMESPACE_LIMIT = "must be 1 to 63 characters of [a-z0-9.-]"
-is_namespace = re.compile(r"[a-z0-9.-]{1,63}").fullmatch
+MAX_NAMESPACE = 63
+NAMESPACE_LIMIT = f"must be 1 to {MAX_NAMESPACE} characters of [a-z0-9.-]"
+is_namespace = re.compile(rf"[a-z0-9.-]{{1,{MAX_NAMESPACE}}}").fullmatch
 
 
-_Answer = TypeVar("_Answer", pb.GetResponse, pb.TakeResponse, pb.Event.Put)
+_Answer = TypeVar("_Answer", pb.GetResponse, pb.TakeResponse, pb.SessionStored)
 
 
 class _Addressed(Protocol):
@@ -194,10 +195,10 @@ class SessionStoreService(SessionStoreServiceServicer):
             yield pb.WatchResponse(position=subscription.position, live=True)
             yield from map(_shared, subscription.messages())
 
-    def _checked(self, operations: Iterable[pb.Operation], caller: Caller) -> Iterator[Operation | Exception]:
+    def _checked(self, operations: Iterable[pb.BatchOperation], caller: Caller) -> Iterator[Operation | Exception]:
         """Yield each operation if it is valid and granted, else what is wrong with it."""
         passed: str | None = None  # where the caller may get: most Batches are about one namespace
-        for operation in operations:
+        for index, operation in enumerate(operations):
             try:
                 if operation.HasField("get"):
                     get = operation.get
@@ -212,8 +213,10 @@ class SessionStoreService(SessionStoreServiceServicer):
                 elif operation.HasField("remove"):
                     yield base.Remove(*_address(operation.remove, "remove", caller))
                 else:
-                    yield InvalidField("operation", "must be one of put, get, take and remove")
-            except (InvalidField, NotGranted) as error:
+                    yield InvalidField(f"operations[{index}]", "must be one of put, get, take and remove")
+            except InvalidField as error:
+                yield error.below(f"operations[{index}].{operation.WhichOneof('operation')}")
+            except NotGranted as error:
                 yield error
 
     def _put(self, request: pb.PutRequest, caller: Caller) -> base.Put:
@@ -263,19 +266,23 @@ def _shared(message: Message) -> pb.WatchResponse:
     return cast("pb.WatchResponse", message.encoded)
 
 
-def _event(change: base.Change | base.Purged) -> pb.Event:
-    event = pb.Event()
+def _event(change: base.Change | base.Purged) -> pb.WatchEvent:
+    event = pb.WatchEvent()
     if isinstance(change, base.Purged):
         event.purged.SetInParent()
+        if change.issued_before is not None:
+            write_time(event.purged.issued_before_time, change.issued_before)
     elif change.session is None:
         event.removed.key = change.key
     else:
-        event.put.key = change.key
-        _found(event.put, change.session)
+        event.stored.key = change.key
+        _found(event.stored, change.session)
+        if change.session.issued is not None:
+            write_time(event.stored.issue_time, change.session.issued)
     return event
 
 
-def _write_result(result: pb.Result, operation: Operation | Exception, outcome: Any) -> None:
+def _write_result(result: pb.BatchResult, operation: Operation | Exception, outcome: Any) -> None:
     """Write the outcome of `operation`, which decides its type (see `engines.base`)."""
     if isinstance(outcome, Exception):
         result.error.CopyFrom(status_of(outcome, operation))
@@ -298,6 +305,11 @@ def _found(answer: _Answer, stored: StoredSession | None) -> _Answer:
         session.value = stored.value
         _write_ttl(session.ttl, stored.ttl)
     return answer
+
+
+def write_time(time: Timestamp, seconds: float) -> None:
+    """Write a time in Unix seconds, to the microsecond."""
+    time.FromMicroseconds(round(seconds * 1e6))
 
 
 def _write_ttl(duration: Duration, seconds: float) -> None:

@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING, NamedTuple
 
+from resumed_server.draining import Stopping
 from resumed_server.engines.base import Change, EngineError, EngineUnavailable
 from resumed_server.periodic import Periodic
 
@@ -118,7 +119,7 @@ class Subscription:
         """Where the log was when the subscription began: nothing before that is in its messages."""
         self._progress, self._clock = progress, clock
         self._messages: queue.Queue[Message | None] = queue.Queue()
-        self._end: EngineError | None = None
+        self._end: EngineError | Stopping | None = None
 
     def tell(self, message: Message) -> None:
         """Queue a message, or end the subscription if its watcher does not keep up."""
@@ -140,7 +141,7 @@ class Subscription:
             oldest = self._messages.queue[0] if self._messages.queue else None
         return self._clock() - oldest.time if oldest else 0.0
 
-    def end(self, error: EngineError) -> None:
+    def end(self, error: EngineError | Stopping) -> None:
         """Have the watcher end with `error`, whatever is queued: that is dropped."""
         self._end = error
         self.ended_at = self.ended_at or self._clock()
@@ -153,7 +154,8 @@ class Subscription:
 
         Raises:
             WatcherTooSlow: The watcher did not keep up, or nobody knows what happened meanwhile.
-            EngineUnavailable: The log cannot be read, or the server is stopping.
+            EngineUnavailable: The log cannot be read.
+            Stopping: The server is stopping.
         """
         while True:
             message = self._next()
@@ -208,11 +210,12 @@ class Watchers:
         Raises:
             LimitExceeded: One of the budgets has no room for it.
             TooManyWatchers: There are MAX_WATCHERS already, and this namespace has its share.
-            EngineUnavailable: The engine does not answer, or the server is stopping.
+            EngineUnavailable: The engine does not answer.
+            Stopping: The server is stopping.
         """
         with self._lock:
             if self._closed.is_set():
-                raise EngineUnavailable("the server is stopping")
+                raise Stopping
             for budget in budgets:
                 budget.admit_watcher(sum(budget.name in each.holders for each in self._present()))
             self._make_room(namespace)
@@ -264,7 +267,7 @@ class Watchers:
         with self._lock:
             self._closed.set()
             for subscription in self._subscriptions:
-                subscription.end(EngineUnavailable("the server is stopping"))
+                subscription.end(Stopping())
 
     def _present(self) -> list[Subscription]:
         """Return those that have not been ended."""

@@ -567,6 +567,27 @@ class EngineSuite:
         assert Purged("shop") in read[0]
         assert Counter(each.key for each in read[0] if isinstance(each, Change)) == Counter([b"new", b"other"])
 
+    def test_changes_say_when_sessions_were_issued_and_up_to_when_a_namespace_was_purged(
+        self, engine: Engine, present: Callable[[], float]
+    ) -> None:
+        """So whoever keeps a copy drops what a purge was about, and nothing else."""
+        position, issued = engine.position(), round(present()) - 100.0
+        engine.put("shop", b"timed", b"value", 60.0, issued)
+        engine.put("shop", b"ahead", b"value", 60.0, present() + 3_600.0)
+        engine.purge("shop", issued)
+        engine.purge("shop", issued - 50.0)
+        read = engine.changes(position, engine.position(), 10)
+        assert read is not None
+        told = {each.key: each.session for each in read[0] if isinstance(each, Change)}
+        assert {key: session and session.issued for key, session in told.items()} == {
+            b"timed": issued,
+            b"ahead": pytest.approx(present(), abs=50.0),
+        }
+        assert [each for each in read[0] if isinstance(each, Purged)] == [
+            Purged("shop", issued),
+            Purged("shop", issued - 50.0),
+        ]
+
     def test_what_was_purged_is_deleted_in_bounded_steps(self, engine: Engine, advance: Advance) -> None:
         """All of it, and nothing else."""
         engine.batch([Put("shop", b"%d" % number, b"value", 600.0) for number in range(50)])

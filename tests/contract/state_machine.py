@@ -40,10 +40,11 @@ OPERATIONS = st.one_of(
 
 @dataclass
 class Entry:
-    """What the dictionary knows of a key: a live session, or a tombstone if there is no value."""
+    """What the dictionary knows of a key: a live session and its issue, or a tombstone if there is no value."""
 
     value: bytes | None
     expiry: float
+    issued: float
 
 
 class EngineMachine(RuleBasedStateMachine):
@@ -91,13 +92,20 @@ class EngineMachine(RuleBasedStateMachine):
         """Let time pass."""
         self.clock.advance(seconds)
 
-    @rule(address=ADDRESSES)
-    def purge(self, address: tuple[str, bytes]) -> None:
-        """End all sessions of a namespace; a moment later there may be others."""
-        self.engine.purge(address[0], None)
+    @rule(address=ADDRESSES, age=st.one_of(st.none(), SECONDS))
+    def purge(self, address: tuple[str, bytes], age: float | None) -> None:
+        """End the sessions of a namespace, those of an age or all; a moment later there may be others."""
+        # In the middle between the times at which sessions are issued. An engine that expires keys itself issues them
+        # by a clock of its own, which does not go with this one.
+        before = None if age is None or not self.sweeps else self.clock() - age + 1.25
+        self.engine.purge(address[0], before)
         self.clock.advance(2.5)
         self.deleting = True
-        self.entries = {each: entry for each, entry in self.entries.items() if each[0] != address[0] or not entry.value}
+        self.entries = {
+            each: entry
+            for each, entry in self.entries.items()
+            if each[0] != address[0] or not entry.value or (before and entry.issued >= before)
+        }
 
     @rule(limit=st.integers(1, 8))
     def sweep(self, limit: int) -> None:
@@ -124,16 +132,18 @@ class EngineMachine(RuleBasedStateMachine):
                 read, self.followed_all = ([], until), False
             for change in read[0]:
                 if isinstance(change, Purged):
+                    before = change.issued_before
                     self.mirror = {
                         each: entry
                         for each, entry in self.mirror.items()
-                        if each[0] != change.namespace or self.engine.get(*each)
+                        if each[0] != change.namespace or (before is not None and entry.issued >= before)
                     }
                     continue
                 address, session = (change.namespace, change.key), change.session
                 self.mirror.pop(address, None)
                 if session:
-                    self.mirror[address] = Entry(session.value, self.clock() + session.ttl)
+                    assert session.issued is not None
+                    self.mirror[address] = Entry(session.value, self.clock() + session.ttl, session.issued)
             self.followed = read[1]
         mirrored, there = self._live(self.mirror), self._live(self.entries)
         assert mirrored == (there if self.followed_all else there & mirrored)
@@ -161,11 +171,11 @@ class EngineMachine(RuleBasedStateMachine):
                 if entry and operation.value != value:
                     return AlreadyExists
                 if not entry:
-                    entry = self.entries[address] = Entry(operation.value, now + operation.ttl)
+                    entry = self.entries[address] = Entry(operation.value, now + operation.ttl, now)
                 return entry.expiry - now
             case Remove():
                 if not entry:
-                    self.entries[address] = Entry(None, now + UNKNOWN_TOMBSTONE_SECONDS)
+                    self.entries[address] = Entry(None, now + UNKNOWN_TOMBSTONE_SECONDS, now)
                 elif value:
                     entry.value = None
                 return value is not None

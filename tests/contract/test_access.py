@@ -158,9 +158,9 @@ def test_an_operator_may_purge_and_count_what_they_are_granted(
     """One namespace; to count all of them takes a grant for all."""
     operator: Any = connect(AUTHORITY.issue("spiffe://example.org/operator"))
     counter: Any = connect(AUTHORITY.issue("spiffe://example.org/counter"))
-    assert called(operator, "purge", admin_pb2.PurgeRequest(namespace="ops")).HasField("issued_before")
+    assert called(operator, "purge", admin_pb2.PurgeRequest(namespace="ops")).HasField("issued_before_time")
     (stats,) = called(operator, "stats", admin_pb2.StatsRequest(namespace="ops")).namespaces
-    assert (stats.namespace, stats.sessions) == ("ops", 0)
+    assert (stats.namespace, stats.session_count) == ("ops", 0)
     everything = admin_pb2.StatsRequest()
     called(counter, "stats", everything)
     assert info(status_of(refusal(operator, "stats", everything))).metadata["namespace"] == "*"
@@ -329,8 +329,8 @@ def test_a_batch_is_checked_operation_by_operation(
     stub = connect(AUTHORITY.issue("spiffe://example.org/reader"))
     fresh = uuid.uuid4().bytes
     asked = requests("shop", stored) | {"put": requests("shop", fresh)["put"]}
-    operations = [pb.Operation(**{name: asked[name]}) for name in ("put", "get", "take", "remove", "get")]
-    operations.append(pb.Operation(get=pb.GetRequest(namespace="pay", key=stored)))
+    operations = [pb.BatchOperation(**{name: asked[name]}) for name in ("put", "get", "take", "remove", "get")]
+    operations.append(pb.BatchOperation(get=pb.GetRequest(namespace="pay", key=stored)))
     results = stub.Batch(pb.BatchRequest(operations=operations)).results
     assert [result.WhichOneof("result") for result in results] == ["error", "get", "error", "error", "get", "error"]
     assert results[4].get.session.value == SECRET.encode()
@@ -364,7 +364,9 @@ def test_a_batch_of_somebody_unknown_is_refused_as_a_whole(
     """None of its operations is carried out."""
     fresh = uuid.uuid4().bytes
     asked = requests("shop", stored) | {"put": requests("shop", fresh)["put"]}
-    request = pb.BatchRequest(operations=[pb.Operation(**{each: asked[each]}) for each in FRONTEND if each != "watch"])
+    request = pb.BatchRequest(
+        operations=[pb.BatchOperation(**{each: asked[each]}) for each in FRONTEND if each != "watch"]
+    )
     for pem in credentials.values():
         assert refusal(connect(pem), "batch", request).code() is code
     assert_untouched(shop, stored, fresh)
@@ -383,7 +385,9 @@ def test_a_batch_of_another_identity_is_denied_in_each_operation(
     answers = []
     for key in (stored, fresh):
         asked = requests("shop", key) | {"put": requests("shop", fresh)["put"]}
-        answers.append(stub.Batch(pb.BatchRequest(operations=[pb.Operation(**{each: asked[each]}) for each in names])))
+        answers.append(
+            stub.Batch(pb.BatchRequest(operations=[pb.BatchOperation(**{each: asked[each]}) for each in names]))
+        )
     assert answers[0] == answers[1]
     errors = [result.error for result in answers[0].results]
     assert {error.code for error in errors} == {grpc.StatusCode.PERMISSION_DENIED.value[0]}

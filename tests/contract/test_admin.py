@@ -13,7 +13,8 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc.error_details_pb2 import BadRequest
 from grpc_status import rpc_status
 
-from resumed import Admin, AlreadyExists, Get, NamespaceStats, Put, SessionStore, StoredSession
+from resumed import Admin, AlreadyExists, Get, NamespaceStats, Put, SessionStore
+from resumed.store import Change
 from resumed.v1 import admin_pb2 as pb
 from resumed.v1 import session_store_pb2
 from resumed.v1.admin_pb2_grpc import AdminServiceStub
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 PATIENCE = 10.0
+PURGED = Change(b"", None, None)
 PATIENT = "?timeout_ms=5000"
 """A busy machine is no broken promise."""
 
@@ -119,13 +121,30 @@ def test_whoever_watches_is_told_and_the_log_says_who_purged(
     with connected().watch() as watch:
         admin.purge(store.namespace)
         store.put(b"new", b"value", 60.0)
-        told: list[tuple[bytes, StoredSession | None]] = []
+        told: list[Change] = []
         for news in watch:
             told += news.changes
-            if b"new" in dict(told):
+            if any(change.key == b"new" for change in told):
                 break
-    assert (b"", None) in told
-    assert b"old" not in dict(told[told.index((b"", None)) :])
+    assert PURGED in told
+    assert all(change.key != b"old" for change in told[told.index(PURGED) :])
+
+
+def test_whoever_watches_is_told_up_to_when_and_when_sessions_were_issued(
+    admin: Admin, store: SessionStore, connected: Callable[[], SessionStore]
+) -> None:
+    """So a mirror keeps what the purge is not about; it is told of a purge that changes nothing, too."""
+    moment = round(time.time()) - 100.0
+    with connected().watch() as watch:
+        store.put(b"k", b"value", 60.0, issued=moment)
+        admin.purge(store.namespace, moment)
+        admin.purge(store.namespace, moment - 50.0)
+        told: list[Change] = []
+        for news in watch:
+            told += news.changes
+            if len(told) >= 3:
+                break
+    assert [(change.key, change.time) for change in told] == [(b"k", moment), (b"", moment), (b"", moment - 50.0)]
 
 
 def test_a_watcher_that_was_away_learns_of_the_purge(
@@ -138,7 +157,7 @@ def test_a_watcher_that_was_away_learns_of_the_purge(
     with connected().watch(position) as watch:
         if watch.continued:
             told = next(changes for changes, _, _ in watch if changes)
-            assert told == [(b"", None)]
+            assert told == [PURGED]
 
 
 def test_stats_count_a_namespace_or_all(admin: Admin, store: SessionStore) -> None:
@@ -154,17 +173,37 @@ def test_stats_count_a_namespace_or_all(admin: Admin, store: SessionStore) -> No
     until(lambda: admin.stats(store.namespace)[store.namespace].purged == 0)
 
 
+def test_stats_come_in_pages(targets: list[str], connected: Callable[[], SessionStore]) -> None:
+    """In the order of the names; the last page has no token."""
+    names = sorted(f"{connected().namespace}-{number}" for number in range(5))
+    with ExitStack() as held, grpc.insecure_channel(targets[0]) as channel:
+        for name in names:
+            store = held.enter_context(closing(SessionStore(targets[-1], namespace=name, deadline=PATIENCE)))
+            store.put(b"k", b"value", 60.0)
+        stats, pages, request = AdminServiceStub(channel).Stats, list[list[str]](), pb.StatsRequest(page_size=2)
+        request.page_token = names[0][:-1]  # behind all others that sort before
+        while not pages or request.page_token:
+            answer = stats(request, timeout=PATIENCE)
+            pages.append([each.namespace for each in answer.namespaces if each.namespace in names])
+            assert len(answer.namespaces) <= 2
+            request.page_token = answer.next_page_token
+    assert [name for page in pages for name in page] == names
+    assert pages[:2] == [names[:2], names[2:4]]
+
+
 @pytest.mark.parametrize(
     ("method", "request_", "field"),
     [
         ("Purge", pb.PurgeRequest(), "namespace"),
         ("Purge", pb.PurgeRequest(namespace="Shop"), "namespace"),
         ("Purge", pb.PurgeRequest(namespace="*"), "namespace"),
-        ("Purge", pb.PurgeRequest(namespace="shop", issued_before=Timestamp(seconds=-1)), "issued_before"),
-        ("Purge", pb.PurgeRequest(namespace="shop", issued_before=Timestamp(seconds=2**40)), "issued_before"),
-        ("Purge", pb.PurgeRequest(namespace="shop", issued_before=Timestamp(seconds=2**32)), "issued_before"),
+        ("Purge", pb.PurgeRequest(namespace="shop", issued_before_time=Timestamp(seconds=-1)), "issued_before_time"),
+        ("Purge", pb.PurgeRequest(namespace="shop", issued_before_time=Timestamp(seconds=2**40)), "issued_before_time"),
+        ("Purge", pb.PurgeRequest(namespace="shop", issued_before_time=Timestamp(seconds=2**32)), "issued_before_time"),
         ("Stats", pb.StatsRequest(namespace="*"), "namespace"),
         ("Stats", pb.StatsRequest(namespace="n" * 64), "namespace"),
+        ("Stats", pb.StatsRequest(page_size=-1), "page_size"),
+        ("Stats", pb.StatsRequest(page_token="n" * 64), "page_token"),
         ("Put", session_store_pb2.PutRequest(issue_time=Timestamp(seconds=-1)), "issue_time"),
         ("Put", session_store_pb2.PutRequest(issue_time=Timestamp(nanos=1_000_000_000)), "issue_time"),
     ],

@@ -86,7 +86,7 @@ def refusal(call: Callable[..., Any], request: Any) -> grpc.RpcError:
 
 def use_up(stub: SessionStoreServiceStub, namespace: str) -> None:
     """Have a Batch let through that leaves nothing for 25 seconds."""
-    batch = pb.BatchRequest(operations=[pb.Operation(get=get(namespace))] * 256)
+    batch = pb.BatchRequest(operations=[pb.BatchOperation(get=get(namespace))] * 256)
     for _ in range(100):
         with suppress(grpc.RpcError):
             stub.Batch(batch, timeout=PATIENCE)
@@ -120,7 +120,7 @@ def test_an_identity_beyond_its_rate_is_refused_and_nobody_else(
     assert 0 < retry.retry_delay.ToMilliseconds() <= 4_100
     key = b"refused"
     put = pb.PutRequest(namespace="shop", key=key, value=SECRET, ttl=Duration(seconds=60))
-    batch = pb.BatchRequest(operations=[pb.Operation(get=get())] * 256)
+    batch = pb.BatchRequest(operations=[pb.BatchOperation(get=get())] * 256)
     use_up(ours[0], "shop")
     for stub in ours:
         for call, request in (
@@ -185,7 +185,10 @@ def test_sessions_beyond_a_limit_are_refused(connect: Callable[[str], SessionSto
         info, retry = details(caught.value)
         assert info.metadata == {"of": "tiny", "limit": "sessions"}
         assert retry is None
-    operations = [pb.Operation(put=put(b"another")), pb.Operation(get=pb.GetRequest(namespace="tiny", key=b"1"))]
+    operations = [
+        pb.BatchOperation(put=put(b"another")),
+        pb.BatchOperation(get=pb.GetRequest(namespace="tiny", key=b"1")),
+    ]
     refused, found = stubs[0].Batch(pb.BatchRequest(operations=operations)).results
     assert refused.error.code == grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]
     assert found.get.session.value == SECRET

@@ -14,6 +14,7 @@ import pytest
 import resumed
 from resumed import SessionStore
 from resumed_server.budgets import Budget, LimitExceeded, Shared
+from resumed_server.draining import Stopping
 from resumed_server.engines import open_engine
 from resumed_server.engines.base import EngineUnavailable, Put
 from resumed_server.limits import Limit
@@ -113,7 +114,7 @@ def told(watch: Watch, *last: tuple[bytes, bytes | None]) -> tuple[dict[bytes, l
     changes: dict[bytes, list[bytes | None]] = {}
     position = b""
     for news in watch:
-        for key, session in news.changes:
+        for key, session, _ in news.changes:
             changes.setdefault(key, []).append(session.value if session else None)
         position = news.position or position
         if all(changes.get(key, [b""])[-1] == value for key, value in last):
@@ -171,7 +172,7 @@ def test_a_stream_goes_on_where_it_ended(store: SessionStore, elsewhere: Callabl
                 news.append(each)
                 if each.live:
                     break
-        changes = [(key, session and session.value) for each in news for key, session in each.changes]
+        changes = [(key, session and session.value) for each in news for key, session, _ in each.changes]
         assert sorted(changes) == [(b"a", None), (b"b", b"2"), (b"c", None)]
         assert [each.live for each in news] == [False] * (len(news) - 1) + [True]
 
@@ -290,7 +291,7 @@ class TestWatchers:
         with watchers.subscribed("shop"):
             pass
         watchers.close()
-        with pytest.raises(EngineUnavailable), watchers.subscribed("shop"):
+        with pytest.raises(Stopping), watchers.subscribed("shop"):
             pass
 
     def test_a_namespace_with_fewer_watchers_gets_a_place(self, engine: Engine) -> None:

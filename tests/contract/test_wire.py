@@ -6,7 +6,7 @@ import contextlib
 import json
 import threading
 import uuid
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import grpc
 import pytest
@@ -120,7 +120,7 @@ def info(status: Status) -> ErrorInfo:
     (found,) = [detail for detail in status.details if detail.Is(ErrorInfo.DESCRIPTOR)]
     unpacked = ErrorInfo()
     found.Unpack(unpacked)
-    assert unpacked.domain == "resumed.v1"
+    assert unpacked.domain == "resumed.github.io"
     assert pb.ErrorReason.Value(unpacked.reason)
     return unpacked
 
@@ -315,17 +315,17 @@ def test_a_batch_answers_in_order_and_one_failing_does_not_fail_the_others(
     results = stub.Batch(
         pb.BatchRequest(
             operations=[
-                pb.Operation(get=get(key)),
-                pb.Operation(put=put(key, b"first")),
-                pb.Operation(put=put(key, b"second")),
-                pb.Operation(),
-                pb.Operation(get=get(b"")),
-                pb.Operation(put=put(key, b"first", ttl=None)),
-                pb.Operation(get=get(key)),
-                pb.Operation(take=take(key)),
-                pb.Operation(take=take(key)),
-                pb.Operation(remove=remove(key, "Shop")),
-                pb.Operation(remove=remove(key)),
+                pb.BatchOperation(get=get(key)),
+                pb.BatchOperation(put=put(key, b"first")),
+                pb.BatchOperation(put=put(key, b"second")),
+                pb.BatchOperation(),
+                pb.BatchOperation(get=get(b"")),
+                pb.BatchOperation(put=put(key, b"first", ttl=None)),
+                pb.BatchOperation(get=get(key)),
+                pb.BatchOperation(take=take(key)),
+                pb.BatchOperation(take=take(key)),
+                pb.BatchOperation(remove=remove(key, "Shop")),
+                pb.BatchOperation(remove=remove(key)),
             ]
         )
     ).results
@@ -335,13 +335,13 @@ def test_a_batch_answers_in_order_and_one_failing_does_not_fail_the_others(
     assert 0 < seconds(results[1].put.ttl) <= 60
     assert results[2].error.code == grpc.StatusCode.ALREADY_EXISTS.value[0]
     assert info(results[2].error).reason == "ERROR_REASON_WRITE_ONCE"
-    assert_invalid(results[3].error, "operation")
-    assert_invalid(results[4].error, "key")
-    assert_invalid(results[5].error, "ttl")
+    assert_invalid(results[3].error, "operations[3]")
+    assert_invalid(results[4].error, "operations[4].get.key")
+    assert_invalid(results[5].error, "operations[5].put.ttl")
     assert results[6].get.session.value == b"first"
     assert results[7].take.session.value == b"first"
     assert not results[8].take.HasField("session")
-    assert_invalid(results[9].error, "namespace")
+    assert_invalid(results[9].error, "operations[9].remove.namespace")
     assert not results[10].remove.removed
 
 
@@ -350,23 +350,24 @@ def test_a_look_up_in_no_namespace_is_refused_by_itself(
     stub: SessionStoreServiceStub, key: bytes, namespace: str
 ) -> None:
     """Wherever it stands in a Batch; the others are answered."""
-    wrong, right = pb.Operation(get=get(key, namespace)), pb.Operation(get=get(key))
+    wrong, right = pb.BatchOperation(get=get(key, namespace)), pb.BatchOperation(get=get(key))
     for operations in ([wrong, right], [right, wrong]):
         results = stub.Batch(pb.BatchRequest(operations=operations)).results
-        assert_invalid(results[operations.index(wrong)].error, "namespace")
+        index = operations.index(wrong)
+        assert_invalid(results[index].error, f"operations[{index}].get.namespace")
         assert not results[operations.index(right)].get.HasField("session")
 
 
 def test_a_batch_of_invalid_operations_only_is_answered(stub: SessionStoreServiceStub) -> None:
     """The engine has nothing to do then."""
-    (result,) = stub.Batch(pb.BatchRequest(operations=[pb.Operation()])).results
-    assert_invalid(result.error, "operation")
+    (result,) = stub.Batch(pb.BatchRequest(operations=[pb.BatchOperation()])).results
+    assert_invalid(result.error, "operations[0]")
 
 
 @pytest.mark.parametrize("count", [1, 255, 256])
 def test_a_batch_within_its_limits_is_served(stub: SessionStoreServiceStub, key: bytes, count: int) -> None:
     """1 to 256 operations."""
-    operations = [pb.Operation(get=get(key))] * count
+    operations = [pb.BatchOperation(get=get(key))] * count
     assert len(stub.Batch(pb.BatchRequest(operations=operations)).results) == count
 
 
@@ -375,7 +376,7 @@ def test_a_batch_outside_its_limits_is_refused_as_a_whole(
     stub: SessionStoreServiceStub, key: bytes, count: int
 ) -> None:
     """None and 257 operations."""
-    operations = [pb.Operation(get=get(key))] * count
+    operations = [pb.BatchOperation(get=get(key))] * count
     assert_invalid(refusal(stub.Batch, pb.BatchRequest(operations=operations))[1], "operations")
 
 
@@ -383,10 +384,10 @@ def test_the_largest_batch_passes_in_both_directions(stub: SessionStoreServiceSt
     """256 sessions of 65,536 bytes with the longest keys and namespace are stored, then read, in one call each."""
     namespace = "n" * 63
     keys = [uuid.uuid4().bytes * 4 for _ in range(256)]
-    puts = [pb.Operation(put=put(key, b"v" * 65_536, ttl=60.5, namespace=namespace)) for key in keys]
+    puts = [pb.BatchOperation(put=put(key, b"v" * 65_536, ttl=60.5, namespace=namespace)) for key in keys]
     stored = stub.Batch(pb.BatchRequest(operations=puts)).results
     assert {result.WhichOneof("result") for result in stored} == {"put"}
-    takes = [pb.Operation(take=take(key, namespace)) for key in keys]
+    takes = [pb.BatchOperation(take=take(key, namespace)) for key in keys]
     taken = stub.Batch(pb.BatchRequest(operations=takes)).results
     assert [len(result.take.session.value) for result in taken] == [65_536] * 256
 
@@ -426,13 +427,16 @@ def test_open_streams_do_not_keep_calls_waiting(
     never.set()
 
 
-def test_reflection_lists_the_services(channel: grpc.Channel) -> None:
-    """And knows the messages of the contract."""
-    stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+@pytest.mark.parametrize("version", ["v1", "v1alpha"])
+def test_reflection_lists_the_services(channel: grpc.Channel, version: str) -> None:
+    """And knows the messages of the contract; in either version, as tools ask for one or the other."""
     request = reflection_pb2.ServerReflectionRequest
-    listed, found = stub.ServerReflectionInfo(
-        iter([request(list_services=""), request(file_containing_symbol="resumed.v1.PutRequest")])
+    call = channel.stream_stream(
+        f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo",
+        request.SerializeToString,
+        reflection_pb2.ServerReflectionResponse.FromString,
     )
+    listed, found = call(iter([request(list_services=""), request(file_containing_symbol="resumed.v1.PutRequest")]))
     names = {service.name for service in listed.list_services_response.service}
     assert names == {
         SERVICE,
@@ -451,6 +455,7 @@ def test_reflection_lists_the_services(channel: grpc.Channel) -> None:
         "grpc.health.v1.Health/Check",
         "grpc.health.v1.Health/Watch",
         "grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+        "grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
     ],
 )
 def test_garbage_instead_of_a_message_is_an_error_and_nothing_else(
@@ -461,10 +466,33 @@ def test_garbage_instead_of_a_message_is_an_error_and_nothing_else(
     for garbage in (b"\xff" * 100, b"\x0a\x02\xff\xfe"):
         with pytest.raises(grpc.RpcError) as caught:
             next(raw(iter([garbage]), timeout=10))
-        assert caught.value.code() is grpc.StatusCode.INTERNAL
-        assert caught.value.details() == "the request is no message of this call"
+        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        status = rpc_status.from_call(cast("grpc.Call", caught.value))
+        assert status is not None
+        assert info(status).reason == "ERROR_REASON_MALFORMED_REQUEST"
     assert not server.log_lines("library")
     assert all("text" not in line for line in server.log_lines())
+
+
+@pytest.mark.parametrize("kind", ["unary_unary", "unary_stream", "stream_stream"])
+def test_an_unknown_method_is_refused_with_a_reason(channel: grpc.Channel, kind: str) -> None:
+    """Whether or not anything is sent; as is one of a service that is not there, without a reason."""
+    never = threading.Event()
+
+    def called(path: str) -> grpc.Call:
+        method = getattr(channel, kind)(path)
+        with pytest.raises(grpc.RpcError) as caught:
+            list(method(iter(never.wait, True) if kind.startswith("stream") else b"", timeout=10))
+        assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+        return cast("grpc.Call", caught.value)
+
+    for name in ("Fetch", "x" * 1_000):
+        status = rpc_status.from_call(called(f"/{SERVICE}/{name}"))
+        assert status is not None
+        assert info(status).reason == "ERROR_REASON_UNIMPLEMENTED"
+        assert info(status).metadata == {"method": name[:64]}
+    called("/nobody.Service/Get")
+    never.set()
 
 
 def test_no_log_line_holds_a_key_a_value_or_a_namespace(server: RunningServer, stub: SessionStoreServiceStub) -> None:

@@ -52,7 +52,7 @@ class Liar(SessionStoreServiceServicer):
         value = self._sessions.get(request.key)
         if value is None:
             return pb.GetResponse()
-        session = pb.Session(value=self.spoil(request.key, value))
+        session = pb.StoredSession(value=self.spoil(request.key, value))
         session.ttl.seconds = 60
         return pb.GetResponse(session=session)
 
@@ -84,13 +84,13 @@ class Liar(SessionStoreServiceServicer):
         for operation in request.operations:
             match operation.WhichOneof("operation"):
                 case "put":
-                    results.append(pb.Result(put=self.Put(operation.put, context)))
+                    results.append(pb.BatchResult(put=self.Put(operation.put, context)))
                 case "get":
-                    results.append(pb.Result(get=self.Get(operation.get, context)))
+                    results.append(pb.BatchResult(get=self.Get(operation.get, context)))
                 case "take":
-                    results.append(pb.Result(take=self.Take(operation.take, context)))
+                    results.append(pb.BatchResult(take=self.Take(operation.take, context)))
                 case _:
-                    results.append(pb.Result(remove=self.Remove(operation.remove, context)))
+                    results.append(pb.BatchResult(remove=self.Remove(operation.remove, context)))
         return pb.BatchResponse(results=results)
 
     def has(self, key: bytes) -> bool:

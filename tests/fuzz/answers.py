@@ -156,12 +156,14 @@ def _block(*headers: tuple[str, str]) -> bytes:
 
 
 def _answer(call: int) -> bytes:
-    session = pb.Session(value=b"sealed")
+    session = pb.StoredSession(value=b"sealed")
     session.ttl.seconds = 60
-    results = [pb.Result(put=pb.PutResponse(ttl=session.ttl)), pb.Result(get=pb.GetResponse(session=session))]
-    results += [pb.Result(take=pb.TakeResponse()), pb.Result(remove=pb.RemoveResponse(removed=True))]
+    results = [pb.BatchResult(put=pb.PutResponse(ttl=session.ttl)), pb.BatchResult(get=pb.GetResponse(session=session))]
+    results += [pb.BatchResult(take=pb.TakeResponse()), pb.BatchResult(remove=pb.RemoveResponse(removed=True))]
     results[2].error.code, results[2].error.message = 6, "held"
-    put, removed = pb.Event(put=pb.Event.Put(key=_KEY, session=session)), pb.Event(removed=pb.Event.Removed(key=_KEY))
+    stored = pb.WatchEvent(stored=pb.SessionStored(key=_KEY, session=session))
+    stored.stored.issue_time.seconds = 1_700_000_000
+    removed, purged = pb.WatchEvent(removed=pb.SessionRemoved(key=_KEY)), pb.WatchEvent(purged=pb.NamespacePurged())
     answers = (
         pb.GetResponse(session=session),
         pb.TakeResponse(session=session),
@@ -169,7 +171,7 @@ def _answer(call: int) -> bytes:
         pb.RemoveResponse(removed=True),
         pb.BatchResponse(results=results),
         pb.BatchResponse(results=results[:2]),
-        pb.WatchResponse(events=[put, removed], position=b"behind", live=True, continued=True),
+        pb.WatchResponse(events=[stored, removed, purged], position=b"behind", live=True, continued=True),
         pb.BatchResponse(results=results[::3]),
     )
     return answers[call].SerializeToString()

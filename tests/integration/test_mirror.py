@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -74,6 +75,22 @@ def test_a_removal_here_takes_effect_at_once(store: RunningServer, keyring: resu
         connection.send_garbage()
     assert frontend.shim.flush()
     assert not client.visit(frontend, session).reused
+
+
+def test_a_purge_up_to_a_time_leaves_what_was_negotiated_since(
+    store: RunningServer, keyring: resumed.Keyring, stack: Stack
+) -> None:
+    """In memory: no call is made for it."""
+    client, name = Client(VERSIONS[0]), os.urandom(8).hex()
+    frontend = Mirrored(stack, store.target, keyring, namespace=name)
+    session = client.visit(frontend).session
+    frontend.await_sessions(1)
+    with resumed.Admin(store.target, deadline=PATIENCE) as admin:
+        admin.purge(name, time.time() - 60.0)
+    client.visit(frontend)  # told behind the purge
+    frontend.await_sessions(2)
+    assert client.visit(frontend, session).reused
+    assert frontend.shim.stats.hits == {"mirror": 1}
 
 
 def test_single_use_never_reads_it(store: RunningServer, keyring: resumed.Keyring, stack: Stack) -> None:

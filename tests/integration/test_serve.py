@@ -17,11 +17,13 @@ import threading
 import time
 import uuid
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import grpc
 import pytest
+from google.rpc.error_details_pb2 import ErrorInfo
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_status import rpc_status
 
 from resumed.v1 import session_store_pb2 as pb
 from resumed.v1.session_store_pb2_grpc import SessionStoreServiceStub
@@ -455,6 +457,24 @@ def test_sigterm_sends_callers_away_before_it_stops_serving(tmp_path: Path, fron
     assert [line["event"] for line in server.log_lines()] == ["starting", "listening", "ready", "draining", "stopped"]
 
 
+def test_a_watcher_can_tell_a_rollout_from_an_outage(front: str) -> None:
+    """Its stream ends with the reason that the server is stopping, and the log does not blame the storage."""
+    with running_server("--front", front, "--drain", "0s") as server, connected(server) as channel:
+        watch = SessionStoreServiceStub(channel).Watch(pb.WatchRequest(namespace="shop"))
+        assert next(watch).live
+        server.signal(signal.SIGTERM)
+        with pytest.raises(grpc.RpcError) as ended:
+            list(watch)
+        assert server.wait() == 0
+    assert ended.value.code() is grpc.StatusCode.UNAVAILABLE
+    status = rpc_status.from_call(cast("grpc.Call", ended.value))
+    assert status is not None
+    info = ErrorInfo()
+    assert status.details[0].Unpack(info)
+    assert info.reason == "ERROR_REASON_DRAINING"
+    assert not server.log_lines("the storage does not answer now, try again later")
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_calls_in_flight_finish(workers: int, front: str) -> None:
     """Callers that never stop see only the end: what was answered is whole.
@@ -467,7 +487,9 @@ def test_calls_in_flight_finish(workers: int, front: str) -> None:
     def call_on() -> None:
         with connected(server) as channel:
             stub = SessionStoreServiceStub(channel)
-            request = pb.BatchRequest(operations=[pb.Operation(get=pb.GetRequest(namespace="shop", key=b"k"))] * 256)
+            request = pb.BatchRequest(
+                operations=[pb.BatchOperation(get=pb.GetRequest(namespace="shop", key=b"k"))] * 256
+            )
             try:
                 while len(stub.Batch(request, timeout=10).results) == len(request.operations):
                     pass
@@ -615,6 +637,49 @@ def test_stopping_leaves_no_process_and_no_directory(tmp_path: Path, front: str)
         assert server.stop() == 0
     assert not any(map(alive, workers))
     assert not list(tmp_path.iterdir())
+
+
+def changed(directory: Path, code: str) -> dict[str, str]:
+    """Return the environment of a server that runs `code` before anything else."""
+    (directory / "sitecustomize.py").write_text(code)
+    return {"PYTHONPATH": os.pathsep.join([str(directory), *filter(None, [os.environ.get("PYTHONPATH")])])}
+
+
+def test_a_server_on_a_grpcio_that_is_not_as_expected_serves_and_says_so(tmp_path: Path, front: str) -> None:
+    """With one line in the log of each worker, and more watchers than threads."""
+    code = "from resumed_server.private_grpcio import Answering\nAnswering.of = classmethod(lambda *_: None)\n"
+    options = ("--front", front, "--threads", "2")
+    with running_server(*options, workers=2, env=changed(tmp_path, code)) as server, connected(server) as channel:
+        assert len([line for line in server.log_lines() if line["level"] == "critical"]) == 2
+        stub = SessionStoreServiceStub(channel)
+        watches = [stub.Watch(pb.WatchRequest(namespace="shop"), timeout=PATIENCE) for _ in range(8)]
+        assert all(next(watch).live for watch in watches)
+        assert not stub.Get(pb.GetRequest(namespace="shop", key=b"k"), timeout=PATIENCE).HasField("session")
+        assert server.stop() == 0
+
+
+def test_a_main_loop_that_hangs_is_no_longer_live(tmp_path: Path, front: str) -> None:
+    """Whoever restarts servers learns of it; sessions are served meanwhile."""
+    code = f"""if True:
+        import os, time
+        from resumed_server import readiness, workers
+
+        waits = workers.told_to_stop
+        readiness.STALLED_SECONDS = 4.0
+        workers.told_to_stop = lambda s: time.sleep(3_600) if os.path.exists("{tmp_path}/hang") else waits(s)
+    """
+    with running_server("--front", front, env=changed(tmp_path, code)) as server, connected(server) as channel:
+        health = health_pb2_grpc.HealthStub(channel)
+
+        def serves(service: str) -> bool:
+            request = health_pb2.HealthCheckRequest(service=service)
+            return bool(health.Check(request, timeout=PATIENCE).status == health_pb2.HealthCheckResponse.SERVING)
+
+        assert eventually(lambda: serves("live"))
+        (tmp_path / "hang").touch()
+        assert eventually(lambda: not serves("live"))
+        assert serves("")
+        server.kill()
 
 
 def _race(target: str, keys: list[bytes], won: multiprocessing.SimpleQueue[list[bytes]]) -> None:

@@ -58,7 +58,7 @@ def test_sixteen_clients_take_twenty_thousand_sessions_from_two_servers_once_eac
     with two_servers(valkey) as servers:
         targets = [server.target for server in servers]
 
-        def call(target: str, operations: list[pb.Operation]) -> list[pb.Result]:
+        def call(target: str, operations: list[pb.BatchOperation]) -> list[pb.BatchResult]:
             return list(stubs[target].Batch(pb.BatchRequest(operations=operations)).results)
 
         def race(racer: int) -> None:
@@ -71,7 +71,7 @@ def test_sixteen_clients_take_twenty_thousand_sessions_from_two_servers_once_eac
                 taken.extend(take.key for take in takes if stubs[target].Take(take).HasField("session"))
             for start in range(0, len(mine), AT_ONCE):
                 chunk = mine[start : start + AT_ONCE]
-                operations = [pb.Operation(take=pb.TakeRequest(namespace="shop", key=key)) for key in chunk]
+                operations = [pb.BatchOperation(take=pb.TakeRequest(namespace="shop", key=key)) for key in chunk]
                 results = call(target, operations)
                 assert all(result.WhichOneof("result") == "take" for result in results)
                 won = zip(chunk, results, strict=True)
@@ -84,7 +84,7 @@ def test_sixteen_clients_take_twenty_thousand_sessions_from_two_servers_once_eac
                     pb.PutRequest(namespace="shop", key=key, value=b"sealed", ttl=Duration(seconds=600))
                     for key in keys[start : start + 250]
                 ]
-                results = call(targets[0], [pb.Operation(put=put) for put in puts])
+                results = call(targets[0], [pb.BatchOperation(put=put) for put in puts])
                 assert all(result.WhichOneof("result") == "put" for result in results)
             threads = [threading.Thread(target=race, args=(racer,)) for racer in range(RACERS)]
             for thread in threads:

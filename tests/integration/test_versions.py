@@ -101,10 +101,10 @@ def test_an_older_store_says_that_it_has_no_purges(targets: dict[str, str]) -> N
 
 def test_an_operation_of_a_newer_client_fails_alone(targets: dict[str, str], namespace: str) -> None:
     """Those beside it in the Batch are carried out."""
-    put = pb.Operation(put=pb.PutRequest(namespace=namespace, key=b"k", value=b"v"))
+    put = pb.BatchOperation(put=pb.PutRequest(namespace=namespace, key=b"k", value=b"v"))
     put.put.ttl.seconds = 60
-    to_come = pb.Operation.FromString(b"\xc2\x3e\x05later")
-    get = pb.Operation(get=pb.GetRequest(namespace=namespace, key=b"k"))
+    to_come = pb.BatchOperation.FromString(b"\xc2\x3e\x05later")
+    get = pb.BatchOperation(get=pb.GetRequest(namespace=namespace, key=b"k"))
     with grpc.insecure_channel(targets["as it is"], options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
         results = SessionStoreServiceStub(channel).Batch(pb.BatchRequest(operations=[put, to_come, get])).results
     assert results[1].error.code == grpc.StatusCode.INVALID_ARGUMENT.value[0]

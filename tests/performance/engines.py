@@ -129,7 +129,7 @@ def take(key: bytes) -> pb.TakeRequest:
     return pb.TakeRequest(namespace="shop", key=key)
 
 
-def batches(operations: Sequence[pb.Operation]) -> list[Message]:
+def batches(operations: Sequence[pb.BatchOperation]) -> list[Message]:
     """Return `operations` in Batches."""
     return [pb.BatchRequest(operations=operations[start : start + BATCH]) for start in range(0, len(operations), BATCH)]
 
@@ -140,8 +140,8 @@ def requests(calls: int) -> Iterator[tuple[str, list[Message]]]:
     yield "Put", [put(key) for key in keys]
     yield "Get", [get(key) for key in random.sample(keys, calls)]
     yield "Take", [take(key) for key in random.sample(keys, calls)]
-    yield "Batch of Puts", batches([pb.Operation(put=put(key)) for key in more])
-    yield "Batch of Gets", batches([pb.Operation(get=get(key)) for key in more])
+    yield "Batch of Puts", batches([pb.BatchOperation(put=put(key)) for key in more])
+    yield "Batch of Gets", batches([pb.BatchOperation(get=get(key)) for key in more])
 
 
 def run(subject: Subject, operation: str, messages: Sequence[Message], figures: Figures) -> None:

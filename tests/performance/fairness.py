@@ -164,7 +164,7 @@ FLOODS: dict[str, Callable[[Flood, int], None]] = {
     "Gets given up after 50 ms": lambda flood, _: flood.call("Get", get, 128, 0.05),
     "Puts": lambda flood, _: flood.call("Put", put, 128),
     "Batches": lambda flood, _: flood.call(
-        "Batch", lambda: pb.BatchRequest(operations=[pb.Operation(get=get())] * 256), 64
+        "Batch", lambda: pb.BatchRequest(operations=[pb.BatchOperation(get=get())] * 256), 64
     ),
     "Watches": lambda flood, _: flood.watch(),
     "silent calls": lambda flood, _: flood.stay_silent(),

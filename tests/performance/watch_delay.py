@@ -72,9 +72,9 @@ class TimedSessions(Sessions):
         super().clear()
         self.purges.append(time.monotonic())
 
-    def put(self, key: bytes, session: Any, since: int | None = None) -> None:
+    def put(self, key: bytes, session: Any, since: int | None = None, issued: float = 0.0) -> None:
         """Keep a session."""
-        super().put(key, session, since)
+        super().put(key, session, since, issued)
         self.times[0][key] = time.monotonic()
 
     def remove(self, key: bytes) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 import resumed
 from resumed.mirror import STALE_SECONDS, Mirror, Sessions
-from resumed.store import Changes, StoredSession
+from resumed.store import Change, Changes, StoredSession
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -136,6 +136,39 @@ def test_what_was_removed_here_does_not_come_back_from_a_stream_that_is_behind()
     assert (sessions.get(b"removed"), sessions.get(b"another")) == (None, b"value")
 
 
+def test_a_purge_ends_what_was_issued_before_it_or_nobody_knows_when() -> None:
+    """What was issued since stays; what a look-up brings that began before does not come back."""
+    sessions = Sessions(1 << 20)
+    since = sessions.removals
+    sessions.apply(
+        [Change(b"before", session(), 999.9), Change(b"then", session(), 1_000.0), Change(b"told", session())]
+    )
+    sessions.put(b"found", session(), since)
+    sessions.apply([Change(b"", None, 1_000.0)])
+    assert [key for key in (b"before", b"then", b"told", b"found") if sessions.get(key)] == [b"then"]
+    sessions.put(b"late", session(), since)
+    assert sessions.get(b"late") is None
+    sessions.apply([Change(b"", None, 1.0)])
+    assert sessions.get(b"then") == b"value"
+    sessions.apply([Change(b"")])
+    assert not len(sessions)
+    assert sessions._bytes == 0
+
+
+def test_a_change_shows_neither_a_key_nor_a_value() -> None:
+    """It may end in a log."""
+    changes = [Change(b"secret", session(b"secret"), 1.0), Change(b"secret"), Change(b"", None, 2.0)]
+    assert str(changes) == "[Change(stored, time=1.0), Change(removed, time=None), Change(purged, time=2.0)]"
+
+
+@pytest.mark.parametrize("issued", [-(2.0**62), 2.0**62])
+def test_a_session_may_be_said_to_be_issued_whenever(issued: float) -> None:
+    """The store may say anything."""
+    sessions = Sessions(1 << 20)
+    sessions.apply([Change(b"key", session(), issued)])
+    assert sessions.get(b"key") == b"value"
+
+
 def test_memory_over_the_value_is_at_most_200_bytes() -> None:
     """A key, one object, and its place in the table and the order."""
     sessions = Sessions(1 << 40)
@@ -172,7 +205,7 @@ class Stream:
 
     def tell(self, *changes: tuple[bytes, StoredSession | None], live: bool = True) -> None:
         """Tell the mirror something, and wait until it knows."""
-        self._news.put(Changes(list(changes), b"position", live))
+        self._news.put(Changes([Change(*each) for each in changes], b"position", live))
         self._taken.get(timeout=20)
 
     def __iter__(self) -> Iterator[Changes]:

@@ -89,6 +89,7 @@ def test_a_call_under_way_is_answered_and_a_new_one_refused(
     with pytest.raises(grpc.RpcError) as refused:
         wait(b"", timeout=PATIENCE)
     assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert "ERROR_REASON_DRAINING" in str(refused.value.trailing_metadata())
     assert not stopped.is_set()
     handlers.released.set()
     assert under_way.result() == b"answer"

@@ -39,7 +39,7 @@ def store_that_answers(answer: Message) -> SessionStore:
 @pytest.mark.parametrize("count", [0, 1, 3])
 def test_a_batch_with_more_or_fewer_results_than_operations(count: int) -> None:
     """Nobody knows what they are the results of."""
-    store = store_that_answers(pb.BatchResponse(results=[pb.Result(get=pb.GetResponse())] * count))
+    store = store_that_answers(pb.BatchResponse(results=[pb.BatchResult(get=pb.GetResponse())] * count))
     with pytest.raises(StoreError, match=f"the answer has {count} results, not 2"):
         store.batch([Get(KEY), Get(KEY)])
 
@@ -47,7 +47,7 @@ def test_a_batch_with_more_or_fewer_results_than_operations(count: int) -> None:
 @pytest.mark.parametrize("code", [-(2**31), -100, -1, 17, 2**31 - 1])
 def test_a_status_that_grpc_does_not_have(code: int) -> None:
     """It is shown as it is."""
-    result = pb.Result()
+    result = pb.BatchResult()
     result.error.code = code
     [refused] = store_that_answers(pb.BatchResponse(results=[result])).batch([Get(KEY)])
     assert str(refused) == f"status {code}: "

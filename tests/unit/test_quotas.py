@@ -187,7 +187,7 @@ def test_only_what_is_stored_counts() -> None:
             return pb.PutRequest(namespace="shop", key=key, value=value, ttl=Duration(seconds=60))
 
         operations = [put(b"1", b"value"), put(b"1", b"value"), put(b"1", b"other"), put(b"2", b"value")]
-        request = pb.BatchRequest(operations=[pb.Operation(put=each) for each in operations])
+        request = pb.BatchRequest(operations=[pb.BatchOperation(put=each) for each in operations])
         context: Any = Refused()
         service.Batch(request, context)
         assert (budget.tally.sessions, budget.tally.bytes) == (2, 10)

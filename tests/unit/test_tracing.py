@@ -67,7 +67,7 @@ class Traced:
 def test_a_span_says_what_became_of_the_call() -> None:
     """In the words of the metrics."""
     traced = Traced()
-    session = pb.Session(value=SECRET)
+    session = pb.StoredSession(value=SECRET)
     for request, response, outcome in (
         (pb.GetRequest(**ADDRESS), pb.GetResponse(session=session), "hit"),
         (pb.GetRequest(**ADDRESS), pb.GetResponse(), "miss"),
@@ -91,10 +91,10 @@ def test_a_span_says_what_became_of_the_call() -> None:
 def test_a_batch_says_how_many_operations_and_which_namespace_if_it_is_one() -> None:
     """Of several it names none."""
     traced = Traced()
-    get = pb.Operation(get=pb.GetRequest(**ADDRESS))
-    other = pb.Operation(take=pb.TakeRequest(namespace="other", key=SECRET))
-    results = pb.BatchResponse(results=[pb.Result(), pb.Result()])
-    for operations, namespace in (([get, get], "shop"), ([get, other], None), ([get, pb.Operation()], None)):
+    get = pb.BatchOperation(get=pb.GetRequest(**ADDRESS))
+    other = pb.BatchOperation(take=pb.TakeRequest(namespace="other", key=SECRET))
+    results = pb.BatchResponse(results=[pb.BatchResult(), pb.BatchResult()])
+    for operations, namespace in (([get, get], "shop"), ([get, other], None), ([get, pb.BatchOperation()], None)):
         span = traced.answered(pb.BatchRequest(operations=operations), results)
         assert span.attributes
         assert span.attributes["resumed.operations"] == 2

@@ -44,7 +44,8 @@ typedef struct resumed_options {
 /*
  * Lets a server's context keep its sessions in the store, and resume what any other frontend negotiated. Call it when the context
  * is set up and before its first connection; a server that forks may call it before it does. Contexts that connections switch to
- * (SSL_set_SSL_CTX) need it as well. Contexts installed with equal options share a connection and a mirror.
+ * (SSL_set_SSL_CTX) need it as well. Contexts installed with equal options share a connection and a mirror. SSL_CTX_free of the last of them
+ * waits for what is not sent yet, at most for a second. Session callbacks that the application has set are replaced.
  *
  * It sets the session callbacks and the id generator, switches stateless tickets and the internal cache off, and sets the timeout.
  *

@@ -31,9 +31,9 @@ type PurgeRequest struct {
 	Namespace string `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
 	// When the last session to purge was issued at most, exclusive; not ahead of the store's clock. Unset: now, on that clock,
 	// which is all that was stored before the call.
-	IssuedBefore  *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=issued_before,json=issuedBefore,proto3" json:"issued_before,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	IssuedBeforeTime *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=issued_before_time,json=issuedBeforeTime,proto3" json:"issued_before_time,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *PurgeRequest) Reset() {
@@ -73,9 +73,9 @@ func (x *PurgeRequest) GetNamespace() string {
 	return ""
 }
 
-func (x *PurgeRequest) GetIssuedBefore() *timestamppb.Timestamp {
+func (x *PurgeRequest) GetIssuedBeforeTime() *timestamppb.Timestamp {
 	if x != nil {
-		return x.IssuedBefore
+		return x.IssuedBeforeTime
 	}
 	return nil
 }
@@ -85,9 +85,9 @@ type PurgeResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// No session of the namespace that was issued before this time is returned any more: what was asked for, or what an earlier
 	// Purge said, whichever is later.
-	IssuedBefore  *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=issued_before,json=issuedBefore,proto3" json:"issued_before,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	IssuedBeforeTime *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=issued_before_time,json=issuedBeforeTime,proto3" json:"issued_before_time,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *PurgeResponse) Reset() {
@@ -120,9 +120,9 @@ func (*PurgeResponse) Descriptor() ([]byte, []int) {
 	return file_resumed_v1_admin_proto_rawDescGZIP(), []int{1}
 }
 
-func (x *PurgeResponse) GetIssuedBefore() *timestamppb.Timestamp {
+func (x *PurgeResponse) GetIssuedBeforeTime() *timestamppb.Timestamp {
 	if x != nil {
-		return x.IssuedBefore
+		return x.IssuedBeforeTime
 	}
 	return nil
 }
@@ -131,7 +131,11 @@ func (x *PurgeResponse) GetIssuedBefore() *timestamppb.Timestamp {
 type StatsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Namespace to count: 1 to 63 characters of [a-z0-9.-]. Empty for all of them, which takes a grant whose namespaces are "*".
-	Namespace     string `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	Namespace string `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	// The most namespaces in the answer: 1 to 10,000; 0, or more than 10,000, is 10,000.
+	PageSize int32 `protobuf:"varint,2,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	// The next_page_token of the answer before, for the same namespace: at most 63 bytes. Empty for the first page.
+	PageToken     string `protobuf:"bytes,3,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -173,11 +177,27 @@ func (x *StatsRequest) GetNamespace() string {
 	return ""
 }
 
+func (x *StatsRequest) GetPageSize() int32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+func (x *StatsRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
+}
+
 // Tells how much there is.
 type StatsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The namespace that was asked for, or all in which there is something, by their names.
-	Namespaces    []*NamespaceStats `protobuf:"bytes,1,rep,name=namespaces,proto3" json:"namespaces,omitempty"`
+	// The namespace of the request, or a page of all namespaces in which there is something, in the order of their names.
+	Namespaces []*NamespaceStats `protobuf:"bytes,1,rep,name=namespaces,proto3" json:"namespaces,omitempty"`
+	// The page_token of the next page; empty if there is none.
+	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -219,23 +239,30 @@ func (x *StatsResponse) GetNamespaces() []*NamespaceStats {
 	return nil
 }
 
+func (x *StatsResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
+}
+
 // Describes what there is of a namespace.
 type NamespaceStats struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The namespace.
 	Namespace string `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
 	// Sessions that a look-up would return.
-	Sessions uint64 `protobuf:"varint,2,opt,name=sessions,proto3" json:"sessions,omitempty"`
+	SessionCount int64 `protobuf:"varint,2,opt,name=session_count,json=sessionCount,proto3" json:"session_count,omitempty"`
 	// Bytes that their values take, without what keys and the engine take.
-	ValueBytes uint64 `protobuf:"varint,3,opt,name=value_bytes,json=valueBytes,proto3" json:"value_bytes,omitempty"`
+	ValueBytes int64 `protobuf:"varint,3,opt,name=value_bytes,json=valueBytes,proto3" json:"value_bytes,omitempty"`
 	// Keys that refuse a Put, since their session was removed or taken.
-	Tombstones uint64 `protobuf:"varint,4,opt,name=tombstones,proto3" json:"tombstones,omitempty"`
+	TombstoneCount int64 `protobuf:"varint,4,opt,name=tombstone_count,json=tombstoneCount,proto3" json:"tombstone_count,omitempty"`
 	// Sessions that were purged and are not deleted yet.
-	Purged uint64 `protobuf:"varint,5,opt,name=purged,proto3" json:"purged,omitempty"`
+	PurgedCount int64 `protobuf:"varint,5,opt,name=purged_count,json=purgedCount,proto3" json:"purged_count,omitempty"`
 	// No session that was issued before this time is returned any more; unset if the namespace was not purged in the last 7 days.
-	IssuedBefore  *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=issued_before,json=issuedBefore,proto3" json:"issued_before,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	IssuedBeforeTime *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=issued_before_time,json=issuedBeforeTime,proto3" json:"issued_before_time,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *NamespaceStats) Reset() {
@@ -275,37 +302,37 @@ func (x *NamespaceStats) GetNamespace() string {
 	return ""
 }
 
-func (x *NamespaceStats) GetSessions() uint64 {
+func (x *NamespaceStats) GetSessionCount() int64 {
 	if x != nil {
-		return x.Sessions
+		return x.SessionCount
 	}
 	return 0
 }
 
-func (x *NamespaceStats) GetValueBytes() uint64 {
+func (x *NamespaceStats) GetValueBytes() int64 {
 	if x != nil {
 		return x.ValueBytes
 	}
 	return 0
 }
 
-func (x *NamespaceStats) GetTombstones() uint64 {
+func (x *NamespaceStats) GetTombstoneCount() int64 {
 	if x != nil {
-		return x.Tombstones
+		return x.TombstoneCount
 	}
 	return 0
 }
 
-func (x *NamespaceStats) GetPurged() uint64 {
+func (x *NamespaceStats) GetPurgedCount() int64 {
 	if x != nil {
-		return x.Purged
+		return x.PurgedCount
 	}
 	return 0
 }
 
-func (x *NamespaceStats) GetIssuedBefore() *timestamppb.Timestamp {
+func (x *NamespaceStats) GetIssuedBeforeTime() *timestamppb.Timestamp {
 	if x != nil {
-		return x.IssuedBefore
+		return x.IssuedBeforeTime
 	}
 	return nil
 }
@@ -315,32 +342,34 @@ var File_resumed_v1_admin_proto protoreflect.FileDescriptor
 const file_resumed_v1_admin_proto_rawDesc = "" +
 	"\n" +
 	"\x16resumed/v1/admin.proto\x12\n" +
-	"resumed.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"m\n" +
+	"resumed.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"v\n" +
 	"\fPurgeRequest\x12\x1c\n" +
-	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12?\n" +
-	"\rissued_before\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\fissuedBefore\"P\n" +
-	"\rPurgeResponse\x12?\n" +
-	"\rissued_before\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\fissuedBefore\",\n" +
+	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12H\n" +
+	"\x12issued_before_time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x10issuedBeforeTime\"Y\n" +
+	"\rPurgeResponse\x12H\n" +
+	"\x12issued_before_time\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x10issuedBeforeTime\"h\n" +
 	"\fStatsRequest\x12\x1c\n" +
-	"\tnamespace\x18\x01 \x01(\tR\tnamespace\"K\n" +
+	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x1b\n" +
+	"\tpage_size\x18\x02 \x01(\x05R\bpageSize\x12\x1d\n" +
+	"\n" +
+	"page_token\x18\x03 \x01(\tR\tpageToken\"s\n" +
 	"\rStatsResponse\x12:\n" +
 	"\n" +
 	"namespaces\x18\x01 \x03(\v2\x1a.resumed.v1.NamespaceStatsR\n" +
-	"namespaces\"\xe4\x01\n" +
+	"namespaces\x12&\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\x8a\x02\n" +
 	"\x0eNamespaceStats\x12\x1c\n" +
-	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x1a\n" +
-	"\bsessions\x18\x02 \x01(\x04R\bsessions\x12\x1f\n" +
-	"\vvalue_bytes\x18\x03 \x01(\x04R\n" +
-	"valueBytes\x12\x1e\n" +
-	"\n" +
-	"tombstones\x18\x04 \x01(\x04R\n" +
-	"tombstones\x12\x16\n" +
-	"\x06purged\x18\x05 \x01(\x04R\x06purged\x12?\n" +
-	"\rissued_before\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\fissuedBefore2\x8a\x01\n" +
-	"\fAdminService\x12<\n" +
-	"\x05Purge\x12\x18.resumed.v1.PurgeRequest\x1a\x19.resumed.v1.PurgeResponse\x12<\n" +
-	"\x05Stats\x12\x18.resumed.v1.StatsRequest\x1a\x19.resumed.v1.StatsResponseBL\n" +
-	"\x0edev.resumed.v1P\x01Z8github.com/resumed/resumed/client/go/resumedv1;resumedv1b\x06proto3"
+	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12#\n" +
+	"\rsession_count\x18\x02 \x01(\x03R\fsessionCount\x12\x1f\n" +
+	"\vvalue_bytes\x18\x03 \x01(\x03R\n" +
+	"valueBytes\x12'\n" +
+	"\x0ftombstone_count\x18\x04 \x01(\x03R\x0etombstoneCount\x12!\n" +
+	"\fpurged_count\x18\x05 \x01(\x03R\vpurgedCount\x12H\n" +
+	"\x12issued_before_time\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\x10issuedBeforeTime2\x94\x01\n" +
+	"\fAdminService\x12A\n" +
+	"\x05Purge\x12\x18.resumed.v1.PurgeRequest\x1a\x19.resumed.v1.PurgeResponse\"\x03\x90\x02\x02\x12A\n" +
+	"\x05Stats\x12\x18.resumed.v1.StatsRequest\x1a\x19.resumed.v1.StatsResponse\"\x03\x90\x02\x01BR\n" +
+	"\x14io.github.resumed.v1P\x01Z8github.com/resumed/resumed/client/go/resumedv1;resumedv1b\x06proto3"
 
 var (
 	file_resumed_v1_admin_proto_rawDescOnce sync.Once
@@ -364,10 +393,10 @@ var file_resumed_v1_admin_proto_goTypes = []any{
 	(*timestamppb.Timestamp)(nil), // 5: google.protobuf.Timestamp
 }
 var file_resumed_v1_admin_proto_depIdxs = []int32{
-	5, // 0: resumed.v1.PurgeRequest.issued_before:type_name -> google.protobuf.Timestamp
-	5, // 1: resumed.v1.PurgeResponse.issued_before:type_name -> google.protobuf.Timestamp
+	5, // 0: resumed.v1.PurgeRequest.issued_before_time:type_name -> google.protobuf.Timestamp
+	5, // 1: resumed.v1.PurgeResponse.issued_before_time:type_name -> google.protobuf.Timestamp
 	4, // 2: resumed.v1.StatsResponse.namespaces:type_name -> resumed.v1.NamespaceStats
-	5, // 3: resumed.v1.NamespaceStats.issued_before:type_name -> google.protobuf.Timestamp
+	5, // 3: resumed.v1.NamespaceStats.issued_before_time:type_name -> google.protobuf.Timestamp
 	0, // 4: resumed.v1.AdminService.Purge:input_type -> resumed.v1.PurgeRequest
 	2, // 5: resumed.v1.AdminService.Stats:input_type -> resumed.v1.StatsRequest
 	1, // 6: resumed.v1.AdminService.Purge:output_type -> resumed.v1.PurgeResponse

@@ -30,63 +30,71 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// Names the reason of an error, in google.rpc.ErrorInfo with the domain "resumed.v1".
+// Names the reason of an error, in google.rpc.ErrorInfo with the domain "resumed.github.io".
 type ErrorReason int32
 
 const (
 	// Never sent.
 	ErrorReason_ERROR_REASON_UNSPECIFIED ErrorReason = 0
 	// A field of the request is outside its limits; comes with INVALID_ARGUMENT and a google.rpc.BadRequest that names the
-	// field and the limit.
+	// field, by its path in the request, and the limit.
 	//
-	// Example: {"reason": "ERROR_REASON_INVALID_FIELD", "domain": "resumed.v1", "metadata": {"field": "ttl"}}
+	// Example: {"reason": "ERROR_REASON_INVALID_FIELD", "domain": "resumed.github.io", "metadata": {"field": "ttl"}}
 	ErrorReason_ERROR_REASON_INVALID_FIELD ErrorReason = 1
 	// The key holds another value, or its session was removed, taken or purged; comes with ALREADY_EXISTS. Do not retry.
 	//
-	// Example: {"reason": "ERROR_REASON_WRITE_ONCE", "domain": "resumed.v1", "metadata": {"namespace": "shop"}}
+	// Example: {"reason": "ERROR_REASON_WRITE_ONCE", "domain": "resumed.github.io", "metadata": {"namespace": "shop"}}
 	ErrorReason_ERROR_REASON_WRITE_ONCE ErrorReason = 2
 	// The store has no room for the session, even after the soonest to expire were dropped; comes with RESOURCE_EXHAUSTED.
 	//
-	// Example: {"reason": "ERROR_REASON_STORE_FULL", "domain": "resumed.v1", "metadata": {}}
+	// Example: {"reason": "ERROR_REASON_STORE_FULL", "domain": "resumed.github.io", "metadata": {}}
 	ErrorReason_ERROR_REASON_STORE_FULL ErrorReason = 3
-	// The storage engine does not answer; comes with UNAVAILABLE. Retry later.
+	// The storage engine does not answer; comes with UNAVAILABLE: an outage. Retry later.
 	//
-	// Example: {"reason": "ERROR_REASON_ENGINE_UNAVAILABLE", "domain": "resumed.v1", "metadata": {}}
+	// Example: {"reason": "ERROR_REASON_ENGINE_UNAVAILABLE", "domain": "resumed.github.io", "metadata": {}}
 	ErrorReason_ERROR_REASON_ENGINE_UNAVAILABLE ErrorReason = 4
 	// The server has a fault of its own, which its log describes; comes with INTERNAL.
 	//
-	// Example: {"reason": "ERROR_REASON_INTERNAL", "domain": "resumed.v1", "metadata": {}}
+	// Example: {"reason": "ERROR_REASON_INTERNAL", "domain": "resumed.github.io", "metadata": {}}
 	ErrorReason_ERROR_REASON_INTERNAL ErrorReason = 5
-	// This server does not serve the call; comes with UNIMPLEMENTED.
+	// This server has no such method; comes with UNIMPLEMENTED. Do not retry.
 	//
-	// Example: {"reason": "ERROR_REASON_UNIMPLEMENTED", "domain": "resumed.v1", "metadata": {"method": "Watch"}}
+	// Example: {"reason": "ERROR_REASON_UNIMPLEMENTED", "domain": "resumed.github.io", "metadata": {"method": "Watch"}}
 	ErrorReason_ERROR_REASON_UNIMPLEMENTED ErrorReason = 6
-	// A watcher did not read its events fast enough; comes with RESOURCE_EXHAUSTED. Watch again.
+	// A watcher did not read its events fast enough; comes with ABORTED. Watch again, at any server.
 	//
-	// Example: {"reason": "ERROR_REASON_WATCHER_TOO_SLOW", "domain": "resumed.v1", "metadata": {}}
+	// Example: {"reason": "ERROR_REASON_WATCHER_TOO_SLOW", "domain": "resumed.github.io", "metadata": {}}
 	ErrorReason_ERROR_REASON_WATCHER_TOO_SLOW ErrorReason = 7
-	// The server has as many watchers as it takes; comes with RESOURCE_EXHAUSTED. Watch another replica, or look sessions up.
+	// The server has as many watchers as it takes; comes with UNAVAILABLE. Watch at another server, or look sessions up.
 	//
-	// Example: {"reason": "ERROR_REASON_TOO_MANY_WATCHERS", "domain": "resumed.v1", "metadata": {}}
+	// Example: {"reason": "ERROR_REASON_TOO_MANY_WATCHERS", "domain": "resumed.github.io", "metadata": {}}
 	ErrorReason_ERROR_REASON_TOO_MANY_WATCHERS ErrorReason = 8
 	// The server knows its callers by their client certificates, and this one came with none, or with one that has neither a
 	// SPIFFE id nor a DNS name; comes with UNAUTHENTICATED. Use another certificate.
 	//
-	// Example: {"reason": "ERROR_REASON_UNAUTHENTICATED", "domain": "resumed.v1", "metadata": {}}
+	// Example: {"reason": "ERROR_REASON_UNAUTHENTICATED", "domain": "resumed.github.io", "metadata": {}}
 	ErrorReason_ERROR_REASON_UNAUTHENTICATED ErrorReason = 9
 	// No grant allows the caller the operation in the namespace; comes with PERMISSION_DENIED, whatever the namespace holds. Have it
 	// granted. The operation is one of put, get, take, remove, watch, purge and stats.
 	//
-	// Example: {"reason": "ERROR_REASON_NOT_GRANTED", "domain": "resumed.v1", "metadata": {"identity":
+	// Example: {"reason": "ERROR_REASON_NOT_GRANTED", "domain": "resumed.github.io", "metadata": {"identity":
 	// "spiffe://example.org/shop", "namespace": "pay", "operation": "take"}}
 	ErrorReason_ERROR_REASON_NOT_GRANTED ErrorReason = 10
 	// A limit of the caller, or of the namespace, is used up; comes with RESOURCE_EXHAUSTED, and with a google.rpc.RetryInfo where time
 	// alone helps: make no call sooner. Whoever does is answered later. The limit is one of operations_per_second, watchers, sessions
 	// and bytes.
 	//
-	// Example: {"reason": "ERROR_REASON_LIMIT_EXCEEDED", "domain": "resumed.v1", "metadata": {"of": "spiffe://example.org/shop",
+	// Example: {"reason": "ERROR_REASON_LIMIT_EXCEEDED", "domain": "resumed.github.io", "metadata": {"of": "spiffe://example.org/shop",
 	// "limit": "operations_per_second"}}
 	ErrorReason_ERROR_REASON_LIMIT_EXCEEDED ErrorReason = 11
+	// The server is stopping, as in a rollout; comes with UNAVAILABLE. The storage is well: call another server at once.
+	//
+	// Example: {"reason": "ERROR_REASON_DRAINING", "domain": "resumed.github.io", "metadata": {}}
+	ErrorReason_ERROR_REASON_DRAINING ErrorReason = 12
+	// The request is no message of its method; comes with INVALID_ARGUMENT. Do not retry.
+	//
+	// Example: {"reason": "ERROR_REASON_MALFORMED_REQUEST", "domain": "resumed.github.io", "metadata": {}}
+	ErrorReason_ERROR_REASON_MALFORMED_REQUEST ErrorReason = 13
 )
 
 // Enum value maps for ErrorReason.
@@ -104,6 +112,8 @@ var (
 		9:  "ERROR_REASON_UNAUTHENTICATED",
 		10: "ERROR_REASON_NOT_GRANTED",
 		11: "ERROR_REASON_LIMIT_EXCEEDED",
+		12: "ERROR_REASON_DRAINING",
+		13: "ERROR_REASON_MALFORMED_REQUEST",
 	}
 	ErrorReason_value = map[string]int32{
 		"ERROR_REASON_UNSPECIFIED":        0,
@@ -118,6 +128,8 @@ var (
 		"ERROR_REASON_UNAUTHENTICATED":    9,
 		"ERROR_REASON_NOT_GRANTED":        10,
 		"ERROR_REASON_LIMIT_EXCEEDED":     11,
+		"ERROR_REASON_DRAINING":           12,
+		"ERROR_REASON_MALFORMED_REQUEST":  13,
 	}
 )
 
@@ -339,7 +351,7 @@ func (x *GetRequest) GetKey() []byte {
 type GetResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The session, unset on a miss.
-	Session       *Session `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"`
+	Session       *StoredSession `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -374,7 +386,7 @@ func (*GetResponse) Descriptor() ([]byte, []int) {
 	return file_resumed_v1_session_store_proto_rawDescGZIP(), []int{3}
 }
 
-func (x *GetResponse) GetSession() *Session {
+func (x *GetResponse) GetSession() *StoredSession {
 	if x != nil {
 		return x.Session
 	}
@@ -440,7 +452,7 @@ func (x *TakeRequest) GetKey() []byte {
 type TakeResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The session, unset on a miss.
-	Session       *Session `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"`
+	Session       *StoredSession `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -475,7 +487,7 @@ func (*TakeResponse) Descriptor() ([]byte, []int) {
 	return file_resumed_v1_session_store_proto_rawDescGZIP(), []int{5}
 }
 
-func (x *TakeResponse) GetSession() *Session {
+func (x *TakeResponse) GetSession() *StoredSession {
 	if x != nil {
 		return x.Session
 	}
@@ -587,7 +599,7 @@ func (x *RemoveResponse) GetRemoved() bool {
 type BatchRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Operations to carry out, in this order: 1 to 256.
-	Operations    []*Operation `protobuf:"bytes,1,rep,name=operations,proto3" json:"operations,omitempty"`
+	Operations    []*BatchOperation `protobuf:"bytes,1,rep,name=operations,proto3" json:"operations,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -622,7 +634,7 @@ func (*BatchRequest) Descriptor() ([]byte, []int) {
 	return file_resumed_v1_session_store_proto_rawDescGZIP(), []int{8}
 }
 
-func (x *BatchRequest) GetOperations() []*Operation {
+func (x *BatchRequest) GetOperations() []*BatchOperation {
 	if x != nil {
 		return x.Operations
 	}
@@ -633,7 +645,7 @@ func (x *BatchRequest) GetOperations() []*Operation {
 type BatchResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// One result for each operation, in the same order.
-	Results       []*Result `protobuf:"bytes,1,rep,name=results,proto3" json:"results,omitempty"`
+	Results       []*BatchResult `protobuf:"bytes,1,rep,name=results,proto3" json:"results,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -668,7 +680,7 @@ func (*BatchResponse) Descriptor() ([]byte, []int) {
 	return file_resumed_v1_session_store_proto_rawDescGZIP(), []int{9}
 }
 
-func (x *BatchResponse) GetResults() []*Result {
+func (x *BatchResponse) GetResults() []*BatchResult {
 	if x != nil {
 		return x.Results
 	}
@@ -735,7 +747,7 @@ type WatchResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Events, those of one key in the order in which they happened; none in the first answer. A stream that goes on where an earlier
 	// one ended may tell some events again.
-	Events []*Event `protobuf:"bytes,1,rep,name=events,proto3" json:"events,omitempty"`
+	Events []*WatchEvent `protobuf:"bytes,1,rep,name=events,proto3" json:"events,omitempty"`
 	// Where the store is after these events: opaque, at most 64 bytes.
 	Position []byte `protobuf:"bytes,2,opt,name=position,proto3" json:"position,omitempty"`
 	// In the first answer: whether the stream goes on behind the position that was asked for. If not, what happened in between is
@@ -777,7 +789,7 @@ func (*WatchResponse) Descriptor() ([]byte, []int) {
 	return file_resumed_v1_session_store_proto_rawDescGZIP(), []int{11}
 }
 
-func (x *WatchResponse) GetEvents() []*Event {
+func (x *WatchResponse) GetEvents() []*WatchEvent {
 	if x != nil {
 		return x.Events
 	}
@@ -806,7 +818,7 @@ func (x *WatchResponse) GetLive() bool {
 }
 
 // Describes a session in the store.
-type Session struct {
+type StoredSession struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The value that was stored.
 	Value []byte `protobuf:"bytes,1,opt,name=value,proto3" json:"value,omitempty"`
@@ -816,20 +828,20 @@ type Session struct {
 	sizeCache     protoimpl.SizeCache
 }
 
-func (x *Session) Reset() {
-	*x = Session{}
+func (x *StoredSession) Reset() {
+	*x = StoredSession{}
 	mi := &file_resumed_v1_session_store_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
 
-func (x *Session) String() string {
+func (x *StoredSession) String() string {
 	return protoimpl.X.MessageStringOf(x)
 }
 
-func (*Session) ProtoMessage() {}
+func (*StoredSession) ProtoMessage() {}
 
-func (x *Session) ProtoReflect() protoreflect.Message {
+func (x *StoredSession) ProtoReflect() protoreflect.Message {
 	mi := &file_resumed_v1_session_store_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
@@ -841,55 +853,56 @@ func (x *Session) ProtoReflect() protoreflect.Message {
 	return mi.MessageOf(x)
 }
 
-// Deprecated: Use Session.ProtoReflect.Descriptor instead.
-func (*Session) Descriptor() ([]byte, []int) {
+// Deprecated: Use StoredSession.ProtoReflect.Descriptor instead.
+func (*StoredSession) Descriptor() ([]byte, []int) {
 	return file_resumed_v1_session_store_proto_rawDescGZIP(), []int{12}
 }
 
-func (x *Session) GetValue() []byte {
+func (x *StoredSession) GetValue() []byte {
 	if x != nil {
 		return x.Value
 	}
 	return nil
 }
 
-func (x *Session) GetTtl() *durationpb.Duration {
+func (x *StoredSession) GetTtl() *durationpb.Duration {
 	if x != nil {
 		return x.Ttl
 	}
 	return nil
 }
 
-// Describes one operation of a Batch; each is checked and answered as the call of its name would be.
-type Operation struct {
+// Describes one operation of a Batch; each is checked and answered as the call of its name would be. Errors name a field by its
+// path in the BatchRequest, such as "operations[3].put.ttl".
+type BatchOperation struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The operation: exactly one is set.
 	//
 	// Types that are valid to be assigned to Operation:
 	//
-	//	*Operation_Put
-	//	*Operation_Get
-	//	*Operation_Take
-	//	*Operation_Remove
-	Operation     isOperation_Operation `protobuf_oneof:"operation"`
+	//	*BatchOperation_Put
+	//	*BatchOperation_Get
+	//	*BatchOperation_Take
+	//	*BatchOperation_Remove
+	Operation     isBatchOperation_Operation `protobuf_oneof:"operation"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
-func (x *Operation) Reset() {
-	*x = Operation{}
+func (x *BatchOperation) Reset() {
+	*x = BatchOperation{}
 	mi := &file_resumed_v1_session_store_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
 
-func (x *Operation) String() string {
+func (x *BatchOperation) String() string {
 	return protoimpl.X.MessageStringOf(x)
 }
 
-func (*Operation) ProtoMessage() {}
+func (*BatchOperation) ProtoMessage() {}
 
-func (x *Operation) ProtoReflect() protoreflect.Message {
+func (x *BatchOperation) ProtoReflect() protoreflect.Message {
 	mi := &file_resumed_v1_session_store_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
@@ -901,117 +914,117 @@ func (x *Operation) ProtoReflect() protoreflect.Message {
 	return mi.MessageOf(x)
 }
 
-// Deprecated: Use Operation.ProtoReflect.Descriptor instead.
-func (*Operation) Descriptor() ([]byte, []int) {
+// Deprecated: Use BatchOperation.ProtoReflect.Descriptor instead.
+func (*BatchOperation) Descriptor() ([]byte, []int) {
 	return file_resumed_v1_session_store_proto_rawDescGZIP(), []int{13}
 }
 
-func (x *Operation) GetOperation() isOperation_Operation {
+func (x *BatchOperation) GetOperation() isBatchOperation_Operation {
 	if x != nil {
 		return x.Operation
 	}
 	return nil
 }
 
-func (x *Operation) GetPut() *PutRequest {
+func (x *BatchOperation) GetPut() *PutRequest {
 	if x != nil {
-		if x, ok := x.Operation.(*Operation_Put); ok {
+		if x, ok := x.Operation.(*BatchOperation_Put); ok {
 			return x.Put
 		}
 	}
 	return nil
 }
 
-func (x *Operation) GetGet() *GetRequest {
+func (x *BatchOperation) GetGet() *GetRequest {
 	if x != nil {
-		if x, ok := x.Operation.(*Operation_Get); ok {
+		if x, ok := x.Operation.(*BatchOperation_Get); ok {
 			return x.Get
 		}
 	}
 	return nil
 }
 
-func (x *Operation) GetTake() *TakeRequest {
+func (x *BatchOperation) GetTake() *TakeRequest {
 	if x != nil {
-		if x, ok := x.Operation.(*Operation_Take); ok {
+		if x, ok := x.Operation.(*BatchOperation_Take); ok {
 			return x.Take
 		}
 	}
 	return nil
 }
 
-func (x *Operation) GetRemove() *RemoveRequest {
+func (x *BatchOperation) GetRemove() *RemoveRequest {
 	if x != nil {
-		if x, ok := x.Operation.(*Operation_Remove); ok {
+		if x, ok := x.Operation.(*BatchOperation_Remove); ok {
 			return x.Remove
 		}
 	}
 	return nil
 }
 
-type isOperation_Operation interface {
-	isOperation_Operation()
+type isBatchOperation_Operation interface {
+	isBatchOperation_Operation()
 }
 
-type Operation_Put struct {
+type BatchOperation_Put struct {
 	// Stores a session.
 	Put *PutRequest `protobuf:"bytes,1,opt,name=put,proto3,oneof"`
 }
 
-type Operation_Get struct {
+type BatchOperation_Get struct {
 	// Returns a session.
 	Get *GetRequest `protobuf:"bytes,2,opt,name=get,proto3,oneof"`
 }
 
-type Operation_Take struct {
+type BatchOperation_Take struct {
 	// Returns and removes a session.
 	Take *TakeRequest `protobuf:"bytes,3,opt,name=take,proto3,oneof"`
 }
 
-type Operation_Remove struct {
+type BatchOperation_Remove struct {
 	// Removes a session.
 	Remove *RemoveRequest `protobuf:"bytes,4,opt,name=remove,proto3,oneof"`
 }
 
-func (*Operation_Put) isOperation_Operation() {}
+func (*BatchOperation_Put) isBatchOperation_Operation() {}
 
-func (*Operation_Get) isOperation_Operation() {}
+func (*BatchOperation_Get) isBatchOperation_Operation() {}
 
-func (*Operation_Take) isOperation_Operation() {}
+func (*BatchOperation_Take) isBatchOperation_Operation() {}
 
-func (*Operation_Remove) isOperation_Operation() {}
+func (*BatchOperation_Remove) isBatchOperation_Operation() {}
 
 // Answers one operation of a Batch.
-type Result struct {
+type BatchResult struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The answer to the operation, or its error: exactly one is set.
 	//
 	// Types that are valid to be assigned to Result:
 	//
-	//	*Result_Put
-	//	*Result_Get
-	//	*Result_Take
-	//	*Result_Remove
-	//	*Result_Error
-	Result        isResult_Result `protobuf_oneof:"result"`
+	//	*BatchResult_Put
+	//	*BatchResult_Get
+	//	*BatchResult_Take
+	//	*BatchResult_Remove
+	//	*BatchResult_Error
+	Result        isBatchResult_Result `protobuf_oneof:"result"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
-func (x *Result) Reset() {
-	*x = Result{}
+func (x *BatchResult) Reset() {
+	*x = BatchResult{}
 	mi := &file_resumed_v1_session_store_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
 
-func (x *Result) String() string {
+func (x *BatchResult) String() string {
 	return protoimpl.X.MessageStringOf(x)
 }
 
-func (*Result) ProtoMessage() {}
+func (*BatchResult) ProtoMessage() {}
 
-func (x *Result) ProtoReflect() protoreflect.Message {
+func (x *BatchResult) ProtoReflect() protoreflect.Message {
 	mi := &file_resumed_v1_session_store_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
@@ -1023,131 +1036,131 @@ func (x *Result) ProtoReflect() protoreflect.Message {
 	return mi.MessageOf(x)
 }
 
-// Deprecated: Use Result.ProtoReflect.Descriptor instead.
-func (*Result) Descriptor() ([]byte, []int) {
+// Deprecated: Use BatchResult.ProtoReflect.Descriptor instead.
+func (*BatchResult) Descriptor() ([]byte, []int) {
 	return file_resumed_v1_session_store_proto_rawDescGZIP(), []int{14}
 }
 
-func (x *Result) GetResult() isResult_Result {
+func (x *BatchResult) GetResult() isBatchResult_Result {
 	if x != nil {
 		return x.Result
 	}
 	return nil
 }
 
-func (x *Result) GetPut() *PutResponse {
+func (x *BatchResult) GetPut() *PutResponse {
 	if x != nil {
-		if x, ok := x.Result.(*Result_Put); ok {
+		if x, ok := x.Result.(*BatchResult_Put); ok {
 			return x.Put
 		}
 	}
 	return nil
 }
 
-func (x *Result) GetGet() *GetResponse {
+func (x *BatchResult) GetGet() *GetResponse {
 	if x != nil {
-		if x, ok := x.Result.(*Result_Get); ok {
+		if x, ok := x.Result.(*BatchResult_Get); ok {
 			return x.Get
 		}
 	}
 	return nil
 }
 
-func (x *Result) GetTake() *TakeResponse {
+func (x *BatchResult) GetTake() *TakeResponse {
 	if x != nil {
-		if x, ok := x.Result.(*Result_Take); ok {
+		if x, ok := x.Result.(*BatchResult_Take); ok {
 			return x.Take
 		}
 	}
 	return nil
 }
 
-func (x *Result) GetRemove() *RemoveResponse {
+func (x *BatchResult) GetRemove() *RemoveResponse {
 	if x != nil {
-		if x, ok := x.Result.(*Result_Remove); ok {
+		if x, ok := x.Result.(*BatchResult_Remove); ok {
 			return x.Remove
 		}
 	}
 	return nil
 }
 
-func (x *Result) GetError() *status.Status {
+func (x *BatchResult) GetError() *status.Status {
 	if x != nil {
-		if x, ok := x.Result.(*Result_Error); ok {
+		if x, ok := x.Result.(*BatchResult_Error); ok {
 			return x.Error
 		}
 	}
 	return nil
 }
 
-type isResult_Result interface {
-	isResult_Result()
+type isBatchResult_Result interface {
+	isBatchResult_Result()
 }
 
-type Result_Put struct {
+type BatchResult_Put struct {
 	// The answer to a Put.
 	Put *PutResponse `protobuf:"bytes,1,opt,name=put,proto3,oneof"`
 }
 
-type Result_Get struct {
+type BatchResult_Get struct {
 	// The answer to a Get.
 	Get *GetResponse `protobuf:"bytes,2,opt,name=get,proto3,oneof"`
 }
 
-type Result_Take struct {
+type BatchResult_Take struct {
 	// The answer to a Take.
 	Take *TakeResponse `protobuf:"bytes,3,opt,name=take,proto3,oneof"`
 }
 
-type Result_Remove struct {
+type BatchResult_Remove struct {
 	// The answer to a Remove.
 	Remove *RemoveResponse `protobuf:"bytes,4,opt,name=remove,proto3,oneof"`
 }
 
-type Result_Error struct {
-	// The error of an operation that failed, with the details that the call of its name would have carried.
+type BatchResult_Error struct {
+	// The error of an operation that failed, with the details that the call of its name would have had.
 	Error *status.Status `protobuf:"bytes,5,opt,name=error,proto3,oneof"`
 }
 
-func (*Result_Put) isResult_Result() {}
+func (*BatchResult_Put) isBatchResult_Result() {}
 
-func (*Result_Get) isResult_Result() {}
+func (*BatchResult_Get) isBatchResult_Result() {}
 
-func (*Result_Take) isResult_Result() {}
+func (*BatchResult_Take) isBatchResult_Result() {}
 
-func (*Result_Remove) isResult_Result() {}
+func (*BatchResult_Remove) isBatchResult_Result() {}
 
-func (*Result_Error) isResult_Result() {}
+func (*BatchResult_Error) isBatchResult_Result() {}
 
 // Describes one change in a namespace.
-type Event struct {
+type WatchEvent struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The change: exactly one is set. A client that does not know it must do as for a purge.
+	// The change: exactly one is set. A client that does not know it must do as for a purge of everything.
 	//
 	// Types that are valid to be assigned to Event:
 	//
-	//	*Event_Put_
-	//	*Event_Removed_
-	//	*Event_Purged_
-	Event         isEvent_Event `protobuf_oneof:"event"`
+	//	*WatchEvent_Stored
+	//	*WatchEvent_Removed
+	//	*WatchEvent_Purged
+	Event         isWatchEvent_Event `protobuf_oneof:"event"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
-func (x *Event) Reset() {
-	*x = Event{}
+func (x *WatchEvent) Reset() {
+	*x = WatchEvent{}
 	mi := &file_resumed_v1_session_store_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
 
-func (x *Event) String() string {
+func (x *WatchEvent) String() string {
 	return protoimpl.X.MessageStringOf(x)
 }
 
-func (*Event) ProtoMessage() {}
+func (*WatchEvent) ProtoMessage() {}
 
-func (x *Event) ProtoReflect() protoreflect.Message {
+func (x *WatchEvent) ProtoReflect() protoreflect.Message {
 	mi := &file_resumed_v1_session_store_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
@@ -1159,95 +1172,98 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 	return mi.MessageOf(x)
 }
 
-// Deprecated: Use Event.ProtoReflect.Descriptor instead.
-func (*Event) Descriptor() ([]byte, []int) {
+// Deprecated: Use WatchEvent.ProtoReflect.Descriptor instead.
+func (*WatchEvent) Descriptor() ([]byte, []int) {
 	return file_resumed_v1_session_store_proto_rawDescGZIP(), []int{15}
 }
 
-func (x *Event) GetEvent() isEvent_Event {
+func (x *WatchEvent) GetEvent() isWatchEvent_Event {
 	if x != nil {
 		return x.Event
 	}
 	return nil
 }
 
-func (x *Event) GetPut() *Event_Put {
+func (x *WatchEvent) GetStored() *SessionStored {
 	if x != nil {
-		if x, ok := x.Event.(*Event_Put_); ok {
-			return x.Put
+		if x, ok := x.Event.(*WatchEvent_Stored); ok {
+			return x.Stored
 		}
 	}
 	return nil
 }
 
-func (x *Event) GetRemoved() *Event_Removed {
+func (x *WatchEvent) GetRemoved() *SessionRemoved {
 	if x != nil {
-		if x, ok := x.Event.(*Event_Removed_); ok {
+		if x, ok := x.Event.(*WatchEvent_Removed); ok {
 			return x.Removed
 		}
 	}
 	return nil
 }
 
-func (x *Event) GetPurged() *Event_Purged {
+func (x *WatchEvent) GetPurged() *NamespacePurged {
 	if x != nil {
-		if x, ok := x.Event.(*Event_Purged_); ok {
+		if x, ok := x.Event.(*WatchEvent_Purged); ok {
 			return x.Purged
 		}
 	}
 	return nil
 }
 
-type isEvent_Event interface {
-	isEvent_Event()
+type isWatchEvent_Event interface {
+	isWatchEvent_Event()
 }
 
-type Event_Put_ struct {
+type WatchEvent_Stored struct {
 	// A session was stored.
-	Put *Event_Put `protobuf:"bytes,1,opt,name=put,proto3,oneof"`
+	Stored *SessionStored `protobuf:"bytes,1,opt,name=stored,proto3,oneof"`
 }
 
-type Event_Removed_ struct {
+type WatchEvent_Removed struct {
 	// A session was removed or taken.
-	Removed *Event_Removed `protobuf:"bytes,2,opt,name=removed,proto3,oneof"`
+	Removed *SessionRemoved `protobuf:"bytes,2,opt,name=removed,proto3,oneof"`
 }
 
-type Event_Purged_ struct {
-	// All sessions from before a time were purged.
-	Purged *Event_Purged `protobuf:"bytes,3,opt,name=purged,proto3,oneof"`
+type WatchEvent_Purged struct {
+	// Sessions of the namespace were purged.
+	Purged *NamespacePurged `protobuf:"bytes,3,opt,name=purged,proto3,oneof"`
 }
 
-func (*Event_Put_) isEvent_Event() {}
+func (*WatchEvent_Stored) isWatchEvent_Event() {}
 
-func (*Event_Removed_) isEvent_Event() {}
+func (*WatchEvent_Removed) isWatchEvent_Event() {}
 
-func (*Event_Purged_) isEvent_Event() {}
+func (*WatchEvent_Purged) isWatchEvent_Event() {}
 
-// A session that was stored.
-type Event_Put struct {
+// Describes a session that was stored.
+type SessionStored struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Store key of the session.
 	Key []byte `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
 	// The session.
-	Session       *Session `protobuf:"bytes,2,opt,name=session,proto3" json:"session,omitempty"`
+	Session *StoredSession `protobuf:"bytes,2,opt,name=session,proto3" json:"session,omitempty"`
+	// The time that a Purge goes by: the issue_time of its Put, or the time of the Put on the store's clock if that was earlier
+	// or if the Put had none.
+	IssueTime     *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=issue_time,json=issueTime,proto3" json:"issue_time,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
-func (x *Event_Put) Reset() {
-	*x = Event_Put{}
+func (x *SessionStored) Reset() {
+	*x = SessionStored{}
 	mi := &file_resumed_v1_session_store_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
 
-func (x *Event_Put) String() string {
+func (x *SessionStored) String() string {
 	return protoimpl.X.MessageStringOf(x)
 }
 
-func (*Event_Put) ProtoMessage() {}
+func (*SessionStored) ProtoMessage() {}
 
-func (x *Event_Put) ProtoReflect() protoreflect.Message {
+func (x *SessionStored) ProtoReflect() protoreflect.Message {
 	mi := &file_resumed_v1_session_store_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
@@ -1259,27 +1275,35 @@ func (x *Event_Put) ProtoReflect() protoreflect.Message {
 	return mi.MessageOf(x)
 }
 
-// Deprecated: Use Event_Put.ProtoReflect.Descriptor instead.
-func (*Event_Put) Descriptor() ([]byte, []int) {
-	return file_resumed_v1_session_store_proto_rawDescGZIP(), []int{15, 0}
+// Deprecated: Use SessionStored.ProtoReflect.Descriptor instead.
+func (*SessionStored) Descriptor() ([]byte, []int) {
+	return file_resumed_v1_session_store_proto_rawDescGZIP(), []int{16}
 }
 
-func (x *Event_Put) GetKey() []byte {
+func (x *SessionStored) GetKey() []byte {
 	if x != nil {
 		return x.Key
 	}
 	return nil
 }
 
-func (x *Event_Put) GetSession() *Session {
+func (x *SessionStored) GetSession() *StoredSession {
 	if x != nil {
 		return x.Session
 	}
 	return nil
 }
 
-// A session that was removed or taken. Expiry is not told: the remaining time to live is known from its Put.
-type Event_Removed struct {
+func (x *SessionStored) GetIssueTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.IssueTime
+	}
+	return nil
+}
+
+// Describes a session that was removed or taken. There is no event for expiry: the remaining time to live of a session is known
+// from its SessionStored.
+type SessionRemoved struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Store key of the session.
 	Key           []byte `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
@@ -1287,20 +1311,20 @@ type Event_Removed struct {
 	sizeCache     protoimpl.SizeCache
 }
 
-func (x *Event_Removed) Reset() {
-	*x = Event_Removed{}
+func (x *SessionRemoved) Reset() {
+	*x = SessionRemoved{}
 	mi := &file_resumed_v1_session_store_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
 
-func (x *Event_Removed) String() string {
+func (x *SessionRemoved) String() string {
 	return protoimpl.X.MessageStringOf(x)
 }
 
-func (*Event_Removed) ProtoMessage() {}
+func (*SessionRemoved) ProtoMessage() {}
 
-func (x *Event_Removed) ProtoReflect() protoreflect.Message {
+func (x *SessionRemoved) ProtoReflect() protoreflect.Message {
 	mi := &file_resumed_v1_session_store_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
@@ -1312,39 +1336,42 @@ func (x *Event_Removed) ProtoReflect() protoreflect.Message {
 	return mi.MessageOf(x)
 }
 
-// Deprecated: Use Event_Removed.ProtoReflect.Descriptor instead.
-func (*Event_Removed) Descriptor() ([]byte, []int) {
-	return file_resumed_v1_session_store_proto_rawDescGZIP(), []int{15, 1}
+// Deprecated: Use SessionRemoved.ProtoReflect.Descriptor instead.
+func (*SessionRemoved) Descriptor() ([]byte, []int) {
+	return file_resumed_v1_session_store_proto_rawDescGZIP(), []int{17}
 }
 
-func (x *Event_Removed) GetKey() []byte {
+func (x *SessionRemoved) GetKey() []byte {
 	if x != nil {
 		return x.Key
 	}
 	return nil
 }
 
-// The namespace was purged: forget everything of it. What is still valid a look-up finds.
-type Event_Purged struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+// Describes a purge. What is still valid a look-up finds.
+type NamespacePurged struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Forget the sessions that were issued before this time, exclusive, and those of which that is not known. Unset: forget all
+	// that happened before this event.
+	IssuedBeforeTime *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=issued_before_time,json=issuedBeforeTime,proto3" json:"issued_before_time,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
-func (x *Event_Purged) Reset() {
-	*x = Event_Purged{}
+func (x *NamespacePurged) Reset() {
+	*x = NamespacePurged{}
 	mi := &file_resumed_v1_session_store_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
 
-func (x *Event_Purged) String() string {
+func (x *NamespacePurged) String() string {
 	return protoimpl.X.MessageStringOf(x)
 }
 
-func (*Event_Purged) ProtoMessage() {}
+func (*NamespacePurged) ProtoMessage() {}
 
-func (x *Event_Purged) ProtoReflect() protoreflect.Message {
+func (x *NamespacePurged) ProtoReflect() protoreflect.Message {
 	mi := &file_resumed_v1_session_store_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
@@ -1356,9 +1383,16 @@ func (x *Event_Purged) ProtoReflect() protoreflect.Message {
 	return mi.MessageOf(x)
 }
 
-// Deprecated: Use Event_Purged.ProtoReflect.Descriptor instead.
-func (*Event_Purged) Descriptor() ([]byte, []int) {
-	return file_resumed_v1_session_store_proto_rawDescGZIP(), []int{15, 2}
+// Deprecated: Use NamespacePurged.ProtoReflect.Descriptor instead.
+func (*NamespacePurged) Descriptor() ([]byte, []int) {
+	return file_resumed_v1_session_store_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *NamespacePurged) GetIssuedBeforeTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.IssuedBeforeTime
+	}
+	return nil
 }
 
 var File_resumed_v1_session_store_proto protoreflect.FileDescriptor
@@ -1380,60 +1414,64 @@ const file_resumed_v1_session_store_proto_rawDesc = "" +
 	"\n" +
 	"GetRequest\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x10\n" +
-	"\x03key\x18\x02 \x01(\fR\x03key\"<\n" +
-	"\vGetResponse\x12-\n" +
-	"\asession\x18\x01 \x01(\v2\x13.resumed.v1.SessionR\asession\"=\n" +
+	"\x03key\x18\x02 \x01(\fR\x03key\"B\n" +
+	"\vGetResponse\x123\n" +
+	"\asession\x18\x01 \x01(\v2\x19.resumed.v1.StoredSessionR\asession\"=\n" +
 	"\vTakeRequest\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x10\n" +
-	"\x03key\x18\x02 \x01(\fR\x03key\"=\n" +
-	"\fTakeResponse\x12-\n" +
-	"\asession\x18\x01 \x01(\v2\x13.resumed.v1.SessionR\asession\"?\n" +
+	"\x03key\x18\x02 \x01(\fR\x03key\"C\n" +
+	"\fTakeResponse\x123\n" +
+	"\asession\x18\x01 \x01(\v2\x19.resumed.v1.StoredSessionR\asession\"?\n" +
 	"\rRemoveRequest\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x10\n" +
 	"\x03key\x18\x02 \x01(\fR\x03key\"*\n" +
 	"\x0eRemoveResponse\x12\x18\n" +
-	"\aremoved\x18\x01 \x01(\bR\aremoved\"E\n" +
-	"\fBatchRequest\x125\n" +
+	"\aremoved\x18\x01 \x01(\bR\aremoved\"J\n" +
+	"\fBatchRequest\x12:\n" +
 	"\n" +
-	"operations\x18\x01 \x03(\v2\x15.resumed.v1.OperationR\n" +
-	"operations\"=\n" +
-	"\rBatchResponse\x12,\n" +
-	"\aresults\x18\x01 \x03(\v2\x12.resumed.v1.ResultR\aresults\"H\n" +
+	"operations\x18\x01 \x03(\v2\x1a.resumed.v1.BatchOperationR\n" +
+	"operations\"B\n" +
+	"\rBatchResponse\x121\n" +
+	"\aresults\x18\x01 \x03(\v2\x17.resumed.v1.BatchResultR\aresults\"H\n" +
 	"\fWatchRequest\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x1a\n" +
-	"\bposition\x18\x02 \x01(\fR\bposition\"\x88\x01\n" +
-	"\rWatchResponse\x12)\n" +
-	"\x06events\x18\x01 \x03(\v2\x11.resumed.v1.EventR\x06events\x12\x1a\n" +
+	"\bposition\x18\x02 \x01(\fR\bposition\"\x8d\x01\n" +
+	"\rWatchResponse\x12.\n" +
+	"\x06events\x18\x01 \x03(\v2\x16.resumed.v1.WatchEventR\x06events\x12\x1a\n" +
 	"\bposition\x18\x02 \x01(\fR\bposition\x12\x1c\n" +
 	"\tcontinued\x18\x03 \x01(\bR\tcontinued\x12\x12\n" +
-	"\x04live\x18\x04 \x01(\bR\x04live\"Q\n" +
-	"\aSession\x12\x19\n" +
+	"\x04live\x18\x04 \x01(\bR\x04live\"W\n" +
+	"\rStoredSession\x12\x19\n" +
 	"\x05value\x18\x01 \x01(\fB\x03\x80\x01\x01R\x05value\x12+\n" +
-	"\x03ttl\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x03ttl\"\xd4\x01\n" +
-	"\tOperation\x12*\n" +
+	"\x03ttl\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x03ttl\"\xd9\x01\n" +
+	"\x0eBatchOperation\x12*\n" +
 	"\x03put\x18\x01 \x01(\v2\x16.resumed.v1.PutRequestH\x00R\x03put\x12*\n" +
 	"\x03get\x18\x02 \x01(\v2\x16.resumed.v1.GetRequestH\x00R\x03get\x12-\n" +
 	"\x04take\x18\x03 \x01(\v2\x17.resumed.v1.TakeRequestH\x00R\x04take\x123\n" +
 	"\x06remove\x18\x04 \x01(\v2\x19.resumed.v1.RemoveRequestH\x00R\x06removeB\v\n" +
-	"\toperation\"\xfe\x01\n" +
-	"\x06Result\x12+\n" +
+	"\toperation\"\x83\x02\n" +
+	"\vBatchResult\x12+\n" +
 	"\x03put\x18\x01 \x01(\v2\x17.resumed.v1.PutResponseH\x00R\x03put\x12+\n" +
 	"\x03get\x18\x02 \x01(\v2\x17.resumed.v1.GetResponseH\x00R\x03get\x12.\n" +
 	"\x04take\x18\x03 \x01(\v2\x18.resumed.v1.TakeResponseH\x00R\x04take\x124\n" +
 	"\x06remove\x18\x04 \x01(\v2\x1a.resumed.v1.RemoveResponseH\x00R\x06remove\x12*\n" +
 	"\x05error\x18\x05 \x01(\v2\x12.google.rpc.StatusH\x00R\x05errorB\b\n" +
-	"\x06result\"\x95\x02\n" +
-	"\x05Event\x12)\n" +
-	"\x03put\x18\x01 \x01(\v2\x15.resumed.v1.Event.PutH\x00R\x03put\x125\n" +
-	"\aremoved\x18\x02 \x01(\v2\x19.resumed.v1.Event.RemovedH\x00R\aremoved\x122\n" +
-	"\x06purged\x18\x03 \x01(\v2\x18.resumed.v1.Event.PurgedH\x00R\x06purged\x1aF\n" +
-	"\x03Put\x12\x10\n" +
-	"\x03key\x18\x01 \x01(\fR\x03key\x12-\n" +
-	"\asession\x18\x02 \x01(\v2\x13.resumed.v1.SessionR\asession\x1a\x1b\n" +
-	"\aRemoved\x12\x10\n" +
-	"\x03key\x18\x01 \x01(\fR\x03key\x1a\b\n" +
-	"\x06PurgedB\a\n" +
-	"\x05event*\x8d\x03\n" +
+	"\x06result\"\xb9\x01\n" +
+	"\n" +
+	"WatchEvent\x123\n" +
+	"\x06stored\x18\x01 \x01(\v2\x19.resumed.v1.SessionStoredH\x00R\x06stored\x126\n" +
+	"\aremoved\x18\x02 \x01(\v2\x1a.resumed.v1.SessionRemovedH\x00R\aremoved\x125\n" +
+	"\x06purged\x18\x03 \x01(\v2\x1b.resumed.v1.NamespacePurgedH\x00R\x06purgedB\a\n" +
+	"\x05event\"\x91\x01\n" +
+	"\rSessionStored\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\fR\x03key\x123\n" +
+	"\asession\x18\x02 \x01(\v2\x19.resumed.v1.StoredSessionR\asession\x129\n" +
+	"\n" +
+	"issue_time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\tissueTime\"\"\n" +
+	"\x0eSessionRemoved\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\fR\x03key\"[\n" +
+	"\x0fNamespacePurged\x12H\n" +
+	"\x12issued_before_time\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x10issuedBeforeTime*\xcc\x03\n" +
 	"\vErrorReason\x12\x1c\n" +
 	"\x18ERROR_REASON_UNSPECIFIED\x10\x00\x12\x1e\n" +
 	"\x1aERROR_REASON_INVALID_FIELD\x10\x01\x12\x1b\n" +
@@ -1447,15 +1485,17 @@ const file_resumed_v1_session_store_proto_rawDesc = "" +
 	"\x1cERROR_REASON_UNAUTHENTICATED\x10\t\x12\x1c\n" +
 	"\x18ERROR_REASON_NOT_GRANTED\x10\n" +
 	"\x12\x1f\n" +
-	"\x1bERROR_REASON_LIMIT_EXCEEDED\x10\v2\xff\x02\n" +
-	"\x13SessionStoreService\x126\n" +
-	"\x03Put\x12\x16.resumed.v1.PutRequest\x1a\x17.resumed.v1.PutResponse\x126\n" +
-	"\x03Get\x12\x16.resumed.v1.GetRequest\x1a\x17.resumed.v1.GetResponse\x129\n" +
-	"\x04Take\x12\x17.resumed.v1.TakeRequest\x1a\x18.resumed.v1.TakeResponse\x12?\n" +
-	"\x06Remove\x12\x19.resumed.v1.RemoveRequest\x1a\x1a.resumed.v1.RemoveResponse\x12<\n" +
-	"\x05Batch\x12\x18.resumed.v1.BatchRequest\x1a\x19.resumed.v1.BatchResponse\x12>\n" +
-	"\x05Watch\x12\x18.resumed.v1.WatchRequest\x1a\x19.resumed.v1.WatchResponse0\x01BL\n" +
-	"\x0edev.resumed.v1P\x01Z8github.com/resumed/resumed/client/go/resumedv1;resumedv1b\x06proto3"
+	"\x1bERROR_REASON_LIMIT_EXCEEDED\x10\v\x12\x19\n" +
+	"\x15ERROR_REASON_DRAINING\x10\f\x12\"\n" +
+	"\x1eERROR_REASON_MALFORMED_REQUEST\x10\r2\x93\x03\n" +
+	"\x13SessionStoreService\x12;\n" +
+	"\x03Put\x12\x16.resumed.v1.PutRequest\x1a\x17.resumed.v1.PutResponse\"\x03\x90\x02\x02\x12;\n" +
+	"\x03Get\x12\x16.resumed.v1.GetRequest\x1a\x17.resumed.v1.GetResponse\"\x03\x90\x02\x01\x129\n" +
+	"\x04Take\x12\x17.resumed.v1.TakeRequest\x1a\x18.resumed.v1.TakeResponse\x12D\n" +
+	"\x06Remove\x12\x19.resumed.v1.RemoveRequest\x1a\x1a.resumed.v1.RemoveResponse\"\x03\x90\x02\x02\x12<\n" +
+	"\x05Batch\x12\x18.resumed.v1.BatchRequest\x1a\x19.resumed.v1.BatchResponse\x12C\n" +
+	"\x05Watch\x12\x18.resumed.v1.WatchRequest\x1a\x19.resumed.v1.WatchResponse\"\x03\x90\x02\x010\x01BR\n" +
+	"\x14io.github.resumed.v1P\x01Z8github.com/resumed/resumed/client/go/resumedv1;resumedv1b\x06proto3"
 
 var (
 	file_resumed_v1_session_store_proto_rawDescOnce sync.Once
@@ -1485,13 +1525,13 @@ var file_resumed_v1_session_store_proto_goTypes = []any{
 	(*BatchResponse)(nil),         // 10: resumed.v1.BatchResponse
 	(*WatchRequest)(nil),          // 11: resumed.v1.WatchRequest
 	(*WatchResponse)(nil),         // 12: resumed.v1.WatchResponse
-	(*Session)(nil),               // 13: resumed.v1.Session
-	(*Operation)(nil),             // 14: resumed.v1.Operation
-	(*Result)(nil),                // 15: resumed.v1.Result
-	(*Event)(nil),                 // 16: resumed.v1.Event
-	(*Event_Put)(nil),             // 17: resumed.v1.Event.Put
-	(*Event_Removed)(nil),         // 18: resumed.v1.Event.Removed
-	(*Event_Purged)(nil),          // 19: resumed.v1.Event.Purged
+	(*StoredSession)(nil),         // 13: resumed.v1.StoredSession
+	(*BatchOperation)(nil),        // 14: resumed.v1.BatchOperation
+	(*BatchResult)(nil),           // 15: resumed.v1.BatchResult
+	(*WatchEvent)(nil),            // 16: resumed.v1.WatchEvent
+	(*SessionStored)(nil),         // 17: resumed.v1.SessionStored
+	(*SessionRemoved)(nil),        // 18: resumed.v1.SessionRemoved
+	(*NamespacePurged)(nil),       // 19: resumed.v1.NamespacePurged
 	(*durationpb.Duration)(nil),   // 20: google.protobuf.Duration
 	(*timestamppb.Timestamp)(nil), // 21: google.protobuf.Timestamp
 	(*status.Status)(nil),         // 22: google.rpc.Status
@@ -1500,42 +1540,44 @@ var file_resumed_v1_session_store_proto_depIdxs = []int32{
 	20, // 0: resumed.v1.PutRequest.ttl:type_name -> google.protobuf.Duration
 	21, // 1: resumed.v1.PutRequest.issue_time:type_name -> google.protobuf.Timestamp
 	20, // 2: resumed.v1.PutResponse.ttl:type_name -> google.protobuf.Duration
-	13, // 3: resumed.v1.GetResponse.session:type_name -> resumed.v1.Session
-	13, // 4: resumed.v1.TakeResponse.session:type_name -> resumed.v1.Session
-	14, // 5: resumed.v1.BatchRequest.operations:type_name -> resumed.v1.Operation
-	15, // 6: resumed.v1.BatchResponse.results:type_name -> resumed.v1.Result
-	16, // 7: resumed.v1.WatchResponse.events:type_name -> resumed.v1.Event
-	20, // 8: resumed.v1.Session.ttl:type_name -> google.protobuf.Duration
-	1,  // 9: resumed.v1.Operation.put:type_name -> resumed.v1.PutRequest
-	3,  // 10: resumed.v1.Operation.get:type_name -> resumed.v1.GetRequest
-	5,  // 11: resumed.v1.Operation.take:type_name -> resumed.v1.TakeRequest
-	7,  // 12: resumed.v1.Operation.remove:type_name -> resumed.v1.RemoveRequest
-	2,  // 13: resumed.v1.Result.put:type_name -> resumed.v1.PutResponse
-	4,  // 14: resumed.v1.Result.get:type_name -> resumed.v1.GetResponse
-	6,  // 15: resumed.v1.Result.take:type_name -> resumed.v1.TakeResponse
-	8,  // 16: resumed.v1.Result.remove:type_name -> resumed.v1.RemoveResponse
-	22, // 17: resumed.v1.Result.error:type_name -> google.rpc.Status
-	17, // 18: resumed.v1.Event.put:type_name -> resumed.v1.Event.Put
-	18, // 19: resumed.v1.Event.removed:type_name -> resumed.v1.Event.Removed
-	19, // 20: resumed.v1.Event.purged:type_name -> resumed.v1.Event.Purged
-	13, // 21: resumed.v1.Event.Put.session:type_name -> resumed.v1.Session
-	1,  // 22: resumed.v1.SessionStoreService.Put:input_type -> resumed.v1.PutRequest
-	3,  // 23: resumed.v1.SessionStoreService.Get:input_type -> resumed.v1.GetRequest
-	5,  // 24: resumed.v1.SessionStoreService.Take:input_type -> resumed.v1.TakeRequest
-	7,  // 25: resumed.v1.SessionStoreService.Remove:input_type -> resumed.v1.RemoveRequest
-	9,  // 26: resumed.v1.SessionStoreService.Batch:input_type -> resumed.v1.BatchRequest
-	11, // 27: resumed.v1.SessionStoreService.Watch:input_type -> resumed.v1.WatchRequest
-	2,  // 28: resumed.v1.SessionStoreService.Put:output_type -> resumed.v1.PutResponse
-	4,  // 29: resumed.v1.SessionStoreService.Get:output_type -> resumed.v1.GetResponse
-	6,  // 30: resumed.v1.SessionStoreService.Take:output_type -> resumed.v1.TakeResponse
-	8,  // 31: resumed.v1.SessionStoreService.Remove:output_type -> resumed.v1.RemoveResponse
-	10, // 32: resumed.v1.SessionStoreService.Batch:output_type -> resumed.v1.BatchResponse
-	12, // 33: resumed.v1.SessionStoreService.Watch:output_type -> resumed.v1.WatchResponse
-	28, // [28:34] is the sub-list for method output_type
-	22, // [22:28] is the sub-list for method input_type
-	22, // [22:22] is the sub-list for extension type_name
-	22, // [22:22] is the sub-list for extension extendee
-	0,  // [0:22] is the sub-list for field type_name
+	13, // 3: resumed.v1.GetResponse.session:type_name -> resumed.v1.StoredSession
+	13, // 4: resumed.v1.TakeResponse.session:type_name -> resumed.v1.StoredSession
+	14, // 5: resumed.v1.BatchRequest.operations:type_name -> resumed.v1.BatchOperation
+	15, // 6: resumed.v1.BatchResponse.results:type_name -> resumed.v1.BatchResult
+	16, // 7: resumed.v1.WatchResponse.events:type_name -> resumed.v1.WatchEvent
+	20, // 8: resumed.v1.StoredSession.ttl:type_name -> google.protobuf.Duration
+	1,  // 9: resumed.v1.BatchOperation.put:type_name -> resumed.v1.PutRequest
+	3,  // 10: resumed.v1.BatchOperation.get:type_name -> resumed.v1.GetRequest
+	5,  // 11: resumed.v1.BatchOperation.take:type_name -> resumed.v1.TakeRequest
+	7,  // 12: resumed.v1.BatchOperation.remove:type_name -> resumed.v1.RemoveRequest
+	2,  // 13: resumed.v1.BatchResult.put:type_name -> resumed.v1.PutResponse
+	4,  // 14: resumed.v1.BatchResult.get:type_name -> resumed.v1.GetResponse
+	6,  // 15: resumed.v1.BatchResult.take:type_name -> resumed.v1.TakeResponse
+	8,  // 16: resumed.v1.BatchResult.remove:type_name -> resumed.v1.RemoveResponse
+	22, // 17: resumed.v1.BatchResult.error:type_name -> google.rpc.Status
+	17, // 18: resumed.v1.WatchEvent.stored:type_name -> resumed.v1.SessionStored
+	18, // 19: resumed.v1.WatchEvent.removed:type_name -> resumed.v1.SessionRemoved
+	19, // 20: resumed.v1.WatchEvent.purged:type_name -> resumed.v1.NamespacePurged
+	13, // 21: resumed.v1.SessionStored.session:type_name -> resumed.v1.StoredSession
+	21, // 22: resumed.v1.SessionStored.issue_time:type_name -> google.protobuf.Timestamp
+	21, // 23: resumed.v1.NamespacePurged.issued_before_time:type_name -> google.protobuf.Timestamp
+	1,  // 24: resumed.v1.SessionStoreService.Put:input_type -> resumed.v1.PutRequest
+	3,  // 25: resumed.v1.SessionStoreService.Get:input_type -> resumed.v1.GetRequest
+	5,  // 26: resumed.v1.SessionStoreService.Take:input_type -> resumed.v1.TakeRequest
+	7,  // 27: resumed.v1.SessionStoreService.Remove:input_type -> resumed.v1.RemoveRequest
+	9,  // 28: resumed.v1.SessionStoreService.Batch:input_type -> resumed.v1.BatchRequest
+	11, // 29: resumed.v1.SessionStoreService.Watch:input_type -> resumed.v1.WatchRequest
+	2,  // 30: resumed.v1.SessionStoreService.Put:output_type -> resumed.v1.PutResponse
+	4,  // 31: resumed.v1.SessionStoreService.Get:output_type -> resumed.v1.GetResponse
+	6,  // 32: resumed.v1.SessionStoreService.Take:output_type -> resumed.v1.TakeResponse
+	8,  // 33: resumed.v1.SessionStoreService.Remove:output_type -> resumed.v1.RemoveResponse
+	10, // 34: resumed.v1.SessionStoreService.Batch:output_type -> resumed.v1.BatchResponse
+	12, // 35: resumed.v1.SessionStoreService.Watch:output_type -> resumed.v1.WatchResponse
+	30, // [30:36] is the sub-list for method output_type
+	24, // [24:30] is the sub-list for method input_type
+	24, // [24:24] is the sub-list for extension type_name
+	24, // [24:24] is the sub-list for extension extendee
+	0,  // [0:24] is the sub-list for field type_name
 }
 
 func init() { file_resumed_v1_session_store_proto_init() }
@@ -1544,22 +1586,22 @@ func file_resumed_v1_session_store_proto_init() {
 		return
 	}
 	file_resumed_v1_session_store_proto_msgTypes[13].OneofWrappers = []any{
-		(*Operation_Put)(nil),
-		(*Operation_Get)(nil),
-		(*Operation_Take)(nil),
-		(*Operation_Remove)(nil),
+		(*BatchOperation_Put)(nil),
+		(*BatchOperation_Get)(nil),
+		(*BatchOperation_Take)(nil),
+		(*BatchOperation_Remove)(nil),
 	}
 	file_resumed_v1_session_store_proto_msgTypes[14].OneofWrappers = []any{
-		(*Result_Put)(nil),
-		(*Result_Get)(nil),
-		(*Result_Take)(nil),
-		(*Result_Remove)(nil),
-		(*Result_Error)(nil),
+		(*BatchResult_Put)(nil),
+		(*BatchResult_Get)(nil),
+		(*BatchResult_Take)(nil),
+		(*BatchResult_Remove)(nil),
+		(*BatchResult_Error)(nil),
 	}
 	file_resumed_v1_session_store_proto_msgTypes[15].OneofWrappers = []any{
-		(*Event_Put_)(nil),
-		(*Event_Removed_)(nil),
-		(*Event_Purged_)(nil),
+		(*WatchEvent_Stored)(nil),
+		(*WatchEvent_Removed)(nil),
+		(*WatchEvent_Purged)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{

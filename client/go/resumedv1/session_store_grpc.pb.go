@@ -41,9 +41,17 @@ const (
 //
 // A session is addressed by a namespace (a tenant) and a key (a hashed session id). Every call may fail with
 // INVALID_ARGUMENT (a field outside its limits; details name the field), UNAUTHENTICATED, PERMISSION_DENIED,
-// RESOURCE_EXHAUSTED (the store is full, or a limit of the caller is reached) and UNAVAILABLE (the engine is down, or the
-// server is draining: try again). Every error carries exactly one google.rpc.ErrorInfo whose reason is the name of an
-// ErrorReason and whose domain is "resumed.v1".
+// RESOURCE_EXHAUSTED (the store is full, or a limit of the caller is reached: wait) and UNAVAILABLE (the engine is down, or
+// the server is stopping: call another server). Limits are those of the fields' comments and of vectors/limits.json.
+//
+// Every error that the store returns carries exactly one google.rpc.ErrorInfo whose reason is the name of an ErrorReason and
+// whose domain is "resumed.github.io". The errors that gRPC returns before the store has the call carry none:
+// RESOURCE_EXHAUSTED for a request that is larger than any legal one (16,842,752 bytes) and for a call to a server that has
+// too many already, UNIMPLEMENTED for a call that ends without a message, UNAVAILABLE and CANCELLED for a connection that
+// ends, DEADLINE_EXCEEDED.
+//
+// A call whose outcome is unknown may be repeated if its method has an idempotency_level. Take has none, and so a Batch with a
+// Take has none: the repeated call misses, and the session is lost. service_config.json has retries for gRPC clients.
 type SessionStoreServiceClient interface {
 	// Stores a session until its time to live has passed.
 	//
@@ -58,7 +66,8 @@ type SessionStoreServiceClient interface {
 	// Returns a session and removes it, in one atomic step: of all callers ever, at most one is handed the session.
 	//
 	// A miss is answered as in Get. The key cannot be stored again before the session's own expiry. Not safe to retry after
-	// an unknown outcome: the second call misses.
+	// an unknown outcome: the second call misses, since the store does not know that both are of one caller. So a Take that
+	// times out loses the session, and its client makes a full handshake.
 	Take(ctx context.Context, in *TakeRequest, opts ...grpc.CallOption) (*TakeResponse, error)
 	// Removes a session.
 	//
@@ -68,15 +77,20 @@ type SessionStoreServiceClient interface {
 	// Carries out up to 256 operations in their order and answers as many results in the same order.
 	//
 	// One failing operation does not fail the others; only a Batch that is over a limit on operations a second is refused as a whole,
-	// with RESOURCE_EXHAUSTED. The operations of one Batch are not one transaction: another caller
-	// may see some of them done and others not yet. This is the way to move many sessions cheaply.
+	// with RESOURCE_EXHAUSTED. The operations of one Batch are not one transaction: another caller may see some of them done and
+	// others not yet. This is the way to move many sessions cheaply. Safe to repeat if no operation is a Take.
 	Batch(ctx context.Context, in *BatchRequest, opts ...grpc.CallOption) (*BatchResponse, error)
-	// Streams what happens in a namespace, from now on or from where an earlier stream ended.
+	// Streams the changes in a namespace, from now on or from the end of an earlier stream.
 	//
-	// The first answer comes at once and has no events: the stream is live. After that an answer comes at least once a second,
-	// without events if nothing happened, so a client that hears nothing for a few seconds knows that it is cut off. A watcher that
-	// is too slow to follow is cut off with RESOURCE_EXHAUSTED, and so is one beyond the server's limit. One whose grant is withdrawn
-	// is cut off with PERMISSION_DENIED. A server that cannot read its storage ends the stream with UNAVAILABLE.
+	// The first answer comes at once, has no events, and says in `continued` whether the stream goes on behind the position of
+	// the request. A stream that goes on then catches up: its answers have `live` unset until one says that the stream is
+	// live. A stream that begins now is live from its first answer on. A live stream has an answer at least once a second,
+	// without events if nothing happened, so a client that receives nothing for a few seconds knows that it is cut off.
+	//
+	// A watcher that is too slow to follow is cut off with ABORTED (watch again), one beyond the server's limit with UNAVAILABLE
+	// (watch at another server), one beyond the caller's or the namespace's limit with RESOURCE_EXHAUSTED (wait), and one whose
+	// grant is withdrawn with PERMISSION_DENIED. A server that stops, or that cannot read its storage, ends the stream with
+	// UNAVAILABLE; the reasons differ.
 	Watch(ctx context.Context, in *WatchRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchResponse], error)
 }
 
@@ -165,9 +179,17 @@ type SessionStoreService_WatchClient = grpc.ServerStreamingClient[WatchResponse]
 //
 // A session is addressed by a namespace (a tenant) and a key (a hashed session id). Every call may fail with
 // INVALID_ARGUMENT (a field outside its limits; details name the field), UNAUTHENTICATED, PERMISSION_DENIED,
-// RESOURCE_EXHAUSTED (the store is full, or a limit of the caller is reached) and UNAVAILABLE (the engine is down, or the
-// server is draining: try again). Every error carries exactly one google.rpc.ErrorInfo whose reason is the name of an
-// ErrorReason and whose domain is "resumed.v1".
+// RESOURCE_EXHAUSTED (the store is full, or a limit of the caller is reached: wait) and UNAVAILABLE (the engine is down, or
+// the server is stopping: call another server). Limits are those of the fields' comments and of vectors/limits.json.
+//
+// Every error that the store returns carries exactly one google.rpc.ErrorInfo whose reason is the name of an ErrorReason and
+// whose domain is "resumed.github.io". The errors that gRPC returns before the store has the call carry none:
+// RESOURCE_EXHAUSTED for a request that is larger than any legal one (16,842,752 bytes) and for a call to a server that has
+// too many already, UNIMPLEMENTED for a call that ends without a message, UNAVAILABLE and CANCELLED for a connection that
+// ends, DEADLINE_EXCEEDED.
+//
+// A call whose outcome is unknown may be repeated if its method has an idempotency_level. Take has none, and so a Batch with a
+// Take has none: the repeated call misses, and the session is lost. service_config.json has retries for gRPC clients.
 type SessionStoreServiceServer interface {
 	// Stores a session until its time to live has passed.
 	//
@@ -182,7 +204,8 @@ type SessionStoreServiceServer interface {
 	// Returns a session and removes it, in one atomic step: of all callers ever, at most one is handed the session.
 	//
 	// A miss is answered as in Get. The key cannot be stored again before the session's own expiry. Not safe to retry after
-	// an unknown outcome: the second call misses.
+	// an unknown outcome: the second call misses, since the store does not know that both are of one caller. So a Take that
+	// times out loses the session, and its client makes a full handshake.
 	Take(context.Context, *TakeRequest) (*TakeResponse, error)
 	// Removes a session.
 	//
@@ -192,15 +215,20 @@ type SessionStoreServiceServer interface {
 	// Carries out up to 256 operations in their order and answers as many results in the same order.
 	//
 	// One failing operation does not fail the others; only a Batch that is over a limit on operations a second is refused as a whole,
-	// with RESOURCE_EXHAUSTED. The operations of one Batch are not one transaction: another caller
-	// may see some of them done and others not yet. This is the way to move many sessions cheaply.
+	// with RESOURCE_EXHAUSTED. The operations of one Batch are not one transaction: another caller may see some of them done and
+	// others not yet. This is the way to move many sessions cheaply. Safe to repeat if no operation is a Take.
 	Batch(context.Context, *BatchRequest) (*BatchResponse, error)
-	// Streams what happens in a namespace, from now on or from where an earlier stream ended.
+	// Streams the changes in a namespace, from now on or from the end of an earlier stream.
 	//
-	// The first answer comes at once and has no events: the stream is live. After that an answer comes at least once a second,
-	// without events if nothing happened, so a client that hears nothing for a few seconds knows that it is cut off. A watcher that
-	// is too slow to follow is cut off with RESOURCE_EXHAUSTED, and so is one beyond the server's limit. One whose grant is withdrawn
-	// is cut off with PERMISSION_DENIED. A server that cannot read its storage ends the stream with UNAVAILABLE.
+	// The first answer comes at once, has no events, and says in `continued` whether the stream goes on behind the position of
+	// the request. A stream that goes on then catches up: its answers have `live` unset until one says that the stream is
+	// live. A stream that begins now is live from its first answer on. A live stream has an answer at least once a second,
+	// without events if nothing happened, so a client that receives nothing for a few seconds knows that it is cut off.
+	//
+	// A watcher that is too slow to follow is cut off with ABORTED (watch again), one beyond the server's limit with UNAVAILABLE
+	// (watch at another server), one beyond the caller's or the namespace's limit with RESOURCE_EXHAUSTED (wait), and one whose
+	// grant is withdrawn with PERMISSION_DENIED. A server that stops, or that cannot read its storage, ends the stream with
+	// UNAVAILABLE; the reasons differ.
 	Watch(*WatchRequest, grpc.ServerStreamingServer[WatchResponse]) error
 	mustEmbedUnimplementedSessionStoreServiceServer()
 }

@@ -74,28 +74,36 @@ class Admin:
         """
         request = pb.PurgeRequest(namespace=namespace)
         if issued_before is not None:
-            request.issued_before.FromMicroseconds(int(issued_before * 1e6))
+            request.issued_before_time.FromMicroseconds(int(issued_before * 1e6))
         answer = self._channel.call(_PURGE, request.SerializeToString(), self.deadline)
-        return _seconds(decoded(pb.PurgeResponse, answer).issued_before)
+        return _seconds(decoded(pb.PurgeResponse, answer).issued_before_time)
 
     def stats(self, namespace: str | None = None) -> dict[str, NamespaceStats]:
         """Count what there is of a namespace, or (None) of each in which there is something."""
         request = pb.StatsRequest(namespace=namespace or "")
-        answer = self._channel.call(_STATS, request.SerializeToString(), self.deadline)
-        return {
-            each.namespace: NamespaceStats(
-                each.sessions,
-                each.value_bytes,
-                each.tombstones,
-                each.purged,
-                _seconds(each.issued_before) if each.HasField("issued_before") else None,
-            )
-            for each in decoded(pb.StatsResponse, answer).namespaces
-        }
+        stats: dict[str, NamespaceStats] = {}
+        while True:
+            encoded = self._channel.call(_STATS, request.SerializeToString(), self.deadline)
+            answer = decoded(pb.StatsResponse, encoded)
+            stats |= {each.namespace: _stats(each) for each in answer.namespaces}
+            # In the order of the names, so that no store can go on for ever.
+            if answer.next_page_token <= request.page_token:
+                return stats
+            request.page_token = answer.next_page_token
 
     def close(self) -> None:
         """Close the connections; the next call opens another one."""
         self._channel.close()
+
+
+def _stats(stats: pb.NamespaceStats) -> NamespaceStats:
+    return NamespaceStats(
+        stats.session_count,
+        stats.value_bytes,
+        stats.tombstone_count,
+        stats.purged_count,
+        _seconds(stats.issued_before_time) if stats.HasField("issued_before_time") else None,
+    )
 
 
 def _seconds(time: Timestamp) -> float:

@@ -21,7 +21,7 @@ from resumed.process import renew_after_fork
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from resumed.store import SessionStore, StoredSession, Watch
+    from resumed.store import Change, SessionStore, StoredSession, Watch
 
 DEFAULT_BYTES = 64 << 20
 """What the sessions of a mirror may take in memory, unless install() says otherwise."""
@@ -34,6 +34,9 @@ _OVERHEAD = 195  # what an entry takes beside it, measured: keys, objects, and a
 _KEY_BYTES = 15  # of the 32 of a store key: enough to find a session, which opens under the whole key only
 _EXPIRY_BYTES = 5  # in milliseconds, for 34 years of uptime
 _LAST_EXPIRY = (1 << 8 * _EXPIRY_BYTES) - 1
+_ISSUE_BYTES = 4  # in seconds, until 2106
+_LAST_ISSUE = (1 << 8 * _ISSUE_BYTES) - 1
+_ISSUE = slice(_EXPIRY_BYTES, _EXPIRY_BYTES + _ISSUE_BYTES)
 _FORGOTTEN = 1024
 _RECENT_REMOVALS = 1024
 
@@ -63,7 +66,7 @@ class Sessions:
     def clear(self) -> None:
         """Forget everything."""
         with self._change():
-            self._values: dict[bytes, bytes] = {}  # the expiry before the value: one object an entry
+            self._values: dict[bytes, bytes] = {}  # expiry, issue, value: one object an entry
             self._order: deque[bytes] = deque()
             self._bytes = 0
             self._removals += 1
@@ -87,9 +90,9 @@ class Sessions:
         entry = self._values.get(key[-_KEY_BYTES:])
         if entry is None or int.from_bytes(entry[:_EXPIRY_BYTES], "big") <= self._clock() * 1000:
             return None
-        return entry[_EXPIRY_BYTES:]
+        return entry[_ISSUE.stop :]
 
-    def put(self, key: bytes, session: StoredSession, since: int | None = None) -> None:
+    def put(self, key: bytes, session: StoredSession, since: int | None = None, issued: float = 0.0) -> None:
         """Keep a session for as long as it lives.
 
         Args:
@@ -98,10 +101,12 @@ class Sessions:
             since: For a session that a look-up found: the removals when it began. If it was removed meanwhile, or
                 nobody knows any more, it is not kept. Without it the store tells of the session, maybe late: it is not
                 kept if it was removed lately, which may be known here first.
+            issued: When it was issued, in Unix seconds, for a purge to go by; 0 if that is not known.
         """
         key = key[-_KEY_BYTES:]
         expiry = int((self._clock() + session.ttl) * 1000)  # on the word of the store, which may say anything
-        entry = min(max(expiry, 0), _LAST_EXPIRY).to_bytes(_EXPIRY_BYTES, "big") + session.value
+        entry = min(max(expiry, 0), _LAST_EXPIRY).to_bytes(_EXPIRY_BYTES, "big")
+        entry += min(max(int(issued), 0), _LAST_ISSUE).to_bytes(_ISSUE_BYTES, "big") + session.value
         with self._change():
             if self._removed(key, since):
                 return
@@ -120,15 +125,27 @@ class Sessions:
         with self._change():
             pass
 
-    def apply(self, changes: Iterable[tuple[bytes, StoredSession | None]]) -> None:
-        """Do what the store tells: see store.Changes."""
-        for key, session in changes:
-            if not key:
-                self.clear()
-            elif session is None:
+    def purge(self, before: float) -> None:
+        """Forget the sessions that were issued before a time, or nobody knows when; and refuse those of look-ups."""
+        with self._change():
+            self._removals += 1
+            self._unknown = self._removals
+            issues = ((key, int.from_bytes(entry[_ISSUE], "big")) for key, entry in self._values.items())
+            for key in [key for key, issued in issues if issued < before]:
+                self._drop(key)
+            self._shorten_order()
+
+    def apply(self, changes: Iterable[Change]) -> None:
+        """Do what the store tells."""
+        for key, session, time_ in changes:
+            if key and session is None:
                 self.remove(key)
+            elif key and session:
+                self.put(key, session, issued=time_ or 0.0)
+            elif time_ is None:
+                self.clear()
             else:
-                self.put(key, session)
+                self.purge(time_)
 
     @contextlib.contextmanager
     def _change(self) -> Iterator[None]:
@@ -153,6 +170,9 @@ class Sessions:
             oldest = next(iter(self._recent))
             self._unknown = max(self._unknown, self._recent.pop(oldest))
         self._drop(key)
+        self._shorten_order()
+
+    def _shorten_order(self) -> None:
         if len(self._order) > 1.25 * len(self._values) + _FORGOTTEN:  # or what is gone would take ever more memory
             self._order = deque(self._values)
 

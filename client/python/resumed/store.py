@@ -19,6 +19,7 @@ from resumed.v1 import session_store_pb2 as pb
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from google.protobuf.timestamp_pb2 import Timestamp
     from opentelemetry.trace import TracerProvider
     from typing_extensions import Self
 
@@ -203,16 +204,16 @@ class SessionStore:
             request.issue_time.nanos = int(put.issued % 1 * 1e9)
         return request
 
-    def _operation(self, operation: Operation) -> pb.Operation:
+    def _operation(self, operation: Operation) -> pb.BatchOperation:
         match operation:
             case Put():
-                return pb.Operation(put=self._put(operation))
+                return pb.BatchOperation(put=self._put(operation))
             case Get(key):
-                return pb.Operation(get=pb.GetRequest(namespace=self.namespace, key=key))
+                return pb.BatchOperation(get=pb.GetRequest(namespace=self.namespace, key=key))
             case Take(key):
-                return pb.Operation(take=pb.TakeRequest(namespace=self.namespace, key=key))
+                return pb.BatchOperation(take=pb.TakeRequest(namespace=self.namespace, key=key))
             case Remove(key):
-                return pb.Operation(remove=pb.RemoveRequest(namespace=self.namespace, key=key))
+                return pb.BatchOperation(remove=pb.RemoveRequest(namespace=self.namespace, key=key))
 
 
 class Watch:
@@ -252,12 +253,30 @@ class Watch:
         self._stream.cancel()
 
 
+class Change(NamedTuple):
+    """A session was stored; or removed or taken, if `session` is None; or the namespace was purged, if `key` is empty.
+
+    Attributes:
+        key: The store key of the session. Empty for a purge, and for a change that this client does not know.
+        session: The session that was stored.
+        time: In Unix seconds: when the session was issued, or for a purge, the time before which the sessions to forget
+            were issued. None for a session: not known. None for a purge: forget all that was known.
+    """
+
+    key: bytes
+    session: StoredSession | None = None
+    time: float | None = None
+
+    def __repr__(self) -> str:
+        """Show what happened, never to which session."""
+        return f"Change({'stored' if self.session else 'removed' if self.key else 'purged'}, time={self.time})"
+
+
 class Changes(NamedTuple):
     """What happened in a namespace."""
 
-    changes: list[tuple[bytes, StoredSession | None]]
-    """Keys with their sessions, or None where one was removed or taken; an empty key where all may have been: forget
-    what you knew. That is a purge, or something that this client does not know."""
+    changes: list[Change]
+    """In the order in which they happened."""
     position: bytes
     """Where the store is behind them; empty: where it was before."""
     live: bool
@@ -276,18 +295,29 @@ def decoded(kind: type[_Answer], encoded: bytes) -> _Answer:
         raise errors.StoreError("the answer is no message of this contract") from None
 
 
-def _change(event: pb.Event) -> tuple[bytes, StoredSession | None]:
-    if event.HasField("put"):
-        session = event.put.session
-        return event.put.key, StoredSession(session.value, _seconds(session.ttl))
-    return event.removed.key, None  # empty if it is another event
+def _change(event: pb.WatchEvent) -> Change:
+    match event.WhichOneof("event"):
+        case "stored":
+            stored = event.stored
+            session = StoredSession(stored.session.value, _seconds(stored.session.ttl))
+            return Change(stored.key, session, _time(stored, "issue_time"))
+        case "removed":
+            return Change(event.removed.key)
+        case "purged":
+            return Change(b"", None, _time(event.purged, "issued_before_time"))
+        case _:
+            return Change(b"")
+
+
+def _time(message: Message, field: str) -> float | None:
+    return _seconds(getattr(message, field)) if message.HasField(field) else None
 
 
 def _duration(seconds: float) -> Duration:
     return Duration(seconds=int(seconds), nanos=int(seconds % 1 * 1e9) if seconds > 0 else 0)
 
 
-def _seconds(duration: Duration) -> float:
+def _seconds(duration: Duration | Timestamp) -> float:
     return duration.seconds + duration.nanos / 1e9
 
 
@@ -297,7 +327,7 @@ def _session(answer: pb.GetResponse | pb.TakeResponse) -> StoredSession | None:
     return StoredSession(answer.session.value, _seconds(answer.session.ttl))
 
 
-def _result(result: pb.Result) -> Result:
+def _result(result: pb.BatchResult) -> Result:
     match result.WhichOneof("result"):
         case "put":
             return _seconds(result.put.ttl)

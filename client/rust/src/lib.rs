@@ -37,6 +37,7 @@ mod store;
 #[allow(missing_docs, clippy::all, clippy::pedantic, rustdoc::all)]
 mod stubs;
 mod target;
+mod turn;
 
 pub use credentials::Credentials;
 pub use envelope::{Envelope, from_microseconds, microseconds};

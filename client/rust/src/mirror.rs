@@ -13,20 +13,21 @@ use std::mem;
 use std::pin::pin;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::Poll;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use tokio::time::timeout;
 
 use crate::sealing::StoreKey;
 use crate::store::{Store, StoredSession};
 use crate::v1;
+use crate::v1::watch_event::Event;
 
 /// How long a mirror answers without a word from the store, which speaks at least once a second.
 const STALE: Duration = Duration::from_secs(3);
 const CONFIRMATION_PAUSE: Duration = Duration::from_millis(900);
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
-/// What an entry takes beside its value: key, expiry, a table that is mostly too large, the order, the allocator.
-const OVERHEAD_BYTES: usize = 192;
+/// What an entry takes beside its value: key, expiry, issue, a table that is mostly too large, the order, the allocator.
+const OVERHEAD_BYTES: usize = 216;
 const FORGOTTEN: usize = 1024;
 const RECENT_REMOVALS: usize = 1024;
 
@@ -133,10 +134,11 @@ impl Mirror {
         }
     }
 
-    fn take_in(&self, event: v1::Event) {
+    fn take_in(&self, event: v1::WatchEvent) {
         match event.event {
-            Some(v1::event::Event::Put(v1::event::Put { key, session: Some(session) })) => {
+            Some(Event::Stored(v1::SessionStored { key, session: Some(session), issue_time })) => {
                 if let (Ok(key), Some(session)) = (StoreKey::try_from(key), StoredSession::of(session)) {
+                    let session = StoredSession { issued: issue_time.and_then(time), ..session };
                     let mut sessions = self.lock();
                     // Told late: what this frontend has removed meanwhile never comes back.
                     if !sessions.removed_lately(&key) {
@@ -144,12 +146,16 @@ impl Mirror {
                     }
                 }
             }
-            Some(v1::event::Event::Removed(v1::event::Removed { key })) => {
+            Some(Event::Removed(v1::SessionRemoved { key })) => {
                 if let Ok(key) = StoreKey::try_from(key) {
                     self.remove(&key);
                 }
             }
-            // A purge, or what this client does not know: what is still valid, look-ups find again.
+            Some(Event::Purged(v1::NamespacePurged { issued_before_time: Some(before) })) => match time(before) {
+                Some(before) => self.lock().purge(before),
+                None => self.lock().clear(),
+            },
+            // A purge of everything, or what this client does not know: what is still valid, look-ups find again.
             _ => self.lock().clear(),
         }
     }
@@ -167,8 +173,13 @@ impl Mirror {
     }
 }
 
+fn time(timestamp: prost_types::Timestamp) -> Option<SystemTime> {
+    timestamp.try_into().ok()
+}
+
 struct Entry {
     expires: Instant,
+    issued: Option<SystemTime>,
     value: Box<[u8]>,
 }
 
@@ -215,7 +226,8 @@ impl Sessions {
             self.order.push_back(key);
         }
         self.bytes += OVERHEAD_BYTES + session.value.len();
-        self.entries.insert(key, Entry { expires: now + session.ttl, value: session.value.as_slice().into() });
+        let value = session.value.as_slice().into();
+        self.entries.insert(key, Entry { expires: now + session.ttl, issued: session.issued, value });
         self.make_room(now);
     }
 
@@ -226,7 +238,26 @@ impl Sessions {
         }
         self.recent.push_back((*key, self.removals));
         self.drop(key);
-        // Or what is gone would take ever more memory.
+        self.shorten_order();
+    }
+
+    /// Forgets the sessions that were issued before a time, or at an unknown one.
+    fn purge(&mut self, before: SystemTime) {
+        self.removals += 1;
+        self.unknown = self.removals; // no look-up under way may put its session
+        let bytes = &mut self.bytes;
+        self.entries.retain(|_, entry| {
+            let kept = entry.issued.is_some_and(|issued| issued >= before);
+            if !kept {
+                *bytes -= OVERHEAD_BYTES + entry.value.len();
+            }
+            kept
+        });
+        self.shorten_order();
+    }
+
+    /// Drops the keys that are gone, or they would take ever more memory.
+    fn shorten_order(&mut self) {
         if self.order.len() > self.entries.len() / 4 * 5 + FORGOTTEN {
             let entries = &self.entries;
             self.order.retain(|key| entries.contains_key(key));
@@ -268,7 +299,19 @@ mod tests {
     use super::*;
 
     fn session(value: &[u8], seconds: u64) -> StoredSession {
-        StoredSession { value: value.to_vec(), ttl: Duration::from_secs(seconds) }
+        StoredSession { value: value.to_vec(), ttl: Duration::from_secs(seconds), issued: None }
+    }
+
+    fn timestamp(seconds: i64) -> prost_types::Timestamp {
+        prost_types::Timestamp { seconds, nanos: 0 }
+    }
+
+    /// Returns the event of a session of ten seconds that was issued at a Unix time.
+    fn stored(key: StoreKey, value: &[u8], issued: Option<i64>) -> v1::WatchEvent {
+        let session = v1::StoredSession { value: value.to_vec(), ttl: Some(prost_types::Duration { seconds: 10, nanos: 0 }) };
+        let issue_time = issued.map(timestamp);
+        let stored = v1::SessionStored { key: key.to_vec(), session: Some(session), issue_time };
+        v1::WatchEvent { event: Some(Event::Stored(stored)) }
     }
 
     #[test]
@@ -321,9 +364,7 @@ mod tests {
         mirror.remove(&[1; 32]);
         mirror.lock().clear();
         for key in [[1; 32], [2; 32]] {
-            let session = v1::Session { value: b"late".to_vec(), ttl: Some(prost_types::Duration { seconds: 10, nanos: 0 }) };
-            let put = v1::event::Put { key: key.to_vec(), session: Some(session) };
-            mirror.take_in(v1::Event { event: Some(v1::event::Event::Put(put)) });
+            mirror.take_in(stored(key, b"late", None));
         }
         assert_eq!((mirror.get(&[1; 32]), mirror.get(&[2; 32])), (None, Some(b"late".to_vec())));
     }
@@ -332,13 +373,34 @@ mod tests {
     fn a_purge_and_what_this_client_does_not_know_empty_it() {
         let mirror = Mirror::new(1 << 20);
         *mirror.heard() = Some(Instant::now());
-        for event in [Some(v1::event::Event::Purged(v1::event::Purged {})), None] {
+        for event in [Some(Event::Purged(v1::NamespacePurged { issued_before_time: None })), None] {
             mirror.lock().put([1; 32], &session(b"one", 10), Instant::now());
             let since = mirror.removals();
-            mirror.take_in(v1::Event { event });
+            mirror.take_in(v1::WatchEvent { event });
             mirror.found(&[2; 32], &session(b"two", 10), since);
             assert_eq!((mirror.get(&[1; 32]), mirror.get(&[2; 32])), (None, None));
         }
+    }
+
+    #[test]
+    fn a_purge_ends_what_was_issued_before_it_or_at_an_unknown_time() {
+        let mirror = Mirror::new(1 << 20);
+        *mirror.heard() = Some(Instant::now());
+        let since = mirror.removals();
+        mirror.take_in(stored([1; 32], b"before", Some(999)));
+        mirror.take_in(stored([2; 32], b"then", Some(1_000)));
+        mirror.take_in(stored([3; 32], b"untimed", None));
+        mirror.found(&[4; 32], &session(b"found", 10), since);
+        let purged = |seconds| v1::NamespacePurged { issued_before_time: Some(timestamp(seconds)) };
+        mirror.take_in(v1::WatchEvent { event: Some(Event::Purged(purged(1_000))) });
+        mirror.found(&[5; 32], &session(b"late", 10), since);
+        let kept: Vec<_> = (1..=5).filter(|byte| mirror.get(&[*byte; 32]).is_some()).collect();
+        assert_eq!(kept, [2]);
+        mirror.take_in(v1::WatchEvent { event: Some(Event::Purged(purged(1))) });
+        assert_eq!(mirror.get(&[2; 32]), Some(b"then".to_vec()));
+        mirror.take_in(v1::WatchEvent { event: Some(Event::Purged(purged(i64::MAX))) });
+        assert_eq!(mirror.get(&[2; 32]), None);
+        assert_eq!(mirror.lock().bytes, 0);
     }
 
     #[test]

@@ -13,7 +13,7 @@ use crate::sealing::StoreKey;
 use crate::shim::{Process, unix_time};
 use crate::stats::Kind;
 use crate::store::{Failure, How, PROBE_KEY};
-use crate::v1::{Operation, PutRequest, RemoveRequest, operation, result};
+use crate::v1::{BatchOperation, PutRequest, RemoveRequest, batch_operation, batch_result};
 
 /// What may wait to be sent; beyond that Puts and Removes are dropped, and counted.
 const QUEUE_BYTES: usize = 16 << 20;
@@ -48,20 +48,20 @@ impl Item {
         }
     }
 
-    fn operation(&self, namespace: &str, now: u64) -> Option<Operation> {
+    fn operation(&self, namespace: &str, now: u64) -> Option<BatchOperation> {
         let namespace = namespace.to_owned();
         let operation = match self {
             Self::Put { not_after, .. } if *not_after <= now => return None,
-            Self::Put { key, value, issued, not_after } => operation::Operation::Put(PutRequest {
+            Self::Put { key, value, issued, not_after } => batch_operation::Operation::Put(PutRequest {
                 namespace,
                 key: key.to_vec(),
                 value: value.clone(),
                 ttl: Some(prost_types::Duration { seconds: i64::try_from(not_after - now).ok()?, nanos: 0 }),
                 issue_time: Some((*issued).into()),
             }),
-            Self::Remove { key, .. } => operation::Operation::Remove(RemoveRequest { namespace, key: key.to_vec() }),
+            Self::Remove { key, .. } => batch_operation::Operation::Remove(RemoveRequest { namespace, key: key.to_vec() }),
         };
-        Some(Operation { operation: Some(operation) })
+        Some(BatchOperation { operation: Some(operation) })
     }
 }
 
@@ -230,7 +230,7 @@ impl Sender {
             queue.finished += 1;
             let outcome = match operation.as_ref().and_then(|_| results.next()) {
                 None => "expired",
-                Some(Some(result::Result::Error(_)) | None) => "refused",
+                Some(Some(batch_result::Result::Error(_)) | None) => "refused",
                 Some(_) => "stored",
             };
             process.count(item.counted(outcome));

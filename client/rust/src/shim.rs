@@ -29,6 +29,7 @@ use crate::sender::{Item, Sender};
 use crate::stats::{Kind, Recorder, Stats};
 use crate::store::{Failure, How, Store};
 use crate::target::Target;
+use crate::turn::Turns;
 use crate::{Error, store};
 
 /// How long after its issue an id that the store does not know is asked for again: its Put may be on its way.
@@ -322,10 +323,8 @@ impl Shim {
     }
 
     fn begin(&self) -> Option<Arc<Process>> {
-        static BEGINNING: Mutex<()> = Mutex::new(());
-        // Of the threads of this process one begins. A lock that a forked parent held would never be released, but its
-        // threads begin before it forks, or not at all.
-        let _alone = BEGINNING.lock().unwrap_or_else(PoisonError::into_inner);
+        static BEGINNING: Turns = Turns::new();
+        let _turn = BEGINNING.take();
         if let Some(process) = self.running() {
             return Some(process);
         }

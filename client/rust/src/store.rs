@@ -1,6 +1,6 @@
 //! The service as calls with deadlines, to whichever of its servers.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tokio::time::{Instant, timeout_at};
 use tonic::transport::Endpoint;
@@ -9,8 +9,8 @@ use tonic::{Code, ConnectError, Status, Streaming};
 use crate::options::Options;
 use crate::servers::{Client, Servers};
 use crate::target::Target;
-use crate::v1::{BatchRequest, GetRequest, Operation, Session, TakeRequest, WatchRequest, WatchResponse, result};
-use crate::{Credentials, Error};
+use crate::v1::{BatchOperation, BatchRequest, GetRequest, TakeRequest, WatchRequest, WatchResponse, batch_result};
+use crate::{Credentials, Error, v1};
 
 /// How often a call is tried at least, where another try is harmless: a connection may have ended since the last one.
 const ATTEMPTS: usize = 3;
@@ -59,12 +59,14 @@ impl Failure {
 pub(crate) struct StoredSession {
     pub(crate) value: Vec<u8>,
     pub(crate) ttl: Duration,
+    /// The time that a purge goes by, if it is known.
+    pub(crate) issued: Option<SystemTime>,
 }
 
 impl StoredSession {
-    pub(crate) fn of(session: Session) -> Option<Self> {
+    pub(crate) fn of(session: v1::StoredSession) -> Option<Self> {
         let ttl = session.ttl.and_then(|ttl| Duration::try_from(ttl).ok())?;
-        Some(Self { value: session.value, ttl })
+        Some(Self { value: session.value, ttl, issued: None })
     }
 }
 
@@ -122,7 +124,11 @@ impl Store {
     }
 
     /// Carries out operations, in their order, until `end`.
-    pub(crate) async fn batch(&self, operations: Vec<Operation>, end: Instant) -> Result<Vec<Option<result::Result>>, Failure> {
+    pub(crate) async fn batch(
+        &self,
+        operations: Vec<BatchOperation>,
+        end: Instant,
+    ) -> Result<Vec<Option<batch_result::Result>>, Failure> {
         let (sent, request) = (operations.len(), BatchRequest { operations });
         let call = |mut client: Client| {
             let request = request.clone();

@@ -54,6 +54,13 @@ _MEANINGS = [
     ),
     (r"^RESOURCE_EXHAUSTED", "the store is full, or overloaded", "give it more --capacity or --workers; see its log"),
     (r"^UNAVAILABLE.*storage", "the store's storage does not answer", "see the store's log"),
+    (r"^UNAVAILABLE.*is stopping", "the server is just being stopped", "try again: another one takes its place"),
+    (
+        r"^UNAVAILABLE.*watchers",
+        "the server has as many watchers as it takes",
+        "give the store more --workers, or more servers",
+    ),
+    (r"^ABORTED", "the watcher did not keep up with the store", "try again; look for what slows this machine down"),
     (
         r"^(UNAVAILABLE|UNKNOWN|CANCELLED)",
         "what listens there does not speak gRPC without TLS, or is just being stopped",

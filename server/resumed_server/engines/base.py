@@ -12,7 +12,7 @@ passes `tests/contract/engine_suite.py`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
@@ -50,6 +50,9 @@ class StoredSession:
 
     value: bytes
     ttl: float
+    issued: float | None = field(default=None, compare=False)
+    """When it was issued, in Unix seconds, as purges go by it; None in the outcomes of operations, which have no use
+    for it."""
 
     def __repr__(self) -> str:
         """Show the size, never the value."""
@@ -125,9 +128,15 @@ class Totals:
 
 @dataclass(slots=True)
 class Purged:
-    """A namespace was purged: what was told of its sessions before need not be true any more."""
+    """A namespace was purged: what was told of its sessions before need not be true any more.
+
+    Attributes:
+        namespace: Which.
+        issued_before: In Unix seconds: sessions issued since then are not concerned. None: all that were told before.
+    """
 
     namespace: str
+    issued_before: float | None = None
 
 
 @dataclass(slots=True)
@@ -232,10 +241,10 @@ class Engine(ABC):
         `until` is what position() returned a moment ago; they end there when there are no more. Fewer than `limit`
         where their values are large: about a mebibyte at once.
 
-        The changes of one key come in their order, and behind the purge of a namespace none that it undid. Some from
-        before `after` may come again. A session that was stored, but is gone by now, is left out. None if the log does
-        not reach back to `after`, or if it is a position of another store, or of this one before it was emptied, or
-        before a failover. The changes of all processes are in one log.
+        Sessions come with the time of their issue. The changes of one key come in their order, and behind the purge of
+        a namespace none that it undid. Some from before `after` may come again. A session that was stored, but is gone
+        by now, is left out. None if the log does not reach back to `after`, or if it is a position of another store, or
+        of this one before it was emptied, or before a failover. The changes of all processes are in one log.
         """
 
     @abstractmethod

@@ -14,7 +14,8 @@ _NUMBER_BYTES = 8
 _NAME_KEY = bytes(_NUMBER_BYTES)  # changes are numbered from 1
 _FORGOTTEN_AT_ONCE = 8
 STORED, REMOVED, PURGED = b"+", b"-", b"!"
-"""What a change did: to the session at an address, or to the namespace of one without a key."""
+"""What a change did: to the session of its address, or to a namespace. The address of a purge has no key: nothing or
+a time stands behind the namespace."""
 
 
 class ChangeLog:

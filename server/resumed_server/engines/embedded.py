@@ -35,7 +35,7 @@ from resumed_server.engines.base import (
 )
 from resumed_server.engines.changelog import PURGED, REMOVED, STORED, ChangeLog
 from resumed_server.engines.directory import DAMAGE, DatabaseDirectory
-from resumed_server.engines.entries import Entries, is_purged, is_tombstone, session_in, time_bytes, value_of
+from resumed_server.engines.entries import Entries, is_purged, is_tombstone, issued_at, session_in, time_bytes, value_of
 from resumed_server.engines.gate import CLOSED, Gate
 from resumed_server.engines.purges import TIME_BYTES, Purges
 
@@ -144,7 +144,8 @@ class EmbeddedEngine(Engine):
             # What was stored in this very microsecond was stored before.
             now = _microseconds(self._clock()) + 1
             time = now if issued_before is None else min(now, _microseconds(issued_before))
-            number = self._changes.append(txn, PURGED, address)
+            told = address if issued_before is None else address + time_bytes(time)
+            number = self._changes.append(txn, PURGED, told)
             end = self._entries.expiry(LONGEST_TTL_SECONDS)
             return self._purges.set(txn, name, time_bytes(time), number if issued_before is None else None, end)
 
@@ -253,8 +254,10 @@ class EmbeddedEngine(Engine):
     def _change(self, txn: _Transaction, what: bytes, address: bytes) -> Change | Purged | None:
         name, _, key = address.partition(b"\0")
         if what == PURGED:
-            return Purged(name.decode())
-        session = None if what == REMOVED else self._get(txn, name, address)
+            return Purged(name.decode(), _seconds(key) if key else None)
+        session = None
+        if what == STORED and (session := self._get(txn, name, address)):
+            session.issued = issued_at(txn.get(address))
         return Change(name.decode(), key, session) if what == REMOVED or session else None
 
     def _carry_out_alone(self, operation: Operation) -> Outcome:

@@ -150,6 +150,11 @@ def value_of(entry: bytes) -> bytes:
     return entry[_HEAD_BYTES:]
 
 
+def issued_at(entry: bytes) -> float:
+    """Return when a session was issued, in Unix seconds."""
+    return int.from_bytes(entry[_ISSUED], "big") / 1e6
+
+
 def is_tombstone(entry: bytes) -> bool:
     """Return whether a session was removed or taken."""
     return len(entry) == TIME_BYTES

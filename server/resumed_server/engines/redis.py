@@ -47,6 +47,12 @@ if TYPE_CHECKING:
     from resumed_server.engines.redis_url import RedisUrl
 
 
+class _Look(Get):
+    """Look a session up for those who follow the log: its outcome says when it was issued, too."""
+
+    __slots__ = ()
+
+
 def _scripts(*, cluster: bool) -> Mapping[type[Operation], str]:
     """Return what carries the operations out.
 
@@ -57,11 +63,13 @@ def _scripts(*, cluster: bool) -> Mapping[type[Operation], str]:
     removal is written even if it changes nothing, so that there is something for replicas to acknowledge.
     """
     # It writes nothing, but without no-writes a replica refuses it: that may have what its primary removed since.
-    get = f"""#!lua flags=allow-oom,allow-cross-slot-keys
+    found = f"""#!lua flags=allow-oom,allow-cross-slot-keys
 local value = redis.call('GET', KEYS[1])
 if not value or value == '' then return false end{unless_purged(4, cluster=cluster)}
 if not value then return false end
-return {{string.sub(value, {MARK_DIGITS + 1}), redis.call('PTTL', KEYS[1])}}"""
+local session, ttl = string.sub(value, {MARK_DIGITS + 1}), redis.call('PTTL', KEYS[1])"""
+    get = f"{found}\nreturn {{session, ttl}}"
+    look = f"{found}\nreturn {{session, ttl, string.sub(value, 1, {TIME_DIGITS})}}"
     put = f"""#!lua flags=allow-cross-slot-keys{LOG}
 local value = redis.call('GET', KEYS[1]){unless_purged(7, cluster=cluster)}
 if value then return string.sub(value, {MARK_DIGITS + 1}) == ARGV[3] and {{redis.call('PTTL', KEYS[1])}} or -1 end
@@ -100,7 +108,7 @@ if value then
 end
 redis.call('SET', KEYS[1], '', 'PX', {UNKNOWN_TOMBSTONE_SECONDS * 1000:.0f})
 return 0"""
-    return {Get: get, Put: put, Take: take, Remove: remove}
+    return {Get: get, _Look: look, Put: put, Take: take, Remove: remove}
 
 
 _CHANGES_BYTES = 1 << 20
@@ -173,7 +181,8 @@ class RedisEngine(Engine):
         with self._gate:
             mark = self._purges.set(namespace, issued_before)
             # Now that no look-up finds what was purged, or a mirror would learn of it again.
-            self._log.append([(self._key(Get(namespace, b"")), PURGED)])
+            told = b"" if issued_before is None else time_text(min(issued_before, mark))
+            self._log.append([(self._key(Get(namespace, told)), PURGED)])
             return mark
 
     def usage(self, namespace: str | None) -> dict[str, Usage]:
@@ -257,10 +266,10 @@ class RedisEngine(Engine):
         """Yield changes with the sessions that are there by now; what was stored and is gone is none."""
         addresses = [self._address(each.key) for each in logged]
         stored = [address for each, address in zip(logged, addresses, strict=True) if each.what == STORED]
-        sessions = iter(self._batch([Get(*address) for address in stored]))
+        sessions = iter(self._batch([_Look(*address) for address in stored]))
         for each, address in zip(logged, addresses, strict=True):
             if each.what == PURGED:
-                yield Purged(address[0])
+                yield Purged(address[0], int(address[1]) / 1e6 if address[1] else None)
                 continue
             session = next(sessions) if each.what == STORED else None
             if isinstance(session, EngineError):
@@ -370,7 +379,10 @@ def _outcome(operation: Operation, answer: Any) -> Outcome:
         return bool(answer)
     if answer is None or answer[1] <= 0:
         return None
-    return StoredSession(answer[0], answer[1] / 1000)
+    session = StoredSession(answer[0], answer[1] / 1000)
+    if isinstance(operation, _Look):
+        session.issued = int(answer[2]) / 1e6
+    return session
 
 
 def _buried(operation: Operation, outcome: Outcome) -> bool:

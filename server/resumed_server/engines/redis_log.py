@@ -42,7 +42,8 @@ STREAMS = 128
 """In a cluster, so that each of its primaries has some."""
 
 STORED, REMOVED, PURGED = b"+", b"-", b"!"
-"""What a change did: to the session of a key, or to the namespace of one that ends there."""
+"""What a change did: to the session of its key, or to a namespace. The key of a purge has no key: nothing or a time
+stands behind the namespace."""
 
 _MARK = b"."
 _WHAT = {STORED, REMOVED, PURGED, _MARK}

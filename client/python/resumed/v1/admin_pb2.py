@@ -25,24 +25,28 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16resumed/v1/admin.proto\x12\nresumed.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"T\n\x0cPurgeRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x31\n\rissued_before\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"B\n\rPurgeResponse\x12\x31\n\rissued_before\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"!\n\x0cStatsRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\"?\n\rStatsResponse\x12.\n\nnamespaces\x18\x01 \x03(\x0b\x32\x1a.resumed.v1.NamespaceStats\"\xa1\x01\n\x0eNamespaceStats\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x10\n\x08sessions\x18\x02 \x01(\x04\x12\x13\n\x0bvalue_bytes\x18\x03 \x01(\x04\x12\x12\n\ntombstones\x18\x04 \x01(\x04\x12\x0e\n\x06purged\x18\x05 \x01(\x04\x12\x31\n\rissued_before\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp2\x8a\x01\n\x0c\x41\x64minService\x12<\n\x05Purge\x12\x18.resumed.v1.PurgeRequest\x1a\x19.resumed.v1.PurgeResponse\x12<\n\x05Stats\x12\x18.resumed.v1.StatsRequest\x1a\x19.resumed.v1.StatsResponseBL\n\x0e\x64\x65v.resumed.v1P\x01Z8github.com/resumed/resumed/client/go/resumedv1;resumedv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16resumed/v1/admin.proto\x12\nresumed.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"Y\n\x0cPurgeRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x36\n\x12issued_before_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"G\n\rPurgeResponse\x12\x36\n\x12issued_before_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"H\n\x0cStatsRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"X\n\rStatsResponse\x12.\n\nnamespaces\x18\x01 \x03(\x0b\x32\x1a.resumed.v1.NamespaceStats\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xb6\x01\n\x0eNamespaceStats\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x15\n\rsession_count\x18\x02 \x01(\x03\x12\x13\n\x0bvalue_bytes\x18\x03 \x01(\x03\x12\x17\n\x0ftombstone_count\x18\x04 \x01(\x03\x12\x14\n\x0cpurged_count\x18\x05 \x01(\x03\x12\x36\n\x12issued_before_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp2\x94\x01\n\x0c\x41\x64minService\x12\x41\n\x05Purge\x12\x18.resumed.v1.PurgeRequest\x1a\x19.resumed.v1.PurgeResponse\"\x03\x90\x02\x02\x12\x41\n\x05Stats\x12\x18.resumed.v1.StatsRequest\x1a\x19.resumed.v1.StatsResponse\"\x03\x90\x02\x01\x42R\n\x14io.github.resumed.v1P\x01Z8github.com/resumed/resumed/client/go/resumedv1;resumedv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'resumed.v1.admin_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
-  _globals['DESCRIPTOR']._serialized_options = b'\n\016dev.resumed.v1P\001Z8github.com/resumed/resumed/client/go/resumedv1;resumedv1'
+  _globals['DESCRIPTOR']._serialized_options = b'\n\024io.github.resumed.v1P\001Z8github.com/resumed/resumed/client/go/resumedv1;resumedv1'
+  _globals['_ADMINSERVICE'].methods_by_name['Purge']._loaded_options = None
+  _globals['_ADMINSERVICE'].methods_by_name['Purge']._serialized_options = b'\220\002\002'
+  _globals['_ADMINSERVICE'].methods_by_name['Stats']._loaded_options = None
+  _globals['_ADMINSERVICE'].methods_by_name['Stats']._serialized_options = b'\220\002\001'
   _globals['_PURGEREQUEST']._serialized_start=71
-  _globals['_PURGEREQUEST']._serialized_end=155
-  _globals['_PURGERESPONSE']._serialized_start=157
-  _globals['_PURGERESPONSE']._serialized_end=223
-  _globals['_STATSREQUEST']._serialized_start=225
-  _globals['_STATSREQUEST']._serialized_end=258
-  _globals['_STATSRESPONSE']._serialized_start=260
-  _globals['_STATSRESPONSE']._serialized_end=323
-  _globals['_NAMESPACESTATS']._serialized_start=326
-  _globals['_NAMESPACESTATS']._serialized_end=487
-  _globals['_ADMINSERVICE']._serialized_start=490
-  _globals['_ADMINSERVICE']._serialized_end=628
+  _globals['_PURGEREQUEST']._serialized_end=160
+  _globals['_PURGERESPONSE']._serialized_start=162
+  _globals['_PURGERESPONSE']._serialized_end=233
+  _globals['_STATSREQUEST']._serialized_start=235
+  _globals['_STATSREQUEST']._serialized_end=307
+  _globals['_STATSRESPONSE']._serialized_start=309
+  _globals['_STATSRESPONSE']._serialized_end=397
+  _globals['_NAMESPACESTATS']._serialized_start=400
+  _globals['_NAMESPACESTATS']._serialized_end=582
+  _globals['_ADMINSERVICE']._serialized_start=585
+  _globals['_ADMINSERVICE']._serialized_end=733
 # @@protoc_insertion_point(module_scope)

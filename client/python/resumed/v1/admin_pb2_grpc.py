@@ -59,20 +59,20 @@ class AdminServiceServicer(object):
         """Purges a namespace: no session that was issued before a time is ever returned again, whoever stored it and whenever it
         arrives.
 
-        Takes effect for all servers and workers of the store before it is answered; mirrors are told on Watch, and have forgotten
-        everything within 4 seconds. A Put of such a session is answered with ALREADY_EXISTS. What was issued later stays. The
-        values are deleted in the background. Idempotent: repeating it, or purging before an earlier time, changes nothing. Repeat
-        it after an error: it may have taken effect in part.
+        Takes effect for all servers and workers of the store before it is answered; mirrors receive a NamespacePurged on Watch, and
+        have forgotten the sessions within 4 seconds. A Put of such a session is answered with ALREADY_EXISTS. Sessions that were
+        issued later stay. The values are deleted in the background. Idempotent: repeating it, or purging before an earlier time,
+        changes nothing. Repeat it after an error: it may have taken effect in part.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Stats(self, request, context):
-        """Counts what there is of a namespace, or of all.
+        """Counts the sessions of a namespace, or of all namespaces.
 
-        Goes through all of it in small steps beside the traffic: it takes some seconds for a million sessions, and what comes and
-        goes meanwhile may or may not be counted. Has no side effect.
+        Goes through all of them in small steps beside the traffic: it takes some seconds for a million sessions, and sessions that
+        come and go during that time may or may not be counted. Each page counts anew. Has no side effect.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

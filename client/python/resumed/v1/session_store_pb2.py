@@ -27,20 +27,28 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eresumed/v1/session_store.proto\x12\nresumed.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\"\x98\x01\n\nPutRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\x0c\x12\x12\n\x05value\x18\x03 \x01(\x0c\x42\x03\x80\x01\x01\x12&\n\x03ttl\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12.\n\nissue_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"5\n\x0bPutResponse\x12&\n\x03ttl\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\",\n\nGetRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\x0c\"3\n\x0bGetResponse\x12$\n\x07session\x18\x01 \x01(\x0b\x32\x13.resumed.v1.Session\"-\n\x0bTakeRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\x0c\"4\n\x0cTakeResponse\x12$\n\x07session\x18\x01 \x01(\x0b\x32\x13.resumed.v1.Session\"/\n\rRemoveRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\x0c\"!\n\x0eRemoveResponse\x12\x0f\n\x07removed\x18\x01 \x01(\x08\"9\n\x0c\x42\x61tchRequest\x12)\n\noperations\x18\x01 \x03(\x0b\x32\x15.resumed.v1.Operation\"4\n\rBatchResponse\x12#\n\x07results\x18\x01 \x03(\x0b\x32\x12.resumed.v1.Result\"3\n\x0cWatchRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x10\n\x08position\x18\x02 \x01(\x0c\"e\n\rWatchResponse\x12!\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x11.resumed.v1.Event\x12\x10\n\x08position\x18\x02 \x01(\x0c\x12\x11\n\tcontinued\x18\x03 \x01(\x08\x12\x0c\n\x04live\x18\x04 \x01(\x08\"E\n\x07Session\x12\x12\n\x05value\x18\x01 \x01(\x0c\x42\x03\x80\x01\x01\x12&\n\x03ttl\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xbc\x01\n\tOperation\x12%\n\x03put\x18\x01 \x01(\x0b\x32\x16.resumed.v1.PutRequestH\x00\x12%\n\x03get\x18\x02 \x01(\x0b\x32\x16.resumed.v1.GetRequestH\x00\x12\'\n\x04take\x18\x03 \x01(\x0b\x32\x17.resumed.v1.TakeRequestH\x00\x12+\n\x06remove\x18\x04 \x01(\x0b\x32\x19.resumed.v1.RemoveRequestH\x00\x42\x0b\n\toperation\"\xdf\x01\n\x06Result\x12&\n\x03put\x18\x01 \x01(\x0b\x32\x17.resumed.v1.PutResponseH\x00\x12&\n\x03get\x18\x02 \x01(\x0b\x32\x17.resumed.v1.GetResponseH\x00\x12(\n\x04take\x18\x03 \x01(\x0b\x32\x18.resumed.v1.TakeResponseH\x00\x12,\n\x06remove\x18\x04 \x01(\x0b\x32\x1a.resumed.v1.RemoveResponseH\x00\x12#\n\x05\x65rror\x18\x05 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\x08\n\x06result\"\xec\x01\n\x05\x45vent\x12$\n\x03put\x18\x01 \x01(\x0b\x32\x15.resumed.v1.Event.PutH\x00\x12,\n\x07removed\x18\x02 \x01(\x0b\x32\x19.resumed.v1.Event.RemovedH\x00\x12*\n\x06purged\x18\x03 \x01(\x0b\x32\x18.resumed.v1.Event.PurgedH\x00\x1a\x38\n\x03Put\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12$\n\x07session\x18\x02 \x01(\x0b\x32\x13.resumed.v1.Session\x1a\x16\n\x07Removed\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x1a\x08\n\x06PurgedB\x07\n\x05\x65vent*\x8d\x03\n\x0b\x45rrorReason\x12\x1c\n\x18\x45RROR_REASON_UNSPECIFIED\x10\x00\x12\x1e\n\x1a\x45RROR_REASON_INVALID_FIELD\x10\x01\x12\x1b\n\x17\x45RROR_REASON_WRITE_ONCE\x10\x02\x12\x1b\n\x17\x45RROR_REASON_STORE_FULL\x10\x03\x12#\n\x1f\x45RROR_REASON_ENGINE_UNAVAILABLE\x10\x04\x12\x19\n\x15\x45RROR_REASON_INTERNAL\x10\x05\x12\x1e\n\x1a\x45RROR_REASON_UNIMPLEMENTED\x10\x06\x12!\n\x1d\x45RROR_REASON_WATCHER_TOO_SLOW\x10\x07\x12\"\n\x1e\x45RROR_REASON_TOO_MANY_WATCHERS\x10\x08\x12 \n\x1c\x45RROR_REASON_UNAUTHENTICATED\x10\t\x12\x1c\n\x18\x45RROR_REASON_NOT_GRANTED\x10\n\x12\x1f\n\x1b\x45RROR_REASON_LIMIT_EXCEEDED\x10\x0b\x32\xff\x02\n\x13SessionStoreService\x12\x36\n\x03Put\x12\x16.resumed.v1.PutRequest\x1a\x17.resumed.v1.PutResponse\x12\x36\n\x03Get\x12\x16.resumed.v1.GetRequest\x1a\x17.resumed.v1.GetResponse\x12\x39\n\x04Take\x12\x17.resumed.v1.TakeRequest\x1a\x18.resumed.v1.TakeResponse\x12?\n\x06Remove\x12\x19.resumed.v1.RemoveRequest\x1a\x1a.resumed.v1.RemoveResponse\x12<\n\x05\x42\x61tch\x12\x18.resumed.v1.BatchRequest\x1a\x19.resumed.v1.BatchResponse\x12>\n\x05Watch\x12\x18.resumed.v1.WatchRequest\x1a\x19.resumed.v1.WatchResponse0\x01\x42L\n\x0e\x64\x65v.resumed.v1P\x01Z8github.com/resumed/resumed/client/go/resumedv1;resumedv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eresumed/v1/session_store.proto\x12\nresumed.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\"\x98\x01\n\nPutRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\x0c\x12\x12\n\x05value\x18\x03 \x01(\x0c\x42\x03\x80\x01\x01\x12&\n\x03ttl\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12.\n\nissue_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"5\n\x0bPutResponse\x12&\n\x03ttl\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\",\n\nGetRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\x0c\"9\n\x0bGetResponse\x12*\n\x07session\x18\x01 \x01(\x0b\x32\x19.resumed.v1.StoredSession\"-\n\x0bTakeRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\x0c\":\n\x0cTakeResponse\x12*\n\x07session\x18\x01 \x01(\x0b\x32\x19.resumed.v1.StoredSession\"/\n\rRemoveRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\x0c\"!\n\x0eRemoveResponse\x12\x0f\n\x07removed\x18\x01 \x01(\x08\">\n\x0c\x42\x61tchRequest\x12.\n\noperations\x18\x01 \x03(\x0b\x32\x1a.resumed.v1.BatchOperation\"9\n\rBatchResponse\x12(\n\x07results\x18\x01 \x03(\x0b\x32\x17.resumed.v1.BatchResult\"3\n\x0cWatchRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x10\n\x08position\x18\x02 \x01(\x0c\"j\n\rWatchResponse\x12&\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x16.resumed.v1.WatchEvent\x12\x10\n\x08position\x18\x02 \x01(\x0c\x12\x11\n\tcontinued\x18\x03 \x01(\x08\x12\x0c\n\x04live\x18\x04 \x01(\x08\"K\n\rStoredSession\x12\x12\n\x05value\x18\x01 \x01(\x0c\x42\x03\x80\x01\x01\x12&\n\x03ttl\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xc1\x01\n\x0e\x42\x61tchOperation\x12%\n\x03put\x18\x01 \x01(\x0b\x32\x16.resumed.v1.PutRequestH\x00\x12%\n\x03get\x18\x02 \x01(\x0b\x32\x16.resumed.v1.GetRequestH\x00\x12\'\n\x04take\x18\x03 \x01(\x0b\x32\x17.resumed.v1.TakeRequestH\x00\x12+\n\x06remove\x18\x04 \x01(\x0b\x32\x19.resumed.v1.RemoveRequestH\x00\x42\x0b\n\toperation\"\xe4\x01\n\x0b\x42\x61tchResult\x12&\n\x03put\x18\x01 \x01(\x0b\x32\x17.resumed.v1.PutResponseH\x00\x12&\n\x03get\x18\x02 \x01(\x0b\x32\x17.resumed.v1.GetResponseH\x00\x12(\n\x04take\x18\x03 \x01(\x0b\x32\x18.resumed.v1.TakeResponseH\x00\x12,\n\x06remove\x18\x04 \x01(\x0b\x32\x1a.resumed.v1.RemoveResponseH\x00\x12#\n\x05\x65rror\x18\x05 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\x08\n\x06result\"\xa0\x01\n\nWatchEvent\x12+\n\x06stored\x18\x01 \x01(\x0b\x32\x19.resumed.v1.SessionStoredH\x00\x12-\n\x07removed\x18\x02 \x01(\x0b\x32\x1a.resumed.v1.SessionRemovedH\x00\x12-\n\x06purged\x18\x03 \x01(\x0b\x32\x1b.resumed.v1.NamespacePurgedH\x00\x42\x07\n\x05\x65vent\"x\n\rSessionStored\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12*\n\x07session\x18\x02 \x01(\x0b\x32\x19.resumed.v1.StoredSession\x12.\n\nissue_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x1d\n\x0eSessionRemoved\x12\x0b\n\x03key\x18\x01 \x01(\x0c\"I\n\x0fNamespacePurged\x12\x36\n\x12issued_before_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp*\xcc\x03\n\x0b\x45rrorReason\x12\x1c\n\x18\x45RROR_REASON_UNSPECIFIED\x10\x00\x12\x1e\n\x1a\x45RROR_REASON_INVALID_FIELD\x10\x01\x12\x1b\n\x17\x45RROR_REASON_WRITE_ONCE\x10\x02\x12\x1b\n\x17\x45RROR_REASON_STORE_FULL\x10\x03\x12#\n\x1f\x45RROR_REASON_ENGINE_UNAVAILABLE\x10\x04\x12\x19\n\x15\x45RROR_REASON_INTERNAL\x10\x05\x12\x1e\n\x1a\x45RROR_REASON_UNIMPLEMENTED\x10\x06\x12!\n\x1d\x45RROR_REASON_WATCHER_TOO_SLOW\x10\x07\x12\"\n\x1e\x45RROR_REASON_TOO_MANY_WATCHERS\x10\x08\x12 \n\x1c\x45RROR_REASON_UNAUTHENTICATED\x10\t\x12\x1c\n\x18\x45RROR_REASON_NOT_GRANTED\x10\n\x12\x1f\n\x1b\x45RROR_REASON_LIMIT_EXCEEDED\x10\x0b\x12\x19\n\x15\x45RROR_REASON_DRAINING\x10\x0c\x12\"\n\x1e\x45RROR_REASON_MALFORMED_REQUEST\x10\r2\x93\x03\n\x13SessionStoreService\x12;\n\x03Put\x12\x16.resumed.v1.PutRequest\x1a\x17.resumed.v1.PutResponse\"\x03\x90\x02\x02\x12;\n\x03Get\x12\x16.resumed.v1.GetRequest\x1a\x17.resumed.v1.GetResponse\"\x03\x90\x02\x01\x12\x39\n\x04Take\x12\x17.resumed.v1.TakeRequest\x1a\x18.resumed.v1.TakeResponse\x12\x44\n\x06Remove\x12\x19.resumed.v1.RemoveRequest\x1a\x1a.resumed.v1.RemoveResponse\"\x03\x90\x02\x02\x12<\n\x05\x42\x61tch\x12\x18.resumed.v1.BatchRequest\x1a\x19.resumed.v1.BatchResponse\x12\x43\n\x05Watch\x12\x18.resumed.v1.WatchRequest\x1a\x19.resumed.v1.WatchResponse\"\x03\x90\x02\x01\x30\x01\x42R\n\x14io.github.resumed.v1P\x01Z8github.com/resumed/resumed/client/go/resumedv1;resumedv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'resumed.v1.session_store_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
-  _globals['DESCRIPTOR']._serialized_options = b'\n\016dev.resumed.v1P\001Z8github.com/resumed/resumed/client/go/resumedv1;resumedv1'
+  _globals['DESCRIPTOR']._serialized_options = b'\n\024io.github.resumed.v1P\001Z8github.com/resumed/resumed/client/go/resumedv1;resumedv1'
   _globals['_PUTREQUEST'].fields_by_name['value']._loaded_options = None
   _globals['_PUTREQUEST'].fields_by_name['value']._serialized_options = b'\200\001\001'
-  _globals['_SESSION'].fields_by_name['value']._loaded_options = None
-  _globals['_SESSION'].fields_by_name['value']._serialized_options = b'\200\001\001'
-  _globals['_ERRORREASON']._serialized_start=1627
-  _globals['_ERRORREASON']._serialized_end=2024
+  _globals['_STOREDSESSION'].fields_by_name['value']._loaded_options = None
+  _globals['_STOREDSESSION'].fields_by_name['value']._serialized_options = b'\200\001\001'
+  _globals['_SESSIONSTORESERVICE'].methods_by_name['Put']._loaded_options = None
+  _globals['_SESSIONSTORESERVICE'].methods_by_name['Put']._serialized_options = b'\220\002\002'
+  _globals['_SESSIONSTORESERVICE'].methods_by_name['Get']._loaded_options = None
+  _globals['_SESSIONSTORESERVICE'].methods_by_name['Get']._serialized_options = b'\220\002\001'
+  _globals['_SESSIONSTORESERVICE'].methods_by_name['Remove']._loaded_options = None
+  _globals['_SESSIONSTORESERVICE'].methods_by_name['Remove']._serialized_options = b'\220\002\002'
+  _globals['_SESSIONSTORESERVICE'].methods_by_name['Watch']._loaded_options = None
+  _globals['_SESSIONSTORESERVICE'].methods_by_name['Watch']._serialized_options = b'\220\002\001'
+  _globals['_ERRORREASON']._serialized_start=1822
+  _globals['_ERRORREASON']._serialized_end=2282
   _globals['_PUTREQUEST']._serialized_start=137
   _globals['_PUTREQUEST']._serialized_end=289
   _globals['_PUTRESPONSE']._serialized_start=291
@@ -48,37 +56,37 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETREQUEST']._serialized_start=346
   _globals['_GETREQUEST']._serialized_end=390
   _globals['_GETRESPONSE']._serialized_start=392
-  _globals['_GETRESPONSE']._serialized_end=443
-  _globals['_TAKEREQUEST']._serialized_start=445
-  _globals['_TAKEREQUEST']._serialized_end=490
-  _globals['_TAKERESPONSE']._serialized_start=492
-  _globals['_TAKERESPONSE']._serialized_end=544
-  _globals['_REMOVEREQUEST']._serialized_start=546
-  _globals['_REMOVEREQUEST']._serialized_end=593
-  _globals['_REMOVERESPONSE']._serialized_start=595
-  _globals['_REMOVERESPONSE']._serialized_end=628
-  _globals['_BATCHREQUEST']._serialized_start=630
-  _globals['_BATCHREQUEST']._serialized_end=687
-  _globals['_BATCHRESPONSE']._serialized_start=689
-  _globals['_BATCHRESPONSE']._serialized_end=741
-  _globals['_WATCHREQUEST']._serialized_start=743
-  _globals['_WATCHREQUEST']._serialized_end=794
-  _globals['_WATCHRESPONSE']._serialized_start=796
-  _globals['_WATCHRESPONSE']._serialized_end=897
-  _globals['_SESSION']._serialized_start=899
-  _globals['_SESSION']._serialized_end=968
-  _globals['_OPERATION']._serialized_start=971
-  _globals['_OPERATION']._serialized_end=1159
-  _globals['_RESULT']._serialized_start=1162
-  _globals['_RESULT']._serialized_end=1385
-  _globals['_EVENT']._serialized_start=1388
-  _globals['_EVENT']._serialized_end=1624
-  _globals['_EVENT_PUT']._serialized_start=1525
-  _globals['_EVENT_PUT']._serialized_end=1581
-  _globals['_EVENT_REMOVED']._serialized_start=1583
-  _globals['_EVENT_REMOVED']._serialized_end=1605
-  _globals['_EVENT_PURGED']._serialized_start=1607
-  _globals['_EVENT_PURGED']._serialized_end=1615
-  _globals['_SESSIONSTORESERVICE']._serialized_start=2027
-  _globals['_SESSIONSTORESERVICE']._serialized_end=2410
+  _globals['_GETRESPONSE']._serialized_end=449
+  _globals['_TAKEREQUEST']._serialized_start=451
+  _globals['_TAKEREQUEST']._serialized_end=496
+  _globals['_TAKERESPONSE']._serialized_start=498
+  _globals['_TAKERESPONSE']._serialized_end=556
+  _globals['_REMOVEREQUEST']._serialized_start=558
+  _globals['_REMOVEREQUEST']._serialized_end=605
+  _globals['_REMOVERESPONSE']._serialized_start=607
+  _globals['_REMOVERESPONSE']._serialized_end=640
+  _globals['_BATCHREQUEST']._serialized_start=642
+  _globals['_BATCHREQUEST']._serialized_end=704
+  _globals['_BATCHRESPONSE']._serialized_start=706
+  _globals['_BATCHRESPONSE']._serialized_end=763
+  _globals['_WATCHREQUEST']._serialized_start=765
+  _globals['_WATCHREQUEST']._serialized_end=816
+  _globals['_WATCHRESPONSE']._serialized_start=818
+  _globals['_WATCHRESPONSE']._serialized_end=924
+  _globals['_STOREDSESSION']._serialized_start=926
+  _globals['_STOREDSESSION']._serialized_end=1001
+  _globals['_BATCHOPERATION']._serialized_start=1004
+  _globals['_BATCHOPERATION']._serialized_end=1197
+  _globals['_BATCHRESULT']._serialized_start=1200
+  _globals['_BATCHRESULT']._serialized_end=1428
+  _globals['_WATCHEVENT']._serialized_start=1431
+  _globals['_WATCHEVENT']._serialized_end=1591
+  _globals['_SESSIONSTORED']._serialized_start=1593
+  _globals['_SESSIONSTORED']._serialized_end=1713
+  _globals['_SESSIONREMOVED']._serialized_start=1715
+  _globals['_SESSIONREMOVED']._serialized_end=1744
+  _globals['_NAMESPACEPURGED']._serialized_start=1746
+  _globals['_NAMESPACEPURGED']._serialized_end=1819
+  _globals['_SESSIONSTORESERVICE']._serialized_start=2285
+  _globals['_SESSIONSTORESERVICE']._serialized_end=2688
 # @@protoc_insertion_point(module_scope)

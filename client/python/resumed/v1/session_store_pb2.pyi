@@ -26,6 +26,8 @@ class ErrorReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ERROR_REASON_UNAUTHENTICATED: _ClassVar[ErrorReason]
     ERROR_REASON_NOT_GRANTED: _ClassVar[ErrorReason]
     ERROR_REASON_LIMIT_EXCEEDED: _ClassVar[ErrorReason]
+    ERROR_REASON_DRAINING: _ClassVar[ErrorReason]
+    ERROR_REASON_MALFORMED_REQUEST: _ClassVar[ErrorReason]
 ERROR_REASON_UNSPECIFIED: ErrorReason
 ERROR_REASON_INVALID_FIELD: ErrorReason
 ERROR_REASON_WRITE_ONCE: ErrorReason
@@ -38,6 +40,8 @@ ERROR_REASON_TOO_MANY_WATCHERS: ErrorReason
 ERROR_REASON_UNAUTHENTICATED: ErrorReason
 ERROR_REASON_NOT_GRANTED: ErrorReason
 ERROR_REASON_LIMIT_EXCEEDED: ErrorReason
+ERROR_REASON_DRAINING: ErrorReason
+ERROR_REASON_MALFORMED_REQUEST: ErrorReason
 
 class PutRequest(_message.Message):
     __slots__ = ("namespace", "key", "value", "ttl", "issue_time")
@@ -70,8 +74,8 @@ class GetRequest(_message.Message):
 class GetResponse(_message.Message):
     __slots__ = ("session",)
     SESSION_FIELD_NUMBER: _ClassVar[int]
-    session: Session
-    def __init__(self, session: _Optional[_Union[Session, _Mapping]] = ...) -> None: ...
+    session: StoredSession
+    def __init__(self, session: _Optional[_Union[StoredSession, _Mapping]] = ...) -> None: ...
 
 class TakeRequest(_message.Message):
     __slots__ = ("namespace", "key")
@@ -84,8 +88,8 @@ class TakeRequest(_message.Message):
 class TakeResponse(_message.Message):
     __slots__ = ("session",)
     SESSION_FIELD_NUMBER: _ClassVar[int]
-    session: Session
-    def __init__(self, session: _Optional[_Union[Session, _Mapping]] = ...) -> None: ...
+    session: StoredSession
+    def __init__(self, session: _Optional[_Union[StoredSession, _Mapping]] = ...) -> None: ...
 
 class RemoveRequest(_message.Message):
     __slots__ = ("namespace", "key")
@@ -104,14 +108,14 @@ class RemoveResponse(_message.Message):
 class BatchRequest(_message.Message):
     __slots__ = ("operations",)
     OPERATIONS_FIELD_NUMBER: _ClassVar[int]
-    operations: _containers.RepeatedCompositeFieldContainer[Operation]
-    def __init__(self, operations: _Optional[_Iterable[_Union[Operation, _Mapping]]] = ...) -> None: ...
+    operations: _containers.RepeatedCompositeFieldContainer[BatchOperation]
+    def __init__(self, operations: _Optional[_Iterable[_Union[BatchOperation, _Mapping]]] = ...) -> None: ...
 
 class BatchResponse(_message.Message):
     __slots__ = ("results",)
     RESULTS_FIELD_NUMBER: _ClassVar[int]
-    results: _containers.RepeatedCompositeFieldContainer[Result]
-    def __init__(self, results: _Optional[_Iterable[_Union[Result, _Mapping]]] = ...) -> None: ...
+    results: _containers.RepeatedCompositeFieldContainer[BatchResult]
+    def __init__(self, results: _Optional[_Iterable[_Union[BatchResult, _Mapping]]] = ...) -> None: ...
 
 class WatchRequest(_message.Message):
     __slots__ = ("namespace", "position")
@@ -127,13 +131,13 @@ class WatchResponse(_message.Message):
     POSITION_FIELD_NUMBER: _ClassVar[int]
     CONTINUED_FIELD_NUMBER: _ClassVar[int]
     LIVE_FIELD_NUMBER: _ClassVar[int]
-    events: _containers.RepeatedCompositeFieldContainer[Event]
+    events: _containers.RepeatedCompositeFieldContainer[WatchEvent]
     position: bytes
     continued: bool
     live: bool
-    def __init__(self, events: _Optional[_Iterable[_Union[Event, _Mapping]]] = ..., position: _Optional[bytes] = ..., continued: bool = ..., live: bool = ...) -> None: ...
+    def __init__(self, events: _Optional[_Iterable[_Union[WatchEvent, _Mapping]]] = ..., position: _Optional[bytes] = ..., continued: bool = ..., live: bool = ...) -> None: ...
 
-class Session(_message.Message):
+class StoredSession(_message.Message):
     __slots__ = ("value", "ttl")
     VALUE_FIELD_NUMBER: _ClassVar[int]
     TTL_FIELD_NUMBER: _ClassVar[int]
@@ -141,7 +145,7 @@ class Session(_message.Message):
     ttl: _duration_pb2.Duration
     def __init__(self, value: _Optional[bytes] = ..., ttl: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
 
-class Operation(_message.Message):
+class BatchOperation(_message.Message):
     __slots__ = ("put", "get", "take", "remove")
     PUT_FIELD_NUMBER: _ClassVar[int]
     GET_FIELD_NUMBER: _ClassVar[int]
@@ -153,7 +157,7 @@ class Operation(_message.Message):
     remove: RemoveRequest
     def __init__(self, put: _Optional[_Union[PutRequest, _Mapping]] = ..., get: _Optional[_Union[GetRequest, _Mapping]] = ..., take: _Optional[_Union[TakeRequest, _Mapping]] = ..., remove: _Optional[_Union[RemoveRequest, _Mapping]] = ...) -> None: ...
 
-class Result(_message.Message):
+class BatchResult(_message.Message):
     __slots__ = ("put", "get", "take", "remove", "error")
     PUT_FIELD_NUMBER: _ClassVar[int]
     GET_FIELD_NUMBER: _ClassVar[int]
@@ -167,27 +171,34 @@ class Result(_message.Message):
     error: _status_pb2.Status
     def __init__(self, put: _Optional[_Union[PutResponse, _Mapping]] = ..., get: _Optional[_Union[GetResponse, _Mapping]] = ..., take: _Optional[_Union[TakeResponse, _Mapping]] = ..., remove: _Optional[_Union[RemoveResponse, _Mapping]] = ..., error: _Optional[_Union[_status_pb2.Status, _Mapping]] = ...) -> None: ...
 
-class Event(_message.Message):
-    __slots__ = ("put", "removed", "purged")
-    class Put(_message.Message):
-        __slots__ = ("key", "session")
-        KEY_FIELD_NUMBER: _ClassVar[int]
-        SESSION_FIELD_NUMBER: _ClassVar[int]
-        key: bytes
-        session: Session
-        def __init__(self, key: _Optional[bytes] = ..., session: _Optional[_Union[Session, _Mapping]] = ...) -> None: ...
-    class Removed(_message.Message):
-        __slots__ = ("key",)
-        KEY_FIELD_NUMBER: _ClassVar[int]
-        key: bytes
-        def __init__(self, key: _Optional[bytes] = ...) -> None: ...
-    class Purged(_message.Message):
-        __slots__ = ()
-        def __init__(self) -> None: ...
-    PUT_FIELD_NUMBER: _ClassVar[int]
+class WatchEvent(_message.Message):
+    __slots__ = ("stored", "removed", "purged")
+    STORED_FIELD_NUMBER: _ClassVar[int]
     REMOVED_FIELD_NUMBER: _ClassVar[int]
     PURGED_FIELD_NUMBER: _ClassVar[int]
-    put: Event.Put
-    removed: Event.Removed
-    purged: Event.Purged
-    def __init__(self, put: _Optional[_Union[Event.Put, _Mapping]] = ..., removed: _Optional[_Union[Event.Removed, _Mapping]] = ..., purged: _Optional[_Union[Event.Purged, _Mapping]] = ...) -> None: ...
+    stored: SessionStored
+    removed: SessionRemoved
+    purged: NamespacePurged
+    def __init__(self, stored: _Optional[_Union[SessionStored, _Mapping]] = ..., removed: _Optional[_Union[SessionRemoved, _Mapping]] = ..., purged: _Optional[_Union[NamespacePurged, _Mapping]] = ...) -> None: ...
+
+class SessionStored(_message.Message):
+    __slots__ = ("key", "session", "issue_time")
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    ISSUE_TIME_FIELD_NUMBER: _ClassVar[int]
+    key: bytes
+    session: StoredSession
+    issue_time: _timestamp_pb2.Timestamp
+    def __init__(self, key: _Optional[bytes] = ..., session: _Optional[_Union[StoredSession, _Mapping]] = ..., issue_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+
+class SessionRemoved(_message.Message):
+    __slots__ = ("key",)
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    key: bytes
+    def __init__(self, key: _Optional[bytes] = ...) -> None: ...
+
+class NamespacePurged(_message.Message):
+    __slots__ = ("issued_before_time",)
+    ISSUED_BEFORE_TIME_FIELD_NUMBER: _ClassVar[int]
+    issued_before_time: _timestamp_pb2.Timestamp
+    def __init__(self, issued_before_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...

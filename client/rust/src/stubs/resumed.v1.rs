@@ -44,7 +44,7 @@ pub struct GetRequest {
 pub struct GetResponse {
     /// The session, unset on a miss.
     #[prost(message, optional, tag = "1")]
-    pub session: ::core::option::Option<Session>,
+    pub session: ::core::option::Option<StoredSession>,
 }
 /// Asks for a session that nobody is to be handed again.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -61,7 +61,7 @@ pub struct TakeRequest {
 pub struct TakeResponse {
     /// The session, unset on a miss.
     #[prost(message, optional, tag = "1")]
-    pub session: ::core::option::Option<Session>,
+    pub session: ::core::option::Option<StoredSession>,
 }
 /// Asks to remove a session.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -85,14 +85,14 @@ pub struct RemoveResponse {
 pub struct BatchRequest {
     /// Operations to carry out, in this order: 1 to 256.
     #[prost(message, repeated, tag = "1")]
-    pub operations: ::prost::alloc::vec::Vec<Operation>,
+    pub operations: ::prost::alloc::vec::Vec<BatchOperation>,
 }
 /// Answers several operations.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct BatchResponse {
     /// One result for each operation, in the same order.
     #[prost(message, repeated, tag = "1")]
-    pub results: ::prost::alloc::vec::Vec<Result>,
+    pub results: ::prost::alloc::vec::Vec<BatchResult>,
 }
 /// Asks to follow a namespace.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -110,7 +110,7 @@ pub struct WatchResponse {
     /// Events, those of one key in the order in which they happened; none in the first answer. A stream that goes on where an earlier
     /// one ended may tell some events again.
     #[prost(message, repeated, tag = "1")]
-    pub events: ::prost::alloc::vec::Vec<Event>,
+    pub events: ::prost::alloc::vec::Vec<WatchEvent>,
     /// Where the store is after these events: opaque, at most 64 bytes.
     #[prost(bytes = "vec", tag = "2")]
     pub position: ::prost::alloc::vec::Vec<u8>,
@@ -124,7 +124,7 @@ pub struct WatchResponse {
 }
 /// Describes a session in the store.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct Session {
+pub struct StoredSession {
     /// The value that was stored.
     #[prost(bytes = "vec", tag = "1")]
     pub value: ::prost::alloc::vec::Vec<u8>,
@@ -132,15 +132,16 @@ pub struct Session {
     #[prost(message, optional, tag = "2")]
     pub ttl: ::core::option::Option<::prost_types::Duration>,
 }
-/// Describes one operation of a Batch; each is checked and answered as the call of its name would be.
+/// Describes one operation of a Batch; each is checked and answered as the call of its name would be. Errors name a field by its
+/// path in the BatchRequest, such as "operations\[3\].put.ttl".
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct Operation {
+pub struct BatchOperation {
     /// The operation: exactly one is set.
-    #[prost(oneof = "operation::Operation", tags = "1, 2, 3, 4")]
-    pub operation: ::core::option::Option<operation::Operation>,
+    #[prost(oneof = "batch_operation::Operation", tags = "1, 2, 3, 4")]
+    pub operation: ::core::option::Option<batch_operation::Operation>,
 }
-/// Nested message and enum types in `Operation`.
-pub mod operation {
+/// Nested message and enum types in `BatchOperation`.
+pub mod batch_operation {
     /// The operation: exactly one is set.
     #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
     pub enum Operation {
@@ -160,13 +161,13 @@ pub mod operation {
 }
 /// Answers one operation of a Batch.
 #[derive(Clone, PartialEq, ::prost::Message)]
-pub struct Result {
+pub struct BatchResult {
     /// The answer to the operation, or its error: exactly one is set.
-    #[prost(oneof = "result::Result", tags = "1, 2, 3, 4, 5")]
-    pub result: ::core::option::Option<result::Result>,
+    #[prost(oneof = "batch_result::Result", tags = "1, 2, 3, 4, 5")]
+    pub result: ::core::option::Option<batch_result::Result>,
 }
-/// Nested message and enum types in `Result`.
-pub mod result {
+/// Nested message and enum types in `BatchResult`.
+pub mod batch_result {
     /// The answer to the operation, or its error: exactly one is set.
     #[derive(Clone, PartialEq, ::prost::Oneof)]
     pub enum Result {
@@ -182,111 +183,129 @@ pub mod result {
         /// The answer to a Remove.
         #[prost(message, tag = "4")]
         Remove(super::RemoveResponse),
-        /// The error of an operation that failed, with the details that the call of its name would have carried.
+        /// The error of an operation that failed, with the details that the call of its name would have had.
         #[prost(message, tag = "5")]
         Error(super::super::super::google::rpc::Status),
     }
 }
 /// Describes one change in a namespace.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct Event {
-    /// The change: exactly one is set. A client that does not know it must do as for a purge.
-    #[prost(oneof = "event::Event", tags = "1, 2, 3")]
-    pub event: ::core::option::Option<event::Event>,
+pub struct WatchEvent {
+    /// The change: exactly one is set. A client that does not know it must do as for a purge of everything.
+    #[prost(oneof = "watch_event::Event", tags = "1, 2, 3")]
+    pub event: ::core::option::Option<watch_event::Event>,
 }
-/// Nested message and enum types in `Event`.
-pub mod event {
-    /// A session that was stored.
-    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-    pub struct Put {
-        /// Store key of the session.
-        #[prost(bytes = "vec", tag = "1")]
-        pub key: ::prost::alloc::vec::Vec<u8>,
-        /// The session.
-        #[prost(message, optional, tag = "2")]
-        pub session: ::core::option::Option<super::Session>,
-    }
-    /// A session that was removed or taken. Expiry is not told: the remaining time to live is known from its Put.
-    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-    pub struct Removed {
-        /// Store key of the session.
-        #[prost(bytes = "vec", tag = "1")]
-        pub key: ::prost::alloc::vec::Vec<u8>,
-    }
-    /// The namespace was purged: forget everything of it. What is still valid a look-up finds.
-    #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-    pub struct Purged {}
-    /// The change: exactly one is set. A client that does not know it must do as for a purge.
+/// Nested message and enum types in `WatchEvent`.
+pub mod watch_event {
+    /// The change: exactly one is set. A client that does not know it must do as for a purge of everything.
     #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
     pub enum Event {
         /// A session was stored.
         #[prost(message, tag = "1")]
-        Put(Put),
+        Stored(super::SessionStored),
         /// A session was removed or taken.
         #[prost(message, tag = "2")]
-        Removed(Removed),
-        /// All sessions from before a time were purged.
+        Removed(super::SessionRemoved),
+        /// Sessions of the namespace were purged.
         #[prost(message, tag = "3")]
-        Purged(Purged),
+        Purged(super::NamespacePurged),
     }
 }
-/// Names the reason of an error, in google.rpc.ErrorInfo with the domain "resumed.v1".
+/// Describes a session that was stored.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SessionStored {
+    /// Store key of the session.
+    #[prost(bytes = "vec", tag = "1")]
+    pub key: ::prost::alloc::vec::Vec<u8>,
+    /// The session.
+    #[prost(message, optional, tag = "2")]
+    pub session: ::core::option::Option<StoredSession>,
+    /// The time that a Purge goes by: the issue_time of its Put, or the time of the Put on the store's clock if that was earlier
+    /// or if the Put had none.
+    #[prost(message, optional, tag = "3")]
+    pub issue_time: ::core::option::Option<::prost_types::Timestamp>,
+}
+/// Describes a session that was removed or taken. There is no event for expiry: the remaining time to live of a session is known
+/// from its SessionStored.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SessionRemoved {
+    /// Store key of the session.
+    #[prost(bytes = "vec", tag = "1")]
+    pub key: ::prost::alloc::vec::Vec<u8>,
+}
+/// Describes a purge. What is still valid a look-up finds.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct NamespacePurged {
+    /// Forget the sessions that were issued before this time, exclusive, and those of which that is not known. Unset: forget all
+    /// that happened before this event.
+    #[prost(message, optional, tag = "1")]
+    pub issued_before_time: ::core::option::Option<::prost_types::Timestamp>,
+}
+/// Names the reason of an error, in google.rpc.ErrorInfo with the domain "resumed.github.io".
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
 pub enum ErrorReason {
     /// Never sent.
     Unspecified = 0,
     /// A field of the request is outside its limits; comes with INVALID_ARGUMENT and a google.rpc.BadRequest that names the
-    /// field and the limit.
+    /// field, by its path in the request, and the limit.
     ///
-    /// Example: {"reason": "ERROR_REASON_INVALID_FIELD", "domain": "resumed.v1", "metadata": {"field": "ttl"}}
+    /// Example: {"reason": "ERROR_REASON_INVALID_FIELD", "domain": "resumed.github.io", "metadata": {"field": "ttl"}}
     InvalidField = 1,
     /// The key holds another value, or its session was removed, taken or purged; comes with ALREADY_EXISTS. Do not retry.
     ///
-    /// Example: {"reason": "ERROR_REASON_WRITE_ONCE", "domain": "resumed.v1", "metadata": {"namespace": "shop"}}
+    /// Example: {"reason": "ERROR_REASON_WRITE_ONCE", "domain": "resumed.github.io", "metadata": {"namespace": "shop"}}
     WriteOnce = 2,
     /// The store has no room for the session, even after the soonest to expire were dropped; comes with RESOURCE_EXHAUSTED.
     ///
-    /// Example: {"reason": "ERROR_REASON_STORE_FULL", "domain": "resumed.v1", "metadata": {}}
+    /// Example: {"reason": "ERROR_REASON_STORE_FULL", "domain": "resumed.github.io", "metadata": {}}
     StoreFull = 3,
-    /// The storage engine does not answer; comes with UNAVAILABLE. Retry later.
+    /// The storage engine does not answer; comes with UNAVAILABLE: an outage. Retry later.
     ///
-    /// Example: {"reason": "ERROR_REASON_ENGINE_UNAVAILABLE", "domain": "resumed.v1", "metadata": {}}
+    /// Example: {"reason": "ERROR_REASON_ENGINE_UNAVAILABLE", "domain": "resumed.github.io", "metadata": {}}
     EngineUnavailable = 4,
     /// The server has a fault of its own, which its log describes; comes with INTERNAL.
     ///
-    /// Example: {"reason": "ERROR_REASON_INTERNAL", "domain": "resumed.v1", "metadata": {}}
+    /// Example: {"reason": "ERROR_REASON_INTERNAL", "domain": "resumed.github.io", "metadata": {}}
     Internal = 5,
-    /// This server does not serve the call; comes with UNIMPLEMENTED.
+    /// This server has no such method; comes with UNIMPLEMENTED. Do not retry.
     ///
-    /// Example: {"reason": "ERROR_REASON_UNIMPLEMENTED", "domain": "resumed.v1", "metadata": {"method": "Watch"}}
+    /// Example: {"reason": "ERROR_REASON_UNIMPLEMENTED", "domain": "resumed.github.io", "metadata": {"method": "Watch"}}
     Unimplemented = 6,
-    /// A watcher did not read its events fast enough; comes with RESOURCE_EXHAUSTED. Watch again.
+    /// A watcher did not read its events fast enough; comes with ABORTED. Watch again, at any server.
     ///
-    /// Example: {"reason": "ERROR_REASON_WATCHER_TOO_SLOW", "domain": "resumed.v1", "metadata": {}}
+    /// Example: {"reason": "ERROR_REASON_WATCHER_TOO_SLOW", "domain": "resumed.github.io", "metadata": {}}
     WatcherTooSlow = 7,
-    /// The server has as many watchers as it takes; comes with RESOURCE_EXHAUSTED. Watch another replica, or look sessions up.
+    /// The server has as many watchers as it takes; comes with UNAVAILABLE. Watch at another server, or look sessions up.
     ///
-    /// Example: {"reason": "ERROR_REASON_TOO_MANY_WATCHERS", "domain": "resumed.v1", "metadata": {}}
+    /// Example: {"reason": "ERROR_REASON_TOO_MANY_WATCHERS", "domain": "resumed.github.io", "metadata": {}}
     TooManyWatchers = 8,
     /// The server knows its callers by their client certificates, and this one came with none, or with one that has neither a
     /// SPIFFE id nor a DNS name; comes with UNAUTHENTICATED. Use another certificate.
     ///
-    /// Example: {"reason": "ERROR_REASON_UNAUTHENTICATED", "domain": "resumed.v1", "metadata": {}}
+    /// Example: {"reason": "ERROR_REASON_UNAUTHENTICATED", "domain": "resumed.github.io", "metadata": {}}
     Unauthenticated = 9,
     /// No grant allows the caller the operation in the namespace; comes with PERMISSION_DENIED, whatever the namespace holds. Have it
     /// granted. The operation is one of put, get, take, remove, watch, purge and stats.
     ///
-    /// Example: {"reason": "ERROR_REASON_NOT_GRANTED", "domain": "resumed.v1", "metadata": {"identity":
+    /// Example: {"reason": "ERROR_REASON_NOT_GRANTED", "domain": "resumed.github.io", "metadata": {"identity":
     /// "spiffe://example.org/shop", "namespace": "pay", "operation": "take"}}
     NotGranted = 10,
     /// A limit of the caller, or of the namespace, is used up; comes with RESOURCE_EXHAUSTED, and with a google.rpc.RetryInfo where time
     /// alone helps: make no call sooner. Whoever does is answered later. The limit is one of operations_per_second, watchers, sessions
     /// and bytes.
     ///
-    /// Example: {"reason": "ERROR_REASON_LIMIT_EXCEEDED", "domain": "resumed.v1", "metadata": {"of": "spiffe://example.org/shop",
+    /// Example: {"reason": "ERROR_REASON_LIMIT_EXCEEDED", "domain": "resumed.github.io", "metadata": {"of": "spiffe://example.org/shop",
     /// "limit": "operations_per_second"}}
     LimitExceeded = 11,
+    /// The server is stopping, as in a rollout; comes with UNAVAILABLE. The storage is well: call another server at once.
+    ///
+    /// Example: {"reason": "ERROR_REASON_DRAINING", "domain": "resumed.github.io", "metadata": {}}
+    Draining = 12,
+    /// The request is no message of its method; comes with INVALID_ARGUMENT. Do not retry.
+    ///
+    /// Example: {"reason": "ERROR_REASON_MALFORMED_REQUEST", "domain": "resumed.github.io", "metadata": {}}
+    MalformedRequest = 13,
 }
 impl ErrorReason {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -307,6 +326,8 @@ impl ErrorReason {
             Self::Unauthenticated => "ERROR_REASON_UNAUTHENTICATED",
             Self::NotGranted => "ERROR_REASON_NOT_GRANTED",
             Self::LimitExceeded => "ERROR_REASON_LIMIT_EXCEEDED",
+            Self::Draining => "ERROR_REASON_DRAINING",
+            Self::MalformedRequest => "ERROR_REASON_MALFORMED_REQUEST",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -324,6 +345,8 @@ impl ErrorReason {
             "ERROR_REASON_UNAUTHENTICATED" => Some(Self::Unauthenticated),
             "ERROR_REASON_NOT_GRANTED" => Some(Self::NotGranted),
             "ERROR_REASON_LIMIT_EXCEEDED" => Some(Self::LimitExceeded),
+            "ERROR_REASON_DRAINING" => Some(Self::Draining),
+            "ERROR_REASON_MALFORMED_REQUEST" => Some(Self::MalformedRequest),
             _ => None,
         }
     }
@@ -343,9 +366,17 @@ pub mod session_store_service_client {
     ///
     /// A session is addressed by a namespace (a tenant) and a key (a hashed session id). Every call may fail with
     /// INVALID_ARGUMENT (a field outside its limits; details name the field), UNAUTHENTICATED, PERMISSION_DENIED,
-    /// RESOURCE_EXHAUSTED (the store is full, or a limit of the caller is reached) and UNAVAILABLE (the engine is down, or the
-    /// server is draining: try again). Every error carries exactly one google.rpc.ErrorInfo whose reason is the name of an
-    /// ErrorReason and whose domain is "resumed.v1".
+    /// RESOURCE_EXHAUSTED (the store is full, or a limit of the caller is reached: wait) and UNAVAILABLE (the engine is down, or
+    /// the server is stopping: call another server). Limits are those of the fields' comments and of vectors/limits.json.
+    ///
+    /// Every error that the store returns carries exactly one google.rpc.ErrorInfo whose reason is the name of an ErrorReason and
+    /// whose domain is "resumed.github.io". The errors that gRPC returns before the store has the call carry none:
+    /// RESOURCE_EXHAUSTED for a request that is larger than any legal one (16,842,752 bytes) and for a call to a server that has
+    /// too many already, UNIMPLEMENTED for a call that ends without a message, UNAVAILABLE and CANCELLED for a connection that
+    /// ends, DEADLINE_EXCEEDED.
+    ///
+    /// A call whose outcome is unknown may be repeated if its method has an idempotency_level. Take has none, and so a Batch with a
+    /// Take has none: the repeated call misses, and the session is lost. service_config.json has retries for gRPC clients.
     #[derive(Debug, Clone)]
     pub struct SessionStoreServiceClient<T> {
         inner: tonic::client::Grpc<T>,
@@ -468,7 +499,8 @@ pub mod session_store_service_client {
         /// Returns a session and removes it, in one atomic step: of all callers ever, at most one is handed the session.
         ///
         /// A miss is answered as in Get. The key cannot be stored again before the session's own expiry. Not safe to retry after
-        /// an unknown outcome: the second call misses.
+        /// an unknown outcome: the second call misses, since the store does not know that both are of one caller. So a Take that
+        /// times out loses the session, and its client makes a full handshake.
         pub async fn take(
             &mut self,
             request: impl tonic::IntoRequest<super::TakeRequest>,
@@ -518,8 +550,8 @@ pub mod session_store_service_client {
         /// Carries out up to 256 operations in their order and answers as many results in the same order.
         ///
         /// One failing operation does not fail the others; only a Batch that is over a limit on operations a second is refused as a whole,
-        /// with RESOURCE_EXHAUSTED. The operations of one Batch are not one transaction: another caller
-        /// may see some of them done and others not yet. This is the way to move many sessions cheaply.
+        /// with RESOURCE_EXHAUSTED. The operations of one Batch are not one transaction: another caller may see some of them done and
+        /// others not yet. This is the way to move many sessions cheaply. Safe to repeat if no operation is a Take.
         pub async fn batch(
             &mut self,
             request: impl tonic::IntoRequest<super::BatchRequest>,
@@ -541,12 +573,17 @@ pub mod session_store_service_client {
                 .insert(GrpcMethod::new("resumed.v1.SessionStoreService", "Batch"));
             self.inner.unary(req, path, codec).await
         }
-        /// Streams what happens in a namespace, from now on or from where an earlier stream ended.
+        /// Streams the changes in a namespace, from now on or from the end of an earlier stream.
         ///
-        /// The first answer comes at once and has no events: the stream is live. After that an answer comes at least once a second,
-        /// without events if nothing happened, so a client that hears nothing for a few seconds knows that it is cut off. A watcher that
-        /// is too slow to follow is cut off with RESOURCE_EXHAUSTED, and so is one beyond the server's limit. One whose grant is withdrawn
-        /// is cut off with PERMISSION_DENIED. A server that cannot read its storage ends the stream with UNAVAILABLE.
+        /// The first answer comes at once, has no events, and says in `continued` whether the stream goes on behind the position of
+        /// the request. A stream that goes on then catches up: its answers have `live` unset until one says that the stream is
+        /// live. A stream that begins now is live from its first answer on. A live stream has an answer at least once a second,
+        /// without events if nothing happened, so a client that receives nothing for a few seconds knows that it is cut off.
+        ///
+        /// A watcher that is too slow to follow is cut off with ABORTED (watch again), one beyond the server's limit with UNAVAILABLE
+        /// (watch at another server), one beyond the caller's or the namespace's limit with RESOURCE_EXHAUSTED (wait), and one whose
+        /// grant is withdrawn with PERMISSION_DENIED. A server that stops, or that cannot read its storage, ends the stream with
+        /// UNAVAILABLE; the reasons differ.
         pub async fn watch(
             &mut self,
             request: impl tonic::IntoRequest<super::WatchRequest>,

@@ -34,7 +34,7 @@ export interface PurgeRequest {
    * When the last session to purge was issued at most, exclusive; not ahead of the store's clock. Unset: now, on that clock,
    * which is all that was stored before the call.
    */
-  issuedBefore: Timestamp | undefined;
+  issuedBeforeTime: Timestamp | undefined;
 }
 
 /** Confirms that a namespace is purged. */
@@ -43,19 +43,25 @@ export interface PurgeResponse {
    * No session of the namespace that was issued before this time is returned any more: what was asked for, or what an earlier
    * Purge said, whichever is later.
    */
-  issuedBefore: Timestamp | undefined;
+  issuedBeforeTime: Timestamp | undefined;
 }
 
 /** Asks how much there is. */
 export interface StatsRequest {
   /** Namespace to count: 1 to 63 characters of [a-z0-9.-]. Empty for all of them, which takes a grant whose namespaces are "*". */
   namespace: string;
+  /** The most namespaces in the answer: 1 to 10,000; 0, or more than 10,000, is 10,000. */
+  pageSize: number;
+  /** The next_page_token of the answer before, for the same namespace: at most 63 bytes. Empty for the first page. */
+  pageToken: string;
 }
 
 /** Tells how much there is. */
 export interface StatsResponse {
-  /** The namespace that was asked for, or all in which there is something, by their names. */
+  /** The namespace of the request, or a page of all namespaces in which there is something, in the order of their names. */
   namespaces: NamespaceStats[];
+  /** The page_token of the next page; empty if there is none. */
+  nextPageToken: string;
 }
 
 /** Describes what there is of a namespace. */
@@ -63,19 +69,19 @@ export interface NamespaceStats {
   /** The namespace. */
   namespace: string;
   /** Sessions that a look-up would return. */
-  sessions: number;
+  sessionCount: number;
   /** Bytes that their values take, without what keys and the engine take. */
   valueBytes: number;
   /** Keys that refuse a Put, since their session was removed or taken. */
-  tombstones: number;
+  tombstoneCount: number;
   /** Sessions that were purged and are not deleted yet. */
-  purged: number;
+  purgedCount: number;
   /** No session that was issued before this time is returned any more; unset if the namespace was not purged in the last 7 days. */
-  issuedBefore: Timestamp | undefined;
+  issuedBeforeTime: Timestamp | undefined;
 }
 
 function createBasePurgeRequest(): PurgeRequest {
-  return { namespace: "", issuedBefore: undefined };
+  return { namespace: "", issuedBeforeTime: undefined };
 }
 
 export const PurgeRequest: MessageFns<PurgeRequest> = {
@@ -83,8 +89,8 @@ export const PurgeRequest: MessageFns<PurgeRequest> = {
     if (message.namespace !== "") {
       writer.uint32(10).string(message.namespace);
     }
-    if (message.issuedBefore !== undefined) {
-      Timestamp.encode(message.issuedBefore, writer.uint32(18).fork()).join();
+    if (message.issuedBeforeTime !== undefined) {
+      Timestamp.encode(message.issuedBeforeTime, writer.uint32(18).fork()).join();
     }
     return writer;
   },
@@ -115,7 +121,7 @@ export const PurgeRequest: MessageFns<PurgeRequest> = {
               break;
             }
 
-            message.issuedBefore = Timestamp.decode(reader, reader.uint32());
+            message.issuedBeforeTime = Timestamp.decode(reader, reader.uint32());
             continue;
           }
         }
@@ -132,13 +138,13 @@ export const PurgeRequest: MessageFns<PurgeRequest> = {
 };
 
 function createBasePurgeResponse(): PurgeResponse {
-  return { issuedBefore: undefined };
+  return { issuedBeforeTime: undefined };
 }
 
 export const PurgeResponse: MessageFns<PurgeResponse> = {
   encode(message: PurgeResponse, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
-    if (message.issuedBefore !== undefined) {
-      Timestamp.encode(message.issuedBefore, writer.uint32(10).fork()).join();
+    if (message.issuedBeforeTime !== undefined) {
+      Timestamp.encode(message.issuedBeforeTime, writer.uint32(10).fork()).join();
     }
     return writer;
   },
@@ -161,7 +167,7 @@ export const PurgeResponse: MessageFns<PurgeResponse> = {
               break;
             }
 
-            message.issuedBefore = Timestamp.decode(reader, reader.uint32());
+            message.issuedBeforeTime = Timestamp.decode(reader, reader.uint32());
             continue;
           }
         }
@@ -178,13 +184,19 @@ export const PurgeResponse: MessageFns<PurgeResponse> = {
 };
 
 function createBaseStatsRequest(): StatsRequest {
-  return { namespace: "" };
+  return { namespace: "", pageSize: 0, pageToken: "" };
 }
 
 export const StatsRequest: MessageFns<StatsRequest> = {
   encode(message: StatsRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
     if (message.namespace !== "") {
       writer.uint32(10).string(message.namespace);
+    }
+    if (message.pageSize !== 0) {
+      writer.uint32(16).int32(message.pageSize);
+    }
+    if (message.pageToken !== "") {
+      writer.uint32(26).string(message.pageToken);
     }
     return writer;
   },
@@ -210,6 +222,22 @@ export const StatsRequest: MessageFns<StatsRequest> = {
             message.namespace = reader.string();
             continue;
           }
+          case 2: {
+            if (tag !== 16) {
+              break;
+            }
+
+            message.pageSize = reader.int32();
+            continue;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.pageToken = reader.string();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -224,13 +252,16 @@ export const StatsRequest: MessageFns<StatsRequest> = {
 };
 
 function createBaseStatsResponse(): StatsResponse {
-  return { namespaces: [] };
+  return { namespaces: [], nextPageToken: "" };
 }
 
 export const StatsResponse: MessageFns<StatsResponse> = {
   encode(message: StatsResponse, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
     for (const v of message.namespaces) {
       NamespaceStats.encode(v!, writer.uint32(10).fork()).join();
+    }
+    if (message.nextPageToken !== "") {
+      writer.uint32(18).string(message.nextPageToken);
     }
     return writer;
   },
@@ -256,6 +287,14 @@ export const StatsResponse: MessageFns<StatsResponse> = {
             message.namespaces.push(NamespaceStats.decode(reader, reader.uint32()));
             continue;
           }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.nextPageToken = reader.string();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -270,7 +309,14 @@ export const StatsResponse: MessageFns<StatsResponse> = {
 };
 
 function createBaseNamespaceStats(): NamespaceStats {
-  return { namespace: "", sessions: 0, valueBytes: 0, tombstones: 0, purged: 0, issuedBefore: undefined };
+  return {
+    namespace: "",
+    sessionCount: 0,
+    valueBytes: 0,
+    tombstoneCount: 0,
+    purgedCount: 0,
+    issuedBeforeTime: undefined,
+  };
 }
 
 export const NamespaceStats: MessageFns<NamespaceStats> = {
@@ -278,20 +324,20 @@ export const NamespaceStats: MessageFns<NamespaceStats> = {
     if (message.namespace !== "") {
       writer.uint32(10).string(message.namespace);
     }
-    if (message.sessions !== 0) {
-      writer.uint32(16).uint64(message.sessions);
+    if (message.sessionCount !== 0) {
+      writer.uint32(16).int64(message.sessionCount);
     }
     if (message.valueBytes !== 0) {
-      writer.uint32(24).uint64(message.valueBytes);
+      writer.uint32(24).int64(message.valueBytes);
     }
-    if (message.tombstones !== 0) {
-      writer.uint32(32).uint64(message.tombstones);
+    if (message.tombstoneCount !== 0) {
+      writer.uint32(32).int64(message.tombstoneCount);
     }
-    if (message.purged !== 0) {
-      writer.uint32(40).uint64(message.purged);
+    if (message.purgedCount !== 0) {
+      writer.uint32(40).int64(message.purgedCount);
     }
-    if (message.issuedBefore !== undefined) {
-      Timestamp.encode(message.issuedBefore, writer.uint32(50).fork()).join();
+    if (message.issuedBeforeTime !== undefined) {
+      Timestamp.encode(message.issuedBeforeTime, writer.uint32(50).fork()).join();
     }
     return writer;
   },
@@ -322,7 +368,7 @@ export const NamespaceStats: MessageFns<NamespaceStats> = {
               break;
             }
 
-            message.sessions = longToNumber(reader.uint64());
+            message.sessionCount = longToNumber(reader.int64());
             continue;
           }
           case 3: {
@@ -330,7 +376,7 @@ export const NamespaceStats: MessageFns<NamespaceStats> = {
               break;
             }
 
-            message.valueBytes = longToNumber(reader.uint64());
+            message.valueBytes = longToNumber(reader.int64());
             continue;
           }
           case 4: {
@@ -338,7 +384,7 @@ export const NamespaceStats: MessageFns<NamespaceStats> = {
               break;
             }
 
-            message.tombstones = longToNumber(reader.uint64());
+            message.tombstoneCount = longToNumber(reader.int64());
             continue;
           }
           case 5: {
@@ -346,7 +392,7 @@ export const NamespaceStats: MessageFns<NamespaceStats> = {
               break;
             }
 
-            message.purged = longToNumber(reader.uint64());
+            message.purgedCount = longToNumber(reader.int64());
             continue;
           }
           case 6: {
@@ -354,7 +400,7 @@ export const NamespaceStats: MessageFns<NamespaceStats> = {
               break;
             }
 
-            message.issuedBefore = Timestamp.decode(reader, reader.uint32());
+            message.issuedBeforeTime = Timestamp.decode(reader, reader.uint32());
             continue;
           }
         }
@@ -381,10 +427,10 @@ export const AdminServiceService = {
    * Purges a namespace: no session that was issued before a time is ever returned again, whoever stored it and whenever it
    * arrives.
    *
-   * Takes effect for all servers and workers of the store before it is answered; mirrors are told on Watch, and have forgotten
-   * everything within 4 seconds. A Put of such a session is answered with ALREADY_EXISTS. What was issued later stays. The
-   * values are deleted in the background. Idempotent: repeating it, or purging before an earlier time, changes nothing. Repeat
-   * it after an error: it may have taken effect in part.
+   * Takes effect for all servers and workers of the store before it is answered; mirrors receive a NamespacePurged on Watch, and
+   * have forgotten the sessions within 4 seconds. A Put of such a session is answered with ALREADY_EXISTS. Sessions that were
+   * issued later stay. The values are deleted in the background. Idempotent: repeating it, or purging before an earlier time,
+   * changes nothing. Repeat it after an error: it may have taken effect in part.
    */
   purge: {
     path: "/resumed.v1.AdminService/Purge" as const,
@@ -396,10 +442,10 @@ export const AdminServiceService = {
     responseDeserialize: (value: Buffer): PurgeResponse => PurgeResponse.decode(value),
   },
   /**
-   * Counts what there is of a namespace, or of all.
+   * Counts the sessions of a namespace, or of all namespaces.
    *
-   * Goes through all of it in small steps beside the traffic: it takes some seconds for a million sessions, and what comes and
-   * goes meanwhile may or may not be counted. Has no side effect.
+   * Goes through all of them in small steps beside the traffic: it takes some seconds for a million sessions, and sessions that
+   * come and go during that time may or may not be counted. Each page counts anew. Has no side effect.
    */
   stats: {
     path: "/resumed.v1.AdminService/Stats" as const,
@@ -417,17 +463,17 @@ export interface AdminServiceServer extends UntypedServiceImplementation {
    * Purges a namespace: no session that was issued before a time is ever returned again, whoever stored it and whenever it
    * arrives.
    *
-   * Takes effect for all servers and workers of the store before it is answered; mirrors are told on Watch, and have forgotten
-   * everything within 4 seconds. A Put of such a session is answered with ALREADY_EXISTS. What was issued later stays. The
-   * values are deleted in the background. Idempotent: repeating it, or purging before an earlier time, changes nothing. Repeat
-   * it after an error: it may have taken effect in part.
+   * Takes effect for all servers and workers of the store before it is answered; mirrors receive a NamespacePurged on Watch, and
+   * have forgotten the sessions within 4 seconds. A Put of such a session is answered with ALREADY_EXISTS. Sessions that were
+   * issued later stay. The values are deleted in the background. Idempotent: repeating it, or purging before an earlier time,
+   * changes nothing. Repeat it after an error: it may have taken effect in part.
    */
   purge: handleUnaryCall<PurgeRequest, PurgeResponse>;
   /**
-   * Counts what there is of a namespace, or of all.
+   * Counts the sessions of a namespace, or of all namespaces.
    *
-   * Goes through all of it in small steps beside the traffic: it takes some seconds for a million sessions, and what comes and
-   * goes meanwhile may or may not be counted. Has no side effect.
+   * Goes through all of them in small steps beside the traffic: it takes some seconds for a million sessions, and sessions that
+   * come and go during that time may or may not be counted. Each page counts anew. Has no side effect.
    */
   stats: handleUnaryCall<StatsRequest, StatsResponse>;
 }
@@ -437,10 +483,10 @@ export interface AdminServiceClient extends Client {
    * Purges a namespace: no session that was issued before a time is ever returned again, whoever stored it and whenever it
    * arrives.
    *
-   * Takes effect for all servers and workers of the store before it is answered; mirrors are told on Watch, and have forgotten
-   * everything within 4 seconds. A Put of such a session is answered with ALREADY_EXISTS. What was issued later stays. The
-   * values are deleted in the background. Idempotent: repeating it, or purging before an earlier time, changes nothing. Repeat
-   * it after an error: it may have taken effect in part.
+   * Takes effect for all servers and workers of the store before it is answered; mirrors receive a NamespacePurged on Watch, and
+   * have forgotten the sessions within 4 seconds. A Put of such a session is answered with ALREADY_EXISTS. Sessions that were
+   * issued later stay. The values are deleted in the background. Idempotent: repeating it, or purging before an earlier time,
+   * changes nothing. Repeat it after an error: it may have taken effect in part.
    */
   purge(
     request: PurgeRequest,
@@ -458,10 +504,10 @@ export interface AdminServiceClient extends Client {
     callback: (error: ServiceError | null, response: PurgeResponse) => void,
   ): ClientUnaryCall;
   /**
-   * Counts what there is of a namespace, or of all.
+   * Counts the sessions of a namespace, or of all namespaces.
    *
-   * Goes through all of it in small steps beside the traffic: it takes some seconds for a million sessions, and what comes and
-   * goes meanwhile may or may not be counted. Has no side effect.
+   * Goes through all of them in small steps beside the traffic: it takes some seconds for a million sessions, and sessions that
+   * come and go during that time may or may not be counted. Each page counts anew. Has no side effect.
    */
   stats(
     request: StatsRequest,

@@ -36,71 +36,71 @@ export const protobufFileName = "resumed/v1/session_store.proto";
  * handshake. Handing out a session that was removed, taken or purged is not: Take, Remove and Purge (admin.proto) are final.
  */
 
-/** Names the reason of an error, in google.rpc.ErrorInfo with the domain "resumed.v1". */
+/** Names the reason of an error, in google.rpc.ErrorInfo with the domain "resumed.github.io". */
 export enum ErrorReason {
   /** ERROR_REASON_UNSPECIFIED - Never sent. */
   ERROR_REASON_UNSPECIFIED = 0,
   /**
    * ERROR_REASON_INVALID_FIELD - A field of the request is outside its limits; comes with INVALID_ARGUMENT and a google.rpc.BadRequest that names the
-   * field and the limit.
+   * field, by its path in the request, and the limit.
    *
-   * Example: {"reason": "ERROR_REASON_INVALID_FIELD", "domain": "resumed.v1", "metadata": {"field": "ttl"}}
+   * Example: {"reason": "ERROR_REASON_INVALID_FIELD", "domain": "resumed.github.io", "metadata": {"field": "ttl"}}
    */
   ERROR_REASON_INVALID_FIELD = 1,
   /**
    * ERROR_REASON_WRITE_ONCE - The key holds another value, or its session was removed, taken or purged; comes with ALREADY_EXISTS. Do not retry.
    *
-   * Example: {"reason": "ERROR_REASON_WRITE_ONCE", "domain": "resumed.v1", "metadata": {"namespace": "shop"}}
+   * Example: {"reason": "ERROR_REASON_WRITE_ONCE", "domain": "resumed.github.io", "metadata": {"namespace": "shop"}}
    */
   ERROR_REASON_WRITE_ONCE = 2,
   /**
    * ERROR_REASON_STORE_FULL - The store has no room for the session, even after the soonest to expire were dropped; comes with RESOURCE_EXHAUSTED.
    *
-   * Example: {"reason": "ERROR_REASON_STORE_FULL", "domain": "resumed.v1", "metadata": {}}
+   * Example: {"reason": "ERROR_REASON_STORE_FULL", "domain": "resumed.github.io", "metadata": {}}
    */
   ERROR_REASON_STORE_FULL = 3,
   /**
-   * ERROR_REASON_ENGINE_UNAVAILABLE - The storage engine does not answer; comes with UNAVAILABLE. Retry later.
+   * ERROR_REASON_ENGINE_UNAVAILABLE - The storage engine does not answer; comes with UNAVAILABLE: an outage. Retry later.
    *
-   * Example: {"reason": "ERROR_REASON_ENGINE_UNAVAILABLE", "domain": "resumed.v1", "metadata": {}}
+   * Example: {"reason": "ERROR_REASON_ENGINE_UNAVAILABLE", "domain": "resumed.github.io", "metadata": {}}
    */
   ERROR_REASON_ENGINE_UNAVAILABLE = 4,
   /**
    * ERROR_REASON_INTERNAL - The server has a fault of its own, which its log describes; comes with INTERNAL.
    *
-   * Example: {"reason": "ERROR_REASON_INTERNAL", "domain": "resumed.v1", "metadata": {}}
+   * Example: {"reason": "ERROR_REASON_INTERNAL", "domain": "resumed.github.io", "metadata": {}}
    */
   ERROR_REASON_INTERNAL = 5,
   /**
-   * ERROR_REASON_UNIMPLEMENTED - This server does not serve the call; comes with UNIMPLEMENTED.
+   * ERROR_REASON_UNIMPLEMENTED - This server has no such method; comes with UNIMPLEMENTED. Do not retry.
    *
-   * Example: {"reason": "ERROR_REASON_UNIMPLEMENTED", "domain": "resumed.v1", "metadata": {"method": "Watch"}}
+   * Example: {"reason": "ERROR_REASON_UNIMPLEMENTED", "domain": "resumed.github.io", "metadata": {"method": "Watch"}}
    */
   ERROR_REASON_UNIMPLEMENTED = 6,
   /**
-   * ERROR_REASON_WATCHER_TOO_SLOW - A watcher did not read its events fast enough; comes with RESOURCE_EXHAUSTED. Watch again.
+   * ERROR_REASON_WATCHER_TOO_SLOW - A watcher did not read its events fast enough; comes with ABORTED. Watch again, at any server.
    *
-   * Example: {"reason": "ERROR_REASON_WATCHER_TOO_SLOW", "domain": "resumed.v1", "metadata": {}}
+   * Example: {"reason": "ERROR_REASON_WATCHER_TOO_SLOW", "domain": "resumed.github.io", "metadata": {}}
    */
   ERROR_REASON_WATCHER_TOO_SLOW = 7,
   /**
-   * ERROR_REASON_TOO_MANY_WATCHERS - The server has as many watchers as it takes; comes with RESOURCE_EXHAUSTED. Watch another replica, or look sessions up.
+   * ERROR_REASON_TOO_MANY_WATCHERS - The server has as many watchers as it takes; comes with UNAVAILABLE. Watch at another server, or look sessions up.
    *
-   * Example: {"reason": "ERROR_REASON_TOO_MANY_WATCHERS", "domain": "resumed.v1", "metadata": {}}
+   * Example: {"reason": "ERROR_REASON_TOO_MANY_WATCHERS", "domain": "resumed.github.io", "metadata": {}}
    */
   ERROR_REASON_TOO_MANY_WATCHERS = 8,
   /**
    * ERROR_REASON_UNAUTHENTICATED - The server knows its callers by their client certificates, and this one came with none, or with one that has neither a
    * SPIFFE id nor a DNS name; comes with UNAUTHENTICATED. Use another certificate.
    *
-   * Example: {"reason": "ERROR_REASON_UNAUTHENTICATED", "domain": "resumed.v1", "metadata": {}}
+   * Example: {"reason": "ERROR_REASON_UNAUTHENTICATED", "domain": "resumed.github.io", "metadata": {}}
    */
   ERROR_REASON_UNAUTHENTICATED = 9,
   /**
    * ERROR_REASON_NOT_GRANTED - No grant allows the caller the operation in the namespace; comes with PERMISSION_DENIED, whatever the namespace holds. Have it
    * granted. The operation is one of put, get, take, remove, watch, purge and stats.
    *
-   * Example: {"reason": "ERROR_REASON_NOT_GRANTED", "domain": "resumed.v1", "metadata": {"identity":
+   * Example: {"reason": "ERROR_REASON_NOT_GRANTED", "domain": "resumed.github.io", "metadata": {"identity":
    * "spiffe://example.org/shop", "namespace": "pay", "operation": "take"}}
    */
   ERROR_REASON_NOT_GRANTED = 10,
@@ -109,10 +109,22 @@ export enum ErrorReason {
    * alone helps: make no call sooner. Whoever does is answered later. The limit is one of operations_per_second, watchers, sessions
    * and bytes.
    *
-   * Example: {"reason": "ERROR_REASON_LIMIT_EXCEEDED", "domain": "resumed.v1", "metadata": {"of": "spiffe://example.org/shop",
+   * Example: {"reason": "ERROR_REASON_LIMIT_EXCEEDED", "domain": "resumed.github.io", "metadata": {"of": "spiffe://example.org/shop",
    * "limit": "operations_per_second"}}
    */
   ERROR_REASON_LIMIT_EXCEEDED = 11,
+  /**
+   * ERROR_REASON_DRAINING - The server is stopping, as in a rollout; comes with UNAVAILABLE. The storage is well: call another server at once.
+   *
+   * Example: {"reason": "ERROR_REASON_DRAINING", "domain": "resumed.github.io", "metadata": {}}
+   */
+  ERROR_REASON_DRAINING = 12,
+  /**
+   * ERROR_REASON_MALFORMED_REQUEST - The request is no message of its method; comes with INVALID_ARGUMENT. Do not retry.
+   *
+   * Example: {"reason": "ERROR_REASON_MALFORMED_REQUEST", "domain": "resumed.github.io", "metadata": {}}
+   */
+  ERROR_REASON_MALFORMED_REQUEST = 13,
   UNRECOGNIZED = -1,
 }
 
@@ -159,7 +171,7 @@ export interface GetRequest {
 /** Answers a look-up. */
 export interface GetResponse {
   /** The session, unset on a miss. */
-  session: Session | undefined;
+  session: StoredSession | undefined;
 }
 
 /** Asks for a session that nobody is to be handed again. */
@@ -173,7 +185,7 @@ export interface TakeRequest {
 /** Answers a look-up that removed the session. */
 export interface TakeResponse {
   /** The session, unset on a miss. */
-  session: Session | undefined;
+  session: StoredSession | undefined;
 }
 
 /** Asks to remove a session. */
@@ -193,13 +205,13 @@ export interface RemoveResponse {
 /** Asks for several operations at once. */
 export interface BatchRequest {
   /** Operations to carry out, in this order: 1 to 256. */
-  operations: Operation[];
+  operations: BatchOperation[];
 }
 
 /** Answers several operations. */
 export interface BatchResponse {
   /** One result for each operation, in the same order. */
-  results: Result[];
+  results: BatchResult[];
 }
 
 /** Asks to follow a namespace. */
@@ -216,7 +228,7 @@ export interface WatchResponse {
    * Events, those of one key in the order in which they happened; none in the first answer. A stream that goes on where an earlier
    * one ended may tell some events again.
    */
-  events: Event[];
+  events: WatchEvent[];
   /** Where the store is after these events: opaque, at most 64 bytes. */
   position: Buffer;
   /**
@@ -229,15 +241,18 @@ export interface WatchResponse {
 }
 
 /** Describes a session in the store. */
-export interface Session {
+export interface StoredSession {
   /** The value that was stored. */
   value: Buffer;
   /** Time to live that remains, above zero. */
   ttl: Duration | undefined;
 }
 
-/** Describes one operation of a Batch; each is checked and answered as the call of its name would be. */
-export interface Operation {
+/**
+ * Describes one operation of a Batch; each is checked and answered as the call of its name would be. Errors name a field by its
+ * path in the BatchRequest, such as "operations[3].put.ttl".
+ */
+export interface BatchOperation {
   /** The operation: exactly one is set. */
   operation:
     | //
@@ -256,7 +271,7 @@ export interface Operation {
 }
 
 /** Answers one operation of a Batch. */
-export interface Result {
+export interface BatchResult {
   /** The answer to the operation, or its error: exactly one is set. */
   result:
     | //
@@ -272,43 +287,58 @@ export interface Result {
     /** The answer to a Remove. */
     { $case: "remove"; remove: RemoveResponse }
     | //
-    /** The error of an operation that failed, with the details that the call of its name would have carried. */
+    /** The error of an operation that failed, with the details that the call of its name would have had. */
     { $case: "error"; error: Status }
     | undefined;
 }
 
 /** Describes one change in a namespace. */
-export interface Event {
-  /** The change: exactly one is set. A client that does not know it must do as for a purge. */
+export interface WatchEvent {
+  /** The change: exactly one is set. A client that does not know it must do as for a purge of everything. */
   event:
     | //
     /** A session was stored. */
-    { $case: "put"; put: Event_Put }
+    { $case: "stored"; stored: SessionStored }
     | //
     /** A session was removed or taken. */
-    { $case: "removed"; removed: Event_Removed }
+    { $case: "removed"; removed: SessionRemoved }
     | //
-    /** All sessions from before a time were purged. */
-    { $case: "purged"; purged: Event_Purged }
+    /** Sessions of the namespace were purged. */
+    { $case: "purged"; purged: NamespacePurged }
     | undefined;
 }
 
-/** A session that was stored. */
-export interface Event_Put {
+/** Describes a session that was stored. */
+export interface SessionStored {
   /** Store key of the session. */
   key: Buffer;
   /** The session. */
-  session: Session | undefined;
+  session:
+    | StoredSession
+    | undefined;
+  /**
+   * The time that a Purge goes by: the issue_time of its Put, or the time of the Put on the store's clock if that was earlier
+   * or if the Put had none.
+   */
+  issueTime: Timestamp | undefined;
 }
 
-/** A session that was removed or taken. Expiry is not told: the remaining time to live is known from its Put. */
-export interface Event_Removed {
+/**
+ * Describes a session that was removed or taken. There is no event for expiry: the remaining time to live of a session is known
+ * from its SessionStored.
+ */
+export interface SessionRemoved {
   /** Store key of the session. */
   key: Buffer;
 }
 
-/** The namespace was purged: forget everything of it. What is still valid a look-up finds. */
-export interface Event_Purged {
+/** Describes a purge. What is still valid a look-up finds. */
+export interface NamespacePurged {
+  /**
+   * Forget the sessions that were issued before this time, exclusive, and those of which that is not known. Unset: forget all
+   * that happened before this event.
+   */
+  issuedBeforeTime: Timestamp | undefined;
 }
 
 function createBasePutRequest(): PutRequest {
@@ -511,7 +541,7 @@ function createBaseGetResponse(): GetResponse {
 export const GetResponse: MessageFns<GetResponse> = {
   encode(message: GetResponse, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
     if (message.session !== undefined) {
-      Session.encode(message.session, writer.uint32(10).fork()).join();
+      StoredSession.encode(message.session, writer.uint32(10).fork()).join();
     }
     return writer;
   },
@@ -534,7 +564,7 @@ export const GetResponse: MessageFns<GetResponse> = {
               break;
             }
 
-            message.session = Session.decode(reader, reader.uint32());
+            message.session = StoredSession.decode(reader, reader.uint32());
             continue;
           }
         }
@@ -614,7 +644,7 @@ function createBaseTakeResponse(): TakeResponse {
 export const TakeResponse: MessageFns<TakeResponse> = {
   encode(message: TakeResponse, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
     if (message.session !== undefined) {
-      Session.encode(message.session, writer.uint32(10).fork()).join();
+      StoredSession.encode(message.session, writer.uint32(10).fork()).join();
     }
     return writer;
   },
@@ -637,7 +667,7 @@ export const TakeResponse: MessageFns<TakeResponse> = {
               break;
             }
 
-            message.session = Session.decode(reader, reader.uint32());
+            message.session = StoredSession.decode(reader, reader.uint32());
             continue;
           }
         }
@@ -763,7 +793,7 @@ function createBaseBatchRequest(): BatchRequest {
 export const BatchRequest: MessageFns<BatchRequest> = {
   encode(message: BatchRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
     for (const v of message.operations) {
-      Operation.encode(v!, writer.uint32(10).fork()).join();
+      BatchOperation.encode(v!, writer.uint32(10).fork()).join();
     }
     return writer;
   },
@@ -786,7 +816,7 @@ export const BatchRequest: MessageFns<BatchRequest> = {
               break;
             }
 
-            message.operations.push(Operation.decode(reader, reader.uint32()));
+            message.operations.push(BatchOperation.decode(reader, reader.uint32()));
             continue;
           }
         }
@@ -809,7 +839,7 @@ function createBaseBatchResponse(): BatchResponse {
 export const BatchResponse: MessageFns<BatchResponse> = {
   encode(message: BatchResponse, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
     for (const v of message.results) {
-      Result.encode(v!, writer.uint32(10).fork()).join();
+      BatchResult.encode(v!, writer.uint32(10).fork()).join();
     }
     return writer;
   },
@@ -832,7 +862,7 @@ export const BatchResponse: MessageFns<BatchResponse> = {
               break;
             }
 
-            message.results.push(Result.decode(reader, reader.uint32()));
+            message.results.push(BatchResult.decode(reader, reader.uint32()));
             continue;
           }
         }
@@ -912,7 +942,7 @@ function createBaseWatchResponse(): WatchResponse {
 export const WatchResponse: MessageFns<WatchResponse> = {
   encode(message: WatchResponse, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
     for (const v of message.events) {
-      Event.encode(v!, writer.uint32(10).fork()).join();
+      WatchEvent.encode(v!, writer.uint32(10).fork()).join();
     }
     if (message.position.length !== 0) {
       writer.uint32(18).bytes(message.position);
@@ -944,7 +974,7 @@ export const WatchResponse: MessageFns<WatchResponse> = {
               break;
             }
 
-            message.events.push(Event.decode(reader, reader.uint32()));
+            message.events.push(WatchEvent.decode(reader, reader.uint32()));
             continue;
           }
           case 2: {
@@ -984,12 +1014,12 @@ export const WatchResponse: MessageFns<WatchResponse> = {
   },
 };
 
-function createBaseSession(): Session {
+function createBaseStoredSession(): StoredSession {
   return { value: Buffer.alloc(0), ttl: undefined };
 }
 
-export const Session: MessageFns<Session> = {
-  encode(message: Session, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+export const StoredSession: MessageFns<StoredSession> = {
+  encode(message: StoredSession, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
     if (message.value.length !== 0) {
       writer.uint32(10).bytes(message.value);
     }
@@ -999,7 +1029,7 @@ export const Session: MessageFns<Session> = {
     return writer;
   },
 
-  decode(input: BinaryReader | Uint8Array, length?: number): Session {
+  decode(input: BinaryReader | Uint8Array, length?: number): StoredSession {
     const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
     const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
     if (previousRecursionDepth >= 100) {
@@ -1008,7 +1038,7 @@ export const Session: MessageFns<Session> = {
     (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
     try {
       const end = length === undefined ? reader.len : reader.pos + length;
-      const message = createBaseSession();
+      const message = createBaseStoredSession();
       while (reader.pos < end) {
         const tag = reader.uint32();
         switch (tag >>> 3) {
@@ -1041,12 +1071,12 @@ export const Session: MessageFns<Session> = {
   },
 };
 
-function createBaseOperation(): Operation {
+function createBaseBatchOperation(): BatchOperation {
   return { operation: undefined };
 }
 
-export const Operation: MessageFns<Operation> = {
-  encode(message: Operation, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+export const BatchOperation: MessageFns<BatchOperation> = {
+  encode(message: BatchOperation, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
     switch (message.operation?.$case) {
       case "put":
         PutRequest.encode(message.operation.put, writer.uint32(10).fork()).join();
@@ -1064,7 +1094,7 @@ export const Operation: MessageFns<Operation> = {
     return writer;
   },
 
-  decode(input: BinaryReader | Uint8Array, length?: number): Operation {
+  decode(input: BinaryReader | Uint8Array, length?: number): BatchOperation {
     const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
     const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
     if (previousRecursionDepth >= 100) {
@@ -1073,7 +1103,7 @@ export const Operation: MessageFns<Operation> = {
     (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
     try {
       const end = length === undefined ? reader.len : reader.pos + length;
-      const message = createBaseOperation();
+      const message = createBaseBatchOperation();
       while (reader.pos < end) {
         const tag = reader.uint32();
         switch (tag >>> 3) {
@@ -1122,12 +1152,12 @@ export const Operation: MessageFns<Operation> = {
   },
 };
 
-function createBaseResult(): Result {
+function createBaseBatchResult(): BatchResult {
   return { result: undefined };
 }
 
-export const Result: MessageFns<Result> = {
-  encode(message: Result, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+export const BatchResult: MessageFns<BatchResult> = {
+  encode(message: BatchResult, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
     switch (message.result?.$case) {
       case "put":
         PutResponse.encode(message.result.put, writer.uint32(10).fork()).join();
@@ -1148,7 +1178,7 @@ export const Result: MessageFns<Result> = {
     return writer;
   },
 
-  decode(input: BinaryReader | Uint8Array, length?: number): Result {
+  decode(input: BinaryReader | Uint8Array, length?: number): BatchResult {
     const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
     const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
     if (previousRecursionDepth >= 100) {
@@ -1157,7 +1187,7 @@ export const Result: MessageFns<Result> = {
     (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
     try {
       const end = length === undefined ? reader.len : reader.pos + length;
-      const message = createBaseResult();
+      const message = createBaseBatchResult();
       while (reader.pos < end) {
         const tag = reader.uint32();
         switch (tag >>> 3) {
@@ -1214,27 +1244,27 @@ export const Result: MessageFns<Result> = {
   },
 };
 
-function createBaseEvent(): Event {
+function createBaseWatchEvent(): WatchEvent {
   return { event: undefined };
 }
 
-export const Event: MessageFns<Event> = {
-  encode(message: Event, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+export const WatchEvent: MessageFns<WatchEvent> = {
+  encode(message: WatchEvent, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
     switch (message.event?.$case) {
-      case "put":
-        Event_Put.encode(message.event.put, writer.uint32(10).fork()).join();
+      case "stored":
+        SessionStored.encode(message.event.stored, writer.uint32(10).fork()).join();
         break;
       case "removed":
-        Event_Removed.encode(message.event.removed, writer.uint32(18).fork()).join();
+        SessionRemoved.encode(message.event.removed, writer.uint32(18).fork()).join();
         break;
       case "purged":
-        Event_Purged.encode(message.event.purged, writer.uint32(26).fork()).join();
+        NamespacePurged.encode(message.event.purged, writer.uint32(26).fork()).join();
         break;
     }
     return writer;
   },
 
-  decode(input: BinaryReader | Uint8Array, length?: number): Event {
+  decode(input: BinaryReader | Uint8Array, length?: number): WatchEvent {
     const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
     const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
     if (previousRecursionDepth >= 100) {
@@ -1243,7 +1273,7 @@ export const Event: MessageFns<Event> = {
     (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
     try {
       const end = length === undefined ? reader.len : reader.pos + length;
-      const message = createBaseEvent();
+      const message = createBaseWatchEvent();
       while (reader.pos < end) {
         const tag = reader.uint32();
         switch (tag >>> 3) {
@@ -1252,7 +1282,7 @@ export const Event: MessageFns<Event> = {
               break;
             }
 
-            message.event = { $case: "put", put: Event_Put.decode(reader, reader.uint32()) };
+            message.event = { $case: "stored", stored: SessionStored.decode(reader, reader.uint32()) };
             continue;
           }
           case 2: {
@@ -1260,7 +1290,7 @@ export const Event: MessageFns<Event> = {
               break;
             }
 
-            message.event = { $case: "removed", removed: Event_Removed.decode(reader, reader.uint32()) };
+            message.event = { $case: "removed", removed: SessionRemoved.decode(reader, reader.uint32()) };
             continue;
           }
           case 3: {
@@ -1268,7 +1298,7 @@ export const Event: MessageFns<Event> = {
               break;
             }
 
-            message.event = { $case: "purged", purged: Event_Purged.decode(reader, reader.uint32()) };
+            message.event = { $case: "purged", purged: NamespacePurged.decode(reader, reader.uint32()) };
             continue;
           }
         }
@@ -1284,22 +1314,25 @@ export const Event: MessageFns<Event> = {
   },
 };
 
-function createBaseEvent_Put(): Event_Put {
-  return { key: Buffer.alloc(0), session: undefined };
+function createBaseSessionStored(): SessionStored {
+  return { key: Buffer.alloc(0), session: undefined, issueTime: undefined };
 }
 
-export const Event_Put: MessageFns<Event_Put> = {
-  encode(message: Event_Put, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+export const SessionStored: MessageFns<SessionStored> = {
+  encode(message: SessionStored, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
     if (message.key.length !== 0) {
       writer.uint32(10).bytes(message.key);
     }
     if (message.session !== undefined) {
-      Session.encode(message.session, writer.uint32(18).fork()).join();
+      StoredSession.encode(message.session, writer.uint32(18).fork()).join();
+    }
+    if (message.issueTime !== undefined) {
+      Timestamp.encode(message.issueTime, writer.uint32(26).fork()).join();
     }
     return writer;
   },
 
-  decode(input: BinaryReader | Uint8Array, length?: number): Event_Put {
+  decode(input: BinaryReader | Uint8Array, length?: number): SessionStored {
     const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
     const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
     if (previousRecursionDepth >= 100) {
@@ -1308,7 +1341,7 @@ export const Event_Put: MessageFns<Event_Put> = {
     (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
     try {
       const end = length === undefined ? reader.len : reader.pos + length;
-      const message = createBaseEvent_Put();
+      const message = createBaseSessionStored();
       while (reader.pos < end) {
         const tag = reader.uint32();
         switch (tag >>> 3) {
@@ -1325,7 +1358,15 @@ export const Event_Put: MessageFns<Event_Put> = {
               break;
             }
 
-            message.session = Session.decode(reader, reader.uint32());
+            message.session = StoredSession.decode(reader, reader.uint32());
+            continue;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.issueTime = Timestamp.decode(reader, reader.uint32());
             continue;
           }
         }
@@ -1341,19 +1382,19 @@ export const Event_Put: MessageFns<Event_Put> = {
   },
 };
 
-function createBaseEvent_Removed(): Event_Removed {
+function createBaseSessionRemoved(): SessionRemoved {
   return { key: Buffer.alloc(0) };
 }
 
-export const Event_Removed: MessageFns<Event_Removed> = {
-  encode(message: Event_Removed, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+export const SessionRemoved: MessageFns<SessionRemoved> = {
+  encode(message: SessionRemoved, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
     if (message.key.length !== 0) {
       writer.uint32(10).bytes(message.key);
     }
     return writer;
   },
 
-  decode(input: BinaryReader | Uint8Array, length?: number): Event_Removed {
+  decode(input: BinaryReader | Uint8Array, length?: number): SessionRemoved {
     const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
     const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
     if (previousRecursionDepth >= 100) {
@@ -1362,7 +1403,7 @@ export const Event_Removed: MessageFns<Event_Removed> = {
     (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
     try {
       const end = length === undefined ? reader.len : reader.pos + length;
-      const message = createBaseEvent_Removed();
+      const message = createBaseSessionRemoved();
       while (reader.pos < end) {
         const tag = reader.uint32();
         switch (tag >>> 3) {
@@ -1387,16 +1428,19 @@ export const Event_Removed: MessageFns<Event_Removed> = {
   },
 };
 
-function createBaseEvent_Purged(): Event_Purged {
-  return {};
+function createBaseNamespacePurged(): NamespacePurged {
+  return { issuedBeforeTime: undefined };
 }
 
-export const Event_Purged: MessageFns<Event_Purged> = {
-  encode(_: Event_Purged, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+export const NamespacePurged: MessageFns<NamespacePurged> = {
+  encode(message: NamespacePurged, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.issuedBeforeTime !== undefined) {
+      Timestamp.encode(message.issuedBeforeTime, writer.uint32(10).fork()).join();
+    }
     return writer;
   },
 
-  decode(input: BinaryReader | Uint8Array, length?: number): Event_Purged {
+  decode(input: BinaryReader | Uint8Array, length?: number): NamespacePurged {
     const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
     const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
     if (previousRecursionDepth >= 100) {
@@ -1405,10 +1449,18 @@ export const Event_Purged: MessageFns<Event_Purged> = {
     (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
     try {
       const end = length === undefined ? reader.len : reader.pos + length;
-      const message = createBaseEvent_Purged();
+      const message = createBaseNamespacePurged();
       while (reader.pos < end) {
         const tag = reader.uint32();
         switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.issuedBeforeTime = Timestamp.decode(reader, reader.uint32());
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -1427,9 +1479,17 @@ export const Event_Purged: MessageFns<Event_Purged> = {
  *
  * A session is addressed by a namespace (a tenant) and a key (a hashed session id). Every call may fail with
  * INVALID_ARGUMENT (a field outside its limits; details name the field), UNAUTHENTICATED, PERMISSION_DENIED,
- * RESOURCE_EXHAUSTED (the store is full, or a limit of the caller is reached) and UNAVAILABLE (the engine is down, or the
- * server is draining: try again). Every error carries exactly one google.rpc.ErrorInfo whose reason is the name of an
- * ErrorReason and whose domain is "resumed.v1".
+ * RESOURCE_EXHAUSTED (the store is full, or a limit of the caller is reached: wait) and UNAVAILABLE (the engine is down, or
+ * the server is stopping: call another server). Limits are those of the fields' comments and of vectors/limits.json.
+ *
+ * Every error that the store returns carries exactly one google.rpc.ErrorInfo whose reason is the name of an ErrorReason and
+ * whose domain is "resumed.github.io". The errors that gRPC returns before the store has the call carry none:
+ * RESOURCE_EXHAUSTED for a request that is larger than any legal one (16,842,752 bytes) and for a call to a server that has
+ * too many already, UNIMPLEMENTED for a call that ends without a message, UNAVAILABLE and CANCELLED for a connection that
+ * ends, DEADLINE_EXCEEDED.
+ *
+ * A call whose outcome is unknown may be repeated if its method has an idempotency_level. Take has none, and so a Batch with a
+ * Take has none: the repeated call misses, and the session is lost. service_config.json has retries for gRPC clients.
  */
 export type SessionStoreServiceService = typeof SessionStoreServiceService;
 export const SessionStoreServiceService = {
@@ -1467,7 +1527,8 @@ export const SessionStoreServiceService = {
    * Returns a session and removes it, in one atomic step: of all callers ever, at most one is handed the session.
    *
    * A miss is answered as in Get. The key cannot be stored again before the session's own expiry. Not safe to retry after
-   * an unknown outcome: the second call misses.
+   * an unknown outcome: the second call misses, since the store does not know that both are of one caller. So a Take that
+   * times out loses the session, and its client makes a full handshake.
    */
   take: {
     path: "/resumed.v1.SessionStoreService/Take" as const,
@@ -1497,8 +1558,8 @@ export const SessionStoreServiceService = {
    * Carries out up to 256 operations in their order and answers as many results in the same order.
    *
    * One failing operation does not fail the others; only a Batch that is over a limit on operations a second is refused as a whole,
-   * with RESOURCE_EXHAUSTED. The operations of one Batch are not one transaction: another caller
-   * may see some of them done and others not yet. This is the way to move many sessions cheaply.
+   * with RESOURCE_EXHAUSTED. The operations of one Batch are not one transaction: another caller may see some of them done and
+   * others not yet. This is the way to move many sessions cheaply. Safe to repeat if no operation is a Take.
    */
   batch: {
     path: "/resumed.v1.SessionStoreService/Batch" as const,
@@ -1510,12 +1571,17 @@ export const SessionStoreServiceService = {
     responseDeserialize: (value: Buffer): BatchResponse => BatchResponse.decode(value),
   },
   /**
-   * Streams what happens in a namespace, from now on or from where an earlier stream ended.
+   * Streams the changes in a namespace, from now on or from the end of an earlier stream.
    *
-   * The first answer comes at once and has no events: the stream is live. After that an answer comes at least once a second,
-   * without events if nothing happened, so a client that hears nothing for a few seconds knows that it is cut off. A watcher that
-   * is too slow to follow is cut off with RESOURCE_EXHAUSTED, and so is one beyond the server's limit. One whose grant is withdrawn
-   * is cut off with PERMISSION_DENIED. A server that cannot read its storage ends the stream with UNAVAILABLE.
+   * The first answer comes at once, has no events, and says in `continued` whether the stream goes on behind the position of
+   * the request. A stream that goes on then catches up: its answers have `live` unset until one says that the stream is
+   * live. A stream that begins now is live from its first answer on. A live stream has an answer at least once a second,
+   * without events if nothing happened, so a client that receives nothing for a few seconds knows that it is cut off.
+   *
+   * A watcher that is too slow to follow is cut off with ABORTED (watch again), one beyond the server's limit with UNAVAILABLE
+   * (watch at another server), one beyond the caller's or the namespace's limit with RESOURCE_EXHAUSTED (wait), and one whose
+   * grant is withdrawn with PERMISSION_DENIED. A server that stops, or that cannot read its storage, ends the stream with
+   * UNAVAILABLE; the reasons differ.
    */
   watch: {
     path: "/resumed.v1.SessionStoreService/Watch" as const,
@@ -1547,7 +1613,8 @@ export interface SessionStoreServiceServer extends UntypedServiceImplementation 
    * Returns a session and removes it, in one atomic step: of all callers ever, at most one is handed the session.
    *
    * A miss is answered as in Get. The key cannot be stored again before the session's own expiry. Not safe to retry after
-   * an unknown outcome: the second call misses.
+   * an unknown outcome: the second call misses, since the store does not know that both are of one caller. So a Take that
+   * times out loses the session, and its client makes a full handshake.
    */
   take: handleUnaryCall<TakeRequest, TakeResponse>;
   /**
@@ -1561,17 +1628,22 @@ export interface SessionStoreServiceServer extends UntypedServiceImplementation 
    * Carries out up to 256 operations in their order and answers as many results in the same order.
    *
    * One failing operation does not fail the others; only a Batch that is over a limit on operations a second is refused as a whole,
-   * with RESOURCE_EXHAUSTED. The operations of one Batch are not one transaction: another caller
-   * may see some of them done and others not yet. This is the way to move many sessions cheaply.
+   * with RESOURCE_EXHAUSTED. The operations of one Batch are not one transaction: another caller may see some of them done and
+   * others not yet. This is the way to move many sessions cheaply. Safe to repeat if no operation is a Take.
    */
   batch: handleUnaryCall<BatchRequest, BatchResponse>;
   /**
-   * Streams what happens in a namespace, from now on or from where an earlier stream ended.
+   * Streams the changes in a namespace, from now on or from the end of an earlier stream.
    *
-   * The first answer comes at once and has no events: the stream is live. After that an answer comes at least once a second,
-   * without events if nothing happened, so a client that hears nothing for a few seconds knows that it is cut off. A watcher that
-   * is too slow to follow is cut off with RESOURCE_EXHAUSTED, and so is one beyond the server's limit. One whose grant is withdrawn
-   * is cut off with PERMISSION_DENIED. A server that cannot read its storage ends the stream with UNAVAILABLE.
+   * The first answer comes at once, has no events, and says in `continued` whether the stream goes on behind the position of
+   * the request. A stream that goes on then catches up: its answers have `live` unset until one says that the stream is
+   * live. A stream that begins now is live from its first answer on. A live stream has an answer at least once a second,
+   * without events if nothing happened, so a client that receives nothing for a few seconds knows that it is cut off.
+   *
+   * A watcher that is too slow to follow is cut off with ABORTED (watch again), one beyond the server's limit with UNAVAILABLE
+   * (watch at another server), one beyond the caller's or the namespace's limit with RESOURCE_EXHAUSTED (wait), and one whose
+   * grant is withdrawn with PERMISSION_DENIED. A server that stops, or that cannot read its storage, ends the stream with
+   * UNAVAILABLE; the reasons differ.
    */
   watch: handleServerStreamingCall<WatchRequest, WatchResponse>;
 }
@@ -1617,7 +1689,8 @@ export interface SessionStoreServiceClient extends Client {
    * Returns a session and removes it, in one atomic step: of all callers ever, at most one is handed the session.
    *
    * A miss is answered as in Get. The key cannot be stored again before the session's own expiry. Not safe to retry after
-   * an unknown outcome: the second call misses.
+   * an unknown outcome: the second call misses, since the store does not know that both are of one caller. So a Take that
+   * times out loses the session, and its client makes a full handshake.
    */
   take(request: TakeRequest, callback: (error: ServiceError | null, response: TakeResponse) => void): ClientUnaryCall;
   take(
@@ -1656,8 +1729,8 @@ export interface SessionStoreServiceClient extends Client {
    * Carries out up to 256 operations in their order and answers as many results in the same order.
    *
    * One failing operation does not fail the others; only a Batch that is over a limit on operations a second is refused as a whole,
-   * with RESOURCE_EXHAUSTED. The operations of one Batch are not one transaction: another caller
-   * may see some of them done and others not yet. This is the way to move many sessions cheaply.
+   * with RESOURCE_EXHAUSTED. The operations of one Batch are not one transaction: another caller may see some of them done and
+   * others not yet. This is the way to move many sessions cheaply. Safe to repeat if no operation is a Take.
    */
   batch(
     request: BatchRequest,
@@ -1675,12 +1748,17 @@ export interface SessionStoreServiceClient extends Client {
     callback: (error: ServiceError | null, response: BatchResponse) => void,
   ): ClientUnaryCall;
   /**
-   * Streams what happens in a namespace, from now on or from where an earlier stream ended.
+   * Streams the changes in a namespace, from now on or from the end of an earlier stream.
    *
-   * The first answer comes at once and has no events: the stream is live. After that an answer comes at least once a second,
-   * without events if nothing happened, so a client that hears nothing for a few seconds knows that it is cut off. A watcher that
-   * is too slow to follow is cut off with RESOURCE_EXHAUSTED, and so is one beyond the server's limit. One whose grant is withdrawn
-   * is cut off with PERMISSION_DENIED. A server that cannot read its storage ends the stream with UNAVAILABLE.
+   * The first answer comes at once, has no events, and says in `continued` whether the stream goes on behind the position of
+   * the request. A stream that goes on then catches up: its answers have `live` unset until one says that the stream is
+   * live. A stream that begins now is live from its first answer on. A live stream has an answer at least once a second,
+   * without events if nothing happened, so a client that receives nothing for a few seconds knows that it is cut off.
+   *
+   * A watcher that is too slow to follow is cut off with ABORTED (watch again), one beyond the server's limit with UNAVAILABLE
+   * (watch at another server), one beyond the caller's or the namespace's limit with RESOURCE_EXHAUSTED (wait), and one whose
+   * grant is withdrawn with PERMISSION_DENIED. A server that stops, or that cannot read its storage, ends the stream with
+   * UNAVAILABLE; the reasons differ.
    */
   watch(request: WatchRequest, options?: Partial<CallOptions>): ClientReadableStream<WatchResponse>;
   watch(

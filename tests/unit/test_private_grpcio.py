@@ -1,0 +1,162 @@
+"""grpcio, as it is installed, is what the server takes it for; where it is not, the server does without."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import pytest
+from structlog.testing import capture_logs
+
+from resumed.v1 import session_store_pb2 as pb
+from resumed.v1.session_store_pb2_grpc import SessionStoreServiceStub, add_SessionStoreServiceServicer_to_server
+from resumed_server import private_grpcio, selftest
+from resumed_server.engines.embedded import EmbeddedEngine
+from resumed_server.front import grpc_server
+from resumed_server.plain import PlainServer
+from resumed_server.pool import Held
+from resumed_server.private_grpcio import Answering, missing
+from resumed_server.selftest import Unexpected, check_grpcio, grpcio_is_as_expected
+from resumed_server.service import SessionStoreService
+from resumed_server.watchers import Watchers
+from support.waiting import until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+PATIENCE = 20.0
+
+
+def test_the_grpcio_that_is_installed_is_as_expected() -> None:
+    """All names are there, calls come as they are taken for, and no thread is left behind."""
+    assert missing() == []
+    before = threading.active_count()
+    with capture_logs() as logged:
+        assert grpcio_is_as_expected()
+    assert not logged
+    until(lambda: threading.active_count() <= before + 1)  # grpcio's own client keeps one
+
+
+def one_argument_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Functions that answer calls take more than they do."""
+    of = Answering.of
+    monkeypatch.setattr(Answering, "of", lambda arguments: of((*arguments, None)))
+
+
+def another_function(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calls are answered by another function."""
+    monkeypatch.setattr(private_grpcio, "_ANSWERING", [])
+
+
+def another_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The function that waits for a message is called otherwise, so it is not recognized."""
+    monkeypatch.setattr(private_grpcio, "_UNARY_REQUEST", "another")
+
+
+def a_name_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of those in the table."""
+    monkeypatch.setitem(private_grpcio._NAMES, "grpc._server", ("_receive_message", "_gone"))
+
+
+def a_module_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of its names with it."""
+    monkeypatch.setitem(private_grpcio._NAMES, "grpc._gone", ("name",))
+
+
+def another_signature(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A private function takes other arguments: the call fails in grpcio's own thread, and ends that."""
+    monkeypatch.setattr(Answering, "receiving", lambda _answering: None)
+
+
+def message_never_queued(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is done when a message arrives is not done."""
+    receiving = Answering.receiving
+    monkeypatch.setattr(Answering, "receiving", lambda answering, _arrived: receiving(answering, lambda: None))
+
+
+def refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is to be refused later is answered by something else."""
+    monkeypatch.setattr(Held, "__init__", lambda *_: (_ for _ in ()).throw(ValueError))
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # of grpcio's thread
+@pytest.mark.parametrize(
+    "change",
+    [
+        one_argument_more,
+        another_function,
+        another_name,
+        a_name_is_gone,
+        a_module_is_gone,
+        another_signature,
+        message_never_queued,
+        refused_at_once,
+    ],
+    ids=lambda change: change.__name__,
+)
+def test_a_grpcio_that_is_not_as_expected_is_found_out_and_said_once(
+    change: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before anything is served, whatever is another."""
+    monkeypatch.setattr(selftest, "PATIENCE", 1.0)
+    change(monkeypatch)
+    with pytest.raises(Unexpected):
+        check_grpcio()
+    with capture_logs() as logged:
+        assert not grpcio_is_as_expected()
+    (line,) = logged
+    assert (line["log_level"], line["version"]) == ("critical", grpc.__version__)
+
+
+@contextlib.contextmanager
+def store(server: grpc.Server) -> Iterator[SessionStoreServiceStub]:
+    """Serve a store."""
+    with contextlib.closing(EmbeddedEngine(None, capacity=8 << 20)) as engine:
+        watchers = Watchers(engine)
+        add_SessionStoreServiceServicer_to_server(SessionStoreService(engine, watchers, 3_600.0), server)
+        port = server.add_insecure_port("127.0.0.1:0")
+        server.start()
+        with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+            yield SessionStoreServiceStub(channel)
+        watchers.close()
+        server.stop(None).wait(PATIENCE)
+
+
+def test_without_private_names_watchers_hold_no_thread_of_other_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With grpcio's own executor, whatever grpcio passes to it."""
+    monkeypatch.setattr(Answering, "of", lambda _arguments: None)
+    with store(grpc_server(2, shared=False, plain=True)) as stub:
+        watches = [stub.Watch(pb.WatchRequest(namespace="shop"), timeout=PATIENCE) for _ in range(8)]
+        assert all(next(watch).live for watch in watches)
+        put = pb.PutRequest(namespace="shop", key=b"k", value=b"v")
+        put.ttl.seconds = 60
+        stub.Put(put, timeout=PATIENCE)
+        assert stub.Get(pb.GetRequest(namespace="shop", key=b"k"), timeout=PATIENCE).session.value == b"v"
+        assert all(next(each for each in watch if each.events) for watch in watches)
+
+
+@pytest.mark.parametrize("kind", ["unary_unary", "unary_stream"])
+def test_without_private_names_what_would_be_refused_later_is_refused_at_once(kind: str) -> None:
+    """An executor of grpcio's own cannot hold a call back."""
+
+    def refuse(_request: bytes, _context: grpc.ServicerContext) -> bytes:
+        raise Held(3_600.0, lambda context: context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "later"))
+
+    def refuse_stream(request: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
+        yield refuse(request, context)
+
+    server = grpc_server(1, shared=False, plain=True)
+    assert isinstance(server, PlainServer)
+    method: Any = refuse_stream if kind.endswith("stream") else refuse
+    handler = getattr(grpc, f"{kind}_rpc_method_handler")(method, bytes, bytes)
+    server.add_registered_method_handlers("test.Service", {"Call": handler})
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        for _ in range(3):
+            with pytest.raises(grpc.RpcError) as refused:
+                list(getattr(channel, kind)("/test.Service/Call")(b"", timeout=PATIENCE))
+            assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    server.stop(None).wait(PATIENCE)
