@@ -895,6 +895,16 @@ def test_a_directory_that_may_not_be_written_to_is_refused(tmp_path: Path) -> No
         os.seteuid(user)
 
 
+def test_a_database_that_another_container_uses_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mutex is held by a process that this one cannot see."""
+
+    def locked(*_: object, **__: object) -> None:
+        raise lmdb.Error("mdb_txn_begin: Resource temporarily unavailable")
+
+    monkeypatch.setattr("resumed_server.engines.directory.lmdb.open", locked)
+    assert_refused(tmp_path / "db", "another container")
+
+
 @pytest.mark.parametrize("url", ["lmdb:", "lmdb:///var/lib/resumed", "lmdb:///a%20b/%C3%A4"])
 def test_urls_that_name_an_engine_are_accepted_unopened(url: str) -> None:
     """Nothing is opened: the directories are not there."""

@@ -88,14 +88,13 @@ class Breaker:
         self._pause = min(max(2 * self._pause, _FIRST_PAUSE), _LONGEST_PAUSE)
         return self._pause
 
-    def limited(self) -> float:
-        """Note that a call was refused because of a limit, and return for how many seconds to make none."""
+    def limited(self) -> None:
+        """Note that a call was refused because of a limit, so that none is made for a while."""
         rest = self._rest_longer()
         self.succeeded()
         self.answered = False
         self._limited_at = self._clock()
         self._rest = rest
-        return rest
 
     def succeeded(self) -> None:
         """Note that a call was carried out in time."""

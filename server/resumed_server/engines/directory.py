@@ -14,6 +14,7 @@ one that it takes for hung.
 from __future__ import annotations
 
 import contextlib
+import errno
 import faulthandler
 import fcntl
 import mmap
@@ -100,6 +101,8 @@ class DatabaseDirectory:
             if path is None and self.path.name.startswith("resumed-"):
                 shutil.rmtree(self.path, ignore_errors=True)
             cause = error.strerror if isinstance(error, OSError) else str(error)
+            if cause and os.strerror(errno.EAGAIN) in cause:  # of a robust mutex whose owner this process cannot see
+                cause += ": a process in another container uses it, whose locks do not reach into this one"
             raise EngineUnavailable(
                 f"cannot use {self.path} for the database: {cause}; free it or choose another"
             ) from None
