@@ -8,19 +8,28 @@ import (
 // breakerLimit is how many failures in a row open a breaker.
 const breakerLimit = 3
 
-// For how long nobody asks a store that has just refused because of a limit; twice as long each time in a row.
 const (
-	firstRest   = 50 * time.Millisecond
-	longestRest = 800 * time.Millisecond
+	// For how long nobody asks a store that has just refused a call because of a limit; twice as long each time in a row.
+	firstRest, longestRest = 50 * time.Millisecond, 800 * time.Millisecond
+	// How long to wait before each trial of a store that keeps failing; twice as long each time in a row.
+	firstPause, longestPause = 50 * time.Millisecond, 500 * time.Millisecond
+	// calm is how long a breaker must not have opened, so that its next trials begin with firstPause again.
+	calm = 10 * time.Second
 )
 
 // A breaker stops asking a store that keeps failing, so that an outage costs handshakes nothing. Somebody else than a
 // handshake has to try whether it is back; once closed by such a trial, a single failure opens it again. It also stops for
 // a moment asking a store that refused a call because of a limit, which is no outage.
+//
+// Calls that were under way together count once: a machine that stands still for a moment makes all of them late. The zero
+// value is ready for use.
 type breaker struct {
 	mu        sync.Mutex
 	failures  int
+	failedAt  time.Time // of the last failure that counted
 	open      bool
+	openedAt  time.Time
+	pause     time.Duration // before the last trial
 	rest      time.Duration
 	restsTill time.Time
 }
@@ -31,14 +40,31 @@ func (b *breaker) closed() bool {
 	return !b.open
 }
 
-// failed notes a failed call and reports whether it opened the breaker.
-func (b *breaker) failed() (opened bool) {
+// failed notes that a call failed which began then, and reports whether that opened the breaker.
+func (b *breaker) failed(began time.Time) (opened bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	if began.Before(b.failedAt) {
+		return false
+	}
 	b.failures++
-	opened = !b.open && b.failures >= breakerLimit
-	b.open = b.open || opened
-	return opened
+	b.failedAt = time.Now()
+	if b.open || b.failures < breakerLimit {
+		return false
+	}
+	if b.failedAt.Sub(b.openedAt) > calm {
+		b.pause = 0
+	}
+	b.open, b.openedAt = true, b.failedAt
+	return true
+}
+
+// nextPause returns how long to wait before the store is tried again.
+func (b *breaker) nextPause() time.Duration {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.pause = min(max(2*b.pause, firstPause), longestPause)
+	return b.pause
 }
 
 // resting reports whether the store refused a call a moment ago because of a limit.
@@ -48,13 +74,17 @@ func (b *breaker) resting() bool {
 	return b.rest > 0 && time.Now().Before(b.restsTill)
 }
 
-// limited notes a call that was refused because of a limit, and returns for how long to make none.
-func (b *breaker) limited() time.Duration {
+// limited notes that a call which began then was refused because of a limit, and returns for how long to make none.
+func (b *breaker) limited(began time.Time) time.Duration {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.rest = min(max(2*b.rest, firstRest), longestRest)
-	b.restsTill = time.Now().Add(b.rest)
-	return b.rest
+	now := time.Now()
+	restsFrom := b.restsTill.Add(-b.rest)
+	if b.rest == 0 || !began.Before(restsFrom) || !now.Before(b.restsTill) {
+		b.rest = min(max(2*b.rest, firstRest), longestRest)
+		b.restsTill = now.Add(b.rest)
+	}
+	return b.restsTill.Sub(now)
 }
 
 // succeeded notes a call that was carried out in time and reports whether it closed the breaker.

@@ -2,10 +2,16 @@ package resumed
 
 import (
 	"crypto/tls"
+	"encoding/binary"
+	"slices"
 	"time"
 )
 
-const maxValue = 65_536 // bytes, the store's limit
+const (
+	maxValue = 65_536 // bytes, the store's limit
+	// maxAsked is how many of the ids that a client offers in one handshake are looked up in the store.
+	maxAsked = 4
+)
 
 // A connection has the session hooks of one connection. They return no errors: crypto/tls would end the connection.
 type connection struct {
@@ -15,6 +21,16 @@ type connection struct {
 	issued   time.Time // when the session that was found was negotiated
 	notAfter time.Time // the end of its life
 	end      time.Time // of the time that this handshake may wait for the store
+	asked    int       // how many ids were looked up in the store
+	offered  [][]byte  // the ids that were looked up, or not, for some reason
+	found    *found    // what crypto/tls has not decided about yet
+}
+
+// found is a session that was returned to crypto/tls, which may still not resume it.
+type found struct {
+	reason         string // of the hit
+	foreign        bool   // whether another process issued it
+	version, suite uint16
 }
 
 // wrap stores the session of a connection, in the background, and returns its id as the ticket.
@@ -50,34 +66,90 @@ func (c *connection) unwrap(id []byte, state tls.ConnectionState) (*tls.SessionS
 	if len(id) == 0 { // TLS 1.2: no ticket was offered
 		return nil, nil
 	}
-	session, outcome := c.find(id, state.ServerName)
+	c.settle(state) // crypto/tls asks for the next one if it does not resume the one before
+	if slices.ContainsFunc(c.offered, func(known []byte) bool { return string(known) == string(id) }) {
+		return nil, nil // nothing else would come of it
+	}
+	c.offered = append(c.offered, id)
+	session, outcome := c.find(id, state)
 	if session == nil {
 		c.sessions.recorder.count(misses, outcome)
 		return nil, nil
 	}
-	c.sessions.recorder.count(hits, outcome)
 	// Early data could be replayed at any frontend of the fleet.
 	session.EarlyData = session.EarlyData && c.sessions.options.SingleUse
 	return session, nil
 }
 
+// verify is VerifyConnection, which crypto/tls calls in each handshake once it is decided whether it resumes; next is the
+// server's own hook, or nil.
+func (c *connection) verify(next func(tls.ConnectionState) error) func(tls.ConnectionState) error {
+	return func(state tls.ConnectionState) error {
+		if next != nil {
+			if err := next(state); err != nil {
+				return err
+			}
+		}
+		c.settle(state)
+		return nil
+	}
+}
+
+// settle counts what became of the session that was found.
+func (c *connection) settle(state tls.ConnectionState) {
+	found := c.found
+	c.found = nil
+	switch recorder := &c.sessions.recorder; {
+	case found == nil:
+	case !state.DidResume:
+		recorder.count(misses, found.refusal(state))
+	default:
+		recorder.count(hits, found.reason)
+		if found.foreign {
+			recorder.count(foreignHits, found.reason)
+		}
+	}
+}
+
+// refusal returns why crypto/tls does not resume a session, as far as that shows: otherwise it found something wrong with the
+// client's certificate.
+func (f *found) refusal(state tls.ConnectionState) string {
+	if state.Version < tls.VersionTLS13 && f.suite != state.CipherSuite {
+		return "other-cipher"
+	}
+	return "context-mismatch"
+}
+
+// hasOtherHash reports whether a session of TLS 1.3 cannot resume with the cipher that was chosen (RFC 8446 section 4.2.11).
+func (f *found) hasOtherHash(state tls.ConnectionState) bool {
+	return state.Version == tls.VersionTLS13 &&
+		(f.suite == tls.TLS_AES_256_GCM_SHA384) != (state.CipherSuite == tls.TLS_AES_256_GCM_SHA384)
+}
+
 // find returns a session and the reason of the hit, or nil and the reason of the miss.
-func (c *connection) find(id []byte, serverName string) (*tls.SessionState, string) {
+func (c *connection) find(id []byte, state tls.ConnectionState) (*tls.SessionState, string) {
 	s := c.sessions
 	now := s.now()
+	key := storeKeyOf(format, s.options.Namespace, id)
 	issued, ok := s.options.Keyring.openID(s.options.Namespace, id)
 	switch {
 	case !ok:
 		return nil, "foreign-id"
 	case now.Sub(issued) > s.options.Lifetime:
 		return nil, "old-id"
+	case s.sender.isRemoving(key):
+		return nil, "unknown"
 	case s.Resting():
 		return nil, "breaker-open"
 	case s.breaker.resting():
 		return nil, "limited"
+	case c.asked >= maxAsked:
+		return nil, "busy"
 	}
-	key := storeKeyOf(format, s.options.Namespace, id)
-	answer := s.lookUp(key, now.Sub(issued) <= freshness, c.timeLeft())
+	c.asked++
+	// With a clock that is behind, ids of other frontends are from the future, and stay so.
+	fresh := now.Sub(issued).Abs() <= freshness
+	answer := s.lookUp(key, fresh, c.timeLeft())
 	if answer.value == nil {
 		return nil, answer.reason
 	}
@@ -93,16 +165,27 @@ func (c *connection) find(id []byte, serverName string) (*tls.SessionState, stri
 	if err != nil {
 		return nil, "undecodable"
 	}
-	if stored.fingerprint != c.fingerprint(serverName) {
+	if stored.fingerprint != c.fingerprint(state.ServerName) {
 		return nil, "context-mismatch"
+	}
+	found := &found{reason: answer.reason, foreign: !thisProcess.issued(id)}
+	found.version, found.suite = headOf(stored.session)
+	if found.version != state.Version || found.hasOtherHash(state) {
+		return nil, "other-cipher"
 	}
 	if s.options.SingleUse { // only now: a connection that must not resume a session does not use it up
 		if reason := s.take(key, c.timeLeft()); reason != "" {
 			return nil, reason
 		}
 	}
-	c.issued, c.notAfter = stored.issued, notAfter
+	c.issued, c.notAfter, c.found = stored.issued, notAfter, found
 	return session, answer.reason
+}
+
+// headOf returns the version and the cipher suite of a session that crypto/tls has parsed: it exports neither, but says in the
+// comment on [tls.SessionState] how it is encoded.
+func headOf(session []byte) (version, suite uint16) {
+	return binary.BigEndian.Uint16(session), binary.BigEndian.Uint16(session[3:])
 }
 
 // fingerprint returns the fingerprint of the connection, whose server name never changes.

@@ -3,6 +3,7 @@ package resumed
 import (
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/binary"
 	"maps"
 	"sync/atomic"
 	"testing"
@@ -224,6 +225,63 @@ func TestMismatchDoesNotUseUp(t *testing.T) {
 	})
 }
 
+// A session of TLS 1.3 with another hash than the cipher that was chosen is a miss, and stays for a handshake that it fits.
+func TestOtherCipher(t *testing.T) {
+	store := newFakeStore()
+	config := newServer()
+	keyring := testKeyring(t)
+	sessions := wrap(t, config, store, Options{SingleUse: true, Keyring: keyring})
+	address, visitor := listen(t, config), newClient(tls.VersionTLS13)
+	resumes(t, address, visitor)
+	visitor = freeze(t, visitor)
+	flush(t, sessions)
+	key := storeKeyOf(format, "shop", ticket(t, visitor))
+	plaintext, notAfter, err := keyring.open(key, store.values[string(key[:])], time.Now())
+	check(t, err)
+	suite := plaintext[envelopeHeader+3:]
+	if binary.BigEndian.Uint16(suite) == tls.TLS_AES_256_GCM_SHA384 {
+		binary.BigEndian.PutUint16(suite, tls.TLS_AES_128_GCM_SHA256)
+	} else {
+		binary.BigEndian.PutUint16(suite, tls.TLS_AES_256_GCM_SHA384)
+	}
+	store.values[string(key[:])] = keyring.seal(key, plaintext, notAfter)
+	if resumes(t, address, visitor) {
+		t.Fatal("resumed")
+	}
+	stats := sessions.Stats()
+	if !maps.Equal(stats.Misses, map[string]uint64{"other-cipher": 1}) || total(stats.Hits) != 0 || store.called("Take") != 0 {
+		t.Fatal(stats, store.called("Take"))
+	}
+}
+
+// What crypto/tls does not resume, although it was found, is a miss: here a client's certificate that the authorities of this
+// frontend did not issue, though they have the same names.
+func TestFoundAndNotResumedIsAMiss(t *testing.T) {
+	client, namesake := newCertificate("client"), newCertificate("client")
+	onBothVersions(t, func(t *testing.T, store *realStore, version uint16) {
+		var addresses [2]string
+		var sessions [2]*Sessions
+		for n, authority := range []tls.Certificate{client, namesake} {
+			config := newServer()
+			config.ClientAuth, config.ClientCAs = tls.VerifyClientCertIfGiven, poolOf(authority)
+			sessions[n] = wrap(t, config, store.connect(t), Options{})
+			addresses[n] = listen(t, config)
+		}
+		visitor := newClient(version)
+		visitor.Certificates = []tls.Certificate{client}
+		resumes(t, addresses[0], visitor)
+		visitor = freeze(t, visitor)
+		visitor.Certificates = nil
+		if resumes(t, addresses[1], visitor) {
+			t.Fatal("resumed")
+		}
+		stats := sessions[1].Stats()
+		if !maps.Equal(stats.Misses, map[string]uint64{"context-mismatch": 1}) || total(stats.Hits) != 0 {
+			t.Fatal(stats)
+		}
+	})
+}
+
 // Between the Get and the Take of a session another frontend may take it.
 func TestTakenBetweenGetAndTake(t *testing.T) {
 	onBothVersions(t, func(t *testing.T, store *realStore, version uint16) {
@@ -249,8 +307,11 @@ func TestNoCertificateNoEntry(t *testing.T) {
 		certificate := newCertificate("client")
 		demanding := newServer()
 		demanding.ClientAuth, demanding.ClientCAs = tls.RequireAndVerifyClientCert, poolOf(certificate)
-		for _, order := range [][2]*tls.Config{{newServer(), demanding}, {demanding, newServer()}} {
-			from, to := order[0].Clone(), order[1].Clone()
+		for _, test := range []struct {
+			from, to *tls.Config
+			misses   map[string]uint64 // the first handshake fails, and counts nothing that crypto/tls had not decided about
+		}{{newServer(), demanding, nil}, {demanding, newServer(), map[string]uint64{"context-mismatch": 1}}} {
+			from, to := test.from.Clone(), test.to.Clone()
 			wrap(t, from, store.connect(t), Options{})
 			visitor := newClient(version)
 			visitor.Certificates = []tls.Certificate{certificate}
@@ -272,8 +333,9 @@ func TestNoCertificateNoEntry(t *testing.T) {
 				}
 			})
 			sessions = wrap(t, to, store.connect(t, forge), Options{})
-			if state, _ := visit(listen(t, to), visitor); state.DidResume || total(sessions.Stats().Hits) != 1 {
-				t.Fatal("resumed: ", state.DidResume, sessions.Stats())
+			state, _ := visit(listen(t, to), visitor)
+			if stats := sessions.Stats(); state.DidResume || total(stats.Hits) != 0 || !maps.Equal(stats.Misses, test.misses) {
+				t.Fatal("resumed: ", state.DidResume, stats)
 			}
 		}
 	})

@@ -8,49 +8,32 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"os"
 	"runtime"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"time"
 )
 
-const keyringCheckInterval = time.Second
-
 // A Keyring holds the fleet's keys: the first one seals sessions and issues ids, every one opens. It is safe for
 // concurrent use, and shows the ids of its keys when printed, never the keys.
 type Keyring struct {
-	keys atomic.Pointer[[]*fleetKey]
-
-	path      string // empty: not from a file
-	logger    *slog.Logger
-	loaded    time.Time
-	nextCheck atomic.Int64 // nanoseconds after loaded
-	mu        sync.Mutex   // guards what follows
-	version   fs.FileInfo
-	complaint string
+	keys  atomic.Pointer[[]*fleetKey]
+	files *files // nil: not from a file
 }
 
 // LoadKeyring reads a keyring file, as `resumed keygen` makes them: one key a line (base64 of 32 bytes), the first one
 // seals, # begins a comment. The file must not be readable by others than its owner and group, and
 // owned by this user or root.
 //
-// It is read again when it changes, at most once a second, so that keys can be rotated while serving. A changed file that
-// cannot be used is reported to logger (nil means slog.Default()), and the keys read before stay.
+// It is read again when it has changed and settled for a second, so that keys can be rotated while serving. A changed
+// file that cannot be used is reported to logger (nil means slog.Default()), and the keys read before stay.
 func LoadKeyring(path string, logger *slog.Logger) (*Keyring, error) {
-	if logger == nil {
-		logger = slog.Default()
-	}
-	keys, version, err := readKeyring(path)
-	if err != nil {
+	keyring := &Keyring{files: newFiles("keyring", logger, path)}
+	if _, err := keyring.read(); err != nil {
 		return nil, err
 	}
-	keyring := &Keyring{path: path, logger: logger, loaded: time.Now(), version: version}
-	keyring.keys.Store(&keys)
-	keyring.nextCheck.Store(int64(keyringCheckInterval))
 	return keyring, nil
 }
 
@@ -88,7 +71,7 @@ func keyIDs(keys []*fleetKey) string {
 }
 
 func (k *Keyring) seal(key storeKey, plaintext []byte, notAfter time.Time) []byte {
-	return k.current()[0].seal(key, plaintext, notAfter, newNonce())
+	return k.current()[0].seal(key, plaintext, notAfter, thisProcess.nonce())
 }
 
 // open returns the plaintext of what the store returned for key, any bytes at all, and the end of its life.
@@ -113,7 +96,7 @@ func (k *Keyring) open(key storeKey, sealed []byte, now time.Time) (plaintext []
 }
 
 func (k *Keyring) issueID(namespace string, now time.Time) []byte {
-	return k.current()[0].issueID(namespace, now, newNonce())
+	return k.current()[0].issueID(namespace, now, thisProcess.nonce())
 }
 
 // openID tells when the fleet issued id, any bytes at all, for namespace, or that it did not.
@@ -130,56 +113,37 @@ func (k *Keyring) openID(namespace string, id []byte) (issued time.Time, ok bool
 }
 
 func (k *Keyring) current() []*fleetKey {
-	if k.path != "" {
-		now, next := int64(time.Since(k.loaded)), k.nextCheck.Load()
-		if now >= next && k.nextCheck.CompareAndSwap(next, now+int64(keyringCheckInterval)) {
-			k.reload()
-		}
+	if k.files != nil {
+		k.files.follow(k.read)
 	}
 	return *k.keys.Load()
 }
 
-func (k *Keyring) reload() {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	version, err := os.Stat(k.path)
-	if err == nil && sameVersion(version, k.version) {
-		k.complaint = ""
-		return
-	}
-	keys, version, err := readKeyring(k.path)
+func (k *Keyring) read() (slog.Attr, error) {
+	keys, err := readKeyring(k.files.paths[0])
 	if err != nil {
-		if err.Error() != k.complaint { // once, not every second
-			k.logger.Error("keyring not read again, the keys read before stay", "error", err)
-		}
-		k.complaint = err.Error()
-		return
+		return slog.Attr{}, err
 	}
 	k.keys.Store(&keys)
-	k.version, k.complaint = version, ""
-	k.logger.Info("keyring read again", "keys", keyIDs(keys))
+	return slog.String("keys", keyIDs(keys)), nil
 }
 
-func sameVersion(a, b fs.FileInfo) bool {
-	return os.SameFile(a, b) && a.Size() == b.Size() && a.ModTime().Equal(b.ModTime())
-}
-
-func readKeyring(path string) ([]*fleetKey, fs.FileInfo, error) {
+func readKeyring(path string) ([]*fleetKey, error) {
 	file, err := os.Open(path)
 	if err != nil {
-		return nil, nil, fmt.Errorf("resumed: keyring: %w; make one with `resumed keygen %s`", err, path)
+		return nil, fmt.Errorf("resumed: keyring: %w; make one with `resumed keygen %s`", err, path)
 	}
 	defer func() { _ = file.Close() }()
-	version, err := file.Stat()
+	status, err := file.Stat()
 	if err != nil {
-		return nil, nil, fmt.Errorf("resumed: keyring: %w", err)
+		return nil, fmt.Errorf("resumed: keyring: %w", err)
 	}
-	if mode := version.Mode().Perm(); mode&0o027 != 0 && runtime.GOOS != "windows" {
-		return nil, nil, fmt.Errorf("resumed: keyring %s: others may read or change it (mode %04o); run `chmod 600 %s`",
-			path, mode, path)
+	if mode := status.Mode().Perm(); mode&0o027 != 0 && runtime.GOOS != "windows" {
+		return nil, fmt.Errorf("resumed: keyring %s: others may read or change it (mode %04o); run `chmod 600 %s`, or give a "+
+			"Kubernetes Secret `defaultMode: 0400` (0440 with an fsGroup)", path, mode, path)
 	}
-	if foreign(version) {
-		return nil, nil, fmt.Errorf("resumed: keyring %s: another user owns it, who may change it; run `chown %d %s`",
+	if foreign(status) {
+		return nil, fmt.Errorf("resumed: keyring %s: another user owns it, who may change it; run `chown %d %s`",
 			path, os.Geteuid(), path)
 	}
 	var keys []*fleetKey
@@ -192,15 +156,15 @@ func readKeyring(path string) ([]*fleetKey, fs.FileInfo, error) {
 		}
 		secret, err := base64.StdEncoding.DecodeString(string(encoded))
 		if err != nil || len(secret) != keySize { // the line is not shown: it may be a key with one wrong character
-			return nil, nil, fmt.Errorf("resumed: keyring %s, line %d: not a key (base64 of %d bytes)", path, number, keySize)
+			return nil, fmt.Errorf("resumed: keyring %s, line %d: not a key (base64 of %d bytes)", path, number, keySize)
 		}
 		keys = append(keys, newFleetKey(secret))
 	}
 	if err := lines.Err(); err != nil {
-		return nil, nil, fmt.Errorf("resumed: keyring %s: %w", path, err)
+		return nil, fmt.Errorf("resumed: keyring %s: %w", path, err)
 	}
 	if len(keys) == 0 {
-		return nil, nil, fmt.Errorf("resumed: keyring %s: holds no key; make one with `resumed keygen`", path)
+		return nil, fmt.Errorf("resumed: keyring %s: holds no key; make one with `resumed keygen`", path)
 	}
-	return keys, version, nil
+	return keys, nil
 }

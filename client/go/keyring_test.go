@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 )
 
 func keyLine(fill byte) string {
@@ -20,6 +21,14 @@ func writeKeyring(t *testing.T, path, text string) {
 	t.Helper()
 	check(t, os.WriteFile(path+".new", []byte(text), 0o600))
 	check(t, os.Rename(path+".new", path))
+}
+
+// settle has files looked at twice.
+func settle(files *files, look func()) {
+	for range 2 {
+		files.nextCheck.Store(0)
+		look()
+	}
 }
 
 // A keyring file that cannot be used is refused in one line that says what to do and shows no key.
@@ -81,7 +90,7 @@ func TestKeyringIsReadAgain(t *testing.T) {
 	keyring, err := LoadKeyring(path, slog.New(slog.NewTextHandler(&log, nil)))
 	check(t, err)
 	shows := func() string {
-		keyring.nextCheck.Store(0)
+		settle(keyring.files, func() { _ = keyring.String() })
 		return keyring.String()
 	}
 	before := shows()
@@ -98,6 +107,39 @@ func TestKeyringIsReadAgain(t *testing.T) {
 	}
 	if strings.Count(log.String(), "keyring not read again") != 1 {
 		t.Fatalf("not reported once:\n%s", &log)
+	}
+}
+
+// A file in the midst of a change is not read: it must look the same twice.
+func TestKeyringInTheMiddleOfAChange(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "fleet.keys")
+	writeKeyring(t, path, keyLine(1))
+	keyring, err := LoadKeyring(path, quiet)
+	check(t, err)
+	before := keyring.String()
+	look := func() string {
+		keyring.files.nextCheck.Store(0)
+		return keyring.String()
+	}
+	write := func(text string) {
+		writeKeyring(t, path, text)
+		check(t, os.Chtimes(path, time.Time{}, time.Now().Add(time.Hour))) // written just now, however slow the machine is
+	}
+	write(keyLine(2)) // the second line is not written yet
+	if shown := look(); shown != before {
+		t.Fatal("the middle of a change was read: ", shown)
+	}
+	write(keyLine(2) + keyLine(1))
+	if shown := look(); shown != before {
+		t.Fatal("the middle of a change was read: ", shown)
+	}
+	if shown := look(); !strings.Contains(shown, ", ") {
+		t.Fatal("what has settled was not read: ", shown)
+	}
+	writeKeyring(t, path, keyLine(3))
+	check(t, os.Chtimes(path, time.Time{}, time.Now().Add(-time.Minute))) // found by the first look in a while
+	if shown := look(); strings.Contains(shown, ", ") {
+		t.Fatal("what has settled long ago was not read: ", shown)
 	}
 }
 

@@ -28,6 +28,8 @@ type fakeStore struct {
 	calls  map[string]int
 	delay  time.Duration // of each answer; beyond the caller's deadline there is none
 	err    error
+	full   bool          // whether the namespace is at its limit of sessions
+	stall  time.Duration // for which this process stands still in each call, and notices its deadline only then
 }
 
 func newFakeStore() *fakeStore {
@@ -48,9 +50,10 @@ func (f *fakeStore) called(method string) int {
 
 func (f *fakeStore) Invoke(ctx context.Context, method string, request, reply any, _ ...grpc.CallOption) error {
 	f.mu.Lock()
-	delay, err := f.delay, f.err
+	delay, err, stall := f.delay, f.err, f.stall
 	f.calls[path.Base(method)]++
 	f.mu.Unlock()
+	time.Sleep(stall)
 	select {
 	case <-ctx.Done():
 		return status.FromContextError(ctx.Err()).Err()
@@ -77,7 +80,11 @@ func (f *fakeStore) Invoke(ctx context.Context, method string, request, reply an
 	case *pb.BatchRequest:
 		batch := &pb.BatchResponse{}
 		for _, operation := range request.GetOperations() {
-			if put := operation.GetPut(); put != nil {
+			if put := operation.GetPut(); put != nil && f.full {
+				refused := &pb.BatchResult_Error{Error: status.New(codes.ResourceExhausted, "of the test").Proto()}
+				batch.Results = append(batch.Results, &pb.BatchResult{Result: refused})
+				continue
+			} else if put != nil {
 				f.values[string(put.GetKey())] = put.GetValue()
 				f.issued = append(f.issued, put.GetIssueTime().AsTime())
 			} else {
@@ -122,9 +129,8 @@ func TestHungStoreCostsTheDeadline(t *testing.T) {
 // After three failures in a row handshakes do not ask; a trial in the background finds the store again.
 func TestBreaker(t *testing.T) {
 	inBubble(t, Options{}, func(t *testing.T, s *Sessions, store *fakeStore) {
-		connection := &connection{sessions: s, config: newServer()}
 		unwrap := func() {
-			connection.end = time.Time{}
+			connection := &connection{sessions: s, config: newServer()}
 			session, err := connection.unwrap(s.options.Keyring.issueID("shop", s.now()), tls.ConnectionState{})
 			if session != nil || err != nil {
 				t.Fatal(session, err)
@@ -137,13 +143,22 @@ func TestBreaker(t *testing.T) {
 		if got, want := s.Stats().Misses, (map[string]uint64{"down": 3, "breaker-open": 7}); !maps.Equal(got, want) || !s.Resting() {
 			t.Fatal(got)
 		}
-		asked := store.called("Get")
-		time.Sleep(10*probeInterval + time.Millisecond)
-		if trials := store.called("Get") - asked; trials != 10 {
-			t.Fatal("trials: ", trials)
+		// The first trial comes early, further ones less and less often.
+		for _, pause := range []time.Duration{50 * time.Millisecond, 100 * time.Millisecond, 200 * time.Millisecond, 400 * time.Millisecond, longestPause, longestPause} {
+			asked := store.called("Get")
+			time.Sleep(pause - time.Nanosecond)
+			synctest.Wait()
+			if store.called("Get") != asked {
+				t.Fatal("a trial before ", pause)
+			}
+			time.Sleep(time.Nanosecond)
+			synctest.Wait()
+			if store.called("Get") != asked+1 {
+				t.Fatal("no trial after ", pause)
+			}
 		}
 		store.set(0, nil)
-		time.Sleep(probeInterval)
+		time.Sleep(longestPause)
 		synctest.Wait()
 		if s.Resting() {
 			t.Fatal("still resting")
@@ -156,12 +171,189 @@ func TestBreaker(t *testing.T) {
 	})
 }
 
+// Look-ups that were under way together in a moment in which the store did not answer are one failure.
+func TestCallsThatFailTogetherAreOneFailure(t *testing.T) {
+	inBubble(t, Options{}, func(t *testing.T, s *Sessions, store *fakeStore) {
+		lookUp := func(n byte) { s.lookUp(storeKey{n}, false, s.options.Deadline) }
+		store.set(60*time.Millisecond, nil)
+		for n := range byte(20) {
+			go lookUp(n)
+			time.Sleep(time.Millisecond)
+		}
+		time.Sleep(defaultDeadline)
+		synctest.Wait()
+		if s.Resting() {
+			t.Fatal("a moment opened the breaker")
+		}
+		for n := range byte(2) {
+			lookUp(n)
+		}
+		if !s.Resting() {
+			t.Fatal("three failures one after the other did not open it")
+		}
+	})
+}
+
+// When this process stands still, and notices only then that its calls are late, that is no failure of the store.
+func TestStandstillIsNoFailure(t *testing.T) {
+	inBubble(t, Options{}, func(t *testing.T, s *Sessions, store *fakeStore) {
+		store.stall = defaultDeadline + leastAsk
+		for range 2 * breakerLimit {
+			if answer := s.lookUp(testKey, false, s.options.Deadline); answer.reason != "late" {
+				t.Fatal(answer.reason)
+			}
+			synctest.Wait()
+			time.Sleep(time.Second)
+		}
+		if s.Resting() || s.breaker.failures != 0 {
+			t.Fatal("counted: ", s.breaker.failures)
+		}
+	})
+}
+
+// A further ask that is late had little time, and one that has too little is not made: neither is a failure of the store.
+func TestLittleTimeIsNoFailure(t *testing.T) {
+	inBubble(t, Options{SingleUse: true}, func(t *testing.T, s *Sessions, store *fakeStore) {
+		for range 2 * breakerLimit {
+			time.AfterFunc(30*time.Millisecond, func() { store.set(time.Hour, nil) })
+			store.set(0, nil)
+			if answer := s.lookUp(testKey, true, s.options.Deadline); answer.reason != "late" {
+				t.Fatal(answer.reason)
+			}
+			if reason := s.take(testKey, 2*leastAsk); reason != "late" {
+				t.Fatal(reason)
+			}
+			asked := store.called("Get") + store.called("Take")
+			if answer := s.lookUp(testKey, true, leastAsk-1); answer.reason != "late" {
+				t.Fatal(answer.reason)
+			}
+			if reason := s.take(testKey, leastAsk-1); reason != "late" {
+				t.Fatal(reason)
+			}
+			if store.called("Get")+store.called("Take") != asked {
+				t.Fatal("asked with too little time")
+			}
+		}
+		if s.Resting() || s.breaker.failures != 0 {
+			t.Fatal("counted: ", s.breaker.failures)
+		}
+	})
+}
+
+// Batches that a slow store carries out do not hide that its look-ups are late.
+func TestSlowBatchesDoNotHideLateLookups(t *testing.T) {
+	inBubble(t, Options{}, func(t *testing.T, s *Sessions, store *fakeStore) {
+		store.set(100*time.Millisecond, nil)
+		for n := range byte(breakerLimit) {
+			s.sender.submit(item{key: storeKey{n}, value: []byte("value"), notAfter: s.now().Add(time.Hour)})
+			s.lookUp(testKey, false, s.options.Deadline)
+			time.Sleep(time.Second)
+		}
+		if stored := s.Stats().Puts["stored"]; stored != breakerLimit || !s.Resting() {
+			t.Fatal(stored, s.Resting())
+		}
+	})
+}
+
+// A namespace at its limit of sessions loses new ones, and nothing else.
+func TestFullNamespaceLosesPutsOnly(t *testing.T) {
+	inBubble(t, Options{}, func(t *testing.T, s *Sessions, store *fakeStore) {
+		store.values[string(testKey[:])] = []byte("value")
+		store.full = true
+		for n := range byte(10) {
+			s.sender.submit(item{key: storeKey{n}, value: []byte("value"), notAfter: s.now().Add(time.Hour)})
+			check(t, s.Flush(t.Context()))
+			if answer := s.lookUp(testKey, false, s.options.Deadline); answer.reason != "store" {
+				t.Fatal(answer.reason)
+			}
+		}
+		if stats := s.Stats(); stats.Puts["refused"] != 10 || s.Resting() || s.breaker.resting() {
+			t.Fatal(stats)
+		}
+	})
+}
+
+// Of calls under way together that a limit refuses, one makes the pause longer.
+func TestLimitedTogetherIsOnePause(t *testing.T) {
+	inBubble(t, Options{}, func(t *testing.T, s *Sessions, store *fakeStore) {
+		store.set(time.Millisecond, status.Error(codes.ResourceExhausted, "of the test"))
+		for n := range byte(10) {
+			go s.lookUp(storeKey{n}, false, s.options.Deadline)
+		}
+		time.Sleep(time.Millisecond)
+		synctest.Wait()
+		if !s.breaker.resting() || s.breaker.rest != firstRest || s.Resting() {
+			t.Fatal(s.breaker.rest, s.Resting())
+		}
+		time.Sleep(firstRest)
+		if s.breaker.resting() {
+			t.Fatal("still resting")
+		}
+	})
+}
+
+// From Remove on a session does not resume here, whether the store knows of it yet or not, nor by a look-up from before.
+func TestRemovalBindsAtOnce(t *testing.T) {
+	inBubble(t, Options{}, func(t *testing.T, s *Sessions, store *fakeStore) {
+		id := s.options.Keyring.issueID("shop", s.now().Add(-time.Minute))
+		offer := func() {
+			_, _ = (&connection{sessions: s, config: newServer()}).unwrap(id, tls.ConnectionState{})
+		}
+		store.set(40*time.Millisecond, nil)
+		go offer()
+		synctest.Wait()
+		store.set(10*time.Millisecond, nil)
+		s.Remove(id)
+		offer() // the Batch is under way
+		if got, want := s.Stats().Misses, (map[string]uint64{"unknown": 1}); !maps.Equal(got, want) || store.called("Get") != 1 {
+			t.Fatal(got, store.called("Get"))
+		}
+		check(t, s.Flush(t.Context()))
+		offer() // the look-up from before is under way
+		if got, want := s.Stats().Misses, (map[string]uint64{"unknown": 2}); !maps.Equal(got, want) || store.called("Get") != 2 {
+			t.Fatal(got, store.called("Get"))
+		}
+		if len(s.sender.removing) != 0 {
+			t.Fatal("remembers what is removed")
+		}
+	})
+}
+
+// With a clock that is behind, ids of other frontends are from the future; they are not asked for again and again.
+func TestIdsFromTheFutureAreNotFresh(t *testing.T) {
+	inBubble(t, Options{}, func(t *testing.T, s *Sessions, store *fakeStore) {
+		for _, issued := range []time.Duration{5 * time.Minute, -5 * time.Minute} {
+			asked := store.called("Get")
+			id := s.options.Keyring.issueID("shop", s.now().Add(issued))
+			_, _ = (&connection{sessions: s, config: newServer()}).unwrap(id, tls.ConnectionState{})
+			if asked = store.called("Get") - asked; asked != 1 {
+				t.Fatal(issued, ": asked ", asked)
+			}
+		}
+	})
+}
+
+// However many sessions a client offers in a handshake, at most four are looked up, and each once.
+func TestAtMostFourAreLookedUp(t *testing.T) {
+	inBubble(t, Options{}, func(t *testing.T, s *Sessions, store *fakeStore) {
+		connection := &connection{sessions: s, config: newServer()}
+		for range 6 {
+			id := s.options.Keyring.issueID("shop", s.now().Add(-time.Minute))
+			for range 2 {
+				_, _ = connection.unwrap(id, tls.ConnectionState{})
+			}
+		}
+		if got, want := s.Stats().Misses, (map[string]uint64{"unknown": 4, "busy": 2}); !maps.Equal(got, want) || store.called("Get") != 4 {
+			t.Fatal(got, store.called("Get"))
+		}
+	})
+}
+
 // A limit that is used up is a miss and no outage: after a pause, longer each time, the store is asked again.
 func TestLimitIsNoOutage(t *testing.T) {
 	inBubble(t, Options{}, func(t *testing.T, s *Sessions, store *fakeStore) {
-		connection := &connection{sessions: s, config: newServer()}
 		unwrap := func() {
-			connection.end = time.Time{}
+			connection := &connection{sessions: s, config: newServer()}
 			_, _ = connection.unwrap(s.options.Keyring.issueID("shop", s.now()), tls.ConnectionState{})
 		}
 		store.set(0, status.Error(codes.ResourceExhausted, "of the test"))
@@ -320,7 +512,7 @@ func TestQueueOutlivesAnOutage(t *testing.T) {
 			t.Fatal("flushed in an outage: ", err)
 		}
 		store.set(0, nil)
-		time.Sleep(probeInterval)
+		time.Sleep(longestPause)
 		check(t, s.Flush(t.Context()))
 		stats := s.Stats()
 		want := map[string]uint64{"stored": 601, "expired": 1, "dropped": 1}

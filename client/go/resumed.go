@@ -143,13 +143,16 @@ func (s *Sessions) ForClient(config *tls.Config) *tls.Config {
 	config = config.Clone()
 	connection := &connection{sessions: s, config: config}
 	config.WrapSession, config.UnwrapSession = connection.wrap, connection.unwrap
+	config.VerifyConnection = connection.verify(config.VerifyConnection)
 	return config
 }
 
-// Remove removes a session from the whole fleet, in the background: see [Sessions.Flush]. It takes the id that
-// [Options.Issued] was told.
+// Remove removes a session from the whole fleet, in the background: see [Sessions.Flush]. Here it resumes no more as soon as
+// Remove returns. It takes the id that [Options.Issued] was told.
 func (s *Sessions) Remove(id []byte) {
-	s.sender.submit(item{key: storeKeyOf(format, s.options.Namespace, id)})
+	key := storeKeyOf(format, s.options.Namespace, id)
+	s.sender.submit(item{key: key})
+	s.flights.Forget(string(key[:])) // no handshake joins a look-up from before
 }
 
 // Flush waits until all sessions and removals so far are sent, and fails when ctx ends first or the store keeps failing.

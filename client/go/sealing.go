@@ -4,7 +4,6 @@ import (
 	"crypto/aes"
 	"crypto/cipher"
 	"crypto/hkdf"
-	"crypto/rand"
 	"crypto/sha256"
 	"encoding/binary"
 	"errors"
@@ -129,9 +128,4 @@ func derive(secret, salt []byte, info string, size int) []byte {
 		panic(err) // the size is far below HKDF's limit
 	}
 	return key
-}
-
-func newNonce() (nonce [nonceSize]byte) {
-	_, _ = rand.Read(nonce[:]) // never fails
-	return nonce
 }

@@ -17,8 +17,8 @@ const (
 	batchSize     = 256
 	batchDeadline = time.Second
 	queueBytes    = 16 << 20
-	itemBytes     = 256 // an item's own memory, roughly, beside its value
-	probeInterval = 500 * time.Millisecond
+	itemBytes     = 256                   // an item's own memory, roughly, beside its value
+	retryPause    = 50 * time.Millisecond // before a Batch that failed is sent again
 )
 
 var (
@@ -50,6 +50,7 @@ type sender struct {
 	mu        sync.Mutex
 	changed   *sync.Cond
 	queue     []item
+	removing  map[storeKey]struct{} // of the Removes in the queue
 	bytes     int
 	submitted uint64
 	finished  uint64
@@ -60,6 +61,7 @@ func newSender(s *Sessions) *sender {
 	sender := &sender{
 		store: s.store, namespace: s.options.Namespace, deadline: s.options.Deadline,
 		breaker: &s.breaker, recorder: &s.recorder, logger: s.options.Logger, now: s.now,
+		removing: map[storeKey]struct{}{},
 	}
 	sender.changed = sync.NewCond(&sender.mu)
 	return sender
@@ -74,9 +76,20 @@ func (s *sender) submit(item item) {
 		return
 	}
 	s.queue = append(s.queue, item)
+	if item.value == nil {
+		s.removing[item.key] = struct{}{}
+	}
 	s.bytes += item.size()
 	s.submitted++
 	s.changed.Broadcast()
+}
+
+// isRemoving reports whether a session's Remove is in the queue: for this frontend it is removed already.
+func (s *sender) isRemoving(key storeKey) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	_, removing := s.removing[key]
+	return removing
 }
 
 // flush waits until all that was submitted so far is sent.
@@ -111,7 +124,7 @@ func (s *sender) run(ctx context.Context) {
 		case ctx.Err() != nil:
 			return
 		case !s.breaker.closed():
-			pause(ctx, probeInterval)
+			pause(ctx, s.breaker.nextPause())
 			s.probe(ctx)
 		default:
 			pause(ctx, s.send(ctx, batch))
@@ -139,12 +152,16 @@ func (s *sender) send(ctx context.Context, batch []item) time.Duration {
 			request.Operations = append(request.Operations, s.operation(item, now))
 		}
 	}
+	began := time.Now()
 	results, err := s.batch(ctx, request)
 	if err != nil {
 		// Everything stays in the queue, in its order: ids are write-once, so sending twice does no harm.
-		return s.failed(ctx, err)
+		return s.failed(ctx, err, began, began.Add(batchDeadline))
 	}
-	s.succeeded()
+	if len(request.Operations) > 0 && time.Since(began) <= s.deadline {
+		// A store that answers, but too late for a handshake, is no help, and a Batch must not hide that.
+		s.succeeded()
+	}
 	for _, item := range batch {
 		switch {
 		case !alive(item):
@@ -161,6 +178,9 @@ func (s *sender) send(ctx context.Context, batch []item) time.Duration {
 	defer s.mu.Unlock()
 	for _, item := range batch {
 		s.bytes -= item.size()
+		if item.value == nil {
+			delete(s.removing, item.key)
+		}
 	}
 	clear(s.queue[:len(batch)]) // sealed sessions need not live as long as the array
 	s.queue = s.queue[len(batch):]
@@ -194,6 +214,7 @@ func (s *sender) operation(item item, now time.Time) *pb.BatchOperation {
 }
 
 func (s *sender) probe(ctx context.Context) {
+	began := time.Now()
 	ctx, cancel := context.WithTimeout(ctx, s.deadline)
 	defer cancel()
 	_, err := s.store.Get(ctx, &pb.GetRequest{Namespace: s.namespace, Key: []byte("resumed/v1 probe")})
@@ -201,22 +222,30 @@ func (s *sender) probe(ctx context.Context) {
 	case "":
 		s.succeeded()
 	case "limited":
-		_ = s.failed(ctx, err)
+		s.limited(began)
 	}
 }
 
-// failed notes that a call failed, and rests if the store keeps failing. It returns how long to wait before the next call.
-func (s *sender) failed(ctx context.Context, err error) time.Duration {
+// failed notes that a call failed which began then and had time until end, and opens the breaker if the store keeps failing.
+// It returns how long to wait before the next Batch.
+func (s *sender) failed(ctx context.Context, err error, began, end time.Time) time.Duration {
 	switch {
 	case errors.Is(context.Cause(ctx), errClosed):
-	case failure(err) == "limited": // the store is well
-		s.answers(s.breaker.reached())
-		return s.breaker.limited()
-	case s.breaker.failed():
+	case failure(err) == "limited":
+		return s.limited(began)
+	case failure(err) == "late" && time.Since(end) > leastAsk:
+		// The end was noticed too late: it is this process that stood still, and the answer may have been there.
+	case s.breaker.failed(began):
 		s.logger.Warn("the store keeps failing, resumption rests", "error", err)
 		s.wake()
 	}
-	return s.deadline
+	return retryPause
+}
+
+// limited notes that a call was refused because of a limit: the store is well. It returns how long to make no other.
+func (s *sender) limited(began time.Time) time.Duration {
+	s.answers(s.breaker.reached())
+	return s.breaker.limited(began)
 }
 
 func (s *sender) succeeded() { s.answers(s.breaker.succeeded()) }

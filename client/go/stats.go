@@ -18,15 +18,20 @@ var lookupBuckets = []time.Duration{
 
 // Stats tells what happened since Wrap, each a count by reason. The reasons are those of the clients in other languages.
 type Stats struct {
-	// Hits: mirror (no call), store, fresh (a session just negotiated, found when asked for again), shared (another
+	// Hits are handshakes that resumed: store, fresh (a session just negotiated, found when asked for again), shared (another
 	// handshake had just asked).
 	Hits map[string]uint64
+	// ForeignHits are those of Hits whose sessions another process issued, by the same reasons: what a cache of this process
+	// alone could not have had. A ticket that was issued when a session resumed is its issuer's.
+	ForeignHits map[string]uint64
 	// Misses: unknown; foreign-id (not issued by this fleet for this namespace) and old-id, both without a call; late,
 	// down and refused: the store failed; limited (a limit of the store is used up; for a moment after that, no call);
-	// breaker-open (it kept failing: no call); busy (too many look-ups under way: no call); malformed, unknown-key,
-	// expired, not-authentic, undecodable: the value was no session of this fleet;
+	// breaker-open (it kept failing: no call); busy (too many look-ups under way, or four in this handshake: no call);
+	// malformed, unknown-key, expired, not-authentic, undecodable: the value was no session of this fleet;
 	// context-mismatch: it was negotiated for another server name, with other certificate names, or under another client
-	// authentication; context-unknown: the connection has no config of its own (see Wrap), no call.
+	// authentication, or crypto/tls finds its client's certificate wanting; other-cipher: it has another hash than the
+	// cipher that was chosen (TLS 1.3), another version, or a cipher that is not chosen any more (TLS 1.2); context-unknown: the connection has no config of its
+	// own (see Wrap), no call.
 	Misses map[string]uint64
 	// Puts: stored, refused, dropped (the queue was full), expired (not sent in time), unresumable (nothing to store).
 	Puts map[string]uint64
@@ -42,11 +47,24 @@ type kind int
 
 const (
 	hits kind = iota
+	foreignHits
 	misses
 	puts
 	removals
 	kinds
 )
+
+// reasons are all that may be counted.
+var reasons = [kinds][]string{
+	hits:        {"store", "fresh", "shared"},
+	foreignHits: {"store", "fresh", "shared"},
+	misses: {
+		"unknown", "foreign-id", "old-id", "late", "down", "refused", "limited", "breaker-open", "busy", "malformed", "unknown-key",
+		"expired", "not-authentic", "undecodable", "context-mismatch", "context-unknown", "other-cipher",
+	},
+	puts:     {"stored", "refused", "dropped", "expired", "unresumable"},
+	removals: {"application", "dropped", "refused"},
+}
 
 // recorder counts; the zero value is ready for use.
 type recorder struct {
@@ -77,11 +95,30 @@ func (r *recorder) snapshot() Stats {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return Stats{
-		Hits:       maps.Clone(r.counts[hits]),
-		Misses:     maps.Clone(r.counts[misses]),
-		Puts:       maps.Clone(r.counts[puts]),
-		Removals:   maps.Clone(r.counts[removals]),
-		Lookups:    slices.Clone(r.buckets[:]),
-		LookupTime: r.total,
+		Hits:        maps.Clone(r.counts[hits]),
+		ForeignHits: maps.Clone(r.counts[foreignHits]),
+		Misses:      maps.Clone(r.counts[misses]),
+		Puts:        maps.Clone(r.counts[puts]),
+		Removals:    maps.Clone(r.counts[removals]),
+		Lookups:     slices.Clone(r.buckets[:]),
+		LookupTime:  r.total,
 	}
+}
+
+// add adds what other has counted.
+func (r *recorder) add(other *recorder) {
+	other.mu.Lock()
+	defer other.mu.Unlock()
+	for kind, counts := range other.counts {
+		if r.counts[kind] == nil {
+			r.counts[kind] = map[string]uint64{}
+		}
+		for reason, count := range counts {
+			r.counts[kind][reason] += count
+		}
+	}
+	for n, bucket := range other.buckets {
+		r.buckets[n] += bucket
+	}
+	r.total += other.total
 }

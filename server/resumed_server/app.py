@@ -126,8 +126,10 @@ def _serve(settings: Settings, ports: _Ports, counted: Shared, worker: int, supe
         )
         admin = AdminService(engine, protection.access, observer)
         most = possible_connections(settings.max_connections)
-        plain = not grpcio_is_as_expected()
-        server = front.session_server(settings, service, admin, health, most=most, shared=shared, plain=plain)
+        plain, load = not grpcio_is_as_expected(), metrics.recorder if metrics else None
+        server = front.session_server(
+            settings, service, admin, health, load=load, most=most, shared=shared, plain=plain
+        )
         for address in ports.sessions:
             front.listen(server, address, protection.credentials)
         probes = front.probe_server(health, shared=shared, plain=plain)

@@ -13,7 +13,7 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from resumed_server.limits import Limit
-from resumed_server.quotas import Tallies, Tally, hashed
+from resumed_server.quotas import ENTRY_BYTES, Tallies, Tally, hashed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -23,8 +23,11 @@ if TYPE_CHECKING:
 
 BURST_SECONDS = 1.0
 """How much of a rate may be spent at once. A call that begins within it is carried out whole."""
-LEAST_REFUSALS_PER_SECOND = 10
-"""How often a budget may be refused at once; or a tenth of its rate, if that is more. Further refusals wait."""
+LEAST_REFUSALS_PER_SECOND = 100
+"""How often a budget may be refused at once; or as often as it may be spent, if that is more. Further refusals wait.
+
+Frontends must hear of a refusal within the deadline of a handshake, or it is an outage to them.
+"""
 LONGEST_HOLD = 20.0
 """Seconds that a refusal is held back, at most."""
 
@@ -38,14 +41,16 @@ class LimitExceeded(Exception):
 
     Attributes:
         of: Whose limit: an identity, or the namespaces that it is for.
+        rule: For whom the limit was made: a pattern of the grants file, or nothing for each namespace.
         limit: Which one, as the grants file calls it.
         retry: Seconds after which another call may succeed; None if time alone does not help.
         hold: Seconds for which the answer should be held back, so that whoever does not heed it gains nothing.
     """
 
-    def __init__(self, of: str, limit: str, amount: int, *, retry: float | None = None, hold: float = 0.0) -> None:
-        super().__init__(f"{of} is at its limit of {amount} {limit.replace('_', ' ')}")
+    def __init__(self, of: str, rule: Limit, limit: str, *, retry: float | None = None, hold: float = 0.0) -> None:
+        super().__init__(f"{of} is at its limit of {getattr(rule, limit)} {limit.replace('_', ' ')}")
         self.of = of
+        self.rule = rule.identity or ", ".join(rule.namespaces)
         self.limit = limit
         self.retry = retry
         self.hold = hold
@@ -144,7 +149,7 @@ class Budget:
         kind = "identity" if limit.identity else "namespaces"
         per_second = limit.operations_per_second
         self._rate = Rate(rates, f"{kind} {name}", per_second) if per_second else None
-        refusals = max(LEAST_REFUSALS_PER_SECOND, (per_second or 0) / 10)
+        refusals = max(LEAST_REFUSALS_PER_SECOND, per_second or 0)
         self._refusals = Rate(rates, f"refused {kind} {name}", refusals)
         self.tally = Tally(shared.tallies, name) if limit.limits_sizes else None
         """What there is; None if that has no limit."""
@@ -158,8 +163,8 @@ class Budget:
         if self._rate and (wait := self._rate.spend(operations)):
             raise self._exceeded("operations_per_second", retry=wait)
 
-    def admit_session(self, size: int) -> None:
-        """Count a session of so many bytes.
+    def admit_entry(self, size: int) -> None:
+        """Count a session with a value of so many bytes, or (0) a tombstone.
 
         Raises:
             LimitExceeded: There is no room for it; it was not counted.
@@ -168,13 +173,13 @@ class Budget:
         if not tally:
             return
         if limit.sessions is not None and tally.sessions >= limit.sessions:
-            raise LimitExceeded(self.name, "sessions", limit.sessions)
-        if limit.bytes is not None and tally.bytes + size > limit.bytes:
-            raise LimitExceeded(self.name, "bytes", limit.bytes)
+            raise LimitExceeded(self.name, limit, "sessions")
+        if limit.bytes is not None and tally.bytes + size + ENTRY_BYTES > limit.bytes:
+            raise LimitExceeded(self.name, limit, "bytes")
         tally.add(size)
 
-    def return_session(self, size: int) -> None:
-        """Count a session no more that was admitted, but not stored."""
+    def return_entry(self, size: int) -> None:
+        """Count an entry no more that was admitted, but not made."""
         if self.tally:
             self.tally.subtract(size)
 
@@ -190,7 +195,7 @@ class Budget:
     def _exceeded(self, name: str, retry: float | None = None) -> LimitExceeded:
         # Spread, or all that are held back would come back at the same moment, and others would wait behind them.
         hold = self._refusals.reserve(LONGEST_HOLD) * random.uniform(0.5, 1.0)  # noqa: S311 - nobody gains by a guess
-        return LimitExceeded(self.name, name, getattr(self.limit, name), retry=retry, hold=hold)
+        return LimitExceeded(self.name, self.limit, name, retry=retry, hold=hold)
 
 
 class Budgets:

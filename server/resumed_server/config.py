@@ -185,14 +185,15 @@ class Settings:
         "0",
         Between(whole, 0, LARGEST),
         "N",
-        "Sessions in such a namespace; more are refused, and 0 is as many as the store holds.",
+        "Sessions and tombstones in such a namespace; more are refused, and 0 is as many as the store holds.",
     )
     namespace_bytes: Size = _setting(
         _LIMITS,
         "0B",
         Between(Size.parse, Size(0), Size(1 << 44)),
         "SIZE",
-        "What the values of the sessions in such a namespace may take; 0B is as much as the store holds.",
+        "What the values in such a namespace may take, with 256 bytes for each session and tombstone; 0B is as much as "
+        "the store holds.",
     )
     namespace_watchers: int = _setting(
         _LIMITS,

@@ -260,7 +260,8 @@ def _log(answer: _Answer, error: Exception) -> None:
     """Log the cause of an error that the operator has to see, unless the same was logged a moment ago."""
     cause = cause_of(error)
     # Not by namespace: of those a caller can make up as many as they want.
-    named = (cause.get(name, "") for name in ("where", "identity", "operation", "of", "limit"))
+    rule = error.rule if isinstance(error, LimitExceeded) else ""
+    named = (rule, *(cause.get(name, "") for name in ("where", "identity", "operation", "limit")))
     if is_news(type(error).__qualname__, *named):
         (log.error if answer is _INTERNAL else log.warning)(
             answer.text if answer is not _INTERNAL else "internal error", **cause

@@ -17,7 +17,7 @@ from resumed_server.config import UserError
 from resumed_server.parting import PartingServer
 from resumed_server.places import Places
 from resumed_server.plain import PlainServer
-from resumed_server.pool import CallPool
+from resumed_server.pool import CallPool, Most, Unmeasured
 from resumed_server.service import MAX_MESSAGE, SERVICE_NAME
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from resumed_server.credentials import Credentials
     from resumed_server.health import Health
     from resumed_server.native import NativeServer
+    from resumed_server.pool import Load
     from resumed_server.service import SessionStoreService
     from resumed_server.values import Address
 
@@ -62,6 +63,7 @@ def session_server(
     admin: AdminService,
     health: Health,
     *,
+    load: Load | None,
     most: int,
     shared: bool,
     plain: bool = False,
@@ -73,6 +75,7 @@ def session_server(
         service: The RPCs of frontends.
         admin: The RPCs of operators.
         health: What answers probes.
+        load: Is told how busy it is.
         most: How many connections there may be.
         shared: Whether several processes may have its ports.
         plain: Whether to do without grpcio's private names.
@@ -80,7 +83,7 @@ def session_server(
     # Clients look for new replicas only when a connection ends; gRPC itself spreads the ages by a tenth.
     age = ("grpc.max_connection_age_ms", int(settings.max_connection_age * 1000))
     more = [age, ("grpc.max_allowed_incoming_connections", most)]
-    server = grpc_server(settings.threads, shared=shared, more=more, plain=plain)
+    server = grpc_server(settings.threads, shared=shared, more=more, load=load, plain=plain)
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     admin_pb2_grpc.add_AdminServiceServicer_to_server(admin, server)
     names = (SERVICE_NAME, _ADMIN_NAME, HEALTH_NAME, REFLECTION_NAME)
@@ -113,18 +116,24 @@ def probe_server(health: Health, *, shared: bool, plain: bool = False) -> grpc.S
 
 
 def grpc_server(
-    threads: int, *, shared: bool, more: Sequence[tuple[str, int]] = (), plain: bool = False
+    threads: int,
+    *,
+    shared: bool,
+    more: Sequence[tuple[str, int]] = (),
+    load: Load | None = None,
+    plain: bool = False,
 ) -> grpc.Server:
     """Return a gRPC server as every worker has it, without services.
 
     `shared` lets several processes have its port; `more` are channel arguments beside OPTIONS; `plain` is a server that
     does without grpcio's private names.
     """
-    pool = None if plain else CallPool(threads)
+    load = load or Unmeasured()
+    pool = None if plain else CallPool(threads, load=load)
     server = grpc.server(
         pool or ThreadPoolExecutor(threads, "call"),  # type: ignore[arg-type] # grpcio only submits to it
         options=[*OPTIONS.items(), ("grpc.so_reuseport", int(shared)), *more],
-        maximum_concurrent_rpcs=_MAX_QUEUED_CALLS,
+        maximum_concurrent_rpcs=Most(_MAX_QUEUED_CALLS, load),
     )
     return PartingServer(server, pool) if pool else PlainServer(server)
 

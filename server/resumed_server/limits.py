@@ -40,8 +40,9 @@ class Limit:
         namespaces: What it is for, all of these together: as in a grant. Either this or `identity`.
         operations_per_second: Those that calls ask for, refused ones included; a Batch counts each of its own.
         watchers: Watch streams, in each process of the server.
-        sessions: Sessions that are stored, in `namespaces` only.
-        bytes: What their values take, in `namespaces` only: a number, or a size such as "512MiB".
+        sessions: Sessions that are stored, and tombstones of those that were removed or taken, in `namespaces` only.
+        bytes: What their values take, and 256 bytes for each session and tombstone, in `namespaces` only: a number, or
+            a size such as "512MiB".
     """
 
     identity: str = ""

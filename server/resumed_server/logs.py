@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import threading
 import time
 import traceback
 from pathlib import Path
@@ -19,6 +20,7 @@ _INTERVAL = 10.0
 """Seconds between two log lines about the same cause."""
 _MOST_REMEMBERED = 1_024
 _last_logged: dict[tuple[str, ...], float] = {}
+_lock = threading.Lock()
 
 
 def configure(log_format: str, level: str) -> None:
@@ -40,14 +42,18 @@ def configure(log_format: str, level: str) -> None:
 
 
 def is_news(*same: str) -> bool:
-    """Return whether what the words of `same` tell was not logged in the last seconds: nobody is to fill the disk."""
+    """Return whether what the words of `same` tell was not logged in the last seconds: nobody is to fill the disk.
+
+    Of more causes than _MOST_REMEMBERED within that time none is, whatever a caller may have chosen their words from.
+    """
     now = time.monotonic()
-    news = now - _last_logged.get(same, -_INTERVAL) >= _INTERVAL
-    if news:
-        if len(_last_logged) >= _MOST_REMEMBERED:
-            _last_logged.clear()
+    with _lock:
+        while _last_logged and now - next(iter(_last_logged.values())) >= _INTERVAL:
+            del _last_logged[next(iter(_last_logged))]  # the oldest is the first
+        if same in _last_logged or len(_last_logged) >= _MOST_REMEMBERED:
+            return False
         _last_logged[same] = now
-    return news
+        return True
 
 
 def described(error: BaseException) -> dict[str, str]:

@@ -16,7 +16,7 @@ import queue
 import threading
 import time
 from concurrent.futures import Executor
-from typing import TYPE_CHECKING, Any, NoReturn, cast
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, cast
 
 import structlog
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     import grpc
+    from typing_extensions import Self
 
 MESSAGE_SECONDS = 5.0
 """How long after its headers a call's message may come."""
@@ -56,6 +57,45 @@ class Held(BaseException):
         super().__init__()
         self.seconds = seconds
         self.refuse = refuse
+
+
+class Load(Protocol):
+    """Is told how busy a pool is."""
+
+    def waited(self, seconds: float, /) -> None:
+        """Note how long a call waited for a thread, from when its message was there."""
+
+    def turned_away(self) -> None:
+        """Note a call that came while as many as may be were under way."""
+
+
+class Unmeasured:
+    """A load that nobody wants to know."""
+
+    def waited(self, _seconds: float) -> None:
+        """See Load."""
+
+    def turned_away(self) -> None:
+        """See Load."""
+
+
+class Most(int):
+    """How many calls may be under way: grpcio compares with it, turns away what is beyond, and says so to nobody."""
+
+    load: Load
+
+    def __new__(cls, number: int, load: Load) -> Self:
+        """Tell `load` of each call beyond so many."""
+        most = super().__new__(cls, number)
+        most.load = load
+        return most
+
+    def __le__(self, under_way: int) -> bool:
+        """Return whether a call that comes now is turned away: what Python makes of `under_way >= most`."""
+        full = super().__le__(under_way)
+        if full:
+            self.load.turned_away()
+        return full
 
 
 class Later:
@@ -105,8 +145,8 @@ class CallPool(Executor):
     there are `most_silent` at most.
     """
 
-    def __init__(self, threads: int, most_silent: int = MOST_WITHOUT_MESSAGE) -> None:
-        self._threads, self._most_silent = threads, most_silent
+    def __init__(self, threads: int, most_silent: int = MOST_WITHOUT_MESSAGE, load: Load | None = None) -> None:
+        self._threads, self._most_silent, self._load = threads, most_silent, load or Unmeasured()
         self._calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
         self._silent: dict[_Call, float] = {}  # calls without a message, since when; only grpcio's thread is here
         self._later = Later()
@@ -153,6 +193,7 @@ class CallPool(Executor):
         if call.threads:
             call.threads.submit(self._run, call)
         else:
+            call.queued_at = time.perf_counter()
             self._calls.put(call)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: ARG002
@@ -163,6 +204,7 @@ class CallPool(Executor):
 
     def _work(self) -> None:
         while call := self._calls.get():
+            self._load.waited(time.perf_counter() - call.queued_at)
             self._run(call)
 
     def _run(self, call: _Call) -> None:
@@ -176,13 +218,14 @@ class CallPool(Executor):
 class _Call:
     """As much of a Future as grpcio uses."""
 
-    __slots__ = ("_arguments", "_callbacks", "_done", "_function", "answering", "threads")
+    __slots__ = ("_arguments", "_callbacks", "_done", "_function", "answering", "queued_at", "threads")
 
     def __init__(self, function: Callable[..., object], arguments: tuple[Any, ...]) -> None:
         self._function = function
         self._arguments = arguments
         self._callbacks: list[Callable[[_Call], object]] = []
         self._done = False
+        self.queued_at = 0.0
         self.answering = Answering.of(arguments)
         self.threads: Executor | None = self.answering and getattr(self.answering.behaviour, "threads", None)
 

@@ -1,5 +1,7 @@
 """Quotas: how much there is in namespaces whose sessions or bytes are limited.
 
+A tombstone counts as the session whose place it takes: it takes room as long as that would, and nothing else bounds it.
+
 One process of a server counts what the engine holds, now and then, and all add what they let in meanwhile, in memory
 that they share from the fork on. So a count is never less than what there is but for Puts at the very same moment, and
 what expires or is removed is noticed by the next one.
@@ -24,6 +26,8 @@ COUNT_SECONDS = 10.0
 """Seconds from one count to the next."""
 COUNT_SHARE = 20
 """How many times as long as a count took, at least, it is not repeated."""
+ENTRY_BYTES = 256
+"""What each session and each tombstone counts for beside its value: about what an engine keeps there (engines.md)."""
 
 _SLOTS = 1 << 13
 _TRIED = 8
@@ -97,27 +101,27 @@ class Tally:
 
     @property
     def sessions(self) -> int:
-        """Sessions that there are."""
+        """Sessions and tombstones that there are."""
         slot = self._tallies.slot(self.name)
         return 0 if slot is None else self._tallies.sessions[slot]
 
     @property
     def bytes(self) -> int:
-        """What their values take."""
+        """What they count for: their values, and ENTRY_BYTES each."""
         slot = self._tallies.slot(self.name)
         return 0 if slot is None else self._tallies.bytes[slot]
 
     def add(self, size: int) -> None:
-        """Count a session of so many bytes."""
+        """Count an entry with a value of so many bytes."""
         slot = self._tallies.new_slot(self.name)
         self._tallies.sessions[slot] += 1
-        self._tallies.bytes[slot] += size
+        self._tallies.bytes[slot] += size + ENTRY_BYTES
 
     def subtract(self, size: int) -> None:
-        """Count such a session no more."""
+        """Count such an entry no more."""
         slot = self._tallies.new_slot(self.name)
         self._tallies.sessions[slot] -= 1
-        self._tallies.bytes[slot] -= size
+        self._tallies.bytes[slot] -= size + ENTRY_BYTES
 
 
 class Counting(Periodic):
@@ -136,8 +140,9 @@ class Counting(Periodic):
         for namespace, usage in self._engine.usage(None).items():
             budget = self._budgets.of_namespace(namespace)
             if budget and budget.tally:
-                sessions, size = counted[budget.tally.name]
-                counted[budget.tally.name] = sessions + usage.sessions, size + usage.value_bytes
+                entries, size = counted[budget.tally.name]
+                more = usage.sessions + usage.tombstones
+                counted[budget.tally.name] = entries + more, size + usage.value_bytes + more * ENTRY_BYTES
         self._tallies.replace(counted, before)
 
     def _step(self) -> float:

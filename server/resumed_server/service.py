@@ -8,6 +8,7 @@ field by field, which takes half the time of building the messages in them from 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import re
 from collections import Counter
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
@@ -40,6 +41,8 @@ MAX_OPERATIONS = 256
 MAX_MESSAGE = MAX_OPERATIONS * (MAX_VALUE + 256)
 """Bytes that the largest legal message, a full Batch of full values, may take on the wire."""
 
+_LEAVES_ENTRY = base.Put | base.Remove
+"""What may leave a session or a tombstone where there was none. (A Take leaves one in the place of its session.)"""
 _MAX_SECONDS, _MAX_NANOS = 315_576_000_000, 999_999_999
 """What a google.protobuf.Duration may have."""
 _LAST_SECOND = 253_402_300_799
@@ -87,15 +90,13 @@ class SessionStoreService(SessionStoreServiceServicer):
         """Store a session."""
         put = self._put(request, admitted(self._access, context))
         self._spend(put.namespace)
-        budget = self._budgets.of_namespace(put.namespace)
-        if budget:
-            budget.admit_session(len(put.value))
-        ttl: object = None
+        if refusal := self._admit(put):
+            raise refusal
+        ttl: base.Outcome = None
         try:
             ttl = self._engine.put(put.namespace, put.key, put.value, put.ttl, put.issued)
         finally:
-            if budget and not _stored(ttl):
-                budget.return_session(len(put.value))
+            self._settle(put, ttl)
         response = pb.PutResponse()
         _write_ttl(response.ttl, ttl)
         return response
@@ -117,9 +118,18 @@ class SessionStoreService(SessionStoreServiceServicer):
     @answered
     def Remove(self, request: pb.RemoveRequest, context: ServicerContext) -> pb.RemoveResponse:
         """Remove a session."""
-        address = _address(request, "remove", admitted(self._access, context))
-        self._spend(address[0])
-        return pb.RemoveResponse(removed=self._engine.remove(*address))
+        remove = base.Remove(*_address(request, "remove", admitted(self._access, context)))
+        self._spend(remove.namespace)
+        refusal = self._admit(remove)
+        removed: base.Outcome = None
+        try:
+            removed = self._engine.remove(remove.namespace, remove.key, tombstone=refusal is None)
+        except base.NoTombstone as error:
+            raise (refusal or error) from None
+        finally:
+            if refusal is None:
+                self._settle(remove, removed)
+        return pb.RemoveResponse(removed=bool(removed))
 
     @answered
     def Batch(self, request: pb.BatchRequest, context: ServicerContext) -> pb.BatchResponse:
@@ -131,13 +141,15 @@ class SessionStoreService(SessionStoreServiceServicer):
         called = Counter(each.namespace for each in checked if not isinstance(each, Exception))
         for namespace, count in called.items():
             self._spend(namespace, count)
-        checked = list(map(self._admitted, checked))
+        refusals = list(map(self._admit, checked))
+        checked = list(map(_within_limits, checked, refusals))
         valid = [operation for operation in checked if not isinstance(operation, Exception)]
         outcomes = iter(self._carried_out(valid))
         response = pb.BatchResponse()
         results = response.results
-        for operation in checked:
-            _write_result(results.add(), operation, operation if isinstance(operation, Exception) else next(outcomes))
+        for operation, refusal in zip(checked, refusals, strict=True):
+            outcome = operation if isinstance(operation, Exception) else next(outcomes)
+            _write_result(results.add(), operation, refusal if isinstance(outcome, base.NoTombstone) else outcome)
         return response
 
     @streamed
@@ -160,28 +172,35 @@ class SessionStoreService(SessionStoreServiceServicer):
         if budget:
             budget.spend(operations)
 
-    def _admitted(self, operation: Operation | Exception) -> Operation | Exception:
-        """Return `operation`, or that there is no room for the session that it is to store."""
-        budget = self._budgets.of_namespace(operation.namespace) if isinstance(operation, base.Put) else None
+    def _admit(self, operation: Operation | Exception) -> LimitExceeded | None:
+        """Count the session or tombstone that an operation may leave; return why it may leave none, if so."""
+        if not isinstance(operation, _LEAVES_ENTRY):
+            return None
+        budget = self._budgets.of_namespace(operation.namespace)
         try:
             if budget:
-                budget.admit_session(len(operation.value))  # type: ignore[union-attr] # only a Put has a budget here
+                budget.admit_entry(_size(operation))
         except LimitExceeded as error:
             return error
-        return operation
+        return None
+
+    def _settle(self, operation: Operation, outcome: Outcome) -> None:
+        """Count what was admitted no more, unless the outcome is that it is there now."""
+        admitted = isinstance(operation, base.Put) or (isinstance(operation, base.Remove) and operation.tombstone)
+        if admitted and not _left_entry(outcome):
+            budget = self._budgets.of_namespace(operation.namespace)
+            if budget:
+                budget.return_entry(_size(operation))
 
     def _carried_out(self, operations: Sequence[Operation]) -> Sequence[Outcome]:
-        """Return the outcomes of operations; count what was admitted and not stored no more."""
+        """Return the outcomes of operations, whose Puts and Removes were admitted."""
         outcomes: Sequence[Outcome] = [None] * len(operations)
         try:
             if operations:
                 outcomes = self._engine.batch(operations)
         finally:
             for operation, outcome in zip(operations, outcomes, strict=True):
-                if isinstance(operation, base.Put) and not _stored(outcome):
-                    budget = self._budgets.of_namespace(operation.namespace)
-                    if budget:
-                        budget.return_session(len(operation.value))
+                self._settle(operation, outcome)
         return outcomes
 
     def _news(
@@ -231,9 +250,23 @@ class SessionStoreService(SessionStoreServiceServicer):
         return base.Put(namespace, key, value, min(ttl.seconds + ttl.nanos / 1e9, self._max_ttl), issued or None)
 
 
-def _stored(outcome: object) -> bool:
-    """Return whether a Put with this outcome stored its session."""
-    return isinstance(outcome, float) and outcome > 0 and not isinstance(outcome, base.Kept)
+def _within_limits(operation: Operation | Exception, refusal: LimitExceeded | None) -> Operation | Exception:
+    """Return what may be done of an operation that was not admitted: a Remove may still remove what is there."""
+    if refusal is None:
+        return operation
+    return dataclasses.replace(operation, tombstone=False) if isinstance(operation, base.Remove) else refusal
+
+
+def _size(operation: Operation) -> int:
+    """Return the bytes of the value in what an operation may leave."""
+    return len(operation.value) if isinstance(operation, base.Put) else 0
+
+
+def _left_entry(outcome: Outcome) -> bool:
+    """Return whether a Put with this outcome stored its session, or a Remove left a tombstone for no session."""
+    if isinstance(outcome, float):
+        return outcome > 0 and not isinstance(outcome, base.Kept)
+    return outcome is False
 
 
 def _address(request: _Addressed, operation: str, caller: Caller) -> tuple[str, bytes]:
@@ -293,7 +326,7 @@ def _write_result(result: pb.BatchResult, operation: Operation | Exception, outc
     elif isinstance(operation, base.Take):
         _found(result.take, outcome)
     else:
-        result.remove.removed = outcome
+        result.remove.removed = bool(outcome)
 
 
 def _found(answer: _Answer, stored: StoredSession | None) -> _Answer:

@@ -15,14 +15,14 @@ from collections import Counter
 from typing import TYPE_CHECKING, NamedTuple
 
 from resumed_server.draining import Stopping
-from resumed_server.engines.base import Change, EngineError, EngineUnavailable
+from resumed_server.engines.base import EngineError, EngineUnavailable, Purged
 from resumed_server.periodic import Periodic
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from resumed_server.budgets import Budget
-    from resumed_server.engines.base import Engine, Purged
+    from resumed_server.engines.base import Change, Engine
 
 MAX_WATCHERS = 256
 """Watchers that one process serves; each holds a thread of its own. Namespaces share them fairly."""
@@ -39,7 +39,14 @@ CUT_SECONDS = 2.0
 QUEUED_MESSAGES = 64
 """Messages that a watcher may be behind, at most: some seconds at the pace of the log."""
 QUEUED_BYTES = 4 << 20
-"""What their values may take together; a message alone may have more."""
+"""What they may take together; a message alone may have more."""
+ALL_QUEUED_BYTES = 64 << 20
+"""What all messages that wait for some watcher of this process may take; one that waits for several counts once."""
+CHANGE_BYTES = 256
+"""What a change takes beside its key and value, roughly."""
+MOST_CATCHING_UP = 2
+"""How many watchers may read at once what they missed; each reads a part at a time. Others wait, but not those who are
+told as it happens: an engine has room for more readers."""
 LATE_SECONDS = 10.0
 """How long a message may wait for its watcher."""
 
@@ -61,8 +68,7 @@ class Message:
     __slots__ = ("changes", "encoded", "position", "size", "time")
 
     def __init__(self, changes: Sequence[Change | Purged], position: bytes, time: float) -> None:
-        sessions = (each.session for each in changes if isinstance(each, Change))
-        self.size = sum(len(session.value) for session in sessions if session)
+        self.size = sum(map(_size, changes))
         self.changes = changes
         self.position = position
         self.time = time
@@ -123,12 +129,17 @@ class Subscription:
 
     def tell(self, message: Message) -> None:
         """Queue a message, or end the subscription if its watcher does not keep up."""
-        with self._messages.mutex:
-            waiting = [each.size for each in self._messages.queue if each]
+        waiting = [each.size for each in self.waiting]
         if len(waiting) >= QUEUED_MESSAGES or (waiting and sum(waiting) + message.size > QUEUED_BYTES):
             self.end(WatcherTooSlow("a watcher did not read its messages"))
         elif not self._end:  # what comes after the end would only take memory
             self._messages.put(message)
+
+    @property
+    def waiting(self) -> list[Message]:
+        """The messages that are not read yet."""
+        with self._messages.mutex:
+            return [each for each in self._messages.queue if each]
 
     @property
     def cut_off(self) -> bool:
@@ -181,6 +192,7 @@ class Watchers:
     def __init__(self, engine: Engine, clock: Callable[[], float] = time.monotonic) -> None:
         self._engine, self._clock = engine, clock
         self._lock = threading.Lock()
+        self._catching_up = threading.Semaphore(MOST_CATCHING_UP)
         self._subscriptions: dict[Subscription, None] = {}  # in the order in which they came
         self._progress = Progress(b"", 0.0)
         self._closed = threading.Event()
@@ -246,7 +258,7 @@ class Watchers:
             EngineUnavailable: The engine does not answer.
         """
         until, position = subscription.position, after
-        if (read := self._engine.changes(position, until, READ_CHANGES)) is None:
+        if (read := self._missed(position, until)) is None:
             return
         yield Message((), after, self._clock())
         while True:
@@ -256,9 +268,14 @@ class Watchers:
                 yield Message(ours, position, self._clock())
             if position == until:
                 return
-            if (again := self._engine.changes(position, until, READ_CHANGES)) is None:
+            if (again := self._missed(position, until)) is None:
                 raise WatcherTooSlow("the log of changes moved on while a watcher caught up")
             read = again
+
+    def _missed(self, after: bytes, until: bytes) -> tuple[list[Change | Purged], bytes] | None:
+        # When a server was started again, all its watchers come back at once, and look-ups need the engine as well.
+        with self._catching_up:
+            return self._engine.changes(after, until, READ_CHANGES)
 
     def close(self) -> None:
         """End all watchers, who may go on at another server."""
@@ -324,4 +341,23 @@ class Watchers:
                 if subscription.namespace in messages:
                     subscription.tell(messages[subscription.namespace])
             self._progress = Progress(position, self._progress.time)
+            self._bound_bytes()
         self._progress = Progress(until, now)
+
+    def _bound_bytes(self) -> None:
+        """End those who are most behind until all that waits takes no more than it may; called with the lock."""
+        behind = {each: sum(message.size for message in each.waiting) for each in self._present()}
+        if sum(behind.values()) <= ALL_QUEUED_BYTES:
+            return
+        for subscription in sorted(behind, key=behind.__getitem__, reverse=True):
+            sizes = {message: message.size for each in self._present() for message in each.waiting}
+            if sum(sizes.values()) <= ALL_QUEUED_BYTES:
+                return
+            subscription.end(WatcherTooSlow("a watcher did not read its messages, and others need the room"))
+
+
+def _size(change: Change | Purged) -> int:
+    """Return what a change takes in memory, roughly."""
+    if isinstance(change, Purged):
+        return CHANGE_BYTES
+    return CHANGE_BYTES + len(change.key) + (len(change.session.value) if change.session else 0)

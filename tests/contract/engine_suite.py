@@ -18,6 +18,7 @@ from resumed_server.engines.base import (
     EngineUnavailable,
     Get,
     Kept,
+    NoTombstone,
     Operation,
     Purged,
     Put,
@@ -191,9 +192,26 @@ class EngineSuite:
         assert _value(engine.take("shop", b"k")) == b"value"
 
     def test_remove_answers_whether_a_live_session_was_there(self, engine: Engine) -> None:
-        """Once."""
+        """Once; where there is a tombstone, it changes nothing, and says so."""
         engine.put("shop", b"k", b"value", 60.0)
-        assert [engine.remove("shop", b"k") for _ in range(3)] == [True, False, False]
+        assert [engine.remove("shop", b"k") for _ in range(3)] == [True, None, None]
+        assert [engine.remove("shop", b"unknown") for _ in range(3)] == [False, None, None]
+
+    def test_a_remove_that_may_leave_no_tombstone_still_removes(self, engine: Engine) -> None:
+        """What is not there it leaves as it is; alone and in a batch."""
+        for number in range(2):
+            engine.put("shop", b"%d" % number, b"value", 60.0)
+        assert engine.remove("shop", b"0", tombstone=False) is True
+        with pytest.raises(NoTombstone):
+            engine.remove("shop", b"unknown", tombstone=False)
+        removes = [Remove("shop", key, tombstone=False) for key in (b"1", b"unknown", b"0")]
+        removed, unknown, there = engine.batch(removes)
+        assert (removed, there) == (True, None)
+        assert isinstance(unknown, NoTombstone)
+        for key in (b"0", b"1"):
+            _assert_gone(engine, key)
+        engine.put("shop", b"unknown", b"value", 60.0)
+        assert engine.get("shop", b"unknown")
 
     # --- Expiry -----------------------------------------------------------------------------------------------------
 
@@ -341,9 +359,9 @@ class EngineSuite:
         shapes = [_value(each) if isinstance(each, StoredSession) else type(each) for each in outcomes]
         assert shapes == [
             *(type(None), float, Kept, AlreadyExists, b"value", b"value", type(None), AlreadyExists),
-            *(bool, bool, AlreadyExists, float, b"elsewhere", bool),
+            *(type(None), bool, AlreadyExists, float, b"elsewhere", bool),
         ]
-        assert [each for each in outcomes if isinstance(each, bool)] == [False, False, True]
+        assert [each for each in outcomes if isinstance(each, bool)] == [False, True]
         assert engine.get("shop", b"k") is None
 
     def test_a_batch_without_operations_has_no_outcomes(self, engine: Engine) -> None:
@@ -531,6 +549,16 @@ class EngineSuite:
             engine.put("shop", b"k", b"value", 60.0, moment - 1.0)
         assert engine.purge("shop", moment + 1.0) == moment + 1.0
 
+    def test_a_purge_that_changes_nothing_is_not_told(self, engine: Engine, present: Callable[[], float]) -> None:
+        """Or mirrors would look through what they have for nothing."""
+        moment = round(present()) - 100.0
+        engine.purge("shop", moment)
+        position = engine.position()
+        assert engine.purge("shop", moment - 50.0) == moment
+        until = engine.position()
+        if position != until:
+            assert engine.changes(position, until, 10) == ([], until)
+
     def test_no_session_and_no_purge_is_of_the_future(
         self, engine: Engine, advance: Advance, present: Callable[[], float]
     ) -> None:
@@ -576,8 +604,8 @@ class EngineSuite:
         position, issued = engine.position(), round(present()) - 100.0
         engine.put("shop", b"timed", b"value", 60.0, issued)
         engine.put("shop", b"ahead", b"value", 60.0, present() + 3_600.0)
-        engine.purge("shop", issued)
         engine.purge("shop", issued - 50.0)
+        engine.purge("shop", issued)
         read = engine.changes(position, engine.position(), 10)
         assert read is not None
         told = {each.key: each.session for each in read[0] if isinstance(each, Change)}
@@ -586,8 +614,8 @@ class EngineSuite:
             b"ahead": pytest.approx(present(), abs=50.0),
         }
         assert [each for each in read[0] if isinstance(each, Purged)] == [
-            Purged("shop", issued),
             Purged("shop", issued - 50.0),
+            Purged("shop", issued),
         ]
 
     def test_what_was_purged_is_deleted_in_bounded_steps(self, engine: Engine, advance: Advance) -> None:
@@ -744,7 +772,7 @@ def _value(outcome: object) -> bytes | None:
 def _assert_gone(engine: Engine, key: bytes) -> None:
     assert engine.get("shop", key) is None
     assert engine.take("shop", key) is None
-    assert engine.remove("shop", key) is False
+    assert engine.remove("shop", key) is None, "there is a tombstone"
     with pytest.raises(AlreadyExists):
         engine.put("shop", key, b"value", 600.0)
 

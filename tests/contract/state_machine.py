@@ -176,9 +176,9 @@ class EngineMachine(RuleBasedStateMachine):
             case Remove():
                 if not entry:
                     self.entries[address] = Entry(None, now + UNKNOWN_TOMBSTONE_SECONDS, now)
-                elif value:
-                    entry.value = None
-                return value is not None
+                    return False
+                entry.value = None
+                return True if value else None
             case Take() if entry and value:
                 entry.value = None
         return (value, entry.expiry - now) if entry and value else None

@@ -7,7 +7,9 @@ import os
 import socket
 import threading
 import time
+import warnings
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -22,11 +24,12 @@ from resumed.target import Target
 from support.ports import free_port
 from support.relay import Relay
 from support.server import running_server
+from support.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
+    from resumed.http2 import Connection
     from resumed.target import SocketAddress
 
 ECHO, ONCE = Method("/test.Service/Echo", repeatable=True), Method("/test.Service/Echo", repeatable=False)
@@ -135,8 +138,8 @@ def test_errors_keep_the_servers_words() -> None:
         assert len(server.peers) == 1
 
 
-def test_an_unavailable_server_is_asked_three_times_if_that_does_no_harm() -> None:
-    """A call that must not be repeated is made once."""
+def test_an_unavailable_server_is_asked_once_more_if_that_does_no_harm() -> None:
+    """Not at once, and no more often: it may be overloaded. A call that must not be repeated is made once."""
 
     def refuse(_: bytes, context: grpc.ServicerContext) -> bytes:
         context.abort(grpc.StatusCode.UNAVAILABLE, "not now")
@@ -145,7 +148,53 @@ def test_an_unavailable_server_is_asked_three_times_if_that_does_no_harm() -> No
         for method in (ECHO, ONCE):
             with pytest.raises(resumed.StoreUnavailable, match="not now"):
                 channel.call(method, method.path.encode() + b"%d" % method.repeatable, LONG)
-    assert [call[-1:] for call in server.calls] == [b"1"] * 3 + [b"0"]
+    assert [call[-1:] for call in server.calls] == [b"1"] * 2 + [b"0"]
+
+
+def test_another_server_is_asked_when_one_is_unavailable() -> None:
+    """At once; and the next calls begin with those that are well."""
+
+    def refuse(_: bytes, context: grpc.ServicerContext) -> bytes:
+        context.abort(grpc.StatusCode.UNAVAILABLE, "not now")
+
+    with serving(refuse) as unavailable, serving() as well, channel_to(unavailable, well) as channel:
+        for _ in range(50):
+            assert channel.call(ECHO, b"x", LONG) == b"x"
+        assert len(well.calls) == 50
+        assert 1 <= len(unavailable.calls) < 25
+
+
+def test_no_time_is_no_second_try() -> None:
+    """The pause before it counts."""
+
+    def refuse(_: bytes, context: grpc.ServicerContext) -> bytes:
+        context.abort(grpc.StatusCode.UNAVAILABLE, "not now")
+
+    with serving(refuse) as server, channel_to(server) as channel:
+        with pytest.raises(resumed.StoreUnavailable):
+            channel.call(ECHO, b"", LONG)
+        server.calls.clear()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("resumed.channel._LONGEST_PAUSE", 10 * LONG)
+            with pytest.raises(resumed.StoreUnavailable, match="not now"):
+                channel.call(ECHO, b"", LONG)
+    assert len(server.calls) == 1
+
+
+def test_a_defect_of_this_program_is_no_outage_of_the_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or its operator would look at the store; once mended, calls go through."""
+
+    def defective(_: socket.socket) -> None:
+        raise AttributeError("module 'select' has no attribute 'poll'")
+
+    with serving() as server, channel_to(server) as channel:
+        with monkeypatch.context() as patch:
+            patch.setattr("resumed.connections.Connection", defective)
+            with pytest.raises(RuntimeError) as caught:
+                channel.call(ECHO, b"x", LONG)
+            assert isinstance(caught.value.__cause__, AttributeError)
+        until(lambda: not any(each.resting for each in channel._connections._servers))
+        assert channel.call(ECHO, b"x", LONG) == b"x"
 
 
 def test_the_server_knows_the_deadline_and_the_caller_keeps_it() -> None:
@@ -329,7 +378,7 @@ def blocked(monkeypatch: pytest.MonkeyPatch, *ports: int) -> threading.Event:
     """Let connections to these ports be made only once the event that is returned is set."""
     connect, release = Connections._connect, threading.Event()
 
-    def slowly(self: Connections, where: SocketAddress, end: float) -> socket.socket:
+    def slowly(self: Connections, where: SocketAddress, end: float) -> Connection:
         assert where[1][1] not in ports or release.wait(LONG)
         return connect(self, where, end)
 
@@ -565,7 +614,7 @@ def test_a_frontend_without_a_certificate_is_not_served(files: Files) -> None:
 
 def test_certificates_are_rotated_under_traffic(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
     """New files, new connections; no call fails."""
-    monkeypatch.setattr("resumed.credentials._CHECK_SECONDS", 0.0)
+    monkeypatch.setattr("resumed.files.CHECK_SECONDS", 0.0)
     credentials = Credentials(ca=files.ca, cert=files.cert, key=files.key)
     with (
         serving(credentials=files.server_credentials()) as server,
@@ -582,7 +631,7 @@ def test_half_a_rotation_changes_nothing(
     files: Files, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A key without its certificate: the old ones stay, which the log says once."""
-    monkeypatch.setattr("resumed.credentials._CHECK_SECONDS", 0.0)
+    monkeypatch.setattr("resumed.files.CHECK_SECONDS", 0.0)
     credentials = Credentials(ca=files.ca, cert=files.cert, key=files.key)
     with (
         serving(credentials=files.server_credentials()) as server,
@@ -610,6 +659,40 @@ def test_bad_files_are_told_at_once(files: Files, damage: str) -> None:
         Credentials(ca=files.ca, cert=files.cert, key=files.key)
     with pytest.raises(ValueError, match="cert"):
         Credentials(key=files.key)
+
+
+def test_a_child_has_no_connection_of_its_parents() -> None:
+    """Neither one that is free, nor one with a call under way: the server would see no end of it."""
+    going, gone = threading.Event(), threading.Event()
+
+    def slow(request: bytes, _: grpc.ServicerContext) -> bytes:
+        if request == b"slow":
+            going.set()
+            gone.wait(LONG)
+        return request
+
+    def connections_to(port: int) -> int:
+        count = 0
+        for descriptor in list(Path("/proc/self/fd").iterdir()):
+            with contextlib.suppress(OSError):
+                if descriptor.readlink().name.startswith("socket:"):
+                    with socket.socket(fileno=os.dup(int(descriptor.name))) as each:
+                        count += each.getpeername()[1:] == (port,)
+        return count
+
+    with serving(slow) as server, channel_to(server) as channel, ThreadPoolExecutor(1) as thread:
+        call = thread.submit(channel.call, ECHO, b"slow", LONG)
+        assert going.wait(LONG)
+        assert channel.call(ECHO, b"x", LONG) == b"x"
+        assert connections_to(server.port) == 2
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Python 3.12 and later warn of a fork with threads
+            child = os.fork()
+        if not child:
+            os._exit(connections_to(server.port))
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        gone.set()
+        assert call.result(LONG) == b"slow"
 
 
 def test_a_child_has_connections_of_its_own() -> None:

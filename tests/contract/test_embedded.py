@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -140,7 +141,8 @@ for number in range(first, first + 1_000_000):
 def child(script: str, *arguments: object) -> subprocess.Popen[str]:
     """Run `script` in a process of its own."""
     command = [sys.executable, "-c", SCRIPT + script, *map(str, arguments)]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    paths = [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
 
 
@@ -545,6 +547,30 @@ def test_a_disk_without_room_for_a_database_is_refused(small_disk: Path) -> None
     assert_refused(small_disk / "db", "No space left on device")
 
 
+GROWER = """
+engine = EmbeddedEngine(path, capacity=256 << 20)
+for number in range(300):
+    engine.put("shop", b"large %d" % number, bytes(1 << 18), 600.0)
+engine.close()
+"""
+
+
+def test_a_file_that_another_process_let_grow_is_followed(
+    opened: Callable[..., EmbeddedEngine], tmp_path: Path
+) -> None:
+    """Beyond the map of one with a smaller capacity, which goes on, whatever its threads do just then."""
+    engine = opened(capacity=MEBIBYTE)
+    engine.put("shop", b"k", b"value", 600.0)
+    with child(GROWER, tmp_path / "db") as process:
+        assert process.wait(PATIENCE) == 0
+    assert (tmp_path / "db/data.mdb").stat().st_size > 128 * MEBIBYTE
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda _: engine.get("shop", b"k"), range(100)))
+    assert [each.value for each in found if each] == [b"value"] * 100
+    engine.put("shop", b"new", b"value", 600.0)
+    engine.probe()
+
+
 # --- Damage ----------------------------------------------------------------------------------------------------------
 
 
@@ -633,6 +659,40 @@ def test_a_file_that_cannot_be_trusted_is_set_aside_loudly(
     with capture_logs() as logged:
         assert opened().get("shop", b"k")
     assert not logged
+
+
+def test_of_files_set_aside_the_last_is_kept(opened: Callable[..., EmbeddedEngine], tmp_path: Path) -> None:
+    """Whatever goes wrong again and again must not fill the disk."""
+    for _ in range(3):
+        opened().close()
+        crashed(tmp_path / "db")
+        with capture_logs() as logged:
+            opened().close()
+    kept = sorted(str(path) for path in (tmp_path / "db").glob("data.mdb.set-aside-*"))
+    assert kept == [logged[0]["aside"], logged[0]["aside"] + ".crash"]
+
+
+ABORTED_ELSEWHERE = """
+import os
+engine = EmbeddedEngine(path, capacity=64 << 20, blame_crashes=True)
+os.abort()
+"""
+
+
+def test_a_process_that_aborts_outside_of_the_engine_condemns_no_database(
+    opened: Callable[..., EmbeddedEngine], tmp_path: Path
+) -> None:
+    """As gRPC's core ends one; its neighbours go on, and whoever comes next finds what is there."""
+    engine = opened()
+    engine.put("shop", b"k", b"value", 600.0)
+    for _ in range(2):
+        with child(ABORTED_ELSEWHERE, tmp_path / "db") as process:
+            assert process.wait(PATIENCE) == -signal.SIGABRT
+        engine.probe()
+    assert engine.get("shop", b"k")
+    crashed(tmp_path / "db")
+    with pytest.raises(EngineUnavailable):
+        engine.probe()
 
 
 def test_a_file_cut_off_anywhere_is_found_out_or_harmless(tmp_path: Path) -> None:
@@ -833,6 +893,16 @@ def test_a_directory_that_may_not_be_written_to_is_refused(tmp_path: Path) -> No
         assert_refused(tmp_path / "db", "Permission denied")
     finally:
         os.seteuid(user)
+
+
+def test_a_database_that_another_container_uses_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mutex is held by a process that this one cannot see."""
+
+    def locked(*_: object, **__: object) -> None:
+        raise lmdb.Error("mdb_txn_begin: Resource temporarily unavailable")
+
+    monkeypatch.setattr("resumed_server.engines.directory.lmdb.open", locked)
+    assert_refused(tmp_path / "db", "another container")
 
 
 @pytest.mark.parametrize("url", ["lmdb:", "lmdb:///var/lib/resumed", "lmdb:///a%20b/%C3%A4"])

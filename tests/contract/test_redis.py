@@ -13,6 +13,7 @@ import threading
 import time
 import traceback
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
@@ -27,6 +28,7 @@ from resumed_server.engines.base import (
     AlreadyExists,
     Change,
     Engine,
+    EngineBroken,
     EngineError,
     EngineFull,
     EngineUnavailable,
@@ -36,8 +38,8 @@ from resumed_server.engines.base import (
     StoredSession,
     Take,
 )
-from resumed_server.engines.redis_log import KEPT_SECONDS
-from resumed_server.engines.redis_nodes import PERMISSIONS
+from resumed_server.engines.redis_log import KEPT_SECONDS, KNOWN_POSITIONS
+from resumed_server.engines.redis_nodes import PERMISSIONS, _Absence
 from resumed_server.engines.redis_url import RedisUrl, redacted
 from support.redis import redis_server, valkey_cluster, valkey_sentinels, valkey_server
 from support.tls import CA, CERTIFICATE
@@ -46,6 +48,7 @@ from support.waiting import until
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from resumed_server.engines.base import Operation
     from support.redis import RedisServer
 
 PATIENT = "timeout_ms=5000"
@@ -307,7 +310,7 @@ def test_a_wrong_password_is_refused(server: RedisServer, scheme: str) -> None:
 def test_a_user_without_permissions_is_refused(server: RedisServer) -> None:
     """And told which it needs."""
     server.client.execute_command("ACL SETUSER humble on >pass ~* +ping")
-    assert "+eval +get +set" in refusal(f"redis://humble:pass@127.0.0.1:{server.port}")
+    assert "+eval +evalsha +script|load +get" in refusal(f"redis://humble:pass@127.0.0.1:{server.port}")
 
 
 def test_the_permissions_that_are_asked_for_are_enough(server: RedisServer) -> None:
@@ -321,6 +324,8 @@ def test_the_permissions_that_are_asked_for_are_enough(server: RedisServer) -> N
         assert not engine.remove("shop", b"other")
         assert engine.changes(position, engine.position(), 1)
         engine.probe()
+        server.client.script_flush()
+        assert engine.usage("shop")["shop"].tombstones == 2
 
 
 def test_a_read_only_replica_is_refused(server: RedisServer) -> None:
@@ -434,6 +439,23 @@ def test_a_frozen_redis_costs_one_call_its_time_out(scheme: str) -> None:
             until(lambda: _works(engine))
 
 
+def test_a_call_that_takes_long_is_no_outage(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Redis that answers others meanwhile is there; who finds it silent refuses the next ones for a moment."""
+    now = 100.0
+    monkeypatch.setattr("resumed_server.engines.redis_nodes.time.monotonic", lambda: now)
+    absence = _Absence(RedisUrl.parse("redis://store?timeout_ms=40"))
+    absence.end()
+    now += 0.03
+    absence.begin(late=True)
+    absence.check("store")
+    now += 0.03
+    absence.begin(late=True)
+    assert "a moment ago" in str(failure(lambda: absence.check("store")))
+    absence.end()
+    absence.begin()
+    assert "a moment ago" in str(failure(lambda: absence.check("store")))
+
+
 def test_a_restarted_redis_is_used_again_at_once(server: RedisServer) -> None:
     """Dead connections are replaced, not reported."""
     with opened(server.url, PATIENT) as engine:
@@ -454,6 +476,107 @@ def test_no_more_connections_than_threads_and_some(server: RedisServer) -> None:
         for thread in threads:
             thread.join()
         assert len(server.client.client_list()) <= 8 + 1 + 1  # each thread's, the probe's, the test's
+
+
+def test_scripts_go_by_their_hashes(server: RedisServer) -> None:
+    """And whole where Redis has forgotten them, once."""
+
+    def calls(command: str) -> int:
+        return int(server.client.info("commandstats").get(f"cmdstat_{command}", {"calls": 0})["calls"])
+
+    operations: list[Operation] = [Get("shop", b"k"), Take("shop", b"k"), Remove("shop", b"k")]
+    with opened(server.url, PATIENT) as engine:
+        before = calls("eval")
+        for _ in range(3):
+            engine.put("shop", b"other", b"value", 60.0)
+            engine.batch([Put("shop", b"k", b"value", 60.0), *operations])
+        assert calls("eval") == before
+        assert calls("evalsha") >= 3 * 5
+        server.client.script_flush()
+        assert engine.get("shop", b"other")
+        server.client.script_flush()
+        assert [type(each) for each in engine.batch(operations)] == [type(None)] * 3
+        assert calls("eval") == before + 4
+
+
+def test_what_redis_had_forgotten_is_waited_for_as_well(server: RedisServer) -> None:
+    """A tombstone that a script leaves which went whole."""
+    with opened(server.url, "wait_replicas=1&timeout_ms=200") as engine:
+        engine.put("shop", b"k", b"value", 60.0)
+        server.client.script_flush()
+        with pytest.raises(EngineUnavailable, match="replicas"):
+            engine.remove("shop", b"k")
+
+
+def test_a_redis_that_refuses_writes_is_not_ready(server: RedisServer) -> None:
+    """It says of itself that it is well."""
+    with opened(server.url, PATIENT) as engine:
+        engine.probe()
+        server.client.config_set("min-replicas-to-write", 1)
+        assert "NoReplicas" in str(failure(engine.probe)) or "NOREPLICAS" in str(failure(engine.probe))
+        server.client.config_set("min-replicas-to-write", 0)
+        engine.probe()
+
+
+def test_whoever_closes_an_engine_need_not_wait_for_a_count(
+    server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ends with the step that is under way."""
+    with opened(server.url, PATIENT) as engine:
+        engine.batch([Put("shop", b"%d" % number, b"value", 60.0) for number in range(2_000)])
+        monkeypatch.setattr("resumed_server.engines.redis_purges.time.sleep", lambda _: engine.close())
+        with pytest.raises(EngineBroken, match="closed"):
+            engine.usage(None)
+
+
+def test_a_process_short_of_connections_takes_redis_for_well(server: RedisServer) -> None:
+    """The call that finds none fails; the next one need not wait for a pause."""
+    with opened(server.url, PATIENT) as engine:
+        pool = engine._nodes._client.connection_pool  # type: ignore[attr-defined]
+        taken = [pool.get_connection() for _ in range(pool.max_connections)]
+        for _ in range(3):
+            with pytest.raises(EngineUnavailable, match=r"connections to Redis at .* are in use"):
+                engine.get("shop", b"k")
+        pool.release(taken.pop())
+        assert engine.get("shop", b"k") is None
+        for connection in taken:
+            pool.release(connection)
+
+
+def test_watchers_that_come_back_together_leave_connections_to_others(server: RedisServer) -> None:
+    """None of them is refused, and no look-up is: some read what they missed, the others wait for their turn."""
+    with contextlib.closing(open_engine(f"{server.url}?{PATIENT}", capacity=0, threads=1)) as engine:
+        start = engine.position()
+        for _ in range(4):
+            engine.batch([Put("shop", uuid.uuid4().bytes, b"value", 60.0) for _ in range(256)])
+        end = engine.position()
+
+        def come_back(_: int) -> int:
+            position, missed = start, 0
+            while position != end:
+                read = engine.changes(position, end, 1024)
+                assert read
+                position, missed = read[1], missed + len(read[0])
+            return missed
+
+        with ThreadPoolExecutor(40) as pool:
+            missed = pool.map(come_back, range(40))
+            for _ in range(100):
+                engine.get("shop", b"k")
+            assert list(missed) == [1024] * 40
+
+
+def test_a_watcher_catches_up_in_however_many_steps(server: RedisServer) -> None:
+    """The end that it set out for is known all the way, whatever others read meanwhile."""
+    with opened(server.url, PATIENT) as engine:
+        position = engine.position()
+        engine.batch([Put("shop", b"%d" % number, b"value", 60.0) for number in range(KNOWN_POSITIONS + 100)])
+        end, steps = engine.position(), 0
+        while position != end:
+            read = engine.changes(position, end, 1)
+            assert read is not None, f"step {steps}"
+            position, steps = read[1], steps + 1
+        assert steps > KNOWN_POSITIONS
 
 
 @pytest.mark.parametrize("running", [redis_server, valkey_server])
@@ -548,6 +671,9 @@ def test_wait_refuses_what_no_replica_has(server: RedisServer) -> None:
             assert engine.get("shop", key) is None
         outcomes = engine.batch([Put("shop", b"k", b"value", 60.0), Take("shop", b"k"), Take("shop", b"k")])
         assert [type(outcome) for outcome in outcomes] == [float, EngineUnavailable, type(None)]
+        # Or whoever repeats a Batch that fails as a whole would send nothing else as long as there is no replica.
+        outcomes = engine.batch([Remove("shop", b"1"), Remove("shop", b"2")])
+        assert all(isinstance(outcome, EngineUnavailable) for outcome in outcomes)
         with pytest.raises(EngineUnavailable, match="replicas"):
             engine.purge("shop", None)
 
@@ -899,6 +1025,8 @@ def pretending(info: bytes) -> Iterator[int]:
     """Answer whatever is asked with `info`, as an INFO would be; there is no old Redis to be had. Yield the port."""
 
     class Handler(socketserver.StreamRequestHandler):
+        disable_nagle_algorithm = True  # or one answer would wait until the one before is acknowledged
+
         def handle(self) -> None:
             for line in self.rfile:
                 if line.strip() in {b"INFO", b"SETINFO"}:  # the last word of a command without arguments, or near it

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -16,13 +17,14 @@ from resumed import SessionStore
 from resumed_server.budgets import Budget, LimitExceeded, Shared
 from resumed_server.draining import Stopping
 from resumed_server.engines import open_engine
-from resumed_server.engines.base import EngineUnavailable, Put
+from resumed_server.engines.base import Change, EngineUnavailable, Put
 from resumed_server.limits import Limit
 from resumed_server.watchers import (
     CURRENT_SECONDS,
     CUT_SECONDS,
     LATE_SECONDS,
     MAX_WATCHERS,
+    MOST_CATCHING_UP,
     QUEUED_BYTES,
     QUEUED_MESSAGES,
     READ_CHANGES,
@@ -256,15 +258,59 @@ class TestWatchers:
         watchers = Watchers(engine)
         with watchers.subscribed("shop") as slow, watchers.subscribed("shop") as quick:
             news = quick.messages()
-            for number in range(QUEUED_BYTES // (1 << 16) + 1):
+            for number in range(QUEUED_BYTES // (1 << 17)):  # a little more, with what is beside the values
                 assert slow.ended_at is None
-                engine.put("shop", b"%d" % number, bytes(1 << 16), 100)
+                engine.put("shop", b"%d" % number, bytes(1 << 17), 100)
                 while not next(news).changes:
                     pass
             until(lambda: slow.ended_at is not None)
             assert slow.lag() == 0.0
             with pytest.raises(WatcherTooSlow):
                 next(slow.messages())
+        watchers.close()
+
+    def test_what_waits_for_all_watchers_is_bounded_in_bytes(
+        self, engine: Engine, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Beyond that, who is most behind is cut off. What is the same for several counts once."""
+        monkeypatch.setattr("resumed_server.watchers.ALL_QUEUED_BYTES", 1 << 20)
+        watchers = Watchers(engine)
+        with ExitStack() as stack:
+            alike = [stack.enter_context(watchers.subscribed("shop")) for _ in range(4)]
+            engine.put("shop", b"key", bytes(400_000), 100)
+            until(lambda: all(each.waiting for each in alike))
+            other = stack.enter_context(watchers.subscribed("pay"))
+            assert not any(each.ended_at for each in alike)
+            for number in range(2):
+                engine.put("pay", b"%d" % number, bytes(400_000), 100)
+            until(lambda: other.ended_at is not None)
+            assert not any(each.ended_at for each in alike)
+            with pytest.raises(WatcherTooSlow):
+                next(other.messages())
+        watchers.close()
+
+    def test_what_changes_without_a_value_takes_room_too(self) -> None:
+        """A watcher who reads nothing of many removals is behind as well."""
+        removals = [Change("shop", b"%d" % number, None) for number in range(READ_CHANGES)]
+        assert Message(removals, b"", 0.0).size > 100 * READ_CHANGES
+
+    def test_watchers_that_come_back_together_leave_the_engine_to_others(self, engine: Engine) -> None:
+        """Some read what they missed, the others wait for their turn; none is refused."""
+        start = engine.position()
+        engine.put("shop", b"key", b"value", 100)
+        counted = Crowded(engine)
+        watchers = Watchers(counted)  # type: ignore[arg-type] # as much as is called
+
+        def come_back(_: int) -> int:
+            with watchers.subscribed("shop") as subscription:
+                return sum(len(message.changes) for message in watchers.missed(start, subscription))
+
+        with ThreadPoolExecutor(4 * MOST_CATCHING_UP) as pool:
+            missed = pool.map(come_back, range(4 * MOST_CATCHING_UP))
+            until(lambda: counted.inside == MOST_CATCHING_UP)
+            counted.gate.set()
+            assert list(missed) == [1] * 4 * MOST_CATCHING_UP
+        assert counted.most == MOST_CATCHING_UP
         watchers.close()
 
     def test_a_watcher_whose_message_waits_for_too_long_is_cut_off(self, engine: Engine) -> None:
@@ -375,6 +421,29 @@ class TestWatchers:
 
         subscription._progress = overtaken
         assert next(subscription.messages()).position == (b"message" if queued else b"before")
+
+
+class Crowded:
+    """An engine that counts who reads its log, and lets nobody finish before its gate is open."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine, self._lock = engine, threading.Lock()
+        self.gate = threading.Event()
+        self.inside = self.most = 0
+
+    def position(self) -> bytes:
+        """See Engine."""
+        return self._engine.position()
+
+    def changes(self, after: bytes, until: bytes, limit: int) -> Any:
+        """See Engine."""
+        with self._lock:
+            self.inside += 1
+            self.most = max(self.most, self.inside)
+        assert self.gate.wait(PATIENCE)
+        with self._lock:
+            self.inside -= 1
+        return self._engine.changes(after, until, limit)
 
 
 class Unreadable:

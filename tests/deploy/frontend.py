@@ -14,10 +14,10 @@ from resumed.stats import Recorder
 from resumed_server import demo_frontend
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Callable
     from typing import TextIO
 
+    from resumed.http2 import Connection
     from resumed.target import SocketAddress
 
 _Answer = TypeVar("_Answer")
@@ -50,7 +50,7 @@ def keep(journal: TextIO) -> None:
     def called(self: Channel, method: Method, message: bytes, timeout: float, metadata: bytes = b"") -> bytes:
         return told(method.path.rpartition("/")[2], lambda: call(self, method, message, timeout, metadata))
 
-    def connected(self: Connections, where: SocketAddress, end: float) -> socket.socket:
+    def connected(self: Connections, where: SocketAddress, end: float) -> Connection:
         return told(f"connect {where[1]}", lambda: connect(self, where, end))
 
     Recorder.count, Channel.call, Connections._connect = counted, called, connected  # type: ignore[method-assign]

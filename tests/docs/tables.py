@@ -84,6 +84,20 @@ context.load_cert_chain("server.pem")
 """,
         {"...": "target='127.0.0.1:7400', namespace='shop', keyring='fleet.keys'", "9465": "0"},
     ),
+    "removal = installation.remove(": (
+        """
+import resumed, socket, ssl, threading
+context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+context.load_cert_chain("server.pem")
+installation = resumed.install(context, target='127.0.0.1:7400', namespace='shop', keyring='fleet.keys')
+ours, theirs = socket.socketpair()
+client = ssl.create_default_context()
+client.check_hostname, client.verify_mode = False, ssl.CERT_NONE
+threading.Thread(target=lambda: client.wrap_socket(ours).recv(1), daemon=True).start()
+connection = context.wrap_socket(theirs, server_side=True)
+""",
+        {"timeout=1.0": "timeout=30.0"},
+    ),
     "provider = opentelemetry.trace": (
         """
 import opentelemetry.trace, resumed, ssl

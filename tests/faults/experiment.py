@@ -53,14 +53,12 @@ class Fault:
     Attributes:
         scenario: Sets it up.
         loses: What it can cost beside the resumptions of its time.
-        forgives: Whether removed and taken sessions may resume, since the test shows just that.
         hindrance: Returns why it cannot be set up here, if it cannot.
     """
 
     name: str
     scenario: Scenario
     loses: str
-    forgives: bool = False
     hindrance: Callable[[], str | None] = lambda: None
 
 
@@ -98,7 +96,7 @@ class Outcome:
         traffic = self.traffic
         promises = {
             f"{len(traffic.failures)} handshakes failed: {traffic.failures[:3]}": not traffic.failures,
-            f"{len(traffic.wrong)} resumptions too many: {traffic.wrong[:3]}": not traffic.wrong or self.fault.forgives,
+            f"{len(traffic.wrong)} resumptions too many: {traffic.wrong[:3]}": not traffic.wrong,
             f"a handshake took {self.slowest[1]:.2f} s": self.slowest[1] < self.deadline + STALLED,
             "resumption did not come back": self.back is not None,
             "nothing was removed or taken": bool(traffic.spent),

@@ -31,6 +31,13 @@ def server_killed(place: Place) -> Iterator[Scene]:
 
 
 @contextlib.contextmanager
+def capacity_changed(place: Place) -> Iterator[Scene]:
+    """The server is killed, and started with a capacity that is 64 times smaller."""
+    with Rig(place, _lmdb(place)) as rig:
+        yield Scene(rig, rig.kill_server, lambda: rig.serve("--capacity", "16MiB"))
+
+
+@contextlib.contextmanager
 def server_frozen(place: Place) -> Iterator[Scene]:
     """SIGSTOP, SIGCONT: connections stay open and nobody answers."""
     with Rig(place, _lmdb(place)) as rig, _thawing(lambda: rig.server.process.pid):
@@ -158,6 +165,7 @@ def _only_root() -> str | None:
 
 LMDB = [
     Fault("server killed", server_killed, NOTHING),
+    Fault("server killed, capacity changed", capacity_changed, NOTHING),
     Fault("server frozen", server_frozen, NOTHING),
     Fault("both workers killed in turn", workers_killed, NOTHING),
     Fault("database damaged", database_damaged, ALL),

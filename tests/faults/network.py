@@ -47,6 +47,11 @@ class Network:
         self._listener.close()
         self._selector.close()
 
+    def redirect(self, upstream: str) -> None:
+        """Pass new connections on to another "host:port"; those that there are stay with theirs."""
+        host, port = upstream.rsplit(":", 1)
+        self._upstream = host, int(port)
+
     def drop(self) -> None:
         """Reset all connections, and new ones as they come."""
         with self._lock:

@@ -16,6 +16,7 @@ from faults.experiment import ALL, CLOCK_STEP, ENDED, NOTHING, REFUSED, Fault, S
 from faults.network import Network
 from faults.rig import Rig
 from support.redis import valkey_cluster, valkey_sentinels, valkey_server
+from support.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,7 +30,7 @@ POLICIES = ("noeviction", *(f"{keys}-{how}" for keys in ("allkeys", "volatile") 
 POLICIES += ("volatile-ttl",)
 """All that Redis has."""
 EVICTED = "sessions; and tombstones, so that a Put which arrives late may bring a removed session back"
-UNREPLICATED = "the last answers of the old primary"
+UNACKNOWLEDGED = "removals sent meanwhile"
 """What a fault can cost."""
 
 _ROOM = 256 << 10
@@ -69,6 +70,18 @@ def redis_restarted(place: Place) -> Iterator[Scene]:
 
     with valkey_server() as server, Rig(place, _store(place, server.url)) as rig:
         yield Scene(rig, restart, None)
+
+
+@contextlib.contextmanager
+def redis_restarted_from_snapshot(place: Place) -> Iterator[Scene]:
+    """Redis saves a snapshot, and later is killed with -9 and comes back with it, and without what came after it."""
+
+    def restart() -> None:
+        server.kill()
+        server.start()
+
+    with valkey_server() as server, Rig(place, _store(place, server.url)) as rig:
+        yield Scene(rig, server.client.save, restart)
 
 
 @contextlib.contextmanager
@@ -193,6 +206,40 @@ def failover_behind(*options: str) -> Scenario:
 
 
 @contextlib.contextmanager
+def demoted_behind_a_name(place: Place) -> Iterator[Scene]:
+    """Primary and replica change places, and the name follows; who is connected stays with the old primary."""
+    with _pair() as (primary, replica), Network(f"127.0.0.1:{primary.port}") as name:
+
+        def swap() -> None:
+            replica.client.replicaof("no", "one")
+            primary.client.replicaof("127.0.0.1", 1)  # without a link to the new one: it keeps what it has
+            name.redirect(f"127.0.0.1:{replica.port}")
+
+        with Rig(place, _store(place, f"redis://{name.target}")) as rig:
+            yield Scene(rig, swap, None)
+
+
+@contextlib.contextmanager
+def replica_away(place: Place) -> Iterator[Scene]:
+    """The replica that Takes and Removes wait for hears nothing for a while; frontends repeat them."""
+    with _pair() as (primary, replica), Rig(place, _store(place, primary.url, "wait_replicas=1")) as rig:
+
+        def part() -> None:
+            replica.client.config_set("masterauth", "of another primary")
+            primary.client.execute_command("CLIENT KILL TYPE replica")
+
+        yield Scene(rig, part, lambda: replica.client.config_set("masterauth", ""))
+
+
+@contextlib.contextmanager
+def _pair() -> Iterator[tuple[RedisServer, RedisServer]]:
+    """A primary, and a replica that has what it has."""
+    with valkey_server() as primary, valkey_server("--replicaof", f"127.0.0.1 {primary.port}") as replica:
+        until(lambda: replica.client.info("replication")["master_link_status"] == "up")
+        yield primary, replica
+
+
+@contextlib.contextmanager
 def slots_moving(place: Place) -> Iterator[Scene]:
     """A third of a cluster's slots move from one node to another, key by key."""
     with valkey_cluster() as cluster, Rig(place, _store(place, cluster.url)) as rig, ThreadPoolExecutor(1) as pool:
@@ -216,6 +263,7 @@ REDIS = [
     Fault("Redis killed, back empty", redis_killed, ALL),
     Fault("Redis killed, back with its log", redis_killed_with_log, NOTHING),
     Fault("Redis restarted empty", redis_restarted, ALL),
+    Fault("Redis restarted from a snapshot", redis_restarted_from_snapshot, ALL),
     Fault("Redis frozen", redis_frozen, NOTHING),
     Fault("Redis' clock 3 h forth", redis_clock(CLOCK_STEP), ENDED, hindrance=_no_libfaketime),
     Fault("Redis' clock 3 h back", redis_clock(-CLOCK_STEP), NOTHING, hindrance=_no_libfaketime),
@@ -225,13 +273,10 @@ REDIS = [
     ),
     Fault("network to Redis reset", redis_network_reset, NOTHING),
     Fault("network to Redis silent", redis_network_silent, NOTHING),
-    Fault("failover by Sentinel", failover, UNREPLICATED),
-    Fault(
-        "failover, replica behind",
-        failover_behind(),
-        f"{UNREPLICATED}: removed and taken sessions resume",
-        forgives=True,
-    ),
-    Fault("failover, replica behind, WAIT", failover_behind("wait_replicas=1"), f"{UNREPLICATED} to Puts"),
+    Fault("failover by Sentinel", failover, ALL),
+    Fault("failover, replica behind", failover_behind(), ALL),
+    Fault("failover, replica behind, WAIT", failover_behind("wait_replicas=1"), f"{ALL}, {UNACKNOWLEDGED}"),
+    Fault("replica away, WAIT", replica_away, UNACKNOWLEDGED),
+    Fault("primary demoted behind a name", demoted_behind_a_name, ALL),
     Fault("cluster slots moving", slots_moving, NOTHING),
 ]

@@ -104,9 +104,9 @@ class Rig:
         """The server that was started last."""
         return self._servers[-1]
 
-    def serve(self) -> None:
-        """Start the server, always at the same address."""
-        server = running_server(*self._options, listen=self._address, workers=self._workers, env=self._env)
+    def serve(self, *options: str) -> None:
+        """Start the server, always at the same address; `options` are more than it has otherwise."""
+        server = running_server(*self._options, *options, listen=self._address, workers=self._workers, env=self._env)
         self._servers.append(self._serving.enter_context(server))
         self._address = self.server.target
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, cast
 from hpack import Encoder
 
 from fuzz.target import Check, Pieces, Target
-from resumed.breaker import Breaker
 from resumed.errors import StoreError
 from resumed.mirror import Mirror
 from resumed.sender import Outgoing, Sender
@@ -66,7 +65,7 @@ def _follow(store: SessionStore) -> None:
 
 def _send(store: SessionStore) -> None:
     """Send a Put and a removal in this thread."""
-    sender = Sender(store, Breaker(), Recorder(), lambda: 1000.0, lambda _key, value, _not_after: value)
+    sender = Sender(store, Recorder(), lambda: 1000.0, lambda _key, value, _not_after: value)
     sender._queue.extend([Outgoing(_KEY, b"serialized", 2000, ""), Outgoing(_KEY, None, 0, "application")])
     sender._closing = True  # or it would rest after a failure
     sender._send()

@@ -69,6 +69,25 @@ def test_a_fleet_that_works_is_told_so(fleet: tuple[RunningServer, Path, str, st
     assert "the frontend at" in done.stdout
 
 
+def test_frontends_that_choose_ciphers_by_other_orders_are_found_out(
+    fleet: tuple[RunningServer, Path, str, str], tmp_path: Path
+) -> None:
+    """Their sessions of TLS 1.2 cross, and those of TLS 1.3 of some clients do not."""
+    store, keys, one, _ = fleet
+    options = ("--target", store.target, "--namespace", "shop", "--keyring", str(keys), "--stack", "pyopenssl")
+    with running_frontend(tmp_path, *options) as ports:
+        other = f"localhost:{ports['port']}"
+        done = doctor(
+            *(store.target, "--namespace", "shop", "--keyring", str(keys), "--json"),
+            *("--frontend", one, "--frontend", other),
+        )
+    steps = {step["name"]: step for step in json.loads(done.stdout)["examinations"][f"the frontend at {other}"]}
+    assert steps["another frontend's session"]["outcome"] == "ok"
+    assert steps["another's TLS 1.3 sessions"]["outcome"] == "failed"
+    assert "for browsers and Go it chooses TLS_AES_128_GCM_SHA256" in steps["another's TLS 1.3 sessions"]["note"]
+    assert "SSL_OP_CIPHER_SERVER_PREFERENCE" in steps["another's TLS 1.3 sessions"]["advice"]
+
+
 @pytest.mark.parametrize(("namespace", "right"), [("shop", False), ("pay", True)])
 def test_a_frontend_of_another_keyring_or_namespace_is_found_out(
     fleet: tuple[RunningServer, Path, str, str], tmp_path: Path, namespace: str, right: bool

@@ -12,9 +12,10 @@ import socket
 import ssl
 import sys
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 
@@ -374,6 +375,81 @@ def test_whoever_drives_memory_bios_himself_resumes_too(
     server.join(PATIENCE)
     assert not server.is_alive()
     assert not frontend.shim._shim._lookups._threads._threads
+
+
+def test_tls_inside_of_tls_resumes(
+    store: RunningServer, keyring: resumed.Keyring, negotiator: Frontend, client: Client
+) -> None:
+    """A proxy that drives the inner connection through memory: the outer one's protocol could not wake it."""
+    [session] = sessions_of(client, negotiator)
+    inner = Frontend("ssl", store.target, keyring)
+    transports: list[Any] = []
+
+    class Proxy(asyncio.Protocol):
+        def connection_made(self, transport: Any) -> None:
+            transports.append(transport)
+            self.transport, self.incoming, self.outgoing = transport, ssl.MemoryBIO(), ssl.MemoryBIO()
+            self.tls = inner.context.wrap_bio(self.incoming, self.outgoing, server_side=True)
+
+        def data_received(self, data: bytes) -> None:
+            self.incoming.write(data)
+            with contextlib.suppress(ssl.SSLWantReadError):
+                self.tls.do_handshake()
+            self.transport.write(self.outgoing.read())
+
+    with running(LoopFrontend("asyncio", None)) as outer:
+        server = outer.run(outer.loop.create_server(Proxy, "127.0.0.1", 0, ssl=outer.context))
+        with (
+            socket.create_connection(server.sockets[0].getsockname(), PATIENCE) as plain,
+            client.context.wrap_socket(plain, server_hostname="localhost") as around,
+        ):
+            assert Connection(client.context, around, session).tls.session_reused
+
+        async def end() -> None:
+            server.close()
+            for transport in transports:
+                transport.abort()
+            await asyncio.sleep(0)
+
+        outer.run(end())
+    assert inner.shim.stats.hits == {"store": 1}
+
+
+class Counted(ssl.SSLObject):
+    """Counts those that are alive."""
+
+    alive: ClassVar[weakref.WeakSet[Counted]] = weakref.WeakSet()
+
+    def do_handshake(self) -> None:
+        """Take a step, and be counted."""
+        self.alive.add(self)
+        super().do_handshake()
+
+
+@pytest.mark.parametrize("ending", ["garbage", "silence"])
+def test_a_handshake_that_fails_leaves_nothing_to_the_garbage_collector(
+    store: RunningServer, keyring: resumed.Keyring, ending: str
+) -> None:
+    """Or a scan of the port would cost memory. Not so with asyncio, whose own protocols are in cycles."""
+    frontend = LoopFrontend("uvloop", None)
+    frontend.context.sslobject_class = Counted
+    frontend.shim = resumed.install(frontend.context, target=store.target, namespace="shop", keyring=keyring)
+    gc.disable()
+    try:
+        with running(frontend):
+            for _ in range(5):
+                ours, theirs = socket.socketpair()
+                server = threading.Thread(target=frontend.serve, args=(theirs,))
+                server.start()
+                if ending == "garbage":
+                    ours.sendall(b"GET / HTTP/1.0\r\n\r\n")
+                ours.shutdown(socket.SHUT_WR)
+                server.join(PATIENCE)
+                ours.close()
+            until(lambda: not Counted.alive)
+            frontend.complaints.clear()
+    finally:
+        gc.enable()
 
 
 def test_uvloop_after_a_garbage_collection_at_the_wrong_moment(

@@ -19,7 +19,7 @@ from cryptography.hazmat.bindings.openssl.binding import Binding
 
 import resumed
 from resumed.openssl.library import context_of
-from support.tls import STACKS, VERSIONS, Client, Frontend, client_context, server_context
+from support.tls import PATIENCE, STACKS, VERSIONS, Client, Frontend, client_context, server_context
 from support.waiting import until
 
 if TYPE_CHECKING:
@@ -84,10 +84,45 @@ def test_a_context_that_has_callbacks_is_refused_unless_told_to_replace(stack: S
     address = first._binding._current()
     second = resumed.install(context, **ARGUMENTS, replace=True)
     assert second._binding._current() != address
-    first.uninstall()
-    assert second._binding._current() != address, "an uninstall does not undo somebody else's install"
     second.uninstall()
     assert second._binding._current() == address
+
+
+@pytest.mark.parametrize("order", [(1, 0), (0, 1), (2, 1, 0), (0, 1, 2), (1, 0, 2), (1, 2, 0)])
+def test_installations_that_replace_each_other_end_in_any_order(
+    store: RunningServer, stack: Stack, client: Client, order: tuple[int, ...]
+) -> None:
+    """The last one of those that are left serves, with its own ids; in the end the context is as it was."""
+    frontend = Frontend(stack, None)
+    context = frontend.context
+    probe = resumed.install(context, **ARGUMENTS)
+    probe.uninstall()
+    before = settings(context, probe)
+    left = {
+        number: resumed.install(
+            context,
+            target=store.target,
+            keyring=KEYRING,
+            deadline=PATIENCE,
+            namespace=f"n{number}",
+            replace=bool(number),
+            ignore_id_context=True,
+        )
+        for number in range(len(order))
+    }
+    for number in order:
+        serving = left[max(left)]
+        session = client.visit(frontend).session
+        assert serving.flush(PATIENCE)
+        assert client.visit(frontend, session).reused
+        assert serving.stats.hits.total() > 0
+        assert not any(each.stats.misses for each in left.values())
+        left.pop(number).uninstall()
+    assert settings(context, probe) == before
+    assert not client.visit(frontend, session).reused
+    if stack == "ssl":
+        assert context.sslobject_class is ssl.SSLObject
+        assert context.sslsocket_class is ssl.SSLSocket
 
 
 @pytest.mark.parametrize(
@@ -137,16 +172,18 @@ def test_a_context_that_goes_takes_everything_with_it(stack: Stack) -> None:
     for _ in range(20):
         context = server_context(stack)
         installation = resumed.install(context, **ARGUMENTS)
-        installation._shim._sender.probe()  # starts its thread, as a session would
         installation._shim._breaker.closed = False
+        installation._shim._prober.start()
+        installation.remove(bytes(32))  # starts the sender's thread
         references.append(weakref.ref(installation._binding))
         references.append(weakref.ref(installation._shim))
-        thread = installation._shim._sender._thread
+        running = [installation._shim._sender._thread, installation._shim._prober._thread]
         del context, installation
         gc.collect()
-        assert thread is not None
-        thread.join(10)
-        assert not thread.is_alive()
+        for thread in running:
+            assert thread is not None
+            thread.join(10)
+            assert not thread.is_alive()
     gc.collect()
     assert not [reference for reference in references if reference()]
     until(lambda: threading.active_count() <= threads)  # the last connection is given up in a thread, too
@@ -219,6 +256,19 @@ def test_without_pyelftools_the_message_says_what_to_install() -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert "pip install 'resumed[pyopenssl]'" in result.stdout
+
+
+def test_on_a_32_bit_system_the_message_says_so() -> None:
+    """The wheel from PyPI is not stripped there either, and not to blame."""
+    code = (
+        "import ctypes; ctypes.sizeof = lambda _: 4\n"
+        "import resumed; from OpenSSL import SSL\n"
+        "try: resumed.install(SSL.Context(SSL.TLS_SERVER_METHOD), target='x:1', namespace='x', "
+        "keyring=resumed.Keyring.plaintext())\n"
+        "except resumed.UnsupportedContext as error: print(error)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert "64-bit systems only" in result.stdout
 
 
 def test_the_stacks_do_not_share_a_libssl() -> None:

@@ -57,14 +57,17 @@ def test_calls_and_operations_of_both_workers_add_up(server: RunningServer) -> N
     found = scraped_until(server, lambda found: found.total("resumed_calls_total") == 64)
 
     def calls(method: str, code: str) -> float:
-        return found.value("resumed_calls_total", method=method, code=code)
+        return found.total("resumed_calls_total", method=method, code=code)
 
     assert (calls("Put", "OK"), calls("Put", "ALREADY_EXISTS")) == (20, 20)
     assert (calls("Get", "OK"), calls("Get", "INVALID_ARGUMENT")) == (20, 1)
     assert (calls("Batch", "OK"), calls("Take", "OK"), calls("Remove", "OK")) == (1, 1, 1)
-    assert found.value("resumed_call_seconds_count", method="Put") == 20
-    assert found.value("resumed_call_seconds_bucket", method="Put", le="+Inf") == 20
-    assert 0 < found.value("resumed_call_seconds_sum", method="Put") < 20 * PATIENCE
+    assert found.total("resumed_call_seconds_count", method="Put") == 20
+    assert found.total("resumed_call_seconds_bucket", method="Put", le="+Inf") == 20
+    assert 0 < found.total("resumed_call_seconds_sum", method="Put") < 20 * PATIENCE
+    assert found.labels("resumed_calls_total", "service") == {"resumed.v1.SessionStoreService"}
+    assert found.value("resumed_call_wait_seconds_count") >= 64
+    assert found.value("resumed_calls_turned_away_total") == 0
     expected = {
         ("get", "hit"): 21,
         ("get", "miss"): 1,
@@ -90,7 +93,7 @@ def test_a_watcher_and_what_was_dropped_for_room_are_told(server: RunningServer)
     with store(server, "tenant") as tenant:
         with tenant.watch():
             scraped_until(server, lambda found: found.value("resumed_watchers") == 1)
-        scraped_until(server, lambda found: found.value("resumed_calls_total", method="Watch", code="CANCELLED") == 1)
+        scraped_until(server, lambda found: found.total("resumed_calls_total", method="Watch", code="CANCELLED") == 1)
         for _ in range(3):
             tenant.batch([Put(os.urandom(32), os.urandom(10_000), 600) for _ in range(50)])
     found = scraped_until(server, lambda found: found.value("resumed_evicted_sessions_total") > 0)
@@ -153,7 +156,7 @@ def test_the_native_front_is_counted_alike() -> None:
             shop.put(b"key", b"other", 60)
         assert shop.get(b"key")
         found = scraped_until(server, lambda found: found.total("resumed_calls_total") == 3)
-    assert found.value("resumed_calls_total", method="Put", code="ALREADY_EXISTS") == 1
+    assert found.total("resumed_calls_total", method="Put", code="ALREADY_EXISTS") == 1
     assert found.value("resumed_info", engine="lmdb", front="native", version="0.1.0") == 1
 
 

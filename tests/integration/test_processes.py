@@ -199,6 +199,64 @@ def test_the_interpreter_exits_cleanly_with_handshakes_running(program: Program)
         assert result.returncode == 0, result.stderr
 
 
+def test_a_signal_handler_that_raises_during_a_look_up_ends_the_server(program: Program) -> None:
+    """Its exception does not cross C, and is not lost either: it is raised behind the step, or a moment later."""
+    body = """
+    import threading, time
+    class Stop(BaseException):
+        pass
+    def stop(*_):
+        raise Stop("now")
+    def interrupted(*_):
+        signal.raise_signal(signal.SIGTERM)
+    def visit():
+        # A client that knows TLS 1.3 offers a random id, which a server of TLS 1.2 looks up.
+        client = ssl.create_default_context()
+        client.check_hostname, client.verify_mode = False, ssl.CERT_NONE
+        with client.wrap_socket(ours) as tls:
+            tls.sendall(b"x")
+            tls.recv(1)
+    signal.signal(signal.SIGTERM, stop)
+    shim._shim.look_up = interrupted
+    if sys.argv[1] == "ssl":
+        context.maximum_version = ssl.TLSVersion.TLSv1_2
+    else:
+        context.set_max_proto_version(SSL.TLS1_2_VERSION)
+    ours, theirs = socket.socketpair()
+    threading.Thread(target=visit, daemon=True).start()
+    served = False
+    try:
+        serve(theirs)
+        served = True
+        while True:
+            time.sleep(0.01)
+    except Stop as error:
+        assert str(error) == "now"
+        assert shim.stats.misses["internal-error"] == 0
+        sys.exit(8 if served and sys.argv[1] == "ssl" else 7)
+    """
+    result = program.run(body, 0)
+    assert result.returncode == 7, result.stderr
+
+
+def test_a_frontend_needs_no_grpcio(program: Program, client: Client, keyring_file: Path, store: RunningServer) -> None:
+    """Which is large, and starts threads that do not survive a fork."""
+    body = """
+    assert not {name for name in sys.modules if name.partition(".")[0] == "grpc"}
+    sys.modules["grpc"] = None
+    import resumed.prometheus, resumed.tracing
+    shim._shim._mirror and shim._shim._mirror.get(b"x")
+    serve(connection())
+    assert shim.flush(5)
+    try:
+        import resumed.v1.session_store_pb2_grpc
+    except ImportError:
+        sys.exit(0)
+    sys.exit("grpcio can be imported")
+    """
+    assert visit_elsewhere(program, client, body, keyring_file, store)
+
+
 def test_ctrl_c_during_a_look_up_ends_the_server(program: Program) -> None:
     """KeyboardInterrupt does not cross C, and is not lost either."""
     body = """

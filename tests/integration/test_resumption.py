@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import socket
 import ssl
 import threading
@@ -12,9 +14,12 @@ import pytest
 from OpenSSL import SSL
 
 import resumed
-from support.tls import Client, Frontend
+from support.loops import LoopFrontend, running
+from support.tls import PATIENCE, Client, Frontend
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from support.server import RunningServer
     from support.tls import Stack
 
@@ -99,6 +104,35 @@ def test_after_a_fatal_alert_the_session_that_was_resumed_is_gone_too(
     assert not client.visit(frontend, renewed).reused
 
 
+def test_an_error_of_another_connection_ends_no_session(
+    store: RunningServer, keyring: resumed.Keyring, stack: Stack, client: Client
+) -> None:
+    """The garbage collector may free a connection that was cut while the thread's last error is another's."""
+
+    class Erring(Frontend):
+        def serve(self, connection: socket.socket) -> None:
+            with connection:
+                if stack == "ssl":
+                    peer: Any = self.context.wrap_socket(connection, server_side=True)
+                else:
+                    peer = SSL.Connection(self.context, connection)
+                    peer.set_accept_state()
+                    peer.do_handshake()
+                peer.sendall(peer.recv(16_384))
+                library, nonsense = self.shim._binding.library, ctypes.c_char_p(b"nonsense")
+                library.d2i_SSL_SESSION(None, ctypes.byref(ctypes.c_void_p.from_buffer(nonsense)), 8)
+                assert library.ERR_peek_last_error()
+                if stack == "ssl":
+                    peer._sslobj = None  # without its socket, which is to be closed
+                    peer.close()
+
+    frontend = Erring(stack, store.target, keyring)
+    session = client.visit(frontend).session
+    assert frontend.shim.flush(PATIENCE)
+    assert frontend.shim.stats.removals == {"kept": 1}
+    assert client.visit(frontend, session).reused
+
+
 def test_a_removed_session_resumes_nowhere(
     store: RunningServer, keyring: resumed.Keyring, stack: Stack, client: Client
 ) -> None:
@@ -108,7 +142,7 @@ def test_a_removed_session_resumes_nowhere(
     assert session is not None
     assert client.visit(other, session).reused
     if client.version == ssl.TLSVersion.TLSv1_2:
-        one.shim.remove(session.id)
+        assert one.shim.remove(session.id).result(PATIENCE)
     else:  # the client knows its TLS 1.3 ticket by another name: have a connection fail instead
         with client.connect(one, session) as connection:
             connection.echo(b"hello")
@@ -116,6 +150,75 @@ def test_a_removed_session_resumes_nowhere(
     assert one.shim.flush()
     assert not client.visit(one, session).reused
     assert not client.visit(other, session).reused
+
+
+class LoggingOut(Frontend):
+    """Removes the sessions of each connection that it serves, named by `source`."""
+
+    def __init__(self, source: Callable[[Any], Any], *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.source = source
+        self.removals: list[Any] = []
+        self.ids: frozenset[bytes] = frozenset()
+
+    def serve(self, connection: socket.socket) -> None:
+        """Shake hands, and echo once."""
+        with connection, contextlib.suppress(OSError, SSL.Error):
+            if self.stack == "ssl":
+                peer: Any = self.context.wrap_socket(connection, server_side=True)
+            else:
+                peer = SSL.Connection(self.context, connection)
+                peer.set_accept_state()
+                peer.do_handshake()
+            with contextlib.closing(peer):
+                peer.sendall(peer.recv(16_384))
+                self.ids = self.shim.session_ids(peer)
+                self.removals.append(self.shim.remove(self.source(peer)))
+                peer.recv(1)
+
+
+@pytest.mark.parametrize("source", ["connection", "session", "ids", "id"])
+def test_removing_a_connections_sessions_removes_all_of_them(
+    store: RunningServer, keyring: resumed.Keyring, stack: Stack, client: Client, source: str
+) -> None:
+    """The two tickets of a TLS 1.3 handshake, and the session that the connection had resumed."""
+
+    def named(peer: Any) -> Any:
+        if source == "session":
+            return peer.session if stack == "ssl" else peer.get_session()
+        ids = frontend.shim.session_ids(peer)
+        return ids if source == "ids" else min(ids) if source == "id" else peer
+
+    frontend = LoggingOut(named, stack, store.target, keyring)
+    other = Frontend("ssl", store.target, keyring)
+    negotiated = client.visit(other).session
+    assert other.shim.flush(PATIENCE)
+    assert client.visit(frontend, negotiated).reused
+    assert frontend.removals.pop().result(PATIENCE)
+    assert not client.visit(other, negotiated).reused, "the session that was resumed"
+    client.visit(frontend)
+    assert frontend.removals.pop().result(PATIENCE)
+    assert len(frontend.ids) == (2 if client.version == ssl.TLSVersion.TLSv1_3 else 1)
+    keys = [resumed.StoreKeys("shop").key(each) for each in frontend.ids]
+    left = resumed.SessionStore(store.target, namespace="shop", deadline=PATIENCE)
+    assert [left.get(key) for key in keys] == [None] * len(keys)
+    left.close()
+
+
+def test_what_has_no_session_is_refused(store: RunningServer, keyring: resumed.Keyring, stack: Stack) -> None:
+    """The message says what to give."""
+    frontend = Frontend(stack, store.target, keyring)
+    for wrong in (None, 7, "id", frontend):
+        with pytest.raises(TypeError, match="session"):
+            frontend.shim.remove(wrong)
+    ours, theirs = socket.socketpair()
+    with ours, theirs, contextlib.ExitStack() as opened:
+        peer: Any = SSL.Connection(frontend.context, theirs) if stack == "pyopenssl" else None
+        if peer is None:
+            peer = frontend.context.wrap_socket(theirs, server_side=True, do_handshake_on_connect=False)
+            opened.enter_context(peer)
+        with pytest.raises(ValueError, match="handshake is not over"):
+            frontend.shim.remove(peer)
 
 
 def test_single_use_sessions_resume_once_in_the_whole_fleet(
@@ -149,14 +252,24 @@ def test_a_client_that_is_asked_for_another_key_share_resumes(
     assert not frontend.shim.stats.misses
 
 
+@pytest.mark.parametrize("rests", [False, True])
 def test_a_session_with_another_hash_is_a_miss_and_the_next_one_fits(
-    store: RunningServer, keyring: resumed.Keyring
+    store: RunningServer, keyring: resumed.Keyring, rests: bool
 ) -> None:
     """Browsers and Go prefer AES-128, `ssl` servers AES-256, and others what the client prefers.
 
-    OpenSSL itself would drop such a session after the look-up, and issue no ticket, so that the client stays stuck.
+    OpenSSL itself would drop such a session after the look-up, and issue no ticket, so that the client stays stuck. A
+    handshake that rests is looked up before OpenSSL has chosen a cipher.
     """
     follows, prefers = mixed(store, keyring, "pyopenssl", single_use=True)
+    if rests:
+        with running(LoopFrontend("asyncio", store.target, keyring, single_use=True)) as on_a_loop:
+            _another_hash(follows, on_a_loop)
+    else:
+        _another_hash(follows, prefers)
+
+
+def _another_hash(follows: Frontend, prefers: Frontend) -> None:
     context = SSL.Context(SSL.TLS_CLIENT_METHOD)
     context.set_min_proto_version(SSL.TLS1_3_VERSION)
     context.set_tls13_ciphersuites(b"TLS_AES_128_GCM_SHA256:TLS_AES_256_GCM_SHA384")

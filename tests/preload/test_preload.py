@@ -17,6 +17,7 @@ from itertools import permutations
 from typing import TYPE_CHECKING
 
 import pytest
+from tlslite.api import HandshakeSettings, TLSConnection
 
 import resumed
 from preload.servers import SERVERS, serving, settings
@@ -266,6 +267,29 @@ def test_a_session_lives_for_the_shorter_of_the_servers_timeout_and_the_lifetime
     with serving("nginx", certificate, environment, more=more, workers=1) as server:
         _, session = visit(client_context(ssl.TLSVersion.TLSv1_3), server.port, None)
         assert session.ticket_lifetime_hint == seconds
+
+
+def test_a_client_whose_random_is_always_the_same_resumes_each_time(
+    target: str, certificate: Path, keyring: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As tlsfuzzer's are: one handshake is told from the next by its connection, and each has the whole deadline."""
+    monkeypatch.setattr("tlslite.tlsconnection.getRandomBytes", bytes)
+    session = None
+    with serving(
+        "nginx", certificate, settings(target, "random", keyring, deadline="5", mirror="0"), workers=1
+    ) as server:
+        warm_up([server.port], ssl.TLSVersion.TLSv1_2)
+        for number in range(6):
+            with socket.create_connection(("127.0.0.1", server.port), PATIENCE) as connected:
+                connection = TLSConnection(connected)
+                versions = HandshakeSettings()
+                versions.maxVersion = (3, 3)
+                connection.handshakeClientCert(serverName="localhost", session=session, settings=versions)
+                assert connection.resumed == (number > 0)
+                session = connection.session
+                connection.sendall(REQUEST)
+                assert connection.recv(4096)
+                connection.close()
 
 
 def resumes(ports: list[int], version: ssl.TLSVersion) -> bool:

@@ -6,7 +6,7 @@ import ctypes
 from ctypes import byref, c_char_p, c_void_p
 from typing import TYPE_CHECKING, NamedTuple
 
-from resumed.openssl.library import _ssl_library
+from resumed.openssl.library import ssl_library
 
 if TYPE_CHECKING:
     import ssl
@@ -27,7 +27,7 @@ class Known(NamedTuple):
 
 def known(session: ssl.SSLSession) -> Known:
     """Return what a client of the `ssl` module knows."""
-    library, pointer = _ssl_library(), _pointer(session)
+    library, pointer = ssl_library(), _pointer(session)
     buffer = ctypes.create_string_buffer(library.i2d_SSL_SESSION(pointer, None))
     library.i2d_SSL_SESSION(pointer, byref(c_void_p(ctypes.addressof(buffer))))
     fields = _elements(_content(buffer.raw)[1])
@@ -37,7 +37,7 @@ def known(session: ssl.SSLSession) -> Known:
 
 def forge(session: ssl.SSLSession, serialized: bytes) -> ssl.SSLSession:
     """Make `session`, one of a client's, what `serialized` says, and return it."""
-    library = _ssl_library()
+    library = ssl_library()
     forged = library.d2i_SSL_SESSION(None, byref(c_void_p.from_buffer(c_char_p(serialized))), len(serialized))
     assert forged, "OpenSSL does not understand the forged session"
     library.SSL_SESSION_free(_pointer(session))

@@ -25,6 +25,7 @@ from resumed_server.engines.base import (
     EngineUnavailable,
 )
 from resumed_server.errors import InvalidField, UnknownMethod, status_of, streamed
+from resumed_server.limits import Limit
 from resumed_server.watchers import TooManyWatchers, WatcherTooSlow
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def raised(error: Exception) -> Exception:
         (EngineBroken("cause"), 14, pb.ERROR_REASON_ENGINE_UNAVAILABLE),
         (WatcherTooSlow("cause"), 10, pb.ERROR_REASON_WATCHER_TOO_SLOW),
         (TooManyWatchers("cause"), 14, pb.ERROR_REASON_TOO_MANY_WATCHERS),
-        (LimitExceeded("shop", "sessions", 7), 8, pb.ERROR_REASON_LIMIT_EXCEEDED),
+        (LimitExceeded("shop", Limit(namespaces=("shop",), sessions=7), "sessions"), 8, pb.ERROR_REASON_LIMIT_EXCEEDED),
         (Stopping(), 14, pb.ERROR_REASON_DRAINING),
         (DecodeError("cause"), 3, pb.ERROR_REASON_MALFORMED_REQUEST),
         (UnknownMethod("Fetch"), 12, pb.ERROR_REASON_UNIMPLEMENTED),

@@ -52,6 +52,12 @@ def failed(status: str, text: str, stream: int = 1) -> bytes:
     return frame(HEADERS, END_HEADERS | END_STREAM, stream, block(("grpc-status", status), ("grpc-message", text)))
 
 
+def page(status: str) -> bytes:
+    """Return what a proxy answers that speaks no gRPC."""
+    headers = frame(HEADERS, END_HEADERS, 1, block((":status", status), ("content-type", "text/html")))
+    return headers + frame(DATA, 0, 1, b"<html>" + bytes(10_000)) + frame(DATA, END_STREAM, 1, b"</html>")
+
+
 class Peer:
     """The other end of a connection."""
 
@@ -104,8 +110,17 @@ def test_a_call_and_its_answer(peer: Peer) -> None:
         frame(HEADERS, END_HEADERS | PRIORITY, 1, bytes(5) + HEAD[9:]) + ANSWER[len(HEAD) :],
         frame(SETTINGS, 0, 0) + frame(PING, 0, 0, b"12345678") + frame(99, 0, 0, b"?") + ANSWER,
         frame(DATA, 0, 5, b"of no call") + ANSWER,
+        frame(HEADERS, END_HEADERS, 1, block((":status", "103"), ("link", "</x>"))) + ANSWER,
     ],
-    ids=["in pieces", "padded", "continued headers", "with a priority", "other frames", "an unknown stream"],
+    ids=[
+        "in pieces",
+        "padded",
+        "continued headers",
+        "with a priority",
+        "other frames",
+        "unknown stream",
+        "early hints",
+    ],
 )
 def test_what_the_protocol_allows_is_understood(peer: Peer, answer: bytes) -> None:
     """RFC 9113 sections 4 to 6."""
@@ -165,6 +180,27 @@ def test_pings_are_answered_between_calls(peer: Peer) -> None:
     assert peer.sent() == frame(PING, ACK, 0, b"12345678")
 
 
+def test_a_peer_that_does_not_read_gets_no_further_call(peer: Peer) -> None:
+    """Our answers to its PINGs find no room, and half of one may be on its way."""
+    peer.call(ANSWER)
+    peer.connection._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    peer.socket.sendall(frame(PING, 0, 0, b"12345678") * 3000)
+    assert not peer.connection.reusable()
+
+
+def test_where_there_is_no_poll_connections_are_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As under eventlet."""
+    monkeypatch.delattr("select.poll")
+    peer = Peer()
+    with peer.socket, contextlib.closing(peer.connection):
+        peer.call(ANSWER)
+        assert peer.connection.reusable()
+        peer.socket.sendall(frame(PING, 0, 0, b"12345678"))
+        assert peer.connection.reusable()
+        peer.socket.shutdown(socket.SHUT_WR)
+        assert not peer.connection.reusable()
+
+
 @pytest.mark.parametrize("ending", ["closed", "going away"])
 def test_a_connection_that_ended_meanwhile_is_not_used_again(peer: Peer, ending: str) -> None:
     """The peer closed it, or said that it will."""
@@ -201,6 +237,10 @@ def test_what_the_peer_did_not_look_at_is_told_apart(peer: Peer, answer: bytes) 
         (HEAD + failed("many", ""), 2, ""),
         (frame(HEADERS, END_HEADERS | END_STREAM, 1, block((":status", "503"))), UNAVAILABLE, "HTTP status 503"),
         (frame(HEADERS, END_HEADERS | END_STREAM, 1, block((":status", "404"))), 12, "HTTP status 404"),
+        (page("503"), UNAVAILABLE, "HTTP status 503"),
+        (page("429"), UNAVAILABLE, "HTTP status 429"),
+        (page("403"), 7, "HTTP status 403"),
+        (page("200"), 2, "HTTP status 200"),
         (HEAD + frame(RST_STREAM, 0, 1, struct.pack(">L", 8)), 1, "HTTP/2 error 8"),
     ],
 )

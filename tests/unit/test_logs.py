@@ -4,12 +4,28 @@ from __future__ import annotations
 
 import json
 import logging
-from typing import TYPE_CHECKING
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
+
+from structlog.testing import capture_logs
 
 from resumed_server import logs
+from resumed_server.budgets import Budgets, LimitExceeded
+from resumed_server.errors import status_of
+from resumed_server.grants import Grants
+from resumed_server.limits import Limit
 
 if TYPE_CHECKING:
     import pytest
+
+LIMITS = """
+[[limit]]
+namespaces = ["shop.*"]
+sessions = 1
+[[limit]]
+namespaces = ["pay"]
+sessions = 1
+"""
 
 
 def test_a_library_that_says_the_same_again_and_again_is_heard_once_in_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -37,3 +53,39 @@ def test_a_library_that_says_the_same_again_and_again_is_heard_once_in_a_while(m
     forwarder.emit(record)
     assert len(heard) == 3
     assert "f00d" not in "".join(heard)
+
+
+def test_lines_are_bounded_whatever_they_are_about(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A caller who can choose the words of a line fills no disk with them, and none is lost for good."""
+    now = [1_000.0]
+    monkeypatch.setattr("resumed_server.logs.time.monotonic", lambda: now[0])
+    monkeypatch.setattr(logs, "_last_logged", {})
+    lines = sum(logs.is_news("made-up", str(number)) for number in range(10_000))
+    assert lines == 1_024
+    now[0] += 10
+    assert logs.is_news("made-up", "0")
+    assert not logs.is_news("made-up", "0")
+    assert logs.is_news("other")
+
+
+def test_a_limit_of_each_namespace_is_one_line_however_many_are_made_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With one of them in it; limits of the grants file have a line each."""
+    monkeypatch.setattr(logs, "_last_logged", {})
+    by_default = Budgets(Limit(sessions=1))
+    by_file = Budgets(None, cast("Any", SimpleNamespace(value=Grants.parse(LIMITS))))
+
+    def refuse(budgets: Budgets, namespace: str) -> None:
+        budget = budgets.of_namespace(namespace)
+        assert budget
+        try:
+            for _ in range(2):
+                budget.admit_entry(1)
+        except LimitExceeded as error:
+            status_of(error, None)
+
+    with capture_logs() as lines:
+        for number in range(100):
+            refuse(by_default, f"made-up-{number}")
+        for namespace in ("shop.eu", "shop.us", "pay"):
+            refuse(by_file, namespace)
+    assert [line["of"] for line in lines] == ["made-up-0", "shop.*", "pay"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, cast
 
 import pytest
@@ -51,6 +52,21 @@ def outcomes(recorder: Recorder, namespace: str) -> dict[tuple[str, str], int]:
 
 class TestBoard:
     """Shared by processes, of which each may die at any moment."""
+
+    def test_threads_that_admit_at_once_overwrite_nothing(self) -> None:
+        """Each name that was admitted is there."""
+        interval = sys.getswitchinterval()
+        sys.setswitchinterval(1e-6)
+        try:
+            for _ in range(20):
+                board = Board(1)
+                with ThreadPoolExecutor(8) as pool:
+                    names = [f"{thread}-{number}" for number in range(6) for thread in range(8)]
+                    admitted = list(pool.map(board.admit, names))
+                assert all(admitted)
+                assert sorted(board._named()) == sorted(names)
+        finally:
+            sys.setswitchinterval(interval)
 
     def test_what_a_forked_process_pinned_its_parent_reads(self) -> None:
         """And the last of it, each worker its own."""

@@ -83,6 +83,47 @@ def test_a_call_whose_client_has_given_up_is_not_carried_out() -> None:
     server.stop(None)
 
 
+def test_how_busy_it_is_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How long calls wait for a thread, and how many come in vain: gRPC answers those by itself."""
+    waits, away = list[float](), list[int]()
+
+    class Told:
+        def waited(self, seconds: float) -> None:
+            waits.append(seconds)
+
+        def turned_away(self) -> None:
+            away.append(1)
+
+    busy, free = threading.Event(), threading.Event()
+
+    def behaviour(request: Duration, _context: object) -> Duration:
+        busy.set()
+        assert free.wait(PATIENCE)
+        return request
+
+    monkeypatch.setattr(front, "_MAX_QUEUED_CALLS", 2)
+    server = front.grpc_server(1, shared=False, load=Told())
+    handler = grpc.unary_unary_rpc_method_handler(behaviour, Duration.FromString, Duration.SerializeToString)
+    server.add_registered_method_handlers("test.Service", {"Call": handler})
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        call = channel.unary_unary("/test.Service/Call", Duration.SerializeToString, Duration.FromString)
+        calls = [call.future(Duration(seconds=1))]
+        assert busy.wait(PATIENCE)
+        calls.append(call.future(Duration(seconds=2)))
+        with pytest.raises(grpc.RpcError) as caught:
+            call(Duration(seconds=3), timeout=PATIENCE)
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert len(away) == 1
+        free.set()
+        for each in calls:
+            each.result(PATIENCE)
+    assert len(waits) == 2
+    assert waits[1] > waits[0]
+    server.stop(None)
+
+
 def test_what_is_held_back_leaves_places_for_other_calls() -> None:
     """It comes back when it is due, and what is due next comes back at once where there is too much."""
     later, due, next_one, latest = Later(), threading.Event(), threading.Event(), threading.Event()

@@ -7,6 +7,7 @@ import os
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
 
@@ -16,9 +17,10 @@ from resumed_server.engines import open_engine
 from resumed_server.engines.embedded import EmbeddedEngine
 from resumed_server.grants import Grants
 from resumed_server.limits import Limit
-from resumed_server.quotas import Counting, Tallies, Tally
+from resumed_server.quotas import ENTRY_BYTES, Counting, Tallies, Tally
 from resumed_server.service import SessionStoreService
 from resumed_server.watchers import Watchers
+from support.redis import valkey_server
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,7 +33,7 @@ namespaces = ["shop", "shop.*"]
 sessions = 4
 [[limit]]
 namespaces = ["pay"]
-bytes = 1000
+bytes = 1512
 """
 DEFAULTS = Limit(sessions=2)
 
@@ -74,7 +76,7 @@ def admit(budgets: Budgets, namespace: str, size: int = 10) -> None:
     """Let a session in, or raise LimitExceeded."""
     budget = budgets.of_namespace(namespace)
     assert budget
-    budget.admit_session(size)
+    budget.admit_entry(size)
 
 
 def test_sessions_are_let_in_up_to_the_limit(budgets: Budgets) -> None:
@@ -92,9 +94,9 @@ def test_sessions_are_let_in_up_to_the_limit(budgets: Budgets) -> None:
 
 
 def test_bytes_are_let_in_up_to_the_limit(budgets: Budgets) -> None:
-    """A smaller session may still fit."""
+    """A smaller session may still fit. Each counts for more than its value, or small ones would take any room."""
     admit(budgets, "pay", 900)
-    with pytest.raises(LimitExceeded, match="1000 bytes"):
+    with pytest.raises(LimitExceeded, match="1512 bytes"):
         admit(budgets, "pay", 101)
     admit(budgets, "pay", 100)
     with pytest.raises(LimitExceeded):
@@ -110,13 +112,28 @@ def test_a_count_finds_what_is_there(engine: Engine, budgets: Budgets, shared: S
     counting.count()
     with pytest.raises(LimitExceeded):
         admit(budgets, "shop")
-    engine.remove("shop", b"0")
     CLOCK.now += 6
     counting.count()
     admit(budgets, "shop")
-    admit(budgets, "shop")
     with pytest.raises(LimitExceeded):
         admit(budgets, "shop")
+
+
+@pytest.mark.parametrize("end", ["take", "remove"])
+def test_a_tombstone_counts_as_the_session_whose_place_it_takes(
+    engine: Engine, budgets: Budgets, shared: Shared, end: str
+) -> None:
+    """Until it expires: to store and remove in turns gains no room."""
+    for number in range(4):
+        engine.put("shop", b"%d" % number, b"value", 5)
+        getattr(engine, end)("shop", b"%d" % number)
+    counting = Counting(engine, budgets, shared.tallies)
+    counting.count()
+    with pytest.raises(LimitExceeded):
+        admit(budgets, "shop")
+    CLOCK.now += 6
+    counting.count()
+    admit(budgets, "shop")
 
 
 def test_what_is_let_in_during_a_count_is_not_forgotten(engine: Engine, budgets: Budgets, shared: Shared) -> None:
@@ -190,12 +207,42 @@ def test_only_what_is_stored_counts() -> None:
         request = pb.BatchRequest(operations=[pb.BatchOperation(put=each) for each in operations])
         context: Any = Refused()
         service.Batch(request, context)
-        assert (budget.tally.sessions, budget.tally.bytes) == (2, 10)
+        assert (budget.tally.sessions, budget.tally.bytes) == (2, 10 + 2 * ENTRY_BYTES)
         with pytest.raises(Abort):
             service.Put(put(b"3", b"value"), context)
         with pytest.raises(Abort):
             service.Batch(request, context)
-        assert (budget.tally.sessions, budget.tally.bytes) == (2, 10)
+        assert (budget.tally.sessions, budget.tally.bytes) == (2, 10 + 2 * ENTRY_BYTES)
+
+
+@pytest.fixture(params=["lmdb", "redis"])
+def served(request: pytest.FixtureRequest) -> Iterator[tuple[SessionStoreService, Engine]]:
+    """A service with room for two sessions in each namespace, and its engine."""
+    with contextlib.ExitStack() as stack:
+        url = "lmdb:" if request.param == "lmdb" else stack.enter_context(valkey_server()).url + "?timeout_ms=5000"
+        engine = stack.enter_context(contextlib.closing(open_engine(url, capacity=1 << 20)))
+        yield SessionStoreService(engine, Watchers(engine), 600.0, budgets=Budgets(Limit(sessions=2))), engine
+
+
+def test_removals_of_what_is_not_there_are_within_limits(served: tuple[SessionStoreService, Engine]) -> None:
+    """Each leaves a tombstone, once; beyond the limit it is refused, but removes what is there all the same."""
+    (service, engine), context = served, Refused()
+
+    def remove(*keys: bytes, namespace: str = "shop") -> list[int]:
+        operations = [pb.BatchOperation(remove=pb.RemoveRequest(namespace=namespace, key=key)) for key in keys]
+        answer = service.Batch(pb.BatchRequest(operations=operations), context)  # type: ignore[arg-type] # enough of one
+        return [-result.error.code if result.HasField("error") else result.remove.removed for result in answer.results]
+
+    refused = -grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]
+    engine.put("shop", b"there", b"value", 60.0)
+    assert remove(b"1", b"1", b"1") == [False] * 3
+    assert remove(b"2", b"3", b"there", b"1") == [False, refused, True, False]
+    with pytest.raises(Abort):
+        service.Remove(pb.RemoveRequest(namespace="shop", key=b"4"), context)  # type: ignore[arg-type]
+    assert engine.usage("shop")["shop"].tombstones == 3
+    assert remove(b"1", namespace="pay") == [False]
+    put = pb.PutRequest(namespace="pay", key=b"k", value=b"value", ttl=Duration(seconds=60))
+    assert service.Put(put, context).ttl.seconds > 0  # type: ignore[arg-type]
 
 
 def test_nobody_can_choose_names_that_share_a_slot() -> None:
@@ -214,7 +261,7 @@ def test_a_name_of_which_nothing_is_left_gives_its_slot_back() -> None:
         assert (tally.sessions, tally.bytes) == (0, 0)
         if number % 100 == 0:
             tally.add(7)
-            assert (tally.sessions, tally.bytes) == (1, 7)
+            assert (tally.sessions, tally.bytes) == (1, 7 + ENTRY_BYTES)
     assert len(tallies.snapshot()) == 200
     tallies.replace({}, tallies.snapshot())
     assert not tallies.snapshot()

@@ -10,7 +10,6 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import resumed
-from resumed.breaker import Breaker
 from resumed.mirror import Sessions
 from resumed.sender import Outgoing, Sender
 from resumed.stats import Recorder
@@ -120,7 +119,7 @@ def test_a_removal_within_the_sender_is_sent(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(store, "batch", batch)
     recorder = Recorder()
-    sender = Sender(store, Breaker(), recorder, time.time, lambda _key, value, _not_after: value)
+    sender = Sender(store, recorder, time.time, lambda _key, value, _not_after: value)
     submitted = itertools.count()
 
     def remove() -> None:

@@ -23,6 +23,7 @@ from resumed.served_names import Expected
 from resumed.shim import Shim
 from resumed.stats import BUCKETS, Recorder
 from resumed.store import Put, Remove, SessionStore, StoredSession
+from support.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -476,16 +477,19 @@ class TestLookUps:
         store = FakeStore()
         shim, _ = shim_on(store)
         session_id = negotiate(shim)
+        before = shim.prefetch(Offer(session_id))
+        assert before
+        assert before.result(PATIENCE)[0], "it was found, by a handshake that is not over"
         store.gate.clear()
-        early = shim.prefetch(Offer(session_id))
-        assert early
-        shim.remove(session_id)
+        assert shim.prefetch(Offer(session_id))
+        shim.remove([session_id])
         assert shim.prefetch(Offer(session_id)) is None
         assert look_up(shim, Offer(session_id)) is None
         assert shim.stats.misses == {"unknown": 1}
         store.gate.set()
         assert shim.flush(PATIENCE)
         assert look_up(shim, Offer(session_id)) is None
+        assert look_up(shim, Offer(session_id), before) is None
 
     @pytest.mark.parametrize(("seconds", "calls"), [(-300, 1), (300, 1), (-5, 5), (5, 5)])
     def test_an_id_of_another_time_is_asked_for_once(self, seconds: int, calls: int) -> None:
@@ -554,11 +558,94 @@ class TestEnds:
         assert shim.stats.removals == {"fatal-error": 2}
 
 
+class TestRemovals:
+    """Whoever removes a session can wait until the store has acknowledged that."""
+
+    def test_the_result_is_there_when_the_store_has_acknowledged_all(self) -> None:
+        """And not before."""
+        store = FakeStore()
+        shim, _ = shim_on(store)
+        ids = [negotiate(shim), negotiate(shim)]
+        store.gate.clear()
+        removal = shim.remove(ids)
+        assert not removal.done()
+        assert not removal.cancel()
+        store.gate.set()
+        assert removal.result(PATIENCE) is True
+        assert not store.kept
+        assert shim.remove([]).result(0) is True
+
+    def test_a_removal_that_the_store_refuses_is_not_true(self) -> None:
+        """Nor is flush(), until it is repeated; and the session resumes here no more."""
+        store = FakeStore()
+        shim, _ = shim_on(store)
+        session_id = negotiate(shim)
+        store.refuses = True
+        assert shim.remove([session_id]).result(PATIENCE) is False
+        assert not shim.flush(PATIENCE)
+        assert look_up(shim, Offer(session_id)) is None
+        assert not store.gets
+        store.refuses = False
+        assert shim.remove([session_id]).result(PATIENCE) is True
+        assert shim.flush(PATIENCE)
+        assert shim.stats.removals == {"refused": 1, "application": 1}
+
+    def test_a_removal_that_finds_no_room_is_not_true(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """It was never sent."""
+        monkeypatch.setattr("resumed.sender.QUEUE_BYTES", 0)
+        shim, _ = shim_on(FakeStore())
+        session_id = shim.issue_id()
+        assert shim.remove([session_id]).result(0) is False
+        assert not shim.flush(PATIENCE)
+        assert look_up(shim, Offer(session_id)) is None
+        assert shim.stats.removals == {"dropped": 1}
+
+    def test_a_removal_that_is_given_up_is_not_true(self) -> None:
+        """The installation was closed while the store was away."""
+        store = FakeStore()
+        store.failure = resumed.StoreUnavailable("down")
+        shim, _ = shim_on(store)
+        removal = shim.remove([shim.issue_id()])
+        shim.close(0)
+        assert removal.result(PATIENCE) is False
+        assert shim.remove([shim.issue_id()]).result(0) is False
+
+    def test_connections_are_remembered_and_not_all(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Whose session one id is: of the last ones."""
+        monkeypatch.setattr("resumed.shim._MOST_RELATED", 4)
+        store = FakeStore()
+        shim, _ = shim_on(store)
+        connections = [frozenset(shim.issue_id() for _ in range(2)) for _ in range(3)]
+        for family in connections:
+            for place, each in enumerate(family):
+                last = place == 1
+                shim.negotiated(each, ENVELOPE, 100, last=last, family=family if last else ())
+        assert shim.flush(PATIENCE)
+        for family, left in zip(connections, (5, 3, 1), strict=True):
+            assert shim.remove([min(family)]).result(PATIENCE)
+            assert len(store.kept) == left
+
+    def test_many_removals_are_remembered_and_not_all(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Clients can cause removals, so there is a bound; it never drops one under way."""
+        monkeypatch.setattr("resumed.sender._MOST_REMOVED", 2)
+        store = FakeStore()
+        shim, _ = shim_on(store)
+        ids = [shim.issue_id() for _ in range(4)]
+        keys = [shim._store_keys.key(each) for each in ids]
+        store.gate.clear()
+        removal = shim.remove(ids)
+        assert all(map(shim._sender.is_removed, keys))
+        store.gate.set()
+        assert removal.result(PATIENCE)
+        assert shim.flush(PATIENCE)
+        assert [shim._sender.is_removed(key) for key in keys] == [False, False, True, True]
+
+
 class TestOutages:
     """A store that fails is not asked for long, and found again by itself."""
 
     def test_the_breaker_opens_and_closes_by_itself(self, caplog: pytest.LogCaptureFixture) -> None:
-        """After three failures no handshake asks; the sender finds out that the store is back."""
+        """After three failures no handshake asks; the prober finds out that the store is back."""
         store = FakeStore()
         shim, _ = shim_on(store)
         session_id = negotiate(shim)
@@ -635,14 +722,97 @@ class TestOutages:
         """And no handshake waits for it."""
         store = FakeStore()
         shim, _ = shim_on(store, puts="wait")
+        session_id = shim.issue_id()
         store.failure = resumed.LimitExceeded("at its limit")
         assert look_up(shim, Offer(shim.issue_id())) is None
-        shim.negotiated(shim.issue_id(), ENVELOPE, 100, last=True)
+        shim.negotiated(session_id, ENVELOPE, 100, last=True)
         assert not store.kept
         store.failure = None
         assert shim.flush(PATIENCE)
         assert shim.stats.puts == {"stored": 1}
         assert not shim.breaker_open
+
+    def test_beyond_a_limit_a_new_session_is_one_that_nobody_asks_for(self) -> None:
+        """What the limit lets through is for sessions that are stored, and for those that follow them."""
+        store, now = FakeStore(), 0.0
+        shim, _ = shim_on(store)
+        shim._breaker._clock = lambda: now
+        stored = negotiate(shim)
+        store.failure = resumed.LimitExceeded("at its limit")
+        look_up(shim, Offer(stored))
+        store.failure = None
+        now += 4.9
+        asked = len(store.gets)
+        shed = negotiate(shim)
+        assert look_up(shim, Offer(shed)) is None
+        assert len(store.gets) == asked
+        assert shim.stats.misses == {"limited": 1, "foreign-id": 1}
+        assert shim.stats.puts == {"stored": 1, "dropped": 1}
+        following = shim.issue_id(resumed=True)
+        shim.negotiated(following, ENVELOPE, 100, last=True)
+        assert shim.flush(PATIENCE)
+        assert look_up(shim, Offer(following)) is not None
+        now += 0.2
+        assert look_up(shim, Offer(negotiate(shim))) is not None
+
+    def test_a_refusal_that_is_held_back_is_no_outage(self) -> None:
+        """A server does that when it refuses much; but what is late for long opens the breaker."""
+        now = 0.0
+        breaker = Breaker(clock=lambda: now)
+        breaker.limited()
+        for _ in range(9):
+            now += 0.5
+            breaker.failed(now, late=True)
+            assert breaker.closed
+            assert breaker.resting
+        for _ in range(3):
+            now += 0.5
+            breaker.failed(now, late=True)
+        assert not breaker.closed
+
+    def test_batches_that_succeed_do_not_hide_that_look_ups_are_late(self) -> None:
+        """A store may be in time for Batches, and too late for handshakes."""
+        store = FakeStore()
+        shim, _ = shim_on(store)
+        for _ in range(3):
+            store.failure = None
+            negotiate(shim)
+            store.failure = resumed.StoreTimeout("late")
+            assert look_up(shim, Offer(shim.issue_id())) is None
+        assert shim.breaker_open
+
+    def test_batches_that_fail_do_not_keep_handshakes_from_asking(self) -> None:
+        """A store whose disk is full still answers look-ups."""
+
+        class Full(FakeStore):
+            def batch(self, operations: Any, *, deadline: float | None = None) -> Any:
+                self.batches.append(list(operations))
+                raise resumed.StoreUnavailable("the disk is full")
+
+        store = Full()
+        shim, _ = shim_on(store)
+        shim.negotiated(shim.issue_id(), ENVELOPE, 100, last=True)
+        until(lambda: len(store.batches) > 3)
+        assert not shim.breaker_open
+        assert look_up(shim, Offer(shim.issue_id())) is None
+        assert store.gets
+        shim.close(0)
+
+    def test_a_forked_child_finds_out_by_itself_that_the_store_is_back(self) -> None:
+        """The parent's prober is a thread, which a child does not have."""
+        store = FakeStore()
+        shim, _ = shim_on(store)
+        session_id = negotiate(shim)
+        store.failure = resumed.StoreUnavailable("down")
+        for _ in range(3):
+            look_up(shim, Offer(session_id))
+        assert shim.breaker_open
+        shim._prober.close()  # as good as gone
+        until(lambda: shim._prober._thread is None)
+        shim._prober._closed.clear()
+        shim._prober.after_fork_in_child()
+        store.failure = None
+        until(lambda: look_up(shim, Offer(session_id)) is not None)
 
     def test_once_closed_by_a_trial_a_single_failure_opens_it_again(self) -> None:
         """A store that comes and goes is not trusted at once."""
@@ -715,7 +885,7 @@ class TestSending:
     def sender(self, store: FakeStore) -> tuple[Sender, Recorder, Clock]:
         """Return a sender, its recorder and its clock."""
         recorder, clock = Recorder(), Clock()
-        return Sender(store, Breaker(), recorder, clock, sealed), recorder, clock
+        return Sender(store, recorder, clock, sealed), recorder, clock
 
     def test_the_tickets_of_one_handshake_are_one_batch(self) -> None:
         """TLS 1.3 issues two, microseconds apart."""
@@ -753,27 +923,6 @@ class TestSending:
         assert isinstance(put, Put)
         assert (put.key, put.ttl, put.issued) == (b"a", 40.0, 7.5)
         assert recorder.snapshot().puts == {"stored": 1, "expired": 1}
-
-    def test_a_store_that_is_too_slow_for_handshakes_is_not_well(self) -> None:
-        """Its Batches succeed, in their own time, and must not hide that its look-ups are late."""
-        now = 0.0
-        breaker = Breaker(clock=lambda: now)
-
-        class Slow(FakeStore):
-            def batch(self, operations: Any, *, deadline: float | None = None) -> Any:
-                nonlocal now
-                now += 0.2
-                return super().batch(operations, deadline=deadline)
-
-        sender = Sender(Slow(deadline=0.05), breaker, Recorder(), Clock(), sealed)
-        for _ in range(2):
-            now += 1
-            breaker.failed(now)
-            sender.submit(Outgoing(b"a", b"value", int(Clock.now) + 100, ""))
-            assert sender.flush(PATIENCE)
-        breaker.failed(now + 1)
-        assert not breaker.closed
-        sender.close(0)
 
     def test_a_thread_that_cannot_start_now_starts_later(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """A machine short of threads for a moment loses no Put of later ones."""

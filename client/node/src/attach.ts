@@ -3,20 +3,23 @@ import { AsyncLocalStorage } from "node:async_hooks";
 import { constants, createHash } from "node:crypto";
 import { errorMonitor, type EventEmitter } from "node:events";
 import type { Duplex } from "node:stream";
-import type { SecureContextOptions, Server, TLSSocket } from "node:tls";
+import tls, { type SecureContextOptions, type Server, type TLSSocket } from "node:tls";
 
 import { Contexts, type Beginning } from "./contexts.js";
 import { ResumedError } from "./errors.js";
+import type { Logger } from "./files.js";
+import { chosenCipher, cipherOf, haveOneHash, isRetried } from "./foreseen.js";
 import type { Hello } from "./hello.js";
-import { Keyring, type Logger } from "./keyring.js";
+import { Keyring } from "./keyring.js";
 import { peek } from "./peek.js";
 import { ID_BYTES } from "./sealing.js";
 import { Session } from "./session.js";
-import { Shim } from "./shim.js";
+import { Shim, type Offer, type Policy } from "./shim.js";
 import type { Stats } from "./stats.js";
 import { GrpcStore, type Store, type Tls } from "./store.js";
 
 const MAX_LIFETIME = 7 * 24 * 3600; // RFC 8446 section 4.6.1
+const MAX_DEADLINE_MILLISECONDS = 60_000;
 const CLOSE_MILLISECONDS = 1000;
 /** How long a connection may keep its ClientHello to itself; after that TLS waits for it, and does not resume. */
 const HELLO_MILLISECONDS = 10_000;
@@ -35,7 +38,7 @@ export interface Options {
   keyring: Keyring | string;
   /** Seconds that a session lives from its negotiation on, 1 to 604,800; 7,200 by default. Resuming never prolongs it. */
   lifetime?: number;
-  /** Milliseconds that a handshake may wait for the store; 50 by default. */
+  /** Milliseconds that a handshake may wait for the store, in all its look-ups together, up to 60,000; 50 by default. */
   deadline?: number;
   /** Whether a session resumes once in the whole fleet (RFC 8446 section 8.1). */
   singleUse?: boolean;
@@ -57,7 +60,7 @@ export interface Options {
   ignoreIdContext?: boolean;
   /** How many look-ups may be under way at once, 64 by default; beyond that handshakes do not ask. */
   maxLookups?: number;
-  /** For TLS to the store; none by default. */
+  /** For TLS to the store; none by default. Files are read again when they change. */
   tls?: Tls;
   /** Whether `newSession` and `resumeSession` listeners that the server has are removed. */
   replace?: boolean;
@@ -67,13 +70,15 @@ export interface Options {
 
 /** The sessions of a server. */
 export interface Sessions {
+  /** Who shares these sessions. */
+  readonly namespace: string;
   /** What happened since attach(). */
   readonly stats: Stats;
   /** Whether the store kept failing, so that handshakes do not ask it at present. */
   readonly breakerOpen: boolean;
   /** Returns the ids of the sessions that a connection negotiated or resumed, for {@link Sessions.remove}. */
   idsOf(socket: TLSSocket): Buffer[];
-  /** Removes a session from the whole fleet, in the background. */
+  /** Removes a session from the whole fleet, in the background. Here it resumes no more from now on. */
   remove(id: Uint8Array): void;
   /** Resolves to true when all sessions and removals so far are sent, or to false after `timeout` milliseconds (1,000). */
   flush(timeout?: number): Promise<boolean>;
@@ -94,38 +99,93 @@ export interface Sessions {
  */
 export function attach(server: Server, options: Options): Sessions {
   const clock = (): number => Date.now() / 1000;
-  const { target, namespace, tls } = options;
-  return attachTo(server, options, () => new GrpcStore(target, namespace, tls), clock);
+  const open = (): Store => new GrpcStore(options.target, options.namespace, options.tls, options.logger);
+  return attachTo(server, options, open, clock);
 }
 
 /** attach() with a store and a clock (Unix seconds) of the caller's. */
 export function attachTo(server: Server, options: Options, open: () => Store, clock: () => number): Sessions {
-  const { namespace, logger = console, lifetime = 7200, deadline = 50, maxLookups = 64, puts = "wait" } = options;
-  check(/^[a-z0-9.-]{1,63}$/.test(namespace), `namespace must be 1 to 63 characters of [a-z0-9.-], not "${namespace}"`);
-  check(
-    Number.isInteger(lifetime) && lifetime >= 1 && lifetime <= MAX_LIFETIME,
-    `lifetime must be 1 to ${MAX_LIFETIME} whole seconds, not ${lifetime}`,
-  );
-  check(deadline > 0, `deadline must be above 0 milliseconds, not ${deadline}`);
-  check(maxLookups > 0, `maxLookups must be above 0, not ${maxLookups}`);
-  check(["wait", "background"].includes(puts), `puts must be "wait" or "background", not "${puts}"`);
-  check(
-    [undefined, "any"].includes(options.ids),
-    'ids must be "any", here and on every other frontend of the namespace: Node cannot choose session ids',
-  );
+  const policy = policyOf(options);
+  const { namespace, logger = console, replace = false, ignoreIdContext = false } = options;
   const keyring = typeof options.keyring === "string" ? Keyring.load(options.keyring, logger) : options.keyring;
-  for (const event of ["newSession", "resumeSession"]) {
-    check(
-      options.replace ?? server.listenerCount(event) === 0,
-      `the server has ${event} listeners already; pass replace: true to remove them`,
-    );
-    server.removeAllListeners(event);
+  const events = ["newSession", "resumeSession"];
+  for (const event of events) {
+    const free = replace || server.listenerCount(event) === 0;
+    check(free, `the server has ${event} listeners already; pass replace: true to remove them`);
   }
-  const policy = { lifetime, deadline, maxLookups, puts, singleUse: options.singleUse ?? false };
   const fleetContext = createHash("sha256").update(namespace).digest();
-  const contexts = new Contexts(server, options.ignoreIdContext ? fleetContext : undefined, logger);
+  const contexts = new Contexts(server, ignoreIdContext ? fleetContext : undefined, logger);
   const ownContext = fleetContext.toString("base64url").slice(0, 32);
-  return new Attachment(server, ownContext, contexts, new Shim(open(), keyring, policy, logger, clock));
+  const shim = new Shim(open(), keyring, policy, logger, clock);
+  for (const event of events) server.removeAllListeners(event);
+  return new Attachment(server, namespace, ownContext, contexts, shim);
+}
+
+/** The checks of each option, which has to hold unless it is left out; programs in JavaScript can pass anything. */
+const CHECKS: Record<keyof Options, { must: string; holds: (value: unknown) => boolean; required?: true; secret?: true }> = {
+  target: { must: 'be the store\'s gRPC name, such as "127.0.0.1:7400"', holds: (value) => isText(value, /./), required: true },
+  namespace: {
+    must: "be 1 to 63 characters of [a-z0-9.-]",
+    holds: (value) => isText(value, /^[a-z0-9.-]{1,63}$/),
+    required: true,
+  },
+  keyring: {
+    must: "be a keyring file (make one with `resumed keygen`), or a Keyring",
+    holds: (value) => isText(value, /./) || value instanceof Keyring,
+    required: true,
+    secret: true,
+  },
+  lifetime: { must: `be 1 to ${MAX_LIFETIME} whole seconds`, holds: (value) => isWhole(value, MAX_LIFETIME) },
+  deadline: {
+    must: `be a number of milliseconds above 0, at most ${MAX_DEADLINE_MILLISECONDS}`,
+    holds: (value) => typeof value === "number" && value > 0 && value <= MAX_DEADLINE_MILLISECONDS,
+  },
+  singleUse: { must: "be true or false", holds: isBoolean },
+  ids: {
+    must: 'be "any", here and on every other frontend of the namespace: Node cannot choose session ids',
+    holds: (value) => value === "any",
+  },
+  puts: { must: 'be "wait" or "background"', holds: (value) => value === "wait" || value === "background" },
+  ignoreIdContext: { must: "be true or false", holds: isBoolean },
+  maxLookups: { must: "be a whole number above 0", holds: (value) => isWhole(value, Number.MAX_SAFE_INTEGER) },
+  tls: { must: "have `ca`, and `cert` and `key` or neither, each a PEM file or its content", holds: isTls, secret: true },
+  replace: { must: "be true or false", holds: isBoolean },
+  logger: {
+    must: "have the methods info, warn and error",
+    holds: (value) => ["info", "warn", "error"].every((name) => typeof (value as Record<string, unknown>)[name] === "function"),
+  },
+};
+
+function policyOf(options: Options): Policy {
+  check(typeof options === "object" && (options as unknown) !== null, "attach() needs options: see Options");
+  for (const name of Object.keys(options)) check(Object.hasOwn(CHECKS, name), `there is no option ${name}`);
+  for (const [name, { must, holds, required, secret }] of Object.entries(CHECKS)) {
+    const value: unknown = options[name as keyof Options];
+    if (value === undefined && !required) continue;
+    const shown = typeof value === "string" ? JSON.stringify(value) : String(value);
+    const wrong = value !== undefined && secret ? "" : `, not ${shown}`;
+    check(value !== undefined && value !== null && holds(value), `${name} must ${must}${wrong}`);
+  }
+  const { lifetime = 7200, deadline = 50, maxLookups = 64, puts = "wait", singleUse = false } = options;
+  return { lifetime, deadline, maxLookups, puts, singleUse };
+}
+
+function isText(value: unknown, pattern: RegExp): boolean {
+  return typeof value === "string" && pattern.test(value);
+}
+
+function isWhole(value: unknown, largest: number): boolean {
+  return Number.isInteger(value) && (value as number) >= 1 && (value as number) <= largest;
+}
+
+function isBoolean(value: unknown): boolean {
+  return typeof value === "boolean";
+}
+
+function isTls(value: unknown): boolean {
+  const { ca, cert, key } = value as Partial<Record<keyof Tls, unknown>>;
+  const isPem = (each: unknown): boolean => isText(each, /./) || Buffer.isBuffer(each);
+  return isPem(ca) && (cert === undefined && key === undefined ? true : isPem(cert) && isPem(key));
 }
 
 /** What is known of a connection. */
@@ -136,10 +196,13 @@ interface Connection {
   began: number;
   /** Of the sessions that it negotiated or resumed. */
   ids: Buffer[];
+  /** What OpenSSL has not decided about yet. */
+  found?: Offer | undefined;
 }
 
 class Attachment implements Sessions {
-  readonly #server: Server;
+  readonly namespace: string;
+  readonly #server: Server & { ciphers?: string; ecdhCurve?: string; honorCipherOrder?: boolean };
   readonly #shim: Shim;
   readonly #contexts: Contexts;
   /** The session id context of this server, of any session that it resumes: Node takes strings. */
@@ -152,7 +215,8 @@ class Attachment implements Sessions {
   #speaksTls13 = true;
   #closed = false;
 
-  constructor(server: Server, ownContext: string, contexts: Contexts, shim: Shim) {
+  constructor(server: Server, namespace: string, ownContext: string, contexts: Contexts, shim: Shim) {
+    this.namespace = namespace;
     this.#server = server;
     this.#shim = shim;
     this.#contexts = contexts;
@@ -268,25 +332,58 @@ class Attachment implements Sessions {
     const connection = this.#connections.getStore();
     const id = connection && this.#idIn(connection, legacyId);
     if (!id || this.#closed) return null;
-    const session = await this.#shim.lookUp(id, connection.beginning.serverName, connection.beginning.context);
-    if (!session) return null;
+    const { serverName, context } = connection.beginning;
+    const found = await this.#shim.lookUp(id, serverName, context, this.#cipherOf(connection));
+    if (!found) return null;
+    const { session } = found;
+    connection.found = found;
     connection.ids.push(session.id);
     session.idContext = Buffer.from(this.#ownContext);
     return session.serialize();
   }
 
+  /** Returns the cipher of TLS 1.3 that this connection will have, as far as that shows. */
+  #cipherOf({ hello }: Connection): number | undefined {
+    if (!hello || !this.#takesTls13(hello)) return undefined;
+    return chosenCipher(hello, this.#server.ciphers ?? tls.DEFAULT_CIPHERS, this.#server.honorCipherOrder ?? true);
+  }
+
+  #takesTls13(hello: Hello): boolean {
+    return hello.offersTls13 && this.#speaksTls13;
+  }
+
   /** Returns the id that OpenSSL is about to ask for. */
   #idIn({ hello }: Connection, legacyId: Buffer): Buffer | undefined {
     if (!hello) return undefined;
-    if (!hello.offersTls13 || !this.#speaksTls13) return legacyId;
+    if (!this.#takesTls13(hello)) return legacyId;
     // OpenSSL goes on to the next one if it gets no session, but Node can hand out only one.
-    return hello.identities.find((identity) => identity.length === ID_BYTES);
+    const id = hello.identities.find((identity) => identity.length === ID_BYTES);
+    if (!id || !isRetried(hello, this.#server.ecdhCurve ?? tls.DEFAULT_ECDH_CURVE)) return id;
+    // OpenSSL asks for it again then, when Node has nothing to hand out any more: a single use would be spent for nothing.
+    this.#shim.missed("not-resumed");
+    return undefined;
+  }
+
+  /** Counts what became of the session that was found. */
+  #settle(socket: TLSSocket, connection: Connection): void {
+    const { found } = connection;
+    if (!found) return;
+    connection.found = undefined;
+    if (socket.isSessionReused()) {
+      this.#shim.resumed(found);
+      return;
+    }
+    const shown = socket.getCipher() as { standardName: string } | null; // of a connection that is gone there is none
+    const cipher = cipherOf(shown?.standardName);
+    const otherHash = cipher !== undefined && !haveOneHash(found.session.cipher, cipher);
+    this.#shim.missed(otherHash ? "other-cipher" : "not-resumed");
   }
 
   /** Looks at a connection whose handshake is done; ends it, and returns true, if it resumed a session of another context. */
   #ends(socket: TLSSocket): boolean {
     const connection = this.#connections.getStore();
     if (!connection) return false;
+    this.#settle(socket, connection);
     const { beginning, ids } = connection;
     const resumed = socket.isSessionReused();
     try {

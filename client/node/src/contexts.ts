@@ -5,7 +5,7 @@ import tls, { type SecureContextOptions, type Server, type TLSSocket } from "nod
 
 import { ResumedError } from "./errors.js";
 import { clientAuthentication, serverIdentity } from "./fingerprint.js";
-import type { Logger } from "./keyring.js";
+import type { Logger } from "./files.js";
 
 /** Names that are remembered; any client can bring new ones. */
 const MAX_NAMES = 10_000;

@@ -11,13 +11,18 @@ const TLS13 = 0x0304;
 const SERVER_NAME = 0;
 const PRE_SHARED_KEY = 41;
 const SUPPORTED_VERSIONS = 43;
+const KEY_SHARE = 51;
 
 export interface Hello {
   /** The legacy_session_id: in TLS 1.2 the session that is offered, in TLS 1.3 a random one (RFC 8446 appendix D.4). */
   sessionId: Buffer;
   /** The identities of pre_shared_key: the tickets that are offered in TLS 1.3. */
   identities: Buffer[];
+  /** The numbers of cipher suites, in the client's order. */
+  ciphers: number[];
   offersTls13: boolean;
+  /** The groups for which it brings a key (RFC 8446 section 4.2.8): with any other one the key exchange is tried again. */
+  keyShares: number[];
   /** The host name that the client asks for, in lower case; empty if it asks for none. */
   serverName: string;
 }
@@ -45,15 +50,16 @@ function parse(body: Buffer): Hello | undefined {
     const reader = new Reader(body);
     reader.take(2 + 32); // legacy_version, random
     const sessionId = reader.vector(1);
-    reader.vector(2); // cipher_suites
+    const ciphers = numbers(new Reader(reader.vector(2)));
     reader.vector(1); // legacy_compression_methods
-    const hello: Hello = { sessionId, identities: [], offersTls13: false, serverName: "" };
+    const hello: Hello = { sessionId, identities: [], ciphers, offersTls13: false, keyShares: [], serverName: "" };
     const extensions = new Reader(reader.done ? Buffer.alloc(0) : reader.vector(2));
     while (!extensions.done) {
       const kind = extensions.number(2);
       const content = new Reader(extensions.vector(2));
       if (kind === SERVER_NAME) hello.serverName = serverName(content);
       else if (kind === SUPPORTED_VERSIONS) hello.offersTls13 = offersTls13(content);
+      else if (kind === KEY_SHARE) hello.keyShares = keyShares(content);
       else if (kind === PRE_SHARED_KEY) hello.identities = identities(content);
     }
     return hello;
@@ -76,6 +82,22 @@ function offersTls13(extension: Reader): boolean {
   let offered = false;
   while (!versions.done) offered = versions.number(2) === TLS13 || offered;
   return offered;
+}
+
+function numbers(list: Reader): number[] {
+  const all: number[] = [];
+  while (!list.done) all.push(list.number(2));
+  return all;
+}
+
+function keyShares(extension: Reader): number[] {
+  const list = new Reader(extension.vector(2));
+  const groups: number[] = [];
+  while (!list.done) {
+    groups.push(list.number(2));
+    list.vector(2);
+  }
+  return groups;
 }
 
 /** RFC 8446 section 4.2.11: each identity is followed by its obfuscated age. */

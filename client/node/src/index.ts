@@ -7,6 +7,8 @@
  */
 export { attach, type Options, type Sessions } from "./attach.js";
 export { ResumedError } from "./errors.js";
-export { Keyring, type Logger } from "./keyring.js";
+export type { Logger } from "./files.js";
+export { Keyring } from "./keyring.js";
+export { metrics } from "./metrics.js";
 export { LOOKUP_BUCKETS, type Stats } from "./stats.js";
 export type { Tls } from "./store.js";

@@ -1,9 +1,10 @@
 /** The fleet's keys. */
-import { randomBytes } from "node:crypto";
-import { closeSync, fstatSync, openSync, readFileSync, statSync, type Stats as FileStats } from "node:fs";
+import { closeSync, fstatSync, openSync, readFileSync, type Stats as FileStats } from "node:fs";
 import { inspect } from "node:util";
 
 import { ResumedError, type Unsealable } from "./errors.js";
+import { codeOf, Files, type Logger } from "./files.js";
+import { isOwn, newNonce } from "./issuer.js";
 import {
   FleetKey,
   HEADER_BYTES,
@@ -15,29 +16,20 @@ import {
   SEALED_VERSION,
 } from "./sealing.js";
 
-const CHECK_MILLISECONDS = 1000;
-
-/** What is told of events worth a human's time: `console` is one. */
-export interface Logger {
-  info(message: string): void;
-  warn(message: string): void;
-  error(message: string): void;
-}
-
-/** A sealed value that opened: the session, and the end of its life in Unix seconds. */
+/** A sealed value that opened. */
 export interface Opened {
+  /** The session, in its envelope. */
   plaintext: Buffer;
+  /** The end of its life in Unix seconds. */
   notAfter: number;
+  /** Whether another process sealed it. */
+  foreign: boolean;
 }
 
 /** The fleet's keys: the first one seals, every one opens. Printed, it shows the ids of its keys, never the keys. */
 export class Keyring {
   #keys: readonly FleetKey[];
-  #path: string | undefined;
-  #logger: Logger = console;
-  #version = "";
-  #complaint = "";
-  #nextCheck = 0;
+  #files: Files | undefined;
 
   private constructor(keys: readonly FleetKey[]) {
     this.#keys = keys;
@@ -47,18 +39,20 @@ export class Keyring {
    * Reads a keyring file, as `resumed keygen` makes them: one key a line (base64 of 32 bytes), the first one seals, # begins
    * a comment. The file must not be readable by others than its owner and group, and owned by this user or root.
    *
-   * It is read again when it changes, at most once a second, so that keys can be rotated while serving. A changed file that
+   * It is read again when it has changed and settled for a second, so that keys can be rotated while serving. A changed file that
    * cannot be used is reported to `logger`, and the keys read before stay.
    *
    * @throws {ResumedError} The file is missing, readable by others, another user's, or malformed.
    */
   static load(path: string, logger: Logger = console): Keyring {
-    const version = versionOf(path);
+    let files: Files;
+    try {
+      files = new Files("keyring", [path], logger);
+    } catch (error) {
+      throw new ResumedError(`${(error as Error).message}; make one with \`resumed keygen ${path}\``);
+    }
     const keyring = new Keyring(readKeys(path));
-    keyring.#path = path;
-    keyring.#logger = logger;
-    keyring.#version = version;
-    keyring.#nextCheck = performance.now() + CHECK_MILLISECONDS;
+    keyring.#files = files;
     return keyring;
   }
 
@@ -84,7 +78,7 @@ export class Keyring {
 
   /** @internal */
   seal(key: Buffer, plaintext: Buffer, notAfter: number): Buffer {
-    return this.#first().seal(key, plaintext, notAfter, randomBytes(NONCE_BYTES));
+    return this.#first().seal(key, plaintext, notAfter, newNonce());
   }
 
   /**
@@ -99,7 +93,8 @@ export class Keyring {
     const plaintext = fleetKey.open(key, sealed);
     if (!plaintext) return "not-authentic";
     const notAfter = Number(sealed.subarray(0, HEADER_BYTES).readBigUInt64BE(KEY_ID_END));
-    return now < notAfter ? { plaintext, notAfter } : "expired";
+    const nonce = sealed.subarray(HEADER_BYTES, HEADER_BYTES + NONCE_BYTES);
+    return now < notAfter ? { plaintext, notAfter, foreign: !isOwn(nonce) } : "expired";
   }
 
   /**
@@ -123,44 +118,17 @@ export class Keyring {
   }
 
   #current(): readonly FleetKey[] {
-    if (this.#path !== undefined && performance.now() >= this.#nextCheck) {
-      this.#nextCheck = performance.now() + CHECK_MILLISECONDS;
-      this.#reload(this.#path);
-    }
+    const files = this.#files;
+    files?.follow(() => {
+      for (const path of files.paths) this.#keys = readKeys(path);
+      return idsOf(this.#keys);
+    });
     return this.#keys;
-  }
-
-  #reload(path: string): void {
-    try {
-      const version = versionOf(path);
-      if (version !== this.#version) {
-        this.#keys = readKeys(path);
-        this.#version = version;
-        this.#logger.info(`resumed: keyring read again: ${idsOf(this.#keys)}`);
-      }
-      this.#complaint = "";
-    } catch (error) {
-      const complaint = String(error);
-      if (complaint !== this.#complaint) {
-        // once, not every second
-        this.#logger.error(`resumed: keyring not read again, the keys read before stay: ${complaint}`);
-      }
-      this.#complaint = complaint;
-    }
   }
 }
 
 function idsOf(keys: readonly FleetKey[]): string {
   return keys.map((key) => key.id.toString("hex")).join(", ");
-}
-
-function versionOf(path: string): string {
-  try {
-    const { ino, size, mtimeNs } = statSync(path, { bigint: true });
-    return [ino, size, mtimeNs].join(" ");
-  } catch (error) {
-    throw new ResumedError(`keyring ${path}: ${codeOf(error)}; make one with \`resumed keygen ${path}\``);
-  }
 }
 
 function readKeys(path: string): FleetKey[] {
@@ -180,7 +148,8 @@ function readKeys(path: string): FleetKey[] {
   const mode = status.mode & 0o777;
   if (mode & 0o027 && process.platform !== "win32") {
     const shown = mode.toString(8).padStart(4, "0");
-    throw new ResumedError(`keyring ${path}: others may read or change it (mode ${shown}); run \`chmod 600 ${path}\``);
+    const remedy = `run \`chmod 600 ${path}\`, or give a Kubernetes Secret \`defaultMode: 0400\` (0440 with an fsGroup)`;
+    throw new ResumedError(`keyring ${path}: others may read or change it (mode ${shown}); ${remedy}`);
   }
   const user = process.geteuid?.() ?? 0;
   if (status.uid !== user && status.uid !== 0 && user !== 0) {
@@ -199,8 +168,4 @@ function readKeys(path: string): FleetKey[] {
   }
   if (keys.length === 0) throw new ResumedError(`keyring ${path}: holds no key; make one with \`resumed keygen\``);
   return keys;
-}
-
-function codeOf(error: unknown): string {
-  return (error as NodeJS.ErrnoException).code ?? String(error);
 }

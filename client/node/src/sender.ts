@@ -3,7 +3,7 @@
  * store is back, so that no handshake has to.
  */
 import type { Breaker } from "./breaker.js";
-import type { Logger } from "./keyring.js";
+import type { Logger } from "./files.js";
 import type { Recorder } from "./stats.js";
 import { CallError, duration, type Store } from "./store.js";
 import type { BatchOperation } from "./v1/resumed/v1/session_store.js";
@@ -18,7 +18,8 @@ const OVERHEAD = 256;
  * frontend shares it among its handshakes.
  */
 const LINGER_MILLISECONDS = 3;
-const PROBE_MILLISECONDS = 500;
+/** After how many milliseconds a Batch that failed is sent again. */
+const RETRY_MILLISECONDS = 50;
 const PROBE_KEY = Buffer.from("resumed/v1 probe");
 
 /** A Put, or a Remove where `value` is undefined. */
@@ -45,6 +46,8 @@ export class Sender {
   readonly #logger: Logger;
   readonly #clock: () => number;
   #queue: Entry[] = [];
+  /** The keys of the Removes in the queue. */
+  readonly #removing = new Set<string>();
   #bytes = 0;
   #sending = false;
   #closed = false;
@@ -75,9 +78,15 @@ export class Sender {
         return;
       }
       this.#queue.push({ ...outgoing, finished });
+      if (!outgoing.value) this.#removing.add(nameOf(outgoing.key));
       this.#bytes += size(outgoing);
       this.#schedule(urgent ? 0 : LINGER_MILLISECONDS);
     });
+  }
+
+  /** Whether the Remove of a session is in the queue: for this frontend it is removed already. */
+  isRemoving(key: Buffer): boolean {
+    return this.#removing.has(nameOf(key));
   }
 
   /** Resolves when all that was submitted so far was sent, to true, or when `timeout` milliseconds have passed, to false. */
@@ -96,19 +105,24 @@ export class Sender {
   }
 
   /**
-   * Notes a failed call of anybody; when the store keeps failing, begins to try whether it is back. Returns for how many
-   * milliseconds to make no other.
+   * Notes that a call failed which began then (performance.now()); when the store keeps failing, begins to try whether it is back.
+   * Returns for how many milliseconds to send no other Batch.
    */
-  failed(error: unknown): number {
-    if (error instanceof CallError && error.reason === "limited") {
-      this.#answers(this.#breaker.reached()); // it is no outage
-      return this.#breaker.limited();
-    }
-    if (!this.#closed && this.#breaker.failed()) {
+  failed(error: unknown, began: number): number {
+    if (error instanceof CallError && error.reason === "limited") return this.#limited(began);
+    const stoodStill = error instanceof CallError && error.stoodStill; // this process did: it says nothing of the store
+    if (!this.#closed && !stoodStill && this.#breaker.failed(began)) {
       this.#logger.warn(`resumed: the store keeps failing, resumption rests: ${String(error)}`);
-      this.#schedule(PROBE_MILLISECONDS);
+      clearTimeout(this.#timer); // of a Batch
+      this.#timer = undefined;
+      this.#schedule(0);
     }
-    return this.#deadline;
+    return RETRY_MILLISECONDS;
+  }
+
+  #limited(began: number): number {
+    this.#answers(this.#breaker.reached()); // it is no outage
+    return this.#breaker.limited(began);
   }
 
   succeeded(): void {
@@ -136,7 +150,7 @@ export class Sender {
   #schedule(delay: number): void {
     if (this.#sending || this.#closed) return; // #run schedules what comes next
     if (!this.#breaker.closed) {
-      this.#timer ??= this.#later(PROBE_MILLISECONDS).unref();
+      this.#timer ??= this.#later(this.#breaker.nextPause()).unref();
     } else if (delay === 0) {
       clearTimeout(this.#timer);
       this.#timer = undefined;
@@ -166,24 +180,27 @@ export class Sender {
   /** Sends the first of the queue, and resolves to the milliseconds for which to send no more. */
   async #send(): Promise<number> {
     const batch = this.#queue.slice(0, BATCH_OPERATIONS);
+    const began = performance.now();
     const now = this.#clock();
     const operations = batch.map((outgoing) => this.#operation(outgoing, now));
     const living = operations.filter((operation) => operation !== undefined);
     try {
       const results = living.length > 0 ? await this.#store.batch(living, BATCH_MILLISECONDS) : [];
       if (results.length !== living.length) throw new Error("the store answered another number of operations");
-      this.succeeded();
+      // A store that answers, but too late for a handshake, is no help, and a Batch must not hide that.
+      if (living.length > 0 && performance.now() - began <= this.#deadline) this.succeeded();
       for (const [index, entry] of batch.entries()) {
         const result = operations[index] && results.shift()?.result;
         this.#count(entry, !result ? "expired" : result.$case === "error" ? "refused" : "stored");
       }
     } catch (error) {
       // Everything stays in the queue, in its order: ids are write-once, so sending twice does no harm.
-      return this.failed(error);
+      return this.failed(error, began);
     }
     this.#queue.splice(0, batch.length);
     for (const entry of batch) {
       this.#bytes -= size(entry);
+      if (!entry.value) this.#removing.delete(nameOf(entry.key));
       entry.finished();
     }
     return 0;
@@ -198,12 +215,13 @@ export class Sender {
   }
 
   async #probe(): Promise<void> {
+    const began = performance.now();
     try {
       // With the deadline of a handshake: a store that answers, but too late for one, is no help.
       await this.#store.get(PROBE_KEY, this.#deadline);
       this.succeeded();
     } catch (error) {
-      if (error instanceof CallError && error.reason === "limited") this.failed(error);
+      if (error instanceof CallError && error.reason === "limited") this.#limited(began);
     }
   }
 
@@ -211,6 +229,10 @@ export class Sender {
     if (outgoing.value) this.#recorder.count("puts", outcome);
     else this.#recorder.count("removals", outcome === "stored" ? (outgoing.reason ?? "application") : outcome);
   }
+}
+
+function nameOf(key: Buffer): string {
+  return key.toString("latin1");
 }
 
 function size({ value }: Outgoing): number {

@@ -6,7 +6,8 @@
 import { element, elementsOf, INTEGER, OCTET_STRING, SEQUENCE, type Element } from "./der.js";
 import { FINGERPRINT_BYTES, microseconds, seconds } from "./envelope.js";
 
-const SESSION_ID = 3; // after two versions and the cipher
+const CIPHER = 2; // after two versions
+const SESSION_ID = 3;
 const TIME = 0xa1;
 const TIMEOUT = 0xa2;
 const PEER = 0xa3;
@@ -47,6 +48,12 @@ export class Session {
     const fixed = [INTEGER, INTEGER, OCTET_STRING, OCTET_STRING, OCTET_STRING];
     if (!elements || fixed.some((tag, index) => elements[index]?.tag !== tag)) return undefined;
     return new Session(elements);
+  }
+
+  /** The number of its cipher suite. */
+  get cipher(): number {
+    const content = this.#elements[CIPHER]?.content;
+    return content?.length === 2 ? content.readUInt16BE() : 0;
   }
 
   get id(): Buffer {

@@ -10,7 +10,9 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { Breaker } from "./breaker.js";
 import type { Context, Unknown } from "./contexts.js";
 import { unwrap, wrap } from "./envelope.js";
-import type { Keyring, Logger } from "./keyring.js";
+import type { Logger } from "./files.js";
+import { haveOneHash } from "./foreseen.js";
+import type { Keyring } from "./keyring.js";
 import { FORMAT, ID_BYTES, storeKey } from "./sealing.js";
 import { Sender, within, type Outgoing } from "./sender.js";
 import { Session } from "./session.js";
@@ -21,7 +23,7 @@ import { CallError, type Store } from "./store.js";
 const FRESH_SECONDS = 10;
 /** Milliseconds to wait before each further ask, or what the deadline leaves. */
 const FRESH_PAUSES = [1, 4, 16, 64];
-/** What a further ask must have left of the deadline, so that it is not a failure of the store if it is late. */
+/** What a call must have left of the deadline to be worth it: an answer that is late then says nothing about the store. */
 const LEAST_ASK_MILLISECONDS = 10;
 /** How much of its deadline a look-up gives its calls: a busy process tells a little late that the time is up. */
 const DEADLINE_SHARE = 0.9;
@@ -40,6 +42,15 @@ interface Found {
   value?: Buffer;
   /** The reason of the hit or of the miss. */
   outcome: string;
+}
+
+/** A session that a look-up has found. OpenSSL may still not resume it: see {@link Shim.resumed}. */
+export interface Offer {
+  session: Session;
+  /** The reason of the hit. */
+  outcome: string;
+  /** Whether another process stored it. */
+  foreign: boolean;
 }
 
 export class Shim {
@@ -113,22 +124,39 @@ export class Shim {
     return value.length > MAX_VALUE_BYTES ? undefined : { key, value, notAfter, issued };
   }
 
-  /** Resolves to the session of an id that a client offered, any bytes at all, or undefined for a full handshake. */
-  async lookUp(id: Buffer, serverName: string, context: Context | Unknown): Promise<Session | undefined> {
-    let outcome = "internal-error";
-    let session: Session | undefined;
+  /**
+   * Resolves to the session of an id that a client offered, any bytes at all, or undefined for a full handshake.
+   *
+   * @param cipher The one of TLS 1.3 that will be chosen, as far as it is known.
+   */
+  async lookUp(id: Buffer, serverName: string, context: Context | Unknown, cipher?: number): Promise<Offer | undefined> {
     try {
-      [session, outcome] = typeof context === "object" ? await this.#find(id, serverName, context) : [undefined, context];
+      const found = typeof context === "object" ? await this.#find(id, serverName, context, cipher) : context;
+      if (typeof found === "object") return found;
+      this.missed(found);
     } catch (error) {
+      this.missed("internal-error");
       this.internalError(error);
     }
-    this.#recorder.count(session ? "hits" : "misses", outcome);
-    return session;
+    return undefined;
+  }
+
+  /** Counts an id that a client offered and that is not looked up, or not resumed. */
+  missed(reason: string): void {
+    this.#recorder.count("misses", reason);
+  }
+
+  /** Counts a handshake that resumed what was found. */
+  resumed({ outcome, foreign }: Offer): void {
+    this.#recorder.count("hits", outcome);
+    if (foreign) this.#recorder.count("foreignHits", outcome);
   }
 
   /** Removes a session from the whole fleet, in the background. */
   remove(id: Buffer, reason: "application" | "fatal-error"): void {
-    void this.#sender.submit({ key: this.#key(id), reason }, false);
+    const key = this.#key(id);
+    this.#flights.delete(key.toString("latin1")); // no handshake joins a look-up from before
+    void this.#sender.submit({ key, reason }, false);
   }
 
   /** Notes a defect. */
@@ -154,59 +182,78 @@ export class Shim {
     return storeKey(FORMAT, this.#store.namespace, id);
   }
 
-  async #find(id: Buffer, serverName: string, context: Context): Promise<[Session | undefined, string]> {
+  /** Resolves to what was found, or the reason of the miss. */
+  async #find(id: Buffer, serverName: string, context: Context, cipher: number | undefined): Promise<Offer | string> {
     const now = this.#clock();
-    if (id.length < 1 || id.length > ID_BYTES) return [undefined, "foreign-id"];
+    const end = performance.now() + this.policy.deadline;
+    if (id.length < 1 || id.length > ID_BYTES) return "foreign-id";
     const issued = this.#keyring.openId(this.#store.namespace, id);
-    if (issued !== undefined && now - issued > this.policy.lifetime) return [undefined, "old-id"];
-    if (!this.#breaker.closed) return [undefined, "breaker-open"];
-    if (this.#breaker.resting) return [undefined, "limited"];
+    if (issued !== undefined && now - issued > this.policy.lifetime) return "old-id";
     const key = this.#key(id);
-    const { value, outcome } = await this.#fly(key, issued !== undefined && now - issued <= FRESH_SECONDS);
-    if (!value) return [undefined, outcome];
+    if (this.#sender.isRemoving(key)) return "unknown";
+    if (!this.#breaker.closed) return "breaker-open";
+    if (this.#breaker.resting) return "limited";
+    // With a clock that is behind, ids of other frontends are from the future, and stay so.
+    const fresh = issued !== undefined && Math.abs(now - issued) <= FRESH_SECONDS;
+    const { value, outcome } = await this.#fly(key, fresh, end);
+    if (!value) return outcome;
     const opened = this.#keyring.open(key, value, now);
-    if (typeof opened === "string") return [undefined, opened];
+    if (typeof opened === "string") return opened;
     const envelope = unwrap(opened.plaintext);
-    if (!envelope) return [undefined, "malformed"];
+    if (!envelope) return "malformed";
     const { fingerprint, issued: negotiated } = envelope;
     const session = Session.parse(envelope.session);
-    if (!session?.id.equals(id) || session.lineage || session.hasForeignData) return [undefined, "undecodable"];
-    if (session.hostName !== serverName) return [undefined, "other-name"]; // RFC 6066 section 3
+    if (!session?.id.equals(id) || session.lineage || session.hasForeignData) return "undecodable";
+    if (session.hostName !== serverName) return "other-name"; // RFC 6066 section 3
     const agrees = fingerprint.equals(context.fingerprint) && session.idContext.equals(context.idContext);
-    if (!agrees || !isOf(session, context)) return [undefined, "context-mismatch"];
+    if (!agrees || !isOf(session, context)) return "context-mismatch";
+    // OpenSSL would refuse it, too, but issue no ticket then.
+    if (cipher !== undefined && !haveOneHash(session.cipher, cipher)) return "other-cipher";
     if (this.policy.singleUse) {
       // Only now: a connection that must not resume a session does not use it up.
-      const taken = await this.#ask("take", key, false);
-      if (!taken.value) return [undefined, taken.outcome];
+      const taken = await this.#ask("take", key, end, { fresh: false, answered: true });
+      if (!taken.value) return taken.outcome;
     }
     session.time = Math.floor(now);
     session.timeout = Math.floor(opened.notAfter - now);
     session.lineage = { fingerprint, issued: negotiated, end: opened.notAfter };
-    return [session, outcome];
+    return { session, outcome, foreign: opened.foreign };
   }
 
-  /** Looks `key` up, or waits for the answer to somebody else who does. */
-  async #fly(key: Buffer, fresh: boolean): Promise<Found> {
+  /** Looks `key` up, or waits for the answer to another handshake that does, until `end` (performance.now()). */
+  async #fly(key: Buffer, fresh: boolean, end: number): Promise<Found> {
     const name = key.toString("latin1");
     const flight = this.#flights.get(name);
     if (flight) {
-      const found = await within(flight, this.policy.deadline, { outcome: "late" });
+      const found = await within(flight, end - performance.now(), { outcome: "late" });
       return found.value ? { ...found, outcome: "shared" } : found;
     }
-    const mine = this.#ask("get", key, fresh);
+    const mine = this.#ask("get", key, end, { fresh, answered: false });
     this.#flights.set(name, mine);
     try {
       return await mine;
     } finally {
-      this.#flights.delete(name);
+      if (this.#flights.get(name) === mine) this.#flights.delete(name);
     }
   }
 
-  async #ask(method: "get" | "take", key: Buffer, fresh: boolean): Promise<Found> {
+  /**
+   * Makes a call, and further ones if the session is fresh.
+   *
+   * @param answered Whether the store has answered this handshake already: if it is late now, it had little time.
+   */
+  async #ask(
+    method: "get" | "take",
+    key: Buffer,
+    end: number,
+    { fresh, answered }: { fresh: boolean; answered: boolean },
+  ): Promise<Found> {
+    const began = performance.now();
+    // To take a session and not to learn of it would use it up for nothing.
+    if (end - began < Math.min(LEAST_ASK_MILLISECONDS, this.policy.deadline)) return { outcome: "late" };
     if (this.#lookups >= this.policy.maxLookups) return { outcome: "busy" };
     this.#lookups++;
-    const started = performance.now();
-    const left = (): number => started + this.policy.deadline * DEADLINE_SHARE - performance.now();
+    const left = (): number => began + (end - began) * DEADLINE_SHARE - performance.now();
     const call = (): Promise<Buffer | undefined> => this.#store[method](key, left());
     try {
       let value = await call();
@@ -215,17 +262,19 @@ export class Shim {
         const patience = left() - LEAST_ASK_MILLISECONDS;
         if (value || patience <= 0) break;
         await sleep(Math.min(pause, patience));
+        answered = true;
         value = await call();
         outcome = "fresh";
       }
       this.#sender.succeeded();
       return value ? { value, outcome } : { outcome: "unknown" };
     } catch (error) {
-      this.#sender.failed(error);
-      return { outcome: error instanceof CallError ? error.reason : "refused" };
+      const reason = error instanceof CallError ? error.reason : "refused";
+      if (reason !== "late" || !answered) this.#sender.failed(error, began);
+      return { outcome: reason };
     } finally {
       this.#lookups--;
-      this.#recorder.observe(performance.now() - started);
+      this.#recorder.observe(performance.now() - began);
     }
   }
 }

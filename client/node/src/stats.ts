@@ -5,16 +5,25 @@ export const LOOKUP_BUCKETS: readonly number[] = [0.1, 0.25, 0.5, 1, 2.5, 5, 10,
 
 /** What happened since attach(), each a count by reason. The reasons are those of the clients in other languages. */
 export interface Stats {
-  /** `store`; `fresh` (a session just negotiated, found when asked for again); `shared` (another handshake had just asked). */
+  /**
+   * Handshakes that resumed: `store`; `fresh` (a session just negotiated, found when asked for again); `shared` (another handshake
+   * had just asked).
+   */
   hits: Record<string, number>;
+  /**
+   * Those of `hits` whose sessions another process stored, by the same reasons: what a cache of this process alone could not have
+   * had. A ticket of TLS 1.3 that was issued when a session resumed is its issuer's.
+   */
+  foreignHits: Record<string, number>;
   /**
    * `unknown`; `foreign-id` (no id of a session) and `old-id`, both without a call; `late`, `down` and `refused`: the store
    * failed; `limited` (a limit of the store is used up; for a moment after that, no call); `breaker-open` (it kept failing: no
    * call); `busy` (too many look-ups under way: no call); `malformed`, `unknown-key`, `expired`, `not-authentic`, `undecodable`: the
    * value was no session of this fleet; `other-name`: it was negotiated for another server name (RFC 6066 section 3);
    * `context-mismatch`: it was negotiated in another context; `context-unknown` and `context-unstable`, both without a call: the
-   * server chooses contexts by name, and which one this name has is not known yet, or is not always the same; `internal-error`: a
-   * defect.
+   * server chooses contexts by name, and which one this name has is not known yet, or is not always the same; `other-cipher`: it has
+   * another hash than the cipher that was chosen (TLS 1.3); `not-resumed`: OpenSSL did not resume it for another reason, such as a
+   * key exchange that is tried again (no call, where the server's `ecdhCurve` shows it beforehand); `internal-error`: a defect.
    */
   misses: Record<string, number>;
   /** `stored`, `refused`, `dropped` (the queue was full), `expired` (not sent in time), `unresumable` (nothing to store). */
@@ -32,9 +41,25 @@ export interface Stats {
   lookupMilliseconds: number;
 }
 
+const FOUND = ["store", "fresh", "shared"];
+/** All that may be counted. */
+export const REASONS = {
+  hits: FOUND,
+  foreignHits: FOUND,
+  misses: ["unknown", "foreign-id", "old-id", "late", "down", "refused", "limited", "breaker-open", "busy"]
+    .concat(["malformed", "unknown-key", "expired", "not-authentic", "undecodable", "other-name", "internal-error"])
+    .concat(["context-mismatch", "context-unknown", "context-unstable", "other-cipher", "not-resumed"]),
+  puts: ["stored", "refused", "dropped", "expired", "unresumable"],
+  removals: ["fatal-error", "application", "dropped", "refused"],
+  terminations: ["context-mismatch"],
+} as const;
+
+export type Kind = keyof typeof REASONS;
+
 export class Recorder {
   readonly #stats: Stats = {
     hits: {},
+    foreignHits: {},
     misses: {},
     puts: {},
     removals: {},
@@ -43,7 +68,7 @@ export class Recorder {
     lookupMilliseconds: 0,
   };
 
-  count(kind: "hits" | "misses" | "puts" | "removals" | "terminations", reason: string): void {
+  count(kind: Kind, reason: string): void {
     this.#stats[kind][reason] = (this.#stats[kind][reason] ?? 0) + 1;
   }
 

@@ -1,13 +1,18 @@
 /** The service, as this package calls it. */
 import { readFileSync } from "node:fs";
 
-import { credentials, Metadata, status, type ChannelCredentials, type ServiceError } from "@grpc/grpc-js";
+import { credentials, Metadata, status, type ChannelCredentials, type ClientUnaryCall, type ServiceError } from "@grpc/grpc-js";
 
 import { ResumedError } from "./errors.js";
+import { Files, type Logger } from "./files.js";
 import type { Duration } from "./v1/google/protobuf/duration.js";
 import { SessionStoreServiceClient, type BatchOperation, type BatchResult } from "./v1/resumed/v1/session_store.js";
 
-/** TLS to the store: each a PEM file or its content. They are read once. */
+/**
+ * TLS to the store: each a PEM file or its content. Files are read again when they have changed and settled for a second; calls go
+ * over a new connection then. Those that cannot be used (such as a key that does not fit its certificate, in the
+ * middle of a rotation) are reported, and what was read before stays.
+ */
 export interface Tls {
   /** Certificates of the authorities that the store's certificate may come from. */
   ca: string | Buffer;
@@ -50,12 +55,19 @@ const OPTIONS = {
   "grpc.client_idle_timeout_ms": 2 ** 31 - 1,
 };
 
+/** How many milliseconds after its time a call must be noticed to be late, so that it was this process that stood still. */
+const STANDSTILL_MILLISECONDS = 10;
+/** How many milliseconds new credentials have to reach the store before they are used anyway. */
+const RENEWAL_MILLISECONDS = 10_000;
+
 /** A call that failed, and the reason under which a look-up is counted that it made miss. */
 export class CallError extends Error {
   override name = "CallError";
   readonly reason: "late" | "down" | "limited" | "refused";
+  /** Whether it is late because this process stood still (a collection, a long computation): the answer may have been there. */
+  readonly stoodStill: boolean;
 
-  constructor(error: ServiceError) {
+  constructor(error: Pick<ServiceError, "code" | "details">, stoodStill = false) {
     super(`${status[error.code]}: ${error.details}`);
     this.reason =
       error.code === status.DEADLINE_EXCEEDED
@@ -65,6 +77,7 @@ export class CallError extends Error {
           : error.code === status.RESOURCE_EXHAUSTED
             ? "limited"
             : "refused";
+    this.stoodStill = stoodStill;
   }
 }
 
@@ -79,33 +92,71 @@ export interface Store {
 
 export class GrpcStore implements Store {
   readonly namespace: string;
-  readonly #client: SessionStoreServiceClient;
+  readonly #target: string;
+  readonly #tls: Tls | undefined;
+  readonly #files: Files | undefined;
+  #client: SessionStoreServiceClient;
+  /** That with new credentials, until it has a connection. */
+  #next: SessionStoreServiceClient | undefined;
 
-  constructor(target: string, namespace: string, tls?: Tls) {
+  constructor(target: string, namespace: string, tls?: Tls, logger: Logger = console) {
     this.namespace = namespace;
-    this.#client = new SessionStoreServiceClient(target, tls ? channelCredentials(tls) : credentials.createInsecure(), OPTIONS);
-    this.#client.getChannel().getConnectivityState(true); // connects
+    this.#target = target;
+    this.#tls = tls;
+    const paths = tls ? [tls.ca, tls.cert, tls.key].filter(isPath) : [];
+    if (paths.length > 0) this.#files = new Files("tls:", paths, logger);
+    this.#client = this.#connect();
   }
 
   async get(key: Buffer, timeout: number): Promise<Buffer | undefined> {
-    const request = { namespace: this.namespace, key };
-    const { session } = await unary(this.#client.get.bind(this.#client), request, timeout);
+    const client = this.#current();
+    const { session } = await unary(client.get.bind(client), { namespace: this.namespace, key }, timeout);
     return session?.value;
   }
 
   async take(key: Buffer, timeout: number): Promise<Buffer | undefined> {
-    const request = { namespace: this.namespace, key };
-    const { session } = await unary(this.#client.take.bind(this.#client), request, timeout);
+    const client = this.#current();
+    const { session } = await unary(client.take.bind(client), { namespace: this.namespace, key }, timeout);
     return session?.value;
   }
 
   async batch(operations: BatchOperation[], timeout: number): Promise<BatchResult[]> {
-    const { results } = await unary(this.#client.batch.bind(this.#client), { operations }, timeout);
+    const client = this.#current();
+    const { results } = await unary(client.batch.bind(client), { operations }, timeout);
     return results;
   }
 
   close(): void {
     this.#client.close();
+    this.#next?.close();
+    this.#next = undefined;
+  }
+
+  #connect(): SessionStoreServiceClient {
+    const secured = this.#tls ? channelCredentials(this.#tls) : credentials.createInsecure();
+    const client = new SessionStoreServiceClient(this.#target, secured, OPTIONS);
+    client.getChannel().getConnectivityState(true); // connects
+    return client;
+  }
+
+  #current(): SessionStoreServiceClient {
+    this.#files?.follow(() => {
+      this.#renew(this.#connect());
+      return "";
+    });
+    return this.#client;
+  }
+
+  /** Has calls go through another client, once it has a connection; calls under way go on. */
+  #renew(next: SessionStoreServiceClient): void {
+    this.#next?.close();
+    this.#next = next;
+    next.waitForReady(Date.now() + RENEWAL_MILLISECONDS, () => {
+      if (this.#next !== next) return; // closed
+      this.#next = undefined;
+      this.#client.close();
+      this.#client = next;
+    });
   }
 }
 
@@ -119,14 +170,30 @@ type Method<Request, Response> = (
   metadata: Metadata,
   options: { deadline: number },
   callback: (error: ServiceError | null, response: Response) => void,
-) => unknown;
+) => ClientUnaryCall;
 
+/**
+ * An event loop that stood still looks at its timers before it reads what came meanwhile. So a call that is late gets another look at
+ * the sockets, and a little time if it was a standstill, before it is given up.
+ */
 function unary<Request, Response>(method: Method<Request, Response>, request: Request, timeout: number): Promise<Response> {
   return new Promise((resolve, reject) => {
-    method(request, new Metadata(), { deadline: Date.now() + timeout }, (error, response) => {
-      if (error) reject(new CallError(error));
-      else resolve(response);
+    const end = performance.now() + timeout;
+    let [late, stoodStill] = [false, false];
+    const deadline = Date.now() + timeout + 2 * STANDSTILL_MILLISECONDS; // of the store; the caller's is the timer's
+    const call = method(request, new Metadata(), { deadline }, (error, response) => {
+      clearTimeout(timer);
+      if (!error) resolve(response);
+      else reject(new CallError(late ? { code: status.DEADLINE_EXCEEDED, details: "of this process" } : error, stoodStill));
     });
+    const giveUp = (): void => {
+      late = true;
+      call.cancel();
+    };
+    let timer = setTimeout(() => {
+      stoodStill = performance.now() - end >= STANDSTILL_MILLISECONDS;
+      timer = setTimeout(giveUp, stoodStill ? STANDSTILL_MILLISECONDS : 1);
+    }, timeout);
   });
 }
 
@@ -143,5 +210,9 @@ function channelCredentials({ ca, cert, key }: Tls): ChannelCredentials {
 }
 
 function content(pem: string | Buffer): Buffer {
-  return typeof pem === "string" && !pem.includes("-----BEGIN") ? readFileSync(pem) : Buffer.from(pem);
+  return isPath(pem) ? readFileSync(pem) : Buffer.from(pem);
+}
+
+function isPath(pem: string | Buffer | undefined): pem is string {
+  return typeof pem === "string" && !pem.includes("-----BEGIN");
 }

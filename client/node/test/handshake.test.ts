@@ -1,18 +1,22 @@
 import assert from "node:assert/strict";
+import { spawn } from "node:child_process";
 import { once } from "node:events";
 import { renameSync } from "node:fs";
 import http2 from "node:http2";
 import https from "node:https";
 import type { AddressInfo } from "node:net";
 import net from "node:net";
+import { join } from "node:path";
 import { test, type TestContext } from "node:test";
+import { setTimeout as sleep } from "node:timers/promises";
 import tls from "node:tls";
 
-import { attach, Keyring, type Sessions } from "../src/index.js";
+import { attach, Keyring, ResumedError, type Sessions } from "../src/index.js";
 import { FleetKey } from "../src/sealing.js";
 import { CallError, type Store } from "../src/store.js";
 import { status, type ServiceError } from "@grpc/grpc-js";
 import {
+  certificate,
   connect,
   eventually,
   fleetKey,
@@ -26,6 +30,7 @@ import {
   sharedStore,
   skip,
   startStore,
+  total,
   VERSIONS,
   visit,
   type Version,
@@ -39,8 +44,6 @@ function onBothVersions(name: string, run: (context: TestContext, target: string
     });
   }
 }
-
-const total = (counts: Record<string, number>): number => Object.values(counts).reduce((sum, each) => sum + each, 0);
 
 /** A store whose answers to look-ups are changed. */
 function changed(store: Store, change: (value: Buffer, key: Buffer) => Buffer): Store {
@@ -72,7 +75,7 @@ onBothVersions("a frontend resumes what another one negotiated", async (context,
     [4, 5],
   );
   assert.deepEqual(
-    stats.map(({ misses }) => total(misses)),
+    stats.map(({ misses, foreignHits }) => total(misses) + total(foreignHits)), // both are in this process
     [0, 0],
   );
 });
@@ -143,21 +146,26 @@ for (const version of VERSIONS) {
       await eventually("resumption", resumes);
       await sessions.flush();
 
-      const before = sessions.stats.misses.late ?? 0; // the machine may be busy
       store.process.kill("SIGSTOP"); // hangs
       const kept = session;
+      // A machine that stands still now and then makes calls late that do not count.
+      await eventually("an open breaker", async () => {
+        assert(!(await visit(port, version, kept)).resumed);
+        return sessions.breakerOpen;
+      });
+      const before = sessions.stats.misses;
       for (let n = 0; n < 20; n++) assert(!(await visit(port, version, kept)).resumed);
       const { misses } = sessions.stats;
-      assert.equal(sessions.breakerOpen, true);
-      const late = (misses.late ?? 0) - before;
-      assert(late > 0 && late <= 3 && (misses["breaker-open"] ?? 0) >= 17, JSON.stringify(misses));
+      assert.equal(misses.late, before.late);
+      assert.equal((misses["breaker-open"] ?? 0) - (before["breaker-open"] ?? 0), 20);
       store.process.kill("SIGCONT");
       await eventually("resumption after a hang", resumes);
 
       store.process.kill("SIGKILL"); // is down
-      for (let n = 0; n < 20; n++) assert(!(await resumes()));
-      assert.equal(sessions.breakerOpen, true);
-      assert((sessions.stats.misses.down ?? 0) > 0, JSON.stringify(sessions.stats.misses));
+      await eventually("an open breaker", async () => {
+        assert(!(await resumes()));
+        return sessions.breakerOpen;
+      });
     },
   );
 }
@@ -185,7 +193,7 @@ onBothVersions(
       ["not-authentic", (value) => flip(value, 12)], // not_after
       ["not-authentic", () => seal(Buffer.alloc(32), Buffer.from("another session"))],
       ["unknown-key", (_, key) => stranger.seal(key, Buffer.from("a session"), later, Buffer.alloc(12))],
-      ["expired", (_, key) => seal(key, Buffer.from("a session"), Math.floor(Date.now() / 1000))],
+      ["expired", (_, key) => seal(key, Buffer.from("a session"), Math.floor(Date.now() / 1000) - 60)], // the look-up takes time
       ["undecodable", (_, key) => seal(key, Buffer.concat([Buffer.alloc(40), Buffer.from("a session of another format")]))],
       ["undecodable", (_, key) => seal(key, Buffer.alloc(40))],
     ];
@@ -215,7 +223,8 @@ onBothVersions(
       const { session } = await visit(port, version);
       assert(!(await visit(port, version, session)).resumed);
     }
-    assert.equal(total(sessions.stats.hits), 3); // it was handed to OpenSSL
+    const { hits, misses } = sessions.stats;
+    assert.deepEqual([hits, misses], [{}, { "not-resumed": 3 }]);
   },
 );
 
@@ -326,10 +335,14 @@ onBothVersions("sessions survive a rotation of keys, until theirs is retired", a
   context.mock.method(performance, "now", () => tick);
   const [old, young] = [Buffer.alloc(32, 11), Buffer.alloc(32, 12)];
   const path = keyringFile(old);
-  const { port, sessions } = await frontend(context, target, { keyring: path });
+  const keyring = Keyring.load(path, quiet);
+  const { port, sessions } = await frontend(context, target, { keyring });
   const rotate = (...keys: Buffer[]): void => {
     renameSync(keyringFile(...keys), path);
-    tick += 1000;
+    for (let n = 0; n < 2; n++) {
+      tick += 1000;
+      keyring.toString(); // looks at the file
+    }
   };
   const { session } = await visit(port, version);
   rotate(young, old);
@@ -436,30 +449,110 @@ test("what is no TLS, or cut off, or silent, harms nobody", { skip }, async (con
 test("a frontend starts, and serves, before there is a store", async (context) => {
   const { port, sessions } = await frontend(context, "127.0.0.1:1", { deadline: 50 });
   let session: Buffer | undefined;
-  for (let n = 0; n < 10; n++) {
+  await eventually("an open breaker", async () => {
     const seen = await visit(port, "TLSv1.3", session);
     assert(!seen.resumed);
     session = seen.session;
-  }
-  assert(sessions.breakerOpen);
+    return sessions.breakerOpen;
+  });
 });
 
-test("options outside their range are refused in one line that says what to do", () => {
+test("a program ends by itself once it has closed its server and its sessions", { skip }, async (context) => {
+  const { target } = await sharedStore();
+  const keyring = keyringFile(fleetKey);
+  const program = `
+    const tls = require("node:tls");
+    const { attach } = require(${JSON.stringify(join(__dirname, "../src/index.js"))});
+    const pem = require("node:fs").readFileSync(${JSON.stringify(certificate)});
+    const server = tls.createServer({ cert: pem, key: pem }, (socket) => socket.end("x"));
+    const sessions = attach(server, { target: ${JSON.stringify(target)}, namespace: "ends", keyring: ${JSON.stringify(keyring)} });
+    server.listen(0, "127.0.0.1", () => {
+      const client = tls.connect({ port: server.address().port, rejectUnauthorized: false }, () => client.resume());
+      client.on("close", () => server.close(() => sessions.close()));
+    });`;
+  const child = spawn(process.execPath, ["-e", program], { stdio: "inherit" });
+  context.after(() => child.kill());
+  assert.deepEqual(await Promise.race([once(child, "exit"), sleep(PATIENCE, "still there", { ref: false })]), [0, null]);
+});
+
+test("where the key exchange is tried again, no single use is spent for nothing", { skip }, async (context) => {
+  let calls = 0;
+  const counted = (store: Store): Store => ({
+    ...changed(store, (value) => {
+      calls++;
+      return value;
+    }),
+    take(key, timeout) {
+      calls++;
+      return store.take(key, timeout);
+    },
+  });
+  const { target } = await sharedStore();
+  const options = { singleUse: true, store: counted, server: { ecdhCurve: "P-384" } };
+  const { port, sessions } = await frontend(context, target, options);
+  const { session } = await visit(port, "TLSv1.3");
+  // A client brings a key for the first of its groups.
+  assert(!(await visit(port, "TLSv1.3", session, { ecdhCurve: "X25519:P-384" })).resumed);
+  assert.deepEqual([sessions.stats.misses, calls], [{ "not-resumed": 1 }, 0]);
+  assert((await visit(port, "TLSv1.3", session, { ecdhCurve: "P-384:X25519" })).resumed);
+});
+
+test(
+  "a session with another hash than the chosen cipher's is a miss, stays, and is followed by others",
+  { skip },
+  async (context) => {
+    const { target } = await sharedStore();
+    for (const honorCipherOrder of [true, false]) {
+      const [first, second] = ["TLS_AES_256_GCM_SHA384", "TLS_AES_128_GCM_SHA256"];
+      const server = { honorCipherOrder, ciphers: honorCipherOrder ? `${second}:${first}` : `${first}:${second}` };
+      const { port, sessions } = await frontend(context, target, { server, singleUse: true });
+      const { session } = await visit(port, "TLSv1.3", undefined, { ciphers: first });
+      const seen = await visit(port, "TLSv1.3", session, { ciphers: `${second}:${first}` }); // waits for a ticket
+      assert(!seen.resumed);
+      assert.deepEqual([sessions.stats.hits, sessions.stats.misses], [{}, { "other-cipher": 1 }]);
+      assert((await visit(port, "TLSv1.3", session, { ciphers: first })).resumed);
+      assert((await visit(port, "TLSv1.3", seen.session, { ciphers: `${second}:${first}` })).resumed);
+    }
+  },
+);
+
+test("options that are missing, of another type or outside their range are refused in one line that says what to do", () => {
   const options = { target: "127.0.0.1:1", namespace: "shop", keyring: Keyring.fromKeys(fleetKey) };
   const refused: [object, RegExp][] = [
-    [{ namespace: "Shop" }, /namespace must be/],
+    [{ target: undefined }, /target must be/],
+    [{ namespace: undefined }, /namespace must be/],
+    [{ namespace: "Shop" }, /namespace must be.*"Shop"/],
+    [{ namespace: ["shop"] }, /namespace must be/],
+    [{ keyring: undefined }, /keyring must be.*resumed keygen/],
+    [{ keyring: fleetKey }, /keyring must be a keyring file[^\x01]*$/],
+    [{ keyring: "/nowhere" }, /resumed keygen/],
     [{ lifetime: 604_801 }, /lifetime must be/],
+    [{ lifetime: "60" }, /lifetime must be/],
     [{ deadline: 0 }, /deadline must be/],
+    [{ deadline: "50" }, /deadline must be.*not "50"/],
+    [{ deadline: NaN }, /deadline must be/],
+    [{ deadline: 5e10 }, /deadline must be/], // more than a timer can wait
     [{ maxLookups: 0 }, /maxLookups must be/],
+    [{ singleUse: "no" }, /singleUse must be/],
     [{ ids: "sealed" }, /ids must be "any"/],
     [{ puts: "never" }, /puts must be/],
-    [{ keyring: "/nowhere" }, /resumed keygen/],
-    [{ tls: { ca: "/nowhere" } }, /tls: .*nowhere/],
+    [{ tls: { ca: "/nowhere" } }, /tls.*nowhere/],
+    [{ tls: true }, /tls must have/],
+    [{ tls: { ca: pem, cert: pem } }, /tls must have/],
+    [{ logger: {} }, /logger must have/],
+    [{ lifeTime: 60 }, /there is no option lifeTime/],
   ];
+  const isRefusal =
+    (complaint: RegExp) =>
+    (error: Error): boolean => {
+      assert(error instanceof ResumedError && complaint.test(error.message) && !error.message.includes("\n"), error);
+      return true;
+    };
   for (const [wrong, complaint] of refused) {
     const server = tls.createServer();
-    assert.throws(() => attach(server, { ...options, ...wrong }), complaint);
+    assert.throws(() => attach(server, { ...options, ...wrong }), isRefusal(complaint));
   }
+  assert.throws(() => attach(tls.createServer(), undefined as never), isRefusal(/needs options/));
   const taken = tls.createServer();
   taken.on("newSession", (_id, _session, done: () => void) => {
     done();

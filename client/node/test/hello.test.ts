@@ -6,6 +6,7 @@ import { PassThrough } from "node:stream";
 import { test, type TestContext } from "node:test";
 import tls from "node:tls";
 
+import { chosenCipher, isRetried } from "../src/foreseen.js";
 import { readHello } from "../src/hello.js";
 import { peek } from "../src/peek.js";
 
@@ -46,6 +47,26 @@ test("a client's hello says what it offers, however it is cut into records", asy
   const hello = readHello(tls12);
   assert(hello && hello !== "incomplete");
   assert.deepEqual([hello.serverName, hello.offersTls13, hello.sessionId.length], ["", false, 0]);
+});
+
+test("a hello shows whether the key exchange is tried again, where the server's groups are known", async (context) => {
+  const hello = readHello(await flight(context, { ecdhCurve: "P-256:X25519:P-384" }));
+  assert(hello && hello !== "incomplete");
+  assert.deepEqual(hello.keyShares, [23]);
+  for (const groups of ["auto", "P-256", "prime256v1:X25519", "X25519:secp256r1", "?*X25519MLKEM768/P-256", "P-384:unknown"]) {
+    assert(!isRetried(hello, groups), groups);
+  }
+  for (const groups of ["P-384", "X25519:secp384r1", "x448"]) assert(isRetried(hello, groups), groups);
+});
+
+test("a hello shows which cipher of TLS 1.3 is chosen", async (context) => {
+  const ciphers = "TLS_AES_128_GCM_SHA256:TLS_CHACHA20_POLY1305_SHA256:TLS_AES_256_GCM_SHA384";
+  const hello = readHello(await flight(context, { ciphers }));
+  assert(hello && hello !== "incomplete");
+  assert.equal(chosenCipher(hello, tls.DEFAULT_CIPHERS, true), 0x1302);
+  assert.equal(chosenCipher(hello, tls.DEFAULT_CIPHERS, false), 0x1301);
+  assert.equal(chosenCipher(hello, "ECDHE+AESGCM:TLS_CHACHA20_POLY1305_SHA256", false), 0x1303);
+  assert.equal(chosenCipher(hello, "ECDHE+AESGCM:TLS_AES_128_CCM_SHA256", true), undefined);
 });
 
 test("what is no hello, or too long for one, is none, and any bytes do no harm", async (context) => {

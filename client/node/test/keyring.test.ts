@@ -1,11 +1,11 @@
 import assert from "node:assert/strict";
-import { chmodSync, chownSync, renameSync, statSync, writeFileSync } from "node:fs";
+import { chmodSync, chownSync, renameSync, statSync, utimesSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { mock, test } from "node:test";
 import { inspect } from "node:util";
 
 import { Keyring, ResumedError } from "../src/index.js";
-import { directory, fleetKey, keyringFile } from "./support.js";
+import { directory, fleetKey, keyringFile, quiet } from "./support.js";
 
 const line = (fill: number): string => `${Buffer.alloc(32, fill).toString("base64")}\n`;
 
@@ -56,7 +56,10 @@ test("a changed file is read again, one that cannot be used is reported once, an
   const path = keyringFile(Buffer.alloc(32, 1));
   const keyring = Keyring.load(path, logger);
   const shows = (): string => {
-    now += 1000;
+    for (let n = 0; n < 2; n++) {
+      now += 1000;
+      keyring.toString();
+    }
     return keyring.toString();
   };
   const replace = (text: string): void => {
@@ -72,6 +75,30 @@ test("a changed file is read again, one that cannot be used is reported once, an
   assert.equal(shows(), after);
   assert.equal(shows(), after);
   assert.equal(logger.error.mock.callCount(), 1);
+});
+
+test("the middle of a change is not read: a file must look the same twice", (context) => {
+  let now = 0;
+  context.mock.method(performance, "now", () => now);
+  const path = keyringFile(Buffer.alloc(32, 1));
+  const keyring = Keyring.load(path, quiet);
+  const before = keyring.toString();
+  const look = (): string => {
+    now += 1000;
+    return keyring.toString();
+  };
+  const write = (text: string, age: number): void => {
+    writeFileSync(path, text);
+    utimesSync(path, 0, Date.now() / 1000 - age);
+  };
+  const justNow = -3600; // however slow the machine is
+  write(line(2), justNow); // the second line is not written yet
+  assert.equal(look(), before);
+  write(line(2) + line(1), justNow);
+  assert.equal(look(), before);
+  assert.match(look(), /, /);
+  write(line(3), 60); // found by the first look in a while
+  assert.doesNotMatch(look(), /, /);
 });
 
 test("nothing that prints a keyring, or what holds one, prints a key", () => {

@@ -6,7 +6,7 @@ import { dirname, join } from "node:path";
 import { createInterface } from "node:readline";
 import { test, type TestContext } from "node:test";
 
-import { certificate, fleetKey, frontend, keyringFile, renamed, sharedStore, skip, VERSIONS, visit } from "./support.js";
+import { certificate, fleetKey, frontend, keyringFile, renamed, sharedStore, skip, total, VERSIONS, visit } from "./support.js";
 
 /** A frontend of the repository's Python client, on a free port. */
 async function pythonFrontend(context: TestContext, target: string, stack: string): Promise<number> {
@@ -40,6 +40,9 @@ for (const stack of ["ssl", "pyopenssl"]) {
           session = seen.session;
         }
       }
+      const { hits, foreignHits } = node.sessions.stats;
+      // In TLS 1.2 a session stays its issuer's; in TLS 1.3 each resumption issues another one.
+      assert.deepEqual([total(hits), total(foreignHits)], [3, version === "TLSv1.3" ? 3 : 2]);
       const { session } = await visit(python, version);
       assert(!(await visit(node.port, version, renamed(session, "bank.example"), { servername: "bank.example" })).resumed);
       assert.deepEqual(node.sessions.stats.misses, { "other-name": 1 });

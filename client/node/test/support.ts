@@ -209,6 +209,10 @@ export function renamed(session: Buffer | undefined, name: "bank.example" | "SHO
   return Buffer.concat([Buffer.from(before, "latin1"), inner.serialize()]);
 }
 
+export function total(counts: Record<string, number>): number {
+  return Object.values(counts).reduce((sum, each) => sum + each, 0);
+}
+
 /** Waits until something of another process, or of the event loop, is so. */
 export async function eventually(what: string, is: () => boolean | Promise<boolean>): Promise<void> {
   const end = Date.now() + PATIENCE;

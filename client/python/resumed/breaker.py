@@ -1,6 +1,8 @@
 """Stops asking a store that keeps failing, so that an outage costs handshakes nothing.
 
-A store that refuses a call because of a limit does not fail: it is asked less often, and others go on as before.
+A store that refuses a call because of a limit does not fail: it is asked less often, and others go on as before. While
+that lasts, operations are *scarce*: what there is goes to sessions that are stored already, since a Get of one that is
+not gains nothing (see shim.py). So a namespace at 60 % of what it needs resumes about 60 %, and not nothing.
 """
 
 from __future__ import annotations
@@ -13,6 +15,8 @@ if TYPE_CHECKING:
 
 _FIRST_REST, _LONGEST_REST = 0.05, 0.8
 """Seconds for which nobody asks a store that has just refused because of a limit; twice as long each time in a row."""
+_SCARCE_SECONDS = 5.0
+"""How long after a refusal because of a limit operations count as scarce: each of many frontends sees few refusals."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 0.5
 """Seconds between trials of a store that keeps failing; twice as long each time in a row."""
 _CALM = 10.0
@@ -34,6 +38,7 @@ class Breaker:
     def __init__(self, failures: int = 3, clock: Callable[[], float] = time.monotonic) -> None:
         self._limit, self._clock = failures, clock
         self._rest = self._rests_until = 0.0
+        self._limited_at = float("-inf")
         self._failures = 0
         self._failed_at = float("-inf")
         self._pause, self._opened = 0.0, float("-inf")
@@ -47,13 +52,27 @@ class Breaker:
         """Whether the store refused a call a moment ago because of a limit."""
         return self._rest > 0 and self._clock() < self._rests_until
 
+    @property
+    def scarce(self) -> bool:
+        """Whether the store refused a call because of a limit in the last seconds."""
+        return self._clock() - self._limited_at < _SCARCE_SECONDS
+
     def now(self) -> float:
         """Return the time, for failed()."""
         return self._clock()
 
-    def failed(self, began: float) -> None:
-        """Note that a call failed that began at a time of now()."""
+    def failed(self, began: float, *, late: bool = False) -> None:
+        """Note that a call failed that began at a time of now().
+
+        Args:
+            began: When it began.
+            late: Whether it was not answered in time. While operations are scarce that is no failure: a server holds
+                back what it refuses if it refuses much.
+        """
         self.answered = False
+        if late and self.scarce:
+            self._rest_longer()
+            return
         if began < self._failed_at:
             return
         self._failures += 1
@@ -69,16 +88,22 @@ class Breaker:
         self._pause = min(max(2 * self._pause, _FIRST_PAUSE), _LONGEST_PAUSE)
         return self._pause
 
-    def limited(self) -> float:
-        """Note that a call was refused because of a limit, and return for how many seconds to make none."""
-        rest = min(max(2 * self._rest, _FIRST_REST), _LONGEST_REST)
+    def limited(self) -> None:
+        """Note that a call was refused because of a limit, so that none is made for a while."""
+        rest = self._rest_longer()
         self.succeeded()
         self.answered = False
-        self._rest, self._rests_until = rest, self._clock() + rest
-        return rest
+        self._limited_at = self._clock()
+        self._rest = rest
 
     def succeeded(self) -> None:
         """Note that a call was carried out in time."""
         self._failures = 0 if self.closed else self._limit - 1
         self.closed = self.answered = True
         self._rest = 0.0
+
+    def _rest_longer(self) -> float:
+        """Rest from now on, twice as long as the last time; return for how many seconds."""
+        self._rest = min(max(2 * self._rest, _FIRST_REST), _LONGEST_REST)
+        self._rests_until = self._clock() + self._rest
+        return self._rest

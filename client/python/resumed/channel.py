@@ -5,6 +5,7 @@ Each call has a connection to itself (see connections.py) and runs in its caller
 
 from __future__ import annotations
 
+import random
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -16,10 +17,14 @@ from resumed.target import Target
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from resumed.connections import Server
     from resumed.credentials import Credentials
 
 ATTEMPTS = 3
 """How often a call is tried, where another try is harmless and the deadline allows it."""
+
+_LONGEST_PAUSE = 0.01
+"""Seconds until the only server is asked once more after it has answered that it is unavailable, at most."""
 
 _PASSING = frozenset((CANCELLED, UNAVAILABLE))  # as a server that stops says it
 
@@ -63,7 +68,7 @@ class Channel:
         end = began + timeout
         connections = self._connections
         failure: errors.StoreError = errors.StoreTimeout("there was no time for the call")
-        for _ in range(ATTEMPTS):
+        for attempt in range(ATTEMPTS):
             server, connection = connections.take(end)
             try:
                 connection.request(headers, message, end)
@@ -71,7 +76,7 @@ class Channel:
             except Status as status:
                 connections.give_back(server, connection)
                 failure = errors.from_status(status.number, status.message)
-                if status.number not in _PASSING or not method.repeatable:
+                if not (status.number in _PASSING and method.repeatable and self._may_repeat(server, attempt, end)):
                     raise failure from None
             except TimeoutError:
                 connection.close()
@@ -90,6 +95,17 @@ class Channel:
                 connections.give_back(server, connection)
                 return answer
         raise failure
+
+    def _may_repeat(self, server: Server, attempt: int, end: float) -> bool:
+        """Return whether to repeat a call that a server has answered with UNAVAILABLE; wait if that server is left."""
+        if self._connections.unavailable(server):
+            return True
+        # Another one may be behind the same address. But not all callers at once, or one that is overloaded stays so.
+        pause = random.uniform(0.5, 1.0) * _LONGEST_PAUSE  # noqa: S311 - no secret
+        if attempt or pause >= end - time.monotonic():
+            return False
+        time.sleep(pause)
+        return True
 
     def stream(self, method: Method, message: bytes, patience: float) -> Stream:
         """Begin a server-streaming call.

@@ -12,14 +12,16 @@ import itertools
 import socket
 import threading
 import time
+import weakref
 from collections import deque
 from typing import TYPE_CHECKING
 
 from resumed import errors
-from resumed.http2 import Connection
+from resumed.http2 import Broken, Connection
 from resumed.process import renew_after_fork
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Callable, Sequence
 
     from resumed.credentials import Credentials
@@ -42,6 +44,7 @@ class Server:
         where: The address.
         connecting: How many connections are being made.
         failure: Why it could not be reached.
+        defect: The exception that no server is to blame for, if the last attempt ended with one.
         gone: Whether it is none of the target's any more.
     """
 
@@ -49,6 +52,7 @@ class Server:
         self.where = where
         self.connecting = 0
         self.failure = ""
+        self.defect: Exception | None = None
         self.gone = False
         self._free: deque[tuple[Connection, float]] = deque()  # since when; the one used last is at the end
         self._rest = 0.0
@@ -99,7 +103,7 @@ class Server:
 
     def reached(self) -> None:
         """Note that it could be reached."""
-        self._rest = 0.0
+        self._rest, self.defect = 0.0, None
 
     def unreachable(self, reason: str, *, alone: bool) -> None:
         """Leave it alone for a while, longer each time."""
@@ -126,6 +130,7 @@ class Connections:
     def __init__(self, target: Target, credentials: Credentials | None) -> None:
         self._target, self._credentials = target, credentials
         self._servers: tuple[Server, ...] = ()
+        self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()  # whatever is under way on them
         self._begin()
         renew_after_fork(self)
 
@@ -146,6 +151,7 @@ class Connections:
 
         Raises:
             StoreError: There is none in time.
+            RuntimeError: There is none because of a defect, of this program or of what it is called with.
         """
         while True:
             servers = self._servers or self._resolve_first(end)
@@ -180,6 +186,13 @@ class Connections:
         else:
             self.lost()
 
+    def unavailable(self, server: Server) -> bool:
+        """Note that a server answers that it is unavailable; return whether there are other ones to be asked."""
+        with self._news:
+            if len(self._servers) > 1:
+                self._failed(server, "it answers that it is unavailable")
+            return any(not each.resting for each in self._servers if each is not server)
+
     def close(self) -> None:
         """Close all connections; those in use when their calls end. The next call opens another one."""
         with self._lock:
@@ -189,8 +202,10 @@ class Connections:
 
     def after_fork_in_child(self) -> None:
         """Leave the parent's connections to the parent."""
+        for each in list(self._sockets):
+            each.close()  # this process' descriptor, which says nothing to the peer
         for server in self._servers:
-            server.dismiss()  # closing this process' descriptors says nothing to the peer
+            server.dismiss()
         self._servers = ()
         self._begin()
 
@@ -222,6 +237,9 @@ class Connections:
                 self._waiting -= 1
         if found:
             return found
+        for server in servers:
+            if server.defect:
+                raise RuntimeError(f"connecting to {self._target.authority} failed") from server.defect
         if time.monotonic() >= end:
             raise errors.StoreTimeout(f"{self._target.authority}: {failure}")
         if any(server.gone for server in servers):
@@ -275,13 +293,16 @@ class Connections:
 
     def _make(self, server: Server, seconds: float) -> None:
         """Make a connection, and tell those who wait."""
-        connection, failure = None, ""
+        connection, failure, defect = None, "", None
         try:
-            connection = Connection(self._connect(server.where, time.monotonic() + seconds))
-        except Exception as error:  # noqa: BLE001 - whatever it is, those who wait have to hear of it
+            connection = self._connect(server.where, time.monotonic() + seconds)
+        except (OSError, Broken) as error:
             failure = _reason(error)
+        except Exception as error:  # noqa: BLE001 - those who wait have to hear of it
+            failure, defect = _reason(error), error
         with self._news:
             server.connecting -= 1
+            server.defect = defect
             if connection is None:
                 self._failed(server, failure)
             else:
@@ -295,25 +316,24 @@ class Connections:
         self._news.notify_all()
         self.lost()
 
-    def _connect(self, where: SocketAddress, end: float) -> socket.socket:
+    def _connect(self, where: SocketAddress, end: float) -> Connection:
         family, address = where
-        connecting = socket.socket(family, socket.SOCK_STREAM)
+        opened = socket.socket(family, socket.SOCK_STREAM)
+        self._sockets.add(opened)
         try:
-            connecting.settimeout(max(end - time.monotonic(), 0.001))
-            connecting.connect(address)
+            opened.settimeout(max(end - time.monotonic(), 0.001))
+            opened.connect(address)
             if family != socket.AF_UNIX:
-                connecting.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            if self._credentials is None:
-                return connecting
-            name = self._credentials.server_name or self._target.host
-            secured = self._credentials.context().wrap_socket(connecting, server_hostname=name)
+                opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if self._credentials:
+                name = self._credentials.server_name or self._target.host
+                opened = secured = self._credentials.context().wrap_socket(opened, server_hostname=name)
+                self._sockets.add(secured)
+                _require_http2(secured)
+            return Connection(opened)
         except BaseException:
-            connecting.close()
+            opened.close()
             raise
-        if secured.selected_alpn_protocol() != "h2":
-            secured.close()
-            raise ConnectionError("what listens there speaks TLS, but no gRPC")
-        return secured
 
     def _resolve_first(self, end: float) -> tuple[Server, ...]:
         """Look the target's name up; wait for that until `end`."""
@@ -363,6 +383,11 @@ class Connections:
         for server in set(before) - set(self._servers):
             server.dismiss()
         return [server for server in self._servers if server not in before] if before else []
+
+
+def _require_http2(secured: ssl.SSLSocket) -> None:
+    if secured.selected_alpn_protocol() != "h2":
+        raise ConnectionError("what listens there speaks TLS, but no gRPC")
 
 
 def _started(work: Callable[..., None], *arguments: object) -> threading.Thread | None:

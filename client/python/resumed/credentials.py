@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import logging
 import ssl
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from resumed.errors import CredentialsError
+from resumed.files import Followed, Unreadable
 
 if TYPE_CHECKING:
     import os
-
-_CHECK_SECONDS = 1.0
 
 _log = logging.getLogger("resumed")
 
@@ -21,8 +19,8 @@ _log = logging.getLogger("resumed")
 class Credentials:
     """TLS to the store, from PEM files that are read again when they change. Thread-safe.
 
-    A change holds for every call after it, at most a second later; a call under way is not disturbed. Files that cannot
-    be used (such as a key that does not fit its certificate, in the middle of a rotation) are reported in the log, and
+    A change is used once the files have looked the same in two looks, which are a second apart; a call under way is not
+    disturbed. Files that cannot be used, such as a key that does not fit its certificate, are reported in the log, and
     what was read before stays.
 
     Args:
@@ -47,10 +45,11 @@ class Credentials:
             raise ValueError("key goes with cert: give both, or neither")
         self.server_name = server_name
         self._ca, self._cert, self._key = (None if path is None else Path(path) for path in (ca, cert, key))
-        self._versions = self._current_versions()
-        self._context = self._read()
-        self._complaint = ""
-        self._next_check = time.monotonic() + _CHECK_SECONDS
+        paths = [path for path in (self._ca, self._cert, self._key) if path]
+        try:
+            self._files = Followed(paths, lambda _: self._read(), _log_change, _log_error)
+        except Unreadable as error:
+            raise CredentialsError(str(error)) from None
 
     def __repr__(self) -> str:
         """Show the paths, never what is in them."""
@@ -58,29 +57,7 @@ class Credentials:
 
     def context(self) -> ssl.SSLContext:
         """Return the TLS context of connections that begin now; another one once the files have changed."""
-        if time.monotonic() >= self._next_check:
-            self._next_check = time.monotonic() + _CHECK_SECONDS
-            self._reload()
-        return self._context
-
-    def _reload(self) -> None:
-        try:
-            versions = self._current_versions()
-            if versions != self._versions:
-                self._context, self._versions = self._read(), versions
-                _log.info("credentials of the store read again")
-            self._complaint = ""
-        except CredentialsError as error:
-            if str(error) != self._complaint:  # once, not every second
-                _log.error("credentials of the store not read again, those read before stay: %s", error)
-            self._complaint = str(error)
-
-    def _current_versions(self) -> list[tuple[int, int, int]]:
-        try:
-            statuses = [path.stat() for path in (self._ca, self._cert, self._key) if path]
-        except OSError as error:
-            raise CredentialsError(f"{error.filename}: {error.strerror}") from None
-        return [(status.st_ino, status.st_size, status.st_mtime_ns) for status in statuses]
+        return self._files.latest()
 
     def _read(self) -> ssl.SSLContext:
         try:
@@ -96,6 +73,14 @@ class Credentials:
         except OSError as error:
             raise CredentialsError(f"{error.filename or self._cert}: {error.strerror}") from None
         return context
+
+
+def _log_change(_: ssl.SSLContext) -> None:
+    _log.info("credentials of the store read again")
+
+
+def _log_error(error: Exception) -> None:
+    _log.error("credentials of the store not read again, those read before stay: %s", error)
 
 
 def _no_password() -> str:

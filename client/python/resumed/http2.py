@@ -14,6 +14,7 @@ RFC 9113 is HTTP/2; how gRPC uses it is in PROTOCOL-HTTP2.md of the gRPC project
 
 from __future__ import annotations
 
+import _socket
 import contextlib
 import re
 import select
@@ -45,6 +46,7 @@ _LARGEST_HEADERS = 65_536
 _LAST_STREAM = 2**31 - 1
 _OF_CALLS = frozenset((_DATA, _HEADERS, _RST_STREAM, _CONTINUATION))
 
+_CONTENT_TYPE = "application/grpc"
 _MESSAGE = struct.Struct(">?L")  # whether it is compressed, its length
 MAX_MESSAGE = (16 << 20) + (1 << 20)
 """Bytes that an answer may have: a Batch of the largest values that one request asks for."""
@@ -120,7 +122,7 @@ def head(authority: str, path: str, secure: bool) -> bytes:
         (b"\x83\x87" if secure else b"\x83\x86")  # :method POST, :scheme, from the static table (RFC 7541 appendix A)
         + _spelt(b"\x04", path.encode())
         + _spelt(b"\x01", authority.encode())
-        + _spelt(b"\x0f\x10", b"application/grpc")  # content-type
+        + _spelt(b"\x0f\x10", _CONTENT_TYPE.encode())  # content-type
         + _spelt(b"\x00\x02te", b"trailers")
     )
 
@@ -156,8 +158,9 @@ class Connection:
 
     def __init__(self, connected: socket.socket) -> None:
         self._socket = connected
-        self._poll = select.poll()
-        self._poll.register(connected, select.POLLIN)
+        self._poll = select.poll() if hasattr(select, "poll") else None  # eventlet takes it away
+        if self._poll:
+            self._poll.register(connected, select.POLLIN)
         self._received, self._position = b"", 0  # what has come, and how much of it has been looked at
         self._greeted = False
         self._stream = -1
@@ -165,7 +168,7 @@ class Connection:
         self._connection_window = _DEFAULT_WINDOW
         self._unreported = 0  # bytes received that the peer has not been given back
         self._message = bytearray()
-        self._http_status = ""
+        self._http_status, self._is_grpc = "", True
         self._ended = True
         self._going = False
         self.confirmed = float("-inf")
@@ -189,7 +192,7 @@ class Connection:
         stream = self._stream = self._stream + 2
         self._window = self._initial_window
         self._message.clear()
-        self._http_status, self._ended = "", False
+        self._http_status, self._is_grpc, self._ended = "", True, False
         self.confirmed = time.monotonic()
         remaining = self._wait_until(end)
         if not lasts:
@@ -257,16 +260,19 @@ class Connection:
         """Whether another call can be sent, now that none is under way. Answers what the peer asked meanwhile."""
         if not self._ended or self._going or self._stream > _LAST_STREAM - 2:
             return False
-        if not self._poll.poll(0):
+        if self._poll and not self._poll.poll(0):
             return True
         try:
             self._socket.settimeout(0)
             self._receive()
-            while self._received_frame():
-                pass  # of a call that has ended
         except (BlockingIOError, ssl.SSLWantReadError):  # TLS had something to say, HTTP/2 has not
             return True
         except (OSError, Broken):
+            return False
+        try:
+            while self._received_frame():
+                pass  # of a call that has ended
+        except (OSError, Broken):  # an answer of ours found no room, and part of it may be on its way
             return False
         return not self._going
 
@@ -279,8 +285,11 @@ class Connection:
     def cancel(self) -> None:
         """End what is under way, from any thread."""
         with contextlib.suppress(OSError):  # it has ended already
-            # Not SSLSocket's own: behind that one, a read that is under way would go on without TLS.
-            socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
+            if isinstance(self._socket, ssl.SSLSocket):
+                # Not its own: behind that one, a read that is under way would go on without TLS.
+                _socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
+            else:
+                self._socket.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         """Close the socket."""
@@ -310,14 +319,13 @@ class Connection:
         """Take in a frame of the call under way."""
         kind, flags, payload = frame
         if kind == _DATA:
-            if flags & _END_STREAM:
-                raise Broken("the answer ends without a status")
-            self._message += _unpadded(frame)
-            if len(self._message) > _MESSAGE.size + MAX_MESSAGE + _LARGEST_FRAME:
-                raise Broken("the answer is too long")
+            self._take_in_data(frame)
         elif kind == _HEADERS:
             headers = _headers(self._header_block(frame, end))
-            self._http_status = self._http_status or headers.get(":status", "")
+            status = headers.get(":status", "")
+            if not (self._http_status or status.startswith("1")):  # those are informational (RFC 9110 section 15.2)
+                self._http_status = status
+                self._is_grpc = status == "200" and headers.get("content-type", _CONTENT_TYPE).startswith(_CONTENT_TYPE)
             if flags & _END_STREAM:
                 self._ended = True
                 self._check(headers)
@@ -331,6 +339,18 @@ class Connection:
             raise Status(CANCELLED if code == _CANCEL else _INTERNAL, f"the peer reset the call (HTTP/2 error {code})")
         else:
             raise Broken("the peer's headers do not begin")
+
+    def _take_in_data(self, frame: _Frame) -> None:
+        if not self._is_grpc:  # it is the page of a proxy
+            if frame.flags & _END_STREAM:
+                self._ended = True
+                self._check({})
+            return
+        if frame.flags & _END_STREAM:
+            raise Broken("the answer ends without a status")
+        self._message += _unpadded(frame)
+        if len(self._message) > _MESSAGE.size + MAX_MESSAGE + _LARGEST_FRAME:
+            raise Broken("the answer is too long")
 
     def _check(self, trailers: Mapping[str, str]) -> None:
         """Raise the Status that ends a call, unless it is OK."""

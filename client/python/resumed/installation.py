@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 import ssl
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Literal
 
 from resumed.loops import attach
 from resumed.mirror import DEFAULT_BYTES, Mirror
-from resumed.openssl import Binding
+from resumed.openssl import Binding, session_ids
 from resumed.sealing import Keyring
 from resumed.shim import Shim
 from resumed.store import SessionStore
@@ -16,6 +17,7 @@ from resumed.store import SessionStore
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable
+    from concurrent.futures import Future
 
     from opentelemetry.trace import TracerProvider
 
@@ -76,12 +78,57 @@ class Installation:
         """The context's remove-session callback (SSL_CTX_sess_get_remove_cb) as a ctypes function; None when unset."""
         return self._binding.remove_callback
 
-    def remove(self, session_id: bytes) -> None:
-        """Remove a session from the whole fleet, in the background (see flush())."""
-        self._shim.remove(session_id)
+    def remove(self, sessions: object) -> Future[bool]:
+        """Remove sessions from the whole fleet, in the background.
+
+        In this process they resume no more when this returns. In others they resume until the store has removed them;
+        in those that have a mirror, until it has heard of that.
+
+        Args:
+            sessions: A connection of this context or its session, for all sessions that the connection has negotiated
+                or resumed, as in session_ids(): a TLS 1.3 connection has several. Or ids: `bytes` for one, an iterable
+                of them for several; of their connections it removes the others as well if it was this process that
+                served them lately (the last 16,384 sessions).
+
+        Returns:
+            Its result is whether the store has acknowledged all of them; False if the store refused one, or it was
+            never sent. While the store does not answer there is no result. Wait for it with `result(timeout)`, or under
+            asyncio with `asyncio.wrap_future()`.
+
+        Raises:
+            TypeError: They are nothing of that kind.
+            ValueError: The connection has no session: its handshake is not over, or it is closed.
+        """
+        if isinstance(sessions, bytes):
+            return self._shim.remove([sessions])
+        if not isinstance(sessions, Iterable):
+            return self._shim.remove(self.session_ids(sessions))
+        ids = frozenset(sessions)
+        if not all(isinstance(each, bytes) for each in ids):
+            raise TypeError("session ids are bytes")
+        return self._shim.remove(ids)
+
+    @staticmethod
+    def session_ids(source: object) -> frozenset[bytes]:
+        """Return the ids of all sessions that a connection has negotiated or resumed so far, for a later remove().
+
+        Args:
+            source: A connection of this context (`ssl.SSLSocket`, `ssl.SSLObject`, `OpenSSL.SSL.Connection`) or its
+                session (`ssl.SSLSession`, `OpenSSL.SSL.Session`).
+
+        Raises:
+            TypeError: It is nothing of that kind.
+            ValueError: The connection has no session: its handshake is not over, or it is closed.
+        """
+        return session_ids(source)
 
     def flush(self, timeout: float = 1.0) -> bool:
-        """Wait until all Puts and removals so far are sent; return False if `timeout` seconds passed first."""
+        """Wait until all Puts and removals so far are sent.
+
+        Returns:
+            Whether that was done within `timeout` seconds, and the store has acknowledged all removals. One that it
+            refused, or that was dropped, counts until it is repeated.
+        """
         return self._shim.flush(timeout)
 
     def uninstall(self) -> None:

@@ -48,7 +48,7 @@ class Lookups:
         store: The store, with the deadline of a look-up.
         breaker: Says whether the store is worth asking, and hears how it answered.
         recorder: Told how long each look-up took.
-        probe: Called when the breaker opened, to have somebody try the store.
+        probe: Called while the breaker is open, to have the store tried.
         single_use: Whether a session resumes once in the whole fleet: Get, then Take if the caller accepts it.
         most: How many may be under way at once.
         mirror: Told of what was found.
@@ -128,6 +128,7 @@ class Lookups:
 
     def _resting(self) -> Found | None:
         if not self._breaker.closed:
+            self._probe()  # a forked child has no thread that does it
             return None, "breaker-open"
         return (None, "limited") if self._breaker.resting else None
 
@@ -181,7 +182,7 @@ class Lookups:
         except _Late:
             return None, "late"
         except StoreError as error:
-            self._breaker.failed(began)
+            self._breaker.failed(began, late=isinstance(error, StoreTimeout))
             if not self._breaker.closed:
                 _log.warning("the store at %s keeps failing, resumption rests: %s", self._store.target, error)
                 self._probe()

@@ -51,7 +51,6 @@ class Handshake:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._left, self._waker, self._clock = deadline, waker, clock
-        self._wake: Callable[[], None] | None = None
         self._answers: dict[bytes, Future[Found]] = {}
         self._counted: set[bytes] = set()
         self.rests = False
@@ -89,19 +88,23 @@ class Handshake:
         return found
 
     def is_news(self, session_id: bytes) -> bool:
-        """Return whether this is called for the first time with an id: what a client offers twice counts once."""
-        known = len(self._counted)
-        self._counted.add(session_id)
-        return len(self._counted) > known
+        """Return whether this is called for the first time with an id: what a client offers twice counts once.
+
+        Of ids that are not looked up only the first few are remembered, and the others count each time.
+        """
+        if session_id in self._counted:
+            return False
+        if session_id in self._answers or len(self._counted) < MAX_LOOKUPS:
+            self._counted.add(session_id)
+        return True
 
     def _begin(self, session_id: bytes, prefetch: Prefetch) -> Future[Found] | None:
-        self._wake = self._wake or self._waker()
-        if self._wake is None:
+        wake = self._waker()  # which is not kept: it leads back to whoever drives this
+        if wake is None:
             return None
         answer = prefetch(session_id)
         if answer is not None:
             self._answers[session_id] = answer
             if not answer.done():
-                wake = self._wake
                 answer.add_done_callback(lambda _: wake())
         return answer

@@ -20,9 +20,7 @@ import hashlib
 import logging
 import os
 import stat
-import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cryptography.exceptions import InvalidTag
@@ -31,9 +29,12 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from resumed.errors import KeyringError, Unsealable
+from resumed.files import Followed, Unreadable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from resumed.files import File
 
 ID_BYTES = 32
 """Length of a sealed id: what OpenSSL allows at most for a session id (TLS 1.2, RFC 5246 section 7.4.1.2)."""
@@ -45,7 +46,6 @@ _PLAIN = b"\x03"
 _NONCE_BYTES = 12
 _HEADER_BYTES = 13  # version, key id, not_after
 _TAG_BYTES = 16
-_KEYRING_CHECK_SECONDS = 1.0
 
 _log = logging.getLogger("resumed")
 
@@ -122,27 +122,26 @@ class Keyring:
     Make one with load(), from_keys() or plaintext(). Thread-safe.
     """
 
-    def __init__(self, keys: Sequence[_FleetKey], path: Path | None = None, version: object = None) -> None:
-        self._keys = tuple(keys)
-        self._path = path
-        self._version = version
-        self._complaint = ""
-        self._next_check = time.monotonic() + _KEYRING_CHECK_SECONDS
+    def __init__(self, keys: Sequence[_FleetKey], file: Followed[tuple[_FleetKey, ...]] | None = None) -> None:
+        self._keys, self._file = tuple(keys), file
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Keyring:
         """Read a keyring file: one key a line (base64 of 32 bytes), the first seals; # begins a comment.
 
-        The file is read again when it changes, at most once a second, so that a key can be rotated while serving. A
-        changed file that cannot be used is reported in the log and the keys read before stay.
+        The file is read again when it changes, so that a key can be rotated while serving: a change is used once the
+        file has looked the same in two looks, which are a second apart. A changed file that cannot be used is reported
+        in the log and the keys read before stay.
 
         Raises:
             KeyringError: The file is missing or malformed, others than its owner and group may read it, or another user
                 than this one and root owns it.
         """
-        path = Path(path)
-        version = _version_of(path)
-        return cls(_read_keys(path), path, version)
+        try:
+            file = Followed([path], lambda files: _read_keys(files[0]), _log_change, _log_error)
+        except Unreadable as error:
+            raise KeyringError(f"keyring {path}: {error.reason}; make one with `resumed keygen {path}`") from None
+        return cls(file.value, file)
 
     @classmethod
     def from_keys(cls, keys: Sequence[bytes]) -> Keyring:
@@ -258,54 +257,35 @@ class Keyring:
         return None
 
     def _current(self) -> tuple[_FleetKey, ...]:
-        if self._path is not None and time.monotonic() >= self._next_check:
-            self._next_check = time.monotonic() + _KEYRING_CHECK_SECONDS
-            self._reload(self._path)
-        return self._keys
-
-    def _reload(self, path: Path) -> None:
-        try:
-            version = _version_of(path)
-            if version != self._version:
-                self._keys, self._version = _read_keys(path), version
-                _log.info("keyring read again: %s", ", ".join(key.id.hex() for key in self._keys))
-            self._complaint = ""
-        except KeyringError as error:
-            if str(error) != self._complaint:  # once, not every second
-                _log.error("keyring not read again, the keys read before stay: %s", error)
-            self._complaint = str(error)
+        return self._file.latest() if self._file else self._keys
 
 
-def _version_of(path: Path) -> object:
-    try:
-        status = path.stat()
-    except OSError as error:
-        raise KeyringError(f"keyring {path}: {error.strerror}; make one with `resumed keygen {path}`") from None
-    return status.st_ino, status.st_size, status.st_mtime_ns
+def _log_change(keys: Sequence[_FleetKey]) -> None:
+    _log.info("keyring read again: %s", ", ".join(key.id.hex() for key in keys))
 
 
-def _read_keys(path: Path) -> tuple[_FleetKey, ...]:
-    secrets, problem = _parsed(path)  # whose variables, keys as text among them, are gone when something is raised
+def _log_error(error: Exception) -> None:
+    _log.error("keyring not read again, the keys read before stay: %s", error)
+
+
+def _read_keys(file: File) -> tuple[_FleetKey, ...]:
+    secrets, problem = _parsed(file)  # whose variables, keys as text among them, are gone when something is raised
     if problem:
-        raise KeyringError(f"keyring {path}{problem}")
+        raise KeyringError(f"keyring {file.path}{problem}")
     return tuple(map(_FleetKey.of, secrets))
 
 
-def _parsed(path: Path) -> tuple[list[_Secret], str]:
+def _parsed(file: File) -> tuple[list[_Secret], str]:
     """Return the keys of a file, or what is wrong with it."""
-    try:
-        with path.open("rb") as file:
-            status = os.fstat(file.fileno())
-            text = file.read()
-    except OSError as error:
-        return [], f": {error.strerror}"
-    mode = stat.S_IMODE(status.st_mode)
-    if mode & (stat.S_IRWXO | stat.S_IWGRP):
-        return [], f": others may read or change it (mode {mode:04o}); run `chmod 600 {path}`"
-    if status.st_uid not in {0, os.geteuid()} and os.geteuid():
-        return [], f": another user owns it, who may change it; run `chown {os.geteuid()} {path}`"
+    if file.mode & (stat.S_IRWXO | stat.S_IWGRP):
+        return [], (
+            f": others may read or change it (mode {file.mode:04o}); run `chmod 600 {file.path}`, or give a Kubernetes "
+            "Secret `defaultMode: 0400` (0440 with an fsGroup)"
+        )
+    if file.owner not in {0, os.geteuid()} and os.geteuid():
+        return [], f": another user owns it, who may change it; run `chown {os.geteuid()} {file.path}`"
     secrets: list[_Secret] = []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(file.content.splitlines(), 1):
         encoded = line.partition(b"#")[0].strip()
         if not encoded:
             continue

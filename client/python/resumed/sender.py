@@ -1,8 +1,4 @@
-"""Seals and sends while no handshake waits: one thread a process, a bounded queue, many operations in one Batch.
-
-It is also what finds out that a failing store is back: while the breaker is open it tries once in a while, so that no
-handshake has to.
-"""
+"""Seals and sends while no handshake waits: one thread a process, a bounded queue, many operations in one Batch."""
 
 from __future__ import annotations
 
@@ -16,14 +12,13 @@ from collections import deque
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
-from resumed.errors import LimitExceeded, StoreError
+from resumed.errors import LimitExceeded, StoreError, StoreTimeout
 from resumed.process import renew_after_fork
 from resumed.store import BATCH_OPERATIONS, Operation, Put, Remove, SessionStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from resumed.breaker import Breaker
     from resumed.stats import Recorder
 
 QUEUE_BYTES = 16 << 20
@@ -33,14 +28,17 @@ LINGER = 0.003
 so a busy frontend shares it among its handshakes; clients that come back sooner are asked for again (see shim.py)."""
 BATCH_DEADLINE = 1.0
 """Seconds that a Batch may take; nobody waits for it."""
-RETRY_SECONDS = 0.05
-"""Seconds after which a Batch that failed is sent again."""
+RETRY_SECONDS, LONGEST_RETRY_SECONDS = 0.05, 0.8
+"""Seconds after which a Batch that failed is sent again; twice as long each time in a row, up to the second number."""
+PATIENCE = 3
+"""How many Batches in a row fail until close() gives up what is left."""
 
 EXIT_SECONDS = 1.0
 """Seconds that the end of the interpreter waits for what is not sent yet."""
 
 _OVERHEAD = 256  # an entry's own memory, roughly, beside its value
-_PROBE_KEY = b"resumed/v1 probe"
+_MOST_REMOVED = 16_384
+"""How many removals are remembered beside those in the queue: what this process removed resumes in it no more."""
 
 _log = logging.getLogger("resumed")
 
@@ -57,6 +55,8 @@ class Outgoing(NamedTuple):
     """For a Remove, why: it is counted under this reason."""
     issued: float = 0.0
     """When the session was negotiated, in Unix seconds: waiting in the queue does not bring it past a purge."""
+    report: Callable[[bool], None] | None = None
+    """For a Remove: called with whether the store acknowledged it."""
 
     def __repr__(self) -> str:
         """Show nothing of the session."""
@@ -68,7 +68,6 @@ class Sender:
 
     Args:
         store: Where to.
-        breaker: Told of every outcome, and closed again when the store is back.
         recorder: Counts what became of each Put and Remove.
         clock: Unix seconds.
         seal: Makes the stored value of a store key, a serialized session and its not_after. It is cheaper here, one
@@ -78,12 +77,12 @@ class Sender:
     def __init__(
         self,
         store: SessionStore,
-        breaker: Breaker,
         recorder: Recorder,
         clock: Callable[[], float],
         seal: Callable[[bytes, bytes, int], bytes],
     ) -> None:
-        self._store, self._breaker, self._recorder, self._clock, self._seal = store, breaker, recorder, clock, seal
+        self._store, self._recorder, self._clock, self._seal = store, recorder, clock, seal
+        self._removed: dict[bytes, bool] = {}  # the last removals, and whether the store acknowledged them
         self._begin()
         renew_after_fork(self)
         _senders.add(self)
@@ -97,6 +96,8 @@ class Sender:
         self._submitted = 0
         self._finished = 0
         self._urgent = 0
+        self._failures = 0  # in a row
+        self._retry = RETRY_SECONDS
         self._idle = False
         self._closing = False
         self._thread: threading.Thread | None = None
@@ -110,24 +111,29 @@ class Sender:
         """
         size = _size(outgoing)
         with self._changed:
-            if self._closing or self._bytes + size > QUEUE_BYTES:
-                self._count(outgoing, "dropped")
-                return 0
-            self._queue.append(outgoing)
-            self._bytes += size
-            if outgoing.value is None:
-                self._removing.add(outgoing.key)
-            self._submitted += 1
-            if urgent:
-                self._urgent = self._submitted
-            # A thread that lingers or sends finds it in the queue: to wake it would cost this handshake its turn.
-            if urgent or self._idle or self._thread is None or len(self._queue) >= BATCH_OPERATIONS:
-                self._wake()
-            return self._submitted
+            if not self._closing and self._bytes + size <= QUEUE_BYTES:
+                self._queue.append(outgoing)
+                self._bytes += size
+                if outgoing.value is None:
+                    self._removing.add(outgoing.key)
+                self._submitted += 1
+                if urgent:
+                    self._urgent = self._submitted
+                # A thread that lingers or sends finds it in the queue: to wake it would cost this handshake its turn.
+                if urgent or self._idle or self._thread is None or len(self._queue) >= BATCH_OPERATIONS:
+                    self._wake()
+                return self._submitted
+        self._ended(outgoing, "dropped")
+        return 0
 
-    def is_removing(self, key: bytes) -> bool:
-        """Return whether a Remove of a session is submitted, and not yet acknowledged."""
-        return key in self._removing
+    def is_removed(self, key: bytes) -> bool:
+        """Return whether this process has submitted a Remove of a session, whatever has become of it."""
+        return key in self._removing or key in self._removed
+
+    @property
+    def answered(self) -> bool:
+        """Whether the last Batch was carried out, if there was any."""
+        return self._retry == RETRY_SECONDS
 
     def wait(self, number: int, timeout: float) -> bool:
         """Wait until what submit() numbered so was sent or given up; return False if `timeout` seconds passed first."""
@@ -135,16 +141,16 @@ class Sender:
             return self._changed.wait_for(lambda: self._finished >= number, timeout)
 
     def flush(self, timeout: float) -> bool:
-        """Send all that was submitted so far at once; return False if `timeout` seconds passed first."""
+        """Send all that was submitted so far at once.
+
+        Returns:
+            Whether that was done within `timeout` seconds, and the store has acknowledged all removals. One that it
+            refused, or that was dropped, counts until it is submitted again.
+        """
         with self._changed:
             self._urgent = last = self._submitted
             self._changed.notify_all()
-        return self.wait(last, timeout)
-
-    def probe(self) -> None:
-        """Try, from now on, whether the store answers again, until it does."""
-        with self._changed:
-            self._wake()
+            return self.wait(last, timeout) and all(list(self._removed.values()))
 
     def close(self, timeout: float) -> None:
         """Accept nothing more, and wait up to `timeout` seconds until all is sent.
@@ -154,12 +160,15 @@ class Sender:
         with self._changed:
             self._closing = True
             self._changed.notify_all()
-            if self._thread is None:
-                self._store.close()
-            self._changed.wait_for(lambda: not self._queue or not self._breaker.closed, timeout)
+            thread = self._thread
+            if thread:
+                self._changed.wait_for(lambda: not self._queue or self._failures >= PATIENCE, timeout)
+        if thread is None:
+            self._end()
 
     def after_fork_in_child(self) -> None:
         """Begin with an empty queue: what was in it the parent sends."""
+        self._removed |= dict.fromkeys(self._removing, True)
         self._begin()
 
     def _wake(self) -> None:
@@ -173,31 +182,34 @@ class Sender:
     def _run(self) -> None:
         while self._await_work():
             try:
-                if self._breaker.closed:
-                    self._send()
-                else:
-                    self._try_again()
+                self._send()
             except Exception:  # noqa: BLE001  # a defect must not end the thread: all later Puts would be lost in silence
                 _log.exception("sending to the store failed")
-                self._pause(RETRY_SECONDS)
+                self._pause()
+        self._end()
+
+    def _end(self) -> None:
+        """Give up what is not sent, and disconnect."""
         with self._changed:
-            self._changed.notify_all()  # close() waits no longer for what will not be sent
+            left = list(self._queue)
+            self._forget(len(left))
+        for outgoing in left:
+            self._ended(outgoing, "dropped")
         self._store.close()
 
     def _await_work(self) -> bool:
         with self._changed:
-            while self._breaker.closed:
+            while True:
                 # Even with nothing to do yet: while handshakes go on, none of them has to wake this thread.
                 self._changed.wait_for(
                     lambda: self._urgent > self._finished or len(self._queue) >= BATCH_OPERATIONS or self._closing,
                     LINGER,
                 )
                 if self._queue or self._closing:
-                    break
+                    return bool(self._queue) and not (self._closing and self._failures >= PATIENCE)
                 self._idle = True
-                self._changed.wait_for(lambda: self._queue or self._closing or not self._breaker.closed)
+                self._changed.wait_for(lambda: self._queue or self._closing)
                 self._idle = False
-            return not self._closing or (bool(self._queue) and self._breaker.closed)
 
     def _send(self) -> None:
         if not self._batch:
@@ -206,61 +218,58 @@ class Sender:
             self._batch = [self._sealed(outgoing) for outgoing in batch]
         batch, now = self._batch, self._clock()
         operations = [_operation(outgoing, now) for outgoing in batch]
-        began = self._breaker.now()
         try:
             results = iter(self._store.batch([each for each in operations if each], deadline=BATCH_DEADLINE))
         except StoreError as error:
             # Everything stays as it is, in its order: ids are write-once, so sending the same twice does no harm.
             _log.debug("sending to the store failed: %s", error)
-            if isinstance(error, LimitExceeded):
-                self._pause(self._breaker.limited())
-            else:
-                self._breaker.failed(began)
-                self._pause(RETRY_SECONDS)
+            if not isinstance(error, LimitExceeded):
+                self._failures += 1
+            self._pause()
             return
-        if self._breaker.now() - began <= self._store.deadline:
-            # A store that answers, but too late for a handshake, is no help, and a Batch must not hide that.
-            self._breaker.succeeded()
+        self._failures, self._retry = 0, RETRY_SECONDS
         for outgoing, operation in zip(batch, operations, strict=True):
             refused = isinstance(next(results), StoreError) if operation else False
-            self._count(outgoing, "expired" if operation is None else "refused" if refused else "sent")
+            self._ended(outgoing, "expired" if operation is None else "refused" if refused else "sent")
         with self._changed:
-            for outgoing in batch:
-                self._bytes -= _size(self._queue.popleft())
-                if outgoing.value is None:
-                    self._removing.discard(outgoing.key)
-            self._batch = []
-            self._finished += len(batch)
-            self._changed.notify_all()
+            self._forget(len(batch))
 
-    def _try_again(self) -> None:
-        self._pause(self._breaker.pause())
-        try:
-            # With the deadline of a handshake: a store that answers, but too late for one, is no help.
-            self._store.get(_PROBE_KEY)
-        except LimitExceeded:
-            self._breaker.limited()
-        except StoreError:
+    def _forget(self, number: int) -> None:
+        """Take so many out of the queue, which have ended; called with the lock."""
+        for _ in range(number):
+            outgoing = self._queue.popleft()
+            self._bytes -= _size(outgoing)
+            if outgoing.value is None:
+                self._removing.discard(outgoing.key)
+        self._batch = []
+        self._finished += number
+        self._changed.notify_all()
+
+    def _ended(self, outgoing: Outgoing, outcome: str) -> None:
+        """Count what became of a Put or Remove, and report it."""
+        if outgoing.value is not None:
+            self._recorder.count("puts", "stored" if outcome == "sent" else outcome)
             return
-        else:
-            self._breaker.succeeded()
-        _log.info("the store at %s answers again", self._store.target)
-
-    def _pause(self, seconds: float) -> None:
+        self._recorder.count("removals", outgoing.reason if outcome == "sent" else outcome)
         with self._changed:
-            self._changed.wait_for(lambda: self._closing, seconds)
+            self._removed[outgoing.key] = outcome == "sent"
+            if len(self._removed) > _MOST_REMOVED:
+                with contextlib.suppress(RuntimeError):  # the garbage collector has ended a connection just now
+                    self._removed.pop(next(iter(self._removed)), None)
+        if outgoing.report:
+            outgoing.report(outcome == "sent")
+
+    def _pause(self) -> None:
+        seconds, self._retry = self._retry, min(2 * self._retry, LONGEST_RETRY_SECONDS)
+        with self._changed:
+            closing = self._closing
+            self._changed.wait_for(lambda: self._closing and not closing, seconds)
 
     def _sealed(self, outgoing: Outgoing) -> Outgoing:
         value = outgoing.value
         return (
             outgoing if value is None else outgoing._replace(value=self._seal(outgoing.key, value, outgoing.not_after))
         )
-
-    def _count(self, outgoing: Outgoing, outcome: str) -> None:
-        if outgoing.value is None:
-            self._recorder.count("removals", outgoing.reason if outcome == "sent" else outcome)
-        else:
-            self._recorder.count("puts", "stored" if outcome == "sent" else outcome)
 
 
 def _size(outgoing: Outgoing) -> int:

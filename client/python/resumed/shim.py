@@ -12,6 +12,7 @@ The rules:
 from __future__ import annotations
 
 import logging
+import os
 import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -22,13 +23,15 @@ from resumed.errors import Unsealable
 from resumed.issuer import THIS_PROCESS
 from resumed.lookups import Lookups, landed, settled
 from resumed.prefetch import Handshake
+from resumed.prober import Prober
 from resumed.process import renew_after_fork
+from resumed.removal import Removal
 from resumed.sealing import ID_BYTES, StoreKeys
 from resumed.sender import Outgoing, Sender
 from resumed.stats import Recorder, Stats
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Collection, Iterable
     from concurrent.futures import Future
 
     from resumed.lookups import Accept, Found
@@ -50,6 +53,8 @@ _FRESH_SECONDS = 10
 """How long after its issue an id that the store does not know is asked for again: its Put may be on its way."""
 _IDS = 8
 """How many ids are issued at once; those not used within the second are thrown away."""
+_MOST_RELATED = 16_384
+"""Of how many sessions a process remembers which others their connections have."""
 _NO_IDS: tuple[int, list[bytes]] = 0, []
 
 
@@ -126,16 +131,18 @@ class Shim:
         self._store_keys = StoreKeys(store.namespace)
         self._recorder = Recorder()
         self._breaker = Breaker()
-        self._sender = Sender(store, self._breaker, self._recorder, clock, keyring.seal)
+        self._prober = Prober(store, self._breaker)
+        self._sender = Sender(store, self._recorder, clock, keyring.seal)
         self._lookups = Lookups(
             store,
             self._breaker,
             self._recorder,
-            self._sender.probe,
+            self._prober.start,
             single_use=single_use,
             most=max_lookups,
             mirror=self._mirror,
         )
+        self._families: dict[bytes, Collection[bytes]] = {}  # the last sessions with others of the same connections
         self._ids = _NO_IDS  # issued in that second, for handshakes to come
         renew_after_fork(self)
 
@@ -158,8 +165,16 @@ class Shim:
         """Return the present, in Unix seconds."""
         return self._clock()
 
-    def issue_id(self) -> bytes:
-        """Return the id for a session about to be negotiated."""
+    def issue_id(self, *, resumed: bool = False) -> bytes:
+        """Return the id for a session about to be negotiated.
+
+        Args:
+            resumed: Whether it follows another one, of a client that the store has served. Where it does not, and the
+                store's limit is used up, the id is one that no frontend of the fleet looks up, and negotiated() does
+                not store the session.
+        """
+        if not resumed and self.seals_ids and self._breaker.scarce:
+            return os.urandom(ID_BYTES)
         second = int(self._clock())
         issued, ids = self._ids
         if issued == second:
@@ -170,7 +185,9 @@ class Shim:
         self._ids = second, ids[1:]
         return ids[0]
 
-    def negotiated(self, session_id: bytes, envelope: Envelope, remaining: float, *, last: bool) -> None:
+    def negotiated(
+        self, session_id: bytes, envelope: Envelope, remaining: float, *, last: bool, family: Collection[bytes] = ()
+    ) -> None:
         """Store a session that a handshake has just negotiated.
 
         Args:
@@ -178,16 +195,25 @@ class Shim:
             envelope: The session, with its context and the time of its full handshake.
             remaining: Seconds of its life.
             last: Whether no further ticket of the same handshake follows.
+            family: With the last one, the ids of all sessions of the connection, for remove().
         """
         remaining = min(remaining, self.lifetime)
         if remaining <= 0:
             self.unresumable()
             return
+        if self.seals_ids and not THIS_PROCESS.issued(session_id):
+            self._recorder.count("puts", "dropped")  # nobody would look it up
+            return
+        for each in family:
+            self._families[each] = family
+        while len(self._families) > _MOST_RELATED:
+            with suppress(KeyError, RuntimeError):  # another thread was quicker
+                del self._families[next(iter(self._families))]
         key, not_after = self._store_keys.key(session_id), int(self._clock() + remaining)
         wait = self._wait_for_puts and last
         number = self._sender.submit(Outgoing(key, envelope.encode(), not_after, "", envelope.issued), urgent=wait)
         # After a call that failed, which may have been this handshake's look-up, a handshake does not wait once more.
-        if wait and self._breaker.answered:
+        if wait and self._breaker.answered and self._sender.answered:
             self._sender.wait(number, self._store.deadline)
 
     def unresumable(self) -> None:
@@ -201,7 +227,7 @@ class Shim:
             The answer that a Handshake keeps; it is done when the deadline has passed, or sooner.
         """
         now, key = self._clock(), self._store_keys.key(offer.session_id)
-        if self._sender.is_removing(key):
+        if self._sender.is_removed(key):
             return None
         known = self._mirrored(key)
         if known is not None:
@@ -242,6 +268,8 @@ class Shim:
         value, outcome = self._answered(offer, handshake) or self._mirrored(key) or self._find(offer, key, handshake)
         if value is None:
             return None, outcome
+        if self._sender.is_removed(key):  # since it was found
+            return None, "unknown"
         try:
             envelope, remaining = self._opened(key, value, offer.expected)
             return offer.decode(envelope, remaining), outcome
@@ -285,15 +313,27 @@ class Shim:
             self._recorder.count("removals", "kept")
             return
         for session_id in session_ids:
-            self.remove(session_id, "fatal-error")
+            self._remove(session_id, "fatal-error")
 
-    def remove(self, session_id: bytes, reason: str = "application") -> None:
-        """Remove a session from the whole fleet, in the background."""
+    def remove(self, session_ids: Collection[bytes]) -> Removal:
+        """Remove sessions from the whole fleet, in the background; none of them resumes in this process any more.
+
+        With them go the other sessions of their connections that this process knows of.
+        """
+        ids = dict.fromkeys(
+            each for session_id in session_ids for each in (session_id, *self._families.get(session_id, ()))
+        )
+        removal = Removal(len(ids))
+        for session_id in ids:
+            self._remove(session_id, "application", removal.report)
+        return removal
+
+    def _remove(self, session_id: bytes, reason: str, report: Callable[[bool], None] | None = None) -> None:
         key = self._store_keys.key(session_id)
         if self._mirror:
             self._mirror.sessions.remove(key)
         self._lookups.forget(key)
-        self._sender.submit(Outgoing(key, None, 0, reason))
+        self._sender.submit(Outgoing(key, None, 0, reason, report=report))
 
     def internal_error(self) -> None:
         """Note a defect that a callback caught; called while the exception is handled."""
@@ -302,13 +342,14 @@ class Shim:
         _log.exception("a session callback failed; the handshake goes on without resumption")
 
     def flush(self, timeout: float = 1.0) -> bool:
-        """Wait until all Puts and removals so far are sent; return False if `timeout` seconds passed first."""
+        """Wait until all Puts and removals so far are sent; see Sender."""
         return self._sender.flush(timeout)
 
     def close(self, timeout: float = 1.0) -> None:
         """Wait up to `timeout` seconds until all is sent, then disconnect; nothing more is stored or removed."""
         if self._mirror:
             self._mirror.close()
+        self._prober.close()
         self._sender.close(timeout)
         self._lookups.close()
 
@@ -335,7 +376,7 @@ class Shim:
 
     def _find(self, offer: Offer, key: bytes, handshake: Handshake) -> Found:
         """Look `key` up, if its id is worth it."""
-        if self._sender.is_removing(key):
+        if self._sender.is_removed(key):
             return None, "unknown"
         now = self._clock()
         issued = self._keyring.open_id(self.namespace, offer.session_id)

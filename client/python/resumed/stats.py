@@ -44,8 +44,8 @@ class Stats:
             `context-unknown` (no full handshake for this name in this process yet: no call), `context-unstable` (a
             connection for this name was terminated: no call), `other-cipher` (TLS 1.3: negotiated with another hash
             than the cipher has that the server chose).
-        puts: `stored`, `refused`, `dropped` (the queue was full), `expired` (not sent in time), `unresumable` (nothing
-            to store).
+        puts: `stored`, `refused`, `dropped` (the queue was full, or a limit of the store is used up), `expired` (not
+            sent in time), `unresumable` (nothing to store).
         removals: `fatal-error`, `application`; `kept` counts connections that ended without close_notify, whose
             sessions stay.
         terminations: `context-mismatch` counts resumed connections that were ended after their handshake, as the

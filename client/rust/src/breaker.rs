@@ -47,13 +47,12 @@ impl Breaker {
         failures >= LIMIT && !self.open.swap(true, Ordering::Relaxed)
     }
 
-    /// Notes that a limit is why a call was refused, and returns for how long to make none.
-    pub(crate) fn limited(&self, now: Instant) -> Duration {
+    /// Notes that a limit is why a call was refused: for a while none is made.
+    pub(crate) fn limited(&self, now: Instant) {
         let mut rest = self.rest.lock().unwrap_or_else(PoisonError::into_inner);
         let again = self.limited.swap(true, Ordering::Relaxed);
         let pause = rest.filter(|_| again).map_or(FIRST_REST, |(last, _)| (2 * last).min(LONGEST_REST));
         *rest = Some((pause, now + pause));
-        pause
     }
 
     /// Notes a call that was carried out in time and returns whether it closed the breaker.
@@ -105,12 +104,15 @@ mod tests {
     fn a_limit_rests_longer_each_time_until_a_call_is_carried_out() {
         let (breaker, now) = (Breaker::default(), Instant::now());
         assert!(!breaker.resting(now) && breaker.answered());
-        let pauses: Vec<_> = (0..6).map(|_| breaker.limited(now).as_millis()).collect();
-        assert_eq!(pauses, [50, 100, 200, 400, 800, 800]);
+        let rests = |milliseconds| {
+            let at = |milliseconds| now + Duration::from_millis(milliseconds);
+            breaker.limited(now);
+            breaker.resting(at(milliseconds - 1)) && !breaker.resting(at(milliseconds))
+        };
+        assert!([50, 100, 200, 400, 800, 800].into_iter().all(rests));
         assert!(breaker.closed() && !breaker.answered());
-        assert!(breaker.resting(now) && !breaker.resting(now + LONGEST_REST));
         breaker.succeeded();
         assert!(!breaker.resting(now) && breaker.answered());
-        assert_eq!(breaker.limited(now), FIRST_REST);
+        assert!(rests(50));
     }
 }

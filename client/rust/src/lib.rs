@@ -24,6 +24,7 @@ pub mod fingerprint;
 mod keyring;
 mod mirror;
 mod options;
+mod prober;
 #[cfg(feature = "rustls")]
 mod rustls;
 #[cfg(feature = "rustls")]

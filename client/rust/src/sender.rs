@@ -1,7 +1,6 @@
-//! Sends Puts and Removes while no handshake waits: a bounded queue, many operations in one Batch. It also finds out that a
-//! failing store is back, so that no handshake has to.
+//! Sends Puts and Removes while no handshake waits: a bounded queue, many operations in one Batch.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::mem;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -12,7 +11,6 @@ use tokio::time::{Instant, timeout};
 use crate::sealing::StoreKey;
 use crate::shim::{Process, unix_time};
 use crate::stats::Kind;
-use crate::store::{Failure, How, PROBE_KEY};
 use crate::v1::{BatchOperation, PutRequest, RemoveRequest, batch_operation, batch_result};
 
 /// What may wait to be sent; beyond that Puts and Removes are dropped, and counted.
@@ -23,9 +21,13 @@ const BATCH_OPERATIONS: usize = 256;
 const BATCH_DEADLINE: Duration = Duration::from_secs(1);
 /// How long to wait for company before a Batch is sent. Clients that come back sooner are asked for again.
 const LINGER: Duration = Duration::from_millis(3);
-/// How long to wait before a store that keeps failing is tried again, twice as long each time: it may have been a busy moment.
-const FIRST_PROBE: Duration = Duration::from_millis(60);
-const LAST_PROBE: Duration = Duration::from_millis(500);
+/// How long to wait before a Batch is sent again, twice as long each time in a row.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_millis(800);
+/// After how many failures in a row nobody who closes waits for more.
+const PATIENCE: u32 = 3;
+/// How many of the last removals are remembered: no look-up of this process finds what it has removed.
+const REMOVALS: usize = 4096;
 
 pub(crate) enum Item {
     /// A session, when it was negotiated, and when its life ends, in Unix seconds: waiting in the queue neither brings it past a purge
@@ -72,14 +74,36 @@ struct Queue {
     submitted: u64,
     finished: u64,
     urgent: u64,
+    /// How often in a row no Batch was carried out.
+    failures: u32,
     /// Whether nobody will look into the queue without being told.
     idle: bool,
     closing: bool,
 }
 
 #[derive(Default)]
+struct Removed {
+    keys: HashSet<StoreKey>,
+    order: VecDeque<StoreKey>,
+}
+
+impl Removed {
+    fn add(&mut self, key: StoreKey) {
+        if self.keys.insert(key) {
+            self.order.push_back(key);
+        }
+        if self.order.len() > REMOVALS
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.keys.remove(&oldest);
+        }
+    }
+}
+
+#[derive(Default)]
 pub(crate) struct Sender {
     queue: Mutex<Queue>,
+    removed: Mutex<Removed>,
     work: Notify,
     finished: Condvar,
 }
@@ -87,6 +111,9 @@ pub(crate) struct Sender {
 impl Sender {
     /// Queues an item and returns its number for `wait`, or None if there was no room. `urgent` if somebody waits for it.
     pub(crate) fn submit(&self, process: &Process, item: Item, urgent: bool) -> Option<u64> {
+        if let Item::Remove { key, .. } = &item {
+            self.removed().add(*key);
+        }
         let mut queue = self.lock();
         if queue.closing || queue.bytes + item.size() > QUEUE_BYTES {
             drop(queue);
@@ -126,48 +153,51 @@ impl Sender {
         self.wait(last, patience)
     }
 
-    /// Has the store tried, from now on, until it answers again.
-    pub(crate) fn probe(&self) {
-        self.work.notify_one();
+    /// Returns whether this process has removed a session lately, whatever has become of that.
+    pub(crate) fn is_removed(&self, key: &StoreKey) -> bool {
+        self.removed().keys.contains(key)
+    }
+
+    /// Returns whether the last Batch was carried out, if there was any.
+    pub(crate) fn answered(&self) -> bool {
+        self.lock().failures == 0
     }
 
     /// Accepts nothing more, and waits until all is sent or the store fails.
-    pub(crate) fn close(&self, process: &Process, patience: Duration) {
+    pub(crate) fn close(&self, patience: Duration) {
         self.lock().closing = true;
         self.work.notify_one();
-        let busy = |queue: &mut Queue| !queue.items.is_empty() && process.breaker.closed();
+        let busy = |queue: &mut Queue| !queue.items.is_empty() && queue.failures < PATIENCE;
         drop(self.finished.wait_timeout_while(self.lock(), patience, busy));
     }
 
     /// Sends until `close` was called and all is sent.
     pub(crate) async fn run(&self, process: &Process) {
-        let mut pause = FIRST_PROBE;
         loop {
-            let resting = !process.breaker.closed();
-            let (idle, closing) = {
+            let over = {
                 let queue = self.lock();
-                (queue.items.is_empty(), queue.closing)
+                queue.closing && (queue.items.is_empty() || queue.failures >= PATIENCE)
             };
-            if closing && (idle || resting) {
+            if over {
                 self.finished.notify_all();
                 return;
-            } else if resting {
-                self.pause(pause).await;
-                probe(process).await;
-                pause = if process.breaker.closed() { FIRST_PROBE } else { (2 * pause).min(LAST_PROBE) };
-            } else {
-                // Even with nothing to do yet: while handshakes go on, none of them has to wake this thread.
-                self.linger().await;
-                if self.lock().items.is_empty() {
-                    self.rest().await;
-                } else if let Err(pause) = self.send(process).await {
-                    self.pause(pause).await;
-                }
+            }
+            // Even with nothing to do yet: while handshakes go on, none of them has to wake this thread.
+            self.linger().await;
+            if self.lock().items.is_empty() {
+                self.rest().await;
+            } else if !self.send(process).await {
+                let failures = {
+                    let queue = &mut *self.lock();
+                    queue.failures += 1;
+                    queue.failures
+                };
+                self.pause(LONGEST_PAUSE.min(FIRST_PAUSE * 2_u32.saturating_pow(failures - 1))).await;
             }
         }
     }
 
-    /// Waits until there is something to send, or the breaker has opened.
+    /// Waits until there is something to send.
     async fn rest(&self) {
         {
             let mut queue = self.lock();
@@ -204,9 +234,9 @@ impl Sender {
         let _ = timeout(duration, closing).await;
     }
 
-    /// Sends the first of the queue, or returns how long to wait before that is tried again.
-    async fn send(&self, process: &Process) -> Result<(), Duration> {
-        let (began, now) = (std::time::Instant::now(), unix_time());
+    /// Sends the first of the queue, and returns whether that was carried out.
+    async fn send(&self, process: &Process) -> bool {
+        let now = unix_time();
         let operations: Vec<_> = {
             let queue = self.lock();
             queue.items.iter().take(BATCH_OPERATIONS).map(|item| item.operation(&process.namespace, now)).collect()
@@ -218,12 +248,13 @@ impl Sender {
                 Ok(answered) => results = answered.into_iter(),
                 Err(failure) => {
                     // Everything stays in the queue, in its order: ids are write-once, so sending twice does no harm.
-                    return Err(process.failed(failure, began));
+                    log::debug!("sending to the store failed: {}", failure.reason());
+                    return false;
                 }
             }
-            process.succeeded();
         }
         let mut queue = self.lock();
+        queue.failures = 0;
         for operation in &operations {
             let Some(item) = queue.items.pop_front() else { break };
             queue.bytes -= item.size();
@@ -237,22 +268,14 @@ impl Sender {
         }
         drop(queue);
         self.finished.notify_all();
-        Ok(())
+        true
+    }
+
+    fn removed(&self) -> MutexGuard<'_, Removed> {
+        self.removed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lock(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-async fn probe(process: &Process) {
-    // With the deadline of a handshake: a store that answers, but too late for one, is no help.
-    let end = Instant::now() + process.deadline;
-    match process.store.look_up(PROBE_KEY, How::Get, end).await {
-        Ok(_) => process.succeeded(),
-        Err(Failure::Limited) => {
-            process.limited();
-        }
-        Err(_) => {}
     }
 }

@@ -24,6 +24,7 @@ use crate::envelope::{self, Envelope};
 use crate::fingerprint::Fingerprint;
 use crate::mirror::Mirror;
 use crate::options::{Ids, Options};
+use crate::prober::Prober;
 use crate::sealing::{self, Format, ID_BYTES, StoreKey, StoreKeys};
 use crate::sender::{Item, Sender};
 use crate::stats::{Kind, Recorder, Stats};
@@ -54,6 +55,8 @@ struct Ask {
     end: Instant,
     /// How long it had waited in earlier look-ups.
     waited: Duration,
+    /// Whether the store has answered this look-up before: if it is late now, it had little time.
+    answered: bool,
 }
 
 /// Decides for one TLS context, or several that share their sessions.
@@ -176,7 +179,7 @@ impl Shim {
         let value = self.options.keyring.seal(&key, &envelope.encode(), not_after);
         let number = process.sender.submit(&process, Item::Put { key, value, issued: envelope.issued, not_after }, wait);
         // After a call that failed, which may have been this handshake's look-up, a handshake does not wait once more.
-        if let Some(number) = number.filter(|_| wait && process.breaker.answered()) {
+        if let Some(number) = number.filter(|_| wait && process.breaker.answered() && process.sender.answered()) {
             process.sender.wait(number, self.options.deadline);
         }
         number.is_some()
@@ -261,7 +264,7 @@ impl Shim {
     /// Sends what is not sent yet, for `patience` at most, and stops; nothing more is stored.
     pub fn close(&self, patience: Duration) {
         if let Some(process) = self.running() {
-            process.sender.close(&process, patience);
+            process.sender.close(patience);
         }
     }
 
@@ -279,8 +282,12 @@ impl Shim {
         decode: impl FnOnce(&Envelope, u64) -> Result<T, &'static str>,
     ) -> Result<(T, &'static str), &'static str> {
         let (key, now) = (self.keys.key(id), unix_time());
-        let ask = Ask { key, end: Instant::now() + self.options.deadline.saturating_sub(look.waited), waited: look.waited };
+        let end = Instant::now() + self.options.deadline.saturating_sub(look.waited);
+        let ask = Ask { key, end, waited: look.waited, answered: false };
         let (value, reason) = self.get(process, id, ask, look, now)?;
+        if process.sender.is_removed(&key) {
+            return Err("unknown"); // the store may not have heard of it yet
+        }
         let (opened, not_after) = self.options.keyring.open(&key, &value, now)?;
         let envelope = Envelope::decode(&opened)?;
         if envelope.fingerprint != look.expected.fingerprint()? {
@@ -291,6 +298,7 @@ impl Shim {
             return Ok((session, reason));
         }
         // A single use is the store's to grant, not a copy's. It is spent only now that the session is known to be of use.
+        let ask = Ask { answered: reason != "mirror", ..ask };
         let (_, taken) = process.call(ask, How::Take, false)?;
         Ok((session, if reason == "fresh" { reason } else { taken }))
     }
@@ -310,7 +318,7 @@ impl Shim {
             return Err("old-id");
         }
         expected?;
-        process.call(ask, How::Get, issued.is_some_and(|issued| now <= issued.saturating_add(FRESHNESS)))
+        process.call(ask, How::Get, issued.is_some_and(|issued| is_fresh(issued, now)))
     }
 
     /// The state of this process; None if the system has no thread for it.
@@ -360,6 +368,7 @@ pub(crate) struct Process {
     pub(crate) store: Store,
     pub(crate) sender: Sender,
     pub(crate) breaker: Breaker,
+    prober: Prober,
     recorder: Recorder,
     mirror: Option<Mirror>,
     handle: Handle,
@@ -380,6 +389,7 @@ impl Process {
             store: Store::new(options, target, endpoint),
             sender: Sender::default(),
             breaker: Breaker::default(),
+            prober: Prober::default(),
             recorder: Recorder::default(),
             mirror: (options.mirror > 0).then(|| Mirror::new(options.mirror)),
             handle: runtime.handle().clone(),
@@ -393,7 +403,7 @@ impl Process {
         let blocked = SigSet::all().thread_swap_mask(SigmaskHow::SIG_BLOCK);
         let thread = thread::Builder::new().name("resumed".into()).spawn(move || {
             runtime.block_on(async {
-                let [mirror, servers, credentials] = [(); 3].map(|()| Arc::clone(&running));
+                let [mirror, servers, credentials, prober] = [(); 4].map(|()| Arc::clone(&running));
                 tokio::spawn(async move {
                     if let Some(copy) = &mirror.mirror {
                         copy.follow(&mirror.store).await;
@@ -401,6 +411,7 @@ impl Process {
                 });
                 tokio::spawn(async move { servers.store.follow_servers().await });
                 tokio::spawn(async move { credentials.store.follow_credentials().await });
+                tokio::spawn(async move { prober.prober.run(&prober).await });
                 running.sender.run(&running).await;
             });
         });
@@ -415,22 +426,20 @@ impl Process {
         self.recorder.count(kind, reason);
     }
 
-    /// Notes a call that began then and has failed, and returns how long to wait before the next one.
-    pub(crate) fn failed(&self, failure: Failure, began: Instant) -> Duration {
+    /// Notes a look-up that began then and has failed.
+    fn failed(&self, failure: Failure, began: Instant) {
         if failure == Failure::Limited {
-            return self.limited();
-        }
-        if self.breaker.failed(began, Instant::now()) {
+            self.limited();
+        } else if self.breaker.failed(began, Instant::now()) {
             log::warn!("the store at {} keeps failing ({}), resumption rests", self.store.target(), failure.reason());
-            self.sender.probe();
+            self.prober.start();
         }
-        self.deadline
     }
 
-    /// Notes a call that was refused because of a limit, which is no outage, and returns how long to wait before the next one.
-    pub(crate) fn limited(&self) -> Duration {
+    /// Notes a look-up that was refused because of a limit, which is no outage.
+    pub(crate) fn limited(&self) {
         self.answers(self.breaker.reached());
-        self.breaker.limited(Instant::now())
+        self.breaker.limited(Instant::now());
     }
 
     pub(crate) fn succeeded(&self) {
@@ -461,7 +470,7 @@ impl Process {
             let (process, flight) = (Arc::clone(self), Arc::clone(&flight));
             // A call that is too late is to be noticed here, and to open the breaker: so it gets a little less.
             let time = left / 10 * 9;
-            self.handle.clone().spawn(async move { process.fly(&flight, ask.key, how, fresh, time).await });
+            self.handle.clone().spawn(async move { process.fly(&flight, ask, how, fresh, time).await });
         }
         let (value, reason) = flight.wait(ask.end)?;
         Ok((value, if mine { reason } else { "shared" }))
@@ -485,22 +494,23 @@ impl Process {
         Some((flight, true))
     }
 
-    async fn fly(&self, flight: &Flight, key: StoreKey, how: How, fresh: bool, time: Duration) {
+    async fn fly(&self, flight: &Flight, ask: Ask, how: How, fresh: bool, time: Duration) {
         let started = Instant::now();
-        let found = self.ask(&key, how, fresh, started + time).await;
+        let found = self.ask(ask, how, fresh, started + time).await;
         self.recorder.observe(started.elapsed());
         self.lookups.fetch_sub(1, Ordering::Relaxed);
         if how == How::Get {
-            self.flights().remove(&key);
+            self.flights().remove(&ask.key);
         }
         flight.land(found);
     }
 
-    async fn ask(&self, key: &StoreKey, how: How, fresh: bool, end: Instant) -> Found {
+    async fn ask(&self, ask: Ask, how: How, fresh: bool, end: Instant) -> Found {
+        let key = &ask.key;
         let (began, end) = (Instant::now(), tokio::time::Instant::from_std(end));
         let since = self.mirror.as_ref().map_or(0, Mirror::removals);
         let mut answer = self.store.look_up(key, how, end).await;
-        let mut reason = "store";
+        let (mut reason, mut answered) = ("store", ask.answered);
         for pause in FRESH_PAUSES.into_iter().filter(|_| fresh) {
             let left = end.saturating_duration_since(tokio::time::Instant::now()).saturating_sub(LEAST_ASK);
             if !matches!(answer, Ok(None)) || left.is_zero() {
@@ -508,9 +518,10 @@ impl Process {
             }
             tokio::time::sleep(pause.min(left)).await;
             answer = self.store.look_up(key, how, end).await;
-            reason = "fresh";
+            (reason, answered) = ("fresh", true);
         }
         match answer {
+            Err(Failure::Late) if answered => Err("late"),
             Err(failure) => {
                 self.failed(failure, began);
                 Err(failure.reason())
@@ -553,7 +564,23 @@ impl Flight {
     }
 }
 
+/// Whether the Put of a session may still be under way. One that was issued far ahead of this machine's clock is not: the clock is wrong.
+fn is_fresh(issued: u64, now: u64) -> bool {
+    now.abs_diff(issued) <= FRESHNESS
+}
+
 /// The present, in Unix seconds.
 pub(crate) fn unix_time() -> u64 {
     SystemTime::UNIX_EPOCH.elapsed().map_or(0, |elapsed| elapsed.as_secs())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_clock_ahead_of_this_one_has_issued_is_not_fresh_for_ever() {
+        assert!(is_fresh(1000, 1000) && is_fresh(1000, 1000 + FRESHNESS) && is_fresh(1000 + FRESHNESS, 1000));
+        assert!(!is_fresh(1000, 1001 + FRESHNESS) && !is_fresh(1001 + FRESHNESS, 1000));
+    }
 }

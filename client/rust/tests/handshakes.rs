@@ -272,6 +272,20 @@ fn a_mirror_has_what_others_negotiate_and_forgets_what_they_remove() {
 }
 
 #[test]
+fn a_removal_binds_the_frontend_that_asked_for_it_at_once() {
+    let Some(store) = shared_store() else { return };
+    let shim = Shim::new(options(store, "bound"), Format::Rustls).unwrap();
+    let finds = |id: &[u8]| shim.look_up(id, expecting(CONTEXT), |_, _| Ok(())).is_some();
+    for _ in 0..10 {
+        let id = shim.issue_id();
+        shim.negotiated(&id, &envelope(b"session"), shim.not_after(), true);
+        assert!(finds(&id));
+        shim.remove(&id, resumed::Removal::Application);
+        assert!(!finds(&id), "before the store has heard of it");
+    }
+}
+
+#[test]
 fn what_a_resumed_connection_issues_was_issued_with_the_session_that_it_resumed() {
     let Some(store) = Store::launch(&[]) else { return };
     let day = |options: &mut Options| options.lifetime = Duration::from_secs(24 * 3600);

@@ -9,7 +9,7 @@ import socket
 import ssl
 import time
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cryptography import x509
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from resumed_server.commands.check import RoundTrip
+    from resumed_server.commands.visits import Client, Visit
 
 PATIENCE = 5.0
 """Seconds that a frontend may take for a handshake."""
@@ -30,6 +31,12 @@ OFF_SECONDS = 5.0
 """A clock that is off by more is a concern."""
 _STORED_SECONDS = 2.0
 _PAUSE = 0.05
+ORDERS = {
+    "OpenSSL": "TLS_AES_256_GCM_SHA384:TLS_CHACHA20_POLY1305_SHA256:TLS_AES_128_GCM_SHA256",
+    "browsers and Go": "TLS_AES_128_GCM_SHA256:TLS_AES_256_GCM_SHA384:TLS_CHACHA20_POLY1305_SHA256",
+}
+"""The orders in which clients offer the ciphers of TLS 1.3. A session resumes only with the hash that it was negotiated
+with, and some servers choose by the client's order, others by their own."""
 
 
 class _Visit(NamedTuple):
@@ -50,10 +57,12 @@ class FrontendSteps:
     def __init__(self, namespace: str, round_trip: RoundTrip) -> None:
         self._namespace, self._round_trip = namespace, round_trip
         self._before: tuple[str, ssl.SSLSession] | None = None
+        self._before13: tuple[str, dict[str, Visit]] | None = None
+        self._clients: dict[str, Client] = {}
         # Sessions are looked at here, nobody's identity: a certificate that does not verify is another matter.
         self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         self._context.check_hostname, self._context.verify_mode = False, ssl.CERT_NONE
-        # In TLS 1.2 a client sees the id; the frontends' answer is the same in TLS 1.3.
+        # In TLS 1.2 a client sees the id.
         self._context.maximum_version = ssl.TLSVersion.TLSv1_2
 
     def of(self, frontend: str) -> dict[str, Callable[[], str]]:
@@ -69,6 +78,7 @@ class FrontendSteps:
         if address.path:
             raise UserError(f"--frontend: {frontend} is a socket; give host:port")
         visits: list[_Visit] = []
+        visits13: dict[str, Visit] = {}
         return {
             "handshake": partial(self._shake_hands, address, visits),
             "certificate": partial(self._certificate, visits),
@@ -77,6 +87,8 @@ class FrontendSteps:
             "stored": partial(self._stored, visits),
             "resumption": partial(self._resumes, address, visits),
             "another frontend's session": partial(self._shares, frontend, address, visits),
+            "TLS 1.3": partial(self._resumes13, address, visits13),
+            "another's TLS 1.3 sessions": partial(self._shares13, frontend, address, visits13),
         }
 
     def _shake_hands(self, address: Address, visits: list[_Visit]) -> str:
@@ -146,6 +158,66 @@ class FrontendSteps:
                 "compare their TLS settings, and whether they want client certificates",
             )
         return f"one of {other} resumes"
+
+    def _resumes13(self, address: Address, visits: dict[str, Visit]) -> str:
+        for order in ORDERS:
+            visit = self._visit13(address, order)
+            if isinstance(visit, str):
+                return visit
+            visits[order] = visit
+            if not self._resumed13(address, order, visit):
+                raise Failure(
+                    f"it does not resume its own TLS 1.3 session, with a client's ciphers in the order of {order}",
+                    "see its misses by reason (installation.stats), and that its context issues tickets (num_tickets)",
+                )
+        return "resumes: " + ", ".join(f"{visit.cipher} for {order}" for order, visit in visits.items())
+
+    def _shares13(self, frontend: str, address: Address, visits: dict[str, Visit]) -> str:
+        before, self._before13 = self._before13, (frontend, visits) if visits else self._before13
+        if before is None or not visits:
+            return "none to offer"
+        other, sessions = before
+        for order, theirs in sessions.items():
+            ours = visits[order]
+            if ours.cipher.rpartition("_")[2] != theirs.cipher.rpartition("_")[2]:
+                raise Failure(
+                    f"for {order} it chooses {ours.cipher}, and {other} chooses {theirs.cipher}: their sessions of "
+                    "TLS 1.3 do not cross, since the hashes differ",
+                    "have all frontends of the namespace choose alike: all by the server's order (ssl does by default; "
+                    "ssl_prefer_server_ciphers on; SSL_OP_CIPHER_SERVER_PREFERENCE), or all by the client's",
+                )
+            if not self._resumed13(address, order, theirs):
+                raise Failure(
+                    f"it does not resume a TLS 1.3 session of {other}, with a client's ciphers in the order of {order}",
+                    "compare their TLS settings, and whether they want client certificates",
+                )
+        return f"those of {other} resume, in either order of ciphers"
+
+    def _resumed13(self, address: Address, order: str, visit: Visit) -> bool:
+        """Return whether a session resumes, which may be on its way into the store."""
+        end = time.monotonic() + _STORED_SECONDS
+        while True:
+            again = self._visit13(address, order, visit.session)
+            if isinstance(again, str) or again.resumed or time.monotonic() > end:
+                return not isinstance(again, str) and again.resumed
+            time.sleep(_PAUSE)
+
+    def _visit13(self, address: Address, order: str, session: Any = None) -> Visit | str:
+        """Visit with TLS 1.3 and an order of ciphers; return the reason instead if that is impossible."""
+        try:
+            from resumed_server.commands import visits  # noqa: PLC0415 - an extra
+        except ImportError:
+            return "not tried: pyOpenSSL is not installed"
+        try:
+            # One for all frontends, which all are asked for the name of the first: or no session would cross.
+            client = self._clients.get(order)
+            if client is None:
+                client = self._clients[order] = visits.Client(address.host, "1.3", ciphersuites=ORDERS[order])
+            return client.visit(visits.Endpoint.resolved(address.host, address.port), session)
+        except AttributeError:
+            return "not tried: this pyOpenSSL cannot set an order of ciphers (25.2 can)"
+        except (visits.Failed, OSError) as error:
+            return f"not spoken ({error})"
 
     def _visit(self, address: Address, session: ssl.SSLSession | None = None) -> _Visit:
         try:

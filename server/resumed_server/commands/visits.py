@@ -59,6 +59,8 @@ class Visit(NamedTuple):
     """From the first packet to the end of the handshake."""
     answered: float
     """From the first packet to the first byte of the answer; like `seconds` if nothing was asked."""
+    cipher: str
+    """The cipher that the server chose, by OpenSSL's name."""
 
 
 class Want(NamedTuple):
@@ -80,12 +82,16 @@ class Client:
         server_name: The name to ask for (SNI), unless it is an address.
         version: The only version of TLS to speak, one of VERSIONS; None for the newest that both ends know.
         ask: Sent behind the handshake; the answer's first byte is waited for.
+        ciphersuites: Those of TLS 1.3 that it offers, in its order, by OpenSSL's names with colons between; empty for
+            OpenSSL's own order.
     """
 
-    def __init__(self, server_name: str, version: str | None = None, ask: bytes = b"") -> None:
+    def __init__(self, server_name: str, version: str | None = None, ask: bytes = b"", ciphersuites: str = "") -> None:
         self._context = SSL.Context(SSL.TLS_CLIENT_METHOD)
         self._context.set_min_proto_version(VERSIONS[version or "1.2"])
         self._context.set_max_proto_version(VERSIONS[version or "1.3"])
+        if ciphersuites:
+            self._context.set_tls13_ciphersuites(ciphersuites.encode())
         # Called for the server's certificates, and so in full handshakes only: pyOpenSSL does not tell otherwise.
         self._context.set_verify(SSL.VERIFY_PEER, self._certified)
         self._server_name = b"" if _is_address(server_name) else server_name.encode("idna")
@@ -149,7 +155,7 @@ class Client:
             yield from self._ticket(tls, sock, (endpoint, resumed), seconds)
         with contextlib.suppress(SSL.Error):
             tls.shutdown()  # without it OpenSSL holds the connection for a failed one, and its session for useless
-        return Visit(resumed, tls.get_session(), version, seconds, answered)
+        return Visit(resumed, tls.get_session(), version, seconds, answered, tls.get_cipher_name() or "")
 
     def _handshake(self, tls: SSL.Connection, sock: socket.socket) -> Generator[Want, None, bool]:
         """Shake hands and return whether a session was resumed."""

@@ -29,7 +29,13 @@ class EngineError(Exception):
 
 
 class EngineUnavailable(EngineError):
-    """The storage does not answer now; trying again later may succeed."""
+    """The storage does not answer now; trying again later may succeed.
+
+    Attributes:
+        done: Whether it is done all the same, but not where it has to be to last.
+    """
+
+    done = False
 
 
 class EngineBroken(EngineUnavailable):
@@ -38,6 +44,10 @@ class EngineBroken(EngineUnavailable):
 
 class EngineFull(EngineError):
     """There is no room for the session, even after the soonest to expire were dropped."""
+
+
+class NoTombstone(EngineError):
+    """A Remove of a session that is not there was not to leave a tombstone, and so did nothing."""
 
 
 class AlreadyExists(EngineError):
@@ -95,10 +105,12 @@ class Take:
 
 @dataclass(slots=True)
 class Remove:
-    """Remove a session; its outcome is whether a live one was there."""
+    """Remove a session; its outcome is True, False or None as `Engine.remove` returns."""
 
     namespace: str
     key: bytes
+    tombstone: bool = True
+    """Whether to leave a tombstone where there is neither a session nor one already."""
 
 
 @dataclass(slots=True)
@@ -190,11 +202,18 @@ class Engine(ABC):
         """
 
     @abstractmethod
-    def remove(self, namespace: str, key: bytes) -> bool:
-        """Remove the session of `key` and return whether a live one was there.
+    def remove(self, namespace: str, key: bytes, *, tombstone: bool = True) -> bool | None:
+        """Remove the session of `key`.
 
-        A tombstone stays until the session's own expiry, or for UNKNOWN_TOMBSTONE_SECONDS where there was none. May
-        raise EngineFull.
+        A tombstone stays until the session's own expiry, or for UNKNOWN_TOMBSTONE_SECONDS where there was none.
+
+        Returns:
+            True: a live session was there. False: none was, and there is a new tombstone. None: there was a tombstone
+            already, and nothing changed.
+
+        Raises:
+            NoTombstone: There was neither, and `tombstone` is False.
+            EngineFull: There is no room for a tombstone.
         """
 
     @abstractmethod

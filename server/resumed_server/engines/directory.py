@@ -5,12 +5,16 @@ it and deletes that file. Where it is found after another boot, the machine went
 `damaged` says that a process ran into damage, and `crash` what a process did that crashed: LMDB follows pages without a
 doubt, so damage that it does not notice can end in a SIGSEGV, SIGBUS or SIGABRT. In all these cases, and where LMDB
 itself refuses the file, it is a cache: it is set aside, loudly, and a new one begun. So is one whose tables are laid
-out in another way, which an older or a newer version wrote.
+out in another way, which an older or a newer version wrote. Of files set aside the last one is kept.
+
+A SIGABRT means something else where it hits a thread outside of the engine: gRPC's core ends a process so, and systemd
+one that it takes for hung.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import faulthandler
 import fcntl
 import mmap
@@ -97,6 +101,8 @@ class DatabaseDirectory:
             if path is None and self.path.name.startswith("resumed-"):
                 shutil.rmtree(self.path, ignore_errors=True)
             cause = error.strerror if isinstance(error, OSError) else str(error)
+            if cause and os.strerror(errno.EAGAIN) in cause:  # of a robust mutex whose owner this process cannot see
+                cause += ": a process in another container uses it, whose locks do not reach into this one"
             raise EngineUnavailable(
                 f"cannot use {self.path} for the database: {cause}; free it or choose another"
             ) from None
@@ -235,12 +241,15 @@ class DatabaseDirectory:
         return "a process that used it crashed" if self._crashed() else ""
 
     def _crashed(self) -> bool:
-        crash = self.path / "crash"
-        return crash.exists() and crash.stat().st_size > 0
+        with contextlib.suppress(FileNotFoundError):
+            return _blames_engine((self.path / "crash").read_bytes())
+        return False
 
     def _set_aside(self, cause: str) -> None:
         self.report_damage()
         self._wait_until_left()
+        for older in self.path.glob("data.mdb.set-aside-*"):
+            older.unlink()
         aside = self.path / f"data.mdb.set-aside-{time.time_ns()}"
         with contextlib.suppress(FileNotFoundError):
             self._file.rename(aside)
@@ -282,6 +291,16 @@ class DatabaseDirectory:
             yield
         finally:
             os.close(descriptor)
+
+
+def _blames_engine(reports: bytes) -> bool:
+    """Return whether any of faulthandler's reports is of a crash that a damaged file may have caused."""
+    _, *crashes = reports.split(b"Fatal Python error: ")
+    for crash in crashes:
+        _, _, thread = crash.partition(b"Current thread")  # there is none where no thread of Python's crashed
+        if not crash.startswith(b"Aborted") or b"/engines/" in thread.partition(b"\n\n")[0]:
+            return True
+    return bool(reports) and not crashes
 
 
 def _boot_id() -> bytes:

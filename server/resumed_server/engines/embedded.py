@@ -25,6 +25,7 @@ from resumed_server.engines.base import (
     EngineUnavailable,
     Get,
     Kept,
+    NoTombstone,
     Purged,
     Put,
     Remove,
@@ -107,10 +108,10 @@ class EmbeddedEngine(Engine):
         name, address = _located(namespace, key)
         return self._write(lambda txn: self._take(txn, name, address))
 
-    def remove(self, namespace: str, key: bytes) -> bool:
+    def remove(self, namespace: str, key: bytes, *, tombstone: bool = True) -> bool | None:
         """See Engine."""
         name, address = _located(namespace, key)
-        return self._write(lambda txn: self._remove(txn, name, address))
+        return self._write(lambda txn: self._remove(txn, name, address, tombstone=tombstone))
 
     def batch(self, operations: Sequence[Operation]) -> list[Outcome]:
         """See Engine. Here the operations are one transaction."""
@@ -144,6 +145,9 @@ class EmbeddedEngine(Engine):
             # What was stored in this very microsecond was stored before.
             now = _microseconds(self._clock()) + 1
             time = now if issued_before is None else min(now, _microseconds(issued_before))
+            mark = self._purges.mark(txn, name)
+            if issued_before is not None and time_bytes(time) <= mark[:TIME_BYTES]:
+                return mark  # or mirrors would look through what they have for nothing
             told = address if issued_before is None else address + time_bytes(time)
             number = self._changes.append(txn, PURGED, told)
             end = self._entries.expiry(LONGEST_TTL_SECONDS)
@@ -247,8 +251,8 @@ class EmbeddedEngine(Engine):
                 case Take():
                     return self._take(txn, *where)
                 case Remove():
-                    return self._remove(txn, *where)
-        except AlreadyExists as error:
+                    return self._remove(txn, *where, tombstone=operation.tombstone)
+        except (AlreadyExists, NoTombstone) as error:
             return error
 
     def _change(self, txn: _Transaction, what: bytes, address: bytes) -> Change | Purged | None:
@@ -310,15 +314,17 @@ class EmbeddedEngine(Engine):
         self._entries.bury(txn, address, entry)
         self._changes.append(txn, REMOVED, address)
 
-    def _remove(self, txn: _Transaction, name: bytes, address: bytes) -> bool:
+    def _remove(self, txn: _Transaction, name: bytes, address: bytes, *, tombstone: bool) -> bool | None:
         entry = self._entries.valid(txn, address, self._purges.mark(txn, name))
         if entry is None:
+            if not tombstone:
+                raise NoTombstone
             self._make_room(txn, len(address))
             self._entries.forbid(txn, address, self._entries.expiry(UNKNOWN_TOMBSTONE_SECONDS))
             self._changes.append(txn, REMOVED, address)  # a frontend may still have what the store dropped
             return False
         if is_tombstone(entry):
-            return False
+            return None
         self._bury(txn, address, entry)
         return True
 
@@ -383,14 +389,17 @@ class EmbeddedEngine(Engine):
             pages += stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"]
         return pages * cast("int", self._page_bytes)
 
-    def _read(self, step: Callable[[_Transaction], _T]) -> _T:
+    def _read(self, step: Callable[[_Transaction], _T], *, again: bool = True) -> _T:
         try:
             with self._gate, self._env.begin(self._sessions) as txn:
                 return step(txn)
         except lmdb.Error as error:
+            if again and isinstance(error, lmdb.MapResizedError):
+                self._follow_map()
+                return self._read(step, again=False)
             raise self._translated(error) from error
 
-    def _write(self, step: Callable[[_Transaction], _T]) -> _T:
+    def _write(self, step: Callable[[_Transaction], _T], *, again: bool = True) -> _T:
         """Carry `step` out in a transaction of its own; where the file has no page left, make room and try again."""
         try:
             with self._gate:
@@ -400,8 +409,16 @@ class EmbeddedEngine(Engine):
                     with self._env.begin(self._sessions, write=True) as txn:
                         self._entries.evict(txn, _OUT_OF_PAGES_ROOM)
         except lmdb.Error as error:
+            if again and isinstance(error, lmdb.MapResizedError):
+                self._follow_map()
+                return self._write(step, again=False)
             raise self._translated(error) from error
         raise EngineFull("the database file has no page left")
+
+    def _follow_map(self) -> None:
+        """Take over the size of a file that another process, with a larger capacity, let grow beyond ours."""
+        with self._gate.alone():  # LMDB wants no transaction of this process meanwhile
+            self._env.set_mapsize(0)
 
     def _translated(self, error: lmdb.Error) -> EngineError:
         if isinstance(error, DAMAGE):

@@ -10,6 +10,7 @@ Redis promises less than a database: where it evicts keys, tombstones can go, an
 
 from __future__ import annotations
 
+import threading
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any, cast
 
@@ -25,6 +26,7 @@ from resumed_server.engines.base import (
     EngineUnavailable,
     Get,
     Kept,
+    NoTombstone,
     Purged,
     Put,
     Remove,
@@ -36,7 +38,7 @@ from resumed_server.engines.base import (
 from resumed_server.engines.gate import CLOSED, Gate
 from resumed_server.engines.redis_admission import EPOCH_DIGITS, MARK_DIGITS, TIME_DIGITS, Admission
 from resumed_server.engines.redis_log import LOG, PURGED, REMOVED, STORED, ChangeLog, streams_of
-from resumed_server.engines.redis_nodes import Displaced, Unsuitable, connected
+from resumed_server.engines.redis_nodes import READERS, Displaced, Unsuitable, connected
 from resumed_server.engines.redis_purges import UNKNOWN, Purges, time_text, unless_purged
 
 if TYPE_CHECKING:
@@ -56,11 +58,10 @@ class _Look(Get):
 def _scripts(*, cluster: bool) -> Mapping[type[Operation], str]:
     """Return what carries the operations out.
 
-    Sent whole each time: a script that is called by its hash is not there after a restart or a failover. What begins
-    with #! may run on a full Redis only if it says so, as those must that remove; and says that it logs what it does.
-    ARGV begins with the namespace and its mark, and ends with what the log needs: its streams lead to the mark as well.
-    Sessions live no longer than a week from their issue: then the mark that would refuse them may be forgotten. A
-    removal is written even if it changes nothing, so that there is something for replicas to acknowledge.
+    What begins with #! may run on a full Redis only if it says so, as those must that remove; and says that it logs
+    what it does. ARGV begins with the namespace and its mark, and ends with what the log needs: its streams lead to the
+    mark as well. Sessions live no longer than a week from their issue: then the mark that would refuse them may be
+    forgotten. A removal is written even if it changes nothing, so that there is something for replicas to acknowledge.
     """
     # It writes nothing, but without no-writes a replica refuses it: that may have what its primary removed since.
     found = f"""#!lua flags=allow-oom,allow-cross-slot-keys
@@ -98,9 +99,10 @@ return {{string.sub(value, {MARK_DIGITS + 1}), ttl}}"""
 local value = redis.call('GET', KEYS[1])
 if value == '' then
   redis.call('SET', KEYS[1], '', 'KEEPTTL')
-  return 0
-end{unless_purged(4, cluster=cluster)}
-local failed = log('{REMOVED.decode()}', 3)
+  return false
+end{unless_purged(5, cluster=cluster)}
+if not value and ARGV[3] == '0' then return -1 end
+local failed = log('{REMOVED.decode()}', 4)
 if failed then return failed end
 if value then
   redis.call('SET', KEYS[1], '', 'KEEPTTL')
@@ -111,8 +113,11 @@ return 0"""
     return {Get: get, _Look: look, Put: put, Take: take, Remove: remove}
 
 
+_WRITABLE = "#!lua flags=allow-oom\nreturn 1"
+"""Writes nothing, but is refused as what does: MISCONF, NOREPLICAS, READONLY. A full Redis refuses Puts only."""
 _CHANGES_BYTES = 1 << 20
-_LOOKED_UP_AT_ONCE = 128
+_READ_AT_ONCE, _LOOKED_UP_AT_ONCE = 256, 32
+"""Changes that are read, and sessions that are looked up, in one go: look-ups of handshakes wait behind those."""
 _OLDEST = 7
 """The first version of Redis whose scripts have flags. Every Valkey claims to be a Redis 7."""
 
@@ -135,12 +140,14 @@ class RedisEngine(Engine):
         self._url, self._prefix = url, url.prefix.encode()
         cluster = url.topology == "cluster"
         streams = streams_of(self._prefix, cluster=cluster)
-        admission = Admission(streams, cluster=cluster)
+        self._scripts = _scripts(cluster=cluster)
+        admission = Admission(streams, self._scripts.values(), cluster=cluster)
         self._nodes = connected(url, threads, admission)
         self._log = ChangeLog(self._nodes, streams)
         self._purges = Purges(url, self._nodes, self._log, admission)
-        self._scripts = _scripts(cluster=cluster)
         self._gate = Gate()
+        # When a server was started again, all its watchers come back at once, and look-ups need connections as well.
+        self._readers = threading.Semaphore(READERS)
         self._warned = False
         try:
             self.probe()
@@ -162,9 +169,9 @@ class RedisEngine(Engine):
         """See Engine."""
         return cast("StoredSession | None", self._carry_out(Take(namespace, key)))
 
-    def remove(self, namespace: str, key: bytes) -> bool:
+    def remove(self, namespace: str, key: bytes, *, tombstone: bool = True) -> bool | None:
         """See Engine."""
-        return cast("bool", self._carry_out(Remove(namespace, key)))
+        return cast("bool | None", self._carry_out(Remove(namespace, key, tombstone)))
 
     def batch(self, operations: Sequence[Operation]) -> list[Outcome]:
         """See Engine. Here it is one pipeline to each node that has any of the keys."""
@@ -179,16 +186,16 @@ class RedisEngine(Engine):
     def purge(self, namespace: str, issued_before: float | None) -> float:
         """See Engine."""
         with self._gate:
-            mark = self._purges.set(namespace, issued_before)
-            # Now that no look-up finds what was purged, or a mirror would learn of it again.
-            told = b"" if issued_before is None else time_text(min(issued_before, mark))
-            self._log.append([(self._key(Get(namespace, told)), PURGED)])
+            mark, changed = self._purges.set(namespace, issued_before)
+            if changed:  # or mirrors would look through what they have for nothing
+                # Now that no look-up finds what was purged, or a mirror would learn of it again.
+                told = b"" if issued_before is None else time_text(min(issued_before, mark))
+                self._log.append([(self._key(Get(namespace, told)), PURGED)])
             return mark
 
     def usage(self, namespace: str | None) -> dict[str, Usage]:
         """See Engine."""
-        with self._gate:
-            return self._purges.usage(namespace)
+        return self._purges.usage(namespace, self._gate)
 
     def position(self) -> bytes:
         """See Engine."""
@@ -197,7 +204,8 @@ class RedisEngine(Engine):
 
     def changes(self, after: bytes, until: bytes, limit: int) -> tuple[list[Change | Purged], bytes] | None:
         """See Engine."""
-        with self._gate:
+        limit = min(limit, _READ_AT_ONCE)
+        with self._readers, self._gate:
             reading = self._log.read(after, until, limit)
             if reading is None:
                 return None
@@ -215,7 +223,7 @@ class RedisEngine(Engine):
         """See Engine. Redis counts keys by database, not by what they are."""
         usage = Totals(0, 0)
         with self._gate:
-            for ask in self._nodes.infos():
+            for _, ask in self._nodes.infos():
                 info = ask()
                 usage.sessions += info.get(f"db{self._url.database}", {}).get("keys", 0)
                 usage.bytes += info.get("used_memory", 0)
@@ -226,9 +234,10 @@ class RedisEngine(Engine):
         """See Engine. A cluster can serve as long as one of its primaries can."""
         failure = EngineUnavailable(f"Redis at {self._nodes.name} has no primaries")
         with self._gate:
-            for ask in self._nodes.infos():
+            for node, ask in self._nodes.infos():
                 try:
-                    return self._verify(ask())
+                    self._verify(ask())
+                    return self._verify_writable(node)
                 except EngineUnavailable as error:
                     failure = error
         raise failure
@@ -258,7 +267,7 @@ class RedisEngine(Engine):
             done = self._carry_out_on(node, [operations[position] for position in positions])
             for position, outcome in zip(positions, done, strict=True):
                 outcomes[position] = outcome
-        if outcomes and all(isinstance(outcome, EngineUnavailable) for outcome in outcomes):
+        if outcomes and all(isinstance(outcome, EngineUnavailable) and not outcome.done for outcome in outcomes):
             raise cast("EngineUnavailable", outcomes[0])
         return outcomes
 
@@ -329,6 +338,7 @@ class RedisEngine(Engine):
             missing = EngineUnavailable(
                 f"not all of {self._url.wait_replicas} replicas of Redis have the tombstone yet"
             )
+            missing.done = True
             return [missing if _buried(*done) else done[1] for done in zip(operations, outcomes, strict=True)]
         return outcomes
 
@@ -344,7 +354,15 @@ class RedisEngine(Engine):
         if isinstance(operation, Put):
             issued = b"" if operation.issued is None else time_text(operation.issued)
             return (*command, operation.value, int(operation.ttl * 1000), issued, *log)
+        if isinstance(operation, Remove):
+            return (*command, int(operation.tombstone), *log)
         return (*command, *log)
+
+    def _verify_writable(self, node: str) -> None:
+        """Raise EngineUnavailable if a node carries no scripts out that write, as those of all operations."""
+        (answer,) = self._nodes.execute(node, [("EVAL", _WRITABLE, 0)])
+        if isinstance(answer, EngineError):
+            raise answer
 
     def _verify(self, info: Mapping[str, Any]) -> None:
         """Raise EngineUnavailable if a server that says `info` of itself cannot be the store."""
@@ -376,7 +394,7 @@ def _outcome(operation: Operation, answer: Any) -> Outcome:
             return Kept(answer[0] / 1000)
         return AlreadyExists() if answer < 0 else answer / 1000
     if isinstance(operation, Remove):
-        return bool(answer)
+        return NoTombstone() if answer == -1 else None if answer is None else bool(answer)
     if answer is None or answer[1] <= 0:
         return None
     session = StoredSession(answer[0], answer[1] / 1000)
@@ -387,4 +405,6 @@ def _outcome(operation: Operation, answer: Any) -> Outcome:
 
 def _buried(operation: Operation, outcome: Outcome) -> bool:
     """Return whether an operation has just left a tombstone, or may have."""
-    return isinstance(operation, Remove) or (isinstance(operation, Take) and outcome is not None)
+    if isinstance(operation, Remove):
+        return not isinstance(outcome, NoTombstone)
+    return isinstance(operation, Take) and outcome is not None

@@ -16,12 +16,13 @@ In a cluster a node has the states beside its own streams; one whose slot moved 
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 import redis
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
 TIME_DIGITS, EPOCH_DIGITS = 16, 10
 """Times sort as numbers do; so do epochs, which count seconds as long as there are fewer than one a second."""
@@ -81,14 +82,16 @@ class Admission:
 
     Args:
         streams: The keys of the log's streams.
+        scripts: Those that Redis is to know from the beginning, so that they can be called by their hashes.
         cluster: Whether they are spread over a cluster.
 
     Attributes:
         changed: Whether a connection found another process since this was last set back.
     """
 
-    def __init__(self, streams: Sequence[bytes], *, cluster: bool) -> None:
+    def __init__(self, streams: Sequence[bytes], scripts: Iterable[str], *, cluster: bool) -> None:
         self._command = ("EVAL", _ADMIT, 0, *map(state_key, streams))
+        self._loads = [("SCRIPT", "LOAD", script) for script in scripts]
         self._cluster = cluster
         self.changed = False
 
@@ -99,7 +102,8 @@ class Admission:
         """
         if not self._cluster:  # whose client has greeted already
             connection.on_connect()
-        connection.send_command(*self._command)
+        for command in (self._command, *self._loads):
+            connection.send_command(*command)
         try:
             self.changed = bool(connection.read_response()) or self.changed
         except redis.exceptions.ReadOnlyError:
@@ -109,3 +113,6 @@ class Admission:
             # Too old for any of our scripts, or a Sentinel, which has none: the probe says so.
             if not any(reason in str(error) for reason in ("compiling script", "unknown command")):
                 raise
+        for _ in self._loads:
+            with contextlib.suppress(redis.ResponseError):  # then it goes whole, or the probe says what is wrong
+                connection.read_response()

@@ -52,7 +52,9 @@ _SLOTS = 16_384
 _MARK_MS = 1_000
 _PLACES_SECONDS = 1.0
 _STREAMS_EACH = 2  # of a node, for a script to try: one may be on its way to another node
-_KNOWN_POSITIONS = 256
+KNOWN_POSITIONS = 1_024
+"""How many positions a process knows exactly; those that were not used longest are forgotten first. It is twice what
+watchers that catch up need, two each."""
 
 LOG = """
 local function log(what, first)
@@ -199,10 +201,10 @@ class ChangeLog:
 
         None if the log does not reach back to `after`, or if that is no position of this log.
         """
-        end = self._known.get(until)
+        end = self._recalled(until)
         if end is None or len(after) != len(until) or after[:16] != until[:16]:
             return None
-        start = self._known.get(after) or _Ends(end.lineage, (after[16:32],) * len(end.ids))
+        start = self._recalled(after) or _Ends(end.lineage, (after[16:32],) * len(end.ids))
         changes: list[Logged] = []
         ids = list(end.ids)
         for node, indexes in self._by_node().items():
@@ -229,9 +231,16 @@ class ChangeLog:
         with self._lock:
             self._known[position] = ends
             self._known.move_to_end(position)
-            if len(self._known) > _KNOWN_POSITIONS:
+            if len(self._known) > KNOWN_POSITIONS:
                 self._known.popitem(last=False)
         return position
+
+    def _recalled(self, position: bytes) -> _Ends | None:
+        """Return what is known of a position, which is in use."""
+        with self._lock:
+            if position in self._known:
+                self._known.move_to_end(position)
+            return self._known.get(position)
 
     def _by_node(self) -> Mapping[str, Sequence[int]]:
         known_since, places = self._places

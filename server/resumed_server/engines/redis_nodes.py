@@ -7,6 +7,8 @@ once, while one call after each pause finds out whether it is back.
 from __future__ import annotations
 
 import contextlib
+import functools
+import hashlib
 import logging
 import ssl
 import threading
@@ -35,13 +37,17 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0
 
 _RESP2 = 2
 """The older protocol: of the newer one nothing is needed, and a connection begins with a round trip less."""
-_OTHER_THREADS = 4
-"""Those that call the engine beside the ones that answer RPCs."""
+READERS = 4
+"""How many read the log of changes at the same time: more than watchers.MOST_CATCHING_UP."""
+_OTHER_THREADS = READERS + 8
+"""Those that call the engine beside the ones that answer RPCs: readers, operators (2), watchers that begin, the
+sweeper, the count, the probe and metrics."""
 _LONGEST_CAUSE = 200
 _TLS_HINT = " (if it speaks no TLS, use redis:; if it wants a client certificate, give cert and key)"
 _PLAINTEXT_HINT = " (if it speaks TLS, use rediss:)"
 PERMISSIONS = (
-    "+eval +get +set +pttl +wait +info +cluster +xadd +xrange +xrevrange +xgroup +xinfo +pexpire +time +scan +unlink"
+    "+eval +evalsha +script|load +get +set +pttl +wait +info +cluster +xadd +xrange +xrevrange +xgroup +xinfo +pexpire "
+    "+time +scan +unlink"
 )
 """What a user needs, as ACL SETUSER takes it."""
 _LATE_WAIT = 0.15
@@ -73,21 +79,26 @@ class Nodes(ABC):
     def execute(self, node: str, commands: Sequence[Sequence[Any]]) -> list[Any]:
         """Send commands to a node in one go; return an answer for each, or the EngineError that it got.
 
+        Scripts go by their hashes, and whole only where Redis does not know them. Connections begin with those of
+        sessions (see redis_admission.py), so that happens after SCRIPT FLUSH; then they come behind the other commands.
+
         Raises:
             EngineError: Nothing was answered.
         """
         absence = self._absences[node]
         absence.check(node)
         with self._translating(node, absence):
-            answers = self._execute(node, commands)
+            answers = self._execute(node, list(map(_by_hash, commands)))
+            if any(isinstance(answer, redis.exceptions.NoScriptError) for answer in answers):
+                self._repeat(node, commands, answers)
         absence.end()
         for position, answer in enumerate(answers):
             if isinstance(answer, Exception):
                 answers[position] = self._translated(answer, node, absence)
         return answers
 
-    def infos(self) -> Iterator[Callable[[], Mapping[str, Any]]]:
-        """Yield, for every primary, how to ask it about itself. Asked whether or not it seems absent.
+    def infos(self) -> Iterator[tuple[str, Callable[[], Mapping[str, Any]]]]:
+        """Yield every primary, and how to ask it about itself. Asked whether or not it seems absent.
 
         Raises:
             EngineError: Nobody knows the primaries.
@@ -101,7 +112,7 @@ class Nodes(ABC):
                 absence.end()
                 return answer
 
-            yield info
+            yield node, info
 
     @abstractmethod
     def of(self, key: bytes) -> str:
@@ -124,6 +135,16 @@ class Nodes(ABC):
         message = f"Redis at {node} is a replica, which is read-only; use its primary"
         # Behind Sentinels, it will be told soon that it is the primary now, or we that another one is.
         return Unsuitable(message) if self._topology == "server" else EngineUnavailable(message)
+
+    def _repeat(self, node: str, commands: Sequence[Sequence[Any]], answers: list[Any]) -> None:
+        """Send scripts whole that Redis did not know, and what waits for them; replace their answers."""
+        again = [
+            position
+            for position, (command, answer) in enumerate(zip(commands, answers, strict=True))
+            if isinstance(answer, redis.exceptions.NoScriptError) or command[0] == "WAIT"
+        ]
+        for position, answer in zip(again, self._execute(node, [commands[each] for each in again]), strict=True):
+            answers[position] = answer
 
     @abstractmethod
     def _execute(self, node: str, commands: Sequence[Sequence[Any]]) -> list[Any]: ...
@@ -157,7 +178,10 @@ class Nodes(ABC):
             return Unsuitable(f"TLS with Redis at {node} fails ({reason}); see to ca, cert and key, or use redis:")
         if isinstance(error, redis.ResponseError) and not isinstance(error, exceptions.ClusterError):
             return self._refused(error, node)
-        return EngineUnavailable(self._unreachable(error, node, absence.begin()))
+        if isinstance(error, exceptions.MaxConnectionsError):  # which says nothing of the node
+            return EngineUnavailable(f"all connections to Redis at {node} are in use")
+        hint = absence.begin(late=isinstance(error, redis.TimeoutError))
+        return EngineUnavailable(self._unreachable(error, node, hint))
 
     def _refused(self, error: redis.ResponseError, node: str) -> EngineUnavailable:
         if isinstance(error, redis.exceptions.ReadOnlyError):
@@ -281,6 +305,7 @@ class _Absence:
     def __init__(self, url: RedisUrl) -> None:
         self._timeout = url.timeout
         self._pause = self._next_attempt = 0.0
+        self._answered_at = float("-inf")
         self._attempting = False
         # What a server of the other kind makes of a greeting: one is silent, the other hangs up.
         self._hint = _TLS_HINT if url.tls else _PLAINTEXT_HINT
@@ -294,8 +319,14 @@ class _Absence:
             self._next_attempt = now + self._timeout  # others have to wait for what comes of this attempt
             self._attempting = True
 
-    def begin(self) -> str:
-        """Note that the node did not answer, and return what may be wrong with one that never did."""
+    def begin(self, *, late: bool = False) -> str:
+        """Note that the node did not answer, and return what may be wrong with one that never did.
+
+        Args:
+            late: Whether it did not answer in time. One that answered another call meanwhile is there: that took long.
+        """
+        if late and time.monotonic() - self._answered_at < self._timeout:
+            return self._hint
         if self._attempting or not self._pause:  # not for each of many calls that find out together
             self._pause = min(2 * self._pause, LONGEST_PAUSE) or FIRST_PAUSE
             self._next_attempt = time.monotonic() + self._pause
@@ -305,6 +336,7 @@ class _Absence:
     def end(self) -> None:
         """Note that the node answered."""
         self._pause, self._attempting, self._hint = 0.0, False, ""
+        self._answered_at = time.monotonic()
 
 
 class _Credentials(CredentialProvider):
@@ -355,6 +387,16 @@ def _credentials(user: str | None, password: str | None, password_file: Path | N
     if user or password or password_file:
         return {"credential_provider": _Credentials(user, password, password_file)}
     return {}
+
+
+def _by_hash(command: Sequence[Any]) -> Sequence[Any]:
+    """Return a command that has a script's hash where it had the script."""
+    return ("EVALSHA", _hash(command[1]), *command[2:]) if command[0] == "EVAL" else command
+
+
+@functools.cache  # there are as many as the engine has scripts
+def _hash(script: str) -> str:
+    return hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest()
 
 
 def _answer(execute: Callable[..., Any], *command: Any, **options: Any) -> Any:

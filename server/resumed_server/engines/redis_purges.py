@@ -31,6 +31,7 @@ from resumed_server.engines.redis_nodes import Displaced
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from resumed_server.engines.gate import Gate
     from resumed_server.engines.redis_admission import Admission
     from resumed_server.engines.redis_log import ChangeLog
     from resumed_server.engines.redis_nodes import Nodes
@@ -138,8 +139,12 @@ class Purges:
         state, mark = self._executed(self._nodes.of(stream), [("GET", key) for key in keys])
         return _latest(state or b"", mark or b"")
 
-    def set(self, namespace: str, issued_before: float | None) -> float:
-        """Set all marks of a namespace to a time, now at the latest, but never back; return where they are.
+    def set(self, namespace: str, issued_before: float | None) -> tuple[float, bool]:
+        """Set all marks of a namespace to a time, now at the latest, but never back.
+
+        Returns:
+            Where they are, and whether that may be news. It is not if all were beyond the time already; one that was
+            at the very time may be left of a call that failed before anybody was told.
 
         Raises:
             EngineUnavailable: Not all are set, or (with `wait_replicas`) replicas do not have them yet.
@@ -155,6 +160,7 @@ class Purges:
             mark = _digits(now, TIME_DIGITS) + _digits(max(counter + 1, now // 1_000_000), EPOCH_DIGITS)
         else:
             mark = _digits(min(now, _microseconds(issued_before)), TIME_DIGITS) + _digits(0, EPOCH_DIGITS)
+        wanted, changed = mark, False
         for node, streams in self._log.streams().items():
             commands: list[tuple[Any, ...]] = [
                 ("EVAL", _SET, 2, stream + namespace.encode(), state_key(stream), mark) for stream in streams
@@ -165,10 +171,12 @@ class Purges:
             if self._url.wait_replicas and answers.pop() < self._url.wait_replicas:
                 raise EngineUnavailable(f"not all of {self._url.wait_replicas} replicas of Redis know of the purge yet")
             for answer in answers:
+                changed = changed or answer[:TIME_DIGITS] <= wanted[:TIME_DIGITS]
                 mark = _latest(mark, answer)
-        with self._lock:
-            self._unfinished.append(_Deletion(namespace, list(self._log.streams())))
-        return _seconds(mark)
+        if changed:
+            with self._lock:
+                self._unfinished.append(_Deletion(namespace, list(self._log.streams())))
+        return _seconds(mark), changed
 
     def delete(self, limit: int) -> int:
         """Look for about `limit` sessions that were purged, and delete those; return 0 if there is nothing left to do.
@@ -189,14 +197,15 @@ class Purges:
                 self._unfinished.popleft()
             return limit if self._unfinished else 0
 
-    def usage(self, namespace: str | None) -> dict[str, Usage]:
-        """Count what there is; see Engine."""
+    def usage(self, namespace: str | None, gate: Gate) -> dict[str, Usage]:
+        """Count what there is; see Engine. Passes the gate for each step: whoever closes the engine need not wait."""
         counted = {} if namespace is None else {namespace: Usage()}
         for node in self._log.streams():
             cursor = b"0"
             while True:
                 begun = time.monotonic()
-                cursor, found = self._look(node, cursor, namespace, _COUNTED_AT_ONCE, deletes=False)
+                with gate:
+                    cursor, found = self._look(node, cursor, namespace, _COUNTED_AT_ONCE, deletes=False)
                 for name, *numbers in zip(*[iter(found)] * 5, strict=True):
                     usage = counted.setdefault(name.decode(), Usage())
                     usage.sessions += numbers[0]
@@ -207,7 +216,8 @@ class Purges:
                     break
                 time.sleep(_REST * (time.monotonic() - begun))
         for name, usage in counted.items():
-            usage.issued_before = _seconds(self.known(name)) or None
+            with gate:
+                usage.issued_before = _seconds(self.known(name)) or None
         return counted
 
     def _look(

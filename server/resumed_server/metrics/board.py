@@ -7,16 +7,18 @@ a dead one's place goes on from what is there: counters never go back.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import mmap
 import os
 import struct
+import threading
 import zlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
 MAX_NAMESPACES = 64
 """Namespaces that have figures of their own; those of all others are added up."""
@@ -40,6 +42,7 @@ class Board:
         os.truncate(self._file, self._places + workers * 2 * _HALF_BYTES)
         self._memory = mmap.mmap(self._file, 0)
         self._names: set[str] = set()
+        self._lock = threading.Lock()
 
     def admit(self, namespace: str) -> bool:
         """Return whether a namespace is one of the first MAX_NAMESPACES that any worker asked for."""
@@ -47,9 +50,7 @@ class Board:
             return True
         if len(self._names) == MAX_NAMESPACES:
             return False
-        # Held by the process, and let go of whatever ends it.
-        fcntl.lockf(self._file, fcntl.LOCK_EX)
-        try:
+        with self._lock, self._locked():
             self._names = names = set(self._named())
             if namespace in names or len(names) == MAX_NAMESPACES:
                 return namespace in names
@@ -57,8 +58,6 @@ class Board:
             self._memory[start : start + _NAME_BYTES] = namespace.encode().ljust(_NAME_BYTES, b"\0")
             names.add(namespace)
             return True
-        finally:
-            fcntl.lockf(self._file, fcntl.LOCK_UN)
 
     def pin(self, worker: int, figures: Mapping[str, Any]) -> None:
         """Replace what a worker pinned before; nobody else may write to its place.
@@ -78,6 +77,15 @@ class Board:
         """Return what a worker pinned last, if it ever did."""
         newest = max(self._halves(worker), default=None)
         return json.loads(newest[1]) if newest else None
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Keep other processes out; threads of this one it keeps not."""
+        fcntl.lockf(self._file, fcntl.LOCK_EX)  # let go of whatever ends the process
+        try:
+            yield
+        finally:
+            fcntl.lockf(self._file, fcntl.LOCK_UN)
 
     def _named(self) -> list[str]:
         table = self._memory[: self._places]

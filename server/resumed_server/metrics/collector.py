@@ -11,6 +11,7 @@ from google.rpc.code_pb2 import Code
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, InfoMetricFamily
 from prometheus_client.registry import Collector
 
+from resumed.v1 import admin_pb2, session_store_pb2
 from resumed_server.metrics.recorder import BOUNDS, OUTCOMES
 
 if TYPE_CHECKING:
@@ -25,6 +26,14 @@ STALE_SECONDS = 5.0
 
 _EXPECTED = ("INTERNAL", "RESOURCE_EXHAUSTED", "UNAVAILABLE")
 """Status codes that are shown before they occur: Prometheus sees no rise in a series that begins with its first."""
+
+_SERVICES: dict[str, str] = {
+    method.name: service.full_name
+    for file in (session_store_pb2.DESCRIPTOR, admin_pb2.DESCRIPTOR)
+    for service in file.services_by_name.values()
+    for method in service.methods
+}
+"""By method, the service that has it: no two have one of the same name."""
 
 _Figures = dict[str, Any]
 
@@ -63,6 +72,7 @@ class BoardCollector(Collector):
         alive = [figures for worker, figures in by_worker.items() if up[worker]]
         yield InfoMetricFamily("resumed", "What this server is.", value=self._about)
         yield from _calls([figures["recorded"] for figures in by_worker.values()])
+        yield from _load([figures["recorded"] for figures in by_worker.values()])
         yield _operations([figures["recorded"]["operations"] for figures in by_worker.values()])
         yield from self._store(list(by_worker.values()), alive)
         yield from _watchers(list(by_worker.values()), alive)
@@ -106,19 +116,33 @@ def _calls(by_worker: Sequence[Mapping[str, Any]]) -> Iterator[Metric]:
         for method, code, number in recorded["failures"]:
             codes[method, Code.Name(code)] += number
     calls = CounterMetricFamily(
-        "resumed_calls", "Calls by method and gRPC status; a Batch is one.", labels=["method", "code"]
+        "resumed_calls", "Calls by method and gRPC status; a Batch is one.", labels=["service", "method", "code"]
     )
     for (method, code), number in codes.items():
-        calls.add_metric([method, code], number)
+        calls.add_metric([_SERVICES.get(method, ""), method, code], number)
     yield calls
     times = HistogramMetricFamily(
         "resumed_call_seconds",
         "Time of calls that were answered, from when a thread took them: without network and waiting for a thread.",
-        labels=["method"],
+        labels=["service", "method"],
     )
     for method, counts in buckets.items():
-        times.add_metric([method], cumulative(BOUNDS, counts), seconds[method])
+        times.add_metric([_SERVICES.get(method, ""), method], cumulative(BOUNDS, counts), seconds[method])
     yield times
+
+
+def _load(by_worker: Sequence[Mapping[str, Any]]) -> Iterator[Metric]:
+    """Yield how busy all workers were: what calls waited before they counted, and those that never did."""
+    waits = [recorded["waits"] for recorded in by_worker]
+    counts = [sum(column) for column in zip(*(buckets for buckets, _ in waits), strict=True)]
+    times = HistogramMetricFamily("resumed_call_wait_seconds", "Time that calls waited for a thread.")
+    times.add_metric([], cumulative(BOUNDS, counts or [0] * (len(BOUNDS) + 1)), sum(seconds for _, seconds in waits))
+    yield times
+    yield CounterMetricFamily(
+        "resumed_calls_turned_away",
+        "Calls refused by gRPC (RESOURCE_EXHAUSTED), since as many as may be were under way; not among resumed_calls.",
+        sum(recorded["turned_away"] for recorded in by_worker),
+    )
 
 
 def _operations(by_worker: Sequence[Mapping[str, Sequence[int]]]) -> Metric:

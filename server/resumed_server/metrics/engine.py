@@ -56,10 +56,10 @@ class CountedEngine(Engine):
         self._count(namespace, _TAKE_MISS if session is None else _TAKE_HIT)
         return session
 
-    def remove(self, namespace: str, key: bytes) -> bool:
+    def remove(self, namespace: str, key: bytes, *, tombstone: bool = True) -> bool | None:
         """See Engine."""
         try:
-            removed = self._engine.remove(namespace, key)
+            removed = self._engine.remove(namespace, key, tombstone=tombstone)
         except EngineError:
             self._count(namespace, _REMOVE_FAILED)
             raise

@@ -26,14 +26,19 @@ OTHER = "other"
 _FOUND = frozenset(COLUMN[each] for each in (("get", "hit"), ("take", "hit"), ("put", "stored")))
 
 
-class _Calls:
-    """How long the calls of one method took that were answered."""
+class _Times:
+    """How long something took, each time."""
 
     __slots__ = ("buckets", "seconds")
 
     def __init__(self) -> None:
         self.buckets = [0] * (len(BOUNDS) + 1)
         self.seconds = 0.0
+
+    def add(self, seconds: float) -> None:
+        """Count one more."""
+        self.buckets[bisect_left(BOUNDS, seconds)] += 1
+        self.seconds += seconds
 
 
 class Recorder:
@@ -49,16 +54,24 @@ class Recorder:
 
     def __init__(self, admit: Callable[[str], bool]) -> None:
         self._admit = admit
-        self._calls: dict[str, _Calls] = {}
+        self._calls: dict[str, _Times] = {}
+        self._waits = _Times()
+        self._turned_away = 0
         self._operations: dict[str, list[int]] = {}
         self._lock = threading.Lock()
         self._failures: Counter[tuple[str, int]] = Counter()
 
     def answered(self, method: str, seconds: float, *_: object) -> None:
         """Count a call that was answered after `seconds`; see errors.Observer."""
-        calls = self._calls.get(method) or self._calls.setdefault(method, _Calls())
-        calls.buckets[bisect_left(BOUNDS, seconds)] += 1
-        calls.seconds += seconds
+        (self._calls.get(method) or self._calls.setdefault(method, _Times())).add(seconds)
+
+    def waited(self, seconds: float) -> None:
+        """Count a call that waited for a thread; see pool.Load."""
+        self._waits.add(seconds)
+
+    def turned_away(self) -> None:
+        """Count a call that gRPC refused, since as many as may be were under way; on gRPC's own thread only."""
+        self._turned_away += 1
 
     def operation(self, namespace: str, column: int) -> None:
         """Count an operation; `column` is one of COLUMN."""
@@ -77,14 +90,18 @@ class Recorder:
         return {
             "calls": {method: [calls.buckets[:], calls.seconds] for method, calls in list(self._calls.items())},
             "failures": failures,
+            "waits": [self._waits.buckets[:], self._waits.seconds],
+            "turned_away": self._turned_away,
             "operations": {namespace: row[:] for namespace, row in list(self._operations.items())},
         }
 
     def restore(self, snapshot: Mapping[str, Any]) -> None:
         """Go on counting from a snapshot, as the worker does that takes a dead one's place."""
         for method, (buckets, seconds) in snapshot["calls"].items():
-            calls = self._calls[method] = _Calls()
+            calls = self._calls[method] = _Times()
             calls.buckets, calls.seconds = buckets, seconds
+        self._waits.buckets, self._waits.seconds = snapshot["waits"]
+        self._turned_away = snapshot["turned_away"]
         with self._lock:
             self._failures.update({(method, code): number for method, code, number in snapshot["failures"]})
         self._operations |= snapshot["operations"]

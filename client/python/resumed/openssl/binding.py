@@ -15,19 +15,19 @@ import itertools
 import logging
 import math
 import os
-import signal
 import threading
 import time
 import weakref
 from ctypes import c_int, c_uint, c_void_p, string_at
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from resumed.envelope import Envelope
 from resumed.errors import Unsealable, UnsupportedContext
 from resumed.fingerprint import NO_CLIENT_AUTHENTICATION
+from resumed.interruption import during, interrupted
 from resumed.openssl.contexts import VERIFY_PEER, contexts_of, has_peer_as_asked
-from resumed.openssl.hello import offered_ids, requested_name
+from resumed.openssl.hello import chosen_digest, offered_ids, requested_name
 from resumed.openssl.library import (
     GET_CALLBACK,
     HELLO_CALLBACK,
@@ -95,14 +95,20 @@ class Binding:
                 "this context accepts early data, which can be replayed across a fleet; set max_early_data to 0"
             )
         self._gone = False
+        self._own: tuple[int, ...] = ()
+        self._installed = False
         # None: that of the application, which OpenSSL compares.
         self._id_context = hashlib.sha256(shim.namespace.encode()).digest() if ignore_id_context else None
         self._known_id_context: bytes | None = None  # as the last full handshake showed it: OpenSSL has no getter
         self._warned: set[str] = set()
-        self._previous = self._current()
-        if any(self._previous) and not replace:
+        callbacks = self._current()
+        if any(callbacks) and not replace:
             raise UnsupportedContext("this context already has session callbacks; pass replace=True to replace them")
-        self._previous_settings = (
+        replaced = _bindings.get(pointer)
+        self._replaced = replaced if replaced and replaced._own == callbacks else None  # noqa: SLF001  # of this class
+        self._previous = _Settings(
+            callbacks,
+            self._replaced._id_callback if self._replaced else 0,  # noqa: SLF001  # of this class
             library.SSL_CTX_ctrl(pointer, _CTRL_GET_SESS_CACHE_MODE, 0, None),
             library.SSL_CTX_get_options(pointer) & _OP_NO_TICKET,
             library.SSL_CTX_get_timeout(pointer),
@@ -116,11 +122,14 @@ class Binding:
             INFO_CALLBACK(self._on_info),
         )
         addresses = [ctypes.cast(trampoline, c_void_p).value or 0 for trampoline in self._trampolines]
-        self._own, (self._own_id, self._own_hello, self._own_info) = tuple(addresses[:3]), addresses[3:]
+        self._own, (own_id, self._own_hello, self._own_info) = tuple(addresses[:3]), addresses[3:]
+        self._id_callback: int = own_id if shim.seals_ids else 0
         self._driven = _Driven()
         library.SSL_CTX_up_ref(pointer)  # until the finalizer has unset the callbacks
         weakref.finalize(context, self._release).atexit = False  # at exit see _leave
         self._install()
+        if self._replaced:
+            self._replaced._installed = False  # noqa: SLF001  # of this class
         _bindings[pointer] = self
         _live.add(self)
 
@@ -161,25 +170,36 @@ class Binding:
         self._driven.handshake = handshake
         handshake.rests = False
         try:
-            return step()
+            return during(step)
         finally:
             self._driven.handshake = None
 
     def uninstall(self) -> None:
-        """Put back the callbacks and settings that the context had.
+        """Put back the callbacks and settings that the context had; another Binding that was replaced goes on.
 
         OpenSSL has no getter for the id generator and the session id context: the generator becomes OpenSSL's own, and
         where `ignore_id_context` was set the namespace's id context stays, as contexts that verify clients must have
-        one. Does nothing if the callbacks were replaced since, or the context is gone.
+        one. If another Binding has replaced this one, that one will put back what this one would have. If the
+        application has, or if the context is gone, this does nothing.
         """
         if self._current() != self._own:
+            binding = _bindings.get(self._pointer)
+            while binding and binding._replaced is not self:  # noqa: SLF001  # of this class
+                binding = binding._replaced  # noqa: SLF001  # of this class
+            if binding:
+                binding._previous, binding._replaced = self._previous, self._replaced  # noqa: SLF001  # of this class
             return
-        mode, no_ticket, timeout = self._previous_settings
-        self._set(self._previous, 0)
-        self.library.SSL_CTX_ctrl(self._pointer, _CTRL_SET_SESS_CACHE_MODE, mode, None)
-        self.library.SSL_CTX_set_timeout(self._pointer, timeout)
-        if not no_ticket:
+        before = self._previous
+        self._set(before.callbacks, before.id_callback)
+        self.library.SSL_CTX_ctrl(self._pointer, _CTRL_SET_SESS_CACHE_MODE, before.cache_mode, None)
+        self.library.SSL_CTX_set_timeout(self._pointer, before.timeout)
+        if not before.no_ticket:
             self.library.SSL_CTX_clear_options(self._pointer, _OP_NO_TICKET)
+        if self._replaced:
+            _bindings[self._pointer] = self._replaced
+            self._replaced._installed = True  # noqa: SLF001  # of this class
+        else:
+            _bindings.pop(self._pointer, None)
 
     def _install(self) -> None:
         library, pointer = self.library, self._pointer
@@ -190,7 +210,7 @@ class Binding:
         library.SSL_CTX_set_timeout(pointer, self._shim.lifetime)
         if self._id_context:
             library.SSL_CTX_set_session_id_context(pointer, self._id_context, len(self._id_context))
-        self._set(self._own, self._own_id if self._shim.seals_ids else 0)
+        self._set(self._own, self._id_callback)
         if self._current() != self._own:
             raise UnsupportedContext("libssl does not give the callbacks back that were set; please report this")
 
@@ -255,13 +275,16 @@ class Binding:
         sessions.remember(session, None)  # it is not part of what is stored
         serialized = sessions.serialized(session)
         remaining = self._remaining(session, memory)
-        last = True
+        last, family = True, frozenset[bytes]()
         if tls13:
             memory = memory._replace(siblings=memory.siblings + session_id)
             tickets = 1 if library.SSL_session_reused(ssl) else library.SSL_get_num_tickets(ssl)
             last = len(memory.siblings) >= tickets * ID_BYTES
+            family = frozenset(memory.ids) if last else family
         sessions.remember(session, memory)
-        self._shim.negotiated(session_id, Envelope(memory.fingerprint, memory.issued, serialized), remaining, last=last)
+        library.SSL_SESSION_set_ex_data(session, library.session_index, ssl)
+        envelope = Envelope(memory.fingerprint, memory.issued, serialized)
+        self._shim.negotiated(session_id, envelope, remaining, last=last, family=family)
 
     def _judged(self, ssl: int, session: int) -> Memory | None:
         """Return the memory of a session that is about to be stored; None if it must not be shared."""
@@ -439,7 +462,12 @@ class Binding:
         May run under the context's lock, so it never blocks.
         """
         try:
-            reason = self.library.ERR_peek_last_error() & _REASON_MASK
+            library = self.library
+            connection = library.SSL_SESSION_get_ex_data(session, library.session_index)
+            # A connection has failed by itself if it is back in its handshake (ossl_statem_fatal()). Without that it is
+            # freed, and the thread's last error is of whatever the thread was at: the garbage collector frees, too.
+            failed = connection and library.SSL_in_init(connection)
+            reason = library.ERR_peek_last_error() & _REASON_MASK if failed else 0
             ids = {self._sessions.id_of(session)}
             with contextlib.suppress(ForeignData):
                 memory = self._sessions.memory(session)
@@ -452,7 +480,7 @@ class Binding:
         """Write a session id. Returning 0 would end the handshake, so a defect here means a random id."""
         try:
             self._look_for_id_context(ssl)
-            session_id = self._shim.issue_id()
+            session_id = self._shim.issue_id(resumed=bool(self.library.SSL_session_reused(ssl)))
             ctypes.memmove(data, session_id, len(session_id))
             c_uint.from_address(length).value = len(session_id)
         except BaseException as error:  # noqa: BLE001  # nothing may cross C
@@ -487,6 +515,7 @@ class Binding:
         # Tickets issued on the resumed connection end when the negotiated session does, which is at a whole second.
         end = int(self._shim.now() + remaining)
         self._sessions.remember(session, Memory(envelope.fingerprint, envelope.issued, end, offer.session_id))
+        library.SSL_SESSION_set_ex_data(session, library.session_index, offer.ssl)
         if self._id_context:
             # OpenSSL compares it with the session's next: see _store.
             library.SSL_set_session_id_context(offer.ssl, self._id_context, len(self._id_context))
@@ -525,12 +554,10 @@ class Binding:
         return "" if own else "undecodable"
 
     def _caught(self, error: BaseException) -> None:
-        if isinstance(error, KeyboardInterrupt):
-            # It belongs to the main thread's own code: signal again once this callback has returned.
-            main = threading.main_thread().ident or 0
-            threading.Timer(0.01, signal.pthread_kill, (main, signal.SIGINT)).start()
-        else:
+        if isinstance(error, Exception):
             self._shim.internal_error()
+        else:
+            interrupted(error)
 
 
 class _Offer:
@@ -560,12 +587,13 @@ class _Offer:
 
     @cached_property
     def digest(self) -> int | None:
-        """The hash that a TLS 1.3 session must have to resume; None in TLS 1.2, and before OpenSSL has chosen."""
+        """The hash that a TLS 1.3 session must have to resume; None in TLS 1.2."""
         library = self._binding.library
         if library.SSL_version(self.ssl) != _TLS1_3_VERSION:
             return None
         cipher = library.SSL_get_pending_cipher(self.ssl)
-        return library.SSL_CIPHER_get_handshake_digest(cipher) if cipher else None
+        # Before OpenSSL has chosen one, a handshake may rest: see _on_hello.
+        return library.SSL_CIPHER_get_handshake_digest(cipher) if cipher else chosen_digest(library, self.ssl)
 
     def check(self, envelope: Envelope) -> None:
         """Raise Unsealable if the session may not resume; from any thread, once `expected` was read."""
@@ -574,6 +602,17 @@ class _Offer:
     def decode(self, envelope: Envelope, remaining: float) -> int:
         """Return the session, with that many seconds of its life left; raise Unsealable if it may not resume."""
         return self._binding.decode(self, envelope, remaining)
+
+
+class _Settings(NamedTuple):
+    """What a context had before a Binding was installed."""
+
+    callbacks: tuple[int, ...]
+    id_callback: int
+    """That of the Binding that was replaced; 0 if there was none."""
+    cache_mode: int
+    no_ticket: int
+    timeout: int
 
 
 class _Driven(threading.local):

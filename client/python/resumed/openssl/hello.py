@@ -20,16 +20,17 @@ _PRE_SHARED_KEY = 41
 _SUPPORTED_VERSIONS = 43
 # <openssl/ssl.h>
 _CTRL_GET_MAX_PROTO_VERSION = 131
+_OP_CIPHER_SERVER_PREFERENCE = 1 << 22
 _OP_NO_TLS1_3 = 1 << 29
 _TLS1_3_VERSION = 0x304
 
+_TLS1_3_CIPHERS = 0x13  # their first byte (RFC 8446 appendix B.4)
 _AGE_BYTES = 4
 
 
 def offered_ids(library: Library, ssl: int) -> list[bytes]:
     """Return the ids that OpenSSL will ask the get callback for, in its order, until one has a session."""
-    versions = _extension(library, ssl, _SUPPORTED_VERSIONS)
-    if versions is not None and _TLS1_3_VERSION in supported_versions(versions) and _speaks_tls13(library, ssl):
+    if _is_tls13(library, ssl):
         # The legacy_session_id is a random one then, for middleboxes' sake (RFC 8446 appendix D.4).
         return [
             identity
@@ -39,6 +40,31 @@ def offered_ids(library: Library, ssl: int) -> list[bytes]:
     data = c_void_p()
     length = library.SSL_client_hello_get0_session_id(ssl, byref(data))
     return [string_at(data.value, length)] if length and data.value else []
+
+
+def chosen_digest(library: Library, ssl: int) -> int | None:
+    """Return the hash of the cipher that OpenSSL is going to choose in TLS 1.3 (ssl3_choose_cipher()).
+
+    None if it will not be TLS 1.3, or there is no common cipher.
+    """
+    if not _is_tls13(library, ssl):
+        return None
+    data = c_void_p()
+    length = library.SSL_client_hello_get0_ciphers(ssl, byref(data))
+    offered = string_at(data.value, length) if data.value else b""
+    theirs = [int.from_bytes(offered[at : at + 2], "big") for at in range(0, len(offered), 2)]
+    ours: dict[int, int] = {}
+    ciphers = library.SSL_get_ciphers(ssl)
+    for place in range(library.OPENSSL_sk_num(ciphers)):
+        cipher = library.OPENSSL_sk_value(ciphers, place)
+        number = library.SSL_CIPHER_get_protocol_id(cipher)
+        if number >> 8 != _TLS1_3_CIPHERS:
+            break  # those of TLS 1.3 come first
+        ours[number] = cipher
+    servers_order = library.SSL_get_options(ssl) & _OP_CIPHER_SERVER_PREFERENCE
+    common = (each for each in (ours if servers_order else theirs) if each in ours and each in theirs)
+    chosen = next(common, None)
+    return None if chosen is None else library.SSL_CIPHER_get_handshake_digest(ours[chosen])
 
 
 def requested_name(library: Library, ssl: int) -> bytes:
@@ -80,6 +106,10 @@ def _extension(library: Library, ssl: int, kind: int) -> bytes | None:
     return string_at(data.value, length.value) if data.value else b""
 
 
-def _speaks_tls13(library: Library, ssl: int) -> bool:
+def _is_tls13(library: Library, ssl: int) -> bool:
+    """Return whether both ends speak TLS 1.3."""
+    versions = _extension(library, ssl, _SUPPORTED_VERSIONS)
+    if versions is None or _TLS1_3_VERSION not in supported_versions(versions):
+        return False
     highest = library.SSL_ctrl(ssl, _CTRL_GET_MAX_PROTO_VERSION, 0, None)
     return highest in {0, _TLS1_3_VERSION} and not library.SSL_get_options(ssl) & _OP_NO_TLS1_3

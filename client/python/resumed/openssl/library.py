@@ -13,7 +13,7 @@ import ssl
 import struct
 import sys
 import weakref
-from ctypes import POINTER, c_char_p, c_int, c_long, c_size_t, c_uint, c_uint64, c_ulong, c_void_p
+from ctypes import POINTER, c_char_p, c_int, c_long, c_size_t, c_uint, c_uint16, c_uint64, c_ulong, c_void_p
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -48,11 +48,14 @@ _QUICK: dict[str, tuple[Any, list[Any]]] = {
     "OPENSSL_sk_value": (c_void_p, [c_void_p, c_int]),
     "OpenSSL_version_num": (c_ulong, []),
     "SSL_CIPHER_get_handshake_digest": (c_void_p, [c_void_p]),
+    "SSL_CIPHER_get_protocol_id": (c_uint16, [c_void_p]),
+    "SSL_client_hello_get0_ciphers": (c_size_t, [c_void_p, POINTER(c_void_p)]),
     "SSL_client_hello_get0_ext": (c_int, [c_void_p, c_uint, POINTER(c_void_p), POINTER(c_size_t)]),
     "SSL_client_hello_get0_session_id": (c_size_t, [c_void_p, POINTER(c_void_p)]),
     "SSL_ctrl": (c_long, [c_void_p, c_int, c_long, c_void_p]),
     "SSL_get0_param": (c_void_p, [c_void_p]),
     "SSL_get_certificate": (c_void_p, [c_void_p]),
+    "SSL_get_ciphers": (c_void_p, [c_void_p]),
     "SSL_get_ex_data": (c_void_p, [c_void_p, c_int]),
     "SSL_get_finished": (c_size_t, [c_void_p, c_void_p, c_size_t]),
     "SSL_get_num_tickets": (c_size_t, [c_void_p]),
@@ -63,6 +66,7 @@ _QUICK: dict[str, tuple[Any, list[Any]]] = {
     "SSL_get_session": (c_void_p, [c_void_p]),
     "SSL_get_shutdown": (c_int, [c_void_p]),
     "SSL_get_SSL_CTX": (c_void_p, [c_void_p]),
+    "SSL_in_init": (c_int, [c_void_p]),
     "SSL_get_verify_depth": (c_int, [c_void_p]),
     "SSL_get_verify_mode": (c_int, [c_void_p]),
     "SSL_get_verify_result": (c_long, [c_void_p]),
@@ -87,6 +91,8 @@ _QUICK: dict[str, tuple[Any, list[Any]]] = {
     "SSL_SESSION_free": (None, [c_void_p]),
     "SSL_SESSION_get0_id_context": (c_void_p, [c_void_p, POINTER(c_uint)]),
     "SSL_SESSION_get0_peer": (c_void_p, [c_void_p]),
+    "SSL_SESSION_get_ex_data": (c_void_p, [c_void_p, c_int]),
+    "SSL_SESSION_set_ex_data": (c_int, [c_void_p, c_int, c_void_p]),
     "SSL_SESSION_get_id": (c_void_p, [c_void_p, POINTER(c_uint)]),
     "SSL_SESSION_get0_cipher": (c_void_p, [c_void_p]),
     "SSL_SESSION_get0_hostname": (c_char_p, [c_void_p]),
@@ -136,7 +142,7 @@ _OPTIONAL: dict[str, tuple[Any, list[Any]]] = {
     "EVP_MD_CTX_new": (c_void_p, []),
     "SSL_CTX_get0_privatekey": (c_void_p, [c_void_p]),
 }
-_EX_INDEX_SSL = 0  # CRYPTO_EX_INDEX_SSL
+_EX_INDEX_SSL, _EX_INDEX_SSL_SESSION = 0, 2  # CRYPTO_EX_INDEX_SSL, CRYPTO_EX_INDEX_SSL_SESSION
 _HOST = "X509_VERIFY_PARAM_get0_host"
 _NAMES = [*_QUICK, *_SLOW]
 
@@ -151,6 +157,8 @@ class Library:
         signs: Whether the functions are there that signing takes.
         connection_index: Where a connection keeps a number of ours: SSL_get_ex_data(3).
         taught_index: Where it keeps whether it has taught which context serves its name.
+        session_index: Where a session keeps the connection that has negotiated or resumed it:
+            SSL_SESSION_get_ex_data(3).
     """
 
     _host: Callable[[int, int], bytes | None] | None = None
@@ -159,8 +167,9 @@ class Library:
         for kind, prototypes in ((ctypes.PYFUNCTYPE, _QUICK), (ctypes.CFUNCTYPE, _SLOW)):
             for name, (result, arguments) in prototypes.items():
                 setattr(self, name, kind(result, *arguments)(address(name)))
-        self.connection_index, self.taught_index = (
-            self.CRYPTO_get_ex_new_index(_EX_INDEX_SSL, 0, None, None, None, None) for _ in range(2)
+        self.connection_index, self.taught_index, self.session_index = (
+            self.CRYPTO_get_ex_new_index(kind, 0, None, None, None, None)
+            for kind in (_EX_INDEX_SSL, _EX_INDEX_SSL, _EX_INDEX_SSL_SESSION)
         )
         self.signs = False
         with contextlib.suppress(AttributeError, KeyError):
@@ -215,7 +224,7 @@ def context_of(context: object) -> Context:
 def _of_ssl(context: ssl.SSLContext) -> Context:
     if sys.implementation.name != "cpython":
         raise UnsupportedContext("ssl.SSLContext is supported on CPython only; use an OpenSSL.SSL.Context here")
-    library, reference = _ssl_library(), weakref.ref(context)
+    library, reference = ssl_library(), weakref.ref(context)
     # PySSLContext begins with the SSL_CTX pointer, right behind the object header (CPython 3.10 to 3.14).
     pointer = c_void_p.from_address(id(context) + object.__basicsize__).value
     if not pointer or library.SSL_CTX_get_options(pointer) & 0xFFFFFFFF != int(context.options) & 0xFFFFFFFF:
@@ -247,7 +256,7 @@ def _of_pyopenssl(context: Any) -> Context:
     pointer, reference = int(Binding().ffi.cast("uintptr_t", context._context)), weakref.ref(context)  # noqa: SLF001
     # An application's ALPN and info callbacks are handed the connection, on which they may set anything.
     return Context(
-        _cryptography_library(),
+        cryptography_library(),
         pointer,
         lambda: _attribute(reference, "_tlsext_servername_callback"),
         is_final=False,
@@ -260,7 +269,8 @@ def _attribute(reference: weakref.ref[Any], name: str) -> bool:
 
 
 @cache
-def _ssl_library() -> Library:
+def ssl_library() -> Library:
+    """Return the libssl of the `ssl` module; raises UnsupportedContext."""
     import _ssl  # noqa: PLC0415
 
     # A handle's symbols include those of the libraries it was linked with. A statically linked _ssl has no file of its
@@ -276,13 +286,20 @@ def _ssl_library() -> Library:
 
 
 @cache
-def _cryptography_library() -> Library:
+def cryptography_library() -> Library:
+    """Return the libssl of pyOpenSSL; raises UnsupportedContext."""
     from cryptography.hazmat.bindings import _rust  # noqa: PLC0415
     from cryptography.hazmat.bindings.openssl.binding import Binding  # noqa: PLC0415
 
     path = _rust.__file__
     # Distributions link a shared libssl; the wheels carry their own, whose names are in the symbol table only.
-    library = _shared(path) or _from_symbol_table(path)
+    library = _shared(path)
+    if library is None and ctypes.sizeof(c_void_p) != 8:  # noqa: PLR2004
+        raise UnsupportedContext(
+            f"the symbol table of {path} is read on 64-bit systems only; use a cryptography that links a shared "
+            "libssl, such as your distribution's package, or an ssl.SSLContext"
+        )
+    library = library or _from_symbol_table(path)
     if library is None or library.OpenSSL_version_num() != Binding().lib.OpenSSL_version_num():
         raise UnsupportedContext(
             f"libssl's functions were not found in {path} (stripped?); use the cryptography wheel from PyPI or your "

@@ -1,0 +1,92 @@
+package resumed
+
+import (
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+const filesCheckInterval = time.Second
+
+// files are read again when they change, at most once a second: once they look the same twice in a row, or were last written a
+// second ago, so that nobody reads the middle of a change. What cannot be used is reported once, and what was read before
+// stays.
+type files struct {
+	paths  []string
+	what   string // for the log
+	logger *slog.Logger
+
+	started   time.Time
+	nextCheck atomic.Int64 // nanoseconds after started
+	mu        sync.Mutex   // guards what follows
+	seen      []fs.FileInfo
+	taken     []fs.FileInfo
+	complaint string
+}
+
+// newFiles returns files that read has to be called for; look before that, so that a change in between is noticed.
+func newFiles(what string, logger *slog.Logger, paths ...string) *files {
+	f := &files{paths: paths, what: what, logger: logger, started: time.Now()}
+	if f.logger == nil {
+		f.logger = slog.Default()
+	}
+	f.nextCheck.Store(int64(filesCheckInterval))
+	f.taken, _ = f.look()
+	return f
+}
+
+// follow looks, if it is time to, and calls read when the files have changed and settled. What read returns goes to the log.
+func (f *files) follow(read func() (slog.Attr, error)) {
+	now, next := int64(time.Since(f.started)), f.nextCheck.Load()
+	if now < next || !f.nextCheck.CompareAndSwap(next, now+int64(filesCheckInterval)) {
+		return
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	var news slog.Attr
+	seen, err := f.look()
+	if err == nil {
+		settled := slices.EqualFunc(seen, f.seen, sameVersion) || !slices.ContainsFunc(seen, isRecent)
+		f.seen = seen
+		switch {
+		case slices.EqualFunc(seen, f.taken, sameVersion):
+			f.complaint = ""
+			return
+		case !settled:
+			return
+		}
+		news, err = read()
+	}
+	if err == nil {
+		f.taken, f.complaint = seen, ""
+		f.logger.Info(f.what+" read again", news)
+		return
+	}
+	if err.Error() != f.complaint { // once, not every second
+		f.logger.Error(f.what+" not read again, what was read before stays", "error", err)
+	}
+	f.complaint = err.Error()
+}
+
+func (f *files) look() ([]fs.FileInfo, error) {
+	var versions []fs.FileInfo
+	for _, path := range f.paths {
+		version, err := os.Stat(path)
+		if err != nil {
+			return nil, fmt.Errorf("resumed: %s: %w", f.what, err)
+		}
+		versions = append(versions, version)
+	}
+	return versions, nil
+}
+
+func isRecent(file fs.FileInfo) bool { return time.Since(file.ModTime()) < filesCheckInterval }
+
+func sameVersion(a, b fs.FileInfo) bool {
+	return os.SameFile(a, b) && a.Size() == b.Size() && a.ModTime().Equal(b.ModTime())
+}

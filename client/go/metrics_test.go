@@ -1,0 +1,58 @@
+package resumed
+
+import (
+	"net/http/httptest"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+)
+
+// Prometheus sees what sessions of a namespace count together, all reasons from the beginning, under the names of all clients.
+func TestMetrics(t *testing.T) {
+	store := newFakeStore()
+	one, other := wrap(t, newServer(), store, Options{}), wrap(t, newServer(), store, Options{})
+	bank := wrap(t, newServer(), store, Options{Namespace: "bank"})
+	for _, sessions := range []*Sessions{one, other, other} {
+		sessions.recorder.count(hits, "store")
+		sessions.recorder.count(foreignHits, "store")
+		sessions.recorder.observe(3 * time.Millisecond)
+	}
+	for range breakerLimit {
+		bank.breaker.failed(time.Now())
+	}
+	answer := httptest.NewRecorder()
+	Metrics(one, bank, other).ServeHTTP(answer, httptest.NewRequest("GET", "/metrics", nil))
+	text := answer.Body.String()
+	for _, line := range []string{
+		`resumed_frontend_hits_total{namespace="shop",source="store"} 3`,
+		`resumed_frontend_foreign_hits_total{namespace="shop",source="store"} 3`,
+		`resumed_frontend_hits_total{namespace="bank",source="store"} 0`,
+		`resumed_frontend_misses_total{namespace="shop",reason="breaker-open"} 0`,
+		`resumed_frontend_puts_total{namespace="shop",outcome="stored"} 0`,
+		`resumed_frontend_removals_total{namespace="shop",reason="application"} 0`,
+		`resumed_frontend_lookup_seconds_bucket{namespace="shop",le="0.0025"} 0`,
+		`resumed_frontend_lookup_seconds_bucket{namespace="shop",le="0.005"} 3`,
+		`resumed_frontend_lookup_seconds_bucket{namespace="shop",le="+Inf"} 3`,
+		`resumed_frontend_lookup_seconds_count{namespace="shop"} 3`,
+		`resumed_frontend_lookup_seconds_sum{namespace="shop"} 0.009`,
+		`resumed_frontend_breaker_open{namespace="shop"} 0`,
+		`resumed_frontend_breaker_open{namespace="bank"} 1`,
+	} {
+		if !strings.Contains(text, line+"\n") {
+			t.Errorf("no line %s", line)
+		}
+	}
+	if t.Failed() {
+		t.Fatal(text)
+	}
+	promtool, err := exec.LookPath("promtool")
+	if err != nil {
+		return
+	}
+	check := exec.Command(promtool, "check", "metrics")
+	check.Stdin = strings.NewReader(text)
+	if output, err := check.CombinedOutput(); err != nil {
+		t.Fatal(err, string(output))
+	}
+}

@@ -1,0 +1,40 @@
+import assert from "node:assert/strict";
+import { spawnSync } from "node:child_process";
+import { test } from "node:test";
+
+import { metrics, type Sessions } from "../src/index.js";
+import { Recorder } from "../src/stats.js";
+
+test("Prometheus sees what servers of a namespace count together, all reasons from the beginning", () => {
+  const counting = (namespace: string, handshakes: number, breakerOpen: boolean): Sessions => {
+    const recorder = new Recorder();
+    for (let n = 0; n < handshakes; n++) {
+      recorder.count("hits", "store");
+      recorder.count("foreignHits", "store");
+      recorder.observe(3);
+    }
+    return { namespace, breakerOpen, stats: recorder.snapshot() } as Sessions;
+  };
+  const text = metrics(counting("shop", 1, false), counting("bank", 0, true), counting("shop", 2, false));
+  const lines = new Set(text.split("\n"));
+  for (const line of [
+    'resumed_frontend_hits_total{namespace="shop",source="store"} 3',
+    'resumed_frontend_foreign_hits_total{namespace="shop",source="store"} 3',
+    'resumed_frontend_hits_total{namespace="bank",source="store"} 0',
+    'resumed_frontend_misses_total{namespace="shop",reason="breaker-open"} 0',
+    'resumed_frontend_puts_total{namespace="shop",outcome="stored"} 0',
+    'resumed_frontend_removals_total{namespace="shop",reason="fatal-error"} 0',
+    'resumed_frontend_terminations_total{namespace="shop",reason="context-mismatch"} 0',
+    'resumed_frontend_lookup_seconds_bucket{namespace="shop",le="0.0025"} 0',
+    'resumed_frontend_lookup_seconds_bucket{namespace="shop",le="0.005"} 3',
+    'resumed_frontend_lookup_seconds_bucket{namespace="shop",le="+Inf"} 3',
+    'resumed_frontend_lookup_seconds_count{namespace="shop"} 3',
+    'resumed_frontend_lookup_seconds_sum{namespace="shop"} 0.009',
+    'resumed_frontend_breaker_open{namespace="shop"} 0',
+    'resumed_frontend_breaker_open{namespace="bank"} 1',
+  ]) {
+    assert(lines.has(line), `${line} is not in\n${text}`);
+  }
+  const promtool = spawnSync("promtool", ["check", "metrics"], { input: text, encoding: "utf8" });
+  if (!promtool.error) assert.equal(promtool.status, 0, promtool.stdout + promtool.stderr);
+});

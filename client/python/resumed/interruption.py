@@ -1,0 +1,60 @@
+"""Exceptions that interrupt a callback, and are no defect: of a signal handler, or of a greenlet whose time is up.
+
+No exception may leave a callback. The caller of the TLS library gets these once the library has returned: at the end of
+the step that it is in (during()), or, where this package does not see the step, a moment later in the same thread.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import signal
+import threading
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_MOMENT = 0.01
+"""Seconds until an exception is raised in a step that is not seen: the callback must have returned."""
+
+_Result = TypeVar("_Result")
+
+
+class _Steps(threading.local):
+    """The steps that this thread is in, and the exception that interrupted a callback of them."""
+
+    depth = 0
+    error: BaseException | None = None
+
+
+_steps = _Steps()
+
+
+def during(step: Callable[[], _Result]) -> _Result:
+    """Call `step`, and then raise the exception that interrupted a callback within it, if any."""
+    _steps.depth += 1
+    try:
+        return step()
+    finally:
+        _steps.depth -= 1
+        error, _steps.error = _steps.error, None
+        if error:
+            raise error
+
+
+def interrupted(error: BaseException) -> None:
+    """Have an exception raised again that has interrupted a callback of this thread, once the callback has returned."""
+    if _steps.depth:
+        _steps.error = error
+    elif isinstance(error, KeyboardInterrupt):
+        # A signal also ends what the main thread waits for next.
+        main = threading.main_thread().ident or 0
+        threading.Timer(_MOMENT, signal.pthread_kill, (main, signal.SIGINT)).start()
+    else:
+        threading.Timer(_MOMENT, _raise_in, (threading.get_ident(), error)).start()
+
+
+def _raise_in(thread: int, error: BaseException) -> None:
+    """Raise an exception in another thread, which the interpreter makes of a class there."""
+    kind = type(type(error).__name__, (type(error),), {"__new__": lambda *_: error})
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(kind))

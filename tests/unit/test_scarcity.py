@@ -1,0 +1,112 @@
+"""A namespace that needs more operations than its limit has: what resumes is in proportion, and no breaker opens.
+
+Frontends and clients are modelled, in a time of their own; breaker and budget are the real ones.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from dataclasses import dataclass, field
+
+import pytest
+
+from resumed.breaker import Breaker
+from resumed.store import BATCH_OPERATIONS
+from resumed_server.budgets import Budget, LimitExceeded, Shared
+from resumed_server.limits import Limit
+
+CLIENTS, SECONDS = 200, 60
+NEED = 80
+"""Operations a second that resume every visit."""
+
+
+class Clock:
+    """Seconds that pass when the model says so."""
+
+    now = 1_000.0
+
+    def __call__(self) -> float:
+        """Return the present."""
+        return self.now
+
+
+@dataclass
+class Session:
+    """What a client offers: `issued` for the fleet to look up, and perhaps stored by now."""
+
+    issued: bool
+    stored: bool = False
+
+
+@dataclass
+class Frontend:
+    """As much of a frontend as makes calls: see resumed.shim, resumed.lookups and resumed.sender."""
+
+    clock: Clock
+    budget: Budget
+    breaker: Breaker
+    queue: deque[Session] = field(default_factory=deque)
+    paused_until: float = 0.0
+    rest: float = 0.0
+    opened: int = 0
+
+    def visit(self, offered: Session | None, *, tickets: bool) -> tuple[bool, Session]:
+        """Return whether a client resumes, and what it offers next: with `tickets`, another one each time."""
+        resumed = False
+        if offered and offered.issued and not self.breaker.resting:
+            resumed = self._spend(1) and offered.stored
+            if resumed and not tickets:
+                return True, offered
+        session = Session(issued=resumed or not self.breaker.scarce)
+        if session.issued:
+            self.queue.append(session)
+        return resumed, session
+
+    def send(self) -> None:
+        """Send what waits, in one Batch."""
+        if not self.queue or self.clock.now < self.paused_until:
+            return
+        batch = [self.queue[number] for number in range(min(len(self.queue), BATCH_OPERATIONS))]
+        if self._spend(len(batch)):
+            for session in batch:
+                session.stored = True
+                self.queue.popleft()
+        else:
+            self.paused_until = self.clock.now + self.rest
+
+    def _spend(self, operations: int) -> bool:
+        try:
+            self.budget.spend(operations)
+        except LimitExceeded as error:
+            if error.hold:  # until after the frontend's deadline
+                self.breaker.failed(self.clock.now, late=True)
+                self.opened += not self.breaker.closed
+            else:
+                self.rest = self.breaker.limited()
+            return False
+        self.breaker.succeeded()
+        return True
+
+
+@pytest.mark.parametrize("share", [0.4, 0.75, 0.9, 1.5])
+@pytest.mark.parametrize("tickets", [False, True], ids=["TLS 1.2", "TLS 1.3"])
+@pytest.mark.parametrize("frontends", [1, 4, 40])
+def test_what_resumes_is_in_proportion_to_the_limit(frontends: int, tickets: bool, share: float) -> None:
+    """From a cold start; a frontend takes no refusal for an outage."""
+    clock, chance = Clock(), random.Random(7)
+    limit = Limit(namespaces=("shop",), operations_per_second=int(share * NEED))
+    budget = Budget("shop", limit, Shared.fresh(clock))
+    fleet = [Frontend(clock, budget, Breaker(clock=clock)) for _ in range(frontends)]
+    clients: list[Session | None] = [None] * CLIENTS
+    visits = NEED * SECONDS // (2 if tickets else 1)
+    resumed = 0
+    for visit in range(visits):
+        clock.now += SECONDS / visits
+        frontend, client = chance.choice(fleet), visit % CLIENTS
+        hit, clients[client] = frontend.visit(clients[client], tickets=tickets)
+        resumed += hit and visit > visits // 2
+        for each in fleet:
+            each.send()
+    assert resumed / (visits / 2) > min(share, 1.0) - 0.15
+    assert not any(each.opened for each in fleet)
