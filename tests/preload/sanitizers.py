@@ -129,13 +129,13 @@ def sanitized() -> tuple[Path, Path]:
     return programs
 
 
-def contexts(command: tuple[str, ...]) -> Outcome:
-    """Run contexts.c, whose client certificate ends a while after it has begun."""
+def contexts(command: tuple[str, ...], life: int = 30) -> Outcome:
+    """Run contexts.c, whose client certificate ends so many seconds after it has begun."""
     with tempfile.TemporaryDirectory(prefix="resumed-sanitizers-") as directory, running_server() as store:
         fleet = Fleet.in_directory(Path(directory))
-        files = context_files(Path(directory), seconds=30)
+        files = context_files(Path(directory), seconds=life)
         named = {"target": store.target, "keyring": fleet.keys, **files}
-        arguments = [*(f"--{name}={value}" for name, value in named.items()), "--life", "30"]
+        arguments = [*(f"--{name}={value}" for name, value in named.items()), "--life", str(life)]
         done = subprocess.run(
             [*command, *arguments], check=False, capture_output=True, text=True, errors="replace", timeout=LIMIT
         )
@@ -238,7 +238,7 @@ def main() -> int:
                 shape,
                 handshakes((*MEMCHECK, *forks, str(PLAIN / "resumed-handshakes")), shape, few),
             )
-        add("memcheck", "contexts.c", "docs/contexts.md", contexts((*MEMCHECK, str(PLAIN / "resumed-contexts"))))
+        add("memcheck", "contexts.c", "docs/contexts.md", contexts((*MEMCHECK, str(PLAIN / "resumed-contexts")), 150))
     if "nginx" in options.only:
         for lies in False, True:
             what = "malformed answers" if lies else "full, resumed"

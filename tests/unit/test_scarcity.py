@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from resumed.breaker import Breaker
+from resumed.sender import LONGEST_RETRY_SECONDS, RETRY_SECONDS
 from resumed.store import BATCH_OPERATIONS
 from resumed_server.budgets import Budget, LimitExceeded, Shared
 from resumed_server.limits import Limit
@@ -48,14 +49,14 @@ class Frontend:
     breaker: Breaker
     queue: deque[Session] = field(default_factory=deque)
     paused_until: float = 0.0
-    rest: float = 0.0
+    retry: float = RETRY_SECONDS
     opened: int = 0
 
     def visit(self, offered: Session | None, *, tickets: bool) -> tuple[bool, Session]:
         """Return whether a client resumes, and what it offers next: with `tickets`, another one each time."""
         resumed = False
         if offered and offered.issued and not self.breaker.resting:
-            resumed = self._spend(1) and offered.stored
+            resumed = self._look_up() and offered.stored
             if resumed and not tickets:
                 return True, offered
         session = Session(issued=resumed or not self.breaker.scarce)
@@ -68,22 +69,27 @@ class Frontend:
         if not self.queue or self.clock.now < self.paused_until:
             return
         batch = [self.queue[number] for number in range(min(len(self.queue), BATCH_OPERATIONS))]
-        if self._spend(len(batch)):
-            for session in batch:
-                session.stored = True
-                self.queue.popleft()
-        else:
-            self.paused_until = self.clock.now + self.rest
-
-    def _spend(self, operations: int) -> bool:
         try:
-            self.budget.spend(operations)
+            self.budget.spend(len(batch))
+        except LimitExceeded:
+            self.breaker.limited()
+            self.paused_until = self.clock.now + self.retry
+            self.retry = min(2 * self.retry, LONGEST_RETRY_SECONDS)
+            return
+        self.retry = RETRY_SECONDS
+        for session in batch:
+            session.stored = True
+            self.queue.popleft()
+
+    def _look_up(self) -> bool:
+        try:
+            self.budget.spend(1)
         except LimitExceeded as error:
             if error.hold:  # until after the frontend's deadline
                 self.breaker.failed(self.clock.now, late=True)
                 self.opened += not self.breaker.closed
             else:
-                self.rest = self.breaker.limited()
+                self.breaker.limited()
             return False
         self.breaker.succeeded()
         return True

@@ -12,7 +12,7 @@ from collections import deque
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
-from resumed.errors import LimitExceeded, StoreError, StoreTimeout
+from resumed.errors import LimitExceeded, StoreError
 from resumed.process import renew_after_fork
 from resumed.store import BATCH_OPERATIONS, Operation, Put, Remove, SessionStore
 
@@ -72,6 +72,7 @@ class Sender:
         clock: Unix seconds.
         seal: Makes the stored value of a store key, a serialized session and its not_after. It is cheaper here, one
             behind the other, than in a handshake, which would find nothing of it in the processor's caches.
+        limited: Told when a Batch is refused because of a limit.
     """
 
     def __init__(
@@ -80,8 +81,10 @@ class Sender:
         recorder: Recorder,
         clock: Callable[[], float],
         seal: Callable[[bytes, bytes, int], bytes],
+        limited: Callable[[], None] = lambda: None,
     ) -> None:
         self._store, self._recorder, self._clock, self._seal = store, recorder, clock, seal
+        self._limited = limited
         self._removed: dict[bytes, bool] = {}  # the last removals, and whether the store acknowledged them
         self._begin()
         renew_after_fork(self)
@@ -223,7 +226,9 @@ class Sender:
         except StoreError as error:
             # Everything stays as it is, in its order: ids are write-once, so sending the same twice does no harm.
             _log.debug("sending to the store failed: %s", error)
-            if not isinstance(error, LimitExceeded):
+            if isinstance(error, LimitExceeded):
+                self._limited()
+            else:
                 self._failures += 1
             self._pause()
             return

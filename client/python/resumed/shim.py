@@ -132,7 +132,7 @@ class Shim:
         self._recorder = Recorder()
         self._breaker = Breaker()
         self._prober = Prober(store, self._breaker)
-        self._sender = Sender(store, self._recorder, clock, keyring.seal)
+        self._sender = Sender(store, self._recorder, clock, keyring.seal, self._breaker.limited)
         self._lookups = Lookups(
             store,
             self._breaker,
