@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 
 from performance.fleet import Fleet
+from support.command import called
 from support.tls import CA, CERTIFICATE, STACKS
 
 if TYPE_CHECKING:
@@ -54,7 +55,11 @@ def report(*arguments: str) -> dict[str, Any]:
 
 def complaint(*arguments: str) -> str:
     """Return the one line with which a run was refused."""
-    done = bench(*arguments)
+    return complained(bench(*arguments))
+
+
+def complained(done: subprocess.CompletedProcess[str]) -> str:
+    """Return the one line with which a run that has ended was refused."""
     assert done.returncode == 2, done
     assert done.stdout == ""
     (line,) = done.stderr.splitlines()
@@ -261,7 +266,7 @@ class TestErrors:
     )
     def test_bad_usage(self, arguments: tuple[str, ...], part: str) -> None:
         """The argument is named."""
-        assert part in complaint(*arguments)
+        assert part in complained(called("bench", *arguments))
 
     def test_pyopenssl_is_missing(self, tmp_path: Path) -> None:
         """It is an extra of its own."""

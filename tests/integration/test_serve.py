@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import io
 import json
 import multiprocessing
 import os
@@ -19,7 +18,6 @@ import time
 import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
-from unittest import mock
 
 import grpc
 import pytest
@@ -29,8 +27,8 @@ from grpc_status import rpc_status
 
 from resumed.v1 import session_store_pb2 as pb
 from resumed.v1.session_store_pb2_grpc import SessionStoreServiceStub
-from resumed_server.cli import main
 from resumed_server.health import MOST_STREAMS
+from support.command import called
 from support.mtls import Authority, Files, grant
 from support.mtls import channel as trusted
 from support.raw_http2 import Raw
@@ -63,25 +61,11 @@ def refused(*options: str, env: dict[str, str] | None = None, prefix: Sequence[s
     return complaints
 
 
-def check(*options: str, env: dict[str, str] | None = None) -> tuple[int, str, str]:
-    """Run `resumed serve --check` inside this process, as it opens nothing; return status, output and complaints."""
-    output, complaints = io.StringIO(), io.StringIO()
-    with (
-        mock.patch.dict(os.environ, env or {}),
-        mock.patch.object(sys, "argv", ["resumed", "serve", *options, "--check"]),
-        contextlib.redirect_stdout(output),
-        contextlib.redirect_stderr(complaints),
-        pytest.raises(SystemExit) as ended,
-    ):
-        main()
-    return int(ended.value.code or 0), output.getvalue(), complaints.getvalue()
-
-
 def checked(*options: str, env: dict[str, str] | None = None) -> dict[str, str]:
     """Return the settings that `--check` shows."""
-    status, output, complaints = check(*options, env=env)
-    assert (status, complaints) == (0, "")
-    return dict(re.split(r" +", line, maxsplit=1) for line in output.splitlines())
+    done = called("serve", *options, "--check", env=env)
+    assert (done.returncode, done.stderr) == (0, "")
+    return dict(re.split(r" +", line, maxsplit=1) for line in done.stdout.splitlines())
 
 
 def eventually(met: Callable[[], bool]) -> bool:
@@ -158,9 +142,9 @@ def connected(server: RunningServer) -> Iterator[grpc.Channel]:
 )
 def test_a_setting_that_makes_no_sense_is_one_line(options: list[str], complaint: str) -> None:
     """What is wrong, and what to do; exit status 2."""
-    status, _, complaints = check(*options)
-    (line,) = complaints.splitlines()
-    assert status == 2
+    done = called("serve", *options, "--check")
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 2
     assert re.match(f"resumed: {complaint}", line), line
 
 
