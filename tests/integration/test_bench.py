@@ -133,7 +133,7 @@ def test_waits_for_an_answer(server: Server) -> None:
 
 def test_ends_when_the_time_is_over(server: Server) -> None:
     """Visits that are under way then do not count."""
-    assert report(server.target, "--insecure", "--duration", "300ms")["seconds"] == pytest.approx(0.3, abs=0.2)
+    assert 0.2 < report(server.target, "--insecure", "--duration", "300ms")["seconds"] < 5  # and not the 10 s of before
 
 
 @pytest.mark.parametrize("version", ["1.2", "1.3"])
