@@ -5,8 +5,6 @@ from __future__ import annotations
 from importlib.util import find_spec
 from typing import Any
 
-from resumed_server.grants import followed as followed_grants
-
 USUAL_AGE = "10m"
 """How long connections are kept unless the user says otherwise."""
 
@@ -92,6 +90,8 @@ def _unusable_files(values: dict[str, Any]) -> list[str]:
         except ValueError as error:
             problems += [f"--tls-cert, --tls-key, --client-ca: {problem}" for problem in str(error).splitlines()]
     if values["grants"]:
+        from resumed_server.grants import followed as followed_grants  # noqa: PLC0415 - with it comes the client
+
         try:
             followed_grants(values["grants"])
         except ValueError as error:

@@ -1,20 +1,25 @@
-"""A frontend of `ssl` or pyOpenSSL whose port has several hosts: `frontend.py JSON`. It answers with host and client.
+"""Frontends of `ssl` or pyOpenSSL whose ports have several hosts; they answer with host and client.
 
-JSON has `stack`, `port`, `hosts` (see places.py) and `library` (the arguments of resumed.install(), or null).
+Each line of standard input is a frontend as JSON: `stack`, `port`, `hosts` (see places.py), `library` (the arguments of
+resumed.install(), or null) and `log`, the file for its standard error. It is forked, so that it does not have to import
+anything, and its process id is a line of the output. With the argument `resumed` all of them have imported that.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib
 import inspect
 import json
 import logging
 import os
+import signal
 import socket
 import ssl
 import sys
 import threading
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -199,27 +204,51 @@ class PyOpenSSL:
             tls.sendall(f"served {tls.get_app_data()}, client {name}\n".encode())
 
 
-def main() -> None:
+def serve(description: dict[str, Any]) -> None:
     """Serve until SIGTERM."""
     logging.basicConfig(level=logging.INFO, format="resumed: %(message)s")
-    description = json.loads(sys.argv[1])
     if description["stack"] == "asyncio":
         asyncio.run(StandardLibrary(description["hosts"], description["library"]).serve_asyncio(description["port"]))
     stack = StandardLibrary if description["stack"] == "ssl" else PyOpenSSL
     frontend = stack(description["hosts"], description["library"])
     listener = socket.create_server(("127.0.0.1", description["port"]), backlog=64)
 
-    def serve(connection: socket.socket) -> None:
+    def shake_hands(connection: socket.socket) -> None:
         with connection, contextlib.suppress(OSError, SSL.Error):
             frontend.serve(connection)
 
     while True:
         accepted, _ = listener.accept()
-        threading.Thread(target=serve, args=(accepted,), daemon=True).start()
+        threading.Thread(target=shake_hands, args=(accepted,), daemon=True).start()
+
+
+def begin(description: dict[str, Any]) -> None:
+    """Make this process one of its own, as if it had been started, and serve."""
+    os.setsid()
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    log = os.open(description["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for source, target in (nothing, 0), (log, 1), (log, 2):
+        os.dup2(source, target)
+    try:
+        serve(description)
+    except BaseException:  # noqa: BLE001  # the loop of main() is not this process's
+        traceback.print_exc()
+    finally:
+        os._exit(1)
+
+
+def main() -> None:
+    """Fork a frontend for each line, until there are no more."""
+    for module in sys.argv[1:]:
+        importlib.import_module(module)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for them here
+    for line in sys.stdin:
+        child = os.fork()
+        if not child:
+            begin(json.loads(line))
+        print(child, flush=True)  # noqa: T201
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except KeyboardInterrupt:
-        os._exit(0)
+    main()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import itertools
 import json
 import os
 import re
+import select
 import shutil
 import signal
 import socket
@@ -403,6 +405,60 @@ SERVERS = {
 PRELOADED = tuple(name for name, kind in SERVERS.items() if kind.configure)
 
 
+class Forked:
+    """A frontend in Python: a process that frontend.py has forked. It is used as a Popen is."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        try:
+            self._descriptor = os.pidfd_open(pid)
+        except ProcessLookupError:  # it has ended already
+            self._descriptor = -1
+
+    @classmethod
+    def begin(cls, description: str, library: Library, *, imports: Sequence[str]) -> Forked:
+        """Begin one that serves as `description` says, with a version of the client to import."""
+        with _lock:
+            forge = _forge(os.pathsep.join(map(str, library.python)), *imports)
+            assert forge.stdin
+            assert forge.stdout
+            forge.stdin.write(f"{description}\n")
+            forge.stdin.flush()
+            return cls(int(forge.stdout.readline()))
+
+    def poll(self) -> int | None:
+        """Return None while it runs."""
+        return None if self._descriptor >= 0 and not self._ended(0.0) else 0
+
+    def terminate(self) -> None:
+        """Ask it to end."""
+        if self._descriptor >= 0:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._descriptor, signal.SIGTERM)
+
+    def wait(self, timeout: float = PATIENCE) -> None:
+        """Wait until it has ended, for some seconds."""
+        if self._descriptor >= 0:
+            if not self._ended(timeout):
+                raise subprocess.TimeoutExpired("frontend.py", timeout)
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def _ended(self, timeout: float) -> bool:
+        return bool(select.select([self._descriptor], [], [], timeout)[0])
+
+
+@cache
+def _forge(path: str, *imports: str) -> subprocess.Popen[str]:
+    """Return the process that forks frontends with this path of Python; it ends when this process does."""
+    forge = subprocess.Popen(
+        [sys.executable, str(Path(__file__).with_name("frontend.py")), *imports], text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": path}, start_new_session=True,
+    )  # fmt: skip
+    atexit.register(forge.communicate)
+    return forge
+
+
 class Place:
     """A server's process with hosts on one port of 127.0.0.1."""
 
@@ -420,24 +476,25 @@ class Place:
         self.port = _port()
         self.switch = self.directory / "switch"
         site = Site(hosts, self.directory, self.port, certificates, backends())
-        environment = dict(os.environ)
+        environment, command = dict(os.environ), list[str]()
         if self.kind.configure:
             command = self.kind.configure(site)
             environment |= settings.environment() if settings else {}
         elif server == "c":
             command = [str(library.c_server), *self._c(site, settings)]
-        else:
-            command = [sys.executable, str(Path(__file__).with_name("frontend.py")), self._python(site, settings)]
-            environment["PYTHONPATH"] = os.pathsep.join(map(str, library.python))
         for name, text in site.files.items():
             path = self.directory / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)
-        self._log = (self.directory / "stderr").open("wb")
-        self.process = subprocess.Popen(
-            [part.replace("{d}", str(self.directory)) for part in command],
-            stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log, env=environment, start_new_session=True,
-        )  # fmt: skip
+        self.process: subprocess.Popen[bytes] | Forked
+        if not self.kind.configure and server != "c":
+            self.process = Forked.begin(self._python(site, settings), library, imports=["resumed"] if settings else [])
+        else:
+            with (self.directory / "stderr").open("wb") as log:
+                self.process = subprocess.Popen(
+                    [part.replace("{d}", str(self.directory)) for part in command],
+                    stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True,
+                )  # fmt: skip
         try:
             self._await()
         except BaseException:
@@ -466,7 +523,8 @@ class Place:
 
     def _python(self, site: Site, settings: Settings | None) -> str:
         description = {"stack": self.server, "port": self.port, "hosts": self._described(site)}
-        return json.dumps({**description, "library": settings.arguments() if settings else None})
+        log = str(self.directory / "stderr")
+        return json.dumps({**description, "library": settings.arguments() if settings else None, "log": log})
 
     def _c(self, site: Site, settings: Settings | None) -> list[str]:
         arguments = ["--port", str(self.port), *(settings.options() if settings else [])]
@@ -516,7 +574,6 @@ class Place:
         except subprocess.TimeoutExpired:
             os.killpg(self.process.pid, signal.SIGKILL)  # its own group
             self.process.wait()
-        self._log.close()
         lines = {
             re.sub(r"process \d+", "process", line)[:200] for line in self.log().splitlines() if "resumed:" in line
         }

@@ -27,7 +27,6 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from contexts import client
 from contexts.certificates import Files, new_keyring
-from contexts.client import Visit
 from contexts.places import BUILD, ROOT, SERVERS, Library, Place, Settings, available, environment_of
 from contexts.table import Row, rows
 from support.server import running_server
@@ -35,6 +34,7 @@ from support.server import running_server
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from contexts.client import Visit
     from contexts.places import Host
 
 PAGE = ROOT / "docs" / "contexts.md"
@@ -42,8 +42,8 @@ BEGIN, END = "<!-- table: written by `make contexts` -->", "<!-- end of the tabl
 LINKED = ("-lssl", "-lcrypto", "-lpthread", "-ldl", "-lm", "-lgcc_s")
 VERSIONS = ("1.3", "1.2")
 ALONE, BEFORE, AFTER = "Alone", "Before", "With the library"
-VALID_SECONDS = 3.0
-"""How long a client certificate is valid that expires between the handshakes."""
+VALID_SECONDS = 2.0, 8.0, 32.0
+"""How long a client certificate is valid that expires between the handshakes; longer where it was refused at once."""
 
 console = Console(stderr=True)
 
@@ -69,7 +69,6 @@ class Result:
     """What became of a row without the library, or with one version of it."""
 
     trials: list[Trial] = field(default_factory=list)
-    own: dict[str, str] = field(default_factory=dict)
     complaints: list[str] = field(default_factory=list)
     lines: list[str] = field(default_factory=list)
     error: str = ""
@@ -112,9 +111,6 @@ class Driver:
             for version in VERSIONS:
                 self._switch(row, places[1], on=False)
                 result.trials += self._try(row, places, version, "", warm=False, alone=True)[:1]
-            for version in VERSIONS:
-                self._switch(row, places[1], on=False)
-                result.own[version] = str(self._own(row, places[1], version))
         finally:
             self._stop(places)
 
@@ -159,27 +155,15 @@ class Driver:
     def _try(
         self, row: Row, places: tuple[Place, Place], version: str, settings: str, *, warm: bool, alone: bool = False
     ) -> list[Trial]:
-        shown = {name: self._certificate(name) for name in {row.client, row.client_second} - {"expiring"}}
-        expires = 0.0
-        if "expiring" in (row.client, row.client_second):
-            shown["expiring"] = self.files.expiring(f"expiring-{uuid.uuid4().hex}", VALID_SECONDS)
-            expires = time.time() + VALID_SECONDS
-        negotiating = places[1] if row.here else places[0]
-        first = client.visit(negotiating, version, name=row.ask, certificate=shown[row.client], path=row.path)
-        for _ in range(row.resumes):
-            first = client.visit(
-                negotiating, version, name=row.ask, certificate=shown[row.client], session=first.session, path=row.path
-            )
+        first, certificate = self._negotiated(row, places[1] if row.here else places[0], version, alone=alone)
         if first.session is None or first.answer == "refused":
             raise RuntimeError(f"no session of {row.first_server} in TLS {version}: {first.answer} {first.detail}")
-        if expires:
-            time.sleep(max(0.0, expires - time.time()) + 1.2)  # whole seconds
         if row.switched:
             self._switch(row, places[1], on=True)
 
         def offer(session: object) -> Visit:
             return client.visit(
-                places[1], version, name=row.ask_second, certificate=shown[row.client_second], session=session,
+                places[1], version, name=row.ask_second, certificate=certificate, session=session,
                 alpn=row.alpn_second, path=row.path_second,
             )  # fmt: skip
 
@@ -191,6 +175,32 @@ class Driver:
             trials.append(Trial(version, settings, warm, first, offer(offered.session)))
         return trials
 
+    def _negotiated(self, row: Row, place: Place, version: str, *, alone: bool) -> tuple[Visit, Path | None]:
+        """Return the visit whose session is offered, and the certificate that is shown then."""
+
+        def negotiate(certificate: Path | None) -> Visit:
+            visit = client.visit(place, version, name=row.ask, certificate=certificate, path=row.path)
+            for _ in range(row.resumes):
+                visit = client.visit(
+                    place, version, name=row.ask, certificate=certificate, session=visit.session, path=row.path
+                )
+            return visit
+
+        if row.client != "expiring":
+            return negotiate(self._certificate(row.client)), self._certificate(row.client_second)
+        if alone:  # no session of another process resumes, whoever's it is: there is nothing to wait for
+            return negotiate(self._certificate("one")), self._expiring(-1.0)
+        for seconds in VALID_SECONDS:
+            certificate, expires = self._expiring(seconds), time.time() + seconds
+            first = negotiate(certificate)
+            if first.answer != "refused":
+                break
+        time.sleep(max(0.0, expires - time.time()) + 1.2)  # whole seconds
+        return first, certificate
+
+    def _expiring(self, seconds: float) -> Path:
+        return self.files.expiring(f"expiring-{uuid.uuid4().hex}", seconds)
+
     def _warm(self, row: Row, place: Place, version: str) -> None:
         """Make a full handshake for the name, with a certificate that is accepted."""
         self._switch(row, place, on=False)
@@ -199,16 +209,6 @@ class Driver:
             {"both": "one", "twin": ""}.get(profile.ca, profile.ca) if profile.verify and not profile.location else ""
         )
         client.visit(place, version, name=row.ask_second, certificate=self._certificate(name))
-
-    def _own(self, row: Row, place: Place, version: str) -> Visit:
-        """Return what the second place does with a session of its own."""
-        name = "one" if row.client == "expiring" else row.client
-        options = {"name": row.ask_second, "path": row.path_second}
-        first = client.visit(place, version, certificate=self._certificate(name), **options)
-        if first.session is None or first.answer == "refused":
-            return Visit(resumed=False, answer=first.answer)
-        certificate = self._certificate("one" if row.client_second == "expiring" else row.client_second)
-        return client.visit(place, version, certificate=certificate, session=first.session, **options)
 
     def _certificate(self, name: str) -> Path | None:
         return self.files.directory / f"client-{name}.pem" if name else None

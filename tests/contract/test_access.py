@@ -211,20 +211,19 @@ def assert_untouched(shop: SessionStoreServiceStub, key: bytes, fresh: bytes) ->
     shop.Put(requests("shop", fresh)["put"])
 
 
-@pytest.mark.parametrize("operation", FRONTEND + OPERATOR)
 @pytest.mark.parametrize("credential", REFUSED_BY_TLS)
 def test_without_a_valid_certificate_no_call_is_read(
     connect: Callable[[Pem | None], SessionStoreServiceStub],
     shop: SessionStoreServiceStub,
     stored: bytes,
     credential: str,
-    operation: str,
 ) -> None:
     """The handshake ends it, so the client can only tell that it cannot connect."""
     fresh = uuid.uuid4().bytes
-    key = fresh if operation == "put" else stored
-    error = refusal(connect(REFUSED_BY_TLS[credential]), operation, requests("shop", key)[operation])
-    assert error.code() is grpc.StatusCode.UNAVAILABLE
+    for operation in FRONTEND + OPERATOR:
+        key = fresh if operation == "put" else stored
+        error = refusal(connect(REFUSED_BY_TLS[credential]), operation, requests("shop", key)[operation])
+        assert error.code() is grpc.StatusCode.UNAVAILABLE, operation
     assert_untouched(shop, stored, fresh)
 
 
@@ -261,44 +260,43 @@ def test_a_handshake_that_is_refused_is_one_log_line(
     assert "PRIVATE KEY" not in line
 
 
-@pytest.mark.parametrize("operation", FRONTEND + OPERATOR)
 @pytest.mark.parametrize("credential", NAMELESS)
 def test_a_certificate_that_names_nobody_is_unauthenticated(
     connect: Callable[[Pem | None], SessionStoreServiceStub],
     shop: SessionStoreServiceStub,
     stored: bytes,
     credential: str,
-    operation: str,
 ) -> None:
     """The common name does not count, nor does what stands before a NUL."""
+    stub = connect(NAMELESS[credential])
     fresh = uuid.uuid4().bytes
-    key = fresh if operation == "put" else stored
-    error = refusal(connect(NAMELESS[credential]), operation, requests("shop", key)[operation])
-    assert error.code() is grpc.StatusCode.UNAUTHENTICATED
-    assert info(status_of(error)).reason == "ERROR_REASON_UNAUTHENTICATED"
+    for operation in FRONTEND + OPERATOR:
+        key = fresh if operation == "put" else stored
+        error = refusal(stub, operation, requests("shop", key)[operation])
+        assert error.code() is grpc.StatusCode.UNAUTHENTICATED, operation
+        assert info(status_of(error)).reason == "ERROR_REASON_UNAUTHENTICATED"
     assert_untouched(shop, stored, fresh)
 
 
-@pytest.mark.parametrize("operation", FRONTEND + OPERATOR)
 @pytest.mark.parametrize("credential", OTHERS)
 def test_another_identity_is_denied_with_what_is_missing(
     connect: Callable[[Pem | None], SessionStoreServiceStub],
     shop: SessionStoreServiceStub,
     stored: bytes,
     credential: str,
-    operation: str,
 ) -> None:
     """Whether the session exists or not, the answer is the same."""
     stub = connect(OTHERS[credential])
     fresh = uuid.uuid4().bytes
-    errors = [refusal(stub, operation, requests("shop", key)[operation]) for key in (stored, fresh)]
-    assert {error.code() for error in errors} == {grpc.StatusCode.PERMISSION_DENIED}
-    first, second = map(status_of, errors)
-    assert first == second
-    metadata = info(first).metadata
-    assert info(first).reason == "ERROR_REASON_NOT_GRANTED"
-    assert (metadata["namespace"], metadata["operation"]) == ("shop", operation)
-    assert all(text in first.message for text in metadata.values())
+    for operation in FRONTEND + OPERATOR:
+        errors = [refusal(stub, operation, requests("shop", key)[operation]) for key in (stored, fresh)]
+        assert {error.code() for error in errors} == {grpc.StatusCode.PERMISSION_DENIED}, operation
+        first, second = map(status_of, errors)
+        assert first == second
+        metadata = info(first).metadata
+        assert info(first).reason == "ERROR_REASON_NOT_GRANTED"
+        assert (metadata["namespace"], metadata["operation"]) == ("shop", operation)
+        assert all(text in first.message for text in metadata.values())
     assert_untouched(shop, stored, fresh)
 
 

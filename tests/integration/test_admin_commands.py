@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from contextlib import closing
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -17,6 +17,7 @@ from resumed import SessionStore
 from resumed_server.commands.admin import Store, purge
 from resumed_server.commands.connection import Tls
 from resumed_server.config import UserError
+from support.command import called
 from support.mtls import Authority, Files, grant
 from support.server import PATIENCE, running_server
 
@@ -30,15 +31,7 @@ RESUMED = (sys.executable, "-m", "resumed_server.cli")
 KEYS = [b"%d" % number for number in range(3)]
 
 
-def run(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end; it never shows a traceback."""
-    options = {"stdin": subprocess.DEVNULL, **options}
-    environment = os.environ | {"COLUMNS": "140"}
-    done = subprocess.run(
-        [*RESUMED, *arguments], capture_output=True, text=True, timeout=60, check=False, env=environment, **options
-    )
-    assert "Traceback" not in done.stdout + done.stderr
-    return done
+WIDE = {"COLUMNS": "140"}
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +65,10 @@ def answering(answer: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     ours, theirs = pty.openpty()
     try:
         os.write(ours, answer.encode() + b"\n")
-        return run(*arguments, stdin=theirs)
+        return subprocess.run(
+            [*RESUMED, *arguments],
+            stdin=theirs, capture_output=True, text=True, timeout=60, check=False, env=os.environ | WIDE,
+        )  # fmt: skip
     finally:
         os.close(ours)
         os.close(theirs)
@@ -93,13 +89,13 @@ def test_purge_asks_first_and_says_what_it_did(store: SessionStore) -> None:
 
 def test_where_nobody_can_be_asked_it_takes_yes(store: SessionStore) -> None:
     """A script purges what it says it purges."""
-    done = run("purge", store.target, store.namespace)
+    done = called("purge", store.target, store.namespace)
     assert (done.returncode, done.stderr) == (
         2,
         "resumed: nothing is purged: say --yes where nobody can be asked\n",
     )
     assert left(store) == 3
-    assert run("purge", store.target, store.namespace, "--yes").returncode == 0
+    assert called("purge", store.target, store.namespace, "--yes").returncode == 0
     assert left(store) == 0
 
 
@@ -122,12 +118,12 @@ def test_a_time_that_is_none_is_refused(store: SessionStore, moment: str) -> Non
 def test_stats_are_a_table_or_json(store: SessionStore) -> None:
     """Of the namespaces that are named, or of all."""
     store.remove(KEYS[0])
-    done = run("stats", store.target, store.namespace, "nothing", "--json")
+    done = called("stats", store.target, store.namespace, "nothing", "--json")
     expected = {"sessions": 2, "value_bytes": 10, "tombstones": 1, "purged": 0, "issued_before": None}
     nothing = dict.fromkeys(expected, 0) | {"issued_before": None}
     assert json.loads(done.stdout) == {store.namespace: expected, "nothing": nothing}
     purge(where(store), [store.namespace], before="10m", yes=True)
-    done = run("stats", store.target)
+    done = called("stats", store.target, env=WIDE)
     (row,) = [line.replace(" ", "").split("│")[1:-1] for line in done.stdout.splitlines() if store.namespace in line]
     assert row[:5] == [store.namespace, "2", "10", "1", "0"]
     assert row[5].endswith("Z")
@@ -135,10 +131,10 @@ def test_stats_are_a_table_or_json(store: SessionStore) -> None:
 
 def test_what_the_store_refuses_is_a_line_with_what_to_do(server: RunningServer, tmp_path: Path) -> None:
     """A name that is none, nobody there, a file that is not; and with a certificate, no grant."""
-    done = run("purge", server.target, "Shop", "--yes")
+    done = called("purge", server.target, "Shop", "--yes")
     assert done.returncode == 1
     assert "resumed: Shop is not purged, or in part only: INVALID_ARGUMENT: namespace must be" in done.stderr
-    done = run("stats", "127.0.0.1:1")
+    done = called("stats", "127.0.0.1:1")
     assert done.returncode == 1
     assert done.stderr.endswith("; try again until it succeeds\n")
     with pytest.raises(UserError):
@@ -152,7 +148,7 @@ def test_what_the_store_refuses_is_a_line_with_what_to_do(server: RunningServer,
     identity = ["--ca", str(tmp_path / "ca.crt"), "--cert", str(tmp_path / "operator.pem")]
     identity += ["--server-name", "localhost"]
     with running_server(*files.options) as secured:
-        done = run("purge", secured.target, "shop", "pay", "--yes", *identity)
+        done = called("purge", secured.target, "shop", "pay", "--yes", *identity)
         assert done.returncode == 1
         assert "shop: no session issued before" in done.stdout
         assert "pay is not purged" in done.stderr

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 
 from performance.fleet import Fleet
+from support.command import called
 from support.tls import CA, CERTIFICATE, STACKS
 
 if TYPE_CHECKING:
@@ -54,7 +55,11 @@ def report(*arguments: str) -> dict[str, Any]:
 
 def complaint(*arguments: str) -> str:
     """Return the one line with which a run was refused."""
-    done = bench(*arguments)
+    return complained(bench(*arguments))
+
+
+def complained(done: subprocess.CompletedProcess[str]) -> str:
+    """Return the one line with which a run that has ended was refused."""
     assert done.returncode == 2, done
     assert done.stdout == ""
     (line,) = done.stderr.splitlines()
@@ -128,7 +133,7 @@ def test_waits_for_an_answer(server: Server) -> None:
 
 def test_ends_when_the_time_is_over(server: Server) -> None:
     """Visits that are under way then do not count."""
-    assert report(server.target, "--insecure", "--duration", "300ms")["seconds"] == pytest.approx(0.3, abs=0.2)
+    assert 0.2 < report(server.target, "--insecure", "--duration", "300ms")["seconds"] < 5  # and not the 10 s of before
 
 
 @pytest.mark.parametrize("version", ["1.2", "1.3"])
@@ -261,7 +266,7 @@ class TestErrors:
     )
     def test_bad_usage(self, arguments: tuple[str, ...], part: str) -> None:
         """The argument is named."""
-        assert part in complaint(*arguments)
+        assert part in complained(called("bench", *arguments))
 
     def test_pyopenssl_is_missing(self, tmp_path: Path) -> None:
         """It is an extra of its own."""

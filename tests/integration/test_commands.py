@@ -23,6 +23,7 @@ import pytest
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from resumed import Keyring, KeyringError
+from support.command import called
 from support.mtls import grant
 from support.ports import free_port
 from support.server import PATIENCE, running_server
@@ -35,8 +36,8 @@ if TYPE_CHECKING:
 RESUMED = (sys.executable, "-m", "resumed_server.cli")
 
 
-def run(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end; it never shows a traceback."""
+def started(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end, in a process of its own; it never shows a traceback."""
     done = subprocess.run([*RESUMED, *arguments], capture_output=True, text=True, timeout=60, check=False, **options)
     assert "Traceback" not in done.stdout + done.stderr
     return done
@@ -64,7 +65,7 @@ class TestKeygen:
     def test_makes_a_keyring_for_its_owner_only(self, tmp_path: Path) -> None:
         """Whatever the umask is; the file works as a keyring and says what it is."""
         path = tmp_path / "fleet.keys"
-        done = run("keygen", str(path), preexec_fn=lambda: os.umask(0))
+        done = started("keygen", str(path), preexec_fn=lambda: os.umask(0))
         assert done.returncode == 0
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
         (key_id,) = Keyring.load(path).key_ids
@@ -75,16 +76,16 @@ class TestKeygen:
         """A file that exists stays as it is."""
         path = tmp_path / "fleet.keys"
         path.write_text("precious")
-        assert "exists" in complaint(run("keygen", str(path)))
+        assert "exists" in complaint(called("keygen", str(path)))
         assert path.read_text() == "precious"
 
     def test_says_why_it_cannot_write(self, tmp_path: Path) -> None:
         """A directory that is missing is named in one line."""
-        assert "No such file or directory" in complaint(run("keygen", str(tmp_path / "missing" / "fleet.keys")))
+        assert "No such file or directory" in complaint(called("keygen", str(tmp_path / "missing" / "fleet.keys")))
 
     def test_prints_the_key_without_a_file(self) -> None:
         """One line, another key each time."""
-        first, second = run("keygen").stdout, run("keygen").stdout
+        first, second = called("keygen").stdout, called("keygen").stdout
         assert len(base64.b64decode(first, validate=False)) == 32
         assert first.count("\n") == 1
         assert first != second
@@ -108,7 +109,7 @@ class TestGrantsCheck:
     def ask(file: str, identity: str, namespace: str, operation: str) -> subprocess.CompletedProcess[str]:
         """Ask about one call."""
         asked = ("--identity", identity, "--namespace", namespace, "--operation", operation)
-        return run("grants", "check", file, *asked)
+        return called("grants", "check", file, *asked)
 
     @pytest.mark.parametrize(
         ("identity", "namespace", "operation", "answer"),
@@ -145,26 +146,26 @@ class TestGrantsCheck:
 
     def test_what_is_not_asked_is_any(self, file: str) -> None:
         """A table of the grants about a namespace; exit status 1 if there is none."""
-        done = run("grants", "check", file, "--namespace", "pay")
+        done = called("grants", "check", file, "--namespace", "pay")
         assert done.returncode == 0
         assert "dns:frontend.pay.svc" in done.stdout
         assert "spiffe://example.org/shop" not in done.stdout
-        assert run("grants", "check", file, "--namespace", "bank", "--operation", "get").returncode == 1
-        assert "3 of 3 grants" in run("grants", "check", file).stdout
+        assert called("grants", "check", file, "--namespace", "bank", "--operation", "get").returncode == 1
+        assert "3 of 3 grants" in called("grants", "check", file).stdout
 
     def test_shows_limits(self, file: str) -> None:
         """Whose they are, and how much."""
         with Path(file).open("a", encoding="utf-8") as grants:
             grants.write('[[limit]]\nnamespaces = ["pay", "bank"]\nsessions = 7\nbytes = "1MiB"\n')
-        shown = run("grants", "check", file).stdout
+        shown = called("grants", "check", file).stdout
         assert "pay bank" in shown
         assert "7 sessions, 1MiB bytes" in shown
-        report = json.loads(run("grants", "check", file, "--json").stdout)
+        report = json.loads(called("grants", "check", file, "--json").stdout)
         assert report["limits"] == [{"namespaces": ["pay", "bank"], "sessions": 7, "bytes": 1 << 20}]
 
     def test_tells_programs_too(self, file: str) -> None:
         """As JSON."""
-        done = run("grants", "check", file, "--identity", "dns:frontend.pay.svc", "--operation", "take", "--json")
+        done = called("grants", "check", file, "--identity", "dns:frontend.pay.svc", "--operation", "take", "--json")
         report = json.loads(done.stdout)
         assert done.returncode == 1
         assert (report["allowed"], report["namespace"], report["matching"]) == (False, None, [])
@@ -175,17 +176,17 @@ class TestGrantsCheck:
         """A line for each problem, exit status 2."""
         path = tmp_path / "bad.toml"
         path.write_text(grant("shop", ["Shop"], ["read"]) + grant("dns:shop", [], ["get"]))
-        done = run("grants", "check", str(path))
+        done = called("grants", "check", str(path))
         assert done.returncode == 2
         assert [line.split(": ")[2:4][0] for line in done.stderr.splitlines()] == ["grant 1"] * 3 + ["grant 2"]
         for options in (["--identity", "shop"], ["--namespace", "Shop"], ["--operation", "read"]):
-            assert options[0] in complaint(run("grants", "check", file, *options))
-        assert "No such file" in complaint(run("grants", "check", str(tmp_path / "missing")))
+            assert options[0] in complaint(called("grants", "check", file, *options))
+        assert "No such file" in complaint(called("grants", "check", str(tmp_path / "missing")))
 
 
 def checked(target: str, *options: str) -> dict[str, Any]:
     """Return what `resumed check --json` reports."""
-    done = run("check", target, "--json", *options)
+    done = called("check", target, "--json", *options)
     report: dict[str, Any] = json.loads(done.stdout)
     assert done.returncode == (0 if report["ok"] else 1)
     return report
@@ -207,7 +208,7 @@ class TestCheck:
 
     def test_all_is_well(self, store: RunningServer, tmp_path: Path) -> None:
         """Every step succeeds with the fleet's keyring, and has a time."""
-        run("keygen", str(tmp_path / "keys"))
+        called("keygen", str(tmp_path / "keys"))
         report = checked(store.target, "--keyring", str(tmp_path / "keys"), "--namespace", "shop")
         assert report["ok"], report
         assert [step["name"] for step in report["steps"] if step["milliseconds"] is None] == []
@@ -215,7 +216,7 @@ class TestCheck:
 
     def test_shows_a_table(self, store: RunningServer) -> None:
         """Every call is in it."""
-        done = run("check", store.target)
+        done = called("check", store.target)
         assert done.returncode == 0, done
         for step in ("connect", "health", "Put", "Get", "Take", "Remove", "Batch", "Watch"):
             assert step in done.stdout
@@ -326,7 +327,7 @@ class TestCheck:
     )
     def test_bad_usage(self, arguments: tuple[str, ...], part: str) -> None:
         """One line that names the argument, and exit status 2."""
-        assert part in complaint(run("check", *arguments))
+        assert part in complaint(called("check", *arguments))
 
 
 class TestDemo:
@@ -334,7 +335,7 @@ class TestDemo:
 
     def test_everything_resumes_that_should(self, tmp_path: Path) -> None:
         """Both clients, both versions, both directions."""
-        done = run("demo", env={**os.environ, "TMPDIR": str(tmp_path), "COLUMNS": "100"})
+        done = started("demo", env={**os.environ, "TMPDIR": str(tmp_path), "COLUMNS": "100"})
         assert done.returncode == 0, done.stdout + done.stderr
         crossings = re.findall(r"│ *(s_client|Python) *│ *(1\.[23]) *│ *(\w+) *│ *(\w+) *│.*5 of 5", done.stdout)
         assert set(crossings) == {
@@ -348,7 +349,7 @@ class TestDemo:
 
     def test_tells_programs_too(self) -> None:
         """The same, as JSON."""
-        done = run("demo", "--json")
+        done = started("demo", "--json")
         found = json.loads(done.stdout)
         assert found["ok"]
         assert [row["reused"] for row in found["crossings"]] == [found["rounds"]] * 8
@@ -379,7 +380,7 @@ class TestDemo:
     def test_says_in_one_line_that_pyopenssl_is_missing(self, tmp_path: Path) -> None:
         """It is an extra of its own."""
         (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['elftools'] = None\n")
-        line = complaint(run("demo", env={**os.environ, "PYTHONPATH": str(tmp_path)}))
+        line = complaint(started("demo", env={**os.environ, "PYTHONPATH": str(tmp_path)}))
         assert "pip install 'resumed[pyopenssl]'" in line
 
 
@@ -401,7 +402,7 @@ def test_shells_complete_commands_and_options(shell: str, typed: str, completed:
         "_TYPER_COMPLETE_ARGS": typed,
         "_TYPER_COMPLETE_FISH_ACTION": "get-args",
     }
-    done = run(env={**os.environ, **asked})
+    done = started(env={**os.environ, **asked})
     assert {line.split("\t")[0] for line in done.stdout.splitlines()} == completed, done
 
 
@@ -414,7 +415,7 @@ def test_help_does_not_wait_for_grpc() -> None:
 @pytest.mark.parametrize("command", ["keygen", "demo"])
 def test_unknown_option(command: str) -> None:
     """One line that names it, and exit status 2."""
-    assert "--nonsense" in complaint(run(command, "--nonsense"))
+    assert "--nonsense" in complaint(called(command, "--nonsense"))
 
 
 @contextlib.contextmanager

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import subprocess
-import sys
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +15,10 @@ from resumed_server.commands.frontend_steps import FrontendSteps, _Visit
 from resumed_server.commands.keygen import keygen
 from resumed_server.commands.steps import Concern, Failure
 from resumed_server.commands.validity import validity
+from support.command import called
 from support.frontend import running_frontend
 from support.mtls import Authority, Files
-from support.server import PATIENCE, running_server
+from support.server import running_server
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,17 +27,9 @@ if TYPE_CHECKING:
     from support.server import RunningServer
 
 
-def doctor(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run it to its end."""
-    command = [sys.executable, "-m", "resumed_server.cli", "doctor", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
-    assert "Traceback" not in done.stderr
-    return done
-
-
 def examined(*arguments: str) -> dict[str, dict[str, dict[str, Any]]]:
     """Return the steps by what was examined and their names."""
-    done = doctor(*arguments, "--json")
+    done = called("doctor", *arguments, "--json")
     found = json.loads(done.stdout)
     assert done.returncode == (0 if found["ok"] else 1)
     return {
@@ -62,7 +53,7 @@ def test_a_fleet_that_works_is_told_so(fleet: tuple[RunningServer, Path, str, st
     """All of it, and the two frontends resume each other's sessions."""
     store, keys, one, other = fleet
     arguments = (store.target, "--namespace", "shop", "--keyring", str(keys), "--frontend", one, "--frontend", other)
-    done = doctor(*arguments)
+    done = called("doctor", *arguments)
     assert done.returncode == 0, done.stdout
     assert "failed" not in done.stdout
     assert done.stdout.count("its own session resumes") == 2
@@ -77,7 +68,8 @@ def test_frontends_that_choose_ciphers_by_other_orders_are_found_out(
     options = ("--target", store.target, "--namespace", "shop", "--keyring", str(keys), "--stack", "pyopenssl")
     with running_frontend(tmp_path, *options) as ports:
         other = f"localhost:{ports['port']}"
-        done = doctor(
+        done = called(
+            "doctor",
             *(store.target, "--namespace", "shop", "--keyring", str(keys), "--json"),
             *("--frontend", one, "--frontend", other),
         )
@@ -128,7 +120,7 @@ def test_a_store_with_mutual_tls_is_reached_with_the_frontends_files(tmp_path: P
         assert {step["outcome"] for step in found["the store"].values()} <= {"ok", "concern"}, found["the store"]
         assert "valid for" in found["this machine"]["certificates"]["note"]
         assert examined(target, "--namespace", "shop", "--deadline", "1")["the store"]["connect"]["outcome"] == "failed"
-    done = doctor(target, "--namespace", "shop", "--ca", str(tmp_path / "none.pem"))
+    done = called("doctor", target, "--namespace", "shop", "--ca", str(tmp_path / "none.pem"))
     assert done.returncode == 2
     assert done.stderr.startswith("resumed: --ca, --cert, --key: ")
 
@@ -144,7 +136,7 @@ def test_a_store_with_mutual_tls_is_reached_with_the_frontends_files(tmp_path: P
 )
 def test_bad_usage_is_one_line(arguments: tuple[str, ...], part: str) -> None:
     """And exit status 2."""
-    done = doctor("127.0.0.1:1", *arguments)
+    done = called("doctor", "127.0.0.1:1", *arguments)
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert part in line

@@ -82,7 +82,7 @@ def test_store_hung_and_back(keyring: resumed.Keyring, stack: Stack, client: Cli
 
 def test_a_handshake_spends_its_deadline_once(keyring: resumed.Keyring, client: Client) -> None:
     """When its look-up was too late, it does not wait for its Put as well."""
-    deadline = 2.0
+    deadline = 3.0
     with running_server() as server:
         frontend = Frontend("ssl", server.target, keyring, puts="wait", deadline=deadline)
         session = client.visit(frontend).session
@@ -92,7 +92,7 @@ def test_a_handshake_spends_its_deadline_once(keyring: resumed.Keyring, client: 
         finally:
             os.kill(server.process.pid, signal.SIGCONT)
     assert not visit.reused
-    assert visit.seconds < 1.5 * deadline
+    assert visit.seconds < 2 * deadline  # which two calls one after the other take at least
     assert frontend.shim.stats.misses == {"late": 1}
 
 
@@ -143,7 +143,7 @@ def test_many_handshakes_at_once_during_an_outage(keyring: resumed.Keyring, stac
     session = session_of(client, keyring, stack)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         target = f"127.0.0.1:{listener.getsockname()[1]}"
-        frontend = Frontend(stack, target, keyring, max_lookups=2, single_use=True, deadline=0.5)
+        frontend = Frontend(stack, target, keyring, max_lookups=2, single_use=True, deadline=2.0)
         threads = [threading.Thread(target=client.visit, args=(frontend, session)) for _ in range(40)]
         for thread in threads:
             thread.start()

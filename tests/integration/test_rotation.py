@@ -19,6 +19,7 @@ from resumed.v1 import session_store_pb2 as pb
 from resumed.v1.session_store_pb2_grpc import SessionStoreServiceStub
 from support.mtls import HOUR, Authority, Files, Pem, channel, grant
 from support.server import PATIENCE, running_server
+from support.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -38,11 +39,15 @@ IGNORED = "changed files cannot be used, what was there before stays"
 
 
 class Traffic:
-    """Threads that never stop making calls, each with a call of its own that `begin` makes."""
+    """Threads that never stop making calls, each with a call of its own that `begin` makes.
+
+    They hurry only while somebody waits for calls; otherwise they leave the machine to the others.
+    """
 
     def __init__(self, begin: Callable[[contextlib.ExitStack], Callable[[], object]], threads: int = 3) -> None:
         self.calls = 0
         self.errors: list[str] = []
+        self._wanted = 0
         self._begin = begin
         self._stopping = threading.Event()
         self._threads = [threading.Thread(target=self._run) for _ in range(threads)]
@@ -60,13 +65,8 @@ class Traffic:
 
     def wait_for_more(self, calls: int = 200) -> None:
         """Wait until that many more calls were made."""
-        until = self.calls + calls
-        waiting = threading.Event()
-        for _ in range(int(PATIENCE * 100)):
-            if self.calls >= until or self.errors:
-                return
-            waiting.wait(0.01)
-        raise AssertionError("the clients are stuck")
+        self._wanted = self.calls + calls
+        until(lambda: self.calls >= self._wanted or self.errors)
 
     def _run(self) -> None:
         with contextlib.ExitStack() as held:
@@ -77,6 +77,8 @@ class Traffic:
                 except (grpc.RpcError, resumed.ResumedError, AssertionError) as error:
                     self.errors.append(str(error))
                 self.calls += 1
+                if self.calls >= self._wanted:
+                    self._stopping.wait(0.02)
 
 
 def grpcio_traffic(target: str, pems: list[Pem]) -> Traffic:

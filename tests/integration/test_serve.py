@@ -28,6 +28,7 @@ from grpc_status import rpc_status
 from resumed.v1 import session_store_pb2 as pb
 from resumed.v1.session_store_pb2_grpc import SessionStoreServiceStub
 from resumed_server.health import MOST_STREAMS
+from support.command import called
 from support.mtls import Authority, Files, grant
 from support.mtls import channel as trusted
 from support.raw_http2 import Raw
@@ -62,14 +63,8 @@ def refused(*options: str, env: dict[str, str] | None = None, prefix: Sequence[s
 
 def checked(*options: str, env: dict[str, str] | None = None) -> dict[str, str]:
     """Return the settings that `--check` shows."""
-    done = subprocess.run(
-        [*COMMAND, *options, "--check"],
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=True,
-        env={**os.environ, **(env or {})},
-    )
+    done = called("serve", *options, "--check", env=env)
+    assert (done.returncode, done.stderr) == (0, "")
     return dict(re.split(r" +", line, maxsplit=1) for line in done.stdout.splitlines())
 
 
@@ -147,7 +142,9 @@ def connected(server: RunningServer) -> Iterator[grpc.Channel]:
 )
 def test_a_setting_that_makes_no_sense_is_one_line(options: list[str], complaint: str) -> None:
     """What is wrong, and what to do; exit status 2."""
-    (line,) = refused(*options)
+    done = called("serve", *options, "--check")
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 2
     assert re.match(f"resumed: {complaint}", line), line
 
 

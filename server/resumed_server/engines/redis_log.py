@@ -22,6 +22,7 @@ import os
 import threading
 import time
 from collections import OrderedDict, defaultdict
+from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from redis.crc import key_slot
@@ -266,7 +267,8 @@ def streams_of(prefix: bytes, *, cluster: bool) -> list[bytes]:
     return [b"%b{%b}" % (prefix, tag) for tag in _tags(slots)]
 
 
-def _tags(slots: Iterable[int]) -> list[bytes]:
+@cache  # it tries hundreds of thousands
+def _tags(slots: range) -> tuple[bytes, ...]:
     """Return for each slot a tag that belongs into it."""
     wanted, number = set(slots), 0
     tags: dict[int, bytes] = {}
@@ -276,7 +278,7 @@ def _tags(slots: Iterable[int]) -> list[bytes]:
         if slot in wanted:
             tags.setdefault(slot, tag)
         number += 1
-    return [tags[slot] for slot in slots]
+    return tuple(tags[slot] for slot in slots)
 
 
 def _logged(stream: int, entries: Iterable[tuple[bytes, Sequence[bytes]]]) -> list[Logged] | None:
