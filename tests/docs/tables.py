@@ -17,6 +17,7 @@ ELSEWHERE = {
     "resumed --install-completion": "changes the user's shell; tests/integration/test_commands.py has shells complete",
     "buf generate": "needs a plugin for Java; `make stubs-go` and `make stubs-node` do the same with theirs",
     "buf lint": "`make lint`, in CI",
+    "buf build": "tests/unit/test_contract.py",
     "kill -9": "named; tests/faults do it",
     "systemctl restart": "needs systemd",
     "redis-cli --latency": "advice about a Redis that is not ours",

@@ -11,6 +11,7 @@ from hpack import Encoder
 
 from fuzz.target import Check, Pieces, Target
 from resumed.errors import StoreError
+from resumed.http2 import Connection
 from resumed.mirror import Mirror
 from resumed.sender import Outgoing, Sender
 from resumed.stats import Recorder
@@ -96,7 +97,7 @@ class _Peer:
         for held in self._held:
             held.close()
 
-    def _connect(self, _where: object, _end: float) -> socket.socket:
+    def _connect(self, _where: object, _end: float) -> Connection:
         if self._held:
             raise ConnectionRefusedError
         ours, theirs = socket.socketpair()
@@ -105,7 +106,7 @@ class _Peer:
         theirs.sendall(self._data)
         theirs.shutdown(socket.SHUT_WR)
         self._held.append(theirs)
-        return ours
+        return Connection(ours)
 
 
 def _converse(number: int, data: bytes) -> None:
@@ -217,6 +218,8 @@ def _http2_frame_seeds() -> Iterable[bytes]:
 
 class _Answers:
     """Stands in for the Channel of a SessionStore: every answer is the same."""
+
+    confirmed = 0.0
 
     def __init__(self, message: bytes) -> None:
         self._message = message

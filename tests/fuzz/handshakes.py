@@ -82,8 +82,10 @@ class _Sink:
         self.last = outgoing
         return 0
 
-    def is_removing(self, _key: bytes) -> bool:
-        """Tell that nothing is being removed."""
+    answered = True
+
+    def is_removed(self, _key: bytes) -> bool:
+        """Tell that nothing was removed."""
         return False
 
     def close(self, _timeout: float) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -56,9 +56,9 @@ class Scene:
         seen: list[tuple[bytes, Envelope]] = []
         negotiated = self.shim.negotiated
 
-        def spy(session_id: bytes, envelope: Envelope, remaining: float, *, last: bool) -> None:
+        def spy(session_id: bytes, envelope: Envelope, remaining: float, **more: Any) -> None:
             seen.append((session_id, envelope))
-            negotiated(session_id, envelope, remaining, last=last)
+            negotiated(session_id, envelope, remaining, **more)
 
         self.shim.negotiated = spy
         self.session = self.client.visit(self.frontend).session

@@ -206,9 +206,9 @@ def test_no_session_gets_from_one_format_to_another(
     seen: list[tuple[bytes, bytes]] = []
     negotiated = fleet.negotiator.shim._shim.negotiated
 
-    def spy(session_id: bytes, envelope: Envelope, remaining: float, *, last: bool) -> None:
+    def spy(session_id: bytes, envelope: Envelope, remaining: float, **more: Any) -> None:
         seen.append((session_id, envelope.encode()))
-        negotiated(session_id, envelope, remaining, last=last)
+        negotiated(session_id, envelope, remaining, **more)
 
     monkeypatch.setattr(fleet.negotiator.shim._shim, "negotiated", spy)
 

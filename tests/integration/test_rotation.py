@@ -273,7 +273,7 @@ BAD_FILES = {
     "no key": ("tls.key", b"nonsense", "tls.key holds no private key in PEM"),
     "half a key": ("tls.key", OLD.server().key[:100], "tls.key holds no private key in PEM"),
     "no authority": ("ca.crt", b"\xff\x00", "ca.crt holds no certificates in PEM"),
-    "a huge authority": ("ca.crt", bytes(2 << 20), "ca.crt is larger than"),
+    "a huge authority": ("ca.crt", bytes(2 << 20), "ca.crt cannot be read: it is larger than"),
     "no grants": ("grants.toml", b"[[grant", "grants.toml: this is no TOML"),
     "grants with an unknown operation": ("grants.toml", grant(SHOP, ["shop"], ["read"]).encode(), "operations 'read'"),
     "grants that are no text": ("grants.toml", b"\xff", "grants.toml: this is no text"),

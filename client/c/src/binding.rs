@@ -163,8 +163,9 @@ impl Binding {
         }
     }
 
-    /// Returns the id for a session about to be negotiated: of the namespace where it will be kept.
-    pub(crate) fn issue_id(&self, connection: Connection) -> [u8; ID_BYTES] {
+    /// Returns the id for a session about to be negotiated, of the namespace where it will be kept; None if it will not be, and any id
+    /// will do that nobody looks up.
+    pub(crate) fn issue_id(&self, connection: Connection) -> Option<[u8; ID_BYTES]> {
         // TLS 1.2 needs it before the servername callback, as it does look-ups.
         if !connection.is_tls13() {
             connection.handshake().inspect(|handshake| self.begin(connection, handshake));
@@ -174,7 +175,8 @@ impl Binding {
             Verified::Apart(_) if !connection.is_tls13() => verifies(connection, &learned()),
             _ => connection.verifies(),
         };
-        self.policy.shim_for(verifies).unwrap_or(self.shim()).issue_id()
+        let shim = self.policy.shim_for(verifies).unwrap_or(self.shim());
+        (connection.is_resumed() || !shim.sheds()).then(|| shim.issue_id())
     }
 
     /// Stores a session that a handshake has negotiated.
@@ -241,6 +243,10 @@ impl Binding {
         let not_after = session.peer_not_after(now).map_or(end, |of_peer| of_peer.min(end));
         let tickets = if resumed { 1 } else { connection.tickets() };
         let last = !tls13 || number >= tickets;
+        if !resumed && shim.sheds() {
+            shim.shed();
+            return Some(());
+        }
         let envelope = Envelope { fingerprint: lineage.fingerprint, issued: lineage.issued, session: &serialized };
         shim.negotiated(&id, &envelope, not_after, last && shim.options().puts == Puts::Wait);
         Some(())

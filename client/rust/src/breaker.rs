@@ -10,6 +10,9 @@ const LIMIT: u32 = 3;
 const FIRST_REST: Duration = Duration::from_millis(50);
 const LONGEST_REST: Duration = Duration::from_millis(800);
 
+/// How long after a refusal because of a limit operations count as scarce: each of many frontends sees few refusals.
+const SCARCE: Duration = Duration::from_secs(5);
+
 /// Somebody else than a handshake has to try whether the store is back; once closed by such a trial, a single failure opens
 /// it again. Races between threads may miscount by one, which does no harm.
 #[derive(Default)]
@@ -21,6 +24,7 @@ pub(crate) struct Breaker {
     limited: AtomicBool,
     /// For how long nobody asks after that, and until when.
     rest: Mutex<Option<(Duration, Instant)>>,
+    last_refusal: Mutex<Option<Instant>>,
 }
 
 impl Breaker {
@@ -32,6 +36,22 @@ impl Breaker {
     pub(crate) fn resting(&self, now: Instant) -> bool {
         let rest = || *self.rest.lock().unwrap_or_else(PoisonError::into_inner);
         self.limited.load(Ordering::Relaxed) && rest().is_some_and(|(_, until)| now < until)
+    }
+
+    /// Returns whether the store refused a call because of a limit in the last seconds. What there is goes to sessions that are stored
+    /// already: a Get of one that is not gains nothing.
+    pub(crate) fn scarce(&self, now: Instant) -> bool {
+        let last = *self.last_refusal.lock().unwrap_or_else(PoisonError::into_inner);
+        last.is_some_and(|last| now.saturating_duration_since(last) < SCARCE)
+    }
+
+    /// Notes a call that was late now, and returns whether that is no failure: a server holds back what it refuses if it refuses much.
+    pub(crate) fn held_back(&self, now: Instant) -> bool {
+        let scarce = self.scarce(now);
+        if scarce {
+            self.rest_longer(now);
+        }
+        scarce
     }
 
     /// Notes a call that began then and has failed now, and returns whether that opened the breaker.
@@ -49,6 +69,11 @@ impl Breaker {
 
     /// Notes that a limit is why a call was refused: for a while none is made.
     pub(crate) fn limited(&self, now: Instant) {
+        *self.last_refusal.lock().unwrap_or_else(PoisonError::into_inner) = Some(now);
+        self.rest_longer(now);
+    }
+
+    fn rest_longer(&self, now: Instant) {
         let mut rest = self.rest.lock().unwrap_or_else(PoisonError::into_inner);
         let again = self.limited.swap(true, Ordering::Relaxed);
         let pause = rest.filter(|_| again).map_or(FIRST_REST, |(last, _)| (2 * last).min(LONGEST_REST));
@@ -114,5 +139,15 @@ mod tests {
         breaker.succeeded();
         assert!(!breaker.resting(now) && breaker.answered());
         assert!(rests(50));
+    }
+
+    #[test]
+    fn what_is_late_a_while_after_a_refusal_was_held_back() {
+        let (breaker, now) = (Breaker::default(), Instant::now());
+        assert!(!breaker.scarce(now) && !breaker.held_back(now));
+        breaker.limited(now);
+        let soon = now + Duration::from_millis(4_999);
+        assert!(breaker.held_back(soon) && breaker.resting(soon) && breaker.closed());
+        assert!(!breaker.held_back(now + SCARCE));
     }
 }

@@ -132,6 +132,10 @@ impl Connection {
 
     fn keep(&self, id: &[u8], value: &[u8], wait: bool) -> bool {
         let resumed = *self.resumed.lock().unwrap_or_else(PoisonError::into_inner);
+        if resumed.life.is_none() && self.shim.sheds() {
+            self.shim.shed();
+            return false;
+        }
         let (issued, not_after) = resumed.life.unwrap_or_else(|| (SystemTime::now(), self.shim.not_after()));
         let envelope = Envelope { fingerprint: self.fingerprint, issued, session: value };
         self.shim.negotiated(id, &envelope, not_after, wait)

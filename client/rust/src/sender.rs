@@ -11,6 +11,7 @@ use tokio::time::{Instant, timeout};
 use crate::sealing::StoreKey;
 use crate::shim::{Process, unix_time};
 use crate::stats::Kind;
+use crate::store::Failure;
 use crate::v1::{BatchOperation, PutRequest, RemoveRequest, batch_operation, batch_result};
 
 /// What may wait to be sent; beyond that Puts and Removes are dropped, and counted.
@@ -249,6 +250,9 @@ impl Sender {
                 Err(failure) => {
                     // Everything stays in the queue, in its order: ids are write-once, so sending twice does no harm.
                     log::debug!("sending to the store failed: {}", failure.reason());
+                    if failure == Failure::Limited {
+                        process.limited();
+                    }
                     return false;
                 }
             }

@@ -157,6 +157,19 @@ impl Shim {
         self.options.keyring.issue_id(&self.options.namespace, unix_time())
     }
 
+    /// Whether a limit of the store is used up, so that sessions of full handshakes are not to be stored: their Puts, and the look-ups of
+    /// what could not be stored, would use up what resumes those that are.
+    #[must_use]
+    pub fn sheds(&self) -> bool {
+        let scarce = |process: Arc<Process>| process.breaker.scarce(Instant::now());
+        self.options.ids == Ids::Sealed && self.running().is_some_and(scarce)
+    }
+
+    /// Notes a session that is not stored for that.
+    pub fn shed(&self) {
+        self.count((Kind::Puts, "dropped"));
+    }
+
     /// Returns when a session ends, in Unix seconds, that is negotiated now.
     #[must_use]
     pub fn not_after(&self) -> u64 {
@@ -430,7 +443,9 @@ impl Process {
     fn failed(&self, failure: Failure, began: Instant) {
         if failure == Failure::Limited {
             self.limited();
-        } else if self.breaker.failed(began, Instant::now()) {
+        } else if !(failure == Failure::Late && self.breaker.held_back(Instant::now()))
+            && self.breaker.failed(began, Instant::now())
+        {
             log::warn!("the store at {} keeps failing ({}), resumption rests", self.store.target(), failure.reason());
             self.prober.start();
         }

@@ -286,6 +286,25 @@ fn a_removal_binds_the_frontend_that_asked_for_it_at_once() {
 }
 
 #[test]
+fn beyond_a_limit_what_is_stored_goes_on_resuming_and_nothing_new_is_stored() {
+    let Some(store) = Store::launch(&["--namespace-rate", "5"]) else { return };
+    let sessions = sessions(&store.target, "limited", |_| ());
+    let connection = || sessions.connection(&Scope::default());
+    let first = connection().encrypt(b"session").unwrap();
+    assert!(sessions.flush(PATIENCE));
+    eventually(|| {
+        connection().decrypt(&first);
+        sessions.stats().misses.contains_key("limited")
+    });
+    assert_eq!(connection().encrypt(b"session"), None, "its ticket would be looked up in vain");
+    assert!(sessions.stats().puts["dropped"] > 0 && !sessions.resting());
+    eventually(|| {
+        let resumed = connection();
+        resumed.decrypt(&first).is_some() && resumed.encrypt(b"session").is_some()
+    });
+}
+
+#[test]
 fn what_a_resumed_connection_issues_was_issued_with_the_session_that_it_resumed() {
     let Some(store) = Store::launch(&[]) else { return };
     let day = |options: &mut Options| options.lifetime = Duration::from_secs(24 * 3600);
@@ -437,10 +456,10 @@ fn a_limit_is_no_outage() {
     assert!(stats.misses["limited"] > 20 && stats.misses.len() == 1, "{stats:?}");
     assert!(stats.lookups.iter().sum::<u64>() < 10, "it kept asking: {stats:?}");
     assert!(!sessions.resting());
-    sessions.connection(&Scope::default()).encrypt(b"session");
+    assert_eq!(sessions.connection(&Scope::default()).encrypt(b"session"), None);
     eventually(|| sessions.connection(&Scope::default()).decrypt(&ids[0]).is_some());
     assert!(sessions.flush(PATIENCE));
-    assert_eq!(sessions.stats().puts, [("stored", 41)].into());
+    assert_eq!(sessions.stats().puts, [("stored", 40), ("dropped", 1)].into());
 }
 
 #[test]

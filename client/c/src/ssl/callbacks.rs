@@ -70,7 +70,7 @@ pub(super) unsafe extern "C" fn on_remove(context: *mut ffi::SSL_CTX, session: *
 pub(super) unsafe extern "C" fn on_id(ssl: *mut ffi::SSL, data: *mut c_uchar, length: *mut c_uint) -> c_int {
     // SAFETY: all of them live while OpenSSL calls; there is room for 32 bytes (SSL_CTX_set_generate_session_id(3)).
     unsafe {
-        let issued = bound(ssl).and_then(|(connection, binding)| guarded(binding, || binding.issue_id(connection)));
+        let issued = bound(ssl).and_then(|(connection, binding)| guarded(binding, || binding.issue_id(connection)).flatten());
         let id = issued.or_else(|| {
             let mut random = [0; ID_BYTES];
             getrandom::fill(&mut random).is_ok().then_some(random)
