@@ -355,7 +355,7 @@ def test_damage_found_while_serving_ends_the_server_with_status_1(tmp_path: Path
 
 def crash(process: int, _store: Path) -> None:
     """Have it crash."""
-    os.kill(process, signal.SIGABRT)
+    os.kill(process, signal.SIGSEGV)
 
 
 def damage(_process: int, store: Path) -> None:
