@@ -14,6 +14,7 @@ import traceback
 from concurrent.futures import ThreadPoolExecutor
 from itertools import permutations
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
@@ -24,6 +25,9 @@ from frontends.client import Client
 from frontends.fleet import BUILD, ROOT, Behaviour, Stack, table
 from support.server import running_server
 from support.tls import VERSIONS
+
+if TYPE_CHECKING:
+    import ssl
 
 PAGE = ROOT / "docs" / "languages.md"
 BEGIN, END = "<!-- matrix: written by `make frontends` -->", "<!-- end of the matrix -->"
@@ -66,6 +70,11 @@ def attempt(scenario: str, *arguments: object) -> str:
     return ""
 
 
+def common(*stacks: Stack) -> list[ssl.TLSVersion]:
+    """Return the versions of TLS in which all of these keep their sessions in the store."""
+    return [version for version in VERSIONS if all(NAMES[version] in stack.versions for stack in stacks)]
+
+
 def run(behaviours: list[Behaviour], stacks: list[Stack], target: str, at_once: int) -> tuple[str, int]:
     """Run everything; return the matrix as Markdown, and how many cells are not as they must be."""
     matrix = Matrix(stacks)
@@ -75,13 +84,13 @@ def run(behaviours: list[Behaviour], stacks: list[Stack], target: str, at_once: 
             (row.scenario, stack.name, version): pool.submit(attempt, row.scenario, stack, target, Client(version))
             for row in behaviours
             for stack in stacks
-            for version in VERSIONS
+            for version in common(stack)
             if row.scenario not in stack.cannot
         }
         across = {
             (a.name, b.name, version): pool.submit(attempt, "across", a, b, target, Client(version))
             for a, b in pairs
-            for version in VERSIONS
+            for version in common(a, b)
         }
         vectors = {stack.name: pool.submit(vector_cell, stack) for stack in stacks}
     lines = [
@@ -92,7 +101,7 @@ def run(behaviours: list[Behaviour], stacks: list[Stack], target: str, at_once: 
         outcomes = {
             stack.name: {
                 NAMES[version]: cells[row.scenario, stack.name, version].result()
-                for version in VERSIONS
+                for version in common(stack)
                 if row.scenario not in stack.cannot
             }
             for stack in stacks
@@ -113,7 +122,9 @@ def run(behaviours: list[Behaviour], stacks: list[Stack], target: str, at_once: 
             elif giver.format != taker.format:
                 shown_row.append(f"`{giver.format}`")
             else:
-                complaints = {NAMES[version]: across[giver.name, taker.name, version].result() for version in VERSIONS}
+                complaints = {
+                    NAMES[version]: across[giver.name, taker.name, version].result() for version in common(giver, taker)
+                }
                 shown_row.append(matrix.cell(giver, "across", complaints))
         lines.append(f"| {giver.name} | " + " | ".join(shown_row) + " |")
     lines += [

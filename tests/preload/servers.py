@@ -252,10 +252,11 @@ def main() -> None:
         mirror=arguments.mirror,
         single_use=arguments.single_use,
         ids=arguments.any_id,
+        ignore_id_context="1",
     )
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    with serving(arguments.server, arguments.certificate, environment) as server:
+    with serving(arguments.server, arguments.certificate, environment, workers=1) as server:
         print(server.port, flush=True)  # noqa: T201
         stop.wait()
 

@@ -2,7 +2,8 @@
  * A TLS server that keeps its sessions in the store: it answers whatever a client sends. A thread for each connection.
  *
  *     server --certificate FILE --target 127.0.0.1:7400 --namespace shop --keyring fleet.keys
- *            [--deadline MILLISECONDS] [--mirror BYTES] [--single-use] [--any-id] [--connections NUMBER]
+ *            [--deadline MILLISECONDS] [--mirror BYTES] [--single-use] [--any-id]
+ *            [--ignore-id-context] [--connections NUMBER]
  */
 #include <arpa/inet.h>
 #include <getopt.h>
@@ -53,7 +54,7 @@ static int listener_on_loopback(void)
 
 int main(int argc, char **argv)
 {
-    enum { CERTIFICATE, TARGET, NAMESPACE, KEYRING, DEADLINE, MIRROR, SINGLE_USE, ANY_ID, CONNECTIONS };
+    enum { CERTIFICATE, TARGET, NAMESPACE, KEYRING, DEADLINE, MIRROR, SINGLE_USE, ANY_ID, IGNORE_ID_CONTEXT, CONNECTIONS };
     static const struct option names[] = {
         {"certificate", required_argument, NULL, CERTIFICATE},
         {"target", required_argument, NULL, TARGET},
@@ -63,6 +64,7 @@ int main(int argc, char **argv)
         {"mirror", required_argument, NULL, MIRROR},
         {"single-use", no_argument, NULL, SINGLE_USE},
         {"any-id", no_argument, NULL, ANY_ID},
+        {"ignore-id-context", no_argument, NULL, IGNORE_ID_CONTEXT},
         {"connections", required_argument, NULL, CONNECTIONS},
         {0},
     };
@@ -81,6 +83,7 @@ int main(int argc, char **argv)
         case MIRROR: options.mirror = strtoul(optarg, NULL, 10); break;
         case SINGLE_USE: options.single_use = 1; break;
         case ANY_ID: options.any_ids = 1; break;
+        case IGNORE_ID_CONTEXT: options.ignore_id_context = 1; break;
         case CONNECTIONS: connections = strtol(optarg, NULL, 10); break;
         default: return 2;
         }
