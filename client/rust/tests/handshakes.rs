@@ -348,18 +348,24 @@ fn a_name_may_have_addresses_at_which_there_is_no_store() {
     }
 }
 
+/// Returns a shim with a mirror that reaches the store through a relay, and the id of a session that it has stored.
+fn mirrored_session(relay: &Relay, namespace: &str) -> (Shim, [u8; 32]) {
+    let mut options = options(&relay.address, namespace);
+    options.mirror = 1 << 20;
+    let shim = Shim::new(options, Format::Rustls).unwrap();
+    let id = shim.issue_id();
+    assert!(shim.look_up(&id, expecting(CONTEXT), |_, _| Ok(())).is_none());
+    shim.negotiated(&id, &envelope(b"session"), shim.not_after(), true);
+    (shim, id)
+}
+
 #[test]
 fn a_mirror_goes_on_when_the_store_ends_its_stream() {
     let Some(store) = shared_store() else { return };
     let relay = Relay::to(store);
-    let mut options = options(&relay.address, "relayed");
-    options.mirror = 1 << 20;
-    let shim = Shim::new(options, Format::Rustls).unwrap();
-    let id = shim.issue_id();
+    let (shim, id) = mirrored_session(&relay, "relayed");
     let finds = || shim.look_up(&id, expecting(CONTEXT), |_, _| Ok(())).is_some();
     let mirrored = || shim.stats().hits.get("mirror").copied().unwrap_or_default();
-    assert!(!finds());
-    shim.negotiated(&id, &envelope(b"session"), shim.not_after(), true);
     eventually(|| finds() && mirrored() > 0);
     thread::sleep(Duration::from_millis(1500)); // only a stream that served for a second is gone on with at once
     // Cuts the connection; returns whether the mirror alone answered for longer than what it had heard until then holds.
@@ -384,14 +390,9 @@ fn a_mirror_goes_on_when_the_store_ends_its_stream() {
 fn a_mirror_leaves_a_connection_on_which_the_store_speaks_but_answers_nothing() {
     let Some(store) = shared_store() else { return };
     let relay = Relay::to(store);
-    let mut options = options(&relay.address, "deaf");
-    options.mirror = 1 << 20;
-    let shim = Shim::new(options, Format::Rustls).unwrap();
-    let id = shim.issue_id();
+    let (shim, id) = mirrored_session(&relay, "deaf");
     let finds = || shim.look_up(&id, expecting(CONTEXT), |_, _| Ok(())).is_some();
     let mirrored = || shim.stats().hits.get("mirror").copied().unwrap_or_default();
-    assert!(!finds());
-    shim.negotiated(&id, &envelope(b"session"), shim.not_after(), true);
     eventually(|| finds() && mirrored() > 0);
     let before = relay.connections();
     relay.deafen();
