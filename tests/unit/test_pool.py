@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from typing import TYPE_CHECKING, cast
 
 import grpc
@@ -115,12 +116,14 @@ def test_how_busy_it_is_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(grpc.RpcError) as caught:
             call(Duration(seconds=3), timeout=PATIENCE)
         assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-        assert len(away) == 1
+        refused = time.monotonic()  # by now the second call has been waiting for a while
+        call.future(Duration(seconds=4)).exception(PATIENCE)
+        waited = time.monotonic() - refused
         free.set()
         for each in calls:
             each.result(PATIENCE)
-    assert len(waits) == 2
-    assert waits[1] > waits[0]
+    assert len(waits) == len(away) == 2
+    assert waits[1] > waited
     server.stop(None)
 
 

@@ -14,6 +14,7 @@ from resumed.mirror import Sessions
 from resumed.sender import Outgoing, Sender
 from resumed.stats import Recorder
 from resumed.store import SessionStore, StoredSession
+from support.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -26,11 +27,14 @@ ROUNDS = 300
 
 @contextlib.contextmanager
 def at_each_collection(callback: Callable[[], object], threshold: int = 1) -> Iterator[None]:
-    """Call back at each collection of garbage, and collect at nearly every allocation."""
+    """Call back at each collection of garbage, in whatever thread, and collect at nearly every allocation."""
+    begun, ended = list[None](), list[None]()
 
     def called(phase: str, _info: object) -> None:
         if phase == "start":
+            begun.append(None)
             callback()
+            ended.append(None)
 
     thresholds = gc.get_threshold()
     gc.freeze()  # or each collection would look at all that the test process has
@@ -42,6 +46,7 @@ def at_each_collection(callback: Callable[[], object], threshold: int = 1) -> It
         gc.set_threshold(*thresholds)
         gc.callbacks.remove(called)
         gc.unfreeze()
+    until(lambda: len(ended) == len(begun))  # another thread may be within the callback
 
 
 def in_time(step: Callable[[], object]) -> None:
