@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from resumed_server.engines.base import EngineError
-from resumed_server.logs import described
+from resumed_server.observability.logging import described
+from resumed_server.storage.engine import EngineError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

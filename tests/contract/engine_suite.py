@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, cast
 
 import pytest
 
-from resumed_server.engines.base import (
+from resumed_server.storage.engine import (
     LONGEST_TTL_SECONDS,
     UNKNOWN_TOMBSTONE_SECONDS,
     AlreadyExists,

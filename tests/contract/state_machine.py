@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
 from contract.engine_suite import FakeClock
-from resumed_server.engines.base import (
+from resumed_server.storage.engine import (
     UNKNOWN_TOMBSTONE_SECONDS,
     AlreadyExists,
     Get,
@@ -25,7 +25,7 @@ from resumed_server.engines.base import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from resumed_server.engines.base import Engine, Operation
+    from resumed_server.storage.engine import Engine, Operation
 
 # Few of each, so that they meet. Times are multiples of 1/8 s: exact both in milliseconds and as floats.
 ADDRESSES = st.sampled_from([("a", b"k"), ("a", b"\0k"), ("a.a", b"k"), ("b", b"k"), ("b", b"k" * 64)])

@@ -22,8 +22,7 @@ from structlog.testing import capture_logs
 
 from contract.engine_suite import EngineSuite, FakeClock, told
 from contract.state_machine import check_histories
-from resumed_server.engines import embedded, open_engine, verify_url
-from resumed_server.engines.base import (
+from resumed_server.storage.engine import (
     AlreadyExists,
     EngineFull,
     EngineUnavailable,
@@ -34,7 +33,9 @@ from resumed_server.engines.base import (
     StoredSession,
     Take,
 )
-from resumed_server.engines.embedded import EmbeddedEngine
+from resumed_server.storage.lmdb import engine as embedded
+from resumed_server.storage.lmdb.engine import EmbeddedEngine
+from resumed_server.storage.registry import open_engine, verify_url
 from support.waiting import until
 
 if TYPE_CHECKING:
@@ -120,9 +121,9 @@ SCRIPT = """
 import structlog, sys
 from pathlib import Path
 structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
-from resumed_server.engines.embedded import EmbeddedEngine
+from resumed_server.storage.lmdb.engine import EmbeddedEngine
 from support.waiting import until
-from resumed_server.engines.base import *
+from resumed_server.storage.engine import *
 tell = lambda *words: print(*words, flush=True)
 path = Path(sys.argv[1])
 """
@@ -250,7 +251,7 @@ def test_while_another_process_keeps_all_from_writing_no_probe_passes(
     opened: Callable[..., EmbeddedEngine], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As one that was stopped amid a write; closing does not wait for it either, and leaves the database open."""
-    monkeypatch.setattr("resumed_server.engines.gate.PATIENCE", 0.05)
+    monkeypatch.setattr("resumed_server.storage.call_gate.PATIENCE", 0.05)
     probed, removed = opened(), opened(tmp_path / "other")
     with contextlib.ExitStack() as stack:
         writers = [stack.enter_context(writing(tmp_path / name)) for name in ("db", "other")]
@@ -902,7 +903,7 @@ def test_a_database_that_another_container_uses_is_refused(tmp_path: Path, monke
     def locked(*_: object, **__: object) -> None:
         raise lmdb.Error("mdb_txn_begin: Resource temporarily unavailable")
 
-    monkeypatch.setattr("resumed_server.engines.directory.lmdb.open", locked)
+    monkeypatch.setattr("resumed_server.storage.lmdb.database_directory.lmdb.open", locked)
     assert_refused(tmp_path / "db", "another container")
 
 

@@ -17,7 +17,7 @@ from grpc_status import rpc_status
 
 from resumed.v1 import session_store_pb2 as pb
 from resumed.v1.session_store_pb2_grpc import SessionStoreServiceStub
-from resumed_server.pool import MOST_WITHOUT_MESSAGE
+from resumed_server.rpc.executor import MOST_WITHOUT_MESSAGE
 from support.mtls import Authority, Files, channel, grant
 from support.raw_http2 import GOAWAY, HEADERS, PING, RST_STREAM, SETTINGS, Raw, connected, frame
 from support.server import PATIENCE, running_server

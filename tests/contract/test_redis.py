@@ -23,8 +23,7 @@ from structlog.testing import capture_logs
 
 from contract.engine_suite import EngineSuite, FakeClock, told
 from contract.state_machine import check_histories
-from resumed_server.engines import open_engine, verify_url
-from resumed_server.engines.base import (
+from resumed_server.storage.engine import (
     AlreadyExists,
     Change,
     Engine,
@@ -38,9 +37,10 @@ from resumed_server.engines.base import (
     StoredSession,
     Take,
 )
-from resumed_server.engines.redis_log import KEPT_SECONDS, KNOWN_POSITIONS
-from resumed_server.engines.redis_nodes import PERMISSIONS, _Absence
-from resumed_server.engines.redis_url import RedisUrl, redacted
+from resumed_server.storage.redis.change_log import KEPT_SECONDS, KNOWN_POSITIONS
+from resumed_server.storage.redis.topology import PERMISSIONS, _Absence
+from resumed_server.storage.redis.url import RedisUrl, redacted
+from resumed_server.storage.registry import open_engine, verify_url
 from support.redis import redis_server, valkey_cluster, valkey_sentinels, valkey_server
 from support.tls import CA, CERTIFICATE
 from support.waiting import until
@@ -48,7 +48,7 @@ from support.waiting import until
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from resumed_server.engines.base import Operation
+    from resumed_server.storage.engine import Operation
     from support.redis import RedisServer
 
 PATIENT = "timeout_ms=5000"
@@ -153,7 +153,7 @@ class TestRedis(EngineSuite):
     @pytest.fixture
     def kept(self, monkeypatch: pytest.MonkeyPatch, store: Store) -> tuple[int, int]:
         """Fewer than otherwise, in the stream of each primary; it is trimmed by whole nodes, of 100."""
-        monkeypatch.setattr("resumed_server.engines.redis_log.MOST_CHANGES", 1_000)
+        monkeypatch.setattr("resumed_server.storage.redis.change_log.MOST_CHANGES", 1_000)
         return 900, 1_300 * len(store.servers)
 
 
@@ -442,7 +442,7 @@ def test_a_frozen_redis_costs_one_call_its_time_out(scheme: str) -> None:
 def test_a_call_that_takes_long_is_no_outage(monkeypatch: pytest.MonkeyPatch) -> None:
     """A Redis that answers others meanwhile is there; who finds it silent refuses the next ones for a moment."""
     now = 100.0
-    monkeypatch.setattr("resumed_server.engines.redis_nodes.time.monotonic", lambda: now)
+    monkeypatch.setattr("resumed_server.storage.redis.topology.time.monotonic", lambda: now)
     absence = _Absence(RedisUrl.parse("redis://store?timeout_ms=40"))
     absence.end()
     now += 0.03
@@ -524,7 +524,7 @@ def test_whoever_closes_an_engine_need_not_wait_for_a_count(
     """It ends with the step that is under way."""
     with opened(server.url, PATIENT) as engine:
         engine.batch([Put("shop", b"%d" % number, b"value", 60.0) for number in range(2_000)])
-        monkeypatch.setattr("resumed_server.engines.redis_purges.time.sleep", lambda _: engine.close())
+        monkeypatch.setattr("resumed_server.storage.redis.purges.time.sleep", lambda _: engine.close())
         with pytest.raises(EngineBroken, match="closed"):
             engine.usage(None)
 

@@ -14,12 +14,12 @@ import pytest
 
 import resumed
 from resumed import SessionStore
-from resumed_server.budgets import Budget, LimitExceeded, Shared
-from resumed_server.draining import Stopping
-from resumed_server.engines import open_engine
-from resumed_server.engines.base import Change, EngineUnavailable, Put
-from resumed_server.limits import Limit
-from resumed_server.watchers import (
+from resumed_server.lifecycle.shutdown import Stopping
+from resumed_server.limits.config import Limit
+from resumed_server.limits.enforcer import Budget, LimitExceeded, Shared
+from resumed_server.storage.engine import Change, EngineUnavailable, Put
+from resumed_server.storage.registry import open_engine
+from resumed_server.watch.hub import (
     CURRENT_SECONDS,
     CUT_SECONDS,
     LATE_SECONDS,
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from resumed.store import Changes, Watch
-    from resumed_server.engines.base import Engine
+    from resumed_server.storage.engine import Engine
 
 PATIENCE = 10.0
 
@@ -273,7 +273,7 @@ class TestWatchers:
         self, engine: Engine, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Beyond that, who is most behind is cut off. What is the same for several counts once."""
-        monkeypatch.setattr("resumed_server.watchers.ALL_QUEUED_BYTES", 1 << 20)
+        monkeypatch.setattr("resumed_server.watch.hub.ALL_QUEUED_BYTES", 1 << 20)
         watchers = Watchers(engine)
         with ExitStack() as stack:
             alike = [stack.enter_context(watchers.subscribed("shop")) for _ in range(4)]

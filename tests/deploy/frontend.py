@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from resumed.channel import Channel, Method
 from resumed.connections import Connections
 from resumed.stats import Recorder
-from resumed_server import demo_frontend
+from resumed_server.cli.demo import frontend as demo_frontend
 
 if TYPE_CHECKING:
     from collections.abc import Callable

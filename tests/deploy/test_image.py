@@ -133,8 +133,8 @@ def test_it_passes_the_check(embedded: Container) -> None:
     """Every call works, from outside and from inside; health says so over plaintext."""
     target = embedded.target
     for done in (
-        subprocess.run([sys.executable, "-m", "resumed_server.cli", "check", target], capture_output=True, check=False),
-        embedded.run("python3", "-m", "resumed_server.cli", "check", target),
+        subprocess.run([sys.executable, "-m", "resumed_server", "check", target], capture_output=True, check=False),
+        embedded.run("python3", "-m", "resumed_server", "check", target),
     ):
         assert done.returncode == 0, done.stdout
     assert embedded.health("live") == embedded.health("resumed.v1.SessionStoreService") == "SERVING"
@@ -210,11 +210,11 @@ def test_mutual_tls_before_a_valkey_with_nothing_writable(tmp_path: Path) -> Non
 
 def test_every_command_has_what_it_needs(embedded: Container) -> None:
     """All are in the image, and what they import as well."""
-    listed = embedded.run("python3", "-m", "resumed_server.cli", "--help").stdout
+    listed = embedded.run("python3", "-m", "resumed_server", "--help").stdout
     commands = re.findall(r"^│ (\w+) ", listed.partition("Commands")[2], re.MULTILINE)
     assert "serve" in commands
     for command in commands:
-        done = embedded.run("python3", "-m", "resumed_server.cli", command, "--help")
+        done = embedded.run("python3", "-m", "resumed_server", command, "--help")
         assert done.returncode == 0, done.stderr
 
 
@@ -242,7 +242,7 @@ def test_it_says_what_it_is() -> None:
     """User, entry point, ports and labels are in its configuration."""
     config = json.loads(subprocess.check_output(["buildah", *image.STORAGE, "inspect", image.NAME]))["OCIv1"]["config"]
     assert config["User"] == f"{UID}:{UID}"
-    assert (config["Entrypoint"], config["Cmd"]) == (["python3", "-m", "resumed_server.cli"], ["serve"])
+    assert (config["Entrypoint"], config["Cmd"]) == (["python3", "-m", "resumed_server"], ["serve"])
     assert set(config["ExposedPorts"]) == {"7400/tcp", "7401/tcp", "9464/tcp"}
     labels = {name.rpartition(".")[2]: value for name, value in config["Labels"].items()}
     with contextlib.suppress(PackageNotFoundError):

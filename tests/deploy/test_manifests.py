@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from deploy.kubernetes import CHART, HELM, MANIFESTS, TREE, VERSIONS, Refused, kustomized, problems, rendered
-from resumed_server.config import Settings
+from resumed_server.config.settings import Settings
 from support.mtls import Authority, Files
 
 if TYPE_CHECKING:
@@ -432,7 +432,7 @@ def test_the_server_takes_its_settings(values: Object, tmp_path: Path) -> None:
     (tmp_path / "grants/grants.toml").write_text("")
     settings = {name: text.replace("/etc/resumed", str(tmp_path)) for name, text in env(rendered(values)).items()}
     done = subprocess.run(
-        [sys.executable, "-m", "resumed_server.cli", "serve", "--check"],
+        [sys.executable, "-m", "resumed_server", "serve", "--check"],
         env={"COLUMNS": "200"} | settings,
         capture_output=True,
         text=True,

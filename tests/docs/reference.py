@@ -274,7 +274,7 @@ def preload_table() -> list[str]:
 
 
 def _grants() -> Iterator[str]:
-    for name, path in (("grant", "resumed_server.grants.Grant"), ("limit", "resumed_server.limits.Limit")):
+    for name, path in (("grant", "resumed_server.auth.grants.Grant"), ("limit", "resumed_server.limits.config.Limit")):
         yield f"\n### `[[{name}]]`\n"
         text, attributes = _declared(path).docstring.parsed[:2]
         yield f"\n{_paragraphs(text.value)}\n"

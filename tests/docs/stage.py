@@ -174,5 +174,5 @@ class Stage:
             files |= {f"{name}.crt": pem.certificate, f"{name}.key": pem.key}
         for name, content in files.items():
             (self.directory / name).write_bytes(content)
-        command = [sys.executable, "-m", "resumed_server.cli", "keygen", str(self.directory / "fleet.keys")]
+        command = [sys.executable, "-m", "resumed_server", "keygen", str(self.directory / "fleet.keys")]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)

@@ -136,7 +136,16 @@ class Rig:
         return [line for path in sorted(self._directory.glob("*.log")) for line in path.read_text().splitlines()]
 
     def _frontend(self, stack: str, namespace: str, *options: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "resumed_server.demo_frontend", "--stack", stack, "--name", stack, *options]
+        command = [
+            sys.executable,
+            "-m",
+            "resumed_server.cli.demo.frontend",
+            "--stack",
+            stack,
+            "--name",
+            stack,
+            *options,
+        ]
         command += ["--certificate", str(self._certificate), "--keyring", str(self._keyring)]
         command += ["--target", self._target, "--namespace", namespace, "--deadline", str(self._deadline)]
         env = os.environ | dict(self._frontend_env or {}) if stack == STACKS[0] else None

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, cast
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from fuzz.target import Check, Target
-from resumed_server.metrics.endpoint import _Handler
+from resumed_server.observability.metrics.http_endpoint import _Handler
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -43,4 +43,6 @@ def _scrape_seeds() -> Iterable[bytes]:
     yield b"POST http://a:9100/%zz HTTP/1.1\r\nTransfer-Encoding: chunked\r\nExpect: 100-continue\r\n\r\n0\r\n\r\n"
 
 
-SCRAPES = (Target("scrapes", scrapes, _scrape_seeds, ("resumed_server/metrics/endpoint.py",), 2_048),)
+SCRAPES = (
+    Target("scrapes", scrapes, _scrape_seeds, ("resumed_server/observability/metrics/http_endpoint.py",), 2_048),
+)

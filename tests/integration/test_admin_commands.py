@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from resumed import SessionStore
-from resumed_server.commands.admin import Store, purge
-from resumed_server.commands.connection import Tls
-from resumed_server.config import UserError
+from resumed_server.cli.admin import Store, purge
+from resumed_server.cli.tls_options import Tls
+from resumed_server.config.settings import UserError
 from support.command import called
 from support.mtls import Authority, Files, grant
 from support.server import PATIENCE, running_server
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from support.server import RunningServer
 
-RESUMED = (sys.executable, "-m", "resumed_server.cli")
+RESUMED = (sys.executable, "-m", "resumed_server")
 KEYS = [b"%d" % number for number in range(3)]
 
 

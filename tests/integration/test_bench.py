@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from support.server import RunningServer
 
-BENCH = (sys.executable, "-m", "resumed_server.cli", "bench")
+BENCH = (sys.executable, "-m", "resumed_server", "bench")
 FEW_CLIENTS = ("--clients", "8", "--connections", "4", "--processes", "2")
 
 

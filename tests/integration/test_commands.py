@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from support.server import RunningServer
 
-RESUMED = (sys.executable, "-m", "resumed_server.cli")
+RESUMED = (sys.executable, "-m", "resumed_server")
 
 
 def started(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:

@@ -11,10 +11,10 @@ import pytest
 import trustme
 from cryptography import x509
 
-from resumed_server.commands.frontend_steps import FrontendSteps, _Visit
-from resumed_server.commands.keygen import keygen
-from resumed_server.commands.steps import Concern, Failure
-from resumed_server.commands.validity import validity
+from resumed_server.cli.diagnose.checks import Concern, Failure
+from resumed_server.cli.diagnose.frontend_checks import FrontendSteps, _Visit
+from resumed_server.cli.diagnose.validity import validity
+from resumed_server.cli.keyring.keygen import keygen
 from support.command import called
 from support.frontend import running_frontend
 from support.mtls import Authority, Files

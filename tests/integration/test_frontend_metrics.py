@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 import resumed
 import resumed.prometheus
-from resumed_server.commands.keygen import keygen
+from resumed_server.cli.keyring.keygen import keygen
 from support.frontend import running_frontend
 from support.metrics import Scrape
 from support.tls import Client, Frontend

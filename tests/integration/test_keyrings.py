@@ -18,9 +18,9 @@ from typer.testing import CliRunner
 
 from resumed import Keyring
 from resumed_server.cli import app
-from resumed_server.commands.keygen import keygen
-from resumed_server.commands.keyring import promote, retire, show
-from resumed_server.config import UserError
+from resumed_server.cli.keyring.commands import promote, retire, show
+from resumed_server.cli.keyring.keygen import keygen
+from resumed_server.config.settings import UserError
 from support.server import running_server
 from support.tls import STACKS, VERSIONS, Client, Frontend
 
@@ -53,7 +53,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """The operator's clock."""
     clock = Clock()
     for module in ("keyring", "keyring_file"):
-        monkeypatch.setattr(f"resumed_server.commands.{module}.now", clock)
+        monkeypatch.setattr(f"resumed_server.cli.commands.{module}.now", clock)
     return clock
 
 

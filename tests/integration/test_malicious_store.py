@@ -16,7 +16,7 @@ import pytest
 
 import resumed
 from resumed.sealing import StoreKeys
-from resumed_server.engines.base import StoredSession
+from resumed_server.storage.engine import StoredSession
 from support.lying_store import lying_store
 from support.tls import VERSIONS, Client, Frontend, Mirrored
 from support.waiting import until

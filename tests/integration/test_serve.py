@@ -27,7 +27,7 @@ from grpc_status import rpc_status
 
 from resumed.v1 import session_store_pb2 as pb
 from resumed.v1.session_store_pb2_grpc import SessionStoreServiceStub
-from resumed_server.health import MOST_STREAMS
+from resumed_server.rpc.health_service import MOST_STREAMS
 from support.command import called
 from support.mtls import Authority, Files, grant
 from support.mtls import channel as trusted
@@ -644,7 +644,7 @@ def changed(directory: Path, code: str) -> dict[str, str]:
 
 def test_a_server_on_a_grpcio_that_is_not_as_expected_serves_and_says_so(tmp_path: Path, front: str) -> None:
     """With one line in the log of each worker, and more watchers than threads."""
-    code = "from resumed_server.private_grpcio import Answering\nAnswering.of = classmethod(lambda *_: None)\n"
+    code = "from resumed_server.rpc._grpcio_private import Answering\nAnswering.of = classmethod(lambda *_: None)\n"
     options = ("--front", front, "--threads", "2")
     with running_server(*options, workers=2, env=changed(tmp_path, code)) as server, connected(server) as channel:
         assert len([line for line in server.log_lines() if line["level"] == "critical"]) == 2
@@ -659,7 +659,8 @@ def test_a_main_loop_that_hangs_is_no_longer_live(tmp_path: Path, front: str) ->
     """Whoever restarts servers learns of it; sessions are served meanwhile."""
     code = f"""if True:
         import os, time
-        from resumed_server import readiness, workers
+        from resumed_server.lifecycle import health as readiness
+        from resumed_server.lifecycle import supervisor as workers
 
         waits = workers.told_to_stop
         readiness.STALLED_SECONDS = 4.0

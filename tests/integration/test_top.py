@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from support.server import RunningServer
 
-TOP = (sys.executable, "-m", "resumed_server.cli", "top")
+TOP = (sys.executable, "-m", "resumed_server", "top")
 
 
 @pytest.fixture(scope="module")

@@ -202,6 +202,6 @@ def test_a_server_whose_collector_is_gone_serves_and_stops(store: RunningServer)
 
 def test_without_a_provider_nothing_of_opentelemetry_is_imported() -> None:
     """So it costs those nothing who do not use it."""
-    imports = "import sys, resumed, resumed_server.app, resumed_server.native"
+    imports = "import sys, resumed, resumed_server.main, resumed_server.rpc.native_server"
     program = f"{imports}; sys.exit(any(name.startswith('opentelemetry') for name in sys.modules))"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

@@ -30,10 +30,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import dashboards
 from rich.console import Console
 
-from resumed_server.commands.keygen import keygen
-from resumed_server.commands.scraped import Period, Scrape, scrape_all
-from resumed_server.commands.top import report
-from resumed_server.commands.top_tables import shown
+from resumed_server.cli.keyring.keygen import keygen
+from resumed_server.cli.top.command import report
+from resumed_server.cli.top.metrics_client import Period, Scrape, scrape_all
+from resumed_server.cli.top.view import shown
 from support.frontend import running_frontend
 from support.server import PATIENCE, RunningServer, running_server
 
@@ -116,7 +116,7 @@ def clients(*groups: Sequence[int], seconds: float) -> Iterator[None]:
     """Have clients visit the ports of each group in turn, for some seconds."""
     with contextlib.ExitStack() as held:
         for group in groups:
-            command = [sys.executable, "-m", "resumed_server.cli", "bench", *(f"localhost:{port}" for port in group)]
+            command = [sys.executable, "-m", "resumed_server", "bench", *(f"localhost:{port}" for port in group)]
             command += ["--insecure", "--connections", "2", "--clients", "40", "--processes", "1", "--resume", "85"]
             process = subprocess.Popen(
                 [*command, "--duration", f"{seconds:.0f}s"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL

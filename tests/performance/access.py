@@ -24,11 +24,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from resumed.v1 import session_store_pb2 as pb
 from resumed.v1.session_store_pb2_grpc import SessionStoreServiceStub
-from resumed_server import credentials
-from resumed_server.access import Granted
-from resumed_server.budgets import Budgets
-from resumed_server.credentials import Credentials
-from resumed_server.grants import followed as followed_grants
+from resumed_server.auth import tls as credentials
+from resumed_server.auth.authorizer import Granted
+from resumed_server.auth.grants import followed as followed_grants
+from resumed_server.auth.tls import Credentials
+from resumed_server.limits.enforcer import Budgets
 from support.mtls import Authority, Files, channel, grant
 from support.server import running_server
 

@@ -16,7 +16,7 @@ import grpc
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from resumed.v1 import session_store_pb2 as pb
-from resumed_server.front import OPTIONS, grpc_server
+from resumed_server.rpc.server import OPTIONS, grpc_server
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -26,9 +26,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from resumed.v1 import session_store_pb2 as pb
 from resumed.v1.session_store_pb2_grpc import SessionStoreServiceStub
-from resumed_server.engines.base import Get, Put
-from resumed_server.engines.embedded import EmbeddedEngine
-from resumed_server.sweeper import Sweeper
+from resumed_server.storage.engine import Get, Put
+from resumed_server.storage.expiry import Sweeper
+from resumed_server.storage.lmdb.engine import EmbeddedEngine
 from support.server import running_server
 
 if TYPE_CHECKING:

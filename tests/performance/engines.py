@@ -33,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from performance.empty import SERVICE, running_empty
 from performance.load import drive
 from resumed.v1 import session_store_pb2 as pb
-from resumed_server.config import Settings
+from resumed_server.config.settings import Settings
 from support.redis import redis_server, valkey_server
 from support.server import running_server
 

@@ -101,7 +101,7 @@ class Fleet:
         stack: Stack,
         target: str | None,
         *options: str,
-        program: tuple[str, ...] = ("-m", "resumed_server.demo_frontend"),
+        program: tuple[str, ...] = ("-m", "resumed_server.cli.demo.frontend"),
     ) -> Iterator[int]:
         """Run a frontend, without the shim if `target` is None, and yield its port."""
         command = [sys.executable, *program, "--stack", stack, "--name", stack]

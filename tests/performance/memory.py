@@ -27,9 +27,9 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import resumed
-from resumed_server.engines import open_engine
-from resumed_server.engines.base import Put, Take
-from resumed_server.engines.embedded import EmbeddedEngine
+from resumed_server.storage.engine import Put, Take
+from resumed_server.storage.lmdb.engine import EmbeddedEngine
+from resumed_server.storage.registry import open_engine
 from support.redis import redis_server, valkey_server
 from support.tls import CA, CERTIFICATE, VERSIONS, Client, Frontend
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from contextlib import AbstractContextManager
 
-    from resumed_server.engines.base import Engine, Operation
+    from resumed_server.storage.engine import Engine, Operation
 
 KEY_BYTES = 32
 BATCH = 200

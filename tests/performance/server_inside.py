@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from performance.engines import METHODS, requests, spread
-from resumed_server.engines import open_engine
-from resumed_server.service import SessionStoreService
-from resumed_server.watchers import Watchers
+from resumed_server.rpc.session_service import SessionStoreService
+from resumed_server.storage.registry import open_engine
+from resumed_server.watch.hub import Watchers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -40,7 +40,7 @@ from performance.engines import (
     run,
     spread,
 )
-from resumed_server.config import Settings
+from resumed_server.config.settings import Settings
 from support.redis import redis_server
 from support.server import running_server
 

@@ -20,8 +20,8 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from resumed_server.engines import open_engine
-from resumed_server.engines.base import Put
+from resumed_server.storage.engine import Put
+from resumed_server.storage.registry import open_engine
 from support.redis import valkey_server
 from support.waiting import until
 

@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import resumed
 from preload.servers import PATIENCE, ROOT, Server, serving, settings
-from resumed_server.commands.visits import Client, Endpoint
+from resumed_server.cli.tls_client import Client, Endpoint
 from support.server import running_server
 from support.tls import CA
 

@@ -95,7 +95,7 @@ def resumption(ports: list[int], version: ssl.TLSVersion, rounds: int = ROUNDS) 
 @contextmanager
 def python(certificate: Path, *options: str, environment: Mapping[str, str] | None = None) -> Iterator[int]:
     """Run a frontend of the `ssl` module, without the shim unless `options` say so; yield its port."""
-    command = [sys.executable, "-m", "resumed_server.demo_frontend", "--stack", "ssl", "--name", "0"]
+    command = [sys.executable, "-m", "resumed_server.cli.demo.frontend", "--stack", "ssl", "--name", "0"]
     command += ["--certificate", str(certificate), *options]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, text=True, env={**os.environ, **(environment or {})}

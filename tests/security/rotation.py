@@ -38,9 +38,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import resumed
 from performance.fleet import Client
-from resumed_server.commands.keygen import keygen
-from resumed_server.commands.keyring import promote, retire
-from resumed_server.config import UserError
+from resumed_server.cli.keyring.commands import promote, retire
+from resumed_server.cli.keyring.keygen import keygen
+from resumed_server.config.settings import UserError
 from support.mtls import Authority, Files, grant
 from support.server import running_server
 from support.tls import CERTIFICATE, VERSIONS
@@ -142,7 +142,16 @@ class Site:
         self._target = f"localhost:{self._server.target.rpartition(':')[2]}"
         self.ports = []
         for (stack, *more), files in zip(FRONTENDS, self._users[1:], strict=True):
-            command = [sys.executable, "-m", "resumed_server.demo_frontend", "--stack", stack, "--name", stack, *more]
+            command = [
+                sys.executable,
+                "-m",
+                "resumed_server.cli.demo.frontend",
+                "--stack",
+                stack,
+                "--name",
+                stack,
+                *more,
+            ]
             command += ["--certificate", str(certificate), "--target", self._target, "--namespace", "shop"]
             command += ["--lifetime", str(settings.lifetime), "--deadline", str(settings.deadline)]
             command += ["--keyring", str(files.directory / "fleet.keys")]

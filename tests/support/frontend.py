@@ -17,10 +17,19 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def running_frontend(directory: Path, *options: str) -> Iterator[dict[str, int]]:
-    """Run one with `options` of resumed_server.demo_frontend, and yield its `port` and that of its `metrics`."""
+    """Run one with `options` of resumed_server.cli.demo.frontend, and yield its `port` and that of its `metrics`."""
     certificate = directory / "frontend.pem"
     certificate.write_bytes(CERTIFICATE.private_key_and_cert_chain_pem.bytes())
-    command = [sys.executable, "-m", "resumed_server.demo_frontend", "--stack", "ssl", "--name", "other", "--metrics"]
+    command = [
+        sys.executable,
+        "-m",
+        "resumed_server.cli.demo.frontend",
+        "--stack",
+        "ssl",
+        "--name",
+        "other",
+        "--metrics",
+    ]
     with subprocess.Popen(
         [*command, "--certificate", str(certificate), *options], stdout=subprocess.PIPE, text=True
     ) as process:

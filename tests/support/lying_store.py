@@ -6,16 +6,16 @@ import contextlib
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from resumed.v1.session_store_pb2_grpc import add_SessionStoreServiceServicer_to_server
-from resumed_server.engines.base import Change, Purged, Put, StoredSession
-from resumed_server.engines.embedded import EmbeddedEngine
-from resumed_server.front import grpc_server
-from resumed_server.service import SessionStoreService
-from resumed_server.watchers import Watchers
+from resumed_server.rpc.server import grpc_server
+from resumed_server.rpc.session_service import SessionStoreService
+from resumed_server.storage.engine import Change, Purged, Put, StoredSession
+from resumed_server.storage.lmdb.engine import EmbeddedEngine
+from resumed_server.watch.hub import Watchers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from resumed_server.engines.base import Operation, Outcome
+    from resumed_server.storage.engine import Operation, Outcome
 
 Lie: TypeAlias = "Callable[[LyingEngine, str, bytes, StoredSession | None], StoredSession | None]"
 """Makes an answer of the namespace and key that are asked for, which is one that was given, and of the truth."""

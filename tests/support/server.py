@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-COMMAND = (sys.executable, "-m", "resumed_server.cli", "serve")
+COMMAND = (sys.executable, "-m", "resumed_server", "serve")
 PATIENCE = 30.0
 """Seconds that a server may take for anything; only a broken one takes them."""
 

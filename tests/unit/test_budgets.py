@@ -8,12 +8,21 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from resumed_server.budgets import BURST_SECONDS, LONGEST_HOLD, Budget, Budgets, LimitExceeded, Rate, Rates, Shared
-from resumed_server.grants import Grants
-from resumed_server.limits import Limit
+from resumed_server.auth.grants import Grants
+from resumed_server.limits.config import Limit
+from resumed_server.limits.enforcer import (
+    BURST_SECONDS,
+    LONGEST_HOLD,
+    Budget,
+    Budgets,
+    LimitExceeded,
+    Rate,
+    Rates,
+    Shared,
+)
 
 if TYPE_CHECKING:
-    from resumed_server.files import Followed
+    from resumed_server.config.reloading_file import Followed
 
 SHOP = "spiffe://example.org/shop"
 

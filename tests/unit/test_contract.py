@@ -13,7 +13,9 @@ import pytest
 from google.protobuf.descriptor_pb2 import FileDescriptorSet, MethodOptions
 
 from resumed.v1 import admin_pb2, session_store_pb2
-from resumed_server import admin, errors, service
+from resumed_server.rpc import admin_service as admin
+from resumed_server.rpc import handlers as errors
+from resumed_server.rpc import session_service as service
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -14,8 +14,8 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import dsa, ec, rsa
 from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, PrivateFormat
 
-from resumed_server.credentials import Credentials, _Fetcher, followed
-from resumed_server.files import Followed
+from resumed_server.auth.tls import Credentials, _Fetcher, followed
+from resumed_server.config.reloading_file import Followed
 from support.mtls import Authority, Files, Pem
 
 if TYPE_CHECKING:

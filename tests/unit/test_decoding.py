@@ -11,7 +11,7 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 from grpc._server import _RPCState
 
-from resumed_server.front import grpc_server
+from resumed_server.rpc.server import grpc_server
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

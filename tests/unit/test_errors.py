@@ -13,20 +13,20 @@ from structlog.testing import capture_logs
 
 from resumed.errors import from_status
 from resumed.v1 import session_store_pb2 as pb
-from resumed_server import logs
-from resumed_server.budgets import LimitExceeded
-from resumed_server.commands.steps import explained
-from resumed_server.draining import Stopping
-from resumed_server.engines.base import (
+from resumed_server.cli.diagnose.checks import explained
+from resumed_server.lifecycle.shutdown import Stopping
+from resumed_server.limits.config import Limit
+from resumed_server.limits.enforcer import LimitExceeded
+from resumed_server.observability import logging as logs
+from resumed_server.rpc.handlers import InvalidField, UnknownMethod, status_of, streamed
+from resumed_server.storage.engine import (
     AlreadyExists,
     EngineBroken,
     EngineError,
     EngineFull,
     EngineUnavailable,
 )
-from resumed_server.errors import InvalidField, UnknownMethod, status_of, streamed
-from resumed_server.limits import Limit
-from resumed_server.watchers import TooManyWatchers, WatcherTooSlow
+from resumed_server.watch.hub import TooManyWatchers, WatcherTooSlow
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

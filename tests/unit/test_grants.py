@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from resumed_server.grants import OPERATIONS, Grants
+from resumed_server.auth.grants import OPERATIONS, Grants
 from support.mtls import grant
 
 SHOP = "spiffe://example.org/shop"

@@ -8,8 +8,8 @@ import grpc
 import pytest
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
-from resumed_server import health as tested
-from resumed_server.health import Health
+from resumed_server.rpc import health_service as tested
+from resumed_server.rpc.health_service import Health
 
 SERVING, NOT_SERVING = HealthCheckResponse.SERVING, HealthCheckResponse.NOT_SERVING
 REQUEST = HealthCheckRequest(service="shop")

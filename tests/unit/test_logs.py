@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, cast
 
 from structlog.testing import capture_logs
 
-from resumed_server import logs
-from resumed_server.budgets import Budgets, LimitExceeded
-from resumed_server.errors import status_of
-from resumed_server.grants import Grants
-from resumed_server.limits import Limit
+from resumed_server.auth.grants import Grants
+from resumed_server.limits.config import Limit
+from resumed_server.limits.enforcer import Budgets, LimitExceeded
+from resumed_server.observability import logging as logs
+from resumed_server.rpc.handlers import status_of
 
 if TYPE_CHECKING:
     import pytest
@@ -31,7 +31,7 @@ sessions = 1
 def test_a_library_that_says_the_same_again_and_again_is_heard_once_in_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     """Grpcio logs an error for each request that makes no sense, and anybody may send as many as they like."""
     now = [1_000.0]
-    monkeypatch.setattr("resumed_server.logs.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("resumed_server.observability.logging.time.monotonic", lambda: now[0])
     monkeypatch.setattr(logs, "_last_logged", {})
     forwarder = logs._Forwarder()
     record = logging.LogRecord(
@@ -44,7 +44,7 @@ def test_a_library_that_says_the_same_again_and_again_is_heard_once_in_a_while(m
         def log(self, _level: int, _event: str, **details: str) -> None:
             heard.append(json.dumps(details))
 
-    monkeypatch.setattr("resumed_server.logs.structlog.get_logger", Logger)
+    monkeypatch.setattr("resumed_server.observability.logging.structlog.get_logger", Logger)
     for _ in range(100):
         forwarder.emit(record)
     forwarder.emit(other)
@@ -58,7 +58,7 @@ def test_a_library_that_says_the_same_again_and_again_is_heard_once_in_a_while(m
 def test_lines_are_bounded_whatever_they_are_about(monkeypatch: pytest.MonkeyPatch) -> None:
     """A caller who can choose the words of a line fills no disk with them, and none is lost for good."""
     now = [1_000.0]
-    monkeypatch.setattr("resumed_server.logs.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("resumed_server.observability.logging.time.monotonic", lambda: now[0])
     monkeypatch.setattr(logs, "_last_logged", {})
     lines = sum(logs.is_news("made-up", str(number)) for number in range(10_000))
     assert lines == 1_024

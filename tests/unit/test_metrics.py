@@ -10,7 +10,12 @@ from typing import TYPE_CHECKING, cast
 
 import pytest
 
-from resumed_server.engines.base import (
+from resumed_server.observability.metrics.collector import STALE_SECONDS, BoardCollector
+from resumed_server.observability.metrics.instrumented_engine import CountedEngine
+from resumed_server.observability.metrics.recorder import BOUNDS, COLUMN, OTHER, OUTCOMES, Recorder
+from resumed_server.observability.metrics.shared_segment import MAX_NAMESPACES, Board
+from resumed_server.observability.metrics.worker import Metrics
+from resumed_server.storage.engine import (
     AlreadyExists,
     EngineFull,
     EngineUnavailable,
@@ -20,18 +25,13 @@ from resumed_server.engines.base import (
     StoredSession,
     Take,
 )
-from resumed_server.metrics.board import MAX_NAMESPACES, Board
-from resumed_server.metrics.collector import STALE_SECONDS, BoardCollector
-from resumed_server.metrics.engine import CountedEngine
-from resumed_server.metrics.process import Metrics
-from resumed_server.metrics.recorder import BOUNDS, COLUMN, OTHER, OUTCOMES, Recorder
-from resumed_server.sweeper import Sweeper
-from resumed_server.watchers import READ_SECONDS, Message, Progress, Subscription, Watchers
+from resumed_server.storage.expiry import Sweeper
+from resumed_server.watch.hub import READ_SECONDS, Message, Progress, Subscription, Watchers
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from resumed_server.engines.base import Engine, Operation, Outcome
+    from resumed_server.storage.engine import Engine, Operation, Outcome
 
 
 class Clock:

@@ -10,16 +10,16 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 import resumed.prometheus
 from resumed.stats import REASONS, Stats
-from resumed_server.metrics.board import Board
-from resumed_server.metrics.collector import BoardCollector
-from resumed_server.metrics.process import Metrics
-from resumed_server.metrics.recorder import COLUMN
-from resumed_server.sweeper import Sweeper
-from resumed_server.watchers import Watchers
+from resumed_server.observability.metrics.collector import BoardCollector
+from resumed_server.observability.metrics.recorder import COLUMN
+from resumed_server.observability.metrics.shared_segment import Board
+from resumed_server.observability.metrics.worker import Metrics
+from resumed_server.storage.expiry import Sweeper
+from resumed_server.watch.hub import Watchers
 
 if TYPE_CHECKING:
     from resumed import Installation
-    from resumed_server.engines.base import Engine
+    from resumed_server.storage.engine import Engine
 
 ROOT = Path(__file__).parents[2]
 ALERTS = (ROOT / "deploy/prometheus/alerts.yaml").read_text()

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import pytest
 
-from resumed_server.front import grpc_server
-from resumed_server.native import NativeServer
+from resumed_server.rpc.native_server import NativeServer
+from resumed_server.rpc.server import grpc_server
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

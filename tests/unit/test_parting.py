@@ -11,8 +11,8 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 
 from resumed.channel import Channel, Method
-from resumed_server.front import grpc_server
-from resumed_server.parting import QUIET_SECONDS
+from resumed_server.rpc.parting import QUIET_SECONDS
+from resumed_server.rpc.server import grpc_server
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -6,9 +6,9 @@ import threading
 
 from structlog.testing import capture_logs
 
-from resumed_server.engines.base import EngineUnavailable
+from resumed_server.lifecycle.health import STALLED_SECONDS, lives
 from resumed_server.periodic import Heartbeat, Periodic
-from resumed_server.readiness import STALLED_SECONDS, lives
+from resumed_server.storage.engine import EngineUnavailable
 
 PATIENCE = 20.0
 

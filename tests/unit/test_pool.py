@@ -11,12 +11,12 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 from structlog.testing import capture_logs
 
-from resumed_server import front
-from resumed_server.pool import MOST_HELD, CallPool, Later
+from resumed_server.rpc import server as front
+from resumed_server.rpc.executor import MOST_HELD, CallPool, Later
 from support.waiting import until
 
 if TYPE_CHECKING:
-    from resumed_server.parting import PartingServer
+    from resumed_server.rpc.parting import PartingServer
 
 PATIENCE = 20.0
 

@@ -12,15 +12,16 @@ from structlog.testing import capture_logs
 
 from resumed.v1 import session_store_pb2 as pb
 from resumed.v1.session_store_pb2_grpc import SessionStoreServiceStub, add_SessionStoreServiceServicer_to_server
-from resumed_server import private_grpcio, selftest
-from resumed_server.engines.embedded import EmbeddedEngine
-from resumed_server.front import grpc_server
-from resumed_server.plain import PlainServer
-from resumed_server.pool import Held
-from resumed_server.private_grpcio import Answering, missing
-from resumed_server.selftest import Unexpected, check_grpcio, grpcio_is_as_expected
-from resumed_server.service import SessionStoreService
-from resumed_server.watchers import Watchers
+from resumed_server.rpc import _grpcio_private as private_grpcio
+from resumed_server.rpc import selftest
+from resumed_server.rpc._grpcio_private import Answering, missing
+from resumed_server.rpc.executor import Held
+from resumed_server.rpc.plain_server import PlainServer
+from resumed_server.rpc.selftest import Unexpected, check_grpcio, grpcio_is_as_expected
+from resumed_server.rpc.server import grpc_server
+from resumed_server.rpc.session_service import SessionStoreService
+from resumed_server.storage.lmdb.engine import EmbeddedEngine
+from resumed_server.watch.hub import Watchers
 from support.waiting import until
 
 if TYPE_CHECKING:

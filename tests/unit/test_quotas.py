@@ -12,20 +12,20 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 
 from resumed.v1 import session_store_pb2 as pb
-from resumed_server.budgets import Budgets, LimitExceeded, Shared
-from resumed_server.engines import open_engine
-from resumed_server.engines.embedded import EmbeddedEngine
-from resumed_server.grants import Grants
-from resumed_server.limits import Limit
-from resumed_server.quotas import ENTRY_BYTES, Counting, Tallies, Tally
-from resumed_server.service import SessionStoreService
-from resumed_server.watchers import Watchers
+from resumed_server.auth.grants import Grants
+from resumed_server.limits.config import Limit
+from resumed_server.limits.enforcer import Budgets, LimitExceeded, Shared
+from resumed_server.limits.usage_counters import ENTRY_BYTES, Counting, Tallies, Tally
+from resumed_server.rpc.session_service import SessionStoreService
+from resumed_server.storage.lmdb.engine import EmbeddedEngine
+from resumed_server.storage.registry import open_engine
+from resumed_server.watch.hub import Watchers
 from support.redis import valkey_server
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from resumed_server.engines.base import Engine
+    from resumed_server.storage.engine import Engine
 
 FILE = """
 [[limit]]

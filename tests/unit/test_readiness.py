@@ -7,8 +7,8 @@ from typing import cast
 
 from structlog.testing import capture_logs
 
-from resumed_server.engines.base import Engine, EngineBroken, EngineUnavailable
-from resumed_server.readiness import PATIENCE, Readiness
+from resumed_server.lifecycle.health import PATIENCE, Readiness
+from resumed_server.storage.engine import Engine, EngineBroken, EngineUnavailable
 
 
 class Moody:

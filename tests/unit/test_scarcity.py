@@ -14,8 +14,8 @@ import pytest
 from resumed.breaker import Breaker
 from resumed.sender import LONGEST_RETRY_SECONDS, RETRY_SECONDS
 from resumed.store import BATCH_OPERATIONS
-from resumed_server.budgets import Budget, LimitExceeded, Shared
-from resumed_server.limits import Limit
+from resumed_server.limits.config import Limit
+from resumed_server.limits.enforcer import Budget, LimitExceeded, Shared
 
 CLIENTS, SECONDS = 200, 60
 NEED = 80

@@ -6,9 +6,9 @@ from typing import TypeAlias
 
 import pytest
 
-from resumed_server.commands.scraped import Period, Scrape, endpoints
-from resumed_server.commands.top import report
-from resumed_server.config import UserError
+from resumed_server.cli.top.command import report
+from resumed_server.cli.top.metrics_client import Period, Scrape, endpoints
+from resumed_server.config.settings import UserError
 
 Values: TypeAlias = dict[tuple[tuple[str, str], ...], float]
 

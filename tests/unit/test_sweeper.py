@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, cast
 
 from structlog.testing import capture_logs
 
-from resumed_server import sweeper
-from resumed_server.engines.base import EngineFull, EngineUnavailable
-from resumed_server.sweeper import IDLE_SECONDS, REST, STEP, Sweeper
+from resumed_server.storage import expiry as sweeper
+from resumed_server.storage.engine import EngineFull, EngineUnavailable
+from resumed_server.storage.expiry import IDLE_SECONDS, REST, STEP, Sweeper
 
 if TYPE_CHECKING:
     import pytest
 
-    from resumed_server.engines.base import Engine, EngineError
+    from resumed_server.storage.engine import Engine, EngineError
 
 STEP_SECONDS = 0.5
 
@@ -26,7 +26,7 @@ class Swept:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *outcomes: int | EngineError) -> None:
         self.outcomes, self.limits, self.pauses = list(outcomes), list[int](), list[float]()
         self.now = 0.0
-        monkeypatch.setattr("resumed_server.sweeper.time.monotonic", lambda: self.now)
+        monkeypatch.setattr("resumed_server.storage.expiry.time.monotonic", lambda: self.now)
 
     def sweep(self, limit: int) -> int:
         """Take a step."""

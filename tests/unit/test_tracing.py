@@ -12,9 +12,9 @@ from opentelemetry.trace import StatusCode
 
 from resumed.v1 import admin_pb2
 from resumed.v1 import session_store_pb2 as pb
-from resumed_server.config import Settings, UserError
-from resumed_server.errors import Unobserved
-from resumed_server.tracing import Tracing
+from resumed_server.config.settings import Settings, UserError
+from resumed_server.observability.tracing import Tracing
+from resumed_server.rpc.handlers import Unobserved
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import ReadableSpan
@@ -141,6 +141,6 @@ def test_what_is_no_namespace_is_not_in_a_span() -> None:
 
 def test_without_the_extra_the_command_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     """In a line."""
-    monkeypatch.setattr("resumed_server.verification.find_spec", lambda _: None)
+    monkeypatch.setattr("resumed_server.preflight.find_spec", lambda _: None)
     with pytest.raises(UserError, match=r"^--otel: .*pip install 'resumed\[server,otel\]'$"):
         Settings.verified(otel=True)

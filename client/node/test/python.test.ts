@@ -13,7 +13,7 @@ async function pythonFrontend(context: TestContext, target: string, stack: strin
   const python = join(dirname(process.env.RESUMED_COMMAND ?? "resumed"), "python");
   const child = spawn(
     python,
-    ["-m", "resumed_server.demo_frontend", "--name", "python", "--stack", stack, "--certificate", certificate]
+    ["-m", "resumed_server.cli.demo.frontend", "--name", "python", "--stack", stack, "--certificate", certificate]
       .concat(["--target", target, "--namespace", "shop", "--keyring", keyringFile(fleetKey)])
       .concat(["--ids", "any", "--puts", "wait", "--deadline", "5"]),
     { stdio: ["ignore", "pipe", "inherit"] },

@@ -9,7 +9,7 @@ import subprocess
 import time
 from typing import TYPE_CHECKING
 
-from resumed_server.commands.visits import Endpoint
+from resumed_server.cli.tls_client import Endpoint
 from support.ports import free_port
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from OpenSSL import SSL
 
 from resumed.openssl import Binding
 from resumed.prefetch import Handshake
-from resumed_server import demo_frontend
+from resumed_server.cli.demo import frontend as demo_frontend
 
 if TYPE_CHECKING:
     import socket

@@ -21,8 +21,8 @@ from performance.bench.results import Results, ratios, spread
 from performance.bench.rig import CLIENTS, FRONTENDS, VERSIONS, Rig, come_back, negotiate, on_core, shuffled
 from performance.bench.sources import PUTS_ARRIVE, VISITS
 from performance.fleet import p99
-from resumed_server.commands.crowd import Crowd, Plan
-from resumed_server.commands.visits import Client
+from resumed_server.cli.bench.load_generator import Crowd, Plan
+from resumed_server.cli.tls_client import Client
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping

@@ -19,7 +19,7 @@ from performance.engine_scale import Filled
 from resumed import SessionStore
 from resumed.mirror import Sessions
 from resumed.store import StoredSession
-from resumed_server.commands.visits import Client
+from resumed_server.cli.tls_client import Client
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -15,14 +15,14 @@ from OpenSSL import SSL
 from performance.bench.results import Results, ratios, spread
 from performance.bench.rig import ASK, Frontend, Rig, negotiate, shuffled
 from performance.fleet import Client as AskingClient
-from resumed_server.commands.visits import Client
+from resumed_server.cli.tls_client import Client
 from support.tls import STACKS, VERSIONS
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
     from performance.bench.rig import Options
-    from resumed_server.commands.visits import Endpoint
+    from resumed_server.cli.tls_client import Endpoint
     from support.tls import Stack
 
 RATE = 100_000

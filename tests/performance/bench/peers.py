@@ -16,14 +16,14 @@ from performance.bench.apache import apache, memcached, missing
 from performance.bench.results import Results, ratios, spread
 from performance.bench.rig import CLIENTS, VERSIONS, Frontend, Rig, come_back, negotiate, on_core, shuffled
 from performance.bench.sources import OPTIONS, PUTS_ARRIVE, VISITS
-from resumed_server.commands.visits import Client
+from resumed_server.cli.tls_client import Client
 from support.redis import redis_server
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from performance.bench.rig import Options
-    from resumed_server.commands.visits import Endpoint
+    from resumed_server.cli.tls_client import Endpoint
 
 MEMCACHE = "Apache, mod_socache_memcache"
 OURS = "resumed: ssl, mirror"

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from performance.bench.apache import MEMCACHED
 from performance.bench.rig import ASK, FRONTEND
 from preload.servers import LIBRARY, SERVERS, serving, settings
-from resumed_server.commands.visits import Endpoint
+from resumed_server.cli.tls_client import Endpoint
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

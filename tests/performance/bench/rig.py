@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 import trustme
 
 from performance.fleet import Fleet
-from resumed_server.commands.visits import Client, Endpoint, Visit
+from resumed_server.cli.tls_client import Client, Endpoint, Visit
 from support.server import running_server
 from support.tls import CA
 

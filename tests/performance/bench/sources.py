@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING
 
 from performance.bench.results import Results, ratios, spread
 from performance.bench.rig import ASK, FRONTS, VERSIONS, Case, Frontend, Rig, come_back, negotiate, shuffled
-from resumed_server.commands.visits import Client
+from resumed_server.cli.tls_client import Client
 from support.tls import STACKS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from performance.bench.rig import Options
-    from resumed_server.commands.visits import Endpoint
+    from resumed_server.cli.tls_client import Endpoint
     from support.tls import Stack
 
 PUTS_ARRIVE = 0.25

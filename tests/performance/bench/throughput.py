@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING
 from performance.bench.results import Results, ratios, spread
 from performance.bench.rig import ASK, VERSIONS, Case, Frontend, Rig, shuffled
 from performance.bench.sources import OPTIONS
-from resumed_server.commands.crowd import Crowd, Plan
+from resumed_server.cli.bench.load_generator import Crowd, Plan
 from support.tls import STACKS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from performance.bench.rig import Options
-    from resumed_server.commands.crowd import Tally
-    from resumed_server.commands.visits import Endpoint
+    from resumed_server.cli.bench.load_generator import Tally
+    from resumed_server.cli.tls_client import Endpoint
     from support.tls import Stack
 
 SECONDS = 1.0

@@ -1,0 +1,1 @@
+"""TLS to callers, their identity, and their grants."""

@@ -1,0 +1,1 @@
+"""`resumed bench`: load from returning TLS clients."""

@@ -1,0 +1,1 @@
+"""`resumed demo`: a store and two frontends on this machine."""

@@ -1,0 +1,337 @@
+"""`resumed demo`: a store, frontends of two TLS stacks, and real clients that resume across them.
+
+Everything is real, and thrown away afterwards: processes, certificate, keyring and store, all in one temporary
+directory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import re
+import shutil
+import signal
+import socket
+import ssl
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+import resumed
+from resumed_server.cli.demo.fleet import NAMESPACE, PATIENCE, STACKS, Broken, Fleet
+from resumed_server.config.settings import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ROUNDS = 5
+"""Handshakes of each kind that a line of the table is made of."""
+
+_VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
+_BAD_RECORD = b"\x17\x03\x03\x00\x40" + bytes(64)  # application data that does not authenticate
+
+_NEXT = """
+Any frontend that has the keyring resumes what any other negotiated; the store learns no id and no secret.
+A look-up took {lookup:.1f} ms here. On one machine that is no less than it saves with a P-256 certificate; over a
+network a resumption saves TLS 1.2 a whole round trip, and both versions the certificates and their checks.
+For a server of your own: `resumed keygen fleet.keys`, `resumed serve`, and in each of its processes
+
+    import resumed, ssl
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain("server.pem")
+    resumed.install(context, target="127.0.0.1:7400", namespace="shop", keyring="fleet.keys")
+    # serve with this context as before
+"""
+
+
+def demo(*, as_json: bool = False) -> bool:
+    """Run the demonstration and return whether everything resumed that should, and nothing that should not.
+
+    Args:
+        as_json: Print JSON instead of tables.
+
+    Raises:
+        UserError: pyOpenSSL is missing.
+    """
+    if not all(map(importlib.util.find_spec, ("OpenSSL", "elftools"))):
+        raise UserError("pyOpenSSL is missing, the second TLS stack of the demo: pip install 'resumed[pyopenssl]'")
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, _: sys.exit(128 + number))  # past all that tidies up
+    console = Console(stderr=as_json)
+    try:
+        with tempfile.TemporaryDirectory(prefix="resumed-demo-") as directory:
+            well = _shown(console, Path(directory), as_json=as_json)
+    except (Broken, OSError, ValueError, subprocess.SubprocessError) as error:
+        console.print(Text(f"The demo broke off: {error}", "bold red"), soft_wrap=True)
+        return False
+    if not well:
+        console.print(Text("Not everything went as promised: see what is red.", "bold red"))
+    return well
+
+
+def _shown(console: Console, directory: Path, *, as_json: bool) -> bool:
+    with console.status("starting") as status, contextlib.closing(Fleet(directory, status.update)) as fleet:
+        python, openssl = _PythonClient(fleet.certificate), shutil.which("openssl")
+        clients: list[_Client] = [_OpenSSLClient(directory, fleet.certificate, openssl)] if openssl else []
+        crossings = []
+        for client in (*clients, python):
+            for version in _VERSIONS:
+                for first, second in (tuple(STACKS), tuple(reversed(STACKS))):
+                    status.update(f"{client.name}, TLS {version}: from {first} to {second}")
+                    crossings.append(_crossing(fleet, client, version, first, second))
+        if not as_json:
+            console.print(_crossings_table(crossings))
+            if not openssl:
+                console.print("(openssl is not installed, so there was Python's client only)")
+        status.update("asking the store what it has")
+        calls = _calls(fleet, python)
+        if not as_json:
+            console.print(_sight(fleet, python, calls))
+        status.update("ending sessions")
+        endings = list(_endings(fleet, python))
+    well = all(crossing.reused == ROUNDS for crossing in crossings) and all(ending.kept for ending in endings)
+    if as_json:
+        found = {"ok": well, "rounds": ROUNDS, "calls": vars(calls)}
+        rows = {"crossings": list(map(vars, crossings)), "endings": list(map(vars, endings))}
+        Console(soft_wrap=True).print_json(data=found | rows)
+        return well
+    console.print(_endings_table(endings))
+    console.print(Text(_NEXT.format(lookup=1000 * calls.seconds / max(calls.lookups, 1))), soft_wrap=True)
+    return well
+
+
+@dataclass
+class _Visit:
+    """What one connection was like: whether it resumed, the session to resume next, and what the frontend said."""
+
+    reused: bool
+    session: Any
+    answer: dict[str, Any]
+
+
+class _Client(Protocol):
+    name: str
+
+    def visit(self, port: int, version: str, session: Any = None) -> _Visit:
+        """Connect, offer `session`, and hear who answers."""
+
+
+class _OpenSSLClient:
+    """`openssl s_client`; its sessions are files."""
+
+    name = "s_client"
+
+    def __init__(self, directory: Path, ca: Path, openssl: str) -> None:
+        self._directory, self._ca, self._openssl = directory, ca, openssl
+        self._visits = 0
+
+    def visit(self, port: int, version: str, session: Any = None) -> _Visit:
+        self._visits += 1
+        fresh = self._directory / f"session{self._visits}.pem"
+        command = [
+            self._openssl, "s_client", "-connect", f"127.0.0.1:{port}", "-servername", "localhost",
+            "-CAfile", str(self._ca), "-verify_return_error", f"-tls{version.replace('.', '_')}",
+            "-ign_eof", "-sess_out", str(fresh), *(["-sess_in", str(session)] if session else []),
+        ]  # fmt: skip
+        # Its exit status is 1: it objects to connections that end without close_notify.
+        done = subprocess.run(  # noqa: S603 - all of it from here
+            command, input="bye\n", capture_output=True, text=True, errors="replace", timeout=PATIENCE, check=False
+        )
+        answer = re.search(r"^\{.*\}$", done.stdout, re.MULTILINE)
+        outcome = re.search(r"^(New|Reused), ", done.stdout, re.MULTILINE)
+        if answer is None or outcome is None:
+            raise Broken(f"openssl s_client did not get through: {' '.join(done.stderr.split())}")
+        return _Visit(outcome[1] == "Reused", fresh, json.loads(answer[0]))
+
+
+class _PythonClient:
+    """Python's own `ssl`."""
+
+    name = "Python"
+
+    def __init__(self, ca: Path) -> None:
+        self._contexts = {}
+        for name, version in _VERSIONS.items():
+            context = self._contexts[name] = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+            context.load_verify_locations(ca)
+            context.minimum_version = context.maximum_version = version
+
+    def visit(self, port: int, version: str, session: Any = None, line: str = "bye", spoil: bool = False) -> _Visit:
+        """Connect and say `line`; with `spoil` end with a bad record, a fatal error."""
+        with (
+            socket.create_connection(("127.0.0.1", port), PATIENCE) as connection,
+            self._contexts[version].wrap_socket(connection, server_hostname="localhost", session=session) as tls,
+            tls.makefile("r", encoding="ascii") as lines,
+        ):
+            tls.sendall(f"{line}\n".encode())
+            visit = _Visit(bool(tls.session_reused), None, json.loads(lines.readline()))
+            visit.session = tls.session  # in TLS 1.3 it came with the answer
+            if spoil:
+                socket.socket.sendall(tls, _BAD_RECORD)  # past TLS
+                while socket.socket.recv(tls, 4096):
+                    pass
+        return visit
+
+
+@dataclass
+class _Crossing:
+    """How often sessions of one frontend resumed at another."""
+
+    client: str
+    version: str
+    first: str
+    second: str
+    full: float
+    resumed: float
+    reused: int
+
+
+def _crossing(fleet: Fleet, client: _Client, version: str, first: str, second: str) -> _Crossing:
+    port = fleet.ports[second]
+    session = client.visit(fleet.ports[first], version).session
+    full = [client.visit(port, version) for _ in range(ROUNDS)]
+    again = [client.visit(port, version, session) for _ in range(ROUNDS)]
+    reused = sum(visit.reused for visit in again)
+    return _Crossing(client.name, version, first, second, _typical(full), _typical(again), reused)
+
+
+def _typical(visits: list[_Visit]) -> float:
+    return statistics.median(float(visit.answer["handshake_seconds"]) for visit in visits)
+
+
+def _crossings_table(crossings: list[_Crossing]) -> Table:
+    table = Table(
+        title="Sessions that cross processes and TLS stacks",
+        title_justify="left",
+        caption=f"times: handshakes at the frontend that resumes, median of {ROUNDS}",
+        caption_justify="left",
+    )
+    for heading in ("client", "TLS", "negotiated", "resumed by"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("full ms", "resumed ms", "reused"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in crossings:
+        reused = _judged(f"{row.reused} of {ROUNDS}", row.reused == ROUNDS)
+        times = f"{1000 * row.full:.1f}", f"{1000 * row.resumed:.1f}"
+        table.add_row(row.client, row.version, row.first, row.second, *times, reused)
+    return table
+
+
+def _judged(text: str, good: bool) -> Text:
+    return Text(text, "green" if good else "bold red")
+
+
+@dataclass
+class _Calls:
+    """What the frontends asked of the store."""
+
+    puts: int
+    lookups: int
+    hits: int
+    seconds: float
+    """What all look-ups together took."""
+
+
+def _calls(fleet: Fleet, client: _PythonClient) -> _Calls:
+    stats = []
+    for name in STACKS:
+        client.visit(fleet.ports[name], "1.2", line="flush")
+        stats.append(client.visit(fleet.ports[name], "1.2", line="stats").answer)
+    return _Calls(
+        sum(each["puts"].get("stored", 0) for each in stats),
+        sum(sum(each["lookup_seconds"]) for each in stats),
+        sum(sum(each["hits"].values()) for each in stats),
+        sum(each["lookup_seconds_sum"] for each in stats),
+    )
+
+
+def _sight(fleet: Fleet, client: _PythonClient, calls: _Calls) -> Table:
+    """Show one session as client and frontend have it and as the store has it."""
+    session = client.visit(fleet.ports["ssl"], "1.2").session
+    client.visit(fleet.ports["ssl"], "1.2", line="flush")
+    key = resumed.StoreKeys(NAMESPACE).key(session.id)
+    with contextlib.closing(resumed.SessionStore(fleet.target, namespace=NAMESPACE, deadline=PATIENCE)) as store:
+        found = store.get(key)
+    if found is None:
+        raise Broken("the store does not have the session that was just negotiated")
+    sealed = found.value  # its parts are described in resumed.sealing
+    serialized, not_after = fleet.keyring.open(key, sealed, time.time())
+    until = datetime.fromtimestamp(not_after, timezone.utc)
+    table = Table(title="\nWhat the store saw", title_justify="left")
+    for heading in ("", "at client and frontends", "in the store"):
+        table.add_column(heading)
+    table.add_row(
+        "id", f"{_begun(session.id)}\n{len(session.id)} bytes", f"{_begun(key)}\n{len(key)} bytes, a hash of it"
+    )
+    table.add_row(
+        "session",
+        f"{len(serialized)} bytes in the clear,\nmaster secret and all\n(not shown)",
+        f"{len(sealed)} bytes, sealed:\nkey {sealed[1:5].hex()}, until {until:%H:%M} UTC,\n"
+        f"nonce {_begun(sealed[13:25])},\nthen {_begun(sealed[25:])}",
+    )
+    table.add_row("calls", "", f"{calls.puts} sessions put,\n{calls.lookups} looked up, {calls.hits} found")
+    return table
+
+
+def _begun(data: bytes) -> str:
+    return f"{data[:8].hex()}..."
+
+
+@dataclass
+class _Ending:
+    """What was tried with a session after something happened to it."""
+
+    event: str
+    version: str
+    then: str
+    reused: bool
+    expected: bool
+
+    @property
+    def kept(self) -> bool:
+        return self.reused is self.expected
+
+
+def _endings(fleet: Fleet, client: _PythonClient) -> Iterator[_Ending]:
+    """Let sessions end in all ways, the last of which stops a frontend."""
+    ssl_port, pyopenssl_port = fleet.ports["ssl"], fleet.ports["pyOpenSSL"]
+    for version in _VERSIONS:
+        session = client.visit(ssl_port, version).session
+        spoilt = client.visit(pyopenssl_port, version, session, line="who", spoil=True)
+        client.visit(pyopenssl_port, version, line="flush")
+        yield _Ending("bad record at pyOpenSSL", version, "there, before it", spoilt.reused, True)
+        for name in STACKS:
+            reused = client.visit(fleet.ports[name], version, session).reused
+            yield _Ending("bad record at pyOpenSSL", version, f"at {name}, after it", reused, False)
+    for version in _VERSIONS:
+        session = client.visit(fleet.ports["ssl once"], version).session
+        for then, name, expected in (("1st time", "pyOpenSSL once", True), ("2nd time", "ssl once", False)):
+            reused = client.visit(fleet.ports[name], version, session).reused
+            yield _Ending("single use", version, f"{then}, at {name.removesuffix(' once')}", reused, expected)
+    sessions = {version: client.visit(ssl_port, version).session for version in _VERSIONS}
+    fleet.stop("ssl")
+    for version, session in sessions.items():
+        reused = client.visit(pyopenssl_port, version, session).reused
+        yield _Ending("the ssl frontend stops", version, "at pyOpenSSL, after it", reused, True)
+
+
+def _endings_table(endings: list[_Ending]) -> Table:
+    table = Table(title="\nWhat ends a session, and what does not", title_justify="left")
+    for heading in ("what happens", "TLS", "tried", "resumes"):
+        table.add_column(heading, no_wrap=True)
+    for row in endings:
+        resumes = _judged("yes" if row.reused else "no", row.kept)
+        table.add_row(row.event, row.version, row.then, resumes)
+    return table

@@ -1,0 +1,1 @@
+"""`resumed check` and `resumed doctor`."""

@@ -1,0 +1,243 @@
+"""What a visitor finds out about a running frontend: whose ids it issues, its clock, and whether it resumes.
+
+An id that the fleet issued says so to who has the keyring, and when: so a frontend need not be asked.
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import time
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from cryptography import x509
+
+import resumed
+from resumed_server.cli.diagnose.checks import Concern, Failure
+from resumed_server.cli.diagnose.validity import validity
+from resumed_server.config.settings import UserError
+from resumed_server.config.types import Address
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from resumed_server.cli.diagnose.check import RoundTrip
+    from resumed_server.cli.tls_client import Client, Visit
+
+PATIENCE = 5.0
+"""Seconds that a frontend may take for a handshake."""
+OFF_SECONDS = 5.0
+"""A clock that is off by more is a concern."""
+_STORED_SECONDS = 2.0
+_PAUSE = 0.05
+ORDERS = {
+    "OpenSSL": "TLS_AES_256_GCM_SHA384:TLS_CHACHA20_POLY1305_SHA256:TLS_AES_128_GCM_SHA256",
+    "browsers and Go": "TLS_AES_128_GCM_SHA256:TLS_AES_256_GCM_SHA384:TLS_CHACHA20_POLY1305_SHA256",
+}
+"""The orders in which clients offer the ciphers of TLS 1.3. A session resumes only with the hash that it was negotiated
+with, and some servers choose by the client's order, others by their own."""
+
+
+class _Visit(NamedTuple):
+    session: ssl.SSLSession | None
+    reused: bool
+    certificate: bytes
+    version: str
+
+
+class FrontendSteps:
+    """Visits frontends, one after the other, and offers each what the one before negotiated.
+
+    Args:
+        namespace: Their namespace.
+        round_trip: Has their keyring and their store.
+    """
+
+    def __init__(self, namespace: str, round_trip: RoundTrip) -> None:
+        self._namespace, self._round_trip = namespace, round_trip
+        self._before: tuple[str, ssl.SSLSession] | None = None
+        self._before13: tuple[str, dict[str, Visit]] | None = None
+        self._clients: dict[str, Client] = {}
+        # Sessions are looked at here, nobody's identity: a certificate that does not verify is another matter.
+        self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        self._context.check_hostname, self._context.verify_mode = False, ssl.CERT_NONE
+        # In TLS 1.2 a client sees the id.
+        self._context.maximum_version = ssl.TLSVersion.TLSv1_2
+
+    def of(self, frontend: str) -> dict[str, Callable[[], str]]:
+        """Return the steps of a frontend.
+
+        Raises:
+            UserError: It is no address.
+        """
+        try:
+            address = Address.parse(frontend)
+        except ValueError as error:
+            raise UserError(f"--frontend: {error}") from None
+        if address.path:
+            raise UserError(f"--frontend: {frontend} is a socket; give host:port")
+        visits: list[_Visit] = []
+        visits13: dict[str, Visit] = {}
+        return {
+            "handshake": partial(self._shake_hands, address, visits),
+            "certificate": partial(self._certificate, visits),
+            "ids": partial(self._ids, visits),
+            "clock": partial(self._clock, visits),
+            "stored": partial(self._stored, visits),
+            "resumption": partial(self._resumes, address, visits),
+            "another frontend's session": partial(self._shares, frontend, address, visits),
+            "TLS 1.3": partial(self._resumes13, address, visits13),
+            "another's TLS 1.3 sessions": partial(self._shares13, frontend, address, visits13),
+        }
+
+    def _shake_hands(self, address: Address, visits: list[_Visit]) -> str:
+        visits.append(self._visit(address))
+        return visits[0].version
+
+    def _certificate(self, visits: list[_Visit]) -> str:
+        return validity(x509.load_der_x509_certificate(visits[0].certificate))
+
+    def _ids(self, visits: list[_Visit]) -> str:
+        if not self._id(visits):
+            raise Failure(
+                "it gives out no session id, but stateless tickets or nothing: its context has no shim",
+                "call resumed.install() on the context that serves this name, before the first connection",
+            )
+        if self._issued(visits) is None:
+            raise Failure(
+                "its ids are not of this keyring and namespace",
+                "compare `resumed keyring show` and install()'s namespace there and here; or its context has no shim",
+            )
+        return "of this keyring and namespace"
+
+    def _clock(self, visits: list[_Visit]) -> str:
+        off = (self._issued(visits) or 0) - time.time()
+        if -1 < off < 1:  # ids have whole seconds
+            return "as this machine's"
+        text = f"{abs(off):.0f} s {'ahead of' if off > 0 else 'behind'} this machine's"
+        if abs(off) > OFF_SECONDS:
+            raise Concern(
+                text,
+                "set both clocks by the network (NTP): sessions live as much longer or shorter otherwise",
+            )
+        return text
+
+    def _stored(self, visits: list[_Visit]) -> str:
+        key = resumed.StoreKeys(self._namespace).key(self._id(visits))
+        end = time.monotonic() + _STORED_SECONDS
+        while (found := self._round_trip.store.get(key)) is None:
+            if time.monotonic() > end:
+                raise Failure(
+                    "what it negotiates does not get into this store",
+                    "see its log and its puts by outcome: another target, a grant without put, or no way there",
+                )
+            time.sleep(_PAUSE)
+        try:
+            self._round_trip.keyring.open(key, found.value, time.time())
+        except resumed.Unsealable as error:
+            raise Failure(f"what it stores does not open ({error.reason})", "compare the keyrings") from None
+        return f"{found.ttl:.0f} s left"
+
+    def _resumes(self, address: Address, visits: list[_Visit]) -> str:
+        if not self._visit(address, visits[0].session).reused:
+            raise Failure(
+                "it does not resume its own session",
+                "see its misses by reason (installation.stats), above all late, down, breaker-open and other-name",
+            )
+        return "its own session resumes"
+
+    def _shares(self, frontend: str, address: Address, visits: list[_Visit]) -> str:
+        before, self._before = self._before, (frontend, visits[0].session) if visits[0].session else None
+        if before is None:
+            return "none to offer: give another --frontend before it"
+        other, session = before
+        if not self._visit(address, session).reused:
+            raise Failure(
+                f"it does not resume a session of {other}",
+                "compare their TLS settings, and whether they want client certificates",
+            )
+        return f"one of {other} resumes"
+
+    def _resumes13(self, address: Address, visits: dict[str, Visit]) -> str:
+        for order in ORDERS:
+            visit = self._visit13(address, order)
+            if isinstance(visit, str):
+                return visit
+            visits[order] = visit
+            if not self._resumed13(address, order, visit):
+                raise Failure(
+                    f"it does not resume its own TLS 1.3 session, with a client's ciphers in the order of {order}",
+                    "see its misses by reason (installation.stats), and that its context issues tickets (num_tickets)",
+                )
+        return "resumes: " + ", ".join(f"{visit.cipher} for {order}" for order, visit in visits.items())
+
+    def _shares13(self, frontend: str, address: Address, visits: dict[str, Visit]) -> str:
+        before, self._before13 = self._before13, (frontend, visits) if visits else self._before13
+        if before is None or not visits:
+            return "none to offer"
+        other, sessions = before
+        for order, theirs in sessions.items():
+            ours = visits[order]
+            if ours.cipher.rpartition("_")[2] != theirs.cipher.rpartition("_")[2]:
+                raise Failure(
+                    f"for {order} it chooses {ours.cipher}, and {other} chooses {theirs.cipher}: their sessions of "
+                    "TLS 1.3 do not cross, since the hashes differ",
+                    "have all frontends of the namespace choose alike: all by the server's order (ssl does by default; "
+                    "ssl_prefer_server_ciphers on; SSL_OP_CIPHER_SERVER_PREFERENCE), or all by the client's",
+                )
+            if not self._resumed13(address, order, theirs):
+                raise Failure(
+                    f"it does not resume a TLS 1.3 session of {other}, with a client's ciphers in the order of {order}",
+                    "compare their TLS settings, and whether they want client certificates",
+                )
+        return f"those of {other} resume, in either order of ciphers"
+
+    def _resumed13(self, address: Address, order: str, visit: Visit) -> bool:
+        """Return whether a session resumes, which may be on its way into the store."""
+        end = time.monotonic() + _STORED_SECONDS
+        while True:
+            again = self._visit13(address, order, visit.session)
+            if isinstance(again, str) or again.resumed or time.monotonic() > end:
+                return not isinstance(again, str) and again.resumed
+            time.sleep(_PAUSE)
+
+    def _visit13(self, address: Address, order: str, session: Any = None) -> Visit | str:
+        """Visit with TLS 1.3 and an order of ciphers; return the reason instead if that is impossible."""
+        try:
+            from resumed_server.cli import tls_client as visits  # noqa: PLC0415 - an extra
+        except ImportError:
+            return "not tried: pyOpenSSL is not installed"
+        try:
+            # One for all frontends, which all are asked for the name of the first: or no session would cross.
+            client = self._clients.get(order)
+            if client is None:
+                client = self._clients[order] = visits.Client(address.host, "1.3", ciphersuites=ORDERS[order])
+            return client.visit(visits.Endpoint.resolved(address.host, address.port), session)
+        except AttributeError:
+            return "not tried: this pyOpenSSL cannot set an order of ciphers (25.2 can)"
+        except (visits.Failed, OSError) as error:
+            return f"not spoken ({error})"
+
+    def _visit(self, address: Address, session: ssl.SSLSession | None = None) -> _Visit:
+        try:
+            with (
+                socket.create_connection((address.host, address.port), PATIENCE) as connection,
+                self._context.wrap_socket(connection, server_hostname=address.host, session=session) as tls,
+            ):
+                certificate = tls.getpeercert(binary_form=True) or b""
+                return _Visit(tls.session, bool(tls.session_reused), certificate, tls.version() or "")
+        except ssl.SSLError as error:
+            raise Failure(
+                f"no handshake ({(error.reason or 'failed').lower().replace('_', ' ')})",
+                "is it a TLS server, and does it speak TLS 1.2?",
+            ) from None
+        except OSError as error:
+            raise Failure(f"it cannot be reached ({error.strerror or error})", "check address and firewall") from None
+
+    def _id(self, visits: list[_Visit]) -> bytes:
+        session = visits[0].session
+        return session.id if session and not session.has_ticket else b""
+
+    def _issued(self, visits: list[_Visit]) -> int | None:
+        return self._round_trip.keyring.open_id(self._namespace, self._id(visits))

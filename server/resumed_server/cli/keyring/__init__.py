@@ -1,0 +1,1 @@
+"""`resumed keygen` and `resumed keyring`."""

@@ -1,0 +1,179 @@
+"""A keyring file as its operator sees it: keys by id, in their order, with what is known of their ages. Never a key.
+
+The ages are in comments, which frontends do not read:
+
+    # 8f3a12bc, made 2026-11-25T13:50:12Z, sealing since 2026-11-25T14:00:00Z:
+    # 51e0c7d9, made 2026-08-01T09:00:00Z, sealing since 2026-08-01T09:10:00Z until 2026-11-25T14:00:00Z:
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import os
+import re
+import stat
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+
+from resumed import Keyring, KeyringError
+from resumed_server.config.settings import UserError
+
+_ABOUT = """\
+# A keyring of resumed. Whoever has it can open the TLS sessions of its fleet: every frontend needs it, nobody else.
+# The first key seals, every key opens. `resumed keyring --help` has what changes it.
+"""
+_NOTE = re.compile(r"# ([0-9a-f]{8}), made (\S+?)(?:, sealing since (\S+?))?(?:,? until (\S+?))?:?\s*")
+_TIME = "%Y-%m-%dT%H:%M:%SZ"
+
+
+def now() -> datetime:
+    """Return the present, in whole seconds."""
+    return datetime.now(timezone.utc).replace(microsecond=0)
+
+
+@dataclass(repr=False)
+class Key:
+    """One key of a file. Has no repr of its own: the line is the key.
+
+    Attributes:
+        id: Its id, 8 hex digits.
+        made: When it was made; None where the file does not say.
+        since: When it became the first; None if it never was, or the file does not say.
+        until: When it was the first no longer; likewise.
+    """
+
+    id: str
+    line: str
+    made: datetime | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+    comments: list[str] = field(default_factory=list)
+    """Lines before it that are the operator's own."""
+
+    @classmethod
+    def generate(cls) -> Key:
+        """Make a new one."""
+        line = Keyring.generate()
+        (key_id,) = Keyring.from_keys([base64.b64decode(line)]).key_ids
+        return cls(key_id, line, made=now())
+
+    def lines(self) -> list[str]:
+        """Return what stands in the file for it."""
+        note = []
+        if self.made or self.since or self.until:
+            made = f"{self.made:{_TIME}}" if self.made else "?"
+            since = f", sealing since {self.since:{_TIME}}" if self.since else ""
+            until = f"{'' if since else ','} until {self.until:{_TIME}}" if self.until else ""
+            note = [f"# {self.id}, made {made}{since}{until}:"]
+        return [*self.comments, *note, self.line]
+
+
+class KeyringFile:
+    """The keys of a file, to be shown, or changed and written.
+
+    Raises:
+        UserError: It cannot be used as a keyring; the message says why.
+    """
+
+    def __init__(self, path: str) -> None:
+        # Where a link leads: writing must not put a file in its place.
+        self.path = Path(path).resolve()
+        try:
+            ids = Keyring.load(self.path).key_ids
+            lines = self.path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+        except (KeyringError, OSError) as error:
+            raise UserError(str(error)) from None
+        self._head: list[str] = []
+        self.keys: list[Key] = []
+        comments: list[str] = []
+        for line in lines:
+            if not line.partition("#")[0].strip():
+                comments.append(line)
+                continue
+            key = Key(ids[len(self.keys)], line)
+            key.comments = [comment for comment in comments if not _read_note(key, comment)]
+            if not self.keys:  # what stands above the first key is about the file
+                self._head, key.comments = key.comments, []
+            self.keys.append(key)
+            comments = []
+        self._tail = comments
+
+    @classmethod
+    def create(cls, path: str, key: Key) -> None:
+        """Make a file with one key that was not there before, and that nobody else can read at any moment.
+
+        Raises:
+            UserError: The file exists, or cannot be made.
+        """
+        key.since = key.made
+        text = _ABOUT + "\n".join(key.lines()) + "\n"
+        try:
+            file = os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii")
+        except FileExistsError:
+            raise UserError(
+                f"{path} exists and stays as it is: sessions sealed with its keys would be lost; choose another name, "
+                "or add a key to it with --append"
+            ) from None
+        except OSError as error:
+            raise UserError(f"{path} cannot be made: {error.strerror}; choose another place") from None
+        try:
+            with file:
+                file.write(text)
+        except OSError as error:
+            Path(path).unlink(missing_ok=True)
+            raise UserError(f"{path} cannot be written: {error.strerror}; make room or choose another place") from None
+
+    def named(self, key_id: str) -> Key:
+        """Return a key by its id, or raise UserError."""
+        key = next((key for key in self.keys if key.id == key_id.lower()), None)
+        if key is None:
+            raise UserError(f"{self.path} has no key {key_id}; it has {', '.join(key.id for key in self.keys)}")
+        return key
+
+    def promote(self, key: Key) -> None:
+        """Let `key` be the first."""
+        before, moment = self.keys[0], now()
+        before.until, key.since, key.until = moment, moment, None
+        self.keys.remove(key)
+        self.keys.insert(0, key)
+
+    def write(self) -> None:
+        """Replace the file in one step, with the owner and mode that it has: no frontend reads half of it.
+
+        Raises:
+            UserError: It cannot be replaced, and stays as it is.
+        """
+        lines = [*self._head, *(line for key in self.keys for line in key.lines()), *self._tail]
+        text = "\n".join(lines) + "\n"
+        new = self.path.with_name(f".{self.path.name}.{os.getpid()}")
+        try:
+            status = self.path.stat()
+            with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+                os.fchown(file.fileno(), status.st_uid, status.st_gid)
+                os.fchmod(file.fileno(), stat.S_IMODE(status.st_mode))
+                file.write(text.encode(errors="surrogateescape"))
+                file.flush()
+                os.fsync(file.fileno())
+            new.replace(self.path)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                new.unlink(missing_ok=True)
+            raise UserError(f"{self.path} cannot be replaced, and stays as it is: {error.strerror}") from None
+
+
+def _read_note(key: Key, comment: str) -> bool:
+    """Take over what a comment says of `key`, and return whether it is about it."""
+    note = _NOTE.fullmatch(comment)
+    if note is None or note[1] != key.id:
+        return False
+    key.made, key.since, key.until = map(_time, note.groups()[1:])
+    return True
+
+
+def _time(text: str | None) -> datetime | None:
+    for form in (_TIME, "%Y-%m-%d"):
+        with contextlib.suppress(ValueError):
+            return datetime.strptime(text or "", form).replace(tzinfo=timezone.utc)
+    return None

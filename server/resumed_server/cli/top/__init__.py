@@ -1,0 +1,1 @@
+"""`resumed top`: live figures of a fleet."""

@@ -1,0 +1,170 @@
+"""`resumed top`: what stores and frontends do just now, from their metrics."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from resumed_server.cli.top.metrics_client import Period, Scrape, Unreachable, endpoints, scrape_all
+from resumed_server.cli.top.view import shown
+from resumed_server.config.settings import UserError
+from resumed_server.config.types import Duration
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+_Row = dict[str, Any]
+
+_FAILURES = ("UNAVAILABLE", "RESOURCE_EXHAUSTED", "INTERNAL", "UNKNOWN")
+"""Status codes that are not the caller's doing."""
+
+
+def top(given: list[str], *, interval: str, count: int | None, as_json: bool) -> None:
+    """Show rates, hit rates and latencies, anew every `interval`, until `count` times or Ctrl-C.
+
+    Args:
+        given: The endpoints, of stores and frontends.
+        interval: How long a period is, as in 2s.
+        count: How many periods; None for no end.
+        as_json: Print a line of JSON for each period instead of tables.
+
+    Raises:
+        UserError: An argument is wrong, or no endpoint answers at first.
+    """
+    try:
+        seconds = Duration.parse(interval)
+    except ValueError as error:
+        raise UserError(f"--interval: {error}") from None
+    if not 0.1 <= seconds <= 3600:  # noqa: PLR2004 - what anybody may want
+        raise UserError(f"--interval: {interval} is outside 100ms to 1h")
+    console = Console(soft_wrap=as_json)
+    reports = itertools.islice(_reports(endpoints(given), seconds), count)
+    if as_json:
+        for report in reports:
+            console.print_json(data=report, indent=None)
+    elif not console.is_terminal:
+        for report in reports:
+            console.print(shown(report))
+    else:
+        with Live(Text("watching for the first time ..."), console=console, auto_refresh=False) as live:
+            for report in reports:
+                live.update(shown(report), refresh=True)
+
+
+def _reports(urls: list[str], seconds: float) -> Iterator[_Row]:
+    """Yield what happened in each period."""
+    before = scrape_all(urls)
+    problems = {url: str(found) for url, found in before.items() if isinstance(found, Unreachable)}
+    if len(problems) == len(urls):
+        raise UserError(
+            "\n".join(
+                f"{url} {problem}; start the store with --metrics-listen, or name its endpoint"
+                for url, problem in problems.items()
+            )
+        )
+    while True:
+        time.sleep(seconds)
+        after = scrape_all(urls)
+        periods, missing = {}, {}
+        for url, found in after.items():
+            was = before[url]
+            if isinstance(found, Unreachable):
+                missing[url] = str(found)
+            elif isinstance(was, Scrape):
+                periods[url] = Period(was, found)
+        before = after
+        yield report(periods, missing)
+
+
+def report(periods: dict[str, Period], missing: dict[str, str]) -> _Row:
+    """Return what happened at all endpoints, as JSON has it: rates a second, times in seconds, shares from 0 to 1."""
+    stores = {url: period for url, period in periods.items() if "resumed_info" in period}
+    frontends = [period for period in periods.values() if "resumed_frontend_breaker_open" in period]
+    return {
+        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "stores": [_store(url, period) for url, period in stores.items()],
+        "workers": [
+            _worker(url, worker, period)
+            for url, period in stores.items()
+            for worker in period.labels("resumed_worker_up", "worker")
+        ],
+        "namespaces": [
+            _namespace(name, list(stores.values()), frontends)
+            for name in sorted(
+                {name for each in stores.values() for name in each.labels("resumed_operations_total", "namespace")}
+                | {name for each in frontends for name in each.labels("resumed_frontend_breaker_open", "namespace")}
+            )
+        ],
+        "unreachable": missing,
+    }
+
+
+def _store(url: str, period: Period) -> _Row:
+    return {
+        "endpoint": url,
+        "engine": period.text("resumed_info", "engine"),
+        "up": bool(period.value("resumed_engine_up")),
+        "calls": period.rate("resumed_calls_total"),
+        "failed": sum(period.rate("resumed_calls_total", code=code) for code in _FAILURES),
+        "get_p50": period.quantile(0.5, "resumed_call_seconds", method="Get"),
+        "get_p99": period.quantile(0.99, "resumed_call_seconds", method="Get"),
+        "sessions": period.value("resumed_sessions"),
+        "bytes": period.value("resumed_store_bytes"),
+        "evicted": period.rate("resumed_evicted_sessions_total"),
+        "watchers": period.value("resumed_watchers"),
+        "watchers_lag": period.value("resumed_watchers_lag_seconds"),
+    }
+
+
+def _worker(url: str, worker: str, period: Period) -> _Row:
+    return {
+        "endpoint": url,
+        "worker": worker,
+        "up": bool(period.value("resumed_worker_up", worker=worker)),
+        "calls": period.rate("resumed_worker_calls_total", worker=worker),
+        "cpu": period.rate("resumed_worker_cpu_seconds_total", worker=worker),
+        "resident_bytes": period.value("resumed_worker_resident_bytes", worker=worker),
+    }
+
+
+def _namespace(name: str, stores: Iterable[Period], frontends: Iterable[Period]) -> _Row:
+    """Return what happened in a namespace: in the stores, and as its frontends see it."""
+
+    def total(periods: Iterable[Period], metric: str, **where: str) -> float:
+        return sum(period.rate(metric, namespace=name, **where) for period in periods)
+
+    operations = "resumed_operations_total"
+    found = total(stores, operations, operation="get", outcome="hit") + total(
+        stores, operations, operation="take", outcome="hit"
+    )
+    missed = total(stores, operations, operation="get", outcome="miss") + total(
+        stores, operations, operation="take", outcome="miss"
+    )
+    ours = [period for period in frontends if name in period.labels("resumed_frontend_breaker_open", "namespace")]
+    hits = total(ours, "resumed_frontend_hits_total")
+    foreign = total(ours, "resumed_frontend_foreign_hits_total")
+    misses = total(ours, "resumed_frontend_misses_total")
+    lookups = [period.quantile(0.99, "resumed_frontend_lookup_seconds", namespace=name) for period in ours]
+    return {
+        "namespace": name,
+        "lookups": found + missed,
+        "found": _share(found, found + missed),
+        "stored": total(stores, operations, operation="put", outcome="stored"),
+        "frontends": len(ours),
+        "resumed": hits,
+        "hit_rate": _share(hits, hits + misses),
+        "foreign": _share(foreign, hits),
+        "lookup_p99": max((each for each in lookups if each is not None), default=None),
+        "saved": total(ours, "resumed_frontend_saved_seconds_total"),
+        "breakers_open": sum(period.value("resumed_frontend_breaker_open", namespace=name) or 0 for period in ours),
+    }
+
+
+def _share(part: float, whole: float) -> float | None:
+    return part / whole if whole else None

@@ -1,0 +1,1 @@
+"""Settings: their types, their sources, and files that are read again when they change."""

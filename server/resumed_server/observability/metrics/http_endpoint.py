@@ -1,0 +1,112 @@
+"""Serves the metrics over HTTP, in every worker on the same port: whichever is asked tells of all."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import socket
+import sys
+import threading
+from http import HTTPStatus
+from http.server import ThreadingHTTPServer
+from typing import TYPE_CHECKING, Any
+
+import structlog
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import MetricsHandler
+
+from resumed_server.observability.logging import described, is_news
+from resumed_server.places import Places
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from prometheus_client.registry import Collector
+
+    from resumed_server.config.types import Address
+
+PATIENCE = 5.0
+"""Seconds that a client may be silent."""
+MOST_CONNECTIONS = 16
+"""Served at a time; beyond that the oldest is closed, since a scrape takes milliseconds."""
+
+_ABSENT = {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}
+
+_log = structlog.get_logger()
+
+
+class Endpoint:
+    """HTTP on `addresses`, from the start until close(). Any path is the metrics.
+
+    Args:
+        addresses: Where; they must be reserved (see ports.py).
+        collector: What is served.
+    """
+
+    def __init__(self, addresses: Sequence[Address], collector: Collector) -> None:
+        registry = CollectorRegistry()
+        registry.register(collector)
+        handler = type("Handler", (_Handler,), {"registry": registry})
+        self._servers = []
+        for where in [where for address in addresses for where in _resolved(address)]:
+            try:
+                self._servers.append(_Server(where, handler))
+            except OSError as error:  # as localhost on machines without IPv6; one of them could be reserved
+                if error.errno not in _ABSENT:
+                    raise
+        for server in self._servers:
+            threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
+
+    def close(self) -> None:
+        """Stop serving."""
+        for server in self._servers:
+            server.shutdown()
+            server.server_close()
+
+
+class _Handler(MetricsHandler):
+    timeout = PATIENCE
+
+    def do_GET(self) -> None:  # noqa: N802 - so it is called
+        try:
+            super().do_GET()
+        except OSError:  # the client has gone
+            raise
+        except Exception as error:  # noqa: BLE001 - the edge; headers that make no sense are enough (Accept: a version 1.x)
+            _log_once_in_a_while(error)
+            self.send_error(HTTPStatus.INTERNAL_SERVER_ERROR)
+
+
+class _Server(ThreadingHTTPServer):
+    def __init__(self, where: tuple[socket.AddressFamily, tuple[str, int]], handler: type[_Handler]) -> None:
+        self.address_family, address = where
+        self._places = Places(MOST_CONNECTIONS)
+        super().__init__(address, handler)
+
+    def server_bind(self) -> None:
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        self.socket.bind(self.server_address)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        def end() -> None:
+            with contextlib.suppress(OSError):  # it has just ended
+                request.shutdown(socket.SHUT_RDWR)
+
+        with self._places.taken(end):
+            super().process_request_thread(request, client_address)
+
+    def handle_error(self, _request: Any, _client_address: Any) -> None:
+        error = sys.exc_info()[1]
+        if error and not isinstance(error, OSError):  # a client that goes is nothing special
+            _log_once_in_a_while(error)
+
+
+def _log_once_in_a_while(error: BaseException) -> None:
+    details = described(error)
+    if is_news("metrics", *details.values()):
+        _log.error("metrics cannot be told", **details)
+
+
+def _resolved(address: Address) -> list[tuple[socket.AddressFamily, tuple[str, int]]]:
+    found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+    return [(family, (str(where[0]), address.port)) for family, _, _, _, where in found]

@@ -1,0 +1,131 @@
+"""An engine that counts what is done in another one, by namespace and outcome."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from resumed_server.observability.metrics.recorder import COLUMN
+from resumed_server.storage.engine import AlreadyExists, Engine, EngineError, EngineFull, Get, Put, Take
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from resumed_server.observability.metrics.recorder import Recorder
+    from resumed_server.storage.engine import Change, Operation, Outcome, Purged, StoredSession, Totals, Usage
+
+_GET_HIT, _GET_MISS, _GET_FAILED = (COLUMN["get", outcome] for outcome in ("hit", "miss", "failed"))
+_TAKE_HIT, _TAKE_MISS, _TAKE_FAILED = (COLUMN["take", outcome] for outcome in ("hit", "miss", "failed"))
+_STORED, _REFUSED, _FULL, _PUT_FAILED = (COLUMN["put", outcome] for outcome in ("stored", "refused", "full", "failed"))
+_REMOVED, _UNKNOWN, _REMOVE_FAILED = (COLUMN["remove", outcome] for outcome in ("removed", "unknown", "failed"))
+
+
+class CountedEngine(Engine):
+    """Does what `engine` does; `recorder` counts it."""
+
+    def __init__(self, engine: Engine, recorder: Recorder) -> None:
+        self._engine = engine
+        self._count = recorder.operation
+
+    def put(self, namespace: str, key: bytes, value: bytes, ttl: float, issued: float | None = None) -> float:
+        """See Engine."""
+        try:
+            left = self._engine.put(namespace, key, value, ttl, issued)
+        except EngineError as error:
+            self._count(namespace, _put_column(error))
+            raise
+        self._count(namespace, _STORED)
+        return left
+
+    def get(self, namespace: str, key: bytes) -> StoredSession | None:
+        """See Engine."""
+        try:
+            session = self._engine.get(namespace, key)
+        except EngineError:
+            self._count(namespace, _GET_FAILED)
+            raise
+        self._count(namespace, _GET_MISS if session is None else _GET_HIT)
+        return session
+
+    def take(self, namespace: str, key: bytes) -> StoredSession | None:
+        """See Engine."""
+        try:
+            session = self._engine.take(namespace, key)
+        except EngineError:
+            self._count(namespace, _TAKE_FAILED)
+            raise
+        self._count(namespace, _TAKE_MISS if session is None else _TAKE_HIT)
+        return session
+
+    def remove(self, namespace: str, key: bytes, *, tombstone: bool = True) -> bool | None:
+        """See Engine."""
+        try:
+            removed = self._engine.remove(namespace, key, tombstone=tombstone)
+        except EngineError:
+            self._count(namespace, _REMOVE_FAILED)
+            raise
+        self._count(namespace, _REMOVED if removed else _UNKNOWN)
+        return removed
+
+    def batch(self, operations: Sequence[Operation]) -> list[Outcome]:
+        """See Engine."""
+        try:
+            outcomes = self._engine.batch(operations)
+        except EngineError as error:
+            self._count_all(operations, [error] * len(operations))
+            raise
+        self._count_all(operations, outcomes)
+        return outcomes
+
+    def sweep(self, limit: int) -> int:
+        """See Engine."""
+        return self._engine.sweep(limit)
+
+    def purge(self, namespace: str, issued_before: float | None) -> float:
+        """See Engine."""
+        return self._engine.purge(namespace, issued_before)
+
+    def usage(self, namespace: str | None) -> dict[str, Usage]:
+        """See Engine."""
+        return self._engine.usage(namespace)
+
+    def position(self) -> bytes:
+        """See Engine."""
+        return self._engine.position()
+
+    def changes(self, after: bytes, until: bytes, limit: int) -> tuple[list[Change | Purged], bytes] | None:
+        """See Engine."""
+        return self._engine.changes(after, until, limit)
+
+    def totals(self) -> Totals:
+        """See Engine."""
+        return self._engine.totals()
+
+    def probe(self) -> None:
+        """See Engine."""
+        self._engine.probe()
+
+    def close(self) -> None:
+        """See Engine."""
+        self._engine.close()
+
+    def _count_all(self, operations: Sequence[Operation], outcomes: Sequence[Outcome]) -> None:
+        for operation, outcome in zip(operations, outcomes, strict=True):
+            self._count(operation.namespace, _column(operation, outcome))
+
+
+def _column(operation: Operation, outcome: Outcome) -> int:
+    """Return where to count an operation of a Batch."""
+    failed = isinstance(outcome, EngineError)
+    if isinstance(operation, Get):
+        return _GET_FAILED if failed else _GET_MISS if outcome is None else _GET_HIT
+    if isinstance(operation, Put):
+        return _put_column(outcome) if isinstance(outcome, EngineError) else _STORED
+    if isinstance(operation, Take):
+        return _TAKE_FAILED if failed else _TAKE_MISS if outcome is None else _TAKE_HIT
+    return _REMOVE_FAILED if failed else _REMOVED if outcome else _UNKNOWN
+
+
+def _put_column(error: EngineError) -> int:
+    if isinstance(error, AlreadyExists):
+        return _REFUSED
+    return _FULL if isinstance(error, EngineFull) else _PUT_FAILED

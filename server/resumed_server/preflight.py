@@ -1,0 +1,99 @@
+"""What is wrong with the settings of `resumed serve` together, though each is right by itself, and with their files."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import Any
+
+USUAL_AGE = "10m"
+"""How long connections are kept unless the user says otherwise."""
+
+
+def flag(name: str) -> str:
+    """Return the option that a setting is given by."""
+    return f"--{name.replace('_', '-')}"
+
+
+def problems_of(values: dict[str, Any]) -> list[str]:
+    """Return what is wrong, a line for each problem; settings that could not be read are missing from `values`."""
+    return _contradictions(values) + _unusable_files(values)
+
+
+def _contradictions(values: dict[str, Any]) -> list[str]:
+    addresses = values.get("listen", ())
+    native = values.get("front") == "native"
+    problems = [
+        f"--listen: {address} can be reached from other machines, and nothing would protect the sessions; give "
+        "--tls-cert, --tls-key and --client-ca, or listen on 127.0.0.1, [::1] or unix:/path, or give --insecure if the "
+        "network itself is trusted"
+        for address in addresses
+        if not address.local and not values["insecure"] and not values["client_ca"] and not native
+    ]
+    problems += [
+        f"--metrics-listen: Prometheus asks over TCP, not at {address}; use an address with a port"
+        for address in values.get("metrics_listen", ())
+        if address.path
+    ]
+    if native:
+        problems += _lacking(values)
+    if values["otel"] and not _is_installed("opentelemetry.exporter.otlp.proto.grpc"):
+        problems.append("--otel: needs OpenTelemetry; pip install 'resumed[server,otel]'")
+    problems += [
+        f"{flag(name)}: needs {flag(other)} as well"
+        for name, other in (("tls_cert", "tls_key"), ("tls_key", "tls_cert"), ("client_ca", "tls_cert"))
+        if values[name] and not values[other]
+    ]
+    if values["grants"] and not values["client_ca"]:
+        problems.append("--grants: needs --client-ca as well, or the server would not know who calls")
+    if values.get("workers", 1) > 1:
+        problems += [
+            f"{flag}: workers cannot share the one socket {address}; use --workers 1, or an address with a port"
+            for flag, given in (("--listen", addresses), ("--health-listen", values.get("health_listen", ())))
+            for address in given
+            if address.path
+        ]
+    return problems
+
+
+def _lacking(values: dict[str, Any]) -> list[str]:
+    """Return what keeps the native front from serving as told."""
+    problems = [
+        f"--front: native has no TLS and does not know who calls, so it cannot listen on {address}; use a loopback "
+        "address or a unix socket, or --front grpcio"
+        for address in values.get("listen", ())
+        if not address.local
+    ]
+    if values["tls_cert"]:
+        problems.append("--front: native has no TLS; leave --tls-cert away, or use --front grpcio")
+    if str(values.get("max_connection_age", USUAL_AGE)) != USUAL_AGE:
+        problems.append("--front: native keeps connections; leave --max-connection-age away, or use --front grpcio")
+    if not _is_installed("pygrpc_native"):
+        problems.append("--front: native needs the package pygrpc-native; pip install 'resumed[server,native]'")
+    return problems
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # not even what it would be in
+        return False
+
+
+def _unusable_files(values: dict[str, Any]) -> list[str]:
+    """Return what is wrong with the files that the settings name."""
+    problems = []
+    if values["tls_cert"] and values["tls_key"]:
+        from resumed_server.auth import tls as credentials  # noqa: PLC0415 - the other commands start faster without gRPC
+
+        try:
+            credentials.followed(values["tls_cert"], values["tls_key"], values["client_ca"])
+        except ValueError as error:
+            problems += [f"--tls-cert, --tls-key, --client-ca: {problem}" for problem in str(error).splitlines()]
+    if values["grants"]:
+        from resumed_server.auth.grants import followed as followed_grants  # noqa: PLC0415 - with it comes the client
+
+        try:
+            followed_grants(values["grants"])
+        except ValueError as error:
+            problems += [f"--grants: {problem}" for problem in str(error).splitlines()]
+    return problems

@@ -1,0 +1,1 @@
+"""gRPC: the servers, the services, and the statuses they answer with."""

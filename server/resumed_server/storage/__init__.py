@@ -1,0 +1,1 @@
+"""Storage engines: where sessions are kept."""

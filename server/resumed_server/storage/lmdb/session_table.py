@@ -1,0 +1,170 @@
+"""The sessions of an LMDB database, and which expire first: three of its tables, kept in step.
+
+They are keyed so that LMDB's order is the order that is needed:
+
+    sessions    namespace 00 key         -> expiry, issued, number, value     (a tombstone is an expiry alone)
+    expiries    expiry, namespace 00 key -> (nothing)         live sessions, the soonest to expire first
+    tombstones  expiry, namespace 00 key -> (nothing)         removed and taken ones, likewise
+
+Times are 8 bytes, big endian, since the epoch: an expiry in milliseconds, when a session was issued in microseconds.
+The number is that of the change that stored the session, in the log of changes.
+What stands left of an arrow for a session is its *address*, what stands right of it its *entry*.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING, Any, cast
+
+from resumed_server.storage.engine import EngineFull, StoredSession
+from resumed_server.storage.lmdb.purge_table import TIME_BYTES
+
+if TYPE_CHECKING:
+    from resumed_server.storage.engine import Clock
+
+_ISSUED, _NUMBER = slice(TIME_BYTES, 2 * TIME_BYTES), slice(2 * TIME_BYTES, 3 * TIME_BYTES)
+_HEAD_BYTES = 3 * TIME_BYTES
+_END_OF_TIME = b"\xff" * TIME_BYTES
+_milliseconds = struct.Struct(">Q").unpack_from
+
+
+class Entries:
+    """The tables of one database; every method is called in a transaction of it.
+
+    Attributes:
+        evicted: Live sessions that were dropped for room, in this process.
+    """
+
+    def __init__(self, sessions: Any, expiries: Any, tombstones: Any, clock: Clock) -> None:
+        self._sessions, self._expiries, self._tombstones, self._clock = sessions, expiries, tombstones, clock
+        self.evicted = 0
+
+    def expiry(self, ttl: float) -> bytes:
+        """Return the time in `ttl` seconds, as entries begin with it."""
+        return int((self._clock() + ttl) * 1000).to_bytes(TIME_BYTES, "big")
+
+    def remaining(self, entry: bytes) -> float:
+        """Return the seconds that an entry has left."""
+        return cast("float", _milliseconds(entry)[0] / 1000 - self._clock())
+
+    def valid(self, txn: Any, address: bytes, mark: bytes) -> bytes | None:
+        """Return the session or tombstone at `address`; drop one that has expired, and a session that was purged."""
+        entry: bytes | None = txn.get(address, db=self._sessions)
+        if entry is None or (self.remaining(entry) > 0 and not is_purged(entry, mark)):
+            return entry
+        self.drop(txn, address, entry)
+        return None
+
+    def store(self, txn: Any, address: bytes, expiry: bytes, rest: bytes) -> None:
+        """Store a session where there is none; `rest` is when it was issued, its number and its value."""
+        txn.put(address, expiry + rest, db=self._sessions)
+        txn.put(expiry + address, b"", db=self._expiries)
+
+    def bury(self, txn: Any, address: bytes, entry: bytes) -> None:
+        """Leave a tombstone in the place of a live session, until the session's own expiry."""
+        expiry = entry[:TIME_BYTES]
+        txn.delete(expiry + address, db=self._expiries)
+        self.forbid(txn, address, expiry)
+
+    def forbid(self, txn: Any, address: bytes, expiry: bytes) -> None:
+        """Leave a tombstone, so that nothing is stored there until `expiry`."""
+        txn.put(address, expiry, db=self._sessions)
+        txn.put(expiry + address, b"", db=self._tombstones)
+
+    def drop(self, txn: Any, address: bytes, entry: bytes) -> None:
+        """Forget what is at `address`."""
+        index = self._tombstones if is_tombstone(entry) else self._expiries
+        self._drop(txn, index, entry[:TIME_BYTES] + address)
+
+    def scan(self, txn: Any, start: bytes, prefix: bytes, limit: int) -> tuple[list[tuple[bytes, bytes]], bytes | None]:
+        """Return up to `limit` addresses with a prefix, from `start` on, with entries; and where the next one is."""
+        found: list[tuple[bytes, bytes]] = []
+        with txn.cursor(self._sessions) as cursor:
+            if cursor.set_range(start):
+                for address, entry in cursor:
+                    if not address.startswith(prefix):
+                        break
+                    if len(found) == limit:
+                        return found, address
+                    found.append((address, entry))
+        return found, None
+
+    def live(self, txn: Any) -> int:
+        """Return how many sessions there are, with those that have expired and are not swept yet."""
+        return cast("int", txn.stat(self._expiries)["entries"])
+
+    def expired(self, txn: Any, now: bytes) -> bool:
+        """Return whether there is something for drop_expired()."""
+        return any(self._first(txn, index, now, 1) for index in (self._expiries, self._tombstones))
+
+    def drop_expired(self, txn: Any, now: bytes, limit: int) -> int:
+        """Drop up to `limit` sessions and tombstones that expire no later than `now`; return how many."""
+        dropped = 0
+        for index in (self._expiries, self._tombstones):
+            for each in self._first(txn, index, now, limit - dropped):
+                self._drop(txn, index, each)
+                dropped += 1
+        return dropped
+
+    def evict(self, txn: Any, size: int) -> None:
+        """Drop expired tombstones, then sessions, the soonest to expire first, until `size` bytes are free.
+
+        Never a tombstone that has not expired: a late Put would bring back what was removed.
+
+        Raises:
+            EngineFull: There is nothing to drop.
+        """
+        freed = 0
+        for index, until in ((self._tombstones, self.expiry(0)), (self._expiries, _END_OF_TIME)):
+            while freed < size and (first := self._first(txn, index, until, 1)):
+                freed += len(first[0]) + len(txn.get(first[0][TIME_BYTES:], b"", db=self._sessions))
+                self._drop(txn, index, first[0])
+                self.evicted += index is self._expiries
+        if not freed:
+            raise EngineFull("no room left, and no live session to drop for it")
+
+    def _drop(self, txn: Any, index: Any, key: bytes) -> None:
+        txn.delete(key, db=index)
+        txn.delete(key[TIME_BYTES:], db=self._sessions)
+
+    def _first(self, txn: Any, index: Any, until: bytes, limit: int) -> list[bytes]:
+        """Return up to `limit` keys of `index` that expire no later than `until`."""
+        keys: list[bytes] = []
+        for key in txn.cursor(index).iternext(values=False):
+            if len(keys) == limit or key[:TIME_BYTES] > until:
+                break
+            keys.append(key)
+        return keys
+
+
+def session_in(entry: bytes | None, now: float, mark: bytes) -> StoredSession | None:
+    """Return the session in `entry`, None if there is none, or it is a tombstone, purged or over."""
+    if entry is None or len(entry) == TIME_BYTES or (mark and is_purged(entry, mark)):
+        return None
+    ttl = _milliseconds(entry)[0] / 1000 - now
+    return StoredSession(entry[_HEAD_BYTES:], ttl) if ttl > 0 else None
+
+
+def value_of(entry: bytes) -> bytes:
+    """Return the value of a session, and nothing of a tombstone."""
+    return entry[_HEAD_BYTES:]
+
+
+def issued_at(entry: bytes) -> float:
+    """Return when a session was issued, in Unix seconds."""
+    return int.from_bytes(entry[_ISSUED], "big") / 1e6
+
+
+def is_tombstone(entry: bytes) -> bool:
+    """Return whether a session was removed or taken."""
+    return len(entry) == TIME_BYTES
+
+
+def is_purged(entry: bytes, mark: bytes) -> bool:
+    """Return whether a session was issued, or stored, before its namespace's mark."""
+    return len(entry) > TIME_BYTES and (entry[_ISSUED] < mark[:TIME_BYTES] or entry[_NUMBER] < mark[TIME_BYTES:])
+
+
+def time_bytes(number: int) -> bytes:
+    """Return a time as it is stored."""
+    return number.to_bytes(TIME_BYTES, "big")

@@ -1,0 +1,1 @@
+"""Watch: the fan-out of the change log to subscribers."""
