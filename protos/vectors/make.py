@@ -17,9 +17,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from resumed.envelope import Envelope
-from resumed.fingerprint import ClientPolicy, client_authentication, names_of, server_identity
-from resumed.sealing import StoreKeys, _FleetKey
+from resumed._crypto.envelope import Envelope
+from resumed._crypto.sealing import StoreKeys, _FleetKey
+from resumed._policy.fingerprint import ClientPolicy, client_authentication, names_of, server_identity
 
 HERE = Path(__file__).parent
 KEYS = [bytes(range(start, start + 32)) for start in (0, 100)]

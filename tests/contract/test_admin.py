@@ -14,7 +14,7 @@ from google.rpc.error_details_pb2 import BadRequest
 from grpc_status import rpc_status
 
 from resumed import Admin, AlreadyExists, Get, NamespaceStats, Put, SessionStore
-from resumed.store import Change
+from resumed._client.store import Change
 from resumed.v1 import admin_pb2 as pb
 from resumed.v1 import session_store_pb2
 from resumed.v1.admin_pb2_grpc import AdminServiceStub

@@ -18,9 +18,9 @@ import trustme
 
 import resumed
 from resumed import Credentials, SessionStore
-from resumed.channel import Channel, Method
-from resumed.connections import IDLE_SECONDS, Connections
-from resumed.target import Target
+from resumed._transport.channel import Channel, Method
+from resumed._transport.pool import IDLE_SECONDS, Connections
+from resumed._transport.target import Target
 from support.ports import free_port
 from support.relay import Relay
 from support.server import running_server
@@ -29,8 +29,8 @@ from support.waiting import until
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from resumed.http2 import Connection
-    from resumed.target import SocketAddress
+    from resumed._transport.http2 import Connection
+    from resumed._transport.target import SocketAddress
 
 ECHO, ONCE = Method("/test.Service/Echo", repeatable=True), Method("/test.Service/Echo", repeatable=False)
 LONG = 10.0
@@ -98,7 +98,7 @@ def resolve_to(ports: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
         return [(socket.AF_INET, ("127.0.0.1", port)) for port in ports]
 
     monkeypatch.setattr(Target, "resolve", resolve)
-    monkeypatch.setattr("resumed.connections.RESOLVE_SECONDS", 0.0)
+    monkeypatch.setattr("resumed._transport.pool.RESOLVE_SECONDS", 0.0)
 
 
 @pytest.mark.parametrize("size", [0, 1, 16_379, 16_380, 65_536, 1 << 20])
@@ -175,7 +175,7 @@ def test_no_time_is_no_second_try() -> None:
             channel.call(ECHO, b"", LONG)
         server.calls.clear()
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("resumed.channel._LONGEST_PAUSE", 10 * LONG)
+            patch.setattr("resumed._transport.channel._LONGEST_PAUSE", 10 * LONG)
             with pytest.raises(resumed.StoreUnavailable, match="not now"):
                 channel.call(ECHO, b"", LONG)
     assert len(server.calls) == 1
@@ -189,7 +189,7 @@ def test_a_defect_of_this_program_is_no_outage_of_the_store(monkeypatch: pytest.
 
     with serving() as server, channel_to(server) as channel:
         with monkeypatch.context() as patch:
-            patch.setattr("resumed.connections.Connection", defective)
+            patch.setattr("resumed._transport.pool.Connection", defective)
             with pytest.raises(RuntimeError) as caught:
                 channel.call(ECHO, b"x", LONG)
             assert isinstance(caught.value.__cause__, AttributeError)
@@ -614,7 +614,7 @@ def test_a_frontend_without_a_certificate_is_not_served(files: Files) -> None:
 
 def test_certificates_are_rotated_under_traffic(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
     """New files, new connections; no call fails."""
-    monkeypatch.setattr("resumed.files.CHECK_SECONDS", 0.0)
+    monkeypatch.setattr("resumed._reload.CHECK_SECONDS", 0.0)
     credentials = Credentials(ca=files.ca, cert=files.cert, key=files.key)
     with (
         serving(credentials=files.server_credentials()) as server,
@@ -631,7 +631,7 @@ def test_half_a_rotation_changes_nothing(
     files: Files, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A key without its certificate: the old ones stay, which the log says once."""
-    monkeypatch.setattr("resumed.files.CHECK_SECONDS", 0.0)
+    monkeypatch.setattr("resumed._reload.CHECK_SECONDS", 0.0)
     credentials = Credentials(ca=files.ca, cert=files.cert, key=files.key)
     with (
         serving(credentials=files.server_credentials()) as server,

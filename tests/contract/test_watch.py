@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
 
-    from resumed.store import Changes, Watch
+    from resumed._client.store import Changes, Watch
     from resumed_server.storage.engine import Engine
 
 PATIENCE = 10.0

@@ -8,17 +8,17 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from resumed.channel import Channel, Method
-from resumed.connections import Connections
-from resumed.stats import Recorder
+from resumed._policy.stats import Recorder
+from resumed._transport.channel import Channel, Method
+from resumed._transport.pool import Connections
 from resumed_server.cli.demo import frontend as demo_frontend
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import TextIO
 
-    from resumed.http2 import Connection
-    from resumed.target import SocketAddress
+    from resumed._transport.http2 import Connection
+    from resumed._transport.target import SocketAddress
 
 _Answer = TypeVar("_Answer")
 

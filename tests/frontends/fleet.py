@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import resumed
 from frontends.client import HOSTS, Client
-from resumed.sealing import StoreKeys
+from resumed._crypto.sealing import StoreKeys
 from support.tls import CA
 
 if sys.version_info >= (3, 11):

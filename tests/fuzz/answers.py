@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING, Any, cast
 from hpack import Encoder
 
 from fuzz.target import Check, Pieces, Target
-from resumed.errors import StoreError
-from resumed.http2 import Connection
-from resumed.mirror import Mirror
-from resumed.sender import Outgoing, Sender
-from resumed.stats import Recorder
-from resumed.store import Get, Put, Remove, SessionStore, Take
+from resumed._client.store import Get, Put, Remove, SessionStore, Take
+from resumed._exceptions import StoreError
+from resumed._policy.mirror import Mirror
+from resumed._policy.stats import Recorder
+from resumed._policy.write_queue import Outgoing, Sender
+from resumed._transport.http2 import Connection
 from resumed.v1 import session_store_pb2 as pb
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from resumed.connections import Server
+    from resumed._transport.pool import Server
 
 DATA, HEADERS, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = 0, 1, 3, 4, 5, 6, 7, 8, 9
 END_STREAM, ACK, END_HEADERS, PADDED, PRIORITY = 0x1, 0x1, 0x4, 0x8, 0x20
@@ -256,9 +256,21 @@ def _message_seeds() -> Iterable[bytes]:
         yield bytes((call,)) + _answer(call)
 
 
-_CALLS = ("resumed/http2.py", "resumed/channel.py", "resumed/connections.py", "resumed/store.py", "resumed/errors.py")
+_CALLS = (
+    "resumed/_transport/http2.py",
+    "resumed/_transport/channel.py",
+    "resumed/_transport/pool.py",
+    "resumed/_client/store.py",
+    "resumed/_exceptions.py",
+)
 ANSWERS = (
     Target("http2_bytes", http2_bytes, _http2_byte_seeds, _CALLS, 8_192),
     Target("http2_frames", http2_frames, _http2_frame_seeds, _CALLS, 20_000),
-    Target("messages", messages, _message_seeds, ("resumed/store.py", "resumed/errors.py", "resumed/mirror.py"), 2_048),
+    Target(
+        "messages",
+        messages,
+        _message_seeds,
+        ("resumed/_client/store.py", "resumed/_exceptions.py", "resumed/_policy/mirror.py"),
+        2_048,
+    ),
 )

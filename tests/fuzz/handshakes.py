@@ -17,12 +17,12 @@ from OpenSSL import SSL
 
 from fuzz.parsers import KEYRING, NOW
 from fuzz.target import Check, Pieces, Target
-from resumed.envelope import Envelope
-from resumed.fingerprint import NO_CLIENT_AUTHENTICATION, names_of, server_identity
-from resumed.openssl import Binding
-from resumed.sealing import StoreKeys
-from resumed.shim import Shim
-from resumed.store import StoredSession
+from resumed._client.store import StoredSession
+from resumed._crypto.envelope import Envelope
+from resumed._crypto.sealing import StoreKeys
+from resumed._openssl import Binding
+from resumed._policy.fingerprint import NO_CLIENT_AUTHENTICATION, names_of, server_identity
+from resumed._policy.session_policy import Shim
 from support.tls import CERTIFICATE, HOSTS, STACKS, VERSIONS, Stack, client_context, server_context
 
 if TYPE_CHECKING:
@@ -381,9 +381,9 @@ def _whole_handshake_seeds() -> Iterable[bytes]:
 
 
 _SHIM = (
-    *("resumed/shim.py", "resumed/envelope.py", "resumed/prefetch.py"),
-    *("resumed/openssl/binding.py", "resumed/openssl/contexts.py", "resumed/openssl/hello.py"),
-    "resumed/openssl/sessions.py",
+    *("resumed/_policy/session_policy.py", "resumed/_crypto/envelope.py", "resumed/_async/suspendable_handshake.py"),
+    *("resumed/_openssl/callbacks.py", "resumed/_openssl/contexts.py", "resumed/_openssl/client_hello.py"),
+    "resumed/_openssl/session_codec.py",
 )
 HANDSHAKES = (
     Target("client_hellos", client_hellos, _client_hello_seeds, _SHIM, 20_000),

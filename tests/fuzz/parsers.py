@@ -19,11 +19,11 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from fuzz.target import Check, Target
-from resumed.errors import KeyringError, Unsealable
-from resumed.http2 import head
-from resumed.openssl.hello import identities, server_name, supported_versions
-from resumed.sealing import Keyring
-from resumed.target import Target as StoreTarget
+from resumed._crypto.sealing import Keyring
+from resumed._exceptions import KeyringError, Unsealable
+from resumed._openssl.client_hello import identities, server_name, supported_versions
+from resumed._transport.http2 import head
+from resumed._transport.target import Target as StoreTarget
 from resumed_server.auth import authorizer as access
 from resumed_server.auth import grants
 
@@ -248,11 +248,11 @@ def _certificate_seeds() -> Iterable[bytes]:
 
 
 PARSERS = (
-    Target("sealed_values", sealed_values, _sealed_value_seeds, ("resumed/sealing.py",), 256),
-    Target("sealed_ids", sealed_ids, _sealed_id_seeds, ("resumed/sealing.py",), 64),
-    Target("keyring_files", keyring_files, _keyring_file_seeds, ("resumed/sealing.py",), 512),
+    Target("sealed_values", sealed_values, _sealed_value_seeds, ("resumed/_crypto/sealing.py",), 256),
+    Target("sealed_ids", sealed_ids, _sealed_id_seeds, ("resumed/_crypto/sealing.py",), 64),
+    Target("keyring_files", keyring_files, _keyring_file_seeds, ("resumed/_crypto/sealing.py",), 512),
     Target("grants_files", grants_files, _grants_file_seeds, ("resumed_server/auth/grants.py",), 1_024),
-    Target("store_names", store_names, _store_name_seeds, ("resumed/target.py",), 256),
-    Target("hello_extensions", hello_extensions, _hello_extension_seeds, ("resumed/openssl/hello.py",), 512),
+    Target("store_names", store_names, _store_name_seeds, ("resumed/_transport/target.py",), 256),
+    Target("hello_extensions", hello_extensions, _hello_extension_seeds, ("resumed/_openssl/client_hello.py",), 512),
     Target("certificates", certificates, _certificate_seeds, ("resumed_server/auth/authorizer.py",), 2_048),
 )

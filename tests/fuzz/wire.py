@@ -29,8 +29,8 @@ from hpack import Encoder
 
 import resumed.v1
 from fuzz.target import mutated
-from resumed.http2 import head
-from resumed.store import SessionStore
+from resumed._client.store import SessionStore
+from resumed._transport.http2 import head
 from support.server import running_server
 
 if TYPE_CHECKING:

@@ -357,7 +357,7 @@ class TestDemo:
         assert found["calls"]["hits"] > 0
 
     @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 128 + signal.SIGTERM)])
-    @pytest.mark.parametrize("moment", ["store", "demo_frontend"])
+    @pytest.mark.parametrize("moment", ["serve", "demo.frontend"])
     def test_leaves_nothing_behind_when_interrupted(
         self, tmp_path: Path, number: signal.Signals, status: int, moment: str
     ) -> None:

@@ -20,7 +20,7 @@ from support.tls import VERSIONS, Client, Frontend
 
 if TYPE_CHECKING:
     import resumed
-    from resumed.envelope import Envelope
+    from resumed._crypto.envelope import Envelope
     from support.server import RunningServer
     from support.tls import Stack, Visit
 

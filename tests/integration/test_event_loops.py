@@ -461,7 +461,7 @@ def test_uvloop_after_a_garbage_collection_at_the_wrong_moment(
 ) -> None:
     """Its protocol, no longer among the young objects, is found among all."""
     [session] = sessions_of(client, negotiator)
-    monkeypatch.setattr("resumed.loops._LAST_OBJECTS", 0)
+    monkeypatch.setattr("resumed._async.event_loops._LAST_OBJECTS", 0)
     with running(LoopFrontend("uvloop", store.target, keyring)) as frontend:
         assert client.visit(frontend, session).reused
         assert frontend.shim._shim._lookups._threads._threads
@@ -476,7 +476,7 @@ def test_uvloop_without_garbage_collection_resumes_too(
 ) -> None:
     """Its protocol is not looked for among all objects there are; the look-up is made in the loop."""
     [session] = sessions_of(client, negotiator)
-    monkeypatch.setattr("resumed.loops._MOST_OBJECTS", -1)
+    monkeypatch.setattr("resumed._async.event_loops._MOST_OBJECTS", -1)
     with running(LoopFrontend("uvloop", store.target, keyring)) as frontend:
         assert client.visit(frontend, session).reused
         assert not frontend.shim._shim._lookups._threads._threads

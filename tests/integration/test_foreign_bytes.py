@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from resumed.openssl.binding import _Offer
-from resumed.sealing import Keyring, StoreKeys
-from resumed.served_names import Expected
-from resumed.store import StoredSession
+from resumed._client.store import StoredSession
+from resumed._crypto.sealing import Keyring, StoreKeys
+from resumed._openssl.callbacks import _Offer
+from resumed._policy.served_names import Expected
 from support.tls import PATIENCE, STACKS, VERSIONS, Client, Frontend
 
 if TYPE_CHECKING:
     import ssl
     from collections.abc import Iterator
 
-    from resumed.envelope import Envelope
+    from resumed._crypto.envelope import Envelope
     from support.server import RunningServer
     from support.tls import Stack
 

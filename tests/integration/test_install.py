@@ -18,7 +18,7 @@ import pytest
 from cryptography.hazmat.bindings.openssl.binding import Binding
 
 import resumed
-from resumed.openssl.library import context_of
+from resumed._openssl.library import context_of
 from support.tls import PATIENCE, STACKS, VERSIONS, Client, Frontend, client_context, server_context
 from support.waiting import until
 

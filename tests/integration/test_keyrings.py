@@ -123,7 +123,7 @@ class Fleet:
 @pytest.fixture
 def fleet(store: RunningServer, file: str, clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fleet:
     """A fleet whose frontends look at their keyrings with every use, not once a second."""
-    monkeypatch.setattr("resumed.files.CHECK_SECONDS", 0.0)
+    monkeypatch.setattr("resumed._reload.CHECK_SECONDS", 0.0)
     return Fleet(store.target, file, clock, tmp_path)
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import resumed
-from resumed.sealing import StoreKeys
+from resumed._crypto.sealing import StoreKeys
 from resumed_server.storage.engine import StoredSession
 from support.lying_store import lying_store
 from support.tls import VERSIONS, Client, Frontend, Mirrored
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import Callable, Iterator
 
-    from resumed.envelope import Envelope
+    from resumed._crypto.envelope import Envelope
     from support.lying_store import Lie, LyingEngine, LyingStore
     from support.tls import Stack
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from pathlib import Path
 
-    from resumed.store import Watch
+    from resumed._client.store import Watch
     from support.redis import RedisServer
     from support.server import RunningServer
     from support.tls import Stack
@@ -106,7 +106,7 @@ def test_it_answers_no_longer_than_the_store_is_heard(
     keyring: resumed.Keyring, stack: Stack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A store that is silent may have been told to remove something; when it is heard again, the mirror goes on."""
-    monkeypatch.setattr("resumed.mirror.STALE_SECONDS", 1.5)
+    monkeypatch.setattr("resumed._policy.mirror.STALE_SECONDS", 1.5)
     client = Client(VERSIONS[0])
     with running_server() as server:
         frontend = Mirrored(stack, server.target, keyring)

@@ -244,7 +244,7 @@ def test_a_frontend_needs_no_grpcio(program: Program, client: Client, keyring_fi
     body = """
     assert not {name for name in sys.modules if name.partition(".")[0] == "grpc"}
     sys.modules["grpc"] = None
-    import resumed.prometheus, resumed.tracing
+    import resumed.prometheus, resumed._tracing
     shim._shim._mirror and shim._shim._mirror.get(b"x")
     serve(connection())
     assert shim.flush(5)

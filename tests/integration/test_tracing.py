@@ -18,7 +18,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanKind, StatusCode
 
 import resumed
-from resumed.served_names import Expected
+from resumed._policy.served_names import Expected
 from support.server import PATIENCE, running_server
 from support.tls import VERSIONS, Client, Frontend
 

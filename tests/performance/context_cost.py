@@ -22,8 +22,8 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from performance.handshake_parts import SealedIds, handshake
-from resumed.fingerprint import FINGERPRINT_BYTES
-from resumed.openssl import Binding
+from resumed._openssl import Binding
+from resumed._policy.fingerprint import FINGERPRINT_BYTES
 from support.tls import CA, VERSIONS, client_context, server_context
 
 if TYPE_CHECKING:

@@ -25,15 +25,15 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from performance.bench.frontend import Dictionary
-from resumed.openssl import Binding
-from resumed.sealing import Keyring, StoreKeys
+from resumed._crypto.sealing import Keyring, StoreKeys
+from resumed._openssl import Binding
 from support.tls import VERSIONS, client_context, server_context
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from resumed.envelope import Envelope
-    from resumed.shim import Offer
+    from resumed._crypto.envelope import Envelope
+    from resumed._policy.session_policy import Offer
 
 NAMESPACE = "shop"
 KEYRING = Keyring.from_keys([os.urandom(32)])

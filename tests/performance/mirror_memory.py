@@ -24,8 +24,8 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from resumed.mirror import _EXPIRY_BYTES, _OVERHEAD, Sessions
-from resumed.store import StoredSession
+from resumed._client.store import StoredSession
+from resumed._policy.mirror import _EXPIRY_BYTES, _OVERHEAD, Sessions
 
 if TYPE_CHECKING:
     from collections.abc import Callable

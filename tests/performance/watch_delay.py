@@ -29,7 +29,7 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import resumed
-from resumed.mirror import Mirror, Sessions
+from resumed._policy.mirror import Mirror, Sessions
 from support.redis import valkey_cluster, valkey_server
 from support.server import running_server
 

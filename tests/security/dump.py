@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import resumed
 from performance.fleet import VERSION_NAMES, Client, Fleet
-from resumed.sealing import StoreKeys
+from resumed._crypto.sealing import StoreKeys
 from security.needles import Needles, chunks_of_file, chunks_of_memory
 from support.redis import valkey_server
 from support.server import running_server

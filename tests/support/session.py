@@ -6,7 +6,7 @@ import ctypes
 from ctypes import byref, c_char_p, c_void_p
 from typing import TYPE_CHECKING, NamedTuple
 
-from resumed.openssl.library import ssl_library
+from resumed._openssl.library import ssl_library
 
 if TYPE_CHECKING:
     import ssl

@@ -11,7 +11,7 @@ from google.protobuf.message import DecodeError
 from google.rpc.error_details_pb2 import ErrorInfo
 from structlog.testing import capture_logs
 
-from resumed.errors import from_status
+from resumed._exceptions import from_status
 from resumed.v1 import session_store_pb2 as pb
 from resumed_server.cli.diagnose.checks import explained
 from resumed_server.lifecycle.shutdown import Stopping

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from resumed.files import LARGEST, File, Followed, Unreadable
+from resumed._reload import LARGEST, File, Followed, Unreadable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -22,7 +22,7 @@ class Clock:
         self.now = 1000.0
         self.ahead = 0.0
         monkeypatch.setattr(
-            "resumed.files.time",
+            "resumed._reload.time",
             SimpleNamespace(monotonic=lambda: self.now, time=lambda: time.time() + self.ahead),
         )
 

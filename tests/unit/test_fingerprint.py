@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from resumed.fingerprint import ClientPolicy, client_authentication, names_of, server_identity
+from resumed._policy.fingerprint import ClientPolicy, client_authentication, names_of, server_identity
 
 VECTORS: dict[str, Any] = json.loads(
     (Path(__file__).parents[2] / "protos" / "vectors" / "contexts.json").read_text(encoding="utf-8")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resumed.openssl.hello import identities, server_name, supported_versions
+from resumed._openssl.client_hello import identities, server_name, supported_versions
 
 
 def pre_shared_key(*offered: bytes) -> bytes:

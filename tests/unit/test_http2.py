@@ -14,7 +14,7 @@ from hpack import Decoder, Encoder
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resumed.http2 import MAX_MESSAGE, UNAVAILABLE, Broken, Connection, Refused, Status, head
+from resumed._transport.http2 import MAX_MESSAGE, UNAVAILABLE, Broken, Connection, Refused, Status, head
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 
-from resumed.issuer import Issuer
-from resumed.sealing import Keyring
+from resumed._crypto.origin import Issuer
+from resumed._crypto.sealing import Keyring
 
 KEYRING = Keyring.from_keys([os.urandom(32)])
 

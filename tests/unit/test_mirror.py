@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, cast
 import pytest
 
 import resumed
-from resumed.mirror import STALE_SECONDS, Mirror, Sessions
-from resumed.store import Change, Changes, StoredSession
+from resumed._client.store import Change, Changes, StoredSession
+from resumed._policy.mirror import STALE_SECONDS, Mirror, Sessions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -369,7 +369,7 @@ def test_a_look_up_leaves_a_stream_alone_that_catches_up(stream: Stream) -> None
 def test_an_odd_failure_of_the_stream_does_not_end_the_mirror(monkeypatch: pytest.MonkeyPatch) -> None:
     """It watches anew, whatever was raised; and if the system has no thread, the next look-up tries again."""
     stream, raised = Stream(), iter([ValueError("odd")])
-    monkeypatch.setattr("resumed.mirror.RETRY_SECONDS", 0.0)
+    monkeypatch.setattr("resumed._policy.mirror.RETRY_SECONDS", 0.0)
 
     def watch(_position: bytes) -> Stream:
         for error in raised:

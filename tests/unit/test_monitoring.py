@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, cast
 from prometheus_client import CollectorRegistry, generate_latest
 
 import resumed.prometheus
-from resumed.stats import REASONS, Stats
+from resumed._policy.stats import REASONS, Stats
 from resumed_server.observability.metrics.collector import BoardCollector
 from resumed_server.observability.metrics.recorder import COLUMN
 from resumed_server.observability.metrics.shared_segment import Board

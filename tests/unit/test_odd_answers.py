@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from resumed.errors import StoreError, from_status
-from resumed.mirror import Sessions
-from resumed.store import Get, SessionStore, StoredSession
+from resumed._client.store import Get, SessionStore, StoredSession
+from resumed._exceptions import StoreError, from_status
+from resumed._policy.mirror import Sessions
 from resumed.v1 import session_store_pb2 as pb
 
 if TYPE_CHECKING:

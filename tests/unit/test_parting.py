@@ -10,7 +10,7 @@ import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
 
-from resumed.channel import Channel, Method
+from resumed._transport.channel import Channel, Method
 from resumed_server.rpc.parting import QUIET_SECONDS
 from resumed_server.rpc.server import grpc_server
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
-from resumed.prefetch import MAX_LOOKUPS, Handshake
+from resumed._async.suspendable_handshake import MAX_LOOKUPS, Handshake
 
 if TYPE_CHECKING:
-    from resumed.lookups import Found
+    from resumed._policy.lookups import Found
 
 PATIENCE = 10.0
 IDS = [bytes([number]) * 32 for number in range(10)]

@@ -10,10 +10,10 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import resumed
-from resumed.mirror import Sessions
-from resumed.sender import Outgoing, Sender
-from resumed.stats import Recorder
-from resumed.store import SessionStore, StoredSession
+from resumed._client.store import SessionStore, StoredSession
+from resumed._policy.mirror import Sessions
+from resumed._policy.stats import Recorder
+from resumed._policy.write_queue import Outgoing, Sender
 from support.waiting import until
 
 if TYPE_CHECKING:
@@ -136,5 +136,5 @@ def test_a_removal_within_the_sender_is_sent(monkeypatch: pytest.MonkeyPatch) ->
     assert sender.flush(PATIENCE)
     total = next(submitted)
     assert recorder.snapshot().removals["fatal-error"] + recorder.snapshot().removals["dropped"] == total
-    assert isinstance(sent[0], resumed.store.Put | resumed.store.Remove)
+    assert isinstance(sent[0], resumed.Put | resumed.Remove)
     sender.close(0)

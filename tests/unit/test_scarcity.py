@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from resumed.breaker import Breaker
-from resumed.sender import LONGEST_RETRY_SECONDS, RETRY_SECONDS
-from resumed.store import BATCH_OPERATIONS
+from resumed._client.store import BATCH_OPERATIONS
+from resumed._policy.circuit_breaker import Breaker
+from resumed._policy.write_queue import LONGEST_RETRY_SECONDS, RETRY_SECONDS
 from resumed_server.limits.config import Limit
 from resumed_server.limits.enforcer import Budget, LimitExceeded, Shared
 
@@ -42,7 +42,7 @@ class Session:
 
 @dataclass
 class Frontend:
-    """As much of a frontend as makes calls: see resumed.shim, resumed.lookups and resumed.sender."""
+    """A frontend as far as it calls the store: session_policy, lookups and write_queue of resumed._policy."""
 
     clock: Clock
     budget: Budget

@@ -18,8 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import resumed
-from resumed.envelope import Envelope
-from resumed.sealing import Keyring, StoreKeys
+from resumed._crypto.envelope import Envelope
+from resumed._crypto.sealing import Keyring, StoreKeys
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -233,8 +233,8 @@ class TestKeyringFiles:
         path.write_text(Keyring.generate())
         status = path.stat()
         owned = os.stat_result((*status[:4], owner, *status[5:]))
-        monkeypatch.setattr("resumed.files.os.fstat", lambda _: owned)
-        monkeypatch.setattr("resumed.sealing.os.geteuid", lambda: user)
+        monkeypatch.setattr("resumed._reload.os.fstat", lambda _: owned)
+        monkeypatch.setattr("resumed._crypto.sealing.os.geteuid", lambda: user)
         if refused:
             with pytest.raises(resumed.KeyringError, match="another user owns it"):
                 Keyring.load(path)
@@ -249,7 +249,7 @@ class TestKeyringFiles:
     def test_a_changed_file_is_read_again(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """A rotated key is used without a restart, and what the old one sealed still opens."""
         now = [1000.0]
-        monkeypatch.setattr("resumed.files.time.monotonic", lambda: now[0])
+        monkeypatch.setattr("resumed._reload.time.monotonic", lambda: now[0])
         old, new = Keyring.generate(), Keyring.generate()
         path.write_text(old)
         keyring = Keyring.load(path)
@@ -275,7 +275,7 @@ class TestKeyringFiles:
     ) -> None:
         """A rotation caught half-way is reported and harms nothing."""
         now = [1000.0]
-        monkeypatch.setattr("resumed.files.time.monotonic", lambda: now[0])
+        monkeypatch.setattr("resumed._reload.time.monotonic", lambda: now[0])
         path.write_text(Keyring.generate())
         keyring = Keyring.load(path)
         before = keyring.key_ids
@@ -303,7 +303,7 @@ class TestKeyringFiles:
         malformed = f"{base64.b64encode(SECRET).decode()}\nnot a key\n"
         path.write_text(malformed)
         if defect:
-            monkeypatch.setattr(f"resumed.sealing.{defect}", Defective)
+            monkeypatch.setattr(f"resumed._crypto.sealing.{defect}", Defective)
 
         def follow() -> None:
             path.write_text(Keyring.generate())

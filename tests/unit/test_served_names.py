@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from resumed.served_names import Expected, ServedNames
+from resumed._policy.served_names import Expected, ServedNames
 
 ONE, OTHER = bytes([1]) * 32, bytes([2]) * 32
 

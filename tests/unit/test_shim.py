@@ -13,23 +13,23 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import resumed
-from resumed.breaker import Breaker
-from resumed.envelope import Envelope
-from resumed.errors import Unsealable
-from resumed.prefetch import Handshake
-from resumed.sealing import Keyring
-from resumed.sender import QUEUE_BYTES, Outgoing, Sender
-from resumed.served_names import Expected
-from resumed.shim import Shim
-from resumed.stats import BUCKETS, Recorder
-from resumed.store import Put, Remove, SessionStore, StoredSession
+from resumed._async.suspendable_handshake import Handshake
+from resumed._client.store import Operation, Put, Remove, Result, SessionStore, StoredSession
+from resumed._crypto.envelope import Envelope
+from resumed._crypto.sealing import Keyring
+from resumed._exceptions import Unsealable
+from resumed._policy.circuit_breaker import Breaker
+from resumed._policy.served_names import Expected
+from resumed._policy.session_policy import Shim
+from resumed._policy.stats import BUCKETS, Recorder
+from resumed._policy.write_queue import QUEUE_BYTES, Outgoing, Sender
 from support.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from concurrent.futures import Future
 
-    from resumed.lookups import Found
+    from resumed._policy.lookups import Found
 
 PATIENCE = 10.0
 NOT_FRESH = 11.0
@@ -45,7 +45,7 @@ class FakeStore(SessionStore):
         super().__init__("fake:1", namespace="shop", deadline=deadline)
         self.kept: dict[bytes, bytes] = {}
         self.gets: list[bytes] = []
-        self.batches: list[list[resumed.store.Operation]] = []
+        self.batches: list[list[Operation]] = []
         self.gate = threading.Event()
         self.gate.set()
         self.failure: Exception | None = None
@@ -70,16 +70,14 @@ class FakeStore(SessionStore):
         value = self.kept.pop(key, None)
         return StoredSession(value, 1.0) if value is not None else None
 
-    def batch(
-        self, operations: Sequence[resumed.store.Operation], *, deadline: float | None = None
-    ) -> list[resumed.store.Result]:
+    def batch(self, operations: Sequence[Operation], *, deadline: float | None = None) -> list[Result]:
         """Carry out Puts and Removes."""
         self._pass()
         self.batches.append(list(operations))
         if self.loses_answers:
             self.loses_answers -= 1
             raise resumed.StoreTimeout("no answer")
-        results: list[resumed.store.Result] = []
+        results: list[Result] = []
         for operation in operations:
             if self.refuses:
                 results.append(resumed.AlreadyExists("no"))
@@ -592,7 +590,7 @@ class TestRemovals:
 
     def test_a_removal_that_finds_no_room_is_not_true(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """It was never sent."""
-        monkeypatch.setattr("resumed.sender.QUEUE_BYTES", 0)
+        monkeypatch.setattr("resumed._policy.write_queue.QUEUE_BYTES", 0)
         shim, _ = shim_on(FakeStore())
         session_id = shim.issue_id()
         assert shim.remove([session_id]).result(0) is False
@@ -612,7 +610,7 @@ class TestRemovals:
 
     def test_connections_are_remembered_and_not_all(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Whose session one id is: of the last ones."""
-        monkeypatch.setattr("resumed.shim._MOST_RELATED", 4)
+        monkeypatch.setattr("resumed._policy.session_policy._MOST_RELATED", 4)
         store = FakeStore()
         shim, _ = shim_on(store)
         connections = [frozenset(shim.issue_id() for _ in range(2)) for _ in range(3)]
@@ -627,7 +625,7 @@ class TestRemovals:
 
     def test_many_removals_are_remembered_and_not_all(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Clients can cause removals, so there is a bound; it never drops one under way."""
-        monkeypatch.setattr("resumed.sender._MOST_REMOVED", 2)
+        monkeypatch.setattr("resumed._policy.write_queue._MOST_REMOVED", 2)
         store = FakeStore()
         shim, _ = shim_on(store)
         ids = [shim.issue_id() for _ in range(4)]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from resumed.stats import REASONS, Stats
+from resumed._policy.stats import REASONS, Stats
 
 FRONTENDS = Path(__file__).parents[2] / "docs" / "frontends.md"
 

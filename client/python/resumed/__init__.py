@@ -7,10 +7,10 @@ install() puts the store under a server's TLS context; that is all that most fro
     resumed.install(context, target="dns:///store:7400", namespace="shop", keyring="fleet.keys")
 """
 
-from resumed.admin import Admin, NamespaceStats
-from resumed.credentials import Credentials
-from resumed.dumps import forbid_core_dumps
-from resumed.errors import (
+from resumed._client.admin import Admin, NamespaceStats
+from resumed._client.store import Get, Put, Remove, SessionStore, StoredSession, Take
+from resumed._crypto.sealing import Keyring, StoreKeys
+from resumed._exceptions import (
     AlreadyExists,
     CredentialsError,
     InvalidCall,
@@ -23,10 +23,10 @@ from resumed.errors import (
     Unsealable,
     UnsupportedContext,
 )
-from resumed.installation import Installation, install
-from resumed.sealing import Keyring, StoreKeys
-from resumed.stats import Stats
-from resumed.store import Get, Put, Remove, SessionStore, StoredSession, Take
+from resumed._install import Installation, install
+from resumed._policy.stats import Stats
+from resumed._process.hardening import forbid_core_dumps
+from resumed._transport.tls import Credentials
 
 __all__ = [
     "Admin",

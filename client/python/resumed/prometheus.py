@@ -17,15 +17,15 @@ from prometheus_client import REGISTRY
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 
-from resumed.stats import BUCKETS, REASONS
+from resumed._policy.stats import BUCKETS, REASONS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from prometheus_client import CollectorRegistry, Metric
 
-    from resumed.installation import Installation
-    from resumed.stats import Stats
+    from resumed._install import Installation
+    from resumed._policy.stats import Stats
 
 __all__ = ["export"]
 

@@ -15,8 +15,8 @@ from zope.interface import implementer
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from resumed.installation import Installation
-    from resumed.prefetch import Handshake
+    from resumed._async.suspendable_handshake import Handshake
+    from resumed._install import Installation
 
 _Result = TypeVar("_Result")
 

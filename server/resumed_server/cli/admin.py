@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from resumed import Admin, CredentialsError, InvalidCall, StoreError, StoreUnavailable
-from resumed.admin import PURGE_SECONDS
+from resumed._client.admin import PURGE_SECONDS
 from resumed_server.config.settings import UserError
 from resumed_server.config.types import Duration
 

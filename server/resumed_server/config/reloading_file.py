@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import structlog
 
-from resumed import files
+from resumed import _reload as files
 from resumed_server.observability.logging import described
 
 if TYPE_CHECKING:

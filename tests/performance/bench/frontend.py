@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 from OpenSSL import SSL
 
-from resumed.openssl import Binding
-from resumed.prefetch import Handshake
+from resumed._async.suspendable_handshake import Handshake
+from resumed._openssl import Binding
 from resumed_server.cli.demo import frontend as demo_frontend
 
 if TYPE_CHECKING:
     import socket
 
-    from resumed.envelope import Envelope
-    from resumed.shim import Offer
+    from resumed._crypto.envelope import Envelope
+    from resumed._policy.session_policy import Offer
 
 _BURST_SECONDS = 0.001
 

@@ -17,8 +17,8 @@ from performance.bench.rig import ASK, Frontend, Rig, come_back, negotiate, shuf
 from performance.bench.sources import OPTIONS, PUTS_ARRIVE, VISITS
 from performance.engine_scale import Filled
 from resumed import SessionStore
-from resumed.mirror import Sessions
-from resumed.store import StoredSession
+from resumed._client.store import StoredSession
+from resumed._policy.mirror import Sessions
 from resumed_server.cli.tls_client import Client
 
 if TYPE_CHECKING:

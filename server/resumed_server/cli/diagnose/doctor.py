@@ -17,7 +17,7 @@ from cryptography.hazmat.backends.openssl.backend import backend
 from rich.console import Console
 
 import resumed
-from resumed.target import Target
+from resumed._transport.target import Target
 from resumed_server.cli.diagnose.check import HANDSHAKE_PATIENCE, RoundTrip, verify
 from resumed_server.cli.diagnose.checks import Concern, Failure, show, taken, well
 from resumed_server.cli.diagnose.frontend_checks import FrontendSteps

@@ -1,0 +1,110 @@
+"""What operators ask of the store: that a namespace is purged, and how much there is."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from resumed._client.store import decoded
+from resumed._transport.channel import Channel, Method
+from resumed.v1 import admin_pb2 as pb
+
+if TYPE_CHECKING:
+    from google.protobuf.timestamp_pb2 import Timestamp
+    from typing_extensions import Self
+
+    from resumed._transport.tls import Credentials
+
+PURGE_SECONDS = 4.0
+"""How long after a purge was answered the last mirror may resume what was purged; frontends without one do not."""
+
+_SERVICE = "/resumed.v1.AdminService/"
+_PURGE, _STATS = (Method(_SERVICE + name, repeatable=True) for name in ("Purge", "Stats"))
+
+
+class NamespaceStats(NamedTuple):
+    """What there is of a namespace."""
+
+    sessions: int
+    """Those that a look-up would return."""
+    value_bytes: int
+    """What their values take, without what keys and the engine take."""
+    tombstones: int
+    """Keys that refuse a Put, since their session was removed or taken."""
+    purged: int
+    """Sessions that were purged and are not deleted yet."""
+    issued_before: float | None
+    """No session from before this time (Unix seconds) is returned any more; None without a purge in the last week."""
+
+
+class Admin:
+    """The operators' side of the store at `target`. Thread-safe.
+
+    Args:
+        target: Where the store is, as a gRPC name: `dns:///store:7400`, `127.0.0.1:7400`, `unix:/run/resumed.sock`.
+        deadline: Seconds that a call may take. Counting a million sessions takes some.
+        credentials: For TLS to the store; None for plaintext.
+
+    Raises ValueError for a malformed target. Every call raises StoreUnavailable when the store does not answer in time
+    or cannot serve, InvalidCall for a namespace or time outside its limits, and StoreError for what else it refuses:
+    most often, that the caller has no grant for it.
+    """
+
+    def __init__(self, target: str, *, deadline: float = 60.0, credentials: Credentials | None = None) -> None:
+        self.target = target
+        self.deadline = deadline
+        self._channel = Channel(target, credentials)
+
+    def __enter__(self) -> Self:
+        """Do nothing: it connects when it is first used."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def purge(self, namespace: str, issued_before: float | None = None) -> float:
+        """See to it that no session of a namespace that was issued before a time ever resumes again.
+
+        Args:
+            namespace: The namespace.
+            issued_before: The time, in Unix seconds; None for now, by the store's clock.
+
+        Returns:
+            Up to which time the namespace is purged, which is this or what an earlier purge said, whichever is later.
+            Look-ups go by it when this returns; mirrors within 4 seconds. After an error, purge again.
+        """
+        request = pb.PurgeRequest(namespace=namespace)
+        if issued_before is not None:
+            request.issued_before_time.FromMicroseconds(int(issued_before * 1e6))
+        answer = self._channel.call(_PURGE, request.SerializeToString(), self.deadline)
+        return _seconds(decoded(pb.PurgeResponse, answer).issued_before_time)
+
+    def stats(self, namespace: str | None = None) -> dict[str, NamespaceStats]:
+        """Count what there is of a namespace, or (None) of each in which there is something."""
+        request = pb.StatsRequest(namespace=namespace or "")
+        stats: dict[str, NamespaceStats] = {}
+        while True:
+            encoded = self._channel.call(_STATS, request.SerializeToString(), self.deadline)
+            answer = decoded(pb.StatsResponse, encoded)
+            stats |= {each.namespace: _stats(each) for each in answer.namespaces}
+            # In the order of the names, so that no store can go on for ever.
+            if answer.next_page_token <= request.page_token:
+                return stats
+            request.page_token = answer.next_page_token
+
+    def close(self) -> None:
+        """Close the connections; the next call opens another one."""
+        self._channel.close()
+
+
+def _stats(stats: pb.NamespaceStats) -> NamespaceStats:
+    return NamespaceStats(
+        stats.session_count,
+        stats.value_bytes,
+        stats.tombstone_count,
+        stats.purged_count,
+        _seconds(stats.issued_before_time) if stats.HasField("issued_before_time") else None,
+    )
+
+
+def _seconds(time: Timestamp) -> float:
+    return time.seconds + time.nanos / 1e9

@@ -1,0 +1,1 @@
+"""Encryption of session values and ids; keyring files."""

@@ -1,0 +1,234 @@
+"""install(): puts the store under a TLS context."""
+
+from __future__ import annotations
+
+import re
+import ssl
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, Literal
+
+from resumed._async.event_loops import attach
+from resumed._client.store import SessionStore
+from resumed._crypto.sealing import Keyring
+from resumed._openssl import Binding, session_ids
+from resumed._policy.mirror import DEFAULT_BYTES, Mirror
+from resumed._policy.session_policy import Shim
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable
+    from concurrent.futures import Future
+
+    from opentelemetry.trace import TracerProvider
+
+    from resumed._policy.stats import Stats
+    from resumed._transport.tls import Credentials
+
+_NAMESPACE = re.compile(r"[a-z0-9.-]{1,63}")
+
+
+class Installation:
+    """A TLS context that shares its sessions: keep it for `stats` and uninstall(); the context itself needs no help."""
+
+    def __init__(self, shim: Shim, binding: Binding, detach: Callable[[], None] | None) -> None:
+        self._shim, self._binding, self._detach = shim, binding, detach
+
+    @property
+    def namespace(self) -> str:
+        """Who shares these sessions."""
+        return self._shim.namespace
+
+    @property
+    def stats(self) -> Stats:
+        """Hits, misses, puts and removals by reason, and look-up times, of this process."""
+        return self._shim.stats
+
+    @property
+    def breaker_open(self) -> bool:
+        """Whether the store kept failing, so that handshakes do not ask it at present."""
+        return self._shim.breaker_open
+
+    @property
+    def mirror_live(self) -> bool | None:
+        """Whether the mirror follows the store, and so answers; None without a mirror."""
+        return self._shim.mirror_live
+
+    @property
+    def signature_seconds(self) -> float | None:
+        """How long a signature with the context's own key takes on this machine, in seconds.
+
+        That is what each resumption spares the server's processor at the least: the key exchange that TLS 1.2 skips as
+        well, the certificates that are not sent, and all that the client is spared are not in it. Measured when first
+        asked for, the fastest of five. None if the context has no key of its own.
+        """
+        return self._binding.signature_seconds
+
+    @property
+    def new_callback(self) -> Any:
+        """The context's new-session callback (SSL_CTX_sess_get_new_cb) as a ctypes function; None when unset."""
+        return self._binding.new_callback
+
+    @property
+    def get_callback(self) -> Any:
+        """The context's get-session callback (SSL_CTX_sess_get_get_cb) as a ctypes function; None when unset."""
+        return self._binding.get_callback
+
+    @property
+    def remove_callback(self) -> Any:
+        """The context's remove-session callback (SSL_CTX_sess_get_remove_cb) as a ctypes function; None when unset."""
+        return self._binding.remove_callback
+
+    def remove(self, sessions: object) -> Future[bool]:
+        """Remove sessions from the whole fleet, in the background.
+
+        In this process they resume no more when this returns. In others they resume until the store has removed them;
+        in those that have a mirror, until it has heard of that.
+
+        Args:
+            sessions: A connection of this context or its session, for all sessions that the connection has negotiated
+                or resumed, as in session_ids(): a TLS 1.3 connection has several. Or ids: `bytes` for one, an iterable
+                of them for several; of their connections it removes the others as well if it was this process that
+                served them lately (the last 16,384 sessions).
+
+        Returns:
+            Its result is whether the store has acknowledged all of them; False if the store refused one, or it was
+            never sent. While the store does not answer there is no result. Wait for it with `result(timeout)`, or under
+            asyncio with `asyncio.wrap_future()`.
+
+        Raises:
+            TypeError: They are nothing of that kind.
+            ValueError: The connection has no session: its handshake is not over, or it is closed.
+        """
+        if isinstance(sessions, bytes):
+            return self._shim.remove([sessions])
+        if not isinstance(sessions, Iterable):
+            return self._shim.remove(self.session_ids(sessions))
+        ids = frozenset(sessions)
+        if not all(isinstance(each, bytes) for each in ids):
+            raise TypeError("session ids are bytes")
+        return self._shim.remove(ids)
+
+    @staticmethod
+    def session_ids(source: object) -> frozenset[bytes]:
+        """Return the ids of all sessions that a connection has negotiated or resumed so far, for a later remove().
+
+        Args:
+            source: A connection of this context (`ssl.SSLSocket`, `ssl.SSLObject`, `OpenSSL.SSL.Connection`) or its
+                session (`ssl.SSLSession`, `OpenSSL.SSL.Session`).
+
+        Raises:
+            TypeError: It is nothing of that kind.
+            ValueError: The connection has no session: its handshake is not over, or it is closed.
+        """
+        return session_ids(source)
+
+    def flush(self, timeout: float = 1.0) -> bool:
+        """Wait until all Puts and removals so far are sent.
+
+        Returns:
+            Whether that was done within `timeout` seconds, and the store has acknowledged all removals. One that it
+            refused, or that was dropped, counts until it is repeated.
+        """
+        return self._shim.flush(timeout)
+
+    def uninstall(self) -> None:
+        """Put back the callbacks and settings that the context had, send what is not sent yet, and disconnect."""
+        if self._detach:
+            self._detach()
+        self._binding.uninstall()
+        self._shim.close()
+
+
+def install(
+    context: Any,
+    *,
+    target: str,
+    namespace: str,
+    keyring: Keyring | str | os.PathLike[str],
+    lifetime: int = 7200,
+    deadline: float = 0.05,
+    single_use: bool = False,
+    ids: Literal["sealed", "any"] = "sealed",
+    puts: Literal["wait", "background"] | None = None,
+    max_lookups: int = 64,
+    mirror: bool | int | str = False,
+    credentials: Credentials | None = None,
+    replace: bool = False,
+    ignore_id_context: bool = False,
+    tracer_provider: TracerProvider | None = None,
+) -> Installation:
+    """Let a TLS server's context keep its sessions in the store, and resume what any other frontend negotiated.
+
+    Sets the context's session callbacks, id generator and session timeout, and switches stateless tickets and the
+    internal cache off. Call it before the first connection; a server that forks may call it before
+    it does.
+
+    Args:
+        context: An `ssl.SSLContext` or an `OpenSSL.SSL.Context`, for servers.
+        target: Where the store is, as a gRPC name: `dns:///store:7400`, `127.0.0.1:7400`, `unix:/run/resumed.sock`.
+        namespace: The name of the fleet that shares these sessions: 1 to 63 characters of [a-z0-9.-]. Within it a
+            session resumes only where the server shows a certificate of the same names, and verifies clients in the
+            same way, as where it was negotiated (docs/contexts.md). Tenants need different namespaces, and so do
+            contexts whose verify callbacks decide differently.
+        keyring: The fleet's keys: a keyring file (`resumed keygen`), or a Keyring.
+        lifetime: Seconds that a session lives after its negotiation, 1 to 604,800 (RFC 8446 section 4.6.1).
+        deadline: Seconds that a handshake may wait for the store, above 0; all of its look-ups together.
+        single_use: Whether a session resumes once in the whole fleet (RFC 8446 section 8.1): a look-up Gets it, and
+            Takes it if it fits. The mirror is not used then.
+        ids: `sealed` looks up only ids that the fleet issued, `any` every id (for fleets with TLS stacks that cannot
+            choose ids).
+        puts: `background` never holds up a handshake; `wait` holds a full one until its sessions are stored, at most
+            for the deadline. None is `background`, but `wait` with a plaintext keyring.
+        max_lookups: How many look-ups may be under way at once, each on a connection of its own; beyond that handshakes
+            do not ask.
+        mirror: Whether to keep a copy of the namespace's sealed sessions in memory, which the store keeps current, so
+            that most look-ups cost no call: True for 64 MiB of them, or a size as bytes or as in "256MiB".
+        credentials: For TLS to the store; None for plaintext.
+        replace: Whether session callbacks that the context already has are replaced.
+        ignore_id_context: Whether sessions resume whatever session id contexts the applications set
+            (`Context.set_session_id` of pyOpenSSL). Needed in a fleet of unlike stacks, such as `ssl` beside pyOpenSSL
+            or nginx; set it at all of its frontends. Otherwise a session resumes only under the session id context that
+            it was negotiated under.
+        tracer_provider: OpenTelemetry's, to make spans of look-ups and of calls to the store; None for none. Needs
+            `pip install 'resumed[otel]'`.
+
+    Raises:
+        UnsupportedContext: The callbacks of this context cannot be set; the message says what to do.
+        KeyringError: The keyring is missing, malformed, or readable by others.
+        ValueError: An argument is outside its range.
+    """
+    if not _NAMESPACE.fullmatch(namespace):
+        raise ValueError(f"namespace must be 1 to 63 characters of [a-z0-9.-], not {namespace!r}")
+    if not isinstance(keyring, Keyring):
+        keyring = Keyring.load(keyring)
+    store = SessionStore(
+        target, namespace=namespace, deadline=deadline, credentials=credentials, tracer_provider=tracer_provider
+    )
+    spans = None
+    if tracer_provider is not None:
+        from resumed._tracing import LookupSpans  # noqa: PLC0415 - an extra
+
+        spans = LookupSpans(tracer_provider, namespace)
+    size = _size(mirror)
+    shim = Shim(
+        store,
+        keyring,
+        lifetime=lifetime,
+        single_use=single_use,
+        ids=ids,
+        puts=puts,
+        max_lookups=max_lookups,
+        mirror=Mirror(store, size) if size else None,
+        spans=spans,
+    )
+    binding = Binding(context, shim, replace=replace, ignore_id_context=ignore_id_context)
+    return Installation(shim, binding, attach(context, binding) if isinstance(context, ssl.SSLContext) else None)
+
+
+def _size(mirror: bool | int | str) -> int:
+    if isinstance(mirror, bool):
+        return DEFAULT_BYTES if mirror else 0
+    size = re.fullmatch(r"(\d+)\s*([KMG]i)?B?", str(mirror))
+    if not size:
+        raise ValueError(f'mirror must be True, False, or a size such as "64MiB", not {mirror!r}')
+    return int(size[1]) << {None: 0, "Ki": 10, "Mi": 20, "Gi": 30}[size[2]]

@@ -1,0 +1,639 @@
+"""Sets the session callbacks of one SSL_CTX, which have the shim decide.
+
+OpenSSL's rules are in SSL_CTX_sess_set_get_cb(3), SSL_CTX_set_session_cache_mode(3) and
+SSL_CTX_set_generate_session_id(3). No exception leaves a callback. C must never point to a trampoline that is gone:
+they live until the context is gone, and at exit of the interpreter they are unset first.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import ctypes
+import hashlib
+import itertools
+import logging
+import math
+import os
+import threading
+import time
+import weakref
+from ctypes import c_int, c_uint, c_void_p, string_at
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+from resumed._async.interruption import during, interrupted
+from resumed._crypto.envelope import Envelope
+from resumed._exceptions import Unsealable, UnsupportedContext
+from resumed._openssl.benchmark import signature_seconds
+from resumed._openssl.client_hello import chosen_digest, offered_ids, requested_name
+from resumed._openssl.contexts import VERIFY_PEER, contexts_of, has_peer_as_asked
+from resumed._openssl.library import (
+    GET_CALLBACK,
+    HELLO_CALLBACK,
+    ID_CALLBACK,
+    INFO_CALLBACK,
+    NEW_CALLBACK,
+    REMOVE_CALLBACK,
+    context_of,
+)
+from resumed._openssl.session_codec import ID_BYTES, ForeignData, Memory, Sessions
+from resumed._policy.fingerprint import NO_CLIENT_AUTHENTICATION
+from resumed._policy.served_names import Expected, ServedNames
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from resumed._async.suspendable_handshake import Handshake
+    from resumed._policy.session_policy import Shim
+
+# <openssl/ssl.h>
+_CTRL_SET_SESS_CACHE_MODE = 44
+_CTRL_GET_SESS_CACHE_MODE = 45
+_SESS_CACHE_SERVER = 0x2
+_SESS_CACHE_NO_INTERNAL = 0x300
+_OP_NO_TICKET = 1 << 14
+_CLIENT_HELLO_SUCCESS = 1
+_CLIENT_HELLO_RETRY = -1
+_TLS1_3_VERSION = 0x304
+_HOST_NAME = 0  # TLSEXT_NAMETYPE_host_name
+_HANDSHAKE_DONE = 0x20  # SSL_CB_HANDSHAKE_DONE
+_BOTH_SHUTDOWN = 3  # SSL_SENT_SHUTDOWN, SSL_RECEIVED_SHUTDOWN
+_X509_V_OK = 0
+_MOST_HANDSHAKES = 256
+"""How many handshakes are remembered that have looked a session up: those of a thread that serves many at a time."""
+
+_log = logging.getLogger("resumed")
+
+_REASON_MASK = 0x7FFFFF  # ERR_GET_REASON
+
+_Result = TypeVar("_Result")
+
+
+class Binding:
+    """The callbacks of a shim in a TLS context.
+
+    Args:
+        context: An `ssl.SSLContext` or an `OpenSSL.SSL.Context`, for servers.
+        shim: What the callbacks ask.
+        replace: Whether callbacks that the context already has are replaced (uninstall() puts them back).
+        ignore_id_context: Whether sessions resume whatever session id contexts the application sets.
+
+    Raises:
+        UnsupportedContext: The callbacks cannot be set; the message says what to do.
+    """
+
+    def __init__(self, context: Any, shim: Shim, *, replace: bool = False, ignore_id_context: bool = False) -> None:
+        self.library, self._pointer, self._chooses_by_name, self._is_final = context_of(context)
+        self._sessions, self._contexts = Sessions(self.library), contexts_of(self.library)
+        self._names = ServedNames()
+        self._handshakes: dict[int, Handshake] = {}  # by the numbers in their connections, the last ones
+        self._shim = shim
+        library, pointer = self.library, self._pointer
+        if library.SSL_CTX_get_max_early_data(pointer):
+            raise UnsupportedContext(
+                "this context accepts early data, which can be replayed across a fleet; set max_early_data to 0"
+            )
+        self._gone = False
+        self._own: tuple[int, ...] = ()
+        self._installed = False
+        # None: that of the application, which OpenSSL compares.
+        self._id_context = hashlib.sha256(shim.namespace.encode()).digest() if ignore_id_context else None
+        self._known_id_context: bytes | None = None  # as the last full handshake showed it: OpenSSL has no getter
+        self._warned: set[str] = set()
+        callbacks = self._current()
+        if any(callbacks) and not replace:
+            raise UnsupportedContext("this context already has session callbacks; pass replace=True to replace them")
+        replaced = _bindings.get(pointer)
+        self._replaced = replaced if replaced and replaced._own == callbacks else None  # noqa: SLF001  # of this class
+        self._previous = _Settings(
+            callbacks,
+            self._replaced._id_callback if self._replaced else 0,  # noqa: SLF001  # of this class
+            library.SSL_CTX_ctrl(pointer, _CTRL_GET_SESS_CACHE_MODE, 0, None),
+            library.SSL_CTX_get_options(pointer) & _OP_NO_TICKET,
+            library.SSL_CTX_get_timeout(pointer),
+        )
+        self._trampolines = (
+            NEW_CALLBACK(self._on_new),
+            GET_CALLBACK(self._on_get),
+            REMOVE_CALLBACK(self._on_remove),
+            ID_CALLBACK(self._on_id),
+            HELLO_CALLBACK(self._on_hello),
+            INFO_CALLBACK(self._on_info),
+        )
+        addresses = [ctypes.cast(trampoline, c_void_p).value or 0 for trampoline in self._trampolines]
+        self._own, (own_id, self._own_hello, self._own_info) = tuple(addresses[:3]), addresses[3:]
+        self._id_callback: int = own_id if shim.seals_ids else 0
+        self._driven = _Driven()
+        library.SSL_CTX_up_ref(pointer)  # until the finalizer has unset the callbacks
+        weakref.finalize(context, self._release).atexit = False  # at exit see _leave
+        self._install()
+        if self._replaced:
+            self._replaced._installed = False  # noqa: SLF001  # of this class
+        _bindings[pointer] = self
+        _live.add(self)
+
+    @property
+    def new_callback(self) -> Any:
+        """What SSL_CTX_sess_get_new_cb returns, as a ctypes function; None when unset."""
+        return _function(NEW_CALLBACK, self._current()[0])
+
+    @property
+    def get_callback(self) -> Any:
+        """What SSL_CTX_sess_get_get_cb returns, as a ctypes function; None when unset."""
+        return _function(GET_CALLBACK, self._current()[1])
+
+    @property
+    def remove_callback(self) -> Any:
+        """What SSL_CTX_sess_get_remove_cb returns, as a ctypes function; None when unset."""
+        return _function(REMOVE_CALLBACK, self._current()[2])
+
+    @cached_property
+    def signature_seconds(self) -> float | None:
+        """How long a signature with the context's own key takes here; measured when first asked for."""
+        return None if self._gone else signature_seconds(self.library, self._pointer)
+
+    def begin(self, waker: Callable[[], Callable[[], None] | None]) -> Handshake:
+        """Return the handshake of a connection that begins, for drive(); see Handshake."""
+        return self._shim.handshake(waker)
+
+    def drive(self, handshake: Handshake, step: Callable[[], _Result]) -> _Result:
+        """Take a step of a handshake that may rest until its look-ups are done.
+
+        Args:
+            handshake: Says by `handshake.rests`, when the step has failed, that it is to be taken again.
+            step: Calls SSL_do_handshake, or what calls it.
+        """
+        if self._installed:
+            # Not before, as it costs handshakes of other threads another wait for the GIL.
+            self.library.SSL_CTX_set_client_hello_cb(self._pointer, self._own_hello, None)
+        self._driven.handshake = handshake
+        handshake.rests = False
+        try:
+            return during(step)
+        finally:
+            self._driven.handshake = None
+
+    def uninstall(self) -> None:
+        """Put back the callbacks and settings that the context had; another Binding that was replaced goes on.
+
+        OpenSSL has no getter for the id generator and the session id context: the generator becomes OpenSSL's own, and
+        where `ignore_id_context` was set the namespace's id context stays, as contexts that verify clients must have
+        one. If another Binding has replaced this one, that one will put back what this one would have. If the
+        application has, or if the context is gone, this does nothing.
+        """
+        if self._current() != self._own:
+            binding = _bindings.get(self._pointer)
+            while binding and binding._replaced is not self:  # noqa: SLF001  # of this class
+                binding = binding._replaced  # noqa: SLF001  # of this class
+            if binding:
+                binding._previous, binding._replaced = self._previous, self._replaced  # noqa: SLF001  # of this class
+            return
+        before = self._previous
+        self._set(before.callbacks, before.id_callback)
+        self.library.SSL_CTX_ctrl(self._pointer, _CTRL_SET_SESS_CACHE_MODE, before.cache_mode, None)
+        self.library.SSL_CTX_set_timeout(self._pointer, before.timeout)
+        if not before.no_ticket:
+            self.library.SSL_CTX_clear_options(self._pointer, _OP_NO_TICKET)
+        if self._replaced:
+            _bindings[self._pointer] = self._replaced
+            self._replaced._installed = True  # noqa: SLF001  # of this class
+        else:
+            _bindings.pop(self._pointer, None)
+
+    def _install(self) -> None:
+        library, pointer = self.library, self._pointer
+        # No internal cache: in it a session would outlive its removal from the fleet, and its eviction would remove it
+        # there.
+        library.SSL_CTX_ctrl(pointer, _CTRL_SET_SESS_CACHE_MODE, _SESS_CACHE_SERVER | _SESS_CACHE_NO_INTERNAL, None)
+        library.SSL_CTX_set_options(pointer, _OP_NO_TICKET)
+        library.SSL_CTX_set_timeout(pointer, self._shim.lifetime)
+        if self._id_context:
+            library.SSL_CTX_set_session_id_context(pointer, self._id_context, len(self._id_context))
+        self._set(self._own, self._id_callback)
+        if self._current() != self._own:
+            raise UnsupportedContext("libssl does not give the callbacks back that were set; please report this")
+
+    def _current(self) -> tuple[int, ...]:
+        if self._gone:
+            return (0, 0, 0)
+        library, pointer = self.library, self._pointer
+        return (
+            library.SSL_CTX_sess_get_new_cb(pointer) or 0,
+            library.SSL_CTX_sess_get_get_cb(pointer) or 0,
+            library.SSL_CTX_sess_get_remove_cb(pointer) or 0,
+        )
+
+    def _set(self, callbacks: tuple[int, ...], id_callback: int) -> None:
+        new, get, remove = callbacks
+        # Nobody's, until drive() needs it.
+        self._installed = callbacks == self._own
+        self.library.SSL_CTX_set_client_hello_cb(self._pointer, None, None)
+        self.library.SSL_CTX_sess_set_new_cb(self._pointer, new)
+        self.library.SSL_CTX_sess_set_get_cb(self._pointer, get)
+        self.library.SSL_CTX_sess_set_remove_cb(self._pointer, remove)
+        self.library.SSL_CTX_set_generate_session_id(self._pointer, id_callback)
+
+    def _unset(self) -> None:
+        if self._current() == self._own:
+            self._set((0, 0, 0), 0)
+
+    def _release(self) -> None:
+        """Let go of a context that Python has let go of. SSL objects that C still holds call nothing any more."""
+        self._unset()
+        self._gone = True
+        self.library.SSL_CTX_free(self._pointer)
+        _live.discard(self)
+        self._shim.close(timeout=0)
+
+    def _on_new(self, ssl: int, session: int) -> int:
+        """Store a session. Returns 0: no reference is kept, OpenSSL releases its own."""
+        try:
+            self._store(ssl, session)
+        except BaseException as error:  # noqa: BLE001  # nothing may cross C
+            self._caught(error)
+        return 0
+
+    def _store(self, ssl: int, session: int) -> None:
+        library, sessions = self.library, self._sessions
+        session_id = sessions.id_of(session)
+        tls13 = library.SSL_version(ssl) == _TLS1_3_VERSION
+        # A stateless ticket carries its session itself: in TLS 1.2 it has no id, in TLS 1.3 it is told by the option.
+        stateless = not session_id or (tls13 and not library.SSL_get_options(ssl) & _OP_NO_TICKET)
+        if stateless or not library.SSL_SESSION_is_resumable(session):
+            self._shim.unresumable()
+            return
+        if self._id_context:
+            # CPython 3.13 and later set a session id context of their own in each SSL (cpython issue 105293).
+            library.SSL_SESSION_set1_id_context(session, self._id_context, len(self._id_context))
+        memory = self._judged(ssl, session)
+        if memory is None:
+            self._shim.unresumable()
+            return
+        # OpenSSL notes the name only where the server has a servername callback, and compares it nowhere: see _unfit.
+        library.SSL_SESSION_set1_hostname(session, self._server_name(ssl) or None)
+        sessions.remember(session, None)  # it is not part of what is stored
+        serialized = sessions.serialized(session)
+        remaining = self._remaining(session, memory)
+        last, family = True, frozenset[bytes]()
+        if tls13:
+            memory = memory._replace(siblings=memory.siblings + session_id)
+            tickets = 1 if library.SSL_session_reused(ssl) else library.SSL_get_num_tickets(ssl)
+            last = len(memory.siblings) >= tickets * ID_BYTES
+            family = frozenset(memory.ids) if last else family
+        sessions.remember(session, memory)
+        library.SSL_SESSION_set_ex_data(session, library.session_index, ssl)
+        envelope = Envelope(memory.fingerprint, memory.issued, serialized)
+        self._shim.negotiated(session_id, envelope, remaining, last=last, family=family)
+
+    def _judged(self, ssl: int, session: int) -> Memory | None:
+        """Return the memory of a session that is about to be stored; None if it must not be shared."""
+        library, contexts, sessions = self.library, self._contexts, self._sessions
+        try:
+            memory = sessions.memory(session)
+        except ForeignData:
+            self._warn("the application keeps ticket application data in its sessions; they are not shared")
+            return None
+        mode = library.SSL_get_verify_mode(ssl)
+        if not self._may_share(ssl, session, mode):
+            return None
+        reused = bool(library.SSL_session_reused(ssl))
+        if memory and (
+            self._ends_handshake(ssl, memory, reused) or (reused and contexts.agrees(ssl, mode, memory.fingerprint))
+        ):
+            return memory
+        if reused:
+            return None
+        self._known_id_context = sessions.id_context_of(session)
+        fingerprint = contexts.fingerprint(ssl, mode)
+        if self._chooses_by_name() and not library.SSL_get_ex_data(ssl, library.taught_index):
+            # Not by what a renegotiation or post-handshake authentication makes of it later.
+            library.SSL_set_ex_data(ssl, library.taught_index, 1)
+            self._names.learn(self._server_name(ssl), fingerprint)
+        # Later tickets of a connection are issued as it is then: post-handshake authentication may have changed it.
+        return memory._replace(fingerprint=fingerprint) if memory else Memory(fingerprint, time.time(), 0, b"")
+
+    def _may_share(self, ssl: int, session: int, mode: int) -> bool:
+        """Return whether a session of a connection, with its verify mode, proves enough to resume elsewhere."""
+        library = self.library
+        return (
+            self._is_of_namespace(ssl)  # or a look-up would not find it: it happens before the context is chosen
+            and has_peer_as_asked(mode, bool(library.SSL_SESSION_get0_peer(session)))
+            and bool(library.SSL_get_verify_result(ssl) == _X509_V_OK)
+            and bool(library.SSL_get_shutdown(ssl) != _BOTH_SHUTDOWN)
+        )
+
+    def _ends_handshake(self, ssl: int, memory: Memory, reused: bool) -> bool:
+        """Return whether a ticket is one of those that end a handshake: nothing has changed since its memory was made.
+
+        What resumed was confirmed before its ticket is written; later ones may follow post-handshake authentication.
+        """
+        tickets: int = self.library.SSL_get_num_tickets(ssl)
+        if reused:
+            tickets = min(tickets, 1) + 1  # with the one that was offered
+        return len(memory.siblings) < tickets * ID_BYTES
+
+    def _remaining(self, session: int, memory: Memory) -> float:
+        """Return the seconds that a session lives, at most until its peer's certificate ends."""
+        remaining: float = self.library.SSL_SESSION_get_timeout(session)
+        if memory.end:
+            # The timeout begins with the ticket, and so behind a handshake that a client can draw out.
+            remaining = memory.end - self._shim.now()
+        valid = self._sessions.peer_seconds(session)
+        return remaining if valid is None else min(remaining, valid)
+
+    def _server_name(self, ssl: int) -> bytes:
+        name: bytes = self.library.SSL_get_servername(ssl, _HOST_NAME) or b""
+        return name.lower()
+
+    def _warn(self, message: str) -> None:
+        if message not in self._warned:  # once, not for each session
+            self._warned.add(message)
+            _log.warning("namespace %s: %s", self._shim.namespace, message)
+
+    def _on_get(self, ssl: int, data: int, length: int, copy: int) -> int | None:
+        """Return a session for the id that a client offers, or None. Its one reference goes to OpenSSL."""
+        try:
+            c_int.from_address(copy).value = 0
+            session_id = string_at(data, length) if length > 0 else b""
+            session = self._shim.look_up(_Offer(self, ssl, session_id), self._handshake(ssl))
+            if session is not None and (self._chooses_by_name() or not self._is_final):
+                self.library.SSL_set_info_callback(ssl, self._own_info)
+        except BaseException as error:  # noqa: BLE001  # nothing may cross C
+            self._caught(error)
+            return None
+        return session
+
+    def _handshake(self, ssl: int) -> Handshake:
+        """Return what keeps the look-ups of a connection's handshake: OpenSSL may ask many times in each.
+
+        A number in the connection tells it from later ones at the same address.
+        """
+        if self._driven.handshake is not None:
+            return self._driven.handshake
+        if not ssl:  # who calls Installation.get_callback needs no connection to find that an id is none of the fleet's
+            return self._shim.handshake()
+        library = self.library
+        handshake = self._handshakes.get(library.SSL_get_ex_data(ssl, library.connection_index) or 0)
+        if handshake is None:
+            number, handshake = next(_numbers), self._shim.handshake()
+            library.SSL_set_ex_data(ssl, library.connection_index, number)
+            self._handshakes[number] = handshake
+            if len(self._handshakes) > _MOST_HANDSHAKES:
+                with contextlib.suppress(KeyError, RuntimeError):  # another thread was quicker
+                    del self._handshakes[next(iter(self._handshakes))]
+        return handshake
+
+    def expected(self, ssl: int, name: bytes) -> Expected:
+        """Return the context that a connection, for which the client asks by name, is expected to be served by."""
+        library, expected = self.library, self._names.expected(name)
+        by_name = self._chooses_by_name() or library.SSL_get_SSL_CTX(ssl) != self._pointer
+        # In a renegotiation of TLS 1.2 the context has been chosen already.
+        by_name = by_name and not library.SSL_get_finished(ssl, None, 0)
+        if by_name or expected.reason == "context-unstable":
+            return expected
+        return Expected(self._contexts.fingerprint(ssl, library.SSL_get_verify_mode(ssl)))
+
+    def _is_of_namespace(self, ssl: int) -> bool:
+        """Return whether the context that serves a connection shares its sessions in this namespace, or in none."""
+        serving = _bindings.get(self.library.SSL_get_SSL_CTX(ssl))
+        return serving is None or serving._shim.namespace == self._shim.namespace  # noqa: SLF001  # of this class
+
+    def _on_info(self, ssl: int, where: int, result: int) -> None:
+        """Look at a connection once more when its handshake is done; set for those that are given a session."""
+        try:
+            library = self.library
+            replaced = library.SSL_CTX_get_info_callback(library.SSL_get_SSL_CTX(ssl))
+            if replaced:
+                INFO_CALLBACK(replaced)(ssl, where, result)
+            if where & _HANDSHAKE_DONE:
+                library.SSL_set_info_callback(ssl, None)
+                self._confirm(ssl)
+        except BaseException as error:  # noqa: BLE001  # nothing may cross C
+            self._caught(error)
+
+    def _confirm(self, ssl: int) -> None:
+        """End a resumed connection if the context that serves is not the one that negotiated its session.
+
+        A servername callback, or any other code of the application, may have chosen it since the look-up.
+        """
+        library = self.library
+        if not library.SSL_session_reused(ssl):
+            return
+        session, mode = library.SSL_get_session(ssl), library.SSL_get_verify_mode(ssl)
+        memory = self._sessions.memory(session)
+        if (
+            memory
+            and has_peer_as_asked(mode, bool(library.SSL_SESSION_get0_peer(session)))
+            and library.SSL_get_verify_result(ssl) == _X509_V_OK
+            and self._contexts.agrees(ssl, mode, memory.fingerprint)
+            and self._is_of_namespace(ssl)
+        ):
+            return
+        library.SSL_set_shutdown(ssl, _BOTH_SHUTDOWN)
+        self._shim.terminated()
+        name = library.SSL_SESSION_get0_hostname(session) or b""
+        if self._names.distrust(name):
+            _log.warning(
+                "namespace %s: a resumed connection for %r was ended: the context that served it is not the one that "
+                "negotiated its session; sessions for this name do not resume in this process any more",
+                self._shim.namespace,
+                name.decode("ascii", "replace"),
+            )
+
+    def _on_hello(self, ssl: int, _alert: int, _data: int) -> int:
+        """Have a handshake rest whose sessions are being looked up, if its driver goes on with it later."""
+        try:
+            handshake = self._driven.handshake
+            if handshake is not None:
+                handshake.offers(
+                    offered_ids(self.library, ssl),
+                    lambda session_id: self._shim.prefetch(_Offer(self, ssl, session_id)),
+                )
+                if handshake.rests:
+                    return _CLIENT_HELLO_RETRY
+        except BaseException as error:  # noqa: BLE001  # nothing may cross C
+            self._caught(error)
+        return _CLIENT_HELLO_SUCCESS
+
+    def _on_remove(self, _ctx: int, session: int) -> None:
+        """Tell the shim of a connection that ended without our close_notify.
+
+        May run under the context's lock, so it never blocks.
+        """
+        try:
+            library = self.library
+            connection = library.SSL_SESSION_get_ex_data(session, library.session_index)
+            # A connection has failed by itself if it is back in its handshake (ossl_statem_fatal()). Without that it is
+            # freed, and the thread's last error is of whatever the thread was at: the garbage collector frees, too.
+            failed = connection and library.SSL_in_init(connection)
+            reason = library.ERR_peek_last_error() & _REASON_MASK if failed else 0
+            ids = {self._sessions.id_of(session)}
+            with contextlib.suppress(ForeignData):
+                memory = self._sessions.memory(session)
+                ids |= memory.ids if memory else set()
+            self._shim.ended(ids - {b""}, reason)
+        except BaseException as error:  # noqa: BLE001  # nothing may cross C
+            self._caught(error)
+
+    def _on_id(self, ssl: int, data: int, length: int) -> int:
+        """Write a session id. Returning 0 would end the handshake, so a defect here means a random id."""
+        try:
+            self._look_for_id_context(ssl)
+            session_id = self._shim.issue_id(resumed=bool(self.library.SSL_session_reused(ssl)))
+            ctypes.memmove(data, session_id, len(session_id))
+            c_uint.from_address(length).value = len(session_id)
+        except BaseException as error:  # noqa: BLE001  # nothing may cross C
+            self._caught(error)
+            ctypes.memmove(data, os.urandom(ID_BYTES), ID_BYTES)
+            c_uint.from_address(length).value = ID_BYTES
+        return 1
+
+    def _look_for_id_context(self, ssl: int) -> None:
+        """Warn of a session that OpenSSL will not cache: the new callback is not called for it (ssl_update_cache()).
+
+        In TLS 1.2 the session is not there yet.
+        """
+        library = self.library
+        if library.SSL_get_verify_mode(ssl) & VERIFY_PEER:
+            session = library.SSL_get_session(ssl)
+            if session and not self._sessions.id_context_of(session):
+                self._warn(
+                    "this context verifies clients and has no session id context, so OpenSSL resumes none of its "
+                    "sessions; set one (Context.set_session_id), or pass ignore_id_context=True to resumed.install()"
+                )
+
+    def check(self, offer: _Offer, envelope: Envelope) -> None:
+        """Raise Unsealable if the session in an envelope may not resume; from any thread."""
+        self.library.SSL_SESSION_free(self._decoded(offer, envelope))
+
+    def decode(self, offer: _Offer, envelope: Envelope, remaining: float) -> int:
+        """Return the session in an envelope; raise Unsealable if it may not resume."""
+        library, session = self.library, self._decoded(offer, envelope)
+        library.SSL_SESSION_set_time(session, int(time.time()))
+        library.SSL_SESSION_set_timeout(session, math.ceil(remaining))
+        # Tickets issued on the resumed connection end when the negotiated session does, which is at a whole second.
+        end = int(self._shim.now() + remaining)
+        self._sessions.remember(session, Memory(envelope.fingerprint, envelope.issued, end, offer.session_id))
+        library.SSL_SESSION_set_ex_data(session, library.session_index, offer.ssl)
+        if self._id_context:
+            # OpenSSL compares it with the session's next: see _store.
+            library.SSL_set_session_id_context(offer.ssl, self._id_context, len(self._id_context))
+        return session
+
+    def _decoded(self, offer: _Offer, envelope: Envelope) -> int:
+        session = self._sessions.decoded(envelope.session, offer.session_id)
+        reason = self._unfit(offer, envelope, session)
+        if reason:
+            self.library.SSL_SESSION_free(session)
+            raise Unsealable(reason)
+        return session
+
+    def _unfit(self, offer: _Offer, envelope: Envelope, session: int) -> str:
+        """Return the reason of the miss if a session of the right context may not resume."""
+        library, sessions = self.library, self._sessions
+        if (library.SSL_SESSION_get0_hostname(session) or b"") != offer.name:  # RFC 6066 section 3
+            return "other-name"
+        cipher = library.SSL_SESSION_get0_cipher(session)
+        if offer.digest and library.SSL_CIPHER_get_handshake_digest(cipher) != offer.digest:
+            # OpenSSL would drop it, and then issue no ticket that fits (RFC 8446 section 4.2.11).
+            return "other-cipher"
+        asks = not envelope.fingerprint.endswith(NO_CLIENT_AUTHENTICATION)
+        if library.SSL_SESSION_get0_peer(session) and not asks:
+            return "context-mismatch"
+        if not self._id_context:
+            id_context = sessions.id_context_of(session)
+            # OpenSSL compares it as well, but only behind this callback. Without one it would end a handshake that asks
+            # for a certificate.
+            if self._known_id_context not in {None, id_context} or (offer.asks and not id_context):
+                return "context-mismatch"
+        try:
+            own = sessions.memory(session) is None
+        except ForeignData:
+            own = False
+        return "" if own else "undecodable"
+
+    def _caught(self, error: BaseException) -> None:
+        if isinstance(error, Exception):
+            self._shim.internal_error()
+        else:
+            interrupted(error)
+
+
+class _Offer:
+    """A session that a client offers on a connection, while a callback runs.
+
+    Nothing is read of the connection before it is needed: most ids that are none of the fleet's cost nothing.
+    """
+
+    def __init__(self, binding: Binding, ssl: int, session_id: bytes) -> None:
+        self._binding, self.ssl, self.session_id = binding, ssl, session_id
+
+    @cached_property
+    def name(self) -> bytes:
+        """The server name that the client asks for, in lower case."""
+        return requested_name(self._binding.library, self.ssl)
+
+    @cached_property
+    def expected(self) -> Expected:
+        """The context that the connection is expected to be served by."""
+        self.asks, self.digest  # noqa: B018  # like the name, for check() in another thread
+        return self._binding.expected(self.ssl, self.name)
+
+    @cached_property
+    def asks(self) -> bool:
+        """Whether the connection asks for a client certificate, as far as it is set up."""
+        return bool(self._binding.library.SSL_get_verify_mode(self.ssl) & VERIFY_PEER)
+
+    @cached_property
+    def digest(self) -> int | None:
+        """The hash that a TLS 1.3 session must have to resume; None in TLS 1.2."""
+        library = self._binding.library
+        if library.SSL_version(self.ssl) != _TLS1_3_VERSION:
+            return None
+        cipher = library.SSL_get_pending_cipher(self.ssl)
+        # Before OpenSSL has chosen one, a handshake may rest: see _on_hello.
+        return library.SSL_CIPHER_get_handshake_digest(cipher) if cipher else chosen_digest(library, self.ssl)
+
+    def check(self, envelope: Envelope) -> None:
+        """Raise Unsealable if the session may not resume; from any thread, once `expected` was read."""
+        self._binding.check(self, envelope)
+
+    def decode(self, envelope: Envelope, remaining: float) -> int:
+        """Return the session, with that many seconds of its life left; raise Unsealable if it may not resume."""
+        return self._binding.decode(self, envelope, remaining)
+
+
+class _Settings(NamedTuple):
+    """What a context had before a Binding was installed."""
+
+    callbacks: tuple[int, ...]
+    id_callback: int
+    """That of the Binding that was replaced; 0 if there was none."""
+    cache_mode: int
+    no_ticket: int
+    timeout: int
+
+
+class _Driven(threading.local):
+    """The handshake that this thread takes a step of."""
+
+    handshake: Handshake | None = None
+
+
+def _function(prototype: Any, address: int) -> Any:
+    return prototype(address) if address else None
+
+
+_numbers = itertools.count(1)
+_bindings: weakref.WeakValueDictionary[int, Binding] = weakref.WeakValueDictionary()
+_live: weakref.WeakSet[Binding] = weakref.WeakSet()
+
+
+@atexit.register
+def _leave() -> None:
+    """Unset all callbacks before the interpreter goes."""
+    for binding in list(_live):
+        # A thread may be on its way into a trampoline: they stay, the process ends anyway.
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(binding))
+        binding._unset()  # noqa: SLF001  # of this module

@@ -1,0 +1,298 @@
+"""Seals and sends while no handshake waits: one thread a process, a bounded queue, many operations in one Batch."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import logging
+import threading
+import time
+import weakref
+from collections import deque
+from itertools import islice
+from typing import TYPE_CHECKING, NamedTuple
+
+from resumed._client.store import BATCH_OPERATIONS, Operation, Put, Remove, SessionStore
+from resumed._exceptions import LimitExceeded, StoreError
+from resumed._process.fork import renew_after_fork
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from resumed._policy.stats import Recorder
+
+QUEUE_BYTES = 16 << 20
+"""What may wait to be sent, in bytes; beyond that Puts and Removes are dropped, and counted."""
+LINGER = 0.003
+"""Seconds to wait for company before a Batch is sent. A Batch costs about what a resumption does, whatever it carries,
+so a busy frontend shares it among its handshakes; clients that come back sooner are asked for again (see shim.py)."""
+BATCH_DEADLINE = 1.0
+"""Seconds that a Batch may take; nobody waits for it."""
+RETRY_SECONDS, LONGEST_RETRY_SECONDS = 0.05, 0.8
+"""Seconds after which a Batch that failed is sent again; twice as long each time in a row, up to the second number."""
+PATIENCE = 3
+"""How many Batches in a row fail until close() gives up what is left."""
+
+EXIT_SECONDS = 1.0
+"""Seconds that the end of the interpreter waits for what is not sent yet."""
+
+_OVERHEAD = 256  # an entry's own memory, roughly, beside its value
+_MOST_REMOVED = 16_384
+"""How many removals are remembered beside those in the queue: what this process removed resumes in it no more."""
+
+_log = logging.getLogger("resumed")
+
+
+class Outgoing(NamedTuple):
+    """A Put, or a Remove where `value` is None."""
+
+    key: bytes
+    value: bytes | None
+    """The serialized session, not sealed yet."""
+    not_after: int
+    """When the session's life ends, in Unix seconds: waiting in the queue does not prolong it."""
+    reason: str
+    """For a Remove, why: it is counted under this reason."""
+    issued: float = 0.0
+    """When the session was negotiated, in Unix seconds: waiting in the queue does not bring it past a purge."""
+    report: Callable[[bool], None] | None = None
+    """For a Remove: called with whether the store acknowledged it."""
+
+    def __repr__(self) -> str:
+        """Show nothing of the session."""
+        return "Outgoing(Remove)" if self.value is None else "Outgoing(Put)"
+
+
+class Sender:
+    """Sends in the order of submit(). Its thread starts when there is something to do.
+
+    Args:
+        store: Where to.
+        recorder: Counts what became of each Put and Remove.
+        clock: Unix seconds.
+        seal: Makes the stored value of a store key, a serialized session and its not_after. It is cheaper here, one
+            behind the other, than in a handshake, which would find nothing of it in the processor's caches.
+        limited: Told when a Batch is refused because of a limit.
+    """
+
+    def __init__(
+        self,
+        store: SessionStore,
+        recorder: Recorder,
+        clock: Callable[[], float],
+        seal: Callable[[bytes, bytes, int], bytes],
+        limited: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._store, self._recorder, self._clock, self._seal = store, recorder, clock, seal
+        self._limited = limited
+        self._removed: dict[bytes, bool] = {}  # the last removals, and whether the store acknowledged them
+        self._begin()
+        renew_after_fork(self)
+        _senders.add(self)
+
+    def _begin(self) -> None:
+        self._changed = threading.Condition()
+        self._queue: deque[Outgoing] = deque()
+        self._batch: list[Outgoing] = []  # the first of the queue, sealed, until they are sent
+        self._bytes = 0
+        self._removing: set[bytes] = set()  # of the Removes in the queue
+        self._submitted = 0
+        self._finished = 0
+        self._urgent = 0
+        self._failures = 0  # in a row
+        self._retry = RETRY_SECONDS
+        self._idle = False
+        self._closing = False
+        self._thread: threading.Thread | None = None
+
+    def submit(self, outgoing: Outgoing, *, urgent: bool = False) -> int:
+        """Queue `outgoing` and return its number for wait(), or 0 if there was no room.
+
+        Args:
+            outgoing: What to send.
+            urgent: Whether somebody waits for it, so that it should not linger for company.
+        """
+        size = _size(outgoing)
+        with self._changed:
+            if not self._closing and self._bytes + size <= QUEUE_BYTES:
+                self._queue.append(outgoing)
+                self._bytes += size
+                if outgoing.value is None:
+                    self._removing.add(outgoing.key)
+                self._submitted += 1
+                if urgent:
+                    self._urgent = self._submitted
+                # A thread that lingers or sends finds it in the queue: to wake it would cost this handshake its turn.
+                if urgent or self._idle or self._thread is None or len(self._queue) >= BATCH_OPERATIONS:
+                    self._wake()
+                return self._submitted
+        self._ended(outgoing, "dropped")
+        return 0
+
+    def is_removed(self, key: bytes) -> bool:
+        """Return whether this process has submitted a Remove of a session, whatever has become of it."""
+        return key in self._removing or key in self._removed
+
+    @property
+    def answered(self) -> bool:
+        """Whether the last Batch was carried out, if there was any."""
+        return self._retry == RETRY_SECONDS
+
+    def wait(self, number: int, timeout: float) -> bool:
+        """Wait until what submit() numbered so was sent or given up; return False if `timeout` seconds passed first."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self._finished >= number, timeout)
+
+    def flush(self, timeout: float) -> bool:
+        """Send all that was submitted so far at once.
+
+        Returns:
+            Whether that was done within `timeout` seconds, and the store has acknowledged all removals. One that it
+            refused, or that was dropped, counts until it is submitted again.
+        """
+        with self._changed:
+            self._urgent = last = self._submitted
+            self._changed.notify_all()
+            return self.wait(last, timeout) and all(list(self._removed.values()))
+
+    def close(self, timeout: float) -> None:
+        """Accept nothing more, and wait up to `timeout` seconds until all is sent.
+
+        What is not sent by then the thread still sends, if the store answers; then it disconnects and ends.
+        """
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+            thread = self._thread
+            if thread:
+                self._changed.wait_for(lambda: not self._queue or self._failures >= PATIENCE, timeout)
+        if thread is None:
+            self._end()
+
+    def after_fork_in_child(self) -> None:
+        """Begin with an empty queue: what was in it the parent sends."""
+        self._removed |= dict.fromkeys(self._removing, True)
+        self._begin()
+
+    def _wake(self) -> None:
+        if self._thread is None and not self._closing:
+            thread = threading.Thread(target=self._run, name="resumed-sender", daemon=True)
+            with contextlib.suppress(RuntimeError):  # the system has no thread now: the next one to submit tries again
+                thread.start()
+                self._thread = thread
+        self._changed.notify_all()
+
+    def _run(self) -> None:
+        while self._await_work():
+            try:
+                self._send()
+            except Exception:  # noqa: BLE001  # a defect must not end the thread: all later Puts would be lost in silence
+                _log.exception("sending to the store failed")
+                self._pause()
+        self._end()
+
+    def _end(self) -> None:
+        """Give up what is not sent, and disconnect."""
+        with self._changed:
+            left = list(self._queue)
+            self._forget(len(left))
+        for outgoing in left:
+            self._ended(outgoing, "dropped")
+        self._store.close()
+
+    def _await_work(self) -> bool:
+        with self._changed:
+            while True:
+                # Even with nothing to do yet: while handshakes go on, none of them has to wake this thread.
+                self._changed.wait_for(
+                    lambda: self._urgent > self._finished or len(self._queue) >= BATCH_OPERATIONS or self._closing,
+                    LINGER,
+                )
+                if self._queue or self._closing:
+                    return bool(self._queue) and not (self._closing and self._failures >= PATIENCE)
+                self._idle = True
+                self._changed.wait_for(lambda: self._queue or self._closing)
+                self._idle = False
+
+    def _send(self) -> None:
+        if not self._batch:
+            with self._changed:
+                batch = list(islice(self._queue, BATCH_OPERATIONS))
+            self._batch = [self._sealed(outgoing) for outgoing in batch]
+        batch, now = self._batch, self._clock()
+        operations = [_operation(outgoing, now) for outgoing in batch]
+        try:
+            results = iter(self._store.batch([each for each in operations if each], deadline=BATCH_DEADLINE))
+        except StoreError as error:
+            # Everything stays as it is, in its order: ids are write-once, so sending the same twice does no harm.
+            _log.debug("sending to the store failed: %s", error)
+            if isinstance(error, LimitExceeded):
+                self._limited()
+            else:
+                self._failures += 1
+            self._pause()
+            return
+        self._failures, self._retry = 0, RETRY_SECONDS
+        for outgoing, operation in zip(batch, operations, strict=True):
+            refused = isinstance(next(results), StoreError) if operation else False
+            self._ended(outgoing, "expired" if operation is None else "refused" if refused else "sent")
+        with self._changed:
+            self._forget(len(batch))
+
+    def _forget(self, number: int) -> None:
+        """Take so many out of the queue, which have ended; called with the lock."""
+        for _ in range(number):
+            outgoing = self._queue.popleft()
+            self._bytes -= _size(outgoing)
+            if outgoing.value is None:
+                self._removing.discard(outgoing.key)
+        self._batch = []
+        self._finished += number
+        self._changed.notify_all()
+
+    def _ended(self, outgoing: Outgoing, outcome: str) -> None:
+        """Count what became of a Put or Remove, and report it."""
+        if outgoing.value is not None:
+            self._recorder.count("puts", "stored" if outcome == "sent" else outcome)
+            return
+        self._recorder.count("removals", outgoing.reason if outcome == "sent" else outcome)
+        with self._changed:
+            self._removed[outgoing.key] = outcome == "sent"
+            if len(self._removed) > _MOST_REMOVED:
+                with contextlib.suppress(RuntimeError):  # the garbage collector has ended a connection just now
+                    self._removed.pop(next(iter(self._removed)), None)
+        if outgoing.report:
+            outgoing.report(outcome == "sent")
+
+    def _pause(self) -> None:
+        seconds, self._retry = self._retry, min(2 * self._retry, LONGEST_RETRY_SECONDS)
+        with self._changed:
+            closing = self._closing
+            self._changed.wait_for(lambda: self._closing and not closing, seconds)
+
+    def _sealed(self, outgoing: Outgoing) -> Outgoing:
+        value = outgoing.value
+        return (
+            outgoing if value is None else outgoing._replace(value=self._seal(outgoing.key, value, outgoing.not_after))
+        )
+
+
+def _size(outgoing: Outgoing) -> int:
+    return _OVERHEAD + len(outgoing.value or b"")
+
+
+def _operation(outgoing: Outgoing, now: float) -> Operation | None:
+    if outgoing.value is None:
+        return Remove(outgoing.key)
+    ttl = outgoing.not_after - now
+    return Put(outgoing.key, outgoing.value, ttl, outgoing.issued) if ttl > 0 else None
+
+
+_senders: weakref.WeakSet[Sender] = weakref.WeakSet()
+
+
+@atexit.register
+def _send_the_rest() -> None:
+    end = time.monotonic() + EXIT_SECONDS
+    for sender in list(_senders):
+        sender.close(max(0.0, end - time.monotonic()))

@@ -1,0 +1,1 @@
+"""Calls to the store: HTTP/2 over TCP, TLS or a unix socket, and the pool of connections."""

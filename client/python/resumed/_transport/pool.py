@@ -1,0 +1,406 @@
+"""Connections to a store that may be several servers: kept for reuse, made ahead, used in turns; names looked up again.
+
+Who has a call to make takes a connection that is free, of the next server in turn that has one. New ones are made by
+short-lived threads: for the next call if another server had one free, for those who wait if none had. So no call waits
+for a server that is slow or away while another one can answer, and what is ready too late for a call is there for the
+next. A server that cannot be reached is left alone for a moment, so that an outage costs the next calls nothing.
+"""
+
+from __future__ import annotations
+
+import itertools
+import socket
+import threading
+import time
+import weakref
+from collections import deque
+from typing import TYPE_CHECKING
+
+from resumed import _exceptions as errors
+from resumed._process.fork import renew_after_fork
+from resumed._transport.http2 import Broken, Connection
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import Callable, Sequence
+
+    from resumed._transport.target import SocketAddress, Target
+    from resumed._transport.tls import Credentials
+
+IDLE_SECONDS = 60.0
+"""How long a connection is kept that nobody used."""
+RESOLVE_SECONDS = 1.0
+"""How long addresses count as current once a connection was lost: new servers are found when old ones go."""
+CONNECT_SECONDS = 5.0
+"""How long a connection may take to be made."""
+
+_FIRST_REST, _LONGEST_REST, _LONGEST_REST_ALONE = 0.05, 5.0, 0.4
+
+
+class Server:
+    """One address of the store, and the connections to it that are free.
+
+    Attributes:
+        where: The address.
+        connecting: How many connections are being made.
+        failure: Why it could not be reached.
+        defect: The exception that no server is to blame for, if the last attempt ended with one.
+        gone: Whether it is none of the target's any more.
+    """
+
+    def __init__(self, where: SocketAddress) -> None:
+        self.where = where
+        self.connecting = 0
+        self.failure = ""
+        self.defect: Exception | None = None
+        self.gone = False
+        self._free: deque[tuple[Connection, float]] = deque()  # since when; the one used last is at the end
+        self._rest = 0.0
+        self._rests_until = 0.0
+
+    @property
+    def resting(self) -> bool:
+        """Whether it could not be reached a moment ago."""
+        return self._rest > 0 and time.monotonic() < self._rests_until
+
+    def take(self) -> Connection | None:
+        """Take a connection, which may have ended meanwhile; one that nobody used for long may have, unnoticed."""
+        while True:
+            try:
+                connection, since = self._free.pop()
+            except IndexError:
+                return None
+            if time.monotonic() - since <= IDLE_SECONDS:
+                return connection
+            connection.close()
+
+    def close_idle(self, since: float) -> None:
+        """Close what nobody has used since then, as time.monotonic(): a middlebox may have forgotten all of it."""
+        while True:
+            try:
+                connection, used = self._free[0]  # the one used last is at the end
+                if used >= since:
+                    return
+                self._free.remove((connection, used))
+            except (IndexError, ValueError):
+                return  # another thread took it, and those behind it were used later
+            connection.close()
+
+    def give_back(self, connection: Connection) -> None:
+        """Keep a connection for the next call, and close one that nobody needed for long."""
+        now = time.monotonic()
+        if self.gone:
+            connection.close()
+            return
+        self._free.append((connection, now))
+        try:
+            oldest, since = self._free[0]
+            if now - since > IDLE_SECONDS:
+                self._free.remove((oldest, since))
+                oldest.close()
+        except (IndexError, ValueError):
+            pass  # another thread took it
+
+    def reached(self) -> None:
+        """Note that it could be reached."""
+        self._rest, self.defect = 0.0, None
+
+    def unreachable(self, reason: str, *, alone: bool) -> None:
+        """Leave it alone for a while, longer each time."""
+        self.failure = reason
+        if not self.resting:  # or many who try at once would count as many times
+            self._rest = min(max(2 * self._rest, _FIRST_REST), _LONGEST_REST_ALONE if alone else _LONGEST_REST)
+            self._rests_until = time.monotonic() + self._rest
+
+    def dismiss(self) -> None:
+        """Close what is free, and what will be."""
+        self.gone = True
+        while connection := self.take():
+            connection.close()
+
+
+class Connections:
+    """The servers behind one target. Thread-safe; connects when first used, and anew in a forked child.
+
+    Args:
+        target: Their name.
+        credentials: For TLS; None for none.
+    """
+
+    def __init__(self, target: Target, credentials: Credentials | None) -> None:
+        self._target, self._credentials = target, credentials
+        self._servers: tuple[Server, ...] = ()
+        self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()  # whatever is under way on them
+        self._begin()
+        renew_after_fork(self)
+
+    def _begin(self) -> None:
+        self._lock = threading.Lock()  # of the names
+        self._turn = itertools.count()
+        self._resolver: threading.Thread | None = None
+        self._resolved = float("-inf")
+        self._unresolved = "its name does not resolve in time"
+        self._news = threading.Condition()  # a connection is free, or could not be made
+        self._waiting = 0
+
+    def take(self, end: float) -> tuple[Server, Connection]:
+        """Return a connection, of the server whose turn it is if possible; it is to be given back, or closed.
+
+        Args:
+            end: When the time is up, as time.monotonic().
+
+        Raises:
+            StoreError: There is none in time.
+            RuntimeError: There is none because of a defect, of this program or of what it is called with.
+        """
+        while True:
+            servers = self._servers or self._resolve_first(end)
+            if len(servers) > 1:
+                turn = next(self._turn) % len(servers)
+                servers = servers[turn:] + servers[:turn]
+            if found := self._free(servers) or self._awaited(servers, end):
+                return found
+
+    def give_back(self, server: Server, connection: Connection) -> None:
+        """Let others have a connection that is good for another call."""
+        server.reached()
+        server.give_back(connection)
+        if self._waiting:
+            with self._news:
+                self._news.notify_all()
+
+    def lost(self) -> None:
+        """Note that a connection failed or was ended: there may be other servers now."""
+        self._resolve_soon()
+
+    def silent(self, server: Server, since: float) -> None:
+        """Note that a call got no answer from a server, which began then, as time.monotonic().
+
+        Its idle connections of before may be as dead. Where there are other servers, this one is left alone for a
+        while: a process that hangs still accepts connections.
+        """
+        server.close_idle(since)
+        if len(self._servers) > 1:
+            with self._news:
+                self._failed(server, "no answer in time")
+        else:
+            self.lost()
+
+    def unavailable(self, server: Server) -> bool:
+        """Note that a server answers that it is unavailable; return whether there are other ones to be asked."""
+        with self._news:
+            if len(self._servers) > 1:
+                self._failed(server, "it answers that it is unavailable")
+            return any(not each.resting for each in self._servers if each is not server)
+
+    def close(self) -> None:
+        """Close all connections; those in use when their calls end. The next call opens another one."""
+        with self._lock:
+            servers, self._servers = self._servers, ()
+        for server in servers:
+            server.dismiss()
+
+    def after_fork_in_child(self) -> None:
+        """Leave the parent's connections to the parent."""
+        for each in list(self._sockets):
+            each.close()  # this process' descriptor, which says nothing to the peer
+        for server in self._servers:
+            server.dismiss()
+        self._servers = ()
+        self._begin()
+
+    def _free(self, servers: Sequence[Server]) -> tuple[Server, Connection] | None:
+        """Return a connection that is free and good, if any server has one."""
+        context = self._credentials.context() if self._credentials else None
+        if len(servers) > 1:
+            servers = sorted(servers, key=lambda server: server.resting)  # those that are well come first
+        for server in servers:
+            while connection := server.take():
+                if connection.tls_context is not context:
+                    connection.close()  # of certificates that have been replaced
+                elif connection.reusable():
+                    if server is not servers[0]:
+                        self._connect_ahead(servers[0])
+                    return server, connection
+                else:
+                    connection.close()
+                    self.lost()
+        return None
+
+    def _awaited(self, servers: Sequence[Server], end: float) -> tuple[Server, Connection] | None:
+        """Wait until any server has a connection; return None if these are the target's servers no longer."""
+        with self._news:
+            self._waiting += 1
+            try:
+                found, failure = self._made(servers, end)
+            finally:
+                self._waiting -= 1
+        if found:
+            return found
+        for server in servers:
+            if server.defect:
+                raise RuntimeError(f"connecting to {self._target.authority} failed") from server.defect
+        if time.monotonic() >= end:
+            raise errors.StoreTimeout(f"{self._target.authority}: {failure}")
+        if any(server.gone for server in servers):
+            return None
+        raise errors.StoreUnavailable(f"{self._target.authority}: {failure}")
+
+    def _made(self, servers: Sequence[Server], end: float) -> tuple[tuple[Server, Connection] | None, str]:
+        """Have one server after the other make a connection; return the first, or what went wrong last."""
+        failure, asked = "it could not be reached a moment ago", []
+        for tried, server in enumerate(servers):
+            if server.resting:
+                continue
+            asked.append(server)
+            now = time.monotonic()
+            if found := self._made_by(server, servers, now + (end - now) / (len(servers) - tried)):
+                return found, ""
+            failure = server.failure or failure
+        while any(server.connecting for server in asked) and (left := end - time.monotonic()) > 0:
+            self._news.wait(left)  # for those that were slow
+            if found := self._free(servers):
+                return found, ""
+        return None, failure
+
+    def _made_by(self, server: Server, servers: Sequence[Server], end: float) -> tuple[Server, Connection] | None:
+        """Have a server make a connection, and return that, or one that any server has sooner."""
+        while not (server.resting or server.gone):
+            if found := self._free(servers):
+                return found
+            left = end - time.monotonic()
+            if left <= 0:
+                if server.connecting:  # and may still succeed; the next calls ask others first
+                    self._failed(server, "no connection in time")
+                break
+            if server.connecting < self._waiting:
+                self._connect_soon(server, end)
+            else:
+                self._news.wait(left)
+        return None
+
+    def _connect_ahead(self, server: Server) -> None:
+        """Have a connection to this server for the next call."""
+        with self._news:
+            if not (server.connecting or server.resting):
+                self._connect_soon(server, time.monotonic() + CONNECT_SECONDS)
+
+    def _connect_soon(self, server: Server, end: float) -> None:
+        """Make a connection in the background, or until `end` where that is impossible; called with the lock."""
+        server.connecting += 1
+        if not _started(self._make, server, CONNECT_SECONDS):
+            self._make(server, end - time.monotonic())
+
+    def _make(self, server: Server, seconds: float) -> None:
+        """Make a connection, and tell those who wait."""
+        connection, failure, defect = None, "", None
+        try:
+            connection = self._connect(server.where, time.monotonic() + seconds)
+        except (OSError, Broken) as error:
+            failure = _reason(error)
+        except Exception as error:  # noqa: BLE001 - those who wait have to hear of it
+            failure, defect = _reason(error), error
+        with self._news:
+            server.connecting -= 1
+            server.defect = defect
+            if connection is None:
+                self._failed(server, failure)
+            else:
+                server.reached()
+                server.give_back(connection)
+                self._news.notify_all()
+
+    def _failed(self, server: Server, reason: str) -> None:
+        """Note that a server could not be reached, and tell those who wait; called with the lock."""
+        server.unreachable(reason, alone=len(self._servers) == 1)
+        self._news.notify_all()
+        self.lost()
+
+    def _connect(self, where: SocketAddress, end: float) -> Connection:
+        family, address = where
+        opened = socket.socket(family, socket.SOCK_STREAM)
+        self._sockets.add(opened)
+        try:
+            opened.settimeout(max(end - time.monotonic(), 0.001))
+            opened.connect(address)
+            if family != socket.AF_UNIX:
+                opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if self._credentials:
+                name = self._credentials.server_name or self._target.host
+                opened = secured = self._credentials.context().wrap_socket(opened, server_hostname=name)
+                self._sockets.add(secured)
+                _require_http2(secured)
+            return Connection(opened)
+        except BaseException:
+            opened.close()
+            raise
+
+    def _resolve_first(self, end: float) -> tuple[Server, ...]:
+        """Look the target's name up; wait for that until `end`."""
+        resolver = self._resolve_soon()
+        if resolver is not None:
+            resolver.join(max(0.0, end - time.monotonic()))
+        if not self._servers:
+            raise errors.StoreUnavailable(f"{self._target.authority}: {self._unresolved}")
+        return self._servers
+
+    def _resolve_soon(self) -> threading.Thread | None:
+        """Look the target's name up in the background, unless that is under way or was done a moment ago."""
+        with self._lock:
+            if self._target.literal:
+                if not self._servers:
+                    self._take_over(self._target.resolve())
+                return None
+            if self._resolver is None and time.monotonic() - self._resolved > (
+                RESOLVE_SECONDS if self._servers else 0.0
+            ):
+                self._resolver = _started(self._resolve)
+            return self._resolver
+
+    def _resolve(self) -> None:
+        addresses: list[SocketAddress] = []
+        try:
+            addresses = self._target.resolve()
+        except OSError as error:
+            self._unresolved = f"its name does not resolve ({error.strerror})"
+        with self._lock:
+            added = self._take_over(addresses)
+            self._resolver = None
+        for server in added:
+            self._connect_ahead(server)
+
+    def _take_over(self, addresses: list[SocketAddress]) -> list[Server]:
+        """Make `addresses` the target's, unless there are none: those known before are better than nothing.
+
+        Returns the servers that joined others, since calls would find connections to those only.
+        """
+        self._resolved = time.monotonic()
+        if not addresses:
+            return []
+        before = self._servers
+        known = {server.where: server for server in before}
+        self._servers = tuple(known.get(where) or Server(where) for where in addresses)
+        for server in set(before) - set(self._servers):
+            server.dismiss()
+        return [server for server in self._servers if server not in before] if before else []
+
+
+def _require_http2(secured: ssl.SSLSocket) -> None:
+    if secured.selected_alpn_protocol() != "h2":
+        raise ConnectionError("what listens there speaks TLS, but no gRPC")
+
+
+def _started(work: Callable[..., None], *arguments: object) -> threading.Thread | None:
+    """Start a thread; an interpreter that is about to end starts none."""
+    thread = threading.Thread(target=work, args=arguments, name="resumed-connector", daemon=True)
+    try:
+        thread.start()
+    except RuntimeError:
+        return None
+    return thread
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, TimeoutError):
+        return "no connection in time"
+    return getattr(error, "verify_message", "") or getattr(error, "strerror", "") or str(error) or type(error).__name__
