@@ -56,15 +56,15 @@ reference: setup ## Write docs/configuration.md from the code, the chart and wha
 
 .PHONY: faults
 faults: setup servers faketime ## Break the store in every way under live TLS traffic: what clients and operators see (FAULTS=--help)
-	$(BIN)/python tests/faults/run.py $(FAULTS)
+	$(BIN)/python tests/chaos/run.py $(FAULTS)
 
 .PHONY: dump
 dump: setup ## Fill stores with 10,000 real sessions, and look for their secrets in all memory and files (DUMP=--help)
-	$(BIN)/python tests/security/dump.py $(DUMP)
+	$(BIN)/python tests/chaos/dump.py $(DUMP)
 
 .PHONY: rotation
 rotation: setup ## Rotate certificates, grants and keyrings under 1,000 handshakes a minute: nothing fails (ROTATION=--help)
-	$(BIN)/python tests/security/rotation.py $(ROTATION)
+	$(BIN)/python tests/chaos/rotation.py $(ROTATION)
 
 $(BIN)/.installed-bench: $(BIN)/.installed
 	$(BIN)/python -m pip install --quiet --editable '.[dev,bench]'
@@ -76,7 +76,7 @@ peers: # Of those that `make bench` compares with
 
 .PHONY: bench-frontends
 bench-frontends: # As far as there are tools for them; the bench says what it left out. Lines with MAKE run in a --dry-run, too
-	@! command -v go >/dev/null || go build -C tests/frontends/go -o $(CURDIR)/$(BUILD)/frontends/go-frontend .
+	@! command -v go >/dev/null || go build -C tests/conformance/go -o $(CURDIR)/$(BUILD)/frontends/go-frontend .
 	@! command -v npm >/dev/null || $(MAKE) --no-print-directory node-package
 	@! command -v cargo >/dev/null || cargo build --quiet --release --locked --manifest-path client/rust/Cargo.toml --example server
 	@! command -v cargo >/dev/null || cargo build --quiet --release --locked --manifest-path client/c/Cargo.toml --workspace
@@ -84,7 +84,7 @@ bench-frontends: # As far as there are tools for them; the bench says what it le
 
 .PHONY: bench
 bench: setup servers peers $(BIN)/.installed-bench $(if $(filter frontends,$(or $(ONLY),frontends)),bench-frontends) ## Measure all that docs/performance shows (QUICK=1 for a look; ONLY="sources peers" ...)
-	$(BIN)/python tests/performance/bench/run.py $(if $(QUICK),--quick --output $(BUILD)/bench) $(if $(ONLY),--only $(ONLY))
+	$(BIN)/python benchmarks/bench/run.py $(if $(QUICK),--quick --output $(BUILD)/bench) $(if $(ONLY),--only $(ONLY))
 
 $(BIN)/.installed-fuzz: $(BIN)/.installed
 	$(BIN)/python -m pip install --quiet --editable '.[dev,fuzz]'
@@ -99,8 +99,8 @@ $(BUILD)/sslyze/bin/.installed: Makefile
 MINUTES ?= 5
 .PHONY: fuzz
 fuzz: setup $(BIN)/.installed-fuzz $(BUILD)/sslyze/bin/.installed ## Fuzz all that reads foreign bytes, for MINUTES=5 in all (FUZZ=--help)
-	$(BIN)/python -m pytest -q tests/fuzz
-	$(BIN)/python tests/fuzz/run.py --minutes $(MINUTES) $(FUZZ)
+	$(BIN)/python -m pytest -q fuzz
+	$(BIN)/python fuzz/run.py --minutes $(MINUTES) $(FUZZ)
 
 $(BIN)/.installed-monitoring: $(BIN)/.installed
 	$(BIN)/python -m pip install --quiet --editable '.[dev,monitoring]'
@@ -122,12 +122,12 @@ $(BUILD)/grpcio-next/bin/.installed: pyproject.toml
 grpcio-next: $(BUILD)/grpcio-next/bin/.installed servers ## Test the newest grpcio, release candidates included, under the server
 	$(BUILD)/grpcio-next/bin/pip install --quiet --upgrade --pre grpcio
 	$(BUILD)/grpcio-next/bin/python -c 'import grpc; print("grpcio", grpc.__version__)'
-	$(BUILD)/grpcio-next/bin/python -m pytest -n 2 tests/unit/test_private_grpcio.py tests/unit/test_pool.py \
-	  tests/unit/test_decoding.py tests/unit/test_parting.py tests/unit/test_native.py tests/contract/test_wire.py tests/contract/test_limits.py
+	$(BUILD)/grpcio-next/bin/python -m pytest -n 2 tests/server/rpc/test_grpcio_private.py tests/server/rpc/test_executor.py \
+	  tests/server/rpc/test_decoding.py tests/server/rpc/test_parting.py tests/server/rpc/test_native_server.py tests/server/rpc/test_wire.py tests/server/rpc/test_limits.py
 
 .PHONY: fairness
 fairness: setup ## Measure what one tenant notices of another that floods the store (FAIRNESS=--help)
-	$(BIN)/python tests/performance/fairness.py $(FAIRNESS)
+	$(BIN)/python tests/chaos/fairness.py $(FAIRNESS)
 
 .PHONY: lint
 lint: setup ## Run the linters and the type checker; check that the stubs are current
@@ -347,8 +347,8 @@ audit: $(BIN)/.installed-deploy ## Ask the package index for known vulnerabiliti
 	$(BIN)/pip-audit --require-hashes --disable-pip --requirement deploy/docker/image.lock
 
 .PHONY: frontends
-frontends: setup ## Hold a server of each language to tests/frontends/behaviour.toml; the matrix goes into docs/languages.md (FRONTENDS=--help)
-	$(BIN)/python tests/frontends/run.py $(or $(FRONTENDS),--write)
+frontends: setup ## Hold a server of each language to tests/conformance/behaviour.toml; the matrix goes into docs/languages.md (FRONTENDS=--help)
+	$(BIN)/python tests/conformance/run.py $(or $(FRONTENDS),--write)
 
 .PHONY: stopwatch
 stopwatch: setup ## Time README's first steps, from a fresh clone to a frontend of one's own (STOPWATCH="--debian bookworm")

@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import resumed
+from chaos.traffic import Traffic
 from deploy.cluster import Cluster, Rollout, workload
 from deploy.frontend import JOURNAL
 from deploy.kubernetes import kustomized
-from faults.traffic import Traffic
 from support.mtls import Authority, Files, grant
 from support.redis import valkey_server
 from support.tls import CERTIFICATE, STACKS
@@ -33,7 +33,7 @@ from support.tls import CERTIFICATE, STACKS
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from faults.rig import Rig
+    from chaos.rig import Rig
 
 BEFORE, AFTER = 10.0, 5.0
 """Seconds of traffic."""

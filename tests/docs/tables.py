@@ -13,12 +13,12 @@ ELSEWHERE = {
     "openssl s_client -quiet": "test_quick_start.py",
     "resumed locally": "no command: the heading of a column",
     # What asks the network or the user's own machine.
-    "pip install": "asks the network; that the extras exist is tested here, what they bring by CI's `make setup`",
-    "resumed --install-completion": "changes the user's shell; tests/integration/test_commands.py has shells complete",
+    "pip install": "asks the network; the extras are tested here, what they bring by CI's `make setup`",
+    "resumed --install-completion": "changes the shell; completion is tested in tests/end_to_end/cli/test_commands.py",
     "buf generate": "needs a plugin for Java; `make stubs-go` and `make stubs-node` do the same with theirs",
     "buf lint": "`make lint`, in CI",
-    "buf build": "tests/unit/test_contract.py",
-    "kill -9": "named; tests/faults do it",
+    "buf build": "tests/server/rpc/test_contract.py",
+    "kill -9": "named; tests/chaos do it",
     "systemctl restart": "needs systemd",
     "redis-cli --latency": "advice about a Redis that is not ours",
     # Containers and clusters: `make image-test` and `make deploy-test` do the same without an engine and a cluster.
@@ -68,8 +68,8 @@ BEFORE = {
 NO_COMMANDS = {
     # First lines of blocks that are not commands: what they are.
     "protos/resumed/v1/": "a map of the tree",
-    "ACL SETUSER": "a command of Redis: tests/contract/test_redis.py has the same permissions",
-    "the frontend at": "what `resumed doctor` prints: tests/integration/test_doctor.py",
+    "ACL SETUSER": "a command of Redis: tests/server/storage/test_redis.py has the same permissions",
+    "the frontend at": "what `resumed doctor` prints: tests/end_to_end/cli/test_doctor.py",
     "[[grant]]": "a file of grants: every command here that takes one is given those of docs/store.md",
     "[[limit]]": "a file of limits",
 }

@@ -28,7 +28,7 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import resumed
-from frontends.liar import Liar, lying_store
+from conformance.liar import Liar, lying_store
 from preload.servers import ROOT, context_files, serving, settings
 from resumed_server.cli.tls_client import Client, Endpoint, Failed
 from support.server import running_server

@@ -1,6 +1,6 @@
 """Debian's TLS servers, unmodified, with libresumed under them or without.
 
-As a program it is one such server for tests/frontends: `servers.py nginx --certificate FILE --target HOST:PORT
+As a program it is one such server for tests/conformance: `servers.py nginx --certificate FILE --target HOST:PORT
 --namespace NAME --keyring FILE` says on which port of 127.0.0.1 it listens, and serves until it is told to end.
 """
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import resumed
-from frontends.client import Client
+from conformance.client import Client
 from preload.servers import ROOT, context_files
 from support.tls import CA, VERSIONS
 

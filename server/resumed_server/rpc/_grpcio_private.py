@@ -1,7 +1,7 @@
 """All that this server uses of grpcio and grpcio promises to nobody.
 
 grpcio passes every call to its executor, as a function that answers it and that function's arguments. What they are is
-said here alone, and tests/unit/test_private_grpcio.py pins it. A new grpcio may change it without a word: so each
+said here alone, and tests/server/rpc/test_grpcio_private.py pins it. A new grpcio may change it without a word: so each
 server tries it out before it serves (selftest.py), and does without where it is not as expected (plain.py).
 """
 

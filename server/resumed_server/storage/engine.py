@@ -6,7 +6,7 @@ losing an entry is harmless, since the client then makes a full handshake. So an
 restarted, failed over), but it must never resurrect one, and `take` must hand a session to one caller at most.
 
 Engines know nothing of gRPC and check no limits: namespaces, keys, values and times to live arrive valid. Every engine
-passes `tests/contract/engine_suite.py`.
+passes `tests/server/storage/engine_suite.py`.
 """
 
 from __future__ import annotations

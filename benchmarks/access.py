@@ -1,0 +1,124 @@
+"""What TLS and grants cost a Get: `python benchmarks/access.py`.
+
+Servers of one process each, alike but for their protection, answer the same client in turns, over one connection. What
+counts is the CPU time that the server's process took for a call, since the wall clock belongs to everybody.
+"""
+
+# ruff: noqa: T201 - it prints what it measured
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import statistics
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import grpc
+
+sys.path.extend(str(Path(__file__).parents[1] / folder) for folder in ("tests", "."))
+
+from resumed.v1 import session_store_pb2 as pb
+from resumed.v1.session_store_pb2_grpc import SessionStoreServiceStub
+from resumed_server.auth import tls as credentials
+from resumed_server.auth.authorizer import Granted
+from resumed_server.auth.grants import followed as followed_grants
+from resumed_server.auth.tls import Credentials
+from resumed_server.limits.enforcer import Budgets
+from support.mtls import Authority, Files, channel, grant
+from support.server import running_server
+
+if TYPE_CHECKING:
+    from support.server import RunningServer
+
+SHOP = "spiffe://example.org/shop"
+OTHERS = 100
+"""Grants before the one that matters: a decision is made once, so they must cost nothing."""
+KEY = b"k" * 32
+
+
+def cpu_seconds(server: RunningServer) -> float:
+    """Return the CPU time that a server has taken so far."""
+    fields = Path(f"/proc/{server.process.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def check_alone(authority: Authority, grants: str) -> list[float]:
+    """Return what asking for a grant takes within a call over TLS, in microseconds."""
+    took = []
+    with tempfile.TemporaryDirectory() as directory:
+        files = Files(Path(directory)).write(authority.server(), authority.pem, grants)
+        tls = credentials.followed(*files.options[1:6:2])
+        granted = followed_grants(files.options[7])
+        access = Granted(granted, Budgets(None, granted))
+
+        def get(_request: bytes, context: grpc.ServicerContext) -> bytes:
+            for _ in range(200):
+                started = time.perf_counter()
+                for _ in range(100):
+                    access.caller(context).demand("get", "shop")
+                took.append((time.perf_counter() - started) / 100 * 1e6)
+            return b""
+
+        server = grpc.server(ThreadPoolExecutor(1))
+        server.add_registered_method_handlers("measured", {"Get": grpc.unary_unary_rpc_method_handler(get)})
+        port = server.add_secure_port("127.0.0.1:0", Credentials(tls, renewal=600).for_one_port())
+        server.start()
+        with channel(f"127.0.0.1:{port}", authority.pem, authority.issue(SHOP)) as connection:
+            call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = connection.unary_unary("/measured/Get")
+            call(b"")
+        server.stop(None)
+    return sorted(took)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--calls", type=int, default=5_000, help="a round and server")
+    arguments = parser.parse_args()
+    authority = Authority()
+    pem = authority.issue(SHOP)
+    grants = "".join(grant(f"spiffe://example.org/other-{n}", ["*"], ["get"]) for n in range(OTHERS))
+    grants += grant(SHOP, ["shop"], ["put", "get"])
+    alone = check_alone(authority, grants)
+    print(f"asking for a grant: {statistics.median(alone):.2f} us ({alone[0]:.2f} at best), within a call")
+    kinds: dict[str, tuple[RunningServer, SessionStoreServiceStub]] = {}
+    with contextlib.ExitStack() as held:
+        for kind in ("plaintext", "mutual TLS", "mutual TLS and grants"):
+            files = Files(Path(held.enter_context(tempfile.TemporaryDirectory())))
+            if kind != "plaintext":
+                files.write(authority.server(), authority.pem, grants if "grants" in kind else None)
+            server = held.enter_context(running_server(*files.options))
+            made = (
+                grpc.insecure_channel(server.target)
+                if kind == "plaintext"
+                else channel(server.target, authority.pem, pem)
+            )
+            stub = SessionStoreServiceStub(held.enter_context(made))
+            put = pb.PutRequest(namespace="shop", key=KEY, value=b"v" * 300)
+            put.ttl.FromSeconds(3_600)
+            stub.Put(put)
+            kinds[kind] = server, stub
+        took: dict[str, list[float]] = {kind: [] for kind in kinds}
+        request = pb.GetRequest(namespace="shop", key=KEY)
+        for _ in range(arguments.rounds):
+            for kind, (server, stub) in kinds.items():
+                before = cpu_seconds(server)
+                for _ in range(arguments.calls):
+                    stub.Get(request)
+                took[kind].append((cpu_seconds(server) - before) / arguments.calls * 1e6)
+    for kind, figures in took.items():
+        ratios = [mine / base for mine, base in zip(figures, took["mutual TLS"], strict=True)]
+        print(
+            f"{kind:<22} {statistics.median(figures):6.1f} us a Get ({min(figures):.1f} to {max(figures):.1f}), "
+            f"{statistics.median(ratios):.3f} times mutual TLS ({min(ratios):.3f} to {max(ratios):.3f})"
+        )
+
+
+if __name__ == "__main__":
+    main()

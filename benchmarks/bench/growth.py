@@ -1,0 +1,112 @@
+"""Whether a thousand, a hundred thousand or a million sessions make a difference: in the store, and in a mirror."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import resource
+import statistics
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from benchmarks.bench.results import Results, spread
+from benchmarks.bench.rig import ASK, Frontend, Rig, come_back, negotiate, shuffled
+from benchmarks.bench.sources import OPTIONS, PUTS_ARRIVE, VISITS
+from benchmarks.engine_scale import Filled
+from resumed import SessionStore
+from resumed._client.store import StoredSession
+from resumed._policy.mirror import Sessions
+from resumed_server.cli.tls_client import Client
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from benchmarks.bench.rig import Options
+
+COUNTS = (1_000, 100_000, 1_000_000)
+VALUE_BYTES = 203
+"""What a sealed TLS 1.3 session takes."""
+LOOKUPS = 200
+"""In each turn."""
+TTL = 86_400.0
+"""Seconds."""
+MEASURED = ("Get, us", "full, ms", "resumed via one call, ms", "look-up in the mirror, us")
+
+
+def measure(options: Options) -> Results:
+    """Measure with each count."""
+    counts = COUNTS[:2] if options.quick else COUNTS
+    figures: defaultdict[tuple[str, str], list[float]] = defaultdict(list)
+    with Rig() as rig, contextlib.ExitStack() as held:
+        sizes = {f"{count:,}": Size(rig, held, count, options) for count in counts}
+        client = Client("localhost", "1.2", ASK)
+        for turn in options.progress.track(range(options.turns(12) + 1), description="growth"):
+            for name in shuffled(sizes):
+                for kind, figure in sizes[name].take_turn(client).items():
+                    if turn:
+                        figures[name, kind].append(figure)
+    results = Results()
+    memory = sizes[f"{counts[-1]:,}"].mirror_bytes
+    results.judge("mirror memory for each session over its value", "≤", 200, {"": [memory - VALUE_BYTES]}, "bytes")
+    rows = [[name, *(spread(figures[name, kind]) for kind in MEASURED)] for name in sizes]
+    results.tables.append(
+        ("p50 by the number of sessions, grpcio front, ssl, TLS 1.2, P-256", ["sessions", *MEASURED], rows)
+    )
+    results.figures = {kind: {name: statistics.median(figures[name, kind]) for name in sizes} for kind in MEASURED}
+    return results
+
+
+class Size:
+    """A store with so many sessions, two frontends, and a mirror that has as many."""
+
+    def __init__(self, rig: Rig, held: contextlib.ExitStack, count: int, options: Options) -> None:
+        directory = rig.directory / f"store-{count}"
+        filled = Filled(directory, count, options.progress, value=VALUE_BYTES)
+        filled.engine.close()
+        target = rig.store("grpcio", "--store", f"lmdb://{directory}", "--capacity", "4GiB")
+        self._keys = random.sample(filled.keys, min(count, 1 << 16))
+        self._store = SessionStore(target, namespace="shop", deadline=1.0)
+        held.callback(self._store.close)
+        self._frontends = held.enter_context(rig.frontends([Frontend("ssl", "P-256", target, OPTIONS)] * 2))
+        self._mirror = Sessions(1 << 40)
+        before = resident()
+        for key in filled.keys:
+            self._mirror.put(bytes(bytearray(key)), StoredSession(os.urandom(VALUE_BYTES), TTL))
+        self.mirror_bytes = (resident() - before) / count
+        """Of memory that each session takes in the mirror."""
+
+    def take_turn(self, client: Client) -> dict[str, float]:
+        """Return the median of each of MEASURED."""
+        # Copies: a key that comes with a handshake is in the processor's cache, one of a million in a list is not.
+        keys = [bytes(bytearray(key)) for key in random.choices(self._keys, k=LOOKUPS)]
+        full = negotiate(client, self._frontends[0], VISITS)
+        time.sleep(PUTS_ARRIVE)
+        again = [
+            visit for visit in come_back(client, self._frontends[1], [each.session for each in full]) if visit.resumed
+        ]
+        medians = (
+            median_of(self._store.get, keys),
+            statistics.median(visit.answered for visit in full) * 1e3,
+            statistics.median(visit.answered for visit in again) * 1e3,
+            median_of(self._mirror.get, keys),
+        )
+        return dict(zip(MEASURED, medians, strict=True))
+
+
+def resident() -> int:
+    """Return the bytes of memory that this process holds."""
+    return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * resource.getpagesize()
+
+
+def median_of(look_up: Callable[[bytes], object], keys: list[bytes]) -> float:
+    """Return the median of what looking each key up takes, in microseconds."""
+    seconds = []
+    for key in keys:
+        started = time.perf_counter()
+        found = look_up(key)
+        seconds.append(time.perf_counter() - started)
+        assert found
+    return statistics.median(seconds) * 1e6

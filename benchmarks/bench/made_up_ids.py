@@ -1,0 +1,160 @@
+"""Ids that nobody issued: a flood of them, and those that TLS 1.3 clients send to middleboxes (RFC 8446 D.4)."""
+
+from __future__ import annotations
+
+import os
+import socket
+import statistics
+import struct
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+from OpenSSL import SSL
+
+from benchmarks.bench.results import Results, ratios, spread
+from benchmarks.bench.rig import ASK, Frontend, Rig, negotiate, shuffled
+from benchmarks.fleet import Client as AskingClient
+from resumed_server.cli.tls_client import Client
+from support.tls import STACKS, VERSIONS
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from benchmarks.bench.rig import Options
+    from resumed_server.cli.tls_client import Endpoint
+    from support.tls import Stack
+
+RATE = 100_000
+"""Made-up ids a second."""
+NEWCOMERS = 2_000
+VISITS = 40
+
+
+def measure(options: Options) -> Results:
+    """Measure both stacks."""
+    results, rows = Results(), []
+    added: dict[str, list[float]] = {}
+    calls: dict[str, list[float]] = {}
+    steps: list[Stack] = list(STACKS)
+    with Rig() as rig:
+        store = rig.store()
+        for stack in options.progress.track(steps, description="made-up ids"):
+            with rig.frontends(
+                [
+                    Frontend(stack, "P-256", store),
+                    Frontend(stack, "P-256", store, ("--made-up-ids", str(RATE))),
+                    Frontend(stack, "P-256"),
+                    Frontend(stack, "P-256", store, ("--tls12-only",)),
+                ]
+            ) as (calm, offered, plain, limited):
+                before, began = asked(offered), time.monotonic()
+                times = honest({"calm": calm, "offered": offered}, options.turns(24))
+                after = asked(offered)
+                rate = (foreign(after) - foreign(before)) / (time.monotonic() - began)
+                added[stack] = ratios(times["offered"], times["calm"])
+                calls[stack] = [float(sum(after["lookup_seconds"]))]
+                cells = [f"{rate:,.0f}", f"{calls[stack][0]:.0f}", spread(added[stack])]
+                rows.append([stack, "offered to the callback", *cells])
+                with Flood([calm, plain]) as flood:
+                    times = honest({"shim": calm, "no shim": plain}, options.turns(12))
+                over, stats = ratios(times["shim"], times["no shim"]), asked(calm)
+                lookups = f"{sum(stats['lookup_seconds'])} of {foreign(stats):,}"
+                rows.append([stack, "in ClientHellos", f"{flood.rate:,.0f}", lookups, spread(over)])
+                calls[f"{stack}, new TLS 1.3 clients"] = [float(newcomers(limited, options.turns(NEWCOMERS)))]
+    what = f"{RATE:,} made-up ids a second offered to the get callback"
+    results.judge(
+        f"{what}: calls at the store", "≤", 0, {name: figures for name, figures in calls.items() if "new" not in name}
+    )
+    results.judge(f"{what}: honest handshakes ÷ without, p50", "≤", 1.10, added)
+    results.judge(
+        "TLS 1.3 clients new to a server limited to TLS 1.2: calls at the store",
+        "≤",
+        0,
+        {name: figures for name, figures in calls.items() if "new" in name},
+    )
+    headings = ["stack", "made-up ids", "a second", "calls at the store", "honest handshake, p50 ÷ without"]
+    results.tables.append(("Made-up ids while honest clients negotiate", headings, rows))
+    results.facts = {"first visits of TLS 1.3 clients": options.turns(NEWCOMERS)}
+    return results
+
+
+def honest(endpoints: dict[str, Endpoint], turns: int) -> dict[str, list[float]]:
+    """Return the median of each turn of full handshakes, in milliseconds."""
+    client = Client("localhost", "1.2", ASK)
+    times: dict[str, list[float]] = {name: [] for name in endpoints}
+    for turn in range(turns + 1):
+        for name in shuffled(endpoints):
+            visits = negotiate(client, endpoints[name], VISITS)
+            if turn:
+                times[name].append(statistics.median(visit.answered for visit in visits) * 1e3)
+    return times
+
+
+def asked(endpoint: Endpoint) -> dict[str, Any]:
+    """Return what a frontend's shim counted."""
+    return AskingClient(VERSIONS[0]).ask(endpoint.address[1], b"stats")
+
+
+def foreign(stats: dict[str, Any]) -> int:
+    """Return how many ids the fleet had not issued."""
+    count: int = stats["misses"].get("foreign-id", 0)
+    return count
+
+
+def newcomers(endpoint: Endpoint, number: int) -> int:
+    """Let clients that could speak TLS 1.3 visit for the first time; return the calls, if their ids were seen."""
+    client = Client("localhost", None, ASK)
+    for _ in range(number):
+        assert client.visit(endpoint).version == "TLSv1.2"
+    stats = asked(endpoint)
+    assert foreign(stats) >= number, "the clients sent no ids"
+    calls: int = sum(stats["lookup_seconds"])
+    return calls
+
+
+class Flood:
+    """ClientHellos with made-up ids, sent to frontends in turns by a thread, as fast as they answer."""
+
+    def __init__(self, endpoints: list[Endpoint]) -> None:
+        self._endpoints = endpoints
+        self._hello = client_hello()
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self.rate = 0.0
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        sent, started = 0, time.monotonic()
+        while not self._over.is_set():
+            for endpoint in self._endpoints:
+                with socket.create_connection(endpoint.address) as connection:
+                    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                    connection.sendall(self._hello[0] + os.urandom(32) + self._hello[1])
+                    connection.recv(4096)
+                sent += 1
+        self.rate = sent / (time.monotonic() - started) / len(self._endpoints)
+
+
+def client_hello() -> tuple[bytes, bytes]:
+    """Return a TLS 1.2 ClientHello, what is before and what is behind a session id of 32 bytes (RFC 5246 7.4.1.2)."""
+    context = SSL.Context(SSL.TLS_CLIENT_METHOD)
+    context.set_max_proto_version(SSL.TLS1_2_VERSION)
+    connection = SSL.Connection(context, None)
+    connection.set_connect_state()
+    try:
+        connection.do_handshake()
+    except SSL.WantReadError:
+        hello = connection.bio_read(65_536)
+    versions_and_random, rest = hello[9:43], hello[44:]
+    assert not hello[43], "the hello has an id already"
+    body = len(versions_and_random) + 1 + 32 + len(rest)
+    record = struct.pack(">BHHBBH", 22, 0x301, body + 4, 1, body >> 16, body & 0xFFFF)
+    return record + versions_and_random + b"\x20", rest

@@ -1,0 +1,211 @@
+"""TLS servers of all languages as processes: as they come, sharing sessions in their own way, and with the shim."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from benchmarks.bench.apache import MEMCACHED
+from benchmarks.bench.rig import ASK, FRONTEND
+from preload.servers import LIBRARY, SERVERS, serving, settings
+from resumed_server.cli.tls_client import Endpoint
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+BARE, OWN, MIRROR, CALL = "bare", "own", "mirror", "call"
+"""Without the shim; sharing as the stack itself can; with the shim, and a mirror or none."""
+ROOT = Path(__file__).parents[2]
+BUILT = ROOT / ".build" / "cargo" / "release"
+GO = ROOT / ".build" / "frontends" / "go-frontend"
+NODE = ROOT / "client" / "node" / "dist" / "index.mjs"
+_HTTP = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
+_DEADLINE = 1.0
+"""Seconds: a late answer is to show in the times, not as a full handshake."""
+_MIRROR_BYTES = 64 << 20
+_TICK = os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What servers are told: files, and where store and memcached are."""
+
+    certificate: Path
+    keyring: Path
+    ticket_key: Path
+    target: str
+    memcached: str
+
+
+class Server(NamedTuple):
+    """A server that runs."""
+
+    endpoint: Endpoint
+    pid: int
+
+    def processor_seconds(self) -> float:
+        """Return what it has used of a core so far, with the processes that it started."""
+        return sum(map(_used, _family(self.pid)))
+
+
+@dataclass(frozen=True)
+class Program:
+    """A program of ours that says on which port it listens.
+
+    Attributes:
+        name: How tables call it.
+        command: It, in the root of the repository.
+        needs: A file that must have been built.
+        deadline: The deadline on its command line.
+        mirror: Options for a mirror, if it has one.
+        ticket_key: The option that takes a file with a ticket key, if there is one.
+        own: What OWN is, if it can be that.
+        ask: What it answers.
+        preloaded: Whether libresumed-preload is put under it, instead of options for the shim.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    needs: Path
+    deadline: str
+    mirror: tuple[str, ...] = ()
+    ticket_key: str = ""
+    own: str = ""
+    ask: bytes = ASK
+    preloaded: bool = False
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Those that it has options for."""
+        mirrored = self.mirror or self.preloaded
+        return (BARE, *([OWN] if self.ticket_key else []), *([MIRROR] if mirrored else []), CALL)
+
+    def missing(self) -> str:
+        """Return what has to be built first."""
+        absent = [
+            path for path in (self.command[0], str(self.needs)) if not shutil.which(path) and not Path(path).exists()
+        ]
+        return f"{absent[0].removeprefix(f'{ROOT}/')} is not there" if absent else ""
+
+    @contextlib.contextmanager
+    def running(self, kind: str, around: Surroundings) -> Iterator[Server]:
+        """Run one."""
+        command = [*self.command, "--certificate", str(around.certificate)]
+        environment = dict(os.environ)
+        if kind == OWN:
+            command += [self.ticket_key, str(around.ticket_key)]
+        elif kind != BARE and self.preloaded:
+            environment |= _preloaded(self._namespace(kind), kind, around)
+        elif kind != BARE:
+            command += ["--target", around.target, "--namespace", self._namespace(kind), "--deadline", self.deadline]
+            command += ["--keyring", str(around.keyring), *(self.mirror if kind == MIRROR else ())]
+        with subprocess.Popen(
+            command, cwd=ROOT, text=True, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE
+        ) as process:
+            try:
+                assert process.stdout
+                port = re.search(r"(\d+)\D*$", process.stdout.readline())
+                assert port, f"{self.name} did not start"
+                yield Server(Endpoint.resolved("127.0.0.1", int(port[1])), process.pid)
+            finally:
+                process.terminate()
+
+    def _namespace(self, kind: str) -> str:
+        return f"{self.name}.{kind}".lower().replace(" ", "-")  # or mirrors of others would have to hear of it
+
+
+@dataclass(frozen=True)
+class Debian:
+    """A server of tests/preload.
+
+    Attributes:
+        name: How tables call it.
+        server: How tests/preload does.
+        own: What OWN is.
+        own_configuration: What makes it share as OWN says; "{around.ticket_key}" and the like are filled in.
+        needs: Another program for that.
+        kinds: Those of BARE, OWN, MIRROR and CALL that it can be.
+        ask: What it answers.
+    """
+
+    name: str
+    server: str
+    own: str
+    own_configuration: str
+    needs: str
+    kinds: tuple[str, ...] = (BARE, OWN, MIRROR, CALL)
+    ask: bytes = _HTTP
+
+    def missing(self) -> str:
+        """Return what has to be installed or built first."""
+        absent = [program for program in (SERVERS[self.server][0], self.needs) if not shutil.which(program)]
+        if absent:
+            return f"{absent[0]} is not installed"
+        return "" if LIBRARY.exists() else f"{LIBRARY.relative_to(ROOT)} is not there"
+
+    @contextlib.contextmanager
+    def running(self, kind: str, around: Surroundings) -> Iterator[Server]:
+        """Run one, with one worker process."""
+        more = self.own_configuration.format(around=around) if kind == OWN else ""
+        shim = _preloaded(f"{self.server}.{kind}", kind, around) if kind in {MIRROR, CALL} else None
+        with serving(self.server, around.certificate, shim, workers=1, more=more) as server:
+            yield Server(Endpoint.resolved("127.0.0.1", server.port), server.process.pid)
+
+
+def _preloaded(namespace: str, kind: str, around: Surroundings) -> dict[str, str]:
+    mirror = str(_MIRROR_BYTES if kind == MIRROR else 0)
+    return settings(around.target, namespace, around.keyring, deadline=str(_DEADLINE), mirror=mirror)
+
+
+def _python(name: str) -> Program:
+    command = (sys.executable, str(FRONTEND), "--name", name, "--stack", name.lower())
+    return Program(name, command, FRONTEND, str(_DEADLINE), ("--mirror",))
+
+
+_MILLISECONDS = str(round(_DEADLINE * 1000))
+Stack = Program | Debian
+_SSL = _python("ssl")
+STACKS: tuple[Stack, ...] = (
+    _SSL,
+    _python("pyOpenSSL"),
+    Program("ssl on libresumed", _SSL.command, LIBRARY, "", preloaded=True),
+    Program("Node", ("node", "tests/conformance/node/frontend.mjs"), NODE, _MILLISECONDS),
+    Program("Go", (str(GO),), GO, f"{_MILLISECONDS}ms", ticket_key="--ticket-key", own="SetSessionTicketKeys"),
+    Program(
+        "rustls",
+        (str(BUILT / "examples" / "server"),),
+        BUILT / "examples" / "server",
+        _MILLISECONDS,
+        ("--mirror", str(_MIRROR_BYTES)),
+    ),
+    Debian("nginx", "nginx", "ssl_session_ticket_key", "ssl_session_ticket_key {around.ticket_key};", "nginx"),
+    Debian(
+        "Apache",
+        "apache",
+        "mod_socache_memcache",
+        "LoadModule socache_memcache_module /usr/lib/apache2/modules/mod_socache_memcache.so\n"
+        "SSLSessionCache memcache:{around.memcached}\nSSLSessionTickets off",
+        MEMCACHED,
+    ),
+)
+
+
+def _family(pid: int) -> Iterator[int]:
+    yield pid
+    with contextlib.suppress(OSError):
+        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split():
+            yield from _family(int(child))
+
+
+def _used(pid: int) -> float:
+    with contextlib.suppress(OSError):  # it may have ended
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / _TICK
+    return 0.0

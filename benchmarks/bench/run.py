@@ -1,0 +1,98 @@
+"""Measures all that resumed promises about speed, section by section: `make bench`.
+
+Each section's results go to results.json in the output directory, and the report is made of all that are there: what
+was not measured this time stays as it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import platform
+import signal
+import ssl
+import sys
+import time
+from pathlib import Path
+from typing import Any, NoReturn
+
+from rich.console import Console
+from rich.progress import Progress
+
+sys.path.extend(str(Path(__file__).parents[2] / folder) for folder in ("tests", "."))
+
+from benchmarks.bench import report, scripts
+from benchmarks.bench.results import Results
+from benchmarks.bench.rig import CLIENTS, Options, on_core
+from benchmarks.bench.scripts import SCRIPTS
+
+ROOT = Path(__file__).parents[2]
+SECTIONS = ("sources", "throughput", "peers", "frontends", "made_up_ids", "growth", *SCRIPTS)
+
+LOAD = round(os.getloadavg()[0], 1)
+_QUIET = 0.5
+
+
+def main() -> int:
+    """Measure, write the report, and return 0 if every section ran to its end."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="a look only: few turns")
+    parser.add_argument("--only", nargs="+", choices=SECTIONS, metavar="SECTION", help=f"some of {', '.join(SECTIONS)}")
+    parser.add_argument("--output", type=Path, default=ROOT / "docs/performance", metavar="DIRECTORY")
+    options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: _stopped())  # so that all that was started is ended
+    options.output.mkdir(parents=True, exist_ok=True)
+    file = options.output / "results.json"
+    results = json.loads(file.read_text()) if file.exists() else {}
+    failed = 0
+    console = Console(stderr=True)
+    if LOAD > _QUIET:
+        console.print(f"[yellow]Something else runs here (load {LOAD}): the figures will show it.")
+    for name in options.only or SECTIONS:
+        started = time.monotonic()
+        try:
+            with Progress(console=console, transient=True) as progress, on_core(CLIENTS):
+                found = measured(name, Options(options.quick, progress))
+        except Exception:  # noqa: BLE001  # the other sections go on
+            console.print_exception(max_frames=4)
+            console.print(f"[red]{name} failed[/red]; what it found earlier stays")
+            failed += 1
+            continue
+        found.facts |= {"minutes": round((time.monotonic() - started) / 60, 1), "quick": options.quick, **machine()}
+        results[name] = found.as_json()
+        file.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+        console.print(f"{name}: {found.facts['minutes']} min, missed {sum(not each.kept for each in found.verdicts)}")
+    found_all = {name: Results.from_json(results[name]) for name in SECTIONS if name in results}
+    report.write(options.output, found_all)
+    Console(width=None if os.isatty(1) else 160).print(report.verdicts(found_all))
+    return int(failed > 0)
+
+
+def measured(name: str, options: Options) -> Results:
+    """Measure one section."""
+    if name in SCRIPTS:
+        return scripts.measure(name, options)
+    module: Any = importlib.import_module(f"performance.bench.{name}")
+    found: Results = module.measure(options)
+    return found
+
+
+def machine() -> dict[str, Any]:
+    """Return what the figures depend on."""
+    return {
+        "date": time.strftime("%Y-%m-%d %H:%M"),
+        "python": platform.python_version(),
+        "openssl": ssl.OPENSSL_VERSION.split()[1],
+        "cores": len(os.sched_getaffinity(0)),
+        "load of the machine before": LOAD,
+    }
+
+
+def _stopped() -> NoReturn:
+    raise SystemExit(128 + signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

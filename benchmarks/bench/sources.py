@@ -1,0 +1,130 @@
+"""What a handshake takes by where its session comes from: nowhere, a dictionary, the mirror, a call.
+
+In turns of shuffled order, each a few full handshakes at one frontend, and once the Puts are through, as many
+resumptions at the other. Times run from the client's first packet to the frontend's first answer.
+"""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import time
+from collections import defaultdict
+from typing import TYPE_CHECKING
+
+from benchmarks.bench.results import Results, ratios, spread
+from benchmarks.bench.rig import ASK, FRONTS, VERSIONS, Case, Frontend, Rig, come_back, negotiate, shuffled
+from resumed_server.cli.tls_client import Client
+from support.tls import STACKS
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from benchmarks.bench.rig import Options
+    from resumed_server.cli.tls_client import Endpoint
+    from support.tls import Stack
+
+PUTS_ARRIVE = 0.25
+"""Seconds after which what was negotiated is in the store, and in every mirror."""
+VISITS = 25
+"""In each turn, of each kind."""
+OPTIONS = ("--deadline", "1")
+"""A late answer is to show in the times, not as a full handshake."""
+FIRST = Case("ssl", "P-256", "1.2")
+
+Figures = defaultdict[str, list[float]]
+"""The medians of the turns in milliseconds, by kind of handshake."""
+
+
+def pairs(stores: Mapping[str, str], stack: Stack, key: str) -> dict[str, list[Frontend]]:
+    """Return the frontends to measure, two of a kind where they share sessions."""
+    return {
+        "no shim": [Frontend(stack, key)],
+        "dictionary": [Frontend(stack, key, None, ("--dictionary",))],
+        "mirror": [Frontend(stack, key, stores["grpcio"], (*OPTIONS, "--mirror"))] * 2,
+        **{f"call, {front} front": [Frontend(stack, key, target, OPTIONS)] * 2 for front, target in stores.items()},
+    }
+
+
+def measure(options: Options) -> Results:
+    """Measure all cases."""
+    results, figures, lost = Results(), {}, 0
+    with Rig() as rig:
+        stores = rig.stores()
+        for stack, key in options.progress.track(list(itertools.product(STACKS, options.keys)), description="sources"):
+            wanted = pairs(stores, stack, key)
+            with rig.frontends(list(itertools.chain.from_iterable(wanted.values()))) as endpoints:
+                left = iter(endpoints)
+                kinds = {name: [next(left) for _ in pair] for name, pair in wanted.items()}
+                for version in VERSIONS:
+                    case = Case(stack, key, version)
+                    figures[case], missed = take_turns(Client("localhost", version, ASK), kinds, options.turns(24))
+                    lost += missed
+    judge(results, figures)
+    results.facts = {"full handshakes where a session was offered": lost}
+    return results
+
+
+def take_turns(client: Client, kinds: Mapping[str, list[Endpoint]], turns: int) -> tuple[Figures, int]:
+    """Return the median of each turn by kind of handshake, and how many sessions were offered in vain."""
+    figures, lost = Figures(list), 0
+    for turn in range(turns + 1):
+        sessions = {}
+        for name in shuffled(kinds):
+            visits = negotiate(client, kinds[name][0], VISITS)
+            sessions[name] = [visit.session for visit in visits]
+            figures[f"full, {name}"].append(statistics.median(visit.answered for visit in visits) * 1e3)
+        time.sleep(PUTS_ARRIVE)
+        for name in shuffled(kinds):
+            if name != "no shim":
+                visits = come_back(client, kinds[name][-1], sessions[name])
+                resumed = [visit.answered for visit in visits if visit.resumed]
+                lost += len(visits) - len(resumed)
+                assert resumed, f"{name}: nothing was resumed"
+                figures[f"resumed, {name}"].append(statistics.median(resumed) * 1e3)
+        if not turn:
+            figures.clear()
+    return figures, lost
+
+
+def judge(results: Results, figures: Mapping[Case, Figures]) -> None:
+    """Compare with the targets."""
+
+    def over(one: str, other: str, wanted: Mapping[Case, Figures] = figures) -> dict[str, list[float]]:
+        return {str(case): ratios(found[one], found[other]) for case, found in wanted.items() if one in found}
+
+    full = "full, no shim"
+    tls12 = {case: found for case, found in figures.items() if (case.key, case.version) == ("P-256", "1.2")}
+    results.judge(
+        "resumed via mirror ÷ from a local dictionary, p50", "≤", 1.15, over("resumed, mirror", "resumed, dictionary")
+    )
+    results.judge("resumed via mirror ÷ full, p50, TLS 1.2, P-256", "≤", 0.35, over("resumed, mirror", full, tls12))
+    for front, limit in (("grpcio", 0.75), ("native", 0.60)):
+        what = f"resumed via one call, {front} front ÷ full, p50, TLS 1.2, P-256"
+        results.judge(what, "≤", limit, over(f"resumed, call, {front} front", full, tls12))
+    results.judge("full with the shim, Puts in the background ÷ full without", "≤", 1.10, over("full, mirror", full))
+    names = ("dictionary", "mirror", *(f"call, {front} front" for front in FRONTS))
+    kinds = [full, "full, mirror", *(f"resumed, {name}" for name in names if f"resumed, {name}" in figures[FIRST])]
+    headings = ["stack", "TLS", "key", *(kind.replace("full, mirror", "full, shim") for kind in kinds)]
+    rows = [
+        [case.stack, case.version, case.key, *(spread(found[kind]) for kind in kinds)]
+        for case, found in figures.items()
+    ]
+    results.tables.append(("Milliseconds at p50: the median of the turns, and their range", headings, rows))
+    headings = [
+        "stack",
+        "TLS",
+        "key",
+        *(f"{kind.removeprefix('resumed, ')} ÷ full" for kind in kinds[2:]),
+        "mirror ÷ dictionary",
+    ]
+    rows = []
+    for case, found in figures.items():
+        cells = [spread(ratios(found[kind], found[full])) for kind in kinds[2:]]
+        own = spread(ratios(found["resumed, mirror"], found["resumed, dictionary"]))
+        rows.append([case.stack, case.version, case.key, *cells, own])
+    results.tables.append(("Resumed ÷ full without the shim, turn by turn", headings, rows))
+    results.figures = {
+        str(case): {kind.replace("full, mirror", "full, shim"): statistics.median(found[kind]) for kind in kinds}
+        for case, found in figures.items()
+    }

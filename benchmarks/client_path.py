@@ -1,0 +1,113 @@
+"""What a look-up costs its caller, by the client that makes it: `python benchmarks/client_path.py`.
+
+In turns of shuffled order, on one store: the client's own calls, grpcio's stub, and pyqwest where it is installed. The
+store is another process; times are from the call to the decoded answer, processor time is the caller's process'.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import random
+import statistics
+import struct
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import grpc
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+sys.path.extend(str(Path(__file__).parents[1] / folder) for folder in ("tests", "."))
+
+from resumed import SessionStore
+from resumed.v1 import session_store_pb2 as pb
+from resumed.v1.session_store_pb2_grpc import SessionStoreServiceStub
+from support.server import running_server
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+CALLS = 500
+"""Calls of one turn."""
+NAMESPACE, VALUE = "shop", os.urandom(203)
+
+
+def clients(target: str, key: bytes) -> dict[str, Callable[[], object]]:
+    """Return a look-up by the name of the client that makes it."""
+    store = SessionStore(target, namespace=NAMESPACE, deadline=10)
+    store.put(key, VALUE, 1_000)
+    request = pb.GetRequest(namespace=NAMESPACE, key=key)
+    stub = SessionStoreServiceStub(grpc.insecure_channel(target))
+    found: dict[str, Callable[[], object]] = {
+        "resumed": lambda: store.get(key),
+        "grpcio": lambda: stub.Get(request, timeout=10),
+    }
+    try:
+        pyqwest = importlib.import_module("pyqwest")
+    except ImportError:
+        return found
+    if not target.startswith("unix:"):
+        http = pyqwest.SyncClient(pyqwest.SyncHTTPTransport(http_version=pyqwest.HTTPVersion.HTTP2))
+        url = f"http://{target}/resumed.v1.SessionStoreService/Get"
+        headers = {"content-type": "application/grpc", "te": "trailers"}
+
+        def get() -> object:
+            encoded = request.SerializeToString()
+            body = struct.pack(">?L", False, len(encoded)) + encoded  # not compressed
+            return pb.GetResponse.FromString(http.post(url, headers=headers, content=body).content[5:])
+
+        found["pyqwest"] = get
+    return found
+
+
+def spread(values: list[float]) -> str:
+    """Return the median and the range, in microseconds."""
+    return f"{statistics.median(values) * 1e6:.0f} ({min(values) * 1e6:.0f} to {max(values) * 1e6:.0f})"
+
+
+def rows(where: str, target: str, rounds: int) -> list[list[str]]:
+    """Measure and return a row for each client."""
+    calls = clients(target, os.urandom(32))
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    processor: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in track(range(rounds), where, console=Console(stderr=True), transient=True):
+        for name in random.sample(list(calls), len(calls)):
+            call, taken, began = calls[name], [], time.process_time()
+            for _ in range(CALLS):
+                started = time.perf_counter()
+                call()
+                taken.append(time.perf_counter() - started)
+            times[name].append(statistics.median(taken))
+            processor[name].append((time.process_time() - began) / CALLS)
+    return [[where, name, spread(times[name]), spread(processor[name])] for name in calls]
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--markdown", action="store_true", help="print a table for docs/")
+    options = parser.parse_args()
+    heads = ("over", "client", "a Get, us p50", "processor time, us a call")
+    lines = []
+    with tempfile.TemporaryDirectory() as directory:
+        for where, listen in (("TCP", "127.0.0.1:0"), ("unix socket", f"unix:{directory}/store.sock")):
+            with running_server(listen=listen) as server:
+                lines += rows(where, server.target, options.rounds)
+    if options.markdown:
+        sys.stdout.writelines(f"| {' | '.join(line)} |\n" for line in [heads, ["---"] * len(heads), *lines])
+        return
+    table = Table(*heads, title=f"Median and range of {options.rounds} rounds of {CALLS} calls")
+    for line in lines:
+        table.add_row(*line)
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

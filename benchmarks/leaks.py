@@ -1,0 +1,264 @@
+"""What stays behind after many handshakes, and after many contexts: `python benchmarks/leaks.py`.
+
+A frontend of one stack and its clients live in this process, over memory BIOs; the store is a process of its own. One
+full handshake and its resumptions (three by default) make a family, which runs in a thread of its own, as connections
+do in a server. Connections end without close_notify, every tenth family with a fatal error. Then contexts are made,
+installed, used once, and let go.
+
+The same under Python's debug allocator: `PYTHONMALLOC=debug python benchmarks/leaks.py --handshakes 10000`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import gc
+import os
+import resource
+import ssl
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from OpenSSL import SSL
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+sys.path.extend(str(Path(__file__).parents[1] / folder) for folder in ("tests", "."))
+
+import resumed
+from support.server import running_server
+from support.tls import STACKS, VERSIONS, Frontend, Stack
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+TARGET_BYTES = {"handshake": 16, "context": 1_024}
+"""Growth that counts as none: the smallest session is twenty times as large, an SSL_CTX several times."""
+NOISE_BYTES = 1 << 20
+"""Growth in all that counts as none, so that short runs say something as well."""
+PERCENT = range(1, 101)
+REPORTED = (10, 100)
+FATAL_EVERY = 10
+BAD_RECORD = b"\x17\x03\x03\x00\x40" + bytes(64)
+PATIENCE = 20.0
+"""Seconds that threads may take to end; only a broken one takes them."""
+
+
+class Usage(NamedTuple):
+    """What this process holds."""
+
+    resident: int
+    blocks: int
+    objects: int
+    threads: int
+    files: int
+
+    @classmethod
+    def now(cls) -> Usage:
+        """Count, once all garbage is collected."""
+        gc.collect()
+        resident = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * resource.getpagesize()
+        return cls(
+            resident,
+            sys.getallocatedblocks(),
+            len(gc.get_objects()),
+            len(list(Path("/proc/self/task").iterdir())),
+            len(list(Path("/proc/self/fd").iterdir())),
+        )
+
+    @property
+    def shown(self) -> list[str]:
+        """The figures as text."""
+        return [f"{self.resident / 2**20:,.2f}", *(f"{count:,}" for count in self[1:])]
+
+
+class Server:
+    """A server's end without a socket."""
+
+    def __init__(self, frontend: Frontend) -> None:
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._stack = frontend.stack
+        if frontend.stack == "ssl":
+            self._tls: Any = frontend.context.wrap_bio(self._incoming, self._outgoing, server_side=True)
+        else:
+            self._tls = SSL.Connection(frontend.context, None)
+            self._tls.set_accept_state()
+
+    def answer(self, data: bytes) -> bytes:
+        """Take in `data` of a handshake, and return what is to be sent."""
+        if self._stack == "pyopenssl":
+            return _exchange(self._tls, data, self._tls.do_handshake)
+        self._incoming.write(data)
+        with contextlib.suppress(ssl.SSLWantReadError):
+            self._tls.do_handshake()
+        return self._outgoing.read()
+
+    def fail(self) -> None:
+        """Receive a record that does not authenticate."""
+        with contextlib.suppress(ssl.SSLError, SSL.Error):
+            if self._stack == "pyopenssl":
+                _exchange(self._tls, BAD_RECORD, lambda: self._tls.read(1))
+            else:
+                self._incoming.write(BAD_RECORD)
+                self._tls.read(1)
+
+
+def _exchange(tls: SSL.Connection, data: bytes, step: Callable[[], object]) -> bytes:
+    if data:
+        tls.bio_write(data)
+    with contextlib.suppress(SSL.WantReadError):
+        step()
+    try:
+        return tls.bio_read(65_536)
+    except SSL.WantReadError:
+        return b""
+
+
+def client_context(version: ssl.TLSVersion) -> SSL.Context:
+    """Return a context for clients, of pyOpenSSL: those of `ssl` leak their sessions (cpython issue 116810)."""
+    context = SSL.Context(SSL.TLS_CLIENT_METHOD)
+    context.set_min_proto_version(version)
+    context.set_max_proto_version(version)
+    return context
+
+
+def handshake(frontend: Frontend, client: SSL.Context, session: SSL.Session | None, *, fatal: bool) -> Any:
+    """Shake hands, have the tickets delivered, and return the client's session."""
+    peer, server = SSL.Connection(client, None), Server(frontend)
+    peer.set_connect_state()
+    if session is not None:
+        peer.set_session(session)
+    data = _exchange(peer, b"", peer.do_handshake)
+    while data:
+        data = _exchange(peer, server.answer(data), peer.do_handshake)
+    with contextlib.suppress(SSL.WantReadError):
+        peer.read(1)  # TLS 1.3 tickets come after the handshake
+    if fatal:
+        server.fail()
+    # Or OpenSSL takes the client's connection for a failed one, and its session for useless.
+    peer.set_shutdown(SSL.SENT_SHUTDOWN | SSL.RECEIVED_SHUTDOWN)
+    return peer.get_session()
+
+
+class Churn:
+    """Families of handshakes with one frontend.
+
+    Args:
+        stack: The frontend's.
+        target: Where the store is.
+        resumptions: How many handshakes of a family are resumed.
+    """
+
+    def __init__(self, stack: Stack, target: str, resumptions: int) -> None:
+        self.stack = stack
+        self._resumptions = resumptions
+        self._keyring = resumed.Keyring.from_keys([os.urandom(32)])
+        self._target = target
+        self._clients = [client_context(version) for version in VERSIONS]
+        self.frontend = self.new_frontend()
+        self._families = 0
+        self.handshakes = 0
+
+    @property
+    def share(self) -> str:
+        """How many of the handshakes resumed a session from the store."""
+        return f"{self.frontend.shim.stats.hits.total() / self.handshakes:.1%}"
+
+    def new_frontend(self) -> Frontend:
+        """Make a context and install a shim in it."""
+        return Frontend(self.stack, self._target, self._keyring)
+
+    def handshakes_up_to(self, total: int) -> None:
+        """Shake hands until there were `total` in all."""
+        while self.handshakes < total:
+            before = self.handshakes
+            thread = threading.Thread(target=self._family)
+            thread.start()
+            thread.join()
+            if self.handshakes == before:
+                raise RuntimeError("a handshake failed, see above")
+        self.frontend.shim.flush()
+
+    def _family(self) -> None:
+        client, fatal = self._clients[self._families % 2], self._families % FATAL_EVERY == 0
+        self._families += 1
+        session = None
+        for number in range(self._resumptions + 1):
+            session = handshake(self.frontend, client, session, fatal=fatal and number == self._resumptions)
+            self.handshakes += 1
+
+
+def use_once(churn: Churn, frontend: Frontend, number: int) -> None:
+    """Have a context negotiate a session, and let go of it, uninstalled or not."""
+    handshake(frontend, churn._clients[number % 2], None, fatal=False)
+    if number % 2:
+        frontend.shim.uninstall()
+
+
+def settled(threads: int) -> Usage:
+    """Return the usage once no more than `threads` threads are left: senders end in the background."""
+    end = time.monotonic() + PATIENCE
+    while (usage := Usage.now()).threads > threads and time.monotonic() < end:
+        time.sleep(0.1)
+    return usage
+
+
+class Report:
+    """A table of what was held after each number of uses, and whether it grew."""
+
+    def __init__(self) -> None:
+        self.table = Table(
+            *("stack", "after", "resumed", "RSS, MiB", "Python blocks", "objects", "threads", "files", "growth of RSS"),
+            title=f"What stays behind (PYTHONMALLOC={os.environ.get('PYTHONMALLOC', 'default')})",
+        )
+        self.grown = 0
+        self._earlier: dict[tuple[str, str], tuple[int, Usage]] = {}
+
+    def add(self, stack: Stack, number: int, unit: str, usage: Usage, share: str = "-") -> None:
+        """Add what is held after `number` uses, and compare it with the time before."""
+        growth = ""
+        if (stack, unit) in self._earlier:
+            before, held = self._earlier[stack, unit]
+            grown, target = usage.resident - held.resident, TARGET_BYTES[unit]
+            each = grown / (number - before)
+            leaks = each > target and grown > NOISE_BYTES
+            failed = leaks or usage.threads > held.threads or usage.files > held.files
+            self.grown += failed
+            growth = f"{each:,.1f} bytes a {unit}" + (", [red]too much" if failed else "")
+        self._earlier[stack, unit] = number, usage
+        self.table.add_row(stack, f"{number:,} {unit}s", share, *usage.shown, growth)
+
+
+def main() -> int:
+    """Measure, print, and return 0 if nothing grew."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--handshakes", type=int, default=100_000, help="on each stack; compared with a tenth of it")
+    parser.add_argument("--contexts", type=int, default=2_000, help="of each stack; compared with a tenth of it")
+    parser.add_argument("--resumptions", type=int, default=3, help="resumptions for each full handshake")
+    parser.add_argument("--stacks", nargs="+", default=STACKS, choices=STACKS)
+    options = parser.parse_args()
+    report = Report()
+    with running_server() as store, Progress(transient=True) as progress:
+        for stack in options.stacks:
+            churn = Churn(stack, store.target, options.resumptions)
+            for percent in progress.track(PERCENT, description=f"handshakes, {stack}"):
+                churn.handshakes_up_to(options.handshakes * percent // 100)
+                if percent in REPORTED:
+                    report.add(stack, churn.handshakes, "handshake", Usage.now(), churn.share)
+            threads, number = Usage.now().threads, 0
+            for percent in progress.track(PERCENT, description=f"contexts, {stack}"):
+                while number < options.contexts * percent // 100:
+                    number += 1
+                    use_once(churn, churn.new_frontend(), number)
+                if percent in REPORTED:
+                    report.add(stack, number, "context", settled(threads))
+    Console(width=None if sys.stdout.isatty() else 160).print(report.table)
+    return int(report.grown > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

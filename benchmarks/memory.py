@@ -1,0 +1,178 @@
+"""Memory per session in every engine: `python benchmarks/memory.py`.
+
+The values are as long as those of real sessions, which handshakes negotiate and the shim seals first; the keys are of
+32 random bytes. Redis is filled through its engine, so keys and commands are those of a running server. Then all
+sessions are taken, to see what a tombstone needs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import itertools
+import os
+import ssl
+import sys
+import tempfile
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import redis
+from rich import box
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+sys.path.extend(str(Path(__file__).parents[1] / folder) for folder in ("tests", "."))
+
+import resumed
+from resumed_server.storage.engine import Put, Take
+from resumed_server.storage.lmdb.engine import EmbeddedEngine
+from resumed_server.storage.registry import open_engine
+from support.redis import redis_server, valkey_server
+from support.tls import CA, CERTIFICATE, VERSIONS, Client, Frontend
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from contextlib import AbstractContextManager
+
+    from resumed_server.storage.engine import Engine, Operation
+
+KEY_BYTES = 32
+BATCH = 200
+CAPACITY = 16 << 30
+LIFETIME = 24 * 3_600.0
+NAMES = {version: version.name.replace("TLSv1_", "TLS 1.") for version in VERSIONS}
+
+
+class Observed(resumed.Keyring):
+    """A keyring that keeps what it sealed."""
+
+    sealed: list[bytes]
+
+    def seal(self, store_key: bytes, plaintext: bytes, not_after: int) -> bytes:
+        """Seal, and keep the result."""
+        self.sealed.append(super().seal(store_key, plaintext, not_after))
+        return self.sealed[-1]
+
+
+def sealed_bytes(version: ssl.TLSVersion, *, client_certificate: bool = False) -> int:
+    """Return the bytes of a session of `version` as a frontend stores it, negotiated for the purpose."""
+    keyring = Observed.from_keys([os.urandom(32)])
+    assert isinstance(keyring, Observed)
+    keyring.sealed = []
+    # Nothing listens there: what is sealed need not arrive.
+    frontend, client = Frontend("ssl", "127.0.0.1:1", keyring), Client(version)
+    if client_certificate:
+        CA.configure_trust(frontend.context)
+        frontend.context.verify_mode = ssl.CERT_REQUIRED
+        CERTIFICATE.configure_cert(client.context)
+    assert not client.visit(frontend).reused
+    frontend.shim.uninstall()
+    return len(keyring.sealed[0])
+
+
+def put_all(engine: Engine, keys: Iterable[bytes], value_bytes: int) -> None:
+    """Store a session of random bytes under each of `keys`."""
+    carry_out(engine, (Put("shop", key, os.urandom(value_bytes), LIFETIME) for key in keys))
+
+
+def carry_out(engine: Engine, operations: Iterable[Operation]) -> None:
+    """Carry `operations` out in batches; one that fails would make the figures wrong, so it ends the run."""
+    operations = iter(operations)
+    while batch := list(itertools.islice(operations, BATCH)):
+        for outcome in engine.batch(batch):
+            assert outcome is not None, "a session is missing: the engine is too small"
+            assert not isinstance(outcome, Exception), outcome
+
+
+class Storage(NamedTuple):
+    """An empty engine, and how to see the bytes that it uses."""
+
+    engine: Engine
+    used: Callable[[], int]
+
+
+@contextlib.contextmanager
+def redis_like(running: Callable[[], AbstractContextManager[Any]]) -> Iterator[Storage]:
+    """Start a Redis of its own and open its engine."""
+    with running() as server:
+        engine = open_engine(f"{server.url}?timeout_ms=5000", capacity=CAPACITY)
+        info = redis.Redis.from_url(server.url)
+        with contextlib.closing(engine), contextlib.closing(info):
+            yield Storage(engine, lambda: int(info.info("memory")["used_memory"]))
+
+
+@contextlib.contextmanager
+def lmdb() -> Iterator[Storage]:
+    """Open an embedded engine of its own."""
+    with tempfile.TemporaryDirectory() as place:
+        engine = EmbeddedEngine(Path(place), capacity=CAPACITY)
+
+        def used() -> int:
+            pages = 0
+            with engine._env.begin() as txn:
+                for table in engine._directory.tables:
+                    stat = txn.stat(table)
+                    pages += stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"]
+            return int(pages * engine._page_bytes)
+
+        with contextlib.closing(engine):
+            yield Storage(engine, used)
+
+
+def measured(storage: Storage, sessions: int, value_bytes: int, progress: Progress) -> tuple[float, float]:
+    """Return the bytes that a session needs, and those that stay of it as a tombstone."""
+    empty = storage.used()
+    keys = [os.urandom(KEY_BYTES) for _ in range(sessions)]
+    put_all(storage.engine, progress.track(keys, description="storing"), value_bytes)
+    full = storage.used()
+    carry_out(storage.engine, (Take("shop", key) for key in progress.track(keys, description="taking")))
+    return (full - empty) / sessions, (storage.used() - empty) / sessions
+
+
+def values_table(box_: box.Box | None) -> tuple[Table, dict[str, int]]:
+    """Return the sizes of sealed sessions, and those to measure: with client certificates, versions are all alike."""
+    table = Table("sealed session, bytes", "without client certificate", "with one", box=box_)
+    sizes = {}
+    for version, name in NAMES.items():
+        sizes[name], with_certificate = sealed_bytes(version), sealed_bytes(version, client_certificate=True)
+        table.add_row(name, str(sizes[name]), str(with_certificate))
+    return table, sizes | {f"{name}, client certificate": with_certificate}
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--sessions", type=int, default=1_000_000)
+    parser.add_argument("--engines", nargs="+", default=list(STORAGES), choices=STORAGES)
+    parser.add_argument("--markdown", action="store_true", help="print the tables as docs/engines.md has them")
+    options = parser.parse_args()
+    style = box.MARKDOWN if options.markdown else box.HEAVY_HEAD
+    values, sizes = values_table(style)
+    table = Table(
+        *("engine", "session", "value", "bytes per session", "beyond key and value", "bytes per tombstone"),
+        title=None if options.markdown else f"Memory, {options.sessions:,} sessions",
+        box=style,
+    )
+    with Progress(transient=True) as progress:
+        for engine in options.engines:
+            for name, value in sizes.items():
+                with STORAGES[engine]() as storage:
+                    session, tombstone = measured(storage, options.sessions, value, progress)
+                overhead = session - KEY_BYTES - value
+                table.add_row(engine, name, f"{value}", f"{session:,.0f}", f"{overhead:,.0f}", f"{tombstone:,.0f}")
+    console = Console(width=None if os.isatty(1) else 140)
+    console.print(values)
+    console.print(table)
+
+
+STORAGES: dict[str, Callable[[], AbstractContextManager[Storage]]] = {
+    "lmdb": lmdb,
+    "redis-server": partial(redis_like, redis_server),
+    "valkey-server": partial(redis_like, valkey_server),
+}
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+"""What metrics cost a Get, or spans: `python benchmarks/metrics_overhead.py`, or with `--spans 1`.
+
+For each front two servers of one process, alike but for `--metrics-listen` (or `--otel`), are kept busy in turns; the
+metrics are scraped all the while, the spans go to a collector here. What counts is the processor time that the server
+took for a call, since the wall clock belongs to everybody; ratios are made within a round. Some two minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import statistics
+import sys
+import threading
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import grpc
+from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
+from rich import box
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+sys.path.extend(str(Path(__file__).parents[1] / folder) for folder in ("tests", "."))
+
+from benchmarks.engines import AT_ONCE, CONNECTIONS, cpu_seconds, get, put
+from benchmarks.load import drive
+from resumed.v1.session_store_pb2 import DESCRIPTOR
+from support.server import running_server
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from support.server import RunningServer
+
+FRONTS = ("grpcio", "native")
+SCRAPE_SECONDS = 1.0
+"""Fifteen times as often as Prometheus does."""
+SERVICE = DESCRIPTOR.services_by_name["SessionStoreService"].full_name
+
+
+@contextlib.contextmanager
+def scraped(front: str) -> Iterator[RunningServer]:
+    """Run a server whose metrics are asked for all the while."""
+    stopped = threading.Event()
+
+    def scrape(address: str) -> None:
+        while not stopped.wait(SCRAPE_SECONDS):
+            with urllib.request.urlopen(f"http://{address}/metrics") as answer:
+                answer.read()
+
+    with running_server("--front", front, "--metrics-listen", "127.0.0.1:0") as server:
+        (address,) = server.log_lines("listening")[0]["metrics"]
+        thread = threading.Thread(target=scrape, args=(address,))
+        thread.start()
+        yield server
+        stopped.set()
+        thread.join()
+
+
+class Collector(trace_service_pb2_grpc.TraceServiceServicer):
+    """Takes spans, and lets go of them."""
+
+    def Export(self, request: object, context: object) -> Any:  # noqa: N802
+        """See OTLP."""
+        return trace_service_pb2.ExportTraceServiceResponse()
+
+
+@contextlib.contextmanager
+def traced(front: str, share: float) -> Iterator[RunningServer]:
+    """Run a server that makes spans of a share of its calls."""
+    collector = grpc.server(ThreadPoolExecutor(2))
+    trace_service_pb2_grpc.add_TraceServiceServicer_to_server(Collector(), collector)  # type: ignore[no-untyped-call]
+    port = collector.add_insecure_port("127.0.0.1:0")
+    collector.start()
+    env = {
+        "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{port}",
+        "OTEL_TRACES_SAMPLER": "traceidratio",
+        "OTEL_TRACES_SAMPLER_ARG": str(share),
+    }
+    with running_server("--front", front, "--otel", env=env) as server:
+        yield server
+    collector.stop(None)
+
+
+def measure(server: RunningServer, keys: Sequence[bytes]) -> float:
+    """Return the processor time of a Get, in seconds."""
+    bodies = [get(key).SerializeToString() for key in keys]
+    before = cpu_seconds([server.process.pid])
+    drive(server.target, f"/{SERVICE}/Get", bodies, connections=CONNECTIONS, at_once=AT_ONCE)
+    return (cpu_seconds([server.process.pid]) - before) / len(bodies)
+
+
+def shown(figures: Sequence[float], factor: float, digits: int) -> str:
+    """Return the median and the quartiles: the extremes are the machine's, not the server's."""
+    low, middle, high = (factor * figure for figure in statistics.quantiles(figures, n=4))
+    return f"{middle:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=21)
+    parser.add_argument("--calls", type=int, default=10_000, help="Gets of a round and server")
+    parser.add_argument("--spans", type=float, metavar="SHARE", help="measure spans of this share of calls instead")
+    parser.add_argument("--markdown", action="store_true", help="print a table for docs/")
+    options = parser.parse_args()
+    keys = [os.urandom(32) for _ in range(options.calls)]
+    measured = "metrics" if options.spans is None else f"spans of {options.spans:.0%} of calls"
+    table = Table(
+        *("front", "a Get without, us", f"with {measured}", "with ÷ without: median (quartiles)", "wanted"),
+        box=box.MARKDOWN if options.markdown else box.HEAVY_HEAD,
+    )
+    for front in FRONTS:
+        with contextlib.ExitStack() as held:
+            having = scraped(front) if options.spans is None else traced(front, options.spans)
+            pair = [held.enter_context(running_server("--front", front)), held.enter_context(having)]
+            for server in pair:
+                bodies = [put(key).SerializeToString() for key in keys]
+                drive(server.target, f"/{SERVICE}/Put", bodies, connections=CONNECTIONS, at_once=AT_ONCE)
+            taken: list[list[float]] = []
+            for turn in track(range(options.rounds + 1), front, console=Console(stderr=True), transient=True):
+                order = pair if turn % 2 else pair[::-1]
+                found = [measure(server, keys) for server in order]
+                taken.append(found if turn % 2 else found[::-1])
+        less, more = zip(*taken[1:], strict=True)  # the first is to warm up
+        ratios = [slow / fast for fast, slow in zip(less, more, strict=True)]
+        wanted = "≤ 1.05" if options.spans is None else ""
+        table.add_row(front, shown(less, 1e6, 1), shown(more, 1e6, 1), shown(ratios, 1, 3), wanted)
+    console = Console(width=None if os.isatty(1) else 140)
+    console.print(table)
+    console.print(f"{options.rounds} rounds of {options.calls} calls, load {os.getloadavg()[0]:.1f}")
+
+
+if __name__ == "__main__":
+    main()

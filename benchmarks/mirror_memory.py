@@ -1,0 +1,106 @@
+"""What a mirror needs for a session beside its value: `python benchmarks/mirror_memory.py`.
+
+Each figure is of a process of its own: "allocated" is what Python's allocator was asked for (tracemalloc), "resident"
+what the process grew by. "Turned over" is after every session has been removed and another one has come.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import hashlib
+import multiprocessing
+import os
+import statistics
+import sys
+import tracemalloc
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+sys.path.extend(str(Path(__file__).parents[1] / folder) for folder in ("tests", "."))
+
+from resumed._client.store import StoredSession
+from resumed._policy.mirror import _EXPIRY_BYTES, _OVERHEAD, Sessions
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+VALUE_BYTES, LIFETIME = 203, 7_200.0
+WANTED = 200
+TURNS = 1
+
+
+def resident() -> int:
+    """Return the bytes of memory that this process has."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def allocated() -> int:
+    """Return the bytes that Python's objects take."""
+    return tracemalloc.get_traced_memory()[0]
+
+
+def filled(count: int, turns: int) -> Sessions:
+    """Return a mirror with `count` sessions, each of which replaced `turns` others."""
+    sessions = Sessions(1 << 40)
+    for turn in range(turns + 1):
+        for number in range(count):
+            if turn:
+                sessions.remove(key_of(turn - 1, number))
+            sessions.put(key_of(turn, number), StoredSession(os.urandom(VALUE_BYTES), LIFETIME))
+    return sessions
+
+
+def key_of(turn: int, number: int) -> bytes:
+    """Return a store key, always the same, in an object of its own."""
+    return hashlib.sha256(b"%d %d" % (turn, number)).digest()
+
+
+def overhead(measure: Callable[[], int], count: int, turns: int) -> float:
+    """Return the bytes that a session takes beside its value."""
+    if measure is allocated:
+        tracemalloc.start()
+    filled(100, 0)  # whatever is made once
+    gc.collect()
+    before = measure()
+    sessions = filled(count, turns)
+    gc.collect()
+    used = measure() - before
+    assert len(sessions) == count
+    return used / count - VALUE_BYTES
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--sessions", type=int, nargs="+", default=[1_000, 100_000, 1_000_000])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--markdown", action="store_true", help="print the table as docs/measurements.md has it")
+    options = parser.parse_args()
+    table = Table(
+        *("sessions", "", "allocated", "resident", "counted as", "wanted"),
+        title=None if options.markdown else "Bytes of a session in a mirror, beside its value",
+        box=box.MARKDOWN if options.markdown else box.HEAVY_HEAD,
+    )
+    cases = [(count, turns) for count in options.sessions for turns in (0, TURNS)]
+    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+        for count, turns in track(cases, "filling", transient=True):
+            rounds = [
+                [pool.apply(overhead, (measure, count, turns)) for _ in range(options.rounds)]
+                for measure in (allocated, resident)
+            ]
+            cells = [f"{statistics.median(each):.0f} ({min(each):.0f} to {max(each):.0f})" for each in rounds]
+            table.add_row(
+                f"{count:,}", "turned over" if turns else "new", *cells, f"{_OVERHEAD + _EXPIRY_BYTES}", f"≤ {WANTED}"
+            )
+    Console(width=None if os.isatty(1) else 140).print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""What the server's own code takes for a call, without gRPC: `python benchmarks/server_inside.py`.
+
+A message is read, the service and the embedded engine answer it, and the answer is written, all in this process and on
+one thread. Microseconds of processor time, medians of the rounds with the range; `--profile Get` shows where they are.
+"""
+
+# ruff: noqa: T201 - it prints what it measured
+from __future__ import annotations
+
+import argparse
+import contextlib
+import cProfile
+import pstats
+import sys
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+sys.path.extend(str(Path(__file__).parents[1] / folder) for folder in ("tests", "."))
+
+from benchmarks.engines import METHODS, requests, spread
+from resumed_server.rpc.session_service import SessionStoreService
+from resumed_server.storage.registry import open_engine
+from resumed_server.watch.hub import Watchers
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from google.protobuf.message import Message
+
+
+def calls(service: SessionStoreService, operation: str, messages: Sequence[Message]) -> Callable[[], None]:
+    """Return what makes the calls of one round."""
+    answer: Any = getattr(service, METHODS[operation])
+    read: Any = type(messages[0]).FromString
+    bodies = [message.SerializeToString() for message in messages]
+
+    def make() -> None:
+        for body in bodies:
+            answer(read(body), None).SerializeToString()
+
+    return make
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--calls", type=int, default=5_000, help="sessions in each round of an operation")
+    parser.add_argument("--profile", choices=METHODS, help="show where the time of this operation goes")
+    options = parser.parse_args()
+    figures: defaultdict[str, list[float]] = defaultdict(list)
+    profile = cProfile.Profile()
+    with contextlib.closing(open_engine("lmdb:", capacity=1 << 30)) as engine:
+        service = SessionStoreService(engine, Watchers(engine), max_ttl=86_400)
+        for turn in range(options.rounds + 1):
+            for operation, messages in requests(options.calls):
+                make = calls(service, operation, messages)
+                profiled = profile if operation == options.profile and turn else contextlib.nullcontext()
+                started = time.process_time()
+                with profiled:
+                    make()
+                if turn:
+                    figures[operation].append((time.process_time() - started) / len(messages))
+    for operation, found in figures.items():
+        print(f"{operation:14} {spread(found, 1e6, 1)} us")
+    if options.profile:
+        pstats.Stats(profile).sort_stats("tottime").print_stats(20)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,219 @@
+"""Any engine against a plain dictionary, in any order: nothing expired, removed, taken or purged ever returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
+
+from resumed_server.storage.engine import (
+    UNKNOWN_TOMBSTONE_SECONDS,
+    AlreadyExists,
+    Get,
+    Purged,
+    Put,
+    Remove,
+    StoredSession,
+    Take,
+)
+from resumed_server.storage.testing.contract import FakeClock
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from resumed_server.storage.engine import Engine, Operation
+
+# Few of each, so that they meet. Times are multiples of 1/8 s: exact both in milliseconds and as floats.
+ADDRESSES = st.sampled_from([("a", b"k"), ("a", b"\0k"), ("a.a", b"k"), ("b", b"k"), ("b", b"k" * 64)])
+VALUES = st.sampled_from([b"one", b"two", b"2" * 5_000])
+# And of 2.5 s, so that an engine with a clock of its own, which runs on meanwhile, is of the same opinion.
+SECONDS = st.one_of(st.sampled_from([2.5, UNKNOWN_TOMBSTONE_SECONDS]), st.integers(1, 720).map(lambda n: n * 2.5))
+OPERATIONS = st.one_of(
+    st.tuples(ADDRESSES, VALUES, SECONDS).map(lambda drawn: Put(*drawn[0], *drawn[1:])),
+    *(st.builds(lambda kind, address: kind(*address), st.just(kind), ADDRESSES) for kind in (Get, Take, Remove)),
+)
+
+
+@dataclass
+class Entry:
+    """What the dictionary knows of a key: a live session and its issue, or a tombstone if there is no value."""
+
+    value: bytes | None
+    expiry: float
+    issued: float
+
+
+class EngineMachine(RuleBasedStateMachine):
+    """Does to an engine what it does to a dictionary, and compares."""
+
+    def __init__(self, clock: FakeClock, engine: Engine, sweeps: bool, tick: float) -> None:
+        super().__init__()
+        self.clock, self.engine, self.sweeps, self.tick = clock, engine, sweeps, tick
+        self.entries: dict[tuple[str, bytes], Entry] = {}
+        self.mirror: dict[tuple[str, bytes], Entry] = {}
+        self.followed, self.followed_all = engine.position(), True
+        self.deleting = False
+
+    def teardown(self) -> None:
+        """Close the engine."""
+        self.engine.close()
+
+    @rule(operation=OPERATIONS)
+    def carry_out_one(self, operation: Operation) -> None:
+        """Any operation, by its own method."""
+        expected = self._expected(operation)
+        try:
+            match operation:
+                case Put(namespace, key, value, ttl):
+                    outcome: Any = self.engine.put(namespace, key, value, ttl)
+                case Get(namespace, key):
+                    outcome = self.engine.get(namespace, key)
+                case Take(namespace, key):
+                    outcome = self.engine.take(namespace, key)
+                case Remove(namespace, key):
+                    outcome = self.engine.remove(namespace, key)
+        except AlreadyExists as error:
+            outcome = error
+        assert self._comparable(outcome) == self._approximate(expected)
+
+    @rule(operations=st.lists(OPERATIONS, max_size=12))
+    def carry_out_batch(self, operations: list[Operation]) -> None:
+        """Several at once, those on the same key among them."""
+        expected = [self._expected(operation) for operation in operations]
+        outcomes = map(self._comparable, self.engine.batch(operations))
+        assert list(outcomes) == list(map(self._approximate, expected))
+
+    @rule(seconds=SECONDS)
+    def advance_clock(self, seconds: float) -> None:
+        """Let time pass."""
+        self.clock.advance(seconds)
+
+    @rule(address=ADDRESSES, age=st.one_of(st.none(), SECONDS))
+    def purge(self, address: tuple[str, bytes], age: float | None) -> None:
+        """End the sessions of a namespace, those of an age or all; a moment later there may be others."""
+        # In the middle between the times at which sessions are issued. An engine that expires keys itself issues them
+        # by a clock of its own, which does not go with this one.
+        before = None if age is None or not self.sweeps else self.clock() - age + 1.25
+        self.engine.purge(address[0], before)
+        self.clock.advance(2.5)
+        self.deleting = True
+        self.entries = {
+            each: entry
+            for each, entry in self.entries.items()
+            if each[0] != address[0] or not entry.value or (before and entry.issued >= before)
+        }
+
+    @rule(limit=st.integers(1, 8))
+    def sweep(self, limit: int) -> None:
+        """Reclaim exactly what has expired, in steps up to the limit, and what was purged."""
+        expired = [address for address, entry in self.entries.items() if entry.expiry <= self.clock()]
+        left = len(expired) if self.sweeps else 0
+        while self.deleting and self.engine.sweep(limit if self.sweeps else 1_000) > 0:
+            left = 0
+        self.deleting = False
+        while left >= 0:
+            assert self.engine.sweep(limit) == min(limit, left)
+            left -= limit
+        for address in expired:
+            del self.entries[address]
+
+    @rule(limit=st.integers(1, 8))
+    def follow(self, limit: int) -> None:
+        """Bring a mirror up to date: then it has what is there, and nothing else."""
+        until = self.engine.position()
+        while self.followed != until:
+            read = self.engine.changes(self.followed, until, limit)
+            if read is None:  # begin anew
+                self.mirror.clear()
+                read, self.followed_all = ([], until), False
+            for change in read[0]:
+                if isinstance(change, Purged):
+                    before = change.issued_before
+                    self.mirror = {
+                        each: entry
+                        for each, entry in self.mirror.items()
+                        if each[0] != change.namespace or (before is not None and entry.issued >= before)
+                    }
+                    continue
+                address, session = (change.namespace, change.key), change.session
+                self.mirror.pop(address, None)
+                if session:
+                    assert session.issued is not None
+                    self.mirror[address] = Entry(session.value, self.clock() + session.ttl, session.issued)
+            self.followed = read[1]
+        mirrored, there = self._live(self.mirror), self._live(self.entries)
+        assert mirrored == (there if self.followed_all else there & mirrored)
+
+    @invariant()
+    def nothing_expired_removed_taken_or_purged_returns(self) -> None:
+        """And what should be there is."""
+        for address, entry in self.entries.items():
+            found = self.engine.get(*address)
+            assert (found and found.value) == (entry.value if entry.expiry > self.clock() else None)
+
+    def _live(self, entries: dict[tuple[str, bytes], Entry]) -> set[tuple[tuple[str, bytes], bytes]]:
+        now = self.clock()
+        return {(address, entry.value) for address, entry in entries.items() if entry.value and entry.expiry > now}
+
+    def _expected(self, operation: Operation) -> object:
+        """Do to the dictionary what `operation` does to the engine, and return the outcome."""
+        address, now = (operation.namespace, operation.key), self.clock()
+        entry = self.entries.get(address)
+        if entry and entry.expiry <= now:
+            entry = None
+        value = entry.value if entry else None
+        match operation:
+            case Put():
+                if entry and operation.value != value:
+                    return AlreadyExists
+                if not entry:
+                    entry = self.entries[address] = Entry(operation.value, now + operation.ttl, now)
+                return entry.expiry - now
+            case Remove():
+                if not entry:
+                    self.entries[address] = Entry(None, now + UNKNOWN_TOMBSTONE_SECONDS, now)
+                    return False
+                entry.value = None
+                return True if value else None
+            case Take() if entry and value:
+                entry.value = None
+        return (value, entry.expiry - now) if entry and value else None
+
+    def _approximate(self, expected: object) -> object:
+        """Allow a time to differ by a tick, and nothing else."""
+        if isinstance(expected, tuple):
+            return (expected[0], self._approximate(expected[1]))
+        return pytest.approx(expected, abs=self.tick) if isinstance(expected, float) else expected
+
+    @staticmethod
+    def _comparable(outcome: object) -> object:
+        """Return what an outcome says, in a form that compares."""
+        if isinstance(outcome, AlreadyExists):
+            return AlreadyExists
+        return (outcome.value, outcome.ttl) if isinstance(outcome, StoredSession) else outcome
+
+
+def check_histories(
+    open_engine: Callable[[FakeClock], Engine],
+    clock: Callable[[], FakeClock] = FakeClock,
+    *,
+    sweeps: bool = True,
+    tick: float = 0.0,
+    examples: int = 100,
+) -> None:
+    """Try `examples` histories on engines that `open_engine` opens; times may differ by `tick` seconds."""
+
+    def machine() -> EngineMachine:
+        time = clock()
+        return EngineMachine(time, open_engine(time), sweeps, tick)
+
+    run_state_machine_as_test(
+        cast("type[EngineMachine]", machine),
+        settings=settings(
+            max_examples=examples, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+        ),
+    )

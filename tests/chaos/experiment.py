@@ -1,0 +1,166 @@
+"""One fault from beginning to end: traffic, the fault, its end, and resumption back again."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+
+from chaos.rig import Place
+from chaos.traffic import WINDOW, Traffic
+
+if TYPE_CHECKING:
+    import contextlib
+    from collections.abc import Callable
+
+    from chaos.rig import Rig
+
+BEFORE = 2.0
+"""Seconds of traffic before the fault, and at least as many after it."""
+PATIENCE = 20.0
+"""Seconds that resumption may take to come, or to come back."""
+STALLED = 1.0
+"""Seconds that no handshake may take beyond the frontends' deadline; they are for a busy machine."""
+
+NOTHING = "nothing"
+ALL = "all sessions"
+ENDED = "all sessions that the step carries past their end"
+REFUSED = "sessions negotiated meanwhile"
+"""What a fault can cost."""
+CLOCK_STEP = 10_800
+"""Seconds by which clocks are wrong; more than a session lives."""
+
+
+class Scene(NamedTuple):
+    """What a scenario has set up."""
+
+    rig: Rig
+    begin: Callable[[], object]
+    """Makes the fault happen."""
+    end: Callable[[], object] | None
+    """Ends it; None where it is over as soon as it happened, and what follows is up to the product."""
+
+
+Scenario: TypeAlias = "Callable[[Place], contextlib.AbstractContextManager[Scene]]"
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A fault by its name.
+
+    Attributes:
+        scenario: Sets it up.
+        loses: What it can cost beside the resumptions of its time.
+        hindrance: Returns why it cannot be set up here, if it cannot.
+    """
+
+    name: str
+    scenario: Scenario
+    loses: str
+    hindrance: Callable[[], str | None] = lambda: None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What was measured.
+
+    Attributes:
+        fault: Which.
+        deadline: The frontends', in seconds.
+        traffic: All handshakes, failed ones and wrong resumptions.
+        rates: The shares of offered sessions that resumed before, during and after the fault.
+        slowest: The seconds of the slowest handshake before the fault, and from then on.
+        kept: The share of the sessions stored before the fault that resumed after it.
+        back: Seconds from the end of the fault until resumption was back, None if it never was.
+        health: What the server said of its health during the fault.
+        server_log: The kinds of log lines of the server during the fault and after, in order.
+        frontend_log: The same of the frontends.
+    """
+
+    fault: Fault
+    deadline: float
+    traffic: Traffic
+    rates: tuple[float | None, float | None, float | None]
+    slowest: tuple[float, float]
+    kept: float
+    back: float | None
+    health: str
+    server_log: list[str]
+    frontend_log: list[str]
+
+    @property
+    def broken(self) -> list[str]:
+        """The promises that were broken."""
+        traffic = self.traffic
+        promises = {
+            f"{len(traffic.failures)} handshakes failed: {traffic.failures[:3]}": not traffic.failures,
+            f"{len(traffic.wrong)} resumptions too many: {traffic.wrong[:3]}": not traffic.wrong,
+            f"a handshake took {self.slowest[1]:.2f} s": self.slowest[1] < self.deadline + STALLED,
+            "resumption did not come back": self.back is not None,
+            "nothing was removed or taken": bool(traffic.spent),
+        }
+        return [f"{self.fault.name}: {broken}" for broken, kept in promises.items() if not kept]
+
+
+def run(fault: Fault, seconds: float, deadline: float, tell: Callable[[str], object] = lambda _: None) -> Outcome:
+    """Let `fault` last `seconds` under traffic, wait for resumption, and return what happened."""
+    with tempfile.TemporaryDirectory(prefix="resumed-fault-") as directory:
+        tell("starting")
+        with fault.scenario(Place(Path(directory), deadline)) as (rig, begin, end), Traffic(rig) as traffic:
+            tell("before")
+            started = time.monotonic()
+            warm = _await_resumption(traffic, started)
+            traffic.save()
+            time.sleep(BEFORE)
+            lines = len(rig.server_log())
+            tell("during")
+            began = time.monotonic()
+            begin()
+            time.sleep(max(0.0, began + seconds - time.monotonic()))
+            health = rig.health()
+            ended = time.monotonic()
+            tell("after")
+            if end:
+                end()
+            since = ended if end else began
+            back = _await_resumption(traffic, since)
+            time.sleep(BEFORE)
+            back = traffic.back(since) if back is not None else None
+            kept = traffic.kept()
+            traffic.recheck()
+            now = time.monotonic()
+            return Outcome(
+                fault,
+                deadline,
+                traffic,
+                (
+                    traffic.rate(started + (warm or 0), began),
+                    traffic.rate(began, ended),
+                    traffic.rate(since + (back or 0), now),
+                ),
+                (traffic.slowest(started, began), traffic.slowest(began, now)),
+                kept,
+                back,
+                health,
+                _kinds([_event(line) for line in rig.server_log()[lines:]]),
+                _kinds(rig.frontend_log()),
+            )
+
+
+def _await_resumption(traffic: Traffic, since: float) -> float | None:
+    end = time.monotonic() + PATIENCE
+    while (back := traffic.back(since)) is None or time.monotonic() < since + back + WINDOW:
+        if time.monotonic() > end:
+            return None
+        time.sleep(0.1)
+    return back
+
+
+def _event(line: dict[str, object]) -> str:
+    return str(line.get("event") or line.get("text")) + (f" ({cause})" if (cause := line.get("cause")) else "")
+
+
+def _kinds(lines: list[str]) -> list[str]:
+    return list(dict.fromkeys(lines))

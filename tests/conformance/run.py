@@ -1,0 +1,185 @@
+"""Holds every frontend to behaviour.toml and prints the matrix: `python tests/conformance/run.py` (`make frontends`).
+
+Exits 1 if a cell is not as it must be. --write puts the matrix into docs/languages.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+import traceback
+from concurrent.futures import ThreadPoolExecutor
+from itertools import permutations
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from conformance import scenarios
+from conformance.client import Client
+from conformance.fleet import BUILD, ROOT, Behaviour, Stack, table
+from support.server import running_server
+from support.tls import VERSIONS
+
+if TYPE_CHECKING:
+    import ssl
+
+PAGE = ROOT / "docs" / "languages.md"
+BEGIN, END = "<!-- matrix: written by `make frontends` -->", "<!-- end of the matrix -->"
+_FORMATS = "A format in a cell: the session is serialized in a way of its own, which the other stack cannot read."
+NAMES = {version: version.name.replace("TLSv1_", "1.") for version in VERSIONS}
+
+console = Console(stderr=True)
+
+
+class Matrix:
+    """What became of each scenario with each frontend."""
+
+    def __init__(self, stacks: list[Stack]) -> None:
+        self.stacks = stacks
+        self.reasons: list[str] = []
+        self.failures = 0
+
+    def cell(self, stack: Stack, scenario: str, outcomes: dict[str, str]) -> str:
+        """Return a cell: what the versions of TLS have in common is said once."""
+        if scenario in stack.cannot:
+            return f"[{self._number(stack.cannot[scenario])}]"
+        failed = [f"{version}: {complaint}" for version, complaint in outcomes.items() if complaint]
+        self.failures += len(failed)
+        return "; ".join(["**failed**", *failed]) if failed else "yes"
+
+    def _number(self, reason: str) -> int:
+        if reason not in self.reasons:
+            self.reasons.append(reason)
+        return self.reasons.index(reason) + 1
+
+
+def attempt(scenario: str, *arguments: object) -> str:
+    """Run a scenario; return what was wrong, or nothing."""
+    try:
+        getattr(scenarios, scenario)(*arguments)
+    except Exception as error:  # noqa: BLE001  # whatever is wrong with one frontend, the others are tried
+        if os.environ.get("VERBOSE"):
+            traceback.print_exc()
+        return f"{type(error).__name__} {error}".splitlines()[0][:120].replace("|", "/")
+    return ""
+
+
+def common(*stacks: Stack) -> list[ssl.TLSVersion]:
+    """Return the versions of TLS in which all of these keep their sessions in the store."""
+    return [version for version in VERSIONS if all(NAMES[version] in stack.versions for stack in stacks)]
+
+
+def run(behaviours: list[Behaviour], stacks: list[Stack], target: str, at_once: int) -> tuple[str, int]:
+    """Run everything; return the matrix as Markdown, and how many cells are not as they must be."""
+    matrix = Matrix(stacks)
+    pairs = [(a, b) for a, b in permutations(stacks, 2) if a.format == b.format]
+    with ThreadPoolExecutor(at_once) as pool:
+        cells = {
+            (row.scenario, stack.name, version): pool.submit(attempt, row.scenario, stack, target, Client(version))
+            for row in behaviours
+            for stack in stacks
+            for version in common(stack)
+            if row.scenario not in stack.cannot
+        }
+        across = {
+            (a.name, b.name, version): pool.submit(attempt, "across", a, b, target, Client(version))
+            for a, b in pairs
+            for version in common(a, b)
+        }
+        vectors = {stack.name: pool.submit(vector_cell, stack) for stack in stacks}
+    lines = [
+        "| Callback | Situation | What must happen | " + " | ".join(stack.name for stack in stacks) + " |",
+        "|---" * (3 + len(stacks)) + "|",
+    ]
+    for row in behaviours:
+        outcomes = {
+            stack.name: {
+                NAMES[version]: cells[row.scenario, stack.name, version].result()
+                for version in common(stack)
+                if row.scenario not in stack.cannot
+            }
+            for stack in stacks
+        }
+        shown = " | ".join(matrix.cell(stack, row.scenario, outcomes[stack.name]) for stack in stacks)
+        lines.append(f"| {row.callback} | {row.situation} | {row.must} | {shown} |")
+    passed = [vectors[stack.name].result() for stack in stacks]
+    matrix.failures += passed.count("**failed**")
+    lines.append("| | the vectors of sealing and ids | they pass | " + " | ".join(passed) + " |")
+    lines += ["", *(f"[{number}] {reason}.  " for number, reason in enumerate(matrix.reasons, 1))]
+    lines += ["", "What the one in the row negotiated, the one in the column resumes, and back:", ""]
+    lines += ["| | " + " | ".join(stack.name for stack in stacks) + " |", "|---" * (1 + len(stacks)) + "|"]
+    for giver in stacks:
+        shown_row = []
+        for taker in stacks:
+            if giver is taker:
+                shown_row.append("yes" if "another_process" not in giver.cannot else "no")
+            elif giver.format != taker.format:
+                shown_row.append(f"`{giver.format}`")
+            else:
+                complaints = {
+                    NAMES[version]: across[giver.name, taker.name, version].result() for version in common(giver, taker)
+                }
+                shown_row.append(matrix.cell(giver, "across", complaints))
+        lines.append(f"| {giver.name} | " + " | ".join(shown_row) + " |")
+    lines += [
+        "",
+        _FORMATS,
+    ]
+    return "\n".join(lines), matrix.failures
+
+
+def vector_cell(stack: Stack) -> str:
+    """Run the vectors of a language."""
+    if not stack.vectors:
+        return f"as {stack.sealing}"
+    try:
+        stack.run(stack.vectors)
+    except subprocess.CalledProcessError:
+        return "**failed**"
+    return "yes"
+
+
+def main() -> int:
+    """Build, run, print."""
+    parser = argparse.ArgumentParser(prog="make frontends", description=__doc__)
+    parser.add_argument("--only", nargs="*", metavar="NAME", help="frontends")
+    parser.add_argument("--scenario", nargs="*", metavar="NAME", help="rows")
+    parser.add_argument("--at-once", type=int, default=2, metavar="N", help="scenarios at once (2)")
+    parser.add_argument("--write", action="store_true", help="put the matrix into docs/languages.md")
+    parser.add_argument("--no-build", action="store_true", help="what was built before")
+    arguments = parser.parse_args()
+    behaviours, stacks = table()
+    if arguments.only:
+        stacks = [stack for stack in stacks if stack.name in arguments.only]
+    if arguments.scenario is not None:
+        behaviours = [row for row in behaviours if row.scenario in arguments.scenario]
+    for stack in [stack for stack in stacks if not stack.available]:
+        console.print(f"left out: {stack.name} needs {stack.needs}")
+    stacks = [stack for stack in stacks if stack.available]
+    BUILD.mkdir(parents=True, exist_ok=True)
+    built: list[list[str]] = []
+    for stack in stacks if not arguments.no_build else []:
+        if stack.build and stack.build not in built:
+            console.print(f"building {stack.name}")
+            stack.run(stack.build)
+            built.append(stack.build)
+    started = time.monotonic()
+    with running_server() as store:
+        matrix, failures = run(behaviours, stacks, store.target, arguments.at_once)
+    sys.stdout.write(f"{matrix}\n")
+    console.print(f"{failures} failed, {time.monotonic() - started:.0f} s")
+    if arguments.write:
+        before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
+        after = rest.partition(END)[2]
+        PAGE.write_text(f"{before}{BEGIN}\n\n{matrix}\n\n{END}{after}", encoding="utf-8")
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,32 @@
+from __future__ import annotations
+
+import ssl
+from dataclasses import replace
+
+import pytest
+
+from conformance import scenarios
+from conformance.client import Client
+from conformance.fleet import table
+from support.server import running_server
+
+
+def test_every_row_has_a_scenario_and_every_exception_a_row() -> None:
+    """What the table says is shown: `make frontends` would skip nothing in silence."""
+    behaviours, stacks = table()
+    rows = {row.scenario for row in behaviours}
+    assert all(callable(getattr(scenarios, row)) for row in rows)
+    assert len(rows) == len(behaviours)
+    assert all(stack.cannot.keys() <= rows for stack in stacks)
+    with_vectors = {stack.name for stack in stacks if stack.vectors}
+    assert all(stack.vectors or stack.sealing in with_vectors for stack in stacks)
+
+
+def test_scenarios_tell_a_frontend_that_resumes_from_one_that_does_not() -> None:
+    """The short form of `make frontends`, with the frontend that needs no other language."""
+    own = table()[1][0]
+    stranger = replace(own, any_id=["--namespace", "other"])
+    with running_server() as store:
+        scenarios.another_process(own, store.target, Client(ssl.TLSVersion.TLSv1_3))
+        with pytest.raises(AssertionError, match="connection 1"):
+            scenarios.across(own, stranger, store.target, Client(ssl.TLSVersion.TLSv1_3))

@@ -1,5 +1,0 @@
-"""Failed assertions in the shared suites show what was compared, as those in test modules do."""
-
-import pytest
-
-pytest.register_assert_rewrite("contract.engine_suite", "contract.state_machine")

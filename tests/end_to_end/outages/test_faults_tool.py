@@ -1,0 +1,29 @@
+"""Some of the faults of `make faults`, shortly and with a patient deadline: a busy machine is no broken promise."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from chaos.experiment import run
+from chaos.lmdb_faults import LMDB
+from chaos.redis_faults import REDIS
+
+if TYPE_CHECKING:
+    from chaos.experiment import Fault
+
+SECONDS = 2.0
+DEADLINE = 1.0
+"""Seconds that a look-up may take here."""
+QUICK = ("server killed", "server frozen", "disk full", "database damaged", "Redis killed, back empty")
+
+
+@pytest.mark.parametrize(
+    "fault", [fault for fault in [*LMDB, *REDIS] if fault.name in QUICK], ids=lambda fault: fault.name
+)
+def test_fault(fault: Fault) -> None:
+    """No handshake fails, nothing that was removed or taken resumes, and resumption comes back."""
+    if hindrance := fault.hindrance():
+        pytest.skip(hindrance)
+    assert not run(fault, SECONDS, DEADLINE).broken

@@ -1,0 +1,1041 @@
+"""Redis and Valkey: what every engine promises, on all that a URL can name, and what is special of them."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import re
+import secrets
+import signal
+import socket
+import socketserver
+import threading
+import time
+import traceback
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
+
+import pytest
+import trustme
+from structlog.testing import capture_logs
+
+from resumed_server.storage.engine import (
+    AlreadyExists,
+    Change,
+    Engine,
+    EngineBroken,
+    EngineError,
+    EngineFull,
+    EngineUnavailable,
+    Get,
+    Put,
+    Remove,
+    StoredSession,
+    Take,
+)
+from resumed_server.storage.redis.change_log import KEPT_SECONDS, KNOWN_POSITIONS
+from resumed_server.storage.redis.topology import PERMISSIONS, _Absence
+from resumed_server.storage.redis.url import RedisUrl, redacted
+from resumed_server.storage.registry import open_engine, verify_url
+from resumed_server.storage.testing.contract import EngineContract, FakeClock, told
+from resumed_server.storage.testing.state_machine import check_histories
+from support.redis import redis_server, valkey_cluster, valkey_sentinels, valkey_server
+from support.tls import CA, CERTIFICATE
+from support.waiting import until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from resumed_server.storage.engine import Operation
+    from support.redis import RedisServer
+
+PATIENT = "timeout_ms=5000"
+"""A busy machine is no broken promise."""
+DRIFT = 2.0
+"""Seconds that a test may take on the engine's own clock."""
+
+
+class Store(NamedTuple):
+    """Something that a URL names, and the servers that keep its keys."""
+
+    url: str
+    servers: Sequence[RedisServer]
+
+    def open(self, options: str = PATIENT) -> Engine:
+        """Open an engine with keys of its own."""
+        return open_engine(f"{self.url}?prefix={uuid.uuid4()}:&{options}", capacity=0)
+
+
+@contextlib.contextmanager
+def on_redis() -> Iterator[Store]:
+    """One redis-server."""
+    with redis_server() as server:
+        yield Store(server.url, [server])
+
+
+@contextlib.contextmanager
+def on_valkey() -> Iterator[Store]:
+    """One valkey-server."""
+    with valkey_server() as server:
+        yield Store(server.url, [server])
+
+
+@contextlib.contextmanager
+def on_cluster() -> Iterator[Store]:
+    """Three primaries that share the slots."""
+    with valkey_cluster() as cluster:
+        yield Store(cluster.url, cluster.nodes)
+
+
+@contextlib.contextmanager
+def on_sentinels() -> Iterator[Store]:
+    """A primary and its replica, found through Sentinels."""
+    with valkey_sentinels() as sentinels:
+        yield Store(sentinels.url, [sentinels.primary])
+
+
+@pytest.fixture(scope="module", params=[on_redis, on_valkey, on_cluster, on_sentinels], ids=lambda on: on.__name__)
+def store(request: pytest.FixtureRequest) -> Iterator[Store]:
+    """All that a URL can name."""
+    with request.param() as store:
+        yield store
+
+
+_BRING_NEARER = """#!lua flags=allow-cross-slot-keys
+local cursor = '0'
+repeat
+  local found = redis.call('SCAN', cursor, 'COUNT', 1000)
+  cursor = found[1]
+  for _, key in ipairs(found[2]) do redis.call('PEXPIRE', key, redis.call('PTTL', key) - ARGV[1]) end
+until cursor == '0'"""
+
+
+class RedisClock(FakeClock):
+    """Lets the time of servers, which begin empty, pass by bringing the end of all their keys nearer."""
+
+    def __init__(self, servers: Sequence[RedisServer]) -> None:
+        super().__init__()
+        self._servers = servers
+        for server in servers:
+            server.client.flushall()
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass."""
+        super().advance(seconds)
+        for server in self._servers:
+            server.client.eval(_BRING_NEARER, 0, round(seconds * 1_000))
+
+
+class TestRedis(EngineContract):
+    """The promises of every engine."""
+
+    tick: ClassVar[float] = DRIFT
+    sweeps: ClassVar[bool] = False
+
+    @pytest.fixture
+    def clock(self, store: Store) -> FakeClock:
+        """The servers' time."""
+        return RedisClock(store.servers)
+
+    @pytest.fixture
+    def present(self) -> Callable[[], float]:
+        """As above: it does not pass with the end of keys."""
+        return time.time
+
+    @pytest.fixture
+    def engine(self, store: Store) -> Iterator[Engine]:
+        """An engine with keys of its own."""
+        with contextlib.closing(store.open()) as engine:
+            yield engine
+
+    @pytest.fixture
+    def kept(self, monkeypatch: pytest.MonkeyPatch, store: Store) -> tuple[int, int]:
+        """Fewer than otherwise, in the stream of each primary; it is trimmed by whole nodes, of 100."""
+        monkeypatch.setattr("resumed_server.storage.redis.change_log.MOST_CHANGES", 1_000)
+        return 900, 1_300 * len(store.servers)
+
+
+def test_in_any_history_it_behaves_like_a_dictionary(store: Store) -> None:
+    """Of thirty."""
+    check_histories(
+        lambda _clock: store.open(), lambda: RedisClock(store.servers), sweeps=False, tick=DRIFT, examples=30
+    )
+
+
+def test_servers_share_one_log(store: Store) -> None:
+    """What one changed another one tells, and goes on where that one was."""
+    prefix = f"prefix={uuid.uuid4()}:&{PATIENT}"
+    with opened(store.url, prefix) as one, opened(store.url, prefix) as other:
+        _, position = told(one, one.position())
+        for number in range(100):
+            other.put("shop", b"%d" % number, b"value", 60.0)
+        changes, position = told(one, position)
+        assert changes == {("shop", b"%d" % number): [b"value"] for number in range(100)}
+        for number in range(100):
+            one.take("shop", b"%d" % number)
+        changes, _ = told(other, position)
+        assert {("shop", b"%d" % number): [None] for number in range(100)} == changes
+
+
+def test_only_what_is_read_is_logged(store: Store) -> None:
+    """Without a reader there is no log; it goes when its last reader has gone."""
+    prefix = f"{uuid.uuid4()}:"
+    with opened(store.url, f"prefix={prefix}&{PATIENT}") as engine:
+
+        def streams() -> list[bytes]:
+            return [key for server in store.servers for key in server.client.scan_iter(f"{prefix}{{*}}", count=1_000)]
+
+        engine.put("shop", b"k", b"value", 60.0)
+        assert engine.take("shop", b"k")
+        assert not streams()
+        position = engine.position()
+        assert streams()
+        engine.remove("shop", b"other")
+        assert told(engine, position)[0] == {("shop", b"other"): [None]}
+        RedisClock(store.servers).advance(KEPT_SECONDS)
+        assert not streams()
+        assert engine.changes(position, engine.position(), 10) is None
+
+
+@pytest.fixture
+def server() -> Iterator[RedisServer]:
+    """A server that a test may break."""
+    with valkey_server() as server:
+        yield server
+
+
+def opened(url: str, options: str = "") -> contextlib.closing[Engine]:
+    """Open an engine, to be closed at the end."""
+    return contextlib.closing(open_engine(f"{url}?{options}", capacity=0))
+
+
+def refusal(url: str) -> str:
+    """Return why a URL cannot be the store: one line, exit status 2."""
+    with pytest.raises((ValueError, EngineUnavailable)) as caught:
+        open_engine(url, capacity=0)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# --- URLs ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("redis://store", {"topology": "server", "tls": False, "hosts": (("store", 6379),), "database": 0}),
+        ("redis://[::1]:7000/3", {"hosts": (("::1", 7000),), "database": 3}),
+        ("rediss://u:p%40%2F@store?ca=/ca", {"tls": True, "user": "u", "password": "p@/", "ca": Path("/ca")}),
+        ("redis://:p@store?prefix=tls:&timeout_ms=100", {"user": None, "prefix": "tls:", "timeout": 0.1}),
+        ("redis://u@store?password_file=/run/p", {"user": "u", "password": None, "password_file": Path("/run/p")}),
+        ("redis+cluster://a:1,b:2", {"topology": "cluster", "hosts": (("a", 1), ("b", 2))}),
+        ("redis+sentinel://a,b:1/main/2?wait_replicas=1", {"hosts": (("a", 26379), ("b", 1)), "wait_replicas": 1}),
+        ("rediss+sentinel://a/main", {"topology": "sentinel", "tls": True, "sentinel_name": "main", "database": 0}),
+    ],
+)
+def test_a_url_says_where_redis_is(url: str, expected: dict[str, object]) -> None:
+    """And how to use it."""
+    parsed = RedisUrl.parse(url)
+    assert {name: getattr(parsed, name) for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("url", "complaint"),
+    [
+        ("redis://", "needs hosts"),
+        ("redis://store:0", "needs hosts"),
+        ("redis://store:65536", "needs hosts"),
+        ("redis://a,b", "takes one host"),
+        ("redis://user:sec/ret@store", "%2F"),
+        ("redis://store/one", "number of the database"),
+        ("redis://store/1/2", "number of the database"),
+        ("redis://store#1", "cut off.*%23"),
+        ("redis://store?frob=1", "'frob' is no option .* timeout_ms"),
+        ("redis://store?prefix=a&prefix=b", "prefix is there twice"),
+        ("redis://store?prefix={a}", "without blanks and braces"),
+        ("redis://store?timeout_ms=0", "timeout_ms must be a whole number from 1 to"),
+        ("redis://store?wait_replicas=x", "wait_replicas must be a whole number"),
+        ("redis://store?ca=/ca", "'ca' is no option"),
+        ("rediss://store?cert=/c", "go together"),
+        ("rediss://store?ca=", "must not be empty"),
+        ("redis://:secret@store?password_file=/p", "not in both"),
+        ("redis+cluster://store/1", "only one database"),
+        ("redis+sentinel://store", "what the Sentinels call the primary"),
+        ("redis+ssl://store", "no engine is called 'redis[+]ssl': use lmdb:.*redis://"),
+    ],
+)
+def test_a_url_that_makes_no_sense_is_refused(url: str, complaint: str) -> None:
+    """In one line, which says what to do and does not repeat a password."""
+    with pytest.raises(ValueError, match=complaint) as caught:
+        verify_url(url)
+    assert "\n" not in str(caught.value)
+    assert "secret" not in str(caught.value)
+    assert "ret@" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("redis://user:secret@store:1/2?prefix=x:", "redis://user:***@store:1/2?prefix=x:"),
+        ("rediss://:se:c@ret@store", "rediss://:***@store"),
+        ("redis+sentinel://user:secret@a,b/main", "redis+sentinel://user:***@a,b/main"),
+        ("redis://store", "redis://store"),
+        ("lmdb:///var/lib/a:b@c", "lmdb:///var/lib/a:b@c"),
+    ],
+)
+def test_a_url_is_shown_without_its_password(url: str, shown: str) -> None:
+    """In logs and by --check."""
+    assert redacted(url) == shown
+    if url.startswith("redis"):
+        assert "secret" not in repr(RedisUrl.parse(url.replace("se:c@ret", "secret")))
+
+
+# --- What cannot be the store --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scheme", ["redis", "redis+cluster"])
+def test_a_wrong_password_is_refused(server: RedisServer, scheme: str) -> None:
+    """Of the default user and of another, without being told."""
+    server.client.config_set("requirepass", "right")
+    for credentials in ("", ":secret@", "somebody:secret@"):
+        message = refusal(f"{scheme}://{credentials}127.0.0.1:{server.port}")
+        assert re.search("refuses the user or the password", message), message
+        assert "secret" not in message
+    server.client.auth("right")
+    server.client.config_set("requirepass", "")
+
+
+def test_a_user_without_permissions_is_refused(server: RedisServer) -> None:
+    """And told which it needs."""
+    server.client.execute_command("ACL SETUSER humble on >pass ~* +ping")
+    assert "+eval +evalsha +script|load +get" in refusal(f"redis://humble:pass@127.0.0.1:{server.port}")
+
+
+def test_the_permissions_that_are_asked_for_are_enough(server: RedisServer) -> None:
+    """For everything that an engine does."""
+    server.client.execute_command(f"ACL SETUSER modest on >pass ~resumed:* {PERMISSIONS}")
+    with opened(f"redis://modest:pass@127.0.0.1:{server.port}", PATIENT) as engine:
+        engine.put("shop", b"k", b"value", 60.0)
+        assert engine.get("shop", b"k")
+        assert engine.take("shop", b"k")
+        position = engine.position()
+        assert not engine.remove("shop", b"other")
+        assert engine.changes(position, engine.position(), 1)
+        engine.probe()
+        server.client.script_flush()
+        assert engine.usage("shop")["shop"].tombstones == 2
+
+
+def test_a_read_only_replica_is_refused(server: RedisServer) -> None:
+    """It would answer look-ups and store nothing."""
+    server.client.replicaof("127.0.0.1", 1)
+    assert "replica, which is read-only; use its primary" in refusal(server.url)
+
+
+def test_a_redis_too_old_is_refused() -> None:
+    """Its scripts could not say that they may run when it is full."""
+    with pretending(b"redis_version:6.2.14\r\nrole:master\r\n") as port:
+        assert "too old (6.2.14); use Redis 7, Valkey 8" in refusal(f"redis://127.0.0.1:{port}")
+
+
+def test_the_wrong_topology_is_refused(server: RedisServer, tmp_path: Path) -> None:
+    """Each is told which scheme is right."""
+    assert "no cluster; use redis://" in refusal(f"redis+cluster://127.0.0.1:{server.port}")
+    assert "no Sentinel" in refusal(f"redis+sentinel://127.0.0.1:{server.port}/main")
+    with valkey_server("--cluster-enabled", "yes") as node:
+        assert "node of a cluster; use redis+cluster://" in refusal(node.url)
+    (tmp_path / "sentinel.conf").touch()
+    with valkey_server(f"{tmp_path}/sentinel.conf", "--sentinel") as sentinel:
+        assert "is a Sentinel; use redis+sentinel://" in refusal(sentinel.url)
+
+
+def test_tls_is_verified_and_told_when_it_fails(tmp_path: Path) -> None:
+    """The right authority and a client certificate work; the wrong authority, none, and no TLS at all are refused."""
+    for name, blob in (
+        ("ca", CA.cert_pem),
+        ("other", trustme.CA().cert_pem),
+        ("cert", CERTIFICATE.cert_chain_pems[0]),
+        ("key", CERTIFICATE.private_key_pem),
+    ):
+        blob.write_to_path(tmp_path / name)
+    options = [f"--tls-{of}-file" if of != "ca" else "--tls-ca-cert-file" for of in ("ca", "cert", "key")]
+    files = itertools.chain(*zip(options, (f"{tmp_path}/{of}" for of in ("ca", "cert", "key")), strict=True))
+    with redis_server("--tls-port", "{tls_port}", *files) as server:
+        url = f"rediss://localhost:{server.tls_port}"
+        identity = f"cert={tmp_path}/cert&key={tmp_path}/key&{PATIENT}"
+        with opened(url, f"ca={tmp_path}/ca&{identity}") as engine:
+            engine.put("shop", b"k", b"value", 60.0)
+            assert engine.get("shop", b"k")
+        assert "self-signed certificate" in refusal(f"{url}?ca={tmp_path}/other&{identity}")
+        assert "cannot read" in refusal(f"{url}?ca={tmp_path}/missing")
+        # In TLS 1.3 the server's alert comes after the handshake, and is lost if the connection is reset first.
+        with capture_logs() as logs:
+            try:
+                open_engine(f"{url}?ca={tmp_path}/ca", capacity=0).close()
+                complaint = logs[0]["cause"]
+            except EngineUnavailable as error:
+                complaint = str(error)
+        assert "certificate required" in complaint or "if it wants a client certificate" in complaint
+        for wrong, hint in (
+            (f"rediss://localhost:{server.port}?ca={tmp_path}/ca", "if it speaks no TLS, use redis:"),
+            (f"redis://localhost:{server.tls_port}", "if it speaks TLS, use rediss:"),
+        ):
+            with capture_logs() as logs, contextlib.closing(open_engine(wrong, capacity=0)) as engine:
+                assert hint in logs[0]["cause"]
+                with pytest.raises(EngineUnavailable):
+                    engine.probe()
+
+
+def test_a_password_file_is_read_for_every_connection(server: RedisServer, tmp_path: Path) -> None:
+    """So that the password can be changed while the store runs."""
+    password = tmp_path / "password"
+    password.write_text("one\n")
+    server.client.config_set("requirepass", "one")
+    with opened(server.url, f"password_file={password}&{PATIENT}") as engine:
+        engine.put("shop", b"k", b"value", 60.0)
+        password.write_text("two\n")
+        server.client.auth("one")
+        server.client.config_set("requirepass", "two")
+        server.client.execute_command("CLIENT KILL TYPE normal SKIPME yes")
+        assert engine.get("shop", b"k")
+        server.client.auth("two")
+        server.client.config_set("requirepass", "")
+
+
+# --- Outages -------------------------------------------------------------------------------------------------------
+
+
+def test_redis_may_come_later(server: RedisServer) -> None:
+    """The engine opens, its probe fails, and everything works once Redis is there."""
+    server.kill()
+    with capture_logs() as logs, opened(server.url, PATIENT) as engine:
+        assert [line["event"] for line in logs] == ["storage not reached yet"]
+        with pytest.raises(EngineUnavailable, match="Connection refused"):
+            engine.probe()
+        server.start()
+        engine.probe()
+        engine.put("shop", b"k", b"value", 60.0)
+
+
+@pytest.mark.parametrize("scheme", ["redis", "redis+cluster"])
+def test_a_frozen_redis_costs_one_call_its_time_out(scheme: str) -> None:
+    """The others fail at once, until it is back."""
+    options = ("--cluster-enabled", "yes") if scheme == "redis+cluster" else ()
+    with valkey_server(*options) as server:
+        if options:
+            server.client.execute_command("CLUSTER ADDSLOTSRANGE 0 16383")
+            until(lambda: server.client.execute_command("CLUSTER INFO")["cluster_state"] == "ok")
+        with opened(f"{scheme}://127.0.0.1:{server.port}", "timeout_ms=300") as engine:
+            engine.put("shop", b"k", b"value", 60.0)
+            server.signal(signal.SIGSTOP)
+            try:
+                causes = [str(failure(lambda: engine.get("shop", b"k"))) for _ in range(20)]
+            finally:
+                server.signal(signal.SIGCONT)
+            assert "does not answer within 300 ms" in causes[0]
+            assert sum("a moment ago" in cause for cause in causes) >= 15
+            until(lambda: _works(engine))
+
+
+def test_a_call_that_takes_long_is_no_outage(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Redis that answers others meanwhile is there; who finds it silent refuses the next ones for a moment."""
+    now = 100.0
+    monkeypatch.setattr("resumed_server.storage.redis.topology.time.monotonic", lambda: now)
+    absence = _Absence(RedisUrl.parse("redis://store?timeout_ms=40"))
+    absence.end()
+    now += 0.03
+    absence.begin(late=True)
+    absence.check("store")
+    now += 0.03
+    absence.begin(late=True)
+    assert "a moment ago" in str(failure(lambda: absence.check("store")))
+    absence.end()
+    absence.begin()
+    assert "a moment ago" in str(failure(lambda: absence.check("store")))
+
+
+def test_a_restarted_redis_is_used_again_at_once(server: RedisServer) -> None:
+    """Dead connections are replaced, not reported."""
+    with opened(server.url, PATIENT) as engine:
+        engine.put("shop", b"k", b"value", 60.0)
+        server.kill()
+        server.start()
+        assert engine.get("shop", b"k") is None
+        engine.batch([Put("shop", b"k", b"value", 60.0)])
+        assert engine.get("shop", b"k")
+
+
+def test_no_more_connections_than_threads_and_some(server: RedisServer) -> None:
+    """However many calls there are."""
+    with contextlib.closing(open_engine(f"{server.url}?{PATIENT}", capacity=0, threads=8)) as engine:
+        threads = [threading.Thread(target=_many_gets, args=(engine,)) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(server.client.client_list()) <= 8 + 1 + 1  # each thread's, the probe's, the test's
+
+
+def test_scripts_go_by_their_hashes(server: RedisServer) -> None:
+    """And whole where Redis has forgotten them, once."""
+
+    def calls(command: str) -> int:
+        return int(server.client.info("commandstats").get(f"cmdstat_{command}", {"calls": 0})["calls"])
+
+    operations: list[Operation] = [Get("shop", b"k"), Take("shop", b"k"), Remove("shop", b"k")]
+    with opened(server.url, PATIENT) as engine:
+        before = calls("eval")
+        for _ in range(3):
+            engine.put("shop", b"other", b"value", 60.0)
+            engine.batch([Put("shop", b"k", b"value", 60.0), *operations])
+        assert calls("eval") == before
+        assert calls("evalsha") >= 3 * 5
+        server.client.script_flush()
+        assert engine.get("shop", b"other")
+        server.client.script_flush()
+        assert [type(each) for each in engine.batch(operations)] == [type(None)] * 3
+        assert calls("eval") == before + 4
+
+
+def test_what_redis_had_forgotten_is_waited_for_as_well(server: RedisServer) -> None:
+    """A tombstone that a script leaves which went whole."""
+    with opened(server.url, "wait_replicas=1&timeout_ms=200") as engine:
+        engine.put("shop", b"k", b"value", 60.0)
+        server.client.script_flush()
+        with pytest.raises(EngineUnavailable, match="replicas"):
+            engine.remove("shop", b"k")
+
+
+def test_a_redis_that_refuses_writes_is_not_ready(server: RedisServer) -> None:
+    """It says of itself that it is well."""
+    with opened(server.url, PATIENT) as engine:
+        engine.probe()
+        server.client.config_set("min-replicas-to-write", 1)
+        assert "NoReplicas" in str(failure(engine.probe)) or "NOREPLICAS" in str(failure(engine.probe))
+        server.client.config_set("min-replicas-to-write", 0)
+        engine.probe()
+
+
+def test_whoever_closes_an_engine_need_not_wait_for_a_count(
+    server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ends with the step that is under way."""
+    with opened(server.url, PATIENT) as engine:
+        engine.batch([Put("shop", b"%d" % number, b"value", 60.0) for number in range(2_000)])
+        monkeypatch.setattr("resumed_server.storage.redis.purges.time.sleep", lambda _: engine.close())
+        with pytest.raises(EngineBroken, match="closed"):
+            engine.usage(None)
+
+
+def test_a_process_short_of_connections_takes_redis_for_well(server: RedisServer) -> None:
+    """The call that finds none fails; the next one need not wait for a pause."""
+    with opened(server.url, PATIENT) as engine:
+        pool = engine._nodes._client.connection_pool  # type: ignore[attr-defined]
+        taken = [pool.get_connection() for _ in range(pool.max_connections)]
+        for _ in range(3):
+            with pytest.raises(EngineUnavailable, match=r"connections to Redis at .* are in use"):
+                engine.get("shop", b"k")
+        pool.release(taken.pop())
+        assert engine.get("shop", b"k") is None
+        for connection in taken:
+            pool.release(connection)
+
+
+def test_watchers_that_come_back_together_leave_connections_to_others(server: RedisServer) -> None:
+    """None of them is refused, and no look-up is: some read what they missed, the others wait for their turn."""
+    with contextlib.closing(open_engine(f"{server.url}?{PATIENT}", capacity=0, threads=1)) as engine:
+        start = engine.position()
+        for _ in range(4):
+            engine.batch([Put("shop", uuid.uuid4().bytes, b"value", 60.0) for _ in range(256)])
+        end = engine.position()
+
+        def come_back(_: int) -> int:
+            position, missed = start, 0
+            while position != end:
+                read = engine.changes(position, end, 1024)
+                assert read
+                position, missed = read[1], missed + len(read[0])
+            return missed
+
+        with ThreadPoolExecutor(40) as pool:
+            missed = pool.map(come_back, range(40))
+            for _ in range(100):
+                engine.get("shop", b"k")
+            assert list(missed) == [1024] * 40
+
+
+def test_a_watcher_catches_up_in_however_many_steps(server: RedisServer) -> None:
+    """The end that it set out for is known all the way, whatever others read meanwhile."""
+    with opened(server.url, PATIENT) as engine:
+        position = engine.position()
+        engine.batch([Put("shop", b"%d" % number, b"value", 60.0) for number in range(KNOWN_POSITIONS + 100)])
+        end, steps = engine.position(), 0
+        while position != end:
+            read = engine.changes(position, end, 1)
+            assert read is not None, f"step {steps}"
+            position, steps = read[1], steps + 1
+        assert steps > KNOWN_POSITIONS
+
+
+@pytest.mark.parametrize("running", [redis_server, valkey_server])
+def test_a_full_redis_refuses_puts_only(running: Callable[[], contextlib.AbstractContextManager[RedisServer]]) -> None:
+    """What is there can be looked up, taken and removed, and a removal of what is not there holds."""
+    with running() as server, opened(server.url, PATIENT) as engine:
+        for key in (b"taken", b"removed", b"got"):
+            engine.put("shop", key, b"value", 60.0)
+        server.client.config_set("maxmemory", 1)
+        with pytest.raises(EngineFull):
+            engine.put("shop", b"new", b"value", 60.0)
+        assert engine.get("shop", b"got")
+        assert engine.take("shop", b"taken")
+        assert engine.remove("shop", b"removed")
+        assert not engine.remove("shop", b"unknown")
+        outcomes = engine.batch([Put("shop", b"new", b"value", 60.0), Get("shop", b"got"), Remove("shop", b"got")])
+        assert [type(outcome) for outcome in outcomes] == [EngineFull, StoredSession, bool]
+        server.client.config_set("maxmemory", 0)
+        for key in (b"taken", b"removed", b"unknown"):
+            with pytest.raises(AlreadyExists):
+                engine.put("shop", key, b"value", 60.0)
+
+
+def test_a_policy_that_evicts_is_warned_of(server: RedisServer) -> None:
+    """Once, and only where there is a limit."""
+    server.client.config_set("maxmemory-policy", "allkeys-lru")
+    with capture_logs() as logs, opened(server.url, PATIENT) as engine:
+        assert not logs
+        server.client.config_set("maxmemory", 1 << 30)
+        engine.probe()
+        engine.probe()
+        assert [line["policy"] for line in logs] == ["allkeys-lru"]
+
+
+@pytest.mark.parametrize("issued", [9_999_999_999.0, 10_000_000_000.0, 253_402_300_799.0])
+def test_a_session_of_a_far_future_is_as_it_was_put(server: RedisServer, issued: float) -> None:
+    """It counts as issued now, however many digits its time has."""
+    with opened(server.url, PATIENT) as engine:
+        for _ in range(2):
+            assert engine.put("shop", b"k", b"value", 60.0, issued) > 0
+        found = engine.get("shop", b"k")
+        assert found is not None
+        assert found.value == b"value"
+        engine.purge("shop", None)
+        assert engine.get("shop", b"k") is None
+
+
+@pytest.mark.parametrize("fields", [{"+": "resumed:shop:k", "more": "x"}, {"?": "resumed:shop:k"}])
+def test_a_log_entry_that_means_nothing_ends_the_log(server: RedisServer, fields: dict[str, str]) -> None:
+    """As one of a later version: whoever follows begins anew, behind it."""
+    with opened(server.url, PATIENT) as engine:
+        position = engine.position()
+        (stream,) = server.client.keys("resumed:{*}")
+        server.client.xadd(stream, fields)
+        end = engine.position()
+        assert engine.changes(position, end, 10) is None
+        engine.remove("shop", b"k")
+        assert told(engine, end)[0] == {("shop", b"k"): [None]}
+
+
+def test_a_broken_redis_is_an_error_without_keys_and_values(server: RedisServer) -> None:
+    """Even where Redis repeats them."""
+    secret = secrets.token_hex().encode()  # not a literal: a traceback shows the lines of this file
+    with opened(server.url, PATIENT) as engine:
+        server.client.lpush(b"resumed:shop:" + secret, b"no session")
+        alone = failure(lambda: engine.put("shop", secret, secret, 60.0))
+        for error in (alone, engine.batch([Get("eu", b"k"), Put("shop", secret, secret, 60.0)])[1]):
+            assert isinstance(error, EngineUnavailable)
+            assert "WRONGTYPE" in str(error)
+            assert secret.decode() not in "".join(traceback.format_exception(error))
+
+
+def test_a_lifetime_below_a_millisecond_is_over_at_once(server: RedisServer) -> None:
+    """And leaves nothing."""
+    with opened(server.url, PATIENT) as engine:
+        assert engine.put("shop", b"k", b"value", 0.0005) == 0
+        assert not server.client.keys("resumed:shop:*")
+
+
+# --- Replicas and clusters -----------------------------------------------------------------------------------------
+
+
+def test_wait_refuses_what_no_replica_has(server: RedisServer) -> None:
+    """Take hands nothing out and Remove is no success, but a Get goes on; the tombstone stays all the same."""
+    with opened(server.url, "wait_replicas=1&timeout_ms=200") as engine:
+        engine.put("shop", b"taken", b"value", 60.0)
+        engine.put("shop", b"removed", b"value", 60.0)
+        assert engine.get("shop", b"taken")
+        for call, key in ((engine.take, b"taken"), (engine.remove, b"removed")):
+            with pytest.raises(EngineUnavailable, match="replicas"):
+                call("shop", key)
+            assert engine.get("shop", key) is None
+        outcomes = engine.batch([Put("shop", b"k", b"value", 60.0), Take("shop", b"k"), Take("shop", b"k")])
+        assert [type(outcome) for outcome in outcomes] == [float, EngineUnavailable, type(None)]
+        # Or whoever repeats a Batch that fails as a whole would send nothing else as long as there is no replica.
+        outcomes = engine.batch([Remove("shop", b"1"), Remove("shop", b"2")])
+        assert all(isinstance(outcome, EngineUnavailable) for outcome in outcomes)
+        with pytest.raises(EngineUnavailable, match="replicas"):
+            engine.purge("shop", None)
+
+
+def test_wait_is_content_with_a_replica() -> None:
+    """That has the tombstone."""
+    with (
+        valkey_server() as primary,
+        valkey_server("--replicaof", f"127.0.0.1 {primary.port}") as replica,
+        opened(primary.url, f"wait_replicas=1&{PATIENT}") as engine,
+    ):
+        until(lambda: replica.client.info("replication")["master_link_status"] == "up")
+        engine.put("shop", b"k", b"value", 60.0)
+        assert engine.take("shop", b"k")
+        assert replica.client.get(b"resumed:shop:k") == b""
+        assert engine.purge("shop", None) <= time.time()
+
+
+def test_what_no_replica_has_is_not_acknowledged_when_it_is_repeated() -> None:
+    """Though it changes nothing any more; neither at the server that tried before, nor at another one."""
+    options = "wait_replicas=1&timeout_ms=200"
+    with (
+        valkey_server() as primary,
+        valkey_server("--replicaof", f"127.0.0.1 {primary.port}") as replica,
+        opened(primary.url, options) as one,
+        opened(primary.url, options) as other,
+    ):
+        until(lambda: replica.client.info("replication")["master_link_status"] == "up")
+        one.put("shop", b"k", b"value", 60.0)
+        replica.signal(signal.SIGSTOP)
+        moment = time.time() - 5.0
+        for engine in (one, one, other):
+            with pytest.raises(EngineUnavailable, match="replicas"):
+                engine.remove("shop", b"k")
+            with pytest.raises(EngineUnavailable, match="replicas"):
+                engine.purge("shop", moment)
+        replica.signal(signal.SIGCONT)
+        until(lambda: _acknowledged(lambda: other.remove("shop", b"k")))
+        assert replica.client.get("resumed:shop:k") == b""
+
+
+# --- Another process behind the name -------------------------------------------------------------------------------
+
+
+def test_a_redis_that_was_started_again_has_nothing_from_before(server: RedisServer) -> None:
+    """Its snapshot has what was removed, taken and purged since; what is late is from before as well."""
+    issued = time.time() - 1.0
+    with opened(server.url, PATIENT) as engine:
+        keys = [b"removed", b"taken", b"purged", b"there"]
+        for key in keys:
+            engine.put("pay" if key == b"purged" else "shop", key, b"value", 600.0)
+        server.client.config_set("save", "3600 1")
+        server.client.save()
+        engine.remove("shop", b"removed")
+        engine.take("shop", b"taken")
+        engine.purge("pay", None)
+        restarted(server)
+        assert len(server.client.keys("resumed:*:*")) == len(keys)
+        for _ in range(2):
+            for namespace, key in itertools.product(("shop", "pay"), keys):
+                assert engine.get(namespace, key) is None
+                assert engine.take(namespace, key) is None
+            with pytest.raises(AlreadyExists):
+                engine.put("pay", b"late", b"value", 60.0, issued)
+            engine.put("shop", b"new", b"value", 60.0)
+            assert engine.take("shop", b"new")
+            engine.remove("shop", b"new")
+            server.client.delete("resumed:shop:new")
+        while engine.sweep(100):
+            pass
+        assert not server.client.keys("resumed:*:*")
+
+
+@pytest.mark.parametrize("ahead", [0.0, 3_600.0])
+def test_a_replica_that_is_promoted_has_nothing_from_before(ahead: float) -> None:
+    """It may have missed a removal; nor does it count whose clock was ahead."""
+    with (
+        valkey_server() as primary,
+        valkey_server("--replicaof", f"127.0.0.1 {primary.port}") as replica,
+        opened(primary.url, PATIENT) as engine,
+    ):
+        until(lambda: replica.client.info("replication")["master_link_status"] == "up")
+        engine.put("shop", b"k", b"value", 60.0)
+        stored_ahead(primary, b"k", ahead)
+        primary.client.wait(1, 5_000)
+        replica.client.replicaof("no", "one")
+        with opened(replica.url, PATIENT) as other:
+            assert other.get("shop", b"k") is None
+            other.put("shop", b"new", b"value", 60.0)
+            assert other.get("shop", b"new")
+        with opened(replica.url, PATIENT) as another:
+            assert another.get("shop", b"new")
+
+
+@pytest.mark.parametrize("ahead", [0.0, 0.5, 1_800.0])
+def test_a_purge_ends_what_was_stored_before_it_whatever_the_clock_says(server: RedisServer, ahead: float) -> None:
+    """As after it was set back; what is stored afterwards stays, over a purge up to a time as well."""
+    with opened(server.url, PATIENT) as engine:
+        engine.put("shop", b"k", b"value", 600.0)
+        stored_ahead(server, b"k", ahead)
+        assert engine.get("shop", b"k")
+        engine.purge("shop", None)
+        assert engine.get("shop", b"k") is None
+        assert engine.usage("shop")["shop"].sessions == 0
+        engine.put("shop", b"new", b"value", 600.0)
+        engine.purge("shop", time.time() - 60.0)
+        assert engine.get("shop", b"new")
+
+
+def test_a_primary_that_is_demoted_is_asked_no_more(server: RedisServer) -> None:
+    """It answers no look-up, and the name is looked up again; the engine goes on at whatever is behind it then."""
+    with valkey_server() as new, forwarding(server.port) as name, opened(name.url, PATIENT) as engine:
+        new.client.replicaof("127.0.0.1", server.port)
+        until(lambda: new.client.info("replication")["master_link_status"] == "up")
+        engine.put("shop", b"k", b"value", 60.0)
+        server.client.wait(1, 5_000)
+        new.client.replicaof("no", "one")
+        server.client.replicaof("127.0.0.1", 1)
+        assert "is a replica" in str(failure(lambda: engine.get("shop", b"k")))
+        assert "is a replica" in str(failure(engine.probe))
+        name.port = new.port
+        with contextlib.suppress(EngineUnavailable):
+            engine.probe()
+        engine.probe()
+        assert engine.get("shop", b"k") is None
+        engine.put("shop", b"new", b"value", 60.0)
+        assert engine.get("shop", b"new")
+
+
+def stored_ahead(server: RedisServer, key: bytes, seconds: float) -> None:
+    """Make the session of a key one that was stored while the clock was ahead."""
+    client, name = server.client, b"resumed:shop:" + key
+    client.setrange(name, 0, b"%016d" % (int(client.getrange(name, 0, 15)) + round(seconds * 1e6)))
+
+
+class Name:
+    """A name of a Redis, as a Service has it: where a connection goes is decided when it begins."""
+
+    def __init__(self, port: int, listening: socket.socket) -> None:
+        self.port = port
+        self.url = f"redis://127.0.0.1:{listening.getsockname()[1]}"
+        self._listening = listening
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = self._listening.accept()
+                other = socket.create_connection(("127.0.0.1", self.port))
+                for ends in ((connection, other), (other, connection)):
+                    threading.Thread(target=_pump, args=ends, daemon=True).start()
+
+
+@contextlib.contextmanager
+def forwarding(port: int) -> Iterator[Name]:
+    """Give what listens at a port a name, for as long as the context lasts."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        yield Name(port, listening)
+
+
+def _pump(source: socket.socket, sink: socket.socket) -> None:
+    with contextlib.suppress(OSError), source, sink:
+        while received := source.recv(65_536):
+            sink.sendall(received)
+
+
+def _acknowledged(call: Callable[[], object]) -> bool:
+    try:
+        call()
+    except EngineUnavailable:
+        return False
+    return True
+
+
+def emptied(server: RedisServer) -> None:
+    """Empty it."""
+    server.client.flushall()
+
+
+def restarted(server: RedisServer) -> None:
+    """Lose everything."""
+    server.kill()
+    server.start()
+
+
+def rolled_back(server: RedisServer) -> None:
+    """Lose the last changes."""
+    server.client.config_set("save", "3600 1")
+    server.client.save()
+    server.client.xadd(b"resumed:{0}", {"-": b"resumed:shop:lost"})
+    restarted(server)
+
+
+def without_log(server: RedisServer) -> None:
+    """Lose only the log."""
+    server.client.delete(*server.client.keys("resumed:{*}"))
+
+
+@pytest.mark.parametrize("lose", [emptied, restarted, rolled_back, without_log])
+def test_a_position_from_before_a_loss_is_none(server: RedisServer, lose: Callable[[RedisServer], None]) -> None:
+    """Whoever followed begins anew, also if nobody else noticed and much has happened since."""
+    with opened(server.url, PATIENT) as engine, opened(server.url, PATIENT) as other:
+        engine.position()
+        engine.put("shop", b"k", b"value", 60.0)
+        position = engine.position()
+        lose(server)
+        for log in (other, engine):
+            log.position()
+            log.put("shop", secrets.token_bytes(8), b"value", 60.0)
+            assert log.changes(position, log.position(), 10) is None
+
+
+def test_a_clock_that_is_put_back_hides_nothing(server: RedisServer) -> None:
+    """Ids go on behind the last one, and the stream lives on."""
+    with opened(server.url, PATIENT) as engine:
+        engine.position()
+        (stream,) = server.client.keys("resumed:{*}")
+        hour = 3_600_000
+        server.client.xadd(stream, {".": ""}, id=f"{int(time.time() * 1_000) + hour}-0")
+        position = engine.position()
+        server.client.pexpire(stream, 5_000)
+        engine.remove("shop", b"k")
+        assert told(engine, position)[0] == {("shop", b"k"): [None]}
+        assert server.client.pttl(stream) > 5_000
+
+
+def test_a_failover_begins_a_new_log() -> None:
+    """Whether or not the replica has all that the primary had."""
+    with valkey_sentinels() as sentinels, opened(sentinels.url, PATIENT) as engine:
+        engine.position()
+        sentinels.fall_behind()
+        engine.put("shop", b"lost", b"value", 60.0)
+        position = engine.position()
+        sentinels.primary.kill()
+        until(lambda: not _works(engine, wait=False))
+        until(lambda: _works(engine))
+        for _ in range(20):
+            engine.remove("shop", b"lost")
+            assert engine.changes(position, engine.position(), 10) is None
+
+
+def test_a_failover_is_followed() -> None:
+    """To the replica that the Sentinels promote, with what it has."""
+    with valkey_sentinels() as sentinels, opened(sentinels.url, f"wait_replicas=1&{PATIENT}") as engine:
+        engine.put("shop", b"k", b"value", 60.0)
+        assert engine.take("shop", b"k")
+        sentinels.primary.kill()
+        until(lambda: not _works(engine, wait=False))
+        with opened(sentinels.url, PATIENT) as later:
+            until(lambda: _works(later))
+            with pytest.raises(AlreadyExists):
+                later.put("shop", b"k", b"value", 60.0)
+
+
+def test_slots_move_under_calls() -> None:
+    """No call fails and no session is lost or handed out twice while a cluster's slots move."""
+    keys = [b"%d" % number for number in range(600)]
+    with valkey_cluster() as cluster, opened(cluster.url, PATIENT) as engine:
+        engine.batch([Put("shop", key, b"value", 600.0) for key in keys])
+        moving = threading.Thread(target=cluster.move_slots, args=(threading.Event(),), daemon=True)
+        moving.start()
+        taken: list[bytes] = []
+        for turn, start in enumerate(range(0, len(keys), 20)):
+            chunk = keys[start : start + 20]
+            assert all(isinstance(each, StoredSession) for each in engine.batch([Get("shop", key) for key in chunk]))
+            if turn % 2:
+                took = engine.batch([Take("shop", key) for key in chunk])
+            else:
+                took = [engine.take("shop", key) for key in chunk]
+            taken += [key for key, session in zip(chunk, took, strict=True) if isinstance(session, StoredSession)]
+        moving.join(60)
+        assert taken == keys
+        assert not any(engine.batch([Get("shop", key) for key in keys]))
+
+
+def test_a_purge_holds_while_slots_move() -> None:
+    """Wherever a session and its marks are just then; a Put that it overtook is refused by all nodes."""
+    keys = [b"%d" % number for number in range(300)]
+    issued = time.time() - 1.0
+    with valkey_cluster() as cluster, opened(cluster.url, PATIENT) as engine, opened(cluster.url, PATIENT) as other:
+        engine.batch([Put("shop", key, b"value", 600.0, issued) for key in keys])
+        moving = threading.Thread(target=cluster.move_slots, args=(threading.Event(), 0.002), daemon=True)
+        moving.start()
+        engine.purge("shop", None)
+        while moving.is_alive():
+            for asked in (engine, other):
+                found = asked.batch([Get("shop", key) for key in keys])
+                assert not any(isinstance(session, StoredSession) for session in found)
+            late = [b"late %d" % number for number in range(50)]
+            stored = other.batch([Put("shop", key, b"value", 600.0, issued) for key in late])
+            assert not any(isinstance(outcome, float) for outcome in stored)
+        moving.join(60)
+        assert other.batch([Get("shop", key) for key in keys]) == [None] * len(keys)
+
+
+def test_no_removal_is_missed_while_slots_move() -> None:
+    """Whoever follows knows of each, or is told to begin anew; no call fails on the way."""
+    keys = [b"%d" % number for number in range(600)]
+    with valkey_cluster() as cluster, opened(cluster.url, PATIENT) as engine, opened(cluster.url, PATIENT) as reader:
+        engine.batch([Put("shop", key, b"value", 600.0) for key in keys])
+        position, known = reader.position(), set(keys)
+
+        def caught_up() -> bool:
+            nonlocal position, known
+            with contextlib.suppress(EngineUnavailable):  # slots of the log are moving: whoever follows waits
+                end = reader.position()
+                while position != end:
+                    read = reader.changes(position, end, 10)
+                    if read is None:
+                        known, read = {key for key in keys if reader.get("shop", key)}, ([], end)
+                    known -= {change.key for change in read[0] if isinstance(change, Change)}
+                    position = read[1]
+                return True
+            return False
+
+        moving = threading.Thread(target=cluster.move_slots, args=(threading.Event(),), daemon=True)
+        moving.start()
+        for key in keys:
+            assert engine.take("shop", key)
+            until(caught_up)
+            assert key not in known
+        moving.join(60)
+
+
+def failure(call: Callable[[], object]) -> EngineUnavailable:
+    """Return how a call fails."""
+    with pytest.raises(EngineUnavailable) as caught:
+        call()
+    return caught.value
+
+
+def _works(engine: Engine, *, wait: bool = True) -> bool:
+    time.sleep(0.02 if wait else 0)
+    try:
+        engine.probe()
+        engine.put("shop", uuid.uuid4().bytes, b"value", 60.0)
+    except EngineError:
+        return False
+    return True
+
+
+def _many_gets(engine: Engine) -> None:
+    for _ in range(200):
+        engine.get("shop", b"k")
+
+
+@contextlib.contextmanager
+def pretending(info: bytes) -> Iterator[int]:
+    """Answer whatever is asked with `info`, as an INFO would be; there is no old Redis to be had. Yield the port."""
+
+    class Handler(socketserver.StreamRequestHandler):
+        disable_nagle_algorithm = True  # or one answer would wait until the one before is acknowledged
+
+        def handle(self) -> None:
+            for line in self.rfile:
+                if line.strip() in {b"INFO", b"SETINFO"}:  # the last word of a command without arguments, or near it
+                    self.wfile.write(b"$%d\r\n%b\r\n" % (len(info), info))
+                elif line.startswith(b"#!lua"):  # as before version 7
+                    self.wfile.write(b"-ERR Error compiling script (new function): unexpected symbol near '#'\r\n")
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as listening:
+        listening.daemon_threads = True
+        threading.Thread(target=listening.serve_forever, daemon=True).start()
+        yield listening.server_address[1]
+        listening.shutdown()
