@@ -45,7 +45,7 @@ class Ids(Dictionary):
 
     seals_ids = True
 
-    def issue_id(self) -> bytes:
+    def issue_id(self, *, resumed: bool = False) -> bytes:
         """Return a random one."""
         return os.urandom(32)
 
@@ -53,7 +53,7 @@ class Ids(Dictionary):
 class SealedIds(Ids):
     """A dictionary whose ids are sealed."""
 
-    def issue_id(self) -> bytes:
+    def issue_id(self, *, resumed: bool = False) -> bytes:
         """Return one of the fleet's."""
         return KEYRING.issue_id(NAMESPACE, time.time())
 

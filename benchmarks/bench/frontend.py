@@ -34,7 +34,7 @@ class Dictionary:
     def __init__(self) -> None:
         self._sessions: dict[bytes, Envelope] = {}
 
-    def negotiated(self, session_id: bytes, envelope: Envelope, _remaining: float, *, last: bool) -> None:
+    def negotiated(self, session_id: bytes, envelope: Envelope, _remaining: float, **_: object) -> None:
         """Keep a session."""
         self._sessions[session_id] = envelope
 
