@@ -187,7 +187,7 @@ class Watched:
     """What happens on the loop of a server; its methods are what Server.ask() can ask for."""
 
     def __init__(self, installation: resumed.Installation) -> None:
-        self._shim: Any = installation._shim
+        self._shim: Any = installation._policy
         self._beating = asyncio.Event()
         self._held: list[float] = []
         self._late: list[float] = []

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from OpenSSL import SSL
 
-from resumed._async.suspendable_handshake import Handshake
-from resumed._openssl import Binding
+from resumed._async.suspendable_handshake import SuspendableHandshake
+from resumed._openssl import CallbackBinding
 from resumed_server.cli.demo import frontend as demo_frontend
 
 if TYPE_CHECKING:
@@ -34,15 +34,15 @@ class Dictionary:
     def __init__(self) -> None:
         self._sessions: dict[bytes, Envelope] = {}
 
-    def negotiated(self, session_id: bytes, envelope: Envelope, _remaining: float, **_: object) -> None:
+    def on_new_session(self, session_id: bytes, envelope: Envelope, _remaining: float, **_: object) -> None:
         """Keep a session."""
         self._sessions[session_id] = envelope
 
-    def handshake(self) -> Handshake:
+    def handshake(self) -> SuspendableHandshake:
         """Begin a handshake."""
-        return Handshake(1.0)
+        return SuspendableHandshake(1.0)
 
-    def look_up(self, offer: Offer, *_: object) -> int | None:
+    def on_get_session(self, offer: Offer, *_: object) -> int | None:
         """Find a session."""
         envelope = self._sessions.get(offer.session_id)
         return None if envelope is None else offer.decode(envelope, self.lifetime)
@@ -51,7 +51,7 @@ class Dictionary:
         """Return the present."""
         return time.time()
 
-    def ended(self, _session_ids: object, _reason: int) -> None:
+    def on_connection_failed(self, _session_ids: object, _reason: int) -> None:
         """Keep what there is."""
 
     def close(self, timeout: float = 0) -> None:
@@ -71,7 +71,7 @@ class Frontend(demo_frontend.Frontend):
         elif self.options.tls12_only:
             context.set_max_proto_version(SSL.TLS1_2_VERSION)
         if self.options.dictionary:
-            self._dictionary = Binding(context, Dictionary())  # type: ignore[arg-type]  # as much as is called
+            self._dictionary = CallbackBinding(context, Dictionary())  # type: ignore[arg-type]  # as much as is called
 
     def serve(self, listener: socket.socket) -> None:
         """Serve, and be offered ids meanwhile that nobody issued."""

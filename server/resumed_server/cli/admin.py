@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from resumed import Admin, CredentialsError, InvalidCall, StoreError, StoreUnavailable
+from resumed import Admin, CredentialsError, InvalidRequest, StoreError, StoreUnavailable
 from resumed._client.admin import PURGE_SECONDS
 from resumed_server.config.settings import UserError
 from resumed_server.config.types import Duration
@@ -124,7 +124,7 @@ def _telling(consequence: str) -> Iterator[_Outcome]:
     except StoreError as error:
         outcome.well = False
         advice = ""
-        if isinstance(error, InvalidCall):
+        if isinstance(error, InvalidRequest):
             advice = "; correct it"
         elif isinstance(error, StoreUnavailable):
             advice = "; try again until it succeeds"

@@ -5,10 +5,10 @@ from __future__ import annotations
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
-from resumed._async.suspendable_handshake import MAX_LOOKUPS, Handshake
+from resumed._async.suspendable_handshake import MAX_LOOKUPS, SuspendableHandshake
 
 if TYPE_CHECKING:
-    from resumed._policy.lookups import Found
+    from resumed._policy.lookups import LookupResult
 
 PATIENCE = 10.0
 IDS = [bytes([number]) * 32 for number in range(10)]
@@ -19,9 +19,9 @@ class FakeShim:
 
     def __init__(self, *worthless: bytes) -> None:
         self.worthless = worthless
-        self.asked: dict[bytes, Future[Found]] = {}
+        self.asked: dict[bytes, Future[LookupResult]] = {}
 
-    def prefetch(self, session_id: bytes) -> Future[Found] | None:
+    def prefetch(self, session_id: bytes) -> Future[LookupResult] | None:
         """Begin a look-up."""
         if session_id in self.worthless:
             return None
@@ -36,7 +36,7 @@ class Driver:
     def __init__(self, shim: FakeShim) -> None:
         self.woken = self.searched = 0
         self.shim = shim
-        self.handshake = Handshake(PATIENCE, self.waker)
+        self.handshake = SuspendableHandshake(PATIENCE, self.waker)
 
     def waker(self) -> Any:
         """Return what wakes."""
@@ -49,8 +49,8 @@ class Driver:
 
     def rests_with(self, *offered: bytes) -> bool:
         """Take a step with a ClientHello."""
-        self.handshake.offers(offered, self.shim.prefetch)
-        return self.handshake.rests
+        self.handshake.start_lookups(offered, self.shim.prefetch)
+        return self.handshake.suspended
 
 
 def test_it_rests_until_the_answer_is_there() -> None:
@@ -63,7 +63,7 @@ def test_it_rests_until_the_answer_is_there() -> None:
     shim.asked[IDS[0]].set_result((b"value", "store"))
     assert driver.woken == driver.searched == 1
     assert not driver.rests_with(IDS[0])
-    answer = driver.handshake.answer(IDS[0])
+    answer = driver.handshake.result_for(IDS[0])
     assert answer
     assert answer.result() == (b"value", "store")
 
@@ -78,7 +78,7 @@ def test_after_a_miss_the_next_id_is_looked_up() -> None:
     shim.asked[IDS[2]].set_result((b"value", "store"))
     assert not driver.rests_with(*IDS[:4])
     assert list(shim.asked) == [IDS[0], IDS[2]]
-    assert driver.handshake.answer(IDS[1]) is None
+    assert driver.handshake.result_for(IDS[1]) is None
 
 
 def test_one_client_hello_is_few_look_ups() -> None:
@@ -90,7 +90,7 @@ def test_one_client_hello_is_few_look_ups() -> None:
         shim.asked[session_id].set_result((None, "unknown"))
     assert not driver.rests_with(*IDS)
     assert len(shim.asked) == MAX_LOOKUPS
-    beyond = driver.handshake.answer(IDS[MAX_LOOKUPS])
+    beyond = driver.handshake.result_for(IDS[MAX_LOOKUPS])
     assert beyond
     assert beyond.result() == (None, "busy")
 
@@ -98,11 +98,11 @@ def test_one_client_hello_is_few_look_ups() -> None:
 def test_what_nobody_would_wake_does_not_rest() -> None:
     """And is looked up when OpenSSL asks for it."""
     shim = FakeShim()
-    handshake = Handshake(PATIENCE)
-    handshake.offers(IDS, shim.prefetch)
-    assert not handshake.rests
+    handshake = SuspendableHandshake(PATIENCE)
+    handshake.start_lookups(IDS, shim.prefetch)
+    assert not handshake.suspended
     assert not shim.asked
-    assert handshake.answer(IDS[0]) is None
+    assert handshake.result_for(IDS[0]) is None
 
 
 def test_what_is_not_worth_a_call_wakes_nobody() -> None:

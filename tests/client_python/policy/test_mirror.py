@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, cast
 import pytest
 
 import resumed
-from resumed._client.store import Change, Changes, StoredSession
-from resumed._policy.mirror import STALE_SECONDS, Mirror, Sessions
+from resumed._client.store import Change, StoredSession, WatchBatch
+from resumed._policy.mirror import STALE_SECONDS, Mirror, SessionCache
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,7 +36,7 @@ def session(value: bytes = b"value", ttl: float = 100.0) -> StoredSession:
 def test_a_session_is_there_until_it_expires() -> None:
     """Not a moment longer."""
     clock = Clock()
-    sessions = Sessions(1 << 20, clock)
+    sessions = SessionCache(1 << 20, clock)
     sessions.put(b"key", session(ttl=10))
     clock.now += 9.9
     assert sessions.get(b"key") == b"value"
@@ -46,7 +46,7 @@ def test_a_session_is_there_until_it_expires() -> None:
 
 def test_a_removed_session_is_gone() -> None:
     """At once."""
-    sessions = Sessions(1 << 20)
+    sessions = SessionCache(1 << 20)
     sessions.put(b"key", session())
     sessions.remove(b"key")
     assert sessions.get(b"key") is None
@@ -55,7 +55,7 @@ def test_a_removed_session_is_gone() -> None:
 
 def test_the_oldest_go_first_when_there_is_no_room() -> None:
     """The bytes of all entries stay within the limit."""
-    sessions = Sessions(10_000)
+    sessions = SessionCache(10_000)
     for number in range(100):
         sessions.put(b"%d" % number, session(bytes(1_000)))
     kept = [number for number in range(100) if sessions.get(b"%d" % number)]
@@ -66,7 +66,7 @@ def test_the_oldest_go_first_when_there_is_no_room() -> None:
 def test_expired_sessions_make_room_by_themselves() -> None:
     """A namespace that shrinks gives its memory back."""
     clock = Clock()
-    sessions = Sessions(1 << 20, clock)
+    sessions = SessionCache(1 << 20, clock)
     for number in range(100):
         sessions.put(b"%d" % number, session(ttl=10))
     clock.now += 11
@@ -77,7 +77,7 @@ def test_expired_sessions_make_room_by_themselves() -> None:
 
 def test_what_was_removed_takes_no_memory() -> None:
     """However much came and went while an older session lives, of which the order is kept."""
-    sessions = Sessions(1 << 20)
+    sessions = SessionCache(1 << 20)
     sessions.put(b"old", session())
     for number in range(10_000):
         sessions.put(b"%d" % number, session())
@@ -92,7 +92,7 @@ def test_what_was_removed_takes_no_memory() -> None:
 
 def test_storing_again_counts_once() -> None:
     """A value that is told twice takes its room once."""
-    sessions = Sessions(1 << 20)
+    sessions = SessionCache(1 << 20)
     for _ in range(10):
         sessions.put(b"key", session(bytes(1_000)))
     sessions.remove(b"key")
@@ -101,7 +101,7 @@ def test_storing_again_counts_once() -> None:
 
 def test_what_was_removed_during_a_look_up_is_not_kept() -> None:
     """The answer to a look-up may be older than the removal."""
-    sessions = Sessions(1 << 20)
+    sessions = SessionCache(1 << 20)
     since = sessions.removals
     sessions.remove(b"other")
     sessions.put(b"key", session(), since)
@@ -114,7 +114,7 @@ def test_what_was_removed_during_a_look_up_is_not_kept() -> None:
 
 def test_a_look_up_that_nobody_can_vouch_for_is_not_kept() -> None:
     """Too many removals ago, or from before everything was forgotten."""
-    sessions = Sessions(1 << 20)
+    sessions = SessionCache(1 << 20)
     since = sessions.removals
     for number in range(1_025):
         sessions.remove(b"%d" % number)
@@ -128,7 +128,7 @@ def test_a_look_up_that_nobody_can_vouch_for_is_not_kept() -> None:
 
 def test_what_was_removed_here_does_not_come_back_from_a_stream_that_is_behind() -> None:
     """The store tells of the Put after the frontend has removed the session, and before it has heard of that."""
-    sessions = Sessions(1 << 20)
+    sessions = SessionCache(1 << 20)
     sessions.remove(b"removed")
     sessions.clear()
     for key in (b"removed", b"another"):
@@ -138,7 +138,7 @@ def test_what_was_removed_here_does_not_come_back_from_a_stream_that_is_behind()
 
 def test_a_purge_ends_what_was_issued_before_it_or_nobody_knows_when() -> None:
     """What was issued since stays; what a look-up brings that began before does not come back."""
-    sessions = Sessions(1 << 20)
+    sessions = SessionCache(1 << 20)
     since = sessions.removals
     sessions.apply(
         [Change(b"before", session(), 999.9), Change(b"then", session(), 1_000.0), Change(b"told", session())]
@@ -164,14 +164,14 @@ def test_a_change_shows_neither_a_key_nor_a_value() -> None:
 @pytest.mark.parametrize("issued", [-(2.0**62), 2.0**62])
 def test_a_session_may_be_said_to_be_issued_whenever(issued: float) -> None:
     """The store may say anything."""
-    sessions = Sessions(1 << 20)
+    sessions = SessionCache(1 << 20)
     sessions.apply([Change(b"key", session(), issued)])
     assert sessions.get(b"key") == b"value"
 
 
 def test_memory_over_the_value_is_at_most_200_bytes() -> None:
     """A key, one object, and its place in the table and the order."""
-    sessions = Sessions(1 << 40)
+    sessions = SessionCache(1 << 40)
     number = 100_000
     for each in range(number):
         sessions.put(each.to_bytes(32, "big"), session(bytes(240)))
@@ -184,12 +184,12 @@ class Stream:
     """A store's stream, and the store: tells what the test says."""
 
     target = "a test"
-    continued = False
+    resumed_from_position = False
     confirmed = float("inf")
     """Until when what it tells is all that happened."""
 
     def __init__(self) -> None:
-        self._news: queue.Queue[Changes | None] = queue.Queue()
+        self._news: queue.Queue[WatchBatch | None] = queue.Queue()
         self._taken: queue.Queue[None] = queue.Queue()
         self.cancelled = 0
 
@@ -205,10 +205,10 @@ class Stream:
 
     def tell(self, *changes: tuple[bytes, StoredSession | None], live: bool = True) -> None:
         """Tell the mirror something, and wait until it knows."""
-        self._news.put(Changes([Change(*each) for each in changes], b"position", live))
+        self._news.put(WatchBatch([Change(*each) for each in changes], b"position", live))
         self._taken.get(timeout=20)
 
-    def __iter__(self) -> Iterator[Changes]:
+    def __iter__(self) -> Iterator[WatchBatch]:
         while (news := self._news.get()) is not None:
             yield news
             self._taken.put(None)
@@ -269,7 +269,7 @@ class Ending:
     """A store whose streams serve for a while and end: (seconds, error) each, the last one never."""
 
     target = "a test"
-    continued = True
+    resumed_from_position = True
     confirmed = float("inf")
 
     def __init__(self, clock: Clock, *ends: tuple[float, resumed.StoreError]) -> None:
@@ -294,11 +294,11 @@ class Ending:
     def __exit__(self, *_: object) -> None:
         pass
 
-    def __iter__(self) -> Iterator[Changes]:
+    def __iter__(self) -> Iterator[WatchBatch]:
         if self._error is not None:
             self._clock.now += self._seconds
             raise self._error
-        yield Changes([], b"position", True)
+        yield WatchBatch([], b"position", True)
         self.closed.wait(20)
         raise resumed.StoreUnavailable("over")
 

@@ -13,23 +13,23 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import resumed
-from resumed._async.suspendable_handshake import Handshake
+from resumed._async.suspendable_handshake import SuspendableHandshake
 from resumed._client.store import Operation, Put, Remove, Result, SessionStore, StoredSession
 from resumed._crypto.envelope import Envelope
 from resumed._crypto.sealing import Keyring
-from resumed._exceptions import Unsealable
+from resumed._exceptions import UnsealError
 from resumed._policy.circuit_breaker import Breaker
 from resumed._policy.served_names import Expected
-from resumed._policy.session_policy import Shim
+from resumed._policy.session_policy import SessionPolicy
 from resumed._policy.stats import BUCKETS, Recorder
-from resumed._policy.write_queue import QUEUE_BYTES, Outgoing, Sender
+from resumed._policy.write_queue import QUEUE_BYTES, PendingWrite, WriteQueue
 from support.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from concurrent.futures import Future
 
-    from resumed._policy.lookups import Found
+    from resumed._policy.lookups import LookupResult
 
 PATIENCE = 10.0
 NOT_FRESH = 11.0
@@ -99,10 +99,10 @@ class Clock:
         return self.now
 
 
-def shim_on(store: FakeStore, **options: Any) -> tuple[Shim, Clock]:
+def shim_on(store: FakeStore, **options: Any) -> tuple[SessionPolicy, Clock]:
     """Return a shim and its clock."""
     clock = Clock()
-    return Shim(store, KEYRING, clock=clock, **options), clock
+    return SessionPolicy(store, KEYRING, clock=clock, **options), clock
 
 
 FINGERPRINT = bytes(range(32))
@@ -131,17 +131,17 @@ class Offer:
         return self.decodes(envelope.session, remaining)
 
 
-def look_up(shim: Shim, offer: Offer, found: Future[Found] | None = None) -> int | None:
+def look_up(shim: SessionPolicy, offer: Offer, found: Future[LookupResult] | None = None) -> int | None:
     """Look a session up in a handshake of its own, for which that was prefetched."""
     handshake = shim.handshake()
-    handshake._answers |= {offer.session_id: found} if found else {}
-    return shim.look_up(offer, handshake)
+    handshake._results |= {offer.session_id: found} if found else {}
+    return shim.on_get_session(offer, handshake)
 
 
-def negotiate(shim: Shim, remaining: int = 7200) -> bytes:
+def negotiate(shim: SessionPolicy, remaining: int = 7200) -> bytes:
     """Store a session of ten bytes and return its id."""
     session_id = shim.issue_id()
-    shim.negotiated(session_id, ENVELOPE, remaining, last=True)
+    shim.on_new_session(session_id, ENVELOPE, remaining, last=True)
     assert shim.flush(PATIENCE)
     return session_id
 
@@ -267,9 +267,9 @@ class TestPrefetch:
         """Its handshake has gone on long ago."""
         store = FakeStore()
         shim, _ = shim_on(store)
-        flight, mine = shim._lookups._board(b"key")
+        flight, mine = shim._lookups._join_or_start(b"key")
         assert mine
-        shim._lookups._fly(flight, b"key", lambda _: None, fresh=False, end=time.monotonic() - 0.001)
+        shim._lookups._run(flight, b"key", lambda _: None, fresh=False, end=time.monotonic() - 0.001)
         assert flight.result(0) == (None, "busy")
         assert not store.gets
 
@@ -281,7 +281,7 @@ class TestPrefetch:
         flight = shim.prefetch(Offer(session_id))
         assert flight
         assert flight.result(0) == (None, "down")
-        assert shim._lookups._under_way == 0
+        assert shim._lookups._in_flight == 0
 
     def test_a_defect_is_a_miss(self) -> None:
         """Whatever is raised in the thread."""
@@ -348,7 +348,7 @@ class TestLookUps:
         def late(key: bytes, *, deadline: float | None = None) -> StoredSession | None:
             found = get(key)
             if len(store.gets) == asks:
-                shim.negotiated(session_id, ENVELOPE, 100, last=True)
+                shim.on_new_session(session_id, ENVELOPE, 100, last=True)
                 assert shim.flush(PATIENCE)
             return found
 
@@ -409,7 +409,7 @@ class TestLookUps:
         session_id = negotiate(shim)
 
         def refuse(_serialized: bytes, _remaining: float) -> int:
-            raise Unsealable("other-name")
+            raise UnsealError("other-name")
 
         for offer in Offer(session_id, Expected(bytes(32))), Offer(session_id, decodes=refuse):
             found = shim.prefetch(offer) if ahead else None
@@ -454,8 +454,8 @@ class TestLookUps:
         shim, clock = shim_on(Slow(5.0))
         ids = [shim.issue_id() for _ in range(10)]
         clock.now += NOT_FRESH
-        handshake = Handshake(5.0, clock=lambda: now[0])
-        assert [shim.look_up(Offer(session_id), handshake) for session_id in ids] == [None] * 10
+        handshake = SuspendableHandshake(5.0, clock=lambda: now[0])
+        assert [shim.on_get_session(Offer(session_id), handshake) for session_id in ids] == [None] * 10
         assert [round(deadline, 1) for deadline in deadlines] == [4.5, 2.7, 0.9]
         assert shim.stats.misses == {"unknown": 3, "late": 1, "busy": 6}
         assert not shim.breaker_open
@@ -466,7 +466,7 @@ class TestLookUps:
         store = FakeStore()
         shim, _ = shim_on(store, single_use=single_use)
         session_id, handshake = negotiate(shim), shim.handshake()
-        assert [shim.look_up(Offer(session_id), handshake) for _ in range(2)] == [10_007_200] * 2
+        assert [shim.on_get_session(Offer(session_id), handshake) for _ in range(2)] == [10_007_200] * 2
         assert shim.stats.hits == {"store": 1}
         assert len(store.gets) == 1 + single_use
 
@@ -526,7 +526,7 @@ class TestLookUps:
         shim, _ = shim_on(FakeStore())
 
         def refuse(_serialized: bytes, _remaining: float) -> int:
-            raise Unsealable("undecodable")
+            raise UnsealError("undecodable")
 
         assert look_up(shim, Offer(negotiate(shim), decodes=refuse)) is None
         assert shim.stats.misses == {"undecodable": 1}
@@ -540,7 +540,7 @@ class TestEnds:
         """RFC 5246 section 7.2.1."""
         shim, _ = shim_on(FakeStore())
         session_id = negotiate(shim)
-        shim.ended([session_id], reason)
+        shim.on_connection_failed([session_id], reason)
         assert shim.flush(PATIENCE)
         assert look_up(shim, Offer(session_id)) is not None
         assert shim.stats.removals == {"kept": 1}
@@ -550,7 +550,7 @@ class TestEnds:
         shim, clock = shim_on(FakeStore())
         ids = [negotiate(shim), negotiate(shim)]
         clock.now += NOT_FRESH
-        shim.ended(ids, 281)
+        shim.on_connection_failed(ids, 281)
         assert shim.flush(PATIENCE)
         assert [look_up(shim, Offer(each)) for each in ids] == [None, None]
         assert shim.stats.removals == {"fatal-error": 2}
@@ -617,7 +617,7 @@ class TestRemovals:
         for family in connections:
             for place, each in enumerate(family):
                 last = place == 1
-                shim.negotiated(each, ENVELOPE, 100, last=last, family=family if last else ())
+                shim.on_new_session(each, ENVELOPE, 100, last=last, family=family if last else ())
         assert shim.flush(PATIENCE)
         for family, left in zip(connections, (5, 3, 1), strict=True):
             assert shim.remove([min(family)]).result(PATIENCE)
@@ -632,11 +632,11 @@ class TestRemovals:
         keys = [shim._store_keys.key(each) for each in ids]
         store.gate.clear()
         removal = shim.remove(ids)
-        assert all(map(shim._sender.is_removed, keys))
+        assert all(map(shim._write_queue.is_removed, keys))
         store.gate.set()
         assert removal.result(PATIENCE)
         assert shim.flush(PATIENCE)
-        assert [shim._sender.is_removed(key) for key in keys] == [False, False, True, True]
+        assert [shim._write_queue.is_removed(key) for key in keys] == [False, False, True, True]
 
 
 class TestOutages:
@@ -684,7 +684,7 @@ class TestOutages:
         assert look_up(shim, Offer(shim.issue_id())) is None
         store.gate.clear()
         store.failure = None
-        negotiated = partial(shim.negotiated, last=True)
+        negotiated = partial(shim.on_new_session, last=True)
         negotiation = threading.Thread(target=negotiated, args=(shim.issue_id(), ENVELOPE, 100), daemon=True)
         negotiation.start()
         negotiation.join(PATIENCE)
@@ -723,7 +723,7 @@ class TestOutages:
         session_id = shim.issue_id()
         store.failure = resumed.LimitExceeded("at its limit")
         assert look_up(shim, Offer(shim.issue_id())) is None
-        shim.negotiated(session_id, ENVELOPE, 100, last=True)
+        shim.on_new_session(session_id, ENVELOPE, 100, last=True)
         assert not store.kept
         store.failure = None
         assert shim.flush(PATIENCE)
@@ -747,7 +747,7 @@ class TestOutages:
         assert shim.stats.misses == {"limited": 1, "foreign-id": 1}
         assert shim.stats.puts == {"stored": 1, "dropped": 1}
         following = shim.issue_id(resumed=True)
-        shim.negotiated(following, ENVELOPE, 100, last=True)
+        shim.on_new_session(following, ENVELOPE, 100, last=True)
         assert shim.flush(PATIENCE)
         assert look_up(shim, Offer(following)) is not None
         now += 0.2
@@ -757,12 +757,12 @@ class TestOutages:
         """A server does that when it refuses much; but what is late for long opens the breaker."""
         now = 0.0
         breaker = Breaker(clock=lambda: now)
-        breaker.limited()
+        breaker.record_rate_limited()
         for _ in range(9):
             now += 0.5
             breaker.failed(now, late=True)
             assert breaker.closed
-            assert breaker.resting
+            assert breaker.rate_limited
         for _ in range(3):
             now += 0.5
             breaker.failed(now, late=True)
@@ -789,7 +789,7 @@ class TestOutages:
 
         store = Full()
         shim, _ = shim_on(store)
-        shim.negotiated(shim.issue_id(), ENVELOPE, 100, last=True)
+        shim.on_new_session(shim.issue_id(), ENVELOPE, 100, last=True)
         until(lambda: len(store.batches) > 3)
         assert not shim.breaker_open
         assert look_up(shim, Offer(shim.issue_id())) is None
@@ -844,13 +844,13 @@ class TestOutages:
         now = 100.0
         breaker = Breaker(failures=1, clock=lambda: now)
         breaker.failed(now)
-        assert [breaker.pause() for _ in range(6)] == [0.05, 0.1, 0.2, 0.4, 0.5, 0.5]
+        assert [breaker.next_probe_delay() for _ in range(6)] == [0.05, 0.1, 0.2, 0.4, 0.5, 0.5]
         for seconds, pause in ((9.0, 0.5), (9.0, 0.5), (11.0, 0.05), (1.0, 0.1)):
             breaker.succeeded()
             breaker.succeeded()
             now += seconds
             breaker.failed(now)
-            assert breaker.pause() == pause
+            assert breaker.next_probe_delay() == pause
 
     def test_a_further_ask_that_is_late_is_no_failure_of_the_store(self) -> None:
         """It had answered this look-up, and was given little time for one more."""
@@ -880,31 +880,31 @@ def sealed(key: bytes, value: bytes, not_after: int) -> bytes:
 class TestSending:
     """Puts and removals go out in order, in company, and no later than they are worth it."""
 
-    def sender(self, store: FakeStore) -> tuple[Sender, Recorder, Clock]:
+    def sender(self, store: FakeStore) -> tuple[WriteQueue, Recorder, Clock]:
         """Return a sender, its recorder and its clock."""
         recorder, clock = Recorder(), Clock()
-        return Sender(store, recorder, clock, sealed), recorder, clock
+        return WriteQueue(store, recorder, clock, sealed), recorder, clock
 
     def test_the_tickets_of_one_handshake_are_one_batch(self) -> None:
         """TLS 1.3 issues two, microseconds apart."""
         store = FakeStore()
         shim, _ = shim_on(store, puts="wait")
         for last in (False, True):
-            shim.negotiated(shim.issue_id(), ENVELOPE, 100, last=last)
+            shim.on_new_session(shim.issue_id(), ENVELOPE, 100, last=last)
         assert [len(batch) for batch in store.batches] == [2]
 
     def test_waiting_ends_when_the_sessions_are_stored(self) -> None:
         """With puts="wait" a client that comes back at once finds them."""
         store = FakeStore()
         shim, _ = shim_on(store, puts="wait")
-        shim.negotiated(shim.issue_id(), ENVELOPE, 100, last=True)
+        shim.on_new_session(shim.issue_id(), ENVELOPE, 100, last=True)
         assert len(store.kept) == 1
 
     def test_plaintext_keyrings_wait_by_default(self) -> None:
         """Only a sealed id tells that it is fresh, so there is no second ask to rely on."""
         store = FakeStore()
-        shim = Shim(store, Keyring.plaintext())
-        shim.negotiated(os.urandom(32), ENVELOPE, 100, last=True)
+        shim = SessionPolicy(store, Keyring.plaintext())
+        shim.on_new_session(os.urandom(32), ENVELOPE, 100, last=True)
         assert len(store.kept) == 1
 
     def test_what_waits_does_not_live_longer(self) -> None:
@@ -912,8 +912,8 @@ class TestSending:
         store = FakeStore()
         sender, recorder, clock = self.sender(store)
         store.failure = resumed.StoreUnavailable("down")
-        sender.submit(Outgoing(b"a", b"value", int(clock.now) + 100, "", 7.5))
-        sender.submit(Outgoing(b"b", b"value", int(clock.now) + 10, ""))
+        sender.submit(PendingWrite(b"a", b"value", int(clock.now) + 100, "", 7.5))
+        sender.submit(PendingWrite(b"b", b"value", int(clock.now) + 10, ""))
         clock.now += 60
         store.failure = None
         assert sender.flush(PATIENCE)
@@ -928,8 +928,8 @@ class TestSending:
         sender, recorder, clock = self.sender(store)
         with monkeypatch.context() as patch:
             patch.setattr(threading.Thread, "start", no_thread)
-            sender.submit(Outgoing(b"a", b"value", int(clock.now) + 100, ""))
-        sender.submit(Outgoing(b"b", b"value", int(clock.now) + 100, ""))
+            sender.submit(PendingWrite(b"a", b"value", int(clock.now) + 100, ""))
+        sender.submit(PendingWrite(b"b", b"value", int(clock.now) + 100, ""))
         assert sender.flush(PATIENCE)
         assert recorder.snapshot().puts == {"stored": 2}
 
@@ -938,7 +938,7 @@ class TestSending:
         store = FakeStore(deadline=0.01)
         sender, recorder, clock = self.sender(store)
         store.loses_answers = 2
-        sender.submit(Outgoing(b"a", b"value", int(clock.now) + 100, ""))
+        sender.submit(PendingWrite(b"a", b"value", int(clock.now) + 100, ""))
         assert sender.flush(PATIENCE)
         assert len(store.batches) == 3
         assert store.batches[0] == store.batches[1] == store.batches[2]
@@ -950,8 +950,8 @@ class TestSending:
         sender, recorder, clock = self.sender(store)
         store.failure = resumed.StoreUnavailable("down")
         for number in range(300):
-            sender.submit(Outgoing(b"%d" % number, b"value", int(clock.now) + 100, ""))
-        sender.submit(Outgoing(b"7", None, 0, "fatal-error"))
+            sender.submit(PendingWrite(b"%d" % number, b"value", int(clock.now) + 100, ""))
+        sender.submit(PendingWrite(b"7", None, 0, "fatal-error"))
         store.failure = None
         assert sender.flush(PATIENCE)
         assert b"7" not in store.kept
@@ -967,7 +967,7 @@ class TestSending:
         value = bytes(65_000)
         fitting = QUEUE_BYTES // (len(value) + 256)
         for number in range(fitting + 5):
-            sender.submit(Outgoing(b"%d" % number, value, int(clock.now) + 100, ""))
+            sender.submit(PendingWrite(b"%d" % number, value, int(clock.now) + 100, ""))
         assert recorder.snapshot().puts == {"dropped": 5}
         store.gate.set()
         assert sender.flush(PATIENCE)
@@ -978,7 +978,7 @@ class TestSending:
         store = FakeStore()
         store.refuses = True
         sender, recorder, clock = self.sender(store)
-        sender.submit(Outgoing(b"a", b"value", int(clock.now) + 100, ""))
+        sender.submit(PendingWrite(b"a", b"value", int(clock.now) + 100, ""))
         assert sender.flush(PATIENCE)
         assert recorder.snapshot().puts == {"refused": 1}
         assert len(store.batches) == 1
@@ -988,9 +988,9 @@ class TestSending:
         store = FakeStore()
         store.failure = resumed.StoreUnavailable("down")
         sender, _, clock = self.sender(store)
-        sender.submit(Outgoing(b"a", b"value", int(clock.now) + 100, ""))
+        sender.submit(PendingWrite(b"a", b"value", int(clock.now) + 100, ""))
         sender.close(PATIENCE)
-        assert sender.submit(Outgoing(b"b", b"value", int(clock.now) + 100, "")) == 0
+        assert sender.submit(PendingWrite(b"b", b"value", int(clock.now) + 100, "")) == 0
         thread = sender._thread
         assert thread is not None
         thread.join(PATIENCE)
@@ -1001,7 +1001,7 @@ class TestSending:
         store = FakeStore()
         sender, _, clock = self.sender(store)
         store.gate.clear()
-        sender.submit(Outgoing(b"a", b"value", int(clock.now) + 100, ""))
+        sender.submit(PendingWrite(b"a", b"value", int(clock.now) + 100, ""))
         sender.close(0)
         thread = sender._thread
         assert thread is not None
@@ -1011,7 +1011,9 @@ class TestSending:
 
     def test_nothing_of_a_session_is_shown(self) -> None:
         """Neither what waits to be sent nor what came back has a telling repr."""
-        shown = repr([Outgoing(b"KEY", b"VALUE", 1, ""), Outgoing(b"KEY", None, 1, ""), StoredSession(b"VALUE", 1.0)])
+        shown = repr(
+            [PendingWrite(b"KEY", b"VALUE", 1, ""), PendingWrite(b"KEY", None, 1, ""), StoredSession(b"VALUE", 1.0)]
+        )
         shown += repr([Put(b"KEY", b"VALUE", 1.0), Remove(b"KEY")])
         assert "KEY" not in shown
         assert "VALUE" not in shown

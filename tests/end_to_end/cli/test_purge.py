@@ -48,7 +48,7 @@ def test_after_a_purge_nothing_from_before_resumes_and_what_comes_later_does(
     """At two frontends with mirrors, of both stacks, that had all of it in memory, and at one without."""
     mirrored = [fleet(stack, mirror=True) for stack in STACKS]
     frontends = [*mirrored, fleet("ssl")]
-    mirrors = [frontend.shim._shim._mirror for frontend in mirrored]
+    mirrors = [frontend.shim._policy._mirror for frontend in mirrored]
     for mirror in mirrors:
         mirror.get(b"")  # as the first look-up does
         until(partial(getattr, mirror, "live"))
@@ -82,7 +82,7 @@ def test_a_session_that_waits_in_a_frontend_while_its_namespace_is_purged_is_not
     before = client.visit(frontend).session
     assert frontend.shim.flush(PATIENCE)
     stored = frontend.shim.stats.puts["stored"]
-    gate, sender = threading.Event(), frontend.shim._shim._sender
+    gate, sender = threading.Event(), frontend.shim._policy._write_queue
     batch = sender._store.batch
     monkeypatch.setattr(sender._store, "batch", lambda *a, **kw: gate.wait(PATIENCE) and batch(*a, **kw))
     waiting = client.visit(frontend).session

@@ -354,7 +354,7 @@ def test_sessions_live_as_long_as_their_negotiation_allows(
     """Resuming never prolongs a session: the ticket that a resumed connection issues ends with the first one."""
     clock = Clock()
     frontend = Frontend(stack, store.target, keyring, lifetime=1000)
-    frontend.shim._shim._clock = clock
+    frontend.shim._policy._clock = clock
     session = client.visit(frontend).session
     for _ in range(3):
         frontend.shim.flush()
@@ -374,7 +374,7 @@ def test_many_resumptions_neither_prolong_nor_shorten_a_session(
     """Not even if its client takes its time before it ends each handshake, which is when TLS 1.3 issues tickets."""
     clock, client = Clock(), Client(ssl.TLSVersion.TLSv1_3)
     frontend = Frontend(stack, store.target, keyring, lifetime=1000, deadline=5.0)
-    frontend.shim._shim._clock = clock
+    frontend.shim._policy._clock = clock
     started, session = clock(), client.visit(frontend).session
     while clock() - started < 980:
         frontend.shim.flush()

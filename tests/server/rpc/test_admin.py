@@ -155,7 +155,7 @@ def test_a_watcher_that_was_away_learns_of_the_purge(
         position = next(iter(watch)).position
     admin.purge(store.namespace)
     with connected().watch(position) as watch:
-        if watch.continued:
+        if watch.resumed_from_position:
             told = next(changes for changes, _, _ in watch if changes)
             assert told == [PURGED]
 

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
 
-    from resumed._client.store import Changes, Watch
+    from resumed._client.store import Watch, WatchBatch
     from resumed_server.storage.engine import Engine
 
 PATIENCE = 10.0
@@ -127,7 +127,7 @@ def told(watch: Watch, *last: tuple[bytes, bytes | None]) -> tuple[dict[bytes, l
 def test_what_happens_is_told_in_its_order(store: SessionStore, elsewhere: Callable[[], SessionStore]) -> None:
     """Put, Take and Remove, made over other connections; a Get and a repeated Put are nothing to tell."""
     with store.watch() as watch:
-        assert not watch.continued
+        assert not watch.resumed_from_position
         for key in (b"a", b"b"):
             elsewhere().put(key, b"value " + key, 100)
         store.put(b"a", b"value a", 100)
@@ -168,8 +168,8 @@ def test_a_stream_goes_on_where_it_ended(store: SessionStore, elsewhere: Callabl
     store.remove(b"c")
     for there in (elsewhere(), elsewhere()):
         with there.watch(position) as watch:
-            assert watch.continued
-            news: list[Changes] = []
+            assert watch.resumed_from_position
+            news: list[WatchBatch] = []
             for each in watch:
                 news.append(each)
                 if each.live:
@@ -183,7 +183,7 @@ def test_a_stream_goes_on_where_it_ended(store: SessionStore, elsewhere: Callabl
 def test_a_position_that_means_nothing_begins_anew(store: SessionStore, position: bytes) -> None:
     """As does one of another store."""
     with store.watch(position) as watch:
-        assert not watch.continued
+        assert not watch.resumed_from_position
 
 
 @pytest.mark.parametrize(("namespace", "position"), [("Shop", b""), ("shop", bytes(65))])
@@ -191,7 +191,7 @@ def test_limits_are_errors_that_name_the_field(
     connected: Callable[..., SessionStore], namespace: str, position: bytes
 ) -> None:
     """As in every other call."""
-    with pytest.raises(resumed.InvalidCall), connected(namespace).watch(position):
+    with pytest.raises(resumed.InvalidRequest), connected(namespace).watch(position):
         pass
 
 
@@ -203,7 +203,7 @@ def test_a_quiet_stream_gives_signs_of_life(store: SessionStore) -> None:
         assert not changes
         assert live
     with store.watch(position) as watch:
-        assert watch.continued
+        assert watch.resumed_from_position
 
 
 def test_fifty_watchers_hold_up_no_call(store: SessionStore, elsewhere: Callable[[], SessionStore]) -> None:

@@ -15,23 +15,23 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, TypeAlias
 
-from resumed._policy.lookups import settled
+from resumed._policy.lookups import completed_future
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from concurrent.futures import Future
 
-    from resumed._policy.lookups import Found
+    from resumed._policy.lookups import LookupResult
 
-    Prefetch: TypeAlias = Callable[[bytes], "Future[Found] | None"]
+    Prefetch: TypeAlias = Callable[[bytes], "Future[LookupResult] | None"]
 
 MAX_LOOKUPS = 4
 """How many of the ids in one handshake are looked up. Clients offer one or two; a thousand fit in a ClientHello."""
 
-_BUSY = settled((None, "busy"))
+_BUSY = completed_future((None, "busy"))
 
 
-class Handshake:
+class SuspendableHandshake:
     """What was found for one handshake.
 
     Args:
@@ -41,7 +41,7 @@ class Handshake:
         clock: Seconds that only go forward.
 
     Attributes:
-        rests: Whether its last step ended because an answer was not there yet.
+        suspended: Whether its last step ended because an answer was not there yet.
     """
 
     def __init__(
@@ -51,60 +51,60 @@ class Handshake:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._left, self._waker, self._clock = deadline, waker, clock
-        self._answers: dict[bytes, Future[Found]] = {}
+        self._results: dict[bytes, Future[LookupResult]] = {}
         self._counted: set[bytes] = set()
-        self.rests = False
+        self.suspended = False
 
-    def offers(self, session_ids: Iterable[bytes], prefetch: Prefetch) -> None:
+    def start_lookups(self, session_ids: Iterable[bytes], prefetch: Prefetch) -> None:
         """See to it that the sessions of a ClientHello are looked up, one after the other until one is found.
 
-        Called again for the same ClientHello at each step, until the handshake `rests` no more.
+        Called again for the same ClientHello at each step, until the handshake is `suspended` no more.
 
         Args:
             session_ids: The ids that the client offers.
             prefetch: Begins to look one up, without waiting; returns None if that is not worth a call.
         """
-        self.rests = False
+        self.suspended = False
         for session_id in session_ids:
-            answer = self.answer(session_id) or self._begin(session_id, prefetch)
+            answer = self.result_for(session_id) or self._begin(session_id, prefetch)
             if answer is None:
                 continue
             if not answer.done():
-                self.rests = True
+                self.suspended = True
                 return
             if answer.result()[0] is not None:
                 return
 
-    def answer(self, session_id: bytes) -> Future[Found] | None:
+    def result_for(self, session_id: bytes) -> Future[LookupResult] | None:
         """Return what was found, or None for an id that nobody was asked about."""
-        return self._answers.get(session_id) or (_BUSY if len(self._answers) >= MAX_LOOKUPS else None)
+        return self._results.get(session_id) or (_BUSY if len(self._results) >= MAX_LOOKUPS else None)
 
-    def ask(self, session_id: bytes, find: Callable[[float], Found]) -> Found:
+    def ask(self, session_id: bytes, find: Callable[[float], LookupResult]) -> LookupResult:
         """Look a session up, in what is left of the deadline, and keep the answer."""
         began = self._clock()
         found = find(self._left)
         self._left -= self._clock() - began
-        self._answers[session_id] = settled(found)
+        self._results[session_id] = completed_future(found)
         return found
 
-    def is_news(self, session_id: bytes) -> bool:
+    def is_first(self, session_id: bytes) -> bool:
         """Return whether this is called for the first time with an id: what a client offers twice counts once.
 
         Of ids that are not looked up only the first few are remembered, and the others count each time.
         """
         if session_id in self._counted:
             return False
-        if session_id in self._answers or len(self._counted) < MAX_LOOKUPS:
+        if session_id in self._results or len(self._counted) < MAX_LOOKUPS:
             self._counted.add(session_id)
         return True
 
-    def _begin(self, session_id: bytes, prefetch: Prefetch) -> Future[Found] | None:
+    def _begin(self, session_id: bytes, prefetch: Prefetch) -> Future[LookupResult] | None:
         wake = self._waker()  # which is not kept: it leads back to whoever drives this
         if wake is None:
             return None
         answer = prefetch(session_id)
         if answer is not None:
-            self._answers[session_id] = answer
+            self._results[session_id] = answer
             if not answer.done():
                 answer.add_done_callback(lambda _: wake())
         return answer

@@ -14,7 +14,7 @@ from contextvars import copy_context
 from typing import TYPE_CHECKING, TypeAlias
 
 from resumed._exceptions import LimitExceeded, StoreError, StoreTimeout, StoreUnavailable
-from resumed._process.fork import renew_after_fork
+from resumed._process.fork import register_after_fork
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,7 +37,7 @@ _THREADS = 32
 
 Accept: TypeAlias = "Callable[[bytes], str | None]"
 """Returns why a value cannot resume, or None."""
-Found: TypeAlias = tuple[bytes | None, str]
+LookupResult: TypeAlias = tuple[bytes | None, str]
 """A value and the reason of the hit, or None and the reason of the miss."""
 
 
@@ -50,7 +50,7 @@ class Lookups:
         recorder: Told how long each look-up took.
         probe: Called while the breaker is open, to have the store tried.
         single_use: Whether a session resumes once in the whole fleet: Get, then Take if the caller accepts it.
-        most: How many may be under way at once.
+        max_concurrent: How many may be under way at once.
         mirror: Told of what was found.
     """
 
@@ -62,37 +62,37 @@ class Lookups:
         probe: Callable[[], None],
         *,
         single_use: bool,
-        most: int,
+        max_concurrent: int,
         mirror: Mirror | None,
     ) -> None:
         self._store, self._breaker, self._recorder, self._probe = store, breaker, recorder, probe
-        self._single_use, self._most, self._mirror = single_use, most, mirror
-        self._begin()
-        renew_after_fork(self)
+        self._single_use, self._max_concurrent, self._mirror = single_use, max_concurrent, mirror
+        self._reset()
+        register_after_fork(self)
 
-    def _begin(self) -> None:
+    def _reset(self) -> None:
         self._lock = threading.RLock()  # forget() is called by the garbage collector, too
-        self._flights: dict[bytes, Future[Found]] = {}
-        self._under_way = 0
+        self._flights: dict[bytes, Future[LookupResult]] = {}
+        self._in_flight = 0
         self._threads = ThreadPoolExecutor(_THREADS, "resumed-prefetch")
 
-    def begin(self, key: bytes, accept: Accept, *, fresh: bool) -> Future[Found]:
+    def begin(self, key: bytes, accept: Accept, *, fresh: bool) -> Future[LookupResult]:
         """Begin to look `key` up, and return at once; see find()."""
         resting = self._resting()
         if resting is not None:
-            return settled(resting)
-        flight, mine = self._board(key)
+            return completed_future(resting)
+        flight, mine = self._join_or_start(key)
         if not mine:
-            return _shared(flight)
+            return _join(flight)
         try:
             # Spans of the handshake are the parents of the call's.
             end = self._end(self._store.deadline)
-            self._threads.submit(copy_context().run, self._fly, flight, key, accept, fresh, end)
+            self._threads.submit(copy_context().run, self._run, flight, key, accept, fresh, end)
         except RuntimeError:  # closed, or the interpreter is about to exit
-            self._land(flight, key, (None, "down"))
+            self._finish(flight, key, (None, "down"))
         return flight
 
-    def find(self, key: bytes, accept: Accept, seconds: float, *, fresh: bool) -> Found:
+    def find(self, key: bytes, accept: Accept, seconds: float, *, fresh: bool) -> LookupResult:
         """Look `key` up, or wait for the answer to somebody else who does.
 
         Args:
@@ -107,11 +107,11 @@ class Lookups:
             return resting
         if seconds < min(_LEAST_ASK_SECONDS, self._store.deadline):
             return None, "late"
-        flight, mine = self._board(key)
+        flight, mine = self._join_or_start(key)
         if mine:
-            self._fly(flight, key, accept, fresh, self._end(seconds))
+            self._run(flight, key, accept, fresh, self._end(seconds))
             return flight.result()
-        return landed(_shared(flight), seconds)
+        return result_or_late(_join(flight), seconds)
 
     def forget(self, key: bytes) -> None:
         """Let no handshake join a look-up of `key` that is under way: its session is removed."""
@@ -124,41 +124,41 @@ class Lookups:
 
     def after_fork_in_child(self) -> None:
         """Begin with none under way."""
-        self._begin()
+        self._reset()
 
-    def _resting(self) -> Found | None:
+    def _resting(self) -> LookupResult | None:
         if not self._breaker.closed:
             self._probe()  # a forked child has no thread that does it
             return None, "breaker-open"
-        return (None, "limited") if self._breaker.resting else None
+        return (None, "limited") if self._breaker.rate_limited else None
 
-    def _board(self, key: bytes) -> tuple[Future[Found], bool]:
-        """Return the look-up of `key` that is under way, or a new one and True: whoever gets that has to _fly() it."""
+    def _join_or_start(self, key: bytes) -> tuple[Future[LookupResult], bool]:
+        """Return the look-up of `key` that is under way, or a new one and True: whoever gets that has to _run() it."""
         with self._lock:
             flight = self._flights.get(key)
             if flight is not None:
                 return flight, False
-            if self._under_way >= self._most:
-                return settled((None, "busy")), False
+            if self._in_flight >= self._max_concurrent:
+                return completed_future((None, "busy")), False
             flight = Future()
-            self._under_way += 1
+            self._in_flight += 1
             if not self._single_use:  # of all who ask for a single use one is answered
                 self._flights[key] = flight
             return flight, True
 
-    def _fly(self, flight: Future[Found], key: bytes, accept: Accept, fresh: bool, end: float) -> None:
+    def _run(self, flight: Future[LookupResult], key: bytes, accept: Accept, fresh: bool, end: float) -> None:
         """Look `key` up, until `end` at most."""
         started = time.monotonic()
-        found: Found = (None, "internal-error")
+        found: LookupResult = (None, "internal-error")
         try:
             found = self._ask(key, accept, fresh, end)
         finally:
             self._recorder.observe_lookup(time.monotonic() - started)
-            self._land(flight, key, found)
+            self._finish(flight, key, found)
 
-    def _land(self, flight: Future[Found], key: bytes, found: Found) -> None:
+    def _finish(self, flight: Future[LookupResult], key: bytes, found: LookupResult) -> None:
         with self._lock:
-            self._under_way -= 1
+            self._in_flight -= 1
             if self._flights.get(key) is flight:
                 del self._flights[key]
         flight.set_result(found)
@@ -167,7 +167,7 @@ class Lookups:
         """Return when a look-up that begins now, and may take so long, has to end."""
         return time.monotonic() + _DEADLINE_SHARE * seconds
 
-    def _ask(self, key: bytes, accept: Accept, fresh: bool, end: float) -> Found:
+    def _ask(self, key: bytes, accept: Accept, fresh: bool, end: float) -> LookupResult:
         if end <= time.monotonic():  # no thread was free
             return None, "busy"
         since = self._mirror.sessions.removals if self._mirror else 0
@@ -177,9 +177,9 @@ class Lookups:
             if found is not None and self._single_use:
                 found, outcome = self._take(key, found, accept, end)
         except LimitExceeded:
-            self._breaker.limited()
+            self._breaker.record_rate_limited()
             return None, "limited"
-        except _Late:
+        except _DeadlinePassed:
             return None, "late"
         except StoreError as error:
             self._breaker.failed(began, late=isinstance(error, StoreTimeout))
@@ -222,14 +222,14 @@ class Lookups:
             # The time before may have been longer than it was to be.
             return ask(key, deadline=max(end - time.monotonic(), _LEAST_ASK_SECONDS))
         except StoreTimeout:
-            raise _Late from None
+            raise _DeadlinePassed from None
 
 
-class _Late(Exception):
+class _DeadlinePassed(Exception):
     """The deadline passed, which is no failure of the store."""
 
 
-def landed(flight: Future[Found], patience: float) -> Found:
+def result_or_late(flight: Future[LookupResult], patience: float) -> LookupResult:
     """Return what a look-up found, or that it is late, after `patience` seconds at most."""
     try:
         return flight.result(patience)
@@ -237,18 +237,18 @@ def landed(flight: Future[Found], patience: float) -> Found:
         return None, "late"
 
 
-def settled(found: Found) -> Future[Found]:
+def completed_future(found: LookupResult) -> Future[LookupResult]:
     """Return a look-up that is over."""
-    flight: Future[Found] = Future()
+    flight: Future[LookupResult] = Future()
     flight.set_result(found)
     return flight
 
 
-def _shared(flight: Future[Found]) -> Future[Found]:
+def _join(flight: Future[LookupResult]) -> Future[LookupResult]:
     """Return the same answer for somebody who did not ask himself."""
-    shared: Future[Found] = Future()
+    shared: Future[LookupResult] = Future()
 
-    def land(flight: Future[Found]) -> None:
+    def land(flight: Future[LookupResult]) -> None:
         value, outcome = flight.result()
         shared.set_result((value, outcome if value is None else "shared"))
 
