@@ -89,7 +89,7 @@ class Lookups:
             end = self._end(self._store.deadline)
             self._threads.submit(copy_context().run, self._run, flight, key, accept, fresh, end)
         except RuntimeError:  # closed, or the interpreter is about to exit
-            self._finish(flight, key, (None, "down"))
+            self._finish(flight, key, (None, "unavailable"))
         return flight
 
     def find(self, key: bytes, accept: Accept, seconds: float, *, fresh: bool) -> LookupResult:
@@ -106,7 +106,7 @@ class Lookups:
         if resting is not None:
             return resting
         if seconds < min(_LEAST_ASK_SECONDS, self._store.deadline):
-            return None, "late"
+            return None, "timeout"
         flight, mine = self._join_or_start(key)
         if mine:
             self._run(flight, key, accept, fresh, self._end(seconds))
@@ -139,7 +139,7 @@ class Lookups:
             if flight is not None:
                 return flight, False
             if self._in_flight >= self._max_concurrent:
-                return completed_future((None, "busy")), False
+                return completed_future((None, "too-many-lookups")), False
             flight = Future()
             self._in_flight += 1
             if not self._single_use:  # of all who ask for a single use one is answered
@@ -169,7 +169,7 @@ class Lookups:
 
     def _ask(self, key: bytes, accept: Accept, fresh: bool, end: float) -> LookupResult:
         if end <= time.monotonic():  # no thread was free
-            return None, "busy"
+            return None, "too-many-lookups"
         since = self._mirror.sessions.removals if self._mirror else 0
         began = self._breaker.now()
         try:
@@ -180,7 +180,7 @@ class Lookups:
             self._breaker.record_rate_limited()
             return None, "limited"
         except _DeadlinePassed:
-            return None, "late"
+            return None, "timeout"
         except StoreError as error:
             self._breaker.failed(began, late=isinstance(error, StoreTimeout))
             if not self._breaker.closed:
@@ -205,7 +205,7 @@ class Lookups:
             time.sleep(min(pause, left))
             found = self._again(self._store.get, key, end)
             if found is not None:
-                return found, "fresh"
+                return found, "retried"
         return None, "unknown"
 
     def _take(self, key: bytes, found: StoredSession, accept: Accept, end: float) -> tuple[StoredSession | None, str]:
@@ -234,7 +234,7 @@ def result_or_late(flight: Future[LookupResult], patience: float) -> LookupResul
     try:
         return flight.result(patience)
     except FutureTimeoutError:
-        return None, "late"
+        return None, "timeout"
 
 
 def completed_future(found: LookupResult) -> Future[LookupResult]:
@@ -250,7 +250,7 @@ def _join(flight: Future[LookupResult]) -> Future[LookupResult]:
 
     def land(flight: Future[LookupResult]) -> None:
         value, outcome = flight.result()
-        shared.set_result((value, outcome if value is None else "shared"))
+        shared.set_result((value, outcome if value is None else "coalesced"))
 
     flight.add_done_callback(land)
     return shared
@@ -258,5 +258,5 @@ def _join(flight: Future[LookupResult]) -> Future[LookupResult]:
 
 def _failure(error: StoreError) -> str:
     if isinstance(error, StoreTimeout):
-        return "late"
-    return "down" if isinstance(error, StoreUnavailable) else "refused"
+        return "timeout"
+    return "unavailable" if isinstance(error, StoreUnavailable) else "rejected"
