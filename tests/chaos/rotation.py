@@ -136,7 +136,7 @@ class Site:
             shutil.copy2(self._keyring, files.directory / "fleet.keys")
         certificate = directory / "frontend.pem"
         certificate.write_bytes(CERTIFICATE.private_key_and_cert_chain_pem.bytes())
-        options = (*self._store.options, "--max-connection-age", "2s", "--store", f"lmdb://{directory}/database")
+        options = (*self._store.options, "--max-connection-age", "2s", "--storage", f"lmdb://{directory}/database")
         self._server = held.enter_context(running_server(*options))
         # By name, which is in the store's certificate.
         self._target = f"localhost:{self._server.target.rpartition(':')[2]}"

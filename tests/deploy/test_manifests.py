@@ -109,7 +109,7 @@ EFFECTS = [
     effect("embedded.capacity", "3GiB", lambda o: env(o)["RESUMED_CAPACITY"], "3GiB"),
     effect("embedded.persistence.size", "7Gi", lambda o: claim(o)["resources"]["requests"]["storage"], "7Gi"),
     effect("embedded.persistence.storageClass", "fast", lambda o: claim(o).get("storageClassName"), "fast"),
-    effect("redis.url", "rediss://a", lambda o: env(o)["RESUMED_STORE"], "rediss://a", REDIS),
+    effect("redis.url", "rediss://a", lambda o: env(o)["RESUMED_STORAGE"], "rediss://a", REDIS),
     effect(
         "redis.secret",
         "pw",

@@ -55,7 +55,7 @@ def _addresses(texts: list[str]) -> tuple[Address, ...]:
     return tuple(dict.fromkeys(map(Address.parse, texts)))
 
 
-def _store(url: str) -> str:
+def _storage_url(url: str) -> str:
     verify_url(url)
     return url
 
@@ -93,10 +93,10 @@ class Settings:
         "Where to listen: host:port (an IPv6 host in brackets) or unix:/path; port 0 takes a free one. Repeat it "
         "for more (in the environment: separated by blanks).",
     )
-    store: str = _setting(
+    storage: str = _setting(
         _STORAGE,
         "lmdb:",
-        _store,
+        _storage_url,
         "URL",
         "Where sessions are kept: lmdb: in a private temporary directory, lmdb:///path over restarts, "
         "redis://host:port in a Redis or Valkey (also rediss:, redis+cluster: and redis+sentinel:; docs/engines.md).",
@@ -306,7 +306,7 @@ class Settings:
             "listen": " ".join(map(str, self.listen)),
             "health_listen": " ".join(map(str, self.health_listen)),
             "metrics_listen": " ".join(map(str, self.metrics_listen)),
-            "store": redacted(self.store),
+            "storage": redacted(self.storage),
         }
 
 

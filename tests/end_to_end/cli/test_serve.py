@@ -125,7 +125,7 @@ def connected(server: RunningServer) -> Iterator[grpc.Channel]:
         (["--workers", "0"], r"--workers: 0 is outside 1 to"),
         (["--workers", "many"], r"--workers: 'many' is not a whole number"),
         (["--log-format", "xml"], r"--log-format: 'xml' is none of json, console"),
-        (["--store", "mysql://x"], r"--store: .*mysql.*lmdb:"),
+        (["--storage", "mysql://x"], r"--storage: .*mysql.*lmdb:"),
         (["--tls-cert", "/dev/null"], r"--tls-cert: needs --tls-key as well"),
         (["--tls-key", "/dev/null"], r"--tls-key: needs --tls-cert as well"),
         (["--client-ca", "/dev/null"], r"--client-ca: needs --tls-cert as well"),
@@ -193,16 +193,16 @@ def test_metrics_are_served_on_ports_only() -> None:
 
 def test_all_problems_are_told_at_once() -> None:
     """Nobody has to try five times."""
-    options = ["--max-ttl", "x", "--capacity", "y", "--listen", "z", "--workers", "0", "--store", "mysql:"]
+    options = ["--max-ttl", "x", "--capacity", "y", "--listen", "z", "--workers", "0", "--storage", "mysql:"]
     told = [line.split(":")[1].strip() for line in refused(*options)]
-    assert sorted(told) == ["--capacity", "--listen", "--max-ttl", "--store", "--workers"]
+    assert sorted(told) == ["--capacity", "--listen", "--max-ttl", "--storage", "--workers"]
 
 
 def test_every_setting_is_read_from_the_environment() -> None:
     """As RESUMED_*, addresses separated by blanks; the command line wins."""
     given = {
         "RESUMED_LISTEN": "127.0.0.1:7401 unix:/tmp/r.sock",
-        "RESUMED_STORE": "lmdb:///tmp/nowhere",
+        "RESUMED_STORAGE": "lmdb:///tmp/nowhere",
         "RESUMED_CAPACITY": "512MiB",
         "RESUMED_MAX_TTL": "90m",
         "RESUMED_THREADS": "3",
@@ -219,7 +219,7 @@ def test_every_setting_is_read_from_the_environment() -> None:
     }
     assert checked("--capacity", "2GiB", env=given) == {
         "listen": "127.0.0.1:7401 unix:/tmp/r.sock",
-        "store": "lmdb:///tmp/nowhere",
+        "storage": "lmdb:///tmp/nowhere",
         "capacity": "2GiB",
         "max-ttl": "90m",
         "front": "grpcio",
@@ -264,8 +264,8 @@ def test_check_opens_nothing(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         store, path = tmp_path / "store", tmp_path / "socket"
         port = taken.getsockname()[1]
-        shown = checked("--listen", f"127.0.0.1:{port}", "--listen", f"unix:{path}", "--store", f"lmdb://{store}")
-    assert shown["store"] == f"lmdb://{store}"
+        shown = checked("--listen", f"127.0.0.1:{port}", "--listen", f"unix:{path}", "--storage", f"lmdb://{store}")
+    assert shown["storage"] == f"lmdb://{store}"
     assert not list(tmp_path.iterdir())
 
 
@@ -301,8 +301,8 @@ def test_an_unusable_store_path_is_one_line(tmp_path: Path, workers: str) -> Non
     """A file where the directory should be, which no privilege helps against."""
     (tmp_path / "file").touch()
     url = f"lmdb://{tmp_path}/file/store"
-    (line,) = refused("--listen", "127.0.0.1:0", "--store", url, "--workers", workers)
-    assert line.startswith("resumed: --store: ")
+    (line,) = refused("--listen", "127.0.0.1:0", "--storage", url, "--workers", workers)
+    assert line.startswith("resumed: --storage: ")
     assert f"{tmp_path}/file/store" in line
 
 
@@ -311,10 +311,10 @@ def test_an_unreadable_store_path_is_one_line(tmp_path: Path) -> None:
     humble = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
     tmp_path.chmod(0)
     try:
-        (line,) = refused("--listen", "127.0.0.1:0", "--store", f"lmdb://{tmp_path}/store", prefix=humble)
+        (line,) = refused("--listen", "127.0.0.1:0", "--storage", f"lmdb://{tmp_path}/store", prefix=humble)
     finally:
         tmp_path.chmod(0o700)
-    assert line.startswith("resumed: --store: ")
+    assert line.startswith("resumed: --storage: ")
     assert "denied" in line.lower()
 
 
@@ -322,13 +322,13 @@ def test_an_unreadable_store_path_is_one_line(tmp_path: Path) -> None:
 def test_a_damaged_store_is_set_aside_and_a_new_one_begun(tmp_path: Path, workers: int) -> None:
     """It is a cache: the server serves, and what was there is kept for whoever wants to look."""
     store = tmp_path / "store"
-    with running_server("--store", f"lmdb://{store}"):
+    with running_server("--storage", f"lmdb://{store}"):
         pass
     files = [file for file in tmp_path.rglob("*") if file.is_file() and "lock" not in file.name]
     assert files
     for file in files:
         file.write_bytes(b"garbage" * 4_096)
-    with running_server("--store", f"lmdb://{store}", workers=workers) as server, connected(server) as channel:
+    with running_server("--storage", f"lmdb://{store}", workers=workers) as server, connected(server) as channel:
         answer = SessionStoreServiceStub(channel).Get(pb.GetRequest(namespace="shop", key=b"k"), timeout=5)
         assert not answer.HasField("session")
     kept = [file for file in tmp_path.rglob("*") if file.is_file() and file.read_bytes().startswith(b"garbage")]
@@ -344,7 +344,7 @@ def wiped(store: Path) -> None:
 
 def test_damage_found_while_serving_ends_the_server_with_status_1(tmp_path: Path) -> None:
     """Whoever restarts it, systemd or Kubernetes, gets a server that works."""
-    options = ("--store", f"lmdb://{tmp_path}/store")
+    options = ("--storage", f"lmdb://{tmp_path}/store")
     with running_server(*options) as server:
         wiped(tmp_path / "store")
         assert server.wait() == 1
@@ -367,7 +367,7 @@ def damage(_process: int, store: Path) -> None:
 def test_workers_begin_a_new_database_by_themselves(tmp_path: Path, harm: Callable[[int, Path], None]) -> None:
     """When one of them crashes or finds damage: all leave the old one, the port is never without a server for long."""
     store = tmp_path / "store"
-    with running_server("--store", f"lmdb://{store}", workers=2) as server:
+    with running_server("--storage", f"lmdb://{store}", workers=2) as server:
         workers = [line["process"] for line in server.wait_for_log("ready", 2)]
         harm(workers[0], store)
         ready = server.wait_for_log("ready", 4)
@@ -605,7 +605,7 @@ def test_health_streams_that_nobody_reads_hold_up_nothing(tmp_path: Path) -> Non
 
 def test_idle_connections_leave_the_locks_of_the_database_alone(tmp_path: Path) -> None:
     """LMDB's locks are POSIX locks: a process loses them when it closes any descriptor of the file."""
-    options = ("--store", f"lmdb://{tmp_path}", "--max-connections", "100")
+    options = ("--storage", f"lmdb://{tmp_path}", "--max-connections", "100")
     with running_server(*options, workers=2) as server, contextlib.ExitStack() as stack:
         inode = (tmp_path / "lock.mdb").stat().st_ino
 

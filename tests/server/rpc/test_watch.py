@@ -65,7 +65,7 @@ def on_redis(redis: Callable[[], AbstractContextManager[Any]]) -> Iterator[list[
     """Two servers on one Redis, or a relative of it."""
     with ExitStack() as held:
         url = held.enter_context(redis()).url
-        yield [held.enter_context(running_server("--store", url + PATIENT)).target for _ in range(2)]
+        yield [held.enter_context(running_server("--storage", url + PATIENT)).target for _ in range(2)]
 
 
 @pytest.fixture(

@@ -30,10 +30,10 @@ RESUMED_HEALTH_LISTEN: {{ printf "%s:7401" $listen | quote }}
 RESUMED_METRICS_LISTEN: {{ printf "%s:9464" $listen | quote }}
 {{- end }}
 {{- if eq .Values.engine "embedded" }}
-RESUMED_STORE: lmdb:///var/lib/resumed
+RESUMED_STORAGE: lmdb:///var/lib/resumed
 RESUMED_CAPACITY: {{ .Values.embedded.capacity | quote }}
 {{- else }}
-RESUMED_STORE: {{ .Values.redis.url | quote }}
+RESUMED_STORAGE: {{ .Values.redis.url | quote }}
 {{- end }}
 RESUMED_MAX_TTL: {{ .Values.server.maxTtl | quote }}
 RESUMED_WORKERS: {{ .Values.server.workers | quote }}
