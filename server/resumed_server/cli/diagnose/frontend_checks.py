@@ -16,8 +16,8 @@ from cryptography import x509
 import resumed
 from resumed_server.cli.diagnose.checks import Concern, Failure
 from resumed_server.cli.diagnose.validity import validity
-from resumed_server.config.settings import UserError
 from resumed_server.config.types import Address
+from resumed_server.errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -143,7 +143,8 @@ class FrontendSteps:
         if not self._visit(address, visits[0].session).reused:
             raise Failure(
                 "it does not resume its own session",
-                "see its misses by reason (installation.stats), above all late, down, breaker-open and other-name",
+                "see its misses by reason (installation.stats), above all timeout, unavailable, breaker-open and "
+                "server-name-mismatch",
             )
         return "its own session resumes"
 
