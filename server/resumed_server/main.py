@@ -190,7 +190,7 @@ def _metrics(settings: Settings, ports: _Ports, worker: int, engine: Engine, hel
 
     board = cast("Board", ports.board)
     kind = settings.storage.partition(":")[0]
-    about = {"engine": kind, "front": settings.front}
+    about = {"engine": kind, "transport": settings.transport}
     collector = BoardCollector(board, about, settings.capacity if kind == "lmdb" else 0)
     held.callback(Endpoint(ports.metrics, collector).close)
     return Metrics(board, worker, engine)

@@ -301,7 +301,7 @@ def test_what_the_server_would_refuse_the_chart_refuses(path: str, value: Any) -
 
 
 LEFT_OUT = {
-    "front": "the native one has no TLS, and is not in the image",
+    "transport": "the native one has no TLS, and is not in the image",
     "core_dumps": "a dump holds secrets, and a pod has nowhere to keep it",
     "log_format": "what collects logs reads JSON, the default",
     "otel": "the image is without OpenTelemetry",

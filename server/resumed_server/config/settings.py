@@ -97,11 +97,11 @@ class Settings:
         "DURATION",
         "The longest that a session lives (RFC 8446 section 4.6.1 allows a week); longer requests are lowered to it.",
     )
-    front: str = _setting(
+    transport: str = _setting(
         _PROCESSES,
         "grpcio",
         one_of("grpcio", "native"),
-        "FRONT",
+        "TRANSPORT",
         "What speaks gRPC: grpcio, or native, which answers several times as many calls a core, without TLS, on "
         "loopback addresses and unix sockets only (docs/store.md).",
     )

@@ -150,14 +150,14 @@ def test_a_request_that_makes_no_sense_is_refused_and_logged_once(server: Runnin
 
 def test_the_native_front_is_counted_alike() -> None:
     """Calls that grpcio never sees."""
-    with running_server(*LISTEN, "--front", "native") as server, store(server, "shop") as shop:
+    with running_server(*LISTEN, "--transport", "native") as server, store(server, "shop") as shop:
         shop.put(b"key", b"value", 60)
         with pytest.raises(AlreadyExists):
             shop.put(b"key", b"other", 60)
         assert shop.get(b"key")
         found = scraped_until(server, lambda found: found.total("resumed_calls_total") == 3)
     assert found.total("resumed_calls_total", method="Put", code="ALREADY_EXISTS") == 1
-    assert found.value("resumed_info", engine="lmdb", front="native", version="0.1.0") == 1
+    assert found.value("resumed_info", engine="lmdb", transport="native", version="0.1.0") == 1
 
 
 def test_no_key_or_value_is_told(server: RunningServer) -> None:

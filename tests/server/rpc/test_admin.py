@@ -41,7 +41,7 @@ def targets(request: pytest.FixtureRequest) -> Iterator[list[str]]:
     with ExitStack() as held:
         if "servers" not in request.param:
             front, workers = ("native", 2) if "native" in request.param else ("grpcio", 1)
-            yield [held.enter_context(running_server("--front", front, workers=workers)).target]
+            yield [held.enter_context(running_server("--transport", front, workers=workers)).target]
             return
         storage: Any = held.enter_context(valkey_cluster() if "cluster" in request.param else valkey_server())
         yield [held.enter_context(running_server("--storage", storage.url + PATIENT)).target for _ in range(2)]
