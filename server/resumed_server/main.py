@@ -86,7 +86,7 @@ def run(settings: Settings) -> int:
         return workers.supervise(
             settings.workers,
             lambda worker: _serve(settings, ports, counted, worker, supervisor),
-            patience=settings.drain + 2 * GRACE,
+            patience=settings.shutdown_delay + 2 * GRACE,
         )
 
 
@@ -169,7 +169,7 @@ def _serve(settings: Settings, ports: _Ports, counted: Shared, worker: int, supe
         drains = usable and supervisor in {None, os.getppid()}
         # A worker is told twice where systemd tells it too; what ends one at once is its supervisor's SIGKILL.
         hurried = workers.told_to_stop if supervisor is None else slept
-        drain(server, health, watchers, settings.drain if drains else 0.0, hurried)
+        drain(server, health, watchers, settings.shutdown_delay if drains else 0.0, hurried)
         probes.stop(None)
         stop_all((counting, sweeper, following, probing), GRACE)
     log.info("stopped")

@@ -36,7 +36,7 @@ _PODMAN = ("podman", *image.STORAGE, "--runtime", "runc", "--cgroup-manager", "c
 # As a restricted pod: nothing to write to, no capability, no way to get one.
 _RESTRICTED = ("--read-only", "--read-only-tmpfs=false", "--cap-drop=all", "--security-opt", "no-new-privileges")
 _HERE = ("--network=host", "--ulimit", "nofile=1024:1024", "--ulimit", "nproc=4096:4096")
-SETTINGS = {"RESUMED_DRAIN": "1s", "RESUMED_WORKERS": "2"}
+SETTINGS = {"RESUMED_SHUTDOWN_DELAY": "1s", "RESUMED_WORKERS": "2"}
 
 
 class Container:

@@ -141,7 +141,7 @@ EFFECTS = [
     effect("server.threads", 5, lambda o: env(o)["RESUMED_THREADS"], "5"),
     effect("server.maxConnectionAge", "5m", lambda o: env(o)["RESUMED_MAX_CONNECTION_AGE"], "5m"),
     effect("server.maxConnections", 1_000_000, lambda o: env(o)["RESUMED_MAX_CONNECTIONS"], "1000000"),
-    effect("server.drainSeconds", 45, lambda o: env(o)["RESUMED_DRAIN"], "45s"),
+    effect("server.shutdownDelaySeconds", 45, lambda o: env(o)["RESUMED_SHUTDOWN_DELAY"], "45s"),
     effect("server.logLevel", "debug", lambda o: env(o)["RESUMED_LOG_LEVEL"], "debug"),
     effect("tls.enabled", False, lambda o: env(o).get("RESUMED_INSECURE"), "true"),
     effect("tls.secret", "mine", lambda o: mounts(o)["/etc/resumed/tls"]["secret"]["secretName"], "mine"),
@@ -393,7 +393,7 @@ def test_pods_meet_the_restricted_standard(values: Object) -> None:
 @pytest.mark.parametrize("drain", [0, 20, 3600])
 def test_a_pod_has_longer_than_its_drain(drain: int) -> None:
     """The drain, 10 s for the calls under way, and something to spare."""
-    objects = rendered({"server": {"drainSeconds": drain}})
+    objects = rendered({"server": {"shutdownDelaySeconds": drain}})
     assert pod(objects)["spec"]["terminationGracePeriodSeconds"] >= drain + 12
 
 
@@ -439,7 +439,7 @@ def test_the_server_takes_its_settings(values: Object, tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert f"{settings['RESUMED_DRAIN']}" in done.stdout
+    assert f"{settings['RESUMED_SHUTDOWN_DELAY']}" in done.stdout
 
 
 def test_the_chart_is_of_this_version() -> None:

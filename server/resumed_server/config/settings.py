@@ -120,7 +120,7 @@ class Settings:
         "N",
         "Threads a process that answer calls; more than the default answer no faster from an embedded store.",
     )
-    drain: Duration = _setting(
+    shutdown_delay: Duration = _setting(
         _PROCESSES,
         "5s",
         Between(Duration.parse, Duration(0), Duration(3_600)),

@@ -212,7 +212,7 @@ def test_every_setting_is_read_from_the_environment() -> None:
         "RESUMED_CAPACITY": "512MiB",
         "RESUMED_MAX_TTL": "90m",
         "RESUMED_THREADS": "3",
-        "RESUMED_DRAIN": "250ms",
+        "RESUMED_SHUTDOWN_DELAY": "250ms",
         "RESUMED_NAMESPACE_RATE": "5",
         "RESUMED_MAX_CONNECTION_AGE": "90s",
         "RESUMED_HEALTH_LISTEN": "0.0.0.0:7402",
@@ -231,7 +231,7 @@ def test_every_setting_is_read_from_the_environment() -> None:
         "transport": "grpcio",
         "workers": "1",
         "threads": "3",
-        "drain": "250ms",
+        "shutdown-delay": "250ms",
         "tls-cert": "",
         "tls-key": "",
         "client-ca": "",
@@ -447,7 +447,7 @@ def test_a_server_that_was_stopped_and_continued_serves_on(workers: int) -> None
 
 def test_sigterm_sends_callers_away_before_it_stops_serving(tmp_path: Path, transport: str) -> None:
     """NOT_SERVING first, calls go on for the drain, exit status 0."""
-    with running_server("--transport", transport, "--drain", "1s") as server, connected(server) as channel:
+    with running_server("--transport", transport, "--shutdown-delay", "1s") as server, connected(server) as channel:
         watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
         assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
         server.signal(signal.SIGTERM)
@@ -462,7 +462,7 @@ def test_sigterm_sends_callers_away_before_it_stops_serving(tmp_path: Path, tran
 
 def test_a_watcher_can_tell_a_rollout_from_an_outage(transport: str) -> None:
     """Its stream ends with the reason that the server is stopping, and the log does not blame the storage."""
-    with running_server("--transport", transport, "--drain", "0s") as server, connected(server) as channel:
+    with running_server("--transport", transport, "--shutdown-delay", "0s") as server, connected(server) as channel:
         watch = SessionStoreServiceStub(channel).Watch(pb.WatchRequest(namespace="shop"))
         assert next(watch).live
         server.signal(signal.SIGTERM)
@@ -499,7 +499,7 @@ def test_calls_in_flight_finish(workers: int, transport: str) -> None:
             except grpc.RpcError as error:
                 codes.append(error.code())
 
-    with running_server("--transport", transport, "--drain", "300ms", workers=workers) as server:
+    with running_server("--transport", transport, "--shutdown-delay", "300ms", workers=workers) as server:
         threads = [threading.Thread(target=call_on) for _ in range(4)]
         for thread in threads:
             thread.start()
@@ -514,7 +514,7 @@ def test_calls_in_flight_finish(workers: int, transport: str) -> None:
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_second_signal_ends_it_at_once(workers: int, transport: str) -> None:
     """For whoever does not want to wait for the drain."""
-    with running_server("--transport", transport, "--drain", "1h", workers=workers) as server:
+    with running_server("--transport", transport, "--shutdown-delay", "1h", workers=workers) as server:
         server.signal(signal.SIGINT)
         server.wait_for_log("draining", workers)
         server.signal(signal.SIGINT)
@@ -524,7 +524,7 @@ def test_a_second_signal_ends_it_at_once(workers: int, transport: str) -> None:
 def test_a_signal_during_the_start_ends_it_cleanly() -> None:
     """Whenever it comes: no traceback."""
     for number in (signal.SIGINT, signal.SIGTERM):
-        server = start_server("--listen", "127.0.0.1:0", "--drain", "0s")
+        server = start_server("--listen", "127.0.0.1:0", "--shutdown-delay", "0s")
         server.wait_for_log("starting")
         server.signal(number)
         assert server.wait() == 0
@@ -569,7 +569,7 @@ def test_sighup_ends_nothing(workers: int) -> None:
 
 def test_workers_do_not_outlive_a_killed_supervisor(transport: str) -> None:
     """Or they would hold the port, and nobody would end them; they do not drain, since the next server waits for it."""
-    with running_server("--transport", transport, "--drain", "1h", workers=2) as server:
+    with running_server("--transport", transport, "--shutdown-delay", "1h", workers=2) as server:
         workers = [line["process"] for line in server.wait_for_log("ready", 2)]
         assert all(map(alive, workers))
         server.process.kill()
@@ -772,7 +772,7 @@ def test_the_version_is_told() -> None:
 
 def test_console_logs_are_one_line_an_event(tmp_path: Path) -> None:
     """And no JSON."""
-    done = start_server("--listen", f"unix:{tmp_path}/s", "--log-format", "console", "--drain", "0s")
+    done = start_server("--listen", f"unix:{tmp_path}/s", "--log-format", "console", "--shutdown-delay", "0s")
     assert eventually(lambda: any("ready" in str(line) for line in done.log_lines()))
     assert done.stop() == 0
     texts = [line["text"] for line in done.log_lines()]

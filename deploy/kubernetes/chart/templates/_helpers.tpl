@@ -38,7 +38,7 @@ RESUMED_STORAGE: {{ .Values.redis.url | quote }}
 RESUMED_MAX_TTL: {{ .Values.server.maxTtl | quote }}
 RESUMED_WORKERS: {{ .Values.server.workers | quote }}
 RESUMED_THREADS: {{ .Values.server.threads | quote }}
-RESUMED_DRAIN: {{ printf "%ds" (int .Values.server.drainSeconds) | quote }}
+RESUMED_SHUTDOWN_DELAY: {{ printf "%ds" (int .Values.server.shutdownDelaySeconds) | quote }}
 RESUMED_MAX_CONNECTION_AGE: {{ .Values.server.maxConnectionAge | quote }}
 RESUMED_MAX_CONNECTIONS: {{ int .Values.server.maxConnections | quote }}
 RESUMED_NAMESPACE_RATE: {{ int .Values.namespaceLimits.rate | quote }}
