@@ -177,7 +177,7 @@ EFFECTS = [
         CERTIFIED,
     ),
     effect("grants", "# none", lambda o: "/etc/resumed/grants" in mounts(o), True),
-    effect("namespaceLimits.rate", 2_000_000, lambda o: env(o)["RESUMED_NAMESPACE_RATE"], "2000000"),
+    effect("namespaceLimits.opsPerSecond", 2_000_000, lambda o: env(o)["RESUMED_NAMESPACE_OPS_PER_SECOND"], "2000000"),
     effect("namespaceLimits.sessions", 7, lambda o: env(o)["RESUMED_NAMESPACE_SESSIONS"], "7"),
     effect("namespaceLimits.bytes", "64MiB", lambda o: env(o)["RESUMED_NAMESPACE_BYTES"], "64MiB"),
     effect("namespaceLimits.watchers", 9, lambda o: env(o)["RESUMED_NAMESPACE_WATCHERS"], "9"),

@@ -154,7 +154,7 @@ class Settings:
         "Which identities may do what in which namespaces (TOML, docs/store.md); needs --client-ca. Without it every "
         "client that gets in may do everything.",
     )
-    namespace_rate: int = _setting(
+    namespace_ops_per_second: int = _setting(
         _LIMITS,
         "0",
         Between(whole, 0, LARGEST),

@@ -41,7 +41,7 @@ RESUMED_THREADS: {{ .Values.server.threads | quote }}
 RESUMED_SHUTDOWN_DELAY: {{ printf "%ds" (int .Values.server.shutdownDelaySeconds) | quote }}
 RESUMED_MAX_CONNECTION_AGE: {{ .Values.server.maxConnectionAge | quote }}
 RESUMED_MAX_CONNECTIONS: {{ int .Values.server.maxConnections | quote }}
-RESUMED_NAMESPACE_RATE: {{ int .Values.namespaceLimits.rate | quote }}
+RESUMED_NAMESPACE_OPS_PER_SECOND: {{ int .Values.namespaceLimits.opsPerSecond | quote }}
 RESUMED_NAMESPACE_SESSIONS: {{ int .Values.namespaceLimits.sessions | quote }}
 RESUMED_NAMESPACE_BYTES: {{ .Values.namespaceLimits.bytes | quote }}
 RESUMED_NAMESPACE_WATCHERS: {{ int .Values.namespaceLimits.watchers | quote }}
