@@ -275,7 +275,7 @@ def _bench(
         str | None, typer.Option(metavar="FILE", help="Certificates to trust, in place of the system's.")
     ] = None,
     insecure: Annotated[bool, typer.Option("--insecure", help="Trust any certificate.")] = False,
-    say: Annotated[
+    send: Annotated[
         str,
         typer.Option(
             metavar="TEXT",
@@ -305,7 +305,7 @@ def _bench(
         sni=sni,
         ca=ca,
         insecure=insecure,
-        say=say,
+        send=send,
         as_json=as_json,
     )
     raise typer.Exit(0 if well else 1)
