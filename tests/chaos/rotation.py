@@ -192,9 +192,9 @@ class Site:
         wait, lifetime = f"{_BETWEEN_FILES * len(self._users) + _READ_SECONDS}s", f"{self._settings.lifetime}s"
         keygen(self._keyring, append=True)
         self._each(self._bring_keys)
-        self._when_allowed(lambda: promote(self._keyring, None, wait=wait, at_once=False))
+        self._when_allowed(lambda: promote(self._keyring, None, wait=wait, force=False))
         self._each(self._bring_keys)
-        self._when_allowed(lambda: retire(self._keyring, None, lifetime=lifetime, wait=wait, at_once=False))
+        self._when_allowed(lambda: retire(self._keyring, None, lifetime=lifetime, wait=wait, force=False))
         self._each(self._bring_keys)
 
     def _bring_keys(self, files: Files) -> None:
