@@ -750,7 +750,8 @@ def test_without_the_native_extra_its_transport_says_what_to_install(option: str
     """One line, and exit status 2; nothing else misses it."""
     code = (
         "import sys; sys.modules['pygrpc_native'] = None; from resumed_server.cli import main; "
-        f"sys.argv = ['resumed', 'serve', '--transport', TRANSPORT, {option!r}, '--listen', 'unix:/nowhere/socket']; main()"
+        f"sys.argv = ['resumed', 'serve', '--transport', TRANSPORT, {option!r}, '--listen', 'unix:/nowhere/socket']; "
+        "main()"
     )
 
     def run(transport: str) -> subprocess.CompletedProcess[str]:
