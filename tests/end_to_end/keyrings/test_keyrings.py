@@ -52,8 +52,8 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """The operator's clock."""
     clock = Clock()
-    for module in ("keyring", "keyring_file"):
-        monkeypatch.setattr(f"resumed_server.cli.commands.{module}.now", clock)
+    for module in ("commands", "file"):
+        monkeypatch.setattr(f"resumed_server.cli.keyring.{module}.now", clock)
     return clock
 
 
