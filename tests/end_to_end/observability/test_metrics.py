@@ -107,7 +107,9 @@ def test_a_worker_that_is_replaced_takes_no_count_back(server: RunningServer) ->
     started = before.value("resumed_worker_process_start_time_seconds", worker="0")
     children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text()
     os.kill(min(map(int, children.split())), signal.SIGKILL)
-    after = scraped_until(server, lambda found: found.value("resumed_worker_process_start_time_seconds", worker="0") > started)
+    after = scraped_until(
+        server, lambda found: found.value("resumed_worker_process_start_time_seconds", worker="0") > started
+    )
     for (name, labels), value in before.samples.items():
         if name.endswith(("_total", "_count", "_bucket")):
             assert after.samples[name, labels] >= value, name
