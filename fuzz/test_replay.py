@@ -60,7 +60,7 @@ def test_replay_goes_on_after_an_input_that_fails(
 @pytest.mark.parametrize(("status", "printed"), [(1, '{"a.py": "9 %"}\n'), (-11, "")])
 def test_the_report_lists_inputs_that_still_fail(monkeypatch: pytest.MonkeyPatch, status: int, printed: str) -> None:
     replayed = subprocess.CompletedProcess([], status, printed, "corpus/x: AssertionError()\n")
-    monkeypatch.setattr(run.subprocess, "run", lambda *_, **__: replayed)
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: replayed)
     coverage, failures = run.line_coverage(list(TARGETS)[:1])
     assert failures == ["corpus/x: AssertionError()"]
     assert len(coverage) == bool(printed)
