@@ -274,7 +274,7 @@ class TestCheck:
         assert advice in step["advice"]
 
     def test_leaves_nothing_behind(self, tmp_path: Path) -> None:
-        with running_server("--store", f"lmdb://{tmp_path}/store") as server:
+        with running_server("--storage", f"lmdb://{tmp_path}/store") as server:
             assert checked(server.target)["ok"]
         with lmdb.open(f"{tmp_path}/store", max_dbs=8, readonly=True) as env, env.begin() as transaction:
             counts = {}

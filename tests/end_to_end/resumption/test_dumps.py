@@ -25,12 +25,12 @@ def test_no_secret_is_in_a_store(store: str) -> None:
     """The scan finds planted needles and the store keys of the sessions, so it can find secrets."""
     searches = look_into(store, SESSIONS, workers=1)
     assert not broken(searches, SESSIONS)
-    # Only in the memory of the process that keeps the data; other processes may have reused theirs.
+    # In the memory of whoever keeps the data; another process may have used again what held it.
     assert max(each.planted for each in searches if "memory" in each.place) == PLANTED
 
 
 def test_secrets_that_are_there_are_found(tmp_path: Path) -> None:
-    with running_server("--store", f"lmdb://{tmp_path}", "--core-dumps", "--capacity", "8MiB") as server:
+    with running_server("--storage", f"lmdb://{tmp_path}", "--core-dumps", "--capacity", "8MiB") as server:
         frontend = Frontend("ssl", server.target, resumed.Keyring.plaintext(), deadline=5.0)
         sessions = [client.visit(frontend).session for client in map(Client, VERSIONS)]
         assert frontend.shim.flush(5.0)

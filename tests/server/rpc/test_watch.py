@@ -50,13 +50,13 @@ PATIENCE = 10.0
 
 
 PATIENT = "?timeout_ms=5000"
-"""Generous, because tests run on loaded machines."""
+"""A busy machine is no broken promise."""
 
 
 @contextmanager
 def on_lmdb(front: str, workers: int) -> Iterator[list[str]]:
     """One server with a database of its own."""
-    with running_server("--front", front, workers=workers) as server:
+    with running_server("--transport", front, workers=workers) as server:
         yield [server.target]
 
 
@@ -65,7 +65,7 @@ def on_redis(redis: Callable[[], AbstractContextManager[Any]]) -> Iterator[list[
     """Two servers on one Redis, or a relative of it."""
     with ExitStack() as held:
         url = held.enter_context(redis()).url
-        yield [held.enter_context(running_server("--store", url + PATIENT)).target for _ in range(2)]
+        yield [held.enter_context(running_server("--storage", url + PATIENT)).target for _ in range(2)]
 
 
 @pytest.fixture(
@@ -211,7 +211,7 @@ def test_fifty_watchers_hold_up_no_call(store: SessionStore, elsewhere: Callable
 
 @pytest.mark.parametrize("front", ["grpcio", "native"])
 def test_the_end_of_the_server_ends_the_stream(front: str) -> None:
-    with running_server("--front", front) as server:
+    with running_server("--transport", front) as server:
         store = SessionStore(server.target, namespace="shop", deadline=PATIENCE)
         with store.watch() as watch:
             threading.Thread(target=server.stop).start()
@@ -245,7 +245,7 @@ class TestWatchers:
         watchers = Watchers(engine)
         with watchers.subscribed("shop") as slow, watchers.subscribed("shop") as quick:
             news = quick.messages()
-            for number in range(QUEUED_BYTES // (1 << 17)):  # a little more, since keys count as well
+            for number in range(QUEUED_BYTES // (1 << 17)):  # a little more, with what is beside the values
                 assert slow.ended_at is None
                 engine.put("shop", b"%d" % number, bytes(1 << 17), 100)
                 while not next(news).changes:
