@@ -32,7 +32,7 @@ from support.tls import VERSIONS, client_context, server_context
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from resumed._async.suspendable_handshake import Handshake
+    from resumed._async.suspendable_handshake import SuspendableHandshake
     from resumed._crypto.envelope import Envelope
     from resumed._policy.session_policy import Offer
 
