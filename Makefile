@@ -123,7 +123,7 @@ grpcio-next: $(BUILD)/grpcio-next/bin/.installed servers ## Test the newest grpc
 	$(BUILD)/grpcio-next/bin/pip install --quiet --upgrade --pre grpcio
 	$(BUILD)/grpcio-next/bin/python -c 'import grpc; print("grpcio", grpc.__version__)'
 	$(BUILD)/grpcio-next/bin/python -m pytest -n 2 tests/server/rpc/test_grpcio_private.py tests/server/rpc/test_executor.py \
-	  tests/server/rpc/test_decoding.py tests/server/rpc/test_parting.py tests/server/rpc/test_native_server.py tests/server/rpc/test_wire.py tests/server/rpc/test_limits.py
+	  tests/server/rpc/test_delay_queue.py tests/server/rpc/test_grpc_server.py tests/server/rpc/test_native_server.py tests/server/rpc/test_wire.py tests/server/rpc/test_limits.py
 
 .PHONY: fairness
 fairness: setup ## Measure what one tenant notices of another that floods the store (FAIRNESS=--help)

@@ -31,8 +31,8 @@ from resumed_server.observability import logging as logs
 from resumed_server.periodic import Heartbeat, Periodic, stop_all
 from resumed_server.rpc import server as front
 from resumed_server.rpc.admin_service import AdminService
-from resumed_server.rpc.handlers import Unobserved
 from resumed_server.rpc.health_service import Health
+from resumed_server.rpc.observer import Unobserved
 from resumed_server.rpc.selftest import grpcio_is_as_expected
 from resumed_server.rpc.session_service import SERVICE_NAME, SessionStoreService
 from resumed_server.storage.engine import EngineError
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from resumed_server.config.types import Address
     from resumed_server.observability.metrics.shared_segment import Board
     from resumed_server.observability.metrics.worker import Metrics
-    from resumed_server.rpc.handlers import Observer
+    from resumed_server.rpc.observer import Observer
     from resumed_server.storage.engine import Engine
 
 _LOOP_SECONDS = 0.25

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from resumed_server.rpc.handlers import cause_of
+from resumed_server.rpc.status import cause_of
 from resumed_server.storage.engine import EngineBroken, EngineUnavailable
 
 if TYPE_CHECKING:

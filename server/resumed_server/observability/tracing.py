@@ -20,7 +20,7 @@ from opentelemetry.trace import SpanKind, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from resumed.v1 import admin_pb2, session_store_pb2
-from resumed_server.rpc.session_service import is_namespace
+from resumed_server.rpc.validation import is_namespace
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from grpc import ServicerContext
     from opentelemetry.trace import Tracer
 
-    from resumed_server.rpc.handlers import Observer
+    from resumed_server.rpc.observer import Observer
 
 FLUSH_SECONDS = 1.0
 """What a server that stops gives to spans that are not sent yet."""

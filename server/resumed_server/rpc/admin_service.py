@@ -13,8 +13,10 @@ import structlog
 from resumed.v1 import admin_pb2 as pb
 from resumed.v1.admin_pb2_grpc import AdminServiceServicer
 from resumed_server.auth.authorizer import Anybody, admitted
-from resumed_server.rpc.handlers import InvalidField, Unobserved, answered
-from resumed_server.rpc.session_service import MAX_NAMESPACE, NAMESPACE_LIMIT, is_namespace, seconds_of, write_time
+from resumed_server.rpc.encoding import write_time
+from resumed_server.rpc.handlers import answered
+from resumed_server.rpc.observer import Unobserved
+from resumed_server.rpc.validation import MAX_NAMESPACE, NAMESPACE_LIMIT, InvalidField, is_namespace, seconds_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     from grpc import ServicerContext
 
     from resumed_server.auth.authorizer import Access
-    from resumed_server.rpc.handlers import Observer
+    from resumed_server.rpc.observer import Observer
     from resumed_server.storage.engine import Engine, Usage
 
 _EVERY_NAMESPACE = "*"

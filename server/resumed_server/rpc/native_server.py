@@ -17,9 +17,9 @@ from grpc_status import rpc_status
 from pygrpc_native import NativeGrpcFront
 
 from resumed_server.errors import Stopping
-from resumed_server.rpc.executor import Held, Later
-from resumed_server.rpc.handlers import MessageTooLarge, status_of
-from resumed_server.rpc.session_service import MAX_MESSAGE
+from resumed_server.rpc.delay_queue import Held, Later
+from resumed_server.rpc.status import MessageTooLarge, status_of
+from resumed_server.rpc.validation import MAX_MESSAGE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping

@@ -16,7 +16,8 @@ import grpc
 import structlog
 
 from resumed_server.rpc._grpcio_private import Answering, missing
-from resumed_server.rpc.executor import CallPool, Held
+from resumed_server.rpc.delay_queue import Held
+from resumed_server.rpc.executor import CallPool
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

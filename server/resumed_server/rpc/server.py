@@ -16,9 +16,9 @@ from resumed.v1 import admin_pb2, admin_pb2_grpc, session_store_pb2_grpc
 from resumed_server.errors import UserError
 from resumed_server.places import Places
 from resumed_server.rpc.executor import CallPool, Most, Unmeasured
-from resumed_server.rpc.parting import PartingServer
-from resumed_server.rpc.plain_server import PlainServer
-from resumed_server.rpc.session_service import MAX_MESSAGE, SERVICE_NAME
+from resumed_server.rpc.grpc_server import GrpcServer
+from resumed_server.rpc.session_service import SERVICE_NAME
+from resumed_server.rpc.validation import MAX_MESSAGE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -135,7 +135,7 @@ def grpc_server(
         options=[*OPTIONS.items(), ("grpc.so_reuseport", int(shared)), *more],
         maximum_concurrent_rpcs=Most(_MAX_QUEUED_CALLS, load),
     )
-    return PartingServer(server, pool) if pool else PlainServer(server)
+    return GrpcServer(server, pool)
 
 
 def listen(server: grpc.Server | NativeServer, address: Address, credentials: Credentials | None) -> None:

@@ -9,50 +9,44 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import re
 from collections import Counter
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Protocol
 
 from resumed.v1 import session_store_pb2 as pb
 from resumed.v1.session_store_pb2_grpc import SessionStoreServiceServicer
 from resumed_server.auth.authorizer import Anybody, NotGranted, admitted
 from resumed_server.limits.enforcer import Budgets, LimitExceeded
-from resumed_server.rpc.handlers import InvalidField, Unobserved, answered, status_of, streamed
+from resumed_server.rpc.encoding import found, shared, watched, write_result, write_ttl
+from resumed_server.rpc.handlers import answered, streamed
+from resumed_server.rpc.observer import Unobserved
+from resumed_server.rpc.validation import (
+    MAX_KEY,
+    MAX_NANOS,
+    MAX_OPERATIONS,
+    MAX_POSITION,
+    MAX_SECONDS,
+    MAX_VALUE,
+    NAMESPACE_LIMIT,
+    InvalidField,
+    is_namespace,
+    seconds_of,
+)
 from resumed_server.storage import engine as storage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 
-    from google.protobuf.duration_pb2 import Duration
-    from google.protobuf.timestamp_pb2 import Timestamp
     from grpc import ServicerContext
 
     from resumed_server.auth.authorizer import Access, Caller
     from resumed_server.limits.enforcer import Budget
-    from resumed_server.rpc.handlers import Observer
-    from resumed_server.storage.engine import Engine, Operation, Outcome, StoredSession
-    from resumed_server.watch.hub import Message, Watchers
+    from resumed_server.rpc.observer import Observer
+    from resumed_server.storage.engine import Engine, Operation, Outcome
+    from resumed_server.watch.hub import Watchers
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["SessionStoreService"].full_name
-MAX_KEY = 64
-MAX_VALUE = 65_536
-MAX_POSITION = 64
-MAX_OPERATIONS = 256
-MAX_MESSAGE = MAX_OPERATIONS * (MAX_VALUE + 256)
-"""Bytes that the largest legal message, a full Batch of full values, may take on the wire."""
-
 _LEAVES_ENTRY = storage.Put | storage.Remove
 """What may leave a session or a tombstone where there was none. (A Take leaves one in the place of its session.)"""
-_MAX_SECONDS, _MAX_NANOS = 315_576_000_000, 999_999_999
-"""What a google.protobuf.Duration may have."""
-_LAST_SECOND = 253_402_300_799
-"""Of what a google.protobuf.Timestamp may have: the end of the year 9999."""
-MAX_NAMESPACE = 63
-NAMESPACE_LIMIT = f"must be 1 to {MAX_NAMESPACE} characters of [a-z0-9.-]"
-is_namespace = re.compile(rf"[a-z0-9.-]{{1,{MAX_NAMESPACE}}}").fullmatch
-
-
-_Answer = TypeVar("_Answer", pb.GetResponse, pb.TakeResponse, pb.SessionStored)
 
 
 class _Addressed(Protocol):
@@ -98,7 +92,7 @@ class SessionStoreService(SessionStoreServiceServicer):
         finally:
             self._settle(put, ttl)
         response = pb.PutResponse()
-        _write_ttl(response.ttl, ttl)
+        write_ttl(response.ttl, ttl)
         return response
 
     @answered
@@ -106,14 +100,14 @@ class SessionStoreService(SessionStoreServiceServicer):
         """Return a session."""
         address = _address(request, "get", admitted(self._access, context))
         self._spend("get", address[0])
-        return _found(pb.GetResponse(), self._engine.get(*address))
+        return found(pb.GetResponse(), self._engine.get(*address))
 
     @answered
     def Take(self, request: pb.TakeRequest, context: ServicerContext) -> pb.TakeResponse:
         """Return a session and remove it."""
         address = _address(request, "take", admitted(self._access, context))
         self._spend("take", address[0])
-        return _found(pb.TakeResponse(), self._engine.take(*address))
+        return found(pb.TakeResponse(), self._engine.take(*address))
 
     @answered
     def Remove(self, request: pb.RemoveRequest, context: ServicerContext) -> pb.RemoveResponse:
@@ -147,7 +141,7 @@ class SessionStoreService(SessionStoreServiceServicer):
         results = response.results
         for operation, refusal in zip(checked, refusals, strict=True):
             outcome = operation if isinstance(operation, Exception) else next(outcomes)
-            _write_result(results.add(), operation, refusal if isinstance(outcome, storage.NoTombstone) else outcome)
+            write_result(results.add(), operation, refusal if isinstance(outcome, storage.NoTombstone) else outcome)
         return response
 
     @streamed
@@ -225,10 +219,10 @@ class SessionStoreService(SessionStoreServiceServicer):
         with self._watchers.subscribed(request.namespace, budgets, cut) as subscription:
             continued = False
             for message in self._watchers.missed(request.position, subscription) if request.position else ():
-                yield _watched(message, continued=not continued)
+                yield watched(message, continued=not continued)
                 continued = True
             yield pb.WatchResponse(position=subscription.position, live=True)
-            yield from map(_shared, subscription.messages())
+            yield from map(shared, subscription.messages())
 
     def _checked(self, operations: Iterable[pb.BatchOperation], caller: Caller) -> Iterator[Operation | Exception]:
         """Yield each operation if it is valid and granted, else what is wrong with it."""
@@ -260,7 +254,7 @@ class SessionStoreService(SessionStoreServiceServicer):
         if not 1 <= len(value) <= MAX_VALUE:
             raise InvalidField("value", f"must be 1 to {MAX_VALUE} bytes")
         # A Duration carries its sign in both parts, so this refuses negative ones; a missing one reads as zero.
-        if not (0 <= ttl.seconds <= _MAX_SECONDS and 0 <= ttl.nanos <= _MAX_NANOS and (ttl.seconds or ttl.nanos)):
+        if not (0 <= ttl.seconds <= MAX_SECONDS and 0 <= ttl.nanos <= MAX_NANOS and (ttl.seconds or ttl.nanos)):
             raise InvalidField("ttl", "must be a duration above zero")
         issued = seconds_of(request.issue_time, "issue_time")
         return storage.Put(namespace, key, value, min(ttl.seconds + ttl.nanos / 1e9, self._max_ttl), issued or None)
@@ -294,74 +288,3 @@ def _address(request: _Addressed, operation: str, caller: Caller) -> tuple[str, 
         raise InvalidField("key", f"must be 1 to {MAX_KEY} bytes")
     caller.demand(operation, namespace)
     return namespace, key
-
-
-def seconds_of(time: Timestamp, field: str) -> float:
-    """Return a time in Unix seconds, 0.0 for one that is unset; raise InvalidField if it is before 1970 or no time."""
-    if not (0 <= time.seconds <= _LAST_SECOND and 0 <= time.nanos <= _MAX_NANOS):
-        raise InvalidField(field, "must be a time from 1970 to 9999")
-    return time.seconds + time.nanos / 1e9
-
-
-def _watched(message: Message, *, continued: bool = False, live: bool = False) -> pb.WatchResponse:
-    events = [_event(change) for change in message.changes]
-    return pb.WatchResponse(events=events, position=message.position, continued=continued, live=live)
-
-
-def _shared(message: Message) -> pb.WatchResponse:
-    """Return the answer that carries `message`, the same one for all watchers of a namespace."""
-    if message.encoded is None:
-        message.encoded = _watched(message, live=True)
-    return cast("pb.WatchResponse", message.encoded)
-
-
-def _event(change: storage.Change | storage.Purged) -> pb.WatchEvent:
-    event = pb.WatchEvent()
-    if isinstance(change, storage.Purged):
-        event.purged.SetInParent()
-        if change.issued_before is not None:
-            write_time(event.purged.issued_before_time, change.issued_before)
-    elif change.session is None:
-        event.removed.key = change.key
-    else:
-        event.stored.key = change.key
-        _found(event.stored, change.session)
-        if change.session.issued is not None:
-            write_time(event.stored.issue_time, change.session.issued)
-    return event
-
-
-def _write_result(result: pb.BatchResult, operation: Operation | Exception, outcome: Any) -> None:
-    """Write the outcome of `operation`, which decides its type (see `engines.base`)."""
-    if isinstance(outcome, Exception):
-        result.error.CopyFrom(status_of(outcome, operation))
-    elif isinstance(operation, storage.Get):
-        _found(result.get, outcome)
-    elif isinstance(operation, storage.Put):
-        _write_ttl(result.put.ttl, outcome)
-    elif isinstance(operation, storage.Take):
-        _found(result.take, outcome)
-    else:
-        result.remove.removed = bool(outcome)
-
-
-def _found(answer: _Answer, stored: StoredSession | None) -> _Answer:
-    """Return `answer` with what was found, if anything was."""
-    if stored is None:
-        answer.SetInParent()
-    else:
-        session = answer.session
-        session.value = stored.value
-        _write_ttl(session.ttl, stored.ttl)
-    return answer
-
-
-def write_time(time: Timestamp, seconds: float) -> None:
-    """Write a time in Unix seconds, to the microsecond."""
-    time.FromMicroseconds(round(seconds * 1e6))
-
-
-def _write_ttl(duration: Duration, seconds: float) -> None:
-    whole = int(seconds)
-    duration.seconds = whole
-    duration.nanos = int((seconds - whole) * 1e9)

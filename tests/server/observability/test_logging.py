@@ -14,7 +14,7 @@ from resumed_server.auth.grants import Grants
 from resumed_server.limits.config import Limit
 from resumed_server.limits.enforcer import Budgets, LimitExceeded
 from resumed_server.observability import logging as logs
-from resumed_server.rpc.handlers import status_of
+from resumed_server.rpc.status import status_of
 
 if TYPE_CHECKING:
     import pytest

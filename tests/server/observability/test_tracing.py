@@ -15,7 +15,7 @@ from resumed.v1 import session_store_pb2 as pb
 from resumed_server.errors import UserError
 from resumed_server.observability.tracing import Tracing
 from resumed_server.preflight import verified
-from resumed_server.rpc.handlers import Unobserved
+from resumed_server.rpc.observer import Unobserved
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import ReadableSpan

@@ -14,8 +14,7 @@ from google.protobuf.descriptor_pb2 import FileDescriptorSet, MethodOptions
 
 from resumed.v1 import admin_pb2, session_store_pb2
 from resumed_server.rpc import admin_service as admin
-from resumed_server.rpc import handlers as errors
-from resumed_server.rpc import session_service as service
+from resumed_server.rpc import status, validation
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -76,25 +75,25 @@ def test_the_service_config_repeats_what_may_be_repeated_and_names_every_method(
 def test_limits_are_told_to_other_languages() -> None:
     """As the server has them."""
     assert json.loads((ROOT / "protos/vectors/limits.json").read_text()) == {
-        "namespace": {"pattern": service.is_namespace.__self__.pattern},  # type: ignore[attr-defined]
-        "key": {"min_bytes": 1, "max_bytes": service.MAX_KEY},
-        "value": {"min_bytes": 1, "max_bytes": service.MAX_VALUE},
-        "ttl": {"above_nanoseconds": 0, "at_most_seconds": service._MAX_SECONDS},
-        "issue_time": {"from_unix_seconds": 0, "to_unix_seconds": service._LAST_SECOND},
-        "operations": {"min_items": 1, "max_items": service.MAX_OPERATIONS},
-        "position": {"max_bytes": service.MAX_POSITION},
+        "namespace": {"pattern": validation.is_namespace.__self__.pattern},  # type: ignore[attr-defined]
+        "key": {"min_bytes": 1, "max_bytes": validation.MAX_KEY},
+        "value": {"min_bytes": 1, "max_bytes": validation.MAX_VALUE},
+        "ttl": {"above_nanoseconds": 0, "at_most_seconds": validation.MAX_SECONDS},
+        "issue_time": {"from_unix_seconds": 0, "to_unix_seconds": validation.LAST_SECOND},
+        "operations": {"min_items": 1, "max_items": validation.MAX_OPERATIONS},
+        "position": {"max_bytes": validation.MAX_POSITION},
         "page_size": {"min": 0, "max_effective": admin._LARGEST_PAGE},
-        "page_token": {"max_bytes": service.MAX_NAMESPACE},
-        "request": {"max_bytes": service.MAX_MESSAGE},
+        "page_token": {"max_bytes": validation.MAX_NAMESPACE},
+        "request": {"max_bytes": validation.MAX_MESSAGE},
     }
 
 
 def test_every_reason_is_one_that_the_server_sends() -> None:
     """And none is promised that nobody ever sees."""
-    sent = {answer.reason for answer in errors._ANSWERS.values()} | {errors._INTERNAL.reason}
+    sent = {answer.reason for answer in status._ANSWERS.values()} | {status._INTERNAL.reason}
     assert sent == set(session_store_pb2.ErrorReason.values())
     sources = (ROOT / "protos/resumed/v1/session_store.proto").read_text()
-    assert sources.count(f'"domain": "{errors.DOMAIN}"') == len(sent) - 1
+    assert sources.count(f'"domain": "{status.DOMAIN}"') == len(sent) - 1
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)

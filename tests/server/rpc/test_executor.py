@@ -12,11 +12,11 @@ from google.protobuf.duration_pb2 import Duration
 from structlog.testing import capture_logs
 
 from resumed_server.rpc import server as front
-from resumed_server.rpc.executor import MOST_HELD, CallPool, Later
+from resumed_server.rpc.executor import CallPool
 from support.waiting import until
 
 if TYPE_CHECKING:
-    from resumed_server.rpc.parting import PartingServer
+    from resumed_server.rpc.grpc_server import GrpcServer
 
 PATIENCE = 20.0
 
@@ -65,7 +65,7 @@ def test_a_call_whose_client_has_given_up_is_not_carried_out() -> None:
             assert free.wait(PATIENCE)
         return request
 
-    server = cast("PartingServer", front.grpc_server(1, shared=False))
+    server = cast("GrpcServer", front.grpc_server(1, shared=False))
     handler = grpc.unary_unary_rpc_method_handler(behaviour, Duration.FromString, Duration.SerializeToString)
     server.add_registered_method_handlers("test.Service", {"Call": handler})
     port = server.add_insecure_port("127.0.0.1:0")
@@ -125,18 +125,3 @@ def test_how_busy_it_is_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(waits) == len(away) == 2
     assert waits[1] > waited
     server.stop(None)
-
-
-def test_what_is_held_back_leaves_places_for_other_calls() -> None:
-    """It comes back when it is due, and what is due next comes back at once where there is too much."""
-    later, due, next_one, latest = Later(), threading.Event(), threading.Event(), threading.Event()
-    later.after(0, due.set)
-    assert due.wait(10)
-    later.after(1_800, next_one.set)
-    for _ in range(MOST_HELD - 1):
-        later.after(3_600, latest.set)
-    assert not next_one.is_set()
-    later.after(3_600, latest.set)
-    assert next_one.is_set()
-    assert not latest.is_set()
-    assert MOST_HELD < front._MAX_QUEUED_CALLS
