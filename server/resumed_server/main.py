@@ -31,9 +31,9 @@ from resumed_server.observability import logging as logs
 from resumed_server.periodic import Heartbeat, Periodic, stop_all
 from resumed_server.rpc import server as front
 from resumed_server.rpc.admin_service import AdminService
-from resumed_server.rpc.health_service import Health
-from resumed_server.rpc.observer import Unobserved
-from resumed_server.rpc.selftest import grpcio_is_as_expected
+from resumed_server.rpc.health_service import HealthService
+from resumed_server.rpc.observer import NullObserver
+from resumed_server.rpc.selftest import is_grpcio_compatible
 from resumed_server.rpc.session_service import SERVICE_NAME, SessionStoreService
 from resumed_server.storage.engine import EngineError
 from resumed_server.storage.expiry import Sweeper
@@ -114,7 +114,7 @@ def _serve(settings: Settings, ports: _Ports, counted: Shared, worker: int, supe
         following = Periodic("files", protection.follow, "files cannot be followed")
         loop = Heartbeat()
         alive = partial(lives, (loop, following.heartbeat))
-        health = Health({"": lambda: readiness.ready, SERVICE_NAME: lambda: readiness.ready, LIVENESS: alive})
+        health = HealthService({"": lambda: readiness.ready, SERVICE_NAME: lambda: readiness.ready, LIVENESS: alive})
         observer = _observer(settings, metrics, held)
         watchers = Watchers(engine)
         shared = supervisor is not None
@@ -128,13 +128,13 @@ def _serve(settings: Settings, ports: _Ports, counted: Shared, worker: int, supe
         )
         admin = AdminService(engine, protection.access, observer)
         most = possible_connections(settings.max_connections)
-        plain, load = not grpcio_is_as_expected(), metrics.recorder if metrics else None
-        server = front.session_server(
+        plain, load = not is_grpcio_compatible(), metrics.recorder if metrics else None
+        server = front.build_session_server(
             settings, service, admin, health, load=load, most=most, shared=shared, plain=plain
         )
         for address in ports.sessions:
             front.listen(server, address, protection.credentials)
-        probes = front.probe_server(health, shared=shared, plain=plain)
+        probes = front.build_health_server(health, shared=shared, plain=plain)
         for address in ports.health:
             front.listen(probes, address, None)
         sweeper = Sweeper(engine)
@@ -198,7 +198,7 @@ def _metrics(settings: Settings, ports: _Ports, worker: int, engine: Engine, hel
 
 def _observer(settings: Settings, metrics: Metrics | None, held: contextlib.ExitStack) -> Observer:
     """Return who is told of each call: metrics and tracing, where they are asked for."""
-    observer: Observer = metrics.recorder if metrics else Unobserved()
+    observer: Observer = metrics.recorder if metrics else NullObserver()
     if not settings.otel:
         return observer
     from resumed_server.observability.tracing import exported  # noqa: PLC0415 - an extra

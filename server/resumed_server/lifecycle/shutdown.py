@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     import grpc
 
-    from resumed_server.rpc.health_service import Health
+    from resumed_server.rpc.health_service import HealthService
     from resumed_server.rpc.native_server import NativeServer
     from resumed_server.watch.hub import Watchers
 
@@ -24,7 +24,7 @@ log = structlog.get_logger()
 
 def drain(
     server: grpc.Server | NativeServer,
-    health: Health,
+    health: HealthService,
     watchers: Watchers,
     delay: float,
     hurried: Callable[[float], bool],

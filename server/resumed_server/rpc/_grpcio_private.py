@@ -26,23 +26,23 @@ _NAMES = {
 }
 
 
-def _imported(name: str) -> Any:
+def _import(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError:
         return None
 
 
-_server, _cygrpc = map(_imported, _NAMES)
-_ANSWERING = [getattr(_server, name, None) for name in ("_unary_response_in_pool", "_stream_response_in_pool")]
+_server, _cygrpc = map(_import, _NAMES)
+_HANDLER_FUNCTIONS = [getattr(_server, name, None) for name in ("_unary_response_in_pool", "_stream_response_in_pool")]
 
 
-def missing() -> list[str]:
+def missing_names() -> list[str]:
     """Return the names that are not there."""
-    return [f"{name}.{each}" for name, names in _NAMES.items() for each in names if not hasattr(_imported(name), each)]
+    return [f"{name}.{each}" for name, names in _NAMES.items() for each in names if not hasattr(_import(name), each)]
 
 
-class Answering(NamedTuple):
+class HandlerArgs(NamedTuple):
     """One of grpcio's functions that answer a call, and their arguments."""
 
     function: Callable[..., object]
@@ -54,19 +54,19 @@ class Answering(NamedTuple):
     serializer: Any
 
     @classmethod
-    def of(cls, arguments: Sequence[Any]) -> Self | None:
+    def parse(cls, arguments: Sequence[Any]) -> Self | None:
         """Return the call that `arguments` of grpcio's executor are about, None if it is none or another grpcio's."""
         if len(arguments) != len(cls._fields):
             return None
         answering = cls(*arguments)
-        return answering if answering.function in _ANSWERING else None
+        return answering if answering.function in _HANDLER_FUNCTIONS else None
 
     @property
-    def waits_for_message(self) -> bool:
+    def awaits_message(self) -> bool:
         """Whether the thread that answers the call would wait for its message."""
         return getattr(self.request, "__name__", "") == _UNARY_REQUEST
 
-    def receiving(self, arrived: Callable[[], object]) -> Self:
+    def start_receiving(self, arrived: Callable[[], object]) -> Self:
         """Ask for the message of a call; call `arrived` when it is there, or will never be.
 
         Returns the call to answer then. It is what grpcio's `_unary_request` does, but that it waits for nothing.

@@ -14,9 +14,9 @@ from resumed.v1 import admin_pb2 as pb
 from resumed.v1.admin_pb2_grpc import AdminServiceServicer
 from resumed_server.auth.authorizer import Anybody, admitted
 from resumed_server.rpc.encoding import write_time
-from resumed_server.rpc.handlers import answered
-from resumed_server.rpc.observer import Unobserved
-from resumed_server.rpc.validation import MAX_NAMESPACE, NAMESPACE_LIMIT, InvalidField, is_namespace, seconds_of
+from resumed_server.rpc.handlers import unary_handler
+from resumed_server.rpc.observer import NullObserver
+from resumed_server.rpc.validation import MAX_NAMESPACE, NAMESPACE_RULE, InvalidField, is_namespace, seconds_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 _EVERY_NAMESPACE = "*"
 """What a grant must be for who asks about all of them. No namespace is called so."""
-_LARGEST_PAGE = 10_000
+MAX_PAGE_SIZE = 10_000
 _THREADS = 2
 
 _Rpc = TypeVar("_Rpc", bound="Callable[..., object]")
@@ -37,7 +37,7 @@ _Rpc = TypeVar("_Rpc", bound="Callable[..., object]")
 _log = structlog.get_logger()
 
 
-def _apart(rpc: _Rpc) -> _Rpc:
+def _on_admin_threads(rpc: _Rpc) -> _Rpc:
     """Answer an RPC on threads that no session waits for."""
     rpc.threads = ThreadPoolExecutor(_THREADS, "admin")  # type: ignore[attr-defined]
     return rpc
@@ -49,10 +49,10 @@ class AdminService(AdminServiceServicer):
     def __init__(self, engine: Engine, access: Access | None = None, observer: Observer | None = None) -> None:
         self._engine = engine
         self._access = access or Anybody()
-        self.observer = observer or Unobserved()
+        self.observer = observer or NullObserver()
 
-    @_apart
-    @answered
+    @_on_admin_threads
+    @unary_handler
     def Purge(self, request: pb.PurgeRequest, context: ServicerContext) -> pb.PurgeResponse:
         """End all sessions of a namespace that were issued before a time."""
         caller = admitted(self._access, context)
@@ -66,13 +66,13 @@ class AdminService(AdminServiceServicer):
             raise InvalidField("issued_before_time", "must not lie ahead of the server's clock; leave it out for now")
         caller.demand("purge", namespace)
         mark = self._engine.purge(namespace, before)
-        _log.warning("namespace purged", namespace=namespace, issued_before=_shown(mark))
+        _log.warning("namespace purged", namespace=namespace, issued_before=_to_iso(mark))
         response = pb.PurgeResponse()
         write_time(response.issued_before_time, mark)
         return response
 
-    @_apart
-    @answered
+    @_on_admin_threads
+    @unary_handler
     def Stats(self, request: pb.StatsRequest, context: ServicerContext) -> pb.StatsResponse:
         """Count what there is of a namespace, or of all."""
         caller = admitted(self._access, context)
@@ -82,19 +82,19 @@ class AdminService(AdminServiceServicer):
         if len(request.page_token) > MAX_NAMESPACE:
             raise InvalidField("page_token", "must be a next_page_token")
         caller.demand("stats", namespace or _EVERY_NAMESPACE)
-        found = sorted(each for each in self._engine.usage(namespace).items() if each[0] > request.page_token)
-        size = min(request.page_size or _LARGEST_PAGE, _LARGEST_PAGE)
+        page = sorted(each for each in self._engine.usage(namespace).items() if each[0] > request.page_token)
+        size = min(request.page_size or MAX_PAGE_SIZE, MAX_PAGE_SIZE)
         response = pb.StatsResponse()
-        for name, usage in found[:size]:
+        for name, usage in page[:size]:
             _write_usage(response.namespaces.add(namespace=name), usage)
-        if len(found) > size:
-            response.next_page_token = found[size - 1][0]
+        if len(page) > size:
+            response.next_page_token = page[size - 1][0]
         return response
 
 
 def _named(namespace: str) -> str:
     if not is_namespace(namespace):
-        raise InvalidField("namespace", NAMESPACE_LIMIT)
+        raise InvalidField("namespace", NAMESPACE_RULE)
     return namespace
 
 
@@ -107,5 +107,5 @@ def _write_usage(stats: pb.NamespaceStats, usage: Usage) -> None:
         write_time(stats.issued_before_time, usage.issued_before)
 
 
-def _shown(seconds: float) -> str:
+def _to_iso(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, timezone.utc).isoformat()

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     import grpc
 
-MOST_HELD = 3_072
+MAX_DELAYED = 3_072
 """Refusals that are held back at the same time; beyond that the next one leaves. Fewer than a server has calls.
 
 They are held even if their clients have given up: until then gRPC's core refuses further streams of the connection, at
@@ -27,7 +27,7 @@ a small part of what a call costs that gets here.
 log = structlog.get_logger()
 
 
-class Held(BaseException):
+class DelayedRejection(BaseException):
     """A call is refused, but only later, so that whoever makes calls regardless is not answered as fast as they ask.
 
     It is no Exception: grpcio would answer those.
@@ -43,7 +43,7 @@ class Held(BaseException):
         self.refuse = refuse
 
 
-class Later:
+class DelayQueue:
     """Does things after a while, in a thread of its own that starts with the first."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -54,7 +54,7 @@ class Later:
         self._numbers = itertools.count()
         self._thread: threading.Thread | None = None
 
-    def after(self, seconds: float, action: Callable[[], object]) -> None:
+    def schedule(self, seconds: float, action: Callable[[], object]) -> None:
         """Do `action` in `seconds`. If there is too much to do, what is to be done next is done now."""
         with self._changed:
             heapq.heappush(self._todo, (self._clock() + seconds, next(self._numbers), action))
@@ -62,9 +62,9 @@ class Later:
                 self._thread = threading.Thread(target=self._run, name="later", daemon=True)
                 self._thread.start()
             self._changed.notify()
-            early = heapq.heappop(self._todo)[2] if len(self._todo) > MOST_HELD else None
+            early = heapq.heappop(self._todo)[2] if len(self._todo) > MAX_DELAYED else None
         if early:
-            _do(early)
+            run_safely(early)
 
     def close(self) -> None:
         """End the thread; what is still to be done is not."""
@@ -80,10 +80,10 @@ class Later:
                 if self._closed:
                     return
                 _, _, action = heapq.heappop(self._todo)
-            _do(action)
+            run_safely(action)
 
 
-def _do(action: Callable[[], object]) -> None:
+def run_safely(action: Callable[[], object]) -> None:
     try:
         action()
     except Exception as error:  # noqa: BLE001 - a thread that ends here would be missed for ever

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from resumed.v1 import session_store_pb2 as pb
-from resumed_server.rpc.status import status_of
+from resumed_server.rpc.status import to_status
 from resumed_server.storage import engine as storage
 
 if TYPE_CHECKING:
@@ -15,23 +15,23 @@ if TYPE_CHECKING:
     from resumed_server.storage.engine import Operation, StoredSession
     from resumed_server.watch.hub import Message
 
-_Answer = TypeVar("_Answer", pb.GetResponse, pb.TakeResponse, pb.SessionStored)
+_Response = TypeVar("_Response", pb.GetResponse, pb.TakeResponse, pb.SessionStored)
 
 
-def watched(message: Message, *, continued: bool = False, live: bool = False) -> pb.WatchResponse:
+def watch_response(message: Message, *, continued: bool = False, live: bool = False) -> pb.WatchResponse:
     """Return the response that carries `message`."""
-    events = [_event(change) for change in message.changes]
+    events = [_build_event(change) for change in message.changes]
     return pb.WatchResponse(events=events, position=message.position, continued=continued, live=live)
 
 
-def shared(message: Message) -> pb.WatchResponse:
+def encode_once(message: Message) -> pb.WatchResponse:
     """Return the answer that carries `message`, the same one for all watchers of a namespace."""
     if message.encoded is None:
-        message.encoded = watched(message, live=True)
+        message.encoded = watch_response(message, live=True)
     return cast("pb.WatchResponse", message.encoded)
 
 
-def _event(change: storage.Change | storage.Purged) -> pb.WatchEvent:
+def _build_event(change: storage.Change | storage.Purged) -> pb.WatchEvent:
     event = pb.WatchEvent()
     if isinstance(change, storage.Purged):
         event.purged.SetInParent()
@@ -41,7 +41,7 @@ def _event(change: storage.Change | storage.Purged) -> pb.WatchEvent:
         event.removed.key = change.key
     else:
         event.stored.key = change.key
-        found(event.stored, change.session)
+        fill_response(event.stored, change.session)
         if change.session.issued is not None:
             write_time(event.stored.issue_time, change.session.issued)
     return event
@@ -50,18 +50,18 @@ def _event(change: storage.Change | storage.Purged) -> pb.WatchEvent:
 def write_result(result: pb.BatchResult, operation: Operation | Exception, outcome: Any) -> None:
     """Write the outcome of `operation`, which decides its type (see `engines.base`)."""
     if isinstance(outcome, Exception):
-        result.error.CopyFrom(status_of(outcome, operation))
+        result.error.CopyFrom(to_status(outcome, operation))
     elif isinstance(operation, storage.Get):
-        found(result.get, outcome)
+        fill_response(result.get, outcome)
     elif isinstance(operation, storage.Put):
         write_ttl(result.put.ttl, outcome)
     elif isinstance(operation, storage.Take):
-        found(result.take, outcome)
+        fill_response(result.take, outcome)
     else:
         result.remove.removed = bool(outcome)
 
 
-def found(answer: _Answer, stored: StoredSession | None) -> _Answer:
+def fill_response(answer: _Response, stored: StoredSession | None) -> _Response:
     """Return `answer` with what was found, if anything was."""
     if stored is None:
         answer.SetInParent()

@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any
 import grpc
 from google.protobuf.message import DecodeError
 
-from resumed_server.rpc.delay_queue import Held
-from resumed_server.rpc.status import UnknownMethod, abort, status_of
+from resumed_server.rpc.delay_queue import DelayedRejection
+from resumed_server.rpc.status import UnknownMethod, abort, to_status
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
-    from resumed_server.rpc.executor import CallPool
+    from resumed_server.rpc.executor import CallExecutor
 
 IDLE_SECONDS = 0.25
 """A stopping server ends once it had no calls for this long: responses leave, calls that crossed the GOAWAY arrive."""
@@ -44,7 +44,7 @@ class GrpcServer(grpc.Server):
             rejections are never delayed, and idle connections hold up the stop.
     """
 
-    def __init__(self, server: grpc.Server, pool: CallPool | None) -> None:
+    def __init__(self, server: grpc.Server, pool: CallExecutor | None) -> None:
         self._server, self._pool = server, pool
         self._services: set[str] = set()
 
@@ -87,11 +87,11 @@ class GrpcServer(grpc.Server):
         """See grpc.Server."""
         return self._server.wait_for_termination(timeout)
 
-    def _stop_when_idle(self, stopped: threading.Event, pool: CallPool) -> None:
+    def _stop_when_idle(self, stopped: threading.Event, pool: CallExecutor) -> None:
         idle_since = time.monotonic()
         while not stopped.wait(_POLL_SECONDS):
             now = time.monotonic()
-            if pool.under_way:
+            if pool.in_flight:
                 idle_since = now
             elif now - idle_since >= IDLE_SECONDS:
                 self._server.stop(None)
@@ -111,7 +111,7 @@ class _Unknown(grpc.GenericRpcHandler):
             return None
 
         def reject(_requests: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
-            abort(context, status_of(UnknownMethod(method[:_MAX_NAME]), None))
+            abort(context, to_status(UnknownMethod(method[:_MAX_NAME]), None))
 
         return grpc.stream_unary_rpc_method_handler(reject)
 
@@ -159,12 +159,12 @@ def _decode(decode: Callable[[bytes], Any], encoded: bytes) -> Any:
 def _valid(request: Any, context: grpc.ServicerContext) -> Any:
     """Return a request, or reject its call if it is invalid."""
     if request is _INVALID_MESSAGE:
-        abort(context, status_of(DecodeError(), None))
+        abort(context, to_status(DecodeError(), None))
     return request
 
 
 def _without_pool(handler: grpc.RpcMethodHandler[Any, Any]) -> grpc.RpcMethodHandler[Any, Any]:
-    """Return a handler that needs no CallPool: it rejects calls at once, and grpcio starts its threads."""
+    """Return a handler that needs no CallExecutor: it rejects calls at once, and grpcio starts its threads."""
     kind = _kind_of(handler)
     method = getattr(handler, kind)
 
@@ -172,14 +172,14 @@ def _without_pool(handler: grpc.RpcMethodHandler[Any, Any]) -> grpc.RpcMethodHan
     def unary(request: Any, context: grpc.ServicerContext) -> Any:
         try:
             return method(request, context)
-        except Held as held:
+        except DelayedRejection as held:
             held.refuse(context)
 
     @functools.wraps(method)
     def stream(request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
         try:
             yield from method(request, context)
-        except Held as held:
+        except DelayedRejection as held:
             held.refuse(context)
 
     behaviour: Any = stream if handler.response_streaming else unary

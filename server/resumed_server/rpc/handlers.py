@@ -11,8 +11,8 @@ from grpc import ServicerContext, StatusCode
 
 from resumed_server.errors import Stopping
 from resumed_server.limits.enforcer import LimitExceeded
-from resumed_server.rpc.delay_queue import Held
-from resumed_server.rpc.status import abort, status_of
+from resumed_server.rpc.delay_queue import DelayedRejection
+from resumed_server.rpc.status import abort, to_status
 from resumed_server.watch.hub import MAX_WATCHERS
 
 if TYPE_CHECKING:
@@ -20,16 +20,16 @@ if TYPE_CHECKING:
 
     from google.rpc.status_pb2 import Status
 
-    from resumed_server.rpc.observer import Observed
+    from resumed_server.rpc.observer import HasObserver
 
 _CANCELLED: int = StatusCode.CANCELLED.value[0]
 
-_Servicer = TypeVar("_Servicer", bound="Observed")
+_Servicer = TypeVar("_Servicer", bound="HasObserver")
 _Request = TypeVar("_Request")
 _Response = TypeVar("_Response")
 
 
-def answered(
+def unary_handler(
     behaviour: Callable[[_Servicer, _Request, ServicerContext], _Response],
 ) -> Callable[[_Servicer, _Request, ServicerContext], _Response]:
     """Make an RPC of `behaviour`, whose exceptions reach the caller as the table says.
@@ -44,16 +44,16 @@ def answered(
         try:
             response = behaviour(servicer, request, context)
         except Exception as error:  # noqa: BLE001 - the edge: whatever it is, the caller gets a fixed text
-            status = status_of(error, request)
-            servicer.observer.failed(method, status.code, time.perf_counter() - started, request, context)
+            status = to_status(error, request)
+            servicer.observer.on_failure(method, status.code, time.perf_counter() - started, request, context)
             _refuse(context, status, error)
-        servicer.observer.answered(method, time.perf_counter() - started, request, response, context)
+        servicer.observer.on_success(method, time.perf_counter() - started, request, response, context)
         return response
 
     return rpc
 
 
-def streamed(
+def stream_handler(
     behaviour: Callable[[_Servicer, _Request, ServicerContext], Iterator[_Response]],
 ) -> Callable[[_Servicer, _Request, ServicerContext], Iterator[_Response]]:
     """Make a streaming RPC of `behaviour`, on threads of its own: on those of the unary calls it would starve them."""
@@ -65,13 +65,13 @@ def streamed(
         try:
             yield from behaviour(servicer, request, context)
         except Exception as error:  # noqa: BLE001 - the edge: whatever it is, the caller gets a fixed text
-            status = status_of(error, request)
+            status = to_status(error, request)
             if not isinstance(error, Stopping):  # to those who watch the server a rollout is no failure
                 code = status.code
             _refuse(context, status, error)
         finally:
             # No stream ends otherwise.
-            servicer.observer.failed(method, code, time.perf_counter() - started, request, context)
+            servicer.observer.on_failure(method, code, time.perf_counter() - started, request, context)
 
     # A few more than there may be watchers, to tell the others that there are too many.
     rpc.threads = ThreadPoolExecutor(MAX_WATCHERS + 8, "watch")  # type: ignore[attr-defined]
@@ -80,5 +80,5 @@ def streamed(
 
 def _refuse(context: ServicerContext, status: Status, error: Exception) -> NoReturn:
     if isinstance(error, LimitExceeded) and error.hold:
-        raise Held(error.hold, lambda later: abort(later, status)) from None
+        raise DelayedRejection(error.hold, lambda later: abort(later, status)) from None
     abort(context, status)

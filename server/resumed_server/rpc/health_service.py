@@ -21,18 +21,18 @@ if TYPE_CHECKING:
 
     from grpc_health.v1.health_pb2 import HealthCheckRequest
 
-MOST_STREAMS = 64
+MAX_STREAMS = 64
 """Watch streams of a process; beyond that the oldest is ended."""
-LOOK_SECONDS = 0.2
+POLL_SECONDS = 0.2
 """How often a stream looks whether the state has changed."""
 
 
-class Health(HealthServicer):
+class HealthService(HealthServicer):
     """Answers for `services`: by name, how to find out whether it serves, without waiting for anything."""
 
     def __init__(self, services: Mapping[str, Callable[[], bool]]) -> None:
         self._services = services
-        self._places = Places(MOST_STREAMS)
+        self._places = Places(MAX_STREAMS)
         self._draining, self._closed = False, threading.Event()
 
     def drain(self) -> None:
@@ -60,10 +60,10 @@ class Health(HealthServicer):
                 if status != sent:
                     sent = status
                     yield HealthCheckResponse(status=status)
-                self._closed.wait(LOOK_SECONDS)
+                self._closed.wait(POLL_SECONDS)
 
     # Some more than there are places, for those that are just being ended.
-    Watch.threads = ThreadPoolExecutor(MOST_STREAMS + 8, "health")  # type: ignore[attr-defined]
+    Watch.threads = ThreadPoolExecutor(MAX_STREAMS + 8, "health")  # type: ignore[attr-defined]
 
     def _status(self, service: str) -> HealthCheckResponse.ServingStatus.ValueType:
         serves = self._services.get(service)

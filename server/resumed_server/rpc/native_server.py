@@ -17,8 +17,8 @@ from grpc_status import rpc_status
 from pygrpc_native import NativeGrpcFront
 
 from resumed_server.errors import Stopping
-from resumed_server.rpc.delay_queue import Held, Later
-from resumed_server.rpc.status import MessageTooLarge, status_of
+from resumed_server.rpc.delay_queue import DelayedRejection, DelayQueue
+from resumed_server.rpc.status import MessageTooLarge, to_status
 from resumed_server.rpc.validation import MAX_MESSAGE
 
 if TYPE_CHECKING:
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 _IO_THREADS = 1
 """Threads of Rust for each address; one keeps up with what the interpreter lock lets through."""
-_POLL = 0.01
-_FLUSH = 0.25
+_POLL_SECONDS = 0.01
+_FLUSH_SECONDS = 0.25
 """Seconds that answers get to leave: Rust sends them after respond(), tells nobody when, and drops them on close()."""
 
 
@@ -39,20 +39,20 @@ class NativeServer:
     """Serves the unary calls that are added to it, and passes on all others to the `grpc.Server` behind it.
 
     Args:
-        behind: A server without addresses.
+        fallback_server: A server without addresses.
         threads: How many threads answer calls, for each address.
         shared: Whether several processes may have its ports.
         metadata: Whether methods are told what metadata a call came with.
     """
 
-    def __init__(self, behind: grpc.Server, threads: int, *, shared: bool, metadata: bool = False) -> None:
-        self._behind = behind
+    def __init__(self, fallback_server: grpc.Server, threads: int, *, shared: bool, metadata: bool = False) -> None:
+        self._fallback_server = fallback_server
         self._threads = threads
         self._shared = shared
         self._metadata = metadata
         self._methods: dict[str, _Method] = {}
-        self._fronts: list[NativeGrpcFront] = []
-        self._later = Later()
+        self._listeners: list[NativeGrpcFront] = []
+        self._delay_queue = DelayQueue()
         self._under_way: deque[None] = deque()  # appends and pops in one step
         self._stopping = False
         self._stopped = threading.Event()
@@ -60,13 +60,13 @@ class NativeServer:
 
     def add_generic_rpc_handlers(self, handlers: Iterable[grpc.GenericRpcHandler]) -> None:
         """See grpc.Server. Generated code adds a service in this way and the next."""
-        self._behind.add_generic_rpc_handlers(handlers)
+        self._fallback_server.add_generic_rpc_handlers(handlers)
 
     def add_registered_method_handlers(
         self, service: str, handlers: Mapping[str, grpc.RpcMethodHandler[Any, Any]]
     ) -> None:
         """See grpc.Server."""
-        self._behind.add_registered_method_handlers(service, handlers)
+        self._fallback_server.add_registered_method_handlers(service, handlers)
         self._methods |= {f"/{service}/{name}": _Method(each) for name, each in handlers.items() if each.unary_unary}
 
     def add_insecure_port(self, address: str) -> int:
@@ -81,16 +81,16 @@ class NativeServer:
             )
         except OSError as error:
             raise RuntimeError(f"cannot listen on {address}") from error
-        self._fronts.append(front)
+        self._listeners.append(front)
         return front.bound_port
 
     def start(self) -> None:
         """See grpc.Server."""
         socket = f"{self._directory}/grpcio"
-        self._behind.add_insecure_port(f"unix:{socket}")
-        self._behind.start()
+        self._fallback_server.add_insecure_port(f"unix:{socket}")
+        self._fallback_server.start()
         methods = list(self._methods.values())
-        for front in self._fronts:
+        for front in self._listeners:
             front.set_fallback(socket)
             front.add_methods([(path, False) for path in self._methods])
             front.start()
@@ -100,22 +100,22 @@ class NativeServer:
     def stop(self, grace: float | None) -> threading.Event:
         """See grpc.Server."""
         self._stopping = True
-        behind = self._behind.stop(grace)
+        fallback_server = self._fallback_server.stop(grace)
         if grace is None:
             self._close()
         else:
-            threading.Thread(target=self._finish, args=(behind, time.monotonic() + grace), daemon=True).start()
+            threading.Thread(target=self._finish, args=(fallback_server, time.monotonic() + grace), daemon=True).start()
         return self._stopped
 
-    def _finish(self, behind: threading.Event, deadline: float) -> None:
+    def _finish(self, fallback_server: threading.Event, deadline: float) -> None:
         while not self._stopped.is_set() and time.monotonic() < deadline:
-            if behind.wait(_POLL) and not self._under_way:
-                time.sleep(_FLUSH)
+            if fallback_server.wait(_POLL_SECONDS) and not self._under_way:
+                time.sleep(_FLUSH_SECONDS)
                 break
         self._close()
 
     def _close(self) -> None:
-        for front in self._fronts:
+        for front in self._listeners:
             front.close()
         shutil.rmtree(self._directory, ignore_errors=True)
         self._stopped.set()
@@ -134,10 +134,10 @@ class NativeServer:
 
     def _answer(self, front: NativeGrpcFront, call: int, method: _Method, message: bytes, context: _Context) -> None:
         try:
-            front.respond(call, self._answered(method, message, context))
-        except Held as held:
+            front.respond(call, self._call(method, message, context))
+        except DelayedRejection as held:
             refuse = held.refuse
-            self._later.after(held.seconds, lambda: self._refuse(front, call, refuse))
+            self._delay_queue.schedule(held.seconds, lambda: self._refuse(front, call, refuse))
         except Exception as error:  # noqa: BLE001 - the edge: whatever it is, the caller gets a fixed text
             _fail(front, call, error)
 
@@ -147,7 +147,7 @@ class NativeServer:
         except _Aborted as error:
             _fail(front, call, error)
 
-    def _answered(self, method: _Method, message: bytes, context: _Context) -> bytes:
+    def _call(self, method: _Method, message: bytes, context: _Context) -> bytes:
         if self._stopping:
             raise Stopping
         if len(message) > MAX_MESSAGE:
@@ -156,7 +156,7 @@ class NativeServer:
 
 
 def _fail(front: NativeGrpcFront, call: int, error: Exception) -> None:
-    status = error.status if isinstance(error, _Aborted) else rpc_status.to_status(status_of(error, None))
+    status = error.status if isinstance(error, _Aborted) else rpc_status.to_status(to_status(error, None))
     front.fail(call, status.code.value[0], status.details, status.trailing_metadata)
 
 

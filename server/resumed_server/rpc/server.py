@@ -15,7 +15,7 @@ from grpc_reflection.v1alpha.reflection import ReflectionServicer
 from resumed.v1 import admin_pb2, admin_pb2_grpc, session_store_pb2_grpc
 from resumed_server.errors import UserError
 from resumed_server.places import Places
-from resumed_server.rpc.executor import CallPool, Most, Unmeasured
+from resumed_server.rpc.executor import CallExecutor, ConcurrencyLimit, NullLoadObserver
 from resumed_server.rpc.grpc_server import GrpcServer
 from resumed_server.rpc.session_service import SERVICE_NAME
 from resumed_server.rpc.validation import MAX_MESSAGE
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from resumed_server.config.settings import Settings
     from resumed_server.config.types import Address
     from resumed_server.rpc.admin_service import AdminService
-    from resumed_server.rpc.executor import Load
-    from resumed_server.rpc.health_service import Health
+    from resumed_server.rpc.executor import LoadObserver
+    from resumed_server.rpc.health_service import HealthService
     from resumed_server.rpc.native_server import NativeServer
     from resumed_server.rpc.session_service import SessionStoreService
 
@@ -52,18 +52,18 @@ OPTIONS = {
     "grpc.server.max_pending_requests_hard_limit": 16_384,
 }
 _REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
-_MOST_REFLECTIONS = 16
+_MAX_REFLECTIONS = 16
 """Reflection streams of a process; beyond that the oldest is ended."""
 _ADMIN_NAME = admin_pb2.DESCRIPTOR.services_by_name["AdminService"].full_name
 
 
-def session_server(
+def build_session_server(
     settings: Settings,
     service: SessionStoreService,
     admin: AdminService,
-    health: Health,
+    health: HealthService,
     *,
-    load: Load | None,
+    load: LoadObserver | None,
     most: int,
     shared: bool,
     plain: bool = False,
@@ -83,7 +83,7 @@ def session_server(
     # Clients look for new replicas only when a connection ends; gRPC itself spreads the ages by a tenth.
     age = ("grpc.max_connection_age_ms", int(settings.max_connection_age * 1000))
     more = [age, ("grpc.max_allowed_incoming_connections", most)]
-    server = grpc_server(settings.threads, shared=shared, more=more, load=load, plain=plain)
+    server = build_grpc_server(settings.threads, shared=shared, more=more, load=load, plain=plain)
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     admin_pb2_grpc.add_AdminServiceServicer_to_server(admin, server)
     names = (SERVICE_NAME, _ADMIN_NAME, HEALTH_NAME, REFLECTION_NAME)
@@ -108,19 +108,19 @@ def session_server(
     return front
 
 
-def probe_server(health: Health, *, shared: bool, plain: bool = False) -> grpc.Server:
-    """Return a server that says how this one is, and nothing else; see session_server()."""
-    server = grpc_server(1, shared=shared, plain=plain)
+def build_health_server(health: HealthService, *, shared: bool, plain: bool = False) -> grpc.Server:
+    """Return a server that says how this one is, and nothing else; see build_session_server()."""
+    server = build_grpc_server(1, shared=shared, plain=plain)
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     return server
 
 
-def grpc_server(
+def build_grpc_server(
     threads: int,
     *,
     shared: bool,
     more: Sequence[tuple[str, int]] = (),
-    load: Load | None = None,
+    load: LoadObserver | None = None,
     plain: bool = False,
 ) -> grpc.Server:
     """Return a gRPC server as every worker has it, without services.
@@ -128,12 +128,12 @@ def grpc_server(
     `shared` lets several processes have its port; `more` are channel arguments beside OPTIONS; `plain` is a server that
     does without grpcio's private names.
     """
-    load = load or Unmeasured()
-    pool = None if plain else CallPool(threads, load=load)
+    load = load or NullLoadObserver()
+    pool = None if plain else CallExecutor(threads, load=load)
     server = grpc.server(
         pool or ThreadPoolExecutor(threads, "call"),  # type: ignore[arg-type] # grpcio only submits to it
         options=[*OPTIONS.items(), ("grpc.so_reuseport", int(shared)), *more],
-        maximum_concurrent_rpcs=Most(_MAX_QUEUED_CALLS, load),
+        maximum_concurrent_rpcs=ConcurrencyLimit(_MAX_QUEUED_CALLS, load),
     )
     return GrpcServer(server, pool)
 
@@ -155,7 +155,7 @@ def listen(server: grpc.Server | NativeServer, address: Address, credentials: Cr
 
 
 class _Reflection(ReflectionServicer):
-    _places = Places(_MOST_REFLECTIONS)
+    _places = Places(_MAX_REFLECTIONS)
 
     def ServerReflectionInfo(self, request_iterator: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
         with self._places.taken(context.cancel):
@@ -163,4 +163,4 @@ class _Reflection(ReflectionServicer):
 
     # Threads of its own, or open streams would take those of the unary calls. Some more than there are places, for
     # those that are just being ended.
-    ServerReflectionInfo.threads = ThreadPoolExecutor(_MOST_REFLECTIONS + 8, "reflection")  # type: ignore[attr-defined]
+    ServerReflectionInfo.threads = ThreadPoolExecutor(_MAX_REFLECTIONS + 8, "reflection")  # type: ignore[attr-defined]

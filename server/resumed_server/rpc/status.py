@@ -44,48 +44,52 @@ class UnknownMethod(Exception):
         self.name = name
 
 
-class _Answer(NamedTuple):
+class StatusMapping(NamedTuple):
     code: StatusCode
     reason: int
     text: str
 
 
-_INTERNAL = _Answer(StatusCode.INTERNAL, pb.ERROR_REASON_INTERNAL, "the server has a fault; its log says which")
-_ANSWERS: dict[type[Exception], _Answer] = {
-    InvalidField: _Answer(
+_INTERNAL = StatusMapping(StatusCode.INTERNAL, pb.ERROR_REASON_INTERNAL, "the server has a fault; its log says which")
+_MAPPINGS: dict[type[Exception], StatusMapping] = {
+    InvalidField: StatusMapping(
         StatusCode.INVALID_ARGUMENT, pb.ERROR_REASON_INVALID_FIELD, "a field of the request is outside its limits"
     ),
-    Unauthenticated: _Answer(
+    Unauthenticated: StatusMapping(
         StatusCode.UNAUTHENTICATED,
         pb.ERROR_REASON_UNAUTHENTICATED,
         "this server serves callers with a client certificate that has a SPIFFE id or a DNS name",
     ),
-    NotGranted: _Answer(StatusCode.PERMISSION_DENIED, pb.ERROR_REASON_NOT_GRANTED, "no grant allows this"),
-    AlreadyExists: _Answer(
+    NotGranted: StatusMapping(StatusCode.PERMISSION_DENIED, pb.ERROR_REASON_NOT_GRANTED, "no grant allows this"),
+    AlreadyExists: StatusMapping(
         StatusCode.ALREADY_EXISTS,
         pb.ERROR_REASON_WRITE_ONCE,
         "the key holds another value, or its session was removed, taken or purged",
     ),
-    EngineFull: _Answer(StatusCode.RESOURCE_EXHAUSTED, pb.ERROR_REASON_STORE_FULL, "the store is full"),
-    EngineUnavailable: _Answer(
+    EngineFull: StatusMapping(StatusCode.RESOURCE_EXHAUSTED, pb.ERROR_REASON_STORE_FULL, "the store is full"),
+    EngineUnavailable: StatusMapping(
         StatusCode.UNAVAILABLE, pb.ERROR_REASON_ENGINE_UNAVAILABLE, "the storage does not answer now, try again later"
     ),
-    WatcherTooSlow: _Answer(
+    WatcherTooSlow: StatusMapping(
         StatusCode.ABORTED, pb.ERROR_REASON_WATCHER_TOO_SLOW, "events were not read fast enough, watch again"
     ),
-    TooManyWatchers: _Answer(
+    TooManyWatchers: StatusMapping(
         StatusCode.UNAVAILABLE,
         pb.ERROR_REASON_TOO_MANY_WATCHERS,
         "the server has as many watchers as it takes, watch another replica",
     ),
-    LimitExceeded: _Answer(StatusCode.RESOURCE_EXHAUSTED, pb.ERROR_REASON_LIMIT_EXCEEDED, "a limit is used up"),
-    Stopping: _Answer(StatusCode.UNAVAILABLE, pb.ERROR_REASON_DRAINING, "the server is stopping, call another one"),
-    DecodeError: _Answer(
+    LimitExceeded: StatusMapping(StatusCode.RESOURCE_EXHAUSTED, pb.ERROR_REASON_LIMIT_EXCEEDED, "a limit is used up"),
+    Stopping: StatusMapping(
+        StatusCode.UNAVAILABLE, pb.ERROR_REASON_DRAINING, "the server is stopping, call another one"
+    ),
+    DecodeError: StatusMapping(
         StatusCode.INVALID_ARGUMENT, pb.ERROR_REASON_MALFORMED_REQUEST, "the request is no message of this method"
     ),
-    UnknownMethod: _Answer(StatusCode.UNIMPLEMENTED, pb.ERROR_REASON_UNIMPLEMENTED, "this server has no such method"),
+    UnknownMethod: StatusMapping(
+        StatusCode.UNIMPLEMENTED, pb.ERROR_REASON_UNIMPLEMENTED, "this server has no such method"
+    ),
     # grpcio refuses it before the call gets here, so there are no details (see the contract).
-    MessageTooLarge: _Answer(
+    MessageTooLarge: StatusMapping(
         StatusCode.RESOURCE_EXHAUSTED, pb.ERROR_REASON_UNSPECIFIED, "the request is larger than any may be"
     ),
 }
@@ -93,9 +97,9 @@ _NOT_LOGGED = (DecodeError, Stopping)
 """Their cause is the caller, or is in the log already."""
 
 
-def status_of(error: Exception, request: Any) -> Status:
+def to_status(error: Exception, request: Any) -> Status:
     """Return what the caller of `request` is told of `error`, and log what only the operator may know."""
-    answer = next((_ANSWERS[kind] for kind in type(error).__mro__ if kind in _ANSWERS), _INTERNAL)
+    answer = next((_MAPPINGS[kind] for kind in type(error).__mro__ if kind in _MAPPINGS), _INTERNAL)
     if answer.reason == pb.ERROR_REASON_UNSPECIFIED:
         return Status(code=answer.code.value[0], message=answer.text)
     details: list[Message] = []
@@ -141,7 +145,7 @@ def abort(context: ServicerContext, status: Status) -> NoReturn:
     raise AssertionError  # abort_with_status always raises, its stubs do not say so
 
 
-def cause_of(error: Exception) -> dict[str, str]:
+def log_fields(error: Exception) -> dict[str, str]:
     """Return what the log may say of `error`."""
     if isinstance(error, NotGranted):
         return dict(vars(error))
@@ -151,9 +155,9 @@ def cause_of(error: Exception) -> dict[str, str]:
     return {"cause": str(error)} if isinstance(error, EngineError | Unauthenticated) else described(error)
 
 
-def _log(answer: _Answer, error: Exception) -> None:
+def _log(answer: StatusMapping, error: Exception) -> None:
     """Log the cause of an error that the operator has to see, unless the same was logged a moment ago."""
-    cause = cause_of(error)
+    cause = log_fields(error)
     # Not by namespace: of those a caller can make up as many as they want.
     rule = error.rule if isinstance(error, LimitExceeded) else ""
     named = (rule, *(cause.get(name, "") for name in ("where", "identity", "operation", "limit")))

@@ -19,7 +19,7 @@ MAX_SECONDS, MAX_NANOS = 315_576_000_000, 999_999_999
 LAST_SECOND = 253_402_300_799
 """Of what a google.protobuf.Timestamp may have: the end of the year 9999."""
 MAX_NAMESPACE = 63
-NAMESPACE_LIMIT = f"must be 1 to {MAX_NAMESPACE} characters of [a-z0-9.-]"
+NAMESPACE_RULE = f"must be 1 to {MAX_NAMESPACE} characters of [a-z0-9.-]"
 is_namespace = re.compile(rf"[a-z0-9.-]{{1,{MAX_NAMESPACE}}}").fullmatch
 
 

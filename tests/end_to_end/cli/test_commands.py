@@ -261,21 +261,21 @@ class TestCheck:
 
     def test_no_resumed_server(self) -> None:
         """A gRPC server without our services."""
-        with grpc_server() as target:
+        with build_grpc_server() as target:
             step = failed_step(target)
         assert step["name"] == "health"
         assert "no resumed store" in step["note"]
 
     def test_not_serving(self) -> None:
         """A store whose health says so."""
-        with grpc_server(serving=False) as target:
+        with build_grpc_server(serving=False) as target:
             step = failed_step(target)
         assert step["name"] == "health"
         assert "NOT_SERVING" in step["note"]
 
     def test_denied(self) -> None:
         """A store that refuses the namespace."""
-        with grpc_server(serving=True, refusal=grpc.StatusCode.PERMISSION_DENIED) as target:
+        with build_grpc_server(serving=True, refusal=grpc.StatusCode.PERMISSION_DENIED) as target:
             step = failed_step(target)
         assert step["name"] == "seal and Put"
         assert "may not use the namespace" in step["note"]
@@ -419,7 +419,7 @@ def test_unknown_option(command: str) -> None:
 
 
 @contextlib.contextmanager
-def grpc_server(*, serving: bool | None = None, refusal: grpc.StatusCode | None = None) -> Iterator[str]:
+def build_grpc_server(*, serving: bool | None = None, refusal: grpc.StatusCode | None = None) -> Iterator[str]:
     """Run a gRPC server that is no resumed store; it has a health service where it says whether it serves."""
     server = grpc.server(ThreadPoolExecutor(2))
     if serving is not None:

@@ -14,7 +14,7 @@ from resumed_server.auth.grants import Grants
 from resumed_server.limits.config import Limit
 from resumed_server.limits.enforcer import Budgets, LimitExceeded
 from resumed_server.observability import logging as logs
-from resumed_server.rpc.status import status_of
+from resumed_server.rpc.status import to_status
 
 if TYPE_CHECKING:
     import pytest
@@ -82,7 +82,7 @@ def test_a_limit_of_each_namespace_is_one_line_however_many_are_made_up(monkeypa
             for _ in range(2):
                 budget.admit_entry(1)
         except LimitExceeded as error:
-            status_of(error, None)
+            to_status(error, None)
 
     with capture_logs() as lines:
         for number in range(100):

@@ -124,7 +124,7 @@ class TestBoard:
         metrics.recorder._operations |= {f"{number:063}": row for number in range(MAX_NAMESPACES)} | {OTHER: row}
         for method in ("Put", "Get", "Take", "Remove", "Batch", "Watch"):
             for code in range(17):
-                metrics.recorder.failed(method, code)
+                metrics.recorder.on_failure(method, code)
         metrics.ready = True
         metrics.report(Watchers(cast("Engine", Store())), Sweeper(cast("Engine", Store())))
         assert board.read(0)
@@ -174,7 +174,7 @@ class TestRecorder:
         def count() -> None:
             for _ in range(20_000):
                 recorder.operation("shop", column)
-                recorder.answered("Get", 0.5)
+                recorder.on_success("Get", 0.5)
 
         interval = sys.getswitchinterval()
         sys.setswitchinterval(1e-6)
@@ -201,7 +201,7 @@ class TestRecorder:
         """Bounds are inclusive, as Prometheus has them."""
         recorder = Recorder(lambda _: True)
         for seconds in (0.0, BOUNDS[0], BOUNDS[0] + 1e-9, BOUNDS[-1] + 1):
-            recorder.answered("Get", seconds)
+            recorder.on_success("Get", seconds)
         assert recorder.snapshot()["calls"]["Get"][0] == [2, 1, *[0] * 10, 1]
 
     def test_the_operations_of_a_batch_count_one_by_one(self) -> None:
@@ -262,8 +262,8 @@ class TestReport:
         sweeper.swept = 5
         for run in (1, 2):
             metrics = Metrics(board, 0, store, clock)
-            metrics.recorder.answered("Get", 0.1)
-            metrics.recorder.failed("Get", 14)
+            metrics.recorder.on_success("Get", 0.1)
+            metrics.recorder.on_failure("Get", 14)
             metrics.ready = True
             metrics.report(watchers, sweeper)
             found = samples(collector)

@@ -15,7 +15,7 @@ from resumed.v1 import session_store_pb2 as pb
 from resumed_server.errors import UserError
 from resumed_server.observability.tracing import Tracing
 from resumed_server.preflight import verified
-from resumed_server.rpc.observer import Unobserved
+from resumed_server.rpc.observer import NullObserver
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import ReadableSpan
@@ -43,7 +43,7 @@ class Traced:
         self._exporter = InMemorySpanExporter()
         provider = TracerProvider()
         provider.add_span_processor(SimpleSpanProcessor(self._exporter))
-        self.tracing = Tracing(provider.get_tracer("test"), Unobserved())
+        self.tracing = Tracing(provider.get_tracer("test"), NullObserver())
 
     def span(self) -> ReadableSpan:
         """Return the one span so far, which holds no secret."""
@@ -55,13 +55,13 @@ class Traced:
     def answered(self, request: Any, response: Any, *metadata: tuple[str, str | bytes]) -> ReadableSpan:
         """Tell of a call that was answered after 2 seconds."""
         context: Any = Context(*metadata)
-        self.tracing.answered(type(request).__name__.removesuffix("Request"), 2.0, request, response, context)
+        self.tracing.on_success(type(request).__name__.removesuffix("Request"), 2.0, request, response, context)
         return self.span()
 
     def failed(self, request: Any, code: int) -> ReadableSpan:
         """Tell of a call that failed."""
         context: Any = Context()
-        self.tracing.failed(type(request).__name__.removesuffix("Request"), code, 2.0, request, context)
+        self.tracing.on_failure(type(request).__name__.removesuffix("Request"), code, 2.0, request, context)
         return self.span()
 
 

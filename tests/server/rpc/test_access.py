@@ -117,7 +117,7 @@ def info(status: Status) -> ErrorInfo:
     return unpacked
 
 
-def status_of(error: grpc.RpcError) -> Status:
+def to_status(error: grpc.RpcError) -> Status:
     """Return the rich status of an error."""
     status = rpc_status.from_call(error)
     assert status is not None
@@ -163,7 +163,7 @@ def test_an_operator_may_purge_and_count_what_they_are_granted(
     assert (stats.namespace, stats.session_count) == ("ops", 0)
     everything = admin_pb2.StatsRequest()
     called(counter, "stats", everything)
-    assert info(status_of(refusal(operator, "stats", everything))).metadata["namespace"] == "*"
+    assert info(to_status(refusal(operator, "stats", everything))).metadata["namespace"] == "*"
     assert refusal(counter, "purge", admin_pb2.PurgeRequest(namespace="ops")).code() is DENIED
 
 
@@ -274,7 +274,7 @@ def test_a_certificate_that_names_nobody_is_unauthenticated(
         key = fresh if operation == "put" else stored
         error = refusal(stub, operation, requests("shop", key)[operation])
         assert error.code() is grpc.StatusCode.UNAUTHENTICATED, operation
-        assert info(status_of(error)).reason == "ERROR_REASON_UNAUTHENTICATED"
+        assert info(to_status(error)).reason == "ERROR_REASON_UNAUTHENTICATED"
     assert_untouched(shop, stored, fresh)
 
 
@@ -291,7 +291,7 @@ def test_another_identity_is_denied_with_what_is_missing(
     for operation in FRONTEND + OPERATOR:
         errors = [refusal(stub, operation, requests("shop", key)[operation]) for key in (stored, fresh)]
         assert {error.code() for error in errors} == {grpc.StatusCode.PERMISSION_DENIED}, operation
-        first, second = map(status_of, errors)
+        first, second = map(to_status, errors)
         assert first == second
         metadata = info(first).metadata
         assert info(first).reason == "ERROR_REASON_NOT_GRANTED"
@@ -343,7 +343,7 @@ def test_a_batch_is_checked_operation_by_operation(
         assert info(error).metadata["operation"] == operation
         assert info(error).metadata["namespace"] == namespace
         alone = refusal(stub, operation, asked[operation] if namespace == "shop" else operations[5].get)
-        assert status_of(alone) == error
+        assert to_status(alone) == error
     assert_untouched(shop, stored, fresh)
 
 

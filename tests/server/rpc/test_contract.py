@@ -82,7 +82,7 @@ def test_limits_are_told_to_other_languages() -> None:
         "issue_time": {"from_unix_seconds": 0, "to_unix_seconds": validation.LAST_SECOND},
         "operations": {"min_items": 1, "max_items": validation.MAX_OPERATIONS},
         "position": {"max_bytes": validation.MAX_POSITION},
-        "page_size": {"min": 0, "max_effective": admin._LARGEST_PAGE},
+        "page_size": {"min": 0, "max_effective": admin.MAX_PAGE_SIZE},
         "page_token": {"max_bytes": validation.MAX_NAMESPACE},
         "request": {"max_bytes": validation.MAX_MESSAGE},
     }
@@ -90,7 +90,7 @@ def test_limits_are_told_to_other_languages() -> None:
 
 def test_every_reason_is_one_that_the_server_sends() -> None:
     """And none is promised that nobody ever sees."""
-    sent = {answer.reason for answer in status._ANSWERS.values()} | {status._INTERNAL.reason}
+    sent = {answer.reason for answer in status._MAPPINGS.values()} | {status._INTERNAL.reason}
     assert sent == set(session_store_pb2.ErrorReason.values())
     sources = (ROOT / "protos/resumed/v1/session_store.proto").read_text()
     assert sources.count(f'"domain": "{status.DOMAIN}"') == len(sent) - 1

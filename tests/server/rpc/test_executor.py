@@ -12,7 +12,7 @@ from google.protobuf.duration_pb2 import Duration
 from structlog.testing import capture_logs
 
 from resumed_server.rpc import server as front
-from resumed_server.rpc.executor import CallPool
+from resumed_server.rpc.executor import CallExecutor
 from support.waiting import until
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ PATIENCE = 20.0
 
 def test_every_call_runs_with_its_arguments_and_its_end_is_told_once() -> None:
     """Whether the call or its observer is faster."""
-    pool, told, all_told = CallPool(4), [], threading.Event()
+    pool, told, all_told = CallExecutor(4), [], threading.Event()
 
     def tell(_call: object) -> None:
         told.append(1)
@@ -41,7 +41,7 @@ def test_every_call_runs_with_its_arguments_and_its_end_is_told_once() -> None:
 @pytest.mark.parametrize("error", [ValueError, SystemExit])
 def test_a_call_that_raises_ends_no_thread(error: type[BaseException]) -> None:
     """It is logged, its end is told, and the only thread goes on."""
-    pool, ended = CallPool(1), threading.Event()
+    pool, ended = CallExecutor(1), threading.Event()
 
     def fail() -> None:
         raise error("secret")
@@ -65,7 +65,7 @@ def test_a_call_whose_client_has_given_up_is_not_carried_out() -> None:
             assert free.wait(PATIENCE)
         return request
 
-    server = cast("GrpcServer", front.grpc_server(1, shared=False))
+    server = cast("GrpcServer", front.build_grpc_server(1, shared=False))
     handler = grpc.unary_unary_rpc_method_handler(behaviour, Duration.FromString, Duration.SerializeToString)
     server.add_registered_method_handlers("test.Service", {"Call": handler})
     port = server.add_insecure_port("127.0.0.1:0")
@@ -77,7 +77,7 @@ def test_a_call_whose_client_has_given_up_is_not_carried_out() -> None:
         with pytest.raises(grpc.RpcError):
             call(Duration(seconds=2), timeout=0.05)
         third = call.future(Duration(seconds=3))
-        until(lambda: server._pool.under_way == 3)  # so it knows how the second one ended, on the same connection
+        until(lambda: server._pool.in_flight == 3)  # so it knows how the second one ended, on the same connection
         free.set()
         assert (first.result(PATIENCE).seconds, third.result(PATIENCE).seconds) == (1, 3)
     assert served == [1, 3]
@@ -89,10 +89,10 @@ def test_how_busy_it_is_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     waits, away = list[float](), list[int]()
 
     class Told:
-        def waited(self, seconds: float) -> None:
+        def on_wait(self, seconds: float) -> None:
             waits.append(seconds)
 
-        def turned_away(self) -> None:
+        def on_rejection(self) -> None:
             away.append(1)
 
     busy, free = threading.Event(), threading.Event()
@@ -103,7 +103,7 @@ def test_how_busy_it_is_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
         return request
 
     monkeypatch.setattr(front, "_MAX_QUEUED_CALLS", 2)
-    server = front.grpc_server(1, shared=False, load=Told())
+    server = front.build_grpc_server(1, shared=False, load=Told())
     handler = grpc.unary_unary_rpc_method_handler(behaviour, Duration.FromString, Duration.SerializeToString)
     server.add_registered_method_handlers("test.Service", {"Call": handler})
     port = server.add_insecure_port("127.0.0.1:0")

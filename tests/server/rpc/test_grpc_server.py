@@ -14,7 +14,7 @@ from grpc._server import _RPCState
 
 from resumed._transport.channel import Channel, Method
 from resumed_server.rpc.grpc_server import IDLE_SECONDS
-from resumed_server.rpc.server import grpc_server
+from resumed_server.rpc.server import build_grpc_server
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -50,7 +50,7 @@ BEHAVIOURS = dict(zip(METHODS, (answer, answers, answer_all, answer_each), stric
 @pytest.fixture(scope="module")
 def channel() -> Iterator[grpc.Channel]:
     """A connection to a server with a method of each kind."""
-    server = grpc_server(2, shared=False)
+    server = build_grpc_server(2, shared=False)
     server.add_registered_method_handlers(
         "test.Service",
         {
@@ -102,7 +102,7 @@ class Served:
     """A server with one method of either kind, which does what `behaviour` says, and a client of this project."""
 
     def __init__(self, kind: str, behaviour: Callable[..., Any]) -> None:
-        self.server = grpc_server(2, shared=False)
+        self.server = build_grpc_server(2, shared=False)
         handler = getattr(grpc, f"{kind}_rpc_method_handler")(
             behaviour, Duration.FromString, Duration.SerializeToString
         )

@@ -9,7 +9,7 @@ import grpc
 import pytest
 
 from resumed_server.errors import Stopping
-from resumed_server.rpc.handlers import streamed
+from resumed_server.rpc.handlers import stream_handler
 from resumed_server.storage.engine import EngineUnavailable
 
 if TYPE_CHECKING:
@@ -35,9 +35,9 @@ def test_a_stream_that_ends_with_its_server_is_no_failure_to_operators(error: Ex
     counted: list[int] = []
 
     class Service:
-        observer: Any = SimpleNamespace(failed=lambda _method, code, *_: counted.append(code))
+        observer: Any = SimpleNamespace(on_failure=lambda _method, code, *_: counted.append(code))
 
-        @streamed
+        @stream_handler
         def watch(self, _request: object, _context: object) -> Iterator[None]:
             """End at once."""
             yield from ()

@@ -9,7 +9,7 @@ import pytest
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
 from resumed_server.rpc import health_service as tested
-from resumed_server.rpc.health_service import Health
+from resumed_server.rpc.health_service import HealthService
 
 SERVING, NOT_SERVING = HealthCheckResponse.SERVING, HealthCheckResponse.NOT_SERVING
 REQUEST = HealthCheckRequest(service="shop")
@@ -36,13 +36,13 @@ class Context:
 
 @pytest.fixture(autouse=True)
 def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tested, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(tested, "POLL_SECONDS", 0.0)
 
 
 def test_a_check_tells_the_present_state() -> None:
     """Of services that there are."""
     state = {"shop": True}
-    health, context = Health({"shop": lambda: state["shop"]}), Context()
+    health, context = HealthService({"shop": lambda: state["shop"]}), Context()
     assert health.Check(REQUEST, context).status == SERVING  # type: ignore[arg-type] # as much as is called
     state["shop"] = False
     assert health.Check(REQUEST, context).status == NOT_SERVING  # type: ignore[arg-type]
@@ -53,7 +53,7 @@ def test_a_check_tells_the_present_state() -> None:
 def test_a_stream_tells_changes_alone() -> None:
     """The state is read once a look, and sent where it is another one."""
     states = [True, True, False, False, True, False]
-    health = Health({"shop": lambda: states.pop(0)})
+    health = HealthService({"shop": lambda: states.pop(0)})
     stream = health.Watch(REQUEST, Context())  # type: ignore[arg-type]
     assert [next(stream).status for _ in range(4)] == [SERVING, NOT_SERVING, SERVING, NOT_SERVING]
     assert not states
@@ -61,7 +61,7 @@ def test_a_stream_tells_changes_alone() -> None:
 
 def test_while_it_drains_nothing_serves_and_closing_ends_the_streams() -> None:
     """So that callers move away first."""
-    health = Health({"shop": lambda: True})
+    health = HealthService({"shop": lambda: True})
     stream = health.Watch(REQUEST, Context())  # type: ignore[arg-type]
     assert next(stream).status == SERVING
     health.drain()
@@ -73,9 +73,9 @@ def test_while_it_drains_nothing_serves_and_closing_ends_the_streams() -> None:
 
 def test_the_oldest_stream_makes_room_for_the_newest(monkeypatch: pytest.MonkeyPatch) -> None:
     """So streams whose peers do not read keep nobody out."""
-    health = Health({"shop": lambda: True})
-    contexts, streams = [Context() for _ in range(tested.MOST_STREAMS + 2)], list[Any]()
+    health = HealthService({"shop": lambda: True})
+    contexts, streams = [Context() for _ in range(tested.MAX_STREAMS + 2)], list[Any]()
     for context in contexts:
         streams.append(health.Watch(REQUEST, context))  # type: ignore[arg-type]
         assert next(streams[-1]).status == SERVING
-    assert [context.active for context in contexts] == [False, False] + [True] * tested.MOST_STREAMS
+    assert [context.active for context in contexts] == [False, False] + [True] * tested.MAX_STREAMS

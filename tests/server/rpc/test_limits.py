@@ -17,7 +17,7 @@ from grpc_status import rpc_status
 
 from resumed.v1 import session_store_pb2 as pb
 from resumed.v1.session_store_pb2_grpc import SessionStoreServiceStub
-from resumed_server.rpc.executor import MOST_WITHOUT_MESSAGE
+from resumed_server.rpc.executor import MAX_AWAITING_MESSAGE
 from support.mtls import Authority, Files, channel, grant
 from support.raw_http2 import GOAWAY, HEADERS, PING, RST_STREAM, SETTINGS, Raw, connected, frame
 from support.server import PATIENCE, running_server
@@ -265,7 +265,7 @@ def plain() -> Iterator[RunningServer]:
 def test_calls_without_a_message_hold_up_nobody_and_are_cancelled(plain: RunningServer) -> None:
     """More of them than there are threads, more than may wait."""
     with ExitStack() as held, unharmed(plain):
-        silent = [held.enter_context(Raw(connected(plain.target))) for _ in range(MOST_WITHOUT_MESSAGE // 100 + 1)]
+        silent = [held.enter_context(Raw(connected(plain.target))) for _ in range(MAX_AWAITING_MESSAGE // 100 + 1)]
         for client in silent:
             for number in range(100):
                 client.open_call(2 * number + 1)

@@ -11,7 +11,7 @@ import grpc
 import pytest
 
 from resumed_server.rpc.native_server import NativeServer
-from resumed_server.rpc.server import grpc_server
+from resumed_server.rpc.server import build_grpc_server
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -56,7 +56,7 @@ def server(handlers: Handlers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     def same(message: bytes) -> bytes:
         return message
 
-    server = NativeServer(grpc_server(2, shared=False), 2, shared=False)
+    server = NativeServer(build_grpc_server(2, shared=False), 2, shared=False)
     server.add_registered_method_handlers(
         "test.Service",
         {
@@ -83,7 +83,7 @@ def test_a_call_under_way_is_answered_and_a_new_one_refused(
 ) -> None:
     """Once the server stops, for as long as its grace; the end is told only then."""
     wait = channel.unary_unary("/test.Service/Wait")
-    under_way = wait.future(b"", timeout=PATIENCE)
+    in_flight = wait.future(b"", timeout=PATIENCE)
     assert handlers.reached.wait(PATIENCE)
     stopped = server.stop(PATIENCE)
     with pytest.raises(grpc.RpcError) as refused:
@@ -92,18 +92,18 @@ def test_a_call_under_way_is_answered_and_a_new_one_refused(
     assert "ERROR_REASON_DRAINING" in str(refused.value.trailing_metadata())
     assert not stopped.is_set()
     handlers.released.set()
-    assert under_way.result() == b"answer"
+    assert in_flight.result() == b"answer"
     assert stopped.wait(PATIENCE)
 
 
 def test_without_grace_it_stops_at_once(server: NativeServer, handlers: Handlers, channel: Any) -> None:
     """Also while it is stopping with one."""
-    under_way = channel.unary_unary("/test.Service/Wait").future(b"", timeout=PATIENCE)
+    in_flight = channel.unary_unary("/test.Service/Wait").future(b"", timeout=PATIENCE)
     assert handlers.reached.wait(PATIENCE)
     stopped = server.stop(10 * PATIENCE)
     assert server.stop(None) is stopped
     assert stopped.is_set()
-    assert under_way.exception().code() is grpc.StatusCode.UNAVAILABLE
+    assert in_flight.exception().code() is grpc.StatusCode.UNAVAILABLE
     handlers.released.set()
 
 

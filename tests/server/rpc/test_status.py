@@ -14,7 +14,7 @@ from resumed_server.cli.diagnose.checks import explained
 from resumed_server.errors import Stopping
 from resumed_server.limits.config import Limit
 from resumed_server.limits.enforcer import LimitExceeded
-from resumed_server.rpc.status import UnknownMethod, status_of
+from resumed_server.rpc.status import UnknownMethod, to_status
 from resumed_server.rpc.validation import InvalidField
 from resumed_server.storage.engine import (
     AlreadyExists,
@@ -69,7 +69,7 @@ def test_every_error_has_one_code_one_reason_and_a_fixed_text(
     error: Exception, code: int, reason: pb.ErrorReason
 ) -> None:
     """The table, whole."""
-    status = status_of(raised(error), REQUEST)
+    status = to_status(raised(error), REQUEST)
     assert status.code == code
     (detail,) = [detail for detail in status.details if detail.Is(ErrorInfo.DESCRIPTOR)]
     info = ErrorInfo()
@@ -91,14 +91,14 @@ def test_every_error_has_one_code_one_reason_and_a_fixed_text(
 )
 def test_operators_are_told_these_apart(error: Exception, meaning: str) -> None:
     """By `resumed check` and `resumed doctor`, which go by what callers are told."""
-    status = status_of(error, REQUEST)
+    status = to_status(error, REQUEST)
     assert explained(from_status(status.code, status.message))[0].startswith(f"{meaning} (")
 
 
 def test_the_log_gets_the_type_and_the_way_of_an_unknown_error_and_no_secret() -> None:
     """Neither its text nor the variables on the way."""
     with capture_logs() as logged:
-        status_of(raised(KeyError(SECRET)), REQUEST)
+        to_status(raised(KeyError(SECRET)), REQUEST)
     (line,) = logged
     assert (line["event"], line["log_level"], line["error"]) == ("internal error", "error", "KeyError")
     assert "test_status.py" in line["where"]
@@ -109,8 +109,8 @@ def test_the_log_gets_what_an_engine_says_once_in_a_while() -> None:
     """An outage must not fill the disk."""
     with capture_logs() as logged:
         for _ in range(100):
-            status_of(EngineUnavailable("the disk is gone"), REQUEST)
-            status_of(EngineFull("no room"), REQUEST)
+            to_status(EngineUnavailable("the disk is gone"), REQUEST)
+            to_status(EngineFull("no room"), REQUEST)
     assert [line["cause"] for line in logged] == ["the disk is gone", "no room"]
 
 
@@ -118,5 +118,5 @@ def test_the_log_gets_what_an_engine_says_once_in_a_while() -> None:
 def test_what_the_caller_got_wrong_is_not_logged(error: Exception) -> None:
     """Nobody fills the log from outside."""
     with capture_logs() as logged:
-        status_of(error, REQUEST)
+        to_status(error, REQUEST)
     assert not logged
