@@ -7,7 +7,7 @@ import threading
 from structlog.testing import capture_logs
 
 from resumed_server.lifecycle.health import STALLED_SECONDS, lives
-from resumed_server.periodic import Heartbeat, Periodic
+from resumed_server.periodic import Heartbeat, PeriodicTask
 from resumed_server.storage.engine import EngineUnavailable
 
 PATIENCE = 20.0
@@ -27,7 +27,7 @@ def test_a_loop_goes_on_after_any_exception() -> None:
         return 0.0
 
     with capture_logs() as logs:
-        tested = Periodic("tested", step, "it failed", retry=0.0)
+        tested = PeriodicTask("tested", step, "it failed", retry=0.0)
         tested.start()
         assert done.wait(PATIENCE)
         assert tested.stop(PATIENCE)
@@ -45,7 +45,7 @@ def test_stop_does_not_wait_longer_than_it_may() -> None:
         never.wait(PATIENCE)
         return 0.0
 
-    tested = Periodic("tested", step, "it failed")
+    tested = PeriodicTask("tested", step, "it failed")
     tested.start()
     assert hanging.wait(PATIENCE)
     assert not tested.stop(0.01)

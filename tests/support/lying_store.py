@@ -10,7 +10,7 @@ from resumed_server.rpc.server import build_grpc_server
 from resumed_server.rpc.session_service import SessionStoreService
 from resumed_server.storage.engine import Change, Purged, Put, StoredSession
 from resumed_server.storage.lmdb.engine import EmbeddedEngine
-from resumed_server.watch.hub import Watchers
+from resumed_server.watch.hub import WatchHub
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -98,7 +98,7 @@ class LyingStore(NamedTuple):
 def lying_store() -> Iterator[LyingStore]:
     """Run one in this process."""
     with contextlib.closing(LyingEngine()) as engine:
-        watchers = Watchers(engine)
+        watchers = WatchHub(engine)
         server = build_grpc_server(8, shared=False)
         add_SessionStoreServiceServicer_to_server(SessionStoreService(engine, watchers, 86_400.0), server)
         port = server.add_insecure_port("127.0.0.1:0")

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from resumed_server.rpc.health_service import HealthService
     from resumed_server.rpc.native_server import NativeServer
-    from resumed_server.watch.hub import Watchers
+    from resumed_server.watch.hub import WatchHub
 
 GRACE = 5.0
 """Seconds that calls in flight get to finish after the drain."""
@@ -25,7 +25,7 @@ log = structlog.get_logger()
 def drain(
     server: grpc.Server | NativeServer,
     health: HealthService,
-    watchers: Watchers,
+    watchers: WatchHub,
     delay: float,
     hurried: Callable[[float], bool],
 ) -> None:

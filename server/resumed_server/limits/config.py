@@ -53,7 +53,7 @@ class Limit:
     bytes: int | None = None
 
     @classmethod
-    def of(cls, table: dict[str, Any]) -> Limit:
+    def from_table(cls, table: dict[str, Any]) -> Limit:
         """Return what a table of the file says, in which there are no problems."""
         size = table.get("bytes")
         return cls(
@@ -63,7 +63,7 @@ class Limit:
         )
 
     @classmethod
-    def problems(cls, table: dict[str, Any]) -> Iterator[str]:
+    def validate(cls, table: dict[str, Any]) -> Iterator[str]:
         """Yield what is wrong with a table of the file."""
         if ("identity" in table) == ("namespaces" in table):
             yield "it must have either identity or namespaces"
@@ -79,7 +79,7 @@ class Limit:
         if not any(name in table for name in known):
             yield f"it limits nothing; give it some of {', '.join(known)}"
         for name in known:
-            if name in table and not _is_amount(table[name], size=name == "bytes"):
+            if name in table and not _is_positive(table[name], size=name == "bytes"):
                 what = 'a size such as "256MiB"' if name == "bytes" else "a whole number"
                 yield f"{name} {shown(table[name])} must be {what}, above 0"
 
@@ -88,16 +88,16 @@ class Limit:
         """Whether it limits what there may be."""
         return self.sessions is not None or self.bytes is not None
 
-    def names(self, identity: str) -> bool:
+    def matches_identity(self, identity: str) -> bool:
         """Return whether it is for `identity`."""
         return bool(self.identity) and matches(self.identity, identity)
 
-    def covers(self, namespace: str) -> bool:
+    def matches_namespace(self, namespace: str) -> bool:
         """Return whether it is for `namespace`."""
         return any(matches(pattern, namespace) for pattern in self.namespaces)
 
 
-def _is_amount(value: object, *, size: bool) -> bool:
+def _is_positive(value: object, *, size: bool) -> bool:
     if size and isinstance(value, str):
         try:
             value = Size.parse(value)

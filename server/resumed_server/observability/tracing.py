@@ -20,7 +20,7 @@ from opentelemetry.trace import SpanKind, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from resumed.v1 import admin_pb2, session_store_pb2
-from resumed_server.rpc.validation import is_namespace
+from resumed_server.config.patterns import is_namespace
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Refusals that leave later."""
+"""Rejections that are sent later, so that a client gains nothing by calling again at once."""
 
 from __future__ import annotations
 
@@ -18,56 +18,60 @@ if TYPE_CHECKING:
     import grpc
 
 MAX_DELAYED = 3_072
-"""Refusals that are held back at the same time; beyond that the next one leaves. Fewer than a server has calls.
+"""Maximum number of delayed rejections, below the maximum number of calls. Beyond it, the next one due is sent at once.
 
-They are held even if their clients have given up: until then gRPC's core refuses further streams of the connection, at
-a small part of what a call costs that gets here.
+A rejection stays delayed even if its client has given up the call: as long as the call is open, gRPC's core rejects
+further streams of the connection, at a fraction of the cost of a call that reaches Python.
 """
 
 log = structlog.get_logger()
 
 
 class DelayedRejection(BaseException):
-    """A call is refused, but only later, so that whoever makes calls regardless is not answered as fast as they ask.
+    """A call is rejected after a delay.
 
-    It is no Exception: grpcio would answer those.
+    It is not an Exception: grpcio would end the call at once with the text of an Exception.
 
     Attributes:
-        seconds: When.
-        refuse: Aborts the call, given its context.
+        seconds: The delay.
+        reject: Ends the call, given its context.
     """
 
-    def __init__(self, seconds: float, refuse: Callable[[grpc.ServicerContext], NoReturn]) -> None:
+    def __init__(self, seconds: float, reject: Callable[[grpc.ServicerContext], NoReturn]) -> None:
         super().__init__()
         self.seconds = seconds
-        self.refuse = refuse
+        self.reject = reject
 
 
 class DelayQueue:
-    """Does things after a while, in a thread of its own that starts with the first."""
+    """Runs actions after a delay, in a thread that starts with the first action.
+
+    Args:
+        clock: Monotonic seconds.
+    """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._changed = threading.Condition()
-        self._todo: list[tuple[float, int, Callable[[], object]]] = []
+        self._actions: list[tuple[float, int, Callable[[], object]]] = []
         self._closed = False
         self._numbers = itertools.count()
         self._thread: threading.Thread | None = None
 
     def schedule(self, seconds: float, action: Callable[[], object]) -> None:
-        """Do `action` in `seconds`. If there is too much to do, what is to be done next is done now."""
+        """Run `action` in `seconds`. With MAX_DELAYED actions in the queue, run the next one due now."""
         with self._changed:
-            heapq.heappush(self._todo, (self._clock() + seconds, next(self._numbers), action))
+            heapq.heappush(self._actions, (self._clock() + seconds, next(self._numbers), action))
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="later", daemon=True)
+                self._thread = threading.Thread(target=self._run, name="delay-queue", daemon=True)
                 self._thread.start()
             self._changed.notify()
-            early = heapq.heappop(self._todo)[2] if len(self._todo) > MAX_DELAYED else None
+            early = heapq.heappop(self._actions)[2] if len(self._actions) > MAX_DELAYED else None
         if early:
-            run_safely(early)
+            _run_safely(early)
 
     def close(self) -> None:
-        """End the thread; what is still to be done is not."""
+        """End the thread, and drop the actions in the queue."""
         with self._changed:
             self._closed = True
             self._changed.notify()
@@ -75,16 +79,16 @@ class DelayQueue:
     def _run(self) -> None:
         while True:
             with self._changed:
-                while not self._closed and (not self._todo or self._todo[0][0] > self._clock()):
-                    self._changed.wait(self._todo[0][0] - self._clock() if self._todo else None)
+                while not self._closed and (not self._actions or self._actions[0][0] > self._clock()):
+                    self._changed.wait(self._actions[0][0] - self._clock() if self._actions else None)
                 if self._closed:
                     return
-                _, _, action = heapq.heappop(self._todo)
-            run_safely(action)
+                _, _, action = heapq.heappop(self._actions)
+            _run_safely(action)
 
 
-def run_safely(action: Callable[[], object]) -> None:
+def _run_safely(action: Callable[[], object]) -> None:
     try:
         action()
-    except Exception as error:  # noqa: BLE001 - a thread that ends here would be missed for ever
+    except Exception as error:  # noqa: BLE001 - without its thread the queue would stop
         log.critical("call failed", **described(error))

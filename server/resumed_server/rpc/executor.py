@@ -1,11 +1,11 @@
-"""The threads that answer calls.
+"""The thread pool of calls, which protects against calls that never send a message.
 
-grpcio hands every call to an executor, and has the thread that takes it wait for the call's message. A client that
-opens calls and sends nothing would so hold all threads. Here a call is queued when its message is there; whoever sends
-none holds no thread, and is cancelled after a while, or sooner where too many do so.
+grpcio passes every call to an executor, and its thread waits for the message of the call. So clients that open calls
+and send nothing would occupy all threads. Here a call is queued when its message arrives. A call without a message
+occupies no thread; it is cancelled after MESSAGE_TIMEOUT_SECONDS, or earlier if too many calls wait.
 
-`ThreadPoolExecutor` makes a whole future of a call, with a lock and a condition: about a tenth of what a call costs in
-all (docs/performance/server.md). grpcio wants nothing back but to hear when it is over.
+`ThreadPoolExecutor` creates a future with a lock and a condition for each call, about a tenth of the cost of a call
+(docs/performance/server.md). grpcio only needs a notification when the call ends.
 """
 
 from __future__ import annotations
@@ -28,24 +28,26 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 MESSAGE_TIMEOUT_SECONDS = 5.0
-"""How long after its headers a call's message may come."""
+"""Maximum time from the headers of a call to its message."""
 MAX_AWAITING_MESSAGE = 1_024
-"""Calls that may wait for their messages; beyond that the oldest is cancelled. Almost always both come at once."""
+"""Maximum number of calls without a message; beyond it the oldest is cancelled. Headers and message usually arrive
+together."""
+
 log = structlog.get_logger()
 
 
 class LoadObserver(Protocol):
-    """Is told how busy a pool is."""
+    """Is notified of the load of an executor."""
 
     def on_wait(self, seconds: float, /) -> None:
-        """Note how long a call waited for a thread, from when its message was there."""
+        """Record the time that a call waited for a thread after its message arrived."""
 
     def on_rejection(self) -> None:
-        """Note a call that came while as many as may be were under way."""
+        """Record a call that gRPC rejected because of too many calls in flight."""
 
 
 class NullLoadObserver:
-    """A load that nobody wants to know."""
+    """A load observer that records nothing."""
 
     def on_wait(self, _seconds: float) -> None:
         """See LoadObserver."""
@@ -55,95 +57,99 @@ class NullLoadObserver:
 
 
 class ConcurrencyLimit(int):
-    """How many calls may be under way: grpcio compares with it, turns away what is beyond, and says so to nobody."""
+    """Maximum number of calls in flight. grpcio compares with it, and rejects calls beyond it without a notification.
 
-    load: LoadObserver
+    Args:
+        number: The maximum.
+        load: Is notified of rejected calls.
+    """
+
+    _load: LoadObserver
 
     def __new__(cls, number: int, load: LoadObserver) -> Self:
-        """Tell `load` of each call beyond so many."""
-        most = super().__new__(cls, number)
-        most.load = load
-        return most
+        """Create the number."""
+        limit = super().__new__(cls, number)
+        limit._load = load
+        return limit
 
     def __le__(self, in_flight: int) -> bool:
-        """Return whether a call that comes now is turned away: what Python makes of `in_flight >= most`."""
+        """Return whether grpcio rejects a call: Python evaluates its `in_flight >= limit` as `limit <= in_flight`."""
         full = super().__le__(in_flight)
         if full:
-            self.load.on_rejection()
+            self._load.on_rejection()
         return full
 
 
 class CallExecutor(Executor):
-    """Runs calls on a fixed number of threads, which do not keep the process from ending.
+    """Runs calls in a fixed number of daemon threads.
 
-    Calls of a behaviour that has `threads`, an executor of its own, run there. Of calls that wait for their messages
-    there are `max_awaiting_message` at most.
+    A method with an attribute `executor`, an executor of its own, runs there instead.
+
+    Args:
+        threads: The number of threads.
+        max_awaiting_message: Maximum number of calls without a message.
+        load: Is notified of waiting times.
     """
 
     def __init__(
         self, threads: int, max_awaiting_message: int = MAX_AWAITING_MESSAGE, load: LoadObserver | None = None
     ) -> None:
-        self._threads, self._max_awaiting_message, self._load = (
-            threads,
-            max_awaiting_message,
-            load or NullLoadObserver(),
-        )
+        self._threads, self._load = threads, load or NullLoadObserver()
+        self._max_awaiting_message = max_awaiting_message
         self._calls: queue.SimpleQueue[PendingCall | None] = queue.SimpleQueue()
-        self._awaiting_message: dict[
-            PendingCall, float
-        ] = {}  # calls without a message, since when; only grpcio's thread is here
+        self._awaiting_message: dict[PendingCall, float] = {}  # by time of arrival; used by grpcio's thread only
         self._delay_queue = DelayQueue()
-        self._open: set[PendingCall] = set()
+        self._in_flight: set[PendingCall] = set()
         for number in range(threads):
             threading.Thread(target=self._work, name=f"call-{number}", daemon=True).start()
 
     @property
     def in_flight(self) -> int:
-        """How many calls have come and are not over."""
-        return len(self._open)
+        """Number of calls that have not ended."""
+        return len(self._in_flight)
 
     @property
     def awaiting_message(self) -> int:
-        """How many of them wait for their messages, and so hold no thread."""
+        """Number of calls that wait for their message, without a thread."""
         return len(self._awaiting_message)
 
     def submit(self, function: Callable[..., object], /, *arguments: Any) -> PendingCall:  # type: ignore[override] # no Future
-        """Queue a call, as soon as its message has come."""
+        """Queue a call when its message arrives."""
         call = PendingCall(function, arguments)
-        self._open.add(call)
-        if call.answering and call.answering.awaits_message:
+        self._in_flight.add(call)
+        if call.handler and call.handler.awaits_message:
             self._receive(call)
         else:
             self._queue(call)
         return call
 
-    def _receive(self, call: PendingCall) -> None:
-        """Ask for the message of a call, and queue the call when it is there. For grpcio's own thread."""
-
-        def arrived() -> None:
-            self._awaiting_message.pop(call, None)
-            self._queue(call)
-
-        call.receive(arrived)
-        now = self._awaiting_message[call] = time.monotonic()
-        # Whoever comes next sees to those that are late; while nobody comes they are in nobody's way.
-        oldest, since = next(iter(self._awaiting_message.items()))
-        if now - since > MESSAGE_TIMEOUT_SECONDS or len(self._awaiting_message) > self._max_awaiting_message:
-            del self._awaiting_message[oldest]
-            cast("HandlerArgs", oldest.answering).cancel()
-
-    def _queue(self, call: PendingCall) -> None:
-        if call.threads:
-            call.threads.submit(self._run, call)
-        else:
-            call.queued_at = time.perf_counter()
-            self._calls.put(call)
-
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: ARG002
-        """End the threads when they have answered what is there, without waiting for it."""
+        """End the threads after the calls in the queue; return at once."""
         for _ in range(self._threads):
             self._calls.put(None)
         self._delay_queue.close()
+
+    def _receive(self, call: PendingCall) -> None:
+        """Start to receive the message of a call, and queue the call when it arrives. Runs in grpcio's thread."""
+
+        def on_arrival() -> None:
+            self._awaiting_message.pop(call, None)
+            self._queue(call)
+
+        call.start_receiving(on_arrival)
+        now = self._awaiting_message[call] = time.monotonic()
+        # Expired calls are cancelled when the next call arrives. Without new calls they occupy no needed resource.
+        oldest, since = next(iter(self._awaiting_message.items()))
+        if now - since > MESSAGE_TIMEOUT_SECONDS or len(self._awaiting_message) > self._max_awaiting_message:
+            del self._awaiting_message[oldest]
+            cast("HandlerArgs", oldest.handler).cancel()
+
+    def _queue(self, call: PendingCall) -> None:
+        if call.executor:
+            call.executor.submit(self._run, call)
+        else:
+            call.queued_at = time.perf_counter()
+            self._calls.put(call)
 
     def _work(self) -> None:
         while call := self._calls.get():
@@ -151,17 +157,17 @@ class CallExecutor(Executor):
             self._run(call)
 
     def _run(self, call: PendingCall) -> None:
-        held = call.run()
-        if not held:
-            self._open.discard(call)
+        rejection = call.run()
+        if rejection:
+            self._delay_queue.schedule(rejection.seconds, lambda: self._queue(call))
         else:
-            self._delay_queue.schedule(held.seconds, lambda: self._queue(call))
+            self._in_flight.discard(call)
 
 
 class PendingCall:
-    """As much of a Future as grpcio uses."""
+    """A call in flight, with the part of a Future that grpcio uses."""
 
-    __slots__ = ("_arguments", "_callbacks", "_done", "_function", "answering", "queued_at", "threads")
+    __slots__ = ("_arguments", "_callbacks", "_done", "_function", "executor", "handler", "queued_at")
 
     def __init__(self, function: Callable[..., object], arguments: tuple[Any, ...]) -> None:
         self._function = function
@@ -169,36 +175,37 @@ class PendingCall:
         self._callbacks: list[Callable[[PendingCall], object]] = []
         self._done = False
         self.queued_at = 0.0
-        self.answering = HandlerArgs.parse(arguments)
-        self.threads: Executor | None = self.answering and getattr(self.answering.behaviour, "threads", None)
+        self.handler = HandlerArgs.parse(arguments)
+        self.executor: Executor | None = self.handler and getattr(self.handler.behaviour, "executor", None)
 
-    def receive(self, arrived: Callable[[], object]) -> None:
-        """Ask for the call's message; call `arrived` when it is there, or will never be."""
-        self._arguments = cast("HandlerArgs", self.answering).start_receiving(arrived)
+    def start_receiving(self, on_arrival: Callable[[], object]) -> None:
+        """Start to receive the message; call `on_arrival` when it has arrived, or cannot arrive any more."""
+        self._arguments = cast("HandlerArgs", self.handler).start_receiving(on_arrival)
 
     def run(self) -> DelayedRejection | None:
-        """Answer the call; if it is to be refused later, return how, and run again then."""
+        """Execute the call. Return the rejection if it must be delayed; the next call of this method sends it."""
         try:
             self._function(*self._arguments)
-        except DelayedRejection as held:
-            refuse = held.refuse
-            self._arguments = cast("HandlerArgs", self.answering)._replace(
-                behaviour=lambda _request, context: refuse(context), request=lambda: b""
+        except DelayedRejection as rejection:
+            reject = rejection.reject
+            self._arguments = cast("HandlerArgs", self.handler)._replace(
+                behaviour=lambda _request, context: reject(context), request=lambda: b""
             )
-            return held
-        except BaseException as error:  # noqa: BLE001 - a thread that ends here would be missed for ever
+            return rejection
+        except BaseException as error:  # noqa: BLE001 - the thread must serve the next call
             log.critical("call failed", **described(error))
         self._done = True
-        self._tell()
+        self._run_callbacks()
         return None
 
     def add_done_callback(self, callback: Callable[[PendingCall], object]) -> None:
+        """Call `callback` when the call has ended."""
         self._callbacks.append(callback)
         if self._done:
-            self._tell()
+            self._run_callbacks()
 
-    def _tell(self) -> None:
-        """Run what waits for the end; `pop` is atomic, so each runs once whoever comes here first."""
+    def _run_callbacks(self) -> None:
+        """Run each callback once, even if two threads call this at the same time: `pop` is atomic."""
         while self._callbacks:
             try:
                 callback = self._callbacks.pop()

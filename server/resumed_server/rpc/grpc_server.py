@@ -5,7 +5,7 @@
    method rejects an invalid request instead, as it rejects all other bad requests.
 2. When a server stops, grpcio sends a GOAWAY and a ping on every connection (RFC 9113 section 6.8) and waits for the
    answers. A client without a reading thread, such as the Python one, answers with its next call only, so its idle
-   connections would hold up the stop for the whole grace period. Here a server stops as soon as it has no calls.
+   connections would delay the stop for the whole grace period. Here a server stops as soon as it has no calls.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ class GrpcServer(grpc.Server):
 
     Args:
         server: The server; it has no methods yet.
-        pool: The executor of its calls. None if it has one of concurrent.futures, for a grpcio whose private names are
-            not as expected (see selftest.py). Then a client that opens a call and sends no message occupies a thread,
-            rejections are never delayed, and idle connections hold up the stop.
+        executor: The executor of its calls. None if it has one of concurrent.futures, for a grpcio whose private names
+            are not as expected (see selftest.py). Then a client that opens a call and sends no message occupies a
+            thread, rejections are never delayed, and idle connections delay the stop.
     """
 
-    def __init__(self, server: grpc.Server, pool: CallExecutor | None) -> None:
-        self._server, self._pool = server, pool
+    def __init__(self, server: grpc.Server, executor: CallExecutor | None) -> None:
+        self._server, self._executor = server, executor
         self._services: set[str] = set()
 
     def add_generic_rpc_handlers(self, generic_rpc_handlers: Iterable[grpc.GenericRpcHandler]) -> None:
@@ -57,8 +57,8 @@ class GrpcServer(grpc.Server):
         """Add the methods of a service."""
         self._services.add(service_name)
         handlers = dict(method_handlers)
-        if self._pool is None:
-            handlers = {name: _without_pool(handler) for name, handler in handlers.items()}
+        if self._executor is None:
+            handlers = {name: _without_executor(handler) for name, handler in handlers.items()}
         handlers = {name: _leak_free(handler) for name, handler in handlers.items()}
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service_name, handlers),))
         self._server.add_registered_method_handlers(service_name, handlers)
@@ -79,19 +79,21 @@ class GrpcServer(grpc.Server):
     def stop(self, grace: float | None) -> threading.Event:
         """Reject new calls, and end the calls in progress after `grace` seconds."""
         stopped = self._server.stop(grace)
-        if grace and self._pool:
-            threading.Thread(target=self._stop_when_idle, args=(stopped, self._pool), name="stop", daemon=True).start()
+        if grace and self._executor:
+            threading.Thread(
+                target=self._stop_when_idle, args=(stopped, self._executor), name="stop", daemon=True
+            ).start()
         return stopped
 
     def wait_for_termination(self, timeout: float | None = None) -> bool:
         """See grpc.Server."""
         return self._server.wait_for_termination(timeout)
 
-    def _stop_when_idle(self, stopped: threading.Event, pool: CallExecutor) -> None:
+    def _stop_when_idle(self, stopped: threading.Event, executor: CallExecutor) -> None:
         idle_since = time.monotonic()
         while not stopped.wait(_POLL_SECONDS):
             now = time.monotonic()
-            if pool.in_flight:
+            if executor.in_flight:
                 idle_since = now
             elif now - idle_since >= IDLE_SECONDS:
                 self._server.stop(None)
@@ -163,7 +165,7 @@ def _valid(request: Any, context: grpc.ServicerContext) -> Any:
     return request
 
 
-def _without_pool(handler: grpc.RpcMethodHandler[Any, Any]) -> grpc.RpcMethodHandler[Any, Any]:
+def _without_executor(handler: grpc.RpcMethodHandler[Any, Any]) -> grpc.RpcMethodHandler[Any, Any]:
     """Return a handler that needs no CallExecutor: it rejects calls at once, and grpcio starts its threads."""
     kind = _kind_of(handler)
     method = getattr(handler, kind)
@@ -172,16 +174,16 @@ def _without_pool(handler: grpc.RpcMethodHandler[Any, Any]) -> grpc.RpcMethodHan
     def unary(request: Any, context: grpc.ServicerContext) -> Any:
         try:
             return method(request, context)
-        except DelayedRejection as held:
-            held.refuse(context)
+        except DelayedRejection as rejection:
+            rejection.reject(context)
 
     @functools.wraps(method)
     def stream(request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
         try:
             yield from method(request, context)
-        except DelayedRejection as held:
-            held.refuse(context)
+        except DelayedRejection as rejection:
+            rejection.reject(context)
 
     behaviour: Any = stream if handler.response_streaming else unary
-    behaviour.experimental_thread_pool = getattr(method, "threads", None)  # grpcio ignores None
+    behaviour.experimental_thread_pool = getattr(method, "executor", None)  # grpcio ignores None
     return _make_handler(kind, behaviour, handler.request_deserializer, handler.response_serializer)

@@ -1,4 +1,7 @@
-"""Decorators that make RPCs of methods: exceptions become statuses, and an observer is told of each call."""
+"""Decorators that turn the methods of a servicer into RPCs: errors become statuses, and an observer is notified.
+
+They wrap at class creation, because an interceptor would add to the time of every call.
+"""
 
 from __future__ import annotations
 
@@ -32,10 +35,7 @@ _Response = TypeVar("_Response")
 def unary_handler(
     behaviour: Callable[[_Servicer, _Request, ServicerContext], _Response],
 ) -> Callable[[_Servicer, _Request, ServicerContext], _Response]:
-    """Make an RPC of `behaviour`, whose exceptions reach the caller as the table says.
-
-    It wraps at class creation, since an interceptor would cost every call its time.
-    """
+    """Return an RPC that responds with the result of `behaviour`, or with the status of its exception."""
     method = behaviour.__name__
 
     @functools.wraps(behaviour)
@@ -43,10 +43,10 @@ def unary_handler(
         started = time.perf_counter()
         try:
             response = behaviour(servicer, request, context)
-        except Exception as error:  # noqa: BLE001 - the edge: whatever it is, the caller gets a fixed text
+        except Exception as error:  # noqa: BLE001 - the caller gets a fixed text, whatever the exception
             status = to_status(error, request)
             servicer.observer.on_failure(method, status.code, time.perf_counter() - started, request, context)
-            _refuse(context, status, error)
+            _reject(context, status, error)
         servicer.observer.on_success(method, time.perf_counter() - started, request, response, context)
         return response
 
@@ -56,7 +56,7 @@ def unary_handler(
 def stream_handler(
     behaviour: Callable[[_Servicer, _Request, ServicerContext], Iterator[_Response]],
 ) -> Callable[[_Servicer, _Request, ServicerContext], Iterator[_Response]]:
-    """Make a streaming RPC of `behaviour`, on threads of its own: on those of the unary calls it would starve them."""
+    """Return a streaming RPC of `behaviour`. It has an executor of its own, or streams would starve unary calls."""
     method = behaviour.__name__
 
     @functools.wraps(behaviour)
@@ -64,21 +64,21 @@ def stream_handler(
         code, started = _CANCELLED, time.perf_counter()
         try:
             yield from behaviour(servicer, request, context)
-        except Exception as error:  # noqa: BLE001 - the edge: whatever it is, the caller gets a fixed text
+        except Exception as error:  # noqa: BLE001 - the caller gets a fixed text, whatever the exception
             status = to_status(error, request)
-            if not isinstance(error, Stopping):  # to those who watch the server a rollout is no failure
+            if not isinstance(error, Stopping):  # a rollout is not a failure of the server
                 code = status.code
-            _refuse(context, status, error)
+            _reject(context, status, error)
         finally:
-            # No stream ends otherwise.
+            # A stream never completes with OK, so every end is recorded as a failure with its status code.
             servicer.observer.on_failure(method, code, time.perf_counter() - started, request, context)
 
-    # A few more than there may be watchers, to tell the others that there are too many.
-    rpc.threads = ThreadPoolExecutor(MAX_WATCHERS + 8, "watch")  # type: ignore[attr-defined]
+    # A few threads more than watchers, which reject the calls beyond MAX_WATCHERS.
+    rpc.executor = ThreadPoolExecutor(MAX_WATCHERS + 8, "watch")  # type: ignore[attr-defined]
     return rpc
 
 
-def _refuse(context: ServicerContext, status: Status, error: Exception) -> NoReturn:
-    if isinstance(error, LimitExceeded) and error.hold:
-        raise DelayedRejection(error.hold, lambda later: abort(later, status)) from None
+def _reject(context: ServicerContext, status: Status, error: Exception) -> NoReturn:
+    if isinstance(error, LimitExceeded) and error.delay:
+        raise DelayedRejection(error.delay, lambda later: abort(later, status)) from None
     abort(context, status)

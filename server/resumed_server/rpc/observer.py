@@ -1,4 +1,4 @@
-"""Observers of calls."""
+"""Observers of calls: metrics and tracing implement them."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ if TYPE_CHECKING:
 
 
 class Observer(Protocol):
-    """Is told of every call, by the request, the answer and the context that its method had."""
+    """Is notified of each call, with the request, the response and the context of its method."""
 
     def on_success(self, method: str, seconds: float, request: Any, response: Any, context: ServicerContext, /) -> None:
-        """Note a call of `method` that was answered after `seconds`."""
+        """Record a call of `method` that succeeded after `seconds`."""
 
     def on_failure(self, method: str, code: int, seconds: float, request: Any, context: ServicerContext, /) -> None:
-        """Note a call that ended with the status `code`, by its number."""
+        """Record a call of `method` that ended with the status `code` after `seconds`."""
 
     def on_limited(self, operation: str, namespace: str, /) -> None:
-        """Note an operation (get, put, take or remove), alone or of a Batch, that a limit of its namespace refused."""
+        """Record an operation (get, put, take or remove) that a limit of its namespace rejected, in a Batch or not."""
 
 
 class NullObserver:
-    """An observer who notes nothing."""
+    """An observer that records nothing."""
 
     def on_success(self, *_: object) -> None:
         """See Observer."""

@@ -1,6 +1,6 @@
-"""The one table from exceptions to gRPC errors.
+"""The one table from exceptions to gRPC statuses.
 
-Every error has two texts: a fixed, harmless one for the caller, and the cause, which only the log gets.
+Every error has two texts: a fixed one for the caller, which reveals nothing, and the cause, which only the log gets.
 """
 
 from __future__ import annotations
@@ -16,28 +16,30 @@ from grpc import ServicerContext, StatusCode
 from grpc_status import rpc_status
 
 from resumed.v1 import session_store_pb2 as pb
-from resumed_server.auth.authorizer import NotGranted, Unauthenticated
+from resumed_server.auth.authorizer import NotGranted
+from resumed_server.auth.identity import Unauthenticated
 from resumed_server.errors import Stopping, described, is_news
 from resumed_server.limits.enforcer import LimitExceeded
 from resumed_server.rpc.validation import InvalidField
 from resumed_server.storage.engine import AlreadyExists, EngineError, EngineFull, EngineUnavailable
-from resumed_server.watch.hub import TooManyWatchers, WatcherTooSlow
+from resumed_server.watch.hub import TooManyWatchers
+from resumed_server.watch.subscription import WatcherTooSlow
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
 
 DOMAIN = "resumed.github.io"
-"""Of all reasons: a name that belongs to the project and carries no version (AIP-193)."""
+"""The domain of all reasons: a name of the project, without a version (AIP-193)."""
 
 log = structlog.get_logger()
 
 
 class MessageTooLarge(Exception):
-    """A request has more bytes than any legal one."""
+    """A request has more bytes than any valid one."""
 
 
 class UnknownMethod(Exception):
-    """There is no method `name` in a service of this server."""
+    """The server has no method `name` in this service."""
 
     def __init__(self, name: str) -> None:
         super().__init__()
@@ -45,12 +47,14 @@ class UnknownMethod(Exception):
 
 
 class StatusMapping(NamedTuple):
+    """The status of a kind of exception: its code, an ErrorReason, and the text for the caller."""
+
     code: StatusCode
     reason: int
     text: str
 
 
-_INTERNAL = StatusMapping(StatusCode.INTERNAL, pb.ERROR_REASON_INTERNAL, "the server has a fault; its log says which")
+_INTERNAL = StatusMapping(StatusCode.INTERNAL, pb.ERROR_REASON_INTERNAL, "internal error of the server; see its log")
 _MAPPINGS: dict[type[Exception], StatusMapping] = {
     InvalidField: StatusMapping(
         StatusCode.INVALID_ARGUMENT, pb.ERROR_REASON_INVALID_FIELD, "a field of the request is outside its limits"
@@ -58,7 +62,7 @@ _MAPPINGS: dict[type[Exception], StatusMapping] = {
     Unauthenticated: StatusMapping(
         StatusCode.UNAUTHENTICATED,
         pb.ERROR_REASON_UNAUTHENTICATED,
-        "this server serves callers with a client certificate that has a SPIFFE id or a DNS name",
+        "this server requires a client certificate with a SPIFFE id or a DNS name",
     ),
     NotGranted: StatusMapping(StatusCode.PERMISSION_DENIED, pb.ERROR_REASON_NOT_GRANTED, "no grant allows this"),
     AlreadyExists: StatusMapping(
@@ -76,35 +80,37 @@ _MAPPINGS: dict[type[Exception], StatusMapping] = {
     TooManyWatchers: StatusMapping(
         StatusCode.UNAVAILABLE,
         pb.ERROR_REASON_TOO_MANY_WATCHERS,
-        "the server has as many watchers as it takes, watch another replica",
+        "the server has its maximum of watchers, watch another replica",
     ),
     LimitExceeded: StatusMapping(StatusCode.RESOURCE_EXHAUSTED, pb.ERROR_REASON_LIMIT_EXCEEDED, "a limit is used up"),
     Stopping: StatusMapping(
         StatusCode.UNAVAILABLE, pb.ERROR_REASON_DRAINING, "the server is stopping, call another one"
     ),
     DecodeError: StatusMapping(
-        StatusCode.INVALID_ARGUMENT, pb.ERROR_REASON_MALFORMED_REQUEST, "the request is no message of this method"
+        StatusCode.INVALID_ARGUMENT,
+        pb.ERROR_REASON_MALFORMED_REQUEST,
+        "the request is not a valid message of this method",
     ),
     UnknownMethod: StatusMapping(
         StatusCode.UNIMPLEMENTED, pb.ERROR_REASON_UNIMPLEMENTED, "this server has no such method"
     ),
-    # grpcio refuses it before the call gets here, so there are no details (see the contract).
+    # grpcio itself produces this error, without details; the native server returns the same status (see the contract).
     MessageTooLarge: StatusMapping(
-        StatusCode.RESOURCE_EXHAUSTED, pb.ERROR_REASON_UNSPECIFIED, "the request is larger than any may be"
+        StatusCode.RESOURCE_EXHAUSTED, pb.ERROR_REASON_UNSPECIFIED, "the request is larger than any valid one"
     ),
 }
 _NOT_LOGGED = (DecodeError, Stopping)
-"""Their cause is the caller, or is in the log already."""
+"""Exceptions that the caller causes, or that are in the log already."""
 
 
 def to_status(error: Exception, request: Any) -> Status:
-    """Return what the caller of `request` is told of `error`, and log what only the operator may know."""
-    answer = next((_MAPPINGS[kind] for kind in type(error).__mro__ if kind in _MAPPINGS), _INTERNAL)
-    if answer.reason == pb.ERROR_REASON_UNSPECIFIED:
-        return Status(code=answer.code.value[0], message=answer.text)
+    """Return the status of `error` for the caller of `request`, and log its cause."""
+    mapping = next((_MAPPINGS[kind] for kind in type(error).__mro__ if kind in _MAPPINGS), _INTERNAL)
+    if mapping.reason == pb.ERROR_REASON_UNSPECIFIED:
+        return Status(code=mapping.code.value[0], message=mapping.text)
     details: list[Message] = []
     metadata = {}
-    text = answer.text
+    text = mapping.text
     if isinstance(error, InvalidField):
         text = str(error)
         metadata["field"] = error.field
@@ -113,27 +119,27 @@ def to_status(error: Exception, request: Any) -> Status:
         )
     elif isinstance(error, LimitExceeded):
         text = str(error)
-        metadata |= {"of": error.of, "limit": error.limit}
+        metadata |= {"of": error.subject, "limit": error.limit}
         if error.retry is not None:
             retry = RetryInfo()
-            retry.retry_delay.FromMilliseconds(round(1e3 * max(error.retry, error.hold)) + 1)
+            retry.retry_delay.FromMilliseconds(round(1e3 * max(error.retry, error.delay)) + 1)
             details.append(retry)
-        _log(answer, error)
+        _log(mapping, error)
     elif isinstance(error, NotGranted):
         text = str(error)
         metadata |= vars(error)
-        _log(answer, error)
+        _log(mapping, error)
     elif isinstance(error, AlreadyExists):
         metadata["namespace"] = request.namespace
     elif isinstance(error, UnknownMethod):
         metadata["method"] = error.name
     elif not isinstance(error, _NOT_LOGGED):
-        _log(answer, error)
-    details.insert(0, ErrorInfo(reason=pb.ErrorReason.Name(answer.reason), domain=DOMAIN, metadata=metadata))
-    return Status(code=answer.code.value[0], message=text, details=map(_packed, details))
+        _log(mapping, error)
+    details.insert(0, ErrorInfo(reason=pb.ErrorReason.Name(mapping.reason), domain=DOMAIN, metadata=metadata))
+    return Status(code=mapping.code.value[0], message=text, details=map(_pack, details))
 
 
-def _packed(message: Message) -> AnyMessage:
+def _pack(message: Message) -> AnyMessage:
     packed = AnyMessage()
     packed.Pack(message)
     return packed
@@ -142,26 +148,26 @@ def _packed(message: Message) -> AnyMessage:
 def abort(context: ServicerContext, status: Status) -> NoReturn:
     """End a call with a status."""
     context.abort_with_status(rpc_status.to_status(status))
-    raise AssertionError  # abort_with_status always raises, its stubs do not say so
+    raise AssertionError  # abort_with_status() always raises, but its stubs do not declare it
 
 
 def log_fields(error: Exception) -> dict[str, str]:
-    """Return what the log may say of `error`."""
+    """Return the fields of a log line about `error`, none of which is a secret."""
     if isinstance(error, NotGranted):
         return dict(vars(error))
     if isinstance(error, LimitExceeded):
-        return {"of": error.of, "limit": error.limit}
-    # These promise that their messages carry no key and no value; nobody promises that for other exceptions.
+        return {"of": error.subject, "limit": error.limit}
+    # The messages of these contain no key and no value by contract; those of other exceptions might.
     return {"cause": str(error)} if isinstance(error, EngineError | Unauthenticated) else described(error)
 
 
-def _log(answer: StatusMapping, error: Exception) -> None:
-    """Log the cause of an error that the operator has to see, unless the same was logged a moment ago."""
-    cause = log_fields(error)
-    # Not by namespace: of those a caller can make up as many as they want.
+def _log(mapping: StatusMapping, error: Exception) -> None:
+    """Log the cause of an error for the operator, unless the same cause was logged in the last seconds."""
+    fields = log_fields(error)
+    # The namespace is not part of the key: callers choose it, so including it would defeat the rate limit of the log.
     rule = error.rule if isinstance(error, LimitExceeded) else ""
-    named = (rule, *(cause.get(name, "") for name in ("where", "identity", "operation", "limit")))
-    if is_news(type(error).__qualname__, *named):
-        (log.error if answer is _INTERNAL else log.warning)(
-            answer.text if answer is not _INTERNAL else "internal error", **cause
+    key = (rule, *(fields.get(name, "") for name in ("where", "identity", "operation", "limit")))
+    if is_news(type(error).__qualname__, *key):
+        (log.error if mapping is _INTERNAL else log.warning)(
+            mapping.text if mapping is not _INTERNAL else "internal error", **fields
         )

@@ -21,7 +21,7 @@ def limit(**fields: str) -> str:
 
 def allowed(text: str, identity: str, namespace: str = "shop", operation: str = "get") -> bool:
     """Return the decision of a file."""
-    return Grants.parse(text).allow([identity], namespace, operation)
+    return Grants.parse(text).is_allowed([identity], namespace, operation)
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_identity_namespace_and_operation_must_stand_in_one_grant() -> None:
     """Two grants do not add up to a third."""
     text = grant(SHOP, ["shop"], ["put"]) + grant(SHOP, ["pay"], ["get"]) + grant("dns:other", ["shop"], ["get"])
     assert not allowed(text, SHOP, "shop", "get")
-    assert Grants.parse(text).allow([SHOP, "dns:other"], "shop", "get"), "any of the caller's names may have it"
+    assert Grants.parse(text).is_allowed([SHOP, "dns:other"], "shop", "get"), "any of the caller's names may have it"
 
 
 def test_no_grants_allow_nothing() -> None:
@@ -88,7 +88,7 @@ def test_no_grants_allow_nothing() -> None:
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("grant", "this is no TOML"),
+        ("grant", "not valid TOML"),
         ("[grant]\n", r'"grant" must be written as \[\[grant\]\]'),
         ("grant = 1\n", r'"grant" must be written as \[\[grant\]\]'),
         ("grant = [1]\n", r'"grant" must be written as \[\[grant\]\]'),
@@ -142,13 +142,13 @@ def test_a_limit_is_for_identities_or_for_namespaces() -> None:
     text += limit(namespaces='["pay"]', bytes="7")
     first, second, third = Grants.parse(text).limits
     assert (first.operations_per_second, first.watchers, first.sessions, first.bytes) == (2000, 3, None, None)
-    assert first.names(SHOP + "/a")
-    assert not first.names(SHOP)
-    assert not first.covers("shop")
+    assert first.matches_identity(SHOP + "/a")
+    assert not first.matches_identity(SHOP)
+    assert not first.matches_namespace("shop")
     assert (second.sessions, second.bytes, third.bytes) == (10, 1536, 7)
-    assert second.covers("shop.eu")
-    assert not second.covers("pay")
-    assert not second.names("")
+    assert second.matches_namespace("shop.eu")
+    assert not second.matches_namespace("pay")
+    assert not second.matches_identity("")
     assert not allowed(text, SHOP), "a limit grants nothing"
 
 

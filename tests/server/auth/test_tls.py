@@ -14,7 +14,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import dsa, ec, rsa
 from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, PrivateFormat
 
-from resumed_server.auth.tls import Credentials, _Fetcher, followed
+from resumed_server.auth.tls import CertificateConfigFetcher, ServerCertificates, watch_files
 from resumed_server.config.reloading_file import Followed
 from support.mtls import Authority, Files, Pem
 
@@ -30,8 +30,8 @@ def test_nothing_new_is_handed_out_until_the_files_change_or_the_ticket_keys_are
     now = [0.0]
     files = Files(tmp_path).write(AUTHORITY.server(), AUTHORITY.pem)
     paths = [str(tmp_path / name) for name in ("tls.crt", "tls.key", "ca.crt")]
-    material = followed(*paths)
-    fetch = _Fetcher(material, material.value, renewal=600, clock=lambda: now[0])
+    material = watch_files(*paths)
+    fetch = CertificateConfigFetcher(material, material.value, renewal=600, clock=lambda: now[0])
     assert fetch() is None
     now[0] = 599.9
     assert fetch() is None
@@ -52,8 +52,8 @@ def test_nothing_new_is_handed_out_until_the_files_change_or_the_ticket_keys_are
 def serving(files: Files, clock: Callable[[], float] = time.monotonic) -> Iterator[int]:
     """Have gRPC serve with these files, and nothing but handshakes; yield the port."""
     server = grpc.server(ThreadPoolExecutor(1))
-    credentials = Credentials(followed(*files.options[1::2]), renewal=600, clock=clock)
-    port = server.add_secure_port("127.0.0.1:0", credentials.for_one_port())
+    credentials = ServerCertificates(watch_files(*files.options[1::2]), renewal=600, clock=clock)
+    port = server.add_secure_port("127.0.0.1:0", credentials.for_listener())
     server.start()
     try:
         yield port
@@ -141,8 +141,8 @@ def test_one_file_may_hold_key_and_certificate(tmp_path: Path) -> None:
 def test_material_shows_no_secret(tmp_path: Path) -> None:
     """In no traceback either."""
     files = Files(tmp_path).write(AUTHORITY.server(), AUTHORITY.pem)
-    material = followed(*files.options[1::2]).value
-    assert repr(material) == "Material()"
+    material = watch_files(*files.options[1::2]).value
+    assert repr(material) == "CertificateFiles()"
     assert material.expires > time.time()
 
 
@@ -169,7 +169,7 @@ def test_keys_that_it_cannot_use_are_refused(tmp_path: Path, pem: Pem, problem: 
     """It would tell nobody, and refuse every handshake."""
     Files(tmp_path).write(pem)
     with pytest.raises(ValueError, match=problem):
-        followed(str(tmp_path / "tls.crt"), str(tmp_path / "tls.key"), "")
+        watch_files(str(tmp_path / "tls.crt"), str(tmp_path / "tls.key"), "")
 
 
 class TestFollowed:

@@ -26,7 +26,8 @@ from resumed_server.storage.engine import (
     Take,
 )
 from resumed_server.storage.expiry import Sweeper
-from resumed_server.watch.hub import READ_SECONDS, Message, Progress, Subscription, Watchers
+from resumed_server.watch.hub import READ_SECONDS, WatchHub
+from resumed_server.watch.subscription import LogPosition, Message, Subscription
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -126,7 +127,7 @@ class TestBoard:
             for code in range(17):
                 metrics.recorder.on_failure(method, code)
         metrics.ready = True
-        metrics.report(Watchers(cast("Engine", Store())), Sweeper(cast("Engine", Store())))
+        metrics.report(WatchHub(cast("Engine", Store())), Sweeper(cast("Engine", Store())))
         assert board.read(0)
         with pytest.raises(ValueError, match="do not fit"):
             board.pin(0, {"x": "x" * 65_536})
@@ -258,7 +259,7 @@ class TestReport:
         board, clock = Board(1), Clock()
         store = cast("Engine", Store())
         collector = BoardCollector(board, {}, clock=clock)
-        watchers, sweeper = Watchers(store), Sweeper(store)
+        watchers, sweeper = WatchHub(store), Sweeper(store)
         sweeper.swept = 5
         for run in (1, 2):
             metrics = Metrics(board, 0, store, clock)
@@ -291,10 +292,10 @@ class TestLag:
     def test_it_is_the_age_of_the_oldest_message_that_waits(self) -> None:
         """None waits: no lag."""
         clock = Clock()
-        subscription = Subscription("shop", lambda: Progress(b"", 0.0), clock)
+        subscription = Subscription("shop", lambda: LogPosition(b"", 0.0), clock)
         assert subscription.lag() == 0
         for _ in range(3):
-            subscription.tell(Message((), b"", clock.now))
+            subscription.enqueue(Message((), b"", clock.now))
             clock.now += 1.0
         assert subscription.lag() == 3.0
         next(subscription.messages())
@@ -303,12 +304,12 @@ class TestLag:
     def test_a_log_that_is_not_read_is_lag_too(self) -> None:
         """As where the storage does not answer; the pause between two readings is none."""
         clock = Clock()
-        watchers = Watchers(cast("Engine", Log()), clock)
-        assert watchers.state() == (0, 0.0, 0)
+        watchers = WatchHub(cast("Engine", Log()), clock)
+        assert watchers.stats() == (0, 0.0, 0)
         with watchers._lock:
             watchers._subscriptions[Subscription("shop", lambda: watchers._progress, clock)] = None
-            watchers._progress = Progress(b"end", clock.now)
+            watchers._progress = LogPosition(b"end", clock.now)
         clock.now += READ_SECONDS
-        assert watchers.state() == (1, 0.0, 0)
+        assert watchers.stats() == (1, 0.0, 0)
         clock.now += 2.0
-        assert watchers.state().lag == pytest.approx(2.0)
+        assert watchers.stats().lag == pytest.approx(2.0)

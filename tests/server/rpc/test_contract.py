@@ -13,7 +13,6 @@ import pytest
 from google.protobuf.descriptor_pb2 import FileDescriptorSet, MethodOptions
 
 from resumed.v1 import admin_pb2, session_store_pb2
-from resumed_server.rpc import admin_service as admin
 from resumed_server.rpc import status, validation
 
 if TYPE_CHECKING:
@@ -82,8 +81,8 @@ def test_limits_are_told_to_other_languages() -> None:
         "issue_time": {"from_unix_seconds": 0, "to_unix_seconds": validation.LAST_SECOND},
         "operations": {"min_items": 1, "max_items": validation.MAX_OPERATIONS},
         "position": {"max_bytes": validation.MAX_POSITION},
-        "page_size": {"min": 0, "max_effective": admin.MAX_PAGE_SIZE},
-        "page_token": {"max_bytes": validation.MAX_NAMESPACE},
+        "page_size": {"min": 0, "max_effective": validation.MAX_PAGE_SIZE},
+        "page_token": {"max_bytes": validation.MAX_PAGE_TOKEN},
         "request": {"max_bytes": validation.MAX_MESSAGE},
     }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 
 from resumed_server.rpc.delay_queue import MAX_DELAYED, DelayQueue
-from resumed_server.rpc.server import _MAX_QUEUED_CALLS
+from resumed_server.rpc.server import _MAX_CALLS
 
 
 def test_what_is_held_back_leaves_places_for_other_calls() -> None:
@@ -20,4 +20,4 @@ def test_what_is_held_back_leaves_places_for_other_calls() -> None:
     delay_queue.schedule(3_600, latest.set)
     assert next_one.is_set()
     assert not latest.is_set()
-    assert MAX_DELAYED < _MAX_QUEUED_CALLS
+    assert MAX_DELAYED < _MAX_CALLS

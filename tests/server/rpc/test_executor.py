@@ -66,6 +66,8 @@ def test_a_call_whose_client_has_given_up_is_not_carried_out() -> None:
         return request
 
     server = cast("GrpcServer", front.build_grpc_server(1, shared=False))
+    executor = server._executor
+    assert executor
     handler = grpc.unary_unary_rpc_method_handler(behaviour, Duration.FromString, Duration.SerializeToString)
     server.add_registered_method_handlers("test.Service", {"Call": handler})
     port = server.add_insecure_port("127.0.0.1:0")
@@ -77,7 +79,7 @@ def test_a_call_whose_client_has_given_up_is_not_carried_out() -> None:
         with pytest.raises(grpc.RpcError):
             call(Duration(seconds=2), timeout=0.05)
         third = call.future(Duration(seconds=3))
-        until(lambda: server._pool.in_flight == 3)  # so it knows how the second one ended, on the same connection
+        until(lambda: executor.in_flight == 3)  # so it knows how the second one ended, on the same connection
         free.set()
         assert (first.result(PATIENCE).seconds, third.result(PATIENCE).seconds) == (1, 3)
     assert served == [1, 3]
@@ -102,7 +104,7 @@ def test_how_busy_it_is_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
         assert free.wait(PATIENCE)
         return request
 
-    monkeypatch.setattr(front, "_MAX_QUEUED_CALLS", 2)
+    monkeypatch.setattr(front, "_MAX_CALLS", 2)
     server = front.build_grpc_server(1, shared=False, load=Told())
     handler = grpc.unary_unary_rpc_method_handler(behaviour, Duration.FromString, Duration.SerializeToString)
     server.add_registered_method_handlers("test.Service", {"Call": handler})

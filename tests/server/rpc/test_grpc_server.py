@@ -89,7 +89,7 @@ def test_what_is_no_message_is_refused_and_leaves_nothing_behind(channel: grpc.C
         with pytest.raises(grpc.RpcError) as refused:
             call(channel, kind, NO_MESSAGE)
         assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-        assert refused.value.details() == "the request is no message of this method"
+        assert refused.value.details() == "the request is not a valid message of this method"
     gc.collect()
     # One for each method that waits to be called, and for a few that end just now.
     assert sum(isinstance(each, _RPCState) for each in gc.get_objects()) < 25 + threading.active_count()

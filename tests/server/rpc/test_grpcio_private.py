@@ -20,7 +20,7 @@ from resumed_server.rpc.selftest import IncompatibleGrpcio, check_grpcio, is_grp
 from resumed_server.rpc.server import build_grpc_server
 from resumed_server.rpc.session_service import SessionStoreService
 from resumed_server.storage.lmdb.engine import EmbeddedEngine
-from resumed_server.watch.hub import Watchers
+from resumed_server.watch.hub import WatchHub
 from support.waiting import until
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ def test_a_grpcio_that_is_not_as_expected_is_found_out_and_said_once(
 def store(server: grpc.Server) -> Iterator[SessionStoreServiceStub]:
     """Serve a store."""
     with contextlib.closing(EmbeddedEngine(None, capacity=8 << 20)) as engine:
-        watchers = Watchers(engine)
+        watchers = WatchHub(engine)
         add_SessionStoreServiceServicer_to_server(SessionStoreService(engine, watchers, 3_600.0), server)
         port = server.add_insecure_port("127.0.0.1:0")
         server.start()
@@ -129,7 +129,7 @@ def store(server: grpc.Server) -> Iterator[SessionStoreServiceStub]:
 def test_without_private_names_watchers_hold_no_thread_of_other_calls(monkeypatch: pytest.MonkeyPatch) -> None:
     """With grpcio's own executor, whatever grpcio passes to it."""
     monkeypatch.setattr(HandlerArgs, "parse", lambda _arguments: None)
-    with store(build_grpc_server(2, shared=False, plain=True)) as stub:
+    with store(build_grpc_server(2, shared=False, use_executor=False)) as stub:
         watches = [stub.Watch(pb.WatchRequest(namespace="shop"), timeout=PATIENCE) for _ in range(8)]
         assert all(next(watch).live for watch in watches)
         put = pb.PutRequest(namespace="shop", key=b"k", value=b"v")
@@ -149,7 +149,7 @@ def test_without_private_names_what_would_be_refused_later_is_refused_at_once(ki
     def refuse_stream(request: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
         yield refuse(request, context)
 
-    server = build_grpc_server(1, shared=False, plain=True)
+    server = build_grpc_server(1, shared=False, use_executor=False)
     method: Any = refuse_stream if kind.endswith("stream") else refuse
     handler = getattr(grpc, f"{kind}_rpc_method_handler")(method, bytes, bytes)
     server.add_registered_method_handlers("test.Service", {"Call": handler})

@@ -78,7 +78,7 @@ def channel(server: NativeServer) -> Iterator[Any]:
     assert server.stop(None).wait(PATIENCE)
 
 
-def test_a_call_under_way_is_answered_and_a_new_one_refused(
+def test_a_call_in_flight_is_answered_and_a_new_one_refused(
     server: NativeServer, handlers: Handlers, channel: Any
 ) -> None:
     """Once the server stops, for as long as its grace; the end is told only then."""

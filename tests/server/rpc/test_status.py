@@ -23,7 +23,8 @@ from resumed_server.storage.engine import (
     EngineFull,
     EngineUnavailable,
 )
-from resumed_server.watch.hub import TooManyWatchers, WatcherTooSlow
+from resumed_server.watch.hub import TooManyWatchers
+from resumed_server.watch.subscription import WatcherTooSlow
 
 SECRET = "f00dbeef"
 REQUEST = pb.PutRequest(namespace="shop", key=SECRET.encode(), value=SECRET.encode())
