@@ -13,8 +13,8 @@ from resumed_server.storage.engine import EngineUnavailable
 PATIENCE = 20.0
 
 
-def test_a_loop_goes_on_after_any_exception() -> None:
-    """Of failures in a row the log tells the first; the text of one that nobody foresaw may hold a secret."""
+def test_a_task_continues_after_any_exception() -> None:
+    """The log has the first of consecutive failures. The text of an unexpected exception may contain a secret."""
     outcomes: list[Exception | None] = [None, *2 * [EngineUnavailable("gone")], None, KeyError("5ec2e7"), None]
     done = threading.Event()
 
@@ -36,8 +36,8 @@ def test_a_loop_goes_on_after_any_exception() -> None:
     assert "5ec2e7" not in str(logs[1])
 
 
-def test_stop_does_not_wait_longer_than_it_may() -> None:
-    """For a step that hangs."""
+def test_stop_returns_after_its_timeout() -> None:
+    """Even if a step hangs."""
     hanging, never = threading.Event(), threading.Event()
 
     def step() -> float:
@@ -53,8 +53,8 @@ def test_stop_does_not_wait_longer_than_it_may() -> None:
     assert tested.stop(PATIENCE)
 
 
-def test_a_process_with_a_loop_that_hangs_does_not_live() -> None:
-    """By its heartbeat; one that comes round again lives again."""
+def test_a_process_with_a_task_that_hangs_is_not_live() -> None:
+    """Its heartbeat is too old. After the next step the process is live again."""
     now = 100.0
     good, bad = Heartbeat(lambda: now), Heartbeat(lambda: now)
     assert lives((good, bad))

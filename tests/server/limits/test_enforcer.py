@@ -20,50 +20,49 @@ SHOP = "spiffe://example.org/shop"
 
 
 class Clock:
-    """Seconds that pass when they are told to."""
+    """A clock that a test advances."""
 
     now = 1_000.0
 
     def __call__(self) -> float:
-        """Return them."""
         return self.now
 
 
-def spent(rate: RateLimiter, amount: int = 1) -> int:
-    """Spend until there is nothing left, and return how often that went."""
+def acquire_all(rate: RateLimiter, amount: int = 1) -> int:
+    """Acquire until the limiter rejects, and return how often it did not."""
     count = 0
     while not rate.try_acquire(amount):
         count += 1
     return count
 
 
-def test_a_rate_lets_through_what_it_says() -> None:
-    """A second's worth at once, and after that so many a second, whoever spends."""
+def test_a_limiter_allows_its_rate() -> None:
+    """A burst of one second, and then the rate."""
     clock = Clock()
     rate = RateLimiter(RateTable(clock), "shop", 100)
-    assert spent(rate) in {100, 101}
+    assert acquire_all(rate) in {100, 101}
     wait = rate.try_acquire(1)
     assert 0 < wait <= 0.01
     clock.now += wait
-    assert spent(rate) == 1
+    assert acquire_all(rate) == 1
     total = 0
     for _ in range(500):
         clock.now += 0.02
-        total += spent(rate)
+        total += acquire_all(rate)
     assert total == pytest.approx(1_000, abs=2)
 
 
-def test_what_is_not_spent_is_not_saved_up() -> None:
-    """After an hour of rest there is a second's worth."""
+def test_unused_operations_do_not_accumulate() -> None:
+    """After an hour without calls, the burst is still one second."""
     clock = Clock()
     rate = RateLimiter(RateTable(clock), "shop", 100)
-    spent(rate)
+    acquire_all(rate)
     clock.now += 3_600
-    assert spent(rate) in {100, 101}
+    assert acquire_all(rate) in {100, 101}
 
 
-def test_a_large_call_is_let_through_whole_and_paid_for_afterwards() -> None:
-    """A Batch of 256 under a limit of 10 a second, twice a minute."""
+def test_a_large_call_is_allowed_whole_and_delays_the_next() -> None:
+    """A Batch of 256 with a limit of 10 a second, about twice a minute."""
     clock = Clock()
     rate = RateLimiter(RateTable(clock), "shop", 10)
     assert rate.try_acquire(256) == 0
@@ -72,15 +71,15 @@ def test_a_large_call_is_let_through_whole_and_paid_for_afterwards() -> None:
     assert rate.try_acquire(256) == 0
 
 
-def test_rates_of_others_are_others() -> None:
+def test_limiters_of_different_names_are_independent() -> None:
     """Thousands of them."""
     clock = Clock()
     rates = RateTable(clock)
-    assert {spent(RateLimiter(rates, f"tenant {number}", 10)) for number in range(1_000)} <= {10, 11}
+    assert {acquire_all(RateLimiter(rates, f"tenant {number}", 10)) for number in range(1_000)} <= {10, 11}
 
 
-def test_the_memory_of_who_rests_is_used_again() -> None:
-    """Nothing is lost: they have earned everything back."""
+def test_slots_of_idle_names_are_reused() -> None:
+    """An idle name has nothing to remember."""
     clock = Clock()
     rates = RateTable(clock)
     for number in range(50_000):
@@ -91,7 +90,7 @@ def test_the_memory_of_who_rests_is_used_again() -> None:
 
 
 def test_forked_processes_count_together() -> None:
-    """The workers of one server."""
+    """As the workers of a server do."""
     clock = Clock()
     rates = RateTable(clock)
     rate = RateLimiter(rates, "shop", 100)
@@ -101,12 +100,12 @@ def test_forked_processes_count_together() -> None:
             rate.try_acquire(1)
         os._exit(0)
     assert os.waitpid(child, 0)[1] == 0
-    assert spent(rate) in {40, 41}
-    assert spent(RateLimiter(rates, "pay", 100)) in {100, 101}
+    assert acquire_all(rate) in {40, 41}
+    assert acquire_all(RateLimiter(rates, "pay", 100)) in {100, 101}
 
 
-def test_who_does_not_heed_refusals_waits_for_them() -> None:
-    """The first ones come at once; then longer and longer, up to some seconds."""
+def test_rejections_of_a_client_that_ignores_them_are_delayed() -> None:
+    """The first ones are not; then the delay grows to some seconds."""
     clock = Clock()
     state = LimitState(SHOP, Limit(SHOP, operations_per_second=100), SharedCounters.create(clock))
 
@@ -131,7 +130,7 @@ def test_who_does_not_heed_refusals_waits_for_them() -> None:
 
 
 def enforcer(text: str, defaults: Limit | None = None) -> tuple[LimitEnforcer, Any]:
-    """Return the enforcer of a grants file, and the file."""
+    """Return the limits of a grants file, and the file."""
     followed: Followed[Grants] = SimpleNamespace(value=Grants.parse(text))  # type: ignore[assignment]
     return LimitEnforcer(defaults, followed, SharedCounters.create(Clock())), followed
 
@@ -163,14 +162,14 @@ operations_per_second = 4
         ([], None),
     ],
 )
-def test_the_first_limit_that_names_an_identity_is_its_budget(identities: list[str], rate: int | None) -> None:
-    """Any of the names of a certificate counts."""
+def test_the_first_limit_that_matches_an_identity_applies(identities: list[str], rate: int | None) -> None:
+    """Any of the names of a certificate may match."""
     state = enforcer(FILE)[0].for_identities(identities)
     assert (state.limit.operations_per_second if state else None) == rate
 
 
-def test_each_identity_has_a_budget_of_its_own() -> None:
-    """Though the limit is one."""
+def test_each_identity_has_a_rate_of_its_own() -> None:
+    """Although one limit matches both."""
     both = enforcer(FILE)[0]
     first, second = (both.for_identities([f"{SHOP}/{name}"]) for name in "ab")
     assert first
@@ -181,8 +180,8 @@ def test_each_identity_has_a_budget_of_its_own() -> None:
     second.acquire(1)
 
 
-def test_namespaces_of_one_limit_have_one_budget() -> None:
-    """So nobody gains by making up more of them; others have what the defaults say, each by itself."""
+def test_namespaces_of_one_limit_share_its_rate() -> None:
+    """So a caller gains nothing by inventing namespaces. Each other namespace has a default limit of its own."""
     all_of_them, followed = enforcer(FILE, Limit(operations_per_second=5))
     shop, eu, pay, other, another = map(all_of_them.for_namespace, ("shop", "shop.eu", "pay", "other", "another"))
     assert shop
@@ -204,8 +203,7 @@ def test_namespaces_of_one_limit_have_one_budget() -> None:
     assert changed.subject == "shop.eu"
 
 
-def test_without_limits_there_are_no_budgets() -> None:
-    """And nothing to count."""
+def test_without_limits_there_is_no_state() -> None:
     assert LimitEnforcer().for_namespace("shop") is None
     assert LimitEnforcer().for_identities([SHOP]) is None
     assert enforcer("")[0].for_namespace("shop") is None

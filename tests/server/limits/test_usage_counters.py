@@ -40,12 +40,11 @@ DEFAULTS = Limit(sessions=2)
 
 
 class Clock:
-    """A wall clock that is moved by hand."""
+    """A wall clock that a test advances."""
 
     now = 1_800_000_000.0
 
     def __call__(self) -> float:
-        """Return Unix seconds."""
         return self.now
 
 
@@ -54,7 +53,7 @@ CLOCK = Clock()
 
 @pytest.fixture
 def engine() -> Iterator[Engine]:
-    """An embedded engine whose clock stands still."""
+    """An LMDB engine with this clock."""
     engine = open_engine("lmdb:", capacity=16 << 20, clock=CLOCK)
     yield engine
     engine.close()
@@ -62,7 +61,7 @@ def engine() -> Iterator[Engine]:
 
 @pytest.fixture
 def shared() -> SharedCounters:
-    """Memory in which nothing is counted."""
+    """Empty counters."""
     return SharedCounters.create()
 
 
@@ -74,14 +73,14 @@ def enforcer(shared: SharedCounters) -> LimitEnforcer:
 
 
 def admit(enforcer: LimitEnforcer, namespace: str, size: int = 10) -> None:
-    """Let a session in, or raise LimitExceeded."""
+    """Admit a session, or raise LimitExceeded."""
     state = enforcer.for_namespace(namespace)
     assert state
     state.admit_entry(size)
 
 
-def test_sessions_are_let_in_up_to_the_limit(enforcer: LimitEnforcer) -> None:
-    """Of all the namespaces of the limit together; others have their own."""
+def test_sessions_are_admitted_up_to_the_limit(enforcer: LimitEnforcer) -> None:
+    """The namespaces of a limit count together; others have limits of their own."""
     for namespace in ("shop", "shop.eu", "shop.us", "shop"):
         admit(enforcer, namespace)
     with pytest.raises(LimitExceeded, match=r"shop, shop\.\* is at its limit of 4 sessions") as caught:
@@ -94,8 +93,8 @@ def test_sessions_are_let_in_up_to_the_limit(enforcer: LimitEnforcer) -> None:
             admit(enforcer, namespace)
 
 
-def test_bytes_are_let_in_up_to_the_limit(enforcer: LimitEnforcer) -> None:
-    """A smaller session may still fit. Each counts for more than its value, or small ones would take any room."""
+def test_bytes_are_admitted_up_to_the_limit(enforcer: LimitEnforcer) -> None:
+    """A smaller session may still fit. Each session counts more than its value, or small ones would use any space."""
     admit(enforcer, "pay", 900)
     with pytest.raises(LimitExceeded, match="1512 bytes"):
         admit(enforcer, "pay", 101)
@@ -104,8 +103,10 @@ def test_bytes_are_let_in_up_to_the_limit(enforcer: LimitEnforcer) -> None:
         admit(enforcer, "pay", 1)
 
 
-def test_a_count_finds_what_is_there(engine: Engine, enforcer: LimitEnforcer, shared: SharedCounters) -> None:
-    """Also what another server stored, or an earlier one; and neither what expired nor what was removed."""
+def test_a_count_finds_the_entries_of_the_engine(
+    engine: Engine, enforcer: LimitEnforcer, shared: SharedCounters
+) -> None:
+    """Including those of other and earlier servers, without expired and removed ones."""
     for number in range(3):
         engine.put("shop", b"%d" % number, b"v" * 100, 100)
     engine.put("shop.eu", b"key", b"v" * 100, 5)
@@ -121,10 +122,10 @@ def test_a_count_finds_what_is_there(engine: Engine, enforcer: LimitEnforcer, sh
 
 
 @pytest.mark.parametrize("end", ["take", "remove"])
-def test_a_tombstone_counts_as_the_session_whose_place_it_takes(
+def test_a_tombstone_counts_as_the_session_that_it_replaces(
     engine: Engine, enforcer: LimitEnforcer, shared: SharedCounters, end: str
 ) -> None:
-    """Until it expires: to store and remove in turns gains no room."""
+    """Until it expires: storing and removing in turns frees no space."""
     for number in range(4):
         engine.put("shop", b"%d" % number, b"value", 5)
         getattr(engine, end)("shop", b"%d" % number)
@@ -137,14 +138,14 @@ def test_a_tombstone_counts_as_the_session_whose_place_it_takes(
     admit(enforcer, "shop")
 
 
-def test_what_is_let_in_during_a_count_is_not_forgotten(
+def test_entries_admitted_during_a_count_remain_counted(
     engine: Engine, enforcer: LimitEnforcer, shared: SharedCounters
 ) -> None:
-    """Whether the count saw it or not."""
+    """Whether or not the count included them."""
     admit(enforcer, "shop")
 
     class Slow:
-        """An engine in which something happens while it counts."""
+        """An engine that admits sessions during a count."""
 
         def usage(self, namespace: str | None) -> dict[str, Any]:
             counted = engine.usage(namespace)
@@ -160,7 +161,7 @@ def test_what_is_let_in_during_a_count_is_not_forgotten(
 
 
 def test_forked_processes_count_together(enforcer: LimitEnforcer) -> None:
-    """Though each finds its enforcer by itself."""
+    """Although each has an enforcer of its own."""
     child = os.fork()
     if not child:
         for _ in range(3):
@@ -172,29 +173,28 @@ def test_forked_processes_count_together(enforcer: LimitEnforcer) -> None:
         admit(enforcer, "shop.eu")
 
 
-def test_nothing_is_counted_where_nothing_is_limited(shared: SharedCounters) -> None:
-    """A count takes its time."""
+def test_without_size_limits_nothing_is_counted(shared: SharedCounters) -> None:
+    """A count takes time."""
 
     class Untouched:
-        """An engine that must not be asked."""
+        """An engine without methods."""
 
     UsageRecounter(Untouched(), LimitEnforcer(Limit(watchers=1)), shared.usage).count()  # type: ignore[arg-type]
 
 
 class Abort(Exception):
-    """A call ends with an error."""
+    """The service ended the call with an error."""
 
 
-class Refused:
-    """As much of a grpc.ServicerContext as a refusal needs."""
+class Context:
+    """The part of a grpc.ServicerContext that a rejected call uses."""
 
     def abort_with_status(self, _status: object) -> None:
-        """End the call."""
         raise Abort
 
 
-def test_only_what_is_stored_counts() -> None:
-    """Neither what the rate refuses, nor a retry, nor what the engine refuses."""
+def test_only_stored_sessions_count() -> None:
+    """Calls beyond the rate, retries and rejected Puts do not."""
     shared = SharedCounters.create(lambda: 0.0)
     enforcer = LimitEnforcer(Limit(operations_per_second=1, sessions=10), shared=shared)
     with contextlib.closing(EmbeddedEngine(None, capacity=1 << 20)) as engine:
@@ -208,7 +208,7 @@ def test_only_what_is_stored_counts() -> None:
 
         operations = [put(b"1", b"value"), put(b"1", b"value"), put(b"1", b"other"), put(b"2", b"value")]
         request = pb.BatchRequest(operations=[pb.BatchOperation(put=each) for each in operations])
-        context: Any = Refused()
+        context: Any = Context()
         service.Batch(request, context)
         assert (state.usage.entries, state.usage.bytes) == (2, 10 + 2 * ENTRY_BYTES)
         with pytest.raises(Abort):
@@ -220,16 +220,16 @@ def test_only_what_is_stored_counts() -> None:
 
 @pytest.fixture(params=["lmdb", "redis"])
 def served(request: pytest.FixtureRequest) -> Iterator[tuple[SessionStoreService, Engine]]:
-    """A service with room for two sessions in each namespace, and its engine."""
+    """A service with a limit of two sessions in each namespace, and its engine."""
     with contextlib.ExitStack() as stack:
         url = "lmdb:" if request.param == "lmdb" else stack.enter_context(valkey_server()).url + "?timeout_ms=5000"
         engine = stack.enter_context(contextlib.closing(open_engine(url, capacity=1 << 20)))
         yield SessionStoreService(engine, WatchHub(engine), 600.0, enforcer=LimitEnforcer(Limit(sessions=2))), engine
 
 
-def test_removals_of_what_is_not_there_are_within_limits(served: tuple[SessionStoreService, Engine]) -> None:
-    """Each leaves a tombstone, once; beyond the limit it is refused, but removes what is there all the same."""
-    (service, engine), context = served, Refused()
+def test_removes_of_unknown_keys_are_limited(served: tuple[SessionStoreService, Engine]) -> None:
+    """Each leaves one tombstone. Beyond the limit it is rejected, but a Remove of a session still succeeds."""
+    (service, engine), context = served, Context()
 
     def remove(*keys: bytes, namespace: str = "shop") -> list[int]:
         operations = [pb.BatchOperation(remove=pb.RemoveRequest(namespace=namespace, key=key)) for key in keys]

@@ -8,8 +8,8 @@ from resumed_server.rpc.delay_queue import MAX_DELAYED, DelayQueue
 from resumed_server.rpc.server import _MAX_CALLS
 
 
-def test_what_is_held_back_leaves_places_for_other_calls() -> None:
-    """It comes back when it is due, and what is due next comes back at once where there is too much."""
+def test_a_full_queue_runs_the_next_action_at_once() -> None:
+    """So delayed rejections leave room for other calls."""
     delay_queue, due, next_one, latest = DelayQueue(), threading.Event(), threading.Event(), threading.Event()
     delay_queue.schedule(0, due.set)
     assert due.wait(10)

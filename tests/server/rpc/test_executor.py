@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 PATIENCE = 20.0
 
 
-def test_every_call_runs_with_its_arguments_and_its_end_is_told_once() -> None:
-    """Whether the call or its observer is faster."""
+def test_every_call_runs_with_its_arguments_and_its_callback_once() -> None:
+    """The callback may be added before or after the call ends."""
     pool, told, all_told = CallExecutor(4), [], threading.Event()
 
     def tell(_call: object) -> None:
@@ -40,7 +40,7 @@ def test_every_call_runs_with_its_arguments_and_its_end_is_told_once() -> None:
 
 @pytest.mark.parametrize("error", [ValueError, SystemExit])
 def test_a_call_that_raises_ends_no_thread(error: type[BaseException]) -> None:
-    """It is logged, its end is told, and the only thread goes on."""
+    """The error is logged, the callback runs, and the only thread serves the next call."""
     pool, ended = CallExecutor(1), threading.Event()
 
     def fail() -> None:
@@ -54,8 +54,8 @@ def test_a_call_that_raises_ends_no_thread(error: type[BaseException]) -> None:
     assert "secret" not in str(logged)
 
 
-def test_a_call_whose_client_has_given_up_is_not_carried_out() -> None:
-    """It waited for a thread for too long: what it was to do would be done for nobody."""
+def test_a_call_whose_client_has_given_up_is_not_executed() -> None:
+    """It waited too long for a thread."""
     busy, free, served = threading.Event(), threading.Event(), list[int]()
 
     def behaviour(request: Duration, _context: object) -> Duration:
@@ -86,8 +86,8 @@ def test_a_call_whose_client_has_given_up_is_not_carried_out() -> None:
     server.stop(None)
 
 
-def test_how_busy_it_is_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    """How long calls wait for a thread, and how many come in vain: gRPC answers those by itself."""
+def test_waits_and_rejections_are_observed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """GRPC itself rejects the calls beyond the limit."""
     waits, away = list[float](), list[int]()
 
     class Told:

@@ -24,32 +24,32 @@ NO_MESSAGE = b"\xff" * 100
 METHODS = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
 
 
-def answer(_request: Any, _context: grpc.ServicerContext) -> Duration:
-    """Answer once."""
+def respond(_request: Any, _context: grpc.ServicerContext) -> Duration:
+    """Return one response."""
     return Duration(seconds=1)
 
 
-def answers(_request: Any, _context: grpc.ServicerContext) -> Iterator[Duration]:
-    """Answer twice."""
+def respond_twice(_request: Any, _context: grpc.ServicerContext) -> Iterator[Duration]:
+    """Yield two responses."""
     yield from [Duration(seconds=1)] * 2
 
 
-def answer_all(requests: Iterator[Any], _context: grpc.ServicerContext) -> Duration:
-    """Answer how many requests there were."""
+def count(requests: Iterator[Any], _context: grpc.ServicerContext) -> Duration:
+    """Return the number of requests."""
     return Duration(seconds=len(list(requests)))
 
 
-def answer_each(requests: Iterator[Any], _context: grpc.ServicerContext) -> Iterator[Duration]:
-    """Answer each request with itself."""
+def echo(requests: Iterator[Any], _context: grpc.ServicerContext) -> Iterator[Duration]:
+    """Yield each request."""
     yield from requests
 
 
-BEHAVIOURS = dict(zip(METHODS, (answer, answers, answer_all, answer_each), strict=True))
+BEHAVIOURS = dict(zip(METHODS, (respond, respond_twice, count, echo), strict=True))
 
 
 @pytest.fixture(scope="module")
 def channel() -> Iterator[grpc.Channel]:
-    """A connection to a server with a method of each kind."""
+    """A channel to a server with a method of each kind."""
     server = build_grpc_server(2, shared=False)
     server.add_registered_method_handlers(
         "test.Service",
@@ -76,15 +76,14 @@ def call(channel: grpc.Channel, kind: str, message: bytes) -> list[bytes]:
 
 
 @pytest.mark.parametrize("kind", METHODS)
-def test_a_message_is_answered(channel: grpc.Channel, kind: str) -> None:
-    """As without this server."""
+def test_a_valid_message_gets_a_response(channel: grpc.Channel, kind: str) -> None:
     one = Duration(seconds=1).SerializeToString()
     assert call(channel, kind, one) == [one] * (2 if kind == "unary_stream" else 1)
 
 
 @pytest.mark.parametrize("kind", METHODS)
-def test_what_is_no_message_is_refused_and_leaves_nothing_behind(channel: grpc.Channel, kind: str) -> None:
-    """Grpcio by itself keeps 19 KB of each such call, for ever."""
+def test_an_invalid_message_is_rejected_and_leaves_nothing_in_memory(channel: grpc.Channel, kind: str) -> None:
+    """Grpcio itself never frees the 19 KB of such a call."""
     for _ in range(50):
         with pytest.raises(grpc.RpcError) as refused:
             call(channel, kind, NO_MESSAGE)
@@ -99,7 +98,7 @@ def test_what_is_no_message_is_refused_and_leaves_nothing_behind(channel: grpc.C
 
 
 class Served:
-    """A server with one method of either kind, which does what `behaviour` says, and a client of this project."""
+    """A server with one method of either kind, which runs `behaviour`, and a client of this project."""
 
     def __init__(self, kind: str, behaviour: Callable[..., Any]) -> None:
         self.server = build_grpc_server(2, shared=False)
@@ -114,63 +113,62 @@ class Served:
 
 
 @pytest.fixture
-def held() -> threading.Event:
+def release() -> threading.Event:
     """The event that behaviours wait for."""
     return threading.Event()
 
 
-def test_idle_clients_hold_nobody_up() -> None:
-    """They do not read what the server says on a connection before they have another call to make."""
+def test_idle_clients_do_not_delay_the_stop() -> None:
+    """They read the GOAWAY on a connection only with their next call."""
     served = Served("unary_unary", lambda _request, _context: Duration(seconds=1))
     assert served.channel.call(served.method, b"", PATIENCE)
     assert served.server.stop(HOUR).wait(PATIENCE)
     served.channel.close()
 
 
-def test_a_call_under_way_is_answered(held: threading.Event) -> None:
-    """However long it takes, within the grace period."""
+def test_a_call_in_flight_ends_before_the_server(release: threading.Event) -> None:
+    """The server waits for it during the whole grace period."""
     reached = threading.Event()
 
-    def answer(_request: Any, _context: Any) -> Duration:
+    def respond(_request: Any, _context: Any) -> Duration:
         reached.set()
-        assert held.wait(PATIENCE)
+        assert release.wait(PATIENCE)
         return Duration(seconds=1)
 
-    served = Served("unary_unary", answer)
+    served = Served("unary_unary", respond)
     with ThreadPoolExecutor(1) as thread:
         answered = thread.submit(served.channel.call, served.method, b"", PATIENCE)
         assert reached.wait(PATIENCE)
         stopped = served.server.stop(HOUR)
         assert not stopped.wait(2 * IDLE_SECONDS)
-        held.set()
+        release.set()
         assert Duration.FromString(answered.result(PATIENCE)).seconds == 1
         assert stopped.wait(PATIENCE)
     served.channel.close()
 
 
-def test_a_stream_under_way_is_ended_by_those_who_answer_it(held: threading.Event) -> None:
-    """As watchers are, with the reason."""
+def test_a_stream_in_flight_ends_before_the_server(release: threading.Event) -> None:
+    """Its method ends it, as Watch does with a reason."""
 
-    def answer(_request: Any, _context: Any) -> Iterator[Duration]:
+    def respond(_request: Any, _context: Any) -> Iterator[Duration]:
         yield Duration(seconds=1)
-        assert held.wait(PATIENCE)
+        assert release.wait(PATIENCE)
         yield Duration(seconds=2)
 
-    served = Served("unary_stream", answer)
+    served = Served("unary_stream", respond)
     stream = iter(served.channel.stream(served.method, b"", PATIENCE))
     assert next(stream)
     stopped = served.server.stop(HOUR)
     assert not stopped.wait(2 * IDLE_SECONDS)
-    held.set()
+    release.set()
     assert Duration.FromString(next(stream)).seconds == 2
     assert stopped.wait(PATIENCE)
     served.channel.close()
 
 
-def test_without_a_grace_period_it_ends_at_once(held: threading.Event) -> None:
-    """Whoever is being answered is cut off."""
-    served = Served("unary_stream", lambda _request, _context: iter([Duration()] if held.wait(PATIENCE) else []))
+def test_without_a_grace_period_the_server_cancels_calls(release: threading.Event) -> None:
+    served = Served("unary_stream", lambda _request, _context: iter([Duration()] if release.wait(PATIENCE) else []))
     served.channel.stream(served.method, b"", PATIENCE)
     assert served.server.stop(None).wait(PATIENCE)
-    held.set()
+    release.set()
     served.channel.close()

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 PATIENCE = 20.0
 
 
-def test_the_grpcio_that_is_installed_is_as_expected() -> None:
-    """All names are there, calls come as they are taken for, and no thread is left behind."""
+def test_the_installed_grpcio_is_compatible() -> None:
+    """All names exist, the calls of the self-test succeed, and no thread remains."""
     assert missing_names() == []
     before = threading.active_count()
     with capture_logs() as logged:
@@ -40,46 +40,46 @@ def test_the_grpcio_that_is_installed_is_as_expected() -> None:
 
 
 def one_argument_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Functions that answer calls take more than they do."""
+    """Handler functions have one more argument."""
     of = HandlerArgs.parse
     monkeypatch.setattr(HandlerArgs, "parse", lambda arguments: of((*arguments, None)))
 
 
 def another_function(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Calls are answered by another function."""
+    """Calls have another handler function."""
     monkeypatch.setattr(private_grpcio, "_HANDLER_FUNCTIONS", [])
 
 
 def another_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The function that waits for a message is called otherwise, so it is not recognized."""
+    """The function that waits for a message has another name."""
     monkeypatch.setattr(private_grpcio, "_UNARY_REQUEST", "another")
 
 
 def a_name_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One of those in the table."""
+    """One of the names does not exist."""
     monkeypatch.setitem(private_grpcio._NAMES, "grpc._server", ("_receive_message", "_gone"))
 
 
 def a_module_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All of its names with it."""
+    """One of the modules does not exist."""
     monkeypatch.setitem(private_grpcio._NAMES, "grpc._gone", ("name",))
 
 
 def another_signature(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A private function takes other arguments: the call fails in grpcio's own thread, and ends that."""
+    """A private function has other arguments: the call fails in grpcio's own thread, and ends the thread."""
     monkeypatch.setattr(HandlerArgs, "start_receiving", lambda _answering: None)
 
 
 def message_never_queued(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is done when a message arrives is not done."""
+    """The arrival of a message has no effect."""
     start_receiving = HandlerArgs.start_receiving
     monkeypatch.setattr(
         HandlerArgs, "start_receiving", lambda answering, _arrived: start_receiving(answering, lambda: None)
     )
 
 
-def refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is to be refused later is answered by something else."""
+def rejected_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another exception ends the call whose rejection is delayed."""
     monkeypatch.setattr(DelayedRejection, "__init__", lambda *_: (_ for _ in ()).throw(ValueError))
 
 
@@ -94,14 +94,13 @@ def refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
         a_module_is_gone,
         another_signature,
         message_never_queued,
-        refused_at_once,
+        rejected_at_once,
     ],
     ids=lambda change: change.__name__,
 )
-def test_a_grpcio_that_is_not_as_expected_is_found_out_and_said_once(
+def test_an_incompatible_grpcio_is_detected_and_logged_once(
     change: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before anything is served, whatever is another."""
     monkeypatch.setattr(selftest, "STEP_SECONDS", 1.0)
     change(monkeypatch)
     with pytest.raises(IncompatibleGrpcio):
@@ -114,7 +113,7 @@ def test_a_grpcio_that_is_not_as_expected_is_found_out_and_said_once(
 
 @contextlib.contextmanager
 def store(server: grpc.Server) -> Iterator[SessionStoreServiceStub]:
-    """Serve a store."""
+    """Serve a store with `server`; yield a client."""
     with contextlib.closing(EmbeddedEngine(None, capacity=8 << 20)) as engine:
         watchers = WatchHub(engine)
         add_SessionStoreServiceServicer_to_server(SessionStoreService(engine, watchers, 3_600.0), server)
@@ -126,8 +125,7 @@ def store(server: grpc.Server) -> Iterator[SessionStoreServiceStub]:
         server.stop(None).wait(PATIENCE)
 
 
-def test_without_private_names_watchers_hold_no_thread_of_other_calls(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With grpcio's own executor, whatever grpcio passes to it."""
+def test_without_private_names_watchers_occupy_no_thread_of_other_calls(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(HandlerArgs, "parse", lambda _arguments: None)
     with store(build_grpc_server(2, shared=False, use_executor=False)) as stub:
         watches = [stub.Watch(pb.WatchRequest(namespace="shop"), timeout=PATIENCE) for _ in range(8)]
@@ -140,8 +138,7 @@ def test_without_private_names_watchers_hold_no_thread_of_other_calls(monkeypatc
 
 
 @pytest.mark.parametrize("kind", ["unary_unary", "unary_stream"])
-def test_without_private_names_what_would_be_refused_later_is_refused_at_once(kind: str) -> None:
-    """An executor of grpcio's own cannot hold a call back."""
+def test_without_private_names_rejections_are_not_delayed(kind: str) -> None:
 
     def refuse(_request: bytes, _context: grpc.ServicerContext) -> bytes:
         raise DelayedRejection(3_600.0, lambda context: context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "later"))

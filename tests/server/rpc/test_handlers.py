@@ -17,10 +17,9 @@ if TYPE_CHECKING:
 
 
 class Aborting:
-    """As much of a context as a call that fails needs."""
+    """The part of a context that a failing call uses."""
 
     def abort_with_status(self, status: grpc.Status) -> None:
-        """End the call."""
         assert status.code is grpc.StatusCode.UNAVAILABLE
         raise InterruptedError
 
@@ -30,8 +29,8 @@ class Aborting:
     [(Stopping(), "CANCELLED"), (EngineUnavailable("gone"), "UNAVAILABLE")],
     ids=lambda each: type(each).__name__,
 )
-def test_a_stream_that_ends_with_its_server_is_no_failure_to_operators(error: Exception, code: str) -> None:
-    """What its client is told is another matter."""
+def test_a_stream_that_ends_with_its_server_counts_as_cancelled(error: Exception, code: str) -> None:
+    """Its client receives UNAVAILABLE."""
     counted: list[int] = []
 
     class Service:
@@ -39,7 +38,7 @@ def test_a_stream_that_ends_with_its_server_is_no_failure_to_operators(error: Ex
 
         @stream_handler
         def watch(self, _request: object, _context: object) -> Iterator[None]:
-            """End at once."""
+            """Raise `error` at once."""
             yield from ()
             raise error
 

@@ -16,21 +16,18 @@ REQUEST = HealthCheckRequest(service="shop")
 
 
 class Context:
-    """As much of a grpc.ServicerContext as health needs."""
+    """The part of a grpc.ServicerContext that the health service uses."""
 
     def __init__(self) -> None:
         self.active, self.code = True, grpc.StatusCode.OK
 
     def is_active(self) -> bool:
-        """Whether the call goes on."""
         return self.active
 
     def cancel(self) -> None:
-        """End the call."""
         self.active = False
 
     def set_code(self, code: grpc.StatusCode) -> None:
-        """Take the status."""
         self.code = code
 
 
@@ -39,8 +36,7 @@ def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tested, "POLL_SECONDS", 0.0)
 
 
-def test_a_check_tells_the_present_state() -> None:
-    """Of services that there are."""
+def test_a_check_returns_the_present_state() -> None:
     state = {"shop": True}
     health, context = HealthService({"shop": lambda: state["shop"]}), Context()
     assert health.Check(REQUEST, context).status == SERVING  # type: ignore[arg-type] # as much as is called
@@ -50,8 +46,7 @@ def test_a_check_tells_the_present_state() -> None:
     assert context.code is grpc.StatusCode.NOT_FOUND
 
 
-def test_a_stream_tells_changes_alone() -> None:
-    """The state is read once a look, and sent where it is another one."""
+def test_a_stream_sends_changes_only() -> None:
     states = [True, True, False, False, True, False]
     health = HealthService({"shop": lambda: states.pop(0)})
     stream = health.Watch(REQUEST, Context())  # type: ignore[arg-type]
@@ -59,8 +54,7 @@ def test_a_stream_tells_changes_alone() -> None:
     assert not states
 
 
-def test_while_it_drains_nothing_serves_and_closing_ends_the_streams() -> None:
-    """So that callers move away first."""
+def test_a_draining_service_reports_not_serving_and_close_ends_the_streams() -> None:
     health = HealthService({"shop": lambda: True})
     stream = health.Watch(REQUEST, Context())  # type: ignore[arg-type]
     assert next(stream).status == SERVING
@@ -71,8 +65,8 @@ def test_while_it_drains_nothing_serves_and_closing_ends_the_streams() -> None:
     assert list(stream) == []
 
 
-def test_the_oldest_stream_makes_room_for_the_newest(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So streams whose peers do not read keep nobody out."""
+def test_the_oldest_stream_is_cancelled_for_the_newest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So clients that do not read their streams exclude no other client."""
     health = HealthService({"shop": lambda: True})
     contexts, streams = [Context() for _ in range(tested.MAX_STREAMS + 2)], list[Any]()
     for context in contexts:

@@ -21,36 +21,36 @@ PATIENCE = 10.0
 
 
 class Handlers:
-    """One method that waits until it is let go, one that fails, and one that streams."""
+    """One method that waits for `release`, one that fails, and one that streams."""
 
     def __init__(self) -> None:
         self.reached, self.released = threading.Event(), threading.Event()
 
     def wait(self, request: bytes, context: grpc.ServicerContext) -> bytes:
-        """Answer once released."""
+        """Return once released."""
         self.reached.set()
         assert self.released.wait(PATIENCE)
         return b"answer"
 
     def fail(self, request: bytes, context: grpc.ServicerContext) -> bytes:
-        """Fail in a way that tells a secret."""
+        """Raise an exception with a secret."""
         raise ValueError(request)
 
     def stream(self, request: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
-        """Answer twice."""
+        """Yield two responses."""
         yield request
         yield request
 
 
 @pytest.fixture
 def handlers() -> Handlers:
-    """What is served."""
+    """The methods of the server."""
     return Handlers()
 
 
 @pytest.fixture
 def server(handlers: Handlers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> NativeServer:
-    """A server of them, at `target`; its private directory is in `tmp_path`."""
+    """A server with these methods, at `target`; its private directory is in `tmp_path`."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
     def same(message: bytes) -> bytes:
@@ -78,10 +78,9 @@ def channel(server: NativeServer) -> Iterator[Any]:
     assert server.stop(None).wait(PATIENCE)
 
 
-def test_a_call_in_flight_is_answered_and_a_new_one_refused(
+def test_a_call_in_flight_ends_before_the_server_and_a_new_one_is_rejected(
     server: NativeServer, handlers: Handlers, channel: Any
 ) -> None:
-    """Once the server stops, for as long as its grace; the end is told only then."""
     wait = channel.unary_unary("/test.Service/Wait")
     in_flight = wait.future(b"", timeout=PATIENCE)
     assert handlers.reached.wait(PATIENCE)
@@ -97,7 +96,7 @@ def test_a_call_in_flight_is_answered_and_a_new_one_refused(
 
 
 def test_without_grace_it_stops_at_once(server: NativeServer, handlers: Handlers, channel: Any) -> None:
-    """Also while it is stopping with one."""
+    """Even during a stop with a grace period."""
     in_flight = channel.unary_unary("/test.Service/Wait").future(b"", timeout=PATIENCE)
     assert handlers.reached.wait(PATIENCE)
     stopped = server.stop(10 * PATIENCE)
@@ -107,8 +106,8 @@ def test_without_grace_it_stops_at_once(server: NativeServer, handlers: Handlers
     handlers.released.set()
 
 
-def test_a_fault_tells_the_caller_nothing(channel: Any) -> None:
-    """And the thread answers on: more calls fail than there are threads."""
+def test_the_error_of_a_failed_call_contains_no_secret(channel: Any) -> None:
+    """The threads survive: more calls fail than there are threads."""
     for _ in range(5):
         with pytest.raises(grpc.RpcError) as failed:
             channel.unary_unary("/test.Service/Fail")(b"secret", timeout=PATIENCE)
@@ -116,10 +115,8 @@ def test_a_fault_tells_the_caller_nothing(channel: Any) -> None:
         assert "secret" not in str(failed.value)
 
 
-def test_streams_are_served_behind_it_and_its_directory_goes(
-    server: NativeServer, channel: Any, tmp_path: Path
-) -> None:
-    """The way there is a socket that nobody else can reach."""
+def test_streams_are_forwarded_and_the_directory_is_removed(server: NativeServer, channel: Any, tmp_path: Path) -> None:
+    """Only the user of the server can access the socket in it."""
     assert list(channel.unary_stream("/test.Service/Stream")(b"news", timeout=PATIENCE)) == [b"news"] * 2
     (directory,) = tmp_path.iterdir()
     assert directory.stat().st_mode & 0o077 == 0

@@ -32,7 +32,7 @@ REQUEST = pb.PutRequest(namespace="shop", key=SECRET.encode(), value=SECRET.enco
 
 @pytest.fixture(autouse=True)
 def _nothing_logged_yet(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each test starts with a log that has room for every cause."""
+    """Start with an empty record of logged causes."""
     monkeypatch.setattr(errors, "_last_logged", {})
 
 
@@ -69,7 +69,6 @@ def raised(error: Exception) -> Exception:
 def test_every_error_has_one_code_one_reason_and_a_fixed_text(
     error: Exception, code: int, reason: pb.ErrorReason
 ) -> None:
-    """The table, whole."""
     status = to_status(raised(error), REQUEST)
     assert status.code == code
     (detail,) = [detail for detail in status.details if detail.Is(ErrorInfo.DESCRIPTOR)]
@@ -90,14 +89,13 @@ def test_every_error_has_one_code_one_reason_and_a_fixed_text(
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_operators_are_told_these_apart(error: Exception, meaning: str) -> None:
-    """By `resumed check` and `resumed doctor`, which go by what callers are told."""
+def test_commands_explain_each_error_differently(error: Exception, meaning: str) -> None:
+    """`resumed check` and `resumed doctor` use the text for the caller."""
     status = to_status(error, REQUEST)
     assert explained(from_status(status.code, status.message))[0].startswith(f"{meaning} (")
 
 
-def test_the_log_gets_the_type_and_the_way_of_an_unknown_error_and_no_secret() -> None:
-    """Neither its text nor the variables on the way."""
+def test_the_log_has_the_type_and_the_frames_of_an_unknown_error_and_no_secret() -> None:
     with capture_logs() as logged:
         to_status(raised(KeyError(SECRET)), REQUEST)
     (line,) = logged
@@ -106,7 +104,7 @@ def test_the_log_gets_the_type_and_the_way_of_an_unknown_error_and_no_secret() -
     assert SECRET not in str(line)
 
 
-def test_the_log_gets_what_an_engine_says_once_in_a_while() -> None:
+def test_the_cause_of_an_engine_error_is_logged_once_in_a_while() -> None:
     """An outage must not fill the disk."""
     with capture_logs() as logged:
         for _ in range(100):
@@ -116,8 +114,8 @@ def test_the_log_gets_what_an_engine_says_once_in_a_while() -> None:
 
 
 @pytest.mark.parametrize("error", [InvalidField("ttl", "x"), AlreadyExists(), UnknownMethod("x" * 64)])
-def test_what_the_caller_got_wrong_is_not_logged(error: Exception) -> None:
-    """Nobody fills the log from outside."""
+def test_errors_of_the_caller_are_not_logged(error: Exception) -> None:
+    """Clients must not be able to fill the log."""
     with capture_logs() as logged:
         to_status(error, REQUEST)
     assert not logged

@@ -1,4 +1,4 @@
-"""Watch over the wire: what happens in a namespace is told, in order, to whoever follows, by every worker."""
+"""Watch over the wire: what happens in a namespace is read_until, in order, to whoever follows, by every worker."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def on_lmdb(front: str, workers: int) -> Iterator[list[str]]:
 
 @contextmanager
 def on_redis(redis: Callable[[], AbstractContextManager[Any]]) -> Iterator[list[str]]:
-    """Two servers on one Redis, or a relative of it."""
+    """Two servers on one Redis, Valkey, cluster or Sentinel."""
     with ExitStack() as held:
         url = held.enter_context(redis()).url
         yield [held.enter_context(running_server("--store", url + PATIENT)).target for _ in range(2)]
@@ -58,14 +58,14 @@ def on_redis(redis: Callable[[], AbstractContextManager[Any]]) -> Iterator[list[
     ],
 )
 def targets(request: pytest.FixtureRequest) -> Iterator[list[str]]:
-    """Where one store is reached."""
+    """The addresses of the servers of one store."""
     with request.param() as targets:
         yield targets
 
 
 @pytest.fixture
 def connected(targets: list[str]) -> Iterator[Callable[..., SessionStore]]:
-    """Connect to the store: to each of its servers in turn, and so, sooner or later, to each worker."""
+    """Connect to each server of the store in turn, and so, after some connections, to each worker."""
     turns = itertools.cycle(targets)
     with ExitStack() as held:
 
@@ -77,18 +77,18 @@ def connected(targets: list[str]) -> Iterator[Callable[..., SessionStore]]:
 
 @pytest.fixture
 def store(connected: Callable[..., SessionStore]) -> SessionStore:
-    """A namespace of its own."""
+    """A client of a namespace that only this test uses."""
     return connected(os.urandom(8).hex())
 
 
 @pytest.fixture
 def elsewhere(connected: Callable[..., SessionStore], store: SessionStore) -> Callable[[], SessionStore]:
-    """Connect to the same namespace once more."""
+    """Connect to the same namespace again."""
     return lambda: connected(store.namespace)
 
 
-def told(watch: Watch, *last: tuple[bytes, bytes | None]) -> tuple[dict[bytes, list[bytes | None]], bytes]:
-    """Read until each key in `last` was told to hold that value; return all that was told, and the position."""
+def read_until(watch: Watch, *last: tuple[bytes, bytes | None]) -> tuple[dict[bytes, list[bytes | None]], bytes]:
+    """Read until the last change of each key in `last` has that value; return all changes, and the position."""
     changes: dict[bytes, list[bytes | None]] = {}
     position = b""
     for news in watch:
@@ -100,44 +100,43 @@ def told(watch: Watch, *last: tuple[bytes, bytes | None]) -> tuple[dict[bytes, l
     return changes, position
 
 
-def test_what_happens_is_told_in_its_order(store: SessionStore, elsewhere: Callable[[], SessionStore]) -> None:
-    """Put, Take and Remove, made over other connections; a Get and a repeated Put are nothing to tell."""
+def test_changes_arrive_in_order(store: SessionStore, elsewhere: Callable[[], SessionStore]) -> None:
+    """Put, Take and Remove over other connections. A Get and a repeated Put are not changes."""
     with store.watch() as watch:
         assert not watch.continued
         for key in (b"a", b"b"):
             elsewhere().put(key, b"value " + key, 100)
         store.put(b"a", b"value a", 100)
         store.get(b"a")
-        changes, _ = told(watch, (b"a", b"value a"), (b"b", b"value b"))
+        changes, _ = read_until(watch, (b"a", b"value a"), (b"b", b"value b"))
         assert changes == {b"a": [b"value a"], b"b": [b"value b"]}
         elsewhere().take(b"a")
         elsewhere().remove(b"b")
         store.remove(b"unknown")
-        changes, _ = told(watch, (b"a", None), (b"b", None), (b"unknown", None))
+        changes, _ = read_until(watch, (b"a", None), (b"b", None), (b"unknown", None))
         assert changes == {b"a": [None], b"b": [None], b"unknown": [None]}
 
 
-def test_batches_are_told_too(store: SessionStore) -> None:
-    """Each operation that changed something."""
+def test_the_operations_of_a_batch_are_changes(store: SessionStore) -> None:
     with store.watch() as watch:
         store.batch([resumed.Put(b"a", b"1", 100), resumed.Get(b"a"), resumed.Take(b"a"), resumed.Put(b"c", b"2", 100)])
-        changes, _ = told(watch, (b"a", None), (b"c", b"2"))
+        changes, _ = read_until(watch, (b"a", None), (b"c", b"2"))
         assert changes in ({b"a": [None], b"c": [b"2"]}, {b"a": [b"1", None], b"c": [b"2"]})
 
 
-def test_other_namespaces_are_not_told(store: SessionStore, connected: Callable[..., SessionStore]) -> None:
-    """A tenant sees its own sessions."""
+def test_changes_of_other_namespaces_do_not_arrive(store: SessionStore, connected: Callable[..., SessionStore]) -> None:
+    """A tenant receives its own sessions only."""
     with store.watch() as watch:
         connected("other").put(os.urandom(8), b"value", 100)
         store.put(b"mine", b"value", 100)
-        assert told(watch, (b"mine", b"value"))[0] == {b"mine": [b"value"]}
+        assert read_until(watch, (b"mine", b"value"))[0] == {b"mine": [b"value"]}
 
 
-def test_a_stream_goes_on_where_it_ended(store: SessionStore, elsewhere: Callable[[], SessionStore]) -> None:
-    """What happened in between is told first, by any server; a session that came and went is told as gone."""
+def test_a_stream_continues_at_a_position(store: SessionStore, elsewhere: Callable[[], SessionStore]) -> None:
+    """Any server sends the missed changes first. A session that was stored and removed is a removal."""
     with store.watch() as watch:
         store.put(b"a", b"1", 100)
-        _, position = told(watch, (b"a", b"1"))
+        _, position = read_until(watch, (b"a", b"1"))
     store.put(b"b", b"2", 100)
     store.remove(b"a")
     store.put(b"c", b"3", 100)
@@ -156,23 +155,20 @@ def test_a_stream_goes_on_where_it_ended(store: SessionStore, elsewhere: Callabl
 
 
 @pytest.mark.parametrize("position", [b"nonsense", bytes(16), b"\xff" * 16, b"x" * 64])
-def test_a_position_that_means_nothing_begins_anew(store: SessionStore, position: bytes) -> None:
-    """As does one of another store."""
+def test_an_unknown_position_starts_a_new_stream(store: SessionStore, position: bytes) -> None:
+    """As does the position of another store."""
     with store.watch(position) as watch:
         assert not watch.continued
 
 
 @pytest.mark.parametrize(("namespace", "position"), [("Shop", b""), ("shop", bytes(65))])
-def test_limits_are_errors_that_name_the_field(
-    connected: Callable[..., SessionStore], namespace: str, position: bytes
-) -> None:
-    """As in every other call."""
+def test_an_invalid_field_is_named(connected: Callable[..., SessionStore], namespace: str, position: bytes) -> None:
     with pytest.raises(resumed.InvalidCall), connected(namespace).watch(position):
         pass
 
 
-def test_a_quiet_stream_gives_signs_of_life(store: SessionStore) -> None:
-    """An answer without changes, about once a second, from which another stream can go on."""
+def test_a_stream_without_changes_has_heartbeats(store: SessionStore) -> None:
+    """About one a second; another stream can continue at its position."""
     with store.watch() as watch:
         assert next(iter(watch)).live
         changes, position, live = next(iter(watch))
@@ -182,22 +178,22 @@ def test_a_quiet_stream_gives_signs_of_life(store: SessionStore) -> None:
         assert watch.continued
 
 
-def test_fifty_watchers_hold_up_no_call(store: SessionStore, elsewhere: Callable[[], SessionStore]) -> None:
-    """They have threads of their own, and all are told."""
+def test_fifty_watchers_delay_no_call(store: SessionStore, elsewhere: Callable[[], SessionStore]) -> None:
+    """They have threads of their own, and all receive the change."""
     with ExitStack() as open_streams:
         watches = [open_streams.enter_context(elsewhere().watch()) for _ in range(50)]
         store.put(b"key", b"value", 100)
         assert store.get(b"key", deadline=5)
         for watch in watches:
-            assert told(watch, (b"key", b"value"))[0] == {b"key": [b"value"]}
+            assert read_until(watch, (b"key", b"value"))[0] == {b"key": [b"value"]}
 
 
 @pytest.mark.parametrize("front", ["grpcio", "native"])
 def test_the_end_of_the_server_ends_the_stream(front: str) -> None:
-    """With UNAVAILABLE: the client goes on elsewhere."""
+    """With UNAVAILABLE, so the client continues at another server."""
     with running_server("--front", front) as server:
         store = SessionStore(server.target, namespace="shop", deadline=PATIENCE)
         with store.watch() as watch:
             threading.Thread(target=server.stop).start()
             with pytest.raises(resumed.StoreUnavailable):
-                told(watch, (b"never", b"stored"))
+                read_until(watch, (b"never", b"stored"))

@@ -44,14 +44,14 @@ PATIENCE = 10.0
 
 @pytest.fixture
 def engine() -> Iterator[Engine]:
-    """An embedded engine."""
+    """An LMDB engine."""
     engine = open_engine("lmdb:", capacity=16 << 20)
     yield engine
     engine.close()
 
 
-def test_who_does_not_keep_up_is_cut_off_and_slows_nobody(engine: Engine) -> None:
-    """Its queue is bounded; the others go on."""
+def test_a_watcher_that_does_not_read_is_ended_and_delays_no_other(engine: Engine) -> None:
+    """Its queue is bounded."""
     hub = WatchHub(engine)
     with hub.subscribe("shop") as slow, hub.subscribe("shop") as quick:
         news = quick.messages()
@@ -67,8 +67,8 @@ def test_who_does_not_keep_up_is_cut_off_and_slows_nobody(engine: Engine) -> Non
     hub.close()
 
 
-def test_what_waits_for_a_watcher_is_bounded_in_bytes(engine: Engine) -> None:
-    """Beyond that it is cancelled off, and what waited is dropped."""
+def test_the_queue_of_a_watcher_is_bounded_in_bytes(engine: Engine) -> None:
+    """Beyond the bound it is ended, and its messages are dropped."""
     hub = WatchHub(engine)
     with hub.subscribe("shop") as slow, hub.subscribe("shop") as quick:
         news = quick.messages()
@@ -84,8 +84,8 @@ def test_what_waits_for_a_watcher_is_bounded_in_bytes(engine: Engine) -> None:
     hub.close()
 
 
-def test_what_waits_for_all_watchers_is_bounded_in_bytes(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beyond that, who is most behind is cancelled off. What is the same for several counts once."""
+def test_the_queues_of_all_watchers_are_bounded_in_bytes(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond the bound, the watcher with the fullest queue is ended. A message in several queues counts once."""
     monkeypatch.setattr("resumed_server.watch.hub.MAX_TOTAL_BYTES", 1 << 20)
     hub = WatchHub(engine)
     with ExitStack() as stack:
@@ -103,14 +103,14 @@ def test_what_waits_for_all_watchers_is_bounded_in_bytes(engine: Engine, monkeyp
     hub.close()
 
 
-def test_what_changes_without_a_value_takes_room_too() -> None:
-    """A watcher who reads nothing of many removals is behind as well."""
+def test_changes_without_a_value_have_a_size() -> None:
+    """So many unread removals fill a queue as well."""
     removals = [Change("shop", b"%d" % number, None) for number in range(READ_CHANGES)]
     assert Message(removals, b"", 0.0).size > 100 * READ_CHANGES
 
 
-def test_watchers_that_come_back_together_leave_the_engine_to_others(engine: Engine) -> None:
-    """Some read what they missed, the others wait for their turn; none is refused."""
+def test_watchers_that_reconnect_together_leave_the_engine_to_others(engine: Engine) -> None:
+    """Some read the changes that they missed, the others wait for their turn."""
     start = engine.position()
     engine.put("shop", b"key", b"value", 100)
     counted = Crowded(engine)
@@ -129,8 +129,8 @@ def test_watchers_that_come_back_together_leave_the_engine_to_others(engine: Eng
     hub.close()
 
 
-def test_a_watcher_whose_message_waits_for_too_long_is_cut_off(engine: Engine) -> None:
-    """Though nothing more comes that would not fit."""
+def test_a_watcher_with_a_message_that_is_too_old_is_ended(engine: Engine) -> None:
+    """Even without further messages."""
     now = 1.0
     hub = WatchHub(engine, clock=lambda: now)
     with hub.subscribe("shop") as slow, hub.subscribe("shop") as quick:
@@ -143,8 +143,7 @@ def test_a_watcher_whose_message_waits_for_too_long_is_cut_off(engine: Engine) -
     hub.close()
 
 
-def test_there_is_a_limit(engine: Engine) -> None:
-    """Beyond it a watcher is told so."""
+def test_a_watcher_beyond_the_maximum_is_rejected(engine: Engine) -> None:
     hub = WatchHub(engine)
     with ExitStack() as stack:
         for _ in range(MAX_WATCHERS):
@@ -159,7 +158,7 @@ def test_there_is_a_limit(engine: Engine) -> None:
 
 
 def test_a_namespace_with_fewer_watchers_gets_a_place(engine: Engine) -> None:
-    """One that has them all loses those that came last, until both have as many."""
+    """A namespace with all of the watchers loses its youngest ones, until both have the same number."""
     hub = WatchHub(engine)
     with ExitStack() as stack:
         many = [stack.enter_context(hub.subscribe("shop")) for _ in range(MAX_WATCHERS)]
@@ -174,8 +173,7 @@ def test_a_namespace_with_fewer_watchers_gets_a_place(engine: Engine) -> None:
     hub.close()
 
 
-def test_a_budget_has_its_own_limit(engine: Engine) -> None:
-    """Which is nobody else's."""
+def test_a_limit_bounds_its_own_watchers_only(engine: Engine) -> None:
     hub = WatchHub(engine)
     ours = [LimitState("shop", Limit(namespaces=("shop",), watchers=2), SharedCounters.create())]
     with hub.subscribe("shop", ours), hub.subscribe("shop", ours) as last:
@@ -189,8 +187,8 @@ def test_a_budget_has_its_own_limit(engine: Engine) -> None:
     hub.close()
 
 
-def test_who_was_ended_and_does_not_go_is_cut(engine: Engine) -> None:
-    """One that reads nothing blocks the thread that would tell it, so its call is ended from another."""
+def test_the_call_of_an_ended_watcher_is_cancelled(engine: Engine) -> None:
+    """A client that does not read blocks the thread of its watcher, so another thread cancels the call."""
     now, cancelled = 1.0, threading.Event()
     hub = WatchHub(engine, clock=lambda: now)
     with hub.subscribe("shop", cancel_call=cancelled.set) as blocked, hub.subscribe("shop") as other:
@@ -203,8 +201,8 @@ def test_who_was_ended_and_does_not_go_is_cut(engine: Engine) -> None:
     hub.close()
 
 
-def test_a_quiet_stream_ends_when_the_log_cannot_be_read(engine: Engine) -> None:
-    """Rather than say that nothing happened."""
+def test_a_quiet_stream_ends_if_the_log_cannot_be_read(engine: Engine) -> None:
+    """It must not report that nothing happened."""
     now = 0.0
     hub = WatchHub(Unreadable(engine), clock=lambda: now)  # type: ignore[arg-type] # as much as is called
     with hub.subscribe("shop") as subscription:
@@ -216,8 +214,8 @@ def test_a_quiet_stream_ends_when_the_log_cannot_be_read(engine: Engine) -> None
     hub.close()
 
 
-def test_who_catches_up_too_slowly_is_cut_off(engine: Engine) -> None:
-    """Not told that this was all."""
+def test_a_watcher_that_replays_too_slowly_is_ended(engine: Engine) -> None:
+    """It must not take the changes so far for all."""
     hub, position = WatchHub(engine), engine.position()
     engine.batch([Put("shop", b"%d" % number, b"value", 100) for number in range(READ_CHANGES + 1)])
     with hub.subscribe("shop") as subscription:
@@ -232,8 +230,8 @@ def test_who_catches_up_too_slowly_is_cut_off(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("queued", [True, False])
-def test_a_sign_of_life_stands_behind_all_that_was_told_before(engine: Engine, queued: bool) -> None:
-    """Its position is never ahead of a message that waits."""
+def test_a_heartbeat_follows_all_earlier_messages(engine: Engine, queued: bool) -> None:
+    """Its position is never ahead of a message in the queue."""
     told = LogPosition(b"before", 0.0)
     subscription = Subscription("shop", lambda: told, lambda: 0.0)
 
@@ -247,7 +245,7 @@ def test_a_sign_of_life_stands_behind_all_that_was_told_before(engine: Engine, q
 
 
 class Crowded:
-    """An engine that counts who reads its log, and lets nobody finish before its gate is open."""
+    """An engine that counts the readers of its log, and blocks them until its gate is open."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine, self._lock = engine, threading.Lock()
@@ -270,7 +268,7 @@ class Crowded:
 
 
 class Unreadable:
-    """An engine that says where its log ends once."""
+    """An engine that returns the end of its log once."""
 
     def __init__(self, engine: Engine) -> None:
         self._positions = iter([engine.position()])
