@@ -93,7 +93,7 @@ def keep(target: Target) -> None:
 
 def fuzz_wire(front: str, seconds: float, tally: Tally) -> None:
     """Let a server of this front be fuzzed over the wire for a turn."""
-    command = [sys.executable, str(HERE / "wire.py"), "--front", front, "--seconds", str(seconds)]
+    command = [sys.executable, str(HERE / "wire.py"), "--transport", front, "--seconds", str(seconds)]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     try:
         outcome = json.loads(ended.stdout)

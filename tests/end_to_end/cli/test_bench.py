@@ -126,8 +126,8 @@ def test_a_server_without_sessions_is_measured_too(tmp_path: Path, options: tupl
 
 
 def test_waits_for_an_answer(server: Server) -> None:
-    """With --say the answer is part of the time."""
-    ask = ("--say", r"GET / HTTP/1.0\r\n\r\n", "--count", "50", "--connections", "1")
+    """With --send the answer is part of the time."""
+    ask = ("--send", r"GET / HTTP/1.0\r\n\r\n", "--count", "50", "--connections", "1")
     assert report(server.target, "--insecure", *ask)["resumed_of_offered"] == 1
 
 
@@ -140,7 +140,7 @@ def test_ends_when_the_time_is_over(server: Server) -> None:
 def test_sessions_cross_frontends_that_share_a_store(store: RunningServer, tmp_path: Path, version: str) -> None:
     """A client goes to another frontend each time: with the shim all it offers is resumed, without it nothing."""
     fleet = Fleet(str(tmp_path))
-    options = ("--insecure", "--sni", "localhost", "--tls", version, "--count", "200", "--say", r"who\n", *FEW_CLIENTS)
+    options = ("--insecure", "--sni", "localhost", "--tls", version, "--count", "200", "--send", r"who\n", *FEW_CLIENTS)
     shim = ("--puts", "wait", "--deadline", "5")
     for target, share in ((store.target, 1), (None, 0)):
         with fleet.frontend(STACKS[0], target, *shim) as first, fleet.frontend(STACKS[1], target, *shim) as second:
@@ -261,7 +261,7 @@ class TestErrors:
             (("localhost:1", "--ca", "/missing.pem"), "/missing.pem: No such file"),
             (("localhost:1", "--ca", "/dev/null"), "holds no certificates"),
             (("localhost:1", "--ca", "/missing.pem", "--insecure"), "contradict"),
-            (("localhost:1", "--say", "\\x"), "--say"),
+            (("localhost:1", "--send", "\\x"), "--send"),
         ],
     )
     def test_bad_usage(self, arguments: tuple[str, ...], part: str) -> None:

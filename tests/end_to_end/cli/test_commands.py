@@ -304,7 +304,7 @@ class TestCheck:
 
     def test_leaves_nothing_behind(self, tmp_path: Path) -> None:
         """No session stays, only tombstones that go with the time to live of what was removed."""
-        with running_server("--store", f"lmdb://{tmp_path}/store") as server:
+        with running_server("--storage", f"lmdb://{tmp_path}/store") as server:
             assert checked(server.target)["ok"]
         with lmdb.open(f"{tmp_path}/store", max_dbs=8, readonly=True) as env, env.begin() as transaction:
             counts = {}

@@ -52,8 +52,8 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """The operator's clock."""
     clock = Clock()
-    for module in ("keyring", "keyring_file"):
-        monkeypatch.setattr(f"resumed_server.cli.commands.{module}.now", clock)
+    for module in ("commands", "file"):
+        monkeypatch.setattr(f"resumed_server.cli.keyring.{module}.now", clock)
     return clock
 
 
@@ -134,14 +134,14 @@ def test_a_rotation_loses_no_session(fleet: Fleet) -> None:
     keygen(file, append=True)
     new = ids(file)[1]
     fleet.roll_out()
-    promote(file, None, wait=f"{WAIT}s", at_once=False)
+    promote(file, None, wait=f"{WAIT}s", force=False)
     assert ids(file) == [new, old]
     fleet.roll_out()
     fleet.live(LIFETIME - STEP)
     with pytest.raises(UserError, match="may live another 20s"):
-        retire(file, None, lifetime=f"{LIFETIME}s", wait=f"{WAIT}s", at_once=False)
+        retire(file, None, lifetime=f"{LIFETIME}s", wait=f"{WAIT}s", force=False)
     fleet.live(STEP)
-    retire(file, None, lifetime=f"{LIFETIME}s", wait=f"{WAIT}s", at_once=False)
+    retire(file, None, lifetime=f"{LIFETIME}s", wait=f"{WAIT}s", force=False)
     assert ids(file) == [new]
     fleet.roll_out()
     fleet.live(WAIT)
@@ -156,12 +156,12 @@ def test_with_a_shorter_wait_sessions_are_lost(fleet: Fleet, early: str) -> None
     keygen(fleet.file, append=True)
     if early == "retire":
         fleet.roll_out()
-    promote(fleet.file, None, wait="5m", at_once=True)
+    promote(fleet.file, None, wait="5m", force=True)
     fleet.roll_out()
     if early == "retire":
         fleet.live(LIFETIME - WAIT)
         assert not fleet.lost
-        retire(fleet.file, None, lifetime="24h", wait="5m", at_once=True)
+        retire(fleet.file, None, lifetime="24h", wait="5m", force=True)
         fleet.roll_out()
     assert fleet.lost
 
@@ -170,16 +170,16 @@ def test_with_a_shorter_wait_sessions_are_lost(fleet: Fleet, early: str) -> None
 
 
 def test_a_key_that_was_just_added_is_not_promoted(file: str, clock: Clock) -> None:
-    """The frontends may not have it; --now says that they do."""
+    """The frontends may not have it; --force says that they do."""
     keygen(file, append=True)
     first, second = ids(file)
     with pytest.raises(UserError, match="wait another 5m"):
-        promote(file, None, wait="5m", at_once=False)
+        promote(file, None, wait="5m", force=False)
     assert ids(file) == [first, second]
     clock.now += timedelta(minutes=4)
     with pytest.raises(UserError, match="wait another 60s"):
-        promote(file, second, wait="5m", at_once=False)
-    promote(file, second, wait="5m", at_once=True)
+        promote(file, second, wait="5m", force=False)
+    promote(file, second, wait="5m", force=True)
     assert ids(file) == [second, first]
 
 
@@ -187,14 +187,14 @@ def test_a_key_that_was_just_sealing_is_not_retired(file: str, clock: Clock) -> 
     """What it sealed lives; and the key that seals is never retired."""
     keygen(file, append=True)
     first, second = ids(file)
-    promote(file, None, wait="5m", at_once=True)
+    promote(file, None, wait="5m", force=True)
     clock.now += timedelta(hours=24)
     with pytest.raises(UserError, match="may live another 5m"):
-        retire(file, None, lifetime="24h", wait="5m", at_once=False)
+        retire(file, None, lifetime="24h", wait="5m", force=False)
     with pytest.raises(UserError, match="promote another key first"):
-        retire(file, second, lifetime="24h", wait="5m", at_once=True)
+        retire(file, second, lifetime="24h", wait="5m", force=True)
     clock.now += timedelta(minutes=5)
-    assert first in retire(file, None, lifetime="24h", wait="5m", at_once=False)
+    assert first in retire(file, None, lifetime="24h", wait="5m", force=False)
     assert ids(file) == [second]
 
 
@@ -202,32 +202,32 @@ def test_a_key_that_never_sealed_may_go_at_once(file: str) -> None:
     """Nothing depends on it."""
     keygen(file, append=True)
     first, second = ids(file)
-    retire(file, second, lifetime="24h", wait="5m", at_once=False)
+    retire(file, second, lifetime="24h", wait="5m", force=False)
     assert ids(file) == [first]
 
 
 def test_what_could_be_meant_has_to_be_said(file: str, tmp_path: Path) -> None:
     """With several keys, one key, or keys of which nothing is known, nothing is guessed."""
     with pytest.raises(UserError, match="has one key only: add one"):
-        promote(file, None, wait="5m", at_once=True)
+        promote(file, None, wait="5m", force=True)
     with pytest.raises(UserError, match="has one key only: add one"):
-        retire(file, None, lifetime="24h", wait="5m", at_once=True)
+        retire(file, None, lifetime="24h", wait="5m", force=True)
     with pytest.raises(UserError, match="has no key 00000000"):
-        promote(file, "00000000", wait="5m", at_once=True)
+        promote(file, "00000000", wait="5m", force=True)
     with pytest.raises(UserError, match="is the first key"):
-        promote(file, *ids(file), wait="5m", at_once=True)
+        promote(file, *ids(file), wait="5m", force=True)
     keygen(file, append=True)
     keygen(file, append=True)
     with pytest.raises(UserError, match="say which key"):
-        promote(file, None, wait="5m", at_once=True)
+        promote(file, None, wait="5m", force=True)
     with pytest.raises(UserError, match="--wait"):
-        promote(file, ids(file)[1], wait="soon", at_once=False)
+        promote(file, ids(file)[1], wait="soon", force=False)
     bare = tmp_path / "bare.keys"
     bare.touch(0o600)
     bare.write_text(f"{Keyring.generate()}\n{Keyring.generate()}\n")
     with pytest.raises(UserError, match="does not say until when"):
-        retire(str(bare), ids(str(bare))[1], lifetime="24h", wait="5m", at_once=False)
-    promote(str(bare), ids(str(bare))[1], wait="5m", at_once=False)
+        retire(str(bare), ids(str(bare))[1], lifetime="24h", wait="5m", force=False)
+    promote(str(bare), ids(str(bare))[1], wait="5m", force=False)
 
 
 def test_the_operators_comments_and_the_files_mode_stay(file: str) -> None:
@@ -240,7 +240,7 @@ def test_the_operators_comments_and_the_files_mode_stay(file: str) -> None:
     link = path.with_name("link.keys")
     link.symlink_to(path.name)
     with path.open() as reader:
-        promote(str(link), ids(file)[1], wait="5m", at_once=True)
+        promote(str(link), ids(file)[1], wait="5m", force=True)
         assert ids(file)[0] not in reader.read()
     lines = path.read_text().splitlines()
     assert lines[0] == "# ours"
@@ -256,7 +256,7 @@ def test_show_tells_ids_and_ages_and_no_key(file: str, clock: Clock, capsys: pyt
     """To people and to programs."""
     clock.now += timedelta(days=30)
     keygen(file, append=True)
-    promote(file, None, wait="5m", at_once=True)
+    promote(file, None, wait="5m", force=True)
     keygen(file, append=True)
     clock.now += timedelta(hours=3)
     show(file, as_json=True)
@@ -281,7 +281,7 @@ def test_a_file_that_others_may_read_is_not_touched(file: str) -> None:
     for step in (
         lambda: keygen(file, append=True),
         lambda: show(file, as_json=True),
-        lambda: promote(file, None, wait="5m", at_once=True),
+        lambda: promote(file, None, wait="5m", force=True),
     ):
         with pytest.raises(UserError, match="chmod 600"):
             step()

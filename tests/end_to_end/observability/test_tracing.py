@@ -77,7 +77,7 @@ def collector() -> Iterator[Collector]:
 def traced_store(request: pytest.FixtureRequest, collector: Collector) -> Iterator[RunningServer]:
     """A store that exports its spans at once."""
     env = {"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{collector.port}", "OTEL_BSP_SCHEDULE_DELAY": "50"}
-    with running_server("--front", request.param, "--otel", env=env) as server:
+    with running_server("--transport", request.param, "--otel", env=env) as server:
         yield server
 
 

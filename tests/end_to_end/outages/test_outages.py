@@ -116,7 +116,7 @@ def test_store_killed_and_restarted_keeps_its_sessions(
     keyring: resumed.Keyring, stack: Stack, client: Client, tmp_path: Path
 ) -> None:
     """With a database of its own, kill -9 loses nothing that was acknowledged."""
-    options = ("--store", f"lmdb://{tmp_path}/sessions")
+    options = ("--storage", f"lmdb://{tmp_path}/sessions")
     with running_server(*options) as server:
         target = server.target
         frontend = Frontend(stack, target, keyring, deadline=SHORT)

@@ -31,7 +31,7 @@ def test_no_secret_is_in_a_store(store: str) -> None:
 
 def test_secrets_that_are_there_are_found(tmp_path: Path) -> None:
     """With plaintext instead of a keyring each session's secret is in the file and in the memory."""
-    with running_server("--store", f"lmdb://{tmp_path}", "--core-dumps", "--capacity", "8MiB") as server:
+    with running_server("--storage", f"lmdb://{tmp_path}", "--core-dumps", "--capacity", "8MiB") as server:
         frontend = Frontend("ssl", server.target, resumed.Keyring.plaintext(), deadline=5.0)
         sessions = [client.visit(frontend).session for client in map(Client, VERSIONS)]
         assert frontend.shim.flush(5.0)

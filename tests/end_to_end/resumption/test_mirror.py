@@ -147,7 +147,7 @@ def test_a_removal_while_the_stream_was_down_is_caught_up_with(
 ) -> None:
     """Before the mirror answers again: the same store, restarted."""
     client = Client(VERSIONS[0])
-    options = ("--store", f"lmdb://{tmp_path}/db")
+    options = ("--storage", f"lmdb://{tmp_path}/db")
     with running_server(*options) as server:
         target = server.target
         frontend = Mirrored(stack, target, keyring)
@@ -190,7 +190,7 @@ def valkey() -> Iterator[RedisServer]:
 
 def on_valkey(valkey: RedisServer, **options: Any) -> AbstractContextManager[RunningServer]:
     """Run a server on it."""
-    return running_server("--store", f"{valkey.url}?timeout_ms=5000", **options)
+    return running_server("--storage", f"{valkey.url}?timeout_ms=5000", **options)
 
 
 def test_servers_on_one_valkey_tell_what_the_others_did(valkey: RedisServer, keyring: resumed.Keyring) -> None:
@@ -268,7 +268,7 @@ def test_a_failover_empties_the_mirror(keyring: resumed.Keyring) -> None:
     client = Client(VERSIONS[0])
     with (
         valkey_sentinels() as sentinels,
-        running_server("--store", f"{sentinels.url}?timeout_ms=5000") as server,
+        running_server("--storage", f"{sentinels.url}?timeout_ms=5000") as server,
     ):
         frontend = Mirrored("ssl", server.target, keyring)
         sentinels.fall_behind()

@@ -46,7 +46,7 @@ def valkey() -> Iterator[RedisServer]:
 def two_servers(valkey: RedisServer) -> Iterator[list[RunningServer]]:
     """Run two servers on one Valkey."""
     with contextlib.ExitStack() as held:
-        yield [held.enter_context(running_server("--store", valkey.url + PATIENT)) for _ in range(2)]
+        yield [held.enter_context(running_server("--storage", valkey.url + PATIENT)) for _ in range(2)]
 
 
 def test_sixteen_clients_take_twenty_thousand_sessions_from_two_servers_once_each(valkey: RedisServer) -> None:
@@ -113,7 +113,7 @@ def test_a_session_that_one_server_stored_resumes_through_the_other(
 def test_readiness_follows_the_engine(valkey: RedisServer) -> None:
     """Through the health service, with a line in the log that says why; calls fail with UNAVAILABLE meanwhile."""
     with (
-        running_server("--store", valkey.url + PATIENT) as server,
+        running_server("--storage", valkey.url + PATIENT) as server,
         grpc.insecure_channel(server.target) as channel,
     ):
         health = health_pb2_grpc.HealthStub(channel)
@@ -150,10 +150,10 @@ def test_what_is_wrong_with_redis_is_one_line_and_exit_status_2(
     """And the password is in no line."""
     valkey.client.execute_command(setting)
     host = f"127.0.0.1:{valkey.port}"
-    server = start_server("--listen", "127.0.0.1:0", "--workers", workers, "--store", url.format(host) + PATIENT)
+    server = start_server("--listen", "127.0.0.1:0", "--workers", workers, "--storage", url.format(host) + PATIENT)
     assert server.wait() == 2
     lines = server.log_lines()
-    assert [line["text"] for line in lines if "text" in line] == [f"resumed: --store: {complaint.format(host)}"]
+    assert [line["text"] for line in lines if "text" in line] == [f"resumed: --storage: {complaint.format(host)}"]
     assert server.log_lines("starting")[0]["store"] == url.format(host).replace("hush-hush", "***") + PATIENT
     assert "hush-hush" not in str(lines)
 
@@ -161,7 +161,7 @@ def test_what_is_wrong_with_redis_is_one_line_and_exit_status_2(
 def test_a_worker_that_starts_while_redis_is_no_primary_ends_no_other(valkey: RedisServer) -> None:
     """As in a failover: what a server refuses at its start is worth waiting for once it has served."""
     with (
-        running_server("--store", valkey.url + PATIENT, workers=2) as server,
+        running_server("--storage", valkey.url + PATIENT, workers=2) as server,
         grpc.insecure_channel(server.target) as channel,
     ):
         valkey.client.replicaof("127.0.0.1", 1)

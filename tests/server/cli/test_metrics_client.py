@@ -61,7 +61,7 @@ def test_a_namespace_is_told_by_stores_and_frontends_together() -> None:
     breaker: Values = {(("namespace", "shop"),): 0.0, (("namespace", "idle"),): 1.0}
     shop = (("namespace", "shop"), ("source", "store"))
     operation = (("namespace", "shop"), ("operation", "get"), ("outcome", "hit"))
-    idle: dict[str, Values] = {"resumed_info": {(): 1.0}, "resumed_frontend_breaker_open": breaker}
+    idle: dict[str, Values] = {"resumed_build_info": {(): 1.0}, "resumed_frontend_breaker_open": breaker}
     busy: dict[str, Values] = {
         "resumed_frontend_hits_total": {shop: 30.0},
         "resumed_frontend_foreign_hits_total": {shop: 15.0},

@@ -41,10 +41,10 @@ def targets(request: pytest.FixtureRequest) -> Iterator[list[str]]:
     with ExitStack() as held:
         if "servers" not in request.param:
             front, workers = ("native", 2) if "native" in request.param else ("grpcio", 1)
-            yield [held.enter_context(running_server("--front", front, workers=workers)).target]
+            yield [held.enter_context(running_server("--transport", front, workers=workers)).target]
             return
         storage: Any = held.enter_context(valkey_cluster() if "cluster" in request.param else valkey_server())
-        yield [held.enter_context(running_server("--store", storage.url + PATIENT)).target for _ in range(2)]
+        yield [held.enter_context(running_server("--storage", storage.url + PATIENT)).target for _ in range(2)]
 
 
 @pytest.fixture
@@ -237,12 +237,12 @@ def test_a_purge_survives_a_restart(tmp_path: Any) -> None:
     """The database contains its cutoff, whether the server was killed or stopped."""
     issued = time.time() - 10.0
     url = f"lmdb://{tmp_path}/db"
-    with running_server("--store", url) as server:
+    with running_server("--storage", url) as server:
         with Admin(server.target, deadline=PATIENCE) as admin:
             admin.purge("shop")
         server.kill()
     with (
-        running_server("--store", url) as server,
+        running_server("--storage", url) as server,
         closing(SessionStore(server.target, namespace="shop", deadline=PATIENCE)) as store,
         pytest.raises(AlreadyExists),
     ):

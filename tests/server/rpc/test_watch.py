@@ -30,9 +30,9 @@ PATIENT = "?timeout_ms=5000"
 
 
 @contextmanager
-def on_lmdb(front: str, workers: int) -> Iterator[list[str]]:
+def on_lmdb(transport: str, workers: int) -> Iterator[list[str]]:
     """One server with a database of its own."""
-    with running_server("--front", front, workers=workers) as server:
+    with running_server("--transport", transport, workers=workers) as server:
         yield [server.target]
 
 
@@ -41,7 +41,7 @@ def on_redis(redis: Callable[[], AbstractContextManager[Any]]) -> Iterator[list[
     """Two servers on one Redis, Valkey, cluster or Sentinel."""
     with ExitStack() as held:
         url = held.enter_context(redis()).url
-        yield [held.enter_context(running_server("--store", url + PATIENT)).target for _ in range(2)]
+        yield [held.enter_context(running_server("--storage", url + PATIENT)).target for _ in range(2)]
 
 
 @pytest.fixture(
@@ -188,10 +188,10 @@ def test_fifty_watchers_delay_no_call(store: SessionStore, elsewhere: Callable[[
             assert read_until(watch, (b"key", b"value"))[0] == {b"key": [b"value"]}
 
 
-@pytest.mark.parametrize("front", ["grpcio", "native"])
-def test_the_end_of_the_server_ends_the_stream(front: str) -> None:
+@pytest.mark.parametrize("transport", ["grpcio", "native"])
+def test_the_end_of_the_server_ends_the_stream(transport: str) -> None:
     """With UNAVAILABLE, so the client continues at another server."""
-    with running_server("--front", front) as server:
+    with running_server("--transport", transport) as server:
         store = SessionStore(server.target, namespace="shop", deadline=PATIENCE)
         with store.watch() as watch:
             threading.Thread(target=server.stop).start()

@@ -49,7 +49,7 @@ def server(request: pytest.FixtureRequest) -> Iterator[RunningServer]:
         valkey = held.enter_context(valkey_server()).url + "?timeout_ms=5000" if "Valkey" in request.param else "lmdb:"
         front = "native" if "native" in request.param else "grpcio"
         yield held.enter_context(
-            running_server("--store", valkey, "--front", front, workers=1 + ("two" in request.param))
+            running_server("--storage", valkey, "--transport", front, workers=1 + ("two" in request.param))
         )
 
 
