@@ -1,4 +1,4 @@
-"""Loops that go on after whatever fails, and heartbeats that show when one does not come round."""
+"""Periodic tasks continue after failures, and their heartbeats reveal a task that hangs."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ def unary_handler(
         started = time.perf_counter()
         try:
             response = behaviour(servicer, request, context)
-        except Exception as error:  # noqa: BLE001 - the caller gets a fixed text, whatever the exception
+        except Exception as error:  # noqa: BLE001 - the caller gets a fixed text for any exception
             status = to_status(error, request)
             servicer.observer.on_failure(method, status.code, time.perf_counter() - started, request, context)
             _reject(context, status, error)
@@ -64,7 +64,7 @@ def stream_handler(
         code, started = _CANCELLED, time.perf_counter()
         try:
             yield from behaviour(servicer, request, context)
-        except Exception as error:  # noqa: BLE001 - the caller gets a fixed text, whatever the exception
+        except Exception as error:  # noqa: BLE001 - the caller gets a fixed text for any exception
             status = to_status(error, request)
             if not isinstance(error, Stopping):  # a rollout is not a failure of the server
                 code = status.code

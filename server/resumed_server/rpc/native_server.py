@@ -144,7 +144,7 @@ class NativeServer:
         except DelayedRejection as rejection:
             reject = rejection.reject
             self._delay_queue.schedule(rejection.seconds, lambda: self._reject(listener, call, reject))
-        except Exception as error:  # noqa: BLE001 - the caller gets a fixed text, whatever the exception
+        except Exception as error:  # noqa: BLE001 - the caller gets a fixed text for any exception
             _fail(listener, call, error)
 
     def _reject(self, listener: NativeGrpcFront, call: int, reject: Callable[[Any], NoReturn]) -> None:

@@ -40,7 +40,7 @@ def is_grpcio_compatible() -> bool:
     """Return whether the server can use the private names of grpcio; log once if not."""
     try:
         check_grpcio()
-    except Exception as error:  # noqa: BLE001 - the server works without them, whatever the reason
+    except Exception as error:  # noqa: BLE001 - the server works without them, for any reason
         _log.critical(
             "incompatible grpcio: clients that send no messages can occupy all threads; install another version",
             version=grpc.__version__,

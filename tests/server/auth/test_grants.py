@@ -1,4 +1,4 @@
-"""The file of grants: what it may say, what it decides, and that no bytes at all break whoever reads it."""
+"""Parsing of grants files, and their decisions."""
 
 from __future__ import annotations
 

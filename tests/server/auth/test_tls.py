@@ -1,4 +1,4 @@
-"""What gRPC is handed before a handshake, and when it is handed something new."""
+"""The TLS files that gRPC gets before handshakes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is left of limits: rates, counted together with forked processes, and whose state is whose."""
+"""Rate limiters, and the limits of identities and namespaces."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much there is in limited namespaces: counted by what the engine holds, and by what was let in since."""
+"""Counters of sessions and bytes: recounts of the engine, and entries admitted between them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who may do what, over the wire: every bad credential, every operation, and what changes while the server serves."""
+"""Authentication and authorization over the wire, with every invalid credential and every operation."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def to_status(error: grpc.RpcError) -> Status:
     return status
 
 
-# --- Who is let in -------------------------------------------------------------------------------------------------
+# --- Granted calls -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ def test_an_operator_may_purge_and_count_granted_namespaces(
     assert rejection(counter, "purge", admin_pb2.PurgeRequest(namespace="ops")).code() is DENIED
 
 
-# --- Who is not ----------------------------------------------------------------------------------------------------
+# --- Denied calls --------------------------------------------------------------------------------------------------
 
 EXPIRED = AUTHORITY.issue(SHOP, lifetime=-HOUR)
 REFUSED_BY_TLS = {

@@ -1,4 +1,4 @@
-"""Purge and Stats over the wire: on every front and engine, through whichever worker, told to whoever watches."""
+"""Purge and Stats over the wire, on every transport and engine, and through every worker."""
 
 from __future__ import annotations
 
@@ -181,7 +181,7 @@ def test_stats_have_pages(targets: list[str], connected: Callable[[], SessionSto
             store = held.enter_context(closing(SessionStore(targets[-1], namespace=name, deadline=PATIENCE)))
             store.put(b"k", b"value", 60.0)
         stats, pages, request = AdminServiceStub(channel).Stats, list[list[str]](), pb.StatsRequest(page_size=2)
-        request.page_token = names[0][:-1]  # behind all others that sort before
+        request.page_token = names[0][:-1]  # follows all names that sort before it
         while not pages or request.page_token:
             answer = stats(request, timeout=PATIENCE)
             pages.append([each.namespace for each in answer.namespaces if each.namespace in names])

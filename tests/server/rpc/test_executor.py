@@ -1,4 +1,4 @@
-"""The threads that answer calls: every call runs, and grpcio hears of every end exactly once."""
+"""CallExecutor: every call runs, and grpcio is notified of its end exactly once."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_a_call_whose_client_has_given_up_is_not_executed() -> None:
         with pytest.raises(grpc.RpcError):
             call(Duration(seconds=2), timeout=0.05)
         third = call.future(Duration(seconds=3))
-        until(lambda: executor.in_flight == 3)  # so it knows how the second one ended, on the same connection
+        until(lambda: executor.in_flight == 3)  # so the end of the second one, on the same connection, was received
         free.set()
         assert (first.result(PATIENCE).seconds, third.result(PATIENCE).seconds) == (1, 3)
     assert served == [1, 3]
@@ -118,7 +118,7 @@ def test_waits_and_rejections_are_observed(monkeypatch: pytest.MonkeyPatch) -> N
         with pytest.raises(grpc.RpcError) as caught:
             call(Duration(seconds=3), timeout=PATIENCE)
         assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-        refused = time.monotonic()  # by now the second call has been waiting for a while
+        refused = time.monotonic()  # the second call has been waiting since before
         call.future(Duration(seconds=4)).exception(PATIENCE)
         waited = time.monotonic() - refused
         free.set()

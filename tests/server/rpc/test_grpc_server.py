@@ -90,7 +90,7 @@ def test_an_invalid_message_is_rejected_and_leaves_nothing_in_memory(channel: gr
         assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
         assert refused.value.details() == "the request is not a valid message of this method"
     gc.collect()
-    # One for each method that waits to be called, and for a few that end just now.
+    # One for each method that waits for a call, and for a few calls that are ending.
     assert sum(isinstance(each, _RPCState) for each in gc.get_objects()) < 25 + threading.active_count()
 
 

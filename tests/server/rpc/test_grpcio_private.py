@@ -1,4 +1,4 @@
-"""grpcio, as it is installed, is what the server takes it for; where it is not, the server does without."""
+"""The private names of the installed grpcio, and servers without them."""
 
 from __future__ import annotations
 

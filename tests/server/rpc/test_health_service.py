@@ -1,4 +1,4 @@
-"""The health service reads the present state; streams are bounded, and none holds anything up."""
+"""The health service returns the present state, and its streams are bounded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Limits over the wire: who asks for more than they may is refused, who holds up others is cut off, others go on."""
+"""Limits over the wire: calls and connections beyond them are rejected, and others continue."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 AUTHORITY = Authority()
 SHOP, PAY, POD = (f"spiffe://example.org/{name}" for name in ("shop", "pay", "pods/1"))
 EVERYTHING = ["put", "get", "take", "remove", "watch"]
-RATE = 10  # so that a Batch of 256 uses it up for 25 seconds
+RATE = 10  # a Batch of 256 uses it up for 25 seconds
 FILE = (
     "".join(grant(name, ["*"], EVERYTHING) for name in (SHOP, PAY, "spiffe://example.org/pods/*"))
     + f"""
@@ -270,7 +270,7 @@ def test_calls_without_a_message_delay_no_other_call_and_are_cancelled(plain: Ru
             for number in range(100):
                 client.open_call(2 * number + 1)
         deadline = time.monotonic() + PATIENCE
-        for kind, flags, _, _ in silent[0].frames():  # the first ones to come are the first to go
+        for kind, flags, _, _ in silent[0].frames():  # the oldest calls are cancelled first
             assert time.monotonic() < deadline
             if kind == RST_STREAM or (kind == HEADERS and flags & 1):
                 break

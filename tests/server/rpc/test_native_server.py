@@ -1,4 +1,4 @@
-"""The native front by itself: how it stops, and what it does with what it does not serve."""
+"""The native transport alone: its shutdown, errors and forwarded calls."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a caller and the log are told when something fails: never a key, a value or a stack trace."""
+"""The status and the log line of each error: never a key, a value or a stack trace."""
 
 from __future__ import annotations
 

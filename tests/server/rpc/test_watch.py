@@ -1,4 +1,4 @@
-"""Watch over the wire: what happens in a namespace is read_until, in order, to whoever follows, by every worker."""
+"""Watch over the wire: the changes of a namespace arrive in order, through every worker."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The promises of the contract, over the wire with a raw stub, against all kinds of servers."""
+"""The promises of the contract, over the wire with a generated client, for every kind of server."""
 
 from __future__ import annotations
 

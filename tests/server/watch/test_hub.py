@@ -72,7 +72,7 @@ def test_the_queue_of_a_watcher_is_bounded_in_bytes(engine: Engine) -> None:
     hub = WatchHub(engine)
     with hub.subscribe("shop") as slow, hub.subscribe("shop") as quick:
         news = quick.messages()
-        for number in range(MAX_QUEUED_BYTES // (1 << 17)):  # a little more, with what is beside the values
+        for number in range(MAX_QUEUED_BYTES // (1 << 17)):  # slightly more than the bound, including CHANGE_BYTES
             assert slow.ended_at is None
             engine.put("shop", b"%d" % number, bytes(1 << 17), 100)
             while not next(news).changes:
