@@ -61,8 +61,6 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 class Stub(SessionStoreServiceStub):
-    """Both services, on one connection."""
-
     def __init__(self, channel: grpc.Channel) -> None:
         super().__init__(channel)
         admin = AdminServiceStub(channel)
@@ -71,7 +69,6 @@ class Stub(SessionStoreServiceStub):
 
 @pytest.fixture
 def connect(server: RunningServer) -> Iterator[Callable[[Pem | None], SessionStoreServiceStub]]:
-    """Connect with a certificate."""
     with ExitStack() as held:
         yield lambda pem: Stub(held.enter_context(channel(server.target, AUTHORITY.pem, pem)))
 
@@ -83,7 +80,6 @@ def shop(connect: Callable[[Pem | None], SessionStoreServiceStub]) -> SessionSto
 
 
 def requests(namespace: str, key: bytes) -> dict[str, Any]:
-    """Return one request for each operation."""
     address: dict[str, Any] = {"namespace": namespace, "key": key}
     return {
         "put": pb.PutRequest(**address, value=SECRET.encode(), ttl=Duration(seconds=60)),
@@ -110,7 +106,6 @@ def rejection(stub: SessionStoreServiceStub, operation: str, request: Any) -> gr
 
 
 def info(status: Status) -> ErrorInfo:
-    """Return the one ErrorInfo of an error."""
     (found,) = [detail for detail in status.details if detail.Is(ErrorInfo.DESCRIPTOR)]
     unpacked = ErrorInfo()
     found.Unpack(unpacked)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 PATIENCE = 10.0
 PURGED = Change(b"", None, None)
 PATIENT = "?timeout_ms=5000"
-"""A busy machine is no broken promise."""
+"""Generous, because tests run on loaded machines."""
 
 
 @pytest.fixture(
@@ -49,7 +49,6 @@ def targets(request: pytest.FixtureRequest) -> Iterator[list[str]]:
 
 @pytest.fixture
 def admin(targets: list[str]) -> Iterator[Admin]:
-    """An operator, at the first server."""
     with Admin(targets[0], deadline=PATIENCE) as admin:
         yield admin
 

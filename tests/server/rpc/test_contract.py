@@ -1,4 +1,4 @@
-"""The contract as a tree of files: complete by itself, readable in every language, and in step with the server."""
+"""The contract builds from this tree, suits all languages, and agrees with the server."""
 
 from __future__ import annotations
 

@@ -62,7 +62,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
 
 @pytest.fixture
 def connect(server: RunningServer) -> Iterator[Callable[[str], SessionStoreServiceStub]]:
-    """Connect as an identity."""
     with ExitStack() as held:
         yield lambda identity: SessionStoreServiceStub(
             held.enter_context(channel(server.target, AUTHORITY.pem, AUTHORITY.issue(identity)))
@@ -70,7 +69,6 @@ def connect(server: RunningServer) -> Iterator[Callable[[str], SessionStoreServi
 
 
 def get(namespace: str = "shop") -> pb.GetRequest:
-    """Return a Get of nothing."""
     return pb.GetRequest(namespace=namespace, key=SECRET)
 
 

@@ -70,7 +70,6 @@ def server(handlers: Handlers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.fixture
 def channel(server: NativeServer) -> Iterator[Any]:
-    """A connection to the started server."""
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:

@@ -44,7 +44,6 @@ SERVICE = "resumed.v1.SessionStoreService"
     ],
 )
 def server(request: pytest.FixtureRequest) -> Iterator[RunningServer]:
-    """A server of each kind."""
     with contextlib.ExitStack() as held:
         valkey = held.enter_context(valkey_server()).url + "?timeout_ms=5000" if "Valkey" in request.param else "lmdb:"
         front = "native" if "native" in request.param else "grpcio"
@@ -63,7 +62,6 @@ def channel(server: RunningServer) -> Iterator[grpc.Channel]:
 
 @pytest.fixture
 def stub(channel: grpc.Channel) -> SessionStoreServiceStub:
-    """The service."""
     return SessionStoreServiceStub(channel)
 
 
@@ -83,17 +81,14 @@ def put(
 
 
 def get(key: bytes, namespace: str = "shop") -> pb.GetRequest:
-    """Return a Get."""
     return pb.GetRequest(namespace=namespace, key=key)
 
 
 def take(key: bytes, namespace: str = "shop") -> pb.TakeRequest:
-    """Return a Take."""
     return pb.TakeRequest(namespace=namespace, key=key)
 
 
 def remove(key: bytes, namespace: str = "shop") -> pb.RemoveRequest:
-    """Return a Remove."""
     return pb.RemoveRequest(namespace=namespace, key=key)
 
 
@@ -101,7 +96,6 @@ REQUESTS: dict[str, Callable[..., Any]] = {"Put": put, "Get": get, "Take": take,
 
 
 def seconds(ttl: Duration) -> float:
-    """Return a Duration in seconds."""
     return ttl.seconds + ttl.nanos / 1e9
 
 
@@ -116,7 +110,6 @@ def rejection(call: Any, request: Any) -> tuple[grpc.StatusCode, Status]:
 
 
 def info(status: Status) -> ErrorInfo:
-    """Return the one ErrorInfo of an error."""
     (found,) = [detail for detail in status.details if detail.Is(ErrorInfo.DESCRIPTOR)]
     unpacked = ErrorInfo()
     found.Unpack(unpacked)
