@@ -235,22 +235,19 @@ class TestCheck:
         assert "does not speak gRPC" in step["note"]
 
     def test_no_resumed_server(self) -> None:
-        """A gRPC server without our services."""
-        with build_grpc_server() as target:
+        with grpc_server() as target:
             step = failed_step(target)
         assert step["name"] == "health"
         assert "no resumed store" in step["note"]
 
     def test_not_serving(self) -> None:
-        """A store whose health says so."""
-        with build_grpc_server(serving=False) as target:
+        with grpc_server(serving=False) as target:
             step = failed_step(target)
         assert step["name"] == "health"
         assert "NOT_SERVING" in step["note"]
 
     def test_denied(self) -> None:
-        """A store that refuses the namespace."""
-        with build_grpc_server(serving=True, refusal=grpc.StatusCode.PERMISSION_DENIED) as target:
+        with grpc_server(serving=True, refusal=grpc.StatusCode.PERMISSION_DENIED) as target:
             step = failed_step(target)
         assert step["name"] == "seal and Put"
         assert "may not use the namespace" in step["note"]
@@ -382,7 +379,7 @@ def test_unknown_option(command: str) -> None:
 
 
 @contextlib.contextmanager
-def build_grpc_server(*, serving: bool | None = None, refusal: grpc.StatusCode | None = None) -> Iterator[str]:
+def grpc_server(*, serving: bool | None = None, refusal: grpc.StatusCode | None = None) -> Iterator[str]:
     """Run a gRPC server that is no resumed store; it has a health service where it says whether it serves."""
     server = grpc.server(ThreadPoolExecutor(2))
     if serving is not None:
