@@ -37,7 +37,8 @@ class Breaker:
 
     def __init__(self, failures: int = 3, clock: Callable[[], float] = time.monotonic) -> None:
         self._limit, self._clock = failures, clock
-        self._backoff = self._backoff_until = 0.0
+        self._backoff = 0.0
+        self._backoff_since = float("-inf")
         self._limited_at = float("-inf")
         self._failures = 0
         self._failed_at = float("-inf")
@@ -50,7 +51,7 @@ class Breaker:
     @property
     def rate_limited(self) -> bool:
         """Whether the store refused a call a moment ago because of a limit."""
-        return self._backoff > 0 and self._clock() < self._backoff_until
+        return self._clock() < self._backoff_since + self._backoff
 
     @property
     def scarce(self) -> bool:
@@ -71,7 +72,7 @@ class Breaker:
         """
         self.last_call_succeeded = False
         if late and self.scarce:
-            self._back_off()
+            self._back_off(began)
             return
         if began < self._failed_at:
             return
@@ -88,22 +89,30 @@ class Breaker:
         self._probe_delay = min(max(2 * self._probe_delay, _FIRST_PROBE_DELAY), _LONGEST_PROBE_DELAY)
         return self._probe_delay
 
-    def record_rate_limited(self) -> None:
-        """Note that a call was refused because of a limit, so that none is made for a while."""
-        backoff = self._back_off()
-        self.succeeded()
+    def record_rate_limited(self, began: float | None = None) -> None:
+        """Note that a call was refused because of a limit, so that none is made for a while.
+
+        Args:
+            began: When it began. Of calls that were under way together, one lengthens the pause.
+        """
+        self._reached()
         self.last_call_succeeded = False
         self._limited_at = self._clock()
-        self._backoff = backoff
+        self._back_off(began)
 
     def succeeded(self) -> None:
         """Note that a call was carried out in time."""
-        self._failures = 0 if self.closed else self._limit - 1
-        self.closed = self.last_call_succeeded = True
-        self._backoff = 0.0
+        self._reached()
+        self.last_call_succeeded = True
+        self._backoff, self._backoff_since = 0.0, float("-inf")
 
-    def _back_off(self) -> float:
-        """Rest from now on, twice as long as the last time; return for how many seconds."""
-        self._backoff = min(max(2 * self._backoff, _FIRST_BACKOFF), _LONGEST_BACKOFF)
-        self._backoff_until = self._clock() + self._backoff
-        return self._backoff
+    def _reached(self) -> None:
+        """Note that a call was answered in time, so that the store is not down."""
+        self._failures = 0 if self.closed else self._limit - 1
+        self.closed = True
+
+    def _back_off(self, began: float | None) -> None:
+        """Rest from now on, twice as long as the last time."""
+        if began is None or began >= self._backoff_since:
+            self._backoff = min(max(2 * self._backoff, _FIRST_BACKOFF), _LONGEST_BACKOFF)
+            self._backoff_since = self._clock()

@@ -167,7 +167,7 @@ class Lookups:
             if found is not None and self._single_use:
                 found, outcome = self._take(key, found, accept, end)
         except LimitExceeded:
-            self._breaker.record_rate_limited()
+            self._breaker.record_rate_limited(began)
             return None, "limited"
         except _DeadlinePassed:
             return None, "timeout"
