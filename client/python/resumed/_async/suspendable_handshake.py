@@ -1,25 +1,24 @@
-"""The look-ups of one handshake, and how a handshake rests while its sessions are looked up.
+"""The look-ups of one handshake, which may be suspended until their results are there.
 
-A handshake may offer many sessions, and may send its ClientHello twice (HelloRetryRequest, RFC 8446 section 4.1.4), for
-each of which OpenSSL asks again. All of its look-ups share one deadline, at most MAX_LOOKUPS of them are calls, and the
-first answer for a session is kept.
+A client may offer many sessions, and may send its ClientHello twice (HelloRetryRequest, RFC 8446 section 4.1.4), for
+which OpenSSL requests them again. All look-ups of a handshake share one deadline, at most MAX_LOOKUPS of them are
+calls, and the first result for a session is kept.
 
-When a ClientHello is complete, OpenSSL's client hello callback may have the handshake rest
-(SSL_CTX_set_client_hello_cb(3)), so that a thread that serves many connections is not held up. The look-ups then happen
-in other threads, and whoever drives the handshake takes its next step when it is woken. Event loops are such drivers
-(loops.py, twisted.py).
+When a ClientHello is complete, OpenSSL's client hello callback may suspend the handshake
+(SSL_CTX_set_client_hello_cb(3)), so that it does not block a thread that serves many connections. Other threads then
+make the calls, and the driver of the handshake (event_loops.py, twisted.py) takes the next step when it is resumed.
 """
 
 from __future__ import annotations
 
 import time
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, TypeAlias
 
 from resumed._policy.lookups import completed_future, result_or_late
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
-    from concurrent.futures import Future
 
     from resumed._policy.lookups import LookupResult
 
@@ -32,7 +31,7 @@ _TOO_MANY = completed_future((None, "too-many-lookups"))
 
 
 class SuspendableHandshake:
-    """What was found for one handshake.
+    """The results of the look-ups of one handshake.
 
     Args:
         deadline: Seconds that all of its look-ups together may take.
@@ -41,7 +40,7 @@ class SuspendableHandshake:
         clock: Seconds that only go forward.
 
     Attributes:
-        suspended: Whether its last step ended because an answer was not there yet.
+        suspended: Whether its last step ended because a result was not there yet.
     """
 
     def __init__(
@@ -90,17 +89,26 @@ class SuspendableHandshake:
         resume = self._find_resume_callback() if may_suspend else None  # not kept: it refers to the handshake's driver
         began = self._clock()
         result = start(self._left, resume is None)
-        if resume is None:
+        if resume and not result.done():
+            result = self._resumed_after(result, began, resume)
+        else:
             result = completed_future(result_or_late(result, self._left))
             self._left -= self._clock() - began
-        elif not result.done():
-
-            def finish(_: Future[LookupResult]) -> None:
-                self._left -= self._clock() - began
-                resume()
-
-            result.add_done_callback(finish)
         self._results[session_id] = result
+        return result
+
+    def _resumed_after(
+        self, lookup: Future[LookupResult], began: float, resume: Callable[[], None]
+    ) -> Future[LookupResult]:
+        """Return a future with the result of a look-up, after which the handshake is resumed."""
+        result: Future[LookupResult] = Future()
+
+        def finish(lookup: Future[LookupResult]) -> None:
+            self._left -= self._clock() - began  # before the next step can start another look-up
+            result.set_result(lookup.result())
+            resume()
+
+        lookup.add_done_callback(finish)
         return result
 
     def is_first(self, session_id: bytes) -> bool:
