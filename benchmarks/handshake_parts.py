@@ -32,6 +32,7 @@ from support.tls import VERSIONS, client_context, server_context
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from resumed._async.suspendable_handshake import SuspendableHandshake
     from resumed._crypto.envelope import Envelope
     from resumed._policy.session_policy import Offer
 
@@ -47,6 +48,7 @@ class Ids(Dictionary):
 
     def issue_id(self, *, resumed: bool = False) -> bytes:
         """Return a random one."""
+        del resumed
         return os.urandom(32)
 
 
@@ -55,16 +57,17 @@ class SealedIds(Ids):
 
     def issue_id(self, *, resumed: bool = False) -> bytes:
         """Return one of the fleet's."""
+        del resumed
         return KEYRING.issue_id(NAMESPACE, time.time())
 
 
 class OpensIds(SealedIds):
     """A dictionary that opens the ids that it is asked for."""
 
-    def on_get_session(self, offer: Offer, *arguments: object) -> int | None:
+    def on_get_session(self, offer: Offer, handshake: SuspendableHandshake) -> int | None:
         """Find a session."""
         assert KEYRING.open_id(NAMESPACE, offer.session_id)
-        return super().on_get_session(offer, *arguments)
+        return super().on_get_session(offer, handshake)
 
 
 class OpensValues(SealedIds):
@@ -72,19 +75,19 @@ class OpensValues(SealedIds):
 
     sealed = KEYRING.seal(KEYS.key(bytes(32)), os.urandom(200), 1 << 34)
 
-    def on_get_session(self, offer: Offer, *arguments: object) -> int | None:
+    def on_get_session(self, offer: Offer, handshake: SuspendableHandshake) -> int | None:
         """Find a session."""
         KEYRING.open(KEYS.key(bytes(32)), self.sealed, time.time())
-        return super().on_get_session(offer, *arguments)
+        return super().on_get_session(offer, handshake)
 
 
 class Seals(SealedIds):
     """A dictionary that seals what is negotiated."""
 
-    def on_new_session(self, session_id: bytes, envelope: Envelope, *arguments: Any, **named: Any) -> None:
+    def on_new_session(self, session_id: bytes, envelope: Envelope, remaining: float, **named: Any) -> None:
         """Keep a session."""
         KEYRING.seal(KEYS.key(session_id), envelope.encode(), 1 << 34)
-        super().on_new_session(session_id, envelope, *arguments, **named)
+        super().on_new_session(session_id, envelope, remaining, **named)
 
 
 KINDS = (Dictionary, Ids, SealedIds, OpensIds, OpensValues, Seals)
@@ -129,7 +132,7 @@ def measure(turns: int, version: ssl.TLSVersion) -> dict[tuple[type[Dictionary],
     """Return the seconds of handshakes by their kind, full and resumed."""
     client = client_context(version)
     contexts = {kind: server_context("ssl") for kind in KINDS}
-    bindings = [CallbackBinding(context, kind()) for kind, context in contexts.items()]  # type: ignore[arg-type]
+    bindings = [CallbackBinding(context, kind()) for kind, context in contexts.items()]
     sessions = {kind: handshake(context, client, None)[1].session for kind, context in contexts.items()}
     figures = defaultdict(list)
     for _ in track(range(turns), description=version.name):
