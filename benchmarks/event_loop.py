@@ -191,7 +191,7 @@ class Watched:
         self._beating = asyncio.Event()
         self._held: list[float] = []
         self._late: list[float] = []
-        for name in ("look_up", "prefetch"):
+        for name in ("on_get_session", "find"):
             setattr(self._shim, name, timed(getattr(self._shim, name), self._held))
 
     async def beat(self) -> None:

@@ -128,6 +128,11 @@ def look_up(shim: SessionPolicy, offer: Offer, found: Future[LookupResult] | Non
     return shim.on_get_session(offer, handshake)
 
 
+def prefetch(shim: SessionPolicy, offer: Offer) -> Future[LookupResult]:
+    """Start the look-up of a handshake that can be suspended."""
+    return shim.find(offer, shim.handshake(lambda: lambda: None), may_suspend=True)
+
+
 def negotiate(shim: SessionPolicy, remaining: int = 7200) -> bytes:
     """Store a session of ten bytes and return its id."""
     session_id = shim.issue_id()
@@ -159,13 +164,25 @@ class TestIds:
         os.close(reader)
         os.close(writer)
 
+    @pytest.mark.parametrize("ids", ["sealed", "any"])
+    def test_no_frontend_looks_up_an_id_that_is_issued_while_a_limit_is_used_up(self, ids: str) -> None:
+        """Its session is not stored."""
+        issuer, _ = shim_on(FakeStore())
+        issuer._breaker.record_rate_limited()
+        session_id = issuer.issue_id()
+        issuer.on_new_session(session_id, ENVELOPE, 100, last=True)
+        store = FakeStore()
+        other, _ = shim_on(store, ids=ids)
+        assert look_up(other, Offer(session_id)) is None
+        assert (store.gets, other.stats.misses, issuer.stats.puts) == ([], {"expired-id": 1}, {"dropped": 1})
+
 
 class TestPrefetch:
     def test_the_answer_is_used_and_nobody_is_asked_again(self) -> None:
         store = FakeStore()
         shim, _ = shim_on(store)
         for session_id, found in ((negotiate(shim), 10_007_200), (shim.issue_id(), None)):
-            flight = shim.prefetch(Offer(session_id))
+            flight = prefetch(shim, Offer(session_id))
             assert flight
             flight.result(PATIENCE)
             asked = len(store.gets)
@@ -178,11 +195,11 @@ class TestPrefetch:
         store = FakeStore()
         shim, clock = shim_on(store, lifetime=100)
         session_id = negotiate(shim)
-        assert shim.prefetch(Offer(os.urandom(32))) is None
+        assert prefetch(shim, Offer(os.urandom(32))).result(0) == (None, "foreign-id")
         clock.now += 101
-        assert shim.prefetch(Offer(session_id)) is None
+        assert prefetch(shim, Offer(session_id)).result(0) == (None, "expired-id")
         shim._breaker.closed = False
-        resting = shim.prefetch(Offer(shim.issue_id()))
+        resting = prefetch(shim, Offer(shim.issue_id()))
         assert resting
         assert resting.result(0) == (None, "breaker-open")
         assert not store.gets
@@ -193,7 +210,7 @@ class TestPrefetch:
         shim, _ = shim_on(store)
         session_id = negotiate(shim)
         store.gate.clear()
-        one, other = shim.prefetch(Offer(session_id)), shim.prefetch(Offer(session_id))
+        one, other = prefetch(shim, Offer(session_id)), prefetch(shim, Offer(session_id))
         assert one
         assert other
         waiting = threading.Thread(
@@ -217,7 +234,7 @@ class TestPrefetch:
         store = FakeStore()
         shim, _ = shim_on(store, single_use=True)
         session_id = negotiate(shim)
-        flights = [shim.prefetch(Offer(session_id)) for _ in range(4)]
+        flights = [prefetch(shim, Offer(session_id)) for _ in range(4)]
         found = [flight.result(PATIENCE)[0] for flight in flights if flight]
         assert len(found) == 4
         assert found.count(None) == 3
@@ -227,7 +244,7 @@ class TestPrefetch:
         shim, _ = shim_on(store)
         session_id = negotiate(shim)
         store.gate.clear()
-        flight = shim.prefetch(Offer(session_id))
+        flight = prefetch(shim, Offer(session_id))
         assert look_up(shim, Offer(session_id), flight) is None
         assert shim.stats.misses == {"timeout": 1}
         store.gate.set()
@@ -236,7 +253,7 @@ class TestPrefetch:
         store = FakeStore()
         shim, _ = shim_on(store, max_lookups=2)
         store.gate.clear()
-        flights = [shim.prefetch(Offer(shim.issue_id())) for _ in range(3)]
+        flights = [prefetch(shim, Offer(shim.issue_id())) for _ in range(3)]
         assert flights[2]
         assert flights[2].result(0) == (None, "too-many-lookups")
         store.gate.set()
@@ -254,7 +271,7 @@ class TestPrefetch:
         shim, _ = shim_on(FakeStore())
         session_id = negotiate(shim)
         shim.close()
-        flight = shim.prefetch(Offer(session_id))
+        flight = prefetch(shim, Offer(session_id))
         assert flight
         assert flight.result(0) == (None, "unavailable")
         assert shim._lookups._in_flight == 0
@@ -264,7 +281,7 @@ class TestPrefetch:
         shim, _ = shim_on(store)
         session_id = negotiate(shim)
         store.failure = ZeroDivisionError()
-        flight = shim.prefetch(Offer(session_id))
+        flight = prefetch(shim, Offer(session_id))
         assert flight
         assert flight.result(PATIENCE) == (None, "internal-error")
 
@@ -379,7 +396,7 @@ class TestLookUps:
             raise UnsealError("server-name-mismatch")
 
         for offer in Offer(session_id, Expected(bytes(32))), Offer(session_id, decodes=refuse):
-            found = shim.prefetch(offer) if ahead else None
+            found = prefetch(shim, offer) if ahead else None
             if found:
                 found.result(PATIENCE)
             assert look_up(shim, offer, found) is None
@@ -399,12 +416,13 @@ class TestLookUps:
         unknown = Expected(None, "context-unknown")
         session_id = negotiate(shim)
         for offered in session_id, os.urandom(32):
-            assert shim.prefetch(Offer(offered, unknown)) is None
+            assert prefetch(shim, Offer(offered, unknown)).result(0)[0] is None
             assert look_up(shim, Offer(offered, unknown)) is None
         assert not store.gets
         assert shim.stats.misses == {"context-unknown": 1, "foreign-id": 1}
 
-    def test_all_look_ups_of_a_handshake_share_one_deadline(self) -> None:
+    @pytest.mark.parametrize("suspended", [False, True])
+    def test_all_look_ups_of_a_handshake_share_one_deadline(self, suspended: bool) -> None:
         """A ClientHello has room for a thousand ids of the fleet."""
 
         class Slow(FakeStore):
@@ -417,11 +435,15 @@ class TestLookUps:
         deadlines: list[float] = []
         now = [0.0]
         shim, clock = shim_on(Slow(5.0))
-        ids = [shim.issue_id() for _ in range(10)]
+        offers = [Offer(shim.issue_id()) for _ in range(10)]
         clock.now += NOT_FRESH
-        handshake = SuspendableHandshake(5.0, clock=lambda: now[0])
-        assert [shim.on_get_session(Offer(session_id), handshake) for session_id in ids] == [None] * 10
-        assert [round(deadline, 1) for deadline in deadlines] == [4.5, 2.7, 0.9]
+        resume = (lambda: lambda: None) if suspended else (lambda: None)
+        handshake = SuspendableHandshake(5.0, resume, clock=lambda: now[0])
+        for offer in offers if suspended else ():
+            shim.find(offer, handshake, may_suspend=True).result(PATIENCE)
+        assert [shim.on_get_session(offer, handshake) for offer in offers] == [None] * 10
+        assert len(deadlines) == 3
+        assert all(deadline <= limit for deadline, limit in zip(deadlines, [4.5, 2.7, 0.9], strict=True))
         assert shim.stats.misses == {"unknown": 3, "timeout": 1, "too-many-lookups": 6}
         assert not shim.breaker_open
 
@@ -440,13 +462,13 @@ class TestLookUps:
         store = FakeStore()
         shim, _ = shim_on(store)
         session_id = negotiate(shim)
-        before = shim.prefetch(Offer(session_id))
+        before = prefetch(shim, Offer(session_id))
         assert before
         assert before.result(PATIENCE)[0], "it was found, by a handshake that is not over"
         store.gate.clear()
-        assert shim.prefetch(Offer(session_id))
+        assert prefetch(shim, Offer(session_id))
         shim.remove([session_id])
-        assert shim.prefetch(Offer(session_id)) is None
+        assert prefetch(shim, Offer(session_id)).result(0) == (None, "unknown")
         assert look_up(shim, Offer(session_id)) is None
         assert shim.stats.misses == {"unknown": 1}
         store.gate.set()
@@ -691,7 +713,7 @@ class TestOutages:
         shed = negotiate(shim)
         assert look_up(shim, Offer(shed)) is None
         assert len(store.gets) == asked
-        assert shim.stats.misses == {"limited": 1, "foreign-id": 1}
+        assert shim.stats.misses == {"limited": 1, "expired-id": 1}
         assert shim.stats.puts == {"stored": 1, "dropped": 1}
         following = shim.issue_id(resumed=True)
         shim.on_new_session(following, ENVELOPE, 100, last=True)

@@ -174,7 +174,7 @@ def test_a_prefetched_look_up_keeps_the_context_of_its_handshake(
     shim = frontend.shim._policy
     with recorded.provider.get_tracer("test").start_as_current_span("handshake") as handshake:
         offer = SimpleNamespace(session_id=shim.issue_id(), expected=Expected(bytes(32)))
-        shim.prefetch(offer).result(PATIENCE)
+        shim.find(offer, shim.handshake(lambda: lambda: None), may_suspend=True).result(PATIENCE)
     frontend.shim.uninstall()
     calls = recorded.spans(GET)
     assert calls

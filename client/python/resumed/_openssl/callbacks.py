@@ -155,9 +155,9 @@ class CallbackBinding:
         """How long a signature with the context's own key takes here; measured when first asked for."""
         return None if self._context_freed else measure_signature_seconds(self.library, self._pointer)
 
-    def begin(self, waker: Callable[[], Callable[[], None] | None]) -> SuspendableHandshake:
+    def begin(self, find_resume_callback: Callable[[], Callable[[], None] | None]) -> SuspendableHandshake:
         """Return the handshake of a connection that begins, for run_step(); see SuspendableHandshake."""
-        return self._policy.handshake(waker)
+        return self._policy.handshake(find_resume_callback)
 
     def run_step(self, handshake: SuspendableHandshake, step: Callable[[], _Result]) -> _Result:
         """Take a step of a handshake that may rest until its look-ups are done.
@@ -450,7 +450,7 @@ class CallbackBinding:
             if handshake is not None:
                 handshake.start_lookups(
                     offered_ids(self.library, ssl),
-                    lambda session_id: self._policy.prefetch(_Offer(self, ssl, session_id)),
+                    lambda session_id: self._policy.find(_Offer(self, ssl, session_id), handshake, may_suspend=True),
                 )
                 if handshake.suspended:
                     return _CLIENT_HELLO_RETRY

@@ -11,6 +11,7 @@ import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextvars import copy_context
+from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
 from resumed._exceptions import LimitExceeded, StoreError, StoreTimeout, StoreUnavailable
@@ -76,42 +77,35 @@ class Lookups:
         self._in_flight = 0
         self._threads = ThreadPoolExecutor(_THREADS, "resumed-prefetch")
 
-    def begin(self, key: bytes, accept: Accept, *, fresh: bool) -> Future[LookupResult]:
-        """Begin to look `key` up, and return at once; see find()."""
-        resting = self._resting()
-        if resting is not None:
-            return completed_future(resting)
-        flight, mine = self._join_or_start(key)
-        if not mine:
-            return _join(flight)
-        try:
-            # Spans of the handshake are the parents of the call's.
-            end = self._end(self._store.deadline)
-            self._threads.submit(copy_context().run, self._run, flight, key, accept, fresh, end)
-        except RuntimeError:  # closed, or the interpreter is about to exit
-            self._finish(flight, key, (None, "unavailable"))
-        return flight
-
-    def find(self, key: bytes, accept: Accept, seconds: float, *, fresh: bool) -> LookupResult:
-        """Look `key` up, or wait for the answer to somebody else who does.
+    def start(self, key: bytes, accept: Accept, seconds: float, *, fresh: bool, blocking: bool) -> Future[LookupResult]:
+        """Look `key` up, or join the look-up of it that is in flight.
 
         Args:
             key: A store key.
             accept: Returns the reason of the miss for a value that cannot resume, which then is not taken.
-            seconds: How long that may take. If that is too little, nobody is asked: an answer that is late would tell
-                nothing of the store.
-            fresh: Whether its Put may still be on its way, so that a miss is worth another ask.
+            seconds: The time that the look-up may take. With too little of it the store is not called: a late response
+                would not show whether the store works.
+            fresh: Whether the Put of the session may still be on its way, so that a miss is worth another call.
+            blocking: Whether this thread makes the calls, not another one. A look-up that was joined may still be in
+                flight when this returns.
         """
-        resting = self._resting()
-        if resting is not None:
-            return resting
+        reason = self._reason_to_skip()
+        if reason:
+            return completed_future((None, reason))
         if seconds < min(_LEAST_ASK_SECONDS, self._store.deadline):
-            return None, "timeout"
-        flight, mine = self._join_or_start(key)
-        if mine:
-            self._run(flight, key, accept, fresh, self._end(seconds))
-            return flight.result()
-        return result_or_late(_join(flight), seconds)
+            return completed_future((None, "timeout"))
+        flight, started = self._join_or_start(key)
+        if not started:
+            return _join(flight)
+        run = partial(self._run, flight, key, accept, fresh, time.monotonic() + _DEADLINE_SHARE * seconds)
+        if blocking:
+            run()
+            return flight
+        try:
+            self._threads.submit(copy_context().run, run)  # spans of the handshake are the parents of the call's
+        except RuntimeError:  # closed, or the interpreter is about to exit
+            self._finish(flight, key, (None, "unavailable"))
+        return flight
 
     def forget(self, key: bytes) -> None:
         """Let no handshake join a look-up of `key` that is under way: its session is removed."""
@@ -126,11 +120,11 @@ class Lookups:
         """Begin with none under way."""
         self._reset()
 
-    def _resting(self) -> LookupResult | None:
+    def _reason_to_skip(self) -> str:
         if not self._breaker.closed:
             self._probe()  # a forked child has no thread that does it
-            return None, "breaker-open"
-        return (None, "limited") if self._breaker.rate_limited else None
+            return "breaker-open"
+        return "limited" if self._breaker.rate_limited else ""
 
     def _join_or_start(self, key: bytes) -> tuple[Future[LookupResult], bool]:
         """Return the look-up of `key` that is under way, or a new one and True: whoever gets that has to _run() it."""
@@ -162,10 +156,6 @@ class Lookups:
             if self._flights.get(key) is flight:
                 del self._flights[key]
         flight.set_result(found)
-
-    def _end(self, seconds: float) -> float:
-        """Return when a look-up that begins now, and may take so long, has to end."""
-        return time.monotonic() + _DEADLINE_SHARE * seconds
 
     def _ask(self, key: bytes, accept: Accept, fresh: bool, end: float) -> LookupResult:
         if end <= time.monotonic():  # no thread was free

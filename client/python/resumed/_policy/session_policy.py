@@ -12,7 +12,6 @@ The rules:
 from __future__ import annotations
 
 import logging
-import os
 import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -169,12 +168,13 @@ class SessionPolicy:
         """Return the id for a session about to be negotiated.
 
         Args:
-            resumed: Whether it follows another one, of a client that the store has served. Where it does not, and the
-                store's limit is used up, the id is one that no frontend of the fleet looks up, and negotiated() does
-                not store the session.
+            resumed: Whether it follows another session, of a client that the store has served. Otherwise, while a limit
+                of the store is used up, the id is expired from the start: no frontend of the fleet looks it up, and
+                on_new_session() does not store the session.
         """
         if not resumed and self.seals_ids and self._breaker.scarce:
-            return os.urandom(ID_BYTES)
+            # Not random: a frontend that looks foreign ids up would call the store for it.
+            return self._keyring.issue_id(self.namespace, 0)
         second = int(self._clock())
         issued, ids = self._ids
         if issued == second:
@@ -222,26 +222,40 @@ class SessionPolicy:
         """Note a session that cannot be resumed from the store, and so is not stored."""
         self._recorder.count("puts", "unresumable")
 
-    def prefetch(self, offer: Offer) -> Future[LookupResult] | None:
-        """Begin to look up a session that a client offers, without waiting; return None if that is not worth a call.
+    def find(self, offer: Offer, handshake: SuspendableHandshake, *, may_suspend: bool = False) -> Future[LookupResult]:
+        """Return the sealed value of a session that a client offers: that of the handshake, the mirror or the store.
 
-        Returns:
-            The answer that a SuspendableHandshake keeps; it is done when the deadline has passed, or sooner.
+        Args:
+            offer: The session, and what may resume on the connection.
+            handshake: The look-ups of the handshake so far; the store is not called again for their ids.
+            may_suspend: Whether the handshake can be suspended until the result is there; see its look_up().
         """
-        now, key = self._clock(), self._store_keys.key(offer.session_id)
-        if self._write_queue.is_removed(key):
-            return None
-        known = self._mirrored(key)
+        known = handshake.result_for(offer.session_id)
         if known is not None:
-            return completed_future(known)
+            return known
+        key, now = self._store_keys.key(offer.session_id), self._clock()
+        if self._write_queue.is_removed(key):
+            return completed_future((None, "unknown"))
+        # An id in the mirror is the fleet's: to open it first would only take time.
+        mirrored = self._mirror.get(key) if self._mirror else None
+        if mirrored is not None:
+            return completed_future((mirrored, "mirror"))
         issued = self._keyring.open_id(self.namespace, offer.session_id)
-        if self._refusal(offer, issued, now) is not None:
-            return None
-        return self._lookups.begin(key, self._acceptance(key, offer), fresh=_is_fresh(issued, now))
+        refusal = self._refusal(offer, issued, now)
+        if refusal is not None:
+            return completed_future((None, refusal))
+        accept, fresh = self._acceptance(key, offer), _is_fresh(issued, now)
+        return handshake.look_up(
+            offer.session_id,
+            lambda seconds, blocking: self._lookups.start(key, accept, seconds, fresh=fresh, blocking=blocking),
+            may_suspend=may_suspend,
+        )
 
-    def handshake(self, waker: Callable[[], Callable[[], None] | None] = lambda: None) -> SuspendableHandshake:
-        """Return what keeps the look-ups of a handshake that begins; see there."""
-        return SuspendableHandshake(self._store.deadline, waker)
+    def handshake(
+        self, find_resume_callback: Callable[[], Callable[[], None] | None] = lambda: None
+    ) -> SuspendableHandshake:
+        """Return an object that keeps the look-ups of one handshake; see there."""
+        return SuspendableHandshake(self._store.deadline, find_resume_callback)
 
     def on_get_session(self, offer: Offer, handshake: SuspendableHandshake) -> int | None:
         """Return the session that a client offers, or None to make a full handshake.
@@ -265,11 +279,10 @@ class SessionPolicy:
 
     def _look_up(self, offer: Offer, handshake: SuspendableHandshake) -> tuple[int | None, str]:
         """Return the session of look_up(), and the reason."""
-        key = self._store_keys.key(offer.session_id)
-        # An id in the mirror is the fleet's: to open it first would only take time.
-        value, outcome = self._answered(offer, handshake) or self._mirrored(key) or self._find(offer, key, handshake)
+        value, outcome = result_or_late(self.find(offer, handshake), 0)
         if value is None:
             return None, outcome
+        key = self._store_keys.key(offer.session_id)
         if self._write_queue.is_removed(key):  # since it was found
             return None, "unknown"
         try:
@@ -367,26 +380,6 @@ class SessionPolicy:
         if issued is not None and now - issued > self.lifetime:
             return "expired-id"
         return offer.expected.reason or None
-
-    def _mirrored(self, key: bytes) -> LookupResult | None:
-        value = self._mirror.get(key) if self._mirror else None
-        return None if value is None else (value, "mirror")
-
-    def _answered(self, offer: Offer, handshake: SuspendableHandshake) -> LookupResult | None:
-        answer = handshake.result_for(offer.session_id)
-        return result_or_late(answer, 0) if answer else None
-
-    def _find(self, offer: Offer, key: bytes, handshake: SuspendableHandshake) -> LookupResult:
-        """Look `key` up, if its id is worth it."""
-        if self._write_queue.is_removed(key):
-            return None, "unknown"
-        now = self._clock()
-        issued = self._keyring.open_id(self.namespace, offer.session_id)
-        refusal = self._refusal(offer, issued, now)
-        if refusal is not None:
-            return None, refusal
-        accept, fresh = self._acceptance(key, offer), _is_fresh(issued, now)
-        return handshake.ask(offer.session_id, lambda seconds: self._lookups.find(key, accept, seconds, fresh=fresh))
 
 
 def _is_fresh(issued: int | None, now: float) -> bool:
