@@ -10,20 +10,12 @@ import pytest
 from resumed_server.auth.grants import Grants
 from resumed_server.limits.config import Limit
 from resumed_server.limits.enforcer import MAX_DELAY_SECONDS, LimitEnforcer, LimitExceeded, LimitState, SharedCounters
+from support.clock import Clock
 
 if TYPE_CHECKING:
     from resumed_server.config.reloading_file import Followed
 
 SHOP = "spiffe://example.org/shop"
-
-
-class Clock:
-    """A clock that a test advances."""
-
-    now = 1_000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def test_rejections_of_a_client_that_ignores_them_are_delayed() -> None:

@@ -8,15 +8,7 @@ import sys
 import pytest
 
 from resumed_server.limits.rate_limiter import BURST_SECONDS, RateLimiter, RateTable
-
-
-class Clock:
-    """A clock that a test advances."""
-
-    now = 1_000.0
-
-    def __call__(self) -> float:
-        return self.now
+from support.clock import Clock
 
 
 def acquire_all(rate: RateLimiter, amount: int = 1) -> int:

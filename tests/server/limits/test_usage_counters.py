@@ -21,6 +21,7 @@ from resumed_server.rpc.session_service import SessionStoreService
 from resumed_server.storage.lmdb.engine import EmbeddedEngine
 from resumed_server.storage.registry import open_engine
 from resumed_server.watch.hub import WatchHub
+from support.clock import Clock
 from support.redis import valkey_server
 
 if TYPE_CHECKING:
@@ -39,16 +40,7 @@ bytes = 1512
 DEFAULTS = Limit(sessions=2)
 
 
-class Clock:
-    """A wall clock that a test advances."""
-
-    now = 1_800_000_000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-CLOCK = Clock()
+CLOCK = Clock(1_800_000_000.0)
 
 
 @pytest.fixture
