@@ -46,7 +46,8 @@ class Part(NamedTuple):
 
 
 PARTS = (
-    Part("front pages", ("*.md", ".github/**/*.md"), 17),
+    Part("front pages", ("README.md", "ARCHITECTURE.md"), 21),
+    Part("project pages", ("[!AR]*.md", "RELEASING.md", ".github/**/*.md"), 0.3),
     Part("docs", ("docs/**/*.md", "docs/**/*.py"), 13),
     Part("protos", ("protos/**/*.md", "protos/**/*.proto", "protos/**/*.py"), 0.3),
     Part("server", ("server/**/*.py",), 22),
