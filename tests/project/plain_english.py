@@ -57,7 +57,7 @@ PARTS = (
     Part("client/rust", ("client/rust/*.md", "client/rust/**/*.rs"), 14),
     Part("client/c", ("client/c/*.md", "client/c/**/*.rs", "client/c/**/*.h", "client/c/**/*.c"), 8),
     Part("deploy", ("deploy/**/*.md", "deploy/**/*.py"), 50),
-    Part("tests", ("tests/**/*.py",), 23),
+    Part("tests", ("tests/**/*.py",), 0.3),
     Part("fuzz", ("fuzz/**/*.md", "fuzz/**/*.py"), 33),
     Part("benchmarks", ("benchmarks/**/*.md", "benchmarks/**/*.py"), 18),
 )

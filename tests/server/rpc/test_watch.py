@@ -245,7 +245,7 @@ class TestWatchers:
         watchers = Watchers(engine)
         with watchers.subscribed("shop") as slow, watchers.subscribed("shop") as quick:
             news = quick.messages()
-            for number in range(QUEUED_BYTES // (1 << 17)):  # a little more, with what is beside the values
+            for number in range(QUEUED_BYTES // (1 << 17)):  # a little more, since keys count as well
                 assert slow.ended_at is None
                 engine.put("shop", b"%d" % number, bytes(1 << 17), 100)
                 while not next(news).changes:
