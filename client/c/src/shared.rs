@@ -61,7 +61,14 @@ impl Notice {
         Self(AtomicBool::new(false))
     }
 
-    /// Logs it as a warning, unless it was.
+    /// Logs the line as information, unless it was logged.
+    pub fn inform(&self, line: &str) {
+        if !self.0.swap(true, Ordering::Relaxed) {
+            log::info!("{line}");
+        }
+    }
+
+    /// Logs the line as a warning, unless it was logged.
     pub fn warn(&self, line: &str) {
         if !self.0.swap(true, Ordering::Relaxed) {
             log::warn!("{line}");

@@ -79,7 +79,7 @@ static SSL_CTX *installed(SSL_CTX *context, const char *namespace_, resumed_opti
     options.target = files[TARGET];
     options.keyring = files[KEYRING];
     options.namespace_ = namespace_;
-    options.deadline = 10000;
+    options.deadline_ms = 10000;
     if ((complaint = resumed_install(context, &options))) {
         fprintf(stderr, "contexts: %s\n", complaint);
         _exit(1);

@@ -27,7 +27,7 @@ enum ending { CLOSED, CUT, ALERT_SENT, ALERT_RECEIVED, ENDINGS };
 static const unsigned char BAD_RECORD[5 + 64] = {0x17, 3, 3, 0, 64};
 static const unsigned PATIENCE = 20000; /* milliseconds */
 
-static resumed_options options = {.size = sizeof options, .deadline = 10000};
+static resumed_options options = {.size = sizeof options, .deadline_ms = 10000};
 static const char *certificate;
 static int lies;
 static long families = 100;
@@ -194,7 +194,7 @@ static void passing_context(SSL_CTX *clients, long number)
     SSL_CTX *context = server_context();
     int resumed;
 
-    own.lifetime = 3600 + (unsigned)number;
+    own.lifetime_seconds = 3600 + (unsigned)number;
     MUST(resumed_install(context, &own) == NULL);
     MUST(strstr(resumed_install(context, &own), "already"));
     own.keyring = "/nonexistent";
@@ -259,7 +259,7 @@ int main(int argc, char **argv)
         case TARGET: options.target = optarg; break;
         case NAMESPACE: options.namespace_ = optarg; break;
         case KEYRING: options.keyring = optarg; break;
-        case MIRROR: options.mirror = strtoul(optarg, NULL, 10); break;
+        case MIRROR: options.mirror_bytes = strtoul(optarg, NULL, 10); break;
         case SINGLE_USE: options.single_use = 1; break;
         case FAMILIES: families = strtol(optarg, NULL, 10); break;
         case THREADS: threads = strtol(optarg, NULL, 10); break;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::{Credentials, Error, Keyring};
 
 /// RFC 8446 section 4.6.1.
-const LONGEST_LIFETIME: Duration = Duration::from_secs(7 * 24 * 3600);
+pub(crate) const LONGEST_LIFETIME: Duration = Duration::from_secs(7 * 24 * 3600);
 const LONGEST_NAMESPACE: usize = 63;
 
 /// Which ids are looked up.

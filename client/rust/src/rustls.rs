@@ -11,7 +11,7 @@ use std::time::{Duration, Instant, SystemTime};
 use ::rustls::ServerConfig;
 use ::rustls::server::{NoServerSessionStorage, ProducesTickets, StoresServerSessions};
 
-use crate::{Envelope, Error, Expected, Fingerprint, Format, Ids, Look, Options, Puts, Removal, Scope, Shim, Stats};
+use crate::{Envelope, Error, Expected, Fingerprint, Format, Ids, Lookup, Options, Puts, RemovalReason, Scope, Shim, Stats};
 
 const CLOSE_PATIENCE: Duration = Duration::from_secs(1);
 
@@ -71,7 +71,7 @@ impl Sessions {
 
     /// Removes a session from the whole fleet, in the background. `id` is the ticket, or rustls' own id.
     pub fn remove(&self, id: &[u8]) {
-        self.0.remove(id, Removal::Application);
+        self.0.remove(id, RemovalReason::Application);
     }
 
     /// Waits until all sessions and removals so far are sent, and returns false if that took too long.
@@ -82,8 +82,8 @@ impl Sessions {
 
     /// Whether the store kept failing, so that handshakes do not ask it at present.
     #[must_use]
-    pub fn resting(&self) -> bool {
-        self.0.resting()
+    pub fn breaker_open(&self) -> bool {
+        self.0.breaker_open()
     }
 
     /// What happened in this process so far.
@@ -118,10 +118,10 @@ struct Resumed {
 impl Connection {
     fn find(&self, id: &[u8], once: bool, ids: Option<Ids>) -> Option<Vec<u8>> {
         let mut resumed = self.resumed.lock().unwrap_or_else(PoisonError::into_inner);
-        let look = Look { expected: Expected::Fingerprint(self.fingerprint), once, ids, waited: resumed.waited };
+        let lookup = Lookup { expected: Expected::Fingerprint(self.fingerprint), once, ids, waited: resumed.waited };
         let began = Instant::now();
         let found =
-            self.shim.look_up(id, look, |envelope, not_after| Ok((envelope.session.to_vec(), envelope.issued, not_after)));
+            self.shim.look_up(id, lookup, |envelope, not_after| Ok((envelope.session.to_vec(), envelope.issued, not_after)));
         resumed.waited += began.elapsed();
         let (value, issued, not_after) = found?;
         // rustls may still refuse it. Then its life bounds the new session's needlessly, which does no harm.

@@ -261,7 +261,7 @@ fn never_sent(status: &Status) -> bool {
 pub(crate) fn endpoint(target: &Target, credentials: Option<&Credentials>) -> Result<Endpoint, Error> {
     let scheme = if credentials.is_some() { "https" } else { "http" };
     let uri = match target {
-        Target::Unix(path) => format!("unix:{path}"),
+        Target::Unix(path) => format!("unix:{}", path.display()),
         Target::Hosts(_) => format!("{scheme}://{}", target.authority()),
     };
     let endpoint = Endpoint::from_shared(uri).map_err(|_| Error::new(format!("target {:?} is no name", target.authority())))?;

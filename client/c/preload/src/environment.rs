@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::str::FromStr;
 use std::sync::OnceLock;
+use std::time::Duration;
 
 use resumed::Settings;
 
@@ -51,8 +52,8 @@ impl Environment {
             target: required("TARGET")?,
             namespace: required("NAMESPACE")?,
             keyring: required("KEYRING")?.into(),
-            lifetime: self.number("LIFETIME", 0)?,
-            deadline: milliseconds(deadline).ok_or_else(|| self.outside("DEADLINE", "seconds, 0.001 to 60"))?,
+            lifetime: Duration::from_secs(self.number("LIFETIME", 0)?),
+            deadline: deadline_of(deadline).ok_or_else(|| self.outside("DEADLINE", "seconds, 0.001 to 60"))?,
             max_lookups: self.number("MAX_LOOKUPS", 0)?,
             mirror: size(self.get("MIRROR").unwrap_or(DEFAULT_MIRROR))
                 .ok_or_else(|| self.outside("MIRROR", "a size such as 64MiB, or 0 for none"))?,
@@ -93,9 +94,8 @@ impl Environment {
     }
 }
 
-#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // checked
-fn milliseconds(seconds: f64) -> Option<u64> {
-    (0.001..=60.0).contains(&seconds).then_some((seconds * 1000.0) as u64)
+fn deadline_of(seconds: f64) -> Option<Duration> {
+    (0.001..=60.0).contains(&seconds).then(|| Duration::from_secs_f64(seconds))
 }
 
 fn size(text: &str) -> Option<usize> {
@@ -123,10 +123,16 @@ mod tests {
     #[test]
     fn what_is_not_set_has_its_default() {
         let settings = environment(&[]).settings().unwrap();
-        assert_eq!((settings.mirror, settings.deadline, settings.single_use, settings.tls), (64 << 20, 50, false, false));
+        assert_eq!(
+            (settings.mirror, settings.deadline, settings.single_use, settings.tls),
+            (64 << 20, Duration::from_millis(50), false, false)
+        );
         let settings =
             environment(&[("MIRROR", "0"), ("DEADLINE", "0.2"), ("SINGLE_USE", "1"), ("CA", "ca.pem")]).settings().unwrap();
-        assert_eq!((settings.mirror, settings.deadline, settings.single_use, settings.tls), (0, 200, true, true));
+        assert_eq!(
+            (settings.mirror, settings.deadline, settings.single_use, settings.tls),
+            (0, Duration::from_millis(200), true, true)
+        );
     }
 
     #[test]

@@ -9,12 +9,21 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{LazyLock, OnceLock};
 use std::time::Duration;
 
-use super::{NO_CLIENT_AUTHENTICATION, callbacks, connection, ffi, length_of, seconds};
-use crate::binding::Binding;
+use super::{ex_data, ffi, length_of, seconds};
+use crate::policy::{Binding, NO_CLIENT_AUTHENTICATION, Observers};
+use crate::shared::Notice;
 
 /// An `SSL_CTX`, while something else keeps it.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Context<'a>(NonNull<ffi::SSL_CTX>, PhantomData<&'a ()>);
+
+/// The functions that OpenSSL calls for sessions of a context's connections.
+pub(crate) struct SessionCallbacks {
+    pub(crate) new: ffi::NewCallback,
+    pub(crate) get: ffi::GetCallback,
+    pub(crate) remove: ffi::RemoveCallback,
+    pub(crate) id: ffi::IdCallback,
+}
 
 /// Our data in a context.
 struct Slot {
@@ -57,8 +66,8 @@ impl<'a> Context<'a> {
     pub fn prepare(&self, observed: bool) {
         static NUMBER: AtomicU64 = AtomicU64::new(1);
         if self.slot().is_none() {
-            // Not in a handshake: a process that forks then would leave them locked in its child.
-            connection::prepare();
+            // Not in a handshake: a process that forks then would leave it locked in its child.
+            ex_data::prepare();
             LazyLock::force(&NO_CLIENT_AUTHENTICATION);
             let number = NUMBER.fetch_add(1, Ordering::Relaxed);
             let slot = Box::into_raw(Box::new(Slot {
@@ -160,8 +169,24 @@ impl<'a> Context<'a> {
         Duration::from_secs(unsafe { ffi::SSL_CTX_get_timeout(self.0.as_ptr()) }.try_into().unwrap_or(0))
     }
 
+    /// Returns the application's own callbacks that are to be called after ours: those that no more than observe sessions. An application
+    /// with a get callback has a cache of its own. Ours replace its callbacks: in that cache, a session would outlive its removal from the
+    /// fleet.
+    pub(crate) fn observers(&self) -> Observers {
+        static REPLACED: Notice = Notice::new();
+        let context = self.0.as_ptr();
+        // SAFETY: the context lives.
+        unsafe {
+            if ffi::SSL_CTX_sess_get_get_cb(context).is_some() {
+                REPLACED.inform("the server's own session cache is not used: the store replaces it");
+                return Observers::default();
+            }
+            Observers { new: ffi::SSL_CTX_sess_get_new_cb(context), remove: ffi::SSL_CTX_sess_get_remove_cb(context) }
+        }
+    }
+
     /// Sets the callbacks, and what they need.
-    pub(crate) fn set_callbacks(&self, id_context: Option<&[u8; 32]>, lifetime: Duration) {
+    pub(crate) fn set_callbacks(&self, callbacks: &SessionCallbacks, id_context: Option<&[u8; 32]>, lifetime: Duration) {
         let context = self.0.as_ptr();
         // No internal cache: in it a session would outlive its removal from the fleet, and its eviction would remove it there.
         let mode = ffi::SSL_SESS_CACHE_SERVER | ffi::SSL_SESS_CACHE_NO_INTERNAL;
@@ -173,10 +198,10 @@ impl<'a> Context<'a> {
             if let Some(id_context) = id_context {
                 ffi::SSL_CTX_set_session_id_context(context, id_context.as_ptr(), length_of(id_context));
             }
-            ffi::SSL_CTX_sess_set_new_cb(context, Some(callbacks::on_new));
-            ffi::SSL_CTX_sess_set_get_cb(context, Some(callbacks::on_get));
-            ffi::SSL_CTX_sess_set_remove_cb(context, Some(callbacks::on_remove));
-            ffi::SSL_CTX_set_generate_session_id(context, Some(callbacks::on_id));
+            ffi::SSL_CTX_sess_set_new_cb(context, Some(callbacks.new));
+            ffi::SSL_CTX_sess_set_get_cb(context, Some(callbacks.get));
+            ffi::SSL_CTX_sess_set_remove_cb(context, Some(callbacks.remove));
+            ffi::SSL_CTX_set_generate_session_id(context, Some(callbacks.id));
         }
     }
 }

@@ -33,12 +33,12 @@ impl Session {
     /// # Safety
     ///
     /// It points to a session that outlives what is returned.
-    pub(super) unsafe fn borrowed(pointer: *mut ffi::SSL_SESSION) -> Option<Self> {
+    pub(crate) unsafe fn borrowed(pointer: *mut ffi::SSL_SESSION) -> Option<Self> {
         NonNull::new(pointer).map(|pointer| Self { pointer, owned: false })
     }
 
     /// Gives the session away.
-    pub(super) fn into_raw(mut self) -> *mut ffi::SSL_SESSION {
+    pub(crate) fn into_raw(mut self) -> *mut ffi::SSL_SESSION {
         self.owned = false;
         self.raw()
     }
