@@ -1,5 +1,5 @@
 /*
- * A TLS server that keeps its sessions in the store: it answers whatever a client sends. A thread for each connection.
+ * A TLS server that keeps its sessions in the store: it answers each message of a client. A thread for each connection.
  *
  *     server --certificate FILE --target 127.0.0.1:7400 --namespace shop --keyring fleet.keys
  *            [--deadline MILLISECONDS] [--mirror BYTES] [--single-use] [--any-id]

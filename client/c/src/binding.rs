@@ -1,4 +1,4 @@
-//! What to do at each session callback of OpenSSL, as in the other clients with OpenSSL: they resume each other's sessions.
+//! The decisions at each session callback of OpenSSL, the same as in the other clients with OpenSSL: they resume each other's sessions.
 //!
 //! OpenSSL's rules are in `SSL_CTX_sess_set_get_cb(3)`, `SSL_CTX_set_session_cache_mode(3)` and
 //! `SSL_CTX_set_generate_session_id(3)`. Those about what may resume where are in `docs/contexts.md`.
@@ -57,7 +57,7 @@ fn asks_late(connection: Connection, verifies: bool) -> bool {
 fn agrees(connection: Connection, fingerprint: &Fingerprint) -> bool {
     let present = connection.fingerprint();
     let ((identity, clients), (its_identity, its_clients)) = (halves(&present), halves(fingerprint));
-    // A certificate callback is not called for a resumed connection. Then what was learned for the name decides alone.
+    // A certificate callback is not called for a resumed connection. Then the fingerprint that was learned for the name decides alone.
     clients == its_clients && (identity == its_identity || !connection.has_its_certificates())
 }
 
@@ -67,7 +67,7 @@ impl Policy {
         Place { shim: self.shim.number(), context, name }
     }
 
-    /// Notes that a connection was served by another context than its session.
+    /// Records that a connection was served by another context than its session.
     fn unsettle(&self, connection: Connection, fingerprint: &Fingerprint, name: Vec<u8>) {
         if let Some(shim) = self.shim_for(requests_certificate(fingerprint)) {
             shim.terminated();
@@ -82,7 +82,7 @@ impl Policy {
 }
 
 impl Binding {
-    /// Notes where a handshake begins, before a servername callback.
+    /// Records where a handshake begins, before a servername callback.
     fn begin(&self, connection: Connection, handshake: &Handshake) {
         let mut policy = handshake.policy.borrow_mut();
         if policy.is_none() {
@@ -159,13 +159,13 @@ impl Binding {
             Some(lineage) if resumed || lineage.fingerprint == present => lineage,
             _ => Lineage::new(present, present_time),
         };
-        // OpenSSL notes the name only where the server has a servername callback, and compares it nowhere: see decode().
+        // OpenSSL records the name only where the server has a servername callback, and compares it nowhere: see decode().
         session.set_hostname(&name);
         session.clear_lineage();
         let serialized = session.serialize();
         let number = lineage.add(&id);
         session.set_lineage(&lineage);
-        // The timeout begins with the ticket, and so behind a handshake that a client can draw out.
+        // The timeout begins with the ticket, and so after a handshake that a client can delay.
         let end = if lineage.end > 0 { lineage.end } else { now + session.timeout() };
         let not_after = session.peer_not_after(now).map_or(end, |of_peer| of_peer.min(end));
         let tickets = if resumed { 1 } else { connection.tickets() };
@@ -179,7 +179,7 @@ impl Binding {
         Some(())
     }
 
-    /// Notes the session id context of a context whose settings are not observed, if the connection has begun with it.
+    /// Records the session id context of a context whose settings are not observed, if the connection has begun with it.
     fn learn_id_context(&self, connection: Connection, handshake: &Handshake, session: &Session) {
         let context = connection.context().filter(|context| {
             let began = self.policy.single_host || handshake.began.get() == context.number();
@@ -254,7 +254,7 @@ impl Binding {
         if !connection.fits_cipher(&session) {
             return Err("other-cipher");
         }
-        // OpenSSL compares it, too, but behind the callback. Without one it ends a handshake that asks for a certificate.
+        // OpenSSL compares it, too, but after the callback. Without one it ends a handshake that asks for a certificate.
         let asks_without = connection.verifies() && session.id_context().is_empty();
         if self.id_context.is_none() && (asks_without || !connection.fits_id_context(&session)) {
             return Err("context-mismatch");
@@ -274,7 +274,7 @@ impl Binding {
         let lineage = session.lineage().ok().flatten();
         let verified = lineage.as_ref().is_some_and(|lineage| requests_certificate(&lineage.fingerprint));
         let Some(shim) = self.policy.shim_for(verified) else { return };
-        // A connection that was cut says nothing against its session (RFC 5246 section 7.2.1); after a fatal alert, sent or
+        // A cut connection is no reason to remove its session (RFC 5246 section 7.2.1); after a fatal alert, sent or
         // received, it must not be resumed (section 7.2.2).
         if matches!(last_error_reason(), 0 | UNEXPECTED_EOF_WHILE_READING) {
             shim.kept();

@@ -58,7 +58,7 @@ unsafe extern "C" fn on_info(ssl: *const ffi::SSL, kind: c_int, value: c_int) {
     }
 }
 
-/// Notes a connection that ended without our `close_notify`.
+/// Handles a connection that ended without our `close_notify`.
 unsafe extern "C" fn on_remove(context: *mut ffi::SSL_CTX, session: *mut ffi::SSL_SESSION) {
     // SAFETY: both live while OpenSSL calls, and the observer is called as OpenSSL would have.
     unsafe {

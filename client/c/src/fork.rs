@@ -1,4 +1,4 @@
-//! What a forked child does at once.
+//! The handler of forks.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 

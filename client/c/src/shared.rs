@@ -1,4 +1,4 @@
-//! What all threads of a process share, and a forked child may use at any time.
+//! State that all threads of a process share, and that a forked child may use at any time.
 //!
 //! A lock that another thread has while the process forks is never released in the child. The child then begins anew.
 

@@ -22,7 +22,7 @@ const REASON_MASK: u64 = 0x7F_FFFF;
 
 /// Returns the reason code of the last error in the thread's queue, 0 if there is none.
 pub(crate) fn last_error_reason() -> u64 {
-    // SAFETY: it may always be asked.
+    // SAFETY: it may always be called.
     unsafe { wide(ffi::ERR_peek_last_error()) & REASON_MASK }
 }
 

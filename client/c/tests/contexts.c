@@ -142,7 +142,7 @@ static enum outcome meet(SSL_CTX *servers, SSL_CTX *clients, const char *name, S
     return outcome;
 }
 
-/* What comes of a session of one server at another one. */
+/* Offers a session of one server to another one. */
 static enum outcome offered(SSL_CTX *first, SSL_CTX *second, SSL_CTX *clients)
 {
     SSL_SESSION *session = NULL;

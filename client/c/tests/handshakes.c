@@ -1,13 +1,13 @@
 /*
- * Servers with libresumed and their clients in one process, over memory: what sanitizers watch. Says at its end how many handshakes
- * there were, and how many resumed; exits 1 at the first that went otherwise than it must.
+ * Servers with libresumed and their clients in one process, over memory, for sanitizers. Prints the numbers of handshakes and of resumptions at its end;
+ * exits 1 at the first handshake that does not go as it must.
  *
  *     handshakes --certificate FILE --target 127.0.0.1:7400 --namespace shop --keyring fleet.keys [--mirror BYTES]
  *                [--single-use] [--families NUMBER] [--threads NUMBER] [--children NUMBER] [--lies]
  *
- * A family is a full handshake and what comes of it. Families run in `threads` at once, and then in each of `children` forked processes.
- * With --lies the store answers whatever it likes, so that nothing need resume, and what it seals rightly can be no more than a
- * session that the client does not know.
+ * A family is a full handshake and the resumptions of its sessions. Families run in `threads` at once, and then in each of `children` forked processes.
+ * With --lies the store returns arbitrary answers: no session need resume, and a value with a valid seal may be
+ * a session that the client does not have.
  */
 #include <getopt.h>
 #include <pthread.h>
@@ -128,7 +128,7 @@ static SSL_SESSION *meet(SSL_CTX *servers, SSL_CTX *clients, SSL_SESSION *offere
     return session;
 }
 
-/* Offers a session and forgets what comes of it; returns whether it resumed. */
+/* Offers a session, drops the new one, and returns whether it resumed. */
 static int offer(SSL_CTX *servers, SSL_CTX *clients, SSL_SESSION *session)
 {
     int resumed;
@@ -226,7 +226,7 @@ static void fork_one(void)
     if (child == 0) {
         run(NULL);
         SSL_CTX_free(shared);
-        /* Without exit handlers: what the parent's thread had belongs to nobody here, which is no leak of this child's. */
+        /* Without exit handlers: the memory of the parent's thread has no owner here, which is no leak of this child. */
         _exit(0);
     }
     MUST(waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 0);

@@ -2,7 +2,7 @@
 //! resumes what any other negotiated.
 //!
 //! [`Sessions`] keeps those of rustls servers. A handshake never waits for the store beyond a deadline, and not at all while the store
-//! keeps failing. Whatever goes wrong is a full handshake and a count in [`Stats`], nothing else.
+//! keeps failing. Each failure costs a full handshake and is counted in [`Stats`].
 //!
 //! ```no_run
 //! # fn server_config() -> rustls::ServerConfig { unimplemented!() }

@@ -91,7 +91,7 @@ pub(crate) struct Sender {
 }
 
 impl Sender {
-    /// Makes a sender with an empty queue: a parent sends what is in its own.
+    /// Makes a sender with an empty queue: a parent sends its own queue.
     pub(crate) fn new(parent: Option<&Self>) -> Self {
         let removed = parent.map(|parent| Removed::inherited(&parent.removed)).unwrap_or_default();
         Self { removed, ..Self::default() }

@@ -19,15 +19,15 @@ use crate::v1::session_store_service_client::SessionStoreServiceClient;
 
 pub(crate) type Client = SessionStoreServiceClient<Channel>;
 
-/// For how long a server is left alone that failed; twice as long each time in a row.
+/// The pauses after a server failed, with exponential backoff.
 const FIRST_REST: Duration = Duration::from_millis(50);
 const LONGEST_REST: Duration = Duration::from_secs(5);
-/// After how many failures in a row a connection is made anew: one whose peer went without a word is never told so.
+/// Consecutive failures after which a connection is made anew: the end of a peer that vanished is not reported.
 const RENEWAL_FAILURES: u32 = 3;
 /// How often names are looked up at most, after failures, and at least: new servers are to get calls before old ones go.
 const RESOLVE_PAUSE: Duration = Duration::from_secs(1);
 const RESOLVE_INTERVAL: Duration = Duration::from_secs(30);
-/// A Batch of the largest values that one request asks for.
+/// The answer to a Batch of the largest values.
 const LARGEST_ANSWER: usize = (16 << 20) + (1 << 20);
 
 /// One address of the store, and the connection to it.
@@ -64,13 +64,13 @@ impl Server {
         self.lock().reached
     }
 
-    /// Notes a call that was answered.
+    /// Records a call that was answered.
     pub(crate) fn answered(&self) {
         let state = &mut *self.lock();
         (state.reached, state.failures, state.rests_until) = (true, 0, None);
     }
 
-    /// Notes a call that was not.
+    /// Records a call that was not answered.
     pub(crate) fn failed(&self) {
         let (state, now) = (&mut *self.lock(), Instant::now());
         state.reached = false;
@@ -161,7 +161,7 @@ impl Servers {
         chosen
     }
 
-    /// Notes that a call to a server was not answered.
+    /// Records that a call to a server was not answered.
     pub(crate) fn failed(&self, server: &Server) {
         server.failed();
         self.lost.notify_one();

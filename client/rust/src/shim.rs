@@ -1,10 +1,10 @@
-//! What to do at each session hook of a TLS server: the policy, for bindings to TLS stacks.
+//! The session policy: the decisions at each session hook of a TLS server, for bindings to TLS stacks.
 //!
 //! - A handshake never waits for the store beyond the deadline, and not at all while the store keeps failing.
 //! - A call that fails means no resumption, and nothing else.
-//! - What comes from a peer (ids) and from the store (values) is foreign: neither is trusted.
+//! - Ids come from peers and values from the store: neither is trusted.
 //! - A session resumes only where its context fingerprint is expected, and a single use is not spent before that is known.
-//! - A session's life counts from its negotiation. Whoever resumes or stores it again never prolongs it.
+//! - A session's lifetime counts from its negotiation: neither resuming nor storing it again prolongs it.
 //! - A process that is forked begins anew: no thread, no connection, no count is its parent's.
 
 use std::fmt;
@@ -37,7 +37,7 @@ pub(crate) const LARGEST_VALUE: usize = 65_536;
 
 /// Decides for one TLS context, or several that share their sessions.
 ///
-/// This is what the bindings in this crate and in `libresumed` are made of. Its threads and connections are those of a process: they are
+/// The bindings in this crate and in `libresumed` use it. Its threads and connections are those of a process: they are
 /// made when first needed, and again in a forked child.
 pub struct Shim {
     number: u64,
@@ -78,21 +78,21 @@ impl Expected {
     }
 }
 
-/// What is special about one look-up.
+/// The parameters of one look-up.
 #[derive(Clone, Copy, Debug)]
 pub struct Lookup {
     /// The fingerprint that the session must have.
     pub expected: Expected,
-    /// Whether to take the session from the whole fleet, whatever the options say.
+    /// Whether to take the session from the whole fleet, also without `Options::single_use`.
     pub once: bool,
-    /// Which ids are looked up, instead of what the options say.
+    /// Which ids are looked up, instead of `Options::ids`.
     pub ids: Option<Ids>,
     /// How long this handshake has waited in look-ups before this one.
     pub waited: Duration,
 }
 
 impl Lookup {
-    /// Returns a look-up of a session with such a fingerprint, as the options say.
+    /// Returns a look-up of a session with such a fingerprint, by the options.
     #[must_use]
     pub fn expecting(expected: Expected) -> Self {
         Self { expected, once: false, ids: None, waited: Duration::ZERO }
@@ -181,7 +181,7 @@ impl Shim {
         number.is_some()
     }
 
-    /// Notes a session that cannot be resumed from the store, and so is not stored.
+    /// Counts a session that cannot be resumed from the store, and so is not stored.
     pub fn unresumable(&self) {
         self.count((Kind::Puts, "unresumable"));
     }
@@ -240,17 +240,17 @@ impl Shim {
         process.sender.submit(&process.store, Item::Remove { key, reason }, false);
     }
 
-    /// Notes a connection that was cut, which says nothing against its session (RFC 5246 section 7.2.1).
+    /// Counts a connection that was cut, which is no reason to remove its session (RFC 5246 section 7.2.1).
     pub fn kept(&self) {
         self.count((Kind::Removals, "kept"));
     }
 
-    /// Notes a resumed connection that was ended, since its context turned out to be another one than its session's.
+    /// Counts a resumed connection that was ended, since its context turned out to be another one than its session's.
     pub fn terminated(&self) {
         self.count((Kind::Terminations, "context-mismatch"));
     }
 
-    /// Notes a defect that a binding caught.
+    /// Counts a defect that a binding caught.
     pub fn internal_error(&self) {
         self.count((Kind::Misses, "internal-error"));
         log::error!("a session callback failed; the handshake goes on without resumption");
@@ -261,19 +261,19 @@ impl Shim {
         self.running().is_none_or(|process| process.sender.flush(patience))
     }
 
-    /// Whether the store kept failing, so that handshakes do not ask it at present.
+    /// Whether the store kept failing, so that handshakes do not call it at present.
     #[must_use]
     pub fn breaker_open(&self) -> bool {
         self.running().is_some_and(|process| !process.store.breaker.closed())
     }
 
-    /// What happened in this process so far.
+    /// The statistics of this process.
     #[must_use]
     pub fn stats(&self) -> Stats {
         self.running().map(|process| process.store.stats()).unwrap_or_default()
     }
 
-    /// Sends what is not sent yet, for `patience` at most, and stops; nothing more is stored.
+    /// Sends the rest of the queue, for `patience` at most, and stops; nothing more is stored.
     pub fn close(&self, patience: Duration) {
         if let Some(process) = self.running() {
             process.sender.close(patience);
@@ -298,7 +298,7 @@ impl Shim {
         let query = Query { key, end, waited: lookup.waited, answered: false };
         let (value, reason) = self.get(process, id, query, lookup, now)?;
         if process.sender.is_removed(&key) {
-            return Err("unknown"); // the store may not have heard of it yet
+            return Err("unknown"); // the store may not have received the Remove yet
         }
         let (opened, not_after) = self.options.keyring.open(&key, &value, now)?;
         let envelope = Envelope::decode(&opened)?;
@@ -352,7 +352,7 @@ impl Shim {
         let process = Process::start(&self.options, &self.target, &self.endpoint, parent.as_deref())
             .inspect_err(|error| log::error!("no resumption: {error}"))
             .ok()?;
-        // The parent's runtime belongs to the parent: here its threads do not exist, and nobody may wait for them.
+        // The parent's runtime belongs to the parent: here its threads do not exist, and no thread may wait for them.
         std::mem::forget(self.process.swap(Some(Arc::clone(&process))));
         Some(process)
     }

@@ -1,4 +1,4 @@
-//! What a frontend counts.
+//! The statistics of a frontend.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -32,7 +32,7 @@ pub(crate) const PUTS: [&str; 5] = ["stored", "refused", "dropped", "expired", "
 pub(crate) const REMOVALS: [&str; 5] = ["fatal-error", "application", "dropped", "refused", "kept"];
 pub(crate) const TERMINATIONS: [&str; 1] = ["context-mismatch"];
 
-/// What happened in this process so far, each a count by reason; the names are those of all clients.
+/// Statistics of this process, each a count by reason; the names are those of all clients.
 #[derive(Clone, Debug, Default, PartialEq)]
 #[non_exhaustive]
 pub struct Stats {
@@ -56,7 +56,7 @@ pub struct Stats {
     pub terminations: BTreeMap<&'static str, u64>,
     /// Calls by their time: one count for each of [`Stats::LOOKUP_BOUNDS`] and one for longer ones.
     pub lookups: [u64; Stats::LOOKUP_BOUNDS.len() + 1],
-    /// What all look-ups together took.
+    /// The time of all look-ups together.
     pub lookup_time: Duration,
 }
 

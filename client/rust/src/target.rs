@@ -39,7 +39,7 @@ impl Target {
         hosts.collect::<Result<_, _>>().map(Self::Hosts)
     }
 
-    /// What the store is called in requests, and what its certificate must be for.
+    /// The store's name in requests and in its certificate.
     pub(crate) fn authority(&self) -> String {
         match self {
             Self::Hosts(hosts) if hosts[0].0.contains(':') => format!("[{}]:{}", hosts[0].0, hosts[0].1),

@@ -259,7 +259,7 @@ fn a_mirror_has_what_others_negotiate_and_forgets_what_they_remove() {
             true
         }
     });
-    // And what is told, not only what was looked up: each id is looked up once, some time after it was stored.
+    // The stream brings sessions in, too, not only look-ups: each id is looked up once, some time after it was stored.
     let mut ids = VecDeque::new();
     eventually(|| {
         let id = one.issue_id();
@@ -382,7 +382,7 @@ fn a_mirror_goes_on_when_the_store_ends_its_stream() {
     let mirrored = || shim.stats().hits.get("mirror").copied().unwrap_or_default();
     eventually(|| finds() && mirrored() > 0);
     thread::sleep(Duration::from_millis(1500)); // only a stream that served for a second is gone on with at once
-    // Cuts the connection; returns whether the mirror alone answered for longer than what it had heard until then holds.
+    // Cuts the connection; returns whether the mirror alone returned sessions for longer than its last message allows.
     let goes_on = || {
         let (calls, cut) = (shim.stats().hits.get("store").copied(), Instant::now());
         relay.cut();
@@ -399,7 +399,7 @@ fn a_mirror_goes_on_when_the_store_ends_its_stream() {
     assert_eq!((0..8).filter(|_| goes_on()).take(2).count(), 2);
 }
 
-/// What it hears may be old: a network may play a stream back slowly.
+/// Messages may be old: a network may delay a stream.
 #[test]
 fn a_mirror_leaves_a_connection_on_which_the_store_speaks_but_answers_nothing() {
     let Some(store) = shared_store() else { return };

@@ -1,4 +1,4 @@
-//! The settings, as the environment of the process had them when it began: nginx clears its environment later.
+//! The settings, from the environment of the process at its start: nginx clears its environment later.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -14,7 +14,7 @@ const DEFAULT_MIRROR: &str = "64MiB";
 pub struct Environment(HashMap<String, String>);
 
 impl Environment {
-    /// Returns what there was when this was called first.
+    /// Returns the environment of the first call.
     pub fn remembered() -> &'static Self {
         static ENVIRONMENT: OnceLock<Environment> = OnceLock::new();
         ENVIRONMENT.get_or_init(|| {
@@ -24,7 +24,7 @@ impl Environment {
         })
     }
 
-    /// Returns the namespace of contexts that ask clients for certificates.
+    /// Returns the namespace of contexts that request client certificates.
     pub fn verified_namespace(&self) -> Option<&str> {
         self.get("VERIFIED_NAMESPACE")
     }
@@ -34,12 +34,12 @@ impl Environment {
         self.get("LOG").map(Path::new)
     }
 
-    /// Returns whether sessions resume whatever session id contexts applications set.
+    /// Returns whether sessions resume in spite of unlike session id contexts.
     pub fn ignores_id_context(&self) -> Result<bool, String> {
         self.flag("IGNORE_ID_CONTEXT")
     }
 
-    /// Returns the settings, or what is wrong with them.
+    /// Returns the settings, or the error.
     pub fn settings(&self) -> Result<Settings, String> {
         let required = |name| self.get(name).map(str::to_owned).ok_or_else(|| format!("{PREFIX}{name} is not set"));
         let identity = match (self.get("CERT"), self.get("KEY")) {
@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_set_has_its_default() {
+    fn an_unset_variable_has_its_default() {
         let settings = environment(&[]).settings().unwrap();
         assert_eq!(
             (settings.mirror, settings.deadline, settings.single_use, settings.tls),
@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_named() {
+    fn an_error_names_the_variable() {
         for (name, value) in [
             ("TARGET", ""),
             ("NAMESPACE", ""),

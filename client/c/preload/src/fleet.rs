@@ -17,10 +17,10 @@ const NO_NAMESPACE: &str = "a context that asks for client certificates is left 
 const DATA_LOST: &str = "a context that asks for client certificates is left alone: this program attaches data to its sessions, which is \
                          lost when they are stored";
 
-/// What all contexts share.
+/// The state that all contexts share.
 struct Fleet {
     shim: Arc<Shim>,
-    /// For contexts that ask clients for certificates.
+    /// For contexts that request client certificates.
     verified: Option<Arc<Shim>>,
     ignore_id_context: bool,
 }
@@ -78,7 +78,7 @@ impl Fleet {
             );
             return None;
         }
-        // A certificate that was verified here must not count as verified where others are asked for.
+        // A certificate that was verified here must not count as verified where other ones are required.
         let verified = match &self.verified {
             _ if SESSION_DATA.load(Ordering::Relaxed) => Verified::Excluded(DATA_LOST),
             Some(shim) => Verified::Apart(Arc::clone(shim)),
@@ -138,14 +138,14 @@ pub fn adopt_context(context: Context<'_>) -> Option<&'_ Binding> {
     context.binding_or(|| fleet.bind(context))
 }
 
-/// Notes where a connection begins.
+/// Records where a connection begins.
 pub fn begin<'a>(connection: Connection<'a>, context: Context<'a>) {
     if fleet().is_some() {
         connection.note_first_context(context);
     }
 }
 
-/// Notes the session id context that a connection gets of its own.
+/// Records the session id context that a connection gets of its own.
 pub fn identify(connection: Connection, id_context: &[u8]) {
     if fleet().is_some() {
         connection.note_id_context(id_context);

@@ -1,4 +1,4 @@
-//! The functions of OpenSSL that come here first: they do ours, then what they are for.
+//! The functions of OpenSSL that this library interposes: they do our part, then call OpenSSL's.
 
 use std::ffi::{CStr, c_char, c_int, c_long, c_uchar, c_uint, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -114,7 +114,7 @@ unsafe extern "C" fn SSL_set_SSL_CTX(ssl: *mut SSL, context: *mut SSL_CTX) -> *m
     }
 }
 
-/// Notes servername callbacks.
+/// Records servername callbacks.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn SSL_CTX_callback_ctrl(context: *mut SSL_CTX, command: c_int, callback: *mut c_void) -> c_long {
     type Control = unsafe extern "C" fn(*mut SSL_CTX, c_int, *mut c_void) -> c_long;
@@ -141,7 +141,7 @@ unsafe extern "C" fn SSL_CTX_set_cert_cb(context: *mut SSL_CTX, callback: *mut c
     }
 }
 
-/// Notes session id contexts, which OpenSSL has no getter for.
+/// Records session id contexts, which OpenSSL has no getter for.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn SSL_CTX_set_session_id_context(context: *mut SSL_CTX, id: *const c_uchar, length: c_uint) -> c_int {
     type Set = unsafe extern "C" fn(*mut SSL_CTX, *const c_uchar, c_uint) -> c_int;
@@ -190,7 +190,7 @@ unsafe extern "C" fn SSL_set_info_callback(ssl: *mut SSL, callback: Option<InfoC
     }
 }
 
-/// Notes programs that attach data to sessions: it is lost when they are stored.
+/// Records programs that attach data to sessions: it is lost when they are stored.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn CRYPTO_get_ex_new_index(
     class: c_int,

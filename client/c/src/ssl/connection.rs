@@ -79,7 +79,7 @@ impl<'a> Connection<'a> {
         unsafe { copied(ffi::SSL_get_servername(self.0.as_ptr(), ffi::TLSEXT_NAMETYPE_HOST_NAME)) }
     }
 
-    /// Returns the client's `server_name` extension as it came; to be asked in the get callback only.
+    /// Returns the client's `server_name` extension as it came; only for the get callback.
     pub(crate) fn server_name_extension(&self) -> Vec<u8> {
         let (mut data, mut length) = (ptr::null(), 0);
         // SAFETY: the connection lives; the extension is its own, and copied.
@@ -92,7 +92,7 @@ impl<'a> Connection<'a> {
         Vec::new()
     }
 
-    /// Notes the session id context that the connection gets of its own.
+    /// Records the session id context that the connection gets of its own.
     pub fn note_id_context(&self, id_context: &[u8]) {
         let (number, of_context) = (number_of(id_context), self.context().map_or(0, Context::id_context));
         if let Some(handshake) = self.handshake() {
@@ -113,7 +113,7 @@ impl<'a> Connection<'a> {
         unsafe { ffi::SSL_set_session_id_context(self.0.as_ptr(), id_context.as_ptr(), length_of(id_context)) };
     }
 
-    /// Notes the context that the connection begins with: its callbacks are called, whatever the connection switches to.
+    /// Records the context that the connection begins with: its callbacks are called, also if the connection switches to another one.
     pub fn note_first_context(&self, context: Context<'a>) {
         // SAFETY: the connection lives. It keeps its first context for as long.
         unsafe { ffi::SSL_set_ex_data(self.0.as_ptr(), ex_data::first_context(), context.raw().cast()) };
@@ -150,7 +150,7 @@ impl<'a> Connection<'a> {
         Some(handshake)
     }
 
-    /// Returns the state of the last handshake in which there was something to note.
+    /// Returns the state of the last handshake in which there was something to record.
     fn known_handshake(&self) -> Option<&'a Handshake> {
         // SAFETY: the pointer is a state of handshake(), which goes with the connection.
         unsafe { ffi::SSL_get_ex_data(self.0.as_ptr(), ex_data::handshake()).cast::<Handshake>().as_ref() }
@@ -165,7 +165,7 @@ impl<'a> Connection<'a> {
     /// Returns whether no handshake of the connection succeeds without a client certificate.
     pub(crate) fn insists(self) -> bool {
         let (mode, both) = (self.verify_mode(), ffi::SSL_VERIFY_PEER | ffi::SSL_VERIFY_FAIL_IF_NO_PEER_CERT);
-        // With the third flag it asks behind a handshake of TLS 1.3, when the application wants to.
+        // With the third flag it requests one after a handshake of TLS 1.3, when the application wants to.
         mode & both == both && !(self.is_tls13() && mode & ffi::SSL_VERIFY_POST_HANDSHAKE != 0)
     }
 

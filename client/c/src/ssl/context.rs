@@ -86,21 +86,21 @@ impl<'a> Context<'a> {
         }
     }
 
-    /// Notes that the context has a servername callback.
+    /// Records that the context has a servername callback.
     pub fn note_servername_callback(&self) {
         if let Some(slot) = self.slot() {
             slot.switches.store(true, Ordering::Relaxed);
         }
     }
 
-    /// Notes that the context has a certificate callback, which supplies certificates in full handshakes only.
+    /// Records that the context has a certificate callback, which supplies certificates in full handshakes only.
     pub fn note_certificate_callback(&self) {
         if let Some(slot) = self.slot() {
             slot.certifies.store(true, Ordering::Relaxed);
         }
     }
 
-    /// Notes the session id context of connections that are made from now on.
+    /// Records the session id context of connections that are made from now on.
     pub fn note_id_context(&self, id_context: &[u8]) {
         if let Some(slot) = self.slot() {
             slot.id_context.store(number_of(id_context), Ordering::Relaxed);
@@ -142,7 +142,7 @@ impl<'a> Context<'a> {
         unsafe { ffi::SSL_CTX_get_max_early_data(self.0.as_ptr()) }
     }
 
-    /// Returns whether the context asks clients for certificates.
+    /// Returns whether the context requests client certificates.
     #[must_use]
     pub fn verifies_clients(&self) -> bool {
         // SAFETY: the context lives.
@@ -162,7 +162,7 @@ impl<'a> Context<'a> {
         caches || options & ffi::SSL_OP_NO_TICKET == 0
     }
 
-    /// Returns how long a session lives behind its negotiation.
+    /// Returns the lifetime of a session from its negotiation.
     #[must_use]
     pub fn timeout(&self) -> Duration {
         // SAFETY: the context lives.
@@ -185,7 +185,7 @@ impl<'a> Context<'a> {
         }
     }
 
-    /// Sets the callbacks, and what they need.
+    /// Sets the callbacks, and the settings that they need.
     pub(crate) fn set_callbacks(&self, callbacks: &SessionCallbacks, id_context: Option<&[u8; 32]>, lifetime: Duration) {
         let context = self.0.as_ptr();
         // No internal cache: in it a session would outlive its removal from the fleet, and its eviction would remove it there.
@@ -232,7 +232,7 @@ unsafe extern "C" fn free_slot(
     _: *mut c_void,
 ) {
     if !slot.is_null() {
-        // SAFETY: it is a slot of prepare(), and nobody has it any more.
+        // SAFETY: it is a slot of prepare(), and nothing else has it any more.
         let slot = unsafe { Box::from_raw(slot.cast::<Slot>()) };
         let _ = catch_unwind(AssertUnwindSafe(|| drop(slot)));
     }

@@ -20,7 +20,7 @@ pub(crate) struct Handshake {
     pub(crate) learned: Cell<bool>,
     /// The session that was found: after a `HelloRetryRequest`, OpenSSL looks it up once more, and a single use is spent by then.
     found: RefCell<Option<(Vec<u8>, Session)>>,
-    /// The number of the context that it began with, and its policy, if that was seen: another one may have been chosen meanwhile.
+    /// The number of the context that it began with, and its policy, if that was seen: another one may have been chosen since.
     pub(crate) began: Cell<u64>,
     pub(crate) policy: RefCell<Option<Arc<Policy>>>,
     /// The session id context that the application set for the connection, as a number, or 0.
