@@ -235,15 +235,17 @@ impl<'a> Connection<'a> {
 
     /// Has our info callback called at the end of this handshake, before the application reads any data.
     pub(crate) fn watch(&self, callback: ffi::InfoCallback) {
-        let Some(handshake) = self.handshake().filter(|handshake| !handshake.watched.replace(true)) else { return };
+        let Some(handshake) = self.handshake().filter(|handshake| !handshake.watched.get()) else { return };
         // SAFETY: the connection lives, and so does the callback.
         unsafe {
             handshake.info.set(ffi::SSL_get_info_callback(self.0.as_ptr()));
             ffi::SSL_set_info_callback(self.0.as_ptr(), Some(callback));
         }
+        // Only now: a preloaded SSL_set_info_callback takes the callback of a watched connection for the application's.
+        handshake.watched.set(true);
     }
 
-    /// Sets the info callback of the application behind ours, and returns whether there is one of ours.
+    /// Sets the info callback of the application, called before ours, and returns whether there is one of ours.
     #[must_use]
     pub fn chain_info_callback(&self, callback: Option<ffi::InfoCallback>) -> bool {
         let watched = self.known_handshake().filter(|handshake| handshake.watched.get());
