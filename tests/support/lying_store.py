@@ -1,4 +1,4 @@
-"""A malicious store: a real server whose engine keeps all it was ever given, and hands out what it likes."""
+"""A malicious server: its engine keeps every Put and may return any of them."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from resumed_server.storage.engine import Operation, Outcome
 
 Lie: TypeAlias = "Callable[[LyingEngine, str, bytes, StoredSession | None], StoredSession | None]"
-"""Makes an answer of the namespace and key that are asked for, which is one that was given, and of the truth."""
+"""Returns a response for a namespace and a key of an earlier Put, and the truth."""
 
 
 class Given(NamedTuple):
-    """What the store was given with a Put."""
+    """The arguments of a Put."""
 
     namespace: str
     key: bytes
@@ -30,11 +30,11 @@ class Given(NamedTuple):
 
 
 class LyingEngine(EmbeddedEngine):
-    """Answers look-ups, and tells watchers, what `lie` makes of the truth.
+    """Returns the result of `lie` to lookups and watchers instead of the truth.
 
     Attributes:
         lie: None for the truth.
-        given: All Puts so far, of what was removed too. A test may clear it.
+        given: All Puts so far, removed ones included. A test may clear it.
         lies: How many look-ups it lied to.
     """
 
@@ -45,7 +45,7 @@ class LyingEngine(EmbeddedEngine):
         self.lies = 0
 
     def given_for(self, namespace: str, key: bytes) -> Given | None:
-        """Return what was once stored under a key, if ever."""
+        """Return the first value ever stored for a key, or None."""
         return next((each for each in self.given if each[:2] == (namespace, key)), None)
 
     def put(self, namespace: str, key: bytes, value: bytes, ttl: float, issued: float | None = None) -> float:

@@ -1,4 +1,4 @@
-"""What the tests of handshakes that rest share: a gate that holds look-ups up, and clients with bad manners."""
+"""Helpers for tests of suspended handshakes: a gate that delays lookups, and misbehaving clients."""
 
 from __future__ import annotations
 
