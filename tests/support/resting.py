@@ -31,7 +31,7 @@ class Gate:
         self.asked: list[bytes] = []
         self.threads: set[int] = set()
         self._open = threading.Event()
-        store = frontend.shim._shim._store
+        store = frontend.shim._policy._store
         for name in ("get", "take"):
             setattr(store, name, self._held(getattr(store, name)))
 

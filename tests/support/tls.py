@@ -91,7 +91,7 @@ class Mirrored(Frontend):
 
     def __init__(self, stack: Stack, target: str, keyring: resumed.Keyring, **options: Any) -> None:
         super().__init__(stack, target, keyring, mirror=True, **options)
-        self.mirror = self.shim._shim._mirror
+        self.mirror = self.shim._policy._mirror
         self.mirror.get(b"")  # as the first look-up does
         until(lambda: self.mirror.live)
 
