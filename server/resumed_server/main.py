@@ -213,7 +213,7 @@ def _open(settings: Settings) -> Engine:
             capacity=settings.capacity,
             threads=settings.threads,
             clock=time.time,
-            blame_crashes=True,
+            quarantine_after_crash=True,
         )
     except (EngineError, OSError, ValueError) as error:
         raise UserError(f"--store: {error}") from error

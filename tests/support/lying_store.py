@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 from resumed.v1.session_store_pb2_grpc import add_SessionStoreServiceServicer_to_server
 from resumed_server.rpc.server import grpc_server
 from resumed_server.rpc.session_service import SessionStoreService
-from resumed_server.storage.engine import Change, Purged, Put, StoredSession
-from resumed_server.storage.lmdb.engine import EmbeddedEngine
+from resumed_server.storage.engine import Change, NamespacePurged, Put, StoredSession
+from resumed_server.storage.lmdb.engine import LmdbEngine
 from resumed_server.watch.hub import Watchers
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class Given(NamedTuple):
     value: bytes
 
 
-class LyingEngine(EmbeddedEngine):
+class LyingEngine(LmdbEngine):
     """Answers look-ups, and tells watchers, what `lie` makes of the truth.
 
     Attributes:
@@ -66,7 +66,7 @@ class LyingEngine(EmbeddedEngine):
         self.given += [Given(each.namespace, each.key, each.value) for each in operations if isinstance(each, Put)]
         return super().batch(operations)
 
-    def changes(self, after: bytes, until: bytes, limit: int) -> tuple[list[Change | Purged], bytes] | None:
+    def changes(self, after: bytes, until: bytes, limit: int) -> tuple[list[Change | NamespacePurged], bytes] | None:
         """Tell lies of what changed: of a removal too, if the lie makes a session of it."""
         found = super().changes(after, until, limit)
         if found is None:
@@ -74,8 +74,8 @@ class LyingEngine(EmbeddedEngine):
         changes, position = found
         return list(map(self._retold, changes)), position
 
-    def _retold(self, change: Change | Purged) -> Change | Purged:
-        if isinstance(change, Purged):
+    def _retold(self, change: Change | NamespacePurged) -> Change | NamespacePurged:
+        if isinstance(change, NamespacePurged):
             return change
         session = self._told(change.namespace, change.key, change.session)
         return Change(change.namespace, change.key, session)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from resumed_server.auth.authorizer import Access
     from resumed_server.rpc.handlers import Observer
-    from resumed_server.storage.engine import Engine, Usage
+    from resumed_server.storage.engine import Engine, NamespaceUsage
 
 _EVERY_NAMESPACE = "*"
 """What a grant must be for who asks about all of them. No namespace is called so."""
@@ -96,11 +96,11 @@ def _named(namespace: str) -> str:
     return namespace
 
 
-def _write_usage(stats: pb.NamespaceStats, usage: Usage) -> None:
+def _write_usage(stats: pb.NamespaceStats, usage: NamespaceUsage) -> None:
     stats.session_count = usage.sessions
     stats.value_bytes = usage.value_bytes
     stats.tombstone_count = usage.tombstones
-    stats.purged_count = usage.purged
+    stats.purged_count = usage.pending_deletion
     if usage.issued_before is not None:
         write_time(stats.issued_before_time, usage.issued_before)
 

@@ -299,9 +299,9 @@ def _shared(message: Message) -> pb.WatchResponse:
     return cast("pb.WatchResponse", message.encoded)
 
 
-def _event(change: storage.Change | storage.Purged) -> pb.WatchEvent:
+def _event(change: storage.Change | storage.NamespacePurged) -> pb.WatchEvent:
     event = pb.WatchEvent()
-    if isinstance(change, storage.Purged):
+    if isinstance(change, storage.NamespacePurged):
         event.purged.SetInParent()
         if change.issued_before is not None:
             write_time(event.purged.issued_before_time, change.issued_before)

@@ -125,7 +125,7 @@ class Change:
 
 
 @dataclass(slots=True)
-class Totals:
+class StoreTotals:
     """What a store holds and takes.
 
     Attributes:
@@ -141,7 +141,7 @@ class Totals:
 
 
 @dataclass(slots=True)
-class Purged:
+class NamespacePurged:
     """A namespace was purged: what was told of its sessions before need not be true any more.
 
     Attributes:
@@ -154,7 +154,7 @@ class Purged:
 
 
 @dataclass(slots=True)
-class Usage:
+class NamespaceUsage:
     """What there is of a namespace."""
 
     sessions: int = 0
@@ -162,7 +162,7 @@ class Usage:
     value_bytes: int = 0
     """What their values take."""
     tombstones: int = 0
-    purged: int = 0
+    pending_deletion: int = 0
     """Sessions that were purged and are not deleted yet."""
     issued_before: float | None = None
     """The time up to which it was purged, in Unix seconds."""
@@ -245,7 +245,7 @@ class Engine(ABC):
         """
 
     @abstractmethod
-    def usage(self, namespace: str | None) -> dict[str, Usage]:
+    def usage(self, namespace: str | None) -> dict[str, NamespaceUsage]:
         """Count what there is of a namespace, or (None) of each in which there is anything; what expired is nothing.
 
         Takes its time, in steps that leave more to others than they take.
@@ -256,7 +256,7 @@ class Engine(ABC):
         """Return where the log of changes ends now: at most 64 bytes."""
 
     @abstractmethod
-    def changes(self, after: bytes, until: bytes, limit: int) -> tuple[list[Change | Purged], bytes] | None:
+    def changes(self, after: bytes, until: bytes, limit: int) -> tuple[list[Change | NamespacePurged], bytes] | None:
         """Return up to `limit` changes behind the position `after`, none of them behind `until`, and where they end.
 
         `until` is what position() returned a moment ago; they end there when there are no more. Fewer than `limit`
@@ -269,7 +269,7 @@ class Engine(ABC):
         """
 
     @abstractmethod
-    def totals(self) -> Totals:
+    def totals(self) -> StoreTotals:
         """Return what the whole store holds, all namespaces together. Cheap enough to call every few seconds."""
 
     @abstractmethod

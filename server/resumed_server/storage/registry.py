@@ -21,7 +21,7 @@ def verify_url(url: str) -> None:
 
 
 def open_engine(
-    url: str, *, capacity: int, threads: int = 8, clock: Clock = time.time, blame_crashes: bool = False
+    url: str, *, capacity: int, threads: int = 8, clock: Clock = time.time, quarantine_after_crash: bool = False
 ) -> Engine:
     """Open the engine that `url` names.
 
@@ -31,7 +31,7 @@ def open_engine(
         capacity: Bytes that the embedded engine may use.
         threads: How many will call the engine at the same time.
         clock: The present, in Unix seconds. Redis has a clock of its own.
-        blame_crashes: Whether a crash of this process (SIGSEGV, SIGBUS, SIGABRT) means that the embedded engine's file
+        quarantine_after_crash: Whether a crash of this process (SIGSEGV, SIGBUS, SIGABRT) means that the embedded engine's file
             is damaged, so that the next process begins a new one. For processes that do little else.
 
     Raises:
@@ -44,9 +44,9 @@ def open_engine(
         from resumed_server.storage.redis.engine import RedisEngine  # noqa: PLC0415
 
         return RedisEngine(parsed, threads=threads)
-    from resumed_server.storage.lmdb.engine import EmbeddedEngine  # noqa: PLC0415
+    from resumed_server.storage.lmdb.engine import LmdbEngine  # noqa: PLC0415
 
-    return EmbeddedEngine(parsed, capacity=capacity, clock=clock, blame_crashes=blame_crashes)
+    return LmdbEngine(parsed, capacity=capacity, clock=clock, quarantine_after_crash=quarantine_after_crash)
 
 
 def _parsed(url: str) -> RedisUrl | Path | None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from resumed_server.errors import Stopping
 from resumed_server.periodic import Periodic
-from resumed_server.storage.engine import EngineError, EngineUnavailable, Purged
+from resumed_server.storage.engine import EngineError, EngineUnavailable, NamespacePurged
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -67,7 +67,7 @@ class Message:
 
     __slots__ = ("changes", "encoded", "position", "size", "time")
 
-    def __init__(self, changes: Sequence[Change | Purged], position: bytes, time: float) -> None:
+    def __init__(self, changes: Sequence[Change | NamespacePurged], position: bytes, time: float) -> None:
         self.size = sum(map(_size, changes))
         self.changes = changes
         self.position = position
@@ -272,7 +272,7 @@ class Watchers:
                 raise WatcherTooSlow("the log of changes moved on while a watcher caught up")
             read = again
 
-    def _missed(self, after: bytes, until: bytes) -> tuple[list[Change | Purged], bytes] | None:
+    def _missed(self, after: bytes, until: bytes) -> tuple[list[Change | NamespacePurged], bytes] | None:
         # When a server was started again, all its watchers come back at once, and look-ups need the engine as well.
         with self._catching_up:
             return self._engine.changes(after, until, READ_CHANGES)
@@ -333,7 +333,7 @@ class Watchers:
                     subscription.end(WatcherTooSlow("the log of changes moved on, or is another one"))
                 break
             changes, position = read
-            by_namespace: dict[str, list[Change | Purged]] = {}
+            by_namespace: dict[str, list[Change | NamespacePurged]] = {}
             for change in changes:
                 by_namespace.setdefault(change.namespace, []).append(change)
             messages = {name: Message(ours, position, now) for name, ours in by_namespace.items()}
@@ -356,8 +356,8 @@ class Watchers:
             subscription.end(WatcherTooSlow("a watcher did not read its messages, and others need the room"))
 
 
-def _size(change: Change | Purged) -> int:
+def _size(change: Change | NamespacePurged) -> int:
     """Return what a change takes in memory, roughly."""
-    if isinstance(change, Purged):
+    if isinstance(change, NamespacePurged):
         return CHANGE_BYTES
     return CHANGE_BYTES + len(change.key) + (len(change.session.value) if change.session else 0)

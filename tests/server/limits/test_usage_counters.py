@@ -17,7 +17,7 @@ from resumed_server.limits.config import Limit
 from resumed_server.limits.enforcer import Budgets, LimitExceeded, Shared
 from resumed_server.limits.usage_counters import ENTRY_BYTES, Counting, Tallies, Tally
 from resumed_server.rpc.session_service import SessionStoreService
-from resumed_server.storage.lmdb.engine import EmbeddedEngine
+from resumed_server.storage.lmdb.engine import LmdbEngine
 from resumed_server.storage.registry import open_engine
 from resumed_server.watch.hub import Watchers
 from support.redis import valkey_server
@@ -194,7 +194,7 @@ def test_only_what_is_stored_counts() -> None:
     """Neither what the rate refuses, nor a retry, nor what the engine refuses."""
     shared = Shared.fresh(lambda: 0.0)
     budgets = Budgets(Limit(operations_per_second=1, sessions=10), shared=shared)
-    with contextlib.closing(EmbeddedEngine(None, capacity=1 << 20)) as engine:
+    with contextlib.closing(LmdbEngine(None, capacity=1 << 20)) as engine:
         service = SessionStoreService(engine, Watchers(engine), 600.0, budgets=budgets)
         budget = budgets.of_namespace("shop")
         assert budget is not None

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, cast
 import pytest
 
 from resumed_server.observability.metrics.collector import STALE_SECONDS, BoardCollector
-from resumed_server.observability.metrics.instrumented_engine import CountedEngine
+from resumed_server.observability.metrics.instrumented_engine import InstrumentedEngine
 from resumed_server.observability.metrics.recorder import BOUNDS, COLUMN, OTHER, OUTCOMES, Recorder
 from resumed_server.observability.metrics.shared_segment import MAX_NAMESPACES, Board
 from resumed_server.observability.metrics.worker import Metrics
@@ -207,7 +207,7 @@ class TestRecorder:
     def test_the_operations_of_a_batch_count_one_by_one(self) -> None:
         """Each by its own outcome, and as failed where the whole of it failed."""
         recorder, store = Recorder(lambda _: True), Store()
-        engine = CountedEngine(cast("Engine", store), recorder)
+        engine = InstrumentedEngine(cast("Engine", store), recorder)
         operations: list[Operation] = [
             *(Put("shop", b"k", b"v", 1.0), Get("shop", b"k"), Take("shop", b"k"), Remove("shop", b"k"))
         ]
@@ -236,7 +236,7 @@ class TestRecorder:
 
         recorder = Recorder(lambda _: True)
         with pytest.raises(type(error)):
-            CountedEngine(cast("Engine", Failing()), recorder).put("shop", b"k", b"v", 1.0)
+            InstrumentedEngine(cast("Engine", Failing()), recorder).put("shop", b"k", b"v", 1.0)
         assert outcomes(recorder, OTHER) == {("put", outcome): 1}
 
 

@@ -20,7 +20,7 @@ from resumed_server.rpc.plain_server import PlainServer
 from resumed_server.rpc.selftest import Unexpected, check_grpcio, grpcio_is_as_expected
 from resumed_server.rpc.server import grpc_server
 from resumed_server.rpc.session_service import SessionStoreService
-from resumed_server.storage.lmdb.engine import EmbeddedEngine
+from resumed_server.storage.lmdb.engine import LmdbEngine
 from resumed_server.watch.hub import Watchers
 from support.waiting import until
 
@@ -114,7 +114,7 @@ def test_a_grpcio_that_is_not_as_expected_is_found_out_and_said_once(
 @contextlib.contextmanager
 def store(server: grpc.Server) -> Iterator[SessionStoreServiceStub]:
     """Serve a store."""
-    with contextlib.closing(EmbeddedEngine(None, capacity=8 << 20)) as engine:
+    with contextlib.closing(LmdbEngine(None, capacity=8 << 20)) as engine:
         watchers = Watchers(engine)
         add_SessionStoreServiceServicer_to_server(SessionStoreService(engine, watchers, 3_600.0), server)
         port = server.add_insecure_port("127.0.0.1:0")

@@ -32,7 +32,7 @@ from resumed_server.storage.engine import (
     Take,
 )
 from resumed_server.storage.lmdb import engine as embedded
-from resumed_server.storage.lmdb.engine import EmbeddedEngine
+from resumed_server.storage.lmdb.engine import LmdbEngine
 from resumed_server.storage.registry import open_engine, verify_url
 from resumed_server.storage.testing.contract import EngineContract, FakeClock, told
 from resumed_server.storage.testing.state_machine import check_histories
@@ -52,9 +52,9 @@ class TestEmbedded(EngineContract):
     """The promises of every engine."""
 
     @pytest.fixture
-    def engine(self, clock: FakeClock) -> Iterator[EmbeddedEngine]:
+    def engine(self, clock: FakeClock) -> Iterator[LmdbEngine]:
         """A private database."""
-        engine = EmbeddedEngine(None, capacity=ROOMY, clock=clock)
+        engine = LmdbEngine(None, capacity=ROOMY, clock=clock)
         yield engine
         engine.close()
 
@@ -66,7 +66,7 @@ class TestEmbedded(EngineContract):
 
 def test_in_any_history_it_behaves_like_a_dictionary() -> None:
     """Of a hundred."""
-    check_histories(lambda clock: EmbeddedEngine(None, capacity=ROOMY, clock=clock))
+    check_histories(lambda clock: LmdbEngine(None, capacity=ROOMY, clock=clock))
 
 
 @pytest.fixture
@@ -76,17 +76,17 @@ def clock() -> FakeClock:
 
 
 @pytest.fixture
-def opened(tmp_path: Path, clock: FakeClock) -> Iterator[Callable[..., EmbeddedEngine]]:
+def opened(tmp_path: Path, clock: FakeClock) -> Iterator[Callable[..., LmdbEngine]]:
     """Open the database at tmp_path/db; what is still open at the end is closed."""
     with contextlib.ExitStack() as held:
 
-        def opened(path: Path = tmp_path / "db", *, capacity: int = ROOMY) -> EmbeddedEngine:
-            return held.enter_context(contextlib.closing(EmbeddedEngine(path, capacity=capacity, clock=clock)))
+        def opened(path: Path = tmp_path / "db", *, capacity: int = ROOMY) -> LmdbEngine:
+            return held.enter_context(contextlib.closing(LmdbEngine(path, capacity=capacity, clock=clock)))
 
         yield opened
 
 
-def gone(engine: EmbeddedEngine, key: bytes) -> bool:
+def gone(engine: LmdbEngine, key: bytes) -> bool:
     """Return whether the session of `key` is not there and stays away."""
     try:
         engine.put("shop", key, b"late", 60.0)
@@ -98,7 +98,7 @@ def gone(engine: EmbeddedEngine, key: bytes) -> bool:
 # --- Restarts --------------------------------------------------------------------------------------------------------
 
 
-def test_sessions_and_tombstones_survive_a_restart(opened: Callable[..., EmbeddedEngine], clock: FakeClock) -> None:
+def test_sessions_and_tombstones_survive_a_restart(opened: Callable[..., LmdbEngine], clock: FakeClock) -> None:
     """With the expiries they had, and nothing is said about it."""
     engine = opened()
     for key in (b"kept", b"taken", b"removed"):
@@ -121,7 +121,7 @@ SCRIPT = """
 import structlog, sys
 from pathlib import Path
 structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
-from resumed_server.storage.lmdb.engine import EmbeddedEngine
+from resumed_server.storage.lmdb.engine import LmdbEngine
 from support.waiting import until
 from resumed_server.storage.engine import *
 tell = lambda *words: print(*words, flush=True)
@@ -129,7 +129,7 @@ path = Path(sys.argv[1])
 """
 
 WRITER = """
-engine, first = EmbeddedEngine(path, capacity=64 << 20), int(sys.argv[2])
+engine, first = LmdbEngine(path, capacity=64 << 20), int(sys.argv[2])
 for number in range(first, first + 1_000_000):
     engine.put("shop", b"%d" % number, b"value", 600.0)
     tell("put", number)
@@ -157,7 +157,7 @@ def test_a_killed_writer_loses_nothing_that_was_acknowledged(tmp_path: Path) -> 
             process.kill()
             said += [line.split() for line in process.stdout if line.endswith("\n")]
     taken = {number for verb, number in said if verb == "took"}
-    with capture_logs() as logged, contextlib.closing(EmbeddedEngine(tmp_path / "db", capacity=ROOMY)) as engine:
+    with capture_logs() as logged, contextlib.closing(LmdbEngine(tmp_path / "db", capacity=ROOMY)) as engine:
         # The last of a turn may have been taken without a chance to say so.
         unsaid = {number for _, number in (said[at] for at in range(len(said)) if _last_of_turn(said, at))}
         for number in {number for verb, number in said if verb == "put"} - taken - unsaid:
@@ -174,7 +174,7 @@ def _last_of_turn(said: list[list[str]], at: int) -> bool:
 
 OPENER = """
 tell("ready"), input()
-engine = EmbeddedEngine(path, capacity=64 << 20)
+engine = LmdbEngine(path, capacity=64 << 20)
 for number in range(200):
     engine.put("shop", b"%b %d" % (sys.argv[2].encode(), number), b"v" * 2_000, 600.0)
 tell("done"), input()
@@ -184,7 +184,7 @@ engine.close()
 """
 
 TAKER = """
-engine = EmbeddedEngine(path, capacity=64 << 20)
+engine = LmdbEngine(path, capacity=64 << 20)
 tell("ready"), input()
 keys = [b"%d" % number for number in range(1_000)]
 got = [key for key in keys[:500] if engine.take("shop", key)]
@@ -220,7 +220,7 @@ def test_processes_that_open_at_once_share_one_database(tmp_path: Path, *, damag
 
 def test_of_takes_raced_by_processes_each_session_is_handed_out_once(tmp_path: Path) -> None:
     """Alone and in batches."""
-    with contextlib.closing(EmbeddedEngine(tmp_path / "db", capacity=ROOMY)) as engine:
+    with contextlib.closing(LmdbEngine(tmp_path / "db", capacity=ROOMY)) as engine:
         engine.batch([Put("shop", b"%d" % number, b"value", 600.0) for number in range(1_000)])
     with contextlib.ExitStack() as held:
         processes = [held.enter_context(child(TAKER, tmp_path / "db")) for _ in range(3)]
@@ -229,7 +229,7 @@ def test_of_takes_raced_by_processes_each_session_is_handed_out_once(tmp_path: P
     assert handed_out == Counter(str(number) for number in range(1_000))
 
 
-def test_one_process_cannot_open_a_database_twice(opened: Callable[..., EmbeddedEngine]) -> None:
+def test_one_process_cannot_open_a_database_twice(opened: Callable[..., LmdbEngine]) -> None:
     """LMDB forbids it: one clear error, and the first goes on."""
     engine = opened()
     with pytest.raises(EngineUnavailable, match="already open in this process"):
@@ -248,7 +248,7 @@ with lmdb.open(sys.argv[1], max_dbs=5, create=False) as env, env.begin(write=Tru
 
 
 def test_while_another_process_keeps_all_from_writing_no_probe_passes(
-    opened: Callable[..., EmbeddedEngine], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    opened: Callable[..., LmdbEngine], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As one that was stopped amid a write; closing does not wait for it either, and leaves the database open."""
     monkeypatch.setattr("resumed_server.storage.call_gate.PATIENCE", 0.05)
@@ -261,7 +261,7 @@ def test_while_another_process_keeps_all_from_writing_no_probe_passes(
         ]
         for thread in threads:
             thread.start()
-        until(lambda: bool(removed._gate._inside))
+        until(lambda: bool(removed._gate._running))
         with capture_logs() as logs:
             removed.close()
         assert [line["event"] for line in logs] == ["the database is left open: a call does not end"]
@@ -284,7 +284,7 @@ def writing(path: Path) -> subprocess.Popen[str]:
 
 @pytest.mark.parametrize("back", [0.0, 0.5, 1_800.0])
 def test_a_purge_ends_what_was_stored_before_it_whatever_the_clock_says(
-    opened: Callable[..., EmbeddedEngine], clock: FakeClock, back: float
+    opened: Callable[..., LmdbEngine], clock: FakeClock, back: float
 ) -> None:
     """Also where that was set back in between, over a restart too; what is stored afterwards stays."""
     engine = opened()
@@ -304,7 +304,7 @@ def test_a_purge_ends_what_was_stored_before_it_whatever_the_clock_says(
     assert engine.get("shop", b"new")
 
 
-def test_a_log_that_is_kept_longer_has_no_gap(opened: Callable[..., EmbeddedEngine]) -> None:
+def test_a_log_that_is_kept_longer_has_no_gap(opened: Callable[..., LmdbEngine]) -> None:
     """What a smaller capacity forgot is missing, however many changes the larger one keeps."""
     engine = opened(capacity=MEBIBYTE)
     engine.put("shop", b"victim", b"value", 60.0)
@@ -320,7 +320,7 @@ def test_a_log_that_is_kept_longer_has_no_gap(opened: Callable[..., EmbeddedEngi
     assert told(engine, later)[0] == {("shop", b"last"): [b"value"]}
 
 
-def test_a_log_that_is_kept_shorter_is_trimmed(opened: Callable[..., EmbeddedEngine]) -> None:
+def test_a_log_that_is_kept_shorter_is_trimmed(opened: Callable[..., LmdbEngine]) -> None:
     """Of what the larger capacity kept, nothing stays for ever."""
     engine = opened(capacity=ROOMY)
     for number in range(700):
@@ -332,7 +332,7 @@ def test_a_log_that_is_kept_shorter_is_trimmed(opened: Callable[..., EmbeddedEng
     assert engine._read(lambda txn: txn.stat(engine._changes._table)["entries"]) == MEBIBYTE // 2_048 + 1
 
 
-def test_close_waits_for_the_calls_under_way(opened: Callable[..., EmbeddedEngine], clock: FakeClock) -> None:
+def test_close_waits_for_the_calls_under_way(opened: Callable[..., LmdbEngine], clock: FakeClock) -> None:
     """LMDB would crash them."""
     engine = opened()
     engine.put("shop", b"k", b"value", 60.0)
@@ -367,7 +367,7 @@ def test_close_waits_for_the_calls_under_way(opened: Callable[..., EmbeddedEngin
 # --- Capacity --------------------------------------------------------------------------------------------------------
 
 
-def test_a_full_store_drops_the_soonest_to_expire_and_no_tombstone(opened: Callable[..., EmbeddedEngine]) -> None:
+def test_a_full_store_drops_the_soonest_to_expire_and_no_tombstone(opened: Callable[..., LmdbEngine]) -> None:
     """Ten times its capacity is put, and the file stays near it."""
     capacity, value = 4 * MEBIBYTE, b"v" * 400
     engine = opened(capacity=capacity)
@@ -393,7 +393,7 @@ def test_a_full_store_drops_the_soonest_to_expire_and_no_tombstone(opened: Calla
     assert (engine._directory.path / "data.mdb").stat().st_blocks * 512 < capacity * 1.5
 
 
-def test_a_full_store_may_be_opened_with_a_smaller_capacity(opened: Callable[..., EmbeddedEngine]) -> None:
+def test_a_full_store_may_be_opened_with_a_smaller_capacity(opened: Callable[..., LmdbEngine]) -> None:
     """It refuses no call, and shrinks little by little: to drop sessions takes pages too, and these are there."""
     engine = opened(capacity=160 * MEBIBYTE)
     for number in range(2_400):
@@ -412,9 +412,9 @@ def test_a_full_store_may_be_opened_with_a_smaller_capacity(opened: Callable[...
 
 
 @pytest.fixture
-def buried(clock: FakeClock) -> Iterator[EmbeddedEngine]:
+def buried(clock: FakeClock) -> Iterator[LmdbEngine]:
     """An engine of which half was filled with sessions, and then all with tombstones of unknown keys."""
-    with contextlib.closing(EmbeddedEngine(None, capacity=MEBIBYTE, clock=clock)) as engine:
+    with contextlib.closing(LmdbEngine(None, capacity=MEBIBYTE, clock=clock)) as engine:
         for number in range(500):
             engine.put("shop", b"live %d" % number, b"v" * 500, 600.0)
         with pytest.raises(EngineFull):
@@ -422,13 +422,13 @@ def buried(clock: FakeClock) -> Iterator[EmbeddedEngine]:
         yield engine
 
 
-def remove_forever(engine: EmbeddedEngine) -> None:
+def remove_forever(engine: LmdbEngine) -> None:
     """Remove keys that are not there: 0, 1, 2, ..."""
     for number in range(100_000):
         engine.remove("shop", b"%d" % number)
 
 
-def test_a_store_of_nothing_but_tombstones_is_full(buried: EmbeddedEngine, clock: FakeClock) -> None:
+def test_a_store_of_nothing_but_tombstones_is_full(buried: LmdbEngine, clock: FakeClock) -> None:
     """It has given up every session before any of them, and accepts Puts again once they have expired, swept or not."""
     assert not any(buried.get("shop", b"live %d" % number) for number in range(500))
     assert all(gone(buried, b"%d" % number) for number in range(5_000))
@@ -440,7 +440,7 @@ def test_a_store_of_nothing_but_tombstones_is_full(buried: EmbeddedEngine, clock
     assert buried.get("shop", b"k")
 
 
-def test_a_put_without_room_fails_alone_in_its_batch(buried: EmbeddedEngine) -> None:
+def test_a_put_without_room_fails_alone_in_its_batch(buried: LmdbEngine) -> None:
     """What needs no room is carried out, before it and after it."""
     operations: list[Operation] = [
         Remove("shop", b"0"),
@@ -452,7 +452,7 @@ def test_a_put_without_room_fails_alone_in_its_batch(buried: EmbeddedEngine) -> 
     assert outcomes == [type(None), EngineFull, type(None), AlreadyExists]
 
 
-def test_a_full_store_can_be_swept(buried: EmbeddedEngine, clock: FakeClock) -> None:
+def test_a_full_store_can_be_swept(buried: LmdbEngine, clock: FakeClock) -> None:
     """To delete takes pages too, and these are there: no flood of Removes stops the store for longer than a minute."""
     clock.advance(60.0)
     while buried.sweep(100):
@@ -466,7 +466,7 @@ def test_a_file_that_may_not_grow_makes_room_for_large_values(
 ) -> None:
     """They need pages in a row, of which there may be none though the store is not full."""
     monkeypatch.setattr(embedded, "_HEADROOM_BYTES", 0)
-    with contextlib.closing(EmbeddedEngine(None, capacity=2 * MEBIBYTE, clock=clock)) as engine:
+    with contextlib.closing(LmdbEngine(None, capacity=2 * MEBIBYTE, clock=clock)) as engine:
         chance = random.Random(1)
         for number in range(5_000):
             key, size = b"%d" % number, chance.choice([100, 1_500, 5_000, 65_536])
@@ -481,7 +481,7 @@ def test_a_stalled_reader_fills_the_file_and_takes_nothing_with_it(
 ) -> None:
     """It keeps all old pages: every write is refused, look-ups go on, and once it is gone all is as before."""
     monkeypatch.setattr(embedded, "_HEADROOM_BYTES", 0)
-    with contextlib.closing(EmbeddedEngine(None, capacity=MEBIBYTE, clock=clock)) as engine:
+    with contextlib.closing(LmdbEngine(None, capacity=MEBIBYTE, clock=clock)) as engine:
         acknowledged = []
         with engine._env.begin():
             with contextlib.suppress(EngineFull):
@@ -514,7 +514,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.mark.parametrize("value", [b"v" * 100, b"v" * 30_000])
 def test_a_full_disk_refuses_puts_and_loses_nothing(
-    small_disk: Path, opened: Callable[..., EmbeddedEngine], value: bytes
+    small_disk: Path, opened: Callable[..., LmdbEngine], value: bytes
 ) -> None:
     """Every refused Put says that the store is full, look-ups go on, and with room again so do Puts."""
     engine = opened(small_disk / "db")
@@ -550,16 +550,14 @@ def test_a_disk_without_room_for_a_database_is_refused(small_disk: Path) -> None
 
 
 GROWER = """
-engine = EmbeddedEngine(path, capacity=256 << 20)
+engine = LmdbEngine(path, capacity=256 << 20)
 for number in range(300):
     engine.put("shop", b"large %d" % number, bytes(1 << 18), 600.0)
 engine.close()
 """
 
 
-def test_a_file_that_another_process_let_grow_is_followed(
-    opened: Callable[..., EmbeddedEngine], tmp_path: Path
-) -> None:
+def test_a_file_that_another_process_let_grow_is_followed(opened: Callable[..., LmdbEngine], tmp_path: Path) -> None:
     """Beyond the map of one with a smaller capacity, which goes on, whatever its threads do just then."""
     engine = opened(capacity=MEBIBYTE)
     engine.put("shop", b"k", b"value", 600.0)
@@ -617,7 +615,7 @@ def laid_out_otherwise(directory: Path) -> None:
 CRASHER = """
 import os
 number = 0
-engine = EmbeddedEngine(path, capacity=64 << 20, blame_crashes=True, clock=lambda: os.abort() if number else 0.0)
+engine = LmdbEngine(path, capacity=64 << 20, quarantine_after_crash=True, clock=lambda: os.abort() if number else 0.0)
 for number in range(2):
     engine.put("shop", b"secret %d" % number, b"secret", 60.0)
 """
@@ -643,7 +641,7 @@ def crashed(directory: Path) -> None:
     ],
 )
 def test_a_file_that_cannot_be_trusted_is_set_aside_loudly(
-    opened: Callable[..., EmbeddedEngine], tmp_path: Path, spoil: Callable[[Path], None]
+    opened: Callable[..., LmdbEngine], tmp_path: Path, spoil: Callable[[Path], None]
 ) -> None:
     """And kept for whoever wants to know; a new one begins, and is not set aside in turn."""
     engine = opened()
@@ -663,7 +661,7 @@ def test_a_file_that_cannot_be_trusted_is_set_aside_loudly(
     assert not logged
 
 
-def test_of_files_set_aside_the_last_is_kept(opened: Callable[..., EmbeddedEngine], tmp_path: Path) -> None:
+def test_of_files_set_aside_the_last_is_kept(opened: Callable[..., LmdbEngine], tmp_path: Path) -> None:
     """Whatever goes wrong again and again must not fill the disk."""
     for _ in range(3):
         opened().close()
@@ -676,13 +674,13 @@ def test_of_files_set_aside_the_last_is_kept(opened: Callable[..., EmbeddedEngin
 
 ABORTED_ELSEWHERE = """
 import os
-engine = EmbeddedEngine(path, capacity=64 << 20, blame_crashes=True)
+engine = LmdbEngine(path, capacity=64 << 20, quarantine_after_crash=True)
 os.abort()
 """
 
 
 def test_a_process_that_aborts_outside_of_the_engine_condemns_no_database(
-    opened: Callable[..., EmbeddedEngine], tmp_path: Path
+    opened: Callable[..., LmdbEngine], tmp_path: Path
 ) -> None:
     """As gRPC's core ends one; its neighbours go on, and whoever comes next finds what is there."""
     engine = opened()
@@ -700,7 +698,7 @@ def test_a_process_that_aborts_outside_of_the_engine_condemns_no_database(
 def test_a_file_cut_off_anywhere_is_found_out_or_harmless(tmp_path: Path) -> None:
     """At any page: opening neither fails nor crashes, and what is then served is right."""
     whole = tmp_path / "whole"
-    with contextlib.closing(EmbeddedEngine(whole, capacity=ROOMY)) as engine:
+    with contextlib.closing(LmdbEngine(whole, capacity=ROOMY)) as engine:
         for number in range(300):
             engine.put("shop", b"%d" % number, b"%d" % number * 100, 600.0)
         used = engine._env.info()["last_pgno"] + 1
@@ -710,7 +708,7 @@ def test_a_file_cut_off_anywhere_is_found_out_or_harmless(tmp_path: Path) -> Non
         directory = tmp_path / f"{pages}"
         directory.mkdir()
         (directory / "data.mdb").write_bytes(content[: pages * 4_096 + 100])
-        with capture_logs() as logged, contextlib.closing(EmbeddedEngine(directory, capacity=ROOMY)) as engine:
+        with capture_logs() as logged, contextlib.closing(LmdbEngine(directory, capacity=ROOMY)) as engine:
             for number in range(300):
                 found = engine.get("shop", b"%d" % number)
                 assert found is None or found.value == b"%d" % number * 100
@@ -724,7 +722,7 @@ def test_free_pages_at_the_end_are_not_taken_for_a_file_cut_off(tmp_path: Path, 
     chance = random.Random(1)
     for attempt in range(60):
         path, copy = tmp_path / f"{attempt}", tmp_path / f"{attempt} copy"
-        with contextlib.closing(EmbeddedEngine(path, capacity=ROOMY, clock=clock)) as engine:
+        with contextlib.closing(LmdbEngine(path, capacity=ROOMY, clock=clock)) as engine:
             engine.put("shop", b"k", b"value", 10_000.0)
             for _ in range(3):
                 size = chance.choice([10, 1_500, 5_000])
@@ -733,14 +731,14 @@ def test_free_pages_at_the_end_are_not_taken_for_a_file_cut_off(tmp_path: Path, 
                 clock.advance(60.0)
                 engine.sweep(chance.choice([10, 100, 300]))
             subprocess.run(["cp", "-r", "--sparse=always", path, copy], check=True)
-        with capture_logs() as logged, contextlib.closing(EmbeddedEngine(copy, capacity=ROOMY, clock=clock)) as engine:
+        with capture_logs() as logged, contextlib.closing(LmdbEngine(copy, capacity=ROOMY, clock=clock)) as engine:
             assert engine.get("shop", b"k")
         assert not logged
 
 
 def test_no_driver_error_leaves_a_damaged_database(tmp_path: Path) -> None:
     """Not where the index names sessions that are gone, nor where the directory is gone when LMDB fails."""
-    with contextlib.closing(EmbeddedEngine(tmp_path / "db", capacity=MEBIBYTE)) as engine:
+    with contextlib.closing(LmdbEngine(tmp_path / "db", capacity=MEBIBYTE)) as engine:
         engine.batch([Put("shop", b"%d" % number, b"value", 60.0) for number in range(1_000)])
         with engine._env.begin(write=True) as txn:
             txn.drop(engine._sessions, delete=False)
@@ -751,7 +749,7 @@ def test_no_driver_error_leaves_a_damaged_database(tmp_path: Path) -> None:
 
 
 def test_what_crashed_is_kept_and_tells_nothing_of_any_session(
-    opened: Callable[..., EmbeddedEngine], tmp_path: Path
+    opened: Callable[..., LmdbEngine], tmp_path: Path
 ) -> None:
     """Beside the file that was set aside."""
     crashed(tmp_path / "db")
@@ -761,10 +759,10 @@ def test_what_crashed_is_kept_and_tells_nothing_of_any_session(
     assert "secret" not in crash.read_text()
 
 
-def test_a_database_is_set_aside_once_all_have_left_it(opened: Callable[..., EmbeddedEngine], tmp_path: Path) -> None:
+def test_a_database_is_set_aside_once_all_have_left_it(opened: Callable[..., LmdbEngine], tmp_path: Path) -> None:
     """Or a process would go on serving what is removed from the new one."""
     with child(
-        "engine = EmbeddedEngine(path, capacity=64 << 20)\ntell(), input()\n"
+        "engine = LmdbEngine(path, capacity=64 << 20)\ntell(), input()\n"
         "try: engine.probe()\nexcept EngineBroken: tell((path / 'damaged').exists())\nengine.close()\n",
         tmp_path / "db",
     ) as other:
@@ -780,13 +778,13 @@ def test_a_database_is_set_aside_once_all_have_left_it(opened: Callable[..., Emb
 
 
 def test_damage_found_while_serving_ends_service_in_every_process(
-    opened: Callable[..., EmbeddedEngine], tmp_path: Path
+    opened: Callable[..., LmdbEngine], tmp_path: Path
 ) -> None:
     """Loudly; another process hears of it at its next probe; a restart begins anew."""
     engine = opened()
     engine.batch([Put("shop", b"%d" % number, b"v" * 1_000, 60.0) for number in range(1_000)])
     with child(
-        'engine = EmbeddedEngine(path, capacity=64 << 20)\nengine.probe()\ntell("ready"), input()\n'
+        'engine = LmdbEngine(path, capacity=64 << 20)\nengine.probe()\ntell("ready"), input()\n'
         "try: engine.probe()\nexcept EngineUnavailable as error: tell(error)\n",
         tmp_path / "db",
     ) as other:
@@ -815,7 +813,7 @@ def replaced(directory: Path) -> None:
 
 @pytest.mark.parametrize("spoil", [marked_damaged, replaced])
 def test_a_process_leaves_a_database_that_another_gave_up(
-    opened: Callable[..., EmbeddedEngine], tmp_path: Path, spoil: Callable[[Path], None]
+    opened: Callable[..., LmdbEngine], tmp_path: Path, spoil: Callable[[Path], None]
 ) -> None:
     """Or it would go on serving what was removed from the new one."""
     engine = opened()
@@ -829,7 +827,7 @@ def test_a_process_leaves_a_database_that_another_gave_up(
         engine.get("shop", b"k")
 
 
-def test_a_database_deleted_under_its_process_goes_on(opened: Callable[..., EmbeddedEngine], tmp_path: Path) -> None:
+def test_a_database_deleted_under_its_process_goes_on(opened: Callable[..., LmdbEngine], tmp_path: Path) -> None:
     """Something tidied the directory up: to stop would help nobody."""
     engine = opened()
     for path in (tmp_path / "db").iterdir():
@@ -842,7 +840,7 @@ def test_a_database_deleted_under_its_process_goes_on(opened: Callable[..., Embe
 # --- Files and URLs --------------------------------------------------------------------------------------------------
 
 
-def test_only_its_user_can_read_a_database(opened: Callable[..., EmbeddedEngine], tmp_path: Path) -> None:
+def test_only_its_user_can_read_a_database(opened: Callable[..., LmdbEngine], tmp_path: Path) -> None:
     """Whatever the umask."""
     umask = os.umask(0)
     try:
@@ -869,7 +867,7 @@ def test_a_private_database_goes_with_its_engine(tmp_path: Path, monkeypatch: py
 def assert_refused(path: Path | None, cause: str) -> None:
     """Check that no database can be at `path`, and that the error says so in one line."""
     with pytest.raises(EngineUnavailable) as refused:
-        EmbeddedEngine(path, capacity=ROOMY)
+        LmdbEngine(path, capacity=ROOMY)
     assert re.fullmatch(
         rf"cannot use /\S+ for the database: .*{cause}.*; free it or choose another", str(refused.value)
     )

@@ -37,7 +37,7 @@ from resumed_server.storage.engine import (
     Take,
 )
 from resumed_server.storage.redis.change_log import KEPT_SECONDS, KNOWN_POSITIONS
-from resumed_server.storage.redis.topology import PERMISSIONS, _Absence
+from resumed_server.storage.redis.topology import PERMISSIONS, NodeBackoff
 from resumed_server.storage.redis.url import RedisUrl
 from resumed_server.storage.registry import open_engine, verify_url
 from resumed_server.storage.testing.contract import EngineContract, FakeClock, told
@@ -444,17 +444,17 @@ def test_a_call_that_takes_long_is_no_outage(monkeypatch: pytest.MonkeyPatch) ->
     """A Redis that answers others meanwhile is there; who finds it silent refuses the next ones for a moment."""
     now = 100.0
     monkeypatch.setattr("resumed_server.storage.redis.topology.time.monotonic", lambda: now)
-    absence = _Absence(RedisUrl.parse("redis://store?timeout_ms=40"))
-    absence.end()
+    backoff = NodeBackoff(RedisUrl.parse("redis://store?timeout_ms=40"))
+    backoff.record_success()
     now += 0.03
-    absence.begin(late=True)
-    absence.check("store")
+    backoff.record_failure(late=True)
+    backoff.check("store")
     now += 0.03
-    absence.begin(late=True)
-    assert "a moment ago" in str(failure(lambda: absence.check("store")))
-    absence.end()
-    absence.begin()
-    assert "a moment ago" in str(failure(lambda: absence.check("store")))
+    backoff.record_failure(late=True)
+    assert "a moment ago" in str(failure(lambda: backoff.check("store")))
+    backoff.record_success()
+    backoff.record_failure()
+    assert "a moment ago" in str(failure(lambda: backoff.check("store")))
 
 
 def test_a_restarted_redis_is_used_again_at_once(server: RedisServer) -> None:

@@ -11,7 +11,15 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from resumed_server.observability.metrics.recorder import Recorder
-    from resumed_server.storage.engine import Change, Operation, Outcome, Purged, StoredSession, Totals, Usage
+    from resumed_server.storage.engine import (
+        Change,
+        NamespacePurged,
+        NamespaceUsage,
+        Operation,
+        Outcome,
+        StoredSession,
+        StoreTotals,
+    )
 
 _GET_HIT, _GET_MISS, _GET_FAILED = (COLUMN["get", outcome] for outcome in ("hit", "miss", "failed"))
 _TAKE_HIT, _TAKE_MISS, _TAKE_FAILED = (COLUMN["take", outcome] for outcome in ("hit", "miss", "failed"))
@@ -19,7 +27,7 @@ _STORED, _REFUSED, _FULL, _PUT_FAILED = (COLUMN["put", outcome] for outcome in (
 _REMOVED, _UNKNOWN, _REMOVE_FAILED = (COLUMN["remove", outcome] for outcome in ("removed", "unknown", "failed"))
 
 
-class CountedEngine(Engine):
+class InstrumentedEngine(Engine):
     """Does what `engine` does; `recorder` counts it."""
 
     def __init__(self, engine: Engine, recorder: Recorder) -> None:
@@ -84,7 +92,7 @@ class CountedEngine(Engine):
         """See Engine."""
         return self._engine.purge(namespace, issued_before)
 
-    def usage(self, namespace: str | None) -> dict[str, Usage]:
+    def usage(self, namespace: str | None) -> dict[str, NamespaceUsage]:
         """See Engine."""
         return self._engine.usage(namespace)
 
@@ -92,11 +100,11 @@ class CountedEngine(Engine):
         """See Engine."""
         return self._engine.position()
 
-    def changes(self, after: bytes, until: bytes, limit: int) -> tuple[list[Change | Purged], bytes] | None:
+    def changes(self, after: bytes, until: bytes, limit: int) -> tuple[list[Change | NamespacePurged], bytes] | None:
         """See Engine."""
         return self._engine.changes(after, until, limit)
 
-    def totals(self) -> Totals:
+    def totals(self) -> StoreTotals:
         """See Engine."""
         return self._engine.totals()
 

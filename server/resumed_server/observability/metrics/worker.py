@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from resumed_server.errors import described
-from resumed_server.observability.metrics.instrumented_engine import CountedEngine
+from resumed_server.observability.metrics.instrumented_engine import InstrumentedEngine
 from resumed_server.observability.metrics.recorder import Recorder
 from resumed_server.storage.engine import EngineError
 
@@ -53,7 +53,7 @@ class Metrics:
     def __init__(self, board: Board, worker: int, engine: Engine, clock: Callable[[], float] = time.monotonic) -> None:
         self._board, self._worker, self._storage, self._clock = board, worker, engine, clock
         self.recorder = Recorder(board.admit)
-        self.engine = CountedEngine(engine, self.recorder)
+        self.engine = InstrumentedEngine(engine, self.recorder)
         self.ready = False
         self.expires: float | None = None
         self._stopping = threading.Event()

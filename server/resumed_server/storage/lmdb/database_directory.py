@@ -60,7 +60,7 @@ _HERE = f"{Path(__file__).parent}/".encode()
 _log = structlog.get_logger()
 
 
-class _OtherLayout(lmdb.VersionMismatchError):
+class _LayoutChanged(lmdb.VersionMismatchError):
     """The tables of a file hold something else."""
 
 
@@ -72,7 +72,7 @@ class DatabaseDirectory:
         tables: The names of the tables, begun empty.
         layout: What the tables hold; a file with another one, or none, is set aside.
         map_bytes: How large the file may grow.
-        blame_crashes: Whether a crash of this process means that the file is damaged.
+        quarantine_after_crash: Whether a crash of this process means that the file is damaged.
 
     Raises:
         EngineUnavailable: The directory cannot be used; the message says why.
@@ -85,21 +85,21 @@ class DatabaseDirectory:
         *,
         layout: bytes,
         map_bytes: int,
-        blame_crashes: bool = False,
+        quarantine_after_crash: bool = False,
     ) -> None:
         self._temporary = path is None
-        self._blames_crashes, self._crash = blame_crashes, contextlib.ExitStack()
+        self._quarantines_after_crash, self._crash = quarantine_after_crash, contextlib.ExitStack()
         self._names, self._layout, self._map_bytes = tables, layout, map_bytes
         self.path = path or Path(tempfile.gettempdir())  # for the message, if that cannot be used
         try:
             if path is None:
                 self.path = Path(tempfile.mkdtemp(prefix="resumed-"))
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with self._alone():
-                self._set_untrusted_aside()
-                self.env, self.tables = self._open_or_begin_anew()
+            with self._exclusive_lock():
+                self._quarantine_untrusted()
+                self.env, self.tables = self._open_or_recreate()
                 self._inode = self._file.stat().st_ino
-                self._in_use = self._mark_in_use()
+                self._in_use = self._create_in_use_file()
         except (OSError, lmdb.Error) as error:
             if path is None and self.path.name.startswith("resumed-"):
                 shutil.rmtree(self.path, ignore_errors=True)
@@ -116,9 +116,9 @@ class DatabaseDirectory:
             return shutil.disk_usage(self.path).free < mmap.PAGESIZE
         return False
 
-    def distrusted(self) -> bool:
+    def is_stale_or_damaged(self) -> bool:
         """Return whether another process ran into damage or crashed, or has set the file aside already."""
-        if self._reported():
+        if self._quarantine_cause():
             return True
         with contextlib.suppress(FileNotFoundError):  # deleted under us: as good as before
             return self._file.stat().st_ino != self._inode
@@ -136,7 +136,7 @@ class DatabaseDirectory:
             trusted: Whether its file may be used again; if so, the last one to close it writes it to disk.
         """
         if trusted and not self._temporary:
-            with contextlib.suppress(OSError, lmdb.Error), self._alone():
+            with contextlib.suppress(OSError, lmdb.Error), self._exclusive_lock():
                 # Fails while another process uses the database: that one will see to it.
                 fcntl.flock(self._in_use, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 self.env.sync(True)
@@ -151,16 +151,16 @@ class DatabaseDirectory:
     def _file(self) -> Path:
         return self.path / "data.mdb"
 
-    def _open_or_begin_anew(self) -> tuple[Any, list[Any]]:
+    def _open_or_recreate(self) -> tuple[Any, list[Any]]:
         try:
             return self._open()
         except DAMAGE as error:
-            self._set_aside(str(error) if isinstance(error, _OtherLayout) else type(error).__name__)
+            self._quarantine(str(error) if isinstance(error, _LayoutChanged) else type(error).__name__)
             return self._open()
 
     def _open(self) -> tuple[Any, list[Any]]:
         """Return the LMDB environment and its tables."""
-        if self._blames_crashes:
+        if self._quarantines_after_crash:
             self._watch_for_crash()
         self._allocate_lock_file()
         env = lmdb.open(
@@ -228,16 +228,16 @@ class DatabaseDirectory:
             if not env.info()["last_txnid"]:
                 txn.put(_LAYOUT, self._layout)
             elif txn.get(_LAYOUT) != self._layout:
-                raise _OtherLayout("another version of resumed wrote it")
+                raise _LayoutChanged("another version of resumed wrote it")
 
-    def _set_untrusted_aside(self) -> None:
-        if cause := self._reported():
-            self._set_aside(cause)
+    def _quarantine_untrusted(self) -> None:
+        if cause := self._quarantine_cause():
+            self._quarantine(cause)
         in_use = self.path / "in-use"
         if in_use.exists() and in_use.read_bytes() != _boot_id():
-            self._set_aside("the machine went down while it was in use")
+            self._quarantine("the machine went down while it was in use")
 
-    def _reported(self) -> str:
+    def _quarantine_cause(self) -> str:
         """Return what a process that used the database has left word of, if any has."""
         if (self.path / "damaged").exists():
             return "a process ran into damage"
@@ -245,12 +245,12 @@ class DatabaseDirectory:
 
     def _crashed(self) -> bool:
         with contextlib.suppress(FileNotFoundError):
-            return _blames_engine((self.path / "crash").read_bytes())
+            return _is_crash_of_engine((self.path / "crash").read_bytes())
         return False
 
-    def _set_aside(self, cause: str) -> None:
+    def _quarantine(self, cause: str) -> None:
         self.report_damage()
-        self._wait_until_left()
+        self._wait_until_unused()
         for older in self.path.glob("data.mdb.set-aside-*"):
             older.unlink()
         aside = self.path / f"data.mdb.set-aside-{time.time_ns()}"
@@ -262,7 +262,7 @@ class DatabaseDirectory:
             (self.path / name).unlink(missing_ok=True)
         _log.error("database set aside, beginning a new one", cause=cause, aside=str(aside))
 
-    def _wait_until_left(self) -> None:
+    def _wait_until_unused(self) -> None:
         """Wait until no other process uses the database: it would go on serving what is removed from the new one."""
         end = time.monotonic() + _PATIENCE
         with contextlib.suppress(FileNotFoundError), (self.path / "in-use").open("rb") as in_use:
@@ -273,7 +273,7 @@ class DatabaseDirectory:
                 time.sleep(0.01)
             _log.error("a process does not leave a database that is to be set aside", directory=str(self.path))
 
-    def _mark_in_use(self) -> int:
+    def _create_in_use_file(self) -> int:
         descriptor = os.open(self.path / "in-use", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, _PRIVATE_FILE)
         fcntl.flock(descriptor, fcntl.LOCK_SH)
         os.pwrite(descriptor, _boot_id(), 0)
@@ -286,7 +286,7 @@ class DatabaseDirectory:
         return descriptor
 
     @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
+    def _exclusive_lock(self) -> Iterator[None]:
         """Keep other processes from opening or closing the database meanwhile."""
         descriptor = os.open(self.path / "opening", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, _PRIVATE_FILE)
         try:
@@ -296,7 +296,7 @@ class DatabaseDirectory:
             os.close(descriptor)
 
 
-def _blames_engine(reports: bytes) -> bool:
+def _is_crash_of_engine(reports: bytes) -> bool:
     """Return whether any of faulthandler's reports is of a crash that a damaged file may have caused."""
     _, *crashes = reports.split(b"Fatal Python error: ")
     for crash in crashes:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 import lmdb
 import structlog
 
-from resumed_server.storage.call_gate import CLOSED, Gate
+from resumed_server.storage.call_gate import CLOSED, CallGate
 from resumed_server.storage.engine import (
     LONGEST_TTL_SECONDS,
     UNKNOWN_TOMBSTONE_SECONDS,
@@ -26,20 +26,20 @@ from resumed_server.storage.engine import (
     EngineUnavailable,
     Get,
     Kept,
+    NamespacePurged,
+    NamespaceUsage,
     NoTombstone,
-    Purged,
     Put,
     Remove,
     StoredSession,
+    StoreTotals,
     Take,
-    Totals,
-    Usage,
 )
 from resumed_server.storage.lmdb.change_log import PURGED, REMOVED, STORED, ChangeLog
 from resumed_server.storage.lmdb.database_directory import DAMAGE, DatabaseDirectory
-from resumed_server.storage.lmdb.purge_table import TIME_BYTES, Purges
+from resumed_server.storage.lmdb.purge_table import TIME_BYTES, PurgeTable
 from resumed_server.storage.lmdb.session_table import (
-    Entries,
+    SessionTable,
     is_purged,
     is_tombstone,
     issued_at,
@@ -77,7 +77,7 @@ _DAMAGED = "the database is damaged; a restart sets it aside"
 _log = structlog.get_logger()
 
 
-class EmbeddedEngine(Engine):
+class LmdbEngine(Engine):
     """Keeps sessions in the LMDB database of a directory.
 
     Args:
@@ -85,21 +85,21 @@ class EmbeddedEngine(Engine):
         capacity: Bytes of used pages above which the soonest to expire are dropped. On disk there may be half as much
             again, since making room takes pages too; the file looks that long from the start, most of it a hole.
         clock: The present, in Unix seconds. A database outlives its process, so its expiries count from the epoch.
-        blame_crashes: Whether a crash of this process means that the file is damaged.
+        quarantine_after_crash: Whether a crash of this process means that the file is damaged.
 
     Raises:
         EngineUnavailable: The directory cannot be used; the message says why.
     """
 
     def __init__(
-        self, path: Path | None, *, capacity: int, clock: Clock = time.time, blame_crashes: bool = False
+        self, path: Path | None, *, capacity: int, clock: Clock = time.time, quarantine_after_crash: bool = False
     ) -> None:
         self._capacity, self._clock = capacity, clock
         try:
-            self._open(path, blame_crashes)
+            self._open(path, quarantine_after_crash)
         except EngineBroken:  # what opening the file did not show; it is reported by now
             self._directory.close(trusted=False)
-            self._open(path, blame_crashes)
+            self._open(path, quarantine_after_crash)
 
     def put(self, namespace: str, key: bytes, value: bytes, ttl: float, issued: float | None = None) -> float:
         """See Engine."""
@@ -133,14 +133,14 @@ class EmbeddedEngine(Engine):
 
     def sweep(self, limit: int) -> int:
         """See Engine."""
-        now = self._entries.expiry(0)
+        now = self._table.expiry(0)
 
         def is_due(txn: _Transaction) -> bool:
-            return self._entries.expired(txn, now) or self._purges.due(txn, now)
+            return self._table.has_expired(txn, now) or self._purges.has_work(txn, now)
 
         def step(txn: _Transaction) -> int:
-            swept = self._entries.drop_expired(txn, now, limit)
-            self._purges.forget(txn, now)
+            swept = self._table.delete_expired(txn, now, limit)
+            self._purges.expire(txn, now)
             return swept + self._delete_purged(txn, limit - swept)
 
         return self._write(step) if self._read(is_due) else 0  # as most often, and without a write
@@ -158,14 +158,14 @@ class EmbeddedEngine(Engine):
                 return mark  # or mirrors would look through what they have for nothing
             told = address if issued_before is None else address + time_bytes(time)
             number = self._changes.append(txn, PURGED, told)
-            end = self._entries.expiry(LONGEST_TTL_SECONDS)
+            end = self._table.expiry(LONGEST_TTL_SECONDS)
             return self._purges.set(txn, name, time_bytes(time), number if issued_before is None else None, end)
 
         return _seconds(self._write(step))
 
-    def usage(self, namespace: str | None) -> dict[str, Usage]:
+    def usage(self, namespace: str | None) -> dict[str, NamespaceUsage]:
         """See Engine."""
-        counted: dict[str, Usage] = {}
+        counted: dict[str, NamespaceUsage] = {}
         start: bytes | None = b""
         if namespace is not None:
             name, start = _located(namespace, b"")
@@ -180,14 +180,14 @@ class EmbeddedEngine(Engine):
         """See Engine."""
         return self._read(self._changes.position)
 
-    def changes(self, after: bytes, until: bytes, limit: int) -> tuple[list[Change | Purged], bytes] | None:
+    def changes(self, after: bytes, until: bytes, limit: int) -> tuple[list[Change | NamespacePurged], bytes] | None:
         """See Engine."""
 
-        def read(txn: _Transaction) -> tuple[list[Change | Purged], bytes] | None:
+        def read(txn: _Transaction) -> tuple[list[Change | NamespacePurged], bytes] | None:
             logged = self._changes.read(txn, after, until, limit)
             if logged is None:
                 return None
-            changes: list[Change | Purged] = []
+            changes: list[Change | NamespacePurged] = []
             position, size = after, 0
             for what, address, behind in logged:
                 if size > _CHANGES_BYTES:
@@ -200,14 +200,14 @@ class EmbeddedEngine(Engine):
 
         return self._read(read)
 
-    def totals(self) -> Totals:
+    def totals(self) -> StoreTotals:
         """See Engine."""
-        return self._read(lambda txn: Totals(self._entries.live(txn), self._used(txn)))
+        return self._read(lambda txn: StoreTotals(self._table.count(txn), self._used(txn)))
 
     @property
     def evicted(self) -> int:
         """See Engine."""
-        return self._entries.evicted
+        return self._table.evicted
 
     def probe(self) -> None:
         """See Engine."""
@@ -215,33 +215,33 @@ class EmbeddedEngine(Engine):
         self._write(lambda _txn: None)  # waits where a process that has stopped holds the lock of writers
         with self._gate:
             self._env.reader_check()  # what a killed process was reading must not pin old pages
-            if self._directory.distrusted():
-                self._gate.shut(_DAMAGED)
+            if self._directory.is_stale_or_damaged():
+                self._gate.close(_DAMAGED)
                 raise EngineBroken(_DAMAGED)
 
     def close(self) -> None:
         """See Engine."""
-        reason = self._gate.shut(CLOSED)
+        reason = self._gate.close(CLOSED)
         if reason != CLOSED:
             if self._gate.wait_until_empty():
                 self._directory.close(trusted=reason is None)
             else:  # LMDB crashes if it is closed under a call; the end of the process closes it as well
                 _log.warning("the database is left open: a call does not end", directory=str(self._directory.path))
 
-    def _open(self, path: Path | None, blame_crashes: bool) -> None:
+    def _open(self, path: Path | None, quarantine_after_crash: bool) -> None:
         capacity = self._capacity
-        self._gate = Gate()
+        self._gate = CallGate()
         self._directory = DatabaseDirectory(
             path,
             _TABLES,
             layout=_LAYOUT,
             map_bytes=capacity + capacity // 2 + _HEADROOM_BYTES,
-            blame_crashes=blame_crashes,
+            quarantine_after_crash=quarantine_after_crash,
         )
         self._env = self._directory.env
         self._sessions, expiries, tombstones, changes, purges = self._directory.tables
-        self._entries = Entries(self._sessions, expiries, tombstones, self._clock)
-        self._purges = Purges(purges)
+        self._table = SessionTable(self._sessions, expiries, tombstones, self._clock)
+        self._purges = PurgeTable(purges)
         kept = min(_MOST_CHANGES, capacity // _CAPACITY_PER_CHANGE)
         self._changes = self._write(lambda txn: ChangeLog(txn, changes, kept))
         self._page_bytes = self._env.stat()["psize"]
@@ -263,10 +263,10 @@ class EmbeddedEngine(Engine):
         except (AlreadyExists, NoTombstone) as error:
             return error
 
-    def _change(self, txn: _Transaction, what: bytes, address: bytes) -> Change | Purged | None:
+    def _change(self, txn: _Transaction, what: bytes, address: bytes) -> Change | NamespacePurged | None:
         name, _, key = address.partition(b"\0")
         if what == PURGED:
-            return Purged(name.decode(), _seconds(key) if key else None)
+            return NamespacePurged(name.decode(), _seconds(key) if key else None)
         session = None
         if what == STORED and (session := self._get(txn, name, address)):
             session.issued = issued_at(txn.get(address))
@@ -280,12 +280,12 @@ class EmbeddedEngine(Engine):
 
     def _put(self, txn: _Transaction, put: Put) -> float:
         name, address = _located(put.namespace, put.key)
-        entries, mark = self._entries, self._purges.mark(txn, name)
-        old = entries.valid(txn, address, mark)
+        table, mark = self._table, self._purges.mark(txn, name)
+        old = table.get_unexpired(txn, address, mark)
         if old is not None:
             if value_of(old) != put.value:
                 raise AlreadyExists
-            return Kept(entries.remaining(old))
+            return Kept(table.remaining(old))
         now = self._clock()
         issued = now if put.issued is None else min(put.issued, now)
         issued_bytes = time_bytes(_microseconds(issued))
@@ -295,11 +295,11 @@ class EmbeddedEngine(Engine):
         ttl = min(put.ttl, issued + LONGEST_TTL_SECONDS - now)
         if ttl <= 0:
             return 0.0
-        expiry = entries.expiry(ttl)
+        expiry = table.expiry(ttl)
         self._make_room(txn, len(address) + len(put.value))
         number = self._changes.append(txn, STORED, address)
-        entries.store(txn, address, expiry, issued_bytes + number + put.value)
-        return max(0.0, entries.remaining(expiry))
+        table.add(txn, address, expiry, issued_bytes + number + put.value)
+        return max(0.0, table.remaining(expiry))
 
     def _get(self, txn: _Transaction, name: bytes, address: bytes) -> StoredSession | None:
         entry: bytes | None = txn.get(address)
@@ -319,16 +319,16 @@ class EmbeddedEngine(Engine):
         return session
 
     def _bury(self, txn: _Transaction, address: bytes, entry: bytes) -> None:
-        self._entries.bury(txn, address, entry)
+        self._table.replace_with_tombstone(txn, address, entry)
         self._changes.append(txn, REMOVED, address)
 
     def _remove(self, txn: _Transaction, name: bytes, address: bytes, *, tombstone: bool) -> bool | None:
-        entry = self._entries.valid(txn, address, self._purges.mark(txn, name))
+        entry = self._table.get_unexpired(txn, address, self._purges.mark(txn, name))
         if entry is None:
             if not tombstone:
                 raise NoTombstone
             self._make_room(txn, len(address))
-            self._entries.forbid(txn, address, self._entries.expiry(UNKNOWN_TOMBSTONE_SECONDS))
+            self._table.add_tombstone(txn, address, self._table.expiry(UNKNOWN_TOMBSTONE_SECONDS))
             self._changes.append(txn, REMOVED, address)  # a frontend may still have what the store dropped
             return False
         if is_tombstone(entry):
@@ -339,24 +339,26 @@ class EmbeddedEngine(Engine):
     def _delete_purged(self, txn: _Transaction, limit: int) -> int:
         """Look at up to `limit` entries of namespaces that were purged, and drop sessions that were."""
         looked = 0
-        while looked < limit and (unfinished := self._purges.unfinished(txn)):
+        while looked < limit and (unfinished := self._purges.next_pending(txn)):
             name, start = unfinished
             mark = self._purges.mark(txn, name)
-            entries, rest = self._entries.scan(txn, start, name + b"\0", limit - looked)
+            entries, rest = self._table.scan(txn, start, name + b"\0", limit - looked)
             for address, entry in entries:
                 if is_purged(entry, mark):
-                    self._entries.drop(txn, address, entry)
-            self._purges.proceed(txn, name, rest or b"")
+                    self._table.delete(txn, address, entry)
+            self._purges.advance(txn, name, rest or b"")
             looked += len(entries)
         return looked
 
-    def _count(self, counted: dict[str, Usage], start: bytes, txn: _Transaction, *, only: str | None) -> bytes | None:
+    def _count(
+        self, counted: dict[str, NamespaceUsage], start: bytes, txn: _Transaction, *, only: str | None
+    ) -> bytes | None:
         """Count some entries from an address on, of one namespace or all; return where to go on, if anywhere."""
         prefix = b"" if only is None else _located(only, b"")[1]
-        entries, rest = self._entries.scan(txn, start, prefix, _COUNTED_AT_ONCE)
+        entries, rest = self._table.scan(txn, start, prefix, _COUNTED_AT_ONCE)
         marks: dict[str, bytes] = {}
         for address, entry in entries:
-            if self._entries.remaining(entry) <= 0:
+            if self._table.remaining(entry) <= 0:
                 continue
             name = address[: address.index(b"\0")]
             namespace = name.decode()
@@ -366,7 +368,7 @@ class EmbeddedEngine(Engine):
             if is_tombstone(entry):
                 usage.tombstones += 1
             elif is_purged(entry, marks[namespace]):
-                usage.purged += 1
+                usage.pending_deletion += 1
             else:
                 usage.sessions += 1
                 usage.value_bytes += len(value_of(entry))
@@ -386,7 +388,7 @@ class EmbeddedEngine(Engine):
             return
         free = self._capacity - self._used(txn) - size
         if free < 0:
-            self._entries.evict(txn, 2 * size)
+            self._table.evict(txn, 2 * size)
         self._free = txn, free - self._most_overhead
 
     def _used(self, txn: _Transaction) -> int:
@@ -415,7 +417,7 @@ class EmbeddedEngine(Engine):
                     with contextlib.suppress(lmdb.MapFullError), self._env.begin(self._sessions, write=True) as txn:
                         return step(txn)
                     with self._env.begin(self._sessions, write=True) as txn:
-                        self._entries.evict(txn, _OUT_OF_PAGES_ROOM)
+                        self._table.evict(txn, _OUT_OF_PAGES_ROOM)
         except lmdb.Error as error:
             if again and isinstance(error, lmdb.MapResizedError):
                 self._follow_map()
@@ -425,12 +427,12 @@ class EmbeddedEngine(Engine):
 
     def _follow_map(self) -> None:
         """Take over the size of a file that another process, with a larger capacity, let grow beyond ours."""
-        with self._gate.alone():  # LMDB wants no transaction of this process meanwhile
+        with self._gate.exclusive():  # LMDB wants no transaction of this process meanwhile
             self._env.set_mapsize(0)
 
     def _translated(self, error: lmdb.Error) -> EngineError:
         if isinstance(error, DAMAGE):
-            self._gate.shut(_DAMAGED)
+            self._gate.close(_DAMAGED)
             self._directory.report_damage()
             _log.critical("database damaged", cause=type(error).__name__, directory=str(self._directory.path))
             return EngineBroken(_DAMAGED)
@@ -454,5 +456,5 @@ def _seconds(mark: bytes) -> float:
     return int.from_bytes(mark[:TIME_BYTES], "big") / 1e6
 
 
-def _usage(mark: bytes) -> Usage:
-    return Usage(issued_before=_seconds(mark) if mark else None)
+def _usage(mark: bytes) -> NamespaceUsage:
+    return NamespaceUsage(issued_before=_seconds(mark) if mark else None)

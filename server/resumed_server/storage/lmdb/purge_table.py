@@ -24,7 +24,7 @@ _HEAD_BYTES = MARK_BYTES + TIME_BYTES
 _NO_NUMBER = bytes(TIME_BYTES)
 
 
-class Purges:
+class PurgeTable:
     """The purges of one database, in `table`: namespace -> mark, its end, where to go on deleting (or nothing).
 
     The time of a mark is in microseconds, its end in milliseconds since the epoch.
@@ -49,21 +49,21 @@ class Purges:
             txn.put(namespace, mark + end + namespace + b"\0", db=self._table)
         return mark[:TIME_BYTES]
 
-    def due(self, txn: Any, now: bytes) -> bool:
+    def has_work(self, txn: Any, now: bytes) -> bool:
         """Return whether there is something to forget or to delete."""
         return any(record[_HEAD_BYTES:] or _end(record) <= now for _, record in self._all(txn))
 
-    def forget(self, txn: Any, now: bytes) -> None:
+    def expire(self, txn: Any, now: bytes) -> None:
         """Forget the marks that end no later than `now`."""
         for namespace, record in self._all(txn):
             if _end(record) <= now:
                 txn.delete(namespace, db=self._table)
 
-    def unfinished(self, txn: Any) -> tuple[bytes, bytes] | None:
+    def next_pending(self, txn: Any) -> tuple[bytes, bytes] | None:
         """Return a namespace of which there may be something to delete, and the address to go on at, or None."""
         return next(((name, at) for name, record in self._all(txn) if (at := record[_HEAD_BYTES:])), None)
 
-    def proceed(self, txn: Any, namespace: bytes, address: bytes) -> None:
+    def advance(self, txn: Any, namespace: bytes, address: bytes) -> None:
         """Note that deleting goes on at `address`, or (if it is empty) is finished."""
         record: bytes = txn.get(namespace, db=self._table)
         txn.put(namespace, record[:_HEAD_BYTES] + address, db=self._table)

@@ -28,7 +28,7 @@ _END_OF_TIME = b"\xff" * TIME_BYTES
 _milliseconds = struct.Struct(">Q").unpack_from
 
 
-class Entries:
+class SessionTable:
     """The tables of one database; every method is called in a transaction of it.
 
     Attributes:
@@ -47,34 +47,34 @@ class Entries:
         """Return the seconds that an entry has left."""
         return cast("float", _milliseconds(entry)[0] / 1000 - self._clock())
 
-    def valid(self, txn: Any, address: bytes, mark: bytes) -> bytes | None:
+    def get_unexpired(self, txn: Any, address: bytes, mark: bytes) -> bytes | None:
         """Return the session or tombstone at `address`; drop one that has expired, and a session that was purged."""
         entry: bytes | None = txn.get(address, db=self._sessions)
         if entry is None or (self.remaining(entry) > 0 and not is_purged(entry, mark)):
             return entry
-        self.drop(txn, address, entry)
+        self.delete(txn, address, entry)
         return None
 
-    def store(self, txn: Any, address: bytes, expiry: bytes, rest: bytes) -> None:
+    def add(self, txn: Any, address: bytes, expiry: bytes, rest: bytes) -> None:
         """Store a session where there is none; `rest` is when it was issued, its number and its value."""
         txn.put(address, expiry + rest, db=self._sessions)
         txn.put(expiry + address, b"", db=self._expiries)
 
-    def bury(self, txn: Any, address: bytes, entry: bytes) -> None:
+    def replace_with_tombstone(self, txn: Any, address: bytes, entry: bytes) -> None:
         """Leave a tombstone in the place of a live session, until the session's own expiry."""
         expiry = entry[:TIME_BYTES]
         txn.delete(expiry + address, db=self._expiries)
-        self.forbid(txn, address, expiry)
+        self.add_tombstone(txn, address, expiry)
 
-    def forbid(self, txn: Any, address: bytes, expiry: bytes) -> None:
+    def add_tombstone(self, txn: Any, address: bytes, expiry: bytes) -> None:
         """Leave a tombstone, so that nothing is stored there until `expiry`."""
         txn.put(address, expiry, db=self._sessions)
         txn.put(expiry + address, b"", db=self._tombstones)
 
-    def drop(self, txn: Any, address: bytes, entry: bytes) -> None:
+    def delete(self, txn: Any, address: bytes, entry: bytes) -> None:
         """Forget what is at `address`."""
         index = self._tombstones if is_tombstone(entry) else self._expiries
-        self._drop(txn, index, entry[:TIME_BYTES] + address)
+        self._delete(txn, index, entry[:TIME_BYTES] + address)
 
     def scan(self, txn: Any, start: bytes, prefix: bytes, limit: int) -> tuple[list[tuple[bytes, bytes]], bytes | None]:
         """Return up to `limit` addresses with a prefix, from `start` on, with entries; and where the next one is."""
@@ -89,20 +89,20 @@ class Entries:
                     found.append((address, entry))
         return found, None
 
-    def live(self, txn: Any) -> int:
+    def count(self, txn: Any) -> int:
         """Return how many sessions there are, with those that have expired and are not swept yet."""
         return cast("int", txn.stat(self._expiries)["entries"])
 
-    def expired(self, txn: Any, now: bytes) -> bool:
+    def has_expired(self, txn: Any, now: bytes) -> bool:
         """Return whether there is something for drop_expired()."""
         return any(self._first(txn, index, now, 1) for index in (self._expiries, self._tombstones))
 
-    def drop_expired(self, txn: Any, now: bytes, limit: int) -> int:
+    def delete_expired(self, txn: Any, now: bytes, limit: int) -> int:
         """Drop up to `limit` sessions and tombstones that expire no later than `now`; return how many."""
         dropped = 0
         for index in (self._expiries, self._tombstones):
             for each in self._first(txn, index, now, limit - dropped):
-                self._drop(txn, index, each)
+                self._delete(txn, index, each)
                 dropped += 1
         return dropped
 
@@ -118,12 +118,12 @@ class Entries:
         for index, until in ((self._tombstones, self.expiry(0)), (self._expiries, _END_OF_TIME)):
             while freed < size and (first := self._first(txn, index, until, 1)):
                 freed += len(first[0]) + len(txn.get(first[0][TIME_BYTES:], b"", db=self._sessions))
-                self._drop(txn, index, first[0])
+                self._delete(txn, index, first[0])
                 self.evicted += index is self._expiries
         if not freed:
             raise EngineFull("no room left, and no live session to drop for it")
 
-    def _drop(self, txn: Any, index: Any, key: bytes) -> None:
+    def _delete(self, txn: Any, index: Any, key: bytes) -> None:
         txn.delete(key, db=index)
         txn.delete(key[TIME_BYTES:], db=self._sessions)
 

@@ -29,12 +29,12 @@ from redis.crc import key_slot
 
 from resumed_server.storage.engine import EngineError
 from resumed_server.storage.redis.script_loader import load_script
-from resumed_server.storage.redis.topology import Displaced
+from resumed_server.storage.redis.topology import SlotsMoving
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from resumed_server.storage.redis.topology import Nodes
+    from resumed_server.storage.redis.topology import RedisTopology
 
 MOST_CHANGES = 1 << 16
 """Changes that a stream keeps, and some more since it is trimmed by whole nodes: about 4 MiB."""
@@ -50,14 +50,14 @@ stands behind the namespace."""
 _MARK = b"."
 _WHAT = {STORED, REMOVED, PURGED, _MARK}
 _SLOTS = 16_384
-_PLACES_SECONDS = 1.0
+_PLACEMENT_SECONDS = 1.0
 _STREAMS_EACH = 2  # of a node, for a script to try: one may be on its way to another node
 KNOWN_POSITIONS = 1_024
 """How many positions a process knows exactly; those that were not used longest are forgotten first. It is twice what
 watchers that catch up need, two each."""
 
 
-class _Ends(NamedTuple):
+class StreamPositions(NamedTuple):
     """How far all streams were read: for each its lineage, and the id of the last change, packed."""
 
     lineage: tuple[bytes, ...]
@@ -69,7 +69,7 @@ class _Ends(NamedTuple):
         return lineage + min(self.ids) + hashlib.sha256(b"".join(self.ids)).digest()[:8]
 
 
-class Logged(NamedTuple):
+class LoggedChange(NamedTuple):
     """A change as the log has it."""
 
     id: bytes
@@ -81,31 +81,33 @@ class Logged(NamedTuple):
 class Reading:
     """Changes behind one position, in the order of their ids."""
 
-    def __init__(self, log: ChangeLog, start: _Ends, end: _Ends, changes: Sequence[Logged]) -> None:
+    def __init__(
+        self, log: ChangeLog, start: StreamPositions, end: StreamPositions, changes: Sequence[LoggedChange]
+    ) -> None:
         self.changes = changes
         self._log, self._start, self._end = log, start, end
 
-    def behind(self, count: int) -> bytes:
+    def position_after(self, count: int) -> bytes:
         """Return the position behind the first `count` changes."""
         if count == len(self.changes):
-            return self._log.remembered(self._end)
+            return self._log.remember(self._end)
         ids = list(self._start.ids)
         for change in self.changes[:count]:
             ids[change.stream] = change.id
-        return self._log.remembered(_Ends(self._start.lineage, tuple(ids)))
+        return self._log.remember(StreamPositions(self._start.lineage, tuple(ids)))
 
 
 class ChangeLog:
     """The log in `streams` on `nodes`. Thread-safe."""
 
-    def __init__(self, nodes: Nodes, streams: Sequence[bytes]) -> None:
+    def __init__(self, nodes: RedisTopology, streams: Sequence[bytes]) -> None:
         self._nodes = nodes
         self._streams = streams
         self._lock = threading.Lock()
-        self._known: OrderedDict[bytes, _Ends] = OrderedDict()
-        self._places: tuple[float, Mapping[str, Sequence[int]]] = (float("-inf"), {})
+        self._known: OrderedDict[bytes, StreamPositions] = OrderedDict()
+        self._placement: tuple[float, Mapping[str, Sequence[int]]] = (float("-inf"), {})
 
-    def arguments(self, node: str) -> list[Any]:
+    def log_arguments(self, node: str) -> list[Any]:
         """Return what a script on `node` needs to log: how much is kept, and streams, the node's own first.
 
         Some of every node: while slots move, another one may carry it out.
@@ -127,16 +129,16 @@ class ChangeLog:
     def append(self, changes: Iterable[tuple[bytes, bytes]]) -> None:
         """Log keys, and what happened to each, if anybody reads the log."""
         stream = self._streams[0]
-        node = self._nodes.of(stream)
+        node = self._nodes.node_for(stream)
         added = ("XADD", stream, "NOMKSTREAM", "MAXLEN", "~", MOST_CHANGES, "*")
         for answer in self._nodes.execute(node, [(*added, what, key) for key, what in changes]):
             if isinstance(answer, EngineError):
                 raise answer
 
-    def relocate(self) -> None:
+    def refresh_placement(self) -> None:
         """Find out anew which node has which stream."""
         self._nodes.refresh()
-        self._places = (float("-inf"), {})
+        self._placement = (float("-inf"), {})
 
     def position(self) -> bytes:
         """Return where the log ends. It is made if nobody has read it of late."""
@@ -145,28 +147,28 @@ class ChangeLog:
         name = os.urandom(8).hex()
         for node, indexes in self._by_node().items():
             streams = [self._streams[each] for each in indexes]
-            lineages, ends = self._evaluated(node, load_script("log_end"), streams[0], name, *streams)
+            lineages, ends = self._evaluate(node, load_script("log_end"), streams[0], name, *streams)
             for each, mine, end in zip(indexes, lineages.split(), ends.split(), strict=True):
                 lineage[each], ids[each] = mine, _packed(end)
-        return self.remembered(_Ends(tuple(lineage), tuple(ids)))
+        return self.remember(StreamPositions(tuple(lineage), tuple(ids)))
 
     def read(self, after: bytes, until: bytes, limit: int) -> Reading | None:
         """Return up to `limit` changes between two positions, the second one made here a moment ago.
 
         None if the log does not reach back to `after`, or if that is no position of this log.
         """
-        end = self._recalled(until)
+        end = self._recall(until)
         if end is None or len(after) != len(until) or after[:16] != until[:16]:
             return None
-        start = self._recalled(after) or _Ends(end.lineage, (after[16:32],) * len(end.ids))
-        changes: list[Logged] = []
+        start = self._recall(after) or StreamPositions(end.lineage, (after[16:32],) * len(end.ids))
+        changes: list[LoggedChange] = []
         ids = list(end.ids)
         for node, indexes in self._by_node().items():
             unread = [each for each in indexes if start.ids[each] < end.ids[each]]
             if not unread:
                 continue
             ranges = [(self._streams[each], _text(start.ids[each]), _text(end.ids[each])) for each in unread]
-            answers = self._evaluated(
+            answers = self._evaluate(
                 node, load_script("log_read"), ranges[0][0], limit, *(part for each in ranges for part in each)
             )
             for each, (lineage, first, entries) in zip(unread, answers, strict=True):
@@ -179,9 +181,9 @@ class ChangeLog:
                     return None
                 changes += logged
         changes.sort()
-        return Reading(self, start, _Ends(end.lineage, tuple(ids)), changes)
+        return Reading(self, start, StreamPositions(end.lineage, tuple(ids)), changes)
 
-    def remembered(self, ends: _Ends) -> bytes:
+    def remember(self, ends: StreamPositions) -> bytes:
         """Return the position of `ends`, whose ids are known from now on."""
         position = ends.position()
         with self._lock:
@@ -191,7 +193,7 @@ class ChangeLog:
                 self._known.popitem(last=False)
         return position
 
-    def _recalled(self, position: bytes) -> _Ends | None:
+    def _recall(self, position: bytes) -> StreamPositions | None:
         """Return what is known of a position, which is in use."""
         with self._lock:
             if position in self._known:
@@ -199,20 +201,20 @@ class ChangeLog:
             return self._known.get(position)
 
     def _by_node(self) -> Mapping[str, Sequence[int]]:
-        known_since, places = self._places
-        if time.monotonic() - known_since > _PLACES_SECONDS:
+        known_since, places = self._placement
+        if time.monotonic() - known_since > _PLACEMENT_SECONDS:
             by_node = defaultdict(list)
             for each, stream in enumerate(self._streams):
-                by_node[self._nodes.of(stream)].append(each)
+                by_node[self._nodes.node_for(stream)].append(each)
             places = dict(by_node)
-            self._places = (time.monotonic(), places)
+            self._placement = (time.monotonic(), places)
         return places
 
-    def _evaluated(self, node: str, script: str, key: bytes, *arguments: Any) -> Any:
+    def _evaluate(self, node: str, script: str, key: bytes, *arguments: Any) -> Any:
         (answer,) = self._nodes.execute(node, [("EVAL", script, 1, key, *arguments)])
         if isinstance(answer, EngineError):
-            if isinstance(answer, Displaced):
-                self.relocate()
+            if isinstance(answer, SlotsMoving):
+                self.refresh_placement()
             raise answer
         return answer
 
@@ -237,14 +239,14 @@ def _tags(slots: range) -> tuple[bytes, ...]:
     return tuple(tags[slot] for slot in slots)
 
 
-def _logged(stream: int, entries: Iterable[tuple[bytes, Sequence[bytes]]]) -> list[Logged] | None:
+def _logged(stream: int, entries: Iterable[tuple[bytes, Sequence[bytes]]]) -> list[LoggedChange] | None:
     """Return the changes among `entries`, None if one is nothing that this version writes; marks are no changes."""
     logged = []
     for id_, fields in entries:
         if len(fields) != 2 or fields[0] not in _WHAT:  # noqa: PLR2004 - a field and its value
             return None
         if fields[0] != _MARK:
-            logged.append(Logged(_packed(id_), stream, *fields))
+            logged.append(LoggedChange(_packed(id_), stream, *fields))
     return logged
 
 

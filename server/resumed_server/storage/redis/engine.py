@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import structlog
 
-from resumed_server.storage.call_gate import CLOSED, Gate
+from resumed_server.storage.call_gate import CLOSED, CallGate
 from resumed_server.storage.engine import (
     AlreadyExists,
     Change,
@@ -25,30 +25,30 @@ from resumed_server.storage.engine import (
     EngineUnavailable,
     Get,
     Kept,
+    NamespacePurged,
+    NamespaceUsage,
     NoTombstone,
-    Purged,
     Put,
     Remove,
     StoredSession,
+    StoreTotals,
     Take,
-    Totals,
-    Usage,
 )
 from resumed_server.storage.redis.admission import Admission
 from resumed_server.storage.redis.change_log import PURGED, REMOVED, STORED, ChangeLog, streams_of
 from resumed_server.storage.redis.purges import UNKNOWN, Purges, time_text
 from resumed_server.storage.redis.script_loader import load_script
-from resumed_server.storage.redis.topology import READERS, Displaced, Unsuitable, connected
+from resumed_server.storage.redis.topology import READERS, SlotsMoving, UnusableServer, connect
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from resumed_server.storage.engine import Operation, Outcome
-    from resumed_server.storage.redis.change_log import Logged
+    from resumed_server.storage.redis.change_log import LoggedChange
     from resumed_server.storage.redis.url import RedisUrl
 
 
-class _Look(Get):
+class _GetIssued(Get):
     """Look a session up for those who follow the log: its outcome says when it was issued, too."""
 
     __slots__ = ()
@@ -56,7 +56,7 @@ class _Look(Get):
 
 _SCRIPTS: Mapping[type[Operation], str] = {
     Get: "get",
-    _Look: "get_issued",
+    _GetIssued: "get_issued",
     Put: "put",
     Take: "take",
     Remove: "remove",
@@ -89,16 +89,16 @@ class RedisEngine(Engine):
         streams = streams_of(self._prefix, cluster=cluster)
         self._scripts = {kind: load_script(name, cluster=cluster) for kind, name in _SCRIPTS.items()}
         admission = Admission(streams, self._scripts.values(), cluster=cluster)
-        self._nodes = connected(url, threads, admission)
+        self._nodes = connect(url, threads, admission)
         self._log = ChangeLog(self._nodes, streams)
         self._purges = Purges(url, self._nodes, self._log, admission)
-        self._gate = Gate()
+        self._gate = CallGate()
         # When a server was started again, all its watchers come back at once, and look-ups need connections as well.
         self._readers = threading.Semaphore(READERS)
         self._warned = False
         try:
             self.probe()
-        except Unsuitable:
+        except UnusableServer:
             self.close()
             raise
         except EngineUnavailable as error:
@@ -140,7 +140,7 @@ class RedisEngine(Engine):
                 self._log.append([(self._key(Get(namespace, told)), PURGED)])
             return mark
 
-    def usage(self, namespace: str | None) -> dict[str, Usage]:
+    def usage(self, namespace: str | None) -> dict[str, NamespaceUsage]:
         """See Engine."""
         return self._purges.usage(namespace, self._gate)
 
@@ -149,14 +149,14 @@ class RedisEngine(Engine):
         with self._gate:
             return self._log.position()
 
-    def changes(self, after: bytes, until: bytes, limit: int) -> tuple[list[Change | Purged], bytes] | None:
+    def changes(self, after: bytes, until: bytes, limit: int) -> tuple[list[Change | NamespacePurged], bytes] | None:
         """See Engine."""
         limit = min(limit, _READ_AT_ONCE)
         with self._readers, self._gate:
             reading = self._log.read(after, until, limit)
             if reading is None:
                 return None
-            changes: list[Change | Purged] = []
+            changes: list[Change | NamespacePurged] = []
             count = size = 0
             while count < min(limit, len(reading.changes)) and size < _CHANGES_BYTES:
                 part = reading.changes[count : min(limit, count + _LOOKED_UP_AT_ONCE)]
@@ -164,13 +164,13 @@ class RedisEngine(Engine):
                     changes.append(change)
                     size += len(change.session.value) if isinstance(change, Change) and change.session else 0
                 count += len(part)
-            return changes, reading.behind(count)
+            return changes, reading.position_after(count)
 
-    def totals(self) -> Totals:
+    def totals(self) -> StoreTotals:
         """See Engine. Redis counts keys by database, not by what they are."""
-        usage = Totals(0, 0)
+        usage = StoreTotals(0, 0)
         with self._gate:
-            for _, ask in self._nodes.infos():
+            for _, ask in self._nodes.primary_infos():
                 info = ask()
                 usage.sessions += info.get(f"db{self._url.database}", {}).get("keys", 0)
                 usage.bytes += info.get("used_memory", 0)
@@ -181,7 +181,7 @@ class RedisEngine(Engine):
         """See Engine. A cluster can serve as long as one of its primaries can."""
         failure = EngineUnavailable(f"Redis at {self._nodes.name} has no primaries")
         with self._gate:
-            for node, ask in self._nodes.infos():
+            for node, ask in self._nodes.primary_infos():
                 try:
                     self._verify(ask())
                     return self._verify_writable(node)
@@ -191,13 +191,13 @@ class RedisEngine(Engine):
 
     def close(self) -> None:
         """See Engine."""
-        if self._gate.shut(CLOSED) != CLOSED:
+        if self._gate.close(CLOSED) != CLOSED:
             self._gate.wait_until_empty()  # a call that goes on fails
             self._nodes.close()
 
     def _carry_out(self, operation: Operation) -> Outcome:
         with self._gate:
-            (outcome,) = self._carry_out_on(self._nodes.of(self._key(operation)), [operation])
+            (outcome,) = self._carry_out_on(self._nodes.node_for(self._key(operation)), [operation])
         if isinstance(outcome, EngineError):
             raise outcome
         return outcome
@@ -207,7 +207,7 @@ class RedisEngine(Engine):
         by_node: defaultdict[str, list[int]] = defaultdict(list)
         for position, operation in enumerate(operations):
             try:
-                by_node[self._nodes.of(self._key(operation))].append(position)
+                by_node[self._nodes.node_for(self._key(operation))].append(position)
             except EngineError as error:
                 outcomes[position] = error
         for node, positions in by_node.items():
@@ -218,14 +218,14 @@ class RedisEngine(Engine):
             raise cast("EngineUnavailable", outcomes[0])
         return outcomes
 
-    def _changes(self, logged: Sequence[Logged]) -> Iterator[Change | Purged]:
+    def _changes(self, logged: Sequence[LoggedChange]) -> Iterator[Change | NamespacePurged]:
         """Yield changes with the sessions that are there by now; what was stored and is gone is none."""
         addresses = [self._address(each.key) for each in logged]
         stored = [address for each, address in zip(logged, addresses, strict=True) if each.what == STORED]
-        sessions = iter(self._batch([_Look(*address) for address in stored]))
+        sessions = iter(self._batch([_GetIssued(*address) for address in stored]))
         for each, address in zip(logged, addresses, strict=True):
             if each.what == PURGED:
-                yield Purged(address[0], int(address[1]) / 1e6 if address[1] else None)
+                yield NamespacePurged(address[0], int(address[1]) / 1e6 if address[1] else None)
                 continue
             session = next(sessions) if each.what == STORED else None
             if isinstance(session, EngineError):
@@ -236,17 +236,17 @@ class RedisEngine(Engine):
     def _carry_out_on(self, node: str, operations: Sequence[Operation]) -> list[Outcome]:
         """Carry out operations on keys of one node."""
         try:
-            outcomes = self._attempt(node, operations, self._log.arguments(node))
+            outcomes = self._attempt(node, operations, self._log.log_arguments(node))
         except EngineError as error:
             return [error] * len(operations)
-        displaced = [each for each, outcome in enumerate(outcomes) if isinstance(outcome, Displaced)]
+        displaced = [each for each, outcome in enumerate(outcomes) if isinstance(outcome, SlotsMoving)]
         if displaced:
-            done = self._carry_out_apart(node, [operations[each] for each in displaced])
+            done = self._carry_out_logged_elsewhere(node, [operations[each] for each in displaced])
             for each, outcome in zip(displaced, done, strict=True):
                 outcomes[each] = outcome
         return outcomes
 
-    def _carry_out_apart(self, node: str, operations: Sequence[Operation]) -> list[Outcome]:
+    def _carry_out_logged_elsewhere(self, node: str, operations: Sequence[Operation]) -> list[Outcome]:
         """Carry out operations on a node that has no part of the log just now, as slots are moving.
 
         They are logged elsewhere: before, or a crash could keep a removal untold; and after, or a reader could look the
@@ -258,9 +258,11 @@ class RedisEngine(Engine):
             if not isinstance(each, Get)
         ]
         try:
-            self._log.relocate()
+            self._log.refresh_placement()
             self._log.append(changes)
-            marks = {namespace: self._purges.known(namespace) for namespace in {each.namespace for each in operations}}
+            marks = {
+                namespace: self._purges.mark_of(namespace) for namespace in {each.namespace for each in operations}
+            }
             outcomes = self._attempt(node, operations, (), marks)
             self._log.append(changes)
         except EngineError as error:
@@ -286,7 +288,7 @@ class RedisEngine(Engine):
                 f"not all of {self._url.wait_replicas} replicas of Redis have the tombstone yet"
             )
             missing.done = True
-            return [missing if _buried(*done) else done[1] for done in zip(operations, outcomes, strict=True)]
+            return [missing if _left_tombstone(*done) else done[1] for done in zip(operations, outcomes, strict=True)]
         return outcomes
 
     def _key(self, operation: Operation) -> bytes:
@@ -315,14 +317,14 @@ class RedisEngine(Engine):
         """Raise EngineUnavailable if a server that says `info` of itself cannot be the store."""
         name, version = self._nodes.name, str(info.get("redis_version", "0"))
         if int(version.partition(".")[0]) < _OLDEST:
-            raise Unsuitable(f"Redis at {name} is too old ({version}); use Redis 7, Valkey 8, or newer")
+            raise UnusableServer(f"Redis at {name} is too old ({version}); use Redis 7, Valkey 8, or newer")
         if "sentinel" in {info.get("redis_mode"), info.get("server_mode")}:
-            raise Unsuitable(f"{name} is a Sentinel; use redis+sentinel://")
+            raise UnusableServer(f"{name} is a Sentinel; use redis+sentinel://")
         if info.get("cluster_enabled") and self._url.topology != "cluster":
-            raise Unsuitable(f"Redis at {name} is a node of a cluster; use redis+cluster://")
+            raise UnusableServer(f"Redis at {name} is a node of a cluster; use redis+cluster://")
         if info.get("role") != "master":
             self._nodes.reconnect()
-            raise self._nodes.read_only(name)
+            raise self._nodes.replica_error(name)
         policy = info.get("maxmemory_policy")
         if info.get("maxmemory") and policy != "noeviction" and not self._warned:
             self._warned = True
@@ -345,12 +347,12 @@ def _outcome(operation: Operation, answer: Any) -> Outcome:
     if answer is None or answer[1] <= 0:
         return None
     session = StoredSession(answer[0], answer[1] / 1000)
-    if isinstance(operation, _Look):
+    if isinstance(operation, _GetIssued):
         session.issued = int(answer[2]) / 1e6
     return session
 
 
-def _buried(operation: Operation, outcome: Outcome) -> bool:
+def _left_tombstone(operation: Operation, outcome: Outcome) -> bool:
     """Return whether an operation has just left a tombstone, or may have."""
     if isinstance(operation, Remove):
         return not isinstance(outcome, NoTombstone)

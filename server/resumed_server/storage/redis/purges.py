@@ -17,7 +17,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from resumed_server.storage.engine import EngineError, EngineUnavailable, Usage
+from resumed_server.storage.engine import EngineError, EngineUnavailable, NamespaceUsage
 from resumed_server.storage.redis.admission import (
     COUNTER,
     EPOCH_DIGITS,
@@ -26,15 +26,15 @@ from resumed_server.storage.redis.admission import (
     state_key,
 )
 from resumed_server.storage.redis.script_loader import load_script
-from resumed_server.storage.redis.topology import Displaced
+from resumed_server.storage.redis.topology import SlotsMoving
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from resumed_server.storage.call_gate import Gate
+    from resumed_server.storage.call_gate import CallGate
     from resumed_server.storage.redis.admission import Admission
     from resumed_server.storage.redis.change_log import ChangeLog
-    from resumed_server.storage.redis.topology import Nodes
+    from resumed_server.storage.redis.topology import RedisTopology
     from resumed_server.storage.redis.url import RedisUrl
 
 UNKNOWN = b"?"
@@ -49,17 +49,17 @@ _ATTEMPTS = 5
 class Purges:
     """The purges of the sessions whose keys begin with `prefix`, on `nodes`. Thread-safe."""
 
-    def __init__(self, url: RedisUrl, nodes: Nodes, log: ChangeLog, admission: Admission) -> None:
+    def __init__(self, url: RedisUrl, nodes: RedisTopology, log: ChangeLog, admission: Admission) -> None:
         self._url, self._nodes, self._log, self._prefix = url, nodes, log, url.prefix.encode()
         self._admission = admission
         self._lock = threading.Lock()
         self._unfinished: deque[_Deletion] = deque()
 
-    def known(self, namespace: str) -> bytes:
+    def mark_of(self, namespace: str) -> bytes:
         """Return the mark of a namespace, from wherever it is; it sorts before every time if there is none."""
         stream = self._log.first_stream
         keys = state_key(stream), stream + namespace.encode()
-        state, mark = self._executed(self._nodes.of(stream), [("GET", key) for key in keys])
+        state, mark = self._execute(self._nodes.node_for(stream), [("GET", key) for key in keys])
         return _latest(state or b"", mark or b"")
 
     def set(self, namespace: str, issued_before: float | None) -> tuple[float, bool]:
@@ -76,7 +76,7 @@ class Purges:
         # this very microsecond was stored before.
         now = counter = 0
         for node, streams in self._log.streams().items():
-            time_of, *states = self._executed(node, [("TIME",), *(("GET", state_key(stream)) for stream in streams)])
+            time_of, *states = self._execute(node, [("TIME",), *(("GET", state_key(stream)) for stream in streams)])
             now = max(now, int(time_of[0]) * 1_000_000 + int(time_of[1]) + 1)
             counter = max(counter, *(int(state[COUNTER]) for state in states if state), 0)
         if issued_before is None:
@@ -91,7 +91,7 @@ class Purges:
             ]
             if self._url.wait_replicas:
                 commands.append(("WAIT", self._url.wait_replicas, int(self._url.timeout * 1000)))
-            answers = self._executed(node, commands)
+            answers = self._execute(node, commands)
             if self._url.wait_replicas and answers.pop() < self._url.wait_replicas:
                 raise EngineUnavailable(f"not all of {self._url.wait_replicas} replicas of Redis know of the purge yet")
             for answer in answers:
@@ -114,37 +114,37 @@ class Purges:
             if not self._unfinished:
                 return 0
             deletion = self._unfinished[0]
-            deletion.cursor, _ = self._look(deletion.nodes[0], deletion.cursor, deletion.namespace, limit, deletes=True)
+            deletion.cursor, _ = self._scan(deletion.nodes[0], deletion.cursor, deletion.namespace, limit, deletes=True)
             if deletion.cursor == b"0":
                 deletion.nodes.pop(0)
             if not deletion.nodes:
                 self._unfinished.popleft()
             return limit if self._unfinished else 0
 
-    def usage(self, namespace: str | None, gate: Gate) -> dict[str, Usage]:
+    def usage(self, namespace: str | None, gate: CallGate) -> dict[str, NamespaceUsage]:
         """Count what there is; see Engine. Passes the gate for each step: whoever closes the engine need not wait."""
-        counted = {} if namespace is None else {namespace: Usage()}
+        counted = {} if namespace is None else {namespace: NamespaceUsage()}
         for node in self._log.streams():
             cursor = b"0"
             while True:
                 begun = time.monotonic()
                 with gate:
-                    cursor, found = self._look(node, cursor, namespace, _COUNTED_AT_ONCE, deletes=False)
+                    cursor, found = self._scan(node, cursor, namespace, _COUNTED_AT_ONCE, deletes=False)
                 for name, *numbers in zip(*[iter(found)] * 5, strict=True):
-                    usage = counted.setdefault(name.decode(), Usage())
+                    usage = counted.setdefault(name.decode(), NamespaceUsage())
                     usage.sessions += numbers[0]
                     usage.value_bytes += numbers[1]
                     usage.tombstones += numbers[2]
-                    usage.purged += numbers[3]
+                    usage.pending_deletion += numbers[3]
                 if cursor == b"0":
                     break
                 time.sleep(_REST * (time.monotonic() - begun))
         for name, usage in counted.items():
             with gate:
-                usage.issued_before = _seconds(self.known(name)) or None
+                usage.issued_before = _seconds(self.mark_of(name)) or None
         return counted
 
-    def _look(
+    def _scan(
         self, node: str, cursor: bytes, namespace: str | None, count: int, *, deletes: bool
     ) -> tuple[bytes, Sequence[Any]]:
         """Look at about `count` keys of a node; return the next cursor and the counts (see scan_namespaces.lua)."""
@@ -155,14 +155,14 @@ class Purges:
                 return b"0", ()
             arguments = (cursor, pattern, count, self._prefix, int(deletes), *streams[:2])
             try:
-                (answer,) = self._executed(node, [("EVAL", load_script("scan_namespaces"), 1, streams[0], *arguments)])
-            except Displaced:
-                self._log.relocate()
+                (answer,) = self._execute(node, [("EVAL", load_script("scan_namespaces"), 1, streams[0], *arguments)])
+            except SlotsMoving:
+                self._log.refresh_placement()
             else:
                 return answer[0], answer[1:]
         raise EngineUnavailable(f"the slots of Redis at {node} are moving")
 
-    def _executed(self, node: str, commands: Sequence[Sequence[Any]]) -> list[Any]:
+    def _execute(self, node: str, commands: Sequence[Sequence[Any]]) -> list[Any]:
         answers = self._nodes.execute(node, commands)
         for answer in answers:
             if isinstance(answer, EngineError):

@@ -56,15 +56,15 @@ _LATE_WAIT = 0.15
 logging.getLogger("redis").setLevel(logging.INFO)  # below that, it logs keys and values
 
 
-class Unsuitable(EngineUnavailable):
+class UnusableServer(EngineUnavailable):
     """It answers, but cannot be the store before somebody puts something right."""
 
 
-class Displaced(EngineUnavailable):
+class SlotsMoving(EngineUnavailable):
     """A script needed what another node has by now, and changed nothing."""
 
 
-class Nodes(ABC):
+class RedisTopology(ABC):
     """Where commands go. Thread-safe.
 
     Attributes:
@@ -74,7 +74,7 @@ class Nodes(ABC):
     def __init__(self, url: RedisUrl) -> None:
         self.name = ", ".join(f"{host}:{port}" for host, port in url.hosts)
         self._timeout, self._topology = url.timeout, url.topology
-        self._absences: defaultdict[str, _Absence] = defaultdict(lambda: _Absence(url))
+        self._backoffs: defaultdict[str, NodeBackoff] = defaultdict(lambda: NodeBackoff(url))
 
     def execute(self, node: str, commands: Sequence[Sequence[Any]]) -> list[Any]:
         """Send commands to a node in one go; return an answer for each, or the EngineError that it got.
@@ -85,19 +85,19 @@ class Nodes(ABC):
         Raises:
             EngineError: Nothing was answered.
         """
-        absence = self._absences[node]
-        absence.check(node)
-        with self._translating(node, absence):
+        backoff = self._backoffs[node]
+        backoff.check(node)
+        with self._translate_errors(node, backoff):
             answers = self._execute(node, list(map(_by_hash, commands)))
             if any(isinstance(answer, redis.exceptions.NoScriptError) for answer in answers):
                 self._repeat(node, commands, answers)
-        absence.end()
+        backoff.record_success()
         for position, answer in enumerate(answers):
             if isinstance(answer, Exception):
-                answers[position] = self._translated(answer, node, absence)
+                answers[position] = self._translate(answer, node, backoff)
         return answers
 
-    def infos(self) -> Iterator[tuple[str, Callable[[], Mapping[str, Any]]]]:
+    def primary_infos(self) -> Iterator[tuple[str, Callable[[], Mapping[str, Any]]]]:
         """Yield every primary, and how to ask it about itself. Asked whether or not it seems absent.
 
         Raises:
@@ -106,16 +106,16 @@ class Nodes(ABC):
         for node, ask in self._infos():
 
             def info(node: str = node, ask: Callable[[], Mapping[str, Any]] = ask) -> Mapping[str, Any]:
-                absence = self._absences[node]
-                with self._translating(node, absence):
+                backoff = self._backoffs[node]
+                with self._translate_errors(node, backoff):
                     answer = ask()
-                absence.end()
+                backoff.record_success()
                 return answer
 
             yield node, info
 
     @abstractmethod
-    def of(self, key: bytes) -> str:
+    def node_for(self, key: bytes) -> str:
         """Return the node that has `key`; raise EngineError if nobody knows."""
 
     @abstractmethod
@@ -130,11 +130,11 @@ class Nodes(ABC):
     def close(self) -> None:
         """Close all connections."""
 
-    def read_only(self, node: str) -> EngineUnavailable:
+    def replica_error(self, node: str) -> EngineUnavailable:
         """Return what it means that a node is a replica."""
         message = f"Redis at {node} is a replica, which is read-only; use its primary"
         # Behind Sentinels, it will be told soon that it is the primary now, or we that another one is.
-        return Unsuitable(message) if self._topology == "server" else EngineUnavailable(message)
+        return UnusableServer(message) if self._topology == "server" else EngineUnavailable(message)
 
     def _repeat(self, node: str, commands: Sequence[Sequence[Any]], answers: list[Any]) -> None:
         """Send scripts whole that Redis did not know, and what waits for them; replace their answers."""
@@ -153,47 +153,47 @@ class Nodes(ABC):
     def _infos(self) -> Iterator[tuple[str, Callable[[], Mapping[str, Any]]]]: ...
 
     @contextlib.contextmanager
-    def _translating(self, node: str, absence: _Absence) -> Iterator[None]:
+    def _translate_errors(self, node: str, backoff: NodeBackoff) -> Iterator[None]:
         try:
             yield
         except (redis.RedisError, redis.exceptions.RedisClusterException, OSError) as error:
-            raise self._translated(error, node, absence) from None
+            raise self._translate(error, node, backoff) from None
 
-    def _translated(  # noqa: PLR0911 - a table
-        self, error: Exception, node: str, absence: _Absence
+    def _translate(  # noqa: PLR0911 - a table
+        self, error: Exception, node: str, backoff: NodeBackoff
     ) -> EngineError:
         """Return what `error` means; what Redis or the driver says of it may carry keys and values."""
         exceptions = redis.exceptions
         if isinstance(error, exceptions.RedisClusterException):
             if "not enabled" in str(error):
-                return Unsuitable(f"Redis at {node} is no cluster; use redis:// for a single server")
+                return UnusableServer(f"Redis at {node} is no cluster; use redis:// for a single server")
             error = error.__cause__ if isinstance(error.__cause__, Exception) else error
         if isinstance(error, exceptions.OutOfMemoryError):
             return EngineFull(f"Redis at {node} is full")
         if isinstance(error, exceptions.AuthenticationError):
-            return Unsuitable(f"Redis at {node} refuses the user or the password of the URL")
+            return UnusableServer(f"Redis at {node} refuses the user or the password of the URL")
         if isinstance(error, exceptions.NoPermissionError):
-            return Unsuitable(f"Redis at {node} does not permit the user all that is needed: {PERMISSIONS}")
+            return UnusableServer(f"Redis at {node} does not permit the user all that is needed: {PERMISSIONS}")
         if reason := _tls_failure(error):
-            return Unsuitable(f"TLS with Redis at {node} fails ({reason}); see to ca, cert and key, or use redis:")
+            return UnusableServer(f"TLS with Redis at {node} fails ({reason}); see to ca, cert and key, or use redis:")
         if isinstance(error, redis.ResponseError) and not isinstance(error, exceptions.ClusterError):
-            return self._refused(error, node)
+            return self._response_error(error, node)
         if isinstance(error, exceptions.MaxConnectionsError):  # which says nothing of the node
             return EngineUnavailable(f"all connections to Redis at {node} are in use")
-        hint = absence.begin(late=isinstance(error, redis.TimeoutError))
-        return EngineUnavailable(self._unreachable(error, node, hint))
+        hint = backoff.record_failure(late=isinstance(error, redis.TimeoutError))
+        return EngineUnavailable(self._connection_error_text(error, node, hint))
 
-    def _refused(self, error: redis.ResponseError, node: str) -> EngineUnavailable:
+    def _response_error(self, error: redis.ResponseError, node: str) -> EngineUnavailable:
         if isinstance(error, redis.exceptions.ReadOnlyError):
             self.reconnect()
-            return self.read_only(node)
+            return self.replica_error(node)
         if "unknown command" in str(error).lower() and "sentinel" in str(error).lower():
-            return Unsuitable(f"{node} is no Sentinel; give the addresses of Sentinels, or use redis://")
+            return UnusableServer(f"{node} is no Sentinel; give the addresses of Sentinels, or use redis://")
         if "non local key" in str(error):
-            return Displaced(f"the slots of Redis at {node} are moving")
+            return SlotsMoving(f"the slots of Redis at {node} are moving")
         return EngineUnavailable(f"Redis at {node} answers {_code(error)}")
 
-    def _unreachable(self, error: Exception, node: str, hint: str) -> str:
+    def _connection_error_text(self, error: Exception, node: str, hint: str) -> str:
         if isinstance(error, redis.sentinel.MasterNotFoundError):
             return f"the Sentinels at {node} do not answer, or know no such primary that is up"
         if isinstance(error, redis.TimeoutError):
@@ -202,26 +202,26 @@ class Nodes(ABC):
         return f"Redis at {node} cannot be reached: {cause}{'' if 'refused' in cause else hint}"
 
 
-class _Server(Nodes):
+class _SingleServer(RedisTopology):
     """One server, or the primary that Sentinels name."""
 
     def __init__(self, url: RedisUrl, client: redis.Redis) -> None:
         super().__init__(url)
         self._client: Any = client
 
-    def of(self, key: bytes) -> str:  # noqa: ARG002 - it has them all
-        """See Nodes."""
+    def node_for(self, key: bytes) -> str:  # noqa: ARG002 - it has them all
+        """See RedisTopology."""
         return self.name
 
     def refresh(self) -> None:
-        """See Nodes."""
+        """See RedisTopology."""
 
     def reconnect(self) -> None:
-        """See Nodes."""
+        """See RedisTopology."""
         self._client.connection_pool.disconnect(inuse_connections=False)
 
     def close(self) -> None:
-        """See Nodes."""
+        """See RedisTopology."""
         self._client.close()
         self._client.connection_pool.disconnect()
 
@@ -238,34 +238,34 @@ class _Server(Nodes):
         yield self.name, self._client.info
 
 
-class _Cluster(Nodes):
+class _Cluster(RedisTopology):
     """The primaries of a cluster. Met when they are first needed, since redis-py asks for them at once."""
 
     def __init__(self, url: RedisUrl, options: Mapping[str, Any]) -> None:
         super().__init__(url)
         self._url, self._options = url, options
         self._lock = threading.Lock()
-        self._met: Any = None
+        self._cluster_client: Any = None
 
-    def of(self, key: bytes) -> str:
-        """See Nodes."""
-        with self._translating(self.name, self._absences[self.name]):
+    def node_for(self, key: bytes) -> str:
+        """See RedisTopology."""
+        with self._translate_errors(self.name, self._backoffs[self.name]):
             name: str = self._client().get_node_from_key(key).name
         return name
 
     def refresh(self) -> None:
-        """See Nodes."""
-        with self._translating(self.name, self._absences[self.name]):
+        """See RedisTopology."""
+        with self._translate_errors(self.name, self._backoffs[self.name]):
             self._client().nodes_manager.initialize()
 
     def reconnect(self) -> None:
-        """See Nodes. Nodes of a cluster say themselves who has their slots."""
+        """See RedisTopology. RedisTopology of a cluster say themselves who has their slots."""
 
     def close(self) -> None:
-        """See Nodes."""
+        """See RedisTopology."""
         with self._lock:
-            if self._met:
-                self._met.close()
+            if self._cluster_client:
+                self._cluster_client.close()
 
     def _execute(self, node: str, commands: Sequence[Sequence[Any]]) -> list[Any]:
         client = self._client()
@@ -283,23 +283,23 @@ class _Cluster(Nodes):
         return answers
 
     def _infos(self) -> Iterator[tuple[str, Callable[[], Mapping[str, Any]]]]:
-        with self._translating(self.name, self._absences[self.name]):
+        with self._translate_errors(self.name, self._backoffs[self.name]):
             client = self._client()
             primaries = client.get_primaries()
         for node in primaries:
             yield node.name, lambda node=node: client.execute_command("INFO", target_nodes=node)  # type: ignore[misc]
 
     def _client(self) -> Any:
-        if self._met is None:
-            self._absences[self.name].check(self.name)
+        if self._cluster_client is None:
+            self._backoffs[self.name].check(self.name)
             with self._lock:
-                if self._met is None:
+                if self._cluster_client is None:
                     nodes = [ClusterNode(host, port) for host, port in self._url.hosts]
-                    self._met = RedisCluster(startup_nodes=nodes, **self._options)
-        return self._met
+                    self._cluster_client = RedisCluster(startup_nodes=nodes, **self._options)
+        return self._cluster_client
 
 
-class _Absence:
+class NodeBackoff:
     """How long a node has not answered, if it does not."""
 
     def __init__(self, url: RedisUrl) -> None:
@@ -319,7 +319,7 @@ class _Absence:
             self._next_attempt = now + self._timeout  # others have to wait for what comes of this attempt
             self._attempting = True
 
-    def begin(self, *, late: bool = False) -> str:
+    def record_failure(self, *, late: bool = False) -> str:
         """Note that the node did not answer, and return what may be wrong with one that never did.
 
         Args:
@@ -333,13 +333,13 @@ class _Absence:
             self._attempting = False
         return self._hint
 
-    def end(self) -> None:
+    def record_success(self) -> None:
         """Note that the node answered."""
         self._pause, self._attempting, self._hint = 0.0, False, ""
         self._answered_at = time.monotonic()
 
 
-class _Credentials(CredentialProvider):
+class _PasswordProvider(CredentialProvider):
     """Reads the password anew for every connection, so that it can be changed while the server runs."""
 
     def __init__(self, user: str | None, password: str | None, password_file: Path | None) -> None:
@@ -351,7 +351,7 @@ class _Credentials(CredentialProvider):
         return (self._user, password) if self._user else (password,)
 
 
-def connected(url: RedisUrl, threads: int, admit: Callable[[Any], None]) -> Nodes:
+def connect(url: RedisUrl, threads: int, admit: Callable[[Any], None]) -> RedisTopology:
     """Return the servers behind `url`, to be used by as many `threads`. Connects when they are first needed.
 
     `admit` begins each connection.
@@ -372,20 +372,20 @@ def connected(url: RedisUrl, threads: int, admit: Callable[[Any], None]) -> Node
     if url.tls:
         options |= {"ssl": True, "ssl_ca_certs": url.ca and str(url.ca)}
         options |= {"ssl_certfile": url.cert and str(url.cert), "ssl_keyfile": url.key and str(url.key)}
-    sentinel_options = options | _credentials(url.sentinel_user, None, url.sentinel_password_file)
-    options |= _credentials(url.user, url.password, url.password_file)
+    sentinel_options = options | _password_options(url.sentinel_user, None, url.sentinel_password_file)
+    options |= _password_options(url.user, url.password, url.password_file)
     options |= {"max_connections": threads + _OTHER_THREADS, "redis_connect_func": admit}
     if url.topology == "cluster":
         return _Cluster(url, options | {"retry": Retry(NoBackoff(), 0)})  # it would try time-outs again
     if url.topology == "sentinel":
         sentinel = redis.sentinel.Sentinel(url.hosts, sentinel_kwargs=sentinel_options)
-        return _Server(url, sentinel.master_for(url.sentinel_name, db=url.database, **options))
-    return _Server(url, redis.Redis(*url.hosts[0], db=url.database, **options))
+        return _SingleServer(url, sentinel.master_for(url.sentinel_name, db=url.database, **options))
+    return _SingleServer(url, redis.Redis(*url.hosts[0], db=url.database, **options))
 
 
-def _credentials(user: str | None, password: str | None, password_file: Path | None) -> dict[str, Any]:
+def _password_options(user: str | None, password: str | None, password_file: Path | None) -> dict[str, Any]:
     if user or password or password_file:
-        return {"credential_provider": _Credentials(user, password, password_file)}
+        return {"credential_provider": _PasswordProvider(user, password, password_file)}
     return {}
 
 

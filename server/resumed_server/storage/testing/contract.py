@@ -18,14 +18,14 @@ from resumed_server.storage.engine import (
     EngineUnavailable,
     Get,
     Kept,
+    NamespacePurged,
+    NamespaceUsage,
     NoTombstone,
     Operation,
-    Purged,
     Put,
     Remove,
     StoredSession,
     Take,
-    Usage,
 )
 
 if TYPE_CHECKING:
@@ -594,7 +594,7 @@ class EngineContract:
         engine.put("shop", b"new", b"value", 60.0)
         read = engine.changes(position, engine.position(), 10)
         assert read is not None
-        assert Purged("shop") in read[0]
+        assert NamespacePurged("shop") in read[0]
         assert Counter(each.key for each in read[0] if isinstance(each, Change)) == Counter([b"new", b"other"])
 
     def test_changes_say_when_sessions_were_issued_and_up_to_when_a_namespace_was_purged(
@@ -613,9 +613,9 @@ class EngineContract:
             b"timed": issued,
             b"ahead": pytest.approx(present(), abs=50.0),
         }
-        assert [each for each in read[0] if isinstance(each, Purged)] == [
-            Purged("shop", issued - 50.0),
-            Purged("shop", issued),
+        assert [each for each in read[0] if isinstance(each, NamespacePurged)] == [
+            NamespacePurged("shop", issued - 50.0),
+            NamespacePurged("shop", issued),
         ]
 
     def test_what_was_purged_is_deleted_in_bounded_steps(self, engine: Engine, advance: Advance) -> None:
@@ -627,14 +627,14 @@ class EngineContract:
         advance(1.0)
         engine.put("shop", b"new", b"value", 600.0)
         usage = engine.usage("shop")["shop"]
-        assert (usage.sessions, usage.tombstones, usage.purged) == (1, 10, 40)
+        assert (usage.sessions, usage.tombstones, usage.pending_deletion) == (1, 10, 40)
         steps = 0
         while (looked := engine.sweep(8)) > 0:
             assert looked <= 8
             steps += 1
         assert steps >= 3
         usage = engine.usage("shop")["shop"]
-        assert (usage.sessions, usage.tombstones, usage.purged) == (1, 10, 0)
+        assert (usage.sessions, usage.tombstones, usage.pending_deletion) == (1, 10, 0)
         assert engine.usage("eu")["eu"].sessions == 5
         assert engine.get("shop", b"new")
 
@@ -666,13 +666,16 @@ class EngineContract:
     ) -> None:
         """Of one namespace or of all; what expired is nothing, swept or not."""
         assert engine.usage(None) == {}
-        assert engine.usage("shop") == {"shop": Usage()}
+        assert engine.usage("shop") == {"shop": NamespaceUsage()}
         engine.batch([Put("shop", b"%d" % number, b"v" * 100, 600.0) for number in range(600)])
         engine.batch([Put("shop.eu", b"\0:%d" % number, b"v", 30.0 * (1 + number)) for number in range(2)])
         engine.take("shop", b"1")
         engine.remove("shop", b"unknown")
         advance(30.0)
-        expected = {"shop": Usage(sessions=599, value_bytes=59_900, tombstones=2), "shop.eu": Usage(1, 1)}
+        expected = {
+            "shop": NamespaceUsage(sessions=599, value_bytes=59_900, tombstones=2),
+            "shop.eu": NamespaceUsage(1, 1),
+        }
         assert engine.usage(None) == expected
         assert engine.usage("shop") == {"shop": expected["shop"]}
         moment = round(present()) - 1_000.0
@@ -759,7 +762,7 @@ def told(engine: Engine, position: bytes) -> tuple[dict[tuple[str, bytes], list[
     return changes, position
 
 
-def _changes(read: tuple[list[Change | Purged], bytes]) -> list[Change]:
+def _changes(read: tuple[list[Change | NamespacePurged], bytes]) -> list[Change]:
     """Return what was read where nothing was purged."""
     assert all(isinstance(each, Change) for each in read[0])
     return cast("list[Change]", read[0])

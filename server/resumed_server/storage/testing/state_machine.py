@@ -14,7 +14,7 @@ from resumed_server.storage.engine import (
     UNKNOWN_TOMBSTONE_SECONDS,
     AlreadyExists,
     Get,
-    Purged,
+    NamespacePurged,
     Put,
     Remove,
     StoredSession,
@@ -131,7 +131,7 @@ class EngineMachine(RuleBasedStateMachine):
                 self.mirror.clear()
                 read, self.followed_all = ([], until), False
             for change in read[0]:
-                if isinstance(change, Purged):
+                if isinstance(change, NamespacePurged):
                     before = change.issued_before
                     self.mirror = {
                         each: entry
