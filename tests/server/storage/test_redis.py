@@ -36,6 +36,7 @@ from resumed_server.storage.engine import (
     StoredSession,
     Take,
 )
+from resumed_server.storage.redis.admission import MARK_DIGITS
 from resumed_server.storage.redis.change_log import KEPT_SECONDS, KNOWN_POSITIONS
 from resumed_server.storage.redis.topology import PERMISSIONS, NodeBackoff
 from resumed_server.storage.redis.url import RedisUrl
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from resumed_server.storage.engine import Operation
+    from resumed_server.storage.redis.engine import RedisEngine
     from support.redis import RedisServer
 
 PATIENT = "timeout_ms=5000"
@@ -150,6 +152,21 @@ class TestRedis(EngineContract):
         """An engine with keys of its own."""
         with contextlib.closing(store.open()) as engine:
             yield engine
+
+    @pytest.fixture
+    def raw_values(self, store: Store, engine: RedisEngine) -> Callable[[], dict[tuple[str, bytes], bytes]]:
+        """The keys of all servers."""
+
+        def raw_values() -> dict[tuple[str, bytes], bytes]:
+            values = {}
+            for server in store.servers:
+                for name in server.client.scan_iter(engine._prefix + b"[a-z0-9]*", count=1_000):
+                    if value := server.client.get(name):
+                        namespace, _, key = name[len(engine._prefix) :].partition(b":")
+                        values[namespace.decode(), key] = value[MARK_DIGITS:]
+            return values
+
+        return raw_values
 
     @pytest.fixture
     def kept(self, monkeypatch: pytest.MonkeyPatch, store: Store) -> tuple[int, int]:
@@ -264,7 +281,7 @@ def test_a_url_says_where_redis_is(url: str, expected: dict[str, object]) -> Non
         ("redis://:secret@store?password_file=/p", "not in both"),
         ("redis+cluster://store/1", "only one database"),
         ("redis+sentinel://store", "what the Sentinels call the primary"),
-        ("redis+ssl://store", "no engine is called 'redis[+]ssl': use lmdb:.*redis://"),
+        ("redis+ssl://store", "unknown storage engine 'redis[+]ssl': use lmdb:.*redis://"),
     ],
 )
 def test_a_url_that_makes_no_sense_is_refused(url: str, complaint: str) -> None:
