@@ -132,7 +132,7 @@ class StoreTotals:
         sessions: Live sessions; those that expired count until they are swept. Tombstones count too, and whatever else
             is kept there, where the storage cannot tell them apart (Redis).
         bytes: Bytes that the store takes.
-        evicted: Sessions that the storage itself dropped for room since it began.
+        evicted: Live sessions that were dropped to make room since the storage began to count.
     """
 
     sessions: int
@@ -176,11 +176,6 @@ Clock: TypeAlias = "Callable[[], float]"
 
 class Engine(ABC):
     """Keeps sessions by namespace and key. Thread-safe. Every method may raise EngineUnavailable."""
-
-    @property
-    def evicted(self) -> int:
-        """Live sessions that this engine, in this process, dropped for room."""
-        return 0
 
     @abstractmethod
     def put(self, namespace: str, key: bytes, value: bytes, ttl: float, issued: float | None = None) -> float:

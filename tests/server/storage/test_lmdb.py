@@ -36,6 +36,7 @@ from resumed_server.storage.lmdb.engine import LmdbEngine
 from resumed_server.storage.registry import open_engine, verify_url
 from resumed_server.storage.testing.contract import EngineContract, FakeClock, told
 from resumed_server.storage.testing.state_machine import check_histories
+from support.lmdb import raw_values
 from support.waiting import until
 
 if TYPE_CHECKING:
@@ -57,6 +58,11 @@ class TestEmbedded(EngineContract):
         engine = LmdbEngine(None, capacity=ROOMY, clock=clock)
         yield engine
         engine.close()
+
+    @pytest.fixture
+    def raw_values(self, engine: LmdbEngine) -> Callable[[], dict[tuple[str, bytes], bytes]]:
+        """The table of sessions."""
+        return lambda: raw_values(engine)
 
     @pytest.fixture
     def kept(self) -> tuple[int, int]:
@@ -122,6 +128,7 @@ import structlog, sys
 from pathlib import Path
 structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
 from resumed_server.storage.lmdb.engine import LmdbEngine
+from support.lmdb import raw_values
 from support.waiting import until
 from resumed_server.storage.engine import *
 tell = lambda *words: print(*words, flush=True)
@@ -391,6 +398,16 @@ def test_a_full_store_drops_the_soonest_to_expire_and_no_tombstone(opened: Calla
     assert engine.get("shop", b"- %d 99" % number)
     assert all(gone(engine, key) for key in tombstones)
     assert (engine._directory.path / "data.mdb").stat().st_blocks * 512 < capacity * 1.5
+
+
+def test_evictions_are_counted_by_the_database_and_not_by_its_processes(opened: Callable[..., LmdbEngine]) -> None:
+    engine = opened(capacity=MEBIBYTE)
+    for number in range(3_000):
+        engine.put("shop", b"%d" % number, b"v" * 400, 600.0)
+    totals = engine.totals()
+    assert totals.evicted == 3_000 - totals.sessions > 0
+    engine.close()
+    assert opened(capacity=MEBIBYTE).totals() == totals
 
 
 def test_a_full_store_may_be_opened_with_a_smaller_capacity(opened: Callable[..., LmdbEngine]) -> None:

@@ -91,7 +91,6 @@ class Metrics:
         """Pin the present figures to the board."""
         state = watchers.state()
         totals = {
-            "evicted": self._storage.evicted,
             "swept": sweeper.swept,
             "watchers_cut_off": state.cut_off,
             "cpu_seconds": time.process_time(),

@@ -202,12 +202,7 @@ class LmdbEngine(Engine):
 
     def totals(self) -> StoreTotals:
         """See Engine."""
-        return self._read(lambda txn: StoreTotals(self._table.count(txn), self._used(txn)))
-
-    @property
-    def evicted(self) -> int:
-        """See Engine."""
-        return self._table.evicted
+        return self._read(lambda txn: StoreTotals(self._table.count(txn), self._used(txn), self._table.evicted(txn)))
 
     def probe(self) -> None:
         """See Engine."""
@@ -240,7 +235,7 @@ class LmdbEngine(Engine):
         )
         self._env = self._directory.env
         self._sessions, expiries, tombstones, changes, purges = self._directory.tables
-        self._table = SessionTable(self._sessions, expiries, tombstones, self._clock)
+        self._table = SessionTable(self._sessions, expiries, tombstones, self._env.open_db(), self._clock)
         self._purges = PurgeTable(purges)
         kept = min(_MOST_CHANGES, capacity // _CAPACITY_PER_CHANGE)
         self._changes = self._write(lambda txn: ChangeLog(txn, changes, kept))

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _ISSUED, _NUMBER = slice(TIME_BYTES, 2 * TIME_BYTES), slice(2 * TIME_BYTES, 3 * TIME_BYTES)
 _HEAD_BYTES = 3 * TIME_BYTES
+_EVICTED = b"evicted"
 _END_OF_TIME = b"\xff" * TIME_BYTES
 _milliseconds = struct.Struct(">Q").unpack_from
 
@@ -31,13 +32,12 @@ _milliseconds = struct.Struct(">Q").unpack_from
 class SessionTable:
     """The tables of one database; every method is called in a transaction of it.
 
-    Attributes:
-        evicted: Live sessions that were dropped for room, in this process.
+    `counters` is the table that has the number of evicted sessions under a key of its own.
     """
 
-    def __init__(self, sessions: Any, expiries: Any, tombstones: Any, clock: Clock) -> None:
+    def __init__(self, sessions: Any, expiries: Any, tombstones: Any, counters: Any, clock: Clock) -> None:
         self._sessions, self._expiries, self._tombstones, self._clock = sessions, expiries, tombstones, clock
-        self.evicted = 0
+        self._counters = counters
 
     def expiry(self, ttl: float) -> bytes:
         """Return the time in `ttl` seconds, as entries begin with it."""
@@ -93,6 +93,10 @@ class SessionTable:
         """Return how many sessions there are, with those that have expired and are not swept yet."""
         return cast("int", txn.stat(self._expiries)["entries"])
 
+    def evicted(self, txn: Any) -> int:
+        """Return how many live sessions were dropped to make room since the database was created."""
+        return int.from_bytes(txn.get(_EVICTED, b"", db=self._counters), "big")
+
     def has_expired(self, txn: Any, now: bytes) -> bool:
         """Return whether there is something for drop_expired()."""
         return any(self._first(txn, index, now, 1) for index in (self._expiries, self._tombstones))
@@ -114,14 +118,16 @@ class SessionTable:
         Raises:
             EngineFull: There is nothing to drop.
         """
-        freed = 0
+        freed = evicted = 0
         for index, until in ((self._tombstones, self.expiry(0)), (self._expiries, _END_OF_TIME)):
             while freed < size and (first := self._first(txn, index, until, 1)):
                 freed += len(first[0]) + len(txn.get(first[0][TIME_BYTES:], b"", db=self._sessions))
                 self._delete(txn, index, first[0])
-                self.evicted += index is self._expiries
+                evicted += index is self._expiries
         if not freed:
             raise EngineFull("no room left, and no live session to drop for it")
+        if evicted:
+            txn.put(_EVICTED, (self.evicted(txn) + evicted).to_bytes(8, "big"), db=self._counters)
 
     def _delete(self, txn: Any, index: Any, key: bytes) -> None:
         txn.delete(key, db=index)
