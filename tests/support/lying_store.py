@@ -10,12 +10,13 @@ from resumed_server.rpc.server import grpc_server
 from resumed_server.rpc.session_service import SessionStoreService
 from resumed_server.storage.engine import Change, NamespacePurged, Put, StoredSession
 from resumed_server.storage.lmdb.engine import LmdbEngine
+from resumed_server.storage.wrapper import WrapperEngine
 from resumed_server.watch.hub import Watchers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from resumed_server.storage.engine import Operation, Outcome
+    from resumed_server.storage.engine import Engine, Operation, Outcome
 
 Lie: TypeAlias = "Callable[[LyingEngine, str, bytes, StoredSession | None], StoredSession | None]"
 """Makes an answer of the namespace and key that are asked for, which is one that was given, and of the truth."""
@@ -29,7 +30,7 @@ class Given(NamedTuple):
     value: bytes
 
 
-class LyingEngine(LmdbEngine):
+class LyingEngine(WrapperEngine):
     """Answers look-ups, and tells watchers, what `lie` makes of the truth.
 
     Attributes:
@@ -38,8 +39,8 @@ class LyingEngine(LmdbEngine):
         lies: How many look-ups it lied to.
     """
 
-    def __init__(self) -> None:
-        super().__init__(None, capacity=64 << 20)
+    def __init__(self, engine: Engine) -> None:
+        super().__init__(engine)
         self.lie: Lie | None = None
         self.given: list[Given] = []
         self.lies = 0
@@ -97,7 +98,7 @@ class LyingStore(NamedTuple):
 @contextlib.contextmanager
 def lying_store() -> Iterator[LyingStore]:
     """Run one in this process."""
-    with contextlib.closing(LyingEngine()) as engine:
+    with contextlib.closing(LyingEngine(LmdbEngine(None, capacity=64 << 20))) as engine:
         watchers = Watchers(engine)
         server = grpc_server(8, shared=False)
         add_SessionStoreServiceServicer_to_server(SessionStoreService(engine, watchers, 86_400.0), server)

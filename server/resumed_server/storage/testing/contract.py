@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from typing import TypeAlias
 
     Advance: TypeAlias = Callable[[float], None]
+    RawValues: TypeAlias = Callable[[], dict[tuple[str, bytes], bytes]]
 
 KEYS = [b"k", b"\0", b"\0" * 64, b"\xff" * 64, bytes(range(64)), b"shop\0k", b"k\0"]
 NAMESPACES = ["a", "a" * 63, "a.a", "a-a", "0", "shop", "shop.eu"]
@@ -87,6 +88,44 @@ class EngineContract:
         if not self.sweeps:
             pytest.skip("the engine expires natively")
         return engine
+
+    @pytest.fixture
+    def raw_values(self) -> RawValues:
+        """Return a function that reads the value of each session from the storage without the engine.
+
+        A subclass overrides it where the storage can be read. Without it, an engine passes that stores each session
+        under another address than its own and looks for it there.
+        """
+        pytest.skip("the subclass gives no access to the storage")
+
+    # --- Storage, without the engine --------------------------------------------------------------------------------
+
+    def test_a_session_is_stored_under_its_own_address(self, engine: Engine, raw_values: RawValues) -> None:
+        """With its own value, and nothing else is stored."""
+        values = {place: b"value %d" % number for number, place in enumerate(itertools.product(NAMESPACES, KEYS))}
+        puts = [Put(*address, value, 60.0) for address, value in values.items()]
+        engine.put(puts[0].namespace, puts[0].key, puts[0].value, puts[0].ttl)
+        engine.batch(puts[1:])
+        assert raw_values() == values
+
+    @pytest.mark.parametrize("end", ["take", "remove"])
+    def test_no_value_is_kept_of_a_session_that_is_gone(self, engine: Engine, raw_values: RawValues, end: str) -> None:
+        """A copy of the storage must not decrypt connections whose sessions were removed."""
+        engine.put("shop", b"k", b"value", 60.0)
+        engine.put("shop", b"other", b"other value", 60.0)
+        getattr(engine, end)("shop", b"k")
+        assert list(raw_values().values()) == [b"other value"]
+
+    def test_no_value_is_kept_of_a_purged_session_once_it_was_swept(
+        self, engine: Engine, raw_values: RawValues
+    ) -> None:
+        """A purge hides sessions at once, and sweeping deletes them."""
+        engine.put("shop", b"k", b"value", 60.0)
+        engine.put("eu", b"k", b"other value", 60.0)
+        engine.purge("shop", None)
+        while engine.sweep(100):
+            pass
+        assert list(raw_values().values()) == [b"other value"]
 
     # --- Put and Get ------------------------------------------------------------------------------------------------
 
@@ -698,7 +737,7 @@ class EngineContract:
         after = engine.totals()
         assert after.sessions - before.sessions == 10
         assert after.bytes > 0
-        assert (after.evicted, engine.evicted) == (0, 0)
+        assert after.evicted == 0
 
     def test_close_is_idempotent_and_later_calls_are_refused(self, engine: Engine) -> None:
         """With EngineUnavailable, as any outage."""
