@@ -91,6 +91,13 @@ def redis_frozen(place: Place) -> Iterator[Scene]:
         yield Scene(rig, lambda: server.signal(signal.SIGSTOP), lambda: server.signal(signal.SIGCONT))
 
 
+@contextlib.contextmanager
+def redis_without_snapshots(place: Place) -> Iterator[Scene]:
+    """Redis fails to save its snapshot, as on a full disk, and refuses writes until it can save again."""
+    with valkey_server() as server, Rig(place, _store(place, server.url)) as rig:
+        yield Scene(rig, server.break_snapshots, server.mend_snapshots)
+
+
 def redis_clock(seconds: float) -> Scenario:
     """Return a scenario in which the clock of Redis' machine is wrong for a while."""
 
@@ -265,6 +272,7 @@ REDIS = [
     Fault("Redis restarted empty", redis_restarted, ALL),
     Fault("Redis restarted from a snapshot", redis_restarted_from_snapshot, ALL),
     Fault("Redis frozen", redis_frozen, NOTHING),
+    Fault("Redis cannot save its snapshot", redis_without_snapshots, NOTHING),
     Fault("Redis' clock 3 h forth", redis_clock(CLOCK_STEP), ENDED, hindrance=_no_libfaketime),
     Fault("Redis' clock 3 h back", redis_clock(-CLOCK_STEP), NOTHING, hindrance=_no_libfaketime),
     *(

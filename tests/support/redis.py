@@ -46,7 +46,8 @@ class RedisServer:
         """The second is for "--tls-port {tls_port}" among the options."""
         self._command = [command, *(option.format(tls_port=self.tls_port) for option in options)]
         self._command += ["--port", f"{self.port}", "--bind", "127.0.0.1"]
-        self._command += ["--save", "", "--dir", str(directory)]
+        self._command += ["--save", "", "--dir", str(directory), "--enable-protected-configs", "local"]
+        self._directory = str(directory)
         self._env = os.environ | dict(env or {})
         self.url = f"redis://127.0.0.1:{self.port}"
         self.client: Any = redis.Redis(port=self.port)
@@ -63,6 +64,21 @@ class RedisServer:
     def signal(self, number: int) -> None:
         """Send it a signal."""
         self.process.send_signal(number)
+
+    def break_snapshots(self) -> None:
+        """Let it fail to save a snapshot, as on a full disk, after which it refuses writes."""
+        self.client.config_set("save", "3600 1")
+        self.client.config_set("dir", "/proc")  # no file can be created there, by root either
+        self._save("err")
+
+    def mend_snapshots(self) -> None:
+        """Let it save a snapshot again."""
+        self.client.config_set("dir", self._directory)
+        self._save("ok")
+
+    def _save(self, status: str) -> None:
+        self.client.bgsave()
+        until(lambda: self.client.info("persistence")["rdb_last_bgsave_status"] == status)
 
     def kill(self) -> None:
         """End it without a word."""

@@ -22,6 +22,7 @@ import trustme
 from structlog.testing import capture_logs
 
 from resumed_server.config.types import redacted
+from resumed_server.lifecycle.health import Readiness
 from resumed_server.storage.engine import (
     AlreadyExists,
     Change,
@@ -526,14 +527,37 @@ def test_what_redis_had_forgotten_is_waited_for_as_well(server: RedisServer) -> 
             engine.remove("shop", b"k")
 
 
-def test_a_redis_that_refuses_writes_is_not_ready(server: RedisServer) -> None:
-    """It says of itself that it is well."""
-    with opened(server.url, PATIENT) as engine:
-        engine.probe()
-        server.client.config_set("min-replicas-to-write", 1)
-        assert "NoReplicas" in str(failure(engine.probe)) or "NOREPLICAS" in str(failure(engine.probe))
-        server.client.config_set("min-replicas-to-write", 0)
-        engine.probe()
+def replicas_missing(server: RedisServer, *, broken: bool) -> str:
+    server.client.config_set("min-replicas-to-write", int(broken))
+    return "too few replicas (NOREPLICAS); see its min-replicas-to-write"
+
+
+def snapshots_failing(server: RedisServer, *, broken: bool) -> str:
+    (server.break_snapshots if broken else server.mend_snapshots)()
+    return "cannot save its snapshot (MISCONF); see its log"
+
+
+@pytest.mark.parametrize("running", [redis_server, valkey_server])
+@pytest.mark.parametrize("refuse", [replicas_missing, snapshots_failing])
+def test_a_server_whose_redis_refuses_writes_is_not_serving(
+    running: Callable[[], contextlib.AbstractContextManager[RedisServer]],
+    refuse: Callable[..., str],
+) -> None:
+    """Redis answers INFO and PING all the same; the log names the cause and the remedy."""
+    with running() as server, opened(server.url, PATIENT) as engine, capture_logs() as logs:
+        readiness = Readiness(engine)
+        readiness.probe()
+        assert readiness.ready
+        cause = refuse(server, broken=True)
+        readiness.probe()
+        assert not readiness.ready
+        assert cause in logs[-1]["cause"]
+        for call in (engine.get, engine.take, engine.remove):
+            with pytest.raises(EngineUnavailable, match="refuses writes"):
+                call("shop", b"k")
+        refuse(server, broken=False)
+        readiness.probe()
+        assert readiness.ready
 
 
 def test_whoever_closes_an_engine_need_not_wait_for_a_count(
@@ -604,8 +628,9 @@ def test_a_full_redis_refuses_puts_only(running: Callable[[], contextlib.Abstrac
         for key in (b"taken", b"removed", b"got"):
             engine.put("shop", key, b"value", 60.0)
         server.client.config_set("maxmemory", 1)
-        with pytest.raises(EngineFull):
+        with pytest.raises(EngineFull, match=r"is full \(OOM\); raise its maxmemory"):
             engine.put("shop", b"new", b"value", 60.0)
+        engine.probe()  # health stays SERVING, or frontends would lose the calls that work as well
         assert engine.get("shop", b"got")
         assert engine.take("shop", b"taken")
         assert engine.remove("shop", b"removed")

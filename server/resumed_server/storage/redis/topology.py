@@ -50,6 +50,11 @@ PERMISSIONS = (
     "+time +scan +unlink"
 )
 """What a user needs, as ACL SETUSER takes it."""
+_REFUSALS = {
+    "MISCONF": "refuses writes, because it cannot save its snapshot (MISCONF); see its log, and free its disk",
+    "NOREPLICAS": "refuses writes, because it has too few replicas (NOREPLICAS); see its min-replicas-to-write",
+}
+"""What the codes of errors mean that an operator can mend."""
 _LATE_WAIT = 0.15
 """Seconds after its time-out in which WAIT answers: Redis looks ten times a second only, where it has nothing to do."""
 
@@ -169,7 +174,7 @@ class RedisTopology(ABC):
                 return UnusableServer(f"Redis at {node} is no cluster; use redis:// for a single server")
             error = error.__cause__ if isinstance(error.__cause__, Exception) else error
         if isinstance(error, exceptions.OutOfMemoryError):
-            return EngineFull(f"Redis at {node} is full")
+            return EngineFull(f"Redis at {node} is full (OOM); raise its maxmemory, or give it less to keep")
         if isinstance(error, exceptions.AuthenticationError):
             return UnusableServer(f"Redis at {node} refuses the user or the password of the URL")
         if isinstance(error, exceptions.NoPermissionError):
@@ -191,7 +196,8 @@ class RedisTopology(ABC):
             return UnusableServer(f"{node} is no Sentinel; give the addresses of Sentinels, or use redis://")
         if "non local key" in str(error):
             return SlotsMoving(f"the slots of Redis at {node} are moving")
-        return EngineUnavailable(f"Redis at {node} answers {_code(error)}")
+        code = _code(error)
+        return EngineUnavailable(f"Redis at {node} {_REFUSALS.get(code, f'answers {code}')}")
 
     def _connection_error_text(self, error: Exception, node: str, hint: str) -> str:
         if isinstance(error, redis.sentinel.MasterNotFoundError):
