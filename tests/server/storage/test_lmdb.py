@@ -34,7 +34,7 @@ from resumed_server.storage.engine import (
 from resumed_server.storage.lmdb import engine as embedded
 from resumed_server.storage.lmdb.engine import LmdbEngine
 from resumed_server.storage.registry import open_engine, verify_url
-from resumed_server.storage.testing.contract import EngineContract, FakeClock, told
+from resumed_server.storage.testing.contract import EngineContract, FakeClock, read_all_changes
 from resumed_server.storage.testing.state_machine import check_histories
 from support.lmdb import raw_values
 from support.waiting import until
@@ -49,7 +49,7 @@ PATIENCE = 30.0
 """Seconds that another process may take; only a broken one takes them."""
 
 
-class TestEmbedded(EngineContract):
+class TestLmdb(EngineContract):
     """The promises of every engine."""
 
     @pytest.fixture
@@ -271,7 +271,7 @@ def test_while_another_process_keeps_all_from_writing_no_probe_passes(
         until(lambda: bool(removed._gate._running))
         with capture_logs() as logs:
             removed.close()
-        assert [line["event"] for line in logs] == ["the database is left open: a call does not end"]
+        assert [line["event"] for line in logs] == ["the database stays open: a running call does not end"]
         assert all(thread.is_alive() for thread in threads)
         for writer in writers:
             writer.communicate()
@@ -324,7 +324,7 @@ def test_a_log_that_is_kept_longer_has_no_gap(opened: Callable[..., LmdbEngine])
     engine.close()
     engine = opened(capacity=ROOMY)
     assert engine.changes(position, engine.position(), 2_000) is None
-    assert told(engine, later)[0] == {("shop", b"last"): [b"value"]}
+    assert read_all_changes(engine, later)[0] == {("shop", b"last"): [b"value"]}
 
 
 def test_a_log_that_is_kept_shorter_is_trimmed(opened: Callable[..., LmdbEngine]) -> None:
@@ -668,7 +668,7 @@ def test_a_file_that_cannot_be_trusted_is_set_aside_loudly(
     with capture_logs() as logged:
         engine = opened()
     (line,) = logged
-    assert (line["log_level"], line["event"]) == ("error", "database set aside, beginning a new one")
+    assert (line["log_level"], line["event"]) == ("error", "database quarantined, creating a new one")
     assert Path(line["aside"]).stat().st_size > 0
     assert engine.get("shop", b"1") is None
     engine.put("shop", b"k", b"value", 60.0)
@@ -819,7 +819,7 @@ def test_damage_found_while_serving_ends_service_in_every_process(
     engine.close()
     with capture_logs() as logged:
         assert opened().get("shop", b"1") is None
-    assert [line["cause"] for line in logged] == ["a process ran into damage"]
+    assert [line["cause"] for line in logged] == ["a process found damage"]
 
 
 def replaced(directory: Path) -> None:

@@ -42,7 +42,7 @@ from resumed_server.storage.redis.change_log import KEPT_SECONDS, KNOWN_POSITION
 from resumed_server.storage.redis.topology import PERMISSIONS, NodeBackoff
 from resumed_server.storage.redis.url import RedisUrl
 from resumed_server.storage.registry import open_engine, verify_url
-from resumed_server.storage.testing.contract import EngineContract, FakeClock, told
+from resumed_server.storage.testing.contract import EngineContract, FakeClock, read_all_changes
 from resumed_server.storage.testing.state_machine import check_histories
 from support.redis import redis_server, valkey_cluster, valkey_sentinels, valkey_server
 from support.tls import CA, CERTIFICATE
@@ -187,14 +187,14 @@ def test_servers_share_one_log(store: Store) -> None:
     """What one changed another one tells, and goes on where that one was."""
     prefix = f"prefix={uuid.uuid4()}:&{PATIENT}"
     with opened(store.url, prefix) as one, opened(store.url, prefix) as other:
-        _, position = told(one, one.position())
+        _, position = read_all_changes(one, one.position())
         for number in range(100):
             other.put("shop", b"%d" % number, b"value", 60.0)
-        changes, position = told(one, position)
+        changes, position = read_all_changes(one, position)
         assert changes == {("shop", b"%d" % number): [b"value"] for number in range(100)}
         for number in range(100):
             one.take("shop", b"%d" % number)
-        changes, _ = told(other, position)
+        changes, _ = read_all_changes(other, position)
         assert {("shop", b"%d" % number): [None] for number in range(100)} == changes
 
 
@@ -212,7 +212,7 @@ def test_only_what_is_read_is_logged(store: Store) -> None:
         position = engine.position()
         assert streams()
         engine.remove("shop", b"other")
-        assert told(engine, position)[0] == {("shop", b"other"): [None]}
+        assert read_all_changes(engine, position)[0] == {("shop", b"other"): [None]}
         RedisClock(store.servers).advance(KEPT_SECONDS)
         assert not streams()
         assert engine.changes(position, engine.position(), 10) is None
@@ -266,22 +266,22 @@ def test_a_url_says_where_redis_is(url: str, expected: dict[str, object]) -> Non
         ("redis://", "needs hosts"),
         ("redis://store:0", "needs hosts"),
         ("redis://store:65536", "needs hosts"),
-        ("redis://a,b", "takes one host"),
+        ("redis://a,b", "accepts one host"),
         ("redis://user:sec/ret@store", "%2F"),
         ("redis://store/one", "number of the database"),
         ("redis://store/1/2", "number of the database"),
-        ("redis://store#1", "cut off.*%23"),
-        ("redis://store?frob=1", "'frob' is no option .* timeout_ms"),
-        ("redis://store?prefix=a&prefix=b", "prefix is there twice"),
-        ("redis://store?prefix={a}", "without blanks and braces"),
+        ("redis://store#1", "not escaped.*%23"),
+        ("redis://store?frob=1", "'frob' is not an option .* timeout_ms"),
+        ("redis://store?prefix=a&prefix=b", "prefix is set twice"),
+        ("redis://store?prefix={a}", "without spaces and braces"),
         ("redis://store?timeout_ms=0", "timeout_ms must be a whole number from 1 to"),
         ("redis://store?wait_replicas=x", "wait_replicas must be a whole number"),
-        ("redis://store?ca=/ca", "'ca' is no option"),
-        ("rediss://store?cert=/c", "go together"),
+        ("redis://store?ca=/ca", "'ca' is not an option"),
+        ("rediss://store?cert=/c", "both cert and key"),
         ("rediss://store?ca=", "must not be empty"),
         ("redis://:secret@store?password_file=/p", "not in both"),
         ("redis+cluster://store/1", "only one database"),
-        ("redis+sentinel://store", "what the Sentinels call the primary"),
+        ("redis+sentinel://store", "name of the primary in the Sentinels"),
         ("redis+ssl://store", "unknown storage engine 'redis[+]ssl': use lmdb:.*redis://"),
     ],
 )
@@ -320,7 +320,7 @@ def test_a_wrong_password_is_refused(server: RedisServer, scheme: str) -> None:
     server.client.config_set("requirepass", "right")
     for credentials in ("", ":secret@", "somebody:secret@"):
         message = refusal(f"{scheme}://{credentials}127.0.0.1:{server.port}")
-        assert re.search("refuses the user or the password", message), message
+        assert re.search("rejects the user or the password", message), message
         assert "secret" not in message
     server.client.auth("right")
     server.client.config_set("requirepass", "")
@@ -361,8 +361,8 @@ def test_a_redis_too_old_is_refused() -> None:
 
 def test_the_wrong_topology_is_refused(server: RedisServer, tmp_path: Path) -> None:
     """Each is told which scheme is right."""
-    assert "no cluster; use redis://" in refusal(f"redis+cluster://127.0.0.1:{server.port}")
-    assert "no Sentinel" in refusal(f"redis+sentinel://127.0.0.1:{server.port}/main")
+    assert "not a cluster; use redis://" in refusal(f"redis+cluster://127.0.0.1:{server.port}")
+    assert "not a Sentinel" in refusal(f"redis+sentinel://127.0.0.1:{server.port}/main")
     with valkey_server("--cluster-enabled", "yes") as node:
         assert "node of a cluster; use redis+cluster://" in refusal(node.url)
     (tmp_path / "sentinel.conf").touch()
@@ -396,10 +396,10 @@ def test_tls_is_verified_and_told_when_it_fails(tmp_path: Path) -> None:
                 complaint = logs[0]["cause"]
             except EngineUnavailable as error:
                 complaint = str(error)
-        assert "certificate required" in complaint or "if it wants a client certificate" in complaint
+        assert "certificate required" in complaint or "if it requires a client certificate" in complaint
         for wrong, hint in (
-            (f"rediss://localhost:{server.port}?ca={tmp_path}/ca", "if it speaks no TLS, use redis:"),
-            (f"redis://localhost:{server.tls_port}", "if it speaks TLS, use rediss:"),
+            (f"rediss://localhost:{server.port}?ca={tmp_path}/ca", "if it does not use TLS, use redis:"),
+            (f"redis://localhost:{server.tls_port}", "if it uses TLS, use rediss:"),
         ):
             with capture_logs() as logs, contextlib.closing(open_engine(wrong, capacity=0)) as engine:
                 assert hint in logs[0]["cause"]
@@ -677,7 +677,7 @@ def test_a_log_entry_that_means_nothing_ends_the_log(server: RedisServer, fields
         end = engine.position()
         assert engine.changes(position, end, 10) is None
         engine.remove("shop", b"k")
-        assert told(engine, end)[0] == {("shop", b"k"): [None]}
+        assert read_all_changes(engine, end)[0] == {("shop", b"k"): [None]}
 
 
 def test_a_broken_redis_is_an_error_without_keys_and_values(server: RedisServer) -> None:
@@ -939,7 +939,7 @@ def test_a_clock_that_is_put_back_hides_nothing(server: RedisServer) -> None:
         position = engine.position()
         server.client.pexpire(stream, 5_000)
         engine.remove("shop", b"k")
-        assert told(engine, position)[0] == {("shop", b"k"): [None]}
+        assert read_all_changes(engine, position)[0] == {("shop", b"k"): [None]}
         assert server.client.pttl(stream) > 5_000
 
 

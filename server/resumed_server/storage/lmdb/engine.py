@@ -1,6 +1,7 @@
-"""The embedded engine: sessions in an LMDB file that several processes on one machine share.
+"""The LMDB engine: sessions in a file that several processes of one machine share.
 
-Its tables are those of entries.py, changelog.py and purges.py. Each operation is one transaction, a Batch too.
+Its tables are in session_table.py, change_log.py and purge_table.py. Each operation is one transaction, and so is a
+batch.
 """
 
 from __future__ import annotations
@@ -56,39 +57,39 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 _Transaction: TypeAlias = Any
-"""An lmdb.Transaction, whose stubs do not know that it returns memoryviews with `buffers=True` only, else bytes."""
+"""An lmdb.Transaction. It returns memoryviews with `buffers=True` only, and bytes otherwise, unlike its stubs."""
 
 _TABLES = (b"sessions", b"expiries", b"tombstones", b"changes", b"purges")
 _LAYOUT = b"2"
-"""Changes with what is in the tables: an older or a newer version begins a new file then, and misreads nothing."""
+"""Changes with the contents of the tables, so that another version creates a new file and misreads none."""
 _MOST_PAGES = 16
-"""More than storing a session can take beside its own bytes, however many pages of the tables it splits."""
+"""More pages than a Put can take beside those of its own bytes, even if it splits pages of all tables."""
 _HEADROOM_BYTES = 64 << 20
 _CHANGES_BYTES = 1 << 20
-_MOST_CHANGES, _CAPACITY_PER_CHANGE = 1 << 16, 2048  # so the log takes a twentieth of the capacity at most
+_MOST_CHANGES, _CAPACITY_PER_CHANGE = 1 << 16, 2048  # so the log takes at most a twentieth of the capacity
 _OUT_OF_PAGES_RETRIES = 3
 _OUT_OF_PAGES_ROOM = 1 << 20
-_COUNTED_AT_ONCE = 500
-_REST = 2.0
-"""How many times as long as a step of counting takes it rests."""
+_COUNT_BATCH = 500
+_PAUSE_FACTOR = 2.0
+"""Pause after each step of a count, as a multiple of the duration of the step."""
 
-_DAMAGED = "the database is damaged; a restart sets it aside"
+_DAMAGED = "the database is damaged; a restart creates a new one"
 
 _log = structlog.get_logger()
 
 
 class LmdbEngine(Engine):
-    """Keeps sessions in the LMDB database of a directory.
+    """Storage in the LMDB database of a directory.
 
     Args:
-        path: The directory, made if it is not there; None for a private temporary one, which close() deletes.
-        capacity: Bytes of used pages above which the soonest to expire are dropped. On disk there may be half as much
-            again, since making room takes pages too; the file looks that long from the start, most of it a hole.
-        clock: The present, in Unix seconds. A database outlives its process, so its expiries count from the epoch.
+        path: The directory, created if it is missing; None for a private temporary one, which close() deletes.
+        capacity: Bytes of used pages above which the sessions that expire first are evicted. The file can take half as
+            much again, since evictions need pages too; it has that length from the start, mostly as a hole.
+        clock: The present, in Unix seconds. Expiries count from the epoch, since a database outlives its process.
         quarantine_after_crash: Whether a crash of this process means that the file is damaged.
 
     Raises:
-        EngineUnavailable: The directory cannot be used; the message says why.
+        EngineUnavailable: The directory cannot be used; the message gives the reason.
     """
 
     def __init__(
@@ -97,7 +98,7 @@ class LmdbEngine(Engine):
         self._capacity, self._clock = capacity, clock
         try:
             self._open(path, quarantine_after_crash)
-        except EngineBroken:  # what opening the file did not show; it is reported by now
+        except EngineBroken:  # damage that the directory did not notice; it is marked by now
             self._directory.close(trusted=False)
             self._open(path, quarantine_after_crash)
 
@@ -122,13 +123,13 @@ class LmdbEngine(Engine):
         return self._write(lambda txn: self._remove(txn, name, address, tombstone=tombstone))
 
     def batch(self, operations: Sequence[Operation]) -> list[Outcome]:
-        """See Engine. Here the operations are one transaction."""
+        """See Engine. All operations are in one transaction."""
         if {type(each) for each in operations} == {Get}:
             return self._read(lambda txn: self._get_all(txn, operations))
         try:
             return self._write(lambda txn: [self._carry_out(txn, each) for each in operations])
         except EngineFull:
-            # The whole transaction is lost: find out one by one what still fits.
+            # The whole transaction was rolled back: carry the operations out one by one.
             return [self._carry_out_alone(each) for each in operations]
 
     def sweep(self, limit: int) -> int:
@@ -143,19 +144,19 @@ class LmdbEngine(Engine):
             self._purges.expire(txn, now)
             return swept + self._delete_purged(txn, limit - swept)
 
-        return self._write(step) if self._read(is_due) else 0  # as most often, and without a write
+        return self._write(step) if self._read(is_due) else 0  # usually there is nothing to sweep, and no write
 
     def purge(self, namespace: str, issued_before: float | None) -> float:
         """See Engine."""
         name, address = _located(namespace, b"")
 
         def step(txn: _Transaction) -> bytes:
-            # What was stored in this very microsecond was stored before.
+            # Sessions that were stored in this microsecond were stored before.
             now = _microseconds(self._clock()) + 1
             time = now if issued_before is None else min(now, _microseconds(issued_before))
             mark = self._purges.mark(txn, name)
             if issued_before is not None and time_bytes(time) <= mark[:TIME_BYTES]:
-                return mark  # or mirrors would look through what they have for nothing
+                return mark  # without a change, or mirrors would search their sessions in vain
             told = address if issued_before is None else address + time_bytes(time)
             number = self._changes.append(txn, PURGED, told)
             end = self._table.expiry(LONGEST_TTL_SECONDS)
@@ -173,7 +174,7 @@ class LmdbEngine(Engine):
         while start is not None:
             begun = time.monotonic()
             start = self._read(partial(self._count, counted, start, only=namespace))
-            time.sleep(_REST * (time.monotonic() - begun))
+            time.sleep(_PAUSE_FACTOR * (time.monotonic() - begun))
         return counted
 
     def position(self) -> bytes:
@@ -207,9 +208,9 @@ class LmdbEngine(Engine):
     def probe(self) -> None:
         """See Engine."""
         self._read(lambda txn: txn.get(b"\0"))
-        self._write(lambda _txn: None)  # waits where a process that has stopped holds the lock of writers
+        self._write(lambda _txn: None)  # blocks if a stopped process has the lock of writers
         with self._gate:
-            self._env.reader_check()  # what a killed process was reading must not pin old pages
+            self._env.reader_check()  # readers of killed processes must not pin old pages
             if self._directory.is_stale_or_damaged():
                 self._gate.close(_DAMAGED)
                 raise EngineBroken(_DAMAGED)
@@ -220,8 +221,10 @@ class LmdbEngine(Engine):
         if reason != CLOSED:
             if self._gate.wait_until_empty():
                 self._directory.close(trusted=reason is None)
-            else:  # LMDB crashes if it is closed under a call; the end of the process closes it as well
-                _log.warning("the database is left open: a call does not end", directory=str(self._directory.path))
+            else:  # LMDB crashes if it is closed during a call; the end of the process closes it as well
+                _log.warning(
+                    "the database stays open: a running call does not end", directory=str(self._directory.path)
+                )
 
     def _open(self, path: Path | None, quarantine_after_crash: bool) -> None:
         capacity = self._capacity
@@ -286,7 +289,7 @@ class LmdbEngine(Engine):
         issued_bytes = time_bytes(_microseconds(issued))
         if issued_bytes < mark[:TIME_BYTES]:
             raise AlreadyExists
-        # No longer than any session lives: then the mark that would refuse it may be forgotten.
+        # At most a week from its issue: after that, the mark that would refuse it may have expired.
         ttl = min(put.ttl, issued + LONGEST_TTL_SECONDS - now)
         if ttl <= 0:
             return 0.0
@@ -324,7 +327,7 @@ class LmdbEngine(Engine):
                 raise NoTombstone
             self._make_room(txn, len(address))
             self._table.add_tombstone(txn, address, self._table.expiry(UNKNOWN_TOMBSTONE_SECONDS))
-            self._changes.append(txn, REMOVED, address)  # a frontend may still have what the store dropped
+            self._changes.append(txn, REMOVED, address)  # a mirror may have the session even if it was evicted here
             return False
         if is_tombstone(entry):
             return None
@@ -332,7 +335,7 @@ class LmdbEngine(Engine):
         return True
 
     def _delete_purged(self, txn: _Transaction, limit: int) -> int:
-        """Look at up to `limit` entries of namespaces that were purged, and drop sessions that were."""
+        """Examine up to `limit` entries of purged namespaces, delete purged sessions, return how many were examined."""
         looked = 0
         while looked < limit and (unfinished := self._purges.next_pending(txn)):
             name, start = unfinished
@@ -348,9 +351,9 @@ class LmdbEngine(Engine):
     def _count(
         self, counted: dict[str, NamespaceUsage], start: bytes, txn: _Transaction, *, only: str | None
     ) -> bytes | None:
-        """Count some entries from an address on, of one namespace or all; return where to go on, if anywhere."""
+        """Count some entries from an address on, of one namespace or all; return the next address, if any."""
         prefix = b"" if only is None else _located(only, b"")[1]
-        entries, rest = self._table.scan(txn, start, prefix, _COUNTED_AT_ONCE)
+        entries, rest = self._table.scan(txn, start, prefix, _COUNT_BATCH)
         marks: dict[str, bytes] = {}
         for address, entry in entries:
             if self._table.remaining(entry) <= 0:
@@ -370,13 +373,13 @@ class LmdbEngine(Engine):
         return rest
 
     def _make_room(self, txn: _Transaction, size: int) -> None:
-        """Drop sessions, the soonest to expire first, if the store is over its capacity.
+        """Evict sessions in the order of their expiry if the database is over its capacity.
 
-        Twice as much as comes in, no more: dropping entries here and there frees no page at once, but makes room in
-        many.
+        Twice the size of the new entry and no more: evictions of scattered entries free no page at once, but make room
+        in many pages.
         """
-        # Counting pages takes as long as storing a session, so within a transaction it is done again only when the
-        # most that was stored since then may have used up what was free. No other process writes meanwhile.
+        # Counting pages takes as long as storing a session. So a transaction counts again only when its writes since
+        # then may have used up the free pages; no other process writes during the transaction.
         counted, free = self._free
         if counted is txn and free > size:
             self._free = txn, free - size - self._most_overhead
@@ -405,7 +408,7 @@ class LmdbEngine(Engine):
             raise self._translated(error) from error
 
     def _write(self, step: Callable[[_Transaction], _T], *, again: bool = True) -> _T:
-        """Carry `step` out in a transaction of its own; where the file has no page left, make room and try again."""
+        """Run `step` in a write transaction; if the file has no free page, evict sessions and try again."""
         try:
             with self._gate:
                 for _ in range(_OUT_OF_PAGES_RETRIES):
@@ -421,8 +424,8 @@ class LmdbEngine(Engine):
         raise EngineFull("the database file has no page left")
 
     def _follow_map(self) -> None:
-        """Take over the size of a file that another process, with a larger capacity, let grow beyond ours."""
-        with self._gate.exclusive():  # LMDB wants no transaction of this process meanwhile
+        """Adopt the size of a file that another process, with a larger capacity, has extended beyond the map."""
+        with self._gate.exclusive():  # LMDB allows no transaction of this process during this call
             self._env.set_mapsize(0)
 
     def _translated(self, error: lmdb.Error) -> EngineError:
@@ -431,14 +434,14 @@ class LmdbEngine(Engine):
             self._directory.report_damage()
             _log.critical("database damaged", cause=type(error).__name__, directory=str(self._directory.path))
             return EngineBroken(_DAMAGED)
-        # The write that fills a disk is cut short, which LMDB reports as any other I/O error.
+        # The write that fills a disk is incomplete, and LMDB reports it as an I/O error.
         if isinstance(error, lmdb.MapFullError | lmdb.DiskError) or self._directory.is_full():
             return EngineFull(f"no space left for the database ({type(error).__name__})")
         return EngineUnavailable(f"the database does not answer: {error}")
 
 
 def _located(namespace: str, key: bytes) -> tuple[bytes, bytes]:
-    """Return the name of a namespace and the address of a session, as the tables have them."""
+    """Return the encoded namespace and the address of a session."""
     name = namespace.encode()
     return name, b"%b\0%b" % (name, key)
 

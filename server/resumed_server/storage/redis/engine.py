@@ -1,11 +1,11 @@
-"""Redis and Valkey: sessions in a server that the fleet already runs, shared by any number of stateless replicas.
+"""The engine for Redis and Valkey: sessions in a server that any number of stateless servers share.
 
-A session is one key, prefix + namespace + ":" + key; its value is the time of its issue, the epoch in which it was
-stored (see redis_admission.py) and the session's own, or nothing at all in a tombstone. What an operation does to it is
-one script, and so one atomic step. Redis keeps the time and lets keys expire.
+A session is one key, prefix + namespace + ":" + key. Its value is its issue time, the epoch in which it was stored (see
+admission.py) and the value of the session; the value of a tombstone is empty. Each operation is one script, and so one
+atomic step. Redis has the clock, and expires keys.
 
-Redis promises less than a database: where it evicts keys, tombstones can go, and a failover can lose the last writes
-(see docs/engines.md).
+Redis promises less than a database: it can evict tombstones, and a failover can lose the last writes (see
+docs/engines.md).
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
 
 class _GetIssued(Get):
-    """Look a session up for those who follow the log: its outcome says when it was issued, too."""
+    """Look a session up for a reader of the log. Outcome: the session with its issue time, or None."""
 
     __slots__ = ()
 
@@ -63,24 +63,24 @@ _SCRIPTS: Mapping[type[Operation], str] = {
 }
 """The script of each operation; a script is one atomic step."""
 _CHANGES_BYTES = 1 << 20
-_READ_AT_ONCE, _LOOKED_UP_AT_ONCE = 256, 32
-"""Changes that are read, and sessions that are looked up, in one go: look-ups of handshakes wait behind those."""
+_READ_BATCH, _LOOK_UP_BATCH = 256, 32
+"""Limits of changes and of look-ups in one command or pipeline, since look-ups of handshakes wait for it."""
 _OLDEST = 7
-"""The first version of Redis whose scripts have flags. Every Valkey claims to be a Redis 7."""
+"""The first version of Redis whose scripts have flags. Every Valkey reports a redis_version of 7."""
 
 _log = structlog.get_logger()
 
 
 class RedisEngine(Engine):
-    """Keeps sessions in a Redis or Valkey.
+    """Storage in a Redis or Valkey.
 
     Args:
-        url: Where it is. One that cannot be reached yet is no error: probe() tells when it can.
-        threads: How many call the engine at the same time.
+        url: The address of Redis. A Redis that is unreachable now is no error; probe() reports when it answers.
+        threads: The number of threads that call the engine at the same time.
 
     Raises:
         ValueError: A file that the URL names cannot be read.
-        EngineUnavailable: It answers, but cannot be used; the message says why and what to do.
+        EngineUnavailable: Redis answers, but cannot be used; the message gives the cause and the remedy.
     """
 
     def __init__(self, url: RedisUrl, *, threads: int) -> None:
@@ -93,7 +93,7 @@ class RedisEngine(Engine):
         self._log = ChangeLog(self._nodes, streams)
         self._purges = Purges(url, self._nodes, self._log, admission)
         self._gate = CallGate()
-        # When a server was started again, all its watchers come back at once, and look-ups need connections as well.
+        # After a restart of this server, all its watchers catch up at once, and look-ups need connections as well.
         self._readers = threading.Semaphore(READERS)
         self._warned = False
         try:
@@ -121,7 +121,7 @@ class RedisEngine(Engine):
         return cast("bool | None", self._carry_out(Remove(namespace, key, tombstone)))
 
     def batch(self, operations: Sequence[Operation]) -> list[Outcome]:
-        """See Engine. Here it is one pipeline to each node that has any of the keys."""
+        """See Engine. The operations are one pipeline to each node that has any of the keys."""
         with self._gate:
             return self._batch(operations)
 
@@ -134,8 +134,8 @@ class RedisEngine(Engine):
         """See Engine."""
         with self._gate:
             mark, changed = self._purges.set(namespace, issued_before)
-            if changed:  # or mirrors would look through what they have for nothing
-                # Now that no look-up finds what was purged, or a mirror would learn of it again.
+            if changed:  # without a change, or mirrors would search their sessions in vain
+                # Only after the marks are set, or a mirror could look the purged sessions up again.
                 told = b"" if issued_before is None else time_text(min(issued_before, mark))
                 self._log.append([(self._key(Get(namespace, told)), PURGED)])
             return mark
@@ -151,7 +151,7 @@ class RedisEngine(Engine):
 
     def changes(self, after: bytes, until: bytes, limit: int) -> tuple[list[Change | NamespacePurged], bytes] | None:
         """See Engine."""
-        limit = min(limit, _READ_AT_ONCE)
+        limit = min(limit, _READ_BATCH)
         with self._readers, self._gate:
             reading = self._log.read(after, until, limit)
             if reading is None:
@@ -159,7 +159,7 @@ class RedisEngine(Engine):
             changes: list[Change | NamespacePurged] = []
             count = size = 0
             while count < min(limit, len(reading.changes)) and size < _CHANGES_BYTES:
-                part = reading.changes[count : min(limit, count + _LOOKED_UP_AT_ONCE)]
+                part = reading.changes[count : min(limit, count + _LOOK_UP_BATCH)]
                 for change in self._changes(part):
                     changes.append(change)
                     size += len(change.session.value) if isinstance(change, Change) and change.session else 0
@@ -167,7 +167,7 @@ class RedisEngine(Engine):
             return changes, reading.position_after(count)
 
     def totals(self) -> StoreTotals:
-        """See Engine. Redis counts keys by database, not by what they are."""
+        """See Engine. Redis counts all keys of the database."""
         usage = StoreTotals(0, 0)
         with self._gate:
             for _, ask in self._nodes.primary_infos():
@@ -192,7 +192,7 @@ class RedisEngine(Engine):
     def close(self) -> None:
         """See Engine."""
         if self._gate.close(CLOSED) != CLOSED:
-            self._gate.wait_until_empty()  # a call that goes on fails
+            self._gate.wait_until_empty()  # a call that still runs fails
             self._nodes.close()
 
     def _carry_out(self, operation: Operation) -> Outcome:
@@ -219,7 +219,7 @@ class RedisEngine(Engine):
         return outcomes
 
     def _changes(self, logged: Sequence[LoggedChange]) -> Iterator[Change | NamespacePurged]:
-        """Yield changes with the sessions that are there by now; what was stored and is gone is none."""
+        """Yield changes with the present sessions, without stored sessions that are gone by now."""
         addresses = [self._address(each.key) for each in logged]
         stored = [address for each, address in zip(logged, addresses, strict=True) if each.what == STORED]
         sessions = iter(self._batch([_GetIssued(*address) for address in stored]))
@@ -247,10 +247,10 @@ class RedisEngine(Engine):
         return outcomes
 
     def _carry_out_logged_elsewhere(self, node: str, operations: Sequence[Operation]) -> list[Outcome]:
-        """Carry out operations on a node that has no part of the log just now, as slots are moving.
+        """Carry out operations on a node that has no stream of the log now, since slots are moving.
 
-        They are logged elsewhere: before, or a crash could keep a removal untold; and after, or a reader could look the
-        session up in between. Only both together lose one.
+        The changes are logged on another node twice: before, so that a crash loses no removal; and after, since a
+        reader could look the session up in between.
         """
         changes = [
             (self._key(each), STORED if isinstance(each, Put) else REMOVED)
@@ -272,9 +272,9 @@ class RedisEngine(Engine):
     def _attempt(
         self, node: str, operations: Sequence[Operation], log: Sequence[Any], marks: Mapping[str, bytes] | None = None
     ) -> list[Outcome]:
-        """Carry out operations, logged as the arguments `log` say; raise EngineError if none was carried out.
+        """Carry out operations and log them with the arguments `log`; raise EngineError if none was carried out.
 
-        `marks` tell of purges that the arguments `log` do not lead to.
+        `marks` has the marks of the namespaces if `log` has no streams from which the scripts could read them.
         """
         commands = [self._command(each, log, marks[each.namespace] if marks else UNKNOWN) for each in operations]
         waits = self._url.wait_replicas and any(isinstance(each, Take | Remove) for each in operations)
@@ -285,7 +285,7 @@ class RedisEngine(Engine):
         outcomes = list(map(_outcome, operations, answers))
         if waits and (isinstance(replicas, EngineError) or replicas < self._url.wait_replicas):
             missing = EngineUnavailable(
-                f"not all of {self._url.wait_replicas} replicas of Redis have the tombstone yet"
+                f"fewer than {self._url.wait_replicas} replicas of Redis have acknowledged the tombstone"
             )
             missing.done = True
             return [missing if _left_tombstone(*done) else done[1] for done in zip(operations, outcomes, strict=True)]
@@ -308,13 +308,13 @@ class RedisEngine(Engine):
         return (*command, *log)
 
     def _verify_writable(self, node: str) -> None:
-        """Raise EngineUnavailable if a node carries no scripts out that write, as those of all operations."""
+        """Raise EngineUnavailable if a node refuses scripts that may write, as those of all operations."""
         (answer,) = self._nodes.execute(node, [("EVAL", load_script("probe"), 0)])
         if isinstance(answer, EngineError):
             raise answer
 
     def _verify(self, info: Mapping[str, Any]) -> None:
-        """Raise EngineUnavailable if a server that says `info` of itself cannot be the store."""
+        """Raise EngineUnavailable if a server with this INFO cannot be used."""
         name, version = self._nodes.name, str(info.get("redis_version", "0"))
         if int(version.partition(".")[0]) < _OLDEST:
             raise UnusableServer(f"Redis at {name} is too old ({version}); use Redis 7, Valkey 8, or newer")
@@ -329,13 +329,13 @@ class RedisEngine(Engine):
         if info.get("maxmemory") and policy != "noeviction" and not self._warned:
             self._warned = True
             _log.warning(
-                "Redis may evict tombstones, and so forget what was removed or taken; set maxmemory-policy noeviction",
+                "Redis may evict tombstones, and late Puts restore removed sessions; set maxmemory-policy noeviction",
                 policy=policy,
             )
 
 
 def _outcome(operation: Operation, answer: Any) -> Outcome:
-    """Return what the answer of its script says of an operation."""
+    """Return the outcome of an operation from the answer of its script."""
     if isinstance(answer, EngineError):
         return answer
     if isinstance(operation, Put):
@@ -353,7 +353,7 @@ def _outcome(operation: Operation, answer: Any) -> Outcome:
 
 
 def _left_tombstone(operation: Operation, outcome: Outcome) -> bool:
-    """Return whether an operation has just left a tombstone, or may have."""
+    """Return whether an operation left a tombstone, or may have."""
     if isinstance(operation, Remove):
         return not isinstance(outcome, NoTombstone)
     return isinstance(operation, Take) and outcome is not None
