@@ -298,7 +298,7 @@ class EngineContract:
     # --- Sweeping ---------------------------------------------------------------------------------------------------
 
     def test_a_sweep_is_bounded_and_exact(self, sweeper: Engine, advance: Advance) -> None:
-        """It counts sessions and tombstones, returns less than the limit only at the end, and spares unexpired entries."""
+        """It counts sessions and tombstones, returns less than the limit only at the end, and spares other entries."""
         for number in range(20):
             sweeper.put("shop", b"early%d" % number, b"value", 60.0)
             sweeper.put("shop", b"late%d" % number, b"value", 61.0)
