@@ -1,4 +1,4 @@
-"""Parser of the URL of a Redis or Valkey (option `--store`). Reads no file, opens nothing, needs no driver."""
+"""Parser of the URL of a Redis or Valkey (option `--storage`). Reads no file, opens nothing, needs no driver."""
 
 from __future__ import annotations
 
