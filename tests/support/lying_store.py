@@ -6,12 +6,12 @@ import contextlib
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from resumed.v1.session_store_pb2_grpc import add_SessionStoreServiceServicer_to_server
-from resumed_server.rpc.server import grpc_server
+from resumed_server.rpc.server import build_grpc_server
 from resumed_server.rpc.session_service import SessionStoreService
 from resumed_server.storage.engine import Change, NamespacePurged, Put, StoredSession
 from resumed_server.storage.lmdb.engine import LmdbEngine
 from resumed_server.storage.wrapper import WrapperEngine
-from resumed_server.watch.hub import Watchers
+from resumed_server.watch.hub import WatchHub
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -99,8 +99,8 @@ class LyingStore(NamedTuple):
 def lying_store() -> Iterator[LyingStore]:
     """Run one in this process."""
     with contextlib.closing(LyingEngine(LmdbEngine(None, capacity=64 << 20))) as engine:
-        watchers = Watchers(engine)
-        server = grpc_server(8, shared=False)
+        watchers = WatchHub(engine)
+        server = build_grpc_server(8, shared=False)
         add_SessionStoreServiceServicer_to_server(SessionStoreService(engine, watchers, 86_400.0), server)
         port = server.add_insecure_port("127.0.0.1:0")
         server.start()
