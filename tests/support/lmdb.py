@@ -1,4 +1,4 @@
-"""What an LMDB database holds, read without its engine."""
+"""Reads the sessions of an LMDB database without the methods of its engine."""
 
 from __future__ import annotations
 

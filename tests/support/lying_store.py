@@ -1,4 +1,4 @@
-"""A malicious store: a real server whose engine keeps all it was ever given, and hands out what it likes."""
+"""A malicious store: a real server whose engine records all sessions, and returns false ones."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from resumed_server.storage.engine import Engine, Operation, Outcome
 
 Lie: TypeAlias = "Callable[[LyingEngine, str, bytes, StoredSession | None], StoredSession | None]"
-"""Makes an answer of the namespace and key that are asked for, which is one that was given, and of the truth."""
+"""Returns a false answer for a namespace and a key that once had a session, and the true answer."""
 
 
 class Given(NamedTuple):
-    """What the store was given with a Put."""
+    """A session of a Put."""
 
     namespace: str
     key: bytes
@@ -31,12 +31,12 @@ class Given(NamedTuple):
 
 
 class LyingEngine(WrapperEngine):
-    """Answers look-ups, and tells watchers, what `lie` makes of the truth.
+    """Replaces sessions in look-ups and changes by the results of `lie`.
 
     Attributes:
-        lie: None for the truth.
-        given: All Puts so far, of what was removed too. A test may clear it.
-        lies: How many look-ups it lied to.
+        lie: Makes the false answers; None for true ones.
+        given: The sessions of all Puts so far, including removed ones. A test may clear it.
+        lies: The number of false answers.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -46,29 +46,29 @@ class LyingEngine(WrapperEngine):
         self.lies = 0
 
     def given_for(self, namespace: str, key: bytes) -> Given | None:
-        """Return what was once stored under a key, if ever."""
+        """Return the first session that was stored under a key, if any."""
         return next((each for each in self.given if each[:2] == (namespace, key)), None)
 
     def put(self, namespace: str, key: bytes, value: bytes, ttl: float, issued: float | None = None) -> float:
-        """Store, and keep for later."""
+        """Store and record a session."""
         self.given.append(Given(namespace, key, value))
         return super().put(namespace, key, value, ttl, issued)
 
     def get(self, namespace: str, key: bytes) -> StoredSession | None:
-        """Answer with a lie."""
+        """Return a false answer."""
         return self._told(namespace, key, super().get(namespace, key))
 
     def take(self, namespace: str, key: bytes) -> StoredSession | None:
-        """Answer with a lie."""
+        """Return a false answer."""
         return self._told(namespace, key, super().take(namespace, key))
 
     def batch(self, operations: Sequence[Operation]) -> list[Outcome]:
-        """Store honestly; frontends look up nothing in Batches."""
+        """Record the Puts; frontends have no look-ups in Batches."""
         self.given += [Given(each.namespace, each.key, each.value) for each in operations if isinstance(each, Put)]
         return super().batch(operations)
 
     def changes(self, after: bytes, until: bytes, limit: int) -> tuple[list[Change | NamespacePurged], bytes] | None:
-        """Tell lies of what changed: of a removal too, if the lie makes a session of it."""
+        """Return false changes, including sessions in the place of removals."""
         found = super().changes(after, until, limit)
         if found is None:
             return None
@@ -97,7 +97,7 @@ class LyingStore(NamedTuple):
 
 @contextlib.contextmanager
 def lying_store() -> Iterator[LyingStore]:
-    """Run one in this process."""
+    """Run a malicious store in this process."""
     with contextlib.closing(LyingEngine(LmdbEngine(None, capacity=64 << 20))) as engine:
         watchers = WatchHub(engine)
         server = build_grpc_server(8, shared=False)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 PATIENCE = 20.0
 """Seconds that a server may take for anything; only a broken one takes them."""
 SENTINEL_NAME = "sessions"
-"""What the Sentinels call the primary."""
+"""The name of the primary in the Sentinels."""
 NODES = 3
 """Primaries of a cluster."""
 REDIS, VALKEY = "redis-server", str(get_binary_path())
@@ -81,12 +81,12 @@ class RedisServer:
         until(lambda: self.client.info("persistence")["rdb_last_bgsave_status"] == status)
 
     def kill(self) -> None:
-        """End it without a word."""
+        """End it with SIGKILL."""
         self.process.kill()
         self.process.wait()
 
     def close(self) -> None:
-        """End it, whatever state it is in."""
+        """End it in any state."""
         self.client.close()
         self.kill()
 
@@ -129,9 +129,9 @@ class Cluster:
         self.url = f"redis+cluster://127.0.0.1:{self.nodes[0].port}"
 
     def move_slots(self, enough: threading.Event, pause: float = 0.0) -> None:
-        """Move the first node's slots that have keys to the second, one after the other, until it is enough.
+        """Move the slots of the first node that have keys to the second, one after the other, until `enough` is set.
 
-        It rests for `pause` seconds after each key, so that look-ups meet slots that are in both places.
+        It pauses for `pause` seconds after each key, so that look-ups find slots that are on both nodes.
         """
         source, sink = self.nodes[:2]
         ids = [node.client.execute_command("CLUSTER MYID") for node in self.nodes]
@@ -140,7 +140,7 @@ class Cluster:
                 return
             sink.client.execute_command("CLUSTER SETSLOT", slot, "IMPORTING", ids[0])
             source.client.execute_command("CLUSTER SETSLOT", slot, "MIGRATING", ids[1])
-            # In two words, or redis-py makes text of what are bytes.
+            # In two words, or redis-py decodes the bytes.
             while keys := source.client.execute_command("CLUSTER", "GETKEYSINSLOT", slot, 100):
                 for key in keys:
                     source.client.migrate("127.0.0.1", sink.port, key, 0, 1_000)
@@ -184,7 +184,7 @@ class Sentinels:
         self.url = f"redis+sentinel://{hosts}/{SENTINEL_NAME}"
 
     def fall_behind(self) -> None:
-        """Let the replica hear nothing any more."""
+        """Stop the replication."""
         self.replica.client.config_set("masterauth", "of another primary")
         self.primary.client.execute_command("CLIENT KILL TYPE replica")
 
