@@ -20,9 +20,9 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from fuzz.target import Check, Target
 from resumed._crypto.sealing import Keyring
-from resumed._exceptions import KeyringError, Unsealable
+from resumed._exceptions import KeyringError, UnsealError
 from resumed._openssl.client_hello import identities, server_name, supported_versions
-from resumed._transport.http2 import head
+from resumed._transport.http2 import request_headers
 from resumed._transport.target import Target as StoreTarget
 from resumed_server.auth import grants
 from resumed_server.auth.identity import Unauthenticated, read_identities
@@ -53,14 +53,14 @@ def sealed_values() -> Check:
     def check(data: bytes) -> None:
         try:
             opened, not_after = KEYRING.open(STORE_KEY, data, NOW)
-        except Unsealable as error:
+        except UnsealError as error:
             reason = error.reason
         else:
             assert known[data] == opened
             assert not_after == NOW + 60
             reason = ""
         assert reason in REASONS
-        with contextlib.suppress(Unsealable):
+        with contextlib.suppress(UnsealError):
             assert plaintext.open(STORE_KEY, data, NOW)[0] == data[9:]
 
     return check
@@ -172,7 +172,7 @@ def store_names() -> Check:
         assert refusal.isprintable()
         if refusal:
             return
-        head(target.authority, "/package.Service/Name", True)
+        request_headers(target.authority, "/package.Service/Name", True)
         for host, port in target.hosts:
             assert 0 < port < 65_536
             host.encode("idna")  # as getaddrinfo() does

@@ -4,7 +4,7 @@ Clients negotiate sessions with real frontends of both stacks, TLS 1.2 and 1.3, 
 store's processes, its LMDB file, or the memory and the dump file of its Valkey, are searched for every session id and
 every master secret or resumption key, as the clients know them, and for the fleet key: raw, in hex, in base64.
 
-Two controls show that the search finds what is there: needles planted as values in each form, and the store keys and
+Two controls show that the search works: needles planted as values in each form, and the store keys and
 sealed values of the sessions, which the store does have. Exits 1 if a secret is found, or a control is not.
 """
 

@@ -7,8 +7,8 @@ There are three kinds of clients, each in a separate thread:
 - Misers return once, seconds later, to frontends that use each session once.
 
 The sessions of a spoiler's connection count as removed once the store has acknowledged it: the frontend has sent all
-its removals (`flush`), and none was refused or dropped. A session that a miser resumed counts as taken. Both are offered
-again, at once, during the fault and after it. Every one that resumes is counted as wrong.
+its removals (`flush`), and none was refused or dropped. A session that a miser resumed counts as taken. Both are
+offered again, at once, during the fault and after it. Every one that resumes is counted as wrong.
 """
 
 from __future__ import annotations

@@ -54,7 +54,7 @@ class Frontend:
     def visit(self, offered: Session | None, *, tickets: bool) -> tuple[bool, Session]:
         """Return whether a client resumes, and its next session: with `tickets`, a new one each time."""
         resumed = False
-        if offered and offered.issued and not self.breaker.resting:
+        if offered and offered.issued and not self.breaker.rate_limited:
             resumed = self._look_up() and offered.stored
             if resumed and not tickets:
                 return True, offered
@@ -70,7 +70,7 @@ class Frontend:
         try:
             self.state.acquire(len(batch))
         except LimitExceeded:
-            self.breaker.limited()
+            self.breaker.record_rate_limited()
             self.paused_until = self.clock.now + self.retry
             self.retry = min(2 * self.retry, LONGEST_RETRY_SECONDS)
             return
@@ -87,7 +87,7 @@ class Frontend:
                 self.breaker.failed(self.clock.now, late=True)
                 self.opened += not self.breaker.closed
             else:
-                self.breaker.limited()
+                self.breaker.record_rate_limited()
             return False
         self.breaker.succeeded()
         return True

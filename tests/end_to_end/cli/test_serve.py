@@ -100,7 +100,7 @@ def connected(server: RunningServer) -> Iterator[grpc.Channel]:
         yield channel
 
 
-# --- What is refused -----------------------------------------------------------------------------------------------
+# --- Rejected settings ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -604,7 +604,7 @@ def test_idle_connections_leave_the_locks_of_the_database_alone(tmp_path: Path) 
         host, _, port = server.target.rpartition(":")
         for _ in range(220):
             stack.enter_context(socket.create_connection((host, int(port)), PATIENCE))
-        deadline = time.monotonic() + 2.5  # of what the server does every second, it has done all
+        deadline = time.monotonic() + 2.5  # covers all tasks that run once a second
         while time.monotonic() < deadline:
             assert locks() == before
             time.sleep(0.1)

@@ -29,20 +29,12 @@ from resumed_server.storage.engine import (
 from resumed_server.storage.expiry import Sweeper
 from resumed_server.watch.hub import READ_SECONDS, WatchHub
 from resumed_server.watch.subscription import LogPosition, Message, Subscription
+from support.clock import Clock
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from resumed_server.storage.engine import Engine, Operation, Outcome
-
-
-class Clock:
-    """A clock that a test moves by hand."""
-
-    now = 1_000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def outcomes(recorder: Recorder, namespace: str) -> dict[tuple[str, str], int]:

@@ -154,7 +154,7 @@ def test_a_watcher_that_reconnects_receives_the_purge(
         position = next(iter(watch)).position
     admin.purge(store.namespace)
     with connected().watch(position) as watch:
-        if watch.continued:
+        if watch.resumed_from_position:
             told = next(changes for changes, _, _ in watch if changes)
             assert told == [PURGED]
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
 
-    from resumed._client.store import Changes, Watch
+    from resumed._client.store import Watch, WatchBatch
 
 PATIENCE = 10.0
 
@@ -103,7 +103,7 @@ def read_until(watch: Watch, *last: tuple[bytes, bytes | None]) -> tuple[dict[by
 def test_changes_arrive_in_order(store: SessionStore, elsewhere: Callable[[], SessionStore]) -> None:
     """Put, Take and Remove over other connections. A Get and a repeated Put are not changes."""
     with store.watch() as watch:
-        assert not watch.continued
+        assert not watch.resumed_from_position
         for key in (b"a", b"b"):
             elsewhere().put(key, b"value " + key, 100)
         store.put(b"a", b"value a", 100)
@@ -143,8 +143,8 @@ def test_a_stream_continues_at_a_position(store: SessionStore, elsewhere: Callab
     store.remove(b"c")
     for there in (elsewhere(), elsewhere()):
         with there.watch(position) as watch:
-            assert watch.continued
-            news: list[Changes] = []
+            assert watch.resumed_from_position
+            news: list[WatchBatch] = []
             for each in watch:
                 news.append(each)
                 if each.live:
@@ -158,12 +158,12 @@ def test_a_stream_continues_at_a_position(store: SessionStore, elsewhere: Callab
 def test_an_unknown_position_starts_a_new_stream(store: SessionStore, position: bytes) -> None:
     """As does the position of another store."""
     with store.watch(position) as watch:
-        assert not watch.continued
+        assert not watch.resumed_from_position
 
 
 @pytest.mark.parametrize(("namespace", "position"), [("Shop", b""), ("shop", bytes(65))])
 def test_an_invalid_field_is_named(connected: Callable[..., SessionStore], namespace: str, position: bytes) -> None:
-    with pytest.raises(resumed.InvalidCall), connected(namespace).watch(position):
+    with pytest.raises(resumed.InvalidRequest), connected(namespace).watch(position):
         pass
 
 
@@ -175,7 +175,7 @@ def test_a_stream_without_changes_has_heartbeats(store: SessionStore) -> None:
         assert not changes
         assert live
     with store.watch(position) as watch:
-        assert watch.continued
+        assert watch.resumed_from_position
 
 
 def test_fifty_watchers_delay_no_call(store: SessionStore, elsewhere: Callable[[], SessionStore]) -> None:
