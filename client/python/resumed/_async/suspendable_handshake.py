@@ -112,7 +112,7 @@ class SuspendableHandshake:
         return result
 
     def is_first(self, session_id: bytes) -> bool:
-        """Return whether this is called for the first time with an id: what a client offers twice counts once.
+        """Return whether this is the first call with an id: a session that a client offers twice counts once.
 
         Of ids that are not looked up only the first few are remembered, and the others count each time.
         """
