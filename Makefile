@@ -83,7 +83,7 @@ bench-frontends: # As far as there are tools for them; the bench says what it le
 	@! command -v cargo >/dev/null || $(MAKE) --no-print-directory preload-servers
 
 .PHONY: bench
-bench: setup servers peers $(BIN)/.installed-bench $(if $(filter frontends,$(or $(ONLY),frontends)),bench-frontends) ## Measure all that docs/performance shows (QUICK=1 for a look; ONLY="sources peers" ...)
+bench: setup servers peers $(BIN)/.installed-bench $(if $(filter frontends,$(or $(ONLY),frontends)),bench-frontends) ## Measure speed, and write benchmarks/results (QUICK=1 for a look; ONLY="sources peers" ...)
 	$(BIN)/python benchmarks/bench/run.py $(if $(QUICK),--quick --output $(BUILD)/bench) $(if $(ONLY),--only $(ONLY))
 
 $(BIN)/.installed-fuzz: $(BIN)/.installed

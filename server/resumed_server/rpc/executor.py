@@ -5,7 +5,7 @@ opens calls and sends nothing would so hold all threads. Here a call is queued w
 none holds no thread, and is cancelled after a while, or sooner where too many do so.
 
 `ThreadPoolExecutor` makes a whole future of a call, with a lock and a condition: about a tenth of what a call costs in
-all (docs/performance/server.md). grpcio wants nothing back but to hear when it is over.
+all (benchmarks/results/server.md). grpcio wants nothing back but to hear when it is over.
 """
 
 from __future__ import annotations

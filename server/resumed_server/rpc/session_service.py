@@ -1,6 +1,6 @@
 """The RPCs: check the request, call the engine, answer. Knows gRPC's messages, and nothing of storage.
 
-Every microsecond counts here (see docs/performance/server.md). So fields are checked by hand, and answers are written
+Every microsecond counts here (see benchmarks/results/server.md). So fields are checked by hand, and answers are written
 field by field, which takes half the time of building the messages in them from keyword arguments.
 """
 # ruff: noqa: N802 - the methods are named as in the contract
