@@ -136,6 +136,7 @@ lint: setup ## Run the linters and the type checker; check that the stubs are cu
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/buf lint
+	$(BIN)/python tests/project/plain_english.py
 	$(MAKE) --no-print-directory stubs-current
 
 .PHONY: breaking

@@ -136,7 +136,7 @@ func (c *connection) find(id []byte, state tls.ConnectionState) (*tls.SessionSta
 	case !ok:
 		return nil, "foreign-id"
 	case now.Sub(issued) > s.options.Lifetime:
-		return nil, "old-id"
+		return nil, "expired-id"
 	case s.sender.isRemoving(key):
 		return nil, "unknown"
 	case s.Resting():
@@ -144,7 +144,7 @@ func (c *connection) find(id []byte, state tls.ConnectionState) (*tls.SessionSta
 	case s.breaker.resting():
 		return nil, "limited"
 	case c.asked >= maxAsked:
-		return nil, "busy"
+		return nil, "too-many-lookups"
 	}
 	c.asked++
 	// With a clock that is behind, ids of other frontends are from the future, and stay so.

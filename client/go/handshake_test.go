@@ -220,7 +220,7 @@ func TestOutage(t *testing.T) {
 				visitInVain()
 			}
 			misses := sessions.Stats().Misses
-			if misses["late"] != before["late"] || misses["breaker-open"] != before["breaker-open"]+20 {
+			if misses["timeout"] != before["timeout"] || misses["breaker-open"] != before["breaker-open"]+20 {
 				t.Fatal(before, misses)
 			}
 			check(t, store.process.Signal(syscall.SIGCONT))
@@ -355,7 +355,7 @@ func TestForeignAndOldIDsAreNoCall(t *testing.T) {
 		if resumes(t, address, client) {
 			t.Fatal("resumed an old session")
 		}
-		if want := (map[string]uint64{"foreign-id": 2, "old-id": 1}); !maps.Equal(sessions.Stats().Misses, want) || lookups.Load() != 0 {
+		if want := (map[string]uint64{"foreign-id": 2, "expired-id": 1}); !maps.Equal(sessions.Stats().Misses, want) || lookups.Load() != 0 {
 			t.Fatal(sessions.Stats().Misses, lookups.Load())
 		}
 	})

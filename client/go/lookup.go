@@ -29,7 +29,7 @@ type answer struct {
 // lookUp asks the store for a session, or waits for the answer to another handshake that did, for timeout at most.
 func (s *Sessions) lookUp(key storeKey, fresh bool, timeout time.Duration) answer {
 	if s.hasTooLittle(timeout) {
-		return answer{reason: "late"}
+		return answer{reason: "timeout"}
 	}
 	mine := false
 	flight := s.flights.DoChan(string(key[:]), func() (any, error) {
@@ -42,11 +42,11 @@ func (s *Sessions) lookUp(key storeKey, fresh bool, timeout time.Duration) answe
 	case landed := <-flight:
 		answer := landed.Val.(answer)
 		if answer.value != nil && !mine {
-			answer.reason = "shared"
+			answer.reason = "coalesced"
 		}
 		return answer
 	case <-late.C:
-		return answer{reason: "late"}
+		return answer{reason: "timeout"}
 	}
 }
 
@@ -54,7 +54,7 @@ func (s *Sessions) lookUp(key storeKey, fresh bool, timeout time.Duration) answe
 // session one gets it.
 func (s *Sessions) take(key storeKey, timeout time.Duration) (miss string) {
 	if s.hasTooLittle(timeout) { // to take it and not to learn of it would use it up for nothing
-		return "late"
+		return "timeout"
 	}
 	call := func(ctx context.Context, key storeKey) ([]byte, error) {
 		response, err := s.store.Take(ctx, &pb.TakeRequest{Namespace: s.options.Namespace, Key: key[:]})
@@ -84,7 +84,7 @@ func (s *Sessions) ask(
 	case s.lookups <- struct{}{}:
 		defer func() { <-s.lookups }()
 	default:
-		return answer{reason: "busy"}
+		return answer{reason: "too-many-lookups"}
 	}
 	// A little less, so that a call that is too late is noticed here, and opens the breaker.
 	began := time.Now()
@@ -103,10 +103,10 @@ func (s *Sessions) ask(
 		pause(ctx, min(freshPauses[again], left))
 		answered = true
 		value, err = call(ctx, key)
-		reason = "fresh"
+		reason = "retried"
 	}
 	switch failure := failure(err); {
-	case failure == "late" && answered:
+	case failure == "timeout" && answered:
 		return answer{reason: failure}
 	case err != nil:
 		_ = s.sender.failed(ctx, err, began, end)
@@ -125,12 +125,12 @@ func failure(err error) string {
 	case codes.OK:
 		return ""
 	case codes.DeadlineExceeded:
-		return "late"
+		return "timeout"
 	case codes.Unavailable, codes.Canceled:
-		return "down"
+		return "unavailable"
 	case codes.ResourceExhausted:
 		return "limited"
 	default:
-		return "refused"
+		return "rejected"
 	}
 }

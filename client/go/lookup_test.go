@@ -116,7 +116,7 @@ func TestHungStoreCostsTheDeadline(t *testing.T) {
 		inBubble(t, Options{SingleUse: singleUse}, func(t *testing.T, s *Sessions, store *fakeStore) {
 			store.set(time.Hour, nil)
 			started := time.Now()
-			if answer := s.lookUp(testKey, true, s.options.Deadline); answer.reason != "late" {
+			if answer := s.lookUp(testKey, true, s.options.Deadline); answer.reason != "timeout" {
 				t.Fatal(answer.reason)
 			}
 			if took := time.Since(started); took > defaultDeadline {
@@ -140,7 +140,7 @@ func TestBreaker(t *testing.T) {
 		for range 10 {
 			unwrap()
 		}
-		if got, want := s.Stats().Misses, (map[string]uint64{"down": 3, "breaker-open": 7}); !maps.Equal(got, want) || !s.Resting() {
+		if got, want := s.Stats().Misses, (map[string]uint64{"unavailable": 3, "breaker-open": 7}); !maps.Equal(got, want) || !s.Resting() {
 			t.Fatal(got)
 		}
 		// The first trial comes early, further ones less and less often.
@@ -165,7 +165,7 @@ func TestBreaker(t *testing.T) {
 		}
 		store.set(0, errTest)
 		unwrap()
-		if !s.Resting() || s.Stats().Misses["refused"] != 1 {
+		if !s.Resting() || s.Stats().Misses["rejected"] != 1 {
 			t.Fatal("one failure after a trial did not open it")
 		}
 	})
@@ -199,7 +199,7 @@ func TestStandstillIsNoFailure(t *testing.T) {
 	inBubble(t, Options{}, func(t *testing.T, s *Sessions, store *fakeStore) {
 		store.stall = defaultDeadline + leastAsk
 		for range 2 * breakerLimit {
-			if answer := s.lookUp(testKey, false, s.options.Deadline); answer.reason != "late" {
+			if answer := s.lookUp(testKey, false, s.options.Deadline); answer.reason != "timeout" {
 				t.Fatal(answer.reason)
 			}
 			synctest.Wait()
@@ -217,17 +217,17 @@ func TestLittleTimeIsNoFailure(t *testing.T) {
 		for range 2 * breakerLimit {
 			time.AfterFunc(30*time.Millisecond, func() { store.set(time.Hour, nil) })
 			store.set(0, nil)
-			if answer := s.lookUp(testKey, true, s.options.Deadline); answer.reason != "late" {
+			if answer := s.lookUp(testKey, true, s.options.Deadline); answer.reason != "timeout" {
 				t.Fatal(answer.reason)
 			}
-			if reason := s.take(testKey, 2*leastAsk); reason != "late" {
+			if reason := s.take(testKey, 2*leastAsk); reason != "timeout" {
 				t.Fatal(reason)
 			}
 			asked := store.called("Get") + store.called("Take")
-			if answer := s.lookUp(testKey, true, leastAsk-1); answer.reason != "late" {
+			if answer := s.lookUp(testKey, true, leastAsk-1); answer.reason != "timeout" {
 				t.Fatal(answer.reason)
 			}
-			if reason := s.take(testKey, leastAsk-1); reason != "late" {
+			if reason := s.take(testKey, leastAsk-1); reason != "timeout" {
 				t.Fatal(reason)
 			}
 			if store.called("Get")+store.called("Take") != asked {
@@ -343,7 +343,7 @@ func TestAtMostFourAreLookedUp(t *testing.T) {
 				_, _ = connection.unwrap(id, tls.ConnectionState{})
 			}
 		}
-		if got, want := s.Stats().Misses, (map[string]uint64{"unknown": 4, "busy": 2}); !maps.Equal(got, want) || store.called("Get") != 4 {
+		if got, want := s.Stats().Misses, (map[string]uint64{"unknown": 4, "too-many-lookups": 2}); !maps.Equal(got, want) || store.called("Get") != 4 {
 			t.Fatal(got, store.called("Get"))
 		}
 	})
@@ -431,7 +431,7 @@ func TestLookupsOfOneSessionAreOneCall(t *testing.T) {
 		for range cap(reasons) {
 			counts[<-reasons]++
 		}
-		if want := (map[string]int{"store": 1, "shared": 19}); store.called("Get") != 1 || !maps.Equal(counts, want) {
+		if want := (map[string]int{"store": 1, "coalesced": 19}); store.called("Get") != 1 || !maps.Equal(counts, want) {
 			t.Fatal(store.called("Get"), counts)
 		}
 	})
@@ -446,7 +446,7 @@ func TestLookupsUnderWayAreBounded(t *testing.T) {
 		}
 		synctest.Wait()
 		started := time.Now()
-		if answer := s.lookUp(storeKey{9}, false, s.options.Deadline); answer.reason != "busy" || time.Since(started) != 0 {
+		if answer := s.lookUp(storeKey{9}, false, s.options.Deadline); answer.reason != "too-many-lookups" || time.Since(started) != 0 {
 			t.Fatal(answer.reason, time.Since(started))
 		}
 		time.Sleep(defaultDeadline)
@@ -466,7 +466,7 @@ func TestFreshSessionsAreAskedForAgain(t *testing.T) {
 			defer store.mu.Unlock()
 			store.values[string(testKey[:])] = []byte("value")
 		})
-		if answer := s.lookUp(testKey, true, s.options.Deadline); answer.reason != "fresh" || store.called("Get") != 3 {
+		if answer := s.lookUp(testKey, true, s.options.Deadline); answer.reason != "retried" || store.called("Get") != 3 {
 			t.Fatal(answer.reason, store.called("Get"))
 		}
 		if answer := s.lookUp(storeKey{9}, false, s.options.Deadline); answer.reason != "unknown" || store.called("Get") != 4 {

@@ -233,7 +233,7 @@ func (s *sender) failed(ctx context.Context, err error, began, end time.Time) ti
 	case errors.Is(context.Cause(ctx), errClosed):
 	case failure(err) == "limited":
 		return s.limited(began)
-	case failure(err) == "late" && time.Since(end) > leastAsk:
+	case failure(err) == "timeout" && time.Since(end) > leastAsk:
 		// The end was noticed too late: it is this process that stood still, and the answer may have been there.
 	case s.breaker.failed(began):
 		s.logger.Warn("the store keeps failing, resumption rests", "error", err)

@@ -18,15 +18,15 @@ var lookupBuckets = []time.Duration{
 
 // Stats tells what happened since Wrap, each a count by reason. The reasons are those of the clients in other languages.
 type Stats struct {
-	// Hits are handshakes that resumed: store, fresh (a session just negotiated, found when asked for again), shared (another
+	// Hits are handshakes that resumed: store, retried (a session just negotiated, found when asked for again), coalesced (another
 	// handshake had just asked).
 	Hits map[string]uint64
 	// ForeignHits are those of Hits whose sessions another process issued, by the same reasons: what a cache of this process
 	// alone could not have had. A ticket that was issued when a session resumed is its issuer's.
 	ForeignHits map[string]uint64
-	// Misses: unknown; foreign-id (not issued by this fleet for this namespace) and old-id, both without a call; late,
-	// down and refused: the store failed; limited (a limit of the store is used up; for a moment after that, no call);
-	// breaker-open (it kept failing: no call); busy (too many look-ups under way, or four in this handshake: no call);
+	// Misses: unknown; foreign-id (not issued by this fleet for this namespace) and expired-id, both without a call; timeout,
+	// unavailable and rejected: the store failed; limited (a limit of the store is used up; for a moment after that, no call);
+	// breaker-open (it kept failing: no call); too-many-lookups (too many look-ups under way, or four in this handshake: no call);
 	// malformed, unknown-key, expired, not-authentic, undecodable: the value was no session of this fleet;
 	// context-mismatch: it was negotiated for another server name, with other certificate names, or under another client
 	// authentication, or crypto/tls finds its client's certificate wanting; other-cipher: it has another hash than the
@@ -56,10 +56,10 @@ const (
 
 // reasons are all that may be counted.
 var reasons = [kinds][]string{
-	hits:        {"store", "fresh", "shared"},
-	foreignHits: {"store", "fresh", "shared"},
+	hits:        {"store", "retried", "coalesced"},
+	foreignHits: {"store", "retried", "coalesced"},
 	misses: {
-		"unknown", "foreign-id", "old-id", "late", "down", "refused", "limited", "breaker-open", "busy", "malformed", "unknown-key",
+		"unknown", "foreign-id", "expired-id", "timeout", "unavailable", "rejected", "limited", "breaker-open", "too-many-lookups", "malformed", "unknown-key",
 		"expired", "not-authentic", "undecodable", "context-mismatch", "context-unknown", "other-cipher",
 	},
 	puts:     {"stored", "refused", "dropped", "expired", "unresumable"},

@@ -322,7 +322,7 @@ impl Binding {
         }
         // RFC 6066 section 3.
         if session.hostname() != name {
-            return Err("other-name");
+            return Err("server-name-mismatch");
         }
         if !connection.fits_cipher(&session) {
             return Err("other-cipher");

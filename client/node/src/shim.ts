@@ -188,7 +188,7 @@ export class Shim {
     const end = performance.now() + this.policy.deadline;
     if (id.length < 1 || id.length > ID_BYTES) return "foreign-id";
     const issued = this.#keyring.openId(this.#store.namespace, id);
-    if (issued !== undefined && now - issued > this.policy.lifetime) return "old-id";
+    if (issued !== undefined && now - issued > this.policy.lifetime) return "expired-id";
     const key = this.#key(id);
     if (this.#sender.isRemoving(key)) return "unknown";
     if (!this.#breaker.closed) return "breaker-open";
@@ -204,7 +204,7 @@ export class Shim {
     const { fingerprint, issued: negotiated } = envelope;
     const session = Session.parse(envelope.session);
     if (!session?.id.equals(id) || session.lineage || session.hasForeignData) return "undecodable";
-    if (session.hostName !== serverName) return "other-name"; // RFC 6066 section 3
+    if (session.hostName !== serverName) return "server-name-mismatch"; // RFC 6066 section 3
     const agrees = fingerprint.equals(context.fingerprint) && session.idContext.equals(context.idContext);
     if (!agrees || !isOf(session, context)) return "context-mismatch";
     // OpenSSL would refuse it, too, but issue no ticket then.
@@ -225,8 +225,8 @@ export class Shim {
     const name = key.toString("latin1");
     const flight = this.#flights.get(name);
     if (flight) {
-      const found = await within(flight, end - performance.now(), { outcome: "late" });
-      return found.value ? { ...found, outcome: "shared" } : found;
+      const found = await within(flight, end - performance.now(), { outcome: "timeout" });
+      return found.value ? { ...found, outcome: "coalesced" } : found;
     }
     const mine = this.#ask("get", key, end, { fresh, answered: false });
     this.#flights.set(name, mine);
@@ -250,8 +250,8 @@ export class Shim {
   ): Promise<Found> {
     const began = performance.now();
     // To take a session and not to learn of it would use it up for nothing.
-    if (end - began < Math.min(LEAST_ASK_MILLISECONDS, this.policy.deadline)) return { outcome: "late" };
-    if (this.#lookups >= this.policy.maxLookups) return { outcome: "busy" };
+    if (end - began < Math.min(LEAST_ASK_MILLISECONDS, this.policy.deadline)) return { outcome: "timeout" };
+    if (this.#lookups >= this.policy.maxLookups) return { outcome: "too-many-lookups" };
     this.#lookups++;
     const left = (): number => began + (end - began) * DEADLINE_SHARE - performance.now();
     const call = (): Promise<Buffer | undefined> => this.#store[method](key, left());
@@ -264,13 +264,13 @@ export class Shim {
         await sleep(Math.min(pause, patience));
         answered = true;
         value = await call();
-        outcome = "fresh";
+        outcome = "retried";
       }
       this.#sender.succeeded();
       return value ? { value, outcome } : { outcome: "unknown" };
     } catch (error) {
-      const reason = error instanceof CallError ? error.reason : "refused";
-      if (reason !== "late" || !answered) this.#sender.failed(error, began);
+      const reason = error instanceof CallError ? error.reason : "rejected";
+      if (reason !== "timeout" || !answered) this.#sender.failed(error, began);
       return { outcome: reason };
     } finally {
       this.#lookups--;

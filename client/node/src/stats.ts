@@ -6,7 +6,7 @@ export const LOOKUP_BUCKETS: readonly number[] = [0.1, 0.25, 0.5, 1, 2.5, 5, 10,
 /** What happened since attach(), each a count by reason. The reasons are those of the clients in other languages. */
 export interface Stats {
   /**
-   * Handshakes that resumed: `store`; `fresh` (a session just negotiated, found when asked for again); `shared` (another handshake
+   * Handshakes that resumed: `store`; `retried` (a session just negotiated, found when asked for again); `coalesced` (another handshake
    * had just asked).
    */
   hits: Record<string, number>;
@@ -16,10 +16,10 @@ export interface Stats {
    */
   foreignHits: Record<string, number>;
   /**
-   * `unknown`; `foreign-id` (no id of a session) and `old-id`, both without a call; `late`, `down` and `refused`: the store
+   * `unknown`; `foreign-id` (no id of a session) and `expired-id`, both without a call; `timeout`, `unavailable` and `rejected`: the store
    * failed; `limited` (a limit of the store is used up; for a moment after that, no call); `breaker-open` (it kept failing: no
-   * call); `busy` (too many look-ups under way: no call); `malformed`, `unknown-key`, `expired`, `not-authentic`, `undecodable`: the
-   * value was no session of this fleet; `other-name`: it was negotiated for another server name (RFC 6066 section 3);
+   * call); `too-many-lookups` (too many look-ups under way: no call); `malformed`, `unknown-key`, `expired`, `not-authentic`, `undecodable`: the
+   * value was no session of this fleet; `server-name-mismatch`: it was negotiated for another server name (RFC 6066 section 3);
    * `context-mismatch`: it was negotiated in another context; `context-unknown` and `context-unstable`, both without a call: the
    * server chooses contexts by name, and which one this name has is not known yet, or is not always the same; `other-cipher`: it has
    * another hash than the cipher that was chosen (TLS 1.3); `not-resumed`: OpenSSL did not resume it for another reason, such as a
@@ -41,13 +41,23 @@ export interface Stats {
   lookupMilliseconds: number;
 }
 
-const FOUND = ["store", "fresh", "shared"];
+const FOUND = ["store", "retried", "coalesced"];
 /** All that may be counted. */
 export const REASONS = {
   hits: FOUND,
   foreignHits: FOUND,
-  misses: ["unknown", "foreign-id", "old-id", "late", "down", "refused", "limited", "breaker-open", "busy"]
-    .concat(["malformed", "unknown-key", "expired", "not-authentic", "undecodable", "other-name", "internal-error"])
+  misses: [
+    "unknown",
+    "foreign-id",
+    "expired-id",
+    "timeout",
+    "unavailable",
+    "rejected",
+    "limited",
+    "breaker-open",
+    "too-many-lookups",
+  ]
+    .concat(["malformed", "unknown-key", "expired", "not-authentic", "undecodable", "server-name-mismatch", "internal-error"])
     .concat(["context-mismatch", "context-unknown", "context-unstable", "other-cipher", "not-resumed"]),
   puts: ["stored", "refused", "dropped", "expired", "unresumable"],
   removals: ["fatal-error", "application", "dropped", "refused"],

@@ -63,7 +63,7 @@ const RENEWAL_MILLISECONDS = 10_000;
 /** A call that failed, and the reason under which a look-up is counted that it made miss. */
 export class CallError extends Error {
   override name = "CallError";
-  readonly reason: "late" | "down" | "limited" | "refused";
+  readonly reason: "timeout" | "unavailable" | "limited" | "rejected";
   /** Whether it is late because this process stood still (a collection, a long computation): the answer may have been there. */
   readonly stoodStill: boolean;
 
@@ -71,12 +71,12 @@ export class CallError extends Error {
     super(`${status[error.code]}: ${error.details}`);
     this.reason =
       error.code === status.DEADLINE_EXCEEDED
-        ? "late"
+        ? "timeout"
         : error.code === status.UNAVAILABLE || error.code === status.CANCELLED
-          ? "down"
+          ? "unavailable"
           : error.code === status.RESOURCE_EXHAUSTED
             ? "limited"
-            : "refused";
+            : "rejected";
     this.stoodStill = stoodStill;
   }
 }

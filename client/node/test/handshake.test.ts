@@ -156,7 +156,7 @@ for (const version of VERSIONS) {
       const before = sessions.stats.misses;
       for (let n = 0; n < 20; n++) assert(!(await visit(port, version, kept)).resumed);
       const { misses } = sessions.stats;
-      assert.equal(misses.late, before.late);
+      assert.equal(misses.timeout, before.timeout);
       assert.equal((misses["breaker-open"] ?? 0) - (before["breaker-open"] ?? 0), 20);
       store.process.kill("SIGCONT");
       await eventually("resumption after a hang", resumes);
@@ -358,7 +358,7 @@ onBothVersions("a session negotiated for one server name does not resume for ano
   const { port, sessions } = await frontend(context, target);
   const { session } = await visit(port, version);
   assert(!(await visit(port, version, renamed(session, "bank.example"), { servername: "bank.example" })).resumed);
-  assert.deepEqual(sessions.stats.misses, { "other-name": 1 });
+  assert.deepEqual(sessions.stats.misses, { "server-name-mismatch": 1 });
   const nameless = { servername: "", checkServerIdentity: () => undefined };
   const { session: ofNobody } = await visit(port, version, undefined, nameless);
   assert((await visit(port, version, ofNobody, nameless)).resumed);
@@ -562,9 +562,9 @@ test("options that are missing, of another type or outside their range are refus
 
 test("a store that answers otherwise than a session store is a miss", () => {
   for (const [code, reason] of [
-    [status.DEADLINE_EXCEEDED, "late"],
-    [status.UNAVAILABLE, "down"],
-    [status.PERMISSION_DENIED, "refused"],
+    [status.DEADLINE_EXCEEDED, "timeout"],
+    [status.UNAVAILABLE, "unavailable"],
+    [status.PERMISSION_DENIED, "rejected"],
   ] as const) {
     assert.equal(new CallError(Object.assign(new Error(), { code, details: "", metadata: undefined as never })).reason, reason);
   }

@@ -72,7 +72,7 @@ test("a further ask that is late had little time: it is no failure of the store"
   let asked = 0;
   const shim = shimOf(fakeStore({ get: () => (asked++ % 2 ? Promise.reject(late()) : Promise.resolve(undefined)) }));
   for (let n = 0; n < 10; n++) await shim.lookUp(issuedAt(now()), "", CONTEXT);
-  assert.deepEqual([shim.stats.misses, shim.breakerOpen, asked], [{ late: 10 }, false, 20]);
+  assert.deepEqual([shim.stats.misses, shim.breakerOpen, asked], [{ timeout: 10 }, false, 20]);
 });
 
 test("Get and Take share one deadline: with too little left a single use is not spent, and nothing has failed", async (context) => {
@@ -88,7 +88,7 @@ test("Get and Take share one deadline: with too little left a single use is not 
   };
   const shim = shimOf(fakeStore({ get, take }), { deadline: 50, singleUse: true });
   for (let n = 0; n < 5; n++) assert.equal(await shim.lookUp(ID, "", CONTEXT), undefined);
-  assert.deepEqual([shim.stats.misses, taken, shim.breakerOpen], [{ late: 5 }, 0, false]);
+  assert.deepEqual([shim.stats.misses, taken, shim.breakerOpen], [{ timeout: 5 }, 0, false]);
   took = 20;
   assert.equal((await shim.lookUp(ID, "", CONTEXT))?.outcome, "store");
   assert.equal(taken, 1);
@@ -181,6 +181,6 @@ test("Batches that a slow store carries out do not hide that its look-ups are la
     assert(await shim.flush(30_000));
     await shim.lookUp(randomBytes(32), "", CONTEXT);
   }
-  assert.deepEqual([shim.stats.misses, shim.breakerOpen], [{ late: 3 }, true]);
+  assert.deepEqual([shim.stats.misses, shim.breakerOpen], [{ timeout: 3 }, true]);
   await shim.close(1000);
 });

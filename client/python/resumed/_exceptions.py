@@ -28,7 +28,7 @@ class Unsealable(ResumedError):
 
     Attributes:
         reason: `malformed`, `unknown-key`, `expired`, `not-authentic`, `undecodable`, `context-mismatch` or
-            `other-name`.
+            `server-name-mismatch`.
     """
 
     def __init__(self, reason: str) -> None:

@@ -313,7 +313,7 @@ impl Shim {
         // A single use is the store's to grant, not a copy's. It is spent only now that the session is known to be of use.
         let ask = Ask { answered: reason != "mirror", ..ask };
         let (_, taken) = process.call(ask, How::Take, false)?;
-        Ok((session, if reason == "fresh" { reason } else { taken }))
+        Ok((session, if reason == "retried" { reason } else { taken }))
     }
 
     /// Returns the value of an id and the reason of the hit, from the mirror or the store.
@@ -328,7 +328,7 @@ impl Shim {
             return Err("foreign-id");
         }
         if issued.is_some_and(|issued| now > issued.saturating_add(self.options.lifetime.as_secs())) {
-            return Err("old-id");
+            return Err("expired-id");
         }
         expected?;
         process.call(ask, How::Get, issued.is_some_and(|issued| is_fresh(issued, now)))
@@ -478,9 +478,9 @@ impl Process {
         let left = ask.end.saturating_duration_since(Instant::now());
         if !ask.waited.is_zero() && left < LEAST_ASK {
             // A call that the earlier look-ups of a handshake have left no time for would count as a failure of the store.
-            return Err("late");
+            return Err("timeout");
         }
-        let (flight, mine) = self.board(ask.key, how).ok_or("busy")?;
+        let (flight, mine) = self.board(ask.key, how).ok_or("too-many-lookups")?;
         if mine {
             let (process, flight) = (Arc::clone(self), Arc::clone(&flight));
             // A call that is too late is to be noticed here, and to open the breaker: so it gets a little less.
@@ -488,7 +488,7 @@ impl Process {
             self.handle.clone().spawn(async move { process.fly(&flight, ask, how, fresh, time).await });
         }
         let (value, reason) = flight.wait(ask.end)?;
-        Ok((value, if mine { reason } else { "shared" }))
+        Ok((value, if mine { reason } else { "coalesced" }))
     }
 
     /// Returns the look-up of `key` that is under way, or a new one and true: whoever gets that has to `fly` it.
@@ -533,10 +533,10 @@ impl Process {
             }
             tokio::time::sleep(pause.min(left)).await;
             answer = self.store.look_up(key, how, end).await;
-            (reason, answered) = ("fresh", true);
+            (reason, answered) = ("retried", true);
         }
         match answer {
-            Err(Failure::Late) if answered => Err("late"),
+            Err(Failure::Late) if answered => Err("timeout"),
             Err(failure) => {
                 self.failed(failure, began);
                 Err(failure.reason())
@@ -575,7 +575,7 @@ impl Flight {
         let found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
         let patience = end.saturating_duration_since(Instant::now());
         let waited = self.landed.wait_timeout_while(found, patience, |found| found.is_none());
-        waited.map_or(Err("internal-error"), |(found, _)| found.clone().unwrap_or(Err("late")))
+        waited.map_or(Err("internal-error"), |(found, _)| found.clone().unwrap_or(Err("timeout")))
     }
 }
 

@@ -11,13 +11,13 @@ pub const BUCKETS: [u128; 10] = [100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_
 #[derive(Clone, Debug, Default, PartialEq)]
 #[non_exhaustive]
 pub struct Stats {
-    /// `mirror` (no call); `store`; `fresh` (a session just negotiated, found when asked for again); `shared` (another
+    /// `mirror` (no call); `store`; `retried` (a session just negotiated, found when asked for again); `coalesced` (another
     /// handshake had just asked).
     pub hits: BTreeMap<&'static str, u64>,
-    /// `unknown`, `expired`: nothing to resume. `foreign-id`, `old-id`: answered without a call. `late`, `down`, `refused`:
+    /// `unknown`, `expired`: nothing to resume. `foreign-id`, `expired-id`: answered without a call. `timeout`, `unavailable`, `rejected`:
     /// the store failed. `limited`: a limit of the store is used up, and for a moment after that it is not asked. `breaker-open`: it kept failing,
-    /// so it was not asked. `busy`: too many look-ups under way.
-    /// `malformed`, `unknown-key`, `not-authentic`, `undecodable`: the value was no session of this fleet. `other-name`: it was
+    /// so it was not asked. `too-many-lookups`: too many look-ups under way.
+    /// `malformed`, `unknown-key`, `not-authentic`, `undecodable`: the value was no session of this fleet. `server-name-mismatch`: it was
     /// negotiated for another server name. `context-mismatch`: the session's context proved something else than this one would;
     /// `context-unknown`: this process has not seen yet which context serves the name; `context-unstable`: different contexts
     /// serve it. `internal-error`: a defect, see the log.

@@ -32,10 +32,10 @@ pub(crate) enum Failure {
 impl Failure {
     pub(crate) const fn reason(self) -> &'static str {
         match self {
-            Self::Late => "late",
-            Self::Down => "down",
+            Self::Late => "timeout",
+            Self::Down => "unavailable",
             Self::Limited => "limited",
-            Self::Refused => "refused",
+            Self::Refused => "rejected",
         }
     }
 

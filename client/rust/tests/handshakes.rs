@@ -175,10 +175,10 @@ fn a_session_of_another_context_is_a_miss_and_no_single_use_is_spent_on_it() {
         assert!(shim.flush(PATIENCE));
         let finds = |look| shim.look_up(&id, look, |found, _| Ok(found.session.to_vec()));
         assert_eq!(finds(expecting([2; 32])), None);
-        assert_eq!(shim.look_up(&id, expecting(CONTEXT), |_, _| Err::<(), _>("other-name")), None);
+        assert_eq!(shim.look_up(&id, expecting(CONTEXT), |_, _| Err::<(), _>("server-name-mismatch")), None);
         assert_eq!(finds(expecting(CONTEXT)), Some(b"session".to_vec()));
         assert_eq!(finds(expecting(CONTEXT)), None);
-        assert_eq!(shim.stats().misses, [("context-mismatch", 1), ("other-name", 1), ("unknown", 1)].into());
+        assert_eq!(shim.stats().misses, [("context-mismatch", 1), ("server-name-mismatch", 1), ("unknown", 1)].into());
     }
 }
 
@@ -474,7 +474,7 @@ fn a_store_that_does_not_answer_costs_the_deadline_until_it_is_left_alone() {
     let before = shim.stats();
     assert_eq!(shim.look_up(&id, expecting(CONTEXT), |_, _| Ok(())), None);
     let after = shim.stats();
-    assert_eq!((after.misses["late"], after.lookups), (before.misses["late"], before.lookups));
+    assert_eq!((after.misses["timeout"], after.lookups), (before.misses["timeout"], before.lookups));
     assert!(after.misses["breaker-open"] > 0);
 }
 
@@ -487,7 +487,7 @@ fn a_store_that_is_down_costs_a_full_handshake_and_is_found_again() {
     assert!(peers.connect(&one));
     drop(store);
     eventually(|| !peers.connect(&one) && one.resting());
-    assert!(one.stats().misses.contains_key("breaker-open") || one.stats().misses.contains_key("down"));
+    assert!(one.stats().misses.contains_key("breaker-open") || one.stats().misses.contains_key("unavailable"));
     let _store = Store::launch(&["--listen", &target]).unwrap();
     eventually(|| peers.connect(&one));
     assert!(!one.resting());
@@ -500,7 +500,7 @@ fn a_handshake_that_has_waited_long_enough_waits_no_more() {
     let id = shim.issue_id();
     let look = Look { waited: PATIENCE, ..expecting(CONTEXT) };
     assert_eq!(shim.look_up(&id, look, |_, _| Ok(())), None);
-    assert_eq!(shim.stats().misses["late"], 1);
+    assert_eq!(shim.stats().misses["timeout"], 1);
 }
 
 #[test]

@@ -92,7 +92,7 @@ def test_one_client_hello_is_few_look_ups() -> None:
     assert len(shim.asked) == MAX_LOOKUPS
     beyond = driver.handshake.answer(IDS[MAX_LOOKUPS])
     assert beyond
-    assert beyond.result() == (None, "busy")
+    assert beyond.result() == (None, "too-many-lookups")
 
 
 def test_what_nobody_would_wake_does_not_rest() -> None:

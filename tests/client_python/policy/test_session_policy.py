@@ -229,7 +229,7 @@ class TestPrefetch:
         store.gate.set()
         waiting.join(PATIENCE)
         assert look_up(shim, Offer(session_id), one) == look_up(shim, Offer(session_id), other) == 10_007_200
-        assert shim.stats.hits == {"store": 1, "shared": 2}
+        assert shim.stats.hits == {"store": 1, "coalesced": 2}
         assert len(store.gets) == 1
 
     def test_a_single_use_is_not_shared(self) -> None:
@@ -250,7 +250,7 @@ class TestPrefetch:
         store.gate.clear()
         flight = shim.prefetch(Offer(session_id))
         assert look_up(shim, Offer(session_id), flight) is None
-        assert shim.stats.misses == {"late": 1}
+        assert shim.stats.misses == {"timeout": 1}
         store.gate.set()
 
     def test_beyond_the_limit_nobody_is_asked(self) -> None:
@@ -260,7 +260,7 @@ class TestPrefetch:
         store.gate.clear()
         flights = [shim.prefetch(Offer(shim.issue_id())) for _ in range(3)]
         assert flights[2]
-        assert flights[2].result(0) == (None, "busy")
+        assert flights[2].result(0) == (None, "too-many-lookups")
         store.gate.set()
 
     def test_who_waited_too_long_for_a_thread_does_not_ask(self) -> None:
@@ -270,7 +270,7 @@ class TestPrefetch:
         flight, mine = shim._lookups._board(b"key")
         assert mine
         shim._lookups._fly(flight, b"key", lambda _: None, fresh=False, end=time.monotonic() - 0.001)
-        assert flight.result(0) == (None, "busy")
+        assert flight.result(0) == (None, "too-many-lookups")
         assert not store.gets
 
     def test_a_closed_shim_finds_nothing(self) -> None:
@@ -280,7 +280,7 @@ class TestPrefetch:
         shim.close()
         flight = shim.prefetch(Offer(session_id))
         assert flight
-        assert flight.result(0) == (None, "down")
+        assert flight.result(0) == (None, "unavailable")
         assert shim._lookups._under_way == 0
 
     def test_a_defect_is_a_miss(self) -> None:
@@ -328,7 +328,7 @@ class TestLookUps:
         clock.now += 101
         assert look_up(shim, Offer(session_id)) is None
         assert not store.gets
-        assert shim.stats.misses == {"old-id": 1}
+        assert shim.stats.misses == {"expired-id": 1}
 
     def test_clocks_that_differ_by_minutes_resume(self) -> None:
         """An id from the future was issued by a frontend whose clock is ahead."""
@@ -354,7 +354,7 @@ class TestLookUps:
 
         store.get = late  # type: ignore[method-assign]
         assert look_up(shim, Offer(session_id)) is not None
-        assert shim.stats.hits == {"fresh": 1}
+        assert shim.stats.hits == {"retried": 1}
 
     def test_an_id_that_is_not_fresh_is_asked_for_once(self) -> None:
         """Nothing is on its way any more."""
@@ -386,7 +386,7 @@ class TestLookUps:
             thread.join(PATIENCE)
         assert len(store.gets) == 1
         assert len([each for each in found if each]) == 8
-        assert shim.stats.hits == {"store": 1, "shared": 7}
+        assert shim.stats.hits == {"store": 1, "coalesced": 7}
 
     def test_single_use_look_ups_are_never_shared(self) -> None:
         """Of two handshakes at once, one gets the session."""
@@ -409,14 +409,14 @@ class TestLookUps:
         session_id = negotiate(shim)
 
         def refuse(_serialized: bytes, _remaining: float) -> int:
-            raise Unsealable("other-name")
+            raise Unsealable("server-name-mismatch")
 
         for offer in Offer(session_id, Expected(bytes(32))), Offer(session_id, decodes=refuse):
             found = shim.prefetch(offer) if ahead else None
             if found:
                 found.result(PATIENCE)
             assert look_up(shim, offer, found) is None
-        assert shim.stats.misses == {"context-mismatch": 1, "other-name": 1}
+        assert shim.stats.misses == {"context-mismatch": 1, "server-name-mismatch": 1}
         assert look_up(shim, Offer(session_id)) is not None
         assert look_up(shim, Offer(session_id)) is None
 
@@ -457,7 +457,7 @@ class TestLookUps:
         handshake = Handshake(5.0, clock=lambda: now[0])
         assert [shim.look_up(Offer(session_id), handshake) for session_id in ids] == [None] * 10
         assert [round(deadline, 1) for deadline in deadlines] == [4.5, 2.7, 0.9]
-        assert shim.stats.misses == {"unknown": 3, "late": 1, "busy": 6}
+        assert shim.stats.misses == {"unknown": 3, "timeout": 1, "too-many-lookups": 6}
         assert not shim.breaker_open
 
     @pytest.mark.parametrize("single_use", [False, True])
@@ -518,7 +518,7 @@ class TestLookUps:
         assert look_up(shim, Offer(other)) is None
         store.gate.set()
         thread.join(PATIENCE)
-        assert shim.stats.misses == {"busy": 1}
+        assert shim.stats.misses == {"too-many-lookups": 1}
         assert look_up(shim, Offer(other)) is not None
 
     def test_an_undecodable_session_is_a_miss(self) -> None:
@@ -650,7 +650,7 @@ class TestOutages:
         store.failure = resumed.StoreUnavailable("down")
         with caplog.at_level(logging.WARNING, "resumed"):
             assert [look_up(shim, Offer(session_id)) for _ in range(5)] == [None] * 5
-        assert shim.stats.misses == {"down": 3, "breaker-open": 2}
+        assert shim.stats.misses == {"unavailable": 3, "breaker-open": 2}
         assert shim.breaker_open
         assert len(caplog.records) == 1
         store.failure = None
@@ -663,9 +663,9 @@ class TestOutages:
     @pytest.mark.parametrize(
         ("failure", "reason"),
         [
-            (resumed.StoreTimeout("x"), "late"),
-            (resumed.StoreUnavailable("x"), "down"),
-            (resumed.StoreError("x"), "refused"),
+            (resumed.StoreTimeout("x"), "timeout"),
+            (resumed.StoreUnavailable("x"), "unavailable"),
+            (resumed.StoreError("x"), "rejected"),
         ],
     )
     def test_failures_are_told_apart(self, failure: Exception, reason: str) -> None:
@@ -864,7 +864,7 @@ class TestOutages:
         shim, _ = shim_on(Slower())
         for _ in range(5):
             assert look_up(shim, Offer(shim.issue_id())) is None
-        assert shim.stats.misses == {"late": 5}
+        assert shim.stats.misses == {"timeout": 5}
 
 
 def no_thread(_thread: threading.Thread) -> None:

@@ -129,7 +129,7 @@ def test_one_session_offered_many_times_at_once_is_one_call(
         gate.open()
         assert all(visit.result(PATIENCE).reused for visit in visits)
         assert len(gate.asked) == 1
-        assert frontend.shim.stats.hits == {"store": 1, "shared": 7}
+        assert frontend.shim.stats.hits == {"store": 1, "coalesced": 7}
 
 
 def test_a_single_use_is_single(
@@ -234,7 +234,7 @@ def test_a_store_that_is_down(keyring: resumed.Keyring, loop: Loop, client: Clie
         target = server.target
     with running(LoopFrontend(loop, target, keyring)) as frontend:
         assert not any(client.visit(frontend, session).reused for session in sessions)
-        assert set(frontend.shim.stats.misses) == {"down", "breaker-open"}
+        assert set(frontend.shim.stats.misses) == {"unavailable", "breaker-open"}
 
 
 def test_a_store_that_hangs_and_comes_back(keyring: resumed.Keyring, loop: Loop, client: Client) -> None:
@@ -250,7 +250,7 @@ def test_a_store_that_hangs_and_comes_back(keyring: resumed.Keyring, loop: Loop,
             finally:
                 os.kill(server.process.pid, signal.SIGCONT)
             assert not any(visit.reused for visit in visits)
-            assert set(frontend.shim.stats.misses) <= {"late", "down", "busy", "breaker-open"}
+            assert set(frontend.shim.stats.misses) <= {"timeout", "unavailable", "too-many-lookups", "breaker-open"}
             until(lambda: client.visit(frontend, sessions[0]).reused)
 
 

@@ -168,4 +168,4 @@ def test_a_store_that_is_down(keyring: resumed.Keyring, client: Client) -> None:
         target = server.target
     frontend = Reactor(target, keyring)
     assert not any(client.visit(frontend, session).reused for session in sessions)
-    assert set(frontend.shim.stats.misses) == {"down", "breaker-open"}
+    assert set(frontend.shim.stats.misses) == {"unavailable", "breaker-open"}

@@ -53,7 +53,7 @@ def test_store_down(keyring: resumed.Keyring, stack: Stack, client: Client) -> N
     """Nothing listens at the target."""
     session = session_of(client, keyring, stack)
     frontend = Frontend(stack, f"127.0.0.1:{free_port()}", keyring, deadline=SHORT)
-    assert_handshakes_go_on(client, frontend, session, "down")
+    assert_handshakes_go_on(client, frontend, session, "unavailable")
 
 
 def test_store_name_does_not_resolve(keyring: resumed.Keyring, client: Client) -> None:
@@ -62,7 +62,7 @@ def test_store_name_does_not_resolve(keyring: resumed.Keyring, client: Client) -
     frontend = Frontend("ssl", "dns:///store.invalid:7400", keyring, deadline=SHORT)
     for _ in range(4):
         assert not client.visit(frontend, session).reused
-    assert set(frontend.shim.stats.misses) <= {"down", "late", "breaker-open"}
+    assert set(frontend.shim.stats.misses) <= {"unavailable", "timeout", "breaker-open"}
 
 
 def test_store_hung_and_back(keyring: resumed.Keyring, stack: Stack, client: Client) -> None:
@@ -74,7 +74,7 @@ def test_store_hung_and_back(keyring: resumed.Keyring, stack: Stack, client: Cli
         os.kill(server.process.pid, signal.SIGSTOP)
         until(lambda: " T " in Path(f"/proc/{server.process.pid}/stat").read_text())
         try:
-            assert_handshakes_go_on(client, frontend, session, "late")
+            assert_handshakes_go_on(client, frontend, session, "timeout")
         finally:
             os.kill(server.process.pid, signal.SIGCONT)
         until(lambda: client.visit(frontend, session).reused)
@@ -93,7 +93,7 @@ def test_a_handshake_spends_its_deadline_once(keyring: resumed.Keyring, client: 
             os.kill(server.process.pid, signal.SIGCONT)
     assert not visit.reused
     assert visit.seconds < 2 * deadline  # which two calls one after the other take at least
-    assert frontend.shim.stats.misses == {"late": 1}
+    assert frontend.shim.stats.misses == {"timeout": 1}
 
 
 def test_store_that_accepts_and_never_answers(keyring: resumed.Keyring, stack: Stack, client: Client) -> None:
@@ -101,7 +101,7 @@ def test_store_that_accepts_and_never_answers(keyring: resumed.Keyring, stack: S
     session = session_of(client, keyring, stack)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         frontend = Frontend(stack, f"127.0.0.1:{listener.getsockname()[1]}", keyring, deadline=SHORT)
-        assert_handshakes_go_on(client, frontend, session, "late")
+        assert_handshakes_go_on(client, frontend, session, "timeout")
 
 
 def test_store_that_refuses(keyring: resumed.Keyring, stack: Stack, client: Client) -> None:
@@ -109,7 +109,7 @@ def test_store_that_refuses(keyring: resumed.Keyring, stack: Stack, client: Clie
     session = session_of(client, keyring, stack)
     with refusing_store() as target:
         frontend = Frontend(stack, target, keyring, deadline=SHORT)
-        assert_handshakes_go_on(client, frontend, session, "refused")
+        assert_handshakes_go_on(client, frontend, session, "rejected")
 
 
 def test_store_killed_and_restarted_keeps_its_sessions(
@@ -150,7 +150,7 @@ def test_many_handshakes_at_once_during_an_outage(keyring: resumed.Keyring, stac
         for thread in threads:
             thread.join(PATIENCE)
             assert not thread.is_alive()
-    assert frontend.shim.stats.misses["busy"] > 0
+    assert frontend.shim.stats.misses["too-many-lookups"] > 0
     assert sum(frontend.shim.stats.misses.values()) == 40
 
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 MAX_LOOKUPS = 4
 """How many of the ids in one handshake are looked up. Clients offer one or two; a thousand fit in a ClientHello."""
 
-_BUSY = settled((None, "busy"))
+_BUSY = settled((None, "too-many-lookups"))
 
 
 class Handshake:

@@ -533,7 +533,7 @@ class Binding:
         """Return the reason of the miss if a session of the right context may not resume."""
         library, sessions = self.library, self._sessions
         if (library.SSL_SESSION_get0_hostname(session) or b"") != offer.name:  # RFC 6066 section 3
-            return "other-name"
+            return "server-name-mismatch"
         cipher = library.SSL_SESSION_get0_cipher(session)
         if offer.digest and library.SSL_CIPHER_get_handshake_digest(cipher) != offer.digest:
             # OpenSSL would drop it, and then issue no ticket that fits (RFC 8446 section 4.2.11).

@@ -89,7 +89,7 @@ class Lookups:
             end = self._end(self._store.deadline)
             self._threads.submit(copy_context().run, self._fly, flight, key, accept, fresh, end)
         except RuntimeError:  # closed, or the interpreter is about to exit
-            self._land(flight, key, (None, "down"))
+            self._land(flight, key, (None, "unavailable"))
         return flight
 
     def find(self, key: bytes, accept: Accept, seconds: float, *, fresh: bool) -> Found:
@@ -106,7 +106,7 @@ class Lookups:
         if resting is not None:
             return resting
         if seconds < min(_LEAST_ASK_SECONDS, self._store.deadline):
-            return None, "late"
+            return None, "timeout"
         flight, mine = self._board(key)
         if mine:
             self._fly(flight, key, accept, fresh, self._end(seconds))
@@ -139,7 +139,7 @@ class Lookups:
             if flight is not None:
                 return flight, False
             if self._under_way >= self._most:
-                return settled((None, "busy")), False
+                return settled((None, "too-many-lookups")), False
             flight = Future()
             self._under_way += 1
             if not self._single_use:  # of all who ask for a single use one is answered
@@ -169,7 +169,7 @@ class Lookups:
 
     def _ask(self, key: bytes, accept: Accept, fresh: bool, end: float) -> Found:
         if end <= time.monotonic():  # no thread was free
-            return None, "busy"
+            return None, "too-many-lookups"
         since = self._mirror.sessions.removals if self._mirror else 0
         began = self._breaker.now()
         try:
@@ -180,7 +180,7 @@ class Lookups:
             self._breaker.limited()
             return None, "limited"
         except _Late:
-            return None, "late"
+            return None, "timeout"
         except StoreError as error:
             self._breaker.failed(began, late=isinstance(error, StoreTimeout))
             if not self._breaker.closed:
@@ -205,7 +205,7 @@ class Lookups:
             time.sleep(min(pause, left))
             found = self._again(self._store.get, key, end)
             if found is not None:
-                return found, "fresh"
+                return found, "retried"
         return None, "unknown"
 
     def _take(self, key: bytes, found: StoredSession, accept: Accept, end: float) -> tuple[StoredSession | None, str]:
@@ -234,7 +234,7 @@ def landed(flight: Future[Found], patience: float) -> Found:
     try:
         return flight.result(patience)
     except FutureTimeoutError:
-        return None, "late"
+        return None, "timeout"
 
 
 def settled(found: Found) -> Future[Found]:
@@ -250,7 +250,7 @@ def _shared(flight: Future[Found]) -> Future[Found]:
 
     def land(flight: Future[Found]) -> None:
         value, outcome = flight.result()
-        shared.set_result((value, outcome if value is None else "shared"))
+        shared.set_result((value, outcome if value is None else "coalesced"))
 
     flight.add_done_callback(land)
     return shared
@@ -258,5 +258,5 @@ def _shared(flight: Future[Found]) -> Future[Found]:
 
 def _failure(error: StoreError) -> str:
     if isinstance(error, StoreTimeout):
-        return "late"
-    return "down" if isinstance(error, StoreUnavailable) else "refused"
+        return "timeout"
+    return "unavailable" if isinstance(error, StoreUnavailable) else "rejected"

@@ -363,7 +363,7 @@ class Shim:
         if not 1 <= len(offer.session_id) <= ID_BYTES or (issued is None and self._foreign_ids_miss):
             return "foreign-id"
         if issued is not None and now - issued > self.lifetime:
-            return "old-id"
+            return "expired-id"
         return offer.expected.reason or None
 
     def _mirrored(self, key: bytes) -> Found | None:

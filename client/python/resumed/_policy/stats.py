@@ -12,12 +12,13 @@ BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1
 
 
 REASONS = {
-    "hits": ("mirror", "store", "fresh", "shared"),
-    "foreign_hits": ("mirror", "store", "fresh", "shared"),
+    "hits": ("mirror", "store", "retried", "coalesced"),
+    "foreign_hits": ("mirror", "store", "retried", "coalesced"),
     "misses": (
-        *("unknown", "foreign-id", "old-id", "late", "down", "refused", "limited", "breaker-open", "busy"),
-        *("malformed", "unknown-key", "expired", "not-authentic", "undecodable", "other-name", "internal-error"),
-        *("context-mismatch", "context-unknown", "context-unstable", "other-cipher"),
+        *("unknown", "foreign-id", "expired-id", "timeout", "unavailable", "rejected", "limited", "breaker-open"),
+        *("too-many-lookups", "malformed", "unknown-key", "expired", "not-authentic", "undecodable"),
+        *("server-name-mismatch", "internal-error", "context-mismatch", "context-unknown", "context-unstable"),
+        "other-cipher",
     ),
     "puts": ("stored", "refused", "dropped", "expired", "unresumable"),
     "removals": ("fatal-error", "application", "dropped", "refused", "kept"),
@@ -31,19 +32,19 @@ class Stats:
     """What a shim did since it was installed, each a count by reason.
 
     Attributes:
-        hits: `mirror` (no call); `store`; `fresh` (a session just negotiated, found when asked for again); `shared`
-            (another handshake had just asked).
+        hits: `mirror` (no call); `store`; `retried` (a session just negotiated, found by a further look-up); `coalesced`
+            (found by the look-up of another handshake).
         foreign_hits: Those of `hits` whose sessions another process issued: what a cache of this one alone could not
             have had. A TLS 1.3 ticket that was issued when a session resumed is its issuer's. None are counted with a
             plaintext keyring, or of ids that other TLS stacks chose.
-        misses: `unknown`, `foreign-id` (not issued by this fleet for this namespace: no call), `old-id` (no call),
-            `late`, `down`, `refused`, `limited` (a limit of the store is used up; for a moment after that, no call),
-            `breaker-open` (no call), `busy` (too many look-ups in flight: no call),
-            `malformed`, `unknown-key`, `expired`, `not-authentic`, `undecodable`, `other-name` (negotiated for another
-            server name), `internal-error`; `context-mismatch` (negotiated in another context: docs/contexts.md),
-            `context-unknown` (no full handshake for this name in this process yet: no call), `context-unstable` (a
-            connection for this name was terminated: no call), `other-cipher` (TLS 1.3: negotiated with another hash
-            than the cipher has that the server chose).
+        misses: `unknown`, `foreign-id` (not issued by this fleet for this namespace: no call), `expired-id` (no call),
+            `timeout`, `unavailable`, `rejected`, `limited` (a limit of the store is used up; for a moment after that,
+            no call), `breaker-open` (no call), `too-many-lookups` (no call),
+            `malformed`, `unknown-key`, `expired`, `not-authentic`, `undecodable`, `server-name-mismatch` (negotiated
+            for another server name), `internal-error`; `context-mismatch` (negotiated in another context:
+            docs/contexts.md), `context-unknown` (no full handshake for this name in this process yet: no call),
+            `context-unstable` (a connection for this name was terminated: no call), `other-cipher` (TLS 1.3:
+            negotiated with another hash than the cipher has that the server chose).
         puts: `stored`, `refused`, `dropped` (the queue was full, or a limit of the store is used up), `expired` (not
             sent in time), `unresumable` (nothing to store).
         removals: `fatal-error`, `application`; `kept` counts connections that ended without close_notify, whose

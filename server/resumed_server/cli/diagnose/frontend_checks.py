@@ -143,7 +143,8 @@ class FrontendSteps:
         if not self._visit(address, visits[0].session).reused:
             raise Failure(
                 "it does not resume its own session",
-                "see its misses by reason (installation.stats), above all late, down, breaker-open and other-name",
+                "see its misses by reason (installation.stats), above all timeout, unavailable, breaker-open and "
+                "server-name-mismatch",
             )
         return "its own session resumes"
 
