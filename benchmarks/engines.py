@@ -33,7 +33,7 @@ sys.path.extend(str(Path(__file__).parents[1] / folder) for folder in ("tests", 
 from benchmarks.empty import SERVICE, running_empty
 from benchmarks.load import drive
 from resumed.v1 import session_store_pb2 as pb
-from resumed_server.config.settings import Settings
+from resumed_server.preflight import verified
 from support.redis import redis_server, valkey_server
 from support.server import running_server
 
@@ -207,7 +207,7 @@ class Bench:
     def running(self) -> Iterator[Bench]:
         """Start everything that is measured, and end it."""
         with contextlib.ExitStack() as held:
-            target, process = held.enter_context(running_empty(Settings.verified().threads))
+            target, process = held.enter_context(running_empty(verified().threads))
             self.subjects.append(Subject(EMPTY, target, [process]))
             for engine, workers in itertools.product(self.options.engines, self.options.workers):
                 url, storage = self._store(engine, held)

@@ -40,7 +40,7 @@ from benchmarks.engines import (
     run,
     spread,
 )
-from resumed_server.config.settings import Settings
+from resumed_server.preflight import verified
 from support.redis import redis_server
 from support.server import running_server
 
@@ -201,7 +201,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--calls", type=int, default=5_000, help="sessions in each round of an operation")
-    parser.add_argument("--threads", type=int, default=Settings.verified().threads, help="that answer calls")
+    parser.add_argument("--threads", type=int, default=verified().threads, help="that answer calls")
     parser.add_argument("--markdown", action="store_true", help="print tables as benchmarks/results/server.md has them")
     options = parser.parse_args()
     started = time.monotonic()

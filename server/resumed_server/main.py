@@ -19,7 +19,7 @@ from urllib.parse import quote
 import structlog
 
 from resumed_server.auth.security_context import Protection
-from resumed_server.config.settings import UserError
+from resumed_server.errors import UserError
 from resumed_server.lifecycle import supervisor as workers
 from resumed_server.lifecycle.health import LIVENESS, Readiness, lives
 from resumed_server.lifecycle.listeners import reserved

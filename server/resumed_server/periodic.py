@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from resumed_server.observability.logging import described
-from resumed_server.storage.engine import EngineError
+from resumed_server.errors import OutsideFailure, described
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -96,7 +95,7 @@ class Periodic:
         if self._failing or self._stopping.is_set():
             return
         self._failing = True
-        if isinstance(error, EngineError):
+        if isinstance(error, OutsideFailure):
             _log.warning(self._failure, cause=str(error))
         else:
             _log.error(self._failure, **described(error))

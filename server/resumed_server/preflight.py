@@ -1,22 +1,34 @@
-"""What is wrong with the settings of `resumed serve` together, though each is right by itself, and with their files."""
+"""Checks the settings of `resumed serve` before anything opens: each, all together, and the files they name."""
 
 from __future__ import annotations
 
 from importlib.util import find_spec
 from typing import Any
 
-USUAL_AGE = "10m"
-"""How long connections are kept unless the user says otherwise."""
+from resumed_server.config.settings import USUAL_AGE, Settings, flag, parse
+from resumed_server.errors import UserError
+from resumed_server.storage.registry import verify_url
 
 
-def flag(name: str) -> str:
-    """Return the option that a setting is given by."""
-    return f"--{name.replace('_', '-')}"
+def verified(**given: Any) -> Settings:
+    """Read the settings from the values that the user gave, and defaults for the rest.
+
+    Raises:
+        UserError: All that is wrong, one problem a line.
+    """
+    values, problems = parse(given)
+    problems += _contradictions(values) + _unusable_storage(values) + _unusable_files(values)
+    if problems:
+        raise UserError("\n".join(problems))
+    return Settings(**values)
 
 
-def problems_of(values: dict[str, Any]) -> list[str]:
-    """Return what is wrong, a line for each problem; settings that could not be read are missing from `values`."""
-    return _contradictions(values) + _unusable_files(values)
+def _unusable_storage(values: dict[str, Any]) -> list[str]:
+    try:
+        verify_url(values["store"])
+    except ValueError as problem:
+        return [f"--store: {problem}"]
+    return []
 
 
 def _contradictions(values: dict[str, Any]) -> list[str]:

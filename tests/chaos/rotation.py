@@ -40,7 +40,7 @@ import resumed
 from benchmarks.fleet import Client
 from resumed_server.cli.keyring.commands import promote, retire
 from resumed_server.cli.keyring.keygen import keygen
-from resumed_server.config.settings import UserError
+from resumed_server.errors import UserError
 from support.mtls import Authority, Files, grant
 from support.server import running_server
 from support.tls import CERTIFICATE, VERSIONS

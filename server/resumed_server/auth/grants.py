@@ -14,7 +14,7 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from resumed_server.auth.patterns import identity_problems, listed, matches, namespace_problems, shown
+from resumed_server.config.patterns import identity_problems, listed, matches, namespace_problems, shown
 from resumed_server.config.reloading_file import Followed
 from resumed_server.limits.config import Limit
 

@@ -8,6 +8,7 @@ from resumed_server.auth import grants
 from resumed_server.auth import tls as credentials
 from resumed_server.auth.authorizer import Anybody, Granted
 from resumed_server.auth.tls import Credentials
+from resumed_server.limits.config import Limit
 from resumed_server.limits.enforcer import Budgets
 
 if TYPE_CHECKING:
@@ -39,7 +40,8 @@ class Protection:
     def __init__(self, settings: Settings, counted: Shared) -> None:
         self.credentials: Credentials | None = None
         self.access: Access = Anybody()
-        self.budgets = Budgets(settings.namespace_limit, None, counted)
+        limit = _namespace_limit(settings)
+        self.budgets = Budgets(limit, None, counted)
         self._files: list[Followed[Any]] = []
         if settings.tls_cert:
             tls = credentials.followed(settings.tls_cert, settings.tls_key, settings.client_ca)
@@ -47,7 +49,7 @@ class Protection:
             self._files.append(tls)
         if settings.grants:
             granted = grants.followed(settings.grants)
-            self.budgets = Budgets(settings.namespace_limit, granted, counted)
+            self.budgets = Budgets(limit, granted, counted)
             self.access = Granted(granted, self.budgets)
             self._files.append(granted)
 
@@ -56,3 +58,13 @@ class Protection:
         for files in self._files:
             files.follow()
         return FOLLOW_SECONDS
+
+
+def _namespace_limit(settings: Settings) -> Limit:
+    """Return the limit of a namespace for which the grants have none."""
+    return Limit(
+        operations_per_second=settings.namespace_rate or None,
+        watchers=settings.namespace_watchers or None,
+        sessions=settings.namespace_sessions or None,
+        bytes=settings.namespace_bytes or None,
+    )

@@ -19,7 +19,9 @@ try:
     import typer
 
     from resumed_server.cli.commands import register
-    from resumed_server.config.settings import Settings, UserError, takes_settings, tell
+    from resumed_server.config.settings import takes_settings
+    from resumed_server.errors import UserError, tell
+    from resumed_server.preflight import verified
 except ModuleNotFoundError as missing:
     _complain(missing)
 
@@ -71,7 +73,7 @@ def serve(
     **given: Any,
 ) -> None:
     """Serve sessions over gRPC until SIGTERM or SIGINT."""
-    settings = Settings.verified(**given)
+    settings = verified(**given)
     if check:
         for name, value in settings.shown().items():
             typer.echo(f"{name.replace('_', '-'):<18} {value}")

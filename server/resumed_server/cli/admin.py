@@ -14,9 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from resumed import Admin, CredentialsError, InvalidCall, StoreError, StoreUnavailable
-from resumed._client.admin import PURGE_SECONDS
-from resumed_server.config.settings import UserError
 from resumed_server.config.types import Duration
+from resumed_server.errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -63,7 +62,7 @@ def purge(store: Store, namespaces: Sequence[str], *, before: str | None, yes: b
             well &= outcome.well
     if well:
         console.print(
-            Text(f"At frontends without a mirror from now on, at those with one within {PURGE_SECONDS:.0f} s.")
+            Text(f"At frontends without a mirror from now on, at those with one within {Admin.PURGE_SECONDS:.0f} s.")
         )
     return well
 

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from resumed_server.auth.grants import OPERATIONS, followed
-from resumed_server.config.settings import UserError
+from resumed_server.errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

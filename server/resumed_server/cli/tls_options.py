@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import grpc
 
 import resumed
-from resumed_server.config.settings import UserError
+from resumed_server.errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypeVar
 import structlog
 
 from resumed import _reload as files
-from resumed_server.observability.logging import described
+from resumed_server.errors import described
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -1,6 +1,6 @@
 """The settings of `resumed serve`: name, default, unit, environment variable and help of each stand here, only here.
 
-`Settings.verified` reads all and checks them as a whole before anything opens, so the rest of the server trusts them.
+`preflight.verified` reads all and checks them as a whole before anything opens, so the rest of the server trusts them.
 """
 
 # ruff: noqa: RUF009 - `_setting` is `field`
@@ -11,18 +11,13 @@ import dataclasses
 import inspect
 import math
 import os
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from resumed_server.config.types import LARGEST, Address, Between, Duration, Size, one_of, whole
-from resumed_server.limits.config import Limit
-from resumed_server.preflight import USUAL_AGE, flag, problems_of
-from resumed_server.storage.redis.url import redacted
-from resumed_server.storage.registry import verify_url
+from resumed_server.config.types import LARGEST, Address, Between, Duration, Size, one_of, redacted, whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,6 +25,8 @@ if TYPE_CHECKING:
 _LONGEST_TTL = 7 * 86_400
 """Seconds; RFC 8446 section 4.6.1 allows no ticket to live longer."""
 _MOST_WORKERS = 256
+USUAL_AGE = "10m"
+"""How long connections are kept unless the user says otherwise."""
 _ADDRESSES, _STORAGE, _CALLERS, _LIMITS, _PROCESSES, _LOGS = (
     "Addresses",
     "Storage",
@@ -41,23 +38,8 @@ _ADDRESSES, _STORAGE, _CALLERS, _LIMITS, _PROCESSES, _LOGS = (
 """What settings are about."""
 
 
-class UserError(Exception):
-    """Something that the user has to put right; each line says what is wrong and what to do. Exit status 2."""
-
-
-def tell(error: UserError) -> None:
-    """Write what is wrong to standard error, a line for each problem."""
-    sys.stderr.write("".join(f"resumed: {problem}\n" for problem in str(error).splitlines()))
-    sys.stderr.flush()
-
-
 def _addresses(texts: list[str]) -> tuple[Address, ...]:
     return tuple(dict.fromkeys(map(Address.parse, texts)))
-
-
-def _store(url: str) -> str:
-    verify_url(url)
-    return url
 
 
 def _workers(text: str) -> int | None:
@@ -83,7 +65,7 @@ def _setting(about: str, default: Any, parse: Callable[[Any], Any], metavar: str
 
 @dataclass(frozen=True)
 class Settings:
-    """What the server is told. Made by `verified`, so whoever holds one need not check it again."""
+    """What the server is told. `preflight.verified` makes them, so that nothing else checks them."""
 
     listen: tuple[Address, ...] = _setting(
         _ADDRESSES,
@@ -96,7 +78,7 @@ class Settings:
     store: str = _setting(
         _STORAGE,
         "lmdb:",
-        _store,
+        str,
         "URL",
         "Where sessions are kept: lmdb: in a private temporary directory, lmdb:///path over restarts, "
         "redis://host:port in a Redis or Valkey (also rediss:, redis+cluster: and redis+sentinel:; docs/engines.md).",
@@ -267,38 +249,6 @@ class Settings:
         "OTEL_TRACES_SAMPLER and its other environment variables say (docs/operations.md).",
     )
 
-    @classmethod
-    def verified(cls, **given: Any) -> Settings:
-        """Read the settings from what the user gave, defaults for the rest.
-
-        Raises:
-            UserError: All that is wrong, one problem a line.
-        """
-        values: dict[str, Any] = {}
-        problems: list[str] = []
-        for setting in dataclasses.fields(cls):
-            try:
-                values[setting.name] = setting.metadata["parse"](given.get(setting.name, setting.metadata["default"]))
-            except ValueError as problem:
-                problems.append(f"{flag(setting.name)}: {problem}")
-        if values.get("workers", 0) is None:
-            addresses = (*values.get("listen", ()), *values.get("health_listen", ()))
-            values["workers"] = 1 if any(address.path for address in addresses) else _cores()
-        problems += problems_of(values)
-        if problems:
-            raise UserError("\n".join(problems))
-        return cls(**values)
-
-    @property
-    def namespace_limit(self) -> Limit:
-        """The limit of a namespace for which the grants have none."""
-        return Limit(
-            operations_per_second=self.namespace_rate or None,
-            watchers=self.namespace_watchers or None,
-            sessions=self.namespace_sessions or None,
-            bytes=self.namespace_bytes or None,
-        )
-
     def shown(self) -> dict[str, str]:
         """Return every setting by its name, as a user would write it."""
         texts = {setting.name: str(getattr(self, setting.name)) for setting in dataclasses.fields(self)}
@@ -308,6 +258,30 @@ class Settings:
             "metrics_listen": " ".join(map(str, self.metrics_listen)),
             "store": redacted(self.store),
         }
+
+
+def flag(name: str) -> str:
+    """Return the option that a setting is given by."""
+    return f"--{name.replace('_', '-')}"
+
+
+def parse(given: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Read each setting by itself, from the values that the user gave and defaults.
+
+    Returns:
+        The values by the names of the settings, without those that cannot be read, and a line for each problem.
+    """
+    values: dict[str, Any] = {}
+    problems: list[str] = []
+    for setting in dataclasses.fields(Settings):
+        try:
+            values[setting.name] = setting.metadata["parse"](given.get(setting.name, setting.metadata["default"]))
+        except ValueError as problem:
+            problems.append(f"{flag(setting.name)}: {problem}")
+    if values.get("workers", 0) is None:
+        addresses = (*values.get("listen", ()), *values.get("health_listen", ()))
+        values["workers"] = 1 if any(address.path for address in addresses) else _cores()
+    return values, problems
 
 
 def takes_settings(command: Callable[..., None]) -> Callable[..., None]:

@@ -135,3 +135,8 @@ def one_of(*choices: str) -> Callable[[str], str]:
         return text
 
     return choice
+
+
+def redacted(url: str) -> str:
+    """Return a URL of any engine as a log may show it: without a password."""
+    return re.sub(r"(?<=://)([^/?#:]*):([^/?#]*)@", r"\1:***@", url)

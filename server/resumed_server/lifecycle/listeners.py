@@ -14,7 +14,7 @@ import stat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from resumed_server.config.settings import UserError
+from resumed_server.errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -22,10 +22,6 @@ GRACE = 5.0
 log = structlog.get_logger()
 
 
-class Stopping(Exception):
-    """The server is stopping and takes no more calls; the storage is well, and so are other servers."""
-
-
 def drain(
     server: grpc.Server | NativeServer,
     health: Health,

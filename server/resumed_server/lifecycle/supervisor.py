@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from resumed_server.config.settings import UserError, tell
-from resumed_server.observability.logging import described
+from resumed_server.errors import UserError, described, tell
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

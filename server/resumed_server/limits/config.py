@@ -20,7 +20,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from resumed_server.auth.patterns import identity_problems, matches, namespace_problems, shown
+from resumed_server.config.patterns import identity_problems, matches, namespace_problems, shown
 from resumed_server.config.types import Size
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import mmap
 import os
 import random
 import time
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from resumed_server.limits.config import Limit
 from resumed_server.limits.usage_counters import ENTRY_BYTES, Tallies, Tally, hashed
@@ -18,8 +18,6 @@ from resumed_server.limits.usage_counters import ENTRY_BYTES, Tallies, Tally, ha
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from resumed_server.auth.grants import Grants
-    from resumed_server.config.reloading_file import Followed
 
 BURST_SECONDS = 1.0
 """How much of a rate may be spent at once. A call that begins within it is carried out whole."""
@@ -198,6 +196,22 @@ class Budget:
         return LimitExceeded(self.name, self.limit, name, retry=retry, hold=hold)
 
 
+class Limits(Protocol):
+    """The content of a file that has limits."""
+
+    @property
+    def limits(self) -> Sequence[Limit]:
+        """The limits, in their order: the first that applies counts."""
+
+
+class LimitsFile(Protocol):
+    """A file that is read again when it changes."""
+
+    @property
+    def value(self) -> Limits:
+        """Its content: the same object as long as the file stays as it is."""
+
+
 class Budgets:
     """All budgets of a server.
 
@@ -208,11 +222,11 @@ class Budgets:
     """
 
     def __init__(
-        self, defaults: Limit | None = None, grants: Followed[Grants] | None = None, shared: Shared | None = None
+        self, defaults: Limit | None = None, grants: LimitsFile | None = None, shared: Shared | None = None
     ) -> None:
         self._defaults = defaults if defaults and defaults != Limit() else None
         self._followed, self._shared = grants, shared or Shared.fresh()
-        self._known: tuple[Grants | None, dict[str, Budget | None]] = (None, {})
+        self._known: tuple[Limits | None, dict[str, Budget | None]] = (None, {})
 
     @property
     def limit_sizes(self) -> bool:

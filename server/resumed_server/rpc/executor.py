@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Protocol, cast
 
 import structlog
 
-from resumed_server.observability.logging import described
+from resumed_server.errors import described
 from resumed_server.rpc._grpcio_private import Answering
 
 if TYPE_CHECKING:

@@ -20,9 +20,8 @@ from grpc_status import rpc_status
 
 from resumed.v1 import session_store_pb2 as pb
 from resumed_server.auth.authorizer import NotGranted, Unauthenticated
-from resumed_server.lifecycle.shutdown import Stopping
+from resumed_server.errors import Stopping, described, is_news
 from resumed_server.limits.enforcer import LimitExceeded
-from resumed_server.observability.logging import described, is_news
 from resumed_server.rpc.executor import Held
 from resumed_server.storage.engine import AlreadyExists, EngineError, EngineFull, EngineUnavailable
 from resumed_server.watch.hub import MAX_WATCHERS, TooManyWatchers, WatcherTooSlow

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias, cast
 from grpc_status import rpc_status
 from pygrpc_native import NativeGrpcFront
 
-from resumed_server.lifecycle.shutdown import Stopping
+from resumed_server.errors import Stopping
 from resumed_server.rpc.executor import Held, Later
 from resumed_server.rpc.handlers import MessageTooLarge, status_of
 from resumed_server.rpc.session_service import MAX_MESSAGE

@@ -13,7 +13,7 @@ from grpc_reflection.v1alpha.reflection import SERVICE_NAME as REFLECTION_NAME
 from grpc_reflection.v1alpha.reflection import ReflectionServicer
 
 from resumed.v1 import admin_pb2, admin_pb2_grpc, session_store_pb2_grpc
-from resumed_server.config.settings import UserError
+from resumed_server.errors import UserError
 from resumed_server.places import Places
 from resumed_server.rpc.executor import CallPool, Most, Unmeasured
 from resumed_server.rpc.parting import PartingServer

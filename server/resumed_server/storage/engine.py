@@ -15,6 +15,8 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
+from resumed_server.errors import OutsideFailure
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -24,7 +26,7 @@ LONGEST_TTL_SECONDS = 7 * 24 * 3600.0
 """What no session lives longer than (RFC 8446 section 4.6.1): so long the time of a purge has to be remembered."""
 
 
-class EngineError(Exception):
+class EngineError(OutsideFailure):
     """The engine failed; the message is for the log and carries no key and no value."""
 
 

@@ -14,7 +14,7 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING, NamedTuple
 
-from resumed_server.lifecycle.shutdown import Stopping
+from resumed_server.errors import Stopping
 from resumed_server.periodic import Periodic
 from resumed_server.storage.engine import EngineError, EngineUnavailable, Purged
 

@@ -16,7 +16,7 @@ import pytest
 from resumed import SessionStore
 from resumed_server.cli.admin import Store, purge
 from resumed_server.cli.tls_options import Tls
-from resumed_server.config.settings import UserError
+from resumed_server.errors import UserError
 from support.command import called
 from support.mtls import Authority, Files, grant
 from support.server import PATIENCE, running_server

@@ -20,7 +20,7 @@ from resumed import Keyring
 from resumed_server.cli import app
 from resumed_server.cli.keyring.commands import promote, retire, show
 from resumed_server.cli.keyring.keygen import keygen
-from resumed_server.config.settings import UserError
+from resumed_server.errors import UserError
 from support.server import running_server
 from support.tls import STACKS, VERSIONS, Client, Frontend
 

@@ -8,7 +8,7 @@ import pytest
 
 from resumed_server.cli.top.command import report
 from resumed_server.cli.top.metrics_client import Period, Scrape, endpoints
-from resumed_server.config.settings import UserError
+from resumed_server.errors import UserError
 
 Values: TypeAlias = dict[tuple[tuple[str, str], ...], float]
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from structlog.testing import capture_logs
 
+from resumed_server import errors
 from resumed_server.auth.grants import Grants
 from resumed_server.limits.config import Limit
 from resumed_server.limits.enforcer import Budgets, LimitExceeded
@@ -31,8 +32,8 @@ sessions = 1
 def test_a_library_that_says_the_same_again_and_again_is_heard_once_in_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     """Grpcio logs an error for each request that makes no sense, and anybody may send as many as they like."""
     now = [1_000.0]
-    monkeypatch.setattr("resumed_server.observability.logging.time.monotonic", lambda: now[0])
-    monkeypatch.setattr(logs, "_last_logged", {})
+    monkeypatch.setattr("resumed_server.errors.time.monotonic", lambda: now[0])
+    monkeypatch.setattr(errors, "_last_logged", {})
     forwarder = logs._Forwarder()
     record = logging.LogRecord(
         "grpc._common", logging.ERROR, "_common.py", 86, "secret %s", ("f00d",), None, "deserialize"
@@ -58,19 +59,19 @@ def test_a_library_that_says_the_same_again_and_again_is_heard_once_in_a_while(m
 def test_lines_are_bounded_whatever_they_are_about(monkeypatch: pytest.MonkeyPatch) -> None:
     """A caller who can choose the words of a line fills no disk with them, and none is lost for good."""
     now = [1_000.0]
-    monkeypatch.setattr("resumed_server.observability.logging.time.monotonic", lambda: now[0])
-    monkeypatch.setattr(logs, "_last_logged", {})
-    lines = sum(logs.is_news("made-up", str(number)) for number in range(10_000))
+    monkeypatch.setattr("resumed_server.errors.time.monotonic", lambda: now[0])
+    monkeypatch.setattr(errors, "_last_logged", {})
+    lines = sum(errors.is_news("made-up", str(number)) for number in range(10_000))
     assert lines == 1_024
     now[0] += 10
-    assert logs.is_news("made-up", "0")
-    assert not logs.is_news("made-up", "0")
-    assert logs.is_news("other")
+    assert errors.is_news("made-up", "0")
+    assert not errors.is_news("made-up", "0")
+    assert errors.is_news("other")
 
 
 def test_a_limit_of_each_namespace_is_one_line_however_many_are_made_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """With one of them in it; limits of the grants file have a line each."""
-    monkeypatch.setattr(logs, "_last_logged", {})
+    monkeypatch.setattr(errors, "_last_logged", {})
     by_default = Budgets(Limit(sessions=1))
     by_file = Budgets(None, cast("Any", SimpleNamespace(value=Grants.parse(LIMITS))))
 

@@ -12,8 +12,9 @@ from opentelemetry.trace import StatusCode
 
 from resumed.v1 import admin_pb2
 from resumed.v1 import session_store_pb2 as pb
-from resumed_server.config.settings import Settings, UserError
+from resumed_server.errors import UserError
 from resumed_server.observability.tracing import Tracing
+from resumed_server.preflight import verified
 from resumed_server.rpc.handlers import Unobserved
 
 if TYPE_CHECKING:
@@ -143,4 +144,4 @@ def test_without_the_extra_the_command_says_what_to_install(monkeypatch: pytest.
     """In a line."""
     monkeypatch.setattr("resumed_server.preflight.find_spec", lambda _: None)
     with pytest.raises(UserError, match=r"^--otel: .*pip install 'resumed\[server,otel\]'$"):
-        Settings.verified(otel=True)
+        verified(otel=True)

@@ -13,11 +13,11 @@ from structlog.testing import capture_logs
 
 from resumed._exceptions import from_status
 from resumed.v1 import session_store_pb2 as pb
+from resumed_server import errors
 from resumed_server.cli.diagnose.checks import explained
-from resumed_server.lifecycle.shutdown import Stopping
+from resumed_server.errors import Stopping
 from resumed_server.limits.config import Limit
 from resumed_server.limits.enforcer import LimitExceeded
-from resumed_server.observability import logging as logs
 from resumed_server.rpc.handlers import InvalidField, UnknownMethod, status_of, streamed
 from resumed_server.storage.engine import (
     AlreadyExists,
@@ -38,7 +38,7 @@ REQUEST = pb.PutRequest(namespace="shop", key=SECRET.encode(), value=SECRET.enco
 @pytest.fixture(autouse=True)
 def _nothing_logged_yet(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each test starts with a log that has room for every cause."""
-    monkeypatch.setattr(logs, "_last_logged", {})
+    monkeypatch.setattr(errors, "_last_logged", {})
 
 
 class Aborting:

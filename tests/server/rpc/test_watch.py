@@ -14,7 +14,7 @@ import pytest
 
 import resumed
 from resumed import SessionStore
-from resumed_server.lifecycle.shutdown import Stopping
+from resumed_server.errors import Stopping
 from resumed_server.limits.config import Limit
 from resumed_server.limits.enforcer import Budget, LimitExceeded, Shared
 from resumed_server.storage.engine import Change, EngineUnavailable, Put

@@ -21,6 +21,7 @@ import pytest
 import trustme
 from structlog.testing import capture_logs
 
+from resumed_server.config.types import redacted
 from resumed_server.storage.engine import (
     AlreadyExists,
     Change,
@@ -37,7 +38,7 @@ from resumed_server.storage.engine import (
 )
 from resumed_server.storage.redis.change_log import KEPT_SECONDS, KNOWN_POSITIONS
 from resumed_server.storage.redis.topology import PERMISSIONS, _Absence
-from resumed_server.storage.redis.url import RedisUrl, redacted
+from resumed_server.storage.redis.url import RedisUrl
 from resumed_server.storage.registry import open_engine, verify_url
 from resumed_server.storage.testing.contract import EngineContract, FakeClock, told
 from resumed_server.storage.testing.state_machine import check_histories

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from resumed._client.store import decoded
 from resumed._transport.channel import Channel, Method
@@ -13,9 +13,6 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from resumed._transport.tls import Credentials
-
-PURGE_SECONDS = 4.0
-"""How long after a purge was answered the last mirror may resume what was purged; frontends without one do not."""
 
 _SERVICE = "/resumed.v1.AdminService/"
 _PURGE, _STATS = (Method(_SERVICE + name, repeatable=True) for name in ("Purge", "Stats"))
@@ -48,6 +45,9 @@ class Admin:
     or cannot serve, InvalidCall for a namespace or time outside its limits, and StoreError for what else it refuses:
     most often, that the caller has no grant for it.
     """
+
+    PURGE_SECONDS: ClassVar[float] = 4.0
+    """Seconds after the answer to a purge in which a mirror may still resume a purged session; without a mirror 0."""
 
     def __init__(self, target: str, *, deadline: float = 60.0, credentials: Credentials | None = None) -> None:
         self.target = target

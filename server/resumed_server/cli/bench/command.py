@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from resumed_server.config.settings import UserError
 from resumed_server.config.types import Address, Duration
+from resumed_server.errors import UserError
 
 try:
     from resumed_server.cli.bench.load_generator import Plan, Tally, measure

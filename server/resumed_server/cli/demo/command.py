@@ -30,7 +30,7 @@ from rich.text import Text
 
 import resumed
 from resumed_server.cli.demo.fleet import NAMESPACE, PATIENCE, STACKS, Broken, Fleet
-from resumed_server.config.settings import UserError
+from resumed_server.errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

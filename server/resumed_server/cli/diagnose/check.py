@@ -17,7 +17,7 @@ from resumed.v1 import session_store_pb2 as pb
 from resumed.v1 import session_store_pb2_grpc as pb_grpc
 from resumed_server.cli.diagnose.checks import Failure, show, taken, well
 from resumed_server.cli.tls_options import Tls
-from resumed_server.config.settings import UserError
+from resumed_server.errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -22,7 +22,7 @@ from resumed_server.cli.diagnose.check import HANDSHAKE_PATIENCE, RoundTrip, ver
 from resumed_server.cli.diagnose.checks import Concern, Failure, show, taken, well
 from resumed_server.cli.diagnose.frontend_checks import FrontendSteps
 from resumed_server.cli.diagnose.validity import validity
-from resumed_server.config.settings import UserError
+from resumed_server.errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -16,8 +16,8 @@ from cryptography import x509
 import resumed
 from resumed_server.cli.diagnose.checks import Concern, Failure
 from resumed_server.cli.diagnose.validity import validity
-from resumed_server.config.settings import UserError
 from resumed_server.config.types import Address
+from resumed_server.errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Callable

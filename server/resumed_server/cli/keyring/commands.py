@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.table import Table
 
 from resumed_server.cli.keyring.file import KeyringFile, now
-from resumed_server.config.settings import UserError
 from resumed_server.config.types import Duration
+from resumed_server.errors import UserError
 
 if TYPE_CHECKING:
     from datetime import datetime

@@ -18,7 +18,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from resumed import Keyring, KeyringError
-from resumed_server.config.settings import UserError
+from resumed_server.errors import UserError
 
 _ABOUT = """\
 # A keyring of resumed. Whoever has it can open the TLS sessions of its fleet: every frontend needs it, nobody else.

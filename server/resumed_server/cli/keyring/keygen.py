@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from resumed import Keyring
 from resumed_server.cli.keyring.file import Key, KeyringFile
-from resumed_server.config.settings import UserError
+from resumed_server.errors import UserError
 
 
 def keygen(file: str | None, *, append: bool = False) -> str:

@@ -13,8 +13,8 @@ from rich.text import Text
 
 from resumed_server.cli.top.metrics_client import Period, Scrape, Unreachable, endpoints, scrape_all
 from resumed_server.cli.top.view import shown
-from resumed_server.config.settings import UserError
 from resumed_server.config.types import Duration
+from resumed_server.errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

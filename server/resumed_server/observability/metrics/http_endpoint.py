@@ -15,7 +15,7 @@ import structlog
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import MetricsHandler
 
-from resumed_server.observability.logging import described, is_news
+from resumed_server.errors import described, is_news
 from resumed_server.places import Places
 
 if TYPE_CHECKING:

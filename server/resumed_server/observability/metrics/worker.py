@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from resumed_server.observability.logging import described
+from resumed_server.errors import described
 from resumed_server.observability.metrics.instrumented_engine import CountedEngine
 from resumed_server.observability.metrics.recorder import Recorder
 from resumed_server.storage.engine import EngineError

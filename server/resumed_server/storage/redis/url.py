@@ -107,11 +107,6 @@ class RedisUrl:
         )
 
 
-def redacted(url: str) -> str:
-    """Return a URL of any engine as a log may show it: without a password."""
-    return re.sub(r"(?<=://)([^/?#:]*):([^/?#]*)@", r"\1:***@", url)
-
-
 def _host(text: str, default_port: int) -> tuple[str, int]:
     match = _HOST.fullmatch(text)
     if match is None or not 0 < int(match[3] or default_port) <= _LAST_PORT:
