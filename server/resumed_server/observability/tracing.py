@@ -65,6 +65,10 @@ class Tracing:
         self._observer.failed(method, code, seconds, request, context)
         self._span(method, code, seconds, request, context)
 
+    def limited(self, operation: str, namespace: str) -> None:
+        """See Observer."""
+        self._observer.limited(operation, namespace)
+
     def _span(
         self, method: str, code: int, seconds: float, request: Any, context: ServicerContext, *, response: Any = None
     ) -> None:

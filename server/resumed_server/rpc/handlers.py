@@ -50,6 +50,9 @@ class Observer(Protocol):
     def failed(self, method: str, code: int, seconds: float, request: Any, context: ServicerContext, /) -> None:
         """Note a call that ended with the status `code`, by its number."""
 
+    def limited(self, operation: str, namespace: str, /) -> None:
+        """Note an operation (get, put, take or remove), alone or of a Batch, that a limit of its namespace refused."""
+
 
 class Unobserved:
     """An observer who notes nothing."""
@@ -58,6 +61,9 @@ class Unobserved:
         """See Observer."""
 
     def failed(self, *_: object) -> None:
+        """See Observer."""
+
+    def limited(self, *_: object) -> None:
         """See Observer."""
 
 

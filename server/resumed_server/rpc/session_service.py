@@ -89,7 +89,7 @@ class SessionStoreService(SessionStoreServiceServicer):
     def Put(self, request: pb.PutRequest, context: ServicerContext) -> pb.PutResponse:
         """Store a session."""
         put = self._put(request, admitted(self._access, context))
-        self._spend(put.namespace)
+        self._spend("put", put.namespace)
         if refusal := self._admit(put):
             raise refusal
         ttl: storage.Outcome = None
@@ -105,21 +105,21 @@ class SessionStoreService(SessionStoreServiceServicer):
     def Get(self, request: pb.GetRequest, context: ServicerContext) -> pb.GetResponse:
         """Return a session."""
         address = _address(request, "get", admitted(self._access, context))
-        self._spend(address[0])
+        self._spend("get", address[0])
         return _found(pb.GetResponse(), self._engine.get(*address))
 
     @answered
     def Take(self, request: pb.TakeRequest, context: ServicerContext) -> pb.TakeResponse:
         """Return a session and remove it."""
         address = _address(request, "take", admitted(self._access, context))
-        self._spend(address[0])
+        self._spend("take", address[0])
         return _found(pb.TakeResponse(), self._engine.take(*address))
 
     @answered
     def Remove(self, request: pb.RemoveRequest, context: ServicerContext) -> pb.RemoveResponse:
         """Remove a session."""
         remove = storage.Remove(*_address(request, "remove", admitted(self._access, context)))
-        self._spend(remove.namespace)
+        self._spend("remove", remove.namespace)
         refusal = self._admit(remove)
         removed: storage.Outcome = None
         try:
@@ -138,9 +138,7 @@ class SessionStoreService(SessionStoreServiceServicer):
         if not 1 <= len(request.operations) <= MAX_OPERATIONS:
             raise InvalidField("operations", f"must hold 1 to {MAX_OPERATIONS}")
         checked = list(self._checked(request.operations, caller))
-        called = Counter(each.namespace for each in checked if not isinstance(each, Exception))
-        for namespace, count in called.items():
-            self._spend(namespace, count)
+        self._spend_all([each for each in checked if not isinstance(each, Exception)])
         refusals = list(map(self._admit, checked))
         checked = list(map(_within_limits, checked, refusals))
         valid = [operation for operation in checked if not isinstance(operation, Exception)]
@@ -167,10 +165,26 @@ class SessionStoreService(SessionStoreServiceServicer):
                 self._access.caller(context).demand("watch", request.namespace)
                 yield answer
 
-    def _spend(self, namespace: str, operations: int = 1) -> None:
+    def _spend(self, operation: str, namespace: str) -> None:
         budget = self._budgets.of_namespace(namespace)
-        if budget:
-            budget.spend(operations)
+        try:
+            if budget:
+                budget.spend(1)
+        except LimitExceeded:
+            self.observer.limited(operation, namespace)
+            raise
+
+    def _spend_all(self, operations: Sequence[Operation]) -> None:
+        """Spend all operations of a Batch; where one namespace is at its limit none of them is carried out."""
+        try:
+            for namespace, count in Counter(each.namespace for each in operations).items():
+                budget = self._budgets.of_namespace(namespace)
+                if budget:
+                    budget.spend(count)
+        except LimitExceeded:
+            for each in operations:
+                self.observer.limited(type(each).__name__.lower(), each.namespace)
+            raise
 
     def _admit(self, operation: Operation | Exception) -> LimitExceeded | None:
         """Count the session or tombstone that an operation may leave; return why it may leave none, if so."""
@@ -181,6 +195,8 @@ class SessionStoreService(SessionStoreServiceServicer):
             if budget:
                 budget.admit_entry(_size(operation))
         except LimitExceeded as error:
+            if isinstance(operation, storage.Put):  # a Remove may still remove a session
+                self.observer.limited("put", operation.namespace)
             return error
         return None
 

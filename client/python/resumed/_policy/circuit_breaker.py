@@ -37,7 +37,8 @@ class Breaker:
 
     def __init__(self, failures: int = 3, clock: Callable[[], float] = time.monotonic) -> None:
         self._limit, self._clock = failures, clock
-        self._rest = self._rests_until = 0.0
+        self._rest = 0.0
+        self._rests_from = float("-inf")
         self._limited_at = float("-inf")
         self._failures = 0
         self._failed_at = float("-inf")
@@ -50,7 +51,7 @@ class Breaker:
     @property
     def resting(self) -> bool:
         """Whether the store refused a call a moment ago because of a limit."""
-        return self._rest > 0 and self._clock() < self._rests_until
+        return self._clock() < self._rests_from + self._rest
 
     @property
     def scarce(self) -> bool:
@@ -71,7 +72,7 @@ class Breaker:
         """
         self.answered = False
         if late and self.scarce:
-            self._rest_longer()
+            self._rest_longer(began)
             return
         if began < self._failed_at:
             return
@@ -88,22 +89,30 @@ class Breaker:
         self._pause = min(max(2 * self._pause, _FIRST_PAUSE), _LONGEST_PAUSE)
         return self._pause
 
-    def limited(self) -> None:
-        """Note that a call was refused because of a limit, so that none is made for a while."""
-        rest = self._rest_longer()
-        self.succeeded()
+    def limited(self, began: float | None = None) -> None:
+        """Note that a call was refused because of a limit, so that none is made for a while.
+
+        Args:
+            began: When it began. Of calls that were under way together, one lengthens the pause.
+        """
+        self._reached()
         self.answered = False
         self._limited_at = self._clock()
-        self._rest = rest
+        self._rest_longer(began)
 
     def succeeded(self) -> None:
         """Note that a call was carried out in time."""
-        self._failures = 0 if self.closed else self._limit - 1
-        self.closed = self.answered = True
-        self._rest = 0.0
+        self._reached()
+        self.answered = True
+        self._rest, self._rests_from = 0.0, float("-inf")
 
-    def _rest_longer(self) -> float:
-        """Rest from now on, twice as long as the last time; return for how many seconds."""
-        self._rest = min(max(2 * self._rest, _FIRST_REST), _LONGEST_REST)
-        self._rests_until = self._clock() + self._rest
-        return self._rest
+    def _reached(self) -> None:
+        """Note that a call was answered in time, so that the store is not down."""
+        self._failures = 0 if self.closed else self._limit - 1
+        self.closed = True
+
+    def _rest_longer(self, began: float | None) -> None:
+        """Rest from now on, twice as long as the last time."""
+        if began is None or began >= self._rests_from:
+            self._rest = min(max(2 * self._rest, _FIRST_REST), _LONGEST_REST)
+            self._rests_from = self._clock()

@@ -177,7 +177,7 @@ class Lookups:
             if found is not None and self._single_use:
                 found, outcome = self._take(key, found, accept, end)
         except LimitExceeded:
-            self._breaker.limited()
+            self._breaker.limited(began)
             return None, "limited"
         except _Late:
             return None, "timeout"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from resumed_server.observability.metrics.recorder import COLUMN
-from resumed_server.storage.engine import AlreadyExists, Engine, EngineError, EngineFull, Get, Put, Take
+from resumed_server.storage.engine import AlreadyExists, Engine, EngineError, EngineFull, Get, NoTombstone, Put, Take
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 _GET_HIT, _GET_MISS, _GET_FAILED = (COLUMN["get", outcome] for outcome in ("hit", "miss", "failed"))
 _TAKE_HIT, _TAKE_MISS, _TAKE_FAILED = (COLUMN["take", outcome] for outcome in ("hit", "miss", "failed"))
 _STORED, _REFUSED, _FULL, _PUT_FAILED = (COLUMN["put", outcome] for outcome in ("stored", "refused", "full", "failed"))
-_REMOVED, _UNKNOWN, _REMOVE_FAILED = (COLUMN["remove", outcome] for outcome in ("removed", "unknown", "failed"))
+_REMOVED, _UNKNOWN = COLUMN["remove", "removed"], COLUMN["remove", "unknown"]
+_REMOVE_LIMITED, _REMOVE_FAILED = COLUMN["remove", "limited"], COLUMN["remove", "failed"]
 
 
 class CountedEngine(Engine):
@@ -60,8 +61,8 @@ class CountedEngine(Engine):
         """See Engine."""
         try:
             removed = self._engine.remove(namespace, key, tombstone=tombstone)
-        except EngineError:
-            self._count(namespace, _REMOVE_FAILED)
+        except EngineError as error:
+            self._count(namespace, _remove_column(error))
             raise
         self._count(namespace, _REMOVED if removed else _UNKNOWN)
         return removed
@@ -122,7 +123,11 @@ def _column(operation: Operation, outcome: Outcome) -> int:
         return _put_column(outcome) if isinstance(outcome, EngineError) else _STORED
     if isinstance(operation, Take):
         return _TAKE_FAILED if failed else _TAKE_MISS if outcome is None else _TAKE_HIT
-    return _REMOVE_FAILED if failed else _REMOVED if outcome else _UNKNOWN
+    return _remove_column(outcome) if isinstance(outcome, EngineError) else _REMOVED if outcome else _UNKNOWN
+
+
+def _remove_column(error: EngineError) -> int:
+    return _REMOVE_LIMITED if isinstance(error, NoTombstone) else _REMOVE_FAILED
 
 
 def _put_column(error: EngineError) -> int:

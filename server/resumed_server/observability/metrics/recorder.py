@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 BOUNDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
 """Upper bounds of the buckets of call times, in seconds; one more holds what took longer."""
 OUTCOMES = (
-    *(("get", "hit"), ("get", "miss"), ("get", "failed")),
-    *(("take", "hit"), ("take", "miss"), ("take", "failed")),
-    *(("put", "stored"), ("put", "refused"), ("put", "full"), ("put", "failed")),
-    *(("remove", "removed"), ("remove", "unknown"), ("remove", "failed")),
+    *(("get", "hit"), ("get", "miss"), ("get", "limited"), ("get", "failed")),
+    *(("take", "hit"), ("take", "miss"), ("take", "limited"), ("take", "failed")),
+    *(("put", "stored"), ("put", "refused"), ("put", "full"), ("put", "limited"), ("put", "failed")),
+    *(("remove", "removed"), ("remove", "unknown"), ("remove", "limited"), ("remove", "failed")),
 )
 """Operations and what became of them; a Batch counts as the operations in it."""
 COLUMN = {outcome: column for column, outcome in enumerate(OUTCOMES)}
@@ -77,6 +77,10 @@ class Recorder:
         """Count an operation; `column` is one of COLUMN."""
         row = self._operations.get(namespace) or self._row(namespace, column)
         row[column] += 1
+
+    def limited(self, operation: str, namespace: str) -> None:
+        """Count an operation that a limit of its namespace refused; see rpc.Observer."""
+        self.operation(namespace, COLUMN[operation, "limited"])
 
     def failed(self, method: str, code: int, *_: object) -> None:
         """Count a call that ended with a status `code`."""

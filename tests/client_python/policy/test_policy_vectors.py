@@ -1,0 +1,96 @@
+"""protos/vectors/policy.json: the policy that the clients of all languages share."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from resumed import _install
+from resumed._async import suspendable_handshake
+from resumed._client import store
+from resumed._policy import circuit_breaker, lookups, session_policy, write_queue
+from resumed._policy.circuit_breaker import Breaker
+from resumed._policy.stats import BUCKETS, REASONS
+
+VECTORS = Path(__file__).parents[3] / "protos" / "vectors"
+POLICY = json.loads((VECTORS / "policy.json").read_text())
+LIMITS = json.loads((VECTORS / "limits.json").read_text())
+
+
+def ms(*seconds: float) -> list[float]:
+    return [round(1000 * each, 6) for each in seconds]
+
+
+def first_and_max(*seconds: float) -> dict[str, float]:
+    return dict(zip(("first", "max"), ms(*seconds), strict=True))
+
+
+def test_the_constants_are_those_of_all_clients() -> None:
+    defaults = {
+        name: each.default for name, each in inspect.signature(_install.install).parameters.items() if each.default
+    }
+    assert POLICY["constants"] == {
+        "namespace_pattern": _install._NAMESPACE.pattern,
+        "default_lifetime_seconds": defaults["lifetime"],
+        "max_lifetime_seconds": session_policy.MAX_LIFETIME,
+        "default_deadline_ms": ms(defaults["deadline"])[0],
+        "deadline_share": lookups._DEADLINE_SHARE,
+        "default_max_lookups": defaults["max_lookups"],
+        "max_lookups_per_handshake": suspendable_handshake.MAX_LOOKUPS,
+        "fresh_seconds": session_policy._FRESH_SECONDS,
+        "retry_pauses_ms": ms(*lookups._FRESH_PAUSES),
+        "min_call_ms": ms(lookups._LEAST_ASK_SECONDS)[0],
+        "breaker_failures": inspect.signature(Breaker).parameters["failures"].default,
+        "probe_pause_ms": first_and_max(circuit_breaker._FIRST_PAUSE, circuit_breaker._LONGEST_PAUSE),
+        "probe_reset_ms": ms(circuit_breaker._CALM)[0],
+        "limit_pause_ms": first_and_max(circuit_breaker._FIRST_REST, circuit_breaker._LONGEST_REST),
+        "scarcity_ms": ms(circuit_breaker._SCARCE_SECONDS)[0],
+        "queue_bytes": write_queue.QUEUE_BYTES,
+        "queue_item_bytes": write_queue._OVERHEAD,
+        "batch_operations": store.BATCH_OPERATIONS,
+        "batch_linger_ms": ms(write_queue.LINGER)[0],
+        "batch_deadline_ms": ms(write_queue.BATCH_DEADLINE)[0],
+        "batch_retry_ms": first_and_max(write_queue.RETRY_SECONDS, write_queue.LONGEST_RETRY_SECONDS),
+        "max_value_bytes": LIMITS["value"]["max_bytes"],
+        "lookup_buckets_ms": ms(*BUCKETS),
+    }
+
+
+@pytest.mark.parametrize("kind", POLICY["reasons"])
+def test_the_reasons_are_those_of_all_clients(kind: str) -> None:
+    absent = POLICY["absent_reasons"]["python"].get(kind, [])
+    assert list(REASONS[kind]) == [each for each in POLICY["reasons"][kind] if each not in absent]
+
+
+@pytest.mark.parametrize("sequence", POLICY["sequences"], ids=lambda each: each["name"])
+def test_the_breaker_follows_the_sequence(sequence: dict[str, Any]) -> None:
+    now = 0.0
+    breaker = Breaker(clock=lambda: now)
+    for step in sequence["steps"]:
+        now = step["at_ms"] / 1000
+        apply(step, breaker)
+        assert lookups_of(breaker) == step["lookups"], step
+        if "new_sessions" in step:
+            assert step["new_sessions"] == ("dropped" if breaker.scarce else "stored"), step
+        if "next_probe_ms" in step:
+            assert ms(breaker.pause()) == [step["next_probe_ms"]], step
+
+
+def apply(step: dict[str, Any], breaker: Breaker) -> None:
+    event, result, began = step["event"], step.get("result"), step.get("began_ms", 0) / 1000
+    if result == "limited":
+        breaker.limited(began)
+    elif event in ("lookup", "probe") and result == "ok":
+        breaker.succeeded()
+    elif event == "lookup":
+        breaker.failed(began, late=result == "timeout")
+
+
+def lookups_of(breaker: Breaker) -> str:
+    if not breaker.closed:
+        return "breaker-open"
+    return "limited" if breaker.resting else "call"
