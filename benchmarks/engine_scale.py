@@ -155,7 +155,7 @@ def measure_wire(report: Report, few: Filled, many: Filled, turns: int) -> None:
         gets = []
         for filled in (few, many):
             filled.engine.close()
-            store = ("--store", f"lmdb://{filled.directory}", "--capacity", f"{CAPACITY >> 20}MiB")
+            store = ("--storage", f"lmdb://{filled.directory}", "--capacity", f"{CAPACITY >> 20}MiB")
             server = held.enter_context(running_server(*store))
             gets.append(SessionStoreServiceStub(held.enter_context(grpc.insecure_channel(server.target))).Get)
         for turn in range(turns + 1):

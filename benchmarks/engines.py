@@ -211,7 +211,7 @@ class Bench:
             self.subjects.append(Subject(EMPTY, target, [process]))
             for engine, workers in itertools.product(self.options.engines, self.options.workers):
                 url, storage = self._store(engine, held)
-                server = held.enter_context(running_server("--store", url, workers=workers))
+                server = held.enter_context(running_server("--storage", url, workers=workers))
                 name = f"{engine}, {workers} worker{'s' if workers > 1 else ''}"
                 self.subjects.append(Subject(name, server.target, family(server.process.pid), storage))
             yield self

@@ -53,7 +53,7 @@ def scraped(front: str) -> Iterator[RunningServer]:
             with urllib.request.urlopen(f"http://{address}/metrics") as answer:
                 answer.read()
 
-    with running_server("--front", front, "--metrics-listen", "127.0.0.1:0") as server:
+    with running_server("--transport", front, "--metrics-listen", "127.0.0.1:0") as server:
         (address,) = server.log_lines("listening")[0]["metrics"]
         thread = threading.Thread(target=scrape, args=(address,))
         thread.start()
@@ -82,7 +82,7 @@ def traced(front: str, share: float) -> Iterator[RunningServer]:
         "OTEL_TRACES_SAMPLER": "traceidratio",
         "OTEL_TRACES_SAMPLER_ARG": str(share),
     }
-    with running_server("--front", front, "--otel", env=env) as server:
+    with running_server("--transport", front, "--otel", env=env) as server:
         yield server
     collector.stop(None)
 
@@ -118,7 +118,7 @@ def main() -> None:
     for front in FRONTS:
         with contextlib.ExitStack() as held:
             having = scraped(front) if options.spans is None else traced(front, options.spans)
-            pair = [held.enter_context(running_server("--front", front)), held.enter_context(having)]
+            pair = [held.enter_context(running_server("--transport", front)), held.enter_context(having)]
             for server in pair:
                 bodies = [put(key).SerializeToString() for key in keys]
                 drive(server.target, f"/{SERVICE}/Put", bodies, connections=CONNECTIONS, at_once=AT_ONCE)

@@ -55,7 +55,7 @@ class Store:
     """A store on a port of its own that can be taken away and brought back; its sessions outlive it."""
 
     def __init__(self, directory: str) -> None:
-        self._options = ("--store", f"lmdb://{directory}/store")
+        self._options = ("--storage", f"lmdb://{directory}/store")
         self._running = contextlib.ExitStack()
         self._server: RunningServer | None = None
         self.target = "127.0.0.1:0"

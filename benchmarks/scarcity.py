@@ -38,7 +38,7 @@ def resumed(limit: int, version: ssl.TLSVersion, seconds: float) -> tuple[float,
     """Return the share of visits that resume in the second half of some seconds, and what the frontends logged."""
     with tempfile.TemporaryDirectory() as directory, ThreadPoolExecutor(8) as pool:
         place = Place(Path(directory), 0.05)
-        with Rig(place, "lmdb:", *(("--namespace-rate", f"{limit}") if limit else ())) as rig:
+        with Rig(place, "lmdb:", *(("--namespace-ops-per-second", f"{limit}") if limit else ())) as rig:
             clients = [Client(version) for _ in range(CLIENTS)]
             last: list[Visit | None] = [None] * CLIENTS
 

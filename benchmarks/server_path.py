@@ -109,7 +109,7 @@ def running(threads: int) -> Iterator[tuple[list[Subject], Callable[[int, _Round
             subjects.append(Subject(name, target, [process]))
         directory = held.enter_context(tempfile.TemporaryDirectory())
         for front in FRONTS:
-            options = ("--front", front, "--threads", str(threads))
+            options = ("--transport", front, "--threads", str(threads))
             path = f"unix:{directory}/{front}"
             for name, listen in ((front, "127.0.0.1:0"), (front + UNIX, path)):
                 server = held.enter_context(running_server(*options, listen=listen))

@@ -204,7 +204,7 @@ def on_redis(running: Callable[[], AbstractContextManager[Any]]) -> Iterator[lis
     """Two servers on a Redis of their own."""
     with contextlib.ExitStack() as held:
         url = f"{held.enter_context(running()).url}?timeout_ms=5000"
-        yield [held.enter_context(running_server("--store", url)).target for _ in range(2)]
+        yield [held.enter_context(running_server("--storage", url)).target for _ in range(2)]
 
 
 STORES: dict[str, Callable[[], AbstractContextManager[list[str]]]] = {

@@ -11,7 +11,7 @@ from support.server import running_server
 @pytest.mark.parametrize("front", ["grpcio", "native"])
 def test_no_client_breaks_a_server(front: str) -> None:
     """It stays healthy, answers others correctly, logs no defect, and is no larger than before."""
-    with running_server("--front", front) as server:
+    with running_server("--transport", front) as server:
         outcome = Wire(server, seed=7400).run(2 * PATIENCE, batches=5)
     assert outcome.answers["OK"] > 10
     assert outcome.answers["closed"] > 50

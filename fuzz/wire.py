@@ -1,4 +1,4 @@
-"""Fuzzes a running server over the wire: `python fuzz/wire.py --front native --seconds 60`.
+"""Fuzzes a running server over the wire: `python fuzz/wire.py --transport native --seconds 60`.
 
 Valid and mutated messages, frames and byte streams, in batches. After each batch the server has to be healthy, to
 answer an honest client correctly, to have logged no defect, and to be no larger than before. Coverage does not guide
@@ -304,11 +304,11 @@ def _size(process: int) -> Sequence[int]:
 def main() -> int:
     """Fuzz a server of one kind, and print the outcome as one line of JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--front", choices=("grpcio", "native"), default="grpcio")
+    parser.add_argument("--transport", choices=("grpcio", "native"), default="grpcio")
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--seed", type=int, default=time.time_ns())
     options = parser.parse_args()
-    with running_server("--front", options.front) as server:
+    with running_server("--transport", options.transport) as server:
         wire = Wire(server, options.seed)
         failure = ""
         try:

@@ -66,7 +66,7 @@ class Size:
         directory = rig.directory / f"store-{count}"
         filled = Filled(directory, count, options.progress, value=VALUE_BYTES)
         filled.engine.close()
-        target = rig.store("grpcio", "--store", f"lmdb://{directory}", "--capacity", "4GiB")
+        target = rig.store("grpcio", "--storage", f"lmdb://{directory}", "--capacity", "4GiB")
         self._keys = random.sample(filled.keys, min(count, 1 << 16))
         self._store = SessionStore(target, namespace="shop", deadline=1.0)
         held.callback(self._store.close)

@@ -127,7 +127,7 @@ class Rig:
     def store(self, front: str = "grpcio", *options: str) -> str:
         """Start a store and return its target."""
         with on_core(CLIENTS):
-            server = running_server("--front", front, *options)
+            server = running_server("--transport", front, *options)
             return self._held.enter_context(server).target
 
     def stores(self) -> dict[str, str]:

@@ -88,7 +88,7 @@ func launchStore() *realStore {
 			return nil
 		}
 	}
-	serve := exec.Command(command, "serve", "--listen", "127.0.0.1:0", "--workers", "1", "--drain", "0s")
+	serve := exec.Command(command, "serve", "--listen", "127.0.0.1:0", "--workers", "1", "--shutdown-delay", "0s")
 	log, err := serve.StderrPipe()
 	if err != nil {
 		panic(err)

@@ -83,8 +83,8 @@ DASHBOARDS = {
             "Bytes",
             "bytes",
             {
-                "{{instance}}": 'resumed_store_bytes{instance=~"$instance"}',
-                "{{instance}} may take": 'resumed_store_capacity_bytes{instance=~"$instance"}',
+                "{{instance}}": 'resumed_storage_bytes{instance=~"$instance"}',
+                "{{instance}} may take": 'resumed_storage_capacity_bytes{instance=~"$instance"}',
             },
         ),
         Panel(
@@ -110,7 +110,7 @@ DASHBOARDS = {
         Panel(
             "Processor",
             "percentunit",
-            {"worker {{worker}}": _rate("resumed_worker_cpu_seconds_total", "instance, worker")},
+            {"worker {{worker}}": _rate("resumed_worker_process_cpu_seconds_total", "instance, worker")},
         ),
     ],
     "frontends": [

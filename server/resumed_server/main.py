@@ -77,16 +77,16 @@ def run(settings: Settings) -> int:
         ports = _Ports(addresses, probed, scraped, _board(settings) if scraped else None)
         if settings.workers == 1:
             return _serve(settings, ports, counted, worker=0, supervisor=None)
-        if settings.store == "lmdb:":
+        if settings.storage == "lmdb:":
             directory = held.enter_context(tempfile.TemporaryDirectory(prefix="resumed-"))
-            settings = dataclasses.replace(settings, store=f"lmdb://{quote(directory)}")
+            settings = dataclasses.replace(settings, storage=f"lmdb://{quote(directory)}")
         # Whatever is wrong with the store is found and told once, not by every worker.
         _open(settings).close()
         supervisor = os.getpid()
         return workers.supervise(
             settings.workers,
             lambda worker: _serve(settings, ports, counted, worker, supervisor),
-            patience=settings.drain + 2 * GRACE,
+            patience=settings.shutdown_delay + 2 * GRACE,
         )
 
 
@@ -169,7 +169,7 @@ def _serve(settings: Settings, ports: _Ports, counted: Shared, worker: int, supe
         drains = usable and supervisor in {None, os.getppid()}
         # A worker is told twice where systemd tells it too; what ends one at once is its supervisor's SIGKILL.
         hurried = workers.told_to_stop if supervisor is None else slept
-        drain(server, health, watchers, settings.drain if drains else 0.0, hurried)
+        drain(server, health, watchers, settings.shutdown_delay if drains else 0.0, hurried)
         probes.stop(None)
         stop_all((counting, sweeper, following, probing), GRACE)
     log.info("stopped")
@@ -189,8 +189,8 @@ def _metrics(settings: Settings, ports: _Ports, worker: int, engine: Engine, hel
     from resumed_server.observability.metrics.worker import Metrics  # noqa: PLC0415
 
     board = cast("Board", ports.board)
-    kind = settings.store.partition(":")[0]
-    about = {"engine": kind, "front": settings.front}
+    kind = settings.storage.partition(":")[0]
+    about = {"engine": kind, "transport": settings.transport}
     collector = BoardCollector(board, about, settings.capacity if kind == "lmdb" else 0)
     held.callback(Endpoint(ports.metrics, collector).close)
     return Metrics(board, worker, engine)
@@ -209,11 +209,11 @@ def _observer(settings: Settings, metrics: Metrics | None, held: contextlib.Exit
 def _open(settings: Settings) -> Engine:
     try:
         return open_engine(
-            settings.store,
+            settings.storage,
             capacity=settings.capacity,
             threads=settings.threads,
             clock=time.time,
             blame_crashes=True,
         )
     except (EngineError, OSError, ValueError) as error:
-        raise UserError(f"--store: {error}") from error
+        raise UserError(f"--storage: {error}") from error

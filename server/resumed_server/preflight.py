@@ -25,15 +25,15 @@ def verified(**given: Any) -> Settings:
 
 def _unusable_storage(values: dict[str, Any]) -> list[str]:
     try:
-        verify_url(values["store"])
+        verify_url(values["storage"])
     except ValueError as problem:
-        return [f"--store: {problem}"]
+        return [f"--storage: {problem}"]
     return []
 
 
 def _contradictions(values: dict[str, Any]) -> list[str]:
     addresses = values.get("listen", ())
-    native = values.get("front") == "native"
+    native = values.get("transport") == "native"
     problems = [
         f"--listen: {address} can be reached from other machines, and nothing would protect the sessions; give "
         "--tls-cert, --tls-key and --client-ca, or listen on 127.0.0.1, [::1] or unix:/path, or give --insecure if the "
@@ -68,19 +68,21 @@ def _contradictions(values: dict[str, Any]) -> list[str]:
 
 
 def _lacking(values: dict[str, Any]) -> list[str]:
-    """Return what keeps the native front from serving as told."""
+    """Return what keeps the native transport from serving as told."""
     problems = [
-        f"--front: native has no TLS and does not know who calls, so it cannot listen on {address}; use a loopback "
-        "address or a unix socket, or --front grpcio"
+        f"--transport: native has no TLS and does not know who calls, so it cannot listen on {address}; use a loopback "
+        "address or a unix socket, or --transport grpcio"
         for address in values.get("listen", ())
         if not address.local
     ]
     if values["tls_cert"]:
-        problems.append("--front: native has no TLS; leave --tls-cert away, or use --front grpcio")
+        problems.append("--transport: native has no TLS; leave --tls-cert away, or use --transport grpcio")
     if str(values.get("max_connection_age", USUAL_AGE)) != USUAL_AGE:
-        problems.append("--front: native keeps connections; leave --max-connection-age away, or use --front grpcio")
+        problems.append(
+            "--transport: native keeps connections; leave --max-connection-age away, or use --transport grpcio"
+        )
     if not _is_installed("pygrpc_native"):
-        problems.append("--front: native needs the package pygrpc-native; pip install 'resumed[server,native]'")
+        problems.append("--transport: native needs the package pygrpc-native; pip install 'resumed[server,native]'")
     return problems
 
 

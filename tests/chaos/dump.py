@@ -181,7 +181,7 @@ def look_into(store: str, count: int, workers: int) -> list[Search]:
         valkey = held.enter_context(valkey_server()) if store == "redis" else None
         url = valkey.url if valkey else f"lmdb://{database}"
         # Core dumps are allowed, or only root may read the memory. A small map is soon searched.
-        options = ("--store", url, "--core-dumps", "--capacity", "64MiB")
+        options = ("--storage", url, "--core-dumps", "--capacity", "64MiB")
         server = held.enter_context(running_server(*options, workers=workers))
         fleet = Fleet(str(directory))
         ports = [held.enter_context(fleet.frontend(stack, server.target, "--deadline", "1")) for stack in STACKS]

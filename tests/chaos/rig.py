@@ -67,7 +67,7 @@ class Rig:
         frontend_env: Mapping[str, str] | None = None,
     ) -> None:
         self._directory, self._deadline = directory, _ = place
-        self._options, self._workers, self._env = ("--store", url, *options), workers, env
+        self._options, self._workers, self._env = ("--storage", url, *options), workers, env
         self._networked, self._frontend_env = networked, frontend_env
         self._keyring, self._certificate = directory / "fleet.keys", directory / "frontend.pem"
         for path, content in (

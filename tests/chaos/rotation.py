@@ -136,7 +136,7 @@ class Site:
             shutil.copy2(self._keyring, files.directory / "fleet.keys")
         certificate = directory / "frontend.pem"
         certificate.write_bytes(CERTIFICATE.private_key_and_cert_chain_pem.bytes())
-        options = (*self._store.options, "--max-connection-age", "2s", "--store", f"lmdb://{directory}/database")
+        options = (*self._store.options, "--max-connection-age", "2s", "--storage", f"lmdb://{directory}/database")
         self._server = held.enter_context(running_server(*options))
         # By name, which is in the store's certificate.
         self._target = f"localhost:{self._server.target.rpartition(':')[2]}"
@@ -192,9 +192,9 @@ class Site:
         wait, lifetime = f"{_BETWEEN_FILES * len(self._users) + _READ_SECONDS}s", f"{self._settings.lifetime}s"
         keygen(self._keyring, append=True)
         self._each(self._bring_keys)
-        self._when_allowed(lambda: promote(self._keyring, None, wait=wait, at_once=False))
+        self._when_allowed(lambda: promote(self._keyring, None, wait=wait, force=False))
         self._each(self._bring_keys)
-        self._when_allowed(lambda: retire(self._keyring, None, lifetime=lifetime, wait=wait, at_once=False))
+        self._when_allowed(lambda: retire(self._keyring, None, lifetime=lifetime, wait=wait, force=False))
         self._each(self._bring_keys)
 
     def _bring_keys(self, files: Files) -> None:

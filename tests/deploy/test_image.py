@@ -36,7 +36,7 @@ _PODMAN = ("podman", *image.STORAGE, "--runtime", "runc", "--cgroup-manager", "c
 # As a restricted pod: nothing to write to, no capability, no way to get one.
 _RESTRICTED = ("--read-only", "--read-only-tmpfs=false", "--cap-drop=all", "--security-opt", "no-new-privileges")
 _HERE = ("--network=host", "--ulimit", "nofile=1024:1024", "--ulimit", "nproc=4096:4096")
-SETTINGS = {"RESUMED_DRAIN": "1s", "RESUMED_WORKERS": "2"}
+SETTINGS = {"RESUMED_SHUTDOWN_DELAY": "1s", "RESUMED_WORKERS": "2"}
 
 
 class Container:
@@ -125,7 +125,7 @@ def like_a_secret(path: Path) -> Path:
 def embedded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Container]:
     """A store that keeps its sessions itself."""
     sessions = like_an_empty_dir(tmp_path_factory.mktemp("volumes") / "sessions")
-    with running("--volume", f"{sessions}:/var/lib/resumed", RESUMED_STORE="lmdb:///var/lib/resumed") as container:
+    with running("--volume", f"{sessions}:/var/lib/resumed", RESUMED_STORAGE="lmdb:///var/lib/resumed") as container:
         yield container
 
 
@@ -176,11 +176,11 @@ def test_it_stops_in_time(tmp_path: Path) -> None:
     """Drained, by itself, with exit status 0; its sessions are there again when it comes back."""
     sessions = like_an_empty_dir(tmp_path / "sessions")
     volume = "--volume", f"{sessions}:/var/lib/resumed"
-    with running(*volume, RESUMED_STORE="lmdb:///var/lib/resumed") as container:
+    with running(*volume, RESUMED_STORAGE="lmdb:///var/lib/resumed") as container:
         seconds, status = container.stop(30)
     assert (status, 1 <= seconds < 12) == (0, True)
     assert (sessions / "data.mdb").stat().st_uid == UID
-    with running(*volume, RESUMED_STORE="lmdb:///var/lib/resumed"):
+    with running(*volume, RESUMED_STORAGE="lmdb:///var/lib/resumed"):
         assert not list(sessions.glob("*set-aside*"))
 
 
@@ -194,7 +194,7 @@ def test_mutual_tls_before_a_valkey_with_nothing_writable(tmp_path: Path) -> Non
     settings = {f"RESUMED_TLS_{name}": f"/etc/resumed/tls/{file}" for name, file in tls.items()}
     settings |= {"RESUMED_CLIENT_CA": "/etc/resumed/tls/ca.crt"}
     volume = "--volume", f"{tmp_path / 'tls'}:/etc/resumed/tls:ro"
-    with valkey_server() as valkey, running(*volume, RESUMED_STORE=valkey.url, **settings) as container:
+    with valkey_server() as valkey, running(*volume, RESUMED_STORAGE=valkey.url, **settings) as container:
         with channel(container.target, authority.pem, authority.issue("dns:shop")) as secure:
             grpc.channel_ready_future(secure).result(10)
         writable = container.python("import os; print([w for w, _, _ in os.walk('/') if os.access(w, os.W_OK)])")

@@ -109,7 +109,7 @@ EFFECTS = [
     effect("embedded.capacity", "3GiB", lambda o: env(o)["RESUMED_CAPACITY"], "3GiB"),
     effect("embedded.persistence.size", "7Gi", lambda o: claim(o)["resources"]["requests"]["storage"], "7Gi"),
     effect("embedded.persistence.storageClass", "fast", lambda o: claim(o).get("storageClassName"), "fast"),
-    effect("redis.url", "rediss://a", lambda o: env(o)["RESUMED_STORE"], "rediss://a", REDIS),
+    effect("redis.url", "rediss://a", lambda o: env(o)["RESUMED_STORAGE"], "rediss://a", REDIS),
     effect(
         "redis.secret",
         "pw",
@@ -141,7 +141,7 @@ EFFECTS = [
     effect("server.threads", 5, lambda o: env(o)["RESUMED_THREADS"], "5"),
     effect("server.maxConnectionAge", "5m", lambda o: env(o)["RESUMED_MAX_CONNECTION_AGE"], "5m"),
     effect("server.maxConnections", 1_000_000, lambda o: env(o)["RESUMED_MAX_CONNECTIONS"], "1000000"),
-    effect("server.drainSeconds", 45, lambda o: env(o)["RESUMED_DRAIN"], "45s"),
+    effect("server.shutdownDelaySeconds", 45, lambda o: env(o)["RESUMED_SHUTDOWN_DELAY"], "45s"),
     effect("server.logLevel", "debug", lambda o: env(o)["RESUMED_LOG_LEVEL"], "debug"),
     effect("tls.enabled", False, lambda o: env(o).get("RESUMED_INSECURE"), "true"),
     effect("tls.secret", "mine", lambda o: mounts(o)["/etc/resumed/tls"]["secret"]["secretName"], "mine"),
@@ -177,7 +177,7 @@ EFFECTS = [
         CERTIFIED,
     ),
     effect("grants", "# none", lambda o: "/etc/resumed/grants" in mounts(o), True),
-    effect("namespaceLimits.rate", 2_000_000, lambda o: env(o)["RESUMED_NAMESPACE_RATE"], "2000000"),
+    effect("namespaceLimits.opsPerSecond", 2_000_000, lambda o: env(o)["RESUMED_NAMESPACE_OPS_PER_SECOND"], "2000000"),
     effect("namespaceLimits.sessions", 7, lambda o: env(o)["RESUMED_NAMESPACE_SESSIONS"], "7"),
     effect("namespaceLimits.bytes", "64MiB", lambda o: env(o)["RESUMED_NAMESPACE_BYTES"], "64MiB"),
     effect("namespaceLimits.watchers", 9, lambda o: env(o)["RESUMED_NAMESPACE_WATCHERS"], "9"),
@@ -301,7 +301,7 @@ def test_what_the_server_would_refuse_the_chart_refuses(path: str, value: Any) -
 
 
 LEFT_OUT = {
-    "front": "the native one has no TLS, and is not in the image",
+    "transport": "the native one has no TLS, and is not in the image",
     "core_dumps": "a dump holds secrets, and a pod has nowhere to keep it",
     "log_format": "what collects logs reads JSON, the default",
     "otel": "the image is without OpenTelemetry",
@@ -393,7 +393,7 @@ def test_pods_meet_the_restricted_standard(values: Object) -> None:
 @pytest.mark.parametrize("drain", [0, 20, 3600])
 def test_a_pod_has_longer_than_its_drain(drain: int) -> None:
     """The drain, 10 s for the calls under way, and something to spare."""
-    objects = rendered({"server": {"drainSeconds": drain}})
+    objects = rendered({"server": {"shutdownDelaySeconds": drain}})
     assert pod(objects)["spec"]["terminationGracePeriodSeconds"] >= drain + 12
 
 
@@ -439,7 +439,7 @@ def test_the_server_takes_its_settings(values: Object, tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert f"{settings['RESUMED_DRAIN']}" in done.stdout
+    assert f"{settings['RESUMED_SHUTDOWN_DELAY']}" in done.stdout
 
 
 def test_the_chart_is_of_this_version() -> None:

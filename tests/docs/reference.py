@@ -42,8 +42,8 @@ for the chart.
 - [The grants file](#the-grants-file)
 - [The chart](#the-chart)
 
-Elsewhere: Redis, whose options are part of the URL of `--store` ([engines.md](engines.md#redis-and-valkey)); frontends
-in [Go](../client/go/README.md), [Node](../client/node/README.md), [Rust](../client/rust/README.md) and
+Elsewhere: Redis, whose options are part of the URL of `--storage` ([engines.md](engines.md#redis-and-valkey));
+frontends in [Go](../client/go/README.md), [Node](../client/node/README.md), [Rust](../client/rust/README.md) and
 [C](../client/c/README.md#in-a-server-of-your-own); the [keyring file](keyrings.md).
 """
 _COMMON = """

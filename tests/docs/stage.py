@@ -104,7 +104,7 @@ class Stage:
 
     def _serve(self, command: str, directory: Path) -> str:
         listen = () if "--listen" in command else ("--listen", "127.0.0.1:0")
-        options = (*shlex.split(command)[2:], *listen, "--workers", "1", "--drain", "0s")
+        options = (*shlex.split(command)[2:], *listen, "--workers", "1", "--shutdown-delay", "0s")
         server = start_server(*options, env=self._environment, cwd=directory)
         try:
             server.wait_for_log("ready")

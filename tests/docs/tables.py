@@ -32,6 +32,14 @@ ELSEWHERE = {
     "resumed keygen fleet.keys && kubectl": "needs a cluster; the first half is run elsewhere",
     # Clients in other languages: their own toolchains run these.
     "cargo add": "asks the network",
+    # RELEASING.md, for maintainers.
+    "cargo update --workspace": "asks the network",
+    "git tag -s": "needs the key of a maintainer",
+    "cargo publish": "publishes; `make release-check` builds the package",
+    "npm publish": "publishes; `make release-check` builds the package",
+    "go list": "asks the network",
+    "helm push": "publishes; `make release-check` builds the package",
+    "docker buildx": "publishes; `make image-test` builds the image",
     "go get": "asks the network",
     "npm install": "asks the network",
     "go test": "`make go`",

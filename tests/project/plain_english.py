@@ -48,7 +48,7 @@ class Part(NamedTuple):
 PARTS = (
     Part("front pages", ("*.md", ".github/**/*.md"), 17),
     Part("docs", ("docs/**/*.md", "docs/**/*.py"), 13),
-    Part("protos", ("protos/**/*.md", "protos/**/*.proto", "protos/**/*.py"), 8),
+    Part("protos", ("protos/**/*.md", "protos/**/*.proto", "protos/**/*.py"), 0.3),
     Part("server", ("server/**/*.py",), 22),
     Part("client/python", ("client/python/**/*.md", "client/python/**/*.py"), 13),
     Part("client/go", ("client/go/**/*.md", "client/go/**/*.go"), 12),

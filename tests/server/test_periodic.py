@@ -1,4 +1,4 @@
-"""Loops that go on after whatever fails, and heartbeats that show when one does not come round."""
+"""Loops that survive any exception, and heartbeats that reveal one that hangs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PATIENCE = 20.0
 
 
 def test_a_loop_goes_on_after_any_exception() -> None:
-    """Of failures in a row the log tells the first; the text of one that nobody foresaw may hold a secret."""
+    """The log gets only the type of an unexpected exception, whose text may contain a secret."""
     outcomes: list[Exception | None] = [None, *2 * [EngineUnavailable("gone")], None, KeyError("5ec2e7"), None]
     done = threading.Event()
 
@@ -37,7 +37,6 @@ def test_a_loop_goes_on_after_any_exception() -> None:
 
 
 def test_stop_does_not_wait_longer_than_it_may() -> None:
-    """For a step that hangs."""
     hanging, never = threading.Event(), threading.Event()
 
     def step() -> float:
@@ -54,7 +53,6 @@ def test_stop_does_not_wait_longer_than_it_may() -> None:
 
 
 def test_a_process_with_a_loop_that_hangs_does_not_live() -> None:
-    """By its heartbeat; one that comes round again lives again."""
     now = 100.0
     good, bad = Heartbeat(lambda: now), Heartbeat(lambda: now)
     assert lives((good, bad))

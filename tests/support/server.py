@@ -82,7 +82,7 @@ def running_server(
     *options: str, listen: str = "127.0.0.1:0", workers: int = 1, env: Mapping[str, str] | None = None
 ) -> Iterator[RunningServer]:
     """Run `resumed serve` with `options`, hand it out when every worker is ready, and end it without a drain."""
-    server = start_server("--listen", listen, "--workers", str(workers), "--drain", "0s", *options, env=env)
+    server = start_server("--listen", listen, "--workers", str(workers), "--shutdown-delay", "0s", *options, env=env)
     try:
         server.target = server.wait_for_log("listening", workers)[0]["addresses"][0]
         server.wait_for_log("ready", workers)

@@ -73,7 +73,7 @@ export interface RunningStore {
 
 /** A store that is ready. */
 export async function startStore(): Promise<RunningStore> {
-  const options = ["serve", "--listen", "127.0.0.1:0", "--workers", "1", "--drain", "0s"];
+  const options = ["serve", "--listen", "127.0.0.1:0", "--workers", "1", "--shutdown-delay", "0s"];
   const child = spawn(command, options, { stdio: ["ignore", "ignore", "pipe"] });
   children.push(child);
   let target = "";

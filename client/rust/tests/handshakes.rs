@@ -287,7 +287,7 @@ fn a_removal_binds_the_frontend_that_asked_for_it_at_once() {
 
 #[test]
 fn beyond_a_limit_what_is_stored_goes_on_resuming_and_nothing_new_is_stored() {
-    let Some(store) = Store::launch(&["--namespace-rate", "5"]) else { return };
+    let Some(store) = Store::launch(&["--namespace-ops-per-second", "5"]) else { return };
     let sessions = sessions(&store.target, "limited", |_| ());
     let connection = || sessions.connection(&Scope::default());
     let first = connection().encrypt(b"session").unwrap();
@@ -446,7 +446,7 @@ fn resident_kilobytes() -> usize {
 
 #[test]
 fn a_limit_is_no_outage() {
-    let Some(store) = Store::launch(&["--namespace-rate", "10"]) else { return };
+    let Some(store) = Store::launch(&["--namespace-ops-per-second", "10"]) else { return };
     let sessions = sessions(&store.target, "limited", |_| ());
     let ids: Vec<_> = (0..40).map(|_| sessions.connection(&Scope::default()).encrypt(b"session").unwrap()).collect();
     assert!(sessions.flush(PATIENCE));

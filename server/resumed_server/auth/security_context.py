@@ -63,7 +63,7 @@ class Protection:
 def _namespace_limit(settings: Settings) -> Limit:
     """Return the limit of a namespace for which the grants have none."""
     return Limit(
-        operations_per_second=settings.namespace_rate or None,
+        operations_per_second=settings.namespace_ops_per_second or None,
         watchers=settings.namespace_watchers or None,
         sessions=settings.namespace_sessions or None,
         bytes=settings.namespace_bytes or None,

@@ -76,7 +76,7 @@ def serve(
     settings = verified(**given)
     if check:
         for name, value in settings.shown().items():
-            typer.echo(f"{name.replace('_', '-'):<18} {value}")
+            typer.echo(f"{name.replace('_', '-'):<24} {value}")
         return
     # gRPC's core, which reads this when it is loaded, would write a line of its own for each odd request.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")

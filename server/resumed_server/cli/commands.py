@@ -275,7 +275,7 @@ def _bench(
         str | None, typer.Option(metavar="FILE", help="Certificates to trust, in place of the system's.")
     ] = None,
     insecure: Annotated[bool, typer.Option("--insecure", help="Trust any certificate.")] = False,
-    say: Annotated[
+    send: Annotated[
         str,
         typer.Option(
             metavar="TEXT",
@@ -305,7 +305,7 @@ def _bench(
         sni=sni,
         ca=ca,
         insecure=insecure,
-        say=say,
+        send=send,
         as_json=as_json,
     )
     raise typer.Exit(0 if well else 1)
@@ -343,12 +343,12 @@ def _keyring_promote(
     file: _KeyringFile,
     key: _KeyId = None,
     wait: _Wait = "5m",
-    at_once: Annotated[bool, typer.Option("--now", help="Do not wait: every frontend has the key.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Do not wait: every frontend has the key.")] = False,
 ) -> None:
     """Let a key seal from now on; the one before goes on opening."""
     from resumed_server.cli.keyring.commands import promote
 
-    typer.echo(promote(file, key, wait=wait, at_once=at_once))
+    typer.echo(promote(file, key, wait=wait, force=force))
 
 
 def _keyring_retire(
@@ -362,11 +362,11 @@ def _keyring_retire(
         ),
     ] = "24h",
     wait: _Wait = "5m",
-    at_once: Annotated[
-        bool, typer.Option("--now", help="Do not wait: the sessions that it sealed are lost, as where it was stolen.")
+    force: Annotated[
+        bool, typer.Option("--force", help="Do not wait: the sessions that it sealed are lost, as where it was stolen.")
     ] = False,
 ) -> None:
     """Drop a key that seals no more, once all it sealed has ended."""
     from resumed_server.cli.keyring.commands import retire
 
-    typer.echo(retire(file, key, lifetime=lifetime, wait=wait, at_once=at_once))
+    typer.echo(retire(file, key, lifetime=lifetime, wait=wait, force=force))

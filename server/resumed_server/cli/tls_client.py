@@ -81,12 +81,12 @@ class Client:
     Args:
         server_name: The name to ask for (SNI), unless it is an address.
         version: The only version of TLS to speak, one of VERSIONS; None for the newest that both ends know.
-        ask: Sent behind the handshake; the answer's first byte is waited for.
+        send: Sent behind the handshake; the answer's first byte is waited for.
         ciphersuites: Those of TLS 1.3 that it offers, in its order, by OpenSSL's names with colons between; empty for
             OpenSSL's own order.
     """
 
-    def __init__(self, server_name: str, version: str | None = None, ask: bytes = b"", ciphersuites: str = "") -> None:
+    def __init__(self, server_name: str, version: str | None = None, send: bytes = b"", ciphersuites: str = "") -> None:
         self._context = SSL.Context(SSL.TLS_CLIENT_METHOD)
         self._context.set_min_proto_version(VERSIONS[version or "1.2"])
         self._context.set_max_proto_version(VERSIONS[version or "1.3"])
@@ -95,7 +95,7 @@ class Client:
         # Called for the server's certificates, and so in full handshakes only: pyOpenSSL does not tell otherwise.
         self._context.set_verify(SSL.VERIFY_PEER, self._certified)
         self._server_name = b"" if _is_address(server_name) else server_name.encode("idna")
-        self._ask = ask
+        self._send = send
         self._ticketless: defaultdict[tuple[Endpoint, bool], int] = defaultdict(int)
         self._full = False
 
@@ -142,8 +142,8 @@ class Client:
             tls.set_session(session)
         resumed = yield from self._handshake(tls, sock)
         seconds = answered = time.perf_counter() - started
-        if self._ask:
-            yield from _done(sock, lambda: tls.sendall(self._ask))
+        if self._send:
+            yield from _done(sock, lambda: tls.sendall(self._send))
             if _QUICKACK is not None:
                 # Or a server that left Nagle's algorithm on holds its answer back until our acknowledgement of the
                 # tickets comes, 40 ms later.
@@ -151,7 +151,7 @@ class Client:
             yield from _done(sock, lambda: tls.recv(_CHUNK))
             answered = time.perf_counter() - started
         version = tls.get_protocol_version_name()
-        if version == "TLSv1.3" and not self._ask:
+        if version == "TLSv1.3" and not self._send:
             yield from self._ticket(tls, sock, (endpoint, resumed), seconds)
         with contextlib.suppress(SSL.Error):
             tls.shutdown()  # without it OpenSSL holds the connection for a failed one, and its session for useless

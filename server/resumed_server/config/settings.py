@@ -75,7 +75,7 @@ class Settings:
         "Where to listen: host:port (an IPv6 host in brackets) or unix:/path; port 0 takes a free one. Repeat it "
         "for more (in the environment: separated by blanks).",
     )
-    store: str = _setting(
+    storage: str = _setting(
         _STORAGE,
         "lmdb:",
         str,
@@ -97,11 +97,11 @@ class Settings:
         "DURATION",
         "The longest that a session lives (RFC 8446 section 4.6.1 allows a week); longer requests are lowered to it.",
     )
-    front: str = _setting(
+    transport: str = _setting(
         _PROCESSES,
         "grpcio",
         one_of("grpcio", "native"),
-        "FRONT",
+        "TRANSPORT",
         "What speaks gRPC: grpcio, or native, which answers several times as many calls a core, without TLS, on "
         "loopback addresses and unix sockets only (docs/store.md).",
     )
@@ -120,7 +120,7 @@ class Settings:
         "N",
         "Threads a process that answer calls; more than the default answer no faster from an embedded store.",
     )
-    drain: Duration = _setting(
+    shutdown_delay: Duration = _setting(
         _PROCESSES,
         "5s",
         Between(Duration.parse, Duration(0), Duration(3_600)),
@@ -154,7 +154,7 @@ class Settings:
         "Which identities may do what in which namespaces (TOML, docs/store.md); needs --client-ca. Without it every "
         "client that gets in may do everything.",
     )
-    namespace_rate: int = _setting(
+    namespace_ops_per_second: int = _setting(
         _LIMITS,
         "0",
         Between(whole, 0, LARGEST),
@@ -256,7 +256,7 @@ class Settings:
             "listen": " ".join(map(str, self.listen)),
             "health_listen": " ".join(map(str, self.health_listen)),
             "metrics_listen": " ".join(map(str, self.metrics_listen)),
-            "store": redacted(self.store),
+            "storage": redacted(self.storage),
         }
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from resumed_server.watch.hub import Watchers
 
 GRACE = 5.0
-"""Seconds that calls in flight get to finish after the drain."""
+"""Seconds that calls in flight get to finish after the shutdown delay."""
 
 log = structlog.get_logger()
 

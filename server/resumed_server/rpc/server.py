@@ -97,7 +97,7 @@ def session_server(
     )
     server.add_registered_method_handlers(_REFLECTION_V1, {"ServerReflectionInfo": handler})
     front: grpc.Server | NativeServer = server
-    if settings.front == "native":
+    if settings.transport == "native":
         from resumed_server.rpc.native_server import NativeServer  # noqa: PLC0415 - an extra that grpcio's front does without
 
         front = NativeServer(server, settings.threads, shared=shared, metadata=settings.otel)

@@ -1,4 +1,4 @@
-"""A process knows its own ids again, and nobody else's."""
+"""A process recognises the ids that it issued, and no others."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ KEYRING = Keyring.from_keys([os.urandom(32)])
 
 
 def test_own_ids_are_known_and_those_of_others_are_not() -> None:
-    """Ten thousand of each; no two are the same, and all of them are the fleet's."""
     ours, theirs = Issuer(), Issuer()
     own = {KEYRING.issue_id("shop", 1_800_000_000, ours.nonce()) for _ in range(10_000)}
     others = [KEYRING.issue_id("shop", 1_800_000_000, theirs.nonce()) for _ in range(10_000)]
@@ -22,7 +21,6 @@ def test_own_ids_are_known_and_those_of_others_are_not() -> None:
 
 
 def test_a_child_is_another_process() -> None:
-    """It issues its own, and its parent's are foreign to it."""
     issuer = Issuer()
     nonce = issuer.nonce()
     child = os.fork()
@@ -33,6 +31,5 @@ def test_a_child_is_another_process() -> None:
 
 
 def test_bytes_of_any_length_are_no_ids_of_ours() -> None:
-    """Nothing is raised."""
     issuer = Issuer()
     assert not any(issuer.issued(os.urandom(length)) for length in range(64))

@@ -1,4 +1,4 @@
-"""The look-ups of one handshake: one after the other, each once, and never many."""
+"""The lookups of one suspended handshake are sequential, unique and few."""
 
 from __future__ import annotations
 
@@ -15,14 +15,13 @@ IDS = [bytes([number]) * 32 for number in range(10)]
 
 
 class FakeShim:
-    """Begins look-ups, which a test answers; `worthless` ids are none."""
+    """Starts lookups that a test answers; ids in `worthless` are not looked up."""
 
     def __init__(self, *worthless: bytes) -> None:
         self.worthless = worthless
         self.asked: dict[bytes, Future[Found]] = {}
 
     def prefetch(self, session_id: bytes) -> Future[Found] | None:
-        """Begin a look-up."""
         if session_id in self.worthless:
             return None
         assert session_id not in self.asked
@@ -31,30 +30,25 @@ class FakeShim:
 
 
 class Driver:
-    """Counts how often it was woken."""
-
     def __init__(self, shim: FakeShim) -> None:
         self.woken = self.searched = 0
         self.shim = shim
         self.handshake = Handshake(PATIENCE, self.waker)
 
     def waker(self) -> Any:
-        """Return what wakes."""
         self.searched += 1
         return self.wake
 
     def wake(self) -> None:
-        """Count."""
         self.woken += 1
 
     def rests_with(self, *offered: bytes) -> bool:
-        """Take a step with a ClientHello."""
+        """Advance the handshake with a ClientHello; return whether it is suspended."""
         self.handshake.offers(offered, self.shim.prefetch)
         return self.handshake.rests
 
 
 def test_it_rests_until_the_answer_is_there() -> None:
-    """And is woken once."""
     shim = FakeShim()
     driver = Driver(shim)
     assert driver.rests_with(IDS[0])
@@ -69,7 +63,6 @@ def test_it_rests_until_the_answer_is_there() -> None:
 
 
 def test_after_a_miss_the_next_id_is_looked_up() -> None:
-    """As OpenSSL would do, and nothing behind the first hit."""
     shim = FakeShim(IDS[1])
     driver = Driver(shim)
     assert driver.rests_with(*IDS[:4])
@@ -82,7 +75,7 @@ def test_after_a_miss_the_next_id_is_looked_up() -> None:
 
 
 def test_one_client_hello_is_few_look_ups() -> None:
-    """What is beyond them is a miss, not a look-up that holds the caller up."""
+    """A ClientHello has room for hundreds of identities."""
     shim = FakeShim()
     driver = Driver(shim)
     for session_id in IDS[:MAX_LOOKUPS]:
@@ -96,7 +89,6 @@ def test_one_client_hello_is_few_look_ups() -> None:
 
 
 def test_what_nobody_would_wake_does_not_rest() -> None:
-    """And is looked up when OpenSSL asks for it."""
     shim = FakeShim()
     handshake = Handshake(PATIENCE)
     handshake.offers(IDS, shim.prefetch)
@@ -106,7 +98,6 @@ def test_what_nobody_would_wake_does_not_rest() -> None:
 
 
 def test_what_is_not_worth_a_call_wakes_nobody() -> None:
-    """It does not rest either."""
     driver = Driver(FakeShim(*IDS))
     assert not driver.rests_with(*IDS)
     assert driver.woken == 0

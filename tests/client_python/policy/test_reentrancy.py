@@ -1,4 +1,4 @@
-"""OpenSSL's remove callback runs wherever the garbage collector frees a connection: within any method of the client."""
+"""OpenSSL's remove callback can run inside any method of the client, when the garbage collector frees a connection."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ROUNDS = 300
 
 @contextlib.contextmanager
 def at_each_collection(callback: Callable[[], object], threshold: int = 1) -> Iterator[None]:
-    """Call back at each collection of garbage, in whatever thread, and collect at nearly every allocation."""
+    """Call back at each garbage collection, in any thread, and collect at nearly every allocation."""
     begun, ended = list[None](), list[None]()
 
     def called(phase: str, _info: object) -> None:
@@ -50,7 +50,7 @@ def at_each_collection(callback: Callable[[], object], threshold: int = 1) -> It
 
 
 def in_time(step: Callable[[], object]) -> None:
-    """Take a step many times, in a thread that may hang."""
+    """Repeat a step in a thread and fail if it hangs."""
     done = threading.Event()
 
     def steps() -> None:
@@ -70,7 +70,6 @@ class Kept:
 
 
 def test_counting_within_a_snapshot_hangs_nobody() -> None:
-    """And nothing is lost."""
     recorder, called = Recorder(), itertools.count()
 
     def count() -> None:
@@ -89,7 +88,6 @@ def test_counting_within_a_snapshot_hangs_nobody() -> None:
 
 
 def test_a_removal_within_a_change_of_the_mirror_is_carried_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It hangs nobody, and the session that was removed meanwhile is not there."""
     make_room = Sessions._make_room
 
     def collect_and_make_room(sessions: Sessions) -> None:
@@ -113,7 +111,6 @@ def test_a_removal_within_a_change_of_the_mirror_is_carried_out(monkeypatch: pyt
 
 
 def test_a_removal_within_the_sender_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It hangs nobody."""
     store: Any = SessionStore("fake:1", namespace="shop", deadline=5.0)
     sent: list[Any] = []
 

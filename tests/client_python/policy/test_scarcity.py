@@ -1,6 +1,6 @@
-"""A namespace that needs more operations than its limit has: what resumes is in proportion, and no breaker opens.
+"""A namespace above its operation limit resumes in proportion, and opens no circuit breaker.
 
-Frontends and clients are modelled, in a time of their own; breaker and budget are the real ones.
+Frontends and clients are simulated with their own clock; the breaker and the budget are real.
 """
 
 from __future__ import annotations
@@ -23,18 +23,17 @@ NEED = 80
 
 
 class Clock:
-    """Seconds that pass when the model says so."""
+    """A clock that a test moves by hand."""
 
     now = 1_000.0
 
     def __call__(self) -> float:
-        """Return the present."""
         return self.now
 
 
 @dataclass
 class Session:
-    """What a client offers: `issued` for the fleet to look up, and perhaps stored by now."""
+    """A session that a client offers: `issued` for lookups by the fleet, and possibly stored."""
 
     issued: bool
     stored: bool = False
@@ -42,7 +41,7 @@ class Session:
 
 @dataclass
 class Frontend:
-    """A frontend as far as it calls the store: session_policy, lookups and write_queue of resumed._policy."""
+    """The parts of a frontend that call the server: SessionPolicy, Lookups and WriteQueue."""
 
     clock: Clock
     budget: Budget
@@ -53,7 +52,7 @@ class Frontend:
     opened: int = 0
 
     def visit(self, offered: Session | None, *, tickets: bool) -> tuple[bool, Session]:
-        """Return whether a client resumes, and what it offers next: with `tickets`, another one each time."""
+        """Return whether a client resumes, and its next session: with `tickets`, a new one each time."""
         resumed = False
         if offered and offered.issued and not self.breaker.resting:
             resumed = self._look_up() and offered.stored
@@ -65,7 +64,6 @@ class Frontend:
         return resumed, session
 
     def send(self) -> None:
-        """Send what waits, in one Batch."""
         if not self.queue or self.clock.now < self.paused_until:
             return
         batch = [self.queue[number] for number in range(min(len(self.queue), BATCH_OPERATIONS))]
@@ -99,7 +97,7 @@ class Frontend:
 @pytest.mark.parametrize("tickets", [False, True], ids=["TLS 1.2", "TLS 1.3"])
 @pytest.mark.parametrize("frontends", [1, 4, 40])
 def test_what_resumes_is_in_proportion_to_the_limit(frontends: int, tickets: bool, share: float) -> None:
-    """From a cold start; a frontend takes no refusal for an outage."""
+    """The simulation begins with a cold cache."""
     clock, chance = Clock(), random.Random(7)
     limit = Limit(namespaces=("shop",), operations_per_second=int(share * NEED))
     budget = Budget("shop", limit, Shared.fresh(clock))

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 PATIENCE = 10.0
 NOT_FRESH = 11.0
-"""Seconds after which an id that the store does not know is asked for once."""
+"""Age in seconds up to which an unknown id is looked up again."""
 KEYRING = Keyring.from_keys([os.urandom(32)])
 NONCES = itertools.count()
 
@@ -58,20 +58,17 @@ class FakeStore(SessionStore):
             raise self.failure
 
     def get(self, key: bytes, *, deadline: float | None = None) -> StoredSession | None:
-        """Look up."""
         self.gets.append(key)
         self._pass()
         return StoredSession(self.kept[key], 1.0) if key in self.kept else None
 
     def take(self, key: bytes, *, deadline: float | None = None) -> StoredSession | None:
-        """Look up and remove."""
         self.gets.append(key)
         self._pass()
         value = self.kept.pop(key, None)
         return StoredSession(value, 1.0) if value is not None else None
 
     def batch(self, operations: Sequence[Operation], *, deadline: float | None = None) -> list[Result]:
-        """Carry out Puts and Removes."""
         self._pass()
         self.batches.append(list(operations))
         if self.loses_answers:
@@ -90,17 +87,15 @@ class FakeStore(SessionStore):
 
 
 class Clock:
-    """A wall clock that stands still."""
+    """A clock that a test moves by hand."""
 
     now = 1_800_000_000.0
 
     def __call__(self) -> float:
-        """Return Unix seconds."""
         return self.now
 
 
 def shim_on(store: FakeStore, **options: Any) -> tuple[Shim, Clock]:
-    """Return a shim and its clock."""
     clock = Clock()
     return Shim(store, KEYRING, clock=clock, **options), clock
 
@@ -110,24 +105,19 @@ ENVELOPE = Envelope(FINGERPRINT, 1.7e9, b"serialized")
 
 
 def decode(serialized: bytes, remaining: float) -> int:
-    """Decode a session as its length."""
     return len(serialized) * 1_000_000 + int(remaining)
 
 
 @dataclass
 class Offer:
-    """What a client offers on a connection."""
-
     session_id: bytes
     expected: Expected = Expected(FINGERPRINT)  # noqa: RUF009  # it is immutable
     decodes: Callable[[bytes, float], int] = decode
 
     def check(self, envelope: Envelope) -> None:
-        """Decode a session that nobody uses."""
         self.decodes(envelope.session, 0.0)
 
     def decode(self, envelope: Envelope, remaining: float) -> int:
-        """Decode a session."""
         return self.decodes(envelope.session, remaining)
 
 
@@ -147,10 +137,7 @@ def negotiate(shim: Shim, remaining: int = 7200) -> bytes:
 
 
 class TestIds:
-    """Ids are issued some at a time, and nobody can tell."""
-
     def test_an_id_tells_the_second_of_its_handshake(self) -> None:
-        """However many were issued with it."""
         shim, clock = shim_on(FakeStore())
         for _ in range(3):
             clock.now += 0.7
@@ -158,7 +145,6 @@ class TestIds:
             assert issued == {int(clock.now)}
 
     def test_no_id_is_issued_twice(self) -> None:
-        """By threads at once, by a parent and its child."""
         shim, _ = shim_on(FakeStore())
         with ThreadPoolExecutor(8) as pool:
             ids = list(pool.map(lambda _: shim.issue_id(), range(2_000)))
@@ -175,10 +161,7 @@ class TestIds:
 
 
 class TestPrefetch:
-    """A look-up begins before it is needed, in another thread, and is no other one."""
-
     def test_the_answer_is_used_and_nobody_is_asked_again(self) -> None:
-        """Hit or miss."""
         store = FakeStore()
         shim, _ = shim_on(store)
         for session_id, found in ((negotiate(shim), 10_007_200), (shim.issue_id(), None)):
@@ -192,7 +175,6 @@ class TestPrefetch:
         assert shim.stats.misses == {"unknown": 1}
 
     def test_what_needs_no_call_begins_none(self) -> None:
-        """Foreign and old ids, and all while the store keeps failing."""
         store = FakeStore()
         shim, clock = shim_on(store, lifetime=100)
         session_id = negotiate(shim)
@@ -207,7 +189,6 @@ class TestPrefetch:
         assert not shim._lookups._threads._threads
 
     def test_one_id_is_one_call_whoever_asks(self) -> None:
-        """Two that were begun, and one who waits."""
         store = FakeStore()
         shim, _ = shim_on(store)
         session_id = negotiate(shim)
@@ -233,7 +214,6 @@ class TestPrefetch:
         assert len(store.gets) == 1
 
     def test_a_single_use_is_not_shared(self) -> None:
-        """Each asks, and the store answers one of them."""
         store = FakeStore()
         shim, _ = shim_on(store, single_use=True)
         session_id = negotiate(shim)
@@ -243,7 +223,6 @@ class TestPrefetch:
         assert found.count(None) == 3
 
     def test_an_answer_that_is_not_there_is_late(self) -> None:
-        """Nobody waits for it."""
         store = FakeStore()
         shim, _ = shim_on(store)
         session_id = negotiate(shim)
@@ -254,7 +233,6 @@ class TestPrefetch:
         store.gate.set()
 
     def test_beyond_the_limit_nobody_is_asked(self) -> None:
-        """Those that wait for a thread count."""
         store = FakeStore()
         shim, _ = shim_on(store, max_lookups=2)
         store.gate.clear()
@@ -264,7 +242,6 @@ class TestPrefetch:
         store.gate.set()
 
     def test_who_waited_too_long_for_a_thread_does_not_ask(self) -> None:
-        """Its handshake has gone on long ago."""
         store = FakeStore()
         shim, _ = shim_on(store)
         flight, mine = shim._lookups._board(b"key")
@@ -274,7 +251,6 @@ class TestPrefetch:
         assert not store.gets
 
     def test_a_closed_shim_finds_nothing(self) -> None:
-        """Handshakes that are under way when it is uninstalled go on."""
         shim, _ = shim_on(FakeStore())
         session_id = negotiate(shim)
         shim.close()
@@ -284,7 +260,6 @@ class TestPrefetch:
         assert shim._lookups._under_way == 0
 
     def test_a_defect_is_a_miss(self) -> None:
-        """Whatever is raised in the thread."""
         store = FakeStore()
         shim, _ = shim_on(store)
         session_id = negotiate(shim)
@@ -295,10 +270,7 @@ class TestPrefetch:
 
 
 class TestLookUps:
-    """A look-up asks at most once for what is worth asking."""
-
     def test_what_was_negotiated_is_found_with_the_rest_of_its_life(self) -> None:
-        """The life of a session counts from its negotiation."""
         shim, clock = shim_on(FakeStore())
         session_id = negotiate(shim)
         clock.now += 200
@@ -306,14 +278,13 @@ class TestLookUps:
         assert shim.stats.hits == {"store": 1}
 
     def test_a_session_of_a_resumed_connection_keeps_the_rest_it_had(self) -> None:
-        """What OpenSSL says remains is believed, and never more than the lifetime."""
+        """The remaining time that OpenSSL reports is used, up to the lifetime."""
         shim, _ = shim_on(FakeStore())
         assert look_up(shim, Offer(negotiate(shim, remaining=50))) == 10_000_050
         assert look_up(shim, Offer(negotiate(shim, remaining=10**6))) == 10_007_200
 
     @pytest.mark.parametrize("remaining", [0, -1])
     def test_a_session_with_no_life_left_is_not_stored(self, remaining: int) -> None:
-        """Nothing goes out that could not come back."""
         store = FakeStore()
         shim, _ = shim_on(store)
         negotiate(shim, remaining)
@@ -321,7 +292,6 @@ class TestLookUps:
         assert shim.stats.puts == {"unresumable": 1}
 
     def test_an_old_id_asks_nobody(self) -> None:
-        """An id older than the lifetime cannot have a session."""
         store = FakeStore()
         shim, clock = shim_on(store, lifetime=100)
         session_id = negotiate(shim)
@@ -331,7 +301,7 @@ class TestLookUps:
         assert shim.stats.misses == {"expired-id": 1}
 
     def test_clocks_that_differ_by_minutes_resume(self) -> None:
-        """An id from the future was issued by a frontend whose clock is ahead."""
+        """A frontend whose clock is ahead issued the id."""
         shim, clock = shim_on(FakeStore())
         session_id = negotiate(shim)
         clock.now -= 300
@@ -339,7 +309,7 @@ class TestLookUps:
 
     @pytest.mark.parametrize("asks", [1, 4])
     def test_a_fresh_id_is_asked_for_again(self, asks: int) -> None:
-        """Its Put may be on its way: a client that comes back at once resumes, if there is time for it."""
+        """Its Put may still be in flight."""
         store = FakeStore()
         shim, _ = shim_on(store)
         session_id = shim.issue_id()
@@ -357,7 +327,6 @@ class TestLookUps:
         assert shim.stats.hits == {"retried": 1}
 
     def test_an_id_that_is_not_fresh_is_asked_for_once(self) -> None:
-        """Nothing is on its way any more."""
         store = FakeStore()
         shim, clock = shim_on(store)
         session_id = shim.issue_id()
@@ -367,7 +336,6 @@ class TestLookUps:
         assert shim.stats.misses == {"unknown": 1}
 
     def test_concurrent_look_ups_of_one_id_are_one_call(self) -> None:
-        """And each handshake decodes a session of its own."""
         store = FakeStore()
         shim, _ = shim_on(store)
         session_id = negotiate(shim)
@@ -389,7 +357,6 @@ class TestLookUps:
         assert shim.stats.hits == {"store": 1, "coalesced": 7}
 
     def test_single_use_look_ups_are_never_shared(self) -> None:
-        """Of two handshakes at once, one gets the session."""
         store = FakeStore()
         shim, clock = shim_on(store, single_use=True)
         session_id = negotiate(shim)
@@ -404,7 +371,7 @@ class TestLookUps:
 
     @pytest.mark.parametrize("ahead", [False, True], ids=["in the callback", "ahead of it"])
     def test_a_session_that_does_not_fit_is_not_taken(self, ahead: bool) -> None:
-        """It stays for the connection that it fits; so does one that cannot be decoded."""
+        """It stays stored for the connection that it belongs to."""
         shim, _ = shim_on(FakeStore(), single_use=True)
         session_id = negotiate(shim)
 
@@ -421,14 +388,12 @@ class TestLookUps:
         assert look_up(shim, Offer(session_id)) is None
 
     def test_a_session_of_another_context_is_a_miss(self) -> None:
-        """Whatever else agrees."""
         shim, _ = shim_on(FakeStore())
         assert look_up(shim, Offer(negotiate(shim), Expected(bytes(32)))) is None
         assert shim.stats.misses == {"context-mismatch": 1}
         assert not shim.stats.hits
 
     def test_a_context_that_is_not_known_costs_no_call(self) -> None:
-        """Nor does it hide that an id is none of the fleet's."""
         store = FakeStore()
         shim, _ = shim_on(store)
         unknown = Expected(None, "context-unknown")
@@ -440,7 +405,7 @@ class TestLookUps:
         assert shim.stats.misses == {"context-unknown": 1, "foreign-id": 1}
 
     def test_all_look_ups_of_a_handshake_share_one_deadline(self) -> None:
-        """And are few: a ClientHello has room for a thousand ids that the fleet issued."""
+        """A ClientHello has room for a thousand ids of the fleet."""
 
         class Slow(FakeStore):
             def get(self, key: bytes, *, deadline: float | None = None) -> StoredSession | None:
@@ -462,7 +427,7 @@ class TestLookUps:
 
     @pytest.mark.parametrize("single_use", [False, True])
     def test_a_client_that_offers_a_session_twice_is_answered_twice(self, single_use: bool) -> None:
-        """As with HelloRetryRequest (RFC 8446 section 4.1.4): the store is asked once, and one hit is counted."""
+        """HelloRetryRequest (RFC 8446 section 4.1.4): one lookup and one hit."""
         store = FakeStore()
         shim, _ = shim_on(store, single_use=single_use)
         session_id, handshake = negotiate(shim), shim.handshake()
@@ -471,7 +436,7 @@ class TestLookUps:
         assert len(store.gets) == 1 + single_use
 
     def test_what_is_removed_here_resumes_here_no_more(self) -> None:
-        """From that moment, though the store does not know yet, and though a look-up is under way."""
+        """Even before the server has received the removal, and during a lookup."""
         store = FakeStore()
         shim, _ = shim_on(store)
         session_id = negotiate(shim)
@@ -491,7 +456,6 @@ class TestLookUps:
 
     @pytest.mark.parametrize(("seconds", "calls"), [(-300, 1), (300, 1), (-5, 5), (5, 5)])
     def test_an_id_of_another_time_is_asked_for_once(self, seconds: int, calls: int) -> None:
-        """Of the past or of the future: the clocks of two frontends may differ."""
         store = FakeStore(0.2)
         shim, clock = shim_on(store)
         session_id = shim.issue_id()
@@ -500,7 +464,6 @@ class TestLookUps:
         assert (len(store.gets) > 1) is (calls > 1)
 
     def test_look_ups_in_flight_are_bounded(self) -> None:
-        """Beyond the bound a handshake does not ask."""
         store = FakeStore()
         shim, _ = shim_on(store, max_lookups=1)
         one, other = negotiate(shim), negotiate(shim)
@@ -522,7 +485,6 @@ class TestLookUps:
         assert look_up(shim, Offer(other)) is not None
 
     def test_an_undecodable_session_is_a_miss(self) -> None:
-        """What OpenSSL refuses was not a session."""
         shim, _ = shim_on(FakeStore())
 
         def refuse(_serialized: bytes, _remaining: float) -> int:
@@ -533,8 +495,6 @@ class TestLookUps:
 
 
 class TestEnds:
-    """How a connection ended decides about its sessions."""
-
     @pytest.mark.parametrize("reason", [0, 294])
     def test_a_cut_connection_keeps_its_sessions(self, reason: int) -> None:
         """RFC 5246 section 7.2.1."""
@@ -557,10 +517,7 @@ class TestEnds:
 
 
 class TestRemovals:
-    """Whoever removes a session can wait until the store has acknowledged that."""
-
     def test_the_result_is_there_when_the_store_has_acknowledged_all(self) -> None:
-        """And not before."""
         store = FakeStore()
         shim, _ = shim_on(store)
         ids = [negotiate(shim), negotiate(shim)]
@@ -574,7 +531,6 @@ class TestRemovals:
         assert shim.remove([]).result(0) is True
 
     def test_a_removal_that_the_store_refuses_is_not_true(self) -> None:
-        """Nor is flush(), until it is repeated; and the session resumes here no more."""
         store = FakeStore()
         shim, _ = shim_on(store)
         session_id = negotiate(shim)
@@ -589,7 +545,6 @@ class TestRemovals:
         assert shim.stats.removals == {"refused": 1, "application": 1}
 
     def test_a_removal_that_finds_no_room_is_not_true(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """It was never sent."""
         monkeypatch.setattr("resumed._policy.write_queue.QUEUE_BYTES", 0)
         shim, _ = shim_on(FakeStore())
         session_id = shim.issue_id()
@@ -599,7 +554,6 @@ class TestRemovals:
         assert shim.stats.removals == {"dropped": 1}
 
     def test_a_removal_that_is_given_up_is_not_true(self) -> None:
-        """The installation was closed while the store was away."""
         store = FakeStore()
         store.failure = resumed.StoreUnavailable("down")
         shim, _ = shim_on(store)
@@ -609,7 +563,6 @@ class TestRemovals:
         assert shim.remove([shim.issue_id()]).result(0) is False
 
     def test_connections_are_remembered_and_not_all(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Whose session one id is: of the last ones."""
         monkeypatch.setattr("resumed._policy.session_policy._MOST_RELATED", 4)
         store = FakeStore()
         shim, _ = shim_on(store)
@@ -624,7 +577,7 @@ class TestRemovals:
             assert len(store.kept) == left
 
     def test_many_removals_are_remembered_and_not_all(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Clients can cause removals, so there is a bound; it never drops one under way."""
+        """Clients can cause removals, so their number is bounded; a removal in flight is never dropped."""
         monkeypatch.setattr("resumed._policy.write_queue._MOST_REMOVED", 2)
         store = FakeStore()
         shim, _ = shim_on(store)
@@ -640,10 +593,7 @@ class TestRemovals:
 
 
 class TestOutages:
-    """A store that fails is not asked for long, and found again by itself."""
-
     def test_the_breaker_opens_and_closes_by_itself(self, caplog: pytest.LogCaptureFixture) -> None:
-        """After three failures no handshake asks; the prober finds out that the store is back."""
         store = FakeStore()
         shim, _ = shim_on(store)
         session_id = negotiate(shim)
@@ -669,7 +619,6 @@ class TestOutages:
         ],
     )
     def test_failures_are_told_apart(self, failure: Exception, reason: str) -> None:
-        """An operator sees why resumption rests."""
         store = FakeStore()
         shim, _ = shim_on(store)
         store.failure = failure
@@ -677,7 +626,7 @@ class TestOutages:
         assert shim.stats.misses == {reason: 1}
 
     def test_after_a_call_that_failed_no_handshake_waits_for_its_put(self) -> None:
-        """A handshake whose look-up came too late has spent its deadline; the Put goes out all the same."""
+        """The late lookup has used up the deadline of the handshake."""
         store = FakeStore(deadline=1_000.0)
         shim, _ = shim_on(store, puts="wait")
         store.failure = resumed.StoreTimeout("late")
@@ -695,7 +644,6 @@ class TestOutages:
         assert len(store.kept) == 1
 
     def test_a_limit_is_a_miss_and_no_outage(self) -> None:
-        """The store is asked again after a moment, a longer one each time; the breaker stays closed."""
         store, now = FakeStore(), 0.0
         shim, _ = shim_on(store)
         shim._breaker._clock = lambda: now
@@ -717,7 +665,6 @@ class TestOutages:
         assert look_up(shim, Offer(session_id)) is not None, "the next limit begins with a short rest"
 
     def test_what_a_limit_kept_from_being_sent_is_sent_later(self) -> None:
-        """And no handshake waits for it."""
         store = FakeStore()
         shim, _ = shim_on(store, puts="wait")
         session_id = shim.issue_id()
@@ -731,7 +678,7 @@ class TestOutages:
         assert not shim.breaker_open
 
     def test_beyond_a_limit_a_new_session_is_one_that_nobody_asks_for(self) -> None:
-        """What the limit lets through is for sessions that are stored, and for those that follow them."""
+        """The remaining operations serve stored sessions and their successors."""
         store, now = FakeStore(), 0.0
         shim, _ = shim_on(store)
         shim._breaker._clock = lambda: now
@@ -754,7 +701,6 @@ class TestOutages:
         assert look_up(shim, Offer(negotiate(shim))) is not None
 
     def test_a_refusal_that_is_held_back_is_no_outage(self) -> None:
-        """A server does that when it refuses much; but what is late for long opens the breaker."""
         now = 0.0
         breaker = Breaker(clock=lambda: now)
         breaker.limited()
@@ -769,7 +715,7 @@ class TestOutages:
         assert not breaker.closed
 
     def test_batches_that_succeed_do_not_hide_that_look_ups_are_late(self) -> None:
-        """A store may be in time for Batches, and too late for handshakes."""
+        """A server may be fast enough for Batches and too slow for handshakes."""
         store = FakeStore()
         shim, _ = shim_on(store)
         for _ in range(3):
@@ -780,7 +726,7 @@ class TestOutages:
         assert shim.breaker_open
 
     def test_batches_that_fail_do_not_keep_handshakes_from_asking(self) -> None:
-        """A store whose disk is full still answers look-ups."""
+        """A server with a full disk still serves lookups."""
 
         class Full(FakeStore):
             def batch(self, operations: Any, *, deadline: float | None = None) -> Any:
@@ -797,7 +743,7 @@ class TestOutages:
         shim.close(0)
 
     def test_a_forked_child_finds_out_by_itself_that_the_store_is_back(self) -> None:
-        """The parent's prober is a thread, which a child does not have."""
+        """The prober is a thread, which a forked child does not inherit."""
         store = FakeStore()
         shim, _ = shim_on(store)
         session_id = negotiate(shim)
@@ -813,7 +759,6 @@ class TestOutages:
         until(lambda: look_up(shim, Offer(session_id)) is not None)
 
     def test_once_closed_by_a_trial_a_single_failure_opens_it_again(self) -> None:
-        """A store that comes and goes is not trusted at once."""
         breaker = Breaker()
         for _ in range(3):
             assert breaker.closed
@@ -829,7 +774,7 @@ class TestOutages:
         assert breaker.closed
 
     def test_calls_that_fail_together_count_once(self) -> None:
-        """Whatever held them all up for a moment, the next ones may be in time."""
+        """One stall makes all calls in flight late."""
         now = 0.0
         breaker = Breaker(clock=lambda: now)
         for began in (0.0, 1.0, 2.0):
@@ -840,7 +785,6 @@ class TestOutages:
             now += 0.1
 
     def test_a_store_is_tried_soon_and_then_less_often(self) -> None:
-        """What was a moment costs a moment; one that comes and goes is tried no more often than one that is away."""
         now = 100.0
         breaker = Breaker(failures=1, clock=lambda: now)
         breaker.failed(now)
@@ -853,7 +797,7 @@ class TestOutages:
             assert breaker.pause() == pause
 
     def test_a_further_ask_that_is_late_is_no_failure_of_the_store(self) -> None:
-        """It had answered this look-up, and was given little time for one more."""
+        """The server answered this lookup before, and the retry had little time left."""
 
         class Slower(FakeStore):
             def get(self, key: bytes, *, deadline: float | None = None) -> StoredSession | None:
@@ -868,25 +812,22 @@ class TestOutages:
 
 
 def no_thread(_thread: threading.Thread) -> None:
-    """Stand in for Thread.start() on a machine that has no thread to give."""
+    """Replace Thread.start() on a machine that cannot start threads."""
     raise RuntimeError("can't start new thread")
 
 
 def sealed(key: bytes, value: bytes, not_after: int) -> bytes:
-    """Stand in for Keyring.seal(): every time with another nonce."""
+    """Replace Keyring.seal(): each call uses another nonce."""
     return b"%d sealed %s" % (next(NONCES), value)
 
 
 class TestSending:
-    """Puts and removals go out in order, in company, and no later than they are worth it."""
-
     def sender(self, store: FakeStore) -> tuple[Sender, Recorder, Clock]:
         """Return a sender, its recorder and its clock."""
         recorder, clock = Recorder(), Clock()
         return Sender(store, recorder, clock, sealed), recorder, clock
 
     def test_the_tickets_of_one_handshake_are_one_batch(self) -> None:
-        """TLS 1.3 issues two, microseconds apart."""
         store = FakeStore()
         shim, _ = shim_on(store, puts="wait")
         for last in (False, True):
@@ -894,21 +835,20 @@ class TestSending:
         assert [len(batch) for batch in store.batches] == [2]
 
     def test_waiting_ends_when_the_sessions_are_stored(self) -> None:
-        """With puts="wait" a client that comes back at once finds them."""
         store = FakeStore()
         shim, _ = shim_on(store, puts="wait")
         shim.negotiated(shim.issue_id(), ENVELOPE, 100, last=True)
         assert len(store.kept) == 1
 
     def test_plaintext_keyrings_wait_by_default(self) -> None:
-        """Only a sealed id tells that it is fresh, so there is no second ask to rely on."""
+        """Only a sealed id carries the time that marks it as fresh."""
         store = FakeStore()
         shim = Shim(store, Keyring.plaintext())
         shim.negotiated(os.urandom(32), ENVELOPE, 100, last=True)
         assert len(store.kept) == 1
 
     def test_what_waits_does_not_live_longer(self) -> None:
-        """The ttl is what is left when it is sent, and a purge meanwhile counts; what died in the queue is not sent."""
+        """The ttl is computed when the Put is sent."""
         store = FakeStore()
         sender, recorder, clock = self.sender(store)
         store.failure = resumed.StoreUnavailable("down")
@@ -923,7 +863,6 @@ class TestSending:
         assert recorder.snapshot().puts == {"stored": 1, "expired": 1}
 
     def test_a_thread_that_cannot_start_now_starts_later(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """A machine short of threads for a moment loses no Put of later ones."""
         store = FakeStore()
         sender, recorder, clock = self.sender(store)
         with monkeypatch.context() as patch:
@@ -934,7 +873,7 @@ class TestSending:
         assert recorder.snapshot().puts == {"stored": 2}
 
     def test_what_is_sent_again_is_sealed_once(self) -> None:
-        """The store may have kept what it did not answer for, and keeps the first value of a key."""
+        """The server may have stored the first attempt, and rejects a second value for the same key."""
         store = FakeStore(deadline=0.01)
         sender, recorder, clock = self.sender(store)
         store.loses_answers = 2
@@ -945,7 +884,7 @@ class TestSending:
         assert recorder.snapshot().puts == {"stored": 1}
 
     def test_order_is_kept_over_an_outage(self) -> None:
-        """A removal never overtakes the Put before it."""
+        """A removal must not overtake the Put before it."""
         store = FakeStore()
         sender, recorder, clock = self.sender(store)
         store.failure = resumed.StoreUnavailable("down")
@@ -960,7 +899,6 @@ class TestSending:
         assert recorder.snapshot().removals == {"fatal-error": 1}
 
     def test_the_queue_is_bounded(self) -> None:
-        """What finds no room is dropped and counted; what waits is sent in the end."""
         store = FakeStore()
         sender, recorder, clock = self.sender(store)
         store.gate.clear()
@@ -974,7 +912,6 @@ class TestSending:
         assert len(store.kept) == fitting
 
     def test_refusals_are_counted_and_not_repeated(self) -> None:
-        """ALREADY_EXISTS is an answer."""
         store = FakeStore()
         store.refuses = True
         sender, recorder, clock = self.sender(store)
@@ -984,7 +921,6 @@ class TestSending:
         assert len(store.batches) == 1
 
     def test_closing_gives_up_after_its_time(self) -> None:
-        """A store that is down does not keep a frontend from ending."""
         store = FakeStore()
         store.failure = resumed.StoreUnavailable("down")
         sender, _, clock = self.sender(store)
@@ -997,7 +933,6 @@ class TestSending:
         assert not thread.is_alive()
 
     def test_what_was_submitted_before_closing_is_sent_by_and_by(self) -> None:
-        """A context that goes does not take along what it negotiated last."""
         store = FakeStore()
         sender, _, clock = self.sender(store)
         store.gate.clear()
@@ -1010,7 +945,6 @@ class TestSending:
         assert b"a" in store.kept
 
     def test_nothing_of_a_session_is_shown(self) -> None:
-        """Neither what waits to be sent nor what came back has a telling repr."""
         shown = repr([Outgoing(b"KEY", b"VALUE", 1, ""), Outgoing(b"KEY", None, 1, ""), StoredSession(b"VALUE", 1.0)])
         shown += repr([Put(b"KEY", b"VALUE", 1.0), Remove(b"KEY")])
         assert "KEY" not in shown
@@ -1027,13 +961,11 @@ class TestSending:
     ],
 )
 def test_arguments_outside_their_range_are_refused(options: dict[str, Any]) -> None:
-    """The message names the argument."""
     with pytest.raises(ValueError, match=next(iter(options))):
         shim_on(FakeStore(), **options)
 
 
 def test_look_up_times_are_counted_by_bucket() -> None:
-    """One count for each bound and one for what took longer."""
     recorder = Recorder()
     for seconds in (0.00005, 0.0001, 0.03, 9.0):
         recorder.observe_lookup(seconds)

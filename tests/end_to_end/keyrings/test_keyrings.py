@@ -1,4 +1,4 @@
-"""A fleet key is rotated without a lost session by the procedure of docs/keyrings.md, and no key gets out."""
+"""A fleet key is rotated by the procedure of docs/keyrings.md without a lost session or a disclosed key."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ LIFETIME, WAIT, STEP = 160, 120, 20
 
 
 class Clock:
-    """One for the operator and all frontends, which only goes forward when told."""
+    """A clock that a test moves by hand."""
 
     def __init__(self) -> None:
         self.now = datetime(2026, 1, 1, tzinfo=timezone.utc)
@@ -50,23 +50,20 @@ class Clock:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    """The operator's clock."""
     clock = Clock()
-    for module in ("keyring", "keyring_file"):
-        monkeypatch.setattr(f"resumed_server.cli.commands.{module}.now", clock)
+    for module in ("commands", "file"):
+        monkeypatch.setattr(f"resumed_server.cli.keyring.{module}.now", clock)
     return clock
 
 
 @pytest.fixture
 def file(tmp_path: Path, clock: Clock) -> str:
-    """The operator's keyring, with one key."""
     file = str(tmp_path / "fleet.keys")
     keygen(file)
     return file
 
 
 def ids(file: str) -> list[str]:
-    """Return the ids of a file's keys."""
     return Keyring.load(file).key_ids
 
 
@@ -114,7 +111,7 @@ class Fleet:
                 self.lost += not negotiator.visit(other.frontend, session).reused
 
     def roll_out(self) -> None:
-        """Bring the operator's file to one host after the other, which takes the time it may take."""
+        """Copy the operator's file to one host after the other, with the delay of a deployment."""
         for host in self.hosts:
             self.live(WAIT / len(self.hosts))
             host.update()
@@ -122,26 +119,25 @@ class Fleet:
 
 @pytest.fixture
 def fleet(store: RunningServer, file: str, clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fleet:
-    """A fleet whose frontends look at their keyrings with every use, not once a second."""
+    """Make a frontend of a namespace."""
     monkeypatch.setattr("resumed._reload.CHECK_SECONDS", 0.0)
     return Fleet(store.target, file, clock, tmp_path)
 
 
 def test_a_rotation_loses_no_session(fleet: Fleet) -> None:
-    """Add, wait, promote, wait, retire, each step at the first moment at which the commands do not refuse it."""
     file, (old,) = fleet.file, ids(fleet.file)
     fleet.live(WAIT)
     keygen(file, append=True)
     new = ids(file)[1]
     fleet.roll_out()
-    promote(file, None, wait=f"{WAIT}s", at_once=False)
+    promote(file, None, wait=f"{WAIT}s", force=False)
     assert ids(file) == [new, old]
     fleet.roll_out()
     fleet.live(LIFETIME - STEP)
     with pytest.raises(UserError, match="may live another 20s"):
-        retire(file, None, lifetime=f"{LIFETIME}s", wait=f"{WAIT}s", at_once=False)
+        retire(file, None, lifetime=f"{LIFETIME}s", wait=f"{WAIT}s", force=False)
     fleet.live(STEP)
-    retire(file, None, lifetime=f"{LIFETIME}s", wait=f"{WAIT}s", at_once=False)
+    retire(file, None, lifetime=f"{LIFETIME}s", wait=f"{WAIT}s", force=False)
     assert ids(file) == [new]
     fleet.roll_out()
     fleet.live(WAIT)
@@ -151,17 +147,17 @@ def test_a_rotation_loses_no_session(fleet: Fleet) -> None:
 
 @pytest.mark.parametrize("early", ["promote", "retire"])
 def test_with_a_shorter_wait_sessions_are_lost(fleet: Fleet, early: str) -> None:
-    """So the waits are no longer than they have to be, and the test above would see a lost session."""
+    """This shows that the waits are necessary and that the previous test can fail."""
     fleet.live(WAIT)
     keygen(fleet.file, append=True)
     if early == "retire":
         fleet.roll_out()
-    promote(fleet.file, None, wait="5m", at_once=True)
+    promote(fleet.file, None, wait="5m", force=True)
     fleet.roll_out()
     if early == "retire":
         fleet.live(LIFETIME - WAIT)
         assert not fleet.lost
-        retire(fleet.file, None, lifetime="24h", wait="5m", at_once=True)
+        retire(fleet.file, None, lifetime="24h", wait="5m", force=True)
         fleet.roll_out()
     assert fleet.lost
 
@@ -170,68 +166,64 @@ def test_with_a_shorter_wait_sessions_are_lost(fleet: Fleet, early: str) -> None
 
 
 def test_a_key_that_was_just_added_is_not_promoted(file: str, clock: Clock) -> None:
-    """The frontends may not have it; --now says that they do."""
+    """The frontends may not have it; --force says that they do."""
     keygen(file, append=True)
     first, second = ids(file)
     with pytest.raises(UserError, match="wait another 5m"):
-        promote(file, None, wait="5m", at_once=False)
+        promote(file, None, wait="5m", force=False)
     assert ids(file) == [first, second]
     clock.now += timedelta(minutes=4)
     with pytest.raises(UserError, match="wait another 60s"):
-        promote(file, second, wait="5m", at_once=False)
-    promote(file, second, wait="5m", at_once=True)
+        promote(file, second, wait="5m", force=False)
+    promote(file, second, wait="5m", force=True)
     assert ids(file) == [second, first]
 
 
 def test_a_key_that_was_just_sealing_is_not_retired(file: str, clock: Clock) -> None:
-    """What it sealed lives; and the key that seals is never retired."""
     keygen(file, append=True)
     first, second = ids(file)
-    promote(file, None, wait="5m", at_once=True)
+    promote(file, None, wait="5m", force=True)
     clock.now += timedelta(hours=24)
     with pytest.raises(UserError, match="may live another 5m"):
-        retire(file, None, lifetime="24h", wait="5m", at_once=False)
+        retire(file, None, lifetime="24h", wait="5m", force=False)
     with pytest.raises(UserError, match="promote another key first"):
-        retire(file, second, lifetime="24h", wait="5m", at_once=True)
+        retire(file, second, lifetime="24h", wait="5m", force=True)
     clock.now += timedelta(minutes=5)
-    assert first in retire(file, None, lifetime="24h", wait="5m", at_once=False)
+    assert first in retire(file, None, lifetime="24h", wait="5m", force=False)
     assert ids(file) == [second]
 
 
 def test_a_key_that_never_sealed_may_go_at_once(file: str) -> None:
-    """Nothing depends on it."""
     keygen(file, append=True)
     first, second = ids(file)
-    retire(file, second, lifetime="24h", wait="5m", at_once=False)
+    retire(file, second, lifetime="24h", wait="5m", force=False)
     assert ids(file) == [first]
 
 
 def test_what_could_be_meant_has_to_be_said(file: str, tmp_path: Path) -> None:
-    """With several keys, one key, or keys of which nothing is known, nothing is guessed."""
     with pytest.raises(UserError, match="has one key only: add one"):
-        promote(file, None, wait="5m", at_once=True)
+        promote(file, None, wait="5m", force=True)
     with pytest.raises(UserError, match="has one key only: add one"):
-        retire(file, None, lifetime="24h", wait="5m", at_once=True)
+        retire(file, None, lifetime="24h", wait="5m", force=True)
     with pytest.raises(UserError, match="has no key 00000000"):
-        promote(file, "00000000", wait="5m", at_once=True)
+        promote(file, "00000000", wait="5m", force=True)
     with pytest.raises(UserError, match="is the first key"):
-        promote(file, *ids(file), wait="5m", at_once=True)
+        promote(file, *ids(file), wait="5m", force=True)
     keygen(file, append=True)
     keygen(file, append=True)
     with pytest.raises(UserError, match="say which key"):
-        promote(file, None, wait="5m", at_once=True)
+        promote(file, None, wait="5m", force=True)
     with pytest.raises(UserError, match="--wait"):
-        promote(file, ids(file)[1], wait="soon", at_once=False)
+        promote(file, ids(file)[1], wait="soon", force=False)
     bare = tmp_path / "bare.keys"
     bare.touch(0o600)
     bare.write_text(f"{Keyring.generate()}\n{Keyring.generate()}\n")
     with pytest.raises(UserError, match="does not say until when"):
-        retire(str(bare), ids(str(bare))[1], lifetime="24h", wait="5m", at_once=False)
-    promote(str(bare), ids(str(bare))[1], wait="5m", at_once=False)
+        retire(str(bare), ids(str(bare))[1], lifetime="24h", wait="5m", force=False)
+    promote(str(bare), ids(str(bare))[1], wait="5m", force=False)
 
 
 def test_the_operators_comments_and_the_files_mode_stay(file: str) -> None:
-    """And the file is replaced in one step: whoever has it open reads all of the old one."""
     path = Path(file)
     path.write_text(
         "# ours\n" + path.read_text() + "\n# spare, from the safe\n" + Keyring.generate() + " # two\n# end\n"
@@ -240,7 +232,7 @@ def test_the_operators_comments_and_the_files_mode_stay(file: str) -> None:
     link = path.with_name("link.keys")
     link.symlink_to(path.name)
     with path.open() as reader:
-        promote(str(link), ids(file)[1], wait="5m", at_once=True)
+        promote(str(link), ids(file)[1], wait="5m", force=True)
         assert ids(file)[0] not in reader.read()
     lines = path.read_text().splitlines()
     assert lines[0] == "# ours"
@@ -253,10 +245,9 @@ def test_the_operators_comments_and_the_files_mode_stay(file: str) -> None:
 
 
 def test_show_tells_ids_and_ages_and_no_key(file: str, clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
-    """To people and to programs."""
     clock.now += timedelta(days=30)
     keygen(file, append=True)
-    promote(file, None, wait="5m", at_once=True)
+    promote(file, None, wait="5m", force=True)
     keygen(file, append=True)
     clock.now += timedelta(hours=3)
     show(file, as_json=True)
@@ -275,13 +266,12 @@ def test_show_tells_ids_and_ages_and_no_key(file: str, clock: Clock, capsys: pyt
 
 
 def test_a_file_that_others_may_read_is_not_touched(file: str) -> None:
-    """Every command says what to do."""
     Path(file).chmod(0o644)
     before = Path(file).read_bytes()
     for step in (
         lambda: keygen(file, append=True),
         lambda: show(file, as_json=True),
-        lambda: promote(file, None, wait="5m", at_once=True),
+        lambda: promote(file, None, wait="5m", force=True),
     ):
         with pytest.raises(UserError, match="chmod 600"):
             step()
@@ -289,8 +279,6 @@ def test_a_file_that_others_may_read_is_not_touched(file: str) -> None:
 
 
 def test_the_commands_take_what_they_are_told(file: str) -> None:
-    """Each option reaches its step."""
-
     def run(*arguments: str) -> Any:
         return CliRunner().invoke(app, [*arguments, file])
 
@@ -320,8 +308,6 @@ print(json.dumps([hard, dumped, ctypes.CDLL(None).prctl(3, 0, 0, 0, 0), resource
 
 
 def test_a_frontend_that_forbids_core_dumps_leaves_none(tmp_path: Path) -> None:
-    """Nor do the workers that it forks."""
-
     def aborted(how: str) -> list[Any]:
         command = [sys.executable, "-c", ABORTS, str(tmp_path), how]
         told: list[Any] = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
@@ -336,7 +322,7 @@ def test_a_frontend_that_forbids_core_dumps_leaves_none(tmp_path: Path) -> None:
 
 
 def test_the_store_leaves_no_core_dump_unless_told_to(store: RunningServer) -> None:
-    """It holds its TLS key, and sealed sessions."""
+    """Its memory contains the TLS key and sealed sessions."""
     assert core_limit(store) == "0"
     usual = resource.getrlimit(resource.RLIMIT_CORE)[0]
     with running_server("--core-dumps") as server:
@@ -344,6 +330,6 @@ def test_the_store_leaves_no_core_dump_unless_told_to(store: RunningServer) -> N
 
 
 def core_limit(server: RunningServer) -> str:
-    """Return how large a server's core dump may be, in the kernel's words."""
+    """Return the core dump limit of a server as the kernel reports it."""
     limits = Path(f"/proc/{server.process.pid}/limits").read_text().splitlines()
     return next(line.split()[4] for line in limits if line.startswith("Max core file size"))

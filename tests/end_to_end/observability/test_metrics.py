@@ -1,4 +1,4 @@
-"""The metrics of a running server, as Prometheus sees them: of all workers together, whichever of them is asked."""
+"""The metrics of a running server, summed over all workers."""
 
 from __future__ import annotations
 
@@ -34,13 +34,12 @@ def server() -> Iterator[RunningServer]:
 
 @contextlib.contextmanager
 def store(server: RunningServer, namespace: str) -> Iterator[SessionStore]:
-    """Connect to a server."""
+    """A real server, shared by all tests that do not harm it."""
     with contextlib.closing(SessionStore(server.target, namespace=namespace, deadline=PATIENCE)) as store:
         yield store
 
 
 def test_calls_and_operations_of_both_workers_add_up(server: RunningServer) -> None:
-    """By method and code, by namespace and outcome, and times whose count is the calls'."""
     keys = [os.urandom(32) for _ in range(20)]
     for key in keys:  # each by a connection of its own, so that both workers have some
         with store(server, "shop") as shop:
@@ -67,7 +66,7 @@ def test_calls_and_operations_of_both_workers_add_up(server: RunningServer) -> N
     assert 0 < found.total("resumed_call_seconds_sum", method="Put") < 20 * PATIENCE
     assert found.labels("resumed_calls_total", "service") == {"resumed.v1.SessionStoreService"}
     assert found.value("resumed_call_wait_seconds_count") >= 64
-    assert found.value("resumed_calls_turned_away_total") == 0
+    assert found.value("resumed_calls_rejected_total") == 0
     expected = {
         ("get", "hit"): 21,
         ("get", "miss"): 1,
@@ -89,7 +88,6 @@ def test_calls_and_operations_of_both_workers_add_up(server: RunningServer) -> N
 
 
 def test_a_watcher_and_what_was_dropped_for_room_are_told(server: RunningServer) -> None:
-    """The gauge follows the stream; evictions and bytes follow the store."""
     with store(server, "tenant") as tenant:
         with tenant.watch():
             scraped_until(server, lambda found: found.value("resumed_watchers") == 1)
@@ -97,24 +95,24 @@ def test_a_watcher_and_what_was_dropped_for_room_are_told(server: RunningServer)
         for _ in range(3):
             tenant.batch([Put(os.urandom(32), os.urandom(10_000), 600) for _ in range(50)])
     found = scraped_until(server, lambda found: found.value("resumed_evicted_sessions_total") > 0)
-    found = scraped_until(server, lambda found: found.value("resumed_store_bytes") > 900_000)
-    assert found.value("resumed_store_capacity_bytes") == 1 << 20
+    found = scraped_until(server, lambda found: found.value("resumed_storage_bytes") > 900_000)
+    assert found.value("resumed_storage_capacity_bytes") == 1 << 20
 
 
 def test_a_worker_that_is_replaced_takes_no_count_back(server: RunningServer) -> None:
-    """Its successor goes on where it ended."""
     before = scrape(server)
-    started = before.value("resumed_worker_start_time_seconds", worker="0")
+    started = before.value("resumed_worker_process_start_time_seconds", worker="0")
     children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text()
     os.kill(min(map(int, children.split())), signal.SIGKILL)
-    after = scraped_until(server, lambda found: found.value("resumed_worker_start_time_seconds", worker="0") > started)
+    after = scraped_until(
+        server, lambda found: found.value("resumed_worker_process_start_time_seconds", worker="0") > started
+    )
     for (name, labels), value in before.samples.items():
         if name.endswith(("_total", "_count", "_bucket")):
             assert after.samples[name, labels] >= value, name
 
 
 def test_silent_clients_keep_nobody_from_asking(server: RunningServer) -> None:
-    """Not even a handful, and whatever is asked for is the metrics."""
     (address,) = server.log_lines("listening")[0]["metrics"]
     host, port = address.rsplit(":", 1)
     silent = [socket.create_connection((host, int(port))) for _ in range(8)]
@@ -124,7 +122,6 @@ def test_silent_clients_keep_nobody_from_asking(server: RunningServer) -> None:
 
 
 def test_slow_clients_hold_up_neither_a_scrape_nor_the_end() -> None:
-    """However many there are, and though each sends something now and then: the newest is served, the oldest closed."""
     with running_server("--metrics-listen", "127.0.0.1:0") as server, contextlib.ExitStack() as stack:
         (address,) = server.log_lines("listening")[0]["metrics"]
         host, _, port = address.rpartition(":")
@@ -139,7 +136,6 @@ def test_slow_clients_hold_up_neither_a_scrape_nor_the_end() -> None:
 
 
 def test_a_request_that_makes_no_sense_is_refused_and_logged_once(server: RunningServer) -> None:
-    """prometheus_client raises for a version that is not made of numbers."""
     (address,) = server.log_lines("listening")[0]["metrics"]
     accept = {"Accept": "application/openmetrics-text; version=1.x"}
     for _ in range(20):
@@ -149,19 +145,17 @@ def test_a_request_that_makes_no_sense_is_refused_and_logged_once(server: Runnin
 
 
 def test_the_native_front_is_counted_alike() -> None:
-    """Calls that grpcio never sees."""
-    with running_server(*LISTEN, "--front", "native") as server, store(server, "shop") as shop:
+    with running_server(*LISTEN, "--transport", "native") as server, store(server, "shop") as shop:
         shop.put(b"key", b"value", 60)
         with pytest.raises(AlreadyExists):
             shop.put(b"key", b"other", 60)
         assert shop.get(b"key")
         found = scraped_until(server, lambda found: found.total("resumed_calls_total") == 3)
     assert found.total("resumed_calls_total", method="Put", code="ALREADY_EXISTS") == 1
-    assert found.value("resumed_info", engine="lmdb", front="native", version="0.1.0") == 1
+    assert found.value("resumed_build_info", engine="lmdb", transport="native", version="0.1.0") == 1
 
 
 def test_no_key_or_value_is_told(server: RunningServer) -> None:
-    """Names of namespaces are all that comes from callers."""
     secret = b"secret-of-a-session-0123456789abc"
     with store(server, "shop") as shop:
         shop.put(secret, secret, 60)

@@ -1,4 +1,4 @@
-"""The file of grants: what it may say, what it decides, and that no bytes at all break whoever reads it."""
+"""The grants file: its syntax, its decisions, and its reader on arbitrary bytes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ def limit(**fields: str) -> str:
 
 
 def allowed(text: str, identity: str, namespace: str = "shop", operation: str = "get") -> bool:
-    """Return the decision of a file."""
     return Grants.parse(text).allow([identity], namespace, operation)
 
 
@@ -47,7 +46,6 @@ def allowed(text: str, identity: str, namespace: str = "shop", operation: str = 
     ],
 )
 def test_an_identity_matches_exactly_or_by_prefix(pattern: str, identity: str, matches: bool) -> None:
-    """A pattern of one kind never matches a name of the other."""
     assert allowed(grant(pattern, ["shop"], ["get"]), identity) is matches
 
 
@@ -62,26 +60,22 @@ def test_an_identity_matches_exactly_or_by_prefix(pattern: str, identity: str, m
     ],
 )
 def test_a_namespace_matches_exactly_or_by_prefix(pattern: str, namespace: str, matches: bool) -> None:
-    """Nothing else is special in it: a dot is a dot."""
     assert allowed(grant(SHOP, [pattern], ["get"]), SHOP, namespace) is matches
 
 
 def test_every_operation_is_granted_by_its_name() -> None:
-    """And by no other."""
     for operation in OPERATIONS:
         text = grant(SHOP, ["shop"], [operation])
         assert [other for other in OPERATIONS if allowed(text, SHOP, "shop", other)] == [operation]
 
 
 def test_identity_namespace_and_operation_must_stand_in_one_grant() -> None:
-    """Two grants do not add up to a third."""
     text = grant(SHOP, ["shop"], ["put"]) + grant(SHOP, ["pay"], ["get"]) + grant("dns:other", ["shop"], ["get"])
     assert not allowed(text, SHOP, "shop", "get")
     assert Grants.parse(text).allow([SHOP, "dns:other"], "shop", "get"), "any of the caller's names may have it"
 
 
 def test_no_grants_allow_nothing() -> None:
-    """An empty file is a valid one."""
     assert not allowed("", SHOP)
 
 
@@ -130,13 +124,11 @@ def test_no_grants_allow_nothing() -> None:
     ],
 )
 def test_what_makes_no_sense_is_refused(text: str, problem: str) -> None:
-    """With the grant, the field and what it must be: nothing is guessed."""
     with pytest.raises(ValueError, match=problem):
         Grants.parse(text)
 
 
 def test_a_limit_is_for_identities_or_for_namespaces() -> None:
-    """In the order of the file, and as the file says."""
     text = limit(identity=f'"{SHOP}/*"', operations_per_second="2_000", watchers="3")
     text += limit(namespaces='["shop", "shop.*"]', sessions="10", bytes='"1.5KiB"')
     text += limit(namespaces='["pay"]', bytes="7")
@@ -153,7 +145,6 @@ def test_a_limit_is_for_identities_or_for_namespaces() -> None:
 
 
 def test_all_problems_are_told_at_once() -> None:
-    """A line each."""
     with pytest.raises(ValueError, match="grant 1") as caught:
         Grants.parse(grant("a", ["B"], ["c"]) + grant("dns:a", ["b"], ["d", "get", "e"]))
     assert [line[:18] for line in str(caught.value).splitlines()] == [
@@ -168,6 +159,6 @@ def test_all_problems_are_told_at_once() -> None:
 @given(st.text() | st.text(alphabet='[]{}"=grantlim.\n#* 1'))
 @settings(max_examples=300)
 def test_no_text_breaks_the_reader(text: str) -> None:
-    """It is grants, or a ValueError."""
+    """Every text yields grants or raises ValueError."""
     with contextlib.suppress(ValueError):
         Grants.parse(text)

@@ -1,4 +1,4 @@
-"""What gRPC is handed before a handshake, and when it is handed something new."""
+"""The certificate configurations that the server passes to gRPC, and their renewal."""
 
 from __future__ import annotations
 
@@ -26,7 +26,6 @@ AUTHORITY = Authority()
 
 
 def test_nothing_new_is_handed_out_until_the_files_change_or_the_ticket_keys_are_old(tmp_path: Path) -> None:
-    """New files at once, the same ones again when it is time."""
     now = [0.0]
     files = Files(tmp_path).write(AUTHORITY.server(), AUTHORITY.pem)
     paths = [str(tmp_path / name) for name in ("tls.crt", "tls.key", "ca.crt")]
@@ -75,9 +74,9 @@ def client(files: Files, version: ssl.TLSVersion) -> ssl.SSLContext:
 def connected(
     context: ssl.SSLContext, port: int, session: ssl.SSLSession | None = None
 ) -> tuple[bool | None, ssl.SSLSession | None]:
-    """Shake hands, hear what gRPC says first, which comes behind the tickets, and go.
+    """Make a handshake, read the server's first gRPC frame, which follows its tickets, and close.
 
-    Returns whether `session` was resumed, and the session to resume next time.
+    Returns whether `session` was resumed, and the session to resume next.
     """
     with (
         socket.create_connection(("127.0.0.1", port)) as plain,
@@ -92,7 +91,7 @@ VERSIONS = pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVe
 
 @VERSIONS
 def test_old_tls_sessions_are_not_resumed(tmp_path: Path, version: ssl.TLSVersion) -> None:
-    """Whoever resumes is asked for no certificate, and theirs may have expired since."""
+    """A resumed handshake verifies no client certificate, so it would extend the trust in an expired one."""
     now = [0.0]
     files = Files(tmp_path).write(AUTHORITY.server(), AUTHORITY.pem)
     context = client(files, version)
@@ -119,7 +118,6 @@ KEYS = {
 @VERSIONS
 @pytest.mark.parametrize("key", KEYS)
 def test_every_kind_of_key_that_is_taken_shakes_hands(tmp_path: Path, key: str, version: ssl.TLSVersion) -> None:
-    """With client certificates and without."""
     files = Files(tmp_path).write(AUTHORITY.issue("dns:localhost", key=KEYS[key]))
     with serving(files) as port:
         connected(client(files, version), port)
@@ -129,7 +127,6 @@ def test_every_kind_of_key_that_is_taken_shakes_hands(tmp_path: Path, key: str, 
 
 
 def test_one_file_may_hold_key_and_certificate(tmp_path: Path) -> None:
-    """In any order, and with other text around them, as many tools write it."""
     pem = AUTHORITY.server()
     text = b"Certificate:\n    Data:\n"
     for content in (pem.key + text + pem.certificate, text + pem.certificate + AUTHORITY.pem + pem.key):
@@ -139,7 +136,6 @@ def test_one_file_may_hold_key_and_certificate(tmp_path: Path) -> None:
 
 
 def test_material_shows_no_secret(tmp_path: Path) -> None:
-    """In no traceback either."""
     files = Files(tmp_path).write(AUTHORITY.server(), AUTHORITY.pem)
     material = followed(*files.options[1::2]).value
     assert repr(material) == "Material()"
@@ -166,22 +162,19 @@ ENCRYPTED = ec.generate_private_key(ec.SECP256R1())
     ids=["RSA 1024", "secp256k1", "DSA", "encrypted"],
 )
 def test_keys_that_it_cannot_use_are_refused(tmp_path: Path, pem: Pem, problem: str) -> None:
-    """It would tell nobody, and refuse every handshake."""
+    """OpenSSL would accept such a key without an error and fail every handshake."""
     Files(tmp_path).write(pem)
     with pytest.raises(ValueError, match=problem):
         followed(str(tmp_path / "tls.crt"), str(tmp_path / "tls.key"), "")
 
 
 class TestFollowed:
-    """Files that are read again."""
-
     @staticmethod
     def numbers(contents: Sequence[bytes]) -> int:
-        """Add up the numbers in the files."""
         return sum(int(content) for content in contents)
 
     def test_a_mixture_is_never_taken(self, tmp_path: Path) -> None:
-        """Only what looks the same twice."""
+        """A change counts only after two identical reads."""
         one, two = tmp_path / "one", tmp_path / "two"
         one.write_text("1")
         two.write_text("10")
@@ -195,7 +188,6 @@ class TestFollowed:
         assert followed.value == 22
 
     def test_whatever_goes_wrong_the_old_value_stays(self, tmp_path: Path) -> None:
-        """Also what nobody foresaw, and files that are gone or no files."""
         path = tmp_path / "number"
         path.write_text("1")
 
@@ -218,7 +210,6 @@ class TestFollowed:
         assert followed.value == 1
 
     def test_without_a_value_there_is_nothing_to_follow(self, tmp_path: Path) -> None:
-        """A server must not start on files that make no sense."""
         with pytest.raises(ValueError, match="cannot be read: No such file"):
             Followed("numbers", [str(tmp_path / "missing")], self.numbers)
         with pytest.raises(ValueError, match="cannot be read: embedded null byte"):

@@ -1,4 +1,4 @@
-"""What is left of limits: rates, counted together with forked processes, and whose budget is whose."""
+"""Rate limits, shared between forked processes, and the assignment of budgets."""
 
 from __future__ import annotations
 
@@ -28,12 +28,11 @@ SHOP = "spiffe://example.org/shop"
 
 
 class Clock:
-    """Seconds that pass when they are told to."""
+    """A clock that a test moves by hand."""
 
     now = 1_000.0
 
     def __call__(self) -> float:
-        """Return them."""
         return self.now
 
 
@@ -46,7 +45,6 @@ def spent(rate: Rate, amount: int = 1) -> int:
 
 
 def test_a_rate_lets_through_what_it_says() -> None:
-    """A second's worth at once, and after that so many a second, whoever spends."""
     clock = Clock()
     rate = Rate(Rates(clock), "shop", 100)
     assert spent(rate) in {100, 101}
@@ -62,7 +60,6 @@ def test_a_rate_lets_through_what_it_says() -> None:
 
 
 def test_what_is_not_spent_is_not_saved_up() -> None:
-    """After an hour of rest there is a second's worth."""
     clock = Clock()
     rate = Rate(Rates(clock), "shop", 100)
     spent(rate)
@@ -71,7 +68,6 @@ def test_what_is_not_spent_is_not_saved_up() -> None:
 
 
 def test_a_large_call_is_let_through_whole_and_paid_for_afterwards() -> None:
-    """A Batch of 256 under a limit of 10 a second, twice a minute."""
     clock = Clock()
     rate = Rate(Rates(clock), "shop", 10)
     assert rate.spend(256) == 0
@@ -81,14 +77,12 @@ def test_a_large_call_is_let_through_whole_and_paid_for_afterwards() -> None:
 
 
 def test_rates_of_others_are_others() -> None:
-    """Thousands of them."""
     clock = Clock()
     rates = Rates(clock)
     assert {spent(Rate(rates, f"tenant {number}", 10)) for number in range(1_000)} <= {10, 11}
 
 
 def test_the_memory_of_who_rests_is_used_again() -> None:
-    """Nothing is lost: they have earned everything back."""
     clock = Clock()
     rates = Rates(clock)
     for number in range(50_000):
@@ -99,7 +93,6 @@ def test_the_memory_of_who_rests_is_used_again() -> None:
 
 
 def test_forked_processes_count_together() -> None:
-    """The workers of one server."""
     clock = Clock()
     rates = Rates(clock)
     rate = Rate(rates, "shop", 100)
@@ -114,7 +107,6 @@ def test_forked_processes_count_together() -> None:
 
 
 def test_who_does_not_heed_refusals_waits_for_them() -> None:
-    """The first ones come at once; then longer and longer, up to some seconds."""
     clock = Clock()
     budget = Budget(SHOP, Limit(SHOP, operations_per_second=100), Shared.fresh(clock))
 
@@ -172,13 +164,11 @@ operations_per_second = 4
     ],
 )
 def test_the_first_limit_that_names_an_identity_is_its_budget(identities: list[str], rate: int | None) -> None:
-    """Any of the names of a certificate counts."""
     budget = budgets(FILE)[0].of_identities(identities)
     assert (budget.limit.operations_per_second if budget else None) == rate
 
 
 def test_each_identity_has_a_budget_of_its_own() -> None:
-    """Though the limit is one."""
     both = budgets(FILE)[0]
     first, second = (both.of_identities([f"{SHOP}/{name}"]) for name in "ab")
     assert first
@@ -190,7 +180,7 @@ def test_each_identity_has_a_budget_of_its_own() -> None:
 
 
 def test_namespaces_of_one_limit_have_one_budget() -> None:
-    """So nobody gains by making up more of them; others have what the defaults say, each by itself."""
+    """Otherwise a tenant could multiply its limit by inventing namespaces."""
     all_of_them, followed = budgets(FILE, Limit(operations_per_second=5))
     shop, eu, pay, other, another = map(all_of_them.of_namespace, ("shop", "shop.eu", "pay", "other", "another"))
     assert shop
@@ -213,7 +203,6 @@ def test_namespaces_of_one_limit_have_one_budget() -> None:
 
 
 def test_without_limits_there_are_no_budgets() -> None:
-    """And nothing to count."""
     assert Budgets().of_namespace("shop") is None
     assert Budgets().of_identities([SHOP]) is None
     assert budgets("")[0].of_namespace("shop") is None

@@ -1,4 +1,4 @@
-"""How much there is in limited namespaces: counted by what the engine holds, and by what was let in since."""
+"""Usage of limited namespaces: periodic counts plus the Puts accepted since."""
 
 from __future__ import annotations
 
@@ -39,12 +39,11 @@ DEFAULTS = Limit(sessions=2)
 
 
 class Clock:
-    """A wall clock that is moved by hand."""
+    """A clock that a test moves by hand."""
 
     now = 1_800_000_000.0
 
     def __call__(self) -> float:
-        """Return Unix seconds."""
         return self.now
 
 
@@ -53,7 +52,6 @@ CLOCK = Clock()
 
 @pytest.fixture
 def engine() -> Iterator[Engine]:
-    """An embedded engine whose clock stands still."""
     engine = open_engine("lmdb:", capacity=16 << 20, clock=CLOCK)
     yield engine
     engine.close()
@@ -61,26 +59,23 @@ def engine() -> Iterator[Engine]:
 
 @pytest.fixture
 def shared() -> Shared:
-    """Memory in which nothing is counted."""
+    """Shared memory in which nothing is counted yet."""
     return Shared.fresh()
 
 
 @pytest.fixture
 def budgets(shared: Shared) -> Budgets:
-    """The limits of FILE."""
     grants: Any = SimpleNamespace(value=Grants.parse(FILE))
     return Budgets(DEFAULTS, grants, shared)
 
 
 def admit(budgets: Budgets, namespace: str, size: int = 10) -> None:
-    """Let a session in, or raise LimitExceeded."""
     budget = budgets.of_namespace(namespace)
     assert budget
     budget.admit_entry(size)
 
 
 def test_sessions_are_let_in_up_to_the_limit(budgets: Budgets) -> None:
-    """Of all the namespaces of the limit together; others have their own."""
     for namespace in ("shop", "shop.eu", "shop.us", "shop"):
         admit(budgets, namespace)
     with pytest.raises(LimitExceeded, match=r"shop, shop\.\* is at its limit of 4 sessions") as caught:
@@ -94,7 +89,7 @@ def test_sessions_are_let_in_up_to_the_limit(budgets: Budgets) -> None:
 
 
 def test_bytes_are_let_in_up_to_the_limit(budgets: Budgets) -> None:
-    """A smaller session may still fit. Each counts for more than its value, or small ones would take any room."""
+    """Each session counts for more than its value; otherwise small sessions could fill any storage."""
     admit(budgets, "pay", 900)
     with pytest.raises(LimitExceeded, match="1512 bytes"):
         admit(budgets, "pay", 101)
@@ -104,7 +99,6 @@ def test_bytes_are_let_in_up_to_the_limit(budgets: Budgets) -> None:
 
 
 def test_a_count_finds_what_is_there(engine: Engine, budgets: Budgets, shared: Shared) -> None:
-    """Also what another server stored, or an earlier one; and neither what expired nor what was removed."""
     for number in range(3):
         engine.put("shop", b"%d" % number, b"v" * 100, 100)
     engine.put("shop.eu", b"key", b"v" * 100, 5)
@@ -123,7 +117,7 @@ def test_a_count_finds_what_is_there(engine: Engine, budgets: Budgets, shared: S
 def test_a_tombstone_counts_as_the_session_whose_place_it_takes(
     engine: Engine, budgets: Budgets, shared: Shared, end: str
 ) -> None:
-    """Until it expires: to store and remove in turns gains no room."""
+    """Otherwise a client could gain room by storing and removing in turns."""
     for number in range(4):
         engine.put("shop", b"%d" % number, b"value", 5)
         getattr(engine, end)("shop", b"%d" % number)
@@ -137,7 +131,6 @@ def test_a_tombstone_counts_as_the_session_whose_place_it_takes(
 
 
 def test_what_is_let_in_during_a_count_is_not_forgotten(engine: Engine, budgets: Budgets, shared: Shared) -> None:
-    """Whether the count saw it or not."""
     admit(budgets, "shop")
 
     class Slow:
@@ -157,7 +150,6 @@ def test_what_is_let_in_during_a_count_is_not_forgotten(engine: Engine, budgets:
 
 
 def test_forked_processes_count_together(budgets: Budgets) -> None:
-    """Though each finds its budgets by itself."""
     child = os.fork()
     if not child:
         for _ in range(3):
@@ -170,10 +162,8 @@ def test_forked_processes_count_together(budgets: Budgets) -> None:
 
 
 def test_nothing_is_counted_where_nothing_is_limited(shared: Shared) -> None:
-    """A count takes its time."""
-
     class Untouched:
-        """An engine that must not be asked."""
+        """An engine that fails the test when it is called."""
 
     Counting(Untouched(), Budgets(Limit(watchers=1)), shared.tallies).count()  # type: ignore[arg-type]
 
@@ -186,12 +176,10 @@ class Refused:
     """As much of a grpc.ServicerContext as a refusal needs."""
 
     def abort_with_status(self, _status: object) -> None:
-        """End the call."""
         raise Abort
 
 
 def test_only_what_is_stored_counts() -> None:
-    """Neither what the rate refuses, nor a retry, nor what the engine refuses."""
     shared = Shared.fresh(lambda: 0.0)
     budgets = Budgets(Limit(operations_per_second=1, sessions=10), shared=shared)
     with contextlib.closing(EmbeddedEngine(None, capacity=1 << 20)) as engine:
@@ -217,7 +205,7 @@ def test_only_what_is_stored_counts() -> None:
 
 @pytest.fixture(params=["lmdb", "redis"])
 def served(request: pytest.FixtureRequest) -> Iterator[tuple[SessionStoreService, Engine]]:
-    """A service with room for two sessions in each namespace, and its engine."""
+    """Return the bytes that a client reads; TLS 1.3 reports a rejected certificate only after the handshake."""
     with contextlib.ExitStack() as stack:
         url = "lmdb:" if request.param == "lmdb" else stack.enter_context(valkey_server()).url + "?timeout_ms=5000"
         engine = stack.enter_context(contextlib.closing(open_engine(url, capacity=1 << 20)))
@@ -225,7 +213,6 @@ def served(request: pytest.FixtureRequest) -> Iterator[tuple[SessionStoreService
 
 
 def test_removals_of_what_is_not_there_are_within_limits(served: tuple[SessionStoreService, Engine]) -> None:
-    """Each leaves a tombstone, once; beyond the limit it is refused, but removes what is there all the same."""
     (service, engine), context = served, Refused()
 
     def remove(*keys: bytes, namespace: str = "shop") -> list[int]:
@@ -246,7 +233,7 @@ def test_removals_of_what_is_not_there_are_within_limits(served: tuple[SessionSt
 
 
 def test_nobody_can_choose_names_that_share_a_slot() -> None:
-    """Each server has a key of its own, which its workers share."""
+    """The key of the hash is random for each server, and its workers share it."""
     one, other = Shared.fresh(), Shared.fresh()
     for name in ("tallies", "rates"):
         numbers = [getattr(shared, name).number("pay.example") for shared in (one, one, other)]
@@ -254,7 +241,7 @@ def test_nobody_can_choose_names_that_share_a_slot() -> None:
 
 
 def test_a_name_of_which_nothing_is_left_gives_its_slot_back() -> None:
-    """Or thousands that came once would be counted together with those that come now."""
+    """Otherwise thousands of short-lived names would share slots with the names in use."""
     tallies = Tallies()
     for number in range(20_000):
         tally = Tally(tallies, f"{number}")

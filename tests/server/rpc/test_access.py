@@ -1,4 +1,4 @@
-"""Who may do what, over the wire: every bad credential, every operation, and what changes while the server serves."""
+"""Authentication and authorization over the wire, and their changes while the server runs."""
 
 from __future__ import annotations
 
@@ -61,8 +61,6 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 class Stub(SessionStoreServiceStub):
-    """Both services, on one connection."""
-
     def __init__(self, channel: grpc.Channel) -> None:
         super().__init__(channel)
         admin = AdminServiceStub(channel)
@@ -71,19 +69,17 @@ class Stub(SessionStoreServiceStub):
 
 @pytest.fixture
 def connect(server: RunningServer) -> Iterator[Callable[[Pem | None], SessionStoreServiceStub]]:
-    """Connect with a certificate."""
     with ExitStack() as held:
         yield lambda pem: Stub(held.enter_context(channel(server.target, AUTHORITY.pem, pem)))
 
 
 @pytest.fixture
 def shop(connect: Callable[[Pem | None], SessionStoreServiceStub]) -> SessionStoreServiceStub:
-    """The rightful caller."""
+    """A client with a grant for the namespaces `shop` and `shop.*`."""
     return connect(AUTHORITY.issue(SHOP))
 
 
 def requests(namespace: str, key: bytes) -> dict[str, Any]:
-    """Return one request for each operation."""
     address: dict[str, Any] = {"namespace": namespace, "key": key}
     return {
         "put": pb.PutRequest(**address, value=SECRET.encode(), ttl=Duration(seconds=60)),
@@ -103,14 +99,13 @@ def called(stub: SessionStoreServiceStub, operation: str, request: Any) -> Any:
 
 
 def refusal(stub: SessionStoreServiceStub, operation: str, request: Any) -> grpc.RpcError:
-    """Return the error of a call that must fail."""
+    """Return the single line with which `resumed serve` rejects a URL (exit status 2)."""
     with pytest.raises(grpc.RpcError) as caught:
         called(stub, operation, request)
     return caught.value
 
 
 def info(status: Status) -> ErrorInfo:
-    """Return the one ErrorInfo of an error."""
     (found,) = [detail for detail in status.details if detail.Is(ErrorInfo.DESCRIPTOR)]
     unpacked = ErrorInfo()
     found.Unpack(unpacked)
@@ -118,13 +113,12 @@ def info(status: Status) -> ErrorInfo:
 
 
 def status_of(error: grpc.RpcError) -> Status:
-    """Return the rich status of an error."""
     status = rpc_status.from_call(error)
     assert status is not None
     return status
 
 
-# --- Who is let in -------------------------------------------------------------------------------------------------
+# --- Allowed calls -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -142,7 +136,6 @@ def status_of(error: grpc.RpcError) -> Status:
 def test_who_is_granted_an_operation_may_carry_it_out(
     connect: Callable[[Pem | None], SessionStoreServiceStub], identities: list[str], namespace: str
 ) -> None:
-    """By SPIFFE id or by any DNS name, exact or by prefix."""
     stub = connect(AUTHORITY.issue(*identities))
     asked = requests(namespace, uuid.uuid4().bytes)
     assert called(stub, "watch", asked["watch"]).live
@@ -155,7 +148,6 @@ def test_who_is_granted_an_operation_may_carry_it_out(
 def test_an_operator_may_purge_and_count_what_they_are_granted(
     connect: Callable[[Pem | None], SessionStoreServiceStub],
 ) -> None:
-    """One namespace; to count all of them takes a grant for all."""
     operator: Any = connect(AUTHORITY.issue("spiffe://example.org/operator"))
     counter: Any = connect(AUTHORITY.issue("spiffe://example.org/counter"))
     assert called(operator, "purge", admin_pb2.PurgeRequest(namespace="ops")).HasField("issued_before_time")
@@ -167,7 +159,7 @@ def test_an_operator_may_purge_and_count_what_they_are_granted(
     assert refusal(counter, "purge", admin_pb2.PurgeRequest(namespace="ops")).code() is DENIED
 
 
-# --- Who is not ----------------------------------------------------------------------------------------------------
+# --- Denied calls --------------------------------------------------------------------------------------------------
 
 EXPIRED = AUTHORITY.issue(SHOP, lifetime=-HOUR)
 REFUSED_BY_TLS = {
@@ -205,7 +197,7 @@ def stored(shop: SessionStoreServiceStub) -> bytes:
 
 
 def assert_untouched(shop: SessionStoreServiceStub, key: bytes, fresh: bytes) -> None:
-    """Check that the session is there, and that nobody stored or removed the other key."""
+    """Check that the session is still stored and that the other key is not."""
     assert shop.Get(pb.GetRequest(namespace="shop", key=key)).session.value == SECRET.encode()
     assert not shop.Get(pb.GetRequest(namespace="shop", key=fresh)).HasField("session")
     shop.Put(requests("shop", fresh)["put"])
@@ -218,7 +210,6 @@ def test_without_a_valid_certificate_no_call_is_read(
     stored: bytes,
     credential: str,
 ) -> None:
-    """The handshake ends it, so the client can only tell that it cannot connect."""
     fresh = uuid.uuid4().bytes
     for operation in FRONTEND + OPERATOR:
         key = fresh if operation == "put" else stored
@@ -238,7 +229,6 @@ def test_without_a_valid_certificate_no_call_is_read(
 def test_a_handshake_that_is_refused_is_one_log_line(
     server: RunningServer, tmp_path: Path, credential: str, why: str
 ) -> None:
-    """One of gRPC itself, with the reason and without a secret."""
     context = ssl.create_default_context(cadata=AUTHORITY.pem.decode())
     if pem := REFUSED_BY_TLS[credential]:
         (tmp_path / "client.pem").write_bytes(pem.key + pem.certificate)
@@ -267,7 +257,7 @@ def test_a_certificate_that_names_nobody_is_unauthenticated(
     stored: bytes,
     credential: str,
 ) -> None:
-    """The common name does not count, nor does what stands before a NUL."""
+    """Neither the common name nor the part of a name before a NUL counts."""
     stub = connect(NAMELESS[credential])
     fresh = uuid.uuid4().bytes
     for operation in FRONTEND + OPERATOR:
@@ -285,7 +275,7 @@ def test_another_identity_is_denied_with_what_is_missing(
     stored: bytes,
     credential: str,
 ) -> None:
-    """Whether the session exists or not, the answer is the same."""
+    """The answer must not reveal whether the session exists."""
     stub = connect(OTHERS[credential])
     fresh = uuid.uuid4().bytes
     for operation in FRONTEND + OPERATOR:
@@ -304,7 +294,6 @@ def test_another_identity_is_denied_with_what_is_missing(
 def test_a_grant_of_one_operation_grants_no_other(
     connect: Callable[[Pem | None], SessionStoreServiceStub], stored: bytes, operation: str
 ) -> None:
-    """A reader reads."""
     stub = connect(AUTHORITY.issue("spiffe://example.org/reader"))
     request = requests("shop", stored)[operation]
     if operation == "get":
@@ -315,7 +304,6 @@ def test_a_grant_of_one_operation_grants_no_other(
 
 @pytest.mark.parametrize("namespace", ["shops", "sho", "pay", "shop-eu"])
 def test_a_grant_of_one_namespace_grants_no_other(shop: SessionStoreServiceStub, namespace: str) -> None:
-    """`shop` and `shop.*` are what was granted."""
     for operation, request in requests(namespace, b"key").items():
         assert refusal(shop, operation, request).code() is grpc.StatusCode.PERMISSION_DENIED
 
@@ -323,7 +311,6 @@ def test_a_grant_of_one_namespace_grants_no_other(shop: SessionStoreServiceStub,
 def test_a_batch_is_checked_operation_by_operation(
     connect: Callable[[Pem | None], SessionStoreServiceStub], shop: SessionStoreServiceStub, stored: bytes
 ) -> None:
-    """Those that are granted are carried out, each of the others has the error of its call."""
     stub = connect(AUTHORITY.issue("spiffe://example.org/reader"))
     fresh = uuid.uuid4().bytes
     asked = requests("shop", stored) | {"put": requests("shop", fresh)["put"]}
@@ -359,7 +346,6 @@ def test_a_batch_of_somebody_unknown_is_refused_as_a_whole(
     credentials: dict[str, Pem | None],
     code: grpc.StatusCode,
 ) -> None:
-    """None of its operations is carried out."""
     fresh = uuid.uuid4().bytes
     asked = requests("shop", stored) | {"put": requests("shop", fresh)["put"]}
     request = pb.BatchRequest(
@@ -377,7 +363,6 @@ def test_a_batch_of_another_identity_is_denied_in_each_operation(
     stored: bytes,
     credential: str,
 ) -> None:
-    """With the same words, whether the session exists or not."""
     stub, fresh = connect(OTHERS[credential]), uuid.uuid4().bytes
     names = [each for each in FRONTEND if each != "watch"]
     answers = []
@@ -394,13 +379,12 @@ def test_a_batch_of_another_identity_is_denied_in_each_operation(
 
 
 def test_a_field_outside_its_limits_is_told_before_the_grant(shop: SessionStoreServiceStub) -> None:
-    """No namespace can be made up that the log or the memory of decisions would have to hold."""
+    """Otherwise callers could fill the log and the cache of decisions with invalid namespaces."""
     for operation, request in requests("Not A Namespace", b"key").items():
         assert refusal(shop, operation, request).code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
 def test_denials_are_logged_once_and_without_a_secret(server: RunningServer) -> None:
-    """By identity and operation, however often and for however many namespaces they are tried."""
     identity = f"spiffe://example.org/{uuid.uuid4().hex}"
     with channel(server.target, AUTHORITY.pem, AUTHORITY.issue(identity)) as connection:
         stub = Stub(connection)
@@ -419,7 +403,6 @@ def test_denials_are_logged_once_and_without_a_secret(server: RunningServer) -> 
 
 
 def test_probes_need_no_certificate_and_get_health_only(server: RunningServer) -> None:
-    """In plaintext, at an address of their own."""
     (address,) = server.log_lines("listening")[0]["health"]
     with grpc.insecure_channel(address) as connection:
         health = health_pb2_grpc.HealthStub(connection)
@@ -432,7 +415,6 @@ def test_probes_need_no_certificate_and_get_health_only(server: RunningServer) -
 
 
 def test_plaintext_is_not_spoken_where_tls_is(server: RunningServer) -> None:
-    """Nothing gets in without a handshake."""
     with grpc.insecure_channel(server.target) as connection:
         error = refusal(SessionStoreServiceStub(connection), "get", requests("shop", b"key")["get"])
     assert error.code() is grpc.StatusCode.UNAVAILABLE
@@ -442,7 +424,6 @@ def test_plaintext_is_not_spoken_where_tls_is(server: RunningServer) -> None:
 
 
 def test_without_grants_every_client_of_the_authority_may_do_everything(tmp_path: Path) -> None:
-    """Even one without a name; and no other."""
     files = Files(tmp_path).write(AUTHORITY.server(), AUTHORITY.pem)
     with running_server(*files.options) as server:
         with channel(server.target, AUTHORITY.pem, AUTHORITY.issue()) as connection:
@@ -455,7 +436,6 @@ def test_without_grants_every_client_of_the_authority_may_do_everything(tmp_path
 
 
 def test_without_a_client_authority_nobody_needs_a_certificate(tmp_path: Path) -> None:
-    """TLS for the sake of the line alone; the server still proves who it is."""
     files = Files(tmp_path).write(AUTHORITY.server())
     with running_server(*files.options) as server:
         with channel(server.target, AUTHORITY.pem, None) as connection:

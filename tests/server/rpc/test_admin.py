@@ -1,4 +1,4 @@
-"""Purge and Stats over the wire: on every front and engine, through whichever worker, told to whoever watches."""
+"""Purge and Stats over the wire, with every transport and engine, through every worker."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 PATIENCE = 10.0
 PURGED = Change(b"", None, None)
 PATIENT = "?timeout_ms=5000"
-"""A busy machine is no broken promise."""
+"""Generous, because tests run on loaded machines."""
 
 
 @pytest.fixture(
@@ -37,26 +37,27 @@ PATIENT = "?timeout_ms=5000"
     params=["one process", "two native workers", "two servers on Valkey", "two servers on a cluster"],
 )
 def targets(request: pytest.FixtureRequest) -> Iterator[list[str]]:
-    """Where one store is reached."""
     with ExitStack() as held:
         if "servers" not in request.param:
             front, workers = ("native", 2) if "native" in request.param else ("grpcio", 1)
-            yield [held.enter_context(running_server("--front", front, workers=workers)).target]
+            yield [held.enter_context(running_server("--transport", front, workers=workers)).target]
             return
         storage: Any = held.enter_context(valkey_cluster() if "cluster" in request.param else valkey_server())
-        yield [held.enter_context(running_server("--store", storage.url + PATIENT)).target for _ in range(2)]
+        yield [held.enter_context(running_server("--storage", storage.url + PATIENT)).target for _ in range(2)]
 
 
 @pytest.fixture
 def admin(targets: list[str]) -> Iterator[Admin]:
-    """An operator, at the first server."""
     with Admin(targets[0], deadline=PATIENCE) as admin:
         yield admin
 
 
 @pytest.fixture
 def connected(targets: list[str]) -> Iterator[Callable[[], SessionStore]]:
-    """Connect to a namespace of the test's own, at the last server; each time to any of its workers."""
+    """Make a handshake, read the server's first gRPC frame, which follows its tickets, and close.
+
+    Returns whether `session` was resumed, and the session to resume next.
+    """
     namespace = os.urandom(8).hex()
     with ExitStack() as held:
         yield lambda: held.enter_context(closing(SessionStore(targets[-1], namespace=namespace, deadline=PATIENCE)))
@@ -64,14 +65,13 @@ def connected(targets: list[str]) -> Iterator[Callable[[], SessionStore]]:
 
 @pytest.fixture
 def store(connected: Callable[[], SessionStore]) -> SessionStore:
-    """That namespace."""
+    """A real server, shared by all tests that do not harm it."""
     return connected()
 
 
 def test_once_a_purge_is_answered_no_server_and_no_worker_returns_what_was_stored(
     admin: Admin, connected: Callable[[], SessionStore]
 ) -> None:
-    """On ten connections, so that every worker is asked; what is stored afterwards is there for all."""
     stores = [connected() for _ in range(10)]
     for number, store in enumerate(stores):
         store.put(b"%d" % number, b"value", 60.0)
@@ -89,7 +89,6 @@ def test_once_a_purge_is_answered_no_server_and_no_worker_returns_what_was_store
 def test_a_put_that_arrives_after_the_purge_of_its_session_is_refused(
     admin: Admin, connected: Callable[[], SessionStore]
 ) -> None:
-    """By every worker, alone and in a Batch; one without a time of issue counts from its arrival."""
     issued = time.time() - 5.0
     admin.purge(connected().namespace)
     for _ in range(5):
@@ -104,7 +103,6 @@ def test_a_put_that_arrives_after_the_purge_of_its_session_is_refused(
 
 
 def test_a_purge_up_to_a_time_spares_what_was_issued_since(admin: Admin, store: SessionStore) -> None:
-    """And a later purge up to an earlier time changes nothing."""
     moment = round(time.time()) - 100.0
     for key, seconds in ((b"before", -0.001), (b"then", 0.0), (b"after", 50.0)):
         store.put(key, b"value", 60.0, issued=moment + seconds)
@@ -116,7 +114,6 @@ def test_a_purge_up_to_a_time_spares_what_was_issued_since(admin: Admin, store: 
 def test_whoever_watches_is_told_and_the_log_says_who_purged(
     admin: Admin, store: SessionStore, connected: Callable[[], SessionStore]
 ) -> None:
-    """As a change without a key; nothing from before comes behind it, what is stored later does."""
     store.put(b"old", b"value", 60.0)
     with connected().watch() as watch:
         admin.purge(store.namespace)
@@ -133,7 +130,6 @@ def test_whoever_watches_is_told_and_the_log_says_who_purged(
 def test_whoever_watches_is_told_up_to_when_and_when_sessions_were_issued(
     admin: Admin, store: SessionStore, connected: Callable[[], SessionStore]
 ) -> None:
-    """So a mirror keeps what the purge is not about."""
     moment = round(time.time()) - 100.0
     with connected().watch() as watch:
         store.put(b"k", b"value", 60.0, issued=moment)
@@ -150,7 +146,6 @@ def test_whoever_watches_is_told_up_to_when_and_when_sessions_were_issued(
 def test_a_watcher_that_was_away_learns_of_the_purge(
     admin: Admin, store: SessionStore, connected: Callable[[], SessionStore]
 ) -> None:
-    """When it goes on behind its last position, and so does one that was never told of a change."""
     with connected().watch() as watch:
         position = next(iter(watch)).position
     admin.purge(store.namespace)
@@ -161,7 +156,6 @@ def test_a_watcher_that_was_away_learns_of_the_purge(
 
 
 def test_stats_count_a_namespace_or_all(admin: Admin, store: SessionStore) -> None:
-    """And tell what is not deleted yet; that goes by itself."""
     assert admin.stats(store.namespace) == {store.namespace: NamespaceStats(0, 0, 0, 0, None)}
     store.batch([Put(b"%d" % number, b"v" * 50, 600.0) for number in range(20)])
     store.remove(b"1")
@@ -174,7 +168,6 @@ def test_stats_count_a_namespace_or_all(admin: Admin, store: SessionStore) -> No
 
 
 def test_stats_come_in_pages(targets: list[str], connected: Callable[[], SessionStore]) -> None:
-    """In the order of the names; the last page has no token."""
     names = sorted(f"{connected().namespace}-{number}" for number in range(5))
     with ExitStack() as held, grpc.insecure_channel(targets[0]) as channel:
         for name in names:
@@ -209,7 +202,6 @@ def test_stats_come_in_pages(targets: list[str], connected: Callable[[], Session
     ],
 )
 def test_a_field_outside_its_limits_is_named(targets: list[str], method: str, request_: Any, field: str) -> None:
-    """And nothing is purged or stored."""
     if method == "Put":
         request_.MergeFrom(session_store_pb2.PutRequest(namespace="shop", key=b"k", value=b"v"))
         request_.ttl.seconds = 60
@@ -226,7 +218,6 @@ def test_a_field_outside_its_limits_is_named(targets: list[str], method: str, re
 
 
 def test_the_log_has_a_line_for_each_purge() -> None:
-    """With the namespace and the time: an operator wants to know why a fleet makes full handshakes."""
     with running_server() as server, Admin(server.target, deadline=PATIENCE) as admin:
         admin.purge("shop", 1_700_000_000.0)
         (line,) = server.wait_for_log("namespace purged")
@@ -234,15 +225,14 @@ def test_the_log_has_a_line_for_each_purge() -> None:
 
 
 def test_a_purge_holds_after_a_restart(tmp_path: Any) -> None:
-    """Killed or stopped: the mark is in the database."""
     issued = time.time() - 10.0
     url = f"lmdb://{tmp_path}/db"
-    with running_server("--store", url) as server:
+    with running_server("--storage", url) as server:
         with Admin(server.target, deadline=PATIENCE) as admin:
             admin.purge("shop")
         server.kill()
     with (
-        running_server("--store", url) as server,
+        running_server("--storage", url) as server,
         closing(SessionStore(server.target, namespace="shop", deadline=PATIENCE)) as store,
         pytest.raises(AlreadyExists),
     ):

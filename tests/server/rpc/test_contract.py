@@ -1,4 +1,4 @@
-"""The contract as a tree of files: complete by itself, readable in every language, and in step with the server."""
+"""The contract builds from this tree, suits all languages, and agrees with the server."""
 
 from __future__ import annotations
 
@@ -28,14 +28,12 @@ IDEMPOTENCY: Any = MethodOptions.IdempotencyLevel
 
 
 def methods() -> Iterator[MethodDescriptor]:
-    """All of the contract."""
     for file in FILES:
         for each in file.services_by_name.values():
             yield from each.methods
 
 
 def test_the_contract_builds_from_this_tree_alone(tmp_path: Path) -> None:
-    """In a fresh clone, without what is made there and without a network: with buf, and with protoc's include path."""
     for name in ("protos", "buf.yaml"):
         source = ROOT / name
         (shutil.copytree if source.is_dir() else shutil.copy)(source, tmp_path / name)
@@ -48,7 +46,6 @@ def test_the_contract_builds_from_this_tree_alone(tmp_path: Path) -> None:
 
 
 def test_methods_say_which_of_them_may_be_repeated() -> None:
-    """All but Take, and Batch, which may have one in it."""
     assert {each.name: IDEMPOTENCY.Name(each.GetOptions().idempotency_level) for each in methods()} == {
         "Put": "IDEMPOTENT",
         "Get": "NO_SIDE_EFFECTS",
@@ -62,7 +59,6 @@ def test_methods_say_which_of_them_may_be_repeated() -> None:
 
 
 def test_the_service_config_repeats_what_may_be_repeated_and_names_every_method() -> None:
-    """A stream goes on at a position instead."""
     retried = {}
     for config in json.loads((ROOT / "protos/service_config.json").read_text())["methodConfig"]:
         for name in config["name"]:
@@ -74,7 +70,6 @@ def test_the_service_config_repeats_what_may_be_repeated_and_names_every_method(
 
 
 def test_limits_are_told_to_other_languages() -> None:
-    """As the server has them."""
     assert json.loads((ROOT / "protos/vectors/limits.json").read_text()) == {
         "namespace": {"pattern": service.is_namespace.__self__.pattern},  # type: ignore[attr-defined]
         "key": {"min_bytes": 1, "max_bytes": service.MAX_KEY},
@@ -90,7 +85,6 @@ def test_limits_are_told_to_other_languages() -> None:
 
 
 def test_every_reason_is_one_that_the_server_sends() -> None:
-    """And none is promised that nobody ever sees."""
     sent = {answer.reason for answer in errors._ANSWERS.values()} | {errors._INTERNAL.reason}
     assert sent == set(session_store_pb2.ErrorReason.values())
     sources = (ROOT / "protos/resumed/v1/session_store.proto").read_text()
@@ -99,5 +93,5 @@ def test_every_reason_is_one_that_the_server_sends() -> None:
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
 def test_no_message_lies_within_another(file: Any) -> None:
-    """Generated code of some languages gives such a one the name of a case of a oneof."""
+    """Some generators would give a nested message the name of a case of a oneof."""
     assert not [each.full_name for each in file.message_types_by_name.values() if each.nested_types]

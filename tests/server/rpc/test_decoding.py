@@ -1,4 +1,4 @@
-"""A server that is sent what is no message."""
+"""A server that receives messages it cannot decode."""
 
 from __future__ import annotations
 
@@ -21,22 +21,19 @@ METHODS = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
 
 
 def answer(_request: Any, _context: grpc.ServicerContext) -> Duration:
-    """Answer once."""
     return Duration(seconds=1)
 
 
 def answers(_request: Any, _context: grpc.ServicerContext) -> Iterator[Duration]:
-    """Answer twice."""
+    """Return whether a server accepts connections."""
     yield from [Duration(seconds=1)] * 2
 
 
 def answer_all(requests: Iterator[Any], _context: grpc.ServicerContext) -> Duration:
-    """Answer how many requests there were."""
     return Duration(seconds=len(list(requests)))
 
 
 def answer_each(requests: Iterator[Any], _context: grpc.ServicerContext) -> Iterator[Duration]:
-    """Answer each request with itself."""
     yield from requests
 
 
@@ -64,7 +61,6 @@ def channel() -> Iterator[grpc.Channel]:
 
 
 def call(channel: grpc.Channel, kind: str, message: bytes) -> list[bytes]:
-    """Call a method with one message."""
     method = getattr(channel, kind)(f"/test.Service/{kind}")
     given = iter([message]) if kind.startswith("stream") else message
     answered = method(given, timeout=10)
@@ -73,14 +69,13 @@ def call(channel: grpc.Channel, kind: str, message: bytes) -> list[bytes]:
 
 @pytest.mark.parametrize("kind", METHODS)
 def test_a_message_is_answered(channel: grpc.Channel, kind: str) -> None:
-    """As without this server."""
     one = Duration(seconds=1).SerializeToString()
     assert call(channel, kind, one) == [one] * (2 if kind == "unary_stream" else 1)
 
 
 @pytest.mark.parametrize("kind", METHODS)
 def test_what_is_no_message_is_refused_and_leaves_nothing_behind(channel: grpc.Channel, kind: str) -> None:
-    """Grpcio by itself keeps 19 KB of each such call, for ever."""
+    """Without the wrapper, grpcio leaks 19 KB for each such call."""
     for _ in range(50):
         with pytest.raises(grpc.RpcError) as refused:
             call(channel, kind, NO_MESSAGE)

@@ -1,4 +1,4 @@
-"""The threads that answer calls: every call runs, and grpcio hears of every end exactly once."""
+"""The thread pool for RPCs: every call runs, and each end is reported to grpcio exactly once."""
 
 from __future__ import annotations
 
@@ -22,7 +22,6 @@ PATIENCE = 20.0
 
 
 def test_every_call_runs_with_its_arguments_and_its_end_is_told_once() -> None:
-    """Whether the call or its observer is faster."""
     pool, told, all_told = CallPool(4), [], threading.Event()
 
     def tell(_call: object) -> None:
@@ -40,7 +39,6 @@ def test_every_call_runs_with_its_arguments_and_its_end_is_told_once() -> None:
 
 @pytest.mark.parametrize("error", [ValueError, SystemExit])
 def test_a_call_that_raises_ends_no_thread(error: type[BaseException]) -> None:
-    """It is logged, its end is told, and the only thread goes on."""
     pool, ended = CallPool(1), threading.Event()
 
     def fail() -> None:
@@ -55,7 +53,7 @@ def test_a_call_that_raises_ends_no_thread(error: type[BaseException]) -> None:
 
 
 def test_a_call_whose_client_has_given_up_is_not_carried_out() -> None:
-    """It waited for a thread for too long: what it was to do would be done for nobody."""
+    """The client no longer waits for the result."""
     busy, free, served = threading.Event(), threading.Event(), list[int]()
 
     def behaviour(request: Duration, _context: object) -> Duration:
@@ -85,7 +83,6 @@ def test_a_call_whose_client_has_given_up_is_not_carried_out() -> None:
 
 
 def test_how_busy_it_is_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    """How long calls wait for a thread, and how many come in vain: gRPC answers those by itself."""
     waits, away = list[float](), list[int]()
 
     class Told:
@@ -128,7 +125,6 @@ def test_how_busy_it_is_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_is_held_back_leaves_places_for_other_calls() -> None:
-    """It comes back when it is due, and what is due next comes back at once where there is too much."""
     later, due, next_one, latest = Later(), threading.Event(), threading.Event(), threading.Event()
     later.after(0, due.set)
     assert due.wait(10)

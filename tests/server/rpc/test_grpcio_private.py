@@ -1,4 +1,4 @@
-"""grpcio, as it is installed, is what the server takes it for; where it is not, the server does without."""
+"""The private names of the installed grpcio, and the fallback without them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,6 @@ PATIENCE = 20.0
 
 
 def test_the_grpcio_that_is_installed_is_as_expected() -> None:
-    """All names are there, calls come as they are taken for, and no thread is left behind."""
     assert missing() == []
     before = threading.active_count()
     with capture_logs() as logged:
@@ -47,7 +46,6 @@ def one_argument_more(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def another_function(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Calls are answered by another function."""
     monkeypatch.setattr(private_grpcio, "_ANSWERING", [])
 
 
@@ -57,12 +55,10 @@ def another_name(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def a_name_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One of those in the table."""
     monkeypatch.setitem(private_grpcio._NAMES, "grpc._server", ("_receive_message", "_gone"))
 
 
 def a_module_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All of its names with it."""
     monkeypatch.setitem(private_grpcio._NAMES, "grpc._gone", ("name",))
 
 
@@ -72,13 +68,11 @@ def another_signature(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def message_never_queued(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is done when a message arrives is not done."""
     receiving = Answering.receiving
     monkeypatch.setattr(Answering, "receiving", lambda answering, _arrived: receiving(answering, lambda: None))
 
 
 def refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is to be refused later is answered by something else."""
     monkeypatch.setattr(Held, "__init__", lambda *_: (_ for _ in ()).throw(ValueError))
 
 
@@ -100,7 +94,7 @@ def refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_grpcio_that_is_not_as_expected_is_found_out_and_said_once(
     change: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before anything is served, whatever is another."""
+    """The self-test runs before the server accepts calls."""
     monkeypatch.setattr(selftest, "PATIENCE", 1.0)
     change(monkeypatch)
     with pytest.raises(Unexpected):
@@ -113,7 +107,7 @@ def test_a_grpcio_that_is_not_as_expected_is_found_out_and_said_once(
 
 @contextlib.contextmanager
 def store(server: grpc.Server) -> Iterator[SessionStoreServiceStub]:
-    """Serve a store."""
+    """A real server, shared by all tests that do not harm it."""
     with contextlib.closing(EmbeddedEngine(None, capacity=8 << 20)) as engine:
         watchers = Watchers(engine)
         add_SessionStoreServiceServicer_to_server(SessionStoreService(engine, watchers, 3_600.0), server)
@@ -126,7 +120,6 @@ def store(server: grpc.Server) -> Iterator[SessionStoreServiceStub]:
 
 
 def test_without_private_names_watchers_hold_no_thread_of_other_calls(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With grpcio's own executor, whatever grpcio passes to it."""
     monkeypatch.setattr(Answering, "of", lambda _arguments: None)
     with store(grpc_server(2, shared=False, plain=True)) as stub:
         watches = [stub.Watch(pb.WatchRequest(namespace="shop"), timeout=PATIENCE) for _ in range(8)]
@@ -140,8 +133,6 @@ def test_without_private_names_watchers_hold_no_thread_of_other_calls(monkeypatc
 
 @pytest.mark.parametrize("kind", ["unary_unary", "unary_stream"])
 def test_without_private_names_what_would_be_refused_later_is_refused_at_once(kind: str) -> None:
-    """An executor of grpcio's own cannot hold a call back."""
-
     def refuse(_request: bytes, _context: grpc.ServicerContext) -> bytes:
         raise Held(3_600.0, lambda context: context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "later"))
 

@@ -1,4 +1,4 @@
-"""What a caller and the log are told when something fails: never a key, a value or a stack trace."""
+"""Error messages for callers and for the log never contain a key, a value or a stack trace."""
 
 from __future__ import annotations
 
@@ -45,7 +45,6 @@ class Aborting:
     """As much of a context as a call that fails needs."""
 
     def abort_with_status(self, status: grpc.Status) -> None:
-        """End the call."""
         assert status.code is grpc.StatusCode.UNAVAILABLE
         raise InterruptedError
 
@@ -83,7 +82,6 @@ def raised(error: Exception) -> Exception:
 def test_every_error_has_one_code_one_reason_and_a_fixed_text(
     error: Exception, code: int, reason: pb.ErrorReason
 ) -> None:
-    """The table, whole."""
     status = status_of(raised(error), REQUEST)
     assert status.code == code
     (detail,) = [detail for detail in status.details if detail.Is(ErrorInfo.DESCRIPTOR)]
@@ -100,7 +98,6 @@ def test_every_error_has_one_code_one_reason_and_a_fixed_text(
     ids=lambda each: type(each).__name__,
 )
 def test_a_stream_that_ends_with_its_server_is_no_failure_to_operators(error: Exception, code: str) -> None:
-    """What its client is told is another matter."""
     counted: list[int] = []
 
     class Service:
@@ -108,7 +105,6 @@ def test_a_stream_that_ends_with_its_server_is_no_failure_to_operators(error: Ex
 
         @streamed
         def watch(self, _request: object, _context: object) -> Iterator[None]:
-            """End at once."""
             yield from ()
             raise error
 
@@ -128,13 +124,11 @@ def test_a_stream_that_ends_with_its_server_is_no_failure_to_operators(error: Ex
     ids=lambda value: type(value).__name__,
 )
 def test_operators_are_told_these_apart(error: Exception, meaning: str) -> None:
-    """By `resumed check` and `resumed doctor`, which go by what callers are told."""
     status = status_of(error, REQUEST)
     assert explained(from_status(status.code, status.message))[0].startswith(f"{meaning} (")
 
 
 def test_the_log_gets_the_type_and_the_way_of_an_unknown_error_and_no_secret() -> None:
-    """Neither its text nor the variables on the way."""
     with capture_logs() as logged:
         status_of(raised(KeyError(SECRET)), REQUEST)
     (line,) = logged
@@ -144,7 +138,7 @@ def test_the_log_gets_the_type_and_the_way_of_an_unknown_error_and_no_secret() -
 
 
 def test_the_log_gets_what_an_engine_says_once_in_a_while() -> None:
-    """An outage must not fill the disk."""
+    """An outage of the storage must not fill the disk."""
     with capture_logs() as logged:
         for _ in range(100):
             status_of(EngineUnavailable("the disk is gone"), REQUEST)
@@ -154,7 +148,7 @@ def test_the_log_gets_what_an_engine_says_once_in_a_while() -> None:
 
 @pytest.mark.parametrize("error", [InvalidField("ttl", "x"), AlreadyExists(), UnknownMethod("x" * 64)])
 def test_what_the_caller_got_wrong_is_not_logged(error: Exception) -> None:
-    """Nobody fills the log from outside."""
+    """Otherwise a client could fill the disk."""
     with capture_logs() as logged:
         status_of(error, REQUEST)
     assert not logged

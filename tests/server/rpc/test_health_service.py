@@ -1,4 +1,4 @@
-"""The health service reads the present state; streams are bounded, and none holds anything up."""
+"""The health service reports the present state over a bounded number of streams."""
 
 from __future__ import annotations
 
@@ -22,15 +22,12 @@ class Context:
         self.active, self.code = True, grpc.StatusCode.OK
 
     def is_active(self) -> bool:
-        """Whether the call goes on."""
         return self.active
 
     def cancel(self) -> None:
-        """End the call."""
         self.active = False
 
     def set_code(self, code: grpc.StatusCode) -> None:
-        """Take the status."""
         self.code = code
 
 
@@ -40,7 +37,6 @@ def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_check_tells_the_present_state() -> None:
-    """Of services that there are."""
     state = {"shop": True}
     health, context = Health({"shop": lambda: state["shop"]}), Context()
     assert health.Check(REQUEST, context).status == SERVING  # type: ignore[arg-type] # as much as is called
@@ -51,7 +47,6 @@ def test_a_check_tells_the_present_state() -> None:
 
 
 def test_a_stream_tells_changes_alone() -> None:
-    """The state is read once a look, and sent where it is another one."""
     states = [True, True, False, False, True, False]
     health = Health({"shop": lambda: states.pop(0)})
     stream = health.Watch(REQUEST, Context())  # type: ignore[arg-type]
@@ -60,7 +55,6 @@ def test_a_stream_tells_changes_alone() -> None:
 
 
 def test_while_it_drains_nothing_serves_and_closing_ends_the_streams() -> None:
-    """So that callers move away first."""
     health = Health({"shop": lambda: True})
     stream = health.Watch(REQUEST, Context())  # type: ignore[arg-type]
     assert next(stream).status == SERVING
@@ -72,7 +66,6 @@ def test_while_it_drains_nothing_serves_and_closing_ends_the_streams() -> None:
 
 
 def test_the_oldest_stream_makes_room_for_the_newest(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So streams whose peers do not read keep nobody out."""
     health = Health({"shop": lambda: True})
     contexts, streams = [Context() for _ in range(tested.MOST_STREAMS + 2)], list[Any]()
     for context in contexts:

@@ -1,4 +1,4 @@
-"""Limits over the wire: who asks for more than they may is refused, who holds up others is cut off, others go on."""
+"""Limits over the wire: clients above their limits are rejected, stalled ones disconnected, others unaffected."""
 
 from __future__ import annotations
 
@@ -62,7 +62,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
 
 @pytest.fixture
 def connect(server: RunningServer) -> Iterator[Callable[[str], SessionStoreServiceStub]]:
-    """Connect as an identity."""
     with ExitStack() as held:
         yield lambda identity: SessionStoreServiceStub(
             held.enter_context(channel(server.target, AUTHORITY.pem, AUTHORITY.issue(identity)))
@@ -70,12 +69,11 @@ def connect(server: RunningServer) -> Iterator[Callable[[str], SessionStoreServi
 
 
 def get(namespace: str = "shop") -> pb.GetRequest:
-    """Return a Get of nothing."""
     return pb.GetRequest(namespace=namespace, key=SECRET)
 
 
 def refusal(call: Callable[..., Any], request: Any) -> grpc.RpcError:
-    """Return the error of the first call that is refused."""
+    """Return the single line with which `resumed serve` rejects a URL (exit status 2)."""
     for _ in range(3 * RATE):
         try:
             call(request, timeout=PATIENCE)
@@ -95,7 +93,6 @@ def use_up(stub: SessionStoreServiceStub, namespace: str) -> None:
 
 
 def details(error: grpc.RpcError) -> tuple[ErrorInfo, RetryInfo | None]:
-    """Return what an error says beside its text."""
     status = rpc_status.from_call(error)
     assert status is not None
     info, retry = ErrorInfo(), RetryInfo()
@@ -109,7 +106,6 @@ def details(error: grpc.RpcError) -> tuple[ErrorInfo, RetryInfo | None]:
 def test_an_identity_beyond_its_rate_is_refused_and_nobody_else(
     connect: Callable[[str], SessionStoreServiceStub], server: RunningServer
 ) -> None:
-    """With whose limit it is and when to try again; through all workers, whatever it asks for and wherever."""
     ours = [connect(SHOP) for _ in range(4)]
     error = refusal(ours[0].Get, get())
     assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
@@ -147,7 +143,6 @@ def test_an_identity_beyond_its_rate_is_refused_and_nobody_else(
 
 
 def test_namespaces_of_one_limit_share_it_whoever_calls(connect: Callable[[str], SessionStoreServiceStub]) -> None:
-    """And other namespaces do not."""
     first, second = connect(PAY), connect(POD)
     info, _ = details(refusal(first.Get, get("small.eu")))
     assert info.metadata == {"of": "small, small.*", "limit": "operations_per_second"}
@@ -157,7 +152,6 @@ def test_namespaces_of_one_limit_share_it_whoever_calls(connect: Callable[[str],
 
 
 def test_a_refusal_tells_nothing_of_what_is_stored(connect: Callable[[str], SessionStoreServiceStub]) -> None:
-    """Of somebody who may not even look, the grant is told first, limit or not."""
     stub = connect("spiffe://example.org/other")
     for _ in range(100):
         with pytest.raises(grpc.RpcError) as caught:
@@ -169,7 +163,6 @@ def test_a_refusal_tells_nothing_of_what_is_stored(connect: Callable[[str], Sess
 
 
 def test_sessions_beyond_a_limit_are_refused(connect: Callable[[str], SessionStoreServiceStub]) -> None:
-    """Through all workers; in a Batch only those. Whatever is there can be looked up and removed all the same."""
     stubs = [connect(PAY), connect(POD), connect(PAY)]
 
     def put(key: bytes) -> pb.PutRequest:
@@ -199,7 +192,6 @@ def test_sessions_beyond_a_limit_are_refused(connect: Callable[[str], SessionSto
 
 
 def test_watchers_beyond_a_limit_are_refused(connect: Callable[[str], SessionStoreServiceStub]) -> None:
-    """By namespace here; those that are there go on, and one that ends makes room."""
     stub = connect(PAY)
     first = stub.Watch(pb.WatchRequest(namespace="small"))
     assert next(first).live
@@ -231,7 +223,6 @@ _MAX_CONCURRENT_STREAMS = 3
 
 @contextmanager
 def unharmed(server: RunningServer) -> Iterator[None]:
-    """Check that calls of others are answered meanwhile."""
     stop, answered = threading.Event(), [0]
 
     def call() -> None:
@@ -263,7 +254,6 @@ def plain() -> Iterator[RunningServer]:
 
 
 def test_calls_without_a_message_hold_up_nobody_and_are_cancelled(plain: RunningServer) -> None:
-    """More of them than there are threads, more than may wait."""
     with ExitStack() as held, unharmed(plain):
         silent = [held.enter_context(Raw(connected(plain.target))) for _ in range(MOST_WITHOUT_MESSAGE // 100 + 1)]
         for client in silent:
@@ -279,7 +269,6 @@ def test_calls_without_a_message_hold_up_nobody_and_are_cancelled(plain: Running
 
 
 def test_pings_beyond_what_is_allowed_end_the_connection(plain: RunningServer) -> None:
-    """With ENHANCE_YOUR_CALM (RFC 9113 section 7)."""
     with Raw(connected(plain.target)) as client, unharmed(plain):
         client.socket.sendall(5 * frame(PING, 0, 0, b"12345678"))
         gone = b""
@@ -291,7 +280,6 @@ def test_pings_beyond_what_is_allowed_end_the_connection(plain: RunningServer) -
 
 
 def test_a_connection_has_so_many_calls_at_once(plain: RunningServer) -> None:
-    """The server says how many, and refuses more."""
     with Raw(connected(plain.target)) as client, unharmed(plain):
         limit = 0
         for kind, _, stream, payload in client.frames():
@@ -310,7 +298,6 @@ def test_a_connection_has_so_many_calls_at_once(plain: RunningServer) -> None:
 
 
 def test_reflection_streams_without_a_message_keep_nobody_out() -> None:
-    """Neither from reflection nor from anything else, however many there are: the oldest are ended."""
     path = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
     with running_server() as server, ExitStack() as stack:
         for _ in range(4):

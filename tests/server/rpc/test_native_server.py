@@ -1,4 +1,4 @@
-"""The native front by itself: how it stops, and what it does with what it does not serve."""
+"""The native transport: shutdown, faults, and the fallback for streams."""
 
 from __future__ import annotations
 
@@ -21,30 +21,26 @@ PATIENCE = 10.0
 
 
 class Handlers:
-    """One method that waits until it is let go, one that fails, and one that streams."""
-
     def __init__(self) -> None:
         self.reached, self.released = threading.Event(), threading.Event()
 
     def wait(self, request: bytes, context: grpc.ServicerContext) -> bytes:
-        """Answer once released."""
+        """Return after the test has released the call."""
         self.reached.set()
         assert self.released.wait(PATIENCE)
         return b"answer"
 
     def fail(self, request: bytes, context: grpc.ServicerContext) -> bytes:
-        """Fail in a way that tells a secret."""
+        """Fail with an exception whose text contains a secret."""
         raise ValueError(request)
 
     def stream(self, request: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
-        """Answer twice."""
         yield request
         yield request
 
 
 @pytest.fixture
 def handlers() -> Handlers:
-    """What is served."""
     return Handlers()
 
 
@@ -70,7 +66,6 @@ def server(handlers: Handlers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.fixture
 def channel(server: NativeServer) -> Iterator[Any]:
-    """A connection to the started server."""
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
@@ -81,7 +76,6 @@ def channel(server: NativeServer) -> Iterator[Any]:
 def test_a_call_under_way_is_answered_and_a_new_one_refused(
     server: NativeServer, handlers: Handlers, channel: Any
 ) -> None:
-    """Once the server stops, for as long as its grace; the end is told only then."""
     wait = channel.unary_unary("/test.Service/Wait")
     under_way = wait.future(b"", timeout=PATIENCE)
     assert handlers.reached.wait(PATIENCE)
@@ -97,7 +91,6 @@ def test_a_call_under_way_is_answered_and_a_new_one_refused(
 
 
 def test_without_grace_it_stops_at_once(server: NativeServer, handlers: Handlers, channel: Any) -> None:
-    """Also while it is stopping with one."""
     under_way = channel.unary_unary("/test.Service/Wait").future(b"", timeout=PATIENCE)
     assert handlers.reached.wait(PATIENCE)
     stopped = server.stop(10 * PATIENCE)
@@ -108,7 +101,6 @@ def test_without_grace_it_stops_at_once(server: NativeServer, handlers: Handlers
 
 
 def test_a_fault_tells_the_caller_nothing(channel: Any) -> None:
-    """And the thread answers on: more calls fail than there are threads."""
     for _ in range(5):
         with pytest.raises(grpc.RpcError) as failed:
             channel.unary_unary("/test.Service/Fail")(b"secret", timeout=PATIENCE)
@@ -119,7 +111,7 @@ def test_a_fault_tells_the_caller_nothing(channel: Any) -> None:
 def test_streams_are_served_behind_it_and_its_directory_goes(
     server: NativeServer, channel: Any, tmp_path: Path
 ) -> None:
-    """The way there is a socket that nobody else can reach."""
+    """The fallback server listens on a socket that other users cannot open."""
     assert list(channel.unary_stream("/test.Service/Stream")(b"news", timeout=PATIENCE)) == [b"news"] * 2
     (directory,) = tmp_path.iterdir()
     assert directory.stat().st_mode & 0o077 == 0

@@ -1,4 +1,4 @@
-"""A server that is told to stop: at once if nobody is being answered, and not before if somebody is."""
+"""A server that shuts down: at once when it is idle, otherwise after the calls in flight."""
 
 from __future__ import annotations
 
@@ -37,12 +37,11 @@ class Served:
 
 @pytest.fixture
 def held() -> threading.Event:
-    """The event that behaviours wait for."""
     return threading.Event()
 
 
 def test_idle_clients_hold_nobody_up() -> None:
-    """They do not read what the server says on a connection before they have another call to make."""
+    """An idle client reads the GOAWAY frame only before its next call."""
     served = Served("unary_unary", lambda _request, _context: Duration(seconds=1))
     assert served.channel.call(served.method, b"", PATIENCE)
     assert served.server.stop(HOUR).wait(PATIENCE)
@@ -50,7 +49,6 @@ def test_idle_clients_hold_nobody_up() -> None:
 
 
 def test_a_call_under_way_is_answered(held: threading.Event) -> None:
-    """However long it takes, within the grace period."""
     reached = threading.Event()
 
     def answer(_request: Any, _context: Any) -> Duration:
@@ -71,8 +69,6 @@ def test_a_call_under_way_is_answered(held: threading.Event) -> None:
 
 
 def test_a_stream_under_way_is_ended_by_those_who_answer_it(held: threading.Event) -> None:
-    """As watchers are, with the reason."""
-
     def answer(_request: Any, _context: Any) -> Iterator[Duration]:
         yield Duration(seconds=1)
         assert held.wait(PATIENCE)
@@ -90,7 +86,6 @@ def test_a_stream_under_way_is_ended_by_those_who_answer_it(held: threading.Even
 
 
 def test_without_a_grace_period_it_ends_at_once(held: threading.Event) -> None:
-    """Whoever is being answered is cut off."""
     served = Served("unary_stream", lambda _request, _context: iter([Duration()] if held.wait(PATIENCE) else []))
     served.channel.stream(served.method, b"", PATIENCE)
     assert served.server.stop(None).wait(PATIENCE)

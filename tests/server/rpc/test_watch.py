@@ -1,4 +1,4 @@
-"""Watch over the wire: what happens in a namespace is told, in order, to whoever follows, by every worker."""
+"""Watch over the wire: every worker delivers the changes of a namespace in order."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ PATIENT = "?timeout_ms=5000"
 @contextmanager
 def on_lmdb(front: str, workers: int) -> Iterator[list[str]]:
     """One server with a database of its own."""
-    with running_server("--front", front, workers=workers) as server:
+    with running_server("--transport", front, workers=workers) as server:
         yield [server.target]
 
 
@@ -65,7 +65,7 @@ def on_redis(redis: Callable[[], AbstractContextManager[Any]]) -> Iterator[list[
     """Two servers on one Redis, or a relative of it."""
     with ExitStack() as held:
         url = held.enter_context(redis()).url
-        yield [held.enter_context(running_server("--store", url + PATIENT)).target for _ in range(2)]
+        yield [held.enter_context(running_server("--storage", url + PATIENT)).target for _ in range(2)]
 
 
 @pytest.fixture(
@@ -82,14 +82,16 @@ def on_redis(redis: Callable[[], AbstractContextManager[Any]]) -> Iterator[list[
     ],
 )
 def targets(request: pytest.FixtureRequest) -> Iterator[list[str]]:
-    """Where one store is reached."""
     with request.param() as targets:
         yield targets
 
 
 @pytest.fixture
 def connected(targets: list[str]) -> Iterator[Callable[..., SessionStore]]:
-    """Connect to the store: to each of its servers in turn, and so, sooner or later, to each worker."""
+    """Make a handshake, read the server's first gRPC frame, which follows its tickets, and close.
+
+    Returns whether `session` was resumed, and the session to resume next.
+    """
     turns = itertools.cycle(targets)
     with ExitStack() as held:
 
@@ -101,18 +103,17 @@ def connected(targets: list[str]) -> Iterator[Callable[..., SessionStore]]:
 
 @pytest.fixture
 def store(connected: Callable[..., SessionStore]) -> SessionStore:
-    """A namespace of its own."""
+    """A real server, shared by all tests that do not harm it."""
     return connected(os.urandom(8).hex())
 
 
 @pytest.fixture
 def elsewhere(connected: Callable[..., SessionStore], store: SessionStore) -> Callable[[], SessionStore]:
-    """Connect to the same namespace once more."""
     return lambda: connected(store.namespace)
 
 
 def told(watch: Watch, *last: tuple[bytes, bytes | None]) -> tuple[dict[bytes, list[bytes | None]], bytes]:
-    """Read until each key in `last` was told to hold that value; return all that was told, and the position."""
+    """Return the samples of a registry."""
     changes: dict[bytes, list[bytes | None]] = {}
     position = b""
     for news in watch:
@@ -125,7 +126,6 @@ def told(watch: Watch, *last: tuple[bytes, bytes | None]) -> tuple[dict[bytes, l
 
 
 def test_what_happens_is_told_in_its_order(store: SessionStore, elsewhere: Callable[[], SessionStore]) -> None:
-    """Put, Take and Remove, made over other connections; a Get and a repeated Put are nothing to tell."""
     with store.watch() as watch:
         assert not watch.continued
         for key in (b"a", b"b"):
@@ -142,7 +142,6 @@ def test_what_happens_is_told_in_its_order(store: SessionStore, elsewhere: Calla
 
 
 def test_batches_are_told_too(store: SessionStore) -> None:
-    """Each operation that changed something."""
     with store.watch() as watch:
         store.batch([resumed.Put(b"a", b"1", 100), resumed.Get(b"a"), resumed.Take(b"a"), resumed.Put(b"c", b"2", 100)])
         changes, _ = told(watch, (b"a", None), (b"c", b"2"))
@@ -150,7 +149,6 @@ def test_batches_are_told_too(store: SessionStore) -> None:
 
 
 def test_other_namespaces_are_not_told(store: SessionStore, connected: Callable[..., SessionStore]) -> None:
-    """A tenant sees its own sessions."""
     with store.watch() as watch:
         connected("other").put(os.urandom(8), b"value", 100)
         store.put(b"mine", b"value", 100)
@@ -158,7 +156,6 @@ def test_other_namespaces_are_not_told(store: SessionStore, connected: Callable[
 
 
 def test_a_stream_goes_on_where_it_ended(store: SessionStore, elsewhere: Callable[[], SessionStore]) -> None:
-    """What happened in between is told first, by any server; a session that came and went is told as gone."""
     with store.watch() as watch:
         store.put(b"a", b"1", 100)
         _, position = told(watch, (b"a", b"1"))
@@ -181,7 +178,6 @@ def test_a_stream_goes_on_where_it_ended(store: SessionStore, elsewhere: Callabl
 
 @pytest.mark.parametrize("position", [b"nonsense", bytes(16), b"\xff" * 16, b"x" * 64])
 def test_a_position_that_means_nothing_begins_anew(store: SessionStore, position: bytes) -> None:
-    """As does one of another store."""
     with store.watch(position) as watch:
         assert not watch.continued
 
@@ -190,13 +186,11 @@ def test_a_position_that_means_nothing_begins_anew(store: SessionStore, position
 def test_limits_are_errors_that_name_the_field(
     connected: Callable[..., SessionStore], namespace: str, position: bytes
 ) -> None:
-    """As in every other call."""
     with pytest.raises(resumed.InvalidCall), connected(namespace).watch(position):
         pass
 
 
 def test_a_quiet_stream_gives_signs_of_life(store: SessionStore) -> None:
-    """An answer without changes, about once a second, from which another stream can go on."""
     with store.watch() as watch:
         assert next(iter(watch)).live
         changes, position, live = next(iter(watch))
@@ -207,7 +201,6 @@ def test_a_quiet_stream_gives_signs_of_life(store: SessionStore) -> None:
 
 
 def test_fifty_watchers_hold_up_no_call(store: SessionStore, elsewhere: Callable[[], SessionStore]) -> None:
-    """They have threads of their own, and all are told."""
     with ExitStack() as open_streams:
         watches = [open_streams.enter_context(elsewhere().watch()) for _ in range(50)]
         store.put(b"key", b"value", 100)
@@ -218,8 +211,7 @@ def test_fifty_watchers_hold_up_no_call(store: SessionStore, elsewhere: Callable
 
 @pytest.mark.parametrize("front", ["grpcio", "native"])
 def test_the_end_of_the_server_ends_the_stream(front: str) -> None:
-    """With UNAVAILABLE: the client goes on elsewhere."""
-    with running_server("--front", front) as server:
+    with running_server("--transport", front) as server:
         store = SessionStore(server.target, namespace="shop", deadline=PATIENCE)
         with store.watch() as watch:
             threading.Thread(target=server.stop).start()
@@ -228,17 +220,13 @@ def test_the_end_of_the_server_ends_the_stream(front: str) -> None:
 
 
 class TestWatchers:
-    """The server's side, on an engine in this process."""
-
     @pytest.fixture
     def engine(self) -> Iterator[Engine]:
-        """An embedded engine."""
         engine = open_engine("lmdb:", capacity=16 << 20)
         yield engine
         engine.close()
 
     def test_who_does_not_keep_up_is_cut_off_and_slows_nobody(self, engine: Engine) -> None:
-        """Its queue is bounded; the others go on."""
         watchers = Watchers(engine)
         with watchers.subscribed("shop") as slow, watchers.subscribed("shop") as quick:
             news = quick.messages()
@@ -254,7 +242,6 @@ class TestWatchers:
         watchers.close()
 
     def test_what_waits_for_a_watcher_is_bounded_in_bytes(self, engine: Engine) -> None:
-        """Beyond that it is cut off, and what waited is dropped."""
         watchers = Watchers(engine)
         with watchers.subscribed("shop") as slow, watchers.subscribed("shop") as quick:
             news = quick.messages()
@@ -272,7 +259,6 @@ class TestWatchers:
     def test_what_waits_for_all_watchers_is_bounded_in_bytes(
         self, engine: Engine, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Beyond that, who is most behind is cut off. What is the same for several counts once."""
         monkeypatch.setattr("resumed_server.watch.hub.ALL_QUEUED_BYTES", 1 << 20)
         watchers = Watchers(engine)
         with ExitStack() as stack:
@@ -290,12 +276,10 @@ class TestWatchers:
         watchers.close()
 
     def test_what_changes_without_a_value_takes_room_too(self) -> None:
-        """A watcher who reads nothing of many removals is behind as well."""
         removals = [Change("shop", b"%d" % number, None) for number in range(READ_CHANGES)]
         assert Message(removals, b"", 0.0).size > 100 * READ_CHANGES
 
     def test_watchers_that_come_back_together_leave_the_engine_to_others(self, engine: Engine) -> None:
-        """Some read what they missed, the others wait for their turn; none is refused."""
         start = engine.position()
         engine.put("shop", b"key", b"value", 100)
         counted = Crowded(engine)
@@ -314,7 +298,6 @@ class TestWatchers:
         watchers.close()
 
     def test_a_watcher_whose_message_waits_for_too_long_is_cut_off(self, engine: Engine) -> None:
-        """Though nothing more comes that would not fit."""
         now = 1.0
         watchers = Watchers(engine, clock=lambda: now)
         with watchers.subscribed("shop") as slow, watchers.subscribed("shop") as quick:
@@ -327,7 +310,7 @@ class TestWatchers:
         watchers.close()
 
     def test_there_is_a_limit(self, engine: Engine) -> None:
-        """Beyond it a watcher is told so."""
+        """RESOURCE_EXHAUSTED."""
         watchers = Watchers(engine)
         with ExitStack() as stack:
             for _ in range(MAX_WATCHERS):
@@ -341,7 +324,6 @@ class TestWatchers:
             pass
 
     def test_a_namespace_with_fewer_watchers_gets_a_place(self, engine: Engine) -> None:
-        """One that has them all loses those that came last, until both have as many."""
         watchers = Watchers(engine)
         with ExitStack() as stack:
             many = [stack.enter_context(watchers.subscribed("shop")) for _ in range(MAX_WATCHERS)]
@@ -356,7 +338,6 @@ class TestWatchers:
         watchers.close()
 
     def test_a_budget_has_its_own_limit(self, engine: Engine) -> None:
-        """Which is nobody else's."""
         watchers = Watchers(engine)
         ours = [Budget("shop", Limit(namespaces=("shop",), watchers=2), Shared.fresh())]
         with watchers.subscribed("shop", ours), watchers.subscribed("shop", ours) as last:
@@ -370,7 +351,7 @@ class TestWatchers:
         watchers.close()
 
     def test_who_was_ended_and_does_not_go_is_cut(self, engine: Engine) -> None:
-        """One that reads nothing blocks the thread that would tell it, so its call is ended from another."""
+        """A watcher that does not read blocks its own thread, so another thread must cancel its call."""
         now, cut = 1.0, threading.Event()
         watchers = Watchers(engine, clock=lambda: now)
         with watchers.subscribed("shop", cut=cut.set) as blocked, watchers.subscribed("shop") as other:
@@ -383,7 +364,6 @@ class TestWatchers:
         watchers.close()
 
     def test_a_quiet_stream_ends_when_the_log_cannot_be_read(self, engine: Engine) -> None:
-        """Rather than say that nothing happened."""
         now = 0.0
         watchers = Watchers(Unreadable(engine), clock=lambda: now)  # type: ignore[arg-type] # as much as is called
         with watchers.subscribed("shop") as subscription:
@@ -395,7 +375,6 @@ class TestWatchers:
         watchers.close()
 
     def test_who_catches_up_too_slowly_is_cut_off(self, engine: Engine) -> None:
-        """Not told that this was all."""
         watchers, position = Watchers(engine), engine.position()
         engine.batch([Put("shop", b"%d" % number, b"value", 100) for number in range(READ_CHANGES + 1)])
         with watchers.subscribed("shop") as subscription:
@@ -410,7 +389,6 @@ class TestWatchers:
 
     @pytest.mark.parametrize("queued", [True, False])
     def test_a_sign_of_life_stands_behind_all_that_was_told_before(self, engine: Engine, queued: bool) -> None:
-        """Its position is never ahead of a message that waits."""
         told = Progress(b"before", 0.0)
         subscription = Subscription("shop", lambda: told, lambda: 0.0)
 
@@ -424,19 +402,15 @@ class TestWatchers:
 
 
 class Crowded:
-    """An engine that counts who reads its log, and lets nobody finish before its gate is open."""
-
     def __init__(self, engine: Engine) -> None:
         self._engine, self._lock = engine, threading.Lock()
         self.gate = threading.Event()
         self.inside = self.most = 0
 
     def position(self) -> bytes:
-        """See Engine."""
         return self._engine.position()
 
     def changes(self, after: bytes, until: bytes, limit: int) -> Any:
-        """See Engine."""
         with self._lock:
             self.inside += 1
             self.most = max(self.most, self.inside)
@@ -453,7 +427,6 @@ class Unreadable:
         self._positions = iter([engine.position()])
 
     def position(self) -> bytes:
-        """See Engine."""
         for position in self._positions:
             return position
         raise EngineUnavailable("away")

@@ -1,4 +1,4 @@
-"""The promises of the contract, over the wire with a raw stub, against all kinds of servers."""
+"""The guarantees of the contract, over the wire with a raw stub, against every kind of server."""
 
 from __future__ import annotations
 
@@ -44,12 +44,11 @@ SERVICE = "resumed.v1.SessionStoreService"
     ],
 )
 def server(request: pytest.FixtureRequest) -> Iterator[RunningServer]:
-    """A server of each kind."""
     with contextlib.ExitStack() as held:
         valkey = held.enter_context(valkey_server()).url + "?timeout_ms=5000" if "Valkey" in request.param else "lmdb:"
         front = "native" if "native" in request.param else "grpcio"
         yield held.enter_context(
-            running_server("--store", valkey, "--front", front, workers=1 + ("two" in request.param))
+            running_server("--storage", valkey, "--transport", front, workers=1 + ("two" in request.param))
         )
 
 
@@ -63,13 +62,11 @@ def channel(server: RunningServer) -> Iterator[grpc.Channel]:
 
 @pytest.fixture
 def stub(channel: grpc.Channel) -> SessionStoreServiceStub:
-    """The service."""
     return SessionStoreServiceStub(channel)
 
 
 @pytest.fixture
 def key() -> bytes:
-    """A key that no other test has."""
     return uuid.uuid4().bytes
 
 
@@ -83,17 +80,14 @@ def put(
 
 
 def get(key: bytes, namespace: str = "shop") -> pb.GetRequest:
-    """Return a Get."""
     return pb.GetRequest(namespace=namespace, key=key)
 
 
 def take(key: bytes, namespace: str = "shop") -> pb.TakeRequest:
-    """Return a Take."""
     return pb.TakeRequest(namespace=namespace, key=key)
 
 
 def remove(key: bytes, namespace: str = "shop") -> pb.RemoveRequest:
-    """Return a Remove."""
     return pb.RemoveRequest(namespace=namespace, key=key)
 
 
@@ -101,12 +95,11 @@ REQUESTS: dict[str, Callable[..., Any]] = {"Put": put, "Get": get, "Take": take,
 
 
 def seconds(ttl: Duration) -> float:
-    """Return a Duration in seconds."""
     return ttl.seconds + ttl.nanos / 1e9
 
 
 def refusal(call: Any, request: Any) -> tuple[grpc.StatusCode, Status]:
-    """Return the status code and the rich status of a call that fails."""
+    """Return the single line with which `resumed serve` rejects a URL (exit status 2)."""
     with pytest.raises(grpc.RpcError) as caught:
         call(request)
     status = rpc_status.from_call(caught.value)
@@ -116,7 +109,6 @@ def refusal(call: Any, request: Any) -> tuple[grpc.StatusCode, Status]:
 
 
 def info(status: Status) -> ErrorInfo:
-    """Return the one ErrorInfo of an error."""
     (found,) = [detail for detail in status.details if detail.Is(ErrorInfo.DESCRIPTOR)]
     unpacked = ErrorInfo()
     found.Unpack(unpacked)
@@ -148,7 +140,6 @@ BAD_KEYS = [b"", b"k" * 65]
 
 @pytest.mark.parametrize("namespace", NAMESPACES)
 def test_a_namespace_within_its_limits_is_served(stub: SessionStoreServiceStub, key: bytes, namespace: str) -> None:
-    """1 to 63 of [a-z0-9.-]; and a session is seen in its own namespace only."""
     stub.Put(put(key, namespace=namespace))
     assert stub.Get(get(key, namespace)).session.value == b"sealed"
     assert not stub.Get(get(key, "another")).HasField("session")
@@ -161,14 +152,12 @@ def test_a_namespace_within_its_limits_is_served(stub: SessionStoreServiceStub, 
 def test_a_namespace_outside_its_limits_is_refused(
     stub: SessionStoreServiceStub, key: bytes, method: str, namespace: str
 ) -> None:
-    """None, 64 characters, and characters that are not allowed."""
     request = REQUESTS[method](key, namespace=namespace)
     assert_invalid(refusal(getattr(stub, method), request)[1], "namespace")
 
 
 @pytest.mark.parametrize("key", KEYS)
 def test_a_key_within_its_limits_is_served(stub: SessionStoreServiceStub, key: bytes) -> None:
-    """1 to 64 bytes of any value."""
     namespace = uuid.uuid4().hex
     stub.Put(put(key, namespace=namespace))
     assert stub.Get(get(key, namespace)).session.value == b"sealed"
@@ -178,14 +167,12 @@ def test_a_key_within_its_limits_is_served(stub: SessionStoreServiceStub, key: b
 @pytest.mark.parametrize("method", ["Put", "Get", "Take", "Remove"])
 @pytest.mark.parametrize("key", BAD_KEYS)
 def test_a_key_outside_its_limits_is_refused(stub: SessionStoreServiceStub, method: str, key: bytes) -> None:
-    """None and 65 bytes."""
     request = REQUESTS[method](key)
     assert_invalid(refusal(getattr(stub, method), request)[1], "key")
 
 
 @pytest.mark.parametrize("size", [1, 65_535, 65_536])
 def test_a_value_within_its_limits_is_kept(stub: SessionStoreServiceStub, key: bytes, size: int) -> None:
-    """1 to 65,536 bytes, NULs included."""
     value = b"\0" * size
     stub.Put(put(key, value))
     assert stub.Get(get(key)).session.value == value
@@ -193,7 +180,6 @@ def test_a_value_within_its_limits_is_kept(stub: SessionStoreServiceStub, key: b
 
 @pytest.mark.parametrize("size", [0, 65_537])
 def test_a_value_outside_its_limits_is_refused(stub: SessionStoreServiceStub, key: bytes, size: int) -> None:
-    """None and 65,537 bytes; nothing is stored."""
     assert_invalid(refusal(stub.Put, put(key, b"v" * size))[1], "value")
     assert not stub.Get(get(key)).HasField("session")
 
@@ -215,7 +201,6 @@ def test_a_value_outside_its_limits_is_refused(stub: SessionStoreServiceStub, ke
 def test_a_ttl_that_is_missing_zero_negative_or_no_duration_is_refused(
     stub: SessionStoreServiceStub, key: bytes, ttl: Duration | None
 ) -> None:
-    """Above zero, both parts of one sign, within what a Duration may have."""
     assert_invalid(refusal(stub.Put, put(key, ttl=ttl))[1], "ttl")
 
 
@@ -235,14 +220,12 @@ def test_a_ttl_that_is_missing_zero_negative_or_no_duration_is_refused(
 def test_the_ttl_that_is_kept_is_answered(
     stub: SessionStoreServiceStub, key: bytes, asked: Duration, kept: float
 ) -> None:
-    """Lowered to --max-ttl; a hit tells what remains."""
     assert seconds(stub.Put(put(key, ttl=asked)).ttl) == pytest.approx(kept, abs=0.5)
     remaining = seconds(stub.Get(get(key)).session.ttl)
     assert kept - 30 < remaining <= kept
 
 
 def test_the_shortest_ttl_is_accepted_and_over_at_once(stub: SessionStoreServiceStub, key: bytes) -> None:
-    """A nanosecond: an expired session misses, swept or not."""
     stub.Put(put(key, ttl=Duration(nanos=1)))
     assert not stub.Get(get(key)).HasField("session")
 
@@ -251,13 +234,12 @@ def test_the_shortest_ttl_is_accepted_and_over_at_once(stub: SessionStoreService
 
 
 def test_a_put_may_be_repeated_and_never_prolongs(stub: SessionStoreServiceStub, key: bytes) -> None:
-    """The same value again succeeds and keeps the first expiry."""
+    """Repeating the same value succeeds and keeps the first expiry."""
     stub.Put(put(key, ttl=60.0))
     assert seconds(stub.Put(put(key, ttl=3_600.0)).ttl) <= 60
 
 
 def test_another_value_is_refused_and_changes_nothing(stub: SessionStoreServiceStub, key: bytes) -> None:
-    """Ids are write-once."""
     stub.Put(put(key, b"first"))
     code, status = refusal(stub.Put, put(key, b"second"))
     assert code is grpc.StatusCode.ALREADY_EXISTS
@@ -269,7 +251,6 @@ def test_another_value_is_refused_and_changes_nothing(stub: SessionStoreServiceS
 @pytest.mark.parametrize("end", ["Take", "Remove"])
 @pytest.mark.parametrize("value", [b"sealed", b"another"])
 def test_a_late_put_never_resurrects(stub: SessionStoreServiceStub, key: bytes, end: str, value: bytes) -> None:
-    """What was taken or removed stays away, even for the same value."""
     stub.Put(put(key))
     getattr(stub, end)(REQUESTS[end](key))
     assert refusal(stub.Put, put(key, value))[0] is grpc.StatusCode.ALREADY_EXISTS
@@ -277,19 +258,16 @@ def test_a_late_put_never_resurrects(stub: SessionStoreServiceStub, key: bytes, 
 
 
 def test_a_put_that_arrives_after_the_remove_is_refused(stub: SessionStoreServiceStub, key: bytes) -> None:
-    """Remove of an unknown key leaves a tombstone too."""
     assert not stub.Remove(remove(key)).removed
     assert refusal(stub.Put, put(key))[0] is grpc.StatusCode.ALREADY_EXISTS
 
 
 def test_a_miss_is_no_error(stub: SessionStoreServiceStub, key: bytes) -> None:
-    """Get and Take of an unknown key answer OK and no session; a Take of it leaves nothing behind."""
     assert not stub.Get(get(key)).HasField("session")
     assert not stub.Take(take(key)).HasField("session")
 
 
 def test_a_take_hands_the_session_out_once(stub: SessionStoreServiceStub, key: bytes) -> None:
-    """With its remaining ttl; then it misses."""
     stub.Put(put(key))
     taken = stub.Take(take(key)).session
     assert taken.value == b"sealed"
@@ -299,7 +277,6 @@ def test_a_take_hands_the_session_out_once(stub: SessionStoreServiceStub, key: b
 
 
 def test_remove_tells_whether_a_live_session_was_there(stub: SessionStoreServiceStub, key: bytes) -> None:
-    """And may be repeated."""
     stub.Put(put(key))
     assert stub.Remove(remove(key)).removed
     assert not stub.Remove(remove(key)).removed
@@ -311,7 +288,6 @@ def test_remove_tells_whether_a_live_session_was_there(stub: SessionStoreService
 def test_a_batch_answers_in_order_and_one_failing_does_not_fail_the_others(
     stub: SessionStoreServiceStub, key: bytes
 ) -> None:
-    """Each operation is checked and answered as the call of its name."""
     results = stub.Batch(
         pb.BatchRequest(
             operations=[
@@ -349,7 +325,6 @@ def test_a_batch_answers_in_order_and_one_failing_does_not_fail_the_others(
 def test_a_look_up_in_no_namespace_is_refused_by_itself(
     stub: SessionStoreServiceStub, key: bytes, namespace: str
 ) -> None:
-    """Wherever it stands in a Batch; the others are answered."""
     wrong, right = pb.BatchOperation(get=get(key, namespace)), pb.BatchOperation(get=get(key))
     for operations in ([wrong, right], [right, wrong]):
         results = stub.Batch(pb.BatchRequest(operations=operations)).results
@@ -359,14 +334,12 @@ def test_a_look_up_in_no_namespace_is_refused_by_itself(
 
 
 def test_a_batch_of_invalid_operations_only_is_answered(stub: SessionStoreServiceStub) -> None:
-    """The engine has nothing to do then."""
     (result,) = stub.Batch(pb.BatchRequest(operations=[pb.BatchOperation()])).results
     assert_invalid(result.error, "operations[0]")
 
 
 @pytest.mark.parametrize("count", [1, 255, 256])
 def test_a_batch_within_its_limits_is_served(stub: SessionStoreServiceStub, key: bytes, count: int) -> None:
-    """1 to 256 operations."""
     operations = [pb.BatchOperation(get=get(key))] * count
     assert len(stub.Batch(pb.BatchRequest(operations=operations)).results) == count
 
@@ -375,13 +348,12 @@ def test_a_batch_within_its_limits_is_served(stub: SessionStoreServiceStub, key:
 def test_a_batch_outside_its_limits_is_refused_as_a_whole(
     stub: SessionStoreServiceStub, key: bytes, count: int
 ) -> None:
-    """None and 257 operations."""
     operations = [pb.BatchOperation(get=get(key))] * count
     assert_invalid(refusal(stub.Batch, pb.BatchRequest(operations=operations))[1], "operations")
 
 
 def test_the_largest_batch_passes_in_both_directions(stub: SessionStoreServiceStub) -> None:
-    """256 sessions of 65,536 bytes with the longest keys and namespace are stored, then read, in one call each."""
+    """256 sessions of 65,536 bytes with the longest keys and namespace, stored and then read in one call each."""
     namespace = "n" * 63
     keys = [uuid.uuid4().bytes * 4 for _ in range(256)]
     puts = [pb.BatchOperation(put=put(key, b"v" * 65_536, ttl=60.5, namespace=namespace)) for key in keys]
@@ -393,7 +365,7 @@ def test_the_largest_batch_passes_in_both_directions(stub: SessionStoreServiceSt
 
 
 def test_a_larger_message_is_refused(stub: SessionStoreServiceStub, key: bytes) -> None:
-    """Before it is read, so it costs the server no memory."""
+    """The server rejects it by its length prefix, before it allocates memory for it."""
     with pytest.raises(grpc.RpcError) as caught:
         stub.Put(put(key, bytes(MAX_BATCH_BYTES)))
     assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
@@ -404,7 +376,6 @@ def test_a_larger_message_is_refused(stub: SessionStoreServiceStub, key: bytes) 
 
 @pytest.mark.parametrize("service", ["", SERVICE])
 def test_health_says_serving(channel: grpc.Channel, service: str) -> None:
-    """Of the server as a whole and of the service, asked once and watched."""
     health = health_pb2_grpc.HealthStub(channel)
     request = health_pb2.HealthCheckRequest(service=service)
     assert health.Check(request).status == health_pb2.HealthCheckResponse.SERVING
@@ -414,7 +385,6 @@ def test_health_says_serving(channel: grpc.Channel, service: str) -> None:
 def test_open_streams_do_not_keep_calls_waiting(
     channel: grpc.Channel, stub: SessionStoreServiceStub, key: bytes
 ) -> None:
-    """However many watch health or hold a reflection stream."""
     health = health_pb2_grpc.HealthStub(channel)
     reflection = reflection_pb2_grpc.ServerReflectionStub(channel)
     streams = [health.Watch(health_pb2.HealthCheckRequest()) for _ in range(32)]
@@ -429,7 +399,6 @@ def test_open_streams_do_not_keep_calls_waiting(
 
 @pytest.mark.parametrize("version", ["v1", "v1alpha"])
 def test_reflection_lists_the_services(channel: grpc.Channel, version: str) -> None:
-    """And knows the messages of the contract; in either version, as tools ask for one or the other."""
     request = reflection_pb2.ServerReflectionRequest
     call = channel.stream_stream(
         f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo",
@@ -461,7 +430,6 @@ def test_reflection_lists_the_services(channel: grpc.Channel, version: str) -> N
 def test_garbage_instead_of_a_message_is_an_error_and_nothing_else(
     server: RunningServer, channel: grpc.Channel, method: str
 ) -> None:
-    """The server lives on; neither the caller nor the log sees a stack trace."""
     raw: grpc.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream(f"/{method}")
     for garbage in (b"\xff" * 100, b"\x0a\x02\xff\xfe"):
         with pytest.raises(grpc.RpcError) as caught:
@@ -476,7 +444,6 @@ def test_garbage_instead_of_a_message_is_an_error_and_nothing_else(
 
 @pytest.mark.parametrize("kind", ["unary_unary", "unary_stream", "stream_stream"])
 def test_an_unknown_method_is_refused_with_a_reason(channel: grpc.Channel, kind: str) -> None:
-    """Whether or not anything is sent; as is one of a service that is not there, without a reason."""
     never = threading.Event()
 
     def called(path: str) -> grpc.Call:
@@ -496,7 +463,6 @@ def test_an_unknown_method_is_refused_with_a_reason(channel: grpc.Channel, kind:
 
 
 def test_no_log_line_holds_a_key_a_value_or_a_namespace(server: RunningServer, stub: SessionStoreServiceStub) -> None:
-    """Whatever was asked, right or wrong."""
     secret = b"secret-" + uuid.uuid4().hex.encode()
     stub.Put(put(secret, secret, namespace="tenant-x"))
     refusal(stub.Put, put(secret, b"other", namespace="tenant-x"))

@@ -43,7 +43,7 @@ impl Store {
         let mut serve = Command::new("sh");
         // It ends when its input does, and so with this process, however that ends.
         serve.args(["-c", r#""$@" & read -r _; kill $!; wait"#, "sh", &command]);
-        serve.args(["serve", "--workers", "1", "--drain", "0s"]).args(arguments);
+        serve.args(["serve", "--workers", "1", "--shutdown-delay", "0s"]).args(arguments);
         if !arguments.contains(&"--listen") {
             serve.args(["--listen", "127.0.0.1:0"]);
         }

@@ -30,18 +30,18 @@ RESUMED_HEALTH_LISTEN: {{ printf "%s:7401" $listen | quote }}
 RESUMED_METRICS_LISTEN: {{ printf "%s:9464" $listen | quote }}
 {{- end }}
 {{- if eq .Values.engine "embedded" }}
-RESUMED_STORE: lmdb:///var/lib/resumed
+RESUMED_STORAGE: lmdb:///var/lib/resumed
 RESUMED_CAPACITY: {{ .Values.embedded.capacity | quote }}
 {{- else }}
-RESUMED_STORE: {{ .Values.redis.url | quote }}
+RESUMED_STORAGE: {{ .Values.redis.url | quote }}
 {{- end }}
 RESUMED_MAX_TTL: {{ .Values.server.maxTtl | quote }}
 RESUMED_WORKERS: {{ .Values.server.workers | quote }}
 RESUMED_THREADS: {{ .Values.server.threads | quote }}
-RESUMED_DRAIN: {{ printf "%ds" (int .Values.server.drainSeconds) | quote }}
+RESUMED_SHUTDOWN_DELAY: {{ printf "%ds" (int .Values.server.shutdownDelaySeconds) | quote }}
 RESUMED_MAX_CONNECTION_AGE: {{ .Values.server.maxConnectionAge | quote }}
 RESUMED_MAX_CONNECTIONS: {{ int .Values.server.maxConnections | quote }}
-RESUMED_NAMESPACE_RATE: {{ int .Values.namespaceLimits.rate | quote }}
+RESUMED_NAMESPACE_OPS_PER_SECOND: {{ int .Values.namespaceLimits.opsPerSecond | quote }}
 RESUMED_NAMESPACE_SESSIONS: {{ int .Values.namespaceLimits.sessions | quote }}
 RESUMED_NAMESPACE_BYTES: {{ .Values.namespaceLimits.bytes | quote }}
 RESUMED_NAMESPACE_WATCHERS: {{ int .Values.namespaceLimits.watchers | quote }}

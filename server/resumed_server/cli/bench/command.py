@@ -41,7 +41,7 @@ def bench(
     sni: str | None,
     ca: str | None,
     insecure: bool,
-    say: str,
+    send: str,
     as_json: bool,
     **load: int,
 ) -> bool:
@@ -56,7 +56,7 @@ def bench(
         sni: The name to ask for; by default the first target's host.
         ca: File with the certificates to trust, as PEM; by default the system's.
         insecure: Whether to trust any certificate.
-        say: What to send behind the handshake, with the escapes of Python's strings.
+        send: What to send behind the handshake, with the escapes of Python's strings.
         as_json: Print JSON instead of a table.
         load: `clients`, `connections` and `processes` of the Plan.
 
@@ -70,7 +70,7 @@ def bench(
         endpoints=tuple(_reached(address) for address in addresses),
         server_name=sni or addresses[0].host,
         version=tls,
-        ask=_parsed("--say", say, _unescaped),
+        send=_parsed("--send", send, _unescaped),
         share=resume / 100,
         seconds=None if count else _parsed("--duration", duration, _duration),
         count=count,
@@ -226,7 +226,7 @@ def _show(report: dict[str, Any], plan: Plan) -> None:
             for kind, figures in kinds.items():
                 table.add_row(f"{kind}, {target}", *_cells(figures))
     console.print(table)
-    until = "until the first byte of the answer" if plan.ask else "until the handshake's end"
+    until = "until the first byte of the answer" if plan.send else "until the handshake's end"
     console.print(
         f"from the first packet {until}; {report['per_second']:,.0f} visits a second for {report['seconds']:g} s"
     )

@@ -38,7 +38,7 @@ class Plan:
         endpoints: The servers, which each client visits in turns.
         server_name: The name to ask them for.
         version: The only version of TLS to speak; None for the newest that both ends know.
-        ask: What to send behind the handshake.
+        send: What to send behind the handshake.
         share: How much of the visits offer a session, 0 to 1.
         clients: How many clients there are: so many visits until one comes back.
         connections: How many visits are under way at a time.
@@ -50,7 +50,7 @@ class Plan:
     endpoints: tuple[Endpoint, ...]
     server_name: str
     version: str | None = None
-    ask: bytes = b""
+    send: bytes = b""
     share: float = 0.9
     clients: int = 256
     connections: int = 8
@@ -174,7 +174,7 @@ class Crowd:
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
-        self._client = Client(plan.server_name, plan.version, plan.ask)
+        self._client = Client(plan.server_name, plan.version, plan.send)
         self._guests = deque(
             _Guest(number % len(plan.endpoints), random.random())  # noqa: S311 - so that not all are full at once
             for number in range(plan.clients)

@@ -82,7 +82,7 @@ class Fleet:
         signal.signal(signal.SIGINT, interrupted)
 
     def _start_store(self, path: Path) -> str:
-        listen = ["--listen", "127.0.0.1:0", "--store", f"lmdb://{path}", "--workers", "1", "--drain", "0s"]
+        listen = ["--listen", "127.0.0.1:0", "--storage", f"lmdb://{path}", "--workers", "1", "--shutdown-delay", "0s"]
         self._start("store", "resumed_server", "serve", *listen, "--log-format", "json", "--log-level", "info")
         target: str = self._told("store", "addresses")["addresses"][0]
         while self._told("store", "event")["event"] != "ready":

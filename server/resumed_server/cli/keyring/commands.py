@@ -42,11 +42,11 @@ def show(file: str, *, as_json: bool) -> None:
     Console().print(table)
 
 
-def promote(file: str, key_id: str | None, *, wait: str, at_once: bool) -> str:
+def promote(file: str, key_id: str | None, *, wait: str, force: bool) -> str:
     """Let a key seal from now on, and return what to tell the user. Without `key_id` the one that never did.
 
     Raises:
-        UserError: Not every frontend may have the key yet, unless `at_once`; or it cannot be done at all.
+        UserError: Not every frontend may have the key yet, unless `force`; or it cannot be done at all.
     """
     keyring = KeyringFile(file)
     first = keyring.keys[0]
@@ -54,10 +54,10 @@ def promote(file: str, key_id: str | None, *, wait: str, at_once: bool) -> str:
     if key is first:
         raise UserError(f"{key.id} is the first key of {file} already")
     left = _duration("--wait", wait) - _age(key.made)
-    if left > 0 and not at_once:
+    if left > 0 and not force:
         raise UserError(
             f"{key.id} is only {_ago(key.made)} old: a frontend without it could not open what others seal with it; "
-            f"wait another {_spoken(left)}, or say --now if every frontend has it"
+            f"wait another {_spoken(left)}, or give --force if every frontend has it"
         )
     keyring.promote(key)
     keyring.write()
@@ -67,27 +67,27 @@ def promote(file: str, key_id: str | None, *, wait: str, at_once: bool) -> str:
     )
 
 
-def retire(file: str, key_id: str | None, *, lifetime: str, wait: str, at_once: bool) -> str:
+def retire(file: str, key_id: str | None, *, lifetime: str, wait: str, force: bool) -> str:
     """Drop a key, and return what to tell the user. Without `key_id` the one that sealed before.
 
     Raises:
-        UserError: Sessions that it sealed may live, unless `at_once`; or it cannot be done at all.
+        UserError: Sessions that it sealed may live, unless `force`; or it cannot be done at all.
     """
     keyring = KeyringFile(file)
     first = keyring.keys[0]
     key = keyring.named(key_id) if key_id else _only(keyring, [key for key in keyring.keys[1:] if key.until])
     if key is first:
         raise UserError(f"{key.id} seals; promote another key first (`resumed keygen --append {file}` makes one)")
-    if not at_once and not _is_new(key, first):
+    if not force and not _is_new(key, first):
         if key.until is None:
             raise UserError(
-                f"{file} does not say until when {key.id} sealed; say --now if that is longer ago than sessions live"
+                f"{file} does not say until when {key.id} sealed; give --force if that is longer ago than sessions live"
             )
         left = _duration("--lifetime", lifetime) + _duration("--wait", wait) - _age(key.until)
         if left > 0:
             raise UserError(
                 f"{key.id} sealed until {_ago(key.until)} ago, and sessions of then may live another {_spoken(left)}; "
-                "wait, or say --now to lose them (their clients make a full handshake)"
+                "wait, or give --force to lose them (their clients make a full handshake)"
             )
     keyring.keys = [each for each in keyring.keys if each.id != key.id]
     keyring.write()

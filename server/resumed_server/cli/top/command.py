@@ -84,7 +84,7 @@ def _reports(urls: list[str], seconds: float) -> Iterator[_Row]:
 
 def report(periods: dict[str, Period], missing: dict[str, str]) -> _Row:
     """Return what happened at all endpoints, as JSON has it: rates a second, times in seconds, shares from 0 to 1."""
-    stores = {url: period for url, period in periods.items() if "resumed_info" in period}
+    stores = {url: period for url, period in periods.items() if "resumed_build_info" in period}
     frontends = [period for period in periods.values() if "resumed_frontend_breaker_open" in period]
     return {
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -108,14 +108,14 @@ def report(periods: dict[str, Period], missing: dict[str, str]) -> _Row:
 def _store(url: str, period: Period) -> _Row:
     return {
         "endpoint": url,
-        "engine": period.text("resumed_info", "engine"),
+        "engine": period.text("resumed_build_info", "engine"),
         "up": bool(period.value("resumed_engine_up")),
         "calls": period.rate("resumed_calls_total"),
         "failed": sum(period.rate("resumed_calls_total", code=code) for code in _FAILURES),
         "get_p50": period.quantile(0.5, "resumed_call_seconds", method="Get"),
         "get_p99": period.quantile(0.99, "resumed_call_seconds", method="Get"),
         "sessions": period.value("resumed_sessions"),
-        "bytes": period.value("resumed_store_bytes"),
+        "bytes": period.value("resumed_storage_bytes"),
         "evicted": period.rate("resumed_evicted_sessions_total"),
         "watchers": period.value("resumed_watchers"),
         "watchers_lag": period.value("resumed_watchers_lag_seconds"),
@@ -128,8 +128,8 @@ def _worker(url: str, worker: str, period: Period) -> _Row:
         "worker": worker,
         "up": bool(period.value("resumed_worker_up", worker=worker)),
         "calls": period.rate("resumed_worker_calls_total", worker=worker),
-        "cpu": period.rate("resumed_worker_cpu_seconds_total", worker=worker),
-        "resident_bytes": period.value("resumed_worker_resident_bytes", worker=worker),
+        "cpu": period.rate("resumed_worker_process_cpu_seconds_total", worker=worker),
+        "resident_bytes": period.value("resumed_worker_process_resident_memory_bytes", worker=worker),
     }
 
 

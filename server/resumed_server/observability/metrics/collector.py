@@ -43,7 +43,7 @@ class BoardCollector(Collector):
 
     Args:
         board: What to read.
-        about: What the server is, for `resumed_info`.
+        about: What the server is, for `resumed_build_info`.
         capacity: Bytes that the store may take, 0 if nobody knows.
         clock: The clock of those who pin.
     """
@@ -70,7 +70,7 @@ class BoardCollector(Collector):
         now = self._clock()
         up = {worker: now - figures["pinned"] < STALE_SECONDS for worker, figures in by_worker.items()}
         alive = [figures for worker, figures in by_worker.items() if up[worker]]
-        yield InfoMetricFamily("resumed", "What this server is.", value=self._about)
+        yield InfoMetricFamily("resumed_build", "What this server is.", value=self._about)
         yield from _calls([figures["recorded"] for figures in by_worker.values()])
         yield from _load([figures["recorded"] for figures in by_worker.values()])
         yield _operations([figures["recorded"]["operations"] for figures in by_worker.values()])
@@ -86,9 +86,9 @@ class BoardCollector(Collector):
             yield GaugeMetricFamily(
                 "resumed_sessions", "Sessions in the store; expired ones count until swept.", usage["sessions"]
             )
-            yield GaugeMetricFamily("resumed_store_bytes", "Bytes that the store takes.", usage["bytes"])
+            yield GaugeMetricFamily("resumed_storage_bytes", "Bytes that the store takes.", usage["bytes"])
         if self._capacity:
-            yield GaugeMetricFamily("resumed_store_capacity_bytes", "Bytes that the store may take.", self._capacity)
+            yield GaugeMetricFamily("resumed_storage_capacity_bytes", "Bytes that the store may take.", self._capacity)
         evicted = _total(everybody, "evicted") + usage.get("evicted", 0)
         yield CounterMetricFamily("resumed_evicted_sessions", "Live sessions dropped to make room.", evicted)
         yield CounterMetricFamily(
@@ -139,7 +139,7 @@ def _load(by_worker: Sequence[Mapping[str, Any]]) -> Iterator[Metric]:
     times.add_metric([], cumulative(BOUNDS, counts or [0] * (len(BOUNDS) + 1)), sum(seconds for _, seconds in waits))
     yield times
     yield CounterMetricFamily(
-        "resumed_calls_turned_away",
+        "resumed_calls_rejected",
         "Calls refused by gRPC (RESOURCE_EXHAUSTED), since as many as may be were under way; not among resumed_calls.",
         sum(recorded["turned_away"] for recorded in by_worker),
     )
@@ -187,9 +187,14 @@ def _workers(by_worker: Mapping[str, _Figures], up: Mapping[str, bool]) -> Itera
     for kind, name, documentation, value in (
         ("g", "up", "Whether the worker lives and is not stuck.", lambda _: True),
         ("g", "ready", "Whether the storage engine answers this worker.", lambda figures: figures["ready"]),
-        ("g", "resident_bytes", "Memory of the worker.", lambda figures: figures["resident_bytes"]),
-        ("g", "start_time_seconds", "When the worker started, in Unix seconds.", lambda figures: figures["started"]),
-        ("c", "cpu_seconds", "Processor time of the worker.", lambda figures: figures["totals"]["cpu_seconds"]),
+        ("g", "process_resident_memory_bytes", "Memory of the worker.", lambda figures: figures["resident_bytes"]),
+        (
+            "g",
+            "process_start_time_seconds",
+            "When the worker started, in Unix seconds.",
+            lambda figures: figures["started"],
+        ),
+        ("c", "process_cpu_seconds", "Processor time of the worker.", lambda figures: figures["totals"]["cpu_seconds"]),
         ("c", "calls", "Calls that the worker ended.", _calls_of),
     ):
         family = kinds[kind](f"resumed_worker_{name}", documentation, labels=["worker"])

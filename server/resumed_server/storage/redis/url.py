@@ -1,4 +1,4 @@
-"""The URL of a Redis or Valkey: what `--store` may say of one. Reads no file, opens nothing, needs no driver."""
+"""The URL of a Redis or Valkey: what `--storage` may say of one. Reads no file, opens nothing, needs no driver."""
 
 from __future__ import annotations
 
