@@ -20,7 +20,7 @@ try:
 
     from resumed_server.cli.commands import register
     from resumed_server.config.settings import takes_settings
-    from resumed_server.errors import UserError, tell
+    from resumed_server.errors import UserError, print_error
     from resumed_server.preflight import verified
 except ModuleNotFoundError as missing:
     _complain(missing)
@@ -35,10 +35,10 @@ def main() -> None:
     try:
         sys.exit(app(prog_name="resumed", standalone_mode=False))
     except UserError as error:
-        tell(error)
+        print_error(error)
         sys.exit(2)
     except _CommandLineError as error:
-        tell(UserError(f"{' '.join(error.format_message().split())} (see resumed --help)"))
+        print_error(UserError(f"{' '.join(error.format_message().split())} (see resumed --help)"))
         sys.exit(2)
     except ModuleNotFoundError as missing:
         _complain(missing)

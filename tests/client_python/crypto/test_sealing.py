@@ -94,7 +94,7 @@ def test_sealed_vectors_open(vector: dict[str, Any]) -> None:
 @pytest.mark.parametrize("vector", SEALING["does_not_open"], ids=lambda vector: vector["case"])
 def test_what_must_not_open_does_not(vector: dict[str, Any]) -> None:
     store_key, sealed = unhex(vector, "store_key", "sealed")
-    with pytest.raises(resumed.Unsealable) as caught:
+    with pytest.raises(resumed.UnsealError) as caught:
         SEALING_KEYRING.open(store_key, sealed, vector["now"])
     assert caught.value.reason == vector["reason"]
 
@@ -110,7 +110,7 @@ def test_envelopes_are_what_the_format_says(vector: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("encoded", SEALING["not_envelopes"])
 def test_what_is_too_short_is_no_envelope(encoded: str) -> None:
-    with pytest.raises(resumed.Unsealable, match="malformed"):
+    with pytest.raises(resumed.UnsealError, match="malformed"):
         Envelope.decode(bytes.fromhex(encoded))
 
 
@@ -146,9 +146,9 @@ def test_what_was_sealed_opens(plaintext: bytes, not_after: int, namespace: str)
 
 @given(value=st.binary(max_size=200))
 def test_no_bytes_at_all_do_more_than_not_open(value: bytes) -> None:
-    with pytest.raises(resumed.Unsealable):
+    with pytest.raises(resumed.UnsealError):
         SEALING_KEYRING.open(STORE_KEY, value, 0)
-    with pytest.raises(resumed.Unsealable):
+    with pytest.raises(resumed.UnsealError):
         SEALING_KEYRING.open(STORE_KEY, b"\x01" + hashlib.sha256(bytes(range(32))).digest()[:4] + value, 0)
     assert IDS_KEYRING.open_id("shop", value) is None
 
@@ -250,7 +250,7 @@ class TestKeyringFiles:
         for _ in range(2):
             now[0] += 2
             assert keyring.key_ids
-        with pytest.raises(resumed.Unsealable, match="unknown-key"):
+        with pytest.raises(resumed.UnsealError, match="unknown-key"):
             keyring.open(STORE_KEY, sealed, 1000)
 
     def test_a_file_that_breaks_keeps_the_old_keys(
@@ -321,7 +321,7 @@ def test_plaintext_values_do_not_pass_for_sealed_ones() -> None:
     assert not plaintext.seals
     value = plaintext.seal(STORE_KEY, b"session", 2000)
     assert plaintext.open(STORE_KEY, value, 1999) == (b"session", 2000)
-    with pytest.raises(resumed.Unsealable):
+    with pytest.raises(resumed.UnsealError):
         SEALING_KEYRING.open(STORE_KEY, value, 1999)
-    with pytest.raises(resumed.Unsealable):
+    with pytest.raises(resumed.UnsealError):
         plaintext.open(STORE_KEY, SEALING_KEYRING.seal(STORE_KEY, b"session", 2000), 1999)

@@ -50,16 +50,16 @@ class Scene:
         self.client = Client(version)
         self.frontend = Frontend(stack, store.target, keyring)
         self.binding = self.frontend.shim._binding
-        self.shim = self.frontend.shim._shim
+        self.shim = self.frontend.shim._policy
         self.keyring = keyring
         seen: list[tuple[bytes, Envelope]] = []
-        negotiated = self.shim.negotiated
+        negotiated = self.shim.on_new_session
 
         def spy(session_id: bytes, envelope: Envelope, remaining: float, **more: Any) -> None:
             seen.append((session_id, envelope))
             negotiated(session_id, envelope, remaining, **more)
 
-        self.shim.negotiated = spy
+        self.shim.on_new_session = spy
         self.session = self.client.visit(self.frontend).session
         self.frontend.shim.flush()
         self.session_id, self.envelope = seen[-1]
@@ -214,7 +214,7 @@ def test_a_first_tls_1_3_hello_at_a_tls_1_2_server_asks_nobody(
         frontend.context.set_max_proto_version(VERSIONS[0])
     client = Client(VERSIONS[0])
     client.context.maximum_version = VERSIONS[1]
-    frontend.shim._shim._lookups._store = dishonest = DishonestStore()
+    frontend.shim._policy._lookups._store = dishonest = DishonestStore()
     assert not client.visit(frontend).reused
     assert frontend.shim.stats.misses == {"foreign-id": 1}
     assert dishonest.calls == 0

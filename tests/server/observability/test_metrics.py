@@ -26,21 +26,14 @@ from resumed_server.storage.engine import (
     Take,
 )
 from resumed_server.storage.expiry import Sweeper
-from resumed_server.watch.hub import READ_SECONDS, Message, Progress, Subscription, Watchers
+from resumed_server.watch.hub import READ_SECONDS, WatchHub
+from resumed_server.watch.subscription import LogPosition, Message, Subscription
+from support.clock import Clock
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from resumed_server.storage.engine import Engine, Operation, Outcome
-
-
-class Clock:
-    """A clock that a test moves by hand."""
-
-    now = 1_000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def outcomes(recorder: Recorder, namespace: str) -> dict[tuple[str, str], int]:
@@ -114,9 +107,9 @@ class TestBoard:
         metrics.recorder._operations |= {f"{number:063}": row for number in range(MAX_NAMESPACES)} | {OTHER: row}
         for method in ("Put", "Get", "Take", "Remove", "Batch", "Watch"):
             for code in range(17):
-                metrics.recorder.failed(method, code)
+                metrics.recorder.on_failure(method, code)
         metrics.ready = True
-        metrics.report(Watchers(cast("Engine", Store())), Sweeper(cast("Engine", Store())))
+        metrics.report(WatchHub(cast("Engine", Store())), Sweeper(cast("Engine", Store())))
         assert board.read(0)
         with pytest.raises(ValueError, match="do not fit"):
             board.pin(0, {"x": "x" * 65_536})
@@ -159,7 +152,7 @@ class TestRecorder:
         def count() -> None:
             for _ in range(20_000):
                 recorder.operation("shop", column)
-                recorder.answered("Get", 0.5)
+                recorder.on_success("Get", 0.5)
 
         interval = sys.getswitchinterval()
         sys.setswitchinterval(1e-6)
@@ -184,7 +177,7 @@ class TestRecorder:
     def test_a_call_counts_in_the_bucket_whose_bound_it_reaches(self) -> None:
         recorder = Recorder(lambda _: True)
         for seconds in (0.0, BOUNDS[0], BOUNDS[0] + 1e-9, BOUNDS[-1] + 1):
-            recorder.answered("Get", seconds)
+            recorder.on_success("Get", seconds)
         assert recorder.snapshot()["calls"]["Get"][0] == [2, 1, *[0] * 10, 1]
 
     def test_the_operations_of_a_batch_count_one_by_one(self) -> None:
@@ -236,12 +229,12 @@ class TestReport:
         board, clock = Board(1), Clock()
         store = cast("Engine", Store())
         collector = BoardCollector(board, {}, clock=clock)
-        watchers, sweeper = Watchers(store), Sweeper(store)
+        watchers, sweeper = WatchHub(store), Sweeper(store)
         sweeper.swept = 5
         for run in (1, 2):
             metrics = Metrics(board, 0, store, clock)
-            metrics.recorder.answered("Get", 0.1)
-            metrics.recorder.failed("Get", 14)
+            metrics.recorder.on_success("Get", 0.1)
+            metrics.recorder.on_failure("Get", 14)
             metrics.ready = True
             metrics.report(watchers, sweeper)
             found = samples(collector)
@@ -265,10 +258,10 @@ class Log:
 class TestLag:
     def test_it_is_the_age_of_the_oldest_message_that_waits(self) -> None:
         clock = Clock()
-        subscription = Subscription("shop", lambda: Progress(b"", 0.0), clock)
+        subscription = Subscription("shop", lambda: LogPosition(b"", 0.0), clock)
         assert subscription.lag() == 0
         for _ in range(3):
-            subscription.tell(Message((), b"", clock.now))
+            subscription.enqueue(Message((), b"", clock.now))
             clock.now += 1.0
         assert subscription.lag() == 3.0
         next(subscription.messages())
@@ -276,12 +269,12 @@ class TestLag:
 
     def test_a_log_that_is_not_read_is_lag_too(self) -> None:
         clock = Clock()
-        watchers = Watchers(cast("Engine", Log()), clock)
-        assert watchers.state() == (0, 0.0, 0)
+        watchers = WatchHub(cast("Engine", Log()), clock)
+        assert watchers.stats() == (0, 0.0, 0)
         with watchers._lock:
             watchers._subscriptions[Subscription("shop", lambda: watchers._progress, clock)] = None
-            watchers._progress = Progress(b"end", clock.now)
+            watchers._progress = LogPosition(b"end", clock.now)
         clock.now += READ_SECONDS
-        assert watchers.state() == (1, 0.0, 0)
+        assert watchers.stats() == (1, 0.0, 0)
         clock.now += 2.0
-        assert watchers.state().lag == pytest.approx(2.0)
+        assert watchers.stats().lag == pytest.approx(2.0)
