@@ -198,6 +198,10 @@ stubs-current:
 	@for stub in $(BUILD)/fresh/resumed/v1/*_pb2*; do \
 	  cmp "$$stub" "$(STUBS)/$$(basename $$stub)" || { echo "stubs are not current: run 'make stubs' and commit"; exit 1; }; done
 
+.PHONY: site
+site: $(BIN)/.installed-docs ## Build the site of the documentation in .build/site; broken links fail
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
 .PHONY: reference
 reference: setup ## Generate docs/configuration.md from the code and the chart
 	PYTHONPATH=tests $(BIN)/python -m docs.reference
