@@ -171,7 +171,7 @@ LMDB = [
     Fault("database damaged", database_damaged, ALL),
     Fault("network to the server reset", frontend_network_reset, NOTHING),
     Fault("network to the server silent", frontend_network_silent, NOTHING),
-    Fault("disk full", disk_full, f"{REFUSED}, removals sent meanwhile", hindrance=_only_root),
+    Fault("disk full", disk_full, f"{REFUSED}, removals sent during the fault", hindrance=_only_root),
     Fault("server's clock 3 h forth", clock_forth, ENDED),
     Fault("server's clock 3 h back", clock_back, NOTHING),
     Fault("a frontend's clock 3 h forth", frontend_clock_forth, "on that frontend, what seems past its end"),

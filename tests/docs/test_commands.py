@@ -144,14 +144,14 @@ def _check_arguments(beside: Path, path: str, arguments: str) -> None:
 
 def _check_selection(arguments: str) -> None:
     """Check that pytest's files are there, and have tests with such names."""
-    paths, _, expression = arguments.partition(" -k ")
+    paths, _, expression = re.sub(r" (-x|--\w+ \d+)", "", arguments).partition(" -k ")
     names: set[str] = set()
     for path in paths.split():
         assert (TREE / path).exists(), f"{path} is not there"
-        if path.endswith(".py"):
-            body = ast.walk(ast.parse((TREE / path).read_bytes()))
-            names |= {node.name for node in body if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
-            names |= {node.id for node in ast.walk(ast.parse((TREE / path).read_bytes())) if isinstance(node, ast.Name)}
+        for file in [TREE / path] if path.endswith(".py") else (TREE / path).rglob("test_*.py") if expression else ():
+            nodes = list(ast.walk(ast.parse(file.read_bytes())))
+            names |= {node.name for node in nodes if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+            names |= {node.id for node in nodes if isinstance(node, ast.Name)}
     for word in set(re.findall(r"\w+", expression)) - {"and", "or", "not"}:
         assert any(word in name for name in names), f"{paths} has no test {word}"
 

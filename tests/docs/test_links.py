@@ -17,7 +17,11 @@ if TYPE_CHECKING:
     from markdown_it.token import Token
 
 TREE = Path(__file__).parents[2]
-PAGES = sorted({*TREE.glob("*.md"), *TREE.glob("docs/**/*.md"), *TREE.glob("protos/*.md"), *TREE.glob("client/*/*.md")})
+PAGES = sorted(
+    page
+    for pattern in ("*.md", "docs/**/*.md", "benchmarks/**/*.md", "protos/*.md", "client/*/*.md")
+    for page in TREE.glob(pattern)
+)
 
 
 @cache
