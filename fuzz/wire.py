@@ -2,7 +2,7 @@
 
 Valid and mutated messages, frames and byte streams, in batches. After each batch the server has to be healthy, to
 answer an honest client correctly, to have logged no defect, and to be no larger than before. Coverage does not guide
-it; what it does follows from --seed alone.
+it; all choices follow from --seed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from hpack import Encoder
 import resumed.v1
 from fuzz.target import mutated
 from resumed._client.store import SessionStore
-from resumed._transport.http2 import head
+from resumed._transport.http2 import request_headers
 from support.server import running_server
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ BATCH = 100
 PATIENCE = 30.0
 """Seconds that the server may take for anything; beyond that it hangs."""
 LOOK = 0.02
-"""Seconds of silence after which a connection whose last frame is incomplete is given up on."""
+"""Seconds of silence after which a connection whose last frame is incomplete is closed."""
 WARM_UP = 3
 """Batches after which the server has its size."""
 GROWTH = 48 << 20
@@ -67,7 +67,7 @@ _INTEGERS = {FieldDescriptor.CPPTYPE_INT32, FieldDescriptor.CPPTYPE_UINT32, Fiel
 
 @dataclass
 class Outcome:
-    """What came of it."""
+    """Result of a run."""
 
     inputs: int = 0
     batches: int = 0
@@ -77,7 +77,7 @@ class Outcome:
     """Bytes, descriptors and threads when warm, and at the end."""
 
 
-class Broken(AssertionError):
+class ConnectionBroken(AssertionError):
     """The server broke a promise; the message has the seed to see it again."""
 
 
@@ -115,7 +115,7 @@ class Source:
         """Return all that a client might send on one connection."""
         path, encoded = self.call()
         choose = self.random
-        block = head("store:7400", path, False)
+        block = request_headers("store:7400", path, False)
         if choose.random() < 0.2:
             more = [("grpc-timeout", choose.choice(("1n", "99999999H", "-1S", ""))), ("grpc-encoding", "gzip")]
             block += Encoder().encode(more, huffman=bool(choose.randrange(2)))
@@ -189,8 +189,8 @@ class Wire:
     """Fuzzes one server.
 
     Args:
-        server: The server, which nobody else uses.
-        seed: What is done follows from it.
+        server: The server, without other clients.
+        seed: Determines all choices.
     """
 
     def __init__(self, server: RunningServer, seed: int) -> None:
@@ -205,7 +205,7 @@ class Wire:
         """Send batches until the time is up, but no more than `batches`.
 
         Raises:
-            Broken: The server broke a promise.
+            ConnectionBroken: The server broke a promise.
         """
         self._started = started = time.monotonic()
         with self._channel:
@@ -265,7 +265,7 @@ class Wire:
         )
         if not all(seen):
             self._broken(f"an honest client was answered wrongly: {seen}")
-        # That somebody purged is for the operator to know, each time.
+        # Each purge is logged for the operator.
         lines = [line for line in self._server.log_lines() if line.get("event") != "namespace purged"]
         if len(lines) > LINES + LINES_A_SECOND * (time.monotonic() - self._started):
             self._broken(f"the log has {len(lines)} lines, the last of them {lines[-1]}")
@@ -286,11 +286,13 @@ class Wire:
                 self._broken(f"{name} grew from {warm[0]:,} to {now:,}")
 
     def _broken(self, promise: str) -> None:
-        raise Broken(f"{promise} (seed {self._seed}, batch {self.outcome.batches}, input {self.outcome.inputs})")
+        raise ConnectionBroken(
+            f"{promise} (seed {self._seed}, batch {self.outcome.batches}, input {self.outcome.inputs})"
+        )
 
 
 def _tells_of_a_defect(line: dict[str, Any]) -> bool:
-    """Return whether a line of the log is not one for an operator: a traceback, or an error that nobody expected."""
+    """Return whether a log line reveals a defect: a traceback, or an unexpected error."""
     return "text" in line or line.get("event") == "internal error" or "Traceback" in json.dumps(line)
 
 
@@ -313,7 +315,7 @@ def main() -> int:
         failure = ""
         try:
             wire.run(options.seconds)
-        except Broken as error:
+        except ConnectionBroken as error:
             failure = str(error)
     print(json.dumps({**vars(wire.outcome), "failure": failure}))  # noqa: T201
     return int(bool(failure))

@@ -1,4 +1,4 @@
-"""A network that a test can cut: a TCP proxy on loopback."""
+"""A TCP proxy on loopback whose connections a test can cut."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _CHUNK = 65_536
 
 
 class Network:
-    """Passes connections on to `upstream`, a "host:port", until told otherwise. One thread; a context manager.
+    """Proxy for connections to `upstream`, a "host:port". Has one thread; a context manager.
 
     Attributes:
-        target: Where it listens, as "host:port"; `port` is its port alone.
+        target: The listen address as "host:port"; `port` is its port.
     """
 
     def __init__(self, upstream: str) -> None:
@@ -48,23 +48,23 @@ class Network:
         self._selector.close()
 
     def redirect(self, upstream: str) -> None:
-        """Pass new connections on to another "host:port"; those that there are stay with theirs."""
+        """Pass new connections on to another "host:port"; existing ones stay."""
         host, port = upstream.rsplit(":", 1)
         self._upstream = host, int(port)
 
     def drop(self) -> None:
-        """Reset all connections, and new ones as they come."""
+        """Reset all connections, present and new."""
         with self._lock:
             self._refusing = True
             for sock in list(self._peers):
                 self._forget(sock)
 
     def swallow(self) -> None:
-        """Deliver nothing any more; connections stay, and new ones find nobody who answers."""
+        """Deliver no more data; connections stay open, and new ones are accepted without an answer."""
         self._silent = True
 
     def heal(self) -> None:
-        """Pass everything on again, what was held back first, as TCP does."""
+        """Deliver data again, delayed data first, as TCP does."""
         self._silent = self._refusing = False
 
     def _run(self) -> None:
@@ -91,7 +91,7 @@ class Network:
             return
         for sock, peer in ((down, up), (up, down)):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            sock.settimeout(1)  # who does not read for so long is cut off
+            sock.settimeout(1)  # a peer that does not read for this long is disconnected
             self._peers[sock] = peer
             self._selector.register(sock, selectors.EVENT_READ)
 

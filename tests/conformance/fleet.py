@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import resumed
 from conformance.client import HOSTS, Client
-from resumed._crypto.sealing import StoreKeys
+from resumed._crypto.store_key import StoreKeys
 from support.tls import CA
 
 if sys.version_info >= (3, 11):
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[2]
 BUILD = ROOT / ".build" / "frontends"
 DEADLINE = 5.0
-"""Seconds of a look-up, where lateness is not what is tested: the machine may be busy."""
+"""Deadline in seconds of lookups in tests that do not test lateness, for a loaded machine."""
 _PATIENCE = 10
 
 

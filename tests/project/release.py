@@ -1,6 +1,6 @@
 """Check that this tree can be released, and build its packages without uploading them: `make release-check`.
 
-Steps whose tools are not installed are listed as skipped. Cargo uses only what it has downloaded before.
+Steps whose tools are not installed are listed as skipped. Cargo uses only packages that it has downloaded before.
 """
 
 # ruff: noqa: T201 - a tool prints

@@ -9,18 +9,19 @@ install() puts the store under a server's TLS context; that is all that most fro
 
 from resumed._client.admin import Admin, NamespaceStats
 from resumed._client.store import Get, Put, Remove, SessionStore, StoredSession, Take
-from resumed._crypto.sealing import Keyring, StoreKeys
+from resumed._crypto.keyring import Keyring
+from resumed._crypto.store_key import StoreKeys
 from resumed._exceptions import (
     AlreadyExists,
     CredentialsError,
-    InvalidCall,
+    InvalidRequest,
     KeyringError,
     LimitExceeded,
     ResumedError,
     StoreError,
     StoreTimeout,
     StoreUnavailable,
-    Unsealable,
+    UnsealError,
     UnsupportedContext,
 )
 from resumed._install import Installation, install
@@ -35,7 +36,7 @@ __all__ = [
     "CredentialsError",
     "Get",
     "Installation",
-    "InvalidCall",
+    "InvalidRequest",
     "Keyring",
     "KeyringError",
     "LimitExceeded",
@@ -51,7 +52,7 @@ __all__ = [
     "StoreUnavailable",
     "StoredSession",
     "Take",
-    "Unsealable",
+    "UnsealError",
     "UnsupportedContext",
     "forbid_core_dumps",
     "install",

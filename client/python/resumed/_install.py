@@ -7,12 +7,13 @@ import ssl
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Literal
 
-from resumed._async.event_loops import attach
+from resumed._async.event_loops import enable
+from resumed._client.limits import NAMESPACE_PATTERN
 from resumed._client.store import SessionStore
-from resumed._crypto.sealing import Keyring
-from resumed._openssl import Binding, session_ids
+from resumed._crypto.keyring import Keyring
+from resumed._openssl import CallbackBinding, session_ids
 from resumed._policy.mirror import DEFAULT_BYTES, Mirror
-from resumed._policy.session_policy import Shim
+from resumed._policy.session_policy import SessionPolicy
 
 if TYPE_CHECKING:
     import os
@@ -24,34 +25,34 @@ if TYPE_CHECKING:
     from resumed._policy.stats import Stats
     from resumed._transport.tls import Credentials
 
-_NAMESPACE = re.compile(r"[a-z0-9.-]{1,63}")
-
 
 class Installation:
     """A TLS context that shares its sessions: keep it for `stats` and uninstall(); the context itself needs no help."""
 
-    def __init__(self, shim: Shim, binding: Binding, detach: Callable[[], None] | None) -> None:
-        self._shim, self._binding, self._detach = shim, binding, detach
+    def __init__(
+        self, policy: SessionPolicy, binding: CallbackBinding, disable_suspension: Callable[[], None] | None
+    ) -> None:
+        self._policy, self._binding, self._disable_suspension = policy, binding, disable_suspension
 
     @property
     def namespace(self) -> str:
         """Who shares these sessions."""
-        return self._shim.namespace
+        return self._policy.namespace
 
     @property
     def stats(self) -> Stats:
         """Hits, misses, puts and removals by reason, and look-up times, of this process."""
-        return self._shim.stats
+        return self._policy.stats
 
     @property
     def breaker_open(self) -> bool:
         """Whether the store kept failing, so that handshakes do not ask it at present."""
-        return self._shim.breaker_open
+        return self._policy.breaker_open
 
     @property
     def mirror_live(self) -> bool | None:
         """Whether the mirror follows the store, and so answers; None without a mirror."""
-        return self._shim.mirror_live
+        return self._policy.mirror_live
 
     @property
     def signature_seconds(self) -> float | None:
@@ -100,13 +101,13 @@ class Installation:
             ValueError: The connection has no session: its handshake is not over, or it is closed.
         """
         if isinstance(sessions, bytes):
-            return self._shim.remove([sessions])
+            return self._policy.remove([sessions])
         if not isinstance(sessions, Iterable):
-            return self._shim.remove(self.session_ids(sessions))
+            return self._policy.remove(self.session_ids(sessions))
         ids = frozenset(sessions)
         if not all(isinstance(each, bytes) for each in ids):
             raise TypeError("session ids are bytes")
-        return self._shim.remove(ids)
+        return self._policy.remove(ids)
 
     @staticmethod
     def session_ids(source: object) -> frozenset[bytes]:
@@ -129,14 +130,14 @@ class Installation:
             Whether that was done within `timeout` seconds, and the store has acknowledged all removals. One that it
             refused, or that was dropped, counts until it is repeated.
         """
-        return self._shim.flush(timeout)
+        return self._policy.flush(timeout)
 
     def uninstall(self) -> None:
         """Put back the callbacks and settings that the context had, send what is not sent yet, and disconnect."""
-        if self._detach:
-            self._detach()
+        if self._disable_suspension:
+            self._disable_suspension()
         self._binding.uninstall()
-        self._shim.close()
+        self._policy.close()
 
 
 def install(
@@ -148,7 +149,7 @@ def install(
     lifetime: int = 7200,
     deadline: float = 0.05,
     single_use: bool = False,
-    ids: Literal["sealed", "any"] = "sealed",
+    accept_foreign_ids: bool = False,
     puts: Literal["wait", "background"] | None = None,
     max_lookups: int = 64,
     mirror: bool | int | str = False,
@@ -175,8 +176,8 @@ def install(
         deadline: Seconds that a handshake may wait for the store, above 0; all of its look-ups together.
         single_use: Whether a session resumes once in the whole fleet (RFC 8446 section 8.1): a look-up Gets it, and
             Takes it if it fits. The mirror is not used then.
-        ids: `sealed` looks up only ids that the fleet issued, `any` every id (for fleets with TLS stacks that cannot
-            choose ids).
+        accept_foreign_ids: Whether ids that the fleet did not issue are looked up, too, as in a fleet with TLS stacks
+            that cannot choose their ids (Node).
         puts: `background` never holds up a handshake; `wait` holds a full one until its sessions are stored, at most
             for the deadline. None is `background`, but `wait` with a plaintext keyring.
         max_lookups: How many look-ups may be under way at once, each on a connection of its own; beyond that handshakes
@@ -197,7 +198,7 @@ def install(
         KeyringError: The keyring is missing, malformed, or readable by others.
         ValueError: An argument is outside its range.
     """
-    if not _NAMESPACE.fullmatch(namespace):
+    if not re.fullmatch(NAMESPACE_PATTERN, namespace):
         raise ValueError(f"namespace must be 1 to 63 characters of [a-z0-9.-], not {namespace!r}")
     if not isinstance(keyring, Keyring):
         keyring = Keyring.load(keyring)
@@ -210,19 +211,19 @@ def install(
 
         spans = LookupSpans(tracer_provider, namespace)
     size = _size(mirror)
-    shim = Shim(
+    policy = SessionPolicy(
         store,
         keyring,
         lifetime=lifetime,
         single_use=single_use,
-        ids=ids,
+        accept_foreign_ids=accept_foreign_ids,
         puts=puts,
         max_lookups=max_lookups,
         mirror=Mirror(store, size) if size else None,
         spans=spans,
     )
-    binding = Binding(context, shim, replace=replace, ignore_id_context=ignore_id_context)
-    return Installation(shim, binding, attach(context, binding) if isinstance(context, ssl.SSLContext) else None)
+    binding = CallbackBinding(context, policy, replace=replace, ignore_id_context=ignore_id_context)
+    return Installation(policy, binding, enable(context, binding) if isinstance(context, ssl.SSLContext) else None)
 
 
 def _size(mirror: bool | int | str) -> int:

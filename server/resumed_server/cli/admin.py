@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from resumed import Admin, CredentialsError, InvalidCall, StoreError, StoreUnavailable
+from resumed import Admin, CredentialsError, InvalidRequest, StoreError, StoreUnavailable
 from resumed_server.config.types import Duration
 from resumed_server.errors import UserError
 
@@ -123,7 +123,7 @@ def _telling(consequence: str) -> Iterator[_Outcome]:
     except StoreError as error:
         outcome.well = False
         advice = ""
-        if isinstance(error, InvalidCall):
+        if isinstance(error, InvalidRequest):
             advice = "; correct it"
         elif isinstance(error, StoreUnavailable):
             advice = "; try again until it succeeds"

@@ -8,7 +8,7 @@ import pytest
 
 from resumed._client.store import Get, SessionStore, StoredSession
 from resumed._exceptions import StoreError, from_status
-from resumed._policy.mirror import Sessions
+from resumed._policy.mirror import SessionCache
 from resumed.v1 import session_store_pb2 as pb
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def test_words_of_a_store_are_one_line_of_a_log() -> None:
 
 @pytest.mark.parametrize("seconds", [2.0**62, -(2.0**62)])
 def test_a_session_that_lives_for_ages_or_is_over_for_ages(seconds: float) -> None:
-    sessions = Sessions(1_000, lambda: 1_000.0)
+    sessions = SessionCache(1_000, lambda: 1_000.0)
     sessions.put(KEY, StoredSession(b"sealed", seconds))
     assert sessions.get(KEY) == (b"sealed" if seconds > 0 else None)
     sessions.put(bytes(16), StoredSession(b"sealed", 60.0))

@@ -77,7 +77,7 @@ def test_remove_tells_whether_a_session_was_there(store: SessionStore, key: byte
 def test_limits_are_errors_that_name_the_field(
     store: SessionStore, key: bytes, value: bytes, ttl: float, field: str
 ) -> None:
-    with pytest.raises(resumed.InvalidCall, match=field):
+    with pytest.raises(resumed.InvalidRequest, match=field):
         store.put(key, value, ttl)
 
 
@@ -99,7 +99,7 @@ def test_one_failing_operation_does_not_fail_the_others(store: SessionStore, key
         [Put(key, b"a", 100), Put(key, b"b", 100), Put(key, b"", 100), Take(key), Remove(key), Get(key)]
     )
     assert isinstance(results[1], resumed.AlreadyExists)
-    assert isinstance(results[2], resumed.InvalidCall)
+    assert isinstance(results[2], resumed.InvalidRequest)
     assert isinstance(results[3], StoredSession)
     assert results[4:] == [False, None]
 

@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 
 import resumed
 from resumed._crypto.envelope import Envelope
-from resumed._crypto.sealing import Keyring, StoreKeys
+from resumed._crypto.keyring import Keyring
+from resumed._crypto.store_key import StoreKeys
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -94,7 +95,7 @@ def test_sealed_vectors_open(vector: dict[str, Any]) -> None:
 @pytest.mark.parametrize("vector", SEALING["does_not_open"], ids=lambda vector: vector["case"])
 def test_what_must_not_open_does_not(vector: dict[str, Any]) -> None:
     store_key, sealed = unhex(vector, "store_key", "sealed")
-    with pytest.raises(resumed.Unsealable) as caught:
+    with pytest.raises(resumed.UnsealError) as caught:
         SEALING_KEYRING.open(store_key, sealed, vector["now"])
     assert caught.value.reason == vector["reason"]
 
@@ -110,7 +111,7 @@ def test_envelopes_are_what_the_format_says(vector: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("encoded", SEALING["not_envelopes"])
 def test_what_is_too_short_is_no_envelope(encoded: str) -> None:
-    with pytest.raises(resumed.Unsealable, match="malformed"):
+    with pytest.raises(resumed.UnsealError, match="malformed"):
         Envelope.decode(bytes.fromhex(encoded))
 
 
@@ -146,9 +147,9 @@ def test_what_was_sealed_opens(plaintext: bytes, not_after: int, namespace: str)
 
 @given(value=st.binary(max_size=200))
 def test_no_bytes_at_all_do_more_than_not_open(value: bytes) -> None:
-    with pytest.raises(resumed.Unsealable):
+    with pytest.raises(resumed.UnsealError):
         SEALING_KEYRING.open(STORE_KEY, value, 0)
-    with pytest.raises(resumed.Unsealable):
+    with pytest.raises(resumed.UnsealError):
         SEALING_KEYRING.open(STORE_KEY, b"\x01" + hashlib.sha256(bytes(range(32))).digest()[:4] + value, 0)
     assert IDS_KEYRING.open_id("shop", value) is None
 
@@ -219,7 +220,7 @@ class TestKeyringFiles:
         status = path.stat()
         owned = os.stat_result((*status[:4], owner, *status[5:]))
         monkeypatch.setattr("resumed._reload.os.fstat", lambda _: owned)
-        monkeypatch.setattr("resumed._crypto.sealing.os.geteuid", lambda: user)
+        monkeypatch.setattr("resumed._crypto.keyring.os.geteuid", lambda: user)
         if refused:
             with pytest.raises(resumed.KeyringError, match="another user owns it"):
                 Keyring.load(path)
@@ -250,7 +251,7 @@ class TestKeyringFiles:
         for _ in range(2):
             now[0] += 2
             assert keyring.key_ids
-        with pytest.raises(resumed.Unsealable, match="unknown-key"):
+        with pytest.raises(resumed.UnsealError, match="unknown-key"):
             keyring.open(STORE_KEY, sealed, 1000)
 
     def test_a_file_that_breaks_keeps_the_old_keys(
@@ -274,7 +275,7 @@ class TestKeyringFiles:
         inside = vars(keyring) | {name: getattr(keyring._keys[0], name) for name in keyring._keys[0].__slots__}
         assert not shown_secrets(repr(keyring) + repr(keyring._keys) + f"{keyring._keys[0]}" + str(inside))
 
-    @pytest.mark.parametrize("defect", ["", "HKDF", "AESGCM", "AESSIV"])
+    @pytest.mark.parametrize("defect", ["", "derivation.HKDF", "sealed_value.AESGCM", "session_id.AESSIV"])
     def test_no_key_and_no_session_shows_in_a_traceback(
         self, path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, defect: str
     ) -> None:
@@ -284,7 +285,7 @@ class TestKeyringFiles:
         malformed = f"{base64.b64encode(SECRET).decode()}\nnot a key\n"
         path.write_text(malformed)
         if defect:
-            monkeypatch.setattr(f"resumed._crypto.sealing.{defect}", Defective)
+            monkeypatch.setattr(f"resumed._crypto.{defect}", Defective)
 
         def follow() -> None:
             path.write_text(Keyring.generate())
@@ -321,7 +322,7 @@ def test_plaintext_values_do_not_pass_for_sealed_ones() -> None:
     assert not plaintext.seals
     value = plaintext.seal(STORE_KEY, b"session", 2000)
     assert plaintext.open(STORE_KEY, value, 1999) == (b"session", 2000)
-    with pytest.raises(resumed.Unsealable):
+    with pytest.raises(resumed.UnsealError):
         SEALING_KEYRING.open(STORE_KEY, value, 1999)
-    with pytest.raises(resumed.Unsealable):
+    with pytest.raises(resumed.UnsealError):
         plaintext.open(STORE_KEY, SEALING_KEYRING.seal(STORE_KEY, b"session", 2000), 1999)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, cast
 import pytest
 
 import resumed
-from resumed._client.store import Change, Changes, StoredSession
-from resumed._policy.mirror import STALE_SECONDS, Mirror, Sessions
+from resumed._client.store import Change, StoredSession, WatchBatch
+from resumed._policy.mirror import STALE_SECONDS, Mirror, SessionCache
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,7 +34,7 @@ def session(value: bytes = b"value", ttl: float = 100.0) -> StoredSession:
 
 def test_a_session_is_there_until_it_expires() -> None:
     clock = Clock()
-    sessions = Sessions(1 << 20, clock)
+    sessions = SessionCache(1 << 20, clock)
     sessions.put(b"key", session(ttl=10))
     clock.now += 9.9
     assert sessions.get(b"key") == b"value"
@@ -43,7 +43,7 @@ def test_a_session_is_there_until_it_expires() -> None:
 
 
 def test_a_removed_session_is_gone() -> None:
-    sessions = Sessions(1 << 20)
+    sessions = SessionCache(1 << 20)
     sessions.put(b"key", session())
     sessions.remove(b"key")
     assert sessions.get(b"key") is None
@@ -51,7 +51,7 @@ def test_a_removed_session_is_gone() -> None:
 
 
 def test_the_oldest_go_first_when_there_is_no_room() -> None:
-    sessions = Sessions(10_000)
+    sessions = SessionCache(10_000)
     for number in range(100):
         sessions.put(b"%d" % number, session(bytes(1_000)))
     kept = [number for number in range(100) if sessions.get(b"%d" % number)]
@@ -61,7 +61,7 @@ def test_the_oldest_go_first_when_there_is_no_room() -> None:
 
 def test_expired_sessions_make_room_by_themselves() -> None:
     clock = Clock()
-    sessions = Sessions(1 << 20, clock)
+    sessions = SessionCache(1 << 20, clock)
     for number in range(100):
         sessions.put(b"%d" % number, session(ttl=10))
     clock.now += 11
@@ -71,7 +71,7 @@ def test_expired_sessions_make_room_by_themselves() -> None:
 
 
 def test_what_was_removed_takes_no_memory() -> None:
-    sessions = Sessions(1 << 20)
+    sessions = SessionCache(1 << 20)
     sessions.put(b"old", session())
     for number in range(10_000):
         sessions.put(b"%d" % number, session())
@@ -85,7 +85,7 @@ def test_what_was_removed_takes_no_memory() -> None:
 
 
 def test_storing_again_counts_once() -> None:
-    sessions = Sessions(1 << 20)
+    sessions = SessionCache(1 << 20)
     for _ in range(10):
         sessions.put(b"key", session(bytes(1_000)))
     sessions.remove(b"key")
@@ -94,7 +94,7 @@ def test_storing_again_counts_once() -> None:
 
 def test_what_was_removed_during_a_look_up_is_not_kept() -> None:
     """The lookup may have read the session before its removal."""
-    sessions = Sessions(1 << 20)
+    sessions = SessionCache(1 << 20)
     since = sessions.removals
     sessions.remove(b"other")
     sessions.put(b"key", session(), since)
@@ -107,7 +107,7 @@ def test_what_was_removed_during_a_look_up_is_not_kept() -> None:
 
 def test_a_look_up_that_nobody_can_vouch_for_is_not_kept() -> None:
     """The mirror no longer remembers the removals since the lookup began."""
-    sessions = Sessions(1 << 20)
+    sessions = SessionCache(1 << 20)
     since = sessions.removals
     for number in range(1_025):
         sessions.remove(b"%d" % number)
@@ -121,7 +121,7 @@ def test_a_look_up_that_nobody_can_vouch_for_is_not_kept() -> None:
 
 def test_what_was_removed_here_does_not_come_back_from_a_stream_that_is_behind() -> None:
     """The stream can deliver the Put after the frontend has removed the session."""
-    sessions = Sessions(1 << 20)
+    sessions = SessionCache(1 << 20)
     sessions.remove(b"removed")
     sessions.clear()
     for key in (b"removed", b"another"):
@@ -131,7 +131,7 @@ def test_what_was_removed_here_does_not_come_back_from_a_stream_that_is_behind()
 
 def test_a_purge_ends_what_was_issued_before_it_or_nobody_knows_when() -> None:
     """A lookup that began before the purge must not restore a purged session."""
-    sessions = Sessions(1 << 20)
+    sessions = SessionCache(1 << 20)
     since = sessions.removals
     sessions.apply(
         [Change(b"before", session(), 999.9), Change(b"then", session(), 1_000.0), Change(b"told", session())]
@@ -157,14 +157,14 @@ def test_a_change_shows_neither_a_key_nor_a_value() -> None:
 @pytest.mark.parametrize("issued", [-(2.0**62), 2.0**62])
 def test_a_session_may_be_said_to_be_issued_whenever(issued: float) -> None:
     """The issue time comes from an untrusted server."""
-    sessions = Sessions(1 << 20)
+    sessions = SessionCache(1 << 20)
     sessions.apply([Change(b"key", session(), issued)])
     assert sessions.get(b"key") == b"value"
 
 
 def test_memory_over_the_value_is_at_most_200_bytes() -> None:
     """The key, one object, and its entries in the dictionary and the order."""
-    sessions = Sessions(1 << 40)
+    sessions = SessionCache(1 << 40)
     number = 100_000
     for each in range(number):
         sessions.put(each.to_bytes(32, "big"), session(bytes(240)))
@@ -177,12 +177,12 @@ class Stream:
     """A Watch stream and its server, both controlled by the test."""
 
     target = "a test"
-    continued = False
+    resumed_from_position = False
     confirmed = float("inf")
     """Time up to which the stream is complete."""
 
     def __init__(self) -> None:
-        self._news: queue.Queue[Changes | None] = queue.Queue()
+        self._news: queue.Queue[WatchBatch | None] = queue.Queue()
         self._taken: queue.Queue[None] = queue.Queue()
         self.cancelled = 0
 
@@ -197,10 +197,10 @@ class Stream:
 
     def tell(self, *changes: tuple[bytes, StoredSession | None], live: bool = True) -> None:
         """Deliver a message and wait until the mirror has processed it."""
-        self._news.put(Changes([Change(*each) for each in changes], b"position", live))
+        self._news.put(WatchBatch([Change(*each) for each in changes], b"position", live))
         self._taken.get(timeout=20)
 
-    def __iter__(self) -> Iterator[Changes]:
+    def __iter__(self) -> Iterator[WatchBatch]:
         while (news := self._news.get()) is not None:
             yield news
             self._taken.put(None)
@@ -259,7 +259,7 @@ class Ending:
     """A store whose streams serve for a while and end: (seconds, error) each, the last one never."""
 
     target = "a test"
-    continued = True
+    resumed_from_position = True
     confirmed = float("inf")
 
     def __init__(self, clock: Clock, *ends: tuple[float, resumed.StoreError]) -> None:
@@ -283,11 +283,11 @@ class Ending:
     def __exit__(self, *_: object) -> None:
         pass
 
-    def __iter__(self) -> Iterator[Changes]:
+    def __iter__(self) -> Iterator[WatchBatch]:
         if self._error is not None:
             self._clock.now += self._seconds
             raise self._error
-        yield Changes([], b"position", True)
+        yield WatchBatch([], b"position", True)
         self.closed.wait(20)
         raise resumed.StoreUnavailable("over")
 

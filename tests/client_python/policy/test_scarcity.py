@@ -1,6 +1,6 @@
 """A namespace above its operation limit resumes in proportion, and opens no circuit breaker.
 
-Frontends and clients are simulated with their own clock; the breaker and the budget are real.
+Frontends and clients are modelled, in a time of their own; breaker and state are the real ones.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from resumed._client.store import BATCH_OPERATIONS
+from resumed._client.limits import BATCH_OPERATIONS
 from resumed._policy.circuit_breaker import Breaker
 from resumed._policy.write_queue import LONGEST_RETRY_SECONDS, RETRY_SECONDS
 from resumed_server.limits.config import Limit
-from resumed_server.limits.enforcer import Budget, LimitExceeded, Shared
+from resumed_server.limits.enforcer import LimitExceeded, LimitState, SharedCounters
 
 CLIENTS, SECONDS = 200, 60
 NEED = 80
@@ -44,7 +44,7 @@ class Frontend:
     """The parts of a frontend that call the server: SessionPolicy, Lookups and WriteQueue."""
 
     clock: Clock
-    budget: Budget
+    state: LimitState
     breaker: Breaker
     queue: deque[Session] = field(default_factory=deque)
     paused_until: float = 0.0
@@ -54,7 +54,7 @@ class Frontend:
     def visit(self, offered: Session | None, *, tickets: bool) -> tuple[bool, Session]:
         """Return whether a client resumes, and its next session: with `tickets`, a new one each time."""
         resumed = False
-        if offered and offered.issued and not self.breaker.resting:
+        if offered and offered.issued and not self.breaker.rate_limited:
             resumed = self._look_up() and offered.stored
             if resumed and not tickets:
                 return True, offered
@@ -68,9 +68,9 @@ class Frontend:
             return
         batch = [self.queue[number] for number in range(min(len(self.queue), BATCH_OPERATIONS))]
         try:
-            self.budget.spend(len(batch))
+            self.state.acquire(len(batch))
         except LimitExceeded:
-            self.breaker.limited()
+            self.breaker.record_rate_limited()
             self.paused_until = self.clock.now + self.retry
             self.retry = min(2 * self.retry, LONGEST_RETRY_SECONDS)
             return
@@ -81,13 +81,13 @@ class Frontend:
 
     def _look_up(self) -> bool:
         try:
-            self.budget.spend(1)
+            self.state.acquire(1)
         except LimitExceeded as error:
-            if error.hold:  # until after the frontend's deadline
+            if error.delay:  # until after the frontend's deadline
                 self.breaker.failed(self.clock.now, late=True)
                 self.opened += not self.breaker.closed
             else:
-                self.breaker.limited()
+                self.breaker.record_rate_limited()
             return False
         self.breaker.succeeded()
         return True
@@ -100,8 +100,8 @@ def test_what_resumes_is_in_proportion_to_the_limit(frontends: int, tickets: boo
     """The simulation begins with a cold cache."""
     clock, chance = Clock(), random.Random(7)
     limit = Limit(namespaces=("shop",), operations_per_second=int(share * NEED))
-    budget = Budget("shop", limit, Shared.fresh(clock))
-    fleet = [Frontend(clock, budget, Breaker(clock=clock)) for _ in range(frontends)]
+    state = LimitState("shop", limit, SharedCounters.create(clock))
+    fleet = [Frontend(clock, state, Breaker(clock=clock)) for _ in range(frontends)]
     clients: list[Session | None] = [None] * CLIENTS
     visits = NEED * SECONDS // (2 if tickets else 1)
     resumed = 0

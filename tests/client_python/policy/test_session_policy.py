@@ -13,23 +13,23 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import resumed
-from resumed._async.suspendable_handshake import Handshake
+from resumed._async.suspendable_handshake import SuspendableHandshake
 from resumed._client.store import Operation, Put, Remove, Result, SessionStore, StoredSession
 from resumed._crypto.envelope import Envelope
-from resumed._crypto.sealing import Keyring
-from resumed._exceptions import Unsealable
+from resumed._crypto.keyring import Keyring
+from resumed._exceptions import UnsealError
 from resumed._policy.circuit_breaker import Breaker
 from resumed._policy.served_names import Expected
-from resumed._policy.session_policy import Shim
+from resumed._policy.session_policy import SessionPolicy
 from resumed._policy.stats import BUCKETS, Recorder
-from resumed._policy.write_queue import QUEUE_BYTES, Outgoing, Sender
+from resumed._policy.write_queue import QUEUE_BYTES, PendingWrite, WriteQueue
 from support.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from concurrent.futures import Future
 
-    from resumed._policy.lookups import Found
+    from resumed._policy.lookups import LookupResult
 
 PATIENCE = 10.0
 NOT_FRESH = 11.0
@@ -95,9 +95,9 @@ class Clock:
         return self.now
 
 
-def shim_on(store: FakeStore, **options: Any) -> tuple[Shim, Clock]:
+def shim_on(store: FakeStore, **options: Any) -> tuple[SessionPolicy, Clock]:
     clock = Clock()
-    return Shim(store, KEYRING, clock=clock, **options), clock
+    return SessionPolicy(store, KEYRING, clock=clock, **options), clock
 
 
 FINGERPRINT = bytes(range(32))
@@ -121,17 +121,22 @@ class Offer:
         return self.decodes(envelope.session, remaining)
 
 
-def look_up(shim: Shim, offer: Offer, found: Future[Found] | None = None) -> int | None:
+def look_up(shim: SessionPolicy, offer: Offer, found: Future[LookupResult] | None = None) -> int | None:
     """Look a session up in a handshake of its own, for which that was prefetched."""
     handshake = shim.handshake()
-    handshake._answers |= {offer.session_id: found} if found else {}
-    return shim.look_up(offer, handshake)
+    handshake._results |= {offer.session_id: found} if found else {}
+    return shim.on_get_session(offer, handshake)
 
 
-def negotiate(shim: Shim, remaining: int = 7200) -> bytes:
+def prefetch(shim: SessionPolicy, offer: Offer) -> Future[LookupResult]:
+    """Start the look-up of a handshake that can be suspended."""
+    return shim.find(offer, shim.handshake(lambda: lambda: None), may_suspend=True)
+
+
+def negotiate(shim: SessionPolicy, remaining: int = 7200) -> bytes:
     """Store a session of ten bytes and return its id."""
     session_id = shim.issue_id()
-    shim.negotiated(session_id, ENVELOPE, remaining, last=True)
+    shim.on_new_session(session_id, ENVELOPE, remaining, last=True)
     assert shim.flush(PATIENCE)
     return session_id
 
@@ -159,13 +164,25 @@ class TestIds:
         os.close(reader)
         os.close(writer)
 
+    @pytest.mark.parametrize("accept_foreign_ids", [False, True])
+    def test_no_frontend_looks_up_an_id_that_is_issued_while_a_limit_is_used_up(self, accept_foreign_ids: bool) -> None:
+        """Its session is not stored."""
+        issuer, _ = shim_on(FakeStore())
+        issuer._breaker.record_rate_limited()
+        session_id = issuer.issue_id()
+        issuer.on_new_session(session_id, ENVELOPE, 100, last=True)
+        store = FakeStore()
+        other, _ = shim_on(store, accept_foreign_ids=accept_foreign_ids)
+        assert look_up(other, Offer(session_id)) is None
+        assert (store.gets, other.stats.misses, issuer.stats.puts) == ([], {"expired-id": 1}, {"dropped": 1})
+
 
 class TestPrefetch:
     def test_the_answer_is_used_and_nobody_is_asked_again(self) -> None:
         store = FakeStore()
         shim, _ = shim_on(store)
         for session_id, found in ((negotiate(shim), 10_007_200), (shim.issue_id(), None)):
-            flight = shim.prefetch(Offer(session_id))
+            flight = prefetch(shim, Offer(session_id))
             assert flight
             flight.result(PATIENCE)
             asked = len(store.gets)
@@ -178,11 +195,11 @@ class TestPrefetch:
         store = FakeStore()
         shim, clock = shim_on(store, lifetime=100)
         session_id = negotiate(shim)
-        assert shim.prefetch(Offer(os.urandom(32))) is None
+        assert prefetch(shim, Offer(os.urandom(32))).result(0) == (None, "foreign-id")
         clock.now += 101
-        assert shim.prefetch(Offer(session_id)) is None
+        assert prefetch(shim, Offer(session_id)).result(0) == (None, "expired-id")
         shim._breaker.closed = False
-        resting = shim.prefetch(Offer(shim.issue_id()))
+        resting = prefetch(shim, Offer(shim.issue_id()))
         assert resting
         assert resting.result(0) == (None, "breaker-open")
         assert not store.gets
@@ -193,7 +210,7 @@ class TestPrefetch:
         shim, _ = shim_on(store)
         session_id = negotiate(shim)
         store.gate.clear()
-        one, other = shim.prefetch(Offer(session_id)), shim.prefetch(Offer(session_id))
+        one, other = prefetch(shim, Offer(session_id)), prefetch(shim, Offer(session_id))
         assert one
         assert other
         waiting = threading.Thread(
@@ -217,7 +234,7 @@ class TestPrefetch:
         store = FakeStore()
         shim, _ = shim_on(store, single_use=True)
         session_id = negotiate(shim)
-        flights = [shim.prefetch(Offer(session_id)) for _ in range(4)]
+        flights = [prefetch(shim, Offer(session_id)) for _ in range(4)]
         found = [flight.result(PATIENCE)[0] for flight in flights if flight]
         assert len(found) == 4
         assert found.count(None) == 3
@@ -227,7 +244,7 @@ class TestPrefetch:
         shim, _ = shim_on(store)
         session_id = negotiate(shim)
         store.gate.clear()
-        flight = shim.prefetch(Offer(session_id))
+        flight = prefetch(shim, Offer(session_id))
         assert look_up(shim, Offer(session_id), flight) is None
         assert shim.stats.misses == {"timeout": 1}
         store.gate.set()
@@ -236,7 +253,7 @@ class TestPrefetch:
         store = FakeStore()
         shim, _ = shim_on(store, max_lookups=2)
         store.gate.clear()
-        flights = [shim.prefetch(Offer(shim.issue_id())) for _ in range(3)]
+        flights = [prefetch(shim, Offer(shim.issue_id())) for _ in range(3)]
         assert flights[2]
         assert flights[2].result(0) == (None, "too-many-lookups")
         store.gate.set()
@@ -244,9 +261,9 @@ class TestPrefetch:
     def test_who_waited_too_long_for_a_thread_does_not_ask(self) -> None:
         store = FakeStore()
         shim, _ = shim_on(store)
-        flight, mine = shim._lookups._board(b"key")
+        flight, mine = shim._lookups._join_or_start(b"key")
         assert mine
-        shim._lookups._fly(flight, b"key", lambda _: None, fresh=False, end=time.monotonic() - 0.001)
+        shim._lookups._run(flight, b"key", lambda _: None, fresh=False, end=time.monotonic() - 0.001)
         assert flight.result(0) == (None, "too-many-lookups")
         assert not store.gets
 
@@ -254,17 +271,17 @@ class TestPrefetch:
         shim, _ = shim_on(FakeStore())
         session_id = negotiate(shim)
         shim.close()
-        flight = shim.prefetch(Offer(session_id))
+        flight = prefetch(shim, Offer(session_id))
         assert flight
         assert flight.result(0) == (None, "unavailable")
-        assert shim._lookups._under_way == 0
+        assert shim._lookups._in_flight == 0
 
     def test_a_defect_is_a_miss(self) -> None:
         store = FakeStore()
         shim, _ = shim_on(store)
         session_id = negotiate(shim)
         store.failure = ZeroDivisionError()
-        flight = shim.prefetch(Offer(session_id))
+        flight = prefetch(shim, Offer(session_id))
         assert flight
         assert flight.result(PATIENCE) == (None, "internal-error")
 
@@ -318,7 +335,7 @@ class TestLookUps:
         def late(key: bytes, *, deadline: float | None = None) -> StoredSession | None:
             found = get(key)
             if len(store.gets) == asks:
-                shim.negotiated(session_id, ENVELOPE, 100, last=True)
+                shim.on_new_session(session_id, ENVELOPE, 100, last=True)
                 assert shim.flush(PATIENCE)
             return found
 
@@ -376,10 +393,10 @@ class TestLookUps:
         session_id = negotiate(shim)
 
         def refuse(_serialized: bytes, _remaining: float) -> int:
-            raise Unsealable("server-name-mismatch")
+            raise UnsealError("server-name-mismatch")
 
         for offer in Offer(session_id, Expected(bytes(32))), Offer(session_id, decodes=refuse):
-            found = shim.prefetch(offer) if ahead else None
+            found = prefetch(shim, offer) if ahead else None
             if found:
                 found.result(PATIENCE)
             assert look_up(shim, offer, found) is None
@@ -399,12 +416,13 @@ class TestLookUps:
         unknown = Expected(None, "context-unknown")
         session_id = negotiate(shim)
         for offered in session_id, os.urandom(32):
-            assert shim.prefetch(Offer(offered, unknown)) is None
+            assert prefetch(shim, Offer(offered, unknown)).result(0)[0] is None
             assert look_up(shim, Offer(offered, unknown)) is None
         assert not store.gets
         assert shim.stats.misses == {"context-unknown": 1, "foreign-id": 1}
 
-    def test_all_look_ups_of_a_handshake_share_one_deadline(self) -> None:
+    @pytest.mark.parametrize("suspended", [False, True])
+    def test_all_look_ups_of_a_handshake_share_one_deadline(self, suspended: bool) -> None:
         """A ClientHello has room for a thousand ids of the fleet."""
 
         class Slow(FakeStore):
@@ -417,11 +435,15 @@ class TestLookUps:
         deadlines: list[float] = []
         now = [0.0]
         shim, clock = shim_on(Slow(5.0))
-        ids = [shim.issue_id() for _ in range(10)]
+        offers = [Offer(shim.issue_id()) for _ in range(10)]
         clock.now += NOT_FRESH
-        handshake = Handshake(5.0, clock=lambda: now[0])
-        assert [shim.look_up(Offer(session_id), handshake) for session_id in ids] == [None] * 10
-        assert [round(deadline, 1) for deadline in deadlines] == [4.5, 2.7, 0.9]
+        resume = (lambda: lambda: None) if suspended else (lambda: None)
+        handshake = SuspendableHandshake(5.0, resume, clock=lambda: now[0])
+        for offer in offers if suspended else ():
+            shim.find(offer, handshake, may_suspend=True).result(PATIENCE)
+        assert [shim.on_get_session(offer, handshake) for offer in offers] == [None] * 10
+        assert len(deadlines) == 3
+        assert all(deadline <= limit for deadline, limit in zip(deadlines, [4.5, 2.7, 0.9], strict=True))
         assert shim.stats.misses == {"unknown": 3, "timeout": 1, "too-many-lookups": 6}
         assert not shim.breaker_open
 
@@ -431,7 +453,7 @@ class TestLookUps:
         store = FakeStore()
         shim, _ = shim_on(store, single_use=single_use)
         session_id, handshake = negotiate(shim), shim.handshake()
-        assert [shim.look_up(Offer(session_id), handshake) for _ in range(2)] == [10_007_200] * 2
+        assert [shim.on_get_session(Offer(session_id), handshake) for _ in range(2)] == [10_007_200] * 2
         assert shim.stats.hits == {"store": 1}
         assert len(store.gets) == 1 + single_use
 
@@ -440,13 +462,13 @@ class TestLookUps:
         store = FakeStore()
         shim, _ = shim_on(store)
         session_id = negotiate(shim)
-        before = shim.prefetch(Offer(session_id))
+        before = prefetch(shim, Offer(session_id))
         assert before
         assert before.result(PATIENCE)[0], "it was found, by a handshake that is not over"
         store.gate.clear()
-        assert shim.prefetch(Offer(session_id))
+        assert prefetch(shim, Offer(session_id))
         shim.remove([session_id])
-        assert shim.prefetch(Offer(session_id)) is None
+        assert prefetch(shim, Offer(session_id)).result(0) == (None, "unknown")
         assert look_up(shim, Offer(session_id)) is None
         assert shim.stats.misses == {"unknown": 1}
         store.gate.set()
@@ -488,7 +510,7 @@ class TestLookUps:
         shim, _ = shim_on(FakeStore())
 
         def refuse(_serialized: bytes, _remaining: float) -> int:
-            raise Unsealable("undecodable")
+            raise UnsealError("undecodable")
 
         assert look_up(shim, Offer(negotiate(shim), decodes=refuse)) is None
         assert shim.stats.misses == {"undecodable": 1}
@@ -500,7 +522,7 @@ class TestEnds:
         """RFC 5246 section 7.2.1."""
         shim, _ = shim_on(FakeStore())
         session_id = negotiate(shim)
-        shim.ended([session_id], reason)
+        shim.on_connection_failed([session_id], reason)
         assert shim.flush(PATIENCE)
         assert look_up(shim, Offer(session_id)) is not None
         assert shim.stats.removals == {"kept": 1}
@@ -510,7 +532,7 @@ class TestEnds:
         shim, clock = shim_on(FakeStore())
         ids = [negotiate(shim), negotiate(shim)]
         clock.now += NOT_FRESH
-        shim.ended(ids, 281)
+        shim.on_connection_failed(ids, 281)
         assert shim.flush(PATIENCE)
         assert [look_up(shim, Offer(each)) for each in ids] == [None, None]
         assert shim.stats.removals == {"fatal-error": 2}
@@ -570,7 +592,7 @@ class TestRemovals:
         for family in connections:
             for place, each in enumerate(family):
                 last = place == 1
-                shim.negotiated(each, ENVELOPE, 100, last=last, family=family if last else ())
+                shim.on_new_session(each, ENVELOPE, 100, last=last, family=family if last else ())
         assert shim.flush(PATIENCE)
         for family, left in zip(connections, (5, 3, 1), strict=True):
             assert shim.remove([min(family)]).result(PATIENCE)
@@ -585,11 +607,11 @@ class TestRemovals:
         keys = [shim._store_keys.key(each) for each in ids]
         store.gate.clear()
         removal = shim.remove(ids)
-        assert all(map(shim._sender.is_removed, keys))
+        assert all(map(shim._write_queue.is_removed, keys))
         store.gate.set()
         assert removal.result(PATIENCE)
         assert shim.flush(PATIENCE)
-        assert [shim._sender.is_removed(key) for key in keys] == [False, False, True, True]
+        assert [shim._write_queue.is_removed(key) for key in keys] == [False, False, True, True]
 
 
 class TestOutages:
@@ -633,7 +655,7 @@ class TestOutages:
         assert look_up(shim, Offer(shim.issue_id())) is None
         store.gate.clear()
         store.failure = None
-        negotiated = partial(shim.negotiated, last=True)
+        negotiated = partial(shim.on_new_session, last=True)
         negotiation = threading.Thread(target=negotiated, args=(shim.issue_id(), ENVELOPE, 100), daemon=True)
         negotiation.start()
         negotiation.join(PATIENCE)
@@ -670,7 +692,7 @@ class TestOutages:
         session_id = shim.issue_id()
         store.failure = resumed.LimitExceeded("at its limit")
         assert look_up(shim, Offer(shim.issue_id())) is None
-        shim.negotiated(session_id, ENVELOPE, 100, last=True)
+        shim.on_new_session(session_id, ENVELOPE, 100, last=True)
         assert not store.kept
         store.failure = None
         assert shim.flush(PATIENCE)
@@ -691,10 +713,10 @@ class TestOutages:
         shed = negotiate(shim)
         assert look_up(shim, Offer(shed)) is None
         assert len(store.gets) == asked
-        assert shim.stats.misses == {"limited": 1, "foreign-id": 1}
+        assert shim.stats.misses == {"limited": 1, "expired-id": 1}
         assert shim.stats.puts == {"stored": 1, "dropped": 1}
         following = shim.issue_id(resumed=True)
-        shim.negotiated(following, ENVELOPE, 100, last=True)
+        shim.on_new_session(following, ENVELOPE, 100, last=True)
         assert shim.flush(PATIENCE)
         assert look_up(shim, Offer(following)) is not None
         now += 0.2
@@ -703,12 +725,12 @@ class TestOutages:
     def test_a_refusal_that_is_held_back_is_no_outage(self) -> None:
         now = 0.0
         breaker = Breaker(clock=lambda: now)
-        breaker.limited()
+        breaker.record_rate_limited()
         for _ in range(9):
             now += 0.5
             breaker.failed(now, late=True)
             assert breaker.closed
-            assert breaker.resting
+            assert breaker.rate_limited
         for _ in range(3):
             now += 0.5
             breaker.failed(now, late=True)
@@ -735,7 +757,7 @@ class TestOutages:
 
         store = Full()
         shim, _ = shim_on(store)
-        shim.negotiated(shim.issue_id(), ENVELOPE, 100, last=True)
+        shim.on_new_session(shim.issue_id(), ENVELOPE, 100, last=True)
         until(lambda: len(store.batches) > 3)
         assert not shim.breaker_open
         assert look_up(shim, Offer(shim.issue_id())) is None
@@ -788,13 +810,13 @@ class TestOutages:
         now = 100.0
         breaker = Breaker(failures=1, clock=lambda: now)
         breaker.failed(now)
-        assert [breaker.pause() for _ in range(6)] == [0.05, 0.1, 0.2, 0.4, 0.5, 0.5]
+        assert [breaker.next_probe_delay() for _ in range(6)] == [0.05, 0.1, 0.2, 0.4, 0.5, 0.5]
         for seconds, pause in ((9.0, 0.5), (9.0, 0.5), (11.0, 0.05), (1.0, 0.1)):
             breaker.succeeded()
             breaker.succeeded()
             now += seconds
             breaker.failed(now)
-            assert breaker.pause() == pause
+            assert breaker.next_probe_delay() == pause
 
     def test_a_further_ask_that_is_late_is_no_failure_of_the_store(self) -> None:
         """The server answered this lookup before, and the retry had little time left."""
@@ -822,29 +844,29 @@ def sealed(key: bytes, value: bytes, not_after: int) -> bytes:
 
 
 class TestSending:
-    def sender(self, store: FakeStore) -> tuple[Sender, Recorder, Clock]:
+    def sender(self, store: FakeStore) -> tuple[WriteQueue, Recorder, Clock]:
         """Return a sender, its recorder and its clock."""
         recorder, clock = Recorder(), Clock()
-        return Sender(store, recorder, clock, sealed), recorder, clock
+        return WriteQueue(store, recorder, clock, sealed), recorder, clock
 
     def test_the_tickets_of_one_handshake_are_one_batch(self) -> None:
         store = FakeStore()
         shim, _ = shim_on(store, puts="wait")
         for last in (False, True):
-            shim.negotiated(shim.issue_id(), ENVELOPE, 100, last=last)
+            shim.on_new_session(shim.issue_id(), ENVELOPE, 100, last=last)
         assert [len(batch) for batch in store.batches] == [2]
 
     def test_waiting_ends_when_the_sessions_are_stored(self) -> None:
         store = FakeStore()
         shim, _ = shim_on(store, puts="wait")
-        shim.negotiated(shim.issue_id(), ENVELOPE, 100, last=True)
+        shim.on_new_session(shim.issue_id(), ENVELOPE, 100, last=True)
         assert len(store.kept) == 1
 
     def test_plaintext_keyrings_wait_by_default(self) -> None:
         """Only a sealed id carries the time that marks it as fresh."""
         store = FakeStore()
-        shim = Shim(store, Keyring.plaintext())
-        shim.negotiated(os.urandom(32), ENVELOPE, 100, last=True)
+        shim = SessionPolicy(store, Keyring.plaintext())
+        shim.on_new_session(os.urandom(32), ENVELOPE, 100, last=True)
         assert len(store.kept) == 1
 
     def test_what_waits_does_not_live_longer(self) -> None:
@@ -852,8 +874,8 @@ class TestSending:
         store = FakeStore()
         sender, recorder, clock = self.sender(store)
         store.failure = resumed.StoreUnavailable("down")
-        sender.submit(Outgoing(b"a", b"value", int(clock.now) + 100, "", 7.5))
-        sender.submit(Outgoing(b"b", b"value", int(clock.now) + 10, ""))
+        sender.submit(PendingWrite(b"a", b"value", int(clock.now) + 100, "", 7.5))
+        sender.submit(PendingWrite(b"b", b"value", int(clock.now) + 10, ""))
         clock.now += 60
         store.failure = None
         assert sender.flush(PATIENCE)
@@ -867,8 +889,8 @@ class TestSending:
         sender, recorder, clock = self.sender(store)
         with monkeypatch.context() as patch:
             patch.setattr(threading.Thread, "start", no_thread)
-            sender.submit(Outgoing(b"a", b"value", int(clock.now) + 100, ""))
-        sender.submit(Outgoing(b"b", b"value", int(clock.now) + 100, ""))
+            sender.submit(PendingWrite(b"a", b"value", int(clock.now) + 100, ""))
+        sender.submit(PendingWrite(b"b", b"value", int(clock.now) + 100, ""))
         assert sender.flush(PATIENCE)
         assert recorder.snapshot().puts == {"stored": 2}
 
@@ -877,7 +899,7 @@ class TestSending:
         store = FakeStore(deadline=0.01)
         sender, recorder, clock = self.sender(store)
         store.loses_answers = 2
-        sender.submit(Outgoing(b"a", b"value", int(clock.now) + 100, ""))
+        sender.submit(PendingWrite(b"a", b"value", int(clock.now) + 100, ""))
         assert sender.flush(PATIENCE)
         assert len(store.batches) == 3
         assert store.batches[0] == store.batches[1] == store.batches[2]
@@ -889,8 +911,8 @@ class TestSending:
         sender, recorder, clock = self.sender(store)
         store.failure = resumed.StoreUnavailable("down")
         for number in range(300):
-            sender.submit(Outgoing(b"%d" % number, b"value", int(clock.now) + 100, ""))
-        sender.submit(Outgoing(b"7", None, 0, "fatal-error"))
+            sender.submit(PendingWrite(b"%d" % number, b"value", int(clock.now) + 100, ""))
+        sender.submit(PendingWrite(b"7", None, 0, "fatal-error"))
         store.failure = None
         assert sender.flush(PATIENCE)
         assert b"7" not in store.kept
@@ -905,7 +927,7 @@ class TestSending:
         value = bytes(65_000)
         fitting = QUEUE_BYTES // (len(value) + 256)
         for number in range(fitting + 5):
-            sender.submit(Outgoing(b"%d" % number, value, int(clock.now) + 100, ""))
+            sender.submit(PendingWrite(b"%d" % number, value, int(clock.now) + 100, ""))
         assert recorder.snapshot().puts == {"dropped": 5}
         store.gate.set()
         assert sender.flush(PATIENCE)
@@ -915,7 +937,7 @@ class TestSending:
         store = FakeStore()
         store.refuses = True
         sender, recorder, clock = self.sender(store)
-        sender.submit(Outgoing(b"a", b"value", int(clock.now) + 100, ""))
+        sender.submit(PendingWrite(b"a", b"value", int(clock.now) + 100, ""))
         assert sender.flush(PATIENCE)
         assert recorder.snapshot().puts == {"refused": 1}
         assert len(store.batches) == 1
@@ -924,9 +946,9 @@ class TestSending:
         store = FakeStore()
         store.failure = resumed.StoreUnavailable("down")
         sender, _, clock = self.sender(store)
-        sender.submit(Outgoing(b"a", b"value", int(clock.now) + 100, ""))
+        sender.submit(PendingWrite(b"a", b"value", int(clock.now) + 100, ""))
         sender.close(PATIENCE)
-        assert sender.submit(Outgoing(b"b", b"value", int(clock.now) + 100, "")) == 0
+        assert sender.submit(PendingWrite(b"b", b"value", int(clock.now) + 100, "")) == 0
         thread = sender._thread
         assert thread is not None
         thread.join(PATIENCE)
@@ -936,7 +958,7 @@ class TestSending:
         store = FakeStore()
         sender, _, clock = self.sender(store)
         store.gate.clear()
-        sender.submit(Outgoing(b"a", b"value", int(clock.now) + 100, ""))
+        sender.submit(PendingWrite(b"a", b"value", int(clock.now) + 100, ""))
         sender.close(0)
         thread = sender._thread
         assert thread is not None
@@ -945,7 +967,9 @@ class TestSending:
         assert b"a" in store.kept
 
     def test_nothing_of_a_session_is_shown(self) -> None:
-        shown = repr([Outgoing(b"KEY", b"VALUE", 1, ""), Outgoing(b"KEY", None, 1, ""), StoredSession(b"VALUE", 1.0)])
+        shown = repr(
+            [PendingWrite(b"KEY", b"VALUE", 1, ""), PendingWrite(b"KEY", None, 1, ""), StoredSession(b"VALUE", 1.0)]
+        )
         shown += repr([Put(b"KEY", b"VALUE", 1.0), Remove(b"KEY")])
         assert "KEY" not in shown
         assert "VALUE" not in shown
@@ -956,7 +980,6 @@ class TestSending:
     [
         {"lifetime": 0},
         {"lifetime": 604_801},
-        {"ids": "none"},
         {"puts": "never"},
     ],
 )

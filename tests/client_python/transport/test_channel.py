@@ -19,7 +19,7 @@ import trustme
 import resumed
 from resumed import Credentials, SessionStore
 from resumed._transport.channel import Channel, Method
-from resumed._transport.pool import IDLE_SECONDS, Connections
+from resumed._transport.pool import IDLE_SECONDS, ConnectionPool
 from resumed._transport.target import Target
 from support.ports import free_port
 from support.relay import Relay
@@ -184,7 +184,7 @@ def test_a_defect_of_this_program_is_no_outage_of_the_store(monkeypatch: pytest.
             with pytest.raises(RuntimeError) as caught:
                 channel.call(ECHO, b"x", LONG)
             assert isinstance(caught.value.__cause__, AttributeError)
-        until(lambda: not any(each.resting for each in channel._connections._servers))
+        until(lambda: not any(each.backing_off for each in channel._connections._servers))
         assert channel.call(ECHO, b"x", LONG) == b"x"
 
 
@@ -360,13 +360,13 @@ def test_new_addresses_are_found_when_a_server_goes(monkeypatch: pytest.MonkeyPa
 
 def blocked(monkeypatch: pytest.MonkeyPatch, *ports: int) -> threading.Event:
     """Delay connections to these ports until the returned event is set."""
-    connect, release = Connections._connect, threading.Event()
+    connect, release = ConnectionPool._connect, threading.Event()
 
-    def slowly(self: Connections, where: SocketAddress, end: float) -> Connection:
+    def slowly(self: ConnectionPool, where: SocketAddress, end: float) -> Connection:
         assert where[1][1] not in ports or release.wait(LONG)
         return connect(self, where, end)
 
-    monkeypatch.setattr(Connections, "_connect", slowly)
+    monkeypatch.setattr(ConnectionPool, "_connect", slowly)
     return release
 
 
@@ -405,7 +405,7 @@ def test_a_call_waits_for_a_slow_server_while_it_has_time(monkeypatch: pytest.Mo
         connections, end = channel._connections, time.monotonic() + LONG
         while not (connections._servers and connections._servers[0].connecting):
             assert time.monotonic() < end
-        with connections._news:
+        with connections._changed:
             connections._failed(connections._servers[0], "no connection in time")
         with pytest.raises(resumed.StoreUnavailable, match="a moment ago"):
             channel.call(ONCE, b"x", LONG)

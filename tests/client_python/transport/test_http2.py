@@ -14,14 +14,22 @@ from hpack import Decoder, Encoder
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resumed._transport.http2 import MAX_MESSAGE, UNAVAILABLE, Broken, Connection, Refused, Status, head
+from resumed._transport.http2 import (
+    MAX_MESSAGE,
+    UNAVAILABLE,
+    Connection,
+    ConnectionBroken,
+    RequestNotProcessed,
+    Status,
+    request_headers,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 DATA, HEADERS, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = 0, 1, 3, 4, 5, 6, 7, 8, 9
 END_STREAM, ACK, END_HEADERS, PADDED, PRIORITY = 0x1, 0x1, 0x4, 0x8, 0x20
-CALL = head("store:7400", "/package.Service/Method", False)
+CALL = request_headers("store:7400", "/package.Service/Method", False)
 SOON = 5.0
 
 
@@ -208,7 +216,7 @@ def test_a_call_that_the_peer_accepted_before_it_goes_is_answered(peer: Peer) ->
     ids=["going away", "refused stream"],
 )
 def test_what_the_peer_did_not_look_at_is_told_apart(peer: Peer, answer: bytes) -> None:
-    with pytest.raises(Refused):
+    with pytest.raises(RequestNotProcessed):
         peer.call(answer)
 
 
@@ -260,14 +268,14 @@ def test_failures_have_a_number_and_the_peers_words(peer: Peer, answer: bytes, n
     ],
 )
 def test_what_the_protocol_forbids_ends_the_connection(peer: Peer, answer: bytes) -> None:
-    with pytest.raises(Broken):
+    with pytest.raises(ConnectionBroken):
         peer.call(answer)
 
 
 def test_a_peer_that_closes_ends_the_call(peer: Peer) -> None:
     peer.socket.sendall(HEAD)
     peer.socket.shutdown(socket.SHUT_WR)
-    with pytest.raises(Broken):
+    with pytest.raises(ConnectionBroken):
         peer.call(b"")
 
 
@@ -358,7 +366,7 @@ def test_whatever_comes_the_worst_is_an_end(noise: bytes, position: int) -> None
         peer.socket.shutdown(socket.SHUT_WR)
         peer.call(b"")
         peer.connection.reusable()
-    except (Status, Broken):
+    except (Status, ConnectionBroken):
         pass
     finally:
         peer.connection.close()
@@ -368,7 +376,7 @@ def test_whatever_comes_the_worst_is_an_end(noise: bytes, position: int) -> None
 @pytest.mark.parametrize("length", [1, 126, 127, 128, 253])
 def test_names_of_every_length_reach_the_server(length: int) -> None:
     authority = "s" * length
-    headers = Decoder().decode(head(authority, "/package.Service/Method", False))
+    headers = Decoder().decode(request_headers(authority, "/package.Service/Method", False))
     assert {str(name): str(value) for name, value in headers} == {
         ":method": "POST",
         ":scheme": "http",
@@ -381,7 +389,7 @@ def test_names_of_every_length_reach_the_server(length: int) -> None:
 
 @pytest.mark.parametrize("size", [0, 3, 5, 16_000])
 def test_a_reset_with_no_code_or_too_long_a_one_is_broken(peer: Peer, size: int) -> None:
-    with pytest.raises(Broken):
+    with pytest.raises(ConnectionBroken):
         peer.call(frame(RST_STREAM, 0, 1, b"\xff" * size))
 
 
@@ -397,7 +405,7 @@ def test_an_answer_that_does_not_end_while_the_request_must_wait_is_broken(peer:
     sender = threading.Thread(target=send)
     sender.start()
     try:
-        with pytest.raises(Broken, match="too long"):
+        with pytest.raises(ConnectionBroken, match="too long"):
             peer.connection.request(CALL, bytes(100_000), time.monotonic() + 3 * SOON)
         assert len(peer.connection._message) < 2 * MAX_MESSAGE
     finally:
@@ -408,7 +416,7 @@ def test_an_answer_that_does_not_end_while_the_request_must_wait_is_broken(peer:
 def test_a_call_that_lasts_is_sent_in_time_or_not_at_all(peer: Peer) -> None:
     peer.socket.sendall(frame(SETTINGS, 0, 0, struct.pack(">HL", 4, 0)))
     peer.connection.request(CALL, b"", time.monotonic() + SOON)
-    with pytest.raises((Broken, TimeoutError)):
+    with pytest.raises((ConnectionBroken, TimeoutError)):
         peer.connection.answer(time.monotonic() + 0.05)
     with pytest.raises(TimeoutError):
         peer.connection.request(CALL, b"request", time.monotonic() + 0.05, lasts=True)

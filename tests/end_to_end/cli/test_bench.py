@@ -80,7 +80,7 @@ def s_server(directory: Path, *options: str) -> Iterator[Server]:
             assert process.stdout
             while b"ACCEPT" not in process.stdout.readline():
                 assert process.poll() is None
-            # Or its table of what it did fills the pipe.
+            # Otherwise its report fills the pipe.
             threading.Thread(target=process.stdout.read, daemon=True).start()
             yield Server(f"127.0.0.1:{port}", str(ca), process)
         finally:

@@ -45,7 +45,7 @@ def test_after_a_purge_nothing_from_before_resumes_and_what_comes_later_does(
 ) -> None:
     mirrored = [fleet(stack, mirror=True) for stack in STACKS]
     frontends = [*mirrored, fleet("ssl")]
-    mirrors = [frontend.shim._shim._mirror for frontend in mirrored]
+    mirrors = [frontend.shim._policy._mirror for frontend in mirrored]
     for mirror in mirrors:
         mirror.get(b"")  # as the first look-up does
         until(partial(getattr, mirror, "live"))
@@ -78,7 +78,7 @@ def test_a_session_that_waits_in_a_frontend_while_its_namespace_is_purged_is_not
     before = client.visit(frontend).session
     assert frontend.shim.flush(PATIENCE)
     stored = frontend.shim.stats.puts["stored"]
-    gate, sender = threading.Event(), frontend.shim._shim._sender
+    gate, sender = threading.Event(), frontend.shim._policy._write_queue
     batch = sender._store.batch
     monkeypatch.setattr(sender._store, "batch", lambda *a, **kw: gate.wait(PATIENCE) and batch(*a, **kw))
     waiting = client.visit(frontend).session

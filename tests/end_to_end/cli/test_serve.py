@@ -27,7 +27,7 @@ from grpc_status import rpc_status
 
 from resumed.v1 import session_store_pb2 as pb
 from resumed.v1.session_store_pb2_grpc import SessionStoreServiceStub
-from resumed_server.rpc.health_service import MOST_STREAMS
+from resumed_server.rpc.health_service import MAX_STREAMS
 from support.command import called
 from support.mtls import Authority, Files, grant
 from support.mtls import channel as trusted
@@ -100,7 +100,7 @@ def connected(server: RunningServer) -> Iterator[grpc.Channel]:
         yield channel
 
 
-# --- What is refused -----------------------------------------------------------------------------------------------
+# --- Rejected settings ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -162,8 +162,8 @@ def test_files_that_cannot_be_used_are_told_before_anything_opens(tmp_path: Path
     (line,) = refused(*files.options, "--check")
     assert re.match(r"resumed: --grants: \S+grants.toml: grant 1: operations 'read' must list some of put,", line)
     for name, content, problem in (
-        ("tls.key", AUTHORITY.server().key, "do not belong together"),
-        ("tls.crt", b"", r"tls\.crt holds no certificates in PEM"),
+        ("tls.key", AUTHORITY.server().key, "do not match"),
+        ("tls.crt", b"", r"tls\.crt contains no certificate in PEM format"),
     ):
         (tmp_path / name).write_bytes(content)
         lines = refused(*files.options)
@@ -365,7 +365,7 @@ def test_workers_begin_a_new_database_by_themselves(tmp_path: Path, harm: Callab
         workers = [line["process"] for line in server.wait_for_log("ready", 2)]
         harm(workers[0], store)
         ready = server.wait_for_log("ready", 4)
-        assert len(server.log_lines("database set aside, beginning a new one")) == 1
+        assert len(server.log_lines("database quarantined, creating a new one")) == 1
         assert {line["worker"] for line in server.log_lines("worker died")} == set(workers)
         assert len({line["process"] for line in ready}) == 4
         for _ in range(4):
@@ -566,7 +566,7 @@ def test_health_streams_that_nobody_reads_hold_up_nothing(tmp_path: Path) -> Non
         (probed,) = server.log_lines("listening")[0]["health"]
         unread = stack.enter_context(Raw(raw_connection(probed)))
         unread.close_windows()
-        for number in range(MOST_STREAMS + 8):
+        for number in range(MAX_STREAMS + 8):
             unread.open_call(2 * number + 1, watch)
             unread.send_message(2 * number + 1, b"")
         with grpc.insecure_channel(probed) as probing, trusted(server.target, AUTHORITY.pem, caller) as calling:
@@ -604,7 +604,7 @@ def test_idle_connections_leave_the_locks_of_the_database_alone(tmp_path: Path) 
         host, _, port = server.target.rpartition(":")
         for _ in range(220):
             stack.enter_context(socket.create_connection((host, int(port)), PATIENCE))
-        deadline = time.monotonic() + 2.5  # of what the server does every second, it has done all
+        deadline = time.monotonic() + 2.5  # covers all tasks that run once a second
         while time.monotonic() < deadline:
             assert locks() == before
             time.sleep(0.1)

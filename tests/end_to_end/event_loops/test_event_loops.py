@@ -71,7 +71,7 @@ def test_a_session_crosses_from_loop_to_loop(
         assert client.visit(second, session).reused
         assert second.shim.stats.hits == {"store": 1}
         assert sum(second.shim.stats.lookup_seconds) == 1
-        assert second.shim._shim._lookups._threads._threads
+        assert second.shim._policy._lookups._threads._threads
 
 
 def test_the_loop_serves_others_while_a_handshake_rests(
@@ -118,7 +118,7 @@ def test_one_session_offered_many_times_at_once_is_one_call(
     [session] = sessions_of(client, negotiator)
     with gated(loop, store, keyring) as (frontend, gate), ThreadPoolExecutor(8) as pool:
         visits = [pool.submit(client.visit, frontend, session) for _ in range(8)]
-        flights = frontend.shim._shim._lookups._flights
+        flights = frontend.shim._policy._lookups._flights
         until(lambda: [len(flight._done_callbacks) for flight in flights.values()] == [8])
         gate.open()
         assert all(visit.result(PATIENCE).reused for visit in visits)
@@ -271,7 +271,7 @@ def test_what_is_no_call_is_no_thread(
     [session] = sessions_of(client, Frontend("ssl", store.target, other, namespace=name))
     options: dict[str, Any] = {"namespace": name, "mirror": why == "mirrored"}
     with running(LoopFrontend(loop, store.target, keyring, **options)) as frontend:
-        shim = frontend.shim._shim
+        shim = frontend.shim._policy
         if why == "mirrored":
             shim._mirror.get(b"")
             until(lambda: shim._mirror.live)
@@ -294,15 +294,15 @@ def test_a_server_limited_to_tls_1_2_asks_nothing_for_random_ids(
         client.context.maximum_version = VERSIONS[1]
         assert not client.visit(frontend).reused
         assert frontend.shim.stats.misses == {"foreign-id": 1}
-        assert not frontend.shim._shim._lookups._threads._threads
+        assert not frontend.shim._policy._lookups._threads._threads
 
 
 def test_with_any_id_the_random_one_of_a_tls_1_3_client_is_not_asked_for(
     store: RunningServer, keyring: resumed.Keyring, loop: Loop
 ) -> None:
-    with running(LoopFrontend(loop, store.target, keyring, ids="any")) as frontend:
+    with running(LoopFrontend(loop, store.target, keyring, accept_foreign_ids=True)) as frontend:
         assert not Client(VERSIONS[1]).visit(frontend).reused
-        assert not frontend.shim._shim._lookups._threads._threads
+        assert not frontend.shim._policy._lookups._threads._threads
 
 
 def test_garbage_hurts_nobody(
@@ -357,7 +357,7 @@ def test_whoever_drives_memory_bios_himself_resumes_too(
         assert Connection(client.context, ours, session).tls.session_reused
     server.join(PATIENCE)
     assert not server.is_alive()
-    assert not frontend.shim._shim._lookups._threads._threads
+    assert not frontend.shim._policy._lookups._threads._threads
 
 
 def test_tls_inside_of_tls_resumes(
@@ -444,7 +444,7 @@ def test_uvloop_after_a_garbage_collection_at_the_wrong_moment(
     monkeypatch.setattr("resumed._async.event_loops._LAST_OBJECTS", 0)
     with running(LoopFrontend("uvloop", store.target, keyring)) as frontend:
         assert client.visit(frontend, session).reused
-        assert frontend.shim._shim._lookups._threads._threads
+        assert frontend.shim._policy._lookups._threads._threads
 
 
 def test_uvloop_without_garbage_collection_resumes_too(
@@ -458,7 +458,7 @@ def test_uvloop_without_garbage_collection_resumes_too(
     monkeypatch.setattr("resumed._async.event_loops._MOST_OBJECTS", -1)
     with running(LoopFrontend("uvloop", store.target, keyring)) as frontend:
         assert client.visit(frontend, session).reused
-        assert not frontend.shim._shim._lookups._threads._threads
+        assert not frontend.shim._policy._lookups._threads._threads
 
 
 class Own(ssl.SSLObject):
@@ -483,7 +483,7 @@ def test_an_sslobject_class_of_the_application_stays(
         second = resumed.install(frontend.context, **arguments, replace=True)
         assert issubclass(frontend.context.sslobject_class, Own)
         assert client.visit(frontend, session).reused
-        assert second._shim._lookups._threads._threads
+        assert second._policy._lookups._threads._threads
         second.uninstall()
         assert client.visit(frontend, session).reused
         assert first.stats.hits == {"store": 1}

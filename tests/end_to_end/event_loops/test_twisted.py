@@ -94,7 +94,7 @@ def test_a_session_is_looked_up_in_another_thread(
     assert client.visit(frontend, session).reused
     assert frontend.shim.stats.hits == {"store": 1}
     assert sum(frontend.shim.stats.lookup_seconds) == 1
-    assert frontend.shim._shim._lookups._threads._threads
+    assert frontend.shim._policy._lookups._threads._threads
 
 
 def test_the_reactor_serves_others_while_a_handshake_rests(

@@ -77,8 +77,8 @@ class Host:
         self._file, self._copy = file, copy
         self.update()
         self.frontend = Frontend(stack, target, Keyring.load(copy), lifetime=LIFETIME, deadline=5.0)
-        shim = self.frontend.shim._shim
-        shim._clock = shim._sender._clock = clock.seconds
+        shim = self.frontend.shim._policy
+        shim._clock = shim._write_queue._clock = clock.seconds
 
     def update(self) -> None:
         """Bring the operator's file to the frontend, as a deployment does: in one step."""

@@ -262,17 +262,17 @@ def test_every_address_takes_the_new_certificate(tmp_path: Path) -> None:
 EXPIRED = OLD.issue("dns:localhost", lifetime=-HOUR)
 ED25519 = OLD.issue("dns:localhost", key=ed25519.Ed25519PrivateKey.generate())
 BAD_FILES = {
-    "a certificate without its key": ("tls.crt", OLD.server().certificate, "do not belong together"),
-    "a key without its certificate": ("tls.key", OLD.server().key, "do not belong together"),
-    "no certificate": ("tls.crt", b"nonsense", "tls.crt holds no certificates in PEM"),
-    "an empty certificate": ("tls.crt", b"", "tls.crt holds no certificates in PEM"),
-    "no key": ("tls.key", b"nonsense", "tls.key holds no private key in PEM"),
-    "half a key": ("tls.key", OLD.server().key[:100], "tls.key holds no private key in PEM"),
-    "no authority": ("ca.crt", b"\xff\x00", "ca.crt holds no certificates in PEM"),
+    "a certificate without its key": ("tls.crt", OLD.server().certificate, "do not match"),
+    "a key without its certificate": ("tls.key", OLD.server().key, "do not match"),
+    "no certificate": ("tls.crt", b"nonsense", "tls.crt contains no certificate in PEM format"),
+    "an empty certificate": ("tls.crt", b"", "tls.crt contains no certificate in PEM format"),
+    "no key": ("tls.key", b"nonsense", "tls.key contains no private key in PEM format"),
+    "half a key": ("tls.key", OLD.server().key[:100], "tls.key contains no private key in PEM format"),
+    "no authority": ("ca.crt", b"\xff\x00", "ca.crt contains no certificate in PEM format"),
     "a huge authority": ("ca.crt", bytes(2 << 20), "ca.crt cannot be read: it is larger than"),
-    "no grants": ("grants.toml", b"[[grant", "grants.toml: this is no TOML"),
+    "no grants": ("grants.toml", b"[[grant", "grants.toml: not valid TOML"),
     "grants with an unknown operation": ("grants.toml", grant(SHOP, ["shop"], ["read"]).encode(), "operations 'read'"),
-    "grants that are no text": ("grants.toml", b"\xff", "grants.toml: this is no text"),
+    "grants that are no text": ("grants.toml", b"\xff", "grants.toml: not valid UTF-8"),
 }
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from resumed import AlreadyExists, Get, InvalidCall, Put, SessionStore
+from resumed import AlreadyExists, Get, InvalidRequest, Put, SessionStore
 from support.metrics import Scrape, scrape, scraped_until
 from support.server import PATIENCE, running_server
 
@@ -51,7 +51,7 @@ def test_calls_and_operations_of_both_workers_add_up(server: RunningServer) -> N
         shop.batch([Get(keys[0]), Get(b"unknown"), Put(keys[1], b"other", 60)])
         shop.take(keys[0])
         shop.remove(keys[0])
-        with pytest.raises(InvalidCall):
+        with pytest.raises(InvalidRequest):
             shop.get(b"")
     found = scraped_until(server, lambda found: found.total("resumed_calls_total") == 64)
 

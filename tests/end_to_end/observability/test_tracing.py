@@ -156,7 +156,7 @@ def test_a_call_that_fails_says_how(store: RunningServer, recorded: Recorded) ->
     refused = resumed.SessionStore(store.target, namespace="shop", deadline=PATIENCE, tracer_provider=recorded.provider)
     with pytest.raises(resumed.StoreUnavailable):
         lost.get(b"key")
-    with pytest.raises(resumed.InvalidCall):
+    with pytest.raises(resumed.InvalidRequest):
         refused.get(b"")
     refused.close()
     for span, code in zip(recorded.spans(GET), ("UNAVAILABLE", "INVALID_ARGUMENT"), strict=True):
@@ -171,10 +171,10 @@ def test_a_prefetched_look_up_keeps_the_context_of_its_handshake(
     store: RunningServer, recorded: Recorded, keyring: resumed.Keyring
 ) -> None:
     frontend = Frontend("ssl", store.target, keyring, tracer_provider=recorded.provider)
-    shim = frontend.shim._shim
+    shim = frontend.shim._policy
     with recorded.provider.get_tracer("test").start_as_current_span("handshake") as handshake:
         offer = SimpleNamespace(session_id=shim.issue_id(), expected=Expected(bytes(32)))
-        shim.prefetch(offer).result(PATIENCE)
+        shim.find(offer, shim.handshake(lambda: lambda: None), may_suspend=True).result(PATIENCE)
     frontend.shim.uninstall()
     calls = recorded.spans(GET)
     assert calls

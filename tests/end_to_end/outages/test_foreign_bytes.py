@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from resumed._client.store import StoredSession
-from resumed._crypto.sealing import Keyring, StoreKeys
+from resumed._crypto.keyring import Keyring
+from resumed._crypto.store_key import StoreKeys
 from resumed._openssl.callbacks import _Offer
 from resumed._policy.served_names import Expected
 from support.tls import PATIENCE, STACKS, VERSIONS, Client, Frontend
@@ -50,16 +51,16 @@ class Scene:
         self.client = Client(version)
         self.frontend = Frontend(stack, store.target, keyring)
         self.binding = self.frontend.shim._binding
-        self.shim = self.frontend.shim._shim
+        self.shim = self.frontend.shim._policy
         self.keyring = keyring
         seen: list[tuple[bytes, Envelope]] = []
-        negotiated = self.shim.negotiated
+        negotiated = self.shim.on_new_session
 
         def spy(session_id: bytes, envelope: Envelope, remaining: float, **more: Any) -> None:
             seen.append((session_id, envelope))
             negotiated(session_id, envelope, remaining, **more)
 
-        self.shim.negotiated = spy
+        self.shim.on_new_session = spy
         self.session = self.client.visit(self.frontend).session
         self.frontend.shim.flush()
         self.session_id, self.envelope = seen[-1]
@@ -194,7 +195,7 @@ def test_100000_invented_ids_reach_no_store(scene: Scene) -> None:
 
 def test_ids_of_any_kind_are_looked_up_where_asked_for(scene: Scene) -> None:
     dishonest = DishonestStore()
-    scene.shim._lookups._store, scene.shim._foreign_ids_miss = dishonest, False
+    scene.shim._lookups._store, scene.shim._rejects_foreign_ids = dishonest, False
     for session_id in (b"\0", b"\xff\xfe", bytes(31), b"a\0b", os.urandom(32)):
         assert scene.ask(session_id) is None
     assert dishonest.calls == 5
@@ -214,7 +215,7 @@ def test_a_first_tls_1_3_hello_at_a_tls_1_2_server_asks_nobody(
         frontend.context.set_max_proto_version(VERSIONS[0])
     client = Client(VERSIONS[0])
     client.context.maximum_version = VERSIONS[1]
-    frontend.shim._shim._lookups._store = dishonest = DishonestStore()
+    frontend.shim._policy._lookups._store = dishonest = DishonestStore()
     assert not client.visit(frontend).reused
     assert frontend.shim.stats.misses == {"foreign-id": 1}
     assert dishonest.calls == 0

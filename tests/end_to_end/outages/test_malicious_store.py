@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import resumed
-from resumed._crypto.sealing import StoreKeys
+from resumed._crypto.store_key import StoreKeys
 from resumed_server.storage.engine import StoredSession
 from support.lying_store import lying_store
 from support.tls import VERSIONS, Client, Frontend, Mirrored
@@ -193,13 +193,13 @@ def test_no_session_gets_from_one_format_to_another(
     fleet: Fleet, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[bytes, bytes]] = []
-    negotiated = fleet.negotiator.shim._shim.negotiated
+    negotiated = fleet.negotiator.shim._policy.on_new_session
 
     def spy(session_id: bytes, envelope: Envelope, remaining: float, **more: Any) -> None:
         seen.append((session_id, envelope.encode()))
         negotiated(session_id, envelope, remaining, **more)
 
-    monkeypatch.setattr(fleet.negotiator.shim._shim, "negotiated", spy)
+    monkeypatch.setattr(fleet.negotiator.shim._policy, "on_new_session", spy)
 
     def of_go(_engine: LyingEngine, namespace: str, key: bytes, truth: StoredSession | None) -> Any:
         go, openssl = StoreKeys(namespace, "go"), StoreKeys(namespace)
@@ -220,7 +220,7 @@ def test_a_session_ends_when_it_was_sealed_to_end(
     fleet.engine.lie = never_removed
     session = fleet.session(client, fleet.frontend("ssl", lifetime=100))
     assert fleet.resumes(client, session)
-    monkeypatch.setattr(fleet.resumer.shim._shim, "_clock", lambda: time.time() + 101)
+    monkeypatch.setattr(fleet.resumer.shim._policy, "_clock", lambda: time.time() + 101)
     assert not fleet.resumes(client, session)
     assert fleet.missed() == {"expired": 1}
 
@@ -241,7 +241,7 @@ def test_a_malicious_store_brings_removed_sessions_back_until_their_sealed_end(
     assert not fleet.resumes(client, session), "an honest one does not"
     fleet.engine.lie = never_removed
     assert fleet.resumes(client, session)
-    monkeypatch.setattr(fleet.resumer.shim._shim, "_clock", lambda: time.time() + 101)
+    monkeypatch.setattr(fleet.resumer.shim._policy, "_clock", lambda: time.time() + 101)
     assert not fleet.resumes(client, session)
 
 
@@ -254,5 +254,5 @@ def test_a_malicious_store_answers_a_take_twice_until_the_sealed_end(
     assert [fleet.resumes(client, session) for _ in range(2)] == [True, False], "an honest one"
     fleet.engine.lie = never_removed
     assert [fleet.resumes(client, session) for _ in range(2)] == [True, True]
-    fleet.resumer.shim._shim._clock = lambda: time.time() + 101
+    fleet.resumer.shim._policy._clock = lambda: time.time() + 101
     assert not fleet.resumes(client, session)

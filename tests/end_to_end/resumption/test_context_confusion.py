@@ -69,15 +69,15 @@ def test_a_session_of_another_id_context_makes_a_full_handshake(
         CLIENTS.issue_cert("client.example").configure_cert(client.context)
     session = client.visit(frontend).session
     assert client.visit(frontend, session).reused
-    shim = frontend.shim._shim
-    negotiated, shop, bank = shim.negotiated, *(hashlib.sha256(name).digest() for name in (b"shop", b"bank"))
+    shim = frontend.shim._policy
+    negotiated, shop, bank = shim.on_new_session, *(hashlib.sha256(name).digest() for name in (b"shop", b"bank"))
 
     def confused(session_id: bytes, envelope: Envelope, remaining: float, *, last: bool) -> None:
         assert shop in envelope.session
         envelope = envelope._replace(session=envelope.session.replace(shop, bank))
         negotiated(session_id, envelope, remaining, last=last)
 
-    shim.negotiated = confused
+    shim.on_new_session = confused
     session = client.visit(frontend).session
     assert not client.visit(frontend, session).reused
 

@@ -231,9 +231,9 @@ def test_a_session_ends_with_the_certificate_of_its_client(fleet: Fleet, client:
     session = client.visit(frontend).session
     session = client.visit(frontend, session).session
     assert frontend.shim.flush()
-    frontend.shim._shim._clock = lambda: time.time() + 590
+    frontend.shim._policy._clock = lambda: time.time() + 590
     assert client.visit(frontend, session).reused
-    frontend.shim._shim._clock = lambda: time.time() + 601
+    frontend.shim._policy._clock = lambda: time.time() + 601
     assert not client.visit(frontend, session).reused
 
 

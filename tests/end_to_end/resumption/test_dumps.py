@@ -25,7 +25,7 @@ def test_no_secret_is_in_a_store(store: str) -> None:
     """The scan finds planted needles and the store keys of the sessions, so it can find secrets."""
     searches = look_into(store, SESSIONS, workers=1)
     assert not broken(searches, SESSIONS)
-    # In the memory of whoever keeps the data; another process may have used again what held it.
+    # Only in the memory of the process that keeps the data; other processes may have reused theirs.
     assert max(each.planted for each in searches if "memory" in each.place) == PLANTED
 
 

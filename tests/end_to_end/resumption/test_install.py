@@ -163,12 +163,12 @@ def test_a_context_that_goes_takes_everything_with_it(stack: Stack) -> None:
     for _ in range(20):
         context = server_context(stack)
         installation = resumed.install(context, **ARGUMENTS)
-        installation._shim._breaker.closed = False
-        installation._shim._prober.start()
+        installation._policy._breaker.closed = False
+        installation._policy._prober.start()
         installation.remove(bytes(32))  # starts the sender's thread
         references.append(weakref.ref(installation._binding))
-        references.append(weakref.ref(installation._shim))
-        running = [installation._shim._sender._thread, installation._shim._prober._thread]
+        references.append(weakref.ref(installation._policy))
+        running = [installation._policy._write_queue._thread, installation._policy._prober._thread]
         del context, installation
         gc.collect()
         for thread in running:

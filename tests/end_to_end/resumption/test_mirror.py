@@ -292,7 +292,7 @@ class Unreachable:
 )
 def test_its_size_may_be_given(keyring: resumed.Keyring, mirror: bool | int | str, size: int) -> None:
     context = server_context("ssl")
-    shim = resumed.install(context, target="x:1", namespace="x", keyring=keyring, mirror=mirror)._shim
+    shim = resumed.install(context, target="x:1", namespace="x", keyring=keyring, mirror=mirror)._policy
     assert (shim._mirror.sessions._limit if shim._mirror else 0) == size
 
 

@@ -154,7 +154,7 @@ def test_a_child_works_even_if_the_parent_had_used_the_store(
     program: Program, client: Client, keyring_file: Path, store: RunningServer
 ) -> None:
     body = """
-    shim._shim._store.get(b"x", deadline=5)
+    shim._policy._store.get(b"x", deadline=5)
     child = os.fork()
     if child == 0:
         serve(connection())
@@ -211,7 +211,7 @@ def test_a_signal_handler_that_raises_during_a_look_up_ends_the_server(program: 
             tls.sendall(b"x")
             tls.recv(1)
     signal.signal(signal.SIGTERM, stop)
-    shim._shim.look_up = interrupted
+    shim._policy.on_get_session = interrupted
     if sys.argv[1] == "ssl":
         context.maximum_version = ssl.TLSVersion.TLSv1_2
     else:
@@ -239,7 +239,7 @@ def test_a_frontend_needs_no_grpcio(program: Program, client: Client, keyring_fi
     assert not {name for name in sys.modules if name.partition(".")[0] == "grpc"}
     sys.modules["grpc"] = None
     import resumed.prometheus, resumed._tracing
-    shim._shim._mirror and shim._shim._mirror.get(b"x")
+    shim._policy._mirror and shim._policy._mirror.get(b"x")
     serve(connection())
     assert shim.flush(5)
     try:
@@ -259,7 +259,7 @@ def test_ctrl_c_during_a_look_up_ends_the_server(program: Program) -> None:
     binding = shim._binding
     def interrupted(*_):
         signal.raise_signal(signal.SIGINT)
-    shim._shim.look_up = interrupted
+    shim._policy.on_get_session = interrupted
     try:
         binding._on_get(0, 0, 0, __import__("ctypes").addressof(__import__("ctypes").c_int(1)))
         time.sleep(60)

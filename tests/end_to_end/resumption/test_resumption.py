@@ -8,6 +8,7 @@ import socket
 import ssl
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -40,6 +41,30 @@ def test_another_frontend_of_another_stack_resumes(
     third = client.visit(negotiator, second.session)
     assert (first.reused, second.reused, third.reused) == (False, True, True)
     assert sum(resumer.shim.stats.hits.values()) == 1
+
+
+def test_a_hit_is_counted_although_the_client_cannot_prove_the_secret(
+    store: RunningServer, keyring: resumed.Keyring, stack: Stack
+) -> None:
+    """The handshake with a wrong binder fails (RFC 8446 section 4.2.11.2), and the session stays."""
+    frontend, client = Frontend(stack, store.target, keyring), Client(ssl.TLSVersion.TLSv1_3)
+    session = client.visit(frontend).session
+    assert frontend.shim.flush()
+    outgoing = ssl.MemoryBIO()
+    tls = client.context.wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname="localhost", session=session)
+    with pytest.raises(ssl.SSLWantReadError):
+        tls.do_handshake()
+    hello = bytearray(outgoing.read())
+    hello[-1] ^= 1  # the binder ends the ClientHello
+    ours, theirs = socket.socketpair()
+    ours.settimeout(PATIENCE)
+    with ours, ThreadPoolExecutor(1) as pool:
+        serving = pool.submit(frontend.serve, theirs)
+        ours.sendall(hello)
+        assert ours.recv(1) == b"\x15"  # an alert
+        serving.result(PATIENCE)
+    assert (frontend.shim.stats.hits, frontend.shim.stats.misses) == ({"store": 1}, {})
+    assert client.visit(frontend, session).reused
 
 
 def test_without_the_shim_the_other_frontend_does_not_resume(stack: Stack, client: Client) -> None:
@@ -307,7 +332,7 @@ def test_no_session_crosses_fleets(
 ) -> None:
     stranger = resumed.Keyring.from_keys([bytes(32)])
     frontend = Frontend(stack, store.target, keyring)
-    foreign = Frontend(stack, store.target, stranger, ids="any")
+    foreign = Frontend(stack, store.target, stranger, accept_foreign_ids=True)
     session = client.visit(frontend).session
     assert frontend.shim.flush()
     assert not client.visit(foreign, session).reused
@@ -319,7 +344,7 @@ def test_sessions_live_as_long_as_their_negotiation_allows(
 ) -> None:
     clock = Clock()
     frontend = Frontend(stack, store.target, keyring, lifetime=1000)
-    frontend.shim._shim._clock = clock
+    frontend.shim._policy._clock = clock
     session = client.visit(frontend).session
     for _ in range(3):
         frontend.shim.flush()
@@ -339,7 +364,7 @@ def test_many_resumptions_neither_prolong_nor_shorten_a_session(
     """TLS 1.3 issues tickets at the end of the handshake, which a client may delay."""
     clock, client = Clock(), Client(ssl.TLSVersion.TLSv1_3)
     frontend = Frontend(stack, store.target, keyring, lifetime=1000, deadline=5.0)
-    frontend.shim._shim._clock = clock
+    frontend.shim._policy._clock = clock
     started, session = clock(), client.visit(frontend).session
     while clock() - started < 980:
         frontend.shim.flush()

@@ -12,9 +12,9 @@ from structlog.testing import capture_logs
 from resumed_server import errors
 from resumed_server.auth.grants import Grants
 from resumed_server.limits.config import Limit
-from resumed_server.limits.enforcer import Budgets, LimitExceeded
+from resumed_server.limits.enforcer import LimitEnforcer, LimitExceeded
 from resumed_server.observability import logging as logs
-from resumed_server.rpc.handlers import status_of
+from resumed_server.rpc.status import to_status
 
 if TYPE_CHECKING:
     import pytest
@@ -61,27 +61,27 @@ def test_lines_are_bounded_whatever_they_are_about(monkeypatch: pytest.MonkeyPat
     now = [1_000.0]
     monkeypatch.setattr("resumed_server.errors.time.monotonic", lambda: now[0])
     monkeypatch.setattr(errors, "_last_logged", {})
-    lines = sum(errors.is_news("made-up", str(number)) for number in range(10_000))
+    lines = sum(errors.should_log("made-up", str(number)) for number in range(10_000))
     assert lines == 1_024
     now[0] += 10
-    assert errors.is_news("made-up", "0")
-    assert not errors.is_news("made-up", "0")
-    assert errors.is_news("other")
+    assert errors.should_log("made-up", "0")
+    assert not errors.should_log("made-up", "0")
+    assert errors.should_log("other")
 
 
 def test_a_limit_of_each_namespace_is_one_line_however_many_are_made_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(errors, "_last_logged", {})
-    by_default = Budgets(Limit(sessions=1))
-    by_file = Budgets(None, cast("Any", SimpleNamespace(value=Grants.parse(LIMITS))))
+    by_default = LimitEnforcer(Limit(sessions=1))
+    by_file = LimitEnforcer(None, cast("Any", SimpleNamespace(value=Grants.parse(LIMITS))))
 
-    def refuse(budgets: Budgets, namespace: str) -> None:
-        budget = budgets.of_namespace(namespace)
-        assert budget
+    def refuse(enforcer: LimitEnforcer, namespace: str) -> None:
+        state = enforcer.for_namespace(namespace)
+        assert state
         try:
             for _ in range(2):
-                budget.admit_entry(1)
+                state.admit_entry(1)
         except LimitExceeded as error:
-            status_of(error, None)
+            to_status(error, None)
 
     with capture_logs() as lines:
         for number in range(100):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, cast
 import pytest
 
 from resumed_server.observability.metrics.collector import STALE_SECONDS, BoardCollector
-from resumed_server.observability.metrics.instrumented_engine import CountedEngine
+from resumed_server.observability.metrics.instrumented_engine import InstrumentedEngine
 from resumed_server.observability.metrics.recorder import BOUNDS, COLUMN, OTHER, OUTCOMES, Recorder
 from resumed_server.observability.metrics.shared_segment import MAX_NAMESPACES, Board
 from resumed_server.observability.metrics.worker import Metrics
@@ -23,24 +23,18 @@ from resumed_server.storage.engine import (
     Put,
     Remove,
     StoredSession,
+    StoreTotals,
     Take,
 )
 from resumed_server.storage.expiry import Sweeper
-from resumed_server.watch.hub import READ_SECONDS, Message, Progress, Subscription, Watchers
+from resumed_server.watch.hub import READ_SECONDS, WatchHub
+from resumed_server.watch.subscription import LogPosition, Message, Subscription
+from support.clock import Clock
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from resumed_server.storage.engine import Engine, Operation, Outcome
-
-
-class Clock:
-    """A clock that a test moves by hand."""
-
-    now = 1_000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def outcomes(recorder: Recorder, namespace: str) -> dict[tuple[str, str], int]:
@@ -114,9 +108,9 @@ class TestBoard:
         metrics.recorder._operations |= {f"{number:063}": row for number in range(MAX_NAMESPACES)} | {OTHER: row}
         for method in ("Put", "Get", "Take", "Remove", "Batch", "Watch"):
             for code in range(17):
-                metrics.recorder.failed(method, code)
+                metrics.recorder.on_failure(method, code)
         metrics.ready = True
-        metrics.report(Watchers(cast("Engine", Store())), Sweeper(cast("Engine", Store())))
+        metrics.report(WatchHub(cast("Engine", Store())), Sweeper(cast("Engine", Store())))
         assert board.read(0)
         with pytest.raises(ValueError, match="do not fit"):
             board.pin(0, {"x": "x" * 65_536})
@@ -125,7 +119,6 @@ class TestBoard:
 class Store:
     """As much of an engine as is counted; fails with `error`."""
 
-    evicted = 3
     error: Exception | None = None
 
     def batch(self, operations: Sequence[Operation]) -> list[Outcome]:
@@ -134,8 +127,8 @@ class Store:
         found = {Get: None, Take: StoredSession(b"v", 1.0), Put: 1.0, Remove: True}
         return [cast("Outcome", found[type(each)]) for each in operations]
 
-    def totals(self) -> None:
-        raise EngineUnavailable("not now")
+    def totals(self) -> StoreTotals:
+        return StoreTotals(sessions=2, bytes=1_000, evicted=3)
 
 
 class TestRecorder:
@@ -159,7 +152,7 @@ class TestRecorder:
         def count() -> None:
             for _ in range(20_000):
                 recorder.operation("shop", column)
-                recorder.answered("Get", 0.5)
+                recorder.on_success("Get", 0.5)
 
         interval = sys.getswitchinterval()
         sys.setswitchinterval(1e-6)
@@ -184,12 +177,12 @@ class TestRecorder:
     def test_a_call_counts_in_the_bucket_whose_bound_it_reaches(self) -> None:
         recorder = Recorder(lambda _: True)
         for seconds in (0.0, BOUNDS[0], BOUNDS[0] + 1e-9, BOUNDS[-1] + 1):
-            recorder.answered("Get", seconds)
+            recorder.on_success("Get", seconds)
         assert recorder.snapshot()["calls"]["Get"][0] == [2, 1, *[0] * 10, 1]
 
     def test_the_operations_of_a_batch_count_one_by_one(self) -> None:
         recorder, store = Recorder(lambda _: True), Store()
-        engine = CountedEngine(cast("Engine", store), recorder)
+        engine = InstrumentedEngine(cast("Engine", store), recorder)
         operations: list[Operation] = [
             *(Put("shop", b"k", b"v", 1.0), Get("shop", b"k"), Take("shop", b"k"), Remove("shop", b"k"))
         ]
@@ -218,7 +211,7 @@ class TestRecorder:
 
         recorder = Recorder(lambda _: True)
         with pytest.raises(type(error)):
-            CountedEngine(cast("Engine", Failing()), recorder).put("shop", b"k", b"v", 1.0)
+            InstrumentedEngine(cast("Engine", Failing()), recorder).put("shop", b"k", b"v", 1.0)
         assert outcomes(recorder, OTHER) == {("put", outcome): 1}
 
 
@@ -236,18 +229,18 @@ class TestReport:
         board, clock = Board(1), Clock()
         store = cast("Engine", Store())
         collector = BoardCollector(board, {}, clock=clock)
-        watchers, sweeper = Watchers(store), Sweeper(store)
+        watchers, sweeper = WatchHub(store), Sweeper(store)
         sweeper.swept = 5
         for run in (1, 2):
             metrics = Metrics(board, 0, store, clock)
-            metrics.recorder.answered("Get", 0.1)
-            metrics.recorder.failed("Get", 14)
+            metrics.recorder.on_success("Get", 0.1)
+            metrics.recorder.on_failure("Get", 14)
             metrics.ready = True
             metrics.report(watchers, sweeper)
             found = samples(collector)
             assert found["resumed_worker_calls_total"] == 2 * run
-            assert found["resumed_evicted_sessions_total"] == 3 * run
             assert found["resumed_swept_entries_total"] == 5 * run
+            assert found["resumed_evicted_sessions_total"] == 3, "the storage counts them, not its workers"
             assert (found["resumed_worker_up"], found["resumed_engine_up"]) == (1, 1)
         clock.now += STALE_SECONDS
         found = samples(collector)
@@ -265,10 +258,10 @@ class Log:
 class TestLag:
     def test_it_is_the_age_of_the_oldest_message_that_waits(self) -> None:
         clock = Clock()
-        subscription = Subscription("shop", lambda: Progress(b"", 0.0), clock)
+        subscription = Subscription("shop", lambda: LogPosition(b"", 0.0), clock)
         assert subscription.lag() == 0
         for _ in range(3):
-            subscription.tell(Message((), b"", clock.now))
+            subscription.enqueue(Message((), b"", clock.now))
             clock.now += 1.0
         assert subscription.lag() == 3.0
         next(subscription.messages())
@@ -276,12 +269,12 @@ class TestLag:
 
     def test_a_log_that_is_not_read_is_lag_too(self) -> None:
         clock = Clock()
-        watchers = Watchers(cast("Engine", Log()), clock)
-        assert watchers.state() == (0, 0.0, 0)
+        watchers = WatchHub(cast("Engine", Log()), clock)
+        assert watchers.stats() == (0, 0.0, 0)
         with watchers._lock:
             watchers._subscriptions[Subscription("shop", lambda: watchers._progress, clock)] = None
-            watchers._progress = Progress(b"end", clock.now)
+            watchers._progress = LogPosition(b"end", clock.now)
         clock.now += READ_SECONDS
-        assert watchers.state() == (1, 0.0, 0)
+        assert watchers.stats() == (1, 0.0, 0)
         clock.now += 2.0
-        assert watchers.state().lag == pytest.approx(2.0)
+        assert watchers.stats().lag == pytest.approx(2.0)

@@ -15,7 +15,7 @@ from resumed.v1 import session_store_pb2 as pb
 from resumed_server.errors import UserError
 from resumed_server.observability.tracing import Tracing
 from resumed_server.preflight import verified
-from resumed_server.rpc.handlers import Unobserved
+from resumed_server.rpc.observer import NullObserver
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import ReadableSpan
@@ -40,7 +40,7 @@ class Traced:
         self._exporter = InMemorySpanExporter()
         provider = TracerProvider()
         provider.add_span_processor(SimpleSpanProcessor(self._exporter))
-        self.tracing = Tracing(provider.get_tracer("test"), Unobserved())
+        self.tracing = Tracing(provider.get_tracer("test"), NullObserver())
 
     def span(self) -> ReadableSpan:
         """Return the one span so far, which holds no secret."""
@@ -52,13 +52,13 @@ class Traced:
     def answered(self, request: Any, response: Any, *metadata: tuple[str, str | bytes]) -> ReadableSpan:
         """Record a call that succeeded after 2 seconds."""
         context: Any = Context(*metadata)
-        self.tracing.answered(type(request).__name__.removesuffix("Request"), 2.0, request, response, context)
+        self.tracing.on_success(type(request).__name__.removesuffix("Request"), 2.0, request, response, context)
         return self.span()
 
     def failed(self, request: Any, code: int) -> ReadableSpan:
         """Record a call that failed."""
         context: Any = Context()
-        self.tracing.failed(type(request).__name__.removesuffix("Request"), code, 2.0, request, context)
+        self.tracing.on_failure(type(request).__name__.removesuffix("Request"), code, 2.0, request, context)
         return self.span()
 
 

@@ -1,4 +1,4 @@
-"""The Lua scripts of the Redis engine: each compiles, says what it takes, and agrees with the constants in Python."""
+"""The Lua scripts of the Redis engine: each compiles, documents its arguments, and agrees with Python."""
 
 from __future__ import annotations
 

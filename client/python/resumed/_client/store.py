@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypeVar
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import DecodeError, Message
 
-from resumed import _exceptions as errors
+from resumed._client.limits import BATCH_OPERATIONS, BATCH_VALUE_BYTES
+from resumed._exceptions import StoreError, from_status
 from resumed._transport.channel import Channel, Method
 from resumed.v1 import session_store_pb2 as pb
 
@@ -25,10 +26,6 @@ if TYPE_CHECKING:
 
     from resumed._transport.channel import Stream
     from resumed._transport.tls import Credentials
-
-BATCH_OPERATIONS = 256
-"""How many operations one Batch call carries; longer ones are sent as several calls."""
-_BATCH_BYTES = 16 << 20
 
 _PATIENCE = 3.0
 """Seconds that a Watch may be silent: the store says something at least once a second."""
@@ -86,7 +83,7 @@ class Remove:
 
 
 Operation: TypeAlias = Put | Get | Take | Remove
-Result: TypeAlias = float | StoredSession | bool | errors.StoreError | None
+Result: TypeAlias = float | StoredSession | bool | StoreError | None
 
 
 class SessionStore:
@@ -100,8 +97,8 @@ class SessionStore:
         tracer_provider: Makes spans of the calls, and needs `pip install 'resumed[otel]'`; None for none.
 
     Raises ValueError for a malformed target. Every call raises StoreUnavailable when the store does not answer in time
-    or cannot serve, InvalidCall for a key, value or ttl outside its limits (key 1 to 64 bytes, value 1 to 65,536 bytes,
-    ttl above 0), and StoreError for what else it refuses.
+    or cannot serve, InvalidRequest for a key, value or ttl outside its limits (key 1 to 64 bytes, value 1 to 65,536
+    bytes, ttl above 0), and StoreError for what else it refuses.
     """
 
     def __init__(
@@ -165,7 +162,9 @@ class SessionStore:
         request, size = pb.BatchRequest(), 0
         for operation in operations:
             length = len(operation.value) if isinstance(operation, Put) else 0
-            if len(request.operations) == BATCH_OPERATIONS or (request.operations and size + length > _BATCH_BYTES):
+            if len(request.operations) == BATCH_OPERATIONS or (
+                request.operations and size + length > BATCH_VALUE_BYTES
+            ):
                 results += self._batch(request, deadline)
                 request, size = pb.BatchRequest(), 0
             request.operations.append(self._operation(operation))
@@ -188,13 +187,13 @@ class SessionStore:
 
     def _call(self, method: Method, request: Message, answer: type[_Answer], deadline: float | None) -> _Answer:
         timeout = self.deadline if deadline is None else deadline
-        return decoded(answer, self._channel.call(method, request.SerializeToString(), timeout))
+        return parse_response(answer, self._channel.call(method, request.SerializeToString(), timeout))
 
     def _batch(self, request: pb.BatchRequest, deadline: float | None) -> list[Result]:
         method = _TAKING_BATCH if any(each.HasField("take") for each in request.operations) else _BATCH
         answer = self._call(method, request, pb.BatchResponse, deadline)
         if len(answer.results) != len(request.operations):
-            raise errors.StoreError(f"the answer has {len(answer.results)} results, not {len(request.operations)}")
+            raise StoreError(f"the answer has {len(answer.results)} results, not {len(request.operations)}")
         return [_result(result) for result in answer.results]
 
     def _put(self, put: Put) -> pb.PutRequest:
@@ -220,14 +219,14 @@ class Watch:
     """A stream of what happens in a namespace; see SessionStore.watch().
 
     Attributes:
-        continued: Whether the stream goes on behind the position that was asked for. If not, forget what you knew.
+        resumed_from_position: Whether the stream continues after the requested position. If not, discard earlier state.
     """
 
     def __init__(self, stream: Stream) -> None:
         self._stream = stream
-        self._answers = (decoded(pb.WatchResponse, encoded) for encoded in stream)
+        self._answers = (parse_response(pb.WatchResponse, encoded) for encoded in stream)
         self._first: pb.WatchResponse | None = None
-        self.continued = False
+        self.resumed_from_position = False
 
     @property
     def confirmed(self) -> float:
@@ -237,16 +236,16 @@ class Watch:
     def __enter__(self) -> Self:
         """Wait for the first answer."""
         self._first = next(self._answers)
-        self.continued = self._first.continued
+        self.resumed_from_position = self._first.continued
         return self
 
     def __exit__(self, *_: object) -> None:
         self.cancel()
 
-    def __iter__(self) -> Iterator[Changes]:
+    def __iter__(self) -> Iterator[WatchBatch]:
         """Yield what happened, at least once a second."""
         for answer in itertools.chain([self._first] if self._first else [], self._answers):
-            yield Changes([_change(event) for event in answer.events], answer.position, answer.live)
+            yield WatchBatch([_change(event) for event in answer.events], answer.position, answer.live)
 
     def cancel(self) -> None:
         """End the stream, from any thread."""
@@ -272,7 +271,7 @@ class Change(NamedTuple):
         return f"Change({'stored' if self.session else 'removed' if self.key else 'purged'}, time={self.time})"
 
 
-class Changes(NamedTuple):
+class WatchBatch(NamedTuple):
     """What happened in a namespace."""
 
     changes: list[Change]
@@ -284,15 +283,15 @@ class Changes(NamedTuple):
 
     def __repr__(self) -> str:
         """Show how many, never which."""
-        return f"Changes({len(self.changes)}, live={self.live})"
+        return f"WatchBatch({len(self.changes)}, live={self.live})"
 
 
-def decoded(kind: type[_Answer], encoded: bytes) -> _Answer:
+def parse_response(kind: type[_Answer], encoded: bytes) -> _Answer:
     """Return an answer of the store; raise StoreError if it is none of that kind."""
     try:
         return kind.FromString(encoded)
     except DecodeError:
-        raise errors.StoreError("the answer is no message of this contract") from None
+        raise StoreError("the answer is no message of this contract") from None
 
 
 def _change(event: pb.WatchEvent) -> Change:
@@ -338,4 +337,4 @@ def _result(result: pb.BatchResult) -> Result:
         case "remove":
             return result.remove.removed
         case _:
-            return errors.from_status(result.error.code, result.error.message)
+            return from_status(result.error.code, result.error.message)

@@ -135,7 +135,7 @@ class FrontendSteps:
             time.sleep(_PAUSE)
         try:
             self._round_trip.keyring.open(key, found.value, time.time())
-        except resumed.Unsealable as error:
+        except resumed.UnsealError as error:
             raise Failure(f"what it stores does not open ({error.reason})", "compare the keyrings") from None
         return f"{found.ttl:.0f} s left"
 

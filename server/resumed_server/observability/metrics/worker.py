@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import structlog
-
-from resumed_server.errors import described
-from resumed_server.observability.metrics.instrumented_engine import CountedEngine
+from resumed_server.observability.metrics.instrumented_engine import InstrumentedEngine
 from resumed_server.observability.metrics.recorder import Recorder
+from resumed_server.periodic import PeriodicTask
 from resumed_server.storage.engine import EngineError
 
 if TYPE_CHECKING:
@@ -22,7 +19,7 @@ if TYPE_CHECKING:
     from resumed_server.observability.metrics.shared_segment import Board
     from resumed_server.storage.engine import Engine
     from resumed_server.storage.expiry import Sweeper
-    from resumed_server.watch.hub import Watchers
+    from resumed_server.watch.hub import WatchHub
 
 REPORT_SECONDS = 0.2
 """How often figures are pinned: rates over some seconds are right to a few percent then."""
@@ -30,8 +27,6 @@ USAGE_SECONDS = 2.0
 """How often the engine is asked what it holds."""
 
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
-
-_log = structlog.get_logger()
 
 
 class Metrics:
@@ -53,10 +48,9 @@ class Metrics:
     def __init__(self, board: Board, worker: int, engine: Engine, clock: Callable[[], float] = time.monotonic) -> None:
         self._board, self._worker, self._storage, self._clock = board, worker, engine, clock
         self.recorder = Recorder(board.admit)
-        self.engine = CountedEngine(engine, self.recorder)
+        self.engine = InstrumentedEngine(engine, self.recorder)
         self.ready = False
         self.expires: float | None = None
-        self._stopping = threading.Event()
         self._started = time.time()
         self._usage: dict[str, int] = {}
         self._asked = float("-inf")
@@ -66,32 +60,26 @@ class Metrics:
             self.recorder.restore(before["recorded"])
 
     @contextlib.contextmanager
-    def reporting(self, watchers: Watchers, sweeper: Sweeper) -> Iterator[None]:
-        """Keep the figures on the board current, in a thread, for as long as the context lasts."""
+    def reporting(self, watchers: WatchHub, sweeper: Sweeper) -> Iterator[None]:
+        """Keep the figures on the board current, in a thread, until the context ends."""
 
-        def run() -> None:
-            while True:
-                stopping = self._stopping.wait(REPORT_SECONDS)
-                try:
-                    self.report(watchers, sweeper)
-                except Exception as error:  # noqa: BLE001 - the next time it may work, and serving goes on anyway
-                    _log.error("metrics cannot be reported", **described(error))
-                if stopping:
-                    return
+        def step() -> float:
+            self.report(watchers, sweeper)
+            return REPORT_SECONDS
 
-        thread = threading.Thread(target=run, name="metrics-report", daemon=True)
-        thread.start()
+        task = PeriodicTask("metrics-report", step, "metrics cannot be reported", retry=REPORT_SECONDS)
+        task.start()
         try:
             yield
         finally:
-            self._stopping.set()
-            thread.join()
+            task.stop()
+            with contextlib.suppress(Exception):  # a stop must not fail because of the last figures
+                step()
 
-    def report(self, watchers: Watchers, sweeper: Sweeper) -> None:
+    def report(self, watchers: WatchHub, sweeper: Sweeper) -> None:
         """Pin the present figures to the board."""
-        state = watchers.state()
+        state = watchers.stats()
         totals = {
-            "evicted": self._storage.evicted,
             "swept": sweeper.swept,
             "watchers_cut_off": state.cut_off,
             "cpu_seconds": time.process_time(),
