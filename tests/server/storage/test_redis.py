@@ -99,7 +99,7 @@ def on_sentinels() -> Iterator[Store]:
 
 @pytest.fixture(scope="module", params=[on_redis, on_valkey, on_cluster, on_sentinels], ids=lambda on: on.__name__)
 def store(request: pytest.FixtureRequest) -> Iterator[Store]:
-    """A real server, shared by all tests that do not harm it."""
+    """A store of each kind that a URL can name."""
     with request.param() as store:
         yield store
 
