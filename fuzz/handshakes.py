@@ -19,7 +19,8 @@ from fuzz.parsers import KEYRING, NOW
 from fuzz.target import Check, Pieces, Target
 from resumed._client.store import StoredSession
 from resumed._crypto.envelope import Envelope
-from resumed._crypto.sealing import StoreKeys
+from resumed._crypto.sealed_value import seal
+from resumed._crypto.store_key import StoreKeys
 from resumed._openssl import CallbackBinding
 from resumed._policy.fingerprint import NO_CLIENT_AUTHENTICATION, names_of, server_identity
 from resumed._policy.session_policy import SessionPolicy
@@ -118,7 +119,7 @@ class Frontend:
 
     def seal_envelope(self, session_id: bytes, envelope: bytes) -> bytes:
         """Return the value of a frontend that seals any bytes as an envelope."""
-        return KEYRING._keys[0].seal(self.store_key(session_id), envelope, NOW + 60, bytes(12))
+        return seal(KEYRING._keys, self.store_key(session_id), envelope, NOW + 60, bytes(12))
 
     def accept(self) -> _Server:
         """Return a server's end."""
@@ -345,7 +346,7 @@ def _stored_session_seeds() -> Iterable[bytes]:
             yield bytes((number << 1 | stack,)) + each.session
         envelope = Envelope(FINGERPRINT, NOW, each.session).encode()
         yield bytes((number << 1 | 16,)) + envelope
-        sealed = KEYRING._keys[0].seal(StoreKeys("shop").key(each.session_id), envelope, NOW + 60, bytes(12))
+        sealed = seal(KEYRING._keys, StoreKeys("shop").key(each.session_id), envelope, NOW + 60, bytes(12))
         yield bytes((number << 1 | 8,)) + sealed
 
 

@@ -29,7 +29,7 @@ sys.path.extend(str(Path(__file__).parents[2] / folder) for folder in ("tests", 
 import resumed
 from benchmarks.fleet import VERSION_NAMES, Client, Fleet
 from chaos.needles import Needles, chunks_of_file, chunks_of_memory
-from resumed._crypto.sealing import StoreKeys
+from resumed._crypto.store_key import StoreKeys
 from support.redis import valkey_server
 from support.server import running_server
 from support.session import Known, known

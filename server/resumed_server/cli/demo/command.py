@@ -266,7 +266,7 @@ def _sight(fleet: Fleet, client: _PythonClient, calls: _Calls) -> Table:
         found = store.get(key)
     if found is None:
         raise Broken("the store does not have the session that was just negotiated")
-    sealed = found.value  # its parts are described in resumed._crypto.sealing
+    sealed = found.value  # its parts are described in resumed._crypto.sealed_value
     serialized, not_after = fleet.keyring.open(key, sealed, time.time())
     until = datetime.fromtimestamp(not_after, timezone.utc)
     table = Table(title="\nWhat the store saw", title_justify="left")
