@@ -7,7 +7,7 @@ import ssl
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Literal
 
-from resumed._async.event_loops import enable
+from resumed._async.ssl_classes import enable
 from resumed._client.limits import NAMESPACE_PATTERN
 from resumed._client.store import SessionStore
 from resumed._crypto.keyring import Keyring

@@ -628,7 +628,7 @@ def changed(directory: Path, code: str) -> dict[str, str]:
 
 
 def test_a_server_on_a_grpcio_that_is_not_as_expected_serves_and_says_so(tmp_path: Path, transport: str) -> None:
-    code = "from resumed_server.rpc._grpcio_private import Answering\nAnswering.of = classmethod(lambda *_: None)\n"
+    code = "from resumed_server.rpc._grpcio_private import HandlerArgs\nHandlerArgs.parse = lambda _arguments: None\n"
     options = ("--transport", transport, "--threads", "2")
     with running_server(*options, workers=2, env=changed(tmp_path, code)) as server, connected(server) as channel:
         assert len([line for line in server.log_lines() if line["level"] == "critical"]) == 2

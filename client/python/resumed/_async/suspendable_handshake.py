@@ -6,7 +6,7 @@ calls, and the first result for a session is kept.
 
 When a ClientHello is complete, OpenSSL's client hello callback may suspend the handshake
 (SSL_CTX_set_client_hello_cb(3)), so that it does not block a thread that serves many connections. Other threads then
-make the calls, and the driver of the handshake (event_loops.py, twisted.py) takes the next step when it is resumed.
+make the calls, and the driver of the handshake (ssl_classes.py, twisted.py) takes the next step when it is resumed.
 """
 
 from __future__ import annotations
