@@ -48,7 +48,7 @@ def _sealed() -> dict[bytes, bytes]:
 
 
 def sealed_values() -> Check:
-    """Whatever the store answers opens only if it was sealed, for that key, and is not over."""
+    """A value opens only if it was sealed for its key and has not expired."""
     known, plaintext = _sealed(), Keyring.plaintext()
 
     def check(data: bytes) -> None:
@@ -81,7 +81,7 @@ def _issued() -> dict[bytes, int]:
 
 
 def sealed_ids() -> Check:
-    """Whatever a client offers was issued by the fleet, or is nobody's."""
+    """A session id was issued by the fleet or is rejected."""
     known = _issued()
 
     def check(data: bytes) -> None:
@@ -128,7 +128,7 @@ def _keyring_file_seeds() -> Iterable[bytes]:
 
 
 def grants_files() -> Check:
-    """A grants file is read, or refused with what is wrong, a line each; what it does not say it does not allow."""
+    """A grants file is loaded, or rejected with one line per error; it allows only its grants."""
     path = "grants.toml"
 
     def check(data: bytes) -> None:
@@ -212,7 +212,7 @@ def _hello_extension_seeds() -> Iterable[bytes]:
 
 
 def certificates() -> Check:
-    """Whatever a certificate calls its holder, that is somebody in plain letters, or nobody."""
+    """The identity in a certificate consists of plain letters, or is rejected."""
     key, start = ec.generate_private_key(ec.SECP256R1()), dt.datetime(2026, 1, 1, tzinfo=dt.timezone.utc)
     builder = x509.CertificateBuilder(_NAME, _NAME, key.public_key(), 1, start, start + dt.timedelta(1))
 

@@ -13,7 +13,6 @@ from fuzz.targets import TARGETS
 
 @pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
 def test_no_input_breaks_a_reader(target: Target) -> None:
-    """What it raises is what it promises to raise."""
     check, source = target.prepare(), random.Random(7400)
     kept = [path.read_bytes() for path in sorted(target.corpus.iterdir())]
     assert kept
@@ -25,7 +24,6 @@ def test_no_input_breaks_a_reader(target: Target) -> None:
 
 @pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
 def test_its_seeds_are_inputs(target: Target) -> None:
-    """They pass."""
     check = target.prepare()
     for seed in target.seeds():
         assert len(seed) <= target.longest

@@ -14,7 +14,6 @@ import tempfile
 import time
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, cast
-from urllib.parse import quote
 
 import structlog
 
@@ -37,7 +36,7 @@ from resumed_server.rpc.selftest import is_grpcio_compatible
 from resumed_server.rpc.session_service import SERVICE_NAME, SessionStoreService
 from resumed_server.storage.engine import EngineError
 from resumed_server.storage.expiry import Sweeper
-from resumed_server.storage.registry import open_engine
+from resumed_server.storage.registry import find_engine, open_engine, shared_url
 from resumed_server.watch.hub import WatchHub
 
 if TYPE_CHECKING:
@@ -77,9 +76,10 @@ def run(settings: Settings) -> int:
         ports = _Ports(addresses, probed, scraped, _board(settings) if scraped else None)
         if settings.workers == 1:
             return _serve(settings, ports, counted, worker=0, supervisor=None)
-        if settings.storage == "lmdb:":
-            directory = held.enter_context(tempfile.TemporaryDirectory(prefix="resumed-"))
-            settings = dataclasses.replace(settings, storage=f"lmdb://{quote(directory)}")
+        storage = shared_url(
+            settings.storage, lambda: held.enter_context(tempfile.TemporaryDirectory(prefix="resumed-"))
+        )
+        settings = dataclasses.replace(settings, storage=storage)
         # Whatever is wrong with the store is found and told once, not by every worker.
         _open(settings).close()
         supervisor = os.getpid()
@@ -191,7 +191,7 @@ def _metrics(settings: Settings, ports: _Ports, worker: int, engine: Engine, hel
     board = cast("Board", ports.board)
     kind = settings.storage.partition(":")[0]
     about = {"engine": kind, "transport": settings.transport}
-    collector = BoardCollector(board, about, settings.capacity if kind == "lmdb" else 0)
+    collector = BoardCollector(board, about, settings.capacity if find_engine(settings.storage).has_capacity else 0)
     held.callback(Endpoint(ports.metrics, collector).close)
     return Metrics(board, worker, engine)
 
@@ -213,7 +213,7 @@ def _open(settings: Settings) -> Engine:
             capacity=settings.capacity,
             threads=settings.threads,
             clock=time.time,
-            blame_crashes=True,
+            quarantine_after_crash=True,
         )
     except (EngineError, OSError, ValueError) as error:
         raise UserError(f"--storage: {error}") from error

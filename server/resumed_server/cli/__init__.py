@@ -7,11 +7,13 @@ import sys
 from importlib.metadata import version
 from typing import Annotated, Any, NoReturn
 
+from resumed_server.storage.registry import extras_for
+
 
 def _complain(missing: ModuleNotFoundError) -> NoReturn:
     if (missing.name or "").startswith("resumed"):
         raise missing
-    extras = "server,redis" if missing.name == "redis" else "server"
+    extras = ",".join(extras_for(missing.name or ""))
     sys.exit(f"resumed: {missing.name} is missing; pip install 'resumed[{extras}]'")
 
 

@@ -18,7 +18,7 @@ from resumed_server.limits.config import Limit
 from resumed_server.limits.enforcer import LimitEnforcer, LimitExceeded, SharedCounters
 from resumed_server.limits.usage_counters import ENTRY_BYTES, UsageCounter, UsageCounters, UsageRecounter
 from resumed_server.rpc.session_service import SessionStoreService
-from resumed_server.storage.lmdb.engine import EmbeddedEngine
+from resumed_server.storage.lmdb.engine import LmdbEngine
 from resumed_server.storage.registry import open_engine
 from resumed_server.watch.hub import WatchHub
 from support.clock import Clock
@@ -202,7 +202,7 @@ def test_only_stored_sessions_count() -> None:
     """Calls beyond the rate, retries and rejected Puts do not."""
     shared = SharedCounters.create(lambda: 0.0)
     enforcer = LimitEnforcer(Limit(operations_per_second=1, sessions=10), shared=shared)
-    with contextlib.closing(EmbeddedEngine(None, capacity=1 << 20)) as engine:
+    with contextlib.closing(LmdbEngine(None, capacity=1 << 20)) as engine:
         service = SessionStoreService(engine, WatchHub(engine), 600.0, enforcer=enforcer)
         state = enforcer.for_namespace("shop")
         assert state is not None

@@ -87,10 +87,12 @@ class BoardCollector(Collector):
                 "resumed_sessions", "Sessions in the store; expired ones count until swept.", usage["sessions"]
             )
             yield GaugeMetricFamily("resumed_storage_bytes", "Bytes that the store takes.", usage["bytes"])
+            # Not 0 while it is unknown: to Prometheus, a counter that returns from 0 has counted everything again.
+            yield CounterMetricFamily(
+                "resumed_evicted_sessions", "Live sessions dropped to make room.", usage["evicted"]
+            )
         if self._capacity:
             yield GaugeMetricFamily("resumed_storage_capacity_bytes", "Bytes that the store may take.", self._capacity)
-        evicted = _total(everybody, "evicted") + usage.get("evicted", 0)
-        yield CounterMetricFamily("resumed_evicted_sessions", "Live sessions dropped to make room.", evicted)
         yield CounterMetricFamily(
             "resumed_swept_entries",
             "Expired sessions and tombstones whose space was given back.",

@@ -62,11 +62,11 @@ class Recorder:
         self._failures: Counter[tuple[str, int]] = Counter()
 
     def on_success(self, method: str, seconds: float, *_: object) -> None:
-        """Count a call that was answered after `seconds`; see errors.Observer."""
+        """Count a call that was answered after `seconds`; see rpc.observer.Observer."""
         (self._calls.get(method) or self._calls.setdefault(method, _Times())).add(seconds)
 
     def on_wait(self, seconds: float) -> None:
-        """Count a call that waited for a thread; see pool.Load."""
+        """Count a call that waited for a thread; see rpc.executor.LoadObserver."""
         self._waits.add(seconds)
 
     def on_rejection(self) -> None:
@@ -79,7 +79,7 @@ class Recorder:
         row[column] += 1
 
     def on_limited(self, operation: str, namespace: str) -> None:
-        """Count an operation that a limit of its namespace refused; see rpc.Observer."""
+        """Count an operation that a limit of its namespace refused; see rpc.observer.Observer."""
         self.operation(namespace, COLUMN[operation, "limited"])
 
     def on_failure(self, method: str, code: int, *_: object) -> None:

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from resumed_server.observability.metrics.instrumented_engine import CountedEngine
+from resumed_server.observability.metrics.instrumented_engine import InstrumentedEngine
 from resumed_server.observability.metrics.recorder import Recorder
 from resumed_server.periodic import PeriodicTask
 from resumed_server.storage.engine import EngineError
@@ -48,7 +48,7 @@ class Metrics:
     def __init__(self, board: Board, worker: int, engine: Engine, clock: Callable[[], float] = time.monotonic) -> None:
         self._board, self._worker, self._storage, self._clock = board, worker, engine, clock
         self.recorder = Recorder(board.admit)
-        self.engine = CountedEngine(engine, self.recorder)
+        self.engine = InstrumentedEngine(engine, self.recorder)
         self.ready = False
         self.expires: float | None = None
         self._started = time.time()
@@ -80,7 +80,6 @@ class Metrics:
         """Pin the present figures to the board."""
         state = watchers.stats()
         totals = {
-            "evicted": self._storage.evicted,
             "swept": sweeper.swept,
             "watchers_cut_off": state.cut_off,
             "cpu_seconds": time.process_time(),
