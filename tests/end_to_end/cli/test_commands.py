@@ -114,8 +114,8 @@ class TestGrantsCheck:
     @pytest.mark.parametrize(
         ("identity", "namespace", "operation", "answer"),
         [
-            ("spiffe://example.org/shop", "shop.eu", "take", "grant 1 (spiffe://example.org/shop) says that"),
-            ("spiffe://example.org/ops/anna", "pay", "purge", "grant 3 (spiffe://example.org/ops/*) says that"),
+            ("spiffe://example.org/shop", "shop.eu", "take", "grant 1 (spiffe://example.org/shop) allows"),
+            ("spiffe://example.org/ops/anna", "pay", "purge", "grant 3 (spiffe://example.org/ops/*) allows"),
         ],
     )
     def test_names_the_grant_that_allows(
@@ -141,7 +141,7 @@ class TestGrantsCheck:
         done = self.ask(file, identity, namespace, operation)
         assert done.returncode == 1
         first, second, *_ = done.stdout.splitlines()
-        assert first == f"denied: no grant says that {identity} may {operation} in {namespace}"
+        assert first == f"denied: no grant allows {identity} to {operation} in {namespace}"
         assert second.strip() == nearest
 
     def test_what_is_not_asked_is_any(self, file: str) -> None:
@@ -194,7 +194,7 @@ def checked(target: str, *options: str) -> dict[str, Any]:
 
 def failed_step(target: str, *options: str) -> dict[str, Any]:
     """Return the step that failed: the ones before it are well, the ones behind it were not tried."""
-    steps = checked(target, *options)["steps"]
+    steps = checked(target, *options)["checks"]
     outcomes = [step["outcome"] for step in steps]
     failed = outcomes.index("failed")
     assert outcomes == ["ok"] * failed + ["failed"] + ["not tried"] * (len(steps) - failed - 1)
@@ -211,8 +211,8 @@ class TestCheck:
         called("keygen", str(tmp_path / "keys"))
         report = checked(store.target, "--keyring", str(tmp_path / "keys"), "--namespace", "shop")
         assert report["ok"], report
-        assert [step["name"] for step in report["steps"] if step["milliseconds"] is None] == []
-        assert Keyring.load(tmp_path / "keys").key_ids[0] in report["steps"][0]["note"]
+        assert [step["name"] for step in report["checks"] if step["milliseconds"] is None] == []
+        assert Keyring.load(tmp_path / "keys").key_ids[0] in report["checks"][0]["note"]
 
     def test_shows_a_table(self, store: RunningServer) -> None:
         """Every call is in it."""
