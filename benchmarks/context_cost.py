@@ -22,7 +22,7 @@ from rich.table import Table
 sys.path.extend(str(Path(__file__).parents[1] / folder) for folder in ("tests", "."))
 
 from benchmarks.handshake_parts import SealedIds, handshake
-from resumed._openssl import Binding
+from resumed._openssl import CallbackBinding
 from resumed._policy.fingerprint import FINGERPRINT_BYTES
 from support.tls import CA, VERSIONS, client_context, server_context
 
@@ -61,12 +61,12 @@ def verifying(context: ssl.SSLContext) -> None:
 KINDS: tuple[Callable[[ssl.SSLContext], None], ...] = (plain, by_name, verifying)
 
 
-def server(kind: Callable[[ssl.SSLContext], None], *, judged: bool) -> tuple[ssl.SSLContext, Binding]:
+def server(kind: Callable[[ssl.SSLContext], None], *, judged: bool) -> tuple[ssl.SSLContext, CallbackBinding]:
     """Return a context with callbacks."""
     context, kept = server_context("ssl"), SealedIds()
     kind(context)
     untyped: Any = kept
-    binding = Binding(context, untyped)
+    binding = CallbackBinding(context, untyped)
     if not judged:
         binding._contexts = Constant()  # type: ignore[assignment]
     return context, binding

@@ -16,7 +16,7 @@ import grpc
 sys.path.extend(str(Path(__file__).parents[1] / folder) for folder in ("tests", "."))
 
 from resumed.v1 import session_store_pb2 as pb
-from resumed_server.rpc.server import OPTIONS, grpc_server
+from resumed_server.rpc.server import OPTIONS, build_grpc_server
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,7 +32,7 @@ def empty(request: pb.GetRequest, context: grpc.ServicerContext) -> pb.GetRespon
 def serve(threads: int, executor: str) -> None:
     """Run until standard input closes."""
     server = (
-        grpc_server(threads, shared=False)
+        build_grpc_server(threads, shared=False)
         if executor == "store"
         else grpc.server(ThreadPoolExecutor(threads), options=[*OPTIONS.items()])
     )

@@ -187,11 +187,11 @@ class Watched:
     """What happens on the loop of a server; its methods are what Server.ask() can ask for."""
 
     def __init__(self, installation: resumed.Installation) -> None:
-        self._shim: Any = installation._shim
+        self._shim: Any = installation._policy
         self._beating = asyncio.Event()
         self._held: list[float] = []
         self._late: list[float] = []
-        for name in ("look_up", "prefetch"):
+        for name in ("on_get_session", "find"):
             setattr(self._shim, name, timed(getattr(self._shim, name), self._held))
 
     async def beat(self) -> None:

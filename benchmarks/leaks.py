@@ -199,7 +199,7 @@ def use_once(churn: Churn, frontend: Frontend, number: int) -> None:
         frontend.shim.uninstall()
 
 
-def settled(threads: int) -> Usage:
+def completed_future(threads: int) -> Usage:
     """Return the usage once no more than `threads` threads are left: senders end in the background."""
     end = time.monotonic() + PATIENCE
     while (usage := Usage.now()).threads > threads and time.monotonic() < end:
@@ -255,7 +255,7 @@ def main() -> int:
                     number += 1
                     use_once(churn, churn.new_frontend(), number)
                 if percent in REPORTED:
-                    report.add(stack, number, "context", settled(threads))
+                    report.add(stack, number, "context", completed_future(threads))
     Console(width=None if sys.stdout.isatty() else 160).print(report.table)
     return int(report.grown > 0)
 

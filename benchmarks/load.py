@@ -123,10 +123,10 @@ class _Connection:
                     seconds = time.perf_counter() - self._started.pop(stream)
                     yield seconds, self._messages.pop(stream, b"")[_GRPC_HEADER.size :]
             else:
-                self._control(kind, flags, stream, payload)
+                self._handle_connection_frame(kind, flags, stream, payload)
         self._received = received[position:]
 
-    def _control(self, kind: int, flags: int, stream: int, payload: bytes) -> None:
+    def _handle_connection_frame(self, kind: int, flags: int, stream: int, payload: bytes) -> None:
         assert kind not in {_RST_STREAM, _GOAWAY}, "the server refuses calls"
         if kind == _WINDOW_UPDATE and not stream:
             self._window += int.from_bytes(payload, "big")

@@ -25,7 +25,7 @@ from rich.table import Table
 sys.path.extend(str(Path(__file__).parents[1] / folder) for folder in ("tests", "."))
 
 from resumed._client.store import StoredSession
-from resumed._policy.mirror import _EXPIRY_BYTES, _OVERHEAD, Sessions
+from resumed._policy.mirror import _EXPIRY_BYTES, _OVERHEAD, SessionCache
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -46,9 +46,9 @@ def allocated() -> int:
     return tracemalloc.get_traced_memory()[0]
 
 
-def filled(count: int, turns: int) -> Sessions:
+def filled(count: int, turns: int) -> SessionCache:
     """Return a mirror with `count` sessions, each of which replaced `turns` others."""
-    sessions = Sessions(1 << 40)
+    sessions = SessionCache(1 << 40)
     for turn in range(turns + 1):
         for number in range(count):
             if turn:

@@ -22,7 +22,7 @@ sys.path.extend(str(Path(__file__).parents[1] / folder) for folder in ("tests", 
 from benchmarks.engines import METHODS, requests, spread
 from resumed_server.rpc.session_service import SessionStoreService
 from resumed_server.storage.registry import open_engine
-from resumed_server.watch.hub import Watchers
+from resumed_server.watch.hub import WatchHub
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -53,7 +53,7 @@ def main() -> None:
     figures: defaultdict[str, list[float]] = defaultdict(list)
     profile = cProfile.Profile()
     with contextlib.closing(open_engine("lmdb:", capacity=1 << 30)) as engine:
-        service = SessionStoreService(engine, Watchers(engine), max_ttl=86_400)
+        service = SessionStoreService(engine, WatchHub(engine), max_ttl=86_400)
         for turn in range(options.rounds + 1):
             for operation, messages in requests(options.calls):
                 make = calls(service, operation, messages)

@@ -29,7 +29,7 @@ from rich.table import Table
 sys.path.extend(str(Path(__file__).parents[1] / folder) for folder in ("tests", "."))
 
 import resumed
-from resumed._policy.mirror import Mirror, Sessions
+from resumed._policy.mirror import Mirror, SessionCache
 from support.redis import valkey_cluster, valkey_server
 from support.server import running_server
 
@@ -59,7 +59,7 @@ class Seen(NamedTuple):
     purges: list[float]
 
 
-class TimedSessions(Sessions):
+class TimedSessions(SessionCache):
     """Notes when it is told."""
 
     def __init__(self) -> None:

@@ -14,7 +14,7 @@ from resumed._client.store import Get, Put, Remove, SessionStore, Take
 from resumed._exceptions import StoreError
 from resumed._policy.mirror import Mirror
 from resumed._policy.stats import Recorder
-from resumed._policy.write_queue import Outgoing, Sender
+from resumed._policy.write_queue import PendingWrite, WriteQueue
 from resumed._transport.http2 import Connection
 from resumed.v1 import session_store_pb2 as pb
 
@@ -66,8 +66,8 @@ def _follow(store: SessionStore) -> None:
 
 def _send(store: SessionStore) -> None:
     """Send a Put and a removal in this thread."""
-    sender = Sender(store, Recorder(), lambda: 1000.0, lambda _key, value, _not_after: value)
-    sender._queue.extend([Outgoing(_KEY, b"serialized", 2000, ""), Outgoing(_KEY, None, 0, "application")])
+    sender = WriteQueue(store, Recorder(), lambda: 1000.0, lambda _key, value, _not_after: value)
+    sender._queue.extend([PendingWrite(_KEY, b"serialized", 2000, ""), PendingWrite(_KEY, None, 0, "application")])
     sender._closing = True  # or it would rest after a failure
     sender._send()
 

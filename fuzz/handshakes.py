@@ -20,9 +20,9 @@ from fuzz.target import Check, Pieces, Target
 from resumed._client.store import StoredSession
 from resumed._crypto.envelope import Envelope
 from resumed._crypto.sealing import StoreKeys
-from resumed._openssl import Binding
+from resumed._openssl import CallbackBinding
 from resumed._policy.fingerprint import NO_CLIENT_AUTHENTICATION, names_of, server_identity
-from resumed._policy.session_policy import Shim
+from resumed._policy.session_policy import SessionPolicy
 from support.tls import CERTIFICATE, HOSTS, STACKS, VERSIONS, Stack, client_context, server_context
 
 if TYPE_CHECKING:
@@ -72,14 +72,14 @@ class _Later:
 
 
 class _Sink:
-    """Stands in for the Sender: keeps what would be sent."""
+    """Stands in for the WriteQueue: keeps what would be sent."""
 
     def __init__(self) -> None:
         self.last: Any = None
 
-    def submit(self, outgoing: Any, *, urgent: bool = False) -> int:
+    def submit(self, write: Any, *, urgent: bool = False) -> int:
         """Keep it."""
-        self.last = outgoing
+        self.last = write
         return 0
 
     answered = True
@@ -99,10 +99,10 @@ class Frontend:
         self.stack: Stack = stack
         self.store = Memory()
         self.context = server_context(stack)
-        self.shim = Shim(self.store, KEYRING, clock=lambda: NOW)  # type: ignore[arg-type]
-        self.shim._sender = self.sink = _Sink()  # type: ignore[assignment]
+        self.shim = SessionPolicy(self.store, KEYRING, clock=lambda: NOW)  # type: ignore[arg-type]
+        self.shim._write_queue = self.sink = _Sink()  # type: ignore[assignment]
         self.shim._lookups._threads = self.later = _Later()  # type: ignore[assignment]
-        self.binding = Binding(self.context, self.shim, ignore_id_context=True)
+        self.binding = CallbackBinding(self.context, self.shim, ignore_id_context=True)
 
     def keep(self, session_id: bytes, value: bytes) -> None:
         """Have the store answer with `value`."""
@@ -151,12 +151,12 @@ class _OfSsl(_Server):
         later = self.frontend.later
         while not self.done:
             try:
-                self.frontend.binding.drive(self._handshake, self._tls.do_handshake)
+                self.frontend.binding.run_step(self._handshake, self._tls.do_handshake)
                 self.done = True
             except ssl.SSLWantReadError:
                 break
             except ssl.SSLError:
-                if not self._handshake.rests:
+                if not self._handshake.suspended:
                     self.done = True
                     break
                 later.due.popleft()()
@@ -210,7 +210,7 @@ def record() -> None:
         for version in VERSIONS:
             frontend, client = Frontend(stack), client_context(version)
             seen: list[tuple[bytes, Envelope]] = []
-            frontend.shim.negotiated = lambda *told, seen=seen, **_: seen.append(told[:2])  # type: ignore[method-assign]
+            frontend.shim.on_new_session = lambda *told, seen=seen, **_: seen.append(told[:2])  # type: ignore[method-assign]
             session = _shake(frontend.accept(), client, None)
             hello = _Client(client, session).step(b"")
             session_id, envelope = seen[-1]
@@ -357,9 +357,9 @@ def whole_handshakes() -> Check:
         for version in VERSIONS:
             client = client_context(version)
             seen: list[bytes] = []
-            frontend.shim.negotiated = lambda *told, seen=seen, **_: seen.append(told[0])  # type: ignore[method-assign]
+            frontend.shim.on_new_session = lambda *told, seen=seen, **_: seen.append(told[0])  # type: ignore[method-assign]
             session = _shake(frontend.accept(), client, None)
-            del frontend.shim.negotiated
+            del frontend.shim.on_new_session
             offers.append((frontend, client, session, seen[-1]))
 
     def check(data: bytes) -> None:

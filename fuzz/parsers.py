@@ -20,12 +20,12 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from fuzz.target import Check, Target
 from resumed._crypto.sealing import Keyring
-from resumed._exceptions import KeyringError, Unsealable
+from resumed._exceptions import KeyringError, UnsealError
 from resumed._openssl.client_hello import identities, server_name, supported_versions
-from resumed._transport.http2 import head
+from resumed._transport.http2 import request_headers
 from resumed._transport.target import Target as StoreTarget
-from resumed_server.auth import authorizer as access
 from resumed_server.auth import grants
+from resumed_server.auth.identity import Unauthenticated, read_identities
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -53,14 +53,14 @@ def sealed_values() -> Check:
     def check(data: bytes) -> None:
         try:
             opened, not_after = KEYRING.open(STORE_KEY, data, NOW)
-        except Unsealable as error:
+        except UnsealError as error:
             reason = error.reason
         else:
             assert known[data] == opened
             assert not_after == NOW + 60
             reason = ""
         assert reason in REASONS
-        with contextlib.suppress(Unsealable):
+        with contextlib.suppress(UnsealError):
             assert plaintext.open(STORE_KEY, data, NOW)[0] == data[9:]
 
     return check
@@ -139,12 +139,12 @@ def grants_files() -> Check:
             return
         for identity in ("spiffe://example.org/shop", "dns:frontend.shop.svc", "dns:*", ""):
             for operation in ("get", "purge", "*"):
-                if found.allow([identity], "shop", operation):
+                if found.is_allowed([identity], "shop", operation):
                     assert any(
                         identity.startswith(grant.identity.rstrip("*"))
                         and any("shop".startswith(name.rstrip("*")) for name in grant.namespaces)
                         and operation in grant.operations
-                        for grant in found.all
+                        for grant in found.grants
                     )
 
     return check
@@ -172,7 +172,7 @@ def store_names() -> Check:
         assert refusal.isprintable()
         if refusal:
             return
-        head(target.authority, "/package.Service/Name", True)
+        request_headers(target.authority, "/package.Service/Name", True)
         for host, port in target.hosts:
             assert 0 < port < 65_536
             host.encode("idna")  # as getaddrinfo() does
@@ -223,8 +223,8 @@ def certificates() -> Check:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of certificates that break rules
             try:
-                named = access._identities(pem)
-            except access.Unauthenticated:
+                named = read_identities(pem)
+            except Unauthenticated:
                 return
         assert named
         assert all(name.startswith(("spiffe://", "dns:")) and name.isascii() and name.isprintable() for name in named)
@@ -254,5 +254,5 @@ PARSERS = (
     Target("grants_files", grants_files, _grants_file_seeds, ("resumed_server/auth/grants.py",), 1_024),
     Target("store_names", store_names, _store_name_seeds, ("resumed/_transport/target.py",), 256),
     Target("hello_extensions", hello_extensions, _hello_extension_seeds, ("resumed/_openssl/client_hello.py",), 512),
-    Target("certificates", certificates, _certificate_seeds, ("resumed_server/auth/authorizer.py",), 2_048),
+    Target("certificates", certificates, _certificate_seeds, ("resumed_server/auth/identity.py",), 2_048),
 )

@@ -118,19 +118,21 @@ def turns() -> dict[str, Callable[[float, Tally], None]]:
     return found
 
 
-def line_coverage(names: list[str]) -> list[tuple[str, str]]:
-    """Return how much of each source file all inputs together reach, lines and branches."""
+def line_coverage(names: list[str]) -> tuple[list[tuple[str, str]], list[str]]:
+    """Return the coverage of each source file by all inputs together, and a line for each input that still fails."""
     targets = [TARGETS[name] for name in names if name in TARGETS]
     if not targets:
-        return []
+        return [], []
     command = [sys.executable, str(HERE / "replay.py"), *(target.name for target in targets)]
-    ended = subprocess.run(command, capture_output=True, text=True, check=True)
-    # Before it stands what a target logged.
-    return [(name, share) for name, share in json.loads(ended.stdout.splitlines()[-1]).items()]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    failures = ended.stderr.splitlines() if ended.returncode else []
+    # A target may have logged lines before the JSON; a replay that crashed has printed none.
+    lines = ended.stdout.splitlines()[-1:] if ended.returncode in {0, 1} else []
+    return [(name, share) for line in lines for name, share in json.loads(line).items()], failures
 
 
-def report(console: Console, tallies: dict[str, Tally]) -> None:
-    """Print the summary."""
+def report(console: Console, tallies: dict[str, Tally]) -> list[str]:
+    """Print the summary; return the inputs that still fail."""
     table = Table("target", "iterations", "a second", "coverage", "failures")
     for name, tally in tallies.items():
         rate = f"{tally.iterations / tally.seconds:,.0f}"
@@ -138,8 +140,10 @@ def report(console: Console, tallies: dict[str, Tally]) -> None:
     total = sum(tally.iterations for tally in tallies.values())
     table.add_row("all", f"{total:,}", "", "", str(sum(len(tally.failures) for tally in tallies.values())))
     console.print(table)
-    for name, reached in line_coverage(list(tallies)):
+    coverage, failures = line_coverage(list(tallies))
+    for name, reached in coverage:
         console.print(f"{name:<45} {reached}")
+    return failures
 
 
 def main() -> int:
@@ -178,8 +182,8 @@ def main() -> int:
                 failed = f", {len(tally.failures)} FAILURES" if tally.failures else ""
                 said = f"{number}/{rounds} {name}: {tally.iterations:,} iterations, {tally.coverage}{failed}"
                 progress.console.print(said, soft_wrap=True)
-    report(console, tallies)
-    failures = [failure for tally in tallies.values() for failure in tally.failures]
+    failures = report(console, tallies)
+    failures += [failure for tally in tallies.values() for failure in tally.failures]
     for failure in failures:
         console.print(failure, style="bold red", markup=False)
     return int(bool(failures))

@@ -235,19 +235,19 @@ def test_a_tls_1_3_ticket_offered_as_a_tls_1_2_session(frontend: Frontend) -> No
     known = visit(frontend).session
     client = Client(TLS13)
     ids: list[bytes] = []
-    shim = frontend.shim._shim
-    look_up = shim.look_up
+    shim = frontend.shim._policy
+    look_up = shim.on_get_session
 
     def spy(offer: Any, *more: Any) -> int | None:
         ids.append(offer.session_id)
         found: int | None = look_up(offer, *more)
         return found
 
-    shim.look_up = spy
+    shim.on_get_session = spy
     try:
         assert client.visit(frontend, sessions_of(client, frontend)[0]).reused
     finally:
-        del shim.look_up
+        del shim.on_get_session
     known.sessionID = bytearray(ids[-1])
     assert not visit(frontend, known).resumed
 

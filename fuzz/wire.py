@@ -30,7 +30,7 @@ from hpack import Encoder
 import resumed.v1
 from fuzz.target import mutated
 from resumed._client.store import SessionStore
-from resumed._transport.http2 import head
+from resumed._transport.http2 import request_headers
 from support.server import running_server
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ class Outcome:
     """Bytes, descriptors and threads when warm, and at the end."""
 
 
-class Broken(AssertionError):
+class ConnectionBroken(AssertionError):
     """The server broke a promise; the message has the seed to see it again."""
 
 
@@ -115,7 +115,7 @@ class Source:
         """Return all that a client might send on one connection."""
         path, encoded = self.call()
         choose = self.random
-        block = head("store:7400", path, False)
+        block = request_headers("store:7400", path, False)
         if choose.random() < 0.2:
             more = [("grpc-timeout", choose.choice(("1n", "99999999H", "-1S", ""))), ("grpc-encoding", "gzip")]
             block += Encoder().encode(more, huffman=bool(choose.randrange(2)))
@@ -205,7 +205,7 @@ class Wire:
         """Send batches until the time is up, but no more than `batches`.
 
         Raises:
-            Broken: The server broke a promise.
+            ConnectionBroken: The server broke a promise.
         """
         self._started = started = time.monotonic()
         with self._channel:
@@ -286,7 +286,9 @@ class Wire:
                 self._broken(f"{name} grew from {warm[0]:,} to {now:,}")
 
     def _broken(self, promise: str) -> None:
-        raise Broken(f"{promise} (seed {self._seed}, batch {self.outcome.batches}, input {self.outcome.inputs})")
+        raise ConnectionBroken(
+            f"{promise} (seed {self._seed}, batch {self.outcome.batches}, input {self.outcome.inputs})"
+        )
 
 
 def _tells_of_a_defect(line: dict[str, Any]) -> bool:
@@ -313,7 +315,7 @@ def main() -> int:
         failure = ""
         try:
             wire.run(options.seconds)
-        except Broken as error:
+        except ConnectionBroken as error:
             failure = str(error)
     print(json.dumps({**vars(wire.outcome), "failure": failure}))  # noqa: T201
     return int(bool(failure))

@@ -13,12 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 from OpenSSL import SSL
 
-from resumed._async.suspendable_handshake import Handshake
-from resumed._openssl import Binding
+from resumed._async.suspendable_handshake import SuspendableHandshake
+from resumed._openssl import CallbackBinding
+from resumed._policy.session_policy import SessionPolicy
+from resumed._policy.stats import Recorder
 from resumed_server.cli.demo import frontend as demo_frontend
 
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Callable, Collection, Iterable
 
     from resumed._crypto.envelope import Envelope
     from resumed._policy.session_policy import Offer
@@ -26,24 +29,30 @@ if TYPE_CHECKING:
 _BURST_SECONDS = 0.001
 
 
-class Dictionary:
-    """The least that a shim can do: keeps the sessions of one frontend in a dictionary."""
+class Dictionary(SessionPolicy):
+    """The least that a session policy can do: keeps the sessions of one frontend in a dictionary."""
 
-    namespace, lifetime, seals_ids = "local", 7200, False
+    seals_ids = False
 
     def __init__(self) -> None:
+        self.namespace, self.lifetime = "local", 7200
         self._sessions: dict[bytes, Envelope] = {}
+        self._recorder = Recorder()
 
-    def negotiated(self, session_id: bytes, envelope: Envelope, _remaining: float, *, last: bool) -> None:
+    def on_new_session(
+        self, session_id: bytes, envelope: Envelope, remaining: float, *, last: bool, family: Collection[bytes] = ()
+    ) -> None:
         """Keep a session."""
+        del remaining, last, family
         self._sessions[session_id] = envelope
 
-    def handshake(self) -> Handshake:
+    def handshake(self, waker: Callable[[], Callable[[], None] | None] = lambda: None) -> SuspendableHandshake:
         """Begin a handshake."""
-        return Handshake(1.0)
+        return SuspendableHandshake(1.0, waker)
 
-    def look_up(self, offer: Offer, *_: object) -> int | None:
+    def on_get_session(self, offer: Offer, handshake: SuspendableHandshake) -> int | None:
         """Find a session."""
+        del handshake
         envelope = self._sessions.get(offer.session_id)
         return None if envelope is None else offer.decode(envelope, self.lifetime)
 
@@ -51,7 +60,7 @@ class Dictionary:
         """Return the present."""
         return time.time()
 
-    def ended(self, _session_ids: object, _reason: int) -> None:
+    def on_connection_failed(self, session_ids: Iterable[bytes], reason: int) -> None:
         """Keep what there is."""
 
     def close(self, timeout: float = 0) -> None:
@@ -71,7 +80,7 @@ class Frontend(demo_frontend.Frontend):
         elif self.options.tls12_only:
             context.set_max_proto_version(SSL.TLS1_2_VERSION)
         if self.options.dictionary:
-            self._dictionary = Binding(context, Dictionary())  # type: ignore[arg-type]  # as much as is called
+            self._dictionary = CallbackBinding(context, Dictionary())
 
     def serve(self, listener: socket.socket) -> None:
         """Serve, and be offered ids meanwhile that nobody issued."""

@@ -18,7 +18,7 @@ from benchmarks.bench.sources import OPTIONS, PUTS_ARRIVE, VISITS
 from benchmarks.engine_scale import Filled
 from resumed import SessionStore
 from resumed._client.store import StoredSession
-from resumed._policy.mirror import Sessions
+from resumed._policy.mirror import SessionCache
 from resumed_server.cli.tls_client import Client
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class Size:
         self._store = SessionStore(target, namespace="shop", deadline=1.0)
         held.callback(self._store.close)
         self._frontends = held.enter_context(rig.frontends([Frontend("ssl", "P-256", target, OPTIONS)] * 2))
-        self._mirror = Sessions(1 << 40)
+        self._mirror = SessionCache(1 << 40)
         before = resident()
         for key in filled.keys:
             self._mirror.put(bytes(bytearray(key)), StoredSession(os.urandom(VALUE_BYTES), TTL))

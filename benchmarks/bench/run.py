@@ -74,7 +74,7 @@ def measured(name: str, options: Options) -> Results:
     """Measure one section."""
     if name in SCRIPTS:
         return scripts.measure(name, options)
-    module: Any = importlib.import_module(f"performance.bench.{name}")
+    module: Any = importlib.import_module(f"benchmarks.bench.{name}")
     found: Results = module.measure(options)
     return found
 

@@ -5,104 +5,124 @@ import (
 	"time"
 )
 
-// breakerLimit is how many failures in a row open a breaker.
-const breakerLimit = 3
-
 const (
-	// For how long nobody asks a store that has just refused a call because of a limit; twice as long each time in a row.
-	firstRest, longestRest = 50 * time.Millisecond, 800 * time.Millisecond
-	// How long to wait before each trial of a store that keeps failing; twice as long each time in a row.
-	firstPause, longestPause = 50 * time.Millisecond, 500 * time.Millisecond
-	// calm is how long a breaker must not have opened, so that its next trials begin with firstPause again.
-	calm = 10 * time.Second
+	// breakerFailures is how many failures in a row open a breaker.
+	breakerFailures = 3
+	// firstProbePause and maxProbePause bound the pause before each probe while a breaker is open; it doubles each time.
+	firstProbePause, maxProbePause = 50 * time.Millisecond, 500 * time.Millisecond
+	// probeReset is the time without an opening after which the probes begin with firstProbePause again.
+	probeReset = 10 * time.Second
+	// firstLimitPause and maxLimitPause bound the pause after a call that the server refused because of a limit; it doubles with
+	// each refusal in a row.
+	firstLimitPause, maxLimitPause = 50 * time.Millisecond, 800 * time.Millisecond
+	// scarcity is the time after such a refusal in which operations are scarce: each of many frontends gets few refusals.
+	scarcity = 5 * time.Second
 )
 
-// A breaker stops asking a store that keeps failing, so that an outage costs handshakes nothing. Somebody else than a
-// handshake has to try whether it is back; once closed by such a trial, a single failure opens it again. It also stops for
-// a moment asking a store that refused a call because of a limit, which is no outage.
+// A breaker is a circuit breaker: it opens after failures in a row, so that an outage costs handshakes nothing, and closes with the
+// first success of a probe. Once closed by a probe, a single failure opens it again.
 //
-// Calls that were under way together count once: a machine that stands still for a moment makes all of them late. The zero
-// value is ready for use.
+// A refusal because of a limit is no failure: calls pause for a moment, and for some seconds operations are scarce. Then they go to
+// sessions that are stored already, since the Get of a session that is not stored gains nothing. So a namespace at 60 % of the
+// operations that it needs resumes about 60 % of its handshakes, and not none.
+//
+// Calls that were under way together count once: if the process or the network stalls for a moment, all of them time out. The zero
+// value is ready for use. protos/vectors/policy.json has the policy that all clients share.
 type breaker struct {
-	mu        sync.Mutex
-	failures  int
-	failedAt  time.Time // of the last failure that counted
-	open      bool
-	openedAt  time.Time
-	pause     time.Duration // before the last trial
-	rest      time.Duration
-	restsTill time.Time
+	mu         sync.Mutex
+	failures   int
+	failedAt   time.Time // end of the last failure that counted
+	open       bool
+	openedAt   time.Time
+	probePause time.Duration
+	limitPause time.Duration
+	pausedAt   time.Time // start of limitPause
+	limitedAt  time.Time // the last refusal because of a limit
 }
 
-func (b *breaker) closed() bool {
+func (b *breaker) isOpen() bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return !b.open
+	return b.open
 }
 
-// failed notes that a call failed which began then, and reports whether that opened the breaker.
-func (b *breaker) failed(began time.Time) (opened bool) {
+// isLimited reports whether calls pause because the server has just refused one for a limit.
+func (b *breaker) isLimited() bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	return time.Now().Before(b.pausedAt.Add(b.limitPause))
+}
+
+// isScarce reports whether the server refused a call because of a limit in the last seconds.
+func (b *breaker) isScarce() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.scarce()
+}
+
+func (b *breaker) scarce() bool { return !b.limitedAt.IsZero() && time.Since(b.limitedAt) < scarcity }
+
+// fail records a failed call and reports whether it opened the breaker. A timeout while operations are scarce is no failure: a server
+// that refuses much delays its refusals.
+func (b *breaker) fail(began time.Time, timeout bool) (opened bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if timeout && b.scarce() {
+		b.lengthenLimitPause(began)
+		return false
+	}
 	if began.Before(b.failedAt) {
 		return false
 	}
 	b.failures++
 	b.failedAt = time.Now()
-	if b.open || b.failures < breakerLimit {
+	if b.open || b.failures < breakerFailures {
 		return false
 	}
-	if b.failedAt.Sub(b.openedAt) > calm {
-		b.pause = 0
+	if b.failedAt.Sub(b.openedAt) > probeReset {
+		b.probePause = 0
 	}
 	b.open, b.openedAt = true, b.failedAt
 	return true
 }
 
-// nextPause returns how long to wait before the store is tried again.
-func (b *breaker) nextPause() time.Duration {
+// nextProbePause returns the pause before the next probe.
+func (b *breaker) nextProbePause() time.Duration {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.pause = min(max(2*b.pause, firstPause), longestPause)
-	return b.pause
+	b.probePause = min(max(2*b.probePause, firstProbePause), maxProbePause)
+	return b.probePause
 }
 
-// resting reports whether the store refused a call a moment ago because of a limit.
-func (b *breaker) resting() bool {
+// limit records a call that the server refused because of a limit, and reports whether it closed the breaker.
+func (b *breaker) limit(began time.Time) (closed bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.rest > 0 && time.Now().Before(b.restsTill)
+	b.limitedAt = time.Now()
+	b.lengthenLimitPause(began)
+	return b.close()
 }
 
-// limited notes that a call which began then was refused because of a limit, and returns for how long to make none.
-func (b *breaker) limited(began time.Time) time.Duration {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	now := time.Now()
-	restsFrom := b.restsTill.Add(-b.rest)
-	if b.rest == 0 || !began.Before(restsFrom) || !now.Before(b.restsTill) {
-		b.rest = min(max(2*b.rest, firstRest), longestRest)
-		b.restsTill = now.Add(b.rest)
+func (b *breaker) lengthenLimitPause(began time.Time) {
+	if began.Before(b.pausedAt) {
+		return
 	}
-	return b.restsTill.Sub(now)
+	b.limitPause = min(max(2*b.limitPause, firstLimitPause), maxLimitPause)
+	b.pausedAt = time.Now()
 }
 
-// succeeded notes a call that was carried out in time and reports whether it closed the breaker.
-func (b *breaker) succeeded() (closed bool) {
-	closed = b.reached()
+// succeed records a call that the server carried out in time, and reports whether it closed the breaker.
+func (b *breaker) succeed() (closed bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.rest = 0
-	return closed
+	b.limitPause, b.pausedAt = 0, time.Time{}
+	return b.close()
 }
 
-// reached notes a call that was answered in time, whatever the answer, and reports whether it closed the breaker.
-func (b *breaker) reached() (closed bool) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
+func (b *breaker) close() (closed bool) {
 	closed, b.failures = b.open, 0
 	if closed {
-		b.failures = breakerLimit - 1
+		b.failures = breakerFailures - 1
 	}
 	b.open = false
 	return closed

@@ -1,6 +1,7 @@
 package resumed
 
 import (
+	"crypto/rand"
 	"crypto/tls"
 	"encoding/binary"
 	"slices"
@@ -9,8 +10,8 @@ import (
 
 const (
 	maxValue = 65_536 // bytes, the store's limit
-	// maxAsked is how many of the ids that a client offers in one handshake are looked up in the store.
-	maxAsked = 4
+	// maxLookupsPerHandshake is how many of the ids that a client offers in one handshake are looked up in the store.
+	maxLookupsPerHandshake = 4
 )
 
 // A connection has the session hooks of one connection. They return no errors: crypto/tls would end the connection.
@@ -36,6 +37,10 @@ type found struct {
 // wrap stores the session of a connection, in the background, and returns its id as the ticket.
 func (c *connection) wrap(state tls.ConnectionState, session *tls.SessionState) ([]byte, error) {
 	s := c.sessions
+	if !state.DidResume && s.breaker.isScarce() {
+		s.recorder.count(puts, "dropped")
+		return unknownID(), nil
+	}
 	now := s.now()
 	id := s.options.Keyring.issueID(s.options.Namespace, now)
 	issued, notAfter := now, now.Add(s.options.Lifetime)
@@ -48,7 +53,7 @@ func (c *connection) wrap(state tls.ConnectionState, session *tls.SessionState) 
 	serialized, err := session.Bytes()
 	if err != nil || len(serialized)+envelopeHeader+headerSize+nonceSize+tagSize > maxValue || !now.Before(notAfter) {
 		s.recorder.count(puts, "unresumable")
-		return id, nil // a ticket that nobody will find
+		return unknownID(), nil
 	}
 	key := storeKeyOf(format, s.options.Namespace, id)
 	plaintext := envelope{c.fingerprint(state.ServerName), issued, serialized}.bytes()
@@ -139,11 +144,11 @@ func (c *connection) find(id []byte, state tls.ConnectionState) (*tls.SessionSta
 		return nil, "expired-id"
 	case s.sender.isRemoving(key):
 		return nil, "unknown"
-	case s.Resting():
+	case s.breaker.isOpen():
 		return nil, "breaker-open"
-	case s.breaker.resting():
+	case s.breaker.isLimited():
 		return nil, "limited"
-	case c.asked >= maxAsked:
+	case c.asked >= maxLookupsPerHandshake:
 		return nil, "too-many-lookups"
 	}
 	c.asked++
@@ -212,11 +217,18 @@ func earlier(a, b time.Time) time.Time {
 	return b
 }
 
+// unknownID returns a ticket for which no frontend of the fleet makes a call: crypto/tls sends a ticket in any case.
+func unknownID() []byte {
+	id := make([]byte, idSize)
+	_, _ = rand.Read(id) // never fails
+	return id
+}
+
 // wrapUnknown is WrapSession of connections that have no config of their own, so that nothing is known of their context. It
 // stores nothing.
 func (s *Sessions) wrapUnknown(tls.ConnectionState, *tls.SessionState) ([]byte, error) {
 	s.recorder.count(puts, "unresumable")
-	return s.options.Keyring.issueID(s.options.Namespace, s.now()), nil // a ticket that nobody will find
+	return unknownID(), nil
 }
 
 // unwrapUnknown is UnwrapSession of such connections. It finds nothing.

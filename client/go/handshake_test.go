@@ -214,7 +214,7 @@ func TestOutage(t *testing.T) {
 				}
 			}
 			// A machine that stands still now and then makes calls late that do not count.
-			eventually(t, "an open breaker", func() bool { visitInVain(); return sessions.Resting() })
+			eventually(t, "an open breaker", func() bool { visitInVain(); return sessions.BreakerOpen() })
 			before := sessions.Stats().Misses
 			for range 20 {
 				visitInVain()
@@ -231,7 +231,7 @@ func TestOutage(t *testing.T) {
 				if resumes(t, address, client) {
 					t.Fatal("resumed without a store")
 				}
-				return sessions.Resting()
+				return sessions.BreakerOpen()
 			})
 		})
 	}
@@ -269,7 +269,7 @@ func TestNoStoreYet(t *testing.T) {
 		if resumes(t, address, client) {
 			t.Fatal("resumed without a store")
 		}
-		return sessions.Resting()
+		return sessions.BreakerOpen()
 	})
 }
 

@@ -10,15 +10,17 @@ import (
 	pb "github.com/resumed/resumed/client/go/resumedv1"
 )
 
-// freshness is how long after its issue an id that the store does not know is asked for again: its Put may be on its way.
-const freshness = 10 * time.Second
+const (
+	// freshness is the time after its issue in which a miss for an id is worth further calls: its Put may be on its way.
+	freshness = 10 * time.Second
+	// minCallTime is the time that a call must have left to be worth making: a timeout after less says nothing about the server.
+	minCallTime = 10 * time.Millisecond
+	// deadlineShare is the share of a handshake's deadline that its calls get, in percent: the rest absorbs late timers.
+	deadlineShare = 90
+)
 
-// freshPauses are the times to wait before each further ask, or what the deadline leaves.
-var freshPauses = []time.Duration{time.Millisecond, 4 * time.Millisecond, 16 * time.Millisecond, 64 * time.Millisecond}
-
-// leastAsk is what a call must have left of the deadline to be worth it: an answer that is late then says nothing about the
-// store.
-const leastAsk = 10 * time.Millisecond
+// retryPauses are the pauses before each further call for a fresh id, or what the deadline leaves.
+var retryPauses = []time.Duration{time.Millisecond, 4 * time.Millisecond, 16 * time.Millisecond, 64 * time.Millisecond}
 
 // An answer is a value and the reason of the hit, or nil and the reason of the miss.
 type answer struct {
@@ -26,7 +28,7 @@ type answer struct {
 	reason string
 }
 
-// lookUp asks the store for a session, or waits for the answer to another handshake that did, for timeout at most.
+// lookUp gets a session from the server, or waits for the look-up of another handshake; both end within timeout.
 func (s *Sessions) lookUp(key storeKey, fresh bool, timeout time.Duration) answer {
 	if s.hasTooLittle(timeout) {
 		return answer{reason: "timeout"}
@@ -50,10 +52,10 @@ func (s *Sessions) lookUp(key storeKey, fresh bool, timeout time.Duration) answe
 	}
 }
 
-// take takes a session that a look-up has found, and returns the reason of the miss if it did not get it: of all who take a
-// session one gets it.
+// take takes a session that a look-up has found, and returns the reason of the miss if another frontend took it first or the call
+// failed.
 func (s *Sessions) take(key storeKey, timeout time.Duration) (miss string) {
-	if s.hasTooLittle(timeout) { // to take it and not to learn of it would use it up for nothing
+	if s.hasTooLittle(timeout) { // a Take whose answer comes too late spends the session for nothing
 		return "timeout"
 	}
 	call := func(ctx context.Context, key storeKey) ([]byte, error) {
@@ -67,7 +69,7 @@ func (s *Sessions) take(key storeKey, timeout time.Duration) (miss string) {
 }
 
 func (s *Sessions) hasTooLittle(timeout time.Duration) bool {
-	return timeout < min(leastAsk, s.options.Deadline)
+	return timeout < min(minCallTime, s.options.Deadline)
 }
 
 func (s *Sessions) get(ctx context.Context, key storeKey) ([]byte, error) {
@@ -75,8 +77,8 @@ func (s *Sessions) get(ctx context.Context, key storeKey) ([]byte, error) {
 	return response.GetSession().GetValue(), err
 }
 
-// ask makes a call, and further ones if the session is fresh. answered is whether the store has answered this handshake
-// already: if it is late now, it had little time.
+// ask makes a call, and further calls while a fresh session is unknown. answered is whether the server has answered this handshake
+// already: then a timeout means that little time was left, and is no failure of the server.
 func (s *Sessions) ask(
 	call func(context.Context, storeKey) ([]byte, error), key storeKey, fresh, answered bool, timeout time.Duration,
 ) answer {
@@ -86,41 +88,40 @@ func (s *Sessions) ask(
 	default:
 		return answer{reason: "too-many-lookups"}
 	}
-	// A little less, so that a call that is too late is noticed here, and opens the breaker.
 	began := time.Now()
-	end := began.Add(timeout * 9 / 10)
+	end := began.Add(timeout * deadlineShare / 100)
 	ctx, cancel := context.WithDeadline(s.ctx, end)
 	defer cancel()
 	defer func() { s.recorder.observe(time.Since(began)) }()
 
 	value, err := call(ctx, key)
 	reason := "store"
-	for again := 0; fresh && value == nil && err == nil && again < len(freshPauses); again++ {
-		left := time.Until(end) - leastAsk
+	for again := 0; fresh && value == nil && err == nil && again < len(retryPauses); again++ {
+		left := time.Until(end) - minCallTime
 		if left <= 0 {
 			break
 		}
-		pause(ctx, min(freshPauses[again], left))
+		pause(ctx, min(retryPauses[again], left))
 		answered = true
 		value, err = call(ctx, key)
 		reason = "retried"
 	}
-	switch failure := failure(err); {
+	switch failure := failureReason(err); {
 	case failure == "timeout" && answered:
 		return answer{reason: failure}
 	case err != nil:
-		_ = s.sender.failed(ctx, err, began, end)
+		s.recordFailure(ctx, err, began, end)
 		return answer{reason: failure}
 	}
-	s.sender.succeeded()
+	s.recordSuccess()
 	if value == nil {
 		return answer{reason: "unknown"}
 	}
 	return answer{value, reason}
 }
 
-// failure returns why a call failed, as misses are counted, or "" if it did not.
-func failure(err error) string {
+// failureReason returns the reason of a miss for the result of a call, or "" if the call succeeded.
+func failureReason(err error) string {
 	switch status.Code(err) {
 	case codes.OK:
 		return ""

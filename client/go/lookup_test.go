@@ -140,11 +140,11 @@ func TestBreaker(t *testing.T) {
 		for range 10 {
 			unwrap()
 		}
-		if got, want := s.Stats().Misses, (map[string]uint64{"unavailable": 3, "breaker-open": 7}); !maps.Equal(got, want) || !s.Resting() {
+		if got, want := s.Stats().Misses, (map[string]uint64{"unavailable": 3, "breaker-open": 7}); !maps.Equal(got, want) || !s.BreakerOpen() {
 			t.Fatal(got)
 		}
 		// The first trial comes early, further ones less and less often.
-		for _, pause := range []time.Duration{50 * time.Millisecond, 100 * time.Millisecond, 200 * time.Millisecond, 400 * time.Millisecond, longestPause, longestPause} {
+		for _, pause := range []time.Duration{50 * time.Millisecond, 100 * time.Millisecond, 200 * time.Millisecond, 400 * time.Millisecond, maxProbePause, maxProbePause} {
 			asked := store.called("Get")
 			time.Sleep(pause - time.Nanosecond)
 			synctest.Wait()
@@ -158,14 +158,14 @@ func TestBreaker(t *testing.T) {
 			}
 		}
 		store.set(0, nil)
-		time.Sleep(longestPause)
+		time.Sleep(maxProbePause)
 		synctest.Wait()
-		if s.Resting() {
+		if s.BreakerOpen() {
 			t.Fatal("still resting")
 		}
 		store.set(0, errTest)
 		unwrap()
-		if !s.Resting() || s.Stats().Misses["rejected"] != 1 {
+		if !s.BreakerOpen() || s.Stats().Misses["rejected"] != 1 {
 			t.Fatal("one failure after a trial did not open it")
 		}
 	})
@@ -182,13 +182,13 @@ func TestCallsThatFailTogetherAreOneFailure(t *testing.T) {
 		}
 		time.Sleep(defaultDeadline)
 		synctest.Wait()
-		if s.Resting() {
+		if s.BreakerOpen() {
 			t.Fatal("a moment opened the breaker")
 		}
 		for n := range byte(2) {
 			lookUp(n)
 		}
-		if !s.Resting() {
+		if !s.BreakerOpen() {
 			t.Fatal("three failures one after the other did not open it")
 		}
 	})
@@ -197,15 +197,15 @@ func TestCallsThatFailTogetherAreOneFailure(t *testing.T) {
 // When this process stands still, and notices only then that its calls are late, that is no failure of the store.
 func TestStandstillIsNoFailure(t *testing.T) {
 	inBubble(t, Options{}, func(t *testing.T, s *Sessions, store *fakeStore) {
-		store.stall = defaultDeadline + leastAsk
-		for range 2 * breakerLimit {
+		store.stall = defaultDeadline + minCallTime
+		for range 2 * breakerFailures {
 			if answer := s.lookUp(testKey, false, s.options.Deadline); answer.reason != "timeout" {
 				t.Fatal(answer.reason)
 			}
 			synctest.Wait()
 			time.Sleep(time.Second)
 		}
-		if s.Resting() || s.breaker.failures != 0 {
+		if s.BreakerOpen() || s.breaker.failures != 0 {
 			t.Fatal("counted: ", s.breaker.failures)
 		}
 	})
@@ -214,27 +214,27 @@ func TestStandstillIsNoFailure(t *testing.T) {
 // A further ask that is late had little time, and one that has too little is not made: neither is a failure of the store.
 func TestLittleTimeIsNoFailure(t *testing.T) {
 	inBubble(t, Options{SingleUse: true}, func(t *testing.T, s *Sessions, store *fakeStore) {
-		for range 2 * breakerLimit {
+		for range 2 * breakerFailures {
 			time.AfterFunc(30*time.Millisecond, func() { store.set(time.Hour, nil) })
 			store.set(0, nil)
 			if answer := s.lookUp(testKey, true, s.options.Deadline); answer.reason != "timeout" {
 				t.Fatal(answer.reason)
 			}
-			if reason := s.take(testKey, 2*leastAsk); reason != "timeout" {
+			if reason := s.take(testKey, 2*minCallTime); reason != "timeout" {
 				t.Fatal(reason)
 			}
 			asked := store.called("Get") + store.called("Take")
-			if answer := s.lookUp(testKey, true, leastAsk-1); answer.reason != "timeout" {
+			if answer := s.lookUp(testKey, true, minCallTime-1); answer.reason != "timeout" {
 				t.Fatal(answer.reason)
 			}
-			if reason := s.take(testKey, leastAsk-1); reason != "timeout" {
+			if reason := s.take(testKey, minCallTime-1); reason != "timeout" {
 				t.Fatal(reason)
 			}
 			if store.called("Get")+store.called("Take") != asked {
 				t.Fatal("asked with too little time")
 			}
 		}
-		if s.Resting() || s.breaker.failures != 0 {
+		if s.BreakerOpen() || s.breaker.failures != 0 {
 			t.Fatal("counted: ", s.breaker.failures)
 		}
 	})
@@ -244,13 +244,31 @@ func TestLittleTimeIsNoFailure(t *testing.T) {
 func TestSlowBatchesDoNotHideLateLookups(t *testing.T) {
 	inBubble(t, Options{}, func(t *testing.T, s *Sessions, store *fakeStore) {
 		store.set(100*time.Millisecond, nil)
-		for n := range byte(breakerLimit) {
+		for n := range byte(breakerFailures) {
 			s.sender.submit(item{key: storeKey{n}, value: []byte("value"), notAfter: s.now().Add(time.Hour)})
 			s.lookUp(testKey, false, s.options.Deadline)
 			time.Sleep(time.Second)
 		}
-		if stored := s.Stats().Puts["stored"]; stored != breakerLimit || !s.Resting() {
-			t.Fatal(stored, s.Resting())
+		if stored := s.Stats().Puts["stored"]; stored != breakerFailures || !s.BreakerOpen() {
+			t.Fatal(stored, s.BreakerOpen())
+		}
+	})
+}
+
+// Batches that fail do not keep handshakes from look-ups: a server whose disk is full still answers those.
+func TestFailedBatchesDoNotOpenTheBreaker(t *testing.T) {
+	inBubble(t, Options{}, func(t *testing.T, s *Sessions, store *fakeStore) {
+		store.set(0, status.Error(codes.Unavailable, "of the test"))
+		s.sender.submit(item{key: testKey, value: []byte("value"), notAfter: s.now().Add(time.Hour)})
+		var pauses []time.Duration
+		for started := time.Now(); len(pauses) < 7; started = time.Now() {
+			for sent := store.called("Batch"); store.called("Batch") == sent; synctest.Wait() {
+				time.Sleep(time.Millisecond)
+			}
+			pauses = append(pauses, time.Since(started))
+		}
+		if want := maxRetryPause; pauses[2] >= want || pauses[5] != want || pauses[6] != want || s.BreakerOpen() {
+			t.Fatal(pauses, s.BreakerOpen())
 		}
 	})
 }
@@ -267,7 +285,7 @@ func TestFullNamespaceLosesPutsOnly(t *testing.T) {
 				t.Fatal(answer.reason)
 			}
 		}
-		if stats := s.Stats(); stats.Puts["refused"] != 10 || s.Resting() || s.breaker.resting() {
+		if stats := s.Stats(); stats.Puts["refused"] != 10 || s.BreakerOpen() || s.breaker.isLimited() {
 			t.Fatal(stats)
 		}
 	})
@@ -282,11 +300,11 @@ func TestLimitedTogetherIsOnePause(t *testing.T) {
 		}
 		time.Sleep(time.Millisecond)
 		synctest.Wait()
-		if !s.breaker.resting() || s.breaker.rest != firstRest || s.Resting() {
-			t.Fatal(s.breaker.rest, s.Resting())
+		if !s.breaker.isLimited() || s.breaker.limitPause != firstLimitPause || s.BreakerOpen() {
+			t.Fatal(s.breaker.limitPause, s.BreakerOpen())
 		}
-		time.Sleep(firstRest)
-		if s.breaker.resting() {
+		time.Sleep(firstLimitPause)
+		if s.breaker.isLimited() {
 			t.Fatal("still resting")
 		}
 	})
@@ -357,7 +375,7 @@ func TestLimitIsNoOutage(t *testing.T) {
 			_, _ = connection.unwrap(s.options.Keyring.issueID("shop", s.now()), tls.ConnectionState{})
 		}
 		store.set(0, status.Error(codes.ResourceExhausted, "of the test"))
-		for _, rest := range []time.Duration{firstRest, 2 * firstRest, 4 * firstRest, 8 * firstRest, longestRest, longestRest} {
+		for _, rest := range []time.Duration{firstLimitPause, 2 * firstLimitPause, 4 * firstLimitPause, 8 * firstLimitPause, maxLimitPause, maxLimitPause} {
 			asked := store.called("Get")
 			for range 5 {
 				unwrap()
@@ -367,13 +385,13 @@ func TestLimitIsNoOutage(t *testing.T) {
 				t.Fatal(rest, ": asked ", asked)
 			}
 		}
-		if got, want := s.Stats().Misses, (map[string]uint64{"limited": 30}); !maps.Equal(got, want) || s.Resting() {
+		if got, want := s.Stats().Misses, (map[string]uint64{"limited": 30}); !maps.Equal(got, want) || s.BreakerOpen() {
 			t.Fatal(got)
 		}
 		s.sender.submit(item{key: testKey, value: []byte("value"), notAfter: s.now().Add(time.Hour)})
-		time.Sleep(longestRest)
+		time.Sleep(maxLimitPause)
 		store.set(0, nil)
-		time.Sleep(longestRest)
+		time.Sleep(maxLimitPause)
 		check(t, s.Flush(t.Context()))
 		unwrap()
 		if s.Stats().Puts["stored"] != 1 || s.Stats().Misses["unknown"] != 1 {
@@ -508,11 +526,11 @@ func TestQueueOutlivesAnOutage(t *testing.T) {
 		s.sender.submit(item{key: storeKey{1}})
 		submit(4, []byte("last"), time.Hour)
 		time.Sleep(5 * time.Second)
-		if err := s.Flush(t.Context()); err != errResting {
+		if err := s.Flush(t.Context()); err != errUnavailable {
 			t.Fatal("flushed in an outage: ", err)
 		}
 		store.set(0, nil)
-		time.Sleep(longestPause)
+		time.Sleep(maxRetryPause)
 		check(t, s.Flush(t.Context()))
 		stats := s.Stats()
 		want := map[string]uint64{"stored": 601, "expired": 1, "dropped": 1}

@@ -75,7 +75,7 @@ func byNamespace(sessions []*Sessions) (namespaces []string, all map[string]*sum
 			all[namespace] = &sum{}
 		}
 		all[namespace].add(&s.recorder)
-		if s.Resting() {
+		if s.BreakerOpen() {
 			all[namespace].open = 1
 		}
 	}

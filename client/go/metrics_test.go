@@ -18,8 +18,8 @@ func TestMetrics(t *testing.T) {
 		sessions.recorder.count(foreignHits, "store")
 		sessions.recorder.observe(3 * time.Millisecond)
 	}
-	for range breakerLimit {
-		bank.breaker.failed(time.Now())
+	for range breakerFailures {
+		bank.breaker.fail(time.Now(), false)
 	}
 	answer := httptest.NewRecorder()
 	Metrics(one, bank, other).ServeHTTP(answer, httptest.NewRequest("GET", "/metrics", nil))

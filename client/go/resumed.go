@@ -69,7 +69,8 @@ type Sessions struct {
 	breaker  breaker
 	sender   *sender
 	flights  singleflight.Group
-	lookups  chan struct{} // holds one for each look-up under way
+	lookups  chan struct{} // has one element for each look-up under way
+	opened   chan struct{} // has one element when the breaker has opened
 	digests  digests
 
 	ctx    context.Context // of all calls, until Close
@@ -101,6 +102,7 @@ func Wrap(config *tls.Config, store grpc.ClientConnInterface, options Options) (
 		store:   pb.NewSessionStoreServiceClient(store),
 		now:     config.Time,
 		lookups: make(chan struct{}, options.MaxLookups),
+		opened:  make(chan struct{}, 1),
 	}
 	if s.now == nil {
 		s.now = time.Now
@@ -108,6 +110,7 @@ func Wrap(config *tls.Config, store grpc.ClientConnInterface, options Options) (
 	s.sender = newSender(s)
 	s.ctx, s.cancel = context.WithCancelCause(context.Background())
 	s.done.Go(func() { s.sender.run(s.ctx) })
+	s.done.Go(func() { s.runProber(s.ctx) })
 
 	if _, ok := configField(reflect.ValueOf(&tls.ClientHelloInfo{})); !ok {
 		s.options.Logger.Warn("this Go keeps the config of a connection elsewhere: nothing resumes but through ForClient")
@@ -161,8 +164,8 @@ func (s *Sessions) Flush(ctx context.Context) error { return s.sender.flush(ctx)
 // Stats tells what happened since Wrap.
 func (s *Sessions) Stats() Stats { return s.recorder.snapshot() }
 
-// Resting tells whether the store kept failing, so that handshakes do not ask it at present.
-func (s *Sessions) Resting() bool { return !s.breaker.closed() }
+// BreakerOpen reports whether the server kept failing, so that handshakes make no look-ups at present.
+func (s *Sessions) BreakerOpen() bool { return s.breaker.isOpen() }
 
 // Close sends what is not sent yet, for up to a second, and stops. Connections go on; nothing more is stored or resumed.
 // The connection to the store stays open: it is the caller's.

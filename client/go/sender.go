@@ -14,16 +14,19 @@ import (
 )
 
 const (
-	batchSize     = 256
-	batchDeadline = time.Second
-	queueBytes    = 16 << 20
-	itemBytes     = 256                   // an item's own memory, roughly, beside its value
-	retryPause    = 50 * time.Millisecond // before a Batch that failed is sent again
+	batchOperations = 256
+	batchDeadline   = time.Second
+	queueBytes      = 16 << 20
+	itemBytes       = 256 // the memory of an item beside its value, roughly
+	// firstRetryPause and maxRetryPause bound the pause before a failed Batch is sent again; it doubles with each failure in a row.
+	firstRetryPause, maxRetryPause = 50 * time.Millisecond, 800 * time.Millisecond
+	// flushFailures is the number of Batches in a row that fail before flush gives up.
+	flushFailures = 3
 )
 
 var (
-	errClosed  = errors.New("resumed: closed")
-	errResting = errors.New("resumed: the store keeps failing")
+	errClosed      = errors.New("resumed: closed")
+	errUnavailable = errors.New("resumed: the server does not accept sessions: see the log, and Puts in Stats")
 )
 
 // An item is a Put, or a Remove where value is nil.
@@ -36,32 +39,30 @@ type item struct {
 
 func (i item) size() int { return itemBytes + len(i.value) }
 
-// A sender sends Puts and Removes while no handshake waits: a bounded queue, many operations in one Batch. It also finds
-// out that a failing store is back, so that no handshake has to.
+// A sender sends Puts and Removes while no handshake waits: a bounded queue, many operations in one Batch.
 type sender struct {
 	store     pb.SessionStoreServiceClient
 	namespace string
-	deadline  time.Duration // of a handshake: a store that answers too late for one is no help
-	breaker   *breaker
 	recorder  *recorder
+	limit     func(began time.Time) // records a Batch that the server refused because of a limit
 	logger    *slog.Logger
 	now       func() time.Time
 
 	mu        sync.Mutex
 	changed   *sync.Cond
 	queue     []item
-	removing  map[storeKey]struct{} // of the Removes in the queue
+	removing  map[storeKey]struct{} // the keys of the Removes in the queue
 	bytes     int
 	submitted uint64
 	finished  uint64
+	failures  int // Batches in a row that failed
 	closed    bool
 }
 
 func newSender(s *Sessions) *sender {
 	sender := &sender{
-		store: s.store, namespace: s.options.Namespace, deadline: s.options.Deadline,
-		breaker: &s.breaker, recorder: &s.recorder, logger: s.options.Logger, now: s.now,
-		removing: map[storeKey]struct{}{},
+		store: s.store, namespace: s.options.Namespace, recorder: &s.recorder, limit: s.recordLimit,
+		logger: s.options.Logger, now: s.now, removing: map[storeKey]struct{}{},
 	}
 	sender.changed = sync.NewCond(&sender.mu)
 	return sender
@@ -92,7 +93,7 @@ func (s *sender) isRemoving(key storeKey) bool {
 	return removing
 }
 
-// flush waits until all that was submitted so far is sent.
+// flush waits until all items that were submitted before it are sent.
 func (s *sender) flush(ctx context.Context) error {
 	defer context.AfterFunc(ctx, s.wake)()
 	s.mu.Lock()
@@ -101,14 +102,14 @@ func (s *sender) flush(ctx context.Context) error {
 		if err := context.Cause(ctx); err != nil {
 			return err
 		}
-		if !s.breaker.closed() {
-			return errResting
+		if s.failures >= flushFailures {
+			return errUnavailable
 		}
 	}
 	return nil
 }
 
-// wake lets those who wait look again at what they wait for.
+// wake makes all waiting goroutines check their conditions again.
 func (s *sender) wake() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -120,30 +121,27 @@ func (s *sender) run(ctx context.Context) {
 	defer context.AfterFunc(ctx, s.wake)()
 	for {
 		batch := s.next(ctx)
-		switch {
-		case ctx.Err() != nil:
+		if ctx.Err() != nil {
 			return
-		case !s.breaker.closed():
-			pause(ctx, s.breaker.nextPause())
-			s.probe(ctx)
-		default:
-			pause(ctx, s.send(ctx, batch))
+		}
+		if !s.send(ctx, batch) {
+			pause(ctx, s.retryPause())
 		}
 	}
 }
 
-// next returns the head of the queue, which stays there until it is sent, or nothing if there is something else to do.
+// next waits for items and returns the head of the queue, which stays there until it is sent; nothing once ctx is done.
 func (s *sender) next(ctx context.Context) []item {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for len(s.queue) == 0 && s.breaker.closed() && ctx.Err() == nil {
+	for len(s.queue) == 0 && ctx.Err() == nil {
 		s.changed.Wait()
 	}
-	return s.queue[:min(len(s.queue), batchSize)]
+	return s.queue[:min(len(s.queue), batchOperations)]
 }
 
-// send sends the head of the queue and returns for how long to send nothing more.
-func (s *sender) send(ctx context.Context, batch []item) time.Duration {
+// send sends the head of the queue and reports whether the server carried that out.
+func (s *sender) send(ctx context.Context, batch []item) bool {
 	now := s.now()
 	alive := func(item item) bool { return item.value == nil || now.Before(item.notAfter) }
 	request := &pb.BatchRequest{}
@@ -155,12 +153,13 @@ func (s *sender) send(ctx context.Context, batch []item) time.Duration {
 	began := time.Now()
 	results, err := s.batch(ctx, request)
 	if err != nil {
-		// Everything stays in the queue, in its order: ids are write-once, so sending twice does no harm.
-		return s.failed(ctx, err, began, began.Add(batchDeadline))
-	}
-	if len(request.Operations) > 0 && time.Since(began) <= s.deadline {
-		// A store that answers, but too late for a handshake, is no help, and a Batch must not hide that.
-		s.succeeded()
+		// All items stay in the queue, in their order: ids are write-once, so a second Put does no harm.
+		s.logger.Debug("sending a Batch failed", "error", err)
+		if failureReason(err) == "limited" {
+			s.limit(began)
+		}
+		s.finish(nil)
+		return false
 	}
 	for _, item := range batch {
 		switch {
@@ -174,8 +173,20 @@ func (s *sender) send(ctx context.Context, batch []item) time.Duration {
 		}
 		results = results[1:]
 	}
+	s.finish(batch)
+	return true
+}
+
+// finish takes the head of the queue out of it, or counts the failure of a Batch that has to be sent again.
+func (s *sender) finish(batch []item) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	defer s.changed.Broadcast()
+	if len(batch) == 0 {
+		s.failures++
+		return
+	}
+	s.failures = 0
 	for _, item := range batch {
 		s.bytes -= item.size()
 		if item.value == nil {
@@ -185,8 +196,12 @@ func (s *sender) send(ctx context.Context, batch []item) time.Duration {
 	clear(s.queue[:len(batch)]) // sealed sessions need not live as long as the array
 	s.queue = s.queue[len(batch):]
 	s.finished += uint64(len(batch))
-	s.changed.Broadcast()
-	return 0
+}
+
+func (s *sender) retryPause() time.Duration {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return min(firstRetryPause<<min(s.failures-1, 10), maxRetryPause)
 }
 
 func (s *sender) batch(ctx context.Context, request *pb.BatchRequest) ([]*pb.BatchResult, error) {
@@ -197,7 +212,7 @@ func (s *sender) batch(ctx context.Context, request *pb.BatchRequest) ([]*pb.Bat
 	defer cancel()
 	response, err := s.store.Batch(ctx, request)
 	if err == nil && len(response.GetResults()) != len(request.GetOperations()) {
-		err = errors.New("the store answered another number of operations")
+		err = errors.New("the number of results differs from the number of operations")
 	}
 	return response.GetResults(), err
 }
@@ -213,49 +228,6 @@ func (s *sender) operation(item item, now time.Time) *pb.BatchOperation {
 	return &pb.BatchOperation{Operation: &pb.BatchOperation_Put{Put: put}}
 }
 
-func (s *sender) probe(ctx context.Context) {
-	began := time.Now()
-	ctx, cancel := context.WithTimeout(ctx, s.deadline)
-	defer cancel()
-	_, err := s.store.Get(ctx, &pb.GetRequest{Namespace: s.namespace, Key: []byte("resumed/v1 probe")})
-	switch failure(err) {
-	case "":
-		s.succeeded()
-	case "limited":
-		s.limited(began)
-	}
-}
-
-// failed notes that a call failed which began then and had time until end, and opens the breaker if the store keeps failing.
-// It returns how long to wait before the next Batch.
-func (s *sender) failed(ctx context.Context, err error, began, end time.Time) time.Duration {
-	switch {
-	case errors.Is(context.Cause(ctx), errClosed):
-	case failure(err) == "limited":
-		return s.limited(began)
-	case failure(err) == "timeout" && time.Since(end) > leastAsk:
-		// The end was noticed too late: it is this process that stood still, and the answer may have been there.
-	case s.breaker.failed(began):
-		s.logger.Warn("the store keeps failing, resumption rests", "error", err)
-		s.wake()
-	}
-	return retryPause
-}
-
-// limited notes that a call was refused because of a limit: the store is well. It returns how long to make no other.
-func (s *sender) limited(began time.Time) time.Duration {
-	s.answers(s.breaker.reached())
-	return s.breaker.limited(began)
-}
-
-func (s *sender) succeeded() { s.answers(s.breaker.succeeded()) }
-
-func (s *sender) answers(again bool) {
-	if again {
-		s.logger.Info("the store answers again")
-	}
-}
-
 func (s *sender) count(item item, outcome string) {
 	switch {
 	case item.value != nil:
@@ -267,7 +239,7 @@ func (s *sender) count(item item, outcome string) {
 	}
 }
 
-// close accepts nothing more.
+// close makes submit drop all later items.
 func (s *sender) close() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -277,6 +249,6 @@ func (s *sender) close() {
 func pause(ctx context.Context, duration time.Duration) {
 	select {
 	case <-ctx.Done():
-	case <-time.After(duration): // at once, if it is 0
+	case <-time.After(duration):
 	}
 }

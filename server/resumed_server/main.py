@@ -18,27 +18,27 @@ from urllib.parse import quote
 
 import structlog
 
-from resumed_server.auth.security_context import Protection
+from resumed_server.auth.security_context import SecurityContext
 from resumed_server.errors import UserError
 from resumed_server.lifecycle import supervisor as workers
 from resumed_server.lifecycle.health import LIVENESS, Readiness, lives
 from resumed_server.lifecycle.listeners import reserved
 from resumed_server.lifecycle.open_files import possible_connections
 from resumed_server.lifecycle.shutdown import GRACE, drain, slept
-from resumed_server.limits.enforcer import Shared
-from resumed_server.limits.usage_counters import Counting
+from resumed_server.limits.enforcer import SharedCounters
+from resumed_server.limits.usage_counters import UsageRecounter
 from resumed_server.observability import logging as logs
-from resumed_server.periodic import Heartbeat, Periodic, stop_all
+from resumed_server.periodic import Heartbeat, PeriodicTask, stop_all
 from resumed_server.rpc import server as front
 from resumed_server.rpc.admin_service import AdminService
-from resumed_server.rpc.handlers import Unobserved
-from resumed_server.rpc.health_service import Health
-from resumed_server.rpc.selftest import grpcio_is_as_expected
+from resumed_server.rpc.health_service import HealthService
+from resumed_server.rpc.observer import NullObserver
+from resumed_server.rpc.selftest import is_grpcio_compatible
 from resumed_server.rpc.session_service import SERVICE_NAME, SessionStoreService
 from resumed_server.storage.engine import EngineError
 from resumed_server.storage.expiry import Sweeper
 from resumed_server.storage.registry import open_engine
-from resumed_server.watch.hub import Watchers
+from resumed_server.watch.hub import WatchHub
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from resumed_server.config.types import Address
     from resumed_server.observability.metrics.shared_segment import Board
     from resumed_server.observability.metrics.worker import Metrics
-    from resumed_server.rpc.handlers import Observer
+    from resumed_server.rpc.observer import Observer
     from resumed_server.storage.engine import Engine
 
 _LOOP_SECONDS = 0.25
@@ -69,7 +69,7 @@ def run(settings: Settings) -> int:
     signal.pthread_sigmask(signal.SIG_BLOCK, workers.STOP_SIGNALS)  # they are waited for; threads inherit this
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the usual "read your files again", which happens by itself
     log.info("starting", **settings.shown())
-    counted = Shared.fresh()  # before the fork: all workers count together
+    counted = SharedCounters.create()  # before the fork: all workers count together
     with contextlib.ExitStack() as held:
         addresses = held.enter_context(reserved(settings.listen))
         probed = held.enter_context(reserved(settings.health_listen, "--health-listen"))
@@ -99,47 +99,47 @@ class _Ports(NamedTuple):
     board: Board | None
 
 
-def _serve(settings: Settings, ports: _Ports, counted: Shared, worker: int, supervisor: int | None) -> int:
+def _serve(settings: Settings, ports: _Ports, counted: SharedCounters, worker: int, supervisor: int | None) -> int:
     """Serve in this process until told to stop, or the supervisor is gone, or the engine is broken.
 
     Returns the exit status: 1 if the engine is broken, since a new process can open it anew.
     """
     # A worker that is replaced while these files make no sense does not serve; it must not go back to older grants.
-    protection = Protection(settings, counted)
+    security = SecurityContext(settings, counted)
     with contextlib.ExitStack() as held:
         engine = held.enter_context(contextlib.closing(_open(settings)))
         metrics = _metrics(settings, ports, worker, engine, held) if ports.board else None
         readiness = Readiness(engine)
-        probing = Periodic("probe", readiness.probe, "the storage cannot be probed")
-        following = Periodic("files", protection.follow, "files cannot be followed")
+        probing = PeriodicTask("probe", readiness.probe, "the storage cannot be probed")
+        following = PeriodicTask("files", security.poll, "files cannot be followed")
         loop = Heartbeat()
         alive = partial(lives, (loop, following.heartbeat))
-        health = Health({"": lambda: readiness.ready, SERVICE_NAME: lambda: readiness.ready, LIVENESS: alive})
+        health = HealthService({"": lambda: readiness.ready, SERVICE_NAME: lambda: readiness.ready, LIVENESS: alive})
         observer = _observer(settings, metrics, held)
-        watchers = Watchers(engine)
+        watchers = WatchHub(engine)
         shared = supervisor is not None
         service = SessionStoreService(
             metrics.engine if metrics else engine,
             watchers,
             settings.max_ttl,
-            access=protection.access,
-            budgets=protection.budgets,
+            authorizer=security.authorizer,
+            enforcer=security.enforcer,
             observer=observer,
         )
-        admin = AdminService(engine, protection.access, observer)
+        admin = AdminService(engine, security.authorizer, observer)
         most = possible_connections(settings.max_connections)
-        plain, load = not grpcio_is_as_expected(), metrics.recorder if metrics else None
-        server = front.session_server(
-            settings, service, admin, health, load=load, most=most, shared=shared, plain=plain
+        use_executor, load = is_grpcio_compatible(), metrics.recorder if metrics else None
+        server = front.build_session_server(
+            settings, service, admin, health, load=load, max_connections=most, shared=shared, use_executor=use_executor
         )
         for address in ports.sessions:
-            front.listen(server, address, protection.credentials)
-        probes = front.probe_server(health, shared=shared, plain=plain)
+            front.listen(server, address, security.certificates)
+        probes = front.build_health_server(health, shared=shared, use_executor=use_executor)
         for address in ports.health:
             front.listen(probes, address, None)
         sweeper = Sweeper(engine)
         sweeper.start()
-        counting = Counting(engine, protection.budgets, counted.tallies)
+        counting = UsageRecounter(engine, security.enforcer, counted.usage)
         if worker == 0:
             counting.start()
         if metrics:
@@ -161,7 +161,7 @@ def _serve(settings: Settings, ports: _Ports, counted: Shared, worker: int, supe
             readiness.follow()
             if metrics:
                 metrics.ready = readiness.ready
-                metrics.expires = protection.credentials.expires if protection.credentials else None
+                metrics.expires = security.certificates.expires if security.certificates else None
             if workers.told_to_stop(_LOOP_SECONDS):
                 break
         usable = not readiness.broken
@@ -198,7 +198,7 @@ def _metrics(settings: Settings, ports: _Ports, worker: int, engine: Engine, hel
 
 def _observer(settings: Settings, metrics: Metrics | None, held: contextlib.ExitStack) -> Observer:
     """Return who is told of each call: metrics and tracing, where they are asked for."""
-    observer: Observer = metrics.recorder if metrics else Unobserved()
+    observer: Observer = metrics.recorder if metrics else NullObserver()
     if not settings.otel:
         return observer
     from resumed_server.observability.tracing import exported  # noqa: PLC0415 - an extra

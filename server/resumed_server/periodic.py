@@ -1,7 +1,7 @@
-"""Work that a thread of its own repeats, and goes on with after whatever fails.
+"""Tasks that a thread of their own repeats, and continues after a failure.
 
-A loop that a peer or the storage can block has a thread of its own, so that it blocks no other one; a heartbeat shows
-when it came round last.
+A task that a peer or the storage can block has a thread of its own, so that it blocks no other task. Its heartbeat
+reports the time of its last step.
 """
 
 from __future__ import annotations
@@ -23,39 +23,39 @@ RETRY_SECONDS = 1.0
 _log = structlog.get_logger()
 
 
-def stop_all(loops: Sequence[Periodic], patience: float) -> None:
-    """Stop loops together, within `patience` seconds."""
-    deadline = time.monotonic() + patience
-    for loop in loops:
-        loop.stop(0.0)
-    for loop in loops:
-        loop.stop(max(0.0, deadline - time.monotonic()))
+def stop_all(tasks: Sequence[PeriodicTask], timeout: float) -> None:
+    """Stop tasks together, within `timeout` seconds."""
+    deadline = time.monotonic() + timeout
+    for task in tasks:
+        task.stop(0.0)
+    for task in tasks:
+        task.stop(max(0.0, deadline - time.monotonic()))
 
 
 class Heartbeat:
-    """When a loop came round last; `clock` counts seconds that only go forward."""
+    """The time since the last step of a loop; `clock` returns monotonic seconds."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._last = clock()
 
     def beat(self) -> None:
-        """Note that the loop came round."""
+        """Record a step."""
         self._last = self._clock()
 
     @property
     def age(self) -> float:
-        """Seconds since then."""
+        """Seconds since the last step."""
         return self._clock() - self._last
 
 
-class Periodic:
-    """Repeats `step`, which returns the seconds to the next one, in a thread between start() and stop().
+class PeriodicTask:
+    """Repeats `step`, which returns the seconds until the next one, in a thread between start() and stop().
 
     Args:
         name: The name of the thread.
-        step: What is repeated.
-        failure: The log line for a step that fails; of failures in a row only the first is logged.
+        step: The work to repeat.
+        failure: The log event for a step that fails; of consecutive failures only the first is logged.
         retry: Seconds from a failure to the next attempt.
 
     Attributes:
@@ -70,14 +70,14 @@ class Periodic:
         self.heartbeat = Heartbeat()
 
     def start(self) -> None:
-        """Begin with the first step."""
+        """Start the thread; it begins with a step."""
         self._thread.start()
 
-    def stop(self, patience: float | None = None) -> bool:
-        """Wait up to `patience` seconds (None: as long as it takes) for the step under way; return whether it ended."""
+    def stop(self, timeout: float | None = None) -> bool:
+        """Wait up to `timeout` seconds (None: without limit) for the step in progress; return whether it ended."""
         self._stopping.set()
         if self._thread.ident is not None:
-            self._thread.join(patience)
+            self._thread.join(timeout)
         return not self._thread.is_alive()
 
     def _run(self) -> None:
@@ -86,7 +86,7 @@ class Periodic:
             try:
                 pause = self._step()
                 self._failing = False
-            except Exception as error:  # noqa: BLE001 - a thread that ends here would be missed until the process ends
+            except Exception as error:  # noqa: BLE001 - the task must continue until the process ends
                 self._report(error)
                 pause = self._retry
             self.heartbeat.beat()

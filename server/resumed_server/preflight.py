@@ -97,17 +97,17 @@ def _unusable_files(values: dict[str, Any]) -> list[str]:
     """Return what is wrong with the files that the settings name."""
     problems = []
     if values["tls_cert"] and values["tls_key"]:
-        from resumed_server.auth import tls as credentials  # noqa: PLC0415 - the other commands start faster without gRPC
+        from resumed_server.auth import tls  # noqa: PLC0415 - the other commands start faster without gRPC
 
         try:
-            credentials.followed(values["tls_cert"], values["tls_key"], values["client_ca"])
+            tls.watch_files(values["tls_cert"], values["tls_key"], values["client_ca"])
         except ValueError as error:
             problems += [f"--tls-cert, --tls-key, --client-ca: {problem}" for problem in str(error).splitlines()]
     if values["grants"]:
-        from resumed_server.auth.grants import followed as followed_grants  # noqa: PLC0415 - with it comes the client
+        from resumed_server.auth import grants  # noqa: PLC0415 - with it comes the client
 
         try:
-            followed_grants(values["grants"])
+            grants.watch_file(values["grants"])
         except ValueError as error:
             problems += [f"--grants: {problem}" for problem in str(error).splitlines()]
     return problems

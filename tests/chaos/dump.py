@@ -1,10 +1,10 @@
-"""Fills a store with real sessions and looks for their secrets in it: `python tests/chaos/dump.py`.
+"""Fills a server with real sessions and searches it for their secrets: `python tests/chaos/dump.py`.
 
 Clients negotiate sessions with real frontends of both stacks, TLS 1.2 and 1.3, and resume some. Then all memory of the
 store's processes, its LMDB file, or the memory and the dump file of its Valkey, are searched for every session id and
 every master secret or resumption key, as the clients know them, and for the fleet key: raw, in hex, in base64.
 
-Two controls show that the search finds what is there: needles planted as values in each form, and the store keys and
+Two controls show that the search works: needles planted as values in each form, and the store keys and
 sealed values of the sessions, which the store does have. Exits 1 if a secret is found, or a control is not.
 """
 
@@ -57,7 +57,7 @@ class Place(NamedTuple):
 
 
 class Search(NamedTuple):
-    """What was found in one place.
+    """Findings in one place.
 
     Attributes:
         place: Where.
@@ -107,7 +107,7 @@ def files_in(directory: Path) -> list[Place]:
 
 def all_of(valkey: RedisServer) -> list[Place]:
     """Return the memory of a Valkey and the file to which it dumps its database."""
-    valkey.client.config_set("rdbcompression", "no")  # LZF would cut what is planted
+    valkey.client.config_set("rdbcompression", "no")  # LZF would compress the needles
     valkey.client.save()
     directory = Path(valkey.client.config_get("dir")["dir"])
     return [_memory("Valkey's memory", valkey.client.info("server")["process_id"]), *files_in(directory)]
@@ -194,7 +194,7 @@ def look_into(store: str, count: int, workers: int) -> list[Search]:
 
 
 def broken(searches: Sequence[Search], count: int) -> list[str]:
-    """Return what is wrong: secrets that were found, and controls that are not where the sessions are kept."""
+    """Return the failures: secrets that were found, and controls that were not."""
     problems = [f"{each.place}: {secret}" for each in searches for secret in each.secrets]
     *_, data = searches
     if data.stored < count:

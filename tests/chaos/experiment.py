@@ -28,13 +28,13 @@ NOTHING = "nothing"
 ALL = "all sessions"
 ENDED = "all sessions that the step carries past their end"
 REFUSED = "sessions negotiated meanwhile"
-"""What a fault can cost."""
+"""Losses that a fault can cause."""
 CLOCK_STEP = 10_800
 """Seconds by which clocks are wrong; more than a session lives."""
 
 
 class Scene(NamedTuple):
-    """What a scenario has set up."""
+    """The processes of a scenario."""
 
     rig: Rig
     begin: Callable[[], object]
@@ -52,7 +52,7 @@ class Fault:
 
     Attributes:
         scenario: Sets it up.
-        loses: What it can cost beside the resumptions of its time.
+        loses: Losses that it may cause, beside resumptions during the fault.
         hindrance: Returns why it cannot be set up here, if it cannot.
     """
 
@@ -64,7 +64,7 @@ class Fault:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What was measured.
+    """Results of one fault.
 
     Attributes:
         fault: Which.
@@ -74,7 +74,7 @@ class Outcome:
         slowest: The seconds of the slowest handshake before the fault, and from then on.
         kept: The share of the sessions stored before the fault that resumed after it.
         back: Seconds from the end of the fault until resumption was back, None if it never was.
-        health: What the server said of its health during the fault.
+        health: The health status of the server during the fault.
         server_log: The kinds of log lines of the server during the fault and after, in order.
         frontend_log: The same of the frontends.
     """

@@ -1,10 +1,10 @@
-"""What one tenant notices of another that floods the store: `python tests/chaos/fairness.py`.
+"""Measures the effect of one tenant's flood on another tenant: `python tests/chaos/fairness.py`.
 
 Two tenants with certificates, grants and limits. One looks sessions up at a steady pace and times each. The other, in a
 process of its own, stays away in one turn and floods in the others, by each means there is. The server has one core and
 the tenants the other, where the one that measures runs before all else if it may (SCHED_FIFO, as root).
 
-What the flood does to the machine and to the tenant's side is no fault of the server. So each round has a control: the
+The effect of the flood on the machine and on the tenant is not the server's fault. So each round has a control: the
 same flood on the same core, at a second server that lives there too and costs the first one's core nothing.
 """
 
@@ -208,7 +208,7 @@ def flooding(kind: str, options: argparse.Namespace, target: str, directory: Pat
 
 
 class Turn(NamedTuple):
-    """What the quiet tenant saw, and what its server took meanwhile."""
+    """Latencies of the quiet tenant, and the processor time of its server."""
 
     p50: float
     p99: float
@@ -305,7 +305,7 @@ def measure(options: argparse.Namespace, progress: Progress) -> dict[str, list[R
 
 
 def run_first(thread: int, priority: int = 1) -> None:
-    """Have a thread, and what it starts from now on, run whenever it can, if that is permitted."""
+    """Give a thread and its future children real-time priority, if that is permitted."""
     with contextlib.suppress(PermissionError):
         os.sched_setscheduler(thread, os.SCHED_FIFO, os.sched_param(priority))
 
@@ -316,7 +316,7 @@ def spread(values: Sequence[float], form: str) -> str:
 
 
 def report(rounds: dict[str, list[Round]], *, markdown: bool) -> Table:
-    """Return what was measured."""
+    """Return the measurements."""
     table = Table(
         *("the other tenant", "p99, ms, without", "p99, ms, control", "p99, ms, with"),
         *("p99, with ÷ without", "p99, control ÷ without", "p99, with ÷ control", "p50, with ÷ control"),

@@ -39,7 +39,7 @@ def capacity_changed(place: Place) -> Iterator[Scene]:
 
 @contextlib.contextmanager
 def server_frozen(place: Place) -> Iterator[Scene]:
-    """SIGSTOP, SIGCONT: connections stay open and nobody answers."""
+    """SIGSTOP, SIGCONT: connections stay open without responses."""
     with Rig(place, _lmdb(place)) as rig, _thawing(lambda: rig.server.process.pid):
         yield Scene(rig, lambda: rig.server.signal(signal.SIGSTOP), lambda: rig.server.signal(signal.SIGCONT))
 

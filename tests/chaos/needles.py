@@ -1,6 +1,6 @@
 """Finds secrets in memory and files, among hundreds of megabytes: as they are, in hex, and in base64 at any offset.
 
-Whatever holds 16 bytes of something has 8 aligned ones of it. So the words of a haystack are compared with a set of all
+Any copy of 16 bytes contains 8 aligned ones. So the words of a haystack are compared with a set of all
 words that the needles have, which takes seconds, and only where one is found the whole needle is looked for.
 """
 
@@ -37,7 +37,7 @@ def forms(needle: bytes) -> Iterator[Form]:
     yield Form("hex", needle.hex().encode())
     yield Form("HEX", needle.hex().upper().encode())
     for before in range(3):
-        # Characters hold 6 bits: those that share some with the neighbours are left out.
+        # A character encodes 6 bits; those that share bits with neighbouring bytes are omitted.
         encoded = base64.b64encode(bytes(before) + needle + bytes(2))
         own = encoded[-(-before * 8 // 6) : (before + len(needle)) * 8 // 6]
         yield Form("base64", own)
@@ -45,7 +45,7 @@ def forms(needle: bytes) -> Iterator[Form]:
 
 
 class Needles:
-    """What is looked for, by the name that it is reported under."""
+    """Search terms, by the name in reports."""
 
     def __init__(self, named: Iterable[tuple[str, bytes]]) -> None:
         self._by_word: dict[int, list[tuple[str, Form]]] = defaultdict(list)
@@ -71,13 +71,13 @@ class Needles:
 
 
 def chunks_of_file(path: Path) -> Iterator[bytes]:
-    """Yield a file, whatever its holes."""
+    """Yield the content of a file, which may have holes."""
     with path.open("rb") as file:
         yield from _chunks(file, 0, path.stat().st_size)
 
 
 def chunks_of_memory(pid: int) -> Iterator[bytes]:
-    """Yield all that a process can read: what it has allocated, its stacks, and the files that it has mapped."""
+    """Yield all readable memory of a process: heap, stacks, and mapped files."""
     with Path(f"/proc/{pid}/mem").open("rb", buffering=0) as memory:
         for line in Path(f"/proc/{pid}/maps").read_text(encoding="utf-8", errors="replace").splitlines():
             addresses, permissions = line.split()[:2]

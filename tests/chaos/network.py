@@ -60,11 +60,11 @@ class Network:
                 self._forget(sock)
 
     def swallow(self) -> None:
-        """Deliver nothing any more; connections stay, and new ones find nobody who answers."""
+        """Deliver nothing; existing connections stay open, and new ones get no response."""
         self._silent = True
 
     def heal(self) -> None:
-        """Pass everything on again, what was held back first, as TCP does."""
+        """Deliver everything again, delayed data first, as TCP does."""
         self._silent = self._refusing = False
 
     def _run(self) -> None:
@@ -91,7 +91,7 @@ class Network:
             return
         for sock, peer in ((down, up), (up, down)):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            sock.settimeout(1)  # who does not read for so long is cut off
+            sock.settimeout(1)  # a peer that does not read for this long is disconnected
             self._peers[sock] = peer
             self._selector.register(sock, selectors.EVENT_READ)
 

@@ -31,17 +31,17 @@ POLICIES += ("volatile-ttl",)
 """All that Redis has."""
 EVICTED = "sessions; and tombstones, so that a Put which arrives late may bring a removed session back"
 UNACKNOWLEDGED = "removals sent meanwhile"
-"""What a fault can cost."""
+"""Losses that a fault can cause."""
 
 _ROOM = 256 << 10
-"""Bytes that whoever fills a Redis leaves free at first."""
+"""Bytes that the process that fills Redis leaves free at first."""
 _FILL_PAUSE = 0.001
 _MOVING_PAUSE = 0.002
 """Seconds between two keys that move, so that look-ups meet slots that are in both places."""
 
 
 def _store(place: Place, url: str, *options: str) -> str:
-    """Return the URL for a server that gives Redis four fifths of what a handshake gives the server, as by default."""
+    """Return a URL whose timeout for Redis is four fifths of a handshake's deadline, as by default."""
     return f"{url}?{'&'.join((f'timeout_ms={place.deadline * 800:.0f}', *options))}"
 
 
@@ -74,7 +74,7 @@ def redis_restarted(place: Place) -> Iterator[Scene]:
 
 @contextlib.contextmanager
 def redis_restarted_from_snapshot(place: Place) -> Iterator[Scene]:
-    """Redis saves a snapshot, and later is killed with -9 and comes back with it, and without what came after it."""
+    """Redis saves a snapshot, and is later killed with -9 and restarted from the snapshot."""
 
     def restart() -> None:
         server.kill()
@@ -121,7 +121,7 @@ def _no_libfaketime() -> str | None:
 
 
 class _Filling:
-    """Somebody else who fills a server, from start() to stop(), and leaves it no more room than it uses now."""
+    """Another client that fills a server from start() to stop(), up to the memory in use at the start."""
 
     def __init__(self, server: RedisServer, policy: str) -> None:
         self._client, self._policy = server.client, policy
@@ -150,11 +150,11 @@ class _Filling:
 
 
 def redis_full(policy: str) -> Scenario:
-    """Return a scenario in which somebody else fills Redis."""
+    """Return a scenario in which another client fills Redis."""
 
     @contextlib.contextmanager
     def scenario(place: Place) -> Iterator[Scene]:
-        """Somebody else fills Redis up to `maxmemory`, faster than anything expires."""
+        """Another client fills Redis up to `maxmemory`, faster than sessions expire."""
         with valkey_server() as server, Rig(place, _store(place, server.url)) as rig:
             filling = _Filling(server, policy)
             yield Scene(rig, filling.start, filling.stop)
@@ -207,12 +207,12 @@ def failover_behind(*options: str) -> Scenario:
 
 @contextlib.contextmanager
 def demoted_behind_a_name(place: Place) -> Iterator[Scene]:
-    """Primary and replica change places, and the name follows; who is connected stays with the old primary."""
+    """Primary and replica change places, and the name follows; existing connections stay with the old primary."""
     with _pair() as (primary, replica), Network(f"127.0.0.1:{primary.port}") as name:
 
         def swap() -> None:
             replica.client.replicaof("no", "one")
-            primary.client.replicaof("127.0.0.1", 1)  # without a link to the new one: it keeps what it has
+            primary.client.replicaof("127.0.0.1", 1)  # without a link to the new one, so it keeps its data
             name.redirect(f"127.0.0.1:{replica.port}")
 
         with Rig(place, _store(place, f"redis://{name.target}")) as rig:
@@ -233,7 +233,7 @@ def replica_away(place: Place) -> Iterator[Scene]:
 
 @contextlib.contextmanager
 def _pair() -> Iterator[tuple[RedisServer, RedisServer]]:
-    """A primary, and a replica that has what it has."""
+    """A primary and its replica in sync."""
     with valkey_server() as primary, valkey_server("--replicaof", f"127.0.0.1 {primary.port}") as replica:
         until(lambda: replica.client.info("replication")["master_link_status"] == "up")
         yield primary, replica

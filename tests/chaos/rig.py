@@ -1,4 +1,4 @@
-"""What the faults happen to: a store, two frontends that share their sessions, and two more that use each session once.
+"""The system under test: a server, two frontends that share their sessions, and two more that use each session once.
 
 One frontend of each pair is an `ssl` server, the other a pyOpenSSL one; all are processes of their own.
 """
@@ -33,7 +33,7 @@ class Place(NamedTuple):
     """Where a rig is built."""
 
     directory: Path
-    """For keyring, certificate, logs and whatever the scenario puts there."""
+    """For keyring, certificate, logs and files of the scenario."""
     deadline: float
     """Seconds that a handshake may wait for the store."""
 
@@ -116,7 +116,7 @@ class Rig:
         self._serving.close()
 
     def health(self) -> str:
-        """Return what the server says of its health."""
+        """Return the health status of the server."""
         with grpc.insecure_channel(self._address, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
             try:
                 answer = health_pb2_grpc.HealthStub(channel).Check(

@@ -2,7 +2,7 @@
 
 A store with mutual TLS and grants; frontends of both stacks, one with a mirror, each a process with files of its own;
 clients of TLS 1.2 and 1.3 that negotiate with one frontend and come back to any, with sessions of every age; and a
-program that makes calls of every kind. Meanwhile, each over and over:
+program that makes calls of every kind. At the same time, repeatedly:
 
 - certificates: trust a new authority, change the store's certificate, then the frontends', forget the old authority;
 - grants: written in another way, with others' added and withdrawn;
@@ -65,7 +65,7 @@ _END_SECONDS = 1.0
 """By how much a session ends before its lifetime at most: its end is a whole second."""
 _BETWEEN_FILES = 0.5
 _READ_SECONDS = 1.5
-"""What a frontend may take to use a changed file: it looks once a second."""
+"""Seconds until a frontend uses a changed file, which it checks once a second."""
 
 
 @dataclass
@@ -278,7 +278,7 @@ class Traffic:
         age = time.time() - ticket.negotiated
         with self._lock:
             self._outcome.handshakes += 1
-            if age > self._settings.lifetime - _END_SECONDS:  # it may have ended meanwhile
+            if age > self._settings.lifetime - _END_SECONDS:  # it may have ended already
                 return
             self._outcome.offered += 1
             if visit.resumed:
@@ -331,7 +331,7 @@ def run(settings: Settings) -> Outcome:
                     if broken := next((each for each in [*work, *changes] if each.done()), None):
                         broken.result()
             finally:
-                # In this order: nobody may be hurried while there is traffic.
+                # In this order, so that no step is cut short during traffic.
                 quiet.set()
                 wait(work, _PATIENCE)
                 outcome.seconds = time.monotonic() - started

@@ -59,9 +59,9 @@ def percent(share: float | None) -> str:
 
 
 def told(outcome: Outcome) -> list[str]:
-    """Return what the logs of the server and of the frontends told of a fault: each kind of line once, no addresses."""
+    """Return each kind of line in the logs of server and frontends once, without addresses."""
     server = [line for line in outcome.server_log if line not in {"starting", "listening"}]
-    # Of the reason, what is the same in every run: the code of a status, or what happened to the connection.
+    # The part of the reason that is the same in every run: a status code, or the fate of the connection.
     logs = ([_ADDRESSES.sub("HOST", line) for line in log] for log in (server, outcome.frontend_log))
     return ["\n".join(dict.fromkeys(_REASON.sub(r"\1", line) for line in log)) for log in logs]
 

@@ -1,4 +1,4 @@
-"""Live TLS traffic while something breaks, and what came of it.
+"""Live TLS traffic during a fault, and its statistics.
 
 Three kinds of clients, each in a thread of its own:
 
@@ -6,8 +6,8 @@ Three kinds of clients, each in a thread of its own:
 - A spoiler comes back seconds later and breaks the connection with a bad record, so that its sessions must be removed.
 - Misers come back seconds later, once, to frontends that use each session once.
 
-What the spoiler's connection knew counts as removed once the frontend says that the store acknowledged it: all that the
-frontend had to remove was sent (`flush`), and meanwhile nothing was refused or dropped. What a miser resumed is taken.
+The sessions of the spoiler's connection count as removed once the store has acknowledged their removal: all
+removals were sent (`flush`), and none was rejected or dropped. Sessions that a miser resumed count as taken.
 Both are offered again, at once, during the fault and after, and must not resume: each time that one does counts.
 """
 
@@ -206,7 +206,7 @@ class Traffic:
 
     @staticmethod
     def _ways(ports: list[int]) -> Iterator[tuple[int, int]]:
-        """Go there and back, for ever, twice each: once with every version of TLS."""
+        """Visit both frontends in turn until the end, with every version of TLS."""
         there, back = ports
         return itertools.cycle([(there, back)] * 2 + [(back, there)] * 2)
 

@@ -1,4 +1,4 @@
-"""Files that are followed: no half of a change is used, and nothing that cannot be used."""
+"""Reloaded files: a partial or invalid change is never used."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Clock:
-    """Both clocks of the module: the one goes only when a test says so, the other tells how old changes are."""
+    """A clock that a test moves by hand."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 1000.0
@@ -41,21 +41,19 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def numbers(files: Sequence[File]) -> int:
-    """Add up the numbers in the files."""
     return sum(int(file.content) for file in files)
 
 
 def following(
     paths: Sequence[Path], parse: Callable[[Sequence[File]], int] = numbers
 ) -> tuple[Followed[int], list[int], list[str]]:
-    """Return what follows files, and what it reports."""
     values: list[int] = []
     errors: list[str] = []
     return Followed(paths, parse, values.append, lambda error: errors.append(str(error))), values, errors
 
 
 def test_a_mixture_is_never_used(tmp_path: Path, clock: Clock) -> None:
-    """Only what looks the same twice."""
+    """A change counts only after two identical reads."""
     one, two = tmp_path / "one", tmp_path / "two"
     one.write_text("1")
     two.write_text("10")
@@ -70,7 +68,6 @@ def test_a_mixture_is_never_used(tmp_path: Path, clock: Clock) -> None:
 
 
 def test_an_old_change_is_used_at_once(tmp_path: Path, clock: Clock) -> None:
-    """Who did not look for an hour need not look twice."""
     path = tmp_path / "number"
     path.write_text("1")
     followed, _, _ = following([path])
@@ -80,7 +77,7 @@ def test_an_old_change_is_used_at_once(tmp_path: Path, clock: Clock) -> None:
 
 
 def test_looks_are_a_second_apart(tmp_path: Path, clock: Clock) -> None:
-    """However often the value is needed: two looks in one moment would see the same half of a change."""
+    """Two reads at the same moment would both see a partial change."""
     path = tmp_path / "number"
     path.write_text("1")
     followed, _, _ = following([path])
@@ -92,7 +89,6 @@ def test_looks_are_a_second_apart(tmp_path: Path, clock: Clock) -> None:
 
 
 def test_one_thread_looks_at_a_time(tmp_path: Path, clock: Clock) -> None:
-    """The others go on with the value that there is; so does a child that was forked meanwhile, and then it looks."""
     path = tmp_path / "number"
     path.write_text("1")
     followed, _, _ = following([path])
@@ -104,7 +100,7 @@ def test_one_thread_looks_at_a_time(tmp_path: Path, clock: Clock) -> None:
 
 
 def test_files_that_change_while_they_are_parsed_are_not_used(tmp_path: Path, clock: Clock) -> None:
-    """As parsers may read them by themselves."""
+    """Some parsers read the file themselves."""
     path = tmp_path / "number"
     path.write_text("1")
     writes = ["3"]
@@ -122,7 +118,6 @@ def test_files_that_change_while_they_are_parsed_are_not_used(tmp_path: Path, cl
 
 
 def test_what_cannot_be_used_is_reported_once_and_changes_nothing(tmp_path: Path, clock: Clock) -> None:
-    """Nonsense, a file that is gone, one that is too large, and a change of permissions that mends it."""
     path = tmp_path / "number"
     path.write_text("1")
 
@@ -153,13 +148,12 @@ def test_what_cannot_be_used_is_reported_once_and_changes_nothing(tmp_path: Path
 
 
 def test_without_a_value_there_is_nothing_to_follow(tmp_path: Path) -> None:
-    """A process must not start on files that make no sense."""
     with pytest.raises(Unreadable, match="cannot be read: No such file"):
         following([tmp_path / "missing"])
 
 
 def test_the_content_does_not_show(tmp_path: Path) -> None:
-    """Neither in a file's repr, nor in its content's: one of them is a key."""
+    """One of the files is a key."""
     path = tmp_path / "number"
     path.write_text("1234567")
     seen: list[File] = []

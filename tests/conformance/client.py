@@ -24,7 +24,7 @@ _LIBSSL.SSL_SESSION_get0_ticket.argtypes = [c_void_p, POINTER(c_void_p), POINTER
 
 @dataclass
 class Visit:
-    """What a client saw of one connection."""
+    """A client's view of one connection."""
 
     resumed: bool
     session: ssl.SSLSession
@@ -52,7 +52,7 @@ class Client:
 
 
 def seen(connection: Connection) -> Visit:
-    """Return what a connection is so far."""
+    """Return the present view of a connection."""
     session = connection.tls.session
     assert session, "no session was negotiated"
     return Visit(connection.tls.session_reused is True, session)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[2]
 BUILD = ROOT / ".build" / "frontends"
 DEADLINE = 5.0
-"""Seconds of a look-up, where lateness is not what is tested: the machine may be busy."""
+"""Deadline in seconds of lookups in tests that do not test lateness, for a loaded machine."""
 _PATIENCE = 10
 
 

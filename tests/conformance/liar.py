@@ -1,4 +1,4 @@
-"""A store in this process that can lie, hang and count: what no real store lets a test do."""
+"""A server in this process that can lie, hang and count, which no real server can."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Liar(SessionStoreServiceServicer):
 
     Attributes:
         target: Where it listens.
-        spoil: What it answers instead of a value, given key and value.
-        lookups: The keys that it was asked for, but for trials whether it answers.
+        spoil: Returns the value to respond with, from key and value.
+        lookups: The keys of all lookups, except probes.
     """
 
     def __init__(self) -> None:
@@ -94,7 +94,7 @@ class Liar(SessionStoreServiceServicer):
         return pb.BatchResponse(results=results)
 
     def has(self, key: bytes) -> bool:
-        """Tell whether a session is stored."""
+        """Return whether a session is stored."""
         return key in self._sessions
 
 

@@ -46,7 +46,7 @@ class Matrix:
         self.failures = 0
 
     def cell(self, stack: Stack, scenario: str, outcomes: dict[str, str]) -> str:
-        """Return a cell: what the versions of TLS have in common is said once."""
+        """Return a cell of the table; results common to all versions of TLS appear once."""
         if scenario in stack.cannot:
             return f"[{self._number(stack.cannot[scenario])}]"
         failed = [f"{version}: {complaint}" for version, complaint in outcomes.items() if complaint]
@@ -60,10 +60,10 @@ class Matrix:
 
 
 def attempt(scenario: str, *arguments: object) -> str:
-    """Run a scenario; return what was wrong, or nothing."""
+    """Run a scenario; return its failures, or nothing."""
     try:
         getattr(scenarios, scenario)(*arguments)
-    except Exception as error:  # noqa: BLE001  # whatever is wrong with one frontend, the others are tried
+    except Exception as error:  # noqa: BLE001  # the other frontends are still tested
         if os.environ.get("VERBOSE"):
             traceback.print_exc()
         return f"{type(error).__name__} {error}".splitlines()[0][:120].replace("|", "/")

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from conformance.fleet import Stack
 
 PATIENCE = 30.0
-"""Seconds that anything may take; only what is broken takes them."""
+"""Upper bound in seconds for any step."""
 _ROUNDS = 10
 _HUNG_DEADLINE = 1.0
 _BREAKER = 3
@@ -62,7 +62,7 @@ def single_use(stack: Stack, target: str, client: Client) -> None:
 
 
 def removed(stack: Stack, target: str, client: Client) -> None:
-    """Show that what an operator removes resumes in neither process."""
+    """Show that a session that an operator removes resumes in neither process."""
     with fleet(stack, target) as f:
         ports = [f.start(), f.start()]
         session = client.visit(ports[0]).session
@@ -103,7 +103,7 @@ def hung(stack: Stack, target: str, client: Client) -> None:
 
 
 def malformed(stack: Stack, target: str, client: Client) -> None:
-    """Show full handshakes whatever the store returns that is no session of this fleet."""
+    """Show full handshakes for responses that contain no session of this fleet."""
     with lying_store() as liar, fleet(stack, liar.target) as f:
         own = resumed.Keyring.from_keys([_raw(f.keys[0])])
         stranger = resumed.Keyring.from_keys([bytes(32)])
@@ -159,7 +159,7 @@ def another_namespace(stack: Stack, target: str, client: Client) -> None:
 
 
 def another_name(stack: Stack, target: str, client: Client) -> None:
-    """Show a full handshake with what was negotiated for another server name."""
+    """Show a full handshake with a session of another server name."""
     with fleet(stack, target) as f:
         port = f.start()
         session = client.visit(port).session
@@ -198,7 +198,7 @@ def alert_received(stack: Stack, target: str, client: Client) -> None:
 
 
 def across(giver: Stack, taker: Stack, target: str, client: Client) -> None:
-    """Show that what one stack negotiated resumes in another, and what that issues then in the first."""
+    """Show that sessions of one stack resume in another, and its tickets in the first."""
     with fleet(giver, target) as f:
         ports = [f.start(any_id=True), f.start(taker, any_id=True)]
         by_turns(f, client, [*ports, *ports])
@@ -227,12 +227,12 @@ def await_put(f: Fleet, session: ssl.SSLSession) -> bytes:
 
 
 def comes_back(client: Client, port: int) -> bool:
-    """Tell whether a new session resumes."""
+    """Return whether a new session resumes."""
     return client.visit(port, client.visit(port).session).resumed
 
 
 def sealed_with(f: Fleet, client: Client, port: int, key: str) -> bool:
-    """Tell whether a new session is sealed with a key."""
+    """Return whether a new session is sealed with a key."""
     value = await_put(f, client.visit(port).session)
     return value[1:5].hex() in resumed.Keyring.from_keys([_raw(key)]).key_ids
 

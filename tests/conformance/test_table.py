@@ -12,7 +12,7 @@ from support.server import running_server
 
 
 def test_every_row_has_a_scenario_and_every_exception_a_row() -> None:
-    """What the table says is shown: `make frontends` would skip nothing in silence."""
+    """`make frontends` tests every row of the table and skips none silently."""
     behaviours, stacks = table()
     rows = {row.scenario for row in behaviours}
     assert all(callable(getattr(scenarios, row)) for row in rows)

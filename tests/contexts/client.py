@@ -1,4 +1,4 @@
-"""A client whose sessions move between connections with and without certificates; it reports what it saw of each."""
+"""A client whose sessions move between connections with and without certificates; it reports its view of each."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _ALERT = re.compile(r"alert|certificate", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Visit:
-    """What a client saw of one connection."""
+    """A client's view of one connection."""
 
     resumed: bool
     answer: str

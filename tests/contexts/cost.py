@@ -1,4 +1,4 @@
-"""What the context fingerprint costs nginx: `python tests/contexts/cost.py --before LIBRARY`.
+"""The cost of the context fingerprint for nginx: `python tests/contexts/cost.py --before LIBRARY`.
 
 Two nginx, each with one worker, with libresumed-preload of this tree and with another one, make the same handshakes in
 turns: full and resumed, TLS 1.2 and 1.3, with client certificates and without. Shown is the worker's processor time for

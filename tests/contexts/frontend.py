@@ -38,7 +38,7 @@ MODES = {
 
 
 def install(context: Any, library: dict[str, Any], host: dict[str, Any]) -> None:
-    """Install the client under a context; an option that this version of the client does not have is left out."""
+    """Install the client under a context; options that this version of the client lacks are omitted."""
     import resumed
 
     options = {**library, **({"namespace": host["namespace"]} if host.get("namespace") else {})}
@@ -120,7 +120,7 @@ class StandardLibrary:
         with self._first.wrap_socket(connection, server_side=True) as tls:
             while received := tls.recv(4096):
                 if received.startswith(b"admin") and tls.version() == "TLSv1.3":
-                    # The certificate comes with what the client sends next.
+                    # The client sends the certificate with its next message.
                     tls.verify_client_post_handshake()
                     tls.sendall(b"more\n")
                     tls.recv(4096)
@@ -166,7 +166,7 @@ class PyOpenSSL:
         if host["crl"]:
             store.add_crl(x509.load_pem_x509_crl(Path(host["crl"]).read_bytes()))
             store.set_flags(crypto.X509StoreFlags.CRL_CHECK)
-        # Without one OpenSSL refuses to resume where a certificate is asked for.
+        # Without one OpenSSL rejects resumption on connections that request a certificate.
         context.set_session_id((host["id_context"] or "contexts").encode())
         return context
 
@@ -242,7 +242,7 @@ def main() -> None:
     """Fork a frontend for each line, until there are no more."""
     for module in sys.argv[1:]:
         importlib.import_module(module)
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for them here
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # this program does not wait for them
     for line in sys.stdin:
         child = os.fork()
         if not child:

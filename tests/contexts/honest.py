@@ -51,7 +51,7 @@ console = Console(stderr=True)
 
 @dataclass
 class Tally:
-    """What one client got with one version of TLS."""
+    """Results of one client with one version of TLS."""
 
     client: str
     version: str
@@ -161,7 +161,7 @@ class Fleet:
         return [visit for text in texts for visit in _VISIT.findall(text)]
 
     def counts(self) -> Counter[str]:
-        """Return what the library has counted in all workers, once they have ended."""
+        """Return the statistics of the library in all workers, after their end."""
         counted: Counter[str] = Counter()
         for number in range(SERVERS):
             own = self.directory / str(number)
@@ -277,7 +277,7 @@ def run(client: Client, progress: Progress, limit: float) -> Tally:
 
 
 def account(tallies: list[Tally], visits: list[tuple[str, ...]]) -> None:
-    """Tell the full handshakes apart."""
+    """Count full handshakes by cause."""
     seen: set[tuple[str, str]] = set()
     met: set[tuple[str, str, str]] = set()
     by_name = {(tally.client, f"TLSv{tally.version}"): tally for tally in tallies}

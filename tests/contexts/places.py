@@ -71,7 +71,7 @@ class Library:
 
 @dataclass(frozen=True)
 class Settings:
-    """What a client is installed with."""
+    """Options of an installed client."""
 
     library: Library
     target: str
@@ -118,7 +118,7 @@ class Settings:
 
 @dataclass
 class Site:
-    """What the configuration of a server is made of."""
+    """Parameters of a server's configuration."""
 
     hosts: Sequence[Host]
     directory: Path
@@ -562,7 +562,7 @@ class Place:
             time.sleep(0.02)
 
     def log(self) -> str:
-        """Return what the server and its workers have written."""
+        """Return the output of the server and its workers."""
         paths = [self.directory / "stderr", self.directory / "error.log"]
         return "".join(path.read_text(errors="replace")[-4000:] for path in paths if path.exists())
 

@@ -50,7 +50,7 @@ console = Console(stderr=True)
 
 @dataclass
 class Trial:
-    """A session that was offered to the second place, and what came of it."""
+    """A session that was offered to the second place, and the outcome."""
 
     version: str
     settings: str
@@ -74,7 +74,7 @@ class Result:
     error: str = ""
 
     def cell(self) -> str:
-        """Return the cell of the table: what the versions have in common once."""
+        """Return the cell of the table; results common to all versions appear once."""
         if self.error:
             return f"error: {self.error.splitlines()[0][:80]}"
         seen: dict[str, set[str]] = {}
@@ -171,7 +171,7 @@ class Driver:
         offered = offer(None if row.here and alone else first.session)
         trials = [Trial(version, settings, warm, first, offered)]
         if row.must == "ended" and offered.resumed and offered.session is not None:
-            # What came on a connection that was ended, offered again, to where it would be let in.
+            # A session of a connection that was ended, offered again where its client has access.
             trials.append(Trial(version, settings, warm, first, offer(offered.session)))
         return trials
 
@@ -188,7 +188,7 @@ class Driver:
 
         if row.client != "expiring":
             return negotiate(self._certificate(row.client)), self._certificate(row.client_second)
-        if alone:  # no session of another process resumes, whoever's it is: there is nothing to wait for
+        if alone:  # no session of another process resumes, so there is nothing to wait for
             return negotiate(self._certificate("one")), self._expiring(-1.0)
         for seconds in VALID_SECONDS:
             certificate, expires = self._expiring(seconds), time.time() + seconds
@@ -225,7 +225,7 @@ class Driver:
 
 
 def judge(row: Row, alone: Result, result: Result) -> list[str]:
-    """Return in what a row is not as it must be."""
+    """Return the failures of a row."""
     if alone.error or result.error:
         return [f"error: {alone.error or result.error}"]
     reference = {trial.version: trial.offered for trial in alone.trials}
@@ -315,7 +315,7 @@ def markdown(chosen: list[Row], columns: dict[str, list[Result]], verdicts: list
 
 
 def select(only: Sequence[str], servers: Sequence[str], usable: Library) -> list[Row]:
-    """Return the rows that are asked for and can run here."""
+    """Return the selected rows that can run here."""
     chosen = [row for row in rows() if not servers or row.server in servers]
     if only:
         chosen = [row for row in chosen if any(fnmatch.fnmatch(row.name, f"*{pattern}*") for pattern in only)]

@@ -45,7 +45,7 @@ def driver(tmp_path_factory: pytest.TempPathFactory, library: Library) -> Iterat
 
 
 def _reason(row: Row) -> str:
-    """Return why a row is left out."""
+    """Return the reason to skip a row."""
     for server in {row.server, row.first_server} & set(BUILT):
         if not PRELOAD.exists():
             return "needs Rust: make contexts-ci"

@@ -1,7 +1,7 @@
-"""As much of Kubernetes as a rollout needs, on one machine: pods are processes, the manifests say what happens to them.
+"""A simulation of Kubernetes for rollouts on one machine: pods are processes, controlled by the manifests.
 
 Each pod has a loopback address of its own, with the ports of the manifests. Its readiness is probed as a kubelet does.
-Those that are ready and not told to stop are what the Service's name resolves to, a while later, as DNS is late. A
+The Service's name resolves to the pods that are ready and not stopping, after the delay of DNS. A
 Deployment or StatefulSet is rolled as its controller rolls it. TLS, grants and the storage's URL are the test's own.
 """
 
@@ -32,7 +32,7 @@ _TICK = 0.1
 
 @dataclass
 class Pod:
-    """A process, and what the cluster knows of it."""
+    """A process and its state in the cluster."""
 
     generation: int
     address: str
@@ -50,13 +50,13 @@ class Pod:
 
 @dataclass
 class Rollout:
-    """What a rollout was like.
+    """Course of a rollout.
 
     Attributes:
         seconds: From its beginning until the last old pod had ended and all new ones were available.
         stops: The seconds that each old pod took to end.
         killed: How many had not ended within their grace period.
-        events: What happened to which pod when, as time.monotonic().
+        events: Events of pods with their time.monotonic().
     """
 
     seconds: float = 0.0
@@ -65,11 +65,11 @@ class Rollout:
     events: list[tuple[float, str]] = field(default_factory=list)
 
     def happened(self, what: str, pod: Pod) -> None:
-        """Note what has just happened to a pod."""
+        """Record an event of a pod."""
         self.events.append((time.monotonic(), f"{pod} {what}"))
 
     def phase(self, at: float) -> str:
-        """Return what had happened last before `at`, and for how long."""
+        """Return the last event before `at`, and the time since then."""
         before = [(when, what) for when, what in sorted(self.events) if when <= at]
         return f"{before[-1][1]} for {at - before[-1][0]:.2f} s" if before else "nothing had happened"
 
@@ -79,11 +79,11 @@ class Cluster:
 
     Args:
         workload: The Deployment or StatefulSet.
-        name: What the Service is called in DNS.
-        replaced: What stands in the pods' environment, and what takes its place.
+        name: The Service's name in DNS.
+        replaced: Replacements in the pods' environment.
         hosts: The file that resolves the Service's name.
         dns_seconds: How much later than the Service DNS knows a change.
-        address: The first pod's; others follow. The last number is left to count.
+        address: The first pod's; others follow. The last number counts.
     """
 
     def __init__(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from resumed._policy.stats import Recorder
 from resumed._transport.channel import Channel, Method
-from resumed._transport.pool import Connections
+from resumed._transport.pool import ConnectionPool
 from resumed_server.cli.demo import frontend as demo_frontend
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def keep(journal: TextIO) -> None:
             write(call=name, error=str(error), seconds=time.monotonic() - started)
             raise
 
-    count, call, connect = Recorder.count, Channel.call, Connections._connect
+    count, call, connect = Recorder.count, Channel.call, ConnectionPool._connect
 
     def counted(self: Recorder, kind: str, reason: str, number: int = 1) -> None:
         count(self, kind, reason, number)
@@ -50,10 +50,10 @@ def keep(journal: TextIO) -> None:
     def called(self: Channel, method: Method, message: bytes, timeout: float, metadata: bytes = b"") -> bytes:
         return told(method.path.rpartition("/")[2], lambda: call(self, method, message, timeout, metadata))
 
-    def connected(self: Connections, where: SocketAddress, end: float) -> Connection:
+    def connected(self: ConnectionPool, where: SocketAddress, end: float) -> Connection:
         return told(f"connect {where[1]}", lambda: connect(self, where, end))
 
-    Recorder.count, Channel.call, Connections._connect = counted, called, connected  # type: ignore[method-assign]
+    Recorder.count, Channel.call, ConnectionPool._connect = counted, called, connected  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Builds the image without a container engine, on a base that Debian's packages make, and says what it weighs.
+"""Builds the image without a container engine, on a base of Debian's packages, and reports its size.
 
     python tests/deploy/image.py [--suite bookworm|trixie] [--markdown]
 
@@ -27,7 +27,7 @@ KEPT = TREE / ".build/image"
 NAME = "localhost/resumed"
 PYTHON = ("python3-minimal", "libpython3-stdlib", "libstdc++6", "ca-certificates")
 BUILD = ("dash", "coreutils", "findutils", "python3-pip")
-"""What a build needs besides: a shell, and pip."""
+"""Additional packages of the build: a shell, and pip."""
 SUITES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "bookworm": ((), ("python3-distutils",)),
     "trixie": (("base-files",), ()),  # which brings /bin and /lib64 as links
@@ -55,7 +55,7 @@ class Layer(NamedTuple):
 
 
 def build(suite: str) -> None:
-    """Build the image, and what it is built on if that is not there yet."""
+    """Build the image, and its base if that is missing."""
     KEPT.mkdir(parents=True, exist_ok=True)
     base, tools = f"base-{suite}", f"build-{suite}"
     more, for_pip = SUITES[suite]
@@ -115,13 +115,13 @@ def dependencies(layer: Layer) -> dict[str, int]:
     for name, record in layer.records.items():
         for path, *_ in csv.reader(io.StringIO(record)):
             at = f"opt/resumed/{path}"
-            # Sources are gone, and what was compiled from them is there.
+            # Sources are deleted, and their compiled files remain.
             sizes[name] += layer.files.get(at, 0) + layer.files.get(f"{at}c", 0)
     return dict(sizes.most_common())
 
 
 def report(*, markdown: bool = False) -> str:
-    """Return two tables: layers, and what each dependency costs."""
+    """Return two tables: the size of each layer and of each dependency."""
     base, *own = layers()
     rows = [
         ("base (Python, for this test)", base.bytes, base.compressed),

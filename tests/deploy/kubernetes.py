@@ -34,7 +34,7 @@ _CUSTOM = {
 
 
 class Refused(Exception):
-    """Helm does not take the values; the message is what it says."""
+    """Helm rejects the values, with this message."""
 
 
 def rendered(values: Object, *, name: str = "resumed", namespace: str = "resumed") -> list[Object]:
@@ -88,7 +88,7 @@ def _definitions(version: str) -> Any:
 
 
 def _strict(schema: Any) -> Any:
-    """Return a schema that refuses fields which it does not know, as the API server does when it is asked to."""
+    """Return a schema that rejects unknown fields, as the API server does in strict mode."""
     if isinstance(schema, list):
         return [_strict(each) for each in schema]
     if not isinstance(schema, dict):

@@ -1,10 +1,10 @@
-"""Rolls the store's pods under live TLS traffic, by the manifests' own sequence, and says what clients noticed.
+"""Rolls the store's pods under live TLS traffic, by the manifests' own sequence, and reports the effects on clients.
 
     python tests/deploy/rolling.py [--dns SECONDS] [--deadline SECONDS] [--only WORD] [--markdown]      (make rolling)
 
 Four frontends, `ssl` and pyOpenSSL, with mutual TLS to the store by its Service's name; the traffic is that of `make
-faults`. Frontends keep a journal, so that each miss is told with its reason and with what was happening to the pods.
-Exit status 1 if a handshake failed, or if with Valkey less than 99 % of what was offered resumed.
+faults`. Frontends keep a journal, so that each miss is listed with its reason and the state of the pods.
+Exit status 1 if a handshake failed, or if with Valkey less than 99 % of the offered sessions resumed.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ ENOUGH = 0.99
 """What share of the sessions that were offered must have resumed."""
 SERVICE = "resumed.resumed.svc.cluster.local"
 _TOLD = 3
-"""How many misses are told one by one, of each reason in each phase."""
+"""Number of misses that are listed for each reason in each phase."""
 IDENTITY = "spiffe://cluster.local/ns/shop/sa/shop"
 
 
 class Scenario(NamedTuple):
-    """What is rolled."""
+    """A workload to roll."""
 
     title: str
     overlay: str
@@ -79,8 +79,8 @@ class Miss(NamedTuple):
     Attributes:
         seconds: When, from the beginning of the rollout.
         reason: The frontend's.
-        phase: What had happened to a pod last.
-        calls: The calls of that frontend that failed meanwhile.
+        phase: The last event of a pod.
+        calls: The calls of that frontend that failed in that time.
         stall: How many seconds too late the machine woke a process with nothing to do, about then.
     """
 
@@ -97,7 +97,7 @@ class Miss(NamedTuple):
 
 
 class Result(NamedTuple):
-    """What came of it."""
+    """Result of a rollout."""
 
     scenario: Scenario
     rollout: Rollout
@@ -309,7 +309,7 @@ def told(misses: list[Miss]) -> Iterator[str]:
 
 
 def main() -> int:
-    """Roll each, print what came of it, and return the exit status."""
+    """Roll each, print the results, and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dns", type=float, default=5.0, metavar="SECONDS", help="how late DNS is (default: 5)")
     parser.add_argument(

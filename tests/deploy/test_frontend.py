@@ -76,7 +76,7 @@ def test_replicas_resume_each_others_sessions(fleet: Fleet) -> None:
 
 
 def test_a_replica_that_is_told_to_stop_serves_for_a_while(fleet: Fleet) -> None:
-    """So that nobody meets a closed door whose client was sent here just now; then it ends by itself."""
+    """Clients that were routed here before the change still need a response."""
     process = fleet.processes[0]
     process.send_signal(signal.SIGTERM)
     _, answer = visit(fleet, 0, None)
@@ -85,7 +85,7 @@ def test_a_replica_that_is_told_to_stop_serves_for_a_while(fleet: Fleet) -> None
 
 
 def visit(fleet: Fleet, replica: int, session: ssl.SSLSession | None) -> tuple[ssl.SSLSession | None, bytes]:
-    """Ask a replica, and return the session and what it said."""
+    """Visit a replica; return the session and the response."""
     with (
         socket.create_connection(("localhost", fleet.ports[replica]), PATIENCE) as connection,
         fleet.client.wrap_socket(connection, server_hostname="localhost", session=session) as tls,

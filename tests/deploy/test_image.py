@@ -55,7 +55,7 @@ class Container:
         return subprocess.run([*_PODMAN, "exec", self.name, *command], capture_output=True, text=True, check=False)
 
     def python(self, program: str) -> str:
-        """Run a program in it and return what it prints."""
+        """Run a program in the container and return its output."""
         done = self.run("python3", "-c", program)
         assert done.returncode == 0, done.stderr
         return done.stdout
@@ -112,7 +112,7 @@ def like_an_empty_dir(path: Path) -> Path:
 
 
 def like_a_secret(path: Path) -> Path:
-    """Make what is in a directory readable as a kubelet does with a Secret: by root and the pod's group."""
+    """Make the files of a directory readable by root and the pod's group, as a kubelet does with a Secret."""
     for each in (path, *path.iterdir()):
         os.chown(each, 0, UID)
     path.chmod(0o750)
@@ -159,7 +159,6 @@ def test_it_can_write_to_its_volume_only(embedded: Container) -> None:
 
 
 def test_it_needs_no_shell(embedded: Container) -> None:
-    """There is none, and nobody missed it."""
     found = embedded.python("import shutil; print([shutil.which(n) for n in ('sh', 'bash', 'dash', 'busybox', 'pip')])")
     assert set(re.findall(r"None|'.*?'", found)) == {"None"}
 
@@ -209,7 +208,6 @@ def test_mutual_tls_before_a_valkey_with_nothing_writable(tmp_path: Path) -> Non
 
 
 def test_every_command_has_what_it_needs(embedded: Container) -> None:
-    """All are in the image, and what they import as well."""
     listed = embedded.run("python3", "-m", "resumed_server", "--help").stdout
     commands = re.findall(r"^│ (\w+) ", listed.partition("Commands")[2], re.MULTILINE)
     assert "serve" in commands

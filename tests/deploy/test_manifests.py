@@ -54,18 +54,15 @@ def container(objects: list[Object]) -> Any:
 
 
 def env(objects: list[Object]) -> dict[str, str]:
-    """Return what the server is told."""
     return {each["name"]: each["value"] for each in container(objects)["env"]}
 
 
 def mounts(objects: list[Object]) -> dict[str, Any]:
-    """Return what is mounted where."""
     volumes = {each["name"]: each for each in pod(objects)["spec"].get("volumes", [])}
     return {each["mountPath"]: volumes.get(each["name"]) for each in container(objects).get("volumeMounts", [])}
 
 
 def claim(objects: list[Object]) -> Any:
-    """Return what the store's volume is to be."""
     return of(objects, "StatefulSet")["spec"]["volumeClaimTemplates"][0]["spec"]
 
 
@@ -269,7 +266,6 @@ def test_every_value_is_described_and_has_its_effect_tested() -> None:
 
 @pytest.mark.parametrize(("path", "value", "look", "seen", "given"), EFFECTS, ids=[path for path, *_ in EFFECTS])
 def test_value(path: str, value: Any, look: Callable[[list[Object]], Any], seen: Any, given: Object) -> None:
-    """It changes what it is for, and makes objects that Kubernetes takes."""
     values: Object = copy.deepcopy(REDIS | given if path == "engine" else given)
     before = copy.deepcopy(values) if path != "engine" else {}
     put(values, path, value)
@@ -358,7 +354,7 @@ def test_all_objects_are_valid_in(version: str) -> None:
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_what_kubernetes_does_not_know_is_refused_in(version: str) -> None:
-    """Unknown kinds, fields and types; of custom resources as well. All problems of an object are told."""
+    """Unknown kinds, fields and types, of custom resources as well."""
     service = of(rendered({}), "Service")
     assert problems(service | {"kind": "Servise"}, version)
     assert problems(service | {"apiVersion": "v2"}, version)
@@ -398,7 +394,6 @@ def test_a_pod_has_longer_than_its_drain(drain: int) -> None:
 
 
 def test_the_embedded_engine_is_one_pod() -> None:
-    """Whatever `replicas` says, and nothing that two pods would need."""
     objects = rendered({"replicas": 3})
     assert of(objects, "StatefulSet")["spec"]["replicas"] == 1
     assert not {"PodDisruptionBudget", "HorizontalPodAutoscaler", "Deployment"} & kinds(objects)
@@ -424,7 +419,7 @@ def test_pod_labels_cannot_take_a_pod_from_its_service() -> None:
 
 @pytest.mark.parametrize("values", [{}, REDIS | {"grants": "[[grant]]\n"}, {"tls": {"enabled": False}}])
 def test_the_server_takes_its_settings(values: Object, tmp_path: Path) -> None:
-    """`resumed serve --check` accepts what the pods' environment says."""
+    """`resumed serve --check` accepts the pods' environment."""
     authority = Authority()
     for directory in ("tls", "grants"):
         (tmp_path / directory).mkdir()
@@ -492,7 +487,7 @@ def test_an_overlay_with_all_components(tmp_path: Path) -> None:
 
 
 def test_the_frontend_gets_in() -> None:
-    """Its label is what the NetworkPolicy asks for, its identity what the grants name, its target the Service."""
+    """Its label matches the NetworkPolicy, its identity the grants, its target the Service."""
     frontend, store = kustomized("frontend"), kustomized("kustomize/overlays/valkey")
     (peer,) = policy(store)["ingress"][0]["from"]
     assert peer["podSelector"]["matchLabels"].items() <= pod(frontend)["metadata"]["labels"].items()
@@ -559,5 +554,5 @@ def put(values: Object, path: str, value: Any) -> None:
 
 
 def fits(written: str, message: str) -> bool:
-    """Return whether a message is the beginning of what the chart has written."""
+    """Return whether the chart's output begins with a message."""
     return re.match(re.escape(written[: len(message)]).replace("%s", "[a-zA-Z]+"), message) is not None

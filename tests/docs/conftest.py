@@ -13,6 +13,6 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="session")
 def stage() -> Iterator[Stage]:
-    """What the docs' commands and programs talk to."""
+    """The servers and frontends of the docs' commands and programs."""
     with contextlib.closing(Stage()) as stage:
         yield stage

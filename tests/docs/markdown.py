@@ -14,7 +14,7 @@ PAGES = sorted(
     path.relative_to(TREE)
     for pattern in ("*.md", "docs/**/*.md", "protos/**/*.md", "client/*/*.md", "deploy/**/*.md")
     for path in TREE.glob(pattern)
-    if path.name != "CHANGELOG.md"  # tells what was, not what to do
+    if path.name != "CHANGELOG.md"  # describes the past
 )
 """Every page of the tree."""
 
@@ -53,8 +53,8 @@ class Command(NamedTuple):
         page: Where it stands.
         line: In which line.
         text: The command.
-        typed: Whether it stands in a block, to be typed as it is; or else within a sentence.
-        output: What the page says that it prints.
+        typed: Whether it stands in a block, or else within a sentence.
+        output: Its output according to the page.
     """
 
     page: Path

@@ -41,7 +41,7 @@ def steps() -> list[Step]:
 
 
 def free_port() -> str:
-    """Return a port that nobody uses."""
+    """Return an unused port."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return str(free.getsockname()[1])
@@ -53,7 +53,7 @@ def _moved(text: str, ports: dict[str, str]) -> str:
 
 
 def answers(port: str) -> bool:
-    """Tell whether somebody listens."""
+    """Return whether a server accepts connections."""
     with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", int(port)), 1.0):
         return True
     return False
@@ -72,7 +72,7 @@ class Shell:
         )
 
     def run(self, text: str) -> tuple[int, str]:
-        """Run a command; return its exit status and what it printed."""
+        """Run a command; return its exit status and output."""
         # Without braces around it a job is the program itself, and ends with it.
         job = f"{text.removesuffix('&')} < /dev/null &" if text.endswith("&") else f"{{ {text}\n}} < /dev/null"
         self._process.stdin.write(f"{job}\n")

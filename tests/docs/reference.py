@@ -1,8 +1,8 @@
-"""Writes docs/configuration.md from what the code, the chart and their comments say: `make reference`.
+"""Writes docs/configuration.md from the code, the chart and their comments: `make reference`.
 
 The commands come from typer's declarations, Python's classes and functions and the keys of the grants file from their
 signatures and docstrings (read by griffe), the chart's values from their comments and from the schema that Helm checks.
-So what the page says is changed there, and a test says when the page is behind.
+The page is changed there, and a test fails when it is out of date.
 """
 
 from __future__ import annotations
@@ -245,7 +245,7 @@ def _signature(function: Any) -> str:
 
 
 def _sentences(member: Any) -> str:
-    """Return what a docstring says, its sections as sentences."""
+    """Return the text of a docstring, its sections as sentences."""
     said = []
     for section in member.docstring.parsed:
         if section.kind is griffe.DocstringSectionKind.text:

@@ -1,4 +1,4 @@
-"""What the commands of the docs talk to: stores and frontends, started when the first command needs them."""
+"""Servers and frontends for the commands of the docs, started when the first command needs them."""
 
 from __future__ import annotations
 
@@ -48,9 +48,9 @@ class Stage:
         self._held.close()
 
     def run(self, command: str, directory: Path, *, may_fail: bool = False) -> str:
-        """Run a command with what stands here for the docs' placeholders, and return what it prints.
+        """Run a command with values for the docs' placeholders, and return its output.
 
-        It must succeed unless it `may_fail`; what serves need only become ready.
+        It must succeed unless it `may_fail`; a server need only become ready.
         """
         if re.match(r"resumed serve(?!.* --(check|help)\b)", command):
             return self._serve(self._put_in(command, self._serving, directory), directory)

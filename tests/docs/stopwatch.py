@@ -112,7 +112,7 @@ def main() -> None:
         done = laps(shell, home, debian=bool(given.debian))
     row = "| `{}` | {:.1f} |" if given.markdown else "{:<100.100} {:6.1f} s"
     for step, seconds in done:
-        print(row.format(step.text, seconds))  # noqa: T201 - what it is for
+        print(row.format(step.text, seconds))  # noqa: T201 - a tool prints
     total = sum(lap.seconds for lap in done)
     print(f"{len(done)} steps, {total / 60:.1f} minutes")  # noqa: T201
 

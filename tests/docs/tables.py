@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 ELSEWHERE = {
-    # What each begins with: what checks it instead.
-    # README's first steps: test_quick_start.py goes through them, but for those that need the network.
+    # The first words of a command: the test that covers it instead.
+    # README's first steps: test_quick_start.py goes through them, except those that need the network.
     "sudo apt-get install": "asks for root and the network: stopwatch.py runs it on an empty Debian",
     "git clone": "stopwatch.py runs it, with this tree",
     ". .venv/bin/activate": "stopwatch.py runs it",
@@ -32,6 +32,14 @@ ELSEWHERE = {
     "resumed keygen fleet.keys && kubectl": "needs a cluster; the first half is run elsewhere",
     # Clients in other languages: their own toolchains run these.
     "cargo add": "asks the network",
+    # RELEASING.md, for maintainers.
+    "cargo update --workspace": "asks the network",
+    "git tag -s": "needs the key of a maintainer",
+    "cargo publish": "publishes; `make release-check` builds the package",
+    "npm publish": "publishes; `make release-check` builds the package",
+    "go list": "asks the network",
+    "helm push": "publishes; `make release-check` builds the package",
+    "docker buildx": "publishes; `make image-test` builds the image",
     "go get": "asks the network",
     "npm install": "asks the network",
     "go test": "`make go`",
@@ -45,7 +53,7 @@ ELSEWHERE = {
 }
 
 INSTEAD = {
-    # What the page says: what is run, which asks nobody, ends soon, or knows this machine's certificates.
+    # The command of the page: the command that runs, which needs no answers, ends soon, or uses this machine's files.
     "resumed keyring promote fleet.keys": "resumed keyring promote fleet.keys --wait 0s",
     "resumed keyring retire fleet.keys": "resumed keyring retire fleet.keys --wait 0s --lifetime 0s",
     "resumed purge STORE NAMESPACE": "resumed purge STORE NAMESPACE --yes",
@@ -61,12 +69,12 @@ INSTEAD = {
 }
 
 BEFORE = {
-    # What is there already when the docs say to make it.
+    # Commands that create a file which exists already, and the preparation for each.
     "resumed keygen fleet.keys": "rm -f fleet.keys",
 }
 
 NO_COMMANDS = {
-    # First lines of blocks that are not commands: what they are.
+    # First lines of blocks that are not commands, and their nature.
     "protos/resumed/v1/": "a map of the tree",
     "ACL SETUSER": "a command of Redis: tests/server/storage/test_redis.py has the same permissions",
     "the frontend at": "what `resumed doctor` prints: tests/end_to_end/cli/test_doctor.py",

@@ -180,5 +180,5 @@ def _is_whole(words: list[str]) -> bool:
 
 
 def _masked(text: str) -> str:
-    """Return what is printed without what changes from time to time, and without questions: nobody is asked here."""
+    """Return an output without its variable parts and without prompts."""
     return re.sub(r"\d[\d,.:TZ-]*", "#", re.sub(r".*\[y/N\].*\n", "", text))

@@ -1,4 +1,4 @@
-"""docs/configuration.md says what the code says."""
+"""docs/configuration.md agrees with the code."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ def wanted() -> str:
 
 
 def test_the_configuration_reference_is_current(wanted: str) -> None:
-    """Whatever is declared in the code, the chart or the grants file is on the page as it is declared."""
     assert PAGE.read_text(encoding="utf-8") == wanted, "run `make reference` and commit"
 
 

@@ -22,25 +22,23 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 @pytest.fixture(scope="session")
 def store() -> Iterator[RunningServer]:
-    """A real store, one for all tests that do not harm it."""
+    """A real server, shared by all tests that do not harm it."""
     with running_server() as server:
         yield server
 
 
 @pytest.fixture
 def keyring() -> resumed.Keyring:
-    """A fleet of its own for each test: sessions of other tests cannot be opened."""
+    """A fleet key for each test, so that sessions of other tests cannot be decrypted."""
     return resumed.Keyring.from_keys([os.urandom(32)])
 
 
 @pytest.fixture(params=STACKS)
 def stack(request: pytest.FixtureRequest) -> Stack:
-    """Each TLS stack."""
     stack: Stack = request.param
     return stack
 
 
 @pytest.fixture(params=VERSIONS, ids=lambda version: version.name)
 def client(request: pytest.FixtureRequest) -> Client:
-    """A client of each version of TLS."""
     return Client(request.param)

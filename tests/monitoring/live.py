@@ -1,7 +1,7 @@
-"""Runs a store, frontends, clients and a Prometheus, and asks it what the dashboards ask: each query has an answer.
+"""Runs a store, frontends, clients and a Prometheus, and runs every query of the dashboards: each returns data.
 
-With `--pictures DIRECTORY` it runs for longer, takes the store away for a while, and draws the dashboards from what
-Prometheus answers, and `resumed top`. The panels are drawn by matplotlib: the queries are Grafana's, the looks are not.
+With `--pictures DIRECTORY` it runs for longer, stops the server for a while, and draws the dashboards from
+Prometheus' data, and `resumed top`. The panels are drawn by matplotlib: the queries are Grafana's, the looks are not.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 FRONTENDS = ("shop", "shop", "pay")
 """The namespaces of the frontends."""
 RATE = "10s"
-"""In place of Grafana's $__rate_interval: what is scraped every second may be looked at so closely."""
+"""Value of Grafana's $__rate_interval for scrapes every second."""
 
 Series = list[tuple[str, list[float], list[float]]]
 """Legend, times and values."""
@@ -79,7 +79,7 @@ class Prometheus:
         self._process.wait(PATIENCE)
 
     def ask(self, query: str, legend: str, start: float, end: float) -> Series:
-        """Return what a panel's query gives over a time, second by second."""
+        """Return the results of a panel's query for every second of a period."""
         query = query.replace(dashboards.RANGE, RATE).replace("$instance", ".*")
         asked = urllib.parse.urlencode({"query": query, "start": start, "end": end, "step": "1"})
         with urllib.request.urlopen(f"http://{self._address}/api/v1/query_range?{asked}", timeout=PATIENCE) as answer:

@@ -22,7 +22,6 @@ def test_promtool_finds_nothing_wrong(arguments: tuple[str, ...]) -> None:
 
 @pytest.mark.parametrize("name", ["store", "frontends"])
 def test_the_dashboards_are_what_the_code_says(name: str) -> None:
-    """Nobody changed the JSON by hand, or forgot to make it anew."""
     code = f"import sys, dashboards; sys.stdout.write(dashboards.dashboard({name!r}))"
     made = subprocess.run([sys.executable, "-c", code], cwd=GRAFANA, capture_output=True, text=True, check=True)
     assert made.stdout == (GRAFANA / f"{name}.json").read_text()

@@ -109,7 +109,7 @@ class Clients:
 
 
 class Report:
-    """A table of what was held, and whether it grew."""
+    """A table of memory sizes and their growth."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -125,7 +125,7 @@ class Report:
 
 
 def many_handshakes(name: str, count: int, report: Report) -> None:
-    """Show what a server holds after its warm-up and behind it."""
+    """Measure the memory of a server after its warm-up and at the end."""
     with (
         tempfile.TemporaryDirectory(prefix="resumed-leaks-") as directory,
         running_server() as store,
@@ -145,7 +145,7 @@ def many_handshakes(name: str, count: int, report: Report) -> None:
 
 
 def many_reloads(name: str, count: int, report: Report, *, shared: bool) -> None:
-    """Show that sessions survive reloads, and what the first process holds after a tenth of them and after all."""
+    """Show that sessions survive reloads, and measure the first process after a tenth of them and after all."""
     with contextlib.ExitStack() as held:
         directory = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="resumed-leaks-")))
         target = held.enter_context(running_server()).target if shared else None

@@ -77,12 +77,12 @@ class Fleet(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What came of a run."""
+    """Result of a run."""
 
     handshakes: int
     resumed: int
     report: str
-    """What the sanitizers found, or nothing."""
+    """Findings of the sanitizers, or an empty string."""
 
 
 def spoil_some(liar: Liar, keyring: resumed.Keyring, seed: int) -> None:
@@ -187,7 +187,7 @@ def nginx(families: int, *, lies: bool) -> Outcome:
                     try:
                         visit = clients[number % 2].visit(endpoint, session)
                     except Failed:
-                        if not lies:  # what is sealed rightly can still be a session that the client does not know
+                        if not lies:  # a correctly sealed value may contain a session that the client cannot decode
                             raise
                     else:
                         session, reused = visit.session, reused + visit.resumed

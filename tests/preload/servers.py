@@ -1,7 +1,7 @@
 """Debian's TLS servers, unmodified, with libresumed under them or without.
 
 As a program it is one such server for tests/conformance: `servers.py nginx --certificate FILE --target HOST:PORT
---namespace NAME --keyring FILE` says on which port of 127.0.0.1 it listens, and serves until it is told to end.
+--namespace NAME --keyring FILE` prints its port of 127.0.0.1, and serves until SIGTERM.
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ class Server:
         self.process, self.port, self._directory = process, port, directory
 
     def log(self) -> str:
-        """Return what it and its workers had to say."""
+        """Return the output of the server and its workers."""
         return "".join(
             path.read_text(errors="replace")
             for path in (self._directory / "stderr", self._directory / "error.log")
@@ -180,7 +180,7 @@ def serving(
         name: Which.
         certificate: File with the certificate and its key.
         environment: What settings() returned.
-        workers: Processes or threads, whatever the server has; with 0 of them nginx serves by itself.
+        workers: Number of processes or threads; with 0 nginx serves in its only process.
         more: For the configuration of the virtual host.
         beside: For the configuration behind it (nginx, Apache).
         under: A command that runs the server's, with its arguments: valgrind.

@@ -131,7 +131,7 @@ def private(context: ssl.SSLContext, port: int, session: ssl.SSLSession | None) 
 
 
 def echoes(context: ssl.SSLContext, port: int, session: ssl.SSLSession | None) -> bool:
-    """Tell whether stunnel's private service lets a client in."""
+    """Return whether stunnel's private service accepts a client."""
     try:
         with (
             socket.create_connection(("127.0.0.1", port), PATIENCE) as connected,

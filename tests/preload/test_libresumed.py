@@ -115,7 +115,7 @@ def test_a_session_of_single_use_resumes_once(program: Path, files: Path, target
 def test_an_option_that_is_wrong_is_named(
     program: Path, files: Path, target: str, wrong: dict[str, str], complaint: str
 ) -> None:
-    """resumed_install() returns one line that says what is wrong, and for a file which."""
+    """resumed_install() returns one line with the error, and the name of a file."""
     readable = files / "open.keys"
     readable.write_bytes((files / "fleet.keys").read_bytes())
     readable.chmod(0o644)

@@ -70,7 +70,7 @@ def visit(
 
 
 def shares(name: str, version: ssl.TLSVersion) -> bool:
-    """Tell whether a server's sessions are shared: stunnel attaches data of its own to tickets, which stays with it."""
+    """Return whether a server's sessions are shared: stunnel attaches its own data to tickets."""
     return (name, version) != ("stunnel", ssl.TLSVersion.TLSv1_3)
 
 
@@ -137,7 +137,6 @@ def test_without_the_library_none_does(certificate: Path, version: ssl.TLSVersio
 def test_python_frontends_are_of_the_fleet(
     target: str, certificate: Path, keyring: Path, version: ssl.TLSVersion, name: str
 ) -> None:
-    """A server resumes what a Python frontend negotiated, and back."""
     if not shares(name, version):
         pytest.skip("its sessions are not shared")
     namespace = f"python-{name}"
@@ -175,7 +174,7 @@ def test_a_server_without_a_store_makes_full_handshakes(certificate: Path, keyri
 
 @pytest.mark.parametrize("name", INSTALLED)
 def test_a_wrong_setting_is_named_and_the_server_serves(certificate: Path, keyring: Path, name: str) -> None:
-    """The server's error log says what is wrong."""
+    """The server's error log contains the reason."""
     environment = settings("127.0.0.1:1", "Not a namespace", keyring)
     with serving(name, certificate, environment) as server:
         visit(client_context(VERSIONS[0]), server.port, None)
@@ -199,7 +198,7 @@ def test_a_session_resumes_only_for_its_server_name(
 
 
 def test_workers_begin_anew_after_a_reload(target: str, certificate: Path, keyring: Path) -> None:
-    """What was negotiated before nginx reloads its configuration resumes in the workers that it starts then."""
+    """Sessions from before nginx reloads its configuration resume in the new workers."""
     context = client_context(ssl.TLSVersion.TLSv1_3)
     with serving("nginx", certificate, settings(target, "reload", keyring, deadline="5"), workers=1) as server:
         _, session = visit(context, server.port, None)
@@ -213,7 +212,7 @@ def test_workers_begin_anew_after_a_reload(target: str, certificate: Path, keyri
 def test_contexts_that_ask_for_certificates_have_their_own_namespace_or_none(
     target: str, certificate: Path, keyring: Path, tmp_path: Path, name: str
 ) -> None:
-    """Whoever verified nobody hands no session to those who do."""
+    """Contexts without client verification share no session with contexts that verify."""
     authority = tmp_path / "ca.pem"
     CA.cert_pem.write_to_path(str(authority))
     more = {
@@ -272,7 +271,7 @@ def test_a_session_lives_for_the_shorter_of_the_servers_timeout_and_the_lifetime
 def test_a_client_whose_random_is_always_the_same_resumes_each_time(
     target: str, certificate: Path, keyring: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As tlsfuzzer's are: one handshake is told from the next by its connection, and each has the whole deadline."""
+    """Clients such as tlsfuzzer repeat their random, so handshakes must be distinguished by connection."""
     monkeypatch.setattr("tlslite.tlsconnection.getRandomBytes", bytes)
     session = None
     with serving(
@@ -293,12 +292,12 @@ def test_a_client_whose_random_is_always_the_same_resumes_each_time(
 
 
 def resumes(ports: list[int], version: ssl.TLSVersion) -> bool:
-    """Tell whether all connections but the first resume."""
+    """Return whether all connections but the first resume."""
     return resumption(ports, version) == 1.0
 
 
 def renewed(log: str) -> bool:
-    """Tell whether nginx' worker has ended and another one has begun."""
+    """Return whether nginx' worker has ended and another one has begun."""
     return log.count("exited with code 0") >= 1 and log.count("start worker process ") >= 2
 
 

@@ -123,7 +123,7 @@ def test_a_file_that_standard_error_has_become_is_written_only_for_appending(
 def test_a_process_of_mixed_privileges_gets_no_thread(
     target: str, certificate: Path, keyring: Path, tmp_path: Path, mixed: bool
 ) -> None:
-    """ProFTPD is root and nobody by turns, and glibc ends a process in which a thread cannot follow."""
+    """ProFTPD changes its user repeatedly, and glibc aborts a process if one of its threads cannot follow."""
     log = tmp_path / "resumed.log"
     change = "import os; os.setresuid(0, 65534, 0)\n" if mixed else ""
     environment = {**os.environ, **settings(target, "mixed", keyring, log=str(log))}

@@ -98,7 +98,7 @@ def test_who_proved_himself_to_one_authority_has_proved_nothing_to_another(
 def test_a_host_that_is_chosen_by_name_trusts_no_session_that_the_first_host_accepted(
     target: str, files: Path, name: str, version: ssl.TLSVersion
 ) -> None:
-    """OpenSSL resumes by what the first host of a port wants, before the name chooses another one."""
+    """OpenSSL resumes with the settings of the first host of a port, before the name selects another host."""
     verified = f"chosen-{name}"
     environment = settings(target, "public", files / "fleet.keys", deadline="5", verified_namespace=verified, **MIXED)
     port, one, other = free_port(), verifying(name, files / "one.pem"), verifying(name, files / "other.pem")
@@ -118,7 +118,7 @@ def test_a_host_that_is_chosen_by_name_trusts_no_session_that_the_first_host_acc
 def test_hosts_of_one_port_resume_their_own_sessions_only(
     target: str, files: Path, name: str, version: ssl.TLSVersion
 ) -> None:
-    """A context for each name: each resumes at another server what it negotiated, and nothing of the other's."""
+    """Each name has a context, whose sessions resume at another server and in no other context."""
     environment = settings(target, f"names-{name}", files / "fleet.keys", deadline="5", **MIXED)
     ports = [free_port(), free_port()]
     context = client_context(version)
@@ -143,7 +143,7 @@ def test_hosts_of_one_port_resume_their_own_sessions_only(
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_worker_that_crashes_takes_no_session_with_it(target: str, files: Path, name: str) -> None:
-    """What a killed worker negotiated resumes in the one that is started in its place."""
+    """Sessions of a killed worker resume in its replacement."""
     context = client_context(ssl.TLSVersion.TLSv1_3)
     environment = settings(target, f"crash-{name}", files / "fleet.keys", deadline="5", puts="wait")
     with serving(name, files / "certificate.pem", environment, workers=1) as server:
@@ -157,7 +157,7 @@ def test_a_worker_that_crashes_takes_no_session_with_it(target: str, files: Path
 
 @pytest.mark.parametrize("name", RELOADED)
 def test_sessions_survive_graceful_reloads(target: str, files: Path, name: str) -> None:
-    """Behind each of five reloads resumes what was negotiated before the first one."""
+    """Sessions from before the first of five reloads resume after each."""
     context = client_context(ssl.TLSVersion.TLSv1_2)
     environment = settings(target, f"reloads-{name}", files / "fleet.keys", deadline="5", puts="wait")
     with serving(name, files / "certificate.pem", environment, workers=1) as server:
@@ -171,7 +171,7 @@ def test_sessions_survive_graceful_reloads(target: str, files: Path, name: str) 
 
 
 def admits(context: ssl.SSLContext, port: int, session: ssl.SSLSession | None, host: str = "localhost") -> bool:
-    """Tell whether a host lets a client in: to its page, or to find that it has none (Apache)."""
+    """Return whether a host accepts a client: with its page, or with 404 (Apache)."""
     try:
         with (
             socket.create_connection(("127.0.0.1", port), PATIENCE) as connected,

@@ -46,9 +46,10 @@ class Part(NamedTuple):
 
 
 PARTS = (
-    Part("front pages", ("*.md", ".github/**/*.md"), 17),
+    Part("front pages", ("README.md", "ARCHITECTURE.md"), 21),
+    Part("project pages", ("[!AR]*.md", "RELEASING.md", ".github/**/*.md"), 0.3),
     Part("docs", ("docs/**/*.md", "docs/**/*.py"), 13),
-    Part("protos", ("protos/**/*.md", "protos/**/*.proto", "protos/**/*.py"), 8),
+    Part("protos", ("protos/**/*.md", "protos/**/*.proto", "protos/**/*.py"), 0.3),
     Part("server", ("server/**/*.py",), 22),
     Part("client/python", ("client/python/**/*.md", "client/python/**/*.py"), 13),
     Part("client/go", ("client/go/**/*.md", "client/go/**/*.go"), 12),
@@ -56,7 +57,7 @@ PARTS = (
     Part("client/rust", ("client/rust/*.md", "client/rust/**/*.rs"), 14),
     Part("client/c", ("client/c/*.md", "client/c/**/*.rs", "client/c/**/*.h", "client/c/**/*.c"), 8),
     Part("deploy", ("deploy/**/*.md", "deploy/**/*.py"), 50),
-    Part("tests", ("tests/**/*.py",), 23),
+    Part("tests", ("tests/**/*.py",), 0.3),
     Part("fuzz", ("fuzz/**/*.md", "fuzz/**/*.py"), 33),
     Part("benchmarks", ("benchmarks/**/*.md", "benchmarks/**/*.py"), 18),
 )

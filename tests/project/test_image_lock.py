@@ -20,7 +20,6 @@ LOCKS = {name: TREE / f"deploy/docker/{name}.lock" for name in ("image", "build"
 
 
 def pinned(lock: Path) -> list[Requirement]:
-    """Return what a lock pins."""
     return [Requirement(found) for found in re.findall(r"^(\S+==[^\\]*) \\$", lock.read_text(), re.MULTILINE)]
 
 

@@ -15,7 +15,7 @@ from resumed_server.observability.metrics.recorder import COLUMN
 from resumed_server.observability.metrics.shared_segment import Board
 from resumed_server.observability.metrics.worker import Metrics
 from resumed_server.storage.expiry import Sweeper
-from resumed_server.watch.hub import Watchers
+from resumed_server.watch.hub import WatchHub
 
 if TYPE_CHECKING:
     from resumed import Installation
@@ -45,10 +45,10 @@ def metrics() -> set[str]:
     board, engine = Board(1), cast("Engine", Nothing())
     counted = Metrics(board, 0, engine)
     counted._usage = {"sessions": 0, "bytes": 0, "evicted": 0}
-    counted.recorder.answered("Get", 0.0)
+    counted.recorder.on_success("Get", 0.0)
     counted.recorder.operation("shop", COLUMN["get", "hit"])
     counted.expires = 1.0
-    counted.report(Watchers(engine), Sweeper(engine))
+    counted.report(WatchHub(engine), Sweeper(engine))
     registry = CollectorRegistry()
     registry.register(BoardCollector(board, {}, capacity=1))
     resumed.prometheus.export(cast("Installation", Idle()), registry)

@@ -1,4 +1,4 @@
-"""The language check finds what it looks for, and the tree is within its budgets."""
+"""The language check finds its patterns, and the tree is within its budgets."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ def threats() -> list[list[str]]:
 
 @cache
 def names(path: Path) -> set[str]:
-    """Return what a file has to be named: in Python its functions, as `function` or `Class::function`."""
+    """Return the names that a file defines: in Python its functions, as `function` or `Class::function`."""
     text = path.read_text(encoding="utf-8")
     if path.suffix != ".py":
         return set(re.findall(r"[\w-]+", text))

@@ -1,4 +1,4 @@
-"""Loops that go on after whatever fails, and heartbeats that show when one does not come round."""
+"""Periodic tasks continue after failures, and their heartbeats reveal a task that hangs."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import threading
 from structlog.testing import capture_logs
 
 from resumed_server.lifecycle.health import STALLED_SECONDS, lives
-from resumed_server.periodic import Heartbeat, Periodic
+from resumed_server.periodic import Heartbeat, PeriodicTask
 from resumed_server.storage.engine import EngineUnavailable
 
 PATIENCE = 20.0
 
 
-def test_a_loop_goes_on_after_any_exception() -> None:
-    """Of failures in a row the log tells the first; the text of one that nobody foresaw may hold a secret."""
+def test_a_task_continues_after_any_exception() -> None:
+    """The log has the first of consecutive failures. The text of an unexpected exception may contain a secret."""
     outcomes: list[Exception | None] = [None, *2 * [EngineUnavailable("gone")], None, KeyError("5ec2e7"), None]
     done = threading.Event()
 
@@ -27,7 +27,7 @@ def test_a_loop_goes_on_after_any_exception() -> None:
         return 0.0
 
     with capture_logs() as logs:
-        tested = Periodic("tested", step, "it failed", retry=0.0)
+        tested = PeriodicTask("tested", step, "it failed", retry=0.0)
         tested.start()
         assert done.wait(PATIENCE)
         assert tested.stop(PATIENCE)
@@ -36,8 +36,8 @@ def test_a_loop_goes_on_after_any_exception() -> None:
     assert "5ec2e7" not in str(logs[1])
 
 
-def test_stop_does_not_wait_longer_than_it_may() -> None:
-    """For a step that hangs."""
+def test_stop_returns_after_its_timeout() -> None:
+    """Even if a step hangs."""
     hanging, never = threading.Event(), threading.Event()
 
     def step() -> float:
@@ -45,7 +45,7 @@ def test_stop_does_not_wait_longer_than_it_may() -> None:
         never.wait(PATIENCE)
         return 0.0
 
-    tested = Periodic("tested", step, "it failed")
+    tested = PeriodicTask("tested", step, "it failed")
     tested.start()
     assert hanging.wait(PATIENCE)
     assert not tested.stop(0.01)
@@ -53,8 +53,8 @@ def test_stop_does_not_wait_longer_than_it_may() -> None:
     assert tested.stop(PATIENCE)
 
 
-def test_a_process_with_a_loop_that_hangs_does_not_live() -> None:
-    """By its heartbeat; one that comes round again lives again."""
+def test_a_process_with_a_task_that_hangs_is_not_live() -> None:
+    """Its heartbeat is too old. After the next step the process is live again."""
     now = 100.0
     good, bad = Heartbeat(lambda: now), Heartbeat(lambda: now)
     assert lives((good, bad))

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def called(*arguments: str, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    """Call the command as if it had been started, and return what it printed; it never shows a traceback.
+    """Call the command in this process, and return its output; it never shows a traceback.
 
     Args:
         arguments: Those behind `resumed`.

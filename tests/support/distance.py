@@ -45,9 +45,9 @@ async def _proxy(target: str, seconds: float) -> None:
     listening = server.sockets[0].getsockname()
     print(f"{listening[0]}:{listening[1]}", flush=True)  # noqa: T201  # told to distant()
     async with server:
-        # Whoever started this ends by closing our input, even if it was killed.
+        # The parent process closes our input when it ends, even by SIGKILL.
         await asyncio.to_thread(sys.stdin.read)
-    # Connections that are left end with the process.
+    # Open connections end with the process.
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ class LoopFrontend(Frontend):
     """An echo server on an event loop.
 
     Attributes:
-        complaints: What the loop's exception handler was told.
+        complaints: Errors passed to the loop's exception handler.
     """
 
     def __init__(self, loop: Loop, target: str | None, keyring: resumed.Keyring | None = None, **options: Any) -> None:
@@ -46,7 +46,7 @@ class LoopFrontend(Frontend):
         return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(PATIENCE)
 
     def stop(self) -> None:
-        """Close the loop, whatever is under way on it."""
+        """Close the loop, even with handshakes in progress."""
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join(PATIENCE)
         assert not self._thread.is_alive(), "the loop hangs"

@@ -1,4 +1,4 @@
-"""A malicious store: a real server whose engine keeps all it was ever given, and hands out what it likes."""
+"""A malicious server: its engine keeps every Put and may return any of them."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import contextlib
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from resumed.v1.session_store_pb2_grpc import add_SessionStoreServiceServicer_to_server
-from resumed_server.rpc.server import grpc_server
+from resumed_server.rpc.server import build_grpc_server
 from resumed_server.rpc.session_service import SessionStoreService
 from resumed_server.storage.engine import Change, Purged, Put, StoredSession
 from resumed_server.storage.lmdb.engine import EmbeddedEngine
-from resumed_server.watch.hub import Watchers
+from resumed_server.watch.hub import WatchHub
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from resumed_server.storage.engine import Operation, Outcome
 
 Lie: TypeAlias = "Callable[[LyingEngine, str, bytes, StoredSession | None], StoredSession | None]"
-"""Makes an answer of the namespace and key that are asked for, which is one that was given, and of the truth."""
+"""Returns a response for a namespace and a key of an earlier Put, and the truth."""
 
 
 class Given(NamedTuple):
-    """What the store was given with a Put."""
+    """The arguments of a Put."""
 
     namespace: str
     key: bytes
@@ -30,11 +30,11 @@ class Given(NamedTuple):
 
 
 class LyingEngine(EmbeddedEngine):
-    """Answers look-ups, and tells watchers, what `lie` makes of the truth.
+    """Returns the result of `lie` to lookups and watchers instead of the truth.
 
     Attributes:
         lie: None for the truth.
-        given: All Puts so far, of what was removed too. A test may clear it.
+        given: All Puts so far, removed ones included. A test may clear it.
         lies: How many look-ups it lied to.
     """
 
@@ -45,7 +45,7 @@ class LyingEngine(EmbeddedEngine):
         self.lies = 0
 
     def given_for(self, namespace: str, key: bytes) -> Given | None:
-        """Return what was once stored under a key, if ever."""
+        """Return the first value ever stored for a key, or None."""
         return next((each for each in self.given if each[:2] == (namespace, key)), None)
 
     def put(self, namespace: str, key: bytes, value: bytes, ttl: float, issued: float | None = None) -> float:
@@ -98,8 +98,8 @@ class LyingStore(NamedTuple):
 def lying_store() -> Iterator[LyingStore]:
     """Run one in this process."""
     with contextlib.closing(LyingEngine()) as engine:
-        watchers = Watchers(engine)
-        server = grpc_server(8, shared=False)
+        watchers = WatchHub(engine)
+        server = build_grpc_server(8, shared=False)
         add_SessionStoreServiceServicer_to_server(SessionStoreService(engine, watchers, 86_400.0), server)
         port = server.add_insecure_port("127.0.0.1:0")
         server.start()

@@ -1,4 +1,4 @@
-"""What a metrics endpoint says."""
+"""Samples of a metrics endpoint."""
 
 from __future__ import annotations
 
@@ -53,11 +53,11 @@ def scrape(server: RunningServer) -> Scrape:
 
 
 def scraped_until(server: RunningServer, met: Callable[[Scrape], bool]) -> Scrape:
-    """Ask until what is said meets a condition: workers pin their figures now and then."""
+    """Scrape until the samples meet a condition: workers publish their metrics periodically."""
     end = time.monotonic() + PATIENCE
     while True:
         found = None
-        with contextlib.suppress(ConnectionError):  # by a worker that was killed meanwhile
+        with contextlib.suppress(ConnectionError):  # by a worker that was killed
             found = scrape(server)
             if met(found):
                 return found

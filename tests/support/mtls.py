@@ -80,7 +80,7 @@ class Files:
     directory: Path
 
     def write(self, pem: Pem | None = None, client_ca: bytes | None = None, grants: str | None = None) -> Files:
-        """Write those that are given."""
+        """Write the given files."""
         for name, content in (
             ("tls.crt", pem.certificate if pem else None),
             ("tls.key", pem.key if pem else None),
@@ -114,7 +114,7 @@ def channel(target: str, authority: bytes, pem: Pem | None) -> grpc.Channel:
 
 
 def _name(identity: str) -> x509.GeneralName:
-    # Without validation: what is in a certificate is up to whoever signs it.
+    # Without validation: an authority can sign anything.
     if identity.startswith("dns:"):
         return x509.DNSName._init_without_validation(identity.removeprefix("dns:"))
     return x509.UniformResourceIdentifier._init_without_validation(identity)

@@ -1,8 +1,8 @@
 """A store and its clients of another version: a proxy in front of a store that changes every message on its way.
 
-Behind `older` they are of the contract's first version: the proxy leaves out of every message what was added since, and
-serves no call that was. Behind `newer` they are of one to come: to every message, and to every message in it, a field
-is added that nobody knows.
+Behind `older` they have the contract's first version: the proxy removes newer fields from every message, and
+serves no newer call. Behind `newer` they have a future version: the proxy adds an unknown field to every message and
+submessage.
 """
 
 from __future__ import annotations
@@ -105,5 +105,5 @@ def _errors_of(context: grpc.ServicerContext) -> Iterator[None]:
     try:
         yield
     except grpc.RpcError as error:
-        context.set_trailing_metadata(error.trailing_metadata())  # type: ignore[arg-type] # what it is, is no matter
+        context.set_trailing_metadata(error.trailing_metadata())  # type: ignore[arg-type] # any type
         context.abort(error.code(), error.details() or "")

@@ -1,4 +1,4 @@
-"""Ports for what has to be told one before it listens, or must not be reached."""
+"""Ports for servers that need one before they listen, and ports where no server listens."""
 
 from __future__ import annotations
 

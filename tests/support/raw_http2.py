@@ -1,4 +1,4 @@
-"""A client that keeps to nothing but HTTP/2's frames, for what no client library does."""
+"""A client that sends arbitrary HTTP/2 frames, which no client library can."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 PATIENCE = 20.0
 """Seconds that a server may take for anything; only a broken one takes them."""
 SENTINEL_NAME = "sessions"
-"""What the Sentinels call the primary."""
+"""The name of the primary at the Sentinels."""
 NODES = 3
 """Primaries of a cluster."""
 REDIS, VALKEY = "redis-server", str(get_binary_path())
@@ -70,7 +70,7 @@ class RedisServer:
         self.process.wait()
 
     def close(self) -> None:
-        """End it, whatever state it is in."""
+        """End the server in any state."""
         self.client.close()
         self.kill()
 
@@ -124,7 +124,7 @@ class Cluster:
                 return
             sink.client.execute_command("CLUSTER SETSLOT", slot, "IMPORTING", ids[0])
             source.client.execute_command("CLUSTER SETSLOT", slot, "MIGRATING", ids[1])
-            # In two words, or redis-py makes text of what are bytes.
+            # In two words, or redis-py decodes the bytes as text.
             while keys := source.client.execute_command("CLUSTER", "GETKEYSINSLOT", slot, 100):
                 for key in keys:
                     source.client.migrate("127.0.0.1", sink.port, key, 0, 1_000)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Relay:
-    """Passes connections on to `target`, "host:port", and what comes back `delay` seconds later."""
+    """Forwards connections to `target`, "host:port", and the responses `delay` seconds later."""
 
     def __init__(self, target: str) -> None:
         host, port = target.rsplit(":", 1)

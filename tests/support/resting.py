@@ -1,4 +1,4 @@
-"""What the tests of handshakes that rest share: a gate that holds look-ups up, and clients with bad manners."""
+"""Helpers for tests of suspended handshakes: a gate that delays lookups, and misbehaving clients."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Gate:
         self.asked: list[bytes] = []
         self.threads: set[int] = set()
         self._open = threading.Event()
-        store = frontend.shim._shim._store
+        store = frontend.shim._policy._store
         for name in ("get", "take"):
             setattr(store, name, self._held(getattr(store, name)))
 

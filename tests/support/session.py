@@ -1,4 +1,4 @@
-"""Serialized sessions of OpenSSL (i2d_SSL_SESSION(3)): what a client knows of one, and what it could claim instead."""
+"""Serialized sessions of OpenSSL (i2d_SSL_SESSION(3)): the client's view of one, and forgeries."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ _TICKET = 0xAA  # [10] EXPLICIT
 
 
 class Known(NamedTuple):
-    """What a client has of a session."""
+    """A client's view of a session."""
 
     offered: bytes
-    """What it offers: the session id in TLS 1.2, the ticket in TLS 1.3; the fleet calls both id."""
+    """The session id in TLS 1.2, the ticket in TLS 1.3; the fleet calls both id."""
     secret: bytes
     """The master secret, or in TLS 1.3 the resumption key."""
     serialized: bytes
 
 
 def known(session: ssl.SSLSession) -> Known:
-    """Return what a client of the `ssl` module knows."""
+    """Return the view of a client of the `ssl` module."""
     library, pointer = ssl_library(), _pointer(session)
     buffer = ctypes.create_string_buffer(library.i2d_SSL_SESSION(pointer, None))
     library.i2d_SSL_SESSION(pointer, byref(c_void_p(ctypes.addressof(buffer))))
@@ -55,7 +55,7 @@ def _pointer(session: ssl.SSLSession) -> int:
 
 
 def _content(encoded: bytes) -> tuple[int, bytes, bytes]:
-    """Return the tag and content of the first DER element, and what comes behind it."""
+    """Return the tag and content of the first DER element, and the bytes after it."""
     tag, length, start = encoded[0], encoded[1], 2
     if length & 0x80:
         start += length & 0x7F

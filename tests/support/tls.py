@@ -91,7 +91,7 @@ class Mirrored(Frontend):
 
     def __init__(self, stack: Stack, target: str, keyring: resumed.Keyring, **options: Any) -> None:
         super().__init__(stack, target, keyring, mirror=True, **options)
-        self.mirror = self.shim._shim._mirror
+        self.mirror = self.shim._policy._mirror
         self.mirror.get(b"")  # as the first look-up does
         until(lambda: self.mirror.live)
 
@@ -102,7 +102,7 @@ class Mirrored(Frontend):
 
 @dataclass
 class Visit:
-    """What a client saw of one connection."""
+    """A client's view of one connection."""
 
     reused: bool
     session: ssl.SSLSession | None
@@ -110,7 +110,7 @@ class Visit:
 
 
 class Client:
-    """Connects to frontends with one version of TLS, resuming the session it is given."""
+    """Connects to frontends with one version of TLS, and resumes a given session."""
 
     def __init__(self, version: ssl.TLSVersion) -> None:
         self.version = version
@@ -175,7 +175,7 @@ class Connection:
         assert received == data
 
     def ask(self, request: bytes) -> bytes:
-        """Send `request` and return the beginning of what comes back."""
+        """Send `request` and return the beginning of the response."""
         self._drive(self.tls.write, request)
         answer: bytes = self._drive(self.tls.read, 16_384)
         assert answer, "the frontend closed the connection"
@@ -192,7 +192,7 @@ class Connection:
         """Make our own TLS fail, so that it sends the server a fatal alert."""
         self.incoming.write(b"\x17\x03\x03\x00\x40" + bytes(64))
         with contextlib.suppress(ssl.SSLError):
-            while self.tls.read():  # what came before
+            while self.tls.read():  # earlier bytes
                 pass
         self._flush()
         with contextlib.suppress(OSError):

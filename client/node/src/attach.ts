@@ -18,11 +18,13 @@ import { Shim, type Offer, type Policy } from "./shim.js";
 import type { Stats } from "./stats.js";
 import { GrpcStore, type Store, type Tls } from "./store.js";
 
-const MAX_LIFETIME = 7 * 24 * 3600; // RFC 8446 section 4.6.1
-const MAX_DEADLINE_MILLISECONDS = 60_000;
-const CLOSE_MILLISECONDS = 1000;
+export const MAX_LIFETIME_SECONDS = 7 * 24 * 3600; // RFC 8446 section 4.6.1
+const MAX_DEADLINE_MS = 60_000;
+export const DEFAULTS = { lifetimeSeconds: 7200, deadlineMs: 50, maxLookups: 64 };
+export const NAMESPACE = /^[a-z0-9.-]{1,63}$/;
+const CLOSE_MS = 1000;
 /** How long a connection may keep its ClientHello to itself; after that TLS waits for it, and does not resume. */
-const HELLO_MILLISECONDS = 10_000;
+const HELLO_MS = 10_000;
 
 /** Options of {@link attach}. */
 export interface Options {
@@ -37,9 +39,9 @@ export interface Options {
   /** The fleet's keys: a keyring file (`resumed keygen`), or a Keyring. */
   keyring: Keyring | string;
   /** Seconds that a session lives from its negotiation on, 1 to 604,800; 7,200 by default. Resuming never prolongs it. */
-  lifetime?: number;
+  lifetimeSeconds?: number;
   /** Milliseconds that a handshake may wait for the store, in all its look-ups together, up to 60,000; 50 by default. */
-  deadline?: number;
+  deadlineMs?: number;
   /** Whether a session resumes once in the whole fleet (RFC 8446 section 8.1). */
   singleUse?: boolean;
   /**
@@ -126,7 +128,7 @@ const CHECKS: Record<keyof Options, { must: string; holds: (value: unknown) => b
   target: { must: 'be the store\'s gRPC name, such as "127.0.0.1:7400"', holds: (value) => isText(value, /./), required: true },
   namespace: {
     must: "be 1 to 63 characters of [a-z0-9.-]",
-    holds: (value) => isText(value, /^[a-z0-9.-]{1,63}$/),
+    holds: (value) => isText(value, NAMESPACE),
     required: true,
   },
   keyring: {
@@ -135,10 +137,13 @@ const CHECKS: Record<keyof Options, { must: string; holds: (value: unknown) => b
     required: true,
     secret: true,
   },
-  lifetime: { must: `be 1 to ${MAX_LIFETIME} whole seconds`, holds: (value) => isWhole(value, MAX_LIFETIME) },
-  deadline: {
-    must: `be a number of milliseconds above 0, at most ${MAX_DEADLINE_MILLISECONDS}`,
-    holds: (value) => typeof value === "number" && value > 0 && value <= MAX_DEADLINE_MILLISECONDS,
+  lifetimeSeconds: {
+    must: `be a whole number from 1 to ${MAX_LIFETIME_SECONDS}`,
+    holds: (value) => isWhole(value, MAX_LIFETIME_SECONDS),
+  },
+  deadlineMs: {
+    must: `be a number above 0, at most ${MAX_DEADLINE_MS}`,
+    holds: (value) => typeof value === "number" && value > 0 && value <= MAX_DEADLINE_MS,
   },
   singleUse: { must: "be true or false", holds: isBoolean },
   ids: {
@@ -166,8 +171,10 @@ function policyOf(options: Options): Policy {
     const wrong = value !== undefined && secret ? "" : `, not ${shown}`;
     check(value !== undefined && value !== null && holds(value), `${name} must ${must}${wrong}`);
   }
-  const { lifetime = 7200, deadline = 50, maxLookups = 64, puts = "wait", singleUse = false } = options;
-  return { lifetime, deadline, maxLookups, puts, singleUse };
+  const { puts = "wait", singleUse = false } = options;
+  const { lifetimeSeconds = DEFAULTS.lifetimeSeconds, deadlineMs = DEFAULTS.deadlineMs } = options;
+  const { maxLookups = DEFAULTS.maxLookups } = options;
+  return { lifetimeSeconds, deadlineMs, maxLookups, puts, singleUse };
 }
 
 function isText(value: unknown, pattern: RegExp): boolean {
@@ -256,20 +263,20 @@ class Attachment implements Sessions {
     this.#shim.remove(Buffer.from(id), "application");
   }
 
-  flush(timeout = CLOSE_MILLISECONDS): Promise<boolean> {
+  flush(timeout = CLOSE_MS): Promise<boolean> {
     return this.#shim.flush(timeout);
   }
 
   async close(): Promise<void> {
     this.#closed = true;
-    await this.#shim.close(CLOSE_MILLISECONDS);
+    await this.#shim.close(CLOSE_MS);
   }
 
   #configure(): void {
     const context = this.#contexts.renew();
     // Stateless tickets resume without the store. TLS 1.3 uses stateful ones then, TLS 1.2 session ids.
     context.setOptions(constants.SSL_OP_NO_TICKET);
-    context.setSessionTimeout(this.#shim.policy.lifetime);
+    context.setSessionTimeout(this.#shim.policy.lifetimeSeconds);
     context.setSessionIdContext(this.#ownContext);
   }
 
@@ -290,7 +297,7 @@ class Attachment implements Sessions {
       const [stream] = values as [Duplex];
       if (event !== "connection" || this.#closed || this.#known.has(stream)) return emit(event, ...values);
       this.#known.add(stream);
-      void peek(stream, HELLO_MILLISECONDS).then((hello) => {
+      void peek(stream, HELLO_MS).then((hello) => {
         if (hello === "gone") return;
         const connection = this.#begin(hello);
         if (connection) this.#connections.run(connection, () => emit("connection", stream));

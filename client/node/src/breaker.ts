@@ -1,78 +1,117 @@
-/** Stops asking a store that keeps failing, so that an outage costs handshakes nothing, and for a moment one that is asked too often. */
+/** The circuit breaker, and the pause after a refusal because of a limit. protos/vectors/policy.json has the policy of all clients. */
 
-/** How many failures in a row open a breaker. */
+/** Failures in a row that open a breaker. */
 export const FAILURES = 3;
-/** For how many milliseconds nobody asks a store that has just refused because of a limit; twice as long each time in a row. */
-const [FIRST_REST, LONGEST_REST] = [50, 800];
-/** Milliseconds before each trial of a store that keeps failing; twice as long each time in a row. */
-const [FIRST_PAUSE, LONGEST_PAUSE] = [50, 500];
-/** Milliseconds for which a breaker must not have opened, so that its next trials begin with FIRST_PAUSE again. */
-const CALM = 10_000;
+/** Milliseconds before each probe while a breaker is open; doubles each time. */
+export const PROBE_PAUSE_MS = { first: 50, max: 500 };
+/** Milliseconds without an opening after which the probes begin with the first pause again. */
+export const PROBE_RESET_MS = 10_000;
+/** Milliseconds without calls after the server refused one because of a limit; doubles with each refusal in a row. */
+export const LIMIT_PAUSE_MS = { first: 50, max: 800 };
+/** Milliseconds after such a refusal in which a timeout is a refusal that the server delays. */
+export const SCARCITY_MS = 5000;
+/** Factor by which such a refusal lowers the share of sessions that are served. */
+export const SHARE_PER_REFUSAL = 0.9;
+/** By how much that share rises in a second. */
+export const SHARE_PER_SECOND = 0.005;
 
 /**
- * Opened by failures in a row, closed by a success, which somebody else than a handshake has to try. Once closed by such a
- * trial, a single failure opens it again. Calls that were under way together count once: a machine that stands still for a
- * moment makes all of them late. All times are milliseconds of performance.now().
+ * Failures in a row open it, so that an outage costs handshakes nothing; the first success of a probe closes it. Once closed by a
+ * probe, a single failure opens it again. Calls that were under way together count once: if the process or the network stalls for a
+ * moment, all of them time out. All times are milliseconds of performance.now().
  */
 export class Breaker {
   #failures = 0;
   #failedAt = -Infinity;
   #openedAt = -Infinity;
-  #pause = 0;
-  #rest = 0;
-  #restsUntil = 0;
-  /** Whether handshakes may ask the store. */
-  closed = true;
-  /** Whether the last call was carried out, if there was any. */
-  answered = true;
+  #probePause = 0;
+  #limitPause = 0;
+  #pausedAt = -Infinity;
+  #limitedAt = -Infinity;
+  #share = 1;
+  #shareAt = 0;
+  #open = false;
+  #answered = true;
 
-  /** Whether the store refused a call a moment ago because of a limit. */
-  get resting(): boolean {
-    return this.#rest > 0 && performance.now() < this.#restsUntil;
+  /** Whether handshakes make no look-ups. */
+  get open(): boolean {
+    return this.#open;
   }
 
-  /** Notes that a call failed which began then, and tells whether that opened the breaker. */
-  failed(began: number): boolean {
-    this.answered = false;
+  /** Whether the server carried out the last call, if there was any. */
+  get answered(): boolean {
+    return this.#answered;
+  }
+
+  /** Whether calls pause because the server has just refused one for a limit. */
+  get limited(): boolean {
+    return performance.now() < this.#pausedAt + this.#limitPause;
+  }
+
+  /**
+   * Whether a session is stored and looked up while operations are scarce. Its store key decides, so that all frontends choose the
+   * same sessions: calls for some of them that succeed gain more than calls for all of them of which the server refuses a part. Other
+   * clients issue ids that no frontend looks up; Node cannot choose ids.
+   */
+  serves(storeKey: Buffer): boolean {
+    return storeKey.readUInt32BE() < this.#servedShare() * 2 ** 32;
+  }
+
+  /** Records a call that failed, and returns whether it opened the breaker. */
+  fail(began: number, timeout: boolean): boolean {
+    this.#answered = false;
+    const now = performance.now();
+    if (timeout && now - this.#limitedAt < SCARCITY_MS) {
+      this.#lengthenLimitPause(began); // a server that refuses much delays its refusals
+      return false;
+    }
     if (began < this.#failedAt) return false;
     this.#failures++;
-    this.#failedAt = performance.now();
-    if (!this.closed || this.#failures < FAILURES) return false;
-    if (this.#failedAt - this.#openedAt > CALM) this.#pause = 0;
-    this.#openedAt = this.#failedAt;
-    this.closed = false;
+    this.#failedAt = now;
+    if (this.#open || this.#failures < FAILURES) return false;
+    if (now - this.#openedAt > PROBE_RESET_MS) this.#probePause = 0;
+    this.#openedAt = now;
+    this.#open = true;
     return true;
   }
 
-  /** Returns how many milliseconds to wait before the store is tried again. */
-  nextPause(): number {
-    this.#pause = Math.min(Math.max(2 * this.#pause, FIRST_PAUSE), LONGEST_PAUSE);
-    return this.#pause;
+  /** Returns the milliseconds before the next probe. */
+  nextProbePause(): number {
+    this.#probePause = Math.min(Math.max(2 * this.#probePause, PROBE_PAUSE_MS.first), PROBE_PAUSE_MS.max);
+    return this.#probePause;
   }
 
-  /** Notes that a call which began then was refused because of a limit, and returns for how many milliseconds to make none. */
-  limited(began: number): number {
-    this.answered = false;
-    const [now, restsFrom] = [performance.now(), this.#restsUntil - this.#rest];
-    if (this.#rest === 0 || began >= restsFrom || now >= this.#restsUntil) {
-      this.#rest = Math.min(Math.max(2 * this.#rest, FIRST_REST), LONGEST_REST);
-      this.#restsUntil = now + this.#rest;
-    }
-    return this.#restsUntil - now;
+  /** Records a call that the server refused because of a limit, and returns whether it closed the breaker. */
+  limit(began: number): boolean {
+    this.#answered = false;
+    this.#limitedAt = performance.now();
+    this.#lengthenLimitPause(began);
+    return this.#close();
   }
 
-  /** Notes a call that was carried out in time, and tells whether it closed the breaker. */
-  succeeded(): boolean {
-    this.answered = true;
-    this.#rest = 0;
-    return this.reached();
+  /** Records a call that the server carried out in time, and returns whether it closed the breaker. */
+  succeed(): boolean {
+    this.#answered = true;
+    this.#limitPause = 0;
+    this.#pausedAt = -Infinity;
+    return this.#close();
   }
 
-  /** Notes a call that was answered in time, whatever the answer, and tells whether it closed the breaker. */
-  reached(): boolean {
-    const closes = !this.closed;
+  #lengthenLimitPause(began: number): void {
+    if (began < this.#pausedAt) return;
+    this.#limitPause = Math.min(Math.max(2 * this.#limitPause, LIMIT_PAUSE_MS.first), LIMIT_PAUSE_MS.max);
+    this.#share = SHARE_PER_REFUSAL * this.#servedShare();
+    this.#pausedAt = this.#shareAt = performance.now();
+  }
+
+  #servedShare(): number {
+    return Math.min(1, this.#share + (SHARE_PER_SECOND * (performance.now() - this.#shareAt)) / 1000);
+  }
+
+  #close(): boolean {
+    const closes = this.#open;
     this.#failures = closes ? FAILURES - 1 : 0;
-    this.closed = true;
+    this.#open = false;
     return closes;
   }
 }

@@ -1,26 +1,22 @@
-/**
- * Sends Puts and Removes: a bounded queue, many operations in one Batch, one Batch at a time. It also finds out that a failing
- * store is back, so that no handshake has to.
- */
-import type { Breaker } from "./breaker.js";
-import type { Logger } from "./files.js";
+/** Sends Puts and Removes while no handshake waits: a bounded queue, many operations in one Batch, one Batch at a time. */
 import type { Recorder } from "./stats.js";
 import { CallError, duration, type Store } from "./store.js";
 import type { BatchOperation } from "./v1/resumed/v1/session_store.js";
 
-const BATCH_OPERATIONS = 256;
-const BATCH_MILLISECONDS = 1000;
-const QUEUE_BYTES = 16 << 20;
-/** An entry's own memory, roughly, beside its value. */
-const OVERHEAD = 256;
+export const BATCH_OPERATIONS = 256;
+export const BATCH_DEADLINE_MS = 1000;
+export const QUEUE_BYTES = 16 << 20;
+/** The memory of an entry beside its value, roughly. */
+export const ENTRY_BYTES = 256;
 /**
- * How long what nobody waits for waits for company: a Batch costs about what a resumption does, whatever it carries, so a busy
- * frontend shares it among its handshakes.
+ * Milliseconds for which an operation that no handshake waits for stays in the queue, so that others join its Batch: a Batch costs
+ * about as much as a resumption, however many operations it has.
  */
-const LINGER_MILLISECONDS = 3;
-/** After how many milliseconds a Batch that failed is sent again. */
-const RETRY_MILLISECONDS = 50;
-const PROBE_KEY = Buffer.from("resumed/v1 probe");
+export const LINGER_MS = 3;
+/** Milliseconds before a Batch that failed is sent again; doubles with each failure in a row. */
+export const RETRY_MS = { first: 50, max: 800 };
+/** Batches in a row that fail before close() gives up the rest of the queue, and the process may exit. */
+const PATIENCE = 3;
 
 /** A Put, or a Remove where `value` is undefined. */
 export interface Outgoing {
@@ -40,33 +36,29 @@ interface Entry extends Outgoing {
 
 export class Sender {
   readonly #store: Store;
-  readonly #deadline: number;
-  readonly #breaker: Breaker;
+  readonly #limited: (began: number) => void;
   readonly #recorder: Recorder;
-  readonly #logger: Logger;
   readonly #clock: () => number;
   #queue: Entry[] = [];
   /** The keys of the Removes in the queue. */
   readonly #removing = new Set<string>();
   #bytes = 0;
   #sending = false;
+  #failures = 0;
   #closed = false;
   #timer: NodeJS.Timeout | undefined;
 
-  constructor(parts: {
-    store: Store;
-    deadline: number;
-    breaker: Breaker;
-    recorder: Recorder;
-    logger: Logger;
-    clock: () => number;
-  }) {
+  /** `limited` is called when the server has refused a Batch because of a limit, with its begin (performance.now()). */
+  constructor(parts: { store: Store; limited: (began: number) => void; recorder: Recorder; clock: () => number }) {
     this.#store = parts.store;
-    this.#deadline = parts.deadline;
-    this.#breaker = parts.breaker;
+    this.#limited = parts.limited;
     this.#recorder = parts.recorder;
-    this.#logger = parts.logger;
     this.#clock = parts.clock;
+  }
+
+  /** Whether the server carried out the last Batch, if there was any. */
+  get answered(): boolean {
+    return this.#failures === 0;
   }
 
   /** Queues `outgoing`, or drops it if there is no room; resolves when it was sent or given up. Never rejects. */
@@ -80,7 +72,7 @@ export class Sender {
       this.#queue.push({ ...outgoing, finished });
       if (!outgoing.value) this.#removing.add(nameOf(outgoing.key));
       this.#bytes += size(outgoing);
-      this.#schedule(urgent ? 0 : LINGER_MILLISECONDS);
+      this.#schedule(urgent ? 0 : LINGER_MS);
     });
   }
 
@@ -104,39 +96,10 @@ export class Sender {
     return within(sent, timeout, false);
   }
 
-  /**
-   * Notes that a call failed which began then (performance.now()); when the store keeps failing, begins to try whether it is back.
-   * Returns for how many milliseconds to send no other Batch.
-   */
-  failed(error: unknown, began: number): number {
-    if (error instanceof CallError && error.reason === "limited") return this.#limited(began);
-    const stoodStill = error instanceof CallError && error.stoodStill; // this process did: it says nothing of the store
-    if (!this.#closed && !stoodStill && this.#breaker.failed(began)) {
-      this.#logger.warn(`resumed: the store keeps failing, resumption rests: ${String(error)}`);
-      clearTimeout(this.#timer); // of a Batch
-      this.#timer = undefined;
-      this.#schedule(0);
-    }
-    return RETRY_MILLISECONDS;
-  }
-
-  #limited(began: number): number {
-    this.#answers(this.#breaker.reached()); // it is no outage
-    return this.#breaker.limited(began);
-  }
-
-  succeeded(): void {
-    this.#answers(this.#breaker.succeeded());
-  }
-
-  #answers(again: boolean): void {
-    if (again) this.#logger.info("resumed: the store answers again");
-  }
-
   /** Accepts nothing more, sends what is not sent yet, for up to `timeout` milliseconds, and stops. */
   async close(timeout: number): Promise<void> {
     if (this.#closed) return;
-    if (this.#breaker.closed) await this.flush(timeout);
+    if (this.#failures < PATIENCE) await this.flush(timeout);
     this.#closed = true;
     clearTimeout(this.#timer);
     for (const entry of this.#queue) {
@@ -146,11 +109,12 @@ export class Sender {
     this.#queue = [];
   }
 
-  /** Has #run called after `delay` milliseconds, or at the end of this turn of the event loop. */
+  /** Calls #run after `delay` milliseconds, or at the end of this turn of the event loop. */
   #schedule(delay: number): void {
-    if (this.#sending || this.#closed) return; // #run schedules what comes next
-    if (!this.#breaker.closed) {
-      this.#timer ??= this.#later(this.#breaker.nextPause()).unref();
+    if (this.#sending || this.#closed) return; // #run schedules the next Batch
+    if (this.#failures > 0) {
+      this.#timer ??= this.#later(Math.min(RETRY_MS.first * 2 ** (this.#failures - 1), RETRY_MS.max));
+      if (this.#failures >= PATIENCE) this.#timer.unref();
     } else if (delay === 0) {
       clearTimeout(this.#timer);
       this.#timer = undefined;
@@ -170,32 +134,30 @@ export class Sender {
   }
 
   async #run(): Promise<void> {
-    let pause = 0;
-    if (!this.#breaker.closed) await this.#probe();
-    else pause = await this.#send();
+    const sent = await this.#send();
+    this.#failures = sent ? 0 : this.#failures + 1;
     this.#sending = false;
-    if (this.#queue.length > 0 || !this.#breaker.closed) this.#schedule(pause);
+    if (this.#queue.length > 0) this.#schedule(0);
   }
 
-  /** Sends the first of the queue, and resolves to the milliseconds for which to send no more. */
-  async #send(): Promise<number> {
+  /** Sends the head of the queue, and resolves to whether the server carried that out. */
+  async #send(): Promise<boolean> {
     const batch = this.#queue.slice(0, BATCH_OPERATIONS);
     const began = performance.now();
     const now = this.#clock();
     const operations = batch.map((outgoing) => this.#operation(outgoing, now));
     const living = operations.filter((operation) => operation !== undefined);
     try {
-      const results = living.length > 0 ? await this.#store.batch(living, BATCH_MILLISECONDS) : [];
-      if (results.length !== living.length) throw new Error("the store answered another number of operations");
-      // A store that answers, but too late for a handshake, is no help, and a Batch must not hide that.
-      if (living.length > 0 && performance.now() - began <= this.#deadline) this.succeeded();
+      const results = living.length > 0 ? await this.#store.batch(living, BATCH_DEADLINE_MS) : [];
+      if (results.length !== living.length) throw new Error("the number of results differs from the number of operations");
       for (const [index, entry] of batch.entries()) {
         const result = operations[index] && results.shift()?.result;
         this.#count(entry, !result ? "expired" : result.$case === "error" ? "refused" : "stored");
       }
     } catch (error) {
-      // Everything stays in the queue, in its order: ids are write-once, so sending twice does no harm.
-      return this.failed(error, began);
+      // All entries stay in the queue, in their order: ids are write-once, so a second Put does no harm.
+      if (error instanceof CallError && error.reason === "limited") this.#limited(began);
+      return false;
     }
     this.#queue.splice(0, batch.length);
     for (const entry of batch) {
@@ -203,7 +165,7 @@ export class Sender {
       if (!entry.value) this.#removing.delete(nameOf(entry.key));
       entry.finished();
     }
-    return 0;
+    return true;
   }
 
   #operation({ key, value, notAfter = 0, issued = 0 }: Outgoing, now: number): BatchOperation | undefined {
@@ -212,17 +174,6 @@ export class Sender {
     if (notAfter <= now) return undefined;
     const [ttl, issueTime] = [duration(notAfter - now), duration(issued)];
     return { operation: { $case: "put", put: { namespace, key, value, ttl, issueTime } } };
-  }
-
-  async #probe(): Promise<void> {
-    const began = performance.now();
-    try {
-      // With the deadline of a handshake: a store that answers, but too late for one, is no help.
-      await this.#store.get(PROBE_KEY, this.#deadline);
-      this.succeeded();
-    } catch (error) {
-      if (error instanceof CallError && error.reason === "limited") this.#limited(began);
-    }
   }
 
   #count(outgoing: Outgoing, outcome: string): void {
@@ -236,7 +187,7 @@ function nameOf(key: Buffer): string {
 }
 
 function size({ value }: Outgoing): number {
-  return OVERHEAD + (value?.length ?? 0);
+  return ENTRY_BYTES + (value?.length ?? 0);
 }
 
 /** Resolves as `promise` does, or to `otherwise` when `milliseconds` have passed. */

@@ -7,32 +7,33 @@
 import { X509Certificate } from "node:crypto";
 import { setTimeout as sleep } from "node:timers/promises";
 
-import { Breaker } from "./breaker.js";
+import { Breaker, FAILURES } from "./breaker.js";
 import type { Context, Unknown } from "./contexts.js";
 import { unwrap, wrap } from "./envelope.js";
 import type { Logger } from "./files.js";
 import { haveOneHash } from "./foreseen.js";
 import type { Keyring } from "./keyring.js";
+import { Prober } from "./prober.js";
 import { FORMAT, ID_BYTES, storeKey } from "./sealing.js";
 import { Sender, within, type Outgoing } from "./sender.js";
 import { Session } from "./session.js";
 import { Recorder, type Stats } from "./stats.js";
 import { CallError, type Store } from "./store.js";
 
-/** How long after its issue, in seconds, an id that the store does not know is asked for again: its Put may be on its way. */
-const FRESH_SECONDS = 10;
-/** Milliseconds to wait before each further ask, or what the deadline leaves. */
-const FRESH_PAUSES = [1, 4, 16, 64];
-/** What a call must have left of the deadline to be worth it: an answer that is late then says nothing about the store. */
-const LEAST_ASK_MILLISECONDS = 10;
-/** How much of its deadline a look-up gives its calls: a busy process tells a little late that the time is up. */
-const DEADLINE_SHARE = 0.9;
-/** The store's limit. */
-const MAX_VALUE_BYTES = 65_536;
+/** Seconds after its issue in which a miss for an id is worth further calls: its Put may be on its way. */
+export const FRESH_SECONDS = 10;
+/** Milliseconds before each further call for a fresh id, or what the deadline leaves. */
+export const RETRY_PAUSES_MS = [1, 4, 16, 64];
+/** Milliseconds that a call must have left to be worth making: a timeout after less says nothing about the server. */
+export const MIN_CALL_MS = 10;
+/** The share of a handshake's deadline that its calls get: the rest absorbs late timers. */
+export const DEADLINE_SHARE = 0.9;
+/** The server's limit. */
+export const MAX_VALUE_BYTES = 65_536;
 
 export interface Policy {
-  lifetime: number;
-  deadline: number;
+  lifetimeSeconds: number;
+  deadlineMs: number;
   singleUse: boolean;
   puts: "wait" | "background";
   maxLookups: number;
@@ -62,6 +63,7 @@ export class Shim {
   readonly #recorder = new Recorder();
   readonly #breaker = new Breaker();
   readonly #sender: Sender;
+  readonly #prober: Prober;
   readonly #flights = new Map<string, Promise<Found>>();
   #lookups = 0;
 
@@ -71,8 +73,9 @@ export class Shim {
     this.#keyring = keyring;
     this.#logger = logger;
     this.#clock = clock;
-    const [breaker, recorder] = [this.#breaker, this.#recorder];
-    this.#sender = new Sender({ store, deadline: policy.deadline, breaker, recorder, logger, clock });
+    const limited = this.#limited.bind(this);
+    this.#sender = new Sender({ store, limited, recorder: this.#recorder, clock });
+    this.#prober = new Prober(store, policy.deadlineMs, this.#breaker, this.#recovered.bind(this));
   }
 
   /** The present, in Unix seconds. */
@@ -85,7 +88,7 @@ export class Shim {
   }
 
   get breakerOpen(): boolean {
-    return !this.#breaker.closed;
+    return this.#breaker.open;
   }
 
   /**
@@ -97,14 +100,14 @@ export class Shim {
    */
   async negotiated(session: Session | undefined, context: Context | Unknown, began: number): Promise<void> {
     const outgoing = session && typeof context === "object" && this.#sealed(session, context, began);
-    if (!outgoing) {
-      this.#recorder.count("puts", "unresumable");
+    if (!outgoing || !this.#breaker.serves(outgoing.key)) {
+      this.#recorder.count("puts", outgoing ? "dropped" : "unresumable");
       return;
     }
     const wait = this.policy.puts === "wait";
     const sent = this.#sender.submit(outgoing, wait);
     // After a call that failed, which may have been this handshake's look-up, a handshake does not wait once more.
-    if (wait && this.#breaker.answered) await within(sent, this.policy.deadline, undefined);
+    if (wait && this.#breaker.answered && this.#sender.answered) await within(sent, this.policy.deadlineMs, undefined);
   }
 
   #sealed(session: Session, context: Context, began: number): Outgoing | undefined {
@@ -115,7 +118,7 @@ export class Shim {
     const lineage = session.lineage ?? { fingerprint, issued: began, end: 0 };
     if (session.hasForeignData || !lineage.fingerprint.equals(fingerprint) || !isOf(session, context)) return undefined;
     const peerEnd = session.peer ? Date.parse(new X509Certificate(session.peer).validTo) / 1000 : Infinity;
-    const remaining = Math.min(lineage.end ? lineage.end - now : session.timeout, this.policy.lifetime, peerEnd - now);
+    const remaining = Math.min(lineage.end ? lineage.end - now : session.timeout, this.policy.lifetimeSeconds, peerEnd - now);
     if (!(remaining > 0) || session.id.length === 0) return undefined;
     session.lineage = undefined; // it is in the envelope
     session.idContext = idContext;
@@ -174,8 +177,28 @@ export class Shim {
   }
 
   async close(timeout: number): Promise<void> {
+    this.#prober.close();
     await this.#sender.close(timeout);
     this.#store.close();
+  }
+
+  /** Records a call that failed. */
+  #failed(error: unknown, began: number): void {
+    const { reason = "rejected", stalled = false } = error instanceof CallError ? error : {};
+    if (reason === "limited") this.#limited(began);
+    else if (!stalled && this.#breaker.fail(began, reason === "timeout")) {
+      this.#logger.warn(`resumed: server unavailable (${FAILURES} failures in a row), resumption disabled: ${String(error)}`);
+      this.#prober.start();
+    }
+  }
+
+  /** Records a call that the server refused because of a limit: the server is well. */
+  #limited(began: number): void {
+    if (this.#breaker.limit(began)) this.#recovered();
+  }
+
+  #recovered(): void {
+    this.#logger.info("resumed: server available again");
   }
 
   #key(id: Buffer): Buffer {
@@ -185,14 +208,14 @@ export class Shim {
   /** Resolves to what was found, or the reason of the miss. */
   async #find(id: Buffer, serverName: string, context: Context, cipher: number | undefined): Promise<Offer | string> {
     const now = this.#clock();
-    const end = performance.now() + this.policy.deadline;
+    const end = performance.now() + this.policy.deadlineMs;
     if (id.length < 1 || id.length > ID_BYTES) return "foreign-id";
     const issued = this.#keyring.openId(this.#store.namespace, id);
-    if (issued !== undefined && now - issued > this.policy.lifetime) return "expired-id";
+    if (issued !== undefined && now - issued > this.policy.lifetimeSeconds) return "expired-id";
     const key = this.#key(id);
     if (this.#sender.isRemoving(key)) return "unknown";
-    if (!this.#breaker.closed) return "breaker-open";
-    if (this.#breaker.resting) return "limited";
+    if (this.#breaker.open) return "breaker-open";
+    if (this.#breaker.limited || !this.#breaker.serves(key)) return "limited";
     // With a clock that is behind, ids of other frontends are from the future, and stay so.
     const fresh = issued !== undefined && Math.abs(now - issued) <= FRESH_SECONDS;
     const { value, outcome } = await this.#fly(key, fresh, end);
@@ -250,7 +273,7 @@ export class Shim {
   ): Promise<Found> {
     const began = performance.now();
     // To take a session and not to learn of it would use it up for nothing.
-    if (end - began < Math.min(LEAST_ASK_MILLISECONDS, this.policy.deadline)) return { outcome: "timeout" };
+    if (end - began < Math.min(MIN_CALL_MS, this.policy.deadlineMs)) return { outcome: "timeout" };
     if (this.#lookups >= this.policy.maxLookups) return { outcome: "too-many-lookups" };
     this.#lookups++;
     const left = (): number => began + (end - began) * DEADLINE_SHARE - performance.now();
@@ -258,19 +281,19 @@ export class Shim {
     try {
       let value = await call();
       let outcome = "store";
-      for (const pause of fresh ? FRESH_PAUSES : []) {
-        const patience = left() - LEAST_ASK_MILLISECONDS;
+      for (const pause of fresh ? RETRY_PAUSES_MS : []) {
+        const patience = left() - MIN_CALL_MS;
         if (value || patience <= 0) break;
         await sleep(Math.min(pause, patience));
         answered = true;
         value = await call();
         outcome = "retried";
       }
-      this.#sender.succeeded();
+      if (this.#breaker.succeed()) this.#recovered();
       return value ? { value, outcome } : { outcome: "unknown" };
     } catch (error) {
       const reason = error instanceof CallError ? error.reason : "rejected";
-      if (reason !== "timeout" || !answered) this.#sender.failed(error, began);
+      if (reason !== "timeout" || !answered) this.#failed(error, began);
       return { outcome: reason };
     } finally {
       this.#lookups--;

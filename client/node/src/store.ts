@@ -56,18 +56,18 @@ const OPTIONS = {
 };
 
 /** How many milliseconds after its time a call must be noticed to be late, so that it was this process that stood still. */
-const STANDSTILL_MILLISECONDS = 10;
+const STALL_MS = 10;
 /** How many milliseconds new credentials have to reach the store before they are used anyway. */
-const RENEWAL_MILLISECONDS = 10_000;
+const RENEWAL_MS = 10_000;
 
 /** A call that failed, and the reason under which a look-up is counted that it made miss. */
 export class CallError extends Error {
   override name = "CallError";
   readonly reason: "timeout" | "unavailable" | "limited" | "rejected";
   /** Whether it is late because this process stood still (a collection, a long computation): the answer may have been there. */
-  readonly stoodStill: boolean;
+  readonly stalled: boolean;
 
-  constructor(error: Pick<ServiceError, "code" | "details">, stoodStill = false) {
+  constructor(error: Pick<ServiceError, "code" | "details">, stalled = false) {
     super(`${status[error.code]}: ${error.details}`);
     this.reason =
       error.code === status.DEADLINE_EXCEEDED
@@ -77,7 +77,7 @@ export class CallError extends Error {
           : error.code === status.RESOURCE_EXHAUSTED
             ? "limited"
             : "rejected";
-    this.stoodStill = stoodStill;
+    this.stalled = stalled;
   }
 }
 
@@ -151,7 +151,7 @@ export class GrpcStore implements Store {
   #renew(next: SessionStoreServiceClient): void {
     this.#next?.close();
     this.#next = next;
-    next.waitForReady(Date.now() + RENEWAL_MILLISECONDS, () => {
+    next.waitForReady(Date.now() + RENEWAL_MS, () => {
       if (this.#next !== next) return; // closed
       this.#next = undefined;
       this.#client.close();
@@ -179,20 +179,20 @@ type Method<Request, Response> = (
 function unary<Request, Response>(method: Method<Request, Response>, request: Request, timeout: number): Promise<Response> {
   return new Promise((resolve, reject) => {
     const end = performance.now() + timeout;
-    let [late, stoodStill] = [false, false];
-    const deadline = Date.now() + timeout + 2 * STANDSTILL_MILLISECONDS; // of the store; the caller's is the timer's
+    let [late, stalled] = [false, false];
+    const deadline = Date.now() + timeout + 2 * STALL_MS; // of the store; the caller's is the timer's
     const call = method(request, new Metadata(), { deadline }, (error, response) => {
       clearTimeout(timer);
       if (!error) resolve(response);
-      else reject(new CallError(late ? { code: status.DEADLINE_EXCEEDED, details: "of this process" } : error, stoodStill));
+      else reject(new CallError(late ? { code: status.DEADLINE_EXCEEDED, details: "of this process" } : error, stalled));
     });
     const giveUp = (): void => {
       late = true;
       call.cancel();
     };
     let timer = setTimeout(() => {
-      stoodStill = performance.now() - end >= STANDSTILL_MILLISECONDS;
-      timer = setTimeout(giveUp, stoodStill ? STANDSTILL_MILLISECONDS : 1);
+      stalled = performance.now() - end >= STALL_MS;
+      timer = setTimeout(giveUp, stalled ? STALL_MS : 1);
     }, timeout);
   });
 }

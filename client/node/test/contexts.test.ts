@@ -222,7 +222,7 @@ onBothVersions("a session ends with the certificate of its client", async (conte
   let now = Date.now() / 1000;
   const short = readFileSync(certificateFile(["client"], 1), "utf8");
   const server = { ...demanding, ca: short };
-  const { port, sessions } = await frontend(context, target, { server, lifetime: 604_800, clock: () => now });
+  const { port, sessions } = await frontend(context, target, { server, lifetimeSeconds: 604_800, clock: () => now });
   const { session } = await visit(port, version, undefined, { ...careless, cert: short, key: short });
   now += 86_300;
   assert((await visit(port, version, session, { ...careless, cert: short, key: short })).resumed);

@@ -136,7 +136,7 @@ for (const version of VERSIONS) {
     { skip },
     async (context) => {
       const store = await startStore();
-      const { port, sessions } = await frontend(context, store.target, { deadline: 50 });
+      const { port, sessions } = await frontend(context, store.target, { deadlineMs: 50 });
       let session: Buffer | undefined;
       const resumes = async (): Promise<boolean> => {
         const seen = await visit(port, version, session);
@@ -248,7 +248,7 @@ onBothVersions("an id that is too old is no call, one that nobody knows is a mis
 
 onBothVersions("however often it is resumed, a session ends when its lifetime has passed", async (context, target, version) => {
   let now = Date.now() / 1000;
-  const { port, sessions } = await frontend(context, target, { clock: () => now, lifetime: 1000 });
+  const { port, sessions } = await frontend(context, target, { clock: () => now, lifetimeSeconds: 1000 });
   let { session } = await visit(port, version);
   for (let n = 0; n < 3; n++) {
     now += 250;
@@ -281,8 +281,8 @@ onBothVersions(
       },
     });
     const common = { store: noted, clock: () => now };
-    const day = await frontend(context, target, { ...common, lifetime: 86_400 });
-    const hour = await frontend(context, target, { ...common, lifetime: 3600 });
+    const day = await frontend(context, target, { ...common, lifetimeSeconds: 86_400 });
+    const hour = await frontend(context, target, { ...common, lifetimeSeconds: 3600 });
     let session: Buffer | undefined;
     for (const [n, { port }] of [day, hour, hour].entries()) {
       const seen = await visit(port, version, session);
@@ -397,7 +397,7 @@ onBothVersions("after close() connections go on, without resumption", async (con
 
 onBothVersions("https and http2 servers resume", async (context, target, version) => {
   const settings = { cert: pem, key: pem };
-  const options = { target, namespace: "web", keyring: Keyring.fromKeys(fleetKey), deadline: 5000, logger: quiet };
+  const options = { target, namespace: "web", keyring: Keyring.fromKeys(fleetKey), deadlineMs: 5000, logger: quiet };
   const secure = https.createServer(settings, (_request, response) => response.end("hello"));
   const second = http2.createSecureServer({ ...settings, allowHTTP1: true }, (_request, response) => response.end("hello"));
   const sessions: Sessions[] = [];
@@ -447,7 +447,7 @@ test("what is no TLS, or cut off, or silent, harms nobody", { skip }, async (con
 });
 
 test("a frontend starts, and serves, before there is a store", async (context) => {
-  const { port, sessions } = await frontend(context, "127.0.0.1:1", { deadline: 50 });
+  const { port, sessions } = await frontend(context, "127.0.0.1:1", { deadlineMs: 50 });
   let session: Buffer | undefined;
   await eventually("an open breaker", async () => {
     const seen = await visit(port, "TLSv1.3", session);
@@ -526,12 +526,12 @@ test("options that are missing, of another type or outside their range are refus
     [{ keyring: undefined }, /keyring must be.*resumed keygen/],
     [{ keyring: fleetKey }, /keyring must be a keyring file[^\x01]*$/],
     [{ keyring: "/nowhere" }, /resumed keygen/],
-    [{ lifetime: 604_801 }, /lifetime must be/],
-    [{ lifetime: "60" }, /lifetime must be/],
-    [{ deadline: 0 }, /deadline must be/],
-    [{ deadline: "50" }, /deadline must be.*not "50"/],
-    [{ deadline: NaN }, /deadline must be/],
-    [{ deadline: 5e10 }, /deadline must be/], // more than a timer can wait
+    [{ lifetimeSeconds: 604_801 }, /lifetimeSeconds must be/],
+    [{ lifetimeSeconds: "60" }, /lifetimeSeconds must be/],
+    [{ deadlineMs: 0 }, /deadlineMs must be/],
+    [{ deadlineMs: "50" }, /deadlineMs must be.*not "50"/],
+    [{ deadlineMs: NaN }, /deadlineMs must be/],
+    [{ deadlineMs: 5e10 }, /deadlineMs must be/], // more than a timer can wait
     [{ maxLookups: 0 }, /maxLookups must be/],
     [{ singleUse: "no" }, /singleUse must be/],
     [{ ids: "sealed" }, /ids must be "any"/],

@@ -19,7 +19,7 @@ async function main(handshakes: number): Promise<void> {
         .resume()
         .write("x");
     });
-    const options = { target, namespace: "shop", keyring: Keyring.fromKeys(fleetKey), deadline: 5000, logger: quiet };
+    const options = { target, namespace: "shop", keyring: Keyring.fromKeys(fleetKey), deadlineMs: 5000, logger: quiet };
     const sessions = attach(server, options);
     const port = await new Promise<number>((resolve) => {
       server.listen(0, "127.0.0.1", () => {

@@ -1,12 +1,13 @@
 /** The policy, with a store that answers when it is told to. */
 import assert from "node:assert/strict";
-import { randomBytes } from "node:crypto";
+import { createHash, randomBytes } from "node:crypto";
 import { test } from "node:test";
 
 import { element } from "../src/der.js";
 import { wrap } from "../src/envelope.js";
 import { Keyring } from "../src/index.js";
 import { FleetKey, NONCE_BYTES } from "../src/sealing.js";
+import { Session } from "../src/session.js";
 import { Shim, type Policy } from "../src/shim.js";
 import { CallError, GrpcStore, type Store } from "../src/store.js";
 import type { BatchResult } from "../src/v1/resumed/v1/session_store.js";
@@ -15,17 +16,23 @@ import { fleetKey, PATIENCE, quiet, sharedStore, skip } from "./support.js";
 
 const CONTEXT = { fingerprint: Buffer.alloc(32), idContext: Buffer.alloc(0), certificates: false };
 const ID = Buffer.alloc(32, 5);
-/** What a store has that was given a session with that id. */
-function sealed(key: Buffer): Buffer {
+/** Returns a session with that id. */
+function sessionOf(id: Buffer): Session {
   const fields: [number, string][] = [
     [0x02, "01"],
     [0x02, "0304"],
     [0x04, "1301"],
-    [0x04, ID.toString("hex")],
+    [0x04, id.toString("hex")],
     [0x04, ""],
+    [0xa2, "0202" + "0e10"], // the timeout: an hour
   ];
-  const session = element(0x30, Buffer.concat(fields.map(([tag, hex]) => element(tag, Buffer.from(hex, "hex")))));
-  const envelope = wrap({ fingerprint: CONTEXT.fingerprint, issued: now(), session });
+  const content = Buffer.concat(fields.map(([tag, hex]) => element(tag, Buffer.from(hex, "hex"))));
+  return Session.parse(element(0x30, content)) ?? assert.fail();
+}
+
+/** Returns the sealed value of a session with the id ID. */
+function sealed(key: Buffer): Buffer {
+  const envelope = wrap({ fingerprint: CONTEXT.fingerprint, issued: now(), session: sessionOf(ID).serialize() });
   return Keyring.fromKeys(fleetKey).seal(key, envelope, Math.floor(now()) + 3600);
 }
 
@@ -33,7 +40,14 @@ const now = (): number => Date.now() / 1000;
 
 function shimOf(store: Store, policy: Partial<Policy> = {}): Shim {
   // The machine may be busy; tests of the deadline set theirs.
-  const given = { lifetime: 7200, deadline: 30_000, singleUse: false, puts: "background" as const, maxLookups: 64, ...policy };
+  const given = {
+    lifetimeSeconds: 7200,
+    deadlineMs: 30_000,
+    singleUse: false,
+    puts: "background" as const,
+    maxLookups: 64,
+    ...policy,
+  };
   return new Shim(store, Keyring.fromKeys(fleetKey), given, quiet, now);
 }
 
@@ -57,7 +71,7 @@ const late = (): CallError => new CallError({ code: status.DEADLINE_EXCEEDED, de
 test("an event loop that stands still is no failure of the store", { skip }, async () => {
   const store = new GrpcStore((await sharedStore()).target, "still");
   await store.get(randomBytes(32), PATIENCE); // connects
-  const shim = shimOf(store, { deadline: 50 });
+  const shim = shimOf(store, { deadlineMs: 50 });
   const lookUp = (): Promise<unknown> => shim.lookUp(randomBytes(32), "", CONTEXT);
   for (let n = 0; n < 5; n++) {
     const three = [lookUp(), lookUp(), lookUp()];
@@ -86,7 +100,7 @@ test("Get and Take share one deadline: with too little left a single use is not 
     taken++;
     return Promise.resolve(sealed(key));
   };
-  const shim = shimOf(fakeStore({ get, take }), { deadline: 50, singleUse: true });
+  const shim = shimOf(fakeStore({ get, take }), { deadlineMs: 50, singleUse: true });
   for (let n = 0; n < 5; n++) assert.equal(await shim.lookUp(ID, "", CONTEXT), undefined);
   assert.deepEqual([shim.stats.misses, taken, shim.breakerOpen], [{ timeout: 5 }, 0, false]);
   took = 20;
@@ -174,7 +188,7 @@ test("Batches that a slow store carries out do not hide that its look-ups are la
         return Promise.resolve(operations.map(() => ({ result: { $case: "remove", remove: {} } }) as never));
       },
     }),
-    { deadline: 50 },
+    { deadlineMs: 50 },
   );
   for (let n = 0; n < 3; n++) {
     shim.remove(randomBytes(32), "application");
@@ -183,4 +197,53 @@ test("Batches that a slow store carries out do not hide that its look-ups are la
   }
   assert.deepEqual([shim.stats.misses, shim.breakerOpen], [{ timeout: 3 }, true]);
   await shim.close(1000);
+});
+
+test("beyond a limit a share of the sessions is stored and looked up, the same in all frontends", async (context) => {
+  let tick = 1000;
+  context.mock.method(performance, "now", () => tick);
+  let limited = true;
+  const [asked, stored]: [Set<string>, Set<string>] = [new Set(), new Set()];
+  const store = fakeStore({
+    get: (key) => {
+      asked.add(key.toString("hex"));
+      return limited
+        ? Promise.reject(new CallError({ code: status.RESOURCE_EXHAUSTED, details: "" }))
+        : Promise.resolve(undefined);
+    },
+    batch: (operations) => {
+      for (const { operation } of operations) if (operation?.$case === "put") stored.add(operation.put.key.toString("hex"));
+      return Promise.resolve(operations.map(() => ({ result: { $case: "put", put: {} } }) as never));
+    },
+  });
+  const shims = [shimOf(store), shimOf(store)];
+  const ids = Array.from({ length: 200 }, (_, n) => createHash("sha256").update(String(n)).digest());
+  for (const shim of shims) {
+    for (const id of ids.slice(0, 20)) {
+      await shim.lookUp(id, "", CONTEXT);
+      tick += 1000; // longer than a pause
+    }
+  }
+  limited = false;
+  const served: number[] = [];
+  for (const shim of shims) {
+    for (const calls of [asked, stored]) calls.clear();
+    for (const id of ids) await shim.lookUp(id, "", CONTEXT);
+    served.push(asked.size);
+    for (const id of ids) await shim.negotiated(sessionOf(id), CONTEXT, now());
+    assert(await shim.flush(30_000));
+    assert(stored.size === asked.size && [...asked].every((key) => stored.has(key)));
+    assert.deepEqual(shim.stats.puts, { stored: asked.size, dropped: ids.length - asked.size });
+  }
+  assert(
+    served.every((count) => count > 10 && count < 150),
+    String(served),
+  );
+  tick += 200_000;
+  for (const shim of shims) {
+    asked.clear();
+    for (const id of ids) await shim.lookUp(id, "", CONTEXT);
+    assert.deepEqual([asked.size, shim.breakerOpen], [ids.length, false]);
+    await shim.close(1000);
+  }
 });

@@ -115,7 +115,7 @@ export async function frontend(context: TestContext, target: string, extras: Ext
     target,
     namespace: "shop",
     keyring: Keyring.fromKeys(fleetKey),
-    deadline: 5000, // the machine may be busy; tests of the deadline set theirs
+    deadlineMs: 5000, // the machine may be busy; tests of the deadline set theirs
     logger: quiet,
     ...given,
   };

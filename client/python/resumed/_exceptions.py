@@ -23,7 +23,7 @@ class UnsupportedContext(ResumedError):
     """The session callbacks of this TLS context cannot be set; the message says what to do."""
 
 
-class Unsealable(ResumedError):
+class UnsealError(ResumedError):
     """A value from the store cannot be opened, or what is in it cannot be used.
 
     Attributes:
@@ -66,7 +66,7 @@ class LimitExceeded(StoreError):
     """The store is well, but a limit of the caller or of the namespace is used up. Call again later, and less often."""
 
 
-class InvalidCall(StoreError):
+class InvalidRequest(StoreError):
     """A key, value, ttl or namespace is outside its limits."""
 
 
@@ -81,7 +81,7 @@ _BY_NAME: dict[str, type[StoreError]] = {
     "ALREADY_EXISTS": AlreadyExists,
     "CANCELLED": StoreUnavailable,  # by a server that stops: nobody here cancels
     "DEADLINE_EXCEEDED": StoreTimeout,
-    "INVALID_ARGUMENT": InvalidCall,
+    "INVALID_ARGUMENT": InvalidRequest,
     "RESOURCE_EXHAUSTED": LimitExceeded,
     "UNAVAILABLE": StoreUnavailable,
 }

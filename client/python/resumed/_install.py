@@ -7,12 +7,12 @@ import ssl
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Literal
 
-from resumed._async.event_loops import attach
+from resumed._async.event_loops import enable
 from resumed._client.store import SessionStore
 from resumed._crypto.sealing import Keyring
-from resumed._openssl import Binding, session_ids
+from resumed._openssl import CallbackBinding, session_ids
 from resumed._policy.mirror import DEFAULT_BYTES, Mirror
-from resumed._policy.session_policy import Shim
+from resumed._policy.session_policy import SessionPolicy
 
 if TYPE_CHECKING:
     import os
@@ -30,28 +30,30 @@ _NAMESPACE = re.compile(r"[a-z0-9.-]{1,63}")
 class Installation:
     """A TLS context that shares its sessions: keep it for `stats` and uninstall(); the context itself needs no help."""
 
-    def __init__(self, shim: Shim, binding: Binding, detach: Callable[[], None] | None) -> None:
-        self._shim, self._binding, self._detach = shim, binding, detach
+    def __init__(
+        self, policy: SessionPolicy, binding: CallbackBinding, disable_suspension: Callable[[], None] | None
+    ) -> None:
+        self._policy, self._binding, self._disable_suspension = policy, binding, disable_suspension
 
     @property
     def namespace(self) -> str:
         """Who shares these sessions."""
-        return self._shim.namespace
+        return self._policy.namespace
 
     @property
     def stats(self) -> Stats:
         """Hits, misses, puts and removals by reason, and look-up times, of this process."""
-        return self._shim.stats
+        return self._policy.stats
 
     @property
     def breaker_open(self) -> bool:
         """Whether the store kept failing, so that handshakes do not ask it at present."""
-        return self._shim.breaker_open
+        return self._policy.breaker_open
 
     @property
     def mirror_live(self) -> bool | None:
         """Whether the mirror follows the store, and so answers; None without a mirror."""
-        return self._shim.mirror_live
+        return self._policy.mirror_live
 
     @property
     def signature_seconds(self) -> float | None:
@@ -100,13 +102,13 @@ class Installation:
             ValueError: The connection has no session: its handshake is not over, or it is closed.
         """
         if isinstance(sessions, bytes):
-            return self._shim.remove([sessions])
+            return self._policy.remove([sessions])
         if not isinstance(sessions, Iterable):
-            return self._shim.remove(self.session_ids(sessions))
+            return self._policy.remove(self.session_ids(sessions))
         ids = frozenset(sessions)
         if not all(isinstance(each, bytes) for each in ids):
             raise TypeError("session ids are bytes")
-        return self._shim.remove(ids)
+        return self._policy.remove(ids)
 
     @staticmethod
     def session_ids(source: object) -> frozenset[bytes]:
@@ -129,14 +131,14 @@ class Installation:
             Whether that was done within `timeout` seconds, and the store has acknowledged all removals. One that it
             refused, or that was dropped, counts until it is repeated.
         """
-        return self._shim.flush(timeout)
+        return self._policy.flush(timeout)
 
     def uninstall(self) -> None:
         """Put back the callbacks and settings that the context had, send what is not sent yet, and disconnect."""
-        if self._detach:
-            self._detach()
+        if self._disable_suspension:
+            self._disable_suspension()
         self._binding.uninstall()
-        self._shim.close()
+        self._policy.close()
 
 
 def install(
@@ -210,7 +212,7 @@ def install(
 
         spans = LookupSpans(tracer_provider, namespace)
     size = _size(mirror)
-    shim = Shim(
+    policy = SessionPolicy(
         store,
         keyring,
         lifetime=lifetime,
@@ -221,8 +223,8 @@ def install(
         mirror=Mirror(store, size) if size else None,
         spans=spans,
     )
-    binding = Binding(context, shim, replace=replace, ignore_id_context=ignore_id_context)
-    return Installation(shim, binding, attach(context, binding) if isinstance(context, ssl.SSLContext) else None)
+    binding = CallbackBinding(context, policy, replace=replace, ignore_id_context=ignore_id_context)
+    return Installation(policy, binding, enable(context, binding) if isinstance(context, ssl.SSLContext) else None)
 
 
 def _size(mirror: bool | int | str) -> int:

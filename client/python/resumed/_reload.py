@@ -16,7 +16,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
-from resumed._process.fork import renew_after_fork
+from resumed._process.fork import register_after_fork
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -88,7 +88,7 @@ class Followed(Generic[_Value]):
         self.value = self._parsed(files)
         self._next_look = time.monotonic() + CHECK_SECONDS
         self._looking = threading.Lock()
-        renew_after_fork(self)
+        register_after_fork(self)
 
     def latest(self) -> _Value:
         """Return the value; look at the files first if that was not done for a second. Thread-safe.

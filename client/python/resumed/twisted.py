@@ -15,7 +15,7 @@ from zope.interface import implementer
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from resumed._async.suspendable_handshake import Handshake
+    from resumed._async.suspendable_handshake import SuspendableHandshake
     from resumed._install import Installation
 
 _Result = TypeVar("_Result")
@@ -49,14 +49,14 @@ class ConnectionCreator:
 class _Connection(SSL.Connection):
     """Raises WantReadError while its handshake rests."""
 
-    _handshake: Handshake | None
+    _handshake: SuspendableHandshake | None
 
     def __init__(
         self, context: SSL.Context, installation: Installation, waker: Callable[[], Callable[[], None]]
     ) -> None:
         super().__init__(context, None)
         self._handshake = installation._binding.begin(waker)  # noqa: SLF001  # of this package
-        self._drive = installation._binding.drive  # noqa: SLF001  # of this package
+        self._run_step = installation._binding.run_step  # noqa: SLF001  # of this package
 
     def do_handshake(self) -> None:
         """Take a step of the handshake."""
@@ -76,11 +76,11 @@ class _Connection(SSL.Connection):
         if handshake is None:
             return step()
         try:
-            return self._drive(handshake, step)
+            return self._run_step(handshake, step)
         except SSL.WantReadError:
             raise
         except SSL.Error:
-            if handshake.rests:
+            if handshake.suspended:
                 # OpenSSL's SSL_ERROR_WANT_CLIENT_HELLO_CB, which pyOpenSSL does not know by name.
                 raise SSL.WantReadError from None
             raise

@@ -1,1 +1,1 @@
-"""TLS to callers, their identity, and their grants."""
+"""TLS, authentication by client certificate, and authorization by grants."""

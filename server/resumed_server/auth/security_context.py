@@ -1,67 +1,66 @@
-"""What stands before the sessions: TLS and grants, if the settings have them, and limits; their files are followed."""
+"""Access control for the session services: TLS, grants and limits, reloaded when their files change."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from resumed_server.auth import grants
-from resumed_server.auth import tls as credentials
-from resumed_server.auth.authorizer import Anybody, Granted
-from resumed_server.auth.tls import Credentials
+from resumed_server.auth import grants, tls
+from resumed_server.auth.authorizer import AllowAll, GrantsAuthorizer
+from resumed_server.auth.tls import ServerCertificates
 from resumed_server.limits.config import Limit
-from resumed_server.limits.enforcer import Budgets
+from resumed_server.limits.enforcer import LimitEnforcer
 
 if TYPE_CHECKING:
-    from resumed_server.auth.authorizer import Access
+    from resumed_server.auth.authorizer import Authorizer
     from resumed_server.config.reloading_file import Followed
     from resumed_server.config.settings import Settings
-    from resumed_server.limits.enforcer import Shared
+    from resumed_server.limits.enforcer import SharedCounters
 
-FOLLOW_SECONDS = 1.0
-"""Seconds from one look at the files to the next."""
+POLL_SECONDS = 1.0
+"""Seconds between two checks of the files."""
 
 
-class Protection:
-    """What the settings put before the sessions.
+class SecurityContext:
+    """TLS, authorization and limits, as the settings configure them.
 
     Args:
-        settings: What the server is told.
-        counted: What is left of limits, for all workers together.
+        settings: The settings of the server.
+        counters: The counters of limits, which all workers share.
 
     Attributes:
-        credentials: TLS, None without it.
-        access: Who may do what.
-        budgets: What identities and namespaces may use.
+        certificates: TLS; None without it.
+        authorizer: Authenticates and authorizes callers.
+        enforcer: The limits of identities and namespaces.
 
     Raises:
-        ValueError: A file cannot be used; each line says why.
+        ValueError: A file is invalid; each line names a reason.
     """
 
-    def __init__(self, settings: Settings, counted: Shared) -> None:
-        self.credentials: Credentials | None = None
-        self.access: Access = Anybody()
+    def __init__(self, settings: Settings, counters: SharedCounters) -> None:
+        self.certificates: ServerCertificates | None = None
+        self.authorizer: Authorizer = AllowAll()
         limit = _namespace_limit(settings)
-        self.budgets = Budgets(limit, None, counted)
+        self.enforcer = LimitEnforcer(limit, None, counters)
         self._files: list[Followed[Any]] = []
         if settings.tls_cert:
-            tls = credentials.followed(settings.tls_cert, settings.tls_key, settings.client_ca)
-            self.credentials = Credentials(tls, renewal=settings.max_connection_age)
-            self._files.append(tls)
+            certificates = tls.watch_files(settings.tls_cert, settings.tls_key, settings.client_ca)
+            self.certificates = ServerCertificates(certificates, renewal=settings.max_connection_age)
+            self._files.append(certificates)
         if settings.grants:
-            granted = grants.followed(settings.grants)
-            self.budgets = Budgets(limit, granted, counted)
-            self.access = Granted(granted, self.budgets)
+            granted = grants.watch_file(settings.grants)
+            self.enforcer = LimitEnforcer(limit, granted, counters)
+            self.authorizer = GrantsAuthorizer(granted, self.enforcer)
             self._files.append(granted)
 
-    def follow(self) -> float:
-        """Look at the files once; return the seconds until they are to be looked at again."""
+    def poll(self) -> float:
+        """Check once whether the files have changed; return the seconds until the next check."""
         for files in self._files:
             files.follow()
-        return FOLLOW_SECONDS
+        return POLL_SECONDS
 
 
 def _namespace_limit(settings: Settings) -> Limit:
-    """Return the limit of a namespace for which the grants have none."""
+    """Return the limit of each namespace without a limit in the grants file."""
     return Limit(
         operations_per_second=settings.namespace_ops_per_second or None,
         watchers=settings.namespace_watchers or None,

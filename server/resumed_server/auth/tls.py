@@ -1,7 +1,7 @@
-"""The certificate that the server shows and the authorities whose clients it serves, renewed while it serves.
+"""Server TLS certificates and client CAs, reloaded at run time.
 
-gRPC asks for them before every handshake, on threads of its own. So whoever looks at the files is somebody else
-(`Followed`): what gRPC gets is in memory, checked, and whole.
+gRPC requests them before every handshake, in threads of its own. Another thread reads and validates the files
+(`Followed`), so gRPC never waits for a file and never gets an invalid one.
 """
 
 from __future__ import annotations
@@ -22,121 +22,124 @@ from resumed_server.config.reloading_file import Followed
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-# With keys of other kinds (Ed25519) the server starts, and gRPC's clients refuse every handshake.
-_SMALLEST_RSA_KEY = 2_048
+# With keys of other types (Ed25519) the server would start, and gRPC's clients would reject every handshake.
+_MIN_RSA_BITS = 2_048
 _CURVES = (ec.SECP256R1, ec.SECP384R1, ec.SECP521R1)
 
 
-class Material(NamedTuple):
-    """PEM files that fit each other. No `client_ca` means that clients need no certificate."""
+class CertificateFiles(NamedTuple):
+    """A certificate and its key, in PEM. Without a `client_ca`, clients need no certificate."""
 
     certificate: bytes
     key: bytes
     client_ca: bytes | None
     expires: float
-    """When the server's certificate does, in Unix seconds."""
+    """When the server's certificate expires, in Unix seconds."""
 
     def __repr__(self) -> str:
-        """Show nothing: one of them is a secret."""
-        return "Material()"
+        """Return no content: the key is a secret."""
+        return "CertificateFiles()"
 
 
-def followed(certificate: str, key: str, client_ca: str = "") -> Followed[Material]:
-    """Follow the files at these paths; `client_ca` may be empty.
+def watch_files(certificate: str, key: str, client_ca: str = "") -> Followed[CertificateFiles]:
+    """Read the files at these paths (`client_ca` may be empty); return them as files that can be reloaded.
 
     Raises:
-        ValueError: They cannot be used; the message says why.
+        ValueError: A file is invalid; the message names the reason.
     """
     paths = [certificate, key, client_ca] if client_ca else [certificate, key]
-    return Followed("TLS", paths, lambda contents: _checked(paths, contents))
+    return Followed("TLS", paths, lambda contents: _validate(paths, contents))
 
 
-class Credentials:
-    """Hands gRPC what `files` hold at the moment.
+class ServerCertificates:
+    """Provides gRPC with the present content of `files`.
 
-    A client that resumes a TLS session is not asked for its certificate again. So what there is, is handed out anew
-    every `renewal` seconds, with which gRPC makes itself new ticket keys: no session from before that can be resumed.
+    A client that resumes a TLS session presents no certificate again. So gRPC gets even unchanged files again every
+    `renewal` seconds: then it creates new ticket keys, and no earlier session can be resumed.
     """
 
-    def __init__(self, files: Followed[Material], renewal: float, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, files: Followed[CertificateFiles], renewal: float, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._files = files
         self._renewal = renewal
         self._clock = clock
 
     @property
     def expires(self) -> float:
-        """When the certificate that is shown now expires, in Unix seconds."""
+        """When the present server certificate expires, in Unix seconds."""
         return self._files.value.expires
 
-    def for_one_port(self) -> grpc.ServerCredentials:
-        """Return credentials for one address; they remember what gRPC was handed for it."""
+    def for_listener(self) -> grpc.ServerCredentials:
+        """Return the credentials of one listener, which remember the files that gRPC has for it."""
         initial = self._files.value
-        fetch = _Fetcher(self._files, initial, self._renewal, self._clock)
+        fetch = CertificateConfigFetcher(self._files, initial, self._renewal, self._clock)
         return grpc.dynamic_ssl_server_credentials(
             _configuration(initial),
-            fetch,  # type: ignore[arg-type] # the stubs have forgotten that it may return None
+            fetch,  # type: ignore[arg-type] # the stubs do not allow the None that gRPC accepts
             require_client_authentication=initial.client_ca is not None,
         )
 
 
-class _Fetcher:
-    """What gRPC calls before a handshake: None means that nothing changed."""
+class CertificateConfigFetcher:
+    """The function that gRPC calls before each handshake."""
 
     def __init__(
-        self, files: Followed[Material], initial: Material, renewal: float, clock: Callable[[], float]
+        self, files: Followed[CertificateFiles], initial: CertificateFiles, renewal: float, clock: Callable[[], float]
     ) -> None:
         self._files = files
-        self._handed = initial
+        self._sent = initial
         self._renewal = renewal
         self._clock = clock
         self._renewed = clock()
         self._lock = threading.Lock()
 
     def __call__(self) -> grpc.ServerCertificateConfiguration | None:
-        material, now = self._files.value, self._clock()
+        """Return the present files, or None if gRPC has them."""
+        files, now = self._files.value, self._clock()
         with self._lock:
-            if material is self._handed and now - self._renewed < self._renewal:
+            if files is self._sent and now - self._renewed < self._renewal:
                 return None
-            self._handed, self._renewed = material, now
-        return _configuration(material)
+            self._sent, self._renewed = files, now
+        return _configuration(files)
 
 
-def _configuration(material: Material) -> grpc.ServerCertificateConfiguration:
+def _configuration(files: CertificateFiles) -> grpc.ServerCertificateConfiguration:
     return grpc.ssl_server_certificate_configuration(
-        [(material.key, material.certificate)], root_certificates=material.client_ca
+        [(files.key, files.certificate)], root_certificates=files.client_ca
     )
 
 
-def _checked(paths: Sequence[str], contents: Sequence[bytes]) -> Material:
-    """Return the files if gRPC can use them: it would tell nobody that it cannot."""
+def _validate(paths: Sequence[str], contents: Sequence[bytes]) -> CertificateFiles:
+    """Return the files if gRPC accepts them. gRPC itself would reject them without a message."""
     (leaf, *_), key = _certificates(paths[0], contents[0]), _key(paths[1], contents[1])
     if leaf.public_key() != key.public_key():
-        raise ValueError(f"the certificate {paths[0]} and the key {paths[1]} do not belong together")
+        raise ValueError(f"the certificate {paths[0]} and the key {paths[1]} do not match")
     if leaf.not_valid_after_utc < datetime.now(timezone.utc):
         raise ValueError(f"the certificate {paths[0]} expired at {leaf.not_valid_after_utc:%Y-%m-%d %H:%M} UTC")
     expires = leaf.not_valid_after_utc.timestamp()
     if len(contents) == len(paths[:2]):
-        return Material(contents[0], contents[1], None, expires)
+        return CertificateFiles(contents[0], contents[1], None, expires)
     _certificates(paths[2], contents[2])
-    return Material(contents[0], contents[1], contents[2], expires)
+    return CertificateFiles(contents[0], contents[1], contents[2], expires)
 
 
 def _certificates(path: str, pem: bytes) -> list[x509.Certificate]:
     try:
         return x509.load_pem_x509_certificates(pem)
     except ValueError:
-        raise ValueError(f"{path} holds no certificates in PEM") from None
+        raise ValueError(f"{path} contains no certificate in PEM format") from None
 
 
 def _key(path: str, pem: bytes) -> rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey:
     try:
         key = load_pem_private_key(pem, password=None)
     except TypeError:
-        raise ValueError(f"the key {path} is encrypted; the server cannot ask for its password") from None
+        raise ValueError(f"the key {path} is encrypted; use a key without a password") from None
     except (ValueError, UnsupportedAlgorithm):
-        raise ValueError(f"{path} holds no private key in PEM") from None
-    if isinstance(key, rsa.RSAPrivateKey) and key.key_size >= _SMALLEST_RSA_KEY:
+        raise ValueError(f"{path} contains no private key in PEM format") from None
+    if isinstance(key, rsa.RSAPrivateKey) and key.key_size >= _MIN_RSA_BITS:
         return key
     if isinstance(key, ec.EllipticCurvePrivateKey) and isinstance(key.curve, _CURVES):
         return key
-    raise ValueError(f"the key {path} must be RSA of {_SMALLEST_RSA_KEY} bits or more, or EC on P-256, P-384 or P-521")
+    raise ValueError(f"the key {path} must be RSA of {_MIN_RSA_BITS} bits or more, or EC on P-256, P-384 or P-521")

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from resumed import Admin, CredentialsError, InvalidCall, StoreError, StoreUnavailable
+from resumed import Admin, CredentialsError, InvalidRequest, StoreError, StoreUnavailable
 from resumed_server.cli.options import AsJson, Deadline, Target
 from resumed_server.cli.tls_options import TlsOptions, takes_tls
 from resumed_server.config.types import Duration
@@ -146,7 +146,7 @@ def _size(admin: Admin, namespace: str) -> str:
 def _print_failure(consequence: str, error: StoreError) -> None:
     """Print the consequence of a store's error, the error and the remedy."""
     advice = ""
-    if isinstance(error, InvalidCall):
+    if isinstance(error, InvalidRequest):
         advice = "; correct it"
     elif isinstance(error, StoreUnavailable):
         advice = "; try again until it succeeds"

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from resumed_server.auth.grants import OPERATIONS, followed
+from resumed_server.auth.grants import OPERATIONS, watch_file
 from resumed_server.cli.options import AsJson
 from resumed_server.errors import UserError
 
@@ -81,10 +81,10 @@ def check(
     question = Question(identity, namespace, operation)
     _verify(question)
     try:
-        read = followed(file).value
+        read = watch_file(file).value
     except ValueError as error:
         raise UserError(str(error)) from None
-    grants = read.all
+    grants = read.grants
     compared = [_Compared(number, grant, _missing(grant, question)) for number, grant in enumerate(grants, 1)]
     matching = [each for each in compared if not each.missing]
     asked = any(question)
@@ -123,8 +123,8 @@ def _verify(question: Question) -> None:
 def _missing(grant: Grant, question: Question) -> list[str]:
     """Return the parts of a question that a grant does not match."""
     tests: dict[str, Callable[[str], bool]] = {
-        "identity": grant.names,
-        "namespace": grant.covers,
+        "identity": grant.matches_identity,
+        "namespace": grant.matches_namespace,
         "operation": grant.operations.__contains__,
     }
     return [name for name, asked in question._asdict().items() if asked is not None and not tests[name](asked)]

@@ -13,7 +13,9 @@ _SPIFFE = re.compile(
     r"spiffe://[a-z0-9._-]{1,255}/[a-zA-Z0-9._/-]{0,1790}\*|spiffe://[a-z0-9._-]{1,255}(/[a-zA-Z0-9._-]+)*"
 )
 _DNS = re.compile(r"dns:[a-z0-9._-]{0,253}\*|dns:[a-z0-9_]([a-z0-9._-]{0,251}[a-z0-9])?")
-_NAMESPACE = re.compile(r"[a-z0-9.-]{1,63}|[a-z0-9.-]{0,62}\*")
+MAX_NAMESPACE = 63
+is_namespace = re.compile(rf"[a-z0-9.-]{{1,{MAX_NAMESPACE}}}").fullmatch
+_is_namespace_prefix = re.compile(rf"[a-z0-9.-]{{0,{MAX_NAMESPACE - 1}}}\*").fullmatch
 
 
 def matches(pattern: str, text: str) -> bool:
@@ -33,7 +35,7 @@ def identity_problems(identity: object) -> Iterator[str]:
 def namespace_problems(namespaces: object) -> Iterator[str]:
     """Yield what is wrong with a list of patterns of namespaces."""
     for namespace in listed(namespaces):
-        if namespace is None or not _NAMESPACE.fullmatch(namespace):
+        if namespace is None or not (is_namespace(namespace) or _is_namespace_prefix(namespace)):
             yield (
                 f"namespaces {shown(namespace)} must list names of 1 to 63 characters of [a-z0-9.-]; one * may end each"
             )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from resumed_server.rpc.handlers import cause_of
+from resumed_server.rpc.status import log_fields
 from resumed_server.storage.engine import EngineBroken, EngineUnavailable
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class Readiness:
         if ready is not self._reported:
             self._reported = ready
             if failure:
-                log.warning("not ready", **cause_of(failure))
+                log.warning("not ready", **log_fields(failure))
             else:
                 log.info("ready")
 

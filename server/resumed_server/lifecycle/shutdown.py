@@ -12,9 +12,9 @@ if TYPE_CHECKING:
 
     import grpc
 
-    from resumed_server.rpc.health_service import Health
+    from resumed_server.rpc.health_service import HealthService
     from resumed_server.rpc.native_server import NativeServer
-    from resumed_server.watch.hub import Watchers
+    from resumed_server.watch.hub import WatchHub
 
 GRACE = 5.0
 """Seconds that calls in flight get to finish after the shutdown delay."""
@@ -24,8 +24,8 @@ log = structlog.get_logger()
 
 def drain(
     server: grpc.Server | NativeServer,
-    health: Health,
-    watchers: Watchers,
+    health: HealthService,
+    watchers: WatchHub,
     delay: float,
     hurried: Callable[[float], bool],
 ) -> None:

@@ -1,1 +1,1 @@
-"""Rate limits and quotas: their configuration, the counters that workers share, and the enforcement."""
+"""RateLimiter limits and quotas: their configuration, the counters that workers share, and the enforcement."""

@@ -1,18 +1,18 @@
-"""Limits: how much an identity may do, and how much there may be in namespaces. What the grants file says of them.
+"""Limits of identities and namespaces, as the grants file configures them.
 
     [[limit]]
-    identity = "spiffe://example.org/shop"    # each identity that this names, by itself
+    identity = "spiffe://example.org/shop"    # for each matching identity separately
     operations_per_second = 2000
     watchers = 16
 
     [[limit]]
-    namespaces = ["shop", "shop.*"]           # all of these together
+    namespaces = ["shop", "shop.*"]           # for all of these together
     operations_per_second = 5000
     sessions = 1_000_000
     bytes = "512MiB"
     watchers = 64
 
-Of those for identities, and of those for namespaces, the first that names one is the one that counts.
+An identity has the first limit that matches it, and so has a namespace.
 """
 
 from __future__ import annotations
@@ -28,21 +28,22 @@ if TYPE_CHECKING:
 
 _OF_IDENTITIES = ("operations_per_second", "watchers")
 _OF_NAMESPACES = (*_OF_IDENTITIES, "sessions", "bytes")
-_LARGEST = 1 << 44
+_MAX_AMOUNT = 1 << 44
 
 
 @dataclass(frozen=True)
 class Limit:
-    """What an identity, or some namespaces together, may use; what is not given is as much as there is.
+    """A limit for one identity, or for several namespaces combined. An omitted field means unlimited.
 
     Attributes:
-        identity: Whom it is for, each identity by itself: as in a grant. Either this or `namespaces`.
-        namespaces: What it is for, all of these together: as in a grant. Either this or `identity`.
-        operations_per_second: Those that calls ask for, refused ones included; a Batch counts each of its own.
-        watchers: Watch streams, in each process of the server.
-        sessions: Sessions that are stored, and tombstones of those that were removed or taken, in `namespaces` only.
-        bytes: What their values take, and 256 bytes for each session and tombstone, in `namespaces` only: a number, or
-            a size such as "512MiB".
+        identity: A pattern of identities, as in a grant; each of them has the limit for itself. Either this or
+            `namespaces`.
+        namespaces: Patterns of namespaces, as in a grant; all of them share the limit. Either this or `identity`.
+        operations_per_second: Operations of calls, including rejected ones; each operation of a Batch counts.
+        watchers: Watch streams per process of the server.
+        sessions: Stored sessions, and tombstones of removed and taken ones; with `namespaces` only.
+        bytes: Bytes of their values, plus 256 for each session and tombstone; with `namespaces` only. A number, or a
+            size such as "512MiB".
     """
 
     identity: str = ""
@@ -53,8 +54,8 @@ class Limit:
     bytes: int | None = None
 
     @classmethod
-    def of(cls, table: dict[str, Any]) -> Limit:
-        """Return what a table of the file says, in which there are no problems."""
+    def from_table(cls, table: dict[str, Any]) -> Limit:
+        """Return the limit of a valid table of the file."""
         size = table.get("bytes")
         return cls(
             **table
@@ -63,8 +64,8 @@ class Limit:
         )
 
     @classmethod
-    def problems(cls, table: dict[str, Any]) -> Iterator[str]:
-        """Yield what is wrong with a table of the file."""
+    def validate(cls, table: dict[str, Any]) -> Iterator[str]:
+        """Yield the problems of a table of the file."""
         if ("identity" in table) == ("namespaces" in table):
             yield "it must have either identity or namespaces"
             return
@@ -79,28 +80,28 @@ class Limit:
         if not any(name in table for name in known):
             yield f"it limits nothing; give it some of {', '.join(known)}"
         for name in known:
-            if name in table and not _is_amount(table[name], size=name == "bytes"):
+            if name in table and not _is_positive(table[name], size=name == "bytes"):
                 what = 'a size such as "256MiB"' if name == "bytes" else "a whole number"
                 yield f"{name} {shown(table[name])} must be {what}, above 0"
 
     @property
     def limits_sizes(self) -> bool:
-        """Whether it limits what there may be."""
+        """Whether it limits sessions or bytes."""
         return self.sessions is not None or self.bytes is not None
 
-    def names(self, identity: str) -> bool:
-        """Return whether it is for `identity`."""
+    def matches_identity(self, identity: str) -> bool:
+        """Return whether the limit is for `identity`."""
         return bool(self.identity) and matches(self.identity, identity)
 
-    def covers(self, namespace: str) -> bool:
-        """Return whether it is for `namespace`."""
+    def matches_namespace(self, namespace: str) -> bool:
+        """Return whether the limit is for `namespace`."""
         return any(matches(pattern, namespace) for pattern in self.namespaces)
 
 
-def _is_amount(value: object, *, size: bool) -> bool:
+def _is_positive(value: object, *, size: bool) -> bool:
     if size and isinstance(value, str):
         try:
             value = Size.parse(value)
         except ValueError:
             return False
-    return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= _LARGEST
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= _MAX_AMOUNT

@@ -1,151 +1,129 @@
-"""Quotas: how much there is in namespaces whose sessions or bytes are limited.
+"""Counters of sessions and bytes, for namespaces whose sessions or bytes are limited.
 
-A tombstone counts as the session whose place it takes: it takes room as long as that would, and nothing else bounds it.
+A tombstone counts as the session that it replaces: it occupies its space for as long, and nothing else bounds it.
 
-One process of a server counts what the engine holds, now and then, and all add what they let in meanwhile, in memory
-that they share from the fork on. So a count is never less than what there is but for Puts at the very same moment, and
-what expires or is removed is noticed by the next one.
+One process of a server recounts the entries of the engine periodically. Between two counts, all processes add the
+entries that they admit, in shared memory. So a counter is never below the number of entries, except for Puts at the
+same moment, and the next count subtracts the entries that were removed or have expired.
 """
 
 from __future__ import annotations
 
-import mmap
-import os
 import time
 from collections import defaultdict
-from hashlib import blake2b
 from typing import TYPE_CHECKING
 
-from resumed_server.periodic import Periodic
+from resumed_server.limits.shared_slots import SharedSlots
+from resumed_server.periodic import PeriodicTask
 
 if TYPE_CHECKING:
-    from resumed_server.limits.enforcer import Budgets
+    from resumed_server.limits.enforcer import LimitEnforcer
     from resumed_server.storage.engine import Engine
 
-COUNT_SECONDS = 10.0
+RECOUNT_SECONDS = 10.0
 """Seconds from one count to the next."""
-COUNT_SHARE = 20
-"""How many times as long as a count took, at least, it is not repeated."""
+MIN_PAUSE_FACTOR = 20
+"""Minimum pause between counts, as a multiple of the duration of the last one."""
 ENTRY_BYTES = 256
-"""What each session and each tombstone counts for beside its value: about what an engine keeps there (engines.md)."""
-
-_SLOTS = 1 << 13
-_TRIED = 8
-_KEY_BYTES = 16
+"""Bytes that each session and tombstone counts in addition to its value: about the overhead in an engine."""
 
 
-def hashed(name: str, key: bytes) -> int:
-    """Return a number for a name that nobody without the key can choose names by: they would share a victim's slots."""
-    return int.from_bytes(blake2b(name.encode(), digest_size=8, key=key).digest(), "big")
-
-
-class Tallies:
-    """The memory in which sessions and bytes are counted, by name."""
+class UsageCounters:
+    """The counters of all names, in memory that forked processes share."""
 
     def __init__(self) -> None:
-        self._key = os.urandom(_KEY_BYTES)
-        memory = memoryview(mmap.mmap(-1, 24 * _SLOTS))  # anonymous, and shared with whatever is forked
-        third = 8 * _SLOTS
-        self.names = memory[:third].cast("Q")
-        self.sessions, self.bytes = memory[third : 2 * third].cast("q"), memory[2 * third :].cast("q")
+        self._slots = SharedSlots("qq")
+        self._entries, self._bytes = self._slots.columns
 
-    def number(self, name: str) -> int:
-        """Return what a name is called here."""
-        return hashed(name, self._key)
+    def hash_name(self, name: str) -> int:
+        """Return the hash by which the other methods identify a name."""
+        return self._slots.hash_name(name)
 
-    def slot(self, name: int) -> int | None:
-        """Return the slot of a name, if it has one."""
-        return next((slot for slot in self._slots(name) if self.names[slot] == name), None)
+    def read(self, name: int) -> tuple[int, int]:
+        """Return the entries and bytes of a name."""
+        slot = self._slots.find(name)
+        return (0, 0) if slot is None else (self._entries[slot], self._bytes[slot])
 
-    def new_slot(self, name: int) -> int:
-        """Return the slot of a name; give it one if it has none."""
-        slots = self._slots(name)
-        for wanted in (name, 0):
-            for slot in slots:
-                if self.names[slot] == wanted:
-                    self.names[slot] = name
-                    return slot
-        return slots[0]  # and is counted together with another; but thousands would have to be limited
-
-    def replace(self, counted: dict[int, tuple[int, int]], before: dict[int, tuple[int, int]]) -> None:
-        """Take over a count: what was added since `before`, a snapshot from when it began, is added to it.
-
-        Names of which nothing is left lose their slots.
-        """
-        for name in counted:
-            self.new_slot(name)
-        for slot, name in enumerate(self.names):
-            if name:
-                sessions, size = counted.get(name, (0, 0))
-                sessions_before, size_before = before.get(name, (0, 0))
-                self.sessions[slot] = sessions + self.sessions[slot] - sessions_before
-                self.bytes[slot] = size + self.bytes[slot] - size_before
-                if not self.sessions[slot] and name in before:
-                    self.names[slot] = self.bytes[slot] = 0
+    def add(self, name: int, entries: int, size: int) -> None:
+        """Add to the entries and bytes of a name."""
+        slot = self._claim(name)
+        self._entries[slot] += entries
+        self._bytes[slot] += size
 
     def snapshot(self) -> dict[int, tuple[int, int]]:
-        """Return all that is counted at present."""
-        return {name: (self.sessions[slot], self.bytes[slot]) for slot, name in enumerate(self.names) if name}
+        """Return the entries and bytes of each name."""
+        names = enumerate(self._slots.names)
+        return {name: (self._entries[slot], self._bytes[slot]) for slot, name in names if name}
 
-    @staticmethod
-    def _slots(name: int) -> list[int]:
-        return [(name + step) % _SLOTS for step in range(_TRIED)]
+    def replace(self, counted: dict[int, tuple[int, int]], before: dict[int, tuple[int, int]]) -> None:
+        """Replace the counters by a count, plus the entries added since `before`, a snapshot from its beginning.
+
+        A name without entries loses its slot.
+        """
+        for name in counted:
+            self._claim(name)
+        names = self._slots.names
+        for slot, name in enumerate(names):
+            if name:
+                entries, size = counted.get(name, (0, 0))
+                entries_before, size_before = before.get(name, (0, 0))
+                self._entries[slot] += entries - entries_before
+                self._bytes[slot] += size - size_before
+                if not self._entries[slot] and name in before:
+                    names[slot] = self._bytes[slot] = 0
+
+    def _claim(self, name: int) -> int:
+        return self._slots.claim(name, lambda slot: not self._slots.names[slot])
 
 
-class Tally:
-    """What there is of the namespaces of `name`."""
+class UsageCounter:
+    """The entries and bytes of the namespaces that a limit, called `name`, counts together."""
 
-    def __init__(self, tallies: Tallies, name: str) -> None:
-        self._tallies = tallies
-        self.name = tallies.number(name)
+    def __init__(self, counters: UsageCounters, name: str) -> None:
+        self._counters = counters
+        self.name = counters.hash_name(name)
 
     @property
-    def sessions(self) -> int:
-        """Sessions and tombstones that there are."""
-        slot = self._tallies.slot(self.name)
-        return 0 if slot is None else self._tallies.sessions[slot]
+    def entries(self) -> int:
+        """Number of sessions and tombstones."""
+        return self._counters.read(self.name)[0]
 
     @property
     def bytes(self) -> int:
-        """What they count for: their values, and ENTRY_BYTES each."""
-        slot = self._tallies.slot(self.name)
-        return 0 if slot is None else self._tallies.bytes[slot]
+        """Bytes of their values, plus ENTRY_BYTES each."""
+        return self._counters.read(self.name)[1]
 
     def add(self, size: int) -> None:
-        """Count an entry with a value of so many bytes."""
-        slot = self._tallies.new_slot(self.name)
-        self._tallies.sessions[slot] += 1
-        self._tallies.bytes[slot] += size + ENTRY_BYTES
+        """Add an entry whose value has `size` bytes."""
+        self._counters.add(self.name, 1, size + ENTRY_BYTES)
 
     def subtract(self, size: int) -> None:
-        """Count such an entry no more."""
-        slot = self._tallies.new_slot(self.name)
-        self._tallies.sessions[slot] -= 1
-        self._tallies.bytes[slot] -= size + ENTRY_BYTES
+        """Subtract an entry whose value has `size` bytes."""
+        self._counters.add(self.name, -1, -size - ENTRY_BYTES)
 
 
-class Counting(Periodic):
-    """Counts what the engine holds, in a thread, as long as anything is limited by what there is."""
+class UsageRecounter(PeriodicTask):
+    """Recounts the entries of the engine in a thread, while any limit is one of sessions or bytes."""
 
-    def __init__(self, engine: Engine, budgets: Budgets, tallies: Tallies) -> None:
-        super().__init__("quotas", self._step, "sessions cannot be counted", retry=COUNT_SECONDS)
-        self._engine, self._budgets, self._tallies = engine, budgets, tallies
+    def __init__(self, engine: Engine, enforcer: LimitEnforcer, counters: UsageCounters) -> None:
+        super().__init__("quotas", self._step, "cannot count sessions for their limits", retry=RECOUNT_SECONDS)
+        self._engine, self._enforcer, self._counters = engine, enforcer, counters
 
     def count(self) -> None:
-        """Count once, if anything is limited."""
-        if not self._budgets.limit_sizes:
+        """Count once, if any limit needs it."""
+        if not self._enforcer.limits_sizes:
             return
-        before = self._tallies.snapshot()
+        before = self._counters.snapshot()
         counted: defaultdict[int, tuple[int, int]] = defaultdict(lambda: (0, 0))
-        for namespace, usage in self._engine.usage(None).items():
-            budget = self._budgets.of_namespace(namespace)
-            if budget and budget.tally:
-                entries, size = counted[budget.tally.name]
-                more = usage.sessions + usage.tombstones
-                counted[budget.tally.name] = entries + more, size + usage.value_bytes + more * ENTRY_BYTES
-        self._tallies.replace(counted, before)
+        for namespace, stored in self._engine.usage(None).items():
+            state = self._enforcer.for_namespace(namespace)
+            if state and state.usage:
+                entries, size = counted[state.usage.name]
+                more = stored.sessions + stored.tombstones
+                counted[state.usage.name] = entries + more, size + stored.value_bytes + more * ENTRY_BYTES
+        self._counters.replace(counted, before)
 
     def _step(self) -> float:
         started = time.monotonic()
         self.count()
-        return max(COUNT_SECONDS, COUNT_SHARE * (time.monotonic() - started))
+        return max(RECOUNT_SECONDS, MIN_PAUSE_FACTOR * (time.monotonic() - started))

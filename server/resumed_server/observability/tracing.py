@@ -20,7 +20,7 @@ from opentelemetry.trace import SpanKind, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from resumed.v1 import admin_pb2, session_store_pb2
-from resumed_server.rpc.session_service import is_namespace
+from resumed_server.config.patterns import is_namespace
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from grpc import ServicerContext
     from opentelemetry.trace import Tracer
 
-    from resumed_server.rpc.handlers import Observer
+    from resumed_server.rpc.observer import Observer
 
 FLUSH_SECONDS = 1.0
 """What a server that stops gives to spans that are not sent yet."""
@@ -55,19 +55,19 @@ class Tracing:
     def __init__(self, tracer: Tracer, observer: Observer) -> None:
         self._tracer, self._observer = tracer, observer
 
-    def answered(self, method: str, seconds: float, request: Any, response: Any, context: ServicerContext) -> None:
+    def on_success(self, method: str, seconds: float, request: Any, response: Any, context: ServicerContext) -> None:
         """See Observer."""
-        self._observer.answered(method, seconds, request, response, context)
+        self._observer.on_success(method, seconds, request, response, context)
         self._span(method, Code.OK, seconds, request, context, response=response)
 
-    def failed(self, method: str, code: int, seconds: float, request: Any, context: ServicerContext) -> None:
+    def on_failure(self, method: str, code: int, seconds: float, request: Any, context: ServicerContext) -> None:
         """See Observer."""
-        self._observer.failed(method, code, seconds, request, context)
+        self._observer.on_failure(method, code, seconds, request, context)
         self._span(method, code, seconds, request, context)
 
-    def limited(self, operation: str, namespace: str) -> None:
+    def on_limited(self, operation: str, namespace: str) -> None:
         """See Observer."""
-        self._observer.limited(operation, namespace)
+        self._observer.on_limited(operation, namespace)
 
     def _span(
         self, method: str, code: int, seconds: float, request: Any, context: ServicerContext, *, response: Any = None

@@ -1,8 +1,8 @@
-"""All that this server uses of grpcio and grpcio promises to nobody.
+"""All private names of grpcio that this server uses.
 
-grpcio passes every call to its executor, as a function that answers it and that function's arguments. What they are is
-said here alone, and tests/server/rpc/test_grpcio_private.py pins it. A new grpcio may change it without a word: so each
-server tries it out before it serves (selftest.py), and does without where it is not as expected (plain.py).
+grpcio passes every call to its executor, as a handler function with arguments. Only this module knows these functions
+and arguments; tests/server/rpc/test_grpcio_private.py pins them. A new grpcio may change them without notice. So each
+server verifies them before it serves (selftest.py), and works without them if they are different (grpc_server.py).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 _UNARY_REQUEST = "unary_request"
-"""What grpcio calls the function that waits for the one message of a call."""
+"""The name of grpcio's function that waits for the one message of a call."""
 _NAMES = {
     "grpc._server": (
         *("_unary_response_in_pool", "_stream_response_in_pool", "_receive_message", "_is_rpc_state_active"),
@@ -26,24 +26,24 @@ _NAMES = {
 }
 
 
-def _imported(name: str) -> Any:
+def _import(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError:
         return None
 
 
-_server, _cygrpc = map(_imported, _NAMES)
-_ANSWERING = [getattr(_server, name, None) for name in ("_unary_response_in_pool", "_stream_response_in_pool")]
+_server, _cygrpc = map(_import, _NAMES)
+_HANDLER_FUNCTIONS = [getattr(_server, name, None) for name in ("_unary_response_in_pool", "_stream_response_in_pool")]
 
 
-def missing() -> list[str]:
-    """Return the names that are not there."""
-    return [f"{name}.{each}" for name, names in _NAMES.items() for each in names if not hasattr(_imported(name), each)]
+def missing_names() -> list[str]:
+    """Return the names that this grpcio does not have."""
+    return [f"{name}.{each}" for name, names in _NAMES.items() for each in names if not hasattr(_import(name), each)]
 
 
-class Answering(NamedTuple):
-    """One of grpcio's functions that answer a call, and their arguments."""
+class HandlerArgs(NamedTuple):
+    """A handler function of grpcio and its arguments."""
 
     function: Callable[..., object]
     rpc_event: Any
@@ -54,35 +54,35 @@ class Answering(NamedTuple):
     serializer: Any
 
     @classmethod
-    def of(cls, arguments: Sequence[Any]) -> Self | None:
-        """Return the call that `arguments` of grpcio's executor are about, None if it is none or another grpcio's."""
+    def parse(cls, arguments: Sequence[Any]) -> Self | None:
+        """Return the arguments that grpcio passed to its executor; None if they are those of no known handler."""
         if len(arguments) != len(cls._fields):
             return None
-        answering = cls(*arguments)
-        return answering if answering.function in _ANSWERING else None
+        handler = cls(*arguments)
+        return handler if handler.function in _HANDLER_FUNCTIONS else None
 
     @property
-    def waits_for_message(self) -> bool:
-        """Whether the thread that answers the call would wait for its message."""
+    def awaits_message(self) -> bool:
+        """Whether the handler would wait for the message of the call."""
         return getattr(self.request, "__name__", "") == _UNARY_REQUEST
 
-    def receiving(self, arrived: Callable[[], object]) -> Self:
-        """Ask for the message of a call; call `arrived` when it is there, or will never be.
+    def start_receiving(self, on_arrival: Callable[[], object]) -> Self:
+        """Start to receive the message of a call; call `on_arrival` when it has arrived, or cannot arrive any more.
 
-        Returns the call to answer then. It is what grpcio's `_unary_request` does, but that it waits for nothing.
-        grpcio holds the lock of the call.
+        Returns the arguments to run the handler with then. It does the same as grpcio's `_unary_request`, but does not
+        wait. grpcio holds the lock of the call.
         """
         state, rpc = self.state, self.rpc_event.call
-        received = _server._receive_message(state, rpc, self.deserializer)  # noqa: SLF001
+        on_message = _server._receive_message(state, rpc, self.deserializer)  # noqa: SLF001
 
         def receive(event: object) -> object:
-            finished = received(event)
-            arrived()
-            return finished
+            result = on_message(event)
+            on_arrival()
+            return result
 
         def request() -> object:
             with state.condition:
-                if not _server._is_rpc_state_active(state):  # noqa: SLF001 - the client has given up meanwhile
+                if not _server._is_rpc_state_active(state):  # noqa: SLF001 - the client has given up
                     return None
                 message, state.request = state.request, None
                 if message is None and state.client is _server._CLOSED:  # noqa: SLF001
@@ -95,5 +95,5 @@ class Answering(NamedTuple):
         return self._replace(request=request)
 
     def cancel(self) -> None:
-        """End the call."""
+        """Cancel the call."""
         self.rpc_event.call.cancel()

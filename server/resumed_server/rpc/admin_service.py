@@ -1,4 +1,4 @@
-"""The RPCs of operators: check the request, ask the engine, answer. On threads of their own, since they take long."""
+"""AdminService: Purge and Stats. They take long, so they run in threads of their own."""
 # ruff: noqa: N802 - the methods are named as in the contract
 
 from __future__ import annotations
@@ -12,22 +12,29 @@ import structlog
 
 from resumed.v1 import admin_pb2 as pb
 from resumed.v1.admin_pb2_grpc import AdminServiceServicer
-from resumed_server.auth.authorizer import Anybody, admitted
-from resumed_server.rpc.handlers import InvalidField, Unobserved, answered
-from resumed_server.rpc.session_service import MAX_NAMESPACE, NAMESPACE_LIMIT, is_namespace, seconds_of, write_time
+from resumed_server.auth.authorizer import AllowAll, admit
+from resumed_server.rpc.encoding import write_time
+from resumed_server.rpc.handlers import unary_handler
+from resumed_server.rpc.observer import NullObserver
+from resumed_server.rpc.validation import (
+    MAX_PAGE_SIZE,
+    MAX_PAGE_TOKEN,
+    InvalidField,
+    seconds_of,
+    validate_namespace,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from grpc import ServicerContext
 
-    from resumed_server.auth.authorizer import Access
-    from resumed_server.rpc.handlers import Observer
+    from resumed_server.auth.authorizer import Authorizer
+    from resumed_server.rpc.observer import Observer
     from resumed_server.storage.engine import Engine, Usage
 
-_EVERY_NAMESPACE = "*"
-"""What a grant must be for who asks about all of them. No namespace is called so."""
-_LARGEST_PAGE = 10_000
+_ALL_NAMESPACES = "*"
+"""The namespace of a grant for the Stats of all namespaces. No namespace has this name."""
 _THREADS = 2
 
 _Rpc = TypeVar("_Rpc", bound="Callable[..., object]")
@@ -35,26 +42,33 @@ _Rpc = TypeVar("_Rpc", bound="Callable[..., object]")
 _log = structlog.get_logger()
 
 
-def _apart(rpc: _Rpc) -> _Rpc:
-    """Answer an RPC on threads that no session waits for."""
-    rpc.threads = ThreadPoolExecutor(_THREADS, "admin")  # type: ignore[attr-defined]
+def _in_admin_threads(rpc: _Rpc) -> _Rpc:
+    """Run an RPC in threads that serve no sessions."""
+    rpc.executor = ThreadPoolExecutor(_THREADS, "admin")  # type: ignore[attr-defined]
     return rpc
 
 
 class AdminService(AdminServiceServicer):
-    """Serves operators of an engine, those whom `access` lets in; `observer` is told of every call."""
+    """The RPCs of operators.
 
-    def __init__(self, engine: Engine, access: Access | None = None, observer: Observer | None = None) -> None:
+    Args:
+        engine: Stores the sessions.
+        authorizer: Authenticates callers and authorizes their operations; default: AllowAll.
+        observer: Is notified of each call.
+    """
+
+    def __init__(self, engine: Engine, authorizer: Authorizer | None = None, observer: Observer | None = None) -> None:
         self._engine = engine
-        self._access = access or Anybody()
-        self.observer = observer or Unobserved()
+        self._authorizer = authorizer or AllowAll()
+        self.observer = observer or NullObserver()
 
-    @_apart
-    @answered
+    @_in_admin_threads
+    @unary_handler
     def Purge(self, request: pb.PurgeRequest, context: ServicerContext) -> pb.PurgeResponse:
-        """End all sessions of a namespace that were issued before a time."""
-        caller = admitted(self._access, context)
-        namespace = _named(request.namespace)
+        """Remove all sessions of a namespace that were issued before a time."""
+        caller = admit(self._authorizer, context)
+        namespace = request.namespace
+        validate_namespace(namespace)
         before = (
             seconds_of(request.issued_before_time, "issued_before_time")
             if request.HasField("issued_before_time")
@@ -62,38 +76,34 @@ class AdminService(AdminServiceServicer):
         )
         if before is not None and before > time.time():
             raise InvalidField("issued_before_time", "must not lie ahead of the server's clock; leave it out for now")
-        caller.demand("purge", namespace)
-        mark = self._engine.purge(namespace, before)
-        _log.warning("namespace purged", namespace=namespace, issued_before=_shown(mark))
+        caller.authorize("purge", namespace)
+        cutoff = self._engine.purge(namespace, before)
+        _log.warning("namespace purged", namespace=namespace, issued_before=_format_time(cutoff))
         response = pb.PurgeResponse()
-        write_time(response.issued_before_time, mark)
+        write_time(response.issued_before_time, cutoff)
         return response
 
-    @_apart
-    @answered
+    @_in_admin_threads
+    @unary_handler
     def Stats(self, request: pb.StatsRequest, context: ServicerContext) -> pb.StatsResponse:
-        """Count what there is of a namespace, or of all."""
-        caller = admitted(self._access, context)
-        namespace = _named(request.namespace) if request.namespace else None
+        """Count the sessions of one namespace, or of each namespace."""
+        caller = admit(self._authorizer, context)
+        namespace = request.namespace or None
+        if namespace:
+            validate_namespace(namespace)
         if request.page_size < 0:
             raise InvalidField("page_size", "must not be negative")
-        if len(request.page_token) > MAX_NAMESPACE:
+        if len(request.page_token) > MAX_PAGE_TOKEN:
             raise InvalidField("page_token", "must be a next_page_token")
-        caller.demand("stats", namespace or _EVERY_NAMESPACE)
-        found = sorted(each for each in self._engine.usage(namespace).items() if each[0] > request.page_token)
-        size = min(request.page_size or _LARGEST_PAGE, _LARGEST_PAGE)
+        caller.authorize("stats", namespace or _ALL_NAMESPACES)
+        usages = sorted(each for each in self._engine.usage(namespace).items() if each[0] > request.page_token)
+        size = min(request.page_size or MAX_PAGE_SIZE, MAX_PAGE_SIZE)
         response = pb.StatsResponse()
-        for name, usage in found[:size]:
+        for name, usage in usages[:size]:
             _write_usage(response.namespaces.add(namespace=name), usage)
-        if len(found) > size:
-            response.next_page_token = found[size - 1][0]
+        if len(usages) > size:
+            response.next_page_token = usages[size - 1][0]
         return response
-
-
-def _named(namespace: str) -> str:
-    if not is_namespace(namespace):
-        raise InvalidField("namespace", NAMESPACE_LIMIT)
-    return namespace
 
 
 def _write_usage(stats: pb.NamespaceStats, usage: Usage) -> None:
@@ -105,5 +115,5 @@ def _write_usage(stats: pb.NamespaceStats, usage: Usage) -> None:
         write_time(stats.issued_before_time, usage.issued_before)
 
 
-def _shown(seconds: float) -> str:
+def _format_time(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, timezone.utc).isoformat()

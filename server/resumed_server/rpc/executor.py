@@ -1,271 +1,214 @@
-"""The threads that answer calls.
+"""The thread pool of calls, which protects against calls that never send a message.
 
-grpcio hands every call to an executor, and has the thread that takes it wait for the call's message. A client that
-opens calls and sends nothing would so hold all threads. Here a call is queued when its message is there; whoever sends
-none holds no thread, and is cancelled after a while, or sooner where too many do so.
+grpcio passes every call to an executor, and its thread waits for the message of the call. So clients that open calls
+and send nothing would occupy all threads. Here a call is queued when its message arrives. A call without a message
+occupies no thread; it is cancelled after MESSAGE_TIMEOUT_SECONDS, or earlier if too many calls wait.
 
-`ThreadPoolExecutor` makes a whole future of a call, with a lock and a condition: about a tenth of what a call costs in
-all (docs/performance/server.md). grpcio wants nothing back but to hear when it is over.
+`ThreadPoolExecutor` creates a future with a lock and a condition for each call, about a tenth of the cost of a call
+(docs/performance/server.md). grpcio only needs a notification when the call ends.
 """
 
 from __future__ import annotations
 
-import heapq
-import itertools
 import queue
 import threading
 import time
 from concurrent.futures import Executor
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import structlog
 
 from resumed_server.errors import described
-from resumed_server.rpc._grpcio_private import Answering
+from resumed_server.rpc._grpcio_private import HandlerArgs
+from resumed_server.rpc.delay_queue import DelayedRejection, DelayQueue
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    import grpc
     from typing_extensions import Self
 
-MESSAGE_SECONDS = 5.0
-"""How long after its headers a call's message may come."""
-MOST_WITHOUT_MESSAGE = 1_024
-"""Calls that may wait for their messages; beyond that the oldest is cancelled. Almost always both come at once."""
-MOST_HELD = 3_072
-"""Refusals that are held back at the same time; beyond that the next one leaves. Fewer than a server has calls.
-
-They are held even if their clients have given up: until then gRPC's core refuses further streams of the connection, at
-a small part of what a call costs that gets here.
-"""
+MESSAGE_TIMEOUT_SECONDS = 5.0
+"""Maximum time from the headers of a call to its message."""
+MAX_AWAITING_MESSAGE = 1_024
+"""Maximum number of calls without a message; beyond it the oldest is cancelled. Headers and message usually arrive
+together."""
 
 log = structlog.get_logger()
 
 
-class Held(BaseException):
-    """A call is refused, but only later, so that whoever makes calls regardless is not answered as fast as they ask.
+class LoadObserver(Protocol):
+    """Is notified of the load of an executor."""
 
-    It is no Exception: grpcio would answer those.
+    def on_wait(self, seconds: float, /) -> None:
+        """Record the time that a call waited for a thread after its message arrived."""
 
-    Attributes:
-        seconds: When.
-        refuse: Aborts the call, given its context.
+    def on_rejection(self) -> None:
+        """Record a call that gRPC rejected because of too many calls in flight."""
+
+
+class NullLoadObserver:
+    """A load observer that records nothing."""
+
+    def on_wait(self, _seconds: float) -> None:
+        """See LoadObserver."""
+
+    def on_rejection(self) -> None:
+        """See LoadObserver."""
+
+
+class ConcurrencyLimit(int):
+    """Maximum number of calls in flight. grpcio compares with it, and rejects calls beyond it without a notification.
+
+    Args:
+        number: The maximum.
+        load: Is notified of rejected calls.
     """
 
-    def __init__(self, seconds: float, refuse: Callable[[grpc.ServicerContext], NoReturn]) -> None:
-        super().__init__()
-        self.seconds = seconds
-        self.refuse = refuse
+    _load: LoadObserver
 
+    def __new__(cls, number: int, load: LoadObserver) -> Self:
+        """Create the number."""
+        limit = super().__new__(cls, number)
+        limit._load = load
+        return limit
 
-class Load(Protocol):
-    """Is told how busy a pool is."""
-
-    def waited(self, seconds: float, /) -> None:
-        """Note how long a call waited for a thread, from when its message was there."""
-
-    def turned_away(self) -> None:
-        """Note a call that came while as many as may be were under way."""
-
-
-class Unmeasured:
-    """A load that nobody wants to know."""
-
-    def waited(self, _seconds: float) -> None:
-        """See Load."""
-
-    def turned_away(self) -> None:
-        """See Load."""
-
-
-class Most(int):
-    """How many calls may be under way: grpcio compares with it, turns away what is beyond, and says so to nobody."""
-
-    load: Load
-
-    def __new__(cls, number: int, load: Load) -> Self:
-        """Tell `load` of each call beyond so many."""
-        most = super().__new__(cls, number)
-        most.load = load
-        return most
-
-    def __le__(self, under_way: int) -> bool:
-        """Return whether a call that comes now is turned away: what Python makes of `under_way >= most`."""
-        full = super().__le__(under_way)
+    def __le__(self, in_flight: int) -> bool:
+        """Return whether grpcio rejects a call: Python evaluates its `in_flight >= limit` as `limit <= in_flight`."""
+        full = super().__le__(in_flight)
         if full:
-            self.load.turned_away()
+            self._load.on_rejection()
         return full
 
 
-class Later:
-    """Does things after a while, in a thread of its own that starts with the first."""
+class CallExecutor(Executor):
+    """Runs calls in a fixed number of daemon threads.
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._changed = threading.Condition()
-        self._todo: list[tuple[float, int, Callable[[], object]]] = []
-        self._closed = False
-        self._numbers = itertools.count()
-        self._thread: threading.Thread | None = None
+    A method with an attribute `executor`, an executor of its own, runs there instead.
 
-    def after(self, seconds: float, action: Callable[[], object]) -> None:
-        """Do `action` in `seconds`. If there is too much to do, what is to be done next is done now."""
-        with self._changed:
-            heapq.heappush(self._todo, (self._clock() + seconds, next(self._numbers), action))
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="later", daemon=True)
-                self._thread.start()
-            self._changed.notify()
-            early = heapq.heappop(self._todo)[2] if len(self._todo) > MOST_HELD else None
-        if early:
-            _do(early)
-
-    def close(self) -> None:
-        """End the thread; what is still to be done is not."""
-        with self._changed:
-            self._closed = True
-            self._changed.notify()
-
-    def _run(self) -> None:
-        while True:
-            with self._changed:
-                while not self._closed and (not self._todo or self._todo[0][0] > self._clock()):
-                    self._changed.wait(self._todo[0][0] - self._clock() if self._todo else None)
-                if self._closed:
-                    return
-                _, _, action = heapq.heappop(self._todo)
-            _do(action)
-
-
-class CallPool(Executor):
-    """Runs calls on a fixed number of threads, which do not keep the process from ending.
-
-    Calls of a behaviour that has `threads`, an executor of its own, run there. Of calls that wait for their messages
-    there are `most_silent` at most.
+    Args:
+        threads: The number of threads.
+        max_awaiting_message: Maximum number of calls without a message.
+        load: Is notified of waiting times.
     """
 
-    def __init__(self, threads: int, most_silent: int = MOST_WITHOUT_MESSAGE, load: Load | None = None) -> None:
-        self._threads, self._most_silent, self._load = threads, most_silent, load or Unmeasured()
-        self._calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
-        self._silent: dict[_Call, float] = {}  # calls without a message, since when; only grpcio's thread is here
-        self._later = Later()
-        self._open: set[_Call] = set()
+    def __init__(
+        self, threads: int, max_awaiting_message: int = MAX_AWAITING_MESSAGE, load: LoadObserver | None = None
+    ) -> None:
+        self._threads, self._load = threads, load or NullLoadObserver()
+        self._max_awaiting_message = max_awaiting_message
+        self._calls: queue.SimpleQueue[PendingCall | None] = queue.SimpleQueue()
+        self._awaiting_message: dict[PendingCall, float] = {}  # by time of arrival; used by grpcio's thread only
+        self._delay_queue = DelayQueue()
+        self._in_flight: set[PendingCall] = set()
         for number in range(threads):
             threading.Thread(target=self._work, name=f"call-{number}", daemon=True).start()
 
     @property
-    def under_way(self) -> int:
-        """How many calls have come and are not over."""
-        return len(self._open)
+    def in_flight(self) -> int:
+        """Number of calls that have not ended."""
+        return len(self._in_flight)
 
     @property
-    def silent(self) -> int:
-        """How many of them wait for their messages, and so hold no thread."""
-        return len(self._silent)
+    def awaiting_message(self) -> int:
+        """Number of calls that wait for their message, without a thread."""
+        return len(self._awaiting_message)
 
-    def submit(self, function: Callable[..., object], /, *arguments: Any) -> _Call:  # type: ignore[override] # no Future
-        """Queue a call, as soon as its message has come."""
-        call = _Call(function, arguments)
-        self._open.add(call)
-        if call.answering and call.answering.waits_for_message:
+    def submit(self, function: Callable[..., object], /, *arguments: Any) -> PendingCall:  # type: ignore[override] # no Future
+        """Queue a call when its message arrives."""
+        call = PendingCall(function, arguments)
+        self._in_flight.add(call)
+        if call.handler and call.handler.awaits_message:
             self._receive(call)
         else:
             self._queue(call)
         return call
 
-    def _receive(self, call: _Call) -> None:
-        """Ask for the message of a call, and queue the call when it is there. For grpcio's own thread."""
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: ARG002
+        """End the threads after the calls in the queue; return at once."""
+        for _ in range(self._threads):
+            self._calls.put(None)
+        self._delay_queue.close()
 
-        def arrived() -> None:
-            self._silent.pop(call, None)
+    def _receive(self, call: PendingCall) -> None:
+        """Start to receive the message of a call, and queue the call when it arrives. Runs in grpcio's thread."""
+
+        def on_arrival() -> None:
+            self._awaiting_message.pop(call, None)
             self._queue(call)
 
-        call.receive(arrived)
-        now = self._silent[call] = time.monotonic()
-        # Whoever comes next sees to those that are late; while nobody comes they are in nobody's way.
-        oldest, since = next(iter(self._silent.items()))
-        if now - since > MESSAGE_SECONDS or len(self._silent) > self._most_silent:
-            del self._silent[oldest]
-            cast("Answering", oldest.answering).cancel()
+        call.start_receiving(on_arrival)
+        now = self._awaiting_message[call] = time.monotonic()
+        # Expired calls are cancelled when the next call arrives. Without new calls they occupy no needed resource.
+        oldest, since = next(iter(self._awaiting_message.items()))
+        if now - since > MESSAGE_TIMEOUT_SECONDS or len(self._awaiting_message) > self._max_awaiting_message:
+            del self._awaiting_message[oldest]
+            cast("HandlerArgs", oldest.handler).cancel()
 
-    def _queue(self, call: _Call) -> None:
-        if call.threads:
-            call.threads.submit(self._run, call)
+    def _queue(self, call: PendingCall) -> None:
+        if call.executor:
+            call.executor.submit(self._run, call)
         else:
             call.queued_at = time.perf_counter()
             self._calls.put(call)
 
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: ARG002
-        """End the threads when they have answered what is there, without waiting for it."""
-        for _ in range(self._threads):
-            self._calls.put(None)
-        self._later.close()
-
     def _work(self) -> None:
         while call := self._calls.get():
-            self._load.waited(time.perf_counter() - call.queued_at)
+            self._load.on_wait(time.perf_counter() - call.queued_at)
             self._run(call)
 
-    def _run(self, call: _Call) -> None:
-        held = call.run()
-        if not held:
-            self._open.discard(call)
+    def _run(self, call: PendingCall) -> None:
+        rejection = call.run()
+        if rejection:
+            self._delay_queue.schedule(rejection.seconds, lambda: self._queue(call))
         else:
-            self._later.after(held.seconds, lambda: self._queue(call))
+            self._in_flight.discard(call)
 
 
-class _Call:
-    """As much of a Future as grpcio uses."""
+class PendingCall:
+    """A call in flight, with the part of a Future that grpcio uses."""
 
-    __slots__ = ("_arguments", "_callbacks", "_done", "_function", "answering", "queued_at", "threads")
+    __slots__ = ("_arguments", "_callbacks", "_done", "_function", "executor", "handler", "queued_at")
 
     def __init__(self, function: Callable[..., object], arguments: tuple[Any, ...]) -> None:
         self._function = function
         self._arguments = arguments
-        self._callbacks: list[Callable[[_Call], object]] = []
+        self._callbacks: list[Callable[[PendingCall], object]] = []
         self._done = False
         self.queued_at = 0.0
-        self.answering = Answering.of(arguments)
-        self.threads: Executor | None = self.answering and getattr(self.answering.behaviour, "threads", None)
+        self.handler = HandlerArgs.parse(arguments)
+        self.executor: Executor | None = self.handler and getattr(self.handler.behaviour, "executor", None)
 
-    def receive(self, arrived: Callable[[], object]) -> None:
-        """Ask for the call's message; call `arrived` when it is there, or will never be."""
-        self._arguments = cast("Answering", self.answering).receiving(arrived)
+    def start_receiving(self, on_arrival: Callable[[], object]) -> None:
+        """Start to receive the message; call `on_arrival` when it has arrived, or cannot arrive any more."""
+        self._arguments = cast("HandlerArgs", self.handler).start_receiving(on_arrival)
 
-    def run(self) -> Held | None:
-        """Answer the call; if it is to be refused later, return how, and run again then."""
+    def run(self) -> DelayedRejection | None:
+        """Execute the call. Return the rejection if it must be delayed; the next call of this method sends it."""
         try:
             self._function(*self._arguments)
-        except Held as held:
-            refuse = held.refuse
-            self._arguments = cast("Answering", self.answering)._replace(
-                behaviour=lambda _request, context: refuse(context), request=lambda: b""
+        except DelayedRejection as rejection:
+            reject = rejection.reject
+            self._arguments = cast("HandlerArgs", self.handler)._replace(
+                behaviour=lambda _request, context: reject(context), request=lambda: b""
             )
-            return held
-        except BaseException as error:  # noqa: BLE001 - a thread that ends here would be missed for ever
+            return rejection
+        except BaseException as error:  # noqa: BLE001 - the thread must serve the next call
             log.critical("call failed", **described(error))
         self._done = True
-        self._tell()
+        self._run_callbacks()
         return None
 
-    def add_done_callback(self, callback: Callable[[_Call], object]) -> None:
+    def add_done_callback(self, callback: Callable[[PendingCall], object]) -> None:
+        """Call `callback` when the call has ended."""
         self._callbacks.append(callback)
         if self._done:
-            self._tell()
+            self._run_callbacks()
 
-    def _tell(self) -> None:
-        """Run what waits for the end; `pop` is atomic, so each runs once whoever comes here first."""
+    def _run_callbacks(self) -> None:
+        """Run each callback once, even if two threads call this at the same time: `pop` is atomic."""
         while self._callbacks:
             try:
                 callback = self._callbacks.pop()
             except IndexError:  # the other thread was faster
                 return
             callback(self)
-
-
-def _do(action: Callable[[], object]) -> None:
-    try:
-        action()
-    except Exception as error:  # noqa: BLE001 - a thread that ends here would be missed for ever
-        log.critical("call failed", **described(error))

@@ -1,6 +1,7 @@
-"""The service grpc.health.v1: a call reads the present state, and nothing ever waits for a call.
+"""The service grpc.health.v1.
 
-So a peer that does not read its stream holds up that stream alone, and the loops of the server know nothing of it.
+A call reads the present state, and no other part of the server waits for a call. So a client that does not read its
+stream delays only that stream.
 """
 # ruff: noqa: N802 - the methods are named as in the contract
 
@@ -14,29 +15,29 @@ import grpc
 from grpc_health.v1.health_pb2 import HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthServicer
 
-from resumed_server.places import Places
+from resumed_server.stream_limit import StreamLimit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from grpc_health.v1.health_pb2 import HealthCheckRequest
 
-MOST_STREAMS = 64
-"""Watch streams of a process; beyond that the oldest is ended."""
-LOOK_SECONDS = 0.2
-"""How often a stream looks whether the state has changed."""
+MAX_STREAMS = 64
+"""Maximum number of Watch streams of a process; beyond it the oldest is cancelled."""
+POLL_SECONDS = 0.2
+"""Seconds between two checks of a stream for a changed state."""
 
 
-class Health(HealthServicer):
-    """Answers for `services`: by name, how to find out whether it serves, without waiting for anything."""
+class HealthService(HealthServicer):
+    """Reports the health of `services`: for each name, a function that returns at once whether it serves."""
 
     def __init__(self, services: Mapping[str, Callable[[], bool]]) -> None:
         self._services = services
-        self._places = Places(MOST_STREAMS)
+        self._streams = StreamLimit(MAX_STREAMS)
         self._draining, self._closed = False, threading.Event()
 
     def drain(self) -> None:
-        """Answer from now on that nothing serves."""
+        """Report NOT_SERVING for each service from now on."""
         self._draining = True
 
     def close(self) -> None:
@@ -44,7 +45,7 @@ class Health(HealthServicer):
         self._closed.set()
 
     def Check(self, request: HealthCheckRequest, context: grpc.ServicerContext) -> HealthCheckResponse:
-        """Return how a service is."""
+        """Return the health of a service."""
         status = self._status(request.service)
         if status == HealthCheckResponse.SERVICE_UNKNOWN:
             context.set_code(grpc.StatusCode.NOT_FOUND)
@@ -52,18 +53,18 @@ class Health(HealthServicer):
         return HealthCheckResponse(status=status)
 
     def Watch(self, request: HealthCheckRequest, context: grpc.ServicerContext) -> Iterator[HealthCheckResponse]:
-        """Stream how a service is, now and whenever that changes."""
+        """Stream the health of a service: now, and after each change."""
         sent = None
-        with self._places.taken(context.cancel):
+        with self._streams.admit(context.cancel):
             while context.is_active() and not self._closed.is_set():
                 status = self._status(request.service)
                 if status != sent:
                     sent = status
                     yield HealthCheckResponse(status=status)
-                self._closed.wait(LOOK_SECONDS)
+                self._closed.wait(POLL_SECONDS)
 
-    # Some more than there are places, for those that are just being ended.
-    Watch.threads = ThreadPoolExecutor(MOST_STREAMS + 8, "health")  # type: ignore[attr-defined]
+    # A few threads more than streams, for those that are being cancelled.
+    Watch.executor = ThreadPoolExecutor(MAX_STREAMS + 8, "health")  # type: ignore[attr-defined]
 
     def _status(self, service: str) -> HealthCheckResponse.ServingStatus.ValueType:
         serves = self._services.get(service)

@@ -1,7 +1,7 @@
-"""Tries out, before a server serves, whether grpcio is what private_grpcio.py takes it for.
+"""Verify, before a server serves, that grpcio is as _grpcio_private.py expects.
 
-On one thread: a stream that lasts, a call that sends nothing, a call, and one that is refused later. All of them must
-go as they do in the server. A grpcio with which they do not is used without its private names (see plain.py).
+With a single thread it makes a stream that stays open, a call without a message, a call, and a call whose rejection is
+delayed. A server uses no private name of a grpcio with which any of them fails.
 """
 
 from __future__ import annotations
@@ -15,113 +15,116 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import structlog
 
-from resumed_server.rpc._grpcio_private import Answering, missing
-from resumed_server.rpc.executor import CallPool, Held
+from resumed_server.rpc._grpcio_private import HandlerArgs, missing_names
+from resumed_server.rpc.delay_queue import DelayedRejection
+from resumed_server.rpc.executor import CallExecutor
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-PATIENCE = 10.0
-"""Seconds that each step may take, which takes about a millisecond where all is well."""
+STEP_SECONDS = 10.0
+"""Maximum duration of each step, which takes about a millisecond normally."""
 _SERVICE = "resumed.SelfTest"
-_REFUSED = b"refused later"
-_POLL = 0.001
-_END_SECONDS = 1.0
+_REJECTED = b"reject after a delay"
+_POLL_SECONDS = 0.001
+_STOP_SECONDS = 1.0
 
 _log = structlog.get_logger()
 
 
-class Unexpected(Exception):
-    """grpcio is not what it is taken for; the message says in what."""
+class IncompatibleGrpcio(Exception):
+    """grpcio is not as expected; the message names the difference."""
 
 
-def grpcio_is_as_expected() -> bool:
-    """Return whether the private names of grpcio may be relied on; log once if not."""
+def is_grpcio_compatible() -> bool:
+    """Return whether the server can use the private names of grpcio; log once if not."""
     try:
         check_grpcio()
-    except Exception as error:  # noqa: BLE001 - whatever it is, there is a way that works without
+    except Exception as error:  # noqa: BLE001 - the server works without them, for any reason
         _log.critical(
-            "this grpcio is not as expected: clients that send nothing can hold threads; install another version",
+            "incompatible grpcio: clients that send no messages can occupy all threads; install another version",
             version=grpc.__version__,
-            cause=str(error) if isinstance(error, Unexpected) else type(error).__name__,
+            cause=str(error) if isinstance(error, IncompatibleGrpcio) else type(error).__name__,
         )
         return False
     return True
 
 
 def check_grpcio() -> None:
-    """Raise Unexpected, or whatever else happens, if grpcio is not as expected."""
-    if names := missing():
-        raise Unexpected(f"there is no {' and no '.join(names)}")
-    pool, streams, over = _Pool(), ThreadPoolExecutor(1, "selftest"), threading.Event()
+    """Raise IncompatibleGrpcio, or another exception, if grpcio is not as expected."""
+    if names := missing_names():
+        raise IncompatibleGrpcio(f"no {', no '.join(names)}")
+    executor, streams, stop = _CheckedExecutor(), ThreadPoolExecutor(1, "selftest"), threading.Event()
     server = grpc.server(
-        pool,  # type: ignore[arg-type] # grpcio only submits to it
-        handlers=[grpc.method_handlers_generic_handler(_SERVICE, _handlers(streams, over))],
+        executor,  # type: ignore[arg-type] # grpcio only submits to it
+        handlers=[grpc.method_handlers_generic_handler(_SERVICE, _handlers(streams, stop))],
     )
     address = f"unix-abstract:resumed-{secrets.token_hex(16)}"  # leaves no file
     server.add_insecure_port(address)
     server.start()
     try:
         with grpc.insecure_channel(address) as channel:
-            _make_calls(channel, pool, over)
+            _make_calls(channel, executor, stop)
     except grpc.RpcError as error:
-        raise Unexpected(f"a call failed: {error.code().name}") from error
+        raise IncompatibleGrpcio(f"a call failed: {error.code().name}") from error
     finally:
-        over.set()
-        server.stop(0).wait(_END_SECONDS)  # a fault may have ended the thread that stops it
-        pool.shutdown()
+        stop.set()
+        server.stop(0).wait(_STOP_SECONDS)  # an incompatible grpcio may have lost the thread that stops it
+        executor.shutdown()
         streams.shutdown(wait=False)
 
 
-class _Pool(CallPool):
-    """A pool of one thread that notes what grpcio submits and should not."""
+class _CheckedExecutor(CallExecutor):
+    """An executor with one thread that records unknown arguments."""
 
     def __init__(self) -> None:
-        super().__init__(1, most_silent=1)
-        self.strange = False
+        super().__init__(1, max_awaiting_message=1)
+        self.has_unknown_arguments = False
 
     def submit(self, function: Any, /, *arguments: Any) -> Any:  # type: ignore[override] # no Future
-        """See CallPool."""
-        self.strange |= Answering.of(arguments) is None
+        """See CallExecutor."""
+        self.has_unknown_arguments |= HandlerArgs.parse(arguments) is None
         return super().submit(function, *arguments)
 
 
-def _handlers(streams: ThreadPoolExecutor, over: threading.Event) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
-    def answer(request: bytes, _context: grpc.ServicerContext) -> bytes:
-        if request == _REFUSED:
-            raise Held(_POLL, lambda context: context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "as expected"))
+def _handlers(streams: ThreadPoolExecutor, stop: threading.Event) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
+    def echo(request: bytes, _context: grpc.ServicerContext) -> bytes:
+        if request == _REJECTED:
+            raise DelayedRejection(
+                _POLL_SECONDS, lambda context: context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "as expected")
+            )
         return request
 
-    def follow(request: bytes, _context: grpc.ServicerContext) -> Iterator[bytes]:
+    def stream(request: bytes, _context: grpc.ServicerContext) -> Iterator[bytes]:
         yield request
-        over.wait(PATIENCE)
+        stop.wait(STEP_SECONDS)
 
-    follow.threads = streams  # type: ignore[attr-defined]
+    stream.executor = streams  # type: ignore[attr-defined]
     return {
-        "Answer": grpc.unary_unary_rpc_method_handler(answer),
-        "Follow": grpc.unary_stream_rpc_method_handler(follow),
+        "Echo": grpc.unary_unary_rpc_method_handler(echo),
+        "Stream": grpc.unary_stream_rpc_method_handler(stream),
     }
 
 
-def _make_calls(channel: Any, pool: _Pool, over: threading.Event) -> None:
-    path = f"/{_SERVICE}/Answer"
-    answer = channel.unary_unary(path)
-    next(channel.unary_stream(f"/{_SERVICE}/Follow")(b"stream", timeout=PATIENCE))
-    silent = channel.stream_unary(path).future(iter(over.wait, True), timeout=PATIENCE)
-    end = time.monotonic() + PATIENCE
-    while pool.silent == 0:
-        if pool.strange or time.monotonic() > end:
-            raise Unexpected("what it passes to its executor is not known")
-        time.sleep(_POLL)
-    # Beside them, and as the second one that waits for its message for a moment.
-    if answer(b"call", timeout=PATIENCE) != b"call":
-        raise Unexpected("a call has another call's message")
+def _make_calls(channel: Any, executor: _CheckedExecutor, stop: threading.Event) -> None:
+    path = f"/{_SERVICE}/Echo"
+    echo = channel.unary_unary(path)
+    next(channel.unary_stream(f"/{_SERVICE}/Stream")(b"stream", timeout=STEP_SECONDS))
+    silent = channel.stream_unary(path).future(iter(stop.wait, True), timeout=STEP_SECONDS)
+    end = time.monotonic() + STEP_SECONDS
+    while executor.awaiting_message == 0:
+        if executor.has_unknown_arguments or time.monotonic() > end:
+            raise IncompatibleGrpcio("it passes unknown arguments to its executor")
+        time.sleep(_POLL_SECONDS)
+    # For a moment, this call is the second one that waits for its message, so it cancels the first one.
+    if echo(b"call", timeout=STEP_SECONDS) != b"call":
+        raise IncompatibleGrpcio("a call has another call's message")
     if silent.code() is not grpc.StatusCode.CANCELLED:
-        raise Unexpected("a call that sends nothing is not ended")
+        raise IncompatibleGrpcio("a call without a message is not cancelled")
     try:
-        answer(_REFUSED, timeout=PATIENCE)
+        echo(_REJECTED, timeout=STEP_SECONDS)
     except grpc.RpcError as error:
         if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
             return
         raise
-    raise Unexpected("a call that is to be refused later is answered")
+    raise IncompatibleGrpcio("a call whose rejection is delayed succeeds")

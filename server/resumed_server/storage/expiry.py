@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from resumed_server.periodic import Periodic
+from resumed_server.periodic import PeriodicTask
 
 if TYPE_CHECKING:
     from resumed_server.storage.engine import Engine
@@ -22,7 +22,7 @@ IDLE_SECONDS = 1.0
 """How long it sleeps when nothing has expired."""
 
 
-class Sweeper(Periodic):
+class Sweeper(PeriodicTask):
     """Sweeps `engine` in a thread of its own between start() and stop().
 
     Attributes:

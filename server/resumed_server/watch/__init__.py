@@ -1,1 +1,1 @@
-"""Watch: the fan-out of the change log to subscribers."""
+"""Watch: the fan-out of the change log to subscriptions."""

@@ -1,88 +1,58 @@
-"""Tells watchers what happens in their namespaces.
+"""Fan out the engine's change log to Watch streams.
 
-One thread reads the engine's log of changes for all watchers of this process, and makes one message for all who follow
-the same namespace. Each watcher has a bounded queue: whoever does not keep up is cut off, and slows nobody down. A
-watcher that comes back with a position reads what it missed from the log by itself before it joins.
+One thread reads the log for all watchers of this process, and creates one message for all watchers of a namespace. Each
+watcher has a bounded queue; a watcher that does not read is ended, and delays no other. A watcher that reconnects with
+a position reads the changes that it missed from the log itself, before its queue.
 """
 
 from __future__ import annotations
 
 import contextlib
-import queue
 import threading
 import time
 from collections import Counter
 from typing import TYPE_CHECKING, NamedTuple
 
 from resumed_server.errors import Stopping
-from resumed_server.periodic import Periodic
-from resumed_server.storage.engine import EngineError, EngineUnavailable, Purged
+from resumed_server.periodic import PeriodicTask
+from resumed_server.storage.engine import EngineError
+from resumed_server.watch.subscription import LogPosition, Message, Subscription, WatcherTooSlow
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from resumed_server.limits.enforcer import Budget
-    from resumed_server.storage.engine import Change, Engine
+    from resumed_server.limits.enforcer import LimitState
+    from resumed_server.storage.engine import Change, Engine, Purged
 
 MAX_WATCHERS = 256
-"""Watchers that one process serves; each holds a thread of its own. Namespaces share them fairly."""
+"""Maximum number of watchers of a process, each with a thread of its own. Namespaces share them fairly."""
 READ_SECONDS = 0.05
-"""How often the log is read: on average, half of it is what a change is late by."""
-HEARTBEAT_SECONDS = 1.0
-"""How long a stream is silent at most."""
-CURRENT_SECONDS = 1.0
-"""How long ago the log was read, at most, when a quiet stream says that all has been told."""
+"""Seconds between two reads of the log; on average, a change is delayed by half of it."""
 READ_CHANGES = 1024
-"""Changes that are read and sent at once, at most."""
-CUT_SECONDS = 2.0
-"""How long a watcher that was ended may take to go. One that does not read holds up whoever would tell it."""
-QUEUED_MESSAGES = 64
-"""Messages that a watcher may be behind, at most: some seconds at the pace of the log."""
-QUEUED_BYTES = 4 << 20
-"""What they may take together; a message alone may have more."""
-ALL_QUEUED_BYTES = 64 << 20
-"""What all messages that wait for some watcher of this process may take; one that waits for several counts once."""
-CHANGE_BYTES = 256
-"""What a change takes beside its key and value, roughly."""
-MOST_CATCHING_UP = 2
-"""How many watchers may read at once what they missed; each reads a part at a time. Others wait, but not those who are
-told as it happens: an engine has room for more readers."""
-LATE_SECONDS = 10.0
-"""How long a message may wait for its watcher."""
-
-
-class WatcherTooSlow(EngineError):
-    """A watcher did not read what was sent to it."""
+"""Maximum number of changes per read and per message."""
+CANCEL_SECONDS = 2.0
+"""Time for an ended watcher to leave. Then its call is cancelled: a client that does not read blocks its thread."""
+STALL_SECONDS = 10.0
+"""Maximum age of a message in the queue of a watcher."""
+MAX_TOTAL_BYTES = 64 << 20
+"""Maximum size of the messages in all queues of this process; one that is in several queues counts once."""
+MAX_REPLAYS = 2
+"""Maximum number of watchers that read missed changes at the same time. Others wait, but live watchers do not: the
+engine serves more readers than these."""
 
 
 class TooManyWatchers(EngineError):
-    """There are MAX_WATCHERS already, and others have fewer of them."""
+    """The process has MAX_WATCHERS watchers, and other namespaces have fewer of them."""
 
 
-class Message:
-    """Changes of one namespace, where the log is behind them, and when they were read.
-
-    Encoded once, by whoever sends it first.
-    """
-
-    __slots__ = ("changes", "encoded", "position", "size", "time")
-
-    def __init__(self, changes: Sequence[Change | Purged], position: bytes, time: float) -> None:
-        self.size = sum(map(_size, changes))
-        self.changes = changes
-        self.position = position
-        self.time = time
-        self.encoded: object = None
-
-
-class State(NamedTuple):
-    """How the watchers of a process are.
+class WatchStats(NamedTuple):
+    """The state of the watchers of a process.
 
     Attributes:
-        watchers: How many there are.
-        lag: Seconds since the oldest change was read that some watcher has yet to be told, or since the log was last
-            read, whichever is more.
-        cut_off: How many did not keep up so far.
+        watchers: Number of watchers.
+        lag: Age, in seconds, of the oldest message in a queue, or the time since the log was last read, whichever is
+            greater.
+        cut_off: Number of watchers that were ended, so far, because they did not read.
     """
 
     watchers: int
@@ -90,175 +60,79 @@ class State(NamedTuple):
     cut_off: int
 
 
-class Progress(NamedTuple):
-    """How far the log has been told: all messages up to `position` are queued."""
-
-    position: bytes
-    time: float
-    """When the log was asked for its end, by the clock of the watchers."""
-
-
-class Subscription:
-    """What one watcher still has to be told.
-
-    Args:
-        namespace: What it follows.
-        progress: Returns how far the log has been told.
-        clock: Seconds that only go forward.
-        budgets: Those that it counts for.
-        cut: Ends the call that it belongs to, from any thread.
-    """
-
-    def __init__(
-        self,
-        namespace: str,
-        progress: Callable[[], Progress],
-        clock: Callable[[], float],
-        budgets: Sequence[Budget] = (),
-        cut: Callable[[], object] = lambda: None,
-    ) -> None:
-        self.namespace = namespace
-        self.holders = {budget.name for budget in budgets}
-        self.cut = cut
-        self.ended_at: float | None = None
-        self.position = progress().position
-        """Where the log was when the subscription began: nothing before that is in its messages."""
-        self._progress, self._clock = progress, clock
-        self._messages: queue.Queue[Message | None] = queue.Queue()
-        self._end: EngineError | Stopping | None = None
-
-    def tell(self, message: Message) -> None:
-        """Queue a message, or end the subscription if its watcher does not keep up."""
-        waiting = [each.size for each in self.waiting]
-        if len(waiting) >= QUEUED_MESSAGES or (waiting and sum(waiting) + message.size > QUEUED_BYTES):
-            self.end(WatcherTooSlow("a watcher did not read its messages"))
-        elif not self._end:  # what comes after the end would only take memory
-            self._messages.put(message)
-
-    @property
-    def waiting(self) -> list[Message]:
-        """The messages that are not read yet."""
-        with self._messages.mutex:
-            return [each for each in self._messages.queue if each]
-
-    @property
-    def cut_off(self) -> bool:
-        """Whether it ended because its watcher did not keep up."""
-        return isinstance(self._end, WatcherTooSlow)
-
-    def lag(self) -> float:
-        """Return for how many seconds the oldest message has been waiting."""
-        with self._messages.mutex:
-            oldest = self._messages.queue[0] if self._messages.queue else None
-        return self._clock() - oldest.time if oldest else 0.0
-
-    def end(self, error: EngineError | Stopping) -> None:
-        """Have the watcher end with `error`, whatever is queued: that is dropped."""
-        self._end = error
-        self.ended_at = self.ended_at or self._clock()
-        with self._messages.mutex:
-            self._messages.queue.clear()
-        self._messages.put(None)
-
-    def messages(self) -> Iterator[Message]:
-        """Yield the messages as they come, and one without changes whenever HEARTBEAT_SECONDS passed without any.
-
-        Raises:
-            WatcherTooSlow: The watcher did not keep up, or nobody knows what happened meanwhile.
-            EngineUnavailable: The log cannot be read.
-            Stopping: The server is stopping.
-        """
-        while True:
-            message = self._next()
-            if self._end:
-                raise self._end
-            if message:
-                yield message
-
-    def _next(self) -> Message | None:
-        with contextlib.suppress(queue.Empty):
-            return self._messages.get(timeout=HEARTBEAT_SECONDS)
-        told = self._progress()
-        if not self._messages.empty():  # or all that was told up to then has been yielded
-            return None
-        if self._clock() - told.time > CURRENT_SECONDS:
-            raise EngineUnavailable("the log of changes could not be read of late")
-        return Message((), told.position, told.time)
-
-
-class Watchers:
-    """The watchers of one process, on `engine`; `clock` counts seconds that only go forward."""
+class WatchHub:
+    """The watchers of one process, on `engine`; `clock` returns monotonic seconds."""
 
     def __init__(self, engine: Engine, clock: Callable[[], float] = time.monotonic) -> None:
         self._engine, self._clock = engine, clock
         self._lock = threading.Lock()
-        self._catching_up = threading.Semaphore(MOST_CATCHING_UP)
-        self._subscriptions: dict[Subscription, None] = {}  # in the order in which they came
-        self._progress = Progress(b"", 0.0)
+        self._replays = threading.Semaphore(MAX_REPLAYS)
+        self._subscriptions: dict[Subscription, None] = {}  # by age
+        self._progress = LogPosition(b"", 0.0)
         self._closed = threading.Event()
-        self._reading: Periodic | None = None
+        self._reader: PeriodicTask | None = None
         self._cut_off = 0
 
-    def state(self) -> State:
-        """Return how the watchers are; waits for nobody, not even for storage that does not answer."""
+    def stats(self) -> WatchStats:
+        """Return the state of the watchers. It takes no lock, so storage that does not respond cannot block it."""
         subscriptions = list(self._subscriptions)
         if not subscriptions:
-            return State(0, 0.0, self._cut_off)
+            return WatchStats(0, 0.0, self._cut_off)
         unread = self._clock() - self._progress.time
         lag = max(unread - READ_SECONDS, *(each.lag() for each in subscriptions), 0.0)
-        return State(len(subscriptions), lag, self._cut_off)
+        return WatchStats(len(subscriptions), lag, self._cut_off)
 
     @contextlib.contextmanager
-    def subscribed(
-        self, namespace: str, budgets: Sequence[Budget] = (), cut: Callable[[], object] = lambda: None
+    def subscribe(
+        self, namespace: str, limits: Sequence[LimitState] = (), cancel_call: Callable[[], object] = lambda: None
     ) -> Iterator[Subscription]:
-        """Subscribe to a namespace for as long as the context lasts.
+        """Subscribe to a namespace until the context ends.
 
         Args:
-            namespace: Which.
-            budgets: What the watcher counts for.
-            cut: Ends the watcher's call, from any thread: for one that does not read.
+            namespace: The namespace.
+            limits: The limits that count the watcher.
+            cancel_call: Cancels the call of a watcher that does not read, from any thread.
 
         Raises:
-            LimitExceeded: One of the budgets has no room for it.
-            TooManyWatchers: There are MAX_WATCHERS already, and this namespace has its share.
-            EngineUnavailable: The engine does not answer.
+            LimitExceeded: A limit allows no more watchers.
+            TooManyWatchers: The process has MAX_WATCHERS watchers, and this namespace has its share.
+            EngineUnavailable: The engine does not respond.
             Stopping: The server is stopping.
         """
         with self._lock:
             if self._closed.is_set():
                 raise Stopping
-            for budget in budgets:
-                budget.admit_watcher(sum(budget.name in each.holders for each in self._present()))
-            self._make_room(namespace)
+            for limit in limits:
+                limit.admit_watcher(sum(limit.subject in each.limit_subjects for each in self._active()))
+            self._evict_one_if_full(namespace)
             if self._subscriptions:
-                self._tell_all()  # so that the subscription begins at the present
+                self._publish()  # so that the subscription begins at the end of the log
             else:
                 now = self._clock()
-                self._progress = Progress(self._engine.position(), now)
-            subscription = Subscription(namespace, lambda: self._progress, self._clock, budgets, cut)
+                self._progress = LogPosition(self._engine.position(), now)
+            subscription = Subscription(namespace, lambda: self._progress, self._clock, limits, cancel_call)
             self._subscriptions[subscription] = None
-            if self._reading is None:
-                self._reading = Periodic("watchers", self._read, "changes cannot be read", retry=READ_SECONDS)
-                self._reading.start()
+            if self._reader is None:
+                self._reader = PeriodicTask("watch", self._read, "cannot read the change log", retry=READ_SECONDS)
+                self._reader.start()
         try:
             yield subscription
         finally:
             with self._lock:
                 self._subscriptions.pop(subscription, None)
-                self._cut_off += subscription.cut_off
+                self._cut_off += subscription.too_slow
 
-    def missed(self, after: bytes, subscription: Subscription) -> Iterator[Message]:
-        """Yield what happened behind the position `after` until `subscription` began.
+    def replay(self, after: bytes, subscription: Subscription) -> Iterator[Message]:
+        """Yield the changes after the position `after`, up to the beginning of `subscription`.
 
-        The first message has no changes: it says that the log reaches back that far. Nothing is yielded if it does not.
+        The first message has no changes: it confirms that the log still contains `after`. Otherwise nothing is yielded.
 
         Raises:
-            WatcherTooSlow: The log moved on meanwhile.
-            EngineUnavailable: The engine does not answer.
+            WatcherTooSlow: The log lost changes before they were read.
+            EngineUnavailable: The engine does not respond.
         """
         until, position = subscription.position, after
-        if (read := self._missed(position, until)) is None:
+        if (read := self._read_missed(position, until)) is None:
             return
         yield Message((), after, self._clock())
         while True:
@@ -268,69 +142,69 @@ class Watchers:
                 yield Message(ours, position, self._clock())
             if position == until:
                 return
-            if (again := self._missed(position, until)) is None:
-                raise WatcherTooSlow("the log of changes moved on while a watcher caught up")
+            if (again := self._read_missed(position, until)) is None:
+                raise WatcherTooSlow("the change log moved on while a watcher caught up")
             read = again
 
-    def _missed(self, after: bytes, until: bytes) -> tuple[list[Change | Purged], bytes] | None:
-        # When a server was started again, all its watchers come back at once, and look-ups need the engine as well.
-        with self._catching_up:
-            return self._engine.changes(after, until, READ_CHANGES)
-
     def close(self) -> None:
-        """End all watchers, who may go on at another server."""
-        if self._reading:
-            self._reading.stop(0.0)
+        """End all watchers; they may continue at another server."""
+        if self._reader:
+            self._reader.stop(0.0)
         with self._lock:
             self._closed.set()
             for subscription in self._subscriptions:
                 subscription.end(Stopping())
 
-    def _present(self) -> list[Subscription]:
-        """Return those that have not been ended."""
+    def _read_missed(self, after: bytes, until: bytes) -> tuple[list[Change | Purged], bytes] | None:
+        # After a restart of the server all its watchers reconnect at once, and look-ups need the engine as well.
+        with self._replays:
+            return self._engine.changes(after, until, READ_CHANGES)
+
+    def _active(self) -> list[Subscription]:
+        """Return the subscriptions that have not been ended."""
         return [each for each in self._subscriptions if each.ended_at is None]
 
-    def _make_room(self, namespace: str) -> None:
-        """See to it that one more may watch `namespace`; called with the lock.
+    def _evict_one_if_full(self, namespace: str) -> None:
+        """Make room for one more watcher of `namespace`; the caller holds the lock.
 
-        Where there are as many as can be, the namespace that has most of them loses the one that came last.
+        The namespace with most watchers loses its youngest one.
         """
-        present = self._present()
-        if len(present) < MAX_WATCHERS:
+        active = self._active()
+        if len(active) < MAX_WATCHERS:
             return
-        counts = Counter(each.namespace for each in present)
+        counts = Counter(each.namespace for each in active)
         largest, most = counts.most_common(1)[0]
         if counts[namespace] + 1 >= most:
-            raise TooManyWatchers(f"{MAX_WATCHERS} watchers are served already")
-        last = next(each for each in reversed(present) if each.namespace == largest)
-        last.end(TooManyWatchers("the place is needed for a namespace that has fewer watchers"))
+            raise TooManyWatchers(f"the process has its maximum of {MAX_WATCHERS} watchers")
+        youngest = next(each for each in reversed(active) if each.namespace == largest)
+        youngest.end(TooManyWatchers("a namespace with fewer watchers needs the place"))
 
-    def _cut_late(self) -> None:
-        """End those that do not read, and the calls of those that were ended and are still there; with the lock."""
-        for subscription in self._present():
-            if subscription.lag() > LATE_SECONDS:
+    def _cancel_stalled(self) -> None:
+        """End watchers that do not read, and cancel the calls of ended ones that remain; the caller holds the lock."""
+        for subscription in self._active():
+            if subscription.lag() > STALL_SECONDS:
                 subscription.end(WatcherTooSlow("a watcher did not read its messages"))
-        late = self._clock() - CUT_SECONDS
-        for subscription in [each for each in self._subscriptions if each.ended_at and each.ended_at < late]:
+        latest = self._clock() - CANCEL_SECONDS
+        for subscription in [each for each in self._subscriptions if each.ended_at and each.ended_at < latest]:
             del self._subscriptions[subscription]
-            subscription.cut()
+            subscription.cancel_call()
 
     def _read(self) -> float:
         with self._lock:
-            self._cut_late()
+            self._cancel_stalled()
             if self._subscriptions:
-                self._tell_all()
+                self._publish()
         return READ_SECONDS
 
-    def _tell_all(self) -> None:
-        """Tell every watcher what happened up to now; called with the lock."""
+    def _publish(self) -> None:
+        """Queue all changes up to the end of the log; the caller holds the lock."""
         now = self._clock()
         until = self._engine.position()
         while (position := self._progress.position) != until:
             read = self._engine.changes(position, until, READ_CHANGES)
-            if read is None:  # this process did not keep up with the others, or the store is no longer the same
+            if read is None:  # the log dropped changes that this process had not read, or it is another log
                 for subscription in self._subscriptions:
-                    subscription.end(WatcherTooSlow("the log of changes moved on, or is another one"))
+                    subscription.end(WatcherTooSlow("the change log moved on, or was replaced"))
                 break
             changes, position = read
             by_namespace: dict[str, list[Change | Purged]] = {}
@@ -339,25 +213,18 @@ class Watchers:
             messages = {name: Message(ours, position, now) for name, ours in by_namespace.items()}
             for subscription in self._subscriptions:
                 if subscription.namespace in messages:
-                    subscription.tell(messages[subscription.namespace])
-            self._progress = Progress(position, self._progress.time)
-            self._bound_bytes()
-        self._progress = Progress(until, now)
+                    subscription.enqueue(messages[subscription.namespace])
+            self._progress = LogPosition(position, self._progress.time)
+            self._bound_total_bytes()
+        self._progress = LogPosition(until, now)
 
-    def _bound_bytes(self) -> None:
-        """End those who are most behind until all that waits takes no more than it may; called with the lock."""
-        behind = {each: sum(message.size for message in each.waiting) for each in self._present()}
-        if sum(behind.values()) <= ALL_QUEUED_BYTES:
+    def _bound_total_bytes(self) -> None:
+        """End the watchers with the fullest queues until MAX_TOTAL_BYTES suffice; the caller holds the lock."""
+        sizes = {each: sum(message.size for message in each.queued) for each in self._active()}
+        if sum(sizes.values()) <= MAX_TOTAL_BYTES:
             return
-        for subscription in sorted(behind, key=behind.__getitem__, reverse=True):
-            sizes = {message: message.size for each in self._present() for message in each.waiting}
-            if sum(sizes.values()) <= ALL_QUEUED_BYTES:
+        for subscription in sorted(sizes, key=sizes.__getitem__, reverse=True):
+            messages = {message: message.size for each in self._active() for message in each.queued}
+            if sum(messages.values()) <= MAX_TOTAL_BYTES:
                 return
-            subscription.end(WatcherTooSlow("a watcher did not read its messages, and others need the room"))
-
-
-def _size(change: Change | Purged) -> int:
-    """Return what a change takes in memory, roughly."""
-    if isinstance(change, Purged):
-        return CHANGE_BYTES
-    return CHANGE_BYTES + len(change.key) + (len(change.session.value) if change.session else 0)
+            subscription.end(WatcherTooSlow("a watcher did not read its messages, and others need the memory"))

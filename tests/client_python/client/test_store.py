@@ -1,4 +1,4 @@
-"""SessionStore, the service as a Python object, on a real store."""
+"""SessionStore against a real server."""
 
 from __future__ import annotations
 
@@ -17,14 +17,13 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="module")
 def target() -> Iterator[str]:
-    """A real store."""
     with running_server() as server:
         yield server.target
 
 
 @pytest.fixture
 def store(target: str) -> Iterator[SessionStore]:
-    """The store as an object, with time enough for a slow machine."""
+    """A real server, shared by all tests that do not harm it."""
     store = SessionStore(target, namespace="shop", deadline=10)
     yield store
     store.close()
@@ -32,12 +31,10 @@ def store(target: str) -> Iterator[SessionStore]:
 
 @pytest.fixture
 def key() -> bytes:
-    """A key that nobody used before."""
     return os.urandom(32)
 
 
 def test_a_session_comes_back_with_the_rest_of_its_life(store: SessionStore, key: bytes) -> None:
-    """Put, then Get."""
     assert store.put(key, b"value", 100.5) <= 100.5
     found = store.get(key)
     assert found is not None
@@ -46,7 +43,6 @@ def test_a_session_comes_back_with_the_rest_of_its_life(store: SessionStore, key
 
 
 def test_ids_are_write_once(store: SessionStore, key: bytes) -> None:
-    """The same value again is fine, another one is not."""
     store.put(key, b"value", 100)
     store.put(key, b"value", 100)
     with pytest.raises(resumed.AlreadyExists):
@@ -54,7 +50,6 @@ def test_ids_are_write_once(store: SessionStore, key: bytes) -> None:
 
 
 def test_a_taken_session_is_gone_for_good(store: SessionStore, key: bytes) -> None:
-    """Take answers once, and the id cannot be stored again."""
     store.put(key, b"value", 100)
     assert store.take(key) is not None
     assert store.take(key) is None
@@ -63,7 +58,6 @@ def test_a_taken_session_is_gone_for_good(store: SessionStore, key: bytes) -> No
 
 
 def test_remove_tells_whether_a_session_was_there(store: SessionStore, key: bytes) -> None:
-    """And is idempotent."""
     store.put(key, b"value", 100)
     assert [store.remove(key), store.remove(key)] == [True, False]
     assert store.get(key) is None
@@ -83,13 +77,11 @@ def test_remove_tells_whether_a_session_was_there(store: SessionStore, key: byte
 def test_limits_are_errors_that_name_the_field(
     store: SessionStore, key: bytes, value: bytes, ttl: float, field: str
 ) -> None:
-    """The store's own words."""
-    with pytest.raises(resumed.InvalidCall, match=field):
+    with pytest.raises(resumed.InvalidRequest, match=field):
         store.put(key, value, ttl)
 
 
 def test_a_batch_longer_than_one_call_answers_everything_in_order(store: SessionStore) -> None:
-    """600 operations are three calls."""
     keys = [os.urandom(32) for _ in range(300)]
     puts = [Put(key, b"%d" % number, 100) for number, key in enumerate(keys)]
     results = store.batch([*puts, *(Get(key) for key in keys)])
@@ -97,37 +89,32 @@ def test_a_batch_longer_than_one_call_answers_everything_in_order(store: Session
 
 
 def test_a_batch_of_large_values_is_split_by_size(store: SessionStore) -> None:
-    """300 sessions of 64 KiB do not fit one message."""
     keys = [os.urandom(32) for _ in range(300)]
     results = store.batch([Put(key, bytes(65_536), 100) for key in keys])
     assert all(isinstance(result, float) and result > 99 for result in results)
 
 
 def test_one_failing_operation_does_not_fail_the_others(store: SessionStore, key: bytes) -> None:
-    """Its result is the error that the call would have raised."""
     results = store.batch(
         [Put(key, b"a", 100), Put(key, b"b", 100), Put(key, b"", 100), Take(key), Remove(key), Get(key)]
     )
     assert isinstance(results[1], resumed.AlreadyExists)
-    assert isinstance(results[2], resumed.InvalidCall)
+    assert isinstance(results[2], resumed.InvalidRequest)
     assert isinstance(results[3], StoredSession)
     assert results[4:] == [False, None]
 
 
 def test_namespaces_are_apart(target: str, store: SessionStore, key: bytes) -> None:
-    """The same key elsewhere is another session."""
     store.put(key, b"value", 100)
     assert SessionStore(target, namespace="bank", deadline=10).get(key) is None
 
 
 def test_no_store_is_an_error_that_says_so() -> None:
-    """StoreUnavailable within the deadline."""
     with pytest.raises(resumed.StoreUnavailable):
         SessionStore("127.0.0.1:1", namespace="shop").get(b"k")
 
 
 def test_a_closed_store_connects_again(store: SessionStore, key: bytes) -> None:
-    """close() lets go of the connection, nothing else."""
     store.put(key, b"value", 100)
     store.close()
     store.close()

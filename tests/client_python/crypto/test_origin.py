@@ -1,38 +1,35 @@
-"""A process knows its own ids again, and nobody else's."""
+"""A process recognises the ids that it issued, and no others."""
 
 from __future__ import annotations
 
 import os
 
-from resumed._crypto.origin import Issuer
+from resumed._crypto.origin import ProcessTag
 from resumed._crypto.sealing import Keyring
 
 KEYRING = Keyring.from_keys([os.urandom(32)])
 
 
 def test_own_ids_are_known_and_those_of_others_are_not() -> None:
-    """Ten thousand of each; no two are the same, and all of them are the fleet's."""
-    ours, theirs = Issuer(), Issuer()
+    ours, theirs = ProcessTag(), ProcessTag()
     own = {KEYRING.issue_id("shop", 1_800_000_000, ours.nonce()) for _ in range(10_000)}
     others = [KEYRING.issue_id("shop", 1_800_000_000, theirs.nonce()) for _ in range(10_000)]
     assert len(own) == 10_000
-    assert all(map(ours.issued, own))
-    assert not any(map(ours.issued, others))
+    assert all(map(ours.is_own, own))
+    assert not any(map(ours.is_own, others))
     assert all(KEYRING.open_id("shop", each) == 1_800_000_000 for each in [*own, *others])
 
 
 def test_a_child_is_another_process() -> None:
-    """It issues its own, and its parent's are foreign to it."""
-    issuer = Issuer()
+    issuer = ProcessTag()
     nonce = issuer.nonce()
     child = os.fork()
     if not child:
-        os._exit(issuer.issued(nonce) or not issuer.issued(issuer.nonce()))
+        os._exit(issuer.is_own(nonce) or not issuer.is_own(issuer.nonce()))
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    assert issuer.issued(nonce)
+    assert issuer.is_own(nonce)
 
 
 def test_bytes_of_any_length_are_no_ids_of_ours() -> None:
-    """Nothing is raised."""
-    issuer = Issuer()
-    assert not any(issuer.issued(os.urandom(length)) for length in range(64))
+    issuer = ProcessTag()
+    assert not any(issuer.is_own(os.urandom(length)) for length in range(64))

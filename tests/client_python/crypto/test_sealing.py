@@ -34,12 +34,11 @@ SECRET = os.urandom(32)
 
 
 def unhex(vector: dict[str, Any], *names: str) -> list[bytes]:
-    """Return the bytes of some fields."""
     return [bytes.fromhex(vector[name]) for name in names]
 
 
 def hkdf(key: bytes, salt: bytes, info: bytes, length: int) -> bytes:
-    """RFC 5869, written down a second time."""
+    """An independent implementation of RFC 5869."""
     extracted = hmac.digest(salt or bytes(32), key, "sha256")
     output, block = b"", b""
     for counter in range(1, length // 32 + 1):
@@ -49,7 +48,7 @@ def hkdf(key: bytes, salt: bytes, info: bytes, length: int) -> bytes:
 
 
 def siv_decrypt(key: bytes, sealed: bytes, associated: bytes) -> bytes | None:
-    """RFC 5297 with one associated string and a short plaintext, written down a second time."""
+    """An independent implementation of RFC 5297 for one associated string and a short plaintext."""
 
     def cmac(message: bytes) -> bytes:
         mac = CMAC(algorithms.AES(key[:32]))
@@ -74,7 +73,6 @@ def siv_decrypt(key: bytes, sealed: bytes, associated: bytes) -> bytes | None:
 
 @pytest.mark.parametrize("vector", SEALING["opens"], ids=lambda vector: vector["format"])
 def test_sealed_values_are_what_the_format_says(vector: dict[str, Any]) -> None:
-    """The vectors hold against a second, independent reading of the format."""
     session_id, store_key, key, nonce, plaintext, sealed = unhex(
         vector, "session_id", "store_key", "key", "nonce", "plaintext", "sealed"
     )
@@ -88,7 +86,6 @@ def test_sealed_values_are_what_the_format_says(vector: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("vector", SEALING["opens"], ids=lambda vector: vector["format"])
 def test_sealed_vectors_open(vector: dict[str, Any]) -> None:
-    """Every key of the keyring opens, not only the first."""
     store_key, plaintext, sealed, session_id = unhex(vector, "store_key", "plaintext", "sealed", "session_id")
     assert StoreKeys(vector["namespace"], vector["format"]).key(session_id) == store_key
     assert SEALING_KEYRING.open(store_key, sealed, vector["not_after"] - 1) == (plaintext, vector["not_after"])
@@ -96,16 +93,14 @@ def test_sealed_vectors_open(vector: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("vector", SEALING["does_not_open"], ids=lambda vector: vector["case"])
 def test_what_must_not_open_does_not(vector: dict[str, Any]) -> None:
-    """Each with its reason."""
     store_key, sealed = unhex(vector, "store_key", "sealed")
-    with pytest.raises(resumed.Unsealable) as caught:
+    with pytest.raises(resumed.UnsealError) as caught:
         SEALING_KEYRING.open(store_key, sealed, vector["now"])
     assert caught.value.reason == vector["reason"]
 
 
 @pytest.mark.parametrize("vector", SEALING["envelopes"], ids=lambda vector: vector["session"][:8])
 def test_envelopes_are_what_the_format_says(vector: dict[str, Any]) -> None:
-    """Fingerprint, issue time, session, both ways."""
     fingerprint, session, encoded = unhex(vector, "fingerprint", "session", "envelope")
     assert encoded == fingerprint + vector["issued_microseconds"].to_bytes(8, "big") + session
     envelope = Envelope(fingerprint, vector["issued_microseconds"] / 1e6, session)
@@ -115,14 +110,12 @@ def test_envelopes_are_what_the_format_says(vector: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("encoded", SEALING["not_envelopes"])
 def test_what_is_too_short_is_no_envelope(encoded: str) -> None:
-    """However authentic it is."""
-    with pytest.raises(resumed.Unsealable, match="malformed"):
+    with pytest.raises(resumed.UnsealError, match="malformed"):
         Envelope.decode(bytes.fromhex(encoded))
 
 
 @pytest.mark.parametrize("vector", IDS["opens"], ids=lambda vector: vector["namespace"][:8])
 def test_sealed_ids_are_what_the_format_says(vector: dict[str, Any]) -> None:
-    """The vectors hold against a second, independent reading of the format, and open."""
     key, nonce, session_id = unhex(vector, "key", "nonce", "id")
     siv_key = hkdf(key, b"", b"resumed/v1 id", 64)
     associated = vector["namespace"].encode() + b"\0" + nonce
@@ -133,7 +126,6 @@ def test_sealed_ids_are_what_the_format_says(vector: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("vector", IDS["does_not_open"], ids=lambda vector: vector["case"])
 def test_foreign_ids_do_not_open(vector: dict[str, Any]) -> None:
-    """Whoever does not hold the keyring cannot make an id."""
     assert IDS_KEYRING.open_id(vector["namespace"], bytes.fromhex(vector["id"])) is None
 
 
@@ -143,7 +135,6 @@ def test_foreign_ids_do_not_open(vector: dict[str, Any]) -> None:
     namespace=st.from_regex(r"[a-z0-9.-]{1,63}", fullmatch=True),
 )
 def test_what_was_sealed_opens(plaintext: bytes, not_after: int, namespace: str) -> None:
-    """Sealing and opening are inverse, for values and for ids."""
     keyring = Keyring.from_keys([os.urandom(32)])
     assert keyring.open(STORE_KEY, keyring.seal(STORE_KEY, plaintext, not_after), not_after - 1) == (
         plaintext,
@@ -155,10 +146,9 @@ def test_what_was_sealed_opens(plaintext: bytes, not_after: int, namespace: str)
 
 @given(value=st.binary(max_size=200))
 def test_no_bytes_at_all_do_more_than_not_open(value: bytes) -> None:
-    """Whatever the store or a peer sends is answered with Unsealable or None."""
-    with pytest.raises(resumed.Unsealable):
+    with pytest.raises(resumed.UnsealError):
         SEALING_KEYRING.open(STORE_KEY, value, 0)
-    with pytest.raises(resumed.Unsealable):
+    with pytest.raises(resumed.UnsealError):
         SEALING_KEYRING.open(STORE_KEY, b"\x01" + hashlib.sha256(bytes(range(32))).digest()[:4] + value, 0)
     assert IDS_KEYRING.open_id("shop", value) is None
 
@@ -191,11 +181,8 @@ def shown_secrets(text: str) -> list[str]:
 
 
 class TestKeyringFiles:
-    """Keyrings come from files, change while they serve, and never show a key."""
-
     @pytest.fixture
     def path(self, tmp_path: Path) -> Path:
-        """Where a keyring file may be written."""
         path = tmp_path / "fleet.keys"
         path.touch(0o600)
         return path
@@ -211,7 +198,6 @@ class TestKeyringFiles:
         ],
     )
     def test_a_malformed_file_is_refused(self, path: Path, text: str, complaint: str) -> None:
-        """The message names the line, never its content."""
         path.write_text(text)
         with pytest.raises(resumed.KeyringError, match=complaint) as caught:
             Keyring.load(path)
@@ -219,7 +205,6 @@ class TestKeyringFiles:
 
     @pytest.mark.parametrize("mode", [0o604, 0o666, 0o620, 0o601])
     def test_a_file_that_others_may_read_is_refused(self, path: Path, mode: int) -> None:
-        """The message says what to do."""
         path.write_text(Keyring.generate())
         path.chmod(mode)
         with pytest.raises(resumed.KeyringError, match="chmod 600"):
@@ -229,7 +214,7 @@ class TestKeyringFiles:
     def test_a_file_of_another_user_is_refused(
         self, path: Path, monkeypatch: pytest.MonkeyPatch, owner: int, user: int, refused: bool
     ) -> None:
-        """Its owner may change it: that must be this user or root, who may use anybody's."""
+        """The owner of a file can change it, so the owner must be this user or root."""
         path.write_text(Keyring.generate())
         status = path.stat()
         owned = os.stat_result((*status[:4], owner, *status[5:]))
@@ -242,12 +227,10 @@ class TestKeyringFiles:
             assert Keyring.load(path).key_ids
 
     def test_a_missing_file_is_refused(self, tmp_path: Path) -> None:
-        """The message says how to make one."""
         with pytest.raises(resumed.KeyringError, match="resumed keygen"):
             Keyring.load(tmp_path / "nowhere")
 
     def test_a_changed_file_is_read_again(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """A rotated key is used without a restart, and what the old one sealed still opens."""
         now = [1000.0]
         monkeypatch.setattr("resumed._reload.time.monotonic", lambda: now[0])
         old, new = Keyring.generate(), Keyring.generate()
@@ -267,13 +250,12 @@ class TestKeyringFiles:
         for _ in range(2):
             now[0] += 2
             assert keyring.key_ids
-        with pytest.raises(resumed.Unsealable, match="unknown-key"):
+        with pytest.raises(resumed.UnsealError, match="unknown-key"):
             keyring.open(STORE_KEY, sealed, 1000)
 
     def test_a_file_that_breaks_keeps_the_old_keys(
         self, path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """A rotation caught half-way is reported and harms nothing."""
         now = [1000.0]
         monkeypatch.setattr("resumed._reload.time.monotonic", lambda: now[0])
         path.write_text(Keyring.generate())
@@ -288,7 +270,6 @@ class TestKeyringFiles:
         assert "half a k" not in caplog.text
 
     def test_no_key_shows_in_a_repr(self) -> None:
-        """Neither the keyring nor what is inside it prints a key."""
         keyring = Keyring.from_keys([SECRET])
         inside = vars(keyring) | {name: getattr(keyring._keys[0], name) for name in keyring._keys[0].__slots__}
         assert not shown_secrets(repr(keyring) + repr(keyring._keys) + f"{keyring._keys[0]}" + str(inside))
@@ -297,7 +278,7 @@ class TestKeyringFiles:
     def test_no_key_and_no_session_shows_in_a_traceback(
         self, path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, defect: str
     ) -> None:
-        """Not even in one that shows the values of variables, as error reporters make them; nor in the log."""
+        """Error reporters include the values of local variables."""
         keyring = Keyring.from_keys([SECRET])
         sealed = keyring.seal(STORE_KEY, SESSION, 1000)
         malformed = f"{base64.b64encode(SECRET).decode()}\nnot a key\n"
@@ -330,19 +311,17 @@ class TestKeyringFiles:
         assert not shown_secrets("".join(shown) + caplog.text)
 
     def test_keys_of_another_length_are_refused(self) -> None:
-        """A keyring needs at least one key of 32 bytes."""
         for keys in ([], [b"short"], [bytes(33)]):
             with pytest.raises(resumed.KeyringError):
                 Keyring.from_keys(keys)
 
 
 def test_plaintext_values_do_not_pass_for_sealed_ones() -> None:
-    """A frontend with a keyring opens no plaintext value, and the other way round."""
     plaintext = Keyring.plaintext()
     assert not plaintext.seals
     value = plaintext.seal(STORE_KEY, b"session", 2000)
     assert plaintext.open(STORE_KEY, value, 1999) == (b"session", 2000)
-    with pytest.raises(resumed.Unsealable):
+    with pytest.raises(resumed.UnsealError):
         SEALING_KEYRING.open(STORE_KEY, value, 1999)
-    with pytest.raises(resumed.Unsealable):
+    with pytest.raises(resumed.UnsealError):
         plaintext.open(STORE_KEY, SEALING_KEYRING.seal(STORE_KEY, b"session", 2000), 1999)

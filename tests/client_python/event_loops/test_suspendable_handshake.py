@@ -3,110 +3,105 @@
 from __future__ import annotations
 
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING
 
-from resumed._async.suspendable_handshake import MAX_LOOKUPS, Handshake
+from resumed._async.suspendable_handshake import MAX_LOOKUPS, SuspendableHandshake
+from resumed._policy.lookups import completed_future
 
 if TYPE_CHECKING:
-    from resumed._policy.lookups import Found
+    from collections.abc import Callable
+
+    from resumed._policy.lookups import LookupResult
 
 PATIENCE = 10.0
 IDS = [bytes([number]) * 32 for number in range(10)]
 
 
-class FakeShim:
-    """Begins look-ups, which a test answers; `worthless` ids are none."""
+class Driver:
+    """Drives a handshake, counts how often it was resumed, and keeps the look-ups; `worthless` ids need none."""
 
     def __init__(self, *worthless: bytes) -> None:
+        self.resumed = self.searched = 0
         self.worthless = worthless
-        self.asked: dict[bytes, Future[Found]] = {}
+        self.lookups: dict[bytes, Future[LookupResult]] = {}
+        self.handshake = SuspendableHandshake(PATIENCE, self.find_resume_callback)
 
-    def prefetch(self, session_id: bytes) -> Future[Found] | None:
-        """Begin a look-up."""
-        if session_id in self.worthless:
-            return None
-        assert session_id not in self.asked
-        self.asked[session_id] = Future()
-        return self.asked[session_id]
-
-
-class Driver:
-    """Counts how often it was woken."""
-
-    def __init__(self, shim: FakeShim) -> None:
-        self.woken = self.searched = 0
-        self.shim = shim
-        self.handshake = Handshake(PATIENCE, self.waker)
-
-    def waker(self) -> Any:
-        """Return what wakes."""
+    def find_resume_callback(self) -> Callable[[], None]:
         self.searched += 1
-        return self.wake
+        return self.resume
 
-    def wake(self) -> None:
-        """Count."""
-        self.woken += 1
+    def resume(self) -> None:
+        self.resumed += 1
 
-    def rests_with(self, *offered: bytes) -> bool:
+    def find(self, session_id: bytes) -> Future[LookupResult]:
+        """Return a result as SessionPolicy does."""
+        known = self.handshake.result_for(session_id)
+        if known or session_id in self.worthless:
+            return known or completed_future((None, "foreign-id"))
+        return self.handshake.look_up(session_id, partial(self.start, session_id), may_suspend=True)
+
+    def start(self, session_id: bytes, seconds: float, blocking: bool) -> Future[LookupResult]:
+        assert session_id not in self.lookups
+        self.lookups[session_id] = Future()
+        return self.lookups[session_id]
+
+    def suspends(self, *offered: bytes) -> bool:
         """Take a step with a ClientHello."""
-        self.handshake.offers(offered, self.shim.prefetch)
-        return self.handshake.rests
+        self.handshake.start_lookups(offered, self.find)
+        return self.handshake.suspended
 
 
-def test_it_rests_until_the_answer_is_there() -> None:
-    """And is woken once."""
-    shim = FakeShim()
-    driver = Driver(shim)
-    assert driver.rests_with(IDS[0])
-    assert driver.rests_with(IDS[0])
-    assert driver.woken == 0
-    shim.asked[IDS[0]].set_result((b"value", "store"))
-    assert driver.woken == driver.searched == 1
-    assert not driver.rests_with(IDS[0])
-    answer = driver.handshake.answer(IDS[0])
-    assert answer
-    assert answer.result() == (b"value", "store")
+def test_a_handshake_is_suspended_until_the_result_is_there() -> None:
+    driver = Driver()
+    assert driver.suspends(IDS[0])
+    assert driver.suspends(IDS[0])
+    assert driver.resumed == 0
+    driver.lookups[IDS[0]].set_result((b"value", "store"))
+    assert driver.resumed == driver.searched == 1
+    assert not driver.suspends(IDS[0])
+    result = driver.handshake.result_for(IDS[0])
+    assert result
+    assert result.result() == (b"value", "store")
 
 
-def test_after_a_miss_the_next_id_is_looked_up() -> None:
-    """As OpenSSL would do, and nothing behind the first hit."""
-    shim = FakeShim(IDS[1])
-    driver = Driver(shim)
-    assert driver.rests_with(*IDS[:4])
-    shim.asked[IDS[0]].set_result((None, "unknown"))
-    assert driver.rests_with(*IDS[:4])
-    shim.asked[IDS[2]].set_result((b"value", "store"))
-    assert not driver.rests_with(*IDS[:4])
-    assert list(shim.asked) == [IDS[0], IDS[2]]
-    assert driver.handshake.answer(IDS[1]) is None
+def test_after_a_miss_the_next_id_is_looked_up_and_none_after_a_hit() -> None:
+    driver = Driver(IDS[1])
+    assert driver.suspends(*IDS[:4])
+    driver.lookups[IDS[0]].set_result((None, "unknown"))
+    assert driver.suspends(*IDS[:4])
+    driver.lookups[IDS[2]].set_result((b"value", "store"))
+    assert not driver.suspends(*IDS[:4])
+    assert list(driver.lookups) == [IDS[0], IDS[2]]
+    assert driver.handshake.result_for(IDS[1]) is None
 
 
 def test_one_client_hello_is_few_look_ups() -> None:
-    """What is beyond them is a miss, not a look-up that holds the caller up."""
-    shim = FakeShim()
-    driver = Driver(shim)
+    driver = Driver()
     for session_id in IDS[:MAX_LOOKUPS]:
-        assert driver.rests_with(*IDS)
-        shim.asked[session_id].set_result((None, "unknown"))
-    assert not driver.rests_with(*IDS)
-    assert len(shim.asked) == MAX_LOOKUPS
-    beyond = driver.handshake.answer(IDS[MAX_LOOKUPS])
+        assert driver.suspends(*IDS)
+        driver.lookups[session_id].set_result((None, "unknown"))
+    assert not driver.suspends(*IDS)
+    assert len(driver.lookups) == MAX_LOOKUPS
+    beyond = driver.handshake.result_for(IDS[MAX_LOOKUPS])
     assert beyond
     assert beyond.result() == (None, "too-many-lookups")
 
 
-def test_what_nobody_would_wake_does_not_rest() -> None:
-    """And is looked up when OpenSSL asks for it."""
-    shim = FakeShim()
-    handshake = Handshake(PATIENCE)
-    handshake.offers(IDS, shim.prefetch)
-    assert not handshake.rests
-    assert not shim.asked
-    assert handshake.answer(IDS[0]) is None
+def test_without_a_resume_callback_a_look_up_blocks() -> None:
+    started = []
+
+    def start(_seconds: float, blocking: bool) -> Future[LookupResult]:
+        started.append(blocking)
+        return completed_future((b"value", "store"))
+
+    handshake = SuspendableHandshake(PATIENCE)
+    handshake.start_lookups(IDS, lambda session_id: handshake.look_up(session_id, start, may_suspend=True))
+    assert not handshake.suspended
+    assert started == [True]
 
 
-def test_what_is_not_worth_a_call_wakes_nobody() -> None:
-    """It does not rest either."""
-    driver = Driver(FakeShim(*IDS))
-    assert not driver.rests_with(*IDS)
-    assert driver.woken == 0
+def test_an_id_that_needs_no_call_does_not_suspend_a_handshake() -> None:
+    driver = Driver(*IDS)
+    assert not driver.suspends(*IDS)
+    assert driver.resumed == driver.searched == 0

@@ -1,4 +1,4 @@
-"""What a ClientHello offers: parsed strictly, from a peer that may send anything."""
+"""ClientHello extensions from an untrusted peer are parsed strictly."""
 
 from __future__ import annotations
 
@@ -16,34 +16,29 @@ def pre_shared_key(*offered: bytes) -> bytes:
 
 @given(st.lists(st.binary(max_size=300), max_size=20))
 def test_identities_come_in_the_client_s_order(offered: list[bytes]) -> None:
-    """Of any length; whoever looks them up chooses."""
     assert identities(pre_shared_key(*offered)) == offered
 
 
 @given(st.binary(max_size=600))
 def test_any_bytes_have_identities_or_none(extension: bytes) -> None:
-    """Nothing is raised, and each identity is part of what came."""
     for identity in identities(extension):
         assert identity in extension
 
 
 @given(st.lists(st.binary(min_size=32, max_size=32), min_size=1, max_size=4), st.data())
 def test_a_cut_extension_offers_nothing(offered: list[bytes], data: st.DataObject) -> None:
-    """However little is missing of the identities."""
     whole = pre_shared_key(*offered)
     cut = data.draw(st.integers(0, len(whole) - len(b"binders") - 1))
     assert identities(whole[:cut]) == []
 
 
 def test_a_length_that_leads_beyond_the_list_offers_nothing() -> None:
-    """Even where the bytes are there."""
     extension = bytearray(pre_shared_key(bytes(32), bytes(32)) + bytes(100))
     extension[3] += 38 + 1
     assert identities(bytes(extension)) == []
 
 
 def test_many_identities_take_no_time() -> None:
-    """As many as fit."""
     assert len(identities(pre_shared_key(*[b""] * 10_922))) == 10_922
 
 
@@ -54,12 +49,10 @@ def test_versions() -> None:
 
 @given(st.binary(max_size=300))
 def test_any_bytes_have_versions_or_none(extension: bytes) -> None:
-    """Nothing is raised."""
     assert len(supported_versions(extension)) <= 127
 
 
 def test_malformed_versions_are_none() -> None:
-    """Empty, odd, short, long."""
     for extension in (b"", b"\x03\x03\x04\x03", b"\x04\x03\x04", b"\x02\x03\x04\x03\x03"):
         assert supported_versions(extension) == []
 
@@ -77,5 +70,4 @@ def test_a_server_name_is_read(name: bytes) -> None:
 
 @given(st.binary(max_size=300))
 def test_any_bytes_have_a_server_name_or_none(extension: bytes) -> None:
-    """Nothing is raised."""
     assert len(server_name(extension)) <= len(extension)

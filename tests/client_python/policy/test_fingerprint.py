@@ -1,4 +1,4 @@
-"""Context fingerprints are the same in every language: protos/vectors/contexts.json against a second reading."""
+"""Context fingerprints match protos/vectors/contexts.json and an independent implementation."""
 
 from __future__ import annotations
 
@@ -29,13 +29,11 @@ NAMES["the same names"] = NAMES["two kinds of names"]
 
 @pytest.mark.parametrize("name", CERTIFICATES)
 def test_names_of_certificates(name: str) -> None:
-    """In lower case, common names only where there is no other, a digest only where there is no name."""
     assert names_of(CERTIFICATES[name]) == frozenset(NAMES[name])
 
 
 @pytest.mark.parametrize("vector", VECTORS["server_identities"], ids=lambda vector: ",".join(vector["certificates"]))
 def test_server_identities(vector: dict[str, Any]) -> None:
-    """The set of the names of all certificates, sorted."""
     names = sorted({each for name in vector["certificates"] for each in NAMES[name]})
     expected = hashlib.sha256(b"resumed/v1 identity\0" + b"".join(names)).digest()[:16]
     assert vector["identity"] == expected.hex() == server_identity(reversed(names)).hex()
@@ -43,7 +41,6 @@ def test_server_identities(vector: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("vector", VECTORS["client_authentications"], ids=lambda vector: vector["case"])
 def test_client_authentications(vector: dict[str, Any]) -> None:
-    """Everything that OpenSSL knows of the policy, or nothing for connections that do not ask."""
     policy, encoded, ours = vector["policy"], b"", None
     if policy:
         encoded = struct.pack(
@@ -62,5 +59,4 @@ def test_client_authentications(vector: dict[str, Any]) -> None:
 
 
 def test_what_is_no_certificate_has_the_identity_of_its_bytes() -> None:
-    """A certificate that OpenSSL takes and cryptography does not is compared as a whole."""
     assert names_of(b"nonsense") == {b"X\0\x20" + hashlib.sha256(b"nonsense").digest()}

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, cast
 import pytest
 
 import resumed
-from resumed._client.store import Change, Changes, StoredSession
-from resumed._policy.mirror import STALE_SECONDS, Mirror, Sessions
+from resumed._client.store import Change, StoredSession, WatchBatch
+from resumed._policy.mirror import STALE_SECONDS, Mirror, SessionCache
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,24 +19,22 @@ if TYPE_CHECKING:
 
 
 class Clock:
-    """A clock that stands still."""
+    """A clock that a test moves by hand."""
 
     now = 1_000.0
 
     def __call__(self) -> float:
-        """Return seconds."""
         return self.now
 
 
 def session(value: bytes = b"value", ttl: float = 100.0) -> StoredSession:
-    """Return a session as the store tells of it."""
+    """Return a session that was stored."""
     return StoredSession(value, ttl)
 
 
 def test_a_session_is_there_until_it_expires() -> None:
-    """Not a moment longer."""
     clock = Clock()
-    sessions = Sessions(1 << 20, clock)
+    sessions = SessionCache(1 << 20, clock)
     sessions.put(b"key", session(ttl=10))
     clock.now += 9.9
     assert sessions.get(b"key") == b"value"
@@ -45,8 +43,7 @@ def test_a_session_is_there_until_it_expires() -> None:
 
 
 def test_a_removed_session_is_gone() -> None:
-    """At once."""
-    sessions = Sessions(1 << 20)
+    sessions = SessionCache(1 << 20)
     sessions.put(b"key", session())
     sessions.remove(b"key")
     assert sessions.get(b"key") is None
@@ -54,8 +51,7 @@ def test_a_removed_session_is_gone() -> None:
 
 
 def test_the_oldest_go_first_when_there_is_no_room() -> None:
-    """The bytes of all entries stay within the limit."""
-    sessions = Sessions(10_000)
+    sessions = SessionCache(10_000)
     for number in range(100):
         sessions.put(b"%d" % number, session(bytes(1_000)))
     kept = [number for number in range(100) if sessions.get(b"%d" % number)]
@@ -64,9 +60,8 @@ def test_the_oldest_go_first_when_there_is_no_room() -> None:
 
 
 def test_expired_sessions_make_room_by_themselves() -> None:
-    """A namespace that shrinks gives its memory back."""
     clock = Clock()
-    sessions = Sessions(1 << 20, clock)
+    sessions = SessionCache(1 << 20, clock)
     for number in range(100):
         sessions.put(b"%d" % number, session(ttl=10))
     clock.now += 11
@@ -76,8 +71,7 @@ def test_expired_sessions_make_room_by_themselves() -> None:
 
 
 def test_what_was_removed_takes_no_memory() -> None:
-    """However much came and went while an older session lives, of which the order is kept."""
-    sessions = Sessions(1 << 20)
+    sessions = SessionCache(1 << 20)
     sessions.put(b"old", session())
     for number in range(10_000):
         sessions.put(b"%d" % number, session())
@@ -91,8 +85,7 @@ def test_what_was_removed_takes_no_memory() -> None:
 
 
 def test_storing_again_counts_once() -> None:
-    """A value that is told twice takes its room once."""
-    sessions = Sessions(1 << 20)
+    sessions = SessionCache(1 << 20)
     for _ in range(10):
         sessions.put(b"key", session(bytes(1_000)))
     sessions.remove(b"key")
@@ -100,8 +93,8 @@ def test_storing_again_counts_once() -> None:
 
 
 def test_what_was_removed_during_a_look_up_is_not_kept() -> None:
-    """The answer to a look-up may be older than the removal."""
-    sessions = Sessions(1 << 20)
+    """The lookup may have read the session before its removal."""
+    sessions = SessionCache(1 << 20)
     since = sessions.removals
     sessions.remove(b"other")
     sessions.put(b"key", session(), since)
@@ -113,8 +106,8 @@ def test_what_was_removed_during_a_look_up_is_not_kept() -> None:
 
 
 def test_a_look_up_that_nobody_can_vouch_for_is_not_kept() -> None:
-    """Too many removals ago, or from before everything was forgotten."""
-    sessions = Sessions(1 << 20)
+    """The mirror no longer remembers the removals since the lookup began."""
+    sessions = SessionCache(1 << 20)
     since = sessions.removals
     for number in range(1_025):
         sessions.remove(b"%d" % number)
@@ -127,8 +120,8 @@ def test_a_look_up_that_nobody_can_vouch_for_is_not_kept() -> None:
 
 
 def test_what_was_removed_here_does_not_come_back_from_a_stream_that_is_behind() -> None:
-    """The store tells of the Put after the frontend has removed the session, and before it has heard of that."""
-    sessions = Sessions(1 << 20)
+    """The stream can deliver the Put after the frontend has removed the session."""
+    sessions = SessionCache(1 << 20)
     sessions.remove(b"removed")
     sessions.clear()
     for key in (b"removed", b"another"):
@@ -137,8 +130,8 @@ def test_what_was_removed_here_does_not_come_back_from_a_stream_that_is_behind()
 
 
 def test_a_purge_ends_what_was_issued_before_it_or_nobody_knows_when() -> None:
-    """What was issued since stays; what a look-up brings that began before does not come back."""
-    sessions = Sessions(1 << 20)
+    """A lookup that began before the purge must not restore a purged session."""
+    sessions = SessionCache(1 << 20)
     since = sessions.removals
     sessions.apply(
         [Change(b"before", session(), 999.9), Change(b"then", session(), 1_000.0), Change(b"told", session())]
@@ -156,22 +149,22 @@ def test_a_purge_ends_what_was_issued_before_it_or_nobody_knows_when() -> None:
 
 
 def test_a_change_shows_neither_a_key_nor_a_value() -> None:
-    """It may end in a log."""
+    """A repr may end in a log."""
     changes = [Change(b"secret", session(b"secret"), 1.0), Change(b"secret"), Change(b"", None, 2.0)]
     assert str(changes) == "[Change(stored, time=1.0), Change(removed, time=None), Change(purged, time=2.0)]"
 
 
 @pytest.mark.parametrize("issued", [-(2.0**62), 2.0**62])
 def test_a_session_may_be_said_to_be_issued_whenever(issued: float) -> None:
-    """The store may say anything."""
-    sessions = Sessions(1 << 20)
+    """The issue time comes from an untrusted server."""
+    sessions = SessionCache(1 << 20)
     sessions.apply([Change(b"key", session(), issued)])
     assert sessions.get(b"key") == b"value"
 
 
 def test_memory_over_the_value_is_at_most_200_bytes() -> None:
-    """A key, one object, and its place in the table and the order."""
-    sessions = Sessions(1 << 40)
+    """The key, one object, and its entries in the dictionary and the order."""
+    sessions = SessionCache(1 << 40)
     number = 100_000
     for each in range(number):
         sessions.put(each.to_bytes(32, "big"), session(bytes(240)))
@@ -181,20 +174,19 @@ def test_memory_over_the_value_is_at_most_200_bytes() -> None:
 
 
 class Stream:
-    """A store's stream, and the store: tells what the test says."""
+    """A Watch stream and its server, both controlled by the test."""
 
     target = "a test"
-    continued = False
+    resumed_from_position = False
     confirmed = float("inf")
-    """Until when what it tells is all that happened."""
+    """Time up to which the stream is complete."""
 
     def __init__(self) -> None:
-        self._news: queue.Queue[Changes | None] = queue.Queue()
+        self._news: queue.Queue[WatchBatch | None] = queue.Queue()
         self._taken: queue.Queue[None] = queue.Queue()
         self.cancelled = 0
 
     def watch(self, _position: bytes) -> Self:
-        """Begin."""
         return self
 
     def __enter__(self) -> Self:
@@ -204,18 +196,17 @@ class Stream:
         pass
 
     def tell(self, *changes: tuple[bytes, StoredSession | None], live: bool = True) -> None:
-        """Tell the mirror something, and wait until it knows."""
-        self._news.put(Changes([Change(*each) for each in changes], b"position", live))
+        """Deliver a message and wait until the mirror has processed it."""
+        self._news.put(WatchBatch([Change(*each) for each in changes], b"position", live))
         self._taken.get(timeout=20)
 
-    def __iter__(self) -> Iterator[Changes]:
+    def __iter__(self) -> Iterator[WatchBatch]:
         while (news := self._news.get()) is not None:
             yield news
             self._taken.put(None)
         raise resumed.StoreUnavailable("over")
 
     def cancel(self) -> None:
-        """End."""
         self.cancelled += 1
         self._news.put(None)
         self._taken.put(None)
@@ -223,14 +214,13 @@ class Stream:
 
 @pytest.fixture
 def stream() -> Iterator[Stream]:
-    """A stream that ends with the test."""
     stream = Stream()
     yield stream
     stream.cancel()
 
 
 def test_it_answers_for_the_stated_time_after_the_last_word(stream: Stream) -> None:
-    """Not a moment longer, and again when it hears that all was told; that something was told is not enough."""
+    """Only a heartbeat that reports the stream as live extends the time."""
     clock = Clock()
     stream.confirmed = clock.now
     mirror = Mirror(stream, clock=clock)  # type: ignore[arg-type]  # as much of a store as is called
@@ -250,7 +240,7 @@ def test_it_answers_for_the_stated_time_after_the_last_word(stream: Stream) -> N
 
 
 def test_who_delays_the_stream_does_not_keep_it_alive(stream: Stream) -> None:
-    """It tells that all was told, again and again, but of a time that lies ever further back."""
+    """A heartbeat counts from the time of the ping that it answers."""
     clock = Clock()
     stream.confirmed = clock.now
     mirror = Mirror(stream, clock=clock)  # type: ignore[arg-type]
@@ -269,7 +259,7 @@ class Ending:
     """A store whose streams serve for a while and end: (seconds, error) each, the last one never."""
 
     target = "a test"
-    continued = True
+    resumed_from_position = True
     confirmed = float("inf")
 
     def __init__(self, clock: Clock, *ends: tuple[float, resumed.StoreError]) -> None:
@@ -279,7 +269,6 @@ class Ending:
         self.over = threading.Event()
 
     def watch(self, _position: bytes) -> Self:
-        """Begin."""
         self.streams += 1
         return self
 
@@ -294,11 +283,11 @@ class Ending:
     def __exit__(self, *_: object) -> None:
         pass
 
-    def __iter__(self) -> Iterator[Changes]:
+    def __iter__(self) -> Iterator[WatchBatch]:
         if self._error is not None:
             self._clock.now += self._seconds
             raise self._error
-        yield Changes([], b"position", True)
+        yield WatchBatch([], b"position", True)
         self.closed.wait(20)
         raise resumed.StoreUnavailable("over")
 
@@ -328,7 +317,6 @@ def test_a_stream_that_served_is_begun_anew_at_once(
     warnings: int,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """And quietly: a connection that has its age is nothing special. After one that failed, or was short, it rests."""
     clock = Clock()
     store = Ending(clock, *ends)
     mirror = Mirror(store, clock=clock)  # type: ignore[arg-type]  # as much of a store as is called
@@ -349,7 +337,6 @@ def test_a_stream_that_served_is_begun_anew_at_once(
 
 
 def test_a_look_up_leaves_a_stream_alone_that_catches_up(stream: Stream) -> None:
-    """It is not live yet, but it speaks; one that has fallen silent is ended, and another one begun."""
     clock = Clock()
     mirror = Mirror(stream, clock=clock)  # type: ignore[arg-type]  # as much of a store as is called
     mirror.get(b"key")
@@ -367,7 +354,6 @@ def test_a_look_up_leaves_a_stream_alone_that_catches_up(stream: Stream) -> None
 
 
 def test_an_odd_failure_of_the_stream_does_not_end_the_mirror(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It watches anew, whatever was raised; and if the system has no thread, the next look-up tries again."""
     stream, raised = Stream(), iter([ValueError("odd")])
     monkeypatch.setattr("resumed._policy.mirror.RETRY_SECONDS", 0.0)
 
@@ -392,7 +378,7 @@ def test_an_odd_failure_of_the_stream_does_not_end_the_mirror(monkeypatch: pytes
 
 
 def test_a_mirror_that_is_closed_while_its_stream_begins_follows_nothing() -> None:
-    """Or its thread, its connection and its memory would stay for as long as the process."""
+    """Otherwise its thread, connection and memory would leak."""
     stream, begins, closed = Stream(), threading.Event(), threading.Event()
 
     class Beginning:

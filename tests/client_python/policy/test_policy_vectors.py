@@ -45,14 +45,14 @@ def test_the_constants_are_those_of_all_clients() -> None:
         "retry_pauses_ms": ms(*lookups._FRESH_PAUSES),
         "min_call_ms": ms(lookups._LEAST_ASK_SECONDS)[0],
         "breaker_failures": inspect.signature(Breaker).parameters["failures"].default,
-        "probe_pause_ms": first_and_max(circuit_breaker._FIRST_PAUSE, circuit_breaker._LONGEST_PAUSE),
-        "probe_reset_ms": ms(circuit_breaker._CALM)[0],
-        "limit_pause_ms": first_and_max(circuit_breaker._FIRST_REST, circuit_breaker._LONGEST_REST),
+        "probe_pause_ms": first_and_max(circuit_breaker._FIRST_PROBE_DELAY, circuit_breaker._LONGEST_PROBE_DELAY),
+        "probe_reset_ms": ms(circuit_breaker._RESET_AFTER)[0],
+        "limit_pause_ms": first_and_max(circuit_breaker._FIRST_BACKOFF, circuit_breaker._LONGEST_BACKOFF),
         "scarcity_ms": ms(circuit_breaker._SCARCE_SECONDS)[0],
         "queue_bytes": write_queue.QUEUE_BYTES,
         "queue_item_bytes": write_queue._OVERHEAD,
         "batch_operations": store.BATCH_OPERATIONS,
-        "batch_linger_ms": ms(write_queue.LINGER)[0],
+        "batch_linger_ms": ms(write_queue.BATCH_DELAY)[0],
         "batch_deadline_ms": ms(write_queue.BATCH_DEADLINE)[0],
         "batch_retry_ms": first_and_max(write_queue.RETRY_SECONDS, write_queue.LONGEST_RETRY_SECONDS),
         "max_value_bytes": LIMITS["value"]["max_bytes"],
@@ -77,13 +77,13 @@ def test_the_breaker_follows_the_sequence(sequence: dict[str, Any]) -> None:
         if "new_sessions" in step:
             assert step["new_sessions"] == ("dropped" if breaker.scarce else "stored"), step
         if "next_probe_ms" in step:
-            assert ms(breaker.pause()) == [step["next_probe_ms"]], step
+            assert ms(breaker.next_probe_delay()) == [step["next_probe_ms"]], step
 
 
 def apply(step: dict[str, Any], breaker: Breaker) -> None:
     event, result, began = step["event"], step.get("result"), step.get("began_ms", 0) / 1000
     if result == "limited":
-        breaker.limited(began)
+        breaker.record_rate_limited(began)
     elif event in ("lookup", "probe") and result == "ok":
         breaker.succeeded()
     elif event == "lookup":
@@ -93,4 +93,4 @@ def apply(step: dict[str, Any], breaker: Breaker) -> None:
 def lookups_of(breaker: Breaker) -> str:
     if not breaker.closed:
         return "breaker-open"
-    return "limited" if breaker.resting else "call"
+    return "limited" if breaker.rate_limited else "call"

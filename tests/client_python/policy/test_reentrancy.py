@@ -1,4 +1,4 @@
-"""OpenSSL's remove callback runs wherever the garbage collector frees a connection: within any method of the client."""
+"""OpenSSL's remove callback can run inside any method of the client, when the garbage collector frees a connection."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import resumed
 from resumed._client.store import SessionStore, StoredSession
-from resumed._policy.mirror import Sessions
+from resumed._policy.mirror import SessionCache
 from resumed._policy.stats import Recorder
-from resumed._policy.write_queue import Outgoing, Sender
+from resumed._policy.write_queue import PendingWrite, WriteQueue
 from support.waiting import until
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ ROUNDS = 300
 
 @contextlib.contextmanager
 def at_each_collection(callback: Callable[[], object], threshold: int = 1) -> Iterator[None]:
-    """Call back at each collection of garbage, in whatever thread, and collect at nearly every allocation."""
+    """Call back at each garbage collection, in any thread, and collect at nearly every allocation."""
     begun, ended = list[None](), list[None]()
 
     def called(phase: str, _info: object) -> None:
@@ -50,7 +50,7 @@ def at_each_collection(callback: Callable[[], object], threshold: int = 1) -> It
 
 
 def in_time(step: Callable[[], object]) -> None:
-    """Take a step many times, in a thread that may hang."""
+    """Repeat a step in a thread and fail if it hangs."""
     done = threading.Event()
 
     def steps() -> None:
@@ -70,7 +70,6 @@ class Kept:
 
 
 def test_counting_within_a_snapshot_hangs_nobody() -> None:
-    """And nothing is lost."""
     recorder, called = Recorder(), itertools.count()
 
     def count() -> None:
@@ -89,15 +88,14 @@ def test_counting_within_a_snapshot_hangs_nobody() -> None:
 
 
 def test_a_removal_within_a_change_of_the_mirror_is_carried_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It hangs nobody, and the session that was removed meanwhile is not there."""
-    make_room = Sessions._make_room
+    make_room = SessionCache._make_room
 
-    def collect_and_make_room(sessions: Sessions) -> None:
+    def collect_and_make_room(sessions: SessionCache) -> None:
         gc.collect(0)
         make_room(sessions)
 
-    monkeypatch.setattr(Sessions, "_make_room", collect_and_make_room)
-    sessions, numbers = Sessions(1 << 16), itertools.count()
+    monkeypatch.setattr(SessionCache, "_make_room", collect_and_make_room)
+    sessions, numbers = SessionCache(1 << 16), itertools.count()
     put: list[bytes] = [bytes(32)]
 
     def step() -> None:
@@ -113,7 +111,6 @@ def test_a_removal_within_a_change_of_the_mirror_is_carried_out(monkeypatch: pyt
 
 
 def test_a_removal_within_the_sender_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It hangs nobody."""
     store: Any = SessionStore("fake:1", namespace="shop", deadline=5.0)
     sent: list[Any] = []
 
@@ -124,15 +121,15 @@ def test_a_removal_within_the_sender_is_sent(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(store, "batch", batch)
     recorder = Recorder()
-    sender = Sender(store, recorder, time.time, lambda _key, value, _not_after: value)
+    sender = WriteQueue(store, recorder, time.time, lambda _key, value, _not_after: value)
     submitted = itertools.count()
 
     def remove() -> None:
         next(submitted)
-        sender.submit(Outgoing(b"removed", None, 0, "fatal-error"))
+        sender.submit(PendingWrite(b"removed", None, 0, "fatal-error"))
 
     with at_each_collection(remove):
-        in_time(lambda: (Kept(), sender.submit(Outgoing(b"put", b"value", 1 << 40, "", 1.0))))
+        in_time(lambda: (Kept(), sender.submit(PendingWrite(b"put", b"value", 1 << 40, "", 1.0))))
     assert sender.flush(PATIENCE)
     total = next(submitted)
     assert recorder.snapshot().removals["fatal-error"] + recorder.snapshot().removals["dropped"] == total

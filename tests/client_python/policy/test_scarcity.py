@@ -1,6 +1,6 @@
-"""A namespace that needs more operations than its limit has: what resumes is in proportion, and no breaker opens.
+"""A namespace above its operation limit resumes in proportion, and opens no circuit breaker.
 
-Frontends and clients are modelled, in a time of their own; breaker and budget are the real ones.
+Frontends and clients are modelled, in a time of their own; breaker and state are the real ones.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from resumed._client.store import BATCH_OPERATIONS
 from resumed._policy.circuit_breaker import Breaker
 from resumed._policy.write_queue import LONGEST_RETRY_SECONDS, RETRY_SECONDS
 from resumed_server.limits.config import Limit
-from resumed_server.limits.enforcer import Budget, LimitExceeded, Shared
+from resumed_server.limits.enforcer import LimitExceeded, LimitState, SharedCounters
 
 CLIENTS, SECONDS = 200, 60
 NEED = 80
@@ -23,18 +23,17 @@ NEED = 80
 
 
 class Clock:
-    """Seconds that pass when the model says so."""
+    """A clock that a test moves by hand."""
 
     now = 1_000.0
 
     def __call__(self) -> float:
-        """Return the present."""
         return self.now
 
 
 @dataclass
 class Session:
-    """What a client offers: `issued` for the fleet to look up, and perhaps stored by now."""
+    """A session that a client offers: `issued` for lookups by the fleet, and possibly stored."""
 
     issued: bool
     stored: bool = False
@@ -42,10 +41,10 @@ class Session:
 
 @dataclass
 class Frontend:
-    """A frontend as far as it calls the store: session_policy, lookups and write_queue of resumed._policy."""
+    """The parts of a frontend that call the server: SessionPolicy, Lookups and WriteQueue."""
 
     clock: Clock
-    budget: Budget
+    state: LimitState
     breaker: Breaker
     queue: deque[Session] = field(default_factory=deque)
     paused_until: float = 0.0
@@ -53,9 +52,9 @@ class Frontend:
     opened: int = 0
 
     def visit(self, offered: Session | None, *, tickets: bool) -> tuple[bool, Session]:
-        """Return whether a client resumes, and what it offers next: with `tickets`, another one each time."""
+        """Return whether a client resumes, and its next session: with `tickets`, a new one each time."""
         resumed = False
-        if offered and offered.issued and not self.breaker.resting:
+        if offered and offered.issued and not self.breaker.rate_limited:
             resumed = self._look_up() and offered.stored
             if resumed and not tickets:
                 return True, offered
@@ -65,14 +64,13 @@ class Frontend:
         return resumed, session
 
     def send(self) -> None:
-        """Send what waits, in one Batch."""
         if not self.queue or self.clock.now < self.paused_until:
             return
         batch = [self.queue[number] for number in range(min(len(self.queue), BATCH_OPERATIONS))]
         try:
-            self.budget.spend(len(batch))
+            self.state.acquire(len(batch))
         except LimitExceeded:
-            self.breaker.limited()
+            self.breaker.record_rate_limited()
             self.paused_until = self.clock.now + self.retry
             self.retry = min(2 * self.retry, LONGEST_RETRY_SECONDS)
             return
@@ -83,13 +81,13 @@ class Frontend:
 
     def _look_up(self) -> bool:
         try:
-            self.budget.spend(1)
+            self.state.acquire(1)
         except LimitExceeded as error:
-            if error.hold:  # until after the frontend's deadline
+            if error.delay:  # until after the frontend's deadline
                 self.breaker.failed(self.clock.now, late=True)
                 self.opened += not self.breaker.closed
             else:
-                self.breaker.limited()
+                self.breaker.record_rate_limited()
             return False
         self.breaker.succeeded()
         return True
@@ -99,11 +97,11 @@ class Frontend:
 @pytest.mark.parametrize("tickets", [False, True], ids=["TLS 1.2", "TLS 1.3"])
 @pytest.mark.parametrize("frontends", [1, 4, 40])
 def test_what_resumes_is_in_proportion_to_the_limit(frontends: int, tickets: bool, share: float) -> None:
-    """From a cold start; a frontend takes no refusal for an outage."""
+    """The simulation begins with a cold cache."""
     clock, chance = Clock(), random.Random(7)
     limit = Limit(namespaces=("shop",), operations_per_second=int(share * NEED))
-    budget = Budget("shop", limit, Shared.fresh(clock))
-    fleet = [Frontend(clock, budget, Breaker(clock=clock)) for _ in range(frontends)]
+    state = LimitState("shop", limit, SharedCounters.create(clock))
+    fleet = [Frontend(clock, state, Breaker(clock=clock)) for _ in range(frontends)]
     clients: list[Session | None] = [None] * CLIENTS
     visits = NEED * SECONDS // (2 if tickets else 1)
     resumed = 0

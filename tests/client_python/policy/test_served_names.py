@@ -1,4 +1,4 @@
-"""A process learns from full handshakes which context serves a name, and stops trusting a name that changes."""
+"""A process learns from full handshakes which context serves a server name, and distrusts a name that changes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ ONE, OTHER = bytes([1]) * 32, bytes([2]) * 32
 
 
 def test_a_name_is_unknown_until_a_full_handshake_ended() -> None:
-    """And then it is the last one that counts: a server may be configured anew."""
     names = ServedNames()
     assert names.expected(b"shop.example") == Expected(None, "context-unknown")
     names.learn(b"shop.example", ONE)
@@ -19,7 +18,6 @@ def test_a_name_is_unknown_until_a_full_handshake_ended() -> None:
 
 
 def test_a_name_that_is_distrusted_stays_so() -> None:
-    """Something else than the name decides. It is news once."""
     names = ServedNames()
     assert names.distrust(b"shop.example")
     assert not names.distrust(b"shop.example")
@@ -28,7 +26,6 @@ def test_a_name_that_is_distrusted_stays_so() -> None:
 
 
 def test_peers_cannot_make_the_table_grow() -> None:
-    """The name that was learned longest ago is forgotten first."""
     names = ServedNames(most=3)
     for name in (b"a", b"b", b"c", b"a", b"d"):
         names.learn(name, ONE)

@@ -13,27 +13,27 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import resumed
-from resumed._async.suspendable_handshake import Handshake
+from resumed._async.suspendable_handshake import SuspendableHandshake
 from resumed._client.store import Operation, Put, Remove, Result, SessionStore, StoredSession
 from resumed._crypto.envelope import Envelope
 from resumed._crypto.sealing import Keyring
-from resumed._exceptions import Unsealable
+from resumed._exceptions import UnsealError
 from resumed._policy.circuit_breaker import Breaker
 from resumed._policy.served_names import Expected
-from resumed._policy.session_policy import Shim
+from resumed._policy.session_policy import SessionPolicy
 from resumed._policy.stats import BUCKETS, Recorder
-from resumed._policy.write_queue import QUEUE_BYTES, Outgoing, Sender
+from resumed._policy.write_queue import QUEUE_BYTES, PendingWrite, WriteQueue
 from support.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from concurrent.futures import Future
 
-    from resumed._policy.lookups import Found
+    from resumed._policy.lookups import LookupResult
 
 PATIENCE = 10.0
 NOT_FRESH = 11.0
-"""Seconds after which an id that the store does not know is asked for once."""
+"""Age in seconds up to which an unknown id is looked up again."""
 KEYRING = Keyring.from_keys([os.urandom(32)])
 NONCES = itertools.count()
 
@@ -58,20 +58,17 @@ class FakeStore(SessionStore):
             raise self.failure
 
     def get(self, key: bytes, *, deadline: float | None = None) -> StoredSession | None:
-        """Look up."""
         self.gets.append(key)
         self._pass()
         return StoredSession(self.kept[key], 1.0) if key in self.kept else None
 
     def take(self, key: bytes, *, deadline: float | None = None) -> StoredSession | None:
-        """Look up and remove."""
         self.gets.append(key)
         self._pass()
         value = self.kept.pop(key, None)
         return StoredSession(value, 1.0) if value is not None else None
 
     def batch(self, operations: Sequence[Operation], *, deadline: float | None = None) -> list[Result]:
-        """Carry out Puts and Removes."""
         self._pass()
         self.batches.append(list(operations))
         if self.loses_answers:
@@ -90,19 +87,17 @@ class FakeStore(SessionStore):
 
 
 class Clock:
-    """A wall clock that stands still."""
+    """A clock that a test moves by hand."""
 
     now = 1_800_000_000.0
 
     def __call__(self) -> float:
-        """Return Unix seconds."""
         return self.now
 
 
-def shim_on(store: FakeStore, **options: Any) -> tuple[Shim, Clock]:
-    """Return a shim and its clock."""
+def shim_on(store: FakeStore, **options: Any) -> tuple[SessionPolicy, Clock]:
     clock = Clock()
-    return Shim(store, KEYRING, clock=clock, **options), clock
+    return SessionPolicy(store, KEYRING, clock=clock, **options), clock
 
 
 FINGERPRINT = bytes(range(32))
@@ -110,47 +105,44 @@ ENVELOPE = Envelope(FINGERPRINT, 1.7e9, b"serialized")
 
 
 def decode(serialized: bytes, remaining: float) -> int:
-    """Decode a session as its length."""
     return len(serialized) * 1_000_000 + int(remaining)
 
 
 @dataclass
 class Offer:
-    """What a client offers on a connection."""
-
     session_id: bytes
     expected: Expected = Expected(FINGERPRINT)  # noqa: RUF009  # it is immutable
     decodes: Callable[[bytes, float], int] = decode
 
     def check(self, envelope: Envelope) -> None:
-        """Decode a session that nobody uses."""
         self.decodes(envelope.session, 0.0)
 
     def decode(self, envelope: Envelope, remaining: float) -> int:
-        """Decode a session."""
         return self.decodes(envelope.session, remaining)
 
 
-def look_up(shim: Shim, offer: Offer, found: Future[Found] | None = None) -> int | None:
+def look_up(shim: SessionPolicy, offer: Offer, found: Future[LookupResult] | None = None) -> int | None:
     """Look a session up in a handshake of its own, for which that was prefetched."""
     handshake = shim.handshake()
-    handshake._answers |= {offer.session_id: found} if found else {}
-    return shim.look_up(offer, handshake)
+    handshake._results |= {offer.session_id: found} if found else {}
+    return shim.on_get_session(offer, handshake)
 
 
-def negotiate(shim: Shim, remaining: int = 7200) -> bytes:
+def prefetch(shim: SessionPolicy, offer: Offer) -> Future[LookupResult]:
+    """Start the look-up of a handshake that can be suspended."""
+    return shim.find(offer, shim.handshake(lambda: lambda: None), may_suspend=True)
+
+
+def negotiate(shim: SessionPolicy, remaining: int = 7200) -> bytes:
     """Store a session of ten bytes and return its id."""
     session_id = shim.issue_id()
-    shim.negotiated(session_id, ENVELOPE, remaining, last=True)
+    shim.on_new_session(session_id, ENVELOPE, remaining, last=True)
     assert shim.flush(PATIENCE)
     return session_id
 
 
 class TestIds:
-    """Ids are issued some at a time, and nobody can tell."""
-
     def test_an_id_tells_the_second_of_its_handshake(self) -> None:
-        """However many were issued with it."""
         shim, clock = shim_on(FakeStore())
         for _ in range(3):
             clock.now += 0.7
@@ -158,7 +150,6 @@ class TestIds:
             assert issued == {int(clock.now)}
 
     def test_no_id_is_issued_twice(self) -> None:
-        """By threads at once, by a parent and its child."""
         shim, _ = shim_on(FakeStore())
         with ThreadPoolExecutor(8) as pool:
             ids = list(pool.map(lambda _: shim.issue_id(), range(2_000)))
@@ -173,16 +164,25 @@ class TestIds:
         os.close(reader)
         os.close(writer)
 
+    @pytest.mark.parametrize("ids", ["sealed", "any"])
+    def test_no_frontend_looks_up_an_id_that_is_issued_while_a_limit_is_used_up(self, ids: str) -> None:
+        """Its session is not stored."""
+        issuer, _ = shim_on(FakeStore())
+        issuer._breaker.record_rate_limited()
+        session_id = issuer.issue_id()
+        issuer.on_new_session(session_id, ENVELOPE, 100, last=True)
+        store = FakeStore()
+        other, _ = shim_on(store, ids=ids)
+        assert look_up(other, Offer(session_id)) is None
+        assert (store.gets, other.stats.misses, issuer.stats.puts) == ([], {"expired-id": 1}, {"dropped": 1})
+
 
 class TestPrefetch:
-    """A look-up begins before it is needed, in another thread, and is no other one."""
-
     def test_the_answer_is_used_and_nobody_is_asked_again(self) -> None:
-        """Hit or miss."""
         store = FakeStore()
         shim, _ = shim_on(store)
         for session_id, found in ((negotiate(shim), 10_007_200), (shim.issue_id(), None)):
-            flight = shim.prefetch(Offer(session_id))
+            flight = prefetch(shim, Offer(session_id))
             assert flight
             flight.result(PATIENCE)
             asked = len(store.gets)
@@ -192,27 +192,25 @@ class TestPrefetch:
         assert shim.stats.misses == {"unknown": 1}
 
     def test_what_needs_no_call_begins_none(self) -> None:
-        """Foreign and old ids, and all while the store keeps failing."""
         store = FakeStore()
         shim, clock = shim_on(store, lifetime=100)
         session_id = negotiate(shim)
-        assert shim.prefetch(Offer(os.urandom(32))) is None
+        assert prefetch(shim, Offer(os.urandom(32))).result(0) == (None, "foreign-id")
         clock.now += 101
-        assert shim.prefetch(Offer(session_id)) is None
+        assert prefetch(shim, Offer(session_id)).result(0) == (None, "expired-id")
         shim._breaker.closed = False
-        resting = shim.prefetch(Offer(shim.issue_id()))
+        resting = prefetch(shim, Offer(shim.issue_id()))
         assert resting
         assert resting.result(0) == (None, "breaker-open")
         assert not store.gets
         assert not shim._lookups._threads._threads
 
     def test_one_id_is_one_call_whoever_asks(self) -> None:
-        """Two that were begun, and one who waits."""
         store = FakeStore()
         shim, _ = shim_on(store)
         session_id = negotiate(shim)
         store.gate.clear()
-        one, other = shim.prefetch(Offer(session_id)), shim.prefetch(Offer(session_id))
+        one, other = prefetch(shim, Offer(session_id)), prefetch(shim, Offer(session_id))
         assert one
         assert other
         waiting = threading.Thread(
@@ -233,72 +231,63 @@ class TestPrefetch:
         assert len(store.gets) == 1
 
     def test_a_single_use_is_not_shared(self) -> None:
-        """Each asks, and the store answers one of them."""
         store = FakeStore()
         shim, _ = shim_on(store, single_use=True)
         session_id = negotiate(shim)
-        flights = [shim.prefetch(Offer(session_id)) for _ in range(4)]
+        flights = [prefetch(shim, Offer(session_id)) for _ in range(4)]
         found = [flight.result(PATIENCE)[0] for flight in flights if flight]
         assert len(found) == 4
         assert found.count(None) == 3
 
     def test_an_answer_that_is_not_there_is_late(self) -> None:
-        """Nobody waits for it."""
         store = FakeStore()
         shim, _ = shim_on(store)
         session_id = negotiate(shim)
         store.gate.clear()
-        flight = shim.prefetch(Offer(session_id))
+        flight = prefetch(shim, Offer(session_id))
         assert look_up(shim, Offer(session_id), flight) is None
         assert shim.stats.misses == {"timeout": 1}
         store.gate.set()
 
     def test_beyond_the_limit_nobody_is_asked(self) -> None:
-        """Those that wait for a thread count."""
         store = FakeStore()
         shim, _ = shim_on(store, max_lookups=2)
         store.gate.clear()
-        flights = [shim.prefetch(Offer(shim.issue_id())) for _ in range(3)]
+        flights = [prefetch(shim, Offer(shim.issue_id())) for _ in range(3)]
         assert flights[2]
         assert flights[2].result(0) == (None, "too-many-lookups")
         store.gate.set()
 
     def test_who_waited_too_long_for_a_thread_does_not_ask(self) -> None:
-        """Its handshake has gone on long ago."""
         store = FakeStore()
         shim, _ = shim_on(store)
-        flight, mine = shim._lookups._board(b"key")
+        flight, mine = shim._lookups._join_or_start(b"key")
         assert mine
-        shim._lookups._fly(flight, b"key", lambda _: None, fresh=False, end=time.monotonic() - 0.001)
+        shim._lookups._run(flight, b"key", lambda _: None, fresh=False, end=time.monotonic() - 0.001)
         assert flight.result(0) == (None, "too-many-lookups")
         assert not store.gets
 
     def test_a_closed_shim_finds_nothing(self) -> None:
-        """Handshakes that are under way when it is uninstalled go on."""
         shim, _ = shim_on(FakeStore())
         session_id = negotiate(shim)
         shim.close()
-        flight = shim.prefetch(Offer(session_id))
+        flight = prefetch(shim, Offer(session_id))
         assert flight
         assert flight.result(0) == (None, "unavailable")
-        assert shim._lookups._under_way == 0
+        assert shim._lookups._in_flight == 0
 
     def test_a_defect_is_a_miss(self) -> None:
-        """Whatever is raised in the thread."""
         store = FakeStore()
         shim, _ = shim_on(store)
         session_id = negotiate(shim)
         store.failure = ZeroDivisionError()
-        flight = shim.prefetch(Offer(session_id))
+        flight = prefetch(shim, Offer(session_id))
         assert flight
         assert flight.result(PATIENCE) == (None, "internal-error")
 
 
 class TestLookUps:
-    """A look-up asks at most once for what is worth asking."""
-
     def test_what_was_negotiated_is_found_with_the_rest_of_its_life(self) -> None:
-        """The life of a session counts from its negotiation."""
         shim, clock = shim_on(FakeStore())
         session_id = negotiate(shim)
         clock.now += 200
@@ -306,14 +295,13 @@ class TestLookUps:
         assert shim.stats.hits == {"store": 1}
 
     def test_a_session_of_a_resumed_connection_keeps_the_rest_it_had(self) -> None:
-        """What OpenSSL says remains is believed, and never more than the lifetime."""
+        """The remaining time that OpenSSL reports is used, up to the lifetime."""
         shim, _ = shim_on(FakeStore())
         assert look_up(shim, Offer(negotiate(shim, remaining=50))) == 10_000_050
         assert look_up(shim, Offer(negotiate(shim, remaining=10**6))) == 10_007_200
 
     @pytest.mark.parametrize("remaining", [0, -1])
     def test_a_session_with_no_life_left_is_not_stored(self, remaining: int) -> None:
-        """Nothing goes out that could not come back."""
         store = FakeStore()
         shim, _ = shim_on(store)
         negotiate(shim, remaining)
@@ -321,7 +309,6 @@ class TestLookUps:
         assert shim.stats.puts == {"unresumable": 1}
 
     def test_an_old_id_asks_nobody(self) -> None:
-        """An id older than the lifetime cannot have a session."""
         store = FakeStore()
         shim, clock = shim_on(store, lifetime=100)
         session_id = negotiate(shim)
@@ -331,7 +318,7 @@ class TestLookUps:
         assert shim.stats.misses == {"expired-id": 1}
 
     def test_clocks_that_differ_by_minutes_resume(self) -> None:
-        """An id from the future was issued by a frontend whose clock is ahead."""
+        """A frontend whose clock is ahead issued the id."""
         shim, clock = shim_on(FakeStore())
         session_id = negotiate(shim)
         clock.now -= 300
@@ -339,7 +326,7 @@ class TestLookUps:
 
     @pytest.mark.parametrize("asks", [1, 4])
     def test_a_fresh_id_is_asked_for_again(self, asks: int) -> None:
-        """Its Put may be on its way: a client that comes back at once resumes, if there is time for it."""
+        """Its Put may still be in flight."""
         store = FakeStore()
         shim, _ = shim_on(store)
         session_id = shim.issue_id()
@@ -348,7 +335,7 @@ class TestLookUps:
         def late(key: bytes, *, deadline: float | None = None) -> StoredSession | None:
             found = get(key)
             if len(store.gets) == asks:
-                shim.negotiated(session_id, ENVELOPE, 100, last=True)
+                shim.on_new_session(session_id, ENVELOPE, 100, last=True)
                 assert shim.flush(PATIENCE)
             return found
 
@@ -357,7 +344,6 @@ class TestLookUps:
         assert shim.stats.hits == {"retried": 1}
 
     def test_an_id_that_is_not_fresh_is_asked_for_once(self) -> None:
-        """Nothing is on its way any more."""
         store = FakeStore()
         shim, clock = shim_on(store)
         session_id = shim.issue_id()
@@ -367,7 +353,6 @@ class TestLookUps:
         assert shim.stats.misses == {"unknown": 1}
 
     def test_concurrent_look_ups_of_one_id_are_one_call(self) -> None:
-        """And each handshake decodes a session of its own."""
         store = FakeStore()
         shim, _ = shim_on(store)
         session_id = negotiate(shim)
@@ -389,7 +374,6 @@ class TestLookUps:
         assert shim.stats.hits == {"store": 1, "coalesced": 7}
 
     def test_single_use_look_ups_are_never_shared(self) -> None:
-        """Of two handshakes at once, one gets the session."""
         store = FakeStore()
         shim, clock = shim_on(store, single_use=True)
         session_id = negotiate(shim)
@@ -404,15 +388,15 @@ class TestLookUps:
 
     @pytest.mark.parametrize("ahead", [False, True], ids=["in the callback", "ahead of it"])
     def test_a_session_that_does_not_fit_is_not_taken(self, ahead: bool) -> None:
-        """It stays for the connection that it fits; so does one that cannot be decoded."""
+        """It stays stored for the connection that it belongs to."""
         shim, _ = shim_on(FakeStore(), single_use=True)
         session_id = negotiate(shim)
 
         def refuse(_serialized: bytes, _remaining: float) -> int:
-            raise Unsealable("server-name-mismatch")
+            raise UnsealError("server-name-mismatch")
 
         for offer in Offer(session_id, Expected(bytes(32))), Offer(session_id, decodes=refuse):
-            found = shim.prefetch(offer) if ahead else None
+            found = prefetch(shim, offer) if ahead else None
             if found:
                 found.result(PATIENCE)
             assert look_up(shim, offer, found) is None
@@ -421,26 +405,25 @@ class TestLookUps:
         assert look_up(shim, Offer(session_id)) is None
 
     def test_a_session_of_another_context_is_a_miss(self) -> None:
-        """Whatever else agrees."""
         shim, _ = shim_on(FakeStore())
         assert look_up(shim, Offer(negotiate(shim), Expected(bytes(32)))) is None
         assert shim.stats.misses == {"context-mismatch": 1}
         assert not shim.stats.hits
 
     def test_a_context_that_is_not_known_costs_no_call(self) -> None:
-        """Nor does it hide that an id is none of the fleet's."""
         store = FakeStore()
         shim, _ = shim_on(store)
         unknown = Expected(None, "context-unknown")
         session_id = negotiate(shim)
         for offered in session_id, os.urandom(32):
-            assert shim.prefetch(Offer(offered, unknown)) is None
+            assert prefetch(shim, Offer(offered, unknown)).result(0)[0] is None
             assert look_up(shim, Offer(offered, unknown)) is None
         assert not store.gets
         assert shim.stats.misses == {"context-unknown": 1, "foreign-id": 1}
 
-    def test_all_look_ups_of_a_handshake_share_one_deadline(self) -> None:
-        """And are few: a ClientHello has room for a thousand ids that the fleet issued."""
+    @pytest.mark.parametrize("suspended", [False, True])
+    def test_all_look_ups_of_a_handshake_share_one_deadline(self, suspended: bool) -> None:
+        """A ClientHello has room for a thousand ids of the fleet."""
 
         class Slow(FakeStore):
             def get(self, key: bytes, *, deadline: float | None = None) -> StoredSession | None:
@@ -452,36 +435,40 @@ class TestLookUps:
         deadlines: list[float] = []
         now = [0.0]
         shim, clock = shim_on(Slow(5.0))
-        ids = [shim.issue_id() for _ in range(10)]
+        offers = [Offer(shim.issue_id()) for _ in range(10)]
         clock.now += NOT_FRESH
-        handshake = Handshake(5.0, clock=lambda: now[0])
-        assert [shim.look_up(Offer(session_id), handshake) for session_id in ids] == [None] * 10
-        assert [round(deadline, 1) for deadline in deadlines] == [4.5, 2.7, 0.9]
+        resume = (lambda: lambda: None) if suspended else (lambda: None)
+        handshake = SuspendableHandshake(5.0, resume, clock=lambda: now[0])
+        for offer in offers if suspended else ():
+            shim.find(offer, handshake, may_suspend=True).result(PATIENCE)
+        assert [shim.on_get_session(offer, handshake) for offer in offers] == [None] * 10
+        assert len(deadlines) == 3
+        assert all(deadline <= limit for deadline, limit in zip(deadlines, [4.5, 2.7, 0.9], strict=True))
         assert shim.stats.misses == {"unknown": 3, "timeout": 1, "too-many-lookups": 6}
         assert not shim.breaker_open
 
     @pytest.mark.parametrize("single_use", [False, True])
     def test_a_client_that_offers_a_session_twice_is_answered_twice(self, single_use: bool) -> None:
-        """As with HelloRetryRequest (RFC 8446 section 4.1.4): the store is asked once, and one hit is counted."""
+        """HelloRetryRequest (RFC 8446 section 4.1.4): one lookup and one hit."""
         store = FakeStore()
         shim, _ = shim_on(store, single_use=single_use)
         session_id, handshake = negotiate(shim), shim.handshake()
-        assert [shim.look_up(Offer(session_id), handshake) for _ in range(2)] == [10_007_200] * 2
+        assert [shim.on_get_session(Offer(session_id), handshake) for _ in range(2)] == [10_007_200] * 2
         assert shim.stats.hits == {"store": 1}
         assert len(store.gets) == 1 + single_use
 
     def test_what_is_removed_here_resumes_here_no_more(self) -> None:
-        """From that moment, though the store does not know yet, and though a look-up is under way."""
+        """Even before the server has received the removal, and during a lookup."""
         store = FakeStore()
         shim, _ = shim_on(store)
         session_id = negotiate(shim)
-        before = shim.prefetch(Offer(session_id))
+        before = prefetch(shim, Offer(session_id))
         assert before
         assert before.result(PATIENCE)[0], "it was found, by a handshake that is not over"
         store.gate.clear()
-        assert shim.prefetch(Offer(session_id))
+        assert prefetch(shim, Offer(session_id))
         shim.remove([session_id])
-        assert shim.prefetch(Offer(session_id)) is None
+        assert prefetch(shim, Offer(session_id)).result(0) == (None, "unknown")
         assert look_up(shim, Offer(session_id)) is None
         assert shim.stats.misses == {"unknown": 1}
         store.gate.set()
@@ -491,7 +478,6 @@ class TestLookUps:
 
     @pytest.mark.parametrize(("seconds", "calls"), [(-300, 1), (300, 1), (-5, 5), (5, 5)])
     def test_an_id_of_another_time_is_asked_for_once(self, seconds: int, calls: int) -> None:
-        """Of the past or of the future: the clocks of two frontends may differ."""
         store = FakeStore(0.2)
         shim, clock = shim_on(store)
         session_id = shim.issue_id()
@@ -500,7 +486,6 @@ class TestLookUps:
         assert (len(store.gets) > 1) is (calls > 1)
 
     def test_look_ups_in_flight_are_bounded(self) -> None:
-        """Beyond the bound a handshake does not ask."""
         store = FakeStore()
         shim, _ = shim_on(store, max_lookups=1)
         one, other = negotiate(shim), negotiate(shim)
@@ -522,25 +507,22 @@ class TestLookUps:
         assert look_up(shim, Offer(other)) is not None
 
     def test_an_undecodable_session_is_a_miss(self) -> None:
-        """What OpenSSL refuses was not a session."""
         shim, _ = shim_on(FakeStore())
 
         def refuse(_serialized: bytes, _remaining: float) -> int:
-            raise Unsealable("undecodable")
+            raise UnsealError("undecodable")
 
         assert look_up(shim, Offer(negotiate(shim), decodes=refuse)) is None
         assert shim.stats.misses == {"undecodable": 1}
 
 
 class TestEnds:
-    """How a connection ended decides about its sessions."""
-
     @pytest.mark.parametrize("reason", [0, 294])
     def test_a_cut_connection_keeps_its_sessions(self, reason: int) -> None:
         """RFC 5246 section 7.2.1."""
         shim, _ = shim_on(FakeStore())
         session_id = negotiate(shim)
-        shim.ended([session_id], reason)
+        shim.on_connection_failed([session_id], reason)
         assert shim.flush(PATIENCE)
         assert look_up(shim, Offer(session_id)) is not None
         assert shim.stats.removals == {"kept": 1}
@@ -550,17 +532,14 @@ class TestEnds:
         shim, clock = shim_on(FakeStore())
         ids = [negotiate(shim), negotiate(shim)]
         clock.now += NOT_FRESH
-        shim.ended(ids, 281)
+        shim.on_connection_failed(ids, 281)
         assert shim.flush(PATIENCE)
         assert [look_up(shim, Offer(each)) for each in ids] == [None, None]
         assert shim.stats.removals == {"fatal-error": 2}
 
 
 class TestRemovals:
-    """Whoever removes a session can wait until the store has acknowledged that."""
-
     def test_the_result_is_there_when_the_store_has_acknowledged_all(self) -> None:
-        """And not before."""
         store = FakeStore()
         shim, _ = shim_on(store)
         ids = [negotiate(shim), negotiate(shim)]
@@ -574,7 +553,6 @@ class TestRemovals:
         assert shim.remove([]).result(0) is True
 
     def test_a_removal_that_the_store_refuses_is_not_true(self) -> None:
-        """Nor is flush(), until it is repeated; and the session resumes here no more."""
         store = FakeStore()
         shim, _ = shim_on(store)
         session_id = negotiate(shim)
@@ -589,7 +567,6 @@ class TestRemovals:
         assert shim.stats.removals == {"refused": 1, "application": 1}
 
     def test_a_removal_that_finds_no_room_is_not_true(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """It was never sent."""
         monkeypatch.setattr("resumed._policy.write_queue.QUEUE_BYTES", 0)
         shim, _ = shim_on(FakeStore())
         session_id = shim.issue_id()
@@ -599,7 +576,6 @@ class TestRemovals:
         assert shim.stats.removals == {"dropped": 1}
 
     def test_a_removal_that_is_given_up_is_not_true(self) -> None:
-        """The installation was closed while the store was away."""
         store = FakeStore()
         store.failure = resumed.StoreUnavailable("down")
         shim, _ = shim_on(store)
@@ -609,7 +585,6 @@ class TestRemovals:
         assert shim.remove([shim.issue_id()]).result(0) is False
 
     def test_connections_are_remembered_and_not_all(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Whose session one id is: of the last ones."""
         monkeypatch.setattr("resumed._policy.session_policy._MOST_RELATED", 4)
         store = FakeStore()
         shim, _ = shim_on(store)
@@ -617,14 +592,14 @@ class TestRemovals:
         for family in connections:
             for place, each in enumerate(family):
                 last = place == 1
-                shim.negotiated(each, ENVELOPE, 100, last=last, family=family if last else ())
+                shim.on_new_session(each, ENVELOPE, 100, last=last, family=family if last else ())
         assert shim.flush(PATIENCE)
         for family, left in zip(connections, (5, 3, 1), strict=True):
             assert shim.remove([min(family)]).result(PATIENCE)
             assert len(store.kept) == left
 
     def test_many_removals_are_remembered_and_not_all(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Clients can cause removals, so there is a bound; it never drops one under way."""
+        """Clients can cause removals, so their number is bounded; a removal in flight is never dropped."""
         monkeypatch.setattr("resumed._policy.write_queue._MOST_REMOVED", 2)
         store = FakeStore()
         shim, _ = shim_on(store)
@@ -632,18 +607,15 @@ class TestRemovals:
         keys = [shim._store_keys.key(each) for each in ids]
         store.gate.clear()
         removal = shim.remove(ids)
-        assert all(map(shim._sender.is_removed, keys))
+        assert all(map(shim._write_queue.is_removed, keys))
         store.gate.set()
         assert removal.result(PATIENCE)
         assert shim.flush(PATIENCE)
-        assert [shim._sender.is_removed(key) for key in keys] == [False, False, True, True]
+        assert [shim._write_queue.is_removed(key) for key in keys] == [False, False, True, True]
 
 
 class TestOutages:
-    """A store that fails is not asked for long, and found again by itself."""
-
     def test_the_breaker_opens_and_closes_by_itself(self, caplog: pytest.LogCaptureFixture) -> None:
-        """After three failures no handshake asks; the prober finds out that the store is back."""
         store = FakeStore()
         shim, _ = shim_on(store)
         session_id = negotiate(shim)
@@ -669,7 +641,6 @@ class TestOutages:
         ],
     )
     def test_failures_are_told_apart(self, failure: Exception, reason: str) -> None:
-        """An operator sees why resumption rests."""
         store = FakeStore()
         shim, _ = shim_on(store)
         store.failure = failure
@@ -677,14 +648,14 @@ class TestOutages:
         assert shim.stats.misses == {reason: 1}
 
     def test_after_a_call_that_failed_no_handshake_waits_for_its_put(self) -> None:
-        """A handshake whose look-up came too late has spent its deadline; the Put goes out all the same."""
+        """The late lookup has used up the deadline of the handshake."""
         store = FakeStore(deadline=1_000.0)
         shim, _ = shim_on(store, puts="wait")
         store.failure = resumed.StoreTimeout("late")
         assert look_up(shim, Offer(shim.issue_id())) is None
         store.gate.clear()
         store.failure = None
-        negotiated = partial(shim.negotiated, last=True)
+        negotiated = partial(shim.on_new_session, last=True)
         negotiation = threading.Thread(target=negotiated, args=(shim.issue_id(), ENVELOPE, 100), daemon=True)
         negotiation.start()
         negotiation.join(PATIENCE)
@@ -695,7 +666,6 @@ class TestOutages:
         assert len(store.kept) == 1
 
     def test_a_limit_is_a_miss_and_no_outage(self) -> None:
-        """The store is asked again after a moment, a longer one each time; the breaker stays closed."""
         store, now = FakeStore(), 0.0
         shim, _ = shim_on(store)
         shim._breaker._clock = lambda: now
@@ -717,13 +687,12 @@ class TestOutages:
         assert look_up(shim, Offer(session_id)) is not None, "the next limit begins with a short rest"
 
     def test_what_a_limit_kept_from_being_sent_is_sent_later(self) -> None:
-        """And no handshake waits for it."""
         store = FakeStore()
         shim, _ = shim_on(store, puts="wait")
         session_id = shim.issue_id()
         store.failure = resumed.LimitExceeded("at its limit")
         assert look_up(shim, Offer(shim.issue_id())) is None
-        shim.negotiated(session_id, ENVELOPE, 100, last=True)
+        shim.on_new_session(session_id, ENVELOPE, 100, last=True)
         assert not store.kept
         store.failure = None
         assert shim.flush(PATIENCE)
@@ -731,7 +700,7 @@ class TestOutages:
         assert not shim.breaker_open
 
     def test_beyond_a_limit_a_new_session_is_one_that_nobody_asks_for(self) -> None:
-        """What the limit lets through is for sessions that are stored, and for those that follow them."""
+        """The remaining operations serve stored sessions and their successors."""
         store, now = FakeStore(), 0.0
         shim, _ = shim_on(store)
         shim._breaker._clock = lambda: now
@@ -744,32 +713,31 @@ class TestOutages:
         shed = negotiate(shim)
         assert look_up(shim, Offer(shed)) is None
         assert len(store.gets) == asked
-        assert shim.stats.misses == {"limited": 1, "foreign-id": 1}
+        assert shim.stats.misses == {"limited": 1, "expired-id": 1}
         assert shim.stats.puts == {"stored": 1, "dropped": 1}
         following = shim.issue_id(resumed=True)
-        shim.negotiated(following, ENVELOPE, 100, last=True)
+        shim.on_new_session(following, ENVELOPE, 100, last=True)
         assert shim.flush(PATIENCE)
         assert look_up(shim, Offer(following)) is not None
         now += 0.2
         assert look_up(shim, Offer(negotiate(shim))) is not None
 
     def test_a_refusal_that_is_held_back_is_no_outage(self) -> None:
-        """A server does that when it refuses much; but what is late for long opens the breaker."""
         now = 0.0
         breaker = Breaker(clock=lambda: now)
-        breaker.limited()
+        breaker.record_rate_limited()
         for _ in range(9):
             now += 0.5
             breaker.failed(now, late=True)
             assert breaker.closed
-            assert breaker.resting
+            assert breaker.rate_limited
         for _ in range(3):
             now += 0.5
             breaker.failed(now, late=True)
         assert not breaker.closed
 
     def test_batches_that_succeed_do_not_hide_that_look_ups_are_late(self) -> None:
-        """A store may be in time for Batches, and too late for handshakes."""
+        """A server may be fast enough for Batches and too slow for handshakes."""
         store = FakeStore()
         shim, _ = shim_on(store)
         for _ in range(3):
@@ -780,7 +748,7 @@ class TestOutages:
         assert shim.breaker_open
 
     def test_batches_that_fail_do_not_keep_handshakes_from_asking(self) -> None:
-        """A store whose disk is full still answers look-ups."""
+        """A server with a full disk still serves lookups."""
 
         class Full(FakeStore):
             def batch(self, operations: Any, *, deadline: float | None = None) -> Any:
@@ -789,7 +757,7 @@ class TestOutages:
 
         store = Full()
         shim, _ = shim_on(store)
-        shim.negotiated(shim.issue_id(), ENVELOPE, 100, last=True)
+        shim.on_new_session(shim.issue_id(), ENVELOPE, 100, last=True)
         until(lambda: len(store.batches) > 3)
         assert not shim.breaker_open
         assert look_up(shim, Offer(shim.issue_id())) is None
@@ -797,7 +765,7 @@ class TestOutages:
         shim.close(0)
 
     def test_a_forked_child_finds_out_by_itself_that_the_store_is_back(self) -> None:
-        """The parent's prober is a thread, which a child does not have."""
+        """The prober is a thread, which a forked child does not inherit."""
         store = FakeStore()
         shim, _ = shim_on(store)
         session_id = negotiate(shim)
@@ -813,7 +781,6 @@ class TestOutages:
         until(lambda: look_up(shim, Offer(session_id)) is not None)
 
     def test_once_closed_by_a_trial_a_single_failure_opens_it_again(self) -> None:
-        """A store that comes and goes is not trusted at once."""
         breaker = Breaker()
         for _ in range(3):
             assert breaker.closed
@@ -829,7 +796,7 @@ class TestOutages:
         assert breaker.closed
 
     def test_calls_that_fail_together_count_once(self) -> None:
-        """Whatever held them all up for a moment, the next ones may be in time."""
+        """One stall makes all calls in flight late."""
         now = 0.0
         breaker = Breaker(clock=lambda: now)
         for began in (0.0, 1.0, 2.0):
@@ -840,20 +807,19 @@ class TestOutages:
             now += 0.1
 
     def test_a_store_is_tried_soon_and_then_less_often(self) -> None:
-        """What was a moment costs a moment; one that comes and goes is tried no more often than one that is away."""
         now = 100.0
         breaker = Breaker(failures=1, clock=lambda: now)
         breaker.failed(now)
-        assert [breaker.pause() for _ in range(6)] == [0.05, 0.1, 0.2, 0.4, 0.5, 0.5]
+        assert [breaker.next_probe_delay() for _ in range(6)] == [0.05, 0.1, 0.2, 0.4, 0.5, 0.5]
         for seconds, pause in ((9.0, 0.5), (9.0, 0.5), (11.0, 0.05), (1.0, 0.1)):
             breaker.succeeded()
             breaker.succeeded()
             now += seconds
             breaker.failed(now)
-            assert breaker.pause() == pause
+            assert breaker.next_probe_delay() == pause
 
     def test_a_further_ask_that_is_late_is_no_failure_of_the_store(self) -> None:
-        """It had answered this look-up, and was given little time for one more."""
+        """The server answered this lookup before, and the retry had little time left."""
 
         class Slower(FakeStore):
             def get(self, key: bytes, *, deadline: float | None = None) -> StoredSession | None:
@@ -868,52 +834,48 @@ class TestOutages:
 
 
 def no_thread(_thread: threading.Thread) -> None:
-    """Stand in for Thread.start() on a machine that has no thread to give."""
+    """Replace Thread.start() on a machine that cannot start threads."""
     raise RuntimeError("can't start new thread")
 
 
 def sealed(key: bytes, value: bytes, not_after: int) -> bytes:
-    """Stand in for Keyring.seal(): every time with another nonce."""
+    """Replace Keyring.seal(): each call uses another nonce."""
     return b"%d sealed %s" % (next(NONCES), value)
 
 
 class TestSending:
-    """Puts and removals go out in order, in company, and no later than they are worth it."""
-
-    def sender(self, store: FakeStore) -> tuple[Sender, Recorder, Clock]:
+    def sender(self, store: FakeStore) -> tuple[WriteQueue, Recorder, Clock]:
         """Return a sender, its recorder and its clock."""
         recorder, clock = Recorder(), Clock()
-        return Sender(store, recorder, clock, sealed), recorder, clock
+        return WriteQueue(store, recorder, clock, sealed), recorder, clock
 
     def test_the_tickets_of_one_handshake_are_one_batch(self) -> None:
-        """TLS 1.3 issues two, microseconds apart."""
         store = FakeStore()
         shim, _ = shim_on(store, puts="wait")
         for last in (False, True):
-            shim.negotiated(shim.issue_id(), ENVELOPE, 100, last=last)
+            shim.on_new_session(shim.issue_id(), ENVELOPE, 100, last=last)
         assert [len(batch) for batch in store.batches] == [2]
 
     def test_waiting_ends_when_the_sessions_are_stored(self) -> None:
-        """With puts="wait" a client that comes back at once finds them."""
         store = FakeStore()
         shim, _ = shim_on(store, puts="wait")
-        shim.negotiated(shim.issue_id(), ENVELOPE, 100, last=True)
+        shim.on_new_session(shim.issue_id(), ENVELOPE, 100, last=True)
         assert len(store.kept) == 1
 
     def test_plaintext_keyrings_wait_by_default(self) -> None:
-        """Only a sealed id tells that it is fresh, so there is no second ask to rely on."""
+        """Only a sealed id carries the time that marks it as fresh."""
         store = FakeStore()
-        shim = Shim(store, Keyring.plaintext())
-        shim.negotiated(os.urandom(32), ENVELOPE, 100, last=True)
+        shim = SessionPolicy(store, Keyring.plaintext())
+        shim.on_new_session(os.urandom(32), ENVELOPE, 100, last=True)
         assert len(store.kept) == 1
 
     def test_what_waits_does_not_live_longer(self) -> None:
-        """The ttl is what is left when it is sent, and a purge meanwhile counts; what died in the queue is not sent."""
+        """The ttl is computed when the Put is sent."""
         store = FakeStore()
         sender, recorder, clock = self.sender(store)
         store.failure = resumed.StoreUnavailable("down")
-        sender.submit(Outgoing(b"a", b"value", int(clock.now) + 100, "", 7.5))
-        sender.submit(Outgoing(b"b", b"value", int(clock.now) + 10, ""))
+        sender.submit(PendingWrite(b"a", b"value", int(clock.now) + 100, "", 7.5))
+        sender.submit(PendingWrite(b"b", b"value", int(clock.now) + 10, ""))
         clock.now += 60
         store.failure = None
         assert sender.flush(PATIENCE)
@@ -923,35 +885,34 @@ class TestSending:
         assert recorder.snapshot().puts == {"stored": 1, "expired": 1}
 
     def test_a_thread_that_cannot_start_now_starts_later(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """A machine short of threads for a moment loses no Put of later ones."""
         store = FakeStore()
         sender, recorder, clock = self.sender(store)
         with monkeypatch.context() as patch:
             patch.setattr(threading.Thread, "start", no_thread)
-            sender.submit(Outgoing(b"a", b"value", int(clock.now) + 100, ""))
-        sender.submit(Outgoing(b"b", b"value", int(clock.now) + 100, ""))
+            sender.submit(PendingWrite(b"a", b"value", int(clock.now) + 100, ""))
+        sender.submit(PendingWrite(b"b", b"value", int(clock.now) + 100, ""))
         assert sender.flush(PATIENCE)
         assert recorder.snapshot().puts == {"stored": 2}
 
     def test_what_is_sent_again_is_sealed_once(self) -> None:
-        """The store may have kept what it did not answer for, and keeps the first value of a key."""
+        """The server may have stored the first attempt, and rejects a second value for the same key."""
         store = FakeStore(deadline=0.01)
         sender, recorder, clock = self.sender(store)
         store.loses_answers = 2
-        sender.submit(Outgoing(b"a", b"value", int(clock.now) + 100, ""))
+        sender.submit(PendingWrite(b"a", b"value", int(clock.now) + 100, ""))
         assert sender.flush(PATIENCE)
         assert len(store.batches) == 3
         assert store.batches[0] == store.batches[1] == store.batches[2]
         assert recorder.snapshot().puts == {"stored": 1}
 
     def test_order_is_kept_over_an_outage(self) -> None:
-        """A removal never overtakes the Put before it."""
+        """A removal must not overtake the Put before it."""
         store = FakeStore()
         sender, recorder, clock = self.sender(store)
         store.failure = resumed.StoreUnavailable("down")
         for number in range(300):
-            sender.submit(Outgoing(b"%d" % number, b"value", int(clock.now) + 100, ""))
-        sender.submit(Outgoing(b"7", None, 0, "fatal-error"))
+            sender.submit(PendingWrite(b"%d" % number, b"value", int(clock.now) + 100, ""))
+        sender.submit(PendingWrite(b"7", None, 0, "fatal-error"))
         store.failure = None
         assert sender.flush(PATIENCE)
         assert b"7" not in store.kept
@@ -960,48 +921,44 @@ class TestSending:
         assert recorder.snapshot().removals == {"fatal-error": 1}
 
     def test_the_queue_is_bounded(self) -> None:
-        """What finds no room is dropped and counted; what waits is sent in the end."""
         store = FakeStore()
         sender, recorder, clock = self.sender(store)
         store.gate.clear()
         value = bytes(65_000)
         fitting = QUEUE_BYTES // (len(value) + 256)
         for number in range(fitting + 5):
-            sender.submit(Outgoing(b"%d" % number, value, int(clock.now) + 100, ""))
+            sender.submit(PendingWrite(b"%d" % number, value, int(clock.now) + 100, ""))
         assert recorder.snapshot().puts == {"dropped": 5}
         store.gate.set()
         assert sender.flush(PATIENCE)
         assert len(store.kept) == fitting
 
     def test_refusals_are_counted_and_not_repeated(self) -> None:
-        """ALREADY_EXISTS is an answer."""
         store = FakeStore()
         store.refuses = True
         sender, recorder, clock = self.sender(store)
-        sender.submit(Outgoing(b"a", b"value", int(clock.now) + 100, ""))
+        sender.submit(PendingWrite(b"a", b"value", int(clock.now) + 100, ""))
         assert sender.flush(PATIENCE)
         assert recorder.snapshot().puts == {"refused": 1}
         assert len(store.batches) == 1
 
     def test_closing_gives_up_after_its_time(self) -> None:
-        """A store that is down does not keep a frontend from ending."""
         store = FakeStore()
         store.failure = resumed.StoreUnavailable("down")
         sender, _, clock = self.sender(store)
-        sender.submit(Outgoing(b"a", b"value", int(clock.now) + 100, ""))
+        sender.submit(PendingWrite(b"a", b"value", int(clock.now) + 100, ""))
         sender.close(PATIENCE)
-        assert sender.submit(Outgoing(b"b", b"value", int(clock.now) + 100, "")) == 0
+        assert sender.submit(PendingWrite(b"b", b"value", int(clock.now) + 100, "")) == 0
         thread = sender._thread
         assert thread is not None
         thread.join(PATIENCE)
         assert not thread.is_alive()
 
     def test_what_was_submitted_before_closing_is_sent_by_and_by(self) -> None:
-        """A context that goes does not take along what it negotiated last."""
         store = FakeStore()
         sender, _, clock = self.sender(store)
         store.gate.clear()
-        sender.submit(Outgoing(b"a", b"value", int(clock.now) + 100, ""))
+        sender.submit(PendingWrite(b"a", b"value", int(clock.now) + 100, ""))
         sender.close(0)
         thread = sender._thread
         assert thread is not None
@@ -1010,8 +967,9 @@ class TestSending:
         assert b"a" in store.kept
 
     def test_nothing_of_a_session_is_shown(self) -> None:
-        """Neither what waits to be sent nor what came back has a telling repr."""
-        shown = repr([Outgoing(b"KEY", b"VALUE", 1, ""), Outgoing(b"KEY", None, 1, ""), StoredSession(b"VALUE", 1.0)])
+        shown = repr(
+            [PendingWrite(b"KEY", b"VALUE", 1, ""), PendingWrite(b"KEY", None, 1, ""), StoredSession(b"VALUE", 1.0)]
+        )
         shown += repr([Put(b"KEY", b"VALUE", 1.0), Remove(b"KEY")])
         assert "KEY" not in shown
         assert "VALUE" not in shown
@@ -1027,13 +985,11 @@ class TestSending:
     ],
 )
 def test_arguments_outside_their_range_are_refused(options: dict[str, Any]) -> None:
-    """The message names the argument."""
     with pytest.raises(ValueError, match=next(iter(options))):
         shim_on(FakeStore(), **options)
 
 
 def test_look_up_times_are_counted_by_bucket() -> None:
-    """One count for each bound and one for what took longer."""
     recorder = Recorder()
     for seconds in (0.00005, 0.0001, 0.03, 9.0):
         recorder.observe_lookup(seconds)

@@ -1,4 +1,4 @@
-"""What a shim may count is what its documentation lists."""
+"""The documentation lists every reason that the statistics count."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FRONTENDS = Path(__file__).parents[3] / "docs" / "frontends.md"
 
 @pytest.mark.parametrize("kind", REASONS)
 def test_the_docs_list_the_reasons(kind: str) -> None:
-    """Each is a series of its own from the start, so that none rises unseen."""
+    """Each reason is a time series from the start, so that its first increase is visible."""
     (row,) = re.findall(rf"^\| `{kind}` \| (.*) \|$", FRONTENDS.read_text(), re.MULTILINE)
     row = row.partition("In Node also")[0]
     listed = set(re.findall(r"`([a-z-]+)`", row)) or set(REASONS["hits"])  # foreign_hits: by the same reasons

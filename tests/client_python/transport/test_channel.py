@@ -1,4 +1,4 @@
-"""The client's calls to real gRPC servers: TLS and its rotation, several servers, aging connections, unix sockets."""
+"""Calls to real gRPC servers: TLS and its rotation, several servers, aging connections, unix sockets."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import trustme
 import resumed
 from resumed import Credentials, SessionStore
 from resumed._transport.channel import Channel, Method
-from resumed._transport.pool import IDLE_SECONDS, Connections
+from resumed._transport.pool import IDLE_SECONDS, ConnectionPool
 from resumed._transport.target import Target
 from support.ports import free_port
 from support.relay import Relay
@@ -67,13 +67,11 @@ class Server:
         self._server.start()
 
     def stop(self, grace: float | None = None) -> None:
-        """End it."""
         self._server.stop(grace).wait()
 
 
 @contextlib.contextmanager
 def serving(*arguments: Any, **options: Any) -> Iterator[Server]:
-    """Run a server."""
     server = Server(*arguments, **options)
     try:
         yield server
@@ -93,7 +91,7 @@ def channel_to(*targets: str | Server, credentials: Credentials | None = None) -
 
 
 def resolve_to(ports: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let names have the ports of 127.0.0.1 that are in the list when they are looked up, which may be at any time."""
+    """Let names resolve to the ports of 127.0.0.1 in the list, which may change at any time."""
 
     def resolve(_: Target) -> list[SocketAddress]:
         return [(socket.AF_INET, ("127.0.0.1", port)) for port in ports]
@@ -104,7 +102,6 @@ def resolve_to(ports: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("size", [0, 1, 16_379, 16_380, 65_536, 1 << 20])
 def test_messages_of_any_size_go_there_and_back(size: int) -> None:
-    """Beyond frames, and beyond the windows of connection and call, again and again on one connection."""
     with serving(max_receive_message_length=1 << 21) as server, channel_to(server) as channel:
         message = os.urandom(size)
         for _ in range(5):
@@ -113,7 +110,6 @@ def test_messages_of_any_size_go_there_and_back(size: int) -> None:
 
 
 def test_connections_are_used_again_and_shared_by_no_two_calls() -> None:
-    """As many as calls at once, no more."""
     barrier = threading.Barrier(4)
 
     def together(request: bytes, _: grpc.ServicerContext) -> bytes:
@@ -127,8 +123,6 @@ def test_connections_are_used_again_and_shared_by_no_two_calls() -> None:
 
 
 def test_errors_keep_the_servers_words() -> None:
-    """Status and text, percent-encoded on the wire; the connection stays good."""
-
     def refuse(_: bytes, context: grpc.ServicerContext) -> bytes:
         context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "voll: 100 % à la €")
 
@@ -140,7 +134,7 @@ def test_errors_keep_the_servers_words() -> None:
 
 
 def test_an_unavailable_server_is_asked_once_more_if_that_does_no_harm() -> None:
-    """Not at once, and no more often: it may be overloaded. A call that must not be repeated is made once."""
+    """The server may be overloaded, so there is one retry, after a pause."""
 
     def refuse(_: bytes, context: grpc.ServicerContext) -> bytes:
         context.abort(grpc.StatusCode.UNAVAILABLE, "not now")
@@ -153,8 +147,6 @@ def test_an_unavailable_server_is_asked_once_more_if_that_does_no_harm() -> None
 
 
 def test_another_server_is_asked_when_one_is_unavailable() -> None:
-    """At once; and the next calls begin with those that are well."""
-
     def refuse(_: bytes, context: grpc.ServicerContext) -> bytes:
         context.abort(grpc.StatusCode.UNAVAILABLE, "not now")
 
@@ -166,8 +158,6 @@ def test_another_server_is_asked_when_one_is_unavailable() -> None:
 
 
 def test_no_time_is_no_second_try() -> None:
-    """The pause before it counts."""
-
     def refuse(_: bytes, context: grpc.ServicerContext) -> bytes:
         context.abort(grpc.StatusCode.UNAVAILABLE, "not now")
 
@@ -183,7 +173,7 @@ def test_no_time_is_no_second_try() -> None:
 
 
 def test_a_defect_of_this_program_is_no_outage_of_the_store(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Or its operator would look at the store; once mended, calls go through."""
+    """Otherwise an operator would look for the fault in the server."""
 
     def defective(_: socket.socket) -> None:
         raise AttributeError("module 'select' has no attribute 'poll'")
@@ -194,12 +184,11 @@ def test_a_defect_of_this_program_is_no_outage_of_the_store(monkeypatch: pytest.
             with pytest.raises(RuntimeError) as caught:
                 channel.call(ECHO, b"x", LONG)
             assert isinstance(caught.value.__cause__, AttributeError)
-        until(lambda: not any(each.resting for each in channel._connections._servers))
+        until(lambda: not any(each.backing_off for each in channel._connections._servers))
         assert channel.call(ECHO, b"x", LONG) == b"x"
 
 
 def test_the_server_knows_the_deadline_and_the_caller_keeps_it() -> None:
-    """grpc-timeout, so that nobody works for a caller who has gone."""
     remaining: list[float | None] = []
     release = threading.Event()
 
@@ -210,11 +199,11 @@ def test_the_server_knows_the_deadline_and_the_caller_keeps_it() -> None:
 
     with serving(slow) as server, channel_to(server) as channel:
         started = time.monotonic()
-        with pytest.raises(resumed.StoreTimeout, match=r"100 ms|DEADLINE_EXCEEDED"):  # whoever notices first
+        with pytest.raises(resumed.StoreTimeout, match=r"100 ms|DEADLINE_EXCEEDED"):  # the client or the server
             channel.call(ECHO, b"", 0.1)
         assert time.monotonic() - started < LONG / 2
         release.set()
-        assert channel.call(ECHO, b"", 100) == b""  # the late answer is nobody's
+        assert channel.call(ECHO, b"", 100) == b""  # the late response is discarded
     assert remaining[0] is not None
     assert remaining[0] <= 0.1
     assert remaining[1] is not None
@@ -222,7 +211,6 @@ def test_the_server_knows_the_deadline_and_the_caller_keeps_it() -> None:
 
 
 def test_calls_take_turns_between_servers() -> None:
-    """All addresses of the target."""
     with serving() as one, serving() as other, channel_to(one, other) as channel:
         while not (one.calls and other.calls):  # until there is a connection to each
             channel.call(ECHO, b"", LONG)
@@ -233,7 +221,7 @@ def test_calls_take_turns_between_servers() -> None:
 
 
 def test_a_server_that_hangs_is_left_alone() -> None:
-    """It still accepts connections, so no failed one tells: the calls that it does not answer do."""
+    """It still accepts connections, so only unanswered calls reveal it."""
     stopped = threading.Event()
 
     def hang(request: bytes, _: grpc.ServicerContext) -> bytes:
@@ -253,7 +241,7 @@ def test_a_server_that_hangs_is_left_alone() -> None:
 
 
 def test_a_connection_that_nobody_used_for_long_is_not_used() -> None:
-    """A middlebox may have forgotten it, in silence."""
+    """A middlebox may have dropped the connection silently."""
     with serving() as server, channel_to(server) as channel:
         channel.call(ECHO, b"one", LONG)
         channel.call(ECHO, b"two", LONG)
@@ -265,7 +253,7 @@ def test_a_connection_that_nobody_used_for_long_is_not_used() -> None:
 
 
 def test_a_call_without_an_answer_ends_all_connections_of_before() -> None:
-    """Or each of them would cost a call its time: they may all be as dead."""
+    """They may all be dead, and each would cost a call its deadline."""
     together = threading.Barrier(6)
 
     def answer(request: bytes, _: grpc.ServicerContext) -> bytes:
@@ -291,7 +279,7 @@ def test_a_call_without_an_answer_ends_all_connections_of_before() -> None:
 
 
 def test_a_server_that_is_down_costs_no_call() -> None:
-    """The other one answers; even what must not be repeated, since nothing was sent."""
+    """A call that was not sent may always be retried."""
     with serving() as server, channel_to(f"ipv4:127.0.0.1:{free_port()},127.0.0.1:{server.port}") as channel:
         for _ in range(6):
             assert channel.call(ONCE, b"x", LONG) == b"x"
@@ -299,7 +287,6 @@ def test_a_server_that_is_down_costs_no_call() -> None:
 
 
 def test_a_server_that_stops_loses_no_call_and_is_found_again() -> None:
-    """Callers go over to the other one while it is away."""
     port = free_port()
     with serving() as other, channel_to(f"ipv4:127.0.0.1:{port},127.0.0.1:{other.port}") as channel:
         for _ in range(2):
@@ -317,7 +304,6 @@ def test_a_server_that_stops_loses_no_call_and_is_found_again() -> None:
 
 
 def test_while_nothing_listens_calls_fail_at_once() -> None:
-    """The second one does not even try."""
     with channel_to(f"127.0.0.1:{free_port()}") as channel:
         with pytest.raises(resumed.StoreUnavailable, match="refused"):
             channel.call(ECHO, b"", LONG)
@@ -326,7 +312,7 @@ def test_while_nothing_listens_calls_fail_at_once() -> None:
 
 
 def test_connections_age_without_an_error() -> None:
-    """The server sends them away (GOAWAY) under steady traffic of calls that must not be repeated."""
+    """The server sends GOAWAY during steady traffic of calls that must not be repeated."""
     with serving(max_connection_age_ms=200, max_connection_age_grace_ms=1_000) as server, channel_to(server) as channel:
         end = time.monotonic() + LONG
         while len(server.peers) < 4:
@@ -335,7 +321,6 @@ def test_connections_age_without_an_error() -> None:
 
 
 def test_a_unix_socket(tmp_path: Path) -> None:
-    """As gRPC writes it: with one slash or three."""
     with serving(listen=f"unix:{tmp_path}/store.sock"):
         for name in (f"unix:{tmp_path}/store.sock", f"unix://{tmp_path}/store.sock"):
             with channel_to(name) as channel:
@@ -343,7 +328,6 @@ def test_a_unix_socket(tmp_path: Path) -> None:
 
 
 def test_a_name_is_looked_up_while_calls_wait_no_longer_than_they_may(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The system's resolver knows no deadline. Once it has answered, the next call finds the address."""
     release = threading.Event()
     with serving() as server:
 
@@ -360,7 +344,6 @@ def test_a_name_is_looked_up_while_calls_wait_no_longer_than_they_may(monkeypatc
 
 
 def test_new_addresses_are_found_when_a_server_goes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The name is looked up again once a connection was lost; what is left of old servers is closed."""
     with serving() as one, serving() as other:
         ports = [one.port]
         resolve_to(ports, monkeypatch)
@@ -376,19 +359,18 @@ def test_new_addresses_are_found_when_a_server_goes(monkeypatch: pytest.MonkeyPa
 
 
 def blocked(monkeypatch: pytest.MonkeyPatch, *ports: int) -> threading.Event:
-    """Let connections to these ports be made only once the event that is returned is set."""
-    connect, release = Connections._connect, threading.Event()
+    """Delay connections to these ports until the returned event is set."""
+    connect, release = ConnectionPool._connect, threading.Event()
 
-    def slowly(self: Connections, where: SocketAddress, end: float) -> Connection:
+    def slowly(self: ConnectionPool, where: SocketAddress, end: float) -> Connection:
         assert where[1][1] not in ports or release.wait(LONG)
         return connect(self, where, end)
 
-    monkeypatch.setattr(Connections, "_connect", slowly)
+    monkeypatch.setattr(ConnectionPool, "_connect", slowly)
     return release
 
 
 def test_no_call_waits_for_a_server_while_another_one_can_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A connection to one that is slow or away is made in the background."""
     with serving() as one, serving() as other, channel_to(one, other) as channel:
         release = blocked(monkeypatch, other.port)
         for _ in range(6):
@@ -403,7 +385,6 @@ def test_no_call_waits_for_a_server_while_another_one_can_answer(monkeypatch: py
 
 
 def test_a_connection_that_is_ready_too_late_is_there_for_the_next_call(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However far away a server is: its frontends do not begin anew again and again."""
     with serving() as server, channel_to(server) as channel:
         release = blocked(monkeypatch, server.port)
         with pytest.raises(resumed.StoreTimeout, match="no connection in time"):
@@ -418,14 +399,13 @@ def test_a_connection_that_is_ready_too_late_is_there_for_the_next_call(monkeypa
 
 
 def test_a_call_waits_for_a_slow_server_while_it_has_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Others that had less time, or shared it among more servers, leave that one alone for a while."""
     with serving() as server, channel_to(server) as channel, ThreadPoolExecutor(1) as thread:
         release = blocked(monkeypatch, server.port)
         answered = thread.submit(channel.call, ONCE, b"x", LONG)
         connections, end = channel._connections, time.monotonic() + LONG
         while not (connections._servers and connections._servers[0].connecting):
             assert time.monotonic() < end
-        with connections._news:
+        with connections._changed:
             connections._failed(connections._servers[0], "no connection in time")
         with pytest.raises(resumed.StoreUnavailable, match="a moment ago"):
             channel.call(ONCE, b"x", LONG)
@@ -434,7 +414,6 @@ def test_a_call_waits_for_a_slow_server_while_it_has_time(monkeypatch: pytest.Mo
 
 
 def test_calls_that_begin_together_wait_for_any_connection() -> None:
-    """Many more than there will be connections; none fails."""
     with serving() as server, channel_to(server) as channel, ThreadPoolExecutor(32) as threads:
         assert list(threads.map(lambda _: channel.call(ONCE, b"x", LONG), range(200))) == [b"x"] * 200
         (known,) = channel._connections._servers
@@ -443,7 +422,6 @@ def test_calls_that_begin_together_wait_for_any_connection() -> None:
 
 
 def test_servers_that_were_added_are_found_when_connections_age(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing failed; that a server sends a connection away is reason enough to look its name up."""
     with serving(max_connection_age_ms=200, max_connection_age_grace_ms=60_000) as one, serving() as other:
         ports = [one.port]
         resolve_to(ports, monkeypatch)
@@ -457,7 +435,7 @@ def test_servers_that_were_added_are_found_when_connections_age(monkeypatch: pyt
 
 
 def test_without_new_threads_calls_connect_by_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As an interpreter that is about to end has it, which still sends what is left."""
+    """An interpreter that shuts down starts no threads, but still flushes its queue."""
     start = threading.Thread.start
 
     def refuse(thread: threading.Thread) -> None:
@@ -471,7 +449,6 @@ def test_without_new_threads_calls_connect_by_themselves(monkeypatch: pytest.Mon
 
 
 def test_a_name_that_does_not_resolve_is_an_error_that_says_so() -> None:
-    """Not a traceback of the resolver."""
     with (
         channel_to("dns:///no-such-host.invalid:7400") as channel,
         pytest.raises(resumed.StoreUnavailable, match="does not resolve"),
@@ -517,14 +494,12 @@ def test_targets_are_written_as_grpc_writes_them(text: str, hosts: list[tuple[st
     ],
 )
 def test_other_targets_are_refused_at_once(text: str) -> None:
-    """With what to write instead."""
     with pytest.raises(ValueError, match="host:port"):
         SessionStore(text, namespace="shop")
 
 
 @pytest.mark.parametrize("host", ["a..b", ".", "a" * 64])
 def test_a_host_that_no_resolver_takes_is_refused_at_once(host: str) -> None:
-    """It would raise something else than what a name does that is not known."""
     with pytest.raises(ValueError, match="is no host name"):
         SessionStore(f"dns:///{host}:7400", namespace="shop")
 
@@ -562,13 +537,10 @@ class Files:
 
 @pytest.fixture
 def files(tmp_path: Path) -> Files:
-    """Certificates."""
     return Files(tmp_path)
 
 
 def test_mutual_tls(files: Files) -> None:
-    """The server sees who the frontend is, and the frontend knows that it is the right server."""
-
     def who(_: bytes, context: grpc.ServicerContext) -> bytes:
         (name,) = context.auth_context()["x509_subject_alternative_name"]
         return bytes(name)
@@ -583,7 +555,6 @@ def test_mutual_tls(files: Files) -> None:
 
 
 def test_a_server_that_is_not_the_right_one_is_not_talked_to(files: Files, tmp_path: Path) -> None:
-    """Of another authority, of another name, or without TLS: nothing is sent to it."""
     (tmp_path / "other").mkdir()
     other = Files(tmp_path / "other")
     credentials = Credentials(ca=files.ca, cert=files.cert, key=files.key)
@@ -603,7 +574,6 @@ def test_a_server_that_is_not_the_right_one_is_not_talked_to(files: Files, tmp_p
 
 
 def test_a_frontend_without_a_certificate_is_not_served(files: Files) -> None:
-    """By a server that wants one."""
     with (
         serving(credentials=files.server_credentials()) as server,
         channel_to(server, credentials=Credentials(ca=files.ca)) as channel,
@@ -614,7 +584,6 @@ def test_a_frontend_without_a_certificate_is_not_served(files: Files) -> None:
 
 
 def test_certificates_are_rotated_under_traffic(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
-    """New files, new connections; no call fails."""
     monkeypatch.setattr("resumed._reload.CHECK_SECONDS", 0.0)
     credentials = Credentials(ca=files.ca, cert=files.cert, key=files.key)
     with (
@@ -631,7 +600,7 @@ def test_certificates_are_rotated_under_traffic(files: Files, monkeypatch: pytes
 def test_half_a_rotation_changes_nothing(
     files: Files, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A key without its certificate: the old ones stay, which the log says once."""
+    """A key without its certificate keeps the previous pair, with one log line."""
     monkeypatch.setattr("resumed._reload.CHECK_SECONDS", 0.0)
     credentials = Credentials(ca=files.ca, cert=files.cert, key=files.key)
     with (
@@ -648,7 +617,6 @@ def test_half_a_rotation_changes_nothing(
 
 @pytest.mark.parametrize("damage", ["ca", "cert", "key", "encrypted"])
 def test_bad_files_are_told_at_once(files: Files, damage: str) -> None:
-    """Missing or malformed, before any handshake; a key with a password does not ask for it."""
     if damage == "encrypted":
         files.key.write_text("-----BEGIN ENCRYPTED PRIVATE KEY-----\nAAAA\n-----END ENCRYPTED PRIVATE KEY-----\n")
     else:
@@ -690,11 +658,11 @@ with contextlib.closing(Channel(f"127.0.0.1:{port}")) as channel:
         os._exit(connections())
     print(before, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
-"""A frontend, in a process without gRPC: that does not bear a fork while its threads run."""
+"""A frontend in a process without gRPC, whose threads do not survive a fork."""
 
 
 def test_a_child_has_no_connection_of_its_parents() -> None:
-    """Neither one that is free, nor one with a call under way: the server would see no end of it."""
+    """Otherwise the server would not see the parent's connections close."""
     going, gone = threading.Event(), threading.Event()
 
     def slow(request: bytes, _: grpc.ServicerContext) -> bytes:
@@ -716,7 +684,6 @@ def test_a_child_has_no_connection_of_its_parents() -> None:
 
 
 def test_a_child_has_connections_of_its_own() -> None:
-    """After a fork, those of the parent stay with the parent."""
     with running_server() as server:
         store = SessionStore(server.target, namespace="shop", deadline=LONG)
         key = os.urandom(32)

@@ -24,7 +24,7 @@ const server = tls.createServer({ cert: pem, key: pem }, (socket) => {
 const { target, namespace, keyring } = values;
 // Without a store, as Node comes.
 const sessions = target && attach(server, {
-  target, namespace, keyring, ignoreIdContext: true, deadline: Number(values.deadline), singleUse: values["single-use"], logger: { info() {}, warn() {}, error: console.error },
+  target, namespace, keyring, ignoreIdContext: true, deadlineMs: Number(values.deadline), singleUse: values["single-use"], logger: { info() {}, warn() {}, error: console.error },
 });
 server.listen(0, "127.0.0.1", () => console.log(JSON.stringify({ port: server.address().port })));
 process.once("SIGTERM", () => Promise.resolve(sessions?.close()).then(() => process.exit()));

@@ -1,4 +1,4 @@
-"""`resumed purge` and `resumed stats` as an operator meets them."""
+"""`resumed purge` and `resumed stats` from the operator's view."""
 
 from __future__ import annotations
 
@@ -35,14 +35,13 @@ WIDE = {"COLUMNS": "140"}
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[RunningServer]:
-    """A store."""
     with running_server() as server:
         yield server
 
 
 @pytest.fixture
 def store(server: RunningServer) -> Iterator[SessionStore]:
-    """A namespace with three sessions, one of them an hour old."""
+    """A real server, shared by all tests that do not harm it."""
     with closing(SessionStore(server.target, namespace=os.urandom(8).hex(), deadline=PATIENCE)) as store:
         for key, age in zip(KEYS, (3_600.0, 0.0, 0.0), strict=True):
             store.put(key, b"value", 60.0, issued=time.time() - age)
@@ -69,7 +68,6 @@ def answering(answer: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_purge_asks_first_and_says_what_it_did(store: SessionStore) -> None:
-    """How many sessions it is about; no is no."""
     done = answering("n", "purge", store.target, store.namespace)
     assert done.returncode == 130
     assert f"Purge all sessions of {store.namespace} (3 sessions)?" in done.stdout
@@ -82,7 +80,6 @@ def test_purge_asks_first_and_says_what_it_did(store: SessionStore) -> None:
 
 
 def test_where_nobody_can_be_asked_it_takes_yes(store: SessionStore) -> None:
-    """A script purges what it says it purges."""
     done = called("purge", store.target, store.namespace)
     assert (done.returncode, done.stderr) == (
         2,
@@ -95,7 +92,6 @@ def test_where_nobody_can_be_asked_it_takes_yes(store: SessionStore) -> None:
 
 @pytest.mark.parametrize("ago", [True, False])
 def test_before_spares_what_was_issued_since(store: SessionStore, ago: bool) -> None:
-    """As a time, or as how long ago it was."""
     moment = "30m" if ago else time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() - 1_800))
     purge(store.target, [store.namespace], before=moment, yes=True)
     assert left(store) == 2
@@ -103,14 +99,13 @@ def test_before_spares_what_was_issued_since(store: SessionStore, ago: bool) -> 
 
 @pytest.mark.parametrize("moment", ["", "yesterday", "2026-11-25", "2026-11-25T10:00:00", "2 fortnights", "-3h"])
 def test_a_time_that_is_none_is_refused(store: SessionStore, moment: str) -> None:
-    """One without a zone would be a guess."""
-    with pytest.raises(UserError, match=f"--before: '{moment}' is neither how long ago"):
+    """A time without a zone is ambiguous."""
+    with pytest.raises(UserError, match=f"--before: '{moment}' is neither a duration"):
         purge(store.target, [store.namespace], before=moment, yes=True)
     assert left(store) == 3
 
 
 def test_stats_are_a_table_or_json(store: SessionStore) -> None:
-    """Of the namespaces that are named, or of all."""
     store.remove(KEYS[0])
     done = called("stats", store.target, store.namespace, "nothing", "--json")
     expected = {"sessions": 2, "value_bytes": 10, "tombstones": 1, "purged": 0, "issued_before": None}
@@ -124,7 +119,6 @@ def test_stats_are_a_table_or_json(store: SessionStore) -> None:
 
 
 def test_what_the_store_refuses_is_a_line_with_what_to_do(server: RunningServer, tmp_path: Path) -> None:
-    """A name that is none, nobody there, a file that is not; and with a certificate, no grant."""
     done = called("purge", server.target, "Shop", "--yes")
     assert done.returncode == 1
     assert "resumed: Shop is not purged, or in part only: INVALID_ARGUMENT: namespace must be" in done.stderr

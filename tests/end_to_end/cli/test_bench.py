@@ -1,4 +1,4 @@
-"""`resumed bench` measures TLS servers of any kind: OpenSSL's own, and frontends with the shim."""
+"""`resumed bench` measures OpenSSL's own TLS server and frontends with the client library."""
 
 from __future__ import annotations
 
@@ -69,7 +69,6 @@ def complained(done: subprocess.CompletedProcess[str]) -> str:
 
 @contextlib.contextmanager
 def s_server(directory: Path, *options: str) -> Iterator[Server]:
-    """Run `openssl s_server`, which answers HTTP."""
     certificate, ca = directory / "server.pem", directory / "ca.pem"
     certificate.write_bytes(CERTIFICATE.private_key_and_cert_chain_pem.bytes())
     CA.cert_pem.write_to_path(str(ca))
@@ -81,7 +80,7 @@ def s_server(directory: Path, *options: str) -> Iterator[Server]:
             assert process.stdout
             while b"ACCEPT" not in process.stdout.readline():
                 assert process.poll() is None
-            # Or its table of what it did fills the pipe.
+            # Otherwise its report fills the pipe.
             threading.Thread(target=process.stdout.read, daemon=True).start()
             yield Server(f"127.0.0.1:{port}", str(ca), process)
         finally:
@@ -98,7 +97,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.mark.parametrize("version", ["1.2", "1.3"])
 def test_resumes_as_often_as_it_is_told(server: Server, version: str) -> None:
-    """Three of four visits offer a session and are resumed; each kind of handshake has its figures."""
     options = ("--ca", server.ca, "--sni", "localhost", "--tls", version, "--count", "400", "--resume", "75")
     found = report(server.target, *options, *FEW_CLIENTS)
     assert found["versions"] == {f"TLSv{version}": 400}
@@ -112,14 +110,12 @@ def test_resumes_as_often_as_it_is_told(server: Server, version: str) -> None:
 
 @pytest.mark.parametrize(("percent", "offered"), [("0", 0), ("100", 100)])
 def test_all_full_or_all_resumed(server: Server, percent: str, offered: int) -> None:
-    """What clients do to get their first session does not count."""
     found = report(server.target, "--insecure", "--count", "100", "--resume", percent, *FEW_CLIENTS)
     assert (found["offered"], found["resumed"]["handshakes"]) == (offered, offered)
 
 
 @pytest.mark.parametrize("options", [(), ("-num_tickets", "0")])
 def test_a_server_without_sessions_is_measured_too(tmp_path: Path, options: tuple[str, ...]) -> None:
-    """All its handshakes are full, and nobody waits long for its tickets."""
     with s_server(tmp_path, "-no_ticket", "-no_cache", *options) as server:
         found = report(server.target, "--insecure", "--count", "50", "--resume", "90", *FEW_CLIENTS)
     assert found["full"]["handshakes"] == 50
@@ -132,13 +128,11 @@ def test_waits_for_an_answer(server: Server) -> None:
 
 
 def test_ends_when_the_time_is_over(server: Server) -> None:
-    """Visits that are under way then do not count."""
     assert 0.2 < report(server.target, "--insecure", "--duration", "300ms")["seconds"] < 5  # and not the 10 s of before
 
 
 @pytest.mark.parametrize("version", ["1.2", "1.3"])
 def test_sessions_cross_frontends_that_share_a_store(store: RunningServer, tmp_path: Path, version: str) -> None:
-    """A client goes to another frontend each time: with the shim all it offers is resumed, without it nothing."""
     fleet = Fleet(str(tmp_path))
     options = ("--insecure", "--sni", "localhost", "--tls", version, "--count", "200", "--send", r"who\n", *FEW_CLIENTS)
     shim = ("--puts", "wait", "--deadline", "5")
@@ -152,7 +146,6 @@ def test_sessions_cross_frontends_that_share_a_store(store: RunningServer, tmp_p
 
 
 def test_tells_of_visits_that_fail(tmp_path: Path) -> None:
-    """A server that goes away: what it did until then is shown, and the reason; exit status 1."""
     with s_server(tmp_path) as server:
         command = [*BENCH, server.target, "--insecure", "--duration", "4s", "--json"]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as running:
@@ -181,7 +174,6 @@ def wait_for_load(pid: int) -> float:
 
 
 def test_ctrl_c_leaves_nothing_behind(server: Server) -> None:
-    """The processes end with the command."""
     command = [*BENCH, server.target, "--insecure", "--duration", "60s", *FEW_CLIENTS]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True) as running:
         wait_for_load(running.pid)
@@ -193,7 +185,7 @@ def test_ctrl_c_leaves_nothing_behind(server: Server) -> None:
 
 
 def gone(group: int) -> bool:
-    """Wait until a process group is empty."""
+    """Return whether the session of `key` is missing and cannot be stored again."""
     end = time.monotonic() + 30
     with contextlib.suppress(ProcessLookupError):
         while time.monotonic() < end:
@@ -204,28 +196,22 @@ def gone(group: int) -> bool:
 
 
 def test_shows_a_table(server: Server) -> None:
-    """With the share that was resumed, and how busy the client was."""
     said = bench(server.target, "--insecure", "--count", "50").stdout
     for part in ("full", "resumed", "p99", "per second", "100.0% of", "this client:"):
         assert part in said
 
 
 class TestErrors:
-    """What is wrong is said in one line, before any load."""
-
     def test_untrusted_certificate(self, server: Server) -> None:
-        """And a name that the certificate does not have."""
         assert "--ca FILE" in complaint(server.target, "--sni", "localhost")
         assert "not trusted" in complaint(server.target, "--ca", server.ca, "--sni", "elsewhere.example")
 
     def test_nothing_listens(self) -> None:
-        """A port that is free."""
         with socket.create_server(("127.0.0.1", 0)) as free:
             target = f"127.0.0.1:{free.getsockname()[1]}"
         assert "Connection refused; is the server running?" in complaint(target)
 
     def test_no_tls(self) -> None:
-        """A server that speaks something else."""
         with socket.create_server(("127.0.0.1", 0)) as other:
 
             def answer() -> None:
@@ -241,7 +227,6 @@ class TestErrors:
         assert "no TLS 1.2 or 1.3 there" in said
 
     def test_version_that_the_server_does_not_speak(self, tmp_path: Path) -> None:
-        """It is named."""
         with s_server(tmp_path, "-tls1_2") as server:
             assert "no TLS 1.3 there" in complaint(server.target, "--insecure", "--tls", "1.3")
 
@@ -265,11 +250,9 @@ class TestErrors:
         ],
     )
     def test_bad_usage(self, arguments: tuple[str, ...], part: str) -> None:
-        """The argument is named."""
         assert part in complained(called("bench", *arguments))
 
     def test_pyopenssl_is_missing(self, tmp_path: Path) -> None:
-        """It is an extra of its own."""
         (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['OpenSSL'] = None\n")
         done = subprocess.run(
             [*BENCH, "localhost:1"],

@@ -1,4 +1,4 @@
-"""`resumed keygen`, `check` and `demo` as a newcomer meets them."""
+"""`resumed keygen`, `check` and `demo` from a newcomer's view."""
 
 from __future__ import annotations
 
@@ -44,7 +44,6 @@ def started(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]
 
 
 def complaint(done: subprocess.CompletedProcess[str]) -> str:
-    """Return the one line that a command ended with, because of what the user gave it."""
     assert done.returncode == 2, done
     assert done.stdout == ""
     (line,) = done.stderr.splitlines()
@@ -54,16 +53,13 @@ def complaint(done: subprocess.CompletedProcess[str]) -> str:
 
 @pytest.fixture(scope="module")
 def store() -> Iterator[RunningServer]:
-    """Run one store for all checks that do not harm it."""
+    """A real server, shared by all tests that do not harm it."""
     with running_server() as server:
         yield server
 
 
 class TestKeygen:
-    """`resumed keygen` makes keyrings and harms none."""
-
     def test_makes_a_keyring_for_its_owner_only(self, tmp_path: Path) -> None:
-        """Whatever the umask is; the file works as a keyring and says what it is."""
         path = tmp_path / "fleet.keys"
         done = started("keygen", str(path), preexec_fn=lambda: os.umask(0))
         assert done.returncode == 0
@@ -73,18 +69,15 @@ class TestKeygen:
         assert re.search(rf"^# {key_id}, made \d{{4}}-\d\d-\d\dT", path.read_text(), re.MULTILINE)
 
     def test_never_overwrites(self, tmp_path: Path) -> None:
-        """A file that exists stays as it is."""
         path = tmp_path / "fleet.keys"
         path.write_text("precious")
         assert "exists" in complaint(called("keygen", str(path)))
         assert path.read_text() == "precious"
 
     def test_says_why_it_cannot_write(self, tmp_path: Path) -> None:
-        """A directory that is missing is named in one line."""
         assert "No such file or directory" in complaint(called("keygen", str(tmp_path / "missing" / "fleet.keys")))
 
     def test_prints_the_key_without_a_file(self) -> None:
-        """One line, another key each time."""
         first, second = called("keygen").stdout, called("keygen").stdout
         assert len(base64.b64decode(first, validate=False)) == 32
         assert first.count("\n") == 1
@@ -92,11 +85,8 @@ class TestKeygen:
 
 
 class TestGrantsCheck:
-    """`resumed grants check` explains what a server with that file would decide."""
-
     @pytest.fixture
     def file(self, tmp_path: Path) -> str:
-        """A file of three grants."""
         path = tmp_path / "grants.toml"
         path.write_text(
             grant("spiffe://example.org/shop", ["shop", "shop.*"], ["put", "get", "take", "remove", "watch"])
@@ -107,7 +97,7 @@ class TestGrantsCheck:
 
     @staticmethod
     def ask(file: str, identity: str, namespace: str, operation: str) -> subprocess.CompletedProcess[str]:
-        """Ask about one call."""
+        """Run `resumed grants check` for one call."""
         asked = ("--identity", identity, "--namespace", namespace, "--operation", operation)
         return called("grants", "check", file, *asked)
 
@@ -121,7 +111,6 @@ class TestGrantsCheck:
     def test_names_the_grant_that_allows(
         self, file: str, identity: str, namespace: str, operation: str, answer: str
     ) -> None:
-        """Exit status 0."""
         done = self.ask(file, identity, namespace, operation)
         assert done.returncode == 0
         assert done.stdout.startswith(f"allowed: {answer} {identity} may {operation} in {namespace}")
@@ -137,7 +126,6 @@ class TestGrantsCheck:
         ],
     )
     def test_says_what_is_missing(self, file: str, identity: str, namespace: str, operation: str, nearest: str) -> None:
-        """Exit status 1, the grant that lacks least first."""
         done = self.ask(file, identity, namespace, operation)
         assert done.returncode == 1
         first, second, *_ = done.stdout.splitlines()
@@ -145,7 +133,6 @@ class TestGrantsCheck:
         assert second.strip() == nearest
 
     def test_what_is_not_asked_is_any(self, file: str) -> None:
-        """A table of the grants about a namespace; exit status 1 if there is none."""
         done = called("grants", "check", file, "--namespace", "pay")
         assert done.returncode == 0
         assert "dns:frontend.pay.svc" in done.stdout
@@ -154,7 +141,6 @@ class TestGrantsCheck:
         assert "3 of 3 grants" in called("grants", "check", file).stdout
 
     def test_shows_limits(self, file: str) -> None:
-        """Whose they are, and how much."""
         with Path(file).open("a", encoding="utf-8") as grants:
             grants.write('[[limit]]\nnamespaces = ["pay", "bank"]\nsessions = 7\nbytes = "1MiB"\n')
         shown = called("grants", "check", file).stdout
@@ -164,7 +150,6 @@ class TestGrantsCheck:
         assert report["limits"] == [{"namespaces": ["pay", "bank"], "sessions": 7, "bytes": 1 << 20}]
 
     def test_tells_programs_too(self, file: str) -> None:
-        """As JSON."""
         done = called("grants", "check", file, "--identity", "dns:frontend.pay.svc", "--operation", "take", "--json")
         report = json.loads(done.stdout)
         assert done.returncode == 1
@@ -173,7 +158,6 @@ class TestGrantsCheck:
         assert report["nearest"][0]["missing"] == ["operation"]
 
     def test_refuses_a_file_or_a_question_that_makes_no_sense(self, file: str, tmp_path: Path) -> None:
-        """A line for each problem, exit status 2."""
         path = tmp_path / "bad.toml"
         path.write_text(grant("shop", ["Shop"], ["read"]) + grant("dns:shop", [], ["get"]))
         done = called("grants", "check", str(path))
@@ -185,7 +169,7 @@ class TestGrantsCheck:
 
 
 def checked(target: str, *options: str) -> dict[str, Any]:
-    """Return what `resumed check --json` reports."""
+    """Return the settings that `--check` prints."""
     done = called("check", target, "--json", *options)
     report: dict[str, Any] = json.loads(done.stdout)
     assert done.returncode == (0 if report["ok"] else 1)
@@ -204,10 +188,7 @@ def failed_step(target: str, *options: str) -> dict[str, Any]:
 
 
 class TestCheck:
-    """`resumed check` finds what is wrong and says what to do."""
-
     def test_all_is_well(self, store: RunningServer, tmp_path: Path) -> None:
-        """Every step succeeds with the fleet's keyring, and has a time."""
         called("keygen", str(tmp_path / "keys"))
         report = checked(store.target, "--keyring", str(tmp_path / "keys"), "--namespace", "shop")
         assert report["ok"], report
@@ -215,34 +196,28 @@ class TestCheck:
         assert Keyring.load(tmp_path / "keys").key_ids[0] in report["checks"][0]["note"]
 
     def test_shows_a_table(self, store: RunningServer) -> None:
-        """Every call is in it."""
         done = called("check", store.target)
         assert done.returncode == 0, done
         for step in ("connect", "health", "Put", "Get", "Take", "Remove", "Batch", "Watch"):
             assert step in done.stdout
 
     def test_store_down(self) -> None:
-        """A port where nothing listens."""
         step = failed_step(f"127.0.0.1:{free_port()}")
         assert step["name"] == "connect"
         assert "nothing listens there" in step["note"]
 
     def test_name_does_not_resolve(self) -> None:
-        """A name that no DNS knows."""
         assert "does not resolve" in failed_step("dns:///store.invalid:7400")["note"]
 
     def test_missing_socket(self, tmp_path: Path) -> None:
-        """A unix socket that is not there."""
         assert "no such socket" in failed_step(f"unix:{tmp_path}/none.sock")["note"]
 
     def test_no_answer(self) -> None:
-        """A port that accepts and keeps silent."""
         with socket.create_server(("127.0.0.1", 0)) as silent:
             step = failed_step(f"127.0.0.1:{silent.getsockname()[1]}", "--deadline", "0.3")
         assert "no answer in time" in step["note"]
 
     def test_port_of_something_else(self) -> None:
-        """A web server."""
         with socket.create_server(("127.0.0.1", 0)) as other, ThreadPoolExecutor() as pool:
 
             def hang_up() -> None:
@@ -260,21 +235,18 @@ class TestCheck:
         assert "does not speak gRPC" in step["note"]
 
     def test_no_resumed_server(self) -> None:
-        """A gRPC server without our services."""
         with grpc_server() as target:
             step = failed_step(target)
         assert step["name"] == "health"
         assert "no resumed store" in step["note"]
 
     def test_not_serving(self) -> None:
-        """A store whose health says so."""
         with grpc_server(serving=False) as target:
             step = failed_step(target)
         assert step["name"] == "health"
         assert "NOT_SERVING" in step["note"]
 
     def test_denied(self) -> None:
-        """A store that refuses the namespace."""
         with grpc_server(serving=True, refusal=grpc.StatusCode.PERMISSION_DENIED) as target:
             step = failed_step(target)
         assert step["name"] == "seal and Put"
@@ -290,7 +262,6 @@ class TestCheck:
         ids=["missing", "malformed", "open to others"],
     )
     def test_bad_keyring(self, tmp_path: Path, content: str | None, mode: int, problem: str, advice: str) -> None:
-        """Missing, malformed, or readable by others: found before anything is asked."""
         path = tmp_path / "keys"
         if content is not None:
             path.write_text(content)
@@ -303,7 +274,6 @@ class TestCheck:
         assert advice in step["advice"]
 
     def test_leaves_nothing_behind(self, tmp_path: Path) -> None:
-        """No session stays, only tombstones that go with the time to live of what was removed."""
         with running_server("--storage", f"lmdb://{tmp_path}/store") as server:
             assert checked(server.target)["ok"]
         with lmdb.open(f"{tmp_path}/store", max_dbs=8, readonly=True) as env, env.begin() as transaction:
@@ -326,15 +296,11 @@ class TestCheck:
         ],
     )
     def test_bad_usage(self, arguments: tuple[str, ...], part: str) -> None:
-        """One line that names the argument, and exit status 2."""
         assert part in complaint(called("check", *arguments))
 
 
 class TestDemo:
-    """`resumed demo` shows what it promises and tidies up."""
-
     def test_everything_resumes_that_should(self, tmp_path: Path) -> None:
-        """Both clients, both versions, both directions."""
         done = started("demo", env={**os.environ, "TMPDIR": str(tmp_path), "COLUMNS": "100"})
         assert done.returncode == 0, done.stdout + done.stderr
         crossings = re.findall(r"│ *(s_client|Python) *│ *(1\.[23]) *│ *(\w+) *│ *(\w+) *│.*5 of 5", done.stdout)
@@ -348,7 +314,6 @@ class TestDemo:
         assert left_behind(tmp_path) == []
 
     def test_tells_programs_too(self) -> None:
-        """The same, as JSON."""
         done = started("demo", "--json")
         found = json.loads(done.stdout)
         assert found["ok"]
@@ -361,7 +326,6 @@ class TestDemo:
     def test_leaves_nothing_behind_when_interrupted(
         self, tmp_path: Path, number: signal.Signals, status: int, moment: str
     ) -> None:
-        """Ctrl-C and SIGTERM, while the store or the frontends start."""
         process = subprocess.Popen(
             [*RESUMED, "demo"],
             env={**os.environ, "TMPDIR": str(tmp_path)},
@@ -378,7 +342,6 @@ class TestDemo:
         assert left_behind(tmp_path) == []
 
     def test_says_in_one_line_that_pyopenssl_is_missing(self, tmp_path: Path) -> None:
-        """It is an extra of its own."""
         (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['elftools'] = None\n")
         line = complaint(started("demo", env={**os.environ, "PYTHONPATH": str(tmp_path)}))
         assert "pip install 'resumed[pyopenssl]'" in line
@@ -394,7 +357,6 @@ class TestDemo:
     ],
 )
 def test_shells_complete_commands_and_options(shell: str, typed: str, completed: set[str]) -> None:
-    """As the scripts of `resumed --show-completion` ask for it."""
     asked = {
         "_RESUMED_COMPLETE": f"complete_{shell}",
         "COMP_WORDS": typed,
@@ -407,14 +369,12 @@ def test_shells_complete_commands_and_options(shell: str, typed: str, completed:
 
 
 def test_help_does_not_wait_for_grpc() -> None:
-    """What a command needs is imported when it runs."""
     code = "import sys; from resumed_server import cli; sys.exit('grpc' in sys.modules or 'resumed' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 @pytest.mark.parametrize("command", ["keygen", "demo"])
 def test_unknown_option(command: str) -> None:
-    """One line that names it, and exit status 2."""
     assert "--nonsense" in complaint(called(command, "--nonsense"))
 
 
@@ -441,7 +401,6 @@ def grpc_server(*, serving: bool | None = None, refusal: grpc.StatusCode | None 
 
 
 def eventually(met: Callable[[], bool]) -> None:
-    """Wait until `met`."""
     end = time.monotonic() + PATIENCE
     while not met():
         assert time.monotonic() < end
@@ -449,7 +408,6 @@ def eventually(met: Callable[[], bool]) -> None:
 
 
 def processes_of(directory: Path) -> list[str]:
-    """Return the command lines that name `directory`: all of a demo's that was given it for temporary files."""
     commands = []
     for file in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
@@ -458,5 +416,4 @@ def processes_of(directory: Path) -> list[str]:
 
 
 def left_behind(directory: Path) -> list[str]:
-    """Return the processes and files of a demo that was given `directory` for temporary files."""
     return [*processes_of(directory), *map(str, directory.iterdir())]

@@ -1,4 +1,4 @@
-"""`resumed doctor`: what it finds wrong with stores, keyrings and running frontends, and what it says to do."""
+"""`resumed doctor`: the faults that it finds in servers, keyrings and frontends, and its advice."""
 
 from __future__ import annotations
 
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 
 def examined(*arguments: str) -> dict[str, dict[str, dict[str, Any]]]:
-    """Return the steps by what was examined and their names."""
     done = called("doctor", *arguments, "--json")
     found = json.loads(done.stdout)
     assert done.returncode == (0 if found["ok"] else 1)
@@ -39,7 +38,7 @@ def examined(*arguments: str) -> dict[str, dict[str, dict[str, Any]]]:
 
 @pytest.fixture(scope="module")
 def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[RunningServer, Path, str, str]]:
-    """A store, a keyring and two frontends."""
+    """Make a frontend of a namespace."""
     directory = tmp_path_factory.mktemp("fleet")
     keygen(str(directory / "keys"))
     with contextlib.ExitStack() as held:
@@ -50,7 +49,6 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[RunningSer
 
 
 def test_a_fleet_that_works_is_told_so(fleet: tuple[RunningServer, Path, str, str]) -> None:
-    """All of it, and the two frontends resume each other's sessions."""
     store, keys, one, other = fleet
     arguments = (store.target, "--namespace", "shop", "--keyring", str(keys), "--frontend", one, "--frontend", other)
     done = called("doctor", *arguments)
@@ -63,7 +61,6 @@ def test_a_fleet_that_works_is_told_so(fleet: tuple[RunningServer, Path, str, st
 def test_frontends_that_choose_ciphers_by_other_orders_are_found_out(
     fleet: tuple[RunningServer, Path, str, str], tmp_path: Path
 ) -> None:
-    """Their sessions of TLS 1.2 cross, and those of TLS 1.3 of some clients do not."""
     store, keys, one, _ = fleet
     options = ("--target", store.target, "--namespace", "shop", "--keyring", str(keys), "--stack", "pyopenssl")
     with running_frontend(tmp_path, *options) as ports:
@@ -84,7 +81,6 @@ def test_frontends_that_choose_ciphers_by_other_orders_are_found_out(
 def test_a_frontend_of_another_keyring_or_namespace_is_found_out(
     fleet: tuple[RunningServer, Path, str, str], tmp_path: Path, namespace: str, right: bool
 ) -> None:
-    """By the ids that it issues; what would come next is not tried."""
     store, keys, one, _ = fleet
     keygen(str(tmp_path / "other"))
     used = str(keys if right else tmp_path / "other")
@@ -95,7 +91,6 @@ def test_a_frontend_of_another_keyring_or_namespace_is_found_out(
 
 
 def test_a_store_that_is_down_and_a_frontend_without_shim(tmp_path: Path) -> None:
-    """Each is told on its own, with what helps."""
     keygen(str(tmp_path / "keys"))
     with running_frontend(tmp_path) as ports:
         found = examined(
@@ -107,7 +102,6 @@ def test_a_store_that_is_down_and_a_frontend_without_shim(tmp_path: Path) -> Non
 
 
 def test_a_store_with_mutual_tls_is_reached_with_the_frontends_files(tmp_path: Path) -> None:
-    """And without them it is said that they are missing; files that cannot be used are one line."""
     authority = Authority()
     files = Files(tmp_path).write(authority.server(), authority.pem)
     client = tmp_path / "client.pem"
@@ -135,7 +129,6 @@ def test_a_store_with_mutual_tls_is_reached_with_the_frontends_files(tmp_path: P
     ],
 )
 def test_bad_usage_is_one_line(arguments: tuple[str, ...], part: str) -> None:
-    """And exit status 2."""
     done = called("doctor", "127.0.0.1:1", *arguments)
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
@@ -149,12 +142,11 @@ class Machine:
         self.keyring, self._issued = self, issued
 
     def open_id(self, *_: object) -> float:
-        """Return when."""
         return self._issued
 
 
 class Session:
-    """A client's session."""
+    """A session that a client offers: `issued` for lookups by the fleet, and possibly stored."""
 
     id, has_ticket = b"x" * 32, False
 
@@ -163,7 +155,6 @@ class Session:
     ("off", "note"), [(0, ""), (-3, "behind"), (3, "ahead"), (60, "ahead"), (-3600, "behind this machine's")]
 )
 def test_a_clock_that_is_off_is_a_warning(off: float, note: str) -> None:
-    """By the time in the id that the frontend issued a moment ago; a few seconds are none."""
     steps = FrontendChecks("shop", Machine(datetime.now(timezone.utc).timestamp() + off))  # type: ignore[arg-type]
     visits: Any = [_Visit(Session(), False, b"", "TLSv1.2")]  # type: ignore[arg-type]
     if abs(off) > 5:
@@ -178,7 +169,6 @@ def test_a_clock_that_is_off_is_a_warning(off: float, note: str) -> None:
     [(-1, 30, None), (-1, 3, Warned), (-9, -1, Failure), (1, 30, Failure)],
 )
 def test_certificates_are_told_before_they_expire(begins: int, ends: int, outcome: type[Exception] | None) -> None:
-    """In days from now."""
     now = datetime.now(timezone.utc)
     leaf = trustme.CA().issue_cert(
         "x", not_before=now + timedelta(days=begins), not_after=now + timedelta(days=ends, hours=1)

@@ -1,4 +1,4 @@
-"""A purged session never resumes again, at any frontend; what is negotiated later does."""
+"""A purged session never resumes at any frontend, and later sessions do."""
 
 from __future__ import annotations
 
@@ -25,19 +25,17 @@ TLS13 = VERSIONS[1]
 
 @pytest.fixture
 def namespace() -> str:
-    """A namespace of the test's own."""
     return os.urandom(8).hex()
 
 
 @pytest.fixture
 def fleet(store: RunningServer, keyring: resumed.Keyring, namespace: str) -> Callable[..., Frontend]:
-    """Make a frontend of that namespace."""
+    """Make a frontend of a namespace."""
     return partial(Frontend, target=store.target, keyring=keyring, namespace=namespace)
 
 
 @pytest.fixture
 def purge(store: RunningServer, namespace: str) -> Iterator[Callable[..., object]]:
-    """Purge that namespace."""
     with resumed.Admin(store.target, deadline=PATIENCE) as admin:
         yield partial(admin.purge, namespace)
 
@@ -45,10 +43,9 @@ def purge(store: RunningServer, namespace: str) -> Iterator[Callable[..., object
 def test_after_a_purge_nothing_from_before_resumes_and_what_comes_later_does(
     fleet: Callable[..., Frontend], purge: Callable[..., object], client: Client
 ) -> None:
-    """At two frontends with mirrors, of both stacks, that had all of it in memory, and at one without."""
     mirrored = [fleet(stack, mirror=True) for stack in STACKS]
     frontends = [*mirrored, fleet("ssl")]
-    mirrors = [frontend.shim._shim._mirror for frontend in mirrored]
+    mirrors = [frontend.shim._policy._mirror for frontend in mirrored]
     for mirror in mirrors:
         mirror.get(b"")  # as the first look-up does
         until(partial(getattr, mirror, "live"))
@@ -77,12 +74,11 @@ def test_a_session_that_waits_in_a_frontend_while_its_namespace_is_purged_is_not
     client: Client,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Its Put arrives after the purge, and is refused; so is that of a ticket of a connection that it resumed."""
     frontend = fleet(stack)
     before = client.visit(frontend).session
     assert frontend.shim.flush(PATIENCE)
     stored = frontend.shim.stats.puts["stored"]
-    gate, sender = threading.Event(), frontend.shim._shim._sender
+    gate, sender = threading.Event(), frontend.shim._policy._write_queue
     batch = sender._store.batch
     monkeypatch.setattr(sender._store, "batch", lambda *a, **kw: gate.wait(PATIENCE) and batch(*a, **kw))
     waiting = client.visit(frontend).session
@@ -98,7 +94,7 @@ def test_a_session_that_waits_in_a_frontend_while_its_namespace_is_purged_is_not
 def test_the_tickets_of_resumed_connections_are_as_old_as_the_first_handshake(
     fleet: Callable[..., Frontend], purge: Callable[..., object], stack: Stack
 ) -> None:
-    """So a purge up to a time ends the whole line of a session from before, and spares what was negotiated since."""
+    """So a purge up to a time also ends the later tickets of an older session."""
     client = Client(TLS13)
     frontends = [fleet(each) for each in (stack, "ssl", stack)]
     line = [client.visit(frontends[0]).session]

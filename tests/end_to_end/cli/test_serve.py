@@ -1,4 +1,4 @@
-"""`resumed serve` as an operator meets it: what it refuses, how it stops, and what its workers survive."""
+"""`resumed serve` from the operator's view: rejected settings, shutdown, and failures of workers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from grpc_status import rpc_status
 
 from resumed.v1 import session_store_pb2 as pb
 from resumed.v1.session_store_pb2_grpc import SessionStoreServiceStub
-from resumed_server.rpc.health_service import MOST_STREAMS
+from resumed_server.rpc.health_service import MAX_STREAMS
 from support.command import called
 from support.mtls import Authority, Files, grant
 from support.mtls import channel as trusted
@@ -62,7 +62,7 @@ def refused(*options: str, env: dict[str, str] | None = None, prefix: Sequence[s
 
 
 def checked(*options: str, env: dict[str, str] | None = None) -> dict[str, str]:
-    """Return the settings that `--check` shows."""
+    """Return the settings that `--check` prints."""
     done = called("serve", *options, "--check", env=env)
     assert (done.returncode, done.stderr) == (0, "")
     return dict(re.split(r" +", line, maxsplit=1) for line in done.stdout.splitlines())
@@ -79,7 +79,7 @@ def eventually(met: Callable[[], bool]) -> bool:
 
 
 def alive(process: int) -> bool:
-    """Whether there is such a process (a dead one that nobody waited for does not count)."""
+    """Return whether the process exists; a zombie does not count."""
     with contextlib.suppress(OSError), open(f"/proc/{process}/stat", encoding="ascii") as state:  # noqa: PTH123
         return state.read().rpartition(")")[2].split()[0] != "Z"
     return False
@@ -87,18 +87,20 @@ def alive(process: int) -> bool:
 
 @pytest.fixture(params=["grpcio", "native"])
 def transport(request: pytest.FixtureRequest) -> str:
-    """What speaks gRPC."""
     return str(request.param)
 
 
 @contextlib.contextmanager
 def connected(server: RunningServer) -> Iterator[grpc.Channel]:
-    """Yield a connection of its own."""
+    """Make a handshake, read the server's first gRPC frame, which follows its tickets, and close.
+
+    Returns whether `session` was resumed, and the session to resume next.
+    """
     with grpc.insecure_channel(server.target, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
         yield channel
 
 
-# --- What is refused -----------------------------------------------------------------------------------------------
+# --- Rejected settings ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -147,7 +149,6 @@ def connected(server: RunningServer) -> Iterator[grpc.Channel]:
     ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
 )
 def test_a_setting_that_makes_no_sense_is_one_line(options: list[str], complaint: str) -> None:
-    """What is wrong, and what to do; exit status 2."""
     done = called("serve", *options, "--check")
     (line,) = done.stderr.splitlines()
     assert done.returncode == 2
@@ -155,15 +156,14 @@ def test_a_setting_that_makes_no_sense_is_one_line(options: list[str], complaint
 
 
 def test_files_that_cannot_be_used_are_told_before_anything_opens(tmp_path: Path) -> None:
-    """A line each, also by --check; the line says what to put right."""
     files = Files(tmp_path).write(AUTHORITY.server(), AUTHORITY.pem, grant("dns:shop", ["shop"], ["get"]))
     assert checked(*files.options)["tls-cert"] == str(tmp_path / "tls.crt")
     files.write(grants=grant("dns:shop", ["shop"], ["read"]))
     (line,) = refused(*files.options, "--check")
     assert re.match(r"resumed: --grants: \S+grants.toml: grant 1: operations 'read' must list some of put,", line)
     for name, content, problem in (
-        ("tls.key", AUTHORITY.server().key, "do not belong together"),
-        ("tls.crt", b"", r"tls\.crt holds no certificates in PEM"),
+        ("tls.key", AUTHORITY.server().key, "do not match"),
+        ("tls.crt", b"", r"tls\.crt contains no certificate in PEM format"),
     ):
         (tmp_path / name).write_bytes(content)
         lines = refused(*files.options)
@@ -174,7 +174,6 @@ def test_files_that_cannot_be_used_are_told_before_anything_opens(tmp_path: Path
 
 
 def test_addresses_that_others_reach_need_client_certificates(tmp_path: Path) -> None:
-    """TLS alone keeps nobody out."""
     files = Files(tmp_path).write(AUTHORITY.server(), AUTHORITY.pem)
     assert checked("--listen", "0.0.0.0:0", *files.options)["insecure"] == "False"
     without_ca = files.options[:4]
@@ -185,27 +184,24 @@ def test_addresses_that_others_reach_need_client_certificates(tmp_path: Path) ->
 
 @pytest.mark.parametrize("setting", ["--health-listen", "--metrics-listen"])
 def test_a_busy_address_for_probes_is_one_line(setting: str) -> None:
-    """Named by its own setting."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         (line,) = refused("--listen", "127.0.0.1:0", setting, f"127.0.0.1:{taken.getsockname()[1]}")
     assert line.startswith(f"resumed: {setting}: cannot listen on 127.0.0.1:")
 
 
 def test_metrics_are_served_on_ports_only() -> None:
-    """Prometheus knows no unix sockets."""
+    """Prometheus does not scrape unix sockets."""
     (line,) = refused("--metrics-listen", "unix:/tmp/m.sock")
     assert line.startswith("resumed: --metrics-listen: ")
 
 
 def test_all_problems_are_told_at_once() -> None:
-    """Nobody has to try five times."""
     options = ["--max-ttl", "x", "--capacity", "y", "--listen", "z", "--workers", "0", "--storage", "mysql:"]
     told = [line.split(":")[1].strip() for line in refused(*options)]
     assert sorted(told) == ["--capacity", "--listen", "--max-ttl", "--storage", "--workers"]
 
 
 def test_every_setting_is_read_from_the_environment() -> None:
-    """As RESUMED_*, addresses separated by blanks; the command line wins."""
     given = {
         "RESUMED_LISTEN": "127.0.0.1:7401 unix:/tmp/r.sock",
         "RESUMED_STORAGE": "lmdb:///tmp/nowhere",
@@ -255,7 +251,6 @@ def test_every_setting_is_read_from_the_environment() -> None:
 
 
 def test_workers_are_as_many_as_the_cores(tmp_path: Path) -> None:
-    """That the server may use; one alone on a unix socket, which cannot be shared."""
     core = min(os.sched_getaffinity(0))
     bound = subprocess.run(
         ["taskset", "--cpu-list", str(core), *COMMAND, "--check"], check=True, capture_output=True, text=True
@@ -266,7 +261,6 @@ def test_workers_are_as_many_as_the_cores(tmp_path: Path) -> None:
 
 
 def test_check_opens_nothing(tmp_path: Path) -> None:
-    """No port, no socket, no store."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         store, path = tmp_path / "store", tmp_path / "socket"
         port = taken.getsockname()[1]
@@ -277,7 +271,6 @@ def test_check_opens_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_a_busy_port_is_one_line(workers: str) -> None:
-    """Whoever has it."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         (line,) = refused("--listen", f"127.0.0.1:{port}", "--workers", workers)
@@ -287,14 +280,13 @@ def test_a_busy_port_is_one_line(workers: str) -> None:
 @pytest.mark.parametrize("second", ["1", "2"])
 @pytest.mark.parametrize("first", [1, 2])
 def test_a_second_server_does_not_join_the_first_ones_port(first: int, second: str, transport: str) -> None:
-    """As SO_REUSEPORT would silently let it."""
+    """SO_REUSEPORT alone would allow it silently."""
     with running_server("--transport", transport, workers=first) as server:
         (line,) = refused("--listen", server.target, "--workers", second, "--transport", transport)
     assert "the port is in use" in line
 
 
 def test_a_name_that_does_not_resolve_and_an_address_of_another_machine_are_told_at_once() -> None:
-    """One line each."""
     lines = refused("--insecure", "--listen", "store.invalid:0", "--listen", "192.0.2.1:0")
     assert [line.split(": ")[3].split(";")[0] for line in lines] == [
         "the name does not resolve",
@@ -304,7 +296,7 @@ def test_a_name_that_does_not_resolve_and_an_address_of_another_machine_are_told
 
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_an_unusable_store_path_is_one_line(tmp_path: Path, workers: str) -> None:
-    """A file where the directory should be, which no privilege helps against."""
+    """A file stands where the directory should be, which fails for root as well."""
     (tmp_path / "file").touch()
     url = f"lmdb://{tmp_path}/file/store"
     (line,) = refused("--listen", "127.0.0.1:0", "--storage", url, "--workers", workers)
@@ -313,7 +305,6 @@ def test_an_unusable_store_path_is_one_line(tmp_path: Path, workers: str) -> Non
 
 
 def test_an_unreadable_store_path_is_one_line(tmp_path: Path) -> None:
-    """A directory that may not be entered; root does without its privilege to enter any."""
     humble = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
     tmp_path.chmod(0)
     try:
@@ -326,7 +317,7 @@ def test_an_unreadable_store_path_is_one_line(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_damaged_store_is_set_aside_and_a_new_one_begun(tmp_path: Path, workers: int) -> None:
-    """It is a cache: the server serves, and what was there is kept for whoever wants to look."""
+    """The database is a cache, so the server starts; the old files are kept for analysis."""
     store = tmp_path / "store"
     with running_server("--storage", f"lmdb://{store}"):
         pass
@@ -349,7 +340,7 @@ def wiped(store: Path) -> None:
 
 
 def test_damage_found_while_serving_ends_the_server_with_status_1(tmp_path: Path) -> None:
-    """Whoever restarts it, systemd or Kubernetes, gets a server that works."""
+    """Systemd or Kubernetes then restarts it with a new database."""
     options = ("--storage", f"lmdb://{tmp_path}/store")
     with running_server(*options) as server:
         wiped(tmp_path / "store")
@@ -360,18 +351,15 @@ def test_damage_found_while_serving_ends_the_server_with_status_1(tmp_path: Path
 
 
 def crash(process: int, _store: Path) -> None:
-    """Have it crash."""
     os.kill(process, signal.SIGSEGV)
 
 
 def damage(_process: int, store: Path) -> None:
-    """Damage its database."""
     wiped(store)
 
 
 @pytest.mark.parametrize("harm", [crash, damage])
 def test_workers_begin_a_new_database_by_themselves(tmp_path: Path, harm: Callable[[int, Path], None]) -> None:
-    """When one of them crashes or finds damage: all leave the old one, the port is never without a server for long."""
     store = tmp_path / "store"
     with running_server("--storage", f"lmdb://{store}", workers=2) as server:
         workers = [line["process"] for line in server.wait_for_log("ready", 2)]
@@ -392,7 +380,6 @@ def test_workers_begin_a_new_database_by_themselves(tmp_path: Path, harm: Callab
 
 
 def test_it_listens_on_several_addresses_and_tells_the_ports(tmp_path: Path, transport: str) -> None:
-    """Port 0 becomes a concrete one; a unix socket is for its user alone, and is gone at the end."""
     path = tmp_path / "socket"
     with running_server("--transport", transport, "--listen", f"unix:{path}", "--listen", "localhost:0") as server:
         addresses = server.wait_for_log("listening")[0]["addresses"]
@@ -407,7 +394,6 @@ def test_it_listens_on_several_addresses_and_tells_the_ports(tmp_path: Path, tra
 
 
 def test_a_stale_unix_socket_is_replaced_and_one_in_use_is_not(tmp_path: Path, transport: str) -> None:
-    """A server that was killed leaves its socket behind."""
     path = tmp_path / "socket"
     with running_server("--transport", transport, listen=f"unix:{path}") as server:
         (line,) = refused("--listen", f"unix:{path}")
@@ -427,7 +413,7 @@ def test_a_stale_unix_socket_is_replaced_and_one_in_use_is_not(tmp_path: Path, t
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_server_that_was_stopped_and_continued_serves_on(workers: int) -> None:
-    """A signal that is none of ours, while it waits for one, does not end it."""
+    """An unrelated signal interrupts the wait for a signal."""
     with running_server(workers=workers) as server:
         with connected(server) as channel:
             stub = SessionStoreServiceStub(channel)
@@ -446,7 +432,6 @@ def test_a_server_that_was_stopped_and_continued_serves_on(workers: int) -> None
 
 
 def test_sigterm_sends_callers_away_before_it_stops_serving(tmp_path: Path, transport: str) -> None:
-    """NOT_SERVING first, calls go on for the drain, exit status 0."""
     with running_server("--transport", transport, "--shutdown-delay", "1s") as server, connected(server) as channel:
         watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
         assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
@@ -461,7 +446,6 @@ def test_sigterm_sends_callers_away_before_it_stops_serving(tmp_path: Path, tran
 
 
 def test_a_watcher_can_tell_a_rollout_from_an_outage(transport: str) -> None:
-    """Its stream ends with the reason that the server is stopping, and the log does not blame the storage."""
     with running_server("--transport", transport, "--shutdown-delay", "0s") as server, connected(server) as channel:
         watch = SessionStoreServiceStub(channel).Watch(pb.WatchRequest(namespace="shop"))
         assert next(watch).live
@@ -480,10 +464,10 @@ def test_a_watcher_can_tell_a_rollout_from_an_outage(transport: str) -> None:
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_calls_in_flight_finish(workers: int, transport: str) -> None:
-    """Callers that never stop see only the end: what was answered is whole.
+    """Continuous callers see complete responses and then the end of the server.
 
-    CANCELLED is what gRPC's core tells calls that arrive between its goodbye and the caller's hearing it; they were not
-    carried out.
+    Calls that arrive between the server's GOAWAY and the client's receipt of it fail with CANCELLED by gRPC's core, and
+    were not executed.
     """
     codes: list[grpc.StatusCode] = []
 
@@ -513,7 +497,6 @@ def test_calls_in_flight_finish(workers: int, transport: str) -> None:
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_second_signal_ends_it_at_once(workers: int, transport: str) -> None:
-    """For whoever does not want to wait for the drain."""
     with running_server("--transport", transport, "--shutdown-delay", "1h", workers=workers) as server:
         server.signal(signal.SIGINT)
         server.wait_for_log("draining", workers)
@@ -522,7 +505,6 @@ def test_a_second_signal_ends_it_at_once(workers: int, transport: str) -> None:
 
 
 def test_a_signal_during_the_start_ends_it_cleanly() -> None:
-    """Whenever it comes: no traceback."""
     for number in (signal.SIGINT, signal.SIGTERM):
         server = start_server("--listen", "127.0.0.1:0", "--shutdown-delay", "0s")
         server.wait_for_log("starting")
@@ -535,7 +517,6 @@ def test_a_signal_during_the_start_ends_it_cleanly() -> None:
 
 
 def test_a_killed_worker_is_replaced(transport: str) -> None:
-    """While the other one serves, and the store keeps its sessions."""
     with running_server("--transport", transport, workers=2) as server:
         request = pb.PutRequest(namespace="shop", key=b"k", value=b"sealed")
         request.ttl.FromSeconds(600)
@@ -555,7 +536,7 @@ def test_a_killed_worker_is_replaced(transport: str) -> None:
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_sighup_ends_nothing(workers: int) -> None:
-    """It is the usual signal to read files again, which happens without it."""
+    """Operators send it to reload files, which the server does anyway."""
     with running_server(workers=workers) as server, connected(server) as channel:
         children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text().split()
         for process in (server.process.pid, *map(int, children)):
@@ -568,7 +549,7 @@ def test_sighup_ends_nothing(workers: int) -> None:
 
 
 def test_workers_do_not_outlive_a_killed_supervisor(transport: str) -> None:
-    """Or they would hold the port, and nobody would end them; they do not drain, since the next server waits for it."""
+    """They would occupy the port, and they skip the drain because the next server waits for it."""
     with running_server("--transport", transport, "--shutdown-delay", "1h", workers=2) as server:
         workers = [line["process"] for line in server.wait_for_log("ready", 2)]
         assert all(map(alive, workers))
@@ -577,7 +558,6 @@ def test_workers_do_not_outlive_a_killed_supervisor(transport: str) -> None:
 
 
 def test_health_streams_that_nobody_reads_hold_up_nothing(tmp_path: Path) -> None:
-    """Checks and new streams are answered, a withdrawn grant is gone, and SIGTERM ends the server."""
     shop, watch = "spiffe://example.org/shop", "/grpc.health.v1.Health/Watch"
     caller = AUTHORITY.issue(shop)
     files = Files(tmp_path).write(AUTHORITY.server(), AUTHORITY.pem, grant(shop, ["*"], ["get"]))
@@ -586,7 +566,7 @@ def test_health_streams_that_nobody_reads_hold_up_nothing(tmp_path: Path) -> Non
         (probed,) = server.log_lines("listening")[0]["health"]
         unread = stack.enter_context(Raw(raw_connection(probed)))
         unread.close_windows()
-        for number in range(MOST_STREAMS + 8):
+        for number in range(MAX_STREAMS + 8):
             unread.open_call(2 * number + 1, watch)
             unread.send_message(2 * number + 1, b"")
         with grpc.insecure_channel(probed) as probing, trusted(server.target, AUTHORITY.pem, caller) as calling:
@@ -610,7 +590,7 @@ def test_health_streams_that_nobody_reads_hold_up_nothing(tmp_path: Path) -> Non
 
 
 def test_idle_connections_leave_the_locks_of_the_database_alone(tmp_path: Path) -> None:
-    """LMDB's locks are POSIX locks: a process loses them when it closes any descriptor of the file."""
+    """LMDB uses POSIX locks, which a process loses when it closes any descriptor of the file."""
     options = ("--storage", f"lmdb://{tmp_path}", "--max-connections", "100")
     with running_server(*options, workers=2) as server, contextlib.ExitStack() as stack:
         inode = (tmp_path / "lock.mdb").stat().st_ino
@@ -624,7 +604,7 @@ def test_idle_connections_leave_the_locks_of_the_database_alone(tmp_path: Path) 
         host, _, port = server.target.rpartition(":")
         for _ in range(220):
             stack.enter_context(socket.create_connection((host, int(port)), PATIENCE))
-        deadline = time.monotonic() + 2.5  # of what the server does every second, it has done all
+        deadline = time.monotonic() + 2.5  # covers all tasks that run once a second
         while time.monotonic() < deadline:
             assert locks() == before
             time.sleep(0.1)
@@ -633,7 +613,6 @@ def test_idle_connections_leave_the_locks_of_the_database_alone(tmp_path: Path) 
 
 
 def test_stopping_leaves_no_process_and_no_directory(tmp_path: Path, transport: str) -> None:
-    """The private directory of `lmdb:` goes with the server."""
     with running_server("--transport", transport, workers=2, env={"TMPDIR": str(tmp_path)}) as server:
         workers = [line["process"] for line in server.wait_for_log("ready", 2)]
         assert list(tmp_path.iterdir())
@@ -649,7 +628,6 @@ def changed(directory: Path, code: str) -> dict[str, str]:
 
 
 def test_a_server_on_a_grpcio_that_is_not_as_expected_serves_and_says_so(tmp_path: Path, transport: str) -> None:
-    """With one line in the log of each worker, and more watchers than threads."""
     code = "from resumed_server.rpc._grpcio_private import Answering\nAnswering.of = classmethod(lambda *_: None)\n"
     options = ("--transport", transport, "--threads", "2")
     with running_server(*options, workers=2, env=changed(tmp_path, code)) as server, connected(server) as channel:
@@ -662,7 +640,6 @@ def test_a_server_on_a_grpcio_that_is_not_as_expected_serves_and_says_so(tmp_pat
 
 
 def test_a_main_loop_that_hangs_is_no_longer_live(tmp_path: Path, transport: str) -> None:
-    """Whoever restarts servers learns of it; sessions are served meanwhile."""
     code = f"""if True:
         import os, time
         from resumed_server.lifecycle import health as readiness
@@ -699,7 +676,6 @@ def _race(target: str, keys: list[bytes], won: multiprocessing.SimpleQueue[list[
 
 
 def test_ten_thousand_takes_raced_by_eight_clients_hand_each_session_out_once(transport: str) -> None:
-    """Every client, a process with a connection of its own, asks for every session; two workers answer."""
     keys = [uuid.uuid4().bytes for _ in range(1_250)]
     spawn = multiprocessing.get_context("spawn")
     with running_server("--transport", transport, workers=2) as server:
@@ -728,7 +704,6 @@ def test_ten_thousand_takes_raced_by_eight_clients_hand_each_session_out_once(tr
 
 @pytest.mark.parametrize("missing", ["typer", "structlog", "grpc_health"])
 def test_without_the_server_extra_the_command_says_what_to_install(missing: str) -> None:
-    """One line, no traceback."""
     code = (
         f"import sys; sys.modules[{missing!r}] = None; sys.argv = ['resumed', 'serve', '--listen', '127.0.0.1:0']; "
         "from resumed_server.cli import main; main()"
@@ -740,14 +715,13 @@ def test_without_the_server_extra_the_command_says_what_to_install(missing: str)
 
 
 def test_the_native_transport_refuses_tls() -> None:
-    """It has none, so it would serve in plain text."""
+    """It has no TLS, so it would serve plaintext."""
     lines = refused("--transport", "native", "--tls-cert", "/nowhere", "--tls-key", "/nowhere")
     assert "resumed: --transport: native has no TLS; leave --tls-cert away, or use --transport grpcio" in lines
 
 
 @pytest.mark.parametrize("option", ["--check", "--insecure"])
 def test_without_the_native_extra_its_transport_says_what_to_install(option: str) -> None:
-    """One line, and exit status 2; nothing else misses it."""
     code = (
         "import sys; sys.modules['pygrpc_native'] = None; from resumed_server.cli import main; "
         f"sys.argv = ['resumed', 'serve', '--transport', TRANSPORT, {option!r}, '--listen', 'unix:/nowhere/socket']; "
@@ -766,13 +740,11 @@ def test_without_the_native_extra_its_transport_says_what_to_install(option: str
 
 
 def test_the_version_is_told() -> None:
-    """By `resumed --version`."""
     done = subprocess.run([*COMMAND[:-1], "--version"], capture_output=True, text=True, check=True)
     assert re.fullmatch(r"resumed \d+\.\d+\.\d+.*\n", done.stdout)
 
 
 def test_console_logs_are_one_line_an_event(tmp_path: Path) -> None:
-    """And no JSON."""
     done = start_server("--listen", f"unix:{tmp_path}/s", "--log-format", "console", "--shutdown-delay", "0s")
     assert eventually(lambda: any("ready" in str(line) for line in done.log_lines()))
     assert done.stop() == 0

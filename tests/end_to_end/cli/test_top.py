@@ -1,4 +1,4 @@
-"""`resumed top` on a running store and a frontend."""
+"""`resumed top` with a running server and a frontend."""
 
 from __future__ import annotations
 
@@ -29,13 +29,11 @@ TOP = (sys.executable, "-m", "resumed_server", "top")
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[RunningServer]:
-    """A store of two workers."""
     with running_server("--metrics-listen", "127.0.0.1:0", workers=2) as server:
         yield server
 
 
 def top(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run it to its end."""
     done = subprocess.run(
         [*TOP, *arguments],
         capture_output=True,
@@ -49,13 +47,11 @@ def top(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def endpoint(server: RunningServer) -> str:
-    """Return where a server's metrics are."""
     address: str = server.log_lines("listening")[0]["metrics"][0]
     return address
 
 
 def test_live_traffic_is_told_by_store_worker_and_namespace(server: RunningServer) -> None:
-    """Of a store, and of a frontend that resumes its own sessions; as JSON and as tables alike."""
     registry, client = prometheus_client.CollectorRegistry(), Client(VERSIONS[0])
     frontend = Frontend("ssl", server.target, resumed.Keyring.from_keys([os.urandom(32)]))
     resumed.prometheus.export(frontend.shim, registry)
@@ -83,7 +79,7 @@ def test_live_traffic_is_told_by_store_worker_and_namespace(server: RunningServe
     reports: list[dict[str, Any]] = [json.loads(line) for line in done.stdout.splitlines()]
     (report,) = reports
     (store,) = report["stores"]
-    assert store["up"] and store["calls"] > 0 and store["failed"] == 0  # noqa: PT018 - what a store is
+    assert store["up"] and store["calls"] > 0 and store["failed"] == 0  # noqa: PT018 - one fact
     assert store["sessions"] is not None
     assert [worker["worker"] for worker in report["workers"]] == ["0", "1"]
     (shop,) = [each for each in report["namespaces"] if each["namespace"] == "shop"]
@@ -105,7 +101,6 @@ def test_live_traffic_is_told_by_store_worker_and_namespace(server: RunningServe
     ],
 )
 def test_what_cannot_be_asked_is_one_line(arguments: tuple[str, ...], part: str) -> None:
-    """And exit status 2."""
     done = top(*arguments)
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
@@ -114,8 +109,6 @@ def test_what_cannot_be_asked_is_one_line(arguments: tuple[str, ...], part: str)
 
 
 def test_an_endpoint_that_says_nothing_of_resumed_is_told_beside_the_others(server: RunningServer) -> None:
-    """Something else listens there."""
-
     class Other(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.send_error(404)

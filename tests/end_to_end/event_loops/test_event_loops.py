@@ -1,4 +1,4 @@
-"""A look-up does not hold up the event loop: the handshake rests meanwhile, and goes on as any other."""
+"""A lookup suspends its handshake and does not block the event loop."""
 
 from __future__ import annotations
 
@@ -37,7 +37,6 @@ MANY = 32
 
 @pytest.fixture(params=LOOPS)
 def loop(request: pytest.FixtureRequest) -> Loop:
-    """Each event loop."""
     loop: Loop = request.param
     return loop
 
@@ -64,7 +63,6 @@ def gated(
 def test_a_session_crosses_from_loop_to_loop(
     store: RunningServer, keyring: resumed.Keyring, loop: Loop, client: Client
 ) -> None:
-    """Negotiated on one frontend, resumed on another, with one look-up outside of the loop's thread."""
     with (
         running(LoopFrontend(loop, store.target, keyring)) as first,
         running(LoopFrontend(loop, store.target, keyring)) as second,
@@ -73,13 +71,12 @@ def test_a_session_crosses_from_loop_to_loop(
         assert client.visit(second, session).reused
         assert second.shim.stats.hits == {"store": 1}
         assert sum(second.shim.stats.lookup_seconds) == 1
-        assert second.shim._shim._lookups._threads._threads
+        assert second.shim._policy._lookups._threads._threads
 
 
 def test_the_loop_serves_others_while_a_handshake_rests(
     store: RunningServer, keyring: resumed.Keyring, negotiator: Frontend, loop: Loop, client: Client
 ) -> None:
-    """A full handshake and an exchange, from beginning to end, during one look-up."""
     [session] = sessions_of(client, negotiator)
     with gated(loop, store, keyring) as (frontend, gate), ThreadPoolExecutor(1) as pool:
         resting = pool.submit(client.visit, frontend, session)
@@ -93,7 +90,6 @@ def test_the_loop_serves_others_while_a_handshake_rests(
 def test_many_rest_at_once(
     store: RunningServer, keyring: resumed.Keyring, negotiator: Frontend, loop: Loop, client: Client
 ) -> None:
-    """All have asked before the first is answered; all resume, and nothing is asked twice."""
     sessions = sessions_of(client, negotiator, MANY)
     with gated(loop, store, keyring) as (frontend, gate), ThreadPoolExecutor(MANY) as pool:
         visits = [pool.submit(client.visit, frontend, session) for session in sessions]
@@ -106,7 +102,6 @@ def test_many_rest_at_once(
 def test_a_store_far_away(
     store: RunningServer, keyring: resumed.Keyring, negotiator: Frontend, loop: Loop, client: Client
 ) -> None:
-    """Without a gate: 20 ms to the store, over a real connection."""
     sessions = sessions_of(client, negotiator, MANY)
     with (
         distant(store.target, 0.02) as target,
@@ -120,11 +115,10 @@ def test_a_store_far_away(
 def test_one_session_offered_many_times_at_once_is_one_call(
     store: RunningServer, keyring: resumed.Keyring, negotiator: Frontend, loop: Loop, client: Client
 ) -> None:
-    """The others share its answer."""
     [session] = sessions_of(client, negotiator)
     with gated(loop, store, keyring) as (frontend, gate), ThreadPoolExecutor(8) as pool:
         visits = [pool.submit(client.visit, frontend, session) for _ in range(8)]
-        flights = frontend.shim._shim._lookups._flights
+        flights = frontend.shim._policy._lookups._flights
         until(lambda: [len(flight._done_callbacks) for flight in flights.values()] == [8])
         gate.open()
         assert all(visit.result(PATIENCE).reused for visit in visits)
@@ -135,7 +129,6 @@ def test_one_session_offered_many_times_at_once_is_one_call(
 def test_a_single_use_is_single(
     store: RunningServer, keyring: resumed.Keyring, negotiator: Frontend, loop: Loop, client: Client
 ) -> None:
-    """Of many who offer one session to two loops at once, one resumes."""
     [session] = sessions_of(client, negotiator)
     options: dict[str, Any] = {"single_use": True}
     with (
@@ -151,7 +144,6 @@ def test_a_single_use_is_single(
 def test_a_client_that_leaves_takes_a_single_use_with_it(
     store: RunningServer, keyring: resumed.Keyring, negotiator: Frontend, loop: Loop, client: Client
 ) -> None:
-    """The session was taken for its handshake and goes to no other."""
     [session] = sessions_of(client, negotiator)
     with gated(loop, store, keyring, single_use=True) as (frontend, gate):
         leave_while_resting(client, frontend, gate, session)
@@ -164,7 +156,6 @@ def test_a_client_that_leaves_takes_a_single_use_with_it(
 def test_a_client_that_leaves_during_the_look_up(
     store: RunningServer, keyring: resumed.Keyring, negotiator: Frontend, loop: Loop, client: Client
 ) -> None:
-    """Nothing is left of its handshake, and the next one is served."""
     [session] = sessions_of(client, negotiator)
     with gated(loop, store, keyring) as (frontend, gate):
         leave_while_resting(client, frontend, gate, session)
@@ -178,7 +169,6 @@ def test_a_client_that_leaves_during_the_look_up(
 def test_a_handshake_that_is_cancelled_during_the_look_up(
     store: RunningServer, keyring: resumed.Keyring, negotiator: Frontend, loop: Loop, client: Client
 ) -> None:
-    """The answer finds nobody, and nobody minds."""
     [session] = sessions_of(client, negotiator)
     with gated(loop, store, keyring) as (frontend, gate):
         ours, theirs, hello = offered(client, session)
@@ -203,9 +193,8 @@ async def cancel_all() -> None:
 def test_a_loop_that_closes_during_the_look_up(
     store: RunningServer, keyring: resumed.Keyring, negotiator: Frontend, client: Client
 ) -> None:
-    """The thread with the answer finds the loop closed, and says nothing."""
     [session] = sessions_of(client, negotiator)
-    with pytest.warns(ResourceWarning):  # asyncio's own, about the transport that is left
+    with pytest.warns(ResourceWarning):  # asyncio warns of its unclosed transport
         close_loop_while_resting(client, LoopFrontend("asyncio", store.target, keyring), session)
 
 
@@ -214,7 +203,7 @@ def close_loop_while_resting(client: Client, frontend: LoopFrontend, session: ss
     gate = Gate(frontend)
     ours, theirs, hello = offered(client, session)
     with ours:
-        make: Any = frontend.loop._make_ssl_transport  # type: ignore[attr-defined]  # with no task that would be left
+        make: Any = frontend.loop._make_ssl_transport  # type: ignore[attr-defined]  # without a pending task
         frontend.loop.call_soon_threadsafe(
             lambda: make(theirs, asyncio.Protocol(), frontend.context, None, server_side=True)
         )
@@ -228,7 +217,6 @@ def close_loop_while_resting(client: Client, frontend: LoopFrontend, session: ss
 
 
 def test_a_store_that_is_down(keyring: resumed.Keyring, loop: Loop, client: Client) -> None:
-    """Handshakes are full ones; after three failures nobody is asked."""
     with running_server() as server:
         sessions = sessions_of(client, Frontend("ssl", server.target, keyring), 6)
         target = server.target
@@ -238,7 +226,6 @@ def test_a_store_that_is_down(keyring: resumed.Keyring, loop: Loop, client: Clie
 
 
 def test_a_store_that_hangs_and_comes_back(keyring: resumed.Keyring, loop: Loop, client: Client) -> None:
-    """Look-ups end at the deadline, the handshakes go on as full ones, and the loop was never held up."""
     with running_server() as server:
         sessions = sessions_of(client, Frontend("ssl", server.target, keyring), 3)
         with running(LoopFrontend(loop, server.target, keyring, deadline=0.2)) as frontend:
@@ -257,7 +244,6 @@ def test_a_store_that_hangs_and_comes_back(keyring: resumed.Keyring, loop: Loop,
 def test_a_client_hello_byte_by_byte(
     store: RunningServer, keyring: resumed.Keyring, negotiator: Frontend, loop: Loop, client: Client
 ) -> None:
-    """It is looked up once, when it is complete."""
     [session] = sessions_of(client, negotiator)
     with running(LoopFrontend(loop, store.target, keyring)) as frontend:
         assert resumes_byte_by_byte(client, frontend, session)
@@ -267,7 +253,7 @@ def test_a_client_hello_byte_by_byte(
 def test_a_hello_retry_request_looks_up_once(
     store: RunningServer, keyring: resumed.Keyring, negotiator: Frontend, loop: Loop
 ) -> None:
-    """Both ClientHellos offer the session; even a single use serves both, for they are one handshake."""
+    """Both ClientHellos offer the session in one handshake, so even a single use serves both."""
     client = Client(VERSIONS[1])
     [session] = sessions_of(client, negotiator)
     with running(LoopFrontend(loop, store.target, keyring, single_use=True)) as frontend:
@@ -280,13 +266,12 @@ def test_a_hello_retry_request_looks_up_once(
 def test_what_is_no_call_is_no_thread(
     store: RunningServer, keyring: resumed.Keyring, loop: Loop, client: Client, why: str
 ) -> None:
-    """Ids of others, sessions in the mirror, and a breaker that is open: the handshake does not rest."""
     name = os.urandom(8).hex()
     other = resumed.Keyring.from_keys([os.urandom(32)]) if why == "foreign" else keyring
     [session] = sessions_of(client, Frontend("ssl", store.target, other, namespace=name))
     options: dict[str, Any] = {"namespace": name, "mirror": why == "mirrored"}
     with running(LoopFrontend(loop, store.target, keyring, **options)) as frontend:
-        shim = frontend.shim._shim
+        shim = frontend.shim._policy
         if why == "mirrored":
             shim._mirror.get(b"")
             until(lambda: shim._mirror.live)
@@ -302,29 +287,27 @@ def test_what_is_no_call_is_no_thread(
 def test_a_server_limited_to_tls_1_2_asks_nothing_for_random_ids(
     store: RunningServer, keyring: resumed.Keyring, loop: Loop
 ) -> None:
-    """Clients that could speak TLS 1.3 send one each (RFC 8446 appendix D.4)."""
+    """Clients that support TLS 1.3 send a random session id (RFC 8446 appendix D.4)."""
     with running(LoopFrontend(loop, store.target, keyring)) as frontend:
         frontend.context.maximum_version = VERSIONS[0]
         client = Client(VERSIONS[0])
         client.context.maximum_version = VERSIONS[1]
         assert not client.visit(frontend).reused
         assert frontend.shim.stats.misses == {"foreign-id": 1}
-        assert not frontend.shim._shim._lookups._threads._threads
+        assert not frontend.shim._policy._lookups._threads._threads
 
 
 def test_with_any_id_the_random_one_of_a_tls_1_3_client_is_not_asked_for(
     store: RunningServer, keyring: resumed.Keyring, loop: Loop
 ) -> None:
-    """Where TLS 1.3 is spoken it says nothing."""
     with running(LoopFrontend(loop, store.target, keyring, ids="any")) as frontend:
         assert not Client(VERSIONS[1]).visit(frontend).reused
-        assert not frontend.shim._shim._lookups._threads._threads
+        assert not frontend.shim._policy._lookups._threads._threads
 
 
 def test_garbage_hurts_nobody(
     store: RunningServer, keyring: resumed.Keyring, negotiator: Frontend, loop: Loop, client: Client
 ) -> None:
-    """ClientHellos with bytes changed, cut short or repeated end in an alert or a handshake, and the loop goes on."""
     session, other = sessions_of(client, negotiator, 2)  # a connection that resumes one and fails takes it along
     dice = random.Random(7)
     with running(LoopFrontend(loop, store.target, keyring)) as frontend:
@@ -351,7 +334,7 @@ def test_garbage_hurts_nobody(
 def test_whoever_drives_memory_bios_himself_resumes_too(
     store: RunningServer, keyring: resumed.Keyring, negotiator: Frontend, client: Client
 ) -> None:
-    """Nobody would wake him, so his look-up is made while he waits."""
+    """The library cannot resume such a handshake later, so the lookup blocks."""
     [session] = sessions_of(client, negotiator)
     frontend = Frontend("ssl", store.target, keyring)
     ours, theirs = socket.socketpair()
@@ -374,13 +357,13 @@ def test_whoever_drives_memory_bios_himself_resumes_too(
         assert Connection(client.context, ours, session).tls.session_reused
     server.join(PATIENCE)
     assert not server.is_alive()
-    assert not frontend.shim._shim._lookups._threads._threads
+    assert not frontend.shim._policy._lookups._threads._threads
 
 
 def test_tls_inside_of_tls_resumes(
     store: RunningServer, keyring: resumed.Keyring, negotiator: Frontend, client: Client
 ) -> None:
-    """A proxy that drives the inner connection through memory: the outer one's protocol could not wake it."""
+    """The inner connection runs through memory BIOs, where the protocol of the outer one cannot resume it."""
     [session] = sessions_of(client, negotiator)
     inner = Frontend("ssl", store.target, keyring)
     transports: list[Any] = []
@@ -416,12 +399,9 @@ def test_tls_inside_of_tls_resumes(
 
 
 class Counted(ssl.SSLObject):
-    """Counts those that are alive."""
-
     alive: ClassVar[weakref.WeakSet[Counted]] = weakref.WeakSet()
 
     def do_handshake(self) -> None:
-        """Take a step, and be counted."""
         self.alive.add(self)
         super().do_handshake()
 
@@ -430,7 +410,7 @@ class Counted(ssl.SSLObject):
 def test_a_handshake_that_fails_leaves_nothing_to_the_garbage_collector(
     store: RunningServer, keyring: resumed.Keyring, ending: str
 ) -> None:
-    """Or a scan of the port would cost memory. Not so with asyncio, whose own protocols are in cycles."""
+    """Otherwise a port scan would cost memory. asyncio's own protocols are in reference cycles, so it is excluded."""
     frontend = LoopFrontend("uvloop", None)
     frontend.context.sslobject_class = Counted
     frontend.shim = resumed.install(frontend.context, target=store.target, namespace="shop", keyring=keyring)
@@ -459,12 +439,12 @@ def test_uvloop_after_a_garbage_collection_at_the_wrong_moment(
     client: Client,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Its protocol, no longer among the young objects, is found among all."""
+    """The protocol object has left the young generation, so all generations are searched."""
     [session] = sessions_of(client, negotiator)
     monkeypatch.setattr("resumed._async.event_loops._LAST_OBJECTS", 0)
     with running(LoopFrontend("uvloop", store.target, keyring)) as frontend:
         assert client.visit(frontend, session).reused
-        assert frontend.shim._shim._lookups._threads._threads
+        assert frontend.shim._policy._lookups._threads._threads
 
 
 def test_uvloop_without_garbage_collection_resumes_too(
@@ -474,12 +454,11 @@ def test_uvloop_without_garbage_collection_resumes_too(
     client: Client,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Its protocol is not looked for among all objects there are; the look-up is made in the loop."""
     [session] = sessions_of(client, negotiator)
     monkeypatch.setattr("resumed._async.event_loops._MOST_OBJECTS", -1)
     with running(LoopFrontend("uvloop", store.target, keyring)) as frontend:
         assert client.visit(frontend, session).reused
-        assert not frontend.shim._shim._lookups._threads._threads
+        assert not frontend.shim._policy._lookups._threads._threads
 
 
 class Own(ssl.SSLObject):
@@ -489,7 +468,6 @@ class Own(ssl.SSLObject):
 def test_an_sslobject_class_of_the_application_stays(
     store: RunningServer, keyring: resumed.Keyring, negotiator: Frontend, client: Client
 ) -> None:
-    """What is made is a subclass of it, and it is there again after uninstall()."""
     [session] = sessions_of(client, negotiator)
     frontend = LoopFrontend("asyncio", None)
     with running(frontend):
@@ -505,7 +483,7 @@ def test_an_sslobject_class_of_the_application_stays(
         second = resumed.install(frontend.context, **arguments, replace=True)
         assert issubclass(frontend.context.sslobject_class, Own)
         assert client.visit(frontend, session).reused
-        assert second._shim._lookups._threads._threads
+        assert second._policy._lookups._threads._threads
         second.uninstall()
         assert client.visit(frontend, session).reused
         assert first.stats.hits == {"store": 1}

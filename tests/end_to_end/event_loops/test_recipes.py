@@ -1,4 +1,4 @@
-"""The servers of docs/recipes, as they stand there: one resumes what another instance of it negotiated."""
+"""Two instances of each server in docs/recipes resume each other's sessions."""
 
 from __future__ import annotations
 
@@ -31,7 +31,6 @@ GUNICORN_APP = "def app(environ, start_response):\n    start_response('200 OK', 
 
 
 def command(recipe: Path, port: int) -> list[str]:
-    """Return how to run a recipe."""
     if recipe.stem != "gunicorn_conf":
         return [
             sys.executable,
@@ -47,7 +46,7 @@ def command(recipe: Path, port: int) -> list[str]:
 
 @contextlib.contextmanager
 def running(recipe: Path, directory: Path, store: RunningServer) -> Iterator[int]:
-    """Run a recipe and hand out its port."""
+    """Run a recipe and yield its port."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port: int = free.getsockname()[1]
@@ -73,14 +72,14 @@ def running(recipe: Path, directory: Path, store: RunningServer) -> Iterator[int
 
 
 def answers(port: int) -> bool:
-    """Tell whether somebody listens."""
+    """Return whether a server accepts connections."""
     with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1.0):
         return True
     return False
 
 
 def visit(client: Client, port: int, session: ssl.SSLSession | None = None) -> tuple[bool, ssl.SSLSession | None]:
-    """Ask for a page; return whether the session was resumed, and the session for the next time."""
+    """Return whether a client resumes, and its next session: with `tickets`, a new one each time."""
     with (
         socket.create_connection(("127.0.0.1", port), PATIENCE) as connection,
         client.context.wrap_socket(connection, server_hostname="localhost", session=session) as tls,
@@ -96,7 +95,6 @@ def visit(client: Client, port: int, session: ssl.SSLSession | None = None) -> t
 
 @pytest.mark.parametrize("recipe", sorted(RECIPES.glob("*.py")), ids=lambda recipe: recipe.stem)
 def test_two_instances_resume_each_others_sessions(recipe: Path, tmp_path: Path, store: RunningServer) -> None:
-    """All of them, in both versions of TLS and both directions."""
     (tmp_path / "server.pem").write_bytes(CERTIFICATE.private_key_and_cert_chain_pem.bytes())
     keys = tmp_path / "fleet.keys"
     keys.touch(0o600)

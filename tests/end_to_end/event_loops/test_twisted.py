@@ -1,4 +1,4 @@
-"""A look-up does not hold up Twisted's reactor, if its connections are made by resumed.twisted."""
+"""A lookup does not block Twisted's reactor if resumed.twisted makes the connections."""
 
 from __future__ import annotations
 
@@ -40,23 +40,18 @@ def running_reactor() -> Iterator[None]:
 
 
 class Echo(Protocol):
-    """Echoes until the client goes."""
-
     transport: Any
     factory: Any
 
     def dataReceived(self, data: bytes) -> None:  # noqa: N802
-        """Echo."""
         self.transport.write(data)
 
     def connectionLost(self, reason: Any = None) -> None:  # noqa: N802
-        """Tell the one who waits."""
+        """Set the event that `serve` waits for."""
         self.factory.gone.set()
 
 
 class Reactor(Frontend):
-    """An echo server on the reactor."""
-
     def __init__(self, target: str, keyring: resumed.Keyring, **options: Any) -> None:
         super().__init__("pyopenssl", target, keyring, **options)
         self._creator: Any = ConnectionCreator(self.context, self.shim)
@@ -78,7 +73,7 @@ class Reactor(Frontend):
 
 @pytest.fixture
 def session(store: RunningServer, keyring: resumed.Keyring, client: Client) -> ssl.SSLSession | None:
-    """A session that a frontend of the other stack negotiated."""
+    """Return a session that was stored."""
     [session] = sessions_of(client, Frontend("ssl", store.target, keyring))
     return session
 
@@ -95,18 +90,16 @@ def gated(store: RunningServer, keyring: resumed.Keyring) -> Iterator[tuple[Reac
 def test_a_session_is_looked_up_in_another_thread(
     store: RunningServer, keyring: resumed.Keyring, client: Client, session: ssl.SSLSession | None
 ) -> None:
-    """Once."""
     frontend = Reactor(store.target, keyring)
     assert client.visit(frontend, session).reused
     assert frontend.shim.stats.hits == {"store": 1}
     assert sum(frontend.shim.stats.lookup_seconds) == 1
-    assert frontend.shim._shim._lookups._threads._threads
+    assert frontend.shim._policy._lookups._threads._threads
 
 
 def test_the_reactor_serves_others_while_a_handshake_rests(
     client: Client, gated: tuple[Reactor, Gate], session: ssl.SSLSession | None
 ) -> None:
-    """A full handshake and an exchange, from beginning to end, during one look-up."""
     frontend, gate = gated
     with ThreadPoolExecutor(1) as pool:
         resting = pool.submit(client.visit, frontend, session)
@@ -120,7 +113,6 @@ def test_the_reactor_serves_others_while_a_handshake_rests(
 def test_many_rest_at_once(
     store: RunningServer, keyring: resumed.Keyring, client: Client, gated: tuple[Reactor, Gate]
 ) -> None:
-    """All have asked before the first is answered; all resume."""
     frontend, gate = gated
     sessions = sessions_of(client, Frontend("ssl", store.target, keyring), MANY)
     with ThreadPoolExecutor(MANY) as pool:
@@ -133,7 +125,6 @@ def test_many_rest_at_once(
 def test_a_client_that_leaves_during_the_look_up(
     client: Client, gated: tuple[Reactor, Gate], session: ssl.SSLSession | None
 ) -> None:
-    """Twisted reads what is left, which asks nobody again; the next one is served."""
     frontend, gate = gated
     leave_while_resting(client, frontend, gate, session)
     assert len(gate.asked) == 1
@@ -145,7 +136,6 @@ def test_a_client_that_leaves_during_the_look_up(
 def test_a_client_hello_byte_by_byte(
     store: RunningServer, keyring: resumed.Keyring, client: Client, session: ssl.SSLSession | None
 ) -> None:
-    """It is looked up once, when it is complete."""
     frontend = Reactor(store.target, keyring)
     assert resumes_byte_by_byte(client, frontend, session)
     assert sum(frontend.shim.stats.lookup_seconds) == 1
@@ -154,7 +144,6 @@ def test_a_client_hello_byte_by_byte(
 def test_a_single_use_is_single(
     store: RunningServer, keyring: resumed.Keyring, client: Client, session: ssl.SSLSession | None
 ) -> None:
-    """Of many who offer one session at once, one resumes."""
     frontend = Reactor(store.target, keyring, single_use=True)
     with ThreadPoolExecutor(8) as pool:
         visits = list(pool.map(lambda _: client.visit(frontend, session), range(8)))
@@ -162,7 +151,6 @@ def test_a_single_use_is_single(
 
 
 def test_a_store_that_is_down(keyring: resumed.Keyring, client: Client) -> None:
-    """Handshakes are full ones."""
     with running_server() as server:
         sessions = sessions_of(client, Frontend("ssl", server.target, keyring), 6)
         target = server.target

@@ -1,4 +1,4 @@
-"""A fleet key is rotated without a lost session by the procedure of docs/keyrings.md, and no key gets out."""
+"""A fleet key is rotated by the procedure of docs/keyrings.md without a lost session or a disclosed key."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ LIFETIME, WAIT, STEP = 160, 120, 20
 
 
 class Clock:
-    """One for the operator and all frontends, which only goes forward when told."""
+    """A clock that a test moves by hand."""
 
     def __init__(self) -> None:
         self.now = datetime(2026, 1, 1, tzinfo=timezone.utc)
@@ -51,7 +51,6 @@ class Clock:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    """The operator's clock."""
     clock = Clock()
     for module in ("commands", "file"):
         monkeypatch.setattr(f"resumed_server.cli.keyring.{module}.now", clock)
@@ -60,14 +59,12 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 @pytest.fixture
 def file(tmp_path: Path, clock: Clock) -> str:
-    """The operator's keyring, with one key."""
     file = str(tmp_path / "fleet.keys")
     keygen(file)
     return file
 
 
 def ids(file: str) -> list[str]:
-    """Return the ids of a file's keys."""
     return Keyring.load(file).key_ids
 
 
@@ -81,8 +78,8 @@ class Host:
         self._file, self._copy = file, copy
         self.update()
         self.frontend = Frontend(stack, target, Keyring.load(copy), lifetime=LIFETIME, deadline=5.0)
-        shim = self.frontend.shim._shim
-        shim._clock = shim._sender._clock = clock.seconds
+        shim = self.frontend.shim._policy
+        shim._clock = shim._write_queue._clock = clock.seconds
 
     def update(self) -> None:
         """Bring the operator's file to the frontend, as a deployment does: in one step."""
@@ -115,7 +112,7 @@ class Fleet:
                 self.lost += not negotiator.visit(other.frontend, session).reused
 
     def roll_out(self) -> None:
-        """Bring the operator's file to one host after the other, which takes the time it may take."""
+        """Copy the operator's file to one host after the other, with the delay of a deployment."""
         for host in self.hosts:
             self.live(WAIT / len(self.hosts))
             host.update()
@@ -123,13 +120,12 @@ class Fleet:
 
 @pytest.fixture
 def fleet(store: RunningServer, file: str, clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fleet:
-    """A fleet whose frontends look at their keyrings with every use, not once a second."""
+    """Make a frontend of a namespace."""
     monkeypatch.setattr("resumed._reload.CHECK_SECONDS", 0.0)
     return Fleet(store.target, file, clock, tmp_path)
 
 
 def test_a_rotation_loses_no_session(fleet: Fleet) -> None:
-    """Add, wait, promote, wait, retire, each step at the first moment at which the commands do not refuse it."""
     file, (old,) = fleet.file, ids(fleet.file)
     fleet.live(WAIT)
     keygen(file, append=True)
@@ -152,7 +148,7 @@ def test_a_rotation_loses_no_session(fleet: Fleet) -> None:
 
 @pytest.mark.parametrize("early", ["promote", "retire"])
 def test_with_a_shorter_wait_sessions_are_lost(fleet: Fleet, early: str) -> None:
-    """So the waits are no longer than they have to be, and the test above would see a lost session."""
+    """This shows that the waits are necessary and that the previous test can fail."""
     fleet.live(WAIT)
     keygen(fleet.file, append=True)
     if early == "retire":
@@ -187,7 +183,6 @@ def test_a_key_that_was_just_added_is_not_promoted(file: str, clock: Clock) -> N
 def test_a_key_that_was_just_sealing_is_not_retired(
     file: str, clock: Clock, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What it sealed lives; and the key that seals is never retired."""
     keygen(file, append=True)
     first, second = ids(file)
     promote(file, None, wait="5m", force=True)
@@ -203,7 +198,6 @@ def test_a_key_that_was_just_sealing_is_not_retired(
 
 
 def test_a_key_that_never_sealed_may_go_at_once(file: str) -> None:
-    """Nothing depends on it."""
     keygen(file, append=True)
     first, second = ids(file)
     retire(file, second, lifetime="24h", wait="5m", force=False)
@@ -211,7 +205,6 @@ def test_a_key_that_never_sealed_may_go_at_once(file: str) -> None:
 
 
 def test_what_could_be_meant_has_to_be_said(file: str, tmp_path: Path) -> None:
-    """With several keys, one key, or keys of which nothing is known, nothing is guessed."""
     with pytest.raises(UserError, match="has only one key: add one"):
         promote(file, None, wait="5m", force=True)
     with pytest.raises(UserError, match="has only one key: add one"):
@@ -235,7 +228,6 @@ def test_what_could_be_meant_has_to_be_said(file: str, tmp_path: Path) -> None:
 
 
 def test_the_operators_comments_and_the_files_mode_stay(file: str) -> None:
-    """And the file is replaced in one step: whoever has it open reads all of the old one."""
     path = Path(file)
     path.write_text(
         "# ours\n" + path.read_text() + "\n# spare, from the safe\n" + Keyring.generate() + " # two\n# end\n"
@@ -257,7 +249,6 @@ def test_the_operators_comments_and_the_files_mode_stay(file: str) -> None:
 
 
 def test_show_tells_ids_and_ages_and_no_key(file: str, clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
-    """To people and to programs."""
     clock.now += timedelta(days=30)
     keygen(file, append=True)
     promote(file, None, wait="5m", force=True)
@@ -280,7 +271,6 @@ def test_show_tells_ids_and_ages_and_no_key(file: str, clock: Clock, capsys: pyt
 
 
 def test_a_file_that_others_may_read_is_not_touched(file: str) -> None:
-    """Every command says what to do."""
     Path(file).chmod(0o644)
     before = Path(file).read_bytes()
     steps: tuple[Callable[[], None], ...] = (
@@ -295,8 +285,6 @@ def test_a_file_that_others_may_read_is_not_touched(file: str) -> None:
 
 
 def test_the_commands_take_what_they_are_told(file: str) -> None:
-    """Each option reaches its step."""
-
     def run(*arguments: str) -> Any:
         return CliRunner().invoke(app, [*arguments, file])
 
@@ -326,8 +314,6 @@ print(json.dumps([hard, dumped, ctypes.CDLL(None).prctl(3, 0, 0, 0, 0), resource
 
 
 def test_a_frontend_that_forbids_core_dumps_leaves_none(tmp_path: Path) -> None:
-    """Nor do the workers that it forks."""
-
     def aborted(how: str) -> list[Any]:
         command = [sys.executable, "-c", ABORTS, str(tmp_path), how]
         told: list[Any] = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
@@ -342,7 +328,7 @@ def test_a_frontend_that_forbids_core_dumps_leaves_none(tmp_path: Path) -> None:
 
 
 def test_the_store_leaves_no_core_dump_unless_told_to(store: RunningServer) -> None:
-    """It holds its TLS key, and sealed sessions."""
+    """Its memory contains the TLS key and sealed sessions."""
     assert core_limit(store) == "0"
     usual = resource.getrlimit(resource.RLIMIT_CORE)[0]
     with running_server("--core-dumps") as server:
@@ -350,6 +336,6 @@ def test_the_store_leaves_no_core_dump_unless_told_to(store: RunningServer) -> N
 
 
 def core_limit(server: RunningServer) -> str:
-    """Return how large a server's core dump may be, in the kernel's words."""
+    """Return the core dump limit of a server as the kernel reports it."""
     limits = Path(f"/proc/{server.process.pid}/limits").read_text().splitlines()
     return next(line.split()[4] for line in limits if line.startswith("Max core file size"))

@@ -1,4 +1,4 @@
-"""Certificates, authorities and grants change while calls go on: none of them fails, and who is out stays out."""
+"""Certificates, authorities and grants change under traffic: no call fails, and revoked clients stay out."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ IGNORED = "changed files cannot be used, what was there before stays"
 
 
 class Traffic:
-    """Threads that never stop making calls, each with a call of its own that `begin` makes.
+    """Threads that make calls continuously; `begin` makes each call.
 
-    They hurry only while somebody waits for calls; otherwise they leave the machine to the others.
+    They run at full speed only while a test waits for calls.
     """
 
     def __init__(self, begin: Callable[[contextlib.ExitStack], Callable[[], object]], threads: int = 3) -> None:
@@ -147,7 +147,6 @@ def shown_certificate(server: RunningServer) -> bytes:
 
 
 def test_a_whole_rotation_fails_no_call(server: RunningServer, files: Files) -> None:
-    """Trust the new authority too, change the certificates of the server and of its clients, forget the old one."""
     old = OLD.issue(SHOP)
     pems = [old]
     with grpcio_traffic(server.target, pems) as traffic:
@@ -172,7 +171,6 @@ def test_a_whole_rotation_fails_no_call(server: RunningServer, files: Files) -> 
 def test_a_whole_rotation_fails_no_call_of_a_session_store(
     server: RunningServer, files: Files, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """Which reads its own files again; nor does it lose a session, where a call must not be made twice."""
     ours = Files(tmp_path_factory.mktemp("client")).write(OLD.issue(SHOP), BOTH)
     ca, certificate, key = (ours.directory / name for name in ("ca.crt", "tls.crt", "tls.key"))
     credentials = resumed.Credentials(ca=ca, cert=certificate, key=key, server_name="localhost")
@@ -207,7 +205,6 @@ def test_a_whole_rotation_fails_no_call_of_a_session_store(
 
 
 def test_grants_change_under_traffic_and_only_the_withdrawn_is_denied(server: RunningServer, files: Files) -> None:
-    """The others do not notice; given back, it is granted again."""
     pay = OLD.issue(PAY)
     with grpcio_traffic(server.target, [OLD.issue(SHOP)]) as traffic:
         assert code_of(server.target, pay, "pay") is None
@@ -224,7 +221,7 @@ def test_grants_change_under_traffic_and_only_the_withdrawn_is_denied(server: Ru
 
 
 def test_a_secret_that_kubernetes_swaps_again_and_again_fails_no_connection(tmp_path: Path) -> None:
-    """Links to a directory that is exchanged: whoever reads the files one by one may get a mixture."""
+    """Kubernetes swaps a symbolic link to a directory, so two files read in turn may belong to different versions."""
     for number in range(2):
         (tmp_path / f"data-{number}").mkdir()
         Files(tmp_path / f"data-{number}").write(OLD.server(), OLD.pem)
@@ -244,7 +241,6 @@ def test_a_secret_that_kubernetes_swaps_again_and_again_fails_no_connection(tmp_
 
 
 def test_every_address_takes_the_new_certificate(tmp_path: Path) -> None:
-    """Each asks for it by itself; a unix socket too."""
     files = Files(tmp_path).write(OLD.server(), OLD.pem)
     listen = ("--listen", f"unix:{tmp_path}/socket", "--listen", "127.0.0.1:0", "--listen", "localhost:0")
     with running_server(*files.options, *listen[2:], listen=listen[1]) as server:
@@ -266,23 +262,22 @@ def test_every_address_takes_the_new_certificate(tmp_path: Path) -> None:
 EXPIRED = OLD.issue("dns:localhost", lifetime=-HOUR)
 ED25519 = OLD.issue("dns:localhost", key=ed25519.Ed25519PrivateKey.generate())
 BAD_FILES = {
-    "a certificate without its key": ("tls.crt", OLD.server().certificate, "do not belong together"),
-    "a key without its certificate": ("tls.key", OLD.server().key, "do not belong together"),
-    "no certificate": ("tls.crt", b"nonsense", "tls.crt holds no certificates in PEM"),
-    "an empty certificate": ("tls.crt", b"", "tls.crt holds no certificates in PEM"),
-    "no key": ("tls.key", b"nonsense", "tls.key holds no private key in PEM"),
-    "half a key": ("tls.key", OLD.server().key[:100], "tls.key holds no private key in PEM"),
-    "no authority": ("ca.crt", b"\xff\x00", "ca.crt holds no certificates in PEM"),
+    "a certificate without its key": ("tls.crt", OLD.server().certificate, "do not match"),
+    "a key without its certificate": ("tls.key", OLD.server().key, "do not match"),
+    "no certificate": ("tls.crt", b"nonsense", "tls.crt contains no certificate in PEM format"),
+    "an empty certificate": ("tls.crt", b"", "tls.crt contains no certificate in PEM format"),
+    "no key": ("tls.key", b"nonsense", "tls.key contains no private key in PEM format"),
+    "half a key": ("tls.key", OLD.server().key[:100], "tls.key contains no private key in PEM format"),
+    "no authority": ("ca.crt", b"\xff\x00", "ca.crt contains no certificate in PEM format"),
     "a huge authority": ("ca.crt", bytes(2 << 20), "ca.crt cannot be read: it is larger than"),
-    "no grants": ("grants.toml", b"[[grant", "grants.toml: this is no TOML"),
+    "no grants": ("grants.toml", b"[[grant", "grants.toml: not valid TOML"),
     "grants with an unknown operation": ("grants.toml", grant(SHOP, ["shop"], ["read"]).encode(), "operations 'read'"),
-    "grants that are no text": ("grants.toml", b"\xff", "grants.toml: this is no text"),
+    "grants that are no text": ("grants.toml", b"\xff", "grants.toml: not valid UTF-8"),
 }
 
 
 @pytest.mark.parametrize("files", [1], indirect=True)
 def test_files_that_cannot_be_used_are_ignored_with_one_line_each(server: RunningServer, files: Files) -> None:
-    """The old ones stay, also for new connections; when the files are put right, they are taken."""
     good = {path.name: path.read_bytes() for path in files.directory.iterdir()}
     with grpcio_traffic(server.target, [OLD.issue(SHOP)]) as traffic:
         for name, content, problem in BAD_FILES.values():
@@ -306,11 +301,10 @@ def test_files_that_cannot_be_used_are_ignored_with_one_line_each(server: Runnin
     assert "PRIVATE KEY" not in str(server.log_lines())
 
 
-# --- Who is out stays out ------------------------------------------------------------------------------------------
+# --- Revoked clients stay out --------------------------------------------------------------------------------------
 
 
 def test_a_watcher_whose_grant_is_withdrawn_is_cut_off(server: RunningServer, files: Files) -> None:
-    """With PERMISSION_DENIED, within seconds and whether something happens or not; the others go on."""
     with (
         channel(server.target, OLD.pem, OLD.issue(PAY)) as one,
         channel(server.target, OLD.pem, OLD.issue(SHOP)) as two,
@@ -330,13 +324,13 @@ def test_a_watcher_whose_grant_is_withdrawn_is_cut_off(server: RunningServer, fi
 
 
 def test_a_tls_session_of_before_the_rotation_gets_nobody_in(server: RunningServer, files: Files) -> None:
-    """A ticket stands for the certificate that was shown for it: it must not outlive the trust in that."""
+    """A ticket stands for a certificate and must not outlive the trust in it."""
     host, port = server.target.split(":")
     pem = OLD.issue(SHOP)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.load_verify_locations(cadata=BOTH.decode())
     context.set_alpn_protocols(["h2"])
-    context.maximum_version = ssl.TLSVersion.TLSv1_2  # here the handshake itself tells whether the client got in
+    context.maximum_version = ssl.TLSVersion.TLSv1_2  # its handshake fails if the server rejects the client
     (files.directory / "client.pem").write_bytes(pem.key + pem.certificate)
     context.load_cert_chain(files.directory / "client.pem")
 

@@ -1,4 +1,4 @@
-"""What a frontend tells Prometheus, by real handshakes; and whose sessions they resume."""
+"""The metrics of a frontend after real handshakes, and the statistic of foreign hits."""
 
 from __future__ import annotations
 
@@ -28,13 +28,12 @@ if TYPE_CHECKING:
 
 
 def told(registry: CollectorRegistry) -> Scrape:
-    """Return what a registry says."""
+    """Return the samples of a registry."""
     return Scrape(generate_latest(registry).decode())
 
 
 @pytest.fixture
 def keys(tmp_path: Path) -> Path:
-    """A keyring file."""
     keygen(str(tmp_path / "keys"))
     return tmp_path / "keys"
 
@@ -48,7 +47,7 @@ def other_process(store: RunningServer, keys: Path, tmp_path: Path) -> Iterator[
 
 
 def visit(client: Client, port: int, session: ssl.SSLSession | None = None) -> ssl.SSLSession:
-    """Visit the other process; return a session of it, whose Put is done."""
+    """Return whether a client resumes, and its next session: with `tickets`, a new one each time."""
     with (
         socket.create_connection(("127.0.0.1", port)) as connection,
         client.context.wrap_socket(connection, server_hostname="localhost", session=session) as tls,
@@ -62,7 +61,6 @@ def visit(client: Client, port: int, session: ssl.SSLSession | None = None) -> s
 def test_a_session_that_another_process_negotiated_is_a_foreign_hit(
     store: RunningServer, keys: Path, other_process: dict[str, int], stack: Stack, client: Client
 ) -> None:
-    """One of our own is none; both are told by where they came from, at either end."""
     registry = CollectorRegistry()
     frontend = Frontend(stack, store.target, resumed.Keyring.load(keys))
     resumed.prometheus.export(frontend.shim, registry)
@@ -83,7 +81,6 @@ def test_a_session_that_another_process_negotiated_is_a_foreign_hit(
 
 
 def test_what_hits_spared_is_a_signature_each(store: RunningServer, keyring: resumed.Keyring, stack: Stack) -> None:
-    """With the context's own key, whatever stack has it; look-ups are told by their time."""
     registry, client = CollectorRegistry(), Client(ssl.TLSVersion.TLSv1_2)
     frontend = Frontend(stack, store.target, keyring)
     resumed.prometheus.export(frontend.shim, registry)
@@ -105,7 +102,7 @@ def test_what_hits_spared_is_a_signature_each(store: RunningServer, keyring: res
 def test_a_context_without_a_key_saves_nothing_that_anybody_knows(
     store: RunningServer, keyring: resumed.Keyring
 ) -> None:
-    """As one whose certificate is chosen by server name."""
+    """Its certificate is chosen by server name, so the cost of a signature is unknown."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     with contextlib.closing(Installed(context, store.target, keyring)) as installed:
         assert installed.installation.signature_seconds is None
@@ -113,7 +110,6 @@ def test_a_context_without_a_key_saves_nothing_that_anybody_knows(
 
 
 def test_states_are_told_and_installations_of_a_namespace_add_up(keyring: resumed.Keyring) -> None:
-    """An open breaker of one shows; misses of both count together."""
     client, registry = Client(ssl.TLSVersion.TLSv1_3), CollectorRegistry()
     frontends = [Frontend("ssl", "127.0.0.1:1", keyring, namespace="shop", mirror=True) for _ in range(2)]
     for frontend in frontends:
@@ -141,5 +137,4 @@ class Installed:
         resumed.prometheus.export(self.installation, self.registry)
 
     def close(self) -> None:
-        """Take it off."""
         self.installation.uninstall()

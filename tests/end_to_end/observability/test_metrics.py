@@ -1,4 +1,4 @@
-"""The metrics of a running server, as Prometheus sees them: of all workers together, whichever of them is asked."""
+"""The metrics of a running server, summed over all workers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from resumed import AlreadyExists, Get, InvalidCall, Put, SessionStore
+from resumed import AlreadyExists, Get, InvalidRequest, Put, SessionStore
 from support.metrics import Scrape, scrape, scraped_until
 from support.server import PATIENCE, running_server
 
@@ -34,13 +34,12 @@ def server() -> Iterator[RunningServer]:
 
 @contextlib.contextmanager
 def store(server: RunningServer, namespace: str) -> Iterator[SessionStore]:
-    """Connect to a server."""
+    """A real server, shared by all tests that do not harm it."""
     with contextlib.closing(SessionStore(server.target, namespace=namespace, deadline=PATIENCE)) as store:
         yield store
 
 
 def test_calls_and_operations_of_both_workers_add_up(server: RunningServer) -> None:
-    """By method and code, by namespace and outcome, and times whose count is the calls'."""
     keys = [os.urandom(32) for _ in range(20)]
     for key in keys:  # each by a connection of its own, so that both workers have some
         with store(server, "shop") as shop:
@@ -52,7 +51,7 @@ def test_calls_and_operations_of_both_workers_add_up(server: RunningServer) -> N
         shop.batch([Get(keys[0]), Get(b"unknown"), Put(keys[1], b"other", 60)])
         shop.take(keys[0])
         shop.remove(keys[0])
-        with pytest.raises(InvalidCall):
+        with pytest.raises(InvalidRequest):
             shop.get(b"")
     found = scraped_until(server, lambda found: found.total("resumed_calls_total") == 64)
 
@@ -89,7 +88,6 @@ def test_calls_and_operations_of_both_workers_add_up(server: RunningServer) -> N
 
 
 def test_a_watcher_and_what_was_dropped_for_room_are_told(server: RunningServer) -> None:
-    """The gauge follows the stream; evictions and bytes follow the store."""
     with store(server, "tenant") as tenant:
         with tenant.watch():
             scraped_until(server, lambda found: found.value("resumed_watchers") == 1)
@@ -102,7 +100,6 @@ def test_a_watcher_and_what_was_dropped_for_room_are_told(server: RunningServer)
 
 
 def test_a_worker_that_is_replaced_takes_no_count_back(server: RunningServer) -> None:
-    """Its successor goes on where it ended."""
     before = scrape(server)
     started = before.value("resumed_worker_process_start_time_seconds", worker="0")
     children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text()
@@ -116,7 +113,6 @@ def test_a_worker_that_is_replaced_takes_no_count_back(server: RunningServer) ->
 
 
 def test_silent_clients_keep_nobody_from_asking(server: RunningServer) -> None:
-    """Not even a handful, and whatever is asked for is the metrics."""
     (address,) = server.log_lines("listening")[0]["metrics"]
     host, port = address.rsplit(":", 1)
     silent = [socket.create_connection((host, int(port))) for _ in range(8)]
@@ -126,7 +122,6 @@ def test_silent_clients_keep_nobody_from_asking(server: RunningServer) -> None:
 
 
 def test_slow_clients_hold_up_neither_a_scrape_nor_the_end() -> None:
-    """However many there are, and though each sends something now and then: the newest is served, the oldest closed."""
     with running_server("--metrics-listen", "127.0.0.1:0") as server, contextlib.ExitStack() as stack:
         (address,) = server.log_lines("listening")[0]["metrics"]
         host, _, port = address.rpartition(":")
@@ -141,7 +136,6 @@ def test_slow_clients_hold_up_neither_a_scrape_nor_the_end() -> None:
 
 
 def test_a_request_that_makes_no_sense_is_refused_and_logged_once(server: RunningServer) -> None:
-    """prometheus_client raises for a version that is not made of numbers."""
     (address,) = server.log_lines("listening")[0]["metrics"]
     accept = {"Accept": "application/openmetrics-text; version=1.x"}
     for _ in range(20):
@@ -151,7 +145,6 @@ def test_a_request_that_makes_no_sense_is_refused_and_logged_once(server: Runnin
 
 
 def test_the_native_front_is_counted_alike() -> None:
-    """Calls that grpcio never sees."""
     with running_server(*LISTEN, "--transport", "native") as server, store(server, "shop") as shop:
         shop.put(b"key", b"value", 60)
         with pytest.raises(AlreadyExists):
@@ -163,7 +156,6 @@ def test_the_native_front_is_counted_alike() -> None:
 
 
 def test_no_key_or_value_is_told(server: RunningServer) -> None:
-    """Names of namespaces are all that comes from callers."""
     secret = b"secret-of-a-session-0123456789abc"
     with store(server, "shop") as shop:
         shop.put(secret, secret, 60)

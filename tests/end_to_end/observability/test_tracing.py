@@ -1,4 +1,4 @@
-"""Traces: one that begins in a frontend goes on in the store, and is exported by both."""
+"""A trace begins in a frontend, continues in the server, and both export it."""
 
 from __future__ import annotations
 
@@ -45,7 +45,6 @@ class Collector(trace_service_pb2_grpc.TraceServiceServicer):
         self._server.start()
 
     def Export(self, request: Any, context: object) -> Any:  # noqa: N802
-        """Take spans."""
         for group in request.resource_spans:
             (service,) = (each.value.string_value for each in group.resource.attributes if each.key == "service.name")
             for scope in group.scope_spans:
@@ -61,13 +60,11 @@ class Collector(trace_service_pb2_grpc.TraceServiceServicer):
                 return service, span
 
     def close(self) -> None:
-        """Stop."""
         self._server.stop(None)
 
 
 @pytest.fixture(scope="module")
 def collector() -> Iterator[Collector]:
-    """One for all servers here."""
     collector = Collector()
     yield collector
     collector.close()
@@ -96,7 +93,6 @@ class Recorded:
 
 @pytest.fixture
 def recorded() -> Recorded:
-    """Spans of one test."""
     return Recorded()
 
 
@@ -104,7 +100,6 @@ def recorded() -> Recorded:
 def test_one_trace_leads_from_a_handshake_into_the_store(
     traced_store: RunningServer, collector: Collector, recorded: Recorded, keyring: resumed.Keyring, stack: Stack
 ) -> None:
-    """From the application's span by the look-up and its call to what the store did, with what became of it in each."""
     frontend = Frontend(stack, traced_store.target, keyring, tracer_provider=recorded.provider)
     client = Client(VERSIONS[0])
     session = client.visit(frontend).session
@@ -144,7 +139,6 @@ def test_one_trace_leads_from_a_handshake_into_the_store(
 
 
 def test_what_makes_no_call_says_why(store: RunningServer, recorded: Recorded, keyring: resumed.Keyring) -> None:
-    """A session of another fleet is a miss that the store never hears of."""
     client = Client(VERSIONS[0])
     foreign = Frontend("ssl", store.target, resumed.Keyring.from_keys([bytes(32)]))
     session = client.visit(foreign).session
@@ -158,12 +152,11 @@ def test_what_makes_no_call_says_why(store: RunningServer, recorded: Recorded, k
 
 
 def test_a_call_that_fails_says_how(store: RunningServer, recorded: Recorded) -> None:
-    """By the name of its status code, also where nobody answered; what the exception says is not in the span."""
     lost = resumed.SessionStore("127.0.0.1:1", namespace="shop", tracer_provider=recorded.provider)
     refused = resumed.SessionStore(store.target, namespace="shop", deadline=PATIENCE, tracer_provider=recorded.provider)
     with pytest.raises(resumed.StoreUnavailable):
         lost.get(b"key")
-    with pytest.raises(resumed.InvalidCall):
+    with pytest.raises(resumed.InvalidRequest):
         refused.get(b"")
     refused.close()
     for span, code in zip(recorded.spans(GET), ("UNAVAILABLE", "INVALID_ARGUMENT"), strict=True):
@@ -177,12 +170,11 @@ def test_a_call_that_fails_says_how(store: RunningServer, recorded: Recorded) ->
 def test_a_prefetched_look_up_keeps_the_context_of_its_handshake(
     store: RunningServer, recorded: Recorded, keyring: resumed.Keyring
 ) -> None:
-    """Event loops look sessions up on other threads."""
     frontend = Frontend("ssl", store.target, keyring, tracer_provider=recorded.provider)
-    shim = frontend.shim._shim
+    shim = frontend.shim._policy
     with recorded.provider.get_tracer("test").start_as_current_span("handshake") as handshake:
         offer = SimpleNamespace(session_id=shim.issue_id(), expected=Expected(bytes(32)))
-        shim.prefetch(offer).result(PATIENCE)
+        shim.find(offer, shim.handshake(lambda: lambda: None), may_suspend=True).result(PATIENCE)
     frontend.shim.uninstall()
     calls = recorded.spans(GET)
     assert calls
@@ -190,7 +182,6 @@ def test_a_prefetched_look_up_keeps_the_context_of_its_handshake(
 
 
 def test_a_server_whose_collector_is_gone_serves_and_stops(store: RunningServer) -> None:
-    """With spans that nobody takes."""
     env = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1", "OTEL_BSP_SCHEDULE_DELAY": "50"}
     with running_server("--otel", env=env, workers=2) as server:
         client = resumed.SessionStore(server.target, namespace="shop", deadline=PATIENCE)
@@ -201,7 +192,7 @@ def test_a_server_whose_collector_is_gone_serves_and_stops(store: RunningServer)
 
 
 def test_without_a_provider_nothing_of_opentelemetry_is_imported() -> None:
-    """So it costs those nothing who do not use it."""
+    """Applications that do not use tracing do not pay for the import."""
     imports = "import sys, resumed, resumed_server.main, resumed_server.rpc.native_server"
     program = f"{imports}; sys.exit(any(name.startswith('opentelemetry') for name in sys.modules))"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

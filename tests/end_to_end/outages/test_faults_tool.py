@@ -1,4 +1,4 @@
-"""Some of the faults of `make faults`, shortly and with a patient deadline: a busy machine is no broken promise."""
+"""A short run of some faults of `make faults`, with a deadline that suits a loaded machine."""
 
 from __future__ import annotations
 
@@ -23,7 +23,6 @@ QUICK = ("server killed", "server frozen", "disk full", "database damaged", "Red
     "fault", [fault for fault in [*LMDB, *REDIS] if fault.name in QUICK], ids=lambda fault: fault.name
 )
 def test_fault(fault: Fault) -> None:
-    """No handshake fails, nothing that was removed or taken resumes, and resumption comes back."""
     if hindrance := fault.hindrance():
         pytest.skip(hindrance)
     assert not run(fault, SECONDS, DEADLINE).broken

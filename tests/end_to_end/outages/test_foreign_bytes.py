@@ -1,4 +1,4 @@
-"""What comes from a peer or from the store is foreign: no bytes of either resume, alert or crash."""
+"""Bytes from a peer or from the store never cause a wrong resumption, an alert or a crash."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ OTHER_FLEET = Keyring.from_keys([bytes(32)])
 
 
 class DishonestStore:
-    """Stands in for the SessionStore of a shim: counts the look-ups and answers each with `answer`."""
+    """Replaces the store client of a policy: counts the lookups and answers each with `answer`."""
 
     target, namespace, deadline = "dishonest", "shop", PATIENCE
 
@@ -36,7 +36,6 @@ class DishonestStore:
         self.calls = 0
 
     def get(self, _key: bytes, *, deadline: float = PATIENCE) -> StoredSession | None:
-        """Answer a look-up."""
         self.calls += 1
         return None if self.answer is None else StoredSession(self.answer, 100.0)
 
@@ -51,16 +50,16 @@ class Scene:
         self.client = Client(version)
         self.frontend = Frontend(stack, store.target, keyring)
         self.binding = self.frontend.shim._binding
-        self.shim = self.frontend.shim._shim
+        self.shim = self.frontend.shim._policy
         self.keyring = keyring
         seen: list[tuple[bytes, Envelope]] = []
-        negotiated = self.shim.negotiated
+        negotiated = self.shim.on_new_session
 
         def spy(session_id: bytes, envelope: Envelope, remaining: float, **more: Any) -> None:
             seen.append((session_id, envelope))
             negotiated(session_id, envelope, remaining, **more)
 
-        self.shim.negotiated = spy
+        self.shim.on_new_session = spy
         self.session = self.client.visit(self.frontend).session
         self.frontend.shim.flush()
         self.session_id, self.envelope = seen[-1]
@@ -69,7 +68,7 @@ class Scene:
         self.sealed = keyring.seal(self.store_key, self.encoded, 2**32)
 
     def ask(self, session_id: bytes) -> int | None:
-        """Call the get callback as OpenSSL does, and free what it returns; return whether it was a session."""
+        """Run `resumed grants check` for one call."""
         copy = ctypes.c_int(1)
         buffer = ctypes.create_string_buffer(session_id, max(len(session_id), 1))
         session: int | None = self.binding._on_get(0, ctypes.addressof(buffer), len(session_id), ctypes.addressof(copy))
@@ -83,7 +82,6 @@ class Scene:
 def scene(
     request: pytest.FixtureRequest, store: RunningServer, keyring: Keyring, monkeypatch: pytest.MonkeyPatch
 ) -> Scene:
-    """Each stack and version."""
     scene = Scene(store, keyring, *request.param)
     # ask() has no connection, so neither a ClientHello nor a context.
     monkeypatch.setattr(_Offer, "name", b"localhost")
@@ -133,7 +131,6 @@ def malformed(scene: Scene, number: int, source: random.Random) -> Iterator[byte
 
 
 def test_10000_malformed_values_are_misses(scene: Scene) -> None:
-    """Flipped, cut, expired, of another format, namespace, fleet or length: the get callback returns nothing."""
     dishonest = DishonestStore()
     scene.shim._lookups._store = dishonest
     dishonest.answer = scene.sealed
@@ -150,7 +147,7 @@ def test_10000_malformed_values_are_misses(scene: Scene) -> None:
 
 
 def test_a_mutated_session_that_is_authentic_crashes_nothing(scene: Scene) -> None:
-    """Even who holds the key and writes nonsense only makes d2i_SSL_SESSION refuse, or decode something else."""
+    """A holder of the key can make d2i_SSL_SESSION fail or decode another session, and no more."""
     dishonest = DishonestStore()
     scene.shim._lookups._store = dishonest
     source = random.Random(7400)
@@ -165,7 +162,6 @@ def test_a_mutated_session_that_is_authentic_crashes_nothing(scene: Scene) -> No
 
 
 def test_malformed_values_make_full_handshakes(scene: Scene) -> None:
-    """No alert reaches the client: the handshake is a full one."""
     dishonest = DishonestStore()
     scene.shim._lookups._store = dishonest
     for value in malformed(scene, 60, random.Random(7401)):
@@ -175,7 +171,6 @@ def test_malformed_values_make_full_handshakes(scene: Scene) -> None:
 
 
 def test_100000_invented_ids_reach_no_store(scene: Scene) -> None:
-    """Ids of every length, random, of another namespace or fleet: none leaves the frontend."""
     dishonest = DishonestStore(scene.sealed)
     scene.shim._lookups._store = dishonest
     source = random.Random(7402)
@@ -198,7 +193,6 @@ def test_100000_invented_ids_reach_no_store(scene: Scene) -> None:
 
 
 def test_ids_of_any_kind_are_looked_up_where_asked_for(scene: Scene) -> None:
-    """With ids="any" short, NUL-ridden and non-text ids are keys like any other, and overlong ones are not."""
     dishonest = DishonestStore()
     scene.shim._lookups._store, scene.shim._foreign_ids_miss = dishonest, False
     for session_id in (b"\0", b"\xff\xfe", bytes(31), b"a\0b", os.urandom(32)):
@@ -212,7 +206,7 @@ def test_ids_of_any_kind_are_looked_up_where_asked_for(scene: Scene) -> None:
 def test_a_first_tls_1_3_hello_at_a_tls_1_2_server_asks_nobody(
     store: RunningServer, keyring: Keyring, stack: Stack
 ) -> None:
-    """Such clients send a random id for middleboxes' sake, which a TLS 1.2 server takes for a resumption."""
+    """The client sends a random session id for middlebox compatibility, which looks like a resumption."""
     frontend = Frontend(stack, store.target, keyring)
     if stack == "ssl":
         frontend.context.maximum_version = VERSIONS[0]
@@ -220,15 +214,13 @@ def test_a_first_tls_1_3_hello_at_a_tls_1_2_server_asks_nobody(
         frontend.context.set_max_proto_version(VERSIONS[0])
     client = Client(VERSIONS[0])
     client.context.maximum_version = VERSIONS[1]
-    frontend.shim._shim._lookups._store = dishonest = DishonestStore()
+    frontend.shim._policy._lookups._store = dishonest = DishonestStore()
     assert not client.visit(frontend).reused
     assert frontend.shim.stats.misses == {"foreign-id": 1}
     assert dishonest.calls == 0
 
 
 def test_a_defect_in_the_shim_is_a_miss(scene: Scene) -> None:
-    """Whatever is raised inside a callback, the handshake goes on."""
-
     def defect(*_arguments: object, **_more: object) -> None:
         raise RuntimeError("a defect")
 

@@ -1,7 +1,7 @@
-"""A malicious store makes no session resume that should not: a real server that lies, with real handshakes.
+"""A malicious server causes no wrong resumption: real handshakes with a server that lies.
 
-What a store alone can promise, that nothing comes back which was removed or taken, a malicious one can break: the last
-tests say how far, as docs/threat-model.md does.
+Only the server can guarantee that a removed or taken session stays away. The last tests show how far a malicious one
+can break that, as docs/threat-model.md describes.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 YEAR = 365 * 86_400.0
 
 
-# --- What it may try: (engine, namespace, key, truth) -> what it says ------------------------------------------------
+# --- Lies: (engine, namespace, key, truth) -> response -------------------------------------------------------------
 
 
 def another_session(engine: LyingEngine, namespace: str, key: bytes, _truth: StoredSession | None) -> Any:
@@ -43,12 +43,11 @@ def another_session(engine: LyingEngine, namespace: str, key: bytes, _truth: Sto
 
 
 def an_older_session_of_the_client(engine: LyingEngine, namespace: str, _key: bytes, _truth: Any) -> StoredSession:
-    """Replay the first that was ever stored."""
     return StoredSession(next(each.value for each in engine.given if each.namespace == namespace), YEAR)
 
 
 def the_session_of_another_namespace(engine: LyingEngine, namespace: str, _key: bytes, truth: Any) -> Any:
-    """Which the same fleet sealed."""
+    """The same fleet sealed it."""
     others = [each.value for each in engine.given if each.namespace == f"other-{namespace}"]
     return StoredSession(others[0], YEAR) if others else truth
 
@@ -61,37 +60,32 @@ def prolonged(_engine: LyingEngine, _namespace: str, _key: bytes, truth: StoredS
 
 
 def cut_short(_engine: LyingEngine, _namespace: str, _key: bytes, truth: StoredSession | None) -> StoredSession:
-    """Leave the last byte out."""
     assert truth
     return StoredSession(truth.value[:-1], truth.ttl)
 
 
 def cut_to_its_header(_engine: LyingEngine, _namespace: str, _key: bytes, truth: StoredSession | None) -> StoredSession:
-    """Keep what is not encrypted."""
     assert truth
     return StoredSession(truth.value[:13], truth.ttl)
 
 
 def made_longer(_engine: LyingEngine, _namespace: str, _key: bytes, truth: StoredSession | None) -> StoredSession:
-    """Append to it."""
     assert truth
     return StoredSession(truth.value + b"\0", truth.ttl)
 
 
 def marked_as_plaintext(_engine: LyingEngine, _ns: str, _key: bytes, truth: StoredSession | None) -> StoredSession:
-    """Claim that it was never sealed."""
     assert truth
     return StoredSession(b"\0" + truth.value[5:], truth.ttl)
 
 
 def of_a_made_up_key(_engine: LyingEngine, _namespace: str, _key: bytes, truth: StoredSession | None) -> StoredSession:
-    """Name another fleet key in it."""
     assert truth
     return StoredSession(truth.value[:1] + bytes(4) + truth.value[5:], truth.ttl)
 
 
 def never_removed(engine: LyingEngine, namespace: str, key: bytes, _truth: Any) -> StoredSession | None:
-    """Give out what was removed or taken, or has ended."""
+    """Return a session that was removed, taken or has expired."""
     given = engine.given_for(namespace, key)
     return StoredSession(given.value, YEAR) if given else None
 
@@ -107,10 +101,10 @@ LIES: dict[Lie, str] = {
     marked_as_plaintext: "malformed",
     of_a_made_up_key: "unknown-key",
 }
-"""Each with the reason for which it is a miss."""
+"""Maps each manipulation to the reason of the miss."""
 
 
-# --- None of it resumes ---------------------------------------------------------------------------------------------
+# --- None of it resumes --------------------------------------------------------------------------------------------
 
 
 class Fleet:
@@ -125,19 +119,18 @@ class Fleet:
         self.missed: Callable[[], dict[str, int]] = dict
 
     def frontend(self, stack: Stack, *, mirrored: bool = False, **more: Any) -> Frontend:
-        """Return another one."""
         options = {"namespace": self.namespace, "deadline": 5.0, **more}
         return (Mirrored if mirrored else Frontend)(stack, self._target, self.keyring, **options)
 
     def session(self, client: Client, negotiator: Frontend | None = None) -> ssl.SSLSession | None:
-        """Return a session that the store was given."""
+        """Return a session that was stored."""
         negotiator = negotiator or self.negotiator
         session = client.visit(negotiator).session
         assert negotiator.shim.flush(5.0)
         return session
 
     def resumes(self, client: Client, session: ssl.SSLSession | None) -> bool:
-        """Offer a session to the other frontend; what a mirror has been told of by now is in it."""
+        """Offer a session to the other frontend, after its mirror has received it."""
         if isinstance(self.resumer, Mirrored):
             stored = {each.key for each in self.engine.given if each.namespace == self.namespace}
             sessions = self.resumer.mirror.sessions
@@ -156,13 +149,12 @@ def fleets() -> Iterator[Callable[[Stack, bool], Fleet]]:
 
 @pytest.fixture(params=[False, True], ids=["asked", "mirrored"])
 def mirror(request: pytest.FixtureRequest) -> bool:
-    """Whether the store is asked, or feeds a mirror."""
     return bool(request.param)
 
 
 @pytest.fixture
 def fleet(fleets: Callable[[Stack, bool], Fleet], stack: Stack, mirror: bool) -> Iterator[Fleet]:
-    """One whose store tells the truth until the test makes it lie, and knows nothing of the test before."""
+    """Make a frontend of a namespace."""
     fleet = fleets(stack, mirror)
     fleet.engine.given.clear()
     fleet.engine.lies = 0
@@ -174,7 +166,6 @@ def fleet(fleets: Callable[[Stack, bool], Fleet], stack: Stack, mirror: bool) ->
 
 @pytest.mark.parametrize("lie", LIES, ids=lambda lie: lie.__name__.replace("_", " "))
 def test_no_lie_resumes(fleet: Fleet, client: Client, lie: Lie) -> None:
-    """Each is a miss and a full handshake, without an alert; the truth resumes."""
     fleet.session(client, fleet.frontend("ssl", namespace=f"other-{fleet.namespace}"))
     fleet.session(client)
     fleet.engine.lie = lie
@@ -184,14 +175,13 @@ def test_no_lie_resumes(fleet: Fleet, client: Client, lie: Lie) -> None:
 
 
 def test_the_truth_resumes(fleet: Fleet, client: Client) -> None:
-    """Or the test above shows nothing."""
+    """Without this the previous test would show nothing."""
     fleet.engine.lie = lambda _engine, _namespace, _key, truth: truth
     assert fleet.resumes(client, fleet.session(client))
     assert fleet.missed() == {}
 
 
 def test_no_session_gets_from_one_version_of_tls_to_the_other(fleet: Fleet, client: Client) -> None:
-    """Swapped between a client of TLS 1.2 and one of TLS 1.3, either way."""
     (other,) = (Client(version) for version in VERSIONS if version != client.version)
     fleet.session(other)
     fleet.engine.lie = an_older_session_of_the_client
@@ -202,15 +192,14 @@ def test_no_session_gets_from_one_version_of_tls_to_the_other(fleet: Fleet, clie
 def test_no_session_gets_from_one_format_to_another(
     fleet: Fleet, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not even one that the same fleet sealed, for the same id and namespace: a Go frontend's, say."""
     seen: list[tuple[bytes, bytes]] = []
-    negotiated = fleet.negotiator.shim._shim.negotiated
+    negotiated = fleet.negotiator.shim._policy.on_new_session
 
     def spy(session_id: bytes, envelope: Envelope, remaining: float, **more: Any) -> None:
         seen.append((session_id, envelope.encode()))
         negotiated(session_id, envelope, remaining, **more)
 
-    monkeypatch.setattr(fleet.negotiator.shim._shim, "negotiated", spy)
+    monkeypatch.setattr(fleet.negotiator.shim._policy, "on_new_session", spy)
 
     def of_go(_engine: LyingEngine, namespace: str, key: bytes, truth: StoredSession | None) -> Any:
         go, openssl = StoreKeys(namespace, "go"), StoreKeys(namespace)
@@ -227,23 +216,22 @@ def test_no_session_gets_from_one_format_to_another(
 def test_a_session_ends_when_it_was_sealed_to_end(
     fleet: Fleet, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However long the store says that it lives, and although to a frontend with a longer lifetime its id is young."""
+    """Neither the server's ttl nor the longer lifetime of another frontend extends it."""
     fleet.engine.lie = never_removed
     session = fleet.session(client, fleet.frontend("ssl", lifetime=100))
     assert fleet.resumes(client, session)
-    monkeypatch.setattr(fleet.resumer.shim._shim, "_clock", lambda: time.time() + 101)
+    monkeypatch.setattr(fleet.resumer.shim._policy, "_clock", lambda: time.time() + 101)
     assert not fleet.resumes(client, session)
     assert fleet.missed() == {"expired": 1}
 
 
-# --- What only an honest store can promise ---------------------------------------------------------------------------
+# --- What only an honest store can promise -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("mirror", [False])
 def test_a_malicious_store_brings_removed_sessions_back_until_their_sealed_end(
     fleet: Fleet, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Only to the client that has the session's secret, and not a second longer than the fleet sealed."""
     negotiator = fleet.frontend("ssl", lifetime=100)
     with client.connect(negotiator) as connection:
         connection.echo(b"hello")
@@ -253,7 +241,7 @@ def test_a_malicious_store_brings_removed_sessions_back_until_their_sealed_end(
     assert not fleet.resumes(client, session), "an honest one does not"
     fleet.engine.lie = never_removed
     assert fleet.resumes(client, session)
-    monkeypatch.setattr(fleet.resumer.shim._shim, "_clock", lambda: time.time() + 101)
+    monkeypatch.setattr(fleet.resumer.shim._policy, "_clock", lambda: time.time() + 101)
     assert not fleet.resumes(client, session)
 
 
@@ -261,11 +249,10 @@ def test_a_malicious_store_brings_removed_sessions_back_until_their_sealed_end(
 def test_a_malicious_store_answers_a_take_twice_until_the_sealed_end(
     fleet: Fleet, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """So a single use is single for as long as the store is honest."""
     monkeypatch.setattr(fleet, "resumer", fleet.frontend(fleet.resumer.stack, single_use=True))
     session = fleet.session(client, fleet.frontend("ssl", lifetime=100))
     assert [fleet.resumes(client, session) for _ in range(2)] == [True, False], "an honest one"
     fleet.engine.lie = never_removed
     assert [fleet.resumes(client, session) for _ in range(2)] == [True, True]
-    fleet.resumer.shim._shim._clock = lambda: time.time() + 101
+    fleet.resumer.shim._policy._clock = lambda: time.time() + 101
     assert not fleet.resumes(client, session)

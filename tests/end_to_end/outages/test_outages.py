@@ -1,4 +1,4 @@
-"""An outage of the store costs handshakes their resumption, nothing else, and resumption comes back by itself."""
+"""During an outage of the server handshakes are full, and resumption returns by itself."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ LONG = 50 * SHORT
 
 
 def assert_handshakes_go_on(client: Client, frontend: Frontend, session: ssl.SSLSession | None, reason: str) -> None:
-    """Handshakes are full ones, for the stated reason; after three failures (Puts count too) the shim stops asking."""
+    """Check that handshakes are full for the stated reason, and that lookups stop after three failed calls."""
     for _ in range(6):
         visit = client.visit(frontend, session)
         assert not visit.reused
@@ -44,20 +44,18 @@ def assert_handshakes_go_on(client: Client, frontend: Frontend, session: ssl.SSL
 
 
 def session_of(client: Client, keyring: resumed.Keyring, stack: Stack) -> ssl.SSLSession | None:
-    """Return a session that the fleet issued, and whose store is gone."""
+    """Return a session whose server is gone."""
     with running_server() as server:
         return client.visit(Frontend(stack, server.target, keyring)).session
 
 
 def test_store_down(keyring: resumed.Keyring, stack: Stack, client: Client) -> None:
-    """Nothing listens at the target."""
     session = session_of(client, keyring, stack)
     frontend = Frontend(stack, f"127.0.0.1:{free_port()}", keyring, deadline=SHORT)
     assert_handshakes_go_on(client, frontend, session, "unavailable")
 
 
 def test_store_name_does_not_resolve(keyring: resumed.Keyring, client: Client) -> None:
-    """A target that DNS does not know is a store that is down."""
     session = session_of(client, keyring, "ssl")
     frontend = Frontend("ssl", "dns:///store.invalid:7400", keyring, deadline=SHORT)
     for _ in range(4):
@@ -66,7 +64,6 @@ def test_store_name_does_not_resolve(keyring: resumed.Keyring, client: Client) -
 
 
 def test_store_hung_and_back(keyring: resumed.Keyring, stack: Stack, client: Client) -> None:
-    """A stopped process answers nothing: look-ups end at the deadline; when it goes on, so does resumption."""
     with running_server() as server:
         frontend = Frontend(stack, server.target, keyring, deadline=SHORT)
         session = client.visit(frontend).session
@@ -81,7 +78,6 @@ def test_store_hung_and_back(keyring: resumed.Keyring, stack: Stack, client: Cli
 
 
 def test_a_handshake_spends_its_deadline_once(keyring: resumed.Keyring, client: Client) -> None:
-    """When its look-up was too late, it does not wait for its Put as well."""
     deadline = 3.0
     with running_server() as server:
         frontend = Frontend("ssl", server.target, keyring, puts="wait", deadline=deadline)
@@ -97,7 +93,6 @@ def test_a_handshake_spends_its_deadline_once(keyring: resumed.Keyring, client: 
 
 
 def test_store_that_accepts_and_never_answers(keyring: resumed.Keyring, stack: Stack, client: Client) -> None:
-    """Something listens, but it does not speak gRPC."""
     session = session_of(client, keyring, stack)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         frontend = Frontend(stack, f"127.0.0.1:{listener.getsockname()[1]}", keyring, deadline=SHORT)
@@ -105,7 +100,6 @@ def test_store_that_accepts_and_never_answers(keyring: resumed.Keyring, stack: S
 
 
 def test_store_that_refuses(keyring: resumed.Keyring, stack: Stack, client: Client) -> None:
-    """A store that answers every call with PERMISSION_DENIED is no help either."""
     session = session_of(client, keyring, stack)
     with refusing_store() as target:
         frontend = Frontend(stack, target, keyring, deadline=SHORT)
@@ -115,7 +109,6 @@ def test_store_that_refuses(keyring: resumed.Keyring, stack: Stack, client: Clie
 def test_store_killed_and_restarted_keeps_its_sessions(
     keyring: resumed.Keyring, stack: Stack, client: Client, tmp_path: Path
 ) -> None:
-    """With a database of its own, kill -9 loses nothing that was acknowledged."""
     options = ("--storage", f"lmdb://{tmp_path}/sessions")
     with running_server(*options) as server:
         target = server.target
@@ -129,7 +122,6 @@ def test_store_killed_and_restarted_keeps_its_sessions(
 
 
 def test_frontend_started_before_the_store(keyring: resumed.Keyring, stack: Stack, client: Client) -> None:
-    """What was negotiated while the store was away is stored once it is there."""
     target = f"127.0.0.1:{free_port()}"
     frontend = Frontend(stack, target, keyring, deadline=SHORT)
     session = client.visit(frontend).session
@@ -138,7 +130,6 @@ def test_frontend_started_before_the_store(keyring: resumed.Keyring, stack: Stac
 
 
 def test_many_handshakes_at_once_during_an_outage(keyring: resumed.Keyring, stack: Stack) -> None:
-    """Look-ups in flight are bounded; beyond the bound a handshake does not ask."""
     client = Client(VERSIONS[0])
     session = session_of(client, keyring, stack)
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -156,8 +147,6 @@ def test_many_handshakes_at_once_during_an_outage(keyring: resumed.Keyring, stac
 
 @contextlib.contextmanager
 def refusing_store() -> Iterator[str]:
-    """A server that refuses every call."""
-
     class Refuse(grpc.GenericRpcHandler):
         def service(self, _details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[bytes, bytes]:
             return grpc.unary_unary_rpc_method_handler(

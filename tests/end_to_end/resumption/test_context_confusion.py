@@ -1,7 +1,7 @@
-"""An authentic session is no way into another protocol, another session id context, or past other client certificates.
+"""A valid session gives no access to another protocol version, another session id context or another client policy.
 
-Here nobody lies about what was stored; the clients do, about what they have, or they come to the wrong place. For
-virtual hosts with and without client certificates see test_virtual_hosts.py.
+The server is honest here; clients claim another state or connect to another place. test_virtual_hosts.py covers virtual
+hosts with and without client certificates.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ SHA384 = {ssl.TLSVersion.TLSv1_2: "ECDHE-ECDSA-AES256-GCM-SHA384:ECDHE-RSA-AES25
 def test_a_session_cannot_be_claimed_for_another_version_of_tls(
     store: RunningServer, keyring: resumed.Keyring, stack: Stack, client: Client
 ) -> None:
-    """By a client that has its secret: as the key of a TLS 1.3 ticket with that id, or as a TLS 1.2 master secret.
+    """The client has the secret and uses it as the key of a TLS 1.3 ticket or as a TLS 1.2 master secret.
 
-    Both are 48 bytes here, and belong to SHA-384, so that only the version is in the way.
+    Both are 48 bytes here and belong to SHA-384, so only the version differs.
     """
     frontend = Frontend(stack, store.target, keyring, deadline=5.0)
     (other,) = (Client(version) for version in VERSIONS if version != client.version)
@@ -63,22 +63,21 @@ def test_a_session_cannot_be_claimed_for_another_version_of_tls(
 def test_a_session_of_another_id_context_makes_a_full_handshake(
     store: RunningServer, keyring: resumed.Keyring, stack: Stack, client: Client, verify: bool
 ) -> None:
-    """However it got under the right id, sealed by the fleet: from a frontend with a defect, say."""
     frontend = Frontend(stack, store.target, keyring, deadline=5.0)
     if verify:
         demand(frontend, CLIENTS)
         CLIENTS.issue_cert("client.example").configure_cert(client.context)
     session = client.visit(frontend).session
     assert client.visit(frontend, session).reused
-    shim = frontend.shim._shim
-    negotiated, shop, bank = shim.negotiated, *(hashlib.sha256(name).digest() for name in (b"shop", b"bank"))
+    shim = frontend.shim._policy
+    negotiated, shop, bank = shim.on_new_session, *(hashlib.sha256(name).digest() for name in (b"shop", b"bank"))
 
     def confused(session_id: bytes, envelope: Envelope, remaining: float, *, last: bool) -> None:
         assert shop in envelope.session
         envelope = envelope._replace(session=envelope.session.replace(shop, bank))
         negotiated(session_id, envelope, remaining, last=last)
 
-    shim.negotiated = confused
+    shim.on_new_session = confused
     session = client.visit(frontend).session
     assert not client.visit(frontend, session).reused
 
@@ -98,7 +97,7 @@ def demand(frontend: Frontend, authority: trustme.CA) -> None:
 
 
 def served(client: Client, frontend: Frontend, session: ssl.SSLSession | None, host: str) -> Visit | None:
-    """Return what a client sees that may be turned away: by an alert, or in TLS 1.3 by the end behind the handshake."""
+    """Return the bytes that a client reads; TLS 1.3 reports a rejected certificate only after the handshake."""
     with contextlib.suppress(OSError, AssertionError):
         return client.visit(frontend, session, host)
     return None
@@ -108,7 +107,7 @@ def served(client: Client, frontend: Frontend, session: ssl.SSLSession | None, h
 def test_a_session_is_no_way_to_a_host_that_trusts_other_clients(
     store: RunningServer, keyring: resumed.Keyring, stack: Stack, client: Client, namespaces: tuple[str, str]
 ) -> None:
-    """CVE-2025-23048: each of two hosts on one port trusts clients of an authority of its own."""
+    """CVE-2025-23048: each of two hosts on one port trusts the clients of its own authority."""
     one, other = (Frontend(stack, store.target, keyring, namespace=name, deadline=5.0) for name in namespaces)
     demand(one, CLIENTS)
     demand(other, OTHERS)
@@ -137,7 +136,6 @@ def test_a_session_is_no_way_to_a_host_that_trusts_other_clients(
 def test_a_session_is_no_way_to_a_frontend_that_trusts_other_clients(
     store: RunningServer, keyring: resumed.Keyring, stack: Stack, client: Client
 ) -> None:
-    """With namespaces of their own, as SECURITY.md asks for, though the fleet key and the server name are the same."""
     one, other = (Frontend(stack, store.target, keyring, namespace=name, deadline=5.0) for name in ("one", "other"))
     demand(one, CLIENTS)
     demand(other, OTHERS)

@@ -1,4 +1,4 @@
-"""A session resumes only where everything that a full handshake would prove was proved: docs/contexts.md."""
+"""A session resumes only where a full handshake would have proved the same: docs/contexts.md."""
 
 from __future__ import annotations
 
@@ -33,7 +33,6 @@ class Fleet:
         self.stack, self._target, self._keyring = stack, store.target, keyring
 
     def frontend(self, authority: trustme.CA | None = None, mode: int = DEMANDS, **options: Any) -> Frontend:
-        """Return a frontend; one that asks for certificates of an authority if that is given."""
         frontend = Frontend(self.stack, self._target, self._keyring, **{"ignore_id_context": False, **options})
         if authority is not None:
             verify(frontend.context, authority, mode)
@@ -51,7 +50,7 @@ def verify(context: Any, authority: trustme.CA, mode: int = DEMANDS) -> None:
 
 
 def choose(frontend: Frontend, decide: Any) -> None:
-    """Set a servername callback: `decide` returns the context for a name, or None to stay."""
+    """Set a servername callback: `decide` returns the context for a name, or None to keep the current one."""
     if frontend.stack == "ssl":
 
         def choose_context(connection: Any, name: str | None, _context: ssl.SSLContext) -> None:
@@ -72,7 +71,7 @@ def choose(frontend: Frontend, decide: Any) -> None:
 
 
 def served(client: Client, frontend: Frontend, session: ssl.SSLSession | None, host: str = HOSTS[0]) -> Visit | None:
-    """Return what a client sees; None if it is turned away, in TLS 1.3 by the end behind the handshake."""
+    """Return the bytes that a client reads; TLS 1.3 reports a rejected certificate only after the handshake."""
     with contextlib.suppress(OSError, AssertionError):
         return client.visit(frontend, session, host)
     return None
@@ -87,7 +86,7 @@ def with_certificate(client: Client, authority: trustme.CA = CA) -> Client:
 
 @pytest.fixture
 def fleet(stack: Stack, store: RunningServer, keyring: resumed.Keyring) -> Fleet:
-    """Each stack."""
+    """Make a frontend of a namespace."""
     return Fleet(stack, store, keyring)
 
 
@@ -98,7 +97,7 @@ def fleet(stack: Stack, store: RunningServer, keyring: resumed.Keyring) -> Fleet
 def test_a_session_without_a_certificate_is_no_way_to_where_one_is_required(
     fleet: Fleet, client: Client, single_use: bool
 ) -> None:
-    """In one namespace, as the application may forget to keep them apart. The session itself stays."""
+    """Both frontends share a namespace, because an application may forget to separate them."""
     public, private = fleet.frontend(single_use=single_use), fleet.frontend(CA, single_use=single_use)
     session = client.visit(public).session
     assert served(client, private, session) is None
@@ -108,7 +107,7 @@ def test_a_session_without_a_certificate_is_no_way_to_where_one_is_required(
 
 
 def test_a_session_with_a_certificate_is_none_where_no_one_asks(fleet: Fleet, client: Client) -> None:
-    """The application must not see a certificate that nobody verified there."""
+    """The application must not see a certificate that was not verified in its context."""
     client = with_certificate(client)
     public, private = fleet.frontend(), fleet.frontend(CA)
     session = client.visit(private).session
@@ -118,7 +117,7 @@ def test_a_session_with_a_certificate_is_none_where_no_one_asks(fleet: Fleet, cl
 
 
 def test_a_certificate_of_one_authority_proves_nothing_to_another(fleet: Fleet, client: Client) -> None:
-    """CVE-2025-23048: what is compared is the trust store, not only the names that are sent."""
+    """CVE-2025-23048: the trust stores are compared, not only the names that a context sends."""
     client = with_certificate(client)
     one, other, both = fleet.frontend(CA), fleet.frontend(OTHER_CA), fleet.frontend(CA)
     OTHER_CA.configure_trust(both.context)
@@ -129,7 +128,6 @@ def test_a_certificate_of_one_authority_proves_nothing_to_another(fleet: Fleet, 
 
 
 def test_asking_and_insisting_are_two_things(fleet: Fleet, client: Client) -> None:
-    """With the same authority."""
     optional, required = fleet.frontend(CA, ASKS), fleet.frontend(CA)
     session = client.visit(optional).session
     assert client.visit(fleet.frontend(CA, ASKS), session).reused
@@ -137,7 +135,6 @@ def test_asking_and_insisting_are_two_things(fleet: Fleet, client: Client) -> No
 
 
 def test_crl_checks_are_part_of_the_policy(fleet: Fleet, client: Client) -> None:
-    """A flag that a full handshake would verify by."""
     client = with_certificate(client)
     one, other = fleet.frontend(CA), fleet.frontend(CA)
     if fleet.stack == "ssl":
@@ -152,7 +149,7 @@ def test_crl_checks_are_part_of_the_policy(fleet: Fleet, client: Client) -> None
 def test_one_context_whose_second_port_asks_for_certificates(
     store: RunningServer, keyring: resumed.Keyring, client: Client
 ) -> None:
-    """With pyOpenSSL each connection may verify otherwise: what counts is the connection, not its context."""
+    """With pyOpenSSL the verify mode belongs to a connection, so the connection counts, not its context."""
     frontend = Fleet("pyopenssl", store, keyring).frontend()
     CA.configure_trust(frontend.context)
     frontend.context.set_session_id(b"application")
@@ -205,7 +202,6 @@ def test_a_session_with_a_certificate_shown_behind_the_handshake_is_none_elsewhe
 def test_a_later_ticket_is_of_the_context_that_the_connection_has_by_then(
     store: RunningServer, keyring: resumed.Keyring
 ) -> None:
-    """As when it asks for a certificate behind its handshake. Tickets within the handshake are of one context."""
     import _ssl
 
     client, frontend = Client(ssl.TLSVersion.TLSv1_3), Fleet("ssl", store, keyring).frontend()
@@ -229,16 +225,15 @@ def test_a_later_ticket_is_of_the_context_that_the_connection_has_by_then(
 
 
 def test_a_session_ends_with_the_certificate_of_its_client(fleet: Fleet, client: Client) -> None:
-    """However long sessions live, and through tickets of resumed connections too."""
     soon = dt.datetime.now(dt.timezone.utc) + dt.timedelta(seconds=600)
     CA.issue_cert("client.example", not_after=soon).configure_cert(client.context)
     frontend = fleet.frontend(CA)
     session = client.visit(frontend).session
     session = client.visit(frontend, session).session
     assert frontend.shim.flush()
-    frontend.shim._shim._clock = lambda: time.time() + 590
+    frontend.shim._policy._clock = lambda: time.time() + 590
     assert client.visit(frontend, session).reused
-    frontend.shim._shim._clock = lambda: time.time() + 601
+    frontend.shim._policy._clock = lambda: time.time() + 601
     assert not client.visit(frontend, session).reused
 
 
@@ -246,7 +241,7 @@ def test_a_session_ends_with_the_certificate_of_its_client(fleet: Fleet, client:
 
 
 def test_a_session_of_one_certificate_is_no_way_to_another(fleet: Fleet, client: Client) -> None:
-    """CVE-2014-3616: the client would see no certificate, and so not that it is the wrong one."""
+    """CVE-2014-3616: a resumed client sees no certificate, so it could not notice the wrong one."""
     client.context.check_hostname = False
     one, other = fleet.frontend(), fleet.frontend(certificate=CA.issue_cert("other.example"))
     session = client.visit(one).session
@@ -255,13 +250,11 @@ def test_a_session_of_one_certificate_is_no_way_to_another(fleet: Fleet, client:
 
 
 def test_a_renewed_certificate_keeps_the_sessions(fleet: Fleet, client: Client) -> None:
-    """Another key, another serial number, the same names in another order."""
     one, other = fleet.frontend(), fleet.frontend(certificate=CA.issue_cert(*HOSTS[::-1]))
     assert client.visit(other, client.visit(one).session).reused
 
 
 def test_a_certificate_with_another_kind_of_key_keeps_the_sessions(fleet: Fleet, client: Client) -> None:
-    """A frontend with an RSA certificate beside the one of all others has the same names."""
     one, other = fleet.frontend(), fleet.frontend()
     CA.issue_cert(*HOSTS, key_type=trustme.KeyType.RSA).configure_cert(other.context)
     assert client.visit(other, client.visit(one).session).reused
@@ -274,7 +267,6 @@ def test_a_certificate_with_another_kind_of_key_keeps_the_sessions(fleet: Fleet,
 def test_id_contexts_of_the_application_keep_sessions_apart(
     store: RunningServer, keyring: resumed.Keyring, client: Client
 ) -> None:
-    """Unless the fleet is told to ignore them; whether they were set before install() or behind it."""
     for ignored in (False, True):
         one, other, alike = (
             Fleet("pyopenssl", store, keyring).frontend(
@@ -292,7 +284,6 @@ def test_id_contexts_of_the_application_keep_sessions_apart(
 
 
 def test_an_id_context_of_before_install_counts(store: RunningServer, keyring: resumed.Keyring, client: Client) -> None:
-    """install() does not replace it."""
     import resumed
 
     contexts = [server_context("pyopenssl") for _ in range(2)]
@@ -312,7 +303,7 @@ def test_an_id_context_of_before_install_counts(store: RunningServer, keyring: r
 def test_a_context_that_verifies_without_an_id_context_is_told_of(
     store: RunningServer, keyring: resumed.Keyring, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """OpenSSL caches none of its sessions and tells nobody."""
+    """OpenSSL then caches no session, without an error."""
     client = with_certificate(Client(ssl.TLSVersion.TLSv1_3))
     frontend = Fleet("pyopenssl", store, keyring).frontend(CA)
     frontend.context.set_session_id(b"")
@@ -329,9 +320,9 @@ def test_a_context_that_verifies_without_an_id_context_is_told_of(
 def test_a_session_that_a_public_frontend_was_asked_for_is_no_way_to_a_private_host(
     store: RunningServer, keyring: resumed.Keyring, client: Client, warm: bool
 ) -> None:
-    """The public frontend knows no such name, and serves it by default; another frontend demands certificates for it.
+    """The public frontend serves unknown names by default; another frontend requires certificates for this one.
 
-    (With `ssl` a connection keeps the verify_mode that it began with: no host demands certificates by name there.)
+    With `ssl` a connection keeps its first verify_mode, so no host requires certificates by name there.
     """
     fleet = Fleet("pyopenssl", store, keyring)
     public, first, private = fleet.frontend(), fleet.frontend(), fleet.frontend(CA)
@@ -346,7 +337,6 @@ def test_a_session_that_a_public_frontend_was_asked_for_is_no_way_to_a_private_h
 
 
 def test_each_name_costs_a_process_one_full_handshake(fleet: Fleet, client: Client) -> None:
-    """And then resumes there, as often as a client comes."""
     client.context.check_hostname = False
     fronts = []
     for _ in range(2):
@@ -371,7 +361,6 @@ def test_each_name_costs_a_process_one_full_handshake(fleet: Fleet, client: Clie
 def test_what_is_chosen_by_something_else_than_the_name_is_ended(
     fleet: Fleet, client: Client, caplog: pytest.LogCaptureFixture, single_use: bool
 ) -> None:
-    """No byte is answered, no ticket of that connection resumes, and the name does not resume here again."""
     front = fleet.frontend(single_use=single_use)
     private = fleet.frontend(certificate=CA.issue_cert("localhost", "other.example"))
     secretly: list[Any] = []
@@ -393,7 +382,6 @@ def test_what_is_chosen_by_something_else_than_the_name_is_ended(
 
 
 def test_honest_hosts_are_never_ended(fleet: Fleet, client: Client) -> None:
-    """Names come and go between two hosts of a port, one with certificates."""
     certified = with_certificate(client)
     front, private = fleet.frontend(), fleet.frontend(CA)
     if fleet.stack == "pyopenssl":
@@ -411,7 +399,7 @@ def test_honest_hosts_are_never_ended(fleet: Fleet, client: Client) -> None:
 
 
 def test_a_host_in_a_namespace_of_its_own_resumes_nothing_of_the_first_host(fleet: Fleet, client: Client) -> None:
-    """Tenants are kept apart by namespaces alone: same certificate, nobody verified."""
+    """Only the namespace separates tenants here: both hosts have the same certificate and verify no clients."""
     front, tenant, other = fleet.frontend(), fleet.frontend(namespace="tenant"), fleet.frontend()
     choose(front, lambda name: tenant.context if name == PRIVATE else None)
     for warm in (False, True):
@@ -426,7 +414,7 @@ def test_a_host_in_a_namespace_of_its_own_resumes_nothing_of_the_first_host(flee
 def test_a_single_use_is_not_taken_for_another_id_context(
     store: RunningServer, keyring: resumed.Keyring, client: Client
 ) -> None:
-    """OpenSSL compares id contexts behind the look-up; the frontend knows its own from its last full handshake."""
+    """OpenSSL compares id contexts after the lookup, so the frontend must do so before it."""
     one, other = (Fleet("pyopenssl", store, keyring).frontend(single_use=True) for _ in range(2))
     one.context.set_session_id(b"one")
     client.visit(other)
@@ -442,7 +430,7 @@ def test_a_single_use_is_not_taken_for_another_id_context(
 def test_ticket_data_of_the_application_are_left_alone(
     store: RunningServer, keyring: resumed.Keyring, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """As ProFTPD keeps them: its sessions are not shared, and its data stay what they are."""
+    """ProFTPD stores ticket data; its sessions are not shared."""
     frontend = Fleet("ssl", store, keyring).frontend()
     binding = frontend.shim._binding
     generate_type = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
@@ -474,7 +462,7 @@ def test_ticket_data_of_the_application_are_left_alone(
 def test_uninstall_leaves_the_id_context_of_the_application(
     store: RunningServer, keyring: resumed.Keyring, client: Client
 ) -> None:
-    """Without one, OpenSSL would end the handshakes of clients that come back with certificates."""
+    """Without one, OpenSSL fails the handshakes of returning clients with certificates."""
     client = with_certificate(client)
     for ignored in (False, True):
         frontend = Fleet("pyopenssl", store, keyring).frontend(CA, ignore_id_context=ignored)

@@ -1,4 +1,4 @@
-"""`make dump`, shortly: no session id, no secret and no fleet key is in the store's memory or in what it keeps."""
+"""A short run of `make dump`: memory and files of the server contain no session id, secret or fleet key."""
 
 from __future__ import annotations
 
@@ -22,15 +22,14 @@ SESSIONS = 24
 
 @pytest.mark.parametrize("store", ["lmdb", "redis"])
 def test_no_secret_is_in_a_store(store: str) -> None:
-    """Real sessions of both stacks and versions; needles that were planted, and the sessions' store keys, are found."""
+    """The scan finds planted needles and the store keys of the sessions, so it can find secrets."""
     searches = look_into(store, SESSIONS, workers=1)
     assert not broken(searches, SESSIONS)
-    # In the memory of whoever keeps the data; another process may have used again what held it.
+    # Only in the memory of the process that keeps the data; other processes may have reused theirs.
     assert max(each.planted for each in searches if "memory" in each.place) == PLANTED
 
 
 def test_secrets_that_are_there_are_found(tmp_path: Path) -> None:
-    """With plaintext instead of a keyring each session's secret is in the file and in the memory."""
     with running_server("--storage", f"lmdb://{tmp_path}", "--core-dumps", "--capacity", "8MiB") as server:
         frontend = Frontend("ssl", server.target, resumed.Keyring.plaintext(), deadline=5.0)
         sessions = [client.visit(frontend).session for client in map(Client, VERSIONS)]
@@ -44,7 +43,6 @@ def test_secrets_that_are_there_are_found(tmp_path: Path) -> None:
 
 
 def test_every_form_is_found_at_every_offset() -> None:
-    """Whatever stands before it and behind it."""
     needle = os.urandom(32)
     needles = Needles([("needle", needle)])
     for form in forms(needle):

@@ -1,4 +1,4 @@
-"""install() takes a context over, gives it back as it was, and refuses what cannot work."""
+"""install() takes over a context, restores it, and rejects unsupported contexts."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ ARGUMENTS: dict[str, Any] = {"target": "127.0.0.1:1", "namespace": "shop", "keyr
 
 
 def settings(context: Any, installation: resumed.Installation) -> tuple[object, ...]:
-    """Return what OpenSSL says of a context."""
+    """Return the session settings of a context."""
     library, pointer = installation._binding.library, installation._binding._pointer
     return (
         library.SSL_CTX_ctrl(pointer, 45, 0, None),
@@ -41,7 +41,6 @@ def settings(context: Any, installation: resumed.Installation) -> tuple[object, 
 
 
 def test_the_callbacks_can_be_read_back(stack: Stack) -> None:
-    """The getters give what is set, and None after uninstall()."""
     context = server_context(stack)
     shim = resumed.install(context, **ARGUMENTS)
     assert shim.new_callback
@@ -52,7 +51,6 @@ def test_the_callbacks_can_be_read_back(stack: Stack) -> None:
 
 
 def test_an_installation_outlives_its_context_harmlessly(stack: Stack) -> None:
-    """Nothing reads the SSL_CTX after it is gone."""
     shim = resumed.install(server_context(stack), **ARGUMENTS)
     gc.collect()
     assert shim.get_callback is None
@@ -60,7 +58,6 @@ def test_an_installation_outlives_its_context_harmlessly(stack: Stack) -> None:
 
 
 def test_uninstall_gives_the_context_back_as_it_was(store: RunningServer, stack: Stack, client: Client) -> None:
-    """Callbacks, cache mode, tickets and timeout are those from before, and the context works on."""
     context = server_context(stack)
     untouched = settings(context, probe := resumed.install(context, **ARGUMENTS))
     probe.uninstall()
@@ -76,7 +73,6 @@ def test_uninstall_gives_the_context_back_as_it_was(store: RunningServer, stack:
 
 
 def test_a_context_that_has_callbacks_is_refused_unless_told_to_replace(stack: Stack) -> None:
-    """And replacing puts the earlier ones back in the end."""
     context = server_context(stack)
     first = resumed.install(context, **ARGUMENTS)
     with pytest.raises(resumed.UnsupportedContext, match="replace=True"):
@@ -92,7 +88,6 @@ def test_a_context_that_has_callbacks_is_refused_unless_told_to_replace(stack: S
 def test_installations_that_replace_each_other_end_in_any_order(
     store: RunningServer, stack: Stack, client: Client, order: tuple[int, ...]
 ) -> None:
-    """The last one of those that are left serves, with its own ids; in the end the context is as it was."""
     frontend = Frontend(stack, None)
     context = frontend.context
     probe = resumed.install(context, **ARGUMENTS)
@@ -134,13 +129,12 @@ def test_installations_that_replace_each_other_end_in_any_order(
     ],
 )
 def test_what_is_no_server_context_is_refused(context: object, complaint: str) -> None:
-    """The message says what is needed."""
     with pytest.raises(resumed.UnsupportedContext, match=complaint):
         resumed.install(context, **ARGUMENTS)
 
 
 def test_a_context_that_accepts_early_data_is_refused(stack: Stack) -> None:
-    """It could be replayed at every frontend of the fleet (RFC 8446 section 8)."""
+    """Early data could be replayed at every frontend of the fleet (RFC 8446 section 8)."""
     context = server_context(stack)
     library = ctypes.CDLL(_ssl.__file__) if stack == "ssl" else Binding().lib
     pointer = ctypes.c_void_p(context_of(context).pointer) if stack == "ssl" else context._context
@@ -151,13 +145,11 @@ def test_a_context_that_accepts_early_data_is_refused(stack: Stack) -> None:
 
 @pytest.mark.parametrize("namespace", ["", "Shop", "a b", "x" * 64, "a/b", "\n"])
 def test_a_malformed_namespace_is_refused(namespace: str) -> None:
-    """The message says what a namespace is."""
     with pytest.raises(ValueError, match="1 to 63 characters"):
         resumed.install(server_context("ssl"), **{**ARGUMENTS, "namespace": namespace})
 
 
 def test_a_keyring_that_is_missing_is_refused(tmp_path: Path) -> None:
-    """Before anything is set."""
     context = server_context("ssl")
     with pytest.raises(resumed.KeyringError):
         resumed.install(context, **{**ARGUMENTS, "keyring": tmp_path / "nowhere"})
@@ -165,19 +157,18 @@ def test_a_keyring_that_is_missing_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_context_that_goes_takes_everything_with_it(stack: Stack) -> None:
-    """Binding, shim, thread and descriptors live no longer than the context."""
     gc.collect()
     threads, descriptors = threading.active_count(), descriptors_open()
     references: list[weakref.ref[Any]] = []
     for _ in range(20):
         context = server_context(stack)
         installation = resumed.install(context, **ARGUMENTS)
-        installation._shim._breaker.closed = False
-        installation._shim._prober.start()
+        installation._policy._breaker.closed = False
+        installation._policy._prober.start()
         installation.remove(bytes(32))  # starts the sender's thread
         references.append(weakref.ref(installation._binding))
-        references.append(weakref.ref(installation._shim))
-        running = [installation._shim._sender._thread, installation._shim._prober._thread]
+        references.append(weakref.ref(installation._policy))
+        running = [installation._policy._write_queue._thread, installation._policy._prober._thread]
         del context, installation
         gc.collect()
         for thread in running:
@@ -186,7 +177,7 @@ def test_a_context_that_goes_takes_everything_with_it(stack: Stack) -> None:
             assert not thread.is_alive()
     gc.collect()
     assert not [reference for reference in references if reference()]
-    until(lambda: threading.active_count() <= threads)  # the last connection is given up in a thread, too
+    until(lambda: threading.active_count() <= threads)  # a thread closes the last connection
     assert descriptors_open() <= descriptors
 
 
@@ -196,7 +187,7 @@ def descriptors_open() -> int:
 
 
 def test_an_installation_need_not_be_kept(store: RunningServer, stack: Stack, client: Client) -> None:
-    """The context keeps alive what C points to."""
+    """The context keeps the objects alive that C code points to."""
     frontend = Frontend(stack, store.target, KEYRING)
     frontend.shim = None
     gc.collect()
@@ -205,7 +196,6 @@ def test_an_installation_need_not_be_kept(store: RunningServer, stack: Stack, cl
 
 @pytest.mark.parametrize("count", [0, 1, 5])
 def test_the_number_of_tickets_stays_the_users(store: RunningServer, count: int) -> None:
-    """Each ticket is a session of its own, and every one resumes."""
     frontend = Frontend("ssl", store.target, KEYRING)
     frontend.context.num_tickets = count
     client = Client(ssl.TLSVersion.TLSv1_3)
@@ -215,7 +205,6 @@ def test_the_number_of_tickets_stays_the_users(store: RunningServer, count: int)
 
 
 def test_client_certificates_travel_with_the_session(store: RunningServer, stack: Stack, client: Client) -> None:
-    """A session with a client certificate resumes, and the certificate is still known."""
     from support.tls import CA
 
     frontends = [Frontend(each, store.target, KEYRING, namespace="mutual") for each in (stack, "ssl")]
@@ -233,7 +222,7 @@ def test_client_certificates_travel_with_the_session(store: RunningServer, stack
 
 
 def test_a_context_that_forwards_to_another_one_is_refused() -> None:
-    """As truststore's: callbacks in an SSL_CTX that makes no connection would do nothing, for ever and in silence."""
+    """A context of truststore makes connections with another SSL_CTX, where the callbacks would never run."""
 
     class Forwarding(ssl.SSLContext):
         inner = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -246,7 +235,6 @@ def test_a_context_that_forwards_to_another_one_is_refused() -> None:
 
 
 def test_without_pyelftools_the_message_says_what_to_install() -> None:
-    """Only wheels need it, and only for pyOpenSSL."""
     code = (
         "import sys; sys.modules['elftools'] = None; sys.modules['elftools.elf.elffile'] = None\n"
         "import resumed; from OpenSSL import SSL\n"
@@ -259,7 +247,6 @@ def test_without_pyelftools_the_message_says_what_to_install() -> None:
 
 
 def test_on_a_32_bit_system_the_message_says_so() -> None:
-    """The wheel from PyPI is not stripped there either, and not to blame."""
     code = (
         "import ctypes; ctypes.sizeof = lambda _: 4\n"
         "import resumed; from OpenSSL import SSL\n"
@@ -272,7 +259,7 @@ def test_on_a_32_bit_system_the_message_says_so() -> None:
 
 
 def test_the_stacks_do_not_share_a_libssl() -> None:
-    """Two libraries in one process, each with its own functions: what these tests cross is real."""
+    """Otherwise the tests between stacks would prove nothing."""
     installations = [resumed.install(server_context(stack), **ARGUMENTS) for stack in STACKS]
     versions = [each._binding.library.OpenSSL_version_num() for each in installations]
     assert versions[0] == ssl.OPENSSL_VERSION_NUMBER

@@ -1,4 +1,4 @@
-"""Frontends fork, exit and die as servers do; their sessions outlive them."""
+"""Frontends fork, exit and crash as servers do, and their sessions outlive them."""
 
 from __future__ import annotations
 
@@ -50,7 +50,6 @@ def connection():
 
 @pytest.fixture
 def keyring_file(tmp_path: Path) -> Path:
-    """A keyring as a file."""
     path = tmp_path / "fleet.keys"
     path.touch(0o600)
     path.write_text(resumed.Keyring.generate())
@@ -115,14 +114,12 @@ def visit_elsewhere(program: Program, client: Client, body: str, keyring_file: P
 def test_a_frontend_that_exits_leaves_its_sessions(
     program: Program, client: Client, keyring_file: Path, store: RunningServer
 ) -> None:
-    """What was negotiated just before the exit is still sent, and nothing is removed."""
     assert visit_elsewhere(program, client, "serve(connection())", keyring_file, store)
 
 
 def test_a_context_let_go_before_the_exit_leaves_its_sessions(
     program: Program, client: Client, keyring_file: Path, store: RunningServer
 ) -> None:
-    """A context may live in a local variable: what it negotiated is sent although it is gone."""
     body = """
     peer = serve(connection())
     del peer, context, shim
@@ -135,7 +132,6 @@ def test_a_context_let_go_before_the_exit_leaves_its_sessions(
 def test_a_frontend_killed_after_its_put_leaves_its_sessions(
     program: Program, client: Client, keyring_file: Path, store: RunningServer
 ) -> None:
-    """After kill -9 the store keeps what it has."""
     body = "peer = serve(connection()); shim.flush(); os.kill(os.getpid(), signal.SIGKILL)"
     assert visit_elsewhere(program, client, body, keyring_file, store)
 
@@ -157,9 +153,8 @@ def test_a_context_made_before_fork_works_in_the_child(
 def test_a_child_works_even_if_the_parent_had_used_the_store(
     program: Program, client: Client, keyring_file: Path, store: RunningServer
 ) -> None:
-    """A channel does not survive a fork: the child opens its own."""
     body = """
-    shim._shim._store.get(b"x", deadline=5)
+    shim._policy._store.get(b"x", deadline=5)
     child = os.fork()
     if child == 0:
         serve(connection())
@@ -171,7 +166,6 @@ def test_a_child_works_even_if_the_parent_had_used_the_store(
 
 
 def test_the_interpreter_exits_cleanly_with_handshakes_running(program: Program) -> None:
-    """Callbacks are unset before the interpreter goes: no crash, whatever threads do meanwhile."""
     body = """
     import threading
     # Not in the threads: OpenSSL itself crashes where one loads certificates while the process exits.
@@ -200,7 +194,7 @@ def test_the_interpreter_exits_cleanly_with_handshakes_running(program: Program)
 
 
 def test_a_signal_handler_that_raises_during_a_look_up_ends_the_server(program: Program) -> None:
-    """Its exception does not cross C, and is not lost either: it is raised behind the step, or a moment later."""
+    """The exception must not cross C, and must not be lost."""
     body = """
     import threading, time
     class Stop(BaseException):
@@ -217,7 +211,7 @@ def test_a_signal_handler_that_raises_during_a_look_up_ends_the_server(program: 
             tls.sendall(b"x")
             tls.recv(1)
     signal.signal(signal.SIGTERM, stop)
-    shim._shim.look_up = interrupted
+    shim._policy.on_get_session = interrupted
     if sys.argv[1] == "ssl":
         context.maximum_version = ssl.TLSVersion.TLSv1_2
     else:
@@ -240,12 +234,12 @@ def test_a_signal_handler_that_raises_during_a_look_up_ends_the_server(program: 
 
 
 def test_a_frontend_needs_no_grpcio(program: Program, client: Client, keyring_file: Path, store: RunningServer) -> None:
-    """Which is large, and starts threads that do not survive a fork."""
+    """The package grpcio is large and starts threads that do not survive a fork."""
     body = """
     assert not {name for name in sys.modules if name.partition(".")[0] == "grpc"}
     sys.modules["grpc"] = None
     import resumed.prometheus, resumed._tracing
-    shim._shim._mirror and shim._shim._mirror.get(b"x")
+    shim._policy._mirror and shim._policy._mirror.get(b"x")
     serve(connection())
     assert shim.flush(5)
     try:
@@ -258,14 +252,14 @@ def test_a_frontend_needs_no_grpcio(program: Program, client: Client, keyring_fi
 
 
 def test_ctrl_c_during_a_look_up_ends_the_server(program: Program) -> None:
-    """KeyboardInterrupt does not cross C, and is not lost either."""
+    """KeyboardInterrupt must not cross C, and must not be lost."""
     body = """
     import threading, time
     signal.signal(signal.SIGINT, signal.default_int_handler)
     binding = shim._binding
     def interrupted(*_):
         signal.raise_signal(signal.SIGINT)
-    shim._shim.look_up = interrupted
+    shim._policy.on_get_session = interrupted
     try:
         binding._on_get(0, 0, 0, __import__("ctypes").addressof(__import__("ctypes").c_int(1)))
         time.sleep(60)

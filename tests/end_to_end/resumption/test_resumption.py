@@ -1,4 +1,4 @@
-"""Sessions resume on the frontends they should, and on no other: real handshakes over a real store."""
+"""Sessions resume on the intended frontends and on no others: real handshakes with a real server."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import socket
 import ssl
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -34,7 +35,6 @@ def mixed(store: RunningServer, keyring: resumed.Keyring, stack: Stack, **option
 def test_another_frontend_of_another_stack_resumes(
     store: RunningServer, keyring: resumed.Keyring, stack: Stack, client: Client
 ) -> None:
-    """A session negotiated by one stack resumes on the other, and what that one issues resumes on the first."""
     negotiator, resumer = mixed(store, keyring, stack)
     first = client.visit(negotiator)
     second = client.visit(resumer, first.session)
@@ -43,8 +43,32 @@ def test_another_frontend_of_another_stack_resumes(
     assert sum(resumer.shim.stats.hits.values()) == 1
 
 
+def test_a_hit_is_counted_although_the_client_cannot_prove_the_secret(
+    store: RunningServer, keyring: resumed.Keyring, stack: Stack
+) -> None:
+    """The handshake with a wrong binder fails (RFC 8446 section 4.2.11.2), and the session stays."""
+    frontend, client = Frontend(stack, store.target, keyring), Client(ssl.TLSVersion.TLSv1_3)
+    session = client.visit(frontend).session
+    assert frontend.shim.flush()
+    outgoing = ssl.MemoryBIO()
+    tls = client.context.wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname="localhost", session=session)
+    with pytest.raises(ssl.SSLWantReadError):
+        tls.do_handshake()
+    hello = bytearray(outgoing.read())
+    hello[-1] ^= 1  # the binder ends the ClientHello
+    ours, theirs = socket.socketpair()
+    ours.settimeout(PATIENCE)
+    with ours, ThreadPoolExecutor(1) as pool:
+        serving = pool.submit(frontend.serve, theirs)
+        ours.sendall(hello)
+        assert ours.recv(1) == b"\x15"  # an alert
+        serving.result(PATIENCE)
+    assert (frontend.shim.stats.hits, frontend.shim.stats.misses) == ({"store": 1}, {})
+    assert client.visit(frontend, session).reused
+
+
 def test_without_the_shim_the_other_frontend_does_not_resume(stack: Stack, client: Client) -> None:
-    """What the tests of this module measure is the store's doing."""
+    """This shows that the other tests of this module measure the library."""
     one, other = Frontend(stack, None), Frontend(OTHER[stack], None)
     assert not client.visit(other, client.visit(one).session).reused
 
@@ -52,7 +76,7 @@ def test_without_the_shim_the_other_frontend_does_not_resume(stack: Stack, clien
 def test_a_connection_cut_by_the_peer_leaves_its_session(
     store: RunningServer, keyring: resumed.Keyring, stack: Stack, client: Client
 ) -> None:
-    """OpenSSL calls remove whenever our close_notify was not sent: the session stays (RFC 5246 7.2.1)."""
+    """OpenSSL calls the remove callback without a close_notify, but RFC 5246 section 7.2.1 keeps the session."""
     frontend = Frontend(stack, store.target, keyring)
     session = client.visit(frontend).session
     assert frontend.shim.flush()
@@ -64,7 +88,7 @@ def test_a_connection_cut_by_the_peer_leaves_its_session(
 def test_after_a_fatal_alert_no_session_of_the_connection_resumes_anywhere(
     store: RunningServer, keyring: resumed.Keyring, stack: Stack, client: Client, end: str
 ) -> None:
-    """Sent or received, a fatal alert ends every session of its connection (RFC 5246 7.2.2, RFC 8446 6.2)."""
+    """RFC 5246 section 7.2.2 and RFC 8446 section 6.2, for alerts in either direction."""
     frontend, other = mixed(store, keyring, stack)
     with client.connect(frontend) as connection:
         first_ticket = connection.tls.session
@@ -79,7 +103,7 @@ def test_after_a_fatal_alert_no_session_of_the_connection_resumes_anywhere(
 
 
 def test_after_a_fatal_alert_none_of_many_tickets_resumes(store: RunningServer, keyring: resumed.Keyring) -> None:
-    """Servers that resume data channels, such as FTPS, issue a few dozen."""
+    """Servers that resume data channels, such as FTPS, issue a few dozen tickets."""
     frontend, client = Frontend("ssl", store.target, keyring), Client(ssl.TLSVersion.TLSv1_3)
     frontend.context.num_tickets = 40
     with client.connect(frontend) as connection:
@@ -92,7 +116,6 @@ def test_after_a_fatal_alert_none_of_many_tickets_resumes(store: RunningServer, 
 def test_after_a_fatal_alert_the_session_that_was_resumed_is_gone_too(
     store: RunningServer, keyring: resumed.Keyring, stack: Stack, client: Client
 ) -> None:
-    """The connection that fails may itself have been resumed: neither its session nor the new ticket resumes."""
     frontend = Frontend(stack, store.target, keyring)
     session = client.visit(frontend).session
     with client.connect(frontend, session) as connection:
@@ -107,7 +130,7 @@ def test_after_a_fatal_alert_the_session_that_was_resumed_is_gone_too(
 def test_an_error_of_another_connection_ends_no_session(
     store: RunningServer, keyring: resumed.Keyring, stack: Stack, client: Client
 ) -> None:
-    """The garbage collector may free a connection that was cut while the thread's last error is another's."""
+    """The garbage collector may free a closed connection while the thread's error queue belongs to another one."""
 
     class Erring(Frontend):
         def serve(self, connection: socket.socket) -> None:
@@ -136,7 +159,6 @@ def test_an_error_of_another_connection_ends_no_session(
 def test_a_removed_session_resumes_nowhere(
     store: RunningServer, keyring: resumed.Keyring, stack: Stack, client: Client
 ) -> None:
-    """No internal cache keeps what was removed on another frontend."""
     one, other = mixed(store, keyring, stack)
     session = client.visit(one).session
     assert session is not None
@@ -153,7 +175,7 @@ def test_a_removed_session_resumes_nowhere(
 
 
 class LoggingOut(Frontend):
-    """Removes the sessions of each connection that it serves, named by `source`."""
+    """A frontend that removes the sessions of each connection that it serves, named by `source`."""
 
     def __init__(self, source: Callable[[Any], Any], *arguments: Any) -> None:
         super().__init__(*arguments)
@@ -162,7 +184,6 @@ class LoggingOut(Frontend):
         self.ids: frozenset[bytes] = frozenset()
 
     def serve(self, connection: socket.socket) -> None:
-        """Shake hands, and echo once."""
         with connection, contextlib.suppress(OSError, SSL.Error):
             if self.stack == "ssl":
                 peer: Any = self.context.wrap_socket(connection, server_side=True)
@@ -181,8 +202,6 @@ class LoggingOut(Frontend):
 def test_removing_a_connections_sessions_removes_all_of_them(
     store: RunningServer, keyring: resumed.Keyring, stack: Stack, client: Client, source: str
 ) -> None:
-    """The two tickets of a TLS 1.3 handshake, and the session that the connection had resumed."""
-
     def named(peer: Any) -> Any:
         if source == "session":
             return peer.session if stack == "ssl" else peer.get_session()
@@ -206,7 +225,6 @@ def test_removing_a_connections_sessions_removes_all_of_them(
 
 
 def test_what_has_no_session_is_refused(store: RunningServer, keyring: resumed.Keyring, stack: Stack) -> None:
-    """The message says what to give."""
     frontend = Frontend(stack, store.target, keyring)
     for wrong in (None, 7, "id", frontend):
         with pytest.raises(TypeError, match="session"):
@@ -234,7 +252,7 @@ def test_single_use_sessions_resume_once_in_the_whole_fleet(
 def test_a_client_that_is_asked_for_another_key_share_resumes(
     store: RunningServer, keyring: resumed.Keyring, stack: Stack, single_use: bool
 ) -> None:
-    """With HelloRetryRequest OpenSSL looks a session up twice: it is asked for, taken, and counted once."""
+    """With HelloRetryRequest OpenSSL calls the get callback twice."""
     client = Client(ssl.TLSVersion.TLSv1_3)
     frontend = Frontend(stack, store.target, keyring, single_use=single_use)
     if stack == "ssl":
@@ -256,10 +274,10 @@ def test_a_client_that_is_asked_for_another_key_share_resumes(
 def test_a_session_with_another_hash_is_a_miss_and_the_next_one_fits(
     store: RunningServer, keyring: resumed.Keyring, rests: bool
 ) -> None:
-    """Browsers and Go prefer AES-128, `ssl` servers AES-256, and others what the client prefers.
+    """Browsers and Go prefer AES-128, `ssl` servers AES-256, and other servers the client's preference.
 
-    OpenSSL itself would drop such a session after the look-up, and issue no ticket, so that the client stays stuck. A
-    handshake that rests is looked up before OpenSSL has chosen a cipher.
+    OpenSSL would drop such a session after the lookup and issue no ticket, so the client would never recover. A
+    suspended handshake is looked up before OpenSSL has chosen a cipher.
     """
     follows, prefers = mixed(store, keyring, "pyopenssl", single_use=True)
     if rests:
@@ -304,7 +322,6 @@ def _another_hash(follows: Frontend, prefers: Frontend) -> None:
 def test_no_session_crosses_namespaces(
     store: RunningServer, keyring: resumed.Keyring, stack: Stack, client: Client
 ) -> None:
-    """A frontend of another namespace does not even ask: the id was not issued for it."""
     shop, bank = (Frontend(stack, store.target, keyring, namespace=name) for name in ("shop", "bank"))
     assert not client.visit(bank, client.visit(shop).session).reused
     assert bank.shim.stats.misses["foreign-id"] == 1
@@ -313,7 +330,6 @@ def test_no_session_crosses_namespaces(
 def test_no_session_crosses_fleets(
     store: RunningServer, keyring: resumed.Keyring, stack: Stack, client: Client
 ) -> None:
-    """Without the fleet's key there is nothing to resume, even where the id is looked up."""
     stranger = resumed.Keyring.from_keys([bytes(32)])
     frontend = Frontend(stack, store.target, keyring)
     foreign = Frontend(stack, store.target, stranger, ids="any")
@@ -326,10 +342,9 @@ def test_no_session_crosses_fleets(
 def test_sessions_live_as_long_as_their_negotiation_allows(
     store: RunningServer, keyring: resumed.Keyring, stack: Stack, client: Client
 ) -> None:
-    """Resuming never prolongs a session: the ticket that a resumed connection issues ends with the first one."""
     clock = Clock()
     frontend = Frontend(stack, store.target, keyring, lifetime=1000)
-    frontend.shim._shim._clock = clock
+    frontend.shim._policy._clock = clock
     session = client.visit(frontend).session
     for _ in range(3):
         frontend.shim.flush()
@@ -346,10 +361,10 @@ def test_sessions_live_as_long_as_their_negotiation_allows(
 def test_many_resumptions_neither_prolong_nor_shorten_a_session(
     store: RunningServer, keyring: resumed.Keyring, stack: Stack, seconds: float
 ) -> None:
-    """Not even if its client takes its time before it ends each handshake, which is when TLS 1.3 issues tickets."""
+    """TLS 1.3 issues tickets at the end of the handshake, which a client may delay."""
     clock, client = Clock(), Client(ssl.TLSVersion.TLSv1_3)
     frontend = Frontend(stack, store.target, keyring, lifetime=1000, deadline=5.0)
-    frontend.shim._shim._clock = clock
+    frontend.shim._policy._clock = clock
     started, session = clock(), client.visit(frontend).session
     while clock() - started < 980:
         frontend.shim.flush()
@@ -364,7 +379,6 @@ def test_many_resumptions_neither_prolong_nor_shorten_a_session(
 
 
 def test_plaintext_has_to_be_asked_for_and_works(store: RunningServer, stack: Stack, client: Client) -> None:
-    """Without keys the ids are OpenSSL's own, and every one is looked up."""
     one, other = mixed(store, resumed.Keyring.plaintext(), stack)
     assert client.visit(other, client.visit(one).session).reused
 
@@ -372,7 +386,6 @@ def test_plaintext_has_to_be_asked_for_and_works(store: RunningServer, stack: St
 def test_stateless_tickets_are_not_stored(
     store: RunningServer, keyring: resumed.Keyring, stack: Stack, client: Client
 ) -> None:
-    """Where an application switched tickets on again, they carry their sessions themselves."""
     frontend = Frontend(stack, store.target, keyring)
     library, pointer = frontend.shim._binding.library, frontend.shim._binding._pointer
     library.SSL_CTX_clear_options(pointer, 1 << 14)
@@ -384,7 +397,6 @@ def test_stateless_tickets_are_not_stored(
 def test_a_session_of_another_version_makes_a_full_handshake(
     store: RunningServer, keyring: resumed.Keyring, stack: Stack
 ) -> None:
-    """A client that comes back to a frontend with other versions of TLS is served."""
     client = Client(ssl.TLSVersion.TLSv1_2)
     session = client.visit(Frontend(stack, store.target, keyring)).session
     client.context.maximum_version = ssl.TLSVersion.TLSv1_3
@@ -399,7 +411,7 @@ def test_a_session_of_another_version_makes_a_full_handshake(
 def test_a_tls_1_2_session_keeps_its_cipher_wherever_it_resumes(
     store: RunningServer, keyring: resumed.Keyring, stack: Stack
 ) -> None:
-    """OpenSSL checks a session's cipher against the client's list only: SECURITY.md says what that means."""
+    """OpenSSL checks the cipher of a session against the client's list only (see SECURITY.md)."""
     ciphers = (b"ECDHE-ECDSA-AES128-GCM-SHA256:ECDHE-RSA-AES128-GCM-SHA256", b"AES256+ECDHE")
     client = Client(ssl.TLSVersion.TLSv1_2)
     frontends = [Frontend(stack, store.target, keyring) for _ in ciphers]
@@ -430,7 +442,7 @@ def test_a_session_without_extended_master_secret_makes_a_full_handshake_with_it
 def test_a_session_with_extended_master_secret_is_refused_without_it(
     store: RunningServer, keyring: resumed.Keyring, stack: Stack
 ) -> None:
-    """RFC 7627 section 5.3: the server MUST abort, since somebody may have stripped the extension."""
+    """RFC 7627 section 5.3: the server MUST abort, since an attacker may have removed the extension."""
     client = Client(ssl.TLSVersion.TLSv1_2)
     frontend = Frontend(stack, store.target, keyring)
     session = client.visit(frontend).session
@@ -443,14 +455,12 @@ NO_EXTENDED_MASTER_SECRET = 1  # SSL_OP_NO_EXTENDED_MASTER_SECRET
 
 
 class Clock:
-    """The real time and an offset."""
+    """A clock that a test moves by hand."""
 
     ahead = 0.0
 
     def __call__(self) -> float:
-        """Return Unix seconds."""
         return time.time() + self.ahead
 
     def pass_by(self, seconds: float) -> None:
-        """Let time pass."""
         self.ahead += seconds

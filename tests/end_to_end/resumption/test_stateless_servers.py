@@ -1,4 +1,4 @@
-"""Servers on one Redis or Valkey: stateless, any number of them, and clear about what is wrong with it."""
+"""Several stateless servers on one Redis or Valkey, and their diagnostics for it."""
 
 from __future__ import annotations
 
@@ -31,26 +31,23 @@ if TYPE_CHECKING:
     from support.server import RunningServer
 
 PATIENT = "?timeout_ms=5000"
-"""A busy machine is no broken promise."""
+"""Generous, because tests run on loaded machines."""
 RACERS, SESSIONS, AT_ONCE = 16, 20_000, 64
 
 
 @pytest.fixture
 def valkey() -> Iterator[RedisServer]:
-    """A Valkey of the test's own."""
     with valkey_server() as server:
         yield server
 
 
 @contextlib.contextmanager
 def two_servers(valkey: RedisServer) -> Iterator[list[RunningServer]]:
-    """Run two servers on one Valkey."""
     with contextlib.ExitStack() as held:
         yield [held.enter_context(running_server("--storage", valkey.url + PATIENT)) for _ in range(2)]
 
 
 def test_sixteen_clients_take_twenty_thousand_sessions_from_two_servers_once_each(valkey: RedisServer) -> None:
-    """Every client wants every session, in an order of its own; a quarter of them one by one for a while."""
     keys = [os.urandom(32) for _ in range(SESSIONS)]
     taken: list[bytes] = []
     together = threading.Barrier(RACERS)
@@ -98,7 +95,6 @@ def test_sixteen_clients_take_twenty_thousand_sessions_from_two_servers_once_eac
 def test_a_session_that_one_server_stored_resumes_through_the_other(
     valkey: RedisServer, version: ssl.TLSVersion
 ) -> None:
-    """Two frontends, a server each, one Valkey; and what is removed here is gone there."""
     keyring = resumed.Keyring.from_keys([os.urandom(32)])
     with two_servers(valkey) as servers, contextlib.ExitStack() as held:
         frontends = [Frontend(stack, server.target, keyring) for stack, server in zip(STACKS, servers, strict=True)]
@@ -111,7 +107,6 @@ def test_a_session_that_one_server_stored_resumes_through_the_other(
 
 
 def test_readiness_follows_the_engine(valkey: RedisServer) -> None:
-    """Through the health service, with a line in the log that says why; calls fail with UNAVAILABLE meanwhile."""
     with (
         running_server("--storage", valkey.url + PATIENT) as server,
         grpc.insecure_channel(server.target) as channel,
@@ -147,7 +142,6 @@ def test_readiness_follows_the_engine(valkey: RedisServer) -> None:
 def test_what_is_wrong_with_redis_is_one_line_and_exit_status_2(
     valkey: RedisServer, setting: str, url: str, complaint: str, workers: str
 ) -> None:
-    """And the password is in no line."""
     valkey.client.execute_command(setting)
     host = f"127.0.0.1:{valkey.port}"
     server = start_server("--listen", "127.0.0.1:0", "--workers", workers, "--storage", url.format(host) + PATIENT)
@@ -159,7 +153,7 @@ def test_what_is_wrong_with_redis_is_one_line_and_exit_status_2(
 
 
 def test_a_worker_that_starts_while_redis_is_no_primary_ends_no_other(valkey: RedisServer) -> None:
-    """As in a failover: what a server refuses at its start is worth waiting for once it has served."""
+    """During a failover an error that is fatal at the first start is temporary."""
     with (
         running_server("--storage", valkey.url + PATIENT, workers=2) as server,
         grpc.insecure_channel(server.target) as channel,

@@ -1,4 +1,4 @@
-"""Frontends and stores of different versions get on with each other, whichever is upgraded first: docs/upgrading.md."""
+"""Frontends and servers of different versions work together in every order of upgrades: docs/upgrading.md."""
 
 from __future__ import annotations
 
@@ -32,13 +32,12 @@ def targets(store: RunningServer) -> Iterator[dict[str, str]]:
 
 @pytest.fixture
 def namespace() -> str:
-    """A namespace of the test's own."""
     return os.urandom(8).hex()
 
 
 @pytest.fixture
 def fleet(targets: dict[str, str], keyring: resumed.Keyring, namespace: str) -> Callable[..., Any]:
-    """Make a frontend of a namespace, whose store is reached behind a version."""
+    """Make a frontend of a namespace."""
 
     def frontend(kind: Any, stack: str, version: str, **options: Any) -> Any:
         return kind(stack, targets[version], keyring, namespace=namespace, **options)
@@ -48,7 +47,6 @@ def fleet(targets: dict[str, str], keyring: resumed.Keyring, namespace: str) -> 
 
 @pytest.mark.parametrize("version", ["older", "newer"])
 def test_frontends_resume_whatever_the_store_knows(fleet: Callable[..., Any], client: Client, version: str) -> None:
-    """Sessions go from one that speaks of everything to one whose store does not, or says more, and back."""
     frontends = [fleet(Frontend, stack, each, mirror=True) for stack in STACKS for each in (version, "as it is")]
     sessions = [client.visit(frontend).session for frontend in frontends]
     assert all(frontend.shim.flush(PATIENCE) for frontend in frontends)
@@ -60,7 +58,6 @@ def test_frontends_resume_whatever_the_store_knows(fleet: Callable[..., Any], cl
 
 @pytest.mark.parametrize("version", ["older", "newer"])
 def test_what_is_removed_or_taken_stays_so(fleet: Callable[..., Any], client: Client, version: str) -> None:
-    """At all of them."""
     frontends = [fleet(Frontend, "ssl", each, single_use=True) for each in (version, "as it is")]
     session = client.visit(frontends[0]).session
     assert frontends[0].shim.flush(PATIENCE)
@@ -68,7 +65,6 @@ def test_what_is_removed_or_taken_stays_so(fleet: Callable[..., Any], client: Cl
 
 
 def test_a_mirror_of_a_newer_store_takes_what_it_knows_of(fleet: Callable[..., Any], client: Client) -> None:
-    """And answers from it."""
     mirrored, other = fleet(Mirrored, "pyopenssl", "newer"), fleet(Frontend, "ssl", "as it is")
     session = client.visit(other).session
     assert other.shim.flush(PATIENCE)
@@ -80,7 +76,7 @@ def test_a_mirror_of_a_newer_store_takes_what_it_knows_of(fleet: Callable[..., A
 def test_a_purge_ends_the_sessions_of_older_frontends(
     fleet: Callable[..., Any], client: Client, targets: dict[str, str], namespace: str
 ) -> None:
-    """They do not say when they were issued: the time of their arrival counts."""
+    """Their Puts carry no issue time, so the time of arrival counts."""
     frontends = [fleet(Frontend, "ssl", each) for each in ("older", "as it is")]
     session = client.visit(frontends[0]).session
     assert frontends[0].shim.flush(PATIENCE)
@@ -90,7 +86,6 @@ def test_a_purge_ends_the_sessions_of_older_frontends(
 
 
 def test_an_older_store_says_that_it_has_no_purges(targets: dict[str, str]) -> None:
-    """It is one clear error, not an outage."""
     with (
         resumed.Admin(targets["older"], deadline=PATIENCE) as admin,
         pytest.raises(resumed.StoreError, match="UNIMPLEMENTED") as refused,
@@ -100,7 +95,6 @@ def test_an_older_store_says_that_it_has_no_purges(targets: dict[str, str]) -> N
 
 
 def test_an_operation_of_a_newer_client_fails_alone(targets: dict[str, str], namespace: str) -> None:
-    """Those beside it in the Batch are carried out."""
     put = pb.BatchOperation(put=pb.PutRequest(namespace=namespace, key=b"k", value=b"v"))
     put.put.ttl.seconds = 60
     to_come = pb.BatchOperation.FromString(b"\xc2\x3e\x05later")

@@ -1,7 +1,6 @@
-"""A session never gets from one virtual host to another: CVE-2025-23048 and CVE-2025-23419, with real handshakes.
+"""A session of one virtual host never resumes at another (CVE-2025-23048, CVE-2025-23419).
 
-OpenSSL accepts a session before the servername callback chooses a context, so the callbacks that are asked are those of
-the context that the connection began with.
+OpenSSL accepts a session before the servername callback chooses a context, so the callbacks of the first context run.
 """
 
 from __future__ import annotations
@@ -52,14 +51,13 @@ def virtual_hosts(
 
 @pytest.fixture(params=[("public", "private"), ("shop", "shop")], ids=["two namespaces", "one namespace"])
 def frontend(request: pytest.FixtureRequest, stack: Stack, store: RunningServer, keyring: resumed.Keyring) -> Frontend:
-    """Two hosts on one port."""
     return virtual_hosts(stack, store, keyring, request.param)
 
 
 def test_a_session_of_a_public_host_is_no_way_into_a_private_one(frontend: Frontend, client: Client) -> None:
-    """Without a client certificate the private host is as closed with the other host's session as without it.
+    """The private host rejects clients without a certificate, with and without the other host's session.
 
-    (That is: closed, with pyOpenSSL. In `ssl` a connection keeps the verify_mode of the context that it began with.)
+    This holds for pyOpenSSL. In `ssl` a connection keeps the verify_mode of its first context.
     """
     session = client.visit(frontend, host=PUBLIC).session
     assert client.visit(frontend, session, PUBLIC).reused
@@ -73,7 +71,6 @@ def test_a_session_of_a_public_host_is_no_way_into_a_private_one(frontend: Front
 
 
 def test_a_session_of_a_private_host_resumes_there_and_nowhere_else(frontend: Frontend, client: Client) -> None:
-    """With its certificate in it; offered to the public host it is another name's."""
     CA.issue_cert("client.example").configure_cert(client.context)
     session = client.visit(frontend, host=PRIVATE).session
     # OpenSSL looks sessions up in the namespace of the context that the connection began with.
@@ -85,7 +82,6 @@ def test_a_session_of_a_private_host_resumes_there_and_nowhere_else(frontend: Fr
 def test_names_are_compared_as_dns_compares_them(
     stack: Stack, store: RunningServer, keyring: resumed.Keyring, client: Client
 ) -> None:
-    """Case does not matter, and a frontend without virtual hosts compares them too."""
     frontend = Frontend(stack, store.target, keyring)
     session = client.visit(frontend, host=PUBLIC.upper()).session
     assert client.visit(frontend, session, PUBLIC).reused
@@ -94,7 +90,6 @@ def test_names_are_compared_as_dns_compares_them(
 def test_clients_that_ask_for_no_name_resume(
     stack: Stack, store: RunningServer, keyring: resumed.Keyring, client: Client
 ) -> None:
-    """As by address."""
     client.context.check_hostname = False
     frontend = Frontend(stack, store.target, keyring)
     session = client.visit(frontend, host="").session

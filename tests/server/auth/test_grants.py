@@ -1,4 +1,4 @@
-"""The file of grants: what it may say, what it decides, and that no bytes at all break whoever reads it."""
+"""Parsing of grants files, and their decisions."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ SHOP = "spiffe://example.org/shop"
 
 
 def limit(**fields: str) -> str:
-    """Return a limit as the file has it."""
+    """Return a limit as in the file."""
     return "[[limit]]\n" + "".join(f"{name} = {value}\n" for name, value in fields.items())
 
 
 def allowed(text: str, identity: str, namespace: str = "shop", operation: str = "get") -> bool:
-    """Return the decision of a file."""
-    return Grants.parse(text).allow([identity], namespace, operation)
+    """Return whether the grants file `text` allows it."""
+    return Grants.parse(text).is_allowed([identity], namespace, operation)
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def allowed(text: str, identity: str, namespace: str = "shop", operation: str = 
     ],
 )
 def test_an_identity_matches_exactly_or_by_prefix(pattern: str, identity: str, matches: bool) -> None:
-    """A pattern of one kind never matches a name of the other."""
+    """A pattern of one kind never matches an identity of the other."""
     assert allowed(grant(pattern, ["shop"], ["get"]), identity) is matches
 
 
@@ -62,33 +62,33 @@ def test_an_identity_matches_exactly_or_by_prefix(pattern: str, identity: str, m
     ],
 )
 def test_a_namespace_matches_exactly_or_by_prefix(pattern: str, namespace: str, matches: bool) -> None:
-    """Nothing else is special in it: a dot is a dot."""
+    """No other character is special: a dot is a dot."""
     assert allowed(grant(SHOP, [pattern], ["get"]), SHOP, namespace) is matches
 
 
 def test_every_operation_is_granted_by_its_name() -> None:
-    """And by no other."""
+    """No other name grants it."""
     for operation in OPERATIONS:
         text = grant(SHOP, ["shop"], [operation])
         assert [other for other in OPERATIONS if allowed(text, SHOP, "shop", other)] == [operation]
 
 
-def test_identity_namespace_and_operation_must_stand_in_one_grant() -> None:
-    """Two grants do not add up to a third."""
+def test_identity_namespace_and_operation_must_be_in_one_grant() -> None:
+    """Two grants do not combine to a third."""
     text = grant(SHOP, ["shop"], ["put"]) + grant(SHOP, ["pay"], ["get"]) + grant("dns:other", ["shop"], ["get"])
     assert not allowed(text, SHOP, "shop", "get")
-    assert Grants.parse(text).allow([SHOP, "dns:other"], "shop", "get"), "any of the caller's names may have it"
+    assert Grants.parse(text).is_allowed([SHOP, "dns:other"], "shop", "get"), "any of the caller's names may have it"
 
 
-def test_no_grants_allow_nothing() -> None:
-    """An empty file is a valid one."""
+def test_an_empty_file_allows_nothing() -> None:
+    """It is a valid file."""
     assert not allowed("", SHOP)
 
 
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("grant", "this is no TOML"),
+        ("grant", "not valid TOML"),
         ("[grant]\n", r'"grant" must be written as \[\[grant\]\]'),
         ("grant = 1\n", r'"grant" must be written as \[\[grant\]\]'),
         ("grant = [1]\n", r'"grant" must be written as \[\[grant\]\]'),
@@ -129,31 +129,31 @@ def test_no_grants_allow_nothing() -> None:
         (limit(namespaces='["shop"]', bytes='"0MiB"'), "bytes '0MiB' must be a size"),
     ],
 )
-def test_what_makes_no_sense_is_refused(text: str, problem: str) -> None:
-    """With the grant, the field and what it must be: nothing is guessed."""
+def test_an_invalid_file_is_rejected(text: str, problem: str) -> None:
+    """The error names the grant, the field and the rule."""
     with pytest.raises(ValueError, match=problem):
         Grants.parse(text)
 
 
 def test_a_limit_is_for_identities_or_for_namespaces() -> None:
-    """In the order of the file, and as the file says."""
+    """Limits have the order of the file."""
     text = limit(identity=f'"{SHOP}/*"', operations_per_second="2_000", watchers="3")
     text += limit(namespaces='["shop", "shop.*"]', sessions="10", bytes='"1.5KiB"')
     text += limit(namespaces='["pay"]', bytes="7")
     first, second, third = Grants.parse(text).limits
     assert (first.operations_per_second, first.watchers, first.sessions, first.bytes) == (2000, 3, None, None)
-    assert first.names(SHOP + "/a")
-    assert not first.names(SHOP)
-    assert not first.covers("shop")
+    assert first.matches_identity(SHOP + "/a")
+    assert not first.matches_identity(SHOP)
+    assert not first.matches_namespace("shop")
     assert (second.sessions, second.bytes, third.bytes) == (10, 1536, 7)
-    assert second.covers("shop.eu")
-    assert not second.covers("pay")
-    assert not second.names("")
+    assert second.matches_namespace("shop.eu")
+    assert not second.matches_namespace("pay")
+    assert not second.matches_identity("")
     assert not allowed(text, SHOP), "a limit grants nothing"
 
 
-def test_all_problems_are_told_at_once() -> None:
-    """A line each."""
+def test_all_problems_are_reported_together() -> None:
+    """In a line each."""
     with pytest.raises(ValueError, match="grant 1") as caught:
         Grants.parse(grant("a", ["B"], ["c"]) + grant("dns:a", ["b"], ["d", "get", "e"]))
     assert [line[:18] for line in str(caught.value).splitlines()] == [
@@ -167,7 +167,6 @@ def test_all_problems_are_told_at_once() -> None:
 
 @given(st.text() | st.text(alphabet='[]{}"=grantlim.\n#* 1'))
 @settings(max_examples=300)
-def test_no_text_breaks_the_reader(text: str) -> None:
-    """It is grants, or a ValueError."""
+def test_any_text_is_a_grants_file_or_a_value_error(text: str) -> None:
     with contextlib.suppress(ValueError):
         Grants.parse(text)

@@ -1,4 +1,4 @@
-"""What gRPC is handed before a handshake, and when it is handed something new."""
+"""The TLS files that gRPC gets before handshakes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import dsa, ec, rsa
 from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, PrivateFormat
 
-from resumed_server.auth.tls import Credentials, _Fetcher, followed
+from resumed_server.auth.tls import CertificateConfigFetcher, ServerCertificates, watch_files
 from resumed_server.config.reloading_file import Followed
 from support.mtls import Authority, Files, Pem
 
@@ -25,13 +25,12 @@ if TYPE_CHECKING:
 AUTHORITY = Authority()
 
 
-def test_nothing_new_is_handed_out_until_the_files_change_or_the_ticket_keys_are_old(tmp_path: Path) -> None:
-    """New files at once, the same ones again when it is time."""
+def test_grpc_gets_new_files_at_once_and_unchanged_ones_to_renew_ticket_keys(tmp_path: Path) -> None:
     now = [0.0]
     files = Files(tmp_path).write(AUTHORITY.server(), AUTHORITY.pem)
     paths = [str(tmp_path / name) for name in ("tls.crt", "tls.key", "ca.crt")]
-    material = followed(*paths)
-    fetch = _Fetcher(material, material.value, renewal=600, clock=lambda: now[0])
+    material = watch_files(*paths)
+    fetch = CertificateConfigFetcher(material, material.value, renewal=600, clock=lambda: now[0])
     assert fetch() is None
     now[0] = 599.9
     assert fetch() is None
@@ -50,10 +49,10 @@ def test_nothing_new_is_handed_out_until_the_files_change_or_the_ticket_keys_are
 
 @contextlib.contextmanager
 def serving(files: Files, clock: Callable[[], float] = time.monotonic) -> Iterator[int]:
-    """Have gRPC serve with these files, and nothing but handshakes; yield the port."""
+    """Serve handshakes only, with these files; yield the port."""
     server = grpc.server(ThreadPoolExecutor(1))
-    credentials = Credentials(followed(*files.options[1::2]), renewal=600, clock=clock)
-    port = server.add_secure_port("127.0.0.1:0", credentials.for_one_port())
+    credentials = ServerCertificates(watch_files(*files.options[1::2]), renewal=600, clock=clock)
+    port = server.add_secure_port("127.0.0.1:0", credentials.for_listener())
     server.start()
     try:
         yield port
@@ -62,7 +61,7 @@ def serving(files: Files, clock: Callable[[], float] = time.monotonic) -> Iterat
 
 
 def client(files: Files, version: ssl.TLSVersion) -> ssl.SSLContext:
-    """Return a context with a certificate of the authority."""
+    """Return a context with a certificate of the CA."""
     pem = AUTHORITY.issue("dns:client")
     (files.directory / "client.pem").write_bytes(pem.key + pem.certificate)
     context = ssl.create_default_context(cadata=AUTHORITY.pem.decode())
@@ -72,12 +71,12 @@ def client(files: Files, version: ssl.TLSVersion) -> ssl.SSLContext:
     return context
 
 
-def connected(
+def handshake(
     context: ssl.SSLContext, port: int, session: ssl.SSLSession | None = None
 ) -> tuple[bool | None, ssl.SSLSession | None]:
-    """Shake hands, hear what gRPC says first, which comes behind the tickets, and go.
+    """Make a handshake, and read the first bytes of gRPC, which follow the tickets.
 
-    Returns whether `session` was resumed, and the session to resume next time.
+    Returns whether `session` was resumed, and the session to resume the next time.
     """
     with (
         socket.create_connection(("127.0.0.1", port)) as plain,
@@ -92,18 +91,18 @@ VERSIONS = pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVe
 
 @VERSIONS
 def test_old_tls_sessions_are_not_resumed(tmp_path: Path, version: ssl.TLSVersion) -> None:
-    """Whoever resumes is asked for no certificate, and theirs may have expired since."""
+    """A client that resumes presents no certificate, and its certificate may have expired."""
     now = [0.0]
     files = Files(tmp_path).write(AUTHORITY.server(), AUTHORITY.pem)
     context = client(files, version)
     with serving(files, lambda: now[0]) as port:
-        _, session = connected(context, port)
-        reused, session = connected(context, port, session)
+        _, session = handshake(context, port)
+        reused, session = handshake(context, port, session)
         assert reused
         now[0] = 600
-        reused, session = connected(context, port, session)
+        reused, session = handshake(context, port, session)
         assert not reused
-        reused, _ = connected(context, port, session)
+        reused, _ = handshake(context, port, session)
         assert reused
 
 
@@ -118,31 +117,30 @@ KEYS = {
 
 @VERSIONS
 @pytest.mark.parametrize("key", KEYS)
-def test_every_kind_of_key_that_is_taken_shakes_hands(tmp_path: Path, key: str, version: ssl.TLSVersion) -> None:
-    """With client certificates and without."""
+def test_handshakes_succeed_with_every_accepted_type_of_key(tmp_path: Path, key: str, version: ssl.TLSVersion) -> None:
+    """With and without client certificates."""
     files = Files(tmp_path).write(AUTHORITY.issue("dns:localhost", key=KEYS[key]))
     with serving(files) as port:
-        connected(client(files, version), port)
+        handshake(client(files, version), port)
     files.write(client_ca=AUTHORITY.pem)
     with serving(files) as port:
-        connected(client(files, version), port)
+        handshake(client(files, version), port)
 
 
-def test_one_file_may_hold_key_and_certificate(tmp_path: Path) -> None:
-    """In any order, and with other text around them, as many tools write it."""
+def test_one_file_may_contain_key_and_certificate(tmp_path: Path) -> None:
+    """In any order, with other text between them, as many tools write it."""
     pem = AUTHORITY.server()
     text = b"Certificate:\n    Data:\n"
     for content in (pem.key + text + pem.certificate, text + pem.certificate + AUTHORITY.pem + pem.key):
         files = Files(tmp_path).write(Pem(content, content), AUTHORITY.pem)
         with serving(files) as port:
-            connected(client(files, ssl.TLSVersion.TLSv1_3), port)
+            handshake(client(files, ssl.TLSVersion.TLSv1_3), port)
 
 
-def test_material_shows_no_secret(tmp_path: Path) -> None:
-    """In no traceback either."""
+def test_the_repr_of_certificate_files_contains_no_secret(tmp_path: Path) -> None:
     files = Files(tmp_path).write(AUTHORITY.server(), AUTHORITY.pem)
-    material = followed(*files.options[1::2]).value
-    assert repr(material) == "Material()"
+    material = watch_files(*files.options[1::2]).value
+    assert repr(material) == "CertificateFiles()"
     assert material.expires > time.time()
 
 
@@ -165,23 +163,23 @@ ENCRYPTED = ec.generate_private_key(ec.SECP256R1())
     ],
     ids=["RSA 1024", "secp256k1", "DSA", "encrypted"],
 )
-def test_keys_that_it_cannot_use_are_refused(tmp_path: Path, pem: Pem, problem: str) -> None:
-    """It would tell nobody, and refuse every handshake."""
+def test_unusable_keys_are_rejected(tmp_path: Path, pem: Pem, problem: str) -> None:
+    """GRPC itself would accept them, and then reject every handshake."""
     Files(tmp_path).write(pem)
     with pytest.raises(ValueError, match=problem):
-        followed(str(tmp_path / "tls.crt"), str(tmp_path / "tls.key"), "")
+        watch_files(str(tmp_path / "tls.crt"), str(tmp_path / "tls.key"), "")
 
 
 class TestFollowed:
-    """Files that are read again."""
+    """Files that are reloaded when they change."""
 
     @staticmethod
     def numbers(contents: Sequence[bytes]) -> int:
-        """Add up the numbers in the files."""
+        """Return the sum of the numbers in the files."""
         return sum(int(content) for content in contents)
 
-    def test_a_mixture_is_never_taken(self, tmp_path: Path) -> None:
-        """Only what looks the same twice."""
+    def test_files_are_applied_only_if_two_reads_are_equal(self, tmp_path: Path) -> None:
+        """So a mixture of old and new files is never applied."""
         one, two = tmp_path / "one", tmp_path / "two"
         one.write_text("1")
         two.write_text("10")
@@ -194,8 +192,8 @@ class TestFollowed:
         followed.follow()
         assert followed.value == 22
 
-    def test_whatever_goes_wrong_the_old_value_stays(self, tmp_path: Path) -> None:
-        """Also what nobody foresaw, and files that are gone or no files."""
+    def test_the_old_value_remains_after_any_error(self, tmp_path: Path) -> None:
+        """Including unexpected exceptions, missing files and directories."""
         path = tmp_path / "number"
         path.write_text("1")
 
@@ -217,8 +215,7 @@ class TestFollowed:
         followed.follow()
         assert followed.value == 1
 
-    def test_without_a_value_there_is_nothing_to_follow(self, tmp_path: Path) -> None:
-        """A server must not start on files that make no sense."""
+    def test_invalid_files_at_the_start_are_an_error(self, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="cannot be read: No such file"):
             Followed("numbers", [str(tmp_path / "missing")], self.numbers)
         with pytest.raises(ValueError, match="cannot be read: embedded null byte"):

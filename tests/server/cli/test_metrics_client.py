@@ -1,4 +1,4 @@
-"""What `resumed top` makes of two scrapes."""
+"""Rates and quantiles that `resumed top` computes from two scrapes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ Values: TypeAlias = dict[tuple[tuple[str, str], ...], float]
 
 
 def scrape(time: float, **values: Values) -> Scrape:
-    """Return a scrape."""
     return Scrape(
         time, {name: {frozenset(labels): value for labels, value in each.items()} for name, each in values.items()}
     )
@@ -26,10 +25,8 @@ def histogram(*counts: float) -> Values:
 
 
 class TestPeriod:
-    """Rates and times between two scrapes."""
-
     def test_a_counter_that_began_anew_began_at_zero(self) -> None:
-        """A restart is no negative rate, and nothing that came before it counts again."""
+        """A restart must not produce a negative rate."""
         two: Values = {(("worker", "0"),): 100.0, (("worker", "1"),): 50.0}
         after: Values = {(("worker", "0"),): 110.0, (("worker", "1"),): 5.0, (("worker", "2"),): 3.0}
         period = Period(scrape(10, calls=two), scrape(12, calls=after))
@@ -51,13 +48,11 @@ class TestPeriod:
     def test_quantiles_are_those_of_prometheus(
         self, share: float, counts: tuple[float, ...], seconds: float | None
     ) -> None:
-        """Linear within a bucket; none without calls."""
         nothing = scrape(0, times_bucket=histogram(0, 0, 0, 0))
         assert Period(nothing, scrape(1, times_bucket=histogram(*counts))).quantile(share, "times") == seconds
 
 
 def test_a_namespace_is_told_by_stores_and_frontends_together() -> None:
-    """Foreign hits are a share of the hits, and a rate of nothing is none."""
     breaker: Values = {(("namespace", "shop"),): 0.0, (("namespace", "idle"),): 1.0}
     shop = (("namespace", "shop"), ("source", "store"))
     operation = (("namespace", "shop"), ("operation", "get"), ("outcome", "hit"))
@@ -76,10 +71,7 @@ def test_a_namespace_is_told_by_stores_and_frontends_together() -> None:
 
 
 class TestEndpoints:
-    """What a user may give."""
-
     def test_hosts_and_urls(self) -> None:
-        """Each once, whatever it is called; the path may be another one."""
         given = ["127.0.0.1:9464", "http://127.0.0.1:9464/metrics", "localhost:9464", "http://127.0.0.1:1/m", "[::1]:2"]
         assert endpoints(given) == [
             *("http://127.0.0.1:9464/metrics", "http://127.0.0.1:1/m", "http://[::1]:2/metrics")
@@ -87,6 +79,5 @@ class TestEndpoints:
 
     @pytest.mark.parametrize("text", ["", "here", "here:port", "https://here:1", "unix:/run/m", "http://[::1"])
     def test_what_is_no_address(self, text: str) -> None:
-        """One line that names it."""
         with pytest.raises(UserError, match="ENDPOINT"):
             endpoints([text])

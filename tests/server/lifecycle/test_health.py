@@ -1,4 +1,4 @@
-"""Readiness follows the engine, and the log tells each change once."""
+"""Readiness follows the engine, and each change is logged once."""
 
 from __future__ import annotations
 
@@ -12,18 +12,16 @@ from resumed_server.storage.engine import Engine, EngineBroken, EngineUnavailabl
 
 
 class Moody:
-    """An engine that answers probes as it is told."""
+    """An engine whose probe raises `failure`, if there is one."""
 
     error: Exception | None = None
 
     def probe(self) -> None:
-        """Raise what it was told to."""
         if self.error:
             raise self.error
 
 
 def test_readiness_follows_the_engine_and_each_change_is_one_log_line() -> None:
-    """Not ready before the first answer; any failure of the engine counts, also one that it did not foresee."""
     moody = Moody()
     readiness = Readiness(cast("Engine", moody))
     assert not readiness.ready
@@ -38,7 +36,7 @@ def test_readiness_follows_the_engine_and_each_change_is_one_log_line() -> None:
 
 
 def test_of_a_broken_engine_nothing_is_hoped_for() -> None:
-    """So that the process can end, and another one begin anew."""
+    """The process can then end and be replaced."""
     moody = Moody()
     moody.error = EngineBroken("damaged")
     readiness = Readiness(cast("Engine", moody))
@@ -47,7 +45,6 @@ def test_of_a_broken_engine_nothing_is_hoped_for() -> None:
 
 
 def test_an_engine_that_does_not_return_is_not_ready() -> None:
-    """However well it answered before; and the log tells it, though its own thread waits."""
     now = 100.0
     asked, returns = threading.Event(), threading.Event()
 

@@ -1,4 +1,4 @@
-"""What is left of limits: rates, counted together with forked processes, and whose budget is whose."""
+"""Rate limiters, and the limits of identities and namespaces."""
 
 from __future__ import annotations
 
@@ -10,16 +10,8 @@ import pytest
 
 from resumed_server.auth.grants import Grants
 from resumed_server.limits.config import Limit
-from resumed_server.limits.enforcer import (
-    BURST_SECONDS,
-    LONGEST_HOLD,
-    Budget,
-    Budgets,
-    LimitExceeded,
-    Rate,
-    Rates,
-    Shared,
-)
+from resumed_server.limits.enforcer import MAX_DELAY_SECONDS, LimitEnforcer, LimitExceeded, LimitState, SharedCounters
+from resumed_server.limits.rate_limiter import BURST_SECONDS, RateLimiter, RateTable
 
 if TYPE_CHECKING:
     from resumed_server.config.reloading_file import Followed
@@ -28,120 +20,119 @@ SHOP = "spiffe://example.org/shop"
 
 
 class Clock:
-    """Seconds that pass when they are told to."""
+    """A clock that a test advances."""
 
     now = 1_000.0
 
     def __call__(self) -> float:
-        """Return them."""
         return self.now
 
 
-def spent(rate: Rate, amount: int = 1) -> int:
-    """Spend until there is nothing left, and return how often that went."""
+def acquire_all(rate: RateLimiter, amount: int = 1) -> int:
+    """Acquire until the limiter rejects, and return how often it did not."""
     count = 0
-    while not rate.spend(amount):
+    while not rate.try_acquire(amount):
         count += 1
     return count
 
 
-def test_a_rate_lets_through_what_it_says() -> None:
-    """A second's worth at once, and after that so many a second, whoever spends."""
+def test_a_limiter_allows_its_rate() -> None:
+    """A burst of one second, and then the rate."""
     clock = Clock()
-    rate = Rate(Rates(clock), "shop", 100)
-    assert spent(rate) in {100, 101}
-    wait = rate.spend(1)
+    rate = RateLimiter(RateTable(clock), "shop", 100)
+    assert acquire_all(rate) in {100, 101}
+    wait = rate.try_acquire(1)
     assert 0 < wait <= 0.01
     clock.now += wait
-    assert spent(rate) == 1
+    assert acquire_all(rate) == 1
     total = 0
     for _ in range(500):
         clock.now += 0.02
-        total += spent(rate)
+        total += acquire_all(rate)
     assert total == pytest.approx(1_000, abs=2)
 
 
-def test_what_is_not_spent_is_not_saved_up() -> None:
-    """After an hour of rest there is a second's worth."""
+def test_unused_operations_do_not_accumulate() -> None:
+    """After an hour without calls, the burst is still one second."""
     clock = Clock()
-    rate = Rate(Rates(clock), "shop", 100)
-    spent(rate)
+    rate = RateLimiter(RateTable(clock), "shop", 100)
+    acquire_all(rate)
     clock.now += 3_600
-    assert spent(rate) in {100, 101}
+    assert acquire_all(rate) in {100, 101}
 
 
-def test_a_large_call_is_let_through_whole_and_paid_for_afterwards() -> None:
-    """A Batch of 256 under a limit of 10 a second, twice a minute."""
+def test_a_large_call_is_allowed_whole_and_delays_the_next() -> None:
+    """A Batch of 256 with a limit of 10 a second, about twice a minute."""
     clock = Clock()
-    rate = Rate(Rates(clock), "shop", 10)
-    assert rate.spend(256) == 0
-    assert rate.spend(1) == pytest.approx(25.6 - BURST_SECONDS)
+    rate = RateLimiter(RateTable(clock), "shop", 10)
+    assert rate.try_acquire(256) == 0
+    assert rate.try_acquire(1) == pytest.approx(25.6 - BURST_SECONDS)
     clock.now += 25.6 - BURST_SECONDS + 0.001
-    assert rate.spend(256) == 0
+    assert rate.try_acquire(256) == 0
 
 
-def test_rates_of_others_are_others() -> None:
+def test_limiters_of_different_names_are_independent() -> None:
     """Thousands of them."""
     clock = Clock()
-    rates = Rates(clock)
-    assert {spent(Rate(rates, f"tenant {number}", 10)) for number in range(1_000)} <= {10, 11}
+    rates = RateTable(clock)
+    assert {acquire_all(RateLimiter(rates, f"tenant {number}", 10)) for number in range(1_000)} <= {10, 11}
 
 
-def test_the_memory_of_who_rests_is_used_again() -> None:
-    """Nothing is lost: they have earned everything back."""
+def test_slots_of_idle_names_are_reused() -> None:
+    """An idle name has nothing to remember."""
     clock = Clock()
-    rates = Rates(clock)
+    rates = RateTable(clock)
     for number in range(50_000):
-        assert Rate(rates, f"tenant {number}", 10).spend(10) == 0
+        assert RateLimiter(rates, f"tenant {number}", 10).try_acquire(10) == 0
         clock.now += 0.01
-    assert Rate(rates, "tenant 49999", 10).spend(100) == 0
-    assert Rate(rates, "tenant 49999", 10).spend(1) > 0
+    assert RateLimiter(rates, "tenant 49999", 10).try_acquire(100) == 0
+    assert RateLimiter(rates, "tenant 49999", 10).try_acquire(1) > 0
 
 
 def test_forked_processes_count_together() -> None:
-    """The workers of one server."""
+    """As the workers of a server do."""
     clock = Clock()
-    rates = Rates(clock)
-    rate = Rate(rates, "shop", 100)
+    rates = RateTable(clock)
+    rate = RateLimiter(rates, "shop", 100)
     child = os.fork()
     if not child:
         for _ in range(60):
-            rate.spend(1)
+            rate.try_acquire(1)
         os._exit(0)
     assert os.waitpid(child, 0)[1] == 0
-    assert spent(rate) in {40, 41}
-    assert spent(Rate(rates, "pay", 100)) in {100, 101}
+    assert acquire_all(rate) in {40, 41}
+    assert acquire_all(RateLimiter(rates, "pay", 100)) in {100, 101}
 
 
-def test_who_does_not_heed_refusals_waits_for_them() -> None:
-    """The first ones come at once; then longer and longer, up to some seconds."""
+def test_rejections_of_a_client_that_ignores_them_are_delayed() -> None:
+    """The first ones are not; then the delay grows to some seconds."""
     clock = Clock()
-    budget = Budget(SHOP, Limit(SHOP, operations_per_second=100), Shared.fresh(clock))
+    state = LimitState(SHOP, Limit(SHOP, operations_per_second=100), SharedCounters.create(clock))
 
     def refusal() -> LimitExceeded | None:
         try:
-            budget.spend(1)
+            state.acquire(1)
         except LimitExceeded as error:
             return error
         return None
 
     while not refusal():
         pass
-    holds = [error.hold for _ in range(3_000) if (error := refusal())]
-    assert holds[:99] == [0] * 99, "with the one before, as many as it may do"
-    assert all(LONGEST_HOLD / 2 <= hold <= LONGEST_HOLD for hold in holds[-100:])
-    assert len(set(holds[-100:])) == 100, "they do not come back at the same moment"
-    clock.now += LONGEST_HOLD
+    delays = [error.delay for _ in range(3_000) if (error := refusal())]
+    assert delays[:99] == [0] * 99, "with the one before, as many as it may do"
+    assert all(MAX_DELAY_SECONDS / 2 <= delay <= MAX_DELAY_SECONDS for delay in delays[-100:])
+    assert len(set(delays[-100:])) == 100, "they do not come back at the same moment"
+    clock.now += MAX_DELAY_SECONDS
     while not (error := refusal()):
         pass
-    assert (error.hold, error.of, error.limit) == (0, SHOP, "operations_per_second")
+    assert (error.delay, error.subject, error.limit) == (0, SHOP, "operations_per_second")
     assert 0 < (error.retry or 0) <= 0.01
 
 
-def budgets(text: str, defaults: Limit | None = None) -> tuple[Budgets, Any]:
-    """Return the budgets of a grants file, and the file."""
+def enforcer(text: str, defaults: Limit | None = None) -> tuple[LimitEnforcer, Any]:
+    """Return the limits of a grants file, and the file."""
     followed: Followed[Grants] = SimpleNamespace(value=Grants.parse(text))  # type: ignore[assignment]
-    return Budgets(defaults, followed, Shared.fresh(Clock())), followed
+    return LimitEnforcer(defaults, followed, SharedCounters.create(Clock())), followed
 
 
 FILE = f"""
@@ -171,50 +162,49 @@ operations_per_second = 4
         ([], None),
     ],
 )
-def test_the_first_limit_that_names_an_identity_is_its_budget(identities: list[str], rate: int | None) -> None:
-    """Any of the names of a certificate counts."""
-    budget = budgets(FILE)[0].of_identities(identities)
-    assert (budget.limit.operations_per_second if budget else None) == rate
+def test_the_first_limit_that_matches_an_identity_applies(identities: list[str], rate: int | None) -> None:
+    """Any of the names of a certificate may match."""
+    state = enforcer(FILE)[0].for_identities(identities)
+    assert (state.limit.operations_per_second if state else None) == rate
 
 
-def test_each_identity_has_a_budget_of_its_own() -> None:
-    """Though the limit is one."""
-    both = budgets(FILE)[0]
-    first, second = (both.of_identities([f"{SHOP}/{name}"]) for name in "ab")
+def test_each_identity_has_a_rate_of_its_own() -> None:
+    """Although one limit matches both."""
+    both = enforcer(FILE)[0]
+    first, second = (both.for_identities([f"{SHOP}/{name}"]) for name in "ab")
     assert first
     assert second
-    first.spend(10)
+    first.acquire(10)
     with pytest.raises(LimitExceeded):
-        first.spend(1)
-    second.spend(1)
+        first.acquire(1)
+    second.acquire(1)
 
 
-def test_namespaces_of_one_limit_have_one_budget() -> None:
-    """So nobody gains by making up more of them; others have what the defaults say, each by itself."""
-    all_of_them, followed = budgets(FILE, Limit(operations_per_second=5))
-    shop, eu, pay, other, another = map(all_of_them.of_namespace, ("shop", "shop.eu", "pay", "other", "another"))
+def test_namespaces_of_one_limit_share_its_rate() -> None:
+    """So a caller gains nothing by inventing namespaces. Each other namespace has a default limit of its own."""
+    all_of_them, followed = enforcer(FILE, Limit(operations_per_second=5))
+    shop, eu, pay, other, another = map(all_of_them.for_namespace, ("shop", "shop.eu", "pay", "other", "another"))
     assert shop
     assert eu
     assert pay
     assert other
     assert another
     assert [each.limit.operations_per_second for each in (shop, eu, pay, other, another)] == [3, 3, 4, 5, 5]
-    shop.spend(10)
-    other.spend(10)
+    shop.acquire(10)
+    other.acquire(10)
     for used_up in (eu, other):
         with pytest.raises(LimitExceeded):
-            used_up.spend(1)
+            used_up.acquire(1)
     for not_used_up in (pay, another):
-        not_used_up.spend(1)
+        not_used_up.acquire(1)
     followed.value = Grants.parse("")
-    changed = all_of_them.of_namespace("shop.eu")
+    changed = all_of_them.for_namespace("shop.eu")
     assert changed
-    assert changed.name == "shop.eu"
+    assert changed.subject == "shop.eu"
 
 
-def test_without_limits_there_are_no_budgets() -> None:
-    """And nothing to count."""
-    assert Budgets().of_namespace("shop") is None
-    assert Budgets().of_identities([SHOP]) is None
-    assert budgets("")[0].of_namespace("shop") is None
-    assert budgets(FILE)[0].of_namespace("other") is None
+def test_without_limits_there_is_no_state() -> None:
+    assert LimitEnforcer().for_namespace("shop") is None
+    assert LimitEnforcer().for_identities([SHOP]) is None
+    assert enforcer("")[0].for_namespace("shop") is None
+    assert enforcer(FILE)[0].for_namespace("other") is None

@@ -1,4 +1,4 @@
-"""How much there is in limited namespaces: counted by what the engine holds, and by what was let in since."""
+"""Counters of sessions and bytes: recounts of the engine, and entries admitted between them."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from google.protobuf.duration_pb2 import Duration
 from resumed.v1 import session_store_pb2 as pb
 from resumed_server.auth.grants import Grants
 from resumed_server.limits.config import Limit
-from resumed_server.limits.enforcer import Budgets, LimitExceeded, Shared
-from resumed_server.limits.usage_counters import ENTRY_BYTES, Counting, Tallies, Tally
+from resumed_server.limits.enforcer import LimitEnforcer, LimitExceeded, SharedCounters
+from resumed_server.limits.shared_slots import SharedSlots
+from resumed_server.limits.usage_counters import ENTRY_BYTES, UsageCounter, UsageCounters, UsageRecounter
 from resumed_server.rpc.session_service import SessionStoreService
 from resumed_server.storage.lmdb.engine import EmbeddedEngine
 from resumed_server.storage.registry import open_engine
-from resumed_server.watch.hub import Watchers
+from resumed_server.watch.hub import WatchHub
 from support.redis import valkey_server
 
 if TYPE_CHECKING:
@@ -39,12 +40,11 @@ DEFAULTS = Limit(sessions=2)
 
 
 class Clock:
-    """A wall clock that is moved by hand."""
+    """A wall clock that a test advances."""
 
     now = 1_800_000_000.0
 
     def __call__(self) -> float:
-        """Return Unix seconds."""
         return self.now
 
 
@@ -53,180 +53,183 @@ CLOCK = Clock()
 
 @pytest.fixture
 def engine() -> Iterator[Engine]:
-    """An embedded engine whose clock stands still."""
+    """An LMDB engine with this clock."""
     engine = open_engine("lmdb:", capacity=16 << 20, clock=CLOCK)
     yield engine
     engine.close()
 
 
 @pytest.fixture
-def shared() -> Shared:
-    """Memory in which nothing is counted."""
-    return Shared.fresh()
+def shared() -> SharedCounters:
+    """Empty counters."""
+    return SharedCounters.create()
 
 
 @pytest.fixture
-def budgets(shared: Shared) -> Budgets:
+def enforcer(shared: SharedCounters) -> LimitEnforcer:
     """The limits of FILE."""
     grants: Any = SimpleNamespace(value=Grants.parse(FILE))
-    return Budgets(DEFAULTS, grants, shared)
+    return LimitEnforcer(DEFAULTS, grants, shared)
 
 
-def admit(budgets: Budgets, namespace: str, size: int = 10) -> None:
-    """Let a session in, or raise LimitExceeded."""
-    budget = budgets.of_namespace(namespace)
-    assert budget
-    budget.admit_entry(size)
+def admit(enforcer: LimitEnforcer, namespace: str, size: int = 10) -> None:
+    """Admit a session, or raise LimitExceeded."""
+    state = enforcer.for_namespace(namespace)
+    assert state
+    state.admit_entry(size)
 
 
-def test_sessions_are_let_in_up_to_the_limit(budgets: Budgets) -> None:
-    """Of all the namespaces of the limit together; others have their own."""
+def test_sessions_are_admitted_up_to_the_limit(enforcer: LimitEnforcer) -> None:
+    """The namespaces of a limit count together; others have limits of their own."""
     for namespace in ("shop", "shop.eu", "shop.us", "shop"):
-        admit(budgets, namespace)
+        admit(enforcer, namespace)
     with pytest.raises(LimitExceeded, match=r"shop, shop\.\* is at its limit of 4 sessions") as caught:
-        admit(budgets, "shop.new")
+        admit(enforcer, "shop.new")
     assert (caught.value.limit, caught.value.retry) == ("sessions", None)
     for namespace in ("other", "another"):
-        admit(budgets, namespace)
-        admit(budgets, namespace)
+        admit(enforcer, namespace)
+        admit(enforcer, namespace)
         with pytest.raises(LimitExceeded):
-            admit(budgets, namespace)
+            admit(enforcer, namespace)
 
 
-def test_bytes_are_let_in_up_to_the_limit(budgets: Budgets) -> None:
-    """A smaller session may still fit. Each counts for more than its value, or small ones would take any room."""
-    admit(budgets, "pay", 900)
+def test_bytes_are_admitted_up_to_the_limit(enforcer: LimitEnforcer) -> None:
+    """A smaller session may still fit. Each session counts more than its value, or small ones would use any space."""
+    admit(enforcer, "pay", 900)
     with pytest.raises(LimitExceeded, match="1512 bytes"):
-        admit(budgets, "pay", 101)
-    admit(budgets, "pay", 100)
+        admit(enforcer, "pay", 101)
+    admit(enforcer, "pay", 100)
     with pytest.raises(LimitExceeded):
-        admit(budgets, "pay", 1)
+        admit(enforcer, "pay", 1)
 
 
-def test_a_count_finds_what_is_there(engine: Engine, budgets: Budgets, shared: Shared) -> None:
-    """Also what another server stored, or an earlier one; and neither what expired nor what was removed."""
+def test_a_count_finds_the_entries_of_the_engine(
+    engine: Engine, enforcer: LimitEnforcer, shared: SharedCounters
+) -> None:
+    """Including those of other and earlier servers, without expired and removed ones."""
     for number in range(3):
         engine.put("shop", b"%d" % number, b"v" * 100, 100)
     engine.put("shop.eu", b"key", b"v" * 100, 5)
-    counting = Counting(engine, budgets, shared.tallies)
+    counting = UsageRecounter(engine, enforcer, shared.usage)
     counting.count()
     with pytest.raises(LimitExceeded):
-        admit(budgets, "shop")
+        admit(enforcer, "shop")
     CLOCK.now += 6
     counting.count()
-    admit(budgets, "shop")
+    admit(enforcer, "shop")
     with pytest.raises(LimitExceeded):
-        admit(budgets, "shop")
+        admit(enforcer, "shop")
 
 
 @pytest.mark.parametrize("end", ["take", "remove"])
-def test_a_tombstone_counts_as_the_session_whose_place_it_takes(
-    engine: Engine, budgets: Budgets, shared: Shared, end: str
+def test_a_tombstone_counts_as_the_session_that_it_replaces(
+    engine: Engine, enforcer: LimitEnforcer, shared: SharedCounters, end: str
 ) -> None:
-    """Until it expires: to store and remove in turns gains no room."""
+    """Until it expires: storing and removing in turns frees no space."""
     for number in range(4):
         engine.put("shop", b"%d" % number, b"value", 5)
         getattr(engine, end)("shop", b"%d" % number)
-    counting = Counting(engine, budgets, shared.tallies)
+    counting = UsageRecounter(engine, enforcer, shared.usage)
     counting.count()
     with pytest.raises(LimitExceeded):
-        admit(budgets, "shop")
+        admit(enforcer, "shop")
     CLOCK.now += 6
     counting.count()
-    admit(budgets, "shop")
+    admit(enforcer, "shop")
 
 
-def test_what_is_let_in_during_a_count_is_not_forgotten(engine: Engine, budgets: Budgets, shared: Shared) -> None:
-    """Whether the count saw it or not."""
-    admit(budgets, "shop")
+def test_entries_admitted_during_a_count_remain_counted(
+    engine: Engine, enforcer: LimitEnforcer, shared: SharedCounters
+) -> None:
+    """Whether or not the count included them."""
+    admit(enforcer, "shop")
 
     class Slow:
-        """An engine in which something happens while it counts."""
+        """An engine that admits sessions during a count."""
 
         def usage(self, namespace: str | None) -> dict[str, Any]:
             counted = engine.usage(namespace)
-            admit(budgets, "shop")
-            admit(budgets, "shop")
+            admit(enforcer, "shop")
+            admit(enforcer, "shop")
             return counted
 
-    Counting(Slow(), budgets, shared.tallies).count()  # type: ignore[arg-type] # as much as is called
-    admit(budgets, "shop")
-    admit(budgets, "shop")
+    UsageRecounter(Slow(), enforcer, shared.usage).count()  # type: ignore[arg-type] # as much as is called
+    admit(enforcer, "shop")
+    admit(enforcer, "shop")
     with pytest.raises(LimitExceeded):
-        admit(budgets, "shop")
+        admit(enforcer, "shop")
 
 
-def test_forked_processes_count_together(budgets: Budgets) -> None:
-    """Though each finds its budgets by itself."""
+def test_forked_processes_count_together(enforcer: LimitEnforcer) -> None:
+    """Although each has an enforcer of its own."""
     child = os.fork()
     if not child:
         for _ in range(3):
-            admit(budgets, "shop")
+            admit(enforcer, "shop")
         os._exit(0)
     assert os.waitpid(child, 0)[1] == 0
-    admit(budgets, "shop.eu")
+    admit(enforcer, "shop.eu")
     with pytest.raises(LimitExceeded):
-        admit(budgets, "shop.eu")
+        admit(enforcer, "shop.eu")
 
 
-def test_nothing_is_counted_where_nothing_is_limited(shared: Shared) -> None:
-    """A count takes its time."""
+def test_without_size_limits_nothing_is_counted(shared: SharedCounters) -> None:
+    """A count takes time."""
 
     class Untouched:
-        """An engine that must not be asked."""
+        """An engine without methods."""
 
-    Counting(Untouched(), Budgets(Limit(watchers=1)), shared.tallies).count()  # type: ignore[arg-type]
+    UsageRecounter(Untouched(), LimitEnforcer(Limit(watchers=1)), shared.usage).count()  # type: ignore[arg-type]
 
 
 class Abort(Exception):
-    """A call ends with an error."""
+    """The service ended the call with an error."""
 
 
-class Refused:
-    """As much of a grpc.ServicerContext as a refusal needs."""
+class Context:
+    """The part of a grpc.ServicerContext that a rejected call uses."""
 
     def abort_with_status(self, _status: object) -> None:
-        """End the call."""
         raise Abort
 
 
-def test_only_what_is_stored_counts() -> None:
-    """Neither what the rate refuses, nor a retry, nor what the engine refuses."""
-    shared = Shared.fresh(lambda: 0.0)
-    budgets = Budgets(Limit(operations_per_second=1, sessions=10), shared=shared)
+def test_only_stored_sessions_count() -> None:
+    """Calls beyond the rate, retries and rejected Puts do not."""
+    shared = SharedCounters.create(lambda: 0.0)
+    enforcer = LimitEnforcer(Limit(operations_per_second=1, sessions=10), shared=shared)
     with contextlib.closing(EmbeddedEngine(None, capacity=1 << 20)) as engine:
-        service = SessionStoreService(engine, Watchers(engine), 600.0, budgets=budgets)
-        budget = budgets.of_namespace("shop")
-        assert budget is not None
-        assert budget.tally is not None
+        service = SessionStoreService(engine, WatchHub(engine), 600.0, enforcer=enforcer)
+        state = enforcer.for_namespace("shop")
+        assert state is not None
+        assert state.usage is not None
 
         def put(key: bytes, value: bytes) -> pb.PutRequest:
             return pb.PutRequest(namespace="shop", key=key, value=value, ttl=Duration(seconds=60))
 
         operations = [put(b"1", b"value"), put(b"1", b"value"), put(b"1", b"other"), put(b"2", b"value")]
         request = pb.BatchRequest(operations=[pb.BatchOperation(put=each) for each in operations])
-        context: Any = Refused()
+        context: Any = Context()
         service.Batch(request, context)
-        assert (budget.tally.sessions, budget.tally.bytes) == (2, 10 + 2 * ENTRY_BYTES)
+        assert (state.usage.entries, state.usage.bytes) == (2, 10 + 2 * ENTRY_BYTES)
         with pytest.raises(Abort):
             service.Put(put(b"3", b"value"), context)
         with pytest.raises(Abort):
             service.Batch(request, context)
-        assert (budget.tally.sessions, budget.tally.bytes) == (2, 10 + 2 * ENTRY_BYTES)
+        assert (state.usage.entries, state.usage.bytes) == (2, 10 + 2 * ENTRY_BYTES)
 
 
 @pytest.fixture(params=["lmdb", "redis"])
 def served(request: pytest.FixtureRequest) -> Iterator[tuple[SessionStoreService, Engine]]:
-    """A service with room for two sessions in each namespace, and its engine."""
+    """A service with a limit of two sessions in each namespace, and its engine."""
     with contextlib.ExitStack() as stack:
         url = "lmdb:" if request.param == "lmdb" else stack.enter_context(valkey_server()).url + "?timeout_ms=5000"
         engine = stack.enter_context(contextlib.closing(open_engine(url, capacity=1 << 20)))
-        yield SessionStoreService(engine, Watchers(engine), 600.0, budgets=Budgets(Limit(sessions=2))), engine
+        yield SessionStoreService(engine, WatchHub(engine), 600.0, enforcer=LimitEnforcer(Limit(sessions=2))), engine
 
 
-def test_removals_of_what_is_not_there_are_within_limits(served: tuple[SessionStoreService, Engine]) -> None:
-    """Each leaves a tombstone, once; beyond the limit it is refused, but removes what is there all the same."""
-    (service, engine), context = served, Refused()
+def test_removes_of_unknown_keys_are_limited(served: tuple[SessionStoreService, Engine]) -> None:
+    """Each leaves one tombstone. Beyond the limit it is rejected, but a Remove of a session still succeeds."""
+    (service, engine), context = served, Context()
 
     def remove(*keys: bytes, namespace: str = "shop") -> list[int]:
         operations = [pb.BatchOperation(remove=pb.RemoveRequest(namespace=namespace, key=key)) for key in keys]
@@ -245,24 +248,22 @@ def test_removals_of_what_is_not_there_are_within_limits(served: tuple[SessionSt
     assert service.Put(put, context).ttl.seconds > 0  # type: ignore[arg-type]
 
 
-def test_nobody_can_choose_names_that_share_a_slot() -> None:
-    """Each server has a key of its own, which its workers share."""
-    one, other = Shared.fresh(), Shared.fresh()
-    for name in ("tallies", "rates"):
-        numbers = [getattr(shared, name).number("pay.example") for shared in (one, one, other)]
-        assert numbers[0] == numbers[1] != numbers[2]
+def test_callers_cannot_choose_names_that_share_a_slot() -> None:
+    """Each server has a random key, which its workers share."""
+    one, other = SharedSlots("q"), SharedSlots("q")
+    hashes = [slots.hash_name("pay.example") for slots in (one, one, other)]
+    assert hashes[0] == hashes[1] != hashes[2]
 
 
-def test_a_name_of_which_nothing_is_left_gives_its_slot_back() -> None:
-    """Or thousands that came once would be counted together with those that come now."""
-    tallies = Tallies()
+def test_a_name_without_entries_releases_its_slot() -> None:
+    counters = UsageCounters()
     for number in range(20_000):
-        tally = Tally(tallies, f"{number}")
-        assert (tally.sessions, tally.bytes) == (0, 0)
+        counter = UsageCounter(counters, f"{number}")
+        assert (counter.entries, counter.bytes) == (0, 0)
         if number % 100 == 0:
-            tally.add(7)
-            assert (tally.sessions, tally.bytes) == (1, 7 + ENTRY_BYTES)
-    assert len(tallies.snapshot()) == 200
-    tallies.replace({}, tallies.snapshot())
-    assert not tallies.snapshot()
-    assert tally.sessions == 0
+            counter.add(7)
+            assert (counter.entries, counter.bytes) == (1, 7 + ENTRY_BYTES)
+    assert len(counters.snapshot()) == 200
+    counters.replace({}, counters.snapshot())
+    assert not counters.snapshot()
+    assert counter.entries == 0

@@ -1,4 +1,4 @@
-"""What the log says, and how often."""
+"""The contents and the rate limits of the log."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from structlog.testing import capture_logs
 from resumed_server import errors
 from resumed_server.auth.grants import Grants
 from resumed_server.limits.config import Limit
-from resumed_server.limits.enforcer import Budgets, LimitExceeded
+from resumed_server.limits.enforcer import LimitEnforcer, LimitExceeded
 from resumed_server.observability import logging as logs
-from resumed_server.rpc.handlers import status_of
+from resumed_server.rpc.status import to_status
 
 if TYPE_CHECKING:
     import pytest
@@ -30,7 +30,7 @@ sessions = 1
 
 
 def test_a_library_that_says_the_same_again_and_again_is_heard_once_in_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Grpcio logs an error for each request that makes no sense, and anybody may send as many as they like."""
+    """The library grpcio logs an error for each malformed request, so a client could fill the disk."""
     now = [1_000.0]
     monkeypatch.setattr("resumed_server.errors.time.monotonic", lambda: now[0])
     monkeypatch.setattr(errors, "_last_logged", {})
@@ -57,7 +57,7 @@ def test_a_library_that_says_the_same_again_and_again_is_heard_once_in_a_while(m
 
 
 def test_lines_are_bounded_whatever_they_are_about(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A caller who can choose the words of a line fills no disk with them, and none is lost for good."""
+    """A caller that chooses part of a message must not be able to fill the disk."""
     now = [1_000.0]
     monkeypatch.setattr("resumed_server.errors.time.monotonic", lambda: now[0])
     monkeypatch.setattr(errors, "_last_logged", {})
@@ -70,19 +70,18 @@ def test_lines_are_bounded_whatever_they_are_about(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_limit_of_each_namespace_is_one_line_however_many_are_made_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With one of them in it; limits of the grants file have a line each."""
     monkeypatch.setattr(errors, "_last_logged", {})
-    by_default = Budgets(Limit(sessions=1))
-    by_file = Budgets(None, cast("Any", SimpleNamespace(value=Grants.parse(LIMITS))))
+    by_default = LimitEnforcer(Limit(sessions=1))
+    by_file = LimitEnforcer(None, cast("Any", SimpleNamespace(value=Grants.parse(LIMITS))))
 
-    def refuse(budgets: Budgets, namespace: str) -> None:
-        budget = budgets.of_namespace(namespace)
-        assert budget
+    def refuse(enforcer: LimitEnforcer, namespace: str) -> None:
+        state = enforcer.for_namespace(namespace)
+        assert state
         try:
             for _ in range(2):
-                budget.admit_entry(1)
+                state.admit_entry(1)
         except LimitExceeded as error:
-            status_of(error, None)
+            to_status(error, None)
 
     with capture_logs() as lines:
         for number in range(100):

@@ -1,4 +1,4 @@
-"""The board that workers pin their figures to, what is counted, and how lag is told."""
+"""The shared metrics segment, the recorder, and the lag of watchers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ from resumed_server.storage.engine import (
     Take,
 )
 from resumed_server.storage.expiry import Sweeper
-from resumed_server.watch.hub import READ_SECONDS, Message, Progress, Subscription, Watchers
+from resumed_server.watch.hub import READ_SECONDS, WatchHub
+from resumed_server.watch.subscription import LogPosition, Message, Subscription
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,26 +36,21 @@ if TYPE_CHECKING:
 
 
 class Clock:
-    """Seconds that a test lets pass."""
+    """A clock that a test moves by hand."""
 
     now = 1_000.0
 
     def __call__(self) -> float:
-        """Return the present."""
         return self.now
 
 
 def outcomes(recorder: Recorder, namespace: str) -> dict[tuple[str, str], int]:
-    """Return what was counted in a namespace, without zeros."""
     row = recorder.snapshot()["operations"].get(namespace, [0] * len(OUTCOMES))
     return {outcome: count for outcome, count in zip(OUTCOMES, row, strict=True) if count}
 
 
 class TestBoard:
-    """Shared by processes, of which each may die at any moment."""
-
     def test_threads_that_admit_at_once_overwrite_nothing(self) -> None:
-        """Each name that was admitted is there."""
         interval = sys.getswitchinterval()
         sys.setswitchinterval(1e-6)
         try:
@@ -69,7 +65,6 @@ class TestBoard:
             sys.setswitchinterval(interval)
 
     def test_what_a_forked_process_pinned_its_parent_reads(self) -> None:
-        """And the last of it, each worker its own."""
         board = Board(2)
         for number in range(3):
             child = os.fork()
@@ -82,13 +77,11 @@ class TestBoard:
         assert board.read(0) == {"number": "mine"}
 
     def test_nothing_is_read_before_anything_was_pinned(self) -> None:
-        """Not even of a worker whose neighbour did."""
         board = Board(2)
         board.pin(0, {})
         assert board.read(1) is None
 
     def test_a_writer_that_dies_at_any_byte_leaves_what_was_there(self) -> None:
-        """However far it got, a whole half is left, and the next one writes over the broken one."""
         board = Board(1)
         board.pin(0, {"turn": 1})
         old = board._memory[:]
@@ -102,7 +95,6 @@ class TestBoard:
             assert board.read(0) == {"turn": 2}
 
     def test_names_beyond_the_bound_get_no_place_whoever_asks(self) -> None:
-        """All workers agree about which do."""
         board = Board(2)
         child = os.fork()
         if not child:
@@ -117,16 +109,15 @@ class TestBoard:
         assert board.admit(longest)
 
     def test_the_most_that_can_be_counted_fits(self) -> None:
-        """All namespaces, with the longest names and figures that take years."""
         board = Board(1)
         row = [2**53] * len(OUTCOMES)
         metrics = Metrics(board, 0, cast("Engine", Store()), Clock())
         metrics.recorder._operations |= {f"{number:063}": row for number in range(MAX_NAMESPACES)} | {OTHER: row}
         for method in ("Put", "Get", "Take", "Remove", "Batch", "Watch"):
             for code in range(17):
-                metrics.recorder.failed(method, code)
+                metrics.recorder.on_failure(method, code)
         metrics.ready = True
-        metrics.report(Watchers(cast("Engine", Store())), Sweeper(cast("Engine", Store())))
+        metrics.report(WatchHub(cast("Engine", Store())), Sweeper(cast("Engine", Store())))
         assert board.read(0)
         with pytest.raises(ValueError, match="do not fit"):
             board.pin(0, {"x": "x" * 65_536})
@@ -139,22 +130,18 @@ class Store:
     error: Exception | None = None
 
     def batch(self, operations: Sequence[Operation]) -> list[Outcome]:
-        """Answer one of each kind."""
         if self.error:
             raise self.error
         found = {Get: None, Take: StoredSession(b"v", 1.0), Put: 1.0, Remove: True}
         return [cast("Outcome", found[type(each)]) for each in operations]
 
     def totals(self) -> None:
-        """Fail."""
         raise EngineUnavailable("not now")
 
 
 class TestRecorder:
-    """What is counted where."""
-
     def test_a_namespace_without_sessions_gets_no_place(self) -> None:
-        """A caller can make up as many as they want; once a session is found in one it has its place."""
+        """Callers choose namespaces, so an unused one must not occupy a place."""
         recorder = Recorder(lambda _: True)
         for _ in range(3):
             recorder.operation("made-up", COLUMN["get", "miss"])
@@ -168,13 +155,12 @@ class TestRecorder:
         assert "made-up" not in recorder.snapshot()["operations"]
 
     def test_many_threads_lose_no_count(self) -> None:
-        """Though none takes a lock, and they take turns as often as the interpreter lets them."""
         recorder, column = Recorder(lambda _: True), COLUMN["put", "stored"]
 
         def count() -> None:
             for _ in range(20_000):
                 recorder.operation("shop", column)
-                recorder.answered("Get", 0.5)
+                recorder.on_success("Get", 0.5)
 
         interval = sys.getswitchinterval()
         sys.setswitchinterval(1e-6)
@@ -191,21 +177,18 @@ class TestRecorder:
         assert (sum(found["calls"]["Get"][0]), found["calls"]["Get"][1]) == (80_000, 40_000.0)
 
     def test_what_is_not_admitted_is_added_up(self) -> None:
-        """Nothing is lost."""
         recorder = Recorder(lambda namespace: namespace == "shop")
         for namespace in ("shop", "pay", "mail"):
             recorder.operation(namespace, COLUMN["get", "hit"])
         assert outcomes(recorder, OTHER) == {("get", "hit"): 2}
 
     def test_a_call_counts_in_the_bucket_whose_bound_it_reaches(self) -> None:
-        """Bounds are inclusive, as Prometheus has them."""
         recorder = Recorder(lambda _: True)
         for seconds in (0.0, BOUNDS[0], BOUNDS[0] + 1e-9, BOUNDS[-1] + 1):
-            recorder.answered("Get", seconds)
+            recorder.on_success("Get", seconds)
         assert recorder.snapshot()["calls"]["Get"][0] == [2, 1, *[0] * 10, 1]
 
     def test_the_operations_of_a_batch_count_one_by_one(self) -> None:
-        """Each by its own outcome, and as failed where the whole of it failed."""
         recorder, store = Recorder(lambda _: True), Store()
         engine = CountedEngine(cast("Engine", store), recorder)
         operations: list[Operation] = [
@@ -228,7 +211,7 @@ class TestRecorder:
         [(AlreadyExists("no"), "refused"), (EngineFull("no"), "full"), (EngineUnavailable("no"), "failed")],
     )
     def test_a_put_that_fails_counts_by_its_reason(self, error: Exception, outcome: str) -> None:
-        """Write-once, full, and down want different things of an operator."""
+        """An operator reacts differently to a duplicate id, a full store and an outage."""
 
         class Failing:
             def put(self, *_: object) -> float:
@@ -241,7 +224,6 @@ class TestRecorder:
 
 
 def samples(collector: BoardCollector) -> dict[str, float]:
-    """Return what is told of the first worker, and of all, by name."""
     return {
         sample.name: sample.value
         for family in collector.collect()
@@ -251,19 +233,16 @@ def samples(collector: BoardCollector) -> dict[str, float]:
 
 
 class TestReport:
-    """What a worker tells of itself, and what becomes of it."""
-
     def test_who_takes_a_dead_workers_place_goes_on_counting(self) -> None:
-        """Counters never go back; who pinned nothing for a while is down, and its gauges say nothing."""
         board, clock = Board(1), Clock()
         store = cast("Engine", Store())
         collector = BoardCollector(board, {}, clock=clock)
-        watchers, sweeper = Watchers(store), Sweeper(store)
+        watchers, sweeper = WatchHub(store), Sweeper(store)
         sweeper.swept = 5
         for run in (1, 2):
             metrics = Metrics(board, 0, store, clock)
-            metrics.recorder.answered("Get", 0.1)
-            metrics.recorder.failed("Get", 14)
+            metrics.recorder.on_success("Get", 0.1)
+            metrics.recorder.on_failure("Get", 14)
             metrics.ready = True
             metrics.report(watchers, sweeper)
             found = samples(collector)
@@ -281,34 +260,29 @@ class Log:
     """An engine with a log of changes that never moves."""
 
     def position(self) -> bytes:
-        """Return where it ends."""
         return b"end"
 
 
 class TestLag:
-    """How far watchers are behind."""
-
     def test_it_is_the_age_of_the_oldest_message_that_waits(self) -> None:
-        """None waits: no lag."""
         clock = Clock()
-        subscription = Subscription("shop", lambda: Progress(b"", 0.0), clock)
+        subscription = Subscription("shop", lambda: LogPosition(b"", 0.0), clock)
         assert subscription.lag() == 0
         for _ in range(3):
-            subscription.tell(Message((), b"", clock.now))
+            subscription.enqueue(Message((), b"", clock.now))
             clock.now += 1.0
         assert subscription.lag() == 3.0
         next(subscription.messages())
         assert subscription.lag() == 2.0
 
     def test_a_log_that_is_not_read_is_lag_too(self) -> None:
-        """As where the storage does not answer; the pause between two readings is none."""
         clock = Clock()
-        watchers = Watchers(cast("Engine", Log()), clock)
-        assert watchers.state() == (0, 0.0, 0)
+        watchers = WatchHub(cast("Engine", Log()), clock)
+        assert watchers.stats() == (0, 0.0, 0)
         with watchers._lock:
             watchers._subscriptions[Subscription("shop", lambda: watchers._progress, clock)] = None
-            watchers._progress = Progress(b"end", clock.now)
+            watchers._progress = LogPosition(b"end", clock.now)
         clock.now += READ_SECONDS
-        assert watchers.state() == (1, 0.0, 0)
+        assert watchers.stats() == (1, 0.0, 0)
         clock.now += 2.0
-        assert watchers.state().lag == pytest.approx(2.0)
+        assert watchers.stats().lag == pytest.approx(2.0)

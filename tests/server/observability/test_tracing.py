@@ -1,4 +1,4 @@
-"""The server's spans: what is in them, and what is not."""
+"""The attributes, parents and status of the server's spans."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from resumed.v1 import session_store_pb2 as pb
 from resumed_server.errors import UserError
 from resumed_server.observability.tracing import Tracing
 from resumed_server.preflight import verified
-from resumed_server.rpc.handlers import Unobserved
+from resumed_server.rpc.observer import NullObserver
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import ReadableSpan
@@ -32,18 +32,15 @@ class Context:
         self._metadata = metadata
 
     def invocation_metadata(self) -> Any:
-        """Return what the caller sent."""
         return self._metadata
 
 
 class Traced:
-    """A Tracing whose spans are kept."""
-
     def __init__(self) -> None:
         self._exporter = InMemorySpanExporter()
         provider = TracerProvider()
         provider.add_span_processor(SimpleSpanProcessor(self._exporter))
-        self.tracing = Tracing(provider.get_tracer("test"), Unobserved())
+        self.tracing = Tracing(provider.get_tracer("test"), NullObserver())
 
     def span(self) -> ReadableSpan:
         """Return the one span so far, which holds no secret."""
@@ -53,20 +50,19 @@ class Traced:
         return span
 
     def answered(self, request: Any, response: Any, *metadata: tuple[str, str | bytes]) -> ReadableSpan:
-        """Tell of a call that was answered after 2 seconds."""
+        """Record a call that succeeded after 2 seconds."""
         context: Any = Context(*metadata)
-        self.tracing.answered(type(request).__name__.removesuffix("Request"), 2.0, request, response, context)
+        self.tracing.on_success(type(request).__name__.removesuffix("Request"), 2.0, request, response, context)
         return self.span()
 
     def failed(self, request: Any, code: int) -> ReadableSpan:
-        """Tell of a call that failed."""
+        """Record a call that failed."""
         context: Any = Context()
-        self.tracing.failed(type(request).__name__.removesuffix("Request"), code, 2.0, request, context)
+        self.tracing.on_failure(type(request).__name__.removesuffix("Request"), code, 2.0, request, context)
         return self.span()
 
 
 def test_a_span_says_what_became_of_the_call() -> None:
-    """In the words of the metrics."""
     traced = Traced()
     session = pb.StoredSession(value=SECRET)
     for request, response, outcome in (
@@ -90,7 +86,6 @@ def test_a_span_says_what_became_of_the_call() -> None:
 
 
 def test_a_batch_says_how_many_operations_and_which_namespace_if_it_is_one() -> None:
-    """Of several it names none."""
     traced = Traced()
     get = pb.BatchOperation(get=pb.GetRequest(**ADDRESS))
     other = pb.BatchOperation(take=pb.TakeRequest(namespace="other", key=SECRET))
@@ -113,7 +108,6 @@ def test_a_batch_says_how_many_operations_and_which_namespace_if_it_is_one() -> 
     ],
 )
 def test_only_what_is_the_servers_fault_is_an_error(code: int, name: str, status: StatusCode) -> None:
-    """As the semantic conventions have it."""
     span = Traced().failed(pb.GetRequest(**ADDRESS), code)
     assert span.attributes
     assert span.attributes["rpc.response.status_code"] == name
@@ -121,7 +115,7 @@ def test_only_what_is_the_servers_fault_is_an_error(code: int, name: str, status
 
 
 def test_the_caller_names_the_parent_and_nonsense_names_none() -> None:
-    """Metadata is the caller's."""
+    """The metadata is untrusted."""
     traced = Traced()
     request, response = pb.GetRequest(**ADDRESS), pb.GetResponse()
     child = traced.answered(request, response, ("user-agent", "test"), ("traceparent", PARENT))
@@ -134,14 +128,12 @@ def test_the_caller_names_the_parent_and_nonsense_names_none() -> None:
 
 
 def test_what_is_no_namespace_is_not_in_a_span() -> None:
-    """It may be of any length."""
     span = Traced().failed(pb.GetRequest(namespace="x" * 100_000, key=SECRET), 3)
     assert span.attributes
     assert "resumed.namespace" not in span.attributes
 
 
 def test_without_the_extra_the_command_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a line."""
     monkeypatch.setattr("resumed_server.preflight.find_spec", lambda _: None)
     with pytest.raises(UserError, match=r"^--otel: .*pip install 'resumed\[server,otel\]'$"):
         verified(otel=True)

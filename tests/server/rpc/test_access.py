@@ -1,4 +1,4 @@
-"""Who may do what, over the wire: every bad credential, every operation, and what changes while the server serves."""
+"""Authentication and authorization over the wire, with every invalid credential and every operation."""
 
 from __future__ import annotations
 
@@ -61,8 +61,6 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 class Stub(SessionStoreServiceStub):
-    """Both services, on one connection."""
-
     def __init__(self, channel: grpc.Channel) -> None:
         super().__init__(channel)
         admin = AdminServiceStub(channel)
@@ -71,19 +69,17 @@ class Stub(SessionStoreServiceStub):
 
 @pytest.fixture
 def connect(server: RunningServer) -> Iterator[Callable[[Pem | None], SessionStoreServiceStub]]:
-    """Connect with a certificate."""
     with ExitStack() as held:
         yield lambda pem: Stub(held.enter_context(channel(server.target, AUTHORITY.pem, pem)))
 
 
 @pytest.fixture
 def shop(connect: Callable[[Pem | None], SessionStoreServiceStub]) -> SessionStoreServiceStub:
-    """The rightful caller."""
+    """The caller with the grants of the shop."""
     return connect(AUTHORITY.issue(SHOP))
 
 
 def requests(namespace: str, key: bytes) -> dict[str, Any]:
-    """Return one request for each operation."""
     address: dict[str, Any] = {"namespace": namespace, "key": key}
     return {
         "put": pb.PutRequest(**address, value=SECRET.encode(), ttl=Duration(seconds=60)),
@@ -96,35 +92,34 @@ def requests(namespace: str, key: bytes) -> dict[str, Any]:
     }
 
 
-def called(stub: SessionStoreServiceStub, operation: str, request: Any) -> Any:
-    """Make the call of an operation; of a stream, return the first answer."""
+def call(stub: SessionStoreServiceStub, operation: str, request: Any) -> Any:
+    """Make the call of an operation; return its response, or the first one of a stream."""
     answer = getattr(stub, operation.capitalize())(request, timeout=10)
     return next(answer) if operation == "watch" else answer
 
 
-def refusal(stub: SessionStoreServiceStub, operation: str, request: Any) -> grpc.RpcError:
+def rejection(stub: SessionStoreServiceStub, operation: str, request: Any) -> grpc.RpcError:
     """Return the error of a call that must fail."""
     with pytest.raises(grpc.RpcError) as caught:
-        called(stub, operation, request)
+        call(stub, operation, request)
     return caught.value
 
 
 def info(status: Status) -> ErrorInfo:
-    """Return the one ErrorInfo of an error."""
     (found,) = [detail for detail in status.details if detail.Is(ErrorInfo.DESCRIPTOR)]
     unpacked = ErrorInfo()
     found.Unpack(unpacked)
     return unpacked
 
 
-def status_of(error: grpc.RpcError) -> Status:
+def to_status(error: grpc.RpcError) -> Status:
     """Return the rich status of an error."""
     status = rpc_status.from_call(error)
     assert status is not None
     return status
 
 
-# --- Who is let in -------------------------------------------------------------------------------------------------
+# --- Granted calls -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -139,35 +134,35 @@ def status_of(error: grpc.RpcError) -> Status:
         (["spiffe://example.org/nobody", "dns:frontend.pay.svc"], "pay"),
     ],
 )
-def test_who_is_granted_an_operation_may_carry_it_out(
+def test_a_granted_operation_is_executed(
     connect: Callable[[Pem | None], SessionStoreServiceStub], identities: list[str], namespace: str
 ) -> None:
-    """By SPIFFE id or by any DNS name, exact or by prefix."""
+    """The grant names a SPIFFE ID or any DNS name, exact or by prefix."""
     stub = connect(AUTHORITY.issue(*identities))
     asked = requests(namespace, uuid.uuid4().bytes)
-    assert called(stub, "watch", asked["watch"]).live
-    assert called(stub, "put", asked["put"]).ttl.seconds
-    assert called(stub, "get", asked["get"]).session.value == SECRET.encode()
-    assert called(stub, "take", asked["take"]).session.value == SECRET.encode()
-    assert not called(stub, "remove", asked["remove"]).removed
+    assert call(stub, "watch", asked["watch"]).live
+    assert call(stub, "put", asked["put"]).ttl.seconds
+    assert call(stub, "get", asked["get"]).session.value == SECRET.encode()
+    assert call(stub, "take", asked["take"]).session.value == SECRET.encode()
+    assert not call(stub, "remove", asked["remove"]).removed
 
 
-def test_an_operator_may_purge_and_count_what_they_are_granted(
+def test_an_operator_may_purge_and_count_granted_namespaces(
     connect: Callable[[Pem | None], SessionStoreServiceStub],
 ) -> None:
-    """One namespace; to count all of them takes a grant for all."""
+    """Counting all namespaces requires a grant for all."""
     operator: Any = connect(AUTHORITY.issue("spiffe://example.org/operator"))
     counter: Any = connect(AUTHORITY.issue("spiffe://example.org/counter"))
-    assert called(operator, "purge", admin_pb2.PurgeRequest(namespace="ops")).HasField("issued_before_time")
-    (stats,) = called(operator, "stats", admin_pb2.StatsRequest(namespace="ops")).namespaces
+    assert call(operator, "purge", admin_pb2.PurgeRequest(namespace="ops")).HasField("issued_before_time")
+    (stats,) = call(operator, "stats", admin_pb2.StatsRequest(namespace="ops")).namespaces
     assert (stats.namespace, stats.session_count) == ("ops", 0)
     everything = admin_pb2.StatsRequest()
-    called(counter, "stats", everything)
-    assert info(status_of(refusal(operator, "stats", everything))).metadata["namespace"] == "*"
-    assert refusal(counter, "purge", admin_pb2.PurgeRequest(namespace="ops")).code() is DENIED
+    call(counter, "stats", everything)
+    assert info(to_status(rejection(operator, "stats", everything))).metadata["namespace"] == "*"
+    assert rejection(counter, "purge", admin_pb2.PurgeRequest(namespace="ops")).code() is DENIED
 
 
-# --- Who is not ----------------------------------------------------------------------------------------------------
+# --- Denied calls --------------------------------------------------------------------------------------------------
 
 EXPIRED = AUTHORITY.issue(SHOP, lifetime=-HOUR)
 REFUSED_BY_TLS = {
@@ -205,7 +200,7 @@ def stored(shop: SessionStoreServiceStub) -> bytes:
 
 
 def assert_untouched(shop: SessionStoreServiceStub, key: bytes, fresh: bytes) -> None:
-    """Check that the session is there, and that nobody stored or removed the other key."""
+    """Check that the session still exists, and that the other key does not."""
     assert shop.Get(pb.GetRequest(namespace="shop", key=key)).session.value == SECRET.encode()
     assert not shop.Get(pb.GetRequest(namespace="shop", key=fresh)).HasField("session")
     shop.Put(requests("shop", fresh)["put"])
@@ -218,11 +213,11 @@ def test_without_a_valid_certificate_no_call_is_read(
     stored: bytes,
     credential: str,
 ) -> None:
-    """The handshake ends it, so the client can only tell that it cannot connect."""
+    """The handshake fails, so the client only reports that it cannot connect."""
     fresh = uuid.uuid4().bytes
     for operation in FRONTEND + OPERATOR:
         key = fresh if operation == "put" else stored
-        error = refusal(connect(REFUSED_BY_TLS[credential]), operation, requests("shop", key)[operation])
+        error = rejection(connect(REFUSED_BY_TLS[credential]), operation, requests("shop", key)[operation])
         assert error.code() is grpc.StatusCode.UNAVAILABLE, operation
     assert_untouched(shop, stored, fresh)
 
@@ -235,10 +230,7 @@ def test_without_a_valid_certificate_no_call_is_read(
         ("of another authority", "unable to get local issuer"),
     ],
 )
-def test_a_handshake_that_is_refused_is_one_log_line(
-    server: RunningServer, tmp_path: Path, credential: str, why: str
-) -> None:
-    """One of gRPC itself, with the reason and without a secret."""
+def test_a_rejected_handshake_is_one_log_line(server: RunningServer, tmp_path: Path, credential: str, why: str) -> None:
     context = ssl.create_default_context(cadata=AUTHORITY.pem.decode())
     if pem := REFUSED_BY_TLS[credential]:
         (tmp_path / "client.pem").write_bytes(pem.key + pem.certificate)
@@ -261,37 +253,37 @@ def test_a_handshake_that_is_refused_is_one_log_line(
 
 
 @pytest.mark.parametrize("credential", NAMELESS)
-def test_a_certificate_that_names_nobody_is_unauthenticated(
+def test_a_certificate_without_an_identity_is_unauthenticated(
     connect: Callable[[Pem | None], SessionStoreServiceStub],
     shop: SessionStoreServiceStub,
     stored: bytes,
     credential: str,
 ) -> None:
-    """The common name does not count, nor does what stands before a NUL."""
+    """Neither the common name nor a prefix of a name that ends at a NUL is an identity."""
     stub = connect(NAMELESS[credential])
     fresh = uuid.uuid4().bytes
     for operation in FRONTEND + OPERATOR:
         key = fresh if operation == "put" else stored
-        error = refusal(stub, operation, requests("shop", key)[operation])
+        error = rejection(stub, operation, requests("shop", key)[operation])
         assert error.code() is grpc.StatusCode.UNAUTHENTICATED, operation
-        assert info(status_of(error)).reason == "ERROR_REASON_UNAUTHENTICATED"
+        assert info(to_status(error)).reason == "ERROR_REASON_UNAUTHENTICATED"
     assert_untouched(shop, stored, fresh)
 
 
 @pytest.mark.parametrize("credential", OTHERS)
-def test_another_identity_is_denied_with_what_is_missing(
+def test_another_identity_is_denied_with_the_missing_grant(
     connect: Callable[[Pem | None], SessionStoreServiceStub],
     shop: SessionStoreServiceStub,
     stored: bytes,
     credential: str,
 ) -> None:
-    """Whether the session exists or not, the answer is the same."""
+    """The error does not depend on whether the session exists."""
     stub = connect(OTHERS[credential])
     fresh = uuid.uuid4().bytes
     for operation in FRONTEND + OPERATOR:
-        errors = [refusal(stub, operation, requests("shop", key)[operation]) for key in (stored, fresh)]
+        errors = [rejection(stub, operation, requests("shop", key)[operation]) for key in (stored, fresh)]
         assert {error.code() for error in errors} == {grpc.StatusCode.PERMISSION_DENIED}, operation
-        first, second = map(status_of, errors)
+        first, second = map(to_status, errors)
         assert first == second
         metadata = info(first).metadata
         assert info(first).reason == "ERROR_REASON_NOT_GRANTED"
@@ -304,26 +296,24 @@ def test_another_identity_is_denied_with_what_is_missing(
 def test_a_grant_of_one_operation_grants_no_other(
     connect: Callable[[Pem | None], SessionStoreServiceStub], stored: bytes, operation: str
 ) -> None:
-    """A reader reads."""
     stub = connect(AUTHORITY.issue("spiffe://example.org/reader"))
     request = requests("shop", stored)[operation]
     if operation == "get":
-        assert called(stub, operation, request).session.value == SECRET.encode()
+        assert call(stub, operation, request).session.value == SECRET.encode()
     else:
-        assert refusal(stub, operation, request).code() is grpc.StatusCode.PERMISSION_DENIED
+        assert rejection(stub, operation, request).code() is grpc.StatusCode.PERMISSION_DENIED
 
 
 @pytest.mark.parametrize("namespace", ["shops", "sho", "pay", "shop-eu"])
 def test_a_grant_of_one_namespace_grants_no_other(shop: SessionStoreServiceStub, namespace: str) -> None:
-    """`shop` and `shop.*` are what was granted."""
     for operation, request in requests(namespace, b"key").items():
-        assert refusal(shop, operation, request).code() is grpc.StatusCode.PERMISSION_DENIED
+        assert rejection(shop, operation, request).code() is grpc.StatusCode.PERMISSION_DENIED
 
 
 def test_a_batch_is_checked_operation_by_operation(
     connect: Callable[[Pem | None], SessionStoreServiceStub], shop: SessionStoreServiceStub, stored: bytes
 ) -> None:
-    """Those that are granted are carried out, each of the others has the error of its call."""
+    """Granted operations are executed; each of the others gets the error of its own call."""
     stub = connect(AUTHORITY.issue("spiffe://example.org/reader"))
     fresh = uuid.uuid4().bytes
     asked = requests("shop", stored) | {"put": requests("shop", fresh)["put"]}
@@ -342,8 +332,8 @@ def test_a_batch_is_checked_operation_by_operation(
         assert error.code == grpc.StatusCode.PERMISSION_DENIED.value[0]
         assert info(error).metadata["operation"] == operation
         assert info(error).metadata["namespace"] == namespace
-        alone = refusal(stub, operation, asked[operation] if namespace == "shop" else operations[5].get)
-        assert status_of(alone) == error
+        alone = rejection(stub, operation, asked[operation] if namespace == "shop" else operations[5].get)
+        assert to_status(alone) == error
     assert_untouched(shop, stored, fresh)
 
 
@@ -352,21 +342,20 @@ def test_a_batch_is_checked_operation_by_operation(
     [(REFUSED_BY_TLS, grpc.StatusCode.UNAVAILABLE), (NAMELESS, grpc.StatusCode.UNAUTHENTICATED)],
     ids=["refused by TLS", "nameless"],
 )
-def test_a_batch_of_somebody_unknown_is_refused_as_a_whole(
+def test_a_batch_without_an_identity_is_rejected_as_a_whole(
     connect: Callable[[Pem | None], SessionStoreServiceStub],
     shop: SessionStoreServiceStub,
     stored: bytes,
     credentials: dict[str, Pem | None],
     code: grpc.StatusCode,
 ) -> None:
-    """None of its operations is carried out."""
     fresh = uuid.uuid4().bytes
     asked = requests("shop", stored) | {"put": requests("shop", fresh)["put"]}
     request = pb.BatchRequest(
         operations=[pb.BatchOperation(**{each: asked[each]}) for each in FRONTEND if each != "watch"]
     )
     for pem in credentials.values():
-        assert refusal(connect(pem), "batch", request).code() is code
+        assert rejection(connect(pem), "batch", request).code() is code
     assert_untouched(shop, stored, fresh)
 
 
@@ -377,7 +366,7 @@ def test_a_batch_of_another_identity_is_denied_in_each_operation(
     stored: bytes,
     credential: str,
 ) -> None:
-    """With the same words, whether the session exists or not."""
+    """The errors do not depend on whether the session exists."""
     stub, fresh = connect(OTHERS[credential]), uuid.uuid4().bytes
     names = [each for each in FRONTEND if each != "watch"]
     answers = []
@@ -393,20 +382,20 @@ def test_a_batch_of_another_identity_is_denied_in_each_operation(
     assert_untouched(shop, stored, fresh)
 
 
-def test_a_field_outside_its_limits_is_told_before_the_grant(shop: SessionStoreServiceStub) -> None:
-    """No namespace can be made up that the log or the memory of decisions would have to hold."""
+def test_fields_are_validated_before_grants(shop: SessionStoreServiceStub) -> None:
+    """So neither the log nor the cache of decisions contains names that callers invent."""
     for operation, request in requests("Not A Namespace", b"key").items():
-        assert refusal(shop, operation, request).code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert rejection(shop, operation, request).code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
 def test_denials_are_logged_once_and_without_a_secret(server: RunningServer) -> None:
-    """By identity and operation, however often and for however many namespaces they are tried."""
+    """Once by identity and operation, for any number of calls and namespaces."""
     identity = f"spiffe://example.org/{uuid.uuid4().hex}"
     with channel(server.target, AUTHORITY.pem, AUTHORITY.issue(identity)) as connection:
         stub = Stub(connection)
         for number in range(20):
             for operation, request in requests(f"shop.{number}", SECRET.encode()).items():
-                refusal(stub, operation, request)
+                rejection(stub, operation, request)
     lines = [line for line in server.log_lines("no grant allows this") if line["identity"] == identity]
     assert sorted((line["operation"], line["namespace"]) for line in lines) == sorted(
         (operation, "shop.0") for operation in FRONTEND + OPERATOR
@@ -419,7 +408,7 @@ def test_denials_are_logged_once_and_without_a_secret(server: RunningServer) -> 
 
 
 def test_probes_need_no_certificate_and_get_health_only(server: RunningServer) -> None:
-    """In plaintext, at an address of their own."""
+    """They have an address of their own, in plaintext."""
     (address,) = server.log_lines("listening")[0]["health"]
     with grpc.insecure_channel(address) as connection:
         health = health_pb2_grpc.HealthStub(connection)
@@ -428,40 +417,37 @@ def test_probes_need_no_certificate_and_get_health_only(server: RunningServer) -
             assert answer.status == health_pb2.HealthCheckResponse.SERVING
         stub = Stub(connection)
         for operation, request in requests("shop", b"key").items():
-            assert refusal(stub, operation, request).code() is grpc.StatusCode.UNIMPLEMENTED
+            assert rejection(stub, operation, request).code() is grpc.StatusCode.UNIMPLEMENTED
 
 
-def test_plaintext_is_not_spoken_where_tls_is(server: RunningServer) -> None:
-    """Nothing gets in without a handshake."""
+def test_a_tls_listener_rejects_plaintext(server: RunningServer) -> None:
     with grpc.insecure_channel(server.target) as connection:
-        error = refusal(SessionStoreServiceStub(connection), "get", requests("shop", b"key")["get"])
+        error = rejection(SessionStoreServiceStub(connection), "get", requests("shop", b"key")["get"])
     assert error.code() is grpc.StatusCode.UNAVAILABLE
 
 
 # --- Without grants ------------------------------------------------------------------------------------------------
 
 
-def test_without_grants_every_client_of_the_authority_may_do_everything(tmp_path: Path) -> None:
-    """Even one without a name; and no other."""
+def test_without_grants_every_client_of_the_ca_may_do_everything(tmp_path: Path) -> None:
+    """That includes a certificate without a name."""
     files = Files(tmp_path).write(AUTHORITY.server(), AUTHORITY.pem)
     with running_server(*files.options) as server:
         with channel(server.target, AUTHORITY.pem, AUTHORITY.issue()) as connection:
             asked = requests("any", b"key")
-            assert called(SessionStoreServiceStub(connection), "put", asked["put"]).ttl.seconds
+            assert call(SessionStoreServiceStub(connection), "put", asked["put"]).ttl.seconds
         for pem in REFUSED_BY_TLS.values():
             with channel(server.target, AUTHORITY.pem, pem) as connection:
-                error = refusal(SessionStoreServiceStub(connection), "get", asked["get"])
+                error = rejection(SessionStoreServiceStub(connection), "get", asked["get"])
                 assert error.code() is grpc.StatusCode.UNAVAILABLE
 
 
-def test_without_a_client_authority_nobody_needs_a_certificate(tmp_path: Path) -> None:
-    """TLS for the sake of the line alone; the server still proves who it is."""
+def test_without_a_client_ca_clients_need_no_certificate(tmp_path: Path) -> None:
+    """TLS protects the connection, and the server still has a certificate."""
     files = Files(tmp_path).write(AUTHORITY.server())
     with running_server(*files.options) as server:
         with channel(server.target, AUTHORITY.pem, None) as connection:
-            assert (
-                called(SessionStoreServiceStub(connection), "get", requests("any", b"key")["get"]) == pb.GetResponse()
-            )
+            assert call(SessionStoreServiceStub(connection), "get", requests("any", b"key")["get"]) == pb.GetResponse()
         with channel(server.target, STRANGER.pem, None) as connection:
-            error = refusal(SessionStoreServiceStub(connection), "get", requests("any", b"key")["get"])
+            error = rejection(SessionStoreServiceStub(connection), "get", requests("any", b"key")["get"])
             assert error.code() is grpc.StatusCode.UNAVAILABLE

@@ -1,4 +1,4 @@
-"""Purge and Stats over the wire: on every front and engine, through whichever worker, told to whoever watches."""
+"""Purge and Stats over the wire, on every transport and engine, and through every worker."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 PATIENCE = 10.0
 PURGED = Change(b"", None, None)
 PATIENT = "?timeout_ms=5000"
-"""A busy machine is no broken promise."""
+"""Generous, because tests run on loaded machines."""
 
 
 @pytest.fixture(
@@ -37,7 +37,7 @@ PATIENT = "?timeout_ms=5000"
     params=["one process", "two native workers", "two servers on Valkey", "two servers on a cluster"],
 )
 def targets(request: pytest.FixtureRequest) -> Iterator[list[str]]:
-    """Where one store is reached."""
+    """The addresses of the servers of one store."""
     with ExitStack() as held:
         if "servers" not in request.param:
             front, workers = ("native", 2) if "native" in request.param else ("grpcio", 1)
@@ -49,14 +49,13 @@ def targets(request: pytest.FixtureRequest) -> Iterator[list[str]]:
 
 @pytest.fixture
 def admin(targets: list[str]) -> Iterator[Admin]:
-    """An operator, at the first server."""
     with Admin(targets[0], deadline=PATIENCE) as admin:
         yield admin
 
 
 @pytest.fixture
 def connected(targets: list[str]) -> Iterator[Callable[[], SessionStore]]:
-    """Connect to a namespace of the test's own, at the last server; each time to any of its workers."""
+    """Connect to a namespace that only this test uses, at the last server, through any of its workers."""
     namespace = os.urandom(8).hex()
     with ExitStack() as held:
         yield lambda: held.enter_context(closing(SessionStore(targets[-1], namespace=namespace, deadline=PATIENCE)))
@@ -64,14 +63,14 @@ def connected(targets: list[str]) -> Iterator[Callable[[], SessionStore]]:
 
 @pytest.fixture
 def store(connected: Callable[[], SessionStore]) -> SessionStore:
-    """That namespace."""
+    """A client of that namespace."""
     return connected()
 
 
-def test_once_a_purge_is_answered_no_server_and_no_worker_returns_what_was_stored(
+def test_after_a_purge_no_server_and_no_worker_returns_an_earlier_session(
     admin: Admin, connected: Callable[[], SessionStore]
 ) -> None:
-    """On ten connections, so that every worker is asked; what is stored afterwards is there for all."""
+    """Ten connections reach every worker. Sessions stored after the purge exist for all of them."""
     stores = [connected() for _ in range(10)]
     for number, store in enumerate(stores):
         store.put(b"%d" % number, b"value", 60.0)
@@ -86,10 +85,10 @@ def test_once_a_purge_is_answered_no_server_and_no_worker_returns_what_was_store
     assert all(store.get(b"new") for store in stores)
 
 
-def test_a_put_that_arrives_after_the_purge_of_its_session_is_refused(
+def test_a_put_that_arrives_after_the_purge_of_its_session_is_rejected(
     admin: Admin, connected: Callable[[], SessionStore]
 ) -> None:
-    """By every worker, alone and in a Batch; one without a time of issue counts from its arrival."""
+    """By every worker, alone and in a Batch. A Put without an issue time counts as issued when it arrives."""
     issued = time.time() - 5.0
     admin.purge(connected().namespace)
     for _ in range(5):
@@ -103,8 +102,8 @@ def test_a_put_that_arrives_after_the_purge_of_its_session_is_refused(
     assert store.get(b"untimed")
 
 
-def test_a_purge_up_to_a_time_spares_what_was_issued_since(admin: Admin, store: SessionStore) -> None:
-    """And a later purge up to an earlier time changes nothing."""
+def test_a_purge_up_to_a_time_keeps_later_sessions(admin: Admin, store: SessionStore) -> None:
+    """A second purge up to an earlier time changes nothing."""
     moment = round(time.time()) - 100.0
     for key, seconds in ((b"before", -0.001), (b"then", 0.0), (b"after", 50.0)):
         store.put(key, b"value", 60.0, issued=moment + seconds)
@@ -113,10 +112,10 @@ def test_a_purge_up_to_a_time_spares_what_was_issued_since(admin: Admin, store: 
     assert admin.purge(store.namespace, moment - 50.0) == moment
 
 
-def test_whoever_watches_is_told_and_the_log_says_who_purged(
+def test_watchers_receive_the_purge_and_the_log_names_the_caller(
     admin: Admin, store: SessionStore, connected: Callable[[], SessionStore]
 ) -> None:
-    """As a change without a key; nothing from before comes behind it, what is stored later does."""
+    """The purge is a change without a key. No earlier change follows it, and later ones do."""
     store.put(b"old", b"value", 60.0)
     with connected().watch() as watch:
         admin.purge(store.namespace)
@@ -130,10 +129,10 @@ def test_whoever_watches_is_told_and_the_log_says_who_purged(
     assert all(change.key != b"old" for change in told[told.index(PURGED) :])
 
 
-def test_whoever_watches_is_told_up_to_when_and_when_sessions_were_issued(
+def test_watchers_receive_the_time_of_the_purge_and_issue_times(
     admin: Admin, store: SessionStore, connected: Callable[[], SessionStore]
 ) -> None:
-    """So a mirror keeps what the purge is not about."""
+    """So a mirror keeps the sessions that the purge does not cover."""
     moment = round(time.time()) - 100.0
     with connected().watch() as watch:
         store.put(b"k", b"value", 60.0, issued=moment)
@@ -147,21 +146,21 @@ def test_whoever_watches_is_told_up_to_when_and_when_sessions_were_issued(
     assert [(change.key, change.time) for change in told] == [(b"k", moment), (b"", moment - 50.0), (b"", moment)]
 
 
-def test_a_watcher_that_was_away_learns_of_the_purge(
+def test_a_watcher_that_reconnects_receives_the_purge(
     admin: Admin, store: SessionStore, connected: Callable[[], SessionStore]
 ) -> None:
-    """When it goes on behind its last position, and so does one that was never told of a change."""
+    """It reconnects with its last position, or with the one that it began at."""
     with connected().watch() as watch:
         position = next(iter(watch)).position
     admin.purge(store.namespace)
     with connected().watch(position) as watch:
-        if watch.continued:
+        if watch.resumed_from_position:
             told = next(changes for changes, _, _ in watch if changes)
             assert told == [PURGED]
 
 
 def test_stats_count_a_namespace_or_all(admin: Admin, store: SessionStore) -> None:
-    """And tell what is not deleted yet; that goes by itself."""
+    """They include sessions that are purged but not yet deleted; these are deleted in the background."""
     assert admin.stats(store.namespace) == {store.namespace: NamespaceStats(0, 0, 0, 0, None)}
     store.batch([Put(b"%d" % number, b"v" * 50, 600.0) for number in range(20)])
     store.remove(b"1")
@@ -173,15 +172,15 @@ def test_stats_count_a_namespace_or_all(admin: Admin, store: SessionStore) -> No
     until(lambda: admin.stats(store.namespace)[store.namespace].purged == 0)
 
 
-def test_stats_come_in_pages(targets: list[str], connected: Callable[[], SessionStore]) -> None:
-    """In the order of the names; the last page has no token."""
+def test_stats_have_pages(targets: list[str], connected: Callable[[], SessionStore]) -> None:
+    """Pages are ordered by name; the last one has no token."""
     names = sorted(f"{connected().namespace}-{number}" for number in range(5))
     with ExitStack() as held, grpc.insecure_channel(targets[0]) as channel:
         for name in names:
             store = held.enter_context(closing(SessionStore(targets[-1], namespace=name, deadline=PATIENCE)))
             store.put(b"k", b"value", 60.0)
         stats, pages, request = AdminServiceStub(channel).Stats, list[list[str]](), pb.StatsRequest(page_size=2)
-        request.page_token = names[0][:-1]  # behind all others that sort before
+        request.page_token = names[0][:-1]  # follows all names that sort before it
         while not pages or request.page_token:
             answer = stats(request, timeout=PATIENCE)
             pages.append([each.namespace for each in answer.namespaces if each.namespace in names])
@@ -208,8 +207,8 @@ def test_stats_come_in_pages(targets: list[str], connected: Callable[[], Session
         ("Put", session_store_pb2.PutRequest(issue_time=Timestamp(nanos=1_000_000_000)), "issue_time"),
     ],
 )
-def test_a_field_outside_its_limits_is_named(targets: list[str], method: str, request_: Any, field: str) -> None:
-    """And nothing is purged or stored."""
+def test_an_invalid_field_is_named(targets: list[str], method: str, request_: Any, field: str) -> None:
+    """The call purges and stores nothing."""
     if method == "Put":
         request_.MergeFrom(session_store_pb2.PutRequest(namespace="shop", key=b"k", value=b"v"))
         request_.ttl.seconds = 60
@@ -226,15 +225,15 @@ def test_a_field_outside_its_limits_is_named(targets: list[str], method: str, re
 
 
 def test_the_log_has_a_line_for_each_purge() -> None:
-    """With the namespace and the time: an operator wants to know why a fleet makes full handshakes."""
+    """It has the namespace and the time: an operator must find out why a fleet makes full handshakes."""
     with running_server() as server, Admin(server.target, deadline=PATIENCE) as admin:
         admin.purge("shop", 1_700_000_000.0)
         (line,) = server.wait_for_log("namespace purged")
         assert (line["namespace"], line["issued_before"]) == ("shop", "2023-11-14T22:13:20+00:00")
 
 
-def test_a_purge_holds_after_a_restart(tmp_path: Any) -> None:
-    """Killed or stopped: the mark is in the database."""
+def test_a_purge_survives_a_restart(tmp_path: Any) -> None:
+    """The database contains its cutoff, whether the server was killed or stopped."""
     issued = time.time() - 10.0
     url = f"lmdb://{tmp_path}/db"
     with running_server("--storage", url) as server:

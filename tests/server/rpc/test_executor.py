@@ -1,4 +1,4 @@
-"""The threads that answer calls: every call runs, and grpcio hears of every end exactly once."""
+"""CallExecutor: every call runs, and grpcio is notified of its end exactly once."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from google.protobuf.duration_pb2 import Duration
 from structlog.testing import capture_logs
 
 from resumed_server.rpc import server as front
-from resumed_server.rpc.executor import MOST_HELD, CallPool, Later
+from resumed_server.rpc.executor import CallExecutor
 from support.waiting import until
 
 if TYPE_CHECKING:
-    from resumed_server.rpc.parting import PartingServer
+    from resumed_server.rpc.grpc_server import GrpcServer
 
 PATIENCE = 20.0
 
 
-def test_every_call_runs_with_its_arguments_and_its_end_is_told_once() -> None:
-    """Whether the call or its observer is faster."""
-    pool, told, all_told = CallPool(4), [], threading.Event()
+def test_every_call_runs_with_its_arguments_and_its_callback_once() -> None:
+    """The callback may be added before or after the call ends."""
+    pool, told, all_told = CallExecutor(4), [], threading.Event()
 
     def tell(_call: object) -> None:
         told.append(1)
@@ -40,8 +40,8 @@ def test_every_call_runs_with_its_arguments_and_its_end_is_told_once() -> None:
 
 @pytest.mark.parametrize("error", [ValueError, SystemExit])
 def test_a_call_that_raises_ends_no_thread(error: type[BaseException]) -> None:
-    """It is logged, its end is told, and the only thread goes on."""
-    pool, ended = CallPool(1), threading.Event()
+    """The error is logged, the callback runs, and the only thread serves the next call."""
+    pool, ended = CallExecutor(1), threading.Event()
 
     def fail() -> None:
         raise error("secret")
@@ -54,8 +54,8 @@ def test_a_call_that_raises_ends_no_thread(error: type[BaseException]) -> None:
     assert "secret" not in str(logged)
 
 
-def test_a_call_whose_client_has_given_up_is_not_carried_out() -> None:
-    """It waited for a thread for too long: what it was to do would be done for nobody."""
+def test_a_call_whose_client_has_given_up_is_not_executed() -> None:
+    """It waited too long for a thread."""
     busy, free, served = threading.Event(), threading.Event(), list[int]()
 
     def behaviour(request: Duration, _context: object) -> Duration:
@@ -65,7 +65,9 @@ def test_a_call_whose_client_has_given_up_is_not_carried_out() -> None:
             assert free.wait(PATIENCE)
         return request
 
-    server = cast("PartingServer", front.grpc_server(1, shared=False))
+    server = cast("GrpcServer", front.build_grpc_server(1, shared=False))
+    executor = server._executor
+    assert executor
     handler = grpc.unary_unary_rpc_method_handler(behaviour, Duration.FromString, Duration.SerializeToString)
     server.add_registered_method_handlers("test.Service", {"Call": handler})
     port = server.add_insecure_port("127.0.0.1:0")
@@ -77,22 +79,22 @@ def test_a_call_whose_client_has_given_up_is_not_carried_out() -> None:
         with pytest.raises(grpc.RpcError):
             call(Duration(seconds=2), timeout=0.05)
         third = call.future(Duration(seconds=3))
-        until(lambda: server._pool.under_way == 3)  # so it knows how the second one ended, on the same connection
+        until(lambda: executor.in_flight == 3)  # so the end of the second one, on the same connection, was received
         free.set()
         assert (first.result(PATIENCE).seconds, third.result(PATIENCE).seconds) == (1, 3)
     assert served == [1, 3]
     server.stop(None)
 
 
-def test_how_busy_it_is_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    """How long calls wait for a thread, and how many come in vain: gRPC answers those by itself."""
+def test_waits_and_rejections_are_observed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """GRPC itself rejects the calls beyond the limit."""
     waits, away = list[float](), list[int]()
 
     class Told:
-        def waited(self, seconds: float) -> None:
+        def on_wait(self, seconds: float) -> None:
             waits.append(seconds)
 
-        def turned_away(self) -> None:
+        def on_rejection(self) -> None:
             away.append(1)
 
     busy, free = threading.Event(), threading.Event()
@@ -102,8 +104,8 @@ def test_how_busy_it_is_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
         assert free.wait(PATIENCE)
         return request
 
-    monkeypatch.setattr(front, "_MAX_QUEUED_CALLS", 2)
-    server = front.grpc_server(1, shared=False, load=Told())
+    monkeypatch.setattr(front, "_MAX_CALLS", 2)
+    server = front.build_grpc_server(1, shared=False, load=Told())
     handler = grpc.unary_unary_rpc_method_handler(behaviour, Duration.FromString, Duration.SerializeToString)
     server.add_registered_method_handlers("test.Service", {"Call": handler})
     port = server.add_insecure_port("127.0.0.1:0")
@@ -116,7 +118,7 @@ def test_how_busy_it_is_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(grpc.RpcError) as caught:
             call(Duration(seconds=3), timeout=PATIENCE)
         assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-        refused = time.monotonic()  # by now the second call has been waiting for a while
+        refused = time.monotonic()  # the second call has been waiting since before
         call.future(Duration(seconds=4)).exception(PATIENCE)
         waited = time.monotonic() - refused
         free.set()
@@ -125,18 +127,3 @@ def test_how_busy_it_is_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(waits) == len(away) == 2
     assert waits[1] > waited
     server.stop(None)
-
-
-def test_what_is_held_back_leaves_places_for_other_calls() -> None:
-    """It comes back when it is due, and what is due next comes back at once where there is too much."""
-    later, due, next_one, latest = Later(), threading.Event(), threading.Event(), threading.Event()
-    later.after(0, due.set)
-    assert due.wait(10)
-    later.after(1_800, next_one.set)
-    for _ in range(MOST_HELD - 1):
-        later.after(3_600, latest.set)
-    assert not next_one.is_set()
-    later.after(3_600, latest.set)
-    assert next_one.is_set()
-    assert not latest.is_set()
-    assert MOST_HELD < front._MAX_QUEUED_CALLS

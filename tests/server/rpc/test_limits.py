@@ -1,4 +1,4 @@
-"""Limits over the wire: who asks for more than they may is refused, who holds up others is cut off, others go on."""
+"""Limits over the wire: calls and connections beyond them are rejected, and others continue."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from grpc_status import rpc_status
 
 from resumed.v1 import session_store_pb2 as pb
 from resumed.v1.session_store_pb2_grpc import SessionStoreServiceStub
-from resumed_server.rpc.executor import MOST_WITHOUT_MESSAGE
+from resumed_server.rpc.executor import MAX_AWAITING_MESSAGE
 from support.mtls import Authority, Files, channel, grant
 from support.raw_http2 import GOAWAY, HEADERS, PING, RST_STREAM, SETTINGS, Raw, connected, frame
 from support.server import PATIENCE, running_server
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 AUTHORITY = Authority()
 SHOP, PAY, POD = (f"spiffe://example.org/{name}" for name in ("shop", "pay", "pods/1"))
 EVERYTHING = ["put", "get", "take", "remove", "watch"]
-RATE = 10  # so that a Batch of 256 uses it up for 25 seconds
+RATE = 10  # a Batch of 256 uses it up for 25 seconds
 FILE = (
     "".join(grant(name, ["*"], EVERYTHING) for name in (SHOP, PAY, "spiffe://example.org/pods/*"))
     + f"""
@@ -62,7 +62,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
 
 @pytest.fixture
 def connect(server: RunningServer) -> Iterator[Callable[[str], SessionStoreServiceStub]]:
-    """Connect as an identity."""
     with ExitStack() as held:
         yield lambda identity: SessionStoreServiceStub(
             held.enter_context(channel(server.target, AUTHORITY.pem, AUTHORITY.issue(identity)))
@@ -70,12 +69,11 @@ def connect(server: RunningServer) -> Iterator[Callable[[str], SessionStoreServi
 
 
 def get(namespace: str = "shop") -> pb.GetRequest:
-    """Return a Get of nothing."""
     return pb.GetRequest(namespace=namespace, key=SECRET)
 
 
-def refusal(call: Callable[..., Any], request: Any) -> grpc.RpcError:
-    """Return the error of the first call that is refused."""
+def rejection(call: Callable[..., Any], request: Any) -> grpc.RpcError:
+    """Return the error of the first call that is rejected."""
     for _ in range(3 * RATE):
         try:
             call(request, timeout=PATIENCE)
@@ -85,7 +83,7 @@ def refusal(call: Callable[..., Any], request: Any) -> grpc.RpcError:
 
 
 def use_up(stub: SessionStoreServiceStub, namespace: str) -> None:
-    """Have a Batch let through that leaves nothing for 25 seconds."""
+    """Make one Batch that uses up the rate for 25 seconds."""
     batch = pb.BatchRequest(operations=[pb.BatchOperation(get=get(namespace))] * 256)
     for _ in range(100):
         with suppress(grpc.RpcError):
@@ -95,7 +93,7 @@ def use_up(stub: SessionStoreServiceStub, namespace: str) -> None:
 
 
 def details(error: grpc.RpcError) -> tuple[ErrorInfo, RetryInfo | None]:
-    """Return what an error says beside its text."""
+    """Return the details of an error."""
     status = rpc_status.from_call(error)
     assert status is not None
     info, retry = ErrorInfo(), RetryInfo()
@@ -106,12 +104,12 @@ def details(error: grpc.RpcError) -> tuple[ErrorInfo, RetryInfo | None]:
 # --- Rates ---------------------------------------------------------------------------------------------------------
 
 
-def test_an_identity_beyond_its_rate_is_refused_and_nobody_else(
+def test_an_identity_beyond_its_rate_is_rejected_and_no_other(
     connect: Callable[[str], SessionStoreServiceStub], server: RunningServer
 ) -> None:
-    """With whose limit it is and when to try again; through all workers, whatever it asks for and wherever."""
+    """All workers count together, for every operation and namespace. The error has the identity and a retry delay."""
     ours = [connect(SHOP) for _ in range(4)]
-    error = refusal(ours[0].Get, get())
+    error = rejection(ours[0].Get, get())
     assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     info, retry = details(error)
     assert info.reason == "ERROR_REASON_LIMIT_EXCEEDED"
@@ -131,7 +129,7 @@ def test_an_identity_beyond_its_rate_is_refused_and_nobody_else(
             (stub.Batch, batch),
             (stub.Get, get("Not A Namespace")),
         ):
-            assert refusal(call, request).code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            assert rejection(call, request).code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         watch = stub.Watch(pb.WatchRequest(namespace="shop"), timeout=PATIENCE)
         with pytest.raises(grpc.RpcError) as caught:
             next(watch)
@@ -146,18 +144,18 @@ def test_an_identity_beyond_its_rate_is_refused_and_nobody_else(
     assert SECRET.decode() not in str(server.log_lines())
 
 
-def test_namespaces_of_one_limit_share_it_whoever_calls(connect: Callable[[str], SessionStoreServiceStub]) -> None:
-    """And other namespaces do not."""
+def test_namespaces_of_one_limit_share_it_for_all_callers(connect: Callable[[str], SessionStoreServiceStub]) -> None:
     first, second = connect(PAY), connect(POD)
-    info, _ = details(refusal(first.Get, get("small.eu")))
+    info, _ = details(rejection(first.Get, get("small.eu")))
     assert info.metadata == {"of": "small, small.*", "limit": "operations_per_second"}
     use_up(first, "small")
-    assert refusal(second.Get, get("small")).code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert rejection(second.Get, get("small")).code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert first.Get(get("large")) == pb.GetResponse()
 
 
-def test_a_refusal_tells_nothing_of_what_is_stored(connect: Callable[[str], SessionStoreServiceStub]) -> None:
-    """Of somebody who may not even look, the grant is told first, limit or not."""
+def test_a_caller_without_a_grant_learns_nothing_about_limits(
+    connect: Callable[[str], SessionStoreServiceStub],
+) -> None:
     stub = connect("spiffe://example.org/other")
     for _ in range(100):
         with pytest.raises(grpc.RpcError) as caught:
@@ -168,8 +166,8 @@ def test_a_refusal_tells_nothing_of_what_is_stored(connect: Callable[[str], Sess
 # --- Sizes ---------------------------------------------------------------------------------------------------------
 
 
-def test_sessions_beyond_a_limit_are_refused(connect: Callable[[str], SessionStoreServiceStub]) -> None:
-    """Through all workers; in a Batch only those. Whatever is there can be looked up and removed all the same."""
+def test_sessions_beyond_a_limit_are_rejected(connect: Callable[[str], SessionStoreServiceStub]) -> None:
+    """By all workers. In a Batch, only the Puts are rejected. Existing sessions can still be read and removed."""
     stubs = [connect(PAY), connect(POD), connect(PAY)]
 
     def put(key: bytes) -> pb.PutRequest:
@@ -198,8 +196,8 @@ def test_sessions_beyond_a_limit_are_refused(connect: Callable[[str], SessionSto
 # --- Watchers ------------------------------------------------------------------------------------------------------
 
 
-def test_watchers_beyond_a_limit_are_refused(connect: Callable[[str], SessionStoreServiceStub]) -> None:
-    """By namespace here; those that are there go on, and one that ends makes room."""
+def test_watchers_beyond_a_limit_are_rejected(connect: Callable[[str], SessionStoreServiceStub]) -> None:
+    """Existing watchers continue, and one that ends makes room."""
     stub = connect(PAY)
     first = stub.Watch(pb.WatchRequest(namespace="small"))
     assert next(first).live
@@ -231,7 +229,7 @@ _MAX_CONCURRENT_STREAMS = 3
 
 @contextmanager
 def unharmed(server: RunningServer) -> Iterator[None]:
-    """Check that calls of others are answered meanwhile."""
+    """Check that calls of other clients succeed during the context."""
     stop, answered = threading.Event(), [0]
 
     def call() -> None:
@@ -257,20 +255,20 @@ def unharmed(server: RunningServer) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def plain() -> Iterator[RunningServer]:
-    """One process without TLS, so that frames can be sent by hand; with two threads for calls."""
+    """One process without TLS, so that tests can send frames; it has two threads for calls."""
     with running_server("--threads", "2") as server:
         yield server
 
 
-def test_calls_without_a_message_hold_up_nobody_and_are_cancelled(plain: RunningServer) -> None:
-    """More of them than there are threads, more than may wait."""
+def test_calls_without_a_message_delay_no_other_call_and_are_cancelled(plain: RunningServer) -> None:
+    """There are more of them than threads, and more than the server keeps."""
     with ExitStack() as held, unharmed(plain):
-        silent = [held.enter_context(Raw(connected(plain.target))) for _ in range(MOST_WITHOUT_MESSAGE // 100 + 1)]
+        silent = [held.enter_context(Raw(connected(plain.target))) for _ in range(MAX_AWAITING_MESSAGE // 100 + 1)]
         for client in silent:
             for number in range(100):
                 client.open_call(2 * number + 1)
         deadline = time.monotonic() + PATIENCE
-        for kind, flags, _, _ in silent[0].frames():  # the first ones to come are the first to go
+        for kind, flags, _, _ in silent[0].frames():  # the oldest calls are cancelled first
             assert time.monotonic() < deadline
             if kind == RST_STREAM or (kind == HEADERS and flags & 1):
                 break
@@ -278,8 +276,8 @@ def test_calls_without_a_message_hold_up_nobody_and_are_cancelled(plain: Running
             pytest.fail("the connection was closed")
 
 
-def test_pings_beyond_what_is_allowed_end_the_connection(plain: RunningServer) -> None:
-    """With ENHANCE_YOUR_CALM (RFC 9113 section 7)."""
+def test_too_many_pings_end_the_connection(plain: RunningServer) -> None:
+    """The error is ENHANCE_YOUR_CALM (RFC 9113 section 7)."""
     with Raw(connected(plain.target)) as client, unharmed(plain):
         client.socket.sendall(5 * frame(PING, 0, 0, b"12345678"))
         gone = b""
@@ -290,8 +288,8 @@ def test_pings_beyond_what_is_allowed_end_the_connection(plain: RunningServer) -
         assert b"too_many_pings" in gone
 
 
-def test_a_connection_has_so_many_calls_at_once(plain: RunningServer) -> None:
-    """The server says how many, and refuses more."""
+def test_a_connection_has_a_maximum_of_concurrent_calls(plain: RunningServer) -> None:
+    """The server announces the maximum, and rejects calls beyond it."""
     with Raw(connected(plain.target)) as client, unharmed(plain):
         limit = 0
         for kind, _, stream, payload in client.frames():
@@ -309,8 +307,8 @@ def test_a_connection_has_so_many_calls_at_once(plain: RunningServer) -> None:
             pytest.fail("the connection was closed")
 
 
-def test_reflection_streams_without_a_message_keep_nobody_out() -> None:
-    """Neither from reflection nor from anything else, however many there are: the oldest are ended."""
+def test_reflection_streams_without_a_message_exclude_no_other_client() -> None:
+    """The oldest streams are cancelled."""
     path = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
     with running_server() as server, ExitStack() as stack:
         for _ in range(4):

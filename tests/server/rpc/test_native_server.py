@@ -1,4 +1,4 @@
-"""The native front by itself: how it stops, and what it does with what it does not serve."""
+"""The native transport alone: its shutdown, errors and forwarded calls."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import grpc
 import pytest
 
 from resumed_server.rpc.native_server import NativeServer
-from resumed_server.rpc.server import grpc_server
+from resumed_server.rpc.server import build_grpc_server
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,42 +21,42 @@ PATIENCE = 10.0
 
 
 class Handlers:
-    """One method that waits until it is let go, one that fails, and one that streams."""
+    """One method that waits for `release`, one that fails, and one that streams."""
 
     def __init__(self) -> None:
         self.reached, self.released = threading.Event(), threading.Event()
 
     def wait(self, request: bytes, context: grpc.ServicerContext) -> bytes:
-        """Answer once released."""
+        """Return once released."""
         self.reached.set()
         assert self.released.wait(PATIENCE)
         return b"answer"
 
     def fail(self, request: bytes, context: grpc.ServicerContext) -> bytes:
-        """Fail in a way that tells a secret."""
+        """Raise an exception with a secret."""
         raise ValueError(request)
 
     def stream(self, request: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
-        """Answer twice."""
+        """Yield two responses."""
         yield request
         yield request
 
 
 @pytest.fixture
 def handlers() -> Handlers:
-    """What is served."""
+    """The methods of the server."""
     return Handlers()
 
 
 @pytest.fixture
 def server(handlers: Handlers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> NativeServer:
-    """A server of them, at `target`; its private directory is in `tmp_path`."""
+    """A server with these methods, at `target`; its private directory is in `tmp_path`."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
     def same(message: bytes) -> bytes:
         return message
 
-    server = NativeServer(grpc_server(2, shared=False), 2, shared=False)
+    server = NativeServer(build_grpc_server(2, shared=False), 2, shared=False)
     server.add_registered_method_handlers(
         "test.Service",
         {
@@ -70,7 +70,6 @@ def server(handlers: Handlers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.fixture
 def channel(server: NativeServer) -> Iterator[Any]:
-    """A connection to the started server."""
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
@@ -78,12 +77,11 @@ def channel(server: NativeServer) -> Iterator[Any]:
     assert server.stop(None).wait(PATIENCE)
 
 
-def test_a_call_under_way_is_answered_and_a_new_one_refused(
+def test_a_call_in_flight_ends_before_the_server_and_a_new_one_is_rejected(
     server: NativeServer, handlers: Handlers, channel: Any
 ) -> None:
-    """Once the server stops, for as long as its grace; the end is told only then."""
     wait = channel.unary_unary("/test.Service/Wait")
-    under_way = wait.future(b"", timeout=PATIENCE)
+    in_flight = wait.future(b"", timeout=PATIENCE)
     assert handlers.reached.wait(PATIENCE)
     stopped = server.stop(PATIENCE)
     with pytest.raises(grpc.RpcError) as refused:
@@ -92,23 +90,23 @@ def test_a_call_under_way_is_answered_and_a_new_one_refused(
     assert "ERROR_REASON_DRAINING" in str(refused.value.trailing_metadata())
     assert not stopped.is_set()
     handlers.released.set()
-    assert under_way.result() == b"answer"
+    assert in_flight.result() == b"answer"
     assert stopped.wait(PATIENCE)
 
 
 def test_without_grace_it_stops_at_once(server: NativeServer, handlers: Handlers, channel: Any) -> None:
-    """Also while it is stopping with one."""
-    under_way = channel.unary_unary("/test.Service/Wait").future(b"", timeout=PATIENCE)
+    """Even during a stop with a grace period."""
+    in_flight = channel.unary_unary("/test.Service/Wait").future(b"", timeout=PATIENCE)
     assert handlers.reached.wait(PATIENCE)
     stopped = server.stop(10 * PATIENCE)
     assert server.stop(None) is stopped
     assert stopped.is_set()
-    assert under_way.exception().code() is grpc.StatusCode.UNAVAILABLE
+    assert in_flight.exception().code() is grpc.StatusCode.UNAVAILABLE
     handlers.released.set()
 
 
-def test_a_fault_tells_the_caller_nothing(channel: Any) -> None:
-    """And the thread answers on: more calls fail than there are threads."""
+def test_the_error_of_a_failed_call_contains_no_secret(channel: Any) -> None:
+    """The threads survive: more calls fail than there are threads."""
     for _ in range(5):
         with pytest.raises(grpc.RpcError) as failed:
             channel.unary_unary("/test.Service/Fail")(b"secret", timeout=PATIENCE)
@@ -116,10 +114,8 @@ def test_a_fault_tells_the_caller_nothing(channel: Any) -> None:
         assert "secret" not in str(failed.value)
 
 
-def test_streams_are_served_behind_it_and_its_directory_goes(
-    server: NativeServer, channel: Any, tmp_path: Path
-) -> None:
-    """The way there is a socket that nobody else can reach."""
+def test_streams_are_forwarded_and_the_directory_is_removed(server: NativeServer, channel: Any, tmp_path: Path) -> None:
+    """Only the user of the server can access the socket in it."""
     assert list(channel.unary_stream("/test.Service/Stream")(b"news", timeout=PATIENCE)) == [b"news"] * 2
     (directory,) = tmp_path.iterdir()
     assert directory.stat().st_mode & 0o077 == 0

@@ -10,12 +10,12 @@ from google.protobuf.duration_pb2 import Duration
 
 from resumed.v1 import session_store_pb2 as pb
 from resumed_server.limits.config import Limit
-from resumed_server.limits.enforcer import Budgets, Shared
+from resumed_server.limits.enforcer import LimitEnforcer, SharedCounters
 from resumed_server.observability.metrics.instrumented_engine import CountedEngine
 from resumed_server.observability.metrics.recorder import OUTCOMES, Recorder
 from resumed_server.rpc.session_service import SessionStoreService
 from resumed_server.storage.lmdb.engine import EmbeddedEngine
-from resumed_server.watch.hub import Watchers
+from resumed_server.watch.hub import WatchHub
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,11 +40,11 @@ CONTEXT = cast("grpc.ServicerContext", Context())
 @contextlib.contextmanager
 def metered(limit: Limit) -> Iterator[tuple[SessionStoreService, Recorder]]:
     """Return a service whose namespaces have `limit`, and the recorder of its metrics."""
-    budgets = Budgets(limit, shared=Shared.fresh(lambda: 0.0))
+    enforcer = LimitEnforcer(limit, shared=SharedCounters.create(lambda: 0.0))
     recorder = Recorder(lambda _: True)
     with contextlib.closing(EmbeddedEngine(None, capacity=1 << 20)) as engine:
         counted = CountedEngine(engine, recorder)
-        yield SessionStoreService(counted, Watchers(engine), 600.0, budgets=budgets, observer=recorder), recorder
+        yield SessionStoreService(counted, WatchHub(engine), 600.0, enforcer=enforcer, observer=recorder), recorder
 
 
 def put(key: bytes, namespace: str = "shop") -> pb.PutRequest:

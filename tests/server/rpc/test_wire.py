@@ -1,4 +1,4 @@
-"""The promises of the contract, over the wire with a raw stub, against all kinds of servers."""
+"""The promises of the contract, over the wire with a generated client, for every kind of server."""
 
 from __future__ import annotations
 
@@ -44,7 +44,6 @@ SERVICE = "resumed.v1.SessionStoreService"
     ],
 )
 def server(request: pytest.FixtureRequest) -> Iterator[RunningServer]:
-    """A server of each kind."""
     with contextlib.ExitStack() as held:
         valkey = held.enter_context(valkey_server()).url + "?timeout_ms=5000" if "Valkey" in request.param else "lmdb:"
         front = "native" if "native" in request.param else "grpcio"
@@ -55,7 +54,7 @@ def server(request: pytest.FixtureRequest) -> Iterator[RunningServer]:
 
 @pytest.fixture
 def channel(server: RunningServer) -> Iterator[grpc.Channel]:
-    """A connection of the test's own, so that two workers share the tests."""
+    """A channel for each test, so that two workers share the tests."""
     options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", MAX_BATCH_BYTES)]
     with grpc.insecure_channel(server.target, options=options) as channel:
         yield channel
@@ -63,13 +62,12 @@ def channel(server: RunningServer) -> Iterator[grpc.Channel]:
 
 @pytest.fixture
 def stub(channel: grpc.Channel) -> SessionStoreServiceStub:
-    """The service."""
     return SessionStoreServiceStub(channel)
 
 
 @pytest.fixture
 def key() -> bytes:
-    """A key that no other test has."""
+    """A key that no other test uses."""
     return uuid.uuid4().bytes
 
 
@@ -83,17 +81,14 @@ def put(
 
 
 def get(key: bytes, namespace: str = "shop") -> pb.GetRequest:
-    """Return a Get."""
     return pb.GetRequest(namespace=namespace, key=key)
 
 
 def take(key: bytes, namespace: str = "shop") -> pb.TakeRequest:
-    """Return a Take."""
     return pb.TakeRequest(namespace=namespace, key=key)
 
 
 def remove(key: bytes, namespace: str = "shop") -> pb.RemoveRequest:
-    """Return a Remove."""
     return pb.RemoveRequest(namespace=namespace, key=key)
 
 
@@ -101,12 +96,11 @@ REQUESTS: dict[str, Callable[..., Any]] = {"Put": put, "Get": get, "Take": take,
 
 
 def seconds(ttl: Duration) -> float:
-    """Return a Duration in seconds."""
     return ttl.seconds + ttl.nanos / 1e9
 
 
-def refusal(call: Any, request: Any) -> tuple[grpc.StatusCode, Status]:
-    """Return the status code and the rich status of a call that fails."""
+def rejection(call: Any, request: Any) -> tuple[grpc.StatusCode, Status]:
+    """Return the status code and the rich status of a failing call."""
     with pytest.raises(grpc.RpcError) as caught:
         call(request)
     status = rpc_status.from_call(caught.value)
@@ -116,7 +110,6 @@ def refusal(call: Any, request: Any) -> tuple[grpc.StatusCode, Status]:
 
 
 def info(status: Status) -> ErrorInfo:
-    """Return the one ErrorInfo of an error."""
     (found,) = [detail for detail in status.details if detail.Is(ErrorInfo.DESCRIPTOR)]
     unpacked = ErrorInfo()
     found.Unpack(unpacked)
@@ -147,8 +140,8 @@ BAD_KEYS = [b"", b"k" * 65]
 
 
 @pytest.mark.parametrize("namespace", NAMESPACES)
-def test_a_namespace_within_its_limits_is_served(stub: SessionStoreServiceStub, key: bytes, namespace: str) -> None:
-    """1 to 63 of [a-z0-9.-]; and a session is seen in its own namespace only."""
+def test_a_valid_namespace_is_accepted(stub: SessionStoreServiceStub, key: bytes, namespace: str) -> None:
+    """1 to 63 of [a-z0-9.-]; a session exists in its own namespace only."""
     stub.Put(put(key, namespace=namespace))
     assert stub.Get(get(key, namespace)).session.value == b"sealed"
     assert not stub.Get(get(key, "another")).HasField("session")
@@ -158,16 +151,16 @@ def test_a_namespace_within_its_limits_is_served(stub: SessionStoreServiceStub, 
 
 @pytest.mark.parametrize("method", ["Put", "Get", "Take", "Remove"])
 @pytest.mark.parametrize("namespace", BAD_NAMESPACES)
-def test_a_namespace_outside_its_limits_is_refused(
+def test_an_invalid_namespace_is_rejected(
     stub: SessionStoreServiceStub, key: bytes, method: str, namespace: str
 ) -> None:
-    """None, 64 characters, and characters that are not allowed."""
+    """Empty, 64 characters, or characters outside [a-z0-9.-]."""
     request = REQUESTS[method](key, namespace=namespace)
-    assert_invalid(refusal(getattr(stub, method), request)[1], "namespace")
+    assert_invalid(rejection(getattr(stub, method), request)[1], "namespace")
 
 
 @pytest.mark.parametrize("key", KEYS)
-def test_a_key_within_its_limits_is_served(stub: SessionStoreServiceStub, key: bytes) -> None:
+def test_a_valid_key_is_accepted(stub: SessionStoreServiceStub, key: bytes) -> None:
     """1 to 64 bytes of any value."""
     namespace = uuid.uuid4().hex
     stub.Put(put(key, namespace=namespace))
@@ -177,24 +170,24 @@ def test_a_key_within_its_limits_is_served(stub: SessionStoreServiceStub, key: b
 
 @pytest.mark.parametrize("method", ["Put", "Get", "Take", "Remove"])
 @pytest.mark.parametrize("key", BAD_KEYS)
-def test_a_key_outside_its_limits_is_refused(stub: SessionStoreServiceStub, method: str, key: bytes) -> None:
-    """None and 65 bytes."""
+def test_an_invalid_key_is_rejected(stub: SessionStoreServiceStub, method: str, key: bytes) -> None:
+    """Empty, or 65 bytes."""
     request = REQUESTS[method](key)
-    assert_invalid(refusal(getattr(stub, method), request)[1], "key")
+    assert_invalid(rejection(getattr(stub, method), request)[1], "key")
 
 
 @pytest.mark.parametrize("size", [1, 65_535, 65_536])
-def test_a_value_within_its_limits_is_kept(stub: SessionStoreServiceStub, key: bytes, size: int) -> None:
-    """1 to 65,536 bytes, NULs included."""
+def test_a_valid_value_is_stored(stub: SessionStoreServiceStub, key: bytes, size: int) -> None:
+    """1 to 65,536 bytes, including NULs."""
     value = b"\0" * size
     stub.Put(put(key, value))
     assert stub.Get(get(key)).session.value == value
 
 
 @pytest.mark.parametrize("size", [0, 65_537])
-def test_a_value_outside_its_limits_is_refused(stub: SessionStoreServiceStub, key: bytes, size: int) -> None:
-    """None and 65,537 bytes; nothing is stored."""
-    assert_invalid(refusal(stub.Put, put(key, b"v" * size))[1], "value")
+def test_an_invalid_value_is_rejected(stub: SessionStoreServiceStub, key: bytes, size: int) -> None:
+    """Empty, or 65,537 bytes; nothing is stored."""
+    assert_invalid(rejection(stub.Put, put(key, b"v" * size))[1], "value")
     assert not stub.Get(get(key)).HasField("session")
 
 
@@ -212,11 +205,9 @@ def test_a_value_outside_its_limits_is_refused(stub: SessionStoreServiceStub, ke
     ],
     ids=str,
 )
-def test_a_ttl_that_is_missing_zero_negative_or_no_duration_is_refused(
-    stub: SessionStoreServiceStub, key: bytes, ttl: Duration | None
-) -> None:
-    """Above zero, both parts of one sign, within what a Duration may have."""
-    assert_invalid(refusal(stub.Put, put(key, ttl=ttl))[1], "ttl")
+def test_an_invalid_ttl_is_rejected(stub: SessionStoreServiceStub, key: bytes, ttl: Duration | None) -> None:
+    """A valid one is above zero, and a valid Duration: both parts have the same sign."""
+    assert_invalid(rejection(stub.Put, put(key, ttl=ttl))[1], "ttl")
 
 
 @pytest.mark.parametrize(
@@ -232,17 +223,15 @@ def test_a_ttl_that_is_missing_zero_negative_or_no_duration_is_refused(
     ],
     ids=str,
 )
-def test_the_ttl_that_is_kept_is_answered(
-    stub: SessionStoreServiceStub, key: bytes, asked: Duration, kept: float
-) -> None:
-    """Lowered to --max-ttl; a hit tells what remains."""
+def test_a_put_returns_the_stored_ttl(stub: SessionStoreServiceStub, key: bytes, asked: Duration, kept: float) -> None:
+    """It is at most --max-ttl; a hit returns the remaining one."""
     assert seconds(stub.Put(put(key, ttl=asked)).ttl) == pytest.approx(kept, abs=0.5)
     remaining = seconds(stub.Get(get(key)).session.ttl)
     assert kept - 30 < remaining <= kept
 
 
-def test_the_shortest_ttl_is_accepted_and_over_at_once(stub: SessionStoreServiceStub, key: bytes) -> None:
-    """A nanosecond: an expired session misses, swept or not."""
+def test_the_shortest_ttl_is_accepted_and_expires_at_once(stub: SessionStoreServiceStub, key: bytes) -> None:
+    """A nanosecond. An expired session is a miss, swept or not."""
     stub.Put(put(key, ttl=Duration(nanos=1)))
     assert not stub.Get(get(key)).HasField("session")
 
@@ -250,16 +239,16 @@ def test_the_shortest_ttl_is_accepted_and_over_at_once(stub: SessionStoreService
 # --- Write-once, Take, Remove --------------------------------------------------------------------------------------
 
 
-def test_a_put_may_be_repeated_and_never_prolongs(stub: SessionStoreServiceStub, key: bytes) -> None:
-    """The same value again succeeds and keeps the first expiry."""
+def test_a_put_may_be_repeated_and_extends_nothing(stub: SessionStoreServiceStub, key: bytes) -> None:
+    """The same value again succeeds, and keeps the first expiry."""
     stub.Put(put(key, ttl=60.0))
     assert seconds(stub.Put(put(key, ttl=3_600.0)).ttl) <= 60
 
 
-def test_another_value_is_refused_and_changes_nothing(stub: SessionStoreServiceStub, key: bytes) -> None:
+def test_another_value_is_rejected_and_changes_nothing(stub: SessionStoreServiceStub, key: bytes) -> None:
     """Ids are write-once."""
     stub.Put(put(key, b"first"))
-    code, status = refusal(stub.Put, put(key, b"second"))
+    code, status = rejection(stub.Put, put(key, b"second"))
     assert code is grpc.StatusCode.ALREADY_EXISTS
     assert info(status).reason == "ERROR_REASON_WRITE_ONCE"
     assert info(status).metadata == {"namespace": "shop"}
@@ -268,28 +257,28 @@ def test_another_value_is_refused_and_changes_nothing(stub: SessionStoreServiceS
 
 @pytest.mark.parametrize("end", ["Take", "Remove"])
 @pytest.mark.parametrize("value", [b"sealed", b"another"])
-def test_a_late_put_never_resurrects(stub: SessionStoreServiceStub, key: bytes, end: str, value: bytes) -> None:
-    """What was taken or removed stays away, even for the same value."""
+def test_a_late_put_restores_no_session(stub: SessionStoreServiceStub, key: bytes, end: str, value: bytes) -> None:
+    """A session that was taken or removed cannot be stored again, even with the same value."""
     stub.Put(put(key))
     getattr(stub, end)(REQUESTS[end](key))
-    assert refusal(stub.Put, put(key, value))[0] is grpc.StatusCode.ALREADY_EXISTS
+    assert rejection(stub.Put, put(key, value))[0] is grpc.StatusCode.ALREADY_EXISTS
     assert not stub.Get(get(key)).HasField("session")
 
 
-def test_a_put_that_arrives_after_the_remove_is_refused(stub: SessionStoreServiceStub, key: bytes) -> None:
-    """Remove of an unknown key leaves a tombstone too."""
+def test_a_put_that_arrives_after_the_remove_is_rejected(stub: SessionStoreServiceStub, key: bytes) -> None:
+    """The Remove of an unknown key leaves a tombstone too."""
     assert not stub.Remove(remove(key)).removed
-    assert refusal(stub.Put, put(key))[0] is grpc.StatusCode.ALREADY_EXISTS
+    assert rejection(stub.Put, put(key))[0] is grpc.StatusCode.ALREADY_EXISTS
 
 
 def test_a_miss_is_no_error(stub: SessionStoreServiceStub, key: bytes) -> None:
-    """Get and Take of an unknown key answer OK and no session; a Take of it leaves nothing behind."""
+    """Get and Take of an unknown key return OK without a session; the Take leaves nothing in the store."""
     assert not stub.Get(get(key)).HasField("session")
     assert not stub.Take(take(key)).HasField("session")
 
 
-def test_a_take_hands_the_session_out_once(stub: SessionStoreServiceStub, key: bytes) -> None:
-    """With its remaining ttl; then it misses."""
+def test_a_take_returns_the_session_once(stub: SessionStoreServiceStub, key: bytes) -> None:
+    """With its remaining ttl. After that it is a miss."""
     stub.Put(put(key))
     taken = stub.Take(take(key)).session
     assert taken.value == b"sealed"
@@ -298,8 +287,8 @@ def test_a_take_hands_the_session_out_once(stub: SessionStoreServiceStub, key: b
     assert not stub.Get(get(key)).HasField("session")
 
 
-def test_remove_tells_whether_a_live_session_was_there(stub: SessionStoreServiceStub, key: bytes) -> None:
-    """And may be repeated."""
+def test_remove_returns_whether_there_was_a_session(stub: SessionStoreServiceStub, key: bytes) -> None:
+    """It may be repeated."""
     stub.Put(put(key))
     assert stub.Remove(remove(key)).removed
     assert not stub.Remove(remove(key)).removed
@@ -308,10 +297,10 @@ def test_remove_tells_whether_a_live_session_was_there(stub: SessionStoreService
 # --- Batch ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_batch_answers_in_order_and_one_failing_does_not_fail_the_others(
+def test_a_batch_returns_results_in_order_and_a_failure_affects_one_operation(
     stub: SessionStoreServiceStub, key: bytes
 ) -> None:
-    """Each operation is checked and answered as the call of its name."""
+    """Each operation has the result of the call of its name."""
     results = stub.Batch(
         pb.BatchRequest(
             operations=[
@@ -346,10 +335,8 @@ def test_a_batch_answers_in_order_and_one_failing_does_not_fail_the_others(
 
 
 @pytest.mark.parametrize("namespace", ["", "Shop"])
-def test_a_look_up_in_no_namespace_is_refused_by_itself(
-    stub: SessionStoreServiceStub, key: bytes, namespace: str
-) -> None:
-    """Wherever it stands in a Batch; the others are answered."""
+def test_a_lookup_without_a_namespace_fails_alone(stub: SessionStoreServiceStub, key: bytes, namespace: str) -> None:
+    """At any place in a Batch."""
     wrong, right = pb.BatchOperation(get=get(key, namespace)), pb.BatchOperation(get=get(key))
     for operations in ([wrong, right], [right, wrong]):
         results = stub.Batch(pb.BatchRequest(operations=operations)).results
@@ -358,30 +345,28 @@ def test_a_look_up_in_no_namespace_is_refused_by_itself(
         assert not results[operations.index(right)].get.HasField("session")
 
 
-def test_a_batch_of_invalid_operations_only_is_answered(stub: SessionStoreServiceStub) -> None:
-    """The engine has nothing to do then."""
+def test_a_batch_of_invalid_operations_has_results(stub: SessionStoreServiceStub) -> None:
+    """The engine is not called."""
     (result,) = stub.Batch(pb.BatchRequest(operations=[pb.BatchOperation()])).results
     assert_invalid(result.error, "operations[0]")
 
 
 @pytest.mark.parametrize("count", [1, 255, 256])
-def test_a_batch_within_its_limits_is_served(stub: SessionStoreServiceStub, key: bytes, count: int) -> None:
+def test_a_batch_of_valid_size_is_executed(stub: SessionStoreServiceStub, key: bytes, count: int) -> None:
     """1 to 256 operations."""
     operations = [pb.BatchOperation(get=get(key))] * count
     assert len(stub.Batch(pb.BatchRequest(operations=operations)).results) == count
 
 
 @pytest.mark.parametrize("count", [0, 257])
-def test_a_batch_outside_its_limits_is_refused_as_a_whole(
-    stub: SessionStoreServiceStub, key: bytes, count: int
-) -> None:
-    """None and 257 operations."""
+def test_a_batch_of_invalid_size_is_rejected_as_a_whole(stub: SessionStoreServiceStub, key: bytes, count: int) -> None:
+    """Empty, or 257 operations."""
     operations = [pb.BatchOperation(get=get(key))] * count
-    assert_invalid(refusal(stub.Batch, pb.BatchRequest(operations=operations))[1], "operations")
+    assert_invalid(rejection(stub.Batch, pb.BatchRequest(operations=operations))[1], "operations")
 
 
 def test_the_largest_batch_passes_in_both_directions(stub: SessionStoreServiceStub) -> None:
-    """256 sessions of 65,536 bytes with the longest keys and namespace are stored, then read, in one call each."""
+    """256 sessions of 65,536 bytes, with the longest keys and namespace, are stored and read in one call each."""
     namespace = "n" * 63
     keys = [uuid.uuid4().bytes * 4 for _ in range(256)]
     puts = [pb.BatchOperation(put=put(key, b"v" * 65_536, ttl=60.5, namespace=namespace)) for key in keys]
@@ -392,8 +377,8 @@ def test_the_largest_batch_passes_in_both_directions(stub: SessionStoreServiceSt
     assert [len(result.take.session.value) for result in taken] == [65_536] * 256
 
 
-def test_a_larger_message_is_refused(stub: SessionStoreServiceStub, key: bytes) -> None:
-    """Before it is read, so it costs the server no memory."""
+def test_a_larger_message_is_rejected(stub: SessionStoreServiceStub, key: bytes) -> None:
+    """Before the server reads it into memory."""
     with pytest.raises(grpc.RpcError) as caught:
         stub.Put(put(key, bytes(MAX_BATCH_BYTES)))
     assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
@@ -403,18 +388,16 @@ def test_a_larger_message_is_refused(stub: SessionStoreServiceStub, key: bytes) 
 
 
 @pytest.mark.parametrize("service", ["", SERVICE])
-def test_health_says_serving(channel: grpc.Channel, service: str) -> None:
-    """Of the server as a whole and of the service, asked once and watched."""
+def test_health_is_serving(channel: grpc.Channel, service: str) -> None:
+    """For the whole server and for the service, by Check and by Watch."""
     health = health_pb2_grpc.HealthStub(channel)
     request = health_pb2.HealthCheckRequest(service=service)
     assert health.Check(request).status == health_pb2.HealthCheckResponse.SERVING
     assert next(health.Watch(request)).status == health_pb2.HealthCheckResponse.SERVING
 
 
-def test_open_streams_do_not_keep_calls_waiting(
-    channel: grpc.Channel, stub: SessionStoreServiceStub, key: bytes
-) -> None:
-    """However many watch health or hold a reflection stream."""
+def test_open_streams_do_not_delay_calls(channel: grpc.Channel, stub: SessionStoreServiceStub, key: bytes) -> None:
+    """Neither health nor reflection streams, however many are open."""
     health = health_pb2_grpc.HealthStub(channel)
     reflection = reflection_pb2_grpc.ServerReflectionStub(channel)
     streams = [health.Watch(health_pb2.HealthCheckRequest()) for _ in range(32)]
@@ -429,7 +412,7 @@ def test_open_streams_do_not_keep_calls_waiting(
 
 @pytest.mark.parametrize("version", ["v1", "v1alpha"])
 def test_reflection_lists_the_services(channel: grpc.Channel, version: str) -> None:
-    """And knows the messages of the contract; in either version, as tools ask for one or the other."""
+    """And the messages of the contract; in both versions, because some tools call the one and some the other."""
     request = reflection_pb2.ServerReflectionRequest
     call = channel.stream_stream(
         f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo",
@@ -458,10 +441,8 @@ def test_reflection_lists_the_services(channel: grpc.Channel, version: str) -> N
         "grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
     ],
 )
-def test_garbage_instead_of_a_message_is_an_error_and_nothing_else(
-    server: RunningServer, channel: grpc.Channel, method: str
-) -> None:
-    """The server lives on; neither the caller nor the log sees a stack trace."""
+def test_an_invalid_message_is_an_error(server: RunningServer, channel: grpc.Channel, method: str) -> None:
+    """Neither the caller nor the log gets a stack trace, and the server continues."""
     raw: grpc.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream(f"/{method}")
     for garbage in (b"\xff" * 100, b"\x0a\x02\xff\xfe"):
         with pytest.raises(grpc.RpcError) as caught:
@@ -475,8 +456,8 @@ def test_garbage_instead_of_a_message_is_an_error_and_nothing_else(
 
 
 @pytest.mark.parametrize("kind", ["unary_unary", "unary_stream", "stream_stream"])
-def test_an_unknown_method_is_refused_with_a_reason(channel: grpc.Channel, kind: str) -> None:
-    """Whether or not anything is sent; as is one of a service that is not there, without a reason."""
+def test_an_unknown_method_is_rejected_with_a_reason(channel: grpc.Channel, kind: str) -> None:
+    """With or without a message. A method of an unknown service is rejected without a reason."""
     never = threading.Event()
 
     def called(path: str) -> grpc.Call:
@@ -495,12 +476,14 @@ def test_an_unknown_method_is_refused_with_a_reason(channel: grpc.Channel, kind:
     never.set()
 
 
-def test_no_log_line_holds_a_key_a_value_or_a_namespace(server: RunningServer, stub: SessionStoreServiceStub) -> None:
-    """Whatever was asked, right or wrong."""
+def test_no_log_line_contains_a_key_a_value_or_a_namespace(
+    server: RunningServer, stub: SessionStoreServiceStub
+) -> None:
+    """After valid and invalid requests."""
     secret = b"secret-" + uuid.uuid4().hex.encode()
     stub.Put(put(secret, secret, namespace="tenant-x"))
-    refusal(stub.Put, put(secret, b"other", namespace="tenant-x"))
-    refusal(stub.Get, get(secret * 2, "tenant-x"))
+    rejection(stub.Put, put(secret, b"other", namespace="tenant-x"))
+    rejection(stub.Get, get(secret * 2, "tenant-x"))
     stub.Take(take(secret, "tenant-x"))
     server.wait_for_log("ready")
     log = json.dumps(server.log_lines())

@@ -1,4 +1,4 @@
-"""Failed assertions in the shared suites show what was compared, as those in test modules do."""
+"""Failed assertions in the shared suites show the compared values, as in test modules."""
 
 import pytest
 

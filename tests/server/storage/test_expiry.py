@@ -1,4 +1,7 @@
-"""The sweeper: small steps, rests, and an outage that is told once. Pauses are written down, not waited for."""
+"""The sweeper: bounded steps, pauses, and one log line for each outage.
+
+The tests record the pauses instead of waiting for them.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,6 @@ class Swept:
         monkeypatch.setattr("resumed_server.storage.expiry.time.monotonic", lambda: self.now)
 
     def sweep(self, limit: int) -> int:
-        """Take a step."""
         self.limits.append(limit)
         self.now += STEP_SECONDS
         outcome = self.outcomes.pop(0)
@@ -38,11 +40,10 @@ class Swept:
         return outcome
 
     def is_set(self) -> bool:
-        """Stand in for the same event."""
         return False
 
     def wait(self, pause: float) -> bool:
-        """Stand in for the event that stops the sweeper."""
+        """Return after the test has released the call."""
         self.pauses.append(pause)
         return not self.outcomes
 
@@ -54,7 +55,6 @@ class Swept:
 
 
 def test_while_there_is_more_to_sweep_it_rests_for_longer_than_it_works(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every step is bounded, and a rest grows with the step before it."""
     swept = Swept(monkeypatch, STEP, STEP, STEP)
     swept.run()
     assert swept.limits == [STEP] * 3
@@ -63,14 +63,12 @@ def test_while_there_is_more_to_sweep_it_rests_for_longer_than_it_works(monkeypa
 
 
 def test_when_nothing_else_has_expired_it_sleeps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An idle store costs one look a second."""
     swept = Swept(monkeypatch, STEP, STEP - 1, 0)
     swept.run()
     assert swept.pauses == [0.0, REST * STEP_SECONDS, IDLE_SECONDS, IDLE_SECONDS]
 
 
 def test_an_outage_is_told_once_and_survived(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It goes on trying, at rest; the next outage is told again."""
     down, full = EngineUnavailable("the database is on strike"), EngineFull("no space left")
     swept = Swept(monkeypatch, 0, down, down, full, 0, full, STEP)
     with capture_logs() as logged:
@@ -83,7 +81,6 @@ def test_an_outage_is_told_once_and_survived(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_it_stops_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Even from the longest sleep; it works in a thread of its own until then."""
     monkeypatch.setattr(sweeper, "IDLE_SECONDS", 3_600.0)
     threads, looked = [], threading.Event()
 

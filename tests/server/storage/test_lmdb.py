@@ -1,4 +1,4 @@
-"""The embedded engine: what every engine promises, and what is special of a database file that processes share."""
+"""The LMDB engine: the contract of every engine, and a database file that processes share."""
 
 from __future__ import annotations
 
@@ -45,39 +45,33 @@ ROOMY = 64 << 20
 MEBIBYTE = 1 << 20
 NOBODY = 65_534
 PATIENCE = 30.0
-"""Seconds that another process may take; only a broken one takes them."""
+"""Upper bound in seconds for another process to react."""
 
 
 class TestEmbedded(EngineContract):
-    """The promises of every engine."""
-
     @pytest.fixture
     def engine(self, clock: FakeClock) -> Iterator[EmbeddedEngine]:
-        """A private database."""
         engine = EmbeddedEngine(None, capacity=ROOMY, clock=clock)
         yield engine
         engine.close()
 
     @pytest.fixture
     def kept(self) -> tuple[int, int]:
-        """A change for every 2 KiB of capacity."""
+        """Redis trims the stream of each primary by whole nodes of 100 entries."""
         return ROOMY // 2_048, ROOMY // 2_048
 
 
 def test_in_any_history_it_behaves_like_a_dictionary() -> None:
-    """Of a hundred."""
     check_histories(lambda clock: EmbeddedEngine(None, capacity=ROOMY, clock=clock))
 
 
 @pytest.fixture
 def clock() -> FakeClock:
-    """The engines' time."""
     return FakeClock()
 
 
 @pytest.fixture
 def opened(tmp_path: Path, clock: FakeClock) -> Iterator[Callable[..., EmbeddedEngine]]:
-    """Open the database at tmp_path/db; what is still open at the end is closed."""
     with contextlib.ExitStack() as held:
 
         def opened(path: Path = tmp_path / "db", *, capacity: int = ROOMY) -> EmbeddedEngine:
@@ -87,7 +81,7 @@ def opened(tmp_path: Path, clock: FakeClock) -> Iterator[Callable[..., EmbeddedE
 
 
 def gone(engine: EmbeddedEngine, key: bytes) -> bool:
-    """Return whether the session of `key` is not there and stays away."""
+    """Return whether the session of `key` is missing and cannot be stored again."""
     try:
         engine.put("shop", key, b"late", 60.0)
     except AlreadyExists:
@@ -99,7 +93,7 @@ def gone(engine: EmbeddedEngine, key: bytes) -> bool:
 
 
 def test_sessions_and_tombstones_survive_a_restart(opened: Callable[..., EmbeddedEngine], clock: FakeClock) -> None:
-    """With the expiries they had, and nothing is said about it."""
+    """With their expiries, and without a warning in the log."""
     engine = opened()
     for key in (b"kept", b"taken", b"removed"):
         engine.put("shop", key, b"value", 60.0)
@@ -148,7 +142,6 @@ def child(script: str, *arguments: object) -> subprocess.Popen[str]:
 
 
 def test_a_killed_writer_loses_nothing_that_was_acknowledged(tmp_path: Path) -> None:
-    """`kill -9` amid writing, three times over: what was put is there, what was taken never returns."""
     said: list[list[str]] = []
     for turn in range(3):
         with child(WRITER, tmp_path / "db", turn * 1_000_000) as process:
@@ -195,7 +188,7 @@ engine.close()
 
 
 def in_step(processes: list[subprocess.Popen[str]]) -> list[str]:
-    """Let all `processes` go on at once, and return what each says next."""
+    """Let all `processes` continue at once, and return the next line of each."""
     for process in processes:
         assert process.stdin
         process.stdin.write("\n")
@@ -205,7 +198,7 @@ def in_step(processes: list[subprocess.Popen[str]]) -> list[str]:
 
 @pytest.mark.parametrize("damaged", [False, True])
 def test_processes_that_open_at_once_share_one_database(tmp_path: Path, *, damaged: bool) -> None:
-    """Whoever comes first begins it; nobody sets aside what another is writing to; the last to close leaves no mark."""
+    """The last one to close removes the in-use file."""
     if damaged:
         (tmp_path / "db").mkdir()
         garbage(tmp_path / "db")
@@ -219,7 +212,6 @@ def test_processes_that_open_at_once_share_one_database(tmp_path: Path, *, damag
 
 
 def test_of_takes_raced_by_processes_each_session_is_handed_out_once(tmp_path: Path) -> None:
-    """Alone and in batches."""
     with contextlib.closing(EmbeddedEngine(tmp_path / "db", capacity=ROOMY)) as engine:
         engine.batch([Put("shop", b"%d" % number, b"value", 600.0) for number in range(1_000)])
     with contextlib.ExitStack() as held:
@@ -230,7 +222,6 @@ def test_of_takes_raced_by_processes_each_session_is_handed_out_once(tmp_path: P
 
 
 def test_one_process_cannot_open_a_database_twice(opened: Callable[..., EmbeddedEngine]) -> None:
-    """LMDB forbids it: one clear error, and the first goes on."""
     engine = opened()
     with pytest.raises(EngineUnavailable, match="already open in this process"):
         opened()
@@ -250,7 +241,6 @@ with lmdb.open(sys.argv[1], max_dbs=5, create=False) as env, env.begin(write=Tru
 def test_while_another_process_keeps_all_from_writing_no_probe_passes(
     opened: Callable[..., EmbeddedEngine], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As one that was stopped amid a write; closing does not wait for it either, and leaves the database open."""
     monkeypatch.setattr("resumed_server.storage.call_gate.PATIENCE", 0.05)
     probed, removed = opened(), opened(tmp_path / "other")
     with contextlib.ExitStack() as stack:
@@ -286,7 +276,7 @@ def writing(path: Path) -> subprocess.Popen[str]:
 def test_a_purge_ends_what_was_stored_before_it_whatever_the_clock_says(
     opened: Callable[..., EmbeddedEngine], clock: FakeClock, back: float
 ) -> None:
-    """Also where that was set back in between, over a restart too; what is stored afterwards stays."""
+    """A clock that is set back must not bring purged sessions back, nor hide later ones."""
     engine = opened()
     engine.put("shop", b"k", b"value", 7_200.0)
     clock.advance(-back)
@@ -305,7 +295,6 @@ def test_a_purge_ends_what_was_stored_before_it_whatever_the_clock_says(
 
 
 def test_a_log_that_is_kept_longer_has_no_gap(opened: Callable[..., EmbeddedEngine]) -> None:
-    """What a smaller capacity forgot is missing, however many changes the larger one keeps."""
     engine = opened(capacity=MEBIBYTE)
     engine.put("shop", b"victim", b"value", 60.0)
     position = engine.position()
@@ -321,7 +310,6 @@ def test_a_log_that_is_kept_longer_has_no_gap(opened: Callable[..., EmbeddedEngi
 
 
 def test_a_log_that_is_kept_shorter_is_trimmed(opened: Callable[..., EmbeddedEngine]) -> None:
-    """Of what the larger capacity kept, nothing stays for ever."""
     engine = opened(capacity=ROOMY)
     for number in range(700):
         engine.put("shop", b"%d" % number, b"value", 60.0)
@@ -333,7 +321,7 @@ def test_a_log_that_is_kept_shorter_is_trimmed(opened: Callable[..., EmbeddedEng
 
 
 def test_close_waits_for_the_calls_under_way(opened: Callable[..., EmbeddedEngine], clock: FakeClock) -> None:
-    """LMDB would crash them."""
+    """LMDB crashes when it is closed during a call."""
     engine = opened()
     engine.put("shop", b"k", b"value", 60.0)
     inside, go_on = threading.Event(), threading.Event()
@@ -368,7 +356,6 @@ def test_close_waits_for_the_calls_under_way(opened: Callable[..., EmbeddedEngin
 
 
 def test_a_full_store_drops_the_soonest_to_expire_and_no_tombstone(opened: Callable[..., EmbeddedEngine]) -> None:
-    """Ten times its capacity is put, and the file stays near it."""
     capacity, value = 4 * MEBIBYTE, b"v" * 400
     engine = opened(capacity=capacity)
     tombstones = [b"t%d" % number for number in range(500)]
@@ -394,7 +381,7 @@ def test_a_full_store_drops_the_soonest_to_expire_and_no_tombstone(opened: Calla
 
 
 def test_a_full_store_may_be_opened_with_a_smaller_capacity(opened: Callable[..., EmbeddedEngine]) -> None:
-    """It refuses no call, and shrinks little by little: to drop sessions takes pages too, and these are there."""
+    """The database shrinks gradually, since deletions need free pages as well."""
     engine = opened(capacity=160 * MEBIBYTE)
     for number in range(2_400):
         engine.put("shop", b"%d" % number, b"v" * 65_536, 600.0 + number)
@@ -429,7 +416,6 @@ def remove_forever(engine: EmbeddedEngine) -> None:
 
 
 def test_a_store_of_nothing_but_tombstones_is_full(buried: EmbeddedEngine, clock: FakeClock) -> None:
-    """It has given up every session before any of them, and accepts Puts again once they have expired, swept or not."""
     assert not any(buried.get("shop", b"live %d" % number) for number in range(500))
     assert all(gone(buried, b"%d" % number) for number in range(5_000))
     with pytest.raises(EngineFull):
@@ -441,7 +427,6 @@ def test_a_store_of_nothing_but_tombstones_is_full(buried: EmbeddedEngine, clock
 
 
 def test_a_put_without_room_fails_alone_in_its_batch(buried: EmbeddedEngine) -> None:
-    """What needs no room is carried out, before it and after it."""
     operations: list[Operation] = [
         Remove("shop", b"0"),
         Put("shop", b"k", b"v", 60.0),
@@ -453,7 +438,7 @@ def test_a_put_without_room_fails_alone_in_its_batch(buried: EmbeddedEngine) -> 
 
 
 def test_a_full_store_can_be_swept(buried: EmbeddedEngine, clock: FakeClock) -> None:
-    """To delete takes pages too, and these are there: no flood of Removes stops the store for longer than a minute."""
+    """Deletions need free pages, so the engine must reserve some of them."""
     clock.advance(60.0)
     while buried.sweep(100):
         pass
@@ -464,7 +449,7 @@ def test_a_full_store_can_be_swept(buried: EmbeddedEngine, clock: FakeClock) -> 
 def test_a_file_that_may_not_grow_makes_room_for_large_values(
     monkeypatch: pytest.MonkeyPatch, clock: FakeClock
 ) -> None:
-    """They need pages in a row, of which there may be none though the store is not full."""
+    """A large value needs consecutive pages, which a fragmented database may lack."""
     monkeypatch.setattr(embedded, "_HEADROOM_BYTES", 0)
     with contextlib.closing(EmbeddedEngine(None, capacity=2 * MEBIBYTE, clock=clock)) as engine:
         chance = random.Random(1)
@@ -479,7 +464,7 @@ def test_a_file_that_may_not_grow_makes_room_for_large_values(
 def test_a_stalled_reader_fills_the_file_and_takes_nothing_with_it(
     monkeypatch: pytest.MonkeyPatch, clock: FakeClock
 ) -> None:
-    """It keeps all old pages: every write is refused, look-ups go on, and once it is gone all is as before."""
+    """LMDB cannot reuse pages that a read transaction can still see."""
     monkeypatch.setattr(embedded, "_HEADROOM_BYTES", 0)
     with contextlib.closing(EmbeddedEngine(None, capacity=MEBIBYTE, clock=clock)) as engine:
         acknowledged = []
@@ -502,7 +487,6 @@ def test_a_stalled_reader_fills_the_file_and_takes_nothing_with_it(
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 4 MiB."""
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", disk], check=False, capture_output=True)
@@ -516,7 +500,6 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_full_disk_refuses_puts_and_loses_nothing(
     small_disk: Path, opened: Callable[..., EmbeddedEngine], value: bytes
 ) -> None:
-    """Every refused Put says that the store is full, look-ups go on, and with room again so do Puts."""
     engine = opened(small_disk / "db")
     (small_disk / "ballast").write_bytes(bytes(2 * MEBIBYTE))
     acknowledged, refused = [], 0
@@ -543,7 +526,6 @@ def test_a_full_disk_refuses_puts_and_loses_nothing(
 
 
 def test_a_disk_without_room_for_a_database_is_refused(small_disk: Path) -> None:
-    """In one sentence."""
     with contextlib.suppress(OSError):
         (small_disk / "ballast").write_bytes(bytes(5 * MEBIBYTE))
     assert_refused(small_disk / "db", "No space left on device")
@@ -560,7 +542,6 @@ engine.close()
 def test_a_file_that_another_process_let_grow_is_followed(
     opened: Callable[..., EmbeddedEngine], tmp_path: Path
 ) -> None:
-    """Beyond the map of one with a smaller capacity, which goes on, whatever its threads do just then."""
     engine = opened(capacity=MEBIBYTE)
     engine.put("shop", b"k", b"value", 600.0)
     with child(GROWER, tmp_path / "db") as process:
@@ -577,7 +558,6 @@ def test_a_file_that_another_process_let_grow_is_followed(
 
 
 def garbage(directory: Path) -> None:
-    """Overwrite the file."""
     (directory / "data.mdb").write_bytes(random.Random(1).randbytes(100_000))
 
 
@@ -594,22 +574,22 @@ def tables_wiped(directory: Path) -> None:
 
 
 def marked_damaged(directory: Path) -> None:
-    """As a process does that runs into damage."""
+    """A process that finds damage marks the database so."""
     (directory / "damaged").touch()
 
 
 def in_use_at_another_boot(directory: Path) -> None:
-    """As after a power failure."""
+    """The in-use file of a boot that ended in a power failure."""
     (directory / "in-use").write_text("00000000-0000-0000-0000-000000000000")
 
 
 def in_use_unwritten(directory: Path) -> None:
-    """As after a power failure that left the name of the mark and not its content."""
+    """A power failure created the in-use file and lost its content."""
     (directory / "in-use").touch()
 
 
 def laid_out_otherwise(directory: Path) -> None:
-    """As another version of the server writes it."""
+    """A database of a version with another layout."""
     with lmdb.open(str(directory), max_dbs=5) as env, env.begin(write=True) as txn:
         assert txn.put(b"layout", b"0")
 
@@ -624,7 +604,7 @@ for number in range(2):
 
 
 def crashed(directory: Path) -> None:
-    """As a process does that crashes."""
+    """A process crashed within the engine."""
     with child(CRASHER, directory) as process:
         assert process.wait(PATIENCE) == -signal.SIGABRT
 
@@ -645,7 +625,6 @@ def crashed(directory: Path) -> None:
 def test_a_file_that_cannot_be_trusted_is_set_aside_loudly(
     opened: Callable[..., EmbeddedEngine], tmp_path: Path, spoil: Callable[[Path], None]
 ) -> None:
-    """And kept for whoever wants to know; a new one begins, and is not set aside in turn."""
     engine = opened()
     engine.batch([Put("shop", b"%d" % number, b"v" * 1_000, 60.0) for number in range(1_000)])
     engine.close()
@@ -664,7 +643,7 @@ def test_a_file_that_cannot_be_trusted_is_set_aside_loudly(
 
 
 def test_of_files_set_aside_the_last_is_kept(opened: Callable[..., EmbeddedEngine], tmp_path: Path) -> None:
-    """Whatever goes wrong again and again must not fill the disk."""
+    """A failure that repeats must not fill the disk."""
     for _ in range(3):
         opened().close()
         crashed(tmp_path / "db")
@@ -684,7 +663,7 @@ os.abort()
 def test_a_process_that_aborts_outside_of_the_engine_condemns_no_database(
     opened: Callable[..., EmbeddedEngine], tmp_path: Path
 ) -> None:
-    """As gRPC's core ends one; its neighbours go on, and whoever comes next finds what is there."""
+    """An abort in gRPC's core does no damage to the database."""
     engine = opened()
     engine.put("shop", b"k", b"value", 600.0)
     for _ in range(2):
@@ -698,7 +677,6 @@ def test_a_process_that_aborts_outside_of_the_engine_condemns_no_database(
 
 
 def test_a_file_cut_off_anywhere_is_found_out_or_harmless(tmp_path: Path) -> None:
-    """At any page: opening neither fails nor crashes, and what is then served is right."""
     whole = tmp_path / "whole"
     with contextlib.closing(EmbeddedEngine(whole, capacity=ROOMY)) as engine:
         for number in range(300):
@@ -720,7 +698,7 @@ def test_a_file_cut_off_anywhere_is_found_out_or_harmless(tmp_path: Path) -> Non
 
 
 def test_free_pages_at_the_end_are_not_taken_for_a_file_cut_off(tmp_path: Path, clock: FakeClock) -> None:
-    """LMDB does not write them: whatever was stored and swept, a killed process leaves a file that is trusted."""
+    """LMDB does not write free pages, so the file may end before the last one."""
     chance = random.Random(1)
     for attempt in range(60):
         path, copy = tmp_path / f"{attempt}", tmp_path / f"{attempt} copy"
@@ -739,7 +717,6 @@ def test_free_pages_at_the_end_are_not_taken_for_a_file_cut_off(tmp_path: Path, 
 
 
 def test_no_driver_error_leaves_a_damaged_database(tmp_path: Path) -> None:
-    """Not where the index names sessions that are gone, nor where the directory is gone when LMDB fails."""
     with contextlib.closing(EmbeddedEngine(tmp_path / "db", capacity=MEBIBYTE)) as engine:
         engine.batch([Put("shop", b"%d" % number, b"value", 60.0) for number in range(1_000)])
         with engine._env.begin(write=True) as txn:
@@ -753,7 +730,6 @@ def test_no_driver_error_leaves_a_damaged_database(tmp_path: Path) -> None:
 def test_what_crashed_is_kept_and_tells_nothing_of_any_session(
     opened: Callable[..., EmbeddedEngine], tmp_path: Path
 ) -> None:
-    """Beside the file that was set aside."""
     crashed(tmp_path / "db")
     opened()
     (crash,) = (tmp_path / "db").glob("data.mdb.set-aside-*.crash")
@@ -762,7 +738,7 @@ def test_what_crashed_is_kept_and_tells_nothing_of_any_session(
 
 
 def test_a_database_is_set_aside_once_all_have_left_it(opened: Callable[..., EmbeddedEngine], tmp_path: Path) -> None:
-    """Or a process would go on serving what is removed from the new one."""
+    """Otherwise another process would serve sessions that were removed from the new database."""
     with child(
         "engine = EmbeddedEngine(path, capacity=64 << 20)\ntell(), input()\n"
         "try: engine.probe()\nexcept EngineBroken: tell((path / 'damaged').exists())\nengine.close()\n",
@@ -782,7 +758,6 @@ def test_a_database_is_set_aside_once_all_have_left_it(opened: Callable[..., Emb
 def test_damage_found_while_serving_ends_service_in_every_process(
     opened: Callable[..., EmbeddedEngine], tmp_path: Path
 ) -> None:
-    """Loudly; another process hears of it at its next probe; a restart begins anew."""
     engine = opened()
     engine.batch([Put("shop", b"%d" % number, b"v" * 1_000, 60.0) for number in range(1_000)])
     with child(
@@ -808,7 +783,7 @@ def test_damage_found_while_serving_ends_service_in_every_process(
 
 
 def replaced(directory: Path) -> None:
-    """As a process does that sets the file aside."""
+    """Another process has set the file aside."""
     (directory / "data.mdb").rename(directory / "aside")
     (directory / "data.mdb").touch()
 
@@ -817,7 +792,7 @@ def replaced(directory: Path) -> None:
 def test_a_process_leaves_a_database_that_another_gave_up(
     opened: Callable[..., EmbeddedEngine], tmp_path: Path, spoil: Callable[[Path], None]
 ) -> None:
-    """Or it would go on serving what was removed from the new one."""
+    """Otherwise it would serve sessions that were removed from the new database."""
     engine = opened()
     engine.put("shop", b"k", b"value", 60.0)
     engine.probe()
@@ -830,7 +805,6 @@ def test_a_process_leaves_a_database_that_another_gave_up(
 
 
 def test_a_database_deleted_under_its_process_goes_on(opened: Callable[..., EmbeddedEngine], tmp_path: Path) -> None:
-    """Something tidied the directory up: to stop would help nobody."""
     engine = opened()
     for path in (tmp_path / "db").iterdir():
         path.unlink()
@@ -843,7 +817,6 @@ def test_a_database_deleted_under_its_process_goes_on(opened: Callable[..., Embe
 
 
 def test_only_its_user_can_read_a_database(opened: Callable[..., EmbeddedEngine], tmp_path: Path) -> None:
-    """Whatever the umask."""
     umask = os.umask(0)
     try:
         opened()
@@ -855,7 +828,6 @@ def test_only_its_user_can_read_a_database(opened: Callable[..., EmbeddedEngine]
 
 
 def test_a_private_database_goes_with_its_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its directory is for its user only, two are apart, and closing leaves nothing."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     one, other = (open_engine("lmdb:", capacity=ROOMY) for _ in range(2))
     assert [oct(path.stat().st_mode) for path in tmp_path.iterdir()] == ["0o40700"] * 2
@@ -876,7 +848,6 @@ def assert_refused(path: Path | None, cause: str) -> None:
 
 
 def test_a_path_that_cannot_be_a_directory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file in the way, below a file, and where nobody can make one."""
     (tmp_path / "file").touch()
     assert_refused(tmp_path / "file", "exists")
     assert_refused(tmp_path / "file" / "db", "Not a directory")
@@ -886,7 +857,6 @@ def test_a_path_that_cannot_be_a_directory_is_refused(tmp_path: Path, monkeypatc
 
 
 def test_a_directory_that_may_not_be_written_to_is_refused(tmp_path: Path) -> None:
-    """In one sentence, whoever asks."""
     (tmp_path / "db").mkdir(mode=0o500)
     user = os.geteuid()
     if not user:
@@ -898,7 +868,7 @@ def test_a_directory_that_may_not_be_written_to_is_refused(tmp_path: Path) -> No
 
 
 def test_a_database_that_another_container_uses_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The mutex is held by a process that this one cannot see."""
+    """The mutex belongs to a process that is not visible in this PID namespace."""
 
     def locked(*_: object, **__: object) -> None:
         raise lmdb.Error("mdb_txn_begin: Resource temporarily unavailable")
@@ -909,7 +879,6 @@ def test_a_database_that_another_container_uses_is_refused(tmp_path: Path, monke
 
 @pytest.mark.parametrize("url", ["lmdb:", "lmdb:///var/lib/resumed", "lmdb:///a%20b/%C3%A4"])
 def test_urls_that_name_an_engine_are_accepted_unopened(url: str) -> None:
-    """Nothing is opened: the directories are not there."""
     verify_url(url)
 
 
@@ -919,13 +888,11 @@ def test_urls_that_name_an_engine_are_accepted_unopened(url: str) -> None:
      "lmdb:////", "lmdb://[", "lmdb:///a%00b", "lmdb:///a\0b"],
 )  # fmt: skip
 def test_urls_that_name_none_are_refused_with_what_to_do(url: str) -> None:
-    """By both functions alike."""
     for function in (verify_url, lambda url: open_engine(url, capacity=ROOMY)):
         with pytest.raises(ValueError, match=re.escape("use lmdb: or lmdb:///path/to/directory")):
             function(url)
 
 
 def test_a_url_may_quote_its_path(tmp_path: Path) -> None:
-    """Spaces and all."""
     with contextlib.closing(open_engine(f"lmdb://{tmp_path}/a%20b", capacity=ROOMY)):
         assert (tmp_path / "a b" / "data.mdb").exists()

@@ -1,4 +1,4 @@
-"""Redis and Valkey: what every engine promises, on all that a URL can name, and what is special of them."""
+"""The Redis engine: the contract of every engine on every kind of URL, and behaviour specific to Redis."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from support.redis import RedisServer
 
 PATIENT = "timeout_ms=5000"
-"""A busy machine is no broken promise."""
+"""Generous, because tests run on loaded machines."""
 DRIFT = 2.0
 """Seconds that a test may take on the engine's own clock."""
 
@@ -71,21 +71,18 @@ class Store(NamedTuple):
 
 @contextlib.contextmanager
 def on_redis() -> Iterator[Store]:
-    """One redis-server."""
     with redis_server() as server:
         yield Store(server.url, [server])
 
 
 @contextlib.contextmanager
 def on_valkey() -> Iterator[Store]:
-    """One valkey-server."""
     with valkey_server() as server:
         yield Store(server.url, [server])
 
 
 @contextlib.contextmanager
 def on_cluster() -> Iterator[Store]:
-    """Three primaries that share the slots."""
     with valkey_cluster() as cluster:
         yield Store(cluster.url, cluster.nodes)
 
@@ -99,7 +96,7 @@ def on_sentinels() -> Iterator[Store]:
 
 @pytest.fixture(scope="module", params=[on_redis, on_valkey, on_cluster, on_sentinels], ids=lambda on: on.__name__)
 def store(request: pytest.FixtureRequest) -> Iterator[Store]:
-    """All that a URL can name."""
+    """A real server, shared by all tests that do not harm it."""
     with request.param() as store:
         yield store
 
@@ -123,50 +120,43 @@ class RedisClock(FakeClock):
             server.client.flushall()
 
     def advance(self, seconds: float) -> None:
-        """Let time pass."""
         super().advance(seconds)
         for server in self._servers:
             server.client.eval(_BRING_NEARER, 0, round(seconds * 1_000))
 
 
 class TestRedis(EngineContract):
-    """The promises of every engine."""
-
     tick: ClassVar[float] = DRIFT
     sweeps: ClassVar[bool] = False
 
     @pytest.fixture
     def clock(self, store: Store) -> FakeClock:
-        """The servers' time."""
         return RedisClock(store.servers)
 
     @pytest.fixture
     def present(self) -> Callable[[], float]:
-        """As above: it does not pass with the end of keys."""
+        """The clock of the suite, which does not move with the expiry of keys."""
         return time.time
 
     @pytest.fixture
     def engine(self, store: Store) -> Iterator[Engine]:
-        """An engine with keys of its own."""
         with contextlib.closing(store.open()) as engine:
             yield engine
 
     @pytest.fixture
     def kept(self, monkeypatch: pytest.MonkeyPatch, store: Store) -> tuple[int, int]:
-        """Fewer than otherwise, in the stream of each primary; it is trimmed by whole nodes, of 100."""
+        """Redis trims the stream of each primary by whole nodes of 100 entries."""
         monkeypatch.setattr("resumed_server.storage.redis.change_log.MOST_CHANGES", 1_000)
         return 900, 1_300 * len(store.servers)
 
 
 def test_in_any_history_it_behaves_like_a_dictionary(store: Store) -> None:
-    """Of thirty."""
     check_histories(
         lambda _clock: store.open(), lambda: RedisClock(store.servers), sweeps=False, tick=DRIFT, examples=30
     )
 
 
 def test_servers_share_one_log(store: Store) -> None:
-    """What one changed another one tells, and goes on where that one was."""
     prefix = f"prefix={uuid.uuid4()}:&{PATIENT}"
     with opened(store.url, prefix) as one, opened(store.url, prefix) as other:
         _, position = told(one, one.position())
@@ -181,7 +171,6 @@ def test_servers_share_one_log(store: Store) -> None:
 
 
 def test_only_what_is_read_is_logged(store: Store) -> None:
-    """Without a reader there is no log; it goes when its last reader has gone."""
     prefix = f"{uuid.uuid4()}:"
     with opened(store.url, f"prefix={prefix}&{PATIENT}") as engine:
 
@@ -202,7 +191,6 @@ def test_only_what_is_read_is_logged(store: Store) -> None:
 
 @pytest.fixture
 def server() -> Iterator[RedisServer]:
-    """A server that a test may break."""
     with valkey_server() as server:
         yield server
 
@@ -213,7 +201,7 @@ def opened(url: str, options: str = "") -> contextlib.closing[Engine]:
 
 
 def refusal(url: str) -> str:
-    """Return why a URL cannot be the store: one line, exit status 2."""
+    """Return the single line with which `resumed serve` rejects a URL (exit status 2)."""
     with pytest.raises((ValueError, EngineUnavailable)) as caught:
         open_engine(url, capacity=0)
     assert "\n" not in str(caught.value)
@@ -237,7 +225,6 @@ def refusal(url: str) -> str:
     ],
 )
 def test_a_url_says_where_redis_is(url: str, expected: dict[str, object]) -> None:
-    """And how to use it."""
     parsed = RedisUrl.parse(url)
     assert {name: getattr(parsed, name) for name in expected} == expected
 
@@ -268,7 +255,6 @@ def test_a_url_says_where_redis_is(url: str, expected: dict[str, object]) -> Non
     ],
 )
 def test_a_url_that_makes_no_sense_is_refused(url: str, complaint: str) -> None:
-    """In one line, which says what to do and does not repeat a password."""
     with pytest.raises(ValueError, match=complaint) as caught:
         verify_url(url)
     assert "\n" not in str(caught.value)
@@ -287,7 +273,6 @@ def test_a_url_that_makes_no_sense_is_refused(url: str, complaint: str) -> None:
     ],
 )
 def test_a_url_is_shown_without_its_password(url: str, shown: str) -> None:
-    """In logs and by --check."""
     assert redacted(url) == shown
     if url.startswith("redis"):
         assert "secret" not in repr(RedisUrl.parse(url.replace("se:c@ret", "secret")))
@@ -298,7 +283,6 @@ def test_a_url_is_shown_without_its_password(url: str, shown: str) -> None:
 
 @pytest.mark.parametrize("scheme", ["redis", "redis+cluster"])
 def test_a_wrong_password_is_refused(server: RedisServer, scheme: str) -> None:
-    """Of the default user and of another, without being told."""
     server.client.config_set("requirepass", "right")
     for credentials in ("", ":secret@", "somebody:secret@"):
         message = refusal(f"{scheme}://{credentials}127.0.0.1:{server.port}")
@@ -309,13 +293,12 @@ def test_a_wrong_password_is_refused(server: RedisServer, scheme: str) -> None:
 
 
 def test_a_user_without_permissions_is_refused(server: RedisServer) -> None:
-    """And told which it needs."""
     server.client.execute_command("ACL SETUSER humble on >pass ~* +ping")
     assert "+eval +evalsha +script|load +get" in refusal(f"redis://humble:pass@127.0.0.1:{server.port}")
 
 
 def test_the_permissions_that_are_asked_for_are_enough(server: RedisServer) -> None:
-    """For everything that an engine does."""
+    """The error message for missing permissions lists exactly these."""
     server.client.execute_command(f"ACL SETUSER modest on >pass ~resumed:* {PERMISSIONS}")
     with opened(f"redis://modest:pass@127.0.0.1:{server.port}", PATIENT) as engine:
         engine.put("shop", b"k", b"value", 60.0)
@@ -330,19 +313,18 @@ def test_the_permissions_that_are_asked_for_are_enough(server: RedisServer) -> N
 
 
 def test_a_read_only_replica_is_refused(server: RedisServer) -> None:
-    """It would answer look-ups and store nothing."""
+    """A replica would serve lookups and reject all writes."""
     server.client.replicaof("127.0.0.1", 1)
     assert "replica, which is read-only; use its primary" in refusal(server.url)
 
 
 def test_a_redis_too_old_is_refused() -> None:
-    """Its scripts could not say that they may run when it is full."""
+    """Its scripts cannot declare that they may run when the memory is full."""
     with pretending(b"redis_version:6.2.14\r\nrole:master\r\n") as port:
         assert "too old (6.2.14); use Redis 7, Valkey 8" in refusal(f"redis://127.0.0.1:{port}")
 
 
 def test_the_wrong_topology_is_refused(server: RedisServer, tmp_path: Path) -> None:
-    """Each is told which scheme is right."""
     assert "no cluster; use redis://" in refusal(f"redis+cluster://127.0.0.1:{server.port}")
     assert "no Sentinel" in refusal(f"redis+sentinel://127.0.0.1:{server.port}/main")
     with valkey_server("--cluster-enabled", "yes") as node:
@@ -353,7 +335,6 @@ def test_the_wrong_topology_is_refused(server: RedisServer, tmp_path: Path) -> N
 
 
 def test_tls_is_verified_and_told_when_it_fails(tmp_path: Path) -> None:
-    """The right authority and a client certificate work; the wrong authority, none, and no TLS at all are refused."""
     for name, blob in (
         ("ca", CA.cert_pem),
         ("other", trustme.CA().cert_pem),
@@ -390,7 +371,7 @@ def test_tls_is_verified_and_told_when_it_fails(tmp_path: Path) -> None:
 
 
 def test_a_password_file_is_read_for_every_connection(server: RedisServer, tmp_path: Path) -> None:
-    """So that the password can be changed while the store runs."""
+    """The password can then change while the server runs."""
     password = tmp_path / "password"
     password.write_text("one\n")
     server.client.config_set("requirepass", "one")
@@ -409,7 +390,6 @@ def test_a_password_file_is_read_for_every_connection(server: RedisServer, tmp_p
 
 
 def test_redis_may_come_later(server: RedisServer) -> None:
-    """The engine opens, its probe fails, and everything works once Redis is there."""
     server.kill()
     with capture_logs() as logs, opened(server.url, PATIENT) as engine:
         assert [line["event"] for line in logs] == ["storage not reached yet"]
@@ -422,7 +402,6 @@ def test_redis_may_come_later(server: RedisServer) -> None:
 
 @pytest.mark.parametrize("scheme", ["redis", "redis+cluster"])
 def test_a_frozen_redis_costs_one_call_its_time_out(scheme: str) -> None:
-    """The others fail at once, until it is back."""
     options = ("--cluster-enabled", "yes") if scheme == "redis+cluster" else ()
     with valkey_server(*options) as server:
         if options:
@@ -441,7 +420,6 @@ def test_a_frozen_redis_costs_one_call_its_time_out(scheme: str) -> None:
 
 
 def test_a_call_that_takes_long_is_no_outage(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A Redis that answers others meanwhile is there; who finds it silent refuses the next ones for a moment."""
     now = 100.0
     monkeypatch.setattr("resumed_server.storage.redis.topology.time.monotonic", lambda: now)
     absence = _Absence(RedisUrl.parse("redis://store?timeout_ms=40"))
@@ -458,7 +436,6 @@ def test_a_call_that_takes_long_is_no_outage(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_restarted_redis_is_used_again_at_once(server: RedisServer) -> None:
-    """Dead connections are replaced, not reported."""
     with opened(server.url, PATIENT) as engine:
         engine.put("shop", b"k", b"value", 60.0)
         server.kill()
@@ -469,7 +446,6 @@ def test_a_restarted_redis_is_used_again_at_once(server: RedisServer) -> None:
 
 
 def test_no_more_connections_than_threads_and_some(server: RedisServer) -> None:
-    """However many calls there are."""
     with contextlib.closing(open_engine(f"{server.url}?{PATIENT}", capacity=0, threads=8)) as engine:
         threads = [threading.Thread(target=_many_gets, args=(engine,)) for _ in range(8)]
         for thread in threads:
@@ -480,8 +456,6 @@ def test_no_more_connections_than_threads_and_some(server: RedisServer) -> None:
 
 
 def test_scripts_go_by_their_hashes(server: RedisServer) -> None:
-    """And whole where Redis has forgotten them, once."""
-
     def calls(command: str) -> int:
         return int(server.client.info("commandstats").get(f"cmdstat_{command}", {"calls": 0})["calls"])
 
@@ -501,7 +475,6 @@ def test_scripts_go_by_their_hashes(server: RedisServer) -> None:
 
 
 def test_what_redis_had_forgotten_is_waited_for_as_well(server: RedisServer) -> None:
-    """A tombstone that a script leaves which went whole."""
     with opened(server.url, "wait_replicas=1&timeout_ms=200") as engine:
         engine.put("shop", b"k", b"value", 60.0)
         server.client.script_flush()
@@ -510,7 +483,7 @@ def test_what_redis_had_forgotten_is_waited_for_as_well(server: RedisServer) -> 
 
 
 def test_a_redis_that_refuses_writes_is_not_ready(server: RedisServer) -> None:
-    """It says of itself that it is well."""
+    """PING succeeds all the same."""
     with opened(server.url, PATIENT) as engine:
         engine.probe()
         server.client.config_set("min-replicas-to-write", 1)
@@ -522,7 +495,6 @@ def test_a_redis_that_refuses_writes_is_not_ready(server: RedisServer) -> None:
 def test_whoever_closes_an_engine_need_not_wait_for_a_count(
     server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It ends with the step that is under way."""
     with opened(server.url, PATIENT) as engine:
         engine.batch([Put("shop", b"%d" % number, b"value", 60.0) for number in range(2_000)])
         monkeypatch.setattr("resumed_server.storage.redis.purges.time.sleep", lambda _: engine.close())
@@ -531,7 +503,6 @@ def test_whoever_closes_an_engine_need_not_wait_for_a_count(
 
 
 def test_a_process_short_of_connections_takes_redis_for_well(server: RedisServer) -> None:
-    """The call that finds none fails; the next one need not wait for a pause."""
     with opened(server.url, PATIENT) as engine:
         pool = engine._nodes._client.connection_pool  # type: ignore[attr-defined]
         taken = [pool.get_connection() for _ in range(pool.max_connections)]
@@ -545,7 +516,6 @@ def test_a_process_short_of_connections_takes_redis_for_well(server: RedisServer
 
 
 def test_watchers_that_come_back_together_leave_connections_to_others(server: RedisServer) -> None:
-    """None of them is refused, and no look-up is: some read what they missed, the others wait for their turn."""
     with contextlib.closing(open_engine(f"{server.url}?{PATIENT}", capacity=0, threads=1)) as engine:
         start = engine.position()
         for _ in range(4):
@@ -568,7 +538,6 @@ def test_watchers_that_come_back_together_leave_connections_to_others(server: Re
 
 
 def test_a_watcher_catches_up_in_however_many_steps(server: RedisServer) -> None:
-    """The end that it set out for is known all the way, whatever others read meanwhile."""
     with opened(server.url, PATIENT) as engine:
         position = engine.position()
         engine.batch([Put("shop", b"%d" % number, b"value", 60.0) for number in range(KNOWN_POSITIONS + 100)])
@@ -582,7 +551,6 @@ def test_a_watcher_catches_up_in_however_many_steps(server: RedisServer) -> None
 
 @pytest.mark.parametrize("running", [redis_server, valkey_server])
 def test_a_full_redis_refuses_puts_only(running: Callable[[], contextlib.AbstractContextManager[RedisServer]]) -> None:
-    """What is there can be looked up, taken and removed, and a removal of what is not there holds."""
     with running() as server, opened(server.url, PATIENT) as engine:
         for key in (b"taken", b"removed", b"got"):
             engine.put("shop", key, b"value", 60.0)
@@ -602,7 +570,6 @@ def test_a_full_redis_refuses_puts_only(running: Callable[[], contextlib.Abstrac
 
 
 def test_a_policy_that_evicts_is_warned_of(server: RedisServer) -> None:
-    """Once, and only where there is a limit."""
     server.client.config_set("maxmemory-policy", "allkeys-lru")
     with capture_logs() as logs, opened(server.url, PATIENT) as engine:
         assert not logs
@@ -614,7 +581,6 @@ def test_a_policy_that_evicts_is_warned_of(server: RedisServer) -> None:
 
 @pytest.mark.parametrize("issued", [9_999_999_999.0, 10_000_000_000.0, 253_402_300_799.0])
 def test_a_session_of_a_far_future_is_as_it_was_put(server: RedisServer, issued: float) -> None:
-    """It counts as issued now, however many digits its time has."""
     with opened(server.url, PATIENT) as engine:
         for _ in range(2):
             assert engine.put("shop", b"k", b"value", 60.0, issued) > 0
@@ -627,7 +593,7 @@ def test_a_session_of_a_far_future_is_as_it_was_put(server: RedisServer, issued:
 
 @pytest.mark.parametrize("fields", [{"+": "resumed:shop:k", "more": "x"}, {"?": "resumed:shop:k"}])
 def test_a_log_entry_that_means_nothing_ends_the_log(server: RedisServer, fields: dict[str, str]) -> None:
-    """As one of a later version: whoever follows begins anew, behind it."""
+    """A later version may have written it."""
     with opened(server.url, PATIENT) as engine:
         position = engine.position()
         (stream,) = server.client.keys("resumed:{*}")
@@ -639,7 +605,6 @@ def test_a_log_entry_that_means_nothing_ends_the_log(server: RedisServer, fields
 
 
 def test_a_broken_redis_is_an_error_without_keys_and_values(server: RedisServer) -> None:
-    """Even where Redis repeats them."""
     secret = secrets.token_hex().encode()  # not a literal: a traceback shows the lines of this file
     with opened(server.url, PATIENT) as engine:
         server.client.lpush(b"resumed:shop:" + secret, b"no session")
@@ -651,7 +616,6 @@ def test_a_broken_redis_is_an_error_without_keys_and_values(server: RedisServer)
 
 
 def test_a_lifetime_below_a_millisecond_is_over_at_once(server: RedisServer) -> None:
-    """And leaves nothing."""
     with opened(server.url, PATIENT) as engine:
         assert engine.put("shop", b"k", b"value", 0.0005) == 0
         assert not server.client.keys("resumed:shop:*")
@@ -661,7 +625,6 @@ def test_a_lifetime_below_a_millisecond_is_over_at_once(server: RedisServer) -> 
 
 
 def test_wait_refuses_what_no_replica_has(server: RedisServer) -> None:
-    """Take hands nothing out and Remove is no success, but a Get goes on; the tombstone stays all the same."""
     with opened(server.url, "wait_replicas=1&timeout_ms=200") as engine:
         engine.put("shop", b"taken", b"value", 60.0)
         engine.put("shop", b"removed", b"value", 60.0)
@@ -672,7 +635,7 @@ def test_wait_refuses_what_no_replica_has(server: RedisServer) -> None:
             assert engine.get("shop", key) is None
         outcomes = engine.batch([Put("shop", b"k", b"value", 60.0), Take("shop", b"k"), Take("shop", b"k")])
         assert [type(outcome) for outcome in outcomes] == [float, EngineUnavailable, type(None)]
-        # Or whoever repeats a Batch that fails as a whole would send nothing else as long as there is no replica.
+        # Otherwise a client that retries failed Batches would send nothing else until there is a replica.
         outcomes = engine.batch([Remove("shop", b"1"), Remove("shop", b"2")])
         assert all(isinstance(outcome, EngineUnavailable) for outcome in outcomes)
         with pytest.raises(EngineUnavailable, match="replicas"):
@@ -680,7 +643,6 @@ def test_wait_refuses_what_no_replica_has(server: RedisServer) -> None:
 
 
 def test_wait_is_content_with_a_replica() -> None:
-    """That has the tombstone."""
     with (
         valkey_server() as primary,
         valkey_server("--replicaof", f"127.0.0.1 {primary.port}") as replica,
@@ -694,7 +656,7 @@ def test_wait_is_content_with_a_replica() -> None:
 
 
 def test_what_no_replica_has_is_not_acknowledged_when_it_is_repeated() -> None:
-    """Though it changes nothing any more; neither at the server that tried before, nor at another one."""
+    """A repeated removal changes nothing, but must still wait for the replicas."""
     options = "wait_replicas=1&timeout_ms=200"
     with (
         valkey_server() as primary,
@@ -720,7 +682,7 @@ def test_what_no_replica_has_is_not_acknowledged_when_it_is_repeated() -> None:
 
 
 def test_a_redis_that_was_started_again_has_nothing_from_before(server: RedisServer) -> None:
-    """Its snapshot has what was removed, taken and purged since; what is late is from before as well."""
+    """Its snapshot may contain sessions that were removed, taken or purged after it was saved."""
     issued = time.time() - 1.0
     with opened(server.url, PATIENT) as engine:
         keys = [b"removed", b"taken", b"purged", b"there"]
@@ -750,7 +712,7 @@ def test_a_redis_that_was_started_again_has_nothing_from_before(server: RedisSer
 
 @pytest.mark.parametrize("ahead", [0.0, 3_600.0])
 def test_a_replica_that_is_promoted_has_nothing_from_before(ahead: float) -> None:
-    """It may have missed a removal; nor does it count whose clock was ahead."""
+    """The replica may have missed a removal, and its clock may differ."""
     with (
         valkey_server() as primary,
         valkey_server("--replicaof", f"127.0.0.1 {primary.port}") as replica,
@@ -771,7 +733,7 @@ def test_a_replica_that_is_promoted_has_nothing_from_before(ahead: float) -> Non
 
 @pytest.mark.parametrize("ahead", [0.0, 0.5, 1_800.0])
 def test_a_purge_ends_what_was_stored_before_it_whatever_the_clock_says(server: RedisServer, ahead: float) -> None:
-    """As after it was set back; what is stored afterwards stays, over a purge up to a time as well."""
+    """A clock that is set back must not bring purged sessions back, nor hide later ones."""
     with opened(server.url, PATIENT) as engine:
         engine.put("shop", b"k", b"value", 600.0)
         stored_ahead(server, b"k", ahead)
@@ -785,7 +747,7 @@ def test_a_purge_ends_what_was_stored_before_it_whatever_the_clock_says(server: 
 
 
 def test_a_primary_that_is_demoted_is_asked_no_more(server: RedisServer) -> None:
-    """It answers no look-up, and the name is looked up again; the engine goes on at whatever is behind it then."""
+    """The engine resolves the name again and continues with the new primary."""
     with valkey_server() as new, forwarding(server.port) as name, opened(name.url, PATIENT) as engine:
         new.client.replicaof("127.0.0.1", server.port)
         until(lambda: new.client.info("replication")["master_link_status"] == "up")
@@ -805,13 +767,13 @@ def test_a_primary_that_is_demoted_is_asked_no_more(server: RedisServer) -> None
 
 
 def stored_ahead(server: RedisServer, key: bytes, seconds: float) -> None:
-    """Make the session of a key one that was stored while the clock was ahead."""
+    """Rewrite the session of a key as if it had been stored while the clock was ahead."""
     client, name = server.client, b"resumed:shop:" + key
     client.setrange(name, 0, b"%016d" % (int(client.getrange(name, 0, 15)) + round(seconds * 1e6)))
 
 
 class Name:
-    """A name of a Redis, as a Service has it: where a connection goes is decided when it begins."""
+    """A name that resolves to another Redis after a while, as that of a Kubernetes Service."""
 
     def __init__(self, port: int, listening: socket.socket) -> None:
         self.port = port
@@ -850,18 +812,15 @@ def _acknowledged(call: Callable[[], object]) -> bool:
 
 
 def emptied(server: RedisServer) -> None:
-    """Empty it."""
     server.client.flushall()
 
 
 def restarted(server: RedisServer) -> None:
-    """Lose everything."""
     server.kill()
     server.start()
 
 
 def rolled_back(server: RedisServer) -> None:
-    """Lose the last changes."""
     server.client.config_set("save", "3600 1")
     server.client.save()
     server.client.xadd(b"resumed:{0}", {"-": b"resumed:shop:lost"})
@@ -869,13 +828,11 @@ def rolled_back(server: RedisServer) -> None:
 
 
 def without_log(server: RedisServer) -> None:
-    """Lose only the log."""
     server.client.delete(*server.client.keys("resumed:{*}"))
 
 
 @pytest.mark.parametrize("lose", [emptied, restarted, rolled_back, without_log])
 def test_a_position_from_before_a_loss_is_none(server: RedisServer, lose: Callable[[RedisServer], None]) -> None:
-    """Whoever followed begins anew, also if nobody else noticed and much has happened since."""
     with opened(server.url, PATIENT) as engine, opened(server.url, PATIENT) as other:
         engine.position()
         engine.put("shop", b"k", b"value", 60.0)
@@ -888,7 +845,7 @@ def test_a_position_from_before_a_loss_is_none(server: RedisServer, lose: Callab
 
 
 def test_a_clock_that_is_put_back_hides_nothing(server: RedisServer) -> None:
-    """Ids go on behind the last one, and the stream lives on."""
+    """Stream ids continue after the last one."""
     with opened(server.url, PATIENT) as engine:
         engine.position()
         (stream,) = server.client.keys("resumed:{*}")
@@ -902,7 +859,6 @@ def test_a_clock_that_is_put_back_hides_nothing(server: RedisServer) -> None:
 
 
 def test_a_failover_begins_a_new_log() -> None:
-    """Whether or not the replica has all that the primary had."""
     with valkey_sentinels() as sentinels, opened(sentinels.url, PATIENT) as engine:
         engine.position()
         sentinels.fall_behind()
@@ -917,7 +873,6 @@ def test_a_failover_begins_a_new_log() -> None:
 
 
 def test_a_failover_is_followed() -> None:
-    """To the replica that the Sentinels promote, with what it has."""
     with valkey_sentinels() as sentinels, opened(sentinels.url, f"wait_replicas=1&{PATIENT}") as engine:
         engine.put("shop", b"k", b"value", 60.0)
         assert engine.take("shop", b"k")
@@ -930,7 +885,6 @@ def test_a_failover_is_followed() -> None:
 
 
 def test_slots_move_under_calls() -> None:
-    """No call fails and no session is lost or handed out twice while a cluster's slots move."""
     keys = [b"%d" % number for number in range(600)]
     with valkey_cluster() as cluster, opened(cluster.url, PATIENT) as engine:
         engine.batch([Put("shop", key, b"value", 600.0) for key in keys])
@@ -951,7 +905,6 @@ def test_slots_move_under_calls() -> None:
 
 
 def test_a_purge_holds_while_slots_move() -> None:
-    """Wherever a session and its marks are just then; a Put that it overtook is refused by all nodes."""
     keys = [b"%d" % number for number in range(300)]
     issued = time.time() - 1.0
     with valkey_cluster() as cluster, opened(cluster.url, PATIENT) as engine, opened(cluster.url, PATIENT) as other:
@@ -971,7 +924,6 @@ def test_a_purge_holds_while_slots_move() -> None:
 
 
 def test_no_removal_is_missed_while_slots_move() -> None:
-    """Whoever follows knows of each, or is told to begin anew; no call fails on the way."""
     keys = [b"%d" % number for number in range(600)]
     with valkey_cluster() as cluster, opened(cluster.url, PATIENT) as engine, opened(cluster.url, PATIENT) as reader:
         engine.batch([Put("shop", key, b"value", 600.0) for key in keys])
@@ -979,7 +931,7 @@ def test_no_removal_is_missed_while_slots_move() -> None:
 
         def caught_up() -> bool:
             nonlocal position, known
-            with contextlib.suppress(EngineUnavailable):  # slots of the log are moving: whoever follows waits
+            with contextlib.suppress(EngineUnavailable):  # slots of the log are moving, so readers wait
                 end = reader.position()
                 while position != end:
                     read = reader.changes(position, end, 10)
@@ -1000,7 +952,7 @@ def test_no_removal_is_missed_while_slots_move() -> None:
 
 
 def failure(call: Callable[[], object]) -> EngineUnavailable:
-    """Return how a call fails."""
+    """Return the type of the error of a call."""
     with pytest.raises(EngineUnavailable) as caught:
         call()
     return caught.value
@@ -1023,7 +975,7 @@ def _many_gets(engine: Engine) -> None:
 
 @contextlib.contextmanager
 def pretending(info: bytes) -> Iterator[int]:
-    """Answer whatever is asked with `info`, as an INFO would be; there is no old Redis to be had. Yield the port."""
+    """Run a server that answers every command with `info`, since no old Redis is available; yield its port."""
 
     class Handler(socketserver.StreamRequestHandler):
         disable_nagle_algorithm = True  # or one answer would wait until the one before is acknowledged

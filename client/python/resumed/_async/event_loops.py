@@ -24,10 +24,10 @@ from resumed._async.interruption import during
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from resumed._async.suspendable_handshake import Handshake
-    from resumed._openssl import Binding
+    from resumed._async.suspendable_handshake import SuspendableHandshake
+    from resumed._openssl import CallbackBinding
 
-    Wake: TypeAlias = Callable[[], None]
+    Resume: TypeAlias = Callable[[], None]
 
 _DEPTH = 14
 """How many frames up from a callback asyncio's protocol is looked for; up to Python 3.14 it is 8 or 9."""
@@ -37,17 +37,17 @@ _MOST_OBJECTS = 20_000
 """How many young objects there may be to take the last ones from: with garbage collection off there are more."""
 
 
-class _Resting:
+class SuspendingSSLObject:
     """Mixed into an ssl.SSLObject."""
 
-    _binding: ClassVar[Binding]
-    _waker: Callable[[], Wake | None] | None = None
-    _handshake: Handshake | None = None
+    _binding: ClassVar[CallbackBinding]
+    _waker: Callable[[], Resume | None] | None = None
+    _handshake: SuspendableHandshake | None = None
     _done = False
 
     @classmethod
     def _create(cls, incoming: ssl.MemoryBIO, *arguments: Any, **named: Any) -> Any:
-        waker = _of_uvloop(incoming)
+        waker = find_uvloop_protocol(incoming)
         self = super()._create(incoming, *arguments, **named)  # type: ignore[misc]  # of ssl.SSLObject
         self._waker = waker
         return self
@@ -60,13 +60,13 @@ class _Resting:
             return
         handshake = self._handshake
         if handshake is None:
-            handshake = self._handshake = self._binding.begin(self._waker or _of_asyncio)
+            handshake = self._handshake = self._binding.begin(self._waker or find_asyncio_protocol)
         try:
-            self._binding.drive(handshake, step)
+            self._binding.run_step(handshake, step)
         except ssl.SSLWantReadError:
             raise
         except BaseException as error:
-            if handshake.rests and isinstance(error, ssl.SSLError):
+            if handshake.suspended and isinstance(error, ssl.SSLError):
                 # OpenSSL's SSL_ERROR_WANT_CLIENT_HELLO_CB, which Python does not know by name.
                 raise ssl.SSLWantReadError(ssl.SSL_ERROR_WANT_READ, "a session is being looked up") from None
             self._handshake = self._waker = None  # which lead back here
@@ -74,18 +74,18 @@ class _Resting:
         self._done, self._handshake, self._waker = True, None, None
 
 
-class _Socket:
+class InterruptibleSSLSocket:
     """Mixed into an ssl.SSLSocket."""
 
     def do_handshake(self, *arguments: Any, **named: Any) -> None:
         """Shake hands."""
-        during(lambda: super(_Socket, self).do_handshake(*arguments, **named))  # type: ignore[misc]  # of ssl.SSLSocket
+        during(lambda: super(InterruptibleSSLSocket, self).do_handshake(*arguments, **named))  # type: ignore[misc]  # of ssl.SSLSocket
 
 
-def attach(context: ssl.SSLContext, binding: Binding) -> Callable[[], None]:
+def enable(context: ssl.SSLContext, binding: CallbackBinding) -> Callable[[], None]:
     """Let handshakes of `context` rest under asyncio and uvloop; return what undoes that."""
-    objects = _mix_in(_Resting, context, "sslobject_class", ssl.SSLObject, {"_binding": binding})
-    sockets = _mix_in(_Socket, context, "sslsocket_class", ssl.SSLSocket, {})
+    objects = _mix_in(SuspendingSSLObject, context, "sslobject_class", ssl.SSLObject, {"_binding": binding})
+    sockets = _mix_in(InterruptibleSSLSocket, context, "sslsocket_class", ssl.SSLSocket, {})
 
     def detach() -> None:
         objects()
@@ -116,7 +116,7 @@ def _mix_in(mixin: type, context: Any, name: str, default: type, attributes: dic
     return undo
 
 
-def _of_asyncio() -> Wake | None:
+def find_asyncio_protocol() -> Resume | None:
     """Return what has the asyncio protocol that is calling take its next step, from any thread."""
     asyncio: Any = sys.modules.get("asyncio")
     frame = sys._getframe(1) if asyncio else None  # noqa: SLF001  # there is no other way
@@ -125,18 +125,18 @@ def _of_asyncio() -> Wake | None:
         if frame is None:
             break
         caller = frame.f_locals.get("self")
-        if connection is None and isinstance(caller, _Resting):
+        if connection is None and isinstance(caller, SuspendingSSLObject):
             connection = caller
         elif isinstance(caller, asyncio.sslproto.SSLProtocol):
             # Up to Python 3.10 the object is in a pipe. The protocol may be that of a connection around this one, which
             # the application drives through memory.
             driven = getattr(caller, "_sslobj", None) or getattr(getattr(caller, "_sslpipe", None), "_sslobj", None)
-            return _wake(asyncio.get_running_loop(), caller) if driven is connection else None
+            return make_resume(asyncio.get_running_loop(), caller) if driven is connection else None
         frame = frame.f_back
     return None
 
 
-def _of_uvloop(incoming: ssl.MemoryBIO) -> Callable[[], Wake | None] | None:
+def find_uvloop_protocol(incoming: ssl.MemoryBIO) -> Callable[[], Resume | None] | None:
     """Return the same for uvloop, which is about to start a handshake over `incoming`; None under another loop."""
     uvloop: Any = sys.modules.get("uvloop.loop")
     loop = uvloop and sys.modules["asyncio"]._get_running_loop()  # noqa: SLF001  # documented
@@ -148,23 +148,23 @@ def _of_uvloop(incoming: ssl.MemoryBIO) -> Callable[[], Wake | None] | None:
     # go of the protocol when the handshake ends, in whatever way.
     for generation in 0, 1:
         for thing in islice(reversed(gc.get_objects(generation)), _LAST_OBJECTS):
-            protocol = _behind(thing, uvloop.SSLProtocol) if type(thing) is uvloop.TimerHandle else None
+            protocol = _protocol_of_timer(thing, uvloop.SSLProtocol) if type(thing) is uvloop.TimerHandle else None
             if protocol and any(each is incoming for each in gc.get_referents(protocol)):
-                return lambda: (held := _behind(thing, uvloop.SSLProtocol)) and _wake(loop, held)
+                return lambda: (held := _protocol_of_timer(thing, uvloop.SSLProtocol)) and make_resume(loop, held)
     # A collection came in between, to about one connection in a thousand: search everything, if there is a look-up.
     return lambda: next(
-        (_wake(loop, held) for held in gc.get_referrers(incoming) if type(held) is uvloop.SSLProtocol), None
+        (make_resume(loop, held) for held in gc.get_referrers(incoming) if type(held) is uvloop.SSLProtocol), None
     )
 
 
-def _behind(timer: Any, kind: type) -> Any:
+def _protocol_of_timer(timer: Any, kind: type) -> Any:
     """Return the protocol whose function a timer of uvloop will call, if any."""
     functions = (each for each in gc.get_referents(timer) if callable(each))
     scopes = (each for function in functions for each in gc.get_referents(function))
     return next((held for scope in scopes for held in gc.get_referents(scope) if type(held) is kind), None)
 
 
-def _wake(loop: Any, protocol: Any) -> Wake:
+def make_resume(loop: Any, protocol: Any) -> Resume:
     def step() -> None:
         # Both are public parts of asyncio's protocols. Up to Python 3.10 it is not a buffered one.
         if hasattr(protocol, "buffer_updated"):

@@ -1,110 +1,123 @@
-"""The look-ups of one handshake, and how a handshake rests while its sessions are looked up.
+"""The look-ups of one handshake, which may be suspended until their results are there.
 
-A handshake may offer many sessions, and may send its ClientHello twice (HelloRetryRequest, RFC 8446 section 4.1.4), for
-each of which OpenSSL asks again. All of its look-ups share one deadline, at most MAX_LOOKUPS of them are calls, and the
-first answer for a session is kept.
+A client may offer many sessions, and may send its ClientHello twice (HelloRetryRequest, RFC 8446 section 4.1.4), for
+which OpenSSL requests them again. All look-ups of a handshake share one deadline, at most MAX_LOOKUPS of them are
+calls, and the first result for a session is kept.
 
-When a ClientHello is complete, OpenSSL's client hello callback may have the handshake rest
-(SSL_CTX_set_client_hello_cb(3)), so that a thread that serves many connections is not held up. The look-ups then happen
-in other threads, and whoever drives the handshake takes its next step when it is woken. Event loops are such drivers
-(loops.py, twisted.py).
+When a ClientHello is complete, OpenSSL's client hello callback may suspend the handshake
+(SSL_CTX_set_client_hello_cb(3)), so that it does not block a thread that serves many connections. Other threads then
+make the calls, and the driver of the handshake (event_loops.py, twisted.py) takes the next step when it is resumed.
 """
 
 from __future__ import annotations
 
 import time
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, TypeAlias
 
-from resumed._policy.lookups import settled
+from resumed._policy.lookups import completed_future, result_or_late
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
-    from concurrent.futures import Future
 
-    from resumed._policy.lookups import Found
+    from resumed._policy.lookups import LookupResult
 
-    Prefetch: TypeAlias = Callable[[bytes], "Future[Found] | None"]
+    StartLookup: TypeAlias = Callable[[float, bool], Future[LookupResult]]
 
 MAX_LOOKUPS = 4
 """How many of the ids in one handshake are looked up. Clients offer one or two; a thousand fit in a ClientHello."""
 
-_BUSY = settled((None, "too-many-lookups"))
+_TOO_MANY = completed_future((None, "too-many-lookups"))
 
 
-class Handshake:
-    """What was found for one handshake.
+class SuspendableHandshake:
+    """The results of the look-ups of one handshake.
 
     Args:
         deadline: Seconds that all of its look-ups together may take.
-        waker: Called in the midst of a step; returns what has the next step taken soon, from any thread, or None if
-            nobody would take it.
+        find_resume_callback: Called during a step; returns a function that schedules the next step, from any thread, or
+            None if nothing would take it.
         clock: Seconds that only go forward.
 
     Attributes:
-        rests: Whether its last step ended because an answer was not there yet.
+        suspended: Whether its last step ended because a result was not there yet.
     """
 
     def __init__(
         self,
         deadline: float,
-        waker: Callable[[], Callable[[], None] | None] = lambda: None,
+        find_resume_callback: Callable[[], Callable[[], None] | None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._left, self._waker, self._clock = deadline, waker, clock
-        self._answers: dict[bytes, Future[Found]] = {}
+        self._left, self._find_resume_callback, self._clock = deadline, find_resume_callback, clock
+        self._results: dict[bytes, Future[LookupResult]] = {}
         self._counted: set[bytes] = set()
-        self.rests = False
+        self.suspended = False
 
-    def offers(self, session_ids: Iterable[bytes], prefetch: Prefetch) -> None:
-        """See to it that the sessions of a ClientHello are looked up, one after the other until one is found.
+    def start_lookups(self, session_ids: Iterable[bytes], find: Callable[[bytes], Future[LookupResult]]) -> None:
+        """Look up the sessions of a ClientHello, one after the other until one is found.
 
-        Called again for the same ClientHello at each step, until the handshake `rests` no more.
+        Called again for the same ClientHello at each step, until the handshake is `suspended` no more.
 
         Args:
             session_ids: The ids that the client offers.
-            prefetch: Begins to look one up, without waiting; returns None if that is not worth a call.
+            find: Returns the result for one of them; see look_up().
         """
-        self.rests = False
+        self.suspended = False
         for session_id in session_ids:
-            answer = self.answer(session_id) or self._begin(session_id, prefetch)
-            if answer is None:
-                continue
-            if not answer.done():
-                self.rests = True
+            result = find(session_id)
+            if not result.done():
+                self.suspended = True
                 return
-            if answer.result()[0] is not None:
+            if result.result()[0] is not None:
+                self._results[session_id] = result
                 return
 
-    def answer(self, session_id: bytes) -> Future[Found] | None:
-        """Return what was found, or None for an id that nobody was asked about."""
-        return self._answers.get(session_id) or (_BUSY if len(self._answers) >= MAX_LOOKUPS else None)
+    def result_for(self, session_id: bytes) -> Future[LookupResult] | None:
+        """Return the result of the look-up of an id, or None if there was none."""
+        return self._results.get(session_id) or (_TOO_MANY if len(self._results) >= MAX_LOOKUPS else None)
 
-    def ask(self, session_id: bytes, find: Callable[[float], Found]) -> Found:
-        """Look a session up, in what is left of the deadline, and keep the answer."""
+    def look_up(self, session_id: bytes, start: StartLookup, *, may_suspend: bool) -> Future[LookupResult]:
+        """Look a session up, in the rest of the deadline, and keep the result.
+
+        Args:
+            session_id: The id of the session.
+            start: Starts the look-up; called with its seconds, and with whether it blocks.
+            may_suspend: Whether the handshake can be suspended now. If it has a resume callback, that is called when
+                the result is there; otherwise this waits for the result.
+        """
+        resume = self._find_resume_callback() if may_suspend else None  # not kept: it refers to the handshake's driver
         began = self._clock()
-        found = find(self._left)
-        self._left -= self._clock() - began
-        self._answers[session_id] = settled(found)
-        return found
+        result = start(self._left, resume is None)
+        if resume and not result.done():
+            result = self._resumed_after(result, began, resume)
+        else:
+            result = completed_future(result_or_late(result, self._left))
+            self._left -= self._clock() - began
+        self._results[session_id] = result
+        return result
 
-    def is_news(self, session_id: bytes) -> bool:
+    def _resumed_after(
+        self, lookup: Future[LookupResult], began: float, resume: Callable[[], None]
+    ) -> Future[LookupResult]:
+        """Return a future with the result of a look-up, after which the handshake is resumed."""
+        result: Future[LookupResult] = Future()
+
+        def finish(lookup: Future[LookupResult]) -> None:
+            self._left -= self._clock() - began  # before the next step can start another look-up
+            result.set_result(lookup.result())
+            resume()
+
+        lookup.add_done_callback(finish)
+        return result
+
+    def is_first(self, session_id: bytes) -> bool:
         """Return whether this is called for the first time with an id: what a client offers twice counts once.
 
         Of ids that are not looked up only the first few are remembered, and the others count each time.
         """
         if session_id in self._counted:
             return False
-        if session_id in self._answers or len(self._counted) < MAX_LOOKUPS:
+        if session_id in self._results or len(self._counted) < MAX_LOOKUPS:
             self._counted.add(session_id)
         return True
-
-    def _begin(self, session_id: bytes, prefetch: Prefetch) -> Future[Found] | None:
-        wake = self._waker()  # which is not kept: it leads back to whoever drives this
-        if wake is None:
-            return None
-        answer = prefetch(session_id)
-        if answer is not None:
-            self._answers[session_id] = answer
-            if not answer.done():
-                answer.add_done_callback(lambda _: wake())
-        return answer

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
-from resumed._client.store import decoded
+from resumed._client.store import parse_response
 from resumed._transport.channel import Channel, Method
 from resumed.v1 import admin_pb2 as pb
 
@@ -42,7 +42,7 @@ class Admin:
         credentials: For TLS to the store; None for plaintext.
 
     Raises ValueError for a malformed target. Every call raises StoreUnavailable when the store does not answer in time
-    or cannot serve, InvalidCall for a namespace or time outside its limits, and StoreError for what else it refuses:
+    or cannot serve, InvalidRequest for a namespace or time outside its limits, and StoreError for what else it refuses:
     most often, that the caller has no grant for it.
     """
 
@@ -76,7 +76,7 @@ class Admin:
         if issued_before is not None:
             request.issued_before_time.FromMicroseconds(int(issued_before * 1e6))
         answer = self._channel.call(_PURGE, request.SerializeToString(), self.deadline)
-        return _seconds(decoded(pb.PurgeResponse, answer).issued_before_time)
+        return _seconds(parse_response(pb.PurgeResponse, answer).issued_before_time)
 
     def stats(self, namespace: str | None = None) -> dict[str, NamespaceStats]:
         """Count what there is of a namespace, or (None) of each in which there is something."""
@@ -84,7 +84,7 @@ class Admin:
         stats: dict[str, NamespaceStats] = {}
         while True:
             encoded = self._channel.call(_STATS, request.SerializeToString(), self.deadline)
-            answer = decoded(pb.StatsResponse, encoded)
+            answer = parse_response(pb.StatsResponse, encoded)
             stats |= {each.namespace: _stats(each) for each in answer.namespaces}
             # In the order of the names, so that no store can go on for ever.
             if answer.next_page_token <= request.page_token:

@@ -100,8 +100,8 @@ class SessionStore:
         tracer_provider: Makes spans of the calls, and needs `pip install 'resumed[otel]'`; None for none.
 
     Raises ValueError for a malformed target. Every call raises StoreUnavailable when the store does not answer in time
-    or cannot serve, InvalidCall for a key, value or ttl outside its limits (key 1 to 64 bytes, value 1 to 65,536 bytes,
-    ttl above 0), and StoreError for what else it refuses.
+    or cannot serve, InvalidRequest for a key, value or ttl outside its limits (key 1 to 64 bytes, value 1 to 65,536
+    bytes, ttl above 0), and StoreError for what else it refuses.
     """
 
     def __init__(
@@ -188,7 +188,7 @@ class SessionStore:
 
     def _call(self, method: Method, request: Message, answer: type[_Answer], deadline: float | None) -> _Answer:
         timeout = self.deadline if deadline is None else deadline
-        return decoded(answer, self._channel.call(method, request.SerializeToString(), timeout))
+        return parse_response(answer, self._channel.call(method, request.SerializeToString(), timeout))
 
     def _batch(self, request: pb.BatchRequest, deadline: float | None) -> list[Result]:
         method = _TAKING_BATCH if any(each.HasField("take") for each in request.operations) else _BATCH
@@ -220,14 +220,14 @@ class Watch:
     """A stream of what happens in a namespace; see SessionStore.watch().
 
     Attributes:
-        continued: Whether the stream goes on behind the position that was asked for. If not, forget what you knew.
+        resumed_from_position: Whether the stream continues after the requested position. If not, discard earlier state.
     """
 
     def __init__(self, stream: Stream) -> None:
         self._stream = stream
-        self._answers = (decoded(pb.WatchResponse, encoded) for encoded in stream)
+        self._answers = (parse_response(pb.WatchResponse, encoded) for encoded in stream)
         self._first: pb.WatchResponse | None = None
-        self.continued = False
+        self.resumed_from_position = False
 
     @property
     def confirmed(self) -> float:
@@ -237,16 +237,16 @@ class Watch:
     def __enter__(self) -> Self:
         """Wait for the first answer."""
         self._first = next(self._answers)
-        self.continued = self._first.continued
+        self.resumed_from_position = self._first.continued
         return self
 
     def __exit__(self, *_: object) -> None:
         self.cancel()
 
-    def __iter__(self) -> Iterator[Changes]:
+    def __iter__(self) -> Iterator[WatchBatch]:
         """Yield what happened, at least once a second."""
         for answer in itertools.chain([self._first] if self._first else [], self._answers):
-            yield Changes([_change(event) for event in answer.events], answer.position, answer.live)
+            yield WatchBatch([_change(event) for event in answer.events], answer.position, answer.live)
 
     def cancel(self) -> None:
         """End the stream, from any thread."""
@@ -272,7 +272,7 @@ class Change(NamedTuple):
         return f"Change({'stored' if self.session else 'removed' if self.key else 'purged'}, time={self.time})"
 
 
-class Changes(NamedTuple):
+class WatchBatch(NamedTuple):
     """What happened in a namespace."""
 
     changes: list[Change]
@@ -284,10 +284,10 @@ class Changes(NamedTuple):
 
     def __repr__(self) -> str:
         """Show how many, never which."""
-        return f"Changes({len(self.changes)}, live={self.live})"
+        return f"WatchBatch({len(self.changes)}, live={self.live})"
 
 
-def decoded(kind: type[_Answer], encoded: bytes) -> _Answer:
+def parse_response(kind: type[_Answer], encoded: bytes) -> _Answer:
     """Return an answer of the store; raise StoreError if it is none of that kind."""
     try:
         return kind.FromString(encoded)

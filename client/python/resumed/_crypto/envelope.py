@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from resumed._exceptions import Unsealable
+from resumed._exceptions import UnsealError
 from resumed._policy.fingerprint import FINGERPRINT_BYTES
 
 _SESSION_AT = FINGERPRINT_BYTES + 8
@@ -33,9 +33,9 @@ class Envelope(NamedTuple):
         """Return the envelope of bytes that were authentic.
 
         Raises:
-            Unsealable: They are too short.
+            UnsealError: They are too short.
         """
         if len(encoded) < _SESSION_AT:
-            raise Unsealable("malformed")
+            raise UnsealError("malformed")
         issued = int.from_bytes(encoded[FINGERPRINT_BYTES:_SESSION_AT], "big") / 1e6
         return cls(encoded[:FINGERPRINT_BYTES], issued, encoded[_SESSION_AT:])

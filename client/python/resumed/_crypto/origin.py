@@ -13,38 +13,38 @@ from __future__ import annotations
 
 import os
 
-from resumed._process.fork import renew_after_fork
+from resumed._process.fork import register_after_fork
 
-_RANDOM_BYTES, _MARK_BYTES = 8, 4
-_MARK_MASK = 0xFFFFFFFF
+_RANDOM_BYTES, _TAG_BYTES = 8, 4
+_TAG_MASK = 0xFFFFFFFF
 
 
-class Issuer:
+class ProcessTag:
     """Makes nonces, and knows ids again that begin with one of them. A forked child makes others."""
 
     def __init__(self) -> None:
-        self._begin()
-        renew_after_fork(self)
+        self._reset()
+        register_after_fork(self)
 
-    def _begin(self) -> None:
+    def _reset(self) -> None:
         self._key = os.urandom(16)
 
     def nonce(self) -> bytes:
         """Return a new nonce of 12 bytes."""
         random = os.urandom(_RANDOM_BYTES)
-        return random + self._mark(random)
+        return random + self._tag(random)
 
-    def issued(self, session_id: bytes) -> bool:
+    def is_own(self, session_id: bytes) -> bool:
         """Return whether an id that the fleet issued, and nobody made up, was issued here."""
-        mark = session_id[_RANDOM_BYTES : _RANDOM_BYTES + _MARK_BYTES]
-        return mark == self._mark(session_id[:_RANDOM_BYTES])
+        tag = session_id[_RANDOM_BYTES : _RANDOM_BYTES + _TAG_BYTES]
+        return tag == self._tag(session_id[:_RANDOM_BYTES])
 
     def after_fork_in_child(self) -> None:
         """Know the parent's ids no more."""
-        self._begin()
+        self._reset()
 
-    def _mark(self, random: bytes) -> bytes:
-        return (hash(random + self._key) & _MARK_MASK).to_bytes(_MARK_BYTES, "big")
+    def _tag(self, random: bytes) -> bytes:
+        return (hash(random + self._key) & _TAG_MASK).to_bytes(_TAG_BYTES, "big")
 
 
-THIS_PROCESS = Issuer()
+CURRENT_PROCESS = ProcessTag()

@@ -28,7 +28,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM, AESSIV
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from resumed._exceptions import KeyringError, Unsealable
+from resumed._exceptions import KeyringError, UnsealError
 from resumed._reload import Followed, Unreadable
 
 if TYPE_CHECKING:
@@ -204,27 +204,27 @@ class Keyring:
             now: The present, in Unix seconds.
 
         Raises:
-            Unsealable: It is malformed, sealed with an unknown key, past its not_after, or not authentic.
+            UnsealError: It is malformed, sealed with an unknown key, past its not_after, or not authentic.
         """
         keys = self._current()
         if not keys:
             if sealed[:1] != _PLAIN or len(sealed) < 9:  # noqa: PLR2004  # version and not_after
-                raise Unsealable("malformed")
+                raise UnsealError("malformed")
             plaintext, not_after = sealed[9:], int.from_bytes(sealed[1:9], "big")
         else:
             if sealed[:1] != _SEALED or len(sealed) < _HEADER_BYTES + _NONCE_BYTES + _TAG_BYTES:
-                raise Unsealable("malformed")
+                raise UnsealError("malformed")
             key = next((key for key in keys if key.id == sealed[1:5]), None)
             if key is None:
-                raise Unsealable("unknown-key")
+                raise UnsealError("unknown-key")
             try:
                 plaintext = key.open(store_key, sealed)
             except InvalidTag:
-                raise Unsealable("not-authentic") from None
+                raise UnsealError("not-authentic") from None
             not_after = int.from_bytes(sealed[5:_HEADER_BYTES], "big")
         if now >= not_after:
             del plaintext  # or a traceback that has the values of variables shows it
-            raise Unsealable("expired")
+            raise UnsealError("expired")
         return plaintext, not_after
 
     def issue_id(self, namespace: str, now: float, nonce: bytes | None = None) -> bytes:

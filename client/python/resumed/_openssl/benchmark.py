@@ -15,7 +15,7 @@ _LONGEST = 4096  # of an RSA key of 32,768 bits
 _TO_SIGN = bytes(130)  # about what CertificateVerify signs (RFC 8446 section 4.4.3)
 
 
-def signature_seconds(library: Library, context: int) -> float | None:
+def measure_signature_seconds(library: Library, context: int) -> float | None:
     """Return what the fastest of a few signatures took, or None if the context has no key, or nobody can tell.
 
     Args:

@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from resumed._async.interruption import during, interrupted
 from resumed._crypto.envelope import Envelope
-from resumed._exceptions import Unsealable, UnsupportedContext
-from resumed._openssl.benchmark import signature_seconds
+from resumed._exceptions import UnsealError, UnsupportedContext
+from resumed._openssl.benchmark import measure_signature_seconds
 from resumed._openssl.client_hello import chosen_digest, offered_ids, requested_name
 from resumed._openssl.contexts import VERIFY_PEER, contexts_of, has_peer_as_asked
 from resumed._openssl.library import (
@@ -37,15 +37,15 @@ from resumed._openssl.library import (
     REMOVE_CALLBACK,
     context_of,
 )
-from resumed._openssl.session_codec import ID_BYTES, ForeignData, Memory, Sessions
+from resumed._openssl.session_codec import ID_BYTES, ForeignData, Memory, SessionCodec
 from resumed._policy.fingerprint import NO_CLIENT_AUTHENTICATION
 from resumed._policy.served_names import Expected, ServedNames
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from resumed._async.suspendable_handshake import Handshake
-    from resumed._policy.session_policy import Shim
+    from resumed._async.suspendable_handshake import SuspendableHandshake
+    from resumed._policy.session_policy import SessionPolicy
 
 # <openssl/ssl.h>
 _CTRL_SET_SESS_CACHE_MODE = 44
@@ -70,7 +70,7 @@ _REASON_MASK = 0x7FFFFF  # ERR_GET_REASON
 _Result = TypeVar("_Result")
 
 
-class Binding:
+class CallbackBinding:
     """The callbacks of a shim in a TLS context.
 
     Args:
@@ -83,29 +83,31 @@ class Binding:
         UnsupportedContext: The callbacks cannot be set; the message says what to do.
     """
 
-    def __init__(self, context: Any, shim: Shim, *, replace: bool = False, ignore_id_context: bool = False) -> None:
+    def __init__(
+        self, context: Any, policy: SessionPolicy, *, replace: bool = False, ignore_id_context: bool = False
+    ) -> None:
         self.library, self._pointer, self._chooses_by_name, self._is_final = context_of(context)
-        self._sessions, self._contexts = Sessions(self.library), contexts_of(self.library)
+        self._codec, self._contexts = SessionCodec(self.library), contexts_of(self.library)
         self._names = ServedNames()
-        self._handshakes: dict[int, Handshake] = {}  # by the numbers in their connections, the last ones
-        self._shim = shim
+        self._handshakes: dict[int, SuspendableHandshake] = {}  # by the numbers in their connections, the last ones
+        self._policy = policy
         library, pointer = self.library, self._pointer
         if library.SSL_CTX_get_max_early_data(pointer):
             raise UnsupportedContext(
                 "this context accepts early data, which can be replayed across a fleet; set max_early_data to 0"
             )
-        self._gone = False
-        self._own: tuple[int, ...] = ()
+        self._context_freed = False
+        self._callback_addresses: tuple[int, ...] = ()
         self._installed = False
         # None: that of the application, which OpenSSL compares.
-        self._id_context = hashlib.sha256(shim.namespace.encode()).digest() if ignore_id_context else None
+        self._id_context = hashlib.sha256(policy.namespace.encode()).digest() if ignore_id_context else None
         self._known_id_context: bytes | None = None  # as the last full handshake showed it: OpenSSL has no getter
         self._warned: set[str] = set()
         callbacks = self._current()
         if any(callbacks) and not replace:
             raise UnsupportedContext("this context already has session callbacks; pass replace=True to replace them")
         replaced = _bindings.get(pointer)
-        self._replaced = replaced if replaced and replaced._own == callbacks else None  # noqa: SLF001  # of this class
+        self._replaced = replaced if replaced and replaced._callback_addresses == callbacks else None  # noqa: SLF001  # of this class
         self._previous = _Settings(
             callbacks,
             self._replaced._id_callback if self._replaced else 0,  # noqa: SLF001  # of this class
@@ -122,11 +124,11 @@ class Binding:
             INFO_CALLBACK(self._on_info),
         )
         addresses = [ctypes.cast(trampoline, c_void_p).value or 0 for trampoline in self._trampolines]
-        self._own, (own_id, self._own_hello, self._own_info) = tuple(addresses[:3]), addresses[3:]
-        self._id_callback: int = own_id if shim.seals_ids else 0
-        self._driven = _Driven()
+        self._callback_addresses, (own_id, self._own_hello, self._own_info) = tuple(addresses[:3]), addresses[3:]
+        self._id_callback: int = own_id if policy.seals_ids else 0
+        self._current_handshake = _CurrentHandshake()
         library.SSL_CTX_up_ref(pointer)  # until the finalizer has unset the callbacks
-        weakref.finalize(context, self._release).atexit = False  # at exit see _leave
+        weakref.finalize(context, self._release).atexit = False  # at exit see _unset_at_exit
         self._install()
         if self._replaced:
             self._replaced._installed = False  # noqa: SLF001  # of this class
@@ -151,38 +153,38 @@ class Binding:
     @cached_property
     def signature_seconds(self) -> float | None:
         """How long a signature with the context's own key takes here; measured when first asked for."""
-        return None if self._gone else signature_seconds(self.library, self._pointer)
+        return None if self._context_freed else measure_signature_seconds(self.library, self._pointer)
 
-    def begin(self, waker: Callable[[], Callable[[], None] | None]) -> Handshake:
-        """Return the handshake of a connection that begins, for drive(); see Handshake."""
-        return self._shim.handshake(waker)
+    def begin(self, find_resume_callback: Callable[[], Callable[[], None] | None]) -> SuspendableHandshake:
+        """Return the handshake of a connection that begins, for run_step(); see SuspendableHandshake."""
+        return self._policy.handshake(find_resume_callback)
 
-    def drive(self, handshake: Handshake, step: Callable[[], _Result]) -> _Result:
+    def run_step(self, handshake: SuspendableHandshake, step: Callable[[], _Result]) -> _Result:
         """Take a step of a handshake that may rest until its look-ups are done.
 
         Args:
-            handshake: Says by `handshake.rests`, when the step has failed, that it is to be taken again.
+            handshake: Says by `handshake.suspended`, when the step has failed, that it is to be taken again.
             step: Calls SSL_do_handshake, or what calls it.
         """
         if self._installed:
             # Not before, as it costs handshakes of other threads another wait for the GIL.
             self.library.SSL_CTX_set_client_hello_cb(self._pointer, self._own_hello, None)
-        self._driven.handshake = handshake
-        handshake.rests = False
+        self._current_handshake.handshake = handshake
+        handshake.suspended = False
         try:
             return during(step)
         finally:
-            self._driven.handshake = None
+            self._current_handshake.handshake = None
 
     def uninstall(self) -> None:
-        """Put back the callbacks and settings that the context had; another Binding that was replaced goes on.
+        """Put back the callbacks and settings that the context had; another CallbackBinding that was replaced goes on.
 
         OpenSSL has no getter for the id generator and the session id context: the generator becomes OpenSSL's own, and
         where `ignore_id_context` was set the namespace's id context stays, as contexts that verify clients must have
-        one. If another Binding has replaced this one, that one will put back what this one would have. If the
+        one. If another CallbackBinding has replaced this one, that one will put back what this one would have. If the
         application has, or if the context is gone, this does nothing.
         """
-        if self._current() != self._own:
+        if self._current() != self._callback_addresses:
             binding = _bindings.get(self._pointer)
             while binding and binding._replaced is not self:  # noqa: SLF001  # of this class
                 binding = binding._replaced  # noqa: SLF001  # of this class
@@ -207,15 +209,15 @@ class Binding:
         # there.
         library.SSL_CTX_ctrl(pointer, _CTRL_SET_SESS_CACHE_MODE, _SESS_CACHE_SERVER | _SESS_CACHE_NO_INTERNAL, None)
         library.SSL_CTX_set_options(pointer, _OP_NO_TICKET)
-        library.SSL_CTX_set_timeout(pointer, self._shim.lifetime)
+        library.SSL_CTX_set_timeout(pointer, self._policy.lifetime)
         if self._id_context:
             library.SSL_CTX_set_session_id_context(pointer, self._id_context, len(self._id_context))
-        self._set(self._own, self._id_callback)
-        if self._current() != self._own:
+        self._set(self._callback_addresses, self._id_callback)
+        if self._current() != self._callback_addresses:
             raise UnsupportedContext("libssl does not give the callbacks back that were set; please report this")
 
     def _current(self) -> tuple[int, ...]:
-        if self._gone:
+        if self._context_freed:
             return (0, 0, 0)
         library, pointer = self.library, self._pointer
         return (
@@ -226,8 +228,8 @@ class Binding:
 
     def _set(self, callbacks: tuple[int, ...], id_callback: int) -> None:
         new, get, remove = callbacks
-        # Nobody's, until drive() needs it.
-        self._installed = callbacks == self._own
+        # Nobody's, until run_step() needs it.
+        self._installed = callbacks == self._callback_addresses
         self.library.SSL_CTX_set_client_hello_cb(self._pointer, None, None)
         self.library.SSL_CTX_sess_set_new_cb(self._pointer, new)
         self.library.SSL_CTX_sess_set_get_cb(self._pointer, get)
@@ -235,45 +237,45 @@ class Binding:
         self.library.SSL_CTX_set_generate_session_id(self._pointer, id_callback)
 
     def _unset(self) -> None:
-        if self._current() == self._own:
+        if self._current() == self._callback_addresses:
             self._set((0, 0, 0), 0)
 
     def _release(self) -> None:
         """Let go of a context that Python has let go of. SSL objects that C still holds call nothing any more."""
         self._unset()
-        self._gone = True
+        self._context_freed = True
         self.library.SSL_CTX_free(self._pointer)
         _live.discard(self)
-        self._shim.close(timeout=0)
+        self._policy.close(timeout=0)
 
     def _on_new(self, ssl: int, session: int) -> int:
         """Store a session. Returns 0: no reference is kept, OpenSSL releases its own."""
         try:
             self._store(ssl, session)
         except BaseException as error:  # noqa: BLE001  # nothing may cross C
-            self._caught(error)
+            self._handle_callback_error(error)
         return 0
 
     def _store(self, ssl: int, session: int) -> None:
-        library, sessions = self.library, self._sessions
-        session_id = sessions.id_of(session)
+        library, codec = self.library, self._codec
+        session_id = codec.id_of(session)
         tls13 = library.SSL_version(ssl) == _TLS1_3_VERSION
         # A stateless ticket carries its session itself: in TLS 1.2 it has no id, in TLS 1.3 it is told by the option.
         stateless = not session_id or (tls13 and not library.SSL_get_options(ssl) & _OP_NO_TICKET)
         if stateless or not library.SSL_SESSION_is_resumable(session):
-            self._shim.unresumable()
+            self._policy.count_unresumable()
             return
         if self._id_context:
             # CPython 3.13 and later set a session id context of their own in each SSL (cpython issue 105293).
             library.SSL_SESSION_set1_id_context(session, self._id_context, len(self._id_context))
-        memory = self._judged(ssl, session)
+        memory = self._check_session(ssl, session)
         if memory is None:
-            self._shim.unresumable()
+            self._policy.count_unresumable()
             return
         # OpenSSL notes the name only where the server has a servername callback, and compares it nowhere: see _unfit.
         library.SSL_SESSION_set1_hostname(session, self._server_name(ssl) or None)
-        sessions.remember(session, None)  # it is not part of what is stored
-        serialized = sessions.serialized(session)
+        codec.remember(session, None)  # it is not part of what is stored
+        serialized = codec.serialized(session)
         remaining = self._remaining(session, memory)
         last, family = True, frozenset[bytes]()
         if tls13:
@@ -281,16 +283,16 @@ class Binding:
             tickets = 1 if library.SSL_session_reused(ssl) else library.SSL_get_num_tickets(ssl)
             last = len(memory.siblings) >= tickets * ID_BYTES
             family = frozenset(memory.ids) if last else family
-        sessions.remember(session, memory)
+        codec.remember(session, memory)
         library.SSL_SESSION_set_ex_data(session, library.session_index, ssl)
         envelope = Envelope(memory.fingerprint, memory.issued, serialized)
-        self._shim.negotiated(session_id, envelope, remaining, last=last, family=family)
+        self._policy.on_new_session(session_id, envelope, remaining, last=last, family=family)
 
-    def _judged(self, ssl: int, session: int) -> Memory | None:
+    def _check_session(self, ssl: int, session: int) -> Memory | None:
         """Return the memory of a session that is about to be stored; None if it must not be shared."""
-        library, contexts, sessions = self.library, self._contexts, self._sessions
+        library, contexts, codec = self.library, self._contexts, self._codec
         try:
-            memory = sessions.memory(session)
+            memory = codec.memory(session)
         except ForeignData:
             self._warn("the application keeps ticket application data in its sessions; they are not shared")
             return None
@@ -304,7 +306,7 @@ class Binding:
             return memory
         if reused:
             return None
-        self._known_id_context = sessions.id_context_of(session)
+        self._known_id_context = codec.id_context_of(session)
         fingerprint = contexts.fingerprint(ssl, mode)
         if self._chooses_by_name() and not library.SSL_get_ex_data(ssl, library.taught_index):
             # Not by what a renegotiation or post-handshake authentication makes of it later.
@@ -338,8 +340,8 @@ class Binding:
         remaining: float = self.library.SSL_SESSION_get_timeout(session)
         if memory.end:
             # The timeout begins with the ticket, and so behind a handshake that a client can draw out.
-            remaining = memory.end - self._shim.now()
-        valid = self._sessions.peer_seconds(session)
+            remaining = memory.end - self._policy.now()
+        valid = self._codec.peer_seconds(session)
         return remaining if valid is None else min(remaining, valid)
 
     def _server_name(self, ssl: int) -> bytes:
@@ -349,34 +351,34 @@ class Binding:
     def _warn(self, message: str) -> None:
         if message not in self._warned:  # once, not for each session
             self._warned.add(message)
-            _log.warning("namespace %s: %s", self._shim.namespace, message)
+            _log.warning("namespace %s: %s", self._policy.namespace, message)
 
     def _on_get(self, ssl: int, data: int, length: int, copy: int) -> int | None:
         """Return a session for the id that a client offers, or None. Its one reference goes to OpenSSL."""
         try:
             c_int.from_address(copy).value = 0
             session_id = string_at(data, length) if length > 0 else b""
-            session = self._shim.look_up(_Offer(self, ssl, session_id), self._handshake(ssl))
+            session = self._policy.on_get_session(_Offer(self, ssl, session_id), self._handshake(ssl))
             if session is not None and (self._chooses_by_name() or not self._is_final):
                 self.library.SSL_set_info_callback(ssl, self._own_info)
         except BaseException as error:  # noqa: BLE001  # nothing may cross C
-            self._caught(error)
+            self._handle_callback_error(error)
             return None
         return session
 
-    def _handshake(self, ssl: int) -> Handshake:
+    def _handshake(self, ssl: int) -> SuspendableHandshake:
         """Return what keeps the look-ups of a connection's handshake: OpenSSL may ask many times in each.
 
         A number in the connection tells it from later ones at the same address.
         """
-        if self._driven.handshake is not None:
-            return self._driven.handshake
+        if self._current_handshake.handshake is not None:
+            return self._current_handshake.handshake
         if not ssl:  # who calls Installation.get_callback needs no connection to find that an id is none of the fleet's
-            return self._shim.handshake()
+            return self._policy.handshake()
         library = self.library
         handshake = self._handshakes.get(library.SSL_get_ex_data(ssl, library.connection_index) or 0)
         if handshake is None:
-            number, handshake = next(_numbers), self._shim.handshake()
+            number, handshake = next(_numbers), self._policy.handshake()
             library.SSL_set_ex_data(ssl, library.connection_index, number)
             self._handshakes[number] = handshake
             if len(self._handshakes) > _MOST_HANDSHAKES:
@@ -397,7 +399,7 @@ class Binding:
     def _is_of_namespace(self, ssl: int) -> bool:
         """Return whether the context that serves a connection shares its sessions in this namespace, or in none."""
         serving = _bindings.get(self.library.SSL_get_SSL_CTX(ssl))
-        return serving is None or serving._shim.namespace == self._shim.namespace  # noqa: SLF001  # of this class
+        return serving is None or serving._policy.namespace == self._policy.namespace  # noqa: SLF001  # of this class
 
     def _on_info(self, ssl: int, where: int, result: int) -> None:
         """Look at a connection once more when its handshake is done; set for those that are given a session."""
@@ -410,7 +412,7 @@ class Binding:
                 library.SSL_set_info_callback(ssl, None)
                 self._confirm(ssl)
         except BaseException as error:  # noqa: BLE001  # nothing may cross C
-            self._caught(error)
+            self._handle_callback_error(error)
 
     def _confirm(self, ssl: int) -> None:
         """End a resumed connection if the context that serves is not the one that negotiated its session.
@@ -421,7 +423,7 @@ class Binding:
         if not library.SSL_session_reused(ssl):
             return
         session, mode = library.SSL_get_session(ssl), library.SSL_get_verify_mode(ssl)
-        memory = self._sessions.memory(session)
+        memory = self._codec.memory(session)
         if (
             memory
             and has_peer_as_asked(mode, bool(library.SSL_SESSION_get0_peer(session)))
@@ -431,29 +433,29 @@ class Binding:
         ):
             return
         library.SSL_set_shutdown(ssl, _BOTH_SHUTDOWN)
-        self._shim.terminated()
+        self._policy.count_termination()
         name = library.SSL_SESSION_get0_hostname(session) or b""
         if self._names.distrust(name):
             _log.warning(
                 "namespace %s: a resumed connection for %r was ended: the context that served it is not the one that "
                 "negotiated its session; sessions for this name do not resume in this process any more",
-                self._shim.namespace,
+                self._policy.namespace,
                 name.decode("ascii", "replace"),
             )
 
     def _on_hello(self, ssl: int, _alert: int, _data: int) -> int:
         """Have a handshake rest whose sessions are being looked up, if its driver goes on with it later."""
         try:
-            handshake = self._driven.handshake
+            handshake = self._current_handshake.handshake
             if handshake is not None:
-                handshake.offers(
+                handshake.start_lookups(
                     offered_ids(self.library, ssl),
-                    lambda session_id: self._shim.prefetch(_Offer(self, ssl, session_id)),
+                    lambda session_id: self._policy.find(_Offer(self, ssl, session_id), handshake, may_suspend=True),
                 )
-                if handshake.rests:
+                if handshake.suspended:
                     return _CLIENT_HELLO_RETRY
         except BaseException as error:  # noqa: BLE001  # nothing may cross C
-            self._caught(error)
+            self._handle_callback_error(error)
         return _CLIENT_HELLO_SUCCESS
 
     def _on_remove(self, _ctx: int, session: int) -> None:
@@ -468,23 +470,23 @@ class Binding:
             # freed, and the thread's last error is of whatever the thread was at: the garbage collector frees, too.
             failed = connection and library.SSL_in_init(connection)
             reason = library.ERR_peek_last_error() & _REASON_MASK if failed else 0
-            ids = {self._sessions.id_of(session)}
+            ids = {self._codec.id_of(session)}
             with contextlib.suppress(ForeignData):
-                memory = self._sessions.memory(session)
+                memory = self._codec.memory(session)
                 ids |= memory.ids if memory else set()
-            self._shim.ended(ids - {b""}, reason)
+            self._policy.on_connection_failed(ids - {b""}, reason)
         except BaseException as error:  # noqa: BLE001  # nothing may cross C
-            self._caught(error)
+            self._handle_callback_error(error)
 
     def _on_id(self, ssl: int, data: int, length: int) -> int:
         """Write a session id. Returning 0 would end the handshake, so a defect here means a random id."""
         try:
             self._look_for_id_context(ssl)
-            session_id = self._shim.issue_id(resumed=bool(self.library.SSL_session_reused(ssl)))
+            session_id = self._policy.issue_id(resumed=bool(self.library.SSL_session_reused(ssl)))
             ctypes.memmove(data, session_id, len(session_id))
             c_uint.from_address(length).value = len(session_id)
         except BaseException as error:  # noqa: BLE001  # nothing may cross C
-            self._caught(error)
+            self._handle_callback_error(error)
             ctypes.memmove(data, os.urandom(ID_BYTES), ID_BYTES)
             c_uint.from_address(length).value = ID_BYTES
         return 1
@@ -497,24 +499,24 @@ class Binding:
         library = self.library
         if library.SSL_get_verify_mode(ssl) & VERIFY_PEER:
             session = library.SSL_get_session(ssl)
-            if session and not self._sessions.id_context_of(session):
+            if session and not self._codec.id_context_of(session):
                 self._warn(
                     "this context verifies clients and has no session id context, so OpenSSL resumes none of its "
                     "sessions; set one (Context.set_session_id), or pass ignore_id_context=True to resumed.install()"
                 )
 
     def check(self, offer: _Offer, envelope: Envelope) -> None:
-        """Raise Unsealable if the session in an envelope may not resume; from any thread."""
+        """Raise UnsealError if the session in an envelope may not resume; from any thread."""
         self.library.SSL_SESSION_free(self._decoded(offer, envelope))
 
     def decode(self, offer: _Offer, envelope: Envelope, remaining: float) -> int:
-        """Return the session in an envelope; raise Unsealable if it may not resume."""
+        """Return the session in an envelope; raise UnsealError if it may not resume."""
         library, session = self.library, self._decoded(offer, envelope)
         library.SSL_SESSION_set_time(session, int(time.time()))
         library.SSL_SESSION_set_timeout(session, math.ceil(remaining))
         # Tickets issued on the resumed connection end when the negotiated session does, which is at a whole second.
-        end = int(self._shim.now() + remaining)
-        self._sessions.remember(session, Memory(envelope.fingerprint, envelope.issued, end, offer.session_id))
+        end = int(self._policy.now() + remaining)
+        self._codec.remember(session, Memory(envelope.fingerprint, envelope.issued, end, offer.session_id))
         library.SSL_SESSION_set_ex_data(session, library.session_index, offer.ssl)
         if self._id_context:
             # OpenSSL compares it with the session's next: see _store.
@@ -522,16 +524,16 @@ class Binding:
         return session
 
     def _decoded(self, offer: _Offer, envelope: Envelope) -> int:
-        session = self._sessions.decoded(envelope.session, offer.session_id)
+        session = self._codec.decoded(envelope.session, offer.session_id)
         reason = self._unfit(offer, envelope, session)
         if reason:
             self.library.SSL_SESSION_free(session)
-            raise Unsealable(reason)
+            raise UnsealError(reason)
         return session
 
     def _unfit(self, offer: _Offer, envelope: Envelope, session: int) -> str:
         """Return the reason of the miss if a session of the right context may not resume."""
-        library, sessions = self.library, self._sessions
+        library, codec = self.library, self._codec
         if (library.SSL_SESSION_get0_hostname(session) or b"") != offer.name:  # RFC 6066 section 3
             return "server-name-mismatch"
         cipher = library.SSL_SESSION_get0_cipher(session)
@@ -542,20 +544,20 @@ class Binding:
         if library.SSL_SESSION_get0_peer(session) and not asks:
             return "context-mismatch"
         if not self._id_context:
-            id_context = sessions.id_context_of(session)
+            id_context = codec.id_context_of(session)
             # OpenSSL compares it as well, but only behind this callback. Without one it would end a handshake that asks
             # for a certificate.
             if self._known_id_context not in {None, id_context} or (offer.asks and not id_context):
                 return "context-mismatch"
         try:
-            own = sessions.memory(session) is None
+            own = codec.memory(session) is None
         except ForeignData:
             own = False
         return "" if own else "undecodable"
 
-    def _caught(self, error: BaseException) -> None:
+    def _handle_callback_error(self, error: BaseException) -> None:
         if isinstance(error, Exception):
-            self._shim.internal_error()
+            self._policy.count_internal_error()
         else:
             interrupted(error)
 
@@ -566,7 +568,7 @@ class _Offer:
     Nothing is read of the connection before it is needed: most ids that are none of the fleet's cost nothing.
     """
 
-    def __init__(self, binding: Binding, ssl: int, session_id: bytes) -> None:
+    def __init__(self, binding: CallbackBinding, ssl: int, session_id: bytes) -> None:
         self._binding, self.ssl, self.session_id = binding, ssl, session_id
 
     @cached_property
@@ -596,29 +598,29 @@ class _Offer:
         return library.SSL_CIPHER_get_handshake_digest(cipher) if cipher else chosen_digest(library, self.ssl)
 
     def check(self, envelope: Envelope) -> None:
-        """Raise Unsealable if the session may not resume; from any thread, once `expected` was read."""
+        """Raise UnsealError if the session may not resume; from any thread, once `expected` was read."""
         self._binding.check(self, envelope)
 
     def decode(self, envelope: Envelope, remaining: float) -> int:
-        """Return the session, with that many seconds of its life left; raise Unsealable if it may not resume."""
+        """Return the session, with that many seconds of its life left; raise UnsealError if it may not resume."""
         return self._binding.decode(self, envelope, remaining)
 
 
 class _Settings(NamedTuple):
-    """What a context had before a Binding was installed."""
+    """What a context had before a CallbackBinding was installed."""
 
     callbacks: tuple[int, ...]
     id_callback: int
-    """That of the Binding that was replaced; 0 if there was none."""
+    """That of the CallbackBinding that was replaced; 0 if there was none."""
     cache_mode: int
     no_ticket: int
     timeout: int
 
 
-class _Driven(threading.local):
+class _CurrentHandshake(threading.local):
     """The handshake that this thread takes a step of."""
 
-    handshake: Handshake | None = None
+    handshake: SuspendableHandshake | None = None
 
 
 def _function(prototype: Any, address: int) -> Any:
@@ -626,12 +628,12 @@ def _function(prototype: Any, address: int) -> Any:
 
 
 _numbers = itertools.count(1)
-_bindings: weakref.WeakValueDictionary[int, Binding] = weakref.WeakValueDictionary()
-_live: weakref.WeakSet[Binding] = weakref.WeakSet()
+_bindings: weakref.WeakValueDictionary[int, CallbackBinding] = weakref.WeakValueDictionary()
+_live: weakref.WeakSet[CallbackBinding] = weakref.WeakSet()
 
 
 @atexit.register
-def _leave() -> None:
+def _unset_at_exit() -> None:
     """Unset all callbacks before the interpreter goes."""
     for binding in list(_live):
         # A thread may be on its way into a trampoline: they stay, the process ends anyway.

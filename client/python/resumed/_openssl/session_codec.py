@@ -13,7 +13,7 @@ import ctypes
 from ctypes import byref, c_char_p, c_int, c_size_t, c_uint, c_void_p, string_at
 from typing import TYPE_CHECKING, NamedTuple
 
-from resumed._exceptions import Unsealable
+from resumed._exceptions import UnsealError
 from resumed._policy.fingerprint import FINGERPRINT_BYTES
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class Memory(NamedTuple):
         return cls(data[len(_MARK) : times_at], issued / 1e6, end, data[times_at + 2 * _TIME_BYTES :])
 
 
-class Sessions:
+class SessionCodec:
     """What is done with pointers to SSL_SESSION of one library."""
 
     def __init__(self, library: Library) -> None:
@@ -81,7 +81,7 @@ class Sessions:
         """Return a new session, which is the caller's to free.
 
         Raises:
-            Unsealable: The bytes are none, or those of a session with another id.
+            UnsealError: The bytes are none, or those of a session with another id.
         """
         library = self._library
         start = c_char_p(serialized)
@@ -92,10 +92,10 @@ class Sessions:
         session: int | None = library.d2i_SSL_SESSION(None, byref(cursor), len(serialized))
         library.ERR_pop_to_mark()
         if session is None:
-            raise Unsealable("undecodable")
+            raise UnsealError("undecodable")
         if (cursor.value or 0) - begin != len(serialized) or self.id_of(session) != session_id:
             library.SSL_SESSION_free(session)
-            raise Unsealable("undecodable")
+            raise UnsealError("undecodable")
         return session
 
     def memory(self, session: int) -> Memory | None:

@@ -9,7 +9,7 @@ from ctypes import c_void_p
 from typing import Any
 
 from resumed._openssl.library import cryptography_library, ssl_library
-from resumed._openssl.session_codec import ForeignData, Sessions
+from resumed._openssl.session_codec import ForeignData, SessionCodec
 
 
 def session_ids(source: object) -> frozenset[bytes]:
@@ -41,9 +41,9 @@ def session_ids(source: object) -> frozenset[bytes]:
         pointer = session and c_void_p.from_address(id(session) + object.__basicsize__).value
     if not pointer:
         raise ValueError("the connection has no session: its handshake is not over, or it is closed")
-    sessions = Sessions(library)
-    ids = {sessions.id_of(pointer)}
+    codec = SessionCodec(library)
+    ids = {codec.id_of(pointer)}
     with suppress(ForeignData):
-        memory = sessions.memory(pointer)
+        memory = codec.memory(pointer)
         ids |= memory.ids if memory else set()
     return frozenset(ids - {b""})

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_FIRST_REST, _LONGEST_REST = 0.05, 0.8
+_FIRST_BACKOFF, _LONGEST_BACKOFF = 0.05, 0.8
 """Seconds for which nobody asks a store that has just refused because of a limit; twice as long each time in a row."""
 _SCARCE_SECONDS = 5.0
 """How long after a refusal because of a limit operations count as scarce: each of many frontends sees few refusals."""
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 0.5
+_FIRST_PROBE_DELAY, _LONGEST_PROBE_DELAY = 0.05, 0.5
 """Seconds between trials of a store that keeps failing; twice as long each time in a row."""
-_CALM = 10.0
+_RESET_AFTER = 10.0
 """Seconds after which it is news that a store keeps failing."""
 
 
@@ -37,21 +37,21 @@ class Breaker:
 
     def __init__(self, failures: int = 3, clock: Callable[[], float] = time.monotonic) -> None:
         self._limit, self._clock = failures, clock
-        self._rest = 0.0
-        self._rests_from = float("-inf")
+        self._backoff = 0.0
+        self._backoff_since = float("-inf")
         self._limited_at = float("-inf")
         self._failures = 0
         self._failed_at = float("-inf")
-        self._pause, self._opened = 0.0, float("-inf")
+        self._probe_delay, self._opened = 0.0, float("-inf")
         self.closed = True
         """Whether handshakes may ask the store."""
-        self.answered = True
+        self.last_call_succeeded = True
         """Whether the last call was carried out, if there was any."""
 
     @property
-    def resting(self) -> bool:
+    def rate_limited(self) -> bool:
         """Whether the store refused a call a moment ago because of a limit."""
-        return self._clock() < self._rests_from + self._rest
+        return self._clock() < self._backoff_since + self._backoff
 
     @property
     def scarce(self) -> bool:
@@ -70,9 +70,9 @@ class Breaker:
             late: Whether it was not answered in time. While operations are scarce that is no failure: a server holds
                 back what it refuses if it refuses much.
         """
-        self.answered = False
+        self.last_call_succeeded = False
         if late and self.scarce:
-            self._rest_longer(began)
+            self._back_off(began)
             return
         if began < self._failed_at:
             return
@@ -80,39 +80,39 @@ class Breaker:
         self._failed_at = self._clock()
         if self.closed and self._failures >= self._limit:
             self.closed = False
-            if self._failed_at - self._opened > _CALM:
-                self._pause = 0.0
+            if self._failed_at - self._opened > _RESET_AFTER:
+                self._probe_delay = 0.0
             self._opened = self._failed_at
 
-    def pause(self) -> float:
+    def next_probe_delay(self) -> float:
         """Return how many seconds from now the store is to be tried again."""
-        self._pause = min(max(2 * self._pause, _FIRST_PAUSE), _LONGEST_PAUSE)
-        return self._pause
+        self._probe_delay = min(max(2 * self._probe_delay, _FIRST_PROBE_DELAY), _LONGEST_PROBE_DELAY)
+        return self._probe_delay
 
-    def limited(self, began: float | None = None) -> None:
+    def record_rate_limited(self, began: float | None = None) -> None:
         """Note that a call was refused because of a limit, so that none is made for a while.
 
         Args:
             began: When it began. Of calls that were under way together, one lengthens the pause.
         """
         self._reached()
-        self.answered = False
+        self.last_call_succeeded = False
         self._limited_at = self._clock()
-        self._rest_longer(began)
+        self._back_off(began)
 
     def succeeded(self) -> None:
         """Note that a call was carried out in time."""
         self._reached()
-        self.answered = True
-        self._rest, self._rests_from = 0.0, float("-inf")
+        self.last_call_succeeded = True
+        self._backoff, self._backoff_since = 0.0, float("-inf")
 
     def _reached(self) -> None:
         """Note that a call was answered in time, so that the store is not down."""
         self._failures = 0 if self.closed else self._limit - 1
         self.closed = True
 
-    def _rest_longer(self, began: float | None) -> None:
+    def _back_off(self, began: float | None) -> None:
         """Rest from now on, twice as long as the last time."""
-        if began is None or began >= self._rests_from:
-            self._rest = min(max(2 * self._rest, _FIRST_REST), _LONGEST_REST)
-            self._rests_from = self._clock()
+        if began is None or began >= self._backoff_since:
+            self._backoff = min(max(2 * self._backoff, _FIRST_BACKOFF), _LONGEST_BACKOFF)
+            self._backoff_since = self._clock()

@@ -11,10 +11,11 @@ import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextvars import copy_context
+from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
 from resumed._exceptions import LimitExceeded, StoreError, StoreTimeout, StoreUnavailable
-from resumed._process.fork import renew_after_fork
+from resumed._process.fork import register_after_fork
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,7 +38,7 @@ _THREADS = 32
 
 Accept: TypeAlias = "Callable[[bytes], str | None]"
 """Returns why a value cannot resume, or None."""
-Found: TypeAlias = tuple[bytes | None, str]
+LookupResult: TypeAlias = tuple[bytes | None, str]
 """A value and the reason of the hit, or None and the reason of the miss."""
 
 
@@ -50,7 +51,7 @@ class Lookups:
         recorder: Told how long each look-up took.
         probe: Called while the breaker is open, to have the store tried.
         single_use: Whether a session resumes once in the whole fleet: Get, then Take if the caller accepts it.
-        most: How many may be under way at once.
+        max_concurrent: How many may be under way at once.
         mirror: Told of what was found.
     """
 
@@ -62,56 +63,49 @@ class Lookups:
         probe: Callable[[], None],
         *,
         single_use: bool,
-        most: int,
+        max_concurrent: int,
         mirror: Mirror | None,
     ) -> None:
         self._store, self._breaker, self._recorder, self._probe = store, breaker, recorder, probe
-        self._single_use, self._most, self._mirror = single_use, most, mirror
-        self._begin()
-        renew_after_fork(self)
+        self._single_use, self._max_concurrent, self._mirror = single_use, max_concurrent, mirror
+        self._reset()
+        register_after_fork(self)
 
-    def _begin(self) -> None:
+    def _reset(self) -> None:
         self._lock = threading.RLock()  # forget() is called by the garbage collector, too
-        self._flights: dict[bytes, Future[Found]] = {}
-        self._under_way = 0
+        self._flights: dict[bytes, Future[LookupResult]] = {}
+        self._in_flight = 0
         self._threads = ThreadPoolExecutor(_THREADS, "resumed-prefetch")
 
-    def begin(self, key: bytes, accept: Accept, *, fresh: bool) -> Future[Found]:
-        """Begin to look `key` up, and return at once; see find()."""
-        resting = self._resting()
-        if resting is not None:
-            return settled(resting)
-        flight, mine = self._board(key)
-        if not mine:
-            return _shared(flight)
-        try:
-            # Spans of the handshake are the parents of the call's.
-            end = self._end(self._store.deadline)
-            self._threads.submit(copy_context().run, self._fly, flight, key, accept, fresh, end)
-        except RuntimeError:  # closed, or the interpreter is about to exit
-            self._land(flight, key, (None, "unavailable"))
-        return flight
-
-    def find(self, key: bytes, accept: Accept, seconds: float, *, fresh: bool) -> Found:
-        """Look `key` up, or wait for the answer to somebody else who does.
+    def start(self, key: bytes, accept: Accept, seconds: float, *, fresh: bool, blocking: bool) -> Future[LookupResult]:
+        """Look `key` up, or join the look-up of it that is in flight.
 
         Args:
             key: A store key.
             accept: Returns the reason of the miss for a value that cannot resume, which then is not taken.
-            seconds: How long that may take. If that is too little, nobody is asked: an answer that is late would tell
-                nothing of the store.
-            fresh: Whether its Put may still be on its way, so that a miss is worth another ask.
+            seconds: The time that the look-up may take. With too little of it the store is not called: a late response
+                would not show whether the store works.
+            fresh: Whether the Put of the session may still be on its way, so that a miss is worth another call.
+            blocking: Whether this thread makes the calls, not another one. A look-up that was joined may still be in
+                flight when this returns.
         """
-        resting = self._resting()
-        if resting is not None:
-            return resting
+        reason = self._reason_to_skip()
+        if reason:
+            return completed_future((None, reason))
         if seconds < min(_LEAST_ASK_SECONDS, self._store.deadline):
-            return None, "timeout"
-        flight, mine = self._board(key)
-        if mine:
-            self._fly(flight, key, accept, fresh, self._end(seconds))
-            return flight.result()
-        return landed(_shared(flight), seconds)
+            return completed_future((None, "timeout"))
+        flight, started = self._join_or_start(key)
+        if not started:
+            return _join(flight)
+        run = partial(self._run, flight, key, accept, fresh, time.monotonic() + _DEADLINE_SHARE * seconds)
+        if blocking:
+            run()
+            return flight
+        try:
+            self._threads.submit(copy_context().run, run)  # spans of the handshake are the parents of the call's
+        except RuntimeError:  # closed, or the interpreter is about to exit
+            self._finish(flight, key, (None, "unavailable"))
+        return flight
 
     def forget(self, key: bytes) -> None:
         """Let no handshake join a look-up of `key` that is under way: its session is removed."""
@@ -124,50 +118,46 @@ class Lookups:
 
     def after_fork_in_child(self) -> None:
         """Begin with none under way."""
-        self._begin()
+        self._reset()
 
-    def _resting(self) -> Found | None:
+    def _reason_to_skip(self) -> str:
         if not self._breaker.closed:
             self._probe()  # a forked child has no thread that does it
-            return None, "breaker-open"
-        return (None, "limited") if self._breaker.resting else None
+            return "breaker-open"
+        return "limited" if self._breaker.rate_limited else ""
 
-    def _board(self, key: bytes) -> tuple[Future[Found], bool]:
-        """Return the look-up of `key` that is under way, or a new one and True: whoever gets that has to _fly() it."""
+    def _join_or_start(self, key: bytes) -> tuple[Future[LookupResult], bool]:
+        """Return the look-up of `key` that is under way, or a new one and True: whoever gets that has to _run() it."""
         with self._lock:
             flight = self._flights.get(key)
             if flight is not None:
                 return flight, False
-            if self._under_way >= self._most:
-                return settled((None, "too-many-lookups")), False
+            if self._in_flight >= self._max_concurrent:
+                return completed_future((None, "too-many-lookups")), False
             flight = Future()
-            self._under_way += 1
+            self._in_flight += 1
             if not self._single_use:  # of all who ask for a single use one is answered
                 self._flights[key] = flight
             return flight, True
 
-    def _fly(self, flight: Future[Found], key: bytes, accept: Accept, fresh: bool, end: float) -> None:
+    def _run(self, flight: Future[LookupResult], key: bytes, accept: Accept, fresh: bool, end: float) -> None:
         """Look `key` up, until `end` at most."""
         started = time.monotonic()
-        found: Found = (None, "internal-error")
+        found: LookupResult = (None, "internal-error")
         try:
             found = self._ask(key, accept, fresh, end)
         finally:
             self._recorder.observe_lookup(time.monotonic() - started)
-            self._land(flight, key, found)
+            self._finish(flight, key, found)
 
-    def _land(self, flight: Future[Found], key: bytes, found: Found) -> None:
+    def _finish(self, flight: Future[LookupResult], key: bytes, found: LookupResult) -> None:
         with self._lock:
-            self._under_way -= 1
+            self._in_flight -= 1
             if self._flights.get(key) is flight:
                 del self._flights[key]
         flight.set_result(found)
 
-    def _end(self, seconds: float) -> float:
-        """Return when a look-up that begins now, and may take so long, has to end."""
-        return time.monotonic() + _DEADLINE_SHARE * seconds
-
-    def _ask(self, key: bytes, accept: Accept, fresh: bool, end: float) -> Found:
+    def _ask(self, key: bytes, accept: Accept, fresh: bool, end: float) -> LookupResult:
         if end <= time.monotonic():  # no thread was free
             return None, "too-many-lookups"
         since = self._mirror.sessions.removals if self._mirror else 0
@@ -177,9 +167,9 @@ class Lookups:
             if found is not None and self._single_use:
                 found, outcome = self._take(key, found, accept, end)
         except LimitExceeded:
-            self._breaker.limited(began)
+            self._breaker.record_rate_limited(began)
             return None, "limited"
-        except _Late:
+        except _DeadlinePassed:
             return None, "timeout"
         except StoreError as error:
             self._breaker.failed(began, late=isinstance(error, StoreTimeout))
@@ -222,14 +212,14 @@ class Lookups:
             # The time before may have been longer than it was to be.
             return ask(key, deadline=max(end - time.monotonic(), _LEAST_ASK_SECONDS))
         except StoreTimeout:
-            raise _Late from None
+            raise _DeadlinePassed from None
 
 
-class _Late(Exception):
+class _DeadlinePassed(Exception):
     """The deadline passed, which is no failure of the store."""
 
 
-def landed(flight: Future[Found], patience: float) -> Found:
+def result_or_late(flight: Future[LookupResult], patience: float) -> LookupResult:
     """Return what a look-up found, or that it is late, after `patience` seconds at most."""
     try:
         return flight.result(patience)
@@ -237,18 +227,18 @@ def landed(flight: Future[Found], patience: float) -> Found:
         return None, "timeout"
 
 
-def settled(found: Found) -> Future[Found]:
+def completed_future(found: LookupResult) -> Future[LookupResult]:
     """Return a look-up that is over."""
-    flight: Future[Found] = Future()
+    flight: Future[LookupResult] = Future()
     flight.set_result(found)
     return flight
 
 
-def _shared(flight: Future[Found]) -> Future[Found]:
+def _join(flight: Future[LookupResult]) -> Future[LookupResult]:
     """Return the same answer for somebody who did not ask himself."""
-    shared: Future[Found] = Future()
+    shared: Future[LookupResult] = Future()
 
-    def land(flight: Future[Found]) -> None:
+    def land(flight: Future[LookupResult]) -> None:
         value, outcome = flight.result()
         shared.set_result((value, outcome if value is None else "coalesced"))
 

@@ -16,7 +16,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from resumed._exceptions import StoreError, StoreTimeout, StoreUnavailable
-from resumed._process.fork import renew_after_fork
+from resumed._process.fork import register_after_fork
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -43,7 +43,7 @@ _RECENT_REMOVALS = 1024
 _log = logging.getLogger("resumed")
 
 
-class Sessions:
+class SessionCache:
     """Values by store key, bounded in bytes, until they expire. The oldest go first. Thread-safe.
 
     remove() may also be called within any other method, by the garbage collector when it ends a connection: then it is
@@ -70,11 +70,11 @@ class Sessions:
             self._order: deque[bytes] = deque()
             self._bytes = 0
             self._removals += 1
-            self._unknown = self._removals  # up to here anything may have been removed
+            self._oldest_known_removal = self._removals  # up to here anything may have been removed
 
-    def emptied(self) -> Sessions:
+    def new_empty(self) -> SessionCache:
         """Return another one for as many bytes."""
-        return Sessions(self._limit, self._clock)
+        return SessionCache(self._limit, self._clock)
 
     def __len__(self) -> int:
         """Return how many sessions there are, expired ones included."""
@@ -108,7 +108,7 @@ class Sessions:
         entry = min(max(expiry, 0), _LAST_EXPIRY).to_bytes(_EXPIRY_BYTES, "big")
         entry += min(max(int(issued), 0), _LAST_ISSUE).to_bytes(_ISSUE_BYTES, "big") + session.value
         with self._change():
-            if self._removed(key, since):
+            if self._was_removed(key, since):
                 return
             old = self._values.get(key)
             if old is None:
@@ -129,7 +129,7 @@ class Sessions:
         """Forget the sessions that were issued before a time, or nobody knows when; and refuse those of look-ups."""
         with self._change():
             self._removals += 1
-            self._unknown = self._removals
+            self._oldest_known_removal = self._removals
             issues = ((key, int.from_bytes(entry[_ISSUE], "big")) for key, entry in self._values.items())
             for key in [key for key, issued in issues if issued < before]:
                 self._drop(key)
@@ -168,7 +168,7 @@ class Sessions:
         self._recent[key] = self._removals
         if len(self._recent) > _RECENT_REMOVALS:
             oldest = next(iter(self._recent))
-            self._unknown = max(self._unknown, self._recent.pop(oldest))
+            self._oldest_known_removal = max(self._oldest_known_removal, self._recent.pop(oldest))
         self._drop(key)
         self._shorten_order()
 
@@ -176,9 +176,9 @@ class Sessions:
         if len(self._order) > 1.25 * len(self._values) + _FORGOTTEN:  # or what is gone would take ever more memory
             self._order = deque(self._values)
 
-    def _removed(self, key: bytes, since: int | None) -> bool:
+    def _was_removed(self, key: bytes, since: int | None) -> bool:
         removal = self._recent.get(key, 0)
-        return removal > 0 if since is None else max(removal, self._unknown) > since
+        return removal > 0 if since is None else max(removal, self._oldest_known_removal) > since
 
     def _drop(self, key: bytes) -> None:
         entry = self._values.pop(key, None)
@@ -208,22 +208,22 @@ class Mirror:
         self, store: SessionStore, limit: int = DEFAULT_BYTES, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._store, self._clock = store, clock
-        self.sessions = Sessions(limit, clock)
-        self._begin()
-        renew_after_fork(self)
+        self.sessions = SessionCache(limit, clock)
+        self._reset()
+        register_after_fork(self)
 
-    def _begin(self) -> None:
+    def _reset(self) -> None:
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._closed = threading.Event()
         self._watch: Watch | None = None
-        self._heard = float("-inf")  # when all had been told
-        self._spoken = float("inf")  # when the stream said anything
+        self._caught_up_at = float("-inf")  # when all had been told
+        self._last_message_at = float("inf")  # when the stream said anything
 
     @property
     def live(self) -> bool:
         """Whether the store was heard lately, so that what is here can be believed."""
-        return self._clock() - self._heard < STALE_SECONDS
+        return self._clock() - self._caught_up_at < STALE_SECONDS
 
     def get(self, key: bytes) -> bytes | None:
         """Return the sealed value of a live session, or None: then the store has to be asked."""
@@ -232,7 +232,7 @@ class Mirror:
         if self.live:
             return self.sessions.get(key)
         watch = self._watch
-        if watch is not None and self._clock() - self._spoken >= STALE_SECONDS:
+        if watch is not None and self._clock() - self._last_message_at >= STALE_SECONDS:
             watch.cancel()  # its thread watches anew; one that catches up is left alone
         return None
 
@@ -245,8 +245,8 @@ class Mirror:
 
     def after_fork_in_child(self) -> None:
         """Begin anew: the child follows by itself."""
-        self.sessions = self.sessions.emptied()  # its lock may be held in the parent
-        self._begin()
+        self.sessions = self.sessions.new_empty()  # its lock may be held in the parent
+        self._reset()
 
     def _start(self) -> None:
         with self._lock:
@@ -262,18 +262,18 @@ class Mirror:
             began, serving = self._clock(), False
             try:
                 with self._store.watch(position) as watch:
-                    self._spoken, self._watch = self._clock(), watch
+                    self._last_message_at, self._watch = self._clock(), watch
                     if self._closed.is_set():  # by a close() that knew of no stream yet
                         return
-                    if not watch.continued:
+                    if not watch.resumed_from_position:
                         self.sessions.clear()
                     failing, serving = False, True
                     for changes, behind, live in watch:
-                        self._spoken = self._clock()
+                        self._last_message_at = self._clock()
                         self.sessions.apply(changes)
                         position = behind or position
                         if live:
-                            self._heard = min(watch.confirmed, self._clock())
+                            self._caught_up_at = min(watch.confirmed, self._clock())
             except Exception as error:  # noqa: BLE001  # a defect must not end the thread: all look-ups would be calls
                 # A server that stops, or a connection that has reached its age: the next one may serve at once.
                 orderly = serving and isinstance(error, StoreUnavailable) and not isinstance(error, StoreTimeout)
@@ -282,5 +282,5 @@ class Mirror:
                     _log.warning("the mirror of %s rests: %s", self._store.target, error, exc_info=defect)
                 failing = not orderly
             now = self._clock()
-            self._heard = min(self._heard, now - STALE_SECONDS)
+            self._caught_up_at = min(self._caught_up_at, now - STALE_SECONDS)
             self._closed.wait(RETRY_SECONDS if failing else max(0.0, began + RETRY_SECONDS - now))

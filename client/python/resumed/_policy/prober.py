@@ -8,7 +8,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from resumed._exceptions import LimitExceeded, StoreError
-from resumed._process.fork import renew_after_fork
+from resumed._process.fork import register_after_fork
 
 if TYPE_CHECKING:
     from resumed._client.store import SessionStore
@@ -30,10 +30,10 @@ class Prober:
     def __init__(self, store: SessionStore, breaker: Breaker) -> None:
         self._store, self._breaker = store, breaker
         self._closed = threading.Event()
-        self._begin()
-        renew_after_fork(self)
+        self._reset()
+        register_after_fork(self)
 
-    def _begin(self) -> None:
+    def _reset(self) -> None:
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
 
@@ -54,14 +54,14 @@ class Prober:
 
     def after_fork_in_child(self) -> None:
         """Begin without the parent's thread."""
-        self._begin()
+        self._reset()
 
     def _run(self) -> None:
-        while not (self._breaker.closed or self._closed.wait(self._breaker.pause())):
+        while not (self._breaker.closed or self._closed.wait(self._breaker.next_probe_delay())):
             try:
                 self._store.get(_KEY)
             except LimitExceeded:
-                self._breaker.limited()
+                self._breaker.record_rate_limited()
             except StoreError:
                 continue
             except Exception:  # noqa: BLE001  # a defect must not end the thread: the breaker would stay open

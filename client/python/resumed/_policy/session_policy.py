@@ -12,23 +12,22 @@ The rules:
 from __future__ import annotations
 
 import logging
-import os
 import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from resumed._async.suspendable_handshake import Handshake
+from resumed._async.suspendable_handshake import SuspendableHandshake
 from resumed._crypto.envelope import Envelope
-from resumed._crypto.origin import THIS_PROCESS
+from resumed._crypto.origin import CURRENT_PROCESS
 from resumed._crypto.sealing import ID_BYTES, StoreKeys
-from resumed._exceptions import Unsealable
+from resumed._exceptions import UnsealError
 from resumed._policy.circuit_breaker import Breaker
-from resumed._policy.lookups import Lookups, landed, settled
+from resumed._policy.lookups import Lookups, completed_future, result_or_late
 from resumed._policy.prober import Prober
 from resumed._policy.removal import Removal
 from resumed._policy.stats import Recorder, Stats
-from resumed._policy.write_queue import Outgoing, Sender
-from resumed._process.fork import renew_after_fork
+from resumed._policy.write_queue import PendingWrite, WriteQueue
+from resumed._process.fork import register_after_fork
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
@@ -36,7 +35,7 @@ if TYPE_CHECKING:
 
     from resumed._client.store import SessionStore
     from resumed._crypto.sealing import Keyring
-    from resumed._policy.lookups import Accept, Found
+    from resumed._policy.lookups import Accept, LookupResult
     from resumed._policy.mirror import Mirror
     from resumed._policy.served_names import Expected
     from resumed._tracing import LookupSpans
@@ -70,13 +69,13 @@ class Offer(Protocol):
         """The context that the connection is expected to be served by."""
 
     def check(self, envelope: Envelope) -> None:
-        """Raise Unsealable if the session may not resume; from any thread."""
+        """Raise UnsealError if the session may not resume; from any thread."""
 
     def decode(self, envelope: Envelope, remaining: float) -> int:
-        """Return the session, with that many seconds of its life left; raise Unsealable if it may not resume."""
+        """Return the session, with that many seconds of its life left; raise UnsealError if it may not resume."""
 
 
-class Shim:
+class SessionPolicy:
     """Decides for one TLS context; called by its Binding.
 
     Args:
@@ -132,19 +131,19 @@ class Shim:
         self._recorder = Recorder()
         self._breaker = Breaker()
         self._prober = Prober(store, self._breaker)
-        self._sender = Sender(store, self._recorder, clock, keyring.seal, self._breaker.limited)
+        self._write_queue = WriteQueue(store, self._recorder, clock, keyring.seal, self._breaker.record_rate_limited)
         self._lookups = Lookups(
             store,
             self._breaker,
             self._recorder,
             self._prober.start,
             single_use=single_use,
-            most=max_lookups,
+            max_concurrent=max_lookups,
             mirror=self._mirror,
         )
         self._families: dict[bytes, Collection[bytes]] = {}  # the last sessions with others of the same connections
         self._ids = _NO_IDS  # issued in that second, for handshakes to come
-        renew_after_fork(self)
+        register_after_fork(self)
 
     @property
     def stats(self) -> Stats:
@@ -169,23 +168,24 @@ class Shim:
         """Return the id for a session about to be negotiated.
 
         Args:
-            resumed: Whether it follows another one, of a client that the store has served. Where it does not, and the
-                store's limit is used up, the id is one that no frontend of the fleet looks up, and negotiated() does
-                not store the session.
+            resumed: Whether it follows another session, of a client that the store has served. Otherwise, while a limit
+                of the store is used up, the id is expired from the start: no frontend of the fleet looks it up, and
+                on_new_session() does not store the session.
         """
         if not resumed and self.seals_ids and self._breaker.scarce:
-            return os.urandom(ID_BYTES)
+            # Not random: a frontend that looks foreign ids up would call the store for it.
+            return self._keyring.issue_id(self.namespace, 0)
         second = int(self._clock())
         issued, ids = self._ids
         if issued == second:
             with suppress(IndexError):
                 return ids.pop()
         # Many take hardly longer than one: between two handshakes its code and data leave the processor's caches.
-        ids = [self._keyring.issue_id(self.namespace, second, THIS_PROCESS.nonce()) for _ in range(_IDS)]
+        ids = [self._keyring.issue_id(self.namespace, second, CURRENT_PROCESS.nonce()) for _ in range(_IDS)]
         self._ids = second, ids[1:]
         return ids[0]
 
-    def negotiated(
+    def on_new_session(
         self, session_id: bytes, envelope: Envelope, remaining: float, *, last: bool, family: Collection[bytes] = ()
     ) -> None:
         """Store a session that a handshake has just negotiated.
@@ -199,9 +199,9 @@ class Shim:
         """
         remaining = min(remaining, self.lifetime)
         if remaining <= 0:
-            self.unresumable()
+            self.count_unresumable()
             return
-        if self.seals_ids and not THIS_PROCESS.issued(session_id):
+        if self.seals_ids and not CURRENT_PROCESS.is_own(session_id):
             self._recorder.count("puts", "dropped")  # nobody would look it up
             return
         for each in family:
@@ -211,37 +211,53 @@ class Shim:
                 del self._families[next(iter(self._families))]
         key, not_after = self._store_keys.key(session_id), int(self._clock() + remaining)
         wait = self._wait_for_puts and last
-        number = self._sender.submit(Outgoing(key, envelope.encode(), not_after, "", envelope.issued), urgent=wait)
+        number = self._write_queue.submit(
+            PendingWrite(key, envelope.encode(), not_after, "", envelope.issued), urgent=wait
+        )
         # After a call that failed, which may have been this handshake's look-up, a handshake does not wait once more.
-        if wait and self._breaker.answered and self._sender.answered:
-            self._sender.wait(number, self._store.deadline)
+        if wait and self._breaker.last_call_succeeded and self._write_queue.last_batch_succeeded:
+            self._write_queue.wait(number, self._store.deadline)
 
-    def unresumable(self) -> None:
+    def count_unresumable(self) -> None:
         """Note a session that cannot be resumed from the store, and so is not stored."""
         self._recorder.count("puts", "unresumable")
 
-    def prefetch(self, offer: Offer) -> Future[Found] | None:
-        """Begin to look up a session that a client offers, without waiting; return None if that is not worth a call.
+    def find(self, offer: Offer, handshake: SuspendableHandshake, *, may_suspend: bool = False) -> Future[LookupResult]:
+        """Return the sealed value of a session that a client offers: that of the handshake, the mirror or the store.
 
-        Returns:
-            The answer that a Handshake keeps; it is done when the deadline has passed, or sooner.
+        Args:
+            offer: The session, and what may resume on the connection.
+            handshake: The look-ups of the handshake so far; the store is not called again for their ids.
+            may_suspend: Whether the handshake can be suspended until the result is there; see its look_up().
         """
-        now, key = self._clock(), self._store_keys.key(offer.session_id)
-        if self._sender.is_removed(key):
-            return None
-        known = self._mirrored(key)
+        known = handshake.result_for(offer.session_id)
         if known is not None:
-            return settled(known)
+            return known
+        key, now = self._store_keys.key(offer.session_id), self._clock()
+        if self._write_queue.is_removed(key):
+            return completed_future((None, "unknown"))
+        # An id in the mirror is the fleet's: to open it first would only take time.
+        mirrored = self._mirror.get(key) if self._mirror else None
+        if mirrored is not None:
+            return completed_future((mirrored, "mirror"))
         issued = self._keyring.open_id(self.namespace, offer.session_id)
-        if self._refusal(offer, issued, now) is not None:
-            return None
-        return self._lookups.begin(key, self._acceptance(key, offer), fresh=_is_fresh(issued, now))
+        refusal = self._refusal(offer, issued, now)
+        if refusal is not None:
+            return completed_future((None, refusal))
+        accept, fresh = self._acceptance(key, offer), _is_fresh(issued, now)
+        return handshake.look_up(
+            offer.session_id,
+            lambda seconds, blocking: self._lookups.start(key, accept, seconds, fresh=fresh, blocking=blocking),
+            may_suspend=may_suspend,
+        )
 
-    def handshake(self, waker: Callable[[], Callable[[], None] | None] = lambda: None) -> Handshake:
-        """Return what keeps the look-ups of a handshake that begins; see there."""
-        return Handshake(self._store.deadline, waker)
+    def handshake(
+        self, find_resume_callback: Callable[[], Callable[[], None] | None] = lambda: None
+    ) -> SuspendableHandshake:
+        """Return an object that keeps the look-ups of one handshake; see there."""
+        return SuspendableHandshake(self._store.deadline, find_resume_callback)
 
-    def look_up(self, offer: Offer, handshake: Handshake) -> int | None:
+    def on_get_session(self, offer: Offer, handshake: SuspendableHandshake) -> int | None:
         """Return the session that a client offers, or None to make a full handshake.
 
         Args:
@@ -254,52 +270,51 @@ class Shim:
                 ended(session is not None, reason)
         else:
             session, reason = self._look_up(offer, handshake)
-        if not handshake.is_news(offer.session_id):
+        if not handshake.is_first(offer.session_id):
             return session
         self._recorder.count("misses" if session is None else "hits", reason)
-        if session is not None and self.seals_ids and not THIS_PROCESS.issued(offer.session_id):
+        if session is not None and self.seals_ids and not CURRENT_PROCESS.is_own(offer.session_id):
             self._recorder.count("foreign_hits", reason)
         return session
 
-    def _look_up(self, offer: Offer, handshake: Handshake) -> tuple[int | None, str]:
+    def _look_up(self, offer: Offer, handshake: SuspendableHandshake) -> tuple[int | None, str]:
         """Return the session of look_up(), and the reason."""
-        key = self._store_keys.key(offer.session_id)
-        # An id in the mirror is the fleet's: to open it first would only take time.
-        value, outcome = self._answered(offer, handshake) or self._mirrored(key) or self._find(offer, key, handshake)
+        value, outcome = result_or_late(self.find(offer, handshake), 0)
         if value is None:
             return None, outcome
-        if self._sender.is_removed(key):  # since it was found
+        key = self._store_keys.key(offer.session_id)
+        if self._write_queue.is_removed(key):  # since it was found
             return None, "unknown"
         try:
             envelope, remaining = self._opened(key, value, offer.expected)
             return offer.decode(envelope, remaining), outcome
-        except Unsealable as error:
+        except UnsealError as error:
             return None, error.reason
 
     def _opened(self, key: bytes, value: bytes, expected: Expected) -> tuple[Envelope, float]:
-        """Return an envelope and the seconds of life that it has left; raise Unsealable if it is of another context."""
+        """Return an envelope and its remaining lifetime; raise UnsealError if it is of another context."""
         now = self._clock()
         plaintext, not_after = self._keyring.open(key, value, now)
         envelope = Envelope.decode(plaintext)
         if envelope.fingerprint != expected.fingerprint:
-            raise Unsealable(expected.reason or "context-mismatch")
+            raise UnsealError(expected.reason or "context-mismatch")
         return envelope, not_after - now
 
     def _acceptance(self, key: bytes, offer: Offer) -> Accept:
         def accept(value: bytes) -> str | None:
             try:
                 offer.check(self._opened(key, value, offer.expected)[0])
-            except Unsealable as error:
+            except UnsealError as error:
                 return error.reason
             return None
 
         return accept
 
-    def terminated(self) -> None:
+    def count_termination(self) -> None:
         """Note a resumed connection that was ended, since the context that served was not the session's."""
         self._recorder.count("terminations", "context-mismatch")
 
-    def ended(self, session_ids: Iterable[bytes], reason: int) -> None:
+    def on_connection_failed(self, session_ids: Iterable[bytes], reason: int) -> None:
         """Decide about the sessions of a connection that ended without our close_notify.
 
         Args:
@@ -333,24 +348,24 @@ class Shim:
         if self._mirror:
             self._mirror.sessions.remove(key)
         self._lookups.forget(key)
-        self._sender.submit(Outgoing(key, None, 0, reason, report=report))
+        self._write_queue.submit(PendingWrite(key, None, 0, reason, report=report))
 
-    def internal_error(self) -> None:
+    def count_internal_error(self) -> None:
         """Note a defect that a callback caught; called while the exception is handled."""
         self._recorder.count("misses", "internal-error")
         # Source lines only: a traceback shows no values.
         _log.exception("a session callback failed; the handshake goes on without resumption")
 
     def flush(self, timeout: float = 1.0) -> bool:
-        """Wait until all Puts and removals so far are sent; see Sender."""
-        return self._sender.flush(timeout)
+        """Wait until all Puts and removals so far are sent; see WriteQueue."""
+        return self._write_queue.flush(timeout)
 
     def close(self, timeout: float = 1.0) -> None:
         """Wait up to `timeout` seconds until all is sent, then disconnect; nothing more is stored or removed."""
         if self._mirror:
             self._mirror.close()
         self._prober.close()
-        self._sender.close(timeout)
+        self._write_queue.close(timeout)
         self._lookups.close()
 
     def after_fork_in_child(self) -> None:
@@ -365,26 +380,6 @@ class Shim:
         if issued is not None and now - issued > self.lifetime:
             return "expired-id"
         return offer.expected.reason or None
-
-    def _mirrored(self, key: bytes) -> Found | None:
-        value = self._mirror.get(key) if self._mirror else None
-        return None if value is None else (value, "mirror")
-
-    def _answered(self, offer: Offer, handshake: Handshake) -> Found | None:
-        answer = handshake.answer(offer.session_id)
-        return landed(answer, 0) if answer else None
-
-    def _find(self, offer: Offer, key: bytes, handshake: Handshake) -> Found:
-        """Look `key` up, if its id is worth it."""
-        if self._sender.is_removed(key):
-            return None, "unknown"
-        now = self._clock()
-        issued = self._keyring.open_id(self.namespace, offer.session_id)
-        refusal = self._refusal(offer, issued, now)
-        if refusal is not None:
-            return None, refusal
-        accept, fresh = self._acceptance(key, offer), _is_fresh(issued, now)
-        return handshake.ask(offer.session_id, lambda seconds: self._lookups.find(key, accept, seconds, fresh=fresh))
 
 
 def _is_fresh(issued: int | None, now: float) -> bool:

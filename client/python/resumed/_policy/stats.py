@@ -32,7 +32,8 @@ class Stats:
     """What a shim did since it was installed, each a count by reason.
 
     Attributes:
-        hits: `mirror` (no call); `store`; `retried` (a session just negotiated, found by a further call); `coalesced`
+        hits: Sessions that OpenSSL received to resume; it may still refuse one (docs/frontends.md). `mirror` (no call);
+            `store`; `retried` (a session just negotiated, found by a further call); `coalesced`
             (found by the look-up of another handshake).
         foreign_hits: Those of `hits` whose sessions another process issued: what a cache of this one alone could not
             have had. A TLS 1.3 ticket that was issued when a session resumed is its issuer's. None are counted with a

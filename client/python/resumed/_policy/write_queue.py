@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from resumed._client.store import BATCH_OPERATIONS, Operation, Put, Remove, SessionStore
 from resumed._exceptions import LimitExceeded, StoreError
-from resumed._process.fork import renew_after_fork
+from resumed._process.fork import register_after_fork
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 
 QUEUE_BYTES = 16 << 20
 """What may wait to be sent, in bytes; beyond that Puts and Removes are dropped, and counted."""
-LINGER = 0.003
+BATCH_DELAY = 0.003
 """Seconds to wait for company before a Batch is sent. A Batch costs about what a resumption does, whatever it carries,
 so a busy frontend shares it among its handshakes; clients that come back sooner are asked for again (see shim.py)."""
 BATCH_DEADLINE = 1.0
 """Seconds that a Batch may take; nobody waits for it."""
 RETRY_SECONDS, LONGEST_RETRY_SECONDS = 0.05, 0.8
 """Seconds after which a Batch that failed is sent again; twice as long each time in a row, up to the second number."""
-PATIENCE = 3
+MAX_FAILURES = 3
 """How many Batches in a row fail until close() gives up what is left."""
 
 EXIT_SECONDS = 1.0
@@ -43,7 +43,7 @@ _MOST_REMOVED = 16_384
 _log = logging.getLogger("resumed")
 
 
-class Outgoing(NamedTuple):
+class PendingWrite(NamedTuple):
     """A Put, or a Remove where `value` is None."""
 
     key: bytes
@@ -60,10 +60,10 @@ class Outgoing(NamedTuple):
 
     def __repr__(self) -> str:
         """Show nothing of the session."""
-        return "Outgoing(Remove)" if self.value is None else "Outgoing(Put)"
+        return "PendingWrite(Remove)" if self.value is None else "PendingWrite(Put)"
 
 
-class Sender:
+class WriteQueue:
     """Sends in the order of submit(). Its thread starts when there is something to do.
 
     Args:
@@ -86,14 +86,14 @@ class Sender:
         self._store, self._recorder, self._clock, self._seal = store, recorder, clock, seal
         self._limited = limited
         self._removed: dict[bytes, bool] = {}  # the last removals, and whether the store acknowledged them
-        self._begin()
-        renew_after_fork(self)
-        _senders.add(self)
+        self._reset()
+        register_after_fork(self)
+        _queues.add(self)
 
-    def _begin(self) -> None:
+    def _reset(self) -> None:
         self._changed = threading.Condition()
-        self._queue: deque[Outgoing] = deque()
-        self._batch: list[Outgoing] = []  # the first of the queue, sealed, until they are sent
+        self._queue: deque[PendingWrite] = deque()
+        self._batch: list[PendingWrite] = []  # the first of the queue, sealed, until they are sent
         self._bytes = 0
         self._removing: set[bytes] = set()  # of the Removes in the queue
         self._submitted = 0
@@ -105,20 +105,20 @@ class Sender:
         self._closing = False
         self._thread: threading.Thread | None = None
 
-    def submit(self, outgoing: Outgoing, *, urgent: bool = False) -> int:
-        """Queue `outgoing` and return its number for wait(), or 0 if there was no room.
+    def submit(self, write: PendingWrite, *, urgent: bool = False) -> int:
+        """Queue `write` and return its number for wait(), or 0 if there was no room.
 
         Args:
-            outgoing: What to send.
+            write: What to send.
             urgent: Whether somebody waits for it, so that it should not linger for company.
         """
-        size = _size(outgoing)
+        size = _size(write)
         with self._changed:
             if not self._closing and self._bytes + size <= QUEUE_BYTES:
-                self._queue.append(outgoing)
+                self._queue.append(write)
                 self._bytes += size
-                if outgoing.value is None:
-                    self._removing.add(outgoing.key)
+                if write.value is None:
+                    self._removing.add(write.key)
                 self._submitted += 1
                 if urgent:
                     self._urgent = self._submitted
@@ -126,7 +126,7 @@ class Sender:
                 if urgent or self._idle or self._thread is None or len(self._queue) >= BATCH_OPERATIONS:
                     self._wake()
                 return self._submitted
-        self._ended(outgoing, "dropped")
+        self._finish(write, "dropped")
         return 0
 
     def is_removed(self, key: bytes) -> bool:
@@ -134,7 +134,7 @@ class Sender:
         return key in self._removing or key in self._removed
 
     @property
-    def answered(self) -> bool:
+    def last_batch_succeeded(self) -> bool:
         """Whether the last Batch was carried out, if there was any."""
         return self._retry == RETRY_SECONDS
 
@@ -165,14 +165,14 @@ class Sender:
             self._changed.notify_all()
             thread = self._thread
             if thread:
-                self._changed.wait_for(lambda: not self._queue or self._failures >= PATIENCE, timeout)
+                self._changed.wait_for(lambda: not self._queue or self._failures >= MAX_FAILURES, timeout)
         if thread is None:
             self._end()
 
     def after_fork_in_child(self) -> None:
         """Begin with an empty queue: what was in it the parent sends."""
         self._removed |= dict.fromkeys(self._removing, True)
-        self._begin()
+        self._reset()
 
     def _wake(self) -> None:
         if self._thread is None and not self._closing:
@@ -195,9 +195,9 @@ class Sender:
         """Give up what is not sent, and disconnect."""
         with self._changed:
             left = list(self._queue)
-            self._forget(len(left))
-        for outgoing in left:
-            self._ended(outgoing, "dropped")
+            self._drop_sent(len(left))
+        for write in left:
+            self._finish(write, "dropped")
         self._store.close()
 
     def _await_work(self) -> bool:
@@ -206,10 +206,10 @@ class Sender:
                 # Even with nothing to do yet: while handshakes go on, none of them has to wake this thread.
                 self._changed.wait_for(
                     lambda: self._urgent > self._finished or len(self._queue) >= BATCH_OPERATIONS or self._closing,
-                    LINGER,
+                    BATCH_DELAY,
                 )
                 if self._queue or self._closing:
-                    return bool(self._queue) and not (self._closing and self._failures >= PATIENCE)
+                    return bool(self._queue) and not (self._closing and self._failures >= MAX_FAILURES)
                 self._idle = True
                 self._changed.wait_for(lambda: self._queue or self._closing)
                 self._idle = False
@@ -218,9 +218,9 @@ class Sender:
         if not self._batch:
             with self._changed:
                 batch = list(islice(self._queue, BATCH_OPERATIONS))
-            self._batch = [self._sealed(outgoing) for outgoing in batch]
+            self._batch = [self._seal_value(write) for write in batch]
         batch, now = self._batch, self._clock()
-        operations = [_operation(outgoing, now) for outgoing in batch]
+        operations = [_make_operation(write, now) for write in batch]
         try:
             results = iter(self._store.batch([each for each in operations if each], deadline=BATCH_DEADLINE))
         except StoreError as error:
@@ -233,36 +233,36 @@ class Sender:
             self._pause()
             return
         self._failures, self._retry = 0, RETRY_SECONDS
-        for outgoing, operation in zip(batch, operations, strict=True):
+        for write, operation in zip(batch, operations, strict=True):
             refused = isinstance(next(results), StoreError) if operation else False
-            self._ended(outgoing, "expired" if operation is None else "refused" if refused else "sent")
+            self._finish(write, "expired" if operation is None else "refused" if refused else "sent")
         with self._changed:
-            self._forget(len(batch))
+            self._drop_sent(len(batch))
 
-    def _forget(self, number: int) -> None:
+    def _drop_sent(self, number: int) -> None:
         """Take so many out of the queue, which have ended; called with the lock."""
         for _ in range(number):
-            outgoing = self._queue.popleft()
-            self._bytes -= _size(outgoing)
-            if outgoing.value is None:
-                self._removing.discard(outgoing.key)
+            write = self._queue.popleft()
+            self._bytes -= _size(write)
+            if write.value is None:
+                self._removing.discard(write.key)
         self._batch = []
         self._finished += number
         self._changed.notify_all()
 
-    def _ended(self, outgoing: Outgoing, outcome: str) -> None:
+    def _finish(self, write: PendingWrite, outcome: str) -> None:
         """Count what became of a Put or Remove, and report it."""
-        if outgoing.value is not None:
+        if write.value is not None:
             self._recorder.count("puts", "stored" if outcome == "sent" else outcome)
             return
-        self._recorder.count("removals", outgoing.reason if outcome == "sent" else outcome)
+        self._recorder.count("removals", write.reason if outcome == "sent" else outcome)
         with self._changed:
-            self._removed[outgoing.key] = outcome == "sent"
+            self._removed[write.key] = outcome == "sent"
             if len(self._removed) > _MOST_REMOVED:
                 with contextlib.suppress(RuntimeError):  # the garbage collector has ended a connection just now
                     self._removed.pop(next(iter(self._removed)), None)
-        if outgoing.report:
-            outgoing.report(outcome == "sent")
+        if write.report:
+            write.report(outcome == "sent")
 
     def _pause(self) -> None:
         seconds, self._retry = self._retry, min(2 * self._retry, LONGEST_RETRY_SECONDS)
@@ -270,29 +270,27 @@ class Sender:
             closing = self._closing
             self._changed.wait_for(lambda: self._closing and not closing, seconds)
 
-    def _sealed(self, outgoing: Outgoing) -> Outgoing:
-        value = outgoing.value
-        return (
-            outgoing if value is None else outgoing._replace(value=self._seal(outgoing.key, value, outgoing.not_after))
-        )
+    def _seal_value(self, write: PendingWrite) -> PendingWrite:
+        value = write.value
+        return write if value is None else write._replace(value=self._seal(write.key, value, write.not_after))
 
 
-def _size(outgoing: Outgoing) -> int:
-    return _OVERHEAD + len(outgoing.value or b"")
+def _size(write: PendingWrite) -> int:
+    return _OVERHEAD + len(write.value or b"")
 
 
-def _operation(outgoing: Outgoing, now: float) -> Operation | None:
-    if outgoing.value is None:
-        return Remove(outgoing.key)
-    ttl = outgoing.not_after - now
-    return Put(outgoing.key, outgoing.value, ttl, outgoing.issued) if ttl > 0 else None
+def _make_operation(write: PendingWrite, now: float) -> Operation | None:
+    if write.value is None:
+        return Remove(write.key)
+    ttl = write.not_after - now
+    return Put(write.key, write.value, ttl, write.issued) if ttl > 0 else None
 
 
-_senders: weakref.WeakSet[Sender] = weakref.WeakSet()
+_queues: weakref.WeakSet[WriteQueue] = weakref.WeakSet()
 
 
 @atexit.register
-def _send_the_rest() -> None:
+def _flush_at_exit() -> None:
     end = time.monotonic() + EXIT_SECONDS
-    for sender in list(_senders):
+    for sender in list(_queues):
         sender.close(max(0.0, end - time.monotonic()))

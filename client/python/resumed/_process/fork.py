@@ -12,23 +12,23 @@ import weakref
 from typing import Protocol
 
 
-class Forkable(Protocol):
+class ForkAware(Protocol):
     """Owns threads, locks or connections."""
 
     def after_fork_in_child(self) -> None:
         """Forget what belongs to the parent, without touching it, and begin afresh."""
 
 
-_forkables: weakref.WeakSet[Forkable] = weakref.WeakSet()
+_owners: weakref.WeakSet[ForkAware] = weakref.WeakSet()
 
 
-def renew_after_fork(owner: Forkable) -> None:
+def register_after_fork(owner: ForkAware) -> None:
     """Call `owner.after_fork_in_child()` in every child forked while `owner` lives."""
-    _forkables.add(owner)
+    _owners.add(owner)
 
 
 def _after_fork_in_child() -> None:
-    for owner in list(_forkables):
+    for owner in list(_owners):
         owner.after_fork_in_child()
 
 

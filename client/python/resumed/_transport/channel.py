@@ -10,8 +10,16 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from resumed import _exceptions as errors
-from resumed._transport.http2 import CANCELLED, UNAVAILABLE, Broken, Connection, Refused, Status, head
-from resumed._transport.pool import CONNECT_SECONDS, Connections
+from resumed._transport.http2 import (
+    CANCELLED,
+    UNAVAILABLE,
+    Connection,
+    ConnectionBroken,
+    RequestNotProcessed,
+    Status,
+    request_headers,
+)
+from resumed._transport.pool import CONNECT_SECONDS, ConnectionPool
 from resumed._transport.target import Target
 
 if TYPE_CHECKING:
@@ -55,7 +63,7 @@ class Channel:
     def __init__(self, target: str, credentials: Credentials | None = None) -> None:
         self._target = Target.parse(target)
         self._secure = credentials is not None
-        self._connections = Connections(self._target, credentials)
+        self._connections = ConnectionPool(self._target, credentials)
 
     def call(self, method: Method, message: bytes, timeout: float, metadata: bytes = b"") -> bytes:
         """Make a unary call and return the encoded answer; `metadata` are encoded headers of its own.
@@ -63,7 +71,7 @@ class Channel:
         Raises:
             StoreError: It failed; StoreUnavailable or StoreTimeout where another time may succeed.
         """
-        headers = head(self._target.authority, method.path, self._secure) + metadata
+        headers = request_headers(self._target.authority, method.path, self._secure) + metadata
         began = time.monotonic()
         end = began + timeout
         connections = self._connections
@@ -74,31 +82,31 @@ class Channel:
                 connection.request(headers, message, end)
                 answer = connection.answer(end)
             except Status as status:
-                connections.give_back(server, connection)
+                connections.release(server, connection)
                 failure = errors.from_status(status.number, status.message)
                 if not (status.number in _PASSING and method.repeatable and self._may_repeat(server, attempt, end)):
                     raise failure from None
             except TimeoutError:
                 connection.close()
-                connections.silent(server, began)
+                connections.on_timeout(server, began)
                 raise errors.StoreTimeout(f"no answer within {timeout * 1e3:.0f} ms") from None
-            except Broken as error:
+            except ConnectionBroken as error:
                 connection.close()
-                connections.lost()
+                connections.on_connection_lost()
                 failure = errors.StoreUnavailable(str(error))
-                if not (method.repeatable or isinstance(error, Refused)):
+                if not (method.repeatable or isinstance(error, RequestNotProcessed)):
                     raise failure from None
             except BaseException:
                 connection.close()  # something else is wrong, or Ctrl-C: what is on it now belongs to nobody
                 raise
             else:
-                connections.give_back(server, connection)
+                connections.release(server, connection)
                 return answer
         raise failure
 
     def _may_repeat(self, server: Server, attempt: int, end: float) -> bool:
         """Return whether to repeat a call that a server has answered with UNAVAILABLE; wait if that server is left."""
-        if self._connections.unavailable(server):
+        if self._connections.on_unavailable(server):
             return True
         # Another one may be behind the same address. But not all callers at once, or one that is overloaded stays so.
         pause = random.uniform(0.5, 1.0) * _LONGEST_PAUSE  # noqa: S311 - no secret
@@ -121,8 +129,10 @@ class Channel:
         end = time.monotonic() + CONNECT_SECONDS
         _, connection = self._connections.take(end)
         try:
-            connection.request(head(self._target.authority, method.path, self._secure), message, end, lasts=True)
-        except (Status, Broken, OSError) as error:
+            connection.request(
+                request_headers(self._target.authority, method.path, self._secure), message, end, lasts=True
+            )
+        except (Status, ConnectionBroken, OSError) as error:
             connection.close()
             raise errors.StoreUnavailable(str(error)) from None
         return Stream(connection, patience)
@@ -144,13 +154,13 @@ class Stream:
             while (message := self._connection.message(time.monotonic() + self._patience)) is not None:
                 yield message
                 self._connection.ping()
-                if self._connection.going:  # or it would be cut in the end, whatever is being told just then
+                if self._connection.goaway_received:  # or it would be cut in the end, whatever is being told just then
                     raise errors.StoreUnavailable("the store asked for another connection")
         except Status as status:
             raise errors.from_status(status.number, status.message) from None
         except TimeoutError:
             raise errors.StoreTimeout(f"the store was silent for {self._patience:g} s") from None
-        except (Broken, OSError) as error:
+        except (ConnectionBroken, OSError) as error:
             raise errors.StoreUnavailable(str(error)) from None
         finally:
             self._connection.close()

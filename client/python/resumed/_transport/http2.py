@@ -7,7 +7,7 @@ most of the cost of a small call is handing it from thread to thread; here there
 - The peer is told to compress headers without a table (SETTINGS_HEADER_TABLE_SIZE 0, RFC 9113 section 6.5.2), so equal
   header blocks mean equal headers, and each is decoded once in the life of the process.
 - Every wait ends at the call's deadline.
-- Frames come from a peer: whatever it sends, the worst is a Broken.
+- Frames come from a peer: whatever it sends, the worst is a ConnectionBroken.
 
 RFC 9113 is HTTP/2; how gRPC uses it is in PROTOCOL-HTTP2.md of the gRPC project.
 """
@@ -44,7 +44,7 @@ _DEFAULT_WINDOW, _LARGEST_WINDOW = 65_535, 2**31 - 1
 _LARGEST_FRAME = 16_384
 _LARGEST_HEADERS = 65_536
 _LAST_STREAM = 2**31 - 1
-_OF_CALLS = frozenset((_DATA, _HEADERS, _RST_STREAM, _CONTINUATION))
+_STREAM_FRAMES = frozenset((_DATA, _HEADERS, _RST_STREAM, _CONTINUATION))
 
 _CONTENT_TYPE = "application/grpc"
 _MESSAGE = struct.Struct(">?L")  # whether it is compressed, its length
@@ -73,11 +73,11 @@ class Status(Exception):
         self.message = message
 
 
-class Broken(Exception):
+class ConnectionBroken(Exception):
     """The connection ended, or the peer does not keep to the protocol. Whether the call was carried out is unknown."""
 
 
-class Refused(Broken):
+class RequestNotProcessed(ConnectionBroken):
     """The connection ended, and the peer did not look at the call."""
 
 
@@ -105,25 +105,25 @@ _PREFACE = (
 )
 
 
-def _spelt(name: bytes, value: bytes) -> bytes:
+def _literal_header(name: bytes, value: bytes) -> bytes:
     """Return a header that is spelt out and enters no table (RFC 7541 section 6.2.2); `name` is encoded already."""
     return name + bytes(encode_integer(len(value), 7)) + value
 
 
 def header(name: str, value: str) -> bytes:
-    """Return an encoded header that is added to those of head()."""
-    return _spelt(bytes((0, len(name))) + name.encode(), value.encode())
+    """Return an encoded header that is added to those of request_headers()."""
+    return _literal_header(bytes((0, len(name))) + name.encode(), value.encode())
 
 
 @lru_cache(64)
-def head(authority: str, path: str, secure: bool) -> bytes:
+def request_headers(authority: str, path: str, secure: bool) -> bytes:
     """Return the encoded headers of calls of the method at `path`, without their time-out."""
     return (
         (b"\x83\x87" if secure else b"\x83\x86")  # :method POST, :scheme, from the static table (RFC 7541 appendix A)
-        + _spelt(b"\x04", path.encode())
-        + _spelt(b"\x01", authority.encode())
-        + _spelt(b"\x0f\x10", _CONTENT_TYPE.encode())  # content-type
-        + _spelt(b"\x00\x02te", b"trailers")
+        + _literal_header(b"\x04", path.encode())
+        + _literal_header(b"\x01", authority.encode())
+        + _literal_header(b"\x0f\x10", _CONTENT_TYPE.encode())  # content-type
+        + _literal_header(b"\x00\x02te", b"trailers")
     )
 
 
@@ -138,7 +138,7 @@ def _headers(block: bytes) -> Mapping[str, str]:
     try:
         return {str(header[0]): str(header[1]) for header in decoder.decode(block)}
     except (HPACKError, UnicodeDecodeError):
-        raise Broken("the peer's headers cannot be decoded") from None
+        raise ConnectionBroken("the peer's headers cannot be decoded") from None
 
 
 class Connection:
@@ -153,7 +153,7 @@ class Connection:
             delays what is on the wire delays the answers as well.
 
     Raises:
-        Broken: It has ended.
+        ConnectionBroken: It has ended.
     """
 
     def __init__(self, connected: socket.socket) -> None:
@@ -170,7 +170,7 @@ class Connection:
         self._message = bytearray()
         self._http_status, self._is_grpc = "", True
         self._ended = True
-        self._going = False
+        self._goaway_received = False
         self.confirmed = float("-inf")
         self._pinged: float | None = None  # when, while the answer is not there
         self._send(_PREFACE)  # at once: servers do not wait for it as long as a connection may be kept
@@ -179,7 +179,7 @@ class Connection:
         """Send a call; then read its answers with message().
 
         Args:
-            headers: Those of its method, from head().
+            headers: Those of its method, from request_headers().
             message: The encoded message.
             end: When its time is up, as time.monotonic().
             lasts: Whether only sending it has to be done by then, and its answers may come at any time.
@@ -187,7 +187,7 @@ class Connection:
         Raises:
             Status: The call failed before all was sent.
             TimeoutError: The time is up. The connection is of no use any more.
-            Refused: Neither is it after this; but the call has not been carried out.
+            RequestNotProcessed: Neither is it after this; but the call has not been carried out.
         """
         stream = self._stream = self._stream + 2
         self._window = self._initial_window
@@ -209,8 +209,8 @@ class Connection:
         try:
             self._send(frames)
             self._send_in_pieces(body, end)
-        except Broken as error:
-            raise Refused(str(error)) from None
+        except ConnectionBroken as error:
+            raise RequestNotProcessed(str(error)) from None
 
     def message(self, end: float) -> bytes | None:
         """Return the next message of the answer, None when there is none left.
@@ -221,29 +221,29 @@ class Connection:
         Raises:
             Status: The call failed.
             TimeoutError: The time is up. The connection is of no use any more.
-            Broken: Neither is it after this.
+            ConnectionBroken: Neither is it after this.
         """
         received = self._message
         while True:
             if len(received) >= _MESSAGE.size:
                 compressed, length = _MESSAGE.unpack_from(received)
                 if compressed or length > MAX_MESSAGE:
-                    raise Broken("the answer is compressed or too long")
+                    raise ConnectionBroken("the answer is compressed or too long")
                 if len(received) >= _MESSAGE.size + length:
                     message = bytes(received[_MESSAGE.size : _MESSAGE.size + length])
                     del received[: _MESSAGE.size + length]
                     return message
             if self._ended:
                 if received:
-                    raise Broken("the answer ends in the middle of a message")
+                    raise ConnectionBroken("the answer ends in the middle of a message")
                 return None
-            self._take_in(self._next_frame(end), end)
+            self._handle_stream_frame(self._next_frame(end), end)
 
     def answer(self, end: float) -> bytes:
         """Return the one message of a unary call's answer; raises as message() does."""
         message = self.message(end)
         if message is None or self.message(end) is not None:
-            raise Broken("the answer has not one message")
+            raise ConnectionBroken("the answer has not one message")
         return message
 
     @property
@@ -252,13 +252,13 @@ class Connection:
         return getattr(self._socket, "context", None)
 
     @property
-    def going(self) -> bool:
+    def goaway_received(self) -> bool:
         """Whether the peer asked for another connection to be used from now on."""
-        return self._going
+        return self._goaway_received
 
     def reusable(self) -> bool:
         """Whether another call can be sent, now that none is under way. Answers what the peer asked meanwhile."""
-        if not self._ended or self._going or self._stream > _LAST_STREAM - 2:
+        if not self._ended or self._goaway_received or self._stream > _LAST_STREAM - 2:
             return False
         if self._poll and not self._poll.poll(0):
             return True
@@ -267,14 +267,14 @@ class Connection:
             self._receive()
         except (BlockingIOError, ssl.SSLWantReadError):  # TLS had something to say, HTTP/2 has not
             return True
-        except (OSError, Broken):
+        except (OSError, ConnectionBroken):
             return False
         try:
             while self._received_frame():
                 pass  # of a call that has ended
-        except (OSError, Broken):  # an answer of ours found no room, and part of it may be on its way
+        except (OSError, ConnectionBroken):  # an answer of ours found no room, and part of it may be on its way
             return False
-        return not self._going
+        return not self._goaway_received
 
     def ping(self) -> None:
         """Ask the peer for a sign of life (RFC 9113 section 6.7), unless it still owes one: see `confirmed`."""
@@ -306,8 +306,10 @@ class Connection:
             if room <= 0:
                 self._receive()
                 while frame := self._received_frame():
-                    self._going = True  # answered before all was sent: what is left of the call ends the connection
-                    self._take_in(frame, end)
+                    self._goaway_received = (
+                        True  # answered before all was sent: what is left of the call ends the connection
+                    )
+                    self._handle_stream_frame(frame, end)
                 continue
             piece = body[sent : sent + room]
             sent += len(piece)
@@ -315,11 +317,11 @@ class Connection:
             self._connection_window -= len(piece)
             self._send(_frame(_DATA, 0 if sent < len(body) else _END_STREAM, self._stream, piece))
 
-    def _take_in(self, frame: _Frame, end: float) -> None:
+    def _handle_stream_frame(self, frame: _Frame, end: float) -> None:
         """Take in a frame of the call under way."""
         kind, flags, payload = frame
         if kind == _DATA:
-            self._take_in_data(frame)
+            self._handle_data(frame)
         elif kind == _HEADERS:
             headers = _headers(self._header_block(frame, end))
             status = headers.get(":status", "")
@@ -332,25 +334,25 @@ class Connection:
         elif kind == _RST_STREAM:
             self._ended = True
             if len(payload) != _CODE_BYTES:
-                raise Broken("the peer resets the call wrongly")
+                raise ConnectionBroken("the peer resets the call wrongly")
             code = int.from_bytes(payload, "big")
             if code == _REFUSED_STREAM:
-                raise Refused("the peer refused the call")
+                raise RequestNotProcessed("the peer refused the call")
             raise Status(CANCELLED if code == _CANCEL else _INTERNAL, f"the peer reset the call (HTTP/2 error {code})")
         else:
-            raise Broken("the peer's headers do not begin")
+            raise ConnectionBroken("the peer's headers do not begin")
 
-    def _take_in_data(self, frame: _Frame) -> None:
+    def _handle_data(self, frame: _Frame) -> None:
         if not self._is_grpc:  # it is the page of a proxy
             if frame.flags & _END_STREAM:
                 self._ended = True
                 self._check({})
             return
         if frame.flags & _END_STREAM:
-            raise Broken("the answer ends without a status")
+            raise ConnectionBroken("the answer ends without a status")
         self._message += _unpadded(frame)
         if len(self._message) > _MESSAGE.size + MAX_MESSAGE + _LARGEST_FRAME:
-            raise Broken("the answer is too long")
+            raise ConnectionBroken("the answer is too long")
 
     def _check(self, trailers: Mapping[str, str]) -> None:
         """Raise the Status that ends a call, unless it is OK."""
@@ -371,7 +373,7 @@ class Connection:
             kind, flags, more = self._next_frame(end)
             block += more
             if kind != _CONTINUATION or len(block) > _LARGEST_HEADERS:
-                raise Broken("the peer's headers do not end")
+                raise ConnectionBroken("the peer's headers do not end")
         return block
 
     def _next_frame(self, end: float) -> _Frame:
@@ -388,23 +390,23 @@ class Connection:
             high, low, kind, flags, stream = _FRAME.unpack_from(received, self._position)
             length = high << 16 | low
             if length > _LARGEST_FRAME:
-                raise Broken("the peer sends frames that are too long, or no HTTP/2")
+                raise ConnectionBroken("the peer sends frames that are too long, or no HTTP/2")
             start = self._position + _FRAME.size
             if len(received) < start + length:
                 break
             self._position = start + length
             payload = received[start : self._position]
             if kind == _DATA:
-                self._give_back(length, stream)
-            if stream == self._stream and kind in _OF_CALLS:
+                self._send_window_update(length, stream)
+            if stream == self._stream and kind in _STREAM_FRAMES:
                 return _Frame(kind, flags, payload)
-            self._control(kind, flags, stream, payload)
+            self._handle_connection_frame(kind, flags, stream, payload)
         return None
 
-    def _control(self, kind: int, flags: int, stream: int, payload: bytes) -> None:
+    def _handle_connection_frame(self, kind: int, flags: int, stream: int, payload: bytes) -> None:
         """Deal with a frame that is about the connection, or about a call that has ended."""
         if kind == _SETTINGS and not flags & _ACK:
-            self._heed(payload)
+            self._apply_settings(payload)
             self._send(_frame(_SETTINGS, _ACK, 0, b""))
         elif kind == _PING and not flags & _ACK:
             self._send(_frame(_PING, _ACK, 0, payload))
@@ -417,20 +419,20 @@ class Connection:
             elif stream == self._stream:
                 self._window += increment
         elif kind == _GOAWAY:
-            self._going = True
+            self._goaway_received = True
             if int.from_bytes(payload[:4], "big") & _LAST_STREAM < self._stream and not self._ended:
-                raise Refused("the peer is going away")
+                raise RequestNotProcessed("the peer is going away")
         elif kind == _PUSH_PROMISE:
-            raise Broken("the peer pushes what nobody asked for")
+            raise ConnectionBroken("the peer pushes what nobody asked for")
 
-    def _heed(self, settings: bytes) -> None:
+    def _apply_settings(self, settings: bytes) -> None:
         """Heed the peer's settings; of those, only the window of a call matters here."""
         for name, value in _SETTING.iter_unpack(settings[: len(settings) // _SETTING.size * _SETTING.size]):
             if name == _INITIAL_WINDOW_SIZE:
                 self._window += value - self._initial_window
                 self._initial_window = value
 
-    def _give_back(self, size: int, stream: int) -> None:
+    def _send_window_update(self, size: int, stream: int) -> None:
         """Let the peer send as much again as it has sent, in large portions."""
         self._unreported += size
         if self._unreported > _WINDOW // 2:
@@ -452,7 +454,7 @@ class Connection:
         except (TimeoutError, BlockingIOError, ssl.SSLWantReadError):
             raise
         except OSError as error:
-            raise Broken(error.strerror or "the connection failed") from None
+            raise ConnectionBroken(error.strerror or "the connection failed") from None
 
     def _receive(self) -> None:
         try:
@@ -467,10 +469,10 @@ class Connection:
         self._received = self._received[self._position :] + received
         self._position = 0
 
-    def _broken(self, reason: str) -> Broken:
+    def _broken(self, reason: str) -> ConnectionBroken:
         # A server greets before it looks at anything (RFC 9113 section 3.4). One that ends accepts connections, but
         # does not come to that any more.
-        return Broken(reason) if self._greeted else Refused(reason)
+        return ConnectionBroken(reason) if self._greeted else RequestNotProcessed(reason)
 
 
 def _unpadded(frame: _Frame) -> bytes:
@@ -480,5 +482,5 @@ def _unpadded(frame: _Frame) -> bytes:
         return payload
     padding = payload[0] if payload else 0
     if padding >= len(payload):
-        raise Broken("the peer pads its frames wrongly")
+        raise ConnectionBroken("the peer pads its frames wrongly")
     return payload[1 : len(payload) - padding]

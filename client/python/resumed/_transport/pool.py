@@ -17,8 +17,8 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from resumed import _exceptions as errors
-from resumed._process.fork import renew_after_fork
-from resumed._transport.http2 import Broken, Connection
+from resumed._process.fork import register_after_fork
+from resumed._transport.http2 import Connection, ConnectionBroken
 
 if TYPE_CHECKING:
     import ssl
@@ -34,14 +34,14 @@ RESOLVE_SECONDS = 1.0
 CONNECT_SECONDS = 5.0
 """How long a connection may take to be made."""
 
-_FIRST_REST, _LONGEST_REST, _LONGEST_REST_ALONE = 0.05, 5.0, 0.4
+_FIRST_BACKOFF, _LONGEST_BACKOFF, _LONGEST_BACKOFF_ALONE = 0.05, 5.0, 0.4
 
 
 class Server:
     """One address of the store, and the connections to it that are free.
 
     Attributes:
-        where: The address.
+        address: The address.
         connecting: How many connections are being made.
         failure: Why it could not be reached.
         defect: The exception that no server is to blame for, if the last attempt ended with one.
@@ -49,19 +49,19 @@ class Server:
     """
 
     def __init__(self, where: SocketAddress) -> None:
-        self.where = where
+        self.address = where
         self.connecting = 0
         self.failure = ""
         self.defect: Exception | None = None
         self.gone = False
         self._free: deque[tuple[Connection, float]] = deque()  # since when; the one used last is at the end
-        self._rest = 0.0
-        self._rests_until = 0.0
+        self._backoff = 0.0
+        self._backoff_until = 0.0
 
     @property
-    def resting(self) -> bool:
+    def backing_off(self) -> bool:
         """Whether it could not be reached a moment ago."""
-        return self._rest > 0 and time.monotonic() < self._rests_until
+        return self._backoff > 0 and time.monotonic() < self._backoff_until
 
     def take(self) -> Connection | None:
         """Take a connection, which may have ended meanwhile; one that nobody used for long may have, unnoticed."""
@@ -86,7 +86,7 @@ class Server:
                 return  # another thread took it, and those behind it were used later
             connection.close()
 
-    def give_back(self, connection: Connection) -> None:
+    def release(self, connection: Connection) -> None:
         """Keep a connection for the next call, and close one that nobody needed for long."""
         now = time.monotonic()
         if self.gone:
@@ -101,25 +101,27 @@ class Server:
         except (IndexError, ValueError):
             pass  # another thread took it
 
-    def reached(self) -> None:
+    def mark_reachable(self) -> None:
         """Note that it could be reached."""
-        self._rest, self.defect = 0.0, None
+        self._backoff, self.defect = 0.0, None
 
-    def unreachable(self, reason: str, *, alone: bool) -> None:
+    def mark_unreachable(self, reason: str, *, alone: bool) -> None:
         """Leave it alone for a while, longer each time."""
         self.failure = reason
-        if not self.resting:  # or many who try at once would count as many times
-            self._rest = min(max(2 * self._rest, _FIRST_REST), _LONGEST_REST_ALONE if alone else _LONGEST_REST)
-            self._rests_until = time.monotonic() + self._rest
+        if not self.backing_off:  # or many who try at once would count as many times
+            self._backoff = min(
+                max(2 * self._backoff, _FIRST_BACKOFF), _LONGEST_BACKOFF_ALONE if alone else _LONGEST_BACKOFF
+            )
+            self._backoff_until = time.monotonic() + self._backoff
 
-    def dismiss(self) -> None:
+    def close(self) -> None:
         """Close what is free, and what will be."""
         self.gone = True
         while connection := self.take():
             connection.close()
 
 
-class Connections:
+class ConnectionPool:
     """The servers behind one target. Thread-safe; connects when first used, and anew in a forked child.
 
     Args:
@@ -131,16 +133,16 @@ class Connections:
         self._target, self._credentials = target, credentials
         self._servers: tuple[Server, ...] = ()
         self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()  # whatever is under way on them
-        self._begin()
-        renew_after_fork(self)
+        self._reset()
+        register_after_fork(self)
 
-    def _begin(self) -> None:
+    def _reset(self) -> None:
         self._lock = threading.Lock()  # of the names
         self._turn = itertools.count()
         self._resolver: threading.Thread | None = None
         self._resolved = float("-inf")
         self._unresolved = "its name does not resolve in time"
-        self._news = threading.Condition()  # a connection is free, or could not be made
+        self._changed = threading.Condition()  # a connection is free, or could not be made
         self._waiting = 0
 
     def take(self, end: float) -> tuple[Server, Connection]:
@@ -158,22 +160,22 @@ class Connections:
             if len(servers) > 1:
                 turn = next(self._turn) % len(servers)
                 servers = servers[turn:] + servers[:turn]
-            if found := self._free(servers) or self._awaited(servers, end):
+            if found := self._free(servers) or self._wait_for_connection(servers, end):
                 return found
 
-    def give_back(self, server: Server, connection: Connection) -> None:
+    def release(self, server: Server, connection: Connection) -> None:
         """Let others have a connection that is good for another call."""
-        server.reached()
-        server.give_back(connection)
+        server.mark_reachable()
+        server.release(connection)
         if self._waiting:
-            with self._news:
-                self._news.notify_all()
+            with self._changed:
+                self._changed.notify_all()
 
-    def lost(self) -> None:
+    def on_connection_lost(self) -> None:
         """Note that a connection failed or was ended: there may be other servers now."""
         self._resolve_soon()
 
-    def silent(self, server: Server, since: float) -> None:
+    def on_timeout(self, server: Server, since: float) -> None:
         """Note that a call got no answer from a server, which began then, as time.monotonic().
 
         Its idle connections of before may be as dead. Where there are other servers, this one is left alone for a
@@ -181,39 +183,39 @@ class Connections:
         """
         server.close_idle(since)
         if len(self._servers) > 1:
-            with self._news:
+            with self._changed:
                 self._failed(server, "no answer in time")
         else:
-            self.lost()
+            self.on_connection_lost()
 
-    def unavailable(self, server: Server) -> bool:
+    def on_unavailable(self, server: Server) -> bool:
         """Note that a server answers that it is unavailable; return whether there are other ones to be asked."""
-        with self._news:
+        with self._changed:
             if len(self._servers) > 1:
                 self._failed(server, "it answers that it is unavailable")
-            return any(not each.resting for each in self._servers if each is not server)
+            return any(not each.backing_off for each in self._servers if each is not server)
 
     def close(self) -> None:
         """Close all connections; those in use when their calls end. The next call opens another one."""
         with self._lock:
             servers, self._servers = self._servers, ()
         for server in servers:
-            server.dismiss()
+            server.close()
 
     def after_fork_in_child(self) -> None:
         """Leave the parent's connections to the parent."""
         for each in list(self._sockets):
             each.close()  # this process' descriptor, which says nothing to the peer
         for server in self._servers:
-            server.dismiss()
+            server.close()
         self._servers = ()
-        self._begin()
+        self._reset()
 
     def _free(self, servers: Sequence[Server]) -> tuple[Server, Connection] | None:
         """Return a connection that is free and good, if any server has one."""
         context = self._credentials.context() if self._credentials else None
         if len(servers) > 1:
-            servers = sorted(servers, key=lambda server: server.resting)  # those that are well come first
+            servers = sorted(servers, key=lambda server: server.backing_off)  # those that are well come first
         for server in servers:
             while connection := server.take():
                 if connection.tls_context is not context:
@@ -224,15 +226,15 @@ class Connections:
                     return server, connection
                 else:
                     connection.close()
-                    self.lost()
+                    self.on_connection_lost()
         return None
 
-    def _awaited(self, servers: Sequence[Server], end: float) -> tuple[Server, Connection] | None:
+    def _wait_for_connection(self, servers: Sequence[Server], end: float) -> tuple[Server, Connection] | None:
         """Wait until any server has a connection; return None if these are the target's servers no longer."""
-        with self._news:
+        with self._changed:
             self._waiting += 1
             try:
-                found, failure = self._made(servers, end)
+                found, failure = self._connect_any(servers, end)
             finally:
                 self._waiting -= 1
         if found:
@@ -246,26 +248,26 @@ class Connections:
             return None
         raise errors.StoreUnavailable(f"{self._target.authority}: {failure}")
 
-    def _made(self, servers: Sequence[Server], end: float) -> tuple[tuple[Server, Connection] | None, str]:
+    def _connect_any(self, servers: Sequence[Server], end: float) -> tuple[tuple[Server, Connection] | None, str]:
         """Have one server after the other make a connection; return the first, or what went wrong last."""
         failure, asked = "it could not be reached a moment ago", []
         for tried, server in enumerate(servers):
-            if server.resting:
+            if server.backing_off:
                 continue
             asked.append(server)
             now = time.monotonic()
-            if found := self._made_by(server, servers, now + (end - now) / (len(servers) - tried)):
+            if found := self._connect_to(server, servers, now + (end - now) / (len(servers) - tried)):
                 return found, ""
             failure = server.failure or failure
         while any(server.connecting for server in asked) and (left := end - time.monotonic()) > 0:
-            self._news.wait(left)  # for those that were slow
+            self._changed.wait(left)  # for those that were slow
             if found := self._free(servers):
                 return found, ""
         return None, failure
 
-    def _made_by(self, server: Server, servers: Sequence[Server], end: float) -> tuple[Server, Connection] | None:
+    def _connect_to(self, server: Server, servers: Sequence[Server], end: float) -> tuple[Server, Connection] | None:
         """Have a server make a connection, and return that, or one that any server has sooner."""
-        while not (server.resting or server.gone):
+        while not (server.backing_off or server.gone):
             if found := self._free(servers):
                 return found
             left = end - time.monotonic()
@@ -276,45 +278,45 @@ class Connections:
             if server.connecting < self._waiting:
                 self._connect_soon(server, end)
             else:
-                self._news.wait(left)
+                self._changed.wait(left)
         return None
 
     def _connect_ahead(self, server: Server) -> None:
         """Have a connection to this server for the next call."""
-        with self._news:
-            if not (server.connecting or server.resting):
+        with self._changed:
+            if not (server.connecting or server.backing_off):
                 self._connect_soon(server, time.monotonic() + CONNECT_SECONDS)
 
     def _connect_soon(self, server: Server, end: float) -> None:
         """Make a connection in the background, or until `end` where that is impossible; called with the lock."""
         server.connecting += 1
-        if not _started(self._make, server, CONNECT_SECONDS):
+        if not _start_thread(self._make, server, CONNECT_SECONDS):
             self._make(server, end - time.monotonic())
 
     def _make(self, server: Server, seconds: float) -> None:
         """Make a connection, and tell those who wait."""
         connection, failure, defect = None, "", None
         try:
-            connection = self._connect(server.where, time.monotonic() + seconds)
-        except (OSError, Broken) as error:
+            connection = self._connect(server.address, time.monotonic() + seconds)
+        except (OSError, ConnectionBroken) as error:
             failure = _reason(error)
         except Exception as error:  # noqa: BLE001 - those who wait have to hear of it
             failure, defect = _reason(error), error
-        with self._news:
+        with self._changed:
             server.connecting -= 1
             server.defect = defect
             if connection is None:
                 self._failed(server, failure)
             else:
-                server.reached()
-                server.give_back(connection)
-                self._news.notify_all()
+                server.mark_reachable()
+                server.release(connection)
+                self._changed.notify_all()
 
     def _failed(self, server: Server, reason: str) -> None:
         """Note that a server could not be reached, and tell those who wait; called with the lock."""
-        server.unreachable(reason, alone=len(self._servers) == 1)
-        self._news.notify_all()
-        self.lost()
+        server.mark_unreachable(reason, alone=len(self._servers) == 1)
+        self._changed.notify_all()
+        self.on_connection_lost()
 
     def _connect(self, where: SocketAddress, end: float) -> Connection:
         family, address = where
@@ -349,12 +351,12 @@ class Connections:
         with self._lock:
             if self._target.literal:
                 if not self._servers:
-                    self._take_over(self._target.resolve())
+                    self._update_servers(self._target.resolve())
                 return None
             if self._resolver is None and time.monotonic() - self._resolved > (
                 RESOLVE_SECONDS if self._servers else 0.0
             ):
-                self._resolver = _started(self._resolve)
+                self._resolver = _start_thread(self._resolve)
             return self._resolver
 
     def _resolve(self) -> None:
@@ -364,12 +366,12 @@ class Connections:
         except OSError as error:
             self._unresolved = f"its name does not resolve ({error.strerror})"
         with self._lock:
-            added = self._take_over(addresses)
+            added = self._update_servers(addresses)
             self._resolver = None
         for server in added:
             self._connect_ahead(server)
 
-    def _take_over(self, addresses: list[SocketAddress]) -> list[Server]:
+    def _update_servers(self, addresses: list[SocketAddress]) -> list[Server]:
         """Make `addresses` the target's, unless there are none: those known before are better than nothing.
 
         Returns the servers that joined others, since calls would find connections to those only.
@@ -378,10 +380,10 @@ class Connections:
         if not addresses:
             return []
         before = self._servers
-        known = {server.where: server for server in before}
+        known = {server.address: server for server in before}
         self._servers = tuple(known.get(where) or Server(where) for where in addresses)
         for server in set(before) - set(self._servers):
-            server.dismiss()
+            server.close()
         return [server for server in self._servers if server not in before] if before else []
 
 
@@ -390,7 +392,7 @@ def _require_http2(secured: ssl.SSLSocket) -> None:
         raise ConnectionError("what listens there speaks TLS, but no gRPC")
 
 
-def _started(work: Callable[..., None], *arguments: object) -> threading.Thread | None:
+def _start_thread(work: Callable[..., None], *arguments: object) -> threading.Thread | None:
     """Start a thread; an interpreter that is about to end starts none."""
     thread = threading.Thread(target=work, args=arguments, name="resumed-connector", daemon=True)
     try:

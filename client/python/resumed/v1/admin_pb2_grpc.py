@@ -26,9 +26,9 @@ if _version_not_supported:
 
 
 class AdminServiceStub(object):
-    """Serves operators, on the same addresses as SessionStoreService, with the same errors.
+    """Service for administrators, on the same addresses as SessionStoreService and with the same errors.
 
-    Purge needs the grant "purge" and Stats the grant "stats", each for the namespace that it is about.
+    Purge requires the grant "purge", and Stats the grant "stats", for the namespace of the request.
     """
 
     def __init__(self, channel):
@@ -50,19 +50,18 @@ class AdminServiceStub(object):
 
 
 class AdminServiceServicer(object):
-    """Serves operators, on the same addresses as SessionStoreService, with the same errors.
+    """Service for administrators, on the same addresses as SessionStoreService and with the same errors.
 
-    Purge needs the grant "purge" and Stats the grant "stats", each for the namespace that it is about.
+    Purge requires the grant "purge", and Stats the grant "stats", for the namespace of the request.
     """
 
     def Purge(self, request, context):
-        """Purges a namespace: no session that was issued before a time is ever returned again, whoever stored it and whenever it
-        arrives.
+        """Purges a namespace: the store never again returns a session issued before a time, even if its Put arrives later.
 
-        Takes effect for all servers and workers of the store before it is answered; mirrors receive a NamespacePurged on Watch, and
-        have forgotten the sessions within 4 seconds. A Put of such a session is answered with ALREADY_EXISTS. Sessions that were
-        issued later stay. The values are deleted in the background. Idempotent: repeating it, or purging before an earlier time,
-        changes nothing. Repeat it after an error: it may have taken effect in part.
+        The purge is effective on all servers and workers of the store when the call returns. Mirrors receive a NamespacePurged on
+        Watch and forget the sessions within 4 seconds. A Put of such a session fails with ALREADY_EXISTS. Sessions issued later
+        remain. The store deletes the values in the background. Idempotent: a repeated purge, or one of an earlier time, changes
+        nothing. Repeat it after an error, since it may be partly effective.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -71,8 +70,8 @@ class AdminServiceServicer(object):
     def Stats(self, request, context):
         """Counts the sessions of a namespace, or of all namespaces.
 
-        Goes through all of them in small steps beside the traffic: it takes some seconds for a million sessions, and sessions that
-        come and go during that time may or may not be counted. Each page counts anew. Has no side effect.
+        Counting proceeds in small steps during normal traffic and takes some seconds per million sessions. Sessions that are stored
+        or removed in that time may or may not be included. Each page is counted when it is requested. Has no side effect.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -100,9 +99,9 @@ def add_AdminServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class AdminService(object):
-    """Serves operators, on the same addresses as SessionStoreService, with the same errors.
+    """Service for administrators, on the same addresses as SessionStoreService and with the same errors.
 
-    Purge needs the grant "purge" and Stats the grant "stats", each for the namespace that it is about.
+    Purge requires the grant "purge", and Stats the grant "stats", for the namespace of the request.
     """
 
     @staticmethod

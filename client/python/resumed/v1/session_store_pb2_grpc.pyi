@@ -3,9 +3,9 @@
 isort:skip_file
 The contract of resumed, a central store of resumable TLS sessions.
 
-What the store is handed is highly sensitive to those who can open it and useless to those who cannot: clients send
-hashed session ids and sealed values only (see protos/README.md). Losing an entry is harmless, a client then makes a full
-handshake. Handing out a session that was removed, taken or purged is not: Take, Remove and Purge (admin.proto) are final.
+Clients send only hashed session ids and sealed values (see protos/README.md): without the fleet key they reveal nothing,
+with it they expose connections. The loss of an entry is harmless, since a client then makes a full handshake. The return
+of a session after its removal is not: Take, Remove and Purge (admin.proto) are final.
 """
 
 import abc
@@ -134,14 +134,15 @@ class SessionStoreServiceStub(typing.Generic[_SessionStoreServicePutType, _Sessi
     RESOURCE_EXHAUSTED (the store is full, or a limit of the caller is reached: wait) and UNAVAILABLE (the engine is down, or
     the server is stopping: call another server). Limits are those of the fields' comments and of vectors/limits.json.
 
-    Every error that the store returns carries exactly one google.rpc.ErrorInfo whose reason is the name of an ErrorReason and
-    whose domain is "resumed.github.io". The errors that gRPC returns before the store has the call carry none:
-    RESOURCE_EXHAUSTED for a request that is larger than any legal one (16,842,752 bytes) and for a call to a server that has
-    too many already, UNIMPLEMENTED for a call that ends without a message, UNAVAILABLE and CANCELLED for a connection that
-    ends, DEADLINE_EXCEEDED.
+    Every error of the store carries exactly one google.rpc.ErrorInfo whose reason is the name of an ErrorReason and
+    whose domain is "resumed.github.io". Errors of gRPC itself, which it returns before the store receives the
+    call, carry none: RESOURCE_EXHAUSTED for a request larger than any legal one (16,842,752 bytes) and for a call to an
+    overloaded server, UNIMPLEMENTED for a call without a message, UNAVAILABLE and CANCELLED for a connection that ends, and
+    DEADLINE_EXCEEDED.
 
-    A call whose outcome is unknown may be repeated if its method has an idempotency_level. Take has none, and so a Batch with a
-    Take has none: the repeated call misses, and the session is lost. service_config.json has retries for gRPC clients.
+    A client may repeat a call with an unknown outcome if its method has an idempotency_level. Take has none, and a Batch with a
+    Take must not be repeated either: the second call misses, and the session is lost. service_config.json configures the retries
+    of gRPC clients.
     """
 
     @typing.overload
@@ -204,22 +205,23 @@ class SessionStoreServiceStub(typing.Generic[_SessionStoreServicePutType, _Sessi
     """Stores a session until its time to live has passed.
 
     Ids are write-once: storing the same value again succeeds and changes nothing (so a retry is harmless, and never prolongs
-    a session). A key that holds another value, or whose session was removed, taken or purged, is answered with ALREADY_EXISTS
-    and left as it is.
+    a session). If the key holds another value, or if its session was removed, taken or purged, the call fails with
+    ALREADY_EXISTS and changes nothing.
     """
 
     Get: _SessionStoreServiceGetType
     """Returns a session and leaves it in the store.
 
-    A miss (unknown, expired, removed, taken or purged) is not an error: it is answered with OK and no session. Has no side effect.
+    A miss (unknown, expired, removed, taken or purged) is not an error: the response is OK without a session. Has no side
+    effect.
     """
 
     Take: _SessionStoreServiceTakeType
-    """Returns a session and removes it, in one atomic step: of all callers ever, at most one is handed the session.
+    """Returns a session and removes it, in one atomic step: at most one caller ever receives the session.
 
-    A miss is answered as in Get. The key cannot be stored again before the session's own expiry. Not safe to retry after
-    an unknown outcome: the second call misses, since the store does not know that both are of one caller. So a Take that
-    times out loses the session, and its client makes a full handshake.
+    The response to a miss is that of Get. The key cannot be stored again before the session's own expiry. Not safe to retry
+    after an unknown outcome: the second call misses, since the store cannot recognise the same caller. A Take that times out
+    therefore loses the session, and its client makes a full handshake.
     """
 
     Remove: _SessionStoreServiceRemoveType
@@ -230,25 +232,25 @@ class SessionStoreServiceStub(typing.Generic[_SessionStoreServicePutType, _Sessi
     """
 
     Batch: _SessionStoreServiceBatchType
-    """Carries out up to 256 operations in their order and answers as many results in the same order.
+    """Executes up to 256 operations in their order and returns one result for each, in the same order.
 
-    One failing operation does not fail the others; only a Batch that is over a limit on operations a second is refused as a whole,
-    with RESOURCE_EXHAUSTED. The operations of one Batch are not one transaction: another caller may see some of them done and
-    others not yet. This is the way to move many sessions cheaply. Safe to repeat if no operation is a Take.
+    A failed operation does not fail the others. Only a Batch above a limit on operations per second fails as a whole, with
+    RESOURCE_EXHAUSTED. The operations of one Batch are not a transaction: another caller may see some of them before others.
+    This is the cheapest way to transfer many sessions. Safe to repeat if no operation is a Take.
     """
 
     Watch: _SessionStoreServiceWatchType
     """Streams the changes in a namespace, from now on or from the end of an earlier stream.
 
-    The first answer comes at once, has no events, and says in `continued` whether the stream goes on behind the position of
-    the request. A stream that goes on then catches up: its answers have `live` unset until one says that the stream is
-    live. A stream that begins now is live from its first answer on. A live stream has an answer at least once a second,
-    without events if nothing happened, so a client that receives nothing for a few seconds knows that it is cut off.
+    The first response arrives at once, has no events, and reports in `continued` whether the stream continues after the
+    position of the request. Such a stream then catches up: its responses have `live` unset until it has. A stream that begins
+    now is live from its first response. A live stream sends at least one response per second, without events if nothing
+    happened, so a client that receives nothing for a few seconds has lost the stream.
 
-    A watcher that is too slow to follow is cut off with ABORTED (watch again), one beyond the server's limit with UNAVAILABLE
-    (watch at another server), one beyond the caller's or the namespace's limit with RESOURCE_EXHAUSTED (wait), and one whose
-    grant is withdrawn with PERMISSION_DENIED. A server that stops, or that cannot read its storage, ends the stream with
-    UNAVAILABLE; the reasons differ.
+    The server ends the stream of a watcher that reads too slowly with ABORTED (watch again), of one above the server's limit
+    with UNAVAILABLE (watch at another server), of one above the limit of the caller or the namespace with RESOURCE_EXHAUSTED
+    (wait), and after the withdrawal of its grant with PERMISSION_DENIED. A server that stops or cannot read its storage ends
+    the stream with UNAVAILABLE; the reasons differ.
     """
 
 SessionStoreServiceAsyncStub: typing_extensions.TypeAlias = SessionStoreServiceStub[
@@ -286,14 +288,15 @@ class SessionStoreServiceServicer(metaclass=abc.ABCMeta):
     RESOURCE_EXHAUSTED (the store is full, or a limit of the caller is reached: wait) and UNAVAILABLE (the engine is down, or
     the server is stopping: call another server). Limits are those of the fields' comments and of vectors/limits.json.
 
-    Every error that the store returns carries exactly one google.rpc.ErrorInfo whose reason is the name of an ErrorReason and
-    whose domain is "resumed.github.io". The errors that gRPC returns before the store has the call carry none:
-    RESOURCE_EXHAUSTED for a request that is larger than any legal one (16,842,752 bytes) and for a call to a server that has
-    too many already, UNIMPLEMENTED for a call that ends without a message, UNAVAILABLE and CANCELLED for a connection that
-    ends, DEADLINE_EXCEEDED.
+    Every error of the store carries exactly one google.rpc.ErrorInfo whose reason is the name of an ErrorReason and
+    whose domain is "resumed.github.io". Errors of gRPC itself, which it returns before the store receives the
+    call, carry none: RESOURCE_EXHAUSTED for a request larger than any legal one (16,842,752 bytes) and for a call to an
+    overloaded server, UNIMPLEMENTED for a call without a message, UNAVAILABLE and CANCELLED for a connection that ends, and
+    DEADLINE_EXCEEDED.
 
-    A call whose outcome is unknown may be repeated if its method has an idempotency_level. Take has none, and so a Batch with a
-    Take has none: the repeated call misses, and the session is lost. service_config.json has retries for gRPC clients.
+    A client may repeat a call with an unknown outcome if its method has an idempotency_level. Take has none, and a Batch with a
+    Take must not be repeated either: the second call misses, and the session is lost. service_config.json configures the retries
+    of gRPC clients.
     """
 
     @abc.abstractmethod
@@ -305,8 +308,8 @@ class SessionStoreServiceServicer(metaclass=abc.ABCMeta):
         """Stores a session until its time to live has passed.
 
         Ids are write-once: storing the same value again succeeds and changes nothing (so a retry is harmless, and never prolongs
-        a session). A key that holds another value, or whose session was removed, taken or purged, is answered with ALREADY_EXISTS
-        and left as it is.
+        a session). If the key holds another value, or if its session was removed, taken or purged, the call fails with
+        ALREADY_EXISTS and changes nothing.
         """
 
     @abc.abstractmethod
@@ -317,7 +320,8 @@ class SessionStoreServiceServicer(metaclass=abc.ABCMeta):
     ) -> typing.Union[resumed.v1.session_store_pb2.GetResponse, collections.abc.Awaitable[resumed.v1.session_store_pb2.GetResponse]]:
         """Returns a session and leaves it in the store.
 
-        A miss (unknown, expired, removed, taken or purged) is not an error: it is answered with OK and no session. Has no side effect.
+        A miss (unknown, expired, removed, taken or purged) is not an error: the response is OK without a session. Has no side
+        effect.
         """
 
     @abc.abstractmethod
@@ -326,11 +330,11 @@ class SessionStoreServiceServicer(metaclass=abc.ABCMeta):
         request: resumed.v1.session_store_pb2.TakeRequest,
         context: _ServicerContext,
     ) -> typing.Union[resumed.v1.session_store_pb2.TakeResponse, collections.abc.Awaitable[resumed.v1.session_store_pb2.TakeResponse]]:
-        """Returns a session and removes it, in one atomic step: of all callers ever, at most one is handed the session.
+        """Returns a session and removes it, in one atomic step: at most one caller ever receives the session.
 
-        A miss is answered as in Get. The key cannot be stored again before the session's own expiry. Not safe to retry after
-        an unknown outcome: the second call misses, since the store does not know that both are of one caller. So a Take that
-        times out loses the session, and its client makes a full handshake.
+        The response to a miss is that of Get. The key cannot be stored again before the session's own expiry. Not safe to retry
+        after an unknown outcome: the second call misses, since the store cannot recognise the same caller. A Take that times out
+        therefore loses the session, and its client makes a full handshake.
         """
 
     @abc.abstractmethod
@@ -351,11 +355,11 @@ class SessionStoreServiceServicer(metaclass=abc.ABCMeta):
         request: resumed.v1.session_store_pb2.BatchRequest,
         context: _ServicerContext,
     ) -> typing.Union[resumed.v1.session_store_pb2.BatchResponse, collections.abc.Awaitable[resumed.v1.session_store_pb2.BatchResponse]]:
-        """Carries out up to 256 operations in their order and answers as many results in the same order.
+        """Executes up to 256 operations in their order and returns one result for each, in the same order.
 
-        One failing operation does not fail the others; only a Batch that is over a limit on operations a second is refused as a whole,
-        with RESOURCE_EXHAUSTED. The operations of one Batch are not one transaction: another caller may see some of them done and
-        others not yet. This is the way to move many sessions cheaply. Safe to repeat if no operation is a Take.
+        A failed operation does not fail the others. Only a Batch above a limit on operations per second fails as a whole, with
+        RESOURCE_EXHAUSTED. The operations of one Batch are not a transaction: another caller may see some of them before others.
+        This is the cheapest way to transfer many sessions. Safe to repeat if no operation is a Take.
         """
 
     @abc.abstractmethod
@@ -366,15 +370,15 @@ class SessionStoreServiceServicer(metaclass=abc.ABCMeta):
     ) -> typing.Union[collections.abc.Iterator[resumed.v1.session_store_pb2.WatchResponse], collections.abc.AsyncIterator[resumed.v1.session_store_pb2.WatchResponse]]:
         """Streams the changes in a namespace, from now on or from the end of an earlier stream.
 
-        The first answer comes at once, has no events, and says in `continued` whether the stream goes on behind the position of
-        the request. A stream that goes on then catches up: its answers have `live` unset until one says that the stream is
-        live. A stream that begins now is live from its first answer on. A live stream has an answer at least once a second,
-        without events if nothing happened, so a client that receives nothing for a few seconds knows that it is cut off.
+        The first response arrives at once, has no events, and reports in `continued` whether the stream continues after the
+        position of the request. Such a stream then catches up: its responses have `live` unset until it has. A stream that begins
+        now is live from its first response. A live stream sends at least one response per second, without events if nothing
+        happened, so a client that receives nothing for a few seconds has lost the stream.
 
-        A watcher that is too slow to follow is cut off with ABORTED (watch again), one beyond the server's limit with UNAVAILABLE
-        (watch at another server), one beyond the caller's or the namespace's limit with RESOURCE_EXHAUSTED (wait), and one whose
-        grant is withdrawn with PERMISSION_DENIED. A server that stops, or that cannot read its storage, ends the stream with
-        UNAVAILABLE; the reasons differ.
+        The server ends the stream of a watcher that reads too slowly with ABORTED (watch again), of one above the server's limit
+        with UNAVAILABLE (watch at another server), of one above the limit of the caller or the namespace with RESOURCE_EXHAUSTED
+        (wait), and after the withdrawal of its grant with PERMISSION_DENIED. A server that stops or cannot read its storage ends
+        the stream with UNAVAILABLE; the reasons differ.
         """
 
 def add_SessionStoreServiceServicer_to_server(servicer: SessionStoreServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

@@ -135,7 +135,7 @@ class FrontendChecks:
             time.sleep(_PAUSE)
         try:
             self._round_trip.keyring.open(key, found.value, time.time())
-        except resumed.Unsealable as error:
+        except resumed.UnsealError as error:
             raise Failure(f"its stored session cannot be opened ({error.reason})", "compare the keyrings") from None
         return f"{found.ttl:.0f} s left"
 

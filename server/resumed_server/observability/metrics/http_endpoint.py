@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import MetricsHandler
 
 from resumed_server.errors import described, is_news
-from resumed_server.places import Places
+from resumed_server.stream_limit import StreamLimit
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -80,7 +80,7 @@ class _Handler(MetricsHandler):
 class _Server(ThreadingHTTPServer):
     def __init__(self, where: tuple[socket.AddressFamily, tuple[str, int]], handler: type[_Handler]) -> None:
         self.address_family, address = where
-        self._places = Places(MOST_CONNECTIONS)
+        self._places = StreamLimit(MOST_CONNECTIONS)
         super().__init__(address, handler)
 
     def server_bind(self) -> None:
@@ -92,7 +92,7 @@ class _Server(ThreadingHTTPServer):
             with contextlib.suppress(OSError):  # it has just ended
                 request.shutdown(socket.SHUT_RDWR)
 
-        with self._places.taken(end):
+        with self._places.admit(end):
             super().process_request_thread(request, client_address)
 
     def handle_error(self, _request: Any, _client_address: Any) -> None:

@@ -61,15 +61,15 @@ class Recorder:
         self._lock = threading.Lock()
         self._failures: Counter[tuple[str, int]] = Counter()
 
-    def answered(self, method: str, seconds: float, *_: object) -> None:
+    def on_success(self, method: str, seconds: float, *_: object) -> None:
         """Count a call that was answered after `seconds`; see errors.Observer."""
         (self._calls.get(method) or self._calls.setdefault(method, _Times())).add(seconds)
 
-    def waited(self, seconds: float) -> None:
+    def on_wait(self, seconds: float) -> None:
         """Count a call that waited for a thread; see pool.Load."""
         self._waits.add(seconds)
 
-    def turned_away(self) -> None:
+    def on_rejection(self) -> None:
         """Count a call that gRPC refused, since as many as may be were under way; on gRPC's own thread only."""
         self._turned_away += 1
 
@@ -78,11 +78,11 @@ class Recorder:
         row = self._operations.get(namespace) or self._row(namespace, column)
         row[column] += 1
 
-    def limited(self, operation: str, namespace: str) -> None:
+    def on_limited(self, operation: str, namespace: str) -> None:
         """Count an operation that a limit of its namespace refused; see rpc.Observer."""
         self.operation(namespace, COLUMN[operation, "limited"])
 
-    def failed(self, method: str, code: int, *_: object) -> None:
+    def on_failure(self, method: str, code: int, *_: object) -> None:
         """Count a call that ended with a status `code`."""
         with self._lock:
             self._failures[method, code] += 1

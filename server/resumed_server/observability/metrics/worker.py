@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from resumed_server.observability.metrics.shared_segment import Board
     from resumed_server.storage.engine import Engine
     from resumed_server.storage.expiry import Sweeper
-    from resumed_server.watch.hub import Watchers
+    from resumed_server.watch.hub import WatchHub
 
 REPORT_SECONDS = 0.2
 """How often figures are pinned: rates over some seconds are right to a few percent then."""
@@ -66,7 +66,7 @@ class Metrics:
             self.recorder.restore(before["recorded"])
 
     @contextlib.contextmanager
-    def reporting(self, watchers: Watchers, sweeper: Sweeper) -> Iterator[None]:
+    def reporting(self, watchers: WatchHub, sweeper: Sweeper) -> Iterator[None]:
         """Keep the figures on the board current, in a thread, for as long as the context lasts."""
 
         def run() -> None:
@@ -87,9 +87,9 @@ class Metrics:
             self._stopping.set()
             thread.join()
 
-    def report(self, watchers: Watchers, sweeper: Sweeper) -> None:
+    def report(self, watchers: WatchHub, sweeper: Sweeper) -> None:
         """Pin the present figures to the board."""
-        state = watchers.state()
+        state = watchers.stats()
         totals = {
             "evicted": self._storage.evicted,
             "swept": sweeper.swept,

@@ -54,6 +54,9 @@ _PRIVATE_FILE = 0o600
 _PATIENCE = 3.0
 """Seconds that the other processes have to leave a database that is to be set aside: they notice within one."""
 
+_HERE = f"{Path(__file__).parent}/".encode()
+"""How the paths of this package begin in a report of faulthandler."""
+
 _log = structlog.get_logger()
 
 
@@ -298,7 +301,7 @@ def _blames_engine(reports: bytes) -> bool:
     _, *crashes = reports.split(b"Fatal Python error: ")
     for crash in crashes:
         _, _, thread = crash.partition(b"Current thread")  # there is none where no thread of Python's crashed
-        if not crash.startswith(b"Aborted") or b"/engines/" in thread.partition(b"\n\n")[0]:
+        if not crash.startswith(b"Aborted") or _HERE in thread.partition(b"\n\n")[0]:
             return True
     return bool(reports) and not crashes
 

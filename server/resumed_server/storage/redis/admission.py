@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 import redis
 
+from resumed_server.storage.redis.script_loader import load_script
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
@@ -29,47 +31,6 @@ TIME_DIGITS, EPOCH_DIGITS = 16, 10
 MARK_DIGITS = TIME_DIGITS + EPOCH_DIGITS
 COUNTER = slice(MARK_DIGITS, MARK_DIGITS + EPOCH_DIGITS)
 """Where a state has its counter."""
-
-LATEST = f"""
-local function latest(one, other)
-  if not one or one == '' then return other and string.sub(other, 1, {MARK_DIGITS}) or '' end
-  if not other or other == '' then return string.sub(one, 1, {MARK_DIGITS}) end
-  local time, epoch = string.sub(one, 1, {TIME_DIGITS}), string.sub(one, {TIME_DIGITS + 1}, {MARK_DIGITS})
-  local time2, epoch2 = string.sub(other, 1, {TIME_DIGITS}), string.sub(other, {TIME_DIGITS + 1}, {MARK_DIGITS})
-  return (time2 > time and time2 or time) .. (epoch2 > epoch and epoch2 or epoch)
-end"""
-"""A function for scripts: the mark that two of them, or of states, make together; what is missing is none."""
-
-_ADMIT = f"""#!lua flags=allow-oom,allow-cross-slot-keys{LATEST}
-local run = string.match(redis.call('INFO', 'server'), 'run_id:(%x+)') or ''
-local time = redis.call('TIME')
-local here, known, same = {{}}, false, false
-local mark, counter = string.rep('0', {MARK_DIGITS}), string.format('%0{EPOCH_DIGITS}.0f', time[1])
-for _, key in ipairs(ARGV) do
-  local state = redis.pcall('GET', key)
-  if type(state) ~= 'table' then
-    here[key] = state or ''
-    if state then
-      known, same = true, same or string.sub(state, {COUNTER.stop + 1}) == run
-      mark = latest(mark, state)
-      local another = string.sub(state, {COUNTER.start + 1}, {COUNTER.stop})
-      if another >= counter then counter = another end
-    end
-  elseif not string.find(state['err'], 'non local key', 1, true) then
-    return state
-  end
-end
-local changed = known and not same
-if changed then
-  counter = string.format('%0{EPOCH_DIGITS}.0f', counter + 1)
-  mark = string.format('%0{TIME_DIGITS}.0f', time[1] * 1e6 + time[2]) .. counter
-end
-for key, state in pairs(here) do
-  if state ~= mark .. counter .. run and (changed or string.sub(state, {COUNTER.stop + 1}) ~= run) then
-    redis.call('SET', key, mark .. counter .. run)
-  end
-end
-return changed and 1 or 0"""
 
 
 def state_key(stream: bytes) -> bytes:
@@ -90,7 +51,7 @@ class Admission:
     """
 
     def __init__(self, streams: Sequence[bytes], scripts: Iterable[str], *, cluster: bool) -> None:
-        self._command = ("EVAL", _ADMIT, 0, *map(state_key, streams))
+        self._command = ("EVAL", load_script("admit"), 0, *map(state_key, streams))
         self._loads = [("SCRIPT", "LOAD", script) for script in scripts]
         self._cluster = cluster
         self.changed = False

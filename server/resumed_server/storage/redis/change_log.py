@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from redis.crc import key_slot
 
 from resumed_server.storage.engine import EngineError
+from resumed_server.storage.redis.script_loader import load_script
 from resumed_server.storage.redis.topology import Displaced
 
 if TYPE_CHECKING:
@@ -49,58 +50,11 @@ stands behind the namespace."""
 _MARK = b"."
 _WHAT = {STORED, REMOVED, PURGED, _MARK}
 _SLOTS = 16_384
-_MARK_MS = 1_000
 _PLACES_SECONDS = 1.0
 _STREAMS_EACH = 2  # of a node, for a script to try: one may be on its way to another node
 KNOWN_POSITIONS = 1_024
 """How many positions a process knows exactly; those that were not used longest are forgotten first. It is twice what
 watchers that catch up need, two each."""
-
-LOG = """
-local function log(what, first)
-  for each = first + 1, #ARGV do
-    local logged = redis.pcall('XADD', ARGV[each], 'NOMKSTREAM', 'MAXLEN', '~', ARGV[first], '*', what, KEYS[1])
-    if type(logged) ~= 'table' then return end
-    if each == #ARGV then return logged end
-  end
-end"""
-"""A function for scripts: logs that KEYS[1] is stored (+) or removed (-). ARGV has from `first` on what
-`ChangeLog.arguments` returned. It returns an error if there was one; then the script must change nothing."""
-
-_LINEAGE = """
-local replication = string.match(redis.call('INFO', 'replication'), 'master_replid:(%x+)')
-local function name(stream) return redis.call('XINFO', 'GROUPS', stream)[1][2] end"""
-_ENDS = f"""#!lua flags=allow-oom,allow-cross-slot-keys{_LINEAGE}
-local lineage, ends = {{}}, {{}}
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
-for each = 2, #ARGV do
-  local stream = ARGV[each]
-  local last = redis.call('XREVRANGE', stream, '+', '-', 'COUNT', 1)[1]
-  if not last then
-    redis.call('XGROUP', 'CREATE', stream, ARGV[1], '$', 'MKSTREAM')
-    redis.call('XADD', stream, '0-1', '.', '')
-  end
-  local id = last and last[1]
-  local age = last and now - string.match(id, '%d+')
-  if not last or age < 0 or age > {_MARK_MS} then
-    local oldest = string.format('%.0f', now - {KEPT_SECONDS * 1000})
-    id = redis.call('XADD', stream, 'MINID', '~', oldest, '*', '.', '')
-    redis.call('PEXPIRE', stream, {KEPT_SECONDS * 1000})
-  end
-  lineage[#lineage + 1] = replication .. name(stream)
-  ends[#ends + 1] = id
-end
-return {{table.concat(lineage, ' '), table.concat(ends, ' ')}}"""
-_READ = f"""#!lua flags=no-writes,allow-cross-slot-keys{_LINEAGE}
-local found = {{}}
-for each = 2, #ARGV, 3 do
-  local stream = ARGV[each]
-  local first = redis.call('XRANGE', stream, '-', '+', 'COUNT', 1)[1]
-  found[#found + 1] = first and {{replication .. name(stream), first[1],
-    redis.call('XRANGE', stream, '(' .. ARGV[each + 1], ARGV[each + 2], 'COUNT', ARGV[1])}} or {{'', '0-0', {{}}}}
-end
-return found"""
 
 
 class _Ends(NamedTuple):
@@ -191,7 +145,7 @@ class ChangeLog:
         name = os.urandom(8).hex()
         for node, indexes in self._by_node().items():
             streams = [self._streams[each] for each in indexes]
-            lineages, ends = self._evaluated(node, _ENDS, streams[0], name, *streams)
+            lineages, ends = self._evaluated(node, load_script("log_end"), streams[0], name, *streams)
             for each, mine, end in zip(indexes, lineages.split(), ends.split(), strict=True):
                 lineage[each], ids[each] = mine, _packed(end)
         return self.remembered(_Ends(tuple(lineage), tuple(ids)))
@@ -212,7 +166,9 @@ class ChangeLog:
             if not unread:
                 continue
             ranges = [(self._streams[each], _text(start.ids[each]), _text(end.ids[each])) for each in unread]
-            answers = self._evaluated(node, _READ, ranges[0][0], limit, *(part for each in ranges for part in each))
+            answers = self._evaluated(
+                node, load_script("log_read"), ranges[0][0], limit, *(part for each in ranges for part in each)
+            )
             for each, (lineage, first, entries) in zip(unread, answers, strict=True):
                 if lineage != end.lineage[each] or _packed(first) > start.ids[each]:
                     return None

@@ -18,8 +18,6 @@ import structlog
 
 from resumed_server.storage.call_gate import CLOSED, Gate
 from resumed_server.storage.engine import (
-    LONGEST_TTL_SECONDS,
-    UNKNOWN_TOMBSTONE_SECONDS,
     AlreadyExists,
     Change,
     Engine,
@@ -36,9 +34,10 @@ from resumed_server.storage.engine import (
     Totals,
     Usage,
 )
-from resumed_server.storage.redis.admission import EPOCH_DIGITS, MARK_DIGITS, TIME_DIGITS, Admission
-from resumed_server.storage.redis.change_log import LOG, PURGED, REMOVED, STORED, ChangeLog, streams_of
-from resumed_server.storage.redis.purges import UNKNOWN, Purges, time_text, unless_purged
+from resumed_server.storage.redis.admission import Admission
+from resumed_server.storage.redis.change_log import PURGED, REMOVED, STORED, ChangeLog, streams_of
+from resumed_server.storage.redis.purges import UNKNOWN, Purges, time_text
+from resumed_server.storage.redis.script_loader import load_script
 from resumed_server.storage.redis.topology import READERS, Displaced, Unsuitable, connected
 
 if TYPE_CHECKING:
@@ -55,66 +54,14 @@ class _Look(Get):
     __slots__ = ()
 
 
-def _scripts(*, cluster: bool) -> Mapping[type[Operation], str]:
-    """Return what carries the operations out.
-
-    What begins with #! may run on a full Redis only if it says so, as those must that remove; and says that it logs
-    what it does. ARGV begins with the namespace and its mark, and ends with what the log needs: its streams lead to the
-    mark as well. Sessions live no longer than a week from their issue: then the mark that would refuse them may be
-    forgotten. A removal is written even if it changes nothing, so that there is something for replicas to acknowledge.
-    """
-    # It writes nothing, but without no-writes a replica refuses it: that may have what its primary removed since.
-    found = f"""#!lua flags=allow-oom,allow-cross-slot-keys
-local value = redis.call('GET', KEYS[1])
-if not value or value == '' then return false end{unless_purged(4, cluster=cluster)}
-if not value then return false end
-local session, ttl = string.sub(value, {MARK_DIGITS + 1}), redis.call('PTTL', KEYS[1])"""
-    get = f"{found}\nreturn {{session, ttl}}"
-    look = f"{found}\nreturn {{session, ttl, string.sub(value, 1, {TIME_DIGITS})}}"
-    put = f"""#!lua flags=allow-cross-slot-keys{LOG}
-local value = redis.call('GET', KEYS[1]){unless_purged(7, cluster=cluster)}
-if value then return string.sub(value, {MARK_DIGITS + 1}) == ARGV[3] and {{redis.call('PTTL', KEYS[1])}} or -1 end
-local time = redis.call('TIME')
-local now = time[1] * 1e6 + time[2]
-local issued = string.format('%0{TIME_DIGITS}.0f', now)
-if ARGV[5] ~= '' and ARGV[5] < issued then issued = ARGV[5] end
-if issued < string.sub(mark, 1, {TIME_DIGITS}) then return -1 end
-local ttl = math.min(tonumber(ARGV[4]), math.floor((issued + {LONGEST_TTL_SECONDS * 1e6:.0f} - now) / 1000))
-if ttl <= 0 then return 0 end
-local failed = log('{STORED.decode()}', 6)
-if failed then return failed end
-local epoch = mark == '' and '{"0" * EPOCH_DIGITS}' or string.sub(mark, {TIME_DIGITS + 1})
-redis.call('SET', KEYS[1], issued .. epoch .. ARGV[3], 'PX', string.format('%.0f', ttl))
-return ttl"""
-    take = f"""#!lua flags=allow-oom,allow-cross-slot-keys{LOG}
-local value = redis.call('GET', KEYS[1])
-if not value or value == '' then return false end{unless_purged(4, cluster=cluster)}
-if not value then return false end
-local ttl = redis.call('PTTL', KEYS[1])
-local failed = log('{REMOVED.decode()}', 3)
-if failed then return failed end
-redis.call('SET', KEYS[1], '', 'KEEPTTL')
-return {{string.sub(value, {MARK_DIGITS + 1}), ttl}}"""
-    remove = f"""#!lua flags=allow-oom,allow-cross-slot-keys{LOG}
-local value = redis.call('GET', KEYS[1])
-if value == '' then
-  redis.call('SET', KEYS[1], '', 'KEEPTTL')
-  return false
-end{unless_purged(5, cluster=cluster)}
-if not value and ARGV[3] == '0' then return -1 end
-local failed = log('{REMOVED.decode()}', 4)
-if failed then return failed end
-if value then
-  redis.call('SET', KEYS[1], '', 'KEEPTTL')
-  return 1
-end
-redis.call('SET', KEYS[1], '', 'PX', {UNKNOWN_TOMBSTONE_SECONDS * 1000:.0f})
-return 0"""
-    return {Get: get, _Look: look, Put: put, Take: take, Remove: remove}
-
-
-_WRITABLE = "#!lua flags=allow-oom\nreturn 1"
-"""Writes nothing, but is refused as what does: MISCONF, NOREPLICAS, READONLY. A full Redis refuses Puts only."""
+_SCRIPTS: Mapping[type[Operation], str] = {
+    Get: "get",
+    _Look: "get_issued",
+    Put: "put",
+    Take: "take",
+    Remove: "remove",
+}
+"""The script of each operation; a script is one atomic step."""
 _CHANGES_BYTES = 1 << 20
 _READ_AT_ONCE, _LOOKED_UP_AT_ONCE = 256, 32
 """Changes that are read, and sessions that are looked up, in one go: look-ups of handshakes wait behind those."""
@@ -140,7 +87,7 @@ class RedisEngine(Engine):
         self._url, self._prefix = url, url.prefix.encode()
         cluster = url.topology == "cluster"
         streams = streams_of(self._prefix, cluster=cluster)
-        self._scripts = _scripts(cluster=cluster)
+        self._scripts = {kind: load_script(name, cluster=cluster) for kind, name in _SCRIPTS.items()}
         admission = Admission(streams, self._scripts.values(), cluster=cluster)
         self._nodes = connected(url, threads, admission)
         self._log = ChangeLog(self._nodes, streams)
@@ -360,7 +307,7 @@ class RedisEngine(Engine):
 
     def _verify_writable(self, node: str) -> None:
         """Raise EngineUnavailable if a node carries no scripts out that write, as those of all operations."""
-        (answer,) = self._nodes.execute(node, [("EVAL", _WRITABLE, 0)])
+        (answer,) = self._nodes.execute(node, [("EVAL", load_script("probe"), 0)])
         if isinstance(answer, EngineError):
             raise answer
 

@@ -17,15 +17,15 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from resumed_server.storage.engine import LONGEST_TTL_SECONDS, EngineError, EngineUnavailable, Usage
+from resumed_server.storage.engine import EngineError, EngineUnavailable, Usage
 from resumed_server.storage.redis.admission import (
     COUNTER,
     EPOCH_DIGITS,
-    LATEST,
     MARK_DIGITS,
     TIME_DIGITS,
     state_key,
 )
+from resumed_server.storage.redis.script_loader import load_script
 from resumed_server.storage.redis.topology import Displaced
 
 if TYPE_CHECKING:
@@ -40,87 +40,10 @@ if TYPE_CHECKING:
 UNKNOWN = b"?"
 """Has a script read the mark itself."""
 
-_PURGED = f"""{LATEST}
-local function purged(value, mark)
-  return value and value ~= '' and (string.sub(value, 1, {TIME_DIGITS}) < string.sub(mark, 1, {TIME_DIGITS})
-    or string.sub(value, {TIME_DIGITS + 1}, {MARK_DIGITS}) < string.sub(mark, {TIME_DIGITS + 1}))
-end"""
-_MARK = f"""{_PURGED}
-local function mark(namespace, first)
-  local marked, copies, failed = '', 0
-  for each = first, #ARGV do
-    local found, state = redis.pcall('GET', ARGV[each] .. namespace), redis.pcall('GET', ARGV[each] .. '!')
-    if type(found) == 'table' or type(state) == 'table' then
-      failed = type(found) == 'table' and found or state
-    else
-      copies = copies + 1
-      marked = latest(marked, latest(state, found))
-      if copies == 2 then return marked end
-    end
-  end
-  return copies > 0 and marked or failed
-end"""
-"""Functions for scripts: the mark of a namespace, where ARGV has streams from `first` on, or an error if no copy of it
-is at hand; and whether what is stored is a session from before a mark."""
-
-# Written even if nothing changes, so that there is something for replicas to acknowledge.
-_SET = f"""#!lua flags=allow-oom{LATEST}
-local mark, state = latest(redis.call('GET', KEYS[1]), ARGV[1]), redis.call('GET', KEYS[2])
-redis.call('SET', KEYS[1], mark, 'PX', {LONGEST_TTL_SECONDS * 1000:.0f})
-local epoch = string.sub(mark, {TIME_DIGITS + 1})
-if state and string.sub(state, {COUNTER.start + 1}, {COUNTER.stop}) < epoch then
-  redis.call('SET', KEYS[2], string.sub(state, 1, {COUNTER.start}) .. epoch .. string.sub(state, {COUNTER.stop + 1}))
-end
-return mark"""
-# Goes on at a cursor; answers the next one, and of each namespace: its name, sessions, their bytes, tombstones, purged.
-_LOOK = f"""#!lua flags=allow-oom,allow-cross-slot-keys{_MARK}
-local cursor, pattern, count, prefix, deletes = unpack(ARGV)
-local found = redis.call('SCAN', cursor, 'MATCH', pattern, 'COUNT', count)
-local marks, counts, answer = {{}}, {{}}, {{found[1]}}
-for _, key in ipairs(found[2]) do
-  local namespace = string.match(string.sub(key, #prefix + 1), '^([a-z0-9.-]+):')
-  local value = namespace and redis.pcall('GET', key)
-  if type(value) == 'string' then
-    if not counts[namespace] then
-      counts[namespace], marks[namespace] = {{0, 0, 0, 0}}, mark(namespace, 6)
-      if type(marks[namespace]) == 'table' then return marks[namespace] end
-    end
-    local counted = counts[namespace]
-    if value == '' then
-      counted[3] = counted[3] + 1
-    elseif purged(value, marks[namespace]) then
-      counted[4] = counted[4] + 1
-      if deletes == '1' then redis.call('UNLINK', key) end
-    else
-      counted[1], counted[2] = counted[1] + 1, counted[2] + #value - {MARK_DIGITS}
-    end
-  end
-end
-for namespace, counted in pairs(counts) do
-  answer[#answer + 1] = namespace
-  for each = 1, 4 do answer[#answer + 1] = counted[each] end
-end
-return answer"""
-
 _COUNTED_AT_ONCE = 256
 _REST = 2.0
 """How many times as long as a step of counting takes it rests."""
 _ATTEMPTS = 5
-
-
-def unless_purged(streams: int, *, cluster: bool) -> str:
-    """Return the lines of a script that set `mark`, and take a `value` from before it for one that is not there.
-
-    ARGV has the namespace, the mark (or UNKNOWN), and from `streams` on the keys of the log's.
-    """
-    if not cluster:  # one stream, one mark: the lines are on the path of every call
-        return f"""{_PURGED}
-local mark = latest(redis.call('GET', ARGV[{streams}] .. '!'), redis.call('GET', ARGV[{streams}] .. ARGV[1]))
-if purged(value, mark) then value = false end"""
-    return f"""{_MARK}
-local mark = ARGV[2] == '{UNKNOWN.decode()}' and mark(ARGV[1], {streams}) or ARGV[2]
-if type(mark) == 'table' then return mark end
-if purged(value, mark) then value = false end"""
 
 
 class Purges:
@@ -163,7 +86,8 @@ class Purges:
         wanted, changed = mark, False
         for node, streams in self._log.streams().items():
             commands: list[tuple[Any, ...]] = [
-                ("EVAL", _SET, 2, stream + namespace.encode(), state_key(stream), mark) for stream in streams
+                ("EVAL", load_script("set_purge"), 2, stream + namespace.encode(), state_key(stream), mark)
+                for stream in streams
             ]
             if self._url.wait_replicas:
                 commands.append(("WAIT", self._url.wait_replicas, int(self._url.timeout * 1000)))
@@ -223,7 +147,7 @@ class Purges:
     def _look(
         self, node: str, cursor: bytes, namespace: str | None, count: int, *, deletes: bool
     ) -> tuple[bytes, Sequence[Any]]:
-        """Look at about `count` keys of a node; return where to go on, and what was found (see _LOOK)."""
+        """Look at about `count` keys of a node; return the next cursor and the counts (see scan_namespaces.lua)."""
         pattern = _escaped(self._prefix) + (b"[-a-z0-9.]*" if namespace is None else b"%b:*" % namespace.encode())
         for _ in range(_ATTEMPTS):
             streams = self._log.streams().get(node)
@@ -231,7 +155,7 @@ class Purges:
                 return b"0", ()
             arguments = (cursor, pattern, count, self._prefix, int(deletes), *streams[:2])
             try:
-                (answer,) = self._executed(node, [("EVAL", _LOOK, 1, streams[0], *arguments)])
+                (answer,) = self._executed(node, [("EVAL", load_script("scan_namespaces"), 1, streams[0], *arguments)])
             except Displaced:
                 self._log.relocate()
             else:
@@ -266,7 +190,7 @@ def _escaped(text: bytes) -> bytes:
 
 
 def _latest(one: bytes, other: bytes) -> bytes:
-    """Return the mark that two of them, or of states, make together; as LATEST does."""
+    """Return the mark that two of them, or of states, make together; as latest() of the scripts does."""
     return max(one[:TIME_DIGITS], other[:TIME_DIGITS]) + max(
         one[TIME_DIGITS:MARK_DIGITS], other[TIME_DIGITS:MARK_DIGITS]
     )

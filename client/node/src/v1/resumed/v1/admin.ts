@@ -24,59 +24,62 @@ export const protobufPackage = "resumed.v1";
 
 export const protobufFileName = "resumed/v1/admin.proto";
 
-/** What operators ask of the store: that nothing from before a moment resumes any more, and how much there is. */
+/** Operations for administrators: ending all sessions issued before a time, and counting sessions. */
 
-/** Asks to purge a namespace. */
+/** Request to purge a namespace. */
 export interface PurgeRequest {
   /** Namespace to purge: 1 to 63 characters of [a-z0-9.-]. */
   namespace: string;
   /**
-   * When the last session to purge was issued at most, exclusive; not ahead of the store's clock. Unset: now, on that clock,
-   * which is all that was stored before the call.
+   * Sessions issued before this time (exclusive) are purged. Must not be ahead of the store's clock. Unset: the present time by
+   * that clock, which purges all sessions stored before the call.
    */
   issuedBeforeTime: Timestamp | undefined;
 }
 
-/** Confirms that a namespace is purged. */
+/** Response to Purge. */
 export interface PurgeResponse {
   /**
-   * No session of the namespace that was issued before this time is returned any more: what was asked for, or what an earlier
-   * Purge said, whichever is later.
+   * The store returns no session of the namespace that was issued before this time: the time of the request or of an earlier
+   * Purge, whichever is later.
    */
   issuedBeforeTime: Timestamp | undefined;
 }
 
-/** Asks how much there is. */
+/** Request for counts. */
 export interface StatsRequest {
-  /** Namespace to count: 1 to 63 characters of [a-z0-9.-]. Empty for all of them, which takes a grant whose namespaces are "*". */
+  /**
+   * Namespace to count: 1 to 63 characters of [a-z0-9.-]. Empty for all namespaces, which
+   * requires a grant for the namespaces "*".
+   */
   namespace: string;
-  /** The most namespaces in the answer: 1 to 10,000; 0, or more than 10,000, is 10,000. */
+  /** Maximum number of namespaces in the response: 1 to 10,000; 0 or more than 10,000 means 10,000. */
   pageSize: number;
-  /** The next_page_token of the answer before, for the same namespace: at most 63 bytes. Empty for the first page. */
+  /** The next_page_token of the previous response for the same namespace: at most 63 bytes. Empty for the first page. */
   pageToken: string;
 }
 
-/** Tells how much there is. */
+/** Response to Stats. */
 export interface StatsResponse {
-  /** The namespace of the request, or a page of all namespaces in which there is something, in the order of their names. */
+  /** The namespace of the request, or a page of all namespaces that are not empty, ordered by name. */
   namespaces: NamespaceStats[];
-  /** The page_token of the next page; empty if there is none. */
+  /** The page_token of the next page; empty on the last page. */
   nextPageToken: string;
 }
 
-/** Describes what there is of a namespace. */
+/** Counts of one namespace. */
 export interface NamespaceStats {
   /** The namespace. */
   namespace: string;
   /** Sessions that a look-up would return. */
   sessionCount: number;
-  /** Bytes that their values take, without what keys and the engine take. */
+  /** Bytes of their values, without keys and overhead of the engine. */
   valueBytes: number;
-  /** Keys that refuse a Put, since their session was removed or taken. */
+  /** Keys whose Put fails because their session was removed or taken. */
   tombstoneCount: number;
-  /** Sessions that were purged and are not deleted yet. */
+  /** Purged sessions that are not deleted yet. */
   purgedCount: number;
-  /** No session that was issued before this time is returned any more; unset if the namespace was not purged in the last 7 days. */
+  /** The store returns no session issued before this time; unset if the namespace was not purged in the last 7 days. */
   issuedBeforeTime: Timestamp | undefined;
 }
 
@@ -417,20 +420,19 @@ export const NamespaceStats: MessageFns<NamespaceStats> = {
 };
 
 /**
- * Serves operators, on the same addresses as SessionStoreService, with the same errors.
+ * Service for administrators, on the same addresses as SessionStoreService and with the same errors.
  *
- * Purge needs the grant "purge" and Stats the grant "stats", each for the namespace that it is about.
+ * Purge requires the grant "purge", and Stats the grant "stats", for the namespace of the request.
  */
 export type AdminServiceService = typeof AdminServiceService;
 export const AdminServiceService = {
   /**
-   * Purges a namespace: no session that was issued before a time is ever returned again, whoever stored it and whenever it
-   * arrives.
+   * Purges a namespace: the store never again returns a session issued before a time, even if its Put arrives later.
    *
-   * Takes effect for all servers and workers of the store before it is answered; mirrors receive a NamespacePurged on Watch, and
-   * have forgotten the sessions within 4 seconds. A Put of such a session is answered with ALREADY_EXISTS. Sessions that were
-   * issued later stay. The values are deleted in the background. Idempotent: repeating it, or purging before an earlier time,
-   * changes nothing. Repeat it after an error: it may have taken effect in part.
+   * The purge is effective on all servers and workers of the store when the call returns. Mirrors receive a NamespacePurged on
+   * Watch and forget the sessions within 4 seconds. A Put of such a session fails with ALREADY_EXISTS. Sessions issued later
+   * remain. The store deletes the values in the background. Idempotent: a repeated purge, or one of an earlier time, changes
+   * nothing. Repeat it after an error, since it may be partly effective.
    */
   purge: {
     path: "/resumed.v1.AdminService/Purge" as const,
@@ -444,8 +446,8 @@ export const AdminServiceService = {
   /**
    * Counts the sessions of a namespace, or of all namespaces.
    *
-   * Goes through all of them in small steps beside the traffic: it takes some seconds for a million sessions, and sessions that
-   * come and go during that time may or may not be counted. Each page counts anew. Has no side effect.
+   * Counting proceeds in small steps during normal traffic and takes some seconds per million sessions. Sessions that are stored
+   * or removed in that time may or may not be included. Each page is counted when it is requested. Has no side effect.
    */
   stats: {
     path: "/resumed.v1.AdminService/Stats" as const,
@@ -460,33 +462,31 @@ export const AdminServiceService = {
 
 export interface AdminServiceServer extends UntypedServiceImplementation {
   /**
-   * Purges a namespace: no session that was issued before a time is ever returned again, whoever stored it and whenever it
-   * arrives.
+   * Purges a namespace: the store never again returns a session issued before a time, even if its Put arrives later.
    *
-   * Takes effect for all servers and workers of the store before it is answered; mirrors receive a NamespacePurged on Watch, and
-   * have forgotten the sessions within 4 seconds. A Put of such a session is answered with ALREADY_EXISTS. Sessions that were
-   * issued later stay. The values are deleted in the background. Idempotent: repeating it, or purging before an earlier time,
-   * changes nothing. Repeat it after an error: it may have taken effect in part.
+   * The purge is effective on all servers and workers of the store when the call returns. Mirrors receive a NamespacePurged on
+   * Watch and forget the sessions within 4 seconds. A Put of such a session fails with ALREADY_EXISTS. Sessions issued later
+   * remain. The store deletes the values in the background. Idempotent: a repeated purge, or one of an earlier time, changes
+   * nothing. Repeat it after an error, since it may be partly effective.
    */
   purge: handleUnaryCall<PurgeRequest, PurgeResponse>;
   /**
    * Counts the sessions of a namespace, or of all namespaces.
    *
-   * Goes through all of them in small steps beside the traffic: it takes some seconds for a million sessions, and sessions that
-   * come and go during that time may or may not be counted. Each page counts anew. Has no side effect.
+   * Counting proceeds in small steps during normal traffic and takes some seconds per million sessions. Sessions that are stored
+   * or removed in that time may or may not be included. Each page is counted when it is requested. Has no side effect.
    */
   stats: handleUnaryCall<StatsRequest, StatsResponse>;
 }
 
 export interface AdminServiceClient extends Client {
   /**
-   * Purges a namespace: no session that was issued before a time is ever returned again, whoever stored it and whenever it
-   * arrives.
+   * Purges a namespace: the store never again returns a session issued before a time, even if its Put arrives later.
    *
-   * Takes effect for all servers and workers of the store before it is answered; mirrors receive a NamespacePurged on Watch, and
-   * have forgotten the sessions within 4 seconds. A Put of such a session is answered with ALREADY_EXISTS. Sessions that were
-   * issued later stay. The values are deleted in the background. Idempotent: repeating it, or purging before an earlier time,
-   * changes nothing. Repeat it after an error: it may have taken effect in part.
+   * The purge is effective on all servers and workers of the store when the call returns. Mirrors receive a NamespacePurged on
+   * Watch and forget the sessions within 4 seconds. A Put of such a session fails with ALREADY_EXISTS. Sessions issued later
+   * remain. The store deletes the values in the background. Idempotent: a repeated purge, or one of an earlier time, changes
+   * nothing. Repeat it after an error, since it may be partly effective.
    */
   purge(
     request: PurgeRequest,
@@ -506,8 +506,8 @@ export interface AdminServiceClient extends Client {
   /**
    * Counts the sessions of a namespace, or of all namespaces.
    *
-   * Goes through all of them in small steps beside the traffic: it takes some seconds for a million sessions, and sessions that
-   * come and go during that time may or may not be counted. Each page counts anew. Has no side effect.
+   * Counting proceeds in small steps during normal traffic and takes some seconds per million sessions. Sessions that are stored
+   * or removed in that time may or may not be included. Each page is counted when it is requested. Has no side effect.
    */
   stats(
     request: StatsRequest,

@@ -31,12 +31,12 @@ export const protobufFileName = "resumed/v1/session_store.proto";
 /**
  * The contract of resumed, a central store of resumable TLS sessions.
  *
- * What the store is handed is highly sensitive to those who can open it and useless to those who cannot: clients send
- * hashed session ids and sealed values only (see protos/README.md). Losing an entry is harmless, a client then makes a full
- * handshake. Handing out a session that was removed, taken or purged is not: Take, Remove and Purge (admin.proto) are final.
+ * Clients send only hashed session ids and sealed values (see protos/README.md): without the fleet key they reveal nothing,
+ * with it they expose connections. The loss of an entry is harmless, since a client then makes a full handshake. The return
+ * of a session after its removal is not: Take, Remove and Purge (admin.proto) are final.
  */
 
-/** Names the reason of an error, in google.rpc.ErrorInfo with the domain "resumed.github.io". */
+/** Reason of an error, in google.rpc.ErrorInfo with the domain "resumed.github.io". */
 export enum ErrorReason {
   /** ERROR_REASON_UNSPECIFIED - Never sent. */
   ERROR_REASON_UNSPECIFIED = 0,
@@ -54,19 +54,19 @@ export enum ErrorReason {
    */
   ERROR_REASON_WRITE_ONCE = 2,
   /**
-   * ERROR_REASON_STORE_FULL - The store has no room for the session, even after the soonest to expire were dropped; comes with RESOURCE_EXHAUSTED.
+   * ERROR_REASON_STORE_FULL - The store has no room for the session, even after it has dropped those that expire soonest; comes with RESOURCE_EXHAUSTED.
    *
    * Example: {"reason": "ERROR_REASON_STORE_FULL", "domain": "resumed.github.io", "metadata": {}}
    */
   ERROR_REASON_STORE_FULL = 3,
   /**
-   * ERROR_REASON_ENGINE_UNAVAILABLE - The storage engine does not answer; comes with UNAVAILABLE: an outage. Retry later.
+   * ERROR_REASON_ENGINE_UNAVAILABLE - The storage engine does not respond; comes with UNAVAILABLE: an outage. Retry later.
    *
    * Example: {"reason": "ERROR_REASON_ENGINE_UNAVAILABLE", "domain": "resumed.github.io", "metadata": {}}
    */
   ERROR_REASON_ENGINE_UNAVAILABLE = 4,
   /**
-   * ERROR_REASON_INTERNAL - The server has a fault of its own, which its log describes; comes with INTERNAL.
+   * ERROR_REASON_INTERNAL - An internal error, described in the log of the server; comes with INTERNAL.
    *
    * Example: {"reason": "ERROR_REASON_INTERNAL", "domain": "resumed.github.io", "metadata": {}}
    */
@@ -84,43 +84,44 @@ export enum ErrorReason {
    */
   ERROR_REASON_WATCHER_TOO_SLOW = 7,
   /**
-   * ERROR_REASON_TOO_MANY_WATCHERS - The server has as many watchers as it takes; comes with UNAVAILABLE. Watch at another server, or look sessions up.
+   * ERROR_REASON_TOO_MANY_WATCHERS - The server has reached its maximum number of watchers; comes with UNAVAILABLE. Watch at another server, or look sessions up.
    *
    * Example: {"reason": "ERROR_REASON_TOO_MANY_WATCHERS", "domain": "resumed.github.io", "metadata": {}}
    */
   ERROR_REASON_TOO_MANY_WATCHERS = 8,
   /**
-   * ERROR_REASON_UNAUTHENTICATED - The server knows its callers by their client certificates, and this one came with none, or with one that has neither a
-   * SPIFFE id nor a DNS name; comes with UNAUTHENTICATED. Use another certificate.
+   * ERROR_REASON_UNAUTHENTICATED - The server authenticates callers by their client certificates, and this caller has none, or one with neither a SPIFFE ID
+   * nor a DNS name; comes with UNAUTHENTICATED. Use another certificate.
    *
    * Example: {"reason": "ERROR_REASON_UNAUTHENTICATED", "domain": "resumed.github.io", "metadata": {}}
    */
   ERROR_REASON_UNAUTHENTICATED = 9,
   /**
-   * ERROR_REASON_NOT_GRANTED - No grant allows the caller the operation in the namespace; comes with PERMISSION_DENIED, whatever the namespace holds. Have it
-   * granted. The operation is one of put, get, take, remove, watch, purge and stats.
+   * ERROR_REASON_NOT_GRANTED - No grant allows this operation in this namespace to the caller; comes with PERMISSION_DENIED, independent of the contents of
+   * the namespace. Request a grant. The operation is one of put, get, take, remove, watch, purge and stats.
    *
    * Example: {"reason": "ERROR_REASON_NOT_GRANTED", "domain": "resumed.github.io", "metadata": {"identity":
    * "spiffe://example.org/shop", "namespace": "pay", "operation": "take"}}
    */
   ERROR_REASON_NOT_GRANTED = 10,
   /**
-   * ERROR_REASON_LIMIT_EXCEEDED - A limit of the caller, or of the namespace, is used up; comes with RESOURCE_EXHAUSTED, and with a google.rpc.RetryInfo where time
-   * alone helps: make no call sooner. Whoever does is answered later. The limit is one of operations_per_second, watchers, sessions
-   * and bytes.
+   * ERROR_REASON_LIMIT_EXCEEDED - The caller or the namespace has reached a limit; comes with RESOURCE_EXHAUSTED, and with a google.rpc.RetryInfo if waiting
+   * helps. The server delays its responses to callers that retry sooner. The limit is one of operations_per_second, watchers,
+   * sessions and bytes.
    *
    * Example: {"reason": "ERROR_REASON_LIMIT_EXCEEDED", "domain": "resumed.github.io", "metadata": {"of": "spiffe://example.org/shop",
    * "limit": "operations_per_second"}}
    */
   ERROR_REASON_LIMIT_EXCEEDED = 11,
   /**
-   * ERROR_REASON_DRAINING - The server is stopping, as in a rollout; comes with UNAVAILABLE. The storage is well: call another server at once.
+   * ERROR_REASON_DRAINING - The server is shutting down, for example in a rollout; comes with UNAVAILABLE. The storage works: call another server at
+   * once.
    *
    * Example: {"reason": "ERROR_REASON_DRAINING", "domain": "resumed.github.io", "metadata": {}}
    */
   ERROR_REASON_DRAINING = 12,
   /**
-   * ERROR_REASON_MALFORMED_REQUEST - The request is no message of its method; comes with INVALID_ARGUMENT. Do not retry.
+   * ERROR_REASON_MALFORMED_REQUEST - The request cannot be decoded as the message of its method; comes with INVALID_ARGUMENT. Do not retry.
    *
    * Example: {"reason": "ERROR_REASON_MALFORMED_REQUEST", "domain": "resumed.github.io", "metadata": {}}
    */
@@ -128,39 +129,39 @@ export enum ErrorReason {
   UNRECOGNIZED = -1,
 }
 
-/** Asks to store a session. */
+/** Request to store a session. */
 export interface PutRequest {
   /** Namespace of the session: 1 to 63 characters of [a-z0-9.-]. */
   namespace: string;
   /** Store key of the session: 1 to 64 bytes. */
   key: Buffer;
-  /** Value to keep, opaque to the store: 1 to 65,536 bytes. */
+  /** Value of the session, opaque to the store: 1 to 65,536 bytes. */
   value: Buffer;
   /**
-   * Time to live from the moment the store accepts the session, on the store's clock. Above zero; the server lowers it
-   * to its own maximum (24 hours by default, never more than 7 days: RFC 8446 section 4.6.1).
+   * Time to live after the store has accepted the session, by the store's clock. Above zero; the server lowers it to its
+   * own maximum (24 hours by default, never more than 7 days: RFC 8446 section 4.6.1).
    */
   ttl:
     | Duration
     | undefined;
   /**
-   * When the session was issued, which is when it was negotiated by a full handshake, on the client's clock: a ticket that a resumed
-   * connection issued was issued with the session that it resumed. A Purge goes by this time. One that lies ahead of the store's
-   * clock counts as now, and so does none at all: then a Put that a Purge overtakes brings its session back.
+   * Time of the full handshake that negotiated the session, by the client's clock. A ticket that a resumed connection issued has
+   * the time of the resumed session. A Purge compares it with its own time. A time ahead of the store's clock counts as now, and
+   * so does an unset one: a Put without it restores its session if it arrives after the Purge.
    */
   issueTime: Timestamp | undefined;
 }
 
-/** Confirms that a session is stored. */
+/** Response to Put: the session is stored. */
 export interface PutResponse {
   /**
-   * Time to live that remains: what was asked, lowered to the server's maximum, less what has passed if the session was
-   * stored before.
+   * Remaining time to live: the requested one, lowered to the server's maximum, or what remains of the first Put if this one
+   * repeats it.
    */
   ttl: Duration | undefined;
 }
 
-/** Asks for a session. */
+/** Request for a session. */
 export interface GetRequest {
   /** Namespace of the session: 1 to 63 characters of [a-z0-9.-]. */
   namespace: string;
@@ -168,13 +169,13 @@ export interface GetRequest {
   key: Buffer;
 }
 
-/** Answers a look-up. */
+/** Response to Get. */
 export interface GetResponse {
   /** The session, unset on a miss. */
   session: StoredSession | undefined;
 }
 
-/** Asks for a session that nobody is to be handed again. */
+/** Request for a session that no other caller may receive. */
 export interface TakeRequest {
   /** Namespace of the session: 1 to 63 characters of [a-z0-9.-]. */
   namespace: string;
@@ -182,13 +183,13 @@ export interface TakeRequest {
   key: Buffer;
 }
 
-/** Answers a look-up that removed the session. */
+/** Response to Take, which has removed the session. */
 export interface TakeResponse {
   /** The session, unset on a miss. */
   session: StoredSession | undefined;
 }
 
-/** Asks to remove a session. */
+/** Request to remove a session. */
 export interface RemoveRequest {
   /** Namespace of the session: 1 to 63 characters of [a-z0-9.-]. */
   namespace: string;
@@ -196,61 +197,58 @@ export interface RemoveRequest {
   key: Buffer;
 }
 
-/** Confirms that a session is not in the store any more. */
+/** Response to Remove: the session is no longer in the store. */
 export interface RemoveResponse {
-  /** Whether a live session was there. */
+  /** Whether the store held an unexpired session. */
   removed: boolean;
 }
 
-/** Asks for several operations at once. */
+/** Request for several operations. */
 export interface BatchRequest {
-  /** Operations to carry out, in this order: 1 to 256. */
+  /** Operations, executed in this order: 1 to 256. */
   operations: BatchOperation[];
 }
 
-/** Answers several operations. */
+/** Response to Batch. */
 export interface BatchResponse {
   /** One result for each operation, in the same order. */
   results: BatchResult[];
 }
 
-/** Asks to follow a namespace. */
+/** Request to follow a namespace. */
 export interface WatchRequest {
   /** Namespace to follow: 1 to 63 characters of [a-z0-9.-]. */
   namespace: string;
-  /** Position of the last answer that was received, to go on behind it: at most 64 bytes, empty to begin now. */
+  /** Position of the last response received, to continue after it: at most 64 bytes; empty to begin now. */
   position: Buffer;
 }
 
-/** Tells what happened in a namespace. */
+/** Changes in a namespace. */
 export interface WatchResponse {
-  /**
-   * Events, those of one key in the order in which they happened; none in the first answer. A stream that goes on where an earlier
-   * one ended may tell some events again.
-   */
+  /** Events, in order for each key; none in the first response. A stream that continues an earlier one may repeat some events. */
   events: WatchEvent[];
-  /** Where the store is after these events: opaque, at most 64 bytes. */
+  /** Position in the change log after these events: opaque, at most 64 bytes. */
   position: Buffer;
   /**
-   * In the first answer: whether the stream goes on behind the position that was asked for. If not, what happened in between is
-   * lost, and a client must forget what it knew.
+   * In the first response: whether the stream continues after the requested position. If not, the changes in between are lost,
+   * and the client must forget all sessions of the namespace.
    */
   continued: boolean;
-  /** Whether all that happened up to now has been told. False while a stream that goes on behind an earlier position catches up. */
+  /** Whether the stream has delivered every change up to now. False while a continued stream catches up. */
   live: boolean;
 }
 
-/** Describes a session in the store. */
+/** A session in the store. */
 export interface StoredSession {
-  /** The value that was stored. */
+  /** The value of its Put. */
   value: Buffer;
-  /** Time to live that remains, above zero. */
+  /** Remaining time to live, above zero. */
   ttl: Duration | undefined;
 }
 
 /**
- * Describes one operation of a Batch; each is checked and answered as the call of its name would be. Errors name a field by its
- * path in the BatchRequest, such as "operations[3].put.ttl".
+ * One operation of a Batch, with the checks and the result of the method of the same name. Errors name a field by its path in
+ * the BatchRequest, such as "operations[3].put.ttl".
  */
 export interface BatchOperation {
   /** The operation: exactly one is set. */
@@ -270,31 +268,31 @@ export interface BatchOperation {
     | undefined;
 }
 
-/** Answers one operation of a Batch. */
+/** Result of one operation of a Batch. */
 export interface BatchResult {
-  /** The answer to the operation, or its error: exactly one is set. */
+  /** The response to the operation, or its error: exactly one is set. */
   result:
     | //
-    /** The answer to a Put. */
+    /** The response to a Put. */
     { $case: "put"; put: PutResponse }
     | //
-    /** The answer to a Get. */
+    /** The response to a Get. */
     { $case: "get"; get: GetResponse }
     | //
-    /** The answer to a Take. */
+    /** The response to a Take. */
     { $case: "take"; take: TakeResponse }
     | //
-    /** The answer to a Remove. */
+    /** The response to a Remove. */
     { $case: "remove"; remove: RemoveResponse }
     | //
-    /** The error of an operation that failed, with the details that the call of its name would have had. */
+    /** The error of a failed operation, with the details of the method of the same name. */
     { $case: "error"; error: Status }
     | undefined;
 }
 
-/** Describes one change in a namespace. */
+/** One change in a namespace. */
 export interface WatchEvent {
-  /** The change: exactly one is set. A client that does not know it must do as for a purge of everything. */
+  /** The change: exactly one is set. A client that cannot decode it must forget all sessions of the namespace. */
   event:
     | //
     /** A session was stored. */
@@ -308,7 +306,7 @@ export interface WatchEvent {
     | undefined;
 }
 
-/** Describes a session that was stored. */
+/** A session was stored. */
 export interface SessionStored {
   /** Store key of the session. */
   key: Buffer;
@@ -317,26 +315,23 @@ export interface SessionStored {
     | StoredSession
     | undefined;
   /**
-   * The time that a Purge goes by: the issue_time of its Put, or the time of the Put on the store's clock if that was earlier
+   * The time that a Purge compares: the issue_time of its Put, or the time of the Put by the store's clock if that is earlier
    * or if the Put had none.
    */
   issueTime: Timestamp | undefined;
 }
 
-/**
- * Describes a session that was removed or taken. There is no event for expiry: the remaining time to live of a session is known
- * from its SessionStored.
- */
+/** A session was removed or taken. Expiry has no event: SessionStored contains the remaining time to live. */
 export interface SessionRemoved {
   /** Store key of the session. */
   key: Buffer;
 }
 
-/** Describes a purge. What is still valid a look-up finds. */
+/** Sessions were purged. A client can look up the ones that remain. */
 export interface NamespacePurged {
   /**
-   * Forget the sessions that were issued before this time, exclusive, and those of which that is not known. Unset: forget all
-   * that happened before this event.
+   * Sessions issued before this time (exclusive), or with an unknown issue time, are purged. Unset: all sessions of the namespace
+   * that were stored before this event.
    */
   issuedBeforeTime: Timestamp | undefined;
 }
@@ -1482,14 +1477,15 @@ export const NamespacePurged: MessageFns<NamespacePurged> = {
  * RESOURCE_EXHAUSTED (the store is full, or a limit of the caller is reached: wait) and UNAVAILABLE (the engine is down, or
  * the server is stopping: call another server). Limits are those of the fields' comments and of vectors/limits.json.
  *
- * Every error that the store returns carries exactly one google.rpc.ErrorInfo whose reason is the name of an ErrorReason and
- * whose domain is "resumed.github.io". The errors that gRPC returns before the store has the call carry none:
- * RESOURCE_EXHAUSTED for a request that is larger than any legal one (16,842,752 bytes) and for a call to a server that has
- * too many already, UNIMPLEMENTED for a call that ends without a message, UNAVAILABLE and CANCELLED for a connection that
- * ends, DEADLINE_EXCEEDED.
+ * Every error of the store carries exactly one google.rpc.ErrorInfo whose reason is the name of an ErrorReason and
+ * whose domain is "resumed.github.io". Errors of gRPC itself, which it returns before the store receives the
+ * call, carry none: RESOURCE_EXHAUSTED for a request larger than any legal one (16,842,752 bytes) and for a call to an
+ * overloaded server, UNIMPLEMENTED for a call without a message, UNAVAILABLE and CANCELLED for a connection that ends, and
+ * DEADLINE_EXCEEDED.
  *
- * A call whose outcome is unknown may be repeated if its method has an idempotency_level. Take has none, and so a Batch with a
- * Take has none: the repeated call misses, and the session is lost. service_config.json has retries for gRPC clients.
+ * A client may repeat a call with an unknown outcome if its method has an idempotency_level. Take has none, and a Batch with a
+ * Take must not be repeated either: the second call misses, and the session is lost. service_config.json configures the retries
+ * of gRPC clients.
  */
 export type SessionStoreServiceService = typeof SessionStoreServiceService;
 export const SessionStoreServiceService = {
@@ -1497,8 +1493,8 @@ export const SessionStoreServiceService = {
    * Stores a session until its time to live has passed.
    *
    * Ids are write-once: storing the same value again succeeds and changes nothing (so a retry is harmless, and never prolongs
-   * a session). A key that holds another value, or whose session was removed, taken or purged, is answered with ALREADY_EXISTS
-   * and left as it is.
+   * a session). If the key holds another value, or if its session was removed, taken or purged, the call fails with
+   * ALREADY_EXISTS and changes nothing.
    */
   put: {
     path: "/resumed.v1.SessionStoreService/Put" as const,
@@ -1512,7 +1508,8 @@ export const SessionStoreServiceService = {
   /**
    * Returns a session and leaves it in the store.
    *
-   * A miss (unknown, expired, removed, taken or purged) is not an error: it is answered with OK and no session. Has no side effect.
+   * A miss (unknown, expired, removed, taken or purged) is not an error: the response is OK without a session. Has no side
+   * effect.
    */
   get: {
     path: "/resumed.v1.SessionStoreService/Get" as const,
@@ -1524,11 +1521,11 @@ export const SessionStoreServiceService = {
     responseDeserialize: (value: Buffer): GetResponse => GetResponse.decode(value),
   },
   /**
-   * Returns a session and removes it, in one atomic step: of all callers ever, at most one is handed the session.
+   * Returns a session and removes it, in one atomic step: at most one caller ever receives the session.
    *
-   * A miss is answered as in Get. The key cannot be stored again before the session's own expiry. Not safe to retry after
-   * an unknown outcome: the second call misses, since the store does not know that both are of one caller. So a Take that
-   * times out loses the session, and its client makes a full handshake.
+   * The response to a miss is that of Get. The key cannot be stored again before the session's own expiry. Not safe to retry
+   * after an unknown outcome: the second call misses, since the store cannot recognise the same caller. A Take that times out
+   * therefore loses the session, and its client makes a full handshake.
    */
   take: {
     path: "/resumed.v1.SessionStoreService/Take" as const,
@@ -1555,11 +1552,11 @@ export const SessionStoreServiceService = {
     responseDeserialize: (value: Buffer): RemoveResponse => RemoveResponse.decode(value),
   },
   /**
-   * Carries out up to 256 operations in their order and answers as many results in the same order.
+   * Executes up to 256 operations in their order and returns one result for each, in the same order.
    *
-   * One failing operation does not fail the others; only a Batch that is over a limit on operations a second is refused as a whole,
-   * with RESOURCE_EXHAUSTED. The operations of one Batch are not one transaction: another caller may see some of them done and
-   * others not yet. This is the way to move many sessions cheaply. Safe to repeat if no operation is a Take.
+   * A failed operation does not fail the others. Only a Batch above a limit on operations per second fails as a whole, with
+   * RESOURCE_EXHAUSTED. The operations of one Batch are not a transaction: another caller may see some of them before others.
+   * This is the cheapest way to transfer many sessions. Safe to repeat if no operation is a Take.
    */
   batch: {
     path: "/resumed.v1.SessionStoreService/Batch" as const,
@@ -1573,15 +1570,15 @@ export const SessionStoreServiceService = {
   /**
    * Streams the changes in a namespace, from now on or from the end of an earlier stream.
    *
-   * The first answer comes at once, has no events, and says in `continued` whether the stream goes on behind the position of
-   * the request. A stream that goes on then catches up: its answers have `live` unset until one says that the stream is
-   * live. A stream that begins now is live from its first answer on. A live stream has an answer at least once a second,
-   * without events if nothing happened, so a client that receives nothing for a few seconds knows that it is cut off.
+   * The first response arrives at once, has no events, and reports in `continued` whether the stream continues after the
+   * position of the request. Such a stream then catches up: its responses have `live` unset until it has. A stream that begins
+   * now is live from its first response. A live stream sends at least one response per second, without events if nothing
+   * happened, so a client that receives nothing for a few seconds has lost the stream.
    *
-   * A watcher that is too slow to follow is cut off with ABORTED (watch again), one beyond the server's limit with UNAVAILABLE
-   * (watch at another server), one beyond the caller's or the namespace's limit with RESOURCE_EXHAUSTED (wait), and one whose
-   * grant is withdrawn with PERMISSION_DENIED. A server that stops, or that cannot read its storage, ends the stream with
-   * UNAVAILABLE; the reasons differ.
+   * The server ends the stream of a watcher that reads too slowly with ABORTED (watch again), of one above the server's limit
+   * with UNAVAILABLE (watch at another server), of one above the limit of the caller or the namespace with RESOURCE_EXHAUSTED
+   * (wait), and after the withdrawal of its grant with PERMISSION_DENIED. A server that stops or cannot read its storage ends
+   * the stream with UNAVAILABLE; the reasons differ.
    */
   watch: {
     path: "/resumed.v1.SessionStoreService/Watch" as const,
@@ -1599,22 +1596,23 @@ export interface SessionStoreServiceServer extends UntypedServiceImplementation 
    * Stores a session until its time to live has passed.
    *
    * Ids are write-once: storing the same value again succeeds and changes nothing (so a retry is harmless, and never prolongs
-   * a session). A key that holds another value, or whose session was removed, taken or purged, is answered with ALREADY_EXISTS
-   * and left as it is.
+   * a session). If the key holds another value, or if its session was removed, taken or purged, the call fails with
+   * ALREADY_EXISTS and changes nothing.
    */
   put: handleUnaryCall<PutRequest, PutResponse>;
   /**
    * Returns a session and leaves it in the store.
    *
-   * A miss (unknown, expired, removed, taken or purged) is not an error: it is answered with OK and no session. Has no side effect.
+   * A miss (unknown, expired, removed, taken or purged) is not an error: the response is OK without a session. Has no side
+   * effect.
    */
   get: handleUnaryCall<GetRequest, GetResponse>;
   /**
-   * Returns a session and removes it, in one atomic step: of all callers ever, at most one is handed the session.
+   * Returns a session and removes it, in one atomic step: at most one caller ever receives the session.
    *
-   * A miss is answered as in Get. The key cannot be stored again before the session's own expiry. Not safe to retry after
-   * an unknown outcome: the second call misses, since the store does not know that both are of one caller. So a Take that
-   * times out loses the session, and its client makes a full handshake.
+   * The response to a miss is that of Get. The key cannot be stored again before the session's own expiry. Not safe to retry
+   * after an unknown outcome: the second call misses, since the store cannot recognise the same caller. A Take that times out
+   * therefore loses the session, and its client makes a full handshake.
    */
   take: handleUnaryCall<TakeRequest, TakeResponse>;
   /**
@@ -1625,25 +1623,25 @@ export interface SessionStoreServiceServer extends UntypedServiceImplementation 
    */
   remove: handleUnaryCall<RemoveRequest, RemoveResponse>;
   /**
-   * Carries out up to 256 operations in their order and answers as many results in the same order.
+   * Executes up to 256 operations in their order and returns one result for each, in the same order.
    *
-   * One failing operation does not fail the others; only a Batch that is over a limit on operations a second is refused as a whole,
-   * with RESOURCE_EXHAUSTED. The operations of one Batch are not one transaction: another caller may see some of them done and
-   * others not yet. This is the way to move many sessions cheaply. Safe to repeat if no operation is a Take.
+   * A failed operation does not fail the others. Only a Batch above a limit on operations per second fails as a whole, with
+   * RESOURCE_EXHAUSTED. The operations of one Batch are not a transaction: another caller may see some of them before others.
+   * This is the cheapest way to transfer many sessions. Safe to repeat if no operation is a Take.
    */
   batch: handleUnaryCall<BatchRequest, BatchResponse>;
   /**
    * Streams the changes in a namespace, from now on or from the end of an earlier stream.
    *
-   * The first answer comes at once, has no events, and says in `continued` whether the stream goes on behind the position of
-   * the request. A stream that goes on then catches up: its answers have `live` unset until one says that the stream is
-   * live. A stream that begins now is live from its first answer on. A live stream has an answer at least once a second,
-   * without events if nothing happened, so a client that receives nothing for a few seconds knows that it is cut off.
+   * The first response arrives at once, has no events, and reports in `continued` whether the stream continues after the
+   * position of the request. Such a stream then catches up: its responses have `live` unset until it has. A stream that begins
+   * now is live from its first response. A live stream sends at least one response per second, without events if nothing
+   * happened, so a client that receives nothing for a few seconds has lost the stream.
    *
-   * A watcher that is too slow to follow is cut off with ABORTED (watch again), one beyond the server's limit with UNAVAILABLE
-   * (watch at another server), one beyond the caller's or the namespace's limit with RESOURCE_EXHAUSTED (wait), and one whose
-   * grant is withdrawn with PERMISSION_DENIED. A server that stops, or that cannot read its storage, ends the stream with
-   * UNAVAILABLE; the reasons differ.
+   * The server ends the stream of a watcher that reads too slowly with ABORTED (watch again), of one above the server's limit
+   * with UNAVAILABLE (watch at another server), of one above the limit of the caller or the namespace with RESOURCE_EXHAUSTED
+   * (wait), and after the withdrawal of its grant with PERMISSION_DENIED. A server that stops or cannot read its storage ends
+   * the stream with UNAVAILABLE; the reasons differ.
    */
   watch: handleServerStreamingCall<WatchRequest, WatchResponse>;
 }
@@ -1653,8 +1651,8 @@ export interface SessionStoreServiceClient extends Client {
    * Stores a session until its time to live has passed.
    *
    * Ids are write-once: storing the same value again succeeds and changes nothing (so a retry is harmless, and never prolongs
-   * a session). A key that holds another value, or whose session was removed, taken or purged, is answered with ALREADY_EXISTS
-   * and left as it is.
+   * a session). If the key holds another value, or if its session was removed, taken or purged, the call fails with
+   * ALREADY_EXISTS and changes nothing.
    */
   put(request: PutRequest, callback: (error: ServiceError | null, response: PutResponse) => void): ClientUnaryCall;
   put(
@@ -1671,7 +1669,8 @@ export interface SessionStoreServiceClient extends Client {
   /**
    * Returns a session and leaves it in the store.
    *
-   * A miss (unknown, expired, removed, taken or purged) is not an error: it is answered with OK and no session. Has no side effect.
+   * A miss (unknown, expired, removed, taken or purged) is not an error: the response is OK without a session. Has no side
+   * effect.
    */
   get(request: GetRequest, callback: (error: ServiceError | null, response: GetResponse) => void): ClientUnaryCall;
   get(
@@ -1686,11 +1685,11 @@ export interface SessionStoreServiceClient extends Client {
     callback: (error: ServiceError | null, response: GetResponse) => void,
   ): ClientUnaryCall;
   /**
-   * Returns a session and removes it, in one atomic step: of all callers ever, at most one is handed the session.
+   * Returns a session and removes it, in one atomic step: at most one caller ever receives the session.
    *
-   * A miss is answered as in Get. The key cannot be stored again before the session's own expiry. Not safe to retry after
-   * an unknown outcome: the second call misses, since the store does not know that both are of one caller. So a Take that
-   * times out loses the session, and its client makes a full handshake.
+   * The response to a miss is that of Get. The key cannot be stored again before the session's own expiry. Not safe to retry
+   * after an unknown outcome: the second call misses, since the store cannot recognise the same caller. A Take that times out
+   * therefore loses the session, and its client makes a full handshake.
    */
   take(request: TakeRequest, callback: (error: ServiceError | null, response: TakeResponse) => void): ClientUnaryCall;
   take(
@@ -1726,11 +1725,11 @@ export interface SessionStoreServiceClient extends Client {
     callback: (error: ServiceError | null, response: RemoveResponse) => void,
   ): ClientUnaryCall;
   /**
-   * Carries out up to 256 operations in their order and answers as many results in the same order.
+   * Executes up to 256 operations in their order and returns one result for each, in the same order.
    *
-   * One failing operation does not fail the others; only a Batch that is over a limit on operations a second is refused as a whole,
-   * with RESOURCE_EXHAUSTED. The operations of one Batch are not one transaction: another caller may see some of them done and
-   * others not yet. This is the way to move many sessions cheaply. Safe to repeat if no operation is a Take.
+   * A failed operation does not fail the others. Only a Batch above a limit on operations per second fails as a whole, with
+   * RESOURCE_EXHAUSTED. The operations of one Batch are not a transaction: another caller may see some of them before others.
+   * This is the cheapest way to transfer many sessions. Safe to repeat if no operation is a Take.
    */
   batch(
     request: BatchRequest,
@@ -1750,15 +1749,15 @@ export interface SessionStoreServiceClient extends Client {
   /**
    * Streams the changes in a namespace, from now on or from the end of an earlier stream.
    *
-   * The first answer comes at once, has no events, and says in `continued` whether the stream goes on behind the position of
-   * the request. A stream that goes on then catches up: its answers have `live` unset until one says that the stream is
-   * live. A stream that begins now is live from its first answer on. A live stream has an answer at least once a second,
-   * without events if nothing happened, so a client that receives nothing for a few seconds knows that it is cut off.
+   * The first response arrives at once, has no events, and reports in `continued` whether the stream continues after the
+   * position of the request. Such a stream then catches up: its responses have `live` unset until it has. A stream that begins
+   * now is live from its first response. A live stream sends at least one response per second, without events if nothing
+   * happened, so a client that receives nothing for a few seconds has lost the stream.
    *
-   * A watcher that is too slow to follow is cut off with ABORTED (watch again), one beyond the server's limit with UNAVAILABLE
-   * (watch at another server), one beyond the caller's or the namespace's limit with RESOURCE_EXHAUSTED (wait), and one whose
-   * grant is withdrawn with PERMISSION_DENIED. A server that stops, or that cannot read its storage, ends the stream with
-   * UNAVAILABLE; the reasons differ.
+   * The server ends the stream of a watcher that reads too slowly with ABORTED (watch again), of one above the server's limit
+   * with UNAVAILABLE (watch at another server), of one above the limit of the caller or the namespace with RESOURCE_EXHAUSTED
+   * (wait), and after the withdrawal of its grant with PERMISSION_DENIED. A server that stops or cannot read its storage ends
+   * the stream with UNAVAILABLE; the reasons differ.
    */
   watch(request: WatchRequest, options?: Partial<CallOptions>): ClientReadableStream<WatchResponse>;
   watch(
