@@ -11,7 +11,7 @@ from google.protobuf.duration_pb2 import Duration
 from resumed.v1 import session_store_pb2 as pb
 from resumed_server.limits.config import Limit
 from resumed_server.limits.enforcer import LimitEnforcer, SharedCounters
-from resumed_server.observability.metrics.instrumented_engine import CountedEngine
+from resumed_server.observability.metrics.instrumented_engine import InstrumentedEngine
 from resumed_server.observability.metrics.recorder import OUTCOMES, Recorder
 from resumed_server.rpc.session_service import SessionStoreService
 from resumed_server.storage.lmdb.engine import EmbeddedEngine
@@ -43,7 +43,7 @@ def metered(limit: Limit) -> Iterator[tuple[SessionStoreService, Recorder]]:
     enforcer = LimitEnforcer(limit, shared=SharedCounters.create(lambda: 0.0))
     recorder = Recorder(lambda _: True)
     with contextlib.closing(EmbeddedEngine(None, capacity=1 << 20)) as engine:
-        counted = CountedEngine(engine, recorder)
+        counted = InstrumentedEngine(engine, recorder)
         yield SessionStoreService(counted, WatchHub(engine), 600.0, enforcer=enforcer, observer=recorder), recorder
 
 

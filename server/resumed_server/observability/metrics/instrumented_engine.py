@@ -1,4 +1,4 @@
-"""An engine that counts what is done in another one, by namespace and outcome."""
+"""Engine wrapper that counts operations by namespace and outcome."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ _REMOVED, _UNKNOWN = COLUMN["remove", "removed"], COLUMN["remove", "unknown"]
 _REMOVE_LIMITED, _REMOVE_FAILED = COLUMN["remove", "limited"], COLUMN["remove", "failed"]
 
 
-class CountedEngine(Engine):
-    """Does what `engine` does; `recorder` counts it."""
+class InstrumentedEngine(Engine):
+    """Delegates to `engine`, and counts each operation with `recorder`."""
 
     def __init__(self, engine: Engine, recorder: Recorder) -> None:
         self._engine = engine
@@ -115,7 +115,7 @@ class CountedEngine(Engine):
 
 
 def _column(operation: Operation, outcome: Outcome) -> int:
-    """Return where to count an operation of a Batch."""
+    """Return the column of COLUMN for an operation of a Batch."""
     failed = isinstance(outcome, EngineError)
     if isinstance(operation, Get):
         return _GET_FAILED if failed else _GET_MISS if outcome is None else _GET_HIT
