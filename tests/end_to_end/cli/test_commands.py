@@ -113,7 +113,7 @@ class TestGrantsCheck:
     ) -> None:
         done = self.ask(file, identity, namespace, operation)
         assert done.returncode == 0
-        assert done.stdout.startswith(f"allowed: {answer} {identity} may {operation} in {namespace}")
+        assert done.stdout.startswith(f"allowed: {answer} {identity} to {operation} in {namespace}")
 
     @pytest.mark.parametrize(
         ("identity", "namespace", "operation", "nearest"),
@@ -204,7 +204,7 @@ class TestCheck:
     def test_store_down(self) -> None:
         step = failed_step(f"127.0.0.1:{free_port()}")
         assert step["name"] == "connect"
-        assert "nothing listens there" in step["note"]
+        assert "no process listens there" in step["note"]
 
     def test_name_does_not_resolve(self) -> None:
         assert "does not resolve" in failed_step("dns:///store.invalid:7400")["note"]
@@ -232,13 +232,13 @@ class TestCheck:
             step = failed_step(f"127.0.0.1:{other.getsockname()[1]}")
             other.shutdown(socket.SHUT_RDWR)
         assert step["name"] == "connect"
-        assert "does not speak gRPC" in step["note"]
+        assert "does not accept gRPC" in step["note"]
 
     def test_no_resumed_server(self) -> None:
         with grpc_server() as target:
             step = failed_step(target)
         assert step["name"] == "health"
-        assert "no resumed store" in step["note"]
+        assert "not a resumed store" in step["note"]
 
     def test_not_serving(self) -> None:
         with grpc_server(serving=False) as target:
