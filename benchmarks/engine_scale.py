@@ -28,7 +28,7 @@ from resumed.v1 import session_store_pb2 as pb
 from resumed.v1.session_store_pb2_grpc import SessionStoreServiceStub
 from resumed_server.storage.engine import Get, Put
 from resumed_server.storage.expiry import Sweeper
-from resumed_server.storage.lmdb.engine import EmbeddedEngine
+from resumed_server.storage.lmdb.engine import LmdbEngine
 from support.server import running_server
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class Filled:
 
     def open(self) -> None:
         """Open the engine; for a second time once it was closed."""
-        self.engine = EmbeddedEngine(self.directory, capacity=CAPACITY, clock=self.clock)
+        self.engine = LmdbEngine(self.directory, capacity=CAPACITY, clock=self.clock)
 
     def overhead(self) -> float:
         """Return the bytes on disk for each session, over its key and value."""

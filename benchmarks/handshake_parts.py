@@ -25,7 +25,8 @@ from rich.table import Table
 sys.path.extend(str(Path(__file__).parents[1] / folder) for folder in ("tests", "."))
 
 from benchmarks.bench.frontend import Dictionary
-from resumed._crypto.sealing import Keyring, StoreKeys
+from resumed._crypto.keyring import Keyring
+from resumed._crypto.store_key import StoreKeys
 from resumed._openssl import CallbackBinding
 from support.tls import VERSIONS, client_context, server_context
 

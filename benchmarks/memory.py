@@ -28,7 +28,7 @@ sys.path.extend(str(Path(__file__).parents[1] / folder) for folder in ("tests", 
 
 import resumed
 from resumed_server.storage.engine import Put, Take
-from resumed_server.storage.lmdb.engine import EmbeddedEngine
+from resumed_server.storage.lmdb.engine import LmdbEngine
 from resumed_server.storage.registry import open_engine
 from support.redis import redis_server, valkey_server
 from support.tls import CA, CERTIFICATE, VERSIONS, Client, Frontend
@@ -108,7 +108,7 @@ def redis_like(running: Callable[[], AbstractContextManager[Any]]) -> Iterator[S
 def lmdb() -> Iterator[Storage]:
     """Open an embedded engine of its own."""
     with tempfile.TemporaryDirectory() as place:
-        engine = EmbeddedEngine(Path(place), capacity=CAPACITY)
+        engine = LmdbEngine(Path(place), capacity=CAPACITY)
 
         def used() -> int:
             pages = 0

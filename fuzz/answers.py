@@ -1,4 +1,4 @@
-"""Targets that play a hostile store: what a frontend makes of its HTTP/2, of its messages, and of what these hold."""
+"""Targets that play a hostile server: its HTTP/2 frames, its messages, and their contents."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ _STREAMS = (0, 1, 3, 5, 2**31 - 1, 2**32 - 1)
 _KEY = bytes(32)
 _LARGE = bytes(65_536)  # more than the window of a fresh connection
 _PATIENCE = 5.0
-"""Seconds: what a store says is all there, so nothing waits unless something hangs."""
+"""Seconds; all bytes of the server are available at once, so only a hang takes longer."""
 
 
 def _use(store: SessionStore, number: int) -> None:
-    """Use a store in one of the ways that a frontend does; whatever it says, the worst is a StoreError."""
+    """Use a server as a frontend does; any response causes at most a StoreError."""
     calls: tuple[Callable[[], Any], ...] = (
         lambda: store.get(_KEY),
         lambda: store.take(_KEY),
@@ -73,7 +73,7 @@ def _send(store: SessionStore) -> None:
 
 
 class _Peer:
-    """A store whose every byte is there before it is asked."""
+    """A server whose response is available before the request."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
@@ -102,7 +102,7 @@ class _Peer:
             raise ConnectionRefusedError
         ours, theirs = socket.socketpair()
         for end in (ours, theirs):
-            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)  # nobody reads what the frontend sends
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)  # the peer does not read
         theirs.sendall(self._data)
         theirs.shutdown(socket.SHUT_WR)
         self._held.append(theirs)
@@ -121,7 +121,7 @@ def _converse(number: int, data: bytes) -> None:
 
 
 def http2_bytes() -> Check:
-    """Whatever a store sends, calls end with an answer or a StoreError."""
+    """Calls end with a response or a StoreError for any bytes from the server."""
 
     def check(data: bytes) -> None:
         _converse(int.from_bytes(data[:1], "big"), data[1:])
@@ -241,7 +241,7 @@ class _Answers:
 
 
 def messages() -> Check:
-    """Whatever message a store answers with, it is read or refused, and nothing that was built on it breaks."""
+    """Any response message is decoded or rejected, and its users do not break."""
     store = SessionStore("unix:/nowhere", namespace="shop")
 
     def check(data: bytes) -> None:

@@ -1,4 +1,4 @@
-"""Targets with a real SSL_CTX of each TLS stack: what a client may say first, and what a store may have kept.
+"""Targets with a real SSL_CTX of each TLS stack: first messages of clients, and values in the store.
 
 OpenSSL, the shim and its callbacks are real; the store is a table in memory, the clock stands still.
 """
@@ -19,7 +19,8 @@ from fuzz.parsers import KEYRING, NOW
 from fuzz.target import Check, Pieces, Target
 from resumed._client.store import StoredSession
 from resumed._crypto.envelope import Envelope
-from resumed._crypto.sealing import StoreKeys
+from resumed._crypto.sealed_value import seal
+from resumed._crypto.store_key import StoreKeys
 from resumed._openssl import CallbackBinding
 from resumed._policy.fingerprint import NO_CLIENT_AUTHENTICATION, names_of, server_identity
 from resumed._policy.session_policy import SessionPolicy
@@ -118,7 +119,7 @@ class Frontend:
 
     def seal_envelope(self, session_id: bytes, envelope: bytes) -> bytes:
         """Return the value of a frontend that seals any bytes as an envelope."""
-        return KEYRING._keys[0].seal(self.store_key(session_id), envelope, NOW + 60, bytes(12))
+        return seal(KEYRING._keys, self.store_key(session_id), envelope, NOW + 60, bytes(12))
 
     def accept(self) -> _Server:
         """Return a server's end."""
@@ -132,12 +133,12 @@ class _Server:
         self.frontend = frontend
 
     def step(self, data: bytes) -> bytes:
-        """Take in what a client sent, and return what goes back; with None as the end of it."""
+        """Process the client's bytes, None for their end, and return the response."""
         raise NotImplementedError
 
 
 class _OfSsl(_Server):
-    """Over `ssl`, and the handshake rests while the store is asked."""
+    """Over `ssl`, with a handshake that is suspended during the lookup."""
 
     def __init__(self, frontend: Frontend) -> None:
         super().__init__(frontend)
@@ -228,7 +229,7 @@ class _Client:
         self.tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname=HOSTS[0], session=session)
 
     def step(self, data: bytes) -> bytes:
-        """Take in what the server sent, and return what goes back."""
+        """Process the server's bytes, and return the response."""
         self._incoming.write(data)
         try:
             self.tls.do_handshake()
@@ -247,7 +248,7 @@ def _shake(server: _Server, context: ssl.SSLContext, session: ssl.SSLSession | N
 
 
 class _Stage:
-    """Both stacks, with what was recorded, and the means to tell that nothing went wrong inside."""
+    """Both stacks, with recorded sessions, and checks for internal errors."""
 
     def __init__(self) -> None:
         self.frontends = [Frontend(stack) for stack in STACKS]
@@ -260,7 +261,7 @@ class _Stage:
 
 
 def client_hellos() -> Check:
-    """Whatever a client says first, it is answered: nothing is raised through OpenSSL, and no callback fails."""
+    """Any first message of a client gets a response; no exception crosses OpenSSL, and no callback fails."""
     stage = _Stage()
     for frontend in stage.frontends:
         for each in stage.recorded:
@@ -321,7 +322,7 @@ def _client_hello_seeds() -> Iterable[bytes]:
 
 
 def stored_sessions() -> Check:
-    """Whatever the store keeps, sealed by the fleet or not, a client that offers it is answered."""
+    """A client gets a response for any stored value, sealed by the fleet or not."""
     stage = _Stage()
 
     def check(data: bytes) -> None:
@@ -345,7 +346,7 @@ def _stored_session_seeds() -> Iterable[bytes]:
             yield bytes((number << 1 | stack,)) + each.session
         envelope = Envelope(FINGERPRINT, NOW, each.session).encode()
         yield bytes((number << 1 | 16,)) + envelope
-        sealed = KEYRING._keys[0].seal(StoreKeys("shop").key(each.session_id), envelope, NOW + 60, bytes(12))
+        sealed = seal(KEYRING._keys, StoreKeys("shop").key(each.session_id), envelope, NOW + 60, bytes(12))
         yield bytes((number << 1 | 8,)) + sealed
 
 
@@ -364,7 +365,7 @@ def whole_handshakes() -> Check:
 
     def check(data: bytes) -> None:
         frontend, client, session, session_id = offers[int.from_bytes(data[:1], "big") % len(offers)]
-        # What is in the inputs was negotiated in another life: let it be found under this one's id.
+        # Sessions in the inputs are from another run: make lookups of this one's id return them.
         frontend.keep(session_id, frontend.seal(session_id, data[1:].replace(_ID, session_id)))
         _shake(frontend.accept(), client, session)
         stage.healthy()

@@ -19,7 +19,7 @@ with atheris.instrument_imports(
     from fuzz.targets import TARGETS
 
 if __name__ == "__main__":
-    logging.disable()  # what is said of each input is of no interest
+    logging.disable()  # log lines about single inputs are useless
     check = TARGETS[sys.argv[1]].prepare()
     itself = f"{sys.executable} {__file__} {sys.argv[1]}"  # a shell starts it anew to merge corpora
     atheris.Setup([itself, *sys.argv[2:]], check)

@@ -19,7 +19,8 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from fuzz.target import Check, Target
-from resumed._crypto.sealing import Keyring
+from resumed._crypto.keyring import Keyring
+from resumed._crypto.sealed_value import seal
 from resumed._exceptions import KeyringError, UnsealError
 from resumed._openssl.client_hello import identities, server_name, supported_versions
 from resumed._transport.http2 import request_headers
@@ -41,13 +42,13 @@ _NAME = x509.Name([])
 def _sealed() -> dict[bytes, bytes]:
     first, second = KEYRING._keys
     return {
-        first.seal(STORE_KEY, _PLAINTEXT, NOW + 60, bytes(12)): _PLAINTEXT,
-        second.seal(STORE_KEY, b"", NOW + 60, b"n" * 12): b"",
+        seal([first], STORE_KEY, _PLAINTEXT, NOW + 60, bytes(12)): _PLAINTEXT,
+        seal([second], STORE_KEY, b"", NOW + 60, b"n" * 12): b"",
     }
 
 
 def sealed_values() -> Check:
-    """Whatever the store answers opens only if it was sealed, for that key, and is not over."""
+    """A value opens only if it was sealed for its key and has not expired."""
     known, plaintext = _sealed(), Keyring.plaintext()
 
     def check(data: bytes) -> None:
@@ -69,18 +70,18 @@ def sealed_values() -> Check:
 def _sealed_value_seeds() -> Iterable[bytes]:
     first = KEYRING._keys[0]
     yield from _sealed()
-    yield first.seal(STORE_KEY, _PLAINTEXT, NOW, bytes(12))
-    yield first.seal(bytes(32), _PLAINTEXT, NOW + 60, bytes(12))
-    yield Keyring.from_keys([bytes(32)])._keys[0].seal(STORE_KEY, _PLAINTEXT, NOW + 60, bytes(12))
+    yield seal([first], STORE_KEY, _PLAINTEXT, NOW, bytes(12))
+    yield seal([first], bytes(32), _PLAINTEXT, NOW + 60, bytes(12))
+    yield seal([Keyring.from_keys([bytes(32)])._keys[0]], STORE_KEY, _PLAINTEXT, NOW + 60, bytes(12))
     yield Keyring.plaintext().seal(STORE_KEY, _PLAINTEXT, NOW + 60)
 
 
 def _issued() -> dict[bytes, int]:
-    return {key.issue_id(b"shop", NOW, bytes(12)): NOW for key in KEYRING._keys}
+    return {key.ids.seal(b"shop", NOW, bytes(12)): NOW for key in KEYRING._keys}
 
 
 def sealed_ids() -> Check:
-    """Whatever a client offers was issued by the fleet, or is nobody's."""
+    """A session id was issued by the fleet or is rejected."""
     known = _issued()
 
     def check(data: bytes) -> None:
@@ -91,7 +92,7 @@ def sealed_ids() -> Check:
 
 def _sealed_id_seeds() -> Iterable[bytes]:
     yield from _issued()
-    yield KEYRING._keys[0].issue_id(b"bank", NOW, bytes(12))
+    yield KEYRING._keys[0].ids.seal(b"bank", NOW, bytes(12))
     yield bytes(33)
 
 
@@ -127,7 +128,7 @@ def _keyring_file_seeds() -> Iterable[bytes]:
 
 
 def grants_files() -> Check:
-    """A grants file is read, or refused with what is wrong, a line each; what it does not say it does not allow."""
+    """A grants file is loaded, or rejected with one line per error; it allows only its grants."""
     path = "grants.toml"
 
     def check(data: bytes) -> None:
@@ -211,7 +212,7 @@ def _hello_extension_seeds() -> Iterable[bytes]:
 
 
 def certificates() -> Check:
-    """Whatever a certificate calls its holder, that is somebody in plain letters, or nobody."""
+    """The identity in a certificate consists of plain letters, or is rejected."""
     key, start = ec.generate_private_key(ec.SECP256R1()), dt.datetime(2026, 1, 1, tzinfo=dt.timezone.utc)
     builder = x509.CertificateBuilder(_NAME, _NAME, key.public_key(), 1, start, start + dt.timedelta(1))
 
@@ -248,9 +249,9 @@ def _certificate_seeds() -> Iterable[bytes]:
 
 
 PARSERS = (
-    Target("sealed_values", sealed_values, _sealed_value_seeds, ("resumed/_crypto/sealing.py",), 256),
-    Target("sealed_ids", sealed_ids, _sealed_id_seeds, ("resumed/_crypto/sealing.py",), 64),
-    Target("keyring_files", keyring_files, _keyring_file_seeds, ("resumed/_crypto/sealing.py",), 512),
+    Target("sealed_values", sealed_values, _sealed_value_seeds, ("resumed/_crypto/sealed_value.py",), 256),
+    Target("sealed_ids", sealed_ids, _sealed_id_seeds, ("resumed/_crypto/session_id.py",), 64),
+    Target("keyring_files", keyring_files, _keyring_file_seeds, ("resumed/_crypto/keyring.py",), 512),
     Target("grants_files", grants_files, _grants_file_seeds, ("resumed_server/auth/grants.py",), 1_024),
     Target("store_names", store_names, _store_name_seeds, ("resumed/_transport/target.py",), 256),
     Target("hello_extensions", hello_extensions, _hello_extension_seeds, ("resumed/_openssl/client_hello.py",), 512),

@@ -1,7 +1,7 @@
-"""Fuzzes everything in turns and prints what came of it: `python fuzz/run.py --minutes 60`.
+"""Fuzzes all targets in turns and prints the results: `python fuzz/run.py --minutes 60`.
 
-Exits 1 if something crashed, hung or broke a promise; what did it is kept, and its path printed. Everything runs on
-loopback. What the fuzzer finds worth keeping goes to .build/fuzz, and is where the next run begins.
+Exits 1 if a target crashed, hung or broke its contract; the input is stored, and its path printed. Everything runs on
+loopback. Inputs with new coverage go to .build/fuzz, where the next run begins.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _ITERATIONS = re.compile(r"stat::number_of_executed_units: (\d+)")
 
 @dataclass
 class Tally:
-    """What came of one target so far."""
+    """Results of one target so far."""
 
     iterations: int = 0
     seconds: float = 0.0
@@ -81,7 +81,7 @@ def fuzz_target(target: Target, seconds: float, tally: Tally) -> None:
 
 
 def keep(target: Target) -> None:
-    """Add to a target's corpus its seeds, and what was found that reaches further than what is there."""
+    """Add to a target's corpus its seeds, and the found inputs that add coverage."""
     target.corpus.mkdir(parents=True, exist_ok=True)
     for seed in target.seeds():
         (target.corpus / hashlib.sha256(seed).hexdigest()[:16]).write_bytes(seed)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def scrapes() -> Check:
-    """Whatever is asked for, it is answered or refused; nothing is raised, which would be a line in the log."""
+    """Any request gets a response or is rejected; an exception would write to the log."""
     registry = CollectorRegistry()
     Gauge("resumed_sessions", "help", ["namespace"], registry=registry).labels("shop").set(1)
     Counter("resumed_calls", "help", registry=registry).inc()

@@ -1,4 +1,4 @@
-"""What a fuzz target is: a check that takes any bytes, and raises only if something is broken."""
+"""Fuzz targets: checks that accept any bytes, and raise only for a defect."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Target:
 
     Attributes:
         name: Names its corpus too.
-        prepare: Makes the check; what the reader may raise is caught in it.
+        prepare: Returns the check, which catches the reader's documented exceptions.
         seeds: Returns inputs from which mutation gets far.
         covers: The source files, relative to the source roots, whose coverage counts.
         longest: Bytes that an input may have.
@@ -67,7 +67,7 @@ class Pieces:
         self._data, self._at = data, 0
 
     def __bool__(self) -> bool:
-        """Return whether something is left."""
+        """Return whether bytes remain."""
         return self._at < len(self._data)
 
     def take(self, size: int) -> bytes:
@@ -81,5 +81,5 @@ class Pieces:
         return int.from_bytes(self.take(size), "big")
 
     def rest(self) -> bytes:
-        """Return what is left."""
+        """Return the remaining bytes."""
         return self.take(len(self._data))

@@ -13,7 +13,6 @@ from fuzz.targets import TARGETS
 
 @pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
 def test_no_input_breaks_a_reader(target: Target) -> None:
-    """What it raises is what it promises to raise."""
     check, source = target.prepare(), random.Random(7400)
     kept = [path.read_bytes() for path in sorted(target.corpus.iterdir())]
     assert kept

@@ -124,7 +124,7 @@ def record(handshake: bytes) -> bytes:
 
 
 class Visit(NamedTuple):
-    """What came of a visit with tlslite-ng: whether it resumed and its session, or the alert."""
+    """Result of a visit with tlslite-ng: whether it resumed and its session, or the alert."""
 
     resumed: bool
     session: Any
@@ -132,7 +132,7 @@ class Visit(NamedTuple):
 
 
 def visit(frontend: Frontend, session: Any = None, name: str = HOSTS[0], **settings: Any) -> Visit:
-    """Shake hands with tlslite-ng, which offers what it is told, and echo a few bytes."""
+    """Make a handshake with tlslite-ng, which offers any session, and echo a few bytes."""
     chosen = HandshakeSettings()
     chosen.maxVersion = (3, 3)
     for setting, value in settings.items():
@@ -171,7 +171,6 @@ def test_a_changed_client_hello(frontend: Frontend, client: Client) -> None:
 
 
 def test_a_client_hello_with_random_bytes_behind_it(frontend: Frontend, client: Client) -> None:
-    """Whether its lengths tell of them or not."""
     hello = hello_of(client, sessions_of(client, frontend)[0])
     for size in (1, 100, 70_000):
         answer(frontend, hello + os.urandom(size))
@@ -200,7 +199,7 @@ def test_a_session_id_that_is_cut_or_changed(frontend: Frontend) -> None:
 
 
 def test_a_session_offered_with_another_master_secret(frontend: Frontend) -> None:
-    """Who has seen the id of a session has not got the session."""
+    """An attacker may have read the id on the wire."""
     known = visit(frontend).session
     known.masterSecret = bytearray(48)
     with pytest.raises(TLSLocalAlert, match="bad_record_mac"):
@@ -217,7 +216,7 @@ def test_a_session_offered_for_another_name(frontend: Frontend) -> None:
 
 
 def test_a_session_offered_without_its_cipher(frontend: Frontend) -> None:
-    """Whoever offers a session has to offer its cipher (RFC 5246 section 7.4.1.2)."""
+    """A client that offers a session must offer its cipher (RFC 5246 section 7.4.1.2)."""
     known = visit(frontend, cipherNames=["aes256gcm"]).session
     other = visit(frontend, cipherNames=["aes128gcm"]).session
     known.cipherSuite = other.cipherSuite
@@ -231,7 +230,7 @@ def test_a_tls_1_2_session_offered_where_tls_1_3_is_spoken_too(frontend: Fronten
 
 
 def test_a_tls_1_3_ticket_offered_as_a_tls_1_2_session(frontend: Frontend) -> None:
-    """Both are ids of the fleet; what is stored under them is of one version."""
+    """Both are ids of the fleet, but the stored session has one version."""
     known = visit(frontend).session
     client = Client(TLS13)
     ids: list[bytes] = []
@@ -253,7 +252,7 @@ def test_a_tls_1_3_ticket_offered_as_a_tls_1_2_session(frontend: Frontend) -> No
 
 
 def test_tickets_with_broken_binders(frontend: Frontend) -> None:
-    """Who has seen a ticket cannot use it, nor end it: an alert (RFC 8446 section 4.2.11), and it resumes later."""
+    """A stolen ticket without its secret causes an alert (RFC 8446 section 4.2.11), and still resumes later."""
     client = Client(TLS13)
     client.context.set_ciphers("ALL")
     [session] = sessions_of(client, frontend)
@@ -268,7 +267,7 @@ def test_tickets_with_broken_binders(frontend: Frontend) -> None:
 
 
 def test_a_finished_that_is_wrong(frontend: Frontend) -> None:
-    """Who offers the id of another's session in TLS 1.2 is told so; that ends the session (RFC 5246 section 7.2.2)."""
+    """A stolen id in TLS 1.2 causes a fatal alert, which ends the session (RFC 5246 section 7.2.2)."""
     client = Client(TLS12)
     [session] = sessions_of(client, frontend)
     hello = hello_of(client, session)
@@ -280,7 +279,7 @@ def test_a_finished_that_is_wrong(frontend: Frontend) -> None:
 
 @pytest.fixture(params=STACKS)
 def another(request: pytest.FixtureRequest, store: RunningServer) -> Iterator[Frontend]:
-    """A frontend of each stack that has served nobody yet."""
+    """A new frontend of each stack."""
     yield from _frontend(request.param, store)
 
 

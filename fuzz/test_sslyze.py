@@ -27,7 +27,7 @@ SSLYZE = Path(__file__).parents[1] / ".build" / "sslyze" / "bin" / "sslyze"
 
 @pytest.fixture(scope="module", params=STACKS)
 def findings(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What it says of a frontend of each stack."""
+    """Scan results of a frontend of each stack."""
     if not SSLYZE.exists():
         pytest.skip("sslyze is not here; `make fuzz` installs it")
     found: dict[str, Any] = scan(request.param, tmp_path_factory.mktemp("sslyze") / "findings.json")
@@ -35,7 +35,7 @@ def findings(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
 
 def scan(stack: Stack, report: Path) -> Any:
-    """Scan a frontend, and return what was found out by each check."""
+    """Scan a frontend, and return the result of each check."""
     with running_server() as store, socket.create_server(("127.0.0.1", 0)) as listener:
         keyring = resumed.Keyring.from_keys([os.urandom(32)])
         frontend = Frontend(stack, store.target, keyring, deadline=PATIENCE)
@@ -53,7 +53,7 @@ def scan(stack: Stack, report: Path) -> Any:
 
 @contextlib.contextmanager
 def accepting(listener: socket.socket, frontend: Frontend) -> Iterator[None]:
-    """Serve everybody while the caller does something."""
+    """Serve all clients while the context lasts."""
 
     def accept() -> None:
         while True:
@@ -80,7 +80,7 @@ def test_sessions_resume_by_their_ids(findings: dict[str, Any]) -> None:
 
 
 def test_nothing_else_is_wrong(findings: dict[str, Any]) -> None:
-    """Early data, renegotiation by clients, and what the scanner knows by name."""
+    """Early data, renegotiation by clients, and named vulnerabilities."""
     assert findings["tls_1_3_early_data"]["supports_early_data"] is False
     assert findings["session_renegotiation"]["supports_secure_renegotiation"] is True
     assert findings["session_renegotiation"]["is_vulnerable_to_client_renegotiation_dos"] is False

@@ -2,7 +2,7 @@
 
 Valid and mutated messages, frames and byte streams, in batches. After each batch the server has to be healthy, to
 answer an honest client correctly, to have logged no defect, and to be no larger than before. Coverage does not guide
-it; what it does follows from --seed alone.
+it; all choices follow from --seed.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ BATCH = 100
 PATIENCE = 30.0
 """Seconds that the server may take for anything; beyond that it hangs."""
 LOOK = 0.02
-"""Seconds of silence after which a connection whose last frame is incomplete is given up on."""
+"""Seconds of silence after which a connection whose last frame is incomplete is closed."""
 WARM_UP = 3
 """Batches after which the server has its size."""
 GROWTH = 48 << 20
@@ -67,7 +67,7 @@ _INTEGERS = {FieldDescriptor.CPPTYPE_INT32, FieldDescriptor.CPPTYPE_UINT32, Fiel
 
 @dataclass
 class Outcome:
-    """What came of it."""
+    """Result of a run."""
 
     inputs: int = 0
     batches: int = 0
@@ -189,8 +189,8 @@ class Wire:
     """Fuzzes one server.
 
     Args:
-        server: The server, which nobody else uses.
-        seed: What is done follows from it.
+        server: The server, without other clients.
+        seed: Determines all choices.
     """
 
     def __init__(self, server: RunningServer, seed: int) -> None:
@@ -265,7 +265,7 @@ class Wire:
         )
         if not all(seen):
             self._broken(f"an honest client was answered wrongly: {seen}")
-        # That somebody purged is for the operator to know, each time.
+        # Each purge is logged for the operator.
         lines = [line for line in self._server.log_lines() if line.get("event") != "namespace purged"]
         if len(lines) > LINES + LINES_A_SECOND * (time.monotonic() - self._started):
             self._broken(f"the log has {len(lines)} lines, the last of them {lines[-1]}")
@@ -292,7 +292,7 @@ class Wire:
 
 
 def _tells_of_a_defect(line: dict[str, Any]) -> bool:
-    """Return whether a line of the log is not one for an operator: a traceback, or an error that nobody expected."""
+    """Return whether a log line reveals a defect: a traceback, or an unexpected error."""
     return "text" in line or line.get("event") == "internal error" or "Traceback" in json.dumps(line)
 
 

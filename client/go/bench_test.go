@@ -47,7 +47,7 @@ func benchmarkVisits(b *testing.B, server, client *tls.Config, resumed bool) {
 	b.Helper()
 	address := listen(b, server)
 	resumes(b, address, client)
-	// Whoever comes back within the same millisecond waits for a session that is still on its way: not what is measured.
+	// A client that comes back within the same millisecond waits for its session: this benchmark does not measure that.
 	time.Sleep(50 * time.Millisecond)
 	if client.ClientSessionCache != nil && resumed {
 		client = freeze(b, client)
@@ -60,7 +60,7 @@ func benchmarkVisits(b *testing.B, server, client *tls.Config, resumed bool) {
 	}
 }
 
-// What the hooks cost a handshake beside the call.
+// The cost of the hooks for a handshake, without the call.
 func BenchmarkSealAndIssue(b *testing.B) {
 	keyring := testKeyring(b)
 	session, now := make([]byte, 150), time.Now()
@@ -95,7 +95,7 @@ func BenchmarkForeignID(b *testing.B) {
 	}
 }
 
-// What the fingerprint costs a connection that stores, and one that resumes.
+// The cost of the fingerprint for a connection that stores, and for one that resumes.
 func BenchmarkFingerprint(b *testing.B) {
 	for _, authorities := range []int{0, 1, 10, 150} {
 		b.Run(fmt.Sprint(authorities, " authorities"), func(b *testing.B) {

@@ -9,8 +9,8 @@ import (
 )
 
 const (
-	maxValue = 65_536 // bytes, the store's limit
-	// maxLookupsPerHandshake is how many of the ids that a client offers in one handshake are looked up in the store.
+	maxValue = 65_536 // bytes, the server's limit
+	// maxLookupsPerHandshake is the number of ids that a client offers in one handshake and that may cost a look-up.
 	maxLookupsPerHandshake = 4
 )
 
@@ -21,13 +21,13 @@ type connection struct {
 	print    *fingerprint
 	issued   time.Time // when the session that was found was negotiated
 	notAfter time.Time // the end of its life
-	end      time.Time // of the time that this handshake may wait for the store
-	asked    int       // how many ids were looked up in the store
-	offered  [][]byte  // the ids that were looked up, or not, for some reason
-	found    *found    // what crypto/tls has not decided about yet
+	end      time.Time // of the time in which this handshake may wait for calls
+	asked    int       // number of ids that were looked up
+	offered  [][]byte  // the ids that were looked up or rejected
+	found    *found    // until crypto/tls has decided about it
 }
 
-// found is a session that was returned to crypto/tls, which may still not resume it.
+// found is a session that a look-up returned to crypto/tls, which may still not resume it.
 type found struct {
 	reason         string // of the hit
 	foreign        bool   // whether another process issued it
@@ -73,7 +73,7 @@ func (c *connection) unwrap(id []byte, state tls.ConnectionState) (*tls.SessionS
 	}
 	c.settle(state) // crypto/tls asks for the next one if it does not resume the one before
 	if slices.ContainsFunc(c.offered, func(known []byte) bool { return string(known) == string(id) }) {
-		return nil, nil // nothing else would come of it
+		return nil, nil // the outcome would be the same
 	}
 	c.offered = append(c.offered, id)
 	session, outcome := c.find(id, state)
@@ -100,7 +100,7 @@ func (c *connection) verify(next func(tls.ConnectionState) error) func(tls.Conne
 	}
 }
 
-// settle counts what became of the session that was found.
+// settle counts the outcome of the session that was found.
 func (c *connection) settle(state tls.ConnectionState) {
 	found := c.found
 	c.found = nil
@@ -116,8 +116,8 @@ func (c *connection) settle(state tls.ConnectionState) {
 	}
 }
 
-// refusal returns why crypto/tls does not resume a session, as far as that shows: otherwise it found something wrong with the
-// client's certificate.
+// refusal returns the reason for which crypto/tls did not resume a session. If the cipher suite does not explain it, the client's
+// certificate does.
 func (f *found) refusal(state tls.ConnectionState) string {
 	if state.Version < tls.VersionTLS13 && f.suite != state.CipherSuite {
 		return "other-cipher"
@@ -152,7 +152,7 @@ func (c *connection) find(id []byte, state tls.ConnectionState) (*tls.SessionSta
 		return nil, "too-many-lookups"
 	}
 	c.asked++
-	// With a clock that is behind, ids of other frontends are from the future, and stay so.
+	// On a frontend whose clock is behind, new ids of other frontends are from the future: the age counts without its sign.
 	fresh := now.Sub(issued).Abs() <= freshness
 	answer := s.lookUp(key, fresh, c.timeLeft())
 	if answer.value == nil {
@@ -178,7 +178,7 @@ func (c *connection) find(id []byte, state tls.ConnectionState) (*tls.SessionSta
 	if found.version != state.Version || found.hasOtherHash(state) {
 		return nil, "other-cipher"
 	}
-	if s.options.SingleUse { // only now: a connection that must not resume a session does not use it up
+	if s.options.SingleUse { // last, so that a connection that must not resume a session does not spend it
 		if reason := s.take(key, c.timeLeft()); reason != "" {
 			return nil, reason
 		}
@@ -187,8 +187,8 @@ func (c *connection) find(id []byte, state tls.ConnectionState) (*tls.SessionSta
 	return session, answer.reason
 }
 
-// headOf returns the version and the cipher suite of a session that crypto/tls has parsed: it exports neither, but says in the
-// comment on [tls.SessionState] how it is encoded.
+// headOf returns the version and the cipher suite of a session that crypto/tls has parsed: it exports neither, but documents
+// the encoding at [tls.SessionState].
 func headOf(session []byte) (version, suite uint16) {
 	return binary.BigEndian.Uint16(session), binary.BigEndian.Uint16(session[3:])
 }
@@ -202,7 +202,7 @@ func (c *connection) fingerprint(serverName string) fingerprint {
 	return *c.print
 }
 
-// timeLeft returns what the handshake may still wait for the store: a client may offer several sessions.
+// timeLeft returns the rest of the deadline: all look-ups of a handshake share it.
 func (c *connection) timeLeft() time.Duration {
 	if c.end.IsZero() {
 		c.end = time.Now().Add(c.sessions.options.Deadline)
@@ -224,7 +224,7 @@ func unknownID() []byte {
 	return id
 }
 
-// wrapUnknown is WrapSession of connections that have no config of their own, so that nothing is known of their context. It
+// wrapUnknown is WrapSession of connections that have no config of their own, so that their context is unknown. It
 // stores nothing.
 func (s *Sessions) wrapUnknown(tls.ConnectionState, *tls.SessionState) ([]byte, error) {
 	s.recorder.count(puts, "unresumable")

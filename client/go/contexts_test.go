@@ -300,7 +300,7 @@ func TestTakenBetweenGetAndTake(t *testing.T) {
 	})
 }
 
-// crypto/tls itself resumes no session without a certificate where one is required, and none with one where none is asked for,
+// crypto/tls itself resumes no session without a certificate where one is required, and none with one where the server requests none,
 // should the fingerprints ever agree.
 func TestNoCertificateNoEntry(t *testing.T) {
 	onBothVersions(t, func(t *testing.T, store *realStore, version uint16) {

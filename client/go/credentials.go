@@ -18,7 +18,7 @@ import (
 type CredentialFiles struct {
 	// CA has certificates of the authorities that the store's certificate must come from; those of the system if empty.
 	CA string
-	// Cert has the frontend's own certificate with its chain, and Key its private key; both empty if it shows none.
+	// Cert has the frontend's own certificate with its chain, and Key its private key; both empty if it has none.
 	Cert, Key string
 	// ServerName is the name that the store's certificate must have; the host of the target if empty.
 	ServerName string
@@ -27,9 +27,9 @@ type CredentialFiles struct {
 // FollowCredentials returns credentials for [Dial] (with [grpc.WithTransportCredentials]) of files that are read again when they
 // have changed and settled for a second. A change holds for connections that begin after it; those that are
 // open go on. Files that cannot be used (such as a key that does not fit its certificate, in the middle of a rotation) are
-// reported to logger (nil means slog.Default()), and what was read before stays.
+// reported to logger (nil means slog.Default()), and the content that was read before stays in use.
 //
-// It fails when a file cannot be read, or is not what it should be.
+// It fails when a file cannot be read, or has no certificate or key.
 func FollowCredentials(from CredentialFiles, logger *slog.Logger) (credentials.TransportCredentials, error) {
 	if (from.Cert == "") != (from.Key == "") {
 		return nil, errors.New("resumed: Cert and Key go together: give both, or neither")

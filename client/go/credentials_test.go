@@ -19,8 +19,8 @@ import (
 	pb "github.com/resumed/resumed/client/go/resumedv1"
 )
 
-// Credentials of files hold for connections that begin once the files have changed and settled; what cannot be used is
-// reported once, and what was read before stays.
+// Credentials of files hold for connections that begin once the files have changed and settled; files that cannot be used
+// are reported once, and the content that was read before stays in use.
 func TestCredentialsFollowTheirFiles(t *testing.T) {
 	var log bytes.Buffer
 	directory := t.TempDir()

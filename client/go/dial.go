@@ -8,8 +8,8 @@ import (
 	"google.golang.org/grpc/keepalive"
 )
 
-// Get alone is retried by gRPC: after an unknown outcome a second Take misses, where an error tells the truth, and Batches
-// are sent again by the sender.
+// Get alone is retried by gRPC: after an unknown outcome a second Take would miss, and the sender
+// repeats Batches.
 const serviceConfig = `{
 	"loadBalancingConfig": [{"round_robin": {}}],
 	"methodConfig": [{
@@ -34,16 +34,16 @@ func Dial(target string, options ...grpc.DialOption) (*grpc.ClientConn, error) {
 	defaults := []grpc.DialOption{
 		grpc.WithDefaultServiceConfig(serviceConfig),
 		listed,
-		// A store that comes back is found again within a second or two.
+		// The connection is back within a second or two after an outage.
 		grpc.WithConnectParams(grpc.ConnectParams{
 			Backoff:           backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: time.Second},
 			MinConnectTimeout: time.Second,
 		}),
-		// A store that vanished without a word (a node that lost power) is noticed without traffic to it.
+		// Detects a server that vanished (a node that lost power) without traffic to it.
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 30 * time.Second, Timeout: 5 * time.Second}),
-		// The store is part of the fleet; proxies are for the world outside.
+		// The server is part of the fleet; proxies are for the internet.
 		grpc.WithNoProxy(),
-		// A frontend that had no traffic for a while resumes its next client as fast as any other.
+		// Keeps the connection of an idle frontend, so that its next look-up is fast.
 		grpc.WithIdleTimeout(0),
 	}
 	conn, err := grpc.NewClient(target, append(defaults, options...)...)

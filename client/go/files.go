@@ -14,8 +14,8 @@ import (
 const filesCheckInterval = time.Second
 
 // files are read again when they change, at most once a second: once they look the same twice in a row, or were last written a
-// second ago, so that nobody reads the middle of a change. What cannot be used is reported once, and what was read before
-// stays.
+// second ago, so that no read gets half of a change. Files that cannot be used are reported once, and the content that was read
+// before stays in use.
 type files struct {
 	paths  []string
 	what   string // for the log
@@ -29,7 +29,7 @@ type files struct {
 	complaint string
 }
 
-// newFiles returns files that read has to be called for; look before that, so that a change in between is noticed.
+// newFiles returns files with their present state; call it before the first read, so that a change in between is noticed.
 func newFiles(what string, logger *slog.Logger, paths ...string) *files {
 	f := &files{paths: paths, what: what, logger: logger, started: time.Now()}
 	if f.logger == nil {
@@ -40,7 +40,7 @@ func newFiles(what string, logger *slog.Logger, paths ...string) *files {
 	return f
 }
 
-// follow looks, if it is time to, and calls read when the files have changed and settled. What read returns goes to the log.
+// follow checks the files at most once a second, and calls read when they have changed and settled. It logs the result of read.
 func (f *files) follow(read func() (slog.Attr, error)) {
 	now, next := int64(time.Since(f.started)), f.nextCheck.Load()
 	if now < next || !f.nextCheck.CompareAndSwap(next, now+int64(filesCheckInterval)) {

@@ -43,14 +43,14 @@ func (d *digests) appendClientAuth(input []byte, config *tls.Config) []byte {
 	if config.VerifyPeerCertificate != nil { // not called on resumption
 		input[len(input)-1] = 1
 	}
-	if config.ClientCAs == nil { // the roots of the system; an empty pool trusts nobody
+	if config.ClientCAs == nil { // the roots of the system; an empty pool has no authorities
 		return input
 	}
 	authorities := d.subjectsOf(config.ClientCAs)
 	return append(input, authorities[:]...)
 }
 
-// digests keeps what takes long to compute, and notices when what it was computed of has changed. The zero value is ready for use.
+// digests caches digests that take long to compute, until their input changes. The zero value is ready for use.
 type digests struct {
 	mu         sync.Mutex
 	identities map[*byte]identity // by the first leaf
@@ -58,7 +58,7 @@ type digests struct {
 }
 
 type identity struct {
-	leaves []*byte // the first byte of each leaf's DER, which nobody changes
+	leaves []*byte // the first byte of each leaf's DER, which never changes
 	names  [sha256.Size]byte
 }
 
@@ -105,8 +105,8 @@ func (i identity) isOf(certificates []tls.Certificate) bool {
 	return true
 }
 
-// subjectsOf returns the digest of the set of subjects in authorities: a pool shows no more of its certificates. Of authorities
-// with one subject and different keys crypto/tls decides: on resumption it looks whether the session's chain ends in the pool.
+// subjectsOf returns the digest of the set of subjects in authorities: a pool shows no more of its certificates. Among authorities
+// with one subject and different keys crypto/tls decides: on resumption it checks that the session's chain ends in the pool.
 func (d *digests) subjectsOf(authorities *x509.CertPool) [sha256.Size]byte {
 	d.mu.Lock()
 	defer d.mu.Unlock()

@@ -273,7 +273,7 @@ func TestNoStoreYet(t *testing.T) {
 	})
 }
 
-// Whatever the store returns that is no session of this fleet is a full handshake, counted by reason.
+// Any value that is no session of this fleet costs a full handshake, counted by reason.
 func TestMalformedValues(t *testing.T) {
 	onBothVersions(t, func(t *testing.T, store *realStore, version uint16) {
 		keyring := testKeyring(t)
@@ -414,7 +414,7 @@ func TestUnknownContext(t *testing.T) {
 	})
 }
 
-// Keys rotate while serving: what the old key sealed resumes as long as the keyring lists it.
+// Keys rotate while serving: sessions that the old key sealed resume as long as the keyring lists it.
 func TestKeyRotation(t *testing.T) {
 	onBothVersions(t, func(t *testing.T, store *realStore, version uint16) {
 		path := filepath.Join(t.TempDir(), "fleet.keys")
@@ -445,7 +445,7 @@ func TestKeyRotation(t *testing.T) {
 }
 
 // A client's certificate travels in its session: it is there on resumption, its chain is checked against the authorities of
-// the config, VerifyConnection is asked again and VerifyPeerCertificate is not.
+// the config, crypto/tls calls VerifyConnection again, and VerifyPeerCertificate not.
 func TestClientCertificates(t *testing.T) {
 	onBothVersions(t, func(t *testing.T, store *realStore, version uint16) {
 		certificate := newCertificate("client")

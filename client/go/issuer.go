@@ -8,9 +8,9 @@ import (
 
 const nonceRandom = 8 // bytes of a nonce; the rest is the mark
 
-// An issuer makes nonces, and knows ids again that begin with one of them, without a memory of what it issued: four bytes of a
-// nonce are a keyed hash of the other eight. To those who do not have its key, the fleet key's holders among them, the nonce
-// is as random as any. One foreign id in four thousand million is taken for an own one; nothing is trusted because of it.
+// An issuer makes nonces, and recognises ids that begin with one of them without keeping a list: four bytes of a nonce are a keyed
+// hash of the other eight. Without the issuer's key, even with the fleet's, the nonce looks random. One foreign id in four thousand
+// million is taken for an own one; nothing is trusted because of it.
 type issuer struct{ seed maphash.Seed }
 
 // thisProcess issues all ids of this process.

@@ -37,7 +37,7 @@ func LoadKeyring(path string, logger *slog.Logger) (*Keyring, error) {
 	return keyring, nil
 }
 
-// NewKeyring returns a keyring of raw keys of 32 bytes, for those who keep their secrets elsewhere than in files.
+// NewKeyring returns a keyring of raw keys of 32 bytes, for programs whose secrets are not in files.
 func NewKeyring(secrets ...[]byte) (*Keyring, error) {
 	var keys []*fleetKey
 	for _, secret := range secrets {
@@ -74,7 +74,7 @@ func (k *Keyring) seal(key storeKey, plaintext []byte, notAfter time.Time) []byt
 	return k.current()[0].seal(key, plaintext, notAfter, thisProcess.nonce())
 }
 
-// open returns the plaintext of what the store returned for key, any bytes at all, and the end of its life.
+// open returns the plaintext of a sealed value, any bytes at all, that the server returned for key, and the end of its life.
 func (k *Keyring) open(key storeKey, sealed []byte, now time.Time) (plaintext []byte, notAfter time.Time, err error) {
 	if len(sealed) < headerSize+nonceSize+tagSize || sealed[0] != sealedVersion {
 		return nil, time.Time{}, errMalformed
@@ -99,7 +99,7 @@ func (k *Keyring) issueID(namespace string, now time.Time) []byte {
 	return k.current()[0].issueID(namespace, now, thisProcess.nonce())
 }
 
-// openID tells when the fleet issued id, any bytes at all, for namespace, or that it did not.
+// openID returns the time at which the fleet issued id, any bytes at all, for namespace; ok is false if it did not.
 func (k *Keyring) openID(namespace string, id []byte) (issued time.Time, ok bool) {
 	if len(id) != idSize {
 		return time.Time{}, false

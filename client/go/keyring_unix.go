@@ -8,7 +8,7 @@ import (
 	"syscall"
 )
 
-// foreign tells whether another user than this one and root owns a file, and so may change it.
+// foreign reports whether another user than this one and root owns a file, and so may change it.
 func foreign(file fs.FileInfo) bool {
 	status, ok := file.Sys().(*syscall.Stat_t)
 	return ok && foreignTo(os.Geteuid(), int(status.Uid))

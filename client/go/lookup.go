@@ -19,7 +19,7 @@ const (
 	deadlineShare = 90
 )
 
-// retryPauses are the pauses before each further call for a fresh id, or what the deadline leaves.
+// retryPauses are the pauses before each further call for a fresh id; the deadline shortens them.
 var retryPauses = []time.Duration{time.Millisecond, 4 * time.Millisecond, 16 * time.Millisecond, 64 * time.Millisecond}
 
 // An answer is a value and the reason of the hit, or nil and the reason of the miss.
@@ -78,7 +78,7 @@ func (s *Sessions) get(ctx context.Context, key storeKey) ([]byte, error) {
 }
 
 // ask makes a call, and further calls while a fresh session is unknown. answered is whether the server has answered this handshake
-// already: then a timeout means that little time was left, and is no failure of the server.
+// already: then a timeout means that little time remained, and is no failure of the server.
 func (s *Sessions) ask(
 	call func(context.Context, storeKey) ([]byte, error), key storeKey, fresh, answered bool, timeout time.Duration,
 ) answer {

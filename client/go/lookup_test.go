@@ -367,7 +367,7 @@ func TestAtMostFourAreLookedUp(t *testing.T) {
 	})
 }
 
-// A limit that is used up is a miss and no outage: after a pause, longer each time, the store is asked again.
+// A refusal because of a limit is a miss and no outage: there are calls again after a pause, which grows each time.
 func TestLimitIsNoOutage(t *testing.T) {
 	inBubble(t, Options{}, func(t *testing.T, s *Sessions, store *fakeStore) {
 		unwrap := func() {
@@ -400,7 +400,7 @@ func TestLimitIsNoOutage(t *testing.T) {
 	})
 }
 
-// Whatever lifetime a frontend gives its sessions, those of a resumed connection were issued with the one that it resumed.
+// The sessions of a resumed connection have the issue time of the one that it resumed, with any lifetime of the frontends.
 func TestIssueTimeIsThatOfTheNegotiation(t *testing.T) {
 	for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
 		store, clock := newFakeStore(), &clock{}
@@ -455,7 +455,7 @@ func TestLookupsOfOneSessionAreOneCall(t *testing.T) {
 	})
 }
 
-// No more look-ups are under way than allowed: who comes then does not wait.
+// No more look-ups are under way than allowed: a further one is a miss at once.
 func TestLookupsUnderWayAreBounded(t *testing.T) {
 	inBubble(t, Options{MaxLookups: 2}, func(t *testing.T, s *Sessions, store *fakeStore) {
 		store.set(time.Hour, nil)
@@ -476,7 +476,7 @@ func TestLookupsUnderWayAreBounded(t *testing.T) {
 	})
 }
 
-// A fresh id that the store does not know is asked for again, since its Put may be on its way; another is not.
+// A fresh id that the server does not know costs further calls, since its Put may be on its way; an older one does not.
 func TestFreshSessionsAreAskedForAgain(t *testing.T) {
 	inBubble(t, Options{}, func(t *testing.T, s *Sessions, store *fakeStore) {
 		time.AfterFunc(3*time.Millisecond, func() {
@@ -496,7 +496,7 @@ func TestFreshSessionsAreAskedForAgain(t *testing.T) {
 	})
 }
 
-// What a client offers in one handshake is looked up within one deadline altogether.
+// All look-ups of a handshake share one deadline.
 func TestManyIdentitiesShareOneDeadline(t *testing.T) {
 	inBubble(t, Options{}, func(t *testing.T, s *Sessions, store *fakeStore) {
 		connection := &connection{sessions: s, config: newServer()}
@@ -511,7 +511,7 @@ func TestManyIdentitiesShareOneDeadline(t *testing.T) {
 	})
 }
 
-// What could not be sent in an outage is sent after it, in order; what expired meanwhile is not; what had no room was dropped.
+// After an outage the queue is sent in order; sessions that expired in it are not, and items beyond its size were dropped.
 func TestQueueOutlivesAnOutage(t *testing.T) {
 	inBubble(t, Options{}, func(t *testing.T, s *Sessions, store *fakeStore) {
 		store.set(0, status.Error(codes.Unavailable, "of the test"))
@@ -544,7 +544,7 @@ func TestQueueOutlivesAnOutage(t *testing.T) {
 	})
 }
 
-// Close sends what is left, waits for a store that hangs a second at most, and may be called again.
+// Close sends the rest of the queue, waits for a server that hangs at most for a second, and may be called again.
 func TestClose(t *testing.T) {
 	inBubble(t, Options{}, func(t *testing.T, s *Sessions, store *fakeStore) {
 		s.sender.submit(item{key: testKey, value: []byte("value"), notAfter: s.now().Add(time.Hour)})

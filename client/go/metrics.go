@@ -7,8 +7,8 @@ import (
 	"slices"
 )
 
-// Metrics returns a handler that shows Prometheus what sessions count, in its text format, under the names that the clients in
-// other languages use and the dashboard of frontends draws. Those of one namespace are added up.
+// Metrics returns a handler that returns the counts of sessions in Prometheus' text format, under the names that the clients in
+// other languages use and the dashboard of frontends draws. The counts of one namespace are added up.
 func Metrics(sessions ...*Sessions) http.Handler {
 	return http.HandlerFunc(func(writer http.ResponseWriter, _ *http.Request) {
 		writer.Header().Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
@@ -20,7 +20,7 @@ var families = [kinds]struct{ name, label, help string }{
 	hits:        {"hits", "source", "Sessions that were resumed, by where they came from."},
 	foreignHits: {"foreign_hits", "source", "Those of the hits whose sessions another process had issued."},
 	misses:      {"misses", "reason", "Sessions that clients offered and that were not resumed."},
-	puts:        {"puts", "outcome", "Sessions that were negotiated, by what became of them."},
+	puts:        {"puts", "outcome", "Sessions that were negotiated, by outcome."},
 	removals:    {"removals", "reason", "Sessions that were removed from the fleet."},
 }
 
@@ -33,7 +33,7 @@ func metricsOf(sessions []*Sessions) []byte {
 	for kind, family := range families {
 		head(family.name+"_total", "counter", family.help)
 		for _, namespace := range namespaces {
-			for _, reason := range reasons[kind] { // with zeros: Prometheus sees no rise in a series that begins with its first
+			for _, reason := range reasons[kind] { // zeros too: Prometheus does not see the first increase of a series that begins above zero
 				_, _ = fmt.Fprintf(&text, "resumed_frontend_%s_total{namespace=%q,%s=%q} %d\n",
 					family.name, namespace, family.label, reason, all[namespace].counts[kind][reason])
 			}
@@ -53,14 +53,14 @@ func metricsOf(sessions []*Sessions) []byte {
 		_, _ = fmt.Fprintf(&text, "resumed_frontend_lookup_seconds_count{namespace=%q} %d\n", namespace, count)
 		_, _ = fmt.Fprintf(&text, "resumed_frontend_lookup_seconds_sum{namespace=%q} %v\n", namespace, sum.total.Seconds())
 	}
-	head("breaker_open", "gauge", "Whether the store kept failing, so that handshakes do not ask it.")
+	head("breaker_open", "gauge", "Whether the circuit breaker is open, so that handshakes make no look-ups.")
 	for _, namespace := range namespaces {
 		_, _ = fmt.Fprintf(&text, "resumed_frontend_breaker_open{namespace=%q} %d\n", namespace, all[namespace].open)
 	}
 	return text.Bytes()
 }
 
-// A sum has what the sessions of a namespace count together, and whether a breaker of theirs is open: 1 or 0.
+// A sum has the counts of a namespace, and 1 if one of its breakers is open, else 0.
 type sum struct {
 	recorder
 	open int

@@ -1,11 +1,11 @@
 // Package resumed keeps the sessions of a crypto/tls server in a central store, so that any frontend of a fleet resumes
-// what any other negotiated.
+// the sessions of every other.
 //
 // [Wrap] sets the session hooks of a [tls.Config]. A ticket then is an id of 32 bytes, which only the fleet can issue; the
 // session itself is in the store, sealed with the fleet's key, where it can be removed, or taken once.
 //
-// A handshake never waits for the store beyond a deadline, and not at all while the store keeps failing. Whatever goes
-// wrong is a full handshake and a count in [Stats], nothing else.
+// A handshake never waits for the server beyond a deadline, and not at all while the circuit breaker is open. Any failure costs a
+// full handshake and a count in [Stats], nothing else.
 package resumed
 
 import (
@@ -38,7 +38,7 @@ var namespacePattern = regexp.MustCompile(`^[a-z0-9.-]{1,63}$`)
 
 // Options of [Wrap]. Namespace and Keyring are required; the zero value of any other is its default.
 type Options struct {
-	// Namespace says who shares these sessions: 1 to 63 characters of [a-z0-9.-]. Within it a session resumes only on a
+	// Namespace is the name of the fleet that shares these sessions: 1 to 63 characters of [a-z0-9.-]. Within it a session resumes only on a
 	// connection with the same server name, certificate names, ClientAuth and ClientCAs. Servers that differ in something else
 	// (VerifyPeerCertificate, GetCertificate, tenants of one certificate) need different namespaces.
 	Namespace string
@@ -46,17 +46,17 @@ type Options struct {
 	Keyring *Keyring
 	// Lifetime of a session from its negotiation on, at most 7 days; 2 hours by default. Resuming never prolongs it.
 	Lifetime time.Duration
-	// Deadline is what a handshake may wait for the store; 50 milliseconds by default.
+	// Deadline is the time that a handshake may wait for calls, in all its look-ups together; 50 milliseconds by default.
 	Deadline time.Duration
 	// SingleUse makes a session resume once in the whole fleet (RFC 8446 section 8.1). Only then may QUIC servers accept
 	// early data from it.
 	SingleUse bool
-	// MaxLookups is how many look-ups may be under way at once, 64 by default; beyond that handshakes do not ask.
+	// MaxLookups is the number of look-ups that may be under way at once, 64 by default; beyond it a handshake makes none.
 	MaxLookups int
-	// Issued, if not nil, is told of each session that will be stored: whose connection, and the id that [Sessions.Remove]
-	// takes. It is called during the handshake.
+	// Issued, if not nil, is called during the handshake for each session that will be stored, with the state of its connection and
+	// the id that [Sessions.Remove] takes.
 	Issued func(connection tls.ConnectionState, id []byte)
-	// Logger is told of what is worth a human's time: slog.Default() if nil.
+	// Logger gets a line when the circuit breaker opens or closes, and when a keyring cannot be read: slog.Default() if nil.
 	Logger *slog.Logger
 }
 
@@ -78,7 +78,7 @@ type Sessions struct {
 	done   sync.WaitGroup
 }
 
-// Wrap makes config keep its sessions in store, and resume what any other frontend negotiated. It sets the hooks
+// Wrap makes config keep its sessions in store, and resume the sessions of every other frontend. It sets the hooks
 // WrapSession, UnwrapSession and GetConfigForClient; call it before the first connection. Configs that an earlier
 // GetConfigForClient returns are wrapped as well, unless they have session hooks of their own: then see
 // [Sessions.ForClient]. A connection whose config did not come from this GetConfigForClient, nor from ForClient, neither
@@ -113,7 +113,7 @@ func Wrap(config *tls.Config, store grpc.ClientConnInterface, options Options) (
 	s.done.Go(func() { s.runProber(s.ctx) })
 
 	if _, ok := configField(reflect.ValueOf(&tls.ClientHelloInfo{})); !ok {
-		s.options.Logger.Warn("this Go keeps the config of a connection elsewhere: nothing resumes but through ForClient")
+		s.options.Logger.Warn("this Go version has no config in tls.ClientHelloInfo: only connections with a config from ForClient resume")
 	}
 	config.WrapSession, config.UnwrapSession = s.wrapUnknown, s.unwrapUnknown
 	config.GetConfigForClient = s.configForClient(config.GetConfigForClient)
@@ -125,7 +125,7 @@ func (o *Options) complete() error {
 	case !namespacePattern.MatchString(o.Namespace):
 		return fmt.Errorf("resumed: Namespace must be 1 to 63 characters of [a-z0-9.-], not %q", o.Namespace)
 	case o.Keyring == nil:
-		return errors.New("resumed: a Keyring is required: see LoadKeyring")
+		return errors.New("resumed: Keyring is required: see LoadKeyring")
 	case o.Lifetime != 0 && (o.Lifetime < time.Second || o.Lifetime > maxLifetime):
 		return fmt.Errorf("resumed: Lifetime must be 1 second to 7 days, not %v", o.Lifetime)
 	case o.Deadline < 0:
@@ -150,24 +150,25 @@ func (s *Sessions) ForClient(config *tls.Config) *tls.Config {
 	return config
 }
 
-// Remove removes a session from the whole fleet, in the background: see [Sessions.Flush]. Here it resumes no more as soon as
-// Remove returns. It takes the id that [Options.Issued] was told.
+// Remove removes a session from the whole fleet, in the background: see [Sessions.Flush]. In this process it resumes no
+// more once Remove returns. It takes the id that [Options.Issued] got.
 func (s *Sessions) Remove(id []byte) {
 	key := storeKeyOf(format, s.options.Namespace, id)
 	s.sender.submit(item{key: key})
-	s.flights.Forget(string(key[:])) // no handshake joins a look-up from before
+	s.flights.Forget(string(key[:])) // no handshake joins a look-up that began before
 }
 
-// Flush waits until all sessions and removals so far are sent, and fails when ctx ends first or the store keeps failing.
+// Flush waits until all sessions and removals so far are sent, and returns an error when ctx ends first or three Batches in a row
+// fail.
 func (s *Sessions) Flush(ctx context.Context) error { return s.sender.flush(ctx) }
 
-// Stats tells what happened since Wrap.
+// Stats returns the counts since Wrap.
 func (s *Sessions) Stats() Stats { return s.recorder.snapshot() }
 
 // BreakerOpen reports whether the server kept failing, so that handshakes make no look-ups at present.
 func (s *Sessions) BreakerOpen() bool { return s.breaker.isOpen() }
 
-// Close sends what is not sent yet, for up to a second, and stops. Connections go on; nothing more is stored or resumed.
+// Close sends the rest of the queue, for up to a second, and stops. Connections go on; nothing more is stored or resumed.
 // The connection to the store stays open: it is the caller's.
 func (s *Sessions) Close() error {
 	s.sender.close()
@@ -182,8 +183,8 @@ func (s *Sessions) Close() error {
 	return err
 }
 
-// configForClient gives each connection a config of its own: crypto/tls tells the session hooks neither in which context a
-// connection is, nor which session it resumed. next is the server's own hook, or nil.
+// configForClient gives each connection a config of its own: crypto/tls passes the session hooks neither the config of
+// a connection nor the session that it resumed. next is the server's own hook, or nil.
 func (s *Sessions) configForClient(next func(*tls.ClientHelloInfo) (*tls.Config, error)) func(*tls.ClientHelloInfo) (*tls.Config, error) {
 	return func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
 		if next != nil {

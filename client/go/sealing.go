@@ -12,7 +12,7 @@ import (
 	"github.com/tink-crypto/tink-go/v2/daead/subtle"
 )
 
-// What the store is handed, the same in every language (protos/README.md, protos/vectors):
+// The formats that the server stores, the same in every language (protos/README.md, protos/vectors):
 //
 //   - store key = SHA-256("resumed/v1" 00 format 00 namespace 00 session id)
 //   - sealed value = 02 | key id (4) | not_after (8, Unix seconds, big endian) | nonce (12) | AES-256-GCM(envelope), under
@@ -33,7 +33,7 @@ const (
 	tagSize       = 16
 )
 
-// Why a value from the store cannot be opened, and the reasons under which such a miss is counted.
+// The errors of a stored value that cannot be opened; their texts are the reasons of the misses.
 var (
 	errMalformed    = errors.New("malformed")
 	errUnknownKey   = errors.New("unknown-key")

@@ -44,7 +44,7 @@ func (l list) endpoints(text string) (endpoints []resolver.Endpoint, err error) 
 func (list) ResolveNow(resolver.ResolveNowOptions) {}
 func (list) Close()                                {}
 
-// checkTarget refuses a list that gRPC would find out about only later.
+// checkTarget returns an error for a malformed list, which gRPC would report only at the first call.
 func checkTarget(target string) error {
 	switch scheme, text, _ := strings.Cut(target, ":"); scheme {
 	case "ipv4", "ipv6":

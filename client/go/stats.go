@@ -16,29 +16,29 @@ var lookupBuckets = []time.Duration{
 	10 * time.Millisecond, 25 * time.Millisecond, 50 * time.Millisecond, 100 * time.Millisecond,
 }
 
-// Stats tells what happened since Wrap, each a count by reason. The reasons are those of the clients in other languages.
+// Stats are the counts since Wrap, by reason. The reasons are those of the clients in other languages.
 type Stats struct {
-	// Hits are handshakes that resumed: store, retried (a session just negotiated, found when asked for again), coalesced (another
-	// handshake had just asked).
+	// Hits are handshakes that resumed: store, retried (a session just negotiated, found by a further call), coalesced (found
+	// by the look-up of another handshake).
 	Hits map[string]uint64
-	// ForeignHits are those of Hits whose sessions another process issued, by the same reasons: what a cache of this process
-	// alone could not have had. A ticket that was issued when a session resumed is its issuer's.
+	// ForeignHits are those of Hits whose sessions another process issued, by the same reasons: a cache in this process
+	// would not have them. A ticket that was issued when a session resumed is its issuer's.
 	ForeignHits map[string]uint64
 	// Misses: unknown; foreign-id (not issued by this fleet for this namespace) and expired-id, both without a call; timeout,
-	// unavailable and rejected: the store failed; limited (a limit of the store is used up; for a moment after that, no call);
-	// breaker-open (it kept failing: no call); too-many-lookups (too many look-ups under way, or four in this handshake: no call);
+	// unavailable and rejected: the call failed; limited (the server refused the call because of a limit; for a moment after that, no call);
+	// breaker-open (no call); too-many-lookups (too many look-ups under way, or four in this handshake: no call);
 	// malformed, unknown-key, expired, not-authentic, undecodable: the value was no session of this fleet;
 	// context-mismatch: it was negotiated for another server name, with other certificate names, or under another client
 	// authentication, or crypto/tls finds its client's certificate wanting; other-cipher: it has another hash than the
 	// cipher that was chosen (TLS 1.3), another version, or a cipher that is not chosen any more (TLS 1.2); context-unknown: the connection has no config of its
 	// own (see Wrap), no call.
 	Misses map[string]uint64
-	// Puts: stored, refused, dropped (the queue was full), expired (not sent in time), unresumable (nothing to store).
+	// Puts: stored, refused, dropped (the queue was full, or a limit is used up), expired (not sent in time), unresumable (nothing to store).
 	Puts map[string]uint64
 	// Removals: application, dropped, refused.
 	Removals map[string]uint64
-	// Lookups counts look-ups that reached for the store by the time they took, one for each of LookupBuckets and one for
-	// longer ones; with SingleUse Get and Take count apart. LookupTime is the time that all of them took.
+	// Lookups counts look-ups that made a call by their duration, one for each of LookupBuckets and one for
+	// longer ones; with SingleUse Get and Take count apart. LookupTime is their total duration.
 	Lookups    []uint64
 	LookupTime time.Duration
 }
@@ -54,7 +54,7 @@ const (
 	kinds
 )
 
-// reasons are all that may be counted.
+// reasons are all reasons that a recorder may count.
 var reasons = [kinds][]string{
 	hits:        {"store", "retried", "coalesced"},
 	foreignHits: {"store", "retried", "coalesced"},
@@ -105,7 +105,7 @@ func (r *recorder) snapshot() Stats {
 	}
 }
 
-// add adds what other has counted.
+// add adds the counts of other.
 func (r *recorder) add(other *recorder) {
 	other.mu.Lock()
 	defer other.mu.Unlock()

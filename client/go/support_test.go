@@ -29,7 +29,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 )
 
-// patience is what anything may take; only what is broken takes it.
+// patience bounds every wait; only defects take that long.
 const patience = 30 * time.Second
 
 var quiet = slog.New(slog.DiscardHandler)
@@ -234,7 +234,7 @@ func newClient(version uint16) *tls.Config {
 
 func newServer() *tls.Config { return &tls.Config{Certificates: []tls.Certificate{testCertificate()}} }
 
-// frozen is a session cache that keeps what it has: a client that offers one session again and again.
+// frozen is a session cache that never changes: a client that offers one session again and again.
 type frozen struct{ session *tls.ClientSessionState }
 
 func (f frozen) Get(string) (*tls.ClientSessionState, bool) { return f.session, f.session != nil }

@@ -1,6 +1,6 @@
 """The Grafana dashboards as code: `python deploy/grafana/dashboards.py` writes store.json and frontends.json beside it.
 
-Import these into Grafana 10 or newer. What a panel shows stands in DASHBOARDS, once.
+Import these into Grafana 10 or newer. DASHBOARDS defines each panel once.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ class Panel(NamedTuple):
     """A graph.
 
     Attributes:
-        title: What it shows.
+        title: The title.
         unit: Grafana's name of the unit.
-        queries: In PromQL, by the legend of what they return.
-        note: What to make of it.
+        queries: In PromQL, by the legend of their results.
+        note: Explanation for the reader.
     """
 
     title: str

@@ -1,6 +1,6 @@
-"""Renders the kustomize tree from the chart, which alone knows what the objects look like: `make manifests`.
+"""Renders the kustomize tree from the chart, the only definition of the objects: `make manifests`.
 
-The base holds what is the same with either engine, an overlay what is its own, a component what a value adds.
+The base has the objects common to both engines, an overlay those of one engine, a component those of an option.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def rendered(helm: str, engine: str, *values: str) -> dict[str, str]:
     """Return the objects of the chart, with an engine's values and some more (`name=value`): by their sources."""
     given = [text for name in ("common", engine) for text in ("--values", str(CHART / f"ci/{name}-values.yaml"))]
     command = [helm, "template", "resumed", str(CHART), "--namespace", "resumed", *given]
-    text = subprocess.run(  # noqa: S603 - what it runs is given by the Makefile
+    text = subprocess.run(  # noqa: S603 - the Makefile passes the command
         [*command, *(part for value in values for part in ("--set", value))],
         check=True,
         stdout=subprocess.PIPE,
@@ -55,7 +55,7 @@ def tree(helm: str) -> dict[Path, str]:
 
 
 def _added(objects: dict[str, str], before: dict[str, str]) -> dict[str, str]:
-    """Return what is new; what was there before must not have changed, since the tree adds and never patches."""
+    """Return the new objects; the others must be unchanged, since the tree adds and never patches."""
     changed = [name for name, text in before.items() if objects.get(name) != text]
     if changed:
         raise SystemExit(f"not only added, but changed: {', '.join(changed)}")

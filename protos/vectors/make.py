@@ -18,7 +18,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from resumed._crypto.envelope import Envelope
-from resumed._crypto.sealing import StoreKeys, _FleetKey
+from resumed._crypto.fleet_key import FleetKey, Secret
+from resumed._crypto.sealed_value import seal
+from resumed._crypto.store_key import StoreKeys
 from resumed._policy.fingerprint import ClientPolicy, client_authentication, names_of, server_identity
 
 HERE = Path(__file__).parent
@@ -46,7 +48,7 @@ def sealing() -> dict[str, Any]:
         )
         key, nonce, session_id = KEYS[number % 2], bytes([number]) * 12, bytes([number]) * 32
         store_key = StoreKeys(namespace, form).key(session_id)
-        sealed = _FleetKey.of(key).seal(store_key, plaintext, NOT_AFTER + number, nonce)
+        sealed = seal([FleetKey.of(Secret(key))], store_key, plaintext, NOT_AFTER + number, nonce)
         good.append(
             {
                 "format": form,
@@ -62,7 +64,7 @@ def sealing() -> dict[str, Any]:
         )
     sealed, store_key = bytes.fromhex(good[0]["sealed"]), bytes.fromhex(good[0]["store_key"])
     other_key = StoreKeys("shop").key(b"\xff" * 32)
-    foreign = _FleetKey.of(STRANGER).seal(store_key, b"a serialized session", NOT_AFTER, bytes(12))
+    foreign = seal([FleetKey.of(Secret(STRANGER))], store_key, b"a serialized session", NOT_AFTER, bytes(12))
     longer = sealed[:5] + (NOT_AFTER + 1).to_bytes(8, "big") + sealed[13:]
     cases: list[tuple[str, bytes, bytes, int, str]] = [
         ("past its not_after", store_key, sealed, NOT_AFTER, "expired"),
@@ -105,7 +107,7 @@ def ids() -> dict[str, Any]:
     good = []
     for number, (namespace, issued) in enumerate((("shop", ISSUED), ("x" * 63, 0), ("a.b-c.0", 2**32 - 1))):
         key, nonce = KEYS[number % 2], bytes([number + 1]) * 12
-        session_id = _FleetKey.of(key).issue_id(namespace.encode(), issued, nonce)
+        session_id = FleetKey.of(Secret(key)).ids.seal(namespace.encode(), issued, nonce)
         vector = {
             "namespace": namespace,
             "issued": issued,
@@ -115,7 +117,7 @@ def ids() -> dict[str, Any]:
         }
         good.append(vector)
     first = bytes.fromhex(good[0]["id"])
-    foreign = _FleetKey.of(STRANGER).issue_id(b"shop", ISSUED, bytes(12))
+    foreign = FleetKey.of(Secret(STRANGER)).ids.seal(b"shop", ISSUED, bytes(12))
     cases = [
         ("issued for another namespace", "bank", first),
         ("issued with a key that is not in the keyring", "shop", foreign),

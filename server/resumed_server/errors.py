@@ -1,4 +1,4 @@
-"""Errors that the whole server shares, and how they are reported."""
+"""Exceptions of the whole server, and their log lines."""
 
 from __future__ import annotations
 
@@ -8,48 +8,49 @@ import time
 import traceback
 from pathlib import Path
 
-_INTERVAL = 10.0
+_INTERVAL_SECONDS = 10.0
 """Seconds between two log lines about the same cause."""
-_MOST_REMEMBERED = 1_024
+_MAX_CAUSES = 1_024
+"""Maximum number of causes that are logged within that time."""
 _last_logged: dict[tuple[str, ...], float] = {}
 _lock = threading.Lock()
 
 
 class UserError(Exception):
-    """Something that the user has to put right; each line says what is wrong and what to do. Exit status 2."""
+    """An error that the user must correct; each line names a problem and its remedy. The exit status is 2."""
 
 
-def tell(error: UserError) -> None:
-    """Write what is wrong to standard error, a line for each problem."""
+def print_error(error: UserError) -> None:
+    """Print the lines of an error to standard error."""
     sys.stderr.write("".join(f"resumed: {problem}\n" for problem in str(error).splitlines()))
     sys.stderr.flush()
 
 
 class OutsideFailure(Exception):
-    """Something outside of the process failed, such as the storage; the text holds no secret and may be logged."""
+    """A failure outside of the process, such as in the storage. The text contains no secret and may be logged."""
 
 
 class Stopping(Exception):
     """The server is shutting down and accepts no more calls; the storage and other servers are available."""
 
 
-def is_news(*same: str) -> bool:
-    """Return whether what the words of `same` tell was not logged in the last seconds: nobody is to fill the disk.
+def should_log(*cause: str) -> bool:
+    """Return whether to log a cause, identified by the words of `cause`: once in _INTERVAL_SECONDS.
 
-    Of more causes than _MOST_REMEMBERED within that time none is, whatever a caller may have chosen their words from.
+    Beyond _MAX_CAUSES, no further cause is logged within that time, so callers that invent words cannot fill the disk.
     """
     now = time.monotonic()
     with _lock:
-        while _last_logged and now - next(iter(_last_logged.values())) >= _INTERVAL:
+        while _last_logged and now - next(iter(_last_logged.values())) >= _INTERVAL_SECONDS:
             del _last_logged[next(iter(_last_logged))]  # the oldest is the first
-        if same in _last_logged or len(_last_logged) >= _MOST_REMEMBERED:
+        if cause in _last_logged or len(_last_logged) >= _MAX_CAUSES:
             return False
-        _last_logged[same] = now
+        _last_logged[cause] = now
         return True
 
 
-def described(error: BaseException) -> dict[str, str]:
-    """Return the type of `error` and the way it came; its text and the variables on the way may hold a secret."""
+def exception_fields(error: BaseException) -> dict[str, str]:
+    """Return the type of `error` and its stack frames. Its text and its variables may contain secrets."""
     frames = reversed(traceback.extract_tb(error.__traceback__))
-    way = " < ".join(f"{Path(frame.filename).name}:{frame.lineno} {frame.name}" for frame in frames)
-    return {"error": type(error).__qualname__, "where": way}
+    where = " < ".join(f"{Path(frame.filename).name}:{frame.lineno} {frame.name}" for frame in frames)
+    return {"error": type(error).__qualname__, "where": where}

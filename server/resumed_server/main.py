@@ -8,7 +8,6 @@ import os
 import signal
 import tempfile
 from typing import TYPE_CHECKING
-from urllib.parse import quote
 
 import structlog
 
@@ -18,6 +17,7 @@ from resumed_server.lifecycle.shutdown import GRACE_SECONDS
 from resumed_server.lifecycle.worker import ListenAddresses, Worker, open_storage
 from resumed_server.limits.enforcer import SharedCounters
 from resumed_server.observability import logging
+from resumed_server.storage.registry import shared_url
 
 if TYPE_CHECKING:
     from resumed_server.config.settings import Settings
@@ -47,9 +47,10 @@ def run(settings: Settings) -> int:
         segment = _metrics_segment(settings.workers) if addresses.metrics else None
         if settings.workers == 1:
             return Worker(settings, addresses, counters, segment).run()
-        if settings.storage == "lmdb:":
-            directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="resumed-"))
-            settings = dataclasses.replace(settings, storage=f"lmdb://{quote(directory)}")
+        storage = shared_url(
+            settings.storage, lambda: stack.enter_context(tempfile.TemporaryDirectory(prefix="resumed-"))
+        )
+        settings = dataclasses.replace(settings, storage=storage)
         # An error of the storage is reported once, not by every worker.
         open_storage(settings).close()
         parent = os.getpid()

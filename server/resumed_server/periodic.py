@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from resumed_server.errors import OutsideFailure, described
+from resumed_server.errors import OutsideFailure, exception_fields
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -98,4 +98,4 @@ class PeriodicTask:
         if isinstance(error, OutsideFailure):
             _log.warning(self._failure, cause=str(error))
         else:
-            _log.error(self._failure, **described(error))
+            _log.error(self._failure, **exception_fields(error))

@@ -1,4 +1,4 @@
-"""Fills a server with real sessions and searches it for their secrets: `python tests/chaos/dump.py`.
+"""Fill a store with real sessions and search it for their secrets: `python tests/chaos/dump.py`.
 
 Clients negotiate sessions with real frontends of both stacks, TLS 1.2 and 1.3, and resume some. Then all memory of the
 store's processes, its LMDB file, or the memory and the dump file of its Valkey, are searched for every session id and
@@ -29,7 +29,7 @@ sys.path.extend(str(Path(__file__).parents[2] / folder) for folder in ("tests", 
 import resumed
 from benchmarks.fleet import VERSION_NAMES, Client, Fleet
 from chaos.needles import Needles, chunks_of_file, chunks_of_memory
-from resumed._crypto.sealing import StoreKeys
+from resumed._crypto.store_key import StoreKeys
 from support.redis import valkey_server
 from support.server import running_server
 from support.session import Known, known
@@ -43,28 +43,28 @@ if TYPE_CHECKING:
 
 NAMESPACE = "shop"
 PLANTED = 9
-"""Needles that are planted: raw, in hex, and in base64 at every offset."""
+"""Number of planted needles: raw, in hex, and in base64 at every offset."""
 _CLIENTS = 8
 _RESUMED = 10
-"""One of so many sessions is offered to the other frontend, so that look-ups have passed through the store as well."""
+"""Every tenth session is offered to the other frontend, so that the store has processed look-ups as well."""
 
 
 class Place(NamedTuple):
-    """Where secrets are looked for."""
+    """A place to search for secrets."""
 
     name: str
     chunks: Callable[[], Iterator[bytes]]
 
 
 class Search(NamedTuple):
-    """Findings in one place.
+    """The result of the search of one place.
 
     Attributes:
-        place: Where.
+        place: The name of the place.
         size: Bytes that were searched.
-        secrets: Secrets, with their forms. There should be none.
-        planted: How many of the planted needles were found, and should be.
-        stored: How many of the store keys were found, and should be.
+        secrets: Secrets that were found, with their forms; empty if the test passes.
+        planted: The number of planted needles that were found, and the expected number.
+        stored: The number of store keys that were found, and the expected number.
     """
 
     place: str
@@ -100,14 +100,14 @@ def memory_of(server: RunningServer) -> list[Place]:
 
 
 def files_in(directory: Path) -> list[Place]:
-    """Return the files of a database, the large ones last."""
+    """Return the files of a database in the order of their size."""
     files = sorted(directory.iterdir(), key=lambda path: path.stat().st_size)
     return [Place(f"the file {path.name}", partial(chunks_of_file, path)) for path in files]
 
 
 def all_of(valkey: RedisServer) -> list[Place]:
     """Return the memory of a Valkey and the file to which it dumps its database."""
-    valkey.client.config_set("rdbcompression", "no")  # LZF would compress the needles
+    valkey.client.config_set("rdbcompression", "no")  # LZF would split the planted needles
     valkey.client.save()
     directory = Path(valkey.client.config_get("dir")["dir"])
     return [_memory("Valkey's memory", valkey.client.info("server")["process_id"]), *files_in(directory)]
@@ -123,7 +123,7 @@ def search(
     fleet_keys: Iterable[bytes],
     planted: Sequence[tuple[str, bytes]],
 ) -> list[Search]:
-    """Look for all secrets and controls in all places."""
+    """Search all places for all secrets and controls."""
     keys = StoreKeys(NAMESPACE)
     named = [(f"planted {form} {number}", needle) for number, (form, needle) in enumerate(planted)]
     named += [(f"fleet key {number}", key) for number, key in enumerate(fleet_keys)]
@@ -145,7 +145,7 @@ def _search(place: Place, needles: Needles) -> Search:
             yield chunk
 
     found = needles.found_in(measured())
-    # Planted in one form, it must be found in that form.
+    # A needle must be found in the form in which it was planted.
     planted = {name for name, form in found if name.startswith(f"planted {form} ")}
     stored = {name for name, _ in found if name.startswith("store key")}
     secrets = sorted(f"{name}, {form}" for name, form in found if not name.startswith(("planted", "store key")))
@@ -180,7 +180,7 @@ def look_into(store: str, count: int, workers: int) -> list[Search]:
         database.mkdir()
         valkey = held.enter_context(valkey_server()) if store == "redis" else None
         url = valkey.url if valkey else f"lmdb://{database}"
-        # Core dumps are allowed, or only root may read the memory. A small map is soon searched.
+        # Without core dumps, only root may read the memory. A small map takes less time to search.
         options = ("--storage", url, "--core-dumps", "--capacity", "64MiB")
         server = held.enter_context(running_server(*options, workers=workers))
         fleet = Fleet(str(directory))
@@ -194,7 +194,7 @@ def look_into(store: str, count: int, workers: int) -> list[Search]:
 
 
 def broken(searches: Sequence[Search], count: int) -> list[str]:
-    """Return the failures: secrets that were found, and controls that were not."""
+    """Return the problems: secrets that were found, and controls that are missing where the sessions are stored."""
     problems = [f"{each.place}: {secret}" for each in searches for secret in each.secrets]
     *_, data = searches
     if data.stored < count:

@@ -18,29 +18,29 @@ if TYPE_CHECKING:
     from chaos.rig import Rig
 
 BEFORE = 2.0
-"""Seconds of traffic before the fault, and at least as many after it."""
+"""Seconds of traffic before the fault, and at least after it."""
 PATIENCE = 20.0
-"""Seconds that resumption may take to come, or to come back."""
+"""Maximum time, in seconds, until sessions resume at first, and until they resume again."""
 STALLED = 1.0
-"""Seconds that no handshake may take beyond the frontends' deadline; they are for a busy machine."""
+"""Seconds by which a handshake may exceed the frontends' deadline on a busy machine."""
 
 NOTHING = "nothing"
 ALL = "all sessions"
 ENDED = "all sessions that the step carries past their end"
 REFUSED = "sessions negotiated meanwhile"
-"""Losses that a fault can cause."""
+"""The possible losses of a fault."""
 CLOCK_STEP = 10_800
-"""Seconds by which clocks are wrong; more than a session lives."""
+"""Seconds by which clocks are wrong; more than the lifetime of a session."""
 
 
 class Scene(NamedTuple):
-    """The processes of a scenario."""
+    """The processes of a scenario, and how to begin and end its fault."""
 
     rig: Rig
     begin: Callable[[], object]
-    """Makes the fault happen."""
+    """Begins the fault."""
     end: Callable[[], object] | None
-    """Ends it; None where it is over as soon as it happened, and what follows is up to the product."""
+    """Ends the fault; None if the fault is an instant, and the recovery is up to the product."""
 
 
 Scenario: TypeAlias = "Callable[[Place], contextlib.AbstractContextManager[Scene]]"
@@ -48,12 +48,12 @@ Scenario: TypeAlias = "Callable[[Place], contextlib.AbstractContextManager[Scene
 
 @dataclass(frozen=True)
 class Fault:
-    """A fault by its name.
+    """A fault and its name.
 
     Attributes:
-        scenario: Sets it up.
-        loses: Losses that it may cause, beside resumptions during the fault.
-        hindrance: Returns why it cannot be set up here, if it cannot.
+        scenario: Sets the fault up.
+        loses: The possible losses beside the resumptions during the fault.
+        hindrance: Returns the reason if the fault cannot be set up on this machine.
     """
 
     name: str
@@ -64,17 +64,17 @@ class Fault:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Results of one fault.
+    """The measurements of one fault.
 
     Attributes:
-        fault: Which.
-        deadline: The frontends', in seconds.
+        fault: The fault.
+        deadline: The deadline of the frontends in seconds.
         traffic: All handshakes, failed ones and wrong resumptions.
         rates: The shares of offered sessions that resumed before, during and after the fault.
-        slowest: The seconds of the slowest handshake before the fault, and from then on.
+        slowest: The seconds of the slowest handshake before the fault, and since its beginning.
         kept: The share of the sessions stored before the fault that resumed after it.
-        back: Seconds from the end of the fault until resumption was back, None if it never was.
-        health: The health status of the server during the fault.
+        back: Seconds from the end of the fault until sessions resumed again, None if they did not.
+        health: The health of the server during the fault.
         server_log: The kinds of log lines of the server during the fault and after, in order.
         frontend_log: The same of the frontends.
     """
@@ -105,7 +105,7 @@ class Outcome:
 
 
 def run(fault: Fault, seconds: float, deadline: float, tell: Callable[[str], object] = lambda _: None) -> Outcome:
-    """Let `fault` last `seconds` under traffic, wait for resumption, and return what happened."""
+    """Run traffic through a fault of `seconds`, wait until sessions resume again, and return the measurements."""
     with tempfile.TemporaryDirectory(prefix="resumed-fault-") as directory:
         tell("starting")
         with fault.scenario(Place(Path(directory), deadline)) as (rig, begin, end), Traffic(rig) as traffic:

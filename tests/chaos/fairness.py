@@ -1,11 +1,11 @@
-"""Measures the effect of one tenant's flood on another tenant: `python tests/chaos/fairness.py`.
+"""Measure how a tenant that floods the store affects another tenant: `python tests/chaos/fairness.py`.
 
-Two tenants with certificates, grants and limits. One looks sessions up at a steady pace and times each. The other, in a
-process of its own, stays away in one turn and floods in the others, by each means there is. The server has one core and
-the tenants the other, where the one that measures runs before all else if it may (SCHED_FIFO, as root).
+Two tenants have certificates, grants and limits. One looks sessions up at a steady pace and times each look-up. The
+other is a separate process, which is idle in one turn and floods in the others, by every method. The server has one
+core and the tenants the other, on which the measuring process has priority if that is permitted (SCHED_FIFO, as root).
 
-The effect of the flood on the machine and on the tenant is not the server's fault. So each round has a control: the
-same flood on the same core, at a second server that lives there too and costs the first one's core nothing.
+The flood also loads the machine and the tenant's core, which is not the server's fault. So each round has a control:
+the same flood from the same core to a second server, which runs on that core too and does not use the first one's.
 """
 
 # ruff: noqa: T201 - the flood prints what became of its calls
@@ -60,7 +60,7 @@ WARM_UP = 0.5
 
 
 class Flood:
-    """Calls without end on some connections; a call is followed by another as soon as it is answered."""
+    """Endless calls on several connections; a new call follows each answer at once."""
 
     def __init__(self, target: str, authority: bytes, pem: Pem, connections: int) -> None:
         self._target, self._authority, self._pem = target, authority, pem
@@ -68,7 +68,7 @@ class Flood:
         self.answers: Counter[str] = Counter()
 
     def call(self, method: str, request: Callable[[], Any], at_once: int, timeout: float | None = None) -> None:
-        """Keep `at_once` calls under way on each connection, each for `timeout` seconds at most."""
+        """Keep `at_once` calls in flight on each connection, each for at most `timeout` seconds."""
 
         def follow(stub: SessionStoreServiceStub, answered: Any = None) -> None:
             if answered:
@@ -80,7 +80,7 @@ class Flood:
                 follow(stub)
 
     def pace(self, rate: float) -> None:
-        """Make so many Gets a second, one after the other."""
+        """Make this many Gets per second, one after the other."""
         due = time.monotonic()
         while True:
             due += 1 / rate
@@ -90,7 +90,7 @@ class Flood:
                 self.answers["OK"] += 1
 
     def burst(self, size: int) -> None:
-        """Make so many Gets at once, every second."""
+        """Make this many Gets at once, every second."""
         due = time.monotonic()
         while True:
             due += 1
@@ -99,7 +99,7 @@ class Flood:
                 self.answers[done.code().name] += 1
 
     def watch(self) -> None:
-        """Open Watches, and again when they are refused."""
+        """Open Watches, and open them again when the server rejects them."""
         for stub in self.stubs:
             threading.Thread(target=self._watch, args=(stub,), daemon=True).start()
 
@@ -115,7 +115,7 @@ class Flood:
                 self.answers[error.code().name] += 1
 
     def stay_silent(self) -> None:
-        """Open calls on each connection, send nothing for them, and open others when they are cancelled."""
+        """Open calls on each connection without a message, and open others when the server cancels them."""
         for _ in self.stubs:
             threading.Thread(target=self._stay_silent, daemon=True).start()
 
@@ -128,13 +128,13 @@ class Flood:
                     self.answers["CANCELLED"] += kind == RST_STREAM
 
     def connect(self) -> None:
-        """Make handshakes, and nothing else."""
+        """Make handshakes only."""
         while True:
             with contextlib.suppress(OSError), self.connected():
                 self.answers["CONNECTED"] += 1
 
     def connected(self) -> ssl.SSLSocket:
-        """Return a connection with TLS."""
+        """Return a TLS connection."""
         host, _, port = self._target.rpartition(":")
         context = ssl.create_default_context(cadata=self._authority.decode())
         with tempfile.NamedTemporaryFile() as file:
@@ -151,7 +151,7 @@ def get() -> pb.GetRequest:
 
 
 def put() -> pb.PutRequest:
-    """Return a Put of a session that is not there yet."""
+    """Return a Put of a new session."""
     request = pb.PutRequest(namespace="flood", key=os.urandom(32), value=VALUE)
     request.ttl.seconds = 3_600
     return request
@@ -173,7 +173,7 @@ FLOODS: dict[str, Callable[[Flood, int], None]] = {
 
 
 def be_the_flood(arguments: Sequence[str]) -> None:
-    """Flood until SIGTERM, then print what became of the calls."""
+    """Flood until SIGTERM, then print the results of the calls."""
     kind, limit, connections, target, directory = arguments
     files = Path(directory)
     pem = Pem((files / "flooder.crt").read_bytes(), (files / "flooder.key").read_bytes())
@@ -186,7 +186,7 @@ def be_the_flood(arguments: Sequence[str]) -> None:
 
 @contextlib.contextmanager
 def flooding(kind: str, options: argparse.Namespace, target: str, directory: Path) -> Iterator[dict[str, float]]:
-    """Run a flood; what became of its calls, for each second, is there in the end."""
+    """Run a flood for the duration of the context; its results per second are available at the end."""
     answers: dict[str, float] = {}
     command = [
         *("chrt", "--other", "0", sys.executable, __file__, "--flood"),
@@ -208,7 +208,7 @@ def flooding(kind: str, options: argparse.Namespace, target: str, directory: Pat
 
 
 class Turn(NamedTuple):
-    """Latencies of the quiet tenant, and the processor time of its server."""
+    """The latencies and failures of the quiet tenant, and the resources that its server used."""
 
     p50: float
     p99: float
@@ -218,7 +218,7 @@ class Turn(NamedTuple):
 
 
 def look_up(store: resumed.SessionStore, options: argparse.Namespace) -> tuple[list[float], int]:
-    """Look up at a steady pace; return the seconds of each, and how many failed."""
+    """Look up at a steady pace; return the seconds of each look-up, and the number of failures."""
     took, failed, due = [], 0, time.monotonic()
     for _ in range(int(options.seconds * options.rate)):
         due += 1 / options.rate
@@ -234,7 +234,7 @@ def look_up(store: resumed.SessionStore, options: argparse.Namespace) -> tuple[l
 
 
 class Round(NamedTuple):
-    """A turn without the flood, one with it at another server, one with it at the same."""
+    """A turn without a flood, one with a flood of another server, and one with a flood of the same server."""
 
     without: Turn
     control: Turn
@@ -242,7 +242,7 @@ class Round(NamedTuple):
 
 
 def turn(store: resumed.SessionStore, server: RunningServer, options: argparse.Namespace, *flood: Any) -> Turn:
-    """Look up at `server` while there is the flood of `flooding`, or nothing."""
+    """Look up at `server` during the flood of `flooding`, if any."""
     with contextlib.ExitStack() as held:
         answers = held.enter_context(flooding(*flood)) if flood else {}
         before, started = cpu_seconds(family(server.process.pid)), time.monotonic()
@@ -253,7 +253,7 @@ def turn(store: resumed.SessionStore, server: RunningServer, options: argparse.N
 
 
 def measure(options: argparse.Namespace, progress: Progress) -> dict[str, list[Round]]:
-    """Let the turns take turns; return the rounds for each kind of flood."""
+    """Alternate the turns; return the rounds for each kind of flood."""
     authority = Authority()
     limits = f'[[limit]]\nidentity = "{FLOODER}"\noperations_per_second = {options.limit}\nwatchers = 8\n'
     grants = grant(QUIET_TENANT, ["quiet"], OPERATIONS) + grant(FLOODER, ["flood"], OPERATIONS)
@@ -305,7 +305,7 @@ def measure(options: argparse.Namespace, progress: Progress) -> dict[str, list[R
 
 
 def run_first(thread: int, priority: int = 1) -> None:
-    """Give a thread and its future children real-time priority, if that is permitted."""
+    """Give a thread, and its future children, real-time priority if that is permitted."""
     with contextlib.suppress(PermissionError):
         os.sched_setscheduler(thread, os.SCHED_FIFO, os.sched_param(priority))
 
@@ -316,7 +316,7 @@ def spread(values: Sequence[float], form: str) -> str:
 
 
 def report(rounds: dict[str, list[Round]], *, markdown: bool) -> Table:
-    """Return the measurements."""
+    """Return the table of the measurements."""
     table = Table(
         *("the other tenant", "p99, ms, without", "p99, ms, control", "p99, ms, with"),
         *("p99, with ÷ without", "p99, control ÷ without", "p99, with ÷ control", "p50, with ÷ control"),

@@ -1,4 +1,4 @@
-"""Faults of a server with the embedded engine, of its network and its clock."""
+"""Faults of a server with LMDB, of its network and its clock."""
 
 from __future__ import annotations
 
@@ -25,28 +25,28 @@ def _lmdb(place: Place) -> str:
 
 @contextlib.contextmanager
 def server_killed(place: Place) -> Iterator[Scene]:
-    """`kill -9` in the middle of Puts; started again on the same port and directory."""
+    """`kill -9` amid Puts; the server is started again on the same port and directory."""
     with Rig(place, _lmdb(place)) as rig:
         yield Scene(rig, rig.kill_server, rig.serve)
 
 
 @contextlib.contextmanager
 def capacity_changed(place: Place) -> Iterator[Scene]:
-    """The server is killed, and started with a capacity that is 64 times smaller."""
+    """The server is killed, and started with a 64th of its capacity."""
     with Rig(place, _lmdb(place)) as rig:
         yield Scene(rig, rig.kill_server, lambda: rig.serve("--capacity", "16MiB"))
 
 
 @contextlib.contextmanager
 def server_frozen(place: Place) -> Iterator[Scene]:
-    """SIGSTOP, SIGCONT: connections stay open without responses."""
+    """SIGSTOP and SIGCONT: connections stay open without answers."""
     with Rig(place, _lmdb(place)) as rig, _thawing(lambda: rig.server.process.pid):
         yield Scene(rig, lambda: rig.server.signal(signal.SIGSTOP), lambda: rig.server.signal(signal.SIGCONT))
 
 
 @contextlib.contextmanager
 def workers_killed(place: Place) -> Iterator[Scene]:
-    """One worker of two is killed with -9, and later the other, so that every frontend loses its connection."""
+    """One worker of two is killed with SIGKILL, and later the other, so that every frontend loses its connection."""
     with Rig(place, _lmdb(place), workers=2) as rig:
         workers = [line["process"] for line in rig.server.log_lines("ready")]
         yield Scene(rig, lambda: os.kill(workers[0], signal.SIGKILL), lambda: os.kill(workers[1], signal.SIGKILL))
@@ -54,7 +54,7 @@ def workers_killed(place: Place) -> Iterator[Scene]:
 
 @contextlib.contextmanager
 def database_damaged(place: Place) -> Iterator[Scene]:
-    """The database of two workers loses all but its first two pages."""
+    """The database of two workers loses all pages except the first two."""
 
     def damage() -> None:
         with (place.directory / "store/data.mdb").open("r+b") as file:
@@ -67,7 +67,7 @@ def database_damaged(place: Place) -> Iterator[Scene]:
 
 @contextlib.contextmanager
 def frontend_network_reset(place: Place) -> Iterator[Scene]:
-    """Connections between frontends and server are reset, and new ones refused."""
+    """Connections between frontends and server are reset, and new ones as well."""
     with Rig(place, _lmdb(place), networked=True) as rig:
         yield Scene(rig, rig.network.drop, rig.network.heal)
 
@@ -81,7 +81,7 @@ def frontend_network_silent(place: Place) -> Iterator[Scene]:
 
 @contextlib.contextmanager
 def disk_full(place: Place) -> Iterator[Scene]:
-    """Something else fills the file system of the store's directory, and goes."""
+    """Another file fills the file system of the database, and is deleted."""
     store = place.directory / "disk"
     store.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "resumed-fault", store], check=True)
@@ -101,27 +101,27 @@ def disk_full(place: Place) -> Iterator[Scene]:
 
 @contextlib.contextmanager
 def clock_forth(place: Place) -> Iterator[Scene]:
-    """The store's clock is set forth by more than a session lives, and back."""
+    """The server's clock is set forward by more than the lifetime of a session, and back."""
     with _clock(place, CLOCK_STEP) as scene:
         yield scene
 
 
 @contextlib.contextmanager
 def clock_back(place: Place) -> Iterator[Scene]:
-    """The store's clock is set back by more than a session lives, and forth."""
+    """The server's clock is set back by more than the lifetime of a session, and forward."""
     with _clock(place, -CLOCK_STEP) as scene:
         yield scene
 
 
 @contextlib.contextmanager
 def frontend_clock_forth(place: Place) -> Iterator[Scene]:
-    """The clock of one frontend of each pair is set forth by more than a session lives, and back."""
+    """The clock of one frontend of each pair is set forward by more than the lifetime of a session, and back."""
     with _clock(place, CLOCK_STEP, of_frontend=True) as scene:
         yield scene
 
 
-# Read by Python in every process with this directory on its path, before anything else can take hold of the clock.
-# (libfaketime is no help: with it, time.sleep() of CPython fails or sleeps for hours.)
+# Python imports this in every process with the directory on its path, before another module can import the clock.
+# (With libfaketime, time.sleep() of CPython fails or sleeps for hours.)
 _STEPPED_CLOCK = """
 import mmap, struct, time
 with open({step!r}, "r+b") as file:
@@ -132,7 +132,7 @@ time.time = lambda now=time.time: now() + struct.unpack("d", step)[0]
 
 @contextlib.contextmanager
 def _clock(place: Place, seconds: float, *, of_frontend: bool = False) -> Iterator[Scene]:
-    """Let Python's wall clock step in the server, or in the `ssl` frontends. The monotonic one never steps."""
+    """Step the wall clock of Python in the server, or in the `ssl` frontends. The monotonic clock does not step."""
     step = place.directory / "step"
     step.write_bytes(struct.pack("d", 0))
     (place.directory / "sitecustomize.py").write_text(_STEPPED_CLOCK.format(step=str(step)))
@@ -152,7 +152,7 @@ def _clock(place: Place, seconds: float, *, of_frontend: bool = False) -> Iterat
 
 @contextlib.contextmanager
 def _thawing(pid: Callable[[], int]) -> Iterator[None]:
-    """See to it that a process that was stopped goes on, or it could not be ended."""
+    """Continue a stopped process at the end of the context, so that it can exit."""
     try:
         yield
     finally:

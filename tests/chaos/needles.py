@@ -1,7 +1,7 @@
-"""Finds secrets in memory and files, among hundreds of megabytes: as they are, in hex, and in base64 at any offset.
+"""Search for secrets in hundreds of megabytes of memory and files: raw, in hex, and in base64 at any offset.
 
-Any copy of 16 bytes contains 8 aligned ones. So the words of a haystack are compared with a set of all
-words that the needles have, which takes seconds, and only where one is found the whole needle is looked for.
+Any copy of 16 bytes contains 8 aligned bytes of them. So the words of a haystack are intersected with the set of all
+words of the needles, which takes seconds, and the full needle is searched only after a match.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ if TYPE_CHECKING:
 
 WORD = 8
 LEAST = 24
-"""Bytes that a needle must have, or its base64 may hold no word that does not depend on its neighbours."""
+"""Minimum bytes of a needle, so that its base64 has a word that does not depend on neighbouring bytes."""
 CHUNK, OVERLAP = 16 << 20, 4096
 
 
 class Form(NamedTuple):
-    """How a needle is written."""
+    """An encoding of a needle."""
 
     name: str
     encoded: bytes
 
 
 def forms(needle: bytes) -> Iterator[Form]:
-    """Yield all that is looked for: in base64 what does not depend on the bytes before and behind."""
+    """Yield all forms of a needle; in base64, the characters that do not depend on neighbouring bytes."""
     yield Form("raw", needle)
     yield Form("hex", needle.hex().encode())
     yield Form("HEX", needle.hex().upper().encode())
     for before in range(3):
-        # A character encodes 6 bits; those that share bits with neighbouring bytes are omitted.
+        # A character has 6 bits; characters that share bits with neighbouring bytes are omitted.
         encoded = base64.b64encode(bytes(before) + needle + bytes(2))
         own = encoded[-(-before * 8 // 6) : (before + len(needle)) * 8 // 6]
         yield Form("base64", own)
@@ -45,14 +45,14 @@ def forms(needle: bytes) -> Iterator[Form]:
 
 
 class Needles:
-    """Search terms, by the name in reports."""
+    """The forms of all needles, with their names for the report."""
 
     def __init__(self, named: Iterable[tuple[str, bytes]]) -> None:
         self._by_word: dict[int, list[tuple[str, Form]]] = defaultdict(list)
         self.count = 0
         for name, needle in named:
             if len(needle) < LEAST:
-                raise ValueError(f"{name} is too short to be looked for")
+                raise ValueError(f"{name} is too short for a search")
             self.count += 1
             for form in forms(needle):
                 for start in range(WORD):
@@ -61,7 +61,7 @@ class Needles:
         self._words = frozenset(self._by_word)
 
     def found_in(self, haystack: Iterable[bytes]) -> set[tuple[str, str]]:
-        """Return names and forms of the needles in a haystack, which comes in chunks that overlap."""
+        """Return names and forms of the needles in a haystack, given as overlapping chunks."""
         found = set()
         for chunk in haystack:
             words = array("Q", chunk[: len(chunk) // WORD * WORD])
@@ -71,13 +71,13 @@ class Needles:
 
 
 def chunks_of_file(path: Path) -> Iterator[bytes]:
-    """Yield the content of a file, which may have holes."""
+    """Yield a file without its holes."""
     with path.open("rb") as file:
         yield from _chunks(file, 0, path.stat().st_size)
 
 
 def chunks_of_memory(pid: int) -> Iterator[bytes]:
-    """Yield all readable memory of a process: heap, stacks, and mapped files."""
+    """Yield the readable memory of a process: heap, stacks and mapped files."""
     with Path(f"/proc/{pid}/mem").open("rb", buffering=0) as memory:
         for line in Path(f"/proc/{pid}/maps").read_text(encoding="utf-8", errors="replace").splitlines():
             addresses, permissions = line.split()[:2]
@@ -88,7 +88,7 @@ def chunks_of_memory(pid: int) -> Iterator[bytes]:
 
 def _chunks(file: IO[bytes] | RawIOBase, start: int, end: int) -> Iterator[bytes]:
     while start < end:
-        # A page behind the end of a mapped file cannot be read.
+        # A page after the end of a mapped file cannot be read.
         with contextlib.suppress(OSError):
             file.seek(start)
             yield file.read(min(CHUNK, end - start)) or b""

@@ -1,4 +1,4 @@
-"""A network that a test can cut: a TCP proxy on loopback."""
+"""A TCP proxy on loopback whose connections a test can cut."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _CHUNK = 65_536
 
 
 class Network:
-    """Passes connections on to `upstream`, a "host:port", until told otherwise. One thread; a context manager.
+    """Proxy for connections to `upstream`, a "host:port". Has one thread; a context manager.
 
     Attributes:
-        target: Where it listens, as "host:port"; `port` is its port alone.
+        target: The listen address as "host:port"; `port` is its port.
     """
 
     def __init__(self, upstream: str) -> None:
@@ -48,23 +48,23 @@ class Network:
         self._selector.close()
 
     def redirect(self, upstream: str) -> None:
-        """Pass new connections on to another "host:port"; those that there are stay with theirs."""
+        """Pass new connections on to another "host:port"; existing ones stay."""
         host, port = upstream.rsplit(":", 1)
         self._upstream = host, int(port)
 
     def drop(self) -> None:
-        """Reset all connections, and new ones as they come."""
+        """Reset all connections, present and new."""
         with self._lock:
             self._refusing = True
             for sock in list(self._peers):
                 self._forget(sock)
 
     def swallow(self) -> None:
-        """Deliver nothing; existing connections stay open, and new ones get no response."""
+        """Deliver no more data; connections stay open, and new ones are accepted without an answer."""
         self._silent = True
 
     def heal(self) -> None:
-        """Deliver everything again, delayed data first, as TCP does."""
+        """Deliver data again, delayed data first, as TCP does."""
         self._silent = self._refusing = False
 
     def _run(self) -> None:

@@ -28,33 +28,33 @@ if TYPE_CHECKING:
 
 POLICIES = ("noeviction", *(f"{keys}-{how}" for keys in ("allkeys", "volatile") for how in ("lru", "lfu", "random")))
 POLICIES += ("volatile-ttl",)
-"""All that Redis has."""
+"""All eviction policies of Redis."""
 EVICTED = "sessions; and tombstones, so that a Put which arrives late may bring a removed session back"
 UNACKNOWLEDGED = "removals sent meanwhile"
-"""Losses that a fault can cause."""
+"""The possible losses of a fault."""
 
 _ROOM = 256 << 10
-"""Bytes that the process that fills Redis leaves free at first."""
+"""Bytes that stay free at first in a Redis that is to be filled."""
 _FILL_PAUSE = 0.001
 _MOVING_PAUSE = 0.002
-"""Seconds between two keys that move, so that look-ups meet slots that are in both places."""
+"""Seconds between two keys that move, so that look-ups find slots that are on both nodes."""
 
 
 def _store(place: Place, url: str, *options: str) -> str:
-    """Return a URL whose timeout for Redis is four fifths of a handshake's deadline, as by default."""
+    """Return the storage URL, with four fifths of the handshake deadline as the timeout of Redis, as by default."""
     return f"{url}?{'&'.join((f'timeout_ms={place.deadline * 800:.0f}', *options))}"
 
 
 @contextlib.contextmanager
 def redis_killed(place: Place) -> Iterator[Scene]:
-    """Redis is killed with -9 and comes back empty."""
+    """Redis is killed with SIGKILL and restarted empty."""
     with valkey_server() as server, Rig(place, _store(place, server.url)) as rig:
         yield Scene(rig, server.kill, server.start)
 
 
 @contextlib.contextmanager
 def redis_killed_with_log(place: Place) -> Iterator[Scene]:
-    """Redis is killed with -9 and comes back with what its append-only file has, synced for every write."""
+    """Redis is killed with SIGKILL and restarted with its append-only file, which is synced for every write."""
     options = ("--appendonly", "yes", "--appendfsync", "always")
     with valkey_server(*options) as server, Rig(place, _store(place, server.url)) as rig:
         yield Scene(rig, server.kill, server.start)
@@ -62,7 +62,7 @@ def redis_killed_with_log(place: Place) -> Iterator[Scene]:
 
 @contextlib.contextmanager
 def redis_restarted(place: Place) -> Iterator[Scene]:
-    """Redis is restarted empty, with no time in between."""
+    """Redis is restarted empty, without a pause."""
 
     def restart() -> None:
         server.kill()
@@ -74,7 +74,7 @@ def redis_restarted(place: Place) -> Iterator[Scene]:
 
 @contextlib.contextmanager
 def redis_restarted_from_snapshot(place: Place) -> Iterator[Scene]:
-    """Redis saves a snapshot, and is later killed with -9 and restarted from the snapshot."""
+    """Redis saves a snapshot, and is later killed with SIGKILL and restarted with the snapshot."""
 
     def restart() -> None:
         server.kill()
@@ -91,12 +91,19 @@ def redis_frozen(place: Place) -> Iterator[Scene]:
         yield Scene(rig, lambda: server.signal(signal.SIGSTOP), lambda: server.signal(signal.SIGCONT))
 
 
+@contextlib.contextmanager
+def redis_without_snapshots(place: Place) -> Iterator[Scene]:
+    """Redis fails to save its snapshot, as on a full disk, and refuses writes until it can save again."""
+    with valkey_server() as server, Rig(place, _store(place, server.url)) as rig:
+        yield Scene(rig, server.break_snapshots, server.mend_snapshots)
+
+
 def redis_clock(seconds: float) -> Scenario:
-    """Return a scenario in which the clock of Redis' machine is wrong for a while."""
+    """Return a scenario in which the clock of Redis is wrong for some time."""
 
     @contextlib.contextmanager
     def scenario(place: Place) -> Iterator[Scene]:
-        """Redis' clock is set by more than a session lives, and back again."""
+        """The clock of Redis is set by more than the lifetime of a session, and back again."""
         step = place.directory / "step"
 
         def set_by(seconds: float) -> None:
@@ -112,7 +119,7 @@ def redis_clock(seconds: float) -> Scenario:
 
 
 def _libfaketime() -> Path | None:
-    """Return where it is, if it is there. It steps what Redis takes for the wall clock."""
+    """Return the path of libfaketime, which steps the wall clock of Redis, or None if it is not installed."""
     return next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)
 
 
@@ -121,7 +128,7 @@ def _no_libfaketime() -> str | None:
 
 
 class _Filling:
-    """Another client that fills a server from start() to stop(), up to the memory in use at the start."""
+    """Another client that fills a Redis from start() to stop(), up to its present size and a little more."""
 
     def __init__(self, server: RedisServer, policy: str) -> None:
         self._client, self._policy = server.client, policy
@@ -129,13 +136,13 @@ class _Filling:
         self._thread = threading.Thread(target=self._fill, daemon=True)
 
     def start(self) -> None:
-        """Fill it."""
+        """Limit the memory and begin to fill it."""
         self._client.config_set("maxmemory-policy", self._policy)
         self._client.config_set("maxmemory", self._client.info("memory")["used_memory"] + _ROOM)
         self._thread.start()
 
     def stop(self) -> None:
-        """Give the room back."""
+        """Stop, and remove the limit."""
         self._enough.set()
         self._thread.join()
         self._client.config_set("maxmemory", 0)
@@ -143,7 +150,7 @@ class _Filling:
     def _fill(self) -> None:
         for number in itertools.count():
             with contextlib.suppress(redis.OutOfMemoryError):
-                # They live as long as sessions do, so that no policy has a reason to prefer either.
+                # The keys have the lifetime of sessions, so that no policy prefers either.
                 self._client.set(f"other-{number}", bytes(512), ex=7_200)
             if self._enough.wait(_FILL_PAUSE):
                 return
@@ -154,7 +161,7 @@ def redis_full(policy: str) -> Scenario:
 
     @contextlib.contextmanager
     def scenario(place: Place) -> Iterator[Scene]:
-        """Another client fills Redis up to `maxmemory`, faster than sessions expire."""
+        """Another client fills Redis up to `maxmemory`, faster than keys expire."""
         with valkey_server() as server, Rig(place, _store(place, server.url)) as rig:
             filling = _Filling(server, policy)
             yield Scene(rig, filling.start, filling.stop)
@@ -188,17 +195,17 @@ def _network_to_redis(place: Place) -> Iterator[tuple[Rig, Network]]:
 
 @contextlib.contextmanager
 def failover(place: Place) -> Iterator[Scene]:
-    """The primary is killed with -9; the Sentinels make its replica the primary."""
+    """The primary is killed with SIGKILL; the Sentinels promote its replica."""
     with valkey_sentinels() as sentinels, Rig(place, _store(place, sentinels.url)) as rig:
         yield Scene(rig, sentinels.primary.kill, None)
 
 
 def failover_behind(*options: str) -> Scenario:
-    """Return a scenario in which the replica that takes over had not heard of the last writes."""
+    """Return a scenario in which the promoted replica lacks the last writes."""
 
     @contextlib.contextmanager
     def scenario(place: Place) -> Iterator[Scene]:
-        """The replica hears nothing for a while; then the primary is killed, and the replica becomes the primary."""
+        """Replication stops for some time; then the primary is killed, and the replica is promoted."""
         with valkey_sentinels() as sentinels, Rig(place, _store(place, sentinels.url, *options)) as rig:
             yield Scene(rig, sentinels.fall_behind, sentinels.primary.kill)
 
@@ -207,12 +214,12 @@ def failover_behind(*options: str) -> Scenario:
 
 @contextlib.contextmanager
 def demoted_behind_a_name(place: Place) -> Iterator[Scene]:
-    """Primary and replica change places, and the name follows; existing connections stay with the old primary."""
+    """Primary and replica swap roles, and the name follows; existing connections stay with the old primary."""
     with _pair() as (primary, replica), Network(f"127.0.0.1:{primary.port}") as name:
 
         def swap() -> None:
             replica.client.replicaof("no", "one")
-            primary.client.replicaof("127.0.0.1", 1)  # without a link to the new one, so it keeps its data
+            primary.client.replicaof("127.0.0.1", 1)  # without a link to the new primary, so that it keeps its data
             name.redirect(f"127.0.0.1:{replica.port}")
 
         with Rig(place, _store(place, f"redis://{name.target}")) as rig:
@@ -221,7 +228,7 @@ def demoted_behind_a_name(place: Place) -> Iterator[Scene]:
 
 @contextlib.contextmanager
 def replica_away(place: Place) -> Iterator[Scene]:
-    """The replica that Takes and Removes wait for hears nothing for a while; frontends repeat them."""
+    """The replica that Takes and Removes wait for is disconnected for some time; frontends repeat them."""
     with _pair() as (primary, replica), Rig(place, _store(place, primary.url, "wait_replicas=1")) as rig:
 
         def part() -> None:
@@ -233,7 +240,7 @@ def replica_away(place: Place) -> Iterator[Scene]:
 
 @contextlib.contextmanager
 def _pair() -> Iterator[tuple[RedisServer, RedisServer]]:
-    """A primary and its replica in sync."""
+    """A primary and its replica, in sync."""
     with valkey_server() as primary, valkey_server("--replicaof", f"127.0.0.1 {primary.port}") as replica:
         until(lambda: replica.client.info("replication")["master_link_status"] == "up")
         yield primary, replica
@@ -265,6 +272,7 @@ REDIS = [
     Fault("Redis restarted empty", redis_restarted, ALL),
     Fault("Redis restarted from a snapshot", redis_restarted_from_snapshot, ALL),
     Fault("Redis frozen", redis_frozen, NOTHING),
+    Fault("Redis cannot save its snapshot", redis_without_snapshots, NOTHING),
     Fault("Redis' clock 3 h forth", redis_clock(CLOCK_STEP), ENDED, hindrance=_no_libfaketime),
     Fault("Redis' clock 3 h back", redis_clock(-CLOCK_STEP), NOTHING, hindrance=_no_libfaketime),
     *(

@@ -1,6 +1,6 @@
-"""The system under test: a server, two frontends that share their sessions, and two more that use each session once.
+"""The processes under test: a store, two frontends that share sessions, and two that use each session once.
 
-One frontend of each pair is an `ssl` server, the other a pyOpenSSL one; all are processes of their own.
+One frontend of each pair is an `ssl` server, the other a pyOpenSSL one; each is a separate process.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ _HEALTH_SECONDS = 1.0
 
 
 class Place(NamedTuple):
-    """Where a rig is built."""
+    """The directory and the deadline of a rig."""
 
     directory: Path
-    """For keyring, certificate, logs and files of the scenario."""
+    """Has the keyring, certificate, logs and files of the scenario."""
     deadline: float
     """Seconds that a handshake may wait for the store."""
 
@@ -42,16 +42,16 @@ class Rig:
     """The processes; a context manager that ends them.
 
     Args:
-        place: Where.
+        place: Its directory and deadline.
         url: The store's engine.
-        options: More options of `resumed serve`.
-        workers: How many processes the server has.
-        networked: Whether there is a network between frontends and server, which the fault can cut.
-        env: Environment variables of the server's.
-        frontend_env: Environment variables of the `ssl` frontends'.
+        options: Further options of `resumed serve`.
+        workers: The number of processes of the server.
+        networked: Whether the frontends reach the server through a Network, which the fault can cut.
+        env: Environment variables of the server.
+        frontend_env: Environment variables of the `ssl` frontends.
 
     Attributes:
-        network: What lies between the frontends and the server, if it is `networked`.
+        network: The Network between the frontends and the server, if `networked`.
         shared: The ports of the frontends that share sessions.
         once: The ports of those that use each session once.
     """
@@ -105,18 +105,18 @@ class Rig:
         return self._servers[-1]
 
     def serve(self, *options: str) -> None:
-        """Start the server, always at the same address; `options` are more than it has otherwise."""
+        """Start the server at the same address as before, with further `options`."""
         server = running_server(*self._options, *options, listen=self._address, workers=self._workers, env=self._env)
         self._servers.append(self._serving.enter_context(server))
         self._address = self.server.target
 
     def kill_server(self) -> None:
-        """End the server with no time to tidy up."""
+        """End the server with SIGKILL."""
         self.server.kill()
         self._serving.close()
 
     def health(self) -> str:
-        """Return the health status of the server."""
+        """Return the health of the server."""
         with grpc.insecure_channel(self._address, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
             try:
                 answer = health_pb2_grpc.HealthStub(channel).Check(
@@ -128,11 +128,11 @@ class Rig:
         return name
 
     def server_log(self) -> list[dict[str, Any]]:
-        """Return the lines of all servers so far."""
+        """Return the log lines of all servers so far."""
         return [line for server in self._servers for line in server.log_lines()]
 
     def frontend_log(self) -> list[str]:
-        """Return the lines of all frontends so far."""
+        """Return the log lines of all frontends so far."""
         return [line for path in sorted(self._directory.glob("*.log")) for line in path.read_text().splitlines()]
 
     def _frontend(self, stack: str, namespace: str, *options: str) -> subprocess.Popen[str]:

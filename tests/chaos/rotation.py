@@ -1,12 +1,12 @@
-"""Rotates everything under live TLS traffic, again and again: `python tests/chaos/rotation.py`.
+"""Rotate certificates, grants and keyrings under live TLS traffic: `python tests/chaos/rotation.py`.
 
-A store with mutual TLS and grants; frontends of both stacks, one with a mirror, each a process with files of its own;
-clients of TLS 1.2 and 1.3 that negotiate with one frontend and come back to any, with sessions of every age; and a
-program that makes calls of every kind. At the same time, repeatedly:
+There are a store with mutual TLS and grants; frontends of both stacks, one with a mirror, each a process with separate
+files; clients with TLS 1.2 and 1.3 that negotiate with one frontend and return to any, with sessions of every age; and
+a program that makes calls of every kind. During the traffic, these rotations are repeated:
 
-- certificates: trust a new authority, change the store's certificate, then the frontends', forget the old authority;
-- grants: written in another way, with others' added and withdrawn;
-- the keyring: add, wait, promote, wait, retire, as docs/keyrings.md says, file by file.
+- certificates: trust a new authority, change the store's certificate, then the frontends', remove the old authority;
+- grants: written in another form, with grants of other identities added and removed;
+- the keyring: add, wait, promote, wait, retire, as in docs/keyrings.md, file by file.
 
 Exits 1 if a handshake or a call failed, or a session did not resume.
 """
@@ -56,21 +56,21 @@ THREADS = 8
 NEGOTIATED = 0.25
 """Share of the handshakes that negotiate; the others offer a session."""
 TICKETS = 2_000
-"""Sessions that may wait to be offered, at most."""
+"""Maximum number of sessions that wait to be offered."""
 CALLS = 10.0
-"""Of each kind of call, so many a second."""
+"""Calls per second of each kind."""
 
 _PATIENCE = 30.0
 _END_SECONDS = 1.0
-"""By how much a session ends before its lifetime at most: its end is a whole second."""
+"""Maximum time, in seconds, by which a session ends before its lifetime: its end is a whole second."""
 _BETWEEN_FILES = 0.5
 _READ_SECONDS = 1.5
-"""Seconds until a frontend uses a changed file, which it checks once a second."""
+"""Maximum time, in seconds, until a frontend uses a changed file: it checks once a second."""
 
 
 @dataclass
 class Settings:
-    """How long, how fast, and how old sessions get; see --help."""
+    """The duration, the rates, and the age of sessions; see --help."""
 
     seconds: float = 180.0
     rate: float = 1_000.0
@@ -80,7 +80,7 @@ class Settings:
 
 @dataclass
 class Outcome:
-    """What became of it."""
+    """The counts and failures of a run."""
 
     handshakes: int = 0
     offered: int = 0
@@ -95,7 +95,7 @@ class Outcome:
 
     @property
     def problems(self) -> list[str]:
-        """What must not be."""
+        """All failures, and rotations that did not happen."""
         never = [f"{name}: never rotated" for name, count in self.rotations.items() if not count]
         return [*self.failed_handshakes, *self.failed_calls, *self.not_resumed, *never]
 
@@ -109,11 +109,11 @@ class Ticket(NamedTuple):
 
 
 class Site:
-    """The processes, their files, and those who change them.
+    """The processes, their files, and the rotations.
 
     Args:
-        directory: Where the files go.
-        settings: Of the frontends.
+        directory: The directory of the files.
+        settings: The settings of the frontends.
         held: Ends the processes.
         rest: Waits for seconds.
     """
@@ -164,7 +164,7 @@ class Site:
             self.ports.append(int(json.loads(process.stdout.readline())["port"]))
 
     def program(self) -> resumed.SessionStore:
-        """Return the store, as a program sees it that follows its own files."""
+        """Return a client of the store with separate certificate files, which it reloads."""
         credentials = resumed.Credentials(**_tls(self._users[0]))
         return resumed.SessionStore(self._target, namespace="shop", deadline=5.0, credentials=credentials)
 
@@ -183,7 +183,7 @@ class Site:
         self._authority = new
 
     def grants(self) -> None:
-        """Grant the frontends the same in another way, and others something or nothing."""
+        """Write the same grants of the frontends in another form, with or without grants of other identities."""
         with self._taken("grants"):
             self._store.write(grants=_grants(next(self._number)))
 
@@ -203,7 +203,7 @@ class Site:
         new.replace(files.directory / "fleet.keys")
 
     def _each(self, change: Callable[[Files], object]) -> None:
-        """Change the files of one user after the other, until all read them."""
+        """Change the files of one process after the other, and wait until all have read them."""
         for files in self._users:
             change(files)
             self._rest(_BETWEEN_FILES)
@@ -211,7 +211,7 @@ class Site:
 
     @contextlib.contextmanager
     def _taken(self, files: str) -> Iterator[None]:
-        """Wait until the store has taken changed files."""
+        """Wait until the store uses changed files."""
 
         def times() -> int:
             return sum(line["files"] == files for line in self._server.log_lines("changed files taken"))
@@ -231,7 +231,7 @@ class Site:
 
 
 class Traffic:
-    """The clients, and the program that makes calls, until `stopping` is set."""
+    """Run the clients, and the program that makes calls, until `stopping` is set."""
 
     def __init__(self, site: Site, settings: Settings, outcome: Outcome, stopping: threading.Event) -> None:
         self._site, self._settings, self._outcome, self._stopping = site, settings, outcome, stopping
@@ -249,7 +249,7 @@ class Traffic:
                 self._outcome.failed_handshakes.append(f"a handshake failed: {error!r}")
 
     def call(self) -> None:
-        """Make calls of all kinds, but for Watch, which the mirror has open."""
+        """Make calls of all kinds except Watch, which the mirror has open."""
         with contextlib.closing(self._site.program()) as store:
             for _ in self._paced(CALLS):
                 key = os.urandom(32)
@@ -278,7 +278,7 @@ class Traffic:
         age = time.time() - ticket.negotiated
         with self._lock:
             self._outcome.handshakes += 1
-            if age > self._settings.lifetime - _END_SECONDS:  # it may have ended already
+            if age > self._settings.lifetime - _END_SECONDS:  # it may have ended by now
                 return
             self._outcome.offered += 1
             if visit.resumed:
@@ -288,7 +288,7 @@ class Traffic:
                 self._outcome.not_resumed.append(f"a session did not resume: {age:.1f} s old, at {name}")
 
     def _drawn(self) -> Ticket | None:
-        """Return a session of any age, which may be drawn again later."""
+        """Return a session of any age, which can be returned again later."""
         with self._lock:
             oldest = time.time() - self._settings.lifetime + _END_SECONDS
             while self._tickets and self._tickets[0].negotiated < oldest:
@@ -304,7 +304,7 @@ class Traffic:
 
 
 def run(settings: Settings) -> Outcome:
-    """Rotate each thing at least once under traffic, for `settings.seconds` or longer, and return what became of it."""
+    """Run each rotation at least once under traffic, for at least `settings.seconds`, and return the result."""
     outcome, quiet, over = Outcome(), threading.Event(), threading.Event()
     with contextlib.ExitStack() as held:
         directory = held.enter_context(tempfile.TemporaryDirectory(prefix="resumed-rotation-"))
@@ -331,7 +331,7 @@ def run(settings: Settings) -> Outcome:
                     if broken := next((each for each in [*work, *changes] if each.done()), None):
                         broken.result()
             finally:
-                # In this order, so that no step is cut short during traffic.
+                # In this order: no rotation may be cut short during traffic.
                 quiet.set()
                 wait(work, _PATIENCE)
                 outcome.seconds = time.monotonic() - started

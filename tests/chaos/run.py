@@ -1,4 +1,4 @@
-"""Breaks the store in every way under live TLS traffic and prints what became of it: `python tests/chaos/run.py`.
+"""Break the store in every way under live TLS traffic and print the effects: `python tests/chaos/run.py`.
 
 Exits 1 if a promise of docs/reliability.md is broken. Everything runs on loopback, one fault after the other.
 """
@@ -35,7 +35,7 @@ FIGURES = (
     *("handshakes", "failed", "removed or taken, and resumed", "not acknowledged", "slowest, ms, before / then"),
     *("% resumed before / during / after", "% kept", "back after, s"),
 )
-"""What TLS clients saw; `cells` in the order."""
+"""The columns for TLS clients, in the order of `cells`."""
 
 
 def cells(outcome: Outcome) -> list[str]:
@@ -54,20 +54,20 @@ def cells(outcome: Outcome) -> list[str]:
 
 
 def percent(share: float | None) -> str:
-    """Return a share in percent, rounded down: only all of them are 100."""
+    """Return a share in percent, rounded down: 100 means all."""
     return "-" if share is None else f"{int(share * 100)}"
 
 
 def told(outcome: Outcome) -> list[str]:
-    """Return each kind of line in the logs of server and frontends once, without addresses."""
+    """Return the kinds of log lines of the server and the frontends, each once and without addresses."""
     server = [line for line in outcome.server_log if line not in {"starting", "listening"}]
-    # The part of the reason that is the same in every run: a status code, or the fate of the connection.
+    # Only the part of the reason that is the same in every run: the status code, or the state of the connection.
     logs = ([_ADDRESSES.sub("HOST", line) for line in log] for log in (server, outcome.frontend_log))
     return ["\n".join(dict.fromkeys(_REASON.sub(r"\1", line) for line in log)) for log in logs]
 
 
 def tables(outcomes: list[Outcome]) -> list[Table]:
-    """Return what clients saw, and what operators saw."""
+    """Return a table for clients, and one for operators."""
     clients = Table(
         "fault",
         *FIGURES,
@@ -81,7 +81,7 @@ def tables(outcomes: list[Outcome]) -> list[Table]:
 
 
 def markdown(outcomes: list[Outcome]) -> str:
-    """Return all of it in the one table of docs/reliability.md."""
+    """Return the table of docs/reliability.md."""
     heads = ["fault", *FIGURES, "health", "the server's log", "the frontends' logs", "what can be lost"]
     rows = [
         [outcome.fault.name, *cells(outcome), outcome.health, *told(outcome), outcome.fault.loses]

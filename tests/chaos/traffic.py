@@ -1,14 +1,14 @@
-"""Live TLS traffic during a fault, and its statistics.
+"""Live TLS traffic during a fault, and its results.
 
-Three kinds of clients, each in a thread of its own:
+There are three kinds of clients, each in a separate thread:
 
-- Travellers negotiate on one frontend and come back to the other, again and again, always with their latest session.
-- A spoiler comes back seconds later and breaks the connection with a bad record, so that its sessions must be removed.
-- Misers come back seconds later, once, to frontends that use each session once.
+- Travellers negotiate on one frontend and return to the other, again and again, with their latest session.
+- A spoiler returns seconds later and breaks the connection with a bad record, so that its sessions must be removed.
+- Misers return once, seconds later, to frontends that use each session once.
 
-The sessions of the spoiler's connection count as removed once the store has acknowledged their removal: all
-removals were sent (`flush`), and none was rejected or dropped. Sessions that a miser resumed count as taken.
-Both are offered again, at once, during the fault and after, and must not resume: each time that one does counts.
+The sessions of a spoiler's connection count as removed once the store has acknowledged it: the frontend has sent all
+its removals (`flush`), and none was refused or dropped. A session that a miser resumed counts as taken. Both are
+offered again, at once, during the fault and after it. Every one that resumes is counted as wrong.
 """
 
 from __future__ import annotations
@@ -37,23 +37,23 @@ if TYPE_CHECKING:
 
 TRAVELLERS = 8
 RATE = 40.0
-"""Handshakes a second of all travellers together; the others make half as many again."""
+"""Handshakes per second of all travellers together; the other clients make half as many."""
 SAVED = 20
-"""Sessions put aside before the fault, to see how many it costs."""
+"""Sessions that are saved before the fault, to count those that it loses."""
 BACK = 0.95
-"""What share of the offered sessions must resume for resumption to be there."""
+"""Minimum share of offered sessions that resume for resumption to count as available."""
 WINDOW = 1.0
-"""Seconds over which that share is taken."""
+"""Seconds over which this share is measured."""
 
 _PAUSE = 0.25
 _BAD_RECORD = b"\x17\x03\x03\x00\x40" + bytes(64)
 _RECHECKED = 60
 _WAITING = 6
-"""How many turns of a spoiler or miser a session waits for its use: one may begin in the fault and end after it."""
+"""Turns of a spoiler or miser that a session waits for its use, so that one can begin in a fault and end later."""
 
 
 class Handshake(NamedTuple):
-    """One of a traveller's."""
+    """A handshake of a traveller."""
 
     at: float
     offered: bool
@@ -72,13 +72,13 @@ class Ticket(NamedTuple):
 
 
 class Traffic:
-    """The clients, from entering it to leaving it.
+    """The clients, for the duration of the context.
 
     Attributes:
-        failures: Why handshakes failed.
-        spent: Sessions that were removed or taken, and acknowledged so.
-        unacknowledged: How many removals the store did not acknowledge.
-        wrong: What resumed and should not have, a line each.
+        failures: The reasons of failed handshakes.
+        spent: Sessions whose removal or take was acknowledged.
+        unacknowledged: The number of removals that the store did not acknowledge.
+        wrong: A line for each session that must not resume and did.
     """
 
     def __init__(self, rig: Rig) -> None:
@@ -111,7 +111,7 @@ class Traffic:
             thread.join()
 
     def save(self) -> None:
-        """Put sessions aside that the store has."""
+        """Save sessions that the store has."""
         for number in range(SAVED):
             client, ports = Client(VERSIONS[number % 2]), self._rig.shared
             self._saved.append(Ticket(client, self._visit(client, ports[number % 2]).session, ports))
@@ -119,7 +119,7 @@ class Traffic:
             Client(VERSIONS[0]).ask(port, b"flush")
 
     def kept(self) -> float:
-        """Return the share of the sessions put aside that still resume."""
+        """Return the share of the saved sessions that still resume."""
         resumed = 0
         for client, session, ports in self._saved:
             with self._tolerant():
@@ -128,7 +128,7 @@ class Traffic:
 
     @property
     def handshakes(self) -> int:
-        """How many there were, of all clients."""
+        """The number of handshakes of all clients."""
         return len(self._seconds) + len(self.failures)
 
     def slowest(self, start: float, end: float) -> float:
@@ -153,7 +153,7 @@ class Traffic:
         return [each for each in list(self._travels) if each.offered and not each.resumed and start <= each.at < end]
 
     def back(self, since: float) -> float | None:
-        """Return the seconds from `since` until resumption was back for good, None if it is not (yet)."""
+        """Return the seconds from `since` until resumption stayed available, None if it is not available now."""
         offered = sorted(each.at for each in list(self._travels) if each.offered and each.at >= since)
         whole = [at for at in offered if at <= time.monotonic() - WINDOW]
         bad = [number for number, at in enumerate(whole) if (self.rate(at, at + WINDOW) or 0) < BACK]
@@ -206,12 +206,12 @@ class Traffic:
 
     @staticmethod
     def _ways(ports: list[int]) -> Iterator[tuple[int, int]]:
-        """Visit both frontends in turn until the end, with every version of TLS."""
+        """Visit both frontends in turns, twice each, with both versions of TLS, until stopped."""
         there, back = ports
         return itertools.cycle([(there, back)] * 2 + [(back, there)] * 2)
 
     def _spend(self, how: str, ticket: Ticket) -> None:
-        """Note that a session must not resume any more, and see whether it does."""
+        """Record that a session must not resume any more, and try it."""
         with self._lock:
             self.spent.append((how, ticket))
         self._offer_spent(how, ticket, random.choice(ticket.ports))
@@ -227,11 +227,11 @@ class Traffic:
         return visit
 
     def _break(self, client: Client, port: int, session: ssl.SSLSession | None) -> list[ssl.SSLSession | None]:
-        """Come back, send a bad record, and return the sessions that the frontend must remove."""
+        """Return to the frontend, send a bad record, and return the sessions that the frontend must remove."""
         with client._connected(port, session) as (tls, started):
             _ask(tls, b"who")
             self._count(time.perf_counter() - started)
-            # Past our own TLS: after the alert that follows it would not offer these sessions any more.
+            # Without our TLS library, which would not offer these sessions again after the alert that follows.
             with socket.socket(fileno=os.dup(tls.fileno())) as raw:
                 raw.settimeout(5)
                 raw.sendall(_BAD_RECORD)
@@ -258,7 +258,7 @@ class Traffic:
 
     @contextlib.contextmanager
     def _tolerant(self) -> Iterator[None]:
-        """Note a handshake that failed, and go on."""
+        """Record a failed handshake and continue."""
         try:
             yield
         except OSError as error:

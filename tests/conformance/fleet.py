@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import resumed
 from conformance.client import HOSTS, Client
-from resumed._crypto.sealing import StoreKeys
+from resumed._crypto.store_key import StoreKeys
 from support.tls import CA
 
 if sys.version_info >= (3, 11):

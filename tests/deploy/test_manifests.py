@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 from deploy.kubernetes import CHART, HELM, MANIFESTS, TREE, VERSIONS, Refused, kustomized, problems, rendered
+from project.versions import project_version
 from resumed_server.config.settings import Settings
 from support.mtls import Authority, Files
 
@@ -96,7 +97,7 @@ def kinds(objects: list[Object]) -> set[str]:
 
 
 EFFECTS = [
-    effect("image.repository", "reg/x", lambda o: container(o)["image"], "reg/x:0.1.0"),
+    effect("image.repository", "reg/x", lambda o: container(o)["image"], f"reg/x:{project_version()}"),
     effect("image.tag", "9", lambda o: container(o)["image"], "resumed:9"),
     effect("image.digest", f"sha256:{'a' * 64}", lambda o: container(o)["image"], f"resumed@sha256:{'a' * 64}"),
     effect("image.pullPolicy", "Always", lambda o: container(o)["imagePullPolicy"], "Always"),

@@ -31,8 +31,6 @@ NAMES = re.findall(r"- alert: (\w+)", ALERTS)
 class Nothing:
     """An engine that holds nothing."""
 
-    evicted = 0
-
 
 class Idle:
     """An installation that did nothing."""

@@ -1,4 +1,4 @@
-"""A malicious server: its engine keeps every Put and may return any of them."""
+"""A malicious store: a real server whose engine records all sessions, and returns false ones."""
 
 from __future__ import annotations
 
@@ -8,74 +8,75 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 from resumed.v1.session_store_pb2_grpc import add_SessionStoreServiceServicer_to_server
 from resumed_server.rpc.server import build_grpc_server
 from resumed_server.rpc.session_service import SessionStoreService
-from resumed_server.storage.engine import Change, Purged, Put, StoredSession
-from resumed_server.storage.lmdb.engine import EmbeddedEngine
+from resumed_server.storage.engine import Change, NamespacePurged, Put, StoredSession
+from resumed_server.storage.lmdb.engine import LmdbEngine
+from resumed_server.storage.wrapper import WrapperEngine
 from resumed_server.watch.hub import WatchHub
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from resumed_server.storage.engine import Operation, Outcome
+    from resumed_server.storage.engine import Engine, Operation, Outcome
 
 Lie: TypeAlias = "Callable[[LyingEngine, str, bytes, StoredSession | None], StoredSession | None]"
-"""Returns a response for a namespace and a key of an earlier Put, and the truth."""
+"""Returns a false answer for a namespace and a key that once had a session, and the true answer."""
 
 
 class Given(NamedTuple):
-    """The arguments of a Put."""
+    """A session of a Put."""
 
     namespace: str
     key: bytes
     value: bytes
 
 
-class LyingEngine(EmbeddedEngine):
-    """Returns the result of `lie` to lookups and watchers instead of the truth.
+class LyingEngine(WrapperEngine):
+    """Replaces sessions in look-ups and changes by the results of `lie`.
 
     Attributes:
-        lie: None for the truth.
-        given: All Puts so far, removed ones included. A test may clear it.
-        lies: How many look-ups it lied to.
+        lie: Makes the false answers; None for true ones.
+        given: The sessions of all Puts so far, including removed ones. A test may clear it.
+        lies: The number of false answers.
     """
 
-    def __init__(self) -> None:
-        super().__init__(None, capacity=64 << 20)
+    def __init__(self, engine: Engine) -> None:
+        super().__init__(engine)
         self.lie: Lie | None = None
         self.given: list[Given] = []
         self.lies = 0
 
     def given_for(self, namespace: str, key: bytes) -> Given | None:
-        """Return the first value ever stored for a key, or None."""
+        """Return the first session that was stored under a key, if any."""
         return next((each for each in self.given if each[:2] == (namespace, key)), None)
 
     def put(self, namespace: str, key: bytes, value: bytes, ttl: float, issued: float | None = None) -> float:
-        """Store, and keep for later."""
+        """Store and record a session."""
         self.given.append(Given(namespace, key, value))
         return super().put(namespace, key, value, ttl, issued)
 
     def get(self, namespace: str, key: bytes) -> StoredSession | None:
-        """Answer with a lie."""
+        """Return a false answer."""
         return self._told(namespace, key, super().get(namespace, key))
 
     def take(self, namespace: str, key: bytes) -> StoredSession | None:
-        """Answer with a lie."""
+        """Return a false answer."""
         return self._told(namespace, key, super().take(namespace, key))
 
     def batch(self, operations: Sequence[Operation]) -> list[Outcome]:
-        """Store honestly; frontends look up nothing in Batches."""
+        """Record the Puts; frontends have no look-ups in Batches."""
         self.given += [Given(each.namespace, each.key, each.value) for each in operations if isinstance(each, Put)]
         return super().batch(operations)
 
-    def changes(self, after: bytes, until: bytes, limit: int) -> tuple[list[Change | Purged], bytes] | None:
-        """Tell lies of what changed: of a removal too, if the lie makes a session of it."""
+    def changes(self, after: bytes, until: bytes, limit: int) -> tuple[list[Change | NamespacePurged], bytes] | None:
+        """Return false changes, including sessions in the place of removals."""
         found = super().changes(after, until, limit)
         if found is None:
             return None
         changes, position = found
         return list(map(self._retold, changes)), position
 
-    def _retold(self, change: Change | Purged) -> Change | Purged:
-        if isinstance(change, Purged):
+    def _retold(self, change: Change | NamespacePurged) -> Change | NamespacePurged:
+        if isinstance(change, NamespacePurged):
             return change
         session = self._told(change.namespace, change.key, change.session)
         return Change(change.namespace, change.key, session)
@@ -96,8 +97,8 @@ class LyingStore(NamedTuple):
 
 @contextlib.contextmanager
 def lying_store() -> Iterator[LyingStore]:
-    """Run one in this process."""
-    with contextlib.closing(LyingEngine()) as engine:
+    """Run a malicious store in this process."""
+    with contextlib.closing(LyingEngine(LmdbEngine(None, capacity=64 << 20))) as engine:
         watchers = WatchHub(engine)
         server = build_grpc_server(8, shared=False)
         add_SessionStoreServiceServicer_to_server(SessionStoreService(engine, watchers, 86_400.0), server)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 PATIENCE = 20.0
 """Seconds that a server may take for anything; only a broken one takes them."""
 SENTINEL_NAME = "sessions"
-"""The name of the primary at the Sentinels."""
+"""The name of the primary in the Sentinels."""
 NODES = 3
 """Primaries of a cluster."""
 REDIS, VALKEY = "redis-server", str(get_binary_path())
@@ -46,7 +46,8 @@ class RedisServer:
         """The second is for "--tls-port {tls_port}" among the options."""
         self._command = [command, *(option.format(tls_port=self.tls_port) for option in options)]
         self._command += ["--port", f"{self.port}", "--bind", "127.0.0.1"]
-        self._command += ["--save", "", "--dir", str(directory)]
+        self._command += ["--save", "", "--dir", str(directory), "--enable-protected-configs", "local"]
+        self._directory = str(directory)
         self._env = os.environ | dict(env or {})
         self.url = f"redis://127.0.0.1:{self.port}"
         self.client: Any = redis.Redis(port=self.port)
@@ -64,13 +65,28 @@ class RedisServer:
         """Send it a signal."""
         self.process.send_signal(number)
 
+    def break_snapshots(self) -> None:
+        """Let it fail to save a snapshot, as on a full disk, after which it refuses writes."""
+        self.client.config_set("save", "3600 1")
+        self.client.config_set("dir", "/proc")  # no file can be created there, by root either
+        self._save("err")
+
+    def mend_snapshots(self) -> None:
+        """Let it save a snapshot again."""
+        self.client.config_set("dir", self._directory)
+        self._save("ok")
+
+    def _save(self, status: str) -> None:
+        self.client.bgsave()
+        until(lambda: self.client.info("persistence")["rdb_last_bgsave_status"] == status)
+
     def kill(self) -> None:
-        """End it without a word."""
+        """End it with SIGKILL."""
         self.process.kill()
         self.process.wait()
 
     def close(self) -> None:
-        """End the server in any state."""
+        """End it in any state."""
         self.client.close()
         self.kill()
 
@@ -113,9 +129,9 @@ class Cluster:
         self.url = f"redis+cluster://127.0.0.1:{self.nodes[0].port}"
 
     def move_slots(self, enough: threading.Event, pause: float = 0.0) -> None:
-        """Move the first node's slots that have keys to the second, one after the other, until it is enough.
+        """Move the slots of the first node that have keys to the second, one after the other, until `enough` is set.
 
-        It rests for `pause` seconds after each key, so that look-ups meet slots that are in both places.
+        It pauses for `pause` seconds after each key, so that look-ups find slots that are on both nodes.
         """
         source, sink = self.nodes[:2]
         ids = [node.client.execute_command("CLUSTER MYID") for node in self.nodes]
@@ -124,7 +140,7 @@ class Cluster:
                 return
             sink.client.execute_command("CLUSTER SETSLOT", slot, "IMPORTING", ids[0])
             source.client.execute_command("CLUSTER SETSLOT", slot, "MIGRATING", ids[1])
-            # In two words, or redis-py decodes the bytes as text.
+            # In two words, or redis-py decodes the bytes.
             while keys := source.client.execute_command("CLUSTER", "GETKEYSINSLOT", slot, 100):
                 for key in keys:
                     source.client.migrate("127.0.0.1", sink.port, key, 0, 1_000)
@@ -168,7 +184,7 @@ class Sentinels:
         self.url = f"redis+sentinel://{hosts}/{SENTINEL_NAME}"
 
     def fall_behind(self) -> None:
-        """Let the replica hear nothing any more."""
+        """Stop the replication."""
         self.replica.client.config_set("masterauth", "of another primary")
         self.primary.client.execute_command("CLIENT KILL TYPE replica")
 

@@ -31,16 +31,16 @@ export interface Options {
   /** Where the store is, as a gRPC name: `dns:///store:7400`, `127.0.0.1:7400`, `unix:/run/resumed.sock`. */
   target: string;
   /**
-   * Who shares these sessions: 1 to 63 characters of [a-z0-9.-]. Within it a session resumes only on a connection with the same
+   * The name of the fleet that shares these sessions: 1 to 63 characters of [a-z0-9.-]. Within it a session resumes only on a connection with the same
    * server name, certificate names and client authentication. Servers that differ in something else (tenants of one certificate)
    * need different namespaces.
    */
   namespace: string;
   /** The fleet's keys: a keyring file (`resumed keygen`), or a Keyring. */
   keyring: Keyring | string;
-  /** Seconds that a session lives from its negotiation on, 1 to 604,800; 7,200 by default. Resuming never prolongs it. */
+  /** The lifetime of a session from its negotiation on, 1 to 604,800; 7,200 by default. Resuming never prolongs it. */
   lifetimeSeconds?: number;
-  /** Milliseconds that a handshake may wait for the store, in all its look-ups together, up to 60,000; 50 by default. */
+  /** The time that a handshake may wait for calls, in all its look-ups together, up to 60,000; 50 by default. */
   deadlineMs?: number;
   /** Whether a session resumes once in the whole fleet (RFC 8446 section 8.1). */
   singleUse?: boolean;
@@ -60,39 +60,39 @@ export interface Options {
    * namespace (Python, nginx, ...): each has a session id context of its own.
    */
   ignoreIdContext?: boolean;
-  /** How many look-ups may be under way at once, 64 by default; beyond that handshakes do not ask. */
+  /** The number of look-ups that may be under way at once, 64 by default; beyond it a handshake makes none. */
   maxLookups?: number;
   /** For TLS to the store; none by default. Files are read again when they change. */
   tls?: Tls;
   /** Whether `newSession` and `resumeSession` listeners that the server has are removed. */
   replace?: boolean;
-  /** Told of what is worth a human's time; `console` by default. */
+  /** Gets a line at an outage, at its end, and at changes of the keyring; `console` by default. */
   logger?: Logger;
 }
 
 /** The sessions of a server. */
 export interface Sessions {
-  /** Who shares these sessions. */
+  /** The name of the fleet that shares these sessions. */
   readonly namespace: string;
-  /** What happened since attach(). */
+  /** The counts since attach(). */
   readonly stats: Stats;
-  /** Whether the store kept failing, so that handshakes do not ask it at present. */
+  /** Whether the circuit breaker is open, so that handshakes make no look-ups. */
   readonly breakerOpen: boolean;
   /** Returns the ids of the sessions that a connection negotiated or resumed, for {@link Sessions.remove}. */
   idsOf(socket: TLSSocket): Buffer[];
   /** Removes a session from the whole fleet, in the background. Here it resumes no more from now on. */
   remove(id: Uint8Array): void;
-  /** Resolves to true when all sessions and removals so far are sent, or to false after `timeout` milliseconds (1,000). */
-  flush(timeout?: number): Promise<boolean>;
+  /** Resolves to true when all sessions and removals so far are sent, or to false after `timeoutMs` (1,000). */
+  flush(timeoutMs?: number): Promise<boolean>;
   /**
-   * Sends what is not sent yet, for up to a second, and stops. Connections go on; nothing more is stored or resumed by this
+   * Sends the rest of the queue, for up to a second, and stops. Connections go on; nothing more is stored or resumed by this
    * server.
    */
   close(): Promise<void>;
 }
 
 /**
- * Makes a tls, https or http2 server keep its sessions in the store, and resume what any other frontend negotiated. Call it
+ * Makes a tls, https or http2 server keep its sessions in the store, and resume the sessions of every other frontend. Call it
  * before the first connection.
  *
  * It switches stateless tickets off and sets the session id context and timeout, also of what setSecureContext() sets later.
@@ -123,7 +123,7 @@ export function attachTo(server: Server, options: Options, open: () => Store, cl
   return new Attachment(server, namespace, ownContext, contexts, shim);
 }
 
-/** The checks of each option, which has to hold unless it is left out; programs in JavaScript can pass anything. */
+/** The check of each option that is present; programs in JavaScript can pass any value. */
 const CHECKS: Record<keyof Options, { must: string; holds: (value: unknown) => boolean; required?: true; secret?: true }> = {
   target: { must: 'be the store\'s gRPC name, such as "127.0.0.1:7400"', holds: (value) => isText(value, /./), required: true },
   namespace: {
@@ -195,7 +195,7 @@ function isTls(value: unknown): boolean {
   return isPem(ca) && (cert === undefined && key === undefined ? true : isPem(cert) && isPem(key));
 }
 
-/** What is known of a connection. */
+/** The state of a connection. */
 interface Connection {
   beginning: Beginning;
   hello: Hello | undefined;
@@ -289,7 +289,7 @@ class Attachment implements Sessions {
     };
   }
 
-  /** Holds each connection back until its ClientHello is there. Node tells only what a TLS 1.2 client offers. */
+  /** Holds each connection back until its ClientHello is there. Node shows only the session that a TLS 1.2 client offers. */
   #followConnections(): void {
     const emit = this.#server.emit.bind(this.#server) as (event: string | symbol, ...values: unknown[]) => boolean;
     const held = (event: string | symbol, ...values: unknown[]): boolean => {
@@ -308,7 +308,7 @@ class Attachment implements Sessions {
     this.#server.emit = held as Server["emit"];
   }
 
-  /** Returns what is known of a connection, or undefined of one that neither stores nor resumes. */
+  /** Returns the state of a connection, or undefined for one that neither stores nor resumes. */
   #begin(hello: Hello | undefined): Connection | undefined {
     try {
       return { hello, beginning: this.#contexts.begin(hello?.serverName ?? ""), began: this.#shim.now(), ids: [] };

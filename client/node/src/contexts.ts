@@ -41,7 +41,7 @@ type Properties = Server &
     _contexts?: unknown[];
   };
 
-/** What a connection began with; `context` also what it turned out to be. */
+/** The state of a connection at its ClientHello; `context` changes when it turns out to be another one. */
 export interface Beginning {
   serverName: string;
   context: Context | Unknown;
@@ -119,7 +119,7 @@ export class Contexts {
   /**
    * Looks at a full handshake that is done, and learns which identity its name has.
    *
-   * @returns Whether the sessions that it has negotiated so far are what they were taken for.
+   * @returns Whether the sessions that it has negotiated so far belong to the context under which they were stored.
    */
   afterFullHandshake(socket: TLSSocket, beginning: Beginning): boolean {
     const { serverName, context, base } = beginning;
@@ -139,7 +139,7 @@ export class Contexts {
     return true;
   }
 
-  /** Whether a connection that resumed a session is what the session was negotiated for, as far as it shows. */
+  /** Whether a connection that resumed a session has the context of the session, as far as Node shows it. */
   allows(socket: TLSSocket, { context, base }: Beginning): boolean {
     if (typeof context !== "object") return false;
     const hasCertificate = socket.getPeerX509Certificate() !== undefined;

@@ -1,5 +1,5 @@
 /**
- * What is sealed, the same in every language (protos/README.md, protos/vectors):
+ * The plaintext of sealed values, the same in every language (protos/README.md, protos/vectors):
  * context fingerprint (32) | issue time (8, microseconds after the Unix epoch, big endian) | session.
  */
 
@@ -17,7 +17,7 @@ export function wrap({ fingerprint, issued, session }: Envelope): Buffer {
   return Buffer.concat([fingerprint, microseconds(issued), session]);
 }
 
-/** Returns what an envelope holds, or undefined of one that is too short. */
+/** Decodes an envelope; returns undefined for one that is too short. */
 export function unwrap(envelope: Buffer): Envelope | undefined {
   if (envelope.length < HEADER_BYTES) return undefined;
   return {

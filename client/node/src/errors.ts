@@ -1,9 +1,9 @@
-/** The errors that this package throws, and why values of the store do not open. */
+/** The errors that this package throws, and the reasons for which stored values do not open. */
 
-/** What the caller gave cannot be used; the message says what to do. */
+/** An argument is outside its range or cannot be used; the message says how to mend it. */
 export class ResumedError extends Error {
   override name = "ResumedError";
 }
 
-/** Why a value is no session of this fleet: the reason under which the miss is counted. */
+/** The reason of the miss for a value that is no session of this fleet. */
 export type Unsealable = "malformed" | "unknown-key" | "expired" | "not-authentic";

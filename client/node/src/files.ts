@@ -3,9 +3,9 @@ import { statSync } from "node:fs";
 
 import { ResumedError } from "./errors.js";
 
-const CHECK_MILLISECONDS = 1000;
+const CHECK_MS = 1000;
 
-/** What is told of events worth a human's time: `console` is one. */
+/** Gets log lines; `console` is one. */
 export interface Logger {
   info(message: string): void;
   warn(message: string): void;
@@ -13,8 +13,8 @@ export interface Logger {
 }
 
 /**
- * Files that belong together. What has changed is read once it looks the same twice in a row, or was last written a second ago, so
- * that nobody reads the middle of a change. What cannot be used is reported once, and what was read before stays.
+ * Files that belong together. Changed files are read once they look the same twice in a row, or were last written a second ago, so
+ * that no read gets half of a change. Files that cannot be used are reported once, and the content that was read before stays in use.
  */
 export class Files {
   readonly paths: readonly string[];
@@ -23,12 +23,12 @@ export class Files {
   #seen: string;
   #taken: string;
   #complaint = "";
-  #nextCheck = performance.now() + CHECK_MILLISECONDS;
+  #nextCheck = performance.now() + CHECK_MS;
 
   /**
-   * Looks at the files, which are to be read after that.
+   * Notes the present state of the files; read them after that.
    *
-   * @param what They are, for the log.
+   * @param what The name of the files in the log.
    * @throws {ResumedError} There is none.
    */
   constructor(what: string, paths: readonly string[], logger: Logger) {
@@ -41,7 +41,7 @@ export class Files {
   /** Looks once a second at most, and calls `read` when the files have changed and settled; it returns what goes to the log. */
   follow(read: () => string): void {
     if (performance.now() < this.#nextCheck) return;
-    this.#nextCheck = performance.now() + CHECK_MILLISECONDS;
+    this.#nextCheck = performance.now() + CHECK_MS;
     try {
       const [before, seen] = [this.#seen, this.#look()];
       this.#seen = seen;
@@ -77,7 +77,7 @@ export class Files {
 }
 
 function isRecent(path: string): boolean {
-  return Date.now() - statSync(path).mtimeMs < CHECK_MILLISECONDS;
+  return Date.now() - statSync(path).mtimeMs < CHECK_MS;
 }
 
 /** What went wrong with a file, in a word. */

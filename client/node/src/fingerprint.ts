@@ -14,7 +14,7 @@ const EXTENSIONS = 0xa3;
 const DNS_NAME = 0x82;
 const IP_ADDRESS = 0x87;
 
-/** What a server that asks for client certificates demands. */
+/** The demands of a server that requests client certificates. */
 export interface ClientPolicy {
   rejectUnauthorized: boolean;
   /** PEM (each may hold several certificates or lists), or DER. */

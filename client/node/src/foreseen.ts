@@ -1,4 +1,4 @@
-/** What a server will choose in TLS 1.3, as far as Node shows it before the handshake. */
+/** Predicts the choices of a server in TLS 1.3, as far as Node shows them before the handshake. */
 import type { Hello } from "./hello.js";
 
 /** OpenSSL's names of groups, in lower case, and their numbers in a ClientHello. */

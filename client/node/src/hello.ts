@@ -1,4 +1,4 @@
-/** What a ClientHello says: any bytes at all, as they come from the peer. */
+/** Parses ClientHellos: any bytes at all, as they come from the peer. */
 
 /** Bytes of a connection that are looked into: several times what clients send, and too few to keep a process busy. */
 const MAX_BYTES = 16_384;
@@ -27,7 +27,7 @@ export interface Hello {
   serverName: string;
 }
 
-/** Returns what the ClientHello at the start of `bytes` says, "incomplete" if there is more to come, or undefined of no such. */
+/** Returns the ClientHello at the start of `bytes`, "incomplete" if it is longer, or undefined if there is none. */
 export function readHello(bytes: Buffer): Hello | "incomplete" | undefined {
   const parts: Buffer[] = [];
   let at = 0;

@@ -1,9 +1,9 @@
 /**
- * TLS sessions of Node's servers in a central store, so that any frontend of a fleet resumes what any other negotiated, Node's
- * or another with OpenSSL's sessions.
+ * TLS sessions of Node's servers in a central store, so that any frontend of a fleet resumes the sessions of every other,
+ * Node's or another with OpenSSL's sessions.
  *
- * A handshake never waits for the store beyond a deadline, and not at all while the store keeps failing. Whatever goes wrong is
- * a full handshake and a count in {@link Stats}, nothing else.
+ * A handshake never waits for the server beyond a deadline, and not at all while the circuit breaker is open. Any failure costs a
+ * full handshake and a count in {@link Stats}, nothing else.
  */
 export { attach, type Options, type Sessions } from "./attach.js";
 export { ResumedError } from "./errors.js";

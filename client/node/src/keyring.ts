@@ -82,7 +82,7 @@ export class Keyring {
   }
 
   /**
-   * Opens what the store returned for a store key, any bytes at all.
+   * Opens the value that the server returned for a store key, any bytes at all.
    *
    * @internal
    */

@@ -1,4 +1,4 @@
-/** What servers count, for Prometheus. */
+/** The counts of servers, for Prometheus. */
 import type { Sessions } from "./attach.js";
 import { LOOKUP_BUCKETS, REASONS, type Kind, type Stats } from "./stats.js";
 
@@ -10,14 +10,14 @@ const FAMILIES: Record<Kind, { name: string; label: string; help: string }> = {
     help: "Those of the hits whose sessions another process had issued.",
   },
   misses: { name: "misses", label: "reason", help: "Sessions that clients offered and that were not resumed." },
-  puts: { name: "puts", label: "outcome", help: "Sessions that were negotiated, by what became of them." },
+  puts: { name: "puts", label: "outcome", help: "Sessions that were negotiated, by outcome." },
   removals: { name: "removals", label: "reason", help: "Sessions that were removed from the fleet." },
   terminations: { name: "terminations", label: "reason", help: "Resumed connections that were ended after their handshake." },
 };
 
 /**
- * Returns what sessions count, in Prometheus' text format (content type `text/plain; version=0.0.4`), under the names that the
- * clients in other languages use and the dashboard of frontends draws. Those of one namespace are added up.
+ * Returns the counts of sessions in Prometheus' text format (content type `text/plain; version=0.0.4`), under the names that the
+ * clients in other languages use and the dashboard of frontends draws. The counts of one namespace are added up.
  */
 export function metrics(...sessions: Sessions[]): string {
   const namespaces = [...new Set(sessions.map(({ namespace }) => namespace))].sort();
@@ -32,7 +32,7 @@ export function metrics(...sessions: Sessions[]): string {
   for (const [kind, { name, label, help }] of Object.entries(FAMILIES) as [Kind, (typeof FAMILIES)[Kind]][]) {
     head(`${name}_total`, "counter", help);
     for (const { namespace, stats } of groups) {
-      // With zeros: Prometheus sees no rise in a series that begins with its first.
+      // Zeros too: Prometheus does not see the first increase of a series that begins above zero.
       for (const reason of REASONS[kind]) {
         const labels = `namespace="${namespace}",${label}="${reason}"`;
         lines.push(`resumed_frontend_${name}_total{${labels}} ${total(stats, (each) => each[kind][reason] ?? 0)}`);
@@ -51,7 +51,7 @@ export function metrics(...sessions: Sessions[]): string {
     lines.push(`resumed_frontend_lookup_seconds_count{namespace="${namespace}"} ${count}`);
     lines.push(`resumed_frontend_lookup_seconds_sum{namespace="${namespace}"} ${seconds}`);
   }
-  head("breaker_open", "gauge", "Whether the store kept failing, so that handshakes do not ask it.");
+  head("breaker_open", "gauge", "Whether the circuit breaker is open, so that handshakes make no look-ups.");
   for (const { namespace, open } of groups)
     lines.push(`resumed_frontend_breaker_open{namespace="${namespace}"} ${open ? 1 : 0}`);
   return `${lines.join("\n")}\n`;

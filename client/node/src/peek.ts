@@ -5,7 +5,7 @@ import { readHello, type Hello } from "./hello.js";
 
 /**
  * Resolves to the ClientHello with which a connection begins, or undefined if it begins otherwise or not within `patience`
- * milliseconds. All that was read is in the stream again then; "gone" if nobody is there any more.
+ * milliseconds. All bytes that it read are in the stream again then; "gone" if the connection has ended.
  */
 export function peek(stream: Duplex, patience: number): Promise<Hello | "gone" | undefined> {
   return new Promise((resolve) => {

@@ -1,5 +1,5 @@
 /**
- * What the store is handed, the same in every language (protos/README.md, protos/vectors):
+ * The formats that the server stores, the same in every language (protos/README.md, protos/vectors):
  *
  * - store key = SHA-256("resumed/v1" 00 format 00 namespace 00 session id)
  * - sealed value = 02 | key id (4) | not_after (8, Unix seconds, big endian) | nonce (12) | AES-256-GCM(envelope), under the

@@ -96,7 +96,7 @@ export class Sender {
     return within(sent, timeout, false);
   }
 
-  /** Accepts nothing more, sends what is not sent yet, for up to `timeout` milliseconds, and stops. */
+  /** Accepts nothing more, sends the rest of the queue, for up to `timeout` milliseconds, and stops. */
   async close(timeout: number): Promise<void> {
     if (this.#closed) return;
     if (this.#failures < PATIENCE) await this.flush(timeout);

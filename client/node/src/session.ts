@@ -17,7 +17,7 @@ const HOST_NAME = 0xa6;
 const TICKET_DATA = 0xb2;
 
 /**
- * What the sessions of the same lineage need, those that resumed connections issue. OpenSSL copies a session's ticket application data
+ * The data that all sessions of a lineage share: sessions of resumed connections belong to the lineage of the one that they resumed. OpenSSL copies a session's ticket application data
  * into them, where all frontends with OpenSSL keep it: the mark | fingerprint (32) | issue time (8, microseconds) | end (8, Unix
  * seconds) | ids of the connection's sessions (Node: none).
  */
@@ -103,13 +103,13 @@ export class Session {
     return this.#inner(VERIFY_RESULT)?.every((byte) => byte === 0) ?? true;
   }
 
-  /** Whether its ticket application data are somebody else's, which must not get lost. */
+  /** Whether its ticket application data are the application's, which must not get lost. */
   get hasForeignData(): boolean {
     const data = this.#inner(TICKET_DATA);
     return data !== undefined && !isLineage(data);
   }
 
-  /** What this package keeps in its ticket application data. */
+  /** The data of this package in its ticket application data. */
   get lineage(): Lineage | undefined {
     const data = this.#inner(TICKET_DATA);
     if (!data || !isLineage(data)) return undefined;
@@ -132,7 +132,7 @@ export class Session {
     return element(SEQUENCE, Buffer.concat(this.#elements.map(({ tag, content }) => element(tag, content))));
   }
 
-  /** The content of what a tagged field holds. */
+  /** The content of the element in a tagged field. */
   #inner(tag: number): Buffer | undefined {
     const field = this.#elements.find((each) => each.tag === tag);
     return field && elementsOf(field.content)?.[0]?.content;

@@ -1,7 +1,7 @@
 /**
- * What to do at each session event of a server: the policy, without TLS.
+ * The session policy: decisions for each session event of a server, without TLS.
  *
- * A handshake never waits for the store beyond the deadline, and not at all while the store keeps failing. Nothing rejects: a
+ * A handshake never waits for the server beyond the deadline, and not at all while the circuit breaker is open. Nothing rejects: a
  * call that fails means no resumption, and nothing else. Ids come from peers and values from the store: neither is trusted.
  */
 import { X509Certificate } from "node:crypto";
@@ -22,7 +22,7 @@ import { CallError, type Store } from "./store.js";
 
 /** Seconds after its issue in which a miss for an id is worth further calls: its Put may be on its way. */
 export const FRESH_SECONDS = 10;
-/** Milliseconds before each further call for a fresh id, or what the deadline leaves. */
+/** Milliseconds before each further call for a fresh id; the deadline shortens them. */
 export const RETRY_PAUSES_MS = [1, 4, 16, 64];
 /** Milliseconds that a call must have left to be worth making: a timeout after less says nothing about the server. */
 export const MIN_CALL_MS = 10;
@@ -149,7 +149,7 @@ export class Shim {
     this.#recorder.count("misses", reason);
   }
 
-  /** Counts a handshake that resumed what was found. */
+  /** Counts a handshake that resumed the session of a look-up. */
   resumed({ outcome, foreign }: Offer): void {
     this.#recorder.count("hits", outcome);
     if (foreign) this.#recorder.count("foreignHits", outcome);
@@ -205,7 +205,7 @@ export class Shim {
     return storeKey(FORMAT, this.#store.namespace, id);
   }
 
-  /** Resolves to what was found, or the reason of the miss. */
+  /** Resolves to a session, or to the reason of the miss. */
   async #find(id: Buffer, serverName: string, context: Context, cipher: number | undefined): Promise<Offer | string> {
     const now = this.#clock();
     const end = performance.now() + this.policy.deadlineMs;
@@ -302,7 +302,7 @@ export class Shim {
   }
 }
 
-/** Whether a session has what one of this context has: a verified certificate of its client, or none. */
+/** Whether a session is verified, and has a client certificate exactly if sessions of this context have one. */
 function isOf(session: Session, { certificates }: Context): boolean {
   return session.verified && (session.peer !== undefined) === certificates;
 }

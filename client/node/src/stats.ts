@@ -1,24 +1,24 @@
-/** What happened, by reason. */
+/** Counts by reason. */
 
 /** Upper bounds of the buckets of {@link Stats.lookups}, in milliseconds; one more holds what took longer. */
 export const LOOKUP_BUCKETS: readonly number[] = [0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100];
 
-/** What happened since attach(), each a count by reason. The reasons are those of the clients in other languages. */
+/** The counts since attach(), by reason. The reasons are those of the clients in other languages. */
 export interface Stats {
   /**
-   * Handshakes that resumed: `store`; `retried` (a session just negotiated, found when asked for again); `coalesced` (another handshake
-   * had just asked).
+   * Handshakes that resumed: `store`; `retried` (a session just negotiated, found by a further call); `coalesced` (found by the
+   * look-up of another handshake).
    */
   hits: Record<string, number>;
   /**
-   * Those of `hits` whose sessions another process stored, by the same reasons: what a cache of this process alone could not have
-   * had. A ticket of TLS 1.3 that was issued when a session resumed is its issuer's.
+   * Those of `hits` whose sessions another process stored, by the same reasons: a cache in this process would not have
+   * them. A ticket of TLS 1.3 that was issued when a session resumed is its issuer's.
    */
   foreignHits: Record<string, number>;
   /**
-   * `unknown`; `foreign-id` (no id of a session) and `expired-id`, both without a call; `timeout`, `unavailable` and `rejected`: the store
-   * failed; `limited` (a limit of the store is used up; for a moment after that, no call); `breaker-open` (it kept failing: no
-   * call); `too-many-lookups` (too many look-ups under way: no call); `malformed`, `unknown-key`, `expired`, `not-authentic`, `undecodable`: the
+   * `unknown`; `foreign-id` (no id of a session) and `expired-id`, both without a call; `timeout`, `unavailable` and `rejected`: the call
+   * failed; `limited` (the server refused a call because of a limit; for a moment after that, and for a share of the sessions, no call);
+   * `breaker-open` (no call); `too-many-lookups` (under way: no call); `malformed`, `unknown-key`, `expired`, `not-authentic`, `undecodable`: the
    * value was no session of this fleet; `server-name-mismatch`: it was negotiated for another server name (RFC 6066 section 3);
    * `context-mismatch`: it was negotiated in another context; `context-unknown` and `context-unstable`, both without a call: the
    * server chooses contexts by name, and which one this name has is not known yet, or is not always the same; `other-cipher`: it has
@@ -26,7 +26,7 @@ export interface Stats {
    * key exchange that is tried again (no call, where the server's `ecdhCurve` shows it beforehand); `internal-error`: a defect.
    */
   misses: Record<string, number>;
-  /** `stored`, `refused`, `dropped` (the queue was full), `expired` (not sent in time), `unresumable` (nothing to store). */
+  /** `stored`, `refused`, `dropped` (the queue was full, or a limit is used up), `expired` (not sent in time), `unresumable` (nothing to store). */
   puts: Record<string, number>;
   /** `fatal-error`, `application`, `dropped`, `refused`. */
   removals: Record<string, number>;
@@ -35,14 +35,14 @@ export interface Stats {
    * in the context that they showed then).
    */
   terminations: Record<string, number>;
-  /** Look-ups that reached for the store (with singleUse Get and Take count apart) by the time they took: one for each of LOOKUP_BUCKETS and one for longer ones. */
+  /** Look-ups that made a call, by duration: one count for each of LOOKUP_BUCKETS and one for longer ones. With singleUse Get and Take count apart. */
   lookups: number[];
-  /** Milliseconds that all these look-ups took. */
+  /** The total duration of these look-ups, in milliseconds. */
   lookupMilliseconds: number;
 }
 
 const FOUND = ["store", "retried", "coalesced"];
-/** All that may be counted. */
+/** All reasons that may be counted. */
 export const REASONS = {
   hits: FOUND,
   foreignHits: FOUND,

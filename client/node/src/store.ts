@@ -11,19 +11,18 @@ import { SessionStoreServiceClient, type BatchOperation, type BatchResult } from
 /**
  * TLS to the store: each a PEM file or its content. Files are read again when they have changed and settled for a second; calls go
  * over a new connection then. Those that cannot be used (such as a key that does not fit its certificate, in the
- * middle of a rotation) are reported, and what was read before stays.
+ * middle of a rotation) are reported, and the content that was read before stays in use.
  */
 export interface Tls {
   /** Certificates of the authorities that the store's certificate may come from. */
   ca: string | Buffer;
-  /** The certificate that this frontend shows, and its key. */
+  /** The certificate of this frontend, and its key. */
   cert?: string | Buffer;
   key?: string | Buffer;
 }
 
 /**
- * Get alone is retried by gRPC: after an unknown outcome a second Take misses, where an error tells the truth, and Batches are
- * sent again by the sender.
+ * gRPC retries Get alone: after an unknown outcome a second Take would miss, and the sender repeats Batches.
  */
 const SERVICE_CONFIG = JSON.stringify({
   loadBalancingConfig: [{ round_robin: {} }],
@@ -81,7 +80,7 @@ export class CallError extends Error {
   }
 }
 
-/** What the rest of this package needs of a store; all times are milliseconds, and a call that fails rejects with CallError. */
+/** The calls that the rest of this package makes; all times are milliseconds, and a call that fails rejects with CallError. */
 export interface Store {
   readonly namespace: string;
   get(key: Buffer, timeout: number): Promise<Buffer | undefined>;
@@ -173,8 +172,8 @@ type Method<Request, Response> = (
 ) => ClientUnaryCall;
 
 /**
- * An event loop that stood still looks at its timers before it reads what came meanwhile. So a call that is late gets another look at
- * the sockets, and a little time if it was a standstill, before it is given up.
+ * After a stall an event loop runs its timers before it reads its sockets. So a call that is late waits until the sockets were read,
+ * and a little longer after a stall, before it ends.
  */
 function unary<Request, Response>(method: Method<Request, Response>, request: Request, timeout: number): Promise<Response> {
   return new Promise((resolve, reject) => {

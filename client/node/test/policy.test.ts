@@ -135,7 +135,7 @@ class Frontend {
 
   constructor(readonly limit: Limit) {}
 
-  /** Returns whether a client resumes, and what it offers next: with TLS 1.3 another session each time. */
+  /** Returns whether a client resumes, and its next session: with TLS 1.3 another session each time. */
   visit(offered: Offered | undefined, tls13: boolean): [boolean, Offered] {
     const calls = offered && !this.breaker.limited && this.breaker.serves(offered.key);
     const resumed = Boolean(calls && this.#lookUp() && offered.stored);

@@ -1,4 +1,4 @@
-/** The policy, with a store that answers when it is told to. */
+/** The policy, with a store whose answers the tests choose. */
 import assert from "node:assert/strict";
 import { createHash, randomBytes } from "node:crypto";
 import { test } from "node:test";

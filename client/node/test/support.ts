@@ -1,4 +1,4 @@
-/** What the tests share: a real store in a process of its own, servers and clients in this one. */
+/** Support of the tests: a real store in a process of its own, servers and clients in this one. */
 import { execFileSync, spawn, spawnSync, type ChildProcess } from "node:child_process";
 import { once } from "node:events";
 import { chmodSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
@@ -16,7 +16,7 @@ import { Keyring } from "../src/keyring.js";
 import { Session } from "../src/session.js";
 import { GrpcStore, type Store } from "../src/store.js";
 
-/** What anything may take, in milliseconds; only what is broken takes it. */
+/** Milliseconds that bound every wait; only defects take that long. */
 export const PATIENCE = 30_000;
 export const VERSIONS = ["TLSv1.2", "TLSv1.3"] as const;
 export type Version = (typeof VERSIONS)[number];
@@ -94,7 +94,7 @@ export function sharedStore(): Promise<RunningStore> {
 
 export const quiet = { info: ignore, warn: ignore, error: ignore };
 function ignore(): void {
-  // nobody reads it
+  // without a reader
 }
 
 export interface Frontend {
@@ -184,7 +184,7 @@ export async function connect(
 
 const tickets = new WeakMap<tls.TLSSocket, Buffer>();
 
-/** What a client can resume with. */
+/** The session that a client can resume. */
 export function sessionOf(socket: tls.TLSSocket): Buffer | undefined {
   return socket.getProtocol() === "TLSv1.3" ? tickets.get(socket) : socket.getSession();
 }

@@ -8,8 +8,9 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Literal
 
 from resumed._async.event_loops import enable
+from resumed._client.limits import NAMESPACE_PATTERN
 from resumed._client.store import SessionStore
-from resumed._crypto.sealing import Keyring
+from resumed._crypto.keyring import Keyring
 from resumed._openssl import CallbackBinding, session_ids
 from resumed._policy.mirror import DEFAULT_BYTES, Mirror
 from resumed._policy.session_policy import SessionPolicy
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
 
     from resumed._policy.stats import Stats
     from resumed._transport.tls import Credentials
-
-_NAMESPACE = re.compile(r"[a-z0-9.-]{1,63}")
 
 
 class Installation:
@@ -150,7 +149,7 @@ def install(
     lifetime: int = 7200,
     deadline: float = 0.05,
     single_use: bool = False,
-    ids: Literal["sealed", "any"] = "sealed",
+    accept_foreign_ids: bool = False,
     puts: Literal["wait", "background"] | None = None,
     max_lookups: int = 64,
     mirror: bool | int | str = False,
@@ -177,8 +176,8 @@ def install(
         deadline: Seconds that a handshake may wait for the store, above 0; all of its look-ups together.
         single_use: Whether a session resumes once in the whole fleet (RFC 8446 section 8.1): a look-up Gets it, and
             Takes it if it fits. The mirror is not used then.
-        ids: `sealed` looks up only ids that the fleet issued, `any` every id (for fleets with TLS stacks that cannot
-            choose ids).
+        accept_foreign_ids: Whether ids that the fleet did not issue are looked up, too, as in a fleet with TLS stacks
+            that cannot choose their ids (Node).
         puts: `background` never holds up a handshake; `wait` holds a full one until its sessions are stored, at most
             for the deadline. None is `background`, but `wait` with a plaintext keyring.
         max_lookups: How many look-ups may be under way at once, each on a connection of its own; beyond that handshakes
@@ -199,7 +198,7 @@ def install(
         KeyringError: The keyring is missing, malformed, or readable by others.
         ValueError: An argument is outside its range.
     """
-    if not _NAMESPACE.fullmatch(namespace):
+    if not re.fullmatch(NAMESPACE_PATTERN, namespace):
         raise ValueError(f"namespace must be 1 to 63 characters of [a-z0-9.-], not {namespace!r}")
     if not isinstance(keyring, Keyring):
         keyring = Keyring.load(keyring)
@@ -217,7 +216,7 @@ def install(
         keyring,
         lifetime=lifetime,
         single_use=single_use,
-        ids=ids,
+        accept_foreign_ids=accept_foreign_ids,
         puts=puts,
         max_lookups=max_lookups,
         mirror=Mirror(store, size) if size else None,

@@ -45,7 +45,7 @@ def main() -> None:
         credentials=resumed.Credentials(ca=f"{TLS}/ca.crt", cert=f"{TLS}/tls.crt", key=f"{TLS}/tls.key"),
     )
     server = http.server.ThreadingHTTPServer(("", PORT), Hello)
-    # The handshake is the connection's own thread's, so that a slow client holds up nobody.
+    # The thread of the connection makes the handshake, so that a slow client delays no other.
     server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
 
     def drain() -> None:

@@ -6,13 +6,14 @@ import sys
 from importlib.metadata import version
 from typing import Annotated, Any, NoReturn
 
-from resumed_server.errors import UserError, tell
+from resumed_server.errors import UserError, print_error
+from resumed_server.storage.registry import extras_for
 
 
 def _exit_without(missing: ModuleNotFoundError) -> NoReturn:
     if (missing.name or "").startswith("resumed"):
         raise missing
-    extras = "server,redis" if missing.name == "redis" else "server"
+    extras = ",".join(extras_for(missing.name or ""))
     sys.exit(f"resumed: {missing.name} is missing; pip install 'resumed[{extras}]'")
 
 
@@ -33,10 +34,10 @@ def main() -> None:
     try:
         sys.exit(app(prog_name="resumed", standalone_mode=False))
     except UserError as error:
-        tell(error)
+        print_error(error)
         sys.exit(2)
     except _CommandLineError as error:
-        tell(UserError(f"{' '.join(error.format_message().split())} (see resumed --help)"))
+        print_error(UserError(f"{' '.join(error.format_message().split())} (see resumed --help)"))
         sys.exit(2)
     except ModuleNotFoundError as missing:
         _exit_without(missing)

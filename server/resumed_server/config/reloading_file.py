@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypeVar
 import structlog
 
 from resumed import _reload as files
-from resumed_server.errors import described
+from resumed_server.errors import exception_fields
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -34,7 +34,7 @@ class Followed(files.Followed[_Value]):
     def __init__(self, name: str, paths: Sequence[str], parse: Callable[[Sequence[bytes]], _Value]) -> None:
         def refused(error: Exception) -> None:
             expected = isinstance(error, ValueError)
-            details = {"problem": "; ".join(str(error).splitlines())} if expected else described(error)
+            details = {"problem": "; ".join(str(error).splitlines())} if expected else exception_fields(error)
             log.error(_UNUSABLE, files=name, **details)
 
         super().__init__(

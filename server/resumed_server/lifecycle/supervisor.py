@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from resumed_server.errors import UserError, described, tell
+from resumed_server.errors import UserError, exception_fields, print_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -141,9 +141,9 @@ def _fork(work: Callable[[], int]) -> int:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGCHLD})
         status = work()
     except UserError as error:
-        tell(error)
+        print_error(error)
         status = USER_ERROR
     except BaseException as error:  # noqa: BLE001 - the child must not return into the supervisor's code
-        log.critical("worker failed", **described(error))
+        log.critical("worker failed", **exception_fields(error))
     finally:
         os._exit(status)  # without the supervisor's clean-up

@@ -29,7 +29,7 @@ from resumed_server.rpc.selftest import is_grpcio_compatible
 from resumed_server.rpc.session_service import SERVICE_NAME, SessionStoreService
 from resumed_server.storage.engine import EngineError
 from resumed_server.storage.expiry import Sweeper
-from resumed_server.storage.registry import open_engine
+from resumed_server.storage.registry import find_engine, open_engine
 from resumed_server.watch.hub import WatchHub
 
 if TYPE_CHECKING:
@@ -194,9 +194,10 @@ class Worker:
         from resumed_server.observability.metrics.http_endpoint import Endpoint  # noqa: PLC0415
         from resumed_server.observability.metrics.worker import WorkerMetrics  # noqa: PLC0415
 
-        kind = self._settings.storage.partition(":")[0]
-        build = {"engine": kind, "transport": self._settings.transport}
-        collector = MetricsCollector(segment, build, self._settings.capacity if kind == "lmdb" else 0)
+        storage = self._settings.storage
+        capacity = self._settings.capacity if find_engine(storage).has_capacity else 0
+        build = {"engine": storage.partition(":")[0], "transport": self._settings.transport}
+        collector = MetricsCollector(segment, build, capacity)
         self._stack.callback(Endpoint(self._addresses.metrics, collector).close)
         return WorkerMetrics(
             segment, self._number, engine, readiness=self._readiness, certificates=security.certificates
@@ -220,7 +221,11 @@ def open_storage(settings: Settings) -> Engine:
     """
     try:
         return open_engine(
-            settings.storage, capacity=settings.capacity, threads=settings.threads, clock=time.time, blame_crashes=True
+            settings.storage,
+            capacity=settings.capacity,
+            threads=settings.threads,
+            clock=time.time,
+            quarantine_after_crash=True,
         )
     except (EngineError, OSError, ValueError) as error:
         raise UserError(f"--storage: {error}") from error

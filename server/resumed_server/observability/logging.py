@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from resumed_server.errors import described, is_news
+from resumed_server.errors import exception_fields, should_log
 
 if TYPE_CHECKING:
     from structlog.typing import EventDict, WrappedLogger
@@ -43,7 +43,9 @@ class _StdlibBridge(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         error = record.exc_info[1] if record.exc_info else None
-        details = described(error) if error else {"where": f"{record.filename}:{record.lineno} {record.funcName}"}
+        details = (
+            exception_fields(error) if error else {"where": f"{record.filename}:{record.lineno} {record.funcName}"}
+        )
         # A client can cause an error of grpc by an invalid request, as often as it likes.
-        if is_news(record.name, *details.values()):
+        if should_log(record.name, *details.values()):
             structlog.get_logger().log(record.levelno, "library", library=record.name, **details)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from resumed_server.auth.authorizer import Authorizer
     from resumed_server.rpc.observer import Observer
-    from resumed_server.storage.engine import Engine, Usage
+    from resumed_server.storage.engine import Engine, NamespaceUsage
 
 _ALL_NAMESPACES = "*"
 """The namespace of a grant for the Stats of all namespaces. No namespace has this name."""
@@ -106,11 +106,11 @@ class AdminService(AdminServiceServicer):
         return response
 
 
-def _write_usage(stats: pb.NamespaceStats, usage: Usage) -> None:
+def _write_usage(stats: pb.NamespaceStats, usage: NamespaceUsage) -> None:
     stats.session_count = usage.sessions
     stats.value_bytes = usage.value_bytes
     stats.tombstone_count = usage.tombstones
-    stats.purged_count = usage.purged
+    stats.purged_count = usage.pending_deletion
     if usage.issued_before is not None:
         write_time(stats.issued_before_time, usage.issued_before)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import structlog
 
-from resumed_server.errors import described
+from resumed_server.errors import exception_fields
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -91,4 +91,4 @@ def _run_safely(action: Callable[[], object]) -> None:
     try:
         action()
     except Exception as error:  # noqa: BLE001 - without its thread the queue would stop
-        log.critical("call failed", **described(error))
+        log.critical("call failed", **exception_fields(error))

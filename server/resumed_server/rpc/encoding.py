@@ -68,9 +68,9 @@ def write_ttl(duration: Duration, seconds: float) -> None:
     duration.nanos = int((seconds - whole) * 1e9)
 
 
-def _event(change: storage.Change | storage.Purged) -> pb.WatchEvent:
+def _event(change: storage.Change | storage.NamespacePurged) -> pb.WatchEvent:
     event = pb.WatchEvent()
-    if isinstance(change, storage.Purged):
+    if isinstance(change, storage.NamespacePurged):
         event.purged.SetInParent()
         if change.issued_before is not None:
             write_time(event.purged.issued_before_time, change.issued_before)

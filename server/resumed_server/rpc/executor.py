@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import structlog
 
-from resumed_server.errors import described
+from resumed_server.errors import exception_fields
 from resumed_server.rpc._grpcio_private import HandlerArgs
 from resumed_server.rpc.delay_queue import DelayedRejection, DelayQueue
 
@@ -193,7 +193,7 @@ class PendingCall:
             )
             return rejection
         except BaseException as error:  # noqa: BLE001 - the thread must serve the next call
-            log.critical("call failed", **described(error))
+            log.critical("call failed", **exception_fields(error))
         self._done = True
         self._run_callbacks()
         return None

@@ -42,7 +42,7 @@ def is_grpcio_compatible() -> bool:
         check_grpcio()
     except Exception as error:  # noqa: BLE001 - the server works without them, for any reason
         _log.critical(
-            "incompatible grpcio: clients that send no messages can occupy all threads; install another version",
+            "this grpcio is not as expected: silent clients can occupy all threads; install another version",
             version=grpc.__version__,
             cause=str(error) if isinstance(error, IncompatibleGrpcio) else type(error).__name__,
         )

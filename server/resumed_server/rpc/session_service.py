@@ -134,7 +134,7 @@ class SessionStoreService(SessionStoreServiceServicer):
         """Execute the valid and granted operations together; each of the others gets its own error."""
         caller = admit(self._authorizer, context, len(request.operations))
         if not 1 <= len(request.operations) <= MAX_OPERATIONS:
-            raise InvalidField("operations", f"must hold 1 to {MAX_OPERATIONS}")
+            raise InvalidField("operations", f"must have 1 to {MAX_OPERATIONS} items")
         operations = list(self._validate_operations(request.operations, caller))
         self._acquire_all([each for each in operations if not isinstance(each, Exception)])
         rejections = list(map(self._admit_entry, operations))

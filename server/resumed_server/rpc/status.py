@@ -18,7 +18,7 @@ from grpc_status import rpc_status
 from resumed.v1 import session_store_pb2 as pb
 from resumed_server.auth.authorizer import NotGranted
 from resumed_server.auth.identity import Unauthenticated
-from resumed_server.errors import Stopping, described, is_news
+from resumed_server.errors import Stopping, exception_fields, should_log
 from resumed_server.limits.enforcer import LimitExceeded
 from resumed_server.rpc.validation import InvalidField
 from resumed_server.storage.engine import AlreadyExists, EngineError, EngineFull, EngineUnavailable
@@ -158,7 +158,7 @@ def log_fields(error: Exception) -> dict[str, str]:
     if isinstance(error, LimitExceeded):
         return {"of": error.subject, "limit": error.limit}
     # The messages of these contain no key and no value by contract; those of other exceptions might.
-    return {"cause": str(error)} if isinstance(error, EngineError | Unauthenticated) else described(error)
+    return {"cause": str(error)} if isinstance(error, EngineError | Unauthenticated) else exception_fields(error)
 
 
 def _log(mapping: StatusMapping, error: Exception) -> None:
@@ -167,7 +167,7 @@ def _log(mapping: StatusMapping, error: Exception) -> None:
     # The namespace is not part of the key: callers choose it, so including it would defeat the rate limit of the log.
     rule = error.rule if isinstance(error, LimitExceeded) else ""
     key = (rule, *(fields.get(name, "") for name in ("where", "identity", "operation", "limit")))
-    if is_news(type(error).__qualname__, *key):
+    if should_log(type(error).__qualname__, *key):
         (log.error if mapping is _INTERNAL else log.warning)(
             mapping.text if mapping is not _INTERNAL else "internal error", **fields
         )

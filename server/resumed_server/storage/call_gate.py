@@ -1,4 +1,4 @@
-"""Keeps calls out of an engine that is closed or broken, and knows when those under way are over."""
+"""Block calls to a closed or damaged engine, and wait for running calls."""
 
 from __future__ import annotations
 
@@ -13,65 +13,65 @@ from resumed_server.storage.engine import EngineBroken, EngineUnavailable
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-CLOSED = "the store is closed"
+CLOSED = "the storage engine is closed"
 PATIENCE = 5.0
-"""Seconds that the calls under way have to end when an engine is closed."""
+"""Maximum time, in seconds, to wait for running calls when an engine is closed."""
 
 
-class Gate:
-    """A context manager that lets calls in until it is shut. Takes no lock while nobody wants to be alone()."""
+class CallGate:
+    """A context manager that admits calls until it is closed. It takes no lock unless a thread is in exclusive()."""
 
     def __init__(self) -> None:
-        self._inside: deque[None] = deque()  # appends and pops in one step
-        self._shut: str | None = None
+        self._running: deque[None] = deque()  # append and pop are atomic
+        self._closed: str | None = None
         self._lock = threading.Lock()
-        self._alone = False
+        self._exclusive = False
 
     def __enter__(self) -> None:
-        self._inside.append(None)
-        while self._shut or self._alone:
-            self._inside.pop()
-            if self._shut:
-                raise EngineBroken(self._shut)
-            with self._lock:  # until whoever is alone is done
-                self._inside.append(None)
+        self._running.append(None)
+        while self._closed or self._exclusive:
+            self._running.pop()
+            if self._closed:
+                raise EngineBroken(self._closed)
+            with self._lock:  # until the thread in exclusive() has finished
+                self._running.append(None)
 
     def __exit__(self, *_: object) -> None:
-        self._inside.pop()
+        self._running.pop()
 
-    def shut(self, reason: str) -> str | None:
-        """Refuse calls from now on, for `reason`; return why they were refused before. What is closed stays closed."""
-        before = self._shut
+    def close(self, reason: str) -> str | None:
+        """Reject later calls with `reason`, and return the previous reason, if any. CLOSED is never replaced."""
+        before = self._closed
         if before != CLOSED:
-            self._shut = reason
+            self._closed = reason
         return before
 
     @contextlib.contextmanager
-    def alone(self) -> Iterator[None]:
-        """Let nobody in for as long as the context lasts, which begins when the calls under way are over.
+    def exclusive(self) -> Iterator[None]:
+        """Wait for running calls, and block new calls for the duration of the context.
 
         Raises:
-            EngineUnavailable: They do not end.
-            EngineBroken: The gate is shut.
+            EngineUnavailable: The running calls do not end within PATIENCE.
+            EngineBroken: The gate is closed.
         """
         with self._lock:
-            self._alone = True
+            self._exclusive = True
             try:
                 if not self.wait_until_empty():
-                    raise EngineUnavailable("a call does not end")
-                self._inside.append(None)
+                    raise EngineUnavailable("a running call does not end")
+                self._running.append(None)
                 try:
-                    if self._shut:
-                        raise EngineBroken(self._shut)
+                    if self._closed:
+                        raise EngineBroken(self._closed)
                     yield
                 finally:
-                    self._inside.pop()
+                    self._running.pop()
             finally:
-                self._alone = False
+                self._exclusive = False
 
     def wait_until_empty(self) -> bool:
-        """Wait for the calls that were let in, up to PATIENCE seconds; return whether they are over."""
+        """Wait for running calls, up to PATIENCE seconds; return whether all have ended."""
         deadline = time.monotonic() + PATIENCE
-        while self._inside and time.monotonic() < deadline:
+        while self._running and time.monotonic() < deadline:
             time.sleep(0.001)
-        return not self._inside
+        return not self._running

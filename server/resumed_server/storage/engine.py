@@ -1,12 +1,12 @@
-"""What a storage engine promises, the errors it may raise, and the operations of a batch.
+"""The interface of a storage engine, its errors, and the operations of a batch.
 
-The threat: what an engine keeps lets whoever holds the fleet key decrypt or hijack TLS connections, so an engine keeps
-values as opaque bytes, never logs keys or values, and never hands out what was removed, taken or purged. The relief:
-losing an entry is harmless, since the client then makes a full handshake. So an engine may forget a live session (full,
-restarted, failed over), but it must never resurrect one, and `take` must hand a session to one caller at most.
+Threat: with the fleet key, the values of an engine decrypt or hijack TLS connections. So an engine treats values as
+opaque bytes, never logs keys or values, and never returns a session that was removed, taken or purged. Relief: a lost
+entry is harmless, since the client then makes a full handshake. So an engine may lose a live session (when it is full,
+restarted or failed over), but must never restore a removed one, and `take` must return a session to at most one caller.
 
-Engines know nothing of gRPC and check no limits: namespaces, keys, values and times to live arrive valid. Every engine
-passes `tests/server/storage/engine_suite.py`.
+Engines do not depend on gRPC and check no limits: namespaces, keys, values and times to live arrive valid. Every engine
+passes `resumed_server.storage.testing`.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 UNKNOWN_TOMBSTONE_SECONDS = 60.0
-"""How long a key that was removed without ever being stored refuses a Put."""
+"""How long a key refuses a Put after a Remove found no session there."""
 LONGEST_TTL_SECONDS = 7 * 24 * 3600.0
-"""What no session lives longer than (RFC 8446 section 4.6.1): so long the time of a purge has to be remembered."""
+"""The maximum lifetime of a session (RFC 8446 section 4.6.1), and so the time that a purge must be remembered for."""
 
 
 class EngineError(OutsideFailure):
@@ -31,25 +31,25 @@ class EngineError(OutsideFailure):
 
 
 class EngineUnavailable(EngineError):
-    """The storage does not answer now; trying again later may succeed.
+    """The storage does not answer now; a later retry may succeed.
 
     Attributes:
-        done: Whether it is done all the same, but not where it has to be to last.
+        done: Whether the operation took effect all the same, but is not replicated as required.
     """
 
     done = False
 
 
 class EngineBroken(EngineUnavailable):
-    """This engine will never answer again; one that is opened anew may."""
+    """This engine is closed or damaged and will never answer again. A newly opened engine may."""
 
 
 class EngineFull(EngineError):
-    """There is no room for the session, even after the soonest to expire were dropped."""
+    """There is no room for the session, even after eviction of the sessions that expire first."""
 
 
 class NoTombstone(EngineError):
-    """A Remove of a session that is not there was not to leave a tombstone, and so did nothing."""
+    """A Remove found no session, and was not allowed to create a tombstone; it changed nothing."""
 
 
 class AlreadyExists(EngineError):
@@ -58,13 +58,12 @@ class AlreadyExists(EngineError):
 
 @dataclass(slots=True)
 class StoredSession:
-    """A live session: its value, and the seconds it has left (above zero)."""
+    """A live session: its value, and its remaining lifetime in seconds (above zero)."""
 
     value: bytes
     ttl: float
     issued: float | None = field(default=None, compare=False)
-    """When it was issued, in Unix seconds, as purges go by it; None in the outcomes of operations, which have no use
-    for it."""
+    """The issue time in Unix seconds, which purges compare. None in the outcomes of operations."""
 
     def __repr__(self) -> str:
         """Show the size, never the value."""
@@ -72,26 +71,26 @@ class StoredSession:
 
 
 class Kept(float):
-    """The seconds left of a session that a Put found there already: it stored nothing."""
+    """The remaining lifetime, in seconds, of a session that a Put found already stored; it stored nothing."""
 
     __slots__ = ()
 
 
 @dataclass(slots=True)
 class Put:
-    """Store `value` for `ttl` seconds; its outcome is the remaining ttl in seconds, Kept if it was there already."""
+    """Store `value` for `ttl` seconds. Outcome: the remaining ttl; Kept if the session was stored already."""
 
     namespace: str
     key: bytes
     value: bytes
     ttl: float
     issued: float | None = None
-    """In Unix seconds; None, or a time ahead of the engine's clock, is now."""
+    """The issue time in Unix seconds. None, or a time ahead of the engine's clock, means now."""
 
 
 @dataclass(slots=True)
 class Get:
-    """Look a session up; its outcome is the session, or None."""
+    """Look a session up. Outcome: the session, or None."""
 
     namespace: str
     key: bytes
@@ -99,7 +98,7 @@ class Get:
 
 @dataclass(slots=True)
 class Take:
-    """Look a session up and remove it; its outcome is the session, or None."""
+    """Look a session up and remove it. Outcome: the session, or None."""
 
     namespace: str
     key: bytes
@@ -107,17 +106,17 @@ class Take:
 
 @dataclass(slots=True)
 class Remove:
-    """Remove a session; its outcome is True, False or None as `Engine.remove` returns."""
+    """Remove a session. Outcome: True, False or None, as `Engine.remove` returns."""
 
     namespace: str
     key: bytes
     tombstone: bool = True
-    """Whether to leave a tombstone where there is neither a session nor one already."""
+    """Whether to create a tombstone if there is neither a session nor a tombstone."""
 
 
 @dataclass(slots=True)
 class Change:
-    """A session that was stored, or, where `session` is None, removed or taken."""
+    """A stored session, or (if `session` is None) the removal or take of one."""
 
     namespace: str
     key: bytes
@@ -125,14 +124,14 @@ class Change:
 
 
 @dataclass(slots=True)
-class Totals:
-    """What a store holds and takes.
+class StoreTotals:
+    """Size of the whole storage.
 
     Attributes:
-        sessions: Live sessions; those that expired count until they are swept. Tombstones count too, and whatever else
-            is kept there, where the storage cannot tell them apart (Redis).
-        bytes: Bytes that the store takes.
-        evicted: Sessions that the storage itself dropped for room since it began.
+        sessions: Live sessions; expired sessions count until they are swept. Redis cannot distinguish them from
+            tombstones and other keys of the database, and counts these as well.
+        bytes: Bytes that the storage occupies.
+        evicted: Live sessions that were dropped to make room since the storage began to count.
     """
 
     sessions: int
@@ -141,12 +140,12 @@ class Totals:
 
 
 @dataclass(slots=True)
-class Purged:
-    """A namespace was purged: what was told of its sessions before need not be true any more.
+class NamespacePurged:
+    """A purge of a namespace, which invalidates sessions of earlier changes.
 
     Attributes:
-        namespace: Which.
-        issued_before: In Unix seconds: sessions issued since then are not concerned. None: all that were told before.
+        namespace: The purged namespace.
+        issued_before: In Unix seconds; sessions issued at or after this time stay. None: no earlier session stays.
     """
 
     namespace: str
@@ -154,18 +153,18 @@ class Purged:
 
 
 @dataclass(slots=True)
-class Usage:
-    """What there is of a namespace."""
+class NamespaceUsage:
+    """Contents of a namespace."""
 
     sessions: int = 0
-    """Those that a look-up would return."""
+    """Sessions that a look-up would return."""
     value_bytes: int = 0
-    """What their values take."""
+    """Bytes of the values of these sessions."""
     tombstones: int = 0
-    purged: int = 0
-    """Sessions that were purged and are not deleted yet."""
+    pending_deletion: int = 0
+    """Purged sessions that are not deleted yet."""
     issued_before: float | None = None
-    """The time up to which it was purged, in Unix seconds."""
+    """The time of the last purge in Unix seconds; sessions issued before it are void. None if there was no purge."""
 
 
 Operation: TypeAlias = Put | Get | Take | Remove
@@ -175,46 +174,47 @@ Clock: TypeAlias = "Callable[[], float]"
 
 
 class Engine(ABC):
-    """Keeps sessions by namespace and key. Thread-safe. Every method may raise EngineUnavailable."""
-
-    @property
-    def evicted(self) -> int:
-        """Live sessions that this engine, in this process, dropped for room."""
-        return 0
+    """Storage of sessions by namespace and key. Thread-safe. Every method may raise EngineUnavailable."""
 
     @abstractmethod
     def put(self, namespace: str, key: bytes, value: bytes, ttl: float, issued: float | None = None) -> float:
-        """Store `value` for `ttl` seconds and return the seconds it has left; `issued` as in Put.
+        """Store `value` for `ttl` seconds and return the remaining seconds; `issued` as in Put.
 
-        Ids are write-once. The same value again: Kept, and nothing changes, least of all the expiry. Another value, or
-        a session that was removed or taken, or issued before the namespace's last purge says: AlreadyExists, and
-        nothing changes. No room: EngineFull. A session lives a week from its issue at most: 0.0, if that is over.
+        Keys are write-once. If the key has the same value, the result is Kept and nothing changes, the expiry included.
+        A session lives for at most a week from its issue; the result is 0.0, and nothing is stored, if that is over.
+
+        Raises:
+            AlreadyExists: The key has another value or a tombstone, or the session was issued before the last purge of
+                its namespace. Nothing changes.
+            EngineFull: There is no room.
         """
 
     @abstractmethod
     def get(self, namespace: str, key: bytes) -> StoredSession | None:
-        """Return the live session of `key`, or None. Never one that expired, was removed, taken or purged."""
+        """Return the live session of `key`, or None if it is unknown, expired, removed, taken or purged."""
 
     @abstractmethod
     def take(self, namespace: str, key: bytes) -> StoredSession | None:
-        """Return the live session of `key` and remove it in one atomic step, or None.
+        """Return the live session of `key` and remove it in one atomic step, or return None.
 
-        Of all callers, in all processes, at most one gets it, ever. A tombstone stays until the session's own expiry.
-        May raise EngineFull, where even a tombstone finds no room; then the session is still there.
+        At most one caller, in all processes, ever receives the session. A tombstone stays until the session's expiry.
+
+        Raises:
+            EngineFull: There is no room for a tombstone; the session is still stored.
         """
 
     @abstractmethod
     def remove(self, namespace: str, key: bytes, *, tombstone: bool = True) -> bool | None:
         """Remove the session of `key`.
 
-        A tombstone stays until the session's own expiry, or for UNKNOWN_TOMBSTONE_SECONDS where there was none.
+        A tombstone stays until the session's expiry, or for UNKNOWN_TOMBSTONE_SECONDS if there was no session.
 
         Returns:
-            True: a live session was there. False: none was, and there is a new tombstone. None: there was a tombstone
-            already, and nothing changed.
+            True if there was a live session. False if there was none, and a tombstone was created. None if there was a
+            tombstone already, and nothing changed.
 
         Raises:
-            NoTombstone: There was neither, and `tombstone` is False.
+            NoTombstone: There was neither a session nor a tombstone, and `tombstone` is False.
             EngineFull: There is no room for a tombstone.
         """
 
@@ -222,60 +222,70 @@ class Engine(ABC):
     def batch(self, operations: Sequence[Operation]) -> list[Outcome]:
         """Carry out `operations` in order and return their outcomes in the same order.
 
-        An operation that fails has its EngineError as its outcome and does not disturb the others. Raises
-        EngineUnavailable only if none is known to have been carried out.
+        The outcome of an operation that fails is its EngineError; the other operations are carried out.
+
+        Raises:
+            EngineUnavailable: No operation is known to have been carried out.
         """
 
     @abstractmethod
     def sweep(self, limit: int) -> int:
-        """Look at up to `limit` entries that expired or may be purged, reclaim those, and return how many there were.
+        """Examine up to `limit` entries that may be expired or purged, delete those that are; return how many.
 
-        Fewer than `limit` means that there was nothing else to look at. Engines that expire natively look at what may
-        be purged only. May raise EngineFull, where not even a deletion finds room.
+        A result below `limit` means that no such entry is left. Engines whose storage expires entries itself examine
+        entries of purged namespaces only.
+
+        Raises:
+            EngineFull: There is not even room for the deletion.
         """
 
     @abstractmethod
     def purge(self, namespace: str, issued_before: float | None) -> float:
-        """See to it that no session of a namespace issued before a time (None: now) is returned again, ever.
+        """Void all sessions of a namespace that were issued before a time in Unix seconds (None: now).
 
-        Return the time up to which the namespace is purged, in Unix seconds: that, or what an earlier call said if it
-        is later. Takes effect for all processes before it returns, and is told as a change. What was stored before the
-        call was issued before now, whatever was said of it. Tombstones stay. After an error it may have taken effect
-        in part.
+        A session stored before this call counts as issued before now, regardless of the issue time of its Put.
+        Tombstones stay. The purge is in force in all processes, and logged as a change, when the call returns. After an
+        error, it may be in force in part.
+
+        Returns:
+            The time of the purge in Unix seconds: `issued_before`, or the time of an earlier purge if that is later.
         """
 
     @abstractmethod
-    def usage(self, namespace: str | None) -> dict[str, Usage]:
-        """Count what there is of a namespace, or (None) of each in which there is anything; what expired is nothing.
+    def usage(self, namespace: str | None) -> dict[str, NamespaceUsage]:
+        """Count the unexpired entries of a namespace, or (None) of every namespace that has any.
 
-        Takes its time, in steps that leave more to others than they take.
+        The count reads every entry, in steps with pauses that are longer than the steps.
         """
 
     @abstractmethod
     def position(self) -> bytes:
-        """Return where the log of changes ends now: at most 64 bytes."""
+        """Return the position of the end of the change log: at most 64 bytes."""
 
     @abstractmethod
-    def changes(self, after: bytes, until: bytes, limit: int) -> tuple[list[Change | Purged], bytes] | None:
-        """Return up to `limit` changes behind the position `after`, none of them behind `until`, and where they end.
+    def changes(self, after: bytes, until: bytes, limit: int) -> tuple[list[Change | NamespacePurged], bytes] | None:
+        """Return up to `limit` changes after the position `after`, and the position after the last of them.
 
-        `until` is what position() returned a moment ago; they end there when there are no more. Fewer than `limit`
-        where their values are large: about a mebibyte at once.
+        `until` is a recent result of position(); changes after it are not returned, and the returned position equals it
+        when there are no more. Fewer than `limit` changes are returned if their values exceed about a mebibyte.
 
-        Sessions come with the time of their issue. The changes of one key come in their order, and behind the purge of
-        a namespace none that it undid. Some from before `after` may come again. A session that was stored, but is gone
-        by now, is left out. None if the log does not reach back to `after`, or if it is a position of another store, or
-        of this one before it was emptied, or before a failover. The changes of all processes are in one log.
+        Sessions have their issue time. The changes of one key are in order, and no change that a purge voided follows
+        the purge. Changes from before `after` may be repeated. A stored session that is gone by now is omitted. The
+        changes of all processes are in one log.
+
+        Returns:
+            None if the log does not reach back to `after`, or if `after` is a position of another storage, or of this
+            storage before it was emptied or failed over.
         """
 
     @abstractmethod
-    def totals(self) -> Totals:
-        """Return what the whole store holds, all namespaces together. Cheap enough to call every few seconds."""
+    def totals(self) -> StoreTotals:
+        """Return the size of the whole storage. Cheap enough to call every few seconds."""
 
     @abstractmethod
     def probe(self) -> None:
-        """Return if the engine can serve; raise EngineUnavailable if not. Cheap enough to call every second."""
+        """Raise EngineUnavailable if the engine cannot serve. Cheap enough to call every second."""
 
     @abstractmethod
     def close(self) -> None:
-        """Release what the engine holds. Calls after this raise EngineUnavailable. Idempotent."""
+        """Release all resources. Later calls raise EngineUnavailable. Idempotent."""

@@ -1,7 +1,7 @@
-"""The expiry sweeper: gives back the space of expired sessions, in small steps beside the traffic.
+"""Periodic deletion of expired sessions, in small steps beside the traffic.
 
-Nothing depends on its being quick: an expired session is a miss, swept or not. So it never takes much at a time, and
-rests between steps for longer than they take.
+An expired session is a miss, swept or not, so nothing depends on the speed of the sweeper. Its steps are small, and its
+pauses are longer than its steps.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from resumed_server.periodic import PeriodicTask
 if TYPE_CHECKING:
     from resumed_server.storage.engine import Engine
 
-STEP = 32
-"""Entries to sweep at a time: about a millisecond of work, which is what a look-up may have to wait for."""
-REST = 4.0
-"""How many times as long as a step took the sweeper rests after it, while there is more to sweep."""
+BATCH_SIZE = 32
+"""Entries per step: about a millisecond of work, for which a look-up may have to wait."""
+PAUSE_FACTOR = 4.0
+"""Pause after a step, as a multiple of its duration, while there are more entries to sweep."""
 IDLE_SECONDS = 1.0
-"""How long it sleeps when nothing has expired."""
+"""Pause, in seconds, when no entry has expired."""
 
 
 class Sweeper(PeriodicTask):
-    """Sweeps `engine` in a thread of its own between start() and stop().
+    """Sweeps `engine` in a separate thread between start() and stop().
 
     Attributes:
-        swept: Entries swept so far.
+        swept: Entries that were examined so far.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -36,6 +36,6 @@ class Sweeper(PeriodicTask):
 
     def _sweep(self) -> float:
         started = time.monotonic()
-        swept = self._engine.sweep(STEP)
+        swept = self._engine.sweep(BATCH_SIZE)
         self.swept += swept
-        return IDLE_SECONDS if swept < STEP else REST * (time.monotonic() - started)
+        return IDLE_SECONDS if swept < BATCH_SIZE else PAUSE_FACTOR * (time.monotonic() - started)

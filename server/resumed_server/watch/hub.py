@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from resumed_server.limits.enforcer import LimitState
-    from resumed_server.storage.engine import Change, Engine, Purged
+    from resumed_server.storage.engine import Change, Engine, NamespacePurged
 
 MAX_WATCHERS = 256
 """Maximum number of watchers of a process, each with a thread of its own. Namespaces share them fairly."""
@@ -155,7 +155,7 @@ class WatchHub:
             for subscription in self._subscriptions:
                 subscription.end(Stopping())
 
-    def _read_missed(self, after: bytes, until: bytes) -> tuple[list[Change | Purged], bytes] | None:
+    def _read_missed(self, after: bytes, until: bytes) -> tuple[list[Change | NamespacePurged], bytes] | None:
         # After a restart of the server all its watchers reconnect at once, and look-ups need the engine as well.
         with self._replays:
             return self._engine.changes(after, until, READ_CHANGES)
@@ -207,7 +207,7 @@ class WatchHub:
                     subscription.end(WatcherTooSlow("the change log moved on, or was replaced"))
                 break
             changes, position = read
-            by_namespace: dict[str, list[Change | Purged]] = {}
+            by_namespace: dict[str, list[Change | NamespacePurged]] = {}
             for change in changes:
                 by_namespace.setdefault(change.namespace, []).append(change)
             messages = {name: Message(ours, position, now) for name, ours in by_namespace.items()}

@@ -6,7 +6,7 @@ import contextlib
 import queue
 from typing import TYPE_CHECKING, NamedTuple
 
-from resumed_server.storage.engine import EngineError, EngineUnavailable, Purged
+from resumed_server.storage.engine import EngineError, EngineUnavailable, NamespacePurged
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -39,7 +39,7 @@ class Message:
 
     __slots__ = ("changes", "encoded", "position", "size", "time")
 
-    def __init__(self, changes: Sequence[Change | Purged], position: bytes, time: float) -> None:
+    def __init__(self, changes: Sequence[Change | NamespacePurged], position: bytes, time: float) -> None:
         self.size = sum(map(_size, changes))
         self.changes = changes
         self.position = position
@@ -146,8 +146,8 @@ class Subscription:
         return Message((), log.position, log.time)
 
 
-def _size(change: Change | Purged) -> int:
+def _size(change: Change | NamespacePurged) -> int:
     """Return the approximate memory of a change."""
-    if isinstance(change, Purged):
+    if isinstance(change, NamespacePurged):
         return CHANGE_BYTES
     return CHANGE_BYTES + len(change.key) + (len(change.session.value) if change.session else 0)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 
+from resumed._crypto.keyring import Keyring
 from resumed._crypto.origin import ProcessTag
-from resumed._crypto.sealing import Keyring
 
 KEYRING = Keyring.from_keys([os.urandom(32)])
 

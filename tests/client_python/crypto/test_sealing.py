@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 
 import resumed
 from resumed._crypto.envelope import Envelope
-from resumed._crypto.sealing import Keyring, StoreKeys
+from resumed._crypto.keyring import Keyring
+from resumed._crypto.store_key import StoreKeys
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -219,7 +220,7 @@ class TestKeyringFiles:
         status = path.stat()
         owned = os.stat_result((*status[:4], owner, *status[5:]))
         monkeypatch.setattr("resumed._reload.os.fstat", lambda _: owned)
-        monkeypatch.setattr("resumed._crypto.sealing.os.geteuid", lambda: user)
+        monkeypatch.setattr("resumed._crypto.keyring.os.geteuid", lambda: user)
         if refused:
             with pytest.raises(resumed.KeyringError, match="another user owns it"):
                 Keyring.load(path)
@@ -274,7 +275,7 @@ class TestKeyringFiles:
         inside = vars(keyring) | {name: getattr(keyring._keys[0], name) for name in keyring._keys[0].__slots__}
         assert not shown_secrets(repr(keyring) + repr(keyring._keys) + f"{keyring._keys[0]}" + str(inside))
 
-    @pytest.mark.parametrize("defect", ["", "HKDF", "AESGCM", "AESSIV"])
+    @pytest.mark.parametrize("defect", ["", "derivation.HKDF", "sealed_value.AESGCM", "session_id.AESSIV"])
     def test_no_key_and_no_session_shows_in_a_traceback(
         self, path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, defect: str
     ) -> None:
@@ -284,7 +285,7 @@ class TestKeyringFiles:
         malformed = f"{base64.b64encode(SECRET).decode()}\nnot a key\n"
         path.write_text(malformed)
         if defect:
-            monkeypatch.setattr(f"resumed._crypto.sealing.{defect}", Defective)
+            monkeypatch.setattr(f"resumed._crypto.{defect}", Defective)
 
         def follow() -> None:
             path.write_text(Keyring.generate())

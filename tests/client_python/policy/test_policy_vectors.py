@@ -11,7 +11,7 @@ import pytest
 
 from resumed import _install
 from resumed._async import suspendable_handshake
-from resumed._client import store
+from resumed._client import limits
 from resumed._policy import circuit_breaker, lookups, session_policy, write_queue
 from resumed._policy.circuit_breaker import Breaker
 from resumed._policy.stats import BUCKETS, REASONS
@@ -34,7 +34,7 @@ def test_the_constants_are_those_of_all_clients() -> None:
         name: each.default for name, each in inspect.signature(_install.install).parameters.items() if each.default
     }
     assert POLICY["constants"] == {
-        "namespace_pattern": _install._NAMESPACE.pattern,
+        "namespace_pattern": limits.NAMESPACE_PATTERN,
         "default_lifetime_seconds": defaults["lifetime"],
         "max_lifetime_seconds": session_policy.MAX_LIFETIME,
         "default_deadline_ms": ms(defaults["deadline"])[0],
@@ -51,13 +51,20 @@ def test_the_constants_are_those_of_all_clients() -> None:
         "scarcity_ms": ms(circuit_breaker._SCARCE_SECONDS)[0],
         "queue_bytes": write_queue.QUEUE_BYTES,
         "queue_item_bytes": write_queue._OVERHEAD,
-        "batch_operations": store.BATCH_OPERATIONS,
+        "batch_operations": limits.BATCH_OPERATIONS,
         "batch_linger_ms": ms(write_queue.BATCH_DELAY)[0],
         "batch_deadline_ms": ms(write_queue.BATCH_DEADLINE)[0],
         "batch_retry_ms": first_and_max(write_queue.RETRY_SECONDS, write_queue.LONGEST_RETRY_SECONDS),
         "max_value_bytes": LIMITS["value"]["max_bytes"],
         "lookup_buckets_ms": ms(*BUCKETS),
     }
+
+
+def test_the_limits_are_those_of_the_contract() -> None:
+    assert LIMITS["namespace"]["pattern"] == limits.NAMESPACE_PATTERN
+    assert LIMITS["operations"]["max_items"] == limits.BATCH_OPERATIONS
+    framing = limits.BATCH_OPERATIONS * (LIMITS["key"]["max_bytes"] + 128)
+    assert limits.BATCH_VALUE_BYTES + framing <= LIMITS["request"]["max_bytes"]
 
 
 @pytest.mark.parametrize("kind", POLICY["reasons"])

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from resumed._client.store import BATCH_OPERATIONS
+from resumed._client.limits import BATCH_OPERATIONS
 from resumed._policy.circuit_breaker import Breaker
 from resumed._policy.write_queue import LONGEST_RETRY_SECONDS, RETRY_SECONDS
 from resumed_server.limits.config import Limit

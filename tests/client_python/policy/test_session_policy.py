@@ -16,7 +16,7 @@ import resumed
 from resumed._async.suspendable_handshake import SuspendableHandshake
 from resumed._client.store import Operation, Put, Remove, Result, SessionStore, StoredSession
 from resumed._crypto.envelope import Envelope
-from resumed._crypto.sealing import Keyring
+from resumed._crypto.keyring import Keyring
 from resumed._exceptions import UnsealError
 from resumed._policy.circuit_breaker import Breaker
 from resumed._policy.served_names import Expected
@@ -164,15 +164,15 @@ class TestIds:
         os.close(reader)
         os.close(writer)
 
-    @pytest.mark.parametrize("ids", ["sealed", "any"])
-    def test_no_frontend_looks_up_an_id_that_is_issued_while_a_limit_is_used_up(self, ids: str) -> None:
+    @pytest.mark.parametrize("accept_foreign_ids", [False, True])
+    def test_no_frontend_looks_up_an_id_that_is_issued_while_a_limit_is_used_up(self, accept_foreign_ids: bool) -> None:
         """Its session is not stored."""
         issuer, _ = shim_on(FakeStore())
         issuer._breaker.record_rate_limited()
         session_id = issuer.issue_id()
         issuer.on_new_session(session_id, ENVELOPE, 100, last=True)
         store = FakeStore()
-        other, _ = shim_on(store, ids=ids)
+        other, _ = shim_on(store, accept_foreign_ids=accept_foreign_ids)
         assert look_up(other, Offer(session_id)) is None
         assert (store.gets, other.stats.misses, issuer.stats.puts) == ([], {"expired-id": 1}, {"dropped": 1})
 
@@ -980,7 +980,6 @@ class TestSending:
     [
         {"lifetime": 0},
         {"lifetime": 604_801},
-        {"ids": "none"},
         {"puts": "never"},
     ],
 )

@@ -365,7 +365,7 @@ def test_workers_begin_a_new_database_by_themselves(tmp_path: Path, harm: Callab
         workers = [line["process"] for line in server.wait_for_log("ready", 2)]
         harm(workers[0], store)
         ready = server.wait_for_log("ready", 4)
-        assert len(server.log_lines("database set aside, beginning a new one")) == 1
+        assert len(server.log_lines("database quarantined, creating a new one")) == 1
         assert {line["worker"] for line in server.log_lines("worker died")} == set(workers)
         assert len({line["process"] for line in ready}) == 4
         for _ in range(4):

@@ -300,7 +300,7 @@ def test_a_server_limited_to_tls_1_2_asks_nothing_for_random_ids(
 def test_with_any_id_the_random_one_of_a_tls_1_3_client_is_not_asked_for(
     store: RunningServer, keyring: resumed.Keyring, loop: Loop
 ) -> None:
-    with running(LoopFrontend(loop, store.target, keyring, ids="any")) as frontend:
+    with running(LoopFrontend(loop, store.target, keyring, accept_foreign_ids=True)) as frontend:
         assert not Client(VERSIONS[1]).visit(frontend).reused
         assert not frontend.shim._policy._lookups._threads._threads
 

@@ -8,6 +8,7 @@ import signal
 import socket
 import urllib.error
 import urllib.request
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -152,7 +153,7 @@ def test_the_native_front_is_counted_alike() -> None:
         assert shop.get(b"key")
         found = scraped_until(server, lambda found: found.total("resumed_calls_total") == 3)
     assert found.total("resumed_calls_total", method="Put", code="ALREADY_EXISTS") == 1
-    assert found.value("resumed_build_info", engine="lmdb", transport="native", version="0.1.0") == 1
+    assert found.value("resumed_build_info", engine="lmdb", transport="native", version=version("resumed")) == 1
 
 
 def test_no_key_or_value_is_told(server: RunningServer) -> None:

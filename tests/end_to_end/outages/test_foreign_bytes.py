@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from resumed._client.store import StoredSession
-from resumed._crypto.sealing import Keyring, StoreKeys
+from resumed._crypto.keyring import Keyring
+from resumed._crypto.store_key import StoreKeys
 from resumed._openssl.callbacks import _Offer
 from resumed._policy.served_names import Expected
 from support.tls import PATIENCE, STACKS, VERSIONS, Client, Frontend
@@ -194,7 +195,7 @@ def test_100000_invented_ids_reach_no_store(scene: Scene) -> None:
 
 def test_ids_of_any_kind_are_looked_up_where_asked_for(scene: Scene) -> None:
     dishonest = DishonestStore()
-    scene.shim._lookups._store, scene.shim._foreign_ids_miss = dishonest, False
+    scene.shim._lookups._store, scene.shim._rejects_foreign_ids = dishonest, False
     for session_id in (b"\0", b"\xff\xfe", bytes(31), b"a\0b", os.urandom(32)):
         assert scene.ask(session_id) is None
     assert dishonest.calls == 5

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import resumed
-from resumed._crypto.sealing import StoreKeys
+from resumed._crypto.store_key import StoreKeys
 from resumed_server.storage.engine import StoredSession
 from support.lying_store import lying_store
 from support.tls import VERSIONS, Client, Frontend, Mirrored

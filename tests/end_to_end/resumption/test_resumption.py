@@ -332,7 +332,7 @@ def test_no_session_crosses_fleets(
 ) -> None:
     stranger = resumed.Keyring.from_keys([bytes(32)])
     frontend = Frontend(stack, store.target, keyring)
-    foreign = Frontend(stack, store.target, stranger, ids="any")
+    foreign = Frontend(stack, store.target, stranger, accept_foreign_ids=True)
     session = client.visit(frontend).session
     assert frontend.shim.flush()
     assert not client.visit(foreign, session).reused

@@ -131,11 +131,11 @@ def test_readiness_follows_the_engine(valkey: RedisServer) -> None:
         (
             "CONFIG SET requirepass right",
             "redis://:hush-hush@{}",
-            "Redis at {} refuses the user or the password of the URL",
+            "Redis at {} rejects the user or the password of the URL",
         ),
         ("REPLICAOF 127.0.0.1 1", "redis://{}", "Redis at {} is a replica, which is read-only; use its primary"),
-        ("PING", "redis+cluster://{}", "Redis at {} is no cluster; use redis:// for a single server"),
-        ("PING", "redis+sentinel://{}/main", "{} is no Sentinel; give the addresses of Sentinels, or use redis://"),
+        ("PING", "redis+cluster://{}", "Redis at {} is not a cluster; use redis:// for a single server"),
+        ("PING", "redis+sentinel://{}/main", "{} is not a Sentinel; use the addresses of Sentinels, or redis://"),
     ],
     ids=["password", "replica", "no cluster", "no Sentinel"],
 )

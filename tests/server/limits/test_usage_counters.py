@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import os
+import subprocess
+import sys
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +16,12 @@ from resumed.v1 import session_store_pb2 as pb
 from resumed_server.auth.grants import Grants
 from resumed_server.limits.config import Limit
 from resumed_server.limits.enforcer import LimitEnforcer, LimitExceeded, SharedCounters
-from resumed_server.limits.shared_slots import SharedSlots
 from resumed_server.limits.usage_counters import ENTRY_BYTES, UsageCounter, UsageCounters, UsageRecounter
 from resumed_server.rpc.session_service import SessionStoreService
-from resumed_server.storage.lmdb.engine import EmbeddedEngine
+from resumed_server.storage.lmdb.engine import LmdbEngine
 from resumed_server.storage.registry import open_engine
 from resumed_server.watch.hub import WatchHub
+from support.clock import Clock
 from support.redis import valkey_server
 
 if TYPE_CHECKING:
@@ -39,16 +40,7 @@ bytes = 1512
 DEFAULTS = Limit(sessions=2)
 
 
-class Clock:
-    """A wall clock that a test advances."""
-
-    now = 1_800_000_000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-CLOCK = Clock()
+CLOCK = Clock(1_800_000_000.0)
 
 
 @pytest.fixture
@@ -160,17 +152,30 @@ def test_entries_admitted_during_a_count_remain_counted(
         admit(enforcer, "shop")
 
 
-def test_forked_processes_count_together(enforcer: LimitEnforcer) -> None:
-    """Although each has an enforcer of its own."""
-    child = os.fork()
-    if not child:
-        for _ in range(3):
-            admit(enforcer, "shop")
-        os._exit(0)
-    assert os.waitpid(child, 0)[1] == 0
-    admit(enforcer, "shop.eu")
-    with pytest.raises(LimitExceeded):
-        admit(enforcer, "shop.eu")
+def test_forked_processes_count_together() -> None:
+    """Although each has an enforcer of its own. The fork is in a process without gRPC."""
+    script = """
+import os
+from resumed_server.limits.config import Limit
+from resumed_server.limits.enforcer import LimitEnforcer, LimitExceeded, SharedCounters
+shared = SharedCounters.create()
+def admit():
+    LimitEnforcer(Limit(sessions=4), shared=shared).for_namespace("shop").admit_entry(10)
+child = os.fork()
+if not child:
+    for _ in range(3):
+        admit()
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+admit()
+try:
+    admit()
+except LimitExceeded:
+    pass
+else:
+    raise AssertionError
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
 
 
 def test_without_size_limits_nothing_is_counted(shared: SharedCounters) -> None:
@@ -197,7 +202,7 @@ def test_only_stored_sessions_count() -> None:
     """Calls beyond the rate, retries and rejected Puts do not."""
     shared = SharedCounters.create(lambda: 0.0)
     enforcer = LimitEnforcer(Limit(operations_per_second=1, sessions=10), shared=shared)
-    with contextlib.closing(EmbeddedEngine(None, capacity=1 << 20)) as engine:
+    with contextlib.closing(LmdbEngine(None, capacity=1 << 20)) as engine:
         service = SessionStoreService(engine, WatchHub(engine), 600.0, enforcer=enforcer)
         state = enforcer.for_namespace("shop")
         assert state is not None
@@ -246,13 +251,6 @@ def test_removes_of_unknown_keys_are_limited(served: tuple[SessionStoreService, 
     assert remove(b"1", namespace="pay") == [False]
     put = pb.PutRequest(namespace="pay", key=b"k", value=b"value", ttl=Duration(seconds=60))
     assert service.Put(put, context).ttl.seconds > 0  # type: ignore[arg-type]
-
-
-def test_callers_cannot_choose_names_that_share_a_slot() -> None:
-    """Each server has a random key, which its workers share."""
-    one, other = SharedSlots("q"), SharedSlots("q")
-    hashes = [slots.hash_name("pay.example") for slots in (one, one, other)]
-    assert hashes[0] == hashes[1] != hashes[2]
 
 
 def test_a_name_without_entries_releases_its_slot() -> None:

@@ -61,12 +61,12 @@ def test_lines_are_bounded_whatever_they_are_about(monkeypatch: pytest.MonkeyPat
     now = [1_000.0]
     monkeypatch.setattr("resumed_server.errors.time.monotonic", lambda: now[0])
     monkeypatch.setattr(errors, "_last_logged", {})
-    lines = sum(errors.is_news("made-up", str(number)) for number in range(10_000))
+    lines = sum(errors.should_log("made-up", str(number)) for number in range(10_000))
     assert lines == 1_024
     now[0] += 10
-    assert errors.is_news("made-up", "0")
-    assert not errors.is_news("made-up", "0")
-    assert errors.is_news("other")
+    assert errors.should_log("made-up", "0")
+    assert not errors.should_log("made-up", "0")
+    assert errors.should_log("other")
 
 
 def test_a_limit_of_each_namespace_is_one_line_however_many_are_made_up(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ from resumed_server.rpc.delay_queue import DelayedRejection
 from resumed_server.rpc.selftest import IncompatibleGrpcio, check_grpcio, is_grpcio_compatible
 from resumed_server.rpc.server import build_grpc_server
 from resumed_server.rpc.session_service import SessionStoreService
-from resumed_server.storage.lmdb.engine import EmbeddedEngine
+from resumed_server.storage.lmdb.engine import LmdbEngine
 from resumed_server.watch.hub import WatchHub
 from support.waiting import until
 
@@ -114,7 +114,7 @@ def test_an_incompatible_grpcio_is_detected_and_logged_once(
 @contextlib.contextmanager
 def store(server: grpc.Server) -> Iterator[SessionStoreServiceStub]:
     """Serve a store with `server`; yield a client."""
-    with contextlib.closing(EmbeddedEngine(None, capacity=8 << 20)) as engine:
+    with contextlib.closing(LmdbEngine(None, capacity=8 << 20)) as engine:
         watchers = WatchHub(engine)
         add_SessionStoreServiceServicer_to_server(SessionStoreService(engine, watchers, 3_600.0), server)
         port = server.add_insecure_port("127.0.0.1:0")

@@ -14,7 +14,7 @@ from resumed_server.limits.enforcer import LimitEnforcer, SharedCounters
 from resumed_server.observability.metrics.instrumented_engine import InstrumentedEngine
 from resumed_server.observability.metrics.recorder import OUTCOMES, Recorder
 from resumed_server.rpc.session_service import SessionStoreService
-from resumed_server.storage.lmdb.engine import EmbeddedEngine
+from resumed_server.storage.lmdb.engine import LmdbEngine
 from resumed_server.watch.hub import WatchHub
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def metered(limit: Limit) -> Iterator[tuple[SessionStoreService, Recorder]]:
     """Return a service whose namespaces have `limit`, and the recorder of its metrics."""
     enforcer = LimitEnforcer(limit, shared=SharedCounters.create(lambda: 0.0))
     recorder = Recorder(lambda _: True)
-    with contextlib.closing(EmbeddedEngine(None, capacity=1 << 20)) as engine:
+    with contextlib.closing(LmdbEngine(None, capacity=1 << 20)) as engine:
         counted = InstrumentedEngine(engine, recorder)
         yield SessionStoreService(counted, WatchHub(engine), 600.0, enforcer=enforcer, observer=recorder), recorder
 

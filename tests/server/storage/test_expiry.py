@@ -13,7 +13,7 @@ from structlog.testing import capture_logs
 
 from resumed_server.storage import expiry as sweeper
 from resumed_server.storage.engine import EngineFull, EngineUnavailable
-from resumed_server.storage.expiry import IDLE_SECONDS, REST, STEP, Sweeper
+from resumed_server.storage.expiry import BATCH_SIZE, IDLE_SECONDS, PAUSE_FACTOR, Sweeper
 
 if TYPE_CHECKING:
     import pytest
@@ -55,29 +55,29 @@ class Swept:
 
 
 def test_while_there_is_more_to_sweep_it_rests_for_longer_than_it_works(monkeypatch: pytest.MonkeyPatch) -> None:
-    swept = Swept(monkeypatch, STEP, STEP, STEP)
+    swept = Swept(monkeypatch, BATCH_SIZE, BATCH_SIZE, BATCH_SIZE)
     swept.run()
-    assert swept.limits == [STEP] * 3
-    assert swept.pauses == [0.0] + [REST * STEP_SECONDS] * 3
-    assert REST >= 1
+    assert swept.limits == [BATCH_SIZE] * 3
+    assert swept.pauses == [0.0] + [PAUSE_FACTOR * STEP_SECONDS] * 3
+    assert PAUSE_FACTOR >= 1
 
 
 def test_when_nothing_else_has_expired_it_sleeps(monkeypatch: pytest.MonkeyPatch) -> None:
-    swept = Swept(monkeypatch, STEP, STEP - 1, 0)
+    swept = Swept(monkeypatch, BATCH_SIZE, BATCH_SIZE - 1, 0)
     swept.run()
-    assert swept.pauses == [0.0, REST * STEP_SECONDS, IDLE_SECONDS, IDLE_SECONDS]
+    assert swept.pauses == [0.0, PAUSE_FACTOR * STEP_SECONDS, IDLE_SECONDS, IDLE_SECONDS]
 
 
 def test_an_outage_is_told_once_and_survived(monkeypatch: pytest.MonkeyPatch) -> None:
     down, full = EngineUnavailable("the database is on strike"), EngineFull("no space left")
-    swept = Swept(monkeypatch, 0, down, down, full, 0, full, STEP)
+    swept = Swept(monkeypatch, 0, down, down, full, 0, full, BATCH_SIZE)
     with capture_logs() as logged:
         swept.run()
     assert [(line["event"], line["log_level"], line["cause"]) for line in logged] == [
         ("sweeping failed", "warning", str(down)),
         ("sweeping failed", "warning", str(full)),
     ]
-    assert swept.pauses == [0.0] + [IDLE_SECONDS] * 6 + [REST * STEP_SECONDS]
+    assert swept.pauses == [0.0] + [IDLE_SECONDS] * 6 + [PAUSE_FACTOR * STEP_SECONDS]
 
 
 def test_it_stops_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,10 +32,11 @@ from resumed_server.storage.engine import (
     Take,
 )
 from resumed_server.storage.lmdb import engine as embedded
-from resumed_server.storage.lmdb.engine import EmbeddedEngine
+from resumed_server.storage.lmdb.engine import LmdbEngine
 from resumed_server.storage.registry import open_engine, verify_url
-from resumed_server.storage.testing.contract import EngineContract, FakeClock, told
+from resumed_server.storage.testing.contract import EngineContract, FakeClock, read_all_changes
 from resumed_server.storage.testing.state_machine import check_histories
+from support.lmdb import raw_values
 from support.waiting import until
 
 if TYPE_CHECKING:
@@ -48,12 +49,16 @@ PATIENCE = 30.0
 """Upper bound in seconds for another process to react."""
 
 
-class TestEmbedded(EngineContract):
+class TestLmdb(EngineContract):
     @pytest.fixture
-    def engine(self, clock: FakeClock) -> Iterator[EmbeddedEngine]:
-        engine = EmbeddedEngine(None, capacity=ROOMY, clock=clock)
+    def engine(self, clock: FakeClock) -> Iterator[LmdbEngine]:
+        engine = LmdbEngine(None, capacity=ROOMY, clock=clock)
         yield engine
         engine.close()
+
+    @pytest.fixture
+    def raw_values(self, engine: LmdbEngine) -> Callable[[], dict[tuple[str, bytes], bytes]]:
+        return lambda: raw_values(engine)
 
     @pytest.fixture
     def kept(self) -> tuple[int, int]:
@@ -62,7 +67,7 @@ class TestEmbedded(EngineContract):
 
 
 def test_in_any_history_it_behaves_like_a_dictionary() -> None:
-    check_histories(lambda clock: EmbeddedEngine(None, capacity=ROOMY, clock=clock))
+    check_histories(lambda clock: LmdbEngine(None, capacity=ROOMY, clock=clock))
 
 
 @pytest.fixture
@@ -71,16 +76,16 @@ def clock() -> FakeClock:
 
 
 @pytest.fixture
-def opened(tmp_path: Path, clock: FakeClock) -> Iterator[Callable[..., EmbeddedEngine]]:
+def opened(tmp_path: Path, clock: FakeClock) -> Iterator[Callable[..., LmdbEngine]]:
     with contextlib.ExitStack() as held:
 
-        def opened(path: Path = tmp_path / "db", *, capacity: int = ROOMY) -> EmbeddedEngine:
-            return held.enter_context(contextlib.closing(EmbeddedEngine(path, capacity=capacity, clock=clock)))
+        def opened(path: Path = tmp_path / "db", *, capacity: int = ROOMY) -> LmdbEngine:
+            return held.enter_context(contextlib.closing(LmdbEngine(path, capacity=capacity, clock=clock)))
 
         yield opened
 
 
-def gone(engine: EmbeddedEngine, key: bytes) -> bool:
+def gone(engine: LmdbEngine, key: bytes) -> bool:
     """Return whether the session of `key` is missing and cannot be stored again."""
     try:
         engine.put("shop", key, b"late", 60.0)
@@ -92,7 +97,7 @@ def gone(engine: EmbeddedEngine, key: bytes) -> bool:
 # --- Restarts --------------------------------------------------------------------------------------------------------
 
 
-def test_sessions_and_tombstones_survive_a_restart(opened: Callable[..., EmbeddedEngine], clock: FakeClock) -> None:
+def test_sessions_and_tombstones_survive_a_restart(opened: Callable[..., LmdbEngine], clock: FakeClock) -> None:
     """With their expiries, and without a warning in the log."""
     engine = opened()
     for key in (b"kept", b"taken", b"removed"):
@@ -115,7 +120,8 @@ SCRIPT = """
 import structlog, sys
 from pathlib import Path
 structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
-from resumed_server.storage.lmdb.engine import EmbeddedEngine
+from resumed_server.storage.lmdb.engine import LmdbEngine
+from support.lmdb import raw_values
 from support.waiting import until
 from resumed_server.storage.engine import *
 tell = lambda *words: print(*words, flush=True)
@@ -123,7 +129,7 @@ path = Path(sys.argv[1])
 """
 
 WRITER = """
-engine, first = EmbeddedEngine(path, capacity=64 << 20), int(sys.argv[2])
+engine, first = LmdbEngine(path, capacity=64 << 20), int(sys.argv[2])
 for number in range(first, first + 1_000_000):
     engine.put("shop", b"%d" % number, b"value", 600.0)
     tell("put", number)
@@ -150,7 +156,7 @@ def test_a_killed_writer_loses_nothing_that_was_acknowledged(tmp_path: Path) -> 
             process.kill()
             said += [line.split() for line in process.stdout if line.endswith("\n")]
     taken = {number for verb, number in said if verb == "took"}
-    with capture_logs() as logged, contextlib.closing(EmbeddedEngine(tmp_path / "db", capacity=ROOMY)) as engine:
+    with capture_logs() as logged, contextlib.closing(LmdbEngine(tmp_path / "db", capacity=ROOMY)) as engine:
         # The last of a turn may have been taken without a chance to say so.
         unsaid = {number for _, number in (said[at] for at in range(len(said)) if _last_of_turn(said, at))}
         for number in {number for verb, number in said if verb == "put"} - taken - unsaid:
@@ -167,7 +173,7 @@ def _last_of_turn(said: list[list[str]], at: int) -> bool:
 
 OPENER = """
 tell("ready"), input()
-engine = EmbeddedEngine(path, capacity=64 << 20)
+engine = LmdbEngine(path, capacity=64 << 20)
 for number in range(200):
     engine.put("shop", b"%b %d" % (sys.argv[2].encode(), number), b"v" * 2_000, 600.0)
 tell("done"), input()
@@ -177,7 +183,7 @@ engine.close()
 """
 
 TAKER = """
-engine = EmbeddedEngine(path, capacity=64 << 20)
+engine = LmdbEngine(path, capacity=64 << 20)
 tell("ready"), input()
 keys = [b"%d" % number for number in range(1_000)]
 got = [key for key in keys[:500] if engine.take("shop", key)]
@@ -212,7 +218,7 @@ def test_processes_that_open_at_once_share_one_database(tmp_path: Path, *, damag
 
 
 def test_of_takes_raced_by_processes_each_session_is_handed_out_once(tmp_path: Path) -> None:
-    with contextlib.closing(EmbeddedEngine(tmp_path / "db", capacity=ROOMY)) as engine:
+    with contextlib.closing(LmdbEngine(tmp_path / "db", capacity=ROOMY)) as engine:
         engine.batch([Put("shop", b"%d" % number, b"value", 600.0) for number in range(1_000)])
     with contextlib.ExitStack() as held:
         processes = [held.enter_context(child(TAKER, tmp_path / "db")) for _ in range(3)]
@@ -221,7 +227,7 @@ def test_of_takes_raced_by_processes_each_session_is_handed_out_once(tmp_path: P
     assert handed_out == Counter(str(number) for number in range(1_000))
 
 
-def test_one_process_cannot_open_a_database_twice(opened: Callable[..., EmbeddedEngine]) -> None:
+def test_one_process_cannot_open_a_database_twice(opened: Callable[..., LmdbEngine]) -> None:
     engine = opened()
     with pytest.raises(EngineUnavailable, match="already open in this process"):
         opened()
@@ -239,7 +245,7 @@ with lmdb.open(sys.argv[1], max_dbs=5, create=False) as env, env.begin(write=Tru
 
 
 def test_while_another_process_keeps_all_from_writing_no_probe_passes(
-    opened: Callable[..., EmbeddedEngine], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    opened: Callable[..., LmdbEngine], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("resumed_server.storage.call_gate.PATIENCE", 0.05)
     probed, removed = opened(), opened(tmp_path / "other")
@@ -251,10 +257,10 @@ def test_while_another_process_keeps_all_from_writing_no_probe_passes(
         ]
         for thread in threads:
             thread.start()
-        until(lambda: bool(removed._gate._inside))
+        until(lambda: bool(removed._gate._running))
         with capture_logs() as logs:
             removed.close()
-        assert [line["event"] for line in logs] == ["the database is left open: a call does not end"]
+        assert [line["event"] for line in logs] == ["the database stays open: a running call does not end"]
         assert all(thread.is_alive() for thread in threads)
         for writer in writers:
             writer.communicate()
@@ -274,7 +280,7 @@ def writing(path: Path) -> subprocess.Popen[str]:
 
 @pytest.mark.parametrize("back", [0.0, 0.5, 1_800.0])
 def test_a_purge_ends_what_was_stored_before_it_whatever_the_clock_says(
-    opened: Callable[..., EmbeddedEngine], clock: FakeClock, back: float
+    opened: Callable[..., LmdbEngine], clock: FakeClock, back: float
 ) -> None:
     """A clock that is set back must not bring purged sessions back, nor hide later ones."""
     engine = opened()
@@ -294,7 +300,7 @@ def test_a_purge_ends_what_was_stored_before_it_whatever_the_clock_says(
     assert engine.get("shop", b"new")
 
 
-def test_a_log_that_is_kept_longer_has_no_gap(opened: Callable[..., EmbeddedEngine]) -> None:
+def test_a_log_that_is_kept_longer_has_no_gap(opened: Callable[..., LmdbEngine]) -> None:
     engine = opened(capacity=MEBIBYTE)
     engine.put("shop", b"victim", b"value", 60.0)
     position = engine.position()
@@ -306,10 +312,10 @@ def test_a_log_that_is_kept_longer_has_no_gap(opened: Callable[..., EmbeddedEngi
     engine.close()
     engine = opened(capacity=ROOMY)
     assert engine.changes(position, engine.position(), 2_000) is None
-    assert told(engine, later)[0] == {("shop", b"last"): [b"value"]}
+    assert read_all_changes(engine, later)[0] == {("shop", b"last"): [b"value"]}
 
 
-def test_a_log_that_is_kept_shorter_is_trimmed(opened: Callable[..., EmbeddedEngine]) -> None:
+def test_a_log_that_is_kept_shorter_is_trimmed(opened: Callable[..., LmdbEngine]) -> None:
     engine = opened(capacity=ROOMY)
     for number in range(700):
         engine.put("shop", b"%d" % number, b"value", 60.0)
@@ -320,7 +326,7 @@ def test_a_log_that_is_kept_shorter_is_trimmed(opened: Callable[..., EmbeddedEng
     assert engine._read(lambda txn: txn.stat(engine._changes._table)["entries"]) == MEBIBYTE // 2_048 + 1
 
 
-def test_close_waits_for_the_calls_under_way(opened: Callable[..., EmbeddedEngine], clock: FakeClock) -> None:
+def test_close_waits_for_the_calls_under_way(opened: Callable[..., LmdbEngine], clock: FakeClock) -> None:
     """LMDB crashes when it is closed during a call."""
     engine = opened()
     engine.put("shop", b"k", b"value", 60.0)
@@ -355,7 +361,7 @@ def test_close_waits_for_the_calls_under_way(opened: Callable[..., EmbeddedEngin
 # --- Capacity --------------------------------------------------------------------------------------------------------
 
 
-def test_a_full_store_drops_the_soonest_to_expire_and_no_tombstone(opened: Callable[..., EmbeddedEngine]) -> None:
+def test_a_full_store_drops_the_soonest_to_expire_and_no_tombstone(opened: Callable[..., LmdbEngine]) -> None:
     capacity, value = 4 * MEBIBYTE, b"v" * 400
     engine = opened(capacity=capacity)
     tombstones = [b"t%d" % number for number in range(500)]
@@ -380,7 +386,17 @@ def test_a_full_store_drops_the_soonest_to_expire_and_no_tombstone(opened: Calla
     assert (engine._directory.path / "data.mdb").stat().st_blocks * 512 < capacity * 1.5
 
 
-def test_a_full_store_may_be_opened_with_a_smaller_capacity(opened: Callable[..., EmbeddedEngine]) -> None:
+def test_evictions_are_counted_by_the_database_and_not_by_its_processes(opened: Callable[..., LmdbEngine]) -> None:
+    engine = opened(capacity=MEBIBYTE)
+    for number in range(3_000):
+        engine.put("shop", b"%d" % number, b"v" * 400, 600.0)
+    totals = engine.totals()
+    assert totals.evicted == 3_000 - totals.sessions > 0
+    engine.close()
+    assert opened(capacity=MEBIBYTE).totals() == totals
+
+
+def test_a_full_store_may_be_opened_with_a_smaller_capacity(opened: Callable[..., LmdbEngine]) -> None:
     """The database shrinks gradually, since deletions need free pages as well."""
     engine = opened(capacity=160 * MEBIBYTE)
     for number in range(2_400):
@@ -399,9 +415,9 @@ def test_a_full_store_may_be_opened_with_a_smaller_capacity(opened: Callable[...
 
 
 @pytest.fixture
-def buried(clock: FakeClock) -> Iterator[EmbeddedEngine]:
+def buried(clock: FakeClock) -> Iterator[LmdbEngine]:
     """An engine of which half was filled with sessions, and then all with tombstones of unknown keys."""
-    with contextlib.closing(EmbeddedEngine(None, capacity=MEBIBYTE, clock=clock)) as engine:
+    with contextlib.closing(LmdbEngine(None, capacity=MEBIBYTE, clock=clock)) as engine:
         for number in range(500):
             engine.put("shop", b"live %d" % number, b"v" * 500, 600.0)
         with pytest.raises(EngineFull):
@@ -409,13 +425,13 @@ def buried(clock: FakeClock) -> Iterator[EmbeddedEngine]:
         yield engine
 
 
-def remove_forever(engine: EmbeddedEngine) -> None:
+def remove_forever(engine: LmdbEngine) -> None:
     """Remove keys that are not there: 0, 1, 2, ..."""
     for number in range(100_000):
         engine.remove("shop", b"%d" % number)
 
 
-def test_a_store_of_nothing_but_tombstones_is_full(buried: EmbeddedEngine, clock: FakeClock) -> None:
+def test_a_store_of_nothing_but_tombstones_is_full(buried: LmdbEngine, clock: FakeClock) -> None:
     assert not any(buried.get("shop", b"live %d" % number) for number in range(500))
     assert all(gone(buried, b"%d" % number) for number in range(5_000))
     with pytest.raises(EngineFull):
@@ -426,7 +442,7 @@ def test_a_store_of_nothing_but_tombstones_is_full(buried: EmbeddedEngine, clock
     assert buried.get("shop", b"k")
 
 
-def test_a_put_without_room_fails_alone_in_its_batch(buried: EmbeddedEngine) -> None:
+def test_a_put_without_room_fails_alone_in_its_batch(buried: LmdbEngine) -> None:
     operations: list[Operation] = [
         Remove("shop", b"0"),
         Put("shop", b"k", b"v", 60.0),
@@ -437,7 +453,7 @@ def test_a_put_without_room_fails_alone_in_its_batch(buried: EmbeddedEngine) -> 
     assert outcomes == [type(None), EngineFull, type(None), AlreadyExists]
 
 
-def test_a_full_store_can_be_swept(buried: EmbeddedEngine, clock: FakeClock) -> None:
+def test_a_full_store_can_be_swept(buried: LmdbEngine, clock: FakeClock) -> None:
     """Deletions need free pages, so the engine must reserve some of them."""
     clock.advance(60.0)
     while buried.sweep(100):
@@ -451,7 +467,7 @@ def test_a_file_that_may_not_grow_makes_room_for_large_values(
 ) -> None:
     """A large value needs consecutive pages, which a fragmented database may lack."""
     monkeypatch.setattr(embedded, "_HEADROOM_BYTES", 0)
-    with contextlib.closing(EmbeddedEngine(None, capacity=2 * MEBIBYTE, clock=clock)) as engine:
+    with contextlib.closing(LmdbEngine(None, capacity=2 * MEBIBYTE, clock=clock)) as engine:
         chance = random.Random(1)
         for number in range(5_000):
             key, size = b"%d" % number, chance.choice([100, 1_500, 5_000, 65_536])
@@ -466,7 +482,7 @@ def test_a_stalled_reader_fills_the_file_and_takes_nothing_with_it(
 ) -> None:
     """LMDB cannot reuse pages that a read transaction can still see."""
     monkeypatch.setattr(embedded, "_HEADROOM_BYTES", 0)
-    with contextlib.closing(EmbeddedEngine(None, capacity=MEBIBYTE, clock=clock)) as engine:
+    with contextlib.closing(LmdbEngine(None, capacity=MEBIBYTE, clock=clock)) as engine:
         acknowledged = []
         with engine._env.begin():
             with contextlib.suppress(EngineFull):
@@ -498,7 +514,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.mark.parametrize("value", [b"v" * 100, b"v" * 30_000])
 def test_a_full_disk_refuses_puts_and_loses_nothing(
-    small_disk: Path, opened: Callable[..., EmbeddedEngine], value: bytes
+    small_disk: Path, opened: Callable[..., LmdbEngine], value: bytes
 ) -> None:
     engine = opened(small_disk / "db")
     (small_disk / "ballast").write_bytes(bytes(2 * MEBIBYTE))
@@ -532,16 +548,14 @@ def test_a_disk_without_room_for_a_database_is_refused(small_disk: Path) -> None
 
 
 GROWER = """
-engine = EmbeddedEngine(path, capacity=256 << 20)
+engine = LmdbEngine(path, capacity=256 << 20)
 for number in range(300):
     engine.put("shop", b"large %d" % number, bytes(1 << 18), 600.0)
 engine.close()
 """
 
 
-def test_a_file_that_another_process_let_grow_is_followed(
-    opened: Callable[..., EmbeddedEngine], tmp_path: Path
-) -> None:
+def test_a_file_that_another_process_let_grow_is_followed(opened: Callable[..., LmdbEngine], tmp_path: Path) -> None:
     engine = opened(capacity=MEBIBYTE)
     engine.put("shop", b"k", b"value", 600.0)
     with child(GROWER, tmp_path / "db") as process:
@@ -597,7 +611,7 @@ def laid_out_otherwise(directory: Path) -> None:
 CRASHER = """
 import os
 number = 0
-engine = EmbeddedEngine(path, capacity=64 << 20, blame_crashes=True, clock=lambda: os.abort() if number else 0.0)
+engine = LmdbEngine(path, capacity=64 << 20, quarantine_after_crash=True, clock=lambda: os.abort() if number else 0.0)
 for number in range(2):
     engine.put("shop", b"secret %d" % number, b"secret", 60.0)
 """
@@ -623,7 +637,7 @@ def crashed(directory: Path) -> None:
     ],
 )
 def test_a_file_that_cannot_be_trusted_is_set_aside_loudly(
-    opened: Callable[..., EmbeddedEngine], tmp_path: Path, spoil: Callable[[Path], None]
+    opened: Callable[..., LmdbEngine], tmp_path: Path, spoil: Callable[[Path], None]
 ) -> None:
     engine = opened()
     engine.batch([Put("shop", b"%d" % number, b"v" * 1_000, 60.0) for number in range(1_000)])
@@ -632,7 +646,7 @@ def test_a_file_that_cannot_be_trusted_is_set_aside_loudly(
     with capture_logs() as logged:
         engine = opened()
     (line,) = logged
-    assert (line["log_level"], line["event"]) == ("error", "database set aside, beginning a new one")
+    assert (line["log_level"], line["event"]) == ("error", "database quarantined, creating a new one")
     assert Path(line["aside"]).stat().st_size > 0
     assert engine.get("shop", b"1") is None
     engine.put("shop", b"k", b"value", 60.0)
@@ -642,7 +656,7 @@ def test_a_file_that_cannot_be_trusted_is_set_aside_loudly(
     assert not logged
 
 
-def test_of_files_set_aside_the_last_is_kept(opened: Callable[..., EmbeddedEngine], tmp_path: Path) -> None:
+def test_of_files_set_aside_the_last_is_kept(opened: Callable[..., LmdbEngine], tmp_path: Path) -> None:
     """A failure that repeats must not fill the disk."""
     for _ in range(3):
         opened().close()
@@ -655,13 +669,13 @@ def test_of_files_set_aside_the_last_is_kept(opened: Callable[..., EmbeddedEngin
 
 ABORTED_ELSEWHERE = """
 import os
-engine = EmbeddedEngine(path, capacity=64 << 20, blame_crashes=True)
+engine = LmdbEngine(path, capacity=64 << 20, quarantine_after_crash=True)
 os.abort()
 """
 
 
 def test_a_process_that_aborts_outside_of_the_engine_condemns_no_database(
-    opened: Callable[..., EmbeddedEngine], tmp_path: Path
+    opened: Callable[..., LmdbEngine], tmp_path: Path
 ) -> None:
     """An abort in gRPC's core does no damage to the database."""
     engine = opened()
@@ -678,7 +692,7 @@ def test_a_process_that_aborts_outside_of_the_engine_condemns_no_database(
 
 def test_a_file_cut_off_anywhere_is_found_out_or_harmless(tmp_path: Path) -> None:
     whole = tmp_path / "whole"
-    with contextlib.closing(EmbeddedEngine(whole, capacity=ROOMY)) as engine:
+    with contextlib.closing(LmdbEngine(whole, capacity=ROOMY)) as engine:
         for number in range(300):
             engine.put("shop", b"%d" % number, b"%d" % number * 100, 600.0)
         used = engine._env.info()["last_pgno"] + 1
@@ -688,7 +702,7 @@ def test_a_file_cut_off_anywhere_is_found_out_or_harmless(tmp_path: Path) -> Non
         directory = tmp_path / f"{pages}"
         directory.mkdir()
         (directory / "data.mdb").write_bytes(content[: pages * 4_096 + 100])
-        with capture_logs() as logged, contextlib.closing(EmbeddedEngine(directory, capacity=ROOMY)) as engine:
+        with capture_logs() as logged, contextlib.closing(LmdbEngine(directory, capacity=ROOMY)) as engine:
             for number in range(300):
                 found = engine.get("shop", b"%d" % number)
                 assert found is None or found.value == b"%d" % number * 100
@@ -702,7 +716,7 @@ def test_free_pages_at_the_end_are_not_taken_for_a_file_cut_off(tmp_path: Path, 
     chance = random.Random(1)
     for attempt in range(60):
         path, copy = tmp_path / f"{attempt}", tmp_path / f"{attempt} copy"
-        with contextlib.closing(EmbeddedEngine(path, capacity=ROOMY, clock=clock)) as engine:
+        with contextlib.closing(LmdbEngine(path, capacity=ROOMY, clock=clock)) as engine:
             engine.put("shop", b"k", b"value", 10_000.0)
             for _ in range(3):
                 size = chance.choice([10, 1_500, 5_000])
@@ -711,13 +725,13 @@ def test_free_pages_at_the_end_are_not_taken_for_a_file_cut_off(tmp_path: Path, 
                 clock.advance(60.0)
                 engine.sweep(chance.choice([10, 100, 300]))
             subprocess.run(["cp", "-r", "--sparse=always", path, copy], check=True)
-        with capture_logs() as logged, contextlib.closing(EmbeddedEngine(copy, capacity=ROOMY, clock=clock)) as engine:
+        with capture_logs() as logged, contextlib.closing(LmdbEngine(copy, capacity=ROOMY, clock=clock)) as engine:
             assert engine.get("shop", b"k")
         assert not logged
 
 
 def test_no_driver_error_leaves_a_damaged_database(tmp_path: Path) -> None:
-    with contextlib.closing(EmbeddedEngine(tmp_path / "db", capacity=MEBIBYTE)) as engine:
+    with contextlib.closing(LmdbEngine(tmp_path / "db", capacity=MEBIBYTE)) as engine:
         engine.batch([Put("shop", b"%d" % number, b"value", 60.0) for number in range(1_000)])
         with engine._env.begin(write=True) as txn:
             txn.drop(engine._sessions, delete=False)
@@ -728,7 +742,7 @@ def test_no_driver_error_leaves_a_damaged_database(tmp_path: Path) -> None:
 
 
 def test_what_crashed_is_kept_and_tells_nothing_of_any_session(
-    opened: Callable[..., EmbeddedEngine], tmp_path: Path
+    opened: Callable[..., LmdbEngine], tmp_path: Path
 ) -> None:
     crashed(tmp_path / "db")
     opened()
@@ -737,10 +751,10 @@ def test_what_crashed_is_kept_and_tells_nothing_of_any_session(
     assert "secret" not in crash.read_text()
 
 
-def test_a_database_is_set_aside_once_all_have_left_it(opened: Callable[..., EmbeddedEngine], tmp_path: Path) -> None:
+def test_a_database_is_set_aside_once_all_have_left_it(opened: Callable[..., LmdbEngine], tmp_path: Path) -> None:
     """Otherwise another process would serve sessions that were removed from the new database."""
     with child(
-        "engine = EmbeddedEngine(path, capacity=64 << 20)\ntell(), input()\n"
+        "engine = LmdbEngine(path, capacity=64 << 20)\ntell(), input()\n"
         "try: engine.probe()\nexcept EngineBroken: tell((path / 'damaged').exists())\nengine.close()\n",
         tmp_path / "db",
     ) as other:
@@ -756,12 +770,12 @@ def test_a_database_is_set_aside_once_all_have_left_it(opened: Callable[..., Emb
 
 
 def test_damage_found_while_serving_ends_service_in_every_process(
-    opened: Callable[..., EmbeddedEngine], tmp_path: Path
+    opened: Callable[..., LmdbEngine], tmp_path: Path
 ) -> None:
     engine = opened()
     engine.batch([Put("shop", b"%d" % number, b"v" * 1_000, 60.0) for number in range(1_000)])
     with child(
-        'engine = EmbeddedEngine(path, capacity=64 << 20)\nengine.probe()\ntell("ready"), input()\n'
+        'engine = LmdbEngine(path, capacity=64 << 20)\nengine.probe()\ntell("ready"), input()\n'
         "try: engine.probe()\nexcept EngineUnavailable as error: tell(error)\n",
         tmp_path / "db",
     ) as other:
@@ -779,7 +793,7 @@ def test_damage_found_while_serving_ends_service_in_every_process(
     engine.close()
     with capture_logs() as logged:
         assert opened().get("shop", b"1") is None
-    assert [line["cause"] for line in logged] == ["a process ran into damage"]
+    assert [line["cause"] for line in logged] == ["a process found damage"]
 
 
 def replaced(directory: Path) -> None:
@@ -790,7 +804,7 @@ def replaced(directory: Path) -> None:
 
 @pytest.mark.parametrize("spoil", [marked_damaged, replaced])
 def test_a_process_leaves_a_database_that_another_gave_up(
-    opened: Callable[..., EmbeddedEngine], tmp_path: Path, spoil: Callable[[Path], None]
+    opened: Callable[..., LmdbEngine], tmp_path: Path, spoil: Callable[[Path], None]
 ) -> None:
     """Otherwise it would serve sessions that were removed from the new database."""
     engine = opened()
@@ -804,7 +818,7 @@ def test_a_process_leaves_a_database_that_another_gave_up(
         engine.get("shop", b"k")
 
 
-def test_a_database_deleted_under_its_process_goes_on(opened: Callable[..., EmbeddedEngine], tmp_path: Path) -> None:
+def test_a_database_deleted_under_its_process_goes_on(opened: Callable[..., LmdbEngine], tmp_path: Path) -> None:
     engine = opened()
     for path in (tmp_path / "db").iterdir():
         path.unlink()
@@ -816,7 +830,7 @@ def test_a_database_deleted_under_its_process_goes_on(opened: Callable[..., Embe
 # --- Files and URLs --------------------------------------------------------------------------------------------------
 
 
-def test_only_its_user_can_read_a_database(opened: Callable[..., EmbeddedEngine], tmp_path: Path) -> None:
+def test_only_its_user_can_read_a_database(opened: Callable[..., LmdbEngine], tmp_path: Path) -> None:
     umask = os.umask(0)
     try:
         opened()
@@ -841,7 +855,7 @@ def test_a_private_database_goes_with_its_engine(tmp_path: Path, monkeypatch: py
 def assert_refused(path: Path | None, cause: str) -> None:
     """Check that no database can be at `path`, and that the error says so in one line."""
     with pytest.raises(EngineUnavailable) as refused:
-        EmbeddedEngine(path, capacity=ROOMY)
+        LmdbEngine(path, capacity=ROOMY)
     assert re.fullmatch(
         rf"cannot use /\S+ for the database: .*{cause}.*; free it or choose another", str(refused.value)
     )

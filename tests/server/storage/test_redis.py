@@ -22,6 +22,7 @@ import trustme
 from structlog.testing import capture_logs
 
 from resumed_server.config.types import redacted
+from resumed_server.lifecycle.health import Readiness
 from resumed_server.storage.engine import (
     AlreadyExists,
     Change,
@@ -36,11 +37,12 @@ from resumed_server.storage.engine import (
     StoredSession,
     Take,
 )
+from resumed_server.storage.redis.admission import MARK_DIGITS
 from resumed_server.storage.redis.change_log import KEPT_SECONDS, KNOWN_POSITIONS
-from resumed_server.storage.redis.topology import PERMISSIONS, _Absence
+from resumed_server.storage.redis.topology import PERMISSIONS, NodeBackoff
 from resumed_server.storage.redis.url import RedisUrl
 from resumed_server.storage.registry import open_engine, verify_url
-from resumed_server.storage.testing.contract import EngineContract, FakeClock, told
+from resumed_server.storage.testing.contract import EngineContract, FakeClock, read_all_changes
 from resumed_server.storage.testing.state_machine import check_histories
 from support.redis import redis_server, valkey_cluster, valkey_sentinels, valkey_server
 from support.tls import CA, CERTIFICATE
@@ -50,6 +52,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from resumed_server.storage.engine import Operation
+    from resumed_server.storage.redis.engine import RedisEngine
     from support.redis import RedisServer
 
 PATIENT = "timeout_ms=5000"
@@ -144,6 +147,21 @@ class TestRedis(EngineContract):
             yield engine
 
     @pytest.fixture
+    def raw_values(self, store: Store, engine: RedisEngine) -> Callable[[], dict[tuple[str, bytes], bytes]]:
+        """The keys of all servers."""
+
+        def raw_values() -> dict[tuple[str, bytes], bytes]:
+            values = {}
+            for server in store.servers:
+                for name in server.client.scan_iter(engine._prefix + b"[a-z0-9]*", count=1_000):
+                    if value := server.client.get(name):
+                        namespace, _, key = name[len(engine._prefix) :].partition(b":")
+                        values[namespace.decode(), key] = value[MARK_DIGITS:]
+            return values
+
+        return raw_values
+
+    @pytest.fixture
     def kept(self, monkeypatch: pytest.MonkeyPatch, store: Store) -> tuple[int, int]:
         """Redis trims the stream of each primary by whole nodes of 100 entries."""
         monkeypatch.setattr("resumed_server.storage.redis.change_log.MOST_CHANGES", 1_000)
@@ -159,14 +177,14 @@ def test_in_any_history_it_behaves_like_a_dictionary(store: Store) -> None:
 def test_servers_share_one_log(store: Store) -> None:
     prefix = f"prefix={uuid.uuid4()}:&{PATIENT}"
     with opened(store.url, prefix) as one, opened(store.url, prefix) as other:
-        _, position = told(one, one.position())
+        _, position = read_all_changes(one, one.position())
         for number in range(100):
             other.put("shop", b"%d" % number, b"value", 60.0)
-        changes, position = told(one, position)
+        changes, position = read_all_changes(one, position)
         assert changes == {("shop", b"%d" % number): [b"value"] for number in range(100)}
         for number in range(100):
             one.take("shop", b"%d" % number)
-        changes, _ = told(other, position)
+        changes, _ = read_all_changes(other, position)
         assert {("shop", b"%d" % number): [None] for number in range(100)} == changes
 
 
@@ -183,7 +201,7 @@ def test_only_what_is_read_is_logged(store: Store) -> None:
         position = engine.position()
         assert streams()
         engine.remove("shop", b"other")
-        assert told(engine, position)[0] == {("shop", b"other"): [None]}
+        assert read_all_changes(engine, position)[0] == {("shop", b"other"): [None]}
         RedisClock(store.servers).advance(KEPT_SECONDS)
         assert not streams()
         assert engine.changes(position, engine.position(), 10) is None
@@ -235,23 +253,23 @@ def test_a_url_says_where_redis_is(url: str, expected: dict[str, object]) -> Non
         ("redis://", "needs hosts"),
         ("redis://store:0", "needs hosts"),
         ("redis://store:65536", "needs hosts"),
-        ("redis://a,b", "takes one host"),
+        ("redis://a,b", "accepts one host"),
         ("redis://user:sec/ret@store", "%2F"),
         ("redis://store/one", "number of the database"),
         ("redis://store/1/2", "number of the database"),
-        ("redis://store#1", "cut off.*%23"),
-        ("redis://store?frob=1", "'frob' is no option .* timeout_ms"),
-        ("redis://store?prefix=a&prefix=b", "prefix is there twice"),
-        ("redis://store?prefix={a}", "without blanks and braces"),
+        ("redis://store#1", "not escaped.*%23"),
+        ("redis://store?frob=1", "'frob' is not an option .* timeout_ms"),
+        ("redis://store?prefix=a&prefix=b", "prefix is set twice"),
+        ("redis://store?prefix={a}", "without spaces and braces"),
         ("redis://store?timeout_ms=0", "timeout_ms must be a whole number from 1 to"),
         ("redis://store?wait_replicas=x", "wait_replicas must be a whole number"),
-        ("redis://store?ca=/ca", "'ca' is no option"),
-        ("rediss://store?cert=/c", "go together"),
+        ("redis://store?ca=/ca", "'ca' is not an option"),
+        ("rediss://store?cert=/c", "both cert and key"),
         ("rediss://store?ca=", "must not be empty"),
         ("redis://:secret@store?password_file=/p", "not in both"),
         ("redis+cluster://store/1", "only one database"),
-        ("redis+sentinel://store", "what the Sentinels call the primary"),
-        ("redis+ssl://store", "no engine is called 'redis[+]ssl': use lmdb:.*redis://"),
+        ("redis+sentinel://store", "name of the primary in the Sentinels"),
+        ("redis+ssl://store", "unknown storage engine 'redis[+]ssl': use lmdb:.*redis://"),
     ],
 )
 def test_a_url_that_makes_no_sense_is_refused(url: str, complaint: str) -> None:
@@ -286,7 +304,7 @@ def test_a_wrong_password_is_refused(server: RedisServer, scheme: str) -> None:
     server.client.config_set("requirepass", "right")
     for credentials in ("", ":secret@", "somebody:secret@"):
         message = refusal(f"{scheme}://{credentials}127.0.0.1:{server.port}")
-        assert re.search("refuses the user or the password", message), message
+        assert re.search("rejects the user or the password", message), message
         assert "secret" not in message
     server.client.auth("right")
     server.client.config_set("requirepass", "")
@@ -325,8 +343,8 @@ def test_a_redis_too_old_is_refused() -> None:
 
 
 def test_the_wrong_topology_is_refused(server: RedisServer, tmp_path: Path) -> None:
-    assert "no cluster; use redis://" in refusal(f"redis+cluster://127.0.0.1:{server.port}")
-    assert "no Sentinel" in refusal(f"redis+sentinel://127.0.0.1:{server.port}/main")
+    assert "not a cluster; use redis://" in refusal(f"redis+cluster://127.0.0.1:{server.port}")
+    assert "not a Sentinel" in refusal(f"redis+sentinel://127.0.0.1:{server.port}/main")
     with valkey_server("--cluster-enabled", "yes") as node:
         assert "node of a cluster; use redis+cluster://" in refusal(node.url)
     (tmp_path / "sentinel.conf").touch()
@@ -359,10 +377,10 @@ def test_tls_is_verified_and_told_when_it_fails(tmp_path: Path) -> None:
                 complaint = logs[0]["cause"]
             except EngineUnavailable as error:
                 complaint = str(error)
-        assert "certificate required" in complaint or "if it wants a client certificate" in complaint
+        assert "certificate required" in complaint or "if it requires a client certificate" in complaint
         for wrong, hint in (
-            (f"rediss://localhost:{server.port}?ca={tmp_path}/ca", "if it speaks no TLS, use redis:"),
-            (f"redis://localhost:{server.tls_port}", "if it speaks TLS, use rediss:"),
+            (f"rediss://localhost:{server.port}?ca={tmp_path}/ca", "if it does not use TLS, use redis:"),
+            (f"redis://localhost:{server.tls_port}", "if it uses TLS, use rediss:"),
         ):
             with capture_logs() as logs, contextlib.closing(open_engine(wrong, capacity=0)) as engine:
                 assert hint in logs[0]["cause"]
@@ -422,17 +440,17 @@ def test_a_frozen_redis_costs_one_call_its_time_out(scheme: str) -> None:
 def test_a_call_that_takes_long_is_no_outage(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
     monkeypatch.setattr("resumed_server.storage.redis.topology.time.monotonic", lambda: now)
-    absence = _Absence(RedisUrl.parse("redis://store?timeout_ms=40"))
-    absence.end()
+    backoff = NodeBackoff(RedisUrl.parse("redis://store?timeout_ms=40"))
+    backoff.record_success()
     now += 0.03
-    absence.begin(late=True)
-    absence.check("store")
+    backoff.record_failure(late=True)
+    backoff.check("store")
     now += 0.03
-    absence.begin(late=True)
-    assert "a moment ago" in str(failure(lambda: absence.check("store")))
-    absence.end()
-    absence.begin()
-    assert "a moment ago" in str(failure(lambda: absence.check("store")))
+    backoff.record_failure(late=True)
+    assert "a moment ago" in str(failure(lambda: backoff.check("store")))
+    backoff.record_success()
+    backoff.record_failure()
+    assert "a moment ago" in str(failure(lambda: backoff.check("store")))
 
 
 def test_a_restarted_redis_is_used_again_at_once(server: RedisServer) -> None:
@@ -482,14 +500,37 @@ def test_what_redis_had_forgotten_is_waited_for_as_well(server: RedisServer) -> 
             engine.remove("shop", b"k")
 
 
-def test_a_redis_that_refuses_writes_is_not_ready(server: RedisServer) -> None:
-    """PING succeeds all the same."""
-    with opened(server.url, PATIENT) as engine:
-        engine.probe()
-        server.client.config_set("min-replicas-to-write", 1)
-        assert "NoReplicas" in str(failure(engine.probe)) or "NOREPLICAS" in str(failure(engine.probe))
-        server.client.config_set("min-replicas-to-write", 0)
-        engine.probe()
+def replicas_missing(server: RedisServer, *, broken: bool) -> str:
+    server.client.config_set("min-replicas-to-write", int(broken))
+    return "too few replicas (NOREPLICAS); see its min-replicas-to-write"
+
+
+def snapshots_failing(server: RedisServer, *, broken: bool) -> str:
+    (server.break_snapshots if broken else server.mend_snapshots)()
+    return "cannot save its snapshot (MISCONF); see its log"
+
+
+@pytest.mark.parametrize("running", [redis_server, valkey_server])
+@pytest.mark.parametrize("refuse", [replicas_missing, snapshots_failing])
+def test_a_server_whose_redis_refuses_writes_is_not_serving(
+    running: Callable[[], contextlib.AbstractContextManager[RedisServer]],
+    refuse: Callable[..., str],
+) -> None:
+    """Redis answers INFO and PING all the same; the log names the cause and the remedy."""
+    with running() as server, opened(server.url, PATIENT) as engine, capture_logs() as logs:
+        readiness = Readiness(engine)
+        readiness.probe()
+        assert readiness.ready
+        cause = refuse(server, broken=True)
+        readiness.probe()
+        assert not readiness.ready
+        assert cause in logs[-1]["cause"]
+        for call in (engine.get, engine.take, engine.remove):
+            with pytest.raises(EngineUnavailable, match="refuses writes"):
+                call("shop", b"k")
+        refuse(server, broken=False)
+        readiness.probe()
+        assert readiness.ready
 
 
 def test_whoever_closes_an_engine_need_not_wait_for_a_count(
@@ -555,8 +596,9 @@ def test_a_full_redis_refuses_puts_only(running: Callable[[], contextlib.Abstrac
         for key in (b"taken", b"removed", b"got"):
             engine.put("shop", key, b"value", 60.0)
         server.client.config_set("maxmemory", 1)
-        with pytest.raises(EngineFull):
+        with pytest.raises(EngineFull, match=r"is full \(OOM\); raise its maxmemory"):
             engine.put("shop", b"new", b"value", 60.0)
+        engine.probe()  # health stays SERVING, or frontends would lose the calls that work as well
         assert engine.get("shop", b"got")
         assert engine.take("shop", b"taken")
         assert engine.remove("shop", b"removed")
@@ -601,7 +643,7 @@ def test_a_log_entry_that_means_nothing_ends_the_log(server: RedisServer, fields
         end = engine.position()
         assert engine.changes(position, end, 10) is None
         engine.remove("shop", b"k")
-        assert told(engine, end)[0] == {("shop", b"k"): [None]}
+        assert read_all_changes(engine, end)[0] == {("shop", b"k"): [None]}
 
 
 def test_a_broken_redis_is_an_error_without_keys_and_values(server: RedisServer) -> None:
@@ -854,7 +896,7 @@ def test_a_clock_that_is_put_back_hides_nothing(server: RedisServer) -> None:
         position = engine.position()
         server.client.pexpire(stream, 5_000)
         engine.remove("shop", b"k")
-        assert told(engine, position)[0] == {("shop", b"k"): [None]}
+        assert read_all_changes(engine, position)[0] == {("shop", b"k"): [None]}
         assert server.client.pttl(stream) > 5_000
 
 

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypeVar
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import DecodeError, Message
 
-from resumed import _exceptions as errors
+from resumed._client.limits import BATCH_OPERATIONS, BATCH_VALUE_BYTES
+from resumed._exceptions import StoreError, from_status
 from resumed._transport.channel import Channel, Method
 from resumed.v1 import session_store_pb2 as pb
 
@@ -25,10 +26,6 @@ if TYPE_CHECKING:
 
     from resumed._transport.channel import Stream
     from resumed._transport.tls import Credentials
-
-BATCH_OPERATIONS = 256
-"""How many operations one Batch call carries; longer ones are sent as several calls."""
-_BATCH_BYTES = 16 << 20
 
 _PATIENCE = 3.0
 """Seconds that a Watch may be silent: the store says something at least once a second."""
@@ -86,7 +83,7 @@ class Remove:
 
 
 Operation: TypeAlias = Put | Get | Take | Remove
-Result: TypeAlias = float | StoredSession | bool | errors.StoreError | None
+Result: TypeAlias = float | StoredSession | bool | StoreError | None
 
 
 class SessionStore:
@@ -165,7 +162,9 @@ class SessionStore:
         request, size = pb.BatchRequest(), 0
         for operation in operations:
             length = len(operation.value) if isinstance(operation, Put) else 0
-            if len(request.operations) == BATCH_OPERATIONS or (request.operations and size + length > _BATCH_BYTES):
+            if len(request.operations) == BATCH_OPERATIONS or (
+                request.operations and size + length > BATCH_VALUE_BYTES
+            ):
                 results += self._batch(request, deadline)
                 request, size = pb.BatchRequest(), 0
             request.operations.append(self._operation(operation))
@@ -194,7 +193,7 @@ class SessionStore:
         method = _TAKING_BATCH if any(each.HasField("take") for each in request.operations) else _BATCH
         answer = self._call(method, request, pb.BatchResponse, deadline)
         if len(answer.results) != len(request.operations):
-            raise errors.StoreError(f"the answer has {len(answer.results)} results, not {len(request.operations)}")
+            raise StoreError(f"the answer has {len(answer.results)} results, not {len(request.operations)}")
         return [_result(result) for result in answer.results]
 
     def _put(self, put: Put) -> pb.PutRequest:
@@ -292,7 +291,7 @@ def parse_response(kind: type[_Answer], encoded: bytes) -> _Answer:
     try:
         return kind.FromString(encoded)
     except DecodeError:
-        raise errors.StoreError("the answer is no message of this contract") from None
+        raise StoreError("the answer is no message of this contract") from None
 
 
 def _change(event: pb.WatchEvent) -> Change:
@@ -338,4 +337,4 @@ def _result(result: pb.BatchResult) -> Result:
         case "remove":
             return result.remove.removed
         case _:
-            return errors.from_status(result.error.code, result.error.message)
+            return from_status(result.error.code, result.error.message)

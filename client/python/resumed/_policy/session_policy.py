@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Literal, Protocol
 from resumed._async.suspendable_handshake import SuspendableHandshake
 from resumed._crypto.envelope import Envelope
 from resumed._crypto.origin import CURRENT_PROCESS
-from resumed._crypto.sealing import ID_BYTES, StoreKeys
+from resumed._crypto.session_id import ID_BYTES
+from resumed._crypto.store_key import StoreKeys
 from resumed._exceptions import UnsealError
 from resumed._policy.circuit_breaker import Breaker
 from resumed._policy.lookups import Lookups, completed_future, result_or_late
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from resumed._client.store import SessionStore
-    from resumed._crypto.sealing import Keyring
+    from resumed._crypto.keyring import Keyring
     from resumed._policy.lookups import Accept, LookupResult
     from resumed._policy.mirror import Mirror
     from resumed._policy.served_names import Expected
@@ -83,7 +84,7 @@ class SessionPolicy:
         keyring: Seals and opens values and ids.
         lifetime: Seconds that a session lives after its negotiation, 1 to 604,800.
         single_use: Whether a session resumes once in the whole fleet: it is taken once it is known to fit.
-        ids: `sealed` looks up only ids that the fleet issued; `any` looks up every id.
+        accept_foreign_ids: Whether ids that the fleet did not issue are looked up, too.
         puts: `wait` holds a full handshake until its sessions are stored (at most for the deadline), `background` does
             not.
         max_lookups: How many look-ups may be under way at once; beyond that a handshake does not ask.
@@ -102,7 +103,7 @@ class SessionPolicy:
         *,
         lifetime: int = 7200,
         single_use: bool = False,
-        ids: Literal["sealed", "any"] = "sealed",
+        accept_foreign_ids: bool = False,
         puts: Literal["wait", "background"] | None = None,
         max_lookups: int = 64,
         mirror: Mirror | None = None,
@@ -111,8 +112,6 @@ class SessionPolicy:
     ) -> None:
         if not 1 <= lifetime <= MAX_LIFETIME:
             raise ValueError(f"lifetime must be 1 to {MAX_LIFETIME} seconds, not {lifetime}")
-        if ids not in ("sealed", "any"):
-            raise ValueError(f"ids must be 'sealed' or 'any', not {ids!r}")
         if puts not in ("wait", "background", None):
             raise ValueError(f"puts must be 'wait' or 'background', not {puts!r}")
         if store.deadline <= 0:
@@ -121,7 +120,7 @@ class SessionPolicy:
         self.lifetime = int(lifetime)
         self.seals_ids = keyring.seals
         self._store, self._keyring, self._clock = store, keyring, clock
-        self._foreign_ids_miss = ids == "sealed" and keyring.seals
+        self._rejects_foreign_ids = keyring.seals and not accept_foreign_ids
         # Only a sealed id tells that it is fresh, and so that its Put may still be on its way.
         self._wait_for_puts = puts == "wait" or (puts is None and not keyring.seals)
         # A single use is the store's to grant, not a copy's.
@@ -375,7 +374,7 @@ class SessionPolicy:
 
     def _refusal(self, offer: Offer, issued: int | None, now: float) -> str | None:
         """Return why an offer is not worth a call, or None."""
-        if not 1 <= len(offer.session_id) <= ID_BYTES or (issued is None and self._foreign_ids_miss):
+        if not 1 <= len(offer.session_id) <= ID_BYTES or (issued is None and self._rejects_foreign_ids):
             return "foreign-id"
         if issued is not None and now - issued > self.lifetime:
             return "expired-id"

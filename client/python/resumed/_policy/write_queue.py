@@ -12,7 +12,8 @@ from collections import deque
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
-from resumed._client.store import BATCH_OPERATIONS, Operation, Put, Remove, SessionStore
+from resumed._client.limits import BATCH_OPERATIONS
+from resumed._client.store import Operation, Put, Remove, SessionStore
 from resumed._exceptions import LimitExceeded, StoreError
 from resumed._process.fork import register_after_fork
 

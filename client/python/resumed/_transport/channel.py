@@ -9,7 +9,7 @@ import random
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from resumed import _exceptions as errors
+from resumed._exceptions import StoreError, StoreTimeout, StoreUnavailable, from_status
 from resumed._transport.http2 import (
     CANCELLED,
     UNAVAILABLE,
@@ -75,7 +75,7 @@ class Channel:
         began = time.monotonic()
         end = began + timeout
         connections = self._connections
-        failure: errors.StoreError = errors.StoreTimeout("there was no time for the call")
+        failure: StoreError = StoreTimeout("there was no time for the call")
         for attempt in range(ATTEMPTS):
             server, connection = connections.take(end)
             try:
@@ -83,17 +83,17 @@ class Channel:
                 answer = connection.answer(end)
             except Status as status:
                 connections.release(server, connection)
-                failure = errors.from_status(status.number, status.message)
+                failure = from_status(status.number, status.message)
                 if not (status.number in _PASSING and method.repeatable and self._may_repeat(server, attempt, end)):
                     raise failure from None
             except TimeoutError:
                 connection.close()
                 connections.on_timeout(server, began)
-                raise errors.StoreTimeout(f"no answer within {timeout * 1e3:.0f} ms") from None
+                raise StoreTimeout(f"no answer within {timeout * 1e3:.0f} ms") from None
             except ConnectionBroken as error:
                 connection.close()
                 connections.on_connection_lost()
-                failure = errors.StoreUnavailable(str(error))
+                failure = StoreUnavailable(str(error))
                 if not (method.repeatable or isinstance(error, RequestNotProcessed)):
                     raise failure from None
             except BaseException:
@@ -134,7 +134,7 @@ class Channel:
             )
         except (Status, ConnectionBroken, OSError) as error:
             connection.close()
-            raise errors.StoreUnavailable(str(error)) from None
+            raise StoreUnavailable(str(error)) from None
         return Stream(connection, patience)
 
     def close(self) -> None:
@@ -155,16 +155,16 @@ class Stream:
                 yield message
                 self._connection.ping()
                 if self._connection.goaway_received:  # or it would be cut in the end, whatever is being told just then
-                    raise errors.StoreUnavailable("the store asked for another connection")
+                    raise StoreUnavailable("the store asked for another connection")
         except Status as status:
-            raise errors.from_status(status.number, status.message) from None
+            raise from_status(status.number, status.message) from None
         except TimeoutError:
-            raise errors.StoreTimeout(f"the store was silent for {self._patience:g} s") from None
+            raise StoreTimeout(f"the store was silent for {self._patience:g} s") from None
         except (ConnectionBroken, OSError) as error:
-            raise errors.StoreUnavailable(str(error)) from None
+            raise StoreUnavailable(str(error)) from None
         finally:
             self._connection.close()
-        raise errors.StoreUnavailable("the store ended the stream")
+        raise StoreUnavailable("the store ended the stream")
 
     @property
     def confirmed(self) -> float:

@@ -16,7 +16,7 @@ import weakref
 from collections import deque
 from typing import TYPE_CHECKING
 
-from resumed import _exceptions as errors
+from resumed._exceptions import StoreTimeout, StoreUnavailable
 from resumed._process.fork import register_after_fork
 from resumed._transport.http2 import Connection, ConnectionBroken
 
@@ -243,10 +243,10 @@ class ConnectionPool:
             if server.defect:
                 raise RuntimeError(f"connecting to {self._target.authority} failed") from server.defect
         if time.monotonic() >= end:
-            raise errors.StoreTimeout(f"{self._target.authority}: {failure}")
+            raise StoreTimeout(f"{self._target.authority}: {failure}")
         if any(server.gone for server in servers):
             return None
-        raise errors.StoreUnavailable(f"{self._target.authority}: {failure}")
+        raise StoreUnavailable(f"{self._target.authority}: {failure}")
 
     def _connect_any(self, servers: Sequence[Server], end: float) -> tuple[tuple[Server, Connection] | None, str]:
         """Have one server after the other make a connection; return the first, or what went wrong last."""
@@ -343,7 +343,7 @@ class ConnectionPool:
         if resolver is not None:
             resolver.join(max(0.0, end - time.monotonic()))
         if not self._servers:
-            raise errors.StoreUnavailable(f"{self._target.authority}: {self._unresolved}")
+            raise StoreUnavailable(f"{self._target.authority}: {self._unresolved}")
         return self._servers
 
     def _resolve_soon(self) -> threading.Thread | None:

@@ -263,7 +263,7 @@ def _sight(fleet: Fleet, client: _PythonClient, calls: _Calls) -> Table:
         found = store.get(key)
     if found is None:
         raise Broken("the store does not have a session that was just negotiated")
-    sealed = found.value  # for its format see resumed._crypto.sealing
+    sealed = found.value  # for its format see resumed._crypto.sealed_value
     serialized, not_after = fleet.keyring.open(key, sealed, time.time())
     until = datetime.fromtimestamp(not_after, timezone.utc)
     table = Table(title="\nThe same session at the frontends and in the store", title_justify="left")

@@ -183,7 +183,7 @@ def _arguments() -> argparse.ArgumentParser:
         store.add_argument(f"--{name}", metavar="FILE", help="TLS to the store, see resumed.Credentials()", **options)
     store.add_argument("--lifetime", type=int, metavar="SECONDS", **options)
     store.add_argument("--deadline", type=float, metavar="SECONDS", **options)
-    store.add_argument("--ids", choices=["sealed", "any"], **options)
+    store.add_argument("--accept-foreign-ids", action="store_true", **options)
     store.add_argument("--puts", choices=["wait", "background"], **options)
     store.add_argument("--mirror", action="store_true", **options)
     store.add_argument("--single-use", action="store_true", **options)

@@ -89,10 +89,12 @@ class MetricsCollector(Collector):
                 usage["sessions"],
             )
             yield GaugeMetricFamily("resumed_storage_bytes", "Size of the storage.", usage["bytes"])
+            # Not 0 while it is unknown: to Prometheus, a counter that returns from 0 has counted everything again.
+            yield CounterMetricFamily(
+                "resumed_evicted_sessions", "Unexpired sessions evicted for lack of space.", usage["evicted"]
+            )
         if self._capacity:
             yield GaugeMetricFamily("resumed_storage_capacity_bytes", "Capacity of the storage.", self._capacity)
-        evicted = _total(all_workers, "evicted") + usage.get("evicted", 0)
-        yield CounterMetricFamily("resumed_evicted_sessions", "Unexpired sessions evicted for lack of space.", evicted)
         yield CounterMetricFamily(
             "resumed_swept_entries",
             "Expired sessions and tombstones that were deleted.",

@@ -15,7 +15,7 @@ import structlog
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import MetricsHandler
 
-from resumed_server.errors import described, is_news
+from resumed_server.errors import exception_fields, should_log
 from resumed_server.stream_limit import StreamLimit
 
 if TYPE_CHECKING:
@@ -102,8 +102,8 @@ class _Server(ThreadingHTTPServer):
 
 
 def _log_rate_limited(error: BaseException) -> None:
-    details = described(error)
-    if is_news("metrics", *details.values()):
+    details = exception_fields(error)
+    if should_log("metrics", *details.values()):
         _log.error("failed to render metrics", **details)
 
 

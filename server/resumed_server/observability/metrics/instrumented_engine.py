@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from resumed_server.observability.metrics.recorder import COLUMN
-from resumed_server.storage.engine import AlreadyExists, Engine, EngineError, EngineFull, Get, NoTombstone, Put, Take
+from resumed_server.storage.engine import AlreadyExists, EngineError, EngineFull, Get, NoTombstone, Put, Take
+from resumed_server.storage.wrapper import WrapperEngine
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from resumed_server.observability.metrics.recorder import Recorder
-    from resumed_server.storage.engine import Change, Operation, Outcome, Purged, StoredSession, Totals, Usage
+    from resumed_server.storage.engine import Engine, Operation, Outcome, StoredSession
 
 _GET_HIT, _GET_MISS, _GET_FAILED = (COLUMN["get", outcome] for outcome in ("hit", "miss", "failed"))
 _TAKE_HIT, _TAKE_MISS, _TAKE_FAILED = (COLUMN["take", outcome] for outcome in ("hit", "miss", "failed"))
@@ -20,17 +21,17 @@ _REMOVED, _UNKNOWN = COLUMN["remove", "removed"], COLUMN["remove", "unknown"]
 _REMOVE_LIMITED, _REMOVE_FAILED = COLUMN["remove", "limited"], COLUMN["remove", "failed"]
 
 
-class InstrumentedEngine(Engine):
-    """Delegates to `engine`, and counts each operation with `recorder`."""
+class InstrumentedEngine(WrapperEngine):
+    """Counts the operations of `engine` with `recorder`."""
 
     def __init__(self, engine: Engine, recorder: Recorder) -> None:
-        self._engine = engine
+        super().__init__(engine)
         self._count = recorder.operation
 
     def put(self, namespace: str, key: bytes, value: bytes, ttl: float, issued: float | None = None) -> float:
         """See Engine."""
         try:
-            left = self._engine.put(namespace, key, value, ttl, issued)
+            left = super().put(namespace, key, value, ttl, issued)
         except EngineError as error:
             self._count(namespace, _put_column(error))
             raise
@@ -40,7 +41,7 @@ class InstrumentedEngine(Engine):
     def get(self, namespace: str, key: bytes) -> StoredSession | None:
         """See Engine."""
         try:
-            session = self._engine.get(namespace, key)
+            session = super().get(namespace, key)
         except EngineError:
             self._count(namespace, _GET_FAILED)
             raise
@@ -50,7 +51,7 @@ class InstrumentedEngine(Engine):
     def take(self, namespace: str, key: bytes) -> StoredSession | None:
         """See Engine."""
         try:
-            session = self._engine.take(namespace, key)
+            session = super().take(namespace, key)
         except EngineError:
             self._count(namespace, _TAKE_FAILED)
             raise
@@ -60,7 +61,7 @@ class InstrumentedEngine(Engine):
     def remove(self, namespace: str, key: bytes, *, tombstone: bool = True) -> bool | None:
         """See Engine."""
         try:
-            removed = self._engine.remove(namespace, key, tombstone=tombstone)
+            removed = super().remove(namespace, key, tombstone=tombstone)
         except EngineError as error:
             self._count(namespace, _remove_column(error))
             raise
@@ -70,44 +71,12 @@ class InstrumentedEngine(Engine):
     def batch(self, operations: Sequence[Operation]) -> list[Outcome]:
         """See Engine."""
         try:
-            outcomes = self._engine.batch(operations)
+            outcomes = super().batch(operations)
         except EngineError as error:
             self._count_all(operations, [error] * len(operations))
             raise
         self._count_all(operations, outcomes)
         return outcomes
-
-    def sweep(self, limit: int) -> int:
-        """See Engine."""
-        return self._engine.sweep(limit)
-
-    def purge(self, namespace: str, issued_before: float | None) -> float:
-        """See Engine."""
-        return self._engine.purge(namespace, issued_before)
-
-    def usage(self, namespace: str | None) -> dict[str, Usage]:
-        """See Engine."""
-        return self._engine.usage(namespace)
-
-    def position(self) -> bytes:
-        """See Engine."""
-        return self._engine.position()
-
-    def changes(self, after: bytes, until: bytes, limit: int) -> tuple[list[Change | Purged], bytes] | None:
-        """See Engine."""
-        return self._engine.changes(after, until, limit)
-
-    def totals(self) -> Totals:
-        """See Engine."""
-        return self._engine.totals()
-
-    def probe(self) -> None:
-        """See Engine."""
-        self._engine.probe()
-
-    def close(self) -> None:
-        """See Engine."""
-        self._engine.close()
 
     def _count_all(self, operations: Sequence[Operation], outcomes: Sequence[Outcome]) -> None:
         for operation, outcome in zip(operations, outcomes, strict=True):

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-import structlog
-
-from resumed_server.errors import described
 from resumed_server.observability.metrics.instrumented_engine import InstrumentedEngine
 from resumed_server.observability.metrics.recorder import Recorder
+from resumed_server.periodic import PeriodicTask
 from resumed_server.storage.engine import EngineError
 
 if TYPE_CHECKING:
@@ -48,8 +45,6 @@ USAGE_SECONDS = 2.0
 
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
-_log = structlog.get_logger()
-
 
 class WorkerMetrics:
     """The figures of one worker.
@@ -81,7 +76,6 @@ class WorkerMetrics:
         self._readiness, self._certificates = readiness, certificates
         self.recorder = Recorder(segment.register_namespace)
         self.engine = InstrumentedEngine(engine, self.recorder)
-        self._stopping = threading.Event()
         self._started = time.time()
         self._usage: dict[str, int] = {}
         self._usage_read_at = float("-inf")
@@ -92,31 +86,25 @@ class WorkerMetrics:
 
     @contextlib.contextmanager
     def reporting(self, hub: WatchHub, sweeper: Sweeper) -> Iterator[None]:
-        """Publish the figures periodically, in a thread, as long as the context lasts."""
+        """Publish the figures periodically, in a thread, until the context ends."""
 
-        def run() -> None:
-            while True:
-                stopping = self._stopping.wait(REPORT_SECONDS)
-                try:
-                    self.report(hub, sweeper)
-                except Exception as error:  # noqa: BLE001 - the next attempt may succeed, and the server serves anyway
-                    _log.error("failed to publish metrics", **described(error))
-                if stopping:
-                    return
+        def step() -> float:
+            self.report(hub, sweeper)
+            return REPORT_SECONDS
 
-        thread = threading.Thread(target=run, name="metrics-report", daemon=True)
-        thread.start()
+        task = PeriodicTask("metrics-report", step, "failed to publish metrics", retry=REPORT_SECONDS)
+        task.start()
         try:
             yield
         finally:
-            self._stopping.set()
-            thread.join()
+            task.stop()
+            with contextlib.suppress(Exception):  # an error of the last publication must not prevent the shutdown
+                step()
 
     def report(self, hub: WatchHub, sweeper: Sweeper) -> None:
         """Publish the current figures."""
         watch, ready = hub.stats(), self._readiness.ready
         totals = {
-            "evicted": self._storage.evicted,
             "swept": sweeper.swept,
             "watchers_cut_off": watch.cut_off,
             "cpu_seconds": time.process_time(),

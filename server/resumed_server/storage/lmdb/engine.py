@@ -1,6 +1,7 @@
-"""The embedded engine: sessions in an LMDB file that several processes on one machine share.
+"""The LMDB engine: sessions in a file that several processes of one machine share.
 
-Its tables are those of entries.py, changelog.py and purges.py. Each operation is one transaction, a Batch too.
+Its tables are in session_table.py, change_log.py and purge_table.py. Each operation is one transaction, and so is a
+batch.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 import lmdb
 import structlog
 
-from resumed_server.storage.call_gate import CLOSED, Gate
+from resumed_server.storage.call_gate import CLOSED, CallGate
 from resumed_server.storage.engine import (
     LONGEST_TTL_SECONDS,
     UNKNOWN_TOMBSTONE_SECONDS,
@@ -26,20 +27,20 @@ from resumed_server.storage.engine import (
     EngineUnavailable,
     Get,
     Kept,
+    NamespacePurged,
+    NamespaceUsage,
     NoTombstone,
-    Purged,
     Put,
     Remove,
     StoredSession,
+    StoreTotals,
     Take,
-    Totals,
-    Usage,
 )
 from resumed_server.storage.lmdb.change_log import PURGED, REMOVED, STORED, ChangeLog
 from resumed_server.storage.lmdb.database_directory import DAMAGE, DatabaseDirectory
-from resumed_server.storage.lmdb.purge_table import TIME_BYTES, Purges
+from resumed_server.storage.lmdb.purge_table import TIME_BYTES, PurgeTable
 from resumed_server.storage.lmdb.session_table import (
-    Entries,
+    SessionTable,
     is_purged,
     is_tombstone,
     issued_at,
@@ -56,50 +57,50 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 _Transaction: TypeAlias = Any
-"""An lmdb.Transaction, whose stubs do not know that it returns memoryviews with `buffers=True` only, else bytes."""
+"""An lmdb.Transaction. It returns memoryviews with `buffers=True` only, and bytes otherwise, unlike its stubs."""
 
 _TABLES = (b"sessions", b"expiries", b"tombstones", b"changes", b"purges")
 _LAYOUT = b"2"
-"""Changes with what is in the tables: an older or a newer version begins a new file then, and misreads nothing."""
+"""Changes with the contents of the tables, so that another version creates a new file and misreads none."""
 _MOST_PAGES = 16
-"""More than storing a session can take beside its own bytes, however many pages of the tables it splits."""
+"""More pages than a Put can take beside those of its own bytes, even if it splits pages of all tables."""
 _HEADROOM_BYTES = 64 << 20
 _CHANGES_BYTES = 1 << 20
-_MOST_CHANGES, _CAPACITY_PER_CHANGE = 1 << 16, 2048  # so the log takes a twentieth of the capacity at most
+_MOST_CHANGES, _CAPACITY_PER_CHANGE = 1 << 16, 2048  # so the log takes at most a twentieth of the capacity
 _OUT_OF_PAGES_RETRIES = 3
 _OUT_OF_PAGES_ROOM = 1 << 20
-_COUNTED_AT_ONCE = 500
-_REST = 2.0
-"""How many times as long as a step of counting takes it rests."""
+_COUNT_BATCH = 500
+_PAUSE_FACTOR = 2.0
+"""Pause after each step of a count, as a multiple of the duration of the step."""
 
-_DAMAGED = "the database is damaged; a restart sets it aside"
+_DAMAGED = "the database is damaged; a restart creates a new one"
 
 _log = structlog.get_logger()
 
 
-class EmbeddedEngine(Engine):
-    """Keeps sessions in the LMDB database of a directory.
+class LmdbEngine(Engine):
+    """Storage in the LMDB database of a directory.
 
     Args:
-        path: The directory, made if it is not there; None for a private temporary one, which close() deletes.
-        capacity: Bytes of used pages above which the soonest to expire are dropped. On disk there may be half as much
-            again, since making room takes pages too; the file looks that long from the start, most of it a hole.
-        clock: The present, in Unix seconds. A database outlives its process, so its expiries count from the epoch.
-        blame_crashes: Whether a crash of this process means that the file is damaged.
+        path: The directory, created if it is missing; None for a private temporary one, which close() deletes.
+        capacity: Bytes of used pages above which the sessions that expire first are evicted. The file can take half as
+            much again, since evictions need pages too; it has that length from the start, mostly as a hole.
+        clock: The present, in Unix seconds. Expiries count from the epoch, since a database outlives its process.
+        quarantine_after_crash: Whether a crash of this process means that the file is damaged.
 
     Raises:
-        EngineUnavailable: The directory cannot be used; the message says why.
+        EngineUnavailable: The directory cannot be used; the message gives the reason.
     """
 
     def __init__(
-        self, path: Path | None, *, capacity: int, clock: Clock = time.time, blame_crashes: bool = False
+        self, path: Path | None, *, capacity: int, clock: Clock = time.time, quarantine_after_crash: bool = False
     ) -> None:
         self._capacity, self._clock = capacity, clock
         try:
-            self._open(path, blame_crashes)
-        except EngineBroken:  # what opening the file did not show; it is reported by now
+            self._open(path, quarantine_after_crash)
+        except EngineBroken:  # damage that the directory did not notice; it is marked by now
             self._directory.close(trusted=False)
-            self._open(path, blame_crashes)
+            self._open(path, quarantine_after_crash)
 
     def put(self, namespace: str, key: bytes, value: bytes, ttl: float, issued: float | None = None) -> float:
         """See Engine."""
@@ -122,50 +123,50 @@ class EmbeddedEngine(Engine):
         return self._write(lambda txn: self._remove(txn, name, address, tombstone=tombstone))
 
     def batch(self, operations: Sequence[Operation]) -> list[Outcome]:
-        """See Engine. Here the operations are one transaction."""
+        """See Engine. All operations are in one transaction."""
         if {type(each) for each in operations} == {Get}:
             return self._read(lambda txn: self._get_all(txn, operations))
         try:
             return self._write(lambda txn: [self._carry_out(txn, each) for each in operations])
         except EngineFull:
-            # The whole transaction is lost: find out one by one what still fits.
+            # The whole transaction was rolled back: carry the operations out one by one.
             return [self._carry_out_alone(each) for each in operations]
 
     def sweep(self, limit: int) -> int:
         """See Engine."""
-        now = self._entries.expiry(0)
+        now = self._table.expiry(0)
 
         def is_due(txn: _Transaction) -> bool:
-            return self._entries.expired(txn, now) or self._purges.due(txn, now)
+            return self._table.has_expired(txn, now) or self._purges.has_work(txn, now)
 
         def step(txn: _Transaction) -> int:
-            swept = self._entries.drop_expired(txn, now, limit)
-            self._purges.forget(txn, now)
+            swept = self._table.delete_expired(txn, now, limit)
+            self._purges.expire(txn, now)
             return swept + self._delete_purged(txn, limit - swept)
 
-        return self._write(step) if self._read(is_due) else 0  # as most often, and without a write
+        return self._write(step) if self._read(is_due) else 0  # usually there is nothing to sweep, and no write
 
     def purge(self, namespace: str, issued_before: float | None) -> float:
         """See Engine."""
         name, address = _located(namespace, b"")
 
         def step(txn: _Transaction) -> bytes:
-            # What was stored in this very microsecond was stored before.
+            # Sessions that were stored in this microsecond were stored before.
             now = _microseconds(self._clock()) + 1
             time = now if issued_before is None else min(now, _microseconds(issued_before))
             mark = self._purges.mark(txn, name)
             if issued_before is not None and time_bytes(time) <= mark[:TIME_BYTES]:
-                return mark  # or mirrors would look through what they have for nothing
+                return mark  # without a change, or mirrors would search their sessions in vain
             told = address if issued_before is None else address + time_bytes(time)
             number = self._changes.append(txn, PURGED, told)
-            end = self._entries.expiry(LONGEST_TTL_SECONDS)
+            end = self._table.expiry(LONGEST_TTL_SECONDS)
             return self._purges.set(txn, name, time_bytes(time), number if issued_before is None else None, end)
 
         return _seconds(self._write(step))
 
-    def usage(self, namespace: str | None) -> dict[str, Usage]:
+    def usage(self, namespace: str | None) -> dict[str, NamespaceUsage]:
         """See Engine."""
-        counted: dict[str, Usage] = {}
+        counted: dict[str, NamespaceUsage] = {}
         start: bytes | None = b""
         if namespace is not None:
             name, start = _located(namespace, b"")
@@ -173,21 +174,21 @@ class EmbeddedEngine(Engine):
         while start is not None:
             begun = time.monotonic()
             start = self._read(partial(self._count, counted, start, only=namespace))
-            time.sleep(_REST * (time.monotonic() - begun))
+            time.sleep(_PAUSE_FACTOR * (time.monotonic() - begun))
         return counted
 
     def position(self) -> bytes:
         """See Engine."""
         return self._read(self._changes.position)
 
-    def changes(self, after: bytes, until: bytes, limit: int) -> tuple[list[Change | Purged], bytes] | None:
+    def changes(self, after: bytes, until: bytes, limit: int) -> tuple[list[Change | NamespacePurged], bytes] | None:
         """See Engine."""
 
-        def read(txn: _Transaction) -> tuple[list[Change | Purged], bytes] | None:
+        def read(txn: _Transaction) -> tuple[list[Change | NamespacePurged], bytes] | None:
             logged = self._changes.read(txn, after, until, limit)
             if logged is None:
                 return None
-            changes: list[Change | Purged] = []
+            changes: list[Change | NamespacePurged] = []
             position, size = after, 0
             for what, address, behind in logged:
                 if size > _CHANGES_BYTES:
@@ -200,48 +201,45 @@ class EmbeddedEngine(Engine):
 
         return self._read(read)
 
-    def totals(self) -> Totals:
+    def totals(self) -> StoreTotals:
         """See Engine."""
-        return self._read(lambda txn: Totals(self._entries.live(txn), self._used(txn)))
-
-    @property
-    def evicted(self) -> int:
-        """See Engine."""
-        return self._entries.evicted
+        return self._read(lambda txn: StoreTotals(self._table.count(txn), self._used(txn), self._table.evicted(txn)))
 
     def probe(self) -> None:
         """See Engine."""
         self._read(lambda txn: txn.get(b"\0"))
-        self._write(lambda _txn: None)  # waits where a process that has stopped holds the lock of writers
+        self._write(lambda _txn: None)  # blocks if a stopped process has the lock of writers
         with self._gate:
-            self._env.reader_check()  # what a killed process was reading must not pin old pages
-            if self._directory.distrusted():
-                self._gate.shut(_DAMAGED)
+            self._env.reader_check()  # readers of killed processes must not pin old pages
+            if self._directory.is_stale_or_damaged():
+                self._gate.close(_DAMAGED)
                 raise EngineBroken(_DAMAGED)
 
     def close(self) -> None:
         """See Engine."""
-        reason = self._gate.shut(CLOSED)
+        reason = self._gate.close(CLOSED)
         if reason != CLOSED:
             if self._gate.wait_until_empty():
                 self._directory.close(trusted=reason is None)
-            else:  # LMDB crashes if it is closed under a call; the end of the process closes it as well
-                _log.warning("the database is left open: a call does not end", directory=str(self._directory.path))
+            else:  # LMDB crashes if it is closed during a call; the end of the process closes it as well
+                _log.warning(
+                    "the database stays open: a running call does not end", directory=str(self._directory.path)
+                )
 
-    def _open(self, path: Path | None, blame_crashes: bool) -> None:
+    def _open(self, path: Path | None, quarantine_after_crash: bool) -> None:
         capacity = self._capacity
-        self._gate = Gate()
+        self._gate = CallGate()
         self._directory = DatabaseDirectory(
             path,
             _TABLES,
             layout=_LAYOUT,
             map_bytes=capacity + capacity // 2 + _HEADROOM_BYTES,
-            blame_crashes=blame_crashes,
+            quarantine_after_crash=quarantine_after_crash,
         )
         self._env = self._directory.env
         self._sessions, expiries, tombstones, changes, purges = self._directory.tables
-        self._entries = Entries(self._sessions, expiries, tombstones, self._clock)
-        self._purges = Purges(purges)
+        self._table = SessionTable(self._sessions, expiries, tombstones, self._env.open_db(), self._clock)
+        self._purges = PurgeTable(purges)
         kept = min(_MOST_CHANGES, capacity // _CAPACITY_PER_CHANGE)
         self._changes = self._write(lambda txn: ChangeLog(txn, changes, kept))
         self._page_bytes = self._env.stat()["psize"]
@@ -263,10 +261,10 @@ class EmbeddedEngine(Engine):
         except (AlreadyExists, NoTombstone) as error:
             return error
 
-    def _change(self, txn: _Transaction, what: bytes, address: bytes) -> Change | Purged | None:
+    def _change(self, txn: _Transaction, what: bytes, address: bytes) -> Change | NamespacePurged | None:
         name, _, key = address.partition(b"\0")
         if what == PURGED:
-            return Purged(name.decode(), _seconds(key) if key else None)
+            return NamespacePurged(name.decode(), _seconds(key) if key else None)
         session = None
         if what == STORED and (session := self._get(txn, name, address)):
             session.issued = issued_at(txn.get(address))
@@ -280,26 +278,26 @@ class EmbeddedEngine(Engine):
 
     def _put(self, txn: _Transaction, put: Put) -> float:
         name, address = _located(put.namespace, put.key)
-        entries, mark = self._entries, self._purges.mark(txn, name)
-        old = entries.valid(txn, address, mark)
+        table, mark = self._table, self._purges.mark(txn, name)
+        old = table.get_unexpired(txn, address, mark)
         if old is not None:
             if value_of(old) != put.value:
                 raise AlreadyExists
-            return Kept(entries.remaining(old))
+            return Kept(table.remaining(old))
         now = self._clock()
         issued = now if put.issued is None else min(put.issued, now)
         issued_bytes = time_bytes(_microseconds(issued))
         if issued_bytes < mark[:TIME_BYTES]:
             raise AlreadyExists
-        # No longer than any session lives: then the mark that would refuse it may be forgotten.
+        # At most a week from its issue: after that, the mark that would refuse it may have expired.
         ttl = min(put.ttl, issued + LONGEST_TTL_SECONDS - now)
         if ttl <= 0:
             return 0.0
-        expiry = entries.expiry(ttl)
+        expiry = table.expiry(ttl)
         self._make_room(txn, len(address) + len(put.value))
         number = self._changes.append(txn, STORED, address)
-        entries.store(txn, address, expiry, issued_bytes + number + put.value)
-        return max(0.0, entries.remaining(expiry))
+        table.add(txn, address, expiry, issued_bytes + number + put.value)
+        return max(0.0, table.remaining(expiry))
 
     def _get(self, txn: _Transaction, name: bytes, address: bytes) -> StoredSession | None:
         entry: bytes | None = txn.get(address)
@@ -319,17 +317,17 @@ class EmbeddedEngine(Engine):
         return session
 
     def _bury(self, txn: _Transaction, address: bytes, entry: bytes) -> None:
-        self._entries.bury(txn, address, entry)
+        self._table.replace_with_tombstone(txn, address, entry)
         self._changes.append(txn, REMOVED, address)
 
     def _remove(self, txn: _Transaction, name: bytes, address: bytes, *, tombstone: bool) -> bool | None:
-        entry = self._entries.valid(txn, address, self._purges.mark(txn, name))
+        entry = self._table.get_unexpired(txn, address, self._purges.mark(txn, name))
         if entry is None:
             if not tombstone:
                 raise NoTombstone
             self._make_room(txn, len(address))
-            self._entries.forbid(txn, address, self._entries.expiry(UNKNOWN_TOMBSTONE_SECONDS))
-            self._changes.append(txn, REMOVED, address)  # a frontend may still have what the store dropped
+            self._table.add_tombstone(txn, address, self._table.expiry(UNKNOWN_TOMBSTONE_SECONDS))
+            self._changes.append(txn, REMOVED, address)  # a mirror may have the session even if it was evicted here
             return False
         if is_tombstone(entry):
             return None
@@ -337,26 +335,28 @@ class EmbeddedEngine(Engine):
         return True
 
     def _delete_purged(self, txn: _Transaction, limit: int) -> int:
-        """Look at up to `limit` entries of namespaces that were purged, and drop sessions that were."""
+        """Examine up to `limit` entries of purged namespaces, delete purged sessions, return how many were examined."""
         looked = 0
-        while looked < limit and (unfinished := self._purges.unfinished(txn)):
+        while looked < limit and (unfinished := self._purges.next_pending(txn)):
             name, start = unfinished
             mark = self._purges.mark(txn, name)
-            entries, rest = self._entries.scan(txn, start, name + b"\0", limit - looked)
+            entries, rest = self._table.scan(txn, start, name + b"\0", limit - looked)
             for address, entry in entries:
                 if is_purged(entry, mark):
-                    self._entries.drop(txn, address, entry)
-            self._purges.proceed(txn, name, rest or b"")
+                    self._table.delete(txn, address, entry)
+            self._purges.advance(txn, name, rest or b"")
             looked += len(entries)
         return looked
 
-    def _count(self, counted: dict[str, Usage], start: bytes, txn: _Transaction, *, only: str | None) -> bytes | None:
-        """Count some entries from an address on, of one namespace or all; return where to go on, if anywhere."""
+    def _count(
+        self, counted: dict[str, NamespaceUsage], start: bytes, txn: _Transaction, *, only: str | None
+    ) -> bytes | None:
+        """Count some entries from an address on, of one namespace or all; return the next address, if any."""
         prefix = b"" if only is None else _located(only, b"")[1]
-        entries, rest = self._entries.scan(txn, start, prefix, _COUNTED_AT_ONCE)
+        entries, rest = self._table.scan(txn, start, prefix, _COUNT_BATCH)
         marks: dict[str, bytes] = {}
         for address, entry in entries:
-            if self._entries.remaining(entry) <= 0:
+            if self._table.remaining(entry) <= 0:
                 continue
             name = address[: address.index(b"\0")]
             namespace = name.decode()
@@ -366,27 +366,27 @@ class EmbeddedEngine(Engine):
             if is_tombstone(entry):
                 usage.tombstones += 1
             elif is_purged(entry, marks[namespace]):
-                usage.purged += 1
+                usage.pending_deletion += 1
             else:
                 usage.sessions += 1
                 usage.value_bytes += len(value_of(entry))
         return rest
 
     def _make_room(self, txn: _Transaction, size: int) -> None:
-        """Drop sessions, the soonest to expire first, if the store is over its capacity.
+        """Evict sessions in the order of their expiry if the database is over its capacity.
 
-        Twice as much as comes in, no more: dropping entries here and there frees no page at once, but makes room in
-        many.
+        Twice the size of the new entry and no more: evictions of scattered entries free no page at once, but make room
+        in many pages.
         """
-        # Counting pages takes as long as storing a session, so within a transaction it is done again only when the
-        # most that was stored since then may have used up what was free. No other process writes meanwhile.
+        # Counting pages takes as long as storing a session. So a transaction counts again only when its writes since
+        # then may have used up the free pages; no other process writes during the transaction.
         counted, free = self._free
         if counted is txn and free > size:
             self._free = txn, free - size - self._most_overhead
             return
         free = self._capacity - self._used(txn) - size
         if free < 0:
-            self._entries.evict(txn, 2 * size)
+            self._table.evict(txn, 2 * size)
         self._free = txn, free - self._most_overhead
 
     def _used(self, txn: _Transaction) -> int:
@@ -408,14 +408,14 @@ class EmbeddedEngine(Engine):
             raise self._translated(error) from error
 
     def _write(self, step: Callable[[_Transaction], _T], *, again: bool = True) -> _T:
-        """Carry `step` out in a transaction of its own; where the file has no page left, make room and try again."""
+        """Run `step` in a write transaction; if the file has no free page, evict sessions and try again."""
         try:
             with self._gate:
                 for _ in range(_OUT_OF_PAGES_RETRIES):
                     with contextlib.suppress(lmdb.MapFullError), self._env.begin(self._sessions, write=True) as txn:
                         return step(txn)
                     with self._env.begin(self._sessions, write=True) as txn:
-                        self._entries.evict(txn, _OUT_OF_PAGES_ROOM)
+                        self._table.evict(txn, _OUT_OF_PAGES_ROOM)
         except lmdb.Error as error:
             if again and isinstance(error, lmdb.MapResizedError):
                 self._follow_map()
@@ -424,24 +424,24 @@ class EmbeddedEngine(Engine):
         raise EngineFull("the database file has no page left")
 
     def _follow_map(self) -> None:
-        """Take over the size of a file that another process, with a larger capacity, let grow beyond ours."""
-        with self._gate.alone():  # LMDB wants no transaction of this process meanwhile
+        """Adopt the size of a file that another process, with a larger capacity, has extended beyond the map."""
+        with self._gate.exclusive():  # LMDB allows no transaction of this process during this call
             self._env.set_mapsize(0)
 
     def _translated(self, error: lmdb.Error) -> EngineError:
         if isinstance(error, DAMAGE):
-            self._gate.shut(_DAMAGED)
+            self._gate.close(_DAMAGED)
             self._directory.report_damage()
             _log.critical("database damaged", cause=type(error).__name__, directory=str(self._directory.path))
             return EngineBroken(_DAMAGED)
-        # The write that fills a disk is cut short, which LMDB reports as any other I/O error.
+        # The write that fills a disk is incomplete, and LMDB reports it as an I/O error.
         if isinstance(error, lmdb.MapFullError | lmdb.DiskError) or self._directory.is_full():
             return EngineFull(f"no space left for the database ({type(error).__name__})")
         return EngineUnavailable(f"the database does not answer: {error}")
 
 
 def _located(namespace: str, key: bytes) -> tuple[bytes, bytes]:
-    """Return the name of a namespace and the address of a session, as the tables have them."""
+    """Return the encoded namespace and the address of a session."""
     name = namespace.encode()
     return name, b"%b\0%b" % (name, key)
 
@@ -454,5 +454,5 @@ def _seconds(mark: bytes) -> float:
     return int.from_bytes(mark[:TIME_BYTES], "big") / 1e6
 
 
-def _usage(mark: bytes) -> Usage:
-    return Usage(issued_before=_seconds(mark) if mark else None)
+def _usage(mark: bytes) -> NamespaceUsage:
+    return NamespaceUsage(issued_before=_seconds(mark) if mark else None)

@@ -1,14 +1,14 @@
-"""The sessions of an LMDB database, and which expire first: three of its tables, kept in step.
+"""LMDB tables for sessions, the expiry index, and tombstones, which every method updates together.
 
-They are keyed so that LMDB's order is the order that is needed:
+Their keys sort in the order that the engine needs:
 
-    sessions    namespace 00 key         -> expiry, issued, number, value     (a tombstone is an expiry alone)
-    expiries    expiry, namespace 00 key -> (nothing)         live sessions, the soonest to expire first
-    tombstones  expiry, namespace 00 key -> (nothing)         removed and taken ones, likewise
+    sessions    namespace 00 key         -> expiry, issue time, number, value     (a tombstone is an expiry alone)
+    expiries    expiry, namespace 00 key -> (nothing)         live sessions, by expiry
+    tombstones  expiry, namespace 00 key -> (nothing)         removed and taken sessions, by expiry
 
-Times are 8 bytes, big endian, since the epoch: an expiry in milliseconds, when a session was issued in microseconds.
-The number is that of the change that stored the session, in the log of changes.
-What stands left of an arrow for a session is its *address*, what stands right of it its *entry*.
+Times have 8 bytes, big endian, since the epoch: an expiry in milliseconds, an issue time in microseconds. The number is
+that of the change that stored the session, in the change log. A key of `sessions` is an *address*, a value of it an
+*entry*.
 """
 
 from __future__ import annotations
@@ -24,60 +24,60 @@ if TYPE_CHECKING:
 
 _ISSUED, _NUMBER = slice(TIME_BYTES, 2 * TIME_BYTES), slice(2 * TIME_BYTES, 3 * TIME_BYTES)
 _HEAD_BYTES = 3 * TIME_BYTES
+_EVICTED = b"evicted"
 _END_OF_TIME = b"\xff" * TIME_BYTES
 _milliseconds = struct.Struct(">Q").unpack_from
 
 
-class Entries:
-    """The tables of one database; every method is called in a transaction of it.
+class SessionTable:
+    """The tables of one database. The caller begins the transaction `txn` of each call.
 
-    Attributes:
-        evicted: Live sessions that were dropped for room, in this process.
+    `counters` is the table that has the number of evicted sessions.
     """
 
-    def __init__(self, sessions: Any, expiries: Any, tombstones: Any, clock: Clock) -> None:
+    def __init__(self, sessions: Any, expiries: Any, tombstones: Any, counters: Any, clock: Clock) -> None:
         self._sessions, self._expiries, self._tombstones, self._clock = sessions, expiries, tombstones, clock
-        self.evicted = 0
+        self._counters = counters
 
     def expiry(self, ttl: float) -> bytes:
-        """Return the time in `ttl` seconds, as entries begin with it."""
+        """Return the encoded expiry of an entry that lives for `ttl` seconds from now."""
         return int((self._clock() + ttl) * 1000).to_bytes(TIME_BYTES, "big")
 
     def remaining(self, entry: bytes) -> float:
-        """Return the seconds that an entry has left."""
+        """Return the remaining lifetime of an entry in seconds."""
         return cast("float", _milliseconds(entry)[0] / 1000 - self._clock())
 
-    def valid(self, txn: Any, address: bytes, mark: bytes) -> bytes | None:
-        """Return the session or tombstone at `address`; drop one that has expired, and a session that was purged."""
+    def get_unexpired(self, txn: Any, address: bytes, mark: bytes) -> bytes | None:
+        """Return the session or tombstone at `address`, or None. Delete an expired entry or a purged session."""
         entry: bytes | None = txn.get(address, db=self._sessions)
         if entry is None or (self.remaining(entry) > 0 and not is_purged(entry, mark)):
             return entry
-        self.drop(txn, address, entry)
+        self.delete(txn, address, entry)
         return None
 
-    def store(self, txn: Any, address: bytes, expiry: bytes, rest: bytes) -> None:
-        """Store a session where there is none; `rest` is when it was issued, its number and its value."""
+    def add(self, txn: Any, address: bytes, expiry: bytes, rest: bytes) -> None:
+        """Store a session at an address without an entry; `rest` is its issue time, number and value."""
         txn.put(address, expiry + rest, db=self._sessions)
         txn.put(expiry + address, b"", db=self._expiries)
 
-    def bury(self, txn: Any, address: bytes, entry: bytes) -> None:
-        """Leave a tombstone in the place of a live session, until the session's own expiry."""
+    def replace_with_tombstone(self, txn: Any, address: bytes, entry: bytes) -> None:
+        """Replace a live session with a tombstone until the session's expiry."""
         expiry = entry[:TIME_BYTES]
         txn.delete(expiry + address, db=self._expiries)
-        self.forbid(txn, address, expiry)
+        self.add_tombstone(txn, address, expiry)
 
-    def forbid(self, txn: Any, address: bytes, expiry: bytes) -> None:
-        """Leave a tombstone, so that nothing is stored there until `expiry`."""
+    def add_tombstone(self, txn: Any, address: bytes, expiry: bytes) -> None:
+        """Store a tombstone at an address without an entry, so that no Put succeeds there until `expiry`."""
         txn.put(address, expiry, db=self._sessions)
         txn.put(expiry + address, b"", db=self._tombstones)
 
-    def drop(self, txn: Any, address: bytes, entry: bytes) -> None:
-        """Forget what is at `address`."""
+    def delete(self, txn: Any, address: bytes, entry: bytes) -> None:
+        """Delete the entry at `address`."""
         index = self._tombstones if is_tombstone(entry) else self._expiries
-        self._drop(txn, index, entry[:TIME_BYTES] + address)
+        self._delete(txn, index, entry[:TIME_BYTES] + address)
 
     def scan(self, txn: Any, start: bytes, prefix: bytes, limit: int) -> tuple[list[tuple[bytes, bytes]], bytes | None]:
-        """Return up to `limit` addresses with a prefix, from `start` on, with entries; and where the next one is."""
+        """Return up to `limit` addresses and entries with a prefix, from `start` on, and the next address, if any."""
         found: list[tuple[bytes, bytes]] = []
         with txn.cursor(self._sessions) as cursor:
             if cursor.set_range(start):
@@ -89,46 +89,52 @@ class Entries:
                     found.append((address, entry))
         return found, None
 
-    def live(self, txn: Any) -> int:
-        """Return how many sessions there are, with those that have expired and are not swept yet."""
+    def count(self, txn: Any) -> int:
+        """Return the number of sessions, including expired sessions that are not swept yet."""
         return cast("int", txn.stat(self._expiries)["entries"])
 
-    def expired(self, txn: Any, now: bytes) -> bool:
-        """Return whether there is something for drop_expired()."""
+    def evicted(self, txn: Any) -> int:
+        """Return the number of live sessions that were evicted since the database was created."""
+        return int.from_bytes(txn.get(_EVICTED, b"", db=self._counters), "big")
+
+    def has_expired(self, txn: Any, now: bytes) -> bool:
+        """Return whether an entry has expired at or before `now`."""
         return any(self._first(txn, index, now, 1) for index in (self._expiries, self._tombstones))
 
-    def drop_expired(self, txn: Any, now: bytes, limit: int) -> int:
-        """Drop up to `limit` sessions and tombstones that expire no later than `now`; return how many."""
+    def delete_expired(self, txn: Any, now: bytes, limit: int) -> int:
+        """Delete up to `limit` sessions and tombstones that expire at or before `now`; return their number."""
         dropped = 0
         for index in (self._expiries, self._tombstones):
             for each in self._first(txn, index, now, limit - dropped):
-                self._drop(txn, index, each)
+                self._delete(txn, index, each)
                 dropped += 1
         return dropped
 
     def evict(self, txn: Any, size: int) -> None:
-        """Drop expired tombstones, then sessions, the soonest to expire first, until `size` bytes are free.
+        """Delete expired tombstones, then sessions in the order of their expiry, until `size` bytes are free.
 
-        Never a tombstone that has not expired: a late Put would bring back what was removed.
+        An unexpired tombstone always stays: without it, a late Put would restore a removed session.
 
         Raises:
-            EngineFull: There is nothing to drop.
+            EngineFull: There is no entry to delete.
         """
-        freed = 0
+        freed = evicted = 0
         for index, until in ((self._tombstones, self.expiry(0)), (self._expiries, _END_OF_TIME)):
             while freed < size and (first := self._first(txn, index, until, 1)):
                 freed += len(first[0]) + len(txn.get(first[0][TIME_BYTES:], b"", db=self._sessions))
-                self._drop(txn, index, first[0])
-                self.evicted += index is self._expiries
+                self._delete(txn, index, first[0])
+                evicted += index is self._expiries
         if not freed:
-            raise EngineFull("no room left, and no live session to drop for it")
+            raise EngineFull("no room left, and no live session to evict")
+        if evicted:
+            txn.put(_EVICTED, (self.evicted(txn) + evicted).to_bytes(8, "big"), db=self._counters)
 
-    def _drop(self, txn: Any, index: Any, key: bytes) -> None:
+    def _delete(self, txn: Any, index: Any, key: bytes) -> None:
         txn.delete(key, db=index)
         txn.delete(key[TIME_BYTES:], db=self._sessions)
 
     def _first(self, txn: Any, index: Any, until: bytes, limit: int) -> list[bytes]:
-        """Return up to `limit` keys of `index` that expire no later than `until`."""
+        """Return up to `limit` keys of `index` that expire at or before `until`."""
         keys: list[bytes] = []
         for key in txn.cursor(index).iternext(values=False):
             if len(keys) == limit or key[:TIME_BYTES] > until:
@@ -138,7 +144,7 @@ class Entries:
 
 
 def session_in(entry: bytes | None, now: float, mark: bytes) -> StoredSession | None:
-    """Return the session in `entry`, None if there is none, or it is a tombstone, purged or over."""
+    """Return the session in `entry`; None without an entry, and for a tombstone or an expired or purged session."""
     if entry is None or len(entry) == TIME_BYTES or (mark and is_purged(entry, mark)):
         return None
     ttl = _milliseconds(entry)[0] / 1000 - now
@@ -146,25 +152,25 @@ def session_in(entry: bytes | None, now: float, mark: bytes) -> StoredSession | 
 
 
 def value_of(entry: bytes) -> bytes:
-    """Return the value of a session, and nothing of a tombstone."""
+    """Return the value of a session; empty for a tombstone."""
     return entry[_HEAD_BYTES:]
 
 
 def issued_at(entry: bytes) -> float:
-    """Return when a session was issued, in Unix seconds."""
+    """Return the issue time of a session in Unix seconds."""
     return int.from_bytes(entry[_ISSUED], "big") / 1e6
 
 
 def is_tombstone(entry: bytes) -> bool:
-    """Return whether a session was removed or taken."""
+    """Return whether an entry is a tombstone."""
     return len(entry) == TIME_BYTES
 
 
 def is_purged(entry: bytes, mark: bytes) -> bool:
-    """Return whether a session was issued, or stored, before its namespace's mark."""
+    """Return whether an entry is a session that was issued, or stored, before the mark of its namespace."""
     return len(entry) > TIME_BYTES and (entry[_ISSUED] < mark[:TIME_BYTES] or entry[_NUMBER] < mark[TIME_BYTES:])
 
 
 def time_bytes(number: int) -> bytes:
-    """Return a time as it is stored."""
+    """Return the encoding of a time."""
     return number.to_bytes(TIME_BYTES, "big")

@@ -1,17 +1,18 @@
-"""Admits connections to a Redis: one that is not the process which it was before begins a new epoch.
+"""Admission of connections to Redis: another Redis process than before begins a new epoch.
 
-A Redis that was started again has what its last snapshot had, and a replica that was promoted what had been replicated:
-what was removed, taken or purged since is back. So beside each stream of the log there is a *state*, with the run id of
-the process that it belongs to. The first command on every new connection, in one script, compares it with the run id of
-the process behind the connection. If that is another one, nothing that was stored before counts any more: it is a cold
-cache, and harmless. No process can take another's place without new connections.
+A restarted Redis has the contents of its last snapshot, and a promoted replica has the replicated contents. Both may
+have sessions that were removed, taken or purged since. So each stream of the log has a *state* beside it, with the run
+id of a Redis process. The first command on every new connection, one script, compares it with the run id of the process
+that answers. If they differ, all earlier sessions become void: the process is a cold cache, which is harmless. No
+process can replace another without new connections.
 
-A state has 76 characters: the time before which nothing may have been issued (microseconds), the epoch, a counter that
-no epoch has passed yet, and the run id. A mark of a purge begins in the same way (see redis_purges.py). Entries have
-the epoch in which they were stored; one earlier than that of their state or mark is over. So what was stored before
-goes by order and not by clocks, which are set back, and differ between a primary and its replica.
+A state has 76 characters: the time before which no session may have been issued (microseconds), the epoch, a counter
+that is at least as high as every epoch, and the run id. The mark of a purge has the same beginning (see purges.py).
+Entries have the epoch in which they were stored; an entry whose epoch is below that of its state or mark is void. So
+the order of events decides, and not clocks, which are set back, and differ between a primary and its replica.
 
-In a cluster a node has the states beside its own streams; one whose slot moved to it was another's, and joins them.
+In a cluster, a node has the states beside its own streams. The state of a stream whose slot moved from another node is
+combined with them.
 """
 
 from __future__ import annotations
@@ -27,27 +28,27 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
 TIME_DIGITS, EPOCH_DIGITS = 16, 10
-"""Times sort as numbers do; so do epochs, which count seconds as long as there are fewer than one a second."""
+"""Digits of times and epochs, so that they sort as numbers do. A new epoch is at least the present Unix time."""
 MARK_DIGITS = TIME_DIGITS + EPOCH_DIGITS
 COUNTER = slice(MARK_DIGITS, MARK_DIGITS + EPOCH_DIGITS)
-"""Where a state has its counter."""
+"""The part of a state that is its counter."""
 
 
 def state_key(stream: bytes) -> bytes:
-    """Return the key of the state beside a stream; no namespace is called so."""
+    """Return the key of the state beside a stream. No namespace has this name."""
     return stream + b"!"
 
 
 class Admission:
-    """What each new connection begins with.
+    """Callback that admits each new connection.
 
     Args:
-        streams: The keys of the log's streams.
-        scripts: Those that Redis is to know from the beginning, so that they can be called by their hashes.
-        cluster: Whether they are spread over a cluster.
+        streams: The keys of the streams of the log.
+        scripts: The scripts to load, so that they can be called by their hashes.
+        cluster: Whether the streams are spread over a cluster.
 
     Attributes:
-        changed: Whether a connection found another process since this was last set back.
+        changed: Whether a connection began a new epoch since the caller last reset this.
     """
 
     def __init__(self, streams: Sequence[bytes], scripts: Iterable[str], *, cluster: bool) -> None:
@@ -57,11 +58,13 @@ class Admission:
         self.changed = False
 
     def __call__(self, connection: Any) -> None:
-        """Greet, and admit the server; raise redis.RedisError if that cannot be.
+        """Begin the connection and admit the server.
 
-        A replica is refused, but for those of clusters: they only say who the primaries are.
+        Raises:
+            redis.RedisError: The server cannot be used. So is a replica, except in a cluster, whose replicas only name
+                the primaries.
         """
-        if not self._cluster:  # whose client has greeted already
+        if not self._cluster:  # whose client has begun the connection already
             connection.on_connect()
         for command in (self._command, *self._loads):
             connection.send_command(*command)
@@ -71,9 +74,11 @@ class Admission:
             if not self._cluster:
                 raise
         except redis.ResponseError as error:
-            # Too old for any of our scripts, or a Sentinel, which has none: the probe says so.
+            # Too old for these scripts, or a Sentinel, which has no scripts: probe() reports it.
             if not any(reason in str(error) for reason in ("compiling script", "unknown command")):
                 raise
         for _ in self._loads:
-            with contextlib.suppress(redis.ResponseError):  # then it goes whole, or the probe says what is wrong
+            with contextlib.suppress(
+                redis.ResponseError
+            ):  # then the script is sent in full, or probe() reports the cause
                 connection.read_response()

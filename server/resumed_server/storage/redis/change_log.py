@@ -1,18 +1,18 @@
-"""The log of changes of a Redis: what was stored, removed and purged last, by all servers.
+"""The change log of a Redis: the latest stored, removed and purged keys, of all servers.
 
-It is a stream, written by the scripts that make the changes, so it can neither miss one nor tell of one that did not
-happen. It has keys only; who reads it looks the sessions up. It is there only while somebody reads it: a reader makes
-it and prolongs its life, and a script adds to what is there.
+It is a stream that the scripts write which make the changes, so it neither misses a change nor has one that did not
+happen. It has keys only; its readers look the sessions up. It exists only while it is read: a reader creates it and
+prolongs its life, and scripts append to an existing stream.
 
-In a cluster a script reaches only what its own node has. So there are STREAMS of them, in slots that are spread evenly,
-and a script writes to whichever is at hand. Which change of which stream came first does not matter: of a session that
-was stored, a reader tells what it finds now, after it has read all streams.
+In a cluster, a script reaches only the keys of its node. So there are STREAMS streams, in slots that are spread evenly,
+and a script writes to any stream of its node. The order of changes in different streams does not matter: for a stored
+session, a reader returns its present contents, after it has read all streams.
 
-Every second a reader leaves a mark in each stream. So ids (the time in a node's milliseconds, and a number) are no
-older than that where nothing happens, and none needs the others' clock. A position is where every stream was read up
-to, in 40 bytes: the lineage of all of them, the oldest of their ids, and a digest of all ids. The process that made it
-knows them; another one begins at the oldest in all streams, and tells some changes again. The lineage is another one
-after a failover or a restart (the replication id) and where a stream was made anew (a random name).
+Every second, a reader adds a heartbeat to each stream. So the last ids (time of the node in milliseconds, and a number)
+are at most that old without any change, and no node needs the clock of another. A position is the last id that was read
+from every stream, in 40 bytes: the lineage of all streams, the oldest of these ids, and a digest of all ids. The
+process that created the position remembers the ids; another process begins at the oldest id in all streams, and repeats
+some changes. The lineage changes with a failover or a restart (replication id), and with a new stream (random name).
 """
 
 from __future__ import annotations
@@ -29,48 +29,47 @@ from redis.crc import key_slot
 
 from resumed_server.storage.engine import EngineError
 from resumed_server.storage.redis.script_loader import load_script
-from resumed_server.storage.redis.topology import Displaced
+from resumed_server.storage.redis.topology import SlotsMoving
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from resumed_server.storage.redis.topology import Nodes
+    from resumed_server.storage.redis.topology import RedisTopology
 
 MOST_CHANGES = 1 << 16
-"""Changes that a stream keeps, and some more since it is trimmed by whole nodes: about 4 MiB."""
+"""Minimum number of changes that a stream keeps: about 4 MiB. Redis trims it by whole nodes."""
 KEPT_SECONDS = 300
-"""How long a stream lives after its last reader, and the age that what is in it may reach."""
+"""Lifetime of a stream after its last reader, and maximum age of its changes, in seconds."""
 STREAMS = 128
-"""In a cluster, so that each of its primaries has some."""
+"""Number of streams in a cluster, so that each primary has some."""
 
 STORED, REMOVED, PURGED = b"+", b"-", b"!"
-"""What a change did: to the session of its key, or to a namespace. The key of a purge has no key: nothing or a time
-stands behind the namespace."""
+"""Kinds of changes. The key of a purge has, after the namespace, the time of the purge, or nothing for now."""
 
-_MARK = b"."
-_WHAT = {STORED, REMOVED, PURGED, _MARK}
+_HEARTBEAT = b"."
+_WHAT = {STORED, REMOVED, PURGED, _HEARTBEAT}
 _SLOTS = 16_384
-_PLACES_SECONDS = 1.0
-_STREAMS_EACH = 2  # of a node, for a script to try: one may be on its way to another node
+_PLACEMENT_SECONDS = 1.0
+_STREAMS_EACH = 2  # of a node: the slot of one may be moving to another node
 KNOWN_POSITIONS = 1_024
-"""How many positions a process knows exactly; those that were not used longest are forgotten first. It is twice what
-watchers that catch up need, two each."""
+"""Number of positions whose ids a process remembers, the most recently used. Watchers that catch up need two each, half
+of this in total."""
 
 
-class _Ends(NamedTuple):
-    """How far all streams were read: for each its lineage, and the id of the last change, packed."""
+class StreamPositions(NamedTuple):
+    """The lineage of each stream, and the packed id of the last change that was read from it."""
 
     lineage: tuple[bytes, ...]
     ids: tuple[bytes, ...]
 
     def position(self) -> bytes:
-        """Return it in 40 bytes."""
+        """Return the position in 40 bytes."""
         lineage = hashlib.sha256(b" ".join(self.lineage)).digest()[:16]
         return lineage + min(self.ids) + hashlib.sha256(b"".join(self.ids)).digest()[:8]
 
 
-class Logged(NamedTuple):
-    """A change as the log has it."""
+class LoggedChange(NamedTuple):
+    """A change in the log."""
 
     id: bytes
     stream: int
@@ -79,36 +78,38 @@ class Logged(NamedTuple):
 
 
 class Reading:
-    """Changes behind one position, in the order of their ids."""
+    """Changes after one position, in the order of their ids."""
 
-    def __init__(self, log: ChangeLog, start: _Ends, end: _Ends, changes: Sequence[Logged]) -> None:
+    def __init__(
+        self, log: ChangeLog, start: StreamPositions, end: StreamPositions, changes: Sequence[LoggedChange]
+    ) -> None:
         self.changes = changes
         self._log, self._start, self._end = log, start, end
 
-    def behind(self, count: int) -> bytes:
-        """Return the position behind the first `count` changes."""
+    def position_after(self, count: int) -> bytes:
+        """Return the position after the first `count` changes."""
         if count == len(self.changes):
-            return self._log.remembered(self._end)
+            return self._log.remember(self._end)
         ids = list(self._start.ids)
         for change in self.changes[:count]:
             ids[change.stream] = change.id
-        return self._log.remembered(_Ends(self._start.lineage, tuple(ids)))
+        return self._log.remember(StreamPositions(self._start.lineage, tuple(ids)))
 
 
 class ChangeLog:
     """The log in `streams` on `nodes`. Thread-safe."""
 
-    def __init__(self, nodes: Nodes, streams: Sequence[bytes]) -> None:
+    def __init__(self, nodes: RedisTopology, streams: Sequence[bytes]) -> None:
         self._nodes = nodes
         self._streams = streams
         self._lock = threading.Lock()
-        self._known: OrderedDict[bytes, _Ends] = OrderedDict()
-        self._places: tuple[float, Mapping[str, Sequence[int]]] = (float("-inf"), {})
+        self._known: OrderedDict[bytes, StreamPositions] = OrderedDict()
+        self._placement: tuple[float, Mapping[str, Sequence[int]]] = (float("-inf"), {})
 
-    def arguments(self, node: str) -> list[Any]:
-        """Return what a script on `node` needs to log: how much is kept, and streams, the node's own first.
+    def log_arguments(self, node: str) -> list[Any]:
+        """Return the arguments for log_change() on `node`: length of the log, and streams, the node's own first.
 
-        Some of every node: while slots move, another one may carry it out.
+        They include streams of every node: while slots move, another node may execute the script.
         """
         places = self._by_node()
         others = (indexes for other, indexes in places.items() if other != node)
@@ -117,7 +118,7 @@ class ChangeLog:
 
     @property
     def first_stream(self) -> bytes:
-        """The key of a stream that is always there to be asked for."""
+        """The key of the first stream, of a single server and of a cluster."""
         return self._streams[0]
 
     def streams(self) -> dict[str, list[bytes]]:
@@ -125,48 +126,48 @@ class ChangeLog:
         return {node: [self._streams[each] for each in indexes] for node, indexes in self._by_node().items()}
 
     def append(self, changes: Iterable[tuple[bytes, bytes]]) -> None:
-        """Log keys, and what happened to each, if anybody reads the log."""
+        """Log keys and the kind of each change, if the log has a reader."""
         stream = self._streams[0]
-        node = self._nodes.of(stream)
+        node = self._nodes.node_for(stream)
         added = ("XADD", stream, "NOMKSTREAM", "MAXLEN", "~", MOST_CHANGES, "*")
         for answer in self._nodes.execute(node, [(*added, what, key) for key, what in changes]):
             if isinstance(answer, EngineError):
                 raise answer
 
-    def relocate(self) -> None:
-        """Find out anew which node has which stream."""
+    def refresh_placement(self) -> None:
+        """Query the placement of the streams on the nodes again."""
         self._nodes.refresh()
-        self._places = (float("-inf"), {})
+        self._placement = (float("-inf"), {})
 
     def position(self) -> bytes:
-        """Return where the log ends. It is made if nobody has read it of late."""
+        """Return the position of the end of the log. Create the log if it has no reader."""
         size = len(self._streams)
         lineage, ids = [b""] * size, [b""] * size
         name = os.urandom(8).hex()
         for node, indexes in self._by_node().items():
             streams = [self._streams[each] for each in indexes]
-            lineages, ends = self._evaluated(node, load_script("log_end"), streams[0], name, *streams)
+            lineages, ends = self._evaluate(node, load_script("log_end"), streams[0], name, *streams)
             for each, mine, end in zip(indexes, lineages.split(), ends.split(), strict=True):
                 lineage[each], ids[each] = mine, _packed(end)
-        return self.remembered(_Ends(tuple(lineage), tuple(ids)))
+        return self.remember(StreamPositions(tuple(lineage), tuple(ids)))
 
     def read(self, after: bytes, until: bytes, limit: int) -> Reading | None:
-        """Return up to `limit` changes between two positions, the second one made here a moment ago.
+        """Return up to `limit` changes between two positions; `until` is a recent result of position().
 
-        None if the log does not reach back to `after`, or if that is no position of this log.
+        The result is None if the log does not reach back to `after`, or if that is not a position of this log.
         """
-        end = self._recalled(until)
+        end = self._recall(until)
         if end is None or len(after) != len(until) or after[:16] != until[:16]:
             return None
-        start = self._recalled(after) or _Ends(end.lineage, (after[16:32],) * len(end.ids))
-        changes: list[Logged] = []
+        start = self._recall(after) or StreamPositions(end.lineage, (after[16:32],) * len(end.ids))
+        changes: list[LoggedChange] = []
         ids = list(end.ids)
         for node, indexes in self._by_node().items():
             unread = [each for each in indexes if start.ids[each] < end.ids[each]]
             if not unread:
                 continue
             ranges = [(self._streams[each], _text(start.ids[each]), _text(end.ids[each])) for each in unread]
-            answers = self._evaluated(
+            answers = self._evaluate(
                 node, load_script("log_read"), ranges[0][0], limit, *(part for each in ranges for part in each)
             )
             for each, (lineage, first, entries) in zip(unread, answers, strict=True):
@@ -179,10 +180,10 @@ class ChangeLog:
                     return None
                 changes += logged
         changes.sort()
-        return Reading(self, start, _Ends(end.lineage, tuple(ids)), changes)
+        return Reading(self, start, StreamPositions(end.lineage, tuple(ids)), changes)
 
-    def remembered(self, ends: _Ends) -> bytes:
-        """Return the position of `ends`, whose ids are known from now on."""
+    def remember(self, ends: StreamPositions) -> bytes:
+        """Return the position of `ends`, and remember their ids."""
         position = ends.position()
         with self._lock:
             self._known[position] = ends
@@ -191,41 +192,41 @@ class ChangeLog:
                 self._known.popitem(last=False)
         return position
 
-    def _recalled(self, position: bytes) -> _Ends | None:
-        """Return what is known of a position, which is in use."""
+    def _recall(self, position: bytes) -> StreamPositions | None:
+        """Return the ids of a position, if they are remembered, and mark it as used."""
         with self._lock:
             if position in self._known:
                 self._known.move_to_end(position)
             return self._known.get(position)
 
     def _by_node(self) -> Mapping[str, Sequence[int]]:
-        known_since, places = self._places
-        if time.monotonic() - known_since > _PLACES_SECONDS:
+        known_since, places = self._placement
+        if time.monotonic() - known_since > _PLACEMENT_SECONDS:
             by_node = defaultdict(list)
             for each, stream in enumerate(self._streams):
-                by_node[self._nodes.of(stream)].append(each)
+                by_node[self._nodes.node_for(stream)].append(each)
             places = dict(by_node)
-            self._places = (time.monotonic(), places)
+            self._placement = (time.monotonic(), places)
         return places
 
-    def _evaluated(self, node: str, script: str, key: bytes, *arguments: Any) -> Any:
+    def _evaluate(self, node: str, script: str, key: bytes, *arguments: Any) -> Any:
         (answer,) = self._nodes.execute(node, [("EVAL", script, 1, key, *arguments)])
         if isinstance(answer, EngineError):
-            if isinstance(answer, Displaced):
-                self.relocate()
+            if isinstance(answer, SlotsMoving):
+                self.refresh_placement()
             raise answer
         return answer
 
 
 def streams_of(prefix: bytes, *, cluster: bool) -> list[bytes]:
-    """Return the keys of the streams that log the sessions whose keys begin with `prefix`."""
+    """Return the keys of the streams that log the keys which begin with `prefix`."""
     slots = range(0, _SLOTS, _SLOTS // STREAMS if cluster else _SLOTS)
     return [b"%b{%b}" % (prefix, tag) for tag in _tags(slots)]
 
 
-@cache  # it tries hundreds of thousands
+@cache  # it tries hundreds of thousands of tags
 def _tags(slots: range) -> tuple[bytes, ...]:
-    """Return for each slot a tag that belongs into it."""
+    """Return a hash tag for each slot."""
     wanted, number = set(slots), 0
     tags: dict[int, bytes] = {}
     while len(tags) < len(wanted):
@@ -237,14 +238,14 @@ def _tags(slots: range) -> tuple[bytes, ...]:
     return tuple(tags[slot] for slot in slots)
 
 
-def _logged(stream: int, entries: Iterable[tuple[bytes, Sequence[bytes]]]) -> list[Logged] | None:
-    """Return the changes among `entries`, None if one is nothing that this version writes; marks are no changes."""
+def _logged(stream: int, entries: Iterable[tuple[bytes, Sequence[bytes]]]) -> list[LoggedChange] | None:
+    """Return the changes among `entries`, without heartbeats; None if one is of an unknown kind."""
     logged = []
     for id_, fields in entries:
         if len(fields) != 2 or fields[0] not in _WHAT:  # noqa: PLR2004 - a field and its value
             return None
-        if fields[0] != _MARK:
-            logged.append(Logged(_packed(id_), stream, *fields))
+        if fields[0] != _HEARTBEAT:
+            logged.append(LoggedChange(_packed(id_), stream, *fields))
     return logged
 
 

@@ -1,11 +1,11 @@
-"""Redis and Valkey: sessions in a server that the fleet already runs, shared by any number of stateless replicas.
+"""The engine for Redis and Valkey: sessions in a server that any number of stateless servers share.
 
-A session is one key, prefix + namespace + ":" + key; its value is the time of its issue, the epoch in which it was
-stored (see redis_admission.py) and the session's own, or nothing at all in a tombstone. What an operation does to it is
-one script, and so one atomic step. Redis keeps the time and lets keys expire.
+A session is one key, prefix + namespace + ":" + key. Its value is its issue time, the epoch in which it was stored (see
+admission.py) and the value of the session; the value of a tombstone is empty. Each operation is one script, and so one
+atomic step. Redis has the clock, and expires keys.
 
-Redis promises less than a database: where it evicts keys, tombstones can go, and a failover can lose the last writes
-(see docs/engines.md).
+Redis promises less than a database: it can evict tombstones, and a failover can lose the last writes (see
+docs/engines.md).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import structlog
 
-from resumed_server.storage.call_gate import CLOSED, Gate
+from resumed_server.storage.call_gate import CLOSED, CallGate
 from resumed_server.storage.engine import (
     AlreadyExists,
     Change,
@@ -25,62 +25,62 @@ from resumed_server.storage.engine import (
     EngineUnavailable,
     Get,
     Kept,
+    NamespacePurged,
+    NamespaceUsage,
     NoTombstone,
-    Purged,
     Put,
     Remove,
     StoredSession,
+    StoreTotals,
     Take,
-    Totals,
-    Usage,
 )
 from resumed_server.storage.redis.admission import Admission
 from resumed_server.storage.redis.change_log import PURGED, REMOVED, STORED, ChangeLog, streams_of
 from resumed_server.storage.redis.purges import UNKNOWN, Purges, time_text
 from resumed_server.storage.redis.script_loader import load_script
-from resumed_server.storage.redis.topology import READERS, Displaced, Unsuitable, connected
+from resumed_server.storage.redis.topology import READERS, SlotsMoving, UnusableServer, connect
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from resumed_server.storage.engine import Operation, Outcome
-    from resumed_server.storage.redis.change_log import Logged
+    from resumed_server.storage.redis.change_log import LoggedChange
     from resumed_server.storage.redis.url import RedisUrl
 
 
-class _Look(Get):
-    """Look a session up for those who follow the log: its outcome says when it was issued, too."""
+class _GetIssued(Get):
+    """Look a session up for a reader of the log. Outcome: the session with its issue time, or None."""
 
     __slots__ = ()
 
 
 _SCRIPTS: Mapping[type[Operation], str] = {
     Get: "get",
-    _Look: "get_issued",
+    _GetIssued: "get_issued",
     Put: "put",
     Take: "take",
     Remove: "remove",
 }
 """The script of each operation; a script is one atomic step."""
 _CHANGES_BYTES = 1 << 20
-_READ_AT_ONCE, _LOOKED_UP_AT_ONCE = 256, 32
-"""Changes that are read, and sessions that are looked up, in one go: look-ups of handshakes wait behind those."""
+_READ_BATCH, _LOOK_UP_BATCH = 256, 32
+"""Limits of changes and of look-ups in one command or pipeline, since look-ups of handshakes wait for it."""
 _OLDEST = 7
-"""The first version of Redis whose scripts have flags. Every Valkey claims to be a Redis 7."""
+"""The first version of Redis whose scripts have flags. Every Valkey reports a redis_version of 7."""
 
 _log = structlog.get_logger()
 
 
 class RedisEngine(Engine):
-    """Keeps sessions in a Redis or Valkey.
+    """Storage in a Redis or Valkey.
 
     Args:
-        url: Where it is. One that cannot be reached yet is no error: probe() tells when it can.
-        threads: How many call the engine at the same time.
+        url: The address of Redis. A Redis that is unreachable now is no error; probe() reports when it answers.
+        threads: The number of threads that call the engine at the same time.
 
     Raises:
         ValueError: A file that the URL names cannot be read.
-        EngineUnavailable: It answers, but cannot be used; the message says why and what to do.
+        EngineUnavailable: Redis answers, but cannot be used; the message gives the cause and the remedy.
     """
 
     def __init__(self, url: RedisUrl, *, threads: int) -> None:
@@ -89,16 +89,16 @@ class RedisEngine(Engine):
         streams = streams_of(self._prefix, cluster=cluster)
         self._scripts = {kind: load_script(name, cluster=cluster) for kind, name in _SCRIPTS.items()}
         admission = Admission(streams, self._scripts.values(), cluster=cluster)
-        self._nodes = connected(url, threads, admission)
+        self._nodes = connect(url, threads, admission)
         self._log = ChangeLog(self._nodes, streams)
         self._purges = Purges(url, self._nodes, self._log, admission)
-        self._gate = Gate()
-        # When a server was started again, all its watchers come back at once, and look-ups need connections as well.
+        self._gate = CallGate()
+        # After a restart of this server, all its watchers catch up at once, and look-ups need connections as well.
         self._readers = threading.Semaphore(READERS)
         self._warned = False
         try:
             self.probe()
-        except Unsuitable:
+        except UnusableServer:
             self.close()
             raise
         except EngineUnavailable as error:
@@ -121,7 +121,7 @@ class RedisEngine(Engine):
         return cast("bool | None", self._carry_out(Remove(namespace, key, tombstone)))
 
     def batch(self, operations: Sequence[Operation]) -> list[Outcome]:
-        """See Engine. Here it is one pipeline to each node that has any of the keys."""
+        """See Engine. The operations are one pipeline to each node that has any of the keys."""
         with self._gate:
             return self._batch(operations)
 
@@ -134,13 +134,13 @@ class RedisEngine(Engine):
         """See Engine."""
         with self._gate:
             mark, changed = self._purges.set(namespace, issued_before)
-            if changed:  # or mirrors would look through what they have for nothing
-                # Now that no look-up finds what was purged, or a mirror would learn of it again.
+            if changed:  # without a change, or mirrors would search their sessions in vain
+                # Only after the marks are set, or a mirror could look the purged sessions up again.
                 told = b"" if issued_before is None else time_text(min(issued_before, mark))
                 self._log.append([(self._key(Get(namespace, told)), PURGED)])
             return mark
 
-    def usage(self, namespace: str | None) -> dict[str, Usage]:
+    def usage(self, namespace: str | None) -> dict[str, NamespaceUsage]:
         """See Engine."""
         return self._purges.usage(namespace, self._gate)
 
@@ -149,28 +149,28 @@ class RedisEngine(Engine):
         with self._gate:
             return self._log.position()
 
-    def changes(self, after: bytes, until: bytes, limit: int) -> tuple[list[Change | Purged], bytes] | None:
+    def changes(self, after: bytes, until: bytes, limit: int) -> tuple[list[Change | NamespacePurged], bytes] | None:
         """See Engine."""
-        limit = min(limit, _READ_AT_ONCE)
+        limit = min(limit, _READ_BATCH)
         with self._readers, self._gate:
             reading = self._log.read(after, until, limit)
             if reading is None:
                 return None
-            changes: list[Change | Purged] = []
+            changes: list[Change | NamespacePurged] = []
             count = size = 0
             while count < min(limit, len(reading.changes)) and size < _CHANGES_BYTES:
-                part = reading.changes[count : min(limit, count + _LOOKED_UP_AT_ONCE)]
+                part = reading.changes[count : min(limit, count + _LOOK_UP_BATCH)]
                 for change in self._changes(part):
                     changes.append(change)
                     size += len(change.session.value) if isinstance(change, Change) and change.session else 0
                 count += len(part)
-            return changes, reading.behind(count)
+            return changes, reading.position_after(count)
 
-    def totals(self) -> Totals:
-        """See Engine. Redis counts keys by database, not by what they are."""
-        usage = Totals(0, 0)
+    def totals(self) -> StoreTotals:
+        """See Engine. Redis counts all keys of the database."""
+        usage = StoreTotals(0, 0)
         with self._gate:
-            for _, ask in self._nodes.infos():
+            for _, ask in self._nodes.primary_infos():
                 info = ask()
                 usage.sessions += info.get(f"db{self._url.database}", {}).get("keys", 0)
                 usage.bytes += info.get("used_memory", 0)
@@ -181,7 +181,7 @@ class RedisEngine(Engine):
         """See Engine. A cluster can serve as long as one of its primaries can."""
         failure = EngineUnavailable(f"Redis at {self._nodes.name} has no primaries")
         with self._gate:
-            for node, ask in self._nodes.infos():
+            for node, ask in self._nodes.primary_infos():
                 try:
                     self._verify(ask())
                     return self._verify_writable(node)
@@ -191,13 +191,13 @@ class RedisEngine(Engine):
 
     def close(self) -> None:
         """See Engine."""
-        if self._gate.shut(CLOSED) != CLOSED:
-            self._gate.wait_until_empty()  # a call that goes on fails
+        if self._gate.close(CLOSED) != CLOSED:
+            self._gate.wait_until_empty()  # a call that still runs fails
             self._nodes.close()
 
     def _carry_out(self, operation: Operation) -> Outcome:
         with self._gate:
-            (outcome,) = self._carry_out_on(self._nodes.of(self._key(operation)), [operation])
+            (outcome,) = self._carry_out_on(self._nodes.node_for(self._key(operation)), [operation])
         if isinstance(outcome, EngineError):
             raise outcome
         return outcome
@@ -207,7 +207,7 @@ class RedisEngine(Engine):
         by_node: defaultdict[str, list[int]] = defaultdict(list)
         for position, operation in enumerate(operations):
             try:
-                by_node[self._nodes.of(self._key(operation))].append(position)
+                by_node[self._nodes.node_for(self._key(operation))].append(position)
             except EngineError as error:
                 outcomes[position] = error
         for node, positions in by_node.items():
@@ -218,14 +218,14 @@ class RedisEngine(Engine):
             raise cast("EngineUnavailable", outcomes[0])
         return outcomes
 
-    def _changes(self, logged: Sequence[Logged]) -> Iterator[Change | Purged]:
-        """Yield changes with the sessions that are there by now; what was stored and is gone is none."""
+    def _changes(self, logged: Sequence[LoggedChange]) -> Iterator[Change | NamespacePurged]:
+        """Yield changes with the present sessions, without stored sessions that are gone by now."""
         addresses = [self._address(each.key) for each in logged]
         stored = [address for each, address in zip(logged, addresses, strict=True) if each.what == STORED]
-        sessions = iter(self._batch([_Look(*address) for address in stored]))
+        sessions = iter(self._batch([_GetIssued(*address) for address in stored]))
         for each, address in zip(logged, addresses, strict=True):
             if each.what == PURGED:
-                yield Purged(address[0], int(address[1]) / 1e6 if address[1] else None)
+                yield NamespacePurged(address[0], int(address[1]) / 1e6 if address[1] else None)
                 continue
             session = next(sessions) if each.what == STORED else None
             if isinstance(session, EngineError):
@@ -236,21 +236,21 @@ class RedisEngine(Engine):
     def _carry_out_on(self, node: str, operations: Sequence[Operation]) -> list[Outcome]:
         """Carry out operations on keys of one node."""
         try:
-            outcomes = self._attempt(node, operations, self._log.arguments(node))
+            outcomes = self._attempt(node, operations, self._log.log_arguments(node))
         except EngineError as error:
             return [error] * len(operations)
-        displaced = [each for each, outcome in enumerate(outcomes) if isinstance(outcome, Displaced)]
+        displaced = [each for each, outcome in enumerate(outcomes) if isinstance(outcome, SlotsMoving)]
         if displaced:
-            done = self._carry_out_apart(node, [operations[each] for each in displaced])
+            done = self._carry_out_logged_elsewhere(node, [operations[each] for each in displaced])
             for each, outcome in zip(displaced, done, strict=True):
                 outcomes[each] = outcome
         return outcomes
 
-    def _carry_out_apart(self, node: str, operations: Sequence[Operation]) -> list[Outcome]:
-        """Carry out operations on a node that has no part of the log just now, as slots are moving.
+    def _carry_out_logged_elsewhere(self, node: str, operations: Sequence[Operation]) -> list[Outcome]:
+        """Carry out operations on a node that has no stream of the log now, since slots are moving.
 
-        They are logged elsewhere: before, or a crash could keep a removal untold; and after, or a reader could look the
-        session up in between. Only both together lose one.
+        The changes are logged on another node twice: before, so that a crash loses no removal; and after, since a
+        reader could look the session up in between.
         """
         changes = [
             (self._key(each), STORED if isinstance(each, Put) else REMOVED)
@@ -258,9 +258,11 @@ class RedisEngine(Engine):
             if not isinstance(each, Get)
         ]
         try:
-            self._log.relocate()
+            self._log.refresh_placement()
             self._log.append(changes)
-            marks = {namespace: self._purges.known(namespace) for namespace in {each.namespace for each in operations}}
+            marks = {
+                namespace: self._purges.mark_of(namespace) for namespace in {each.namespace for each in operations}
+            }
             outcomes = self._attempt(node, operations, (), marks)
             self._log.append(changes)
         except EngineError as error:
@@ -270,9 +272,9 @@ class RedisEngine(Engine):
     def _attempt(
         self, node: str, operations: Sequence[Operation], log: Sequence[Any], marks: Mapping[str, bytes] | None = None
     ) -> list[Outcome]:
-        """Carry out operations, logged as the arguments `log` say; raise EngineError if none was carried out.
+        """Carry out operations and log them with the arguments `log`; raise EngineError if none was carried out.
 
-        `marks` tell of purges that the arguments `log` do not lead to.
+        `marks` has the marks of the namespaces if `log` has no streams from which the scripts could read them.
         """
         commands = [self._command(each, log, marks[each.namespace] if marks else UNKNOWN) for each in operations]
         waits = self._url.wait_replicas and any(isinstance(each, Take | Remove) for each in operations)
@@ -283,10 +285,10 @@ class RedisEngine(Engine):
         outcomes = list(map(_outcome, operations, answers))
         if waits and (isinstance(replicas, EngineError) or replicas < self._url.wait_replicas):
             missing = EngineUnavailable(
-                f"not all of {self._url.wait_replicas} replicas of Redis have the tombstone yet"
+                f"fewer than {self._url.wait_replicas} replicas of Redis have acknowledged the tombstone"
             )
             missing.done = True
-            return [missing if _buried(*done) else done[1] for done in zip(operations, outcomes, strict=True)]
+            return [missing if _left_tombstone(*done) else done[1] for done in zip(operations, outcomes, strict=True)]
         return outcomes
 
     def _key(self, operation: Operation) -> bytes:
@@ -306,34 +308,34 @@ class RedisEngine(Engine):
         return (*command, *log)
 
     def _verify_writable(self, node: str) -> None:
-        """Raise EngineUnavailable if a node carries no scripts out that write, as those of all operations."""
+        """Raise EngineUnavailable if a node refuses scripts that may write, as those of all operations."""
         (answer,) = self._nodes.execute(node, [("EVAL", load_script("probe"), 0)])
         if isinstance(answer, EngineError):
             raise answer
 
     def _verify(self, info: Mapping[str, Any]) -> None:
-        """Raise EngineUnavailable if a server that says `info` of itself cannot be the store."""
+        """Raise EngineUnavailable if a server with this INFO cannot be used."""
         name, version = self._nodes.name, str(info.get("redis_version", "0"))
         if int(version.partition(".")[0]) < _OLDEST:
-            raise Unsuitable(f"Redis at {name} is too old ({version}); use Redis 7, Valkey 8, or newer")
+            raise UnusableServer(f"Redis at {name} is too old ({version}); use Redis 7, Valkey 8, or newer")
         if "sentinel" in {info.get("redis_mode"), info.get("server_mode")}:
-            raise Unsuitable(f"{name} is a Sentinel; use redis+sentinel://")
+            raise UnusableServer(f"{name} is a Sentinel; use redis+sentinel://")
         if info.get("cluster_enabled") and self._url.topology != "cluster":
-            raise Unsuitable(f"Redis at {name} is a node of a cluster; use redis+cluster://")
+            raise UnusableServer(f"Redis at {name} is a node of a cluster; use redis+cluster://")
         if info.get("role") != "master":
             self._nodes.reconnect()
-            raise self._nodes.read_only(name)
+            raise self._nodes.replica_error(name)
         policy = info.get("maxmemory_policy")
         if info.get("maxmemory") and policy != "noeviction" and not self._warned:
             self._warned = True
             _log.warning(
-                "Redis may evict tombstones, and so forget what was removed or taken; set maxmemory-policy noeviction",
+                "Redis may evict tombstones, and late Puts restore removed sessions; set maxmemory-policy noeviction",
                 policy=policy,
             )
 
 
 def _outcome(operation: Operation, answer: Any) -> Outcome:
-    """Return what the answer of its script says of an operation."""
+    """Return the outcome of an operation from the answer of its script."""
     if isinstance(answer, EngineError):
         return answer
     if isinstance(operation, Put):
@@ -345,13 +347,13 @@ def _outcome(operation: Operation, answer: Any) -> Outcome:
     if answer is None or answer[1] <= 0:
         return None
     session = StoredSession(answer[0], answer[1] / 1000)
-    if isinstance(operation, _Look):
+    if isinstance(operation, _GetIssued):
         session.issued = int(answer[2]) / 1e6
     return session
 
 
-def _buried(operation: Operation, outcome: Outcome) -> bool:
-    """Return whether an operation has just left a tombstone, or may have."""
+def _left_tombstone(operation: Operation, outcome: Outcome) -> bool:
+    """Return whether an operation left a tombstone, or may have."""
     if isinstance(operation, Remove):
         return not isinstance(outcome, NoTombstone)
     return isinstance(operation, Take) and outcome is not None

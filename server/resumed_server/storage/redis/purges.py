@@ -1,12 +1,13 @@
-"""Which namespaces of a Redis were purged and up to what time; what there is of them; deletes what was purged.
+"""Purges of namespaces in a Redis, the deletion of purged sessions, and counts of what namespaces contain.
 
-A purge is a mark: a key beside each stream of the log (see redis_log.py), so that every primary of a cluster has some.
-The scripts read a mark on their own node, two where there are two: one may be on its way to another node. A purge is in
-force once all are set. Redis forgets a mark when no session from before it can be alive any more.
+A purge sets marks: a key beside each stream of the log (see change_log.py), so that every primary of a cluster has
+copies. The scripts read the mark on their own node, two copies if there are two: the slot of one may be moving to
+another node. A purge is in force once all copies are set. Redis expires a mark when no session from before it can be
+alive.
 
-A mark is a time (microseconds, as Redis counts them) and an epoch, as the states of redis_admission.py are, which count
-together with it. The time is for what arrives late; a purge of all that is there begins an epoch, so that what was
-stored before is gone whatever the clocks of Redis and of its replicas say.
+A mark is a time (microseconds, of Redis' clock) and an epoch, like the states of admission.py, which apply together
+with it. The time rejects Puts that arrive late. A purge without a time begins a new epoch, so that it voids all
+sessions that were stored before, regardless of the clocks of Redis and its replicas.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from resumed_server.storage.engine import EngineError, EngineUnavailable, Usage
+from resumed_server.storage.engine import EngineError, EngineUnavailable, NamespaceUsage
 from resumed_server.storage.redis.admission import (
     COUNTER,
     EPOCH_DIGITS,
@@ -26,57 +27,56 @@ from resumed_server.storage.redis.admission import (
     state_key,
 )
 from resumed_server.storage.redis.script_loader import load_script
-from resumed_server.storage.redis.topology import Displaced
+from resumed_server.storage.redis.topology import SlotsMoving
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from resumed_server.storage.call_gate import Gate
+    from resumed_server.storage.call_gate import CallGate
     from resumed_server.storage.redis.admission import Admission
     from resumed_server.storage.redis.change_log import ChangeLog
-    from resumed_server.storage.redis.topology import Nodes
+    from resumed_server.storage.redis.topology import RedisTopology
     from resumed_server.storage.redis.url import RedisUrl
 
 UNKNOWN = b"?"
-"""Has a script read the mark itself."""
+"""The argument for which a script reads the mark itself."""
 
-_COUNTED_AT_ONCE = 256
-_REST = 2.0
-"""How many times as long as a step of counting takes it rests."""
+_COUNT_BATCH = 256
+_PAUSE_FACTOR = 2.0
+"""Pause after each step of a count, as a multiple of the duration of the step."""
 _ATTEMPTS = 5
 
 
 class Purges:
     """The purges of the sessions whose keys begin with `prefix`, on `nodes`. Thread-safe."""
 
-    def __init__(self, url: RedisUrl, nodes: Nodes, log: ChangeLog, admission: Admission) -> None:
+    def __init__(self, url: RedisUrl, nodes: RedisTopology, log: ChangeLog, admission: Admission) -> None:
         self._url, self._nodes, self._log, self._prefix = url, nodes, log, url.prefix.encode()
         self._admission = admission
         self._lock = threading.Lock()
         self._unfinished: deque[_Deletion] = deque()
 
-    def known(self, namespace: str) -> bytes:
-        """Return the mark of a namespace, from wherever it is; it sorts before every time if there is none."""
+    def mark_of(self, namespace: str) -> bytes:
+        """Return the mark of a namespace; it sorts before every time if there is no mark."""
         stream = self._log.first_stream
         keys = state_key(stream), stream + namespace.encode()
-        state, mark = self._executed(self._nodes.of(stream), [("GET", key) for key in keys])
+        state, mark = self._execute(self._nodes.node_for(stream), [("GET", key) for key in keys])
         return _latest(state or b"", mark or b"")
 
     def set(self, namespace: str, issued_before: float | None) -> tuple[float, bool]:
-        """Set all marks of a namespace to a time, now at the latest, but never back.
+        """Move all marks of a namespace to a time, at most now; a mark never moves back.
 
         Returns:
-            Where they are, and whether that may be news. It is not if all were beyond the time already; one that was
-            at the very time may be left of a call that failed before anybody was told.
+            The time of the marks, and whether watchers may have to be notified. They do not if all marks were beyond
+            the time already. A mark at exactly this time may be from a call that failed before it notified watchers.
 
         Raises:
-            EngineUnavailable: Not all are set, or (with `wait_replicas`) replicas do not have them yet.
+            EngineUnavailable: Some marks are not set, or (with `wait_replicas`) not replicated yet.
         """
-        # Of all the nodes' clocks the latest: what any of them has stored was issued before. And what was stored in
-        # this very microsecond was stored before.
+        # The latest clock of all nodes, plus 1 µs: every session that is stored already was issued before.
         now = counter = 0
         for node, streams in self._log.streams().items():
-            time_of, *states = self._executed(node, [("TIME",), *(("GET", state_key(stream)) for stream in streams)])
+            time_of, *states = self._execute(node, [("TIME",), *(("GET", state_key(stream)) for stream in streams)])
             now = max(now, int(time_of[0]) * 1_000_000 + int(time_of[1]) + 1)
             counter = max(counter, *(int(state[COUNTER]) for state in states if state), 0)
         if issued_before is None:
@@ -91,9 +91,11 @@ class Purges:
             ]
             if self._url.wait_replicas:
                 commands.append(("WAIT", self._url.wait_replicas, int(self._url.timeout * 1000)))
-            answers = self._executed(node, commands)
+            answers = self._execute(node, commands)
             if self._url.wait_replicas and answers.pop() < self._url.wait_replicas:
-                raise EngineUnavailable(f"not all of {self._url.wait_replicas} replicas of Redis know of the purge yet")
+                raise EngineUnavailable(
+                    f"fewer than {self._url.wait_replicas} replicas of Redis have acknowledged the purge"
+                )
             for answer in answers:
                 changed = changed or answer[:TIME_DIGITS] <= wanted[:TIME_DIGITS]
                 mark = _latest(mark, answer)
@@ -103,9 +105,9 @@ class Purges:
         return _seconds(mark), changed
 
     def delete(self, limit: int) -> int:
-        """Look for about `limit` sessions that were purged, and delete those; return 0 if there is nothing left to do.
+        """Examine about `limit` entries and delete purged sessions; return 0 when the deletion is complete.
 
-        The process that purged a namespace does it; if that ends before, what is left goes when it expires.
+        The process that purged a namespace deletes its sessions. If it ends earlier, Redis expires the remaining ones.
         """
         with self._lock:
             if self._admission.changed:
@@ -114,55 +116,55 @@ class Purges:
             if not self._unfinished:
                 return 0
             deletion = self._unfinished[0]
-            deletion.cursor, _ = self._look(deletion.nodes[0], deletion.cursor, deletion.namespace, limit, deletes=True)
+            deletion.cursor, _ = self._scan(deletion.nodes[0], deletion.cursor, deletion.namespace, limit, deletes=True)
             if deletion.cursor == b"0":
                 deletion.nodes.pop(0)
             if not deletion.nodes:
                 self._unfinished.popleft()
             return limit if self._unfinished else 0
 
-    def usage(self, namespace: str | None, gate: Gate) -> dict[str, Usage]:
-        """Count what there is; see Engine. Passes the gate for each step: whoever closes the engine need not wait."""
-        counted = {} if namespace is None else {namespace: Usage()}
+    def usage(self, namespace: str | None, gate: CallGate) -> dict[str, NamespaceUsage]:
+        """See Engine. Each step is a call of its own at the gate, so that close() waits for one step only."""
+        counted = {} if namespace is None else {namespace: NamespaceUsage()}
         for node in self._log.streams():
             cursor = b"0"
             while True:
                 begun = time.monotonic()
                 with gate:
-                    cursor, found = self._look(node, cursor, namespace, _COUNTED_AT_ONCE, deletes=False)
+                    cursor, found = self._scan(node, cursor, namespace, _COUNT_BATCH, deletes=False)
                 for name, *numbers in zip(*[iter(found)] * 5, strict=True):
-                    usage = counted.setdefault(name.decode(), Usage())
+                    usage = counted.setdefault(name.decode(), NamespaceUsage())
                     usage.sessions += numbers[0]
                     usage.value_bytes += numbers[1]
                     usage.tombstones += numbers[2]
-                    usage.purged += numbers[3]
+                    usage.pending_deletion += numbers[3]
                 if cursor == b"0":
                     break
-                time.sleep(_REST * (time.monotonic() - begun))
+                time.sleep(_PAUSE_FACTOR * (time.monotonic() - begun))
         for name, usage in counted.items():
             with gate:
-                usage.issued_before = _seconds(self.known(name)) or None
+                usage.issued_before = _seconds(self.mark_of(name)) or None
         return counted
 
-    def _look(
+    def _scan(
         self, node: str, cursor: bytes, namespace: str | None, count: int, *, deletes: bool
     ) -> tuple[bytes, Sequence[Any]]:
         """Look at about `count` keys of a node; return the next cursor and the counts (see scan_namespaces.lua)."""
         pattern = _escaped(self._prefix) + (b"[-a-z0-9.]*" if namespace is None else b"%b:*" % namespace.encode())
         for _ in range(_ATTEMPTS):
             streams = self._log.streams().get(node)
-            if not streams:  # a primary no more
+            if not streams:  # it is no longer a primary
                 return b"0", ()
             arguments = (cursor, pattern, count, self._prefix, int(deletes), *streams[:2])
             try:
-                (answer,) = self._executed(node, [("EVAL", load_script("scan_namespaces"), 1, streams[0], *arguments)])
-            except Displaced:
-                self._log.relocate()
+                (answer,) = self._execute(node, [("EVAL", load_script("scan_namespaces"), 1, streams[0], *arguments)])
+            except SlotsMoving:
+                self._log.refresh_placement()
             else:
                 return answer[0], answer[1:]
         raise EngineUnavailable(f"the slots of Redis at {node} are moving")
 
-    def _executed(self, node: str, commands: Sequence[Sequence[Any]]) -> list[Any]:
+    def _execute(self, node: str, commands: Sequence[Sequence[Any]]) -> list[Any]:
         answers = self._nodes.execute(node, commands)
         for answer in answers:
             if isinstance(answer, EngineError):
@@ -171,13 +173,13 @@ class Purges:
 
 
 def time_text(seconds: float) -> bytes:
-    """Return a time in Unix seconds as the scripts have it."""
+    """Return a time in Unix seconds in the format of the scripts."""
     return _digits(min(_microseconds(seconds), 10**TIME_DIGITS - 1), TIME_DIGITS)
 
 
 @dataclass
 class _Deletion:
-    """How far what was purged of a namespace, or (None) of all, has been deleted: the nodes to look at, and where."""
+    """Progress of the deletion in a namespace, or (None) in all: the remaining nodes, and the cursor of the first."""
 
     namespace: str | None
     nodes: list[str]
@@ -185,12 +187,12 @@ class _Deletion:
 
 
 def _escaped(text: bytes) -> bytes:
-    """Return `text` as a pattern that matches it alone."""
+    """Return a pattern that matches only `text`."""
     return b"".join(b"\\" + bytes([each]) if each in rb"*?[]^\\" else bytes([each]) for each in text)
 
 
 def _latest(one: bytes, other: bytes) -> bytes:
-    """Return the mark that two of them, or of states, make together; as latest() of the scripts does."""
+    """Return the combination of two marks or states, like latest() of the scripts."""
     return max(one[:TIME_DIGITS], other[:TIME_DIGITS]) + max(
         one[TIME_DIGITS:MARK_DIGITS], other[TIME_DIGITS:MARK_DIGITS]
     )

@@ -1,7 +1,7 @@
-"""The servers behind a RedisUrl: connections to them, which of them has a key, and what their errors mean.
+"""Connections to Redis servers, clusters and Sentinels; routing of keys, and translation of errors.
 
-A Redis that does not answer must not hold up calls: what would wait for its time-out one after the other is refused at
-once, while one call after each pause finds out whether it is back.
+A Redis that does not answer must not delay every call by its timeout. So calls fail at once, except for one call after
+each pause of an exponential backoff, which tries whether the Redis answers again.
 """
 
 from __future__ import annotations
@@ -33,111 +33,117 @@ if TYPE_CHECKING:
     from resumed_server.storage.redis.url import RedisUrl
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0
-"""Seconds between two attempts to reach a Redis that does not answer; each is twice as long as the one before."""
+"""Bounds of the exponential backoff, in seconds, between attempts to reach a Redis that does not answer."""
 
 _RESP2 = 2
-"""The older protocol: of the newer one nothing is needed, and a connection begins with a round trip less."""
+"""The older protocol: the engine needs nothing of RESP3, and a connection begins with one round trip less."""
 READERS = 4
-"""How many read the log of changes at the same time: more than watchers.MOST_CATCHING_UP."""
+"""Threads that read the change log at the same time: more than the watchers that may catch up at once."""
 _OTHER_THREADS = READERS + 8
-"""Those that call the engine beside the ones that answer RPCs: readers, operators (2), watchers that begin, the
-sweeper, the count, the probe and metrics."""
+"""Threads that call the engine beside those of RPCs: readers, operators (2), new watchers, the sweeper, the count, the
+probe and metrics."""
 _LONGEST_CAUSE = 200
-_TLS_HINT = " (if it speaks no TLS, use redis:; if it wants a client certificate, give cert and key)"
-_PLAINTEXT_HINT = " (if it speaks TLS, use rediss:)"
+_TLS_HINT = " (if it does not use TLS, use redis:; if it requires a client certificate, set cert and key)"
+_PLAINTEXT_HINT = " (if it uses TLS, use rediss:)"
 PERMISSIONS = (
     "+eval +evalsha +script|load +get +set +pttl +wait +info +cluster +xadd +xrange +xrevrange +xgroup +xinfo +pexpire "
     "+time +scan +unlink"
 )
-"""What a user needs, as ACL SETUSER takes it."""
+"""The permissions that the Redis user needs, in the syntax of ACL SETUSER."""
+_REFUSALS = {
+    "MISCONF": "refuses writes, because it cannot save its snapshot (MISCONF); see its log, and free its disk",
+    "NOREPLICAS": "refuses writes, because it has too few replicas (NOREPLICAS); see its min-replicas-to-write",
+}
+"""Meanings of error codes, with their remedies."""
 _LATE_WAIT = 0.15
-"""Seconds after its time-out in which WAIT answers: Redis looks ten times a second only, where it has nothing to do."""
+"""Seconds by which WAIT can exceed its timeout, since an idle Redis checks timeouts ten times a second only."""
 
-logging.getLogger("redis").setLevel(logging.INFO)  # below that, it logs keys and values
-
-
-class Unsuitable(EngineUnavailable):
-    """It answers, but cannot be the store before somebody puts something right."""
+logging.getLogger("redis").setLevel(logging.INFO)  # at DEBUG, redis-py logs keys and values
 
 
-class Displaced(EngineUnavailable):
-    """A script needed what another node has by now, and changed nothing."""
+class UnusableServer(EngineUnavailable):
+    """The server answers, but cannot be used until an operator changes its configuration or the URL."""
 
 
-class Nodes(ABC):
-    """Where commands go. Thread-safe.
+class SlotsMoving(EngineUnavailable):
+    """A script needed a key that another node has by now, and changed nothing."""
+
+
+class RedisTopology(ABC):
+    """The servers behind a URL, and the routing of commands to them. Thread-safe.
 
     Attributes:
-        name: What a log calls it.
+        name: The addresses of the URL, for logs.
     """
 
     def __init__(self, url: RedisUrl) -> None:
         self.name = ", ".join(f"{host}:{port}" for host, port in url.hosts)
         self._timeout, self._topology = url.timeout, url.topology
-        self._absences: defaultdict[str, _Absence] = defaultdict(lambda: _Absence(url))
+        self._backoffs: defaultdict[str, NodeBackoff] = defaultdict(lambda: NodeBackoff(url))
 
     def execute(self, node: str, commands: Sequence[Sequence[Any]]) -> list[Any]:
-        """Send commands to a node in one go; return an answer for each, or the EngineError that it got.
+        """Send commands to a node in one pipeline; return the answer to each, or its EngineError.
 
-        Scripts go by their hashes, and whole only where Redis does not know them. Connections begin with those of
-        sessions (see redis_admission.py), so that happens after SCRIPT FLUSH; then they come behind the other commands.
+        Scripts are called by their hashes, and sent in full only if Redis does not have them. Connections begin with
+        loading the scripts of sessions (see admission.py), so this happens after SCRIPT FLUSH only. Scripts that are
+        sent in full run after the other commands.
 
         Raises:
-            EngineError: Nothing was answered.
+            EngineError: No command was answered.
         """
-        absence = self._absences[node]
-        absence.check(node)
-        with self._translating(node, absence):
+        backoff = self._backoffs[node]
+        backoff.check(node)
+        with self._translate_errors(node, backoff):
             answers = self._execute(node, list(map(_by_hash, commands)))
             if any(isinstance(answer, redis.exceptions.NoScriptError) for answer in answers):
                 self._repeat(node, commands, answers)
-        absence.end()
+        backoff.record_success()
         for position, answer in enumerate(answers):
             if isinstance(answer, Exception):
-                answers[position] = self._translated(answer, node, absence)
+                answers[position] = self._translate(answer, node, backoff)
         return answers
 
-    def infos(self) -> Iterator[tuple[str, Callable[[], Mapping[str, Any]]]]:
-        """Yield every primary, and how to ask it about itself. Asked whether or not it seems absent.
+    def primary_infos(self) -> Iterator[tuple[str, Callable[[], Mapping[str, Any]]]]:
+        """Yield every primary, and a function that returns its INFO, regardless of the backoff.
 
         Raises:
-            EngineError: Nobody knows the primaries.
+            EngineError: The primaries are unknown.
         """
         for node, ask in self._infos():
 
             def info(node: str = node, ask: Callable[[], Mapping[str, Any]] = ask) -> Mapping[str, Any]:
-                absence = self._absences[node]
-                with self._translating(node, absence):
+                backoff = self._backoffs[node]
+                with self._translate_errors(node, backoff):
                     answer = ask()
-                absence.end()
+                backoff.record_success()
                 return answer
 
             yield node, info
 
     @abstractmethod
-    def of(self, key: bytes) -> str:
-        """Return the node that has `key`; raise EngineError if nobody knows."""
+    def node_for(self, key: bytes) -> str:
+        """Return the node that has `key`; raise EngineError if it is unknown."""
 
     @abstractmethod
     def refresh(self) -> None:
-        """Find out anew which node has which key; raise EngineError if nobody knows."""
+        """Query the placement of keys on nodes again; raise EngineError if it is unknown."""
 
     @abstractmethod
     def reconnect(self) -> None:
-        """Close the connections that are idle: another server may be behind the name by now."""
+        """Close idle connections: the name may lead to another server by now."""
 
     @abstractmethod
     def close(self) -> None:
         """Close all connections."""
 
-    def read_only(self, node: str) -> EngineUnavailable:
-        """Return what it means that a node is a replica."""
+    def replica_error(self, node: str) -> EngineUnavailable:
+        """Return the error for a node that is a replica."""
         message = f"Redis at {node} is a replica, which is read-only; use its primary"
-        # Behind Sentinels, it will be told soon that it is the primary now, or we that another one is.
-        return Unsuitable(message) if self._topology == "server" else EngineUnavailable(message)
+        # With Sentinels this is temporary: they promote it, or name another primary.
+        return UnusableServer(message) if self._topology == "server" else EngineUnavailable(message)
 
     def _repeat(self, node: str, commands: Sequence[Sequence[Any]], answers: list[Any]) -> None:
-        """Send scripts whole that Redis did not know, and what waits for them; replace their answers."""
+        """Send scripts in full that Redis did not have, and WAIT again; replace their answers."""
         again = [
             position
             for position, (command, answer) in enumerate(zip(commands, answers, strict=True))
@@ -153,75 +159,76 @@ class Nodes(ABC):
     def _infos(self) -> Iterator[tuple[str, Callable[[], Mapping[str, Any]]]]: ...
 
     @contextlib.contextmanager
-    def _translating(self, node: str, absence: _Absence) -> Iterator[None]:
+    def _translate_errors(self, node: str, backoff: NodeBackoff) -> Iterator[None]:
         try:
             yield
         except (redis.RedisError, redis.exceptions.RedisClusterException, OSError) as error:
-            raise self._translated(error, node, absence) from None
+            raise self._translate(error, node, backoff) from None
 
-    def _translated(  # noqa: PLR0911 - a table
-        self, error: Exception, node: str, absence: _Absence
+    def _translate(  # noqa: PLR0911 - a table
+        self, error: Exception, node: str, backoff: NodeBackoff
     ) -> EngineError:
-        """Return what `error` means; what Redis or the driver says of it may carry keys and values."""
+        """Return the EngineError for `error`, without its text, which may contain keys and values."""
         exceptions = redis.exceptions
         if isinstance(error, exceptions.RedisClusterException):
             if "not enabled" in str(error):
-                return Unsuitable(f"Redis at {node} is no cluster; use redis:// for a single server")
+                return UnusableServer(f"Redis at {node} is not a cluster; use redis:// for a single server")
             error = error.__cause__ if isinstance(error.__cause__, Exception) else error
         if isinstance(error, exceptions.OutOfMemoryError):
-            return EngineFull(f"Redis at {node} is full")
+            return EngineFull(f"Redis at {node} is full (OOM); raise its maxmemory, or give it less to keep")
         if isinstance(error, exceptions.AuthenticationError):
-            return Unsuitable(f"Redis at {node} refuses the user or the password of the URL")
+            return UnusableServer(f"Redis at {node} rejects the user or the password of the URL")
         if isinstance(error, exceptions.NoPermissionError):
-            return Unsuitable(f"Redis at {node} does not permit the user all that is needed: {PERMISSIONS}")
+            return UnusableServer(f"Redis at {node} denies the user permissions that the server needs: {PERMISSIONS}")
         if reason := _tls_failure(error):
-            return Unsuitable(f"TLS with Redis at {node} fails ({reason}); see to ca, cert and key, or use redis:")
+            return UnusableServer(f"TLS with Redis at {node} fails ({reason}); check ca, cert and key, or use redis:")
         if isinstance(error, redis.ResponseError) and not isinstance(error, exceptions.ClusterError):
-            return self._refused(error, node)
-        if isinstance(error, exceptions.MaxConnectionsError):  # which says nothing of the node
+            return self._response_error(error, node)
+        if isinstance(error, exceptions.MaxConnectionsError):  # which concerns this process, and not the node
             return EngineUnavailable(f"all connections to Redis at {node} are in use")
-        hint = absence.begin(late=isinstance(error, redis.TimeoutError))
-        return EngineUnavailable(self._unreachable(error, node, hint))
+        hint = backoff.record_failure(late=isinstance(error, redis.TimeoutError))
+        return EngineUnavailable(self._connection_error_text(error, node, hint))
 
-    def _refused(self, error: redis.ResponseError, node: str) -> EngineUnavailable:
+    def _response_error(self, error: redis.ResponseError, node: str) -> EngineUnavailable:
         if isinstance(error, redis.exceptions.ReadOnlyError):
             self.reconnect()
-            return self.read_only(node)
+            return self.replica_error(node)
         if "unknown command" in str(error).lower() and "sentinel" in str(error).lower():
-            return Unsuitable(f"{node} is no Sentinel; give the addresses of Sentinels, or use redis://")
+            return UnusableServer(f"{node} is not a Sentinel; use the addresses of Sentinels, or redis://")
         if "non local key" in str(error):
-            return Displaced(f"the slots of Redis at {node} are moving")
-        return EngineUnavailable(f"Redis at {node} answers {_code(error)}")
+            return SlotsMoving(f"the slots of Redis at {node} are moving")
+        code = _code(error)
+        return EngineUnavailable(f"Redis at {node} {_REFUSALS.get(code, f'answers {code}')}")
 
-    def _unreachable(self, error: Exception, node: str, hint: str) -> str:
+    def _connection_error_text(self, error: Exception, node: str, hint: str) -> str:
         if isinstance(error, redis.sentinel.MasterNotFoundError):
-            return f"the Sentinels at {node} do not answer, or know no such primary that is up"
+            return f"the Sentinels at {node} do not answer, or report no running primary of this name"
         if isinstance(error, redis.TimeoutError):
             return f"Redis at {node} does not answer within {self._timeout * 1e3:.0f} ms{hint}"
         cause = str(error)[:_LONGEST_CAUSE].rstrip(".")
         return f"Redis at {node} cannot be reached: {cause}{'' if 'refused' in cause else hint}"
 
 
-class _Server(Nodes):
+class _SingleServer(RedisTopology):
     """One server, or the primary that Sentinels name."""
 
     def __init__(self, url: RedisUrl, client: redis.Redis) -> None:
         super().__init__(url)
         self._client: Any = client
 
-    def of(self, key: bytes) -> str:  # noqa: ARG002 - it has them all
-        """See Nodes."""
+    def node_for(self, key: bytes) -> str:  # noqa: ARG002 - one node has all keys
+        """See RedisTopology."""
         return self.name
 
     def refresh(self) -> None:
-        """See Nodes."""
+        """See RedisTopology."""
 
     def reconnect(self) -> None:
-        """See Nodes."""
+        """See RedisTopology."""
         self._client.connection_pool.disconnect(inuse_connections=False)
 
     def close(self) -> None:
-        """See Nodes."""
+        """See RedisTopology."""
         self._client.close()
         self._client.connection_pool.disconnect()
 
@@ -238,39 +245,38 @@ class _Server(Nodes):
         yield self.name, self._client.info
 
 
-class _Cluster(Nodes):
-    """The primaries of a cluster. Met when they are first needed, since redis-py asks for them at once."""
+class _Cluster(RedisTopology):
+    """The primaries of a cluster. Connects when they are first needed, since redis-py queries them at once."""
 
     def __init__(self, url: RedisUrl, options: Mapping[str, Any]) -> None:
         super().__init__(url)
         self._url, self._options = url, options
         self._lock = threading.Lock()
-        self._met: Any = None
+        self._cluster_client: Any = None
 
-    def of(self, key: bytes) -> str:
-        """See Nodes."""
-        with self._translating(self.name, self._absences[self.name]):
+    def node_for(self, key: bytes) -> str:
+        """See RedisTopology."""
+        with self._translate_errors(self.name, self._backoffs[self.name]):
             name: str = self._client().get_node_from_key(key).name
         return name
 
     def refresh(self) -> None:
-        """See Nodes."""
-        with self._translating(self.name, self._absences[self.name]):
+        """See RedisTopology."""
+        with self._translate_errors(self.name, self._backoffs[self.name]):
             self._client().nodes_manager.initialize()
 
     def reconnect(self) -> None:
-        """See Nodes. Nodes of a cluster say themselves who has their slots."""
+        """See RedisTopology. The nodes of a cluster redirect to the node that has a slot."""
 
     def close(self) -> None:
-        """See Nodes."""
+        """See RedisTopology."""
         with self._lock:
-            if self._met:
-                self._met.close()
+            if self._cluster_client:
+                self._cluster_client.close()
 
     def _execute(self, node: str, commands: Sequence[Sequence[Any]]) -> list[Any]:
         client = self._client()
-        # To name the node spares redis-py asking Redis, command by command, which keys it has; it follows
-        # redirections all the same.
+        # With the node given, redis-py does not query the keys of each command; it follows redirections all the same.
         target = client.get_node(node_name=node)
         if target is None:
             raise redis.ConnectionError
@@ -283,76 +289,77 @@ class _Cluster(Nodes):
         return answers
 
     def _infos(self) -> Iterator[tuple[str, Callable[[], Mapping[str, Any]]]]:
-        with self._translating(self.name, self._absences[self.name]):
+        with self._translate_errors(self.name, self._backoffs[self.name]):
             client = self._client()
             primaries = client.get_primaries()
         for node in primaries:
             yield node.name, lambda node=node: client.execute_command("INFO", target_nodes=node)  # type: ignore[misc]
 
     def _client(self) -> Any:
-        if self._met is None:
-            self._absences[self.name].check(self.name)
+        if self._cluster_client is None:
+            self._backoffs[self.name].check(self.name)
             with self._lock:
-                if self._met is None:
+                if self._cluster_client is None:
                     nodes = [ClusterNode(host, port) for host, port in self._url.hosts]
-                    self._met = RedisCluster(startup_nodes=nodes, **self._options)
-        return self._met
+                    self._cluster_client = RedisCluster(startup_nodes=nodes, **self._options)
+        return self._cluster_client
 
 
-class _Absence:
-    """How long a node has not answered, if it does not."""
+class NodeBackoff:
+    """Exponential backoff for a node that does not answer."""
 
     def __init__(self, url: RedisUrl) -> None:
         self._timeout = url.timeout
         self._pause = self._next_attempt = 0.0
         self._answered_at = float("-inf")
         self._attempting = False
-        # What a server of the other kind makes of a greeting: one is silent, the other hangs up.
+        # A plaintext server does not answer a ClientHello, and a TLS server closes a plaintext connection.
         self._hint = _TLS_HINT if url.tls else _PLAINTEXT_HINT
 
     def check(self, node: str) -> None:
-        """Raise EngineUnavailable unless the node is there, or it is this call's turn to see whether it is."""
+        """Raise EngineUnavailable if the node is in backoff; when an attempt is due, this call is the attempt."""
         if self._pause:
             now = time.monotonic()
             if now < self._next_attempt:
                 raise EngineUnavailable(f"Redis at {node} did not answer a moment ago")
-            self._next_attempt = now + self._timeout  # others have to wait for what comes of this attempt
+            self._next_attempt = now + self._timeout  # other calls fail until this attempt has ended
             self._attempting = True
 
-    def begin(self, *, late: bool = False) -> str:
-        """Note that the node did not answer, and return what may be wrong with one that never did.
+    def record_failure(self, *, late: bool = False) -> str:
+        """Record that the node did not answer; return a hint at the cause if it never has.
 
         Args:
-            late: Whether it did not answer in time. One that answered another call meanwhile is there: that took long.
+            late: Whether the call timed out. If the node answered another call in the meantime, this call was slow, and
+                no backoff begins.
         """
         if late and time.monotonic() - self._answered_at < self._timeout:
             return self._hint
-        if self._attempting or not self._pause:  # not for each of many calls that find out together
+        if self._attempting or not self._pause:  # once for many calls that fail together
             self._pause = min(2 * self._pause, LONGEST_PAUSE) or FIRST_PAUSE
             self._next_attempt = time.monotonic() + self._pause
             self._attempting = False
         return self._hint
 
-    def end(self) -> None:
-        """Note that the node answered."""
+    def record_success(self) -> None:
+        """Record that the node answered, which ends the backoff."""
         self._pause, self._attempting, self._hint = 0.0, False, ""
         self._answered_at = time.monotonic()
 
 
-class _Credentials(CredentialProvider):
-    """Reads the password anew for every connection, so that it can be changed while the server runs."""
+class _PasswordProvider(CredentialProvider):
+    """Reads the password file for every connection, so that it can change while the server runs."""
 
     def __init__(self, user: str | None, password: str | None, password_file: Path | None) -> None:
         self._user, self._password, self._password_file = user, password, password_file
 
     def get_credentials(self) -> tuple[str] | tuple[str, str]:
-        """Return what AUTH needs."""
+        """Return the arguments of AUTH."""
         password = self._password_file.read_text().strip() if self._password_file else self._password or ""
         return (self._user, password) if self._user else (password,)
 
 
-def connected(url: RedisUrl, threads: int, admit: Callable[[Any], None]) -> Nodes:
-    """Return the servers behind `url`, to be used by as many `threads`. Connects when they are first needed.
+def connect(url: RedisUrl, threads: int, admit: Callable[[Any], None]) -> RedisTopology:
+    """Return the servers behind `url`, for this many `threads`. Connects when they are first needed.
 
     `admit` begins each connection.
 
@@ -366,41 +373,41 @@ def connected(url: RedisUrl, threads: int, admit: Callable[[Any], None]) -> Node
         "socket_connect_timeout": url.timeout,
         "socket_keepalive": True,
         "protocol": _RESP2,
-        # Once more where a connection turns out to be dead; what was not answered in time will not be.
+        # Retry once on a dead pooled connection, and never after a timeout.
         "retry": Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,)),
     }
     if url.tls:
         options |= {"ssl": True, "ssl_ca_certs": url.ca and str(url.ca)}
         options |= {"ssl_certfile": url.cert and str(url.cert), "ssl_keyfile": url.key and str(url.key)}
-    sentinel_options = options | _credentials(url.sentinel_user, None, url.sentinel_password_file)
-    options |= _credentials(url.user, url.password, url.password_file)
+    sentinel_options = options | _password_options(url.sentinel_user, None, url.sentinel_password_file)
+    options |= _password_options(url.user, url.password, url.password_file)
     options |= {"max_connections": threads + _OTHER_THREADS, "redis_connect_func": admit}
     if url.topology == "cluster":
-        return _Cluster(url, options | {"retry": Retry(NoBackoff(), 0)})  # it would try time-outs again
+        return _Cluster(url, options | {"retry": Retry(NoBackoff(), 0)})  # it would retry timeouts
     if url.topology == "sentinel":
         sentinel = redis.sentinel.Sentinel(url.hosts, sentinel_kwargs=sentinel_options)
-        return _Server(url, sentinel.master_for(url.sentinel_name, db=url.database, **options))
-    return _Server(url, redis.Redis(*url.hosts[0], db=url.database, **options))
+        return _SingleServer(url, sentinel.master_for(url.sentinel_name, db=url.database, **options))
+    return _SingleServer(url, redis.Redis(*url.hosts[0], db=url.database, **options))
 
 
-def _credentials(user: str | None, password: str | None, password_file: Path | None) -> dict[str, Any]:
+def _password_options(user: str | None, password: str | None, password_file: Path | None) -> dict[str, Any]:
     if user or password or password_file:
-        return {"credential_provider": _Credentials(user, password, password_file)}
+        return {"credential_provider": _PasswordProvider(user, password, password_file)}
     return {}
 
 
 def _by_hash(command: Sequence[Any]) -> Sequence[Any]:
-    """Return a command that has a script's hash where it had the script."""
+    """Return a command with the hash of a script in the place of the script."""
     return ("EVALSHA", _hash(command[1]), *command[2:]) if command[0] == "EVAL" else command
 
 
-@functools.cache  # there are as many as the engine has scripts
+@functools.cache  # one entry for each script
 def _hash(script: str) -> str:
     return hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest()
 
 
 def _answer(execute: Callable[..., Any], *command: Any, **options: Any) -> Any:
-    """Return the answer to a command, as a pipeline does: an error that Redis answers is one."""
+    """Return the answer to a command, or the error that Redis answered, as a pipeline does."""
     try:
         return execute(*command, **options)
     except redis.ResponseError as error:
@@ -416,7 +423,7 @@ def _verify_readable(path: Path | None) -> None:
 
 
 def _tls_failure(error: BaseException | None) -> str:
-    """Return why TLS failed, if that is behind `error`."""
+    """Return the reason if a failure of TLS caused `error`, else an empty string."""
     while error:
         if isinstance(error, ssl.SSLCertVerificationError):
             return error.verify_message
@@ -427,7 +434,7 @@ def _tls_failure(error: BaseException | None) -> str:
 
 
 def _code(error: Exception) -> str:
-    """Return the code of an answer: redis-py makes a class of it, or leaves it as the first word. Not the rest."""
+    """Return only the code of an error: redis-py has a class for it, or leaves it as the first word."""
     if type(error) is not redis.ResponseError:
         return type(error).__name__
     return str(error).partition(" ")[0][:32]

@@ -1,4 +1,4 @@
-"""The URL of a Redis or Valkey: what `--storage` may say of one. Reads no file, opens nothing, needs no driver."""
+"""Parser of the URL of a Redis or Valkey (option `--storage`). Reads no file, opens nothing, needs no driver."""
 
 from __future__ import annotations
 
@@ -21,36 +21,36 @@ SCHEMES: Mapping[str, tuple[Topology, bool]] = {
     "redis+sentinel": ("sentinel", False),
     "rediss+sentinel": ("sentinel", True),
 }
-"""By scheme: what is there, and whether it speaks TLS."""
+"""By scheme: the topology, and whether to use TLS."""
 
 _PORT, _SENTINEL_PORT, _LAST_PORT = 6379, 26_379, 65_535
 _LONGEST_TIMEOUT_MS = 60_000
 _ESCAPE = "in user and password, write @ as %40, / as %2F, : as %3A, ? as %3F and # as %23"
-_is_prefix = re.compile(r"[!-z|~]{1,64}").fullmatch  # printable, without braces: in a cluster, these choose the node
+_is_prefix = re.compile(r"[!-z|~]{1,64}").fullmatch  # printable, without braces, which choose the slot in a cluster
 _HOST = re.compile(r"(?:\[([0-9a-fA-F:.]+)\]|([^\[\]:/\s]+))(?::(\d{1,5}))?", re.ASCII)
 
 
 @dataclass(frozen=True)
 class RedisUrl:
-    """Where a Redis is, and how to use it.
+    """The address of a Redis, and the options for its use.
 
     Attributes:
-        topology: One server (or a name that follows the primary), the nodes of a cluster, or Sentinels.
-        tls: Whether to speak TLS.
-        hosts: Hosts and ports; of a cluster or of Sentinels, some are enough.
+        topology: One server (or a name that follows the primary), nodes of a cluster, or Sentinels.
+        tls: Whether to use TLS.
+        hosts: Hosts and ports; some of a cluster or of the Sentinels are enough.
         database: The number of the database.
-        sentinel_name: What Sentinels call the primary.
+        sentinel_name: The name of the primary in the Sentinels.
         user: None for the default user.
-        password: None if it is in a file, or there is none.
-        password_file: Read anew for every connection.
-        sentinel_user: The same for the Sentinels themselves.
-        sentinel_password_file: The same for the Sentinels themselves.
-        ca: A file of certificates to trust instead of the system's.
+        password: None if there is none, or it is in a file.
+        password_file: Read for every connection.
+        sentinel_user: The user for the Sentinels.
+        sentinel_password_file: The file of the password for the Sentinels.
+        ca: A file of trusted certificates, instead of the system's.
         cert: The client's certificate.
-        key: Its key.
-        prefix: What every key begins with.
-        timeout: Seconds that Redis may take to connect, and to answer.
-        wait_replicas: How many replicas must have a tombstone before Take and Remove are answered.
+        key: The private key of `cert`.
+        prefix: The beginning of every key.
+        timeout: Maximum time, in seconds, for a connection and for an answer.
+        wait_replicas: The number of replicas that must acknowledge a tombstone before Take and Remove return.
     """
 
     topology: Topology
@@ -72,29 +72,29 @@ class RedisUrl:
 
     @classmethod
     def parse(cls, url: str) -> RedisUrl:
-        """Read a URL; raise ValueError, with what to do and without the password, if it is none."""
+        """Parse a URL; raise ValueError, with the remedy and without the password, if it is invalid."""
         parts = urlsplit(url)
         topology, tls = SCHEMES[parts.scheme]
         credentials, _, hosts = parts.netloc.rpartition("@")
         user, _, password = credentials.partition(":")
         default_port = _SENTINEL_PORT if topology == "sentinel" else _PORT
         if parts.fragment or "@" in parts.path:
-            raise ValueError(f"something in the URL is cut off; {_ESCAPE}")
+            raise ValueError(f"the URL has a # or an @ that is not escaped; {_ESCAPE}")
         options = _options(parts.query, tls=tls, topology=topology)
         if password and options.get("password_file"):
-            raise ValueError("give the password in the URL or in password_file, not in both")
+            raise ValueError("set the password in the URL or in password_file, not in both")
         path = unquote(parts.path).strip("/").split("/") if parts.path.strip("/") else []
         name = path.pop(0) if topology == "sentinel" and path else ""
         if topology == "sentinel" and not name:
             raise ValueError(
-                "say what the Sentinels call the primary, as in redis+sentinel://one:26379,two:26379/mymaster"
+                "the name of the primary in the Sentinels is missing, as in redis+sentinel://one:26379,two:26379/mymaster"
             )
         if topology == "cluster" and path:
             raise ValueError("a cluster has only one database; leave the path of the URL empty")
         if len(path) > 1 or not all(re.fullmatch(r"\d{1,5}", part, re.ASCII) for part in path):
             raise ValueError("the path of the URL must be the number of the database, as in redis://store:6379/1")
         if topology == "server" and "," in hosts:
-            raise ValueError("redis:// takes one host; for more, use redis+cluster:// or redis+sentinel://")
+            raise ValueError("redis:// accepts one host; for more, use redis+cluster:// or redis+sentinel://")
         return cls(
             topology=topology,
             tls=tls,
@@ -116,29 +116,29 @@ def _host(text: str, default_port: int) -> tuple[str, int]:
 
 
 def _options(query: str, *, tls: bool, topology: Topology) -> dict[str, object]:
-    """Return what stands behind the question mark."""
+    """Parse the query of the URL."""
     allowed = ["password_file", "prefix", "timeout_ms", "wait_replicas"]
     allowed += ["ca", "cert", "key"] if tls else []
     allowed += ["sentinel_user", "sentinel_password_file"] if topology == "sentinel" else []
     options: dict[str, object] = {}
     for name, text in parse_qsl(query, keep_blank_values=True):
         if name not in allowed or name in options:
-            twice = f"{name} is there twice" if name in options else f"{name!r} is no option of this URL"
-            raise ValueError(f"{twice}; it may have {', '.join(allowed)}")
+            twice = f"{name} is set twice" if name in options else f"{name!r} is not an option of this URL"
+            raise ValueError(f"{twice}; the options are {', '.join(allowed)}")
         if name == "timeout_ms":
             options["timeout"] = _whole(name, text, 1, _LONGEST_TIMEOUT_MS) / 1000
         elif name == "wait_replicas":
             options[name] = _whole(name, text, 0, 16)
         elif name == "prefix":
             if not _is_prefix(text):
-                raise ValueError("prefix must be 1 to 64 printable characters without blanks and braces")
+                raise ValueError("prefix must be 1 to 64 printable characters without spaces and braces")
             options[name] = text
         elif not text:
             raise ValueError(f"{name} must not be empty")
         else:
             options[name] = text if name == "sentinel_user" else Path(text)
     if bool(options.get("cert")) != bool(options.get("key")):
-        raise ValueError("cert and key go together")
+        raise ValueError("set both cert and key, or neither")
     return options
 
 

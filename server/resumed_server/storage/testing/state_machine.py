@@ -1,4 +1,4 @@
-"""Any engine against a plain dictionary, in any order: nothing expired, removed, taken or purged ever returns."""
+"""State machine that compares any history of calls of an engine with a dictionary."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from resumed_server.storage.engine import (
     UNKNOWN_TOMBSTONE_SECONDS,
     AlreadyExists,
     Get,
-    Purged,
+    NamespacePurged,
     Put,
     Remove,
     StoredSession,
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 
     from resumed_server.storage.engine import Engine, Operation
 
-# Few of each, so that they meet. Times are multiples of 1/8 s: exact both in milliseconds and as floats.
+# Few of each, so that operations collide. Times are multiples of 1/8 s, exact in milliseconds and as floats.
 ADDRESSES = st.sampled_from([("a", b"k"), ("a", b"\0k"), ("a.a", b"k"), ("b", b"k"), ("b", b"k" * 64)])
 VALUES = st.sampled_from([b"one", b"two", b"2" * 5_000])
-# And of 2.5 s, so that an engine with a clock of its own, which runs on meanwhile, is of the same opinion.
+# And of 2.5 s, so that an engine with a clock of its own, which does not stop, has the same results.
 SECONDS = st.one_of(st.sampled_from([2.5, UNKNOWN_TOMBSTONE_SECONDS]), st.integers(1, 720).map(lambda n: n * 2.5))
 OPERATIONS = st.one_of(
     st.tuples(ADDRESSES, VALUES, SECONDS).map(lambda drawn: Put(*drawn[0], *drawn[1:])),
@@ -40,7 +40,7 @@ OPERATIONS = st.one_of(
 
 @dataclass
 class Entry:
-    """What the dictionary knows of a key: a live session and its issue, or a tombstone if there is no value."""
+    """An entry of the dictionary: a live session with its issue time, or a tombstone (no value)."""
 
     value: bytes | None
     expiry: float
@@ -48,7 +48,7 @@ class Entry:
 
 
 class EngineMachine(RuleBasedStateMachine):
-    """Does to an engine what it does to a dictionary, and compares."""
+    """Applies the same operations to an engine and a dictionary, and compares the results."""
 
     def __init__(self, clock: FakeClock, engine: Engine, sweeps: bool, tick: float) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ class EngineMachine(RuleBasedStateMachine):
 
     @rule(operation=OPERATIONS)
     def carry_out_one(self, operation: Operation) -> None:
-        """Any operation, by its own method."""
+        """Call the method of an operation."""
         expected = self._expected(operation)
         try:
             match operation:
@@ -82,21 +82,21 @@ class EngineMachine(RuleBasedStateMachine):
 
     @rule(operations=st.lists(OPERATIONS, max_size=12))
     def carry_out_batch(self, operations: list[Operation]) -> None:
-        """Several at once, those on the same key among them."""
+        """Call batch() with several operations, some on the same key."""
         expected = [self._expected(operation) for operation in operations]
         outcomes = map(self._comparable, self.engine.batch(operations))
         assert list(outcomes) == list(map(self._approximate, expected))
 
     @rule(seconds=SECONDS)
     def advance_clock(self, seconds: float) -> None:
-        """Let time pass."""
+        """Move the clock forward."""
         self.clock.advance(seconds)
 
     @rule(address=ADDRESSES, age=st.one_of(st.none(), SECONDS))
     def purge(self, address: tuple[str, bytes], age: float | None) -> None:
-        """End the sessions of a namespace, those of an age or all; a moment later there may be others."""
-        # In the middle between the times at which sessions are issued. An engine that expires keys itself issues them
-        # by a clock of its own, which does not go with this one.
+        """Purge the sessions of a namespace, those of an age or all, and move the clock forward."""
+        # Halfway between the issue times of sessions. An engine that expires keys itself has its own clock, which does
+        # not follow this one.
         before = None if age is None or not self.sweeps else self.clock() - age + 1.25
         self.engine.purge(address[0], before)
         self.clock.advance(2.5)
@@ -109,7 +109,7 @@ class EngineMachine(RuleBasedStateMachine):
 
     @rule(limit=st.integers(1, 8))
     def sweep(self, limit: int) -> None:
-        """Reclaim exactly what has expired, in steps up to the limit, and what was purged."""
+        """Sweep exactly the expired and the purged entries, in steps up to the limit."""
         expired = [address for address, entry in self.entries.items() if entry.expiry <= self.clock()]
         left = len(expired) if self.sweeps else 0
         while self.deleting and self.engine.sweep(limit if self.sweeps else 1_000) > 0:
@@ -123,7 +123,7 @@ class EngineMachine(RuleBasedStateMachine):
 
     @rule(limit=st.integers(1, 8))
     def follow(self, limit: int) -> None:
-        """Bring a mirror up to date: then it has what is there, and nothing else."""
+        """Update a mirror from the log; it then has exactly the live sessions."""
         until = self.engine.position()
         while self.followed != until:
             read = self.engine.changes(self.followed, until, limit)
@@ -131,7 +131,7 @@ class EngineMachine(RuleBasedStateMachine):
                 self.mirror.clear()
                 read, self.followed_all = ([], until), False
             for change in read[0]:
-                if isinstance(change, Purged):
+                if isinstance(change, NamespacePurged):
                     before = change.issued_before
                     self.mirror = {
                         each: entry
@@ -150,7 +150,7 @@ class EngineMachine(RuleBasedStateMachine):
 
     @invariant()
     def nothing_expired_removed_taken_or_purged_returns(self) -> None:
-        """And what should be there is."""
+        """Every live session is found."""
         for address, entry in self.entries.items():
             found = self.engine.get(*address)
             assert (found and found.value) == (entry.value if entry.expiry > self.clock() else None)
@@ -160,7 +160,7 @@ class EngineMachine(RuleBasedStateMachine):
         return {(address, entry.value) for address, entry in entries.items() if entry.value and entry.expiry > now}
 
     def _expected(self, operation: Operation) -> object:
-        """Do to the dictionary what `operation` does to the engine, and return the outcome."""
+        """Apply `operation` to the dictionary, and return the expected outcome."""
         address, now = (operation.namespace, operation.key), self.clock()
         entry = self.entries.get(address)
         if entry and entry.expiry <= now:
@@ -184,14 +184,14 @@ class EngineMachine(RuleBasedStateMachine):
         return (value, entry.expiry - now) if entry and value else None
 
     def _approximate(self, expected: object) -> object:
-        """Allow a time to differ by a tick, and nothing else."""
+        """Return `expected` with times that may differ by a tick."""
         if isinstance(expected, tuple):
             return (expected[0], self._approximate(expected[1]))
         return pytest.approx(expected, abs=self.tick) if isinstance(expected, float) else expected
 
     @staticmethod
     def _comparable(outcome: object) -> object:
-        """Return what an outcome says, in a form that compares."""
+        """Return an outcome in a form that can be compared."""
         if isinstance(outcome, AlreadyExists):
             return AlreadyExists
         return (outcome.value, outcome.ttl) if isinstance(outcome, StoredSession) else outcome
@@ -205,7 +205,10 @@ def check_histories(
     tick: float = 0.0,
     examples: int = 100,
 ) -> None:
-    """Try `examples` histories on engines that `open_engine` opens; times may differ by `tick` seconds."""
+    """Try `examples` histories on engines from `open_engine`; raise AssertionError with the shortest that differs.
+
+    Times may differ by `tick` seconds. `sweeps` is False if the storage expires entries itself.
+    """
 
     def machine() -> EngineMachine:
         time = clock()

@@ -1,34 +1,18 @@
-"""Store keys, keyrings, sealed values and sealed ids: what makes the store unable to learn or forge anything.
-
-The format, the same in every language (protos/README.md, protos/vectors/):
-
-- store key = SHA-256("resumed/v1" 00 format 00 namespace 00 session id). The id holds 256 random bits, so it cannot be
-  inverted.
-- sealed value = 02 | key id (4) | not_after (8, Unix seconds, big endian) | nonce (12) | AES-256-GCM(envelope), under
-  the key HKDF-SHA256(fleet key, salt = store key, info = "resumed/v1 seal"), with the first 13 bytes and the store key
-  as associated data. envelope.py says what is in the envelope.
-- plaintext value (only with Keyring.plaintext()) = 03 | not_after (8) | envelope.
-- sealed id = nonce (12) | AES-SIV(issue time: Unix seconds, 4, big endian), RFC 5297, under the 64-byte key
-  HKDF-SHA256(fleet key, salt = "", info = "resumed/v1 id"), with the one associated string namespace 00 nonce.
-"""
+"""Keyrings: the keys of a fleet, their file, and the values and ids that they seal and open."""
 
 from __future__ import annotations
 
 import base64
 import binascii
-import hashlib
 import logging
 import os
 import stat
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM, AESSIV
-from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF
-
-from resumed._exceptions import KeyringError, UnsealError
+from resumed._crypto.fleet_key import KEY_BYTES, FleetKey, Secret
+from resumed._crypto.sealed_value import seal, unseal
+from resumed._crypto.session_id import ID_BYTES, ID_NONCE_BYTES
+from resumed._exceptions import KeyringError
 from resumed._reload import Followed, Unreadable
 
 if TYPE_CHECKING:
@@ -36,84 +20,7 @@ if TYPE_CHECKING:
 
     from resumed._reload import File
 
-ID_BYTES = 32
-"""Length of a sealed id: what OpenSSL allows at most for a session id (TLS 1.2, RFC 5246 section 7.4.1.2)."""
-KEY_BYTES = 32
-"""Length of a fleet key."""
-
-_SEALED = b"\x02"
-_PLAIN = b"\x03"
-_NONCE_BYTES = 12
-_HEADER_BYTES = 13  # version, key id, not_after
-_TAG_BYTES = 16
-
 _log = logging.getLogger("resumed")
-
-
-class StoreKeys:
-    """Turns the session ids of one namespace and serialization format into store keys.
-
-    Args:
-        namespace: The namespace of the sessions.
-        serialization: The format of the stored sessions: `openssl`, `go` or `rustls`.
-    """
-
-    def __init__(self, namespace: str, serialization: str = "openssl") -> None:
-        self._prefix = hashlib.sha256(b"\0".join((b"resumed/v1", serialization.encode(), namespace.encode(), b"")))
-
-    def key(self, session_id: bytes) -> bytes:
-        """Return the 32-byte store key of `session_id`."""
-        digest = self._prefix.copy()
-        digest.update(session_id)
-        return digest.digest()
-
-
-class _Secret(bytes):
-    """A key that does not show, not even in a traceback that has the values of variables."""
-
-    def __repr__(self) -> str:
-        """Say what it is only."""
-        return "<secret>"
-
-
-def _derive(fleet_key: bytes, length: int, salt: bytes, info: bytes) -> bytes:
-    return HKDF(SHA256(), length, salt, info).derive(fleet_key)
-
-
-@dataclass(frozen=True, slots=True, repr=False)
-class _FleetKey:
-    """One line of a keyring. Has no repr of its own: a key never shows in a log or a traceback."""
-
-    secret: _Secret
-    id: bytes
-    ids: AESSIV
-
-    @classmethod
-    def of(cls, secret: _Secret) -> _FleetKey:
-        return cls(secret, hashlib.sha256(secret).digest()[:4], AESSIV(_derive(secret, 64, b"", b"resumed/v1 id")))
-
-    def seal(self, store_key: bytes, plaintext: bytes, not_after: int, nonce: bytes) -> bytes:
-        header = _SEALED + self.id + not_after.to_bytes(8, "big")
-        return header + nonce + self._aead(store_key).encrypt(nonce, plaintext, header + store_key)
-
-    def open(self, store_key: bytes, sealed: bytes) -> bytes:
-        nonce, ciphertext = sealed[_HEADER_BYTES : _HEADER_BYTES + _NONCE_BYTES], sealed[_HEADER_BYTES + _NONCE_BYTES :]
-        return self._aead(store_key).decrypt(nonce, ciphertext, sealed[:_HEADER_BYTES] + store_key)
-
-    def issue_id(self, namespace: bytes, issued: int, nonce: bytes) -> bytes:
-        return nonce + self.ids.encrypt(issued.to_bytes(4, "big"), [namespace + b"\0" + nonce])
-
-    def open_id(self, namespace: bytes, session_id: bytes) -> int | None:
-        nonce = session_id[:_NONCE_BYTES]
-        try:
-            issued = self.ids.decrypt(session_id[_NONCE_BYTES:], [namespace + b"\0" + nonce])
-        except InvalidTag:
-            return None
-        return int.from_bytes(issued, "big")
-
-    def _aead(self, store_key: bytes) -> AESGCM:
-        # A key of its own for every session: the nonce limit of GCM never binds.
-        return AESGCM(_derive(self.secret, 32, store_key, b"resumed/v1 seal"))
 
 
 class Keyring:
@@ -122,7 +29,7 @@ class Keyring:
     Make one with load(), from_keys() or plaintext(). Thread-safe.
     """
 
-    def __init__(self, keys: Sequence[_FleetKey], file: Followed[tuple[_FleetKey, ...]] | None = None) -> None:
+    def __init__(self, keys: Sequence[FleetKey], file: Followed[tuple[FleetKey, ...]] | None = None) -> None:
         self._keys, self._file = tuple(keys), file
 
     @classmethod
@@ -152,7 +59,7 @@ class Keyring:
         """
         if not keys or any(len(key) != KEY_BYTES for key in keys):
             raise KeyringError(f"a keyring needs at least one key, each of {KEY_BYTES} bytes")
-        return cls([_FleetKey.of(_Secret(key)) for key in keys])
+        return cls([FleetKey.of(Secret(key)) for key in keys])
 
     @classmethod
     def plaintext(cls) -> Keyring:
@@ -190,10 +97,7 @@ class Keyring:
             plaintext: The serialized session.
             not_after: When its life ends, in Unix seconds.
         """
-        keys = self._current()
-        if not keys:
-            return _PLAIN + not_after.to_bytes(8, "big") + plaintext
-        return keys[0].seal(store_key, plaintext, not_after, os.urandom(_NONCE_BYTES))
+        return seal(self._current(), store_key, plaintext, not_after)
 
     def open(self, store_key: bytes, sealed: bytes, now: float) -> tuple[bytes, int]:
         """Open what the store returned for `store_key`; return the serialized session and its not_after.
@@ -206,26 +110,7 @@ class Keyring:
         Raises:
             UnsealError: It is malformed, sealed with an unknown key, past its not_after, or not authentic.
         """
-        keys = self._current()
-        if not keys:
-            if sealed[:1] != _PLAIN or len(sealed) < 9:  # noqa: PLR2004  # version and not_after
-                raise UnsealError("malformed")
-            plaintext, not_after = sealed[9:], int.from_bytes(sealed[1:9], "big")
-        else:
-            if sealed[:1] != _SEALED or len(sealed) < _HEADER_BYTES + _NONCE_BYTES + _TAG_BYTES:
-                raise UnsealError("malformed")
-            key = next((key for key in keys if key.id == sealed[1:5]), None)
-            if key is None:
-                raise UnsealError("unknown-key")
-            try:
-                plaintext = key.open(store_key, sealed)
-            except InvalidTag:
-                raise UnsealError("not-authentic") from None
-            not_after = int.from_bytes(sealed[5:_HEADER_BYTES], "big")
-        if now >= not_after:
-            del plaintext  # or a traceback that has the values of variables shows it
-            raise UnsealError("expired")
-        return plaintext, not_after
+        return unseal(self._current(), store_key, sealed, now)
 
     def issue_id(self, namespace: str, now: float, nonce: bytes | None = None) -> bytes:
         """Return a new session id of 32 bytes; with plaintext() a random one.
@@ -238,7 +123,7 @@ class Keyring:
         keys = self._current()
         if not keys:
             return os.urandom(ID_BYTES)
-        return keys[0].issue_id(namespace.encode(), int(now), nonce or os.urandom(_NONCE_BYTES))
+        return keys[0].ids.seal(namespace.encode(), int(now), nonce or os.urandom(ID_NONCE_BYTES))
 
     def open_id(self, namespace: str, session_id: bytes) -> int | None:
         """Return when the fleet issued `session_id` for `namespace`, in Unix seconds, or None if it did not.
@@ -251,16 +136,16 @@ class Keyring:
             return None
         name = namespace.encode()
         for key in self._current():
-            issued = key.open_id(name, session_id)
+            issued = key.ids.open(name, session_id)
             if issued is not None:
                 return issued
         return None
 
-    def _current(self) -> tuple[_FleetKey, ...]:
+    def _current(self) -> tuple[FleetKey, ...]:
         return self._file.latest() if self._file else self._keys
 
 
-def _log_change(keys: Sequence[_FleetKey]) -> None:
+def _log_change(keys: Sequence[FleetKey]) -> None:
     _log.info("keyring read again: %s", ", ".join(key.id.hex() for key in keys))
 
 
@@ -268,14 +153,14 @@ def _log_error(error: Exception) -> None:
     _log.error("keyring not read again, the keys read before stay: %s", error)
 
 
-def _read_keys(file: File) -> tuple[_FleetKey, ...]:
+def _read_keys(file: File) -> tuple[FleetKey, ...]:
     secrets, problem = _parsed(file)  # whose variables, keys as text among them, are gone when something is raised
     if problem:
         raise KeyringError(f"keyring {file.path}{problem}")
-    return tuple(map(_FleetKey.of, secrets))
+    return tuple(map(FleetKey.of, secrets))
 
 
-def _parsed(file: File) -> tuple[list[_Secret], str]:
+def _parsed(file: File) -> tuple[list[Secret], str]:
     """Return the keys of a file, or what is wrong with it."""
     if file.mode & (stat.S_IRWXO | stat.S_IWGRP):
         return [], (
@@ -284,15 +169,15 @@ def _parsed(file: File) -> tuple[list[_Secret], str]:
         )
     if file.owner not in {0, os.geteuid()} and os.geteuid():
         return [], f": another user owns it, who may change it; run `chown {os.geteuid()} {file.path}`"
-    secrets: list[_Secret] = []
+    secrets: list[Secret] = []
     for number, line in enumerate(file.content.splitlines(), 1):
         encoded = line.partition(b"#")[0].strip()
         if not encoded:
             continue
         try:
-            secret = _Secret(base64.b64decode(encoded, validate=True))
+            secret = Secret(base64.b64decode(encoded, validate=True))
         except binascii.Error:
-            secret = _Secret()
+            secret = Secret()
         if len(secret) != KEY_BYTES:  # the line itself is not shown: it may be a key with one wrong character
             return [], f", line {number}: not a key (base64 of {KEY_BYTES} bytes)"
         secrets.append(secret)
