@@ -83,7 +83,7 @@ def test_where_nobody_can_be_asked_it_takes_yes(store: SessionStore) -> None:
     done = called("purge", store.target, store.namespace)
     assert (done.returncode, done.stderr) == (
         2,
-        "resumed: nothing is purged: say --yes where nobody can be asked\n",
+        "resumed: nothing was purged: give --yes, since standard input is not a terminal\n",
     )
     assert left(store) == 3
     assert called("purge", store.target, store.namespace, "--yes").returncode == 0
@@ -121,7 +121,7 @@ def test_stats_are_a_table_or_json(store: SessionStore) -> None:
 def test_what_the_store_refuses_is_a_line_with_what_to_do(server: RunningServer, tmp_path: Path) -> None:
     done = called("purge", server.target, "Shop", "--yes")
     assert done.returncode == 1
-    assert "resumed: Shop is not purged, or in part only: INVALID_ARGUMENT: namespace must be" in done.stderr
+    assert "resumed: Shop is not purged, or only in part: INVALID_ARGUMENT: namespace must be" in done.stderr
     done = called("stats", "127.0.0.1:1")
     assert done.returncode == 1
     assert done.stderr.endswith("; try again until it succeeds\n")
@@ -139,4 +139,4 @@ def test_what_the_store_refuses_is_a_line_with_what_to_do(server: RunningServer,
         assert done.returncode == 1
         assert "shop: no session issued before" in done.stdout
         assert "pay is not purged" in done.stderr
-        assert done.stderr.endswith("; have it granted (resumed serve --grants)\n")
+        assert done.stderr.endswith("; add a grant (resumed serve --grants)\n")
