@@ -198,6 +198,10 @@ stubs-current:
 	@for stub in $(BUILD)/fresh/resumed/v1/*_pb2*; do \
 	  cmp "$$stub" "$(STUBS)/$$(basename $$stub)" || { echo "stubs are not current: run 'make stubs' and commit"; exit 1; }; done
 
+.PHONY: site
+site: $(BIN)/.installed-docs ## Build the site of the documentation in .build/site; broken links fail
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
 .PHONY: reference
 reference: setup ## Generate docs/configuration.md from the code and the chart
 	PYTHONPATH=tests $(BIN)/python -m docs.reference
@@ -379,7 +383,7 @@ bench-frontends: # Those whose tools are installed; the benchmark lists the othe
 	@! command -v cargo >/dev/null || $(MAKE) --no-print-directory preload-servers
 
 .PHONY: bench
-bench: setup servers peers $(BIN)/.installed-bench $(if $(filter frontends,$(or $(ONLY),frontends)),bench-frontends) ## Measure everything that docs/performance shows (QUICK=1 for a look; ONLY="sources peers" ...)
+bench: setup servers peers $(BIN)/.installed-bench $(if $(filter frontends,$(or $(ONLY),frontends)),bench-frontends) ## Measure speed, and write benchmarks/results (QUICK=1 for a look; ONLY="sources peers" ...)
 	$(BIN)/python benchmarks/bench/run.py $(if $(QUICK),--quick --output $(BUILD)/bench) $(if $(ONLY),--only $(ONLY))
 
 ##@ Release

@@ -84,7 +84,7 @@ def main() -> int:
     parser.add_argument("--distance", type=float, default=0.02, help="seconds that the store is away")
     parser.add_argument("--deadline", type=float, default=0.2, help="seconds that a look-up may take")
     parser.add_argument("--loop", choices=LOOPS, help="measure this one only")
-    parser.add_argument("--markdown", action="store_true", help="print the table as docs/measurements.md has it")
+    parser.add_argument("--markdown", action="store_true", help="print the table of results/measurements.md")
     for name in ("--serve", "--target", "--lookups"):
         parser.add_argument(name, help=argparse.SUPPRESS)
     options = parser.parse_args()

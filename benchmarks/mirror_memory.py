@@ -81,7 +81,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sessions", type=int, nargs="+", default=[1_000, 100_000, 1_000_000])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--markdown", action="store_true", help="print the table as docs/measurements.md has it")
+    parser.add_argument("--markdown", action="store_true", help="print the table of results/measurements.md")
     options = parser.parse_args()
     table = Table(
         *("sessions", "", "allocated", "resident", "counted as", "wanted"),

@@ -105,7 +105,7 @@ def main() -> int:
     parser.add_argument("--s-client", type=int, default=20, help="tries in each row of `openssl s_client`")
     parser.add_argument("--puts", nargs="+", default=["background", "wait"], choices=["background", "wait"])
     parser.add_argument("--versions", nargs="+", default=list(VERSION_NAMES), choices=VERSION_NAMES)
-    parser.add_argument("--markdown", action="store_true", help="print the table as docs/performance has it")
+    parser.add_argument("--markdown", action="store_true", help="print the table of results/README.md")
     options = parser.parse_args()
     table = Table(
         *("client", "puts", "version", "negotiated → resumed", "resumed"),

@@ -202,7 +202,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--calls", type=int, default=5_000, help="sessions in each round of an operation")
     parser.add_argument("--threads", type=int, default=verified().threads, help="that answer calls")
-    parser.add_argument("--markdown", action="store_true", help="print tables as docs/performance/server.md has them")
+    parser.add_argument("--markdown", action="store_true", help="print the tables of results/server.md")
     options = parser.parse_args()
     started = time.monotonic()
     with Progress(transient=True) as progress:

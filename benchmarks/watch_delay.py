@@ -231,7 +231,7 @@ def main() -> None:
     parser.add_argument("--purges", type=int, default=30, help="in each round")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--stores", nargs="+", default=list(STORES), choices=STORES, metavar="STORE")
-    parser.add_argument("--markdown", action="store_true", help="print the table as docs/measurements.md has it")
+    parser.add_argument("--markdown", action="store_true", help="print the table of results/measurements.md")
     options = parser.parse_args()
     table = Table(
         *("store", "stored, ms p50", "p99", "removed, ms p50", "p99", "purged, ms p50", "p99", "wanted, p99"),

@@ -40,7 +40,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a look only: few turns")
     parser.add_argument("--only", nargs="+", choices=SECTIONS, metavar="SECTION", help=f"some of {', '.join(SECTIONS)}")
-    parser.add_argument("--output", type=Path, default=ROOT / "docs/performance", metavar="DIRECTORY")
+    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks/results", metavar="DIRECTORY")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: _stopped())  # so that all that was started is ended
     options.output.mkdir(parents=True, exist_ok=True)

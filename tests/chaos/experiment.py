@@ -27,7 +27,7 @@ STALLED = 1.0
 NOTHING = "nothing"
 ALL = "all sessions"
 ENDED = "all sessions that the step carries past their end"
-REFUSED = "sessions negotiated meanwhile"
+REFUSED = "sessions negotiated during the fault"
 """The possible losses of a fault."""
 CLOCK_STEP = 10_800
 """Seconds by which clocks are wrong; more than the lifetime of a session."""

@@ -136,7 +136,8 @@ def _clock(place: Place, seconds: float, *, of_frontend: bool = False) -> Iterat
     step = place.directory / "step"
     step.write_bytes(struct.pack("d", 0))
     (place.directory / "sitecustomize.py").write_text(_STEPPED_CLOCK.format(step=str(step)))
-    env, none = {"PYTHONPATH": str(place.directory)}, dict[str, str]()
+    paths = [str(place.directory), *filter(None, [os.environ.get("PYTHONPATH")])]
+    env, none = {"PYTHONPATH": os.pathsep.join(paths)}, dict[str, str]()
     envs = (none, env) if of_frontend else (env, none)
     with (
         step.open("r+b", buffering=0) as clock,
@@ -171,7 +172,7 @@ LMDB = [
     Fault("database damaged", database_damaged, ALL),
     Fault("network to the server reset", frontend_network_reset, NOTHING),
     Fault("network to the server silent", frontend_network_silent, NOTHING),
-    Fault("disk full", disk_full, f"{REFUSED}, removals sent meanwhile", hindrance=_only_root),
+    Fault("disk full", disk_full, f"{REFUSED}, removals sent during the fault", hindrance=_only_root),
     Fault("server's clock 3 h forth", clock_forth, ENDED),
     Fault("server's clock 3 h back", clock_back, NOTHING),
     Fault("a frontend's clock 3 h forth", frontend_clock_forth, "on that frontend, what seems past its end"),

@@ -30,7 +30,7 @@ POLICIES = ("noeviction", *(f"{keys}-{how}" for keys in ("allkeys", "volatile") 
 POLICIES += ("volatile-ttl",)
 """All eviction policies of Redis."""
 EVICTED = "sessions; and tombstones, so that a Put which arrives late may bring a removed session back"
-UNACKNOWLEDGED = "removals sent meanwhile"
+UNACKNOWLEDGED = "removals sent during the fault"
 """The possible losses of a fault."""
 
 _ROOM = 256 << 10

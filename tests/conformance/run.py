@@ -112,7 +112,7 @@ def run(behaviours: list[Behaviour], stacks: list[Stack], target: str, at_once: 
     matrix.failures += passed.count("**failed**")
     lines.append("| | the vectors of sealing and ids | they pass | " + " | ".join(passed) + " |")
     lines += ["", *(f"[{number}] {reason}.  " for number, reason in enumerate(matrix.reasons, 1))]
-    lines += ["", "What the one in the row negotiated, the one in the column resumes, and back:", ""]
+    lines += ["", "The stack in the column resumes sessions of the stack in the row, and the reverse:", ""]
     lines += ["| | " + " | ".join(stack.name for stack in stacks) + " |", "|---" * (1 + len(stacks)) + "|"]
     for giver in stacks:
         shown_row = []

@@ -103,7 +103,7 @@ def main() -> None:
     """Print the laps."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--debian", metavar="SUITE", help="on an empty Debian, such as bookworm; as root")
-    parser.add_argument("--markdown", action="store_true", help="print a table for docs/measurements.md")
+    parser.add_argument("--markdown", action="store_true", help="print a table for benchmarks/results/measurements.md")
     given = parser.parse_args()
     with contextlib.ExitStack() as held:
         directory = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="stopwatch-")))

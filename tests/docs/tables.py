@@ -50,6 +50,18 @@ ELSEWHERE = {
     "LD_PRELOAD=": "tests/preload, `make preload-test`",
     "cc server.c": "`make c` builds the example",
     "cmake -S client/c": "`make c`, with a prefix of its own",
+    # Tutorials: test_tutorials.py goes through that of nginx.
+    "sed 's/nginx-a/": "test_tutorials.py",
+    "env $(cat resumed.env) nginx": "test_tutorials.py",
+    "visit localhost": "test_tutorials.py",
+    "resumed doctor 127.0.0.1:7400 --namespace shop --keyring fleet.keys --frontend localhost": "test_tutorials.py",
+    "resumed bench localhost:8443": "test_tutorials.py",
+    "nginx -p .": "test_tutorials.py",
+    "kubectl apply -f": "needs a cluster",
+    "kubectl --namespace shop run": "needs a cluster",
+    "apt-get update": "asks the network, in a pod",
+    "(sleep 1) | openssl s_client -connect shop:443": "needs a cluster",
+    "for i in 1 2 3": "needs a cluster",
 }
 
 INSTEAD = {
@@ -75,7 +87,6 @@ BEFORE = {
 
 NO_COMMANDS = {
     # First lines of blocks that are not commands, and their nature.
-    "protos/resumed/v1/": "a map of the tree",
     "ACL SETUSER": "a command of Redis: tests/server/storage/test_redis.py has the same permissions",
     "the frontend at": "what `resumed doctor` prints: tests/end_to_end/cli/test_doctor.py",
     "[[grant]]": "a file of grants: every command here that takes one is given those of docs/store.md",

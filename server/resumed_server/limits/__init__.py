@@ -1,1 +1,1 @@
-"""RateLimiter limits and quotas: their configuration, the counters that workers share, and the enforcement."""
+"""Rate limits and quotas: their configuration, the counters that workers share, and the enforcement."""

@@ -5,7 +5,7 @@ and send nothing would occupy all threads. Here a call is queued when its messag
 occupies no thread; it is cancelled after MESSAGE_TIMEOUT_SECONDS, or earlier if too many calls wait.
 
 `ThreadPoolExecutor` creates a future with a lock and a condition for each call, about a tenth of the cost of a call
-(docs/performance/server.md). grpcio only needs a notification when the call ends.
+(benchmarks/results/server.md). grpcio only needs a notification when the call ends.
 """
 
 from __future__ import annotations

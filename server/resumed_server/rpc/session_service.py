@@ -1,6 +1,6 @@
 """SessionStoreService: validate a request, call the engine, encode the response.
 
-It is the hot path (see docs/performance/server.md), so it validates fields by hand and encodes responses field by
+It is the hot path (see benchmarks/results/server.md), so it validates fields by hand and encodes responses field by
 field, which takes half the time of building nested messages from keyword arguments.
 """
 # ruff: noqa: N802 - the methods are named as in the contract
@@ -92,7 +92,7 @@ class SessionStoreService(SessionStoreServiceServicer):
             raise rejection
         ttl: storage.Outcome = None
         try:
-            ttl = self._engine.put(put.namespace, put.key, put.value, put.ttl, put.issued)
+            ttl = self._engine.put(put.namespace, put.key, put.value, put.ttl, put.issued_at)
         finally:
             self._release_unless_added(put, ttl)
         response = pb.PutResponse()

@@ -92,10 +92,7 @@ def transport(request: pytest.FixtureRequest) -> str:
 
 @contextlib.contextmanager
 def connected(server: RunningServer) -> Iterator[grpc.Channel]:
-    """Make a handshake, read the server's first gRPC frame, which follows its tickets, and close.
-
-    Returns whether `session` was resumed, and the session to resume next.
-    """
+    """Yield a new connection."""
     with grpc.insecure_channel(server.target, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
         yield channel
 
@@ -628,7 +625,7 @@ def changed(directory: Path, code: str) -> dict[str, str]:
 
 
 def test_a_server_on_a_grpcio_that_is_not_as_expected_serves_and_says_so(tmp_path: Path, transport: str) -> None:
-    code = "from resumed_server.rpc._grpcio_private import Answering\nAnswering.of = classmethod(lambda *_: None)\n"
+    code = "from resumed_server.rpc._grpcio_private import HandlerArgs\nHandlerArgs.parse = lambda _arguments: None\n"
     options = ("--transport", transport, "--threads", "2")
     with running_server(*options, workers=2, env=changed(tmp_path, code)) as server, connected(server) as channel:
         assert len([line for line in server.log_lines() if line["level"] == "critical"]) == 2

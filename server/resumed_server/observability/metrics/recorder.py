@@ -66,7 +66,7 @@ class Recorder:
         (self._calls.get(method) or self._calls.setdefault(method, _Histogram())).add(seconds)
 
     def on_wait(self, seconds: float) -> None:
-        """Count the wait of a call for a thread; see rpc.observer."""
+        """Count the wait of a call for a thread; see rpc.executor.LoadObserver."""
         self._waits.add(seconds)
 
     def on_rejection(self) -> None:
