@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 FAULTS = [*LMDB, *REDIS]
 _ADDRESSES = re.compile(r"127\.0\.0\.1:\d+(, 127\.0\.0\.1:\d+)*")
-_REASON = re.compile(r"(resumption rests: (?:HOST: )?(?:[A-Z_]+(?=:)|\D*)).*")
+_REASON = re.compile(r"(resumption is off until it answers: (?:HOST: )?(?:[A-Z_]+(?=:)|\D*)).*")
 FIGURES = (
     *("handshakes", "failed", "removed or taken, and resumed", "not acknowledged", "slowest, ms, before / then"),
     *("% resumed before / during / after", "% kept", "back after, s"),

@@ -1,7 +1,7 @@
 """The errors of the client, and the one table from gRPC status codes to them.
 
-None of them ever reaches a handshake: the shim turns each into a miss. They are for code that uses SessionStore or
-Keyring directly, and for install(), which fails early and says what to do.
+None of them ever reaches a handshake: the session policy turns each into a miss. They are for code that uses
+SessionStore or Keyring directly, and for install(), which fails early and says what to do.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class UnsupportedContext(ResumedError):
 
 
 class UnsealError(ResumedError):
-    """A value from the store cannot be opened, or what is in it cannot be used.
+    """A value from the store cannot be opened, or its session cannot be used.
 
     Attributes:
         reason: `malformed`, `unknown-key`, `expired`, `not-authentic`, `undecodable`, `context-mismatch` or
@@ -37,10 +37,10 @@ class UnsealError(ResumedError):
 
 
 class StoreError(ResumedError):
-    """The store refused a call; the message is the store's own.
+    """The store rejected a call; the message is the store's own.
 
     Attributes:
-        code: The name of its gRPC status code; where the store said none, of what comes closest.
+        code: The name of its gRPC status code; the closest one if the store sent none.
     """
 
     code = "UNKNOWN"
@@ -79,7 +79,7 @@ _NAMES = (
 _LONGEST_MESSAGE = 1_000
 _BY_NAME: dict[str, type[StoreError]] = {
     "ALREADY_EXISTS": AlreadyExists,
-    "CANCELLED": StoreUnavailable,  # by a server that stops: nobody here cancels
+    "CANCELLED": StoreUnavailable,  # sent by a server that stops: this client never cancels
     "DEADLINE_EXCEEDED": StoreTimeout,
     "INVALID_ARGUMENT": InvalidRequest,
     "RESOURCE_EXHAUSTED": LimitExceeded,

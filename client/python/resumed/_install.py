@@ -7,7 +7,7 @@ import ssl
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Literal
 
-from resumed._async.event_loops import enable
+from resumed._async.ssl_classes import enable
 from resumed._client.limits import NAMESPACE_PATTERN
 from resumed._client.store import SessionStore
 from resumed._crypto.keyring import Keyring
@@ -36,7 +36,7 @@ class Installation:
 
     @property
     def namespace(self) -> str:
-        """Who shares these sessions."""
+        """The name of the fleet that shares these sessions."""
         return self._policy.namespace
 
     @property
@@ -46,20 +46,20 @@ class Installation:
 
     @property
     def breaker_open(self) -> bool:
-        """Whether the store kept failing, so that handshakes do not ask it at present."""
+        """Whether the store kept failing, so that handshakes do not call it at present."""
         return self._policy.breaker_open
 
     @property
     def mirror_live(self) -> bool | None:
-        """Whether the mirror follows the store, and so answers; None without a mirror."""
+        """Whether the mirror is up to date and used for look-ups; None without a mirror."""
         return self._policy.mirror_live
 
     @property
     def signature_seconds(self) -> float | None:
         """How long a signature with the context's own key takes on this machine, in seconds.
 
-        That is what each resumption spares the server's processor at the least: the key exchange that TLS 1.2 skips as
-        well, the certificates that are not sent, and all that the client is spared are not in it. Measured when first
+        Each resumption saves the server at least this much processor time: the key exchange that TLS 1.2 skips as well,
+        the certificates that are not sent, and the savings of the client are not included. Measured when first
         asked for, the fastest of five. None if the context has no key of its own.
         """
         return self._binding.signature_seconds
@@ -83,7 +83,7 @@ class Installation:
         """Remove sessions from the whole fleet, in the background.
 
         In this process they resume no more when this returns. In others they resume until the store has removed them;
-        in those that have a mirror, until it has heard of that.
+        in those that have a mirror, until the mirror has received the change.
 
         Args:
             sessions: A connection of this context or its session, for all sessions that the connection has negotiated
@@ -133,7 +133,7 @@ class Installation:
         return self._policy.flush(timeout)
 
     def uninstall(self) -> None:
-        """Put back the callbacks and settings that the context had, send what is not sent yet, and disconnect."""
+        """Put back the callbacks and settings that the context had, send the pending writes, and disconnect."""
         if self._disable_suspension:
             self._disable_suspension()
         self._binding.uninstall()
@@ -186,7 +186,7 @@ def install(
             that most look-ups cost no call: True for 64 MiB of them, or a size as bytes or as in "256MiB".
         credentials: For TLS to the store; None for plaintext.
         replace: Whether session callbacks that the context already has are replaced.
-        ignore_id_context: Whether sessions resume whatever session id contexts the applications set
+        ignore_id_context: Whether sessions resume regardless of the session id contexts that applications set
             (`Context.set_session_id` of pyOpenSSL). Needed in a fleet of unlike stacks, such as `ssl` beside pyOpenSSL
             or nginx; set it at all of its frontends. Otherwise a session resumes only under the session id context that
             it was negotiated under.

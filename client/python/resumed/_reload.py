@@ -62,7 +62,7 @@ class Followed(Generic[_Value]):
 
     Args:
         paths: The files.
-        parse: Makes the value of what was read; raises an exception that says what is wrong, and shows no secret. It
+        parse: Makes the value of the content; raises an exception that describes the defect and shows no secret. It
             may read the files itself: a value is discarded if the files have changed behind it.
         on_change: Called with each new value.
         on_error: Called with the reason why changed files cannot be used, once for each change.
@@ -93,7 +93,7 @@ class Followed(Generic[_Value]):
     def latest(self) -> _Value:
         """Return the value; look at the files first if that was not done for a second. Thread-safe.
 
-        Who seldom calls this need not call it twice for a change that is older than a second.
+        One call suffices for a change that is older than a second.
         """
         if time.monotonic() >= self._next_look and self._looking.acquire(blocking=False):
             try:
@@ -129,7 +129,7 @@ class Followed(Generic[_Value]):
         self._looking = threading.Lock()
 
     def _read(self) -> Sequence[File] | Unreadable:
-        """Return the files, or what is wrong with them."""
+        """Return the files, or the reason why they cannot be read."""
         files = []
         for path in self._paths:
             try:
@@ -165,7 +165,7 @@ class _Hidden(bytes):
 
 
 def _digest(files: Sequence[File] | Unreadable) -> str:
-    """Return what tells a look from another one, and no secret."""
+    """Return a digest that distinguishes two looks and shows no secret."""
     if isinstance(files, Unreadable):
         return str(files)
     return repr([(hashlib.sha256(file.content).hexdigest(), file.mode, file.owner) for file in files])

@@ -37,7 +37,7 @@ class LookupSpans:
 
     @contextmanager
     def look_up(self) -> Iterator[Callable[[bool, str], None]]:
-        """Make a span, which is told whether a session resumes and the reason, as it is counted."""
+        """Make a span; call the function that it yields with whether a session resumes, and with the reason."""
         with self._tracer.start_as_current_span("resumed.look_up", attributes=self._attributes) as span:
 
             def ended(hit: bool, reason: str) -> None:

@@ -4,7 +4,7 @@
     resumed.prometheus.export(installation)  # import resumed.prometheus
     prometheus_client.start_http_server(9465)
 
-They are of this process, and gathered when they are asked for: a handshake does not know of them.
+They are of this process, and gathered on each scrape: handshakes are not affected.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def export(installation: Installation, registry: CollectorRegistry = REGISTRY) -
 
 
 class _Exporter(Collector):
-    """Asks installations for what they count."""
+    """Collects the statistics of installations."""
 
     def __init__(self) -> None:
         self._installations: list[Installation] = []
@@ -97,7 +97,7 @@ def _lookups(stats: dict[str, list[Stats]]) -> Metric:
 def _states(by_namespace: dict[str, list[Installation]]) -> Iterator[Metric]:
     breaker = GaugeMetricFamily(
         "resumed_frontend_breaker_open",
-        "Whether the store kept failing, so that handshakes do not ask it.",
+        "Whether the store kept failing, so that handshakes do not call it.",
         labels=["namespace"],
     )
     mirror = GaugeMetricFamily(

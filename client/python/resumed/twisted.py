@@ -1,7 +1,7 @@
 """Keeps Twisted's reactor going while a handshake's sessions are looked up.
 
-Twisted drives pyOpenSSL's connections over memory BIOs. Those made here tell it to wait for more bytes while a
-handshake rests (prefetch.py), and tell the connection's protocol when it may go on, as if bytes had come, but none.
+Twisted drives pyOpenSSL's connections over memory BIOs. The connections made here wait for more bytes while a
+handshake is suspended (_async/), and are resumed through their protocol as if bytes had arrived, but none.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _Result = TypeVar("_Result")
 
 @implementer(IOpenSSLServerConnectionCreator)
 class ConnectionCreator:
-    """What listenSSL(), SSL4ServerEndpoint() and startTLS() take, so that no look-up holds up the reactor.
+    """What listenSSL(), SSL4ServerEndpoint() and startTLS() take, so that no look-up blocks the reactor.
 
     Args:
         context: An `OpenSSL.SSL.Context`, such as `twisted.internet.ssl.CertificateOptions(...).getContext()`.
@@ -47,7 +47,7 @@ class ConnectionCreator:
 
 
 class _Connection(SSL.Connection):
-    """Raises WantReadError while its handshake rests."""
+    """Raises WantReadError while its handshake is suspended."""
 
     _handshake: SuspendableHandshake | None
 
@@ -68,7 +68,7 @@ class _Connection(SSL.Connection):
         return self._step(lambda: super(_Connection, self).recv(*arguments))
 
     def bio_write(self, buf: bytes | bytearray | memoryview) -> int:
-        """Hand over what has come, if anything: OpenSSL reports an error for nothing."""
+        """Write received bytes, unless there are none: OpenSSL reports an error for that."""
         return super().bio_write(buf) if buf else 0
 
     def _step(self, step: Callable[[], _Result]) -> _Result:

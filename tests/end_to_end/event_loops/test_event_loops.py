@@ -441,7 +441,7 @@ def test_uvloop_after_a_garbage_collection_at_the_wrong_moment(
 ) -> None:
     """The protocol object has left the young generation, so all generations are searched."""
     [session] = sessions_of(client, negotiator)
-    monkeypatch.setattr("resumed._async.event_loops._LAST_OBJECTS", 0)
+    monkeypatch.setattr("resumed._async.uvloop_adapter._LAST_OBJECTS", 0)
     with running(LoopFrontend("uvloop", store.target, keyring)) as frontend:
         assert client.visit(frontend, session).reused
         assert frontend.shim._policy._lookups._threads._threads
@@ -455,7 +455,7 @@ def test_uvloop_without_garbage_collection_resumes_too(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     [session] = sessions_of(client, negotiator)
-    monkeypatch.setattr("resumed._async.event_loops._MOST_OBJECTS", -1)
+    monkeypatch.setattr("resumed._async.uvloop_adapter._MOST_OBJECTS", -1)
     with running(LoopFrontend("uvloop", store.target, keyring)) as frontend:
         assert client.visit(frontend, session).reused
         assert not frontend.shim._policy._lookups._threads._threads

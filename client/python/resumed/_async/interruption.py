@@ -47,7 +47,7 @@ def interrupted(error: BaseException) -> None:
     if _steps.depth:
         _steps.error = error
     elif isinstance(error, KeyboardInterrupt):
-        # A signal also ends what the main thread waits for next.
+        # A signal also ends the next wait of the main thread.
         main = threading.main_thread().ident or 0
         threading.Timer(_MOMENT, signal.pthread_kill, (main, signal.SIGINT)).start()
     else:

@@ -6,7 +6,7 @@ calls, and the first result for a session is kept.
 
 When a ClientHello is complete, OpenSSL's client hello callback may suspend the handshake
 (SSL_CTX_set_client_hello_cb(3)), so that it does not block a thread that serves many connections. Other threads then
-make the calls, and the driver of the handshake (event_loops.py, twisted.py) takes the next step when it is resumed.
+make the calls, and the driver of the handshake (ssl_classes.py, twisted.py) takes the next step when it is resumed.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ class SuspendableHandshake:
         return result
 
     def is_first(self, session_id: bytes) -> bool:
-        """Return whether this is called for the first time with an id: what a client offers twice counts once.
+        """Return whether this is the first call with an id: a session that a client offers twice counts once.
 
         Of ids that are not looked up only the first few are remembered, and the others count each time.
         """

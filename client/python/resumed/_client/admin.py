@@ -1,4 +1,4 @@
-"""What operators ask of the store: that a namespace is purged, and how much there is."""
+"""The operations of operators: purge a namespace, and count its sessions."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _PURGE, _STATS = (Method(_SERVICE + name, repeatable=True) for name in ("Purge",
 
 
 class NamespaceStats(NamedTuple):
-    """What there is of a namespace."""
+    """The content of a namespace."""
 
     sessions: int
-    """Those that a look-up would return."""
+    """Sessions that a look-up would return."""
     value_bytes: int
-    """What their values take, without what keys and the engine take."""
+    """Bytes of their values, without keys and the overhead of the engine."""
     tombstones: int
     """Keys that refuse a Put, since their session was removed or taken."""
     purged: int
@@ -69,7 +69,7 @@ class Admin:
             issued_before: The time, in Unix seconds; None for now, by the store's clock.
 
         Returns:
-            Up to which time the namespace is purged, which is this or what an earlier purge said, whichever is later.
+            The time up to which the namespace is purged: the later one of this purge and earlier purges.
             Look-ups go by it when this returns; mirrors within 4 seconds. After an error, purge again.
         """
         request = pb.PurgeRequest(namespace=namespace)
@@ -86,7 +86,7 @@ class Admin:
             encoded = self._channel.call(_STATS, request.SerializeToString(), self.deadline)
             answer = parse_response(pb.StatsResponse, encoded)
             stats |= {each.namespace: _stats(each) for each in answer.namespaces}
-            # In the order of the names, so that no store can go on for ever.
+            # In the order of the names, so that a faulty store cannot make this loop endless.
             if answer.next_page_token <= request.page_token:
                 return stats
             request.page_token = answer.next_page_token

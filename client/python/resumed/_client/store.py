@@ -1,6 +1,6 @@
 """The service as a Python object: deadlines, retries where they are harmless, a connection per process.
 
-Keys and values go through as they are: sealing them is the caller's work (the shim does it).
+Keys and values go through as they are: sealing them is the caller's work (session_policy.py does it).
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
     from resumed._transport.tls import Credentials
 
 _PATIENCE = 3.0
-"""Seconds that a Watch may be silent: the store says something at least once a second."""
+"""Seconds that a Watch may be silent: the store sends a message at least once a second."""
 
 _SERVICE = "/resumed.v1.SessionStoreService/"
-# Take is not repeatable: after an unknown outcome a second one misses, where an error tells the truth. Neither is a
-# Batch that carries one.
+# Take is not repeatable: after an unknown outcome a second one misses, although the first may have
+# succeeded. Neither is a Batch that carries one.
 _PUT, _GET, _REMOVE, _BATCH = (Method(_SERVICE + name, repeatable=True) for name in ("Put", "Get", "Remove", "Batch"))
 _TAKE, _TAKING_BATCH, _WATCH = (Method(_SERVICE + name, repeatable=False) for name in ("Take", "Batch", "Watch"))
 
@@ -230,7 +230,7 @@ class Watch:
 
     @property
     def confirmed(self) -> float:
-        """The time up to which a `live` answer tells all, as time.monotonic(), whoever delays what is on the wire."""
+        """The time (time.monotonic()) up to which a `live` response includes all changes, even with delayed packets."""
         return self._stream.confirmed
 
     def __enter__(self) -> Self:

@@ -1,4 +1,4 @@
-"""The envelope: what is sealed for the store, a session with what it takes to judge whether it may resume.
+"""The envelope: the plaintext of a sealed value, a session with its context fingerprint and issue time.
 
 envelope = context fingerprint (32) | issue time (8, microseconds after the Unix epoch, big endian) | session. See
 protos/README.md.

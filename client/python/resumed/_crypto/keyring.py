@@ -63,7 +63,7 @@ class Keyring:
 
     @classmethod
     def plaintext(cls) -> Keyring:
-        """Make a keyring that seals nothing: the store, and whoever reads it, sees every session's secrets.
+        """Make a keyring that seals nothing: the store, and everything that can read it, sees every session's secrets.
 
         For experiments only. Ids are not sealed either, so every look-up reaches the store.
         """
@@ -95,15 +95,15 @@ class Keyring:
         Args:
             store_key: The key under which it will be stored.
             plaintext: The serialized session.
-            not_after: When its life ends, in Unix seconds.
+            not_after: The end of its lifetime, in Unix seconds.
         """
         return seal(self._current(), store_key, plaintext, not_after)
 
     def open(self, store_key: bytes, sealed: bytes, now: float) -> tuple[bytes, int]:
-        """Open what the store returned for `store_key`; return the serialized session and its not_after.
+        """Open the value that the store returned for `store_key`; return the serialized session and its not_after.
 
         Args:
-            store_key: The key it was asked for.
+            store_key: The key under which the value is stored.
             sealed: The value from the store: any bytes at all.
             now: The present, in Unix seconds.
 
@@ -161,14 +161,14 @@ def _read_keys(file: File) -> tuple[FleetKey, ...]:
 
 
 def _parsed(file: File) -> tuple[list[Secret], str]:
-    """Return the keys of a file, or what is wrong with it."""
+    """Return the keys of a file, or a description of its defect."""
     if file.mode & (stat.S_IRWXO | stat.S_IWGRP):
         return [], (
             f": others may read or change it (mode {file.mode:04o}); run `chmod 600 {file.path}`, or give a Kubernetes "
             "Secret `defaultMode: 0400` (0440 with an fsGroup)"
         )
     if file.owner not in {0, os.geteuid()} and os.geteuid():
-        return [], f": another user owns it, who may change it; run `chown {os.geteuid()} {file.path}`"
+        return [], f": another user owns it and may change it; run `chown {os.geteuid()} {file.path}`"
     secrets: list[Secret] = []
     for number, line in enumerate(file.content.splitlines(), 1):
         encoded = line.partition(b"#")[0].strip()

@@ -1,12 +1,11 @@
-"""Knows the session ids again that this process issued, and so the sessions that another one negotiated.
+"""Recognises the session ids that this process issued, for the statistic of foreign hits.
 
-A sealed id begins with a nonce of 12 bytes, which are its issuer's own affair. Of ours four are a hash of the other
-eight and a key that this process made up and tells nobody. So it needs no memory of what it issued; to everybody
-else, those who hold the fleet key included, the nonce is as random as any. One foreign id in four thousand million is
-taken for our own.
+A sealed id begins with a nonce of 12 bytes, which its issuer chooses. Of ours four are a hash of the other
+eight and a random key that never leaves this process. So the process needs no table of its ids; to every other
+process, those with the fleet key included, the nonce looks random. One foreign id in 2^32 is taken for our own.
 
 The hash is Python's own (SipHash), which every look-up in a dictionary keeps in the processor's caches: within a
-handshake a keyed BLAKE2 took 25 us, twenty times what it takes in a loop. Nothing is trusted because of it.
+handshake a keyed BLAKE2 took 25 us, twenty times as much as in a loop. No security decision depends on it.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ _TAG_MASK = 0xFFFFFFFF
 
 
 class ProcessTag:
-    """Makes nonces, and knows ids again that begin with one of them. A forked child makes others."""
+    """Makes nonces, and recognises ids that begin with one of them. A forked child has a key of its own."""
 
     def __init__(self) -> None:
         self._reset()
@@ -35,12 +34,12 @@ class ProcessTag:
         return random + self._tag(random)
 
     def is_own(self, session_id: bytes) -> bool:
-        """Return whether an id that the fleet issued, and nobody made up, was issued here."""
+        """Return whether this process issued an id that is known to be the fleet's."""
         tag = session_id[_RANDOM_BYTES : _RANDOM_BYTES + _TAG_BYTES]
         return tag == self._tag(session_id[:_RANDOM_BYTES])
 
     def after_fork_in_child(self) -> None:
-        """Know the parent's ids no more."""
+        """Take a new key: the parent's ids are foreign."""
         self._reset()
 
     def _tag(self, random: bytes) -> bytes:

@@ -1,4 +1,4 @@
-"""How long a signature with a context's own key takes: what every resumption spares its server, at the least."""
+"""Measures a signature with a context's own key: the least that each resumption saves its server."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _TO_SIGN = bytes(130)  # about what CertificateVerify signs (RFC 8446 section 4.
 
 
 def measure_signature_seconds(library: Library, context: int) -> float | None:
-    """Return what the fastest of a few signatures took, or None if the context has no key, or nobody can tell.
+    """Return the seconds of the fastest of a few signatures; None if the context has no key or libssl cannot sign.
 
     Args:
         library: The libssl of the context.

@@ -1,4 +1,4 @@
-"""Sets the session callbacks of one SSL_CTX, which have the shim decide.
+"""Sets the session callbacks of one SSL_CTX, which call the session policy.
 
 OpenSSL's rules are in SSL_CTX_sess_set_get_cb(3), SSL_CTX_set_session_cache_mode(3) and
 SSL_CTX_set_generate_session_id(3). No exception leaves a callback. C must never point to a trampoline that is gone:
@@ -71,13 +71,13 @@ _Result = TypeVar("_Result")
 
 
 class CallbackBinding:
-    """The callbacks of a shim in a TLS context.
+    """The callbacks of a session policy in a TLS context.
 
     Args:
         context: An `ssl.SSLContext` or an `OpenSSL.SSL.Context`, for servers.
-        shim: What the callbacks ask.
+        policy: Decides for the callbacks.
         replace: Whether callbacks that the context already has are replaced (uninstall() puts them back).
-        ignore_id_context: Whether sessions resume whatever session id contexts the application sets.
+        ignore_id_context: Whether sessions resume regardless of the session id contexts that the application sets.
 
     Raises:
         UnsupportedContext: The callbacks cannot be set; the message says what to do.
@@ -181,7 +181,7 @@ class CallbackBinding:
 
         OpenSSL has no getter for the id generator and the session id context: the generator becomes OpenSSL's own, and
         where `ignore_id_context` was set the namespace's id context stays, as contexts that verify clients must have
-        one. If another CallbackBinding has replaced this one, that one will put back what this one would have. If the
+        one. If another CallbackBinding has replaced this one, that one will put back this one's settings. If the
         application has, or if the context is gone, this does nothing.
         """
         if self._current() != self._callback_addresses:
@@ -228,7 +228,7 @@ class CallbackBinding:
 
     def _set(self, callbacks: tuple[int, ...], id_callback: int) -> None:
         new, get, remove = callbacks
-        # Nobody's, until run_step() needs it.
+        # No client hello callback until run_step() needs one.
         self._installed = callbacks == self._callback_addresses
         self.library.SSL_CTX_set_client_hello_cb(self._pointer, None, None)
         self.library.SSL_CTX_sess_set_new_cb(self._pointer, new)
@@ -241,7 +241,7 @@ class CallbackBinding:
             self._set((0, 0, 0), 0)
 
     def _release(self) -> None:
-        """Let go of a context that Python has let go of. SSL objects that C still holds call nothing any more."""
+        """Release a context that Python has freed. SSL objects that C still uses call nothing any more."""
         self._unset()
         self._context_freed = True
         self.library.SSL_CTX_free(self._pointer)
@@ -260,7 +260,7 @@ class CallbackBinding:
         library, codec = self.library, self._codec
         session_id = codec.id_of(session)
         tls13 = library.SSL_version(ssl) == _TLS1_3_VERSION
-        # A stateless ticket carries its session itself: in TLS 1.2 it has no id, in TLS 1.3 it is told by the option.
+        # A stateless ticket carries its session itself: in TLS 1.2 it has no id, in TLS 1.3 the option shows it.
         stateless = not session_id or (tls13 and not library.SSL_get_options(ssl) & _OP_NO_TICKET)
         if stateless or not library.SSL_SESSION_is_resumable(session):
             self._policy.count_unresumable()
@@ -274,7 +274,7 @@ class CallbackBinding:
             return
         # OpenSSL notes the name only where the server has a servername callback, and compares it nowhere: see _unfit.
         library.SSL_SESSION_set1_hostname(session, self._server_name(ssl) or None)
-        codec.remember(session, None)  # it is not part of what is stored
+        codec.remember(session, None)  # the memory is not stored
         serialized = codec.serialized(session)
         remaining = self._remaining(session, memory)
         last, family = True, frozenset[bytes]()
@@ -309,7 +309,7 @@ class CallbackBinding:
         self._known_id_context = codec.id_context_of(session)
         fingerprint = contexts.fingerprint(ssl, mode)
         if self._chooses_by_name() and not library.SSL_get_ex_data(ssl, library.taught_index):
-            # Not by what a renegotiation or post-handshake authentication makes of it later.
+            # Only once: a renegotiation or post-handshake authentication may change it later.
             library.SSL_set_ex_data(ssl, library.taught_index, 1)
             self._names.learn(self._server_name(ssl), fingerprint)
         # Later tickets of a connection are issued as it is then: post-handshake authentication may have changed it.
@@ -369,11 +369,11 @@ class CallbackBinding:
     def _handshake(self, ssl: int) -> SuspendableHandshake:
         """Return what keeps the look-ups of a connection's handshake: OpenSSL may ask many times in each.
 
-        A number in the connection tells it from later ones at the same address.
+        A number in the connection distinguishes it from later ones at the same address.
         """
         if self._current_handshake.handshake is not None:
             return self._current_handshake.handshake
-        if not ssl:  # who calls Installation.get_callback needs no connection to find that an id is none of the fleet's
+        if not ssl:  # Installation.get_callback may be called without a connection
             return self._policy.handshake()
         library = self.library
         handshake = self._handshakes.get(library.SSL_get_ex_data(ssl, library.connection_index) or 0)
@@ -402,7 +402,7 @@ class CallbackBinding:
         return serving is None or serving._policy.namespace == self._policy.namespace  # noqa: SLF001  # of this class
 
     def _on_info(self, ssl: int, where: int, result: int) -> None:
-        """Look at a connection once more when its handshake is done; set for those that are given a session."""
+        """Check a connection once more when its handshake is done; set for connections that received a session."""
         try:
             library = self.library
             replaced = library.SSL_CTX_get_info_callback(library.SSL_get_SSL_CTX(ssl))
@@ -444,7 +444,7 @@ class CallbackBinding:
             )
 
     def _on_hello(self, ssl: int, _alert: int, _data: int) -> int:
-        """Have a handshake rest whose sessions are being looked up, if its driver goes on with it later."""
+        """Suspend a handshake whose sessions are being looked up, if its driver can resume it."""
         try:
             handshake = self._current_handshake.handshake
             if handshake is not None:
@@ -459,7 +459,7 @@ class CallbackBinding:
         return _CLIENT_HELLO_SUCCESS
 
     def _on_remove(self, _ctx: int, session: int) -> None:
-        """Tell the shim of a connection that ended without our close_notify.
+        """Report a connection that ended without our close_notify to the policy.
 
         May run under the context's lock, so it never blocks.
         """
@@ -467,7 +467,7 @@ class CallbackBinding:
             library = self.library
             connection = library.SSL_SESSION_get_ex_data(session, library.session_index)
             # A connection has failed by itself if it is back in its handshake (ossl_statem_fatal()). Without that it is
-            # freed, and the thread's last error is of whatever the thread was at: the garbage collector frees, too.
+            # freed, and the thread's last error may have another cause: the garbage collector frees connections, too.
             failed = connection and library.SSL_in_init(connection)
             reason = library.ERR_peek_last_error() & _REASON_MASK if failed else 0
             ids = {self._codec.id_of(session)}
@@ -594,7 +594,7 @@ class _Offer:
         if library.SSL_version(self.ssl) != _TLS1_3_VERSION:
             return None
         cipher = library.SSL_get_pending_cipher(self.ssl)
-        # Before OpenSSL has chosen one, a handshake may rest: see _on_hello.
+        # OpenSSL has not chosen one yet in the client hello callback.
         return library.SSL_CIPHER_get_handshake_digest(cipher) if cipher else chosen_digest(library, self.ssl)
 
     def check(self, envelope: Envelope) -> None:
@@ -607,7 +607,7 @@ class _Offer:
 
 
 class _Settings(NamedTuple):
-    """What a context had before a CallbackBinding was installed."""
+    """The settings of a context before a CallbackBinding was installed."""
 
     callbacks: tuple[int, ...]
     id_callback: int

@@ -1,4 +1,4 @@
-"""What a ClientHello says, asked while OpenSSL's client hello or get callback runs (SSL_client_hello_get0_ext(3)).
+"""Parses ClientHello extensions in OpenSSL's client hello and get callbacks (SSL_client_hello_get0_ext(3)).
 
 OpenSSL has put the message together and split it into its parts by then, but it has not looked into the extensions:
 their content is the peer's.

@@ -1,7 +1,7 @@
 """The fingerprint of a connection's context, read through libssl while a callback runs (docs/contexts.md).
 
 Identities of certificates and digests of trust stores are cached. A cached certificate or store is kept alive, so that
-its address cannot become another one's. A trust store only grows, so its size tells whether it changed.
+its address cannot become another one's. A trust store only grows, so its size shows whether it changed.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ class Contexts:
 
 
 def has_peer_as_asked(mode: int, has_peer: bool) -> bool:
-    """Return whether a session has a client certificate if one is required, and none if nobody asks for one.
+    """Return whether a session has a client certificate if one is required, and none if none is requested.
 
     Args:
         mode: SSL_get_verify_mode(3) of the connection.

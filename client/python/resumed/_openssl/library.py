@@ -134,7 +134,7 @@ _SLOW: dict[str, tuple[Any, list[Any]]] = {
     "SSL_CTX_sess_set_remove_cb": (None, [c_void_p, c_void_p]),
     "SSL_CTX_set_generate_session_id": (c_int, [c_void_p, c_void_p]),
 }
-# Called without the GIL, and not needed for serving: a library that lacks one of them will do (see signing.py).
+# Called without the GIL, and not needed for serving: a library that lacks one of them will do (see benchmark.py).
 _OPTIONAL: dict[str, tuple[Any, list[Any]]] = {
     "EVP_DigestSign": (c_int, [c_void_p, c_char_p, POINTER(c_size_t), c_char_p, c_size_t]),
     "EVP_DigestSignInit": (c_int, [c_void_p, c_void_p, c_void_p, c_void_p, c_void_p]),
@@ -254,7 +254,7 @@ def _of_pyopenssl(context: Any) -> Context:
     from cryptography.hazmat.bindings.openssl.binding import Binding  # noqa: PLC0415  # needed for these contexts only
 
     pointer, reference = int(Binding().ffi.cast("uintptr_t", context._context)), weakref.ref(context)  # noqa: SLF001
-    # An application's ALPN and info callbacks are handed the connection, on which they may set anything.
+    # An application's ALPN and info callbacks receive the connection, on which they may set anything.
     return Context(
         cryptography_library(),
         pointer,
@@ -264,7 +264,7 @@ def _of_pyopenssl(context: Any) -> Context:
 
 
 def _attribute(reference: weakref.ref[Any], name: str) -> bool:
-    """Return whether a context has that callback; True where nobody can tell."""
+    """Return whether a context has that callback; True if that is unknown."""
     return getattr(reference(), name, True) is not None
 
 

@@ -36,7 +36,7 @@ class Memory(NamedTuple):
     end: int
     """When the session that was resumed ends, in Unix seconds; 0 if none was."""
     siblings: bytes
-    """The ids of the sessions of the same connection, one behind the other."""
+    """The ids of the sessions of the same connection, concatenated."""
 
     @property
     def ids(self) -> set[bytes]:
@@ -59,7 +59,7 @@ class Memory(NamedTuple):
 
 
 class SessionCodec:
-    """What is done with pointers to SSL_SESSION of one library."""
+    """Encodes, decodes and reads the SSL_SESSIONs of one library."""
 
     def __init__(self, library: Library) -> None:
         self._library = library

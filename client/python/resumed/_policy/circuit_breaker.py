@@ -1,8 +1,8 @@
-"""Stops asking a store that keeps failing, so that an outage costs handshakes nothing.
+"""Circuit breaker: no calls to a store that keeps failing, so that an outage costs handshakes nothing.
 
-A store that refuses a call because of a limit does not fail: it is asked less often, and others go on as before. While
-that lasts, operations are *scarce*: what there is goes to sessions that are stored already, since a Get of one that is
-not gains nothing (see shim.py). So a namespace at 60 % of what it needs resumes about 60 %, and not nothing.
+A store that rejects a call because of a limit does not fail: it is called less often. While that lasts, operations are
+*scarce*: sessions that are stored already get them, since a Get of one that is not stored gains nothing (see
+session_policy.py). So a namespace with 60 % of the operations that it needs resumes about 60 %, not none.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _FIRST_BACKOFF, _LONGEST_BACKOFF = 0.05, 0.8
-"""Seconds for which nobody asks a store that has just refused because of a limit; twice as long each time in a row."""
+"""Seconds without calls to a store that has just rejected one because of a limit: exponential backoff, factor 2."""
 _SCARCE_SECONDS = 5.0
 """How long after a refusal because of a limit operations count as scarce: each of many frontends sees few refusals."""
 _FIRST_PROBE_DELAY, _LONGEST_PROBE_DELAY = 0.05, 0.5
-"""Seconds between trials of a store that keeps failing; twice as long each time in a row."""
+"""Seconds between probes of a store that keeps failing: exponential backoff, factor 2."""
 _RESET_AFTER = 10.0
-"""Seconds after which it is news that a store keeps failing."""
+"""Seconds after which the delay of probes begins at its first value again."""
 
 
 class Breaker:
-    """Opens after some failures in a row; a success closes it, which somebody else than a handshake has to try.
+    """Opens after some failures in a row; a success closes it, of a probe (prober.py), not of a handshake.
 
     Calls that were under way together count as one failure: a machine that stands still for a moment makes all of them
     late. Once closed by a trial, a single failure opens it again. Races between threads may miscount by one, which does
@@ -44,7 +44,7 @@ class Breaker:
         self._failed_at = float("-inf")
         self._probe_delay, self._opened = 0.0, float("-inf")
         self.closed = True
-        """Whether handshakes may ask the store."""
+        """Whether handshakes may call the store."""
         self.last_call_succeeded = True
         """Whether the last call was carried out, if there was any."""
 
@@ -67,8 +67,8 @@ class Breaker:
 
         Args:
             began: When it began.
-            late: Whether it was not answered in time. While operations are scarce that is no failure: a server holds
-                back what it refuses if it refuses much.
+            late: Whether it was not answered in time. While operations are scarce that is no failure: a server delays
+                rejections if it rejects much.
         """
         self.last_call_succeeded = False
         if late and self.scarce:
@@ -112,7 +112,7 @@ class Breaker:
         self.closed = True
 
     def _back_off(self, began: float | None) -> None:
-        """Rest from now on, twice as long as the last time."""
+        """Back off from now on, twice as long as the last time."""
         if began is None or began >= self._backoff_since:
             self._backoff = min(max(2 * self._backoff, _FIRST_BACKOFF), _LONGEST_BACKOFF)
             self._backoff_since = self._clock()

@@ -1,6 +1,6 @@
-"""The context fingerprint: what a full handshake proved, in 32 bytes that are the same in every language.
+"""The context fingerprint: the identity that a full handshake proved, in 32 bytes that are the same in every language.
 
-The encoding is in protos/README.md and protos/vectors/contexts.json; docs/contexts.md says what it is for.
+The encoding is in protos/README.md and protos/vectors/contexts.json; docs/contexts.md explains its purpose.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class ClientPolicy:
         store_flags: Those of the trust store.
         hosts: Names of which the certificate must have one.
         certificates: The trust store's certificates, each as SHA-256 of its DER.
-        crls: The trust store's CRLs, likewise.
+        crls: The trust store's CRLs, each as SHA-256 of its DER.
     """
 
     mode: int

@@ -1,6 +1,6 @@
-"""Look-ups at the store: one for all handshakes that ask for the same session, bounded in time and number.
+"""Single-flight look-ups at the store: one for all handshakes that need a session, bounded in time and number.
 
-A handshake waits for its look-up on its own thread; what handshakes of event loops wait for is looked up on others.
+A blocking handshake makes the calls on its own thread; for suspended handshakes a pool of threads makes them.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ if TYPE_CHECKING:
 _log = logging.getLogger("resumed")
 
 _DEADLINE_SHARE = 0.9
-"""How much of its deadline a look-up gives its calls: a busy machine tells a little late that the time is up."""
+"""The share of its deadline that a look-up gives its calls; the rest absorbs late timeouts on a busy machine."""
 _FRESH_PAUSES = (0.001, 0.004, 0.016, 0.064)
-"""Seconds to wait before each further ask, or what the deadline leaves."""
+"""Seconds to wait before each further call, or the rest of the deadline."""
 _LEAST_ASK_SECONDS = 0.01
-"""What a further ask must have left of the deadline, to be worth it."""
+"""Seconds that must be left of the deadline for a further call."""
 _THREADS = 32
-"""How many look up what handshakes of event loops wait for. With a store 20 ms away, 1,600 a second."""
+"""Threads that look up for suspended handshakes: 1,600 look-ups a second with a store 20 ms away."""
 
 Accept: TypeAlias = "Callable[[bytes], str | None]"
 """Returns why a value cannot resume, or None."""
@@ -43,16 +43,16 @@ LookupResult: TypeAlias = tuple[bytes | None, str]
 
 
 class Lookups:
-    """Those of one TLS context.
+    """The look-ups of one TLS context.
 
     Args:
         store: The store, with the deadline of a look-up.
-        breaker: Says whether the store is worth asking, and hears how it answered.
-        recorder: Told how long each look-up took.
-        probe: Called while the breaker is open, to have the store tried.
+        breaker: Shows whether the store may be called; records the outcomes of calls.
+        recorder: Records how long each look-up took.
+        probe: Called while the breaker is open, to start probing the store.
         single_use: Whether a session resumes once in the whole fleet: Get, then Take if the caller accepts it.
         max_concurrent: How many may be under way at once.
-        mirror: Told of what was found.
+        mirror: Receives the sessions that were found.
     """
 
     def __init__(
@@ -127,7 +127,7 @@ class Lookups:
         return "limited" if self._breaker.rate_limited else ""
 
     def _join_or_start(self, key: bytes) -> tuple[Future[LookupResult], bool]:
-        """Return the look-up of `key` that is under way, or a new one and True: whoever gets that has to _run() it."""
+        """Return the look-up of `key` that is under way, or a new one and True: the caller must _run() a new one."""
         with self._lock:
             flight = self._flights.get(key)
             if flight is not None:
@@ -136,7 +136,7 @@ class Lookups:
                 return completed_future((None, "too-many-lookups")), False
             flight = Future()
             self._in_flight += 1
-            if not self._single_use:  # of all who ask for a single use one is answered
+            if not self._single_use:  # a single use is for one handshake only
                 self._flights[key] = flight
             return flight, True
 
@@ -174,7 +174,9 @@ class Lookups:
         except StoreError as error:
             self._breaker.failed(began, late=isinstance(error, StoreTimeout))
             if not self._breaker.closed:
-                _log.warning("the store at %s keeps failing, resumption rests: %s", self._store.target, error)
+                _log.warning(
+                    "the store at %s keeps failing, resumption is off until it answers: %s", self._store.target, error
+                )
                 self._probe()
             return None, _failure(error)
         self._breaker.succeeded()
@@ -207,7 +209,7 @@ class Lookups:
         return taken, "unknown" if taken is None else "store"
 
     def _again(self, ask: Callable[..., StoredSession | None], key: bytes, end: float) -> StoredSession | None:
-        """Call a store that has answered this look-up before: if it is late now, it had little time."""
+        """Call a store that has answered this look-up before: a timeout now is no failure, as little time is left."""
         try:
             # The time before may have been longer than it was to be.
             return ask(key, deadline=max(end - time.monotonic(), _LEAST_ASK_SECONDS))
@@ -220,7 +222,7 @@ class _DeadlinePassed(Exception):
 
 
 def result_or_late(flight: Future[LookupResult], patience: float) -> LookupResult:
-    """Return what a look-up found, or that it is late, after `patience` seconds at most."""
+    """Return the result of a look-up, or a timeout after `patience` seconds."""
     try:
         return flight.result(patience)
     except FutureTimeoutError:
@@ -235,7 +237,7 @@ def completed_future(found: LookupResult) -> Future[LookupResult]:
 
 
 def _join(flight: Future[LookupResult]) -> Future[LookupResult]:
-    """Return the same answer for somebody who did not ask himself."""
+    """Return a future for a caller that joins a look-up in flight; its hits count as `coalesced`."""
     shared: Future[LookupResult] = Future()
 
     def land(flight: Future[LookupResult]) -> None:

@@ -1,8 +1,8 @@
 """A copy of the namespace's sealed sessions in the frontend's memory: a look-up that finds its session here is no call.
 
-The store's Watch keeps it current, and the frontend's own look-ups add what was stored before. It answers only while
-the stream is alive: a store that is silent for STALE_SECONDS may have been told to remove something, so nothing is
-answered until it is heard again. A stream that cannot go on where it ended begins with an empty mirror, never with a
+The store's Watch keeps it current, and the frontend's own look-ups add sessions stored before. It is used only
+while the stream is alive: a store that is silent for STALE_SECONDS may have removed something, so the mirror returns
+nothing until the next message. A stream that cannot continue where it ended begins with an empty mirror, never with a
 wrong one.
 """
 
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
     from resumed._client.store import Change, SessionStore, StoredSession, Watch
 
 DEFAULT_BYTES = 64 << 20
-"""What the sessions of a mirror may take in memory, unless install() says otherwise."""
+"""Default memory of a mirror's sessions, in bytes."""
 STALE_SECONDS = 3.0
-"""How long a mirror answers without a word from the store, which speaks at least once a second."""
+"""How long a mirror is used without a message from the store, which sends one at least once a second."""
 RETRY_SECONDS = 1.0
 """Seconds between two attempts to watch, from the end of one that failed, from the beginning of one that served."""
 
-_OVERHEAD = 195  # what an entry takes beside it, measured: keys, objects, and a table that is mostly too large
+_OVERHEAD = 195  # bytes of an entry's overhead, measured: keys, objects, and a table that is mostly too large
 _KEY_BYTES = 15  # of the 32 of a store key: enough to find a session, which opens under the whole key only
 _EXPIRY_BYTES = 5  # in milliseconds, for 34 years of uptime
 _LAST_EXPIRY = (1 << 8 * _EXPIRY_BYTES) - 1
@@ -60,7 +60,7 @@ class SessionCache:
         self._changing = False
         self._to_remove: deque[bytes] = deque()
         self._removals = 0
-        self._recent: dict[bytes, int] = {}  # what was removed lately, and as which of all removals
+        self._recent: dict[bytes, int] = {}  # the last removals, with their numbers
         self.clear()
 
     def clear(self) -> None:
@@ -98,9 +98,9 @@ class SessionCache:
         Args:
             key: Its store key.
             session: Its value and the seconds it has left.
-            since: For a session that a look-up found: the removals when it began. If it was removed meanwhile, or
-                nobody knows any more, it is not kept. Without it the store tells of the session, maybe late: it is not
-                kept if it was removed lately, which may be known here first.
+            since: For a session that a look-up found: the removals when it began. If it was removed since, or that
+                is unknown, it is not kept. None for a session of the change stream, which may be late: it is not kept
+                if it was removed recently, as this process may have removed it first.
             issued: When it was issued, in Unix seconds, for a purge to go by; 0 if that is not known.
         """
         key = key[-_KEY_BYTES:]
@@ -126,7 +126,7 @@ class SessionCache:
             pass
 
     def purge(self, before: float) -> None:
-        """Forget the sessions that were issued before a time, or nobody knows when; and refuse those of look-ups."""
+        """Forget the sessions that were issued before a time, or at an unknown time; and refuse those of look-ups."""
         with self._change():
             self._removals += 1
             self._oldest_known_removal = self._removals
@@ -136,7 +136,7 @@ class SessionCache:
             self._shorten_order()
 
     def apply(self, changes: Iterable[Change]) -> None:
-        """Do what the store tells."""
+        """Apply changes of the store."""
         for key, session, time_ in changes:
             if key and session is None:
                 self.remove(key)
@@ -173,7 +173,7 @@ class SessionCache:
         self._shorten_order()
 
     def _shorten_order(self) -> None:
-        if len(self._order) > 1.25 * len(self._values) + _FORGOTTEN:  # or what is gone would take ever more memory
+        if len(self._order) > 1.25 * len(self._values) + _FORGOTTEN:  # or removed keys would take ever more memory
             self._order = deque(self._values)
 
     def _was_removed(self, key: bytes, since: int | None) -> bool:
@@ -186,8 +186,8 @@ class SessionCache:
             self._bytes -= _OVERHEAD + len(entry)
 
     def _make_room(self) -> None:
-        # Sessions live about equally long, so the oldest is the first to expire. Keys that were removed meanwhile are
-        # still in the order, and cost nothing to pass over.
+        # Sessions live about equally long, so the oldest is the first to expire. Removed keys are still in the
+        # order, and cost nothing to skip.
         now = int(self._clock() * 1000).to_bytes(_EXPIRY_BYTES, "big")
         while self._order and (
             self._bytes > self._limit or self._values.get(self._order[0], b"")[:_EXPIRY_BYTES] <= now
@@ -217,23 +217,23 @@ class Mirror:
         self._thread: threading.Thread | None = None
         self._closed = threading.Event()
         self._watch: Watch | None = None
-        self._caught_up_at = float("-inf")  # when all had been told
-        self._last_message_at = float("inf")  # when the stream said anything
+        self._caught_up_at = float("-inf")  # when the mirror had received all changes
+        self._last_message_at = float("inf")  # when the stream last sent anything
 
     @property
     def live(self) -> bool:
-        """Whether the store was heard lately, so that what is here can be believed."""
+        """Whether the stream is alive, so that the mirror is up to date."""
         return self._clock() - self._caught_up_at < STALE_SECONDS
 
     def get(self, key: bytes) -> bytes | None:
-        """Return the sealed value of a live session, or None: then the store has to be asked."""
+        """Return the sealed value of a live session, or None: then the caller looks it up at the store."""
         if self._thread is None:
             self._start()
         if self.live:
             return self.sessions.get(key)
         watch = self._watch
         if watch is not None and self._clock() - self._last_message_at >= STALE_SECONDS:
-            watch.cancel()  # its thread watches anew; one that catches up is left alone
+            watch.cancel()  # its thread watches anew; one that catches up continues
         return None
 
     def close(self) -> None:
@@ -279,7 +279,12 @@ class Mirror:
                 orderly = serving and isinstance(error, StoreUnavailable) and not isinstance(error, StoreTimeout)
                 if not (orderly or failing or self._closed.is_set()):  # once per outage
                     defect = None if isinstance(error, StoreError) else error
-                    _log.warning("the mirror of %s rests: %s", self._store.target, error, exc_info=defect)
+                    _log.warning(
+                        "the mirror of %s is disconnected, look-ups call the store: %s",
+                        self._store.target,
+                        error,
+                        exc_info=defect,
+                    )
                 failing = not orderly
             now = self._clock()
             self._caught_up_at = min(self._caught_up_at, now - STALE_SECONDS)

@@ -1,11 +1,11 @@
-"""What to do at each session callback of a TLS server: the policy, without TLS and without ctypes.
+"""Session policy: the decisions of each session callback of a TLS server, without TLS and without ctypes.
 
 The rules:
 - A handshake never waits for the store beyond the deadline, and not at all while the store keeps failing.
 - Nothing is raised. A call that fails means no resumption, and nothing else.
-- What comes from a peer (ids) and from the store (values) is foreign: neither is trusted.
+- Ids come from a peer and values from the store: neither is trusted.
 - A session resumes only in the context that negotiated it: docs/contexts.md.
-- A session's life counts from its negotiation. Whoever resumes or stores it again never prolongs it.
+- A session's lifetime counts from its negotiation. Resuming or storing it again never prolongs it.
 - Ids, keys and sessions appear in no log.
 """
 
@@ -50,7 +50,7 @@ SSL_R_UNEXPECTED_EOF_WHILE_READING = 294
 _log = logging.getLogger("resumed")
 
 _FRESH_SECONDS = 10
-"""How long after its issue an id that the store does not know is asked for again: its Put may be on its way."""
+"""Seconds after its issue in which an id that the store does not have is looked up again: its Put may be on its way."""
 _IDS = 8
 """How many ids are issued at once; those not used within the second are thrown away."""
 _MOST_RELATED = 16_384
@@ -87,8 +87,8 @@ class SessionPolicy:
         accept_foreign_ids: Whether ids that the fleet did not issue are looked up, too.
         puts: `wait` holds a full handshake until its sessions are stored (at most for the deadline), `background` does
             not.
-        max_lookups: How many look-ups may be under way at once; beyond that a handshake does not ask.
-        mirror: Where to look before the store is asked.
+        max_lookups: How many look-ups may be under way at once; beyond that a handshake does not call the store.
+        mirror: Searched before the store is called.
         spans: Makes a span of each look-up.
         clock: Unix seconds.
 
@@ -121,9 +121,9 @@ class SessionPolicy:
         self.seals_ids = keyring.seals
         self._store, self._keyring, self._clock = store, keyring, clock
         self._rejects_foreign_ids = keyring.seals and not accept_foreign_ids
-        # Only a sealed id tells that it is fresh, and so that its Put may still be on its way.
+        # Only a sealed id shows that it is new, and so that its Put may still be on its way.
         self._wait_for_puts = puts == "wait" or (puts is None and not keyring.seals)
-        # A single use is the store's to grant, not a copy's.
+        # With single use only the store can decide which frontend gets a session.
         self._mirror = None if single_use else mirror
         self._spans = spans
         self._store_keys = StoreKeys(store.namespace)
@@ -151,12 +151,12 @@ class SessionPolicy:
 
     @property
     def mirror_live(self) -> bool | None:
-        """Whether the mirror answers at present; None if there is none."""
+        """Whether the mirror is up to date; None if there is none."""
         return self._mirror.live if self._mirror else None
 
     @property
     def breaker_open(self) -> bool:
-        """Whether the store kept failing and handshakes do not ask it at present."""
+        """Whether the store kept failing, so that handshakes do not call it at present."""
         return not self._breaker.closed
 
     def now(self) -> float:
@@ -201,7 +201,7 @@ class SessionPolicy:
             self.count_unresumable()
             return
         if self.seals_ids and not CURRENT_PROCESS.is_own(session_id):
-            self._recorder.count("puts", "dropped")  # nobody would look it up
+            self._recorder.count("puts", "dropped")  # no frontend would look it up
             return
         for each in family:
             self._families[each] = family
@@ -261,7 +261,7 @@ class SessionPolicy:
 
         Args:
             offer: The session, and what may resume on the connection.
-            handshake: What was found for it so far; the store is not called for that again.
+            handshake: The results of its look-ups so far; the store is not called again for their ids.
         """
         if self._spans:
             with self._spans.look_up() as ended:

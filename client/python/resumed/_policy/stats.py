@@ -1,4 +1,4 @@
-"""What a shim counts: shown as `shim.stats`."""
+"""Statistics of an installation: `Installation.stats`."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ REASONS = {
 
 @dataclass(frozen=True)
 class Stats:
-    """What a shim did since it was installed, each a count by reason.
+    """The events since install(), each a count by reason.
 
     Attributes:
         hits: Sessions that OpenSSL received to resume; it may still refuse one (docs/frontends.md). `mirror` (no call);
             `store`; `retried` (a session just negotiated, found by a further call); `coalesced`
             (found by the look-up of another handshake).
-        foreign_hits: Those of `hits` whose sessions another process issued: what a cache of this one alone could not
-            have had. A TLS 1.3 ticket that was issued when a session resumed is its issuer's. None are counted with a
-            plaintext keyring, or of ids that other TLS stacks chose.
+        foreign_hits: Those of `hits` whose sessions another process issued: a cache of this process alone could not
+            have had them. A TLS 1.3 ticket that was issued when a session resumed is its issuer's. None are counted
+            with a plaintext keyring, or of ids that other TLS stacks chose.
         misses: `unknown`, `foreign-id` (not issued by this fleet for this namespace: no call), `expired-id` (no call),
             `timeout`, `unavailable`, `rejected`, `limited` (a limit of the store is used up; for a moment after that,
             no call), `breaker-open` (no call), `too-many-lookups` (no call),
@@ -98,7 +98,7 @@ class Recorder:
             self._seconds += seconds
 
     def snapshot(self) -> Stats:
-        """Return what was counted so far."""
+        """Return the counts so far."""
         with self._lock:
             counts, buckets, seconds = dict(self._counts), tuple(self._buckets), self._seconds
         counters: dict[str, Counter[str]] = {kind: Counter() for kind in REASONS}
@@ -108,5 +108,5 @@ class Recorder:
         return Stats(**counters, lookup_seconds=buckets, lookup_seconds_sum=seconds)
 
     def after_fork_in_child(self) -> None:
-        """Begin with a lock of its own, and at zero: the parent reports what it counted."""
+        """Begin with a lock of its own, and at zero: the parent reports its own counts."""
         self.__init__()  # type: ignore[misc]

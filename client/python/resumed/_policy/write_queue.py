@@ -1,4 +1,4 @@
-"""Seals and sends while no handshake waits: one thread a process, a bounded queue, many operations in one Batch."""
+"""Background write queue: one thread a process seals Puts, and sends them with Removes in Batches."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ if TYPE_CHECKING:
     from resumed._policy.stats import Recorder
 
 QUEUE_BYTES = 16 << 20
-"""What may wait to be sent, in bytes; beyond that Puts and Removes are dropped, and counted."""
+"""Bytes of pending writes; beyond that Puts and Removes are dropped, and counted."""
 BATCH_DELAY = 0.003
-"""Seconds to wait for company before a Batch is sent. A Batch costs about what a resumption does, whatever it carries,
-so a busy frontend shares it among its handshakes; clients that come back sooner are asked for again (see shim.py)."""
+"""Seconds of delay so that several writes share one Batch. A Batch of any size costs about as much as a resumption;
+a client that comes back sooner is looked up again (see session_policy.py)."""
 BATCH_DEADLINE = 1.0
-"""Seconds that a Batch may take; nobody waits for it."""
+"""Seconds that a Batch may take; no handshake waits for it."""
 RETRY_SECONDS, LONGEST_RETRY_SECONDS = 0.05, 0.8
 """Seconds after which a Batch that failed is sent again; twice as long each time in a row, up to the second number."""
 MAX_FAILURES = 3
-"""How many Batches in a row fail until close() gives up what is left."""
+"""How many Batches in a row fail until close() drops the rest."""
 
 EXIT_SECONDS = 1.0
-"""Seconds that the end of the interpreter waits for what is not sent yet."""
+"""Seconds that the interpreter waits at exit for pending writes."""
 
 _OVERHEAD = 256  # an entry's own memory, roughly, beside its value
 _MOST_REMOVED = 16_384
-"""How many removals are remembered beside those in the queue: what this process removed resumes in it no more."""
+"""How many removals are remembered beside those in the queue: a session that was removed here does not resume here."""
 
 _log = logging.getLogger("resumed")
 
@@ -69,11 +69,11 @@ class WriteQueue:
 
     Args:
         store: Where to.
-        recorder: Counts what became of each Put and Remove.
+        recorder: Counts the outcome of each Put and Remove.
         clock: Unix seconds.
-        seal: Makes the stored value of a store key, a serialized session and its not_after. It is cheaper here, one
-            behind the other, than in a handshake, which would find nothing of it in the processor's caches.
-        limited: Told when a Batch is refused because of a limit.
+        seal: Makes the stored value of a store key, a serialized session and its not_after. It is cheaper here, for
+            several sessions at a time, than in a handshake, where the processor's caches are cold.
+        limited: Called when a Batch is rejected because of a limit.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class WriteQueue:
 
         Args:
             write: What to send.
-            urgent: Whether somebody waits for it, so that it should not linger for company.
+            urgent: Whether a handshake waits for it, so that it is sent without delay.
         """
         size = _size(write)
         with self._changed:
@@ -131,7 +131,7 @@ class WriteQueue:
         return 0
 
     def is_removed(self, key: bytes) -> bool:
-        """Return whether this process has submitted a Remove of a session, whatever has become of it."""
+        """Return whether this process has submitted a Remove of a session, with any outcome."""
         return key in self._removing or key in self._removed
 
     @property
@@ -140,7 +140,7 @@ class WriteQueue:
         return self._retry == RETRY_SECONDS
 
     def wait(self, number: int, timeout: float) -> bool:
-        """Wait until what submit() numbered so was sent or given up; return False if `timeout` seconds passed first."""
+        """Wait until the write with a number of submit() was sent or dropped; return False after `timeout` seconds."""
         with self._changed:
             return self._changed.wait_for(lambda: self._finished >= number, timeout)
 
@@ -159,7 +159,7 @@ class WriteQueue:
     def close(self, timeout: float) -> None:
         """Accept nothing more, and wait up to `timeout` seconds until all is sent.
 
-        What is not sent by then the thread still sends, if the store answers; then it disconnects and ends.
+        After that the thread still sends the rest, if the store answers; then it disconnects and ends.
         """
         with self._changed:
             self._closing = True
@@ -171,7 +171,7 @@ class WriteQueue:
             self._end()
 
     def after_fork_in_child(self) -> None:
-        """Begin with an empty queue: what was in it the parent sends."""
+        """Begin with an empty queue: the parent sends its content."""
         self._removed |= dict.fromkeys(self._removing, True)
         self._reset()
 
@@ -193,7 +193,7 @@ class WriteQueue:
         self._end()
 
     def _end(self) -> None:
-        """Give up what is not sent, and disconnect."""
+        """Drop the pending writes, and disconnect."""
         with self._changed:
             left = list(self._queue)
             self._drop_sent(len(left))
@@ -252,7 +252,7 @@ class WriteQueue:
         self._changed.notify_all()
 
     def _finish(self, write: PendingWrite, outcome: str) -> None:
-        """Count what became of a Put or Remove, and report it."""
+        """Count the outcome of a Put or Remove, and report it."""
         if write.value is not None:
             self._recorder.count("puts", "stored" if outcome == "sent" else outcome)
             return

@@ -1,1 +1,1 @@
-"""What is done to the process as a whole: state after fork(), and core dumps."""
+"""The process as a whole: state after fork(), and core dumps."""

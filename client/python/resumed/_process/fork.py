@@ -1,8 +1,8 @@
-"""What a forked child must make anew.
+"""Resets state in a forked child.
 
-Servers fork their workers after they created the TLS context. Threads do not survive a fork, a lock may be held by one
-of them for ever, and a gRPC channel needs its threads. So whatever owns such a thing is asked, in the child, to begin
-afresh.
+Servers fork their workers after they created the TLS context. Threads do not survive a fork, one of them may hold a
+lock that is never released, and connections are the parent's. So each object that owns such a thing is reset in the
+child.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Keeps what this process has in memory out of core dumps and away from debuggers."""
+"""Keeps the memory of this process out of core dumps and away from debuggers."""
 
 from __future__ import annotations
 

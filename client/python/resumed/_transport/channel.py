@@ -1,6 +1,6 @@
 """Calls to a store that may be several servers: deadlines, and retries where they are harmless.
 
-Each call has a connection to itself (see connections.py) and runs in its caller's thread (see http2.py).
+Each call has a connection to itself (see pool.py) and runs in its caller's thread (see http2.py).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ ATTEMPTS = 3
 """How often a call is tried, where another try is harmless and the deadline allows it."""
 
 _LONGEST_PAUSE = 0.01
-"""Seconds until the only server is asked once more after it has answered that it is unavailable, at most."""
+"""Maximum seconds until the only server is called once more after it has answered that it is unavailable."""
 
 _PASSING = frozenset((CANCELLED, UNAVAILABLE))  # as a server that stops says it
 
@@ -97,7 +97,7 @@ class Channel:
                 if not (method.repeatable or isinstance(error, RequestNotProcessed)):
                     raise failure from None
             except BaseException:
-                connection.close()  # something else is wrong, or Ctrl-C: what is on it now belongs to nobody
+                connection.close()  # something else is wrong, or Ctrl-C: its next bytes belong to no call
                 raise
             else:
                 connections.release(server, connection)
@@ -105,7 +105,7 @@ class Channel:
         raise failure
 
     def _may_repeat(self, server: Server, attempt: int, end: float) -> bool:
-        """Return whether to repeat a call that a server has answered with UNAVAILABLE; wait if that server is left."""
+        """Return whether to repeat a call that a server has answered with UNAVAILABLE; wait if it is the only one."""
         if self._connections.on_unavailable(server):
             return True
         # Another one may be behind the same address. But not all callers at once, or one that is overloaded stays so.
@@ -154,7 +154,7 @@ class Stream:
             while (message := self._connection.message(time.monotonic() + self._patience)) is not None:
                 yield message
                 self._connection.ping()
-                if self._connection.goaway_received:  # or it would be cut in the end, whatever is being told just then
+                if self._connection.goaway_received:  # or the server closes it in the end, in the middle of a message
                     raise StoreUnavailable("the store asked for another connection")
         except Status as status:
             raise from_status(status.number, status.message) from None

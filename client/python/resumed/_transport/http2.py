@@ -1,13 +1,13 @@
 """One HTTP/2 connection that carries one gRPC call at a time, on a blocking socket and without a thread of its own.
 
-Whoever wants an answer writes the request in one piece and reads the answer from the socket itself. In a general client
+The calling thread writes the request in one piece and reads the answer from the socket itself. In a general client
 most of the cost of a small call is handing it from thread to thread; here there is no other thread. The rules:
 
-- A connection has one call under way at most. What it was late for, or broke, is closed and never used again.
-- The peer is told to compress headers without a table (SETTINGS_HEADER_TABLE_SIZE 0, RFC 9113 section 6.5.2), so equal
+- A connection has one call under way at most. After a timeout or an error it is closed and never used again.
+- The peer must compress headers without a table (SETTINGS_HEADER_TABLE_SIZE 0, RFC 9113 section 6.5.2), so equal
   header blocks mean equal headers, and each is decoded once in the life of the process.
 - Every wait ends at the call's deadline.
-- Frames come from a peer: whatever it sends, the worst is a ConnectionBroken.
+- Frames come from a peer: no frame can do worse than raise ConnectionBroken.
 
 RFC 9113 is HTTP/2; how gRPC uses it is in PROTOCOL-HTTP2.md of the gRPC project.
 """
@@ -55,7 +55,7 @@ _RECEIVE = 65_536
 
 OK, CANCELLED, UNKNOWN, UNAVAILABLE = 0, 1, 2, 14
 _INTERNAL = 13
-# gRPC's http-grpc-status-mapping.md: what a proxy means that speaks no gRPC.
+# gRPC's http-grpc-status-mapping.md: the meaning of a proxy's answers without gRPC.
 _BY_HTTP_STATUS = {"400": 13, "401": 16, "403": 7, "404": 12, "429": 14, "502": 14, "503": 14, "504": 14}
 
 
@@ -149,8 +149,8 @@ class Connection:
 
     Attributes:
         confirmed: All that has been received was sent after this time, as time.monotonic(), or in the order in which it
-            was sent up to then: the time of the request, or of the last ping() that the peer has answered. Somebody who
-            delays what is on the wire delays the answers as well.
+            was sent up to then: the time of the request, or of the last ping() that the peer has answered. An attacker
+            who delays packets delays these answers as well.
 
     Raises:
         ConnectionBroken: It has ended.
@@ -161,12 +161,12 @@ class Connection:
         self._poll = select.poll() if hasattr(select, "poll") else None  # eventlet takes it away
         if self._poll:
             self._poll.register(connected, select.POLLIN)
-        self._received, self._position = b"", 0  # what has come, and how much of it has been looked at
+        self._received, self._position = b"", 0  # received bytes, and the number of those already parsed
         self._greeted = False
         self._stream = -1
-        self._initial_window = self._window = _DEFAULT_WINDOW  # what the peer takes on a new stream, and on ours
+        self._initial_window = self._window = _DEFAULT_WINDOW  # the peer's window of a new stream, and of ours
         self._connection_window = _DEFAULT_WINDOW
-        self._unreported = 0  # bytes received that the peer has not been given back
+        self._unreported = 0  # bytes received that no WINDOW_UPDATE has returned yet
         self._message = bytearray()
         self._http_status, self._is_grpc = "", True
         self._ended = True
@@ -257,7 +257,7 @@ class Connection:
         return self._goaway_received
 
     def reusable(self) -> bool:
-        """Whether another call can be sent, now that none is under way. Answers what the peer asked meanwhile."""
+        """Whether another call can be sent, while none is in flight. Handles frames that arrived since the last one."""
         if not self._ended or self._goaway_received or self._stream > _LAST_STREAM - 2:
             return False
         if self._poll and not self._poll.poll(0):
@@ -283,7 +283,7 @@ class Connection:
             self._send(_frame(_PING, 0, 0, bytes(8)))
 
     def cancel(self) -> None:
-        """End what is under way, from any thread."""
+        """End the call in flight, from any thread."""
         with contextlib.suppress(OSError):  # it has ended already
             if isinstance(self._socket, ssl.SSLSocket):
                 # Not its own: behind that one, a read that is under way would go on without TLS.
@@ -295,7 +295,7 @@ class Connection:
         """Close the socket."""
         self._socket.close()
 
-    __del__ = close  # for those who let go of a store without closing it
+    __del__ = close  # for a store that is dropped without being closed
 
     def _send_in_pieces(self, body: bytes, end: float) -> None:
         """Send a body as the peer's windows allow (RFC 9113 section 5.2)."""
@@ -307,7 +307,7 @@ class Connection:
                 self._receive()
                 while frame := self._received_frame():
                     self._goaway_received = (
-                        True  # answered before all was sent: what is left of the call ends the connection
+                        True  # answered before all was sent: the rest of the call ends the connection
                     )
                     self._handle_stream_frame(frame, end)
                 continue
@@ -423,7 +423,7 @@ class Connection:
             if int.from_bytes(payload[:4], "big") & _LAST_STREAM < self._stream and not self._ended:
                 raise RequestNotProcessed("the peer is going away")
         elif kind == _PUSH_PROMISE:
-            raise ConnectionBroken("the peer pushes what nobody asked for")
+            raise ConnectionBroken("the peer pushes a stream that was not requested")
 
     def _apply_settings(self, settings: bytes) -> None:
         """Heed the peer's settings; of those, only the window of a call matters here."""
@@ -476,7 +476,7 @@ class Connection:
 
 
 def _unpadded(frame: _Frame) -> bytes:
-    """Return what is in a frame, without its padding (RFC 9113 section 6.1)."""
+    """Return the content of a frame, without its padding (RFC 9113 section 6.1)."""
     payload = frame.payload
     if not frame.flags & _PADDED:
         return payload

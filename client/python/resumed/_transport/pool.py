@@ -1,9 +1,10 @@
 """Connections to a store that may be several servers: kept for reuse, made ahead, used in turns; names looked up again.
 
-Who has a call to make takes a connection that is free, of the next server in turn that has one. New ones are made by
+A call takes a connection that is free, of the next server in turn that has one. New ones are made by
 short-lived threads: for the next call if another server had one free, for those who wait if none had. So no call waits
-for a server that is slow or away while another one can answer, and what is ready too late for a call is there for the
-next. A server that cannot be reached is left alone for a moment, so that an outage costs the next calls nothing.
+for a server that is slow or away while another one can answer, and a connection that is ready too late for a
+call is there for the next. A server that cannot be reached is skipped for a moment, so that an outage costs the next
+calls nothing.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from resumed._transport.tls import Credentials
 
 IDLE_SECONDS = 60.0
-"""How long a connection is kept that nobody used."""
+"""Seconds that an unused connection is kept."""
 RESOLVE_SECONDS = 1.0
 """How long addresses count as current once a connection was lost: new servers are found when old ones go."""
 CONNECT_SECONDS = 5.0
@@ -64,7 +65,7 @@ class Server:
         return self._backoff > 0 and time.monotonic() < self._backoff_until
 
     def take(self) -> Connection | None:
-        """Take a connection, which may have ended meanwhile; one that nobody used for long may have, unnoticed."""
+        """Take a connection, which may have ended meanwhile; an old one may have ended unnoticed."""
         while True:
             try:
                 connection, since = self._free.pop()
@@ -75,7 +76,7 @@ class Server:
             connection.close()
 
     def close_idle(self, since: float) -> None:
-        """Close what nobody has used since then, as time.monotonic(): a middlebox may have forgotten all of it."""
+        """Close the connections that are unused since then (time.monotonic()): a middlebox may have dropped them."""
         while True:
             try:
                 connection, used = self._free[0]  # the one used last is at the end
@@ -87,7 +88,7 @@ class Server:
             connection.close()
 
     def release(self, connection: Connection) -> None:
-        """Keep a connection for the next call, and close one that nobody needed for long."""
+        """Keep a connection for the next call, and close one that was unused for long."""
         now = time.monotonic()
         if self.gone:
             connection.close()
@@ -115,7 +116,7 @@ class Server:
             self._backoff_until = time.monotonic() + self._backoff
 
     def close(self) -> None:
-        """Close what is free, and what will be."""
+        """Close the free connections, and those that are released later."""
         self.gone = True
         while connection := self.take():
             connection.close()
@@ -132,7 +133,7 @@ class ConnectionPool:
     def __init__(self, target: Target, credentials: Credentials | None) -> None:
         self._target, self._credentials = target, credentials
         self._servers: tuple[Server, ...] = ()
-        self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()  # whatever is under way on them
+        self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()  # also those with a call in flight
         self._reset()
         register_after_fork(self)
 
@@ -146,14 +147,14 @@ class ConnectionPool:
         self._waiting = 0
 
     def take(self, end: float) -> tuple[Server, Connection]:
-        """Return a connection, of the server whose turn it is if possible; it is to be given back, or closed.
+        """Return a connection, of the server whose turn it is if possible; the caller must release or close it.
 
         Args:
             end: When the time is up, as time.monotonic().
 
         Raises:
             StoreError: There is none in time.
-            RuntimeError: There is none because of a defect, of this program or of what it is called with.
+            RuntimeError: There is none because of a defect, of this program or of its arguments.
         """
         while True:
             servers = self._servers or self._resolve_first(end)
@@ -178,7 +179,7 @@ class ConnectionPool:
     def on_timeout(self, server: Server, since: float) -> None:
         """Note that a call got no answer from a server, which began then, as time.monotonic().
 
-        Its idle connections of before may be as dead. Where there are other servers, this one is left alone for a
+        Its idle connections of before may be dead, too. If there are other servers, this one is skipped for a
         while: a process that hangs still accepts connections.
         """
         server.close_idle(since)
@@ -189,7 +190,7 @@ class ConnectionPool:
             self.on_connection_lost()
 
     def on_unavailable(self, server: Server) -> bool:
-        """Note that a server answers that it is unavailable; return whether there are other ones to be asked."""
+        """Note that a server answers that it is unavailable; return whether another one can be called."""
         with self._changed:
             if len(self._servers) > 1:
                 self._failed(server, "it answers that it is unavailable")

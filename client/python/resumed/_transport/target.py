@@ -24,7 +24,7 @@ class Target:
     """A store by its name.
 
     Attributes:
-        authority: What it is called in requests.
+        authority: Its name in requests.
         host: What its certificate must be for.
         hosts: Hosts and ports; the addresses of all are the store's.
         path: The path of its unix socket instead; in the abstract namespace it begins with NUL.
@@ -95,7 +95,7 @@ def _host(name: str, text: str) -> tuple[str, int]:
         raise ValueError(f"target {text!r}: {_USE}")
     host = match[1] or match[2]
     try:
-        host.encode("idna")  # as the resolver is asked
+        host.encode("idna")  # as the resolver encodes it
     except UnicodeError:
         raise ValueError(f"target {text!r}: {host!r} is no host name (RFC 1035, RFC 3490)") from None
     return host, int(match[3])

@@ -21,7 +21,7 @@ class Credentials:
 
     A change is used once the files have looked the same in two looks, which are a second apart; a call under way is not
     disturbed. Files that cannot be used, such as a key that does not fit its certificate, are reported in the log, and
-    what was read before stays.
+    the previous ones stay in use.
 
     Args:
         ca: Certificates of the authorities that the store's certificate must come from; None for the system's.
@@ -30,7 +30,7 @@ class Credentials:
         server_name: The name that the store's certificate must have; None for the host of the target.
 
     Raises:
-        CredentialsError: A file cannot be read, or is not what it should be; the message says which.
+        CredentialsError: A file cannot be read, or has the wrong content; the message names it.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Credentials:
             raise CredentialsError(str(error)) from None
 
     def __repr__(self) -> str:
-        """Show the paths, never what is in them."""
+        """Show the paths, never their content."""
         return f"Credentials(ca={str(self._ca)!r}, cert={str(self._cert)!r})"
 
     def context(self) -> ssl.SSLContext:
