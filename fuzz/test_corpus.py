@@ -24,7 +24,6 @@ def test_no_input_breaks_a_reader(target: Target) -> None:
 
 @pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
 def test_its_seeds_are_inputs(target: Target) -> None:
-    """They pass."""
     check = target.prepare()
     for seed in target.seeds():
         assert len(seed) <= target.longest

@@ -154,7 +154,6 @@ def visit(frontend: Frontend, session: Any = None, name: str = HOSTS[0], **setti
 
 
 def test_a_cut_client_hello(frontend: Frontend, client: Client) -> None:
-    """Wherever the connection or the message ends."""
     hello = hello_of(client, sessions_of(client, frontend)[0])
     for cut in range(0, len(hello), 11):
         assert answer(frontend, hello[:cut])[:1] in (b"", bytes((ALERT,)))
@@ -162,7 +161,6 @@ def test_a_cut_client_hello(frontend: Frontend, client: Client) -> None:
 
 
 def test_a_changed_client_hello(frontend: Frontend, client: Client) -> None:
-    """Each byte in turn, nearly: an alert, or a handshake that goes on to its next message."""
     hello = hello_of(client, sessions_of(client, frontend)[0])
     for at in range(5, len(hello), 7):
         changed = bytearray(hello)
@@ -178,7 +176,7 @@ def test_a_client_hello_with_random_bytes_behind_it(frontend: Frontend, client: 
 
 
 def test_session_ids_of_all_lengths(frontend: Frontend) -> None:
-    """None of them resumes; one that is too long is no ClientHello at all (RFC 5246 section 7.4.1.2)."""
+    """A session id that is too long makes an invalid ClientHello (RFC 5246 section 7.4.1.2)."""
     known = visit(frontend).session
     for length in range(1, 34):
         known.sessionID = bytearray(os.urandom(length))
@@ -188,7 +186,6 @@ def test_session_ids_of_all_lengths(frontend: Frontend) -> None:
 
 
 def test_a_session_id_that_is_cut_or_changed(frontend: Frontend) -> None:
-    """Of a session that resumes as it is."""
     known = visit(frontend).session
     whole = bytes(known.sessionID)
     for other in (whole[:-1], whole[1:], whole[:16], bytes(32), whole[:31] + bytes((whole[31] ^ 1,))):
@@ -207,7 +204,6 @@ def test_a_session_offered_with_another_master_secret(frontend: Frontend) -> Non
 
 
 def test_a_session_offered_for_another_name(frontend: Frontend) -> None:
-    """A full handshake."""
     known = visit(frontend).session
     before = frontend.shim.stats.misses["server-name-mismatch"]
     assert not visit(frontend, known, HOSTS[1]).resumed
@@ -224,7 +220,7 @@ def test_a_session_offered_without_its_cipher(frontend: Frontend) -> None:
 
 
 def test_a_tls_1_2_session_offered_where_tls_1_3_is_spoken_too(frontend: Frontend) -> None:
-    """TLS 1.3 knows nothing of session ids: a full handshake."""
+    """TLS 1.3 does not resume by session ids, so the handshake is full."""
     known = visit(frontend).session
     assert not visit(frontend, known, maxVersion=(3, 4)).resumed
 
@@ -285,7 +281,7 @@ def another(request: pytest.FixtureRequest, store: RunningServer) -> Iterator[Fr
 
 @pytest.mark.parametrize("allowed", [False, True])
 def test_renegotiation(another: Frontend, allowed: bool) -> None:
-    """Refused, as OpenSSL does unless told otherwise; where it is allowed, it ends in a handshake like any other."""
+    """OpenSSL rejects it by default; where it is allowed, it ends in a normal handshake."""
     if allowed and another.stack == "ssl":
         another.context.options |= OP_ALLOW_CLIENT_RENEGOTIATION
     elif allowed:

@@ -73,14 +73,13 @@ def accepting(listener: socket.socket, frontend: Frontend) -> Iterator[None]:
 
 
 def test_sessions_resume_by_their_ids(findings: dict[str, Any]) -> None:
-    """All of them; and there are no stateless tickets, which would resume past the store."""
+    """Without stateless tickets, which would resume without the store."""
     resumption = findings["session_resumption"]
     assert resumption["session_id_resumption_result"] == "FULLY_SUPPORTED"
     assert resumption["tls_ticket_resumption_result"] == "NOT_SUPPORTED"
 
 
 def test_nothing_else_is_wrong(findings: dict[str, Any]) -> None:
-    """Early data, renegotiation by clients, and named vulnerabilities."""
     assert findings["tls_1_3_early_data"]["supports_early_data"] is False
     assert findings["session_renegotiation"]["supports_secure_renegotiation"] is True
     assert findings["session_renegotiation"]["is_vulnerable_to_client_renegotiation_dos"] is False

@@ -10,7 +10,6 @@ from support.server import running_server
 
 @pytest.mark.parametrize("front", ["grpcio", "native"])
 def test_no_client_breaks_a_server(front: str) -> None:
-    """It stays healthy, answers others correctly, logs no defect, and is no larger than before."""
     with running_server("--transport", front) as server:
         outcome = Wire(server, seed=7400).run(2 * PATIENCE, batches=5)
     assert outcome.answers["OK"] > 10

@@ -136,7 +136,8 @@ def _clock(place: Place, seconds: float, *, of_frontend: bool = False) -> Iterat
     step = place.directory / "step"
     step.write_bytes(struct.pack("d", 0))
     (place.directory / "sitecustomize.py").write_text(_STEPPED_CLOCK.format(step=str(step)))
-    env, none = {"PYTHONPATH": str(place.directory)}, dict[str, str]()
+    paths = [str(place.directory), *filter(None, [os.environ.get("PYTHONPATH")])]
+    env, none = {"PYTHONPATH": os.pathsep.join(paths)}, dict[str, str]()
     envs = (none, env) if of_frontend else (env, none)
     with (
         step.open("r+b", buffering=0) as clock,

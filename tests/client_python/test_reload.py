@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Clock:
-    """A clock that a test moves by hand."""
+    """Both clocks of the module: the monotonic one moves only in tests, the wall clock gives the age of changes."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 1000.0

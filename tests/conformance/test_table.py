@@ -23,7 +23,7 @@ def test_every_row_has_a_scenario_and_every_exception_a_row() -> None:
 
 
 def test_scenarios_tell_a_frontend_that_resumes_from_one_that_does_not() -> None:
-    """The short form of `make frontends`, with the frontend that needs no other language."""
+    """A short form of `make frontends` with a frontend in Python."""
     own = table()[1][0]
     stranger = replace(own, any_id=["--namespace", "other"])
     with running_server() as store:

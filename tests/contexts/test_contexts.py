@@ -69,7 +69,7 @@ def _parameters() -> list[object]:
 
 @pytest.mark.parametrize("row", _parameters())
 def test_nothing_is_let_in_that_the_server_alone_refuses(row: Row, driver: Driver, library: Library) -> None:
-    """Each row with the settings that could let most in, beside the server alone."""
+    """Each row has the most permissive settings, and is compared with the server alone."""
     alone = driver.run(row, library, alone=True)
     result = driver.run(row, library, alone=False, quick=True)
     complaints = judge(row, alone, result)
@@ -79,7 +79,6 @@ def test_nothing_is_let_in_that_the_server_alone_refuses(row: Row, driver: Drive
 
 
 def test_rows_are_distinct_and_say_what_must_happen() -> None:
-    """Names are what --only finds; each server has rows of both kinds."""
     everything = rows()
     assert len({row.name for row in everything}) == len(everything)
     assert {row.must for row in everything} <= set(MUST)
@@ -88,7 +87,6 @@ def test_rows_are_distinct_and_say_what_must_happen() -> None:
 
 
 def test_what_went_wrong_is_a_complaint() -> None:
-    """The judgement itself: an error, a session that resumed where it must not, one that did not where it must."""
     honest = next(row for row in rows() if row.case == RESUMES)
     strict = next(row for row in rows() if row.must == "not")
     full, resumed = Visit(resumed=False, answer="served"), Visit(resumed=True, answer="served")

@@ -67,7 +67,7 @@ def fleet(tmp_path: Path) -> Iterator[Fleet]:
 
 
 def test_replicas_resume_each_others_sessions(fleet: Fleet) -> None:
-    """There and back; and each says so itself. On a machine that is busy a look-up may be late."""
+    """In both directions, and each page reports it. A lookup may be late on a loaded machine."""
     session, answer = visit(fleet, 0, None)
     assert answer.endswith(b": full handshake\n")
     for replica in (1, 0):
@@ -76,7 +76,6 @@ def test_replicas_resume_each_others_sessions(fleet: Fleet) -> None:
 
 
 def test_a_replica_that_is_told_to_stop_serves_for_a_while(fleet: Fleet) -> None:
-    """Clients that were routed here before the change still need a response."""
     process = fleet.processes[0]
     process.send_signal(signal.SIGTERM)
     _, answer = visit(fleet, 0, None)

@@ -130,7 +130,6 @@ def embedded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Container]:
 
 
 def test_it_passes_the_check(embedded: Container) -> None:
-    """Every call works, from outside and from inside; health says so over plaintext."""
     target = embedded.target
     for done in (
         subprocess.run([sys.executable, "-m", "resumed_server", "check", target], capture_output=True, check=False),
@@ -141,7 +140,6 @@ def test_it_passes_the_check(embedded: Container) -> None:
 
 
 def test_it_has_no_privileges(embedded: Container) -> None:
-    """Not root, no capability in any set, no way to get one, system calls filtered."""
     status = dict(re.findall(r"^(\w+):\s+(.*)$", embedded.python("print(open('/proc/1/status').read())"), re.MULTILINE))
     assert status["Uid"].split() == [str(UID)] * 4
     assert {int(status[name], 16) for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")} == {0}
@@ -150,7 +148,6 @@ def test_it_has_no_privileges(embedded: Container) -> None:
 
 
 def test_it_can_write_to_its_volume_only(embedded: Container) -> None:
-    """The root is read-only; nothing in it belongs to the server either."""
     program = "import os; print([where for where, _, _ in os.walk('/', onerror=None) if os.access(where, os.W_OK)])"
     writable = embedded.python(program)
     assert {where for where in re.findall(r"'(.*?)'", writable) if not where.startswith(("/proc", "/sys", "/dev"))} == {
@@ -164,7 +161,6 @@ def test_it_needs_no_shell(embedded: Container) -> None:
 
 
 def test_metrics_are_there(embedded: Container) -> None:
-    """Where the manifests expect them."""
     program = (
         f"import urllib.request as r; print(r.urlopen('http://{embedded.metrics_target}/metrics').read().decode())"
     )
@@ -172,7 +168,6 @@ def test_metrics_are_there(embedded: Container) -> None:
 
 
 def test_it_stops_in_time(tmp_path: Path) -> None:
-    """Drained, by itself, with exit status 0; its sessions are there again when it comes back."""
     sessions = like_an_empty_dir(tmp_path / "sessions")
     volume = "--volume", f"{sessions}:/var/lib/resumed"
     with running(*volume, RESUMED_STORAGE="lmdb:///var/lib/resumed") as container:
@@ -184,7 +179,7 @@ def test_it_stops_in_time(tmp_path: Path) -> None:
 
 
 def test_mutual_tls_before_a_valkey_with_nothing_writable(tmp_path: Path) -> None:
-    """As the replicas of the manifests: certificates from Secrets, sessions elsewhere, no volume to write to."""
+    """Like the replicas of the manifests: certificates from Secrets, sessions elsewhere, no writable volume."""
     authority = Authority()
     (tmp_path / "tls").mkdir()
     Files(tmp_path / "tls").write(authority.server(), client_ca=authority.pem)
@@ -217,14 +212,13 @@ def test_every_command_has_what_it_needs(embedded: Container) -> None:
 
 
 def test_it_weighs_at_most_60_megabytes_over_its_base() -> None:
-    """Unpacked; its layers are the dependencies, resumed, and the SBOM."""
     _, *own = image.layers()
     assert len(own) == 3
     assert sum(layer.bytes for layer in own) <= MOST_MEGABYTES * 1e6
 
 
 def test_the_sbom_lists_what_is_in_the_image() -> None:
-    """Each distribution with version and licence (protobuf's own metadata has none), and nothing of the build's."""
+    """Each distribution has a version and a licence (protobuf's metadata has none), without packages of the build."""
     _, dependencies, own, sbom = image.layers()
     listed = json.loads(_file(sbom, "usr/share/sbom/resumed.cdx.json"))
     assert listed["bomFormat"] == "CycloneDX"
@@ -237,7 +231,6 @@ def test_the_sbom_lists_what_is_in_the_image() -> None:
 
 
 def test_it_says_what_it_is() -> None:
-    """User, entry point, ports and labels are in its configuration."""
     config = json.loads(subprocess.check_output(["buildah", *image.STORAGE, "inspect", image.NAME]))["OCIv1"]["config"]
     assert config["User"] == f"{UID}:{UID}"
     assert (config["Entrypoint"], config["Cmd"]) == (["python3", "-m", "resumed_server"], ["serve"])

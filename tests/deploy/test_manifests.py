@@ -258,7 +258,6 @@ REFUSED = [
 
 
 def test_every_value_is_described_and_has_its_effect_tested() -> None:
-    """Values, schema and the list above name the same."""
     schema = json.loads((CHART / "values.schema.json").read_text())
     described = dict(leaves(schema))
     del described["global"]
@@ -278,7 +277,6 @@ def test_value(path: str, value: Any, look: Callable[[list[Object]], Any], seen:
 
 @pytest.mark.parametrize("path", [path for path, *_ in EFFECTS])
 def test_a_value_of_another_type_is_refused(path: str) -> None:
-    """The schema says so, before anything is rendered."""
     values: Object = {}
     put(values, path, [[]])
     with pytest.raises(Refused, match=re.escape(f"at '/{path.replace('.', '/')}")):
@@ -290,7 +288,7 @@ def test_a_value_of_another_type_is_refused(path: str) -> None:
     [("embedded.capacity", "1GB"), ("server.maxTtl", "90"), ("namespaceLimits.bytes", "64"), ("server.workers", 0)],
 )
 def test_what_the_server_would_refuse_the_chart_refuses(path: str, value: Any) -> None:
-    """Or its pods would not start."""
+    """Otherwise the pods would not start."""
     values: Object = {}
     put(values, path, value)
     with pytest.raises(Refused, match=re.escape(f"at '/{path.replace('.', '/')}")):
@@ -307,7 +305,6 @@ LEFT_OUT = {
 
 
 def test_every_setting_of_the_server_is_the_charts_or_left_out_for_a_reason() -> None:
-    """One that is new has to be added to either."""
     told = {
         name.removeprefix("RESUMED_").lower()
         for values in ({}, EVERYTHING, {"tls": {"enabled": False}})
@@ -319,7 +316,6 @@ def test_every_setting_of_the_server_is_the_charts_or_left_out_for_a_reason() ->
 
 
 def test_a_misspelt_value_is_refused() -> None:
-    """At the top, and below."""
     with pytest.raises(Refused, match="additional properties 'engin' not allowed"):
         rendered({"engin": "redis"})
     with pytest.raises(Refused, match="additional properties 'drain' not allowed"):
@@ -328,13 +324,11 @@ def test_a_misspelt_value_is_refused() -> None:
 
 @pytest.mark.parametrize(("values", "message"), REFUSED, ids=[message.partition(":")[0] for _, message in REFUSED])
 def test_contradiction_is_refused(values: Object, message: str) -> None:
-    """With what to do about it."""
     with pytest.raises(Refused, match=f"\n{re.escape(message)}"):
         rendered(values)
 
 
 def test_every_refusal_of_the_chart_is_tested() -> None:
-    """The chart has as many as the list above, and tells all at once."""
     written = (CHART / "templates/refused.yaml").read_text()
     told = re.findall(r'append \$problems \(?(?:printf )?"([^;"]*)', written)
     tested = [message for _, message in REFUSED]
@@ -346,7 +340,6 @@ def test_every_refusal_of_the_chart_is_tested() -> None:
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_all_objects_are_valid_in(version: str) -> None:
-    """Those of the chart with little and with everything, those of kustomize, those of the example."""
     objects = [each for values in ({}, REDIS, EVERYTHING) for each in rendered(values)]
     objects += [each for tree in TREES for each in kustomized(tree)]
     objects += [each for component in ("cert-manager", "monitoring") for each in resources(component)]
@@ -355,7 +348,6 @@ def test_all_objects_are_valid_in(version: str) -> None:
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_what_kubernetes_does_not_know_is_refused_in(version: str) -> None:
-    """Unknown kinds, fields and types, of custom resources as well."""
     service = of(rendered({}), "Service")
     assert problems(service | {"kind": "Servise"}, version)
     assert problems(service | {"apiVersion": "v2"}, version)
@@ -368,7 +360,7 @@ def test_what_kubernetes_does_not_know_is_refused_in(version: str) -> None:
 
 @pytest.mark.parametrize("values", [{}, EVERYTHING, {"embedded": {"persistence": {"size": ""}}}])
 def test_pods_meet_the_restricted_standard(values: Object) -> None:
-    """https://kubernetes.io/docs/concepts/security/pod-security-standards/, and a root that nothing can write to."""
+    """https://kubernetes.io/docs/concepts/security/pod-security-standards/, with a read-only root."""
     for objects in (rendered(values), kustomized("frontend")):
         template = pod(objects)["spec"]
         assert template["securityContext"]["runAsNonRoot"]
@@ -389,7 +381,7 @@ def test_pods_meet_the_restricted_standard(values: Object) -> None:
 
 @pytest.mark.parametrize("drain", [0, 20, 3600])
 def test_a_pod_has_longer_than_its_drain(drain: int) -> None:
-    """The drain, 10 s for the calls under way, and something to spare."""
+    """The drain, 10 s for the calls in flight, and a margin."""
     objects = rendered({"server": {"shutdownDelaySeconds": drain}})
     assert pod(objects)["spec"]["terminationGracePeriodSeconds"] >= drain + 12
 
@@ -401,26 +393,24 @@ def test_the_embedded_engine_is_one_pod() -> None:
 
 
 def test_a_store_without_persistence_is_gone_with_its_pod() -> None:
-    """It has an emptyDir."""
     objects = rendered({"embedded": {"persistence": {"size": ""}}})
     assert "emptyDir" in mounts(objects)["/var/lib/resumed"]
     assert "volumeClaimTemplates" not in of(objects, "StatefulSet")["spec"]
 
 
 def test_an_autoscaler_has_the_replicas_to_itself() -> None:
-    """Each upgrade would set them back."""
+    """Otherwise each upgrade would reset their number."""
     assert "replicas" not in of(rendered(SCALED), "Deployment")["spec"]
 
 
 def test_pod_labels_cannot_take_a_pod_from_its_service() -> None:
-    """The labels that it is selected by win."""
+    """The labels of the selector take precedence."""
     objects = rendered({"podLabels": {"app.kubernetes.io/name": "other"}})
     assert of(objects, "Service")["spec"]["selector"].items() <= pod(objects)["metadata"]["labels"].items()
 
 
 @pytest.mark.parametrize("values", [{}, REDIS | {"grants": "[[grant]]\n"}, {"tls": {"enabled": False}}])
 def test_the_server_takes_its_settings(values: Object, tmp_path: Path) -> None:
-    """`resumed serve --check` accepts the pods' environment."""
     authority = Authority()
     for directory in ("tls", "grants"):
         (tmp_path / directory).mkdir()
@@ -439,7 +429,6 @@ def test_the_server_takes_its_settings(values: Object, tmp_path: Path) -> None:
 
 
 def test_the_chart_is_of_this_version() -> None:
-    """Image tag and chart follow the project's version."""
     version = re.search(r'^version = "(.*)"$', (TREE / "pyproject.toml").read_text(), re.MULTILINE)
     chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
     assert version
@@ -448,7 +437,7 @@ def test_the_chart_is_of_this_version() -> None:
 
 
 def test_the_kustomize_tree_is_what_the_chart_renders() -> None:
-    """Or `make manifests` was forgotten."""
+    """Run `make manifests` after a change of the chart."""
     spec = importlib.util.spec_from_file_location("render", MANIFESTS / "render.py")
     assert spec
     assert spec.loader
@@ -460,7 +449,7 @@ def test_the_kustomize_tree_is_what_the_chart_renders() -> None:
 
 @pytest.mark.parametrize("engine", ["embedded", "valkey"])
 def test_overlay_and_chart_are_the_same(engine: str) -> None:
-    """But for the labels of Helm."""
+    """Except for the labels of Helm."""
     values = {
         name: value
         for path in ("common", engine)
@@ -475,7 +464,6 @@ def test_overlay_and_chart_are_the_same(engine: str) -> None:
 
 
 def test_an_overlay_with_all_components(tmp_path: Path) -> None:
-    """As a user would write it."""
     shutil.copytree(MANIFESTS / "kustomize", tmp_path / "kustomize")
     (tmp_path / "kustomization.yaml").write_text(
         "resources: [kustomize/overlays/valkey]\n"
@@ -488,7 +476,6 @@ def test_an_overlay_with_all_components(tmp_path: Path) -> None:
 
 
 def test_the_frontend_gets_in() -> None:
-    """Its label matches the NetworkPolicy, its identity the grants, its target the Service."""
     frontend, store = kustomized("frontend"), kustomized("kustomize/overlays/valkey")
     (peer,) = policy(store)["ingress"][0]["from"]
     assert peer["podSelector"]["matchLabels"].items() <= pod(frontend)["metadata"]["labels"].items()
@@ -502,13 +489,12 @@ def test_the_frontend_gets_in() -> None:
 
 
 def test_the_alerts_are_those_of_prometheus() -> None:
-    """The ones that `make monitoring` tests, nothing of them taken for a template of Helm's."""
+    """The ones that `make monitoring` tests, without a Helm template in them."""
     alerts = yaml.safe_load((TREE / "deploy/prometheus/alerts.yaml").read_text())
     assert of(rendered(MONITORED), "PrometheusRule")["spec"] == alerts
 
 
 def test_helm_lints_it() -> None:
-    """Strictly, with little and with everything."""
     for values in ({}, EVERYTHING):
         subprocess.run(
             [HELM, "lint", "--strict", CHART, "--values", "-"], input=yaml.safe_dump(values), text=True, check=True

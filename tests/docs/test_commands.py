@@ -38,7 +38,6 @@ _PYTHON = r"(?:[A-Z_]+=\S+ )*(?:\.venv/bin/)?python3?"
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("page", [page for page in PAGES if ALL[page]], ids=str)
 def test_every_command_works(page: Path, stage: Stage, tmp_path: Path) -> None:
-    """In the page's order, and in one directory."""
     directory = tmp_path / "page"
     shutil.copytree(stage.directory, directory)
     problems, functions = [], {}
@@ -56,7 +55,7 @@ def test_every_command_works(page: Path, stage: Stage, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=str)
 def test_every_block_says_what_it_is(page: Path) -> None:
-    """Or a command that is not taken for one would go untested."""
+    """Otherwise a command in an unlabelled block would go untested."""
     unknown = [
         f"{block.where}: {block.lines[0]}"
         for block in blocks(page)
@@ -66,7 +65,6 @@ def test_every_block_says_what_it_is(page: Path) -> None:
 
 
 def test_the_tables_have_nothing_that_no_page_has() -> None:
-    """Entries go with the command that they are about."""
     texts = [command.text for page in ALL.values() for command in page]
     heads = [block.lines[0] for page in PAGES for block in blocks(page)]
     assert not [key for key in ELSEWHERE if not any(map(re.compile(re.escape(key)).match, map(_bare, texts)))]

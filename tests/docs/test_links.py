@@ -55,14 +55,12 @@ def anchors(page: Path) -> set[str]:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(TREE)))
 def test_every_link_leads_somewhere(page: Path) -> None:
-    """The file is there, and the heading in it."""
     for target, anchor in links(page):
         assert target.exists(), f"{target} is not there"
         assert not anchor or anchor in anchors(target), f"{target} has no heading #{anchor}"
 
 
 def test_every_document_can_be_reached_from_the_readme() -> None:
-    """By links, however many."""
     reached, at_hand = {TREE / "README.md"}, [TREE / "README.md"]
     while at_hand:
         new = {target for target, _ in links(at_hand.pop()) if target in PAGES} - reached

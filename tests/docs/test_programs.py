@@ -25,7 +25,6 @@ QUICK_START = next(block for block in PYTHON if block.page == README)
     "block", [block for block in PYTHON if block is not QUICK_START], ids=lambda block: block.where
 )
 def test_every_program_runs(block: Block, stage: Stage, tmp_path: Path) -> None:
-    """With a real store, keyring and certificate."""
     directory = tmp_path / "here"
     shutil.copytree(stage.directory, directory)
     before, given = next((found for head, found in PROGRAMS.items() if block.lines[0].startswith(head)), ("", {}))
@@ -38,5 +37,4 @@ def test_every_program_runs(block: Block, stage: Stage, tmp_path: Path) -> None:
 
 
 def test_the_table_has_nothing_that_no_page_has() -> None:
-    """Entries go with the program that they are about."""
     assert not [head for head in PROGRAMS if not any(block.lines[0].startswith(head) for block in PYTHON)]

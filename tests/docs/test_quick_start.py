@@ -18,7 +18,6 @@ ON_A_NEW_MACHINE = re.compile(r"sudo apt-get|git clone|make demo|\. \.venv")
 
 
 def test_two_processes_resume(tmp_path: Path) -> None:
-    """As they stand there, but for ports and patience."""
     said = {}
     environment = {"HOME": str(tmp_path), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     shell = Shell(["bash"], cwd=tmp_path, env=environment)

@@ -20,7 +20,6 @@ def test_the_configuration_reference_is_current(wanted: str) -> None:
 
 
 def test_every_option_says_what_it_is_for(wanted: str) -> None:
-    """No row of a table, but those of values that are Kubernetes' own, lacks its meaning."""
     rows = [line for line in wanted.splitlines() if line.startswith("| `")]
     assert len(rows) > 150
     ours = re.compile(r"`(tls\.certManager\.issuer\.\w+|nodeSelector|tolerations|affinity|priorityClassName)`")
@@ -28,7 +27,6 @@ def test_every_option_says_what_it_is_for(wanted: str) -> None:
 
 
 def test_the_preloaded_library_reads_the_variables_of_its_table() -> None:
-    """It reads all of them, and no other."""
     code = (TREE / "client/c/preload/src/environment.rs").read_text(encoding="utf-8").partition("#[cfg(test)]")[0]
     read = set(re.findall(r'(?:get|number|flag|choice|required)\("([A-Z_]+)"', code))
     names = re.findall(r"`(?:RESUMED)?_([A-Z_]+)`", "".join(line.split("|")[1] for line in preload_table()[2:]))

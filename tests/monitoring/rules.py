@@ -15,7 +15,6 @@ GRAFANA = ROOT / "deploy/grafana"
 
 @pytest.mark.parametrize("arguments", [("check", "rules", "alerts.yaml"), ("test", "rules", "alerts.test.yaml")])
 def test_promtool_finds_nothing_wrong(arguments: tuple[str, ...]) -> None:
-    """The rules make sense, and each alert fires when it should and not otherwise."""
     done = subprocess.run(["promtool", *arguments], cwd=RULES, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 

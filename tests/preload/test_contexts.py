@@ -40,7 +40,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_two_listens_with_different_certificates_share_no_session(
     target: str, files: Path, version: ssl.TLSVersion, more: dict[str, str]
 ) -> None:
-    """Each resumes its own sessions, also in another nginx, and none of the other's (CVE-2014-3616)."""
+    """CVE-2014-3616."""
     environment = settings(target, f"listens-{len(more)}", files / "fleet.keys", deadline="5", **more)
     ports, context = [free_port(), free_port()], client_context(version)
 
@@ -65,7 +65,7 @@ def test_two_listens_with_different_certificates_share_no_session(
 def test_stunnel_lets_nobody_in_without_a_certificate(
     target: str, files: Path, version: ssl.TLSVersion, settled: dict[str, str]
 ) -> None:
-    """A service chosen by name that verifies clients is offered the session of a public nginx for its name."""
+    """A service that verifies clients receives the session of a public nginx for its name."""
     environment = settings(target, f"stunnel-{len(settled)}", files / "fleet.keys", deadline="5", **MIXED, **settled)
     slave = (
         f"[private]\nsni = tls:other.example\ncert = {files / 'certificate.pem'}\nkey = {files / 'certificate.pem'}\n"
@@ -89,7 +89,7 @@ def test_stunnel_lets_nobody_in_without_a_certificate(
 def test_a_certificate_for_one_location_of_apache_proves_nothing_elsewhere(
     target: str, files: Path, version: ssl.TLSVersion
 ) -> None:
-    """Renegotiation (TLS 1.2), post-handshake authentication (TLS 1.3): the connection asks nothing at first."""
+    """Renegotiation (TLS 1.2) and post-handshake authentication (TLS 1.3) request the certificate later."""
     more = (
         f"SSLCACertificateFile {files / 'ca.pem'}\n<Location /private>\nSSLVerifyClient require\n"
         "SSLOptions +StdEnvVars\n</Location>"

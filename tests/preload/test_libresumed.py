@@ -79,7 +79,6 @@ def serving(program: Path, files: Path, target: str, *flags: str) -> Iterator[in
 def test_an_example_built_with_pkg_config_resumes_in_another_process(
     program: Path, files: Path, target: str, version: ssl.TLSVersion
 ) -> None:
-    """Header, pkg-config file and shared library are installed where a compiler and a loader find them."""
     client = Client(version)
     with serving(program, files, target) as one, serving(program, files, target) as other:
         visit = client.visit(one)
@@ -90,7 +89,6 @@ def test_an_example_built_with_pkg_config_resumes_in_another_process(
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_a_session_of_single_use_resumes_once(program: Path, files: Path, target: str, version: ssl.TLSVersion) -> None:
-    """`single_use` takes a session out of the whole fleet."""
     client = Client(version)
     with (
         serving(program, files, target, "--single-use") as one,
@@ -115,7 +113,6 @@ def test_a_session_of_single_use_resumes_once(program: Path, files: Path, target
 def test_an_option_that_is_wrong_is_named(
     program: Path, files: Path, target: str, wrong: dict[str, str], complaint: str
 ) -> None:
-    """resumed_install() returns one line with the error, and the name of a file."""
     readable = files / "open.keys"
     readable.write_bytes((files / "fleet.keys").read_bytes())
     readable.chmod(0o644)

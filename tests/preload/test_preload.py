@@ -112,7 +112,6 @@ def python(certificate: Path, *options: str, environment: Mapping[str, str] | No
 def test_any_server_resumes_what_any_other_negotiated(
     target: str, certificate: Path, keyring: Path, version: ssl.TLSVersion, mirror: str
 ) -> None:
-    """Two each of all servers, mixed: every connection but the first resumes."""
     environment = settings(target, f"all-{version}-{mirror.lower()}", keyring, mirror=mirror, deadline="5", **MIXED)
     with ExitStack() as stack:
         ports = [
@@ -126,7 +125,7 @@ def test_any_server_resumes_what_any_other_negotiated(
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_without_the_library_none_does(certificate: Path, version: ssl.TLSVersion) -> None:
-    """The servers' own caches and tickets know nothing of each other."""
+    """The servers' own caches and tickets are separate."""
     with ExitStack() as stack:
         ports = [stack.enter_context(serving(name, certificate)).port for name in INSTALLED for _ in range(2)]
         assert resumption(ports, version) == 0.0
@@ -153,7 +152,6 @@ def test_python_frontends_are_of_the_fleet(
 def test_a_python_server_can_stay_as_it_is_too(
     target: str, certificate: Path, keyring: Path, version: ssl.TLSVersion
 ) -> None:
-    """Where the `ssl` module links a shared libssl; two of them and nginx resume each other's sessions."""
     environment = settings(target, "unmodified", keyring, mirror="64MiB", deadline="5", **MIXED)
     with (
         python(certificate, environment=environment) as one,
@@ -165,7 +163,6 @@ def test_a_python_server_can_stay_as_it_is_too(
 
 @pytest.mark.parametrize("name", INSTALLED)
 def test_a_server_without_a_store_makes_full_handshakes(certificate: Path, keyring: Path, name: str) -> None:
-    """A store that cannot be reached costs resumption, and nothing else."""
     environment = settings("127.0.0.1:1", "down", keyring)
     with serving(name, certificate, environment) as server:
         for version in VERSIONS:
@@ -174,7 +171,6 @@ def test_a_server_without_a_store_makes_full_handshakes(certificate: Path, keyri
 
 @pytest.mark.parametrize("name", INSTALLED)
 def test_a_wrong_setting_is_named_and_the_server_serves(certificate: Path, keyring: Path, name: str) -> None:
-    """The server's error log contains the reason."""
     environment = settings("127.0.0.1:1", "Not a namespace", keyring)
     with serving(name, certificate, environment) as server:
         visit(client_context(VERSIONS[0]), server.port, None)
@@ -186,7 +182,7 @@ def test_a_wrong_setting_is_named_and_the_server_serves(certificate: Path, keyri
 def test_a_session_resumes_only_for_its_server_name(
     target: str, certificate: Path, keyring: Path, version: ssl.TLSVersion, name: str
 ) -> None:
-    """A session of one virtual host is none of another (RFC 6066 section 3)."""
+    """RFC 6066 section 3."""
     if not shares(name, version):
         pytest.skip("its sessions are not shared")
     context = client_context(version)
@@ -198,7 +194,6 @@ def test_a_session_resumes_only_for_its_server_name(
 
 
 def test_workers_begin_anew_after_a_reload(target: str, certificate: Path, keyring: Path) -> None:
-    """Sessions from before nginx reloads its configuration resume in the new workers."""
     context = client_context(ssl.TLSVersion.TLSv1_3)
     with serving("nginx", certificate, settings(target, "reload", keyring, deadline="5"), workers=1) as server:
         _, session = visit(context, server.port, None)
@@ -240,7 +235,6 @@ def test_contexts_that_ask_for_certificates_have_their_own_namespace_or_none(
 def test_resumption_stays_off_where_the_server_switched_it_off(
     target: str, certificate: Path, keyring: Path, *, name: str, more: str, version: ssl.TLSVersion
 ) -> None:
-    """The log says so, in one line; with a cache of the server's own, sessions are shared."""
     cache = {"nginx": "ssl_session_tickets off; ssl_session_cache shared:x:1m;", "apache": "SSLSessionTickets off"}[
         name
     ]
@@ -261,7 +255,6 @@ def test_resumption_stays_off_where_the_server_switched_it_off(
 def test_a_session_lives_for_the_shorter_of_the_servers_timeout_and_the_lifetime(
     target: str, certificate: Path, keyring: Path, *, more: str, lifetime: str, seconds: int
 ) -> None:
-    """As nginx says in its tickets."""
     environment = settings(target, f"timeout-{seconds}", keyring, deadline="5", lifetime=lifetime)
     with serving("nginx", certificate, environment, more=more, workers=1) as server:
         _, session = visit(client_context(ssl.TLSVersion.TLSv1_3), server.port, None)

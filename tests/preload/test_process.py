@@ -66,7 +66,7 @@ def keyring(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("own", [False, True], ids=["RESUMED_LOG", "error log"])
 def test_a_full_disk_ends_no_worker(target: str, certificate: Path, keyring: Path, own: bool) -> None:
-    """The keyring is rotated under nginx, which would be logged."""
+    """The library would log the rotation of the keyring."""
     environment = settings(target, "full", keyring, deadline="5", **({} if own else {"log": "/dev/full"}))
     context = client_context(VERSIONS[1])
     with serving("nginx", certificate, environment, workers=1, log="/dev/full" if own else "") as server:
@@ -81,7 +81,7 @@ def test_a_full_disk_ends_no_worker(target: str, certificate: Path, keyring: Pat
 
 
 def test_a_socket_gets_no_log_line(certificate: Path, keyring: Path) -> None:
-    """Standard error of servers that inetd starts is their client's connection."""
+    """Under inetd, standard error is the connection of the client."""
     environment = {**os.environ, **settings("127.0.0.1:1", "Not a namespace", keyring)}
     command = [sys.executable, "-c", ACCEPTS, str(certificate)]
     said = subprocess.run(command, check=True, env=environment, capture_output=True, text=True).stderr
@@ -94,7 +94,6 @@ def test_a_socket_gets_no_log_line(certificate: Path, keyring: Path) -> None:
 
 
 def test_a_log_file_gets_the_lines_instead(certificate: Path, keyring: Path, tmp_path: Path) -> None:
-    """RESUMED_LOG names it, and they are appended."""
     log = tmp_path / "resumed.log"
     log.write_text("before\n", encoding="ascii")
     environment = {**os.environ, **settings("127.0.0.1:1", "Not a namespace", keyring, log=str(log))}
@@ -110,7 +109,7 @@ def test_a_log_file_gets_the_lines_instead(certificate: Path, keyring: Path, tmp
 def test_a_file_that_standard_error_has_become_is_written_only_for_appending(
     certificate: Path, keyring: Path, tmp_path: Path, opened: str
 ) -> None:
-    """A daemon that closed standard error gets its number with the next file that it opens: a database, say."""
+    """A daemon that closed standard error reuses its descriptor for the next file, for example a database."""
     late = tmp_path / "late"
     reopen = f"import os; late = open({str(late)!r}, {opened!r}); os.dup2(late.fileno(), 2)\n"
     environment = {**os.environ, **settings("127.0.0.1:1", "Not a namespace", keyring)}

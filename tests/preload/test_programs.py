@@ -113,7 +113,7 @@ class Client(ftplib.FTP_TLS):
 @pytest.mark.skipif(os.getuid() != 0 or not shutil.which("proftpd"), reason="needs root, and Debian's proftpd")
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
 def test_proftpd_lists_directories(environment: Mapping[str, str], tmp_path: Path, version: ssl.TLSVersion) -> None:
-    """It changes between users, which a further thread would break."""
+    """ProFTPD changes its user, which would fail with an additional thread."""
     directory = tmp_path / "ftp"
     directory.mkdir()
     directory.chmod(0o755)
@@ -180,7 +180,7 @@ def database(certificate: Path) -> Iterator[int]:
 
 @pytest.mark.skipif(not OPENSSL_1_1.exists(), reason="needs psycopg2-binary: make preload-test")
 def test_a_program_with_openssl_1_1_keeps_it(environment: Mapping[str, str], tmp_path: Path) -> None:
-    """The preloaded functions have OpenSSL 3's symbol version."""
+    """The preloaded functions have the symbol version of OpenSSL 3."""
     certificate = tmp_path / "certificate.pem"
     certificate.write_bytes(CA.issue_cert("localhost").private_key_and_cert_chain_pem.bytes())
     with database(certificate) as port:
@@ -190,7 +190,7 @@ def test_a_program_with_openssl_1_1_keeps_it(environment: Mapping[str, str], tmp
 
 
 def test_a_libssl_that_is_loaded_later_works(environment: Mapping[str, str], tmp_path: Path) -> None:
-    """A program opens it for itself (RTLD_LOCAL), and finds its functions by dlsym()."""
+    """The program loads it with RTLD_LOCAL, and finds its functions by dlsym()."""
     source, program = tmp_path / "loads.c", tmp_path / "loads"
     source.write_text(LOADS, encoding="ascii")
     subprocess.run(["cc", source, "-o", program, "-ldl"], check=True)
@@ -203,7 +203,7 @@ def test_a_libssl_that_is_loaded_later_works(environment: Mapping[str, str], tmp
 def test_a_connection_is_checked_whatever_the_program_sets_for_it(
     environment: Mapping[str, str], tmp_path: Path
 ) -> None:
-    """preloaded.c sets info callbacks within the handshake, and id contexts for each connection."""
+    """preloaded.c sets info callbacks during the handshake, and id contexts on each connection."""
     paths = [tmp_path / name for name in ("one.pem", "other.pem")]
     for path, names in zip(paths, (("localhost",), ("localhost", "other.example")), strict=True):
         path.write_bytes(CA.issue_cert(*names).private_key_and_cert_chain_pem.bytes())

@@ -73,7 +73,7 @@ def certified(version: ssl.TLSVersion, authority: trustme.CA) -> ssl.SSLContext:
 def test_who_proved_himself_to_one_authority_has_proved_nothing_to_another(
     target: str, files: Path, name: str, version: ssl.TLSVersion
 ) -> None:
-    """Two ports of one name ask for certificates of two authorities; see CVE-2025-23048 and CVE-2025-23419."""
+    """Two ports of one name require certificates of two authorities (CVE-2025-23048, CVE-2025-23419)."""
     verified = f"verified-{name}"
     environment = settings(target, "public", files / "fleet.keys", deadline="5", verified_namespace=verified, **MIXED)
     port = free_port()
@@ -118,7 +118,6 @@ def test_a_host_that_is_chosen_by_name_trusts_no_session_that_the_first_host_acc
 def test_hosts_of_one_port_resume_their_own_sessions_only(
     target: str, files: Path, name: str, version: ssl.TLSVersion
 ) -> None:
-    """Each name has a context, whose sessions resume at another server and in no other context."""
     environment = settings(target, f"names-{name}", files / "fleet.keys", deadline="5", **MIXED)
     ports = [free_port(), free_port()]
     context = client_context(version)
@@ -143,7 +142,6 @@ def test_hosts_of_one_port_resume_their_own_sessions_only(
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_worker_that_crashes_takes_no_session_with_it(target: str, files: Path, name: str) -> None:
-    """Sessions of a killed worker resume in its replacement."""
     context = client_context(ssl.TLSVersion.TLSv1_3)
     environment = settings(target, f"crash-{name}", files / "fleet.keys", deadline="5", puts="wait")
     with serving(name, files / "certificate.pem", environment, workers=1) as server:
@@ -157,7 +155,6 @@ def test_a_worker_that_crashes_takes_no_session_with_it(target: str, files: Path
 
 @pytest.mark.parametrize("name", RELOADED)
 def test_sessions_survive_graceful_reloads(target: str, files: Path, name: str) -> None:
-    """Sessions from before the first of five reloads resume after each."""
     context = client_context(ssl.TLSVersion.TLSv1_2)
     environment = settings(target, f"reloads-{name}", files / "fleet.keys", deadline="5", puts="wait")
     with serving(name, files / "certificate.pem", environment, workers=1) as server:

@@ -25,7 +25,6 @@ def pinned(lock: Path) -> list[Requirement]:
 
 @pytest.mark.parametrize("name", LOCKS)
 def test_everything_is_pinned_by_hash_and_from_no_particular_index(name: str) -> None:
-    """Each pin has a hash below it, and nothing else is in the file."""
     lines = [
         line for line in LOCKS[name].read_text().splitlines() if line.strip() and not line.lstrip().startswith("#")
     ]
@@ -39,7 +38,7 @@ def test_everything_is_pinned_by_hash_and_from_no_particular_index(name: str) ->
 
 @pytest.mark.parametrize("name", LOCKS)
 def test_what_is_asked_for_is_pinned(name: str) -> None:
-    """Or `make lock` was forgotten after a change of pyproject.toml."""
+    """Run `make lock` after a change of pyproject.toml."""
     project = tomllib.loads((TREE / "pyproject.toml").read_text())
     extras = project["project"]["optional-dependencies"]
     asked = {

@@ -54,7 +54,7 @@ def metrics() -> set[str]:
 
 
 def test_alerts_and_dashboards_ask_for_metrics_that_there_are() -> None:
-    """A name that is misspelt would never fire."""
+    """An alert on a misspelt metric would never fire."""
     there = metrics()
     queries = re.findall(r"expr: (.*?)\n +(?:for|labels)", ALERTS, re.DOTALL)
     queries += [file.read_text() for file in (ROOT / "deploy/grafana").glob("*.json")]
@@ -64,7 +64,6 @@ def test_alerts_and_dashboards_ask_for_metrics_that_there_are() -> None:
 
 
 def test_every_alert_has_a_runbook_and_a_test() -> None:
-    """Under its own heading, which its annotation names."""
     headings = re.findall(r"^### (\w+)$", RUNBOOK, re.MULTILINE)
     links = re.findall(r"runbook_url: \S+operations\.md#(\w+)", ALERTS)
     assert headings == NAMES
@@ -73,14 +72,13 @@ def test_every_alert_has_a_runbook_and_a_test() -> None:
 
 
 def test_every_metric_is_documented() -> None:
-    """In the tables of the pages for those who run stores and frontends."""
     documented = RUNBOOK + (ROOT / "docs/frontends.md").read_text()
     series = {re.sub(r"_(bucket|count|sum)$", "", name) for name in metrics()}
     assert {name for name in series if f"`{name}" not in documented} == set()
 
 
 def test_a_frontend_shows_every_reason_before_it_occurs() -> None:
-    """Prometheus sees no rise in a series that begins with its first."""
+    """Prometheus sees no increase in a series that begins with its first event."""
     registry = CollectorRegistry()
     resumed.prometheus.export(cast("Installation", Idle()), registry)
     text = generate_latest(registry).decode()

@@ -42,13 +42,12 @@ def names(path: Path) -> set[str]:
 
 
 def test_there_are_threats() -> None:
-    """Or the tables are not read as they are written."""
+    """This fails if the tables of the page cannot be parsed."""
     assert len(threats()) > 40
 
 
 @pytest.mark.parametrize("row", threats(), ids=lambda row: row[0][:60])
 def test_every_threat_has_a_test(row: list[str]) -> None:
-    """A row says what stands against the threat, and names tests that exist."""
     _, defence, tests = row
     assert defence
     named = re.findall(r"`([^`]+?)::([^`]+)`", tests)

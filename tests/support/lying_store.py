@@ -49,10 +49,10 @@ class LyingEngine(WrapperEngine):
         """Return the first session that was stored under a key, if any."""
         return next((each for each in self.given if each[:2] == (namespace, key)), None)
 
-    def put(self, namespace: str, key: bytes, value: bytes, ttl: float, issued: float | None = None) -> float:
+    def put(self, namespace: str, key: bytes, value: bytes, ttl: float, issued_at: float | None = None) -> float:
         """Store and record a session."""
         self.given.append(Given(namespace, key, value))
-        return super().put(namespace, key, value, ttl, issued)
+        return super().put(namespace, key, value, ttl, issued_at)
 
     def get(self, namespace: str, key: bytes) -> StoredSession | None:
         """Return a false answer."""

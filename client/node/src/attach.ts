@@ -45,8 +45,8 @@ export interface Options {
   /** Whether a session resumes once in the whole fleet (RFC 8446 section 8.1). */
   singleUse?: boolean;
   /**
-   * Which ids are looked up: `any`, the only choice. Node cannot choose session ids, so its own are not the fleet's sealed ones;
-   * the other frontends of the namespace need `any` as well to resume them.
+   * Which ids are looked up: `any`, the only choice. Node cannot choose session ids, so its own are not the fleet's sealed ones. To resume
+   * them, the other frontends of the namespace must look up every id as well.
    */
   ids?: "any";
   /**

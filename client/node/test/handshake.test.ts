@@ -319,13 +319,14 @@ onBothVersions("a limit that is used up is a miss and no outage", async (context
   assert.equal(refused.get, 0, "the store was not left alone");
   // A Batch that is refused in between begins another pause.
   const asked = (): boolean => refused.get > 0;
+  const [pause, recovery] = [800, 200_000]; // milliseconds until there are calls, and until all sessions are served
   for (let n = 0; n < 10 && !asked(); n++) {
-    tick += 800;
+    tick += pause + recovery;
     assert(!(await visit(port, version, session)).resumed);
   }
   assert.deepEqual([refused.get, sessions.breakerOpen], [1, false]);
   limited = false;
-  tick += 800;
+  tick += pause + recovery;
   assert(await sessions.flush(PATIENCE));
   assert((await visit(port, version, session)).resumed);
 });

@@ -79,6 +79,6 @@ def _event(change: storage.Change | storage.NamespacePurged) -> pb.WatchEvent:
     else:
         event.stored.key = change.key
         fill_response(event.stored, change.session)
-        if change.session.issued is not None:
-            write_time(event.stored.issue_time, change.session.issued)
+        if change.session.issued_at is not None:
+            write_time(event.stored.issue_time, change.session.issued_at)
     return event

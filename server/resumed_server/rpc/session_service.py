@@ -92,7 +92,7 @@ class SessionStoreService(SessionStoreServiceServicer):
             raise rejection
         ttl: storage.Outcome = None
         try:
-            ttl = self._engine.put(put.namespace, put.key, put.value, put.ttl, put.issued)
+            ttl = self._engine.put(put.namespace, put.key, put.value, put.ttl, put.issued_at)
         finally:
             self._release_unless_added(put, ttl)
         response = pb.PutResponse()

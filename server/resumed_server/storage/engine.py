@@ -62,7 +62,7 @@ class StoredSession:
 
     value: bytes
     ttl: float
-    issued: float | None = field(default=None, compare=False)
+    issued_at: float | None = field(default=None, compare=False)
     """The issue time in Unix seconds, which purges compare. None in the outcomes of operations."""
 
     def __repr__(self) -> str:
@@ -84,7 +84,7 @@ class Put:
     key: bytes
     value: bytes
     ttl: float
-    issued: float | None = None
+    issued_at: float | None = None
     """The issue time in Unix seconds. None, or a time ahead of the engine's clock, means now."""
 
 
@@ -177,8 +177,8 @@ class Engine(ABC):
     """Storage of sessions by namespace and key. Thread-safe. Every method may raise EngineUnavailable."""
 
     @abstractmethod
-    def put(self, namespace: str, key: bytes, value: bytes, ttl: float, issued: float | None = None) -> float:
-        """Store `value` for `ttl` seconds and return the remaining seconds; `issued` as in Put.
+    def put(self, namespace: str, key: bytes, value: bytes, ttl: float, issued_at: float | None = None) -> float:
+        """Store `value` for `ttl` seconds and return the remaining seconds; `issued_at` as in Put.
 
         Keys are write-once. If the key has the same value, the result is Kept and nothing changes, the expiry included.
         A session lives for at most a week from its issue; the result is 0.0, and nothing is stored, if that is over.

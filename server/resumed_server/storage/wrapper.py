@@ -26,9 +26,9 @@ class WrapperEngine(Engine):
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
-    def put(self, namespace: str, key: bytes, value: bytes, ttl: float, issued: float | None = None) -> float:
+    def put(self, namespace: str, key: bytes, value: bytes, ttl: float, issued_at: float | None = None) -> float:
         """See Engine."""
-        return self._engine.put(namespace, key, value, ttl, issued)
+        return self._engine.put(namespace, key, value, ttl, issued_at)
 
     def get(self, namespace: str, key: bytes) -> StoredSession | None:
         """See Engine."""

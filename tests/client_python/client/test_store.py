@@ -23,7 +23,7 @@ def target() -> Iterator[str]:
 
 @pytest.fixture
 def store(target: str) -> Iterator[SessionStore]:
-    """A real server, shared by all tests that do not harm it."""
+    """A client with a deadline that suits a loaded machine."""
     store = SessionStore(target, namespace="shop", deadline=10)
     yield store
     store.close()

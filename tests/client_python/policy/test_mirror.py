@@ -28,7 +28,7 @@ class Clock:
 
 
 def session(value: bytes = b"value", ttl: float = 100.0) -> StoredSession:
-    """Return a session that was stored."""
+    """Return a session as Watch reports it."""
     return StoredSession(value, ttl)
 
 

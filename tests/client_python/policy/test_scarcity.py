@@ -23,7 +23,7 @@ NEED = 80
 
 
 class Clock:
-    """A clock that a test moves by hand."""
+    """A clock that the simulation moves."""
 
     now = 1_000.0
 

@@ -54,7 +54,7 @@ ANSWER = HEAD + frame(DATA, 0, 1, message(b"answer")) + TAIL
 
 
 def failed(status: str, text: str, stream: int = 1) -> bytes:
-    """Record a call that failed."""
+    """Return the trailers of a call that failed."""
     return frame(HEADERS, END_HEADERS | END_STREAM, stream, block(("grpc-status", status), ("grpc-message", text)))
 
 

@@ -42,7 +42,7 @@ def server() -> Iterator[RunningServer]:
 
 @pytest.fixture
 def store(server: RunningServer) -> Iterator[SessionStore]:
-    """A real server, shared by all tests that do not harm it."""
+    """A namespace with three sessions, one of them an hour old."""
     with closing(SessionStore(server.target, namespace=os.urandom(8).hex(), deadline=PATIENCE)) as store:
         for key, age in zip(KEYS, (3_600.0, 0.0, 0.0), strict=True):
             store.put(key, b"value", 60.0, issued=time.time() - age)

@@ -185,7 +185,7 @@ def test_ctrl_c_leaves_nothing_behind(server: Server) -> None:
 
 
 def gone(group: int) -> bool:
-    """Return whether the session of `key` is missing and cannot be stored again."""
+    """Wait until a process group is empty."""
     end = time.monotonic() + 30
     with contextlib.suppress(ProcessLookupError):
         while time.monotonic() < end:

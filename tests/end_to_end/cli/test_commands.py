@@ -169,7 +169,7 @@ class TestGrantsCheck:
 
 
 def checked(target: str, *options: str) -> dict[str, Any]:
-    """Return the settings that `--check` prints."""
+    """Return the report of `resumed check --json`."""
     done = called("check", target, "--json", *options)
     report: dict[str, Any] = json.loads(done.stdout)
     assert done.returncode == (0 if report["ok"] else 1)

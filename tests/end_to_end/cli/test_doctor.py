@@ -38,7 +38,7 @@ def examined(*arguments: str) -> dict[str, dict[str, dict[str, Any]]]:
 
 @pytest.fixture(scope="module")
 def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[RunningServer, Path, str, str]]:
-    """Make a frontend of a namespace."""
+    """A server, a keyring and two frontends."""
     directory = tmp_path_factory.mktemp("fleet")
     keygen(str(directory / "keys"))
     with contextlib.ExitStack() as held:
@@ -146,8 +146,6 @@ class Machine:
 
 
 class Session:
-    """A session that a client offers: `issued` for lookups by the fleet, and possibly stored."""
-
     id, has_ticket = b"x" * 32, False
 
 

@@ -92,10 +92,7 @@ def transport(request: pytest.FixtureRequest) -> str:
 
 @contextlib.contextmanager
 def connected(server: RunningServer) -> Iterator[grpc.Channel]:
-    """Make a handshake, read the server's first gRPC frame, which follows its tickets, and close.
-
-    Returns whether `session` was resumed, and the session to resume next.
-    """
+    """Yield a new connection."""
     with grpc.insecure_channel(server.target, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
         yield channel
 

@@ -79,7 +79,7 @@ def answers(port: int) -> bool:
 
 
 def visit(client: Client, port: int, session: ssl.SSLSession | None = None) -> tuple[bool, ssl.SSLSession | None]:
-    """Return whether a client resumes, and its next session: with `tickets`, a new one each time."""
+    """Request a page; return whether the session resumed, and the next session."""
     with (
         socket.create_connection(("127.0.0.1", port), PATIENCE) as connection,
         client.context.wrap_socket(connection, server_hostname="localhost", session=session) as tls,

@@ -73,7 +73,7 @@ class Reactor(Frontend):
 
 @pytest.fixture
 def session(store: RunningServer, keyring: resumed.Keyring, client: Client) -> ssl.SSLSession | None:
-    """Return a session that was stored."""
+    """A session that a frontend of the other stack negotiated."""
     [session] = sessions_of(client, Frontend("ssl", store.target, keyring))
     return session
 

@@ -34,7 +34,7 @@ LIFETIME, WAIT, STEP = 160, 120, 20
 
 
 class Clock:
-    """A clock that a test moves by hand."""
+    """The clock of the operator and of all frontends, which a test moves forward."""
 
     def __init__(self) -> None:
         self.now = datetime(2026, 1, 1, tzinfo=timezone.utc)
@@ -119,7 +119,7 @@ class Fleet:
 
 @pytest.fixture
 def fleet(store: RunningServer, file: str, clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fleet:
-    """Make a frontend of a namespace."""
+    """A fleet whose frontends check their keyrings at each use instead of once a second."""
     monkeypatch.setattr("resumed._reload.CHECK_SECONDS", 0.0)
     return Fleet(store.target, file, clock, tmp_path)
 

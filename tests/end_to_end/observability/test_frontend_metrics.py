@@ -47,7 +47,7 @@ def other_process(store: RunningServer, keys: Path, tmp_path: Path) -> Iterator[
 
 
 def visit(client: Client, port: int, session: ssl.SSLSession | None = None) -> ssl.SSLSession:
-    """Return whether a client resumes, and its next session: with `tickets`, a new one each time."""
+    """Visit the other process; return one of its sessions after its Put."""
     with (
         socket.create_connection(("127.0.0.1", port)) as connection,
         client.context.wrap_socket(connection, server_hostname="localhost", session=session) as tls,

@@ -35,7 +35,6 @@ def server() -> Iterator[RunningServer]:
 
 @contextlib.contextmanager
 def store(server: RunningServer, namespace: str) -> Iterator[SessionStore]:
-    """A real server, shared by all tests that do not harm it."""
     with contextlib.closing(SessionStore(server.target, namespace=namespace, deadline=PATIENCE)) as store:
         yield store
 

@@ -69,7 +69,7 @@ class Scene:
         self.sealed = keyring.seal(self.store_key, self.encoded, 2**32)
 
     def ask(self, session_id: bytes) -> int | None:
-        """Run `resumed grants check` for one call."""
+        """Call the get callback as OpenSSL does, and free its result; return whether it was a session."""
         copy = ctypes.c_int(1)
         buffer = ctypes.create_string_buffer(session_id, max(len(session_id), 1))
         session: int | None = self.binding._on_get(0, ctypes.addressof(buffer), len(session_id), ctypes.addressof(copy))

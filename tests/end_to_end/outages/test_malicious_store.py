@@ -154,7 +154,7 @@ def mirror(request: pytest.FixtureRequest) -> bool:
 
 @pytest.fixture
 def fleet(fleets: Callable[[Stack, bool], Fleet], stack: Stack, mirror: bool) -> Iterator[Fleet]:
-    """Make a frontend of a namespace."""
+    """A fleet whose server is honest until a test changes it, in a namespace of its own."""
     fleet = fleets(stack, mirror)
     fleet.engine.given.clear()
     fleet.engine.lies = 0

@@ -71,7 +71,7 @@ def choose(frontend: Frontend, decide: Any) -> None:
 
 
 def served(client: Client, frontend: Frontend, session: ssl.SSLSession | None, host: str = HOSTS[0]) -> Visit | None:
-    """Return the bytes that a client reads; TLS 1.3 reports a rejected certificate only after the handshake."""
+    """Return the bytes that a client reads, or None if the server rejects it, in TLS 1.3 after the handshake."""
     with contextlib.suppress(OSError, AssertionError):
         return client.visit(frontend, session, host)
     return None
@@ -86,7 +86,7 @@ def with_certificate(client: Client, authority: trustme.CA = CA) -> Client:
 
 @pytest.fixture
 def fleet(stack: Stack, store: RunningServer, keyring: resumed.Keyring) -> Fleet:
-    """Make a frontend of a namespace."""
+    """A fleet of each stack."""
     return Fleet(stack, store, keyring)
 
 

@@ -455,7 +455,7 @@ NO_EXTENDED_MASTER_SECRET = 1  # SSL_OP_NO_EXTENDED_MASTER_SECRET
 
 
 class Clock:
-    """A clock that a test moves by hand."""
+    """The real time plus an offset."""
 
     ahead = 0.0
 

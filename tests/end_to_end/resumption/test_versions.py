@@ -37,7 +37,7 @@ def namespace() -> str:
 
 @pytest.fixture
 def fleet(targets: dict[str, str], keyring: resumed.Keyring, namespace: str) -> Callable[..., Any]:
-    """Make a frontend of a namespace."""
+    """Make a frontend of a namespace whose server has another version."""
 
     def frontend(kind: Any, stack: str, version: str, **options: Any) -> Any:
         return kind(stack, targets[version], keyring, namespace=namespace, **options)

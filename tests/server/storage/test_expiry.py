@@ -43,7 +43,7 @@ class Swept:
         return False
 
     def wait(self, pause: float) -> bool:
-        """Return after the test has released the call."""
+        """Replace the event that stops the sweeper."""
         self.pauses.append(pause)
         return not self.outcomes
 

@@ -62,7 +62,7 @@ class TestLmdb(EngineContract):
 
     @pytest.fixture
     def kept(self) -> tuple[int, int]:
-        """Redis trims the stream of each primary by whole nodes of 100 entries."""
+        """The log keeps one change for every 2 KiB of capacity."""
         return ROOMY // 2_048, ROOMY // 2_048
 
 

@@ -99,7 +99,7 @@ def on_sentinels() -> Iterator[Store]:
 
 @pytest.fixture(scope="module", params=[on_redis, on_valkey, on_cluster, on_sentinels], ids=lambda on: on.__name__)
 def store(request: pytest.FixtureRequest) -> Iterator[Store]:
-    """A real server, shared by all tests that do not harm it."""
+    """A store of each kind that a URL can name."""
     with request.param() as store:
         yield store
 
@@ -621,11 +621,11 @@ def test_a_policy_that_evicts_is_warned_of(server: RedisServer) -> None:
         assert [line["policy"] for line in logs] == ["allkeys-lru"]
 
 
-@pytest.mark.parametrize("issued", [9_999_999_999.0, 10_000_000_000.0, 253_402_300_799.0])
-def test_a_session_of_a_far_future_is_as_it_was_put(server: RedisServer, issued: float) -> None:
+@pytest.mark.parametrize("issued_at", [9_999_999_999.0, 10_000_000_000.0, 253_402_300_799.0])
+def test_a_session_of_a_far_future_is_as_it_was_put(server: RedisServer, issued_at: float) -> None:
     with opened(server.url, PATIENT) as engine:
         for _ in range(2):
-            assert engine.put("shop", b"k", b"value", 60.0, issued) > 0
+            assert engine.put("shop", b"k", b"value", 60.0, issued_at) > 0
         found = engine.get("shop", b"k")
         assert found is not None
         assert found.value == b"value"

@@ -1,4 +1,4 @@
-"""The Lua scripts of the Redis engine: each compiles, documents its arguments, and agrees with Python."""
+"""The Lua scripts of the Redis engine compile, document their arguments, and agree with the constants in Python."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ class Entry(NamedTuple):
     value: bytes | None
     """None in a tombstone."""
     expiry: float
-    issued: float
+    issued_at: float
     number: int
     """Of the change that stored it."""
 
@@ -74,19 +74,19 @@ class ToyEngine(Engine):
 
     def _is_purged(self, namespace: str, entry: Entry) -> bool:
         time, number = self._purges.get(namespace, (0.0, 0))
-        return entry.value is not None and (entry.issued < time or entry.number < number)
+        return entry.value is not None and (entry.issued_at < time or entry.number < number)
 
     def _find(self, namespace: str, key: bytes, now: float) -> Entry | None:
         entry = self._entries.get((namespace, key))
         return None if entry is None or entry.expiry <= now or self._is_purged(namespace, entry) else entry
 
-    def put(self, namespace: str, key: bytes, value: bytes, ttl: float, issued: float | None = None) -> float:
+    def put(self, namespace: str, key: bytes, value: bytes, ttl: float, issued_at: float | None = None) -> float:
         with self._call() as now:
             if entry := self._find(namespace, key, now):
                 if entry.value != value:
                     raise AlreadyExists
                 return Kept(entry.expiry - now)
-            issued = now if issued is None else min(issued, now)
+            issued = now if issued_at is None else min(issued_at, now)
             if issued < self._purges.get(namespace, (0.0, 0))[0]:
                 raise AlreadyExists
             ttl = min(ttl, issued + LONGEST_TTL_SECONDS - now)
@@ -100,7 +100,7 @@ class ToyEngine(Engine):
             entry = self._find(namespace, key, now)
             if entry is None or entry.value is None:
                 return None
-            return StoredSession(entry.value, entry.expiry - now, entry.issued)
+            return StoredSession(entry.value, entry.expiry - now, entry.issued_at)
 
     def take(self, namespace: str, key: bytes) -> StoredSession | None:
         with self._call():
@@ -126,8 +126,8 @@ class ToyEngine(Engine):
     def _carry_out(self, operation: Operation) -> Outcome:
         try:
             match operation:
-                case Put(namespace, key, value, ttl, issued):
-                    return self.put(namespace, key, value, ttl, issued)
+                case Put(namespace, key, value, ttl, issued_at):
+                    return self.put(namespace, key, value, ttl, issued_at)
                 case Get(namespace, key):
                     return self.get(namespace, key)
                 case Take(namespace, key):

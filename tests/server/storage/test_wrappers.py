@@ -69,8 +69,8 @@ class TestLying(WrapperContract):
 class WrongAddressEngine(WrapperEngine):
     """Stores every session under the reverse of its key, and finds it there."""
 
-    def put(self, namespace: str, key: bytes, value: bytes, ttl: float, issued: float | None = None) -> float:
-        return super().put(namespace, key[::-1], value, ttl, issued)
+    def put(self, namespace: str, key: bytes, value: bytes, ttl: float, issued_at: float | None = None) -> float:
+        return super().put(namespace, key[::-1], value, ttl, issued_at)
 
     def get(self, namespace: str, key: bytes) -> StoredSession | None:
         return super().get(namespace, key[::-1])

@@ -28,10 +28,10 @@ class InstrumentedEngine(WrapperEngine):
         super().__init__(engine)
         self._count = recorder.operation
 
-    def put(self, namespace: str, key: bytes, value: bytes, ttl: float, issued: float | None = None) -> float:
+    def put(self, namespace: str, key: bytes, value: bytes, ttl: float, issued_at: float | None = None) -> float:
         """See Engine."""
         try:
-            left = super().put(namespace, key, value, ttl, issued)
+            left = super().put(namespace, key, value, ttl, issued_at)
         except EngineError as error:
             self._count(namespace, _put_column(error))
             raise

@@ -43,7 +43,7 @@ from resumed_server.storage.lmdb.session_table import (
     SessionTable,
     is_purged,
     is_tombstone,
-    issued_at,
+    issue_time,
     session_in,
     time_bytes,
     value_of,
@@ -102,9 +102,9 @@ class LmdbEngine(Engine):
             self._directory.close(trusted=False)
             self._open(path, quarantine_after_crash)
 
-    def put(self, namespace: str, key: bytes, value: bytes, ttl: float, issued: float | None = None) -> float:
+    def put(self, namespace: str, key: bytes, value: bytes, ttl: float, issued_at: float | None = None) -> float:
         """See Engine."""
-        put = Put(namespace, key, value, ttl, issued)
+        put = Put(namespace, key, value, ttl, issued_at)
         return self._write(lambda txn: self._put(txn, put))
 
     def get(self, namespace: str, key: bytes) -> StoredSession | None:
@@ -267,7 +267,7 @@ class LmdbEngine(Engine):
             return NamespacePurged(name.decode(), _seconds(key) if key else None)
         session = None
         if what == STORED and (session := self._get(txn, name, address)):
-            session.issued = issued_at(txn.get(address))
+            session.issued_at = issue_time(txn.get(address))
         return Change(name.decode(), key, session) if what == REMOVED or session else None
 
     def _carry_out_alone(self, operation: Operation) -> Outcome:
@@ -285,7 +285,7 @@ class LmdbEngine(Engine):
                 raise AlreadyExists
             return Kept(table.remaining(old))
         now = self._clock()
-        issued = now if put.issued is None else min(put.issued, now)
+        issued = now if put.issued_at is None else min(put.issued_at, now)
         issued_bytes = time_bytes(_microseconds(issued))
         if issued_bytes < mark[:TIME_BYTES]:
             raise AlreadyExists

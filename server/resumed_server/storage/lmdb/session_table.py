@@ -156,7 +156,7 @@ def value_of(entry: bytes) -> bytes:
     return entry[_HEAD_BYTES:]
 
 
-def issued_at(entry: bytes) -> float:
+def issue_time(entry: bytes) -> float:
     """Return the issue time of a session in Unix seconds."""
     return int.from_bytes(entry[_ISSUED], "big") / 1e6
 

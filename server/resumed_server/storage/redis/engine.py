@@ -104,9 +104,9 @@ class RedisEngine(Engine):
         except EngineUnavailable as error:
             _log.warning("storage not reached yet", cause=str(error))
 
-    def put(self, namespace: str, key: bytes, value: bytes, ttl: float, issued: float | None = None) -> float:
+    def put(self, namespace: str, key: bytes, value: bytes, ttl: float, issued_at: float | None = None) -> float:
         """See Engine."""
-        return cast("float", self._carry_out(Put(namespace, key, value, ttl, issued)))
+        return cast("float", self._carry_out(Put(namespace, key, value, ttl, issued_at)))
 
     def get(self, namespace: str, key: bytes) -> StoredSession | None:
         """See Engine."""
@@ -301,7 +301,7 @@ class RedisEngine(Engine):
     def _command(self, operation: Operation, log: Sequence[Any], mark: bytes) -> tuple[Any, ...]:
         command = ("EVAL", self._scripts[type(operation)], 1, self._key(operation), operation.namespace, mark)
         if isinstance(operation, Put):
-            issued = b"" if operation.issued is None else time_text(operation.issued)
+            issued = b"" if operation.issued_at is None else time_text(operation.issued_at)
             return (*command, operation.value, int(operation.ttl * 1000), issued, *log)
         if isinstance(operation, Remove):
             return (*command, int(operation.tombstone), *log)
@@ -348,7 +348,7 @@ def _outcome(operation: Operation, answer: Any) -> Outcome:
         return None
     session = StoredSession(answer[0], answer[1] / 1000)
     if isinstance(operation, _GetIssued):
-        session.issued = int(answer[2]) / 1e6
+        session.issued_at = int(answer[2]) / 1e6
     return session
 
 

@@ -651,7 +651,7 @@ class EngineContract:
         read = engine.changes(position, engine.position(), 10)
         assert read is not None
         told = {each.key: each.session for each in read[0] if isinstance(each, Change)}
-        assert {key: session and session.issued for key, session in told.items()} == {
+        assert {key: session and session.issued_at for key, session in told.items()} == {
             b"timed": issued,
             b"ahead": pytest.approx(present(), abs=50.0),
         }

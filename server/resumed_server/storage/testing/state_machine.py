@@ -44,7 +44,7 @@ class Entry:
 
     value: bytes | None
     expiry: float
-    issued: float
+    issued_at: float
 
 
 class EngineMachine(RuleBasedStateMachine):
@@ -104,7 +104,7 @@ class EngineMachine(RuleBasedStateMachine):
         self.entries = {
             each: entry
             for each, entry in self.entries.items()
-            if each[0] != address[0] or not entry.value or (before and entry.issued >= before)
+            if each[0] != address[0] or not entry.value or (before and entry.issued_at >= before)
         }
 
     @rule(limit=st.integers(1, 8))
@@ -136,14 +136,14 @@ class EngineMachine(RuleBasedStateMachine):
                     self.mirror = {
                         each: entry
                         for each, entry in self.mirror.items()
-                        if each[0] != change.namespace or (before is not None and entry.issued >= before)
+                        if each[0] != change.namespace or (before is not None and entry.issued_at >= before)
                     }
                     continue
                 address, session = (change.namespace, change.key), change.session
                 self.mirror.pop(address, None)
                 if session:
-                    assert session.issued is not None
-                    self.mirror[address] = Entry(session.value, self.clock() + session.ttl, session.issued)
+                    assert session.issued_at is not None
+                    self.mirror[address] = Entry(session.value, self.clock() + session.ttl, session.issued_at)
             self.followed = read[1]
         mirrored, there = self._live(self.mirror), self._live(self.entries)
         assert mirrored == (there if self.followed_all else there & mirrored)
