@@ -51,8 +51,8 @@ Exit status: 0 for well, 1 as the command says, 2 for what its user has to put r
 error.
 """
 _SERVE = """
-All of it can be set in the environment, too; an option beats its variable. `resumed serve --check` shows what came of
-it, and opens nothing.
+Each option can be set in the environment as well; an option overrides its variable. `resumed serve --check` prints the
+resulting settings, and opens nothing.
 
 | What is written | Is |
 | --- | --- |
@@ -61,15 +61,15 @@ it, and opens nothing.
 | ADDRESS | `host:port`, `[v6]:port` or `unix:/path` |
 """
 _PYTHON = """
-All times are in seconds, and everything but `context` and the first parameters of methods is given by name.
+All times are in seconds. Pass all arguments by name, except `context` and the first parameters of methods.
 """
 _GRANTS = """
-The file of `resumed serve --grants`, in TOML: any number of tables `[[grant]]` and `[[limit]]`, read again when it
-changes. [store.md](store.md#grants) and [limits.md](limits.md) explain them; `resumed grants check` says what a file
-decides.
+The file of `resumed serve --grants`, in TOML: any number of tables `[[grant]]` and `[[limit]]`, reloaded when it
+changes. [store.md](store.md#grants) and [limits.md](limits.md) explain them; `resumed grants check` explains the
+decisions of a file.
 """
 _CHART_HEAD = """
-The values of `deploy/kubernetes/chart`. Helm refuses what is misspelt or of another type.
+The values of `deploy/kubernetes/chart`. Helm rejects misspelt values, and those of another type.
 """
 _SHOWN = {
     "resumed": (
