@@ -46,9 +46,9 @@ class Part(NamedTuple):
 
 
 PARTS = (
-    Part("front pages", ("README.md", "ARCHITECTURE.md"), 21),
+    Part("front pages", ("README.md", "ARCHITECTURE.md"), 0.3),
     Part("project pages", ("[!AR]*.md", "RELEASING.md", ".github/**/*.md"), 0.3),
-    Part("docs", ("docs/**/*.md", "docs/**/*.py"), 13),
+    Part("docs", ("docs/**/*.md", "docs/**/*.py"), 0.3),
     Part("protos", ("protos/**/*.md", "protos/**/*.proto", "protos/**/*.py"), 0.3),
     Part("server", ("server/**/*.py",), 14),
     Part("client/python", ("client/python/**/*.md", "client/python/**/*.py"), 13),
@@ -59,7 +59,7 @@ PARTS = (
     Part("deploy", ("deploy/**/*.md", "deploy/**/*.py"), 0.3),
     Part("tests", ("tests/**/*.py",), 0.3),
     Part("fuzz", ("fuzz/**/*.md", "fuzz/**/*.py"), 0.3),
-    Part("benchmarks", ("benchmarks/**/*.md", "benchmarks/**/*.py"), 18),
+    Part("benchmarks", ("benchmarks/**/*.md", "benchmarks/**/*.py"), 12),
 )
 _GENERATED = re.compile(r"^client/.*/(?:v1|resumedv1|stubs|target|node_modules)/")
 _PATTERN = re.compile(

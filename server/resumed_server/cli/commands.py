@@ -285,7 +285,7 @@ def _bench(
     ] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
-    """Measure TLS servers, whoever made them: full and resumed handshakes a second, and how long each takes.
+    """Measure TLS servers of any kind: full and resumed handshakes a second, and the duration of each.
 
     Each client visits one server after the other, and offers there the session that the one before gave it.
 
@@ -322,7 +322,10 @@ def _grants_check(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a sentence and a table.")] = False,
 ) -> None:
-    """Check a file of grants, and explain why a call is allowed or denied (exit status 1). What is not given is any."""
+    """Check a file of grants, and explain why a call is allowed or denied (exit status 1).
+
+    An omitted option stands for any value.
+    """
     from resumed_server.cli.grants import Question, check
 
     allowed = check(file, Question(identity, namespace, operation), as_json=as_json)

@@ -30,7 +30,7 @@ USUAL_AGE = "10m"
 _ADDRESSES, _STORAGE, _CALLERS, _LIMITS, _PROCESSES, _LOGS = (
     "Addresses",
     "Storage",
-    "Who may call",
+    "Access",
     "Limits of namespaces that the grants have none for",
     "Processes",
     "Logs and traces",
