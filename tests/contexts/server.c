@@ -171,7 +171,7 @@ static void set_up(host *h)
 
 int main(int argc, char **argv)
 {
-    resumed_options options = {.size = sizeof options, .deadline = 5000, .wait_for_puts = 1};
+    resumed_options options = {.size = sizeof options, .deadline_ms = 5000, .wait_for_puts = 1};
     struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
     int one = 1, by_protocol = 0, by_name = 0;
     host *h = NULL;
@@ -183,7 +183,7 @@ int main(int argc, char **argv)
         else if (IS("--target")) options.target = VALUE;
         else if (IS("--namespace")) options.namespace_ = VALUE;
         else if (IS("--keyring")) options.keyring = VALUE;
-        else if (IS("--mirror")) options.mirror = 1 << 20;
+        else if (IS("--mirror")) options.mirror_bytes = 1 << 20;
         else if (IS("--single-use")) options.single_use = 1;
 #ifdef FINGERPRINTS /* the header has the options of docs/contexts.md */
         else if (IS("--ignore-id-context")) options.ignore_id_context = 1;

@@ -20,7 +20,7 @@ import griffe
 import typer
 import yaml
 
-from resumed_server.cli import app
+from resumed_server.cli.lazy_group import COMMANDS, load
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -115,7 +115,7 @@ def _code(text: object) -> str:
 
 def _commands() -> Iterator[str]:
     yield _COMMON
-    for path, command in _leaves("resumed", app):
+    for path, command in _leaves():
         yield f"\n### `{path}`\n\n{_paragraphs(command.__doc__)}\n"
         about: dict[str, list[tuple[str, str, str, str]]] = {}
         for parameter in inspect.signature(command, eval_str=True).parameters.values():
@@ -130,13 +130,14 @@ def _commands() -> Iterator[str]:
             yield _table(("Option", "Environment", "Default", "Meaning"), rows)
 
 
-def _leaves(path: str, commands: typer.Typer) -> Iterator[tuple[str, Any]]:
-    for each in commands.registered_commands:
-        assert each.callback
-        yield f"{path} {each.name or each.callback.__name__}", each.callback
-    for group in commands.registered_groups:
-        assert group.typer_instance
-        yield from _leaves(f"{path} {group.name}", group.typer_instance)
+def _leaves() -> Iterator[tuple[str, Any]]:
+    """Yield the full name and the function of each command."""
+    for name in COMMANDS:
+        command = load(name)
+        children = getattr(command, "commands", {})
+        yield from ((f"resumed {name} {child}", each.callback) for child, each in children.items())
+        if not children:
+            yield f"resumed {name}", command.callback
 
 
 def _option(name: str, kind: Any, declared: Any, default: Any) -> tuple[str, str, str, str]:

@@ -160,7 +160,7 @@ def _is_whole(words: list[str]) -> bool:
     arguments: list[str] = []
     for word in words[1:]:
         if word in getattr(command, "commands", {}):
-            command = command.commands[word]
+            _, command, _ = command.resolve_command(typer.Context(command), [word])
         elif word.startswith("-"):
             options = {option for parameter in command.params for option in parameter.opts + parameter.secondary_opts}
             assert word.partition("=")[0] in options | {"--help"}, f"{command.name} has no option {word}"

@@ -12,6 +12,7 @@ import pytest
 import resumed
 from conformance.client import Client
 from preload.servers import ROOT, context_files
+from support.relay import Relay
 from support.tls import CA, VERSIONS
 
 if TYPE_CHECKING:
@@ -137,6 +138,28 @@ def test_contexts_come_and_go_in_threads_and_forked_children(files: Path, target
     options = command(BUILD / "resumed-handshakes", files, target, {"families": "24", "threads": "2", "children": "2"})
     done = subprocess.run([*options, *flags], check=False, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_child_has_no_connection_of_its_parent_and_resumes_nothing_that_its_parent_removed(
+    files: Path, target: str
+) -> None:
+    """forks.c: the store receives nothing of the parent's Remove, and answers the child."""
+    relay = Relay(target)
+    named = {
+        "target": relay.target,
+        "keyring": str(files / "fleet.keys"),
+        "certificate": str(files / "certificate.pem"),
+    }
+    command = [BUILD / "resumed-forks", *(f"--{name}={value}" for name, value in named.items())]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as program:
+        assert program.stdout
+        assert program.stdout.readline() == "stored\n"
+        relay.deafen()
+        _, errors = program.communicate("\n", PATIENCE)
+    relay.close()
+    assert program.returncode == 0, errors
 
 
 def test_a_session_resumes_only_where_its_context_fits(files: Path, target: str, tmp_path: Path) -> None:

@@ -213,3 +213,18 @@ def test_a_connection_is_checked_whatever_the_program_sets_for_it(
     done = subprocess.run([program, *paths], env=once, check=False, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     assert "hits: store 4; misses: context-mismatch 2;" in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize("callbacks", ["observer", "cache"])
+def test_callbacks_that_observe_sessions_are_called_and_those_of_a_cache_replaced(
+    environment: Mapping[str, str], tmp_path: Path, callbacks: str
+) -> None:
+    """observed.c: servers with a get callback have a cache in which a session would outlive its removal."""
+    certificate, program = tmp_path / "certificate.pem", tmp_path / "observed"
+    certificate.write_bytes(CA.issue_cert("localhost").private_key_and_cert_chain_pem.bytes())
+    source = ROOT / "client" / "c" / "tests" / "observed.c"
+    subprocess.run(["cc", "-Wall", "-Wextra", "-Werror", source, "-o", program, "-lssl", "-lcrypto"], check=True)
+    command = [program, certificate, callbacks]
+    done = subprocess.run(command, env=environment, check=False, capture_output=True, text=True, timeout=PATIENCE)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("the server's own session cache is not used") == (callbacks == "cache"), done.stderr

@@ -10,10 +10,10 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 import resumed.prometheus
 from resumed._policy.stats import REASONS, Stats
-from resumed_server.observability.metrics.collector import BoardCollector
+from resumed_server.observability.metrics.collector import MetricsCollector
 from resumed_server.observability.metrics.recorder import COLUMN
-from resumed_server.observability.metrics.shared_segment import Board
-from resumed_server.observability.metrics.worker import Metrics
+from resumed_server.observability.metrics.shared_segment import MetricsSegment
+from resumed_server.observability.metrics.worker import WorkerMetrics
 from resumed_server.storage.expiry import Sweeper
 from resumed_server.watch.hub import WatchHub
 
@@ -38,17 +38,22 @@ class Idle:
     namespace, stats, breaker_open, mirror_live, signature_seconds = "shop", Stats(), False, True, 0.001
 
 
+class Serving:
+    """Readiness and certificates of a server."""
+
+    ready, expires = False, 1.0
+
+
 def metrics() -> set[str]:
     """Return the names of all metrics that servers and frontends show."""
-    board, engine = Board(1), cast("Engine", Nothing())
-    counted = Metrics(board, 0, engine)
+    board, engine = MetricsSegment(1), cast("Engine", Nothing())
+    counted = WorkerMetrics(board, 0, engine, readiness=Serving(), certificates=Serving())
     counted._usage = {"sessions": 0, "bytes": 0, "evicted": 0}
     counted.recorder.on_success("Get", 0.0)
     counted.recorder.operation("shop", COLUMN["get", "hit"])
-    counted.expires = 1.0
     counted.report(WatchHub(engine), Sweeper(engine))
     registry = CollectorRegistry()
-    registry.register(BoardCollector(board, {}, capacity=1))
+    registry.register(MetricsCollector(board, {}, capacity=1))
     resumed.prometheus.export(cast("Installation", Idle()), registry)
     return set(re.findall(r"^(resumed_\w+)", generate_latest(registry).decode(), re.MULTILINE))
 

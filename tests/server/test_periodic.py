@@ -6,7 +6,7 @@ import threading
 
 from structlog.testing import capture_logs
 
-from resumed_server.lifecycle.health import STALLED_SECONDS, lives
+from resumed_server.lifecycle.health import STALLED_SECONDS, is_alive
 from resumed_server.periodic import Heartbeat, PeriodicTask
 from resumed_server.storage.engine import EngineUnavailable
 
@@ -57,9 +57,9 @@ def test_a_process_with_a_task_that_hangs_is_not_live() -> None:
     """Its heartbeat is too old. After the next step the process is live again."""
     now = 100.0
     good, bad = Heartbeat(lambda: now), Heartbeat(lambda: now)
-    assert lives((good, bad))
+    assert is_alive((good, bad))
     now += STALLED_SECONDS
     good.beat()
-    assert not lives((good, bad))
+    assert not is_alive((good, bad))
     bad.beat()
-    assert lives((good, bad))
+    assert is_alive((good, bad))

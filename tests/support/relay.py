@@ -22,7 +22,8 @@ class Relay:
         listener = socket.create_server(("127.0.0.1", 0))
         self.target = f"127.0.0.1:{listener.getsockname()[1]}"
         self.delay = 0.0
-        self._sockets = [listener]
+        self._deaf: set[socket.socket] = set()
+        self._sockets, self._clients = [listener], list[socket.socket]()
         self._threads: list[threading.Thread] = []
         self._closed = threading.Event()
         self._start(self._accept, listener)
@@ -38,6 +39,7 @@ class Relay:
                 down, _ = listener.accept()
                 up = socket.create_connection(self._upstream)
                 self._sockets += down, up
+                self._clients.append(down)
                 for source, sink, late in ((down, up, False), (up, down, True)):
                     sink.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                     timely: queue.SimpleQueue[tuple[float, bytes]] = queue.SimpleQueue()
@@ -47,7 +49,8 @@ class Relay:
     def _receive(self, source: socket.socket, timely: queue.SimpleQueue[tuple[float, bytes]], late: bool) -> None:
         with contextlib.suppress(OSError):
             while data := source.recv(65_536):
-                timely.put((time.monotonic() + self.delay * late, data))
+                if source not in self._deaf:
+                    timely.put((time.monotonic() + self.delay * late, data))
         timely.put((0.0, b""))
 
     def _deliver(self, timely: queue.SimpleQueue[tuple[float, bytes]], sink: socket.socket) -> None:
@@ -59,6 +62,10 @@ class Relay:
                     sink.shutdown(socket.SHUT_RDWR)
                     return
                 sink.sendall(data)
+
+    def deafen(self) -> None:
+        """Withhold from the target whatever its present clients send from now on."""
+        self._deaf.update(self._clients)
 
     def close(self) -> None:
         """Close all connections."""

@@ -1,5 +1,5 @@
 /*
- * A TLS server that keeps its sessions in the store: it answers whatever a client sends. A thread for each connection.
+ * A TLS server that keeps its sessions in the store: it answers each message of a client. A thread for each connection.
  *
  *     server --certificate FILE --target 127.0.0.1:7400 --namespace shop --keyring fleet.keys
  *            [--deadline MILLISECONDS] [--mirror BYTES] [--single-use] [--any-id]
@@ -79,8 +79,8 @@ int main(int argc, char **argv)
         case TARGET: options.target = optarg; break;
         case NAMESPACE: options.namespace_ = optarg; break;
         case KEYRING: options.keyring = optarg; break;
-        case DEADLINE: options.deadline = (unsigned)strtoul(optarg, NULL, 10); break;
-        case MIRROR: options.mirror = strtoul(optarg, NULL, 10); break;
+        case DEADLINE: options.deadline_ms = (unsigned)strtoul(optarg, NULL, 10); break;
+        case MIRROR: options.mirror_bytes = strtoul(optarg, NULL, 10); break;
         case SINGLE_USE: options.single_use = 1; break;
         case ANY_ID: options.any_ids = 1; break;
         case IGNORE_ID_CONTEXT: options.ignore_id_context = 1; break;

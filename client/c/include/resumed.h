@@ -2,8 +2,8 @@
  * libresumed: sessions of OpenSSL servers in the central store of resumed, so that any frontend resumes what any other
  * negotiated.
  *
- * A handshake never waits for the store beyond a deadline, and not at all while the store keeps failing. Whatever goes wrong
- * is a full handshake and a count, nothing else. All functions may be called from any thread.
+ * A handshake never waits for the store beyond a deadline, and not at all while the store keeps failing. Each failure costs a full
+ * handshake and is counted. All functions may be called from any thread.
  */
 #ifndef RESUMED_H
 #define RESUMED_H
@@ -17,35 +17,36 @@ extern "C" {
 #endif
 
 /*
- * How sessions are kept. Set all to zero first, then size, target, namespace_ and keyring; zero means the default. A program that was
- * built with an older header works with this library; with a newer header it does as long as it leaves the new fields zero.
+ * How sessions are kept. Set all fields to zero first, then size, target, namespace_ and keyring; zero means the default. A program that
+ * was built with an older header works with this library; a program with a newer header works if it leaves the new fields zero.
  */
 typedef struct resumed_options {
-    size_t size;             /* sizeof(resumed_options) */
-    const char *target;      /* the store, as a gRPC name: dns:///store:7400, 127.0.0.1:7400, unix:/run/resumed.sock */
-    const char *namespace_;  /* who shares these sessions: 1 to 63 characters of [a-z0-9.-] */
-    const char *keyring;     /* path of the fleet's keys, which are read again when they change */
-    unsigned lifetime;       /* seconds that a session lives after its negotiation, up to 604,800; 7,200 by default */
-    unsigned deadline;       /* milliseconds that a handshake may wait for the store; 50 by default */
-    unsigned max_lookups;    /* look-ups under way at once, beyond which handshakes do not ask; 64 by default */
-    size_t mirror;           /* bytes of the namespace's sealed sessions to keep in memory; none by default */
-    int single_use;          /* whether a session resumes once in the whole fleet */
-    int any_ids;             /* whether ids that the fleet did not issue are looked up as well */
-    int wait_for_puts;       /* whether a full handshake waits until its sessions are stored, at most for the deadline */
-    int tls;                 /* whether the store is reached over TLS; the following are for that */
-    const char *ca;          /* PEM file of the authorities of the store's certificate; the system's by default */
-    const char *cert;        /* PEM files of the frontend's own certificate and key; none by default */
+    size_t size;               /* sizeof(resumed_options) */
+    const char *target;        /* the store, as a gRPC name: dns:///store:7400, 127.0.0.1:7400, unix:/run/resumed.sock */
+    const char *namespace_;    /* of the sessions that frontends share: 1 to 63 characters of [a-z0-9.-] */
+    const char *keyring;       /* path of the fleet's keys, which are read again when they change */
+    unsigned lifetime_seconds; /* of a session, from its negotiation: up to 604,800; 7,200 by default */
+    unsigned deadline_ms;      /* milliseconds that a handshake may wait for the store; 50 by default */
+    unsigned max_lookups;      /* look-ups under way at once; beyond that, handshakes make none; 64 by default */
+    size_t mirror_bytes;       /* bytes of the namespace's sealed sessions to keep in memory; none by default */
+    int single_use;            /* whether a session resumes once in the whole fleet */
+    int any_ids;               /* whether ids that the fleet did not issue are looked up as well */
+    int wait_for_puts;         /* whether a full handshake waits until its sessions are stored, at most for the deadline */
+    int tls;                   /* whether the store is reached over TLS; the following are for that */
+    const char *ca;            /* PEM file of the authorities of the store's certificate; the system's by default */
+    const char *cert;          /* PEM files of the frontend's own certificate and key; none by default */
     const char *key;
-    const char *server_name; /* the name that the store's certificate must have; the target's host by default */
-    int ignore_id_context;   /* whether sessions resume whatever session id contexts applications set: for fleets of unlike stacks */
-    int single_host;         /* whether the context has no servername, ClientHello or certificate callback */
+    const char *server_name;   /* the name that the store's certificate must have; the target's host by default */
+    int ignore_id_context;     /* whether sessions resume in spite of unlike session id contexts: for fleets of unlike stacks */
+    int single_host;           /* whether the context has no servername, ClientHello or certificate callback */
 } resumed_options;
 
 /*
  * Lets a server's context keep its sessions in the store, and resume what any other frontend negotiated. Call it when the context
  * is set up and before its first connection; a server that forks may call it before it does. Contexts that connections switch to
  * (SSL_set_SSL_CTX) need it as well. Contexts installed with equal options share a connection and a mirror. SSL_CTX_free of the last of them
- * waits for what is not sent yet, at most for a second. Session callbacks that the application has set are replaced.
+ * waits for the rest of the queue, at most for a second. If the application has set a get callback, its session callbacks are replaced, and
+ * its own session cache is not used; otherwise its new and remove callbacks are called after those of the library.
  *
  * It sets the session callbacks and the id generator, switches stateless tickets and the internal cache off, and sets the timeout.
  *
@@ -74,19 +75,19 @@ typedef struct resumed_options {
  * It must not ask for client certificates in a certificate callback (SSL_CTX_set_cert_cb, SSL_set_cert_cb), which OpenSSL skips on
  * resumption: the connection would not look like the one that the session is of, and end. A servername callback is called each time.
  *
- * Returns NULL, or what is wrong, and then nothing was changed; the text is valid until the thread's next call.
+ * Returns NULL, or the error, and then nothing was changed; the text is valid until the thread's next call.
  */
 const char *resumed_install(SSL_CTX *context, const resumed_options *options);
 
 /* Removes a session from the whole fleet, in the background. */
 void resumed_remove(SSL_CTX *context, const unsigned char *id, size_t length);
 
-/* Waits until all sessions and removals so far are sent; returns 0 if that took longer. */
+/* Waits until all sessions and removals so far are sent; returns 0 if that took longer than so many milliseconds. */
 int resumed_flush(SSL_CTX *context, unsigned milliseconds);
 
 /*
- * Writes what happened in this process so far, as "hits mirror 3\n" for each reason, and a NUL. Returns the length of all of it: if it
- * is not below size, it was cut.
+ * Writes the statistics of this process, as "hits mirror 3\n" for each reason, and a NUL. Returns the length of the whole text: if it is
+ * not below size, the text was cut.
  */
 size_t resumed_stats(SSL_CTX *context, char *text, size_t size);
 

@@ -10,12 +10,13 @@ use std::ptr;
 use std::slice;
 use std::time::Duration;
 
-use store::Removal;
+use store::RemovalReason;
 
-use crate::binding::{Binding, Policy, Verified, install};
-use crate::settings::Settings;
+use crate::install::install;
+use crate::logger::start_logging;
+use crate::policy::{Binding, Policy, Verified};
+use crate::settings::{Settings, shim};
 use crate::ssl::{Context, ffi};
-use crate::{shim, start_logging};
 
 thread_local! {
     static COMPLAINT: RefCell<CString> = RefCell::default();
@@ -28,10 +29,10 @@ struct Options {
     target: *const c_char,
     namespace: *const c_char,
     keyring: *const c_char,
-    lifetime: c_uint,
-    deadline: c_uint,
+    lifetime_seconds: c_uint,
+    deadline_ms: c_uint,
     max_lookups: c_uint,
-    mirror: usize,
+    mirror_bytes: usize,
     single_use: c_int,
     any_ids: c_int,
     wait_for_puts: c_int,
@@ -45,7 +46,7 @@ struct Options {
 }
 
 /// The fields that every version of the header has had.
-const LEAST_SIZE: usize = offset_of!(Options, lifetime);
+const LEAST_SIZE: usize = offset_of!(Options, lifetime_seconds);
 /// A larger `size` was never set: a header of the future has far fewer fields.
 const LARGEST_SIZE: usize = 4096;
 
@@ -83,10 +84,10 @@ unsafe fn installed(context: *mut ffi::SSL_CTX, options: *const Options) -> Resu
         target: required(options.target, "target")?,
         namespace: required(options.namespace, "namespace_")?,
         keyring: required(options.keyring, "keyring")?.into(),
-        lifetime: options.lifetime.into(),
-        deadline: options.deadline.into(),
+        lifetime: Duration::from_secs(options.lifetime_seconds.into()),
+        deadline: Duration::from_millis(options.deadline_ms.into()),
         max_lookups: options.max_lookups as usize,
-        mirror: options.mirror,
+        mirror: options.mirror_bytes,
         single_use: options.single_use != 0,
         any_ids: options.any_ids != 0,
         wait_for_puts: options.wait_for_puts != 0,
@@ -143,7 +144,7 @@ unsafe extern "C" fn resumed_remove(context: *mut ffi::SSL_CTX, id: *const c_uch
     if let Some(binding) = bound.filter(|_| !id.is_null()) {
         // SAFETY: the caller's.
         let id = unsafe { slice::from_raw_parts(id, length) };
-        let _ = catch_unwind(AssertUnwindSafe(|| binding.shim().remove(id, Removal::Application)));
+        let _ = catch_unwind(AssertUnwindSafe(|| binding.shim().remove(id, RemovalReason::Application)));
     }
 }
 

@@ -1,76 +1,32 @@
-//! What to do at each session callback of OpenSSL, as in the other clients with OpenSSL: they resume each other's sessions.
+//! The decisions at each session callback of OpenSSL, the same as in the other clients with OpenSSL: they resume each other's sessions.
 //!
 //! OpenSSL's rules are in `SSL_CTX_sess_set_get_cb(3)`, `SSL_CTX_set_session_cache_mode(3)` and
 //! `SSL_CTX_set_generate_session_id(3)`. Those about what may resume where are in `docs/contexts.md`.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Instant, SystemTime};
 
-use sha2::{Digest, Sha256};
 use store::fingerprint::halves;
-use store::{Envelope, Expected, Fingerprint, ID_BYTES, Look, Puts, Removal, Shim};
+use store::{Envelope, Expected, Fingerprint, ID_BYTES, Lookup, Puts, RemovalReason};
 
-use crate::handshake::Handshake;
 use crate::learned::{self, Place};
 use crate::lineage::Lineage;
+use crate::policy::{Binding, Policy, Verified, requests_certificate};
 use crate::shared::Notice;
-use crate::ssl::{Connection, Context, NO_CLIENT_AUTHENTICATION, Session, last_error_reason};
+use crate::ssl::{Connection, Context, Handshake, PendingHit, Session, last_error_reason};
 
 /// OpenSSL's reason when the peer ended the connection without `close_notify`.
 const UNEXPECTED_EOF_WHILE_READING: u64 = 294;
 
-/// What becomes of the sessions of connections that request client certificates.
-#[derive(Clone)]
-pub enum Verified {
-    /// They are kept like all others.
-    Together,
-    /// They have a namespace of their own.
-    Apart(Arc<Shim>),
-    /// They are not kept, and the log says why.
-    Excluded(&'static str),
-}
-
-/// How a context keeps its sessions.
-#[derive(Clone)]
-pub struct Policy {
-    /// Where.
-    pub shim: Arc<Shim>,
-    /// Where those of connections that request client certificates are kept.
-    pub verified: Verified,
-    /// Whether sessions resume whatever session id contexts applications set.
-    pub ignore_id_context: bool,
-    /// Whether the context has no servername callback.
-    pub single_host: bool,
-    /// How long sessions live behind their negotiation.
-    pub lifetime: Duration,
-}
-
-/// The callbacks of a shim in a TLS context.
-pub struct Binding {
-    policy: Arc<Policy>,
-    /// The session id context of all connections, instead of the application's.
-    id_context: Option<[u8; 32]>,
-}
-
-/// Puts the callbacks of a shim into a context that has no binding.
-///
-/// # Errors
-///
-/// The context accepts early data, or cannot be bound.
-pub fn install(context: &Context, policy: Policy) -> Result<(), &'static str> {
-    if context.max_early_data() > 0 {
-        return Err("this context accepts early data, which can be replayed across a fleet; set max_early_data to 0");
-    }
-    context.binding_or(|| Some(Binding::new(context, policy))).map(drop).ok_or("this context cannot be bound")
-}
-
 /// Checks a connection whose handshake is done, if it resumed a session of ours: returns whether the context that serves it in the end is
 /// the one that the session is for. If it is not, the process resumes no more sessions of the server name.
 pub(crate) fn check(connection: Connection) -> bool {
-    let Some(handshake) = connection.handshake().filter(|handshake| handshake.unchecked.replace(false)) else { return true };
+    let Some(handshake) = connection.handshake() else { return true };
+    let Some(pending) = handshake.pending.take() else { return true };
     let Some(session) = connection.session().filter(|_| connection.is_resumed()) else { return true };
     // Without lineage it is not the session that was found, but one of the application's own.
     let Ok(Some(lineage)) = session.lineage() else { return true };
+    pending.resumed();
     let proved = if session.has_peer() { connection.is_verified() } else { !connection.insists() };
     if proved && agrees(connection, &lineage.fingerprint) && is_of_one_namespace(connection, handshake) {
         return true;
@@ -101,32 +57,19 @@ fn asks_late(connection: Connection, verifies: bool) -> bool {
 fn agrees(connection: Connection, fingerprint: &Fingerprint) -> bool {
     let present = connection.fingerprint();
     let ((identity, clients), (its_identity, its_clients)) = (halves(&present), halves(fingerprint));
-    // A certificate callback is not called for a resumed connection. Then what was learned for the name decides alone.
+    // A certificate callback is not called for a resumed connection. Then the fingerprint that was learned for the name decides alone.
     clients == its_clients && (identity == its_identity || !connection.has_its_certificates())
 }
 
 impl Policy {
-    /// Returns where sessions are kept of connections that request client certificates, or do not; None if nowhere.
-    fn shim_for(&self, verifies: bool) -> Option<&Shim> {
-        static SAID: Notice = Notice::new();
-        match &self.verified {
-            Verified::Apart(shim) if verifies => Some(shim),
-            Verified::Excluded(why) if verifies => {
-                SAID.warn(why);
-                None
-            }
-            _ => Some(&self.shim),
-        }
-    }
-
     fn place(&self, connection: Connection, name: Vec<u8>) -> Place {
         let context = connection.first_context().map_or(0, Context::number);
         Place { shim: self.shim.number(), context, name }
     }
 
-    /// Notes that a connection was served by another context than its session.
+    /// Records that a connection was served by another context than its session.
     fn unsettle(&self, connection: Connection, fingerprint: &Fingerprint, name: Vec<u8>) {
-        if let Some(shim) = self.shim_for(verifying(fingerprint)) {
+        if let Some(shim) = self.shim_for(requests_certificate(fingerprint)) {
             shim.terminated();
         }
         let shown = String::from_utf8_lossy(&name).into_owned();
@@ -139,22 +82,7 @@ impl Policy {
 }
 
 impl Binding {
-    /// Sets the callbacks of a shim in a context.
-    #[must_use]
-    pub fn new(context: &Context, policy: Policy) -> Self {
-        let options = policy.shim.options();
-        let id_context = policy.ignore_id_context.then(|| Sha256::digest(options.namespace.as_bytes()).into());
-        context.set_callbacks(id_context.as_ref(), policy.lifetime);
-        Self { policy: Arc::new(policy), id_context }
-    }
-
-    /// What the callbacks ask.
-    #[must_use]
-    pub fn shim(&self) -> &Shim {
-        &self.policy.shim
-    }
-
-    /// Notes where a handshake begins, before a servername callback.
+    /// Records where a handshake begins, before a servername callback.
     fn begin(&self, connection: Connection, handshake: &Handshake) {
         let mut policy = handshake.policy.borrow_mut();
         if policy.is_none() {
@@ -163,9 +91,8 @@ impl Binding {
         }
     }
 
-    /// Returns the id for a session about to be negotiated, of the namespace where it will be kept; None if it will not be, and any id
-    /// will do that nobody looks up.
-    pub(crate) fn issue_id(&self, connection: Connection) -> Option<[u8; ID_BYTES]> {
+    /// Returns the id for a session about to be negotiated, of the namespace where it will be kept.
+    pub(crate) fn issue_id(&self, connection: Connection) -> [u8; ID_BYTES] {
         // TLS 1.2 needs it before the servername callback, as it does look-ups.
         if !connection.is_tls13() {
             connection.handshake().inspect(|handshake| self.begin(connection, handshake));
@@ -175,8 +102,8 @@ impl Binding {
             Verified::Apart(_) if !connection.is_tls13() => verifies(connection, &learned()),
             _ => connection.verifies(),
         };
-        let shim = self.policy.shim_for(verifies).unwrap_or(self.shim());
-        (connection.is_resumed() || !shim.sheds()).then(|| shim.issue_id())
+        let shim = self.policy.shim_for(verifies).unwrap_or(&self.policy.shim);
+        if connection.is_resumed() || !shim.sheds() { shim.issue_id() } else { shim.issue_expired_id() }
     }
 
     /// Stores a session that a handshake has negotiated.
@@ -232,13 +159,13 @@ impl Binding {
             Some(lineage) if resumed || lineage.fingerprint == present => lineage,
             _ => Lineage::new(present, present_time),
         };
-        // OpenSSL notes the name only where the server has a servername callback, and compares it nowhere: see decode().
+        // OpenSSL records the name only where the server has a servername callback, and compares it nowhere: see decode().
         session.set_hostname(&name);
         session.clear_lineage();
         let serialized = session.serialize();
         let number = lineage.add(&id);
         session.set_lineage(&lineage);
-        // The timeout begins with the ticket, and so behind a handshake that a client can draw out.
+        // The timeout begins with the ticket, and so after a handshake that a client can delay.
         let end = if lineage.end > 0 { lineage.end } else { now + session.timeout() };
         let not_after = session.peer_not_after(now).map_or(end, |of_peer| of_peer.min(end));
         let tickets = if resumed { 1 } else { connection.tickets() };
@@ -252,7 +179,7 @@ impl Binding {
         Some(())
     }
 
-    /// Notes the session id context of a context whose settings are not observed, if the connection has begun with it.
+    /// Records the session id context of a context whose settings are not observed, if the connection has begun with it.
     fn learn_id_context(&self, connection: Connection, handshake: &Handshake, session: &Session) {
         let context = connection.context().filter(|context| {
             let began = self.policy.single_host || handshake.began.get() == context.number();
@@ -275,15 +202,15 @@ impl Binding {
         let verifies = verifies(connection, &expected);
         let shim = self.policy.shim_for(verifies)?;
         let needs_peer = settled && connection.insists();
-        let look = Look { waited: handshake.waited.get(), ..Look::expecting(expected) };
+        let lookup = Lookup { waited: handshake.waited.get(), ..Lookup::expecting(expected) };
         let began = Instant::now();
-        let found = shim.look_up(id, look, |envelope, not_after| {
+        let found = shim.find(id, lookup, |envelope, not_after| {
             let session = self.decode(connection, id, &name, envelope, not_after)?;
             let proved = if session.has_peer() { verifies } else { !needs_peer };
             if proved && !asks_late(connection, verifies) { Ok(session) } else { Err("context-mismatch") }
         });
         handshake.waited.set(handshake.waited.get() + began.elapsed());
-        let session = found?;
+        let (session, reason) = found?;
         if let Some(id_context) = &self.id_context {
             // OpenSSL compares it with the session's next.
             session.set_id_context(id_context);
@@ -291,7 +218,7 @@ impl Binding {
         }
         *handshake.name.borrow_mut() = name;
         handshake.set_found(id, &session);
-        connection.watch(handshake);
+        *handshake.pending.borrow_mut() = Some(PendingHit::new(Arc::clone(shim), reason));
         Some(session)
     }
 
@@ -327,7 +254,7 @@ impl Binding {
         if !connection.fits_cipher(&session) {
             return Err("other-cipher");
         }
-        // OpenSSL compares it, too, but behind the callback. Without one it ends a handshake that asks for a certificate.
+        // OpenSSL compares it, too, but after the callback. Without one it ends a handshake that asks for a certificate.
         let asks_without = connection.verifies() && session.id_context().is_empty();
         if self.id_context.is_none() && (asks_without || !connection.fits_id_context(&session)) {
             return Err("context-mismatch");
@@ -345,9 +272,9 @@ impl Binding {
     /// Decides about the sessions of a connection that ended without our `close_notify`. May run under the context's lock.
     pub(crate) fn ended(&self, session: &Session) {
         let lineage = session.lineage().ok().flatten();
-        let verified = lineage.as_ref().is_some_and(|lineage| verifying(&lineage.fingerprint));
+        let verified = lineage.as_ref().is_some_and(|lineage| requests_certificate(&lineage.fingerprint));
         let Some(shim) = self.policy.shim_for(verified) else { return };
-        // A connection that was cut says nothing against its session (RFC 5246 section 7.2.1); after a fatal alert, sent or
+        // A cut connection is no reason to remove its session (RFC 5246 section 7.2.1); after a fatal alert, sent or
         // received, it must not be resumed (section 7.2.2).
         if matches!(last_error_reason(), 0 | UNEXPECTED_EOF_WHILE_READING) {
             shim.kept();
@@ -355,10 +282,10 @@ impl Binding {
         }
         let id = session.id();
         for sibling in lineage.iter().flat_map(Lineage::ids).filter(|sibling| *sibling != id) {
-            shim.remove(sibling, Removal::FatalError);
+            shim.remove(sibling, RemovalReason::FatalError);
         }
         if !id.is_empty() {
-            shim.remove(&id, Removal::FatalError);
+            shim.remove(&id, RemovalReason::FatalError);
         }
     }
 }
@@ -366,14 +293,9 @@ impl Binding {
 /// Returns whether a connection will request a client certificate, as far as that is known before the servername callback.
 fn verifies(connection: Connection, expected: &Expected) -> bool {
     match expected {
-        Expected::Fingerprint(expected) => verifying(expected),
+        Expected::Fingerprint(expected) => requests_certificate(expected),
         _ => connection.verifies(),
     }
-}
-
-/// Returns whether connections of a fingerprint request client certificates.
-fn verifying(fingerprint: &Fingerprint) -> bool {
-    halves(fingerprint).1 != *NO_CLIENT_AUTHENTICATION
 }
 
 /// Returns the host name that the client asks for, in lower case; empty if it asks for none, or not in a way that RFC 6066

@@ -25,7 +25,7 @@ pub(crate) fn expected(place: &Place) -> Expected {
     LEARNED.with(|learned| learned.get(place).copied().unwrap_or(Expected::Unknown))
 }
 
-/// Notes the fingerprint that a full handshake ended with.
+/// Records the fingerprint that a full handshake ended with.
 pub(crate) fn learn(place: Place, fingerprint: Fingerprint) {
     LEARNED.with(|learned| {
         if learned.get(&place) != Some(&Expected::Unstable) {
@@ -34,7 +34,7 @@ pub(crate) fn learn(place: Place, fingerprint: Fingerprint) {
     });
 }
 
-/// Notes that different contexts serve a name, and returns whether that is new.
+/// Records that different contexts serve a name, and returns whether that is new.
 pub(crate) fn unsettle(place: Place) -> bool {
     LEARNED.with(|learned| learned.put(place, Expected::Unstable) != Some(Expected::Unstable))
 }

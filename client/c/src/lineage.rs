@@ -1,7 +1,7 @@
-//! What a session remembers in memory as its ticket application data: OpenSSL copies it to the sessions of further tickets.
+//! The data that a session has in memory as its ticket application data: OpenSSL copies it to the sessions of further tickets.
 //!
 //! data = "resumed" 02 | context fingerprint (32) | issue time (8, microseconds) | end (8, Unix seconds, 0 if no session was resumed) |
-//! ids of the connection's sessions (32 each). It is no part of what is stored. TLS 1.3 issues several tickets, and reports only the
+//! ids of the connection's sessions (32 each). It is not stored. TLS 1.3 issues several tickets, and reports only the
 //! last one when the connection fails, so it remembers the others.
 
 use std::time::SystemTime;
@@ -20,11 +20,11 @@ pub(crate) struct Lineage {
     pub(crate) issued: SystemTime,
     /// When the session that was resumed ends, in Unix seconds, or 0.
     pub(crate) end: u64,
-    /// The ids of the sessions of the same connection, one behind the other.
+    /// The ids of the sessions of the same connection, concatenated.
     ids: Vec<u8>,
 }
 
-/// A session has application data of somebody else.
+/// A session has application data of another library.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Foreign;
 

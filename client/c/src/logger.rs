@@ -1,7 +1,7 @@
-//! What is worth a human's time, where a server has its error log: on standard error.
+//! The log for operators, on standard error: a server's error log.
 //!
 //! A line is one write, so that those of several processes do not mix. Nothing comes of one that fails: a full disk must not end a
-//! server. And descriptor 2 is not what it was for good: servers that `inetd` starts have their client's connection there, and daemons
+//! server. And descriptor 2 may become another file: servers that `inetd` starts have their client's connection there, and daemons
 //! that closed it get it back with the next file that they open.
 
 use std::fmt::Write as _;

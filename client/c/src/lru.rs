@@ -1,4 +1,4 @@
-//! A table of bounded size that forgets what was not used for the longest time.
+//! A table of bounded size that drops the least recently used entry.
 
 use std::collections::{BTreeMap, HashMap};
 use std::hash::Hash;

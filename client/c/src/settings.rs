@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use store::{Credentials, Error, Format, Ids, Keyring, Options, Puts, Shim};
 
+use crate::fork;
 use crate::shared::Shared;
 
 /// How sessions are kept; zero and None mean the default. See `resumed_options` in `resumed.h`.
@@ -16,8 +17,8 @@ pub struct Settings {
     pub target: String,
     pub namespace: String,
     pub keyring: PathBuf,
-    pub lifetime: u64,
-    pub deadline: u64,
+    pub lifetime: Duration,
+    pub deadline: Duration,
     pub max_lookups: usize,
     pub mirror: usize,
     pub single_use: bool,
@@ -36,6 +37,7 @@ pub struct Settings {
 /// A setting is outside its range, or a file cannot be used; the message says which, and what to do.
 pub fn shim(settings: &Settings) -> Result<Arc<Shim>, Error> {
     static SHIMS: Shared<HashMap<Settings, Weak<Shim>>> = Shared::new(HashMap::new);
+    fork::watch();
     SHIMS.with(|shims| {
         if let Some(shim) = shims.get(settings).and_then(Weak::upgrade) {
             return Ok(shim);
@@ -50,11 +52,11 @@ pub fn shim(settings: &Settings) -> Result<Arc<Shim>, Error> {
 impl Settings {
     fn options(&self) -> Result<Options, Error> {
         let mut options = Options::new(&self.target, &self.namespace, Keyring::load(&self.keyring)?);
-        if self.lifetime > 0 {
-            options.lifetime = Duration::from_secs(self.lifetime);
+        if !self.lifetime.is_zero() {
+            options.lifetime = self.lifetime;
         }
-        if self.deadline > 0 {
-            options.deadline = Duration::from_millis(self.deadline);
+        if !self.deadline.is_zero() {
+            options.deadline = self.deadline;
         }
         if self.max_lookups > 0 {
             options.max_lookups = self.max_lookups;

@@ -1,4 +1,4 @@
-//! What all threads of a process share, and a forked child may use at any time.
+//! State that all threads of a process share, and that a forked child may use at any time.
 //!
 //! A lock that another thread has while the process forks is never released in the child. The child then begins anew.
 
@@ -61,7 +61,14 @@ impl Notice {
         Self(AtomicBool::new(false))
     }
 
-    /// Logs it as a warning, unless it was.
+    /// Logs the line as information, unless it was logged.
+    pub fn inform(&self, line: &str) {
+        if !self.0.swap(true, Ordering::Relaxed) {
+            log::info!("{line}");
+        }
+    }
+
+    /// Logs the line as a warning, unless it was logged.
     pub fn warn(&self, line: &str) {
         if !self.0.swap(true, Ordering::Relaxed) {
             log::warn!("{line}");

@@ -1,19 +1,20 @@
-//! libssl's contexts, connections and sessions, and the callbacks in its hands. No panic leaves a callback.
+//! libssl's contexts, connections and sessions.
 
 use std::ffi::{CStr, c_char, c_long, c_uint, c_ulong};
 use std::slice;
 
-mod callbacks;
 mod connection;
 mod context;
+mod ex_data;
 pub mod ffi;
 mod fingerprint;
+mod handshake;
 mod session;
 
 pub use connection::Connection;
 pub use context::Context;
-pub(crate) use context::number_of;
-pub(crate) use fingerprint::NO_CLIENT_AUTHENTICATION;
+pub(crate) use context::{SessionCallbacks, number_of};
+pub(crate) use handshake::{Handshake, PendingHit};
 pub(crate) use session::Session;
 
 /// `ERR_GET_REASON`.
@@ -21,14 +22,14 @@ const REASON_MASK: u64 = 0x7F_FFFF;
 
 /// Returns the reason code of the last error in the thread's queue, 0 if there is none.
 pub(crate) fn last_error_reason() -> u64 {
-    // SAFETY: it may always be asked.
+    // SAFETY: it may always be called.
     unsafe { wide(ffi::ERR_peek_last_error()) & REASON_MASK }
 }
 
 /// # Safety
 ///
 /// There are `length` bytes at `data`, or it is NULL.
-unsafe fn bytes(data: *const u8, length: usize) -> Vec<u8> {
+pub(crate) unsafe fn bytes(data: *const u8, length: usize) -> Vec<u8> {
     if data.is_null() {
         return Vec::new();
     }
@@ -44,7 +45,7 @@ unsafe fn copied(text: *const c_char) -> Option<Vec<u8>> {
     (!text.is_null()).then(|| unsafe { CStr::from_ptr(text) }.to_bytes().to_vec())
 }
 
-fn length_of<const N: usize>(_: &[u8; N]) -> c_uint {
+pub(crate) fn length_of<const N: usize>(_: &[u8; N]) -> c_uint {
     c_uint::try_from(N).unwrap_or(0)
 }
 

@@ -79,7 +79,7 @@ static SSL_CTX *installed(SSL_CTX *context, const char *namespace_, resumed_opti
     options.target = files[TARGET];
     options.keyring = files[KEYRING];
     options.namespace_ = namespace_;
-    options.deadline = 10000;
+    options.deadline_ms = 10000;
     if ((complaint = resumed_install(context, &options))) {
         fprintf(stderr, "contexts: %s\n", complaint);
         _exit(1);
@@ -142,7 +142,7 @@ static enum outcome meet(SSL_CTX *servers, SSL_CTX *clients, const char *name, S
     return outcome;
 }
 
-/* What comes of a session of one server at another one. */
+/* Offers a session of one server to another one. */
 static enum outcome offered(SSL_CTX *first, SSL_CTX *second, SSL_CTX *clients)
 {
     SSL_SESSION *session = NULL;

@@ -1,13 +1,13 @@
 /*
- * Servers with libresumed and their clients in one process, over memory: what sanitizers watch. Says at its end how many handshakes
- * there were, and how many resumed; exits 1 at the first that went otherwise than it must.
+ * Servers with libresumed and their clients in one process, over memory, for sanitizers. Prints the numbers of handshakes and of resumptions at its end;
+ * exits 1 at the first handshake that does not go as it must.
  *
  *     handshakes --certificate FILE --target 127.0.0.1:7400 --namespace shop --keyring fleet.keys [--mirror BYTES]
  *                [--single-use] [--families NUMBER] [--threads NUMBER] [--children NUMBER] [--lies]
  *
- * A family is a full handshake and what comes of it. Families run in `threads` at once, and then in each of `children` forked processes.
- * With --lies the store answers whatever it likes, so that nothing need resume, and what it seals rightly can be no more than a
- * session that the client does not know.
+ * A family is a full handshake and the resumptions of its sessions. Families run in `threads` at once, and then in each of `children` forked processes.
+ * With --lies the store returns arbitrary answers: no session need resume, and a value with a valid seal may be
+ * a session that the client does not have.
  */
 #include <getopt.h>
 #include <pthread.h>
@@ -27,7 +27,7 @@ enum ending { CLOSED, CUT, ALERT_SENT, ALERT_RECEIVED, ENDINGS };
 static const unsigned char BAD_RECORD[5 + 64] = {0x17, 3, 3, 0, 64};
 static const unsigned PATIENCE = 20000; /* milliseconds */
 
-static resumed_options options = {.size = sizeof options, .deadline = 10000};
+static resumed_options options = {.size = sizeof options, .deadline_ms = 10000};
 static const char *certificate;
 static int lies;
 static long families = 100;
@@ -128,7 +128,7 @@ static SSL_SESSION *meet(SSL_CTX *servers, SSL_CTX *clients, SSL_SESSION *offere
     return session;
 }
 
-/* Offers a session and forgets what comes of it; returns whether it resumed. */
+/* Offers a session, drops the new one, and returns whether it resumed. */
 static int offer(SSL_CTX *servers, SSL_CTX *clients, SSL_SESSION *session)
 {
     int resumed;
@@ -194,7 +194,7 @@ static void passing_context(SSL_CTX *clients, long number)
     SSL_CTX *context = server_context();
     int resumed;
 
-    own.lifetime = 3600 + (unsigned)number;
+    own.lifetime_seconds = 3600 + (unsigned)number;
     MUST(resumed_install(context, &own) == NULL);
     MUST(strstr(resumed_install(context, &own), "already"));
     own.keyring = "/nonexistent";
@@ -226,7 +226,7 @@ static void fork_one(void)
     if (child == 0) {
         run(NULL);
         SSL_CTX_free(shared);
-        /* Without exit handlers: what the parent's thread had belongs to nobody here, which is no leak of this child's. */
+        /* Without exit handlers: the memory of the parent's thread has no owner here, which is no leak of this child. */
         _exit(0);
     }
     MUST(waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 0);
@@ -259,7 +259,7 @@ int main(int argc, char **argv)
         case TARGET: options.target = optarg; break;
         case NAMESPACE: options.namespace_ = optarg; break;
         case KEYRING: options.keyring = optarg; break;
-        case MIRROR: options.mirror = strtoul(optarg, NULL, 10); break;
+        case MIRROR: options.mirror_bytes = strtoul(optarg, NULL, 10); break;
         case SINGLE_USE: options.single_use = 1; break;
         case FAMILIES: families = strtol(optarg, NULL, 10); break;
         case THREADS: threads = strtol(optarg, NULL, 10); break;

@@ -1,7 +1,7 @@
-//! A TLS server that keeps its sessions in the store: it answers whatever a client sends. Threads, no async runtime.
+//! A TLS server that keeps its sessions in the store: it answers each message of a client. Threads, no async runtime.
 //!
 //! `cargo run --example server -- --certificate FILE --target 127.0.0.1:7400 --namespace shop --keyring fleet.keys
-//! [--listen 127.0.0.1:0] [--single-use] [--mirror BYTES] [--deadline MILLISECONDS]`; without `--target` it is what it was before.
+//! [--listen 127.0.0.1:0] [--single-use] [--mirror BYTES] [--deadline MILLISECONDS]`; without `--target` it uses no store.
 
 use std::collections::HashMap;
 use std::error::Error;

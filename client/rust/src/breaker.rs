@@ -1,153 +1,141 @@
-//! Stops asking a store that keeps failing, so that an outage costs handshakes nothing, and for a moment one that is asked too often.
+//! The circuit breaker of the store: an outage costs handshakes nothing, and a rate limit of the store costs them no calls for a moment.
+//! `protos/vectors/policy.json` has its rules for all clients.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// How many failures in a row open a breaker.
-const LIMIT: u32 = 3;
-/// For how long nobody asks a store that has just refused because of a limit; twice as long each time in a row.
-const FIRST_REST: Duration = Duration::from_millis(50);
-const LONGEST_REST: Duration = Duration::from_millis(800);
+use crate::pauses::Pauses;
 
-/// How long after a refusal because of a limit operations count as scarce: each of many frontends sees few refusals.
-const SCARCE: Duration = Duration::from_secs(5);
+/// Consecutive failures that open the breaker.
+pub(crate) const MAX_FAILURES: u32 = 3;
+/// The pauses after calls that the store refused because of a limit, with exponential backoff.
+pub(crate) const BACKOFF: Pauses = Pauses { first: Duration::from_millis(50), longest: Duration::from_millis(800) };
+/// How long after such a refusal operations count as scarce: each of many frontends sees few refusals.
+pub(crate) const SCARCITY: Duration = Duration::from_secs(5);
+/// The pauses before probes while the breaker is open, with exponential backoff.
+pub(crate) const PROBE_PAUSES: Pauses = Pauses { first: Duration::from_millis(50), longest: Duration::from_millis(500) };
+/// After such a time without an opening, probes begin with the first pause again.
+pub(crate) const PROBE_RESET: Duration = Duration::from_secs(10);
 
-/// Somebody else than a handshake has to try whether the store is back; once closed by such a trial, a single failure opens
-/// it again. Races between threads may miscount by one, which does no harm.
+/// The prober, not a handshake, tries whether the store is back; once a probe has closed the breaker, a single failure opens it again.
 #[derive(Default)]
-pub(crate) struct Breaker {
-    failures: AtomicU32,
-    open: AtomicBool,
-    last_failure: Mutex<Option<Instant>>,
-    /// Whether the last call was refused because of a limit.
-    limited: AtomicBool,
-    /// For how long nobody asks after that, and until when.
-    rest: Mutex<Option<(Duration, Instant)>>,
-    last_refusal: Mutex<Option<Instant>>,
+pub(crate) struct Breaker(Mutex<State>);
+
+#[derive(Default)]
+struct State {
+    open: bool,
+    failures: u32,
+    last_failure: Option<Instant>,
+    last_opening: Option<Instant>,
+    probe_pause: Duration,
+    last_refusal: Option<Instant>,
+    /// The pause after the last refusals, and when it began; zero after a call that was carried out.
+    backoff: (Duration, Option<Instant>),
+    last_call_failed: bool,
+}
+
+impl State {
+    fn is_scarce(&self, now: Instant) -> bool {
+        self.last_refusal.is_some_and(|last| now.saturating_duration_since(last) < SCARCITY)
+    }
+
+    /// Records a call that was answered in time, also with a refusal, and returns whether it closed the breaker.
+    fn reached(&mut self) -> bool {
+        self.failures = if self.open { MAX_FAILURES - 1 } else { 0 };
+        std::mem::take(&mut self.open)
+    }
+
+    /// Lengthens the pause, once for calls that were under way together.
+    fn back_off(&mut self, began: Instant, now: Instant) {
+        let (pause, since) = self.backoff;
+        if since.is_none_or(|since| began >= since) {
+            self.backoff = (BACKOFF.after(pause), Some(now));
+        }
+    }
 }
 
 impl Breaker {
     pub(crate) fn closed(&self) -> bool {
-        !self.open.load(Ordering::Relaxed)
+        !self.lock().open
     }
 
-    /// Returns whether the store refused a call a moment ago because of a limit.
-    pub(crate) fn resting(&self, now: Instant) -> bool {
-        let rest = || *self.rest.lock().unwrap_or_else(PoisonError::into_inner);
-        self.limited.load(Ordering::Relaxed) && rest().is_some_and(|(_, until)| now < until)
+    /// Returns whether the store refused a call a moment ago because of a limit, so that handshakes do not call it.
+    pub(crate) fn rate_limited(&self, now: Instant) -> bool {
+        let (pause, since) = self.lock().backoff;
+        since.is_some_and(|since| now.saturating_duration_since(since) < pause)
     }
 
-    /// Returns whether the store refused a call because of a limit in the last seconds. What there is goes to sessions that are stored
-    /// already: a Get of one that is not gains nothing.
+    /// Returns whether the store refused a call because of a limit in the last seconds. Sessions that are stored already then have
+    /// precedence: a Get of one that is not gains nothing.
     pub(crate) fn scarce(&self, now: Instant) -> bool {
-        let last = *self.last_refusal.lock().unwrap_or_else(PoisonError::into_inner);
-        last.is_some_and(|last| now.saturating_duration_since(last) < SCARCE)
-    }
-
-    /// Notes a call that was late now, and returns whether that is no failure: a server holds back what it refuses if it refuses much.
-    pub(crate) fn held_back(&self, now: Instant) -> bool {
-        let scarce = self.scarce(now);
-        if scarce {
-            self.rest_longer(now);
-        }
-        scarce
-    }
-
-    /// Notes a call that began then and has failed now, and returns whether that opened the breaker.
-    ///
-    /// Of calls under way together one counts: a moment in which a busy machine stands still fails them all, and is no outage.
-    pub(crate) fn failed(&self, began: Instant, now: Instant) -> bool {
-        let mut last = self.last_failure.lock().unwrap_or_else(PoisonError::into_inner);
-        if last.is_some_and(|last| began < last) {
-            return false;
-        }
-        *last = Some(now);
-        let failures = self.failures.fetch_add(1, Ordering::Relaxed).saturating_add(1);
-        failures >= LIMIT && !self.open.swap(true, Ordering::Relaxed)
-    }
-
-    /// Notes that a limit is why a call was refused: for a while none is made.
-    pub(crate) fn limited(&self, now: Instant) {
-        *self.last_refusal.lock().unwrap_or_else(PoisonError::into_inner) = Some(now);
-        self.rest_longer(now);
-    }
-
-    fn rest_longer(&self, now: Instant) {
-        let mut rest = self.rest.lock().unwrap_or_else(PoisonError::into_inner);
-        let again = self.limited.swap(true, Ordering::Relaxed);
-        let pause = rest.filter(|_| again).map_or(FIRST_REST, |(last, _)| (2 * last).min(LONGEST_REST));
-        *rest = Some((pause, now + pause));
-    }
-
-    /// Notes a call that was carried out in time and returns whether it closed the breaker.
-    pub(crate) fn succeeded(&self) -> bool {
-        self.limited.store(false, Ordering::Relaxed);
-        self.reached()
-    }
-
-    /// Notes a call that was answered in time, whatever the answer, and returns whether it closed the breaker.
-    pub(crate) fn reached(&self) -> bool {
-        let closed = self.open.swap(false, Ordering::Relaxed);
-        self.failures.store(if closed { LIMIT - 1 } else { 0 }, Ordering::Relaxed);
-        closed
+        self.lock().is_scarce(now)
     }
 
     /// Returns whether the last call was carried out, if there was any.
-    pub(crate) fn answered(&self) -> bool {
-        self.failures.load(Ordering::Relaxed) == 0 && !self.limited.load(Ordering::Relaxed)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn three_failures_in_a_row_open_it_and_after_a_trial_one() {
-        let (breaker, now) = (Breaker::default(), Instant::now());
-        let fails = || breaker.failed(now, now);
-        assert!(!fails() && !fails());
-        breaker.succeeded();
-        assert!(!fails() && !fails() && breaker.closed());
-        assert!(fails() && !breaker.closed());
-        assert!(!fails(), "it opens once");
-        assert!(breaker.succeeded() && breaker.closed());
-        assert!(fails() && !breaker.closed());
+    pub(crate) fn last_call_succeeded(&self) -> bool {
+        !self.lock().last_call_failed
     }
 
-    #[test]
-    fn of_calls_that_fail_together_one_counts() {
-        let (breaker, began) = (Breaker::default(), Instant::now());
-        let at = |milliseconds| began + Duration::from_millis(milliseconds);
-        assert!((45..60).all(|end| !breaker.failed(began, at(end))));
-        assert!(!breaker.failed(at(46), at(91)) && breaker.closed());
-        assert!(breaker.failed(at(92), at(137)) && !breaker.closed());
+    /// Records a call that began then and timed out now. Returns whether that opened the breaker.
+    ///
+    /// While operations are scarce it is no failure: a server delays its refusals if it refuses many calls.
+    pub(crate) fn timed_out(&self, began: Instant, now: Instant) -> bool {
+        let mut state = self.lock();
+        if !state.is_scarce(now) {
+            drop(state);
+            return self.failed(began, now);
+        }
+        state.last_call_failed = true;
+        state.back_off(began, now);
+        false
     }
 
-    #[test]
-    fn a_limit_rests_longer_each_time_until_a_call_is_carried_out() {
-        let (breaker, now) = (Breaker::default(), Instant::now());
-        assert!(!breaker.resting(now) && breaker.answered());
-        let rests = |milliseconds| {
-            let at = |milliseconds| now + Duration::from_millis(milliseconds);
-            breaker.limited(now);
-            breaker.resting(at(milliseconds - 1)) && !breaker.resting(at(milliseconds))
-        };
-        assert!([50, 100, 200, 400, 800, 800].into_iter().all(rests));
-        assert!(breaker.closed() && !breaker.answered());
-        breaker.succeeded();
-        assert!(!breaker.resting(now) && breaker.answered());
-        assert!(rests(50));
+    /// Records a call that began then and has failed now. Returns whether that opened the breaker.
+    ///
+    /// Calls that were under way together count as one failure: a busy machine that stands still for a moment fails them all.
+    pub(crate) fn failed(&self, began: Instant, now: Instant) -> bool {
+        let state = &mut *self.lock();
+        state.last_call_failed = true;
+        if state.last_failure.is_some_and(|last| began < last) {
+            return false;
+        }
+        state.last_failure = Some(now);
+        state.failures += 1;
+        if state.open || state.failures < MAX_FAILURES {
+            return false;
+        }
+        state.open = true;
+        if state.last_opening.replace(now).is_none_or(|last| now.saturating_duration_since(last) > PROBE_RESET) {
+            state.probe_pause = Duration::ZERO;
+        }
+        true
     }
 
-    #[test]
-    fn what_is_late_a_while_after_a_refusal_was_held_back() {
-        let (breaker, now) = (Breaker::default(), Instant::now());
-        assert!(!breaker.scarce(now) && !breaker.held_back(now));
-        breaker.limited(now);
-        let soon = now + Duration::from_millis(4_999);
-        assert!(breaker.held_back(soon) && breaker.resting(soon) && breaker.closed());
-        assert!(!breaker.held_back(now + SCARCE));
+    /// Records a call that began then and was refused now because of a limit. Returns whether it closed the breaker.
+    pub(crate) fn limited(&self, began: Instant, now: Instant) -> bool {
+        let state = &mut *self.lock();
+        state.last_call_failed = true;
+        state.last_refusal = Some(now);
+        state.back_off(began, now);
+        state.reached()
+    }
+
+    /// Records a call that was carried out in time. Returns whether it closed the breaker.
+    pub(crate) fn succeeded(&self) -> bool {
+        let state = &mut *self.lock();
+        state.last_call_failed = false;
+        state.backoff = (Duration::ZERO, None);
+        state.reached()
+    }
+
+    /// Returns the pause before the next probe.
+    pub(crate) fn next_probe_pause(&self) -> Duration {
+        let state = &mut *self.lock();
+        state.probe_pause = PROBE_PAUSES.after(state.probe_pause);
+        state.probe_pause
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

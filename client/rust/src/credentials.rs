@@ -8,7 +8,7 @@ use tonic::transport::Endpoint;
 
 use crate::Error;
 
-/// How a frontend trusts the store, and proves to it who it is: PEM files, which are read again when they change.
+/// The authorities of the store's certificate, and the frontend's own certificate: PEM files, which are read again when they change.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct Credentials {
@@ -21,14 +21,14 @@ pub struct Credentials {
 }
 
 impl Credentials {
-    /// Returns what tells whether the files have changed.
+    /// Returns the versions of the files, which differ when the files have changed.
     pub(crate) fn versions(&self) -> Vec<Option<(u64, SystemTime)>> {
         let (cert, key) = self.identity.as_ref().map(|(cert, key)| (cert, key)).unzip();
         let version = |path: &PathBuf| fs::metadata(path).and_then(|metadata| Ok((metadata.len(), metadata.modified()?))).ok();
         [self.ca.as_ref(), cert, key].into_iter().map(|path| path.and_then(version)).collect()
     }
 
-    /// Returns `endpoint` with TLS by what the files say now.
+    /// Returns `endpoint` with TLS by the present contents of the files.
     #[cfg(feature = "tls")]
     pub(crate) fn secured(&self, endpoint: Endpoint) -> Result<Endpoint, Error> {
         use tonic::transport::{Certificate, ClientTlsConfig, Identity};

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use crate::fingerprint::{FINGERPRINT_BYTES, Fingerprint};
 
-/// What an envelope adds to a session.
+/// The bytes that an envelope adds to a session.
 pub(crate) const HEADER_BYTES: usize = FINGERPRINT_BYTES + 8;
 
 /// A session as it is sealed.

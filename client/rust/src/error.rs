@@ -1,4 +1,4 @@
-//! What can go wrong before a server serves; while it serves, nothing does that a handshake would notice.
+//! Errors before a server serves; while it serves, an error costs no more than a full handshake.
 
 use std::fmt;
 

@@ -1,6 +1,6 @@
-//! The context fingerprint: what a full handshake proved, in 32 bytes that are the same in every language.
+//! The context fingerprint: the properties that a full handshake proved, in 32 bytes that are the same in every language.
 //!
-//! The encoding is in `protos/README.md` and `protos/vectors/contexts.json`; `docs/contexts.md` says what it is for.
+//! The encoding is in `protos/README.md` and `protos/vectors/contexts.json`; `docs/contexts.md` describes its purpose.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;

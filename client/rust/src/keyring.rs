@@ -18,7 +18,7 @@ use crate::Error;
 use crate::sealing::{self, FleetKey, ID_BYTES, KEY_BYTES, StoreKey};
 
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
-/// `S_IRWXO` and `S_IWGRP`: what nobody but the owner may do, and others may not at all.
+/// `S_IRWXO` and `S_IWGRP`: the permissions that only the owner may have.
 const FORBIDDEN_MODE: u32 = 0o027;
 const LARGEST_FILE: u64 = 1 << 20;
 
@@ -42,7 +42,7 @@ struct Followed {
     seen: ArcSwap<Seen>,
 }
 
-/// What the file was like when it was looked at last.
+/// The version of the file at the last check.
 struct Seen {
     version: Option<Version>,
     complaint: String,
@@ -80,7 +80,7 @@ impl Keyring {
         })
     }
 
-    /// Makes a keyring of raw keys of 32 bytes, for those who keep their secrets elsewhere than in files.
+    /// Makes a keyring of raw keys of 32 bytes, for callers that keep their secrets elsewhere than in files.
     ///
     /// # Errors
     ///

@@ -2,7 +2,7 @@
 //! resumes what any other negotiated.
 //!
 //! [`Sessions`] keeps those of rustls servers. A handshake never waits for the store beyond a deadline, and not at all while the store
-//! keeps failing. Whatever goes wrong is a full handshake and a count in [`Stats`], nothing else.
+//! keeps failing. Each failure costs a full handshake and is counted in [`Stats`].
 //!
 //! ```no_run
 //! # fn server_config() -> rustls::ServerConfig { unimplemented!() }
@@ -17,14 +17,22 @@
 //! [`Shim`] is for bindings to other TLS stacks: `libresumed`, which puts the store under OpenSSL servers, is made of it.
 
 mod breaker;
+mod clock;
 mod credentials;
 mod envelope;
 mod error;
 pub mod fingerprint;
+mod guarded_store;
 mod keyring;
+mod lookups;
 mod mirror;
 mod options;
+mod pauses;
+#[cfg(test)]
+mod policy_vectors;
 mod prober;
+mod process;
+mod removed;
 #[cfg(feature = "rustls")]
 mod rustls;
 #[cfg(feature = "rustls")]
@@ -33,6 +41,7 @@ mod sealing;
 mod sender;
 mod servers;
 mod shim;
+mod sockets;
 mod stats;
 mod store;
 #[allow(missing_docs, clippy::all, clippy::pedantic, rustdoc::all)]
@@ -47,8 +56,9 @@ pub use fingerprint::Fingerprint;
 pub use keyring::Keyring;
 pub use options::{Ids, Options, Puts};
 pub use sealing::{Format, ID_BYTES, KEY_BYTES};
-pub use shim::{Expected, Look, Removal, Shim};
-pub use stats::{BUCKETS, Stats};
+pub use shim::{Expected, Lookup, RemovalReason, Shim};
+pub use sockets::close_inherited_sockets;
+pub use stats::Stats;
 pub use stubs::resumed::v1;
 
 #[cfg(feature = "rustls")]

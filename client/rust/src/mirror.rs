@@ -1,9 +1,9 @@
 //! A copy of the namespace's sealed sessions in the frontend's memory: a look-up that finds its session here is no call.
 //!
-//! The store's Watch keeps it current, and the frontend's own look-ups add what was stored before. It answers only while the
-//! stream is alive: a store that is silent for three seconds may have been told to remove something, so nothing is answered
-//! until it is heard again. So may one whose words come late, as a network that plays them back slowly could have it: a call each
-//! second, on the connection of the stream, shows how old they are at most. A stream that cannot go on where it ended begins with
+//! The store's Watch keeps it current, and the frontend's own look-ups add older sessions. It returns sessions only while the
+//! stream is alive: a store that is silent for three seconds may have removed some, so the mirror returns none until the next
+//! message. The same holds if messages arrive late, as a network that delays them could have it: a call each
+//! second, on the connection of the stream, bounds their age. A stream that cannot go on where it ended begins with
 //! an empty mirror, never with a wrong one.
 
 use std::collections::{HashMap, VecDeque};
@@ -26,7 +26,7 @@ use crate::v1::watch_event::Event;
 const STALE: Duration = Duration::from_secs(3);
 const CONFIRMATION_PAUSE: Duration = Duration::from_millis(900);
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
-/// What an entry takes beside its value: key, expiry, issue, a table that is mostly too large, the order, the allocator.
+/// The memory of an entry beside its value: key, expiry, issue, a table that is mostly too large, the order, the allocator.
 const OVERHEAD_BYTES: usize = 216;
 const FORGOTTEN: usize = 1024;
 const RECENT_REMOVALS: usize = 1024;
@@ -43,7 +43,7 @@ impl Mirror {
         Self { sessions: Mutex::new(Sessions::new(limit)), heard: Mutex::new(None) }
     }
 
-    /// Returns the sealed value of a live session, or None: then the store has to be asked.
+    /// Returns the sealed value of a live session, or None: then the store has to be called.
     pub(crate) fn get(&self, key: &StoreKey) -> Option<Vec<u8>> {
         if self.silence()? >= STALE {
             return None;
@@ -51,7 +51,7 @@ impl Mirror {
         self.lock().get(key, Instant::now()).map(<[u8]>::to_vec)
     }
 
-    /// Returns how many removals there were: a look-up notes it when it begins, and `found` wants it back.
+    /// Returns the number of removals so far: a look-up passes the number at its beginning to `found`.
     pub(crate) fn removals(&self) -> u64 {
         self.lock().removals
     }
@@ -76,15 +76,15 @@ impl Mirror {
             let (began, mut live) = (Instant::now(), false);
             let Err(error) = self.stream(store, &mut position, &mut live).await;
             if live && began.elapsed() >= RETRY_PAUSE {
-                // Servers end streams whose connection is old, and when they stop. Another one goes on at the same position: until then what
-                // was heard last still holds for as long as it would have, had the stream been silent.
-                log::debug!("the mirror of {} watches anew: {error}", store.target());
+                // Servers end streams whose connection is old, and when they stop. Another one goes on at the same position: until then the
+                // mirror returns sessions for as long as if the stream had been silent.
+                log::debug!("mirror of {} connects again: {error}", store.target());
                 failing = false;
                 continue;
             }
             if live || !failing {
                 // once per outage
-                log::warn!("the mirror of {} rests: {error}", store.target());
+                log::warn!("mirror of {} disconnected; look-ups go to the store: {error}", store.target());
             }
             failing = true;
             *self.heard() = None;
@@ -92,7 +92,7 @@ impl Mirror {
         }
     }
 
-    /// Follows one stream to its end, and tells whether all had been told then.
+    /// Follows one stream to its end. `live` is whether the stream had caught up then.
     async fn stream(&self, store: &Store, position: &mut Vec<u8>, live: &mut bool) -> Result<Infallible, String> {
         let silent = |_| format!("the store was silent for {STALE:?}");
         let mut first = true;
@@ -140,7 +140,7 @@ impl Mirror {
                 if let (Ok(key), Some(session)) = (StoreKey::try_from(key), StoredSession::of(session)) {
                     let session = StoredSession { issued: issue_time.and_then(time), ..session };
                     let mut sessions = self.lock();
-                    // Told late: what this frontend has removed meanwhile never comes back.
+                    // A late message: a session that this frontend has removed never comes back.
                     if !sessions.removed_lately(&key) {
                         sessions.put(key, &session, Instant::now());
                     }
@@ -155,7 +155,7 @@ impl Mirror {
                 Some(before) => self.lock().purge(before),
                 None => self.lock().clear(),
             },
-            // A purge of everything, or what this client does not know: what is still valid, look-ups find again.
+            // A purge of everything, or an unknown event: look-ups find valid sessions again.
             _ => self.lock().clear(),
         }
     }
@@ -190,7 +190,7 @@ struct Sessions {
     order: VecDeque<StoreKey>,
     bytes: usize,
     removals: u64,
-    /// What was removed lately, and as which of all removals.
+    /// The last removals, with their numbers.
     recent: VecDeque<(StoreKey, u64)>,
     /// Up to this removal anything may have been removed.
     unknown: u64,
@@ -210,7 +210,7 @@ impl Sessions {
     }
 
     fn clear(&mut self) {
-        // A removal of everything: no look-up under way may put its session. What was removed lately is told of late still.
+        // A removal of everything: no look-up under way may put its session. Late messages may still store sessions that were removed.
         let (removals, recent) = (self.removals + 1, mem::take(&mut self.recent));
         *self = Self { removals, recent, unknown: removals, ..Self::new(self.limit) };
     }
@@ -269,7 +269,7 @@ impl Sessions {
         self.unknown > since || missed.map(|(removed, _)| removed).any(|removed| removed == key)
     }
 
-    /// Returns whether a session was removed so lately that the store may tell of its Put yet.
+    /// Returns whether a session was removed a short time ago, so that the message about its Put may arrive yet.
     fn removed_lately(&self, key: &StoreKey) -> bool {
         self.recent.iter().any(|(removed, _)| removed == key)
     }
@@ -281,7 +281,7 @@ impl Sessions {
     }
 
     fn make_room(&mut self, now: Instant) {
-        // Sessions live about equally long, so the oldest is the first to expire. Keys that were removed meanwhile are still in the
+        // Sessions live about equally long, so the oldest is the first to expire. Keys of removed sessions are still in the
         // order, and cost nothing to pass over.
         while let Some(oldest) = self.order.front().copied() {
             let live = self.entries.get(&oldest).is_some_and(|entry| now < entry.expires);
@@ -343,7 +343,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_removed_meanwhile_does_not_come_back_from_a_lookup() {
+    fn a_removed_session_does_not_come_back_from_a_lookup() {
         let mirror = Mirror::new(1 << 20);
         *mirror.heard() = Some(Instant::now());
         let since = mirror.removals();
@@ -358,7 +358,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_removed_meanwhile_does_not_come_back_from_the_stream() {
+    fn a_removed_session_does_not_come_back_from_the_stream() {
         let mirror = Mirror::new(1 << 20);
         *mirror.heard() = Some(Instant::now());
         mirror.remove(&[1; 32]);
@@ -370,7 +370,7 @@ mod tests {
     }
 
     #[test]
-    fn a_purge_and_what_this_client_does_not_know_empty_it() {
+    fn a_purge_of_everything_and_an_unknown_event_empty_it() {
         let mirror = Mirror::new(1 << 20);
         *mirror.heard() = Some(Instant::now());
         for event in [Some(Event::Purged(v1::NamespacePurged { issued_before_time: None })), None] {
@@ -383,7 +383,7 @@ mod tests {
     }
 
     #[test]
-    fn a_purge_ends_what_was_issued_before_it_or_at_an_unknown_time() {
+    fn a_purge_ends_sessions_that_were_issued_before_it_or_at_an_unknown_time() {
         let mirror = Mirror::new(1 << 20);
         *mirror.heard() = Some(Instant::now());
         let since = mirror.removals();
@@ -404,7 +404,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mirror_that_heard_nothing_lately_answers_nothing() {
+    fn a_mirror_without_a_recent_message_returns_nothing() {
         let mirror = Mirror::new(1 << 20);
         mirror.found(&[1; 32], &session(b"one", 10), 0);
         assert_eq!(mirror.get(&[1; 32]), None);
@@ -415,7 +415,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_gone_leaves_the_order_too() {
+    fn a_removed_key_leaves_the_order_too() {
         let (mut sessions, now) = (Sessions::new(1 << 30), Instant::now());
         for number in 0..10_000_u32 {
             let mut key = [0; 32];

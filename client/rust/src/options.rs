@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::{Credentials, Error, Keyring};
 
 /// RFC 8446 section 4.6.1.
-const LONGEST_LIFETIME: Duration = Duration::from_secs(7 * 24 * 3600);
+pub(crate) const LONGEST_LIFETIME: Duration = Duration::from_secs(7 * 24 * 3600);
 const LONGEST_NAMESPACE: usize = 63;
 
 /// Which ids are looked up.
@@ -43,7 +43,7 @@ pub enum Puts {
 pub struct Options {
     /// Where the store is, as a gRPC name: `dns:///store:7400`, `127.0.0.1:7400`, `unix:/run/resumed.sock`.
     pub target: String,
-    /// Who shares these sessions: 1 to 63 characters of `[a-z0-9.-]`. Servers that verify their clients differently, or serve
+    /// The namespace of the sessions that frontends share: 1 to 63 characters of `[a-z0-9.-]`. Servers that verify their clients differently, or serve
     /// different tenants, need different ones.
     pub namespace: String,
     /// The fleet's keys.
@@ -54,11 +54,11 @@ pub struct Options {
     pub deadline: Duration,
     /// Whether a session resumes once in the whole fleet (RFC 8446 section 8.1).
     pub single_use: bool,
-    /// Which ids are looked up. Whoever issues the ids sets it.
+    /// Which ids are looked up.
     pub ids: Ids,
     /// Whether a handshake waits until its sessions are stored.
     pub puts: Puts,
-    /// How many look-ups may be under way at once, 64 by default; beyond that handshakes do not ask.
+    /// How many look-ups may be under way at once, 64 by default; beyond that, handshakes make none.
     pub max_lookups: usize,
     /// Bytes of the namespace's sealed sessions to keep in memory, so that most look-ups cost no call: 0, the default, for none.
     pub mirror: usize,
@@ -109,7 +109,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_outside_its_range_is_named() {
+    fn an_error_names_the_option_that_is_outside_its_range() {
         let valid = || Options::new("store:7400", "shop", Keyring::from_keys(&[[0; 32]]).unwrap());
         valid().check().unwrap();
         let complaint = |change: fn(&mut Options)| {

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant, SystemTime};
 use ::rustls::ServerConfig;
 use ::rustls::server::{NoServerSessionStorage, ProducesTickets, StoresServerSessions};
 
-use crate::{Envelope, Error, Expected, Fingerprint, Format, Ids, Look, Options, Puts, Removal, Scope, Shim, Stats};
+use crate::{Envelope, Error, Expected, Fingerprint, Format, Ids, Lookup, Options, Puts, RemovalReason, Scope, Shim, Stats};
 
 const CLOSE_PATIENCE: Duration = Duration::from_secs(1);
 
@@ -33,8 +33,8 @@ impl Sessions {
     /// Makes sessions. Opens no connection and starts no thread until the first is stored or looked up.
     ///
     /// [`Options::ids`], [`Options::puts`] and [`Options::mirror`] are about tickets, whose ids are sealed. In the session storage every id
-    /// is looked up, and `put` waits until the session is stored, at most for the deadline: nobody can tell of rustls' ids that
-    /// they are fresh, so a client that came back sooner would miss.
+    /// is looked up, and `put` waits until the session is stored, at most for the deadline: rustls' ids contain no issue
+    /// time, so a client that came back sooner would miss.
     ///
     /// # Errors
     ///
@@ -43,8 +43,8 @@ impl Sessions {
         Ok(Self(Arc::new(Shim::new(options, Format::Rustls)?)))
     }
 
-    /// Returns a copy of `config` for one connection, which keeps its sessions here. `scope` says what the config proves: rustls does
-    /// not show its certificates and its client verifier.
+    /// Returns a copy of `config` for one connection, which keeps its sessions here. `scope` describes the config: rustls has
+    /// no getters for its certificates and its client verifier.
     ///
     /// Without [`Options::single_use`] they are tickets. With it they are in the session storage, and every session resumes once in the
     /// whole fleet; then `config.max_early_data_size` may be above 0. (Of TLS 1.2 sessions rustls issues no new ones when it
@@ -63,7 +63,7 @@ impl Sessions {
         Arc::new(config)
     }
 
-    /// Returns the hooks of one connection, for those who put its config together themselves.
+    /// Returns the hooks of one connection, for callers that make its config themselves.
     #[must_use]
     pub fn connection(&self, scope: &Scope) -> Connection {
         Connection { shim: Arc::clone(&self.0), fingerprint: scope.fingerprint(), resumed: Mutex::default() }
@@ -71,7 +71,7 @@ impl Sessions {
 
     /// Removes a session from the whole fleet, in the background. `id` is the ticket, or rustls' own id.
     pub fn remove(&self, id: &[u8]) {
-        self.0.remove(id, Removal::Application);
+        self.0.remove(id, RemovalReason::Application);
     }
 
     /// Waits until all sessions and removals so far are sent, and returns false if that took too long.
@@ -80,10 +80,10 @@ impl Sessions {
         self.0.flush(patience)
     }
 
-    /// Whether the store kept failing, so that handshakes do not ask it at present.
+    /// Whether the store kept failing, so that handshakes do not call it at present.
     #[must_use]
-    pub fn resting(&self) -> bool {
-        self.0.resting()
+    pub fn breaker_open(&self) -> bool {
+        self.0.breaker_open()
     }
 
     /// What happened in this process so far.
@@ -92,7 +92,7 @@ impl Sessions {
         self.0.stats()
     }
 
-    /// Sends what is not sent yet, for up to a second, and stops; nothing more is stored. Connections go on. Dropping the last copy
+    /// Sends the rest of the queue, for up to a second, and stops; nothing more is stored. Connections go on. Dropping the last copy
     /// does the same.
     pub fn close(&self) {
         self.0.close(CLOSE_PATIENCE);
@@ -106,7 +106,7 @@ pub struct Connection {
     resumed: Mutex<Resumed>,
 }
 
-/// What a connection remembers of its look-ups.
+/// The look-ups of a connection.
 #[derive(Clone, Copy, Default)]
 struct Resumed {
     /// When the session that was found was negotiated, and the end of its life.
@@ -118,10 +118,10 @@ struct Resumed {
 impl Connection {
     fn find(&self, id: &[u8], once: bool, ids: Option<Ids>) -> Option<Vec<u8>> {
         let mut resumed = self.resumed.lock().unwrap_or_else(PoisonError::into_inner);
-        let look = Look { expected: Expected::Fingerprint(self.fingerprint), once, ids, waited: resumed.waited };
+        let lookup = Lookup { expected: Expected::Fingerprint(self.fingerprint), once, ids, waited: resumed.waited };
         let began = Instant::now();
         let found =
-            self.shim.look_up(id, look, |envelope, not_after| Ok((envelope.session.to_vec(), envelope.issued, not_after)));
+            self.shim.look_up(id, lookup, |envelope, not_after| Ok((envelope.session.to_vec(), envelope.issued, not_after)));
         resumed.waited += began.elapsed();
         let (value, issued, not_after) = found?;
         // rustls may still refuse it. Then its life bounds the new session's needlessly, which does no harm.
@@ -151,7 +151,7 @@ impl StoresServerSessions for Connection {
         self.find(key, false, Some(Ids::Any))
     }
 
-    /// At most one frontend of the fleet is handed the session.
+    /// At most one frontend of the fleet receives the session.
     fn take(&self, key: &[u8]) -> Option<Vec<u8>> {
         self.find(key, true, Some(Ids::Any))
     }

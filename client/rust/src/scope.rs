@@ -1,4 +1,4 @@
-//! What a rustls config proves in a full handshake: rustls' hooks do not show it.
+//! The properties of a rustls config that a full handshake proves: rustls' hooks do not have them.
 
 use std::collections::BTreeSet;
 
@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 
 use crate::fingerprint::{Fingerprint, fingerprint, half};
 
-/// What a config proves in a full handshake. A session resumes only on connections of an equal scope.
+/// The properties of a config that a full handshake proves. A session resumes only on connections of an equal scope.
 ///
 /// The default stands for a config that requests no client certificates, and whose fleet needs not tell its hosts apart otherwise than by
 /// the server name, which rustls compares.

@@ -1,4 +1,4 @@
-//! What the store is handed, the same in every language (`protos/README.md`, `protos/vectors`).
+//! The data that the store receives, the same in every language (`protos/README.md`, `protos/vectors`).
 //!
 //! - store key = SHA-256("resumed/v1" 00 format 00 namespace 00 session id)
 //! - sealed value = 02 | key id (4) | `not_after` (8, Unix seconds, big endian) | nonce (12) | AES-256-GCM(envelope), under
@@ -25,7 +25,7 @@ const KEY_ID_BYTES: usize = 4;
 const HEADER_BYTES: usize = 1 + KEY_ID_BYTES + 8;
 const NONCE_BYTES: usize = 12;
 const TAG_BYTES: usize = 16;
-/// What sealing adds to an envelope.
+/// The bytes that sealing adds to an envelope.
 pub(crate) const OVERHEAD_BYTES: usize = HEADER_BYTES + NONCE_BYTES + TAG_BYTES;
 
 /// A hashed session id: where the store keeps the session.
@@ -38,7 +38,7 @@ type NonceBytes = [u8; NONCE_BYTES];
 pub enum Format {
     /// `i2d_SSL_SESSION`.
     OpenSsl,
-    /// rustls' encoding of what it hands to its `session_storage`.
+    /// rustls' encoding of the values in its `session_storage`.
     Rustls,
 }
 
@@ -137,7 +137,7 @@ impl FleetKey {
     }
 }
 
-/// Opens what the store returned for `key`, any bytes at all: the session and its `not_after`, or the reason of the miss.
+/// Opens a value that the store returned for `key`, any bytes at all: the session and its `not_after`, or the reason of the miss.
 pub(crate) fn open(keys: &[FleetKey], key: &StoreKey, sealed: &[u8], now: u64) -> Result<(Vec<u8>, u64), &'static str> {
     if sealed.len() < OVERHEAD_BYTES || sealed[0] != SEALED {
         return Err("malformed");

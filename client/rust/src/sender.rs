@@ -1,6 +1,6 @@
-//! Sends Puts and Removes while no handshake waits: a bounded queue, many operations in one Batch.
+//! The write queue: sends Puts and Removes in the background, many operations in one Batch.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::VecDeque;
 use std::mem;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -8,31 +8,31 @@ use std::time::{Duration, SystemTime};
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout};
 
+use crate::clock::unix_time;
+use crate::guarded_store::GuardedStore;
+use crate::pauses::Pauses;
+use crate::removed::Removed;
 use crate::sealing::StoreKey;
-use crate::shim::{Process, unix_time};
 use crate::stats::Kind;
 use crate::store::Failure;
 use crate::v1::{BatchOperation, PutRequest, RemoveRequest, batch_operation, batch_result};
 
-/// What may wait to be sent; beyond that Puts and Removes are dropped, and counted.
-const QUEUE_BYTES: usize = 16 << 20;
+/// The size of the queue, beyond which Puts and Removes are dropped, and counted.
+pub(crate) const QUEUE_BYTES: usize = 16 << 20;
 /// An item's own memory, roughly, beside its value.
-const ITEM_BYTES: usize = 256;
-const BATCH_OPERATIONS: usize = 256;
-const BATCH_DEADLINE: Duration = Duration::from_secs(1);
-/// How long to wait for company before a Batch is sent. Clients that come back sooner are asked for again.
-const LINGER: Duration = Duration::from_millis(3);
-/// How long to wait before a Batch is sent again, twice as long each time in a row.
-const FIRST_PAUSE: Duration = Duration::from_millis(50);
-const LONGEST_PAUSE: Duration = Duration::from_millis(800);
-/// After how many failures in a row nobody who closes waits for more.
+pub(crate) const ITEM_BYTES: usize = 256;
+pub(crate) const BATCH_OPERATIONS: usize = 256;
+pub(crate) const BATCH_DEADLINE: Duration = Duration::from_secs(1);
+/// The delay before a Batch is sent, so that it holds several operations. The look-up of a client that comes back sooner is retried.
+pub(crate) const BATCH_DELAY: Duration = Duration::from_millis(3);
+/// The pauses before a Batch is sent again, with exponential backoff.
+pub(crate) const RETRY_PAUSES: Pauses = Pauses { first: Duration::from_millis(50), longest: Duration::from_millis(800) };
+/// Consecutive failures after which `close` does not wait for the rest of the queue.
 const PATIENCE: u32 = 3;
-/// How many of the last removals are remembered: no look-up of this process finds what it has removed.
-const REMOVALS: usize = 4096;
 
 pub(crate) enum Item {
-    /// A session, when it was negotiated, and when its life ends, in Unix seconds: waiting in the queue neither brings it past a purge
-    /// nor prolongs it.
+    /// A session, the time when it was negotiated, and the end of its lifetime in Unix seconds: its time in the queue neither exempts it
+    /// from a purge nor prolongs it.
     Put { key: StoreKey, value: Vec<u8>, issued: SystemTime, not_after: u64 },
     /// The reason under which the removal is counted.
     Remove { key: StoreKey, reason: &'static str },
@@ -75,50 +75,37 @@ struct Queue {
     submitted: u64,
     finished: u64,
     urgent: u64,
-    /// How often in a row no Batch was carried out.
+    /// Consecutive Batches that were not carried out.
     failures: u32,
-    /// Whether nobody will look into the queue without being told.
+    /// Whether the thread reads the queue only after a notification.
     idle: bool,
     closing: bool,
 }
 
 #[derive(Default)]
-struct Removed {
-    keys: HashSet<StoreKey>,
-    order: VecDeque<StoreKey>,
-}
-
-impl Removed {
-    fn add(&mut self, key: StoreKey) {
-        if self.keys.insert(key) {
-            self.order.push_back(key);
-        }
-        if self.order.len() > REMOVALS
-            && let Some(oldest) = self.order.pop_front()
-        {
-            self.keys.remove(&oldest);
-        }
-    }
-}
-
-#[derive(Default)]
 pub(crate) struct Sender {
     queue: Mutex<Queue>,
-    removed: Mutex<Removed>,
+    removed: Removed,
     work: Notify,
     finished: Condvar,
 }
 
 impl Sender {
-    /// Queues an item and returns its number for `wait`, or None if there was no room. `urgent` if somebody waits for it.
-    pub(crate) fn submit(&self, process: &Process, item: Item, urgent: bool) -> Option<u64> {
+    /// Makes a sender with an empty queue: a parent sends its own queue.
+    pub(crate) fn new(parent: Option<&Self>) -> Self {
+        let removed = parent.map(|parent| Removed::inherited(&parent.removed)).unwrap_or_default();
+        Self { removed, ..Self::default() }
+    }
+
+    /// Queues an item and returns its number for `wait`, or None if there was no room. `urgent` is whether a handshake waits for it.
+    pub(crate) fn submit(&self, store: &GuardedStore, item: Item, urgent: bool) -> Option<u64> {
         if let Item::Remove { key, .. } = &item {
-            self.removed().add(*key);
+            self.removed.add(*key);
         }
         let mut queue = self.lock();
         if queue.closing || queue.bytes + item.size() > QUEUE_BYTES {
             drop(queue);
-            process.count(item.counted("dropped"));
+            store.count(item.counted("dropped"));
             return None;
         }
         queue.bytes += item.size();
@@ -128,7 +115,7 @@ impl Sender {
         if urgent {
             queue.urgent = number;
         }
-        // Who lingers or sends finds it in the queue: to be woken would cost this handshake its turn.
+        // A thread that delays or sends a Batch finds it in the queue: a notification would cost this handshake its time slice.
         let wake = mem::take(&mut queue.idle) || urgent || queue.items.len() >= BATCH_OPERATIONS;
         drop(queue);
         if wake {
@@ -137,13 +124,13 @@ impl Sender {
         Some(number)
     }
 
-    /// Waits until what `submit` numbered so was sent or given up, and returns false if it took too long.
+    /// Waits until the item of this number was sent or given up, and returns false if that took longer than `patience`.
     pub(crate) fn wait(&self, number: u64, patience: Duration) -> bool {
         let waited = self.finished.wait_timeout_while(self.lock(), patience, |queue| queue.finished < number);
         waited.is_ok_and(|(_, outcome)| !outcome.timed_out())
     }
 
-    /// Sends all that was submitted so far at once, and returns false if it took too long.
+    /// Sends all items of the queue at once, and returns false if that took longer than `patience`.
     pub(crate) fn flush(&self, patience: Duration) -> bool {
         let last = {
             let mut queue = self.lock();
@@ -154,13 +141,13 @@ impl Sender {
         self.wait(last, patience)
     }
 
-    /// Returns whether this process has removed a session lately, whatever has become of that.
+    /// Returns whether this process, or one that it was forked from, has removed a session lately.
     pub(crate) fn is_removed(&self, key: &StoreKey) -> bool {
-        self.removed().keys.contains(key)
+        self.removed.contains(key)
     }
 
     /// Returns whether the last Batch was carried out, if there was any.
-    pub(crate) fn answered(&self) -> bool {
+    pub(crate) fn last_batch_succeeded(&self) -> bool {
         self.lock().failures == 0
     }
 
@@ -173,7 +160,7 @@ impl Sender {
     }
 
     /// Sends until `close` was called and all is sent.
-    pub(crate) async fn run(&self, process: &Process) {
+    pub(crate) async fn run(&self, store: &GuardedStore) {
         loop {
             let over = {
                 let queue = self.lock();
@@ -183,23 +170,23 @@ impl Sender {
                 self.finished.notify_all();
                 return;
             }
-            // Even with nothing to do yet: while handshakes go on, none of them has to wake this thread.
-            self.linger().await;
+            // Also with an empty queue: while handshakes go on, none of them has to wake this thread.
+            self.delay().await;
             if self.lock().items.is_empty() {
-                self.rest().await;
-            } else if !self.send(process).await {
+                self.wait_for_items().await;
+            } else if !self.send(store).await {
                 let failures = {
                     let queue = &mut *self.lock();
                     queue.failures += 1;
                     queue.failures
                 };
-                self.pause(LONGEST_PAUSE.min(FIRST_PAUSE * 2_u32.saturating_pow(failures - 1))).await;
+                self.pause(RETRY_PAUSES.number(failures)).await;
             }
         }
     }
 
-    /// Waits until there is something to send.
-    async fn rest(&self) {
+    /// Waits until the queue has an item.
+    async fn wait_for_items(&self) {
         {
             let mut queue = self.lock();
             if !queue.items.is_empty() || queue.closing {
@@ -211,17 +198,17 @@ impl Sender {
         self.lock().idle = false;
     }
 
-    /// Waits for company, unless somebody waits already.
-    async fn linger(&self) {
-        let company = async {
-            while !self.hurried() {
+    /// Waits until a Batch is due: after a delay, or at once if a handshake waits or the Batch is full.
+    async fn delay(&self) {
+        let due = async {
+            while !self.is_due() {
                 self.work.notified().await;
             }
         };
-        let _ = timeout(LINGER, company).await;
+        let _ = timeout(BATCH_DELAY, due).await;
     }
 
-    fn hurried(&self) -> bool {
+    fn is_due(&self) -> bool {
         let queue = self.lock();
         queue.urgent > queue.finished || queue.items.len() >= BATCH_OPERATIONS || queue.closing
     }
@@ -235,23 +222,23 @@ impl Sender {
         let _ = timeout(duration, closing).await;
     }
 
-    /// Sends the first of the queue, and returns whether that was carried out.
-    async fn send(&self, process: &Process) -> bool {
-        let now = unix_time();
+    /// Sends the first items of the queue, and returns whether the Batch was carried out.
+    async fn send(&self, store: &GuardedStore) -> bool {
+        let (now, began) = (unix_time(), Instant::now());
         let operations: Vec<_> = {
             let queue = self.lock();
-            queue.items.iter().take(BATCH_OPERATIONS).map(|item| item.operation(&process.namespace, now)).collect()
+            queue.items.iter().take(BATCH_OPERATIONS).map(|item| item.operation(&store.namespace, now)).collect()
         };
         let alive: Vec<_> = operations.iter().flatten().cloned().collect();
         let mut results = Vec::new().into_iter();
         if !alive.is_empty() {
-            match process.store.batch(alive, Instant::now() + BATCH_DEADLINE).await {
+            match store.calls.batch(alive, began + BATCH_DEADLINE).await {
                 Ok(answered) => results = answered.into_iter(),
                 Err(failure) => {
-                    // Everything stays in the queue, in its order: ids are write-once, so sending twice does no harm.
-                    log::debug!("sending to the store failed: {}", failure.reason());
+                    // All items stay in the queue, in their order: ids are write-once, so a repeated Put does no harm.
+                    log::debug!("a Batch failed: {}", failure.reason());
                     if failure == Failure::Limited {
-                        process.limited();
+                        store.limited(began.into());
                     }
                     return false;
                 }
@@ -268,15 +255,11 @@ impl Sender {
                 Some(Some(batch_result::Result::Error(_)) | None) => "refused",
                 Some(_) => "stored",
             };
-            process.count(item.counted(outcome));
+            store.count(item.counted(outcome));
         }
         drop(queue);
         self.finished.notify_all();
         true
-    }
-
-    fn removed(&self) -> MutexGuard<'_, Removed> {
-        self.removed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lock(&self) -> MutexGuard<'_, Queue> {

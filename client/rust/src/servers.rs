@@ -1,37 +1,38 @@
 //! The servers of a store: calls go to one after the other, and to none that has just failed while there is another.
 
-use std::net::SocketAddr;
+use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep, timeout};
 use tonic::transport::{Channel, Endpoint};
 
-use crate::target::Target;
+use crate::sockets::Recorded;
+use crate::target::{Address, Target};
 use crate::v1::session_store_service_client::SessionStoreServiceClient;
 
 pub(crate) type Client = SessionStoreServiceClient<Channel>;
 
-/// For how long a server is left alone that failed; twice as long each time in a row.
+/// The pauses after a server failed, with exponential backoff.
 const FIRST_REST: Duration = Duration::from_millis(50);
 const LONGEST_REST: Duration = Duration::from_secs(5);
-/// After how many failures in a row a connection is made anew: one whose peer went without a word is never told so.
+/// Consecutive failures after which a connection is made anew: the end of a peer that vanished is not reported.
 const RENEWAL_FAILURES: u32 = 3;
 /// How often names are looked up at most, after failures, and at least: new servers are to get calls before old ones go.
 const RESOLVE_PAUSE: Duration = Duration::from_secs(1);
 const RESOLVE_INTERVAL: Duration = Duration::from_secs(30);
-/// A Batch of the largest values that one request asks for.
+/// The answer to a Batch of the largest values.
 const LARGEST_ANSWER: usize = (16 << 20) + (1 << 20);
 
 /// One address of the store, and the connection to it.
 pub(crate) struct Server {
-    /// None for a unix socket.
-    address: Option<SocketAddr>,
+    address: Address,
     state: Mutex<State>,
 }
 
@@ -44,8 +45,8 @@ struct State {
 }
 
 impl Server {
-    fn new(address: Option<SocketAddr>, endpoint: &Endpoint) -> Self {
-        let (client, endpoint) = (connect(address, endpoint, usize::MAX), endpoint.clone());
+    fn new(address: Address, endpoint: &Endpoint) -> Self {
+        let (client, endpoint) = (connect(&address, endpoint, usize::MAX), endpoint.clone());
         Self { address, state: Mutex::new(State { client, endpoint, reached: false, failures: 0, rests_until: None }) }
     }
 
@@ -55,7 +56,7 @@ impl Server {
 
     /// Returns a client for one connection over the network, which is never made anew: when it ends, calls fail.
     pub(crate) fn connection(&self) -> Client {
-        connect(self.address, &self.lock().endpoint, 1)
+        connect(&self.address, &self.lock().endpoint, 1)
     }
 
     /// Whether its last call was answered.
@@ -63,13 +64,13 @@ impl Server {
         self.lock().reached
     }
 
-    /// Notes a call that was answered.
+    /// Records a call that was answered.
     pub(crate) fn answered(&self) {
         let state = &mut *self.lock();
         (state.reached, state.failures, state.rests_until) = (true, 0, None);
     }
 
-    /// Notes a call that was not.
+    /// Records a call that was not answered.
     pub(crate) fn failed(&self) {
         let (state, now) = (&mut *self.lock(), Instant::now());
         state.reached = false;
@@ -79,7 +80,7 @@ impl Server {
             state.failures += 1;
         }
         if state.failures >= RENEWAL_FAILURES {
-            state.client = connect(self.address, &state.endpoint, usize::MAX);
+            state.client = connect(&self.address, &state.endpoint, usize::MAX);
         }
     }
 
@@ -89,7 +90,7 @@ impl Server {
 
     fn renew(&self, endpoint: &Endpoint) {
         let state = &mut *self.lock();
-        (state.client, state.endpoint) = (connect(self.address, endpoint, usize::MAX), endpoint.clone());
+        (state.client, state.endpoint) = (connect(&self.address, endpoint, usize::MAX), endpoint.clone());
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -98,27 +99,31 @@ impl Server {
 }
 
 /// Makes a connection when it is used, and again when it was lost, that many times in all. To be called in a runtime.
-fn connect(address: Option<SocketAddr>, endpoint: &Endpoint, times: usize) -> Client {
-    let channel = match address {
-        None => endpoint.connect_lazy(),
-        Some(address) => {
-            let mut made = 0;
-            endpoint.connect_with_connector_lazy(tower::service_fn(move |_| {
-                made += 1;
-                let allowed = made <= times;
-                async move {
-                    if !allowed {
-                        return Err(std::io::Error::other("the connection has ended"));
-                    }
-                    let stream = TcpStream::connect(address).await?;
-                    stream.set_nodelay(true)?;
-                    Ok(TokioIo::new(stream))
-                }
-            }))
-        }
-    };
+fn connect(address: &Address, endpoint: &Endpoint, times: usize) -> Client {
+    let (address, mut made) = (address.clone(), 0);
+    let channel = endpoint.connect_with_connector_lazy(tower::service_fn(move |_| {
+        made += 1;
+        let (address, allowed) = (address.clone(), made <= times);
+        async move { if allowed { dial(&address).await } else { Err(io::Error::other("the connection has ended")) } }
+    }));
     SessionStoreServiceClient::new(channel).max_decoding_message_size(LARGEST_ANSWER)
 }
+
+async fn dial(address: &Address) -> io::Result<TokioIo<Box<dyn Stream>>> {
+    let stream: Box<dyn Stream> = match address {
+        Address::Unix(path) => Box::new(Recorded::new(UnixStream::connect(path).await?)),
+        Address::Tcp(address) => {
+            let stream = TcpStream::connect(address).await?;
+            stream.set_nodelay(true)?;
+            Box::new(Recorded::new(stream))
+        }
+    };
+    Ok(TokioIo::new(stream))
+}
+
+trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for Recorded<S> {}
 
 pub(crate) struct Servers {
     target: Target,
@@ -156,7 +161,7 @@ impl Servers {
         chosen
     }
 
-    /// Notes that a call to a server was not answered.
+    /// Records that a call to a server was not answered.
     pub(crate) fn failed(&self, server: &Server) {
         server.failed();
         self.lost.notify_one();
@@ -185,12 +190,13 @@ impl Servers {
     }
 
     /// Makes these addresses the target's, unless there are none: those known before are better than nothing.
-    fn take_over(&self, addresses: &[Option<SocketAddr>]) {
+    fn take_over(&self, addresses: &[Address]) {
         self.list.send_modify(|list| {
             let before = list.take().unwrap_or_default();
-            let known = |address| before.iter().find(|server| server.address == address).cloned();
-            let server = |address| known(address).unwrap_or_else(|| Arc::new(Server::new(address, &self.endpoint.load())));
-            *list = Some(if addresses.is_empty() { before } else { addresses.iter().copied().map(server).collect() });
+            let known = |address: &Address| before.iter().find(|server| server.address == *address).cloned();
+            let new = |address: &Address| Arc::new(Server::new(address.clone(), &self.endpoint.load()));
+            let server = |address| known(address).unwrap_or_else(|| new(address));
+            *list = Some(if addresses.is_empty() { before } else { addresses.iter().map(server).collect() });
         });
     }
 }
@@ -207,7 +213,8 @@ mod tests {
     async fn ports(servers: &Servers, count: usize) -> Vec<u16> {
         let mut ports = Vec::new();
         for _ in 0..count {
-            ports.push(servers.next().await.unwrap().address.unwrap().port());
+            let Address::Tcp(address) = servers.next().await.unwrap().address else { panic!("a unix socket") };
+            ports.push(address.port());
         }
         ports
     }
@@ -245,7 +252,7 @@ mod tests {
         in_runtime(async {
             let servers = servers(2);
             let first = servers.next().await.unwrap();
-            servers.take_over(&[first.address, Some("127.0.0.1:9".parse().unwrap())]);
+            servers.take_over(&[first.address.clone(), Address::Tcp("127.0.0.1:9".parse().unwrap())]);
             servers.take_over(&[]);
             assert_eq!(ports(&servers, 2).await, [9, 1]);
             assert!(Arc::ptr_eq(&first, &servers.list.borrow().as_ref().unwrap()[0]));

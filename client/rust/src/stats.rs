@@ -1,13 +1,38 @@
-//! What a frontend counts.
+//! The statistics of a frontend.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-/// Upper bounds of the look-up time buckets, in microseconds; one more bucket holds what took longer.
-pub const BUCKETS: [u128; 10] = [100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000];
+pub(crate) const HITS: [&str; 4] = ["mirror", "store", "retried", "coalesced"];
+pub(crate) const MISSES: [&str; 21] = [
+    "unknown",
+    "foreign-id",
+    "expired-id",
+    "timeout",
+    "unavailable",
+    "rejected",
+    "limited",
+    "breaker-open",
+    "too-many-lookups",
+    "malformed",
+    "unknown-key",
+    "expired",
+    "not-authentic",
+    "undecodable",
+    "server-name-mismatch",
+    "internal-error",
+    "context-mismatch",
+    "context-unknown",
+    "context-unstable",
+    "other-cipher",
+    "not-resumed",
+];
+pub(crate) const PUTS: [&str; 5] = ["stored", "refused", "dropped", "expired", "unresumable"];
+pub(crate) const REMOVALS: [&str; 5] = ["fatal-error", "application", "dropped", "refused", "kept"];
+pub(crate) const TERMINATIONS: [&str; 1] = ["context-mismatch"];
 
-/// What happened in this process so far, each a count by reason; the names are those of all clients.
+/// Statistics of this process, each a count by reason; the names are those of all clients.
 #[derive(Clone, Debug, Default, PartialEq)]
 #[non_exhaustive]
 pub struct Stats {
@@ -29,10 +54,26 @@ pub struct Stats {
     /// Resumed connections that were ended after their handshake. `context-mismatch`: the connection's context turned out to be
     /// another one than the session's.
     pub terminations: BTreeMap<&'static str, u64>,
-    /// Calls by their time: one count for each of [`BUCKETS`] and one for longer ones.
-    pub lookups: [u64; BUCKETS.len() + 1],
-    /// What all look-ups together took.
+    /// Calls by their time: one count for each of [`Stats::LOOKUP_BOUNDS`] and one for longer ones.
+    pub lookups: [u64; Stats::LOOKUP_BOUNDS.len() + 1],
+    /// The time of all look-ups together.
     pub lookup_time: Duration,
+}
+
+impl Stats {
+    /// The upper bounds of the look-up times in [`Stats::lookups`].
+    pub const LOOKUP_BOUNDS: [Duration; 10] = [
+        Duration::from_micros(100),
+        Duration::from_micros(250),
+        Duration::from_micros(500),
+        Duration::from_millis(1),
+        Duration::from_micros(2_500),
+        Duration::from_millis(5),
+        Duration::from_millis(10),
+        Duration::from_millis(25),
+        Duration::from_millis(50),
+        Duration::from_millis(100),
+    ];
 }
 
 /// Which of the counts of [`Stats`].
@@ -51,19 +92,20 @@ pub(crate) struct Recorder(Mutex<Stats>);
 impl Recorder {
     pub(crate) fn count(&self, kind: Kind, reason: &'static str) {
         let stats = &mut *self.lock();
-        let counts = match kind {
-            Kind::Hits => &mut stats.hits,
-            Kind::Misses => &mut stats.misses,
-            Kind::Puts => &mut stats.puts,
-            Kind::Removals => &mut stats.removals,
-            Kind::Terminations => &mut stats.terminations,
+        let (counts, reasons) = match kind {
+            Kind::Hits => (&mut stats.hits, &HITS[..]),
+            Kind::Misses => (&mut stats.misses, &MISSES[..]),
+            Kind::Puts => (&mut stats.puts, &PUTS[..]),
+            Kind::Removals => (&mut stats.removals, &REMOVALS[..]),
+            Kind::Terminations => (&mut stats.terminations, &TERMINATIONS[..]),
         };
+        debug_assert!(reasons.contains(&reason), "{reason}");
         *counts.entry(reason).or_default() += 1;
     }
 
     pub(crate) fn observe(&self, took: Duration) {
         let stats = &mut *self.lock();
-        let bucket = BUCKETS.partition_point(|bound| *bound < took.as_micros());
+        let bucket = Stats::LOOKUP_BOUNDS.partition_point(|bound| *bound < took);
         stats.lookups[bucket] += 1;
         stats.lookup_time += took;
     }

@@ -12,10 +12,10 @@ use crate::target::Target;
 use crate::v1::{BatchOperation, BatchRequest, GetRequest, TakeRequest, WatchRequest, WatchResponse, batch_result};
 use crate::{Credentials, Error, v1};
 
-/// How often a call is tried at least, where another try is harmless: a connection may have ended since the last one.
+/// The least number of attempts of a call, where another one is harmless: a connection may have ended since the last one.
 const ATTEMPTS: usize = 3;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
-/// The key of a session that there never is: a look-up of it tells whether the store answers.
+/// The key of a session that does not exist: its look-up shows whether the store answers.
 pub(crate) const PROBE_KEY: &[u8] = b"resumed/v1 probe";
 const CREDENTIALS_CHECK: Duration = Duration::from_secs(1);
 
@@ -111,7 +111,7 @@ impl Store {
                 self.call(end, true, call).await?.session
             }
             How::Take => {
-                // Not repeated: who took a session and was not heard has used it up.
+                // Not repeated: a Take whose answer was lost has used the session up.
                 let request = TakeRequest { namespace, key };
                 let call = |mut client: Client| {
                     let request = request.clone();
@@ -227,7 +227,7 @@ pub(crate) struct Watch {
     namespace: String,
     client: Client,
     pub(crate) answers: Streaming<WatchResponse>,
-    /// When it was asked for: what has come is not older.
+    /// When the stream was requested: its changes are not older.
     pub(crate) asked: Instant,
 }
 
@@ -261,7 +261,7 @@ fn never_sent(status: &Status) -> bool {
 pub(crate) fn endpoint(target: &Target, credentials: Option<&Credentials>) -> Result<Endpoint, Error> {
     let scheme = if credentials.is_some() { "https" } else { "http" };
     let uri = match target {
-        Target::Unix(path) => format!("unix:{path}"),
+        Target::Unix(path) => format!("unix:{}", path.display()),
         Target::Hosts(_) => format!("{scheme}://{}", target.authority()),
     };
     let endpoint = Endpoint::from_shared(uri).map_err(|_| Error::new(format!("target {:?} is no name", target.authority())))?;

@@ -2,8 +2,9 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 
-use crate::Error;
+use crate::error::Error;
 
 const USE: &str = "use host:port, dns:///host:port or unix:/path";
 
@@ -11,9 +12,16 @@ const USE: &str = "use host:port, dns:///host:port or unix:/path";
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Target {
     /// The path of a unix socket.
-    Unix(String),
+    Unix(PathBuf),
     /// Hosts and ports; the addresses of all are the store's.
     Hosts(Vec<(String, u16)>),
+}
+
+/// One address of a store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Address {
+    Unix(PathBuf),
+    Tcp(SocketAddr),
 }
 
 impl Target {
@@ -22,7 +30,7 @@ impl Target {
         let malformed = || Error::new(format!("target {text:?}: {USE}"));
         if let Some(path) = text.strip_prefix("unix:") {
             let path = path.strip_prefix("//").unwrap_or(path);
-            return if path.starts_with('/') { Ok(Self::Unix(path.to_owned())) } else { Err(malformed()) };
+            return if path.starts_with('/') { Ok(Self::Unix(path.into())) } else { Err(malformed()) };
         }
         let addresses = ["ipv4:", "ipv6:"].iter().find_map(|scheme| text.strip_prefix(scheme));
         let names = addresses.or_else(|| text.strip_prefix("dns:///")).or_else(|| text.strip_prefix("dns:")).unwrap_or(text);
@@ -31,7 +39,7 @@ impl Target {
         hosts.collect::<Result<_, _>>().map(Self::Hosts)
     }
 
-    /// What the store is called in requests, and what its certificate must be for.
+    /// The store's name in requests and in its certificate.
     pub(crate) fn authority(&self) -> String {
         match self {
             Self::Hosts(hosts) if hosts[0].0.contains(':') => format!("[{}]:{}", hosts[0].0, hosts[0].1),
@@ -40,26 +48,26 @@ impl Target {
         }
     }
 
-    /// Returns the addresses, None for a unix socket; or nothing if a name has to be looked up.
-    pub(crate) fn literal(&self) -> Option<Vec<Option<SocketAddr>>> {
+    /// Returns the addresses; None if a name has to be resolved.
+    pub(crate) fn literal(&self) -> Option<Vec<Address>> {
         match self {
-            Self::Unix(_) => Some(vec![None]),
+            Self::Unix(path) => Some(vec![Address::Unix(path.clone())]),
             Self::Hosts(hosts) => {
-                let addresses = hosts.iter().map(|(host, port)| Some(Some(SocketAddr::new(host.parse().ok()?, *port))));
-                addresses.collect()
+                let address = |(host, port): &(String, u16)| Some(Address::Tcp(SocketAddr::new(host.parse().ok()?, *port)));
+                hosts.iter().map(address).collect()
             }
         }
     }
 
-    /// Looks the names up.
-    pub(crate) async fn resolve(&self) -> io::Result<Vec<Option<SocketAddr>>> {
+    /// Resolves the names.
+    pub(crate) async fn resolve(&self) -> io::Result<Vec<Address>> {
         if let Some(literal) = self.literal() {
             return Ok(literal);
         }
         let mut found = Vec::new();
         if let Self::Hosts(hosts) = self {
             for (host, port) in hosts {
-                for address in tokio::net::lookup_host((host.as_str(), *port)).await?.map(Some) {
+                for address in tokio::net::lookup_host((host.as_str(), *port)).await?.map(Address::Tcp) {
                     if !found.contains(&address) {
                         found.push(address);
                     }
@@ -96,10 +104,10 @@ mod tests {
         }
         for (text, authority) in [("127.0.0.1:7400", "127.0.0.1:7400"), ("ipv6:[::1]:7400", "[::1]:7400")] {
             assert_eq!(parsed(text).authority(), authority);
-            assert_eq!(parsed(text).literal(), Some(vec![Some(authority.parse().unwrap())]));
+            assert_eq!(parsed(text).literal(), Some(vec![Address::Tcp(authority.parse().unwrap())]));
         }
         let several = parsed("ipv4:10.0.0.1:1,10.0.0.2:2").literal().unwrap();
-        assert_eq!(several, ["10.0.0.1:1", "10.0.0.2:2"].map(|each| Some(each.parse().unwrap())));
+        assert_eq!(several, ["10.0.0.1:1", "10.0.0.2:2"].map(|each| Address::Tcp(each.parse().unwrap())));
         for text in ["unix:/run/r.sock", "unix:///run/r.sock"] {
             assert_eq!(parsed(text), Target::Unix("/run/r.sock".into()));
         }

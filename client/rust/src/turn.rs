@@ -4,21 +4,21 @@ use std::process;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 
-/// Lets the threads of a process through one at a time. Whoever forks while a thread has its turn leaves no trace of it in the child,
-/// where that thread does not exist: a `Mutex` would stay locked there.
+/// Lets the threads of a process through one at a time. If the process forks while a thread has its turn, the child has no
+/// such turn: a `Mutex` would stay locked there.
 pub(crate) struct Turns(AtomicU32);
 
 /// A thread's turn, until it is dropped.
 pub(crate) struct Turn<'a>(&'a AtomicU32);
 
-const NOBODY: u32 = 0;
+const FREE: u32 = 0;
 
 impl Turns {
     pub(crate) const fn new() -> Self {
-        Self(AtomicU32::new(NOBODY))
+        Self(AtomicU32::new(FREE))
     }
 
-    /// Waits for a turn. Only for what is short and rare.
+    /// Waits for a turn. Only for short and rare sections.
     pub(crate) fn take(&self) -> Turn<'_> {
         let pid = process::id();
         while self.0.swap(pid, Ordering::Acquire) == pid {
@@ -30,7 +30,7 @@ impl Turns {
 
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
-        self.0.store(NOBODY, Ordering::Release);
+        self.0.store(FREE, Ordering::Release);
     }
 }
 
@@ -56,7 +56,7 @@ mod tests {
     }
 
     #[test]
-    fn the_turn_of_a_parents_thread_holds_nobody_up() {
+    fn the_turn_of_a_parents_thread_delays_no_thread_of_the_child() {
         let turns = Turns::new();
         std::mem::forget(turns.take());
         turns.0.store(1, Ordering::Relaxed); // as in a child: it was another process

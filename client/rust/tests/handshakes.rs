@@ -8,7 +8,7 @@ use std::sync::Barrier;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
-use resumed::{Credentials, Envelope, Expected, Fingerprint, Format, Ids, Keyring, Look, Options, Scope, Sessions, Shim};
+use resumed::{Credentials, Envelope, Expected, Fingerprint, Format, Ids, Keyring, Lookup, Options, Scope, Sessions, Shim};
 use rustls::ClientConnection;
 use rustls::server::{ProducesTickets, StoresServerSessions};
 use rustls::version::{TLS12, TLS13};
@@ -16,8 +16,8 @@ use support::{Authority, PATIENCE, Peers, Relay, Store, eventually, options, res
 
 const CONTEXT: Fingerprint = [1; 32];
 
-fn expecting(fingerprint: Fingerprint) -> Look {
-    Look::expecting(Expected::Fingerprint(fingerprint))
+fn expecting(fingerprint: Fingerprint) -> Lookup {
+    Lookup::expecting(Expected::Fingerprint(fingerprint))
 }
 
 fn envelope(session: &[u8]) -> Envelope<'_> {
@@ -187,7 +187,7 @@ fn an_unknown_context_is_no_call() {
     let shim = Shim::new(options("127.0.0.1:1", "shop"), Format::Rustls).unwrap();
     let id = shim.issue_id();
     for expected in [Expected::Unknown, Expected::Unstable] {
-        assert_eq!(shim.look_up(&id, Look::expecting(expected), |_, _| Ok(())), None);
+        assert_eq!(shim.look_up(&id, Lookup::expecting(expected), |_, _| Ok(())), None);
     }
     let stats = shim.stats();
     assert_eq!(stats.misses, [("context-unknown", 1), ("context-unstable", 1)].into());
@@ -253,13 +253,13 @@ fn a_mirror_has_what_others_negotiate_and_forgets_what_they_remove() {
         assert_eq!(finds(&id), Some(b"session".to_vec()), "the first look-up brings it in, if the mirror lives");
         assert_eq!(finds(&id), Some(b"session".to_vec()));
         hits() > before && {
-            one.remove(&id, resumed::Removal::Application);
+            one.remove(&id, resumed::RemovalReason::Application);
             assert!(one.flush(PATIENCE));
             eventually(|| finds(&id).is_none());
             true
         }
     });
-    // And what is told, not only what was looked up: each id is looked up once, some time after it was stored.
+    // The stream brings sessions in, too, not only look-ups: each id is looked up once, some time after it was stored.
     let mut ids = VecDeque::new();
     eventually(|| {
         let id = one.issue_id();
@@ -280,28 +280,42 @@ fn a_removal_binds_the_frontend_that_asked_for_it_at_once() {
         let id = shim.issue_id();
         shim.negotiated(&id, &envelope(b"session"), shim.not_after(), true);
         assert!(finds(&id));
-        shim.remove(&id, resumed::Removal::Application);
+        shim.remove(&id, resumed::RemovalReason::Application);
         assert!(!finds(&id), "before the store has heard of it");
     }
 }
 
 #[test]
-fn beyond_a_limit_what_is_stored_goes_on_resuming_and_nothing_new_is_stored() {
-    let Some(store) = Store::launch(&["--namespace-ops-per-second", "5"]) else { return };
-    let sessions = sessions(&store.target, "limited", |_| ());
-    let connection = || sessions.connection(&Scope::default());
-    let first = connection().encrypt(b"session").unwrap();
-    assert!(sessions.flush(PATIENCE));
-    eventually(|| {
-        connection().decrypt(&first);
-        sessions.stats().misses.contains_key("limited")
-    });
-    assert_eq!(connection().encrypt(b"session"), None, "its ticket would be looked up in vain");
-    assert!(sessions.stats().puts["dropped"] > 0 && !sessions.resting());
-    eventually(|| {
-        let resumed = connection();
-        resumed.decrypt(&first).is_some() && resumed.encrypt(b"session").is_some()
-    });
+fn at_a_limit_stored_sessions_resume_and_new_ones_are_not_stored() {
+    for ids in [Ids::Sealed, Ids::Any] {
+        let Some(store) = Store::launch(&["--namespace-ops-per-second", "5"]) else { return };
+        let sessions = sessions(&store.target, "limited", |options| options.ids = ids);
+        let connection = || sessions.connection(&Scope::default());
+        let first = connection().encrypt(b"session").unwrap();
+        assert!(sessions.flush(PATIENCE));
+        eventually(|| {
+            connection().decrypt(&first);
+            sessions.stats().misses.contains_key("limited")
+        });
+        assert_eq!(connection().encrypt(b"session"), None, "its ticket would be looked up in vain");
+        assert!(sessions.stats().puts["dropped"] > 0 && !sessions.breaker_open());
+        eventually(|| {
+            let resumed = connection();
+            resumed.decrypt(&first).is_some() && resumed.encrypt(b"session").is_some()
+        });
+    }
+}
+
+#[test]
+fn the_look_up_of_a_session_that_was_not_stored_because_of_a_limit_is_no_call() {
+    for ids in [Ids::Sealed, Ids::Any] {
+        let mut options = options("127.0.0.1:1", "shop");
+        options.ids = ids;
+        let shim = Shim::new(options, Format::OpenSsl).unwrap();
+        assert_eq!(shim.look_up(&shim.issue_expired_id(), expecting(CONTEXT), |_, _| Ok(())), None);
+        let stats = shim.stats();
+        assert_eq!((stats.misses, stats.lookups.iter().sum::<u64>()), ([("expired-id", 1)].into(), 0));
+    }
 }
 
 #[test]
@@ -368,7 +382,7 @@ fn a_mirror_goes_on_when_the_store_ends_its_stream() {
     let mirrored = || shim.stats().hits.get("mirror").copied().unwrap_or_default();
     eventually(|| finds() && mirrored() > 0);
     thread::sleep(Duration::from_millis(1500)); // only a stream that served for a second is gone on with at once
-    // Cuts the connection; returns whether the mirror alone answered for longer than what it had heard until then holds.
+    // Cuts the connection; returns whether the mirror alone returned sessions for longer than its last message allows.
     let goes_on = || {
         let (calls, cut) = (shim.stats().hits.get("store").copied(), Instant::now());
         relay.cut();
@@ -385,7 +399,7 @@ fn a_mirror_goes_on_when_the_store_ends_its_stream() {
     assert_eq!((0..8).filter(|_| goes_on()).take(2).count(), 2);
 }
 
-/// What it hears may be old: a network may play a stream back slowly.
+/// Messages may be old: a network may delay a stream.
 #[test]
 fn a_mirror_leaves_a_connection_on_which_the_store_speaks_but_answers_nothing() {
     let Some(store) = shared_store() else { return };
@@ -456,7 +470,7 @@ fn a_limit_is_no_outage() {
     let stats = sessions.stats();
     assert!(stats.misses["limited"] > 20 && stats.misses.len() == 1, "{stats:?}");
     assert!(stats.lookups.iter().sum::<u64>() < 10, "it kept asking: {stats:?}");
-    assert!(!sessions.resting());
+    assert!(!sessions.breaker_open());
     assert_eq!(sessions.connection(&Scope::default()).encrypt(b"session"), None);
     eventually(|| sessions.connection(&Scope::default()).decrypt(&ids[0]).is_some());
     assert!(sessions.flush(PATIENCE));
@@ -470,7 +484,7 @@ fn a_store_that_does_not_answer_costs_the_deadline_until_it_is_left_alone() {
     options.deadline = Duration::from_millis(20);
     let shim = Shim::new(options, Format::Rustls).unwrap();
     let id = shim.issue_id();
-    eventually(|| shim.look_up(&id, expecting(CONTEXT), |_, _| Ok(())).is_none() && shim.resting());
+    eventually(|| shim.look_up(&id, expecting(CONTEXT), |_, _| Ok(())).is_none() && shim.breaker_open());
     let before = shim.stats();
     assert_eq!(shim.look_up(&id, expecting(CONTEXT), |_, _| Ok(())), None);
     let after = shim.stats();
@@ -486,11 +500,11 @@ fn a_store_that_is_down_costs_a_full_handshake_and_is_found_again() {
     assert!(!peers.connect(&one));
     assert!(peers.connect(&one));
     drop(store);
-    eventually(|| !peers.connect(&one) && one.resting());
+    eventually(|| !peers.connect(&one) && one.breaker_open());
     assert!(one.stats().misses.contains_key("breaker-open") || one.stats().misses.contains_key("unavailable"));
     let _store = Store::launch(&["--listen", &target]).unwrap();
     eventually(|| peers.connect(&one));
-    assert!(!one.resting());
+    assert!(!one.breaker_open());
 }
 
 #[test]
@@ -498,7 +512,7 @@ fn a_handshake_that_has_waited_long_enough_waits_no_more() {
     let Some(store) = shared_store() else { return };
     let shim = Shim::new(options(store, "end"), Format::Rustls).unwrap();
     let id = shim.issue_id();
-    let look = Look { waited: PATIENCE, ..expecting(CONTEXT) };
+    let look = Lookup { waited: PATIENCE, ..expecting(CONTEXT) };
     assert_eq!(shim.look_up(&id, look, |_, _| Ok(())), None);
     assert_eq!(shim.stats().misses["timeout"], 1);
 }

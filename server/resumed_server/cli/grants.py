@@ -1,16 +1,18 @@
-"""`resumed grants check`: what a file of grants says, and why a call is allowed or denied."""
+"""`resumed grants check`: check a grants file, and explain its decisions."""
 
 from __future__ import annotations
 
 import difflib
 import re
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
+import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from resumed_server.auth.grants import OPERATIONS, watch_file
+from resumed_server.cli.options import AsJson
 from resumed_server.errors import UserError
 
 if TYPE_CHECKING:
@@ -20,12 +22,20 @@ if TYPE_CHECKING:
     from resumed_server.limits.config import Limit
 
 _NEAREST = 3
-"""How many grants that nearly matched are shown."""
+"""Number of the nearest grants that are printed after a denial."""
 _NAMESPACE = re.compile(r"[a-z0-9.-]{1,63}")
 
 
+app = typer.Typer(add_completion=False, help="Check a grants file.")
+
+
+@app.callback()
+def _grants() -> None:
+    """Check a grants file."""
+
+
 class Question(NamedTuple):
-    """Who asks for what; None stands for any."""
+    """A call: its identity, namespace and operation; None stands for any."""
 
     identity: str | None
     namespace: str | None
@@ -33,12 +43,13 @@ class Question(NamedTuple):
 
     def __str__(self) -> str:
         return (
-            f"{self.identity or 'anybody'} may {self.operation or 'do something'} in {self.namespace or 'a namespace'}"
+            f"{self.identity or 'any identity'} to {self.operation or 'do anything'} "
+            f"in {self.namespace or 'any namespace'}"
         )
 
 
 class _Compared(NamedTuple):
-    """A grant, its number in the file, and what it lacks to allow what was asked."""
+    """A grant, its number in the file, and the parts of a question that it does not match."""
 
     number: int
     grant: Grant
@@ -51,14 +62,23 @@ class _Compared(NamedTuple):
         return f"grant {self.number} is for {whom}{where}{what}"
 
 
-def check(file: str, question: Question, *, as_json: bool) -> bool:
-    """Print what the grants in `file` say to `question`, and return whether any allows it.
+@app.command()
+def check(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="The file of `resumed serve --grants`.")],
+    identity: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Identity: spiffe://example.org/shop or dns:frontend.shop.svc.")
+    ] = None,
+    namespace: Annotated[str | None, typer.Option(metavar="NAME", help="Namespace of the call.")] = None,
+    operation: Annotated[
+        str | None, typer.Option(metavar="NAME", help=f"Operation: {', '.join(OPERATIONS[:-1])} or {OPERATIONS[-1]}.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check a grants file, and explain why a call is allowed or denied (exit status 1).
 
-    Without a question the file is checked alone; that is True.
-
-    Raises:
-        UserError: The file cannot be used, or the question makes no sense.
+    An omitted option stands for any identity, namespace or operation; without options only the file is checked.
     """
+    question = Question(identity, namespace, operation)
     _verify(question)
     try:
         read = watch_file(file).value
@@ -76,15 +96,16 @@ def check(file: str, question: Question, *, as_json: bool) -> bool:
             "limits": [_amounts(limit) for limit in read.limits],
             **question._asdict(),
             "allowed": bool(matching) if asked else None,
-            "matching": list(map(_described, matching)),
-            "nearest": [_described(each) | {"missing": each.missing} for each in nearest],
+            "matching": list(map(_as_dict, matching)),
+            "nearest": [_as_dict(each) | {"missing": each.missing} for each in nearest],
         }
         Console(soft_wrap=True).print_json(data=report)
     else:
         _show(file, question, compared, matching, nearest)
         if not asked and read.limits:
             _show_limits(read.limits)
-    return bool(matching) or not asked
+    if asked and not matching:
+        raise typer.Exit(1)
 
 
 def _verify(question: Question) -> None:
@@ -100,7 +121,7 @@ def _verify(question: Question) -> None:
 
 
 def _missing(grant: Grant, question: Question) -> list[str]:
-    """Return what keeps a grant from allowing what was asked."""
+    """Return the parts of a question that a grant does not match."""
     tests: dict[str, Callable[[str], bool]] = {
         "identity": grant.matches_identity,
         "namespace": grant.matches_namespace,
@@ -110,7 +131,7 @@ def _missing(grant: Grant, question: Question) -> list[str]:
 
 
 def _nearest(compared: list[_Compared], question: Question) -> list[_Compared]:
-    """Return the grants that lack least: first those that name the identity, then those that name a similar one."""
+    """Return the grants with the fewest mismatches: first those of the identity, then those of a similar one."""
 
     def distance(each: _Compared) -> tuple[int, bool, float]:
         likeness = difflib.SequenceMatcher(None, each.grant.identity, question.identity or "").ratio()
@@ -119,12 +140,12 @@ def _nearest(compared: list[_Compared], question: Question) -> list[_Compared]:
     return sorted(compared, key=distance)[:_NEAREST]
 
 
-def _described(each: _Compared) -> dict[str, Any]:
+def _as_dict(each: _Compared) -> dict[str, Any]:
     return {"grant": each.number, **vars(each.grant)}
 
 
 def _amounts(limit: Limit) -> dict[str, Any]:
-    """Return what a limit says."""
+    """Return the fields of a limit that are set."""
     return {name: value for name, value in vars(limit).items() if value}
 
 
@@ -144,13 +165,13 @@ def _show(
 ) -> None:
     console = Console(soft_wrap=True)
     if any(question) and not matching:
-        console.print(Text.assemble(("denied", "bold red"), f": no grant says that {question}"))
+        console.print(Text.assemble(("denied", "bold red"), f": no grant allows {question}"))
         for each in nearest:
             console.print(Text(f"  {each}"))
         return
     if all(question):
         grants = " and ".join(f"grant {each.number} ({each.grant.identity})" for each in matching)
-        console.print(Text.assemble(("allowed", "green"), f": {grants} says that {question}"))
+        console.print(Text.assemble(("allowed", "green"), f": {grants} allows {question}"))
         return
     shown = matching if any(question) else compared
     console.print(Text(f"{file}: {len(shown)} of {len(compared)} grants"))

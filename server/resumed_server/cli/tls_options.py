@@ -1,33 +1,47 @@
-"""How the commands get to a store: over TLS where files are given, as frontends do."""
+"""The options with which a command connects to the store over TLS, as frontends do."""
 
 from __future__ import annotations
 
+import inspect
+from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import grpc
+import typer
 
 import resumed
 from resumed_server.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 
-class Tls(NamedTuple):
-    """PEM files for TLS to the store; without any it is plaintext."""
+@dataclass(frozen=True)
+class TlsOptions:
+    """PEM files for TLS to the store; without any of them the connection is plaintext."""
 
-    ca: str | None = None
-    cert: str | None = None
-    key: str | None = None
-    server_name: str | None = None
+    ca: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Connect over TLS, and trust these authorities (PEM)."),
+    ] = None
+    cert: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Connect over TLS with this client certificate (PEM).")
+    ] = None
+    key: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Private key of --cert (PEM), unless that file contains it.")
+    ] = None
+    server_name: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Name in the store's certificate. Default: the host of TARGET.")
+    ] = None
 
     def credentials(self) -> resumed.Credentials | None:
-        """Return the client's credentials.
+        """Return the client's credentials, None for plaintext.
 
         Raises:
             CredentialsError: A file cannot be used.
-            UserError: One is missing.
+            UserError: The options contradict each other.
         """
         if not (self.ca or self.cert or self.key):
             return None
@@ -37,7 +51,7 @@ class Tls(NamedTuple):
             raise UserError(str(error)) from None
 
     def channel(self, target: str) -> grpc.Channel:
-        """Return a channel of gRPC's own, for the services that the client does not call.
+        """Return a channel of grpcio, for services that the client does not call.
 
         Raises:
             CredentialsError: A file cannot be used.
@@ -51,3 +65,21 @@ class Tls(NamedTuple):
             [("grpc.ssl_target_name_override", self.server_name)] if self.server_name else []
         )
         return grpc.secure_channel(target, grpc.ssl_channel_credentials(ca, key, cert), options)
+
+
+def takes_tls(command: Callable[..., None]) -> Callable[..., None]:
+    """Replace the parameter `tls` of a typer command with one option for each field of TlsOptions."""
+    fields = get_type_hints(TlsOptions, include_extras=True)
+
+    @wraps(command)
+    def with_tls(*arguments: Any, **given: Any) -> None:
+        command(*arguments, tls=TlsOptions(**{name: given.pop(name) for name in fields if name in given}), **given)
+
+    own = [each for each in inspect.signature(command, eval_str=True).parameters.values() if each.name != "tls"]
+    options = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind)
+        for name, kind in fields.items()
+    ]
+    with_tls.__signature__ = inspect.Signature([*own, *options])  # type: ignore[attr-defined] # typer reads it
+    with_tls.__annotations__ = {}
+    return with_tls

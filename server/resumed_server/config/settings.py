@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import inspect
 import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 from resumed_server.config.types import LARGEST, Address, Between, Duration, Size, one_of, redacted, whole
 
@@ -35,7 +32,7 @@ _ADDRESSES, _STORAGE, _CALLERS, _LIMITS, _PROCESSES, _LOGS = (
     "Processes",
     "Logs and traces",
 )
-"""What settings are about."""
+"""The panels of `resumed serve --help`."""
 
 
 def _addresses(texts: list[str]) -> tuple[Address, ...]:
@@ -55,11 +52,11 @@ def _cores() -> int:
     return min(cores, _MOST_WORKERS)
 
 
-def _setting(about: str, default: Any, parse: Callable[[Any], Any], metavar: str, help_text: str) -> Any:
+def _setting(panel: str, default: Any, parse: Callable[[Any], Any], metavar: str, help_text: str) -> Any:
     if isinstance(parse, Between):
         help_text += f" {parse}."
     return dataclasses.field(
-        metadata={"about": about, "default": default, "parse": parse, "metavar": metavar, "help": help_text}
+        metadata={"panel": panel, "default": default, "parse": parse, "metavar": metavar, "help": help_text}
     )
 
 
@@ -282,32 +279,3 @@ def parse(given: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
         addresses = (*values.get("listen", ()), *values.get("health_listen", ()))
         values["workers"] = 1 if any(address.path for address in addresses) else _cores()
     return values, problems
-
-
-def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a typer command with `**given` one option for every setting, in front of its own."""
-    options = [
-        inspect.Parameter(
-            setting.name,
-            inspect.Parameter.POSITIONAL_OR_KEYWORD,
-            default=setting.metadata["default"],
-            annotation=Annotated[
-                list[str] if isinstance(setting.metadata["default"], list) else type(setting.metadata["default"]),
-                typer.Option(
-                    flag(setting.name),
-                    envvar=f"RESUMED_{setting.name.upper()}",
-                    metavar=setting.metadata["metavar"] or None,
-                    rich_help_panel=setting.metadata["about"],
-                    help=setting.metadata["help"],
-                ),
-            ],
-        )
-        for setting in dataclasses.fields(Settings)
-    ]
-    own = [
-        parameter
-        for parameter in inspect.signature(command, eval_str=True).parameters.values()
-        if parameter.kind is not inspect.Parameter.VAR_KEYWORD
-    ]
-    command.__signature__ = inspect.Signature([*options, *own])  # type: ignore[attr-defined] # typer reads it
-    return command

@@ -1,4 +1,4 @@
-"""Whether this process can serve, and whether it lives: what health and metrics report."""
+"""Readiness and liveness of this process, for grpc.health.v1 and metrics."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ if TYPE_CHECKING:
     from resumed_server.storage.engine import Engine
 
 LIVENESS = "live"
-"""The service of health that says whether the process lives, whatever the engine does: a restart mends no storage."""
+"""The health service that reports liveness. It does not depend on the engine: a restart does not repair the storage."""
 PROBE_SECONDS = 1.0
-"""Seconds from one probe of the engine to the next."""
+"""Seconds between two probes of the engine."""
 PATIENCE = 5.0
-"""Seconds that a probe may take before the engine counts as not ready."""
+"""Duration of a probe in seconds after which the engine counts as not ready."""
 STALLED_SECONDS = 30.0
-"""Seconds after which a loop that has not come round counts as stalled."""
+"""Seconds without a heartbeat after which a loop counts as stalled."""
 
 log = structlog.get_logger()
 
 
 class Readiness:
-    """Whether the engine answers; one log line per change. `clock` counts seconds that only go forward.
+    """Whether the engine responds; each change is one log line. `clock` is monotonic, in seconds.
 
     Attributes:
-        broken: Whether the engine never will be ready again.
+        broken: Whether the engine is damaged, so that this process can never use it again.
     """
 
     def __init__(self, engine: Engine, clock: Callable[[], float] = time.monotonic) -> None:
@@ -43,11 +43,11 @@ class Readiness:
         self.broken = False
 
     def probe(self) -> float:
-        """Ask the engine once, in a thread that it may block; return the seconds until it is to be asked again."""
+        """Probe the engine once, in a thread that the engine may block; return the seconds until the next probe."""
         self._probed_since = self._clock()
         try:
             self._engine.probe()
-        except Exception as error:  # noqa: BLE001 - whatever it is, this server cannot serve now
+        except Exception as error:  # noqa: BLE001 - any error means that this server cannot serve now
             self._failure = error
             self.broken = isinstance(error, EngineBroken)
         else:
@@ -58,13 +58,13 @@ class Readiness:
 
     @property
     def ready(self) -> bool:
-        """Whether the engine answered when it was asked last, and does not take too long just now."""
+        """Whether the last probe succeeded, and no running probe is overdue."""
         return self._failure is None and not self._overdue
 
-    def follow(self) -> None:
-        """Report a probe that takes too long."""
+    def check_overdue(self) -> None:
+        """Log a probe that is overdue."""
         if self._overdue:
-            self._report(EngineUnavailable(f"the storage has not answered for {PATIENCE:.0f} s"))
+            self._report(EngineUnavailable(f"the storage has not responded for {PATIENCE:.0f} s"))
 
     @property
     def _overdue(self) -> bool:
@@ -81,6 +81,6 @@ class Readiness:
                 log.info("ready")
 
 
-def lives(heartbeats: Sequence[Heartbeat]) -> bool:
-    """Return whether all loops have come round of late."""
+def is_alive(heartbeats: Sequence[Heartbeat]) -> bool:
+    """Return whether no loop is stalled."""
     return all(heartbeat.age < STALLED_SECONDS for heartbeat in heartbeats)

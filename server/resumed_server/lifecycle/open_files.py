@@ -7,13 +7,13 @@ import resource
 import structlog
 
 _OTHER_FILES = 256
-"""Open files that a process needs beside its connections, at most."""
+"""Maximum number of open files that a process needs besides its connections."""
 
 _log = structlog.get_logger()
 
 
-def possible_connections(wanted: int) -> int:
-    """Raise the limit of open files for `wanted` connections, and return how many of them it allows."""
+def raise_file_limit(wanted: int) -> int:
+    """Raise the limit of open files for `wanted` connections, and return the number of connections that it allows."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = wanted + _OTHER_FILES
     if soft < needed:

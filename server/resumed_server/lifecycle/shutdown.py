@@ -1,4 +1,4 @@
-"""How a server stops: callers are sent away first, then the calls in flight finish."""
+"""Graceful shutdown: clients move away first, then the calls in flight finish."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from resumed_server.rpc.native_server import NativeServer
     from resumed_server.watch.hub import WatchHub
 
-GRACE = 5.0
-"""Seconds that calls in flight get to finish after the shutdown delay."""
+GRACE_SECONDS = 5.0
+"""Time limit for the calls in flight, after the shutdown delay."""
 
 log = structlog.get_logger()
 
@@ -25,26 +25,29 @@ log = structlog.get_logger()
 def drain(
     server: grpc.Server | NativeServer,
     health: HealthService,
-    watchers: WatchHub,
+    hub: WatchHub,
     delay: float,
-    hurried: Callable[[float], bool],
+    wait_or_abort: Callable[[float], bool],
 ) -> None:
-    """Send callers away, then let the calls in flight finish; `hurried` waits and says whether to end it at once."""
+    """Report NOT_SERVING for `delay` seconds, then end the streams and let the calls in flight finish.
+
+    `wait_or_abort` waits a number of seconds, and returns whether to stop at once instead.
+    """
     log.info("draining", seconds=float(delay))
     health.drain()
-    hurry = hurried(delay)
-    watchers.close()
+    abort = wait_or_abort(delay)
+    hub.close()
     health.close()
-    if hurry:
+    if abort:
         server.stop(None)
         return
-    stopped = server.stop(GRACE)
+    stopped = server.stop(GRACE_SECONDS)
     while not stopped.is_set():
-        if hurried(0.02):
+        if wait_or_abort(0.02):
             server.stop(None)
 
 
-def slept(seconds: float) -> bool:
-    """Wait, and never hurry."""
+def sleep(seconds: float) -> bool:
+    """Wait, and never abort."""
     time.sleep(seconds)
     return False

@@ -1,6 +1,6 @@
-"""Several processes on one port: a supervisor that forks workers, replaces the dead and takes all down together.
+"""A supervisor of worker processes: it forks them, replaces those that end, and stops them together.
 
-Signals are blocked and waited for, never handled: nothing runs at a moment that the code below did not choose.
+Signals are blocked and received by sigwait(), so no signal handler interrupts the code.
 """
 
 from __future__ import annotations
@@ -21,69 +21,70 @@ if TYPE_CHECKING:
 
 STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT}
 USER_ERROR = 2
-"""Exit status of a worker that cannot work before the user puts something right."""
+"""Exit status of a worker that cannot start because of an error of the user."""
 
 _SIGNALS = STOP_SIGNALS | {signal.SIGCHLD}
 _FIRST_DELAY, _LONGEST_DELAY = 0.1, 10.0
 _SETTLED = 30.0
-"""Seconds after which a worker counts as having started well."""
+"""Seconds after which a start of a worker counts as successful."""
 
 log = structlog.get_logger()
 
 
-def told_to_stop(timeout: float) -> bool:
-    """Wait `timeout` seconds for one of STOP_SIGNALS, which must be blocked, and return whether it came."""
+def wait_for_stop_signal(timeout: float) -> bool:
+    """Wait up to `timeout` seconds for one of STOP_SIGNALS, which must be blocked; return whether it arrived."""
     return _received(STOP_SIGNALS, timeout) in STOP_SIGNALS
 
 
-def supervise(count: int, work: Callable[[int], int], patience: float) -> int:
-    """Keep `count` processes at `work` until SIGTERM or SIGINT, which reach them as SIGTERM; return the exit status.
+def run(count: int, work: Callable[[int], int], timeout: float) -> int:
+    """Run `work` in `count` processes until SIGTERM or SIGINT, and return the exit status.
 
-    Each is told its number, from 0, which its replacement takes over. `patience` is how many seconds they have to end
-    then.
+    `work` receives the number of the worker, from 0; a replacement has the number of its predecessor. At the end the
+    workers receive SIGTERM, and SIGKILL after `timeout` seconds.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-    crew = _Crew(work)
-    crew.originals = {crew.start(number, _FIRST_DELAY) for number in range(count)}
-    while not crew.refused and _signalled(crew.next_start()) not in STOP_SIGNALS:
-        crew.replace_dead()
-    return crew.stop(patience)
+    pool = _WorkerPool(work)
+    pool.first_generation = {pool.start(number, _FIRST_DELAY) for number in range(count)}
+    while not pool.failed and _next_signal(pool.next_start()) not in STOP_SIGNALS:
+        pool.replace_dead()
+    return pool.stop(timeout)
 
 
-class _Crew:
-    """The workers: those that run, and when the next ones are to start.
+class _WorkerPool:
+    """The running workers, and the times at which replacements start.
 
     Attributes:
-        originals: The first ones. Where one of them cannot work, none will.
-        refused: Whether that happened. What a later one lacks may be back soon: Redis, say, amid a failover.
+        first_generation: Process ids of the first workers.
+        failed: Whether one of those could not start, which ends the server. A replacement that cannot start is tried
+            again: the cause may be temporary, such as a failover of Redis.
     """
 
     def __init__(self, work: Callable[[int], int]) -> None:
-        self.originals: set[int] = set()
-        self.refused = False
+        self.first_generation: set[int] = set()
+        self.failed = False
         self._work = work
-        # By process id: its number, when it started, and its delay if it dies.
+        # By process id: number, start time, and delay of its replacement.
         self._running: dict[int, tuple[int, float, float]] = {}
-        self._due: list[tuple[float, int, float]] = []  # when to start one, its number, and its delay if it dies
+        self._due: list[tuple[float, int, float]] = []  # start time, number, and delay of the replacement
 
     def start(self, number: int, delay: float) -> int:
-        worker = _forked(lambda: self._work(number))
+        worker = _fork(lambda: self._work(number))
         self._running[worker] = (number, time.monotonic(), delay)
         return worker
 
     def next_start(self) -> float | None:
-        """Return the seconds until a worker is to start, None if none is."""
+        """Return the seconds until the next start of a worker; None if none is planned."""
         return max(0.0, min(self._due)[0] - time.monotonic()) if self._due else None
 
     def replace_dead(self) -> None:
-        """Plan a replacement for every dead worker, later each time it dies young, and start those that are due."""
+        """Plan a replacement for every worker that ended, with exponential backoff, and start those that are due."""
         now = time.monotonic()
-        for worker, status in _reaped():
+        for worker, status in _reap():
             number, started, delay = self._running.pop(worker)
-            if status == USER_ERROR and worker in self.originals:
-                self.refused = True
+            if status == USER_ERROR and worker in self.first_generation:
+                self.failed = True
                 return
-            self.originals.discard(worker)
+            self.first_generation.discard(worker)
             delay = _FIRST_DELAY if now - started > _SETTLED else delay
             log.error("worker died", worker=worker, status=status, restart_in=delay)
             self._due.append((now + delay, number, min(2 * delay, _LONGEST_DELAY)))
@@ -92,57 +93,57 @@ class _Crew:
         for _, number, delay in due:
             self.start(number, delay)
 
-    def stop(self, patience: float) -> int:
-        """Tell all to stop, kill what is left after `patience` seconds or a second signal; return the exit status."""
-        deadline = time.monotonic() + patience
+    def stop(self, timeout: float) -> int:
+        """Send SIGTERM, and SIGKILL after `timeout` seconds or a second signal; return the exit status."""
+        deadline = time.monotonic() + timeout
         self._send(signal.SIGTERM)
-        told_again = False
-        while self._running and not told_again and (left := deadline - time.monotonic()) > 0:
-            told_again = _signalled(left) in STOP_SIGNALS
-            for worker, _ in _reaped():
+        second_signal = False
+        while self._running and not second_signal and (left := deadline - time.monotonic()) > 0:
+            second_signal = _next_signal(left) in STOP_SIGNALS
+            for worker, _ in _reap():
                 del self._running[worker]
         if self._running:
             log.warning("killing workers", workers=list(self._running))
             self._send(signal.SIGKILL)
-        return USER_ERROR if self.refused else 0
+        return USER_ERROR if self.failed else 0
 
     def _send(self, number: int) -> None:
         for worker in self._running:
             os.kill(worker, number)
 
 
-def _signalled(timeout: float | None) -> int | None:
+def _next_signal(timeout: float | None) -> int | None:
     return signal.sigwaitinfo(_SIGNALS).si_signo if timeout is None else _received(_SIGNALS, timeout)
 
 
 def _received(signals: AbstractSet[int], timeout: float) -> int | None:
-    # Once interrupted (by SIGSTOP and SIGCONT, say), CPython returns a siginfo of nothing at all when the time is up.
+    # After an interruption, as by SIGSTOP and SIGCONT, CPython returns an empty siginfo on a timeout.
     got = signal.sigtimedwait(signals, timeout)
     return got.si_signo if got and got.si_signo in signals else None
 
 
-def _reaped() -> Iterator[tuple[int, int]]:
-    """Yield the process id of every worker that ended, with its exit status, or less than zero for a signal."""
+def _reap() -> Iterator[tuple[int, int]]:
+    """Yield the process id and the exit status of every worker that ended; negative for a signal."""
     with contextlib.suppress(ChildProcessError):
         while (ended := os.waitpid(-1, os.WNOHANG))[0]:
             yield ended[0], os.waitstatus_to_exitcode(ended[1])
 
 
-def _forked(work: Callable[[], int]) -> int:
-    """Start a process that does `work`, which returns its exit status, and nothing else; return its id."""
+def _fork(work: Callable[[], int]) -> int:
+    """Fork a process that runs `work`, whose result is the exit status; return the process id."""
     worker = os.fork()
     if worker:
         return worker
     status = 1
     try:
-        # A terminal sends SIGINT to all of the group; whether to stop is the supervisor's to say, with SIGTERM.
+        # A terminal sends SIGINT to the whole process group; workers stop only by the supervisor's SIGTERM.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGCHLD})
         status = work()
     except UserError as error:
         print_error(error)
         status = USER_ERROR
-    except BaseException as error:  # noqa: BLE001 - nothing may get back into the supervisor's code
+    except BaseException as error:  # noqa: BLE001 - the child must not return into the supervisor's code
         log.critical("worker failed", **exception_fields(error))
     finally:
-        os._exit(status)  # not the supervisor's clean-up
+        os._exit(status)  # without the supervisor's clean-up

@@ -1,4 +1,4 @@
-"""Structured logs: one line per event, to standard error. Nothing per request, and never a key or a value."""
+"""Structured logs: one line per event on standard error. Requests are not logged, and no line has a key or a value."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def configure(log_format: str, level: str) -> None:
-    """Send every event of this process to standard error, as "json" or "console" lines."""
+    """Write the events of this process to standard error, in the format "json" or "console"."""
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,
@@ -27,10 +27,10 @@ def configure(log_format: str, level: str) -> None:
             else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
-        # Writes each line in one piece, so the lines of several workers do not mix.
+        # Writes each line at once, so that lines of several workers do not mix.
         logger_factory=structlog.WriteLoggerFactory(sys.stderr),
     )
-    logging.basicConfig(handlers=[_Forwarder()], level=logging.WARNING, force=True)
+    logging.basicConfig(handlers=[_StdlibBridge()], level=logging.WARNING, force=True)
 
 
 def _add_process(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
@@ -38,14 +38,14 @@ def _add_process(_logger: WrappedLogger, _method: str, event: EventDict) -> Even
     return event
 
 
-class _Forwarder(logging.Handler):
-    """Makes one such line of what libraries log; grpc for one logs whole tracebacks."""
+class _StdlibBridge(logging.Handler):
+    """Forwards records of the standard library's logging, without message and traceback, which may hold secrets."""
 
     def emit(self, record: logging.LogRecord) -> None:
         error = record.exc_info[1] if record.exc_info else None
         details = (
             exception_fields(error) if error else {"where": f"{record.filename}:{record.lineno} {record.funcName}"}
         )
-        # Whoever sends grpc nonsense has it log an error, and may send it as often as they like.
+        # A client can cause an error of grpc by an invalid request, as often as it likes.
         if should_log(record.name, *details.values()):
             structlog.get_logger().log(record.levelno, "library", library=record.name, **details)

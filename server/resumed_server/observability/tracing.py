@@ -1,7 +1,7 @@
 """Spans of calls for OpenTelemetry: `resumed serve --otel`, which takes `pip install 'resumed[server,otel]'`.
 
-Names and attributes are those of its semantic conventions for gRPC servers; besides them a span has the namespace and
-what became of the call, and no key or value. Where spans go, and which are kept, its own environment variables say.
+Names and attributes follow OpenTelemetry's semantic conventions for gRPC servers; besides them a span has the namespace
+and the outcome of the call, and no key or value. OpenTelemetry's environment variables configure export and sampling.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from resumed_server.rpc.observer import Observer
 
 FLUSH_SECONDS = 1.0
-"""What a server that stops gives to spans that are not sent yet."""
+"""Time limit in seconds for the export of remaining spans during shutdown."""
 
 _METHODS = {
     method.name: f"{service.full_name}/{method.name}"
@@ -40,16 +40,16 @@ _METHODS = {
     for method in service.methods
 }
 _FAULTS = frozenset((Code.UNKNOWN, Code.DEADLINE_EXCEEDED, Code.UNIMPLEMENTED, Code.INTERNAL, Code.UNAVAILABLE))
-"""What is an error of the server; other codes are what a caller did."""
+"""Status codes that are errors of the server, not of the caller."""
 _propagator = TraceContextTextMapPropagator()
 
 
 class Tracing:
-    """An observer that makes a span of each call when it is over, and tells another observer.
+    """An observer that creates a span at the end of each call, and forwards it to another observer.
 
     Args:
-        tracer: Makes the spans.
-        observer: The other one.
+        tracer: Creates the spans.
+        observer: The other observer.
     """
 
     def __init__(self, tracer: Tracer, observer: Observer) -> None:
@@ -91,21 +91,21 @@ class Tracing:
 
 @contextlib.contextmanager
 def exported(observer: Observer) -> Iterator[Tracing]:
-    """Make spans, and export them over OTLP, as long as the context lasts. It has threads: not before a fork."""
+    """Create spans and export them over OTLP as long as the context lasts. It starts threads: not before a fork."""
     resource = Resource.create({"service.name": "resumed"}).merge(OTELResourceDetector().detect())
     provider = TracerProvider(resource=resource, shutdown_on_exit=False)
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     try:
         yield Tracing(provider.get_tracer("resumed"), observer)
     finally:
-        # Where nobody takes them it would wait for half a minute.
+        # With an unreachable collector, shutdown() blocks for about 30 s; do not wait longer than FLUSH_SECONDS.
         ending = threading.Thread(target=provider.shutdown, name="tracing-end", daemon=True)
         ending.start()
         ending.join(FLUSH_SECONDS)
 
 
 def _namespace(request: Any) -> dict[str, Any]:
-    """Return the one namespace that a call is about, if there is one and it can be one."""
+    """Return the namespace of a call, if it has exactly one valid namespace."""
     if isinstance(request, session_store_pb2.BatchRequest):
         operations = (getattr(each, each.WhichOneof("operation") or "get") for each in request.operations)
         names = {operation.namespace for operation in operations}
@@ -116,7 +116,7 @@ def _namespace(request: Any) -> dict[str, Any]:
 
 
 def _outcome(method: str, response: Any) -> dict[str, Any]:
-    """Return what became of a call that was answered, in the words of the metrics."""
+    """Return the outcome of a successful call, with the names of the metrics."""
     if response is None:
         return {}
     if method in {"Get", "Take"}:

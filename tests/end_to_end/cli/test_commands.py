@@ -104,8 +104,8 @@ class TestGrantsCheck:
     @pytest.mark.parametrize(
         ("identity", "namespace", "operation", "answer"),
         [
-            ("spiffe://example.org/shop", "shop.eu", "take", "grant 1 (spiffe://example.org/shop) says that"),
-            ("spiffe://example.org/ops/anna", "pay", "purge", "grant 3 (spiffe://example.org/ops/*) says that"),
+            ("spiffe://example.org/shop", "shop.eu", "take", "grant 1 (spiffe://example.org/shop) allows"),
+            ("spiffe://example.org/ops/anna", "pay", "purge", "grant 3 (spiffe://example.org/ops/*) allows"),
         ],
     )
     def test_names_the_grant_that_allows(
@@ -113,7 +113,7 @@ class TestGrantsCheck:
     ) -> None:
         done = self.ask(file, identity, namespace, operation)
         assert done.returncode == 0
-        assert done.stdout.startswith(f"allowed: {answer} {identity} may {operation} in {namespace}")
+        assert done.stdout.startswith(f"allowed: {answer} {identity} to {operation} in {namespace}")
 
     @pytest.mark.parametrize(
         ("identity", "namespace", "operation", "nearest"),
@@ -129,7 +129,7 @@ class TestGrantsCheck:
         done = self.ask(file, identity, namespace, operation)
         assert done.returncode == 1
         first, second, *_ = done.stdout.splitlines()
-        assert first == f"denied: no grant says that {identity} may {operation} in {namespace}"
+        assert first == f"denied: no grant allows {identity} to {operation} in {namespace}"
         assert second.strip() == nearest
 
     def test_what_is_not_asked_is_any(self, file: str) -> None:
@@ -178,7 +178,7 @@ def checked(target: str, *options: str) -> dict[str, Any]:
 
 def failed_step(target: str, *options: str) -> dict[str, Any]:
     """Return the step that failed: the ones before it are well, the ones behind it were not tried."""
-    steps = checked(target, *options)["steps"]
+    steps = checked(target, *options)["checks"]
     outcomes = [step["outcome"] for step in steps]
     failed = outcomes.index("failed")
     assert outcomes == ["ok"] * failed + ["failed"] + ["not tried"] * (len(steps) - failed - 1)
@@ -192,8 +192,8 @@ class TestCheck:
         called("keygen", str(tmp_path / "keys"))
         report = checked(store.target, "--keyring", str(tmp_path / "keys"), "--namespace", "shop")
         assert report["ok"], report
-        assert [step["name"] for step in report["steps"] if step["milliseconds"] is None] == []
-        assert Keyring.load(tmp_path / "keys").key_ids[0] in report["steps"][0]["note"]
+        assert [step["name"] for step in report["checks"] if step["milliseconds"] is None] == []
+        assert Keyring.load(tmp_path / "keys").key_ids[0] in report["checks"][0]["note"]
 
     def test_shows_a_table(self, store: RunningServer) -> None:
         done = called("check", store.target)
@@ -204,7 +204,7 @@ class TestCheck:
     def test_store_down(self) -> None:
         step = failed_step(f"127.0.0.1:{free_port()}")
         assert step["name"] == "connect"
-        assert "nothing listens there" in step["note"]
+        assert "no process listens there" in step["note"]
 
     def test_name_does_not_resolve(self) -> None:
         assert "does not resolve" in failed_step("dns:///store.invalid:7400")["note"]
@@ -232,13 +232,13 @@ class TestCheck:
             step = failed_step(f"127.0.0.1:{other.getsockname()[1]}")
             other.shutdown(socket.SHUT_RDWR)
         assert step["name"] == "connect"
-        assert "does not speak gRPC" in step["note"]
+        assert "does not accept gRPC" in step["note"]
 
     def test_no_resumed_server(self) -> None:
         with grpc_server() as target:
             step = failed_step(target)
         assert step["name"] == "health"
-        assert "no resumed store" in step["note"]
+        assert "not a resumed store" in step["note"]
 
     def test_not_serving(self) -> None:
         with grpc_server(serving=False) as target:

@@ -11,8 +11,8 @@ import pytest
 import trustme
 from cryptography import x509
 
-from resumed_server.cli.diagnose.checks import Concern, Failure
-from resumed_server.cli.diagnose.frontend_checks import FrontendSteps, _Visit
+from resumed_server.cli.diagnose.checks import Failure, Warned
+from resumed_server.cli.diagnose.frontend_checks import FrontendChecks, _Visit
 from resumed_server.cli.diagnose.validity import validity
 from resumed_server.cli.keyring.keygen import keygen
 from support.command import called
@@ -111,7 +111,7 @@ def test_a_store_with_mutual_tls_is_reached_with_the_frontends_files(tmp_path: P
     with running_server(*files.options) as server:
         target = server.target.replace("127.0.0.1", "localhost")
         found = examined(target, "--namespace", "shop", *tls)
-        assert {step["outcome"] for step in found["the store"].values()} <= {"ok", "concern"}, found["the store"]
+        assert {step["outcome"] for step in found["the store"].values()} <= {"ok", "warning"}, found["the store"]
         assert "valid for" in found["this machine"]["certificates"]["note"]
         assert examined(target, "--namespace", "shop", "--deadline", "1")["the store"]["connect"]["outcome"] == "failed"
     done = called("doctor", target, "--namespace", "shop", "--ca", str(tmp_path / "none.pem"))
@@ -152,11 +152,11 @@ class Session:
 @pytest.mark.parametrize(
     ("off", "note"), [(0, ""), (-3, "behind"), (3, "ahead"), (60, "ahead"), (-3600, "behind this machine's")]
 )
-def test_a_clock_that_is_off_is_a_concern(off: float, note: str) -> None:
-    steps = FrontendSteps("shop", Machine(datetime.now(timezone.utc).timestamp() + off))  # type: ignore[arg-type]
+def test_a_clock_that_is_off_is_a_warning(off: float, note: str) -> None:
+    steps = FrontendChecks("shop", Machine(datetime.now(timezone.utc).timestamp() + off))  # type: ignore[arg-type]
     visits: Any = [_Visit(Session(), False, b"", "TLSv1.2")]  # type: ignore[arg-type]
     if abs(off) > 5:
-        with pytest.raises(Concern, match=note):
+        with pytest.raises(Warned, match=note):
             steps._clock(visits)
     else:
         assert note in steps._clock(visits)
@@ -164,7 +164,7 @@ def test_a_clock_that_is_off_is_a_concern(off: float, note: str) -> None:
 
 @pytest.mark.parametrize(
     ("begins", "ends", "outcome"),
-    [(-1, 30, None), (-1, 3, Concern), (-9, -1, Failure), (1, 30, Failure)],
+    [(-1, 30, None), (-1, 3, Warned), (-9, -1, Failure), (1, 30, Failure)],
 )
 def test_certificates_are_told_before_they_expire(begins: int, ends: int, outcome: type[Exception] | None) -> None:
     now = datetime.now(timezone.utc)

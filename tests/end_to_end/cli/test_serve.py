@@ -639,12 +639,11 @@ def test_a_server_on_a_grpcio_that_is_not_as_expected_serves_and_says_so(tmp_pat
 def test_a_main_loop_that_hangs_is_no_longer_live(tmp_path: Path, transport: str) -> None:
     code = f"""if True:
         import os, time
-        from resumed_server.lifecycle import health as readiness
-        from resumed_server.lifecycle import supervisor as workers
+        from resumed_server.lifecycle import health, supervisor
 
-        waits = workers.told_to_stop
-        readiness.STALLED_SECONDS = 4.0
-        workers.told_to_stop = lambda s: time.sleep(3_600) if os.path.exists("{tmp_path}/hang") else waits(s)
+        wait = supervisor.wait_for_stop_signal
+        health.STALLED_SECONDS = 4.0
+        supervisor.wait_for_stop_signal = lambda s: time.sleep(3_600) if os.path.exists("{tmp_path}/hang") else wait(s)
     """
     with running_server("--transport", transport, env=changed(tmp_path, code)) as server, connected(server) as channel:
         health = health_pb2_grpc.HealthStub(channel)

@@ -67,8 +67,8 @@ def test_an_engine_that_does_not_return_is_not_ready() -> None:
         assert readiness.ready
         now += 0.1
         assert not readiness.ready
-        readiness.follow()
-        readiness.follow()
+        readiness.check_overdue()
+        readiness.check_overdue()
         returns.set()
         probing.join(20)
         assert readiness.ready

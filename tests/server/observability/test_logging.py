@@ -34,7 +34,7 @@ def test_a_library_that_says_the_same_again_and_again_is_heard_once_in_a_while(m
     now = [1_000.0]
     monkeypatch.setattr("resumed_server.errors.time.monotonic", lambda: now[0])
     monkeypatch.setattr(errors, "_last_logged", {})
-    forwarder = logs._Forwarder()
+    forwarder = logs._StdlibBridge()
     record = logging.LogRecord(
         "grpc._common", logging.ERROR, "_common.py", 86, "secret %s", ("f00d",), None, "deserialize"
     )

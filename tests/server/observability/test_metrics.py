@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, cast
 
 import pytest
 
-from resumed_server.observability.metrics.collector import STALE_SECONDS, BoardCollector
+from resumed_server.observability.metrics.collector import STALE_SECONDS, MetricsCollector
 from resumed_server.observability.metrics.instrumented_engine import InstrumentedEngine
 from resumed_server.observability.metrics.recorder import BOUNDS, COLUMN, OTHER, OUTCOMES, Recorder
-from resumed_server.observability.metrics.shared_segment import MAX_NAMESPACES, Board
-from resumed_server.observability.metrics.worker import Metrics
+from resumed_server.observability.metrics.shared_segment import MAX_NAMESPACES, MetricsSegment
+from resumed_server.observability.metrics.worker import WorkerMetrics
 from resumed_server.storage.engine import (
     AlreadyExists,
     EngineFull,
@@ -37,6 +37,10 @@ if TYPE_CHECKING:
     from resumed_server.storage.engine import Engine, Operation, Outcome
 
 
+class Ready:
+    ready = True
+
+
 def outcomes(recorder: Recorder, namespace: str) -> dict[tuple[str, str], int]:
     row = recorder.snapshot()["operations"].get(namespace, [0] * len(OUTCOMES))
     return {outcome: count for outcome, count in zip(OUTCOMES, row, strict=True) if count}
@@ -48,72 +52,71 @@ class TestBoard:
         sys.setswitchinterval(1e-6)
         try:
             for _ in range(20):
-                board = Board(1)
+                board = MetricsSegment(1)
                 with ThreadPoolExecutor(8) as pool:
                     names = [f"{thread}-{number}" for number in range(6) for thread in range(8)]
-                    admitted = list(pool.map(board.admit, names))
+                    admitted = list(pool.map(board.register_namespace, names))
                 assert all(admitted)
-                assert sorted(board._named()) == sorted(names)
+                assert sorted(board._read_names()) == sorted(names)
         finally:
             sys.setswitchinterval(interval)
 
     def test_what_a_forked_process_pinned_its_parent_reads(self) -> None:
-        board = Board(2)
+        board = MetricsSegment(2)
         for number in range(3):
             child = os.fork()
             if not child:
-                board.pin(1, {"number": number})
+                board.write(1, {"number": number})
                 os._exit(0)
             os.waitpid(child, 0)
-        board.pin(0, {"number": "mine"})
+        board.write(0, {"number": "mine"})
         assert board.read(1) == {"number": 2}
         assert board.read(0) == {"number": "mine"}
 
     def test_nothing_is_read_before_anything_was_pinned(self) -> None:
-        board = Board(2)
-        board.pin(0, {})
+        board = MetricsSegment(2)
+        board.write(0, {})
         assert board.read(1) is None
 
     def test_a_writer_that_dies_at_any_byte_leaves_what_was_there(self) -> None:
-        board = Board(1)
-        board.pin(0, {"turn": 1})
+        board = MetricsSegment(1)
+        board.write(0, {"turn": 1})
         old = board._memory[:]
-        board.pin(0, {"turn": 2})
+        board.write(0, {"turn": 2})
         new = board._memory[:]
         changed = [at for at in range(len(new)) if old[at] != new[at]]
         for cut in changed:
             board._memory[:] = new[:cut] + old[cut:]
             assert board.read(0) == {"turn": 1}
-            board.pin(0, {"turn": 2})
+            board.write(0, {"turn": 2})
             assert board.read(0) == {"turn": 2}
 
     def test_names_beyond_the_bound_get_no_place_whoever_asks(self) -> None:
-        board = Board(2)
+        board = MetricsSegment(2)
         child = os.fork()
         if not child:
             for number in range(MAX_NAMESPACES - 1):
-                board.admit(f"shop-{number}")
+                board.register_namespace(f"shop-{number}")
             os._exit(0)
         os.waitpid(child, 0)
         longest = "x" * 63
-        assert board.admit(longest)
-        assert not board.admit("one-too-many")
-        assert board.admit("shop-7")
-        assert board.admit(longest)
+        assert board.register_namespace(longest)
+        assert not board.register_namespace("one-too-many")
+        assert board.register_namespace("shop-7")
+        assert board.register_namespace(longest)
 
     def test_the_most_that_can_be_counted_fits(self) -> None:
-        board = Board(1)
+        board = MetricsSegment(1)
         row = [2**53] * len(OUTCOMES)
-        metrics = Metrics(board, 0, cast("Engine", Store()), Clock())
+        metrics = WorkerMetrics(board, 0, cast("Engine", Store()), readiness=Ready())
         metrics.recorder._operations |= {f"{number:063}": row for number in range(MAX_NAMESPACES)} | {OTHER: row}
         for method in ("Put", "Get", "Take", "Remove", "Batch", "Watch"):
             for code in range(17):
                 metrics.recorder.on_failure(method, code)
-        metrics.ready = True
         metrics.report(WatchHub(cast("Engine", Store())), Sweeper(cast("Engine", Store())))
         assert board.read(0)
-        with pytest.raises(ValueError, match="do not fit"):
-            board.pin(0, {"x": "x" * 65_536})
+        with pytest.raises(ValueError, match="exceed the slot"):
+            board.write(0, {"x": "x" * 65_536})
 
 
 class Store:
@@ -215,7 +218,7 @@ class TestRecorder:
         assert outcomes(recorder, OTHER) == {("put", outcome): 1}
 
 
-def samples(collector: BoardCollector) -> dict[str, float]:
+def samples(collector: MetricsCollector) -> dict[str, float]:
     return {
         sample.name: sample.value
         for family in collector.collect()
@@ -226,16 +229,15 @@ def samples(collector: BoardCollector) -> dict[str, float]:
 
 class TestReport:
     def test_who_takes_a_dead_workers_place_goes_on_counting(self) -> None:
-        board, clock = Board(1), Clock()
+        board, clock = MetricsSegment(1), Clock()
         store = cast("Engine", Store())
-        collector = BoardCollector(board, {}, clock=clock)
+        collector = MetricsCollector(board, {}, clock=clock)
         watchers, sweeper = WatchHub(store), Sweeper(store)
         sweeper.swept = 5
         for run in (1, 2):
-            metrics = Metrics(board, 0, store, clock)
+            metrics = WorkerMetrics(board, 0, store, readiness=Ready(), clock=clock)
             metrics.recorder.on_success("Get", 0.1)
             metrics.recorder.on_failure("Get", 14)
-            metrics.ready = True
             metrics.report(watchers, sweeper)
             found = samples(collector)
             assert found["resumed_worker_calls_total"] == 2 * run

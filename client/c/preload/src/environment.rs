@@ -1,9 +1,10 @@
-//! The settings, as the environment of the process had them when it began: nginx clears its environment later.
+//! The settings, from the environment of the process at its start: nginx clears its environment later.
 
 use std::collections::HashMap;
 use std::path::Path;
 use std::str::FromStr;
 use std::sync::OnceLock;
+use std::time::Duration;
 
 use resumed::Settings;
 
@@ -13,7 +14,7 @@ const DEFAULT_MIRROR: &str = "64MiB";
 pub struct Environment(HashMap<String, String>);
 
 impl Environment {
-    /// Returns what there was when this was called first.
+    /// Returns the environment of the first call.
     pub fn remembered() -> &'static Self {
         static ENVIRONMENT: OnceLock<Environment> = OnceLock::new();
         ENVIRONMENT.get_or_init(|| {
@@ -23,7 +24,7 @@ impl Environment {
         })
     }
 
-    /// Returns the namespace of contexts that ask clients for certificates.
+    /// Returns the namespace of contexts that request client certificates.
     pub fn verified_namespace(&self) -> Option<&str> {
         self.get("VERIFIED_NAMESPACE")
     }
@@ -33,12 +34,12 @@ impl Environment {
         self.get("LOG").map(Path::new)
     }
 
-    /// Returns whether sessions resume whatever session id contexts applications set.
+    /// Returns whether sessions resume in spite of unlike session id contexts.
     pub fn ignores_id_context(&self) -> Result<bool, String> {
         self.flag("IGNORE_ID_CONTEXT")
     }
 
-    /// Returns the settings, or what is wrong with them.
+    /// Returns the settings, or the error.
     pub fn settings(&self) -> Result<Settings, String> {
         let required = |name| self.get(name).map(str::to_owned).ok_or_else(|| format!("{PREFIX}{name} is not set"));
         let identity = match (self.get("CERT"), self.get("KEY")) {
@@ -51,8 +52,8 @@ impl Environment {
             target: required("TARGET")?,
             namespace: required("NAMESPACE")?,
             keyring: required("KEYRING")?.into(),
-            lifetime: self.number("LIFETIME", 0)?,
-            deadline: milliseconds(deadline).ok_or_else(|| self.outside("DEADLINE", "seconds, 0.001 to 60"))?,
+            lifetime: Duration::from_secs(self.number("LIFETIME", 0)?),
+            deadline: deadline_of(deadline).ok_or_else(|| self.outside("DEADLINE", "seconds, 0.001 to 60"))?,
             max_lookups: self.number("MAX_LOOKUPS", 0)?,
             mirror: size(self.get("MIRROR").unwrap_or(DEFAULT_MIRROR))
                 .ok_or_else(|| self.outside("MIRROR", "a size such as 64MiB, or 0 for none"))?,
@@ -93,9 +94,8 @@ impl Environment {
     }
 }
 
-#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // checked
-fn milliseconds(seconds: f64) -> Option<u64> {
-    (0.001..=60.0).contains(&seconds).then_some((seconds * 1000.0) as u64)
+fn deadline_of(seconds: f64) -> Option<Duration> {
+    (0.001..=60.0).contains(&seconds).then(|| Duration::from_secs_f64(seconds))
 }
 
 fn size(text: &str) -> Option<usize> {
@@ -121,16 +121,22 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_set_has_its_default() {
+    fn an_unset_variable_has_its_default() {
         let settings = environment(&[]).settings().unwrap();
-        assert_eq!((settings.mirror, settings.deadline, settings.single_use, settings.tls), (64 << 20, 50, false, false));
+        assert_eq!(
+            (settings.mirror, settings.deadline, settings.single_use, settings.tls),
+            (64 << 20, Duration::from_millis(50), false, false)
+        );
         let settings =
             environment(&[("MIRROR", "0"), ("DEADLINE", "0.2"), ("SINGLE_USE", "1"), ("CA", "ca.pem")]).settings().unwrap();
-        assert_eq!((settings.mirror, settings.deadline, settings.single_use, settings.tls), (0, 200, true, true));
+        assert_eq!(
+            (settings.mirror, settings.deadline, settings.single_use, settings.tls),
+            (0, Duration::from_millis(200), true, true)
+        );
     }
 
     #[test]
-    fn what_is_wrong_is_named() {
+    fn an_error_names_the_variable() {
         for (name, value) in [
             ("TARGET", ""),
             ("NAMESPACE", ""),

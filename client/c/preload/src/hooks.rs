@@ -1,16 +1,16 @@
-//! The functions of OpenSSL that come here first: they do ours, then what they are for.
+//! The functions of OpenSSL that this library interposes: they do our part, then call OpenSSL's.
 
 use std::ffi::{CStr, c_char, c_int, c_long, c_uchar, c_uint, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr;
 use std::slice;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use resumed::ffi::{CRYPTO_EX_INDEX_SSL_SESSION, InfoCallback, SSL, SSL_CTRL_SET_TLSEXT_SERVERNAME_CB, SSL_CTX};
 use resumed::{Connection, Context};
 
 use crate::environment::Environment;
+use crate::fleet;
 
 /// Runs when the library is loaded.
 #[used]
@@ -24,27 +24,6 @@ extern "C" fn on_load() {
         }
         resumed::start_logging();
     });
-}
-
-/// Has the process send what is not sent yet when it ends.
-pub fn at_exit() {
-    extern "C" fn leave() {
-        let _ = catch_unwind(|| {
-            if let Some(fleet) = crate::fleet() {
-                fleet.close();
-            }
-        });
-    }
-    // SAFETY: the function lives as long as the process: a preloaded library is never unloaded.
-    unsafe { libc::atexit(leave) };
-}
-
-/// Whether the program has registered data of its own for sessions.
-static SESSION_DATA: AtomicBool = AtomicBool::new(false);
-
-/// Returns whether the program attaches data of its own to sessions.
-pub fn sessions_have_data() -> bool {
-    SESSION_DATA.load(Ordering::Relaxed)
 }
 
 /// Returns the function of this name that would have been called without us.
@@ -115,7 +94,7 @@ unsafe extern "C" fn SSL_new(context: *mut SSL_CTX) -> *mut SSL {
     unsafe {
         let ssl = next(context);
         if let (Some(connection), Some(context)) = (Connection::new(ssl), Context::new(context)) {
-            let _ = catch_unwind(AssertUnwindSafe(|| crate::begin(connection, context)));
+            let _ = catch_unwind(AssertUnwindSafe(|| fleet::begin(connection, context)));
         }
         ssl
     }
@@ -129,13 +108,13 @@ unsafe extern "C" fn SSL_set_SSL_CTX(ssl: *mut SSL, context: *mut SSL_CTX) -> *m
     unsafe {
         let server = Connection::new(ssl).filter(Connection::is_server);
         if let Some(chosen) = Context::new(context).filter(|_| server.is_some()) {
-            let _ = catch_unwind(AssertUnwindSafe(|| crate::adopt_context(chosen)));
+            let _ = catch_unwind(AssertUnwindSafe(|| fleet::adopt_context(chosen)));
         }
         next(ssl, context)
     }
 }
 
-/// Notes servername callbacks.
+/// Records servername callbacks.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn SSL_CTX_callback_ctrl(context: *mut SSL_CTX, command: c_int, callback: *mut c_void) -> c_long {
     type Control = unsafe extern "C" fn(*mut SSL_CTX, c_int, *mut c_void) -> c_long;
@@ -162,7 +141,7 @@ unsafe extern "C" fn SSL_CTX_set_cert_cb(context: *mut SSL_CTX, callback: *mut c
     }
 }
 
-/// Notes session id contexts, which OpenSSL has no getter for.
+/// Records session id contexts, which OpenSSL has no getter for.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn SSL_CTX_set_session_id_context(context: *mut SSL_CTX, id: *const c_uchar, length: c_uint) -> c_int {
     type Set = unsafe extern "C" fn(*mut SSL_CTX, *const c_uchar, c_uint) -> c_int;
@@ -185,7 +164,7 @@ unsafe extern "C" fn SSL_set_session_id_context(ssl: *mut SSL, id: *const c_ucha
     unsafe {
         let done = next(ssl, id, length);
         if let Some(connection) = Connection::new(ssl).filter(|_| done == 1) {
-            let _ = catch_unwind(AssertUnwindSafe(|| crate::identify(connection, bytes(id, length))));
+            let _ = catch_unwind(AssertUnwindSafe(|| fleet::identify(connection, bytes(id, length))));
         }
         done
     }
@@ -211,7 +190,7 @@ unsafe extern "C" fn SSL_set_info_callback(ssl: *mut SSL, callback: Option<InfoC
     }
 }
 
-/// Notes programs that attach data to sessions: it is lost when they are stored.
+/// Records programs that attach data to sessions: it is lost when they are stored.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn CRYPTO_get_ex_new_index(
     class: c_int,
@@ -224,7 +203,7 @@ unsafe extern "C" fn CRYPTO_get_ex_new_index(
     type Index = unsafe extern "C" fn(c_int, c_long, *mut c_void, *mut c_void, *mut c_void, *mut c_void) -> c_int;
     let next = next!(c"CRYPTO_get_ex_new_index", Index, -1);
     if class == CRYPTO_EX_INDEX_SSL_SESSION {
-        SESSION_DATA.store(true, Ordering::Relaxed);
+        fleet::note_session_data();
     }
     // SAFETY: the caller's.
     unsafe { next(class, long, pointer, new, dup, free) }
@@ -243,7 +222,7 @@ unsafe fn noted<'a>(context: *mut SSL_CTX, note: impl FnOnce(&Context<'a>)) {
 unsafe fn made(context: *mut SSL_CTX) -> *mut SSL_CTX {
     // SAFETY: it was made a moment ago.
     if let Some(made) = unsafe { Context::new(context) } {
-        let _ = catch_unwind(AssertUnwindSafe(|| crate::prepare(made)));
+        let _ = catch_unwind(AssertUnwindSafe(|| fleet::prepare(made)));
     }
     context
 }
@@ -254,6 +233,6 @@ unsafe fn made(context: *mut SSL_CTX) -> *mut SSL_CTX {
 unsafe fn accepted(ssl: *mut SSL) {
     // SAFETY: the caller's.
     if let Some(connection) = unsafe { Connection::new(ssl) } {
-        let _ = catch_unwind(AssertUnwindSafe(|| crate::adopt(connection)));
+        let _ = catch_unwind(AssertUnwindSafe(|| fleet::adopt(connection)));
     }
 }

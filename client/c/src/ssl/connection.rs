@@ -1,14 +1,12 @@
 //! An `SSL`.
 
-use std::ffi::{c_int, c_long, c_void};
+use std::ffi::c_int;
 use std::marker::PhantomData;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr::{self, NonNull};
-use std::sync::OnceLock;
 
-use super::{Context, Session, bytes, callbacks, copied, ffi, length_of, number_of};
-use crate::binding::Binding;
-use crate::handshake::Handshake;
+use super::handshake::Handshake;
+use super::{Context, Session, bytes, copied, ex_data, ffi, length_of, number_of};
+use crate::policy::Binding;
 
 const ENDED: c_int = ffi::SSL_SENT_SHUTDOWN | ffi::SSL_RECEIVED_SHUTDOWN;
 
@@ -81,7 +79,7 @@ impl<'a> Connection<'a> {
         unsafe { copied(ffi::SSL_get_servername(self.0.as_ptr(), ffi::TLSEXT_NAMETYPE_HOST_NAME)) }
     }
 
-    /// Returns the client's `server_name` extension as it came; to be asked in the get callback only.
+    /// Returns the client's `server_name` extension as it came; only for the get callback.
     pub(crate) fn server_name_extension(&self) -> Vec<u8> {
         let (mut data, mut length) = (ptr::null(), 0);
         // SAFETY: the connection lives; the extension is its own, and copied.
@@ -94,7 +92,7 @@ impl<'a> Connection<'a> {
         Vec::new()
     }
 
-    /// Notes the session id context that the connection gets of its own.
+    /// Records the session id context that the connection gets of its own.
     pub fn note_id_context(&self, id_context: &[u8]) {
         let (number, of_context) = (number_of(id_context), self.context().map_or(0, Context::id_context));
         if let Some(handshake) = self.handshake() {
@@ -115,17 +113,17 @@ impl<'a> Connection<'a> {
         unsafe { ffi::SSL_set_session_id_context(self.0.as_ptr(), id_context.as_ptr(), length_of(id_context)) };
     }
 
-    /// Notes the context that the connection begins with: its callbacks are called, whatever the connection switches to.
+    /// Records the context that the connection begins with: its callbacks are called, also if the connection switches to another one.
     pub fn note_first_context(&self, context: Context<'a>) {
         // SAFETY: the connection lives. It keeps its first context for as long.
-        unsafe { ffi::SSL_set_ex_data(self.0.as_ptr(), first_index(), context.raw().cast()) };
+        unsafe { ffi::SSL_set_ex_data(self.0.as_ptr(), ex_data::first_context(), context.raw().cast()) };
     }
 
     /// Returns the context that the connection began with, if that was noted.
     #[must_use]
     pub fn first_context(&self) -> Option<Context<'a>> {
         // SAFETY: the connection lives, and keeps its first context.
-        unsafe { Context::new(ffi::SSL_get_ex_data(self.0.as_ptr(), first_index()).cast()) }
+        unsafe { Context::new(ffi::SSL_get_ex_data(self.0.as_ptr(), ex_data::first_context()).cast()) }
     }
 
     /// Returns the binding whose callbacks are called for the connection.
@@ -141,7 +139,7 @@ impl<'a> Connection<'a> {
             let handshake = Box::into_raw(Box::new(Handshake::default()));
             // SAFETY: the connection lives, and takes the state over unless it says that it could not.
             unsafe {
-                if ffi::SSL_set_ex_data(self.0.as_ptr(), handshake_index(), handshake.cast()) == 1 {
+                if ffi::SSL_set_ex_data(self.0.as_ptr(), ex_data::handshake(), handshake.cast()) == 1 {
                     return handshake.as_ref();
                 }
                 drop(Box::from_raw(handshake));
@@ -152,10 +150,10 @@ impl<'a> Connection<'a> {
         Some(handshake)
     }
 
-    /// Returns the state of the last handshake in which there was something to note.
+    /// Returns the state of the last handshake in which there was something to record.
     fn known_handshake(&self) -> Option<&'a Handshake> {
         // SAFETY: the pointer is a state of handshake(), which goes with the connection.
-        unsafe { ffi::SSL_get_ex_data(self.0.as_ptr(), handshake_index()).cast::<Handshake>().as_ref() }
+        unsafe { ffi::SSL_get_ex_data(self.0.as_ptr(), ex_data::handshake()).cast::<Handshake>().as_ref() }
     }
 
     /// Returns whether the connection requests a certificate of its client.
@@ -167,7 +165,7 @@ impl<'a> Connection<'a> {
     /// Returns whether no handshake of the connection succeeds without a client certificate.
     pub(crate) fn insists(self) -> bool {
         let (mode, both) = (self.verify_mode(), ffi::SSL_VERIFY_PEER | ffi::SSL_VERIFY_FAIL_IF_NO_PEER_CERT);
-        // With the third flag it asks behind a handshake of TLS 1.3, when the application wants to.
+        // With the third flag it requests one after a handshake of TLS 1.3, when the application wants to.
         mode & both == both && !(self.is_tls13() && mode & ffi::SSL_VERIFY_POST_HANDSHAKE != 0)
     }
 
@@ -235,20 +233,19 @@ impl<'a> Connection<'a> {
         }
     }
 
-    /// Has the end of the handshake checked, before the application learns of it. An info callback of the application is called as before.
-    pub(crate) fn watch(&self, handshake: &Handshake) {
-        handshake.unchecked.set(true);
+    /// Has our info callback called at the end of this handshake, before the application reads any data.
+    pub(crate) fn watch(&self, callback: ffi::InfoCallback) {
+        let Some(handshake) = self.handshake().filter(|handshake| !handshake.watched.get()) else { return };
         // SAFETY: the connection lives, and so does the callback.
         unsafe {
-            if !handshake.watched.get() {
-                handshake.info.set(ffi::SSL_get_info_callback(self.0.as_ptr()));
-                ffi::SSL_set_info_callback(self.0.as_ptr(), Some(callbacks::on_info));
-                handshake.watched.set(true);
-            }
+            handshake.info.set(ffi::SSL_get_info_callback(self.0.as_ptr()));
+            ffi::SSL_set_info_callback(self.0.as_ptr(), Some(callback));
         }
+        // Only now: a preloaded SSL_set_info_callback takes the callback of a watched connection for the application's.
+        handshake.watched.set(true);
     }
 
-    /// Sets the info callback of the application behind ours, and returns whether there is one of ours.
+    /// Sets the info callback of the application, called before ours, and returns whether there is one of ours.
     #[must_use]
     pub fn chain_info_callback(&self, callback: Option<ffi::InfoCallback>) -> bool {
         let watched = self.known_handshake().filter(|handshake| handshake.watched.get());
@@ -256,7 +253,7 @@ impl<'a> Connection<'a> {
     }
 
     /// Returns the application's own info callback: the connection's, or else that of its present context.
-    pub(super) fn info_callback(&self) -> Option<ffi::InfoCallback> {
+    pub(crate) fn info_callback(&self) -> Option<ffi::InfoCallback> {
         // SAFETY: the connection lives, and keeps its context.
         let of_context = || unsafe { ffi::SSL_CTX_get_info_callback(ffi::SSL_get_SSL_CTX(self.0.as_ptr())) };
         self.known_handshake().and_then(|handshake| handshake.info.get()).or_else(of_context)
@@ -264,57 +261,5 @@ impl<'a> Connection<'a> {
 
     pub(super) fn raw(&self) -> *mut ffi::SSL {
         self.0.as_ptr()
-    }
-}
-
-/// Reserves our places in each connection.
-pub(super) fn prepare() {
-    first_index();
-    handshake_index();
-}
-
-/// The place of the first context in each connection.
-fn first_index() -> c_int {
-    static INDEX: OnceLock<c_int> = OnceLock::new();
-    *INDEX.get_or_init(|| new_index(None))
-}
-
-/// The place of the handshake's state in each connection.
-fn handshake_index() -> c_int {
-    static INDEX: OnceLock<c_int> = OnceLock::new();
-    *INDEX.get_or_init(|| new_index(Some(free_handshake)))
-}
-
-fn new_index(free: Option<ffi::ExFree>) -> c_int {
-    // SAFETY: the functions always live.
-    unsafe { ffi::CRYPTO_get_ex_new_index(ffi::CRYPTO_EX_INDEX_SSL, 0, ptr::null_mut(), None, Some(copy_nothing), free) }
-}
-
-/// `SSL_dup` must not give one connection's data to another one.
-unsafe extern "C" fn copy_nothing(
-    _: *mut ffi::CRYPTO_EX_DATA,
-    _: *const ffi::CRYPTO_EX_DATA,
-    data: *mut *mut c_void,
-    _: c_int,
-    _: c_long,
-    _: *mut c_void,
-) -> c_int {
-    // SAFETY: OpenSSL's copy of the pointer is there while it calls.
-    unsafe { *data = ptr::null_mut() };
-    1
-}
-
-unsafe extern "C" fn free_handshake(
-    _: *mut c_void,
-    handshake: *mut c_void,
-    _: *mut ffi::CRYPTO_EX_DATA,
-    _: c_int,
-    _: c_long,
-    _: *mut c_void,
-) {
-    if !handshake.is_null() {
-        // SAFETY: it is a state of handshake(), and nothing else has it any more.
-        let handshake = unsafe { Box::from_raw(handshake.cast::<Handshake>()) };
-        let _ = catch_unwind(AssertUnwindSafe(|| drop(handshake)));
     }
 }

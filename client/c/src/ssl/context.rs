@@ -9,12 +9,21 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{LazyLock, OnceLock};
 use std::time::Duration;
 
-use super::{NO_CLIENT_AUTHENTICATION, callbacks, connection, ffi, length_of, seconds};
-use crate::binding::Binding;
+use super::{ex_data, ffi, length_of, seconds};
+use crate::policy::{Binding, NO_CLIENT_AUTHENTICATION, Observers};
+use crate::shared::Notice;
 
 /// An `SSL_CTX`, while something else keeps it.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Context<'a>(NonNull<ffi::SSL_CTX>, PhantomData<&'a ()>);
+
+/// The functions that OpenSSL calls for sessions of a context's connections.
+pub(crate) struct SessionCallbacks {
+    pub(crate) new: ffi::NewCallback,
+    pub(crate) get: ffi::GetCallback,
+    pub(crate) remove: ffi::RemoveCallback,
+    pub(crate) id: ffi::IdCallback,
+}
 
 /// Our data in a context.
 struct Slot {
@@ -57,8 +66,8 @@ impl<'a> Context<'a> {
     pub fn prepare(&self, observed: bool) {
         static NUMBER: AtomicU64 = AtomicU64::new(1);
         if self.slot().is_none() {
-            // Not in a handshake: a process that forks then would leave them locked in its child.
-            connection::prepare();
+            // Not in a handshake: a process that forks then would leave it locked in its child.
+            ex_data::prepare();
             LazyLock::force(&NO_CLIENT_AUTHENTICATION);
             let number = NUMBER.fetch_add(1, Ordering::Relaxed);
             let slot = Box::into_raw(Box::new(Slot {
@@ -77,21 +86,21 @@ impl<'a> Context<'a> {
         }
     }
 
-    /// Notes that the context has a servername callback.
+    /// Records that the context has a servername callback.
     pub fn note_servername_callback(&self) {
         if let Some(slot) = self.slot() {
             slot.switches.store(true, Ordering::Relaxed);
         }
     }
 
-    /// Notes that the context has a certificate callback, which supplies certificates in full handshakes only.
+    /// Records that the context has a certificate callback, which supplies certificates in full handshakes only.
     pub fn note_certificate_callback(&self) {
         if let Some(slot) = self.slot() {
             slot.certifies.store(true, Ordering::Relaxed);
         }
     }
 
-    /// Notes the session id context of connections that are made from now on.
+    /// Records the session id context of connections that are made from now on.
     pub fn note_id_context(&self, id_context: &[u8]) {
         if let Some(slot) = self.slot() {
             slot.id_context.store(number_of(id_context), Ordering::Relaxed);
@@ -133,7 +142,7 @@ impl<'a> Context<'a> {
         unsafe { ffi::SSL_CTX_get_max_early_data(self.0.as_ptr()) }
     }
 
-    /// Returns whether the context asks clients for certificates.
+    /// Returns whether the context requests client certificates.
     #[must_use]
     pub fn verifies_clients(&self) -> bool {
         // SAFETY: the context lives.
@@ -153,15 +162,31 @@ impl<'a> Context<'a> {
         caches || options & ffi::SSL_OP_NO_TICKET == 0
     }
 
-    /// Returns how long a session lives behind its negotiation.
+    /// Returns the lifetime of a session from its negotiation.
     #[must_use]
     pub fn timeout(&self) -> Duration {
         // SAFETY: the context lives.
         Duration::from_secs(unsafe { ffi::SSL_CTX_get_timeout(self.0.as_ptr()) }.try_into().unwrap_or(0))
     }
 
-    /// Sets the callbacks, and what they need.
-    pub(crate) fn set_callbacks(&self, id_context: Option<&[u8; 32]>, lifetime: Duration) {
+    /// Returns the application's own callbacks that are to be called after ours: those that no more than observe sessions. An application
+    /// with a get callback has a cache of its own. Ours replace its callbacks: in that cache, a session would outlive its removal from the
+    /// fleet.
+    pub(crate) fn observers(&self) -> Observers {
+        static REPLACED: Notice = Notice::new();
+        let context = self.0.as_ptr();
+        // SAFETY: the context lives.
+        unsafe {
+            if ffi::SSL_CTX_sess_get_get_cb(context).is_some() {
+                REPLACED.inform("the server's own session cache is not used: the store replaces it");
+                return Observers::default();
+            }
+            Observers { new: ffi::SSL_CTX_sess_get_new_cb(context), remove: ffi::SSL_CTX_sess_get_remove_cb(context) }
+        }
+    }
+
+    /// Sets the callbacks, and the settings that they need.
+    pub(crate) fn set_callbacks(&self, callbacks: &SessionCallbacks, id_context: Option<&[u8; 32]>, lifetime: Duration) {
         let context = self.0.as_ptr();
         // No internal cache: in it a session would outlive its removal from the fleet, and its eviction would remove it there.
         let mode = ffi::SSL_SESS_CACHE_SERVER | ffi::SSL_SESS_CACHE_NO_INTERNAL;
@@ -173,10 +198,10 @@ impl<'a> Context<'a> {
             if let Some(id_context) = id_context {
                 ffi::SSL_CTX_set_session_id_context(context, id_context.as_ptr(), length_of(id_context));
             }
-            ffi::SSL_CTX_sess_set_new_cb(context, Some(callbacks::on_new));
-            ffi::SSL_CTX_sess_set_get_cb(context, Some(callbacks::on_get));
-            ffi::SSL_CTX_sess_set_remove_cb(context, Some(callbacks::on_remove));
-            ffi::SSL_CTX_set_generate_session_id(context, Some(callbacks::on_id));
+            ffi::SSL_CTX_sess_set_new_cb(context, Some(callbacks.new));
+            ffi::SSL_CTX_sess_set_get_cb(context, Some(callbacks.get));
+            ffi::SSL_CTX_sess_set_remove_cb(context, Some(callbacks.remove));
+            ffi::SSL_CTX_set_generate_session_id(context, Some(callbacks.id));
         }
     }
 }
@@ -207,7 +232,7 @@ unsafe extern "C" fn free_slot(
     _: *mut c_void,
 ) {
     if !slot.is_null() {
-        // SAFETY: it is a slot of prepare(), and nobody has it any more.
+        // SAFETY: it is a slot of prepare(), and nothing else has it any more.
         let slot = unsafe { Box::from_raw(slot.cast::<Slot>()) };
         let _ = catch_unwind(AssertUnwindSafe(|| drop(slot)));
     }

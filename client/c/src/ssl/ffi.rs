@@ -117,6 +117,8 @@ unsafe extern "C" {
     pub fn SSL_CTX_get_info_callback(ctx: *mut SSL_CTX) -> Option<InfoCallback>;
     pub fn SSL_CTX_get_options(ctx: *const SSL_CTX) -> u64;
     pub fn SSL_CTX_get_timeout(ctx: *const SSL_CTX) -> c_long;
+    pub fn SSL_CTX_sess_get_new_cb(ctx: *mut SSL_CTX) -> Option<NewCallback>;
+    pub fn SSL_CTX_sess_get_remove_cb(ctx: *mut SSL_CTX) -> Option<RemoveCallback>;
     pub fn SSL_CTX_sess_get_get_cb(ctx: *mut SSL_CTX) -> Option<GetCallback>;
     pub fn SSL_CTX_set_options(ctx: *mut SSL_CTX, options: u64) -> u64;
     pub fn SSL_CTX_set_timeout(ctx: *mut SSL_CTX, seconds: c_long) -> c_long;

@@ -6,13 +6,14 @@
 use std::collections::BTreeSet;
 use std::ffi::{CStr, c_int, c_uchar, c_uint};
 use std::ptr::{self, NonNull};
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 
 use store::Fingerprint;
-use store::fingerprint::{Anchor, ClientPolicy, Half, Name, client_authentication, fingerprint, server_identity};
+use store::fingerprint::{Anchor, ClientPolicy, Name, client_authentication, fingerprint, server_identity};
 
 use super::{Connection, bytes, ffi, wide};
 use crate::lru::Lru;
+use crate::policy::NO_CLIENT_AUTHENTICATION;
 use crate::shared::Shared;
 
 const CERTIFICATES: usize = 1024;
@@ -20,9 +21,6 @@ const TRUST_STORES: usize = 64;
 
 type Names = Arc<BTreeSet<Vec<u8>>>;
 type Anchors = Arc<BTreeSet<Anchor>>;
-
-/// The client authentication of a connection that requests no certificate.
-pub(crate) static NO_CLIENT_AUTHENTICATION: LazyLock<Half> = LazyLock::new(|| client_authentication(None));
 
 impl Connection<'_> {
     /// Returns the fingerprint of the context that serves the connection at this moment.

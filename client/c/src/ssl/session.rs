@@ -32,13 +32,13 @@ impl Session {
     ///
     /// # Safety
     ///
-    /// It points to a session that outlives what is returned.
-    pub(super) unsafe fn borrowed(pointer: *mut ffi::SSL_SESSION) -> Option<Self> {
+    /// It points to a session that outlives the returned reference.
+    pub(crate) unsafe fn borrowed(pointer: *mut ffi::SSL_SESSION) -> Option<Self> {
         NonNull::new(pointer).map(|pointer| Self { pointer, owned: false })
     }
 
     /// Gives the session away.
-    pub(super) fn into_raw(mut self) -> *mut ffi::SSL_SESSION {
+    pub(crate) fn into_raw(mut self) -> *mut ffi::SSL_SESSION {
         self.owned = false;
         self.raw()
     }
@@ -55,7 +55,7 @@ impl Session {
     }
 
     pub(crate) fn serialize(&self) -> Vec<u8> {
-        // SAFETY: the session lives; what is written is as long as was said before.
+        // SAFETY: the session lives; OpenSSL writes as many bytes as it returned before.
         unsafe {
             let length = usize::try_from(ffi::i2d_SSL_SESSION(self.raw(), ptr::null_mut())).unwrap_or(0);
             let mut serialized = vec![0; length];

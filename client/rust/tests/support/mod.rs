@@ -17,7 +17,7 @@ use rustls::{
     ClientConfig, ClientConnection, HandshakeKind, RootCertStore, ServerConfig, ServerConnection, SupportedProtocolVersion,
 };
 
-/// What anything may take; only what is broken takes it.
+/// The longest time of one operation; only a broken one takes it.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
 /// `resumed serve` in a process of its own.
@@ -156,7 +156,7 @@ pub struct Authority {
 impl Authority {
     pub fn new() -> Self {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
-        // Or its subject is that of what it issues, and OpenSSL takes that to be self-signed.
+        // Otherwise its subject is that of its certificates, which OpenSSL takes to be self-signed.
         params.distinguished_name.push(DnType::CommonName, "authority");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let key = KeyPair::generate().unwrap();

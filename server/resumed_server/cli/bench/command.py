@@ -1,16 +1,20 @@
-"""`resumed bench`: how many full and resumed handshakes any TLS servers make, and how long each takes."""
+"""`resumed bench`: measure full and resumed handshakes of any TLS servers."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import ssl
-from typing import TYPE_CHECKING, Any
+from enum import Enum
+from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from resumed_server.cli.options import AsJson
 from resumed_server.config.types import Address, Duration
 from resumed_server.errors import UserError
 
@@ -23,60 +27,92 @@ except ModuleNotFoundError as missing:
     raise UserError("resumed bench needs pyOpenSSL: pip install 'resumed[pyopenssl]'") from None
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
 _BUSY = 0.9
-"""The share of its processes' time from which on the client itself may be the limit."""
+"""The share of processor time above which this client may be the bottleneck."""
 _LONGEST = 86_400
 _REASONS_SHOWN = 5
 
 
+class TlsVersion(str, Enum):
+    """Versions of TLS."""
+
+    TLS12 = "1.2"
+    TLS13 = "1.3"
+
+
 def bench(
-    targets: Sequence[str],
+    targets: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="TARGET...", help="TLS servers of any kind, as host:port; the clients connect to them in turns."
+        ),
+    ],
     *,
-    tls: str | None,
-    resume: float,
-    duration: str,
-    count: int | None,
-    sni: str | None,
-    ca: str | None,
-    insecure: bool,
-    send: str,
-    as_json: bool,
-    **load: int,
-) -> bool:
-    """Visit the servers, print what came of it, and return whether every visit succeeded.
+    tls: Annotated[
+        TlsVersion | None, typer.Option(help="Version of TLS. Default: the newest version of the servers.")
+    ] = None,
+    resume: Annotated[
+        float,
+        typer.Option(
+            metavar="PERCENT", min=0, max=100, help="Share of the connections that offer the client's last session."
+        ),
+    ] = 90,
+    duration: Annotated[str, typer.Option(metavar="DURATION", help="Duration of the test, such as 10s or 5m.")] = "10s",
+    count: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Number of connections to make, instead of a duration.")
+    ] = None,
+    connections: Annotated[
+        int, typer.Option(metavar="N", min=1, max=10_000, help="Concurrent connections, of all processes together.")
+    ] = 8,
+    clients: Annotated[
+        int,
+        typer.Option(metavar="N", min=1, max=1_000_000, help="Simulated clients; each of them connects in its turn."),
+    ] = 256,
+    processes: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, max=256, help="Processes of this client. Default: half the number of cores."),
+    ] = None,
+    sni: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Server name to send. Default: the host of the first TARGET.")
+    ] = None,
+    ca: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Certificates to trust (PEM), instead of the system's.")
+    ] = None,
+    insecure: Annotated[bool, typer.Option("--insecure", help="Trust any certificate.")] = False,
+    send: Annotated[
+        str,
+        typer.Option(
+            metavar="TEXT",
+            help="Send this after the handshake, with the escapes of Python's strings, and include the first byte of "
+            r"the response in the times; such as 'GET / HTTP/1.0\r\n\r\n'.",
+        ),
+    ] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Measure any TLS servers: full and resumed handshakes per second, and their durations.
 
-    Args:
-        targets: Where the servers listen, each as host:port.
-        tls: "1.2" or "1.3"; None for the newest that both ends know.
-        resume: How many of a hundred visits offer a session.
-        duration: For how long, as in "10s"; with a `count` only that ends it.
-        count: How many visits.
-        sni: The name to ask for; by default the first target's host.
-        ca: File with the certificates to trust, as PEM; by default the system's.
-        insecure: Whether to trust any certificate.
-        send: What to send behind the handshake, with the escapes of Python's strings.
-        as_json: Print JSON instead of a table.
-        load: `clients`, `connections` and `processes` of the Plan.
+    Each client connects to one server after the other, and offers there the session of its last connection.
 
-    Raises:
-        UserError: An argument is outside its range, or a server cannot be reached or is not trusted.
+    Exit status 1 if a connection failed.
     """
     if ca is not None and insecure:
         raise UserError("--ca and --insecure contradict each other; give one of them")
-    addresses = list(dict.fromkeys(_parsed("TARGET", target, _address) for target in targets))
+    addresses = list(dict.fromkeys(_parse("TARGET", target, _address) for target in targets))
     plan = Plan(
-        endpoints=tuple(_reached(address) for address in addresses),
+        endpoints=tuple(_resolve(address) for address in addresses),
         server_name=sni or addresses[0].host,
-        version=tls,
-        send=_parsed("--send", send, _unescaped),
+        version=tls.value if tls else None,
+        send=_parse("--send", send, _unescape),
         share=resume / 100,
-        seconds=None if count else _parsed("--duration", duration, _duration),
+        seconds=None if count else _parse("--duration", duration, _duration),
         count=count,
-        **load,
+        clients=clients,
+        connections=connections,
+        processes=min(processes or max(1, (os.cpu_count() or 1) // 2), connections),
     )
-    context = _context(tls, ca, insecure=insecure)
+    context = _context(plan.version, ca, insecure=insecure)
     for endpoint in plan.endpoints:
         _try_out(endpoint, plan, context)
     with _progress(plan, quiet=as_json):
@@ -86,10 +122,11 @@ def bench(
         Console(soft_wrap=True).print_json(data=report)
     else:
         _show(report, plan)
-    return not tally.failures
+    if tally.failures:
+        raise typer.Exit(1)
 
 
-def _parsed(name: str, text: str, parse: Any) -> Any:
+def _parse(name: str, text: str, parse: Any) -> Any:
     try:
         return parse(text)
     except ValueError as problem:
@@ -110,22 +147,22 @@ def _duration(text: str) -> float:
     return seconds
 
 
-def _unescaped(text: str) -> bytes:
+def _unescape(text: str) -> bytes:
     return text.encode("latin-1", "backslashreplace").decode("unicode_escape").encode()
 
 
-def _reached(address: Address) -> Endpoint:
+def _resolve(address: Address) -> Endpoint:
     try:
         return Endpoint.resolved(address.host, address.port)
     except OSError as error:
-        raise UserError(f"{address}: the name does not resolve ({error.strerror}); check its spelling") from None
+        raise UserError(f"{address}: the name does not resolve ({error.strerror}); check the spelling") from None
 
 
 def _context(tls: str | None, ca: str | None, *, insecure: bool) -> ssl.SSLContext:
     try:
         context = ssl.create_default_context(cafile=ca)
     except ssl.SSLError:
-        raise UserError(f"--ca: {ca} holds no certificates as PEM") from None
+        raise UserError(f"--ca: {ca} contains no PEM certificates") from None
     except OSError as error:
         raise UserError(f"--ca: {ca}: {error.strerror}") from None
     if insecure:
@@ -137,7 +174,7 @@ def _context(tls: str | None, ca: str | None, *, insecure: bool) -> ssl.SSLConte
 
 
 def _try_out(endpoint: Endpoint, plan: Plan, context: ssl.SSLContext) -> None:
-    """Visit a server once, to find out what is wrong before the load: the only visit that checks the certificate."""
+    """Connect to a server once before the load; only this connection verifies the certificate."""
     try:
         with socket.socket(endpoint.family, socket.SOCK_STREAM) as connection:
             connection.settimeout(PATIENCE)
@@ -153,16 +190,16 @@ def _try_out(endpoint: Endpoint, plan: Plan, context: ssl.SSLContext) -> None:
         what = f"no TLS {plan.version or '1.2 or 1.3'} there ({error.reason or error})"
         raise UserError(f"{endpoint.name}: {what}; check the port and --tls") from None
     except TimeoutError:
-        raise UserError(f"{endpoint.name}: no answer in {PATIENCE:g} s; check address, port and firewall") from None
+        raise UserError(f"{endpoint.name}: no response in {PATIENCE:g} s; check address, port, firewall") from None
     except OSError as error:
         raise UserError(f"{endpoint.name}: {error.strerror or error}; is the server running?") from None
 
 
 @contextlib.contextmanager
 def _progress(plan: Plan, *, quiet: bool) -> Iterator[None]:
-    """Show that something is done; on a terminal only."""
+    """Show a progress bar, on a terminal only."""
     with Progress(console=Console(stderr=True), transient=True, disable=quiet) as progress:
-        what = f"{plan.count:,} visits" if plan.count else f"visits for {plan.seconds:g} s"
+        what = f"{plan.count:,} connections" if plan.count else f"connections for {plan.seconds:g} s"
         progress.add_task(f"{what} to {len(plan.endpoints)} server(s)", total=None)
         yield
 
@@ -226,17 +263,17 @@ def _show(report: dict[str, Any], plan: Plan) -> None:
             for kind, figures in kinds.items():
                 table.add_row(f"{kind}, {target}", *_cells(figures))
     console.print(table)
-    until = "until the first byte of the answer" if plan.send else "until the handshake's end"
+    until = "until the first byte of the response" if plan.send else "until the end of the handshake"
     console.print(
-        f"from the first packet {until}; {report['per_second']:,.0f} visits a second for {report['seconds']:g} s"
+        f"from the first packet {until}; {report['per_second']:,.0f} connections per second for {report['seconds']:g} s"
     )
     if report["offered"]:
         console.print(f"resumed: {report['resumed_of_offered']:.1%} of {report['offered']:,} sessions offered")
     for reason, number in list(report["failures"].items())[:_REASONS_SHOWN]:
-        console.print(f"[red]failed:[/red] {number:,} times {reason}")
-    console.print(f"this client: {report['client_cpu']:.0%} of {report['processes']} core(s)")
+        console.print(f"[red]failed:[/red] {number:,} times: {reason}")
+    console.print(f"this client used {report['client_cpu']:.0%} of {report['processes']} core(s)")
     if report["client_cpu"] > _BUSY:
-        console.print("[yellow]The client itself may be the limit: give it more --processes, on cores of their own.")
+        console.print("[yellow]This client may be the bottleneck: give it more --processes, on separate cores.")
 
 
 def _cells(figures: dict[str, Any]) -> list[str]:

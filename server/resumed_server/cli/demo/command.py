@@ -1,7 +1,6 @@
-"""`resumed demo`: a store, frontends of two TLS stacks, and real clients that resume across them.
+"""`resumed demo`: a store, frontends with two TLS stacks, and TLS clients that resume across them.
 
-Everything is real, and thrown away afterwards: processes, certificate, keyring and store, all in one temporary
-directory.
+Processes, certificate, keyring and store are real, in a temporary directory that is deleted at the end.
 """
 
 from __future__ import annotations
@@ -24,19 +23,21 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 import resumed
 from resumed_server.cli.demo.fleet import NAMESPACE, PATIENCE, STACKS, Broken, Fleet
+from resumed_server.cli.options import AsJson
 from resumed_server.errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 ROUNDS = 5
-"""Handshakes of each kind that a line of the table is made of."""
+"""Handshakes of each kind for one row of the table."""
 
 _VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
 _BAD_RECORD = b"\x17\x03\x03\x00\x40" + bytes(64)  # application data that does not authenticate
@@ -56,32 +57,28 @@ For a server of your own: `resumed keygen fleet.keys`, `resumed serve`, and in e
 """
 
 
-def demo(*, as_json: bool = False) -> bool:
-    """Run the demonstration and return whether everything resumed that should, and nothing that should not.
+def demo(as_json: AsJson = False) -> None:
+    """Watch a store and two frontends, with ssl and with pyOpenSSL, resume each other's TLS sessions.
 
-    Args:
-        as_json: Print JSON instead of tables.
-
-    Raises:
-        UserError: pyOpenSSL is missing.
+    Exit status 1 if a session did not resume that should, or the reverse.
     """
     if not all(map(importlib.util.find_spec, ("OpenSSL", "elftools"))):
         raise UserError("pyOpenSSL is missing, the second TLS stack of the demo: pip install 'resumed[pyopenssl]'")
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda number, _: sys.exit(128 + number))  # past all that tidies up
+        signal.signal(number, lambda number, _: sys.exit(128 + number))  # runs all context managers
     console = Console(stderr=as_json)
     try:
         with tempfile.TemporaryDirectory(prefix="resumed-demo-") as directory:
-            well = _shown(console, Path(directory), as_json=as_json)
+            as_expected = _run(console, Path(directory), as_json=as_json)
     except (Broken, OSError, ValueError, subprocess.SubprocessError) as error:
-        console.print(Text(f"The demo broke off: {error}", "bold red"), soft_wrap=True)
-        return False
-    if not well:
-        console.print(Text("Not everything went as promised: see what is red.", "bold red"))
-    return well
+        console.print(Text(f"The demo was aborted: {error}", "bold red"), soft_wrap=True)
+        raise typer.Exit(1) from None
+    if not as_expected:
+        console.print(Text("Some results are not as expected: see the red rows.", "bold red"))
+        raise typer.Exit(1)
 
 
-def _shown(console: Console, directory: Path, *, as_json: bool) -> bool:
+def _run(console: Console, directory: Path, *, as_json: bool) -> bool:
     with console.status("starting") as status, contextlib.closing(Fleet(directory, status.update)) as fleet:
         python, openssl = _PythonClient(fleet.certificate), shutil.which("openssl")
         clients: list[_Client] = [_OpenSSLClient(directory, fleet.certificate, openssl)] if openssl else []
@@ -94,27 +91,27 @@ def _shown(console: Console, directory: Path, *, as_json: bool) -> bool:
         if not as_json:
             console.print(_crossings_table(crossings))
             if not openssl:
-                console.print("(openssl is not installed, so there was Python's client only)")
-        status.update("asking the store what it has")
+                console.print("(openssl is not installed: only Python's client was used)")
+        status.update("querying the store")
         calls = _calls(fleet, python)
         if not as_json:
             console.print(_sight(fleet, python, calls))
         status.update("ending sessions")
         endings = list(_endings(fleet, python))
-    well = all(crossing.reused == ROUNDS for crossing in crossings) and all(ending.kept for ending in endings)
+    as_expected = all(crossing.reused == ROUNDS for crossing in crossings) and all(ending.kept for ending in endings)
     if as_json:
-        found = {"ok": well, "rounds": ROUNDS, "calls": vars(calls)}
+        found = {"ok": as_expected, "rounds": ROUNDS, "calls": vars(calls)}
         rows = {"crossings": list(map(vars, crossings)), "endings": list(map(vars, endings))}
         Console(soft_wrap=True).print_json(data=found | rows)
-        return well
+        return as_expected
     console.print(_endings_table(endings))
     console.print(Text(_NEXT.format(lookup=1000 * calls.seconds / max(calls.lookups, 1))), soft_wrap=True)
-    return well
+    return as_expected
 
 
 @dataclass
 class _Visit:
-    """What one connection was like: whether it resumed, the session to resume next, and what the frontend said."""
+    """One connection: whether it resumed, the session for the next one, and the response of the frontend."""
 
     reused: bool
     session: Any
@@ -125,7 +122,7 @@ class _Client(Protocol):
     name: str
 
     def visit(self, port: int, version: str, session: Any = None) -> _Visit:
-        """Connect, offer `session`, and hear who answers."""
+        """Connect, offer `session`, and read the response."""
 
 
 class _OpenSSLClient:
@@ -145,19 +142,19 @@ class _OpenSSLClient:
             "-CAfile", str(self._ca), "-verify_return_error", f"-tls{version.replace('.', '_')}",
             "-ign_eof", "-sess_out", str(fresh), *(["-sess_in", str(session)] if session else []),
         ]  # fmt: skip
-        # Its exit status is 1: it objects to connections that end without close_notify.
+        # Its exit status is 1 for a connection that ends without close_notify.
         done = subprocess.run(  # noqa: S603 - all of it from here
             command, input="bye\n", capture_output=True, text=True, errors="replace", timeout=PATIENCE, check=False
         )
         answer = re.search(r"^\{.*\}$", done.stdout, re.MULTILINE)
         outcome = re.search(r"^(New|Reused), ", done.stdout, re.MULTILINE)
         if answer is None or outcome is None:
-            raise Broken(f"openssl s_client did not get through: {' '.join(done.stderr.split())}")
+            raise Broken(f"openssl s_client failed: {' '.join(done.stderr.split())}")
         return _Visit(outcome[1] == "Reused", fresh, json.loads(answer[0]))
 
 
 class _PythonClient:
-    """Python's own `ssl`."""
+    """Python's `ssl`."""
 
     name = "Python"
 
@@ -169,7 +166,7 @@ class _PythonClient:
             context.minimum_version = context.maximum_version = version
 
     def visit(self, port: int, version: str, session: Any = None, line: str = "bye", spoil: bool = False) -> _Visit:
-        """Connect and say `line`; with `spoil` end with a bad record, a fatal error."""
+        """Connect and send `line`; with `spoil` end the connection by a bad record, a fatal error."""
         with (
             socket.create_connection(("127.0.0.1", port), PATIENCE) as connection,
             self._contexts[version].wrap_socket(connection, server_hostname="localhost", session=session) as tls,
@@ -177,9 +174,9 @@ class _PythonClient:
         ):
             tls.sendall(f"{line}\n".encode())
             visit = _Visit(bool(tls.session_reused), None, json.loads(lines.readline()))
-            visit.session = tls.session  # in TLS 1.3 it came with the answer
+            visit.session = tls.session  # in TLS 1.3 it arrives with the response
             if spoil:
-                socket.socket.sendall(tls, _BAD_RECORD)  # past TLS
+                socket.socket.sendall(tls, _BAD_RECORD)  # bypasses TLS
                 while socket.socket.recv(tls, 4096):
                     pass
         return visit
@@ -187,7 +184,7 @@ class _PythonClient:
 
 @dataclass
 class _Crossing:
-    """How often sessions of one frontend resumed at another."""
+    """The number of sessions of one frontend that resumed at another, with the times of handshakes."""
 
     client: str
     version: str
@@ -235,13 +232,13 @@ def _judged(text: str, good: bool) -> Text:
 
 @dataclass
 class _Calls:
-    """What the frontends asked of the store."""
+    """The calls of the frontends to the store."""
 
     puts: int
     lookups: int
     hits: int
     seconds: float
-    """What all look-ups together took."""
+    """Total duration of the look-ups."""
 
 
 def _calls(fleet: Fleet, client: _PythonClient) -> _Calls:
@@ -258,18 +255,18 @@ def _calls(fleet: Fleet, client: _PythonClient) -> _Calls:
 
 
 def _sight(fleet: Fleet, client: _PythonClient, calls: _Calls) -> Table:
-    """Show one session as client and frontend have it and as the store has it."""
+    """Show one session at the client and the frontends, and in the store."""
     session = client.visit(fleet.ports["ssl"], "1.2").session
     client.visit(fleet.ports["ssl"], "1.2", line="flush")
     key = resumed.StoreKeys(NAMESPACE).key(session.id)
     with contextlib.closing(resumed.SessionStore(fleet.target, namespace=NAMESPACE, deadline=PATIENCE)) as store:
         found = store.get(key)
     if found is None:
-        raise Broken("the store does not have the session that was just negotiated")
-    sealed = found.value  # its parts are described in resumed._crypto.sealed_value
+        raise Broken("the store does not have a session that was just negotiated")
+    sealed = found.value  # for its format see resumed._crypto.sealed_value
     serialized, not_after = fleet.keyring.open(key, sealed, time.time())
     until = datetime.fromtimestamp(not_after, timezone.utc)
-    table = Table(title="\nWhat the store saw", title_justify="left")
+    table = Table(title="\nThe same session at the frontends and in the store", title_justify="left")
     for heading in ("", "at client and frontends", "in the store"):
         table.add_column(heading)
     table.add_row(
@@ -291,7 +288,7 @@ def _begun(data: bytes) -> str:
 
 @dataclass
 class _Ending:
-    """What was tried with a session after something happened to it."""
+    """An attempt to resume a session after an event."""
 
     event: str
     version: str
@@ -305,7 +302,7 @@ class _Ending:
 
 
 def _endings(fleet: Fleet, client: _PythonClient) -> Iterator[_Ending]:
-    """Let sessions end in all ways, the last of which stops a frontend."""
+    """End sessions in all ways; the last one stops a frontend."""
     ssl_port, pyopenssl_port = fleet.ports["ssl"], fleet.ports["pyOpenSSL"]
     for version in _VERSIONS:
         session = client.visit(ssl_port, version).session
@@ -328,8 +325,8 @@ def _endings(fleet: Fleet, client: _PythonClient) -> Iterator[_Ending]:
 
 
 def _endings_table(endings: list[_Ending]) -> Table:
-    table = Table(title="\nWhat ends a session, and what does not", title_justify="left")
-    for heading in ("what happens", "TLS", "tried", "resumes"):
+    table = Table(title="\nEvents after which a session resumes or not", title_justify="left")
+    for heading in ("event", "TLS", "attempt", "resumes"):
         table.add_column(heading, no_wrap=True)
     for row in endings:
         resumes = _judged("yes" if row.reused else "no", row.kept)

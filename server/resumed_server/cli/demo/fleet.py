@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 import resumed
-from resumed_server.cli.keyring.keygen import keygen
+from resumed_server.cli.keyring.file import Key, KeyringFile
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -52,7 +52,7 @@ class Fleet:
     def __init__(self, directory: Path, tell: Callable[[str], object]) -> None:
         self._processes: dict[str, subprocess.Popen[str]] = {}
         self._keys = directory / "fleet.keys"
-        keygen(str(self._keys))
+        KeyringFile.create(str(self._keys), Key.generate())
         self.keyring = resumed.Keyring.load(self._keys)
         self.certificate = directory / "frontend.pem"
         self.certificate.write_bytes(_certificate())

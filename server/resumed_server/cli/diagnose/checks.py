@@ -1,7 +1,4 @@
-"""Steps that find out what is wrong: each tried in turn, told in a table, with what helps where one fails.
-
-`resumed check` and `resumed doctor` are made of them.
-"""
+"""Checks, with a table of their results and a remedy for each failure; for `resumed check` and `resumed doctor`."""
 
 from __future__ import annotations
 
@@ -20,17 +17,21 @@ import resumed
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-# What gRPC's texts mean to an operator, and what helps; the first that matches. A text begins with the status code.
+# A pattern of gRPC's errors, its meaning and the remedy; the first match counts. An error begins with the status code.
 _MEANINGS = [
     (
         r"DNS|errors resolving|name resolution",
         "the name does not resolve",
-        "check its spelling, and that the DNS of this machine knows it",
+        "check the spelling, and the DNS configuration of this machine",
     ),
-    (r"Connection refused", "nothing listens there", "start the store (`resumed serve`), or correct address and port"),
+    (
+        r"Connection refused",
+        "no process listens there",
+        "start the store (`resumed serve`), or correct the address",
+    ),
     (r"No such file", "there is no such socket", "start the store with --listen unix:PATH, or correct the path"),
     (r"Permission denied", "this user may not use the socket", "run this as the user that runs the store"),
-    (r"unreachable|No route", "there is no way to that address", "check address, routes and firewall"),
+    (r"unreachable|No route", "the address is unreachable", "check address, routes and firewall"),
     (
         r"^DEADLINE_EXCEEDED|[Tt]imed? ?out|FD Shutdown",
         "no answer in time",
@@ -38,47 +39,51 @@ _MEANINGS = [
     ),
     (
         r"http2 header with status",
-        "a web server or proxy answers, not the store",
+        "a web server or proxy responds, not the store",
         "correct the target; where http_proxy or grpc_proxy is set, add the store to no_proxy",
     ),
     (
         r"^(UNIMPLEMENTED|NOT_FOUND)",
-        "a gRPC server answers, but it is no resumed store",
-        "correct the port; `resumed serve` listens on 7400 unless told otherwise",
+        "a gRPC server responds, but it is not a resumed store",
+        "correct the port; `resumed serve` listens on 7400 by default",
     ),
-    (r"^UNAUTHENTICATED", "the store does not know this client", "use a certificate that the store trusts"),
+    (r"^UNAUTHENTICATED", "the store does not accept this client", "use a certificate that the store trusts"),
     (
         r"^PERMISSION_DENIED",
         "this client may not use the namespace",
-        "grant it on the store, or try one that is granted with --namespace",
+        "grant it on the store, or give a namespace with a grant as --namespace",
     ),
     (r"^RESOURCE_EXHAUSTED", "the store is full, or overloaded", "give it more --capacity or --workers; see its log"),
-    (r"^UNAVAILABLE.*storage", "the store's storage does not answer", "see the store's log"),
-    (r"^UNAVAILABLE.*is stopping", "the server is just being stopped", "try again: another one takes its place"),
+    (r"^UNAVAILABLE.*storage", "the storage of the store is unavailable", "see the store's log"),
+    (r"^UNAVAILABLE.*is stopping", "the server is shutting down", "try again: another one takes over"),
     (
         r"^UNAVAILABLE.*watchers",
-        "the server has as many watchers as it takes",
+        "the server has reached its limit of watchers",
         "give the store more --workers, or more servers",
     ),
-    (r"^ABORTED", "the watcher did not keep up with the store", "try again; look for what slows this machine down"),
+    (
+        r"^ABORTED",
+        "the watcher did not keep up with the store",
+        "try again; reduce the load on this machine",
+    ),
     (
         r"^(UNAVAILABLE|UNKNOWN|CANCELLED)",
-        "what listens there does not speak gRPC without TLS, or is just being stopped",
-        "correct the port; the target must be the store itself, or a proxy that passes HTTP/2 on",
+        "the process that listens there does not accept gRPC without TLS, or is shutting down",
+        "correct the port; the target must be the store itself, or a proxy that forwards HTTP/2",
     ),
 ]
 
 
 @dataclass
-class Step:
-    """What became of one step.
+class Check:
+    """The result of one check.
 
     Attributes:
-        name: What was tried.
-        outcome: `ok`, `concern`, `failed`, or `not tried` because one before it failed.
-        milliseconds: The time it took.
-        note: What was found.
-        advice: What to do, where it failed or is a concern.
+        name: Its name.
+        outcome: `ok`, `warning`, `failed`, or `not tried` because an earlier check failed.
+        milliseconds: Its duration.
+        note: Its result, or the problem.
+        advice: The remedy, after a failure or a warning.
     """
 
     name: str
@@ -89,41 +94,41 @@ class Step:
 
 
 class Failure(Exception):
-    """Something is not as it must be: what, and what to do."""
+    """A check failed; the arguments are the problem and the remedy."""
 
 
-class Concern(Exception):
-    """Something works, but not for long or not well: what, and what to do."""
+class Warned(Exception):
+    """A check succeeded, but not for long or not well; the arguments are the problem and the remedy."""
 
 
-def taken(actions: dict[str, Callable[[], str]], *, to_the_end: bool = False) -> list[Step]:
-    """Take the steps in their order, until one fails or, where none needs another, `to_the_end`."""
-    steps = [Step(name) for name in actions]
-    for step in steps:
+def run_checks(actions: dict[str, Callable[[], str]], *, to_the_end: bool = False) -> list[Check]:
+    """Run the checks in their order, until one fails or, if they are independent, `to_the_end`."""
+    checks = [Check(name) for name in actions]
+    for check in checks:
         started = time.perf_counter()
         try:
-            step.note = actions[step.name]()
-            step.outcome = "ok"
-        except Concern as concern:
-            step.outcome = "concern"
-            step.note, step.advice = concern.args
+            check.note = actions[check.name]()
+            check.outcome = "ok"
+        except Warned as warning:
+            check.outcome = "warning"
+            check.note, check.advice = warning.args
         except (Failure, grpc.RpcError, resumed.ResumedError) as error:
-            step.outcome = "failed"
-            step.note, step.advice = explained(error)
-        step.milliseconds = round(1000 * (time.perf_counter() - started), 2)
-        if step.outcome == "failed" and not to_the_end:
+            check.outcome = "failed"
+            check.note, check.advice = explained(error)
+        check.milliseconds = round(1000 * (time.perf_counter() - started), 2)
+        if check.outcome == "failed" and not to_the_end:
             break
-    return steps
+    return checks
 
 
 def explained(error: Exception) -> tuple[str, str]:
-    """Return what is wrong and what to do about it."""
+    """Return the problem and the remedy."""
     if isinstance(error, Failure):
         problem, advice = error.args
         return problem, advice
     if isinstance(error, resumed.KeyringError):
         problem, _, advice = str(error).partition("; ")
-        return problem, advice or "copy the keyring from another frontend again, or make one with `resumed keygen`"
+        return problem, advice or "copy the keyring from another frontend again, or create one with `resumed keygen`"
     text = f"{error.code().name}: {error.details()}" if isinstance(error, grpc.RpcError) else str(error)
     for pattern, meaning, advice in _MEANINGS:
         if re.search(pattern, text):
@@ -131,24 +136,24 @@ def explained(error: Exception) -> tuple[str, str]:
     return text, "see the store's log"
 
 
-def well(steps: Iterable[Step]) -> bool:
-    """Return whether no step failed."""
-    return all(step.outcome in {"ok", "concern"} for step in steps)
+def all_passed(checks: Iterable[Check]) -> bool:
+    """Return whether no check failed."""
+    return all(check.outcome in {"ok", "warning"} for check in checks)
 
 
-def show(title: str, steps: list[Step]) -> None:
-    """Print a table of steps, and what to do."""
-    styles = {"ok": "green", "concern": "yellow", "failed": "bold red", "not tried": "dim"}
+def show(title: str, checks: list[Check]) -> None:
+    """Print a table of the checks, and the remedies."""
+    styles = {"ok": "green", "warning": "yellow", "failed": "bold red", "not tried": "dim"}
     table = Table(title=title, title_justify="left")
-    table.add_column("step", no_wrap=True)
+    table.add_column("check", no_wrap=True)
     table.add_column("time", justify="right", no_wrap=True)
     table.add_column("outcome", no_wrap=True)
     table.add_column("note", overflow="fold")
-    for step in steps:
-        took = "" if step.milliseconds is None else f"{step.milliseconds:.1f} ms"
-        table.add_row(step.name, took, Text(step.outcome, styles[step.outcome]), Text(step.note))
+    for check in checks:
+        took = "" if check.milliseconds is None else f"{check.milliseconds:.1f} ms"
+        table.add_row(check.name, took, Text(check.outcome, styles[check.outcome]), Text(check.note))
     console = Console()
     console.print(table)
-    for step in steps:
-        if step.advice:
-            console.print(Text(f"What to do: {step.advice}."), soft_wrap=True)
+    for check in checks:
+        if check.advice:
+            console.print(Text(f"What to do: {check.advice}."), soft_wrap=True)

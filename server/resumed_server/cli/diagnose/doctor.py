@@ -1,4 +1,4 @@
-"""`resumed doctor`: what keeps a frontend from resuming, in plain words: its machine, the store, other frontends."""
+"""`resumed doctor`: checks of a frontend's machine, of the store and of other frontends."""
 
 from __future__ import annotations
 
@@ -10,78 +10,77 @@ import time
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
 from cryptography import x509
 from cryptography.hazmat.backends.openssl.backend import backend
 from rich.console import Console
 
 import resumed
-from resumed._transport.target import Target
+from resumed._transport.target import Target as TargetAddresses
 from resumed_server.cli.diagnose.check import HANDSHAKE_PATIENCE, RoundTrip, verify
-from resumed_server.cli.diagnose.checks import Concern, Failure, show, taken, well
-from resumed_server.cli.diagnose.frontend_checks import FrontendSteps
+from resumed_server.cli.diagnose.checks import Failure, Warned, all_passed, run_checks, show
+from resumed_server.cli.diagnose.frontend_checks import FrontendChecks
 from resumed_server.cli.diagnose.validity import validity
+from resumed_server.cli.options import AsJson, Deadline, Keyring, Target
+from resumed_server.cli.tls_options import TlsOptions, takes_tls
 from resumed_server.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from resumed_server.cli.tls_options import Tls
+    from collections.abc import Callable
 
 _LOOKUPS = 20
 _OLDEST_OPENSSL = (3, 0)
 
 
+@takes_tls
 def doctor(
-    target: str,
+    target: Target,
     *,
-    namespace: str,
-    keyring: str | None,
-    tls: Tls,
-    frontends: Sequence[str],
-    deadline: float,
-    as_json: bool,
-) -> bool:
-    """Examine all that resumption takes, print what was found, and return whether nothing is wrong.
+    namespace: Annotated[str, typer.Option(metavar="NAME", help="Namespace of the frontends, as given to install().")],
+    keyring: Keyring = None,
+    frontend: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="HOST:PORT",
+            help="A running frontend to connect to; repeat it to offer the sessions of one frontend to the next.",
+        ),
+    ] = None,
+    deadline: Deadline = 2.0,
+    as_json: AsJson = False,
+    tls: TlsOptions,
+) -> None:
+    """Find out why a frontend does not resume: check its machine, the store and other frontends, and print remedies.
 
-    Args:
-        target: Where the store is, as install() is told.
-        namespace: The frontends' namespace.
-        keyring: Their keyring file; None for a throw-away key.
-        tls: The files of their credentials.
-        frontends: Running ones to visit, as host:port.
-        deadline: Seconds that each call may take.
-        as_json: Print JSON instead of tables.
-
-    Raises:
-        UserError: An argument is outside its range.
+    Run it on the machine of the frontend, as the frontend's user. Exit status 1 if a check fails.
     """
     verify(target, namespace, deadline)
-    if frontends and keyring is None:
-        raise UserError("--frontend: needs --keyring as well, to tell whose ids it issues")
+    if frontend and keyring is None:
+        raise UserError("--frontend: needs --keyring as well, to recognise the ids of the fleet")
     try:
         with contextlib.closing(RoundTrip(target, namespace, keyring, deadline, tls)) as round_trip:
             examinations = {
-                "this machine": taken(_machine(round_trip, tls), to_the_end=True),
-                f"the store at {target}": taken(_store(target, round_trip)),
+                "this machine": run_checks(_machine(round_trip, tls), to_the_end=True),
+                f"the store at {target}": run_checks(_store(target, round_trip)),
             }
-            visits = FrontendSteps(namespace, round_trip)
-            for frontend in frontends:
-                examinations[f"the frontend at {frontend}"] = taken(visits.of(frontend))
+            frontend_checks = FrontendChecks(namespace, round_trip)
+            for address in frontend or []:
+                examinations[f"the frontend at {address}"] = run_checks(frontend_checks.of(address))
     except resumed.CredentialsError as error:
         raise UserError(f"--ca, --cert, --key: {error}") from None
-    healthy = all(map(well, examinations.values()))
+    healthy = all(map(all_passed, examinations.values()))
     if as_json:
-        report = {title: [vars(step) for step in steps] for title, steps in examinations.items()}
+        report = {title: [vars(each) for each in checks] for title, checks in examinations.items()}
         Console(soft_wrap=True).print_json(data={"ok": healthy, "examinations": report})
     else:
-        for title, steps in examinations.items():
-            show(title, steps)
-    return healthy
+        for title, checks in examinations.items():
+            show(title, checks)
+    if not healthy:
+        raise typer.Exit(1)
 
 
-def _machine(round_trip: RoundTrip, tls: Tls) -> dict[str, Callable[[], str]]:
+def _machine(round_trip: RoundTrip, tls: TlsOptions) -> dict[str, Callable[[], str]]:
     return {
         "versions": _versions,
         "ssl.SSLContext": lambda: _installable(lambda: ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)),
@@ -107,14 +106,14 @@ def _versions() -> str:
     found.append(f"with {backend.openssl_version_text()}")
     text = ", ".join(found)
     if ssl.OPENSSL_VERSION_INFO[:2] < _OLDEST_OPENSSL:
-        raise Concern(f"{text}: this OpenSSL gets no security fixes", "use a Python that links OpenSSL 3 or newer")
+        raise Warned(f"{text}: this OpenSSL receives no security fixes", "use a Python that links OpenSSL 3 or newer")
     return text
 
 
 def _installable(context: Callable[[], Any]) -> str:
-    """Put the shim under a context of no consequence."""
+    """Call install() on a context that is used for nothing else."""
     try:
-        # Connects to nobody before the first session.
+        # It does not connect before the first session.
         installation = resumed.install(
             context(), target="127.0.0.1:1", namespace="doctor", keyring=resumed.Keyring.plaintext()
         )
@@ -122,7 +121,7 @@ def _installable(context: Callable[[], Any]) -> str:
         problem, _, advice = str(error).partition("; ")
         raise Failure(problem, advice or "use the other kind of context") from None
     installation.uninstall()
-    return "takes the callbacks"
+    return "accepts the callbacks"
 
 
 def _pyopenssl() -> str:
@@ -133,7 +132,7 @@ def _pyopenssl() -> str:
     return _installable(lambda: SSL.Context(SSL.TLS_SERVER_METHOD))
 
 
-def _certificates(tls: Tls) -> str:
+def _certificates(tls: TlsOptions) -> str:
     found = []
     for name, path in (("--ca", tls.ca), ("--cert", tls.cert)):
         if path:
@@ -144,26 +143,26 @@ def _certificates(tls: Tls) -> str:
 
 def _resolved(target: str) -> str:
     try:
-        addresses = Target.parse(target).resolve()
+        addresses = TargetAddresses.parse(target).resolve()
     except (OSError, ValueError) as error:
         raise Failure(
             f"the name does not resolve ({getattr(error, 'strerror', None) or error})",
-            "check its spelling, and that the DNS of this machine knows it",
+            "check the spelling, and the DNS configuration of this machine",
         ) from None
     return ", ".join(where if isinstance(where, str) else f"{where[0]}:{where[1]}" for _, where in addresses)
 
 
 def _lookup_time(store: resumed.SessionStore) -> str:
-    taken_each = []
+    durations = []
     for _ in range(_LOOKUPS):
         started = time.perf_counter()
         store.get(b"doctor")
-        taken_each.append(time.perf_counter() - started)
-    median, slowest = statistics.median(taken_each), max(taken_each)
+        durations.append(time.perf_counter() - started)
+    median, slowest = statistics.median(durations), max(durations)
     text = f"{median * 1e3:.1f} ms, the slowest of {_LOOKUPS} {slowest * 1e3:.1f} ms"
     if slowest > HANDSHAKE_PATIENCE:
-        raise Concern(
-            f"{text}: a handshake waits {HANDSHAKE_PATIENCE * 1e3:.0f} ms at most unless told otherwise",
+        raise Warned(
+            f"{text}: a handshake waits {HANDSHAKE_PATIENCE * 1e3:.0f} ms by default",
             "move the store nearer, give it more workers, use mirror=True, or raise install()'s deadline",
         )
     return text

@@ -1,6 +1,6 @@
-"""What a visitor finds out about a running frontend: whose ids it issues, its clock, and whether it resumes.
+"""Checks of a running frontend for `resumed doctor`: its session ids, its clock, and resumption.
 
-An id that the fleet issued says so to who has the keyring, and when: so a frontend need not be asked.
+With the keyring, a session id of the fleet can be recognised, and shows the time of its issue.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from cryptography import x509
 
 import resumed
-from resumed_server.cli.diagnose.checks import Concern, Failure
+from resumed_server.cli.diagnose.checks import Failure, Warned
 from resumed_server.cli.diagnose.validity import validity
 from resumed_server.config.types import Address
 from resumed_server.errors import UserError
@@ -26,17 +26,17 @@ if TYPE_CHECKING:
     from resumed_server.cli.tls_client import Client, Visit
 
 PATIENCE = 5.0
-"""Seconds that a frontend may take for a handshake."""
+"""Time limit of a handshake with a frontend, in seconds."""
 OFF_SECONDS = 5.0
-"""A clock that is off by more is a concern."""
+"""A clock that differs by more seconds causes a warning."""
 _STORED_SECONDS = 2.0
 _PAUSE = 0.05
 ORDERS = {
     "OpenSSL": "TLS_AES_256_GCM_SHA384:TLS_CHACHA20_POLY1305_SHA256:TLS_AES_128_GCM_SHA256",
     "browsers and Go": "TLS_AES_128_GCM_SHA256:TLS_AES_256_GCM_SHA384:TLS_CHACHA20_POLY1305_SHA256",
 }
-"""The orders in which clients offer the ciphers of TLS 1.3. A session resumes only with the hash that it was negotiated
-with, and some servers choose by the client's order, others by their own."""
+"""Orders in which clients offer the ciphers of TLS 1.3. A session resumes only with the hash of its first handshake,
+and some servers choose the cipher by the client's order, others by their own."""
 
 
 class _Visit(NamedTuple):
@@ -46,12 +46,12 @@ class _Visit(NamedTuple):
     version: str
 
 
-class FrontendSteps:
-    """Visits frontends, one after the other, and offers each what the one before negotiated.
+class FrontendChecks:
+    """Connects to frontends in turn, and offers each of them the session of the previous one.
 
     Args:
-        namespace: Their namespace.
-        round_trip: Has their keyring and their store.
+        namespace: The namespace of the frontends.
+        round_trip: The checks of the store, with the keyring and the store of the frontends.
     """
 
     def __init__(self, namespace: str, round_trip: RoundTrip) -> None:
@@ -59,17 +59,17 @@ class FrontendSteps:
         self._before: tuple[str, ssl.SSLSession] | None = None
         self._before13: tuple[str, dict[str, Visit]] | None = None
         self._clients: dict[str, Client] = {}
-        # Sessions are looked at here, nobody's identity: a certificate that does not verify is another matter.
+        # Only sessions are checked here; an untrusted certificate does not prevent resumption.
         self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         self._context.check_hostname, self._context.verify_mode = False, ssl.CERT_NONE
-        # In TLS 1.2 a client sees the id.
+        # A client sees the session id in TLS 1.2 only.
         self._context.maximum_version = ssl.TLSVersion.TLSv1_2
 
     def of(self, frontend: str) -> dict[str, Callable[[], str]]:
-        """Return the steps of a frontend.
+        """Return the checks of a frontend.
 
         Raises:
-            UserError: It is no address.
+            UserError: `frontend` is not host:port.
         """
         try:
             address = Address.parse(frontend)
@@ -101,25 +101,25 @@ class FrontendSteps:
     def _ids(self, visits: list[_Visit]) -> str:
         if not self._id(visits):
             raise Failure(
-                "it gives out no session id, but stateless tickets or nothing: its context has no shim",
+                "it issues stateless tickets or no session at all: install() was not called on its context",
                 "call resumed.install() on the context that serves this name, before the first connection",
             )
         if self._issued(visits) is None:
             raise Failure(
-                "its ids are not of this keyring and namespace",
-                "compare `resumed keyring show` and install()'s namespace there and here; or its context has no shim",
+                "its session ids are of another keyring or namespace",
+                "compare `resumed keyring show` and the namespace there and here; or its context lacks install()",
             )
         return "of this keyring and namespace"
 
     def _clock(self, visits: list[_Visit]) -> str:
         off = (self._issued(visits) or 0) - time.time()
         if -1 < off < 1:  # ids have whole seconds
-            return "as this machine's"
+            return "the same as this machine's"
         text = f"{abs(off):.0f} s {'ahead of' if off > 0 else 'behind'} this machine's"
         if abs(off) > OFF_SECONDS:
-            raise Concern(
+            raise Warned(
                 text,
-                "set both clocks by the network (NTP): sessions live as much longer or shorter otherwise",
+                "synchronise both clocks (NTP): the lifetime of sessions is wrong by the difference",
             )
         return text
 
@@ -129,14 +129,14 @@ class FrontendSteps:
         while (found := self._round_trip.store.get(key)) is None:
             if time.monotonic() > end:
                 raise Failure(
-                    "what it negotiates does not get into this store",
-                    "see its log and its puts by outcome: another target, a grant without put, or no way there",
+                    "its sessions do not arrive in this store",
+                    "see its log and its puts by outcome: another target, a grant without put, or a network problem",
                 )
             time.sleep(_PAUSE)
         try:
             self._round_trip.keyring.open(key, found.value, time.time())
         except resumed.UnsealError as error:
-            raise Failure(f"what it stores does not open ({error.reason})", "compare the keyrings") from None
+            raise Failure(f"its stored session cannot be opened ({error.reason})", "compare the keyrings") from None
         return f"{found.ttl:.0f} s left"
 
     def _resumes(self, address: Address, visits: list[_Visit]) -> str:
@@ -151,14 +151,14 @@ class FrontendSteps:
     def _shares(self, frontend: str, address: Address, visits: list[_Visit]) -> str:
         before, self._before = self._before, (frontend, visits[0].session) if visits[0].session else None
         if before is None:
-            return "none to offer: give another --frontend before it"
+            return "no session to offer: give another --frontend before it"
         other, session = before
         if not self._visit(address, session).reused:
             raise Failure(
                 f"it does not resume a session of {other}",
-                "compare their TLS settings, and whether they want client certificates",
+                "compare their TLS settings, and whether they request client certificates",
             )
-        return f"one of {other} resumes"
+        return f"a session of {other} resumes"
 
     def _resumes13(self, address: Address, visits: dict[str, Visit]) -> str:
         for order in ORDERS:
@@ -176,26 +176,26 @@ class FrontendSteps:
     def _shares13(self, frontend: str, address: Address, visits: dict[str, Visit]) -> str:
         before, self._before13 = self._before13, (frontend, visits) if visits else self._before13
         if before is None or not visits:
-            return "none to offer"
+            return "no session to offer"
         other, sessions = before
         for order, theirs in sessions.items():
             ours = visits[order]
             if ours.cipher.rpartition("_")[2] != theirs.cipher.rpartition("_")[2]:
                 raise Failure(
                     f"for {order} it chooses {ours.cipher}, and {other} chooses {theirs.cipher}: their sessions of "
-                    "TLS 1.3 do not cross, since the hashes differ",
-                    "have all frontends of the namespace choose alike: all by the server's order (ssl does by default; "
+                    "TLS 1.3 cannot be shared, since the hashes differ",
+                    "make all frontends of the namespace choose alike: all by the server's order (the default of ssl; "
                     "ssl_prefer_server_ciphers on; SSL_OP_CIPHER_SERVER_PREFERENCE), or all by the client's",
                 )
             if not self._resumed13(address, order, theirs):
                 raise Failure(
                     f"it does not resume a TLS 1.3 session of {other}, with a client's ciphers in the order of {order}",
-                    "compare their TLS settings, and whether they want client certificates",
+                    "compare their TLS settings, and whether they request client certificates",
                 )
-        return f"those of {other} resume, in either order of ciphers"
+        return f"the sessions of {other} resume, in either order of ciphers"
 
     def _resumed13(self, address: Address, order: str, visit: Visit) -> bool:
-        """Return whether a session resumes, which may be on its way into the store."""
+        """Return whether a session resumes; it may still be on its way into the store."""
         end = time.monotonic() + _STORED_SECONDS
         while True:
             again = self._visit13(address, order, visit.session)
@@ -204,13 +204,13 @@ class FrontendSteps:
             time.sleep(_PAUSE)
 
     def _visit13(self, address: Address, order: str, session: Any = None) -> Visit | str:
-        """Visit with TLS 1.3 and an order of ciphers; return the reason instead if that is impossible."""
+        """Connect with TLS 1.3 and an order of ciphers; return the reason instead if that is impossible."""
         try:
             from resumed_server.cli import tls_client as visits  # noqa: PLC0415 - an extra
         except ImportError:
             return "not tried: pyOpenSSL is not installed"
         try:
-            # One for all frontends, which all are asked for the name of the first: or no session would cross.
+            # One client for all frontends, with the server name of the first: otherwise no session could be shared.
             client = self._clients.get(order)
             if client is None:
                 client = self._clients[order] = visits.Client(address.host, "1.3", ciphersuites=ORDERS[order])
@@ -218,7 +218,7 @@ class FrontendSteps:
         except AttributeError:
             return "not tried: this pyOpenSSL cannot set an order of ciphers (25.2 can)"
         except (visits.Failed, OSError) as error:
-            return f"not spoken ({error})"
+            return f"not available ({error})"
 
     def _visit(self, address: Address, session: ssl.SSLSession | None = None) -> _Visit:
         try:

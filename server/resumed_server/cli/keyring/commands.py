@@ -1,16 +1,18 @@
-"""`resumed keyring`: shows what a keyring holds, and takes the steps of a rotation when they are safe.
+"""`resumed keyring`: show the keys of a keyring, and rotate them, each step only when it is safe.
 
-docs/keyrings.md has the procedure, and why each wait is as long as it is.
+docs/keyrings.md has the procedure, and the reason for each wait.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
 from rich.console import Console
 from rich.table import Table
 
 from resumed_server.cli.keyring.file import KeyringFile, now
+from resumed_server.cli.options import AsJson
 from resumed_server.config.types import Duration
 from resumed_server.errors import UserError
 
@@ -22,19 +24,28 @@ if TYPE_CHECKING:
 _UNITS = (("d", 86_400), ("h", 3_600), ("m", 60))
 
 
-def show(file: str, *, as_json: bool) -> None:
-    """Print the ids and ages of the keys of a file, never a key.
+app = typer.Typer(add_completion=False, help="Show and rotate the keys of a keyring (docs/keyrings.md).")
 
-    Raises:
-        UserError: It cannot be used as a keyring.
-    """
+_File = Annotated[str, typer.Argument(metavar="FILE", help="The keyring file.")]
+_KeyId = Annotated[
+    str | None,
+    typer.Argument(metavar="KEY", help="The key's id, as printed by `show`. Required if several keys could be meant."),
+]
+_Wait = Annotated[
+    str, typer.Option(metavar="DURATION", help="Longest time that a changed file takes to reach the last frontend.")
+]
+
+
+@app.command()
+def show(file: _File, as_json: AsJson = False) -> None:
+    """Print the ids and ages of a keyring's keys, never the keys."""
     keyring = KeyringFile(file)
     if as_json:
         keys = [_described(key, first=key is keyring.keys[0]) for key in keyring.keys]
         Console(soft_wrap=True).print_json(data={"file": file, "keys": keys})
         return
     table = Table()
-    for column in ("key", "made", "what it does"):
+    for column in ("key", "created", "use"):
         table.add_column(column, overflow="fold")
     for key in keyring.keys:
         made = f"{key.made:%Y-%m-%d} ({_ago(key.made)})" if key.made else "unknown"
@@ -42,11 +53,18 @@ def show(file: str, *, as_json: bool) -> None:
     Console().print(table)
 
 
-def promote(file: str, key_id: str | None, *, wait: str, force: bool) -> str:
-    """Let a key seal from now on, and return what to tell the user. Without `key_id` the one that never did.
+@app.command()
+def promote(
+    file: _File,
+    key_id: _KeyId = None,
+    wait: _Wait = "5m",
+    force: Annotated[
+        bool, typer.Option("--force", help="Do not wait. Use it if every frontend has the key already.")
+    ] = False,
+) -> None:
+    """Seal with another key from now on; the previous one still opens.
 
-    Raises:
-        UserError: Not every frontend may have the key yet, unless `force`; or it cannot be done at all.
+    Without KEY it is the one key that has never sealed. Refused while a frontend may not have the key yet.
     """
     keyring = KeyringFile(file)
     first = keyring.keys[0]
@@ -56,46 +74,65 @@ def promote(file: str, key_id: str | None, *, wait: str, force: bool) -> str:
     left = _duration("--wait", wait) - _age(key.made)
     if left > 0 and not force:
         raise UserError(
-            f"{key.id} is only {_ago(key.made)} old: a frontend without it could not open what others seal with it; "
-            f"wait another {_spoken(left)}, or give --force if every frontend has it"
+            f"{key.id} is only {_ago(key.made)} old: a frontend without it could not open the sessions of others; "
+            f"wait another {_format_seconds(left)}, or give --force if every frontend has it"
         )
     keyring.promote(key)
     keyring.write()
-    return (
-        f"{file}: {key.id} seals from now on, {first.id} only opens; when every frontend has the file and all older "
-        f"sessions have ended, `resumed keyring retire {file}`"
+    typer.echo(
+        f"{file}: {key.id} seals from now on, {first.id} only opens; when every frontend has the file and all "
+        f"older sessions have expired, run `resumed keyring retire {file}`"
     )
 
 
-def retire(file: str, key_id: str | None, *, lifetime: str, wait: str, force: bool) -> str:
-    """Drop a key, and return what to tell the user. Without `key_id` the one that sealed before.
+@app.command()
+def retire(
+    file: _File,
+    key_id: _KeyId = None,
+    lifetime: Annotated[
+        str,
+        typer.Option(
+            metavar="DURATION",
+            help="Longest lifetime of a session: the largest `lifetime` of the frontends, or the store's --max-ttl.",
+        ),
+    ] = "24h",
+    wait: _Wait = "5m",
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force",
+            help="Do not wait. Sessions sealed with this key can no longer be resumed. Use it after a key compromise.",
+        ),
+    ] = False,
+) -> None:
+    """Delete a key that no longer seals, once all sessions sealed with it have expired.
 
-    Raises:
-        UserError: Sessions that it sealed may live, unless `force`; or it cannot be done at all.
+    Without KEY it is the one key that sealed before.
     """
     keyring = KeyringFile(file)
     first = keyring.keys[0]
     key = keyring.named(key_id) if key_id else _only(keyring, [key for key in keyring.keys[1:] if key.until])
     if key is first:
-        raise UserError(f"{key.id} seals; promote another key first (`resumed keygen --append {file}` makes one)")
+        raise UserError(f"{key.id} seals; promote another key first (`resumed keygen --append {file}` creates one)")
     if not force and not _is_new(key, first):
         if key.until is None:
             raise UserError(
-                f"{file} does not say until when {key.id} sealed; give --force if that is longer ago than sessions live"
+                f"{file} does not record until when {key.id} sealed; give --force if that is longer ago than the "
+                "lifetime of sessions"
             )
         left = _duration("--lifetime", lifetime) + _duration("--wait", wait) - _age(key.until)
         if left > 0:
             raise UserError(
-                f"{key.id} sealed until {_ago(key.until)} ago, and sessions of then may live another {_spoken(left)}; "
-                "wait, or give --force to lose them (their clients make a full handshake)"
+                f"{key.id} sealed until {_ago(key.until)} ago, and sessions from that time may live another "
+                f"{_format_seconds(left)}; wait, or give --force to lose them (their clients make a full handshake)"
             )
     keyring.keys = [each for each in keyring.keys if each.id != key.id]
     keyring.write()
-    return f"{file}: {key.id} is gone; what it sealed opens nowhere once every frontend has the file"
+    typer.echo(f"{file}: deleted {key.id}; sessions sealed with it resume nowhere once every frontend has the file")
 
 
 def _is_new(key: Key, first: Key) -> bool:
-    """Return whether a key was made and never sealed, as far as the file knows."""
+    """Return whether the file records that a key was created, and not that it ever sealed."""
     return key is not first and key.made is not None and key.since is None and key.until is None
 
 
@@ -103,9 +140,9 @@ def _only(keyring: KeyringFile, candidates: list[Key]) -> Key:
     if len(candidates) != 1:
         ids = ", ".join(key.id for key in keyring.keys[1:])
         raise UserError(
-            f"say which key of {keyring.path}: {ids}"
+            f"{keyring.path}: name the key, one of {ids}"
             if ids
-            else f"{keyring.path} has one key only: add one with `resumed keygen --append {keyring.path}`"
+            else f"{keyring.path} has only one key: add one with `resumed keygen --append {keyring.path}`"
         )
     return candidates[0]
 
@@ -118,15 +155,15 @@ def _duration(option: str, text: str) -> float:
 
 
 def _age(since: datetime | None) -> float:
-    """Return seconds; what nobody knows is long ago."""
+    """Return the seconds since a time, infinity if it is unknown."""
     return (now() - since).total_seconds() if since else float("inf")
 
 
 def _ago(since: datetime | None) -> str:
-    return _spoken(_age(since))
+    return _format_seconds(_age(since))
 
 
-def _spoken(seconds: float) -> str:
+def _format_seconds(seconds: float) -> str:
     unit, size = next(((unit, size) for unit, size in _UNITS if seconds >= 2 * size), ("s", 1))
     return f"{-(-seconds // size):g}{unit}"
 

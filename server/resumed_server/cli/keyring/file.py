@@ -1,4 +1,4 @@
-"""A keyring file as its operator sees it: keys by id, in their order, with what is known of their ages. Never a key.
+"""A keyring file for its operator: the ids of the keys, in order, with their ages. Keys are never printed.
 
 The ages are in comments, which frontends do not read:
 
@@ -21,27 +21,27 @@ from resumed import Keyring, KeyringError
 from resumed_server.errors import UserError
 
 _ABOUT = """\
-# A keyring of resumed. Whoever has it can open the TLS sessions of its fleet: every frontend needs it, nobody else.
-# The first key seals, every key opens. `resumed keyring --help` has what changes it.
+# A keyring of resumed. With it the TLS sessions of the fleet can be opened: copy it to every frontend, nowhere else.
+# The first key seals, every key opens. `resumed keyring --help` lists the commands that change it.
 """
 _NOTE = re.compile(r"# ([0-9a-f]{8}), made (\S+?)(?:, sealing since (\S+?))?(?:,? until (\S+?))?:?\s*")
 _TIME = "%Y-%m-%dT%H:%M:%SZ"
 
 
 def now() -> datetime:
-    """Return the present, in whole seconds."""
+    """Return the current time in whole seconds."""
     return datetime.now(timezone.utc).replace(microsecond=0)
 
 
 @dataclass(repr=False)
 class Key:
-    """One key of a file. Has no repr of its own: the line is the key.
+    """One key of a file. It has no repr: the line is the key.
 
     Attributes:
         id: Its id, 8 hex digits.
-        made: When it was made; None where the file does not say.
-        since: When it became the first; None if it never was, or the file does not say.
-        until: When it was the first no longer; likewise.
+        made: Time of its creation; None if the file does not record it.
+        since: Time when it became the first key; None if it never did, or the file does not record it.
+        until: Time when another key became the first; None as for `since`.
     """
 
     id: str
@@ -50,17 +50,17 @@ class Key:
     since: datetime | None = None
     until: datetime | None = None
     comments: list[str] = field(default_factory=list)
-    """Lines before it that are the operator's own."""
+    """Lines before it that the operator wrote."""
 
     @classmethod
     def generate(cls) -> Key:
-        """Make a new one."""
+        """Create a key."""
         line = Keyring.generate()
         (key_id,) = Keyring.from_keys([base64.b64decode(line)]).key_ids
         return cls(key_id, line, made=now())
 
     def lines(self) -> list[str]:
-        """Return what stands in the file for it."""
+        """Return the lines of the file for this key."""
         note = []
         if self.made or self.since or self.until:
             made = f"{self.made:{_TIME}}" if self.made else "?"
@@ -71,14 +71,14 @@ class Key:
 
 
 class KeyringFile:
-    """The keys of a file, to be shown, or changed and written.
+    """The keys of a file, which can be changed and written.
 
     Raises:
-        UserError: It cannot be used as a keyring; the message says why.
+        UserError: The file cannot be used as a keyring.
     """
 
     def __init__(self, path: str) -> None:
-        # Where a link leads: writing must not put a file in its place.
+        # The target of a link: write() must not replace the link by a file.
         self.path = Path(path).resolve()
         try:
             ids = Keyring.load(self.path).key_ids
@@ -94,7 +94,7 @@ class KeyringFile:
                 continue
             key = Key(ids[len(self.keys)], line)
             key.comments = [comment for comment in comments if not _read_note(key, comment)]
-            if not self.keys:  # what stands above the first key is about the file
+            if not self.keys:  # comments above the first key describe the file
                 self._head, key.comments = key.comments, []
             self.keys.append(key)
             comments = []
@@ -102,10 +102,10 @@ class KeyringFile:
 
     @classmethod
     def create(cls, path: str, key: Key) -> None:
-        """Make a file with one key that was not there before, and that nobody else can read at any moment.
+        """Create a file with one key. Other users can read it at no moment.
 
         Raises:
-            UserError: The file exists, or cannot be made.
+            UserError: The file exists, or cannot be created.
         """
         key.since = key.made
         text = _ABOUT + "\n".join(key.lines()) + "\n"
@@ -113,37 +113,41 @@ class KeyringFile:
             file = os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii")
         except FileExistsError:
             raise UserError(
-                f"{path} exists and stays as it is: sessions sealed with its keys would be lost; choose another name, "
+                f"{path} exists and was not changed: sessions sealed with its keys would be lost; choose another name, "
                 "or add a key to it with --append"
             ) from None
         except OSError as error:
-            raise UserError(f"{path} cannot be made: {error.strerror}; choose another place") from None
+            raise UserError(f"{path} cannot be created: {error.strerror}; choose another directory") from None
         try:
             with file:
                 file.write(text)
         except OSError as error:
             Path(path).unlink(missing_ok=True)
-            raise UserError(f"{path} cannot be written: {error.strerror}; make room or choose another place") from None
+            raise UserError(f"{path} cannot be written: {error.strerror}; free some space") from None
 
     def named(self, key_id: str) -> Key:
-        """Return a key by its id, or raise UserError."""
+        """Return a key by its id.
+
+        Raises:
+            UserError: The file has no such key.
+        """
         key = next((key for key in self.keys if key.id == key_id.lower()), None)
         if key is None:
             raise UserError(f"{self.path} has no key {key_id}; it has {', '.join(key.id for key in self.keys)}")
         return key
 
     def promote(self, key: Key) -> None:
-        """Let `key` be the first."""
+        """Make `key` the first."""
         before, moment = self.keys[0], now()
         before.until, key.since, key.until = moment, moment, None
         self.keys.remove(key)
         self.keys.insert(0, key)
 
     def write(self) -> None:
-        """Replace the file in one step, with the owner and mode that it has: no frontend reads half of it.
+        """Replace the file atomically, keeping its owner and mode: no frontend reads half of it.
 
         Raises:
-            UserError: It cannot be replaced, and stays as it is.
+            UserError: The file cannot be replaced; it is unchanged.
         """
         lines = [*self._head, *(line for key in self.keys for line in key.lines()), *self._tail]
         text = "\n".join(lines) + "\n"
@@ -160,11 +164,11 @@ class KeyringFile:
         except OSError as error:
             with contextlib.suppress(OSError):
                 new.unlink(missing_ok=True)
-            raise UserError(f"{self.path} cannot be replaced, and stays as it is: {error.strerror}") from None
+            raise UserError(f"{self.path} cannot be replaced and is unchanged: {error.strerror}") from None
 
 
 def _read_note(key: Key, comment: str) -> bool:
-    """Take over what a comment says of `key`, and return whether it is about it."""
+    """Set the times of `key` from a comment, and return whether the comment is about this key."""
     note = _NOTE.fullmatch(comment)
     if note is None or note[1] != key.id:
         return False

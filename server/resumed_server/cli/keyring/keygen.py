@@ -1,32 +1,45 @@
-"""`resumed keygen`: makes a key, alone, in a new keyring, or behind the keys of one."""
+"""`resumed keygen`."""
 
 from __future__ import annotations
+
+from typing import Annotated
+
+import typer
 
 from resumed import Keyring
 from resumed_server.cli.keyring.file import Key, KeyringFile
 from resumed_server.errors import UserError
 
 
-def keygen(file: str | None, *, append: bool = False) -> str:
-    """Make a keyring file with a new key and return what to tell the user; without `file` return the key.
-
-    With `append` the key goes to the end of a file that is there: it opens, and seals nothing before it is promoted.
-
-    Raises:
-        UserError: The file exists, or with `append` does not, or cannot be written.
-    """
+def keygen(
+    file: Annotated[
+        str | None,
+        typer.Argument(metavar="FILE", help="File to create; it must not exist. Without it the key is printed."),
+    ] = None,
+    append: Annotated[
+        bool,
+        typer.Option(
+            "--append",
+            help="Append the key to an existing FILE. It opens sealed sessions at once, and seals only after "
+            "`resumed keyring promote`.",
+        ),
+    ] = False,
+) -> None:
+    """Create a keyring: the keys with which all frontends of a fleet seal their sessions."""
     if file is None:
         if append:
-            raise UserError("--append needs the FILE that the key is to be added to")
-        return Keyring.generate()
+            raise UserError("--append needs the FILE to append the key to")
+        typer.echo(Keyring.generate())
+        return
     key = Key.generate()
     if not append:
         KeyringFile.create(file, key)
-        return f"{file}: a keyring with the new key {key.id}; every frontend of the fleet needs a copy, nobody else"
+        typer.echo(f"{file}: created with the new key {key.id}; copy it to every frontend of the fleet, nowhere else")
+        return
     keyring = KeyringFile(file)
     keyring.keys.append(key)
     keyring.write()
-    return (
-        f"{file}: has the new key {key.id}, which opens and does not seal yet; when every frontend has the file, "
-        f"`resumed keyring promote {file}`"
+    typer.echo(
+        f"{file}: added the key {key.id}, which opens and does not seal yet; when every frontend has the file, "
+        f"run `resumed keyring promote {file}`"
     )

@@ -1,12 +1,13 @@
-"""`resumed top`: what stores and frontends do just now, from their metrics."""
+"""`resumed top`: rates and latencies of stores and frontends, from their metrics."""
 
 from __future__ import annotations
 
 import itertools
 import time
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
@@ -22,29 +23,35 @@ if TYPE_CHECKING:
 _Row = dict[str, Any]
 
 _FAILURES = ("UNAVAILABLE", "RESOURCE_EXHAUSTED", "INTERNAL", "UNKNOWN")
-"""Status codes that are not the caller's doing."""
+"""Status codes of failures that the caller did not cause."""
 
 
-def top(given: list[str], *, interval: str, count: int | None, as_json: bool) -> None:
-    """Show rates, hit rates and latencies, anew every `interval`, until `count` times or Ctrl-C.
-
-    Args:
-        given: The endpoints, of stores and frontends.
-        interval: How long a period is, as in 2s.
-        count: How many periods; None for no end.
-        as_json: Print a line of JSON for each period instead of tables.
-
-    Raises:
-        UserError: An argument is wrong, or no endpoint answers at first.
-    """
+def top(
+    targets: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="ENDPOINT...",
+            help="Metrics endpoints of stores and frontends, as host:port or URLs; all addresses of a host name are "
+            "scraped. Default: 127.0.0.1:9464.",
+        ),
+    ] = None,
+    interval: Annotated[str, typer.Option(metavar="DURATION", help="Time between scrapes, such as 2s or 1m.")] = "2s",
+    count: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Number of intervals. Default: until interrupted.")
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one line of JSON for each interval instead of tables.")
+    ] = False,
+) -> None:
+    """Watch stores and frontends: rates, hit rates, foreign hits and latencies, by namespace and worker."""
     try:
         seconds = Duration.parse(interval)
     except ValueError as error:
         raise UserError(f"--interval: {error}") from None
-    if not 0.1 <= seconds <= 3600:  # noqa: PLR2004 - what anybody may want
+    if not 0.1 <= seconds <= 3600:  # noqa: PLR2004 - the range in the error
         raise UserError(f"--interval: {interval} is outside 100ms to 1h")
     console = Console(soft_wrap=as_json)
-    reports = itertools.islice(_reports(endpoints(given), seconds), count)
+    reports = itertools.islice(_reports(endpoints(targets or ["127.0.0.1:9464"]), seconds), count)
     if as_json:
         for report in reports:
             console.print_json(data=report, indent=None)
@@ -52,19 +59,19 @@ def top(given: list[str], *, interval: str, count: int | None, as_json: bool) ->
         for report in reports:
             console.print(shown(report))
     else:
-        with Live(Text("watching for the first time ..."), console=console, auto_refresh=False) as live:
+        with Live(Text("waiting for the second scrape ..."), console=console, auto_refresh=False) as live:
             for report in reports:
                 live.update(shown(report), refresh=True)
 
 
 def _reports(urls: list[str], seconds: float) -> Iterator[_Row]:
-    """Yield what happened in each period."""
+    """Yield a report of each interval."""
     before = scrape_all(urls)
     problems = {url: str(found) for url, found in before.items() if isinstance(found, Unreachable)}
     if len(problems) == len(urls):
         raise UserError(
             "\n".join(
-                f"{url} {problem}; start the store with --metrics-listen, or name its endpoint"
+                f"{url} {problem}; start the store with --metrics-listen, or correct the address"
                 for url, problem in problems.items()
             )
         )
@@ -83,7 +90,7 @@ def _reports(urls: list[str], seconds: float) -> Iterator[_Row]:
 
 
 def report(periods: dict[str, Period], missing: dict[str, str]) -> _Row:
-    """Return what happened at all endpoints, as JSON has it: rates a second, times in seconds, shares from 0 to 1."""
+    """Return the JSON report of one interval: rates per second, times in seconds, shares from 0 to 1."""
     stores = {url: period for url, period in periods.items() if "resumed_build_info" in period}
     frontends = [period for period in periods.values() if "resumed_frontend_breaker_open" in period]
     return {
@@ -134,7 +141,7 @@ def _worker(url: str, worker: str, period: Period) -> _Row:
 
 
 def _namespace(name: str, stores: Iterable[Period], frontends: Iterable[Period]) -> _Row:
-    """Return what happened in a namespace: in the stores, and as its frontends see it."""
+    """Return the row of a namespace, from the metrics of the stores and of its frontends."""
 
     def total(periods: Iterable[Period], metric: str, **where: str) -> float:
         return sum(period.rate(metric, namespace=name, **where) for period in periods)

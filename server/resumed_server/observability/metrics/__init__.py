@@ -1,5 +1,6 @@
-"""Metrics of the server, for Prometheus: what it did, how it is, and what its store holds. All names begin `resumed_`.
+"""Metrics of the server for Prometheus: calls, operations, storage, watchers and workers. All names begin `resumed_`.
 
-Each process counts for itself (recorder.py, engine.py) and keeps what it counted pinned to a board that all workers
-share (process.py, board.py). Whichever worker is asked reads the whole board (endpoint.py, collector.py).
+Each process counts for itself (recorder.py, instrumented_engine.py) and publishes its figures in memory that all
+workers share (worker.py, shared_segment.py). Any worker serves the figures of all of them (http_endpoint.py,
+collector.py).
 """

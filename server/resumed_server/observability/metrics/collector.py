@@ -1,4 +1,4 @@
-"""Makes Prometheus' metrics of what the workers pinned to the board."""
+"""Collect the metrics of all workers for Prometheus."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
     from prometheus_client import Metric
 
-    from resumed_server.observability.metrics.shared_segment import Board
+    from resumed_server.observability.metrics.shared_segment import MetricsSegment
 
 STALE_SECONDS = 5.0
-"""A worker that pinned nothing for so long does not live, or hangs: it pins five times a second."""
+"""A worker that has not published for this time has ended or hangs; it publishes five times per second."""
 
 _EXPECTED = ("INTERNAL", "RESOURCE_EXHAUSTED", "UNAVAILABLE")
-"""Status codes that are shown before they occur: Prometheus sees no rise in a series that begins with its first."""
+"""Status codes with a series before their first occurrence: Prometheus sees no increase from a new series."""
 
 _SERVICES: dict[str, str] = {
     method.name: service.full_name
@@ -33,75 +33,75 @@ _SERVICES: dict[str, str] = {
     for service in file.services_by_name.values()
     for method in service.methods
 }
-"""By method, the service that has it: no two have one of the same name."""
+"""The service of each method; method names are unique."""
 
 _Figures = dict[str, Any]
 
 
-class BoardCollector(Collector):
-    """Reads the board whenever it is asked.
+class MetricsCollector(Collector):
+    """Reads the segment at each scrape.
 
     Args:
-        board: What to read.
-        about: What the server is, for `resumed_build_info`.
-        capacity: Bytes that the store may take, 0 if nobody knows.
-        clock: The clock of those who pin.
+        segment: The figures of all workers.
+        build: Labels of `resumed_build_info`.
+        capacity: Capacity of the storage in bytes, 0 if it is unknown.
+        clock: The clock of the workers.
     """
 
     def __init__(
         self,
-        board: Board,
-        about: Mapping[str, str],
+        segment: MetricsSegment,
+        build: Mapping[str, str],
         capacity: int = 0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._board, self._capacity, self._clock = board, capacity, clock
-        self._about = {"version": version("resumed"), **about}
+        self._segment, self._capacity, self._clock = segment, capacity, clock
+        self._build = {"version": version("resumed"), **build}
 
     def describe(self) -> Iterator[Metric]:
-        """Return nothing: the registry holds nobody else's metrics that these could be confused with."""
+        """Return nothing: no other collector of the registry could have metrics of the same names."""
         yield from ()
 
     def collect(self) -> Iterator[Metric]:
         """Yield all metrics."""
         by_worker = {
-            str(worker): figures for worker in range(self._board.workers) if (figures := self._board.read(worker))
+            str(worker): figures for worker in range(self._segment.workers) if (figures := self._segment.read(worker))
         }
         now = self._clock()
-        up = {worker: now - figures["pinned"] < STALE_SECONDS for worker, figures in by_worker.items()}
-        alive = [figures for worker, figures in by_worker.items() if up[worker]]
-        yield InfoMetricFamily("resumed_build", "What this server is.", value=self._about)
+        up = {worker: now - figures["published"] < STALE_SECONDS for worker, figures in by_worker.items()}
+        live_workers = [figures for worker, figures in by_worker.items() if up[worker]]
+        yield InfoMetricFamily("resumed_build", "Version and configuration of this server.", value=self._build)
         yield from _calls([figures["recorded"] for figures in by_worker.values()])
         yield from _load([figures["recorded"] for figures in by_worker.values()])
         yield _operations([figures["recorded"]["operations"] for figures in by_worker.values()])
-        yield from self._store(list(by_worker.values()), alive)
-        yield from _watchers(list(by_worker.values()), alive)
-        yield from _certificate(alive)
+        yield from self._store(list(by_worker.values()), live_workers)
+        yield from _watchers(list(by_worker.values()), live_workers)
+        yield from _certificate(live_workers)
         yield from _workers(by_worker, up)
 
-    def _store(self, everybody: Sequence[_Figures], alive: Sequence[_Figures]) -> Iterator[Metric]:
-        # All workers share one store: whoever spoke last knows best.
-        usage: dict[str, int] = max(everybody, key=lambda each: each["pinned"], default={"usage": {}})["usage"]
+    def _store(self, all_workers: Sequence[_Figures], live_workers: Sequence[_Figures]) -> Iterator[Metric]:
+        # All workers share one storage: the latest figures count.
+        usage: dict[str, int] = max(all_workers, key=lambda each: each["published"], default={"usage": {}})["usage"]
         if usage:
             yield GaugeMetricFamily(
-                "resumed_sessions", "Sessions in the store; expired ones count until swept.", usage["sessions"]
+                "resumed_sessions",
+                "Stored sessions; expired ones are included until they are swept.",
+                usage["sessions"],
             )
-            yield GaugeMetricFamily("resumed_storage_bytes", "Bytes that the store takes.", usage["bytes"])
+            yield GaugeMetricFamily("resumed_storage_bytes", "Size of the storage.", usage["bytes"])
             # Not 0 while it is unknown: to Prometheus, a counter that returns from 0 has counted everything again.
             yield CounterMetricFamily(
-                "resumed_evicted_sessions", "Live sessions dropped to make room.", usage["evicted"]
+                "resumed_evicted_sessions", "Unexpired sessions evicted for lack of space.", usage["evicted"]
             )
         if self._capacity:
-            yield GaugeMetricFamily("resumed_storage_capacity_bytes", "Bytes that the store may take.", self._capacity)
+            yield GaugeMetricFamily("resumed_storage_capacity_bytes", "Capacity of the storage.", self._capacity)
         yield CounterMetricFamily(
             "resumed_swept_entries",
-            "Expired sessions and tombstones whose space was given back.",
-            _total(everybody, "swept"),
+            "Expired sessions and tombstones that were deleted.",
+            _total(all_workers, "swept"),
         )
-        ready = any(figures["ready"] for figures in alive)
-        yield GaugeMetricFamily(
-            "resumed_engine_up", "Whether the storage engine answers, as any worker sees it.", ready
-        )
+        ready = any(figures["ready"] for figures in live_workers)
+        yield GaugeMetricFamily("resumed_engine_up", "Whether the storage engine responds to any worker.", ready)
 
 
 def _calls(by_worker: Sequence[Mapping[str, Any]]) -> Iterator[Metric]:
@@ -125,7 +125,7 @@ def _calls(by_worker: Sequence[Mapping[str, Any]]) -> Iterator[Metric]:
     yield calls
     times = HistogramMetricFamily(
         "resumed_call_seconds",
-        "Time of calls that were answered, from when a thread took them: without network and waiting for a thread.",
+        "Duration of successful calls in the handler, without network and wait for a thread.",
         labels=["service", "method"],
     )
     for method, counts in buckets.items():
@@ -134,16 +134,16 @@ def _calls(by_worker: Sequence[Mapping[str, Any]]) -> Iterator[Metric]:
 
 
 def _load(by_worker: Sequence[Mapping[str, Any]]) -> Iterator[Metric]:
-    """Yield how busy all workers were: what calls waited before they counted, and those that never did."""
+    """Yield the load of all workers: waits for a thread, and rejected calls."""
     waits = [recorded["waits"] for recorded in by_worker]
     counts = [sum(column) for column in zip(*(buckets for buckets, _ in waits), strict=True)]
-    times = HistogramMetricFamily("resumed_call_wait_seconds", "Time that calls waited for a thread.")
+    times = HistogramMetricFamily("resumed_call_wait_seconds", "Time that calls wait for a thread.")
     times.add_metric([], cumulative(BOUNDS, counts or [0] * (len(BOUNDS) + 1)), sum(seconds for _, seconds in waits))
     yield times
     yield CounterMetricFamily(
         "resumed_calls_rejected",
-        "Calls refused by gRPC (RESOURCE_EXHAUSTED), since as many as may be were under way; not among resumed_calls.",
-        sum(recorded["turned_away"] for recorded in by_worker),
+        "Calls rejected by gRPC (RESOURCE_EXHAUSTED) at the limit of concurrent calls; not included in resumed_calls.",
+        sum(recorded["rejected"] for recorded in by_worker),
     )
 
 
@@ -155,7 +155,7 @@ def _operations(by_worker: Sequence[Mapping[str, Sequence[int]]]) -> Metric:
             rows[namespace] = [sum(pair) for pair in zip(rows[namespace], row, strict=True)]
     operations = CounterMetricFamily(
         "resumed_operations",
-        "Operations by namespace and outcome, those of Batches included; namespaces beyond the first 64 are 'other'.",
+        "Operations by namespace and outcome, including those of Batches; namespaces beyond the first 64 are 'other'.",
         labels=["namespace", "operation", "outcome"],
     )
     for namespace, row in rows.items():
@@ -164,40 +164,54 @@ def _operations(by_worker: Sequence[Mapping[str, Sequence[int]]]) -> Metric:
     return operations
 
 
-def _watchers(everybody: Sequence[_Figures], alive: Sequence[_Figures]) -> Iterator[Metric]:
-    yield GaugeMetricFamily("resumed_watchers", "Open Watch streams.", sum(each["watchers"] for each in alive))
+def _watchers(all_workers: Sequence[_Figures], live_workers: Sequence[_Figures]) -> Iterator[Metric]:
+    yield GaugeMetricFamily("resumed_watchers", "Open Watch streams.", sum(each["watchers"] for each in live_workers))
     yield GaugeMetricFamily(
         "resumed_watchers_lag_seconds",
-        "Age of the oldest change that some watcher has yet to be told.",
-        max((each["watchers_lag"] for each in alive), default=0),
+        "Age of the oldest change that a watcher has not received yet.",
+        max((each["watchers_lag"] for each in live_workers), default=0),
     )
     yield CounterMetricFamily(
-        "resumed_watchers_cut_off", "Watchers that did not keep up.", _total(everybody, "watchers_cut_off")
+        "resumed_watchers_cut_off",
+        "Watchers that were disconnected because they were too slow.",
+        _total(all_workers, "watchers_cut_off"),
     )
 
 
-def _certificate(alive: Sequence[_Figures]) -> Iterator[Metric]:
-    if ends := [figures["expires"] for figures in alive if figures["expires"] is not None]:
+def _certificate(live_workers: Sequence[_Figures]) -> Iterator[Metric]:
+    if ends := [figures["expires"] for figures in live_workers if figures["expires"] is not None]:
         yield GaugeMetricFamily(
-            "resumed_certificate_expiry_timestamp_seconds", "When the server's certificate expires.", min(ends)
+            "resumed_certificate_expiry_timestamp_seconds",
+            "Expiry of the server's certificate, in Unix seconds.",
+            min(ends),
         )
 
 
 def _workers(by_worker: Mapping[str, _Figures], up: Mapping[str, bool]) -> Iterator[Metric]:
-    """Yield what is told of each worker apart."""
+    """Yield the metrics of each worker."""
     kinds: dict[str, type[GaugeMetricFamily | CounterMetricFamily]] = {"g": GaugeMetricFamily, "c": CounterMetricFamily}
     for kind, name, documentation, value in (
-        ("g", "up", "Whether the worker lives and is not stuck.", lambda _: True),
-        ("g", "ready", "Whether the storage engine answers this worker.", lambda figures: figures["ready"]),
-        ("g", "process_resident_memory_bytes", "Memory of the worker.", lambda figures: figures["resident_bytes"]),
+        ("g", "up", "Whether the worker runs and does not hang.", lambda _: True),
+        ("g", "ready", "Whether the storage engine responds to this worker.", lambda figures: figures["ready"]),
+        (
+            "g",
+            "process_resident_memory_bytes",
+            "Resident memory of the worker in bytes.",
+            lambda figures: figures["resident_bytes"],
+        ),
         (
             "g",
             "process_start_time_seconds",
-            "When the worker started, in Unix seconds.",
+            "Start time of the worker, in Unix seconds.",
             lambda figures: figures["started"],
         ),
-        ("c", "process_cpu_seconds", "Processor time of the worker.", lambda figures: figures["totals"]["cpu_seconds"]),
-        ("c", "calls", "Calls that the worker ended.", _calls_of),
+        (
+            "c",
+            "process_cpu_seconds",
+            "Processor time of the worker in seconds.",
+            lambda figures: figures["totals"]["cpu_seconds"],
+        ),
+        ("c", "calls", "Calls that the worker completed.", _calls_of),
     ):
         family = kinds[kind](f"resumed_worker_{name}", documentation, labels=["worker"])
         for worker, figures in by_worker.items():
@@ -213,7 +227,7 @@ def _calls_of(figures: _Figures) -> int:
 
 
 def cumulative(bounds: Sequence[float], counts: Sequence[int]) -> list[tuple[str, float]]:
-    """Return the buckets of a histogram as Prometheus wants them: each with all that took no longer."""
+    """Return the cumulative buckets of a Prometheus histogram."""
     reached, buckets = 0, []
     for bound, count in zip([*map(repr, bounds), "+Inf"], counts, strict=True):
         reached += count
@@ -221,6 +235,6 @@ def cumulative(bounds: Sequence[float], counts: Sequence[int]) -> list[tuple[str
     return buckets
 
 
-def _total(everybody: Sequence[_Figures], name: str) -> float:
-    total: float = sum(figures["totals"][name] for figures in everybody)
+def _total(all_workers: Sequence[_Figures], name: str) -> float:
+    total: float = sum(figures["totals"][name] for figures in all_workers)
     return total

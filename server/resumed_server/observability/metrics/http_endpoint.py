@@ -1,4 +1,4 @@
-"""Serves the metrics over HTTP, in every worker on the same port: whichever is asked tells of all."""
+"""Serve the metrics over HTTP. All workers listen on the same port, and each serves the metrics of all of them."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from resumed_server.config.types import Address
 
 PATIENCE = 5.0
-"""Seconds that a client may be silent."""
+"""Time limit of a client for sending a request, in seconds."""
 MOST_CONNECTIONS = 16
-"""Served at a time; beyond that the oldest is closed, since a scrape takes milliseconds."""
+"""Maximum number of connections; a further one closes the oldest, since a scrape takes milliseconds."""
 
 _ABSENT = {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}
 
@@ -36,11 +36,11 @@ _log = structlog.get_logger()
 
 
 class Endpoint:
-    """HTTP on `addresses`, from the start until close(). Any path is the metrics.
+    """An HTTP server that serves the metrics at any path, until close().
 
     Args:
-        addresses: Where; they must be reserved (see ports.py).
-        collector: What is served.
+        addresses: Where to listen; reserved addresses, see lifecycle.listeners.
+        collector: The metrics.
     """
 
     def __init__(self, addresses: Sequence[Address], collector: Collector) -> None:
@@ -51,14 +51,14 @@ class Endpoint:
         for where in [where for address in addresses for where in _resolved(address)]:
             try:
                 self._servers.append(_Server(where, handler))
-            except OSError as error:  # as localhost on machines without IPv6; one of them could be reserved
+            except OSError as error:  # e.g. the IPv6 address of localhost, on a machine without IPv6
                 if error.errno not in _ABSENT:
                     raise
         for server in self._servers:
             threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
 
     def close(self) -> None:
-        """Stop serving."""
+        """Stop."""
         for server in self._servers:
             server.shutdown()
             server.server_close()
@@ -67,13 +67,13 @@ class Endpoint:
 class _Handler(MetricsHandler):
     timeout = PATIENCE
 
-    def do_GET(self) -> None:  # noqa: N802 - so it is called
+    def do_GET(self) -> None:  # noqa: N802 - the name of http.server
         try:
             super().do_GET()
-        except OSError:  # the client has gone
+        except OSError:  # the client has disconnected
             raise
-        except Exception as error:  # noqa: BLE001 - the edge; headers that make no sense are enough (Accept: a version 1.x)
-            _log_once_in_a_while(error)
+        except Exception as error:  # noqa: BLE001 - any header can cause one (Accept: a version 1.x)
+            _log_rate_limited(error)
             self.send_error(HTTPStatus.INTERNAL_SERVER_ERROR)
 
 
@@ -89,7 +89,7 @@ class _Server(ThreadingHTTPServer):
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         def end() -> None:
-            with contextlib.suppress(OSError):  # it has just ended
+            with contextlib.suppress(OSError):  # the connection has ended already
                 request.shutdown(socket.SHUT_RDWR)
 
         with self._places.admit(end):
@@ -97,14 +97,14 @@ class _Server(ThreadingHTTPServer):
 
     def handle_error(self, _request: Any, _client_address: Any) -> None:
         error = sys.exc_info()[1]
-        if error and not isinstance(error, OSError):  # a client that goes is nothing special
-            _log_once_in_a_while(error)
+        if error and not isinstance(error, OSError):  # a client that disconnects is no error
+            _log_rate_limited(error)
 
 
-def _log_once_in_a_while(error: BaseException) -> None:
+def _log_rate_limited(error: BaseException) -> None:
     details = exception_fields(error)
     if should_log("metrics", *details.values()):
-        _log.error("metrics cannot be told", **details)
+        _log.error("failed to render metrics", **details)
 
 
 def _resolved(address: Address) -> list[tuple[socket.AddressFamily, tuple[str, int]]]:

@@ -84,7 +84,7 @@ class InstrumentedEngine(WrapperEngine):
 
 
 def _column(operation: Operation, outcome: Outcome) -> int:
-    """Return where to count an operation of a Batch."""
+    """Return the column of COLUMN for an operation of a Batch."""
     failed = isinstance(outcome, EngineError)
     if isinstance(operation, Get):
         return _GET_FAILED if failed else _GET_MISS if outcome is None else _GET_HIT

@@ -4,8 +4,10 @@ use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::binding::Policy;
-use crate::ssl::{Session, ffi};
+use store::Shim;
+
+use super::{Session, ffi};
+use crate::policy::Policy;
 
 #[derive(Default)]
 pub(crate) struct Handshake {
@@ -18,15 +20,15 @@ pub(crate) struct Handshake {
     pub(crate) learned: Cell<bool>,
     /// The session that was found: after a `HelloRetryRequest`, OpenSSL looks it up once more, and a single use is spent by then.
     found: RefCell<Option<(Vec<u8>, Session)>>,
-    /// The number of the context that it began with, and its policy, if that was seen: another one may have been chosen meanwhile.
+    /// The number of the context that it began with, and its policy, if that was seen: another one may have been chosen since.
     pub(crate) began: Cell<u64>,
     pub(crate) policy: RefCell<Option<Arc<Policy>>>,
     /// The session id context that the application set for the connection, as a number, or 0.
     pub(crate) id_context: Cell<u64>,
     /// The server name at the look-up.
     pub(crate) name: RefCell<Vec<u8>>,
-    /// Whether a session was found, and the end of the handshake is yet to be checked.
-    pub(crate) unchecked: Cell<bool>,
+    /// The session that was found, until the end of the handshake.
+    pub(crate) pending: RefCell<Option<PendingHit>>,
     /// Whether the connection has our info callback, now and for all further handshakes.
     pub(crate) watched: Cell<bool>,
     /// The application's own one.
@@ -39,7 +41,7 @@ impl Handshake {
         if self.random.replace(random) != random {
             self.waited.take();
             self.learned.take();
-            self.unchecked.take();
+            self.pending.take();
             self.name.take();
             self.began.take();
             self.policy.take();
@@ -54,5 +56,31 @@ impl Handshake {
 
     pub(crate) fn set_found(&self, id: &[u8], session: &Session) {
         *self.found.borrow_mut() = session.another().map(|session| (id.to_vec(), session));
+    }
+}
+
+/// A look-up that has found a session, until it is known whether the handshake resumed it. If the handshake did not, or failed, it is
+/// counted as a miss when dropped.
+pub(crate) struct PendingHit {
+    shim: Arc<Shim>,
+    reason: Option<&'static str>,
+}
+
+impl PendingHit {
+    pub(crate) fn new(shim: Arc<Shim>, reason: &'static str) -> Self {
+        Self { shim, reason: Some(reason) }
+    }
+
+    /// Counts the hit: the handshake has resumed the session.
+    pub(crate) fn resumed(mut self) {
+        self.reason.take().inspect(|reason| self.shim.hit(reason));
+    }
+}
+
+impl Drop for PendingHit {
+    fn drop(&mut self) {
+        if self.reason.is_some() {
+            self.shim.not_resumed();
+        }
     }
 }

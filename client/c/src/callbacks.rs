@@ -6,22 +6,25 @@ use std::ptr;
 
 use store::ID_BYTES;
 
-use super::{Connection, Context, Session, bytes, ffi, length_of};
-use crate::binding::{self, Binding};
+use crate::binding;
+use crate::policy::Binding;
+use crate::ssl::{Connection, Context, Session, SessionCallbacks, bytes, ffi, length_of};
 
-/// Stores a session. Returns 0: no reference is kept, OpenSSL releases its own.
-pub(super) unsafe extern "C" fn on_new(ssl: *mut ffi::SSL, session: *mut ffi::SSL_SESSION) -> c_int {
-    // SAFETY: both live while OpenSSL calls.
+pub(crate) static SESSION_CALLBACKS: SessionCallbacks =
+    SessionCallbacks { new: on_new, get: on_get, remove: on_remove, id: on_id };
+
+/// Stores a session. Returns 0, since no reference is kept and OpenSSL releases its own; or the result of an observer.
+unsafe extern "C" fn on_new(ssl: *mut ffi::SSL, session: *mut ffi::SSL_SESSION) -> c_int {
+    // SAFETY: both live while OpenSSL calls, and the observer is called as OpenSSL would have.
     unsafe {
-        if let (Some((connection, binding)), Some(session)) = (bound(ssl), Session::borrowed(session)) {
-            guarded(binding, || binding.negotiated(connection, &session));
-        }
+        let (Some((connection, binding)), Some(negotiated)) = (bound(ssl), Session::borrowed(session)) else { return 0 };
+        guarded(binding, || binding.negotiated(connection, &negotiated));
+        binding.observers.new.map_or(0, |observer| observer(ssl, session))
     }
-    0
 }
 
 /// Returns a session for the id that a client offers, or NULL. Its one reference goes to OpenSSL.
-pub(super) unsafe extern "C" fn on_get(
+unsafe extern "C" fn on_get(
     ssl: *mut ffi::SSL,
     data: *const c_uchar,
     length: c_int,
@@ -33,12 +36,12 @@ pub(super) unsafe extern "C" fn on_get(
         (bound(ssl), bytes(data, usize::try_from(length).unwrap_or(0)))
     };
     let Some((connection, binding)) = bound else { return ptr::null_mut() };
-    let found = guarded(binding, || binding.look_up(connection, &id));
+    let found = guarded(binding, || binding.look_up(connection, &id).inspect(|_| connection.watch(on_info)));
     found.flatten().map_or(ptr::null_mut(), Session::into_raw)
 }
 
 /// Checks a resumed connection when its handshake is done, after the application's own callback.
-pub(super) unsafe extern "C" fn on_info(ssl: *const ffi::SSL, kind: c_int, value: c_int) {
+unsafe extern "C" fn on_info(ssl: *const ffi::SSL, kind: c_int, value: c_int) {
     // SAFETY: the connection lives while OpenSSL calls, and the application's callback is called as OpenSSL would have.
     unsafe {
         let Some(connection) = Connection::new(ssl.cast_mut()) else { return };
@@ -55,22 +58,23 @@ pub(super) unsafe extern "C" fn on_info(ssl: *const ffi::SSL, kind: c_int, value
     }
 }
 
-/// Notes a connection that ended without our `close_notify`.
-pub(super) unsafe extern "C" fn on_remove(context: *mut ffi::SSL_CTX, session: *mut ffi::SSL_SESSION) {
-    // SAFETY: both live while OpenSSL calls.
+/// Handles a connection that ended without our `close_notify`.
+unsafe extern "C" fn on_remove(context: *mut ffi::SSL_CTX, session: *mut ffi::SSL_SESSION) {
+    // SAFETY: both live while OpenSSL calls, and the observer is called as OpenSSL would have.
     unsafe {
         let binding = Context::new(context).and_then(|context| context.binding());
-        if let (Some(binding), Some(session)) = (binding, Session::borrowed(session)) {
-            guarded(binding, || binding.ended(&session));
+        if let (Some(binding), Some(ended)) = (binding, Session::borrowed(session)) {
+            guarded(binding, || binding.ended(&ended));
+            binding.observers.remove.inspect(|observer| observer(context, session));
         }
     }
 }
 
 /// Writes a session id. Returning 0 would end the handshake, so a defect here means a random id.
-pub(super) unsafe extern "C" fn on_id(ssl: *mut ffi::SSL, data: *mut c_uchar, length: *mut c_uint) -> c_int {
+unsafe extern "C" fn on_id(ssl: *mut ffi::SSL, data: *mut c_uchar, length: *mut c_uint) -> c_int {
     // SAFETY: all of them live while OpenSSL calls; there is room for 32 bytes (SSL_CTX_set_generate_session_id(3)).
     unsafe {
-        let issued = bound(ssl).and_then(|(connection, binding)| guarded(binding, || binding.issue_id(connection)).flatten());
+        let issued = bound(ssl).and_then(|(connection, binding)| guarded(binding, || binding.issue_id(connection)));
         let id = issued.or_else(|| {
             let mut random = [0; ID_BYTES];
             getrandom::fill(&mut random).is_ok().then_some(random)

@@ -1,0 +1,164 @@
+//! Look-ups at the store: single-flight, with a deadline and a limit of how many are under way.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::runtime::Handle;
+
+use crate::guarded_store::GuardedStore;
+use crate::mirror::Mirror;
+use crate::sealing::StoreKey;
+use crate::store::{Failure, How};
+
+/// The pauses before the retries of a look-up whose Put may be on its way, or the time that the deadline leaves.
+pub(crate) const RETRY_PAUSES: [Duration; 4] =
+    [Duration::from_millis(1), Duration::from_millis(4), Duration::from_millis(16), Duration::from_millis(64)];
+/// The time that a further call must have left, so that its timeout is a failure of the store.
+pub(crate) const LEAST_TIME: Duration = Duration::from_millis(10);
+/// The share of the deadline for calls: the runtime has to notice a timeout before the handshake does, so that the breaker counts it.
+pub(crate) const DEADLINE_PERCENT: u32 = 90;
+
+/// A sealed value and the reason of the hit, or the reason of the miss.
+pub(crate) type Found = Result<(Vec<u8>, &'static str), &'static str>;
+
+/// One look-up of a handshake.
+#[derive(Clone, Copy)]
+pub(crate) struct Query {
+    pub(crate) key: StoreKey,
+    /// The end of the handshake's deadline.
+    pub(crate) end: Instant,
+    /// How long the handshake has waited in earlier look-ups.
+    pub(crate) waited: Duration,
+    /// Whether the store has answered an earlier call of this look-up: then a timeout of the next one is no failure of the store, since it
+    /// had little time.
+    pub(crate) answered: bool,
+}
+
+/// The look-ups of one process.
+pub(crate) struct Lookups {
+    store: Arc<GuardedStore>,
+    mirror: Option<Arc<Mirror>>,
+    runtime: Handle,
+    flights: Mutex<HashMap<StoreKey, Arc<Flight>>>,
+    running: AtomicUsize,
+    max_running: usize,
+}
+
+impl Lookups {
+    pub(crate) fn new(store: Arc<GuardedStore>, mirror: Option<Arc<Mirror>>, runtime: Handle, max_running: usize) -> Self {
+        Self { store, mirror, runtime, flights: Mutex::default(), running: AtomicUsize::new(0), max_running }
+    }
+
+    /// Calls the store, unless there is a reason not to, and waits for the answer until the query's end. `retries` is whether the Put of
+    /// the session may still be on its way.
+    pub(crate) fn find(self: &Arc<Self>, query: Query, how: How, retries: bool) -> Found {
+        if !self.store.breaker.closed() {
+            return Err("breaker-open");
+        }
+        if self.store.breaker.rate_limited(Instant::now()) {
+            return Err("limited");
+        }
+        let left = query.end.saturating_duration_since(Instant::now());
+        if !query.waited.is_zero() && left < LEAST_TIME {
+            // A call that earlier look-ups of the handshake have left no time for would count as a failure of the store.
+            return Err("timeout");
+        }
+        let (flight, is_new) = self.join_or_start(query.key, how).ok_or("too-many-lookups")?;
+        if is_new {
+            let (lookups, flight) = (Arc::clone(self), Arc::clone(&flight));
+            let time = left / 100 * DEADLINE_PERCENT;
+            self.runtime.spawn(async move { lookups.run(&flight, query, how, retries, time).await });
+        }
+        let (value, reason) = flight.wait(query.end)?;
+        Ok((value, if is_new { reason } else { "coalesced" }))
+    }
+
+    /// Returns the look-up of a key that is under way, or a new one and true: the caller has to `run` that. None if too many are.
+    fn join_or_start(&self, key: StoreKey, how: How) -> Option<(Arc<Flight>, bool)> {
+        let mut flights = self.flights();
+        if let Some(flight) = flights.get(&key).filter(|_| how == How::Get) {
+            return Some((Arc::clone(flight), false));
+        }
+        if self.running.fetch_add(1, Ordering::Relaxed) >= self.max_running {
+            self.running.fetch_sub(1, Ordering::Relaxed);
+            return None;
+        }
+        let flight = Arc::new(Flight::default());
+        if how == How::Get {
+            // A Take has one winner, so handshakes do not share it.
+            flights.insert(key, Arc::clone(&flight));
+        }
+        Some((flight, true))
+    }
+
+    async fn run(&self, flight: &Flight, query: Query, how: How, retries: bool, time: Duration) {
+        let started = Instant::now();
+        let found = self.call(query, how, retries, started + time).await;
+        self.store.observe(started.elapsed());
+        self.running.fetch_sub(1, Ordering::Relaxed);
+        if how == How::Get {
+            self.flights().remove(&query.key);
+        }
+        flight.finish(found);
+    }
+
+    async fn call(&self, query: Query, how: How, retries: bool, end: Instant) -> Found {
+        let key = &query.key;
+        let (began, end) = (Instant::now(), tokio::time::Instant::from_std(end));
+        let since = self.mirror.as_ref().map_or(0, |mirror| mirror.removals());
+        let mut answer = self.store.calls.look_up(key, how, end).await;
+        let (mut reason, mut answered) = ("store", query.answered);
+        for pause in RETRY_PAUSES.into_iter().filter(|_| retries) {
+            let left = end.saturating_duration_since(tokio::time::Instant::now()).saturating_sub(LEAST_TIME);
+            if !matches!(answer, Ok(None)) || left.is_zero() {
+                break;
+            }
+            tokio::time::sleep(pause.min(left)).await;
+            answer = self.store.calls.look_up(key, how, end).await;
+            (reason, answered) = ("retried", true);
+        }
+        match answer {
+            Err(Failure::Late) if answered => Err("timeout"),
+            Err(failure) => {
+                self.store.failed(failure, began);
+                Err(failure.reason())
+            }
+            Ok(found) => {
+                self.store.succeeded();
+                match &self.mirror {
+                    Some(mirror) if how == How::Take => mirror.remove(key),
+                    Some(mirror) => found.iter().for_each(|session| mirror.found(key, session, since)),
+                    None => {}
+                }
+                found.map(|session| (session.value, reason)).ok_or("unknown")
+            }
+        }
+    }
+
+    fn flights(&self) -> MutexGuard<'_, HashMap<StoreKey, Arc<Flight>>> {
+        self.flights.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A look-up under way, whose result several handshakes may wait for.
+#[derive(Default)]
+struct Flight {
+    found: Mutex<Option<Found>>,
+    finished: Condvar,
+}
+
+impl Flight {
+    fn finish(&self, found: Found) {
+        *self.found.lock().unwrap_or_else(PoisonError::into_inner) = Some(found);
+        self.finished.notify_all();
+    }
+
+    fn wait(&self, end: Instant) -> Found {
+        let found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
+        let patience = end.saturating_duration_since(Instant::now());
+        let waited = self.finished.wait_timeout_while(found, patience, |found| found.is_none());
+        waited.map_or(Err("internal-error"), |(found, _)| found.clone().unwrap_or(Err("timeout")))
+    }
+}

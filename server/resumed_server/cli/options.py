@@ -1,0 +1,55 @@
+"""Options that several commands have, and those of `resumed serve`, which are made from its settings."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from resumed_server.config.settings import Settings, flag
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+Target = Annotated[
+    str,
+    typer.Argument(
+        metavar="TARGET", help="Address of the store: 127.0.0.1:7400, dns:///store:7400 or unix:/run/resumed.sock."
+    ),
+]
+Deadline = Annotated[float, typer.Option(metavar="SECONDS", min=0.1, help="Time limit of each call.")]
+Keyring = Annotated[
+    str | None, typer.Option(metavar="FILE", help="Keyring of the fleet. Without it a temporary key is used.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+
+
+def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a typer command with `**given` one option for each setting, before its own options."""
+    options = [
+        inspect.Parameter(
+            setting.name,
+            inspect.Parameter.POSITIONAL_OR_KEYWORD,
+            default=setting.metadata["default"],
+            annotation=Annotated[
+                list[str] if isinstance(setting.metadata["default"], list) else type(setting.metadata["default"]),
+                typer.Option(
+                    flag(setting.name),
+                    envvar=f"RESUMED_{setting.name.upper()}",
+                    metavar=setting.metadata["metavar"] or None,
+                    rich_help_panel=setting.metadata["panel"],
+                    help=setting.metadata["help"],
+                ),
+            ],
+        )
+        for setting in dataclasses.fields(Settings)
+    ]
+    own = [
+        parameter
+        for parameter in inspect.signature(command, eval_str=True).parameters.values()
+        if parameter.kind is not inspect.Parameter.VAR_KEYWORD
+    ]
+    command.__signature__ = inspect.Signature([*options, *own])  # type: ignore[attr-defined] # typer reads it
+    return command

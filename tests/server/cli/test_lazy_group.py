@@ -1,0 +1,39 @@
+"""Commands are imported when they run, not before."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from resumed_server.cli.lazy_group import COMMANDS, load
+
+_HELP = """
+import sys
+from resumed_server.cli import main
+sys.argv = ["resumed", "--help"]
+try:
+    main()
+except SystemExit:
+    print(*sys.modules, sep="\\n")
+"""
+
+
+def test_help_imports_neither_grpc_nor_the_client() -> None:
+    done = subprocess.run([sys.executable, "-c", _HELP], capture_output=True, text=True, check=True)
+    modules = set(done.stdout.splitlines())
+    assert not modules & {"grpc", "resumed", "resumed_server.config.settings"}
+    assert all(name in done.stdout and summary[:30] in done.stdout for name, (_, summary) in COMMANDS.items())
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_can_be_imported_and_has_help(name: str) -> None:
+    command = load(name)
+    assert command.name == name or command.commands
+    assert command.help
+
+
+def test_settings_need_no_typer() -> None:
+    code = "import sys, resumed_server.preflight; sys.exit('typer' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
