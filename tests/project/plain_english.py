@@ -50,7 +50,7 @@ PARTS = (
     Part("project pages", ("[!AR]*.md", "RELEASING.md", ".github/**/*.md"), 0.3),
     Part("docs", ("docs/**/*.md", "docs/**/*.py"), 0.3),
     Part("protos", ("protos/**/*.md", "protos/**/*.proto", "protos/**/*.py"), 0.3),
-    Part("server", ("server/**/*.py",), 14),
+    Part("server", ("server/**/*.py",), 0.3),
     Part("client/python", ("client/python/**/*.md", "client/python/**/*.py"), 13),
     Part("client/go", ("client/go/**/*.md", "client/go/**/*.go"), 0.3),
     Part("client/node", ("client/node/*.md", "client/node/src/**/*.ts", "client/node/test/**/*.ts"), 0.3),
