@@ -51,25 +51,25 @@ Exit status: 0 for well, 1 as the command says, 2 for what its user has to put r
 error.
 """
 _SERVE = """
-Each option can be set in the environment as well; an option overrides its variable. `resumed serve --check` prints the
-resulting settings, and opens nothing.
+All of it can be set in the environment, too; an option beats its variable. `resumed serve --check` shows
+the result, and opens nothing.
 
-| What is written | Is |
+| Notation | Meaning |
 | --- | --- |
 | DURATION | a number and `ms`, `s`, `m`, `h` or `d`: `90s`, `5m`, `24h` |
 | SIZE | a number and `B`, `KiB`, `MiB`, `GiB` or `TiB`: `512MiB` |
 | ADDRESS | `host:port`, `[v6]:port` or `unix:/path` |
 """
 _PYTHON = """
-All times are in seconds. Pass all arguments by name, except `context` and the first parameters of methods.
+All times are in seconds. All parameters except `context` and the first parameters of methods are keyword parameters.
 """
 _GRANTS = """
-The file of `resumed serve --grants`, in TOML: any number of tables `[[grant]]` and `[[limit]]`, reloaded when it
-changes. [store.md](store.md#grants) and [limits.md](limits.md) explain them; `resumed grants check` explains the
-decisions of a file.
+The file of `resumed serve --grants`, in TOML: any number of tables `[[grant]]` and `[[limit]]`, read again when it
+changes. [store.md](store.md#grants) and [limits.md](limits.md) describe it; `resumed grants check` explains its
+decisions.
 """
 _CHART_HEAD = """
-The values of `deploy/kubernetes/chart`. Helm rejects misspelt values, and those of another type.
+The values of `deploy/kubernetes/chart`. Helm rejects misspelt values and wrong types.
 """
 _SHOWN = {
     "resumed": (

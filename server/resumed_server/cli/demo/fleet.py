@@ -1,4 +1,4 @@
-"""A store and frontends of both stacks on this machine, each a process, with a throw-away certificate and keyring."""
+"""A store and frontends of both stacks on this machine, each a process, with a temporary certificate and keyring."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 PATIENCE = 20.0
-"""Seconds that a process may take for anything; only a broken one takes them."""
+"""Time limit of a process for each step, in seconds."""
 NAMESPACE = "demo"
 """The namespace of the frontends; that of the single-use ones is its own."""
 STACKS = {"ssl": "ssl", "pyOpenSSL": "pyopenssl"}
-"""The frontends, and how `demo_frontend` calls their stacks."""
+"""The frontends, and the names of their stacks as options of frontend.py."""
 
 
 class Broken(Exception):
-    """A part of the demo does not work; the message says which, and what it said."""
+    """A part of the demo failed; the message names it and contains its output."""
 
 
 class Fleet:
@@ -45,7 +45,7 @@ class Fleet:
     Attributes:
         certificate: File with the frontends' certificate, which is its own CA, and its key.
         keyring: The fleet's keyring.
-        target: Where the store is.
+        target: The address of the store.
         ports: The ports of the frontends: those of STACKS, and with " once" behind their names their single-use twins.
     """
 
@@ -93,7 +93,7 @@ class Fleet:
         for name, stack in STACKS.items():
             common = [
                 *("resumed_server.cli.demo.frontend", "--stack", stack, "--certificate", str(self.certificate)),
-                # What is shown is what resumes, however busy the machine is.
+                # The demo shows resumption, also on a busy machine.
                 *("--target", self.target, "--keyring", str(self._keys), "--deadline", "1"),
             ]
             once = f"{name} once"
