@@ -1,4 +1,4 @@
-"""Checks the settings of `resumed serve` before anything opens: each, all together, and the files they name."""
+"""Validation of the settings of `resumed serve` before anything opens: each, their combination, and their files."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from resumed_server.storage.registry import verify_url
 
 
 def verified(**given: Any) -> Settings:
-    """Read the settings from the values that the user gave, and defaults for the rest.
+    """Parse and validate the settings, from the user's values and the defaults.
 
     Raises:
-        UserError: All that is wrong, one problem a line.
+        UserError: All problems, one per line.
     """
     values, problems = parse(given)
-    problems += _contradictions(values) + _unusable_storage(values) + _unusable_files(values)
+    problems += _conflicts(values) + _unusable_storage(values) + _unusable_files(values)
     if problems:
         raise UserError("\n".join(problems))
     return Settings(**values)
@@ -31,7 +31,7 @@ def _unusable_storage(values: dict[str, Any]) -> list[str]:
     return []
 
 
-def _contradictions(values: dict[str, Any]) -> list[str]:
+def _conflicts(values: dict[str, Any]) -> list[str]:
     addresses = values.get("listen", ())
     native = values.get("transport") == "native"
     problems = [
@@ -47,7 +47,7 @@ def _contradictions(values: dict[str, Any]) -> list[str]:
         if address.path
     ]
     if native:
-        problems += _lacking(values)
+        problems += _native_conflicts(values)
     if values["otel"] and not _is_installed("opentelemetry.exporter.otlp.proto.grpc"):
         problems.append("--otel: needs OpenTelemetry; pip install 'resumed[server,otel]'")
     problems += [
@@ -67,8 +67,8 @@ def _contradictions(values: dict[str, Any]) -> list[str]:
     return problems
 
 
-def _lacking(values: dict[str, Any]) -> list[str]:
-    """Return what keeps the native transport from serving as told."""
+def _native_conflicts(values: dict[str, Any]) -> list[str]:
+    """Return the settings that the native transport does not support, one problem per line."""
     problems = [
         f"--transport: native has no TLS and does not know who calls, so it cannot listen on {address}; use a loopback "
         "address or a unix socket, or --transport grpcio"
@@ -89,12 +89,12 @@ def _lacking(values: dict[str, Any]) -> list[str]:
 def _is_installed(module: str) -> bool:
     try:
         return find_spec(module) is not None
-    except ModuleNotFoundError:  # not even what it would be in
+    except ModuleNotFoundError:  # its package is not installed either
         return False
 
 
 def _unusable_files(values: dict[str, Any]) -> list[str]:
-    """Return what is wrong with the files that the settings name."""
+    """Return the problems of the files of the settings, one per line."""
     problems = []
     if values["tls_cert"] and values["tls_key"]:
         from resumed_server.auth import tls  # noqa: PLC0415 - the other commands start faster without gRPC

@@ -214,7 +214,7 @@ class Site:
         """Wait until the store uses changed files."""
 
         def times() -> int:
-            return sum(line["files"] == files for line in self._server.log_lines("changed files taken"))
+            return sum(line["files"] == files for line in self._server.log_lines("reloaded"))
 
         before, end = times(), time.monotonic() + _PATIENCE
         yield

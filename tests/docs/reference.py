@@ -51,25 +51,25 @@ Exit status: 0 for well, 1 as the command says, 2 for what its user has to put r
 error.
 """
 _SERVE = """
-All of it can be set in the environment, too; an option beats its variable. `resumed serve --check` shows what came of
-it, and opens nothing.
+All of it can be set in the environment, too; an option beats its variable. `resumed serve --check` shows
+the result, and opens nothing.
 
-| What is written | Is |
+| Notation | Meaning |
 | --- | --- |
 | DURATION | a number and `ms`, `s`, `m`, `h` or `d`: `90s`, `5m`, `24h` |
 | SIZE | a number and `B`, `KiB`, `MiB`, `GiB` or `TiB`: `512MiB` |
 | ADDRESS | `host:port`, `[v6]:port` or `unix:/path` |
 """
 _PYTHON = """
-All times are in seconds, and everything but `context` and the first parameters of methods is given by name.
+All times are in seconds. All parameters except `context` and the first parameters of methods are keyword parameters.
 """
 _GRANTS = """
 The file of `resumed serve --grants`, in TOML: any number of tables `[[grant]]` and `[[limit]]`, read again when it
-changes. [store.md](store.md#grants) and [limits.md](limits.md) explain them; `resumed grants check` says what a file
-decides.
+changes. [store.md](store.md#grants) and [limits.md](limits.md) describe it; `resumed grants check` explains its
+decisions.
 """
 _CHART_HEAD = """
-The values of `deploy/kubernetes/chart`. Helm refuses what is misspelt or of another type.
+The values of `deploy/kubernetes/chart`. Helm rejects misspelt values and wrong types.
 """
 _SHOWN = {
     "resumed": (

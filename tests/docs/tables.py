@@ -47,6 +47,7 @@ ELSEWHERE = {
     "RESUMED_LEAK_HANDSHAKES=100000 cargo test": "takes minutes, and Rust",
     "RESUMED_LEAK_HANDSHAKES=100000 go test": "takes an hour",
     "npm run leak": "takes minutes",
+    "npm test": "`make node`",
     "LD_PRELOAD=": "tests/preload, `make preload-test`",
     "cc server.c": "`make c` builds the example",
     "cmake -S client/c": "`make c`, with a prefix of its own",

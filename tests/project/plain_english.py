@@ -46,12 +46,11 @@ class Part(NamedTuple):
 
 
 PARTS = (
-    Part("front pages", ("README.md", "ARCHITECTURE.md"), 21),
-    Part("project pages", ("[!AR]*.md", "RELEASING.md", ".github/**/*.md"), 0.3),
-    Part("docs", ("docs/**/*.md", "docs/**/*.py"), 13),
+    Part("pages", ("*.md", ".github/**/*.md"), 0.3),
+    Part("docs", ("docs/**/*.md", "docs/**/*.py"), 0.3),
     Part("protos", ("protos/**/*.md", "protos/**/*.proto", "protos/**/*.py"), 0.3),
-    Part("server", ("server/**/*.py",), 14),
-    Part("client/python", ("client/python/**/*.md", "client/python/**/*.py"), 13),
+    Part("server", ("server/**/*.py",), 0.3),
+    Part("client/python", ("client/python/**/*.md", "client/python/**/*.py"), 0.3),
     Part("client/go", ("client/go/**/*.md", "client/go/**/*.go"), 0.3),
     Part("client/node", ("client/node/*.md", "client/node/src/**/*.ts", "client/node/test/**/*.ts"), 0.3),
     Part("client/rust", ("client/rust/*.md", "client/rust/**/*.rs"), 0.3),
@@ -59,7 +58,7 @@ PARTS = (
     Part("deploy", ("deploy/**/*.md", "deploy/**/*.py"), 0.3),
     Part("tests", ("tests/**/*.py",), 0.3),
     Part("fuzz", ("fuzz/**/*.md", "fuzz/**/*.py"), 0.3),
-    Part("benchmarks", ("benchmarks/**/*.md", "benchmarks/**/*.py"), 18),
+    Part("benchmarks", ("benchmarks/**/*.md", "benchmarks/**/*.py"), 12),
 )
 _GENERATED = re.compile(r"^client/.*/(?:v1|resumedv1|stubs|target|node_modules)/")
 _PATTERN = re.compile(

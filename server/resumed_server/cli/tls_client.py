@@ -1,4 +1,4 @@
-"""A TLS client that costs little: each visit to a server is a generator, so that one thread makes many at a time.
+"""A TLS client with little overhead: each visit is a generator, so one thread makes many visits concurrently.
 
 A visit connects, shakes hands, asks something if there is something to ask, waits for the session where it comes
 behind the handshake (TLS 1.3), and says close_notify. Certificates are not checked. It is made with pyOpenSSL: a TLS
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
 PATIENCE = 10.0
-"""Seconds that a server may take for anything."""
+"""Time limit of a server for each step, in seconds."""
 VERSIONS = {"1.2": SSL.TLS1_2_VERSION, "1.3": SSL.TLS1_3_VERSION}
 _CHUNK = 16_384
 _TICKET_PATIENCE = (0.1, 1.0)
 """Seconds that a TLS 1.3 server's ticket may be late, at least and at most: between them four times the handshake."""
 _TICKETS_MISSED = 3
-"""Visits in a row that brought no ticket, after which nobody waits for one any more."""
+"""Number of consecutive visits without a ticket after which visits no longer wait for one."""
 _QUICKACK = getattr(socket, "TCP_QUICKACK", None)
 
 
@@ -49,22 +49,22 @@ class Endpoint(NamedTuple):
 
 
 class Visit(NamedTuple):
-    """What a client saw of one connection."""
+    """The result of one connection."""
 
     resumed: bool
     session: SSL.Session | None
-    """What to offer the next time."""
+    """The session to offer next."""
     version: str
     seconds: float
     """From the first packet to the end of the handshake."""
     answered: float
-    """From the first packet to the first byte of the answer; like `seconds` if nothing was asked."""
+    """From the first packet to the first byte of the answer; like `seconds` if nothing is sent."""
     cipher: str
     """The cipher that the server chose, by OpenSSL's name."""
 
 
 class Want(NamedTuple):
-    """What a visit waits for. If it does not come about in time, TimeoutError is thrown into the visit."""
+    """The condition that a visit waits for. After its deadline TimeoutError is thrown into the visit."""
 
     socket: socket.socket
     events: int
@@ -72,7 +72,7 @@ class Want(NamedTuple):
 
 
 class Failed(Exception):
-    """A visit that went wrong; the message says why, in a few words."""
+    """A visit failed; the message is the reason in a few words."""
 
 
 class Client:
@@ -115,7 +115,7 @@ class Client:
                 return visit
 
     def steps(self, endpoint: Endpoint, session: SSL.Session | None = None) -> Generator[Want, None, Visit]:
-        """Return a visit that the caller advances whenever what it yields has come about; it raises Failed."""
+        """Return a visit, which the caller advances when the condition that it yields is true; it raises Failed."""
         with socket.socket(endpoint.family, socket.SOCK_STREAM) as sock:
             try:
                 return (yield from self._visit(sock, endpoint, session))

@@ -19,12 +19,12 @@ _is_namespace_prefix = re.compile(rf"[a-z0-9.-]{{0,{MAX_NAMESPACE - 1}}}\*").ful
 
 
 def matches(pattern: str, text: str) -> bool:
-    """Return whether `text` is what the pattern says, or begins with it."""
+    """Return whether `text` equals the pattern, or begins with the part before its final *."""
     return text.startswith(pattern[:-1]) if pattern.endswith("*") else text == pattern
 
 
 def identity_problems(identity: object) -> Iterator[str]:
-    """Yield what is wrong with a pattern of identities."""
+    """Yield the problems of a pattern of identities."""
     if not isinstance(identity, str) or not (_SPIFFE.fullmatch(identity) or _DNS.fullmatch(identity)):
         yield (
             f"identity {shown(identity)} must be a SPIFFE id (spiffe://example.org/shop) or a DNS name in lower case "
@@ -33,7 +33,7 @@ def identity_problems(identity: object) -> Iterator[str]:
 
 
 def namespace_problems(namespaces: object) -> Iterator[str]:
-    """Yield what is wrong with a list of patterns of namespaces."""
+    """Yield the problems of a list of patterns of namespaces."""
     for namespace in listed(namespaces):
         if namespace is None or not (is_namespace(namespace) or _is_namespace_prefix(namespace)):
             yield (
@@ -47,5 +47,5 @@ def listed(value: object) -> Sequence[str | None]:
 
 
 def shown(value: object) -> str:
-    """Return what a message says of a value of the file."""
+    """Return a value of the file as an error quotes it."""
     return "is missing or of another kind:" if value is None else f"{str(value)[:80]!r}"

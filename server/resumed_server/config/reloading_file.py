@@ -1,4 +1,4 @@
-"""The files that the server reads again while it runs, certificates, keys and grants, with their log."""
+"""Files that the server reloads while it runs: certificates, keys and grants; each reload is logged."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from resumed_server.errors import exception_fields
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-_UNUSABLE = "changed files cannot be used, what was there before stays"
+_UNUSABLE = "reload failed, keeping the previous configuration"
 
 _Value = TypeVar("_Value")
 
@@ -20,15 +20,15 @@ log = structlog.get_logger()
 
 
 class Followed(files.Followed[_Value]):
-    """The value of some files that belong together, as they are now or were when they last could be used.
+    """The value of related files: of their current content, or of the last valid one.
 
     Args:
-        name: What they are, for the log, as in "grants".
-        paths: Where they are.
-        parse: Makes the value of their contents; raises ValueError with what is wrong, a line each, and no secret.
+        name: The name of the files in the log, such as "grants".
+        paths: The files.
+        parse: Parses their contents; raises ValueError with one problem per line, and no secret.
 
     Raises:
-        ValueError: They cannot be read, or make no sense.
+        ValueError: The files cannot be read, or are invalid.
     """
 
     def __init__(self, name: str, paths: Sequence[str], parse: Callable[[Sequence[bytes]], _Value]) -> None:
@@ -40,6 +40,6 @@ class Followed(files.Followed[_Value]):
         super().__init__(
             paths,
             lambda read: parse([bytes(file.content) for file in read]),
-            lambda _: log.info("changed files taken", files=name),
+            lambda _: log.info("reloaded", files=name),
             refused,
         )

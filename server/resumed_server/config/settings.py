@@ -1,6 +1,6 @@
-"""The settings of `resumed serve`: name, default, unit, environment variable and help of each stand here, only here.
+"""The settings of `resumed serve`: the only definition of their names, defaults, units and help texts.
 
-`preflight.verified` reads all and checks them as a whole before anything opens, so the rest of the server trusts them.
+`preflight.verified` parses and validates them before anything opens, so the rest of the server does not check them.
 """
 
 # ruff: noqa: RUF009 - `_setting` is `field`
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _LONGEST_TTL = 7 * 86_400
-"""Seconds; RFC 8446 section 4.6.1 allows no ticket to live longer."""
+"""Seconds; the longest ticket lifetime of RFC 8446 section 4.6.1."""
 _MOST_WORKERS = 256
 USUAL_AGE = "10m"
-"""How long connections are kept unless the user says otherwise."""
+"""Default of --max-connection-age."""
 _ADDRESSES, _STORAGE, _CALLERS, _LIMITS, _PROCESSES, _LOGS = (
     "Addresses",
     "Storage",
-    "Who may call",
-    "Limits of namespaces that the grants have none for",
+    "Access",
+    "Default limits of namespaces",
     "Processes",
     "Logs and traces",
 )
@@ -44,7 +44,7 @@ def _workers(text: str) -> int | None:
 
 
 def _cores() -> int:
-    """Return how many cores this process may keep busy: those it is bound to, or what its container is granted."""
+    """Return the number of cores of this process: its CPU affinity, or the CPU quota of its container."""
     cores = len(os.sched_getaffinity(0))
     with contextlib.suppress(OSError, ValueError):  # "max", or no such file
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
@@ -62,52 +62,52 @@ def _setting(panel: str, default: Any, parse: Callable[[Any], Any], metavar: str
 
 @dataclass(frozen=True)
 class Settings:
-    """What the server is told. `preflight.verified` makes them, so that nothing else checks them."""
+    """The settings of the server; preflight.verified() has validated them."""
 
     listen: tuple[Address, ...] = _setting(
         _ADDRESSES,
         ["127.0.0.1:7400"],
         _addresses,
         "ADDRESS",
-        "Where to listen: host:port (an IPv6 host in brackets) or unix:/path; port 0 takes a free one. Repeat it "
-        "for more (in the environment: separated by blanks).",
+        "Address to listen on: host:port (an IPv6 host in brackets) or unix:/path; port 0 selects a free port. Repeat "
+        "the option for more addresses (in the environment, separate them by spaces).",
     )
     storage: str = _setting(
         _STORAGE,
         "lmdb:",
         str,
         "URL",
-        "Where sessions are kept: lmdb: in a private temporary directory, lmdb:///path over restarts, "
-        "redis://host:port in a Redis or Valkey (also rediss:, redis+cluster: and redis+sentinel:; docs/engines.md).",
+        "Storage of the sessions: lmdb: is a private temporary directory, lmdb:///path survives restarts, "
+        "redis://host:port is a Redis or Valkey (also rediss:, redis+cluster: and redis+sentinel:; docs/engines.md).",
     )
     capacity: Size = _setting(
         _STORAGE,
         "1GiB",
         Between(Size.parse, Size(1 << 20), Size(1 << 44)),
         "SIZE",
-        "How much an lmdb: store may hold; when it is full, the soonest to expire go first.",
+        "Capacity of an lmdb: storage. When it is full, the sessions that expire soonest are evicted.",
     )
     max_ttl: Duration = _setting(
         _STORAGE,
         "24h",
         Between(Duration.parse, Duration(1), Duration(_LONGEST_TTL)),
         "DURATION",
-        "The longest that a session lives (RFC 8446 section 4.6.1 allows a week); longer requests are lowered to it.",
+        "Maximum lifetime of a session (RFC 8446 section 4.6.1 allows 7 days). Longer ones are reduced to it.",
     )
     transport: str = _setting(
         _PROCESSES,
         "grpcio",
         one_of("grpcio", "native"),
         "TRANSPORT",
-        "What speaks gRPC: grpcio, or native, which answers several times as many calls a core, without TLS, on "
-        "loopback addresses and unix sockets only (docs/store.md).",
+        "Implementation of gRPC: grpcio, or native, which serves several times as many calls per core, without TLS, "
+        "on loopback addresses and unix sockets only (docs/store.md).",
     )
     workers: int = _setting(
         _PROCESSES,
         "auto",
         _workers,
         "N",
-        "Processes that share the addresses and the store, 1 to 256; auto is one a core, or one alone on a unix "
+        "Processes that share the addresses and the storage, 1 to 256; auto is one per core, or one with a unix "
         "socket.",
     )
     threads: int = _setting(
@@ -115,139 +115,143 @@ class Settings:
         "8",
         Between(whole, 1, 256),
         "N",
-        "Threads a process that answer calls; more than the default answer no faster from an embedded store.",
+        "RPC threads per process. More than 8 do not increase the throughput with LMDB.",
     )
     shutdown_delay: Duration = _setting(
         _PROCESSES,
         "5s",
         Between(Duration.parse, Duration(0), Duration(3_600)),
         "DURATION",
-        "How long to go on serving after SIGTERM while health says NOT_SERVING, so that callers move away first.",
+        "Time after SIGTERM in which calls are served, while health reports NOT_SERVING and clients leave.",
     )
     tls_cert: str = _setting(
         _CALLERS,
         "",
         str,
         "FILE",
-        "Certificate of the server and its chain (PEM): speak TLS 1.2 or 1.3 on every --listen address. This file and "
-        "the next three are read again when they change.",
+        "Certificate of the server and its chain (PEM): use TLS 1.2 or 1.3 on every --listen address. This file and "
+        "the next three are reloaded when they change.",
     )
     tls_key: str = _setting(
-        _CALLERS, "", str, "FILE", "Private key of the certificate (PEM, not encrypted): EC, or RSA of 2,048 bits up."
+        _CALLERS,
+        "",
+        str,
+        "FILE",
+        "Private key of the certificate (PEM, not encrypted): EC, or RSA with at least 2,048 bits.",
     )
     client_ca: str = _setting(
         _CALLERS,
         "",
         str,
         "FILE",
-        "Authorities (PEM) whose client certificates are accepted; nobody gets in without one. Without this setting "
-        "TLS hides the traffic, and whoever reaches the address may call.",
+        "Authorities (PEM) of client certificates; a client without a certificate of theirs is rejected. Without this "
+        "setting TLS only encrypts, and every client that can reach the address may call.",
     )
     grants: str = _setting(
         _CALLERS,
         "",
         str,
         "FILE",
-        "Which identities may do what in which namespaces (TOML, docs/store.md); needs --client-ca. Without it every "
-        "client that gets in may do everything.",
+        "Permissions of identities by namespace and operation (TOML, docs/store.md); requires --client-ca. Without it "
+        "every accepted client may call everything.",
     )
     namespace_ops_per_second: int = _setting(
         _LIMITS,
         "0",
         Between(whole, 0, LARGEST),
         "N",
-        "Operations a second in a namespace for which the grants have no limit; a Batch counts each of its own, and 0 "
-        "is as many as come. More are refused (docs/limits.md).",
+        "Maximum operations per second of a namespace without a limit in the grants; each operation of a Batch counts, "
+        "0 = unlimited. Further ones are rejected (docs/limits.md).",
     )
     namespace_sessions: int = _setting(
         _LIMITS,
         "0",
         Between(whole, 0, LARGEST),
         "N",
-        "Sessions and tombstones in such a namespace; more are refused, and 0 is as many as the store holds.",
+        "Maximum sessions and tombstones of such a namespace; 0 = unlimited. Further ones are rejected.",
     )
     namespace_bytes: Size = _setting(
         _LIMITS,
         "0B",
         Between(Size.parse, Size(0), Size(1 << 44)),
         "SIZE",
-        "What the values in such a namespace may take, with 256 bytes for each session and tombstone; 0B is as much as "
-        "the store holds.",
+        "Maximum size of the values of such a namespace, plus 256 bytes for each session and tombstone; 0B = "
+        "unlimited.",
     )
     namespace_watchers: int = _setting(
         _LIMITS,
         "0",
         Between(whole, 0, LARGEST),
         "N",
-        "Watch streams of such a namespace in each process; 0 is as many as its share of all 256.",
+        "Maximum Watch streams per namespace and process; 0 = only a fair share of a process's 256 streams.",
     )
     max_connections: int = _setting(
         _ADDRESSES,
         "10000",
         Between(whole, 1, 1_000_000),
         "N",
-        "Connections that each process may have; more are refused. One address may have them all: a packet filter "
-        "limits the connections of an address (docs/limits.md).",
+        "Maximum connections per process; further ones are rejected. One client address may use all of them; limit the "
+        "connections of an address with a packet filter (docs/limits.md).",
     )
     max_connection_age: Duration = _setting(
         _ADDRESSES,
         USUAL_AGE,
         Between(Duration.parse, Duration(1), Duration(86_400)),
         "DURATION",
-        "How long a connection is kept before its client is asked to connect anew: how long those stay who got in with "
-        "what --client-ca no longer accepts, and how long clients take to find new servers.",
+        "Maximum age of a connection before the server requests a new one. It bounds how long a client stays connected "
+        "after its authority was removed from --client-ca, and how long clients take to discover new servers.",
     )
     health_listen: tuple[Address, ...] = _setting(
         _ADDRESSES,
         [],
         _addresses,
         "ADDRESS",
-        "Where to serve health alone, without TLS, for probes that have no client certificate (Kubernetes).",
+        "Address that serves health only, without TLS, for probes without a client certificate (Kubernetes).",
     )
     metrics_listen: tuple[Address, ...] = _setting(
         _ADDRESSES,
         [],
         _addresses,
         "ADDRESS",
-        "Where to serve metrics for Prometheus, over plain HTTP: host:port, by custom port 9464. They show the names "
-        "of namespaces, and no secret.",
+        "Address that serves metrics for Prometheus over plain HTTP: host:port, by convention port 9464. Metrics "
+        "contain the names of namespaces, and no secret.",
     )
     insecure: bool = _setting(
         _ADDRESSES,
         False,
         bool,
         "",
-        "Listen without --client-ca on addresses that other machines reach. Whoever reaches them can remove sessions "
-        "and fill the store, though not read or forge any that is sealed.",
+        "Listen without --client-ca on addresses that other machines can reach. Every client there can remove sessions "
+        "and fill the storage, but cannot read or forge sealed sessions.",
     )
     core_dumps: bool = _setting(
         _PROCESSES,
         False,
         bool,
         "",
-        "Let crashes leave core dumps, and debuggers attach. The server's TLS key and sealed sessions are in a dump.",
+        "Enable core dumps and debuggers. A dump contains the server's TLS key and sealed sessions.",
     )
     log_format: str = _setting(
-        _LOGS, "json", one_of("json", "console"), "FORMAT", "How log lines look: json or console."
+        _LOGS, "json", one_of("json", "console"), "FORMAT", "Format of log lines: json or console."
     )
     log_level: str = _setting(
         _LOGS,
         "info",
         one_of("debug", "info", "warning", "error"),
         "LEVEL",
-        "The least that is logged: debug, info, warning or error.",
+        "Minimum level of log lines: debug, info, warning or error.",
     )
     otel: bool = _setting(
         _LOGS,
         False,
         bool,
         "",
-        "Make a span of each call for OpenTelemetry, and export it over OTLP (gRPC), as OTEL_EXPORTER_OTLP_ENDPOINT, "
-        "OTEL_TRACES_SAMPLER and its other environment variables say (docs/operations.md).",
+        "Create an OpenTelemetry span of each call, and export it over OTLP (gRPC), configured by "
+        "OTEL_EXPORTER_OTLP_ENDPOINT, OTEL_TRACES_SAMPLER and the other variables (docs/operations.md).",
     )
 
     def shown(self) -> dict[str, str]:
-        """Return every setting by its name, as a user would write it."""
+        """Return the text of every setting by its name, without passwords."""
         texts = {setting.name: str(getattr(self, setting.name)) for setting in dataclasses.fields(self)}
         return texts | {
             "listen": " ".join(map(str, self.listen)),
@@ -258,12 +262,12 @@ class Settings:
 
 
 def flag(name: str) -> str:
-    """Return the option that a setting is given by."""
+    """Return the option of a setting."""
     return f"--{name.replace('_', '-')}"
 
 
 def parse(given: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Read each setting by itself, from the values that the user gave and defaults.
+    """Parse each setting, from the user's values and the defaults.
 
     Returns:
         The values by the names of the settings, without those that cannot be read, and a line for each problem.

@@ -1,4 +1,4 @@
-"""What settings are made of: durations, sizes, addresses, choices; each read from what a user writes, and checked."""
+"""Parsers of setting values: durations, sizes, addresses, numbers, choices."""
 
 from __future__ import annotations
 
@@ -21,11 +21,15 @@ class Duration(float):
 
     @classmethod
     def parse(cls, text: str) -> Duration:
-        """Read a number with a unit; raise ValueError on anything else."""
+        """Parse a number with a unit.
+
+        Raises:
+            ValueError: The text is anything else.
+        """
         return cls(_quantity(text, cls._UNITS, "a duration such as 90s, 5m, 24h or 7d"))
 
     def __str__(self) -> str:
-        return _shown(self, self._UNITS)
+        return _format(self, self._UNITS)
 
 
 class Size(int):
@@ -35,11 +39,15 @@ class Size(int):
 
     @classmethod
     def parse(cls, text: str) -> Size:
-        """Read a number with a unit; raise ValueError on anything else."""
+        """Parse a number with a unit.
+
+        Raises:
+            ValueError: The text is anything else.
+        """
         return cls(_quantity(text, cls._UNITS, "a size such as 512MiB or 1GiB"))
 
     def __str__(self) -> str:
-        return _shown(self, self._UNITS)
+        return _format(self, self._UNITS)
 
 
 def _quantity(text: str, units: dict[str, float] | dict[str, int], example: str) -> float:
@@ -49,15 +57,15 @@ def _quantity(text: str, units: dict[str, float] | dict[str, int], example: str)
     return float(match[1]) * units[match[2]]
 
 
-def _shown(value: float, units: dict[str, float] | dict[str, int]) -> str:
-    """Write `value` in the largest unit that divides it, else in the smallest."""
+def _format(value: float, units: dict[str, float] | dict[str, int]) -> str:
+    """Return `value` in the largest unit that divides it, otherwise in the smallest."""
     unit, factor = next(((u, f) for u, f in units.items() if value and not value % f), list(units.items())[-1])
     return f"{value / factor:g}{unit}"
 
 
 @dataclass(frozen=True)
 class Address:
-    """Where to listen: a host and a port, or the path of a unix socket."""
+    """An address to listen on: a host and a port, or the path of a unix socket."""
 
     host: str = ""
     port: int = 0
@@ -65,7 +73,11 @@ class Address:
 
     @classmethod
     def parse(cls, text: str) -> Address:
-        """Read "host:port", "[v6]:port" or "unix:/path"; raise ValueError on anything else."""
+        """Parse "host:port", "[v6]:port" or "unix:/path".
+
+        Raises:
+            ValueError: The text is anything else.
+        """
         if text.startswith("unix:"):
             path = text.removeprefix("unix:")
             if not path.startswith("/") or "\0" in path:
@@ -82,7 +94,7 @@ class Address:
 
     @property
     def local(self) -> bool:
-        """Whether only processes of this machine get there."""
+        """Whether only processes of this machine can reach it."""
         if self.path or self.host == "localhost":
             return True
         try:
@@ -98,14 +110,18 @@ class Address:
 
 @dataclass(frozen=True)
 class Between:
-    """A parser that also refuses what is outside `low` to `high`, both included; says so when it is made a text."""
+    """A parser of values from `low` to `high`, both included; str() describes the range."""
 
     parse: Callable[[str], Any]
     low: Any
     high: Any
 
     def __call__(self, text: str) -> Any:
-        """Read a value; raise ValueError on anything else."""
+        """Parse a value.
+
+        Raises:
+            ValueError: The value is outside the range.
+        """
         value = self.parse(text)
         if not self.low <= value <= self.high:
             raise ValueError(f"{text} is outside {self}")
@@ -116,18 +132,22 @@ class Between:
 
 
 LARGEST = 999_999_999
-"""The largest number that whole() reads."""
+"""The largest number that whole() accepts."""
 
 
 def whole(text: str) -> int:
-    """Read a whole number that is not negative; raise ValueError on anything else."""
+    """Parse a whole number of at most nine digits.
+
+    Raises:
+        ValueError: The text is anything else.
+    """
     if not re.fullmatch(r"\d{1,9}", text, re.ASCII):
         raise ValueError(f"{text!r} is not a whole number")
     return int(text)
 
 
 def one_of(*choices: str) -> Callable[[str], str]:
-    """Return a parser that refuses what is none of `choices`."""
+    """Return a parser that accepts `choices` only."""
 
     def choice(text: str) -> str:
         if text not in choices:
@@ -138,5 +158,5 @@ def one_of(*choices: str) -> Callable[[str], str]:
 
 
 def redacted(url: str) -> str:
-    """Return a URL of any engine as a log may show it: without a password."""
+    """Return a URL of any engine without its password, for logs."""
     return re.sub(r"(?<=://)([^/?#:]*):([^/?#]*)@", r"\1:***@", url)

@@ -34,8 +34,8 @@ BOTH = OLD.pem + NEW.pem
 SHOP, PAY = "spiffe://example.org/shop", "spiffe://example.org/pay"
 EVERYTHING = ["put", "get", "take", "remove", "watch"]
 SHOP_GRANT, PAY_GRANT = grant(SHOP, ["shop"], EVERYTHING), grant(PAY, ["pay"], EVERYTHING)
-TAKEN = "changed files taken"
-IGNORED = "changed files cannot be used, what was there before stays"
+TAKEN = "reloaded"
+IGNORED = "reload failed, keeping the previous configuration"
 
 
 class Traffic:

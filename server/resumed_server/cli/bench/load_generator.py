@@ -1,4 +1,4 @@
-"""Clients that come back again and again, each time to another server: the load of `resumed bench`."""
+"""Load generator of `resumed bench`: clients that connect repeatedly, each time to the next server."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 _TICK = 0.05
 """Seconds: how exactly time limits are kept."""
 _REST = 1.0
-"""Seconds that a client stays away after a failure: a server that refuses is not to be flooded."""
+"""Pause of a client after a failure, in seconds, which protects an overloaded server."""
 _START_PATIENCE = 60.0
 _SPAWNING = multiprocessing.get_context("spawn")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What load to make.
+    """The load to generate.
 
     Attributes:
         endpoints: The servers, which each client visits in turns.
@@ -59,7 +59,7 @@ class Plan:
     count: int | None = None
 
     def part(self, number: int) -> Plan:
-        """Return what the process `number` does."""
+        """Return the part of process `number`."""
 
         def part_of(whole: int) -> int:
             return whole // self.processes + (number < whole % self.processes)
@@ -74,7 +74,7 @@ class Plan:
 
 @dataclass
 class Tally:
-    """What came of it.
+    """The results.
 
     Attributes:
         times: Seconds of each handshake, by server (its index) and by whether it was resumed.
@@ -113,7 +113,11 @@ def _seconds() -> array[float]:
 
 
 def measure(plan: Plan) -> Tally:
-    """Make the load and return what came of it; raises EOFError if a process ends untimely."""
+    """Generate the load and return the results.
+
+    Raises:
+        EOFError: A process ended too early.
+    """
     start = _SPAWNING.Barrier(plan.processes)
     tally = Tally()
     with contextlib.ExitStack() as held:
@@ -126,7 +130,7 @@ def measure(plan: Plan) -> Tally:
 
 @contextlib.contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """Ignore Ctrl-C; processes that are started meanwhile do so for good: it is for the parent, who ends them."""
+    """Ignore Ctrl-C, also in processes that start during the context: the parent ends them."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         yield
@@ -184,7 +188,7 @@ class Crowd:
         self._tally = Tally()
 
     def run(self, start: Any = lambda: None) -> Tally:
-        """Make the visits; what comes before `start` returns does not count.
+        """Make the visits; results before the return of `start` do not count.
 
         Clients who are to offer a session first fetch one.
         """

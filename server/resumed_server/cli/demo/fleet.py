@@ -1,4 +1,4 @@
-"""A store and frontends of both stacks on this machine, each a process, with a throw-away certificate and keyring."""
+"""A store and frontends of both stacks on this machine, each a process, with a temporary certificate and keyring."""
 
 from __future__ import annotations
 
@@ -24,32 +24,32 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 PATIENCE = 20.0
-"""Seconds that a process may take for anything; only a broken one takes them."""
+"""Time limit of a process for each step, in seconds."""
 NAMESPACE = "demo"
 """The namespace of the frontends; that of the single-use ones is its own."""
 STACKS = {"ssl": "ssl", "pyOpenSSL": "pyopenssl"}
-"""The frontends, and how `demo_frontend` calls their stacks."""
+"""The frontends, and the names of their stacks as options of frontend.py."""
 
 
 class Broken(Exception):
-    """A part of the demo does not work; the message says which, and what it said."""
+    """A part of the demo failed; the message names it and contains its output."""
 
 
 class Fleet:
     """The processes. close() ends them.
 
     Args:
-        directory: Where the certificate, the keyring and the store's file go.
-        tell: Told what is being done.
+        directory: Directory of the certificate, the keyring and the store.
+        report: Called with a description of each step.
 
     Attributes:
         certificate: File with the frontends' certificate, which is its own CA, and its key.
         keyring: The fleet's keyring.
-        target: Where the store is.
+        target: The address of the store.
         ports: The ports of the frontends: those of STACKS, and with " once" behind their names their single-use twins.
     """
 
-    def __init__(self, directory: Path, tell: Callable[[str], object]) -> None:
+    def __init__(self, directory: Path, report: Callable[[str], object]) -> None:
         self._processes: dict[str, subprocess.Popen[str]] = {}
         self._keys = directory / "fleet.keys"
         KeyringFile.create(str(self._keys), Key.generate())
@@ -58,9 +58,9 @@ class Fleet:
         self.certificate.write_bytes(_certificate())
         with contextlib.ExitStack() as unless_started:
             unless_started.callback(self.close)
-            tell("starting the store")
+            report("starting the store")
             self.target = self._start_store(directory / "store")
-            tell("starting the frontends")
+            report("starting the frontends")
             self.ports = self._start_frontends()
             unless_started.pop_all()
 
@@ -93,7 +93,7 @@ class Fleet:
         for name, stack in STACKS.items():
             common = [
                 *("resumed_server.cli.demo.frontend", "--stack", stack, "--certificate", str(self.certificate)),
-                # What is shown is what resumes, however busy the machine is.
+                # The demo shows resumption, also on a busy machine.
                 *("--target", self.target, "--keyring", str(self._keys), "--deadline", "1"),
             ]
             once = f"{name} once"

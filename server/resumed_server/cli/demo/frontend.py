@@ -1,9 +1,9 @@
-"""A small TLS frontend, one process: what `resumed demo` lets clients talk to, and measurements and tests as well.
+"""A small TLS frontend in one process, for `resumed demo`, measurements and tests.
 
-It listens on a free port of 127.0.0.1, says which in a line of JSON, and answers each line that a client sends with a
-line of JSON: `stats` with what the shim counted, `flush` once the shim has sent all Puts and removals, `bye` before it
-closes the connection, any other with who answers and how long the handshake took. Connections end without close_notify,
-as those of plain `ssl` sockets do.
+It listens on a free port of 127.0.0.1, prints the port in a line of JSON, and responds to each line of a client with a
+line of JSON: `stats` with the counters of the shim, `flush` once the shim has sent all Puts and removals, `bye` before
+it closes the connection, any other with its name and the duration of the handshake. Connections end without
+close_notify, as with plain `ssl` sockets.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ class Frontend:
         return server.server_port
 
     def serve(self, listener: socket.socket) -> None:
-        """Serve each connection in a thread of its own, for ever."""
+        """Serve each connection in a thread of its own; never return."""
         while True:
             self._free.acquire()
             connection, _ = listener.accept()
@@ -175,7 +175,7 @@ def _arguments() -> argparse.ArgumentParser:
     parser.add_argument("--metrics", action="store_true", help="serve metrics for Prometheus; the line says where")
     store = parser.add_argument_group("the store (without --target: no shim), see resumed.install()")
     store.add_argument("--target", help="where the store is")
-    # What is not given is not passed on: the defaults are those of install().
+    # Omitted options are not passed on: the defaults are those of install().
     options: dict[str, Any] = {"default": argparse.SUPPRESS}
     store.add_argument("--namespace", **options)
     store.add_argument("--keyring", metavar="FILE", **options)

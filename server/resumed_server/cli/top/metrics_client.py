@@ -1,4 +1,4 @@
-"""What metrics endpoints say, and what happened between two times that they were asked."""
+"""Scrape metrics endpoints, and compute rates between two scrapes."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
 PATIENCE = 3.0
-"""Seconds that an endpoint may take to answer."""
+"""Time limit of a scrape, in seconds."""
 _LARGEST = 16 << 20
 
 Labels = frozenset[tuple[str, str]]
 
 
 class Unreachable(Exception):
-    """An endpoint does not say its metrics: why."""
+    """An endpoint cannot be scraped; the message is the reason."""
 
 
 class Scrape(NamedTuple):
-    """What an endpoint said, and when: values by name and labels."""
+    """The metrics of an endpoint at one time: values by name and labels."""
 
     time: float
     values: dict[str, dict[Labels, float]]
 
 
 class Period:
-    """What happened at one endpoint between two scrapes."""
+    """The changes of one endpoint between two scrapes."""
 
     def __init__(self, before: Scrape, after: Scrape) -> None:
         self._before, self._after = before, after
@@ -60,7 +60,7 @@ class Period:
         return (self.labels(name, label) or [""])[0]
 
     def rate(self, name: str, **where: str) -> float:
-        """Return by how much a counter rose in a second; a process that began anew began at zero."""
+        """Return the increase of a counter per second; after a restart it began at zero."""
         rise = 0.0
         before = self._before.values.get(name, {})
         for labels, value in self._after.values.get(name, {}).items():
@@ -82,7 +82,7 @@ class Period:
             if reached >= wanted:
                 return low + (bound - low) * (wanted - below) / (reached - below)
             low, below = bound, reached
-        return low  # longer than the largest bound: nobody knows by how much
+        return low  # longer than the largest bound, by an unknown amount
 
 
 def endpoints(given: Sequence[str]) -> list[str]:
@@ -107,7 +107,7 @@ def endpoints(given: Sequence[str]) -> list[str]:
 
 
 def scrape_all(urls: Iterable[str]) -> dict[str, Scrape | Unreachable]:
-    """Ask all endpoints at the same time."""
+    """Scrape all endpoints concurrently."""
     urls = list(urls)
     with ThreadPoolExecutor(max(1, min(len(urls), 32))) as pool:
         return dict(zip(urls, pool.map(_scraped, urls), strict=True))
