@@ -39,8 +39,8 @@ class Fleet:
     """The processes. close() ends them.
 
     Args:
-        directory: Where the certificate, the keyring and the store's file go.
-        tell: Told what is being done.
+        directory: Directory of the certificate, the keyring and the store.
+        report: Called with a description of each step.
 
     Attributes:
         certificate: File with the frontends' certificate, which is its own CA, and its key.
@@ -49,7 +49,7 @@ class Fleet:
         ports: The ports of the frontends: those of STACKS, and with " once" behind their names their single-use twins.
     """
 
-    def __init__(self, directory: Path, tell: Callable[[str], object]) -> None:
+    def __init__(self, directory: Path, report: Callable[[str], object]) -> None:
         self._processes: dict[str, subprocess.Popen[str]] = {}
         self._keys = directory / "fleet.keys"
         KeyringFile.create(str(self._keys), Key.generate())
@@ -58,9 +58,9 @@ class Fleet:
         self.certificate.write_bytes(_certificate())
         with contextlib.ExitStack() as unless_started:
             unless_started.callback(self.close)
-            tell("starting the store")
+            report("starting the store")
             self.target = self._start_store(directory / "store")
-            tell("starting the frontends")
+            report("starting the frontends")
             self.ports = self._start_frontends()
             unless_started.pop_all()
 
