@@ -150,7 +150,7 @@ def test_a_child_has_no_connection_of_its_parent_and_resumes_nothing_that_its_pa
         "keyring": str(files / "fleet.keys"),
         "certificate": str(files / "certificate.pem"),
     }
-    command = [BUILD / "resumed-forks", *(f"--{name}={value}" for name, value in named.items())]
+    command = [str(BUILD / "resumed-forks"), *(f"--{name}={value}" for name, value in named.items())]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as program:

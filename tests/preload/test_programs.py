@@ -224,7 +224,7 @@ def test_callbacks_that_observe_sessions_are_called_and_those_of_a_cache_replace
     certificate.write_bytes(CA.issue_cert("localhost").private_key_and_cert_chain_pem.bytes())
     source = ROOT / "client" / "c" / "tests" / "observed.c"
     subprocess.run(["cc", "-Wall", "-Wextra", "-Werror", source, "-o", program, "-lssl", "-lcrypto"], check=True)
-    command = [program, certificate, callbacks]
+    command = [str(program), str(certificate), callbacks]
     done = subprocess.run(command, env=environment, check=False, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("the server's own session cache is not used") == (callbacks == "cache"), done.stderr
