@@ -162,17 +162,12 @@ lint: setup actionlint ## Run the linters, the type checker, and the checks of l
 
 # Installed with Go, from the checksum database: the package for pip downloads an unsigned binary.
 $(BUILD)/actionlint-$(ACTIONLINT):
-	GOBIN=$(CURDIR)/$(BUILD) go install github.com/rhysd/actionlint/cmd/actionlint@$(ACTIONLINT)
-	@mv $(BUILD)/actionlint $@
+	@GOBIN=$(CURDIR)/$(BUILD) go install github.com/rhysd/actionlint/cmd/actionlint@$(ACTIONLINT) && mv $(BUILD)/actionlint $@
 
 .PHONY: actionlint
-ifneq ($(shell command -v go),)
-actionlint: $(BUILD)/actionlint-$(ACTIONLINT) ## Check the workflows of GitHub Actions; needs Go
-	$(BUILD)/actionlint-$(ACTIONLINT)
-else
-actionlint:
-	@echo "no Go here: the workflows of GitHub Actions are not checked"
-endif
+actionlint: ## Check the workflows of GitHub Actions; needs Go
+	@if $(MAKE) --no-print-directory $(BUILD)/actionlint-$(ACTIONLINT); then $(BUILD)/actionlint-$(ACTIONLINT); \
+	else echo "no Go, or no network for actionlint: the workflows of GitHub Actions are not checked"; fi
 
 .PHONY: breaking
 breaking: setup ## Compare the contract with that of the last release

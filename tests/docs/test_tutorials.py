@@ -8,12 +8,14 @@ import re
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from docs.markdown import TREE, blocks, commands
-from docs.quick_start import Shell, free_port
+from docs.quick_start import Shell, answers, free_port
+from support.waiting import until
 
 NGINX = Path("docs/tutorials/nginx-fleet.md")
 KUBERNETES = Path("docs/tutorials/kubernetes-cert-manager.md")
@@ -43,6 +45,8 @@ def test_the_second_nginx_resumes_a_session_of_the_first(tmp_path: Path) -> None
             if command.typed and not BEFORE_THE_FIRST_STEP.match(command.text):
                 status, printed[command.text] = shell.run(adapted(command.text))
                 assert status == 0, f"{command.where}: {printed[command.text]}"
+                if command.text.startswith("resumed serve"):  # a reader is slower than its start
+                    until(partial(answers, ports["7400"]))
     assert printed["visit localhost:8444 -sess_in session.pem"].strip() == "session reused: r"
 
 

@@ -408,6 +408,24 @@ static void other_ciphers(void)
     release((SSL_CTX *[]){one, other, anyone}, 3);
 }
 
+/* OpenSSL resumes no session without an extended master secret for a client that offers one (RFC 7627 section 5.3). */
+static void discarded_sessions(void)
+{
+    SSL_CTX *servers = installed(server(CERTIFICATE), "discarded", HOST), *old = client(FILES), *anyone = client(FILES);
+    SSL_SESSION *session = NULL, *kept;
+
+    SSL_CTX_set_options(old, SSL_OP_NO_EXTENDED_MASTER_SECRET);
+    MUST(meet(servers, old, "localhost", &session) == FULL);
+    kept = SSL_SESSION_dup(session);
+    MUST(meet(servers, anyone, "localhost", &session) == FULL);
+    MUST(counted(servers, "misses not-resumed ") == 1 && counted(servers, "hits store ") == 0);
+    MUST(meet(servers, old, "localhost", &kept) == RESUMED);
+    MUST(counted(servers, "misses not-resumed ") == 1 && counted(servers, "hits store ") == 1);
+    SSL_SESSION_free(session);
+    SSL_SESSION_free(kept);
+    release((SSL_CTX *[]){servers, old, anyone}, 3);
+}
+
 static const unsigned char DATA[32] = "data of the application";
 
 static int attach(SSL *ssl, void *unused)
@@ -534,6 +552,7 @@ int main(int argc, char **argv)
     }
     version = TLS1_2_VERSION;
     renegotiation();
+    discarded_sessions();
     version = TLS1_3_VERSION;
     other_ciphers();
     application_data();

@@ -287,9 +287,9 @@ fn a_removal_binds_the_frontend_that_asked_for_it_at_once() {
 
 #[test]
 fn at_a_limit_stored_sessions_resume_and_new_ones_are_not_stored() {
-    for ids in [Ids::Sealed, Ids::Any] {
-        let Some(store) = Store::launch(&["--namespace-ops-per-second", "5"]) else { return };
-        let sessions = sessions(&store.target, "limited", |options| options.ids = ids);
+    let Some(store) = Store::launch(&["--namespace-ops-per-second", "5"]) else { return };
+    for (namespace, ids) in [("sealed", Ids::Sealed), ("any", Ids::Any)] {
+        let sessions = sessions(&store.target, namespace, |options| options.ids = ids);
         let connection = || sessions.connection(&Scope::default());
         let first = connection().encrypt(b"session").unwrap();
         assert!(sessions.flush(PATIENCE));
