@@ -401,7 +401,7 @@ def test_a_stale_unix_socket_is_replaced_and_one_in_use_is_not(tmp_path: Path, t
         pass
     path.write_text("precious")
     (line,) = refused("--listen", f"unix:{path}")
-    assert "no socket" in line
+    assert "not a socket" in line
     assert path.read_text() == "precious"
 
 
