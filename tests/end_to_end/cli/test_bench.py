@@ -244,7 +244,7 @@ class TestErrors:
             (("localhost:1", "--count", "0"), "--count"),
             (("localhost:1", "--connections", "0"), "--connections"),
             (("localhost:1", "--ca", "/missing.pem"), "/missing.pem: No such file"),
-            (("localhost:1", "--ca", "/dev/null"), "holds no certificates"),
+            (("localhost:1", "--ca", "/dev/null"), "contains no PEM certificates"),
             (("localhost:1", "--ca", "/missing.pem", "--insecure"), "contradict"),
             (("localhost:1", "--send", "\\x"), "--send"),
         ],

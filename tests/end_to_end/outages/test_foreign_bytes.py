@@ -225,7 +225,8 @@ def test_a_defect_in_the_shim_is_a_miss(scene: Scene) -> None:
     def defect(*_arguments: object, **_more: object) -> None:
         raise RuntimeError("a defect")
 
-    for name in ("look_up", "negotiated", "ended", "issue_id"):
+    for name in ("on_get_session", "on_new_session", "on_connection_failed", "issue_id"):
+        assert hasattr(scene.shim, name)
         setattr(scene.shim, name, defect)
     visit = scene.client.visit(scene.frontend, scene.session)
     assert not visit.reused

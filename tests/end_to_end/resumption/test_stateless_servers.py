@@ -148,7 +148,7 @@ def test_what_is_wrong_with_redis_is_one_line_and_exit_status_2(
     assert server.wait() == 2
     lines = server.log_lines()
     assert [line["text"] for line in lines if "text" in line] == [f"resumed: --storage: {complaint.format(host)}"]
-    assert server.log_lines("starting")[0]["store"] == url.format(host).replace("hush-hush", "***") + PATIENT
+    assert server.log_lines("starting")[0]["storage"] == url.format(host).replace("hush-hush", "***") + PATIENT
     assert "hush-hush" not in str(lines)
 
 

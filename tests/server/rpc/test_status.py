@@ -82,10 +82,10 @@ def test_every_error_has_one_code_one_reason_and_a_fixed_text(
 @pytest.mark.parametrize(
     ("error", "meaning"),
     [
-        (Stopping(), "the server is just being stopped"),
-        (TooManyWatchers(), "the server has as many watchers as it takes"),
+        (Stopping(), "the server is shutting down"),
+        (TooManyWatchers(), "the server has reached its limit of watchers"),
         (WatcherTooSlow(), "the watcher did not keep up with the store"),
-        (EngineUnavailable(), "the store's storage does not answer"),
+        (EngineUnavailable(), "the storage of the store is unavailable"),
     ],
     ids=lambda value: type(value).__name__,
 )

@@ -80,8 +80,9 @@ class MetricsCollector(Collector):
         yield from _workers(by_worker, up)
 
     def _store(self, all_workers: Sequence[_Figures], live_workers: Sequence[_Figures]) -> Iterator[Metric]:
-        # All workers share one storage: the latest figures count.
-        usage: dict[str, int] = max(all_workers, key=lambda each: each["published"], default={"usage": {}})["usage"]
+        # All workers share one storage: the latest figures count. A new worker does not have any yet.
+        known = [each for each in all_workers if each["usage"]]
+        usage: dict[str, int] = max(known, key=lambda each: each["published"])["usage"] if known else {}
         if usage:
             yield GaugeMetricFamily(
                 "resumed_sessions",
