@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import re
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
@@ -13,6 +12,7 @@ from rich.text import Text
 
 from resumed_server.auth.grants import OPERATIONS, watch_file
 from resumed_server.cli.options import AsJson
+from resumed_server.config.patterns import is_namespace
 from resumed_server.errors import UserError
 
 if TYPE_CHECKING:
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 _NEAREST = 3
 """Number of the nearest grants that are printed after a denial."""
-_NAMESPACE = re.compile(r"[a-z0-9.-]{1,63}")
 
 
 app = typer.Typer(add_completion=False, help="Check a grants file.")
@@ -112,7 +111,7 @@ def _verify(question: Question) -> None:
     problems = []
     if question.identity is not None and not question.identity.startswith(("spiffe://", "dns:")):
         problems.append(f"--identity: {question.identity!r} is neither spiffe://... nor dns:...")
-    if question.namespace is not None and not _NAMESPACE.fullmatch(question.namespace):
+    if question.namespace is not None and not is_namespace(question.namespace):
         problems.append(f"--namespace: {question.namespace!r} is not 1 to 63 characters of [a-z0-9.-]")
     if question.operation is not None and question.operation not in OPERATIONS:
         problems.append(f"--operation: {question.operation!r} is none of {', '.join(OPERATIONS)}")

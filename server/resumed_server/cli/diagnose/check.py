@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import time
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,6 +18,7 @@ from resumed.v1 import session_store_pb2_grpc as pb_grpc
 from resumed_server.cli.diagnose.checks import Failure, all_passed, run_checks, show
 from resumed_server.cli.options import AsJson, Deadline, Keyring, Target
 from resumed_server.cli.tls_options import TlsOptions, takes_tls
+from resumed_server.config.patterns import is_namespace
 from resumed_server.errors import UserError
 
 if TYPE_CHECKING:
@@ -30,7 +30,6 @@ HANDSHAKE_PATIENCE = 0.05
 """Seconds: the default deadline of a frontend's look-up."""
 
 _SERVICE = pb.DESCRIPTOR.services_by_name["SessionStoreService"].full_name
-_NAMESPACE = re.compile(r"[a-z0-9.-]{1,63}")
 _LONGEST_DEADLINE = 3600
 _PLAINTEXT = TlsOptions()
 
@@ -81,7 +80,7 @@ def verify(target: str, namespace: str, deadline: float) -> None:
     """
     if not target:
         raise UserError("TARGET is empty; give the address of the store, such as 127.0.0.1:7400")
-    if not _NAMESPACE.fullmatch(namespace):
+    if not is_namespace(namespace):
         raise UserError(f"--namespace: {namespace!r} is not 1 to 63 characters of [a-z0-9.-]")
     if not 0 < deadline <= _LONGEST_DEADLINE:
         raise UserError(f"--deadline: {deadline:g} is not above 0 and at most {_LONGEST_DEADLINE} seconds")
