@@ -7,15 +7,18 @@ the step that it is in (during()), or, where this package does not see the step,
 from __future__ import annotations
 
 import ctypes
+import inspect
 import signal
+import sys
 import threading
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from types import FrameType
 
 _MOMENT = 0.01
-"""Seconds until an exception is raised in a step that is not seen: the callback must have returned."""
+"""Seconds until an exception is raised in a step that is not seen, if the callback has returned by then."""
 
 _Result = TypeVar("_Result")
 
@@ -51,10 +54,32 @@ def interrupted(error: BaseException) -> None:
         main = threading.main_thread().ident or 0
         threading.Timer(_MOMENT, signal.pthread_kill, (main, signal.SIGINT)).start()
     else:
-        threading.Timer(_MOMENT, _raise_in, (threading.get_ident(), error)).start()
+        _raise_later(threading.get_ident(), error, inspect.currentframe())
 
 
-def _raise_in(thread: int, error: BaseException) -> None:
+def _raise_later(thread: int, error: BaseException, within: FrameType | None) -> None:
+    """Raise an exception in another thread once a frame of it has returned to the TLS library."""
+    threading.Timer(_MOMENT, _raise_in, (thread, error, within and _callback_of(within))).start()
+
+
+def _callback_of(frame: FrameType) -> FrameType:
+    """Return the frame that the TLS library called: those of this package end there."""
+    while frame.f_back and _is_ours(frame.f_back):
+        frame = frame.f_back
+    return frame
+
+
+def _is_ours(frame: FrameType) -> bool:
+    return str(frame.f_globals.get("__name__", "")).partition(".")[0] == __name__.partition(".")[0]
+
+
+def _raise_in(thread: int, error: BaseException, within: FrameType | None) -> None:
     """Raise an exception in another thread, which the interpreter makes of a class there."""
+    frame = sys._current_frames().get(thread)  # noqa: SLF001  # documented
+    while frame and frame is not within:
+        frame = frame.f_back
+    if frame and within:  # a busy machine: raised now, it would end in the callback, and be lost
+        _raise_later(thread, error, within)
+        return
     kind = type(type(error).__name__, (type(error),), {"__new__": lambda *_: error})
     ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(kind))

@@ -1,0 +1,46 @@
+"""Exceptions of signal handlers that interrupt a callback."""
+
+from __future__ import annotations
+
+import ctypes
+from types import FunctionType
+
+import pytest
+
+from resumed._async import interruption
+from support.waiting import until
+
+
+class Stop(BaseException):
+    """The exception of a signal handler."""
+
+
+def test_a_slow_callback_returns_before_its_exception_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Raised within the callback, the exception would end in C and be lost: SIGTERM would not end the server."""
+    monkeypatch.setattr(interruption, "_MOMENT", 0.0)
+    attempts = list[int]()
+    raise_in = interruption._raise_in
+
+    def attempt(*arguments: object) -> None:
+        attempts.append(len(attempts))
+        raise_in(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(interruption, "_raise_in", attempt)
+    returned = list[bool]()
+    callback = FunctionType(interrupt_and_work.__code__, globals() | {"__name__": "resumed.callbacks"})
+    function = ctypes.CFUNCTYPE(None)(lambda: callback(attempts, returned))
+
+    def serve() -> None:
+        function()
+        until(lambda: False)
+
+    with pytest.raises(Stop):
+        serve()
+    assert returned == [True]
+
+
+def interrupt_and_work(attempts: list[int], returned: list[bool]) -> None:
+    """Go on after the interruption until the exception could have been raised."""
+    interruption.interrupted(Stop())
+    until(lambda: len(attempts) >= 3)
+    returned.append(True)
