@@ -15,11 +15,13 @@ async function pythonFrontend(context: TestContext, target: string, stack: strin
     python,
     ["-m", "resumed_server.cli.demo.frontend", "--name", "python", "--stack", stack, "--certificate", certificate]
       .concat(["--target", target, "--namespace", "shop", "--keyring", keyringFile(fleetKey)])
-      .concat(["--ids", "any", "--puts", "wait", "--deadline", "5"]),
+      .concat(["--accept-foreign-ids", "--puts", "wait", "--deadline", "5"]),
     { stdio: ["ignore", "pipe", "inherit"] },
   );
   context.after(() => child.kill());
-  const [line] = (await once(createInterface(child.stdout), "line")) as [string];
+  const ended = once(child, "exit").then(([status]) => Promise.reject(new Error(`the frontend ended: ${String(status)}`)));
+  ended.catch(() => undefined); // it ends with the test as well
+  const [line] = (await Promise.race([once(createInterface(child.stdout), "line"), ended])) as [string];
   return (JSON.parse(line) as { port: number }).port;
 }
 
