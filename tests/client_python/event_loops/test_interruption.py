@@ -3,19 +3,35 @@
 from __future__ import annotations
 
 import ctypes
+import signal
 from types import FunctionType
+from typing import TYPE_CHECKING
 
 import pytest
 
 from resumed._async import interruption
 from support.waiting import until
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 
 class Stop(BaseException):
     """The exception of a signal handler."""
 
 
-def test_a_slow_callback_returns_before_its_exception_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True)
+def _interruptible() -> Iterator[None]:
+    """Restore the handler of SIGINT, which the background jobs of a shell ignore."""
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, handler)
+
+
+@pytest.mark.parametrize("kind", [Stop, KeyboardInterrupt])
+def test_a_slow_callback_returns_before_its_exception_is_raised(
+    monkeypatch: pytest.MonkeyPatch, kind: type[BaseException]
+) -> None:
     """Raised within the callback, the exception would end in C and be lost: SIGTERM would not end the server."""
     monkeypatch.setattr(interruption, "_MOMENT", 0.0)
     attempts = list[int]()
@@ -28,19 +44,19 @@ def test_a_slow_callback_returns_before_its_exception_is_raised(monkeypatch: pyt
     monkeypatch.setattr(interruption, "_raise_in", attempt)
     returned = list[bool]()
     callback = FunctionType(interrupt_and_work.__code__, globals() | {"__name__": "resumed.callbacks"})
-    function = ctypes.CFUNCTYPE(None)(lambda: callback(attempts, returned))
+    function = ctypes.CFUNCTYPE(None)(lambda: callback(kind(), attempts, returned))
 
     def serve() -> None:
         function()
         until(lambda: False)
 
-    with pytest.raises(Stop):
+    with pytest.raises(kind):
         serve()
     assert returned == [True]
 
 
-def interrupt_and_work(attempts: list[int], returned: list[bool]) -> None:
+def interrupt_and_work(error: BaseException, attempts: list[int], returned: list[bool]) -> None:
     """Go on after the interruption until the exception could have been raised."""
-    interruption.interrupted(Stop())
+    interruption.interrupted(error)
     until(lambda: len(attempts) >= 3)
     returned.append(True)

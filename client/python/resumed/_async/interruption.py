@@ -49,10 +49,6 @@ def interrupted(error: BaseException) -> None:
     """Have an exception raised again that has interrupted a callback of this thread, once the callback has returned."""
     if _steps.depth:
         _steps.error = error
-    elif isinstance(error, KeyboardInterrupt):
-        # A signal also ends the next wait of the main thread.
-        main = threading.main_thread().ident or 0
-        threading.Timer(_MOMENT, signal.pthread_kill, (main, signal.SIGINT)).start()
     else:
         _raise_later(threading.get_ident(), error, inspect.currentframe())
 
@@ -80,6 +76,9 @@ def _raise_in(thread: int, error: BaseException, within: FrameType | None) -> No
         frame = frame.f_back
     if frame and within:  # a busy machine: raised now, it would end in the callback, and be lost
         _raise_later(thread, error, within)
+        return
+    if isinstance(error, KeyboardInterrupt):  # a signal also ends the next wait of the main thread
+        signal.pthread_kill(threading.main_thread().ident or thread, signal.SIGINT)
         return
     kind = type(type(error).__name__, (type(error),), {"__new__": lambda *_: error})
     ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(kind))
