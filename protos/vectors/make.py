@@ -1,4 +1,4 @@
-"""Writes sealing.json, ids.json and contexts.json, the vectors that every language must pass.
+"""Writes sealing.json, ids.json, contexts.json and tickets.json, the vectors that every language must pass.
 
 python protos/vectors/make.py
 """
@@ -15,12 +15,16 @@ from typing import Any
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.x509.oid import NameOID
 
+from resumed._crypto.derivation import derive
 from resumed._crypto.envelope import Envelope
 from resumed._crypto.fleet_key import FleetKey, Secret
 from resumed._crypto.sealed_value import seal
 from resumed._crypto.store_key import StoreKeys
+from resumed._crypto.ticket_secret import Epoch, TicketSecret
+from resumed._crypto.ticket_state import LINEAGE_BYTES, TicketState, hash_name
 from resumed._policy.fingerprint import ClientPolicy, client_authentication, names_of, server_identity
 
 HERE = Path(__file__).parent
@@ -132,6 +136,79 @@ def ids() -> dict[str, Any]:
     return {"keyring": [key.hex() for key in KEYS], "opens": good, "does_not_open": bad}
 
 
+def tickets() -> dict[str, Any]:
+    """Return the vectors of fleet tickets: secrets, the keys derived of them, states, and tickets of Go and rustls."""
+    secrets, states, encrypted = [], [], []
+    epochs = (
+        Epoch(1_790_000_000 // 3600 * 3600, 3600),
+        Epoch(1_790_000_002, 2, 7),
+        Epoch(604_800 * 2900, 604_800, 255),
+    )
+    for number, (namespace, epoch) in enumerate(zip(("shop", "a.b-c.0", "x" * 63), epochs, strict=True)):
+        fleet_key = FleetKey.of(Secret(KEYS[number % 2]))
+        created, not_after = ISSUED + number / 64, epoch.not_after(7200)
+        secret = TicketSecret(
+            namespace, fleet_key, epoch, Secret(bytes(range(number, number + 32))), created, not_after
+        )
+        nonce = bytes([number]) * 12
+        secrets.append(
+            {
+                "namespace": namespace,
+                "key": fleet_key.secret.hex(),
+                "start": epoch.start,
+                "rotation": epoch.rotation,
+                "generation": epoch.generation,
+                "secret": secret.secret.hex(),
+                "created_microseconds": int(created * 1e6),
+                "lifetime": 7200,
+                "not_after": not_after,
+                "address": secret.address.hex(),
+                "plaintext": secret.encode().hex(),
+                "nonce": nonce.hex(),
+                "sealed": seal([fleet_key], secret.address, secret.encode(), not_after, nonce).hex(),
+                "name": secret.name.hex(),
+                "openssl": secret.openssl.hex(),
+                "raw48": secret.raw48.hex(),
+                "aead32": secret.aead.hex(),
+            }
+        )
+        state = TicketState(
+            bytes(range(number, number + 32)),
+            bytes([number]) * LINEAGE_BYTES,
+            ISSUED + number / 64,
+            ISSUED + 7200,
+            hash_name((b"", b"shop.example", b"a" * 253)[number]),
+        )
+        states.append(
+            {
+                "fingerprint": state.fingerprint.hex(),
+                "lineage": state.lineage.hex(),
+                "negotiated_microseconds": int(state.negotiated * 1e6),
+                "end": state.end,
+                "server_name": ("", "shop.example", "a" * 253)[number],
+                "state": state.encode().hex(),
+                "removal_key": StoreKeys(namespace, "ticket-lineage").key(state.lineage).hex(),
+                "namespace": namespace,
+            }
+        )
+        salt, plaintext = bytes([number + 1]) * 16, state.encode() + b"a serialized session"
+        head = secret.name + salt
+        aead = AESGCM(derive(secret.aead, 32, salt, b"resumed/v1 ticket"))
+        ticket = head + aead.encrypt(bytes(12), plaintext, head)
+        encrypted.append(
+            {
+                "aead32": secret.aead.hex(),
+                "name": secret.name.hex(),
+                "salt": salt.hex(),
+                "plaintext": plaintext.hex(),
+                "ticket": ticket.hex(),
+                "namespace": namespace,
+                "use_key": StoreKeys(namespace, "ticket-use").key(ticket[:32]).hex(),
+            }
+        )
+    return {"secrets": secrets, "states": states, "tickets": encrypted}
+
+
 def contexts() -> dict[str, Any]:
     """Return the vectors of context fingerprints."""
     no_names = x509.Name([])
@@ -211,5 +288,6 @@ def _certificate(subject: x509.Name, alternatives: list[Any]) -> bytes:
 
 
 if __name__ == "__main__":
-    for name, vectors in (("sealing.json", sealing()), ("ids.json", ids()), ("contexts.json", contexts())):
-        (HERE / name).write_text(json.dumps(vectors, indent=2) + "\n", encoding="utf-8")
+    for name, make in (("sealing", sealing), ("ids", ids), ("contexts", contexts), ("tickets", tickets)):
+        vectors = make()
+        (HERE / f"{name}.json").write_text(json.dumps(vectors, indent=2) + "\n", encoding="utf-8")

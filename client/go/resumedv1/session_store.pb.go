@@ -176,7 +176,10 @@ type PutRequest struct {
 	// Time of the full handshake that negotiated the session, by the client's clock. A ticket that a resumed connection issued has
 	// the time of the resumed session. A Purge compares it with its own time. A time ahead of the store's clock counts as now, and
 	// so does an unset one: a Put without it restores its session if it arrives after the Purge.
-	IssueTime     *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=issue_time,json=issueTime,proto3" json:"issue_time,omitempty"`
+	IssueTime *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=issue_time,json=issueTime,proto3" json:"issue_time,omitempty"`
+	// Whether the store keeps the session until its expiry, even if it is full: it evicts other sessions instead. For values that
+	// many connections depend on, such as ticket secrets. The value has at most 1,024 bytes then.
+	Pinned        bool `protobuf:"varint,6,opt,name=pinned,proto3" json:"pinned,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -244,6 +247,13 @@ func (x *PutRequest) GetIssueTime() *timestamppb.Timestamp {
 		return x.IssueTime
 	}
 	return nil
+}
+
+func (x *PutRequest) GetPinned() bool {
+	if x != nil {
+		return x.Pinned
+	}
+	return false
 }
 
 // Response to Put: the session is stored.
@@ -501,7 +511,10 @@ type RemoveRequest struct {
 	// Namespace of the session: 1 to 63 characters of [a-z0-9.-].
 	Namespace string `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
 	// Store key of the session: 1 to 64 bytes.
-	Key           []byte `protobuf:"bytes,2,opt,name=key,proto3" json:"key,omitempty"`
+	Key []byte `protobuf:"bytes,2,opt,name=key,proto3" json:"key,omitempty"`
+	// For a lasting removal, the minimum time for which it is in force. Above zero; the server lowers it to 7 days. Another Remove of
+	// the key may prolong it, and never shortens it. Unset: the removal is not a lasting one.
+	Ttl           *durationpb.Duration `protobuf:"bytes,3,opt,name=ttl,proto3" json:"ttl,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -546,6 +559,13 @@ func (x *RemoveRequest) GetNamespace() string {
 func (x *RemoveRequest) GetKey() []byte {
 	if x != nil {
 		return x.Key
+	}
+	return nil
+}
+
+func (x *RemoveRequest) GetTtl() *durationpb.Duration {
+	if x != nil {
+		return x.Ttl
 	}
 	return nil
 }
@@ -694,7 +714,9 @@ type WatchRequest struct {
 	// Namespace to follow: 1 to 63 characters of [a-z0-9.-].
 	Namespace string `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
 	// Position of the last response received, to continue after it: at most 64 bytes; empty to begin now.
-	Position      []byte `protobuf:"bytes,2,opt,name=position,proto3" json:"position,omitempty"`
+	Position []byte `protobuf:"bytes,2,opt,name=position,proto3" json:"position,omitempty"`
+	// Whether to send only lasting removals and purges.
+	RemovalsOnly  bool `protobuf:"varint,3,opt,name=removals_only,json=removalsOnly,proto3" json:"removals_only,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -743,6 +765,13 @@ func (x *WatchRequest) GetPosition() []byte {
 	return nil
 }
 
+func (x *WatchRequest) GetRemovalsOnly() bool {
+	if x != nil {
+		return x.RemovalsOnly
+	}
+	return false
+}
+
 // Changes in a namespace.
 type WatchResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -754,7 +783,10 @@ type WatchResponse struct {
 	// and the client must forget all sessions of the namespace.
 	Continued bool `protobuf:"varint,3,opt,name=continued,proto3" json:"continued,omitempty"`
 	// Whether the stream has delivered every change up to now. False while a continued stream catches up.
-	Live          bool `protobuf:"varint,4,opt,name=live,proto3" json:"live,omitempty"`
+	Live bool `protobuf:"varint,4,opt,name=live,proto3" json:"live,omitempty"`
+	// In the first response: whether the stream has only lasting removals and purges, as requested. A server that does not know this
+	// field sends all changes instead, and none from before the stream.
+	RemovalsOnly  bool `protobuf:"varint,5,opt,name=removals_only,json=removalsOnly,proto3" json:"removals_only,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -813,6 +845,13 @@ func (x *WatchResponse) GetContinued() bool {
 func (x *WatchResponse) GetLive() bool {
 	if x != nil {
 		return x.Live
+	}
+	return false
+}
+
+func (x *WatchResponse) GetRemovalsOnly() bool {
+	if x != nil {
+		return x.RemovalsOnly
 	}
 	return false
 }
@@ -1305,7 +1344,9 @@ func (x *SessionStored) GetIssueTime() *timestamppb.Timestamp {
 type SessionRemoved struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Store key of the session.
-	Key           []byte `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	Key []byte `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	// Remaining time of a lasting removal, above zero; unset for any other.
+	Ttl           *durationpb.Duration `protobuf:"bytes,2,opt,name=ttl,proto3" json:"ttl,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1347,14 +1388,23 @@ func (x *SessionRemoved) GetKey() []byte {
 	return nil
 }
 
+func (x *SessionRemoved) GetTtl() *durationpb.Duration {
+	if x != nil {
+		return x.Ttl
+	}
+	return nil
+}
+
 // Sessions were purged. A client can look up the ones that remain.
 type NamespacePurged struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Sessions issued before this time (exclusive), or with an unknown issue time, are purged. Unset: all sessions of the namespace
 	// that were stored before this event.
 	IssuedBeforeTime *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=issued_before_time,json=issuedBeforeTime,proto3" json:"issued_before_time,omitempty"`
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	// Time of the purge by the store's clock.
+	PurgeTime     *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=purge_time,json=purgeTime,proto3" json:"purge_time,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *NamespacePurged) Reset() {
@@ -1394,12 +1444,19 @@ func (x *NamespacePurged) GetIssuedBeforeTime() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *NamespacePurged) GetPurgeTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.PurgeTime
+	}
+	return nil
+}
+
 var File_resumed_v1_session_store_proto protoreflect.FileDescriptor
 
 const file_resumed_v1_session_store_proto_rawDesc = "" +
 	"\n" +
 	"\x1eresumed/v1/session_store.proto\x12\n" +
-	"resumed.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\"\xbf\x01\n" +
+	"resumed.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\"\xd7\x01\n" +
 	"\n" +
 	"PutRequest\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x10\n" +
@@ -1407,7 +1464,8 @@ const file_resumed_v1_session_store_proto_rawDesc = "" +
 	"\x05value\x18\x03 \x01(\fB\x03\x80\x01\x01R\x05value\x12+\n" +
 	"\x03ttl\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\x03ttl\x129\n" +
 	"\n" +
-	"issue_time\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\tissueTime\":\n" +
+	"issue_time\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\tissueTime\x12\x16\n" +
+	"\x06pinned\x18\x06 \x01(\bR\x06pinned\":\n" +
 	"\vPutResponse\x12+\n" +
 	"\x03ttl\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\x03ttl\"<\n" +
 	"\n" +
@@ -1420,10 +1478,11 @@ const file_resumed_v1_session_store_proto_rawDesc = "" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x10\n" +
 	"\x03key\x18\x02 \x01(\fR\x03key\"C\n" +
 	"\fTakeResponse\x123\n" +
-	"\asession\x18\x01 \x01(\v2\x19.resumed.v1.StoredSessionR\asession\"?\n" +
+	"\asession\x18\x01 \x01(\v2\x19.resumed.v1.StoredSessionR\asession\"l\n" +
 	"\rRemoveRequest\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x10\n" +
-	"\x03key\x18\x02 \x01(\fR\x03key\"*\n" +
+	"\x03key\x18\x02 \x01(\fR\x03key\x12+\n" +
+	"\x03ttl\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x03ttl\"*\n" +
 	"\x0eRemoveResponse\x12\x18\n" +
 	"\aremoved\x18\x01 \x01(\bR\aremoved\"J\n" +
 	"\fBatchRequest\x12:\n" +
@@ -1431,15 +1490,17 @@ const file_resumed_v1_session_store_proto_rawDesc = "" +
 	"operations\x18\x01 \x03(\v2\x1a.resumed.v1.BatchOperationR\n" +
 	"operations\"B\n" +
 	"\rBatchResponse\x121\n" +
-	"\aresults\x18\x01 \x03(\v2\x17.resumed.v1.BatchResultR\aresults\"H\n" +
+	"\aresults\x18\x01 \x03(\v2\x17.resumed.v1.BatchResultR\aresults\"m\n" +
 	"\fWatchRequest\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x1a\n" +
-	"\bposition\x18\x02 \x01(\fR\bposition\"\x8d\x01\n" +
+	"\bposition\x18\x02 \x01(\fR\bposition\x12#\n" +
+	"\rremovals_only\x18\x03 \x01(\bR\fremovalsOnly\"\xb2\x01\n" +
 	"\rWatchResponse\x12.\n" +
 	"\x06events\x18\x01 \x03(\v2\x16.resumed.v1.WatchEventR\x06events\x12\x1a\n" +
 	"\bposition\x18\x02 \x01(\fR\bposition\x12\x1c\n" +
 	"\tcontinued\x18\x03 \x01(\bR\tcontinued\x12\x12\n" +
-	"\x04live\x18\x04 \x01(\bR\x04live\"W\n" +
+	"\x04live\x18\x04 \x01(\bR\x04live\x12#\n" +
+	"\rremovals_only\x18\x05 \x01(\bR\fremovalsOnly\"W\n" +
 	"\rStoredSession\x12\x19\n" +
 	"\x05value\x18\x01 \x01(\fB\x03\x80\x01\x01R\x05value\x12+\n" +
 	"\x03ttl\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x03ttl\"\xd9\x01\n" +
@@ -1466,11 +1527,14 @@ const file_resumed_v1_session_store_proto_rawDesc = "" +
 	"\x03key\x18\x01 \x01(\fR\x03key\x123\n" +
 	"\asession\x18\x02 \x01(\v2\x19.resumed.v1.StoredSessionR\asession\x129\n" +
 	"\n" +
-	"issue_time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\tissueTime\"\"\n" +
+	"issue_time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\tissueTime\"O\n" +
 	"\x0eSessionRemoved\x12\x10\n" +
-	"\x03key\x18\x01 \x01(\fR\x03key\"[\n" +
+	"\x03key\x18\x01 \x01(\fR\x03key\x12+\n" +
+	"\x03ttl\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x03ttl\"\x96\x01\n" +
 	"\x0fNamespacePurged\x12H\n" +
-	"\x12issued_before_time\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x10issuedBeforeTime*\xcc\x03\n" +
+	"\x12issued_before_time\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x10issuedBeforeTime\x129\n" +
+	"\n" +
+	"purge_time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\tpurgeTime*\xcc\x03\n" +
 	"\vErrorReason\x12\x1c\n" +
 	"\x18ERROR_REASON_UNSPECIFIED\x10\x00\x12\x1e\n" +
 	"\x1aERROR_REASON_INVALID_FIELD\x10\x01\x12\x1b\n" +
@@ -1541,42 +1605,45 @@ var file_resumed_v1_session_store_proto_depIdxs = []int32{
 	20, // 2: resumed.v1.PutResponse.ttl:type_name -> google.protobuf.Duration
 	13, // 3: resumed.v1.GetResponse.session:type_name -> resumed.v1.StoredSession
 	13, // 4: resumed.v1.TakeResponse.session:type_name -> resumed.v1.StoredSession
-	14, // 5: resumed.v1.BatchRequest.operations:type_name -> resumed.v1.BatchOperation
-	15, // 6: resumed.v1.BatchResponse.results:type_name -> resumed.v1.BatchResult
-	16, // 7: resumed.v1.WatchResponse.events:type_name -> resumed.v1.WatchEvent
-	20, // 8: resumed.v1.StoredSession.ttl:type_name -> google.protobuf.Duration
-	1,  // 9: resumed.v1.BatchOperation.put:type_name -> resumed.v1.PutRequest
-	3,  // 10: resumed.v1.BatchOperation.get:type_name -> resumed.v1.GetRequest
-	5,  // 11: resumed.v1.BatchOperation.take:type_name -> resumed.v1.TakeRequest
-	7,  // 12: resumed.v1.BatchOperation.remove:type_name -> resumed.v1.RemoveRequest
-	2,  // 13: resumed.v1.BatchResult.put:type_name -> resumed.v1.PutResponse
-	4,  // 14: resumed.v1.BatchResult.get:type_name -> resumed.v1.GetResponse
-	6,  // 15: resumed.v1.BatchResult.take:type_name -> resumed.v1.TakeResponse
-	8,  // 16: resumed.v1.BatchResult.remove:type_name -> resumed.v1.RemoveResponse
-	22, // 17: resumed.v1.BatchResult.error:type_name -> google.rpc.Status
-	17, // 18: resumed.v1.WatchEvent.stored:type_name -> resumed.v1.SessionStored
-	18, // 19: resumed.v1.WatchEvent.removed:type_name -> resumed.v1.SessionRemoved
-	19, // 20: resumed.v1.WatchEvent.purged:type_name -> resumed.v1.NamespacePurged
-	13, // 21: resumed.v1.SessionStored.session:type_name -> resumed.v1.StoredSession
-	21, // 22: resumed.v1.SessionStored.issue_time:type_name -> google.protobuf.Timestamp
-	21, // 23: resumed.v1.NamespacePurged.issued_before_time:type_name -> google.protobuf.Timestamp
-	1,  // 24: resumed.v1.SessionStoreService.Put:input_type -> resumed.v1.PutRequest
-	3,  // 25: resumed.v1.SessionStoreService.Get:input_type -> resumed.v1.GetRequest
-	5,  // 26: resumed.v1.SessionStoreService.Take:input_type -> resumed.v1.TakeRequest
-	7,  // 27: resumed.v1.SessionStoreService.Remove:input_type -> resumed.v1.RemoveRequest
-	9,  // 28: resumed.v1.SessionStoreService.Batch:input_type -> resumed.v1.BatchRequest
-	11, // 29: resumed.v1.SessionStoreService.Watch:input_type -> resumed.v1.WatchRequest
-	2,  // 30: resumed.v1.SessionStoreService.Put:output_type -> resumed.v1.PutResponse
-	4,  // 31: resumed.v1.SessionStoreService.Get:output_type -> resumed.v1.GetResponse
-	6,  // 32: resumed.v1.SessionStoreService.Take:output_type -> resumed.v1.TakeResponse
-	8,  // 33: resumed.v1.SessionStoreService.Remove:output_type -> resumed.v1.RemoveResponse
-	10, // 34: resumed.v1.SessionStoreService.Batch:output_type -> resumed.v1.BatchResponse
-	12, // 35: resumed.v1.SessionStoreService.Watch:output_type -> resumed.v1.WatchResponse
-	30, // [30:36] is the sub-list for method output_type
-	24, // [24:30] is the sub-list for method input_type
-	24, // [24:24] is the sub-list for extension type_name
-	24, // [24:24] is the sub-list for extension extendee
-	0,  // [0:24] is the sub-list for field type_name
+	20, // 5: resumed.v1.RemoveRequest.ttl:type_name -> google.protobuf.Duration
+	14, // 6: resumed.v1.BatchRequest.operations:type_name -> resumed.v1.BatchOperation
+	15, // 7: resumed.v1.BatchResponse.results:type_name -> resumed.v1.BatchResult
+	16, // 8: resumed.v1.WatchResponse.events:type_name -> resumed.v1.WatchEvent
+	20, // 9: resumed.v1.StoredSession.ttl:type_name -> google.protobuf.Duration
+	1,  // 10: resumed.v1.BatchOperation.put:type_name -> resumed.v1.PutRequest
+	3,  // 11: resumed.v1.BatchOperation.get:type_name -> resumed.v1.GetRequest
+	5,  // 12: resumed.v1.BatchOperation.take:type_name -> resumed.v1.TakeRequest
+	7,  // 13: resumed.v1.BatchOperation.remove:type_name -> resumed.v1.RemoveRequest
+	2,  // 14: resumed.v1.BatchResult.put:type_name -> resumed.v1.PutResponse
+	4,  // 15: resumed.v1.BatchResult.get:type_name -> resumed.v1.GetResponse
+	6,  // 16: resumed.v1.BatchResult.take:type_name -> resumed.v1.TakeResponse
+	8,  // 17: resumed.v1.BatchResult.remove:type_name -> resumed.v1.RemoveResponse
+	22, // 18: resumed.v1.BatchResult.error:type_name -> google.rpc.Status
+	17, // 19: resumed.v1.WatchEvent.stored:type_name -> resumed.v1.SessionStored
+	18, // 20: resumed.v1.WatchEvent.removed:type_name -> resumed.v1.SessionRemoved
+	19, // 21: resumed.v1.WatchEvent.purged:type_name -> resumed.v1.NamespacePurged
+	13, // 22: resumed.v1.SessionStored.session:type_name -> resumed.v1.StoredSession
+	21, // 23: resumed.v1.SessionStored.issue_time:type_name -> google.protobuf.Timestamp
+	20, // 24: resumed.v1.SessionRemoved.ttl:type_name -> google.protobuf.Duration
+	21, // 25: resumed.v1.NamespacePurged.issued_before_time:type_name -> google.protobuf.Timestamp
+	21, // 26: resumed.v1.NamespacePurged.purge_time:type_name -> google.protobuf.Timestamp
+	1,  // 27: resumed.v1.SessionStoreService.Put:input_type -> resumed.v1.PutRequest
+	3,  // 28: resumed.v1.SessionStoreService.Get:input_type -> resumed.v1.GetRequest
+	5,  // 29: resumed.v1.SessionStoreService.Take:input_type -> resumed.v1.TakeRequest
+	7,  // 30: resumed.v1.SessionStoreService.Remove:input_type -> resumed.v1.RemoveRequest
+	9,  // 31: resumed.v1.SessionStoreService.Batch:input_type -> resumed.v1.BatchRequest
+	11, // 32: resumed.v1.SessionStoreService.Watch:input_type -> resumed.v1.WatchRequest
+	2,  // 33: resumed.v1.SessionStoreService.Put:output_type -> resumed.v1.PutResponse
+	4,  // 34: resumed.v1.SessionStoreService.Get:output_type -> resumed.v1.GetResponse
+	6,  // 35: resumed.v1.SessionStoreService.Take:output_type -> resumed.v1.TakeResponse
+	8,  // 36: resumed.v1.SessionStoreService.Remove:output_type -> resumed.v1.RemoveResponse
+	10, // 37: resumed.v1.SessionStoreService.Batch:output_type -> resumed.v1.BatchResponse
+	12, // 38: resumed.v1.SessionStoreService.Watch:output_type -> resumed.v1.WatchResponse
+	33, // [33:39] is the sub-list for method output_type
+	27, // [27:33] is the sub-list for method input_type
+	27, // [27:27] is the sub-list for extension type_name
+	27, // [27:27] is the sub-list for extension extendee
+	0,  // [0:27] is the sub-list for field type_name
 }
 
 func init() { file_resumed_v1_session_store_proto_init() }

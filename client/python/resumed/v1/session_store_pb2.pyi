@@ -44,18 +44,20 @@ ERROR_REASON_DRAINING: ErrorReason
 ERROR_REASON_MALFORMED_REQUEST: ErrorReason
 
 class PutRequest(_message.Message):
-    __slots__ = ("namespace", "key", "value", "ttl", "issue_time")
+    __slots__ = ("namespace", "key", "value", "ttl", "issue_time", "pinned")
     NAMESPACE_FIELD_NUMBER: _ClassVar[int]
     KEY_FIELD_NUMBER: _ClassVar[int]
     VALUE_FIELD_NUMBER: _ClassVar[int]
     TTL_FIELD_NUMBER: _ClassVar[int]
     ISSUE_TIME_FIELD_NUMBER: _ClassVar[int]
+    PINNED_FIELD_NUMBER: _ClassVar[int]
     namespace: str
     key: bytes
     value: bytes
     ttl: _duration_pb2.Duration
     issue_time: _timestamp_pb2.Timestamp
-    def __init__(self, namespace: _Optional[str] = ..., key: _Optional[bytes] = ..., value: _Optional[bytes] = ..., ttl: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., issue_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    pinned: bool
+    def __init__(self, namespace: _Optional[str] = ..., key: _Optional[bytes] = ..., value: _Optional[bytes] = ..., ttl: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., issue_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., pinned: bool = ...) -> None: ...
 
 class PutResponse(_message.Message):
     __slots__ = ("ttl",)
@@ -92,12 +94,14 @@ class TakeResponse(_message.Message):
     def __init__(self, session: _Optional[_Union[StoredSession, _Mapping]] = ...) -> None: ...
 
 class RemoveRequest(_message.Message):
-    __slots__ = ("namespace", "key")
+    __slots__ = ("namespace", "key", "ttl")
     NAMESPACE_FIELD_NUMBER: _ClassVar[int]
     KEY_FIELD_NUMBER: _ClassVar[int]
+    TTL_FIELD_NUMBER: _ClassVar[int]
     namespace: str
     key: bytes
-    def __init__(self, namespace: _Optional[str] = ..., key: _Optional[bytes] = ...) -> None: ...
+    ttl: _duration_pb2.Duration
+    def __init__(self, namespace: _Optional[str] = ..., key: _Optional[bytes] = ..., ttl: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
 
 class RemoveResponse(_message.Message):
     __slots__ = ("removed",)
@@ -118,24 +122,28 @@ class BatchResponse(_message.Message):
     def __init__(self, results: _Optional[_Iterable[_Union[BatchResult, _Mapping]]] = ...) -> None: ...
 
 class WatchRequest(_message.Message):
-    __slots__ = ("namespace", "position")
+    __slots__ = ("namespace", "position", "removals_only")
     NAMESPACE_FIELD_NUMBER: _ClassVar[int]
     POSITION_FIELD_NUMBER: _ClassVar[int]
+    REMOVALS_ONLY_FIELD_NUMBER: _ClassVar[int]
     namespace: str
     position: bytes
-    def __init__(self, namespace: _Optional[str] = ..., position: _Optional[bytes] = ...) -> None: ...
+    removals_only: bool
+    def __init__(self, namespace: _Optional[str] = ..., position: _Optional[bytes] = ..., removals_only: bool = ...) -> None: ...
 
 class WatchResponse(_message.Message):
-    __slots__ = ("events", "position", "continued", "live")
+    __slots__ = ("events", "position", "continued", "live", "removals_only")
     EVENTS_FIELD_NUMBER: _ClassVar[int]
     POSITION_FIELD_NUMBER: _ClassVar[int]
     CONTINUED_FIELD_NUMBER: _ClassVar[int]
     LIVE_FIELD_NUMBER: _ClassVar[int]
+    REMOVALS_ONLY_FIELD_NUMBER: _ClassVar[int]
     events: _containers.RepeatedCompositeFieldContainer[WatchEvent]
     position: bytes
     continued: bool
     live: bool
-    def __init__(self, events: _Optional[_Iterable[_Union[WatchEvent, _Mapping]]] = ..., position: _Optional[bytes] = ..., continued: bool = ..., live: bool = ...) -> None: ...
+    removals_only: bool
+    def __init__(self, events: _Optional[_Iterable[_Union[WatchEvent, _Mapping]]] = ..., position: _Optional[bytes] = ..., continued: bool = ..., live: bool = ..., removals_only: bool = ...) -> None: ...
 
 class StoredSession(_message.Message):
     __slots__ = ("value", "ttl")
@@ -192,13 +200,17 @@ class SessionStored(_message.Message):
     def __init__(self, key: _Optional[bytes] = ..., session: _Optional[_Union[StoredSession, _Mapping]] = ..., issue_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class SessionRemoved(_message.Message):
-    __slots__ = ("key",)
+    __slots__ = ("key", "ttl")
     KEY_FIELD_NUMBER: _ClassVar[int]
+    TTL_FIELD_NUMBER: _ClassVar[int]
     key: bytes
-    def __init__(self, key: _Optional[bytes] = ...) -> None: ...
+    ttl: _duration_pb2.Duration
+    def __init__(self, key: _Optional[bytes] = ..., ttl: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
 
 class NamespacePurged(_message.Message):
-    __slots__ = ("issued_before_time",)
+    __slots__ = ("issued_before_time", "purge_time")
     ISSUED_BEFORE_TIME_FIELD_NUMBER: _ClassVar[int]
+    PURGE_TIME_FIELD_NUMBER: _ClassVar[int]
     issued_before_time: _timestamp_pb2.Timestamp
-    def __init__(self, issued_before_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    purge_time: _timestamp_pb2.Timestamp
+    def __init__(self, issued_before_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., purge_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...

@@ -205,8 +205,9 @@ class SessionStoreServiceStub(typing.Generic[_SessionStoreServicePutType, _Sessi
     """Stores a session until its time to live has passed.
 
     Ids are write-once: storing the same value again succeeds and changes nothing (so a retry is harmless, and never prolongs
-    a session). If the key holds another value, or if its session was removed, taken or purged, the call fails with
-    ALREADY_EXISTS and changes nothing.
+    a session). If the key holds another value, if its session was removed or taken, or if the new one was issued before the
+    last purge, the call fails with ALREADY_EXISTS and changes nothing. The key of a purged session can be stored again with
+    a session that was issued after the purge.
     """
 
     Get: _SessionStoreServiceGetType
@@ -228,7 +229,8 @@ class SessionStoreServiceStub(typing.Generic[_SessionStoreServicePutType, _Sessi
     """Removes a session.
 
     Idempotent. The key cannot be stored again before the session's own expiry, or for 60 seconds if the key is unknown,
-    so a Put that arrives late does not bring the session back.
+    so a Put that arrives late does not bring the session back. With a ttl, the removal is a lasting one: it is in force for
+    that time at least, and the store sends it to watchers of removals, including those that begin later.
     """
 
     Batch: _SessionStoreServiceBatchType
@@ -246,6 +248,9 @@ class SessionStoreServiceStub(typing.Generic[_SessionStoreServicePutType, _Sessi
     position of the request. Such a stream then catches up: its responses have `live` unset until it has. A stream that begins
     now is live from its first response. A live stream sends at least one response per second, without events if nothing
     happened, so a client that receives nothing for a few seconds has lost the stream.
+
+    A stream of removals only has the lasting removals and the purges. If it does not continue an earlier stream, it catches up
+    as well: it begins with the last purge and with every lasting removal in force.
 
     The server ends the stream of a watcher that reads too slowly with ABORTED (watch again), of one above the server's limit
     with UNAVAILABLE (watch at another server), of one above the limit of the caller or the namespace with RESOURCE_EXHAUSTED
@@ -308,8 +313,9 @@ class SessionStoreServiceServicer(metaclass=abc.ABCMeta):
         """Stores a session until its time to live has passed.
 
         Ids are write-once: storing the same value again succeeds and changes nothing (so a retry is harmless, and never prolongs
-        a session). If the key holds another value, or if its session was removed, taken or purged, the call fails with
-        ALREADY_EXISTS and changes nothing.
+        a session). If the key holds another value, if its session was removed or taken, or if the new one was issued before the
+        last purge, the call fails with ALREADY_EXISTS and changes nothing. The key of a purged session can be stored again with
+        a session that was issued after the purge.
         """
 
     @abc.abstractmethod
@@ -346,7 +352,8 @@ class SessionStoreServiceServicer(metaclass=abc.ABCMeta):
         """Removes a session.
 
         Idempotent. The key cannot be stored again before the session's own expiry, or for 60 seconds if the key is unknown,
-        so a Put that arrives late does not bring the session back.
+        so a Put that arrives late does not bring the session back. With a ttl, the removal is a lasting one: it is in force for
+        that time at least, and the store sends it to watchers of removals, including those that begin later.
         """
 
     @abc.abstractmethod
@@ -374,6 +381,9 @@ class SessionStoreServiceServicer(metaclass=abc.ABCMeta):
         position of the request. Such a stream then catches up: its responses have `live` unset until it has. A stream that begins
         now is live from its first response. A live stream sends at least one response per second, without events if nothing
         happened, so a client that receives nothing for a few seconds has lost the stream.
+
+        A stream of removals only has the lasting removals and the purges. If it does not continue an earlier stream, it catches up
+        as well: it begins with the last purge and with every lasting removal in force.
 
         The server ends the stream of a watcher that reads too slowly with ABORTED (watch again), of one above the server's limit
         with UNAVAILABLE (watch at another server), of one above the limit of the caller or the namespace with RESOURCE_EXHAUSTED

@@ -20,6 +20,10 @@ pub struct PutRequest {
     /// so does an unset one: a Put without it restores its session if it arrives after the Purge.
     #[prost(message, optional, tag = "5")]
     pub issue_time: ::core::option::Option<::prost_types::Timestamp>,
+    /// Whether the store keeps the session until its expiry, even if it is full: it evicts other sessions instead. For values that
+    /// many connections depend on, such as ticket secrets. The value has at most 1,024 bytes then.
+    #[prost(bool, tag = "6")]
+    pub pinned: bool,
 }
 /// Response to Put: the session is stored.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -72,6 +76,10 @@ pub struct RemoveRequest {
     /// Store key of the session: 1 to 64 bytes.
     #[prost(bytes = "vec", tag = "2")]
     pub key: ::prost::alloc::vec::Vec<u8>,
+    /// For a lasting removal, the minimum time for which it is in force. Above zero; the server lowers it to 7 days. Another Remove of
+    /// the key may prolong it, and never shortens it. Unset: the removal is not a lasting one.
+    #[prost(message, optional, tag = "3")]
+    pub ttl: ::core::option::Option<::prost_types::Duration>,
 }
 /// Response to Remove: the session is no longer in the store.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -103,6 +111,9 @@ pub struct WatchRequest {
     /// Position of the last response received, to continue after it: at most 64 bytes; empty to begin now.
     #[prost(bytes = "vec", tag = "2")]
     pub position: ::prost::alloc::vec::Vec<u8>,
+    /// Whether to send only lasting removals and purges.
+    #[prost(bool, tag = "3")]
+    pub removals_only: bool,
 }
 /// Changes in a namespace.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -120,6 +131,10 @@ pub struct WatchResponse {
     /// Whether the stream has delivered every change up to now. False while a continued stream catches up.
     #[prost(bool, tag = "4")]
     pub live: bool,
+    /// In the first response: whether the stream has only lasting removals and purges, as requested. A server that does not know this
+    /// field sends all changes instead, and none from before the stream.
+    #[prost(bool, tag = "5")]
+    pub removals_only: bool,
 }
 /// A session in the store.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -230,6 +245,9 @@ pub struct SessionRemoved {
     /// Store key of the session.
     #[prost(bytes = "vec", tag = "1")]
     pub key: ::prost::alloc::vec::Vec<u8>,
+    /// Remaining time of a lasting removal, above zero; unset for any other.
+    #[prost(message, optional, tag = "2")]
+    pub ttl: ::core::option::Option<::prost_types::Duration>,
 }
 /// Sessions were purged. A client can look up the ones that remain.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -238,6 +256,9 @@ pub struct NamespacePurged {
     /// that were stored before this event.
     #[prost(message, optional, tag = "1")]
     pub issued_before_time: ::core::option::Option<::prost_types::Timestamp>,
+    /// Time of the purge by the store's clock.
+    #[prost(message, optional, tag = "2")]
+    pub purge_time: ::core::option::Option<::prost_types::Timestamp>,
 }
 /// Reason of an error, in google.rpc.ErrorInfo with the domain "resumed.github.io".
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
@@ -449,8 +470,9 @@ pub mod session_store_service_client {
         /// Stores a session until its time to live has passed.
         ///
         /// Ids are write-once: storing the same value again succeeds and changes nothing (so a retry is harmless, and never prolongs
-        /// a session). If the key holds another value, or if its session was removed, taken or purged, the call fails with
-        /// ALREADY_EXISTS and changes nothing.
+        /// a session). If the key holds another value, if its session was removed or taken, or if the new one was issued before the
+        /// last purge, the call fails with ALREADY_EXISTS and changes nothing. The key of a purged session can be stored again with
+        /// a session that was issued after the purge.
         pub async fn put(
             &mut self,
             request: impl tonic::IntoRequest<super::PutRequest>,
@@ -526,7 +548,8 @@ pub mod session_store_service_client {
         /// Removes a session.
         ///
         /// Idempotent. The key cannot be stored again before the session's own expiry, or for 60 seconds if the key is unknown,
-        /// so a Put that arrives late does not bring the session back.
+        /// so a Put that arrives late does not bring the session back. With a ttl, the removal is a lasting one: it is in force for
+        /// that time at least, and the store sends it to watchers of removals, including those that begin later.
         pub async fn remove(
             &mut self,
             request: impl tonic::IntoRequest<super::RemoveRequest>,
@@ -580,6 +603,9 @@ pub mod session_store_service_client {
         /// position of the request. Such a stream then catches up: its responses have `live` unset until it has. A stream that begins
         /// now is live from its first response. A live stream sends at least one response per second, without events if nothing
         /// happened, so a client that receives nothing for a few seconds has lost the stream.
+        ///
+        /// A stream of removals only has the lasting removals and the purges. If it does not continue an earlier stream, it catches up
+        /// as well: it begins with the last purge and with every lasting removal in force.
         ///
         /// The server ends the stream of a watcher that reads too slowly with ABORTED (watch again), of one above the server's limit
         /// with UNAVAILABLE (watch at another server), of one above the limit of the caller or the namespace with RESOURCE_EXHAUSTED

@@ -149,7 +149,14 @@ export interface PutRequest {
    * the time of the resumed session. A Purge compares it with its own time. A time ahead of the store's clock counts as now, and
    * so does an unset one: a Put without it restores its session if it arrives after the Purge.
    */
-  issueTime: Timestamp | undefined;
+  issueTime:
+    | Timestamp
+    | undefined;
+  /**
+   * Whether the store keeps the session until its expiry, even if it is full: it evicts other sessions instead. For values that
+   * many connections depend on, such as ticket secrets. The value has at most 1,024 bytes then.
+   */
+  pinned: boolean;
 }
 
 /** Response to Put: the session is stored. */
@@ -195,6 +202,11 @@ export interface RemoveRequest {
   namespace: string;
   /** Store key of the session: 1 to 64 bytes. */
   key: Buffer;
+  /**
+   * For a lasting removal, the minimum time for which it is in force. Above zero; the server lowers it to 7 days. Another Remove of
+   * the key may prolong it, and never shortens it. Unset: the removal is not a lasting one.
+   */
+  ttl: Duration | undefined;
 }
 
 /** Response to Remove: the session is no longer in the store. */
@@ -221,6 +233,8 @@ export interface WatchRequest {
   namespace: string;
   /** Position of the last response received, to continue after it: at most 64 bytes; empty to begin now. */
   position: Buffer;
+  /** Whether to send only lasting removals and purges. */
+  removalsOnly: boolean;
 }
 
 /** Changes in a namespace. */
@@ -236,6 +250,11 @@ export interface WatchResponse {
   continued: boolean;
   /** Whether the stream has delivered every change up to now. False while a continued stream catches up. */
   live: boolean;
+  /**
+   * In the first response: whether the stream has only lasting removals and purges, as requested. A server that does not know this
+   * field sends all changes instead, and none from before the stream.
+   */
+  removalsOnly: boolean;
 }
 
 /** A session in the store. */
@@ -325,6 +344,8 @@ export interface SessionStored {
 export interface SessionRemoved {
   /** Store key of the session. */
   key: Buffer;
+  /** Remaining time of a lasting removal, above zero; unset for any other. */
+  ttl: Duration | undefined;
 }
 
 /** Sessions were purged. A client can look up the ones that remain. */
@@ -333,11 +354,22 @@ export interface NamespacePurged {
    * Sessions issued before this time (exclusive), or with an unknown issue time, are purged. Unset: all sessions of the namespace
    * that were stored before this event.
    */
-  issuedBeforeTime: Timestamp | undefined;
+  issuedBeforeTime:
+    | Timestamp
+    | undefined;
+  /** Time of the purge by the store's clock. */
+  purgeTime: Timestamp | undefined;
 }
 
 function createBasePutRequest(): PutRequest {
-  return { namespace: "", key: Buffer.alloc(0), value: Buffer.alloc(0), ttl: undefined, issueTime: undefined };
+  return {
+    namespace: "",
+    key: Buffer.alloc(0),
+    value: Buffer.alloc(0),
+    ttl: undefined,
+    issueTime: undefined,
+    pinned: false,
+  };
 }
 
 export const PutRequest: MessageFns<PutRequest> = {
@@ -356,6 +388,9 @@ export const PutRequest: MessageFns<PutRequest> = {
     }
     if (message.issueTime !== undefined) {
       Timestamp.encode(message.issueTime, writer.uint32(42).fork()).join();
+    }
+    if (message.pinned !== false) {
+      writer.uint32(48).bool(message.pinned);
     }
     return writer;
   },
@@ -411,6 +446,14 @@ export const PutRequest: MessageFns<PutRequest> = {
             }
 
             message.issueTime = Timestamp.decode(reader, reader.uint32());
+            continue;
+          }
+          case 6: {
+            if (tag !== 48) {
+              break;
+            }
+
+            message.pinned = reader.bool();
             continue;
           }
         }
@@ -679,7 +722,7 @@ export const TakeResponse: MessageFns<TakeResponse> = {
 };
 
 function createBaseRemoveRequest(): RemoveRequest {
-  return { namespace: "", key: Buffer.alloc(0) };
+  return { namespace: "", key: Buffer.alloc(0), ttl: undefined };
 }
 
 export const RemoveRequest: MessageFns<RemoveRequest> = {
@@ -689,6 +732,9 @@ export const RemoveRequest: MessageFns<RemoveRequest> = {
     }
     if (message.key.length !== 0) {
       writer.uint32(18).bytes(message.key);
+    }
+    if (message.ttl !== undefined) {
+      Duration.encode(message.ttl, writer.uint32(26).fork()).join();
     }
     return writer;
   },
@@ -720,6 +766,14 @@ export const RemoveRequest: MessageFns<RemoveRequest> = {
             }
 
             message.key = Buffer.from(reader.bytes());
+            continue;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.ttl = Duration.decode(reader, reader.uint32());
             continue;
           }
         }
@@ -874,7 +928,7 @@ export const BatchResponse: MessageFns<BatchResponse> = {
 };
 
 function createBaseWatchRequest(): WatchRequest {
-  return { namespace: "", position: Buffer.alloc(0) };
+  return { namespace: "", position: Buffer.alloc(0), removalsOnly: false };
 }
 
 export const WatchRequest: MessageFns<WatchRequest> = {
@@ -884,6 +938,9 @@ export const WatchRequest: MessageFns<WatchRequest> = {
     }
     if (message.position.length !== 0) {
       writer.uint32(18).bytes(message.position);
+    }
+    if (message.removalsOnly !== false) {
+      writer.uint32(24).bool(message.removalsOnly);
     }
     return writer;
   },
@@ -917,6 +974,14 @@ export const WatchRequest: MessageFns<WatchRequest> = {
             message.position = Buffer.from(reader.bytes());
             continue;
           }
+          case 3: {
+            if (tag !== 24) {
+              break;
+            }
+
+            message.removalsOnly = reader.bool();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -931,7 +996,7 @@ export const WatchRequest: MessageFns<WatchRequest> = {
 };
 
 function createBaseWatchResponse(): WatchResponse {
-  return { events: [], position: Buffer.alloc(0), continued: false, live: false };
+  return { events: [], position: Buffer.alloc(0), continued: false, live: false, removalsOnly: false };
 }
 
 export const WatchResponse: MessageFns<WatchResponse> = {
@@ -947,6 +1012,9 @@ export const WatchResponse: MessageFns<WatchResponse> = {
     }
     if (message.live !== false) {
       writer.uint32(32).bool(message.live);
+    }
+    if (message.removalsOnly !== false) {
+      writer.uint32(40).bool(message.removalsOnly);
     }
     return writer;
   },
@@ -994,6 +1062,14 @@ export const WatchResponse: MessageFns<WatchResponse> = {
             }
 
             message.live = reader.bool();
+            continue;
+          }
+          case 5: {
+            if (tag !== 40) {
+              break;
+            }
+
+            message.removalsOnly = reader.bool();
             continue;
           }
         }
@@ -1378,13 +1454,16 @@ export const SessionStored: MessageFns<SessionStored> = {
 };
 
 function createBaseSessionRemoved(): SessionRemoved {
-  return { key: Buffer.alloc(0) };
+  return { key: Buffer.alloc(0), ttl: undefined };
 }
 
 export const SessionRemoved: MessageFns<SessionRemoved> = {
   encode(message: SessionRemoved, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
     if (message.key.length !== 0) {
       writer.uint32(10).bytes(message.key);
+    }
+    if (message.ttl !== undefined) {
+      Duration.encode(message.ttl, writer.uint32(18).fork()).join();
     }
     return writer;
   },
@@ -1410,6 +1489,14 @@ export const SessionRemoved: MessageFns<SessionRemoved> = {
             message.key = Buffer.from(reader.bytes());
             continue;
           }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.ttl = Duration.decode(reader, reader.uint32());
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -1424,13 +1511,16 @@ export const SessionRemoved: MessageFns<SessionRemoved> = {
 };
 
 function createBaseNamespacePurged(): NamespacePurged {
-  return { issuedBeforeTime: undefined };
+  return { issuedBeforeTime: undefined, purgeTime: undefined };
 }
 
 export const NamespacePurged: MessageFns<NamespacePurged> = {
   encode(message: NamespacePurged, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
     if (message.issuedBeforeTime !== undefined) {
       Timestamp.encode(message.issuedBeforeTime, writer.uint32(10).fork()).join();
+    }
+    if (message.purgeTime !== undefined) {
+      Timestamp.encode(message.purgeTime, writer.uint32(18).fork()).join();
     }
     return writer;
   },
@@ -1454,6 +1544,14 @@ export const NamespacePurged: MessageFns<NamespacePurged> = {
             }
 
             message.issuedBeforeTime = Timestamp.decode(reader, reader.uint32());
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.purgeTime = Timestamp.decode(reader, reader.uint32());
             continue;
           }
         }
@@ -1493,8 +1591,9 @@ export const SessionStoreServiceService = {
    * Stores a session until its time to live has passed.
    *
    * Ids are write-once: storing the same value again succeeds and changes nothing (so a retry is harmless, and never prolongs
-   * a session). If the key holds another value, or if its session was removed, taken or purged, the call fails with
-   * ALREADY_EXISTS and changes nothing.
+   * a session). If the key holds another value, if its session was removed or taken, or if the new one was issued before the
+   * last purge, the call fails with ALREADY_EXISTS and changes nothing. The key of a purged session can be stored again with
+   * a session that was issued after the purge.
    */
   put: {
     path: "/resumed.v1.SessionStoreService/Put" as const,
@@ -1540,7 +1639,8 @@ export const SessionStoreServiceService = {
    * Removes a session.
    *
    * Idempotent. The key cannot be stored again before the session's own expiry, or for 60 seconds if the key is unknown,
-   * so a Put that arrives late does not bring the session back.
+   * so a Put that arrives late does not bring the session back. With a ttl, the removal is a lasting one: it is in force for
+   * that time at least, and the store sends it to watchers of removals, including those that begin later.
    */
   remove: {
     path: "/resumed.v1.SessionStoreService/Remove" as const,
@@ -1575,6 +1675,9 @@ export const SessionStoreServiceService = {
    * now is live from its first response. A live stream sends at least one response per second, without events if nothing
    * happened, so a client that receives nothing for a few seconds has lost the stream.
    *
+   * A stream of removals only has the lasting removals and the purges. If it does not continue an earlier stream, it catches up
+   * as well: it begins with the last purge and with every lasting removal in force.
+   *
    * The server ends the stream of a watcher that reads too slowly with ABORTED (watch again), of one above the server's limit
    * with UNAVAILABLE (watch at another server), of one above the limit of the caller or the namespace with RESOURCE_EXHAUSTED
    * (wait), and after the withdrawal of its grant with PERMISSION_DENIED. A server that stops or cannot read its storage ends
@@ -1596,8 +1699,9 @@ export interface SessionStoreServiceServer extends UntypedServiceImplementation 
    * Stores a session until its time to live has passed.
    *
    * Ids are write-once: storing the same value again succeeds and changes nothing (so a retry is harmless, and never prolongs
-   * a session). If the key holds another value, or if its session was removed, taken or purged, the call fails with
-   * ALREADY_EXISTS and changes nothing.
+   * a session). If the key holds another value, if its session was removed or taken, or if the new one was issued before the
+   * last purge, the call fails with ALREADY_EXISTS and changes nothing. The key of a purged session can be stored again with
+   * a session that was issued after the purge.
    */
   put: handleUnaryCall<PutRequest, PutResponse>;
   /**
@@ -1619,7 +1723,8 @@ export interface SessionStoreServiceServer extends UntypedServiceImplementation 
    * Removes a session.
    *
    * Idempotent. The key cannot be stored again before the session's own expiry, or for 60 seconds if the key is unknown,
-   * so a Put that arrives late does not bring the session back.
+   * so a Put that arrives late does not bring the session back. With a ttl, the removal is a lasting one: it is in force for
+   * that time at least, and the store sends it to watchers of removals, including those that begin later.
    */
   remove: handleUnaryCall<RemoveRequest, RemoveResponse>;
   /**
@@ -1638,6 +1743,9 @@ export interface SessionStoreServiceServer extends UntypedServiceImplementation 
    * now is live from its first response. A live stream sends at least one response per second, without events if nothing
    * happened, so a client that receives nothing for a few seconds has lost the stream.
    *
+   * A stream of removals only has the lasting removals and the purges. If it does not continue an earlier stream, it catches up
+   * as well: it begins with the last purge and with every lasting removal in force.
+   *
    * The server ends the stream of a watcher that reads too slowly with ABORTED (watch again), of one above the server's limit
    * with UNAVAILABLE (watch at another server), of one above the limit of the caller or the namespace with RESOURCE_EXHAUSTED
    * (wait), and after the withdrawal of its grant with PERMISSION_DENIED. A server that stops or cannot read its storage ends
@@ -1651,8 +1759,9 @@ export interface SessionStoreServiceClient extends Client {
    * Stores a session until its time to live has passed.
    *
    * Ids are write-once: storing the same value again succeeds and changes nothing (so a retry is harmless, and never prolongs
-   * a session). If the key holds another value, or if its session was removed, taken or purged, the call fails with
-   * ALREADY_EXISTS and changes nothing.
+   * a session). If the key holds another value, if its session was removed or taken, or if the new one was issued before the
+   * last purge, the call fails with ALREADY_EXISTS and changes nothing. The key of a purged session can be stored again with
+   * a session that was issued after the purge.
    */
   put(request: PutRequest, callback: (error: ServiceError | null, response: PutResponse) => void): ClientUnaryCall;
   put(
@@ -1707,7 +1816,8 @@ export interface SessionStoreServiceClient extends Client {
    * Removes a session.
    *
    * Idempotent. The key cannot be stored again before the session's own expiry, or for 60 seconds if the key is unknown,
-   * so a Put that arrives late does not bring the session back.
+   * so a Put that arrives late does not bring the session back. With a ttl, the removal is a lasting one: it is in force for
+   * that time at least, and the store sends it to watchers of removals, including those that begin later.
    */
   remove(
     request: RemoveRequest,
@@ -1753,6 +1863,9 @@ export interface SessionStoreServiceClient extends Client {
    * position of the request. Such a stream then catches up: its responses have `live` unset until it has. A stream that begins
    * now is live from its first response. A live stream sends at least one response per second, without events if nothing
    * happened, so a client that receives nothing for a few seconds has lost the stream.
+   *
+   * A stream of removals only has the lasting removals and the purges. If it does not continue an earlier stream, it catches up
+   * as well: it begins with the last purge and with every lasting removal in force.
    *
    * The server ends the stream of a watcher that reads too slowly with ABORTED (watch again), of one above the server's limit
    * with UNAVAILABLE (watch at another server), of one above the limit of the caller or the namespace with RESOURCE_EXHAUSTED
