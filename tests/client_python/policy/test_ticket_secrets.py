@@ -65,11 +65,11 @@ class Fleet:
         self.store, self.keys = Table(), keys or (os.urandom(32),)
         self.now = float(NOON)
 
-    def frontend(self, *keys: bytes, ahead: float = 0.0, spread: float = 0.5, lifetime: int = LIFETIME) -> TicketSecrets:
+    def frontend(self, *keys: bytes, ahead: float = 0.0, spread: float = 0.5) -> TicketSecrets:
         return TicketSecrets(
             self.store,  # type: ignore[arg-type]
             resumed.Keyring.from_keys(list(keys or self.keys)),
-            lifetime=lifetime,
+            lifetime=LIFETIME,
             rotation=ROTATION,
             clock=lambda: self.now + ahead,
             random=lambda: spread,

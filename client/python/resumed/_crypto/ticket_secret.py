@@ -1,4 +1,4 @@
-"""Ticket secrets: what the frontends of a fleet derive their ticket keys from, one for each epoch (protos/README.md).
+"""Ticket secrets, from which the frontends of a fleet derive their ticket keys: one for each epoch (protos/README.md).
 
 Time is cut into epochs of equal length. The secret of an epoch is agreed on through the store, where it is a
 sealed value at an address that follows from the epoch.

@@ -26,7 +26,7 @@ class Decoder(Protocol):
 
 
 class Offer:
-    """What a client offers.
+    """A session or ticket that a client offers.
 
     Nothing is read of the connection before it is needed: most ids that are none of the fleet's cost nothing.
     """

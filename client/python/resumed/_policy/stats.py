@@ -76,7 +76,7 @@ class Stats:
         tickets_issued: `current`, with the secret of the present epoch; `held-over`, with that of an earlier one, since
             the store does not answer.
         tickets_withheld: Tickets that were not issued: `no-secret` (the store has not answered yet), `unresumable`
-            (what the session proved must not be shared).
+            (the proof of the session must not be shared).
         tickets_resumed: Tickets that resumed, by the epoch of their secret: `current`, `previous`, `older`, `next` (the
             issuer's clock is ahead).
         tickets_refused: `unknown-secret` (this process has not got the secret, or it was revoked), `not-authentic`,
