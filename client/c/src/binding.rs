@@ -94,7 +94,7 @@ impl Policy {
 }
 
 impl Binding {
-    /// Records where a handshake begins, before a servername callback, and returns what a session must have so that it resumes there.
+    /// Records where a handshake begins, before a servername callback, and returns the properties of a session that may resume there.
     pub(crate) fn begin(&self, connection: Connection, handshake: &Handshake) -> Requirements {
         self.note_beginning(connection, handshake);
         let name = requested_name(connection);

@@ -157,7 +157,7 @@ impl Binding {
         let end = peer_end.min(unix_time() + self.policy.lifetime.as_secs());
         let begin = || tickets.begin_state(secret, origin.fingerprint, &origin.name, Some(end));
         if let Some(previous) = session.ticket_state() {
-            // The second ticket of a full handshake is a copy of the first one, unless a certificate was asked for in between.
+            // The second ticket of a full handshake is a copy of the first one, unless the server has requested a certificate in between.
             return match previous.fingerprint == origin.fingerprint || resumed {
                 true if agrees(&previous.fingerprint) => {
                     tickets.continue_state(secret, &TicketState { end: previous.end.min(peer_end), ..previous })

@@ -80,10 +80,10 @@ pub(crate) struct Offer {
     pub(crate) required: Requirements,
 }
 
-/// A ticket of which OpenSSL has asked for the session, and next asks for the keys.
+/// A ticket between two callbacks of OpenSSL: the first completes its session, the second supplies its keys.
 #[derive(Default)]
 pub(crate) enum Issue {
-    /// None was asked for.
+    /// OpenSSL has issued none.
     #[default]
     Nothing,
     /// None is issued.
