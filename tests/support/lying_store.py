@@ -49,10 +49,19 @@ class LyingEngine(WrapperEngine):
         """Return the first session that was stored under a key, if any."""
         return next((each for each in self.given if each[:2] == (namespace, key)), None)
 
-    def put(self, namespace: str, key: bytes, value: bytes, ttl: float, issued_at: float | None = None) -> float:
+    def put(
+        self,
+        namespace: str,
+        key: bytes,
+        value: bytes,
+        ttl: float,
+        issued_at: float | None = None,
+        *,
+        pinned: bool = False,
+    ) -> float:
         """Store and record a session."""
         self.given.append(Given(namespace, key, value))
-        return super().put(namespace, key, value, ttl, issued_at)
+        return super().put(namespace, key, value, ttl, issued_at, pinned=pinned)
 
     def get(self, namespace: str, key: bytes) -> StoredSession | None:
         """Return a false answer."""
@@ -67,16 +76,18 @@ class LyingEngine(WrapperEngine):
         self.given += [Given(each.namespace, each.key, each.value) for each in operations if isinstance(each, Put)]
         return super().batch(operations)
 
-    def changes(self, after: bytes, until: bytes, limit: int) -> tuple[list[Change | NamespacePurged], bytes] | None:
+    def changes(
+        self, after: bytes, until: bytes, limit: int, *, removals_only: bool = False
+    ) -> tuple[list[Change | NamespacePurged], bytes] | None:
         """Return false changes, including sessions in the place of removals."""
-        found = super().changes(after, until, limit)
+        found = super().changes(after, until, limit, removals_only=removals_only)
         if found is None:
             return None
         changes, position = found
         return list(map(self._retold, changes)), position
 
     def _retold(self, change: Change | NamespacePurged) -> Change | NamespacePurged:
-        if isinstance(change, NamespacePurged):
+        if isinstance(change, NamespacePurged) or change.ttl is not None:
             return change
         session = self._told(change.namespace, change.key, change.session)
         return Change(change.namespace, change.key, session)
