@@ -22,6 +22,11 @@ var families = [kinds]struct{ name, label, help string }{
 	misses:      {"misses", "reason", "Sessions that clients offered and that were not resumed."},
 	puts:        {"puts", "outcome", "Sessions that were negotiated, by outcome."},
 	removals:    {"removals", "reason", "Sessions that were removed from the fleet."},
+
+	ticketsIssued:   {"tickets_issued", "secret", "Fleet tickets that were issued, by the epoch of their secret."},
+	ticketsWithheld: {"tickets_withheld", "reason", "Handshakes that ended without a fleet ticket."},
+	ticketsResumed:  {"tickets_resumed", "epoch", "Fleet tickets that were resumed, by the epoch of their secret."},
+	ticketsRefused:  {"tickets_refused", "reason", "Fleet tickets that clients offered and that were not resumed."},
 }
 
 func metricsOf(sessions []*Sessions) []byte {
@@ -30,9 +35,14 @@ func metricsOf(sessions []*Sessions) []byte {
 	head := func(name, kind, help string) {
 		_, _ = fmt.Fprintf(&text, "# HELP resumed_frontend_%[1]s %[3]s\n# TYPE resumed_frontend_%[1]s %[2]s\n", name, kind, help)
 	}
-	for kind, family := range families {
+	for kind := range kinds {
+		family := families[kind]
+		counted := slices.DeleteFunc(slices.Clone(namespaces), func(namespace string) bool { return !all[namespace].has(kind) })
+		if len(counted) == 0 {
+			continue
+		}
 		head(family.name+"_total", "counter", family.help)
-		for _, namespace := range namespaces {
+		for _, namespace := range counted {
 			for _, reason := range reasons[kind] { // zeros too: Prometheus does not see the first increase of a series that begins above zero
 				_, _ = fmt.Fprintf(&text, "resumed_frontend_%s_total{namespace=%q,%s=%q} %d\n",
 					family.name, namespace, family.label, reason, all[namespace].counts[kind][reason])
@@ -63,8 +73,12 @@ func metricsOf(sessions []*Sessions) []byte {
 // A sum has the counts of a namespace, and 1 if one of its breakers is open, else 0.
 type sum struct {
 	recorder
-	open int
+	open    int
+	tickets bool // whether one of them issues tickets
 }
+
+// has reports whether counts of a kind are part of the metrics.
+func (s *sum) has(kind kind) bool { return kind < ticketsIssued || s.tickets }
 
 func byNamespace(sessions []*Sessions) (namespaces []string, all map[string]*sum) {
 	all = map[string]*sum{}
@@ -75,6 +89,7 @@ func byNamespace(sessions []*Sessions) (namespaces []string, all map[string]*sum
 			all[namespace] = &sum{}
 		}
 		all[namespace].add(&s.recorder)
+		all[namespace].tickets = all[namespace].tickets || s.tickets != nil
 		if s.BreakerOpen() {
 			all[namespace].open = 1
 		}
