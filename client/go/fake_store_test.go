@@ -59,10 +59,11 @@ func (f *fakeStore) set(delay time.Duration, err error) {
 	}
 }
 
-func (f *fakeStore) setSilent(silent bool) {
+// change changes the store.
+func (f *fakeStore) change(change func()) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.silent = silent
+	change()
 }
 
 func (f *fakeStore) called(method string) int {

@@ -246,7 +246,7 @@ func TestRemovedSecretIsNoticedByComparison(t *testing.T) {
 		settled()
 		old := frontend.present(t)
 		store.replace(old.address, nil)
-		store.removed[string(old.address[:])] = true
+		store.change(func() { store.removed[string(old.address[:])] = true })
 		time.Sleep(59 * time.Minute)
 		if present := frontend.present(t); present.epoch != old.epoch.ofGeneration(1) {
 			t.Fatal(present.epoch)

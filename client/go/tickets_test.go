@@ -352,7 +352,7 @@ func TestRevocationGrace(t *testing.T) {
 				settled()
 				visitor := frontend.newVisitor(t, tls.VersionTLS13)
 				if silent {
-					store.setSilent(true)
+					store.change(func() { store.silent = true })
 				} else {
 					store.set(0, errUnavailableTest)
 				}
@@ -367,7 +367,7 @@ func TestRevocationGrace(t *testing.T) {
 					t.Fatal(log.lines.String())
 				}
 				store.set(0, nil)
-				store.setSilent(false)
+				store.change(func() { store.silent = false })
 				time.Sleep(2 * maxAgreementRetry)
 				frontend.wantResumed(t, visitor, true)
 				if log.count("stream of removals live") != 2 {
@@ -384,7 +384,7 @@ func TestNoTicketsBeforeTheFirstRemovals(t *testing.T) {
 		other := newFrontend(t, store, Options{})
 		settled()
 		visitor := other.newVisitor(t, tls.VersionTLS13)
-		store.old = true
+		store.change(func() { store.old = true })
 		var log logBook
 		frontend := newFrontend(t, store, Options{Logger: log.logger()})
 		time.Sleep(time.Minute)
@@ -392,7 +392,7 @@ func TestNoTicketsBeforeTheFirstRemovals(t *testing.T) {
 		if log.count("too old") != 1 {
 			t.Fatal(log.lines.String())
 		}
-		store.old = false
+		store.change(func() { store.old = false })
 		time.Sleep(2 * maxAgreementRetry)
 		frontend.wantResumed(t, visitor, true)
 	})
@@ -523,7 +523,7 @@ func TestShortClaims(t *testing.T) {
 		var log logBook
 		frontend := newFrontend(t, store, Options{SingleUse: true, Logger: log.logger()})
 		settled()
-		store.maxTTL = time.Hour
+		store.change(func() { store.maxTTL = time.Hour })
 		for range 2 {
 			frontend.wantRefused(t, frontend.newVisitor(t, tls.VersionTLS13), "rejected")
 		}
