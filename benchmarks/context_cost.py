@@ -68,7 +68,7 @@ def server(kind: Callable[[ssl.SSLContext], None], *, judged: bool) -> tuple[ssl
     untyped: Any = kept
     binding = CallbackBinding(context, untyped)
     if not judged:
-        binding._contexts = Constant()  # type: ignore[assignment]
+        binding._checks._contexts = Constant()  # type: ignore[assignment]
     return context, binding
 
 

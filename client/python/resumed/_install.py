@@ -14,6 +14,8 @@ from resumed._crypto.keyring import Keyring
 from resumed._openssl import CallbackBinding, session_ids
 from resumed._policy.mirror import DEFAULT_BYTES, Mirror
 from resumed._policy.session_policy import SessionPolicy
+from resumed._policy.ticket_secrets import DEFAULT_ROTATION
+from resumed._policy.tickets import DEFAULT_GRACE, TicketOptions
 
 if TYPE_CHECKING:
     import os
@@ -53,6 +55,21 @@ class Installation:
     def mirror_live(self) -> bool | None:
         """Whether the mirror is up to date and used for look-ups; None without a mirror."""
         return self._policy.mirror_live
+
+    @property
+    def removals_live(self) -> bool | None:
+        """Whether this process has all removals of tickets up to a moment ago; None without tickets."""
+        return self._policy.tickets.live if self._policy.tickets else None
+
+    @property
+    def removals_held(self) -> int:
+        """How many removals of tickets this process holds."""
+        return len(self._policy.tickets.removals) if self._policy.tickets else 0
+
+    @property
+    def ticket_secrets_held(self) -> int:
+        """How many secrets of tickets this process holds: 0 until the store has answered."""
+        return self._policy.tickets.secrets_held if self._policy.tickets else 0
 
     @property
     def signature_seconds(self) -> float | None:
@@ -157,6 +174,10 @@ def install(
     replace: bool = False,
     ignore_id_context: bool = False,
     tracer_provider: TracerProvider | None = None,
+    sessions: Literal["stored", "tickets"] = "stored",
+    tickets_tls12: bool = False,
+    rotation: int = DEFAULT_ROTATION,
+    revocation_grace: float = DEFAULT_GRACE,
 ) -> Installation:
     """Let a TLS server's context keep its sessions in the store, and resume what any other frontend negotiated.
 
@@ -192,6 +213,16 @@ def install(
             it was negotiated under.
         tracer_provider: OpenTelemetry's, to make spans of look-ups and of calls to the store; None for none. Needs
             `pip install 'resumed[otel]'`.
+        sessions: How the fleet shares sessions (docs/tickets.md). With `stored` the store keeps each of them. With
+            `tickets` each client keeps its own in a ticket, and the frontends agree on the tickets' keys through the
+            store; sessions that were stored before resume as well. Tickets need OpenSSL 3.0 and a keyring.
+        tickets_tls12: Whether connections of TLS 1.2 get tickets, too; otherwise their sessions are stored. Such a
+            ticket contains the keys of its connection: until its secret is erased, an attacker with the keyring and
+            the content of the store can decrypt the connection from a recording.
+        rotation: Seconds after which the secret of tickets changes, 1 to 604,800. It is erased, at all frontends and in
+            the store, two rotations and a lifetime after the beginning of its use.
+        revocation_grace: Seconds for which tickets resume while this process does not receive the removals of other
+            frontends, 0 or more. After that, handshakes are full ones.
 
     Raises:
         UnsupportedContext: The callbacks of this context cannot be set; the message says what to do.
@@ -210,6 +241,8 @@ def install(
         from resumed._tracing import LookupSpans  # noqa: PLC0415 - an extra
 
         spans = LookupSpans(tracer_provider, namespace)
+    if sessions not in ("stored", "tickets"):
+        raise ValueError(f"sessions must be 'stored' or 'tickets', not {sessions!r}")
     size = _size(mirror)
     policy = SessionPolicy(
         store,
@@ -220,9 +253,12 @@ def install(
         puts=puts,
         max_lookups=max_lookups,
         mirror=Mirror(store, size) if size else None,
+        tickets=TicketOptions(rotation, revocation_grace, tickets_tls12) if sessions == "tickets" else None,
         spans=spans,
     )
     binding = CallbackBinding(context, policy, replace=replace, ignore_id_context=ignore_id_context)
+    if policy.tickets:
+        policy.tickets.start()
     return Installation(policy, binding, enable(context, binding) if isinstance(context, ssl.SSLContext) else None)
 
 

@@ -263,7 +263,7 @@ class TestPrefetch:
         shim, _ = shim_on(store)
         flight, mine = shim._lookups._join_or_start(b"key")
         assert mine
-        shim._lookups._run(flight, b"key", lambda _: None, fresh=False, end=time.monotonic() - 0.001)
+        shim._lookups._run(flight, b"key", lambda _: (None, "unknown"), end=time.monotonic() - 0.001)
         assert flight.result(0) == (None, "too-many-lookups")
         assert not store.gets
 

@@ -12,7 +12,7 @@ import pytest
 from resumed._client.store import StoredSession
 from resumed._crypto.keyring import Keyring
 from resumed._crypto.store_key import StoreKeys
-from resumed._openssl.callbacks import _Offer
+from resumed._openssl.offer import Offer
 from resumed._policy.served_names import Expected
 from support.tls import PATIENCE, STACKS, VERSIONS, Client, Frontend
 
@@ -85,10 +85,10 @@ def scene(
 ) -> Scene:
     scene = Scene(store, keyring, *request.param)
     # ask() has no connection, so neither a ClientHello nor a context.
-    monkeypatch.setattr(_Offer, "name", b"localhost")
-    monkeypatch.setattr(_Offer, "asks", False)
-    monkeypatch.setattr(_Offer, "digest", None)
-    monkeypatch.setattr(_Offer, "expected", Expected(scene.envelope.fingerprint))
+    monkeypatch.setattr(Offer, "name", b"localhost")
+    monkeypatch.setattr(Offer, "asks", False)
+    monkeypatch.setattr(Offer, "digest", None)
+    monkeypatch.setattr(Offer, "expected", Expected(scene.envelope.fingerprint))
     monkeypatch.setattr(scene.binding, "_is_final", True)
     monkeypatch.setattr(scene.binding.library, "SSL_set_session_id_context", lambda *_: 1)
     return scene

@@ -59,6 +59,8 @@ class Put:
     ttl: float
     issued: float | None = None
     """When the session was negotiated, in Unix seconds, for a purge to go by; None is the time of its arrival."""
+    pinned: bool = False
+    """Whether the store evicts other values instead of this one, of at most 1,024 bytes, when it is full."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -80,6 +82,8 @@ class Remove:
     """Remove `key`; its result is whether a live session was there."""
 
     key: bytes
+    ttl: float | None = None
+    """For a lasting removal, which watchers of removals receive: the seconds for which it is in force at least."""
 
 
 Operation: TypeAlias = Put | Get | Take | Remove
@@ -148,9 +152,9 @@ class SessionStore:
         request = pb.TakeRequest(namespace=self.namespace, key=key)
         return _session(self._call(_TAKE, request, pb.TakeResponse, deadline))
 
-    def remove(self, key: bytes, *, deadline: float | None = None) -> bool:
-        """Remove the session of `key`, for good; return whether a live one was there."""
-        request = pb.RemoveRequest(namespace=self.namespace, key=key)
+    def remove(self, key: bytes, *, ttl: float | None = None, deadline: float | None = None) -> bool:
+        """Remove the session of `key`, for good; return whether a live one was there. See Remove for `ttl`."""
+        request = self._remove(Remove(key, ttl))
         return self._call(_REMOVE, request, pb.RemoveResponse, deadline).removed
 
     def batch(self, operations: Sequence[Operation], *, deadline: float | None = None) -> list[Result]:
@@ -173,12 +177,15 @@ class SessionStore:
             results += self._batch(request, deadline)
         return results
 
-    def watch(self, position: bytes = b"") -> Watch:
+    def watch(self, position: bytes = b"", *, removals_only: bool = False) -> Watch:
         """Follow the namespace, from now on or, if the store still knows, behind the `position` of an earlier stream.
+
+        With `removals_only` the stream has only lasting removals and purges. If it does not continue an earlier one, it
+        begins with the last purge and all lasting removals in force.
 
         Use it as a context manager and iterate over it. Both raise StoreError when the stream ends.
         """
-        request = pb.WatchRequest(namespace=self.namespace, position=position)
+        request = pb.WatchRequest(namespace=self.namespace, position=position, removals_only=removals_only)
         return Watch(self._channel.stream(_WATCH, request.SerializeToString(), _PATIENCE))
 
     def close(self) -> None:
@@ -197,11 +204,17 @@ class SessionStore:
         return [_result(result) for result in answer.results]
 
     def _put(self, put: Put) -> pb.PutRequest:
-        request = pb.PutRequest(namespace=self.namespace, key=put.key, value=put.value, ttl=_duration(put.ttl))
+        request = pb.PutRequest(
+            namespace=self.namespace, key=put.key, value=put.value, ttl=_duration(put.ttl), pinned=put.pinned
+        )
         if put.issued is not None:
             request.issue_time.seconds = int(put.issued)
             request.issue_time.nanos = int(put.issued % 1 * 1e9)
         return request
+
+    def _remove(self, remove: Remove) -> pb.RemoveRequest:
+        ttl = None if remove.ttl is None else _duration(remove.ttl)
+        return pb.RemoveRequest(namespace=self.namespace, key=remove.key, ttl=ttl)
 
     def _operation(self, operation: Operation) -> pb.BatchOperation:
         match operation:
@@ -211,8 +224,8 @@ class SessionStore:
                 return pb.BatchOperation(get=pb.GetRequest(namespace=self.namespace, key=key))
             case Take(key):
                 return pb.BatchOperation(take=pb.TakeRequest(namespace=self.namespace, key=key))
-            case Remove(key):
-                return pb.BatchOperation(remove=pb.RemoveRequest(namespace=self.namespace, key=key))
+            case Remove():
+                return pb.BatchOperation(remove=self._remove(operation))
 
 
 class Watch:
@@ -220,13 +233,14 @@ class Watch:
 
     Attributes:
         resumed_from_position: Whether the stream continues after the requested position. If not, discard earlier state.
+        removals_only: Whether it has only lasting removals and purges. False if the store is too old for that.
     """
 
     def __init__(self, stream: Stream) -> None:
         self._stream = stream
         self._answers = (parse_response(pb.WatchResponse, encoded) for encoded in stream)
         self._first: pb.WatchResponse | None = None
-        self.resumed_from_position = False
+        self.resumed_from_position = self.removals_only = False
 
     @property
     def confirmed(self) -> float:
@@ -236,7 +250,7 @@ class Watch:
     def __enter__(self) -> Self:
         """Wait for the first answer."""
         self._first = next(self._answers)
-        self.resumed_from_position = self._first.continued
+        self.resumed_from_position, self.removals_only = self._first.continued, self._first.removals_only
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -260,11 +274,15 @@ class Change(NamedTuple):
         session: The session that was stored.
         time: In Unix seconds: when the session was issued, or for a purge, the time before which the sessions to forget
             were issued. None for a session: not known. None for a purge: forget all that was known.
+        ttl: Of a lasting removal, the seconds for which it is in force yet; 0.0 of all else.
+        purged: When the purge was, in Unix seconds; None if it is no purge, or the store is too old to send it.
     """
 
     key: bytes
     session: StoredSession | None = None
     time: float | None = None
+    ttl: float = 0.0
+    purged: float | None = None
 
     def __repr__(self) -> str:
         """Show what happened, never to which session."""
@@ -301,9 +319,10 @@ def _change(event: pb.WatchEvent) -> Change:
             session = StoredSession(stored.session.value, _seconds(stored.session.ttl))
             return Change(stored.key, session, _time(stored, "issue_time"))
         case "removed":
-            return Change(event.removed.key)
+            return Change(event.removed.key, ttl=_seconds(event.removed.ttl))
         case "purged":
-            return Change(b"", None, _time(event.purged, "issued_before_time"))
+            purged = event.purged
+            return Change(b"", None, _time(purged, "issued_before_time"), purged=_time(purged, "purge_time"))
         case _:
             return Change(b"")
 

@@ -85,6 +85,11 @@ class Keyring:
         return bool(self._keys)
 
     @property
+    def fleet_keys(self) -> tuple[FleetKey, ...]:
+        """The keys in the order of the file; none in plaintext()."""
+        return self._current()
+
+    @property
     def key_ids(self) -> list[str]:
         """The ids of the keys in the order of the file, as 8 hex digits: safe to show."""
         return [key.id.hex() for key in self._current()]

@@ -1,4 +1,4 @@
-"""Ticket secrets: what the frontends of a fleet derive their ticket keys from, one for each epoch (protos/README.md).
+"""Ticket secrets, from which the frontends of a fleet derive their ticket keys: one for each epoch (protos/README.md).
 
 Time is cut into epochs of equal length. The secret of an epoch is agreed on through the store, where it is a
 sealed value at an address that follows from the epoch.
@@ -75,7 +75,7 @@ class Epoch(NamedTuple):
         return self.start + 2 * self.rotation + lifetime
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class TicketSecret:
     """The secret of an epoch. Has no repr of its own: it never shows in a log or a traceback.
 
@@ -111,7 +111,7 @@ class TicketSecret:
         created = int.from_bytes(encoded[1 : 1 + _TIME_BYTES], "big") / 1e6
         return cls(namespace, fleet_key, epoch, Secret(encoded[1 + _TIME_BYTES :]), created, not_after)
 
-    @property
+    @cached_property
     def address(self) -> bytes:
         """The store key of its sealed value."""
         return address_of(self.namespace, self.fleet_key, self.epoch)

@@ -12,7 +12,6 @@ import contextlib
 import ctypes
 import hashlib
 import itertools
-import logging
 import math
 import os
 import threading
@@ -20,14 +19,20 @@ import time
 import weakref
 from ctypes import c_int, c_uint, c_void_p, string_at
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from resumed._async.interruption import during, interrupted
 from resumed._crypto.envelope import Envelope
 from resumed._exceptions import UnsealError, UnsupportedContext
 from resumed._openssl.benchmark import measure_signature_seconds
-from resumed._openssl.client_hello import chosen_digest, offered_ids, requested_name
-from resumed._openssl.contexts import VERIFY_PEER, contexts_of, has_peer_as_asked
+from resumed._openssl.client_hello import TLS1_3_VERSION, offered_ids
+from resumed._openssl.context_settings import (
+    NO_CALLBACKS,
+    OP_NO_TICKET,
+    ContextSettings,
+    session_callbacks,
+    set_session_callbacks,
+)
 from resumed._openssl.library import (
     GET_CALLBACK,
     HELLO_CALLBACK,
@@ -37,9 +42,10 @@ from resumed._openssl.library import (
     REMOVE_CALLBACK,
     context_of,
 )
-from resumed._openssl.session_codec import ID_BYTES, ForeignData, Memory, SessionCodec
-from resumed._policy.fingerprint import NO_CLIENT_AUTHENTICATION
-from resumed._policy.served_names import Expected, ServedNames
+from resumed._openssl.offer import StoredOffer
+from resumed._openssl.session_checks import BOTH_SHUTDOWN, SessionChecks, has_memory
+from resumed._openssl.session_codec import ID_BYTES, ForeignData, Memory
+from resumed._openssl.ticket_callbacks import TicketCallbacks
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,24 +54,12 @@ if TYPE_CHECKING:
     from resumed._policy.session_policy import SessionPolicy
 
 # <openssl/ssl.h>
-_CTRL_SET_SESS_CACHE_MODE = 44
-_CTRL_GET_SESS_CACHE_MODE = 45
-_SESS_CACHE_SERVER = 0x2
-_SESS_CACHE_NO_INTERNAL = 0x300
-_OP_NO_TICKET = 1 << 14
 _CLIENT_HELLO_SUCCESS = 1
 _CLIENT_HELLO_RETRY = -1
-_TLS1_3_VERSION = 0x304
-_HOST_NAME = 0  # TLSEXT_NAMETYPE_host_name
 _HANDSHAKE_DONE = 0x20  # SSL_CB_HANDSHAKE_DONE
-_BOTH_SHUTDOWN = 3  # SSL_SENT_SHUTDOWN, SSL_RECEIVED_SHUTDOWN
-_X509_V_OK = 0
+_REASON_MASK = 0x7FFFFF  # ERR_GET_REASON
 _MOST_HANDSHAKES = 256
 """How many handshakes are remembered that have looked a session up: those of a thread that serves many at a time."""
-
-_log = logging.getLogger("resumed")
-
-_REASON_MASK = 0x7FFFFF  # ERR_GET_REASON
 
 _Result = TypeVar("_Result")
 
@@ -87,8 +81,6 @@ class CallbackBinding:
         self, context: Any, policy: SessionPolicy, *, replace: bool = False, ignore_id_context: bool = False
     ) -> None:
         self.library, self._pointer, self._chooses_by_name, self._is_final = context_of(context)
-        self._codec, self._contexts = SessionCodec(self.library), contexts_of(self.library)
-        self._names = ServedNames()
         self._handshakes: dict[int, SuspendableHandshake] = {}  # by the numbers in their connections, the last ones
         self._policy = policy
         library, pointer = self.library, self._pointer
@@ -96,25 +88,25 @@ class CallbackBinding:
             raise UnsupportedContext(
                 "this context accepts early data, which can be replayed across a fleet; set max_early_data to 0"
             )
+        self._own: ContextSettings
         self._context_freed = False
-        self._callback_addresses: tuple[int, ...] = ()
         self._installed = False
-        # None: that of the application, which OpenSSL compares.
-        self._id_context = hashlib.sha256(policy.namespace.encode()).digest() if ignore_id_context else None
-        self._known_id_context: bytes | None = None  # as the last full handshake showed it: OpenSSL has no getter
-        self._warned: set[str] = set()
-        callbacks = self._current()
+        self._checks = SessionChecks(
+            library,
+            pointer,
+            self._chooses_by_name,
+            namespace=policy.namespace,
+            namespace_of=_namespace_of,
+            # None: that of the application, which OpenSSL compares.
+            id_context=hashlib.sha256(policy.namespace.encode()).digest() if ignore_id_context else None,
+        )
+        self._codec = self._checks.codec
+        callbacks = session_callbacks(library, pointer)
         if any(callbacks) and not replace:
             raise UnsupportedContext("this context already has session callbacks; pass replace=True to replace them")
         replaced = _bindings.get(pointer)
-        self._replaced = replaced if replaced and replaced._callback_addresses == callbacks else None  # noqa: SLF001  # of this class
-        self._previous = _Settings(
-            callbacks,
-            self._replaced._id_callback if self._replaced else 0,  # noqa: SLF001  # of this class
-            library.SSL_CTX_ctrl(pointer, _CTRL_GET_SESS_CACHE_MODE, 0, None),
-            library.SSL_CTX_get_options(pointer) & _OP_NO_TICKET,
-            library.SSL_CTX_get_timeout(pointer),
-        )
+        self._replaced = replaced if replaced and replaced._own.callbacks == callbacks else None  # noqa: SLF001  # of this class
+        self._previous = ContextSettings.of(library, pointer, self._replaced._own.id_callback if self._replaced else 0)  # noqa: SLF001  # of this class
         self._trampolines = (
             NEW_CALLBACK(self._on_new),
             GET_CALLBACK(self._on_get),
@@ -124,14 +116,18 @@ class CallbackBinding:
             INFO_CALLBACK(self._on_info),
         )
         addresses = [ctypes.cast(trampoline, c_void_p).value or 0 for trampoline in self._trampolines]
-        self._callback_addresses, (own_id, self._own_hello, self._own_info) = tuple(addresses[:3]), addresses[3:]
-        self._id_callback: int = own_id if policy.seals_ids else 0
+        own_id, self._own_hello, self._own_info = addresses[3:]
+        self._tickets = TicketCallbacks(self, self._checks, policy.tickets) if policy.tickets else None
+        self._own = ContextSettings.shared(
+            tuple(addresses[:3]),
+            own_id if policy.seals_ids else 0,
+            policy.lifetime,
+            stateless=self._tickets is not None,
+        )
         self._current_handshake = _CurrentHandshake()
         library.SSL_CTX_up_ref(pointer)  # until the finalizer has unset the callbacks
         weakref.finalize(context, self._release).atexit = False  # at exit see _unset_at_exit
         self._install()
-        if self._replaced:
-            self._replaced._installed = False  # noqa: SLF001  # of this class
         _bindings[pointer] = self
         _live.add(self)
 
@@ -168,7 +164,7 @@ class CallbackBinding:
         """
         if self._installed:
             # Not before, as it costs handshakes of other threads another wait for the GIL.
-            self.library.SSL_CTX_set_client_hello_cb(self._pointer, self._own_hello, None)
+            self._set_hello_callback(self._own_hello)
         self._current_handshake.handshake = handshake
         handshake.suspended = False
         try:
@@ -184,61 +180,58 @@ class CallbackBinding:
         one. If another CallbackBinding has replaced this one, that one will put back this one's settings. If the
         application has, or if the context is gone, this does nothing.
         """
-        if self._current() != self._callback_addresses:
+        if self._current() != self._own.callbacks:
             binding = _bindings.get(self._pointer)
             while binding and binding._replaced is not self:  # noqa: SLF001  # of this class
                 binding = binding._replaced  # noqa: SLF001  # of this class
             if binding:
                 binding._previous, binding._replaced = self._previous, self._replaced  # noqa: SLF001  # of this class
             return
-        before = self._previous
-        self._set(before.callbacks, before.id_callback)
-        self.library.SSL_CTX_ctrl(self._pointer, _CTRL_SET_SESS_CACHE_MODE, before.cache_mode, None)
-        self.library.SSL_CTX_set_timeout(self._pointer, before.timeout)
-        if not before.no_ticket:
-            self.library.SSL_CTX_clear_options(self._pointer, _OP_NO_TICKET)
+        self._apply(self._previous)
         if self._replaced:
             _bindings[self._pointer] = self._replaced
-            self._replaced._installed = True  # noqa: SLF001  # of this class
+            self._replaced._install_hooks()  # noqa: SLF001  # of this class
         else:
             _bindings.pop(self._pointer, None)
 
     def _install(self) -> None:
-        library, pointer = self.library, self._pointer
-        # No internal cache: in it a session would outlive its removal from the fleet, and its eviction would remove it
-        # there.
-        library.SSL_CTX_ctrl(pointer, _CTRL_SET_SESS_CACHE_MODE, _SESS_CACHE_SERVER | _SESS_CACHE_NO_INTERNAL, None)
-        library.SSL_CTX_set_options(pointer, _OP_NO_TICKET)
-        library.SSL_CTX_set_timeout(pointer, self._policy.lifetime)
-        if self._id_context:
-            library.SSL_CTX_set_session_id_context(pointer, self._id_context, len(self._id_context))
-        self._set(self._callback_addresses, self._id_callback)
-        if self._current() != self._callback_addresses:
+        library, pointer, id_context = self.library, self._pointer, self._checks.id_context
+        if id_context:
+            library.SSL_CTX_set_session_id_context(pointer, id_context, len(id_context))
+        if self._replaced:
+            self._replaced._uninstall_hooks()  # noqa: SLF001  # of this class
+        self._apply(self._own)
+        self._install_hooks()
+        if self._current() != self._own.callbacks:
             raise UnsupportedContext("libssl does not give the callbacks back that were set; please report this")
 
-    def _current(self) -> tuple[int, ...]:
-        if self._context_freed:
-            return (0, 0, 0)
-        library, pointer = self.library, self._pointer
-        return (
-            library.SSL_CTX_sess_get_new_cb(pointer) or 0,
-            library.SSL_CTX_sess_get_get_cb(pointer) or 0,
-            library.SSL_CTX_sess_get_remove_cb(pointer) or 0,
-        )
+    def _install_hooks(self) -> None:
+        """Set the callbacks that OpenSSL has no getters for."""
+        self._installed = True
+        if self._tickets:
+            self._tickets.install(self._pointer)
+            self._set_hello_callback(self._own_hello)  # it decides for each connection whether it gets tickets
 
-    def _set(self, callbacks: tuple[int, ...], id_callback: int) -> None:
-        new, get, remove = callbacks
-        # No client hello callback until run_step() needs one.
-        self._installed = callbacks == self._callback_addresses
-        self.library.SSL_CTX_set_client_hello_cb(self._pointer, None, None)
-        self.library.SSL_CTX_sess_set_new_cb(self._pointer, new)
-        self.library.SSL_CTX_sess_set_get_cb(self._pointer, get)
-        self.library.SSL_CTX_sess_set_remove_cb(self._pointer, remove)
-        self.library.SSL_CTX_set_generate_session_id(self._pointer, id_callback)
+    def _current(self) -> tuple[int, ...]:
+        return NO_CALLBACKS if self._context_freed else session_callbacks(self.library, self._pointer)
+
+    def _apply(self, settings: ContextSettings) -> None:
+        settings.apply(self.library, self._pointer)
+        self._uninstall_hooks()
+
+    def _uninstall_hooks(self) -> None:
+        self._installed = False
+        self._set_hello_callback(None)  # none until run_step() needs one
+        if self._tickets:
+            self._tickets.uninstall(self._pointer)
+
+    def _set_hello_callback(self, address: int | None) -> None:
+        self.library.SSL_CTX_set_client_hello_cb(self._pointer, address, None)
 
     def _unset(self) -> None:
-        if self._current() == self._callback_addresses:
-            self._set((0, 0, 0), 0)
+        if self._current() == self._own.callbacks:
+            set_session_callbacks(self.library, self._pointer, NO_CALLBACKS, 0)
+            self._uninstall_hooks()
 
     def _release(self) -> None:
         """Release a context that Python has freed. SSL objects that C still uses call nothing any more."""
@@ -253,27 +246,29 @@ class CallbackBinding:
         try:
             self._store(ssl, session)
         except BaseException as error:  # noqa: BLE001  # nothing may cross C
-            self._handle_callback_error(error)
+            self.handle_callback_error(error)
         return 0
 
     def _store(self, ssl: int, session: int) -> None:
         library, codec = self.library, self._codec
         session_id = codec.id_of(session)
-        tls13 = library.SSL_version(ssl) == _TLS1_3_VERSION
+        if self._tickets and len(session_id) != ID_BYTES:  # of a ticket; see TicketCallbacks
+            return
+        tls13 = library.SSL_version(ssl) == TLS1_3_VERSION
         # A stateless ticket carries its session itself: in TLS 1.2 it has no id, in TLS 1.3 the option shows it.
-        stateless = not session_id or (tls13 and not library.SSL_get_options(ssl) & _OP_NO_TICKET)
+        stateless = not session_id or (tls13 and not library.SSL_get_options(ssl) & OP_NO_TICKET)
         if stateless or not library.SSL_SESSION_is_resumable(session):
             self._policy.count_unresumable()
             return
-        if self._id_context:
+        if id_context := self._checks.id_context:
             # CPython 3.13 and later set a session id context of their own in each SSL (cpython issue 105293).
-            library.SSL_SESSION_set1_id_context(session, self._id_context, len(self._id_context))
+            library.SSL_SESSION_set1_id_context(session, id_context, len(id_context))
         memory = self._check_session(ssl, session)
         if memory is None:
             self._policy.count_unresumable()
             return
         # OpenSSL notes the name only where the server has a servername callback, and compares it nowhere: see _unfit.
-        library.SSL_SESSION_set1_hostname(session, self._server_name(ssl) or None)
+        library.SSL_SESSION_set1_hostname(session, self._checks.server_name(ssl) or None)
         codec.remember(session, None)  # the memory is not stored
         serialized = codec.serialized(session)
         remaining = self._remaining(session, memory)
@@ -290,40 +285,25 @@ class CallbackBinding:
 
     def _check_session(self, ssl: int, session: int) -> Memory | None:
         """Return the memory of a session that is about to be stored; None if it must not be shared."""
-        library, contexts, codec = self.library, self._contexts, self._codec
+        library, checks = self.library, self._checks
         try:
-            memory = codec.memory(session)
+            memory = self._codec.memory(session)
         except ForeignData:
-            self._warn("the application keeps ticket application data in its sessions; they are not shared")
+            checks.warn_of_foreign_data()
             return None
         mode = library.SSL_get_verify_mode(ssl)
-        if not self._may_share(ssl, session, mode):
+        if not checks.may_share(ssl, session, mode):
             return None
         reused = bool(library.SSL_session_reused(ssl))
         if memory and (
-            self._ends_handshake(ssl, memory, reused) or (reused and contexts.agrees(ssl, mode, memory.fingerprint))
+            self._ends_handshake(ssl, memory, reused) or (reused and checks.agrees(ssl, mode, memory.fingerprint))
         ):
             return memory
         if reused:
             return None
-        self._known_id_context = codec.id_context_of(session)
-        fingerprint = contexts.fingerprint(ssl, mode)
-        if self._chooses_by_name() and not library.SSL_get_ex_data(ssl, library.taught_index):
-            # Only once: a renegotiation or post-handshake authentication may change it later.
-            library.SSL_set_ex_data(ssl, library.taught_index, 1)
-            self._names.learn(self._server_name(ssl), fingerprint)
+        fingerprint = checks.learn(ssl, session, mode)
         # Later tickets of a connection are issued as it is then: post-handshake authentication may have changed it.
         return memory._replace(fingerprint=fingerprint) if memory else Memory(fingerprint, time.time(), 0, b"")
-
-    def _may_share(self, ssl: int, session: int, mode: int) -> bool:
-        """Return whether a session of a connection, with its verify mode, proves enough to resume elsewhere."""
-        library = self.library
-        return (
-            self._is_of_namespace(ssl)  # or a look-up would not find it: it happens before the context is chosen
-            and has_peer_as_asked(mode, bool(library.SSL_SESSION_get0_peer(session)))
-            and bool(library.SSL_get_verify_result(ssl) == _X509_V_OK)
-            and bool(library.SSL_get_shutdown(ssl) != _BOTH_SHUTDOWN)
-        )
 
     def _ends_handshake(self, ssl: int, memory: Memory, reused: bool) -> bool:
         """Return whether a ticket is one of those that end a handshake: nothing has changed since its memory was made.
@@ -344,29 +324,28 @@ class CallbackBinding:
         valid = self._codec.peer_seconds(session)
         return remaining if valid is None else min(remaining, valid)
 
-    def _server_name(self, ssl: int) -> bytes:
-        name: bytes = self.library.SSL_get_servername(ssl, _HOST_NAME) or b""
-        return name.lower()
-
-    def _warn(self, message: str) -> None:
-        if message not in self._warned:  # once, not for each session
-            self._warned.add(message)
-            _log.warning("namespace %s: %s", self._policy.namespace, message)
-
     def _on_get(self, ssl: int, data: int, length: int, copy: int) -> int | None:
         """Return a session for the id that a client offers, or None. Its one reference goes to OpenSSL."""
         try:
             c_int.from_address(copy).value = 0
             session_id = string_at(data, length) if length > 0 else b""
-            session = self._policy.on_get_session(_Offer(self, ssl, session_id), self._handshake(ssl))
-            if session is not None and (self._chooses_by_name() or not self._is_final):
-                self.library.SSL_set_info_callback(ssl, self._own_info)
+            session = self._policy.on_get_session(self._offer(ssl, session_id), self.handshake(ssl))
+            if session is not None:
+                self.confirm_later(ssl)
         except BaseException as error:  # noqa: BLE001  # nothing may cross C
-            self._handle_callback_error(error)
+            self.handle_callback_error(error)
             return None
         return session
 
-    def _handshake(self, ssl: int) -> SuspendableHandshake:
+    def confirm_later(self, ssl: int) -> None:
+        """Have a resumed connection checked once more when its handshake is done, if its context may change by then."""
+        if self._chooses_by_name() or not self._is_final:
+            self.library.SSL_set_info_callback(ssl, self._own_info)
+
+    def _offer(self, ssl: int, session_id: bytes) -> StoredOffer:
+        return StoredOffer(self.library, self._checks, ssl, session_id, self)
+
+    def handshake(self, ssl: int) -> SuspendableHandshake:
         """Return what keeps the look-ups of a connection's handshake: OpenSSL may ask many times in each.
 
         A number in the connection distinguishes it from later ones at the same address.
@@ -386,21 +365,6 @@ class CallbackBinding:
                     del self._handshakes[next(iter(self._handshakes))]
         return handshake
 
-    def expected(self, ssl: int, name: bytes) -> Expected:
-        """Return the context that a connection, for which the client asks by name, is expected to be served by."""
-        library, expected = self.library, self._names.expected(name)
-        by_name = self._chooses_by_name() or library.SSL_get_SSL_CTX(ssl) != self._pointer
-        # In a renegotiation of TLS 1.2 the context has been chosen already.
-        by_name = by_name and not library.SSL_get_finished(ssl, None, 0)
-        if by_name or expected.reason == "context-unstable":
-            return expected
-        return Expected(self._contexts.fingerprint(ssl, library.SSL_get_verify_mode(ssl)))
-
-    def _is_of_namespace(self, ssl: int) -> bool:
-        """Return whether the context that serves a connection shares its sessions in this namespace, or in none."""
-        serving = _bindings.get(self.library.SSL_get_SSL_CTX(ssl))
-        return serving is None or serving._policy.namespace == self._policy.namespace  # noqa: SLF001  # of this class
-
     def _on_info(self, ssl: int, where: int, result: int) -> None:
         """Check a connection once more when its handshake is done; set for connections that received a session."""
         try:
@@ -412,7 +376,7 @@ class CallbackBinding:
                 library.SSL_set_info_callback(ssl, None)
                 self._confirm(ssl)
         except BaseException as error:  # noqa: BLE001  # nothing may cross C
-            self._handle_callback_error(error)
+            self.handle_callback_error(error)
 
     def _confirm(self, ssl: int) -> None:
         """End a resumed connection if the context that serves is not the one that negotiated its session.
@@ -420,42 +384,32 @@ class CallbackBinding:
         A servername callback, or any other code of the application, may have chosen it since the look-up.
         """
         library = self.library
-        if not library.SSL_session_reused(ssl):
+        if not library.SSL_session_reused(ssl) or self._checks.is_confirmed(ssl):
             return
-        session, mode = library.SSL_get_session(ssl), library.SSL_get_verify_mode(ssl)
-        memory = self._codec.memory(session)
-        if (
-            memory
-            and has_peer_as_asked(mode, bool(library.SSL_SESSION_get0_peer(session)))
-            and library.SSL_get_verify_result(ssl) == _X509_V_OK
-            and self._contexts.agrees(ssl, mode, memory.fingerprint)
-            and self._is_of_namespace(ssl)
-        ):
-            return
-        library.SSL_set_shutdown(ssl, _BOTH_SHUTDOWN)
+        library.SSL_set_shutdown(ssl, BOTH_SHUTDOWN)
         self._policy.count_termination()
-        name = library.SSL_SESSION_get0_hostname(session) or b""
-        if self._names.distrust(name):
-            _log.warning(
-                "namespace %s: a resumed connection for %r was ended: the context that served it is not the one that "
-                "negotiated its session; sessions for this name do not resume in this process any more",
-                self._policy.namespace,
-                name.decode("ascii", "replace"),
-            )
+        # A ticket has no name in its session, and the callback of the application has shown the connection's by now.
+        self._checks.distrust(
+            library.SSL_SESSION_get0_hostname(library.SSL_get_session(ssl)) or self._checks.server_name(ssl)
+        )
 
     def _on_hello(self, ssl: int, _alert: int, _data: int) -> int:
         """Suspend a handshake whose sessions are being looked up, if its driver can resume it."""
         try:
+            tickets = self._tickets if self._tickets and self._tickets.choose_kind(ssl) else None
             handshake = self._current_handshake.handshake
             if handshake is not None:
-                handshake.start_lookups(
-                    offered_ids(self.library, ssl),
-                    lambda session_id: self._policy.find(_Offer(self, ssl, session_id), handshake, may_suspend=True),
-                )
+                if tickets:
+                    tickets.start_claim(ssl, handshake)
+                else:
+                    handshake.start_lookups(
+                        offered_ids(self.library, ssl),
+                        lambda session_id: self._policy.find(self._offer(ssl, session_id), handshake, may_suspend=True),
+                    )
                 if handshake.suspended:
                     return _CLIENT_HELLO_RETRY
         except BaseException as error:  # noqa: BLE001  # nothing may cross C
-            self._handle_callback_error(error)
+            self.handle_callback_error(error)
         return _CLIENT_HELLO_SUCCESS
 
     def _on_remove(self, _ctx: int, session: int) -> None:
@@ -470,46 +424,36 @@ class CallbackBinding:
             # freed, and the thread's last error may have another cause: the garbage collector frees connections, too.
             failed = connection and library.SSL_in_init(connection)
             reason = library.ERR_peek_last_error() & _REASON_MASK if failed else 0
+            state = self._codec.ticket_state(session)
+            if state:
+                self._policy.on_connection_failed({state.lineage}, reason, state.end)
+                return
             ids = {self._codec.id_of(session)}
             with contextlib.suppress(ForeignData):
                 memory = self._codec.memory(session)
                 ids |= memory.ids if memory else set()
             self._policy.on_connection_failed(ids - {b""}, reason)
         except BaseException as error:  # noqa: BLE001  # nothing may cross C
-            self._handle_callback_error(error)
+            self.handle_callback_error(error)
 
     def _on_id(self, ssl: int, data: int, length: int) -> int:
         """Write a session id. Returning 0 would end the handshake, so a defect here means a random id."""
         try:
-            self._look_for_id_context(ssl)
+            self._checks.warn_of_missing_id_context(ssl)
             session_id = self._policy.issue_id(resumed=bool(self.library.SSL_session_reused(ssl)))
             ctypes.memmove(data, session_id, len(session_id))
             c_uint.from_address(length).value = len(session_id)
         except BaseException as error:  # noqa: BLE001  # nothing may cross C
-            self._handle_callback_error(error)
+            self.handle_callback_error(error)
             ctypes.memmove(data, os.urandom(ID_BYTES), ID_BYTES)
             c_uint.from_address(length).value = ID_BYTES
         return 1
 
-    def _look_for_id_context(self, ssl: int) -> None:
-        """Warn of a session that OpenSSL will not cache: the new callback is not called for it (ssl_update_cache()).
-
-        In TLS 1.2 the session is not there yet.
-        """
-        library = self.library
-        if library.SSL_get_verify_mode(ssl) & VERIFY_PEER:
-            session = library.SSL_get_session(ssl)
-            if session and not self._codec.id_context_of(session):
-                self._warn(
-                    "this context verifies clients and has no session id context, so OpenSSL resumes none of its "
-                    "sessions; set one (Context.set_session_id), or pass ignore_id_context=True to resumed.install()"
-                )
-
-    def check(self, offer: _Offer, envelope: Envelope) -> None:
+    def check(self, offer: StoredOffer, envelope: Envelope) -> None:
         """Raise UnsealError if the session in an envelope may not resume; from any thread."""
         self.library.SSL_SESSION_free(self._decoded(offer, envelope))
 
-    def decode(self, offer: _Offer, envelope: Envelope, remaining: float) -> int:
+    def decode(self, offer: StoredOffer, envelope: Envelope, remaining: float) -> int:
         """Return the session in an envelope; raise UnsealError if it may not resume."""
         library, session = self.library, self._decoded(offer, envelope)
         library.SSL_SESSION_set_time(session, int(time.time()))
@@ -518,12 +462,12 @@ class CallbackBinding:
         end = int(self._policy.now() + remaining)
         self._codec.remember(session, Memory(envelope.fingerprint, envelope.issued, end, offer.session_id))
         library.SSL_SESSION_set_ex_data(session, library.session_index, offer.ssl)
-        if self._id_context:
+        if id_context := self._checks.id_context:
             # OpenSSL compares it with the session's next: see _store.
-            library.SSL_set_session_id_context(offer.ssl, self._id_context, len(self._id_context))
+            library.SSL_set_session_id_context(offer.ssl, id_context, len(id_context))
         return session
 
-    def _decoded(self, offer: _Offer, envelope: Envelope) -> int:
+    def _decoded(self, offer: StoredOffer, envelope: Envelope) -> int:
         session = self._codec.decoded(envelope.session, offer.session_id)
         reason = self._unfit(offer, envelope, session)
         if reason:
@@ -531,90 +475,19 @@ class CallbackBinding:
             raise UnsealError(reason)
         return session
 
-    def _unfit(self, offer: _Offer, envelope: Envelope, session: int) -> str:
+    def _unfit(self, offer: StoredOffer, envelope: Envelope, session: int) -> str:
         """Return the reason of the miss if a session of the right context may not resume."""
-        library, codec = self.library, self._codec
-        if (library.SSL_SESSION_get0_hostname(session) or b"") != offer.name:  # RFC 6066 section 3
+        if (self.library.SSL_SESSION_get0_hostname(session) or b"") != offer.name:  # RFC 6066 section 3
             return "server-name-mismatch"
-        cipher = library.SSL_SESSION_get0_cipher(session)
-        if offer.digest and library.SSL_CIPHER_get_handshake_digest(cipher) != offer.digest:
-            # OpenSSL would drop it, and then issue no ticket that fits (RFC 8446 section 4.2.11).
-            return "other-cipher"
-        asks = not envelope.fingerprint.endswith(NO_CLIENT_AUTHENTICATION)
-        if library.SSL_SESSION_get0_peer(session) and not asks:
-            return "context-mismatch"
-        if not self._id_context:
-            id_context = codec.id_context_of(session)
-            # OpenSSL compares it as well, but only behind this callback. Without one it would end a handshake that asks
-            # for a certificate.
-            if self._known_id_context not in {None, id_context} or (offer.asks and not id_context):
-                return "context-mismatch"
-        try:
-            own = codec.memory(session) is None
-        except ForeignData:
-            own = False
-        return "" if own else "undecodable"
+        reason = self._checks.unfit(offer, envelope.fingerprint, session)
+        return reason or ("undecodable" if has_memory(self._codec, session) else "")
 
-    def _handle_callback_error(self, error: BaseException) -> None:
+    def handle_callback_error(self, error: BaseException) -> None:
+        """Count a defect that a callback caught, and log it; or have its interruption raised later."""
         if isinstance(error, Exception):
             self._policy.count_internal_error()
         else:
             interrupted(error)
-
-
-class _Offer:
-    """A session that a client offers on a connection, while a callback runs.
-
-    Nothing is read of the connection before it is needed: most ids that are none of the fleet's cost nothing.
-    """
-
-    def __init__(self, binding: CallbackBinding, ssl: int, session_id: bytes) -> None:
-        self._binding, self.ssl, self.session_id = binding, ssl, session_id
-
-    @cached_property
-    def name(self) -> bytes:
-        """The server name that the client asks for, in lower case."""
-        return requested_name(self._binding.library, self.ssl)
-
-    @cached_property
-    def expected(self) -> Expected:
-        """The context that the connection is expected to be served by."""
-        self.asks, self.digest  # noqa: B018  # like the name, for check() in another thread
-        return self._binding.expected(self.ssl, self.name)
-
-    @cached_property
-    def asks(self) -> bool:
-        """Whether the connection asks for a client certificate, as far as it is set up."""
-        return bool(self._binding.library.SSL_get_verify_mode(self.ssl) & VERIFY_PEER)
-
-    @cached_property
-    def digest(self) -> int | None:
-        """The hash that a TLS 1.3 session must have to resume; None in TLS 1.2."""
-        library = self._binding.library
-        if library.SSL_version(self.ssl) != _TLS1_3_VERSION:
-            return None
-        cipher = library.SSL_get_pending_cipher(self.ssl)
-        # OpenSSL has not chosen one yet in the client hello callback.
-        return library.SSL_CIPHER_get_handshake_digest(cipher) if cipher else chosen_digest(library, self.ssl)
-
-    def check(self, envelope: Envelope) -> None:
-        """Raise UnsealError if the session may not resume; from any thread, once `expected` was read."""
-        self._binding.check(self, envelope)
-
-    def decode(self, envelope: Envelope, remaining: float) -> int:
-        """Return the session, with that many seconds of its life left; raise UnsealError if it may not resume."""
-        return self._binding.decode(self, envelope, remaining)
-
-
-class _Settings(NamedTuple):
-    """The settings of a context before a CallbackBinding was installed."""
-
-    callbacks: tuple[int, ...]
-    id_callback: int
-    """That of the CallbackBinding that was replaced; 0 if there was none."""
-    cache_mode: int
-    no_ticket: int
-    timeout: int
 
 
 class _CurrentHandshake(threading.local):
@@ -625,6 +498,12 @@ class _CurrentHandshake(threading.local):
 
 def _function(prototype: Any, address: int) -> Any:
     return prototype(address) if address else None
+
+
+def _namespace_of(pointer: int) -> str | None:
+    """Return the namespace in which a context shares its sessions; None if it shares none."""
+    binding = _bindings.get(pointer)
+    return binding._policy.namespace if binding else None  # noqa: SLF001  # of this module
 
 
 _numbers = itertools.count(1)

@@ -16,13 +16,15 @@ if TYPE_CHECKING:
 
 # RFC 8446 section 4.2
 _SERVER_NAME = 0
+_SESSION_TICKET = 35
 _PRE_SHARED_KEY = 41
 _SUPPORTED_VERSIONS = 43
 # <openssl/ssl.h>
 _CTRL_GET_MAX_PROTO_VERSION = 131
 _OP_CIPHER_SERVER_PREFERENCE = 1 << 22
 _OP_NO_TLS1_3 = 1 << 29
-_TLS1_3_VERSION = 0x304
+TLS1_3_VERSION = 0x304
+"""<openssl/ssl.h>"""
 
 _TLS1_3_CIPHERS = 0x13  # their first byte (RFC 8446 appendix B.4)
 _AGE_BYTES = 4
@@ -30,7 +32,7 @@ _AGE_BYTES = 4
 
 def offered_ids(library: Library, ssl: int) -> list[bytes]:
     """Return the ids that OpenSSL will ask the get callback for, in its order, until one has a session."""
-    if _is_tls13(library, ssl):
+    if is_tls13(library, ssl):
         # The legacy_session_id is a random one then, for middleboxes' sake (RFC 8446 appendix D.4).
         return [
             identity
@@ -42,12 +44,29 @@ def offered_ids(library: Library, ssl: int) -> list[bytes]:
     return [string_at(data.value, length)] if length and data.value else []
 
 
+def is_tls13(library: Library, ssl: int) -> bool:
+    """Return whether both ends speak TLS 1.3."""
+    versions = _extension(library, ssl, _SUPPORTED_VERSIONS)
+    if versions is None or TLS1_3_VERSION not in supported_versions(versions):
+        return False
+    highest = library.SSL_ctrl(ssl, _CTRL_GET_MAX_PROTO_VERSION, 0, None)
+    return highest in {0, TLS1_3_VERSION} and not library.SSL_get_options(ssl) & _OP_NO_TLS1_3
+
+
+def offered_tickets(library: Library, ssl: int) -> list[bytes]:
+    """Return the tickets that a client offers (RFC 8446 section 4.2.11; TLS 1.2: RFC 5077 section 3.2)."""
+    if is_tls13(library, ssl):
+        return identities(_extension(library, ssl, _PRE_SHARED_KEY) or b"")
+    ticket = _extension(library, ssl, _SESSION_TICKET)
+    return [ticket] if ticket else []
+
+
 def chosen_digest(library: Library, ssl: int) -> int | None:
     """Return the hash of the cipher that OpenSSL is going to choose in TLS 1.3 (ssl3_choose_cipher()).
 
     None if it will not be TLS 1.3, or there is no common cipher.
     """
-    if not _is_tls13(library, ssl):
+    if not is_tls13(library, ssl):
         return None
     data = c_void_p()
     length = library.SSL_client_hello_get0_ciphers(ssl, byref(data))
@@ -104,12 +123,3 @@ def _extension(library: Library, ssl: int, kind: int) -> bytes | None:
     if not library.SSL_client_hello_get0_ext(ssl, kind, byref(data), byref(length)):
         return None
     return string_at(data.value, length.value) if data.value else b""
-
-
-def _is_tls13(library: Library, ssl: int) -> bool:
-    """Return whether both ends speak TLS 1.3."""
-    versions = _extension(library, ssl, _SUPPORTED_VERSIONS)
-    if versions is None or _TLS1_3_VERSION not in supported_versions(versions):
-        return False
-    highest = library.SSL_ctrl(ssl, _CTRL_GET_MAX_PROTO_VERSION, 0, None)
-    return highest in {0, _TLS1_3_VERSION} and not library.SSL_get_options(ssl) & _OP_NO_TLS1_3

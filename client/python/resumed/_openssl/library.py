@@ -35,6 +35,14 @@ INFO_CALLBACK = ctypes.CFUNCTYPE(None, c_void_p, c_int, c_int)
 """void (*)(const SSL *, int where, int ret): SSL_set_info_callback(3)."""
 HELLO_CALLBACK = ctypes.CFUNCTYPE(c_int, c_void_p, c_void_p, c_void_p)
 """int (*)(SSL *, int *alert, void *): SSL_CTX_set_client_hello_cb(3)."""
+TICKET_KEY_CALLBACK = ctypes.CFUNCTYPE(c_int, c_void_p, c_void_p, c_void_p, c_void_p, c_void_p, c_int)
+"""int (*)(SSL *, unsigned char *name, unsigned char *iv, EVP_CIPHER_CTX *, EVP_MAC_CTX *, int encrypt):
+SSL_CTX_set_tlsext_ticket_key_evp_cb(3)."""
+GENERATE_TICKET_CALLBACK = ctypes.CFUNCTYPE(c_int, c_void_p, c_void_p)
+"""int (*)(SSL *, void *): SSL_CTX_set_session_ticket_cb(3)."""
+DECRYPT_TICKET_CALLBACK = ctypes.CFUNCTYPE(c_int, c_void_p, c_void_p, c_void_p, c_size_t, c_int, c_void_p)
+"""int (*)(SSL *, SSL_SESSION *, const unsigned char *name, size_t length, int status, void *):
+SSL_CTX_set_session_ticket_cb(3)."""
 
 # name: result, arguments. Called with the GIL held: each takes about a microsecond and waits for no lock.
 _QUICK: dict[str, tuple[Any, list[Any]]] = {
@@ -142,6 +150,19 @@ _OPTIONAL: dict[str, tuple[Any, list[Any]]] = {
     "EVP_MD_CTX_new": (c_void_p, []),
     "SSL_CTX_get0_privatekey": (c_void_p, [c_void_p]),
 }
+# Called with the GIL held, and needed for tickets of a fleet only: OpenSSL 3.0 has them.
+_TICKETS: dict[str, tuple[Any, list[Any]]] = {
+    "EVP_CIPHER_fetch": (c_void_p, [c_void_p, c_char_p, c_char_p]),
+    "EVP_DecryptInit_ex": (c_int, [c_void_p, c_void_p, c_void_p, c_char_p, c_void_p]),
+    "EVP_EncryptInit_ex": (c_int, [c_void_p, c_void_p, c_void_p, c_char_p, c_void_p]),
+    "EVP_MAC_CTX_set_params": (c_int, [c_void_p, c_void_p]),
+    "SSL_CTX_set_session_ticket_cb": (c_int, [c_void_p, c_void_p, c_void_p, c_void_p]),
+    "SSL_CTX_set_tlsext_ticket_key_evp_cb": (c_int, [c_void_p, c_void_p]),
+    "SSL_SESSION_get_time": (c_long, [c_void_p]),
+    "SSL_SESSION_set1_id": (c_int, [c_void_p, c_char_p, c_uint]),
+    "SSL_clear_options": (c_uint64, [c_void_p, c_uint64]),
+    "SSL_set_options": (c_uint64, [c_void_p, c_uint64]),
+}
 _EX_INDEX_SSL, _EX_INDEX_SSL_SESSION = 0, 2  # CRYPTO_EX_INDEX_SSL, CRYPTO_EX_INDEX_SSL_SESSION
 _HOST = "X509_VERIFY_PARAM_get0_host"
 _NAMES = [*_QUICK, *_SLOW]
@@ -155,6 +176,7 @@ class Library:
 
     Attributes:
         signs: Whether the functions are there that signing takes.
+        has_tickets: Whether the functions are there that tickets of a fleet take.
         connection_index: Where a connection keeps a number of ours: SSL_get_ex_data(3).
         taught_index: Where it keeps whether it has taught which context serves its name.
         session_index: Where a session keeps the connection that has negotiated or resumed it:
@@ -171,13 +193,18 @@ class Library:
             self.CRYPTO_get_ex_new_index(kind, 0, None, None, None, None)
             for kind in (_EX_INDEX_SSL, _EX_INDEX_SSL, _EX_INDEX_SSL_SESSION)
         )
-        self.signs = False
-        with contextlib.suppress(AttributeError, KeyError):
-            for name, (result, arguments) in _OPTIONAL.items():
-                setattr(self, name, ctypes.CFUNCTYPE(result, *arguments)(address(name)))
-            self.signs = True
+        self.signs = self._load(_OPTIONAL, ctypes.CFUNCTYPE, address)
+        self.has_tickets = self._load(_TICKETS, ctypes.PYFUNCTYPE, address)
         with contextlib.suppress(AttributeError, KeyError):
             self._host = ctypes.PYFUNCTYPE(c_char_p, c_void_p, c_int)(address(_HOST))
+
+    def _load(self, prototypes: dict[str, tuple[Any, list[Any]]], kind: Any, address: Callable[[str], int]) -> bool:
+        """Load functions that a library may lack; return whether all are there."""
+        with contextlib.suppress(AttributeError, KeyError):
+            for name, (result, arguments) in prototypes.items():
+                setattr(self, name, kind(result, *arguments)(address(name)))
+            return True
+        return False
 
     def hosts(self, param: int) -> Iterator[bytes]:
         """Yield the names of which a peer's certificate must have one; none before OpenSSL 3.0, which has no getter."""
@@ -317,7 +344,7 @@ def _shared(path: str | None) -> Library | None:
 
 
 def _from_symbol_table(path: str) -> Library | None:
-    addresses = _symbol_addresses(Path(path), [*_NAMES, *_OPTIONAL, _HOST])
+    addresses = _symbol_addresses(Path(path), [*_NAMES, *_OPTIONAL, *_TICKETS, _HOST])
     return Library(addresses.__getitem__) if addresses.keys() >= set(_NAMES) else None
 
 

@@ -13,6 +13,7 @@ import ctypes
 from ctypes import byref, c_char_p, c_int, c_size_t, c_uint, c_void_p, string_at
 from typing import TYPE_CHECKING, NamedTuple
 
+from resumed._crypto.ticket_state import TicketState
 from resumed._exceptions import UnsealError
 from resumed._policy.fingerprint import FINGERPRINT_BYTES
 
@@ -104,19 +105,33 @@ class SessionCodec:
         Raises:
             ForeignData: Its ticket application data are the application's.
         """
-        data, length = c_void_p(), c_size_t()
-        self._library.SSL_SESSION_get0_ticket_appdata(session, byref(data), byref(length))
-        if not data.value or not length.value:
+        data = self._data_of(session)
+        if not data:
             return None
-        memory = Memory.decode(string_at(data.value, length.value))
+        memory = Memory.decode(data)
         if memory is None:
             raise ForeignData
         return memory
 
-    def remember(self, session: int, memory: Memory | None) -> None:
-        """Give it that memory, or none, instead of the one that it had."""
+    def ticket_state(self, session: int) -> TicketState | None:
+        """Return the state in a ticket's session; None if it has none."""
+        return TicketState.decode(self._data_of(session))
+
+    def fingerprint(self, session: int) -> bytes | None:
+        """Return the fingerprint of the context that negotiated a session; None if it has none."""
+        data = self._data_of(session)
+        known = TicketState.decode(data) or Memory.decode(data)
+        return known.fingerprint if known else None
+
+    def remember(self, session: int, memory: Memory | TicketState | None) -> None:
+        """Give it that memory or state, or none, instead of the one that it had."""
         encoded = memory.encode() if memory else b""
         self._library.SSL_SESSION_set1_ticket_appdata(session, encoded or None, len(encoded))
+
+    def _data_of(self, session: int) -> bytes:
+        data, length = c_void_p(), c_size_t()
+        self._library.SSL_SESSION_get0_ticket_appdata(session, byref(data), byref(length))
+        return string_at(data.value, length.value) if data.value and length.value else b""
 
     def id_context_of(self, session: int) -> bytes:
         """Return its session id context; empty if it has none."""

@@ -13,7 +13,7 @@ from resumed._openssl.session_codec import ForeignData, SessionCodec
 
 
 def session_ids(source: object) -> frozenset[bytes]:
-    """Return the ids of all sessions that a server's connection has negotiated or resumed so far.
+    """Return the ids of all sessions that a server's connection has negotiated or resumed, or of its tickets' lineage.
 
     Args:
         source: The connection (`ssl.SSLSocket`, `ssl.SSLObject`, `OpenSSL.SSL.Connection`), or its session
@@ -42,6 +42,9 @@ def session_ids(source: object) -> frozenset[bytes]:
     if not pointer:
         raise ValueError("the connection has no session: its handshake is not over, or it is closed")
     codec = SessionCodec(library)
+    state = codec.ticket_state(pointer)
+    if state:
+        return frozenset({state.lineage})
     ids = {codec.id_of(pointer)}
     with suppress(ForeignData):
         memory = codec.memory(pointer)

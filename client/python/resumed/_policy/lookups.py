@@ -6,6 +6,7 @@ A blocking handshake makes the calls on its own thread; for suspended handshakes
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,7 +15,7 @@ from contextvars import copy_context
 from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
-from resumed._exceptions import LimitExceeded, StoreError, StoreTimeout, StoreUnavailable
+from resumed._exceptions import AlreadyExists, LimitExceeded, StoreError, StoreTimeout, StoreUnavailable
 from resumed._process.fork import register_after_fork
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ _FRESH_PAUSES = (0.001, 0.004, 0.016, 0.064)
 """Seconds to wait before each further call, or the rest of the deadline."""
 _LEAST_ASK_SECONDS = 0.01
 """Seconds that must be left of the deadline for a further call."""
+_CLAIM_BYTES = 16
 _THREADS = 32
 """Threads that look up for suspended handshakes: 1,600 look-ups a second with a store 20 ms away."""
 
@@ -40,6 +42,8 @@ Accept: TypeAlias = "Callable[[bytes], str | None]"
 """Returns why a value cannot resume, or None."""
 LookupResult: TypeAlias = tuple[bytes | None, str]
 """A value and the reason of the hit, or None and the reason of the miss."""
+_Ask: TypeAlias = "Callable[[float], LookupResult]"
+"""Calls the store until a time at most, in monotonic seconds."""
 
 
 class Lookups:
@@ -89,6 +93,24 @@ class Lookups:
             blocking: Whether this thread makes the calls, not another one. A look-up that was joined may still be in
                 flight when this returns.
         """
+        return self._start(key, lambda end: self._look_up(key, accept, fresh, end), seconds, blocking=blocking)
+
+    def claim(self, key: bytes, ttl: float, seconds: float, *, blocking: bool) -> Future[LookupResult]:
+        """Put a random value under `key`, which succeeds once in the whole fleet; start() describes the rest.
+
+        Args:
+            key: A store key.
+            ttl: Seconds for which the value stays.
+            seconds: The time that the call may take.
+            blocking: Whether this thread makes the call.
+
+        Returns:
+            The value if it was stored; otherwise None, and `replayed` if the key has another value.
+        """
+        value = os.urandom(_CLAIM_BYTES)  # the same in a repetition, which so is the same claim
+        return self._start(key, lambda end: self._put(key, value, ttl, end), seconds, blocking=blocking)
+
+    def _start(self, key: bytes, ask: _Ask, seconds: float, *, blocking: bool) -> Future[LookupResult]:
         reason = self._reason_to_skip()
         if reason:
             return completed_future((None, reason))
@@ -97,7 +119,7 @@ class Lookups:
         flight, started = self._join_or_start(key)
         if not started:
             return _join(flight)
-        run = partial(self._run, flight, key, accept, fresh, time.monotonic() + _DEADLINE_SHARE * seconds)
+        run = partial(self._run, flight, key, ask, time.monotonic() + _DEADLINE_SHARE * seconds)
         if blocking:
             run()
             return flight
@@ -140,12 +162,12 @@ class Lookups:
                 self._flights[key] = flight
             return flight, True
 
-    def _run(self, flight: Future[LookupResult], key: bytes, accept: Accept, fresh: bool, end: float) -> None:
-        """Look `key` up, until `end` at most."""
+    def _run(self, flight: Future[LookupResult], key: bytes, ask: _Ask, end: float) -> None:
+        """Call the store, until `end` at most."""
         started = time.monotonic()
         found: LookupResult = (None, "internal-error")
         try:
-            found = self._ask(key, accept, fresh, end)
+            found = self._call(ask, end)
         finally:
             self._recorder.observe_lookup(time.monotonic() - started)
             self._finish(flight, key, found)
@@ -157,15 +179,12 @@ class Lookups:
                 del self._flights[key]
         flight.set_result(found)
 
-    def _ask(self, key: bytes, accept: Accept, fresh: bool, end: float) -> LookupResult:
+    def _call(self, ask: _Ask, end: float) -> LookupResult:
         if end <= time.monotonic():  # no thread was free
             return None, "too-many-lookups"
-        since = self._mirror.sessions.removals if self._mirror else 0
         began = self._breaker.now()
         try:
-            found, outcome = self._get(key, fresh, end)
-            if found is not None and self._single_use:
-                found, outcome = self._take(key, found, accept, end)
+            result = ask(end)
         except LimitExceeded:
             self._breaker.record_rate_limited(began)
             return None, "limited"
@@ -180,6 +199,20 @@ class Lookups:
                 self._probe()
             return None, _failure(error)
         self._breaker.succeeded()
+        return result
+
+    def _put(self, key: bytes, value: bytes, ttl: float, end: float) -> LookupResult:
+        try:
+            self._store.put(key, value, ttl, deadline=end - time.monotonic())
+        except AlreadyExists:
+            return None, "replayed"
+        return value, "store"
+
+    def _look_up(self, key: bytes, accept: Accept, fresh: bool, end: float) -> LookupResult:
+        since = self._mirror.sessions.removals if self._mirror else 0
+        found, outcome = self._get(key, fresh, end)
+        if found is not None and self._single_use:
+            found, outcome = self._take(key, found, accept, end)
         if found is None:
             return None, outcome
         if self._mirror:

@@ -137,15 +137,15 @@ class SessionCache:
 
     def apply(self, changes: Iterable[Change]) -> None:
         """Apply changes of the store."""
-        for key, session, time_ in changes:
-            if key and session is None:
-                self.remove(key)
-            elif key and session:
-                self.put(key, session, issued=time_ or 0.0)
-            elif time_ is None:
+        for change in changes:
+            if change.session:
+                self.put(change.key, change.session, issued=change.time or 0.0)
+            elif change.key:
+                self.remove(change.key)
+            elif change.time is None:
                 self.clear()
             else:
-                self.purge(time_)
+                self.purge(change.time)
 
     @contextlib.contextmanager
     def _change(self) -> Iterator[None]:

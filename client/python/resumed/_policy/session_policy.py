@@ -21,12 +21,15 @@ from resumed._crypto.envelope import Envelope
 from resumed._crypto.origin import CURRENT_PROCESS
 from resumed._crypto.session_id import ID_BYTES
 from resumed._crypto.store_key import StoreKeys
+from resumed._crypto.ticket_state import LINEAGE_BYTES
 from resumed._exceptions import UnsealError
 from resumed._policy.circuit_breaker import Breaker
 from resumed._policy.lookups import Lookups, completed_future, result_or_late
 from resumed._policy.prober import Prober
 from resumed._policy.removal import Removal
 from resumed._policy.stats import Recorder, Stats
+from resumed._policy.ticket_secrets import TicketSecrets
+from resumed._policy.tickets import Tickets
 from resumed._policy.write_queue import PendingWrite, WriteQueue
 from resumed._process.fork import register_after_fork
 
@@ -39,6 +42,7 @@ if TYPE_CHECKING:
     from resumed._policy.lookups import Accept, LookupResult
     from resumed._policy.mirror import Mirror
     from resumed._policy.served_names import Expected
+    from resumed._policy.tickets import TicketOptions
     from resumed._tracing import LookupSpans
 
 MAX_LIFETIME = 7 * 24 * 3600
@@ -89,6 +93,7 @@ class SessionPolicy:
             not.
         max_lookups: How many look-ups may be under way at once; beyond that a handshake does not call the store.
         mirror: Searched before the store is called.
+        tickets: How the fleet shares tickets; None if it only stores sessions.
         spans: Makes a span of each look-up.
         clock: Unix seconds.
 
@@ -107,6 +112,7 @@ class SessionPolicy:
         puts: Literal["wait", "background"] | None = None,
         max_lookups: int = 64,
         mirror: Mirror | None = None,
+        tickets: TicketOptions | None = None,
         spans: LookupSpans | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -140,9 +146,26 @@ class SessionPolicy:
             max_concurrent=max_lookups,
             mirror=self._mirror,
         )
+        self.tickets = self._make_tickets(tickets, single_use=single_use) if tickets else None
         self._families: dict[bytes, Collection[bytes]] = {}  # the last sessions with others of the same connections
         self._ids = _NO_IDS  # issued in that second, for handshakes to come
         register_after_fork(self)
+
+    def _make_tickets(self, options: TicketOptions, *, single_use: bool) -> Tickets:
+        secrets = TicketSecrets(
+            self._store, self._keyring, lifetime=self.lifetime, rotation=options.rotation, clock=self._clock
+        )
+        return Tickets(
+            self._store,
+            secrets,
+            self._recorder,
+            self._lookups,
+            lifetime=self.lifetime,
+            grace=options.grace,
+            single_use=single_use,
+            for_tls12=options.for_tls12,
+            clock=self._clock,
+        )
 
     @property
     def stats(self) -> Stats:
@@ -313,12 +336,13 @@ class SessionPolicy:
         """Note a resumed connection that was ended, since the context that served was not the session's."""
         self._recorder.count("terminations", "context-mismatch")
 
-    def on_connection_failed(self, session_ids: Iterable[bytes], reason: int) -> None:
+    def on_connection_failed(self, session_ids: Iterable[bytes], reason: int, end: int | None = None) -> None:
         """Decide about the sessions of a connection that ended without our close_notify.
 
         Args:
-            session_ids: Ids of all sessions that the connection negotiated or resumed.
+            session_ids: Ids of all sessions that the connection negotiated or resumed, or of its tickets' lineage.
             reason: The reason code of the last error in OpenSSL's queue, 0 if there is none.
+            end: The end of that lineage, in Unix seconds.
 
         A connection that was cut says nothing against its session (RFC 5246 section 7.2.1); after a fatal alert, sent
         or received, it must not be resumed (section 7.2.2).
@@ -327,7 +351,7 @@ class SessionPolicy:
             self._recorder.count("removals", "kept")
             return
         for session_id in session_ids:
-            self._remove(session_id, "fatal-error")
+            self._remove(session_id, "fatal-error", end=end)
 
     def remove(self, session_ids: Collection[bytes]) -> Removal:
         """Remove sessions from the whole fleet, in the background; none of them resumes in this process any more.
@@ -342,7 +366,17 @@ class SessionPolicy:
             self._remove(session_id, "application", removal.report)
         return removal
 
-    def _remove(self, session_id: bytes, reason: str, report: Callable[[bool], None] | None = None) -> None:
+    def _remove(
+        self,
+        session_id: bytes,
+        reason: str,
+        report: Callable[[bool], None] | None = None,
+        end: int | None = None,
+    ) -> None:
+        if self.tickets and len(session_id) == LINEAGE_BYTES:
+            key, end = self.tickets.remove(session_id, end)
+            self._write_queue.submit(PendingWrite(key, None, end, reason, report=report, lasting=True))
+            return
         key = self._store_keys.key(session_id)
         if self._mirror:
             self._mirror.sessions.remove(key)
@@ -363,6 +397,8 @@ class SessionPolicy:
         """Wait up to `timeout` seconds until all is sent, then disconnect; nothing more is stored or removed."""
         if self._mirror:
             self._mirror.close()
+        if self.tickets:
+            self.tickets.close()
         self._prober.close()
         self._write_queue.close(timeout)
         self._lookups.close()

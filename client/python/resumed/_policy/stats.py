@@ -24,7 +24,28 @@ REASONS = {
     "removals": ("fatal-error", "application", "dropped", "refused", "kept"),
     "terminations": ("context-mismatch",),
 }
-"""All that may be counted."""
+"""All that may be counted of stored sessions."""
+TICKET_REASONS = {
+    "tickets_issued": ("current", "held-over"),
+    "tickets_withheld": ("no-secret", "unresumable"),
+    "tickets_resumed": ("current", "previous", "older", "next"),
+    "tickets_refused": (
+        *(
+            "unknown-secret",
+            "not-authentic",
+            "malformed",
+            "expired",
+            "revoked",
+            "purged",
+            "removals-unknown",
+            "replayed",
+        ),
+        *("server-name-mismatch", "context-mismatch", "context-unknown", "context-unstable", "other-cipher"),
+        *("timeout", "unavailable", "rejected", "limited", "breaker-open", "too-many-lookups", "internal-error"),
+    ),
+}
+"""All that may be counted of tickets."""
+_ALL_REASONS = REASONS | TICKET_REASONS
 
 
 @dataclass(frozen=True)
@@ -52,6 +73,15 @@ class Stats:
             sessions stay.
         terminations: `context-mismatch` counts resumed connections that were ended after their handshake, as the
             context that served was not the session's.
+        tickets_issued: `current`, with the secret of the present epoch; `held-over`, with that of an earlier one, since
+            the store does not answer.
+        tickets_withheld: Tickets that were not issued: `no-secret` (the store has not answered yet), `unresumable`
+            (the proof of the session must not be shared).
+        tickets_resumed: Tickets that resumed, by the epoch of their secret: `current`, `previous`, `older`, `next` (the
+            issuer's clock is ahead).
+        tickets_refused: `unknown-secret` (this process has not got the secret, or it was revoked), `not-authentic`,
+            `malformed`, `expired`, `revoked`, `purged`, `removals-unknown` (the stream of removals is not live),
+            `replayed` (a single use was used before); the others as in misses.
         lookup_seconds: Calls by their time: one count for each of BUCKETS and one for longer ones.
         lookup_seconds_sum: Seconds that all look-ups together took.
     """
@@ -62,6 +92,10 @@ class Stats:
     puts: Counter[str] = field(default_factory=Counter)
     removals: Counter[str] = field(default_factory=Counter)
     terminations: Counter[str] = field(default_factory=Counter)
+    tickets_issued: Counter[str] = field(default_factory=Counter)
+    tickets_withheld: Counter[str] = field(default_factory=Counter)
+    tickets_resumed: Counter[str] = field(default_factory=Counter)
+    tickets_refused: Counter[str] = field(default_factory=Counter)
     lookup_seconds: tuple[int, ...] = (0,) * (len(BUCKETS) + 1)
     lookup_seconds_sum: float = 0.0
 
@@ -75,7 +109,7 @@ class Recorder:
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
-        self._counts = dict.fromkeys(((kind, reason) for kind, reasons in REASONS.items() for reason in reasons), 0)
+        self._counts = dict.fromkeys(((kind, each) for kind, reasons in _ALL_REASONS.items() for each in reasons), 0)
         self._buckets = [0] * (len(BUCKETS) + 1)
         self._seconds = 0.0
 
@@ -83,7 +117,7 @@ class Recorder:
         """Add to one of the Counters of Stats.
 
         Args:
-            kind: `hits`, `foreign_hits`, `misses`, `puts`, `removals` or `terminations`.
+            kind: The name of the Counter.
             reason: One of the reasons that Stats lists.
             number: How many.
         """
@@ -101,7 +135,7 @@ class Recorder:
         """Return the counts so far."""
         with self._lock:
             counts, buckets, seconds = dict(self._counts), tuple(self._buckets), self._seconds
-        counters: dict[str, Counter[str]] = {kind: Counter() for kind in REASONS}
+        counters: dict[str, Counter[str]] = {kind: Counter() for kind in _ALL_REASONS}
         for (kind, reason), number in counts.items():
             if number:
                 counters[kind][reason] = number

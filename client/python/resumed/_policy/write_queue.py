@@ -58,6 +58,8 @@ class PendingWrite(NamedTuple):
     """When the session was negotiated, in Unix seconds: waiting in the queue does not bring it past a purge."""
     report: Callable[[bool], None] | None = None
     """For a Remove: called with whether the store acknowledged it."""
+    lasting: bool = False
+    """For a Remove: whether it is in force until `not_after`, also at frontends that start later."""
 
     def __repr__(self) -> str:
         """Show nothing of the session."""
@@ -281,9 +283,9 @@ def _size(write: PendingWrite) -> int:
 
 
 def _make_operation(write: PendingWrite, now: float) -> Operation | None:
-    if write.value is None:
-        return Remove(write.key)
     ttl = write.not_after - now
+    if write.value is None:
+        return Remove(write.key, max(ttl, 1.0) if write.lasting else None)
     return Put(write.key, write.value, ttl, write.issued) if ttl > 0 else None
 
 

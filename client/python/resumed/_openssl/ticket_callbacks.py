@@ -1,0 +1,382 @@
+"""Sets the ticket callbacks of one SSL_CTX, which call the policy of tickets.
+
+OpenSSL's rules are in SSL_CTX_set_session_ticket_cb(3) and SSL_CTX_set_tlsext_ticket_key_evp_cb(3). For a new ticket,
+OpenSSL calls the generate callback, then the key callback; for one that a client offers, the key callback, then the
+decrypt callback, in one thread. No exception leaves a callback, and no failure ends a handshake: the worst is a full
+handshake without a ticket.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import hmac
+import os
+import threading
+from ctypes import c_char_p, c_size_t, c_uint, c_void_p, memmove, string_at
+from functools import cached_property
+from typing import TYPE_CHECKING, Protocol
+from weakref import WeakKeyDictionary
+
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+
+from resumed._crypto.ticket_secret import NAME_BYTES
+from resumed._exceptions import UnsealError, UnsupportedContext
+from resumed._openssl.client_hello import TLS1_3_VERSION, is_tls13, offered_tickets
+from resumed._openssl.context_settings import OP_NO_TICKET
+from resumed._openssl.library import DECRYPT_TICKET_CALLBACK, GENERATE_TICKET_CALLBACK, TICKET_KEY_CALLBACK
+from resumed._openssl.offer import Offer
+from resumed._openssl.session_codec import ID_BYTES, ForeignData
+from resumed._policy.lookups import result_or_late
+from resumed._policy.tickets import HEAD_BYTES, MAX_SESSION_BYTES
+
+if TYPE_CHECKING:
+    from resumed._async.suspendable_handshake import SuspendableHandshake
+    from resumed._crypto.ticket_secret import TicketSecret
+    from resumed._crypto.ticket_state import TicketState
+    from resumed._openssl.library import Library
+    from resumed._openssl.session_checks import SessionChecks
+    from resumed._policy.tickets import Tickets
+
+# Results of the key callback.
+_NO_TICKET = 0
+_USE_KEY = 1
+_USE_KEY_AND_RENEW = 2
+# SSL_TICKET_STATUS and SSL_TICKET_RETURN, <openssl/ssl.h>
+_STATUS_EMPTY, _STATUS_NO_DECRYPT, _STATUS_SUCCESS = 3, 4, 5
+_IGNORE_AND_RENEW = 2
+_USE, _USE_AND_RENEW = 3, 4
+
+_IV_BYTES = 16
+_MAC_BYTES = 32
+_MAC_KEY = slice(NAME_BYTES, NAME_BYTES + 32)
+_AES_KEY = slice(NAME_BYTES + 32, NAME_BYTES + 64)
+
+
+class Connections(Protocol):
+    """The binding that these callbacks belong to."""
+
+    @property
+    def library(self) -> Library:
+        """The libssl of the context."""
+
+    def handshake(self, ssl: int) -> SuspendableHandshake:
+        """Return the object that keeps the calls of a connection's handshake."""
+
+    def confirm_later(self, ssl: int) -> None:
+        """Have a resumed connection checked once more when its handshake is done."""
+
+    def handle_callback_error(self, error: BaseException) -> None:
+        """Count a defect that a callback caught, and log it."""
+
+
+class TicketCallbacks:
+    """The ticket callbacks of a context.
+
+    Args:
+        connections: The binding that they belong to.
+        checks: The checks of the context.
+        tickets: Decides about each ticket.
+
+    Raises:
+        UnsupportedContext: The libssl of the context lacks the functions.
+    """
+
+    def __init__(self, connections: Connections, checks: SessionChecks, tickets: Tickets) -> None:
+        self._connections, self._checks, self._tickets = connections, checks, tickets
+        self._library, self._codec = connections.library, checks.codec
+        if not self._library.has_tickets:
+            raise UnsupportedContext("tickets of a fleet need OpenSSL 3.0 or newer")
+        self._keys = _TicketKeys(self._library)
+        self._current = _CurrentTicket()
+        self._trampolines = (
+            TICKET_KEY_CALLBACK(self._on_key),
+            GENERATE_TICKET_CALLBACK(self._on_generate),
+            DECRYPT_TICKET_CALLBACK(self._on_decrypt),
+        )
+
+    def install(self, pointer: int) -> None:
+        """Set the callbacks of a context."""
+        key, generate, decrypt = (ctypes.cast(trampoline, c_void_p).value for trampoline in self._trampolines)
+        self._library.SSL_CTX_set_tlsext_ticket_key_evp_cb(pointer, key)
+        self._library.SSL_CTX_set_session_ticket_cb(pointer, generate, decrypt, None)
+
+    def uninstall(self, pointer: int) -> None:
+        """Unset the callbacks of a context: it makes tickets of its own again."""
+        self._library.SSL_CTX_set_tlsext_ticket_key_evp_cb(pointer, None)
+        self._library.SSL_CTX_set_session_ticket_cb(pointer, None, None, None)
+
+    def choose_kind(self, ssl: int) -> bool:
+        """Return whether a connection resumes by a ticket, not by a stored session; in the client hello callback."""
+        library = self._library
+        tls13 = is_tls13(library, ssl)
+        stateless = tls13 or self._tickets.for_tls12
+        if tls13:
+            # A fleet that moves to tickets has clients with stored sessions, which look like short tickets.
+            offered = offered_tickets(library, ssl)
+            stateless = not offered or len(offered[0]) != ID_BYTES
+        (library.SSL_clear_options if stateless else library.SSL_set_options)(ssl, OP_NO_TICKET)
+        return stateless
+
+    def start_claim(self, ssl: int, handshake: SuspendableHandshake) -> None:
+        """Claim the ticket that a connection is going to resume with, if it is good for one use, without blocking."""
+        handshake.suspended = False
+        if not self._tickets.single_use:
+            return
+        for ticket in offered_tickets(self._library, ssl)[:1]:
+            state = self._opened(ssl, ticket)
+            if state:
+                claim = self._tickets.claim(ticket[:HEAD_BYTES], state, handshake, may_suspend=True)
+                handshake.suspended = not claim.done()
+
+    def _opened(self, ssl: int, ticket: bytes) -> TicketState | None:
+        """Return the state in a ticket that may resume on a connection; None for any other."""
+        secret = self._tickets.held_secret(ticket[:NAME_BYTES])
+        content = _decrypted(secret.openssl, ticket) if secret else None
+        if content is None:
+            return None
+        try:
+            session = self._codec.decoded(content, b"")
+        except UnsealError:
+            return None
+        try:
+            state = self._codec.ticket_state(session)
+            return None if self._refusal(ssl, session, state) else state
+        finally:
+            self._library.SSL_SESSION_free(session)
+
+    def _on_generate(self, ssl: int, _data: int) -> int:
+        """Write the state into the session of a ticket. Returning 0 would end the handshake."""
+        current = self._current
+        current.secret = None
+        try:
+            current.secret = self._prepare(ssl)
+        except BaseException as error:  # noqa: BLE001  # nothing may cross C
+            self._connections.handle_callback_error(error)
+        return 1
+
+    def _prepare(self, ssl: int) -> TicketSecret | None:
+        """Return the secret to encrypt the next ticket of a connection with; None if it gets none, or a stored one."""
+        library, codec, tickets = self._library, self._codec, self._tickets
+        session = library.SSL_get_session(ssl)
+        peer = library.SSL_SESSION_get0_peer(session)
+        if peer and library.i2d_SSL_SESSION(session, None) > MAX_SESSION_BYTES:
+            if library.SSL_version(ssl) == TLS1_3_VERSION:
+                codec.remember(session, None)
+                library.SSL_set_options(ssl, OP_NO_TICKET)  # it is stored
+            return None
+        library.SSL_clear_options(ssl, OP_NO_TICKET)  # a stored session has resumed, and a ticket follows it
+        state, is_last = self._state_of(ssl, session)
+        if state is None:
+            tickets.count_withheld()
+            return None
+        secret = tickets.secret_for_issue()
+        limited = secret and tickets.limited(state, secret, codec.peer_seconds(session) if peer else None)
+        if not secret or not limited:
+            return None
+        codec.remember(session, limited)
+        end = limited.end - library.SSL_SESSION_get_time(session)
+        library.SSL_SESSION_set_timeout(session, max(int(end), 1))
+        if id_context := self._checks.id_context:
+            library.SSL_SESSION_set1_id_context(session, id_context, len(id_context))
+        if is_last:
+            # OpenSSL calls the remove callback for no session without an id, and the new callback for those with one.
+            library.SSL_SESSION_set1_id(session, limited.lineage, len(limited.lineage))
+            library.SSL_SESSION_set_ex_data(session, library.session_index, ssl)
+        tickets.count_issue()
+        return secret
+
+    def _state_of(self, ssl: int, session: int) -> tuple[TicketState | None, bool]:
+        """Return the state for the next ticket of a connection, or None, and whether the ticket is the last.
+
+        The session is that of the handshake, or a copy of that of the ticket before.
+        """
+        library, checks, tickets = self._library, self._checks, self._tickets
+        reused = bool(library.SSL_session_reused(ssl))
+        mode = library.SSL_get_verify_mode(ssl)
+        if not checks.may_share(ssl, session, mode):
+            return None, False
+        state = self._codec.ticket_state(session)
+        last = reused or state is not None or library.SSL_get_num_tickets(ssl) <= 1
+        if reused:
+            state = state or self._state_of_stored(session, checks.server_name(ssl))
+            agrees = state is not None and checks.agrees(ssl, mode, state.fingerprint)
+            return state if agrees else None, last
+        if state is None and self._has_foreign_data(session):
+            return None, False
+        # Later tickets are issued as the connection is then: post-handshake authentication may have changed it.
+        fingerprint = checks.learn(ssl, session, mode)
+        state = state or tickets.begin(fingerprint, checks.server_name(ssl))
+        return state._replace(fingerprint=fingerprint), last
+
+    def _state_of_stored(self, session: int, name: bytes) -> TicketState | None:
+        """Return the state of the first ticket that follows a stored session."""
+        try:
+            memory = self._codec.memory(session)
+        except ForeignData:
+            return None
+        return self._tickets.begin(memory.fingerprint, name, memory.issued, memory.end) if memory else None
+
+    def _has_foreign_data(self, session: int) -> bool:
+        try:
+            self._codec.memory(session)
+        except ForeignData:
+            self._checks.warn_of_foreign_data()
+            return True
+        return False
+
+    def _on_key(self, ssl: int, *arguments: int) -> int:
+        *pointers, encrypt = arguments
+        try:
+            return self._encrypt(*pointers) if encrypt else self._decrypt(ssl, *pointers)
+        except BaseException as error:  # noqa: BLE001  # nothing may cross C
+            self._connections.handle_callback_error(error)
+            return _NO_TICKET
+
+    def _encrypt(self, name: int, iv: int, cipher: int, mac: int) -> int:
+        secret, self._current.secret = self._current.secret, None
+        if secret is None:
+            return _NO_TICKET
+        random = os.urandom(_IV_BYTES)
+        memmove(name, secret.name, NAME_BYTES)
+        memmove(iv, random, _IV_BYTES)
+        return _USE_KEY if self._keys.set_encryption(secret, random, cipher, mac) else _NO_TICKET
+
+    def _decrypt(self, ssl: int, name: int, iv: int, cipher: int, mac: int) -> int:
+        tickets, current = self._tickets, self._current
+        key_name = string_at(name, NAME_BYTES)
+        current.secret = secret = tickets.secret_for_name(key_name)
+        if secret is None or not self._keys.set_decryption(secret, iv, cipher, mac):
+            return _NO_TICKET
+        current.head = key_name + string_at(iv, _IV_BYTES)
+        renew = self._library.SSL_version(ssl) == TLS1_3_VERSION or not tickets.is_current(secret)
+        return _USE_KEY_AND_RENEW if renew else _USE_KEY
+
+    def _on_decrypt(self, ssl: int, session: int, _name: int, _length: int, status: int, _data: int) -> int:
+        current = self._current
+        secret, current.secret = current.secret, None
+        try:
+            if status == _STATUS_EMPTY or secret is None:
+                return _IGNORE_AND_RENEW
+            if status == _STATUS_NO_DECRYPT:
+                self._tickets.count_refusal("not-authentic")
+                return _IGNORE_AND_RENEW
+            state = self._codec.ticket_state(session)
+            reason = self._refusal(ssl, session, state)
+            if state is None or reason or (reason := self._claim(ssl, current.head, state)):
+                self._tickets.count_refusal(reason or "malformed")
+                return _IGNORE_AND_RENEW
+            self._accept(ssl, session, state)
+            self._tickets.count_use(secret)
+        except BaseException as error:  # noqa: BLE001  # nothing may cross C
+            self._connections.handle_callback_error(error)
+            return _IGNORE_AND_RENEW
+        return _USE if status == _STATUS_SUCCESS else _USE_AND_RENEW
+
+    def _claim(self, ssl: int, head: bytes, state: TicketState) -> str | None:
+        """Claim a ticket that is good for one use; return why it cannot be, or None."""
+        if not self._tickets.single_use:
+            return None
+        claim = self._tickets.claim(head, state, self._connections.handshake(ssl), may_suspend=False)
+        value, reason = result_or_late(claim, 0)
+        return reason if value is None else None
+
+    def _refusal(self, ssl: int, session: int, state: TicketState | None) -> str | None:
+        offer = Offer(self._library, self._checks, ssl)
+        reason = self._tickets.refusal(state, offer)
+        if reason or state is None:
+            return reason
+        return self._checks.unfit(offer, state.fingerprint, session) or None
+
+    def _accept(self, ssl: int, session: int, state: TicketState) -> None:
+        if self._library.SSL_version(ssl) == TLS1_3_VERSION:  # in TLS 1.2 it has the id by which its client knows it
+            self._library.SSL_SESSION_set1_id(session, state.lineage, len(state.lineage))
+        self._library.SSL_SESSION_set_ex_data(session, self._library.session_index, ssl)
+        if id_context := self._checks.id_context:
+            self._library.SSL_set_session_id_context(ssl, id_context, len(id_context))
+        self._connections.confirm_later(ssl)
+
+
+class _CurrentTicket(threading.local):
+    """The ticket that OpenSSL makes or opens in this thread, from one callback to the next."""
+
+    secret: TicketSecret | None = None
+    head = b""
+
+
+class _Param(ctypes.Structure):
+    """OSSL_PARAM(3)."""
+
+    _fields_ = (
+        ("key", c_char_p),
+        ("data_type", c_uint),
+        ("data", c_void_p),
+        ("data_size", c_size_t),
+        ("return_size", c_size_t),
+    )
+
+
+_OSSL_PARAM_UTF8_STRING, _OSSL_PARAM_OCTET_STRING = 4, 5
+
+
+class _TicketKeys:
+    """Gives OpenSSL the keys of a ticket."""
+
+    def __init__(self, library: Library) -> None:
+        self._library = library
+        self._prepared: WeakKeyDictionary[TicketSecret, _Prepared] = WeakKeyDictionary()
+
+    @cached_property
+    def _cipher(self) -> int:
+        cipher: int = self._library.EVP_CIPHER_fetch(None, b"AES-256-CBC", None)
+        return cipher
+
+    def set_encryption(self, secret: TicketSecret, iv: bytes, cipher: int, mac: int) -> bool:
+        prepared, library = self._prepared_for(secret), self._library
+        return bool(
+            library.EVP_MAC_CTX_set_params(mac, prepared.address)
+            and library.EVP_EncryptInit_ex(cipher, self._cipher, None, prepared.aes, iv)
+        )
+
+    def set_decryption(self, secret: TicketSecret, iv: int, cipher: int, mac: int) -> bool:
+        prepared, library = self._prepared_for(secret), self._library
+        return bool(
+            library.EVP_MAC_CTX_set_params(mac, prepared.address)
+            and library.EVP_DecryptInit_ex(cipher, self._cipher, None, prepared.aes, iv)
+        )
+
+    def _prepared_for(self, secret: TicketSecret) -> _Prepared:
+        prepared = self._prepared.get(secret)
+        if prepared is None:
+            prepared = self._prepared[secret] = _Prepared(secret)
+        return prepared
+
+
+class _Prepared:
+    """The keys of a secret in the form that OpenSSL takes. Has no repr of its own."""
+
+    def __init__(self, secret: TicketSecret) -> None:
+        self.aes = secret.openssl[_AES_KEY]
+        self._mac = ctypes.create_string_buffer(secret.openssl[_MAC_KEY], 32)
+        self._digest = ctypes.create_string_buffer(b"SHA256")
+        self._params = (_Param * 3)(
+            _Param(b"key", _OSSL_PARAM_OCTET_STRING, ctypes.addressof(self._mac), 32, 0),
+            _Param(b"digest", _OSSL_PARAM_UTF8_STRING, ctypes.addressof(self._digest), 6, 0),
+            _Param(None, 0, None, 0, 0),
+        )
+        self.address = ctypes.addressof(self._params)
+
+
+def _decrypted(keys: bytes, ticket: bytes) -> bytes | None:
+    """Return the session in a ticket; None if it is not authentic (RFC 5077 section 4)."""
+    signed, mac = ticket[:-_MAC_BYTES], ticket[-_MAC_BYTES:]
+    content = signed[HEAD_BYTES:]
+    if (
+        not content
+        or len(content) % 16
+        or not hmac.compare_digest(hmac.digest(keys[_MAC_KEY], signed, hashlib.sha256), mac)
+    ):
+        return None
+    decryptor = Cipher(algorithms.AES(keys[_AES_KEY]), modes.CBC(signed[NAME_BYTES:HEAD_BYTES])).decryptor()
+    padded = decryptor.update(content) + decryptor.finalize()
+    return padded[: -padded[-1]]
