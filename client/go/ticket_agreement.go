@@ -87,7 +87,8 @@ func (a *agreement) run(ctx context.Context) {
 			if failures++; failures == 1 {
 				a.logger.Warn("no agreement on ticket secrets; tickets have the latest secret until its end, or there are none", "error", err)
 			}
-			a.wait(ctx, min(firstAgreementRetry<<min(failures-1, 10), maxAgreementRetry), nil)
+			longest := min(firstAgreementRetry<<min(failures-1, 10), maxAgreementRetry)
+			a.wait(ctx, longest-mathrand.N(longest/2), nil) // not all frontends at once
 		}
 	}
 }

@@ -77,6 +77,7 @@ func TestRotation(t *testing.T) {
 					secrets[present.name] = present
 				}
 				time.Sleep(5 * time.Minute)
+				settled()
 			}
 			for _, each := range frontends {
 				stats := each.sessions.Stats()
@@ -248,6 +249,7 @@ func TestRemovedSecretIsNoticedByComparison(t *testing.T) {
 		store.replace(old.address, nil)
 		store.change(func() { store.removed[string(old.address[:])] = true })
 		time.Sleep(59 * time.Minute)
+		settled()
 		if present := frontend.present(t); present.epoch != old.epoch.ofGeneration(1) {
 			t.Fatal(present.epoch)
 		}
@@ -263,6 +265,7 @@ func TestLostSecretIsStoredAgain(t *testing.T) {
 		value := store.snapshot()[secret.address]
 		store.replace(secret.address, nil)
 		time.Sleep(59 * time.Minute)
+		settled()
 		if again := store.snapshot()[secret.address]; !bytes.Equal(again, value) || frontend.present(t) != secret {
 			t.Fatal("the store has no secret, or another one")
 		}
@@ -358,6 +361,7 @@ func TestTicketsAndKeyRotation(t *testing.T) {
 		wantCounts(t, "misses", first.sessions.Stats().Misses, map[string]uint64{foreignID: 1})
 		first.wantResumed(t, visitor, true)
 		time.Sleep(time.Hour)
+		settled()
 		if !bytes.Equal(secret.key, make([]byte, ticketKeySize)) {
 			t.Fatal("the secret of a retired key is still in memory")
 		}

@@ -20,6 +20,7 @@ func TestAnyFrontendResumesTickets(t *testing.T) {
 	onVersionsOfTickets(t, func(t *testing.T, store *fakeStore, version uint16) {
 		frontends := []*frontend{newFrontend(t, store, both(Options{})), newFrontend(t, store, both(Options{}))}
 		settled()
+		calls := store.called("Batch")
 		client := newClient(version)
 		for n := range 10 {
 			frontends[n%2].wantResumed(t, client, n > 0)
@@ -35,8 +36,8 @@ func TestAnyFrontendResumesTickets(t *testing.T) {
 				t.Fatal(stats)
 			}
 		}
-		if calls := store.called("Batch"); calls != 3 || store.called("Get")+store.called("Put")+store.called("Take") != 0 {
-			t.Fatal(calls, " Batches, and other calls")
+		if store.called("Batch") != calls || store.called("Get")+store.called("Put")+store.called("Take") != 0 {
+			t.Fatal("handshakes made calls: ", store.calls)
 		}
 	})
 }
