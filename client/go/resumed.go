@@ -214,6 +214,9 @@ func (s *Sessions) Stats() Stats { return s.recorder.snapshot() }
 // BreakerOpen reports whether the server kept failing, so that handshakes make no look-ups at present.
 func (s *Sessions) BreakerOpen() bool { return s.breaker.isOpen() }
 
+// RemovalsLive reports whether removals of tickets are received from the store at present; false with [StoredSessions].
+func (s *Sessions) RemovalsLive() bool { return s.tickets != nil && s.tickets.removals.isLive() }
+
 // Close sends the rest of the queue, for up to a second, and stops. Connections go on; nothing more is stored or resumed.
 // The connection to the store stays open: it is the caller's.
 func (s *Sessions) Close() error {

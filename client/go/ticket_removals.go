@@ -90,6 +90,25 @@ func (r *removalSet) setLive() {
 	r.complete, r.liveAt = true, time.Now()
 }
 
+// isLive reports whether the stream is live.
+func (r *removalSet) isLive() bool {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	return r.complete && time.Since(r.liveAt) < staleStream
+}
+
+// count returns the number of removals in force.
+func (r *removalSet) count() (count int) {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	for _, end := range r.keys {
+		if time.Now().Before(end) {
+			count++
+		}
+	}
+	return count
+}
+
 func (r *removalSet) has(key storeKey) bool {
 	r.mu.RLock()
 	defer r.mu.RUnlock()

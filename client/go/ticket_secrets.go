@@ -130,6 +130,12 @@ func (s *secrets) drop(matches func(*ticketSecret) bool) (dropped bool) {
 	return dropped
 }
 
+func (s *secrets) count() int {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return len(s.byName)
+}
+
 // firstEnd returns the earliest not_after, or a time that is far ahead.
 func (s *secrets) firstEnd(now time.Time) time.Time {
 	s.mu.RLock()
