@@ -28,7 +28,7 @@ type fakeStore struct {
 	times   map[string]time.Time // the issue time of each value
 	removed map[string]bool      // keys that cannot be stored again
 	lasting []*pb.WatchEvent     // for streams that begin later
-	purged  time.Time            // what was issued before is not stored any more
+	purged  time.Time            // values that were issued before cannot be stored any more
 	streams map[*fakeStream]any  // the streams that are open
 	calls   map[string]int
 	batches [][]string    // the kinds of the operations in each Batch
@@ -105,7 +105,7 @@ func (f *fakeStore) removeLasting(key []byte, ttl *durationpb.Duration) {
 	f.notify(&pb.WatchEvent{Event: &pb.WatchEvent_Removed{Removed: &pb.SessionRemoved{Key: key, Ttl: ttl}}})
 }
 
-// purge purges what was issued before a time, or all if it is zero.
+// purge purges the values that were issued before a time, or all values if the time is zero.
 func (f *fakeStore) purge(before time.Time) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -114,7 +114,7 @@ func TestTheNextSecretIsAgreedOnEarly(t *testing.T) {
 			each := newFrontend(t, store, Options{Rotation: 2 * time.Hour, Namespace: fmt.Sprint("fleet-", n)})
 			for range 3 {
 				present := epochAt(time.Now(), each.sessions.options.Rotation)
-				time.Sleep(time.Unix(int64(present.next().start), 0).Sub(time.Now()) + 20*time.Minute)
+				time.Sleep(time.Until(time.Unix(int64(present.next().start), 0)) + 20*time.Minute)
 				present = epochAt(time.Now(), each.sessions.options.Rotation)
 				if each.sessions.tickets.secrets.agreedFor(testKeyring(t).current()[0], present.next()) == nil {
 					t.Fatal("there is no secret of the next epoch")
@@ -174,7 +174,7 @@ func TestNoSecretYet(t *testing.T) {
 	})
 }
 
-// What is at the address of a secret and cannot be opened makes frontends go on with the next generation, a bounded number of times.
+// If the value at the address of a secret cannot be opened, frontends try the next generation, up to a number of generations.
 func TestUselessValuesAreSkipped(t *testing.T) {
 	for name, useless := range map[string]func(key *fleetKey, address storeKey) []byte{
 		"garbage": func(*fleetKey, storeKey) []byte { return []byte("garbage") },

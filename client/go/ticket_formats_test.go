@@ -147,7 +147,7 @@ func TestTicketsAreThoseOfAllClients(t *testing.T) {
 	}
 }
 
-// Whatever the verb, a secret shows nothing of itself.
+// No verb prints anything of a secret.
 func TestSecretsAreNotPrinted(t *testing.T) {
 	vector := readTicketVectors(t).Secrets[0]
 	secret, err := openTicketSecret(

@@ -86,7 +86,7 @@ func (e epoch) position(now time.Time) string {
 	}
 }
 
-// A keyName is what each ticket begins with: it names the key that opens it.
+// A keyName is the beginning of a ticket: the name of the key that opens it.
 type keyName [keyNameSize]byte
 
 func (n keyName) epoch() epoch { return parseEpoch([epochSize]byte(n[:])) }
@@ -112,7 +112,7 @@ func (k *fleetKey) secretAddress(namespace string, epoch epoch) storeKey {
 	return storeKeyOf("ticket-secret", namespace, append(k.id[:len(k.id):len(k.id)], encoded[:]...))
 }
 
-// A ticketSecret is the secret of an epoch. It has what tickets and the store need of it, and shows nothing of that when printed.
+// A ticketSecret is the secret of an epoch: the keys and the value that are derived from it. None of them is ever printed.
 type ticketSecret struct {
 	keyID    [keyIDSize]byte // of the key of the fleet that seals it
 	epoch    epoch
@@ -173,5 +173,5 @@ func (s *ticketSecret) erase() {
 	s.sealed = nil
 }
 
-// Format shows nothing of the secret, whatever the verb.
+// Format prints nothing of the secret, for any verb.
 func (s *ticketSecret) Format(state fmt.State, _ rune) { _, _ = io.WriteString(state, "ticketSecret") }

@@ -16,7 +16,7 @@ type secrets struct {
 	agreed map[secretSlot]*ticketSecret // those that the store had last
 }
 
-// A secretSlot has one secret that encrypts, of whatever generation.
+// A secretSlot has the one secret of an epoch that encrypts, of any generation.
 type secretSlot struct {
 	keyID           [keyIDSize]byte
 	start, rotation uint32

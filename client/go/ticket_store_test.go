@@ -135,7 +135,7 @@ func TestTicketsOutliveTheStore(t *testing.T) {
 	}
 }
 
-// A lineage that is removed, and what a purge covers, resumes nowhere, also not at frontends that start later.
+// No frontend resumes a lineage after its removal or a purge, including frontends that start later.
 func TestRemovalsWithAStore(t *testing.T) {
 	onBothVersions(t, func(t *testing.T, store *realStore, version uint16) {
 		var id atomic.Pointer[[]byte] // of the last ticket

@@ -187,7 +187,7 @@ func TestTicketsKeepContextsApart(t *testing.T) {
 	})
 }
 
-// A ticket that is not what the fleet issued costs a full handshake.
+// A ticket that the fleet did not issue, or that was changed, costs a full handshake.
 func TestSpoiltTickets(t *testing.T) {
 	onVersionsOfTickets(t, func(t *testing.T, store *fakeStore, version uint16) {
 		frontend := newFrontend(t, store, both(Options{}))
@@ -448,7 +448,7 @@ func TestRemovalsEnd(t *testing.T) {
 	})
 }
 
-// A ticket of single use resumes once, at whatever frontend; the ticket that follows it resumes as well.
+// A ticket of single use resumes once, at any frontend. So does the ticket that follows it.
 func TestTicketsOfSingleUse(t *testing.T) {
 	onVersionsOfTickets(t, func(t *testing.T, store *fakeStore, version uint16) {
 		first, second := newFrontend(t, store, both(Options{SingleUse: true})), newFrontend(t, store, both(Options{SingleUse: true}))
