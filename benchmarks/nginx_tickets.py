@@ -1,10 +1,10 @@
 """The cost of tickets of the fleet for nginx: `python benchmarks/nginx_tickets.py`.
 
-Two pairs of nginx, each with one worker: one pair with libresumed-preload and RESUMED_SESSIONS=tickets, the other one without
-the library and with a ticket key that both have (ssl_session_ticket_key). They make the same handshakes in turns: full,
-and resumed at the other nginx of the pair. Shown are the processor time of the workers for a handshake (user and system,
-all threads, from schedstat) and the time that the client sees, as medians of many short rounds, and the ratios with the
-quartiles of those of rounds.
+Two pairs of nginx, each with one worker: one pair with libresumed-preload and RESUMED_SESSIONS=tickets, the other one
+without the library and with a ticket key that both have (ssl_session_ticket_key). They make the same handshakes in
+turns: full, and resumed at the other nginx of the pair. Shown are the processor time of the workers for a handshake
+(user and system, all threads, from schedstat) and the time that the client sees, as medians of many short rounds, and
+the ratios with the quartiles of those of rounds.
 """
 
 from __future__ import annotations
