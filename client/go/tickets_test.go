@@ -360,7 +360,7 @@ func TestRevocationGrace(t *testing.T) {
 				accepted := map[time.Duration]time.Duration{0: defaultRevocationGrace, -1: staleStream, time.Minute: time.Minute}[grace]
 				time.Sleep(accepted - 2*time.Second)
 				frontend.wantResumed(t, visitor, true)
-				time.Sleep(3 * time.Second) // a response may be on its way
+				time.Sleep(4 * time.Second) // a response may be on its way
 				for range 3 {
 					frontend.wantRefused(t, visitor, "removals-unknown")
 				}
