@@ -162,11 +162,28 @@ def test_a_child_has_no_connection_of_its_parent_and_resumes_nothing_that_its_pa
     assert program.returncode == 0, errors
 
 
-def test_a_session_resumes_only_where_its_context_fits(files: Path, target: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("tickets", ["0", "1"], ids=["stored", "tickets"])
+def test_a_session_resumes_only_where_its_context_fits(files: Path, target: str, tmp_path: Path, tickets: str) -> None:
     """contexts.c: hosts, client certificates, id contexts, data of the application, single use, sizes of options."""
-    named = {"target": target, "keyring": str(files / "fleet.keys"), **context_files(tmp_path, seconds=4)}
+    named = {
+        "target": target,
+        "keyring": str(files / "fleet.keys"),
+        "tickets": tickets,
+        **context_files(tmp_path, seconds=4),
+    }
     options = [f"--{name}={value}" for name, value in named.items()]
     done = subprocess.run(
         [BUILD / "resumed-contexts", *options], check=False, capture_output=True, text=True, timeout=PATIENCE
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_tickets_end_with_their_lineage_and_are_good_for_one_use(files: Path, target: str, tmp_path: Path) -> None:
+    """tickets.c: alerts, removals, single use, a fleet that moves to tickets, large certificates, early data."""
+    paths = context_files(tmp_path, seconds=4)
+    named = {"target": target, "keyring": files / "fleet.keys", **{name: paths[name] for name in ("certificate", "ca")}}
+    options = [f"--{name}={value}" for name, value in named.items()]
+    done = subprocess.run(
+        [BUILD / "resumed-tickets", *options], check=False, capture_output=True, text=True, timeout=PATIENCE
     )
     assert done.returncode == 0, done.stderr
