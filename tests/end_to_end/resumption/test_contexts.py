@@ -38,7 +38,9 @@ class Fleet:
         self.stack, self._target, self._keyring = stack, store.target, keyring
 
     def frontend(self, authority: trustme.CA | None = None, mode: int = DEMANDS, **options: Any) -> Frontend:
-        frontend = Frontend(self.stack, self._target, self._keyring, **{"ignore_id_context": False, **self.sharing, **options})
+        frontend = Frontend(
+            self.stack, self._target, self._keyring, **{"ignore_id_context": False, **self.sharing, **options}
+        )
         if self.sharing:
             until(lambda: frontend.shim.removals_live and frontend.shim.ticket_secrets_held)
         if authority is not None:

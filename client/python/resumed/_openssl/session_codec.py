@@ -78,8 +78,12 @@ class SessionCodec:
         self._library.i2d_SSL_SESSION(session, byref(c_void_p(ctypes.addressof(buffer))))
         return buffer.raw
 
-    def decoded(self, serialized: bytes, session_id: bytes) -> int:
+    def decoded(self, serialized: bytes, session_id: bytes | None = None) -> int:
         """Return a new session, which is the caller's to free.
+
+        Args:
+            serialized: Its bytes.
+            session_id: The id that it must have; None for any.
 
         Raises:
             UnsealError: The bytes are none, or those of a session with another id.
@@ -94,7 +98,7 @@ class SessionCodec:
         library.ERR_pop_to_mark()
         if session is None:
             raise UnsealError("undecodable")
-        if (cursor.value or 0) - begin != len(serialized) or self.id_of(session) != session_id:
+        if (cursor.value or 0) - begin != len(serialized) or session_id not in {None, self.id_of(session)}:
             library.SSL_SESSION_free(session)
             raise UnsealError("undecodable")
         return session

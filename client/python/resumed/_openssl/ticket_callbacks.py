@@ -60,6 +60,13 @@ class Connections(Protocol):
     def library(self) -> Library:
         """The libssl of the context."""
 
+    @property
+    def id_callback(self) -> int:
+        """The address of the id generator for stored sessions; 0 for OpenSSL's own."""
+
+    def issue_id(self, ssl: int) -> bytes:
+        """Return the id for a stored session of a connection."""
+
     def handshake(self, ssl: int) -> SuspendableHandshake:
         """Return the object that keeps the calls of a connection's handshake."""
 
@@ -115,7 +122,11 @@ class TicketCallbacks:
             # A fleet that moves to tickets has clients with stored sessions, which look like short tickets.
             offered = offered_tickets(library, ssl)
             stateless = not offered or len(offered[0]) != ID_BYTES
-        (library.SSL_clear_options if stateless else library.SSL_set_options)(ssl, OP_NO_TICKET)
+        if stateless:
+            library.SSL_clear_options(ssl, OP_NO_TICKET)
+        else:
+            library.SSL_set_options(ssl, OP_NO_TICKET)
+            library.SSL_set_generate_session_id(ssl, self._connections.id_callback)
         return stateless
 
     def start_claim(self, ssl: int, handshake: SuspendableHandshake) -> None:
@@ -136,7 +147,7 @@ class TicketCallbacks:
         if content is None:
             return None
         try:
-            session = self._codec.decoded(content, b"")
+            session = self._codec.decoded(content)
         except UnsealError:
             return None
         try:
@@ -158,12 +169,15 @@ class TicketCallbacks:
     def _prepare(self, ssl: int) -> TicketSecret | None:
         """Return the secret to encrypt the next ticket of a connection with; None if it gets none, or a stored one."""
         library, codec, tickets = self._library, self._codec, self._tickets
+        self._checks.warn_of_missing_id_context(ssl)
         session = library.SSL_get_session(ssl)
         peer = library.SSL_SESSION_get0_peer(session)
         if peer and library.i2d_SSL_SESSION(session, None) > MAX_SESSION_BYTES:
-            if library.SSL_version(ssl) == TLS1_3_VERSION:
+            if library.SSL_version(ssl) == TLS1_3_VERSION:  # it is stored
                 codec.remember(session, None)
-                library.SSL_set_options(ssl, OP_NO_TICKET)  # it is stored
+                session_id = self._connections.issue_id(ssl)
+                library.SSL_SESSION_set1_id(session, session_id, len(session_id))
+                library.SSL_set_options(ssl, OP_NO_TICKET)
             return None
         library.SSL_clear_options(ssl, OP_NO_TICKET)  # a stored session has resumed, and a ticket follows it
         state, is_last = self._state_of(ssl, session)
@@ -179,9 +193,10 @@ class TicketCallbacks:
         library.SSL_SESSION_set_timeout(session, max(int(end), 1))
         if id_context := self._checks.id_context:
             library.SSL_SESSION_set1_id_context(session, id_context, len(id_context))
+        # OpenSSL calls the new and remove callbacks for sessions with an id only. The last one is that of the connection.
+        session_id = limited.lineage if is_last else b""
+        library.SSL_SESSION_set1_id(session, session_id, len(session_id))
         if is_last:
-            # OpenSSL calls the remove callback for no session without an id, and the new callback for those with one.
-            library.SSL_SESSION_set1_id(session, limited.lineage, len(limited.lineage))
             library.SSL_SESSION_set_ex_data(session, library.session_index, ssl)
         tickets.count_issue()
         return secret
@@ -197,7 +212,8 @@ class TicketCallbacks:
         if not checks.may_share(ssl, session, mode):
             return None, False
         state = self._codec.ticket_state(session)
-        last = reused or state is not None or library.SSL_get_num_tickets(ssl) <= 1
+        tickets_follow = library.SSL_version(ssl) == TLS1_3_VERSION and library.SSL_get_num_tickets(ssl) > 1
+        last = reused or state is not None or not tickets_follow
         if reused:
             state = state or self._state_of_stored(session, checks.server_name(ssl))
             agrees = state is not None and checks.agrees(ssl, mode, state.fingerprint)
