@@ -49,10 +49,19 @@ class LyingEngine(WrapperEngine):
         """Return the first session that was stored under a key, if any."""
         return next((each for each in self.given if each[:2] == (namespace, key)), None)
 
-    def put(self, namespace: str, key: bytes, value: bytes, ttl: float, issued_at: float | None = None) -> float:
+    def put(
+        self,
+        namespace: str,
+        key: bytes,
+        value: bytes,
+        ttl: float,
+        issued_at: float | None = None,
+        *,
+        pinned: bool = False,
+    ) -> float:
         """Store and record a session."""
         self.given.append(Given(namespace, key, value))
-        return super().put(namespace, key, value, ttl, issued_at)
+        return super().put(namespace, key, value, ttl, issued_at, pinned=pinned)
 
     def get(self, namespace: str, key: bytes) -> StoredSession | None:
         """Return a false answer."""
@@ -76,7 +85,7 @@ class LyingEngine(WrapperEngine):
         return list(map(self._retold, changes)), position
 
     def _retold(self, change: Change | NamespacePurged) -> Change | NamespacePurged:
-        if isinstance(change, NamespacePurged):
+        if isinstance(change, NamespacePurged) or change.ttl is not None:
             return change
         session = self._told(change.namespace, change.key, change.session)
         return Change(change.namespace, change.key, session)

@@ -1,8 +1,8 @@
 """A store and its clients of another version: a proxy in front of a store that changes every message on its way.
 
 Behind `older` they have the contract's first version: the proxy removes newer fields from every message, and
-serves no newer call. Behind `newer` they have a future version: the proxy adds an unknown field to every message and
-submessage.
+serves no newer call. Behind `stored` they have the version before fleet tickets. Behind `newer` they have a future
+version: the proxy adds an unknown field to every message and submessage.
 """
 
 from __future__ import annotations
@@ -21,9 +21,20 @@ if TYPE_CHECKING:
 
     from google.protobuf.message import Message
 
-Version: TypeAlias = Literal["older", "newer"]
+Version: TypeAlias = Literal["older", "stored", "newer"]
 
-_ADDED = {"resumed.v1.PutRequest": ("issue_time",), "resumed.v1.Event": ("purged",)}
+_TICKETS: dict[str, tuple[str, ...]] = {
+    "resumed.v1.PutRequest": ("pinned",),
+    "resumed.v1.RemoveRequest": ("ttl",),
+    "resumed.v1.WatchRequest": ("removals_only",),
+    "resumed.v1.WatchResponse": ("removals_only",),
+    "resumed.v1.SessionRemoved": ("ttl",),
+    "resumed.v1.NamespacePurged": ("purge_time",),
+}
+_ADDED: dict[Version, dict[str, tuple[str, ...]]] = {
+    "older": _TICKETS | {"resumed.v1.PutRequest": ("issue_time", "pinned"), "resumed.v1.WatchEvent": ("purged",)},
+    "stored": _TICKETS,
+}
 """Fields that came later, by their messages."""
 _ADDED_CALLS = ("/resumed.v1.AdminService/", "/resumed.v1.SessionStoreService/Watch")
 _TO_COME = b"\xc2\x3e\x05later"  # field 1000, a string
@@ -85,7 +96,7 @@ class _Proxy(grpc.GenericRpcHandler):
             if self._version == "newer":
                 each.MergeFromString(_TO_COME)
             else:
-                for field in _ADDED.get(each.DESCRIPTOR.full_name, ()):
+                for field in _ADDED[self._version].get(each.DESCRIPTOR.full_name, ()):
                     each.ClearField(field)
         return message.SerializeToString()
 

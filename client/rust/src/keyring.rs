@@ -111,7 +111,8 @@ impl Keyring {
         self.current().iter().find_map(|key| key.open_id(namespace, id)).map(u64::from)
     }
 
-    fn current(&self) -> Arc<Vec<FleetKey>> {
+    /// Returns the present keys, the first of which seals.
+    pub(crate) fn current(&self) -> Arc<Vec<FleetKey>> {
         if let Some(file) = &self.file {
             file.follow(&self.keys);
         }

@@ -16,6 +16,7 @@
 //!
 //! [`Shim`] is for bindings to other TLS stacks: `libresumed`, which puts the store under OpenSSL servers, is made of it.
 
+mod agreement;
 mod breaker;
 mod clock;
 mod credentials;
@@ -32,11 +33,14 @@ mod pauses;
 mod policy_vectors;
 mod prober;
 mod process;
+mod removals;
 mod removed;
 #[cfg(feature = "rustls")]
 mod rustls;
 #[cfg(feature = "rustls")]
 mod scope;
+#[cfg(feature = "rustls")]
+mod sealed_ticket;
 mod sealing;
 mod sender;
 mod servers;
@@ -47,19 +51,26 @@ mod store;
 #[allow(missing_docs, clippy::all, clippy::pedantic, rustdoc::all)]
 mod stubs;
 mod target;
+mod ticket_secret;
+mod ticket_state;
+mod tickets;
 mod turn;
+mod watching;
 
 pub use credentials::Credentials;
 pub use envelope::{Envelope, from_microseconds, microseconds};
 pub use error::Error;
 pub use fingerprint::Fingerprint;
 pub use keyring::Keyring;
-pub use options::{Ids, Options, Puts};
+pub use options::{Ids, Options, Puts, SessionMode};
 pub use sealing::{Format, ID_BYTES, KEY_BYTES};
 pub use shim::{Expected, Lookup, RemovalReason, Shim};
 pub use sockets::close_inherited_sockets;
 pub use stats::Stats;
 pub use stubs::resumed::v1;
+pub use ticket_secret::{Epoch, NAME_BYTES, TicketName, TicketSecret};
+pub use ticket_state::{Lineage, NameHash, STATE_BYTES, TicketState, hash_name};
+pub use tickets::{HEAD_BYTES, MAX_SESSION_BYTES, TicketStats, Tickets};
 
 #[cfg(feature = "rustls")]
 pub use crate::rustls::{Connection, Sessions};

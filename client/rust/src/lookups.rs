@@ -7,10 +7,12 @@ use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
 
+use crate::envelope::from_microseconds;
 use crate::guarded_store::GuardedStore;
 use crate::mirror::Mirror;
-use crate::sealing::StoreKey;
-use crate::store::{Failure, How};
+use crate::sealing::{self, StoreKey};
+use crate::store::{Failure, How, ttl};
+use crate::v1::PutRequest;
 
 /// The pauses before the retries of a look-up whose Put may be on its way, or the time that the deadline leaves.
 pub(crate) const RETRY_PAUSES: [Duration; 4] =
@@ -36,6 +38,33 @@ pub(crate) struct Query {
     pub(crate) answered: bool,
 }
 
+/// The single use of a ticket, which a handshake claims.
+pub(crate) struct Claim {
+    pub(crate) key: StoreKey,
+    /// Until when the ticket lives, and no other handshake may claim it.
+    pub(crate) remaining: Duration,
+    /// When its lineage was negotiated, in microseconds after the Unix epoch.
+    pub(crate) negotiated: u64,
+    /// The end of the handshake's deadline.
+    pub(crate) end: Instant,
+    /// How long the handshake has waited before.
+    pub(crate) waited: Duration,
+}
+
+impl Claim {
+    fn request(&self, namespace: &str) -> PutRequest {
+        PutRequest {
+            namespace: namespace.to_owned(),
+            key: self.key.to_vec(),
+            value: sealing::random::<16>().to_vec(),
+            ttl: Some(ttl(self.remaining.as_secs())),
+            // A purge that this process has not heard of refuses it.
+            issue_time: from_microseconds(self.negotiated).map(Into::into),
+            pinned: false,
+        }
+    }
+}
+
 /// The look-ups of one process.
 pub(crate) struct Lookups {
     store: Arc<GuardedStore>,
@@ -54,25 +83,64 @@ impl Lookups {
     /// Calls the store, unless there is a reason not to, and waits for the answer until the query's end. `retries` is whether the Put of
     /// the session may still be on its way.
     pub(crate) fn find(self: &Arc<Self>, query: Query, how: How, retries: bool) -> Found {
+        let time = self.time_for_call(query.end, query.waited)?;
+        let (flight, is_new) = self.join_or_start(query.key, how).ok_or("too-many-lookups")?;
+        if is_new {
+            let (lookups, flight) = (Arc::clone(self), Arc::clone(&flight));
+            self.runtime.spawn(async move { lookups.run(&flight, query, how, retries, time).await });
+        }
+        let (value, reason) = flight.wait(query.end)?;
+        Ok((value, if is_new { reason } else { "coalesced" }))
+    }
+
+    /// Puts a random value under a key, unless there is a reason not to, and waits until that is done. `replayed` is the reason if there is
+    /// another value.
+    pub(crate) fn claim(self: &Arc<Self>, claim: Claim) -> Result<(), &'static str> {
+        let time = self.time_for_call(claim.end, claim.waited)?;
+        self.start().ok_or("too-many-lookups")?;
+        let (lookups, flight, end) = (Arc::clone(self), Arc::new(Flight::default()), claim.end);
+        let claimed = Arc::clone(&flight);
+        self.runtime.spawn(async move {
+            let began = Instant::now();
+            let outcome = lookups.store.calls.put(claim.request(&lookups.store.namespace), (began + time).into()).await;
+            lookups.store.observe(began.elapsed());
+            lookups.running.fetch_sub(1, Ordering::Relaxed);
+            match outcome {
+                Ok(_) => lookups.store.succeeded(),
+                Err(failure) => lookups.store.failed(failure, began),
+            }
+            claimed.finish(match outcome {
+                Ok(true) => Ok((Vec::new(), "store")),
+                Ok(false) => Err("replayed"),
+                Err(failure) => Err(failure.reason()),
+            });
+        });
+        flight.wait(end).map(drop)
+    }
+
+    /// Returns the time that a call may take which a handshake waits for until `end`, or the reason to make none.
+    fn time_for_call(&self, end: Instant, waited: Duration) -> Result<Duration, &'static str> {
         if !self.store.breaker.closed() {
             return Err("breaker-open");
         }
         if self.store.breaker.rate_limited(Instant::now()) {
             return Err("limited");
         }
-        let left = query.end.saturating_duration_since(Instant::now());
-        if !query.waited.is_zero() && left < LEAST_TIME {
-            // A call that earlier look-ups of the handshake have left no time for would count as a failure of the store.
+        let left = end.saturating_duration_since(Instant::now());
+        if !waited.is_zero() && left < LEAST_TIME {
+            // A call that earlier ones of the handshake have left no time for would count as a failure of the store.
             return Err("timeout");
         }
-        let (flight, is_new) = self.join_or_start(query.key, how).ok_or("too-many-lookups")?;
-        if is_new {
-            let (lookups, flight) = (Arc::clone(self), Arc::clone(&flight));
-            let time = left / 100 * DEADLINE_PERCENT;
-            self.runtime.spawn(async move { lookups.run(&flight, query, how, retries, time).await });
+        Ok(left / 100 * DEADLINE_PERCENT)
+    }
+
+    /// Counts a call that begins, unless too many are under way.
+    fn start(&self) -> Option<()> {
+        if self.running.fetch_add(1, Ordering::Relaxed) >= self.max_running {
+            self.running.fetch_sub(1, Ordering::Relaxed);
+            return None;
         }
-        let (value, reason) = flight.wait(query.end)?;
-        Ok((value, if is_new { reason } else { "coalesced" }))
+        Some(())
     }
 
     /// Returns the look-up of a key that is under way, or a new one and true: the caller has to `run` that. None if too many are.
@@ -81,10 +149,7 @@ impl Lookups {
         if let Some(flight) = flights.get(&key).filter(|_| how == How::Get) {
             return Some((Arc::clone(flight), false));
         }
-        if self.running.fetch_add(1, Ordering::Relaxed) >= self.max_running {
-            self.running.fetch_sub(1, Ordering::Relaxed);
-            return None;
-        }
+        self.start()?;
         let flight = Arc::new(Flight::default());
         if how == How::Get {
             // A Take has one winner, so handshakes do not share it.

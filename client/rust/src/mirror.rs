@@ -7,25 +7,16 @@
 //! an empty mirror, never with a wrong one.
 
 use std::collections::{HashMap, VecDeque};
-use std::convert::Infallible;
-use std::future::poll_fn;
 use std::mem;
-use std::pin::pin;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::task::Poll;
 use std::time::{Duration, Instant, SystemTime};
 
-use tokio::time::timeout;
-
 use crate::sealing::StoreKey;
-use crate::store::{Store, StoredSession};
+use crate::store::StoredSession;
 use crate::v1;
 use crate::v1::watch_event::Event;
+use crate::watching::{STALE, Watcher};
 
-/// How long a mirror answers without a word from the store, which speaks at least once a second.
-const STALE: Duration = Duration::from_secs(3);
-const CONFIRMATION_PAUSE: Duration = Duration::from_millis(900);
-const RETRY_PAUSE: Duration = Duration::from_secs(1);
 /// The memory of an entry beside its value: key, expiry, issue, a table that is mostly too large, the order, the allocator.
 const OVERHEAD_BYTES: usize = 216;
 const FORGOTTEN: usize = 1024;
@@ -69,69 +60,28 @@ impl Mirror {
         self.lock().remove(key);
     }
 
-    /// Follows the namespace until the task is dropped.
-    pub(crate) async fn follow(&self, store: &Store) {
-        let (mut position, mut failing) = (Vec::new(), false);
-        loop {
-            let (began, mut live) = (Instant::now(), false);
-            let Err(error) = self.stream(store, &mut position, &mut live).await;
-            if live && began.elapsed() >= RETRY_PAUSE {
-                // Servers end streams whose connection is old, and when they stop. Another one goes on at the same position: until then the
-                // mirror returns sessions for as long as if the stream had been silent.
-                log::debug!("mirror of {} connects again: {error}", store.target());
-                failing = false;
-                continue;
-            }
-            if live || !failing {
-                // once per outage
-                log::warn!("mirror of {} disconnected; look-ups go to the store: {error}", store.target());
-            }
-            failing = true;
-            *self.heard() = None;
-            tokio::time::sleep(RETRY_PAUSE).await;
-        }
+    fn silence(&self) -> Option<Duration> {
+        self.heard().map(|heard| heard.elapsed())
     }
 
-    /// Follows one stream to its end. `live` is whether the stream had caught up then.
-    async fn stream(&self, store: &Store, position: &mut Vec<u8>, live: &mut bool) -> Result<Infallible, String> {
-        let silent = |_| format!("the store was silent for {STALE:?}");
-        let mut first = true;
-        let mut watch = store.watch(position.clone(), (Instant::now() + STALE).into()).await?;
-        let mut confirmed = Instant::from(watch.asked);
-        let mut confirmation = None;
-        loop {
-            if confirmation.is_none() && confirmed.elapsed() >= CONFIRMATION_PAUSE {
-                confirmation = Some(Box::pin(timeout(STALE, watch.confirmation())));
-            }
-            let mut next = pin!(timeout(STALE, watch.answers.message()));
-            let next = poll_fn(|context| {
-                if let Some(Poll::Ready(outcome)) = confirmation.as_mut().map(|pending| pending.as_mut().poll(context)) {
-                    confirmation = None;
-                    match outcome.map_err(silent) {
-                        Ok(Ok(asked)) => confirmed = asked.into(),
-                        Ok(Err(error)) | Err(error) => return Poll::Ready(Err(error)),
-                    }
-                    if *live {
-                        *self.heard() = Some(confirmed);
-                    }
-                }
-                next.as_mut().poll(context).map(|answer| answer.map_err(silent)?.map_err(|status| status.to_string()))
-            });
-            let answer = next.await?.ok_or("the store ended the stream")?;
-            if mem::take(&mut first) && !answer.continued {
-                self.lock().clear();
-            }
-            for event in answer.events {
-                self.take_in(event);
-            }
-            if !answer.position.is_empty() {
-                *position = answer.position;
-            }
-            if answer.live {
-                *self.heard() = Some(confirmed);
-            }
-            *live = answer.live;
+    fn heard(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.heard.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Sessions> {
+        self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Watcher for Mirror {
+    const REMOVALS_ONLY: bool = false;
+    const LOST: &str = "mirror disconnected; look-ups go to the store";
+
+    fn begin(&self, first: &v1::WatchResponse) -> Result<(), String> {
+        if !first.continued {
+            self.lock().clear();
         }
+        Ok(())
     }
 
     fn take_in(&self, event: v1::WatchEvent) {
@@ -146,12 +96,12 @@ impl Mirror {
                     }
                 }
             }
-            Some(Event::Removed(v1::SessionRemoved { key })) => {
+            Some(Event::Removed(v1::SessionRemoved { key, .. })) => {
                 if let Ok(key) = StoreKey::try_from(key) {
                     self.remove(&key);
                 }
             }
-            Some(Event::Purged(v1::NamespacePurged { issued_before_time: Some(before) })) => match time(before) {
+            Some(Event::Purged(v1::NamespacePurged { issued_before_time: Some(before), .. })) => match time(before) {
                 Some(before) => self.lock().purge(before),
                 None => self.lock().clear(),
             },
@@ -160,16 +110,12 @@ impl Mirror {
         }
     }
 
-    fn silence(&self) -> Option<Duration> {
-        self.heard().map(|heard| heard.elapsed())
+    fn record_live(&self, then: Instant) {
+        *self.heard() = Some(then);
     }
 
-    fn heard(&self) -> MutexGuard<'_, Option<Instant>> {
-        self.heard.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Sessions> {
-        self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lose(&self) {
+        *self.heard() = None;
     }
 }
 
@@ -373,7 +319,7 @@ mod tests {
     fn a_purge_of_everything_and_an_unknown_event_empty_it() {
         let mirror = Mirror::new(1 << 20);
         *mirror.heard() = Some(Instant::now());
-        for event in [Some(Event::Purged(v1::NamespacePurged { issued_before_time: None })), None] {
+        for event in [Some(Event::Purged(v1::NamespacePurged::default())), None] {
             mirror.lock().put([1; 32], &session(b"one", 10), Instant::now());
             let since = mirror.removals();
             mirror.take_in(v1::WatchEvent { event });
@@ -391,7 +337,7 @@ mod tests {
         mirror.take_in(stored([2; 32], b"then", Some(1_000)));
         mirror.take_in(stored([3; 32], b"untimed", None));
         mirror.found(&[4; 32], &session(b"found", 10), since);
-        let purged = |seconds| v1::NamespacePurged { issued_before_time: Some(timestamp(seconds)) };
+        let purged = |seconds| v1::NamespacePurged { issued_before_time: Some(timestamp(seconds)), purge_time: None };
         mirror.take_in(v1::WatchEvent { event: Some(Event::Purged(purged(1_000))) });
         mirror.found(&[5; 32], &session(b"late", 10), since);
         let kept: Vec<_> = (1..=5).filter(|byte| mirror.get(&[*byte; 32]).is_some()).collect();

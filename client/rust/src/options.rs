@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::ticket_secret::MAX_ROTATION;
 use crate::{Credentials, Error, Keyring};
 
 /// RFC 8446 section 4.6.1.
@@ -27,6 +28,15 @@ pub enum Puts {
     Wait,
 }
 
+/// How the frontends of a fleet share sessions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SessionMode {
+    /// The store has the sessions.
+    Stored,
+    /// Clients have them, as tickets; the store has the secrets of which the tickets' keys are derived, and the removals.
+    Tickets,
+}
+
 /// How sessions are kept: make them with [`Options::new`], and change what should be otherwise.
 ///
 /// ```no_run
@@ -48,6 +58,16 @@ pub struct Options {
     pub namespace: String,
     /// The fleet's keys.
     pub keyring: Arc<Keyring>,
+    /// How frontends share sessions: [`SessionMode::Stored`] by default. Frontends in tickets mode still accept stored sessions.
+    pub sessions: SessionMode,
+    /// In tickets mode, whether TLS 1.2 uses tickets as well; false by default. They are not forward secret: a secret opens the
+    /// connections that were recorded with its tickets. Without it TLS 1.2 sessions are stored.
+    pub tickets_tls12: bool,
+    /// The length of an epoch, after which tickets are issued with another secret: 1 second to 7 days in whole seconds, 1 hour by default.
+    /// All frontends of a namespace have the same.
+    pub rotation: Duration,
+    /// How long tickets resume after the stream of removals was last live, 300 s by default; with 0 they resume only while it is.
+    pub revocation_grace: Duration,
     /// How long a session lives after its negotiation: 1 second to 7 days, 2 hours by default.
     pub lifetime: Duration,
     /// How long a handshake may wait for the store, 50 ms by default.
@@ -74,6 +94,10 @@ impl Options {
             target: target.into(),
             namespace: namespace.into(),
             keyring: keyring.into(),
+            sessions: SessionMode::Stored,
+            tickets_tls12: false,
+            rotation: Duration::from_secs(3600),
+            revocation_grace: Duration::from_secs(300),
             lifetime: Duration::from_secs(2 * 3600),
             deadline: Duration::from_millis(50),
             single_use: false,
@@ -93,6 +117,10 @@ impl Options {
         }
         if !(Duration::from_secs(1)..=LONGEST_LIFETIME).contains(&lifetime) {
             return Err(Error::new(format!("lifetime must be 1 second to 7 days, not {lifetime:?}")));
+        }
+        let rotation = self.rotation;
+        if !(Duration::from_secs(1)..=MAX_ROTATION).contains(&rotation) || rotation.subsec_nanos() > 0 {
+            return Err(Error::new(format!("rotation must be 1 second to 7 days in whole seconds, not {rotation:?}")));
         }
         if self.deadline.is_zero() {
             return Err(Error::new("deadline must be above 0"));
@@ -121,6 +149,8 @@ mod tests {
         assert!(complaint(|options| options.namespace = "x".repeat(64)).starts_with("namespace"));
         assert!(complaint(|options| options.lifetime = Duration::ZERO).starts_with("lifetime"));
         assert!(complaint(|options| options.lifetime = Duration::from_secs(604_801)).starts_with("lifetime"));
+        assert!(complaint(|options| options.rotation = Duration::from_millis(1500)).starts_with("rotation"));
+        assert!(complaint(|options| options.rotation = Duration::from_secs(604_801)).starts_with("rotation"));
         assert!(complaint(|options| options.deadline = Duration::ZERO).starts_with("deadline"));
         assert!(complaint(|options| options.max_lookups = 0).starts_with("max_lookups"));
     }

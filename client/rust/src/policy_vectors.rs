@@ -10,13 +10,21 @@ use crate::breaker::{BACKOFF, Breaker, MAX_FAILURES, PROBE_PAUSES, PROBE_RESET, 
 use crate::pauses::Pauses;
 use crate::sealing::KEY_BYTES;
 use crate::stats::{HITS, MISSES, PUTS, REMOVALS, Stats, TERMINATIONS};
-use crate::{Keyring, Options, lookups, options, sender, shim};
+use crate::{Keyring, Options, agreement, lookups, options, removals, sender, shim, ticket_secret, tickets, watching};
 
 #[derive(Deserialize)]
 struct Policy {
     constants: Value,
     reasons: BTreeMap<String, Vec<String>>,
     sequences: Vec<Sequence>,
+    tickets: Part,
+}
+
+/// The constants and reasons of fleet tickets.
+#[derive(Deserialize)]
+struct Part {
+    constants: Value,
+    reasons: BTreeMap<String, Vec<String>>,
 }
 
 #[derive(Deserialize)]
@@ -92,6 +100,37 @@ fn the_reasons_are_those_of_all_clients() {
     ];
     let own = own.map(|(kind, reasons)| (kind.to_owned(), reasons.iter().map(|reason| (*reason).to_owned()).collect()));
     assert_eq!(BTreeMap::from(own), policy().reasons);
+}
+
+#[test]
+fn the_constants_of_tickets_are_those_of_all_clients() {
+    let defaults = Options::new("store:7400", "shop", Keyring::from_keys(&[[0; KEY_BYTES]]).unwrap());
+    let own = json!({
+        "default_rotation_seconds": defaults.rotation.as_secs(),
+        "max_rotation_seconds": ticket_secret::MAX_ROTATION.as_secs(),
+        "default_revocation_grace_seconds": defaults.revocation_grace.as_secs(),
+        "stale_stream_ms": watching::STALE.as_millis(),
+        "max_generations": agreement::MAX_GENERATIONS,
+        "max_recheck_seconds": agreement::MAX_RECHECK.as_secs(),
+        "agreement_deadline_ms": agreement::DEADLINE.as_millis(),
+        "agreement_retry_ms": pauses(&agreement::RETRY_PAUSES),
+        "unknown_name_pause_ms": agreement::UNKNOWN_NAME_PAUSE.as_millis(),
+        "max_removals": removals::MAX_REMOVALS,
+        "max_session_bytes": tickets::MAX_SESSION_BYTES,
+    });
+    assert_eq!(own, policy().tickets.constants);
+}
+
+#[test]
+fn the_reasons_of_tickets_are_those_of_all_clients() {
+    let own = [
+        ("issued", &tickets::ISSUED[..]),
+        ("withheld", &tickets::WITHHELD[..]),
+        ("resumed", &tickets::RESUMED[..]),
+        ("refused", &tickets::REFUSED[..]),
+    ];
+    let own = own.map(|(kind, reasons)| (kind.to_owned(), reasons.iter().map(|reason| (*reason).to_owned()).collect()));
+    assert_eq!(BTreeMap::from(own), policy().tickets.reasons);
 }
 
 #[test]

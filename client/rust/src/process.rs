@@ -7,22 +7,26 @@ use nix::sys::signal::{SigSet, SigmaskHow};
 use tokio::runtime::Builder;
 use tonic::transport::Endpoint;
 
+use crate::clock::SystemClock;
 use crate::error::Error;
 use crate::guarded_store::GuardedStore;
 use crate::lookups::Lookups;
 use crate::mirror::Mirror;
-use crate::options::Options;
+use crate::options::{Options, SessionMode};
 use crate::prober;
 use crate::sender::Sender;
 use crate::store::Store;
 use crate::target::Target;
+use crate::tickets::Tickets;
+use crate::watching;
 
 pub(crate) struct Process {
     pub(crate) pid: u32,
     pub(crate) store: Arc<GuardedStore>,
-    pub(crate) sender: Sender,
+    pub(crate) sender: Arc<Sender>,
     pub(crate) mirror: Option<Arc<Mirror>>,
     pub(crate) lookups: Arc<Lookups>,
+    pub(crate) tickets: Option<Arc<Tickets>>,
 }
 
 impl Process {
@@ -41,13 +45,14 @@ impl Process {
         let store = Arc::new(GuardedStore::new(options.namespace.clone(), options.deadline, store));
         let mirror = (options.mirror > 0).then(|| Arc::new(Mirror::new(options.mirror)));
         let handle = runtime.handle().clone();
-        let process = Arc::new(Self {
-            pid: std::process::id(),
-            sender: Sender::new(parent.map(|parent| &parent.sender)),
-            lookups: Arc::new(Lookups::new(Arc::clone(&store), mirror.clone(), handle, options.max_lookups)),
-            mirror,
-            store,
+        let sender = Arc::new(Sender::new(parent.map(|parent| &*parent.sender)));
+        let lookups = Arc::new(Lookups::new(Arc::clone(&store), mirror.clone(), handle, options.max_lookups));
+        let tickets = (options.sessions == SessionMode::Tickets).then(|| {
+            let parent = parent.and_then(|parent| parent.tickets.as_deref());
+            let (store, lookups, sender) = (Arc::clone(&store), Arc::clone(&lookups), Arc::clone(&sender));
+            Arc::new(Tickets::new(options, store, lookups, sender, Arc::new(SystemClock), parent))
         });
+        let process = Arc::new(Self { pid: std::process::id(), store, sender, mirror, lookups, tickets });
         let running = Arc::clone(&process);
         // Signals are for the program's own threads: many servers rely on system calls of theirs being interrupted.
         let blocked = SigSet::all().thread_swap_mask(SigmaskHow::SIG_BLOCK);
@@ -55,7 +60,13 @@ impl Process {
             runtime.block_on(async {
                 let [mirror, servers, credentials, prober] = [(); 4].map(|()| Arc::clone(&running.store));
                 if let Some(copy) = running.mirror.clone() {
-                    tokio::spawn(async move { copy.follow(&mirror.calls).await });
+                    tokio::spawn(async move { watching::follow(&*copy, &mirror.calls).await });
+                }
+                if let Some(tickets) = running.tickets.clone() {
+                    let (followed, store) = (Arc::clone(&tickets), Arc::clone(&running.store));
+                    tokio::spawn(async move { watching::follow(&*followed, &store.calls).await });
+                    let store = Arc::clone(&running.store);
+                    tokio::spawn(async move { tickets.agreement.run(&store).await });
                 }
                 tokio::spawn(async move { servers.calls.follow_servers().await });
                 tokio::spawn(async move { credentials.calls.follow_credentials().await });

@@ -3,17 +3,27 @@
 //! rustls keeps sessions in two ways. Of a *ticket* it lets us choose the bytes: ours is a sealed id, the session itself goes to
 //! the store. Of what goes into its *session storage* it chooses the id, and takes it out when it is used (TLS 1.3); only such
 //! sessions may carry early data. So tickets are the rule, and the session storage is for single use.
+//!
+//! In tickets mode ([`SessionMode::Tickets`](crate::SessionMode::Tickets)) the session itself is in the ticket, encrypted for the fleet.
 
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::mem;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use ::rustls::ServerConfig;
 use ::rustls::server::{NoServerSessionStorage, ProducesTickets, StoresServerSessions};
 
-use crate::{Envelope, Error, Expected, Fingerprint, Format, Ids, Lookup, Options, Puts, RemovalReason, Scope, Shim, Stats};
+use crate::ticket_secret::{NAME_BYTES, TicketSecret};
+use crate::ticket_state::TicketState;
+use crate::tickets::{HEAD_BYTES, MAX_SESSION_BYTES, TicketStats, Tickets};
+use crate::{
+    Envelope, Error, Expected, Fingerprint, Format, ID_BYTES, Ids, Lookup, Options, Puts, RemovalReason, Scope, SessionMode,
+    Shim, Stats, from_microseconds, sealed_ticket,
+};
 
 const CLOSE_PATIENCE: Duration = Duration::from_secs(1);
+const TLS13: u16 = 0x0304;
 
 /// The sessions of rustls servers, in the store.
 ///
@@ -30,7 +40,8 @@ const CLOSE_PATIENCE: Duration = Duration::from_secs(1);
 pub struct Sessions(Arc<Shim>);
 
 impl Sessions {
-    /// Makes sessions. Opens no connection and starts no thread until the first is stored or looked up.
+    /// Makes sessions. Opens no connection and starts no thread until the first is stored or looked up; in tickets mode it does so at
+    /// once, since the agreement on secrets takes its time.
     ///
     /// [`Options::ids`], [`Options::puts`] and [`Options::mirror`] are about tickets, whose ids are sealed. In the session storage every id
     /// is looked up, and `put` waits until the session is stored, at most for the deadline: rustls' ids contain no issue
@@ -40,7 +51,9 @@ impl Sessions {
     ///
     /// An option is outside its range, or a file cannot be used; the message says which, and what to do.
     pub fn new(options: Options) -> Result<Self, Error> {
-        Ok(Self(Arc::new(Shim::new(options, Format::Rustls)?)))
+        let shim = Shim::new(options, Format::Rustls)?;
+        shim.begin_tickets();
+        Ok(Self(Arc::new(shim)))
     }
 
     /// Returns a copy of `config` for one connection, which keeps its sessions here. `scope` describes the config: rustls has
@@ -49,15 +62,20 @@ impl Sessions {
     /// Without [`Options::single_use`] they are tickets. With it they are in the session storage, and every session resumes once in the
     /// whole fleet; then `config.max_early_data_size` may be above 0. (Of TLS 1.2 sessions rustls issues no new ones when it
     /// resumes: with single use they resume once and are gone.)
+    ///
+    /// In tickets mode they are tickets, also with single use, and rustls refuses early data.
     #[must_use]
     pub fn for_connection(&self, config: &ServerConfig, scope: &Scope) -> Arc<ServerConfig> {
         let connection = Arc::new(self.connection(scope));
         let mut config = config.clone();
-        if self.0.options().single_use {
+        if self.0.options().single_use && self.0.options().sessions == SessionMode::Stored {
             config.session_storage = connection;
         } else {
             // In TLS 1.2 rustls puts a session into its storage as well, although it sends a ticket, and so would wait for the store.
             config.session_storage = Arc::new(NoServerSessionStorage {});
+            if self.0.options().single_use {
+                config.session_storage = Arc::new(Stored(Arc::clone(&connection)));
+            }
             config.ticketer = connection;
         }
         Arc::new(config)
@@ -66,12 +84,20 @@ impl Sessions {
     /// Returns the hooks of one connection, for callers that make its config themselves.
     #[must_use]
     pub fn connection(&self, scope: &Scope) -> Connection {
-        Connection { shim: Arc::clone(&self.0), fingerprint: scope.fingerprint(), resumed: Mutex::default() }
+        Connection { shim: Arc::clone(&self.0), fingerprint: scope.fingerprint(), sessions: Mutex::default() }
     }
 
     /// Removes a session from the whole fleet, in the background. `id` is the ticket, or rustls' own id.
+    ///
+    /// With a ticket of the fleet all tickets end that stem from the same full handshake. [`Connection::remove`] needs no ticket.
     pub fn remove(&self, id: &[u8]) {
-        self.0.remove(id, RemovalReason::Application);
+        match self.0.tickets().filter(|_| id.len() > ID_BYTES) {
+            None => self.0.remove(id, RemovalReason::Application),
+            Some(tickets) => match open(&tickets, id) {
+                Ok(state) => tickets.remove(&state.lineage, state.end, RemovalReason::Application),
+                Err(reason) => log::warn!("a ticket was not removed, since it does not open: {reason}"),
+            },
+        }
     }
 
     /// Waits until all sessions and removals so far are sent, and returns false if that took too long.
@@ -92,6 +118,12 @@ impl Sessions {
         self.0.stats()
     }
 
+    /// The statistics of the tickets of this process; None if its sessions are stored.
+    #[must_use]
+    pub fn ticket_stats(&self) -> Option<TicketStats> {
+        self.0.tickets().map(|tickets| tickets.stats())
+    }
+
     /// Sends the rest of the queue, for up to a second, and stops; nothing more is stored. Connections go on. Dropping the last copy
     /// does the same.
     pub fn close(&self) {
@@ -103,42 +135,166 @@ impl Sessions {
 pub struct Connection {
     shim: Arc<Shim>,
     fingerprint: Fingerprint,
-    resumed: Mutex<Resumed>,
+    sessions: Mutex<ConnectionSessions>,
 }
 
-/// The look-ups of a connection.
+/// The sessions that a connection was offered, and those that it has issued.
 #[derive(Clone, Copy, Default)]
-struct Resumed {
+struct ConnectionSessions {
     /// When the session that was found was negotiated, and the end of its life.
     life: Option<(SystemTime, u64)>,
+    /// The state of the ticket that was decrypted, or that was issued.
+    ticket: Option<TicketState>,
+    /// The remaining life of the ticket that was issued.
+    remaining: Option<Duration>,
+    /// Whether the connection was counted as one without a ticket.
+    withheld: bool,
     /// How long the handshake has waited, in all its look-ups together.
     waited: Duration,
 }
 
 impl Connection {
+    /// Removes all tickets from the whole fleet that stem from the full handshake of this connection, or of the one that it resumed: at once
+    /// in this process, elsewhere in the background. Only in tickets mode; [`Sessions::remove`] removes a stored session.
+    pub fn remove(&self) {
+        let ticket = self.sessions().ticket;
+        if let Some((tickets, state)) = self.shim.tickets().zip(ticket) {
+            tickets.remove(&state.lineage, state.end, RemovalReason::Application);
+        }
+    }
+
     fn find(&self, id: &[u8], once: bool, ids: Option<Ids>) -> Option<Vec<u8>> {
-        let mut resumed = self.resumed.lock().unwrap_or_else(PoisonError::into_inner);
-        let lookup = Lookup { expected: Expected::Fingerprint(self.fingerprint), once, ids, waited: resumed.waited };
+        let sessions = &mut *self.sessions();
+        let lookup = Lookup { expected: Expected::Fingerprint(self.fingerprint), once, ids, waited: sessions.waited };
         let began = Instant::now();
         let found =
             self.shim.look_up(id, lookup, |envelope, not_after| Ok((envelope.session.to_vec(), envelope.issued, not_after)));
-        resumed.waited += began.elapsed();
+        sessions.waited += began.elapsed();
         let (value, issued, not_after) = found?;
         // rustls may still refuse it. Then its life bounds the new session's needlessly, which does no harm.
-        let earlier = resumed.life.unwrap_or((issued, not_after));
-        resumed.life = Some((earlier.0.min(issued), earlier.1.min(not_after)));
+        let earlier = sessions.life.unwrap_or((issued, not_after));
+        sessions.life = Some((earlier.0.min(issued), earlier.1.min(not_after)));
         Some(value)
     }
 
     fn keep(&self, id: &[u8], value: &[u8], wait: bool) -> bool {
-        let resumed = *self.resumed.lock().unwrap_or_else(PoisonError::into_inner);
-        if resumed.life.is_none() && self.shim.sheds() {
+        let life = self.sessions().life();
+        if life.is_none() && self.shim.sheds() {
             self.shim.shed();
             return false;
         }
-        let (issued, not_after) = resumed.life.unwrap_or_else(|| (SystemTime::now(), self.shim.not_after()));
+        let (issued, not_after) = life.unwrap_or_else(|| (SystemTime::now(), self.shim.not_after()));
         let envelope = Envelope { fingerprint: self.fingerprint, issued, session: value };
         self.shim.negotiated(id, &envelope, not_after, wait)
+    }
+
+    /// Returns the session of a ticket of the fleet.
+    fn accept(&self, tickets: &Tickets, ticket: &[u8]) -> Option<Vec<u8>> {
+        let head: &[u8; HEAD_BYTES] = ticket.first_chunk()?;
+        let (name, _) = head.split_first_chunk()?;
+        let secret = tickets.secret_for_name(name)?;
+        let sessions = &mut *self.sessions();
+        let accepted = sealed_ticket::open(&secret, ticket).and_then(|(state, session)| {
+            // rustls itself compares the server name of the session with the connection's, which its hooks do not have.
+            let server_name = Negotiated::of(&session).map(|negotiated| negotiated.server_name).unwrap_or_default();
+            tickets.check(&state, name, Expected::Fingerprint(self.fingerprint), server_name)?;
+            if self.shim.options().single_use {
+                let began = Instant::now();
+                let claimed = tickets.claim(head, &state, sessions.waited);
+                sessions.waited += began.elapsed();
+                claimed?;
+            }
+            Ok((state, session))
+        });
+        match accepted {
+            Ok((state, session)) => {
+                tickets.count_resumed(name);
+                // As for stored sessions, the earliest life bounds that of the tickets to come.
+                let earlier = sessions.ticket.unwrap_or(state);
+                let (negotiated, end) = (earlier.negotiated.min(state.negotiated), earlier.end.min(state.end));
+                sessions.ticket = Some(TicketState { negotiated, end, ..state });
+                Some(session)
+            }
+            Err(reason) => {
+                tickets.count_refused(reason);
+                None
+            }
+        }
+    }
+
+    /// Returns a ticket of the fleet with a session; None if there is no secret for it.
+    fn issue(&self, tickets: &Tickets, session: &[u8], server_name: &[u8]) -> Option<Vec<u8>> {
+        let sessions = &mut *self.sessions();
+        let issued = self.next_state(tickets, sessions, server_name).map(|(state, secret, held_over)| {
+            tickets.count_issued(held_over);
+            (sessions.ticket, sessions.remaining) = (Some(state), tickets.remaining(&state));
+            sealed_ticket::seal(&secret, &state, session)
+        });
+        issued
+            .inspect_err(|reason| {
+                if !mem::replace(&mut sessions.withheld, true) {
+                    tickets.count_withheld(reason);
+                }
+            })
+            .ok()
+    }
+
+    fn next_state(
+        &self,
+        tickets: &Tickets,
+        sessions: &ConnectionSessions,
+        server_name: &[u8],
+    ) -> Result<(TicketState, Arc<TicketSecret>, bool), &'static str> {
+        let (secret, held_over) = tickets.secret_for_issue().ok_or("no-secret")?;
+        let stored = |(issued, not_after)| TicketState::of_stored(self.fingerprint, server_name, issued, not_after);
+        let state = match sessions.ticket.or(sessions.life.map(stored)) {
+            Some(previous) => tickets.continue_state(&secret, &previous),
+            None => tickets.begin_state(&secret, self.fingerprint, server_name, None),
+        };
+        Ok((state.ok_or("unresumable")?, secret, held_over))
+    }
+
+    /// Returns the tickets of this process and the server name of a session, if the session is to be sent as a ticket.
+    fn tickets_for<'a>(&self, session: &'a [u8]) -> Option<(Arc<Tickets>, &'a [u8])> {
+        let tickets = self.shim.tickets()?;
+        let negotiated = Negotiated::of(session)?;
+        let takes = negotiated.version == TLS13 || self.shim.options().tickets_tls12;
+        (takes && session.len() <= MAX_SESSION_BYTES).then_some((tickets, negotiated.server_name))
+    }
+
+    fn sessions(&self) -> MutexGuard<'_, ConnectionSessions> {
+        self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl ConnectionSessions {
+    /// Returns when the session that the connection resumed was negotiated, and the end of its life.
+    fn life(&self) -> Option<(SystemTime, u64)> {
+        self.life.or_else(|| self.ticket.and_then(|state| Some((from_microseconds(state.negotiated)?, state.end))))
+    }
+}
+
+/// Returns the state of a ticket, or why it does not open.
+fn open(tickets: &Tickets, ticket: &[u8]) -> Result<TicketState, &'static str> {
+    let secret = ticket.get(..NAME_BYTES).and_then(|name| tickets.agreement.secret_for_name(name)).ok_or("unknown-secret")?;
+    Ok(sealed_ticket::open(&secret, ticket)?.0)
+}
+
+/// The beginning of rustls' encoding of a session: 00, or 01 | length (1) | server name; then the version (2).
+struct Negotiated<'a> {
+    server_name: &'a [u8],
+    version: u16,
+}
+
+impl<'a> Negotiated<'a> {
+    /// None if rustls encodes its sessions otherwise: they are stored then.
+    fn of(session: &'a [u8]) -> Option<Self> {
+        let (server_name, rest) = match session {
+            [0, rest @ ..] => (&[][..], rest),
+            [1, length, rest @ ..] => rest.split_at_checked(usize::from(*length))?,
+            _ => return None,
+        };
+        Some(Self { server_name, version: u16::from_be_bytes(*rest.first_chunk()?) })
     }
 }
 
@@ -161,22 +317,54 @@ impl StoresServerSessions for Connection {
     }
 }
 
+/// The sessions that frontends with single use have stored by rustls' ids before the fleet moved to tickets.
+#[derive(Debug)]
+struct Stored(Arc<Connection>);
+
+impl StoresServerSessions for Stored {
+    fn put(&self, _: Vec<u8>, _: Vec<u8>) -> bool {
+        false
+    }
+
+    fn get(&self, key: &[u8]) -> Option<Vec<u8>> {
+        self.0.take(key)
+    }
+
+    fn take(&self, key: &[u8]) -> Option<Vec<u8>> {
+        self.0.take(key)
+    }
+
+    fn can_cache(&self) -> bool {
+        false
+    }
+}
+
 impl ProducesTickets for Connection {
     fn enabled(&self) -> bool {
         true
     }
 
+    /// rustls calls it after `encrypt`.
     fn lifetime(&self) -> u32 {
-        u32::try_from(self.shim.options().lifetime.as_secs()).unwrap_or(u32::MAX)
+        let lifetime = self.sessions().remaining.unwrap_or(self.shim.options().lifetime);
+        u32::try_from(lifetime.as_secs()).unwrap_or(u32::MAX)
     }
 
     fn encrypt(&self, plain: &[u8]) -> Option<Vec<u8>> {
+        if let Some((tickets, server_name)) = self.tickets_for(plain) {
+            return self.issue(&tickets, plain, server_name);
+        }
         let id = self.shim.issue_id();
         self.keep(&id, plain, self.shim.options().puts == Puts::Wait).then(|| id.to_vec())
     }
 
     fn decrypt(&self, cipher: &[u8]) -> Option<Vec<u8>> {
-        self.find(cipher, false, None)
+        match self.shim.tickets() {
+            Some(tickets) if cipher.len() > ID_BYTES => self.accept(&tickets, cipher),
+            // With single use, stored mode has rustls choose the ids.
+            Some(_) if self.shim.options().single_use => self.take(cipher),
+            _ => self.find(cipher, false, None),
+        }
     }
 }
 

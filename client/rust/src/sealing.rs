@@ -11,6 +11,7 @@ use aes_gcm::aead::{Aead, KeyInit, Payload};
 use aes_gcm::{Aes256Gcm, Nonce};
 use aes_siv::siv::Aes256Siv;
 use hkdf::Hkdf;
+use hkdf::hmac::{Hmac, Mac};
 use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
@@ -60,7 +61,7 @@ impl StoreKeys {
         Self::named(format.name(), namespace)
     }
 
-    fn named(format: &str, namespace: &str) -> Self {
+    pub(crate) fn named(format: &str, namespace: &str) -> Self {
         let mut prefix = Sha256::new();
         for part in ["resumed/v1", format, namespace] {
             prefix.update(part);
@@ -79,6 +80,7 @@ pub(crate) struct FleetKey {
     secret: Zeroizing<[u8; KEY_BYTES]>,
     pub(crate) id: KeyId,
     id_key: Zeroizing<[u8; 64]>,
+    name_key: Zeroizing<[u8; 32]>,
 }
 
 impl FleetKey {
@@ -86,7 +88,8 @@ impl FleetKey {
         let mut id = KeyId::default();
         id.copy_from_slice(&Sha256::digest(secret.as_ref())[..KEY_ID_BYTES]);
         let id_key = derive(&secret, &[], b"resumed/v1 id");
-        Self { secret, id, id_key }
+        let name_key = derive(&secret, &[], b"resumed/v1 ticket name");
+        Self { secret, id, id_key, name_key }
     }
 
     pub(crate) fn seal(&self, key: &StoreKey, plaintext: &[u8], not_after: u64, nonce: NonceBytes) -> Vec<u8> {
@@ -127,6 +130,12 @@ impl FleetKey {
         Some(u32::from_be_bytes(issued.try_into().ok()?))
     }
 
+    /// Returns the MAC over the parts of the name of a ticket's key.
+    pub(crate) fn name_mac(&self, parts: [&[u8]; 3]) -> Hmac<Sha256> {
+        let mac = Hmac::<Sha256>::new_from_slice(self.name_key.as_ref()).expect("HMAC takes keys of any length");
+        parts.iter().fold(mac, Mac::chain_update)
+    }
+
     fn ids(&self) -> Aes256Siv {
         Aes256Siv::new((&*self.id_key).into())
     }
@@ -159,8 +168,27 @@ pub(crate) fn open(keys: &[FleetKey], key: &StoreKey, sealed: &[u8], now: u64) -
 /// The system has no random numbers: there is no TLS then either.
 pub(crate) fn random<const N: usize>() -> [u8; N] {
     let mut bytes = [0; N];
-    getrandom::fill(&mut bytes).expect("the system has random numbers");
+    fill_random(&mut bytes);
     bytes
+}
+
+/// Returns a random number below another one, which is not 0.
+pub(crate) fn random_below(end: u64) -> u64 {
+    u64::from_ne_bytes(random()) % end
+}
+
+/// Returns a random number from 0 to 1.
+pub(crate) fn random_share() -> f64 {
+    f64::from(u32::from_ne_bytes(random())) / f64::from(u32::MAX)
+}
+
+/// Fills a buffer with random bytes.
+///
+/// # Panics
+///
+/// As [`random`].
+pub(crate) fn fill_random(bytes: &mut [u8]) {
+    getrandom::fill(bytes).expect("the system has random numbers");
 }
 
 fn associated(namespace: &str, nonce: &NonceBytes) -> Vec<u8> {
@@ -169,8 +197,13 @@ fn associated(namespace: &str, nonce: &NonceBytes) -> Vec<u8> {
 
 fn derive<const N: usize>(secret: &[u8; KEY_BYTES], salt: &[u8], info: &[u8]) -> Zeroizing<[u8; N]> {
     let mut key = Zeroizing::new([0; N]);
-    Hkdf::<Sha256>::new(Some(salt), secret).expand(info, key.as_mut()).expect("the size is far below HKDF's limit");
+    derive_into(secret, salt, info, key.as_mut());
     key
+}
+
+/// Derives a key in its place, so that no copy of it is left elsewhere.
+pub(crate) fn derive_into(secret: &[u8; KEY_BYTES], salt: &[u8], info: &[u8], key: &mut [u8]) {
+    Hkdf::<Sha256>::new(Some(salt), secret).expand(info, key).expect("the size is far below HKDF's limit");
 }
 
 #[cfg(test)]

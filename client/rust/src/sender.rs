@@ -14,7 +14,7 @@ use crate::pauses::Pauses;
 use crate::removed::Removed;
 use crate::sealing::StoreKey;
 use crate::stats::Kind;
-use crate::store::Failure;
+use crate::store::{Failure, ttl};
 use crate::v1::{BatchOperation, PutRequest, RemoveRequest, batch_operation, batch_result};
 
 /// The size of the queue, beyond which Puts and Removes are dropped, and counted.
@@ -34,8 +34,8 @@ pub(crate) enum Item {
     /// A session, the time when it was negotiated, and the end of its lifetime in Unix seconds: its time in the queue neither exempts it
     /// from a purge nor prolongs it.
     Put { key: StoreKey, value: Vec<u8>, issued: SystemTime, not_after: u64 },
-    /// The reason under which the removal is counted.
-    Remove { key: StoreKey, reason: &'static str },
+    /// The reason under which the removal is counted; for a lasting removal, its end in Unix seconds.
+    Remove { key: StoreKey, reason: &'static str, end: Option<u64> },
 }
 
 impl Item {
@@ -46,7 +46,8 @@ impl Item {
     fn counted(&self, outcome: &'static str) -> (Kind, &'static str) {
         match self {
             Self::Put { .. } => (Kind::Puts, outcome),
-            Self::Remove { reason, .. } if outcome == "stored" => (Kind::Removals, reason),
+            // A removal that was not sent before its end has done all that it was for.
+            Self::Remove { reason, .. } if matches!(outcome, "stored" | "expired") => (Kind::Removals, reason),
             Self::Remove { .. } => (Kind::Removals, outcome),
         }
     }
@@ -59,10 +60,16 @@ impl Item {
                 namespace,
                 key: key.to_vec(),
                 value: value.clone(),
-                ttl: Some(prost_types::Duration { seconds: i64::try_from(not_after - now).ok()?, nanos: 0 }),
+                ttl: Some(ttl(not_after - now)),
                 issue_time: Some((*issued).into()),
+                pinned: false,
             }),
-            Self::Remove { key, .. } => batch_operation::Operation::Remove(RemoveRequest { namespace, key: key.to_vec() }),
+            Self::Remove { end: Some(end), .. } if *end <= now => return None,
+            Self::Remove { key, end, .. } => batch_operation::Operation::Remove(RemoveRequest {
+                namespace,
+                key: key.to_vec(),
+                ttl: end.map(|end| ttl(end - now)),
+            }),
         };
         Some(BatchOperation { operation: Some(operation) })
     }

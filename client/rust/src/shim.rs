@@ -20,13 +20,14 @@ use crate::envelope::{self, Envelope};
 use crate::error::Error;
 use crate::fingerprint::Fingerprint;
 use crate::lookups::{Found, Query};
-use crate::options::{Ids, Options};
+use crate::options::{Ids, Options, SessionMode};
 use crate::process::Process;
 use crate::sealing::{self, Format, ID_BYTES, StoreKeys};
 use crate::sender::Item;
 use crate::stats::{Kind, Stats};
 use crate::store::{self, How};
 use crate::target::Target;
+use crate::tickets::Tickets;
 use crate::turn::Turns;
 
 /// How long after the issue of an id its look-up is retried if the store does not have the session: the Put may be on its way.
@@ -57,6 +58,15 @@ pub enum RemovalReason {
     Application,
 }
 
+impl RemovalReason {
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::FatalError => "fatal-error",
+            Self::Application => "application",
+        }
+    }
+}
+
 /// The context fingerprint that a session must have, so that it may resume on a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Expected {
@@ -69,7 +79,7 @@ pub enum Expected {
 }
 
 impl Expected {
-    fn fingerprint(self) -> Result<Fingerprint, &'static str> {
+    pub(crate) fn fingerprint(self) -> Result<Fingerprint, &'static str> {
         match self {
             Self::Fingerprint(fingerprint) => Ok(fingerprint),
             Self::Unknown => Err("context-unknown"),
@@ -125,6 +135,22 @@ impl Shim {
     #[must_use]
     pub fn options(&self) -> &Options {
         &self.options
+    }
+
+    /// Begins the agreement on ticket secrets and the stream of removals of this process, if its sessions are tickets; they also begin at the
+    /// first ticket.
+    pub fn begin_tickets(&self) {
+        let _ = self.tickets();
+    }
+
+    /// Returns the tickets of this process; None if its sessions are stored ([`Options::sessions`]), or if the system has no thread. Not to be
+    /// kept: a forked child has others.
+    #[must_use]
+    pub fn tickets(&self) -> Option<Arc<Tickets>> {
+        if self.options.sessions == SessionMode::Stored {
+            return None;
+        }
+        self.process()?.tickets.clone()
     }
 
     /// Returns the id for a session about to be negotiated.
@@ -233,11 +259,7 @@ impl Shim {
         if let Some(mirror) = &process.mirror {
             mirror.remove(&key);
         }
-        let reason = match reason {
-            RemovalReason::FatalError => "fatal-error",
-            RemovalReason::Application => "application",
-        };
-        process.sender.submit(&process.store, Item::Remove { key, reason }, false);
+        process.sender.submit(&process.store, Item::Remove { key, reason: reason.name(), end: None }, false);
     }
 
     /// Counts a connection that was cut, which is no reason to remove its session (RFC 5246 section 7.2.1).

@@ -9,7 +9,7 @@ use tonic::{Code, ConnectError, Status, Streaming};
 use crate::options::Options;
 use crate::servers::{Client, Servers};
 use crate::target::Target;
-use crate::v1::{BatchOperation, BatchRequest, GetRequest, TakeRequest, WatchRequest, WatchResponse, batch_result};
+use crate::v1::{BatchOperation, BatchRequest, GetRequest, PutRequest, TakeRequest, WatchRequest, WatchResponse, batch_result};
 use crate::{Credentials, Error, v1};
 
 /// The least number of attempts of a call, where another one is harmless: a connection may have ended since the last one.
@@ -26,6 +26,8 @@ pub(crate) enum Failure {
     Down,
     /// The store is well, but a limit of the caller or of the namespace is used up.
     Limited,
+    /// A Put found another value.
+    Exists,
     Refused,
 }
 
@@ -35,7 +37,7 @@ impl Failure {
             Self::Late => "timeout",
             Self::Down => "unavailable",
             Self::Limited => "limited",
-            Self::Refused => "rejected",
+            Self::Exists | Self::Refused => "rejected",
         }
     }
 
@@ -51,6 +53,7 @@ impl Failure {
             Code::Unavailable | Code::Cancelled | Code::Unknown => Self::Down,
             Code::Internal if std::error::Error::source(status).is_some() => Self::Down,
             Code::ResourceExhausted => Self::Limited,
+            Code::AlreadyExists => Self::Exists,
             _ => Self::Refused,
         }
     }
@@ -123,6 +126,19 @@ impl Store {
         session.map(|session| StoredSession::of(session).ok_or(Failure::Refused)).transpose()
     }
 
+    /// Stores a value until `end`, and returns false if the key holds another one, or may hold none.
+    pub(crate) async fn put(&self, request: PutRequest, end: Instant) -> Result<bool, Failure> {
+        let call = |mut client: Client| {
+            let request = request.clone();
+            async move { client.put(request).await }
+        };
+        match self.call(end, true, call).await {
+            Ok(_) => Ok(true),
+            Err(Failure::Exists) => Ok(false),
+            Err(failure) => Err(failure),
+        }
+    }
+
     /// Carries out operations, in their order, until `end`.
     pub(crate) async fn batch(
         &self,
@@ -139,9 +155,9 @@ impl Store {
     }
 
     /// Begins to watch the namespace, on a connection of its own, until `end` at the latest.
-    pub(crate) async fn watch(&self, position: Vec<u8>, end: Instant) -> Result<Watch, String> {
+    pub(crate) async fn watch(&self, position: Vec<u8>, removals_only: bool, end: Instant) -> Result<Watch, String> {
         let server = self.servers.next().await.ok_or("its name does not resolve")?;
-        let request = WatchRequest { namespace: self.namespace.clone(), position };
+        let request = WatchRequest { namespace: self.namespace.clone(), position, removals_only };
         let (mut client, asked) = (server.connection(), Instant::now());
         let (failure, words) = match timeout_at(end, client.watch(request)).await {
             Ok(Ok(answers)) => {
@@ -243,6 +259,11 @@ impl Watch {
             }
         }
     }
+}
+
+/// Returns a time to live for the contract.
+pub(crate) fn ttl(seconds: u64) -> prost_types::Duration {
+    prost_types::Duration { seconds: i64::try_from(seconds).unwrap_or(i64::MAX), nanos: 0 }
 }
 
 /// Returns when a call has to end, so that as many others as this have as much time until `end`.

@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 _Response = TypeVar("_Response", pb.GetResponse, pb.TakeResponse, pb.SessionStored)
 
 
-def watch_response(message: Message, *, continued: bool = False, live: bool = False) -> pb.WatchResponse:
+def watch_response(message: Message, *, live: bool = False) -> pb.WatchResponse:
     """Return the response with the changes of `message`."""
     events = [_event(change) for change in message.changes]
-    return pb.WatchResponse(events=events, position=message.position, continued=continued, live=live)
+    return pb.WatchResponse(events=events, position=message.position, live=live)
 
 
 def encode_once(message: Message) -> pb.WatchResponse:
-    """Return the response with the changes of `message`, the same object for all watchers of a namespace."""
+    """Return the response with the changes of `message`, the same object for all watchers of a topic."""
     if message.encoded is None:
         message.encoded = watch_response(message, live=True)
     return cast("pb.WatchResponse", message.encoded)
@@ -74,8 +74,12 @@ def _event(change: storage.Change | storage.NamespacePurged) -> pb.WatchEvent:
         event.purged.SetInParent()
         if change.issued_before is not None:
             write_time(event.purged.issued_before_time, change.issued_before)
+        if change.time is not None:
+            write_time(event.purged.purge_time, change.time)
     elif change.session is None:
         event.removed.key = change.key
+        if change.ttl is not None:
+            write_ttl(event.removed.ttl, change.ttl)
     else:
         event.stored.key = change.key
         fill_response(event.stored, change.session)

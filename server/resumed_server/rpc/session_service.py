@@ -22,6 +22,7 @@ from resumed_server.rpc.observer import NullObserver
 from resumed_server.rpc.validation import (
     MAX_KEY,
     MAX_OPERATIONS,
+    MAX_PINNED_VALUE,
     MAX_POSITION,
     MAX_VALUE,
     InvalidField,
@@ -30,6 +31,7 @@ from resumed_server.rpc.validation import (
     validate_namespace,
 )
 from resumed_server.storage import engine as storage
+from resumed_server.watch.subscription import Topic
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -92,7 +94,7 @@ class SessionStoreService(SessionStoreServiceServicer):
             raise rejection
         ttl: storage.Outcome = None
         try:
-            ttl = self._engine.put(put.namespace, put.key, put.value, put.ttl, put.issued_at)
+            ttl = self._engine.put(put.namespace, put.key, put.value, put.ttl, put.issued_at, pinned=put.pinned)
         finally:
             self._release_unless_added(put, ttl)
         response = pb.PutResponse()
@@ -116,12 +118,12 @@ class SessionStoreService(SessionStoreServiceServicer):
     @unary_handler
     def Remove(self, request: pb.RemoveRequest, context: ServicerContext) -> pb.RemoveResponse:
         """Remove a session."""
-        remove = storage.Remove(*_validate_ref(request, "remove", admit(self._authorizer, context)))
+        remove = _validate_remove(request, admit(self._authorizer, context))
         self._acquire("remove", remove.namespace)
         rejection = self._admit_entry(remove)
         removed: storage.Outcome = None
         try:
-            removed = self._engine.remove(remove.namespace, remove.key, tombstone=rejection is None)
+            removed = self._engine.remove(remove.namespace, remove.key, ttl=remove.ttl, tombstone=rejection is None)
         except storage.NoTombstone as error:
             raise (rejection or error) from None
         finally:
@@ -219,11 +221,18 @@ class SessionStoreService(SessionStoreServiceServicer):
     def _stream_changes(
         self, request: pb.WatchRequest, limits: Sequence[LimitState], cancel_call: Callable[[], object]
     ) -> Generator[pb.WatchResponse, None, None]:
-        with self._hub.subscribe(request.namespace, limits, cancel_call) as subscription:
-            continued = False
+        topic = Topic(request.namespace, request.removals_only)
+        with self._hub.subscribe(topic, limits, cancel_call) as subscription:
+            first = pb.WatchResponse(removals_only=topic.removals_only)
             for message in self._hub.replay(request.position, subscription) if request.position else ():
-                yield watch_response(message, continued=not continued)
-                continued = True
+                if first.continued:
+                    yield watch_response(message)
+                else:
+                    first.position, first.continued = message.position, True
+                    yield first
+            if topic.removals_only and not first.continued:
+                yield first
+                yield from map(watch_response, self._hub.snapshot(subscription))
             yield pb.WatchResponse(position=subscription.position, live=True)
             yield from map(encode_once, subscription.messages())
 
@@ -245,7 +254,7 @@ class SessionStoreService(SessionStoreServiceServicer):
                 elif operation.HasField("take"):
                     yield storage.Take(*_validate_ref(operation.take, "take", caller))
                 elif operation.HasField("remove"):
-                    yield storage.Remove(*_validate_ref(operation.remove, "remove", caller))
+                    yield _validate_remove(operation.remove, caller)
                 else:
                     yield InvalidField(f"operations[{index}]", "must be one of put, get, take and remove")
             except InvalidField as error:
@@ -258,9 +267,11 @@ class SessionStoreService(SessionStoreServiceServicer):
         value = request.value
         if not 1 <= len(value) <= MAX_VALUE:
             raise InvalidField("value", f"must be 1 to {MAX_VALUE} bytes")
+        if request.pinned and len(value) > MAX_PINNED_VALUE:
+            raise InvalidField("value", f"must be 1 to {MAX_PINNED_VALUE} bytes if it is pinned")
         ttl = ttl_seconds(request.ttl)
         issued = seconds_of(request.issue_time, "issue_time")
-        return storage.Put(namespace, key, value, min(ttl, self._max_ttl), issued or None)
+        return storage.Put(namespace, key, value, min(ttl, self._max_ttl), issued or None, request.pinned)
 
 
 def _apply_rejection(operation: Operation | Exception, rejection: LimitExceeded | None) -> Operation | Exception:
@@ -280,6 +291,12 @@ def _has_added_entry(outcome: Outcome) -> bool:
     if isinstance(outcome, float):
         return outcome > 0 and not isinstance(outcome, storage.Kept)
     return outcome is False
+
+
+def _validate_remove(request: pb.RemoveRequest, caller: Caller) -> storage.Remove:
+    ref = _validate_ref(request, "remove", caller)
+    ttl = min(ttl_seconds(request.ttl), storage.LONGEST_TTL_SECONDS) if request.HasField("ttl") else None
+    return storage.Remove(*ref, ttl)
 
 
 def _validate_ref(request: _SessionRef, operation: str, caller: Caller) -> tuple[str, bytes]:

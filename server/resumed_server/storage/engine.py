@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from resumed_server.errors import OutsideFailure
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 UNKNOWN_TOMBSTONE_SECONDS = 60.0
 """How long a key refuses a Put after a Remove found no session there."""
@@ -86,6 +86,8 @@ class Put:
     ttl: float
     issued_at: float | None = None
     """The issue time in Unix seconds. None, or a time ahead of the engine's clock, means now."""
+    pinned: bool = False
+    """Whether a full engine keeps the session until its expiry, and evicts other sessions instead."""
 
 
 @dataclass(slots=True)
@@ -110,6 +112,8 @@ class Remove:
 
     namespace: str
     key: bytes
+    ttl: float | None = None
+    """The minimum time, in seconds, for which a lasting removal is in force. None: the removal is not a lasting one."""
     tombstone: bool = True
     """Whether to create a tombstone if there is neither a session nor a tombstone."""
 
@@ -121,6 +125,8 @@ class Change:
     namespace: str
     key: bytes
     session: StoredSession | None
+    ttl: float | None = None
+    """The remaining seconds (above zero) of a lasting removal that is in force; None for any other change."""
 
 
 @dataclass(slots=True)
@@ -146,10 +152,12 @@ class NamespacePurged:
     Attributes:
         namespace: The purged namespace.
         issued_before: In Unix seconds; sessions issued at or after this time stay. None: no earlier session stays.
+        time: The time of the purge in Unix seconds; None if it is unknown.
     """
 
     namespace: str
     issued_before: float | None = None
+    time: float | None = field(default=None, compare=False)
 
 
 @dataclass(slots=True)
@@ -177,8 +185,17 @@ class Engine(ABC):
     """Storage of sessions by namespace and key. Thread-safe. Every method may raise EngineUnavailable."""
 
     @abstractmethod
-    def put(self, namespace: str, key: bytes, value: bytes, ttl: float, issued_at: float | None = None) -> float:
-        """Store `value` for `ttl` seconds and return the remaining seconds; `issued_at` as in Put.
+    def put(
+        self,
+        namespace: str,
+        key: bytes,
+        value: bytes,
+        ttl: float,
+        issued_at: float | None = None,
+        *,
+        pinned: bool = False,
+    ) -> float:
+        """Store `value` for `ttl` seconds and return the remaining seconds; `issued_at` and `pinned` as in Put.
 
         Keys are write-once. If the key has the same value, the result is Kept and nothing changes, the expiry included.
         A session lives for at most a week from its issue; the result is 0.0, and nothing is stored, if that is over.
@@ -204,14 +221,16 @@ class Engine(ABC):
         """
 
     @abstractmethod
-    def remove(self, namespace: str, key: bytes, *, tombstone: bool = True) -> bool | None:
+    def remove(self, namespace: str, key: bytes, *, ttl: float | None = None, tombstone: bool = True) -> bool | None:
         """Remove the session of `key`.
 
-        A tombstone stays until the session's expiry, or for UNKNOWN_TOMBSTONE_SECONDS if there was no session.
+        A tombstone stays until the session's expiry, or for UNKNOWN_TOMBSTONE_SECONDS if there was no session. With a
+        `ttl` the removal is a lasting one: the tombstone stays for at least that many seconds. A tombstone that was
+        there already then becomes a lasting one, or stays longer, and never shorter, which is a change.
 
         Returns:
             True if there was a live session. False if there was none, and a tombstone was created. None if there was a
-            tombstone already, and nothing changed.
+            tombstone already.
 
         Raises:
             NoTombstone: There was neither a session nor a tombstone, and `tombstone` is False.
@@ -250,6 +269,18 @@ class Engine(ABC):
         Returns:
             The time of the purge in Unix seconds: `issued_before`, or the time of an earlier purge if that is later.
         """
+
+    @abstractmethod
+    def removals(self, namespace: str, limit: int) -> Iterator[list[Change]]:
+        """Yield the lasting removals in force in a namespace, in parts of about `limit`.
+
+        The cost depends on their number, and not on that of the sessions. A removal that is in force from the beginning
+        to the end of the iteration is in one of the parts. Some may be repeated.
+        """
+
+    @abstractmethod
+    def last_purge(self, namespace: str) -> NamespacePurged | None:
+        """Return a purge that voids as much as all purges in force together, or None if there are none."""
 
     @abstractmethod
     def usage(self, namespace: str | None) -> dict[str, NamespaceUsage]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from resumed_server.storage.engine import Engine
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from resumed_server.storage.engine import (
         Change,
@@ -26,9 +26,18 @@ class WrapperEngine(Engine):
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
-    def put(self, namespace: str, key: bytes, value: bytes, ttl: float, issued_at: float | None = None) -> float:
+    def put(
+        self,
+        namespace: str,
+        key: bytes,
+        value: bytes,
+        ttl: float,
+        issued_at: float | None = None,
+        *,
+        pinned: bool = False,
+    ) -> float:
         """See Engine."""
-        return self._engine.put(namespace, key, value, ttl, issued_at)
+        return self._engine.put(namespace, key, value, ttl, issued_at, pinned=pinned)
 
     def get(self, namespace: str, key: bytes) -> StoredSession | None:
         """See Engine."""
@@ -38,9 +47,9 @@ class WrapperEngine(Engine):
         """See Engine."""
         return self._engine.take(namespace, key)
 
-    def remove(self, namespace: str, key: bytes, *, tombstone: bool = True) -> bool | None:
+    def remove(self, namespace: str, key: bytes, *, ttl: float | None = None, tombstone: bool = True) -> bool | None:
         """See Engine."""
-        return self._engine.remove(namespace, key, tombstone=tombstone)
+        return self._engine.remove(namespace, key, ttl=ttl, tombstone=tombstone)
 
     def batch(self, operations: Sequence[Operation]) -> list[Outcome]:
         """See Engine."""
@@ -53,6 +62,14 @@ class WrapperEngine(Engine):
     def purge(self, namespace: str, issued_before: float | None) -> float:
         """See Engine."""
         return self._engine.purge(namespace, issued_before)
+
+    def removals(self, namespace: str, limit: int) -> Iterator[list[Change]]:
+        """See Engine."""
+        return self._engine.removals(namespace, limit)
+
+    def last_purge(self, namespace: str) -> NamespacePurged | None:
+        """See Engine."""
+        return self._engine.last_purge(namespace)
 
     def usage(self, namespace: str | None) -> dict[str, NamespaceUsage]:
         """See Engine."""

@@ -1,8 +1,9 @@
 """Fan out the engine's change log to Watch streams.
 
-One thread reads the log for all watchers of this process, and creates one message for all watchers of a namespace. Each
+One thread reads the log for all watchers of this process, and creates one message for all watchers of a topic. Each
 watcher has a bounded queue; a watcher that does not read is ended, and delays no other. A watcher that reconnects with
-a position reads the changes that it missed from the log itself, before its queue.
+a position reads the changes that it missed from the log itself, before its queue. A watcher of removals without a
+position first reads a snapshot from the engine, and then the changes since its beginning from the log.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from resumed_server.errors import Stopping
 from resumed_server.periodic import PeriodicTask
 from resumed_server.storage.engine import EngineError
-from resumed_server.watch.subscription import LogPosition, Message, Subscription, WatcherTooSlow
+from resumed_server.watch.subscription import LogPosition, Message, Subscription, Topic, WatcherTooSlow
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -84,12 +85,12 @@ class WatchHub:
 
     @contextlib.contextmanager
     def subscribe(
-        self, namespace: str, limits: Sequence[LimitState] = (), cancel_call: Callable[[], object] = lambda: None
+        self, topic: Topic, limits: Sequence[LimitState] = (), cancel_call: Callable[[], object] = lambda: None
     ) -> Iterator[Subscription]:
-        """Subscribe to a namespace until the context ends.
+        """Subscribe to a topic until the context ends.
 
         Args:
-            namespace: The namespace.
+            topic: The changes to receive.
             limits: The limits that count the watcher.
             cancel_call: Cancels the call of a watcher that does not read, from any thread.
 
@@ -104,13 +105,13 @@ class WatchHub:
                 raise Stopping
             for limit in limits:
                 limit.admit_watcher(sum(limit.subject in each.limit_subjects for each in self._active()))
-            self._evict_one_if_full(namespace)
+            self._evict_one_if_full(topic.namespace)
             if self._subscriptions:
                 self._publish()  # so that the subscription begins at the end of the log
             else:
                 now = self._clock()
                 self._progress = LogPosition(self._engine.position(), now)
-            subscription = Subscription(namespace, lambda: self._progress, self._clock, limits, cancel_call)
+            subscription = Subscription(topic, lambda: self._progress, self._clock, limits, cancel_call)
             self._subscriptions[subscription] = None
             if self._reader is None:
                 self._reader = PeriodicTask("watch", self._read, "cannot read the change log", retry=READ_SECONDS)
@@ -137,7 +138,7 @@ class WatchHub:
         yield Message((), after, self._clock())
         while True:
             changes, position = read
-            ours = [change for change in changes if change.namespace == subscription.namespace]
+            ours = [change for change in changes if subscription.topic in Topic.all_of(change)]
             if ours:
                 yield Message(ours, position, self._clock())
             if position == until:
@@ -145,6 +146,38 @@ class WatchHub:
             if (again := self._read_missed(position, until)) is None:
                 raise WatcherTooSlow("the change log moved on while a watcher caught up")
             read = again
+
+    def snapshot(self, subscription: Subscription) -> Iterator[Message]:
+        """Yield the last purge of the namespace, all lasting removals in force, and the changes in the meantime.
+
+        Messages up to the last removals have no position. The log keeps the changes in the meantime, and the queue of
+        `subscription` begins after them, so the time that the watcher takes does not matter as long as it reads.
+
+        Raises:
+            WatcherTooSlow: The log lost changes before they were read.
+            EngineUnavailable: The engine does not respond.
+        """
+        start, namespace = subscription.position, subscription.topic.namespace
+        subscription.paused_at = self._clock()
+        if purge := self._engine.last_purge(namespace):
+            yield Message((purge,), b"", self._clock())
+        parts = self._engine.removals(namespace, READ_CHANGES)
+        while True:
+            with self._replays:
+                removals = next(parts, None)
+            if removals is None:
+                break
+            subscription.raise_if_ended()
+            subscription.paused_at = self._clock()
+            if removals:
+                yield Message(removals, b"", self._clock())
+        with self._lock:
+            self._publish()
+            subscription.resume()
+        missed = self.replay(start, subscription)
+        if next(missed, None) is None:
+            raise WatcherTooSlow("the change log moved on while a watcher read a snapshot")
+        yield from missed
 
     def close(self) -> None:
         """End all watchers; they may continue at another server."""
@@ -172,11 +205,11 @@ class WatchHub:
         active = self._active()
         if len(active) < MAX_WATCHERS:
             return
-        counts = Counter(each.namespace for each in active)
+        counts = Counter(each.topic.namespace for each in active)
         largest, most = counts.most_common(1)[0]
         if counts[namespace] + 1 >= most:
             raise TooManyWatchers(f"the process has its maximum of {MAX_WATCHERS} watchers")
-        youngest = next(each for each in reversed(active) if each.namespace == largest)
+        youngest = next(each for each in reversed(active) if each.topic.namespace == largest)
         youngest.end(TooManyWatchers("a namespace with fewer watchers needs the place"))
 
     def _cancel_stalled(self) -> None:
@@ -207,13 +240,14 @@ class WatchHub:
                     subscription.end(WatcherTooSlow("the change log moved on, or was replaced"))
                 break
             changes, position = read
-            by_namespace: dict[str, list[Change | NamespacePurged]] = {}
+            by_topic: dict[Topic, list[Change | NamespacePurged]] = {}
             for change in changes:
-                by_namespace.setdefault(change.namespace, []).append(change)
-            messages = {name: Message(ours, position, now) for name, ours in by_namespace.items()}
+                for topic in Topic.all_of(change):
+                    by_topic.setdefault(topic, []).append(change)
+            messages = {topic: Message(ours, position, now) for topic, ours in by_topic.items()}
             for subscription in self._subscriptions:
-                if subscription.namespace in messages:
-                    subscription.enqueue(messages[subscription.namespace])
+                if subscription.topic in messages:
+                    subscription.enqueue(messages[subscription.topic])
             self._progress = LogPosition(position, self._progress.time)
             self._bound_total_bytes()
         self._progress = LogPosition(until, now)

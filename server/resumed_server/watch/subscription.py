@@ -31,10 +31,25 @@ class WatcherTooSlow(EngineError):
     """A watcher did not read its messages."""
 
 
-class Message:
-    """Changes of one namespace, the position of the log after them, and the time at which they were read.
+class Topic(NamedTuple):
+    """The changes that a watcher receives: those of a namespace, or only its lasting removals and purges."""
 
-    The first watcher that sends it encodes it, for all watchers.
+    namespace: str
+    removals_only: bool = False
+
+    @classmethod
+    def all_of(cls, change: Change | NamespacePurged) -> tuple[Topic, ...]:
+        """Return the topics that a change belongs to."""
+        everything = cls(change.namespace)
+        if isinstance(change, NamespacePurged) or change.ttl is not None:
+            return everything, cls(change.namespace, removals_only=True)
+        return (everything,)
+
+
+class Message:
+    """Changes of one topic, the position of the log after them, and the time at which they were read.
+
+    The first watcher that sends it encodes it, for all watchers of the topic.
     """
 
     __slots__ = ("changes", "encoded", "position", "size", "time")
@@ -56,39 +71,43 @@ class LogPosition(NamedTuple):
 
 
 class Subscription:
-    """A watcher of one namespace.
+    """A watcher of one topic.
 
     Args:
-        namespace: The namespace.
+        topic: The changes that it receives.
         progress: Returns the position up to which messages are queued.
         clock: Monotonic seconds.
         limits: The limits that count this watcher.
         cancel_call: Cancels the call of the watcher, from any thread.
 
     Attributes:
-        position: The end of the log when the subscription began; its messages contain the changes after it.
+        position: The end of the log when the queue began; its messages contain the changes after it.
+        paused_at: While the queue is paused, so that it takes no messages, the time of the last progress; else None.
         ended_at: The time at which it was ended, None before.
     """
 
     def __init__(
         self,
-        namespace: str,
+        topic: Topic,
         progress: Callable[[], LogPosition],
         clock: Callable[[], float],
         limits: Sequence[LimitState] = (),
         cancel_call: Callable[[], object] = lambda: None,
     ) -> None:
-        self.namespace = namespace
+        self.topic = topic
         self.limit_subjects = {limit.subject for limit in limits}
         self.cancel_call = cancel_call
         self.ended_at: float | None = None
+        self.paused_at: float | None = None
         self.position = progress().position
         self._progress, self._clock = progress, clock
         self._messages: queue.Queue[Message | None] = queue.Queue()
         self._error: EngineError | Stopping | None = None
 
     def enqueue(self, message: Message) -> None:
-        """Queue a message; end the subscription instead if its queue is full."""
+        """Queue a message unless the queue is paused; end the subscription instead if its queue is full."""
+        if self.paused_at is not None:
+            return
         sizes = [each.size for each in self.queued]
         if len(sizes) >= MAX_QUEUED_MESSAGES or (sizes and sum(sizes) + message.size > MAX_QUEUED_BYTES):
             self.end(WatcherTooSlow("a watcher did not read its messages"))
@@ -107,10 +126,26 @@ class Subscription:
         return isinstance(self._error, WatcherTooSlow)
 
     def lag(self) -> float:
-        """Return the age of the oldest message in the queue, in seconds; 0.0 if it is empty."""
+        """Return the age of the oldest message in the queue, in seconds; 0.0 if it is empty.
+
+        While the queue is paused, return the time since the last progress.
+        """
+        if (paused_at := self.paused_at) is not None:
+            return self._clock() - paused_at
         with self._messages.mutex:
             oldest = self._messages.queue[0] if self._messages.queue else None
         return self._clock() - oldest.time if oldest else 0.0
+
+    def resume(self) -> None:
+        """Let the queue, which was paused, begin anew at the present position; the caller holds the lock of the hub."""
+        with self._messages.mutex:
+            self._messages.queue.clear()
+        self.position, self.paused_at = self._progress().position, None
+
+    def raise_if_ended(self) -> None:
+        """Raise the error with which the subscription was ended, if it was."""
+        if self._error:
+            raise self._error
 
     def end(self, error: EngineError | Stopping) -> None:
         """Drop the messages in the queue, and let the watcher end with `error`."""
@@ -130,8 +165,7 @@ class Subscription:
         """
         while True:
             message = self._next()
-            if self._error:
-                raise self._error
+            self.raise_if_ended()
             if message:
                 yield message
 

@@ -26,8 +26,12 @@ if TYPE_CHECKING:
 @pytest.fixture(scope="module")
 def targets(store: RunningServer) -> Iterator[dict[str, str]]:
     """The store as itself, and as it is behind another version."""
-    with other_version("older", store.target) as older, other_version("newer", store.target) as newer:
-        yield {"older": older, "newer": newer, "as it is": store.target}
+    with (
+        other_version("older", store.target) as older,
+        other_version("stored", store.target) as stored,
+        other_version("newer", store.target) as newer,
+    ):
+        yield {"older": older, "stored": stored, "newer": newer, "as it is": store.target}
 
 
 @pytest.fixture
@@ -45,7 +49,7 @@ def fleet(targets: dict[str, str], keyring: resumed.Keyring, namespace: str) -> 
     return frontend
 
 
-@pytest.mark.parametrize("version", ["older", "newer"])
+@pytest.mark.parametrize("version", ["older", "stored", "newer"])
 def test_frontends_resume_whatever_the_store_knows(fleet: Callable[..., Any], client: Client, version: str) -> None:
     frontends = [fleet(Frontend, stack, each, mirror=True) for stack in STACKS for each in (version, "as it is")]
     sessions = [client.visit(frontend).session for frontend in frontends]
@@ -56,7 +60,7 @@ def test_frontends_resume_whatever_the_store_knows(fleet: Callable[..., Any], cl
     assert not any(frontend.shim.breaker_open for frontend in frontends)
 
 
-@pytest.mark.parametrize("version", ["older", "newer"])
+@pytest.mark.parametrize("version", ["older", "stored", "newer"])
 def test_what_is_removed_or_taken_stays_so(fleet: Callable[..., Any], client: Client, version: str) -> None:
     frontends = [fleet(Frontend, "ssl", each, single_use=True) for each in (version, "as it is")]
     session = client.visit(frontends[0]).session
@@ -92,6 +96,55 @@ def test_an_older_store_says_that_it_has_no_purges(targets: dict[str, str]) -> N
     ):
         admin.purge("shop")
     assert not isinstance(refused.value, resumed.StoreUnavailable)
+
+
+def watched(target: str, namespace: str, *, removals_only: bool = True) -> Iterator[pb.WatchResponse]:
+    """Yield the responses of a stream at a store."""
+    request = pb.WatchRequest(namespace=namespace, removals_only=removals_only)
+    with grpc.insecure_channel(target, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
+        yield from SessionStoreServiceStub(channel).Watch(request, timeout=PATIENCE)
+
+
+def remove_for(target: str, namespace: str, key: bytes) -> None:
+    """Make a lasting removal."""
+    with grpc.insecure_channel(target, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
+        request = pb.RemoveRequest(namespace=namespace, key=key)
+        request.ttl.seconds = 600
+        SessionStoreServiceStub(channel).Remove(request, timeout=PATIENCE)
+
+
+def test_an_older_store_does_not_confirm_a_stream_of_removals(targets: dict[str, str], namespace: str) -> None:
+    """It is live at once, as a stream of all changes. Lasting removals are removals there."""
+    stream = watched(targets["stored"], namespace)
+    first = next(stream)
+    assert (first.removals_only, first.live) == (False, True)
+    remove_for(targets["stored"], namespace, b"k")
+    (event,) = next(response.events for response in stream if response.events)
+    assert event.removed == pb.SessionRemoved(key=b"k")
+
+
+def test_a_newer_store_serves_a_stream_of_removals(targets: dict[str, str], namespace: str) -> None:
+    remove_for(targets["newer"], namespace, b"k")
+    stream = watched(targets["newer"], namespace)
+    assert next(stream).removals_only
+    (event,) = next(response.events for response in stream if response.events)
+    assert event.removed.ttl.seconds > 0
+
+
+def test_a_mirror_of_an_older_frontend_follows_lasting_removals(
+    fleet: Callable[..., Any], client: Client, targets: dict[str, str], namespace: str
+) -> None:
+    """To it they are removals like any other."""
+    mirrored, other = fleet(Mirrored, "ssl", "stored"), fleet(Frontend, "ssl", "as it is")
+    stream = watched(targets["as it is"], namespace, removals_only=False)
+    assert next(stream).live
+    session = client.visit(other).session
+    assert other.shim.flush(PATIENCE)
+    until(lambda: len(mirrored.mirror.sessions))
+    for event in next(response.events for response in stream if response.events):
+        remove_for(targets["as it is"], namespace, event.stored.key)
+    until(lambda: not len(mirrored.mirror.sessions))
+    assert not client.visit(mirrored, session).reused
 
 
 def test_an_operation_of_a_newer_client_fails_alone(targets: dict[str, str], namespace: str) -> None:

@@ -28,7 +28,7 @@ from resumed_server.storage.engine import (
 )
 from resumed_server.storage.expiry import Sweeper
 from resumed_server.watch.hub import READ_SECONDS, WatchHub
-from resumed_server.watch.subscription import LogPosition, Message, Subscription
+from resumed_server.watch.subscription import LogPosition, Message, Subscription, Topic
 from support.clock import Clock
 
 if TYPE_CHECKING:
@@ -209,7 +209,7 @@ class TestRecorder:
         """An operator reacts differently to a duplicate id, a full store and an outage."""
 
         class Failing:
-            def put(self, *_: object) -> float:
+            def put(self, *_: object, **__: object) -> float:
                 raise error
 
         recorder = Recorder(lambda _: True)
@@ -260,7 +260,7 @@ class Log:
 class TestLag:
     def test_it_is_the_age_of_the_oldest_message_that_waits(self) -> None:
         clock = Clock()
-        subscription = Subscription("shop", lambda: LogPosition(b"", 0.0), clock)
+        subscription = Subscription(Topic("shop"), lambda: LogPosition(b"", 0.0), clock)
         assert subscription.lag() == 0
         for _ in range(3):
             subscription.enqueue(Message((), b"", clock.now))
@@ -274,7 +274,7 @@ class TestLag:
         watchers = WatchHub(cast("Engine", Log()), clock)
         assert watchers.stats() == (0, 0.0, 0)
         with watchers._lock:
-            watchers._subscriptions[Subscription("shop", lambda: watchers._progress, clock)] = None
+            watchers._subscriptions[Subscription(Topic("shop"), lambda: watchers._progress, clock)] = None
             watchers._progress = LogPosition(b"end", clock.now)
         clock.now += READ_SECONDS
         assert watchers.stats() == (1, 0.0, 0)

@@ -76,6 +76,7 @@ def test_limits_json_has_the_limits_of_the_server() -> None:
         "namespace": {"pattern": validation.is_namespace.__self__.pattern},  # type: ignore[attr-defined]
         "key": {"min_bytes": 1, "max_bytes": validation.MAX_KEY},
         "value": {"min_bytes": 1, "max_bytes": validation.MAX_VALUE},
+        "pinned_value": {"min_bytes": 1, "max_bytes": validation.MAX_PINNED_VALUE},
         "ttl": {"above_nanoseconds": 0, "at_most_seconds": validation.MAX_SECONDS},
         "issue_time": {"from_unix_seconds": 0, "to_unix_seconds": validation.LAST_SECOND},
         "operations": {"min_items": 1, "max_items": validation.MAX_OPERATIONS},

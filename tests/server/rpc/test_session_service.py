@@ -80,6 +80,25 @@ def test_removes_without_room_for_a_tombstone_count_as_limited() -> None:
         assert counts(recorder) == {("put", "stored"): 1, ("remove", "limited"): 2, ("remove", "removed"): 1}
 
 
+def test_a_flood_of_lasting_removals_is_bounded_by_the_session_limit() -> None:
+    """A removal of a session, or one that prolongs another, needs no further entry."""
+
+    def remove(key: bytes, seconds: int) -> pb.RemoveRequest:
+        return pb.RemoveRequest(namespace="shop", key=key, ttl=Duration(seconds=seconds))
+
+    with metered(Limit(sessions=3)) as (service, recorder):
+        service.Put(put(b"session"), CONTEXT)
+        service.Batch(batch(*(remove(b"%d" % number, 600) for number in range(100))), CONTEXT)
+        for number in range(10):
+            with pytest.raises(Aborted):
+                service.Remove(remove(b"another %d" % number, 600), CONTEXT)
+        service.Remove(remove(b"0", 900), CONTEXT)
+        assert service.Remove(remove(b"session", 600), CONTEXT).removed
+        assert counts(recorder) == {
+            ("put", "stored"): 1, ("remove", "limited"): 108, ("remove", "removed"): 1, ("remove", "unknown"): 3
+        }  # fmt: skip
+
+
 def test_operations_beyond_the_rate_count_as_limited() -> None:
     key: Any = {"namespace": "shop", "key": b"1"}
     calls = [put(b"1"), pb.GetRequest(**key), pb.TakeRequest(**key), pb.RemoveRequest(**key)]

@@ -18,6 +18,7 @@ from grpc_status import rpc_status
 
 from resumed.v1 import session_store_pb2 as pb
 from resumed.v1.session_store_pb2_grpc import SessionStoreServiceStub
+from resumed_server.rpc.validation import MAX_PINNED_VALUE
 from support.redis import valkey_server
 from support.server import running_server
 
@@ -189,6 +190,55 @@ def test_an_invalid_value_is_rejected(stub: SessionStoreServiceStub, key: bytes,
     """Empty, or 65,537 bytes; nothing is stored."""
     assert_invalid(rejection(stub.Put, put(key, b"v" * size))[1], "value")
     assert not stub.Get(get(key)).HasField("session")
+
+
+def test_a_pinned_value_is_smaller(stub: SessionStoreServiceStub, key: bytes) -> None:
+    """At most 1,024 bytes."""
+    for size in (1_025, 1_024):
+        request = put(key, b"v" * size)
+        request.pinned = True
+        if size > MAX_PINNED_VALUE:
+            assert_invalid(rejection(stub.Put, request)[1], "value")
+            (result,) = stub.Batch(pb.BatchRequest(operations=[pb.BatchOperation(put=request)])).results
+            assert_invalid(result.error, "operations[0].put.value")
+            assert not stub.Get(get(key)).HasField("session")
+        else:
+            stub.Put(request)
+            assert stub.Get(get(key)).session.value == request.value
+
+
+@pytest.mark.parametrize(
+    "ttl",
+    [
+        Duration(),
+        Duration(seconds=-1),
+        Duration(nanos=1_000_000_000),
+        Duration(seconds=315_576_000_001),
+    ],
+    ids=str,
+)
+def test_an_invalid_ttl_of_a_removal_is_rejected(stub: SessionStoreServiceStub, key: bytes, ttl: Duration) -> None:
+    """Nothing is removed."""
+    stub.Put(put(key))
+    request = remove(key)
+    request.ttl.CopyFrom(ttl)
+    assert_invalid(rejection(stub.Remove, request)[1], "ttl")
+    (result,) = stub.Batch(pb.BatchRequest(operations=[pb.BatchOperation(remove=request)])).results
+    assert_invalid(result.error, "operations[0].remove.ttl")
+    assert stub.Get(get(key)).HasField("session")
+
+
+@pytest.mark.parametrize("ttl", [Duration(nanos=1), Duration(seconds=600), Duration(seconds=315_576_000_000)], ids=str)
+def test_a_lasting_removal_is_accepted(stub: SessionStoreServiceStub, key: bytes, ttl: Duration) -> None:
+    """Of a session and of an unknown key, and again."""
+    request = remove(key)
+    request.ttl.CopyFrom(ttl)
+    stub.Put(put(key))
+    assert [stub.Remove(request).removed for _ in range(2)] == [True, False]
+    request.key = key[::-1]
+    (result,) = stub.Batch(pb.BatchRequest(operations=[pb.BatchOperation(remove=request)])).results
+    assert not result.remove.removed
+    assert rejection(stub.Put, put(key))[0] is grpc.StatusCode.ALREADY_EXISTS
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+import tracemalloc
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -34,7 +35,7 @@ from resumed_server.storage.engine import (
 from resumed_server.storage.lmdb import engine as embedded
 from resumed_server.storage.lmdb.engine import LmdbEngine
 from resumed_server.storage.registry import open_engine, verify_url
-from resumed_server.storage.testing.contract import EngineContract, FakeClock, read_all_changes
+from resumed_server.storage.testing.contract import EngineContract, FakeClock, read_all_changes, read_removals
 from resumed_server.storage.testing.state_machine import check_histories
 from support.lmdb import raw_values
 from support.waiting import until
@@ -384,6 +385,82 @@ def test_a_full_store_drops_the_soonest_to_expire_and_no_tombstone(opened: Calla
     assert engine.get("shop", b"- %d 99" % number)
     assert all(gone(engine, key) for key in tombstones)
     assert (engine._directory.path / "data.mdb").stat().st_blocks * 512 < capacity * 1.5
+
+
+def test_a_full_store_keeps_pinned_sessions_and_lasting_removals(
+    opened: Callable[..., LmdbEngine], clock: FakeClock
+) -> None:
+    """Until their expiry, although all sessions expire later."""
+    engine = opened(capacity=MEBIBYTE)
+    pinned = [b"pinned %d" % number for number in range(100)]
+    removed = [b"removed %d" % number for number in range(100)]
+    engine.batch([Put("shop", key, b"v" * 400, 100.0, None, pinned=True) for key in pinned])
+    engine.batch([Remove("shop", key, 100.0) for key in removed])
+    for number in range(5_000):
+        engine.put("shop", b"%d" % number, b"v" * 400, 600.0)
+    assert engine.totals().evicted > 0
+    assert all(engine.get("shop", key) for key in pinned)
+    assert read_removals(engine, "shop").keys() == set(removed)
+    assert all(gone(engine, key) for key in removed)
+    evicted = engine.totals().evicted
+    clock.advance(100.0)
+    for number in range(20):
+        engine.put("shop", b"later %d" % number, b"v" * 400, 600.0)
+    assert engine.totals().evicted == evicted, "what has expired makes room first"
+    assert read_removals(engine, "shop") == {}
+    clock.advance(600.0)
+    while engine.sweep(100):
+        pass
+    with engine._env.begin() as txn:
+        assert [txn.stat(table)["entries"] for table in engine._directory.tables[:5]] == [0] * 5
+
+
+def test_a_store_of_nothing_but_pinned_sessions_is_full(opened: Callable[..., LmdbEngine], clock: FakeClock) -> None:
+    engine = opened(capacity=MEBIBYTE)
+    puts = [Put("shop", b"%d" % number, b"v" * 1_000, 60.0, None, pinned=True) for number in range(2_000)]
+    outcomes = engine.batch(puts)
+    stored = [outcome for outcome in outcomes if isinstance(outcome, float)]
+    assert 500 < len(stored) < 1_500
+    assert all(isinstance(outcome, EngineFull) for outcome in outcomes[len(stored) :])
+    assert engine.totals().evicted == 0
+    assert engine.totals().sessions == len(stored)
+    assert engine.remove("shop", b"0", ttl=600.0) is True
+    clock.advance(60.0)
+    engine.put("shop", b"k", b"value", 60.0)
+
+
+def test_lasting_removals_survive_a_restart(opened: Callable[..., LmdbEngine], clock: FakeClock) -> None:
+    """With pinned sessions and the last purge."""
+    engine = opened()
+    engine.remove("shop", b"k", ttl=600.0)
+    cutoff = engine.purge("shop", None)
+    clock.advance(1.0)
+    engine.put("shop", b"pinned", b"value", 600.0, pinned=True)
+    engine.close()
+    engine = opened()
+    assert read_removals(engine, "shop") == {b"k": pytest.approx(599.0)}
+    purge = engine.last_purge("shop")
+    assert purge is not None
+    assert (purge.issued_before, purge.time) == (None, cutoff)
+    assert engine.get("shop", b"pinned")
+
+
+def test_the_memory_of_a_reader_does_not_depend_on_the_number_of_lasting_removals(
+    opened: Callable[..., LmdbEngine],
+) -> None:
+    engine = opened()
+    for start in range(0, 100_000, 250):
+        engine.batch([Remove("shop", b"%032d" % number, 600.0) for number in range(start, start + 250)])
+    found = 0
+    tracemalloc.start()
+    try:
+        for part in engine.removals("shop", 1_000):
+            found += len(part)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert found == 100_000
+    assert peak < 4 * MEBIBYTE
 
 
 def test_evictions_are_counted_by_the_database_and_not_by_its_processes(opened: Callable[..., LmdbEngine]) -> None:

@@ -109,12 +109,18 @@ local cursor = '0'
 repeat
   local found = redis.call('SCAN', cursor, 'COUNT', 1000)
   cursor = found[1]
-  for _, key in ipairs(found[2]) do redis.call('PEXPIRE', key, redis.call('PTTL', key) - ARGV[1]) end
+  for _, key in ipairs(found[2]) do
+    redis.call('PEXPIRE', key, redis.call('PTTL', key) - ARGV[1])
+    if redis.call('TYPE', key)['ok'] == 'zset' then
+      local ends = redis.call('ZRANGE', key, 0, -1, 'WITHSCORES')
+      for at = 1, #ends, 2 do redis.call('ZADD', key, string.format('%.0f', ends[at + 1] - ARGV[1]), ends[at]) end
+    end
+  end
 until cursor == '0'"""
 
 
 class RedisClock(FakeClock):
-    """Lets the time of servers, which begin empty, pass by bringing the end of all their keys nearer."""
+    """Lets the time of servers, which begin empty, pass by bringing the ends of keys and removals nearer."""
 
     def __init__(self, servers: Sequence[RedisServer]) -> None:
         super().__init__()

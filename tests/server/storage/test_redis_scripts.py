@@ -53,6 +53,7 @@ def test_no_comment_is_sent_to_redis() -> None:
         ("include/marks.lua", f"TIME_DIGITS, EPOCH_DIGITS = {TIME_DIGITS}, {EPOCH_DIGITS}"),
         ("put.lua", f"LONGEST_TTL_MICROSECONDS = {LONGEST_TTL_SECONDS:.0f}e6"),
         ("set_purge.lua", f"LONGEST_TTL_MILLISECONDS = {LONGEST_TTL_SECONDS * 1_000:.0f}"),
+        ("last_purge.lua", f"LONGEST_TTL_MILLISECONDS = {LONGEST_TTL_SECONDS * 1_000:.0f}"),
         ("remove.lua", f"UNKNOWN_TOMBSTONE_MILLISECONDS = {UNKNOWN_TOMBSTONE_SECONDS * 1_000:.0f}"),
         ("log_end.lua", f"HEARTBEAT_MILLISECONDS, KEPT_MILLISECONDS = 1000, {KEPT_SECONDS * 1_000}"),
     ],

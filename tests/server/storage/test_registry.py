@@ -49,6 +49,8 @@ class Entry(NamedTuple):
     issued_at: float
     number: int
     """Of the change that stored it."""
+    lasting: bool = False
+    """Whether a tombstone is a lasting removal."""
 
 
 class ToyEngine(Engine):
@@ -80,7 +82,16 @@ class ToyEngine(Engine):
         entry = self._entries.get((namespace, key))
         return None if entry is None or entry.expiry <= now or self._is_purged(namespace, entry) else entry
 
-    def put(self, namespace: str, key: bytes, value: bytes, ttl: float, issued_at: float | None = None) -> float:
+    def put(
+        self,
+        namespace: str,
+        key: bytes,
+        value: bytes,
+        ttl: float,
+        issued_at: float | None = None,
+        *,
+        pinned: bool = False,  # it is never full
+    ) -> float:
         with self._call() as now:
             if entry := self._find(namespace, key, now):
                 if entry.value != value:
@@ -108,16 +119,17 @@ class ToyEngine(Engine):
                 self.remove(namespace, key)
             return session
 
-    def remove(self, namespace: str, key: bytes, *, tombstone: bool = True) -> bool | None:
+    def remove(self, namespace: str, key: bytes, *, ttl: float | None = None, tombstone: bool = True) -> bool | None:
         with self._call() as now:
             entry = self._find(namespace, key, now)
-            if entry is not None and entry.value is None:
-                return None
             if entry is None and not tombstone:
                 raise NoTombstone
-            expiry = entry.expiry if entry else now + UNKNOWN_TOMBSTONE_SECONDS
-            self._entries[namespace, key] = Entry(None, expiry, now, self._append(namespace, key))
-            return entry is not None
+            expiry = max(entry.expiry if entry else now + UNKNOWN_TOMBSTONE_SECONDS, now + (ttl or 0.0))
+            there = entry is not None and entry.value is None
+            if not there or (ttl is not None and not (entry and entry.lasting and entry.expiry == expiry)):
+                number = self._append(namespace, key)
+                self._entries[namespace, key] = Entry(None, expiry, now, number, ttl is not None)
+            return None if there else entry is not None
 
     def batch(self, operations: Sequence[Operation]) -> list[Outcome]:
         with self._call():
@@ -126,14 +138,16 @@ class ToyEngine(Engine):
     def _carry_out(self, operation: Operation) -> Outcome:
         try:
             match operation:
-                case Put(namespace, key, value, ttl, issued_at):
+                case Put(namespace, key, value, ttl, issued_at, _):
                     return self.put(namespace, key, value, ttl, issued_at)
                 case Get(namespace, key):
                     return self.get(namespace, key)
                 case Take(namespace, key):
                     return self.take(namespace, key)
                 case _:
-                    return self.remove(operation.namespace, operation.key, tombstone=operation.tombstone)
+                    return self.remove(
+                        operation.namespace, operation.key, ttl=operation.ttl, tombstone=operation.tombstone
+                    )
         except EngineError as error:
             return error
 
@@ -153,10 +167,25 @@ class ToyEngine(Engine):
             time = now + 1e-6 if issued_before is None else min(now + 1e-6, issued_before)
             if issued_before is not None and time <= before[0]:
                 return before[0]
-            number = self._append(namespace, b"", NamespacePurged(namespace, issued_before and time))
+            number = self._append(namespace, b"", NamespacePurged(namespace, issued_before and time, now))
             self._purges[namespace] = max(before[0], time), before[1] if issued_before is not None else number
             self._to_delete += [address for address in self._entries if address[0] == namespace]
             return self._purges[namespace][0]
+
+    def removals(self, namespace: str, limit: int) -> Iterator[list[Change]]:
+        with self._call() as now:
+            found = [
+                Change(namespace, key, None, entry.expiry - now)
+                for (name, key), entry in self._entries.items()
+                if name == namespace and entry.lasting and entry.expiry > now
+            ]
+        for start in range(0, len(found), limit):
+            yield found[start : start + limit]
+
+    def last_purge(self, namespace: str) -> NamespacePurged | None:
+        with self._call():
+            time, number = self._purges.get(namespace, (0.0, 0))
+            return NamespacePurged(namespace, None if number else time, time if number else None) if time else None
 
     def usage(self, namespace: str | None) -> dict[str, NamespaceUsage]:
         with self._call() as now:
@@ -192,7 +221,8 @@ class ToyEngine(Engine):
                 if purge:
                     changes.append(purge)
                 elif session or entry is None or (entry.value is None and entry.number == last):
-                    changes.append(Change(namespace, key, session))
+                    left = entry.expiry - self._clock() if entry and entry.lasting else 0.0
+                    changes.append(Change(namespace, key, session, left if left > 0 else None))
                 size += len(session.value) if session else 0
                 if size > 1 << 20:
                     break

@@ -69,8 +69,17 @@ class TestLying(WrapperContract):
 class WrongAddressEngine(WrapperEngine):
     """Stores every session under the reverse of its key, and finds it there."""
 
-    def put(self, namespace: str, key: bytes, value: bytes, ttl: float, issued_at: float | None = None) -> float:
-        return super().put(namespace, key[::-1], value, ttl, issued_at)
+    def put(
+        self,
+        namespace: str,
+        key: bytes,
+        value: bytes,
+        ttl: float,
+        issued_at: float | None = None,
+        *,
+        pinned: bool = False,
+    ) -> float:
+        return super().put(namespace, key[::-1], value, ttl, issued_at, pinned=pinned)
 
     def get(self, namespace: str, key: bytes) -> StoredSession | None:
         return super().get(namespace, key[::-1])
@@ -78,8 +87,8 @@ class WrongAddressEngine(WrapperEngine):
     def take(self, namespace: str, key: bytes) -> StoredSession | None:
         return super().take(namespace, key[::-1])
 
-    def remove(self, namespace: str, key: bytes, *, tombstone: bool = True) -> bool | None:
-        return super().remove(namespace, key[::-1], tombstone=tombstone)
+    def remove(self, namespace: str, key: bytes, *, ttl: float | None = None, tombstone: bool = True) -> bool | None:
+        return super().remove(namespace, key[::-1], ttl=ttl, tombstone=tombstone)
 
     def batch(self, operations: Sequence[Operation]) -> list[Outcome]:
         return super().batch([replace(operation, key=operation.key[::-1]) for operation in operations])
@@ -89,6 +98,10 @@ class WrongAddressEngine(WrapperEngine):
         if read is None:
             return None
         return [replace(each, key=each.key[::-1]) if isinstance(each, Change) else each for each in read[0]], read[1]
+
+    def removals(self, namespace: str, limit: int) -> Iterator[list[Change]]:
+        for part in super().removals(namespace, limit):
+            yield [replace(each, key=each.key[::-1]) for each in part]
 
 
 class TestWrongAddress(WrapperContract):

@@ -12,7 +12,7 @@ import pytest
 from resumed_server.errors import Stopping
 from resumed_server.limits.config import Limit
 from resumed_server.limits.enforcer import LimitExceeded, LimitState, SharedCounters
-from resumed_server.storage.engine import Change, EngineUnavailable, Put
+from resumed_server.storage.engine import Change, EngineUnavailable, Put, Remove
 from resumed_server.storage.registry import open_engine
 from resumed_server.watch.hub import (
     CANCEL_SECONDS,
@@ -30,6 +30,7 @@ from resumed_server.watch.subscription import (
     LogPosition,
     Message,
     Subscription,
+    Topic,
     WatcherTooSlow,
 )
 from support.waiting import until
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from resumed_server.storage.engine import Engine
 
 PATIENCE = 10.0
+REMOVALS = Topic("shop", removals_only=True)
 
 
 @pytest.fixture
@@ -53,7 +55,7 @@ def engine() -> Iterator[Engine]:
 def test_a_watcher_that_does_not_read_is_ended_and_delays_no_other(engine: Engine) -> None:
     """Its queue is bounded."""
     hub = WatchHub(engine)
-    with hub.subscribe("shop") as slow, hub.subscribe("shop") as quick:
+    with hub.subscribe(Topic("shop")) as slow, hub.subscribe(Topic("shop")) as quick:
         news = quick.messages()
         for number in range(MAX_QUEUED_MESSAGES + 1):
             engine.put("shop", b"%d" % number, b"value", 100)
@@ -70,7 +72,7 @@ def test_a_watcher_that_does_not_read_is_ended_and_delays_no_other(engine: Engin
 def test_the_queue_of_a_watcher_is_bounded_in_bytes(engine: Engine) -> None:
     """Beyond the bound it is ended, and its messages are dropped."""
     hub = WatchHub(engine)
-    with hub.subscribe("shop") as slow, hub.subscribe("shop") as quick:
+    with hub.subscribe(Topic("shop")) as slow, hub.subscribe(Topic("shop")) as quick:
         news = quick.messages()
         for number in range(MAX_QUEUED_BYTES // (1 << 17)):  # slightly more than the bound, including CHANGE_BYTES
             assert slow.ended_at is None
@@ -89,10 +91,10 @@ def test_the_queues_of_all_watchers_are_bounded_in_bytes(engine: Engine, monkeyp
     monkeypatch.setattr("resumed_server.watch.hub.MAX_TOTAL_BYTES", 1 << 20)
     hub = WatchHub(engine)
     with ExitStack() as stack:
-        alike = [stack.enter_context(hub.subscribe("shop")) for _ in range(4)]
+        alike = [stack.enter_context(hub.subscribe(Topic("shop"))) for _ in range(4)]
         engine.put("shop", b"key", bytes(400_000), 100)
         until(lambda: all(each.queued for each in alike))
-        other = stack.enter_context(hub.subscribe("pay"))
+        other = stack.enter_context(hub.subscribe(Topic("pay")))
         assert not any(each.ended_at for each in alike)
         for number in range(2):
             engine.put("pay", b"%d" % number, bytes(400_000), 100)
@@ -117,7 +119,7 @@ def test_watchers_that_reconnect_together_leave_the_engine_to_others(engine: Eng
     hub = WatchHub(counted)  # type: ignore[arg-type] # as much as is called
 
     def come_back(_: int) -> int:
-        with hub.subscribe("shop") as subscription:
+        with hub.subscribe(Topic("shop")) as subscription:
             return sum(len(message.changes) for message in hub.replay(start, subscription))
 
     with ThreadPoolExecutor(4 * MAX_REPLAYS) as pool:
@@ -133,7 +135,7 @@ def test_a_watcher_with_a_message_that_is_too_old_is_ended(engine: Engine) -> No
     """Even without further messages."""
     now = 1.0
     hub = WatchHub(engine, clock=lambda: now)
-    with hub.subscribe("shop") as slow, hub.subscribe("shop") as quick:
+    with hub.subscribe(Topic("shop")) as slow, hub.subscribe(Topic("shop")) as quick:
         engine.put("shop", b"key", b"value", 100)
         assert next(message for message in quick.messages() if message.changes)
         assert slow.ended_at is None
@@ -147,13 +149,13 @@ def test_a_watcher_beyond_the_maximum_is_rejected(engine: Engine) -> None:
     hub = WatchHub(engine)
     with ExitStack() as stack:
         for _ in range(MAX_WATCHERS):
-            stack.enter_context(hub.subscribe("shop"))
-        with pytest.raises(TooManyWatchers), hub.subscribe("shop"):
+            stack.enter_context(hub.subscribe(Topic("shop")))
+        with pytest.raises(TooManyWatchers), hub.subscribe(Topic("shop")):
             pass
-    with hub.subscribe("shop"):
+    with hub.subscribe(Topic("shop")):
         pass
     hub.close()
-    with pytest.raises(Stopping), hub.subscribe("shop"):
+    with pytest.raises(Stopping), hub.subscribe(Topic("shop")):
         pass
 
 
@@ -161,12 +163,12 @@ def test_a_namespace_with_fewer_watchers_gets_a_place(engine: Engine) -> None:
     """A namespace with all of the watchers loses its youngest ones, until both have the same number."""
     hub = WatchHub(engine)
     with ExitStack() as stack:
-        many = [stack.enter_context(hub.subscribe("shop")) for _ in range(MAX_WATCHERS)]
-        few = [stack.enter_context(hub.subscribe("pay")) for _ in range(MAX_WATCHERS // 2)]
+        many = [stack.enter_context(hub.subscribe(Topic("shop"))) for _ in range(MAX_WATCHERS)]
+        few = [stack.enter_context(hub.subscribe(Topic("pay"))) for _ in range(MAX_WATCHERS // 2)]
         for namespace in ("pay", "shop"):
-            with pytest.raises(TooManyWatchers), hub.subscribe(namespace):
+            with pytest.raises(TooManyWatchers), hub.subscribe(Topic(namespace)):
                 pass
-        stack.enter_context(hub.subscribe("eu"))
+        stack.enter_context(hub.subscribe(Topic("eu")))
         assert [each for each in many + few if each.ended_at] == [*many[MAX_WATCHERS // 2 - 1 :]]
         with pytest.raises(TooManyWatchers):
             next(many[-1].messages())
@@ -176,13 +178,13 @@ def test_a_namespace_with_fewer_watchers_gets_a_place(engine: Engine) -> None:
 def test_a_limit_bounds_its_own_watchers_only(engine: Engine) -> None:
     hub = WatchHub(engine)
     ours = [LimitState("shop", Limit(namespaces=("shop",), watchers=2), SharedCounters.create())]
-    with hub.subscribe("shop", ours), hub.subscribe("shop", ours) as last:
+    with hub.subscribe(Topic("shop"), ours), hub.subscribe(Topic("shop"), ours) as last:
         with pytest.raises(LimitExceeded, match="shop is at its limit of 2 watchers"):
-            hub.subscribe("shop", ours).__enter__()
-        with hub.subscribe("pay"):
+            hub.subscribe(Topic("shop"), ours).__enter__()
+        with hub.subscribe(Topic("pay")):
             pass
         last.end(WatcherTooSlow("slow"))
-        with hub.subscribe("shop", ours):
+        with hub.subscribe(Topic("shop"), ours):
             pass
     hub.close()
 
@@ -191,7 +193,7 @@ def test_the_call_of_an_ended_watcher_is_cancelled(engine: Engine) -> None:
     """A client that does not read blocks the thread of its watcher, so another thread cancels the call."""
     now, cancelled = 1.0, threading.Event()
     hub = WatchHub(engine, clock=lambda: now)
-    with hub.subscribe("shop", cancel_call=cancelled.set) as blocked, hub.subscribe("shop") as other:
+    with hub.subscribe(Topic("shop"), cancel_call=cancelled.set) as blocked, hub.subscribe(Topic("shop")) as other:
         blocked.end(WatcherTooSlow("slow"))
         assert not cancelled.wait(0.2)
         now += CANCEL_SECONDS + 0.1
@@ -205,7 +207,7 @@ def test_a_quiet_stream_ends_if_the_log_cannot_be_read(engine: Engine) -> None:
     """It must not report that nothing happened."""
     now = 0.0
     hub = WatchHub(Unreadable(engine), clock=lambda: now)  # type: ignore[arg-type] # as much as is called
-    with hub.subscribe("shop") as subscription:
+    with hub.subscribe(Topic("shop")) as subscription:
         news = subscription.messages()
         assert not next(news).changes
         now += MAX_LOG_AGE_SECONDS + 0.1
@@ -218,7 +220,7 @@ def test_a_watcher_that_replays_too_slowly_is_ended(engine: Engine) -> None:
     """It must not take the changes so far for all."""
     hub, position = WatchHub(engine), engine.position()
     engine.batch([Put("shop", b"%d" % number, b"value", 100) for number in range(READ_CHANGES + 1)])
-    with hub.subscribe("shop") as subscription:
+    with hub.subscribe(Topic("shop")) as subscription:
         missed = hub.replay(position, subscription)
         assert not next(missed).changes
         assert len(next(missed).changes) == READ_CHANGES
@@ -229,11 +231,87 @@ def test_a_watcher_that_replays_too_slowly_is_ended(engine: Engine) -> None:
     hub.close()
 
 
+def test_watchers_of_removals_share_messages_without_other_changes(engine: Engine) -> None:
+    """Sessions that are stored do not fill their queues."""
+    hub = WatchHub(engine)
+    with hub.subscribe(REMOVALS) as one, hub.subscribe(REMOVALS) as other, hub.subscribe(Topic("shop")) as everything:
+        news = everything.messages()
+        for number in range(MAX_QUEUED_MESSAGES + 1):
+            engine.put("shop", b"%d" % number, b"value", 100)
+            while not next(news).changes:
+                pass
+        engine.remove("shop", b"plain")
+        engine.remove("shop", b"lasting", ttl=100.0)
+        engine.purge("shop", None)
+        until(lambda: sum(len(message.changes) for message in other.queued) == 2)
+        assert one.queued == other.queued
+        assert not {id(message) for message in one.queued} & {id(message) for message in everything.queued}
+    hub.close()
+
+
+def test_while_a_watcher_reads_a_snapshot_the_log_keeps_the_changes(engine: Engine) -> None:
+    """Its queue begins after the snapshot, so it does not overflow, and repeats nothing."""
+    hub = WatchHub(engine)
+    engine.batch([Remove("shop", b"%d" % number, 600.0) for number in range(READ_CHANGES + 1)])
+    with hub.subscribe(REMOVALS) as slow, hub.subscribe(REMOVALS) as quick:
+        engine.remove("shop", b"early", ttl=600.0)
+        until(lambda: bool(slow.queued))
+        snapshot, news = hub.snapshot(slow), quick.messages()
+        assert len(next(snapshot).changes) == READ_CHANGES
+        new = {b"new %d" % number for number in range(MAX_QUEUED_MESSAGES + 1)}
+        assert next(news).changes
+        for key in new:
+            engine.remove("shop", key, ttl=600.0)
+            while not next(news).changes:
+                pass
+        assert {change.key for message in snapshot for change in message.changes if isinstance(change, Change)} >= new
+        assert slow.ended_at is None
+        engine.remove("shop", b"last", ttl=600.0)
+        (last,) = next(message for message in slow.messages() if message.changes).changes
+        assert isinstance(last, Change)
+        assert last.key == b"last"
+    hub.close()
+
+
+def test_a_watcher_that_does_not_read_its_snapshot_is_ended(engine: Engine) -> None:
+    """It blocks a thread. The queue, which is paused, has no old message."""
+    now, cancelled = 1.0, threading.Event()
+    hub = WatchHub(engine, clock=lambda: now)
+    engine.batch([Remove("shop", b"%d" % number, 600.0) for number in range(3 * READ_CHANGES)])
+    with hub.subscribe(REMOVALS, cancel_call=cancelled.set) as stalled:
+        snapshot = hub.snapshot(stalled)
+        for _ in range(2):
+            now += STALL_SECONDS - 0.1
+            assert next(snapshot).changes
+            assert stalled.ended_at is None
+        now += STALL_SECONDS + 0.1
+        until(lambda: stalled.ended_at is not None)
+        with pytest.raises(WatcherTooSlow):
+            next(snapshot)
+        now += CANCEL_SECONDS + 0.1
+        assert cancelled.wait(PATIENCE)
+    hub.close()
+
+
+def test_a_watcher_whose_snapshot_outlasts_the_log_is_ended(engine: Engine) -> None:
+    """It must not take the removals so far for all."""
+    hub = WatchHub(engine)
+    engine.batch([Remove("shop", b"%d" % number, 600.0) for number in range(READ_CHANGES + 1)])
+    with hub.subscribe(REMOVALS) as slow:
+        snapshot = hub.snapshot(slow)
+        assert next(snapshot).changes
+        for start in range(0, (16 << 20) // 2048 + 1, 256):
+            engine.batch([Put("eu", b"%d" % number, b"value", 100) for number in range(start, start + 256)])
+        with pytest.raises(WatcherTooSlow):
+            list(snapshot)
+    hub.close()
+
+
 @pytest.mark.parametrize("queued", [True, False])
 def test_a_heartbeat_follows_all_earlier_messages(engine: Engine, queued: bool) -> None:
     """Its position is never ahead of a message in the queue."""
     told = LogPosition(b"before", 0.0)
-    subscription = Subscription("shop", lambda: told, lambda: 0.0)
+    subscription = Subscription(Topic("shop"), lambda: told, lambda: 0.0)
 
     def overtaken() -> LogPosition:
         if queued:

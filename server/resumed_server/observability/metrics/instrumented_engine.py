@@ -28,10 +28,19 @@ class InstrumentedEngine(WrapperEngine):
         super().__init__(engine)
         self._count = recorder.operation
 
-    def put(self, namespace: str, key: bytes, value: bytes, ttl: float, issued_at: float | None = None) -> float:
+    def put(
+        self,
+        namespace: str,
+        key: bytes,
+        value: bytes,
+        ttl: float,
+        issued_at: float | None = None,
+        *,
+        pinned: bool = False,
+    ) -> float:
         """See Engine."""
         try:
-            left = super().put(namespace, key, value, ttl, issued_at)
+            left = super().put(namespace, key, value, ttl, issued_at, pinned=pinned)
         except EngineError as error:
             self._count(namespace, _put_column(error))
             raise
@@ -58,10 +67,10 @@ class InstrumentedEngine(WrapperEngine):
         self._count(namespace, _TAKE_MISS if session is None else _TAKE_HIT)
         return session
 
-    def remove(self, namespace: str, key: bytes, *, tombstone: bool = True) -> bool | None:
+    def remove(self, namespace: str, key: bytes, *, ttl: float | None = None, tombstone: bool = True) -> bool | None:
         """See Engine."""
         try:
-            removed = super().remove(namespace, key, tombstone=tombstone)
+            removed = super().remove(namespace, key, ttl=ttl, tombstone=tombstone)
         except EngineError as error:
             self._count(namespace, _remove_column(error))
             raise

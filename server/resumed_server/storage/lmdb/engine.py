@@ -38,7 +38,7 @@ from resumed_server.storage.engine import (
 )
 from resumed_server.storage.lmdb.change_log import PURGED, REMOVED, STORED, ChangeLog
 from resumed_server.storage.lmdb.database_directory import DAMAGE, DatabaseDirectory
-from resumed_server.storage.lmdb.purge_table import TIME_BYTES, PurgeTable
+from resumed_server.storage.lmdb.purge_table import TIME_BYTES, PurgeTable, is_timed
 from resumed_server.storage.lmdb.session_table import (
     SessionTable,
     is_purged,
@@ -50,7 +50,7 @@ from resumed_server.storage.lmdb.session_table import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from resumed_server.storage.engine import Clock, Operation, Outcome
@@ -59,8 +59,8 @@ _T = TypeVar("_T")
 _Transaction: TypeAlias = Any
 """An lmdb.Transaction. It returns memoryviews with `buffers=True` only, and bytes otherwise, unlike its stubs."""
 
-_TABLES = (b"sessions", b"expiries", b"tombstones", b"changes", b"purges")
-_LAYOUT = b"2"
+_TABLES = (b"sessions", b"expiries", b"pinned", b"tombstones", b"removals", b"changes", b"purges")
+_LAYOUT = b"3"
 """Changes with the contents of the tables, so that another version creates a new file and misreads none."""
 _MOST_PAGES = 16
 """More pages than a Put can take beside those of its own bytes, even if it splits pages of all tables."""
@@ -102,9 +102,18 @@ class LmdbEngine(Engine):
             self._directory.close(trusted=False)
             self._open(path, quarantine_after_crash)
 
-    def put(self, namespace: str, key: bytes, value: bytes, ttl: float, issued_at: float | None = None) -> float:
+    def put(
+        self,
+        namespace: str,
+        key: bytes,
+        value: bytes,
+        ttl: float,
+        issued_at: float | None = None,
+        *,
+        pinned: bool = False,
+    ) -> float:
         """See Engine."""
-        put = Put(namespace, key, value, ttl, issued_at)
+        put = Put(namespace, key, value, ttl, issued_at, pinned)
         return self._write(lambda txn: self._put(txn, put))
 
     def get(self, namespace: str, key: bytes) -> StoredSession | None:
@@ -117,10 +126,10 @@ class LmdbEngine(Engine):
         name, address = _located(namespace, key)
         return self._write(lambda txn: self._take(txn, name, address))
 
-    def remove(self, namespace: str, key: bytes, *, tombstone: bool = True) -> bool | None:
+    def remove(self, namespace: str, key: bytes, *, ttl: float | None = None, tombstone: bool = True) -> bool | None:
         """See Engine."""
-        name, address = _located(namespace, key)
-        return self._write(lambda txn: self._remove(txn, name, address, tombstone=tombstone))
+        remove = Remove(namespace, key, ttl, tombstone)
+        return self._write(lambda txn: self._remove(txn, remove))
 
     def batch(self, operations: Sequence[Operation]) -> list[Outcome]:
         """See Engine. All operations are in one transaction."""
@@ -157,12 +166,36 @@ class LmdbEngine(Engine):
             mark = self._purges.mark(txn, name)
             if issued_before is not None and time_bytes(time) <= mark[:TIME_BYTES]:
                 return mark  # without a change, or mirrors would search their sessions in vain
-            told = address if issued_before is None else address + time_bytes(time)
-            number = self._changes.append(txn, PURGED, told)
+            before = b"" if issued_before is None else time_bytes(time)
+            number = self._changes.append(txn, PURGED, address + time_bytes(now) + before)
             end = self._table.expiry(LONGEST_TTL_SECONDS)
             return self._purges.set(txn, name, time_bytes(time), number if issued_before is None else None, end)
 
         return _seconds(self._write(step))
+
+    def removals(self, namespace: str, limit: int) -> Iterator[list[Change]]:
+        """See Engine. Each part is a transaction of its own, so that no reader pins old pages."""
+        _, prefix = _located(namespace, b"")
+        start: bytes | None = prefix
+        while start is not None:
+            found, start = self._read(partial(self._table.scan_removals, start=start, prefix=prefix, limit=limit))
+            left = [(address, self._table.remaining(expiry)) for address, expiry in found]
+            yield [Change(namespace, address[len(prefix) :], None, ttl) for address, ttl in left if ttl > 0]
+
+    def last_purge(self, namespace: str) -> NamespacePurged | None:
+        """See Engine."""
+        name, _ = _located(namespace, b"")
+
+        def read(txn: _Transaction) -> NamespacePurged | None:
+            mark = self._purges.mark(txn, name)
+            if not mark:
+                return None
+            if not is_timed(mark):
+                return NamespacePurged(namespace, None, _seconds(mark))
+            end = int.from_bytes(self._purges.end(txn, name), "big") / 1e3
+            return NamespacePurged(namespace, _seconds(mark), end - LONGEST_TTL_SECONDS)
+
+        return self._read(read)
 
     def usage(self, namespace: str | None) -> dict[str, NamespaceUsage]:
         """See Engine."""
@@ -237,8 +270,9 @@ class LmdbEngine(Engine):
             quarantine_after_crash=quarantine_after_crash,
         )
         self._env = self._directory.env
-        self._sessions, expiries, tombstones, changes, purges = self._directory.tables
-        self._table = SessionTable(self._sessions, expiries, tombstones, self._env.open_db(), self._clock)
+        *entries, changes, purges = self._directory.tables
+        self._sessions = entries[0]
+        self._table = SessionTable(*entries, counters=self._env.open_db(), clock=self._clock)
         self._purges = PurgeTable(purges)
         kept = min(_MOST_CHANGES, capacity // _CAPACITY_PER_CHANGE)
         self._changes = self._write(lambda txn: ChangeLog(txn, changes, kept))
@@ -257,18 +291,23 @@ class LmdbEngine(Engine):
                 case Take():
                     return self._take(txn, *where)
                 case Remove():
-                    return self._remove(txn, *where, tombstone=operation.tombstone)
+                    return self._remove(txn, operation)
         except (AlreadyExists, NoTombstone) as error:
             return error
 
     def _change(self, txn: _Transaction, what: bytes, address: bytes) -> Change | NamespacePurged | None:
         name, _, key = address.partition(b"\0")
         if what == PURGED:
-            return NamespacePurged(name.decode(), _seconds(key) if key else None)
-        session = None
-        if what == STORED and (session := self._get(txn, name, address)):
+            before = key[TIME_BYTES:]
+            return NamespacePurged(name.decode(), _seconds(before) if before else None, _seconds(key))
+        if what == REMOVED:
+            expiry = self._table.removal(txn, address)
+            ttl = self._table.remaining(expiry) if expiry else 0.0
+            return Change(name.decode(), key, None, ttl if ttl > 0 else None)
+        if session := self._get(txn, name, address):
             session.issued_at = issue_time(txn.get(address))
-        return Change(name.decode(), key, session) if what == REMOVED or session else None
+            return Change(name.decode(), key, session)
+        return None
 
     def _carry_out_alone(self, operation: Operation) -> Outcome:
         try:
@@ -296,7 +335,7 @@ class LmdbEngine(Engine):
         expiry = table.expiry(ttl)
         self._make_room(txn, len(address) + len(put.value))
         number = self._changes.append(txn, STORED, address)
-        table.add(txn, address, expiry, issued_bytes + number + put.value)
+        table.add(txn, address, expiry, issued_bytes + number + put.value, pinned=put.pinned)
         return max(0.0, table.remaining(expiry))
 
     def _get(self, txn: _Transaction, name: bytes, address: bytes) -> StoredSession | None:
@@ -313,26 +352,33 @@ class LmdbEngine(Engine):
     def _take(self, txn: _Transaction, name: bytes, address: bytes) -> StoredSession | None:
         session = self._get(txn, name, address)
         if session is not None:
-            self._bury(txn, address, txn.get(address))
+            entry = txn.get(address)
+            self._bury(txn, address, entry, entry[:TIME_BYTES], lasting=False)
         return session
 
-    def _bury(self, txn: _Transaction, address: bytes, entry: bytes) -> None:
-        self._table.replace_with_tombstone(txn, address, entry)
-        self._changes.append(txn, REMOVED, address)
+    def _bury(self, txn: _Transaction, address: bytes, old: bytes | None, expiry: bytes, *, lasting: bool) -> None:
+        self._table.put_tombstone(txn, address, old, expiry, lasting=lasting)
+        self._changes.append(txn, REMOVED, address)  # a mirror may have the session even if it was evicted here
 
-    def _remove(self, txn: _Transaction, name: bytes, address: bytes, *, tombstone: bool) -> bool | None:
-        entry = self._table.get_unexpired(txn, address, self._purges.mark(txn, name))
-        if entry is None:
-            if not tombstone:
+    def _remove(self, txn: _Transaction, remove: Remove) -> bool | None:
+        name, address = _located(remove.namespace, remove.key)
+        table, lasting = self._table, remove.ttl is not None
+        old = table.get_unexpired(txn, address, self._purges.mark(txn, name))
+        if old is None:
+            if not remove.tombstone:
                 raise NoTombstone
             self._make_room(txn, len(address))
-            self._table.add_tombstone(txn, address, self._table.expiry(UNKNOWN_TOMBSTONE_SECONDS))
-            self._changes.append(txn, REMOVED, address)  # a mirror may have the session even if it was evicted here
+            expiry = table.expiry(max(UNKNOWN_TOMBSTONE_SECONDS, remove.ttl or 0.0))
+            self._bury(txn, address, None, expiry, lasting=lasting)
             return False
-        if is_tombstone(entry):
-            return None
-        self._bury(txn, address, entry)
-        return True
+        expiry = max(old[:TIME_BYTES], table.expiry(remove.ttl or 0.0))
+        if not is_tombstone(old):
+            self._bury(txn, address, old, expiry, lasting=lasting)
+            return True
+        if lasting and table.removal(txn, address) != expiry:  # it becomes a lasting one, or a longer one
+            self._make_room(txn, len(address))
+            self._bury(txn, address, old, expiry, lasting=True)
+        return None
 
     def _delete_purged(self, txn: _Transaction, limit: int) -> int:
         """Examine up to `limit` entries of purged namespaces, delete purged sessions, return how many were examined."""

@@ -38,6 +38,11 @@ class PurgeTable:
         record: bytes = txn.get(namespace, NEVER, db=self._table)
         return record[:MARK_BYTES]
 
+    def end(self, txn: Any, namespace: bytes) -> bytes:
+        """Return the expiry of the mark of a namespace that has one."""
+        record: bytes = txn.get(namespace, db=self._table)
+        return _end(record)
+
     def set(self, txn: Any, namespace: bytes, time: bytes, number: bytes | None, end: bytes) -> bytes:
         """Set the mark of a namespace to a time, and to a number if one is given, until `end`; return its time.
 
@@ -71,6 +76,11 @@ class PurgeTable:
     def _all(self, txn: Any) -> Iterator[tuple[bytes, bytes]]:
         """Yield all records, one for each namespace that an operator has purged."""
         yield from list(txn.cursor(self._table))
+
+
+def is_timed(mark: bytes) -> bool:
+    """Return whether all purges of a mark had a time."""
+    return mark[TIME_BYTES:MARK_BYTES] == _NO_NUMBER
 
 
 def _end(record: bytes) -> bytes:

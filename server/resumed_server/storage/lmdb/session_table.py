@@ -1,10 +1,12 @@
-"""LMDB tables for sessions, the expiry index, and tombstones, which every method updates together.
+"""LMDB tables for sessions, the expiry indexes, tombstones and lasting removals, which every method updates together.
 
 Their keys sort in the order that the engine needs:
 
     sessions    namespace 00 key         -> expiry, issue time, number, value     (a tombstone is an expiry alone)
     expiries    expiry, namespace 00 key -> (nothing)         live sessions, by expiry
+    pinned      expiry, namespace 00 key -> (nothing)         pinned sessions, by expiry; they are not in `expiries`
     tombstones  expiry, namespace 00 key -> (nothing)         removed and taken sessions, by expiry
+    removals    namespace 00 key         -> expiry            those tombstones that are lasting removals
 
 Times have 8 bytes, big endian, since the epoch: an expiry in milliseconds, an issue time in microseconds. The number is
 that of the change that stored the session, in the change log. A key of `sessions` is an *address*, a value of it an
@@ -14,7 +16,7 @@ that of the change that stored the session, in the change log. A key of `session
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from resumed_server.storage.engine import EngineFull, StoredSession
 from resumed_server.storage.lmdb.purge_table import TIME_BYTES
@@ -27,6 +29,7 @@ _HEAD_BYTES = 3 * TIME_BYTES
 _EVICTED = b"evicted"
 _END_OF_TIME = b"\xff" * TIME_BYTES
 _milliseconds = struct.Struct(">Q").unpack_from
+_Scan: TypeAlias = "tuple[list[tuple[bytes, bytes]], bytes | None]"
 
 
 class SessionTable:
@@ -35,9 +38,11 @@ class SessionTable:
     `counters` is the table that has the number of evicted sessions.
     """
 
-    def __init__(self, sessions: Any, expiries: Any, tombstones: Any, counters: Any, clock: Clock) -> None:
-        self._sessions, self._expiries, self._tombstones, self._clock = sessions, expiries, tombstones, clock
-        self._counters = counters
+    def __init__(
+        self, sessions: Any, expiries: Any, pinned: Any, tombstones: Any, removals: Any, *, counters: Any, clock: Clock
+    ) -> None:
+        self._sessions, self._expiries, self._pinned, self._tombstones = sessions, expiries, pinned, tombstones
+        self._removals, self._counters, self._clock = removals, counters, clock
 
     def expiry(self, ttl: float) -> bytes:
         """Return the encoded expiry of an entry that lives for `ttl` seconds from now."""
@@ -55,43 +60,39 @@ class SessionTable:
         self.delete(txn, address, entry)
         return None
 
-    def add(self, txn: Any, address: bytes, expiry: bytes, rest: bytes) -> None:
+    def add(self, txn: Any, address: bytes, expiry: bytes, rest: bytes, *, pinned: bool) -> None:
         """Store a session at an address without an entry; `rest` is its issue time, number and value."""
         txn.put(address, expiry + rest, db=self._sessions)
-        txn.put(expiry + address, b"", db=self._expiries)
+        txn.put(expiry + address, b"", db=self._pinned if pinned else self._expiries)
 
-    def replace_with_tombstone(self, txn: Any, address: bytes, entry: bytes) -> None:
-        """Replace a live session with a tombstone until the session's expiry."""
-        expiry = entry[:TIME_BYTES]
-        txn.delete(expiry + address, db=self._expiries)
-        self.add_tombstone(txn, address, expiry)
-
-    def add_tombstone(self, txn: Any, address: bytes, expiry: bytes) -> None:
-        """Store a tombstone at an address without an entry, so that no Put succeeds there until `expiry`."""
+    def put_tombstone(self, txn: Any, address: bytes, old: bytes | None, expiry: bytes, *, lasting: bool) -> None:
+        """Store a tombstone in the place of the entry `old`, if any, so that no Put succeeds there until `expiry`."""
+        if old is not None:
+            txn.delete(old[:TIME_BYTES] + address, db=self._index_of(txn, address, old))
         txn.put(address, expiry, db=self._sessions)
         txn.put(expiry + address, b"", db=self._tombstones)
+        if lasting:
+            txn.put(address, expiry, db=self._removals)
+
+    def removal(self, txn: Any, address: bytes) -> bytes | None:
+        """Return the encoded expiry of the lasting removal at `address`, or None if there is none."""
+        return cast("bytes | None", txn.get(address, db=self._removals))
 
     def delete(self, txn: Any, address: bytes, entry: bytes) -> None:
         """Delete the entry at `address`."""
-        index = self._tombstones if is_tombstone(entry) else self._expiries
-        self._delete(txn, index, entry[:TIME_BYTES] + address)
+        self._delete(txn, self._index_of(txn, address, entry), entry[:TIME_BYTES] + address)
 
-    def scan(self, txn: Any, start: bytes, prefix: bytes, limit: int) -> tuple[list[tuple[bytes, bytes]], bytes | None]:
+    def scan(self, txn: Any, start: bytes, prefix: bytes, limit: int) -> _Scan:
         """Return up to `limit` addresses and entries with a prefix, from `start` on, and the next address, if any."""
-        found: list[tuple[bytes, bytes]] = []
-        with txn.cursor(self._sessions) as cursor:
-            if cursor.set_range(start):
-                for address, entry in cursor:
-                    if not address.startswith(prefix):
-                        break
-                    if len(found) == limit:
-                        return found, address
-                    found.append((address, entry))
-        return found, None
+        return _scan(txn, self._sessions, start, prefix, limit)
+
+    def scan_removals(self, txn: Any, start: bytes, prefix: bytes, limit: int) -> _Scan:
+        """Return up to `limit` addresses and expiries of lasting removals, like scan()."""
+        return _scan(txn, self._removals, start, prefix, limit)
 
     def count(self, txn: Any) -> int:
         """Return the number of sessions, including expired sessions that are not swept yet."""
-        return cast("int", txn.stat(self._expiries)["entries"])
+        return sum(txn.stat(index)["entries"] for index in (self._expiries, self._pinned))
 
     def evicted(self, txn: Any) -> int:
         """Return the number of live sessions that were evicted since the database was created."""
@@ -99,27 +100,29 @@ class SessionTable:
 
     def has_expired(self, txn: Any, now: bytes) -> bool:
         """Return whether an entry has expired at or before `now`."""
-        return any(self._first(txn, index, now, 1) for index in (self._expiries, self._tombstones))
+        return any(self._first(txn, index, now, 1) for index in (self._expiries, self._pinned, self._tombstones))
 
     def delete_expired(self, txn: Any, now: bytes, limit: int) -> int:
         """Delete up to `limit` sessions and tombstones that expire at or before `now`; return their number."""
         dropped = 0
-        for index in (self._expiries, self._tombstones):
-            for each in self._first(txn, index, now, limit - dropped):
-                self._delete(txn, index, each)
+        for index in (self._expiries, self._pinned, self._tombstones):
+            for key in self._first(txn, index, now, limit - dropped):
+                self._delete(txn, index, key)
                 dropped += 1
         return dropped
 
     def evict(self, txn: Any, size: int) -> None:
-        """Delete expired tombstones, then sessions in the order of their expiry, until `size` bytes are free.
+        """Delete expired entries, then sessions in the order of their expiry, until `size` bytes are free.
 
-        An unexpired tombstone always stays: without it, a late Put would restore a removed session.
+        Unexpired pinned sessions stay, and so do unexpired tombstones: without one, a late Put would restore a removed
+        session.
 
         Raises:
             EngineFull: There is no entry to delete.
         """
         freed = evicted = 0
-        for index, until in ((self._tombstones, self.expiry(0)), (self._expiries, _END_OF_TIME)):
+        now = self.expiry(0)
+        for index, until in ((self._tombstones, now), (self._pinned, now), (self._expiries, _END_OF_TIME)):
             while freed < size and (first := self._first(txn, index, until, 1)):
                 freed += len(first[0]) + len(txn.get(first[0][TIME_BYTES:], b"", db=self._sessions))
                 self._delete(txn, index, first[0])
@@ -129,9 +132,18 @@ class SessionTable:
         if evicted:
             txn.put(_EVICTED, (self.evicted(txn) + evicted).to_bytes(8, "big"), db=self._counters)
 
+    def _index_of(self, txn: Any, address: bytes, entry: bytes) -> Any:
+        if is_tombstone(entry):
+            return self._tombstones
+        pinned = txn.get(entry[:TIME_BYTES] + address, db=self._pinned) is not None
+        return self._pinned if pinned else self._expiries
+
     def _delete(self, txn: Any, index: Any, key: bytes) -> None:
+        address = key[TIME_BYTES:]
         txn.delete(key, db=index)
-        txn.delete(key[TIME_BYTES:], db=self._sessions)
+        txn.delete(address, db=self._sessions)
+        if index is self._tombstones:
+            txn.delete(address, db=self._removals)
 
     def _first(self, txn: Any, index: Any, until: bytes, limit: int) -> list[bytes]:
         """Return up to `limit` keys of `index` that expire at or before `until`."""
@@ -141,6 +153,19 @@ class SessionTable:
                 break
             keys.append(key)
         return keys
+
+
+def _scan(txn: Any, table: Any, start: bytes, prefix: bytes, limit: int) -> _Scan:
+    found: list[tuple[bytes, bytes]] = []
+    with txn.cursor(table) as cursor:
+        if cursor.set_range(start):
+            for address, entry in cursor:
+                if not address.startswith(prefix):
+                    break
+                if len(found) == limit:
+                    return found, address
+                found.append((address, entry))
+    return found, None
 
 
 def session_in(entry: bytes | None, now: float, mark: bytes) -> StoredSession | None:

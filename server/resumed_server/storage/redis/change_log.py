@@ -43,11 +43,12 @@ KEPT_SECONDS = 300
 STREAMS = 128
 """Number of streams in a cluster, so that each primary has some."""
 
-STORED, REMOVED, PURGED = b"+", b"-", b"!"
-"""Kinds of changes. The key of a purge has, after the namespace, the time of the purge, or nothing for now."""
+STORED, REMOVED, REMOVED_FOR, PURGED = b"+", b"-", b"~", b"!"
+"""Kinds of changes; REMOVED_FOR is a lasting removal. The key of a purge has, after the namespace, the time up to which
+it purges, or nothing for now."""
 
 _HEARTBEAT = b"."
-_WHAT = {STORED, REMOVED, PURGED, _HEARTBEAT}
+_WHAT = {STORED, REMOVED, REMOVED_FOR, PURGED, _HEARTBEAT}
 _SLOTS = 16_384
 _PLACEMENT_SECONDS = 1.0
 _STREAMS_EACH = 2  # of a node: the slot of one may be moving to another node
@@ -75,6 +76,11 @@ class LoggedChange(NamedTuple):
     stream: int
     what: bytes
     key: bytes
+
+    @property
+    def time(self) -> float:
+        """The time at which it was logged, in Unix seconds, by the clock of its node."""
+        return int.from_bytes(self.id[:8], "big") / 1000
 
 
 class Reading:

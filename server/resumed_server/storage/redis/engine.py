@@ -2,7 +2,7 @@
 
 A session is one key, prefix + namespace + ":" + key. Its value is its issue time, the epoch in which it was stored (see
 admission.py) and the value of the session; the value of a tombstone is empty. Each operation is one script, and so one
-atomic step. Redis has the clock, and expires keys.
+atomic step. Redis has the clock, and expires keys. Lasting removals are tombstones with an index (see removals.py).
 
 Redis promises less than a database: it can evict tombstones, and a failover can lose the last writes (see
 docs/engines.md).
@@ -35,8 +35,9 @@ from resumed_server.storage.engine import (
     Take,
 )
 from resumed_server.storage.redis.admission import Admission
-from resumed_server.storage.redis.change_log import PURGED, REMOVED, STORED, ChangeLog, streams_of
+from resumed_server.storage.redis.change_log import PURGED, REMOVED, REMOVED_FOR, STORED, ChangeLog, streams_of
 from resumed_server.storage.redis.purges import UNKNOWN, Purges, time_text
+from resumed_server.storage.redis.removals import Removals, milliseconds
 from resumed_server.storage.redis.script_loader import load_script
 from resumed_server.storage.redis.topology import READERS, SlotsMoving, UnusableServer, connect
 
@@ -54,9 +55,16 @@ class _GetIssued(Get):
     __slots__ = ()
 
 
+class _GetRemoval(Get):
+    """Look a tombstone up for a reader of the log. Outcome: the seconds for which it stays, or None."""
+
+    __slots__ = ()
+
+
 _SCRIPTS: Mapping[type[Operation], str] = {
     Get: "get",
     _GetIssued: "get_issued",
+    _GetRemoval: "get_removal",
     Put: "put",
     Take: "take",
     Remove: "remove",
@@ -92,6 +100,7 @@ class RedisEngine(Engine):
         self._nodes = connect(url, threads, admission)
         self._log = ChangeLog(self._nodes, streams)
         self._purges = Purges(url, self._nodes, self._log, admission)
+        self._removals = Removals(self._nodes, self._log)
         self._gate = CallGate()
         # After a restart of this server, all its watchers catch up at once, and look-ups need connections as well.
         self._readers = threading.Semaphore(READERS)
@@ -104,9 +113,18 @@ class RedisEngine(Engine):
         except EngineUnavailable as error:
             _log.warning("storage not reached yet", cause=str(error))
 
-    def put(self, namespace: str, key: bytes, value: bytes, ttl: float, issued_at: float | None = None) -> float:
-        """See Engine."""
-        return cast("float", self._carry_out(Put(namespace, key, value, ttl, issued_at)))
+    def put(
+        self,
+        namespace: str,
+        key: bytes,
+        value: bytes,
+        ttl: float,
+        issued_at: float | None = None,
+        *,
+        pinned: bool = False,
+    ) -> float:
+        """See Engine. Redis has one policy of eviction for all keys, so a pinned session is stored as any other."""
+        return cast("float", self._carry_out(Put(namespace, key, value, ttl, issued_at, pinned)))
 
     def get(self, namespace: str, key: bytes) -> StoredSession | None:
         """See Engine."""
@@ -116,9 +134,9 @@ class RedisEngine(Engine):
         """See Engine."""
         return cast("StoredSession | None", self._carry_out(Take(namespace, key)))
 
-    def remove(self, namespace: str, key: bytes, *, tombstone: bool = True) -> bool | None:
+    def remove(self, namespace: str, key: bytes, *, ttl: float | None = None, tombstone: bool = True) -> bool | None:
         """See Engine."""
-        return cast("bool | None", self._carry_out(Remove(namespace, key, tombstone)))
+        return cast("bool | None", self._carry_out(Remove(namespace, key, ttl, tombstone)))
 
     def batch(self, operations: Sequence[Operation]) -> list[Outcome]:
         """See Engine. The operations are one pipeline to each node that has any of the keys."""
@@ -128,6 +146,7 @@ class RedisEngine(Engine):
     def sweep(self, limit: int) -> int:
         """See Engine. Redis expires keys itself."""
         with self._gate:
+            self._removals.trim()
             return self._purges.delete(limit)
 
     def purge(self, namespace: str, issued_before: float | None) -> float:
@@ -139,6 +158,16 @@ class RedisEngine(Engine):
                 told = b"" if issued_before is None else time_text(min(issued_before, mark))
                 self._log.append([(self._key(Get(namespace, told)), PURGED)])
             return mark
+
+    def removals(self, namespace: str, limit: int) -> Iterator[list[Change]]:
+        """See Engine."""
+        for part in self._removals.read(namespace, limit, self._gate):
+            yield [Change(*self._address(key), None, ttl) for key, ttl in part]
+
+    def last_purge(self, namespace: str) -> NamespacePurged | None:
+        """See Engine."""
+        with self._gate:
+            return self._purges.last(namespace)
 
     def usage(self, namespace: str | None) -> dict[str, NamespaceUsage]:
         """See Engine."""
@@ -219,19 +248,31 @@ class RedisEngine(Engine):
         return outcomes
 
     def _changes(self, logged: Sequence[LoggedChange]) -> Iterator[Change | NamespacePurged]:
-        """Yield changes with the present sessions, without stored sessions that are gone by now."""
+        """Yield changes with what is there now: sessions, and the time left of lasting removals.
+
+        Stored sessions that are gone by now are omitted.
+        """
+        look_ups = {STORED: _GetIssued, REMOVED_FOR: _GetRemoval}
         addresses = [self._address(each.key) for each in logged]
-        stored = [address for each, address in zip(logged, addresses, strict=True) if each.what == STORED]
-        sessions = iter(self._batch([_GetIssued(*address) for address in stored]))
+        found = iter(
+            self._batch(
+                [
+                    look_ups[each.what](*address)
+                    for each, address in zip(logged, addresses, strict=True)
+                    if each.what in look_ups
+                ]
+            )
+        )
         for each, address in zip(logged, addresses, strict=True):
+            there = next(found) if each.what in look_ups else None
+            if isinstance(there, EngineError):
+                raise there
             if each.what == PURGED:
-                yield NamespacePurged(address[0], int(address[1]) / 1e6 if address[1] else None)
-                continue
-            session = next(sessions) if each.what == STORED else None
-            if isinstance(session, EngineError):
-                raise session
-            if each.what == REMOVED or session:
-                yield Change(*address, cast("StoredSession | None", session))
+                yield NamespacePurged(address[0], int(address[1]) / 1e6 if address[1] else None, each.time)
+            elif isinstance(there, StoredSession):
+                yield Change(*address, there)
+            elif each.what != STORED:
+                yield Change(*address, None, cast("float | None", there))
 
     def _carry_out_on(self, node: str, operations: Sequence[Operation]) -> list[Outcome]:
         """Carry out operations on keys of one node."""
@@ -250,15 +291,14 @@ class RedisEngine(Engine):
         """Carry out operations on a node that has no stream of the log now, since slots are moving.
 
         The changes are logged on another node twice: before, so that a crash loses no removal; and after, since a
-        reader could look the session up in between.
+        reader could look the session up in between. Lasting removals are added to the index on another node.
         """
-        changes = [
-            (self._key(each), STORED if isinstance(each, Put) else REMOVED)
-            for each in operations
-            if not isinstance(each, Get)
-        ]
+        changes = [(self._key(each), _kind(each)) for each in operations if not isinstance(each, Get)]
         try:
             self._log.refresh_placement()
+            for each in operations:
+                if isinstance(each, Remove) and each.ttl is not None:
+                    self._removals.add(each.namespace, self._key(each), each.ttl)
             self._log.append(changes)
             marks = {
                 namespace: self._purges.mark_of(namespace) for namespace in {each.namespace for each in operations}
@@ -304,7 +344,9 @@ class RedisEngine(Engine):
             issued = b"" if operation.issued_at is None else time_text(operation.issued_at)
             return (*command, operation.value, int(operation.ttl * 1000), issued, *log)
         if isinstance(operation, Remove):
-            return (*command, int(operation.tombstone), *log)
+            if operation.ttl is not None:
+                self._removals.will_change(operation.namespace)
+            return (*command, int(operation.tombstone), milliseconds(operation.ttl or 0.0), *log)
         return (*command, *log)
 
     def _verify_writable(self, node: str) -> None:
@@ -334,10 +376,19 @@ class RedisEngine(Engine):
             )
 
 
-def _outcome(operation: Operation, answer: Any) -> Outcome:
+def _kind(operation: Operation) -> bytes:
+    """Return the kind of change that an operation makes."""
+    if isinstance(operation, Put):
+        return STORED
+    return REMOVED_FOR if isinstance(operation, Remove) and operation.ttl is not None else REMOVED
+
+
+def _outcome(operation: Operation, answer: Any) -> Outcome:  # noqa: PLR0911 - a table
     """Return the outcome of an operation from the answer of its script."""
     if isinstance(answer, EngineError):
         return answer
+    if isinstance(operation, _GetRemoval):
+        return answer / 1000 if answer else None
     if isinstance(operation, Put):
         if isinstance(answer, list):
             return Kept(answer[0] / 1000)

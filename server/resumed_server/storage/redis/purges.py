@@ -12,13 +12,14 @@ sessions that were stored before, regardless of the clocks of Redis and its repl
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from resumed_server.storage.engine import EngineError, EngineUnavailable, NamespaceUsage
+from resumed_server.storage.engine import EngineError, EngineUnavailable, NamespacePurged, NamespaceUsage
 from resumed_server.storage.redis.admission import (
     COUNTER,
     EPOCH_DIGITS,
@@ -103,6 +104,24 @@ class Purges:
             with self._lock:
                 self._unfinished.append(_Deletion(namespace, list(self._log.streams())))
         return _seconds(mark), changed
+
+    def last(self, namespace: str) -> NamespacePurged | None:
+        """See Engine.last_purge. A new epoch of a restarted or promoted Redis counts as a purge up to its beginning."""
+        mark = state = b""
+        age = math.inf
+        for node, streams in self._log.streams().items():
+            ((here, age_here, state_here),) = self._execute(
+                node, [("EVAL", load_script("last_purge"), 0, namespace, *streams)]
+            )
+            mark, state, age = _latest(mark, here), _latest(state, state_here), min(age, age_here / 1000)
+        cutoff = max(_seconds(mark), _seconds(state))
+        if not cutoff:
+            return None
+        if mark[TIME_DIGITS:] > _digits(0, EPOCH_DIGITS):  # a purge without a time
+            return NamespacePurged(namespace, None, cutoff)
+        (now,) = self._execute(self._nodes.node_for(self._log.first_stream), [("TIME",)])
+        purged_at = int(now[0]) + int(now[1]) / 1e6 - age if _seconds(mark) else cutoff
+        return NamespacePurged(namespace, cutoff, purged_at)
 
     def delete(self, limit: int) -> int:
         """Examine about `limit` entries and delete purged sessions; return 0 when the deletion is complete.

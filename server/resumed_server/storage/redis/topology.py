@@ -47,7 +47,7 @@ _TLS_HINT = " (if it does not use TLS, use redis:; if it requires a client certi
 _PLAINTEXT_HINT = " (if it uses TLS, use rediss:)"
 PERMISSIONS = (
     "+eval +evalsha +script|load +get +set +pttl +wait +info +cluster +xadd +xrange +xrevrange +xgroup +xinfo +pexpire "
-    "+time +scan +unlink"
+    "+time +scan +unlink +zadd +zrange +zrem +zscan +zscore +zcard"
 )
 """The permissions that the Redis user needs, in the syntax of ACL SETUSER."""
 _REFUSALS = {

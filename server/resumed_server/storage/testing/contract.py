@@ -523,7 +523,197 @@ class EngineContract:
             assert engine.changes(length * byte, engine.position(), 10) is None, (length, byte)
         assert engine.changes(b"", engine.position(), 10) is None
 
+    # --- Lasting removals -------------------------------------------------------------------------------------------
+
+    def test_a_lasting_removal_stays_for_the_longer_of_its_own_time_and_the_session(
+        self, engine: Engine, advance: Advance
+    ) -> None:
+        """Of an unknown key as well, and never for less than a minute."""
+        engine.batch([Put("shop", b"short", b"value", 100.0), Put("shop", b"long", b"value", 900.0)])
+        removes = [Remove("shop", key, ttl) for key, ttl in ((b"short", 600.0), (b"long", 600.0), (b"unknown", 600.0))]
+        assert engine.batch([*removes, Remove("shop", b"brief", 10.0)]) == [True, True, False, False]
+        expected = {b"short": 600.0, b"long": 900.0, b"unknown": 600.0, b"brief": UNKNOWN_TOMBSTONE_SECONDS}
+        assert read_removals(engine, "shop") == pytest.approx(expected, abs=self.tick)
+        advance(595.0)
+        for key in (b"short", b"long", b"unknown"):
+            _assert_gone(engine, key)
+        advance(5.0)
+        assert read_removals(engine, "shop") == pytest.approx({b"long": 300.0}, abs=self.tick)
+        engine.put("shop", b"short", b"value", 60.0)
+        engine.put("shop", b"unknown", b"value", 60.0)
+        advance(300.0)
+        assert read_removals(engine, "shop") == {}
+        engine.put("shop", b"long", b"value", 60.0)
+
+    @pytest.mark.parametrize("first", [None, 60.0, 600.0, 900.0])
+    def test_a_lasting_removal_prolongs_another_removal_and_shortens_none(
+        self, engine: Engine, advance: Advance, first: float | None
+    ) -> None:
+        """It returns None, since there was no session."""
+        engine.remove("shop", b"k", ttl=first)
+        assert engine.remove("shop", b"k", ttl=600.0) is None
+        advance(30.0)
+        assert engine.remove("shop", b"k", ttl=30.0) is None
+        assert engine.remove("shop", b"k") is None
+        left = max(first or 0.0, 600.0) - 30.0
+        assert read_removals(engine, "shop") == pytest.approx({b"k": left}, abs=self.tick)
+        advance(left - 5.0)
+        _assert_gone(engine, b"k")
+        advance(5.0)
+        engine.put("shop", b"k", b"value", 60.0)
+
+    def test_each_step_of_a_lasting_removal_is_a_change_with_the_time_that_is_left(
+        self, engine: Engine, advance: Advance
+    ) -> None:
+        """Also of a session that was removed or taken before. A Remove that changes nothing is no change."""
+        engine.put("shop", b"taken", b"value", 600.0)
+        engine.take("shop", b"taken")
+        position = engine.position()
+
+        def told() -> list[tuple[bytes, object]]:
+            nonlocal position
+            until = engine.position()
+            if position == until:
+                return []
+            read = engine.changes(position, until, 10)
+            assert read is not None
+            position = read[1]
+            return [(change.key, change.ttl) for change in _changes(read)]
+
+        engine.remove("shop", b"k")
+        assert told() == [(b"k", None)]
+        engine.remove("shop", b"k", ttl=300.0)
+        assert told() == [(b"k", pytest.approx(300.0, abs=self.tick))]
+        engine.remove("shop", b"taken", ttl=60.0)
+        assert told() == [(b"taken", pytest.approx(600.0, abs=self.tick))]
+        for ttl in (None, 60.0):
+            engine.remove("shop", b"taken", ttl=ttl)
+            engine.remove("shop", b"k", ttl=ttl)
+        assert told() == []
+        engine.remove("shop", b"k", ttl=900.0)
+        advance(200.0)
+        assert told() == [(b"k", pytest.approx(700.0, abs=self.tick))]
+
+    def test_a_lasting_removal_that_is_over_is_told_as_any_other(self, engine: Engine, advance: Advance) -> None:
+        """Its key can have a session again."""
+        position = engine.position()
+        engine.remove("shop", b"k", ttl=100.0)
+        advance(100.0)
+        engine.put("shop", b"k", b"value", 60.0)
+        read = engine.changes(position, engine.position(), 10)
+        assert read is not None
+        assert {change.ttl for change in _changes(read)} == {None}
+
+    def test_lasting_removals_are_read_in_parts_without_those_of_other_namespaces(
+        self, engine: Engine, advance: Advance
+    ) -> None:
+        """However many end at the same time. Sessions and other removals are not among them."""
+        for namespace in ("shop", "shop.eu", "-shop", "sho"):
+            assert read_removals(engine, namespace) == {}
+            engine.batch([Remove(namespace, b"%b %d" % (namespace.encode(), each), 600.0) for each in range(250)])
+            engine.batch([Put(namespace, b"session %d" % number, b"value", 600.0) for number in range(20)])
+            engine.batch([Remove(namespace, b"session %d" % number) for number in range(10)])
+            engine.remove(namespace, b"over", ttl=100.0)
+        advance(100.0)
+        for namespace in ("shop", "shop.eu", "-shop", "sho"):
+            parts = list(engine.removals(namespace, 20))
+            assert len(parts) >= 2
+            assert max(map(len, parts)) <= 200
+            expected = {b"%b %d" % (namespace.encode(), number) for number in range(250)}
+            assert {change.key for part in parts for change in part} == expected
+            assert all(change.ttl == pytest.approx(500.0, abs=self.tick) for part in parts for change in part)
+
+    def test_lasting_removals_are_not_missed_while_others_begin_and_end(self, engine: Engine, advance: Advance) -> None:
+        """Between two parts, some are prolonged, some end, and some are new."""
+        keys = [b"stay %d" % number for number in range(400)]
+        engine.batch([Remove("shop", key, 600.0) for key in keys[:256]])
+        engine.batch([Remove("shop", key, 600.0) for key in keys[256:]])
+        engine.batch([Remove("shop", b"end %d" % number, 60.0) for number in range(200)])
+        found: set[bytes] = set()
+        for number, part in enumerate(engine.removals("shop", 20)):
+            found.update(change.key for change in part)
+            engine.batch([Remove("shop", key, 900.0) for key in keys[number % 7 :: 7]])
+            engine.batch([Remove("shop", b"new %d %d" % (number % 100, each), 60.0) for each in range(10)])
+            if number == 2:
+                advance(60.0)
+                engine.sweep(100)
+        assert found >= set(keys)
+
+    def test_a_lasting_removal_survives_a_purge(self, engine: Engine, advance: Advance) -> None:
+        """It is a tombstone like any other; one of a purged session is that of an unknown key."""
+        engine.put("shop", b"purged", b"value", 600.0)
+        engine.remove("shop", b"k", ttl=600.0)
+        engine.purge("shop", None)
+        assert engine.remove("shop", b"purged", ttl=100.0) is False
+        while engine.sweep(100):
+            pass
+        advance(1.0)
+        _assert_gone(engine, b"k")
+        assert read_removals(engine, "shop") == pytest.approx({b"k": 599.0, b"purged": 99.0}, abs=self.tick)
+
+    def test_a_lasting_removal_that_may_leave_no_tombstone_still_removes_and_prolongs(self, engine: Engine) -> None:
+        """It leaves an unknown key unknown."""
+        engine.put("shop", b"there", b"value", 60.0)
+        engine.remove("shop", b"removed")
+        assert engine.remove("shop", b"there", ttl=300.0, tombstone=False) is True
+        assert engine.remove("shop", b"removed", ttl=300.0, tombstone=False) is None
+        with pytest.raises(NoTombstone):
+            engine.remove("shop", b"unknown", ttl=300.0, tombstone=False)
+        expected = dict.fromkeys((b"there", b"removed"), 300.0)
+        assert read_removals(engine, "shop") == pytest.approx(expected, abs=self.tick)
+
+    def test_a_pinned_session_is_a_session(self, engine: Engine, advance: Advance) -> None:
+        """It expires, is removed, taken and purged as any other, and counts as one."""
+        keys = [b"expires", b"taken", b"removed", b"purged", b"again"]
+        for key in keys:
+            assert engine.put("shop", key, b"value", 60.0, pinned=True) == pytest.approx(60.0, abs=self.tick)
+        (again,) = engine.batch([Put("shop", b"again", b"value", 60.0, None, pinned=True)])
+        assert isinstance(again, Kept)
+        assert engine.usage("shop")["shop"].sessions == len(keys)
+        assert _value(engine.take("shop", b"taken")) == b"value"
+        assert engine.remove("shop", b"removed") is True
+        for key in (b"taken", b"removed"):
+            _assert_gone(engine, key)
+        engine.purge("shop", None)
+        advance(1.0)
+        assert engine.get("shop", b"purged") is None
+        engine.put("shop", b"purged", b"another", 600.0, pinned=True)
+        while engine.sweep(100):
+            pass
+        advance(60.0)
+        assert engine.get("shop", b"expires") is None
+        while engine.sweep(100):
+            pass
+        assert _value(engine.get("shop", b"purged")) == b"another"
+        assert engine.usage("shop")["shop"] == NamespaceUsage(
+            1, 7, issued_before=engine.usage("shop")["shop"].issued_before
+        )
+
     # --- Purges -----------------------------------------------------------------------------------------------------
+
+    def test_the_last_purge_voids_as_much_as_all_of_them(self, engine: Engine, present: Callable[[], float]) -> None:
+        """One without a time counts, whatever follows."""
+        moment = round(present()) - 100.0
+        assert engine.last_purge("shop") is None
+        engine.purge("shop", moment)
+        engine.purge("shop", moment - 50.0)
+        assert engine.last_purge("shop") == NamespacePurged("shop", moment)
+        assert engine.last_purge("shop.eu") is None
+        cutoff = engine.purge("shop", None)
+        engine.purge("shop", moment + 1.0)
+        last = engine.last_purge("shop")
+        assert last == NamespacePurged("shop", None)
+        assert last.time == cutoff
+
+    def test_a_purge_is_told_with_its_time(self, engine: Engine, present: Callable[[], float]) -> None:
+        """Whether it is one up to a time, or of everything."""
+        position, begun = engine.position(), present()
+        engine.purge("shop", begun - 100.0)
+        engine.purge("shop", None)
+        read = engine.changes(position, engine.position(), 10)
+        assert read is not None
+        times = [purge.time for purge in read[0] if isinstance(purge, NamespacePurged)]
+        assert times == pytest.approx([begun, begun], abs=max(self.tick, 0.01))
 
     def test_a_purge_ends_what_was_stored_and_nothing_else(self, engine: Engine, advance: Advance) -> None:
         """For every call; other namespaces stay, and so do later sessions."""
@@ -755,6 +945,8 @@ class EngineContract:
             lambda: engine.batch([Take("shop", b"k")]),
             lambda: engine.sweep(1),
             lambda: engine.purge("shop", None),
+            lambda: list(engine.removals("shop", 1)),
+            lambda: engine.last_purge("shop"),
             lambda: engine.usage(None),
             engine.position,
             lambda: engine.changes(b"", b"", 1),
@@ -802,6 +994,18 @@ def read_all_changes(engine: Engine, position: bytes) -> tuple[dict[tuple[str, b
             changes.setdefault((change.namespace, change.key), []).append(_value(change.session))
         position = read[1]
     return changes, position
+
+
+def read_removals(engine: Engine, namespace: str) -> dict[bytes, float]:
+    """Return the remaining seconds of all lasting removals in force in a namespace."""
+    found: dict[bytes, float] = {}
+    for part in engine.removals(namespace, 100):
+        for change in part:
+            assert change.namespace == namespace
+            assert change.session is None
+            assert change.ttl is not None
+            found[change.key] = max(found.get(change.key, 0.0), change.ttl)
+    return found
 
 
 def _changes(read: tuple[list[Change | NamespacePurged], bytes]) -> list[Change]:

@@ -20,7 +20,7 @@ from resumed_server.storage.engine import (
     StoredSession,
     Take,
 )
-from resumed_server.storage.testing.contract import FakeClock
+from resumed_server.storage.testing.contract import FakeClock, read_removals
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,8 +33,11 @@ VALUES = st.sampled_from([b"one", b"two", b"2" * 5_000])
 # And of 2.5 s, so that an engine with a clock of its own, which does not stop, has the same results.
 SECONDS = st.one_of(st.sampled_from([2.5, UNKNOWN_TOMBSTONE_SECONDS]), st.integers(1, 720).map(lambda n: n * 2.5))
 OPERATIONS = st.one_of(
-    st.tuples(ADDRESSES, VALUES, SECONDS).map(lambda drawn: Put(*drawn[0], *drawn[1:])),
-    *(st.builds(lambda kind, address: kind(*address), st.just(kind), ADDRESSES) for kind in (Get, Take, Remove)),
+    st.tuples(ADDRESSES, VALUES, SECONDS, st.booleans()).map(
+        lambda drawn: Put(*drawn[0], *drawn[1:3], None, pinned=drawn[3])
+    ),
+    *(st.builds(lambda kind, address: kind(*address), st.just(kind), ADDRESSES) for kind in (Get, Take)),
+    st.tuples(ADDRESSES, st.one_of(st.none(), SECONDS)).map(lambda drawn: Remove(*drawn[0], drawn[1])),
 )
 
 
@@ -45,6 +48,7 @@ class Entry:
     value: bytes | None
     expiry: float
     issued_at: float
+    lasting: bool = False
 
 
 class EngineMachine(RuleBasedStateMachine):
@@ -55,6 +59,7 @@ class EngineMachine(RuleBasedStateMachine):
         self.clock, self.engine, self.sweeps, self.tick = clock, engine, sweeps, tick
         self.entries: dict[tuple[str, bytes], Entry] = {}
         self.mirror: dict[tuple[str, bytes], Entry] = {}
+        self.removals: dict[tuple[str, bytes], float] = {}
         self.followed, self.followed_all = engine.position(), True
         self.deleting = False
 
@@ -68,14 +73,14 @@ class EngineMachine(RuleBasedStateMachine):
         expected = self._expected(operation)
         try:
             match operation:
-                case Put(namespace, key, value, ttl):
-                    outcome: Any = self.engine.put(namespace, key, value, ttl)
+                case Put(namespace, key, value, ttl, _, pinned):
+                    outcome: Any = self.engine.put(namespace, key, value, ttl, pinned=pinned)
                 case Get(namespace, key):
                     outcome = self.engine.get(namespace, key)
                 case Take(namespace, key):
                     outcome = self.engine.take(namespace, key)
-                case Remove(namespace, key):
-                    outcome = self.engine.remove(namespace, key)
+                case Remove(namespace, key, removal_ttl):
+                    outcome = self.engine.remove(namespace, key, ttl=removal_ttl)
         except AlreadyExists as error:
             outcome = error
         assert self._comparable(outcome) == self._approximate(expected)
@@ -123,12 +128,15 @@ class EngineMachine(RuleBasedStateMachine):
 
     @rule(limit=st.integers(1, 8))
     def follow(self, limit: int) -> None:
-        """Update a mirror from the log; it then has exactly the live sessions."""
+        """Update a mirror from the log; it then has exactly the live sessions, and the removals in force."""
         until = self.engine.position()
         while self.followed != until:
             read = self.engine.changes(self.followed, until, limit)
             if read is None:  # begin anew
                 self.mirror.clear()
+                for namespace in {each[0] for each in self.entries}:
+                    for key, ttl in read_removals(self.engine, namespace).items():
+                        self._follow_removal((namespace, key), ttl)
                 read, self.followed_all = ([], until), False
             for change in read[0]:
                 if isinstance(change, NamespacePurged):
@@ -141,12 +149,22 @@ class EngineMachine(RuleBasedStateMachine):
                     continue
                 address, session = (change.namespace, change.key), change.session
                 self.mirror.pop(address, None)
+                if change.ttl is not None:
+                    self._follow_removal(address, change.ttl)
                 if session:
                     assert session.issued_at is not None
                     self.mirror[address] = Entry(session.value, self.clock() + session.ttl, session.issued_at)
             self.followed = read[1]
         mirrored, there = self._live(self.mirror), self._live(self.entries)
         assert mirrored == (there if self.followed_all else there & mirrored)
+        self._compare_removals(self.removals, self._lasting())
+
+    @rule(address=ADDRESSES)
+    def read_removals(self, address: tuple[str, bytes]) -> None:
+        """Read exactly the lasting removals in force."""
+        now, namespace = self.clock(), address[0]
+        read = {(namespace, key): now + ttl for key, ttl in read_removals(self.engine, namespace).items()}
+        self._compare_removals(read, {each: end for each, end in self._lasting().items() if each[0] == namespace})
 
     @invariant()
     def nothing_expired_removed_taken_or_purged_returns(self) -> None:
@@ -154,6 +172,23 @@ class EngineMachine(RuleBasedStateMachine):
         for address, entry in self.entries.items():
             found = self.engine.get(*address)
             assert (found and found.value) == (entry.value if entry.expiry > self.clock() else None)
+
+    def _follow_removal(self, address: tuple[str, bytes], ttl: float) -> None:
+        self.removals[address] = max(self.removals.get(address, 0.0), self.clock() + ttl)
+
+    def _lasting(self) -> dict[tuple[str, bytes], float]:
+        """Return the expiries of the lasting removals."""
+        return {address: entry.expiry for address, entry in self.entries.items() if entry.lasting}
+
+    def _compare_removals(
+        self, found: dict[tuple[str, bytes], float], expected: dict[tuple[str, bytes], float]
+    ) -> None:
+        """Check that lasting removals are in force for as long as expected; one that is over may be missing."""
+        now = self.clock()
+        for address in found | expected:
+            assert max(found.get(address, now), now) == pytest.approx(
+                max(expected.get(address, now), now), abs=self.tick + 0.001
+            ), address
 
     def _live(self, entries: dict[tuple[str, bytes], Entry]) -> set[tuple[tuple[str, bytes], bytes]]:
         now = self.clock()
@@ -175,9 +210,12 @@ class EngineMachine(RuleBasedStateMachine):
                 return entry.expiry - now
             case Remove():
                 if not entry:
-                    self.entries[address] = Entry(None, now + UNKNOWN_TOMBSTONE_SECONDS, now)
+                    expiry = now + max(UNKNOWN_TOMBSTONE_SECONDS, operation.ttl or 0.0)
+                    self.entries[address] = Entry(None, expiry, now, operation.ttl is not None)
                     return False
                 entry.value = None
+                if operation.ttl is not None:
+                    entry.expiry, entry.lasting = max(entry.expiry, now + operation.ttl), True
                 return True if value else None
             case Take() if entry and value:
                 entry.value = None

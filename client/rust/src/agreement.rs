@@ -1,0 +1,1020 @@
+//! The agreement on ticket secrets: each epoch has one, which the frontends of a namespace find in the store or put there.
+//!
+//! A process holds the secrets of all epochs whose tickets may still live, and that of the next epoch. Store keys are write-once, so of
+//! several proposals one wins, and the others Get it.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use tokio::sync::Notify;
+use tokio::time::timeout;
+use tonic::Code;
+
+use crate::Keyring;
+use crate::clock::{self, Clock};
+use crate::envelope::{from_microseconds, microseconds};
+use crate::guarded_store::GuardedStore;
+use crate::options::{LONGEST_LIFETIME, Options};
+use crate::pauses::Pauses;
+use crate::sealing::{self, FleetKey, KeyId, StoreKey, StoreKeys};
+use crate::sender::BATCH_OPERATIONS;
+use crate::store::{Failure, ttl};
+use crate::ticket_secret::{self, Epoch, MAX_GENERATION, TicketName, TicketSecret};
+use crate::v1::{BatchOperation, GetRequest, GetResponse, PutRequest, batch_operation, batch_result};
+
+/// How many generations of a secret are tried in a row.
+pub(crate) const MAX_GENERATIONS: usize = 8;
+/// The time, or else an epoch, after which a secret is compared with the store's again.
+pub(crate) const MAX_RECHECK: Duration = Duration::from_secs(3600);
+/// The deadline of a Batch.
+pub(crate) const DEADLINE: Duration = Duration::from_secs(1);
+/// The pauses after Batches that failed, with exponential backoff.
+pub(crate) const RETRY_PAUSES: Pauses = Pauses { first: Duration::from_millis(50), longest: Duration::from_secs(5) };
+/// The least time between two look-ups of the secrets of unknown names.
+pub(crate) const UNKNOWN_NAME_PAUSE: Duration = Duration::from_secs(1);
+/// How often at least the process looks whether something is due: clocks may be set.
+const TICK: Duration = Duration::from_secs(1);
+const SHORTEST_PAUSE: Duration = Duration::from_millis(1);
+
+/// The results of the operations of a Batch.
+type Results = Vec<Option<batch_result::Result>>;
+
+/// A store that carries out Batches.
+pub(crate) trait Batches: Sync {
+    fn batch(&self, operations: Vec<BatchOperation>) -> impl Future<Output = Result<Results, Failure>> + Send;
+}
+
+impl Batches for GuardedStore {
+    async fn batch(&self, operations: Vec<BatchOperation>) -> Result<Results, Failure> {
+        let began = tokio::time::Instant::now();
+        let outcome = self.calls.batch(operations, began + DEADLINE).await;
+        if outcome.as_ref().is_err_and(|failure| *failure == Failure::Limited) {
+            self.limited(began.into());
+        }
+        outcome
+    }
+}
+
+/// The secrets of one namespace, as one process has them.
+pub(crate) struct Agreement {
+    namespace: String,
+    keyring: Arc<Keyring>,
+    addresses: StoreKeys,
+    rotation: u32,
+    lifetime: u64,
+    clock: Arc<dyn Clock>,
+    /// Never locked, so that a forked child finds them whole.
+    secrets: ArcSwap<Secrets>,
+    /// Secrets that were created before this time are purged: in microseconds after the Unix epoch.
+    purged_before: AtomicU64,
+    plan: Mutex<Plan>,
+    wake: Notify,
+    exhausted: AtomicBool,
+}
+
+#[derive(Clone, Default)]
+struct Secrets {
+    by_name: HashMap<TicketName, Arc<TicketSecret>>,
+    /// The one with which tickets are issued, by the start of its epoch.
+    encrypting: BTreeMap<u32, Arc<TicketSecret>>,
+}
+
+#[derive(Default)]
+struct Plan {
+    /// Whether the secrets of all epochs were looked for, since the start, a purge, or a failure.
+    begun: bool,
+    /// The start of an epoch, and when in it the secret of the next one is agreed on.
+    next: Option<(u32, u64)>,
+    recheck: Option<Instant>,
+    /// The pause after the last failure, and its end.
+    pause: Duration,
+    paused_until: Option<Instant>,
+    requested: Option<(KeyId, Epoch)>,
+    last_request: Option<Instant>,
+}
+
+/// Why a secret is looked for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Purpose {
+    /// To have it, if there is one.
+    Find,
+    /// To have it, and to propose one if there is none.
+    Agree,
+    /// To see whether the store still has it.
+    Recheck,
+}
+
+/// The secret of an epoch that is looked for.
+struct Target {
+    epoch: Epoch,
+    purpose: Purpose,
+    candidates: Vec<Candidate>,
+    done: bool,
+}
+
+/// An address at which it may be: that of a key of the fleet, by its place in the keyring, and a generation.
+#[derive(Clone, Copy)]
+struct Candidate {
+    key: usize,
+    generation: u8,
+    absent: bool,
+}
+
+/// The contents of an address.
+enum Contents {
+    Nothing,
+    Unusable,
+    Secret(Arc<TicketSecret>),
+}
+
+impl Secrets {
+    fn drop_unless(&mut self, kept: impl Fn(&TicketSecret) -> bool) {
+        self.by_name.retain(|_, secret| kept(secret));
+        self.encrypting.retain(|_, secret| kept(secret));
+    }
+}
+
+impl Target {
+    fn candidate_epoch(&self, candidate: usize) -> Epoch {
+        Epoch { generation: self.candidates[candidate].generation, ..self.epoch }
+    }
+
+    /// Goes on with the next generation of a candidate.
+    fn advance(&mut self, candidate: usize) -> Result<(), Failure> {
+        let candidate = &mut self.candidates[candidate];
+        if candidate.generation == MAX_GENERATION {
+            return Err(Failure::Refused);
+        }
+        candidate.generation += 1;
+        candidate.absent = false;
+        Ok(())
+    }
+}
+
+impl Agreement {
+    pub(crate) fn new(options: &Options, clock: Arc<dyn Clock>) -> Self {
+        Self {
+            namespace: options.namespace.clone(),
+            keyring: Arc::clone(&options.keyring),
+            addresses: ticket_secret::addresses(&options.namespace),
+            rotation: u32::try_from(options.rotation.as_secs()).unwrap_or(u32::MAX),
+            lifetime: options.lifetime.as_secs(),
+            clock,
+            secrets: ArcSwap::default(),
+            purged_before: AtomicU64::new(0),
+            plan: Mutex::default(),
+            wake: Notify::new(),
+            exhausted: AtomicBool::new(false),
+        }
+    }
+
+    /// Takes the secrets over from the process that this one was forked from.
+    pub(crate) fn inherit(&self, parent: &Self) {
+        self.secrets.store(parent.secrets.swap(Arc::default()));
+        self.purged_before.store(parent.purged_before.load(Ordering::Relaxed), Ordering::Relaxed);
+    }
+
+    /// Returns how many secrets are held.
+    pub(crate) fn count(&self) -> usize {
+        self.secrets.load().by_name.len()
+    }
+
+    /// Returns the secret with which tickets are issued, and whether it is that of an earlier epoch.
+    pub(crate) fn secret_for_issue(&self) -> Option<(Arc<TicketSecret>, bool)> {
+        let (now, secrets) = (self.now(), self.secrets.load());
+        let present = Epoch::at(now, self.rotation).start;
+        let mut latest = secrets.encrypting.range(..=present).rev();
+        let (start, secret) = latest.find(|(_, secret)| now < secret.not_after())?;
+        Some((Arc::clone(secret), *start != present))
+    }
+
+    /// Returns the secret of a key name, any bytes at all.
+    pub(crate) fn secret_for_name(&self, name: &[u8]) -> Option<Arc<TicketSecret>> {
+        let name: &TicketName = name.try_into().ok()?;
+        let secret = self.secrets.load().by_name.get(name).map(Arc::clone)?;
+        (self.now() < secret.not_after()).then_some(secret)
+    }
+
+    /// Has the secret of a name looked up in the background, if the fleet has named it and that was not done a moment ago. Returns whether
+    /// the fleet has named it.
+    pub(crate) fn request(&self, name: &[u8]) -> bool {
+        let keys = self.keyring.current();
+        let named = |key: &FleetKey| Some((key.id, ticket_secret::epoch_of_name(&self.namespace, key, name)?));
+        let Some((key, epoch)) = keys.iter().find_map(named) else { return false };
+        let now = self.clock.instant();
+        let plan = &mut *self.plan();
+        let soon = plan.last_request.is_some_and(|last| now.saturating_duration_since(last) < UNKNOWN_NAME_PAUSE);
+        if !soon && self.now() < epoch.not_after(LONGEST_LIFETIME.as_secs()) {
+            (plan.last_request, plan.requested) = (Some(now), Some((key, epoch)));
+            self.wake.notify_one();
+        }
+        true
+    }
+
+    /// Drops the secrets that were created before a time, in microseconds after the Unix epoch, or all of them, and agrees anew.
+    pub(crate) fn purge(&self, before: u64, all: bool) {
+        self.purged_before.fetch_max(before, Ordering::Relaxed);
+        self.drop_unless(|secret| !all && secret.created >= before);
+        self.plan().begun = false;
+        self.wake.notify_one();
+    }
+
+    /// Drops the secret of an address that was removed.
+    pub(crate) fn drop_address(&self, address: &StoreKey) {
+        if self.secrets.load().by_name.values().any(|secret| secret.address == *address) {
+            log::info!("a ticket secret of {} was removed from the store: its tickets no longer resume", self.namespace);
+            self.drop_unless(|secret| secret.address != *address);
+            self.wake.notify_one();
+        }
+    }
+
+    /// Keeps to the store, until the task is dropped.
+    pub(crate) async fn run(&self, store: &GuardedStore) {
+        loop {
+            let pause = self.step(store).await;
+            let _ = timeout(pause, self.wake.notified()).await;
+        }
+    }
+
+    /// Does what is due, and returns the time until it has to be called again.
+    pub(crate) async fn step(&self, store: &impl Batches) -> Duration {
+        let keys = self.keyring.current();
+        let now = self.now();
+        self.drop_unless(|secret| now < secret.not_after() && keys.iter().any(|key| key.id == secret.key_id));
+        let paused = self.plan().paused_until;
+        if let Some(left) =
+            paused.and_then(|until| until.checked_duration_since(self.clock.instant())).filter(|left| !left.is_zero())
+        {
+            return left.min(TICK);
+        }
+        let targets = self.due(&keys);
+        if !targets.is_empty() {
+            let outcome = self.agree(store, &keys, targets).await;
+            self.record(outcome);
+        }
+        self.until_due()
+    }
+
+    fn now(&self) -> u64 {
+        clock::seconds(self.clock.now())
+    }
+
+    /// Returns the secrets that have to be looked for now.
+    fn due(&self, keys: &[FleetKey]) -> Vec<Target> {
+        let (now, secrets) = (self.now(), self.secrets.load());
+        let present = Epoch::at(now, self.rotation);
+        let all: Vec<_> = (0..keys.len()).map(|key| Candidate { key, generation: 0, absent: false }).collect();
+        let target = |epoch, purpose, candidates| Target { epoch, purpose, candidates, done: false };
+        let candidate = |id, generation| {
+            let key = keys.iter().position(|key| key.id == id)?;
+            Some(Candidate { key, generation, absent: false })
+        };
+        let plan = &mut *self.plan();
+        let mut targets = Vec::new();
+        let recheck =
+            *plan.recheck.get_or_insert_with(|| self.clock.instant() + self.interval().mul_f64(sealing::random_share()));
+        if plan.begun {
+            match secrets.encrypting.get(&present.start) {
+                None => targets.push(target(present, Purpose::Agree, all.clone())),
+                Some(secret) if recheck <= self.clock.instant() => {
+                    plan.recheck = Some(self.clock.instant() + self.interval());
+                    let own = candidate(secret.key_id, secret.epoch.generation);
+                    targets.extend(own.map(|own| target(present, Purpose::Recheck, vec![own])));
+                }
+                Some(_) => {}
+            }
+            let (_, at) = plan
+                .next
+                .filter(|(start, _)| *start == present.start)
+                .unwrap_or_else(|| (present.start, u64::from(present.start) + sealing::random_below(self.rotation.into())));
+            plan.next = Some((present.start, at));
+            if at <= now && !secrets.encrypting.contains_key(&present.next().start) {
+                targets.push(target(present.next(), Purpose::Agree, all));
+            }
+        } else {
+            // The present epoch and the next one, and those before whose tickets may still live.
+            let first = Epoch::at(now.saturating_sub(2 * u64::from(self.rotation) + self.lifetime), self.rotation);
+            for start in (first.start..=present.next().start).step_by(self.rotation as usize) {
+                let epoch = Epoch { start, ..present };
+                let purpose = if start >= present.start { Purpose::Agree } else { Purpose::Find };
+                if now < epoch.not_after(self.lifetime) && !secrets.encrypting.contains_key(&start) {
+                    targets.push(target(epoch, purpose, all.clone()));
+                }
+            }
+            plan.begun = true;
+        }
+        if let Some((key, epoch)) = plan.requested.take() {
+            targets.extend(candidate(key, epoch.generation).map(|named| target(epoch, Purpose::Find, vec![named])));
+        }
+        targets
+    }
+
+    /// Records how an agreement ended.
+    fn record(&self, outcome: Result<(), Failure>) {
+        let plan = &mut *self.plan();
+        match outcome {
+            Ok(()) => {
+                if !plan.pause.is_zero() {
+                    log::info!("ticket secrets of {}: agreed with the store again", self.namespace);
+                }
+                (plan.pause, plan.paused_until) = (Duration::ZERO, None);
+            }
+            Err(failure) => {
+                if plan.pause.is_zero() {
+                    let consequence = match self.secret_for_issue() {
+                        Some((_, false)) => "nothing changes during the present epoch",
+                        Some((_, true)) => "tickets are issued with the secret of an earlier epoch",
+                        None => "no tickets are issued",
+                    };
+                    let reason = failure.reason();
+                    log::warn!("ticket secrets of {}: no agreement with the store ({reason}); {consequence}", self.namespace);
+                }
+                plan.pause = RETRY_PAUSES.after(plan.pause);
+                plan.paused_until = Some(self.clock.instant() + plan.pause);
+                plan.begun = false;
+            }
+        }
+    }
+
+    /// Returns the time until something may be due.
+    fn until_due(&self) -> Duration {
+        let (now, instant) = (self.clock.now(), self.clock.instant());
+        let present = Epoch::at(clock::seconds(now), self.rotation);
+        let until = |seconds: u64| Duration::from_micros((seconds * 1_000_000).saturating_sub(microseconds(now)));
+        let plan = self.plan();
+        let mut pause = TICK.min(until(present.next().start.into()));
+        if let Some((_, at)) = plan.next.filter(|(start, at)| *start == present.start && *at > clock::seconds(now)) {
+            pause = pause.min(until(at));
+        }
+        for at in [plan.recheck, plan.paused_until].into_iter().flatten().filter(|at| *at > instant) {
+            pause = pause.min(at - instant);
+        }
+        pause.max(SHORTEST_PAUSE)
+    }
+
+    /// Returns the time after which the secret of the present epoch is compared with the store's.
+    fn interval(&self) -> Duration {
+        Duration::from_secs(self.rotation.into()).min(MAX_RECHECK)
+    }
+
+    /// Looks for secrets, and proposes those that are missing.
+    async fn agree(&self, store: &impl Batches, keys: &[FleetKey], mut targets: Vec<Target>) -> Result<(), Failure> {
+        for _ in 0..MAX_GENERATIONS {
+            self.look_up(store, keys, &mut targets).await?;
+            self.propose(store, keys, &mut targets).await?;
+            targets.retain(|target| !target.done);
+            if targets.is_empty() {
+                return Ok(());
+            }
+        }
+        if !self.exhausted.swap(true, Ordering::Relaxed) {
+            log::error!(
+                "ticket secrets of {}: {MAX_GENERATIONS} generations in a row were removed, or are sealed with keys that are not in \
+                 the keyring; give all frontends the same keys",
+                self.namespace
+            );
+        }
+        Err(Failure::Refused)
+    }
+
+    /// Looks at all candidates about which nothing is known.
+    async fn look_up(&self, store: &impl Batches, keys: &[FleetKey], targets: &mut [Target]) -> Result<(), Failure> {
+        let unknown: Vec<_> = targets
+            .iter()
+            .enumerate()
+            .flat_map(|(number, target)| (0..target.candidates.len()).map(move |candidate| (number, candidate)))
+            .filter(|&(number, candidate)| !targets[number].candidates[candidate].absent)
+            .collect();
+        let contents = self.get(store, keys, targets, &unknown).await?;
+        for ((number, candidate), contents) in unknown.into_iter().zip(contents) {
+            let target = &mut targets[number];
+            match contents {
+                Contents::Secret(secret) if self.hold(&secret, target.purpose) => target.done = true,
+                Contents::Secret(_) | Contents::Unusable => target.advance(candidate)?,
+                Contents::Nothing => target.candidates[candidate].absent = true,
+            }
+        }
+        for target in targets.iter_mut().filter(|target| target.purpose == Purpose::Find) {
+            target.done |= target.candidates.iter().all(|candidate| candidate.absent);
+        }
+        Ok(())
+    }
+
+    /// Proposes secrets where there are none, and looks at those that won instead.
+    async fn propose(&self, store: &impl Batches, keys: &[FleetKey], targets: &mut [Target]) -> Result<(), Failure> {
+        let (now, created) = (self.now(), microseconds(self.clock.now()).max(self.purged_before.load(Ordering::Relaxed)));
+        let missing = |target: &Target| !target.done && target.candidates.iter().all(|candidate| candidate.absent);
+        let missing: Vec<_> = (0..targets.len()).filter(|number| missing(&targets[*number])).collect();
+        let (mut proposals, mut operations) = (Vec::new(), Vec::new());
+        for &number in &missing {
+            let (epoch, key) = (targets[number].candidate_epoch(0), &keys[targets[number].candidates[0].key]);
+            let address = ticket_secret::address_of(&self.addresses, key.id, epoch);
+            let proposal = self.at(&address).unwrap_or_else(|| {
+                let not_after = epoch.not_after(self.lifetime);
+                Arc::new(TicketSecret::propose(&self.namespace, key, address, epoch, created, not_after))
+            });
+            operations.push(batch_operation::Operation::Put(PutRequest {
+                namespace: self.namespace.clone(),
+                key: address.to_vec(),
+                value: proposal.seal(key),
+                ttl: Some(ttl(proposal.not_after().saturating_sub(now).max(1))),
+                issue_time: from_microseconds(proposal.created).map(Into::into),
+                pinned: true,
+            }));
+            proposals.push(proposal);
+        }
+        let mut beaten = Vec::new();
+        for ((number, proposal), result) in missing.into_iter().zip(proposals).zip(self.batch(store, operations).await?) {
+            match result {
+                batch_result::Result::Put(_) => targets[number].done = self.hold(&proposal, targets[number].purpose),
+                batch_result::Result::Error(status) if status.code == Code::AlreadyExists as i32 => beaten.push((number, 0)),
+                other => return Err(failure(&other)),
+            }
+        }
+        let contents = self.get(store, keys, targets, &beaten).await?;
+        for ((number, candidate), contents) in beaten.into_iter().zip(contents) {
+            let target = &mut targets[number];
+            match contents {
+                Contents::Secret(secret) if self.hold(&secret, target.purpose) => target.done = true,
+                Contents::Nothing => {
+                    // It was removed: its tickets are revoked.
+                    let epoch = target.candidate_epoch(candidate);
+                    self.drop_address(&ticket_secret::address_of(
+                        &self.addresses,
+                        keys[target.candidates[candidate].key].id,
+                        epoch,
+                    ));
+                    target.advance(candidate)?;
+                }
+                Contents::Secret(_) | Contents::Unusable => target.advance(candidate)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns the contents of candidates, each by the numbers of its target and of itself.
+    async fn get(
+        &self,
+        store: &impl Batches,
+        keys: &[FleetKey],
+        targets: &[Target],
+        candidates: &[(usize, usize)],
+    ) -> Result<Vec<Contents>, Failure> {
+        let places: Vec<_> = candidates
+            .iter()
+            .map(|&(number, candidate)| {
+                let target = &targets[number];
+                let (epoch, key) = (target.candidate_epoch(candidate), &keys[target.candidates[candidate].key]);
+                (epoch, key, ticket_secret::address_of(&self.addresses, key.id, epoch))
+            })
+            .collect();
+        let operations = places.iter().map(|(_, _, address)| {
+            batch_operation::Operation::Get(GetRequest { namespace: self.namespace.clone(), key: address.to_vec() })
+        });
+        let results = self.batch(store, operations.collect()).await?;
+        let (now, mut contents) = (self.now(), Vec::with_capacity(results.len()));
+        for ((epoch, key, address), result) in places.into_iter().zip(results) {
+            contents.push(match result {
+                batch_result::Result::Get(GetResponse { session: None }) => Contents::Nothing,
+                batch_result::Result::Get(GetResponse { session: Some(session) }) => {
+                    TicketSecret::open(&self.namespace, key, address, epoch, &session.value, now)
+                        .map_or(Contents::Unusable, |secret| Contents::Secret(Arc::new(secret)))
+                }
+                other => return Err(failure(&other)),
+            });
+        }
+        Ok(contents)
+    }
+
+    /// Carries out operations, in as few Batches as the store allows.
+    async fn batch(
+        &self,
+        store: &impl Batches,
+        mut operations: Vec<batch_operation::Operation>,
+    ) -> Result<Vec<batch_result::Result>, Failure> {
+        let mut results = Vec::with_capacity(operations.len());
+        while !operations.is_empty() {
+            let rest = operations.split_off(operations.len().min(BATCH_OPERATIONS));
+            let batch = operations.into_iter().map(|operation| BatchOperation { operation: Some(operation) }).collect();
+            for result in store.batch(batch).await? {
+                results.push(result.ok_or(Failure::Refused)?);
+            }
+            operations = rest;
+        }
+        Ok(results)
+    }
+
+    /// Holds a secret that the store has, and returns false if it was purged.
+    fn hold(&self, secret: &Arc<TicketSecret>, purpose: Purpose) -> bool {
+        if secret.created < self.purged_before.load(Ordering::Relaxed) {
+            return false;
+        }
+        self.secrets.rcu(|secrets| {
+            let mut secrets = Secrets::clone(secrets);
+            let held = Arc::clone(secrets.by_name.entry(*secret.name()).or_insert_with(|| Arc::clone(secret)));
+            if held.epoch.rotation == self.rotation {
+                let encrypting = secrets.encrypting.entry(held.epoch.start).or_insert_with(|| Arc::clone(&held));
+                // The store decides between two secrets of one address.
+                if purpose == Purpose::Recheck || encrypting.address == held.address {
+                    *encrypting = held;
+                }
+            }
+            secrets
+        });
+        true
+    }
+
+    /// Returns the secret of an address with which tickets are issued.
+    fn at(&self, address: &StoreKey) -> Option<Arc<TicketSecret>> {
+        self.secrets.load().encrypting.values().find(|secret| secret.address == *address).cloned()
+    }
+
+    fn drop_unless(&self, kept: impl Fn(&TicketSecret) -> bool) {
+        if self.secrets.load().by_name.values().all(|secret| kept(secret)) {
+            return;
+        }
+        self.secrets.rcu(|secrets| {
+            let mut secrets = Secrets::clone(secrets);
+            secrets.drop_unless(&kept);
+            secrets
+        });
+    }
+
+    fn plan(&self) -> MutexGuard<'_, Plan> {
+        self.plan.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Returns why an operation failed.
+fn failure(result: &batch_result::Result) -> Failure {
+    match result {
+        batch_result::Result::Error(status) if status.code == Code::ResourceExhausted as i32 => Failure::Limited,
+        batch_result::Result::Error(status) => {
+            log::debug!("an operation on a ticket secret failed: {}", status.message);
+            Failure::Refused
+        }
+        _ => Failure::Refused,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+    use std::sync::atomic::AtomicUsize;
+
+    use super::*;
+    use crate::clock::fake::FakeClock;
+    use crate::v1::{GetResponse, PutResponse, StoredSession};
+
+    const START: u64 = 1_800_000_000; // a multiple of an hour
+    const ROTATION: u64 = 3600;
+    const LIFETIME: u64 = 7200;
+    const KEY: [u8; 32] = [7; 32];
+
+    /// A store of secrets in memory.
+    #[derive(Default)]
+    struct FakeStore {
+        /// None: it was removed.
+        values: Mutex<HashMap<Vec<u8>, Option<Vec<u8>>>>,
+        calls: AtomicUsize,
+        operations: AtomicUsize,
+        silent: AtomicBool,
+        /// How many Batches of Gets find nothing: they come before the Puts of others.
+        early: AtomicUsize,
+        purge_time: AtomicU64,
+    }
+
+    impl FakeStore {
+        fn carry_out(&self, operation: batch_operation::Operation) -> batch_result::Result {
+            let mut values = self.values.lock().unwrap();
+            match operation {
+                batch_operation::Operation::Get(get) => {
+                    assert_eq!(get.namespace, "shop");
+                    let value = values.get(&get.key).cloned().flatten();
+                    let session = value.map(|value| StoredSession { value, ttl: Some(ttl(1)) });
+                    batch_result::Result::Get(GetResponse {
+                        session: session.filter(|_| self.early.load(Ordering::Relaxed) == 0),
+                    })
+                }
+                batch_operation::Operation::Put(put) => {
+                    assert!(put.pinned && put.ttl.unwrap().seconds > 0);
+                    let issued = microseconds(put.issue_time.unwrap().try_into().unwrap());
+                    if values.contains_key(&put.key) || issued < self.purge_time.load(Ordering::Relaxed) {
+                        let code = Code::AlreadyExists as i32;
+                        return batch_result::Result::Error(crate::stubs::google::rpc::Status { code, ..Default::default() });
+                    }
+                    values.insert(put.key, Some(put.value));
+                    batch_result::Result::Put(PutResponse { ttl: put.ttl })
+                }
+                _ => panic!("an operation that the agreement does not need"),
+            }
+        }
+
+        fn calls(&self) -> usize {
+            self.calls.swap(0, Ordering::Relaxed)
+        }
+
+        /// Removes the values of all secrets.
+        fn remove_all(&self) {
+            self.values.lock().unwrap().values_mut().for_each(|value| *value = None);
+        }
+
+        fn purge(&self, time: u64) {
+            self.values.lock().unwrap().clear();
+            self.purge_time.store(time, Ordering::Relaxed);
+        }
+    }
+
+    impl Batches for FakeStore {
+        async fn batch(&self, operations: Vec<BatchOperation>) -> Result<Results, Failure> {
+            assert!((1..=BATCH_OPERATIONS).contains(&operations.len()));
+            self.calls.fetch_add(1, Ordering::Relaxed);
+            if self.silent.load(Ordering::Relaxed) {
+                return Err(Failure::Late);
+            }
+            self.operations.fetch_add(operations.len(), Ordering::Relaxed);
+            let gets = matches!(operations[0].operation, Some(batch_operation::Operation::Get(_)));
+            let results = operations.into_iter().map(|each| Some(self.carry_out(each.operation.unwrap()))).collect();
+            if gets {
+                let _ = self.early.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1));
+            }
+            Ok(results)
+        }
+    }
+
+    struct Frontend {
+        agreement: Agreement,
+        clock: Arc<FakeClock>,
+    }
+
+    impl Frontend {
+        fn new() -> Self {
+            Self::with_keys(&[KEY])
+        }
+
+        fn with_keys(keys: &[[u8; 32]]) -> Self {
+            let clock = Arc::new(FakeClock::at(START));
+            let options = Options::new("store:7400", "shop", Keyring::from_keys(keys).unwrap());
+            Self { agreement: Agreement::new(&options, Arc::clone(&clock) as _), clock }
+        }
+
+        fn step(&self, store: &FakeStore) -> Duration {
+            tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(self.agreement.step(store))
+        }
+
+        /// Lets time pass, as `run` does.
+        fn pass(&self, store: &FakeStore, seconds: u64) {
+            let end = self.clock.seconds() + seconds;
+            while self.clock.seconds() < end {
+                self.clock.advance(self.step(store).max(Duration::from_millis(500)));
+            }
+            self.clock.set(end);
+            self.step(store);
+        }
+
+        fn issues(&self) -> Option<(TicketName, bool)> {
+            self.agreement.secret_for_issue().map(|(secret, held_over)| (*secret.name(), held_over))
+        }
+
+        fn current(&self) -> TicketName {
+            let (name, held_over) = self.issues().unwrap();
+            assert!(!held_over);
+            name
+        }
+
+        fn opens(&self, name: TicketName) -> bool {
+            self.agreement.secret_for_name(&name).is_some()
+        }
+
+        fn generation(&self) -> u8 {
+            self.agreement.secret_for_issue().unwrap().0.epoch.generation
+        }
+    }
+
+    #[test]
+    fn frontends_find_the_secret_that_the_first_one_has_proposed() {
+        let (store, one, other) = (FakeStore::default(), Frontend::new(), Frontend::new());
+        assert_eq!(one.issues(), None);
+        one.step(&store);
+        assert_eq!(store.calls(), 2, "Gets, then Puts");
+        other.step(&store);
+        assert_eq!(store.calls(), 1, "Gets");
+        assert_eq!(one.current(), other.current());
+        assert_eq!((one.agreement.count(), other.agreement.count()), (2, 2), "the present epoch's and the next one's");
+        one.step(&store);
+        assert_eq!(store.calls(), 0);
+    }
+
+    #[test]
+    fn of_two_proposals_one_wins_in_three_calls() {
+        let (store, one, other) = (FakeStore::default(), Frontend::new(), Frontend::new());
+        one.step(&store);
+        store.calls();
+        store.early.store(1, Ordering::Relaxed);
+        other.step(&store);
+        assert_eq!(store.calls(), 3);
+        assert_eq!(one.current(), other.current());
+    }
+
+    #[test]
+    fn each_epoch_has_a_secret_and_all_open_until_their_tickets_have_ended() {
+        let (store, one, other) = (FakeStore::default(), Frontend::new(), Frontend::new());
+        let (mut names, mut at) = (Vec::new(), 0);
+        for epoch in 0..6 {
+            one.pass(&store, epoch * ROTATION - at);
+            other.pass(&store, epoch * ROTATION - at);
+            at = epoch * ROTATION;
+            assert_eq!(one.current(), other.current());
+            names.push(one.current());
+        }
+        assert_eq!(names.iter().collect::<HashSet<_>>().len(), 6);
+        // The secret of epoch 0 ends with epoch 3: two epochs, and the lifetime.
+        assert_eq!(names.iter().map(|name| one.opens(*name)).collect::<Vec<_>>(), [false, false, true, true, true, true]);
+        assert!(one.agreement.count() <= 5, "those that have ended are erased");
+    }
+
+    #[test]
+    fn the_secret_of_the_next_epoch_is_there_before_it_begins() {
+        let (store, ahead, behind) = (FakeStore::default(), Frontend::new(), Frontend::new());
+        for frontend in [&ahead, &behind] {
+            frontend.pass(&store, 2 * ROTATION - 1);
+        }
+        store.silent.store(true, Ordering::Relaxed);
+        ahead.clock.advance(Duration::from_secs(1));
+        assert!(behind.opens(ahead.current()), "a clock that is behind");
+        assert_ne!(ahead.current(), behind.current());
+    }
+
+    #[test]
+    fn the_next_secret_is_agreed_on_at_different_moments() {
+        let moments: HashSet<_> = (0..8)
+            .map(|_| {
+                let frontend = Frontend::new();
+                frontend.pass(&FakeStore::default(), 1);
+                frontend.agreement.plan().next.unwrap()
+            })
+            .collect();
+        assert!(moments.len() > 1);
+        assert!(moments.iter().all(|(start, at)| u64::from(*start) == START && (START..START + ROTATION).contains(at)));
+    }
+
+    #[test]
+    fn a_frontend_that_starts_later_opens_the_tickets_of_earlier_epochs() {
+        let (store, old, young) = (FakeStore::default(), Frontend::new(), Frontend::new());
+        old.step(&store);
+        let first = old.current();
+        old.pass(&store, 3 * ROTATION);
+        young.clock.set(old.clock.seconds());
+        store.calls();
+        young.step(&store);
+        assert_eq!(store.calls(), 2, "Gets, and a Put for the next epoch at most");
+        assert!(young.opens(first) && young.current() == old.current());
+    }
+
+    #[test]
+    fn a_value_that_does_not_open_is_passed_over_by_all() {
+        let (store, one, other) = (FakeStore::default(), Frontend::new(), Frontend::new());
+        Frontend::new().step(&store);
+        store.values.lock().unwrap().values_mut().for_each(|value| *value = Some(b"garbage".to_vec()));
+        one.step(&store);
+        other.step(&store);
+        assert_eq!((one.generation(), one.current()), (1, other.current()));
+    }
+
+    #[test]
+    fn a_secret_that_was_removed_is_passed_over_by_all() {
+        let (store, one, other) = (FakeStore::default(), Frontend::new(), Frontend::new());
+        Frontend::new().step(&store);
+        store.remove_all();
+        one.step(&store);
+        other.step(&store);
+        assert_eq!((one.generation(), one.current()), (1, other.current()));
+    }
+
+    #[test]
+    fn after_some_generations_in_a_row_a_frontend_tries_again_later() {
+        let (store, frontend) = (FakeStore::default(), Frontend::new());
+        store.purge_time.store(u64::MAX, Ordering::Relaxed); // each Put is refused, and nothing is to be found
+        frontend.step(&store);
+        assert_eq!(frontend.issues(), None);
+        assert_eq!(store.calls(), 3 * MAX_GENERATIONS);
+        store.purge_time.store(0, Ordering::Relaxed);
+        frontend.step(&store);
+        assert_eq!(store.calls(), 0, "not at once");
+        frontend.clock.advance(RETRY_PAUSES.first);
+        frontend.step(&store);
+        assert_eq!(frontend.generation(), 0);
+    }
+
+    #[test]
+    fn without_a_store_the_secret_of_an_earlier_epoch_stays_in_use() {
+        let (store, frontend) = (FakeStore::default(), Frontend::new());
+        frontend.step(&store);
+        let next = Epoch::at(START, 3600).next().start;
+        store.silent.store(true, Ordering::Relaxed);
+        frontend.pass(&store, ROTATION);
+        let (name, _) = frontend.issues().unwrap();
+        assert_eq!((Epoch::of_name(&name).start, frontend.issues()), (next, Some((name, false))), "the next one is there");
+        frontend.pass(&store, ROTATION);
+        assert_eq!(frontend.issues(), Some((name, true)));
+        // Its end: its epoch, another one, and the lifetime.
+        frontend.pass(&store, ROTATION + LIFETIME - 1);
+        assert_eq!(frontend.issues(), Some((name, true)));
+        frontend.pass(&store, 1);
+        assert_eq!((frontend.issues(), frontend.agreement.count()), (None, 0));
+        store.silent.store(false, Ordering::Relaxed);
+        frontend.pass(&store, 5);
+        assert_ne!(frontend.current(), name);
+    }
+
+    #[test]
+    fn the_pauses_of_a_silent_store_double() {
+        let (store, frontend) = (FakeStore::default(), Frontend::new());
+        store.silent.store(true, Ordering::Relaxed);
+        let mut pauses = Vec::new();
+        for _ in 0..10 {
+            frontend.step(&store);
+            let pause = frontend.agreement.plan().pause;
+            pauses.push(pause.as_millis());
+            frontend.clock.advance(pause);
+        }
+        assert_eq!(pauses, [50, 100, 200, 400, 800, 1600, 3200, 5000, 5000, 5000]);
+        assert_eq!(store.calls(), 10);
+    }
+
+    #[test]
+    fn two_secrets_of_one_epoch_become_one() {
+        let (store, lost) = (FakeStore::default(), FakeStore::default());
+        let (one, other) = (Frontend::new(), Frontend::new());
+        one.step(&store);
+        other.step(&lost);
+        let (kept, given_up) = (one.current(), other.current());
+        assert_ne!(kept, given_up);
+        // Within an epoch; but not beyond it, where both would have the next secret anyway.
+        other.agreement.plan().recheck = Some(other.clock.instant());
+        other.pass(&store, 1);
+        assert_eq!(other.current(), kept);
+        assert!(other.opens(given_up) && !one.opens(given_up));
+    }
+
+    #[test]
+    fn a_secret_is_compared_with_the_stores_once_in_an_hour() {
+        let (store, frontend) = (FakeStore::default(), Frontend::new());
+        frontend.pass(&store, 10 * ROTATION);
+        store.calls();
+        frontend.pass(&store, 10 * ROTATION);
+        // In each epoch a Get for the present one, a Get and a Put for the next one; a few more or less at both ends.
+        assert!((27..=33).contains(&store.calls()));
+    }
+
+    #[test]
+    fn a_secret_that_the_store_has_lost_is_put_again() {
+        let (store, frontend) = (FakeStore::default(), Frontend::new());
+        frontend.step(&FakeStore::default());
+        frontend.agreement.plan().recheck = Some(frontend.clock.instant());
+        frontend.step(&store);
+        let young = Frontend::new();
+        young.step(&store);
+        assert_eq!(young.current(), frontend.current());
+    }
+
+    #[test]
+    fn a_secret_that_was_removed_from_the_store_is_given_up() {
+        let (store, frontend) = (FakeStore::default(), Frontend::new());
+        frontend.step(&store);
+        let revoked = frontend.current();
+        store.remove_all();
+        frontend.agreement.plan().recheck = Some(frontend.clock.instant());
+        frontend.step(&store);
+        assert_eq!((frontend.opens(revoked), frontend.generation()), (false, 1));
+    }
+
+    #[test]
+    fn a_removal_of_its_address_ends_a_secret() {
+        let (store, frontend) = (FakeStore::default(), Frontend::new());
+        frontend.step(&store);
+        let (secret, _) = frontend.agreement.secret_for_issue().unwrap();
+        frontend.agreement.drop_address(&[0; 32]);
+        assert!(frontend.opens(*secret.name()));
+        frontend.agreement.drop_address(&secret.address);
+        assert!(!frontend.opens(*secret.name()) && frontend.issues().is_none());
+        store.remove_all();
+        frontend.step(&store);
+        assert_eq!(frontend.generation(), 1);
+    }
+
+    #[test]
+    fn a_purge_ends_the_secrets_that_were_created_before() {
+        let (store, frontend) = (FakeStore::default(), Frontend::new());
+        frontend.step(&store);
+        let before = frontend.current();
+        let created = frontend.agreement.secret_for_issue().unwrap().0.created;
+        frontend.agreement.purge(created, false);
+        assert_eq!(frontend.current(), before, "not before its creation");
+        store.purge(created + 1);
+        frontend.agreement.purge(created + 1, false);
+        assert_eq!(frontend.issues(), None);
+        frontend.step(&store);
+        assert!(frontend.current() != before && !frontend.opens(before));
+        assert_eq!(frontend.generation(), 0, "the address is free again for what is newer than the purge");
+    }
+
+    #[test]
+    fn a_purge_without_a_time_ends_all_secrets() {
+        let (store, frontend) = (FakeStore::default(), Frontend::new());
+        frontend.step(&store);
+        let before = frontend.current();
+        frontend.agreement.purge(1, true);
+        assert!(!frontend.opens(before) && frontend.agreement.count() == 0);
+        store.purge(1);
+        frontend.step(&store);
+        assert_ne!(frontend.current(), before);
+    }
+
+    #[test]
+    fn a_secret_from_before_a_purge_that_the_store_still_has_is_not_used() {
+        let (store, one, other) = (FakeStore::default(), Frontend::new(), Frontend::new());
+        one.step(&store);
+        let created = one.agreement.secret_for_issue().unwrap().0.created;
+        other.agreement.purge(created + 1, false);
+        other.step(&store);
+        assert_eq!(other.generation(), 1);
+        assert!(!other.opens(one.current()));
+    }
+
+    #[test]
+    fn the_secret_of_an_unknown_name_is_looked_up_if_the_fleet_has_named_it() {
+        let (store, one, other) = (FakeStore::default(), Frontend::new(), Frontend::new());
+        other.step(&store);
+        let store = FakeStore::default();
+        one.step(&store);
+        store.calls();
+        let mut invented = one.current();
+        invented[15] ^= 1;
+        for name in [&invented[..], &[], &[0; 16], &[0; 17]] {
+            assert!(!other.agreement.request(name));
+        }
+        other.step(&store);
+        assert_eq!(store.calls(), 0);
+        assert!(other.agreement.request(&one.current()));
+        other.step(&store);
+        assert_eq!(store.calls(), 1);
+        assert!(other.opens(one.current()) && other.current() == one.current(), "the store's encrypts");
+    }
+
+    #[test]
+    fn unknown_names_are_looked_up_once_in_a_second() {
+        let (store, frontend, stranger) = (FakeStore::default(), Frontend::new(), Frontend::new());
+        frontend.step(&store);
+        stranger.step(&FakeStore::default());
+        store.calls();
+        for (milliseconds, calls) in [(0, 1), (999, 0), (1, 1)] {
+            frontend.clock.advance(Duration::from_millis(milliseconds));
+            assert!(frontend.agreement.request(&stranger.current()));
+            frontend.step(&store);
+            assert_eq!(store.calls(), calls);
+        }
+    }
+
+    #[test]
+    fn frontends_agree_while_the_fleets_key_is_replaced() {
+        let store = FakeStore::default();
+        let (old, both) = (Frontend::with_keys(&[KEY, [8; 32]]), Frontend::with_keys(&[[8; 32], KEY]));
+        old.step(&store);
+        both.step(&store);
+        assert_eq!(both.current(), old.current());
+        let new = Frontend::with_keys(&[[8; 32]]);
+        new.step(&store);
+        assert_ne!(new.current(), old.current());
+        assert!(old.agreement.request(&new.current()));
+        old.clock.advance(UNKNOWN_NAME_PAUSE);
+        old.step(&store);
+        assert!(old.opens(new.current()));
+    }
+
+    #[test]
+    fn a_child_takes_over_the_secrets_and_its_parent_keeps_none_in_it() {
+        let (store, parent, child) = (FakeStore::default(), Frontend::new(), Frontend::new());
+        parent.step(&store);
+        let (name, _) = parent.issues().unwrap();
+        store.calls();
+        child.agreement.inherit(&parent.agreement);
+        assert_eq!((child.current(), parent.agreement.count()), (name, 0));
+        child.step(&store);
+        assert_eq!(store.calls(), 1, "epochs before the present one");
+    }
+
+    #[test]
+    fn more_secrets_than_fit_into_a_batch_are_several_batches() {
+        let (store, clock) = (FakeStore::default(), Arc::new(FakeClock::at(START)));
+        let mut options = Options::new("store:7400", "shop", Keyring::from_keys(&[KEY]).unwrap());
+        (options.rotation, options.lifetime) = (Duration::from_secs(1), Duration::from_secs(1000));
+        let frontend = Frontend { agreement: Agreement::new(&options, Arc::clone(&clock) as _), clock };
+        frontend.step(&store);
+        assert_eq!(store.calls(), 4 + 1);
+        assert!(frontend.issues().is_some());
+    }
+}
