@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import socket
@@ -32,12 +33,14 @@ if TYPE_CHECKING:
     from support.server import RunningServer
     from support.tls import Stack
 
+NAMESPACES = (f"shop-{number}" for number in itertools.count())
 OTHER: dict[Stack, Stack] = {"ssl": "pyopenssl", "pyopenssl": "ssl"}
 TLS12, TLS13 = ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3
 
 
 def mixed(store: RunningServer, keyring: resumed.Keyring, stack: Stack, **options: Any) -> list[TicketFrontend]:
-    """Return a frontend of a stack and one of the other."""
+    """Return a frontend of a stack and one of the other, in a namespace of their own."""
+    options = {"namespace": next(NAMESPACES), **options}
     return [TicketFrontend(each, store.target, keyring, **options) for each in (stack, OTHER[stack])]
 
 
@@ -219,7 +222,7 @@ def test_after_a_fatal_alert_no_ticket_of_the_lineage_resumes_anywhere(
     assert frontend.shim.flush(PATIENCE)
     assert frontend.shim.stats.removals["fatal-error"] == 1
     until(lambda: other.shim.removals_held)
-    later = TicketFrontend(stack, store.target, keyring)
+    later = TicketFrontend(stack, store.target, keyring, namespace=other.shim.namespace)
     for each in (other, later):
         for session in (before, after):
             assert not client.visit(each, session).reused
@@ -254,9 +257,10 @@ def test_removing_a_connection_ends_its_lineage_everywhere(
                 assert self.shim.remove(named).result(PATIENCE)
                 peer.close()
 
-    other = TicketFrontend(stack, store.target, keyring)
+    namespace = next(NAMESPACES)
+    other = TicketFrontend(stack, store.target, keyring, namespace=namespace)
     negotiated = client.visit(other).session
-    visit = client.visit(LoggingOut(stack, store.target, keyring), negotiated)
+    visit = client.visit(LoggingOut(stack, store.target, keyring, namespace=namespace), negotiated)
     assert visit.reused
     until(lambda: other.shim.removals_held)
     for session in (negotiated, visit.session):
@@ -267,12 +271,12 @@ def test_removing_a_connection_ends_its_lineage_everywhere(
 def test_a_purge_ends_all_tickets_of_before(
     store: RunningServer, keyring: resumed.Keyring, stack: Stack, client: Client, timed: bool
 ) -> None:
-    one, other = mixed(store, keyring, stack, namespace="purged")
+    one, other = mixed(store, keyring, stack)
     session = client.visit(one).session
     name = one.tickets._secrets.current(time.time())[0].name
-    before = time.time() + 1 if timed else None
+    before = time.time() if timed else None
     with resumed.Admin(store.target) as admin:
-        admin.purge("purged", before)
+        admin.purge(one.shim.namespace, before)
     for frontend in (one, other):
         until(lambda frontend=frontend: frontend.tickets.removals.void_before)
         assert not client.visit(frontend, session).reused
@@ -282,7 +286,7 @@ def test_a_purge_ends_all_tickets_of_before(
         assert {frontend.tickets._secrets.current(time.time())[0].name for frontend in (one, other)} != {name}
         again = client.visit(one).session
         assert client.visit(other, again).reused
-    later = TicketFrontend(stack, store.target, keyring, namespace="purged")
+    later = TicketFrontend(stack, store.target, keyring, namespace=one.shim.namespace)
     assert not client.visit(later, session).reused
 
 

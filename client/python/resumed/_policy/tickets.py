@@ -78,7 +78,7 @@ class Tickets:
     """Decides about the tickets of one TLS context; its thread runs from start() on.
 
     Args:
-        store: The store and the namespace; its connection is used.
+        store: The store and the namespace, with connections of its own.
         secrets: The secrets, which this keeps up to date.
         recorder: Counts tickets.
         lookups: Makes the claims of tickets that are good for one use.
@@ -315,6 +315,7 @@ class Tickets:
             except Exception:  # noqa: BLE001  # a defect must not end the thread: removals would be lost in silence
                 _log.exception("namespace %s: following the removals of tickets failed", self._store.namespace)
             self._closed.wait(_RETRY_SECONDS)
+        self._store.close()
 
     def _follow(self, position: bytes) -> bytes:
         """Apply the removals until the stream ends; return the position up to which all are applied."""
