@@ -162,9 +162,15 @@ def test_a_child_has_no_connection_of_its_parent_and_resumes_nothing_that_its_pa
     assert program.returncode == 0, errors
 
 
-def test_a_session_resumes_only_where_its_context_fits(files: Path, target: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("tickets", ["0", "1"], ids=["stored", "tickets"])
+def test_a_session_resumes_only_where_its_context_fits(files: Path, target: str, tmp_path: Path, tickets: str) -> None:
     """contexts.c: hosts, client certificates, id contexts, data of the application, single use, sizes of options."""
-    named = {"target": target, "keyring": str(files / "fleet.keys"), **context_files(tmp_path, seconds=4)}
+    named = {
+        "target": target,
+        "keyring": str(files / "fleet.keys"),
+        "tickets": tickets,
+        **context_files(tmp_path, seconds=4),
+    }
     options = [f"--{name}={value}" for name, value in named.items()]
     done = subprocess.run(
         [BUILD / "resumed-contexts", *options], check=False, capture_output=True, text=True, timeout=PATIENCE

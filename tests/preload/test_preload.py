@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING
 import pytest
 from tlslite.api import HandshakeSettings, TLSConnection
 
-import resumed
 from preload.servers import SERVERS, serving, settings
 from support.tls import CA, VERSIONS, client_context
 
@@ -36,23 +35,6 @@ MIXED = {"ignore_id_context": "1"}
 INSTALLED = [name for name, (program, _, _) in SERVERS.items() if shutil.which(program)]
 
 pytestmark = pytest.mark.skipif("RESUMED_PRELOAD" not in os.environ, reason="needs Rust: make preload-test")
-
-
-@pytest.fixture
-def certificate(tmp_path: Path) -> Path:
-    """Write a certificate for two names, and its key."""
-    path = tmp_path / "certificate.pem"
-    path.write_bytes(CA.issue_cert("localhost", "other.example").private_key_and_cert_chain_pem.bytes())
-    return path
-
-
-@pytest.fixture
-def keyring(tmp_path: Path) -> Path:
-    """Write a keyring."""
-    path = tmp_path / "fleet.keys"
-    path.touch(0o600)
-    path.write_text(resumed.Keyring.generate() + "\n")
-    return path
 
 
 def visit(

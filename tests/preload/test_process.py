@@ -13,7 +13,7 @@ import pytest
 import resumed
 from preload.servers import serving, settings
 from preload.test_preload import visit
-from support.tls import CA, VERSIONS, client_context
+from support.tls import VERSIONS, client_context
 
 pytestmark = pytest.mark.skipif("RESUMED_PRELOAD" not in os.environ, reason="needs Rust: make preload-test")
 
@@ -45,23 +45,6 @@ for side in sides * 3:
         pass
 print(len(os.listdir("/proc/self/task")))
 """
-
-
-@pytest.fixture
-def certificate(tmp_path: Path) -> Path:
-    """Write a certificate and its key."""
-    path = tmp_path / "certificate.pem"
-    path.write_bytes(CA.issue_cert("localhost").private_key_and_cert_chain_pem.bytes())
-    return path
-
-
-@pytest.fixture
-def keyring(tmp_path: Path) -> Path:
-    """Write a keyring."""
-    path = tmp_path / "fleet.keys"
-    path.touch(0o600)
-    path.write_text(resumed.Keyring.generate() + "\n")
-    return path
 
 
 @pytest.mark.parametrize("own", [False, True], ids=["RESUMED_LOG", "error log"])

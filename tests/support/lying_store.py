@@ -76,9 +76,11 @@ class LyingEngine(WrapperEngine):
         self.given += [Given(each.namespace, each.key, each.value) for each in operations if isinstance(each, Put)]
         return super().batch(operations)
 
-    def changes(self, after: bytes, until: bytes, limit: int) -> tuple[list[Change | NamespacePurged], bytes] | None:
+    def changes(
+        self, after: bytes, until: bytes, limit: int, *, removals_only: bool = False
+    ) -> tuple[list[Change | NamespacePurged], bytes] | None:
         """Return false changes, including sessions in the place of removals."""
-        found = super().changes(after, until, limit)
+        found = super().changes(after, until, limit, removals_only=removals_only)
         if found is None:
             return None
         changes, position = found

@@ -39,6 +39,10 @@ typedef struct resumed_options {
     const char *server_name;   /* the name that the store's certificate must have; the target's host by default */
     int ignore_id_context;     /* whether sessions resume in spite of unlike session id contexts: for fleets of unlike stacks */
     int single_host;           /* whether the context has no servername, ClientHello or certificate callback */
+    int tickets;               /* whether clients keep sessions in tickets, and the store only has what the tickets need */
+    int tickets_tls12;         /* with tickets, whether TLS 1.2 uses them as well; its sessions are stored otherwise */
+    unsigned rotation_seconds; /* with tickets, after how long they get another key: up to 604,800; 3,600 by default */
+    int revocation_grace_seconds; /* with tickets, for how long they resume after the store was last reached: 300 by default; -1 for not at all */
 } resumed_options;
 
 /*
@@ -72,6 +76,20 @@ typedef struct resumed_options {
  * - data that the application attaches to sessions (SSL_SESSION_set_ex_data), which is lost when they are stored;
  * - contexts of different listeners that serve one name differently: a process learns one context for a name and namespace.
  *
+ * With `tickets`, a ticket carries its session, encrypted with a key that all frontends of the namespace derive from a secret in the store.
+ * The rules above are the same; beyond them:
+ *
+ * - The ticket callbacks of the context (SSL_CTX_set_session_ticket_cb, SSL_CTX_set_tlsext_ticket_key_evp_cb) are replaced, and stateless
+ *   tickets are switched on. The application must not set them afterwards. The ticket application data of sessions are the library's.
+ * - The library reaches the store in the background, from this call on: it agrees on secrets, and follows the removals of sessions. A forked child
+ *   has what its parent had, and begins its own at its first ticket. Handshakes wait for the store with single_use only. Until a process
+ *   has a secret, it issues no tickets; until it has the removals, it accepts none.
+ * - A ticket ends after the lifetime. A fatal alert, and resumed_remove_connection, end all tickets that stem from the same full handshake: at once in this
+ *   process, and in the whole fleet when the others receive the removal. While the store is not reached, tickets resume for revocation_grace_seconds.
+ * - Stored sessions still resume, those of TLS 1.3 only if the application has no SSL_CTX_set_psk_find_session_callback: the library sets one.
+ * - Sessions above 8,192 bytes, which contain large client certificates, are stored in TLS 1.3, and not resumed in TLS 1.2.
+ * - In TLS 1.2 a secret opens the recorded connections of its tickets, in TLS 1.3 it does not; so TLS 1.2 uses them only with tickets_tls12.
+ *
  * It must not ask for client certificates in a certificate callback (SSL_CTX_set_cert_cb, SSL_set_cert_cb), which OpenSSL skips on
  * resumption: the connection would not look like the one that the session is of, and end. A servername callback is called each time.
  *
@@ -79,14 +97,20 @@ typedef struct resumed_options {
  */
 const char *resumed_install(SSL_CTX *context, const resumed_options *options);
 
-/* Removes a session from the whole fleet, in the background. */
+/* Removes a stored session from the whole fleet, in the background. */
 void resumed_remove(SSL_CTX *context, const unsigned char *id, size_t length);
+
+/*
+ * Removes the session of a connection from the whole fleet, in the background: with tickets, all that stem from the same full handshake. The
+ * connection goes on. To be called when its handshake is done, and not while another thread uses the connection.
+ */
+void resumed_remove_connection(SSL *connection);
 
 /* Waits until all sessions and removals so far are sent; returns 0 if that took longer than so many milliseconds. */
 int resumed_flush(SSL_CTX *context, unsigned milliseconds);
 
 /*
- * Writes the statistics of this process, as "hits mirror 3\n" for each reason, and a NUL. Returns the length of the whole text: if it is
+ * Writes the statistics of this process, as "hits mirror 3\n" or "issued current 2\n" for each reason, and a NUL. Returns the length of the whole text: if it is
  * not below size, the text was cut.
  */
 size_t resumed_stats(SSL_CTX *context, char *text, size_t size);

@@ -16,7 +16,8 @@ use crate::install::install;
 use crate::logger::start_logging;
 use crate::policy::{Binding, Policy, Verified};
 use crate::settings::{Settings, shim};
-use crate::ssl::{Context, ffi};
+use crate::ssl::{Connection, Context, ffi};
+use crate::statistics::counts;
 
 thread_local! {
     static COMPLAINT: RefCell<CString> = RefCell::default();
@@ -43,6 +44,10 @@ struct Options {
     server_name: *const c_char,
     ignore_id_context: c_int,
     single_host: c_int,
+    tickets: c_int,
+    tickets_tls12: c_int,
+    rotation_seconds: c_uint,
+    revocation_grace_seconds: c_int,
 }
 
 /// The fields that every version of the header has had.
@@ -95,8 +100,16 @@ unsafe fn installed(context: *mut ffi::SSL_CTX, options: *const Options) -> Resu
         ca: text(options.ca, "ca")?.map(PathBuf::from),
         identity: cert.zip(key).map(|(cert, key)| (cert.into(), key.into())),
         server_name: text(options.server_name, "server_name")?,
+        tickets: options.tickets != 0,
+        tickets_tls12: options.tickets_tls12 != 0,
+        rotation: Duration::from_secs(options.rotation_seconds.into()),
+        revocation_grace: match options.revocation_grace_seconds {
+            0 => None,
+            seconds => Some(Duration::from_secs(seconds.try_into().unwrap_or(0))),
+        },
     };
     let shim = shim(&settings).map_err(|error| error.to_string())?;
+    shim.begin_tickets();
     let policy = Policy {
         lifetime: shim.options().lifetime,
         shim,
@@ -152,6 +165,18 @@ unsafe extern "C" fn resumed_remove(context: *mut ffi::SSL_CTX, id: *const c_uch
 ///
 /// As `resumed.h` says.
 #[unsafe(no_mangle)]
+unsafe extern "C" fn resumed_remove_connection(connection: *mut ffi::SSL) {
+    // SAFETY: the caller's.
+    let connection = unsafe { Connection::new(connection) };
+    if let Some((connection, binding)) = connection.and_then(|connection| Some((connection, connection.binding()?))) {
+        let _ = catch_unwind(AssertUnwindSafe(|| binding.remove(connection)));
+    }
+}
+
+/// # Safety
+///
+/// As `resumed.h` says.
+#[unsafe(no_mangle)]
 unsafe extern "C" fn resumed_flush(context: *mut ffi::SSL_CTX, milliseconds: c_uint) -> c_int {
     // SAFETY: the caller's.
     let Some(binding) = (unsafe { binding(context) }) else { return 1 };
@@ -179,11 +204,8 @@ unsafe extern "C" fn resumed_stats(context: *mut ffi::SSL_CTX, text: *mut c_char
 }
 
 fn stats(binding: &Binding) -> String {
-    let stats = binding.shim().stats();
     let mut text = String::new();
-    let kinds = ["hits", "misses", "puts", "removals", "terminations"];
-    let all = [stats.hits, stats.misses, stats.puts, stats.removals, stats.terminations];
-    for (kind, counts) in kinds.into_iter().zip(all) {
+    for (kind, counts) in counts(binding.shim()) {
         for (reason, count) in counts {
             let _ = writeln!(text, "{kind} {reason} {count}"); // a String takes everything
         }

@@ -7,13 +7,14 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use store::fingerprint::halves;
-use store::{Envelope, Expected, Fingerprint, ID_BYTES, Lookup, Puts, RemovalReason};
+use store::{Envelope, Expected, Fingerprint, ID_BYTES, Lookup, Puts, RemovalReason, Shim};
 
 use crate::learned::{self, Place};
 use crate::lineage::Lineage;
-use crate::policy::{Binding, Policy, Verified, requests_certificate};
+use crate::policy::{Binding, Policy, Requirements, Verified, requests_certificate};
 use crate::shared::Notice;
-use crate::ssl::{Connection, Context, Handshake, PendingHit, Session, last_error_reason};
+use crate::ssl::{Connection, Context, Handshake, Issue, Pending, PendingHit, Session, last_error_reason};
+use crate::tickets::{name_session, ticket_id};
 
 /// OpenSSL's reason when the peer ended the connection without `close_notify`.
 const UNEXPECTED_EOF_WHILE_READING: u64 = 294;
@@ -24,15 +25,16 @@ pub(crate) fn check(connection: Connection) -> bool {
     let Some(handshake) = connection.handshake() else { return true };
     let Some(pending) = handshake.pending.take() else { return true };
     let Some(session) = connection.session().filter(|_| connection.is_resumed()) else { return true };
-    // Without lineage it is not the session that was found, but one of the application's own.
-    let Ok(Some(lineage)) = session.lineage() else { return true };
+    // Without a fingerprint it is not the session that was found, but one of the application's own.
+    let Some(fingerprint) = session.fingerprint() else { return true };
     pending.resumed();
+    name_session(&session);
     let proved = if session.has_peer() { connection.is_verified() } else { !connection.insists() };
-    if proved && agrees(connection, &lineage.fingerprint) && is_of_one_namespace(connection, handshake) {
+    if proved && agrees(connection, &fingerprint) && is_of_one_namespace(connection, handshake) {
         return true;
     }
     if let Some(policy) = handshake.policy.borrow().as_ref() {
-        policy.unsettle(connection, &lineage.fingerprint, handshake.name.take());
+        policy.unsettle(connection, &fingerprint, handshake.name.take());
     }
     false
 }
@@ -54,11 +56,21 @@ fn asks_late(connection: Connection, verifies: bool) -> bool {
 }
 
 /// Returns whether a resumed connection is served by the context of its session.
-fn agrees(connection: Connection, fingerprint: &Fingerprint) -> bool {
+pub(crate) fn agrees(connection: Connection, fingerprint: &Fingerprint) -> bool {
     let present = connection.fingerprint();
     let ((identity, clients), (its_identity, its_clients)) = (halves(&present), halves(fingerprint));
     // A certificate callback is not called for a resumed connection. Then the fingerprint that was learned for the name decides alone.
     clients == its_clients && (identity == its_identity || !connection.has_its_certificates())
+}
+
+/// Where a session belongs that a handshake has negotiated.
+pub(crate) struct Origin<'a> {
+    /// Its namespace.
+    pub(crate) shim: &'a Arc<Shim>,
+    /// The server name, in lower case.
+    pub(crate) name: Vec<u8>,
+    /// The fingerprint of the context that serves the connection.
+    pub(crate) fingerprint: Fingerprint,
 }
 
 impl Policy {
@@ -82,8 +94,16 @@ impl Policy {
 }
 
 impl Binding {
-    /// Records where a handshake begins, before a servername callback.
-    fn begin(&self, connection: Connection, handshake: &Handshake) {
+    /// Records where a handshake begins, before a servername callback, and returns the properties of a session that may resume there.
+    pub(crate) fn begin(&self, connection: Connection, handshake: &Handshake) -> Requirements {
+        self.note_beginning(connection, handshake);
+        let name = requested_name(connection);
+        let (expected, settled) = self.expected(connection, &name);
+        let verifies = verifies(connection, &expected);
+        Requirements { name, expected, settled, verifies }
+    }
+
+    fn note_beginning(&self, connection: Connection, handshake: &Handshake) {
         let mut policy = handshake.policy.borrow_mut();
         if policy.is_none() {
             *policy = Some(Arc::clone(&self.policy));
@@ -92,10 +112,13 @@ impl Binding {
     }
 
     /// Returns the id for a session about to be negotiated, of the namespace where it will be kept.
-    pub(crate) fn issue_id(&self, connection: Connection) -> [u8; ID_BYTES] {
+    pub(crate) fn issue_id(&self, connection: Connection) -> Vec<u8> {
+        if connection.is_tls13() && self.uses_tickets(connection) {
+            return ticket_id(connection);
+        }
         // TLS 1.2 needs it before the servername callback, as it does look-ups.
         if !connection.is_tls13() {
-            connection.handshake().inspect(|handshake| self.begin(connection, handshake));
+            connection.handshake().inspect(|handshake| self.note_beginning(connection, handshake));
         }
         let learned = || learned::expected(&self.policy.place(connection, requested_name(connection)));
         let verifies = match self.policy.verified {
@@ -103,11 +126,16 @@ impl Binding {
             _ => connection.verifies(),
         };
         let shim = self.policy.shim_for(verifies).unwrap_or(&self.policy.shim);
-        if connection.is_resumed() || !shim.sheds() { shim.issue_id() } else { shim.issue_expired_id() }
+        let id = if connection.is_resumed() || !shim.sheds() { shim.issue_id() } else { shim.issue_expired_id() };
+        id.to_vec()
     }
 
-    /// Stores a session that a handshake has negotiated.
+    /// Stores a session that a handshake has negotiated, unless its client has it in a ticket.
     pub(crate) fn negotiated(&self, connection: Connection, session: &Session) {
+        let handshake = connection.handshake();
+        if handshake.is_some_and(|handshake| matches!(*handshake.issue.borrow(), Issue::Ticket { .. } | Issue::Withheld)) {
+            return;
+        }
         if self.store(connection, session).is_none() {
             self.shim().unresumable();
         }
@@ -116,40 +144,13 @@ impl Binding {
     /// Stores a session, or returns None if it must not resume anywhere.
     fn store(&self, connection: Connection, session: &Session) -> Option<()> {
         let (id, tls13, resumed) = (session.id(), connection.is_tls13(), connection.is_resumed());
-        let name = connection.server_name().unwrap_or_default().to_ascii_lowercase();
-        let (present, verifies) = (connection.fingerprint(), connection.verifies());
-        let handshake = connection.handshake()?;
-        if !is_of_one_namespace(connection, handshake) {
-            return None;
-        }
-        if !resumed && !connection.is_renegotiated() && !handshake.learned.replace(true) {
-            learned::learn(self.policy.place(connection, name.clone()), present);
-            self.learn_id_context(connection, handshake, session);
-        }
+        let Origin { shim, name, fingerprint: present } = self.origin(connection, connection.handshake()?, session)?;
         // A stateless ticket carries its session itself: in TLS 1.2 it has no id, in TLS 1.3 the option tells.
-        let stateless = id.is_empty() || (tls13 && !connection.has_no_ticket());
-        if stateless || !session.is_resumable() || connection.is_ended() {
-            return None;
-        }
-        let shim = self.policy.shim_for(verifies)?;
-        let proved = if session.has_peer() { verifies } else { !connection.insists() };
-        if !proved || !connection.is_verified() || asks_late(connection, verifies) {
-            return None;
-        }
-        if let Some(id_context) = &self.id_context {
-            // Servers set one of their own in each connection.
-            session.set_id_context(id_context);
-        } else if verifies && session.id_context().is_empty() {
-            static SAID: Notice = Notice::new();
-            SAID.warn(
-                "sessions of a context that requests client certificates are not shared: it has no session id context, see \
-                 SSL_CTX_set_session_id_context",
-            );
+        if id.is_empty() || (tls13 && !connection.has_no_ticket()) || !session.is_resumable() {
             return None;
         }
         let Ok(lineage) = session.lineage() else {
-            static SAID: Notice = Notice::new();
-            SAID.warn("sessions with ticket application data of the application are not shared");
+            note_foreign_data();
             return None;
         };
         let (now, present_time) = (unix_time(), SystemTime::now());
@@ -179,6 +180,39 @@ impl Binding {
         Some(())
     }
 
+    /// Returns where a session that a handshake has negotiated belongs, or None if it must not resume anywhere.
+    pub(crate) fn origin(&self, connection: Connection, handshake: &Handshake, session: &Session) -> Option<Origin<'_>> {
+        let name = connection.server_name().unwrap_or_default().to_ascii_lowercase();
+        let (fingerprint, verifies) = (connection.fingerprint(), connection.verifies());
+        if !is_of_one_namespace(connection, handshake) {
+            return None;
+        }
+        if !connection.is_resumed() && !connection.is_renegotiated() && !handshake.learned.replace(true) {
+            learned::learn(self.policy.place(connection, name.clone()), fingerprint);
+            self.learn_id_context(connection, handshake, session);
+        }
+        if connection.is_ended() {
+            return None;
+        }
+        let shim = self.policy.shim_for(verifies)?;
+        let proved = if session.has_peer() { verifies } else { !connection.insists() };
+        if !proved || !connection.is_verified() || asks_late(connection, verifies) {
+            return None;
+        }
+        if let Some(id_context) = &self.id_context {
+            // Servers set one of their own in each connection.
+            session.set_id_context(id_context);
+        } else if verifies && session.id_context().is_empty() {
+            static SAID: Notice = Notice::new();
+            SAID.warn(
+                "sessions of a context that requests client certificates are not shared: it has no session id context, see \
+                 SSL_CTX_set_session_id_context",
+            );
+            return None;
+        }
+        Some(Origin { shim, name, fingerprint })
+    }
+
     /// Records the session id context of a context whose settings are not observed, if the connection has begun with it.
     fn learn_id_context(&self, connection: Connection, handshake: &Handshake, session: &Session) {
         let context = connection.context().filter(|context| {
@@ -196,30 +230,39 @@ impl Binding {
         if let Some(session) = handshake.found(id) {
             return Some(session);
         }
-        self.begin(connection, handshake);
-        let name = requested_name(connection);
-        let (expected, settled) = self.expected(connection, &name);
-        let verifies = verifies(connection, &expected);
-        let shim = self.policy.shim_for(verifies)?;
-        let needs_peer = settled && connection.insists();
-        let lookup = Lookup { waited: handshake.waited.get(), ..Lookup::expecting(expected) };
+        let required = self.begin(connection, handshake);
+        let shim = self.policy.shim_for(required.verifies)?;
+        let lookup = Lookup { waited: handshake.waited.get(), ..Lookup::expecting(required.expected) };
         let began = Instant::now();
         let found = shim.find(id, lookup, |envelope, not_after| {
-            let session = self.decode(connection, id, &name, envelope, not_after)?;
-            let proved = if session.has_peer() { verifies } else { !needs_peer };
-            if proved && !asks_late(connection, verifies) { Ok(session) } else { Err("context-mismatch") }
+            let session = decode(id, &required.name, envelope, not_after)?;
+            self.admit(connection, &session, &required)?;
+            Ok(session)
         });
         handshake.waited.set(handshake.waited.get() + began.elapsed());
         let (session, reason) = found?;
+        handshake.set_found(id, &session);
+        let pending = Pending::Stored(PendingHit::new(Arc::clone(shim), reason));
+        self.resume(connection, handshake, &session, required, pending);
+        Some(session)
+    }
+
+    /// Prepares a handshake for a session that it is about to resume.
+    pub(crate) fn resume(
+        &self,
+        connection: Connection,
+        handshake: &Handshake,
+        session: &Session,
+        required: Requirements,
+        pending: Pending,
+    ) {
         if let Some(id_context) = &self.id_context {
             // OpenSSL compares it with the session's next.
             session.set_id_context(id_context);
             connection.set_id_context(id_context);
         }
-        *handshake.name.borrow_mut() = name;
-        handshake.set_found(id, &session);
-        *handshake.pending.borrow_mut() = Some(PendingHit::new(Arc::clone(shim), reason));
-        Some(session)
+        *handshake.name.borrow_mut() = required.name;
+        *handshake.pending.borrow_mut() = Some(pending);
     }
 
     /// Returns the fingerprint that a session must have, and whether it is that of the connection itself.
@@ -235,59 +278,87 @@ impl Binding {
         }
     }
 
-    fn decode(
-        &self,
-        connection: Connection,
-        id: &[u8],
-        name: &[u8],
-        envelope: &Envelope,
-        not_after: u64,
-    ) -> Result<Session, &'static str> {
-        let session = Session::decode(envelope.session).filter(|session| session.id() == id).ok_or("undecodable")?;
-        if session.lineage() != Ok(None) {
-            return Err("undecodable");
-        }
-        // RFC 6066 section 3.
-        if session.hostname() != name {
-            return Err("server-name-mismatch");
-        }
-        if !connection.fits_cipher(&session) {
+    /// Returns the reason why a session of the expected fingerprint does not resume on a connection, if there is one.
+    pub(crate) fn admit(&self, connection: Connection, session: &Session, required: &Requirements) -> Result<(), &'static str> {
+        if !connection.fits_cipher(session) {
             return Err("other-cipher");
         }
         // OpenSSL compares it, too, but after the callback. Without one it ends a handshake that asks for a certificate.
         let asks_without = connection.verifies() && session.id_context().is_empty();
-        if self.id_context.is_none() && (asks_without || !connection.fits_id_context(&session)) {
+        if self.id_context.is_none() && (asks_without || !connection.fits_id_context(session)) {
             return Err("context-mismatch");
         }
-        let now = unix_time();
-        session.set_life(now, not_after.saturating_sub(now));
-        // Tickets issued on the resumed connection end when the negotiated session does.
-        let mut lineage = Lineage::new(envelope.fingerprint, envelope.issued);
-        lineage.end = not_after;
-        lineage.add(id);
-        session.set_lineage(&lineage);
-        Ok(session)
+        let needs_peer = required.settled && connection.insists();
+        let proved = if session.has_peer() { required.verifies } else { !needs_peer };
+        if proved && !asks_late(connection, required.verifies) { Ok(()) } else { Err("context-mismatch") }
+    }
+
+    /// Removes the sessions of a connection from the whole fleet, in the background.
+    pub(crate) fn remove(&self, connection: Connection) {
+        if let Some(session) = connection.session() {
+            self.remove_lineage(&session, RemovalReason::Application);
+        }
     }
 
     /// Decides about the sessions of a connection that ended without our `close_notify`. May run under the context's lock.
     pub(crate) fn ended(&self, session: &Session) {
-        let lineage = session.lineage().ok().flatten();
-        let verified = lineage.as_ref().is_some_and(|lineage| requests_certificate(&lineage.fingerprint));
-        let Some(shim) = self.policy.shim_for(verified) else { return };
         // A cut connection is no reason to remove its session (RFC 5246 section 7.2.1); after a fatal alert, sent or
         // received, it must not be resumed (section 7.2.2).
-        if matches!(last_error_reason(), 0 | UNEXPECTED_EOF_WHILE_READING) {
+        if !matches!(last_error_reason(), 0 | UNEXPECTED_EOF_WHILE_READING) {
+            self.remove_lineage(session, RemovalReason::FatalError);
+        } else if let Some(shim) = self.shim_of(session) {
             shim.kept();
-            return;
-        }
-        let id = session.id();
-        for sibling in lineage.iter().flat_map(Lineage::ids).filter(|sibling| *sibling != id) {
-            shim.remove(sibling, RemovalReason::FatalError);
-        }
-        if !id.is_empty() {
-            shim.remove(&id, RemovalReason::FatalError);
         }
     }
+
+    /// Removes a session and all others of its lineage.
+    fn remove_lineage(&self, session: &Session, reason: RemovalReason) {
+        let Some(shim) = self.shim_of(session) else { return };
+        let id = session.id();
+        let lineage = session.lineage().ok().flatten();
+        for sibling in lineage.iter().flat_map(Lineage::ids).filter(|sibling| *sibling != id) {
+            shim.remove(sibling, reason);
+        }
+        let state = session.ticket_state();
+        if let Some((state, tickets)) = state.as_ref().zip(shim.tickets()) {
+            tickets.remove(&state.lineage, state.end, reason);
+        }
+        // A session in a ticket has an id that no store has, unless it stems from a stored one.
+        if !id.is_empty() && (state.is_none() || id.len() == ID_BYTES) {
+            shim.remove(&id, reason);
+        }
+    }
+
+    /// Returns the namespace of a session.
+    fn shim_of(&self, session: &Session) -> Option<&Arc<Shim>> {
+        self.policy.shim_for(session.fingerprint().is_some_and(|fingerprint| requests_certificate(&fingerprint)))
+    }
+}
+
+/// Returns the session in an envelope, or the reason why it is none of this id and name.
+fn decode(id: &[u8], name: &[u8], envelope: &Envelope, not_after: u64) -> Result<Session, &'static str> {
+    let session = Session::decode(envelope.session).filter(|session| session.id() == id).ok_or("undecodable")?;
+    if session.lineage() != Ok(None) {
+        return Err("undecodable");
+    }
+    // RFC 6066 section 3.
+    if session.hostname() != name {
+        return Err("server-name-mismatch");
+    }
+    let now = unix_time();
+    session.set_life(now, not_after.saturating_sub(now));
+    // Tickets issued on the resumed connection end when the negotiated session does.
+    let mut lineage = Lineage::new(envelope.fingerprint, envelope.issued);
+    lineage.end = not_after;
+    lineage.add(id);
+    session.set_lineage(&lineage);
+    Ok(session)
+}
+
+/// Logs once why sessions with application data are not shared.
+pub(crate) fn note_foreign_data() {
+    static SAID: Notice = Notice::new();
+    SAID.warn("sessions with ticket application data of the application are not shared");
 }
 
 /// Returns whether a connection will request a client certificate, as far as that is known before the servername callback.
@@ -311,6 +382,6 @@ fn requested_name(connection: Connection) -> Vec<u8> {
     if well_formed { name.to_ascii_lowercase() } else { Vec::new() }
 }
 
-fn unix_time() -> u64 {
+pub(crate) fn unix_time() -> u64 {
     SystemTime::UNIX_EPOCH.elapsed().map_or(0, |elapsed| elapsed.as_secs())
 }

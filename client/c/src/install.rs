@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
-use crate::callbacks::SESSION_CALLBACKS;
+use crate::callbacks::{SESSION_CALLBACKS, TICKET_CALLBACKS};
 use crate::policy::{Binding, Policy};
-use crate::ssl::Context;
+use crate::ssl::ffi::FindPskCallback;
+use crate::ssl::{Connection, Context};
 
 /// Puts the session callbacks into a context that has none of ours.
 ///
@@ -27,5 +28,25 @@ pub fn bind(context: &Context, policy: Policy) -> Binding {
     let id_context = policy.ignore_id_context.then(|| Sha256::digest(namespace).into());
     let observers = context.observers();
     context.set_callbacks(&SESSION_CALLBACKS, id_context.as_ref(), policy.lifetime);
-    Binding { policy: Arc::new(policy), id_context, observers }
+    let binding = Binding { policy: Arc::new(policy), id_context, observers };
+    if binding.has_tickets() {
+        context.set_ticket_callbacks(&TICKET_CALLBACKS);
+    }
+    binding
+}
+
+/// Sets up a connection that was made before its context had its binding.
+pub fn prepare_connection(connection: Connection, binding: &Binding) {
+    if binding.has_tickets() {
+        connection.clear_no_ticket();
+        connection.watch_identities(TICKET_CALLBACKS.identity);
+    } else {
+        connection.set_no_ticket();
+    }
+}
+
+/// Returns whether a callback is the one that sees the identities of clients for us.
+#[must_use]
+pub fn is_our_callback(callback: FindPskCallback) -> bool {
+    std::ptr::fn_addr_eq(callback, TICKET_CALLBACKS.identity)
 }

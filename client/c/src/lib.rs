@@ -21,10 +21,13 @@ mod settings;
 mod shared;
 #[allow(unsafe_code)]
 mod ssl;
+mod statistics;
+mod tickets;
 
-pub use install::{bind, install};
+pub use install::{bind, install, is_our_callback, prepare_connection};
 pub use logger::{log_to_file, start_logging};
 pub use policy::{Binding, Policy, Verified};
 pub use settings::{Settings, shim};
 pub use shared::Notice;
 pub use ssl::{Connection, Context, ffi};
+pub use statistics::counts;

@@ -4,7 +4,7 @@ use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use store::fingerprint::{Half, client_authentication, halves};
-use store::{Fingerprint, Shim};
+use store::{Expected, Fingerprint, Shim};
 
 use crate::shared::Notice;
 use crate::ssl::ffi::{NewCallback, RemoveCallback};
@@ -15,6 +15,17 @@ pub(crate) static NO_CLIENT_AUTHENTICATION: LazyLock<Half> = LazyLock::new(|| cl
 /// Returns whether connections of a fingerprint request client certificates.
 pub(crate) fn requests_certificate(fingerprint: &Fingerprint) -> bool {
     halves(fingerprint).1 != *NO_CLIENT_AUTHENTICATION
+}
+
+/// The properties that a session must have so that it resumes on a connection.
+pub(crate) struct Requirements {
+    /// The server name, in lower case.
+    pub(crate) name: Vec<u8>,
+    pub(crate) expected: Expected,
+    /// Whether the fingerprint is that of the connection itself, not one that was learned.
+    pub(crate) settled: bool,
+    /// Whether the connection will request a client certificate, as far as that is known before the servername callback.
+    pub(crate) verifies: bool,
 }
 
 /// Where the sessions of connections that request client certificates are kept.

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use store::{Credentials, Error, Format, Ids, Keyring, Options, Puts, Shim};
+use store::{Credentials, Error, Format, Ids, Keyring, Options, Puts, SessionMode, Shim};
 
 use crate::fork;
 use crate::shared::Shared;
@@ -28,6 +28,10 @@ pub struct Settings {
     pub ca: Option<PathBuf>,
     pub identity: Option<(PathBuf, PathBuf)>,
     pub server_name: Option<String>,
+    pub tickets: bool,
+    pub tickets_tls12: bool,
+    pub rotation: Duration,
+    pub revocation_grace: Option<Duration>,
 }
 
 /// Returns the shim for these settings: the same one as before, while a context has it.
@@ -65,6 +69,14 @@ impl Settings {
         options.single_use = self.single_use;
         options.ids = if self.any_ids { Ids::Any } else { Ids::Sealed };
         options.puts = if self.wait_for_puts { Puts::Wait } else { Puts::Background };
+        options.sessions = if self.tickets { SessionMode::Tickets } else { SessionMode::Stored };
+        options.tickets_tls12 = self.tickets_tls12;
+        if !self.rotation.is_zero() {
+            options.rotation = self.rotation;
+        }
+        if let Some(grace) = self.revocation_grace {
+            options.revocation_grace = grace;
+        }
         if self.tls {
             let mut credentials = Credentials::default();
             credentials.ca.clone_from(&self.ca);

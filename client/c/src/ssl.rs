@@ -10,12 +10,14 @@ pub mod ffi;
 mod fingerprint;
 mod handshake;
 mod session;
+mod ticket_keys;
 
 pub use connection::Connection;
 pub use context::Context;
-pub(crate) use context::{SessionCallbacks, number_of};
-pub(crate) use handshake::{Handshake, PendingHit};
+pub(crate) use context::{SessionCallbacks, TicketCallbacks, number_of};
+pub(crate) use handshake::{Handshake, Issue, Offer, Pending, PendingHit};
 pub(crate) use session::Session;
+pub(crate) use ticket_keys::TicketKeys;
 
 /// `ERR_GET_REASON`.
 const REASON_MASK: u64 = 0x7F_FFFF;

@@ -3,7 +3,7 @@
  * handshakes it made and how many resumed, or the first thing that went otherwise than docs/contexts.md says, and then exits 1.
  *
  *     contexts --certificate FILE --other FILE --ca FILE --client FILE --short FILE --stranger FILE --target 127.0.0.1:7400
- *              --keyring fleet.keys [--life 4]
+ *              --keyring fleet.keys [--life 4] [--tickets 1]
  *
  * `certificate` and `other` are of two hosts. `client`, `short` and `stranger` are of clients: the first two by the authority `ca`, the
  * second one with so many seconds to live.
@@ -23,7 +23,7 @@ enum outcome { FAILED, FULL, RESUMED, ENDED };
 
 static const unsigned PATIENCE = 20000; /* milliseconds */
 static const char *files[FILES];
-static int version, informed, made, reused, life = 4;
+static int version, informed, made, reused, life = 4, tickets;
 
 #define MUST(condition) ((condition) ? (void)0 : fail(#condition, __LINE__))
 
@@ -71,6 +71,23 @@ static SSL_CTX *client(enum file certificate)
     return context;
 }
 
+static long counted(SSL_CTX *context, const char *what)
+{
+    char stats[4096], *found;
+
+    MUST(resumed_stats(context, stats, sizeof stats) < sizeof stats);
+    return (found = strstr(stats, what)) ? strtol(found + strlen(what), NULL, 10) : 0;
+}
+
+/* Returns how many sessions were not resumed for a reason. */
+static long refused(SSL_CTX *context, const char *reason)
+{
+    char what[64];
+
+    snprintf(what, sizeof what, "%s %s ", tickets ? "refused" : "misses", reason);
+    return counted(context, what);
+}
+
 static SSL_CTX *installed(SSL_CTX *context, const char *namespace_, resumed_options options)
 {
     const char *complaint;
@@ -80,10 +97,13 @@ static SSL_CTX *installed(SSL_CTX *context, const char *namespace_, resumed_opti
     options.keyring = files[KEYRING];
     options.namespace_ = namespace_;
     options.deadline_ms = 10000;
+    options.tickets = options.tickets_tls12 = tickets;
     if ((complaint = resumed_install(context, &options))) {
         fprintf(stderr, "contexts: %s\n", complaint);
         _exit(1);
     }
+    while (tickets && (counted(context, "held secrets ") < 2 || !counted(context, "held stream ")))
+        usleep(1000); /* the process agrees on secrets, and gets the removals */
     return context;
 }
 
@@ -153,14 +173,6 @@ static enum outcome offered(SSL_CTX *first, SSL_CTX *second, SSL_CTX *clients)
     return outcome;
 }
 
-static long counted(SSL_CTX *context, const char *what)
-{
-    char stats[4096], *found;
-
-    MUST(resumed_stats(context, stats, sizeof stats) < sizeof stats);
-    return (found = strstr(stats, what)) ? strtol(found + strlen(what), NULL, 10) : 0;
-}
-
 static void release(SSL_CTX **contexts, size_t number)
 {
     while (number-- > 0)
@@ -174,7 +186,7 @@ static void server_identities(void)
 
     MUST(offered(one, same, anyone) == RESUMED);
     MUST(offered(one, other, anyone) == FULL);
-    MUST(counted(one, "misses context-mismatch ") == 1);
+    MUST(refused(one, "context-mismatch") == 1);
     MUST(offered(other, one, anyone) == FULL);
     release((SSL_CTX *[]){one, same, other, anyone}, 4);
 }
@@ -284,7 +296,7 @@ static void renegotiation(void)
     MUST(!SSL_renegotiate_pending(there) && !SSL_session_reused(there));
     MUST(SSL_get_verify_result(there) == X509_V_OK && SSL_SESSION_get0_peer(SSL_get_session(there)));
     MUST(SSL_write(here, "x", 1) == 1 && SSL_read(there, &byte, 1) == 1);
-    MUST(counted(asking, "terminations ") == 0 && counted(asking, "misses context-mismatch ") == 1);
+    MUST(counted(asking, "terminations ") == 0 && refused(asking, "context-mismatch") == 1);
     SSL_free(there);
     SSL_free(here);
     release((SSL_CTX *[]){asking, certified}, 2);
@@ -361,7 +373,7 @@ static void virtual_hosts(void)
     MUST(meet(first, anyone, "other.example", &session) == FULL); /* nor what was issued then, nor any other session of the name */
     MUST(meet(first, anyone, "other.example", &kept) == FULL);
     MUST(meet(first, anyone, "other.example", &kept) == FULL);
-    MUST(counted(first, "misses context-unstable ") >= 3);
+    MUST(refused(first, "context-unstable") >= 3);
     SSL_SESSION_free(session);
     SSL_SESSION_free(kept);
     release((SSL_CTX *[]){first, second, third, anyone}, 4);
@@ -400,7 +412,7 @@ static void other_ciphers(void)
     installed(other, "ciphers", once);
     MUST(meet(one, anyone, "localhost", &session) == FULL);
     kept = SSL_SESSION_dup(session);
-    MUST(meet(other, anyone, "localhost", &session) == FULL && counted(other, "misses other-cipher ") == 1);
+    MUST(meet(other, anyone, "localhost", &session) == FULL && refused(other, "other-cipher") == 1);
     MUST(meet(other, anyone, "localhost", &session) == RESUMED);
     MUST(meet(one, anyone, "localhost", &kept) == RESUMED); /* it was not spent */
     SSL_SESSION_free(session);
@@ -523,15 +535,18 @@ int main(int argc, char **argv)
         {"target", required_argument, NULL, TARGET},
         {"keyring", required_argument, NULL, KEYRING},
         {"life", required_argument, NULL, FILES},
+        {"tickets", required_argument, NULL, FILES + 1},
         {0},
     };
     int name;
 
     while ((name = getopt_long(argc, argv, "", names, NULL)) != -1) {
-        if (name < 0 || name > FILES)
+        if (name < 0 || name > FILES + 1)
             return 2;
         if (name == FILES)
             life = atoi(optarg);
+        else if (name > FILES)
+            tickets = atoi(optarg);
         else
             files[name] = optarg;
     }
@@ -552,7 +567,8 @@ int main(int argc, char **argv)
     }
     version = TLS1_2_VERSION;
     renegotiation();
-    discarded_sessions();
+    if (!tickets)
+        discarded_sessions();
     version = TLS1_3_VERSION;
     other_ciphers();
     application_data();

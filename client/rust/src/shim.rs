@@ -27,7 +27,7 @@ use crate::sender::Item;
 use crate::stats::{Kind, Stats};
 use crate::store::{self, How};
 use crate::target::Target;
-use crate::tickets::Tickets;
+use crate::tickets::{TicketStats, Tickets};
 use crate::turn::Turns;
 
 /// How long after the issue of an id its look-up is retried if the store does not have the session: the Put may be on its way.
@@ -151,6 +151,12 @@ impl Shim {
             return None;
         }
         self.process()?.tickets.clone()
+    }
+
+    /// The statistics of the tickets of this process.
+    #[must_use]
+    pub fn ticket_stats(&self) -> TicketStats {
+        self.running().and_then(|process| process.tickets.as_ref().map(|tickets| tickets.stats())).unwrap_or_default()
     }
 
     /// Returns the id for a session about to be negotiated.

@@ -294,7 +294,9 @@ class Engine(ABC):
         """Return the position of the end of the change log: at most 64 bytes."""
 
     @abstractmethod
-    def changes(self, after: bytes, until: bytes, limit: int) -> tuple[list[Change | NamespacePurged], bytes] | None:
+    def changes(
+        self, after: bytes, until: bytes, limit: int, *, removals_only: bool = False
+    ) -> tuple[list[Change | NamespacePurged], bytes] | None:
         """Return up to `limit` changes after the position `after`, and the position after the last of them.
 
         `until` is a recent result of position(); changes after it are not returned, and the returned position equals it
@@ -303,6 +305,8 @@ class Engine(ABC):
         Sessions have their issue time. The changes of one key are in order, and no change that a purge voided follows
         the purge. Changes from before `after` may be repeated. A stored session that is gone by now is omitted. The
         changes of all processes are in one log.
+
+        With `removals_only`, stored sessions are omitted, so they cost no look-up.
 
         Returns:
             None if the log does not reach back to `after`, or if `after` is a position of another storage, or of this

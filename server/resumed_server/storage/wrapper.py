@@ -79,9 +79,11 @@ class WrapperEngine(Engine):
         """See Engine."""
         return self._engine.position()
 
-    def changes(self, after: bytes, until: bytes, limit: int) -> tuple[list[Change | NamespacePurged], bytes] | None:
+    def changes(
+        self, after: bytes, until: bytes, limit: int, *, removals_only: bool = False
+    ) -> tuple[list[Change | NamespacePurged], bytes] | None:
         """See Engine."""
-        return self._engine.changes(after, until, limit)
+        return self._engine.changes(after, until, limit, removals_only=removals_only)
 
     def totals(self) -> StoreTotals:
         """See Engine."""

@@ -132,18 +132,18 @@ class WatchHub:
             WatcherTooSlow: The log lost changes before they were read.
             EngineUnavailable: The engine does not respond.
         """
-        until, position = subscription.position, after
-        if (read := self._read_missed(position, until)) is None:
+        until, position, topic = subscription.position, after, subscription.topic
+        if (read := self._read_missed(position, until, topic)) is None:
             return
         yield Message((), after, self._clock())
         while True:
             changes, position = read
-            ours = [change for change in changes if subscription.topic in Topic.all_of(change)]
+            ours = [change for change in changes if topic in Topic.all_of(change)]
             if ours:
                 yield Message(ours, position, self._clock())
             if position == until:
                 return
-            if (again := self._read_missed(position, until)) is None:
+            if (again := self._read_missed(position, until, topic)) is None:
                 raise WatcherTooSlow("the change log moved on while a watcher caught up")
             read = again
 
@@ -188,10 +188,12 @@ class WatchHub:
             for subscription in self._subscriptions:
                 subscription.end(Stopping())
 
-    def _read_missed(self, after: bytes, until: bytes) -> tuple[list[Change | NamespacePurged], bytes] | None:
+    def _read_missed(
+        self, after: bytes, until: bytes, topic: Topic
+    ) -> tuple[list[Change | NamespacePurged], bytes] | None:
         # After a restart of the server all its watchers reconnect at once, and look-ups need the engine as well.
         with self._replays:
-            return self._engine.changes(after, until, READ_CHANGES)
+            return self._engine.changes(after, until, READ_CHANGES, removals_only=topic.removals_only)
 
     def _active(self) -> list[Subscription]:
         """Return the subscriptions that have not been ended."""
@@ -232,9 +234,10 @@ class WatchHub:
     def _publish(self) -> None:
         """Queue all changes up to the end of the log; the caller holds the lock."""
         now = self._clock()
+        removals_only = all(each.topic.removals_only for each in self._subscriptions)
         until = self._engine.position()
         while (position := self._progress.position) != until:
-            read = self._engine.changes(position, until, READ_CHANGES)
+            read = self._engine.changes(position, until, READ_CHANGES, removals_only=removals_only)
             if read is None:  # the log dropped changes that this process had not read, or it is another log
                 for subscription in self._subscriptions:
                     subscription.end(WatcherTooSlow("the change log moved on, or was replaced"))

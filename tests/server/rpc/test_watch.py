@@ -97,7 +97,7 @@ def read_until(watch: Watch, *last: tuple[bytes, bytes | None]) -> tuple[dict[by
     changes: dict[bytes, list[bytes | None]] = {}
     position = b""
     for news in watch:
-        for key, session, _ in news.changes:
+        for key, session, *_ in news.changes:
             changes.setdefault(key, []).append(session.value if session else None)
         position = news.position or position
         if all(changes.get(key, [b""])[-1] == value for key, value in last):
@@ -154,7 +154,7 @@ def test_a_stream_continues_at_a_position(store: SessionStore, elsewhere: Callab
                 news.append(each)
                 if each.live:
                     break
-        changes = [(key, session and session.value) for each in news for key, session, _ in each.changes]
+        changes = [(key, session and session.value) for each in news for key, session, *_ in each.changes]
         assert sorted(changes) == [(b"a", None), (b"b", b"2"), (b"c", None)]
         assert [each.live for each in news] == [False] * (len(news) - 1) + [True]
 

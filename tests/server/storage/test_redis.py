@@ -42,7 +42,7 @@ from resumed_server.storage.redis.change_log import KEPT_SECONDS, KNOWN_POSITION
 from resumed_server.storage.redis.topology import PERMISSIONS, NodeBackoff
 from resumed_server.storage.redis.url import RedisUrl
 from resumed_server.storage.registry import open_engine, verify_url
-from resumed_server.storage.testing.contract import EngineContract, FakeClock, read_all_changes
+from resumed_server.storage.testing.contract import EngineContract, FakeClock, read_all_changes, read_removals
 from resumed_server.storage.testing.state_machine import check_histories
 from support.redis import redis_server, valkey_cluster, valkey_sentinels, valkey_server
 from support.tls import CA, CERTIFICATE
@@ -194,6 +194,46 @@ def test_servers_share_one_log(store: Store) -> None:
         assert {("shop", b"%d" % number): [None] for number in range(100)} == changes
 
 
+def test_servers_share_lasting_removals(store: Store) -> None:
+    """Whichever server carries them out. No index is scanned for another prefix."""
+    prefix = f"prefix={uuid.uuid4()}:&{PATIENT}"
+    with opened(store.url, prefix) as one, opened(store.url, prefix) as other, opened(store.url) as stranger:
+        keys = [b"%d" % number for number in range(300)]
+        one.batch([Remove("shop", key, 600.0) for key in keys[:200]])
+        for key in keys[100:]:
+            other.remove("shop", key, ttl=900.0)
+        for engine in (one, other):
+            found = read_removals(engine, "shop")
+            assert found.keys() == set(keys)
+            assert {key for key, ttl in found.items() if ttl > 700.0} == set(keys[100:])
+        assert read_removals(stranger, "shop") == {}
+
+
+def test_the_index_of_lasting_removals_is_trimmed_and_expires(store: Store) -> None:
+    """By later removals, by sweeping, and as a whole with its last removal."""
+    prefix, clock = f"{uuid.uuid4()}:", RedisClock(store.servers)
+    with opened(store.url, f"prefix={prefix}&{PATIENT}") as engine:
+
+        def entries() -> int:
+            keys = ((server, key) for server in store.servers for key in server.client.scan_iter(f"{prefix}*~shop"))
+            return sum(server.client.zcard(key) for server, key in keys)
+
+        keys = [b"long %d" % number for number in range(60)]
+        engine.batch([Remove("shop", b"%d" % number, 70.0) for number in range(300)])
+        engine.batch([Remove("shop", key, 600.0) for key in keys[:50]])
+        clock.advance(70.0)
+        assert entries() == 350
+        for key in keys[50:]:
+            engine.remove("shop", key, ttl=600.0)
+        assert 60 < entries() < 330
+        assert read_removals(engine, "shop").keys() == set(keys)
+        engine.sweep(1)
+        assert entries() == 60
+        clock.advance(600.0)
+        assert not [key for server in store.servers for key in server.client.scan_iter(f"{prefix}*~*")]
+        engine.sweep(1)
+
+
 def test_only_what_is_read_is_logged(store: Store) -> None:
     prefix = f"{uuid.uuid4()}:"
     with opened(store.url, f"prefix={prefix}&{PATIENT}") as engine:
@@ -330,10 +370,15 @@ def test_the_permissions_that_are_asked_for_are_enough(server: RedisServer) -> N
         assert engine.take("shop", b"k")
         position = engine.position()
         assert not engine.remove("shop", b"other")
-        assert engine.changes(position, engine.position(), 1)
+        assert not engine.remove("shop", b"lasting", ttl=60.0)
+        assert engine.remove("shop", b"lasting", ttl=90.0) is None
+        assert read_removals(engine, "shop").keys() == {b"lasting"}
+        assert engine.last_purge("shop") is None
+        engine.sweep(10)
+        assert engine.changes(position, engine.position(), 2)
         engine.probe()
         server.client.script_flush()
-        assert engine.usage("shop")["shop"].tombstones == 2
+        assert engine.usage("shop")["shop"].tombstones == 3
 
 
 def test_a_read_only_replica_is_refused(server: RedisServer) -> None:
@@ -609,6 +654,8 @@ def test_a_full_redis_refuses_puts_only(running: Callable[[], contextlib.Abstrac
         assert engine.take("shop", b"taken")
         assert engine.remove("shop", b"removed")
         assert not engine.remove("shop", b"unknown")
+        assert not engine.remove("shop", b"lasting", ttl=600.0)
+        assert read_removals(engine, "shop").keys() == {b"lasting"}
         outcomes = engine.batch([Put("shop", b"new", b"value", 60.0), Get("shop", b"got"), Remove("shop", b"got")])
         assert [type(outcome) for outcome in outcomes] == [EngineFull, StoredSession, bool]
         server.client.config_set("maxmemory", 0)
@@ -681,6 +728,8 @@ def test_wait_refuses_what_no_replica_has(server: RedisServer) -> None:
             with pytest.raises(EngineUnavailable, match="replicas"):
                 call("shop", key)
             assert engine.get("shop", key) is None
+            with pytest.raises(EngineUnavailable, match="replicas"):
+                engine.remove("shop", key, ttl=600.0)
         outcomes = engine.batch([Put("shop", b"k", b"value", 60.0), Take("shop", b"k"), Take("shop", b"k")])
         assert [type(outcome) for outcome in outcomes] == [float, EngineUnavailable, type(None)]
         # Otherwise a client that retries failed Batches would send nothing else until there is a replica.
@@ -742,6 +791,7 @@ def test_a_redis_that_was_started_again_has_nothing_from_before(server: RedisSer
         engine.take("shop", b"taken")
         engine.purge("pay", None)
         restarted(server)
+        assert engine.last_purge("new") is not None, "the frontends of fleet tickets must not trust older removals"
         assert len(server.client.keys("resumed:*:*")) == len(keys)
         for _ in range(2):
             for namespace, key in itertools.product(("shop", "pay"), keys):
@@ -997,6 +1047,32 @@ def test_no_removal_is_missed_while_slots_move() -> None:
             until(caught_up)
             assert key not in known
         moving.join(60)
+
+
+def test_no_lasting_removal_is_missed_while_slots_move() -> None:
+    """Neither by a reader of the index, nor by one of the log."""
+    keys = [b"%d" % number for number in range(600)]
+    with valkey_cluster() as cluster, opened(cluster.url, PATIENT) as engine, opened(cluster.url, PATIENT) as reader:
+        engine.batch([Put("shop", key, b"value", 600.0) for key in keys[::2]])
+        moving = threading.Thread(target=cluster.move_slots, args=(threading.Event(), 0.002), daemon=True)
+        moving.start()
+        removed: set[bytes] = set()
+
+        def is_complete() -> bool:
+            with contextlib.suppress(EngineUnavailable):  # slots of the index are moving, so readers wait
+                return read_removals(reader, "shop").keys() >= removed
+            return False
+
+        for start in range(0, len(keys), 20):
+            chunk = keys[start : start + 20]
+            outcomes = engine.batch([Remove("shop", key, 600.0) for key in chunk])
+            removed |= {
+                key for key, outcome in zip(chunk, outcomes, strict=True) if not isinstance(outcome, EngineError)
+            }
+            until(is_complete)
+        moving.join(60)
+        assert removed == set(keys)
+        assert read_removals(reader, "shop").keys() == removed
 
 
 def failure(call: Callable[[], object]) -> EngineUnavailable:

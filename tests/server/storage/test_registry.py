@@ -206,7 +206,9 @@ class ToyEngine(Engine):
         with self._call():
             return self._name + self._number.to_bytes(8, "big")
 
-    def changes(self, after: bytes, until: bytes, limit: int) -> tuple[list[Change | NamespacePurged], bytes] | None:
+    def changes(
+        self, after: bytes, until: bytes, limit: int, *, removals_only: bool = False
+    ) -> tuple[list[Change | NamespacePurged], bytes] | None:
         with self._call():
             start, end = (int.from_bytes(position[8:], "big") for position in (after, until))
             if after[:8] != self._name or len(after) != 16 or start > end:
@@ -220,6 +222,8 @@ class ToyEngine(Engine):
                 session = None if purge else self.get(namespace, key)
                 if purge:
                     changes.append(purge)
+                elif removals_only and session:
+                    pass
                 elif session or entry is None or (entry.value is None and entry.number == last):
                     left = entry.expiry - self._clock() if entry and entry.lasting else 0.0
                     changes.append(Change(namespace, key, session, left if left > 0 else None))

@@ -93,8 +93,10 @@ class WrongAddressEngine(WrapperEngine):
     def batch(self, operations: Sequence[Operation]) -> list[Outcome]:
         return super().batch([replace(operation, key=operation.key[::-1]) for operation in operations])
 
-    def changes(self, after: bytes, until: bytes, limit: int) -> tuple[list[Change | NamespacePurged], bytes] | None:
-        read = super().changes(after, until, limit)
+    def changes(
+        self, after: bytes, until: bytes, limit: int, *, removals_only: bool = False
+    ) -> tuple[list[Change | NamespacePurged], bytes] | None:
+        read = super().changes(after, until, limit, removals_only=removals_only)
         if read is None:
             return None
         return [replace(each, key=each.key[::-1]) if isinstance(each, Change) else each for each in read[0]], read[1]

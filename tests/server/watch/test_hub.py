@@ -334,7 +334,7 @@ class Crowded:
         """See Engine."""
         return self._engine.position()
 
-    def changes(self, after: bytes, until: bytes, limit: int) -> Any:
+    def changes(self, after: bytes, until: bytes, limit: int, **options: bool) -> Any:
         """See Engine."""
         with self._lock:
             self.inside += 1
@@ -342,7 +342,7 @@ class Crowded:
         assert self.gate.wait(PATIENCE)
         with self._lock:
             self.inside -= 1
-        return self._engine.changes(after, until, limit)
+        return self._engine.changes(after, until, limit, **options)
 
 
 class Unreadable:

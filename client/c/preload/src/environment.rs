@@ -64,6 +64,13 @@ impl Environment {
             ca: self.get("CA").map(Into::into),
             identity,
             server_name: self.get("SERVER_NAME").map(str::to_owned),
+            tickets: self.choice("SESSIONS", "stored", "tickets")?,
+            tickets_tls12: self.flag("TICKETS_TLS12")?,
+            rotation: Duration::from_secs(self.number("ROTATION", 0)?),
+            revocation_grace: match self.get("REVOCATION_GRACE") {
+                Some(_) => Some(Duration::from_secs(self.number("REVOCATION_GRACE", 0)?)),
+                None => None,
+            },
         })
     }
 
@@ -151,6 +158,10 @@ mod tests {
             ("SINGLE_USE", "yes"),
             ("IDS", "all"),
             ("PUTS", "later"),
+            ("SESSIONS", "both"),
+            ("TICKETS_TLS12", "true"),
+            ("ROTATION", "1h"),
+            ("REVOCATION_GRACE", "never"),
             ("CERT", "cert.pem"),
         ] {
             let error = environment(&[(name, value)]).settings().unwrap_err();

@@ -92,28 +92,23 @@ impl Fleet {
         }
         let (shim, ignore_id_context) = (Arc::clone(&self.shim), self.ignore_id_context);
         let lifetime = shim.options().lifetime.min(context.timeout());
+        shim.begin_tickets();
         Some(resumed::bind(&context, Policy { shim, verified, ignore_id_context, single_host: false, lifetime }))
     }
 
     fn close(&self) {
         for shim in [Some(&self.shim), self.verified.as_ref()].into_iter().flatten() {
             shim.close(EXIT_PATIENCE);
-            let stats = shim.stats();
-            let counts = |counts: &BTreeMap<&str, u64>| {
-                let shown: Vec<_> = counts.iter().map(|(reason, count)| format!("{reason} {count}")).collect();
-                shown.join(", ")
-            };
-            if stats != store::Stats::default() {
-                log::info!(
-                    "process {} ends; hits: {}; misses: {}; puts: {}; removals: {}; terminations: {}",
-                    std::process::id(),
-                    counts(&stats.hits),
-                    counts(&stats.misses),
-                    counts(&stats.puts),
-                    counts(&stats.removals),
-                    counts(&stats.terminations)
-                );
+            let counts = resumed::counts(shim);
+            if counts.iter().all(|(_, counts)| counts.is_empty()) {
+                continue;
             }
+            let show = |(kind, counts): (_, BTreeMap<&str, u64>)| {
+                let shown: Vec<_> = counts.iter().map(|(reason, count)| format!("{reason} {count}")).collect();
+                format!("{kind}: {}", shown.join(", "))
+            };
+            let shown: Vec<_> = counts.into_iter().map(show).collect();
+            log::info!("process {} ends; {}", std::process::id(), shown.join("; "));
         }
     }
 }
@@ -127,9 +122,9 @@ fn close() {
 
 /// Puts the store under a server's connection that has not begun.
 pub fn adopt(connection: Connection) {
-    let binding = connection.context().and_then(|context| adopt_context(context));
-    if binding.is_some() {
-        connection.set_no_ticket();
+    if let Some(binding) = connection.context().and_then(|context| adopt_context(context)) {
+        // It was made before its context had its binding.
+        resumed::prepare_connection(connection, binding);
     }
 }
 
@@ -157,6 +152,11 @@ pub fn prepare(context: Context) {
     if fleet().is_some() {
         context.prepare(true);
     }
+}
+
+/// Returns whether the ticket callbacks of a context are ours, and those of the server no longer count.
+pub fn has_tickets(context: Context) -> bool {
+    context.binding().is_some_and(Binding::has_tickets)
 }
 
 /// Returns whether the process changes between users: then the system must change all its threads, and fails to where one of them may

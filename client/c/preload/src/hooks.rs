@@ -6,7 +6,10 @@ use std::ptr;
 use std::slice;
 use std::sync::OnceLock;
 
-use resumed::ffi::{CRYPTO_EX_INDEX_SSL_SESSION, InfoCallback, SSL, SSL_CTRL_SET_TLSEXT_SERVERNAME_CB, SSL_CTX};
+use resumed::ffi::{
+    CRYPTO_EX_INDEX_SSL_SESSION, DecryptTicketCallback, FindPskCallback, GenerateTicketCallback, InfoCallback, SSL,
+    SSL_CTRL_SET_TLSEXT_SERVERNAME_CB, SSL_CTRL_SET_TLSEXT_TICKET_KEY_CB, SSL_CTX, TicketKeyCallback,
+};
 use resumed::{Connection, Context};
 
 use crate::environment::Environment;
@@ -114,7 +117,7 @@ unsafe extern "C" fn SSL_set_SSL_CTX(ssl: *mut SSL, context: *mut SSL_CTX) -> *m
     }
 }
 
-/// Records servername callbacks.
+/// Records servername callbacks, and ignores callbacks for the keys of tickets.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn SSL_CTX_callback_ctrl(context: *mut SSL_CTX, command: c_int, callback: *mut c_void) -> c_long {
     type Control = unsafe extern "C" fn(*mut SSL_CTX, c_int, *mut c_void) -> c_long;
@@ -123,6 +126,9 @@ unsafe extern "C" fn SSL_CTX_callback_ctrl(context: *mut SSL_CTX, command: c_int
     unsafe {
         if command == SSL_CTRL_SET_TLSEXT_SERVERNAME_CB && !callback.is_null() {
             noted(context, Context::note_servername_callback);
+        }
+        if command == SSL_CTRL_SET_TLSEXT_TICKET_KEY_CB && has_tickets(context) {
+            return 1;
         }
         next(context, command, callback)
     }
@@ -138,6 +144,57 @@ unsafe extern "C" fn SSL_CTX_set_cert_cb(context: *mut SSL_CTX, callback: *mut c
             noted(context, Context::note_certificate_callback);
         }
         next(context, callback, argument);
+    }
+}
+
+/// Keeps our callbacks where a server sets its own ones in each handshake (Traffic Server).
+#[unsafe(no_mangle)]
+unsafe extern "C" fn SSL_CTX_set_tlsext_ticket_key_evp_cb(context: *mut SSL_CTX, callback: Option<TicketKeyCallback>) -> c_int {
+    type Set = unsafe extern "C" fn(*mut SSL_CTX, Option<TicketKeyCallback>) -> c_int;
+    let next = next!(c"SSL_CTX_set_tlsext_ticket_key_evp_cb", Set, 0);
+    // SAFETY: the caller's.
+    unsafe { if has_tickets(context) { 1 } else { next(context, callback) } }
+}
+
+/// As above.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn SSL_CTX_set_session_ticket_cb(
+    context: *mut SSL_CTX,
+    generate: Option<GenerateTicketCallback>,
+    decrypt: Option<DecryptTicketCallback>,
+    argument: *mut c_void,
+) -> c_int {
+    type Set =
+        unsafe extern "C" fn(*mut SSL_CTX, Option<GenerateTicketCallback>, Option<DecryptTicketCallback>, *mut c_void) -> c_int;
+    let next = next!(c"SSL_CTX_set_session_ticket_cb", Set, 0);
+    // SAFETY: the caller's.
+    unsafe { if has_tickets(context) { 1 } else { next(context, generate, decrypt, argument) } }
+}
+
+/// Records pre-shared keys of the server's own.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn SSL_CTX_set_psk_find_session_callback(context: *mut SSL_CTX, callback: Option<FindPskCallback>) {
+    let next = next!(c"SSL_CTX_set_psk_find_session_callback", unsafe extern "C" fn(*mut SSL_CTX, Option<FindPskCallback>));
+    // SAFETY: the caller's.
+    unsafe {
+        if callback.is_some_and(|callback| !resumed::is_our_callback(callback)) {
+            noted(context, Context::note_psk_callback);
+        }
+        next(context, callback);
+    }
+}
+
+/// As above. Its context's connections count as having some.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn SSL_set_psk_find_session_callback(ssl: *mut SSL, callback: Option<FindPskCallback>) {
+    let next = next!(c"SSL_set_psk_find_session_callback", unsafe extern "C" fn(*mut SSL, Option<FindPskCallback>));
+    // SAFETY: the caller's.
+    unsafe {
+        let own = callback.is_some_and(|callback| !resumed::is_our_callback(callback));
+        if let Some(context) = Connection::new(ssl).filter(|_| own).and_then(|connection| connection.context()) {
+            let _ = catch_unwind(AssertUnwindSafe(|| context.note_psk_callback()));
+        }
+        next(ssl, callback);
     }
 }
 
@@ -217,6 +274,15 @@ unsafe fn noted<'a>(context: *mut SSL_CTX, note: impl FnOnce(&Context<'a>)) {
     if let Some(context) = unsafe { Context::new(context) } {
         let _ = catch_unwind(AssertUnwindSafe(|| note(&context)));
     }
+}
+
+/// # Safety
+///
+/// It points to a context that lives, or is NULL.
+unsafe fn has_tickets(context: *mut SSL_CTX) -> bool {
+    // SAFETY: the caller's.
+    let context = unsafe { Context::new(context) };
+    context.is_some_and(|context| catch_unwind(AssertUnwindSafe(|| fleet::has_tickets(context))).unwrap_or(false))
 }
 
 unsafe fn made(context: *mut SSL_CTX) -> *mut SSL_CTX {

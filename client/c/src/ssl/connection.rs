@@ -39,11 +39,19 @@ impl<'a> Connection<'a> {
         unsafe { ffi::SSL_is_server(self.0.as_ptr()) == 1 }
     }
 
-    /// Switches stateless tickets off: it was made before its context had its binding.
+    /// Switches stateless tickets off.
     pub fn set_no_ticket(&self) {
         if !self.has_no_ticket() {
             // SAFETY: the connection lives.
             unsafe { ffi::SSL_set_options(self.0.as_ptr(), ffi::SSL_OP_NO_TICKET) };
+        }
+    }
+
+    /// Switches stateless tickets on.
+    pub fn clear_no_ticket(&self) {
+        if self.has_no_ticket() {
+            // SAFETY: the connection lives.
+            unsafe { ffi::SSL_clear_options(self.0.as_ptr(), ffi::SSL_OP_NO_TICKET) };
         }
     }
 
@@ -65,6 +73,20 @@ impl<'a> Connection<'a> {
     pub(crate) fn tickets(&self) -> usize {
         // SAFETY: the connection lives.
         unsafe { ffi::SSL_get_num_tickets(self.0.as_ptr()) }
+    }
+
+    /// Has our callback called with each identity that the client offers in TLS 1.3, as in connections that are made from now on.
+    pub(crate) fn watch_identities(&self, callback: ffi::FindPskCallback) {
+        if self.context().is_some_and(Context::sees_identities) {
+            // SAFETY: the connection and the callback live.
+            unsafe { ffi::SSL_set_psk_find_session_callback(self.0.as_ptr(), Some(callback)) };
+        }
+    }
+
+    /// Returns how many bytes of early data the connection accepts.
+    pub(crate) fn max_early_data(&self) -> u32 {
+        // SAFETY: the connection lives.
+        unsafe { ffi::SSL_get_max_early_data(self.0.as_ptr()) }
     }
 
     pub(crate) fn client_random(&self) -> [u8; 32] {

@@ -1,6 +1,6 @@
 //! An `SSL_CTX`.
 
-use std::ffi::{c_int, c_long, c_void};
+use std::ffi::{CStr, c_int, c_long, c_void};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::marker::PhantomData;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{LazyLock, OnceLock};
 use std::time::Duration;
 
-use super::{ex_data, ffi, length_of, seconds};
+use super::{ex_data, ffi, length_of, seconds, ticket_keys};
 use crate::policy::{Binding, NO_CLIENT_AUTHENTICATION, Observers};
 use crate::shared::Notice;
 
@@ -25,6 +25,14 @@ pub(crate) struct SessionCallbacks {
     pub(crate) id: ffi::IdCallback,
 }
 
+/// The functions that OpenSSL calls for tickets of a context's connections.
+pub(crate) struct TicketCallbacks {
+    pub(crate) key: ffi::TicketKeyCallback,
+    pub(crate) generate: ffi::GenerateTicketCallback,
+    pub(crate) decrypt: ffi::DecryptTicketCallback,
+    pub(crate) identity: ffi::FindPskCallback,
+}
+
 /// Our data in a context.
 struct Slot {
     number: u64,
@@ -36,6 +44,8 @@ struct Slot {
     certifies: AtomicBool,
     /// The session id context of its connections, as a number; 0 if it is unknown.
     id_context: AtomicU64,
+    /// Whether the application has pre-shared keys of its own.
+    has_keys: AtomicBool,
 }
 
 impl<'a> Context<'a> {
@@ -76,6 +86,7 @@ impl<'a> Context<'a> {
                 switches: AtomicBool::new(!observed),
                 certifies: AtomicBool::new(false),
                 id_context: AtomicU64::new(if observed { number_of(&[]) } else { 0 }),
+                has_keys: AtomicBool::new(false),
             }));
             // SAFETY: the context lives, and takes the slot over unless it says that it could not.
             unsafe {
@@ -97,6 +108,14 @@ impl<'a> Context<'a> {
     pub fn note_certificate_callback(&self) {
         if let Some(slot) = self.slot() {
             slot.certifies.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Records that the application finds pre-shared keys of its own by a callback (`SSL_CTX_set_psk_find_session_callback(3)`), in which
+    /// ours has no place: no connection of the context resumes a stored session of TLS 1.3 by it.
+    pub fn note_psk_callback(&self) {
+        if let Some(slot) = self.slot() {
+            slot.has_keys.store(true, Ordering::Relaxed);
         }
     }
 
@@ -203,6 +222,52 @@ impl<'a> Context<'a> {
             ffi::SSL_CTX_sess_set_remove_cb(context, Some(callbacks.remove));
             ffi::SSL_CTX_set_generate_session_id(context, Some(callbacks.id));
         }
+    }
+
+    /// Has its connections issue and accept stateless tickets, by callbacks.
+    pub(crate) fn set_ticket_callbacks(&self, callbacks: &TicketCallbacks) {
+        let context = self.0.as_ptr();
+        ticket_keys::prepare();
+        // SAFETY: the context lives, and the callbacks always do.
+        unsafe {
+            ffi::SSL_CTX_clear_options(context, ffi::SSL_OP_NO_TICKET);
+            ffi::SSL_CTX_set_tlsext_ticket_key_evp_cb(context, Some(callbacks.key));
+            let (generate, decrypt) = (Some(callbacks.generate), Some(callbacks.decrypt));
+            ffi::SSL_CTX_set_session_ticket_cb(context, generate, decrypt, ptr::null_mut());
+            if self.sees_identities() {
+                ffi::SSL_CTX_set_psk_find_session_callback(context, Some(callbacks.identity));
+            }
+        }
+    }
+
+    /// Returns whether our callback may see the identities that clients offer in TLS 1.3. OpenSSL negotiates TLS 1.3 wherever there is such a
+    /// callback, and then the handshake fails unless the server's key is of a kind that TLS 1.3 has (RFC 8446 section 4.2.3).
+    pub(super) fn sees_identities(self) -> bool {
+        // SAFETY: the context lives, and keeps its key.
+        let has_key = unsafe { is_of_tls13(ffi::SSL_CTX_get0_privatekey(self.0.as_ptr())) };
+        has_key && !self.slot().is_some_and(|slot| slot.has_keys.load(Ordering::Relaxed))
+    }
+}
+
+/// # Safety
+///
+/// The key lives, or is NULL.
+unsafe fn is_of_tls13(key: *const ffi::EVP_PKEY) -> bool {
+    const CURVES: [&CStr; 3] = [c"prime256v1", c"secp384r1", c"secp521r1"];
+    if key.is_null() {
+        return false;
+    }
+    let mut curve = [0; 32];
+    // SAFETY: the caller's. A name is written with its NUL if there is room for both.
+    unsafe {
+        let is = |kind: &CStr| ffi::EVP_PKEY_is_a(key, kind.as_ptr()) == 1;
+        if !is(c"EC") {
+            return [c"RSA", c"RSA-PSS", c"ED25519", c"ED448"].into_iter().any(is);
+        }
+        ffi::ERR_set_mark();
+        let named = ffi::EVP_PKEY_get_group_name(key, curve.as_mut_ptr(), curve.len(), ptr::null_mut()) == 1;
+        ffi::ERR_pop_to_mark();
+        named && CURVES.contains(&CStr::from_ptr(curve.as_ptr()))
     }
 }
 

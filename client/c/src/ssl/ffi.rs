@@ -29,6 +29,35 @@ pub struct STACK {
 }
 
 #[repr(C)]
+pub struct EVP_CIPHER {
+    opaque: [u8; 0],
+}
+
+#[repr(C)]
+pub struct EVP_CIPHER_CTX {
+    opaque: [u8; 0],
+}
+
+#[repr(C)]
+pub struct EVP_MAC_CTX {
+    opaque: [u8; 0],
+}
+
+#[repr(C)]
+pub struct EVP_PKEY {
+    opaque: [u8; 0],
+}
+
+#[repr(C)]
+pub struct OSSL_PARAM {
+    pub key: *const c_char,
+    pub data_type: c_uint,
+    pub data: *mut c_void,
+    pub data_size: usize,
+    pub return_size: usize,
+}
+
+#[repr(C)]
 pub struct X509 {
     opaque: [u8; 0],
 }
@@ -58,6 +87,12 @@ pub type GetCallback = unsafe extern "C" fn(*mut SSL, *const c_uchar, c_int, *mu
 pub type RemoveCallback = unsafe extern "C" fn(*mut SSL_CTX, *mut SSL_SESSION);
 pub type IdCallback = unsafe extern "C" fn(*mut SSL, *mut c_uchar, *mut c_uint) -> c_int;
 pub type InfoCallback = unsafe extern "C" fn(*const SSL, c_int, c_int);
+pub type TicketKeyCallback =
+    unsafe extern "C" fn(*mut SSL, *mut c_uchar, *mut c_uchar, *mut EVP_CIPHER_CTX, *mut EVP_MAC_CTX, c_int) -> c_int;
+pub type GenerateTicketCallback = unsafe extern "C" fn(*mut SSL, *mut c_void) -> c_int;
+pub type DecryptTicketCallback =
+    unsafe extern "C" fn(*mut SSL, *mut SSL_SESSION, *const c_uchar, usize, c_int, *mut c_void) -> c_int;
+pub type FindPskCallback = unsafe extern "C" fn(*mut SSL, *const c_uchar, usize, *mut *mut SSL_SESSION) -> c_int;
 pub type ExDup =
     unsafe extern "C" fn(*mut CRYPTO_EX_DATA, *const CRYPTO_EX_DATA, *mut *mut c_void, c_int, c_long, *mut c_void) -> c_int;
 pub type ExFree = unsafe extern "C" fn(*mut c_void, *mut c_void, *mut CRYPTO_EX_DATA, c_int, c_long, *mut c_void);
@@ -75,11 +110,22 @@ pub const SSL_VERIFY_FAIL_IF_NO_PEER_CERT: c_int = 2;
 pub const SSL_VERIFY_POST_HANDSHAKE: c_int = 8;
 pub const SSL_CTRL_GET_TOTAL_RENEGOTIATIONS: c_int = 12;
 pub const SSL_CTRL_SET_TLSEXT_SERVERNAME_CB: c_int = 53;
+pub const SSL_CTRL_SET_TLSEXT_TICKET_KEY_CB: c_int = 72;
 pub const SSL_CTRL_SELECT_CURRENT_CERT: c_int = 116;
 pub const SSL_CTRL_SET_CURRENT_CERT: c_int = 117;
 pub const SSL_CTRL_GET_VERIFY_CERT_STORE: c_int = 137;
 pub const SSL_CERT_SET_FIRST: c_long = 1;
 pub const SSL_CERT_SET_NEXT: c_long = 2;
+pub const SSL_TICKET_EMPTY: c_int = 3;
+pub const SSL_TICKET_NO_DECRYPT: c_int = 4;
+pub const SSL_TICKET_SUCCESS: c_int = 5;
+pub const SSL_TICKET_SUCCESS_RENEW: c_int = 6;
+pub const SSL_TICKET_RETURN_IGNORE: c_int = 1;
+pub const SSL_TICKET_RETURN_IGNORE_RENEW: c_int = 2;
+pub const SSL_TICKET_RETURN_USE: c_int = 3;
+pub const SSL_TICKET_RETURN_USE_RENEW: c_int = 4;
+pub const OSSL_PARAM_UTF8_STRING: c_uint = 4;
+pub const OSSL_PARAM_OCTET_STRING: c_uint = 5;
 pub const SSL_CB_HANDSHAKE_DONE: c_int = 0x20;
 pub const SSL_SENT_SHUTDOWN: c_int = 1;
 pub const SSL_RECEIVED_SHUTDOWN: c_int = 2;
@@ -121,6 +167,16 @@ unsafe extern "C" {
     pub fn SSL_CTX_sess_get_remove_cb(ctx: *mut SSL_CTX) -> Option<RemoveCallback>;
     pub fn SSL_CTX_sess_get_get_cb(ctx: *mut SSL_CTX) -> Option<GetCallback>;
     pub fn SSL_CTX_set_options(ctx: *mut SSL_CTX, options: u64) -> u64;
+    pub fn SSL_CTX_get0_privatekey(ctx: *const SSL_CTX) -> *mut EVP_PKEY;
+    pub fn SSL_CTX_set_psk_find_session_callback(ctx: *mut SSL_CTX, callback: Option<FindPskCallback>);
+    pub fn SSL_CTX_clear_options(ctx: *mut SSL_CTX, options: u64) -> u64;
+    pub fn SSL_CTX_set_tlsext_ticket_key_evp_cb(ctx: *mut SSL_CTX, callback: Option<TicketKeyCallback>) -> c_int;
+    pub fn SSL_CTX_set_session_ticket_cb(
+        ctx: *mut SSL_CTX,
+        generate: Option<GenerateTicketCallback>,
+        decrypt: Option<DecryptTicketCallback>,
+        argument: *mut c_void,
+    ) -> c_int;
     pub fn SSL_CTX_set_timeout(ctx: *mut SSL_CTX, seconds: c_long) -> c_long;
     pub fn SSL_CTX_set_session_id_context(ctx: *mut SSL_CTX, id: *const c_uchar, length: c_uint) -> c_int;
     pub fn SSL_CTX_sess_set_new_cb(ctx: *mut SSL_CTX, callback: Option<NewCallback>);
@@ -148,6 +204,9 @@ unsafe extern "C" {
     pub fn SSL_version(ssl: *const SSL) -> c_int;
     pub fn SSL_get_options(ssl: *const SSL) -> u64;
     pub fn SSL_set_options(ssl: *mut SSL, options: u64) -> u64;
+    pub fn SSL_clear_options(ssl: *mut SSL, options: u64) -> u64;
+    pub fn SSL_get_max_early_data(ssl: *const SSL) -> u32;
+    pub fn SSL_set_psk_find_session_callback(ssl: *mut SSL, callback: Option<FindPskCallback>);
     pub fn SSL_get_servername(ssl: *const SSL, kind: c_int) -> *const c_char;
     pub fn SSL_get_num_tickets(ssl: *const SSL) -> usize;
     pub fn SSL_get_finished(ssl: *const SSL, out: *mut c_void, length: usize) -> usize;
@@ -163,6 +222,7 @@ unsafe extern "C" {
     pub fn SSL_SESSION_get0_peer(session: *mut SSL_SESSION) -> *mut X509;
     pub fn SSL_SESSION_free(session: *mut SSL_SESSION);
     pub fn SSL_SESSION_get_id(session: *const SSL_SESSION, length: *mut c_uint) -> *const c_uchar;
+    pub fn SSL_SESSION_set1_id(session: *mut SSL_SESSION, id: *const c_uchar, length: c_uint) -> c_int;
     pub fn SSL_SESSION_is_resumable(session: *const SSL_SESSION) -> c_int;
     pub fn SSL_SESSION_get0_id_context(session: *const SSL_SESSION, length: *mut c_uint) -> *const c_uchar;
     pub fn SSL_SESSION_set1_id_context(session: *mut SSL_SESSION, id: *const c_uchar, length: c_uint) -> c_int;
@@ -170,6 +230,7 @@ unsafe extern "C" {
     pub fn SSL_SESSION_set1_hostname(session: *mut SSL_SESSION, name: *const c_char) -> c_int;
     pub fn SSL_SESSION_get_timeout(session: *const SSL_SESSION) -> c_long;
     pub fn SSL_SESSION_set_timeout(session: *mut SSL_SESSION, seconds: c_long) -> c_long;
+    pub fn SSL_SESSION_get_time(session: *const SSL_SESSION) -> c_long;
     pub fn SSL_SESSION_set_time(session: *mut SSL_SESSION, time: c_long) -> c_long;
     pub fn SSL_SESSION_get0_ticket_appdata(session: *mut SSL_SESSION, data: *mut *mut c_void, length: *mut usize) -> c_int;
     pub fn SSL_SESSION_set1_ticket_appdata(session: *mut SSL_SESSION, data: *const c_void, length: usize) -> c_int;
@@ -204,6 +265,24 @@ unsafe extern "C" {
     pub fn ASN1_STRING_to_UTF8(out: *mut *mut c_uchar, string: *const ASN1_STRING) -> c_int;
     pub fn ASN1_TIME_diff(days: *mut c_int, seconds: *mut c_int, from: *const ASN1_STRING, to: *const ASN1_STRING) -> c_int;
     pub fn EVP_sha256() -> *const c_void;
+    pub fn EVP_CIPHER_fetch(library: *mut c_void, name: *const c_char, properties: *const c_char) -> *mut EVP_CIPHER;
+    pub fn EVP_EncryptInit_ex(
+        ctx: *mut EVP_CIPHER_CTX,
+        cipher: *const EVP_CIPHER,
+        engine: *mut c_void,
+        key: *const c_uchar,
+        iv: *const c_uchar,
+    ) -> c_int;
+    pub fn EVP_DecryptInit_ex(
+        ctx: *mut EVP_CIPHER_CTX,
+        cipher: *const EVP_CIPHER,
+        engine: *mut c_void,
+        key: *const c_uchar,
+        iv: *const c_uchar,
+    ) -> c_int;
+    pub fn EVP_MAC_CTX_set_params(ctx: *mut EVP_MAC_CTX, params: *const OSSL_PARAM) -> c_int;
+    pub fn EVP_PKEY_is_a(key: *const EVP_PKEY, name: *const c_char) -> c_int;
+    pub fn EVP_PKEY_get_group_name(key: *const EVP_PKEY, name: *mut c_char, size: usize, length: *mut usize) -> c_int;
     pub fn CRYPTO_free(pointer: *mut c_void, file: *const c_char, line: c_int);
     pub fn OPENSSL_sk_num(stack: *const STACK) -> c_int;
     pub fn OPENSSL_sk_value(stack: *const STACK, index: c_int) -> *mut c_void;

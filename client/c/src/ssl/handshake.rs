@@ -4,10 +4,10 @@ use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 use std::time::Duration;
 
-use store::Shim;
+use store::{HEAD_BYTES, Shim, TicketName, TicketSecret, Tickets};
 
 use super::{Session, ffi};
-use crate::policy::Policy;
+use crate::policy::{Policy, Requirements};
 
 #[derive(Default)]
 pub(crate) struct Handshake {
@@ -28,7 +28,13 @@ pub(crate) struct Handshake {
     /// The server name at the look-up.
     pub(crate) name: RefCell<Vec<u8>>,
     /// The session that was found, until the end of the handshake.
-    pub(crate) pending: RefCell<Option<PendingHit>>,
+    pub(crate) pending: RefCell<Option<Pending>>,
+    /// The ticket that OpenSSL is about to decrypt.
+    pub(crate) offer: RefCell<Option<Offer>>,
+    /// The single use that the handshake has claimed: after a `HelloRetryRequest`, OpenSSL decrypts the ticket once more.
+    pub(crate) claimed: Cell<Option<[u8; HEAD_BYTES]>>,
+    /// The last ticket that was about to be issued.
+    pub(crate) issue: RefCell<Issue>,
     /// Whether the connection has our info callback, now and for all further handshakes.
     pub(crate) watched: Cell<bool>,
     /// The application's own one.
@@ -42,11 +48,19 @@ impl Handshake {
             self.waited.take();
             self.learned.take();
             self.pending.take();
+            self.offer.take();
+            self.claimed.take();
+            self.issue.take();
             self.name.take();
             self.began.take();
             self.policy.take();
             self.found.take();
         }
+    }
+
+    /// Returns the id of the stored session that this handshake has found.
+    pub(crate) fn found_id(&self) -> Option<Vec<u8>> {
+        self.found.borrow().as_ref().map(|(id, _)| id.clone())
     }
 
     /// Returns the session that this handshake has found already.
@@ -56,6 +70,43 @@ impl Handshake {
 
     pub(crate) fn set_found(&self, id: &[u8], session: &Session) {
         *self.found.borrow_mut() = session.another().map(|session| (id.to_vec(), session));
+    }
+}
+
+/// A ticket that a client offers.
+pub(crate) struct Offer {
+    pub(crate) head: [u8; HEAD_BYTES],
+    pub(crate) tickets: Arc<Tickets>,
+    pub(crate) required: Requirements,
+}
+
+/// A ticket between two callbacks of OpenSSL: the first completes its session, the second supplies its keys.
+#[derive(Default)]
+pub(crate) enum Issue {
+    /// OpenSSL has issued none.
+    #[default]
+    Nothing,
+    /// None is issued.
+    Withheld,
+    /// The session is stored; the client gets its id.
+    Stored,
+    /// The client gets the session.
+    Ticket { tickets: Arc<Tickets>, secret: Arc<TicketSecret>, held_over: bool },
+}
+
+/// A session that was found, until it is known whether the handshake resumed it.
+pub(crate) enum Pending {
+    Stored(PendingHit),
+    Ticket(Arc<Tickets>, TicketName),
+}
+
+impl Pending {
+    /// Counts it: the handshake has resumed the session.
+    pub(crate) fn resumed(self) {
+        match self {
+            Self::Stored(hit) => hit.resumed(),
+            Self::Ticket(tickets, name) => tickets.count_resumed(&name),
+        }
     }
 }
 

@@ -3,6 +3,8 @@
 use std::ffi::{CString, c_long, c_void};
 use std::ptr::{self, NonNull};
 
+use store::{Fingerprint, TicketState};
+
 use super::{bytes, copied, ffi, length_of, seconds};
 use crate::lineage::{Foreign, Lineage};
 
@@ -49,9 +51,20 @@ impl Session {
         unsafe { bytes(ffi::SSL_SESSION_get_id(self.raw(), &raw mut length), length as usize) }
     }
 
+    pub(crate) fn set_id<const N: usize>(&self, id: &[u8; N]) {
+        // SAFETY: the session lives, and copies the id.
+        unsafe { ffi::SSL_SESSION_set1_id(self.raw(), id.as_ptr(), length_of(id)) };
+    }
+
     pub(crate) fn is_resumable(&self) -> bool {
         // SAFETY: the session lives.
         unsafe { ffi::SSL_SESSION_is_resumable(self.raw()) == 1 }
+    }
+
+    /// Returns the length of the serialized session.
+    pub(crate) fn size(&self) -> usize {
+        // SAFETY: the session lives; nothing is written.
+        usize::try_from(unsafe { ffi::i2d_SSL_SESSION(self.raw(), ptr::null_mut()) }).unwrap_or(usize::MAX)
     }
 
     pub(crate) fn serialize(&self) -> Vec<u8> {
@@ -90,6 +103,15 @@ impl Session {
     pub(crate) fn timeout(&self) -> u64 {
         // SAFETY: the session lives.
         unsafe { u64::try_from(ffi::SSL_SESSION_get_timeout(self.raw())).unwrap_or(0) }
+    }
+
+    /// Sets when the session ends, in Unix seconds: the lifetime hint of its next ticket follows from that.
+    pub(crate) fn set_end(&self, end: u64) {
+        // SAFETY: the session lives.
+        unsafe {
+            let begin = u64::try_from(ffi::SSL_SESSION_get_time(self.raw())).unwrap_or(0);
+            ffi::SSL_SESSION_set_timeout(self.raw(), seconds(end.saturating_sub(begin)));
+        }
     }
 
     pub(crate) fn set_life(&self, begin: u64, timeout: u64) {
@@ -143,6 +165,21 @@ impl Session {
 
     pub(crate) fn clear_lineage(&self) {
         self.set_ticket_data(&[]);
+    }
+
+    /// Returns the state of the ticket that the session was in, or that is being issued for it, from its ticket application data.
+    pub(crate) fn ticket_state(&self) -> Option<TicketState> {
+        TicketState::decode(&self.ticket_data())
+    }
+
+    pub(crate) fn set_ticket_state(&self, state: &TicketState) {
+        self.set_ticket_data(&state.encode());
+    }
+
+    /// Returns the fingerprint of the context that negotiated the session; None if its ticket application data do not tell.
+    pub(crate) fn fingerprint(&self) -> Option<Fingerprint> {
+        let of_ticket = || self.ticket_state().map(|state| state.fingerprint);
+        self.lineage().ok().flatten().map(|lineage| lineage.fingerprint).or_else(of_ticket)
     }
 
     fn ticket_data(&self) -> Vec<u8> {

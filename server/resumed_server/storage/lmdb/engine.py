@@ -214,7 +214,9 @@ class LmdbEngine(Engine):
         """See Engine."""
         return self._read(self._changes.position)
 
-    def changes(self, after: bytes, until: bytes, limit: int) -> tuple[list[Change | NamespacePurged], bytes] | None:
+    def changes(
+        self, after: bytes, until: bytes, limit: int, *, removals_only: bool = False
+    ) -> tuple[list[Change | NamespacePurged], bytes] | None:
         """See Engine."""
 
         def read(txn: _Transaction) -> tuple[list[Change | NamespacePurged], bytes] | None:
@@ -226,6 +228,9 @@ class LmdbEngine(Engine):
             for what, address, behind in logged:
                 if size > _CHANGES_BYTES:
                     break
+                if what == STORED and removals_only:
+                    position = behind
+                    continue
                 if change := self._change(txn, what, address):
                     changes.append(change)
                     size += len(change.session.value) if isinstance(change, Change) and change.session else 0

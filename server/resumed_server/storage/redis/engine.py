@@ -178,7 +178,9 @@ class RedisEngine(Engine):
         with self._gate:
             return self._log.position()
 
-    def changes(self, after: bytes, until: bytes, limit: int) -> tuple[list[Change | NamespacePurged], bytes] | None:
+    def changes(
+        self, after: bytes, until: bytes, limit: int, *, removals_only: bool = False
+    ) -> tuple[list[Change | NamespacePurged], bytes] | None:
         """See Engine."""
         limit = min(limit, _READ_BATCH)
         with self._readers, self._gate:
@@ -189,7 +191,7 @@ class RedisEngine(Engine):
             count = size = 0
             while count < min(limit, len(reading.changes)) and size < _CHANGES_BYTES:
                 part = reading.changes[count : min(limit, count + _LOOK_UP_BATCH)]
-                for change in self._changes(part):
+                for change in self._changes([each for each in part if not (removals_only and each.what == STORED)]):
                     changes.append(change)
                     size += len(change.session.value) if isinstance(change, Change) and change.session else 0
                 count += len(part)

@@ -594,6 +594,24 @@ class EngineContract:
         advance(200.0)
         assert told() == [(b"k", pytest.approx(700.0, abs=self.tick))]
 
+    def test_changes_may_be_read_without_stored_sessions(self, engine: Engine) -> None:
+        """All lasting removals and purges are among them, however few changes are read at a time."""
+        position = engine.position()
+        engine.batch([Put("shop", b"%d" % number, b"value", 600.0) for number in range(50)])
+        engine.remove("shop", b"0", ttl=600.0)
+        engine.purge("eu", None)
+        engine.batch([Put("shop", b"late %d" % number, b"value", 600.0) for number in range(50)])
+        engine.remove("shop", b"k", ttl=600.0)
+        until, told = engine.position(), []
+        while position != until:
+            read = engine.changes(position, until, 7, removals_only=True)
+            assert read is not None
+            told += read[0]
+            position = read[1]
+        assert sorted({each.namespace for each in told if isinstance(each, NamespacePurged)}) == ["eu"]
+        assert {each.key for each in told if isinstance(each, Change) and each.ttl} == {b"0", b"k"}
+        assert not any(isinstance(each, Change) and each.session for each in told)
+
     def test_a_lasting_removal_that_is_over_is_told_as_any_other(self, engine: Engine, advance: Advance) -> None:
         """Its key can have a session again."""
         position = engine.position()
