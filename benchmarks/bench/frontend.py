@@ -60,7 +60,7 @@ class Dictionary(SessionPolicy):
         """Return the present."""
         return time.time()
 
-    def on_connection_failed(self, session_ids: Iterable[bytes], reason: int) -> None:
+    def on_connection_failed(self, session_ids: Iterable[bytes], reason: int, end: int | None = None) -> None:
         """Keep what there is."""
 
     def close(self, timeout: float = 0) -> None:

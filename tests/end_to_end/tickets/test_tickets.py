@@ -13,6 +13,7 @@ import textwrap
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -278,11 +279,11 @@ def test_a_purge_ends_all_tickets_of_before(
     with resumed.Admin(store.target) as admin:
         admin.purge(one.shim.namespace, before)
     for frontend in (one, other):
-        until(lambda frontend=frontend: frontend.tickets.removals.void_before)
+        until(partial(getattr, frontend.tickets.removals, "void_before"))
         assert not client.visit(frontend, session).reused
     if not timed:
         for frontend in (one, other):
-            until(lambda frontend=frontend: frontend.tickets._secrets.held(time.time()))
+            until(partial(frontend.tickets._secrets.held, time.time()))
         assert {frontend.tickets._secrets.current(time.time())[0].name for frontend in (one, other)} != {name}
         again = client.visit(one).session
         assert client.visit(other, again).reused

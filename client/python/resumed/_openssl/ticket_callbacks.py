@@ -193,7 +193,7 @@ class TicketCallbacks:
         library.SSL_SESSION_set_timeout(session, max(int(end), 1))
         if id_context := self._checks.id_context:
             library.SSL_SESSION_set1_id_context(session, id_context, len(id_context))
-        # OpenSSL calls the new and remove callbacks for sessions with an id only. The last one is that of the connection.
+        # OpenSSL calls the new and remove callbacks for sessions with an id only; the connection has the last session.
         session_id = limited.lineage if is_last else b""
         library.SSL_SESSION_set1_id(session, session_id, len(session_id))
         if is_last:
