@@ -239,7 +239,7 @@ impl Agreement {
         }
     }
 
-    /// Does what is due, and returns the time until it has to be called again.
+    /// Carries out all calls that are due, and returns the time until the next step.
     pub(crate) async fn step(&self, store: &impl Batches) -> Duration {
         let keys = self.keyring.current();
         let now = self.now();
@@ -333,7 +333,9 @@ impl Agreement {
                     log::warn!("ticket secrets of {}: no agreement with the store ({reason}); {consequence}", self.namespace);
                 }
                 plan.pause = RETRY_PAUSES.after(plan.pause);
-                plan.paused_until = Some(self.clock.instant() + plan.pause);
+                // At different moments in a fleet.
+                let share = sealing::random_share().midpoint(1.0);
+                plan.paused_until = Some(self.clock.instant() + plan.pause.mul_f64(share));
                 plan.begun = false;
             }
         }
@@ -561,7 +563,7 @@ fn failure(result: &batch_result::Result) -> Failure {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::collections::HashSet;
     use std::sync::atomic::AtomicUsize;
 
@@ -576,7 +578,7 @@ mod tests {
 
     /// A store of secrets in memory.
     #[derive(Default)]
-    struct FakeStore {
+    pub(crate) struct FakeStore {
         /// None: it was removed.
         values: Mutex<HashMap<Vec<u8>, Option<Vec<u8>>>>,
         calls: AtomicUsize,
@@ -622,7 +624,7 @@ mod tests {
             self.values.lock().unwrap().values_mut().for_each(|value| *value = None);
         }
 
-        fn purge(&self, time: u64) {
+        pub(crate) fn purge(&self, time: u64) {
             self.values.lock().unwrap().clear();
             self.purge_time.store(time, Ordering::Relaxed);
         }

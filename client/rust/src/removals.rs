@@ -15,6 +15,9 @@ use crate::watching::STALE;
 /// How many removals are kept.
 pub(crate) const MAX_REMOVALS: usize = 262_144;
 
+/// How many void entries the order may have at least.
+const VOID_ENTRIES: usize = 1024;
+
 /// The first half of a store key.
 type Key = [u8; 16];
 
@@ -34,8 +37,8 @@ struct State {
     order: BinaryHeap<Reverse<(u64, Key)>>,
     /// Tickets that were negotiated before this time are purged: in microseconds after the Unix epoch.
     purged_before: u64,
-    /// Of tickets that were negotiated before this time the removals are not known.
-    unknown_before: u64,
+    /// The same for the last time when there were too many removals.
+    forgotten_before: u64,
     /// When the stream was last known to have delivered every removal; None before its first snapshot was complete.
     last_live: Option<Instant>,
 }
@@ -62,7 +65,7 @@ impl Removals {
             return;
         }
         (state.ends, state.order) = Default::default();
-        if std::mem::replace(&mut state.unknown_before, microseconds(now)) == 0 {
+        if std::mem::replace(&mut state.forgotten_before, microseconds(now)) == 0 {
             log::warn!("more than {} removals are in force: all tickets up to now are refused", self.max);
         }
     }
@@ -95,16 +98,16 @@ impl Removals {
     /// Returns why a ticket does not resume whose lineage has this store key, or Ok. `negotiated` is in microseconds after the Unix epoch.
     pub(crate) fn check(&self, key: &StoreKey, negotiated: u64) -> Result<(), &'static str> {
         let state = self.lock();
-        if state.last_live.is_none_or(|last| self.age(last) >= STALE + self.grace) {
+        if state.last_live.is_none_or(|last| self.age(last) >= STALE.max(self.grace)) {
             return Err("removals-unknown");
         }
-        if negotiated < state.purged_before {
+        if negotiated < state.purged_before.max(state.forgotten_before) {
             return Err("purged");
         }
         if state.ends.contains_key(&half(key)) {
             return Err("revoked");
         }
-        if negotiated < state.unknown_before { Err("removals-unknown") } else { Ok(()) }
+        Ok(())
     }
 
     fn age(&self, then: Instant) -> Duration {
@@ -135,6 +138,9 @@ impl State {
         }
         self.ends.insert(key, end);
         self.order.push(Reverse((end, key)));
+        if self.order.len() > 2 * self.ends.len() + VOID_ENTRIES {
+            self.order = self.ends.iter().map(|(key, end)| Reverse((*end, *key))).collect();
+        }
         true
     }
 }
@@ -177,7 +183,7 @@ mod tests {
             assert_eq!((check(), removals.live()), (Ok(()), true));
             clock.advance(Duration::from_micros(1));
             assert_eq!((check().is_ok(), removals.live()), (!grace.is_zero(), false));
-            clock.advance(grace);
+            clock.advance(grace.saturating_sub(STALE));
             assert_eq!(check(), Err("removals-unknown"));
             removals.record_live(clock.instant());
             assert_eq!((check(), removals.live()), (Ok(()), true));
@@ -215,9 +221,19 @@ mod tests {
         assert_eq!(removals.check(&[9; 32], NOW - 1), Ok(()));
         clock.advance(Duration::from_micros(1));
         removals.add(&[3; 32], START + 20);
-        assert_eq!(removals.check(&[9; 32], NOW), Err("removals-unknown"));
+        assert_eq!(removals.check(&[9; 32], NOW), Err("purged"));
         assert_eq!(removals.check(&[9; 32], NOW + 1), Ok(()));
         assert_eq!(removals.count(), 0);
+    }
+
+    #[test]
+    fn a_removal_whose_end_is_put_off_again_and_again_takes_no_more_memory() {
+        let (removals, _) = live();
+        for end in 0..10_000 {
+            removals.add(&[1; 32], START + 10 + end);
+        }
+        assert!(removals.lock().order.len() <= 2 + VOID_ENTRIES);
+        assert_eq!(removals.check(&[1; 32], NOW), Err("revoked"));
     }
 
     #[test]

@@ -201,7 +201,7 @@ fn derive<const N: usize>(secret: &[u8; KEY_BYTES], salt: &[u8], info: &[u8]) ->
     key
 }
 
-/// Derives a key in its place, so that no copy of it is left elsewhere.
+/// Derives a key in its place, so that there is no copy of it elsewhere.
 pub(crate) fn derive_into(secret: &[u8; KEY_BYTES], salt: &[u8], info: &[u8], key: &mut [u8]) {
     Hkdf::<Sha256>::new(Some(salt), secret).expand(info, key).expect("the size is far below HKDF's limit");
 }

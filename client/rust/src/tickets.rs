@@ -355,3 +355,271 @@ impl fmt::Debug for Tickets {
         formatter.debug_struct("Tickets").field("namespace", &self.store.namespace).finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::runtime::{Builder, Runtime};
+
+    use super::*;
+    use crate::agreement::tests::FakeStore;
+    use crate::clock::fake::FakeClock;
+    use crate::store::{self, Store, ttl};
+    use crate::target::Target;
+    use crate::{Keyring, v1};
+
+    const START: u64 = 1_800_000_000; // a multiple of an hour
+    const CONTEXT: Fingerprint = [1; 32];
+
+    /// A frontend whose store for handshakes is down, and whose secrets are agreed on with a store in memory.
+    struct Frontend {
+        tickets: Tickets,
+        clock: Arc<FakeClock>,
+        runtime: Runtime,
+    }
+
+    impl Frontend {
+        fn new(store: &FakeStore) -> Self {
+            let frontend = Self::without_secrets(None);
+            frontend.step(store);
+            frontend
+        }
+
+        fn without_secrets(parent: Option<&Self>) -> Self {
+            let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+            let mut options = Options::new("127.0.0.1:1", "shop", Keyring::from_keys(&[[7; 32]]).unwrap());
+            options.deadline = Duration::from_secs(5);
+            let target = Target::parse(&options.target).unwrap();
+            let endpoint = store::endpoint(&target, None).unwrap();
+            let entered = runtime.enter();
+            let store = Arc::new(GuardedStore::new("shop".into(), options.deadline, Store::new(&options, &target, &endpoint)));
+            drop(entered);
+            let lookups = Arc::new(Lookups::new(Arc::clone(&store), None, runtime.handle().clone(), options.max_lookups));
+            let clock = parent.map_or_else(|| Arc::new(FakeClock::at(START)), |parent| Arc::clone(&parent.clock));
+            let parent = parent.map(|parent| &parent.tickets);
+            let tickets = Tickets::new(&options, store, lookups, Arc::default(), Arc::clone(&clock) as _, parent);
+            Self { tickets, clock, runtime }
+        }
+
+        fn step(&self, store: &FakeStore) {
+            self.runtime.block_on(self.tickets.agreement.step(store));
+        }
+
+        /// Has the stream of removals deliver an event, and be live.
+        fn receive(&self, event: Option<Event>) {
+            self.tickets.take_in(WatchEvent { event });
+            self.tickets.record_live(self.clock.instant());
+        }
+
+        fn advance(&self, seconds: u64) {
+            self.clock.advance(Duration::from_secs(seconds));
+            self.tickets.record_live(self.clock.instant());
+        }
+
+        fn secret(&self) -> Arc<TicketSecret> {
+            self.tickets.secret_for_issue().unwrap().0
+        }
+
+        fn issue(&self) -> (Arc<TicketSecret>, TicketState) {
+            let secret = self.secret();
+            let state = self.tickets.begin_state(&secret, CONTEXT, b"shop.example", None).unwrap();
+            (secret, state)
+        }
+
+        fn check(&self, (secret, state): &(Arc<TicketSecret>, TicketState)) -> Result<Duration, &'static str> {
+            self.tickets.check(state, secret.name(), Expected::Fingerprint(CONTEXT), b"shop.example")
+        }
+    }
+
+    fn live() -> (Frontend, FakeStore) {
+        let store = FakeStore::default();
+        let frontend = Frontend::new(&store);
+        frontend.advance(0);
+        (frontend, store)
+    }
+
+    fn purged(issued_before: Option<u64>, at: u64) -> Event {
+        let time = |seconds: u64| prost_types::Timestamp { seconds: i64::try_from(seconds).unwrap(), nanos: 0 };
+        Event::Purged(NamespacePurged { issued_before_time: issued_before.map(time), purge_time: Some(time(at)) })
+    }
+
+    #[test]
+    fn a_ticket_lives_as_long_as_its_session_its_secret_and_the_certificate_of_its_client() {
+        let (frontend, _) = live();
+        let secret = frontend.secret();
+        assert_eq!(secret.not_after(), START + 2 * 3600 + 7200);
+        let end = |peer_end| frontend.tickets.begin_state(&secret, CONTEXT, b"", peer_end).map(|state| state.end);
+        assert_eq!(end(None), Some(START + 7200));
+        assert_eq!(end(Some(START + 10)), Some(START + 10));
+        assert_eq!(end(Some(START)), None);
+        frontend.advance(2 * 3600 + 100);
+        assert_eq!(end(None), Some(secret.not_after()));
+    }
+
+    #[test]
+    fn the_tickets_of_a_resumed_connection_have_its_lineage_and_end_no_later() {
+        let (frontend, store) = live();
+        let (_, state) = frontend.issue();
+        frontend.advance(3600);
+        frontend.step(&store);
+        let later = frontend.secret();
+        assert_eq!(frontend.tickets.continue_state(&later, &state), Some(state), "the secret ends later");
+        let long = TicketState { end: u64::MAX, ..state };
+        assert_eq!(frontend.tickets.continue_state(&later, &long), Some(TicketState { end: later.not_after(), ..state }));
+        frontend.advance(3600);
+        assert_eq!(frontend.tickets.continue_state(&later, &state), None);
+        assert_ne!(frontend.tickets.begin_state(&later, CONTEXT, b"", None).unwrap().lineage, state.lineage);
+    }
+
+    #[test]
+    fn a_ticket_is_accepted_where_all_that_it_proves_is_expected() {
+        let (frontend, _) = live();
+        let (secret, state) = frontend.issue();
+        let check = |expected, name: &[u8]| frontend.tickets.check(&state, secret.name(), expected, name);
+        assert_eq!(check(Expected::Fingerprint(CONTEXT), b"Shop.Example"), Ok(Duration::from_secs(7200)));
+        assert_eq!(check(Expected::Fingerprint(CONTEXT), b""), Err("server-name-mismatch"));
+        assert_eq!(check(Expected::Fingerprint([2; 32]), b"shop.example"), Err("context-mismatch"));
+        assert_eq!(check(Expected::Unknown, b"shop.example"), Err("context-unknown"));
+        assert_eq!(check(Expected::Unstable, b"shop.example"), Err("context-unstable"));
+        frontend.advance(7199);
+        assert_eq!(check(Expected::Fingerprint(CONTEXT), b"shop.example"), Ok(Duration::from_secs(1)));
+        frontend.advance(1);
+        assert_eq!(check(Expected::Fingerprint(CONTEXT), b"shop.example"), Err("expired"));
+    }
+
+    #[test]
+    fn no_ticket_is_accepted_before_the_removals_are_known() {
+        let frontend = Frontend::new(&FakeStore::default());
+        let ticket = frontend.issue();
+        assert_eq!((frontend.check(&ticket), frontend.tickets.stats().live), (Err("removals-unknown"), false));
+        frontend.receive(Some(purged(Some(START - 10), START)));
+        assert!(frontend.check(&ticket).is_ok() && frontend.tickets.stats().live);
+    }
+
+    #[test]
+    fn a_server_without_a_stream_of_removals_is_refused() {
+        let (frontend, _) = live();
+        let first = |removals_only| WatchResponse { removals_only, ..Default::default() };
+        assert!(frontend.tickets.begin(&first(true)).is_ok());
+        assert!(frontend.tickets.begin(&first(false)).unwrap_err().contains("update the servers"));
+    }
+
+    #[test]
+    fn a_removed_lineage_is_refused_at_once_and_at_the_frontends_that_the_store_notifies() {
+        let store = FakeStore::default();
+        let (one, other) = (Frontend::new(&store), Frontend::new(&store));
+        for frontend in [&one, &other] {
+            frontend.advance(0);
+        }
+        let (ticket, kept) = (one.issue(), one.issue());
+        one.tickets.remove(&ticket.1.lineage, ticket.1.end, RemovalReason::Application);
+        assert_eq!((one.check(&ticket), one.check(&kept).is_ok()), (Err("revoked"), true));
+        assert_eq!(one.tickets.stats().removals_held, 1);
+        assert!(other.check(&ticket).is_ok());
+        let key = StoreKeys::named("ticket-lineage", "shop").key(&ticket.1.lineage).to_vec();
+        other.receive(Some(Event::Removed(SessionRemoved { key: key.clone(), ttl: None })));
+        assert!(other.check(&ticket).is_ok(), "not a lasting removal");
+        let lasting = v1::SessionRemoved { key, ttl: Some(ttl(10)) };
+        other.receive(Some(Event::Removed(lasting)));
+        assert_eq!((other.check(&ticket), other.check(&kept).is_ok()), (Err("revoked"), true));
+    }
+
+    #[test]
+    fn a_purge_ends_tickets_and_secrets_from_before_it() {
+        for by_time in [false, true] {
+            let (frontend, store) = live();
+            let ticket = frontend.issue();
+            frontend.advance(10);
+            let (newer, purge) = (frontend.issue(), purged(by_time.then_some(START + 5), START + 5));
+            store.purge((START + 5) * 1_000_000);
+            frontend.receive(Some(purge.clone()));
+            assert_eq!(frontend.check(&ticket), Err("unknown-secret"));
+            assert_eq!(frontend.check(&newer), Err("unknown-secret"), "its secret was created before");
+            assert!(frontend.tickets.secret_for_issue().is_none());
+            frontend.step(&store);
+            let next = frontend.issue();
+            assert!(frontend.check(&next).is_ok());
+            let old = (Arc::clone(&next.0), TicketState { negotiated: START * 1_000_000, ..next.1 });
+            assert_eq!(frontend.check(&old), Err("purged"));
+            frontend.receive(Some(purge));
+            assert!(frontend.check(&next).is_ok(), "the same purge again, at the beginning of another stream");
+        }
+    }
+
+    #[test]
+    fn an_unknown_change_ends_all_tickets_up_to_now() {
+        let (frontend, _) = live();
+        let ticket = frontend.issue();
+        frontend.advance(1);
+        frontend.receive(None);
+        assert_eq!(frontend.check(&ticket), Err("purged"));
+        assert!(frontend.check(&frontend.issue()).is_ok());
+    }
+
+    #[test]
+    fn a_removal_of_a_secrets_address_ends_its_tickets() {
+        let (frontend, _) = live();
+        let ticket = frontend.issue();
+        let key = ticket.0.address.to_vec();
+        frontend.receive(Some(Event::Removed(SessionRemoved { key, ttl: Some(ttl(10)) })));
+        assert_eq!(frontend.check(&ticket), Err("unknown-secret"));
+    }
+
+    #[test]
+    fn resumed_connections_are_counted_by_epoch() {
+        let (frontend, store) = live();
+        let name = |frontend: &Frontend| *frontend.secret().name();
+        let mut names = Vec::new();
+        for _ in 0..4 {
+            names.push(name(&frontend));
+            frontend.advance(3599);
+            frontend.step(&store);
+            frontend.advance(1);
+            frontend.step(&store);
+        }
+        frontend.clock.set(START + 2 * 3600);
+        for name in &names {
+            frontend.tickets.count_resumed(name);
+        }
+        let expected = [("current", 1), ("previous", 1), ("older", 1), ("next", 1)];
+        assert_eq!(frontend.tickets.stats().resumed, expected.into());
+    }
+
+    #[test]
+    fn a_ticket_of_an_unknown_secret_is_counted_if_the_fleet_has_named_its_key() {
+        let (frontend, _) = live();
+        let mut name = *live().0.secret().name();
+        assert!(frontend.tickets.secret_for_name(&name).is_none());
+        name[0] ^= 1;
+        assert!(frontend.tickets.secret_for_name(&name).is_none());
+        assert_eq!(frontend.tickets.stats().refused, [("unknown-secret", 1)].into());
+    }
+
+    #[test]
+    fn a_claim_at_a_store_that_is_down_is_refused_with_the_reason_of_the_call() {
+        let (frontend, _) = live();
+        let (_, state) = frontend.issue();
+        let Frontend { tickets, runtime, .. } = &frontend;
+        let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+        let claims = std::thread::scope(|scope| {
+            scope.spawn(move || runtime.block_on(stopped)); // as the thread of a process does
+            let claims = [(); 4].map(|()| tickets.claim(&[1; HEAD_BYTES], &state, Duration::ZERO));
+            drop(stop);
+            claims
+        });
+        assert_eq!(claims, [Err("unavailable"), Err("unavailable"), Err("unavailable"), Err("breaker-open")]);
+    }
+
+    #[test]
+    fn a_forked_child_has_its_parents_secrets_and_removals() {
+        let (parent, _) = live();
+        let (ticket, removed) = (parent.issue(), parent.issue());
+        parent.tickets.remove(&removed.1.lineage, removed.1.end, RemovalReason::FatalError);
+        let child = Frontend::without_secrets(Some(&parent));
+        assert_eq!((child.check(&ticket).is_ok(), child.check(&removed)), (true, Err("revoked")));
+        // Its own stream has to be live within the grace.
+        child.clock.advance(Duration::from_secs(299));
+        assert!(child.check(&ticket).is_ok());
+        child.clock.advance(Duration::from_secs(1));
+        assert_eq!(child.check(&ticket), Err("removals-unknown"));
+    }
+}

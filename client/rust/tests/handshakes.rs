@@ -1,5 +1,6 @@
 //! Real handshakes with a real store: `RESUMED_COMMAND=.../resumed cargo test`. Without a store, what needs one is skipped.
 
+#[allow(dead_code)]
 mod support;
 
 use std::collections::VecDeque;

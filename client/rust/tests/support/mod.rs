@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use resumed::{Keyring, Options, Scope, Sessions};
 use rustls::client::Resumption;
+use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{
@@ -186,6 +187,7 @@ pub struct Peers {
     verifying: ServerConfig,
     roots: RootCertStore,
     pub client: Arc<ClientConfig>,
+    version: &'static SupportedProtocolVersion,
 }
 
 impl Peers {
@@ -210,12 +212,21 @@ impl Peers {
             .with_client_auth_cert(vec![certificate.der().clone()], key)
             .unwrap();
         client.enable_early_data = true;
-        Self { server, verifying, roots, client: Arc::new(client) }
+        Self { server, verifying, roots, client: Arc::new(client), version }
     }
 
     /// Returns a config that requires client certificates, and the roots that it trusts.
     pub fn verifying(&self) -> (ServerConfig, RootCertStore) {
         (self.verifying.clone(), self.roots.clone())
+    }
+
+    /// Returns the config of a server with other algorithms.
+    pub fn with_provider(&self, provider: CryptoProvider) -> ServerConfig {
+        ServerConfig::builder_with_provider(provider.into())
+            .with_protocol_versions(&[self.version])
+            .unwrap()
+            .with_no_client_auth()
+            .with_cert_resolver(Arc::clone(&self.server.cert_resolver))
     }
 
     /// Returns a client that remembers no session yet.
