@@ -33,6 +33,7 @@ class Dictionary(SessionPolicy):
     """The least that a session policy can do: keeps the sessions of one frontend in a dictionary."""
 
     seals_ids = False
+    tickets = None
 
     def __init__(self) -> None:
         self.namespace, self.lifetime = "local", 7200

@@ -245,6 +245,8 @@ class CallbackBinding:
     def _on_new(self, ssl: int, session: int) -> int:
         """Store a session. Returns 0: no reference is kept, OpenSSL releases its own."""
         try:
+            if self._tickets and self._tickets.is_ticket(session):
+                return 0
             self._store(ssl, session)
         except BaseException as error:  # noqa: BLE001  # nothing may cross C
             self.handle_callback_error(error)
@@ -340,8 +342,12 @@ class CallbackBinding:
 
     def confirm_later(self, ssl: int) -> None:
         """Have a resumed connection checked once more when its handshake is done, if its context may change by then."""
-        if self._chooses_by_name() or not self._is_final:
+        if self.context_may_change():
             self.library.SSL_set_info_callback(ssl, self._own_info)
+
+    def context_may_change(self) -> bool:
+        """Return whether the application may choose another context within a handshake."""
+        return self._chooses_by_name() or not self._is_final
 
     def _offer(self, ssl: int, session_id: bytes) -> StoredOffer:
         return StoredOffer(self.library, self._checks, ssl, session_id, self)

@@ -109,7 +109,7 @@ class SessionCodec:
         Raises:
             ForeignData: Its ticket application data are the application's.
         """
-        data = self._data_of(session)
+        data = self.data_of(session)
         if not data:
             return None
         memory = Memory.decode(data)
@@ -119,11 +119,11 @@ class SessionCodec:
 
     def ticket_state(self, session: int) -> TicketState | None:
         """Return the state in a ticket's session; None if it has none."""
-        return TicketState.decode(self._data_of(session))
+        return TicketState.decode(self.data_of(session))
 
     def fingerprint(self, session: int) -> bytes | None:
         """Return the fingerprint of the context that negotiated a session; None if it has none."""
-        data = self._data_of(session)
+        data = self.data_of(session)
         known = TicketState.decode(data) or Memory.decode(data)
         return known.fingerprint if known else None
 
@@ -132,7 +132,8 @@ class SessionCodec:
         encoded = memory.encode() if memory else b""
         self._library.SSL_SESSION_set1_ticket_appdata(session, encoded or None, len(encoded))
 
-    def _data_of(self, session: int) -> bytes:
+    def data_of(self, session: int) -> bytes:
+        """Return its ticket application data; empty if it has none."""
         data, length = c_void_p(), c_size_t()
         self._library.SSL_SESSION_get0_ticket_appdata(session, byref(data), byref(length))
         return string_at(data.value, length.value) if data.value and length.value else b""

@@ -205,7 +205,9 @@ class Tickets:
         """
         now = self._clock()
         end = min(state.end, secret.not_after, *(() if valid is None else (int(now + valid),)))
-        return state._replace(end=end) if end > now else None
+        if end <= now:
+            return None
+        return state if end == state.end else state._replace(end=end)
 
     def remaining(self, state: TicketState) -> float:
         """Return the seconds until a lineage ends."""
