@@ -4,6 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 BUILD  := .build
 STUBS  := client/python/resumed/v1
+SDS    := resumed_server/cli/ticket_keys/sds
 PROTO  := $(wildcard protos/resumed/v1/*.proto)
 NODE   := client/node
 
@@ -182,16 +183,19 @@ $(BUILD)/stubs/bin/.installed-$(word 1,$(STUB_TOOLS)):
 	@touch $@
 
 OUT ?= client/python
+SERVER_OUT ?= server
 .PHONY: stubs
 stubs: $(BUILD)/stubs/bin/.installed-$(word 1,$(STUB_TOOLS)) ## Generate the Python stubs from the contract
 	PATH="$(BUILD)/stubs/bin:$$PATH" $(BUILD)/stubs/bin/python -m grpc_tools.protoc -I protos \
 	  --python_out=$(OUT) --pyi_out=$(OUT) --grpc_python_out=$(OUT) --mypy_grpc_out=$(OUT) $(PROTO)
+	$(BUILD)/stubs/bin/python -m grpc_tools.protoc -I protos -I server \
+	  --python_out=$(SERVER_OUT) --pyi_out=$(SERVER_OUT) server/$(SDS).proto
 
 .PHONY: stubs-current
 stubs-current:
-	@mkdir -p $(BUILD)/fresh && $(MAKE) --no-print-directory stubs OUT=$(BUILD)/fresh
-	@for stub in $(BUILD)/fresh/resumed/v1/*_pb2*; do \
-	  cmp "$$stub" "$(STUBS)/$$(basename $$stub)" || { echo "stubs are not current: run 'make stubs' and commit"; exit 1; }; done
+	@mkdir -p $(BUILD)/fresh && $(MAKE) --no-print-directory stubs OUT=$(BUILD)/fresh SERVER_OUT=$(BUILD)/fresh
+	@for stub in $(BUILD)/fresh/resumed/v1/*_pb2* $(BUILD)/fresh/$(SDS)_pb2*; do \
+	  cmp "$$stub" "$$(echo $$stub | sed 's|$(BUILD)/fresh/resumed/|client/python/resumed/|; s|$(BUILD)/fresh/|server/|')" || { echo "stubs are not current: run 'make stubs' and commit"; exit 1; }; done
 
 .PHONY: site
 site: $(BIN)/.installed-docs ## Build the site of the documentation in .build/site; broken links fail

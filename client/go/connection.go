@@ -12,6 +12,8 @@ const (
 	maxValue = 65_536 // bytes, the server's limit
 	// maxLookupsPerHandshake is the number of ids that a client offers in one handshake and that may cost a look-up.
 	maxLookupsPerHandshake = 4
+	// foreignID is the reason of the miss if the fleet did not issue a ticket for the namespace.
+	foreignID = "foreign-id"
 )
 
 // A connection has the session hooks of one connection. They return no errors: crypto/tls would end the connection.
@@ -25,35 +27,42 @@ type connection struct {
 	asked    int       // number of ids that were looked up
 	offered  [][]byte  // the ids that were looked up or rejected
 	found    *found    // until crypto/tls has decided about it
+	resumed  *lineage  // that of the ticket that was found, nil if it was a stored session
+	descent  *descent  // of the tickets that were issued
 }
 
-// found is a session that a look-up returned to crypto/tls, which may still not resume it.
+// found is a session that a look-up or a ticket returned to crypto/tls, which may still not resume it.
 type found struct {
+	ticket         bool   // whether a ticket of the fleet had it
 	reason         string // of the hit
 	foreign        bool   // whether another process issued it
 	version, suite uint16
 }
 
-// wrap stores the session of a connection, in the background, and returns its id as the ticket.
+// wrap returns the ticket of a connection: with its session, or with the id of the session, which it stores.
 func (c *connection) wrap(state tls.ConnectionState, session *tls.SessionState) ([]byte, error) {
+	if c.sessions.tickets.issues(state.Version) {
+		if serialized, err := session.Bytes(); err == nil && len(serialized) <= maxTicketSession {
+			return c.issueTicket(state, serialized), nil
+		}
+	}
+	return c.store(state, session), nil
+}
+
+// store stores the session of a connection, in the background, and returns its id.
+func (c *connection) store(state tls.ConnectionState, session *tls.SessionState) []byte {
 	s := c.sessions
 	if !state.DidResume && s.breaker.isScarce() {
 		s.recorder.count(puts, "dropped")
-		return unknownID(), nil
+		return unknownID()
 	}
 	now := s.now()
 	id := s.options.Keyring.issueID(s.options.Namespace, now)
-	issued, notAfter := now, now.Add(s.options.Lifetime)
-	if state.DidResume {
-		issued, notAfter = c.issued, earlier(notAfter, c.notAfter)
-	}
-	if len(state.PeerCertificates) > 0 {
-		notAfter = earlier(notAfter, state.PeerCertificates[0].NotAfter)
-	}
+	issued, notAfter := c.life(state, now)
 	serialized, err := session.Bytes()
 	if err != nil || len(serialized)+envelopeHeader+headerSize+nonceSize+tagSize > maxValue || !now.Before(notAfter) {
 		s.recorder.count(puts, "unresumable")
-		return unknownID(), nil
+		return unknownID()
 	}
 	key := storeKeyOf(format, s.options.Namespace, id)
 	plaintext := envelope{c.fingerprint(state.ServerName), issued, serialized}.bytes()
@@ -63,10 +72,22 @@ func (c *connection) wrap(state tls.ConnectionState, session *tls.SessionState) 
 	if s.options.Issued != nil {
 		s.options.Issued(state, id)
 	}
-	return id, nil
+	return id
 }
 
-// unwrap returns the session of an id that a client offered, any bytes at all, or nil for a full handshake.
+// life returns when the session of a connection was negotiated, and the end of its life.
+func (c *connection) life(state tls.ConnectionState, now time.Time) (issued, notAfter time.Time) {
+	issued, notAfter = now, now.Add(c.sessions.options.Lifetime)
+	if state.DidResume {
+		issued, notAfter = c.issued, earlier(notAfter, c.notAfter)
+	}
+	if len(state.PeerCertificates) > 0 {
+		notAfter = earlier(notAfter, state.PeerCertificates[0].NotAfter)
+	}
+	return issued, notAfter
+}
+
+// unwrap returns the session of a ticket that a client offered, any bytes at all, or nil for a full handshake.
 func (c *connection) unwrap(id []byte, state tls.ConnectionState) (*tls.SessionState, error) {
 	if len(id) == 0 { // TLS 1.2: no ticket was offered
 		return nil, nil
@@ -76,9 +97,16 @@ func (c *connection) unwrap(id []byte, state tls.ConnectionState) (*tls.SessionS
 		return nil, nil // the outcome would be the same
 	}
 	c.offered = append(c.offered, id)
-	session, outcome := c.find(id, state)
+	find, refusals := c.find, misses
+	if c.sessions.tickets.accepts(id) {
+		find, refusals = c.findTicket, ticketsRefused
+	}
+	session, outcome := find(id, state)
 	if session == nil {
-		c.sessions.recorder.count(misses, outcome)
+		if outcome == foreignID {
+			refusals = misses
+		}
+		c.sessions.recorder.count(refusals, outcome)
 		return nil, nil
 	}
 	// Early data could be replayed at any frontend of the fleet.
@@ -106,6 +134,10 @@ func (c *connection) settle(state tls.ConnectionState) {
 	c.found = nil
 	switch recorder := &c.sessions.recorder; {
 	case found == nil:
+	case found.ticket && !state.DidResume:
+		recorder.count(ticketsRefused, found.refusal(state))
+	case found.ticket:
+		recorder.count(ticketsResumed, found.reason)
 	case !state.DidResume:
 		recorder.count(misses, found.refusal(state))
 	default:
@@ -139,19 +171,15 @@ func (c *connection) find(id []byte, state tls.ConnectionState) (*tls.SessionSta
 	issued, ok := s.options.Keyring.openID(s.options.Namespace, id)
 	switch {
 	case !ok:
-		return nil, "foreign-id"
+		return nil, foreignID
 	case now.Sub(issued) > s.options.Lifetime:
 		return nil, "expired-id"
 	case s.sender.isRemoving(key):
 		return nil, "unknown"
-	case s.breaker.isOpen():
-		return nil, "breaker-open"
-	case s.breaker.isLimited():
-		return nil, "limited"
-	case c.asked >= maxLookupsPerHandshake:
-		return nil, "too-many-lookups"
 	}
-	c.asked++
+	if miss := c.refuseCall(); miss != "" {
+		return nil, miss
+	}
 	// On a frontend whose clock is behind, new ids of other frontends are from the future: the age counts without its sign.
 	fresh := now.Sub(issued).Abs() <= freshness
 	answer := s.lookUp(key, fresh, c.timeLeft())
@@ -183,8 +211,22 @@ func (c *connection) find(id []byte, state tls.ConnectionState) (*tls.SessionSta
 			return nil, reason
 		}
 	}
-	c.issued, c.notAfter, c.found = stored.issued, notAfter, found
+	c.issued, c.notAfter, c.resumed, c.found = stored.issued, notAfter, nil, found
 	return session, answer.reason
+}
+
+// refuseCall returns the reason for which this handshake makes no call, or "" and counts the call.
+func (c *connection) refuseCall() string {
+	switch s := c.sessions; {
+	case s.breaker.isOpen():
+		return "breaker-open"
+	case s.breaker.isLimited():
+		return "limited"
+	case c.asked >= maxLookupsPerHandshake:
+		return "too-many-lookups"
+	}
+	c.asked++
+	return ""
 }
 
 // headOf returns the version and the cipher suite of a session that crypto/tls has parsed: it exports neither, but documents
@@ -226,14 +268,21 @@ func unknownID() []byte {
 
 // wrapUnknown is WrapSession of connections that have no config of their own, so that their context is unknown. It
 // stores nothing.
-func (s *Sessions) wrapUnknown(tls.ConnectionState, *tls.SessionState) ([]byte, error) {
-	s.recorder.count(puts, "unresumable")
+func (s *Sessions) wrapUnknown(state tls.ConnectionState, _ *tls.SessionState) ([]byte, error) {
+	kind := puts
+	if s.tickets.issues(state.Version) {
+		kind = ticketsWithheld
+	}
+	s.recorder.count(kind, "unresumable")
 	return unknownID(), nil
 }
 
 // unwrapUnknown is UnwrapSession of such connections. It finds nothing.
 func (s *Sessions) unwrapUnknown(id []byte, _ tls.ConnectionState) (*tls.SessionState, error) {
-	if len(id) > 0 {
+	switch {
+	case s.tickets.accepts(id):
+		s.recorder.count(ticketsRefused, "context-unknown")
+	case len(id) > 0:
 		s.recorder.count(misses, "context-unknown")
 	}
 	return nil, nil

@@ -8,12 +8,15 @@ import (
 	"google.golang.org/grpc/keepalive"
 )
 
-// Get alone is retried by gRPC: after an unknown outcome a second Take would miss, and the sender
-// repeats Batches.
+// Get and Put are retried by gRPC. After an unknown outcome a second Take would miss, and the goroutines that make Batches repeat
+// them.
 const serviceConfig = `{
 	"loadBalancingConfig": [{"round_robin": {}}],
 	"methodConfig": [{
-		"name": [{"service": "resumed.v1.SessionStoreService", "method": "Get"}],
+		"name": [
+			{"service": "resumed.v1.SessionStoreService", "method": "Get"},
+			{"service": "resumed.v1.SessionStoreService", "method": "Put"}
+		],
 		"retryPolicy": {
 			"maxAttempts": 3, "initialBackoff": "0.005s", "maxBackoff": "0.02s", "backoffMultiplier": 2,
 			"retryableStatusCodes": ["UNAVAILABLE"]

@@ -76,10 +76,14 @@ func (k *Keyring) seal(key storeKey, plaintext []byte, notAfter time.Time) []byt
 
 // open returns the plaintext of a sealed value, any bytes at all, that the server returned for key, and the end of its life.
 func (k *Keyring) open(key storeKey, sealed []byte, now time.Time) (plaintext []byte, notAfter time.Time, err error) {
+	return openSealed(k.current(), key, sealed, now)
+}
+
+func openSealed(keys []*fleetKey, key storeKey, sealed []byte, now time.Time) (plaintext []byte, notAfter time.Time, err error) {
 	if len(sealed) < headerSize+nonceSize+tagSize || sealed[0] != sealedVersion {
 		return nil, time.Time{}, errMalformed
 	}
-	for _, fleetKey := range k.current() {
+	for _, fleetKey := range keys {
 		if [keyIDSize]byte(sealed[1:]) != fleetKey.id {
 			continue
 		}

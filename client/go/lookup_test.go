@@ -1,102 +1,16 @@
 package resumed
 
 import (
-	"context"
 	"crypto/tls"
 	"maps"
-	"path"
 	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 
-	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
-	"google.golang.org/protobuf/proto"
-
-	pb "github.com/resumed/resumed/client/go/resumedv1"
 )
-
-// A fakeStore is a store for tests of what depends on time.
-type fakeStore struct {
-	grpc.ClientConnInterface
-
-	mu     sync.Mutex
-	values map[string][]byte
-	issued []time.Time // of each Put
-	calls  map[string]int
-	delay  time.Duration // of each answer; beyond the caller's deadline there is none
-	err    error
-	full   bool          // whether the namespace is at its limit of sessions
-	stall  time.Duration // for which this process stands still in each call, and notices its deadline only then
-}
-
-func newFakeStore() *fakeStore {
-	return &fakeStore{values: map[string][]byte{}, calls: map[string]int{}}
-}
-
-func (f *fakeStore) set(delay time.Duration, err error) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.delay, f.err = delay, err
-}
-
-func (f *fakeStore) called(method string) int {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return f.calls[method]
-}
-
-func (f *fakeStore) Invoke(ctx context.Context, method string, request, reply any, _ ...grpc.CallOption) error {
-	f.mu.Lock()
-	delay, err, stall := f.delay, f.err, f.stall
-	f.calls[path.Base(method)]++
-	f.mu.Unlock()
-	time.Sleep(stall)
-	select {
-	case <-ctx.Done():
-		return status.FromContextError(ctx.Err()).Err()
-	case <-time.After(delay):
-	}
-	if err != nil {
-		return err
-	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	session := func(key []byte) *pb.StoredSession {
-		if value := f.values[string(key)]; value != nil {
-			return &pb.StoredSession{Value: value}
-		}
-		return nil
-	}
-	var response proto.Message
-	switch request := request.(type) {
-	case *pb.GetRequest:
-		response = &pb.GetResponse{Session: session(request.GetKey())}
-	case *pb.TakeRequest:
-		response = &pb.TakeResponse{Session: session(request.GetKey())}
-		delete(f.values, string(request.GetKey()))
-	case *pb.BatchRequest:
-		batch := &pb.BatchResponse{}
-		for _, operation := range request.GetOperations() {
-			if put := operation.GetPut(); put != nil && f.full {
-				refused := &pb.BatchResult_Error{Error: status.New(codes.ResourceExhausted, "of the test").Proto()}
-				batch.Results = append(batch.Results, &pb.BatchResult{Result: refused})
-				continue
-			} else if put != nil {
-				f.values[string(put.GetKey())] = put.GetValue()
-				f.issued = append(f.issued, put.GetIssueTime().AsTime())
-			} else {
-				delete(f.values, string(operation.GetRemove().GetKey()))
-			}
-			batch.Results = append(batch.Results, &pb.BatchResult{})
-		}
-		response = batch
-	}
-	proto.Merge(reply.(proto.Message), response)
-	return nil
-}
 
 var testKey = storeKey{1, 2, 3}
 

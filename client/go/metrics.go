@@ -22,17 +22,31 @@ var families = [kinds]struct{ name, label, help string }{
 	misses:      {"misses", "reason", "Sessions that clients offered and that were not resumed."},
 	puts:        {"puts", "outcome", "Sessions that were negotiated, by outcome."},
 	removals:    {"removals", "reason", "Sessions that were removed from the fleet."},
+
+	ticketsIssued:   {"tickets_issued", "secret", "Tickets that were issued, by the epoch of their secret."},
+	ticketsWithheld: {"tickets_withheld", "reason", "Tickets that were not issued."},
+	ticketsResumed:  {"tickets_resumed", "secret", "Tickets that resumed, by the epoch of their secret."},
+	ticketsRefused:  {"tickets_refused", "reason", "Tickets that clients offered and that did not resume."},
 }
 
 func metricsOf(sessions []*Sessions) []byte {
 	namespaces, all := byNamespace(sessions)
+	sharing := slices.DeleteFunc(slices.Clone(namespaces), func(namespace string) bool { return !all[namespace].tickets })
 	var text bytes.Buffer
 	head := func(name, kind, help string) {
 		_, _ = fmt.Fprintf(&text, "# HELP resumed_frontend_%[1]s %[3]s\n# TYPE resumed_frontend_%[1]s %[2]s\n", name, kind, help)
 	}
-	for kind, family := range families {
+	for kind := range kinds {
+		family := families[kind]
+		counted := namespaces
+		if kind >= ticketsIssued {
+			counted = sharing
+		}
+		if len(counted) == 0 {
+			continue
+		}
 		head(family.name+"_total", "counter", family.help)
-		for _, namespace := range namespaces {
+		for _, namespace := range counted {
 			for _, reason := range reasons[kind] { // zeros too: Prometheus does not see the first increase of a series that begins above zero
 				_, _ = fmt.Fprintf(&text, "resumed_frontend_%s_total{namespace=%q,%s=%q} %d\n",
 					family.name, namespace, family.label, reason, all[namespace].counts[kind][reason])
@@ -53,17 +67,42 @@ func metricsOf(sessions []*Sessions) []byte {
 		_, _ = fmt.Fprintf(&text, "resumed_frontend_lookup_seconds_count{namespace=%q} %d\n", namespace, count)
 		_, _ = fmt.Fprintf(&text, "resumed_frontend_lookup_seconds_sum{namespace=%q} %v\n", namespace, sum.total.Seconds())
 	}
-	head("breaker_open", "gauge", "Whether the circuit breaker is open, so that handshakes make no look-ups.")
-	for _, namespace := range namespaces {
-		_, _ = fmt.Fprintf(&text, "resumed_frontend_breaker_open{namespace=%q} %d\n", namespace, all[namespace].open)
+	gauge := func(name, help string, value func(*sum) int, namespaces []string) {
+		head(name, "gauge", help)
+		for _, namespace := range namespaces {
+			_, _ = fmt.Fprintf(&text, "resumed_frontend_%s{namespace=%q} %d\n", name, namespace, value(all[namespace]))
+		}
+	}
+	gauge("breaker_open", "Whether the circuit breaker is open, so that handshakes make no look-ups.",
+		func(sum *sum) int { return sum.open }, namespaces)
+	if len(sharing) > 0 {
+		gauge("removals_live", "Whether the removals of tickets are received.", func(sum *sum) int { return sum.live }, sharing)
+		gauge("removals_held", "Removals of tickets that are in force.", func(sum *sum) int { return sum.removals }, sharing)
+		gauge("ticket_secrets_held", "Secrets that may open a ticket.", func(sum *sum) int { return sum.secrets }, sharing)
 	}
 	return text.Bytes()
 }
 
-// A sum has the counts of a namespace, and 1 if one of its breakers is open, else 0.
+// A sum has the counts and states of a namespace.
 type sum struct {
 	recorder
-	open int
+	open     int  // 1 if one of the breakers is open
+	tickets  bool // whether some of the Sessions share tickets; the rest is of these
+	live     int  // 1 if all of them receive removals
+	removals int  // the largest number of removals
+	secrets  int  // the smallest number of secrets
+}
+
+// addTickets adds the states of Sessions that share tickets.
+func (s *sum) addTickets(sessions *Sessions) {
+	live, removals, secrets := 0, sessions.tickets.removals.count(), sessions.tickets.secrets.count()
+	if sessions.RemovalsLive() {
+		live = 1
+	}
+	if s.tickets {
+		live, removals, secrets = min(live, s.live), max(removals, s.removals), min(secrets, s.secrets)
+	}
+	s.tickets, s.live, s.removals, s.secrets = true, live, removals, secrets
 }
 
 func byNamespace(sessions []*Sessions) (namespaces []string, all map[string]*sum) {
@@ -75,6 +114,9 @@ func byNamespace(sessions []*Sessions) (namespaces []string, all map[string]*sum
 			all[namespace] = &sum{}
 		}
 		all[namespace].add(&s.recorder)
+		if s.tickets != nil {
+			all[namespace].addTickets(s)
+		}
 		if s.BreakerOpen() {
 			all[namespace].open = 1
 		}

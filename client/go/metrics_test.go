@@ -5,47 +5,67 @@ import (
 	"os/exec"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
 // Prometheus sees what sessions of a namespace count together, all reasons from the beginning, under the names of all clients.
 func TestMetrics(t *testing.T) {
-	store := newFakeStore()
-	one, other := wrap(t, newServer(), store, Options{}), wrap(t, newServer(), store, Options{})
-	bank := wrap(t, newServer(), store, Options{Namespace: "bank"})
-	for _, sessions := range []*Sessions{one, other, other} {
-		sessions.recorder.count(hits, "store")
-		sessions.recorder.count(foreignHits, "store")
-		sessions.recorder.observe(3 * time.Millisecond)
-	}
-	for range breakerFailures {
-		bank.breaker.fail(time.Now(), false)
-	}
-	answer := httptest.NewRecorder()
-	Metrics(one, bank, other).ServeHTTP(answer, httptest.NewRequest("GET", "/metrics", nil))
-	text := answer.Body.String()
-	for _, line := range []string{
-		`resumed_frontend_hits_total{namespace="shop",source="store"} 3`,
-		`resumed_frontend_foreign_hits_total{namespace="shop",source="store"} 3`,
-		`resumed_frontend_hits_total{namespace="bank",source="store"} 0`,
-		`resumed_frontend_misses_total{namespace="shop",reason="breaker-open"} 0`,
-		`resumed_frontend_puts_total{namespace="shop",outcome="stored"} 0`,
-		`resumed_frontend_removals_total{namespace="shop",reason="application"} 0`,
-		`resumed_frontend_lookup_seconds_bucket{namespace="shop",le="0.0025"} 0`,
-		`resumed_frontend_lookup_seconds_bucket{namespace="shop",le="0.005"} 3`,
-		`resumed_frontend_lookup_seconds_bucket{namespace="shop",le="+Inf"} 3`,
-		`resumed_frontend_lookup_seconds_count{namespace="shop"} 3`,
-		`resumed_frontend_lookup_seconds_sum{namespace="shop"} 0.009`,
-		`resumed_frontend_breaker_open{namespace="shop"} 0`,
-		`resumed_frontend_breaker_open{namespace="bank"} 1`,
-	} {
-		if !strings.Contains(text, line+"\n") {
-			t.Errorf("no line %s", line)
+	var text string
+	synctest.Test(t, func(t *testing.T) {
+		store := newFakeStore()
+		one, other := wrap(t, newServer(), store, Options{}), wrap(t, newServer(), store, Options{})
+		bank := wrap(t, newServer(), store, Options{Namespace: "bank"})
+		for _, sessions := range []*Sessions{one, other, other} {
+			sessions.recorder.count(hits, "store")
+			sessions.recorder.count(foreignHits, "store")
+			sessions.recorder.observe(3 * time.Millisecond)
 		}
-	}
-	if t.Failed() {
-		t.Fatal(text)
-	}
+		withTickets := Options{Namespace: "tickets", Sessions: TicketSessions}
+		sharing, alone := wrap(t, newServer(), store, withTickets), wrap(t, newServer(), store, withTickets)
+		settled()
+		sharing.tickets.removals.add(storeKey{}, time.Hour)
+		sharing.recorder.count(ticketsIssued, "current")
+		alone.recorder.count(ticketsIssued, "current")
+		for range breakerFailures {
+			bank.breaker.fail(time.Now(), false)
+		}
+		answer := httptest.NewRecorder()
+		Metrics(one, bank, other, sharing, alone).ServeHTTP(answer, httptest.NewRequest("GET", "/metrics", nil))
+		text = answer.Body.String()
+		for _, line := range []string{
+			`resumed_frontend_hits_total{namespace="shop",source="store"} 3`,
+			`resumed_frontend_foreign_hits_total{namespace="shop",source="store"} 3`,
+			`resumed_frontend_hits_total{namespace="bank",source="store"} 0`,
+			`resumed_frontend_misses_total{namespace="shop",reason="breaker-open"} 0`,
+			`resumed_frontend_puts_total{namespace="shop",outcome="stored"} 0`,
+			`resumed_frontend_removals_total{namespace="shop",reason="application"} 0`,
+			`resumed_frontend_lookup_seconds_bucket{namespace="shop",le="0.0025"} 0`,
+			`resumed_frontend_lookup_seconds_bucket{namespace="shop",le="0.005"} 3`,
+			`resumed_frontend_lookup_seconds_bucket{namespace="shop",le="+Inf"} 3`,
+			`resumed_frontend_lookup_seconds_count{namespace="shop"} 3`,
+			`resumed_frontend_lookup_seconds_sum{namespace="shop"} 0.009`,
+			`resumed_frontend_breaker_open{namespace="shop"} 0`,
+			`resumed_frontend_breaker_open{namespace="bank"} 1`,
+			`resumed_frontend_tickets_issued_total{namespace="tickets",secret="current"} 2`,
+			`resumed_frontend_tickets_withheld_total{namespace="tickets",reason="no-secret"} 0`,
+			`resumed_frontend_tickets_resumed_total{namespace="tickets",secret="previous"} 0`,
+			`resumed_frontend_tickets_refused_total{namespace="tickets",reason="replayed"} 0`,
+			`resumed_frontend_removals_live{namespace="tickets"} 1`,
+			`resumed_frontend_removals_held{namespace="tickets"} 1`,
+			`resumed_frontend_ticket_secrets_held{namespace="tickets"} 2`,
+		} {
+			if !strings.Contains(text, line+"\n") {
+				t.Errorf("no line %s", line)
+			}
+		}
+		if strings.Contains(text, `tickets_issued_total{namespace="shop"`) || strings.Contains(text, `removals_live{namespace="bank"`) {
+			t.Error("series of tickets for a namespace without any")
+		}
+		if t.Failed() {
+			t.Fatal(text)
+		}
+	})
 	promtool, err := exec.LookPath("promtool")
 	if err != nil {
 		return

@@ -22,6 +22,10 @@ type policy struct {
 	Constants map[string]any
 	Reasons   map[string][]string
 	Absent    map[string]map[string][]string `json:"absent_reasons"`
+	Tickets   struct {
+		Constants map[string]any
+		Reasons   map[string][]string
+	}
 	Sequences []struct {
 		Name  string
 		Steps []policyStep
@@ -60,7 +64,9 @@ func firstAndMax(first, maximum time.Duration) map[string]any {
 }
 
 func TestConstantsAreThoseOfAllClients(t *testing.T) {
-	constants := readPolicy(t).Constants
+	policy := readPolicy(t)
+	constants := policy.Constants
+	maps.Copy(constants, policy.Tickets.Constants)
 	for name, value := range map[string]any{
 		"namespace_pattern":         strings.Trim(namespacePattern.String(), "^$"),
 		"default_lifetime_seconds":  defaultLifetime.Seconds(),
@@ -84,6 +90,18 @@ func TestConstantsAreThoseOfAllClients(t *testing.T) {
 		"batch_retry_ms":            firstAndMax(firstRetryPause, maxRetryPause),
 		"max_value_bytes":           float64(maxValue),
 		"lookup_buckets_ms":         allMs(lookupBuckets),
+
+		"default_rotation_seconds":         defaultRotation.Seconds(),
+		"max_rotation_seconds":             maxRotation.Seconds(),
+		"default_revocation_grace_seconds": defaultRevocationGrace.Seconds(),
+		"stale_stream_ms":                  ms(staleStream),
+		"max_generations":                  float64(maxGenerations),
+		"max_recheck_seconds":              maxRecheck.Seconds(),
+		"agreement_deadline_ms":            ms(agreementDeadline),
+		"agreement_retry_ms":               firstAndMax(firstAgreementRetry, maxAgreementRetry),
+		"unknown_name_pause_ms":            ms(unknownNamePause),
+		"max_removals":                     float64(maxRemovals),
+		"max_session_bytes":                float64(maxTicketSession),
 	} {
 		if !reflect.DeepEqual(constants[name], value) {
 			t.Errorf("%s: %v, want %v", name, value, constants[name])
@@ -93,8 +111,10 @@ func TestConstantsAreThoseOfAllClients(t *testing.T) {
 
 func TestReasonsAreThoseOfAllClients(t *testing.T) {
 	policy := readPolicy(t)
+	maps.Copy(policy.Reasons, policy.Tickets.Reasons)
 	for name, kind := range map[string]kind{
 		"hits": hits, "misses": misses, "puts": puts, "removals": removals, "foreign_hits": foreignHits,
+		"issued": ticketsIssued, "withheld": ticketsWithheld, "resumed": ticketsResumed, "refused": ticketsRefused,
 	} {
 		name = strings.TrimPrefix(name, "foreign_")
 		want := slices.DeleteFunc(slices.Clone(policy.Reasons[name]), func(reason string) bool {

@@ -2,7 +2,8 @@
 // the sessions of every other.
 //
 // [Wrap] sets the session hooks of a [tls.Config]. A ticket then is an id of 32 bytes, which only the fleet can issue; the
-// session itself is in the store, sealed with the fleet's key, where it can be removed, or taken once.
+// session itself is in the store, sealed with the fleet's key, where it can be removed, or taken once. With [TicketSessions] the
+// ticket is the session, sealed with a key that all frontends derive from secrets in the store.
 //
 // A handshake never waits for the server beyond a deadline, and not at all while the circuit breaker is open. Any failure costs a
 // full handshake and a count in [Stats], nothing else.
@@ -36,6 +37,18 @@ const (
 
 var namespacePattern = regexp.MustCompile(`^[a-z0-9.-]{1,63}$`)
 
+// A Mode is the place in which a fleet keeps its sessions.
+type Mode string
+
+const (
+	// StoredSessions are kept in the store, and a ticket is the id of one. Each resumption is a call.
+	StoredSessions Mode = "stored"
+	// TicketSessions are kept by the clients, in tickets that every frontend of the fleet opens. The store has the secrets of the
+	// tickets, which change with each rotation, and the sessions that were removed. Resumptions make no call, unless SingleUse
+	// is set. Sessions that were stored are accepted as well, so a fleet can change its mode.
+	TicketSessions Mode = "tickets"
+)
+
 // Options of [Wrap]. Namespace and Keyring are required; the zero value of any other is its default.
 type Options struct {
 	// Namespace is the name of the fleet that shares these sessions: 1 to 63 characters of [a-z0-9.-]. Within it a session resumes only on a
@@ -44,6 +57,17 @@ type Options struct {
 	Namespace string
 	// Keyring holds the fleet's keys: see [LoadKeyring].
 	Keyring *Keyring
+	// Sessions is the place of the sessions: [StoredSessions] by default.
+	Sessions Mode
+	// TicketsTLS12 makes sessions of TLS 1.2 tickets as well, with [TicketSessions]. Such a ticket opens the connections that were
+	// recorded with it, if its secret becomes known; without this option, sessions of TLS 1.2 are stored.
+	TicketsTLS12 bool
+	// Rotation is the time after which tickets have a new secret, in whole seconds: 1 second to 7 days, 1 hour by default. Clocks of
+	// frontends may differ by five sixths of it.
+	Rotation time.Duration
+	// RevocationGrace is the time for which tickets are accepted while removals cannot be received from the store; 5 minutes by
+	// default, none if negative.
+	RevocationGrace time.Duration
 	// Lifetime of a session from its negotiation on, at most 7 days; 2 hours by default. Resuming never prolongs it.
 	Lifetime time.Duration
 	// Deadline is the time that a handshake may wait for calls, in all its look-ups together; 50 milliseconds by default.
@@ -53,8 +77,8 @@ type Options struct {
 	SingleUse bool
 	// MaxLookups is the number of look-ups that may be under way at once, 64 by default; beyond it a handshake makes none.
 	MaxLookups int
-	// Issued, if not nil, is called during the handshake for each session that will be stored, with the state of its connection and
-	// the id that [Sessions.Remove] takes.
+	// Issued, if not nil, is called during the handshake for each session that will be stored or is sent as a ticket, with the state
+	// of its connection and the id that [Sessions.Remove] takes.
 	Issued func(connection tls.ConnectionState, id []byte)
 	// Logger gets a line when the circuit breaker opens or closes, and when a keyring cannot be read: slog.Default() if nil.
 	Logger *slog.Logger
@@ -72,6 +96,9 @@ type Sessions struct {
 	lookups  chan struct{} // has one element for each look-up under way
 	opened   chan struct{} // has one element when the breaker has opened
 	digests  digests
+	tickets  *tickets // nil with StoredSessions
+
+	logShortClaims sync.Once
 
 	ctx    context.Context // of all calls, until Close
 	cancel context.CancelCauseFunc
@@ -111,6 +138,11 @@ func Wrap(config *tls.Config, store grpc.ClientConnInterface, options Options) (
 	s.ctx, s.cancel = context.WithCancelCause(context.Background())
 	s.done.Go(func() { s.sender.run(s.ctx) })
 	s.done.Go(func() { s.runProber(s.ctx) })
+	if options.Sessions == TicketSessions {
+		s.tickets = newTickets(s)
+		s.done.Go(func() { s.tickets.agreement.run(s.ctx) })
+		s.done.Go(func() { s.tickets.stream.run(s.ctx) })
+	}
 
 	if _, ok := configField(reflect.ValueOf(&tls.ClientHelloInfo{})); !ok {
 		s.options.Logger.Warn("this Go version has no config in tls.ClientHelloInfo: only connections with a config from ForClient resume")
@@ -128,6 +160,12 @@ func (o *Options) complete() error {
 		return errors.New("resumed: Keyring is required: see LoadKeyring")
 	case o.Lifetime != 0 && (o.Lifetime < time.Second || o.Lifetime > maxLifetime):
 		return fmt.Errorf("resumed: Lifetime must be 1 second to 7 days, not %v", o.Lifetime)
+	case o.Sessions != "" && o.Sessions != StoredSessions && o.Sessions != TicketSessions:
+		return fmt.Errorf("resumed: Sessions must be %q or %q, not %q", StoredSessions, TicketSessions, o.Sessions)
+	case o.TicketsTLS12 && o.Sessions != TicketSessions:
+		return fmt.Errorf("resumed: TicketsTLS12 needs Sessions: %q", TicketSessions)
+	case o.Rotation != 0 && (o.Rotation < time.Second || o.Rotation > maxRotation || o.Rotation%time.Second != 0):
+		return fmt.Errorf("resumed: Rotation must be 1 second to 7 days, in whole seconds, not %v", o.Rotation)
 	case o.Deadline < 0:
 		return fmt.Errorf("resumed: Deadline must be above 0, not %v", o.Deadline)
 	case o.MaxLookups < 0:
@@ -135,6 +173,9 @@ func (o *Options) complete() error {
 	}
 	o.Lifetime = cmp.Or(o.Lifetime, defaultLifetime)
 	o.Deadline = cmp.Or(o.Deadline, defaultDeadline)
+	o.Sessions = cmp.Or(o.Sessions, StoredSessions)
+	o.Rotation = cmp.Or(o.Rotation, defaultRotation)
+	o.RevocationGrace = cmp.Or(o.RevocationGrace, defaultRevocationGrace)
 	o.MaxLookups = cmp.Or(o.MaxLookups, defaultMaxLookups)
 	o.Logger = cmp.Or(o.Logger, slog.Default())
 	return nil
@@ -151,8 +192,13 @@ func (s *Sessions) ForClient(config *tls.Config) *tls.Config {
 }
 
 // Remove removes a session from the whole fleet, in the background: see [Sessions.Flush]. In this process it resumes no
-// more once Remove returns. It takes the id that [Options.Issued] got.
+// more once Remove returns. It takes the id that [Options.Issued] got. That of a ticket removes all tickets that stem from the
+// same full handshake.
 func (s *Sessions) Remove(id []byte) {
+	if s.tickets != nil && len(id) == ticketIDSize {
+		s.removeLineage(id)
+		return
+	}
 	key := storeKeyOf(format, s.options.Namespace, id)
 	s.sender.submit(item{key: key})
 	s.flights.Forget(string(key[:])) // no handshake joins a look-up that began before
@@ -167,6 +213,9 @@ func (s *Sessions) Stats() Stats { return s.recorder.snapshot() }
 
 // BreakerOpen reports whether the server kept failing, so that handshakes make no look-ups at present.
 func (s *Sessions) BreakerOpen() bool { return s.breaker.isOpen() }
+
+// RemovalsLive reports whether removals of tickets are received from the store at present; false with [StoredSessions].
+func (s *Sessions) RemovalsLive() bool { return s.tickets != nil && s.tickets.removals.isLive() }
 
 // Close sends the rest of the queue, for up to a second, and stops. Connections go on; nothing more is stored or resumed.
 // The connection to the store stays open: it is the caller's.

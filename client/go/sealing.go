@@ -56,6 +56,7 @@ type fleetKey struct {
 	secret []byte
 	id     [keyIDSize]byte
 	ids    *subtle.AESSIV
+	names  []byte // the key of the codes in the names of ticket keys
 }
 
 func newFleetKey(secret []byte) *fleetKey {
@@ -64,7 +65,8 @@ func newFleetKey(secret []byte) *fleetKey {
 		panic(err) // the key has the one size that it checks
 	}
 	digest := sha256.Sum256(secret)
-	return &fleetKey{secret: secret, id: [keyIDSize]byte(digest[:]), ids: siv}
+	names := derive(secret, nil, "resumed/v1 ticket name", sha256.Size)
+	return &fleetKey{secret: secret, id: [keyIDSize]byte(digest[:]), ids: siv, names: names}
 }
 
 func (k *fleetKey) seal(key storeKey, plaintext []byte, notAfter time.Time, nonce [nonceSize]byte) []byte {

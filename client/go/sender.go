@@ -33,7 +33,7 @@ var (
 type item struct {
 	key      storeKey
 	value    []byte
-	notAfter time.Time // waiting in the queue does not prolong a life
+	notAfter time.Time // of a Put: waiting in the queue does not prolong a life; of a lasting Remove: its end; of any other: zero
 	issued   time.Time // nor does it bring a session past a purge
 }
 
@@ -151,7 +151,7 @@ func (s *sender) send(ctx context.Context, batch []item) bool {
 		}
 	}
 	began := time.Now()
-	results, err := s.batch(ctx, request)
+	results, err := sendBatch(ctx, s.store, request, batchDeadline)
 	if err != nil {
 		// All items stay in the queue, in their order: ids are write-once, so a second Put does no harm.
 		s.logger.Debug("sending a Batch failed", "error", err)
@@ -204,13 +204,16 @@ func (s *sender) retryPause() time.Duration {
 	return min(firstRetryPause<<min(s.failures-1, 10), maxRetryPause)
 }
 
-func (s *sender) batch(ctx context.Context, request *pb.BatchRequest) ([]*pb.BatchResult, error) {
+// sendBatch makes a Batch, if it has any operations.
+func sendBatch(
+	ctx context.Context, store pb.SessionStoreServiceClient, request *pb.BatchRequest, deadline time.Duration,
+) ([]*pb.BatchResult, error) {
 	if len(request.GetOperations()) == 0 {
 		return nil, nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, batchDeadline)
+	ctx, cancel := context.WithTimeout(ctx, deadline)
 	defer cancel()
-	response, err := s.store.Batch(ctx, request)
+	response, err := store.Batch(ctx, request)
 	if err == nil && len(response.GetResults()) != len(request.GetOperations()) {
 		err = errors.New("the number of results differs from the number of operations")
 	}
@@ -220,6 +223,9 @@ func (s *sender) batch(ctx context.Context, request *pb.BatchRequest) ([]*pb.Bat
 func (s *sender) operation(item item, now time.Time) *pb.BatchOperation {
 	if item.value == nil {
 		remove := &pb.RemoveRequest{Namespace: s.namespace, Key: item.key[:]}
+		if !item.notAfter.IsZero() {
+			remove.Ttl = durationpb.New(max(item.notAfter.Sub(now), time.Second))
+		}
 		return &pb.BatchOperation{Operation: &pb.BatchOperation_Remove{Remove: remove}}
 	}
 	ttl := durationpb.New(item.notAfter.Sub(now))

@@ -37,6 +37,20 @@ type Stats struct {
 	Puts map[string]uint64
 	// Removals: application, dropped, refused.
 	Removals map[string]uint64
+	// TicketsIssued are the tickets of [TicketSessions]: current (with the secret of the present epoch), held-over (with that of an earlier
+	// one, since the store did not answer).
+	TicketsIssued map[string]uint64
+	// TicketsWithheld are connections with a ticket that resumes nowhere: no-secret (the store has not answered yet), unresumable
+	// (its life would have ended, or the connection has no config of its own: see Wrap).
+	TicketsWithheld map[string]uint64
+	// TicketsResumed are handshakes that resumed a ticket, by the epoch of its secret: current, previous, older, next.
+	TicketsResumed map[string]uint64
+	// TicketsRefused are tickets of the fleet that did not resume: unknown-secret (this frontend does not have it, and looks it up); not-authentic and
+	// malformed: no ticket of this fleet after all; expired; revoked (removed, or its secret was); purged; removals-unknown (the stream of
+	// removals has not been live for the grace period); replayed (it was used before, with SingleUse); server-name-mismatch, context-mismatch,
+	// other-cipher and context-unknown as in Misses; timeout, unavailable, rejected, limited, breaker-open and too-many-lookups: the call
+	// that SingleUse needs failed, or was not made.
+	TicketsRefused map[string]uint64
 	// Lookups counts look-ups that made a call by their duration, one for each of LookupBuckets and one for
 	// longer ones; with SingleUse Get and Take count apart. LookupTime is their total duration.
 	Lookups    []uint64
@@ -51,6 +65,10 @@ const (
 	misses
 	puts
 	removals
+	ticketsIssued
+	ticketsWithheld
+	ticketsResumed
+	ticketsRefused
 	kinds
 )
 
@@ -64,6 +82,15 @@ var reasons = [kinds][]string{
 	},
 	puts:     {"stored", "refused", "dropped", "expired", "unresumable"},
 	removals: {"application", "dropped", "refused"},
+
+	ticketsIssued:   {"current", "held-over"},
+	ticketsWithheld: {"no-secret", "unresumable"},
+	ticketsResumed:  {"current", "previous", "older", "next"},
+	ticketsRefused: {
+		"unknown-secret", "not-authentic", "malformed", "expired", "revoked", "purged", "removals-unknown", "replayed", "server-name-mismatch",
+		"context-mismatch", "context-unknown", "other-cipher", "timeout", "unavailable", "rejected", "limited", "breaker-open",
+		"too-many-lookups",
+	},
 }
 
 // recorder counts; the zero value is ready for use.
@@ -102,6 +129,11 @@ func (r *recorder) snapshot() Stats {
 		Removals:    maps.Clone(r.counts[removals]),
 		Lookups:     slices.Clone(r.buckets[:]),
 		LookupTime:  r.total,
+
+		TicketsIssued:   maps.Clone(r.counts[ticketsIssued]),
+		TicketsWithheld: maps.Clone(r.counts[ticketsWithheld]),
+		TicketsResumed:  maps.Clone(r.counts[ticketsResumed]),
+		TicketsRefused:  maps.Clone(r.counts[ticketsRefused]),
 	}
 }
 

@@ -82,6 +82,7 @@ class Settings:
     single_host: bool = False
     mirror: bool = False
     single_use: bool = False
+    tickets: bool = False
 
     def environment(self) -> dict[str, str]:
         """Return the environment that puts the preloaded library under a server."""
@@ -93,6 +94,8 @@ class Settings:
             named["verified_namespace"] = f"{self.namespace}.verified"
         if self.ignore_id_context:
             named["ignore_id_context"] = "1"
+        if self.tickets:
+            named |= {"sessions": "tickets", "tickets_tls12": "1"}
         return {
             "LD_PRELOAD": str(self.library.preload),
             **{f"RESUMED_{name.upper()}": each for name, each in named.items()},
@@ -105,7 +108,7 @@ class Settings:
             "puts": "wait", "ignore_id_context": self.ignore_id_context, "mirror": self.mirror,
             "single_use": self.single_use,
         }  # fmt: skip
-        return named
+        return named | ({"sessions": "tickets", "tickets_tls12": True} if self.tickets else {})
 
     def options(self) -> list[str]:
         """Return the options of server.c."""
@@ -113,6 +116,7 @@ class Settings:
         options += ["--mirror"] if self.mirror else []
         options += ["--single-use"] if self.single_use else []
         options += ["--ignore-id-context"] if self.ignore_id_context else []
+        options += ["--tickets"] if self.tickets else []
         return options + (["--single-host"] if self.single_host else [])
 
 

@@ -42,6 +42,8 @@ BEGIN, END = "<!-- table: written by `make contexts` -->", "<!-- end of the tabl
 LINKED = ("-lssl", "-lcrypto", "-lpthread", "-ldl", "-lm", "-lgcc_s")
 VERSIONS = ("1.3", "1.2")
 ALONE, BEFORE, AFTER = "Alone", "Before", "With the library"
+AGREEMENT_PATIENCE = 1.0
+"""Seconds that a process may take to agree on ticket secrets."""
 VALID_SECONDS = 2.0, 8.0, 32.0
 """How long a client certificate is valid that expires between the handshakes; longer where it was refused at once."""
 
@@ -90,8 +92,8 @@ class Result:
 class Driver:
     """Runs rows with one store and one set of certificates."""
 
-    def __init__(self, target: str, files: Files, keyring: Path) -> None:
-        self.target, self.files, self.keyring = target, files, keyring
+    def __init__(self, target: str, files: Files, keyring: Path, *, tickets: bool = False) -> None:
+        self.target, self.files, self.keyring, self.tickets = target, files, keyring, tickets
 
     def run(self, row: Row, library: Library, *, alone: bool, quick: bool = False) -> Result:
         """Run a row without the library (`alone`) or with it."""
@@ -119,10 +121,12 @@ class Driver:
             settings = Settings(
                 library, self.target, f"contexts-{uuid.uuid4().hex}", self.keyring, verified="verified" in words,
                 ignore_id_context="ignore" in words, single_host="single" in words,
-                mirror="mirror" in words, single_use="take" in words,
+                mirror="mirror" in words, single_use="take" in words, tickets=self.tickets,
             )  # fmt: skip
             places = self._places(row, settings, library)
             try:
+                if self.tickets:
+                    self._await_agreement(row, places)
                 # Which version is tried before the process has learned anything is another one with other settings.
                 for version in VERSIONS if number % 2 == 0 else VERSIONS[::-1]:
                     if row.cold or (row.must != "resume" and row.client != "expiring"):  # which takes its time
@@ -130,6 +134,10 @@ class Driver:
                         result.trials += self._try(row, places, version, words, warm=False)
                     if not row.cold:
                         self._warm(row, places[1], version)
+                        if self.tickets and row.must == "resume":  # hosts may have namespaces of their own
+                            certificate = self._certificate(row.client)
+                            self._resume_itself(places[0], version, row.ask, certificate)
+                            self._resume_itself(places[1], version, row.ask_second, certificate)
                         result.trials += self._try(row, places, version, words, warm=True)
             finally:
                 for place in places:
@@ -210,6 +218,20 @@ class Driver:
         )
         client.visit(place, version, name=row.ask_second, certificate=self._certificate(name))
 
+    def _await_agreement(self, row: Row, places: Sequence[Place]) -> None:
+        """Wait until processes have ticket secrets, by visits for a name that no row uses; not all share sessions."""
+        for place, profile in zip(places, (row.first[0].profile, row.second[0].profile), strict=True):
+            certificate = self._certificate("one" if profile.verify and not profile.location else "")
+            self._resume_itself(place, "1.3", "agreement.example", certificate)
+
+    @staticmethod
+    def _resume_itself(place: Place, version: str, name: str, certificate: Path | None) -> None:
+        """Visit a place until it resumes its own session, or a second has passed."""
+        end, session, resumed = time.monotonic() + AGREEMENT_PATIENCE, None, False
+        while not resumed and time.monotonic() < end:
+            visit = client.visit(place, version, name=name, certificate=certificate, session=session)
+            session, resumed = visit.session, visit.resumed
+
     def _certificate(self, name: str) -> Path | None:
         return self.files.directory / f"client-{name}.pem" if name else None
 
@@ -266,7 +288,9 @@ def build_c_server(library: Path, include: Path, output: Path) -> Path:
     if not archive.exists() or not header.exists() or not shutil.which("cc"):
         return output
     output.parent.mkdir(parents=True, exist_ok=True)
-    flags = ["-DFINGERPRINTS"] if "single_host" in header.read_text(encoding="utf-8") else []
+    features = {"-DFINGERPRINTS": "single_host", "-DTICKETS": "tickets_tls12"}
+    text = header.read_text(encoding="utf-8")
+    flags = [flag for flag, option in features.items() if option in text]
     source, fresh = str(Path(__file__).with_name("server.c")), output.with_name(f"{output.name}.{os.getpid()}")
     subprocess.run(
         ["cc", "-O1", "-Wall", "-Wextra", *flags, source, f"-I{include}", str(archive), *LINKED, "-o", str(fresh)],
@@ -341,6 +365,7 @@ def main() -> int:
     parser.add_argument("--before-library", type=Path, help="and its built library")
     parser.add_argument("--at-once", type=int, default=4, metavar="N", help="rows at once (4)")
     parser.add_argument("--quick", action="store_true", help="only the settings that could let most in")
+    parser.add_argument("--tickets", action="store_true", help="clients keep the sessions, in tickets of the fleet")
     parser.add_argument("--verbose", action="store_true", help="all that was wrong with a row")
     parser.add_argument("--markdown", action="store_true", help="print the whole table")
     parser.add_argument("--write", action="store_true", help="put the table into docs/contexts.md")
@@ -348,7 +373,7 @@ def main() -> int:
     started = time.monotonic()
     libraries = _libraries(arguments)
     chosen = select(arguments.only, arguments.servers, libraries[AFTER])
-    columns = _columns(chosen, libraries, arguments.at_once, quick=arguments.quick)
+    columns = _columns(chosen, libraries, arguments.at_once, quick=arguments.quick, tickets=arguments.tickets)
     failures = {
         title: [judge(*each) for each in zip(chosen, columns[ALONE], columns[title], strict=True)]
         for title in libraries
@@ -385,13 +410,15 @@ def _libraries(arguments: argparse.Namespace) -> dict[str, Library]:
     return {BEFORE: before, AFTER: after}
 
 
-def _columns(chosen: list[Row], libraries: dict[str, Library], at_once: int, *, quick: bool) -> dict[str, list[Result]]:
+def _columns(
+    chosen: list[Row], libraries: dict[str, Library], at_once: int, *, quick: bool, tickets: bool
+) -> dict[str, list[Result]]:
     with tempfile.TemporaryDirectory(prefix="resumed-contexts-") as name:
         directory = Path(name)
         directory.chmod(0o755)  # servers change their user
         files, keyring = Files(directory), new_keyring(directory)
         with running_server(env=environment_of(libraries[AFTER])) as store:
-            driver = Driver(store.target, files, keyring)
+            driver = Driver(store.target, files, keyring, tickets=tickets)
             return {
                 title: _column(driver, chosen, which, title, at_once, quick=quick)
                 for title, which in {ALONE: libraries[AFTER], **libraries}.items()

@@ -2,7 +2,8 @@
  * A C server whose port has several hosts: it answers with the host that serves and with the client's name. Hosts are chosen by server
  * name, by the ALPN protocol acme-tls/1 ("alpn"), or while a file exists ("switch:FILE"); the first one serves every other name.
  *
- *     server --port N [--target T --namespace N --keyring FILE [--ignore-id-context] [--single-host] [--mirror] [--single-use]]
+ *     server --port N [--target T --namespace N --keyring FILE [--ignore-id-context] [--single-host] [--mirror] [--single-use]
+ *            [--tickets]]
  *            --host BY PROFILE --certificate FILE... [--verify MODE --ca FILE] [--depth N] [--crl FILE] [--id-context TEXT]
  *            [--own-namespace NAME] [--security-level N] [--check-host NAME] [--per-connection] [--location] ...
  *
@@ -190,6 +191,9 @@ int main(int argc, char **argv)
         else if (IS("--single-host")) options.single_host = 1;
 #else
         else if (IS("--ignore-id-context") || IS("--single-host")) continue;
+#endif
+#ifdef TICKETS /* it has those of tickets */
+        else if (IS("--tickets")) options.tickets = options.tickets_tls12 = 1;
 #endif
         else if (IS("--host")) {
             h = &hosts[number_of_hosts++];

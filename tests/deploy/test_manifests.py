@@ -33,7 +33,7 @@ SCALED: Object = REDIS | {"autoscaling": {"enabled": True}}
 CERTIFIED: Object = {"tls": {"certManager": {"enabled": True, "issuer": {"name": "ca"}}}}
 MONITORED: Object = {"metrics": {"serviceMonitor": {"enabled": True}, "prometheusRule": {"enabled": True}}}
 EVERYTHING: Object = SCALED | CERTIFIED | MONITORED | {"grants": "# nothing\n", "imagePullSecrets": [{"name": "pull"}]}
-TREES = ["kustomize/overlays/embedded", "kustomize/overlays/valkey", "frontend"]
+TREES = ["kustomize/overlays/embedded", "kustomize/overlays/valkey", "frontend", "ticket-keys"]
 PEER: Object = {"podSelector": {"matchLabels": {"a": "b"}}}
 
 

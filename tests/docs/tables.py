@@ -20,6 +20,7 @@ ELSEWHERE = {
     "buf build": "tests/server/rpc/test_contract.py",
     "kill -9": "named; tests/chaos do it",
     "systemctl restart": "needs systemd",
+    "resumed ticket-keys": "serves until it is stopped: tests/end_to_end/ticket_keys runs it with real servers",
     "redis-cli --latency": "advice about a Redis that is not ours",
     # Containers and clusters: `make image-test` and `make deploy-test` do the same without an engine and a cluster.
     "docker build": "tests/deploy/image.py builds the Dockerfile with buildah",

@@ -176,3 +176,14 @@ def test_a_session_resumes_only_where_its_context_fits(files: Path, target: str,
         [BUILD / "resumed-contexts", *options], check=False, capture_output=True, text=True, timeout=PATIENCE
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_tickets_end_with_their_lineage_and_are_good_for_one_use(files: Path, target: str, tmp_path: Path) -> None:
+    """tickets.c: alerts, removals, single use, a fleet that moves to tickets, large certificates, early data."""
+    paths = context_files(tmp_path, seconds=4)
+    named = {"target": target, "keyring": files / "fleet.keys", **{name: paths[name] for name in ("certificate", "ca")}}
+    options = [f"--{name}={value}" for name, value in named.items()]
+    done = subprocess.run(
+        [BUILD / "resumed-tickets", *options], check=False, capture_output=True, text=True, timeout=PATIENCE
+    )
+    assert done.returncode == 0, done.stderr

@@ -14,7 +14,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 import resumed
-from preload.servers import serving, settings
+from contexts import client
+from contexts.certificates import Files
+from contexts.places import SERVERS, Host, Library, Place, Profile, Settings, available
+from contexts.run import build_c_server
+from preload.servers import LIBRARY, ROOT, serving, settings
 from preload.test_preload import INSTALLED, MIXED, PATIENCE, REQUEST, eventually, renewed, visit
 from support.server import running_server
 from support.tls import CA, VERSIONS, client_context
@@ -100,6 +104,39 @@ def test_any_server_resumes_what_any_other_negotiated(
         ]
         await_agreement(ports, version)
         assert share_of_resumed(ports, version) == 1.0
+
+
+@pytest.mark.parametrize("version", ["1.2", "1.3"])
+def test_unlike_stacks_resume_each_others_tickets(
+    target: str, tmp_path_factory: pytest.TempPathFactory, keyring: Path, version: str
+) -> None:
+    """Python's stacks and a C server with the library of their own, and all servers that have it preloaded."""
+    directory = tmp_path_factory.mktemp("stacks")
+    for path in directory, directory.parent, directory.parent.parent:
+        path.chmod(0o755)  # servers change their user
+    files, host = Files(directory), Host("", "site", Profile())
+    program = build_c_server(LIBRARY, ROOT / "client" / "c" / "include", directory / "server")
+    library = Library(LIBRARY, program, [ROOT / "client" / "python", ROOT / "server"])
+    namespace = f"stacks-{version}"
+    common = Settings(library, target, namespace, keyring, verified=True, ignore_id_context=True, tickets=True)
+    with ExitStack() as stack:
+        places = []
+        for name in SERVERS:
+            if available(name, library):
+                places.append(Place(name, [host], files.directory, common, library))
+                stack.callback(places[-1].stop)
+
+        def resume(place: Place) -> bool:
+            return client.visit(place, version, session=client.visit(place, version).session).resumed
+
+        for place in places:
+            eventually(partial(resume, place))
+        session = client.visit(places[0], version).session
+        for place in [*places, *places[::-2], *places[::3]]:
+            visit = client.visit(place, version, session=session)
+            assert visit.resumed, place.server
+            assert visit.served, place.server
+            session = visit.session
 
 
 @pytest.mark.parametrize("version", VERSIONS)

@@ -5,6 +5,7 @@ import { errorMonitor, type EventEmitter } from "node:events";
 import type { Duplex } from "node:stream";
 import tls, { type SecureContextOptions, type Server, type TLSSocket } from "node:tls";
 
+import { DEFAULT_ROTATION_SECONDS, TicketSecrets } from "./agreement.js";
 import { Contexts, type Beginning } from "./contexts.js";
 import { ResumedError } from "./errors.js";
 import type { Logger } from "./files.js";
@@ -17,6 +18,8 @@ import { Session } from "./session.js";
 import { Shim, type Offer, type Policy } from "./shim.js";
 import type { Stats } from "./stats.js";
 import { GrpcStore, type Store, type Tls } from "./store.js";
+import { MAX_ROTATION_SECONDS } from "./ticket-secret.js";
+import { Tickets } from "./tickets.js";
 
 export const MAX_LIFETIME_SECONDS = 7 * 24 * 3600; // RFC 8446 section 4.6.1
 const MAX_DEADLINE_MS = 60_000;
@@ -38,6 +41,19 @@ export interface Options {
   namespace: string;
   /** The fleet's keys: a keyring file (`resumed keygen`), or a Keyring. */
   keyring: Keyring | string;
+  /**
+   * `stored` (the default): the store has the sessions. `tickets`: clients have them, encrypted with a key that the Node servers of the
+   * namespace agree on through the store. Such tickets cannot be removed, resume any number of times, and at Node only; those of before are
+   * lost at each rotation. A handshake that resumes brings no new ticket. They carry no context: a server with `requestCert`, an `SNICallback` or several contexts is refused.
+   */
+  sessions?: "stored" | "tickets";
+  /** With sessions "tickets": the time for which a key is in use, the same everywhere, 1 to 604,800 seconds; 3,600 by default. */
+  rotationSeconds?: number;
+  /**
+   * With sessions "tickets": whether connections of TLS 1.2 get tickets, too; `false` by default, and then the server needs minVersion
+   * "TLSv1.3". In TLS 1.2 the ticket keys open recorded connections, until they are erased.
+   */
+  ticketsTls12?: boolean;
   /** The lifetime of a session from its negotiation on, 1 to 604,800; 7,200 by default. Resuming never prolongs it. */
   lifetimeSeconds?: number;
   /** The time that a handshake may wait for calls, in all its look-ups together, up to 60,000; 50 by default. */
@@ -117,6 +133,16 @@ export function attachTo(server: Server, options: Options, open: () => Store, cl
   }
   const fleetContext = createHash("sha256").update(namespace).digest();
   const contexts = new Contexts(server, ignoreIdContext ? fleetContext : undefined, logger);
+  if (options.sessions === "tickets") {
+    const { rotationSeconds = DEFAULT_ROTATION_SECONDS, ticketsTls12 = false } = options;
+    check(!policy.singleUse, 'singleUse needs sessions: "stored": Node does not show which ticket a client offers');
+    contexts.only(); // refuses a server before there is a connection to the store
+    const store = open();
+    for (const event of events) server.removeAllListeners(event);
+    const secrets = new TicketSecrets(store, keyring, rotationSeconds, policy.lifetimeSeconds, logger, clock);
+    const lifetimeSeconds = Math.min(policy.lifetimeSeconds, rotationSeconds); // the next key opens none of its tickets
+    return new Tickets(server, contexts, store, secrets, { tls12: ticketsTls12, lifetimeSeconds }, logger, clock);
+  }
   const ownContext = fleetContext.toString("base64url").slice(0, 32);
   const shim = new Shim(open(), keyring, policy, logger, clock);
   for (const event of events) server.removeAllListeners(event);
@@ -137,6 +163,12 @@ const CHECKS: Record<keyof Options, { must: string; holds: (value: unknown) => b
     required: true,
     secret: true,
   },
+  sessions: { must: 'be "stored" or "tickets"', holds: (value) => value === "stored" || value === "tickets" },
+  rotationSeconds: {
+    must: `be a whole number from 1 to ${MAX_ROTATION_SECONDS}`,
+    holds: (value) => isWhole(value, MAX_ROTATION_SECONDS),
+  },
+  ticketsTls12: { must: "be true or false", holds: isBoolean },
   lifetimeSeconds: {
     must: `be a whole number from 1 to ${MAX_LIFETIME_SECONDS}`,
     holds: (value) => isWhole(value, MAX_LIFETIME_SECONDS),

@@ -30,6 +30,8 @@ export interface NativeContext {
   setSessionIdContext(context: string): void;
   setSessionTimeout(seconds: number): void;
   getCertificate(): Buffer | null;
+  /** The oldest version of TLS, as on the wire. */
+  getMinProto(): number;
 }
 
 /** A server's properties, as node:tls sets them of its options and of those of setSecureContext(). */
@@ -81,6 +83,29 @@ export class Contexts {
   /** Looks again which context new connections get, and returns it. */
   renew(): NativeContext {
     return this.#current().native;
+  }
+
+  /**
+   * Returns the only context of a server, and the bytes that its session id context must bind: a ticket of Node carries nothing else.
+   *
+   * @throws {ResumedError} The server has several, or asks for certificates.
+   */
+  only(): { native: NativeContext; binding: Buffer } {
+    const remedy = 'use sessions: "stored" for this server';
+    if (this.#choosesByName) {
+      throw new ResumedError(
+        `the server chooses contexts by name (SNICallback, addContext), which tickets of Node do not carry; ${remedy}`,
+      );
+    }
+    if (this.#server.requestCert) {
+      throw new ResumedError(
+        `the server asks for certificates (requestCert), which tickets of Node would not verify again; ${remedy}`,
+      );
+    }
+    const base = this.#current();
+    const context = this.#contextOf("", base);
+    if (typeof context === "string") throw new ResumedError(`the context of the server is not known (${context}); ${remedy}`);
+    return { native: base.native, binding: Buffer.concat([context.fingerprint, context.idContext]) };
   }
 
   get #native(): NativeContext {

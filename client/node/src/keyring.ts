@@ -76,6 +76,15 @@ export class Keyring {
     return this.toString();
   }
 
+  /**
+   * The keys in the order of the file.
+   *
+   * @internal
+   */
+  get fleetKeys(): readonly FleetKey[] {
+    return this.#current();
+  }
+
   /** @internal */
   seal(key: Buffer, plaintext: Buffer, notAfter: number): Buffer {
     return this.#first().seal(key, plaintext, notAfter, newNonce());

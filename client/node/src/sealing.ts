@@ -8,7 +8,7 @@
  * - sealed id = nonce (12) | AES-SIV(issue time: Unix seconds, 4, big endian), RFC 5297, under the 64-byte key
  *   HKDF-SHA256(fleet key, salt = "", info = "resumed/v1 id"), with the one associated string namespace 00 nonce
  */
-import { createCipheriv, createDecipheriv, createHash, hkdfSync } from "node:crypto";
+import { createCipheriv, createDecipheriv, createHash, createHmac, hkdfSync } from "node:crypto";
 
 import { AesSiv } from "./siv.js";
 
@@ -80,6 +80,12 @@ export class FleetKey {
   openId(namespace: string, id: Buffer): number | undefined {
     const nonce = id.subarray(0, NONCE_BYTES);
     return this.#ids.decrypt(id.subarray(NONCE_BYTES), associated(namespace, nonce))?.readUInt32BE();
+  }
+
+  /** Returns the part of a ticket key's name that shows that the fleet has named it (4 bytes). */
+  macOfTicketName(namespace: string, head: Buffer): Buffer {
+    const key = derive(this.#secret, Buffer.alloc(0), "resumed/v1 ticket name", 32);
+    return createHmac("sha256", key).update(`${namespace}\0`).update(head).digest().subarray(0, 4);
   }
 
   /** A key of its own for every session: the nonce limit of GCM never binds. */

@@ -170,10 +170,10 @@ export class Sender {
 
   #operation({ key, value, notAfter = 0, issued = 0 }: Outgoing, now: number): BatchOperation | undefined {
     const { namespace } = this.#store;
-    if (!value) return { operation: { $case: "remove", remove: { namespace, key } } };
+    if (!value) return { operation: { $case: "remove", remove: { namespace, key, ttl: undefined } } };
     if (notAfter <= now) return undefined;
     const [ttl, issueTime] = [duration(notAfter - now), duration(issued)];
-    return { operation: { $case: "put", put: { namespace, key, value, ttl, issueTime } } };
+    return { operation: { $case: "put", put: { namespace, key, value, ttl, issueTime, pinned: false } } };
   }
 
   #count(outgoing: Outgoing, outcome: string): void {

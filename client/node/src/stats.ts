@@ -35,6 +35,8 @@ export interface Stats {
    * in the context that they showed then).
    */
   terminations: Record<string, number>;
+  /** Tickets that resumed, with sessions "tickets": `current`. Node does not show which tickets it issued or refused. */
+  ticketsResumed: Record<string, number>;
   /** Look-ups that made a call, by duration: one count for each of LOOKUP_BUCKETS and one for longer ones. With singleUse Get and Take count apart. */
   lookups: number[];
   /** The total duration of these look-ups, in milliseconds. */
@@ -62,6 +64,7 @@ export const REASONS = {
   puts: ["stored", "refused", "dropped", "expired", "unresumable"],
   removals: ["fatal-error", "application", "dropped", "refused"],
   terminations: ["context-mismatch"],
+  ticketsResumed: ["current"],
 } as const;
 
 export type Kind = keyof typeof REASONS;
@@ -74,6 +77,7 @@ export class Recorder {
     puts: {},
     removals: {},
     terminations: {},
+    ticketsResumed: {},
     lookups: new Array<number>(LOOKUP_BUCKETS.length + 1).fill(0),
     lookupMilliseconds: 0,
   };

@@ -5,11 +5,13 @@ import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { test, type TestContext } from "node:test";
 
+import * as agreement from "../src/agreement.js";
 import { DEFAULTS, MAX_LIFETIME_SECONDS, NAMESPACE } from "../src/attach.js";
 import * as breakers from "../src/breaker.js";
 import * as sender from "../src/sender.js";
 import * as shim from "../src/shim.js";
 import { LOOKUP_BUCKETS, REASONS } from "../src/stats.js";
+import { MAX_ROTATION_SECONDS } from "../src/ticket-secret.js";
 import { REPOSITORY } from "./support.js";
 
 interface Step {
@@ -26,6 +28,7 @@ interface SharedPolicy {
   reasons: Record<string, string[]>;
   absent_reasons: { node: Record<string, string[]> };
   without_sealed_ids: { share_per_refusal: number; share_per_second: number };
+  tickets: { constants: Record<string, unknown>; reasons: Record<string, string[]> };
   sequences: { name: string; steps: Step[] }[];
 }
 
@@ -67,6 +70,19 @@ test("the constants are those of all clients", () => {
   for (const [name, value] of Object.entries(own)) assert.deepEqual(value, policy.constants[name], name);
   const share = { share_per_refusal: breakers.SHARE_PER_REFUSAL, share_per_second: breakers.SHARE_PER_SECOND };
   assert.deepEqual(share, policy.without_sealed_ids);
+});
+
+test("the constants of tickets are those of all clients", () => {
+  const own = {
+    default_rotation_seconds: agreement.DEFAULT_ROTATION_SECONDS,
+    max_rotation_seconds: MAX_ROTATION_SECONDS,
+    max_generations: agreement.MAX_GENERATIONS,
+    max_recheck_seconds: agreement.MAX_RECHECK_SECONDS,
+    agreement_deadline_ms: agreement.AGREEMENT_DEADLINE_MS,
+    agreement_retry_ms: agreement.AGREEMENT_RETRY_MS,
+  };
+  for (const [name, value] of Object.entries(own)) assert.deepEqual(value, policy.tickets.constants[name], name);
+  for (const reason of REASONS.ticketsResumed) assert(policy.tickets.reasons.resumed?.includes(reason));
 });
 
 test("the reasons are those of all clients", () => {

@@ -18,6 +18,10 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "doctor": ("diagnose.doctor:doctor", "Find out why a frontend does not resume."),
     "purge": ("admin:purge", "End all sessions of a namespace, or those issued before a time."),
     "stats": ("admin:stats", "Count the sessions of each namespace in a running store."),
+    "ticket-keys": (
+        "ticket_keys.command:ticket_keys",
+        "Give Envoy, nginx, HAProxy and Traffic Server the ticket keys of a fleet.",
+    ),
     "top": ("top.command:top", "Watch rates, hit rates and latencies of stores and frontends."),
     "demo": ("demo.command:demo", "Watch a store and two frontends resume each other's TLS sessions."),
     "bench": ("bench.command:bench", "Measure full and resumed handshakes per second of any TLS servers."),

@@ -27,6 +27,10 @@ func main() {
 	keyringFile := flag.String("keyring", "", "file")
 	deadline := flag.Duration("deadline", 50*time.Millisecond, "of a look-up")
 	singleUse := flag.Bool("single-use", false, "whether a session resumes once")
+	tickets := flag.Bool("tickets", false, "whether sessions are kept in tickets, in TLS 1.2 as well")
+	rotation := flag.Duration("rotation", time.Hour, "of the secrets of tickets")
+	lifetime := flag.Duration("lifetime", 2*time.Hour, "of a session")
+	grace := flag.Duration("revocation-grace", 5*time.Minute, "for which tickets resume without a stream of removals; negative for none")
 	flag.Parse()
 
 	pair, err := tls.LoadX509KeyPair(*certificate, *certificate)
@@ -35,9 +39,14 @@ func main() {
 	end := func() error { return nil }
 	switch {
 	case *target != "":
-		end = wrap(config, *target, *keyringFile, resumed.Options{
-			Namespace: *namespace, Deadline: *deadline, SingleUse: *singleUse, Logger: slog.New(slog.DiscardHandler),
-		}).Close
+		options := resumed.Options{
+			Namespace: *namespace, Deadline: *deadline, SingleUse: *singleUse, Lifetime: *lifetime, Rotation: *rotation, RevocationGrace: *grace,
+			Logger: slog.New(slog.DiscardHandler),
+		}
+		if *tickets {
+			options.Sessions, options.TicketsTLS12 = resumed.TicketSessions, true
+		}
+		end = wrap(config, *target, *keyringFile, options).Close
 	case *ticketKey != "":
 		key, err := os.ReadFile(*ticketKey)
 		check(err)

@@ -1,0 +1,1 @@
+"""`resumed ticket-keys`: the ticket keys of a fleet, for TLS stacks that take only keys."""
