@@ -258,7 +258,7 @@ def test_while_a_watcher_reads_a_snapshot_the_log_keeps_the_changes(engine: Engi
         until(lambda: bool(slow.queued))
         snapshot, news = hub.snapshot(slow), quick.messages()
         assert len(next(snapshot).changes) == READ_CHANGES
-        new = {b"new %d" % number for number in range(MAX_QUEUED_MESSAGES + 1)}
+        new = {b"\0%d" % number for number in range(MAX_QUEUED_MESSAGES + 1)}  # before the place that was read last
         assert next(news).changes
         for key in new:
             engine.remove("shop", key, ttl=600.0)
