@@ -289,10 +289,13 @@ func TestRemovedLineageDoesNotResume(t *testing.T) {
 		if len(ids) != 2 || !bytes.Equal(ids[0], ids[1]) {
 			t.Fatalf("%x", ids)
 		}
+		store.set(time.Second, nil) // the store removes it only then
 		first.sessions.Remove(ids[1])
 		first.wantRefused(t, oldest, "revoked")
 		first.wantRefused(t, latest, "revoked")
+		second.wantResumed(t, latest, true)
 		flush(t, first.sessions)
+		store.set(0, nil)
 		settled()
 		third := newFrontend(t, store, both(Options{}))
 		settled()
