@@ -14,7 +14,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import grpc
 from google.protobuf.duration_pb2 import Duration
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 NAMESPACE, BATCH, LIFETIME = "shop", 256, Duration(seconds=3_600)
 OPTIONS = [("grpc.use_local_subchannel_pool", 1)]
-STORES = {"lmdb": None, "valkey": valkey_server, "cluster": valkey_cluster}
+STORES: dict[str, Any] = {"lmdb": None, "valkey": valkey_server, "cluster": valkey_cluster}
 
 
 @contextlib.contextmanager
@@ -44,7 +44,7 @@ def store(name: str) -> Iterator[RunningServer]:
     """Run a server on a new storage."""
     with contextlib.ExitStack() as held:
         storage = STORES[name]
-        url = f"{held.enter_context(storage()).url}?timeout_ms=5000" if storage else "lmdb:"  # type: ignore[operator]
+        url = f"{held.enter_context(storage()).url}?timeout_ms=5000" if storage else "lmdb:"
         yield held.enter_context(running_server("--storage", url))
 
 

@@ -33,6 +33,7 @@ class Dictionary(SessionPolicy):
     """The least that a session policy can do: keeps the sessions of one frontend in a dictionary."""
 
     seals_ids = False
+    tickets = None
 
     def __init__(self) -> None:
         self.namespace, self.lifetime = "local", 7200
@@ -60,7 +61,7 @@ class Dictionary(SessionPolicy):
         """Return the present."""
         return time.time()
 
-    def on_connection_failed(self, session_ids: Iterable[bytes], reason: int) -> None:
+    def on_connection_failed(self, session_ids: Iterable[bytes], reason: int, end: int | None = None) -> None:
         """Keep what there is."""
 
     def close(self, timeout: float = 0) -> None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from benchmarks.bench.apache import memcached, missing
-from benchmarks.bench.programs import BARE, CALL, MIRROR, OWN, STACKS, Surroundings
+from benchmarks.bench.programs import BARE, CALL, MIRROR, OWN, STACKS, TICKETS, Surroundings
 from benchmarks.bench.results import Results, ratios, spread
 from benchmarks.bench.rig import CLIENTS, FRONTENDS, VERSIONS, Rig, come_back, negotiate, on_core, shuffled
 from benchmarks.bench.sources import PUTS_ARRIVE, VISITS
@@ -78,7 +78,8 @@ class Pairs:
         with contextlib.ExitStack() as held:
             with on_core(FRONTENDS):
                 for stack, number in itertools.product(self.stacks, (1, 2)):
-                    for kind in stack.kinds[number - 1 :]:  # the first is BARE, which has nothing to share
+                    # The first is BARE, which has nothing to share; tickets have a section of their own.
+                    for kind in [each for each in stack.kinds[number - 1 :] if each != TICKETS]:
                         server = held.enter_context(stack.running(kind, around))
                         self.by_kind.setdefault((stack.name, kind), []).append(server)
             yield
@@ -167,13 +168,23 @@ def note(figures: Figures, seconds: list[float]) -> None:
     figures.seconds += seconds
 
 
-def load(pairs: Pairs, case: Case, version: str, seconds: float) -> tuple[float, float, float]:
+def load(
+    pairs: Pairs, case: Case, version: str, seconds: float, share: float | None = None
+) -> tuple[float, float, float]:
     """Keep frontends busy: connections a second, processor time for each in milliseconds, how busy the client was."""
     name, (kind, resumed) = case
     servers = pairs.by_kind[name, kind]
     ask = next(stack.ask for stack in pairs.stacks if stack.name == name)
     endpoints = tuple(server.endpoint for server in servers)
-    plan = Plan(endpoints, "localhost", version, ask, share=float(resumed), clients=GUESTS, seconds=seconds)
+    plan = Plan(
+        endpoints,
+        "localhost",
+        version,
+        ask,
+        share=float(resumed) if share is None else share,
+        clients=GUESTS,
+        seconds=seconds,
+    )
 
     def used() -> float:
         return sum(server.processor_seconds() for server in servers)

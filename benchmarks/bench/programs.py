@@ -20,8 +20,8 @@ from resumed_server.cli.tls_client import Endpoint
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-BARE, OWN, MIRROR, CALL = "bare", "own", "mirror", "call"
-"""Without the shim; sharing as the stack itself can; with the shim, and a mirror or none."""
+BARE, OWN, MIRROR, CALL, TICKETS = "bare", "own", "mirror", "call", "tickets"
+"""Without the shim; sharing as the stack itself can; with stored sessions, and a mirror or none; with fleet tickets."""
 ROOT = Path(__file__).parents[2]
 BUILT = ROOT / ".build" / "cargo" / "release"
 GO = ROOT / ".build" / "frontends" / "go-frontend"
@@ -65,6 +65,7 @@ class Program:
         needs: A file that must have been built.
         deadline: The deadline on its command line.
         mirror: Options for a mirror, if it has one.
+        tickets: Options for tickets of the fleet, if it has them.
         ticket_key: The option that takes a file with a ticket key, if there is one.
         own: What OWN is, if it can be that.
         ask: What it answers.
@@ -76,6 +77,7 @@ class Program:
     needs: Path
     deadline: str
     mirror: tuple[str, ...] = ()
+    tickets: tuple[str, ...] = ()
     ticket_key: str = ""
     own: str = ""
     ask: bytes = ASK
@@ -85,7 +87,14 @@ class Program:
     def kinds(self) -> tuple[str, ...]:
         """Those that it has options for."""
         mirrored = self.mirror or self.preloaded
-        return (BARE, *([OWN] if self.ticket_key else []), *([MIRROR] if mirrored else []), CALL)
+        shared = self.tickets or self.preloaded
+        return (
+            BARE,
+            *([OWN] if self.ticket_key else []),
+            *([MIRROR] if mirrored else []),
+            CALL,
+            *([TICKETS] if shared else []),
+        )
 
     def missing(self) -> str:
         """Return what has to be built first."""
@@ -105,7 +114,7 @@ class Program:
             environment |= _preloaded(self._namespace(kind), kind, around)
         elif kind != BARE:
             command += ["--target", around.target, "--namespace", self._namespace(kind), "--deadline", self.deadline]
-            command += ["--keyring", str(around.keyring), *(self.mirror if kind == MIRROR else ())]
+            command += ["--keyring", str(around.keyring), *self._more(kind)]
         with subprocess.Popen(
             command, cwd=ROOT, text=True, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE
         ) as process:
@@ -116,6 +125,9 @@ class Program:
                 yield Server(Endpoint.resolved("127.0.0.1", int(port[1])), process.pid)
             finally:
                 process.terminate()
+
+    def _more(self, kind: str) -> tuple[str, ...]:
+        return {MIRROR: self.mirror, TICKETS: self.tickets}.get(kind, ())
 
     def _namespace(self, kind: str) -> str:
         return f"{self.name}.{kind}".lower().replace(" ", "-")  # or mirrors of others would have to hear of it
@@ -131,7 +143,7 @@ class Debian:
         own: What OWN is.
         own_configuration: What makes it share as OWN says; "{around.ticket_key}" and the like are filled in.
         needs: Another program for that.
-        kinds: Those of BARE, OWN, MIRROR and CALL that it can be.
+        kinds: Those of BARE, OWN, MIRROR, CALL and TICKETS that it can be.
         ask: What it answers.
     """
 
@@ -140,7 +152,7 @@ class Debian:
     own: str
     own_configuration: str
     needs: str
-    kinds: tuple[str, ...] = (BARE, OWN, MIRROR, CALL)
+    kinds: tuple[str, ...] = (BARE, OWN, MIRROR, CALL, TICKETS)
     ask: bytes = _HTTP
 
     def missing(self) -> str:
@@ -154,19 +166,25 @@ class Debian:
     def running(self, kind: str, around: Surroundings) -> Iterator[Server]:
         """Run one, with one worker process."""
         more = self.own_configuration.format(around=around) if kind == OWN else ""
-        shim = _preloaded(f"{self.server}.{kind}", kind, around) if kind in {MIRROR, CALL} else None
+        shim = _preloaded(f"{self.server}.{kind}", kind, around) if kind in {MIRROR, CALL, TICKETS} else None
         with serving(self.server, around.certificate, shim, workers=1, more=more) as server:
             yield Server(Endpoint.resolved("127.0.0.1", server.port), server.process.pid)
 
 
 def _preloaded(namespace: str, kind: str, around: Surroundings) -> dict[str, str]:
-    mirror = str(_MIRROR_BYTES if kind == MIRROR else 0)
-    return settings(around.target, namespace, around.keyring, deadline=str(_DEADLINE), mirror=mirror)
+    more = {
+        MIRROR: {"mirror": str(_MIRROR_BYTES)},
+        TICKETS: {"mirror": "0", "sessions": "tickets", "tickets_tls12": "1"},
+    }.get(kind, {"mirror": "0"})
+    return settings(around.target, namespace, around.keyring, deadline=str(_DEADLINE), **more)
+
+
+_TICKETS = ("--sessions", "tickets", "--tickets-tls12")
 
 
 def _python(name: str) -> Program:
     command = (sys.executable, str(FRONTEND), "--name", name, "--stack", name.lower())
-    return Program(name, command, FRONTEND, str(_DEADLINE), ("--mirror",))
+    return Program(name, command, FRONTEND, str(_DEADLINE), ("--mirror",), _TICKETS)
 
 
 _MILLISECONDS = str(round(_DEADLINE * 1000))

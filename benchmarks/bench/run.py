@@ -29,7 +29,7 @@ from benchmarks.bench.rig import CLIENTS, Options, on_core
 from benchmarks.bench.scripts import SCRIPTS
 
 ROOT = Path(__file__).parents[2]
-SECTIONS = ("sources", "throughput", "peers", "frontends", "made_up_ids", "growth", *SCRIPTS)
+SECTIONS = ("sources", "throughput", "peers", "frontends", "tickets", "made_up_ids", "growth", *SCRIPTS)
 
 LOAD = round(os.getloadavg()[0], 1)
 _QUIET = 0.5

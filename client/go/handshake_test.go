@@ -65,41 +65,59 @@ func TestAnyFrontendResumes(t *testing.T) {
 
 // A frontend in another process resumes as well, for which the keyring and the namespace are enough.
 func TestAnotherProcessResumes(t *testing.T) {
-	if target := os.Getenv("RESUMED_TEST_FRONTEND"); target != "" {
+	const target, mode = "RESUMED_TEST_FRONTEND", "RESUMED_TEST_SESSIONS"
+	optionsOf := func(mode string) Options {
+		return Options{Namespace: "processes", Sessions: Mode(mode), TicketsTLS12: Mode(mode) == TicketSessions}
+	}
+	ready := func(sessions *Sessions) {
+		if sessions.tickets != nil {
+			awaitSecrets(t, sessions)
+			eventually(t, "a stream of removals", sessions.RemovalsLive)
+		}
+	}
+	if target := os.Getenv(target); target != "" {
 		config := newServer() // with a certificate of its own: the client of the test does not verify it
-		wrap(t, config, (&realStore{target: target}).connect(t), Options{})
+		ready(wrap(t, config, (&realStore{target: target}).connect(t), optionsOf(os.Getenv(mode))))
 		fmt.Println("frontend at", listen(t, config))
 		_, _ = io.Copy(io.Discard, os.Stdin)
 		return
 	}
-	onBothVersions(t, func(t *testing.T, store *realStore, version uint16) {
-		other := exec.Command(os.Args[0], "-test.run=^TestAnotherProcessResumes$")
-		other.Env = append(os.Environ(), "RESUMED_TEST_FRONTEND="+store.target)
-		stdin, err := other.StdinPipe()
-		check(t, err)
-		stdout, err := other.StdoutPipe()
-		check(t, err)
-		check(t, other.Start())
-		defer func() { _ = stdin.Close(); _, _ = io.Copy(io.Discard, stdout); check(t, other.Wait()) }()
-		var address string
-		_, err = fmt.Fscanf(stdout, "frontend at %s\n", &address)
-		check(t, err)
+	for _, each := range []Mode{StoredSessions, TicketSessions} {
+		t.Run(string(each), func(t *testing.T) {
+			onBothVersions(t, func(t *testing.T, store *realStore, version uint16) {
+				other := exec.Command(os.Args[0], "-test.run=^TestAnotherProcessResumes$")
+				other.Env = append(os.Environ(), target+"="+store.target, mode+"="+string(each))
+				stdin, err := other.StdinPipe()
+				check(t, err)
+				stdout, err := other.StdoutPipe()
+				check(t, err)
+				check(t, other.Start())
+				defer func() { _ = stdin.Close(); _, _ = io.Copy(io.Discard, stdout); check(t, other.Wait()) }()
+				var address string
+				_, err = fmt.Fscanf(stdout, "frontend at %s\n", &address)
+				check(t, err)
 
-		config := newServer()
-		sessions := wrap(t, config, store.connect(t), Options{})
-		client := newClient(version)
-		// The certificates differ, so crypto/tls clients would refuse to resume if they verified them.
-		client.InsecureSkipVerify = true
-		here := listen(t, config)
-		for n, address := range []string{here, address, here, here, address} {
-			if got := resumes(t, address, client); got != (n > 0) {
-				t.Fatalf("connection %d: resumed %v", n, got)
-			}
-		}
-		if stats := sessions.Stats(); total(stats.Hits) != 2 || total(stats.ForeignHits) != 1 {
-			t.Fatal(stats) // the other process issued the session of the first hit, and this one that of the second
-		}
-	})
+				config := newServer()
+				sessions := wrap(t, config, store.connect(t), optionsOf(string(each)))
+				ready(sessions)
+				client := newClient(version)
+				// The certificates differ, so crypto/tls clients would refuse to resume if they verified them.
+				client.InsecureSkipVerify = true
+				here := listen(t, config)
+				for n, address := range []string{here, address, here, here, address} {
+					if got := resumes(t, address, client); got != (n > 0) {
+						t.Fatalf("connection %d: resumed %v", n, got)
+					}
+				}
+				stats := sessions.Stats()
+				if each == TicketSessions {
+					wantCounts(t, "resumed", stats.TicketsResumed, map[string]uint64{"current": 2})
+				} else if total(stats.Hits) != 2 || total(stats.ForeignHits) != 1 {
+					t.Fatal(stats) // the other process issued the session of the first hit, and this one that of the second
+				}
+			})
+		})
+	}
 }
 
 // A session that was removed does not resume anywhere.
@@ -588,9 +606,9 @@ func TestNoLeak(t *testing.T) {
 		handshakes, err = strconv.Atoi(text)
 		check(t, err)
 	}
-	onBothVersions(t, func(t *testing.T, store *realStore, version uint16) {
+	noLeak := func(t *testing.T, store *realStore, version uint16, options Options) {
 		config := newServer()
-		sessions := wrap(t, config, store.connect(t), Options{})
+		sessions := wrap(t, config, store.connect(t), options)
 		address, client := listen(t, config), newClient(version)
 		measure := func() (heap, resident uint64, goroutines int) {
 			flush(t, sessions)
@@ -611,11 +629,14 @@ func TestNoLeak(t *testing.T) {
 		heapThen, residentThen, goroutinesThen := measure()
 		growth := int64(heapThen) - int64(heap)
 		t.Logf("%d handshakes: heap %d kB, then %d kB; resident %d kB, then %d kB; goroutines %d, then %d; %v", handshakes,
-			heap>>10, heapThen>>10, resident>>10, residentThen>>10, goroutines, goroutinesThen, sessions.Stats().Hits)
+			heap>>10, heapThen>>10, resident>>10, residentThen>>10, goroutines, goroutinesThen, sessions.Stats())
 		if growth > 1<<20 || goroutinesThen > goroutines+10 {
 			t.Fatalf("grew by %d bytes and %d goroutines", growth, goroutinesThen-goroutines)
 		}
-	})
+	}
+	for _, options := range []Options{{}, both(Options{Sessions: TicketSessions})} {
+		onBothVersions(t, func(t *testing.T, store *realStore, version uint16) { noLeak(t, store, version, options) })
+	}
 }
 
 // residentBytes tells how much of this process is in memory, or 0 where that is not to be had.

@@ -243,12 +243,12 @@ func TestRemovedSecret(t *testing.T) {
 // A secret that was removed while a frontend received no removals ends with the next comparison.
 func TestRemovedSecretIsNoticedByComparison(t *testing.T) {
 	withTickets(t, func(t *testing.T, store *fakeStore) {
-		frontend := newFrontend(t, store, Options{})
+		frontend := newFrontend(t, store, Options{Rotation: 2 * time.Hour})
 		settled()
 		old := frontend.present(t)
 		store.replace(old.address, nil)
 		store.change(func() { store.removed[string(old.address[:])] = true })
-		time.Sleep(59 * time.Minute)
+		time.Sleep(61 * time.Minute)
 		settled()
 		if present := frontend.present(t); present.epoch != old.epoch.ofGeneration(1) {
 			t.Fatal(present.epoch)
@@ -259,12 +259,12 @@ func TestRemovedSecretIsNoticedByComparison(t *testing.T) {
 // A store that lost a secret gets it again.
 func TestLostSecretIsStoredAgain(t *testing.T) {
 	withTickets(t, func(t *testing.T, store *fakeStore) {
-		frontend := newFrontend(t, store, Options{})
+		frontend := newFrontend(t, store, Options{Rotation: 2 * time.Hour})
 		settled()
 		secret := frontend.present(t)
 		value := store.snapshot()[secret.address]
 		store.replace(secret.address, nil)
-		time.Sleep(59 * time.Minute)
+		time.Sleep(61 * time.Minute)
 		settled()
 		if again := store.snapshot()[secret.address]; !bytes.Equal(again, value) || frontend.present(t) != secret {
 			t.Fatal("the store has no secret, or another one")

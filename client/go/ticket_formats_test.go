@@ -2,6 +2,7 @@ package resumed
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -144,6 +145,14 @@ func TestTicketsAreThoseOfAllClients(t *testing.T) {
 				t.Error("opened a ticket with another byte ", n)
 			}
 		}
+	}
+}
+
+func TestOwnKeysAreThoseOfHKDF(t *testing.T) {
+	for n := range byte(100) {
+		key, salt := sha256.Sum256([]byte{n}), sha256.Sum256([]byte{n, n})
+		own := deriveOwnKey(key, salt[:saltSize])
+		equal(t, "key", own[:], derive(key[:], salt[:saltSize], "resumed/v1 ticket", ticketKeySize))
 	}
 }
 

@@ -150,11 +150,34 @@ DASHBOARDS = {
             "Signatures that resumed handshakes did without, in cores.",
         ),
         Panel(
-            "Breakers open, mirrors cut off",
+            "Breakers open, mirrors and removals cut off",
             "short",
             {
                 "{{namespace}} breakers": 'sum by (namespace) (resumed_frontend_breaker_open{instance=~"$instance"})',
                 "{{namespace}} mirrors": 'sum by (namespace) (1 - resumed_frontend_mirror_live{instance=~"$instance"})',
+                "{{namespace}} removals": (
+                    'sum by (namespace) (1 - resumed_frontend_removals_live{instance=~"$instance"})'
+                ),
+            },
+        ),
+        Panel(
+            "Tickets resumed, by the epoch of their secret",
+            "cps",
+            {"{{secret}}": _rate("resumed_frontend_tickets_resumed_total", "secret")},
+        ),
+        Panel(
+            "Tickets refused, by reason",
+            "cps",
+            {"{{reason}}": _rate("resumed_frontend_tickets_refused_total", "reason")},
+        ),
+        Panel(
+            "Removals and secrets of tickets",
+            "short",
+            {
+                "{{namespace}} removals": 'max by (namespace) (resumed_frontend_removals_held{instance=~"$instance"})',
+                "{{namespace}} secrets": (
+                    'min by (namespace) (resumed_frontend_ticket_secrets_held{instance=~"$instance"})'
+                ),
             },
         ),
     ],

@@ -40,8 +40,8 @@ from support.server import PATIENCE, RunningServer, running_server
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-FRONTENDS = ("shop", "shop", "pay")
-"""The namespaces of the frontends."""
+FRONTENDS = ("shop", "shop", "pay", "mail")
+"""The namespaces of the frontends; those of `mail` share tickets."""
 RATE = "10s"
 """Value of Grafana's $__rate_interval for scrapes every second."""
 
@@ -105,6 +105,7 @@ def frontends(store: RunningServer, directory: Path) -> Iterator[list[dict[str, 
                     directory,
                     *("--target", store.target, "--namespace", namespace, "--keyring", str(directory / "keys")),
                     *(["--mirror"] if namespace == "pay" else []),
+                    *(["--sessions", "tickets", "--tickets-tls12"] if namespace == "mail" else []),
                 )
             )
             for namespace in FRONTENDS
@@ -130,13 +131,13 @@ def observe(directory: Path, seconds: float, outage: float) -> tuple[dict[str, l
     """Let all run, without the store for some seconds; return each panel's series, and what `resumed top` shows."""
     with running_server("--metrics-listen", "127.0.0.1:0", workers=2) as store, frontends(store, directory) as ports:
         scraped = [store.log_lines("listening")[0]["metrics"][0], *(f"127.0.0.1:{each['metrics']}" for each in ports)]
-        shop, pay = [
+        shop, pay, mail = [
             [each["port"] for each, name in zip(ports, FRONTENDS, strict=True) if name == wanted]
-            for wanted in ("shop", "pay")
+            for wanted in ("shop", "pay", "mail")
         ]
         with contextlib.closing(Prometheus(directory, scraped)) as prometheus:
             start = time.time()
-            with clients(shop, shop[:1], pay, seconds=seconds + outage):
+            with clients(shop, shop[:1], pay, mail, seconds=seconds + outage):
                 time.sleep(seconds / 2)
                 urls = [f"http://{each}/metrics" for each in scraped]
                 before = scrape_all(urls)

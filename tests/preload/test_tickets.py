@@ -64,6 +64,16 @@ def share_of_resumed(ports: Sequence[int], version: ssl.TLSVersion, rounds: int 
     return sum(resumed_there) / len(resumed_there)
 
 
+def makes_full_handshake(context: ssl.SSLContext, port: int, session: ssl.SSLSession | None) -> bool:
+    """Return whether a server does not resume a session."""
+    return not visit(context, port, session)[0]
+
+
+def resumes_nothing(ports: Sequence[int], version: ssl.TLSVersion) -> bool:
+    """Return whether the servers resume no session."""
+    return share_of_resumed(ports, version) == 0.0
+
+
 def visit_badly(context: ssl.SSLContext, port: int, session: ssl.SSLSession | None) -> ssl.SSLSession:
     """Connect, and send a record that the server answers with a fatal alert; return the session."""
     with (
@@ -202,7 +212,7 @@ def test_a_fatal_alert_ends_all_tickets_of_its_lineage_everywhere(fleet: list[in
     last = visit_badly(context, fleet[0], second)
     for session in first, second, last:
         assert not visit(context, fleet[0], session)[0]
-        eventually(lambda session=session: not visit(context, fleet[1], session)[0])
+        eventually(partial(makes_full_handshake, context, fleet[1], session))
     assert share_of_resumed(fleet, version) == 1.0
 
 
@@ -244,7 +254,7 @@ def test_a_purge_ends_all_tickets(certificate: Path, keyring: Path, version: ssl
             with resumed.Admin(store.target) as admin:
                 admin.purge("purged")
             for port in ports:
-                eventually(lambda port=port: not visit(context, port, session)[0])
+                eventually(partial(makes_full_handshake, context, port, session))
             await_agreement(ports, version)
             assert share_of_resumed(ports, version) == 1.0
             assert not visit(context, ports[0], session)[0]
@@ -313,7 +323,7 @@ def test_the_servers_resume_while_the_store_is_gone_and_then_serve_without(certi
             for version in VERSIONS:
                 assert share_of_resumed(ports, version) == 1.0
             for version in VERSIONS:
-                eventually(lambda version=version: share_of_resumed(ports, version) == 0.0)  # each visit is served
+                eventually(partial(resumes_nothing, ports, version))  # each visit is served
 
 
 @pytest.mark.parametrize("version", VERSIONS)

@@ -10,6 +10,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <openssl/err.h>
@@ -195,6 +196,28 @@ static void single_use(void)
     SSL_CTX_free(anyone);
 }
 
+/* A child has the secrets and the removals of its parent: at once, and without the store. */
+static void forks(void)
+{
+    SSL_CTX *servers = server("forks", TICKETS), *anyone = client();
+    SSL_SESSION *kept = NULL, *removed = NULL;
+    int status;
+
+    MUST(!meet(servers, anyone, &kept) && !meet_and(servers, anyone, &removed, REMOVED));
+    pid_t child = fork();
+    MUST(child >= 0);
+    if (child == 0) {
+        MUST(offer(servers, anyone, kept) && !offer(servers, anyone, removed));
+        _exit(0);
+    }
+    MUST(waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 0);
+    MUST(offer(servers, anyone, kept));
+    SSL_SESSION_free(kept);
+    SSL_SESSION_free(removed);
+    SSL_CTX_free(servers);
+    SSL_CTX_free(anyone);
+}
+
 /* A stored session resumes; its ticket takes over, and ends when it would. A fatal alert removes both. */
 static void moves(void)
 {
@@ -376,6 +399,7 @@ int main(int argc, char **argv)
         moves();
         large_certificates();
         other_tickets();
+        forks();
     }
     version = TLS1_2_VERSION;
     tls12();

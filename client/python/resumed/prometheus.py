@@ -17,7 +17,7 @@ from prometheus_client import REGISTRY
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 
-from resumed._policy.stats import BUCKETS, REASONS
+from resumed._policy.stats import ALL_REASONS, BUCKETS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -61,19 +61,27 @@ class _Exporter(Collector):
         for installation in self._installations:
             by_namespace.setdefault(installation.namespace, []).append(installation)
         stats = {namespace: [each.stats for each in group] for namespace, group in by_namespace.items()}
-        for kind, label, documentation in (
+        counters = [
             ("hits", "source", "Sessions that were resumed, by where they came from."),
             ("foreign_hits", "source", "Those of the hits whose sessions another process had issued."),
             ("misses", "reason", "Sessions that clients offered and that were not resumed."),
             ("puts", "outcome", "Sessions that were negotiated, by what became of them."),
             ("removals", "reason", "Sessions that were removed from the fleet, or kept."),
             ("terminations", "reason", "Resumed connections that were ended after their handshake."),
-        ):
+        ]
+        if any(each.removals_live is not None for each in self._installations):
+            counters += [
+                ("tickets_issued", "secret", "Tickets that were issued, by the epoch of their secret."),
+                ("tickets_withheld", "reason", "Tickets that were not issued."),
+                ("tickets_resumed", "secret", "Tickets that resumed, by the epoch of their secret."),
+                ("tickets_refused", "reason", "Tickets that clients offered and that did not resume."),
+            ]
+        for kind, label, documentation in counters:
             family = CounterMetricFamily(f"resumed_frontend_{kind}", documentation, labels=["namespace", label])
             for namespace, group in stats.items():
                 counted = _summed(getattr(each, kind) for each in group)
                 # With zeros: Prometheus sees no rise in a series that begins with its first.
-                for reason in dict.fromkeys([*REASONS[kind], *counted]):
+                for reason in dict.fromkeys([*ALL_REASONS[kind], *counted]):
                     family.add_metric([namespace, reason], counted[reason])
             yield family
         yield _lookups(stats)
@@ -103,13 +111,28 @@ def _states(by_namespace: dict[str, list[Installation]]) -> Iterator[Metric]:
     mirror = GaugeMetricFamily(
         "resumed_frontend_mirror_live", "Whether the mirror follows the store.", labels=["namespace"]
     )
+    removals = GaugeMetricFamily(
+        "resumed_frontend_removals_live", "Whether the removals of tickets are received.", labels=["namespace"]
+    )
+    removals_held = GaugeMetricFamily(
+        "resumed_frontend_removals_held", "Removals of tickets that are in force.", labels=["namespace"]
+    )
+    secrets_held = GaugeMetricFamily(
+        "resumed_frontend_ticket_secrets_held", "Secrets that may open a ticket.", labels=["namespace"]
+    )
     for namespace, group in by_namespace.items():
         breaker.add_metric([namespace], any(each.breaker_open for each in group))
         live = [each.mirror_live for each in group if each.mirror_live is not None]
         if live:
             mirror.add_metric([namespace], all(live))
+        sharing = [each for each in group if each.removals_live is not None]
+        if sharing:
+            removals.add_metric([namespace], all(each.removals_live for each in sharing))
+            removals_held.add_metric([namespace], max(each.removals_held for each in sharing))
+            secrets_held.add_metric([namespace], min(each.ticket_secrets_held for each in sharing))
     yield breaker
     yield mirror
+    yield from (each for each in (removals, removals_held, secrets_held) if each.samples)
 
 
 def _savings(by_namespace: dict[str, list[Installation]]) -> Iterator[Metric]:
@@ -121,7 +144,10 @@ def _savings(by_namespace: dict[str, list[Installation]]) -> Iterator[Metric]:
     for namespace, group in by_namespace.items():
         known = [(each.stats, seconds) for each in group if (seconds := each.signature_seconds) is not None]
         if known:
-            saved.add_metric([namespace], sum(stats.hits.total() * seconds for stats, seconds in known))
+            saved.add_metric(
+                [namespace],
+                sum((stats.hits.total() + stats.tickets_resumed.total()) * seconds for stats, seconds in known),
+            )
     yield saved
 
 

@@ -1,7 +1,7 @@
 //! A TLS server that keeps its sessions in the store: it answers each message of a client. Threads, no async runtime.
 //!
 //! `cargo run --example server -- --certificate FILE --target 127.0.0.1:7400 --namespace shop --keyring fleet.keys
-//! [--listen 127.0.0.1:0] [--single-use] [--mirror BYTES] [--deadline MILLISECONDS]`; without `--target` it uses no store.
+//! [--listen 127.0.0.1:0] [--single-use] [--mirror BYTES] [--deadline MILLISECONDS] [--tickets]`; without `--target` it uses no store.
 
 use std::collections::HashMap;
 use std::error::Error;
@@ -11,10 +11,13 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use resumed::{Keyring, Options, Scope, Sessions};
+use resumed::{Keyring, Options, Scope, SessionMode, Sessions};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
+
+/// The options without a value.
+const FLAGS: [&str; 2] = ["single-use", "tickets"];
 
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments = arguments()?;
@@ -47,6 +50,9 @@ fn sessions(target: &str, arguments: &HashMap<String, String>) -> Result<Session
     let keyring = Keyring::load(required(arguments, "keyring")?)?;
     let mut options = Options::new(target, required(arguments, "namespace")?, keyring);
     options.single_use = arguments.contains_key("single-use");
+    if arguments.contains_key("tickets") {
+        (options.sessions, options.tickets_tls12) = (SessionMode::Tickets, true);
+    }
     if let Some(bytes) = arguments.get("mirror") {
         options.mirror = bytes.parse()?;
     }
@@ -74,7 +80,7 @@ fn arguments() -> Result<HashMap<String, String>, Box<dyn Error>> {
     let (mut arguments, mut given) = (HashMap::new(), std::env::args().skip(1));
     while let Some(argument) = given.next() {
         let name = argument.strip_prefix("--").ok_or_else(|| format!("{argument}: options begin with --"))?;
-        let value = if name == "single-use" { Some(String::new()) } else { given.next() };
+        let value = if FLAGS.contains(&name) { Some(String::new()) } else { given.next() };
         arguments.insert(name.to_owned(), value.ok_or_else(|| format!("{argument} needs a value"))?);
     }
     Ok(arguments)

@@ -565,7 +565,9 @@ fn failure(result: &batch_result::Result) -> Failure {
 #[cfg(test)]
 pub(crate) mod tests {
     use std::collections::HashSet;
+    use std::pin::pin;
     use std::sync::atomic::AtomicUsize;
+    use std::task::{Context, Poll, Waker};
 
     use super::*;
     use crate::clock::fake::FakeClock;
@@ -664,7 +666,10 @@ pub(crate) mod tests {
         }
 
         fn step(&self, store: &FakeStore) -> Duration {
-            tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(self.agreement.step(store))
+            // The store in memory responds at once.
+            let step = pin!(self.agreement.step(store)).poll(&mut Context::from_waker(Waker::noop()));
+            let Poll::Ready(pause) = step else { panic!("a step that waits") };
+            pause
         }
 
         /// Lets time pass, as `run` does.
@@ -777,6 +782,20 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn a_frontend_that_starts_without_the_store_finds_all_secrets_later() {
+        let (store, old, young) = (FakeStore::default(), Frontend::new(), Frontend::new());
+        old.step(&store);
+        let first = old.current();
+        old.pass(&store, 2 * ROTATION);
+        young.clock.set(old.clock.seconds());
+        store.silent.store(true, Ordering::Relaxed);
+        young.step(&store);
+        store.silent.store(false, Ordering::Relaxed);
+        young.pass(&store, 1);
+        assert!(young.opens(first) && young.current() == old.current());
+    }
+
+    #[test]
     fn a_value_that_does_not_open_is_passed_over_by_all() {
         let (store, one, other) = (FakeStore::default(), Frontend::new(), Frontend::new());
         Frontend::new().step(&store);
@@ -825,8 +844,10 @@ pub(crate) mod tests {
         // Its end: its epoch, another one, and the lifetime.
         frontend.pass(&store, ROTATION + LIFETIME - 1);
         assert_eq!(frontend.issues(), Some((name, true)));
-        frontend.pass(&store, 1);
-        assert_eq!((frontend.issues(), frontend.agreement.count()), (None, 0));
+        frontend.clock.advance(Duration::from_secs(1));
+        assert!(frontend.issues().is_none() && !frontend.opens(name));
+        frontend.step(&store);
+        assert_eq!(frontend.agreement.count(), 0, "it is erased");
         store.silent.store(false, Ordering::Relaxed);
         frontend.pass(&store, 5);
         assert_ne!(frontend.current(), name);
@@ -876,11 +897,12 @@ pub(crate) mod tests {
     fn a_secret_that_the_store_has_lost_is_put_again() {
         let (store, frontend) = (FakeStore::default(), Frontend::new());
         frontend.step(&FakeStore::default());
+        let before = frontend.current();
         frontend.agreement.plan().recheck = Some(frontend.clock.instant());
         frontend.step(&store);
         let young = Frontend::new();
         young.step(&store);
-        assert_eq!(young.current(), frontend.current());
+        assert_eq!((frontend.current(), young.current()), (before, before));
     }
 
     #[test]
@@ -892,6 +914,19 @@ pub(crate) mod tests {
         frontend.agreement.plan().recheck = Some(frontend.clock.instant());
         frontend.step(&store);
         assert_eq!((frontend.opens(revoked), frontend.generation()), (false, 1));
+    }
+
+    #[test]
+    fn a_secret_whose_value_was_replaced_is_used_no_longer() {
+        let (store, frontend, young) = (FakeStore::default(), Frontend::new(), Frontend::new());
+        frontend.step(&store);
+        let before = frontend.current();
+        store.values.lock().unwrap().values_mut().for_each(|value| *value = Some(b"garbage".to_vec()));
+        frontend.agreement.plan().recheck = Some(frontend.clock.instant());
+        frontend.step(&store);
+        young.step(&store);
+        assert_eq!((frontend.generation(), frontend.current()), (1, young.current()));
+        assert!(frontend.opens(before));
     }
 
     #[test]
@@ -925,6 +960,16 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn a_frontend_whose_clock_is_behind_proposes_a_secret_that_is_newer_than_the_purge() {
+        let (store, frontend) = (FakeStore::default(), Frontend::new());
+        let purge = (START + 100) * 1_000_000;
+        store.purge(purge);
+        frontend.agreement.purge(purge, false);
+        frontend.step(&store);
+        assert_eq!((frontend.generation(), frontend.agreement.secret_for_issue().unwrap().0.created), (0, purge));
+    }
+
+    #[test]
     fn a_purge_without_a_time_ends_all_secrets() {
         let (store, frontend) = (FakeStore::default(), Frontend::new());
         frontend.step(&store);
@@ -934,6 +979,17 @@ pub(crate) mod tests {
         store.purge(1);
         frontend.step(&store);
         assert_ne!(frontend.current(), before);
+    }
+
+    #[test]
+    fn after_a_purge_a_frontend_looks_for_the_secrets_of_all_epochs() {
+        let (store, frontend) = (FakeStore::default(), Frontend::new());
+        frontend.step(&store);
+        let first = frontend.current();
+        frontend.pass(&store, 2 * ROTATION);
+        frontend.agreement.purge(1, true);
+        frontend.step(&store);
+        assert!(frontend.opens(first), "the store has it, so it is newer than the purge");
     }
 
     #[test]
@@ -998,6 +1054,16 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn without_the_key_that_seals_it_a_secret_is_dropped() {
+        let (store, frontend) = (FakeStore::default(), Frontend::with_keys(&[KEY, [8; 32]]));
+        frontend.step(&store);
+        let before = frontend.current();
+        frontend.agreement.keyring.replace(&[[8; 32]]);
+        frontend.step(&store);
+        assert!(!frontend.opens(before) && frontend.current() != before);
+    }
+
+    #[test]
     fn a_child_takes_over_the_secrets_and_its_parent_keeps_none_in_it() {
         let (store, parent, child) = (FakeStore::default(), Frontend::new(), Frontend::new());
         parent.step(&store);
@@ -1007,6 +1073,16 @@ pub(crate) mod tests {
         assert_eq!((child.current(), parent.agreement.count()), (name, 0));
         child.step(&store);
         assert_eq!(store.calls(), 1, "epochs before the present one");
+    }
+
+    #[test]
+    fn a_child_knows_the_purges_that_its_parent_knew() {
+        let (store, parent, child) = (FakeStore::default(), Frontend::new(), Frontend::new());
+        Frontend::new().step(&store);
+        parent.agreement.purge(START * 1_000_000 + 1, false);
+        child.agreement.inherit(&parent.agreement);
+        child.step(&store);
+        assert_eq!(child.generation(), 1, "the one in the store was purged");
     }
 
     #[test]

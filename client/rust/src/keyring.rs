@@ -93,6 +93,12 @@ impl Keyring {
         Ok(Self { keys: ArcSwap::from_pointee(keys), file: None })
     }
 
+    /// Replaces the keys, as a changed file does.
+    #[cfg(test)]
+    pub(crate) fn replace(&self, keys: &[[u8; KEY_BYTES]]) {
+        self.keys.store(Self::from_keys(keys).unwrap().keys.load_full());
+    }
+
     pub(crate) fn seal(&self, key: &StoreKey, plaintext: &[u8], not_after: u64) -> Vec<u8> {
         self.current()[0].seal(key, plaintext, not_after, sealing::random())
     }

@@ -14,7 +14,10 @@
 //! # Ok::<(), resumed::Error>(())
 //! ```
 //!
-//! [`Shim`] is for bindings to other TLS stacks: `libresumed`, which puts the store under OpenSSL servers, is made of it.
+//! In tickets mode ([`SessionMode::Tickets`]) clients have the sessions, and the store has the secrets of the tickets' keys; a resumption is no
+//! call.
+//!
+//! [`Shim`] and [`Tickets`] are for bindings to other TLS stacks: `libresumed`, which puts the store under OpenSSL servers, is made of them.
 
 mod agreement;
 mod breaker;

@@ -4,15 +4,15 @@
 #[allow(dead_code)]
 mod support;
 
-use std::sync::Barrier;
+use std::sync::{Arc, Barrier};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use resumed::{Options, Scope, SessionMode, Sessions, TicketStats};
 use rustls::server::ProducesTickets;
 use rustls::version::{TLS12, TLS13};
-use rustls::{ServerConfig, SupportedProtocolVersion};
-use support::{PATIENCE, Peers, Relay, Store, eventually, resumes, sessions, shared_store};
+use rustls::{ClientConnection, ServerConfig, SupportedProtocolVersion};
+use support::{PATIENCE, Peers, Relay, Store, eventually, resumes, sessions, shake_hands, shared_store};
 
 /// The beginning of a session of TLS 1.3 without a server name, as rustls encodes it.
 const SESSION: &[u8] = b"\x00\x03\x04 session";
@@ -376,4 +376,36 @@ fn no_secret_shows_when_sessions_are_printed() {
     let sessions = frontend("127.0.0.1:1", "prints", |_| ());
     let printed = format!("{sessions:?} {:?} {:?}", sessions.connection(&Scope::default()), stats(&sessions));
     assert!(!printed.contains("[7, 7") && !printed.contains("secret:"), "{printed}");
+}
+
+/// Full and resumed handshakes with rustls' own tickets, and with those of the fleet, by turns in one thread.
+#[test]
+#[ignore = "takes a minute, alone: RESUMED_COST_HANDSHAKES=2000 cargo test --release --test tickets -- --ignored --nocapture"]
+fn a_ticket_of_the_fleet_costs_little_more_than_rustls_own() {
+    let Some(store) = shared_store() else { return };
+    let handshakes = std::env::var("RESUMED_COST_HANDSHAKES").map_or(200, |number| number.parse().unwrap());
+    for version in VERSIONS {
+        let (sessions, peers) = (ready(store, "costs", |_| ()), Peers::new(version));
+        let mut own = peers.server.clone();
+        (own.ticketer, own.session_storage) =
+            (rustls::crypto::ring::Ticketer::new().unwrap(), Arc::new(rustls::server::NoServerSessionStorage {}));
+        let own = Arc::new(own);
+        let configs: [&dyn Fn() -> Arc<ServerConfig>; 2] =
+            [&|| Arc::clone(&own), &|| sessions.for_connection(&peers.server, &Scope::default())];
+        let mut times = [[Duration::ZERO; 2]; 2];
+        for _ in 0..handshakes {
+            for (config, times) in configs.iter().zip(&mut times) {
+                let client = peers.stranger();
+                for (time, resumes) in times.iter_mut().zip([false, true]) {
+                    let client = ClientConnection::new(client.clone(), "localhost".try_into().unwrap()).unwrap();
+                    let began = Instant::now();
+                    assert_eq!(shake_hands(client, config()), resumes);
+                    *time += began.elapsed();
+                }
+            }
+        }
+        let ratio = |index: usize| times[1][index].as_secs_f64() / times[0][index].as_secs_f64();
+        let each = times.map(|pair| pair.map(|time| time / handshakes));
+        println!("{version:?}: {each:?}: full {:.3}, resumed {:.3}", ratio(0), ratio(1));
+    }
 }

@@ -20,8 +20,11 @@ _Response = TypeVar("_Response", pb.GetResponse, pb.TakeResponse, pb.SessionStor
 
 def watch_response(message: Message, *, live: bool = False) -> pb.WatchResponse:
     """Return the response with the changes of `message`."""
-    events = [_event(change) for change in message.changes]
-    return pb.WatchResponse(events=events, position=message.position, live=live)
+    response = pb.WatchResponse(position=message.position, live=live)
+    events = response.events
+    for change in message.changes:
+        _write_event(events.add(), change)
+    return response
 
 
 def encode_once(message: Message) -> pb.WatchResponse:
@@ -68,8 +71,7 @@ def write_ttl(duration: Duration, seconds: float) -> None:
     duration.nanos = int((seconds - whole) * 1e9)
 
 
-def _event(change: storage.Change | storage.NamespacePurged) -> pb.WatchEvent:
-    event = pb.WatchEvent()
+def _write_event(event: pb.WatchEvent, change: storage.Change | storage.NamespacePurged) -> None:
     if isinstance(change, storage.NamespacePurged):
         event.purged.SetInParent()
         if change.issued_before is not None:
@@ -77,12 +79,12 @@ def _event(change: storage.Change | storage.NamespacePurged) -> pb.WatchEvent:
         if change.time is not None:
             write_time(event.purged.purge_time, change.time)
     elif change.session is None:
-        event.removed.key = change.key
+        removed = event.removed
+        removed.key = change.key
         if change.ttl is not None:
-            write_ttl(event.removed.ttl, change.ttl)
+            write_ttl(removed.ttl, change.ttl)
     else:
         event.stored.key = change.key
         fill_response(event.stored, change.session)
         if change.session.issued_at is not None:
             write_time(event.stored.issue_time, change.session.issued_at)
-    return event

@@ -138,11 +138,14 @@ class StoreTotals:
             tombstones and other keys of the database, and counts these as well.
         bytes: Bytes that the storage occupies.
         evicted: Live sessions that were dropped to make room since the storage began to count.
+        removals: Lasting removals, including those that are over until they are swept. None: the storage does not count
+            them.
     """
 
     sessions: int
     bytes: int
     evicted: int = 0
+    removals: int | None = None
 
 
 @dataclass(slots=True)

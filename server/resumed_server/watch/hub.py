@@ -159,7 +159,9 @@ class WatchHub:
         """
         start, namespace = subscription.position, subscription.topic.namespace
         subscription.paused_at = self._clock()
-        if purge := self._engine.last_purge(namespace):
+        with self._replays:
+            purge = self._engine.last_purge(namespace)
+        if purge:
             yield Message((purge,), b"", self._clock())
         parts = self._engine.removals(namespace, READ_CHANGES)
         while True:

@@ -280,7 +280,7 @@ class TestCheck:
             counts = {}
             for table in (b"sessions", b"expiries", b"tombstones"):
                 counts[table] = transaction.stat(env.open_db(table, transaction))["entries"]
-        assert counts == {b"sessions": 3, b"expiries": 0, b"tombstones": 3}
+        assert counts == {b"sessions": 4, b"expiries": 0, b"tombstones": 4}
 
     @pytest.mark.parametrize(
         ("arguments", "part"),
@@ -317,7 +317,8 @@ class TestDemo:
         done = started("demo", "--json")
         found = json.loads(done.stdout)
         assert found["ok"]
-        assert [row["reused"] for row in found["crossings"]] == [found["rounds"]] * 8
+        assert [row["reused"] for row in found["crossings"]] == [found["rounds"]] * 12
+        assert {row["second"] for row in found["crossings"][8:]} == {"ssl tickets", "pyOpenSSL tickets"}
         assert all(row["reused"] is row["expected"] for row in found["endings"])
         assert found["calls"]["hits"] > 0
 

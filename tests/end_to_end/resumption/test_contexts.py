@@ -7,15 +7,18 @@ import ctypes
 import datetime as dt
 import ssl
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 import trustme
 from OpenSSL import SSL
 
 from support.tls import CA, HOSTS, Client, Frontend, server_context
+from support.waiting import until
 
 if TYPE_CHECKING:
+    from collections import Counter
+
     import resumed
     from support.server import RunningServer
     from support.tls import Stack, Visit
@@ -29,11 +32,17 @@ OTHER_CA = trustme.CA()
 class Fleet:
     """Frontends of one stack in one namespace; each respects its own session id context."""
 
+    sharing: ClassVar[dict[str, Any]] = {}
+
     def __init__(self, stack: Stack, store: RunningServer, keyring: resumed.Keyring) -> None:
         self.stack, self._target, self._keyring = stack, store.target, keyring
 
     def frontend(self, authority: trustme.CA | None = None, mode: int = DEMANDS, **options: Any) -> Frontend:
-        frontend = Frontend(self.stack, self._target, self._keyring, **{"ignore_id_context": False, **options})
+        frontend = Frontend(
+            self.stack, self._target, self._keyring, **{"ignore_id_context": False, **self.sharing, **options}
+        )
+        if self.sharing:
+            until(lambda: frontend.shim.removals_live and frontend.shim.ticket_secrets_held)
         if authority is not None:
             verify(frontend.context, authority, mode)
         return frontend
@@ -84,6 +93,35 @@ def with_certificate(client: Client, authority: trustme.CA = CA) -> Client:
     return certified
 
 
+def missed(frontend: Frontend) -> Counter[str]:
+    """Return how many sessions or tickets did not resume, by reason."""
+    stats: resumed.Stats = frontend.shim.stats
+    return stats.misses + stats.tickets_refused
+
+
+def shared(frontend: Frontend) -> int:
+    """Return how many sessions were stored, or tickets issued."""
+    assert frontend.shim.flush()
+    stats: resumed.Stats = frontend.shim.stats
+    return stats.puts["stored"] + stats.tickets_issued.total()
+
+
+def advance(frontend: Frontend, seconds: float) -> None:
+    """Set the frontend's clock forward."""
+    policy = frontend.shim._policy
+    for owner in filter(None, (policy, policy.tickets)):
+        owner._clock = lambda: time.time() + seconds
+
+
+@pytest.fixture(params=["stored", "tickets"], autouse=True)
+def sharing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Share sessions in each of the two ways."""
+    way: str = request.param
+    if way == "tickets":
+        monkeypatch.setattr(Fleet, "sharing", {"sessions": "tickets", "tickets_tls12": True})
+    return way
+
+
 @pytest.fixture
 def fleet(stack: Stack, store: RunningServer, keyring: resumed.Keyring) -> Fleet:
     """A fleet of each stack."""
@@ -101,7 +139,7 @@ def test_a_session_without_a_certificate_is_no_way_to_where_one_is_required(
     public, private = fleet.frontend(single_use=single_use), fleet.frontend(CA, single_use=single_use)
     session = client.visit(public).session
     assert served(client, private, session) is None
-    assert private.shim.stats.misses == {"context-mismatch": 1}
+    assert missed(private) == {"context-mismatch": 1}
     assert not private.shim.stats.hits
     assert client.visit(public, session).reused
 
@@ -112,7 +150,7 @@ def test_a_session_with_a_certificate_is_none_where_no_one_asks(fleet: Fleet, cl
     public, private = fleet.frontend(), fleet.frontend(CA)
     session = client.visit(private).session
     assert not client.visit(public, session).reused
-    assert public.shim.stats.misses == {"context-mismatch": 1}
+    assert missed(public) == {"context-mismatch": 1}
     assert client.visit(private, session).reused
 
 
@@ -143,7 +181,7 @@ def test_crl_checks_are_part_of_the_policy(fleet: Fleet, client: Client) -> None
         other.context.get_cert_store().set_flags(0x20)  # X509_V_FLAG_X509_STRICT
     session = client.visit(one).session
     client.visit(other, session)
-    assert other.shim.stats.misses == {"context-mismatch": 1}
+    assert missed(other) == {"context-mismatch": 1}
 
 
 def test_one_context_whose_second_port_asks_for_certificates(
@@ -165,7 +203,7 @@ def test_one_context_whose_second_port_asks_for_certificates(
         patch.setattr(SSL, "Connection", Demanding)
         assert served(client, frontend, session) is None
     assert SSL.Connection is connection
-    assert frontend.shim.stats.misses == {"context-mismatch": 1}
+    assert missed(frontend) == {"context-mismatch": 1}
     assert client.visit(frontend, session).reused
 
 
@@ -196,7 +234,7 @@ def test_a_session_with_a_certificate_shown_behind_the_handshake_is_none_elsewhe
     assert client.visit(private, after).reused
     for session in before, after:
         assert not client.visit(public, session).reused
-    assert public.shim.stats.misses == {"context-mismatch": 2}
+    assert missed(public) == {"context-mismatch": 2}
 
 
 def test_a_later_ticket_is_of_the_context_that_the_connection_has_by_then(
@@ -205,14 +243,15 @@ def test_a_later_ticket_is_of_the_context_that_the_connection_has_by_then(
     import _ssl
 
     client, frontend = Client(ssl.TLSVersion.TLSv1_3), Fleet("ssl", store, keyring).frontend()
-    libssl, seen = ctypes.CDLL(_ssl.__file__), []
+    binding, libssl, seen = frontend.shim._binding, ctypes.CDLL(_ssl.__file__), []
 
     def see(pointer: int, _argument: object) -> int:
         seen.append(pointer)
-        return 1
+        return binding._tickets._on_generate(pointer, 0) if binding._tickets else 1
 
     callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)(see)
-    libssl["SSL_CTX_set_session_ticket_cb"](ctypes.c_void_p(frontend.shim._binding._pointer), callback, None, None)
+    decrypt = binding._tickets._trampolines[2] if binding._tickets else None
+    libssl["SSL_CTX_set_session_ticket_cb"](ctypes.c_void_p(binding._pointer), callback, decrypt, None)
     with client.connect(frontend) as connection:
         connection.echo(b"before")
         libssl["SSL_set_verify"](ctypes.c_void_p(seen[-1]), ASKS, None)
@@ -221,7 +260,7 @@ def test_a_later_ticket_is_of_the_context_that_the_connection_has_by_then(
         session = connection.tls.session
     assert len(seen) == 3
     assert not client.visit(frontend, session).reused
-    assert frontend.shim.stats.misses == {"context-mismatch": 1}
+    assert missed(frontend) == {"context-mismatch": 1}
 
 
 def test_a_session_ends_with_the_certificate_of_its_client(fleet: Fleet, client: Client) -> None:
@@ -231,9 +270,9 @@ def test_a_session_ends_with_the_certificate_of_its_client(fleet: Fleet, client:
     session = client.visit(frontend).session
     session = client.visit(frontend, session).session
     assert frontend.shim.flush()
-    frontend.shim._policy._clock = lambda: time.time() + 590
+    advance(frontend, 590)
     assert client.visit(frontend, session).reused
-    frontend.shim._policy._clock = lambda: time.time() + 601
+    advance(frontend, 601)
     assert not client.visit(frontend, session).reused
 
 
@@ -246,7 +285,7 @@ def test_a_session_of_one_certificate_is_no_way_to_another(fleet: Fleet, client:
     one, other = fleet.frontend(), fleet.frontend(certificate=CA.issue_cert("other.example"))
     session = client.visit(one).session
     assert not client.visit(other, session).reused
-    assert other.shim.stats.misses == {"context-mismatch": 1}
+    assert missed(other) == {"context-mismatch": 1}
 
 
 def test_a_renewed_certificate_keeps_the_sessions(fleet: Fleet, client: Client) -> None:
@@ -332,7 +371,7 @@ def test_a_session_that_a_public_frontend_was_asked_for_is_no_way_to_a_private_h
         with_certificate(client).visit(first, host=PRIVATE)
     session = client.visit(public, host=PRIVATE).session
     assert served(client, first, session, PRIVATE) is None
-    assert first.shim.stats.misses == {"context-mismatch" if warm else "context-unknown": 1}
+    assert missed(first) == {"context-mismatch" if warm else "context-unknown": 1}
     assert client.visit(public, session, PRIVATE).reused
 
 
@@ -346,7 +385,7 @@ def test_each_name_costs_a_process_one_full_handshake(fleet: Fleet, client: Clie
     one, other = fronts
     session = client.visit(one, host="shop.example").session
     assert not client.visit(other, session, "shop.example").reused
-    assert other.shim.stats.misses == {"context-unknown": 1}
+    assert missed(other) == {"context-unknown": 1}
     session = client.visit(one, host="shop.example").session
     for frontend in (other, one, other):
         visit = client.visit(frontend, session, "shop.example")
@@ -370,15 +409,13 @@ def test_what_is_chosen_by_something_else_than_the_name_is_ended(
     secretly.append(private.context)
     assert served(client, front, session) is None
     assert front.shim.stats.terminations == {"context-mismatch": 1}
-    assert front.shim.flush()
-    stored = front.shim.stats.puts["stored"]
+    before = shared(front)
     session = client.visit(front).session
     assert not client.visit(front, session).reused
-    assert front.shim.stats.misses["context-unstable"] == 1
+    assert missed(front)["context-unstable"] == 1
     assert front.shim.stats.terminations == {"context-mismatch": 1}
     assert len([each for each in caplog.records if "was ended" in each.message]) == 1
-    assert front.shim.flush()
-    assert front.shim.stats.puts["stored"] > stored, "full handshakes go on, and are stored"
+    assert shared(front) > before, "full handshakes go on, and are shared"
 
 
 def test_honest_hosts_are_never_ended(fleet: Fleet, client: Client) -> None:
@@ -407,7 +444,7 @@ def test_a_host_in_a_namespace_of_its_own_resumes_nothing_of_the_first_host(flee
             client.visit(front, host=PRIVATE)
         session = client.visit(other, host=PRIVATE).session
         assert not client.visit(front, session, PRIVATE).reused
-    assert front.shim.stats.misses == {"context-unknown": 2}
+    assert missed(front) == {"context-unknown": 2}
     assert not front.shim.stats.terminations
 
 
@@ -420,17 +457,18 @@ def test_a_single_use_is_not_taken_for_another_id_context(
     client.visit(other)
     session = client.visit(one).session
     assert not client.visit(other, session).reused
-    assert other.shim.stats.misses == {"context-mismatch": 1}
+    assert missed(other) == {"context-mismatch": 1}
     assert client.visit(one, session).reused
 
 
 # --- Data of the application in a session ----------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("sharing", ["stored"], indirect=True)
 def test_ticket_data_of_the_application_are_left_alone(
     store: RunningServer, keyring: resumed.Keyring, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """ProFTPD stores ticket data; its sessions are not shared."""
+    """ProFTPD stores ticket data; its sessions are not shared. With tickets, the installation owns the callbacks."""
     frontend = Fleet("ssl", store, keyring).frontend()
     binding = frontend.shim._binding
     generate_type = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)

@@ -131,7 +131,7 @@ class Store:
         return [cast("Outcome", found[type(each)]) for each in operations]
 
     def totals(self) -> StoreTotals:
-        return StoreTotals(sessions=2, bytes=1_000, evicted=3)
+        return StoreTotals(sessions=2, bytes=1_000, evicted=3, removals=4)
 
 
 class TestRecorder:
@@ -243,6 +243,7 @@ class TestReport:
             assert found["resumed_worker_calls_total"] == 2 * run
             assert found["resumed_swept_entries_total"] == 5 * run
             assert found["resumed_evicted_sessions_total"] == 3, "the storage counts them, not its workers"
+            assert found["resumed_lasting_removals"] == 4
             assert (found["resumed_worker_up"], found["resumed_engine_up"]) == (1, 1)
         clock.now += STALE_SECONDS
         found = samples(collector)

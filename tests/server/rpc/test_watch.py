@@ -97,8 +97,8 @@ def read_until(watch: Watch, *last: tuple[bytes, bytes | None]) -> tuple[dict[by
     changes: dict[bytes, list[bytes | None]] = {}
     position = b""
     for news in watch:
-        for key, session, *_ in news.changes:
-            changes.setdefault(key, []).append(session.value if session else None)
+        for change in news.changes:
+            changes.setdefault(change.key, []).append(change.session.value if change.session else None)
         position = news.position or position
         if all(changes.get(key, [b""])[-1] == value for key, value in last):
             break
@@ -154,7 +154,7 @@ def test_a_stream_continues_at_a_position(store: SessionStore, elsewhere: Callab
                 news.append(each)
                 if each.live:
                     break
-        changes = [(key, session and session.value) for each in news for key, session, *_ in each.changes]
+        changes = [(change.key, change.session and change.session.value) for each in news for change in each.changes]
         assert sorted(changes) == [(b"a", None), (b"b", b"2"), (b"c", None)]
         assert [each.live for each in news] == [False] * (len(news) - 1) + [True]
 

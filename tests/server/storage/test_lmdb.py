@@ -439,6 +439,7 @@ def test_lasting_removals_survive_a_restart(opened: Callable[..., LmdbEngine], c
     engine.close()
     engine = opened()
     assert read_removals(engine, "shop") == {b"k": pytest.approx(599.0)}
+    assert engine.totals().removals == 1
     purge = engine.last_purge("shop")
     assert purge is not None
     assert (purge.issued_before, purge.time) == (None, cutoff)

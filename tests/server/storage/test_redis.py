@@ -381,6 +381,20 @@ def test_the_permissions_that_are_asked_for_are_enough(server: RedisServer) -> N
         assert engine.usage("shop")["shop"].tombstones == 3
 
 
+@pytest.mark.parametrize("running", [redis_server, valkey_server])
+def test_a_user_with_the_permissions_of_an_older_version_is_told_which_are_missing(
+    running: Callable[[], contextlib.AbstractContextManager[RedisServer]],
+) -> None:
+    """When they are needed: without lasting removals the older ones are enough."""
+    older = PERMISSIONS.partition(" +zadd")[0]
+    with running() as server:
+        server.client.execute_command(f"ACL SETUSER modest on >pass ~resumed:* {older}")
+        with opened(f"redis://modest:pass@127.0.0.1:{server.port}", PATIENT) as engine:
+            assert engine.remove("shop", b"k") is False
+            for call in (lambda: engine.remove("shop", b"k", ttl=600.0), lambda: read_removals(engine, "shop")):
+                assert PERMISSIONS in str(failure(call))
+
+
 def test_a_read_only_replica_is_refused(server: RedisServer) -> None:
     """A replica would serve lookups and reject all writes."""
     server.client.replicaof("127.0.0.1", 1)

@@ -131,6 +131,25 @@ def test_watchers_that_reconnect_together_leave_the_engine_to_others(engine: Eng
     hub.close()
 
 
+def test_watchers_of_removals_that_begin_together_leave_the_engine_to_others(engine: Engine) -> None:
+    """For the last purge, and for every part of the removals."""
+    engine.batch([Remove("shop", b"%d" % number, 600.0) for number in range(READ_CHANGES + 1)])
+    counted = Crowded(engine)
+    hub = WatchHub(counted)  # type: ignore[arg-type] # as much as is called
+
+    def begin(_: int) -> int:
+        with hub.subscribe(REMOVALS) as subscription:
+            return sum(len(message.changes) for message in hub.snapshot(subscription))
+
+    with ThreadPoolExecutor(4 * MAX_REPLAYS) as pool:
+        found = pool.map(begin, range(4 * MAX_REPLAYS))
+        until(lambda: counted.inside == MAX_REPLAYS)
+        counted.gate.set()
+        assert list(found) == [READ_CHANGES + 1] * 4 * MAX_REPLAYS
+    assert counted.most == MAX_REPLAYS
+    hub.close()
+
+
 def test_a_watcher_with_a_message_that_is_too_old_is_ended(engine: Engine) -> None:
     """Even without further messages."""
     now = 1.0
@@ -258,7 +277,7 @@ def test_while_a_watcher_reads_a_snapshot_the_log_keeps_the_changes(engine: Engi
         until(lambda: bool(slow.queued))
         snapshot, news = hub.snapshot(slow), quick.messages()
         assert len(next(snapshot).changes) == READ_CHANGES
-        new = {b"new %d" % number for number in range(MAX_QUEUED_MESSAGES + 1)}
+        new = {b"\0%d" % number for number in range(MAX_QUEUED_MESSAGES + 1)}  # before the place that was read last
         assert next(news).changes
         for key in new:
             engine.remove("shop", key, ttl=600.0)
@@ -323,7 +342,7 @@ def test_a_heartbeat_follows_all_earlier_messages(engine: Engine, queued: bool) 
 
 
 class Crowded:
-    """An engine that counts the readers of its log, and blocks them until its gate is open."""
+    """An engine that counts the readers of its log and its removals, and blocks them until its gate is open."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine, self._lock = engine, threading.Lock()
@@ -336,13 +355,27 @@ class Crowded:
 
     def changes(self, after: bytes, until: bytes, limit: int, **options: bool) -> Any:
         """See Engine."""
+        self._wait()
+        return self._engine.changes(after, until, limit, **options)
+
+    def last_purge(self, namespace: str) -> Any:
+        """See Engine."""
+        self._wait()
+        return self._engine.last_purge(namespace)
+
+    def removals(self, namespace: str, limit: int) -> Any:
+        """See Engine."""
+        for part in self._engine.removals(namespace, limit):
+            self._wait()
+            yield part
+
+    def _wait(self) -> None:
         with self._lock:
             self.inside += 1
             self.most = max(self.most, self.inside)
         assert self.gate.wait(PATIENCE)
         with self._lock:
             self.inside -= 1
-        return self._engine.changes(after, until, limit, **options)
 
 
 class Unreadable:

@@ -92,7 +92,10 @@ impl Fleet {
         }
         let (shim, ignore_id_context) = (Arc::clone(&self.shim), self.ignore_id_context);
         let lifetime = shim.options().lifetime.min(context.timeout());
-        shim.begin_tickets();
+        match &verified {
+            Verified::Apart(verified) if context.verifies_clients() => verified.begin_tickets(),
+            _ => shim.begin_tickets(),
+        }
         Some(resumed::bind(&context, Policy { shim, verified, ignore_id_context, single_host: false, lifetime }))
     }
 

@@ -117,12 +117,24 @@ class SessionStore:
         self.target = target
         self.namespace = namespace
         self.deadline = deadline
+        self._connection = credentials, tracer_provider
         if tracer_provider is None:
             self._channel = Channel(target, credentials)
         else:
             from resumed._tracing import TracedChannel  # noqa: PLC0415 - an extra
 
             self._channel = TracedChannel(target, credentials, tracer_provider)
+
+    def separate(self) -> SessionStore:
+        """Return another one for the same namespace, with connections of its own."""
+        credentials, tracer_provider = self._connection
+        return SessionStore(
+            self.target,
+            namespace=self.namespace,
+            deadline=self.deadline,
+            credentials=credentials,
+            tracer_provider=tracer_provider,
+        )
 
     def __repr__(self) -> str:
         """Show where and what for."""

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from resumed._crypto.derivation import derive
 from resumed._crypto.fleet_key import Secret
@@ -86,6 +86,7 @@ class TicketSecret:
         secret: 32 random bytes.
         created: When a frontend proposed it, in Unix seconds.
         not_after: When it is erased, in Unix seconds.
+        prepared: The keys as each TLS library takes them, which exist as long as the secret.
     """
 
     namespace: str
@@ -94,6 +95,7 @@ class TicketSecret:
     secret: Secret
     created: float
     not_after: int
+    prepared: dict[object, Any] = field(default_factory=dict)
 
     def encode(self) -> bytes:
         """Return the plaintext of its sealed value."""

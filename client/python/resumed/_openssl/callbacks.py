@@ -117,10 +117,11 @@ class CallbackBinding:
         )
         addresses = [ctypes.cast(trampoline, c_void_p).value or 0 for trampoline in self._trampolines]
         own_id, self._own_hello, self._own_info = addresses[3:]
+        self.id_callback: int = own_id if policy.seals_ids else 0
         self._tickets = TicketCallbacks(self, self._checks, policy.tickets) if policy.tickets else None
         self._own = ContextSettings.shared(
             tuple(addresses[:3]),
-            own_id if policy.seals_ids else 0,
+            0 if self._tickets else self.id_callback,
             policy.lifetime,
             stateless=self._tickets is not None,
         )
@@ -244,6 +245,8 @@ class CallbackBinding:
     def _on_new(self, ssl: int, session: int) -> int:
         """Store a session. Returns 0: no reference is kept, OpenSSL releases its own."""
         try:
+            if self._tickets and self._tickets.is_ticket(session):
+                return 0
             self._store(ssl, session)
         except BaseException as error:  # noqa: BLE001  # nothing may cross C
             self.handle_callback_error(error)
@@ -339,8 +342,12 @@ class CallbackBinding:
 
     def confirm_later(self, ssl: int) -> None:
         """Have a resumed connection checked once more when its handshake is done, if its context may change by then."""
-        if self._chooses_by_name() or not self._is_final:
+        if self.context_may_change():
             self.library.SSL_set_info_callback(ssl, self._own_info)
+
+    def context_may_change(self) -> bool:
+        """Return whether the application may choose another context within a handshake."""
+        return self._chooses_by_name() or not self._is_final
 
     def _offer(self, ssl: int, session_id: bytes) -> StoredOffer:
         return StoredOffer(self.library, self._checks, ssl, session_id, self)
@@ -440,7 +447,7 @@ class CallbackBinding:
         """Write a session id. Returning 0 would end the handshake, so a defect here means a random id."""
         try:
             self._checks.warn_of_missing_id_context(ssl)
-            session_id = self._policy.issue_id(resumed=bool(self.library.SSL_session_reused(ssl)))
+            session_id = self.issue_id(ssl)
             ctypes.memmove(data, session_id, len(session_id))
             c_uint.from_address(length).value = len(session_id)
         except BaseException as error:  # noqa: BLE001  # nothing may cross C
@@ -448,6 +455,10 @@ class CallbackBinding:
             ctypes.memmove(data, os.urandom(ID_BYTES), ID_BYTES)
             c_uint.from_address(length).value = ID_BYTES
         return 1
+
+    def issue_id(self, ssl: int) -> bytes:
+        """Return the id for a stored session of a connection."""
+        return self._policy.issue_id(resumed=bool(self.library.SSL_session_reused(ssl)))
 
     def check(self, offer: StoredOffer, envelope: Envelope) -> None:
         """Raise UnsealError if the session in an envelope may not resume; from any thread."""

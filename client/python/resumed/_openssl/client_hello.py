@@ -56,9 +56,15 @@ def is_tls13(library: Library, ssl: int) -> bool:
 def offered_tickets(library: Library, ssl: int) -> list[bytes]:
     """Return the tickets that a client offers (RFC 8446 section 4.2.11; TLS 1.2: RFC 5077 section 3.2)."""
     if is_tls13(library, ssl):
-        return identities(_extension(library, ssl, _PRE_SHARED_KEY) or b"")
+        return offered_identities(library, ssl)
     ticket = _extension(library, ssl, _SESSION_TICKET)
     return [ticket] if ticket else []
+
+
+def offered_identities(library: Library, ssl: int) -> list[bytes]:
+    """Return the identities of pre-shared keys that a client offers for TLS 1.3, where they are tickets."""
+    extension = _extension(library, ssl, _PRE_SHARED_KEY)
+    return identities(extension) if extension else []
 
 
 def chosen_digest(library: Library, ssl: int) -> int | None:

@@ -161,6 +161,7 @@ _TICKETS: dict[str, tuple[Any, list[Any]]] = {
     "SSL_SESSION_get_time": (c_long, [c_void_p]),
     "SSL_SESSION_set1_id": (c_int, [c_void_p, c_char_p, c_uint]),
     "SSL_clear_options": (c_uint64, [c_void_p, c_uint64]),
+    "SSL_set_generate_session_id": (c_int, [c_void_p, c_void_p]),
     "SSL_set_options": (c_uint64, [c_void_p, c_uint64]),
 }
 _EX_INDEX_SSL, _EX_INDEX_SSL_SESSION = 0, 2  # CRYPTO_EX_INDEX_SSL, CRYPTO_EX_INDEX_SSL_SESSION

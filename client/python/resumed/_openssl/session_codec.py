@@ -78,8 +78,12 @@ class SessionCodec:
         self._library.i2d_SSL_SESSION(session, byref(c_void_p(ctypes.addressof(buffer))))
         return buffer.raw
 
-    def decoded(self, serialized: bytes, session_id: bytes) -> int:
+    def decoded(self, serialized: bytes, session_id: bytes | None = None) -> int:
         """Return a new session, which is the caller's to free.
+
+        Args:
+            serialized: Its bytes.
+            session_id: The id that it must have; None for any.
 
         Raises:
             UnsealError: The bytes are none, or those of a session with another id.
@@ -94,7 +98,7 @@ class SessionCodec:
         library.ERR_pop_to_mark()
         if session is None:
             raise UnsealError("undecodable")
-        if (cursor.value or 0) - begin != len(serialized) or self.id_of(session) != session_id:
+        if (cursor.value or 0) - begin != len(serialized) or session_id not in {None, self.id_of(session)}:
             library.SSL_SESSION_free(session)
             raise UnsealError("undecodable")
         return session
@@ -105,7 +109,7 @@ class SessionCodec:
         Raises:
             ForeignData: Its ticket application data are the application's.
         """
-        data = self._data_of(session)
+        data = self.data_of(session)
         if not data:
             return None
         memory = Memory.decode(data)
@@ -115,11 +119,11 @@ class SessionCodec:
 
     def ticket_state(self, session: int) -> TicketState | None:
         """Return the state in a ticket's session; None if it has none."""
-        return TicketState.decode(self._data_of(session))
+        return TicketState.decode(self.data_of(session))
 
     def fingerprint(self, session: int) -> bytes | None:
         """Return the fingerprint of the context that negotiated a session; None if it has none."""
-        data = self._data_of(session)
+        data = self.data_of(session)
         known = TicketState.decode(data) or Memory.decode(data)
         return known.fingerprint if known else None
 
@@ -128,7 +132,8 @@ class SessionCodec:
         encoded = memory.encode() if memory else b""
         self._library.SSL_SESSION_set1_ticket_appdata(session, encoded or None, len(encoded))
 
-    def _data_of(self, session: int) -> bytes:
+    def data_of(self, session: int) -> bytes:
+        """Return its ticket application data; empty if it has none."""
         data, length = c_void_p(), c_size_t()
         self._library.SSL_SESSION_get0_ticket_appdata(session, byref(data), byref(length))
         return string_at(data.value, length.value) if data.value and length.value else b""

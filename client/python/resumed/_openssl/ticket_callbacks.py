@@ -16,14 +16,15 @@ import threading
 from ctypes import c_char_p, c_size_t, c_uint, c_void_p, memmove, string_at
 from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
-from weakref import WeakKeyDictionary
 
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from resumed._crypto.ticket_secret import NAME_BYTES
+from resumed._crypto.ticket_state import TicketState
 from resumed._exceptions import UnsealError, UnsupportedContext
-from resumed._openssl.client_hello import TLS1_3_VERSION, is_tls13, offered_tickets
+from resumed._openssl.client_hello import TLS1_3_VERSION, is_tls13, offered_identities, offered_tickets
 from resumed._openssl.context_settings import OP_NO_TICKET
+from resumed._openssl.contexts import VERIFY_PEER
 from resumed._openssl.library import DECRYPT_TICKET_CALLBACK, GENERATE_TICKET_CALLBACK, TICKET_KEY_CALLBACK
 from resumed._openssl.offer import Offer
 from resumed._openssl.session_codec import ID_BYTES, ForeignData
@@ -33,7 +34,6 @@ from resumed._policy.tickets import HEAD_BYTES, MAX_SESSION_BYTES
 if TYPE_CHECKING:
     from resumed._async.suspendable_handshake import SuspendableHandshake
     from resumed._crypto.ticket_secret import TicketSecret
-    from resumed._crypto.ticket_state import TicketState
     from resumed._openssl.library import Library
     from resumed._openssl.session_checks import SessionChecks
     from resumed._policy.tickets import Tickets
@@ -60,8 +60,18 @@ class Connections(Protocol):
     def library(self) -> Library:
         """The libssl of the context."""
 
+    @property
+    def id_callback(self) -> int:
+        """The address of the id generator for stored sessions; 0 for OpenSSL's own."""
+
+    def issue_id(self, ssl: int) -> bytes:
+        """Return the id for a stored session of a connection."""
+
     def handshake(self, ssl: int) -> SuspendableHandshake:
         """Return the object that keeps the calls of a connection's handshake."""
+
+    def context_may_change(self) -> bool:
+        """Return whether the application may choose another context within a handshake."""
 
     def confirm_later(self, ssl: int) -> None:
         """Have a resumed connection checked once more when its handshake is done."""
@@ -108,14 +118,17 @@ class TicketCallbacks:
 
     def choose_kind(self, ssl: int) -> bool:
         """Return whether a connection resumes by a ticket, not by a stored session; in the client hello callback."""
-        library = self._library
-        tls13 = is_tls13(library, ssl)
-        stateless = tls13 or self._tickets.for_tls12
-        if tls13:
+        library, current = self._library, self._current
+        current.begin(ssl)
+        if not self._tickets.for_tls12 and not is_tls13(library, ssl):
+            stateless = False
+        else:
             # A fleet that moves to tickets has clients with stored sessions, which look like short tickets.
-            offered = offered_tickets(library, ssl)
+            offered = offered_identities(library, ssl)
             stateless = not offered or len(offered[0]) != ID_BYTES
-        (library.SSL_clear_options if stateless else library.SSL_set_options)(ssl, OP_NO_TICKET)
+        if not stateless:
+            library.SSL_set_options(ssl, OP_NO_TICKET)
+            library.SSL_set_generate_session_id(ssl, self._connections.id_callback)
         return stateless
 
     def start_claim(self, ssl: int, handshake: SuspendableHandshake) -> None:
@@ -136,7 +149,7 @@ class TicketCallbacks:
         if content is None:
             return None
         try:
-            session = self._codec.decoded(content, b"")
+            session = self._codec.decoded(content)
         except UnsealError:
             return None
         try:
@@ -157,57 +170,99 @@ class TicketCallbacks:
 
     def _prepare(self, ssl: int) -> TicketSecret | None:
         """Return the secret to encrypt the next ticket of a connection with; None if it gets none, or a stored one."""
-        library, codec, tickets = self._library, self._codec, self._tickets
+        library, tickets, current = self._library, self._tickets, self._current
         session = library.SSL_get_session(ssl)
-        peer = library.SSL_SESSION_get0_peer(session)
-        if peer and library.i2d_SSL_SESSION(session, None) > MAX_SESSION_BYTES:
-            if library.SSL_version(ssl) == TLS1_3_VERSION:
-                codec.remember(session, None)
-                library.SSL_set_options(ssl, OP_NO_TICKET)  # it is stored
-            return None
-        library.SSL_clear_options(ssl, OP_NO_TICKET)  # a stored session has resumed, and a ticket follows it
-        state, is_last = self._state_of(ssl, session)
-        if state is None:
-            tickets.count_withheld()
-            return None
-        secret = tickets.secret_for_issue()
-        limited = secret and tickets.limited(state, secret, codec.peer_seconds(session) if peer else None)
-        if not secret or not limited:
-            return None
-        codec.remember(session, limited)
-        end = limited.end - library.SSL_SESSION_get_time(session)
-        library.SSL_SESSION_set_timeout(session, max(int(end), 1))
-        if id_context := self._checks.id_context:
-            library.SSL_SESSION_set1_id_context(session, id_context, len(id_context))
-        if is_last:
-            # OpenSSL calls the remove callback for no session without an id, and the new callback for those with one.
-            library.SSL_SESSION_set1_id(session, limited.lineage, len(limited.lineage))
+        if current.connection == ssl and current.more:
+            # The session is a copy of that of the ticket before, with its state.
+            current.more -= 1
+        else:
+            secret = tickets.secret_for_issue()
+            state = self._limited_state(ssl, session, secret) if secret else None
+            if state is None:
+                return None
+            current.lineage, current.issued_with = state.lineage, secret
+            end = state.end - library.SSL_SESSION_get_time(session)
+            library.SSL_SESSION_set_timeout(session, max(int(end), 1))
+            if id_context := self._checks.id_context:
+                library.SSL_SESSION_set1_id_context(session, id_context, len(id_context))
+        # OpenSSL calls the new and remove callbacks for sessions with an id only; the connection has the last session.
+        session_id = b"" if current.more else current.lineage
+        library.SSL_SESSION_set1_id(session, session_id, len(session_id))
+        if session_id:
             library.SSL_SESSION_set_ex_data(session, library.session_index, ssl)
+            current.session = session
         tickets.count_issue()
-        return secret
+        return current.issued_with
 
-    def _state_of(self, ssl: int, session: int) -> tuple[TicketState | None, bool]:
-        """Return the state for the next ticket of a connection, or None, and whether the ticket is the last.
+    def is_ticket(self, session: int) -> bool:
+        """Return whether a new session is the one of the ticket that was issued last in this thread."""
+        return session == self._current.session
 
-        The session is that of the handshake, or a copy of that of the ticket before.
+    def _limited_state(self, ssl: int, session: int, secret: TicketSecret) -> TicketState | None:
+        """Write the state of the next ticket of a connection into a session, and return it; None if it gets none."""
+        library, codec, current = self._library, self._codec, self._current
+        is_first = current.connection == ssl and current.fresh
+        current.connection, current.fresh, current.more = ssl, False, 0
+        mode, peer = library.SSL_get_verify_mode(ssl), library.SSL_SESSION_get0_peer(session)
+        if mode & VERIFY_PEER:
+            self._checks.warn_of_missing_id_context(ssl)
+        if peer and library.i2d_SSL_SESSION(session, None) > MAX_SESSION_BYTES:
+            self._store_instead(ssl, session)
+            return None
+        if library.SSL_session_reused(ssl):
+            state = self._state_of_resumed(ssl, session, mode)
+        else:
+            state = self._state_of_negotiated(ssl, session, mode)
+            if is_first and library.SSL_version(ssl) == TLS1_3_VERSION:
+                current.more = max(library.SSL_get_num_tickets(ssl) - 1, 0)
+        limited = state and self._tickets.limited(state, secret, codec.peer_seconds(session) if peer else None)
+        if limited is None:
+            self._tickets.count_withheld()
+            current.more = 0
+        elif limited is not current.written:
+            codec.remember(session, limited)
+        current.written = None
+        return limited
+
+    def _store_instead(self, ssl: int, session: int) -> None:
+        """Have a session stored that is too large for a ticket; in TLS 1.2 it is too late for that."""
+        library = self._library
+        if library.SSL_version(ssl) == TLS1_3_VERSION:
+            self._codec.remember(session, None)
+            session_id = self._connections.issue_id(ssl)
+            library.SSL_SESSION_set1_id(session, session_id, len(session_id))
+            library.SSL_set_options(ssl, OP_NO_TICKET)
+
+    def _state_of_negotiated(self, ssl: int, session: int, mode: int) -> TicketState | None:
+        """Return the state for a ticket of a full handshake; None if its session must not be shared.
+
+        Later tickets are issued as the connection is then: post-handshake authentication may have changed it.
         """
-        library, checks, tickets = self._library, self._checks, self._tickets
-        reused = bool(library.SSL_session_reused(ssl))
-        mode = library.SSL_get_verify_mode(ssl)
+        checks = self._checks
         if not checks.may_share(ssl, session, mode):
-            return None, False
-        state = self._codec.ticket_state(session)
-        last = reused or state is not None or library.SSL_get_num_tickets(ssl) <= 1
-        if reused:
-            state = state or self._state_of_stored(session, checks.server_name(ssl))
-            agrees = state is not None and checks.agrees(ssl, mode, state.fingerprint)
-            return state if agrees else None, last
-        if state is None and self._has_foreign_data(session):
-            return None, False
-        # Later tickets are issued as the connection is then: post-handshake authentication may have changed it.
+            return None
+        data = self._codec.data_of(session)
+        state = TicketState.decode(data)
+        if data and state is None:
+            checks.warn_of_foreign_data()
+            return None
         fingerprint = checks.learn(ssl, session, mode)
-        state = state or tickets.begin(fingerprint, checks.server_name(ssl))
-        return state._replace(fingerprint=fingerprint), last
+        return (
+            state._replace(fingerprint=fingerprint)
+            if state
+            else self._tickets.begin(fingerprint, checks.server_name(ssl))
+        )
+
+    def _state_of_resumed(self, ssl: int, session: int, mode: int) -> TicketState | None:
+        """Return the state for a ticket that follows another ticket, or a stored session; None if it gets none."""
+        written, checks = self._current.written, self._checks
+        if written and not self._connections.context_may_change():
+            return written
+        self._library.SSL_clear_options(ssl, OP_NO_TICKET)  # if a stored session has resumed
+        if not checks.may_share(ssl, session, mode):
+            return None
+        state = self._codec.ticket_state(session) or self._state_of_stored(session, checks.server_name(ssl))
+        return state if state and checks.agrees(ssl, mode, state.fingerprint) else None
 
     def _state_of_stored(self, session: int, name: bytes) -> TicketState | None:
         """Return the state of the first ticket that follows a stored session."""
@@ -216,14 +271,6 @@ class TicketCallbacks:
         except ForeignData:
             return None
         return self._tickets.begin(memory.fingerprint, name, memory.issued, memory.end) if memory else None
-
-    def _has_foreign_data(self, session: int) -> bool:
-        try:
-            self._codec.memory(session)
-        except ForeignData:
-            self._checks.warn_of_foreign_data()
-            return True
-        return False
 
     def _on_key(self, ssl: int, *arguments: int) -> int:
         *pointers, encrypt = arguments
@@ -294,14 +341,32 @@ class TicketCallbacks:
         self._library.SSL_SESSION_set_ex_data(session, self._library.session_index, ssl)
         if id_context := self._checks.id_context:
             self._library.SSL_set_session_id_context(ssl, id_context, len(id_context))
+        self._current.written = state
         self._connections.confirm_later(ssl)
 
 
 class _CurrentTicket(threading.local):
-    """The ticket that OpenSSL makes or opens in this thread, from one callback to the next."""
+    """The handshake of this thread, and the ticket that OpenSSL opens or makes in it, from one callback to the next."""
 
+    connection = 0
+    fresh = False
+    """Whether no ticket has been issued on the connection."""
+    more = 0
+    """How many tickets of the same handshake follow the last one."""
+    written: TicketState | None = None
+    """The state of a ticket that was accepted and that has no successor yet: it stands in the session."""
+    lineage = b""
+    issued_with: TicketSecret | None = None
+    session = 0
+    """The session of the last ticket of a handshake."""
     secret: TicketSecret | None = None
+    """The secret that the key callback has found or needs."""
     head = b""
+    """The first bytes of the ticket that is opened."""
+
+    def begin(self, connection: int) -> None:
+        """Begin with the handshake of a connection."""
+        self.connection, self.fresh, self.more, self.written, self.session = connection, True, 0, None, 0
 
 
 class _Param(ctypes.Structure):
@@ -324,7 +389,6 @@ class _TicketKeys:
 
     def __init__(self, library: Library) -> None:
         self._library = library
-        self._prepared: WeakKeyDictionary[TicketSecret, _Prepared] = WeakKeyDictionary()
 
     @cached_property
     def _cipher(self) -> int:
@@ -346,9 +410,9 @@ class _TicketKeys:
         )
 
     def _prepared_for(self, secret: TicketSecret) -> _Prepared:
-        prepared = self._prepared.get(secret)
+        prepared: _Prepared | None = secret.prepared.get(self._library)
         if prepared is None:
-            prepared = self._prepared[secret] = _Prepared(secret)
+            prepared = secret.prepared[self._library] = _Prepared(secret)
         return prepared
 
 

@@ -152,11 +152,12 @@ class SessionPolicy:
         register_after_fork(self)
 
     def _make_tickets(self, options: TicketOptions, *, single_use: bool) -> Tickets:
+        store = self._store.separate()  # which its thread closes when it ends
         secrets = TicketSecrets(
-            self._store, self._keyring, lifetime=self.lifetime, rotation=options.rotation, clock=self._clock
+            store, self._keyring, lifetime=self.lifetime, rotation=options.rotation, clock=self._clock
         )
         return Tickets(
-            self._store,
+            store,
             secrets,
             self._recorder,
             self._lookups,

@@ -45,7 +45,8 @@ TICKET_REASONS = {
     ),
 }
 """All that may be counted of tickets."""
-_ALL_REASONS = REASONS | TICKET_REASONS
+ALL_REASONS = REASONS | TICKET_REASONS
+"""All that may be counted."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ class Recorder:
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
-        self._counts = dict.fromkeys(((kind, each) for kind, reasons in _ALL_REASONS.items() for each in reasons), 0)
+        self._counts = dict.fromkeys(((kind, each) for kind, reasons in ALL_REASONS.items() for each in reasons), 0)
         self._buckets = [0] * (len(BUCKETS) + 1)
         self._seconds = 0.0
 
@@ -135,7 +136,7 @@ class Recorder:
         """Return the counts so far."""
         with self._lock:
             counts, buckets, seconds = dict(self._counts), tuple(self._buckets), self._seconds
-        counters: dict[str, Counter[str]] = {kind: Counter() for kind in _ALL_REASONS}
+        counters: dict[str, Counter[str]] = {kind: Counter() for kind in ALL_REASONS}
         for (kind, reason), number in counts.items():
             if number:
                 counters[kind][reason] = number

@@ -78,7 +78,7 @@ class Tickets:
     """Decides about the tickets of one TLS context; its thread runs from start() on.
 
     Args:
-        store: The store and the namespace; its connection is used.
+        store: The store and the namespace, with connections of its own.
         secrets: The secrets, which this keeps up to date.
         recorder: Counts tickets.
         lookups: Makes the claims of tickets that are good for one use.
@@ -205,7 +205,9 @@ class Tickets:
         """
         now = self._clock()
         end = min(state.end, secret.not_after, *(() if valid is None else (int(now + valid),)))
-        return state._replace(end=end) if end > now else None
+        if end <= now:
+            return None
+        return state if end == state.end else state._replace(end=end)
 
     def remaining(self, state: TicketState) -> float:
         """Return the seconds until a lineage ends."""
@@ -315,6 +317,7 @@ class Tickets:
             except Exception:  # noqa: BLE001  # a defect must not end the thread: removals would be lost in silence
                 _log.exception("namespace %s: following the removals of tickets failed", self._store.namespace)
             self._closed.wait(_RETRY_SECONDS)
+        self._store.close()
 
     def _follow(self, position: bytes) -> bytes:
         """Apply the removals until the stream ends; return the position up to which all are applied."""

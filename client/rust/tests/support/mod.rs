@@ -248,8 +248,13 @@ impl Peers {
 }
 
 /// Makes a connection, and returns whether it resumed a session.
-pub fn resumes(mut client: ClientConnection, sessions: &Sessions, config: &ServerConfig, scope: &Scope) -> bool {
-    let mut server = ServerConnection::new(sessions.for_connection(config, scope)).unwrap();
+pub fn resumes(client: ClientConnection, sessions: &Sessions, config: &ServerConfig, scope: &Scope) -> bool {
+    shake_hands(client, sessions.for_connection(config, scope))
+}
+
+/// Makes a connection, and returns whether it resumed a session.
+pub fn shake_hands(mut client: ClientConnection, config: Arc<ServerConfig>) -> bool {
+    let mut server = ServerConnection::new(config).unwrap();
     let (mut there, mut back) = (Vec::new(), Vec::new());
     while client.wants_write() || server.wants_write() {
         client.write_tls(&mut there).unwrap();

@@ -40,6 +40,7 @@ ROUNDS = 5
 """Handshakes of each kind for one row of the table."""
 
 _VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
+_PAUSE = 0.02
 _BAD_RECORD = b"\x17\x03\x03\x00\x40" + bytes(64)  # application data that does not authenticate
 
 _NEXT = """
@@ -54,6 +55,9 @@ For a server of your own: `resumed keygen fleet.keys`, `resumed serve`, and in e
     context.load_cert_chain("server.pem")
     resumed.install(context, target="127.0.0.1:7400", namespace="shop", keyring="fleet.keys")
     # serve with this context as before
+
+With sessions="tickets" the clients keep their sessions, in tickets whose keys the frontends agree on through the store:
+a resumption is no call then (docs/tickets.md).
 """
 
 
@@ -88,6 +92,13 @@ def _run(console: Console, directory: Path, *, as_json: bool) -> bool:
                 for first, second in (tuple(STACKS), tuple(reversed(STACKS))):
                     status.update(f"{client.name}, TLS {version}: from {first} to {second}")
                     crossings.append(_crossing(fleet, client, version, first, second))
+        status.update("agreeing on ticket keys")
+        _await_tickets(fleet, python)
+        crossings += [
+            _crossing(fleet, python, version, *(f"{name} tickets" for name in names))
+            for version in _VERSIONS
+            for names in (tuple(STACKS), tuple(reversed(STACKS)))
+        ]
         if not as_json:
             console.print(_crossings_table(crossings))
             if not openssl:
@@ -202,6 +213,19 @@ def _crossing(fleet: Fleet, client: _Client, version: str, first: str, second: s
     again = [client.visit(port, version, session) for _ in range(ROUNDS)]
     reused = sum(visit.reused for visit in again)
     return _Crossing(client.name, version, first, second, _typical(full), _typical(again), reused)
+
+
+def _await_tickets(fleet: Fleet, client: _PythonClient) -> None:
+    """Wait until the frontends with tickets have a secret, and the removals."""
+    end = time.monotonic() + PATIENCE
+    for name in STACKS:
+        while True:
+            state = client.visit(fleet.ports[f"{name} tickets"], "1.3", line="stats").answer
+            if state["removals_live"] and state["ticket_secrets_held"]:
+                break
+            if time.monotonic() > end:
+                raise Broken(f"the frontend {name} did not agree on ticket keys")
+            time.sleep(_PAUSE)
 
 
 def _typical(visits: list[_Visit]) -> float:

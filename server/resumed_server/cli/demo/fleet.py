@@ -46,7 +46,8 @@ class Fleet:
         certificate: File with the frontends' certificate, which is its own CA, and its key.
         keyring: The fleet's keyring.
         target: The address of the store.
-        ports: The ports of the frontends: those of STACKS, and with " once" behind their names their single-use twins.
+        ports: The ports of the frontends: those of STACKS, and with " once" or " tickets" behind their names their
+            twins for single use and with tickets.
     """
 
     def __init__(self, directory: Path, report: Callable[[str], object]) -> None:
@@ -99,6 +100,8 @@ class Fleet:
             once = f"{name} once"
             self._start(name, *common, "--name", name, "--namespace", NAMESPACE)
             self._start(once, *common, "--name", once, "--namespace", f"{NAMESPACE}-once", "--single-use")
+            tickets, sharing = f"{name} tickets", ("--sessions", "tickets", "--tickets-tls12")
+            self._start(tickets, *common, "--name", tickets, "--namespace", f"{NAMESPACE}-tickets", *sharing)
         return {name: self._told(name, "port")["port"] for name in self._processes if name != "store"}
 
     def _start(self, name: str, module: str, *arguments: str) -> None:

@@ -152,10 +152,19 @@ class Frontend:
 
     def _answer(self, line: bytes) -> dict[str, Any] | None:
         if line == b"stats":
-            return {**vars(self._shim.stats), "breaker_open": self._shim.breaker_open} if self._shim else {"shim": None}
+            return _stats(self._shim) if self._shim else {"shim": None}
         if line == b"flush":
             return {"flushed": self._shim.flush() if self._shim else True}
         return None
+
+
+def _stats(shim: resumed.Installation) -> dict[str, Any]:
+    return {
+        **vars(shim.stats),
+        "breaker_open": shim.breaker_open,
+        "removals_live": shim.removals_live,
+        "ticket_secrets_held": shim.ticket_secrets_held,
+    }
 
 
 def _lines(peer: Peer) -> Iterator[bytes]:
@@ -187,6 +196,10 @@ def _arguments() -> argparse.ArgumentParser:
     store.add_argument("--puts", choices=["wait", "background"], **options)
     store.add_argument("--mirror", action="store_true", **options)
     store.add_argument("--single-use", action="store_true", **options)
+    store.add_argument("--sessions", choices=["stored", "tickets"], **options)
+    store.add_argument("--tickets-tls12", action="store_true", **options)
+    store.add_argument("--rotation", type=int, metavar="SECONDS", **options)
+    store.add_argument("--revocation-grace", type=float, metavar="SECONDS", **options)
     return parser
 
 

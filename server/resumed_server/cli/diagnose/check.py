@@ -123,6 +123,7 @@ class RoundTrip:
             "Remove": self._remove,
             "Batch": self._batch,
             "Watch": self._watch,
+            "removals of tickets": self._removals,
         }
 
     def close(self) -> None:
@@ -227,6 +228,27 @@ class RoundTrip:
             return "not available on this store: frontends look up every session"
         stream.cancel()
         return "live"
+
+    def _removals(self) -> str:
+        key = os.urandom(32)
+        self.store.remove(key, ttl=TTL)
+        try:
+            with self.store.watch(removals_only=True) as watch:
+                if not watch.removals_only:
+                    return "not available on this store: frontends need stored sessions"
+                for batch in watch:
+                    if any(change.key == key for change in batch.changes):
+                        return "a new stream begins with those in force"
+                    if batch.live:
+                        break
+        except resumed.StoreError as error:
+            if error.code != grpc.StatusCode.UNIMPLEMENTED.name:
+                raise
+            return "not available on this store: frontends need stored sessions"
+        raise Failure(
+            "a stream of removals begins without one that is in force",
+            "do not use tickets with this store, and report the bug",
+        )
 
     def _stored(self, key: bytes) -> str:
         self._leftovers.add(key)

@@ -90,6 +90,12 @@ class MetricsCollector(Collector):
                 usage["sessions"],
             )
             yield GaugeMetricFamily("resumed_storage_bytes", "Size of the storage.", usage["bytes"])
+            if "removals" in usage:
+                yield GaugeMetricFamily(
+                    "resumed_lasting_removals",
+                    "Lasting removals; those that are over are included until they are swept.",
+                    usage["removals"],
+                )
             # Not 0 while it is unknown: to Prometheus, a counter that returns from 0 has counted everything again.
             yield CounterMetricFamily(
                 "resumed_evicted_sessions", "Unexpired sessions evicted for lack of space.", usage["evicted"]

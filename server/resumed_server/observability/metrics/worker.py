@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -132,5 +133,5 @@ class WorkerMetrics:
                 usage = self._storage.totals()
             except EngineError:
                 return self._usage  # health reports an error that lasts
-            self._usage = {"sessions": usage.sessions, "bytes": usage.bytes, "evicted": usage.evicted}
+            self._usage = {name: number for name, number in asdict(usage).items() if number is not None}
         return self._usage

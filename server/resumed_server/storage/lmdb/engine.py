@@ -241,7 +241,12 @@ class LmdbEngine(Engine):
 
     def totals(self) -> StoreTotals:
         """See Engine."""
-        return self._read(lambda txn: StoreTotals(self._table.count(txn), self._used(txn), self._table.evicted(txn)))
+
+        def read(txn: _Transaction) -> StoreTotals:
+            table = self._table
+            return StoreTotals(table.count(txn), self._used(txn), table.evicted(txn), table.count_removals(txn))
+
+        return self._read(read)
 
     def probe(self) -> None:
         """See Engine."""

@@ -94,6 +94,10 @@ class SessionTable:
         """Return the number of sessions, including expired sessions that are not swept yet."""
         return sum(txn.stat(index)["entries"] for index in (self._expiries, self._pinned))
 
+    def count_removals(self, txn: Any) -> int:
+        """Return the number of lasting removals, including those that are over and not swept yet."""
+        return cast("int", txn.stat(self._removals)["entries"])
+
     def evicted(self, txn: Any) -> int:
         """Return the number of live sessions that were evicted since the database was created."""
         return int.from_bytes(txn.get(_EVICTED, b"", db=self._counters), "big")

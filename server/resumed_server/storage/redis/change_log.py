@@ -79,8 +79,8 @@ class LoggedChange(NamedTuple):
 
     @property
     def time(self) -> float:
-        """The time at which it was logged, in Unix seconds, by the clock of its node."""
-        return int.from_bytes(self.id[:8], "big") / 1000
+        """The time at which it was logged, in Unix seconds, by the clock of its node, rounded up."""
+        return (int.from_bytes(self.id[:8], "big") + 1) / 1000
 
 
 class Reading:

@@ -146,8 +146,9 @@ class RedisEngine(Engine):
     def sweep(self, limit: int) -> int:
         """See Engine. Redis expires keys itself."""
         with self._gate:
+            swept = self._purges.delete(limit)
             self._removals.trim()
-            return self._purges.delete(limit)
+            return swept
 
     def purge(self, namespace: str, issued_before: float | None) -> float:
         """See Engine."""

@@ -50,6 +50,9 @@ PERMISSIONS = (
     "+time +scan +unlink +zadd +zrange +zrem +zscan +zscore +zcard"
 )
 """The permissions that the Redis user needs, in the syntax of ACL SETUSER."""
+_DENIAL = f"Redis at {{}} denies the user permissions that the server needs: {PERMISSIONS}"
+_DENIALS_IN_SCRIPTS = ("no permissions to run", "can't run this command")
+"""Parts of the errors of scripts whose commands the user may not run: of Valkey, and of Redis."""
 _REFUSALS = {
     "MISCONF": "refuses writes, because it cannot save its snapshot (MISCONF); see its log, and free its disk",
     "NOREPLICAS": "refuses writes, because it has too few replicas (NOREPLICAS); see its min-replicas-to-write",
@@ -179,7 +182,7 @@ class RedisTopology(ABC):
         if isinstance(error, exceptions.AuthenticationError):
             return UnusableServer(f"Redis at {node} rejects the user or the password of the URL")
         if isinstance(error, exceptions.NoPermissionError):
-            return UnusableServer(f"Redis at {node} denies the user permissions that the server needs: {PERMISSIONS}")
+            return UnusableServer(_DENIAL.format(node))
         if reason := _tls_failure(error):
             return UnusableServer(f"TLS with Redis at {node} fails ({reason}); check ca, cert and key, or use redis:")
         if isinstance(error, redis.ResponseError) and not isinstance(error, exceptions.ClusterError):
@@ -197,6 +200,8 @@ class RedisTopology(ABC):
             return UnusableServer(f"{node} is not a Sentinel; use the addresses of Sentinels, or redis://")
         if "non local key" in str(error):
             return SlotsMoving(f"the slots of Redis at {node} are moving")
+        if any(text in str(error) for text in _DENIALS_IN_SCRIPTS):
+            return UnusableServer(_DENIAL.format(node))
         code = _code(error)
         return EngineUnavailable(f"Redis at {node} {_REFUSALS.get(code, f'answers {code}')}")
 
