@@ -3,9 +3,9 @@
 client/c/tests/handshakes.c makes full and resumed handshakes, removes sessions, sends and receives fatal alerts, makes
 and frees contexts, forks, and meets a store whose answers are malformed: with AddressSanitizer, LeakSanitizer and
 UndefinedBehaviorSanitizer in the C, AddressSanitizer and overflow checks in the Rust (where a nightly toolchain is
-installed; else the Rust is the usual one), and then as it is installed, under valgrind's memcheck. So does contexts.c,
-which offers sessions where they may resume and where they must not. Under memcheck, too: nginx with libresumed-preload,
-in one process. Exits 1 if anything was found.
+installed; else the Rust is the usual one), and then as it is installed, under valgrind's memcheck. So do contexts.c,
+which offers sessions where they may resume and where they must not, and tickets.c. Under memcheck, too: nginx with
+libresumed-preload, in one process. Exits 1 if anything was found.
 """
 
 from __future__ import annotations
@@ -108,8 +108,8 @@ def spoil_some(liar: Liar, keyring: resumed.Keyring, seed: int) -> None:
     liar.spoil = spoil
 
 
-def sanitized() -> tuple[Path, Path]:
-    """Build handshakes.c, contexts.c and libresumed with sanitizers, and return the programs."""
+def sanitized() -> tuple[Path, ...]:
+    """Build handshakes.c, contexts.c, tickets.c and libresumed with sanitizers, and return the programs."""
     nightly = subprocess.run(["cargo", "+nightly", "--version"], capture_output=True, check=False).returncode == 0
     library = BUILD / "cargo" / "debug"
     command, environment = ["cargo", "build", "--quiet", "--locked"], {"CARGO_TARGET_DIR": str(BUILD / "cargo")}
@@ -121,7 +121,7 @@ def sanitized() -> tuple[Path, Path]:
         environment["RUSTFLAGS"] = "-Zsanitizer=address"
         library = BUILD / "cargo" / host[1] / "debug"
     subprocess.run(command, cwd=CLIENT_C, env={**os.environ, **environment}, check=True)
-    programs = BUILD / "handshakes", BUILD / "contexts"
+    programs = tuple(BUILD / name for name in ("handshakes", "contexts", "tickets"))
     for program in programs:
         source = CLIENT_C / "tests" / f"{program.name}.c"
         inputs = (f"-I{CLIENT_C / 'include'}", str(source), str(library / "libresumed.a"))
@@ -135,10 +135,20 @@ def contexts(command: tuple[str, ...], life: int = 30) -> Outcome:
         fleet = Fleet.in_directory(Path(directory))
         files = context_files(Path(directory), seconds=life)
         named = {"target": store.target, "keyring": fleet.keys, **files}
-        arguments = [*(f"--{name}={value}" for name, value in named.items()), "--life", str(life)]
-        done = subprocess.run(
-            [*command, *arguments], check=False, capture_output=True, text=True, errors="replace", timeout=LIMIT
-        )
+        return _outcome([*command, *(f"--{name}={value}" for name, value in named.items()), "--life", str(life)])
+
+
+def tickets(command: tuple[str, ...]) -> Outcome:
+    """Run tickets.c."""
+    with tempfile.TemporaryDirectory(prefix="resumed-sanitizers-") as directory, running_server() as store:
+        fleet = Fleet.in_directory(Path(directory))
+        files = context_files(Path(directory), seconds=0)
+        named = {"target": store.target, "keyring": fleet.keys, **{name: files[name] for name in ("certificate", "ca")}}
+        return _outcome([*command, *(f"--{name}={value}" for name, value in named.items())])
+
+
+def _outcome(command: list[str]) -> Outcome:
+    done = subprocess.run(command, check=False, capture_output=True, text=True, errors="replace", timeout=LIMIT)
     made, reused = map(int, done.stdout.split()) if done.stdout else (0, 0)
     return Outcome(made, reused, done.stderr if done.returncode else "")
 
@@ -223,10 +233,12 @@ def main() -> int:
             console.print(outcome.report, markup=False)
 
     if "asan" in options.only:
-        program, program_of_contexts = sanitized()
+        program, program_of_contexts, program_of_tickets = sanitized()
         for shape in SHAPES:
             add("ASan, LSan, UBSan", "handshakes.c", shape, handshakes((str(program),), shape, options.families))
         add("ASan, LSan, UBSan", "contexts.c", "docs/contexts.md", contexts((str(program_of_contexts),)))
+        add("ASan, LSan, UBSan", "contexts.c", "tickets", contexts((str(program_of_contexts), "--tickets=1")))
+        add("ASan, LSan, UBSan", "tickets.c", "resumed.h", tickets((str(program_of_tickets),)))
     # Some thirty times slower.
     few = max(8, options.families // 10)
     if "memcheck" in options.only:
@@ -239,6 +251,7 @@ def main() -> int:
                 handshakes((*MEMCHECK, *forks, str(PLAIN / "resumed-handshakes")), shape, few),
             )
         add("memcheck", "contexts.c", "docs/contexts.md", contexts((*MEMCHECK, str(PLAIN / "resumed-contexts")), 150))
+        add("memcheck", "tickets.c", "resumed.h", tickets((*MEMCHECK, FORKED, str(PLAIN / "resumed-tickets"))))
     if "nginx" in options.only:
         for lies in False, True:
             what = "malformed answers" if lies else "full, resumed"
