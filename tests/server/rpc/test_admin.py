@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 PATIENCE = 10.0
-PURGED = Change(b"", None, None)
 PATIENT = "?timeout_ms=5000"
 """Generous, because tests run on loaded machines."""
 
@@ -112,21 +111,28 @@ def test_a_purge_up_to_a_time_keeps_later_sessions(admin: Admin, store: SessionS
     assert admin.purge(store.namespace, moment - 50.0) == moment
 
 
+def assert_purge(change: Change, cutoff: float) -> None:
+    """Check that a change is a purge of everything, about at a time."""
+    assert change == Change(b"", purged=change.purged)
+    assert change.purged == pytest.approx(cutoff, abs=PATIENCE)
+
+
 def test_watchers_receive_the_purge_and_the_log_names_the_caller(
     admin: Admin, store: SessionStore, connected: Callable[[], SessionStore]
 ) -> None:
     """The purge is a change without a key. No earlier change follows it, and later ones do."""
     store.put(b"old", b"value", 60.0)
     with connected().watch() as watch:
-        admin.purge(store.namespace)
+        cutoff = admin.purge(store.namespace)
         store.put(b"new", b"value", 60.0)
         told: list[Change] = []
         for news in watch:
             told += news.changes
             if any(change.key == b"new" for change in told):
                 break
-    assert PURGED in told
-    assert all(change.key != b"old" for change in told[told.index(PURGED) :])
+    (at,) = (number for number, change in enumerate(told) if not change.key)
+    assert_purge(told[at], cutoff)
+    assert all(change.key != b"old" for change in told[at:])
 
 
 def test_watchers_receive_the_time_of_the_purge_and_issue_times(
@@ -152,11 +158,11 @@ def test_a_watcher_that_reconnects_receives_the_purge(
     """It reconnects with its last position, or with the one that it began at."""
     with connected().watch() as watch:
         position = next(iter(watch)).position
-    admin.purge(store.namespace)
+    cutoff = admin.purge(store.namespace)
     with connected().watch(position) as watch:
         if watch.resumed_from_position:
-            told = next(changes for changes, _, _ in watch if changes)
-            assert told == [PURGED]
+            (purge,) = next(changes for changes, *_ in watch if changes)
+            assert_purge(purge, cutoff)
 
 
 def test_stats_count_a_namespace_or_all(admin: Admin, store: SessionStore) -> None:

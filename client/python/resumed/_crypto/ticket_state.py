@@ -6,6 +6,7 @@ OpenSSL keeps it as ticket application data: SSL_SESSION_set1_ticket_appdata(3).
 from __future__ import annotations
 
 import hashlib
+from functools import lru_cache
 from typing import NamedTuple
 
 from resumed._policy.fingerprint import FINGERPRINT_BYTES
@@ -52,6 +53,7 @@ class TicketState(NamedTuple):
         return cls(data[len(_MARK) : lineage_at], data[lineage_at:times_at], negotiated / 1e6, end, data[name_at:])
 
 
+@lru_cache(1024)
 def hash_name(name: bytes) -> bytes:
     """Return the hash of a server name in lower case; an empty name is that of a client that sent none."""
     return hashlib.sha256(b"resumed/v1 server name\0" + name).digest()[:_NAME_BYTES]

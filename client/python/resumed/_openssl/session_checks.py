@@ -85,7 +85,8 @@ class SessionChecks:
     def learn(self, ssl: int, session: int, mode: int) -> bytes:
         """Return the fingerprint of a connection after a full handshake, and note that it serves the name."""
         library = self._library
-        self._known_id_context = self.codec.id_context_of(session)
+        if not self.id_context:
+            self._known_id_context = self.codec.id_context_of(session)
         fingerprint = self._contexts.fingerprint(ssl, mode)
         if self._chooses_by_name() and not library.SSL_get_ex_data(ssl, library.taught_index):
             # Only once: a renegotiation or post-handshake authentication may change it later.
@@ -166,7 +167,8 @@ class SessionChecks:
 
     def _is_of_namespace(self, ssl: int) -> bool:
         """Return whether the context that serves a connection shares its sessions in this namespace, or in none."""
-        return self._namespace_of(self._library.SSL_get_SSL_CTX(ssl)) in {None, self._namespace}
+        pointer = self._library.SSL_get_SSL_CTX(ssl)
+        return pointer == self._pointer or self._namespace_of(pointer) in {None, self._namespace}
 
 
 def has_memory(codec: SessionCodec, session: int) -> bool:

@@ -104,7 +104,7 @@ class TicketSecrets:
 
     def current(self, now: float) -> tuple[TicketSecret, bool] | None:
         """Return the secret that encrypts, and whether it is held over from an earlier epoch; None if there is none."""
-        start = Epoch.at(now, self._rotation).start
+        start = int(now) // self._rotation * self._rotation
         secret = self._agreed.get(start)
         if secret and now < secret.not_after:
             return secret, False
