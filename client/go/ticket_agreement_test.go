@@ -240,6 +240,27 @@ func TestRemovedSecret(t *testing.T) {
 	})
 }
 
+// A secret that was removed or purged is not used, even if a Get returned it before that.
+func TestSecretsThatHaveEndedAreNotUsed(t *testing.T) {
+	withTickets(t, func(t *testing.T, store *fakeStore) {
+		for name, end := range map[string]func(*removalSet, *ticketSecret){
+			"removed": func(removals *removalSet, secret *ticketSecret) { removals.add(secret.address, time.Hour) },
+			"purged":  func(removals *removalSet, secret *ticketSecret) { removals.addPurge(secret.created.Add(1)) },
+		} {
+			frontend := newFrontend(t, store, Options{Namespace: name})
+			settled()
+			secret, agreement := frontend.present(t), frontend.sessions.tickets.agreement
+			value, bid := store.snapshot()[secret.address], &bid{key: testKeyring(t).current()[0], epoch: secret.epoch}
+			if agreement.open(bid, value) == nil {
+				t.Fatal(name, ": does not open")
+			}
+			if end(agreement.removals, secret); agreement.open(bid, value) != nil {
+				t.Error(name, ": opens")
+			}
+		}
+	})
+}
+
 // A secret that was removed while a frontend received no removals ends with the next comparison.
 func TestRemovedSecretIsNoticedByComparison(t *testing.T) {
 	withTickets(t, func(t *testing.T, store *fakeStore) {

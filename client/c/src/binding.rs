@@ -13,8 +13,7 @@ use crate::learned::{self, Place};
 use crate::lineage::Lineage;
 use crate::policy::{Binding, Policy, Requirements, Verified, requests_certificate};
 use crate::shared::Notice;
-use crate::ssl::{Connection, Context, Handshake, Issue, Pending, PendingHit, Session, last_error_reason};
-use crate::tickets::{name_session, ticket_id};
+use crate::ssl::{Connection, Context, Handshake, Issue, Pending, PendingHit, Session, last_error_reason, ticket_id};
 
 /// OpenSSL's reason when the peer ended the connection without `close_notify`.
 const UNEXPECTED_EOF_WHILE_READING: u64 = 294;
@@ -28,7 +27,7 @@ pub(crate) fn check(connection: Connection) -> bool {
     // Without a fingerprint it is not the session that was found, but one of the application's own.
     let Some(fingerprint) = session.fingerprint() else { return true };
     pending.resumed();
-    name_session(&session);
+    session.ensure_id();
     let proved = if session.has_peer() { connection.is_verified() } else { !connection.insists() };
     if proved && agrees(connection, &fingerprint) && is_of_one_namespace(connection, handshake) {
         return true;
@@ -114,7 +113,8 @@ impl Binding {
     /// Returns the id for a session about to be negotiated, of the namespace where it will be kept.
     pub(crate) fn issue_id(&self, connection: Connection) -> Vec<u8> {
         if connection.is_tls13() && self.uses_tickets(connection) {
-            return ticket_id(connection);
+            // That of the stored session which the connection has resumed, if it has: a fatal alert removes both.
+            return connection.handshake().and_then(Handshake::found_id).unwrap_or_else(|| ticket_id().to_vec());
         }
         // TLS 1.2 needs it before the servername callback, as it does look-ups.
         if !connection.is_tls13() {

@@ -16,7 +16,7 @@ pub use connection::Connection;
 pub use context::Context;
 pub(crate) use context::{SessionCallbacks, TicketCallbacks, number_of};
 pub(crate) use handshake::{Handshake, Issue, Offer, Pending, PendingHit};
-pub(crate) use session::Session;
+pub(crate) use session::{Session, ticket_id};
 pub(crate) use ticket_keys::TicketKeys;
 
 /// `ERR_GET_REASON`.

@@ -14,9 +14,6 @@ use crate::binding::{Origin, agrees, note_foreign_data, unix_time};
 use crate::policy::Binding;
 use crate::ssl::{Connection, Handshake, Issue, Offer, Pending, Session, TicketKeys};
 
-/// Length of the id of a session in a ticket, which no store has: OpenSSL reports the end of a connection only if its session has one.
-const TICKET_ID_BYTES: usize = 16;
-
 /// Why a handshake ends without a ticket.
 type Withheld = &'static str;
 
@@ -195,26 +192,7 @@ pub(crate) fn encrypt(connection: Connection, keys: &TicketKeys) -> bool {
     if encrypts {
         tickets.count_issued(*held_over);
         // In TLS 1.2 it has none, and its session is serialized by now.
-        connection.session().inspect(name_session);
+        connection.session().inspect(Session::ensure_id);
     }
     encrypts
-}
-
-/// Returns an id for the session of a ticket. It is that of the stored session which the connection has resumed, if it has, so that a
-/// fatal alert removes both.
-pub(crate) fn ticket_id(connection: Connection) -> Vec<u8> {
-    connection.handshake().and_then(Handshake::found_id).unwrap_or_else(|| random_id().to_vec())
-}
-
-/// Gives an id to the session of a ticket that has none.
-pub(crate) fn name_session(session: &Session) {
-    if session.id().is_empty() {
-        session.set_id(&random_id());
-    }
-}
-
-fn random_id() -> [u8; TICKET_ID_BYTES] {
-    let mut id = [1; TICKET_ID_BYTES];
-    let _ = getrandom::fill(&mut id);
-    id
 }

@@ -12,7 +12,7 @@ const FAMILIES: Record<Kind, { name: string; label: string; help: string }> = {
   misses: { name: "misses", label: "reason", help: "Sessions that clients offered and that were not resumed." },
   puts: { name: "puts", label: "outcome", help: "Sessions that were negotiated, by outcome." },
   removals: { name: "removals", label: "reason", help: "Sessions that were removed from the fleet." },
-  ticketsResumed: { name: "tickets_resumed", label: "epoch", help: "Tickets that were resumed, by the epoch of their secret." },
+  ticketsResumed: { name: "tickets_resumed", label: "secret", help: "Tickets that resumed, by the epoch of their secret." },
   terminations: { name: "terminations", label: "reason", help: "Resumed connections that were ended after their handshake." },
 };
 

@@ -20,6 +20,8 @@ class MemoryStore implements Store {
   calls = 0;
   pinned = true;
   down = false;
+  /** Calls that it answers before it is down. */
+  left = Infinity;
 
   get(): Promise<undefined> {
     return Promise.reject(new Error("not called"));
@@ -31,7 +33,7 @@ class MemoryStore implements Store {
 
   batch(operations: BatchOperation[]): Promise<BatchResult[]> {
     this.calls++;
-    if (this.down) return Promise.reject(new Error("down"));
+    if (this.down || --this.left < 0) return Promise.reject(new Error("down"));
     return Promise.resolve(operations.map((each) => this.#carryOut(each)));
   }
 
@@ -158,6 +160,17 @@ test("a removed secret ends at the next comparison, and the next generation repl
   await secrets.step();
   assert(keyOf(secrets));
   assert.notEqual(keyOf(secrets), before);
+});
+
+test("a removed secret is not used while the store does not answer, either", async () => {
+  const store = new MemoryStore();
+  const secrets = member(store);
+  await secrets.step();
+  store.values.set(address(BEGIN), "removed");
+  store.left = 2; // the comparison
+  clock.now = BEGIN + 0.8 * ROTATION;
+  await secrets.step();
+  assert.equal(keyOf(secrets), undefined);
 });
 
 test("after a failover the store's secret is used", async () => {

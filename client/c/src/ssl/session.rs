@@ -8,6 +8,9 @@ use store::{Fingerprint, TicketState};
 use super::{bytes, copied, ffi, length_of, seconds};
 use crate::lineage::{Foreign, Lineage};
 
+/// Length of the id of a session in a ticket, which no store has: OpenSSL reports the end of a connection only if its session has an id.
+const TICKET_ID_BYTES: usize = 16;
+
 /// An `SSL_SESSION`.
 pub(crate) struct Session {
     pointer: NonNull<ffi::SSL_SESSION>,
@@ -54,6 +57,13 @@ impl Session {
     pub(crate) fn set_id<const N: usize>(&self, id: &[u8; N]) {
         // SAFETY: the session lives, and copies the id.
         unsafe { ffi::SSL_SESSION_set1_id(self.raw(), id.as_ptr(), length_of(id)) };
+    }
+
+    /// Gives the session of a ticket an id, if it has none.
+    pub(crate) fn ensure_id(&self) {
+        if self.id().is_empty() {
+            self.set_id(&ticket_id());
+        }
     }
 
     pub(crate) fn is_resumable(&self) -> bool {
@@ -210,4 +220,11 @@ impl Drop for Session {
             unsafe { ffi::SSL_SESSION_free(self.raw()) };
         }
     }
+}
+
+/// Returns an id for the session of a ticket.
+pub(crate) fn ticket_id() -> [u8; TICKET_ID_BYTES] {
+    let mut id = [1; TICKET_ID_BYTES];
+    let _ = getrandom::fill(&mut id);
+    id
 }

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 RETRY_SECONDS = 5.0
 """Seconds from a failure of an output or of the reload command to the next attempt."""
-_SHORTEST_PAUSE, _LONGEST_PAUSE = 0.05, 10.0
-"""Bounds of the seconds between two steps; liveness needs the second."""
+_SHORTEST_PAUSE, _LONGEST_PAUSE = 0.05, 2.0
+"""Bounds of the seconds between two steps. A revocation waits for the next step, and liveness needs steps."""
 
 log = structlog.get_logger()
 

@@ -175,16 +175,20 @@ def ticket_keys(
     store = _store(target, namespace, tls)
     secrets = TicketSecrets(store, _keyring(keyring), rotation=seconds, lifetime=life)
 
-    # gRPC's core reads this when it is loaded; without it the core logs a line for each malformed request.
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    logging.configure(log_format, log_level)
-    resumed.forbid_core_dumps()
-    os.umask(0o077)  # only this user may read the keys, or connect to the socket of SDS
-    unread = [output.name for output in outputs if output.needs_reload]
-    if unread and not command:
-        log.warning("no --reload: nothing has the servers read changed keys", outputs=unread)
     with contextlib.ExitStack() as stack:
-        discovery = stack.enter_context(_discovery(_address("--sds", sds), namespace)) if sds is not None else None
+        addresses = {
+            option: stack.enter_context(reserve_addresses([_address(option, text) for text in given or []], option))
+            for option, given in (
+                ("--sds", [sds] if sds is not None else []),
+                ("--metrics-listen", metrics_listen),
+                ("--health-listen", health_listen),
+            )
+        }
+        _prepare_process(log_format, log_level)
+        unread = [output.name for output in outputs if output.needs_reload]
+        if unread and not command:
+            log.warning("no --reload: nothing has the servers read changed keys", outputs=unread)
+        discovery = _serve_secrets(addresses["--sds"], namespace, stack)
         agent = Agent(
             secrets,
             KeySchedule(ahead),
@@ -193,10 +197,10 @@ def ticket_keys(
             reload=command,
         )
         task = PeriodicTask("ticket-keys", agent.step, "the keys cannot be brought up to date")
-        _serve_metrics(metrics_listen or [], AgentMetrics(store, agent, discovery), stack)
-        _serve_health(health_listen or [], agent, task, stack)
         revocations = Revocations(store, secrets)
         follower = PeriodicTask("revocations", revocations.follow, "revocations cannot be followed")
+        _serve_metrics(addresses["--metrics-listen"], AgentMetrics(store, agent, discovery), stack)
+        _serve_health(addresses["--health-listen"], agent, task, stack)
         wait_for_stop = stack.enter_context(_stop_signals())
         log.info("starting", namespace=namespace, rotation=seconds, lifetime=life, lead=ahead)
         task.start()
@@ -207,6 +211,15 @@ def ticket_keys(
         follower.stop(0.0)
         revocations.close()
     log.info("stopped")
+
+
+def _prepare_process(log_format: str, log_level: str) -> None:
+    """Change the settings of the whole process; from here on errors are log lines."""
+    # gRPC's core reads this when it is loaded; without it the core logs a line for each malformed request.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    logging.configure(log_format, log_level)
+    resumed.forbid_core_dumps()
+    os.umask(0o077)  # only this user may read the keys, or connect to the socket of SDS
 
 
 def _verify_choices(given: dict[str, tuple[str, Sequence[str]]]) -> None:
@@ -274,42 +287,39 @@ def _address(option: str, text: str) -> Address:
     return address
 
 
-@contextlib.contextmanager
-def _discovery(address: Address, namespace: str) -> Iterator[SecretDiscovery]:
+def _serve_secrets(addresses: Sequence[Address], namespace: str, stack: contextlib.ExitStack) -> SecretDiscovery | None:
+    if not addresses:
+        return None
     from resumed_server.cli.ticket_keys.sds import SecretDiscovery  # noqa: PLC0415 - loads gRPC
 
-    with reserve_addresses([address], "--sds"), contextlib.closing(SecretDiscovery(address, namespace)) as discovery:
-        log.info("serving keys to Envoy", address=str(address))
-        yield discovery
+    discovery = stack.enter_context(contextlib.closing(SecretDiscovery(addresses[0], namespace)))
+    log.info("serving keys to Envoy", address=str(addresses[0]))
+    return discovery
 
 
-def _serve_metrics(listen: Sequence[str], metrics: AgentMetrics, stack: contextlib.ExitStack) -> None:
-    if not listen:
+def _serve_metrics(addresses: Sequence[Address], metrics: AgentMetrics, stack: contextlib.ExitStack) -> None:
+    if not addresses:
         return
     from resumed_server.observability.metrics.http_endpoint import Endpoint  # noqa: PLC0415 - only with metrics
 
-    addresses = [_address("--metrics-listen", text) for text in listen]
-    reserved = stack.enter_context(reserve_addresses(addresses, "--metrics-listen"))
-    stack.callback(Endpoint(reserved, metrics).close)
-    log.info("serving metrics", addresses=[*map(str, reserved)])
+    stack.callback(Endpoint(addresses, metrics).close)
+    log.info("serving metrics", addresses=[*map(str, addresses)])
 
 
-def _serve_health(listen: Sequence[str], agent: Agent, task: PeriodicTask, stack: contextlib.ExitStack) -> None:
-    if not listen:
+def _serve_health(addresses: Sequence[Address], agent: Agent, task: PeriodicTask, stack: contextlib.ExitStack) -> None:
+    if not addresses:
         return
     from resumed_server.rpc import server as rpc_server  # noqa: PLC0415 - loads gRPC
     from resumed_server.rpc.health_service import HealthService  # noqa: PLC0415
 
-    addresses = [_address("--health-listen", text) for text in listen]
-    reserved = stack.enter_context(reserve_addresses(addresses, "--health-listen"))
     health = HealthService({"": lambda: agent.ready, LIVENESS: lambda: is_alive((task.heartbeat,))})
     server = rpc_server.build_health_server(health, shared=False, use_executor=False)
-    for address in reserved:
+    for address in addresses:
         rpc_server.listen(server, address, None)
     server.start()
     stack.callback(server.stop, None)
     stack.callback(health.close)
-    log.info("serving health", addresses=[*map(str, reserved)])
+    log.info("serving health", addresses=[*map(str, addresses)])
 
 
 @contextlib.contextmanager
