@@ -44,20 +44,19 @@ class Pair:
     """Two nginx that share their tickets, and a client for each version."""
 
     def __init__(self, servers: Sequence[Server]) -> None:
-        pids = [server.process.pid for server in servers]
-        self._workers = [
-            Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()[0] for pid in pids
-        ]
+        self._servers, self._workers = servers, list[str]()
         self._endpoints = [Endpoint.resolved("127.0.0.1", server.port) for server in servers]
         self._clients = {version: Client("localhost", version, REQUEST) for version in VERSIONS}
 
     def await_agreement(self) -> None:
-        """Wait until both resume their own sessions."""
+        """Wait until both resume their own sessions, and find their workers."""
         for version, client in self._clients.items():
             for endpoint in self._endpoints:
                 end = time.monotonic() + 30
                 while not client.visit(endpoint, client.visit(endpoint).session).resumed:
                     assert time.monotonic() < end, f"no resumption in TLS {version}"
+        for pid in (server.process.pid for server in self._servers):
+            self._workers += Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()[:1]
 
     def _processor(self) -> float:
         threads = itertools.chain.from_iterable(Path(f"/proc/{worker}/task").iterdir() for worker in self._workers)

@@ -206,16 +206,17 @@ static void forks(void)
     MUST(!meet(servers, anyone, &kept) && !meet_and(servers, anyone, &removed, REMOVED));
     pid_t child = fork();
     MUST(child >= 0);
-    if (child == 0) {
+    if (child == 0)
         MUST(offer(servers, anyone, kept) && !offer(servers, anyone, removed));
-        _exit(0);
-    }
-    MUST(waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 0);
+    else
+        MUST(waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 0);
     MUST(offer(servers, anyone, kept));
     SSL_SESSION_free(kept);
     SSL_SESSION_free(removed);
     SSL_CTX_free(servers);
     SSL_CTX_free(anyone);
+    if (child == 0)
+        _exit(0); /* without exit handlers: the memory of the parent's thread has no owner here */
 }
 
 /* A stored session resumes; its ticket takes over, and ends when it would. A fatal alert removes both. */
