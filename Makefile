@@ -94,6 +94,10 @@ dump: setup ## Store 10,000 real sessions, and search all memory and files for t
 rotation: setup ## Rotate certificates, grants and keyrings under 1,000 handshakes a minute (ROTATION=--help)
 	$(BIN)/python tests/chaos/rotation.py $(ROTATION)
 
+.PHONY: ticket-rotation
+ticket-rotation: setup bench-frontends ## Rotate ticket secrets under traffic on five stacks, and search memory (TICKET_ROTATION=--help)
+	$(BIN)/python tests/chaos/ticket_rotation.py $(TICKET_ROTATION)
+
 .PHONY: fairness
 fairness: setup ## Measure the effect of one tenant's flood of calls on another tenant (FAIRNESS=--help)
 	$(BIN)/python tests/chaos/fairness.py $(FAIRNESS)

@@ -42,6 +42,10 @@ class Surroundings:
     ticket_key: Path
     target: str
     memcached: str
+    namespace: str = ""
+    """That of all frontends with tickets; empty for one for each stack."""
+    rotation: int = 3600
+    lifetime: int = 7200
 
 
 class Server(NamedTuple):
@@ -111,10 +115,10 @@ class Program:
         if kind == OWN:
             command += [self.ticket_key, str(around.ticket_key)]
         elif kind != BARE and self.preloaded:
-            environment |= _preloaded(self._namespace(kind), kind, around)
+            environment |= _preloaded(self._namespace(kind, around), kind, around)
         elif kind != BARE:
-            command += ["--target", around.target, "--namespace", self._namespace(kind), "--deadline", self.deadline]
-            command += ["--keyring", str(around.keyring), *self._more(kind)]
+            command += ["--target", around.target, "--namespace", self._namespace(kind, around)]
+            command += ["--deadline", self.deadline, "--keyring", str(around.keyring), *self._more(kind, around)]
         with subprocess.Popen(
             command, cwd=ROOT, text=True, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE
         ) as process:
@@ -126,10 +130,14 @@ class Program:
             finally:
                 process.terminate()
 
-    def _more(self, kind: str) -> tuple[str, ...]:
-        return {MIRROR: self.mirror, TICKETS: self.tickets}.get(kind, ())
+    def _more(self, kind: str, around: Surroundings) -> tuple[str, ...]:
+        if kind != TICKETS:
+            return self.mirror if kind == MIRROR else ()
+        return tuple(each.format(rotation=around.rotation, lifetime=around.lifetime) for each in self.tickets)
 
-    def _namespace(self, kind: str) -> str:
+    def _namespace(self, kind: str, around: Surroundings) -> str:
+        if kind == TICKETS and around.namespace:
+            return around.namespace
         return f"{self.name}.{kind}".lower().replace(" ", "-")  # or mirrors of others would have to hear of it
 
 
@@ -166,7 +174,8 @@ class Debian:
     def running(self, kind: str, around: Surroundings) -> Iterator[Server]:
         """Run one, with one worker process."""
         more = self.own_configuration.format(around=around) if kind == OWN else ""
-        shim = _preloaded(f"{self.server}.{kind}", kind, around) if kind in {MIRROR, CALL, TICKETS} else None
+        namespace = around.namespace if kind == TICKETS and around.namespace else f"{self.server}.{kind}"
+        shim = _preloaded(namespace, kind, around) if kind in {MIRROR, CALL, TICKETS} else None
         with serving(self.server, around.certificate, shim, workers=1, more=more) as server:
             yield Server(Endpoint.resolved("127.0.0.1", server.port), server.process.pid)
 
@@ -174,12 +183,18 @@ class Debian:
 def _preloaded(namespace: str, kind: str, around: Surroundings) -> dict[str, str]:
     more = {
         MIRROR: {"mirror": str(_MIRROR_BYTES)},
-        TICKETS: {"mirror": "0", "sessions": "tickets", "tickets_tls12": "1"},
+        TICKETS: {
+            "mirror": "0",
+            "sessions": "tickets",
+            "tickets_tls12": "1",
+            "rotation": str(around.rotation),
+            "lifetime": str(around.lifetime),
+        },
     }.get(kind, {"mirror": "0"})
     return settings(around.target, namespace, around.keyring, deadline=str(_DEADLINE), **more)
 
 
-_TICKETS = ("--sessions", "tickets", "--tickets-tls12")
+_TICKETS = ("--sessions", "tickets", "--tickets-tls12", "--rotation", "{rotation}", "--lifetime", "{lifetime}")
 
 
 def _python(name: str) -> Program:
@@ -195,13 +210,22 @@ STACKS: tuple[Stack, ...] = (
     _python("pyOpenSSL"),
     Program("ssl on libresumed", _SSL.command, LIBRARY, "", preloaded=True),
     Program("Node", ("node", "tests/conformance/node/frontend.mjs"), NODE, _MILLISECONDS),
-    Program("Go", (str(GO),), GO, f"{_MILLISECONDS}ms", ticket_key="--ticket-key", own="SetSessionTicketKeys"),
+    Program(
+        "Go",
+        (str(GO),),
+        GO,
+        f"{_MILLISECONDS}ms",
+        tickets=("--tickets", "--rotation", "{rotation}s", "--lifetime", "{lifetime}s"),
+        ticket_key="--ticket-key",
+        own="SetSessionTicketKeys",
+    ),
     Program(
         "rustls",
         (str(BUILT / "examples" / "server"),),
         BUILT / "examples" / "server",
         _MILLISECONDS,
         ("--mirror", str(_MIRROR_BYTES)),
+        ("--tickets", "--rotation", "{rotation}", "--lifetime", "{lifetime}"),
     ),
     Debian("nginx", "nginx", "ssl_session_ticket_key", "ssl_session_ticket_key {around.ticket_key};", "nginx"),
     Debian(

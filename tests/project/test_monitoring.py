@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, cast
 from prometheus_client import CollectorRegistry, generate_latest
 
 import resumed.prometheus
-from resumed._policy.stats import REASONS, Stats
+from resumed._policy.stats import ALL_REASONS, Stats
 from resumed_server.observability.metrics.collector import MetricsCollector
 from resumed_server.observability.metrics.recorder import COLUMN
 from resumed_server.observability.metrics.shared_segment import MetricsSegment
@@ -36,6 +36,7 @@ class Idle:
     """An installation that did nothing."""
 
     namespace, stats, breaker_open, mirror_live, signature_seconds = "shop", Stats(), False, True, 0.001
+    removals_live, removals_held, ticket_secrets_held = True, 0, 4
 
 
 class Serving:
@@ -87,6 +88,6 @@ def test_a_frontend_shows_every_reason_before_it_occurs() -> None:
     registry = CollectorRegistry()
     resumed.prometheus.export(cast("Installation", Idle()), registry)
     text = generate_latest(registry).decode()
-    for kind, reasons in REASONS.items():
+    for kind, reasons in ALL_REASONS.items():
         for reason in reasons:
             assert re.search(rf'resumed_frontend_{kind}_total{{.*"{reason}"}} 0.0', text)

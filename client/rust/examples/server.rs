@@ -1,7 +1,8 @@
 //! A TLS server that keeps its sessions in the store: it answers each message of a client. Threads, no async runtime.
 //!
 //! `cargo run --example server -- --certificate FILE --target 127.0.0.1:7400 --namespace shop --keyring fleet.keys
-//! [--listen 127.0.0.1:0] [--single-use] [--mirror BYTES] [--deadline MILLISECONDS] [--tickets]`; without `--target` it uses no store.
+//! [--listen 127.0.0.1:0] [--single-use] [--mirror BYTES] [--deadline MILLISECONDS] [--tickets]
+//! [--rotation SECONDS] [--lifetime SECONDS]`; without `--target` it uses no store.
 
 use std::collections::HashMap;
 use std::error::Error;
@@ -52,6 +53,11 @@ fn sessions(target: &str, arguments: &HashMap<String, String>) -> Result<Session
     options.single_use = arguments.contains_key("single-use");
     if arguments.contains_key("tickets") {
         (options.sessions, options.tickets_tls12) = (SessionMode::Tickets, true);
+    }
+    for (name, duration) in [("rotation", &mut options.rotation), ("lifetime", &mut options.lifetime)] {
+        if let Some(seconds) = arguments.get(name) {
+            *duration = Duration::from_secs(seconds.parse()?);
+        }
     }
     if let Some(bytes) = arguments.get("mirror") {
         options.mirror = bytes.parse()?;

@@ -16,6 +16,27 @@ pub type Fingerprint = [u8; FINGERPRINT_BYTES];
 /// One of the two parts of a fingerprint.
 pub type Half = [u8; HALF_BYTES];
 
+/// The context fingerprint that a session must have, so that it may resume on a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Expected {
+    /// This one.
+    Fingerprint(Fingerprint),
+    /// The process has not seen yet which context serves such connections.
+    Unknown,
+    /// Different contexts serve such connections.
+    Unstable,
+}
+
+impl Expected {
+    pub(crate) fn fingerprint(self) -> Result<Fingerprint, &'static str> {
+        match self {
+            Self::Fingerprint(fingerprint) => Ok(fingerprint),
+            Self::Unknown => Err("context-unknown"),
+            Self::Unstable => Err("context-unstable"),
+        }
+    }
+}
+
 /// A name of a server's certificate, in the order of the encoded names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Name {

@@ -18,13 +18,13 @@ use tonic::transport::Endpoint;
 use crate::clock::unix_time;
 use crate::envelope::{self, Envelope};
 use crate::error::Error;
-use crate::fingerprint::Fingerprint;
+use crate::fingerprint::Expected;
 use crate::lookups::{Found, Query};
 use crate::options::{Ids, Options, SessionMode};
 use crate::process::Process;
 use crate::sealing::{self, Format, ID_BYTES, StoreKeys};
 use crate::sender::Item;
-use crate::stats::{Kind, Stats};
+use crate::stats::{Kind, RemovalReason, Stats};
 use crate::store::{self, How};
 use crate::target::Target;
 use crate::tickets::{TicketStats, Tickets};
@@ -47,45 +47,6 @@ pub struct Shim {
     endpoint: Endpoint,
     keys: StoreKeys,
     process: ArcSwapOption<Process>,
-}
-
-/// Why a session is removed, as it is counted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RemovalReason {
-    /// A connection failed with a fatal alert (RFC 5246 section 7.2.2).
-    FatalError,
-    /// The application asked for it.
-    Application,
-}
-
-impl RemovalReason {
-    pub(crate) const fn name(self) -> &'static str {
-        match self {
-            Self::FatalError => "fatal-error",
-            Self::Application => "application",
-        }
-    }
-}
-
-/// The context fingerprint that a session must have, so that it may resume on a connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Expected {
-    /// This one.
-    Fingerprint(Fingerprint),
-    /// The process has not seen yet which context serves such connections.
-    Unknown,
-    /// Different contexts serve such connections.
-    Unstable,
-}
-
-impl Expected {
-    pub(crate) fn fingerprint(self) -> Result<Fingerprint, &'static str> {
-        match self {
-            Self::Fingerprint(fingerprint) => Ok(fingerprint),
-            Self::Unknown => Err("context-unknown"),
-            Self::Unstable => Err("context-unstable"),
-        }
-    }
 }
 
 /// The parameters of one look-up.

@@ -4,6 +4,24 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+/// Why a session is removed, as it is counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RemovalReason {
+    /// A connection failed with a fatal alert (RFC 5246 section 7.2.2).
+    FatalError,
+    /// The application asked for it.
+    Application,
+}
+
+impl RemovalReason {
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::FatalError => "fatal-error",
+            Self::Application => "application",
+        }
+    }
+}
+
 pub(crate) const HITS: [&str; 4] = ["mirror", "store", "retried", "coalesced"];
 pub(crate) const MISSES: [&str; 21] = [
     "unknown",

@@ -8,6 +8,7 @@ use std::sync::{Arc, Barrier};
 use std::thread;
 use std::time::Duration;
 
+use nix::time::{ClockId, clock_gettime};
 use resumed::{Options, Scope, SessionMode, Sessions, TicketStats};
 use rustls::server::ProducesTickets;
 use rustls::version::{TLS12, TLS13};
@@ -378,10 +379,9 @@ fn no_secret_shows_when_sessions_are_printed() {
     assert!(!printed.contains("[7, 7") && !printed.contains("secret:"), "{printed}");
 }
 
-/// Returns the processor time of this thread: `proc_pid_schedstat(5)`.
+/// Returns the processor time of this thread.
 fn processor_time() -> Duration {
-    let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap();
-    Duration::from_nanos(text.split(' ').next().unwrap().parse().unwrap())
+    clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).unwrap().into()
 }
 
 /// Full and resumed handshakes with rustls' own tickets, and with those of the fleet, by turns in one thread.

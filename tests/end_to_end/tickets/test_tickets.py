@@ -23,6 +23,7 @@ from OpenSSL import SSL
 import resumed
 from resumed._crypto.ticket_secret import TicketSecret
 from support.loops import LoopFrontend, running
+from support.ports import free_port
 from support.server import running_server
 from support.tickets import TicketFrontend
 from support.tls import CA, CERTIFICATE, PATIENCE, Client, Frontend
@@ -354,6 +355,29 @@ def test_an_outage_is_logged_once(keyring: resumed.Keyring, caplog: pytest.LogCa
     until(lambda: "are not followed" in caplog.text)
     del frontend
     assert caplog.text.count("are not followed") == 1
+
+
+def test_removals_that_the_store_lost_with_its_storage_are_sent_again(
+    keyring: resumed.Keyring, client: Client, tmp_path: Path
+) -> None:
+    port = free_port()
+    with running_server("--storage", f"lmdb://{tmp_path}/one", listen=f"127.0.0.1:{port}") as store:
+        frontend = TicketFrontend("ssl", store.target, keyring)
+        with client.connect(frontend, client.visit(frontend).session) as connection:
+            connection.echo(b"hello")
+            session = connection.tls.session
+            connection.send_garbage()
+        assert frontend.shim.flush(PATIENCE)
+    with running_server("--storage", f"lmdb://{tmp_path}/other", listen=f"127.0.0.1:{port}") as store:
+        watched = resumed.SessionStore(store.target, namespace="shop", deadline=PATIENCE)
+        with watched.watch(removals_only=True) as watch:
+            assert any(change.key and change.ttl for batch in watch for change in batch.changes)
+        watched.close()
+        later = TicketFrontend("ssl", store.target, keyring)
+        later.tickets._secrets.revoke(lambda _: True)
+        later.tickets._secrets._by_name |= frontend.tickets._secrets._by_name
+        assert not client.visit(later, session).reused
+        assert later.refused == {"revoked": 1}
 
 
 # --- Single use -----------------------------------------------------------------------------------------------------

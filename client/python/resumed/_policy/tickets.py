@@ -18,6 +18,7 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from resumed._client.store import Remove
 from resumed._crypto.store_key import StoreKeys
 from resumed._crypto.ticket_state import LINEAGE_BYTES, TicketState, hash_name
 from resumed._exceptions import StoreError
@@ -48,6 +49,9 @@ _STALE_SECONDS = 3.0
 """Seconds without a message after which the stream is not live: the store sends one each second."""
 _RETRY_SECONDS = 1.0
 """Seconds between two attempts to follow the removals."""
+_MOST_OWN = 16_384
+"""How many of its removals a process sends again when the store has lost its storage."""
+_DEADLINE = 1.0
 _FAILURES_TO_LOG = 2
 """Failures in a row that are worth a line: a server that stops ends its streams, and the next one serves at once."""
 
@@ -114,6 +118,7 @@ class Tickets:
         self.removals = Removals(clock)
         self._live_at = float("-inf")  # when the removals were complete
         self._holding_over = False
+        self._own: dict[bytes, int] = {}  # the last removals of this process, with their ends
         self._reset()
         register_after_fork(self)
 
@@ -122,6 +127,7 @@ class Tickets:
         self._starting = threading.Lock()
         self._closed = threading.Event()
         self._watch: Watch | None = None
+        self._position = b""  # up to which all removals are applied
 
     def start(self) -> None:
         """Begin to agree on secrets and to follow the removals, in a thread; again in a forked child."""
@@ -289,6 +295,10 @@ class Tickets:
         end = int(now) + self._lifetime if end is None else end
         key = self._lineage_keys.key(lineage)
         self.removals.add(key, max(end - now, 1.0))
+        self._own[key] = end
+        while len(self._own) > _MOST_OWN:
+            with suppress(KeyError, RuntimeError):  # another thread was quicker
+                del self._own[next(iter(self._own))]
         return key, end
 
     def close(self) -> None:
@@ -304,11 +314,11 @@ class Tickets:
         self._reset()
 
     def _run(self) -> None:
-        position, failures = b"", 0
+        failures = 0
         while not self._closed.is_set():
             try:
                 self._secrets.step()
-                position = self._follow(position)
+                self._follow()
                 failures = 0
             except StoreError as error:
                 failures += 1
@@ -319,23 +329,33 @@ class Tickets:
             self._closed.wait(_RETRY_SECONDS)
         self._store.close()
 
-    def _follow(self, position: bytes) -> bytes:
-        """Apply the removals until the stream ends; return the position up to which all are applied."""
-        with self._store.watch(position, removals_only=True) as watch:
+    def _follow(self) -> None:
+        """Apply the removals until the stream ends."""
+        with self._store.watch(self._position, removals_only=True) as watch:
             self._watch = watch
             if self._closed.is_set():  # by a close() that knew of no stream yet
-                return position
+                return
             if not watch.removals_only:
                 raise StoreError("the store is too old for tickets: upgrade it before the frontends")
+            if self._position and not watch.resumed_from_position:
+                self._repeat_removals()
+            fresh = not watch.resumed_from_position
             for changes, behind, live in watch:
-                self._apply(changes)
-                position = behind or position
+                fresh = fresh and not live
+                self._apply(changes, fresh=fresh)
+                self._position = behind or self._position
                 if live:
                     self._live_at = min(watch.confirmed, self._monotonic())
                 self._secrets.step()
-        return position
 
-    def _apply(self, changes: list[Change]) -> None:
+    def _repeat_removals(self) -> None:
+        """Send the removals of this process again: the store may have lost them with its storage."""
+        now = self._clock()
+        removals = [Remove(key, end - now) for key, end in list(self._own.items()) if end > now]
+        if removals:
+            self._store.batch(removals, deadline=_DEADLINE)
+
+    def _apply(self, changes: list[Change], *, fresh: bool) -> None:
         for change in changes:
             if change.key:
                 if change.ttl and not self.removals.add(change.key, change.ttl):
@@ -344,11 +364,12 @@ class Tickets:
                     )
                 self._secrets.revoke(lambda secret, key=change.key: secret.address == key)  # type: ignore[misc]
             else:
-                self._purge(change)
+                self._purge(change, fresh=fresh)
 
-    def _purge(self, change: Change) -> None:
+    def _purge(self, change: Change, *, fresh: bool) -> None:
+        """Apply a purge. The one that a stream begins with does not void secrets that were created later."""
         before = change.time if change.time is not None else change.purged
         before = self._clock() if before is None else before
         self.removals.purge(before)
-        everything = change.time is None
+        everything = change.time is None and not fresh
         self._secrets.revoke(lambda secret: everything or secret.created < before)
