@@ -261,7 +261,11 @@ class Watch:
 
     def __enter__(self) -> Self:
         """Wait for the first answer."""
-        self._first = next(self._answers)
+        try:
+            self._first = next(self._answers)
+        except BaseException:
+            self.cancel()  # __exit__ is not called
+            raise
         self.resumed_from_position, self.removals_only = self._first.continued, self._first.removals_only
         return self
 

@@ -177,7 +177,10 @@ class TicketCallbacks:
             current.more -= 1
         else:
             secret = tickets.secret_for_issue()
-            state = self._limited_state(ssl, session, secret) if secret else None
+            if secret is None:
+                self._store_instead(ssl, session)
+                return None
+            state = self._limited_state(ssl, session, secret)
             if state is None:
                 return None
             current.lineage, current.issued_with = state.lineage, secret
@@ -185,12 +188,8 @@ class TicketCallbacks:
             library.SSL_SESSION_set_timeout(session, max(int(end), 1))
             if id_context := self._checks.id_context:
                 library.SSL_SESSION_set1_id_context(session, id_context, len(id_context))
-        # OpenSSL calls the new and remove callbacks for sessions with an id only; the connection has the last session.
-        session_id = b"" if current.more else current.lineage
-        library.SSL_SESSION_set1_id(session, session_id, len(session_id))
-        if session_id:
-            library.SSL_SESSION_set_ex_data(session, library.session_index, ssl)
-            current.session = session
+        library.SSL_SESSION_set1_id(session, b"", 0)  # or it would be part of the ticket
+        current.session = 0 if current.more else session
         tickets.count_issue()
         return current.issued_with
 
@@ -204,6 +203,8 @@ class TicketCallbacks:
         is_first = current.connection == ssl and current.fresh
         current.connection, current.fresh, current.more = ssl, False, 0
         mode, peer = library.SSL_get_verify_mode(ssl), library.SSL_SESSION_get0_peer(session)
+        if not is_first:
+            library.SSL_clear_options(ssl, OP_NO_TICKET)  # if a ticket was withheld, or a stored session has resumed
         if mode & VERIFY_PEER:
             self._checks.warn_of_missing_id_context(ssl)
         if peer and library.i2d_SSL_SESSION(session, None) > MAX_SESSION_BYTES:
@@ -218,20 +219,30 @@ class TicketCallbacks:
         limited = state and self._tickets.limited(state, secret, codec.peer_seconds(session) if peer else None)
         if limited is None:
             self._tickets.count_withheld()
-            current.more = 0
+            self._withhold(ssl, session)
         elif limited is not current.written:
             codec.remember(session, limited)
         current.written = None
         return limited
 
     def _store_instead(self, ssl: int, session: int) -> None:
-        """Have a session stored that is too large for a ticket; in TLS 1.2 it is too late for that."""
-        library = self._library
-        if library.SSL_version(ssl) == TLS1_3_VERSION:
-            self._codec.remember(session, None)
+        """Have a session stored that no ticket can carry now; in TLS 1.2 it is too late for that."""
+        if self._withhold(ssl, session):
             session_id = self._connections.issue_id(ssl)
-            library.SSL_SESSION_set1_id(session, session_id, len(session_id))
-            library.SSL_set_options(ssl, OP_NO_TICKET)
+            self._library.SSL_SESSION_set1_id(session, session_id, len(session_id))
+
+    def _withhold(self, ssl: int, session: int) -> bool:
+        """Have OpenSSL send the id of a session instead of a ticket in TLS 1.3; return whether it does.
+
+        The id is random, so it resumes nowhere unless it is replaced. A key callback that returns 0 has the same effect
+        in TLS 1.2 only: before OpenSSL 3.0.6 the message is malformed in TLS 1.3.
+        """
+        library, self._current.more = self._library, 0
+        if library.SSL_version(ssl) != TLS1_3_VERSION:
+            return False
+        self._codec.remember(session, None)
+        library.SSL_set_options(ssl, OP_NO_TICKET)
+        return True
 
     def _state_of_negotiated(self, ssl: int, session: int, mode: int) -> TicketState | None:
         """Return the state for a ticket of a full handshake; None if its session must not be shared.
@@ -275,15 +286,20 @@ class TicketCallbacks:
     def _on_key(self, ssl: int, *arguments: int) -> int:
         *pointers, encrypt = arguments
         try:
-            return self._encrypt(*pointers) if encrypt else self._decrypt(ssl, *pointers)
+            return self._encrypt(ssl, *pointers) if encrypt else self._decrypt(ssl, *pointers)
         except BaseException as error:  # noqa: BLE001  # nothing may cross C
             self._connections.handle_callback_error(error)
             return _NO_TICKET
 
-    def _encrypt(self, name: int, iv: int, cipher: int, mac: int) -> int:
-        secret, self._current.secret = self._current.secret, None
+    def _encrypt(self, ssl: int, name: int, iv: int, cipher: int, mac: int) -> int:
+        current, library = self._current, self._library
+        secret, current.secret = current.secret, None
         if secret is None:
             return _NO_TICKET
+        if current.session:
+            # OpenSSL calls the remove callback only for a session with an id, and the connection has the last session.
+            library.SSL_SESSION_set1_id(current.session, current.lineage, len(current.lineage))
+            library.SSL_SESSION_set_ex_data(current.session, library.session_index, ssl)
         random = os.urandom(_IV_BYTES)
         memmove(name, secret.name, NAME_BYTES)
         memmove(iv, random, _IV_BYTES)
