@@ -271,6 +271,7 @@ class Watch:
 
     def __exit__(self, *_: object) -> None:
         self.cancel()
+        self._answers.close()  # and with it the connection
 
     def __iter__(self) -> Iterator[WatchBatch]:
         """Yield what happened, at least once a second."""
