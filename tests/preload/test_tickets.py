@@ -69,9 +69,9 @@ def makes_full_handshake(context: ssl.SSLContext, port: int, session: ssl.SSLSes
     return not visit(context, port, session)[0]
 
 
-def resumes_nothing(ports: Sequence[int], version: ssl.TLSVersion) -> bool:
-    """Return whether the servers resume no session."""
-    return share_of_resumed(ports, version) == 0.0
+def resumes_share(ports: Sequence[int], version: ssl.TLSVersion, share: float) -> bool:
+    """Return whether the servers resume this share of the sessions."""
+    return share_of_resumed(ports, version) == share
 
 
 def visit_badly(context: ssl.SSLContext, port: int, session: ssl.SSLSession | None) -> ssl.SSLSession:
@@ -325,7 +325,7 @@ def test_without_the_store_tickets_resume_until_the_grace_is_over_and_all_client
             store.kill()
             for version in VERSIONS:
                 # At once, or when the stream counts as lost.
-                eventually(lambda version=version: share_of_resumed(ports, version) == share)
+                eventually(partial(resumes_share, ports, version, share))
 
 
 @pytest.mark.parametrize("version", VERSIONS)
