@@ -37,7 +37,7 @@ from support.server import running_server
 from support.waiting import until
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from OpenSSL import SSL
 
@@ -50,6 +50,8 @@ NAMES = (*OPENSSL, "Go", "rustls")
 GARBAGE_COLLECTED = ("ssl", "pyOpenSSL", "Go")
 """Stacks whose language cannot overwrite all copies of a secret: ended ones are counted, and are no failure."""
 VERSIONS = ("1.2", "1.3")
+REQUEST = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
+"""All stacks answer it: those that are no web servers answer each of its lines."""
 THREADS = 4
 NEGOTIATED = 0.25
 """Share of the handshakes that negotiate; the others offer a ticket."""
@@ -68,6 +70,17 @@ class Outcome:
     offered: int = 0
     failed: Counter[str] = field(default_factory=Counter)
     not_resumed: Counter[str] = field(default_factory=Counter)
+
+    @classmethod
+    def total(cls, outcomes: Iterable[Outcome]) -> Outcome:
+        """Return the sums."""
+        total = cls()
+        for each in outcomes:
+            total.handshakes += each.handshakes
+            total.offered += each.offered
+            total.failed += each.failed
+            total.not_resumed += each.not_resumed
+        return total
 
 
 class Ticket(NamedTuple):
@@ -102,51 +115,46 @@ class Observer:
 
 
 class Traffic:
-    """Clients that visit frontends."""
+    """The clients of one thread: pyOpenSSL offers a session only with the context that received it."""
 
     def __init__(self, servers: dict[str, list[Server]], stacks: Sequence[Stack], lifetime: int) -> None:
         self._servers, self._lifetime = servers, lifetime
-        self._asks = {stack.name: stack.ask for stack in stacks}
-        self._clients = threading.local()
         self._waiting: dict[str, deque[Ticket]] = {name: deque(maxlen=WAITING) for name in servers}
-        self.outcome, self._lock = Outcome(), threading.Lock()
+        self._clients = {version: Client("localhost", version, REQUEST) for version in VERSIONS}
+        self.outcome = Outcome()
 
     def visit(self) -> None:
         """Negotiate a session, or offer a ticket of any age to a frontend that reads it."""
-        stack = random.choice(list(self._servers))
-        waiting = self._waiting[stack]
-        ticket = None
-        if waiting and random.random() > NEGOTIATED:
-            with contextlib.suppress(IndexError):
-                waiting.rotate(random.randrange(len(waiting) + 1))
-                ticket = waiting.popleft()
-        if ticket and ticket.ends < time.time():
-            ticket = None
+        outcome = self.outcome
+        ticket = self._ticket(random.choice(list(self._servers)))
+        stack = ticket.stack if ticket else random.choice(list(self._servers))
         readers = [name for name in self._servers if name in OPENSSL] if stack in OPENSSL else [stack]
         name = random.choice(readers)
         version = ticket.version if ticket else random.choice(VERSIONS)
         server = random.choice(self._servers[name])
         try:
-            visit = self._client(name, version).visit(server.endpoint, ticket.session if ticket else None)
+            visit = self._clients[version].visit(server.endpoint, ticket.session if ticket else None)
         except Failed as error:
-            with self._lock:
-                self.outcome.failed[f"{name}, TLS {version}: {error}"] += 1
+            outcome.failed[f"{name}, TLS {version}: {error}"] += 1
             return
-        with self._lock:
-            self.outcome.handshakes += 1
-            if ticket:
-                self.outcome.offered += 1
-                if not visit.resumed:
-                    self.outcome.not_resumed[f"{ticket.stack} to {name}, TLS {version}"] += 1
+        outcome.handshakes += 1
+        if ticket:
+            outcome.offered += 1
+            if not visit.resumed:
+                outcome.not_resumed[f"{ticket.stack} to {name}, TLS {version}"] += 1
         # A resumed session ends with the first one; TLS 1.2 keeps its ticket unless the server renews it.
         ends = ticket.ends if ticket and visit.resumed else time.time() + self._lifetime - 2
-        self._waiting[name].append(Ticket(ends, name, version, visit.session or (ticket and ticket.session)))
+        session = visit.session or (ticket.session if ticket else None)
+        self._waiting[name].append(Ticket(ends, name, version, session))
 
-    def _client(self, name: str, version: str) -> Client:
-        clients: dict[tuple[str, str], Client] = self._clients.__dict__.setdefault("by_name", {})
-        if (name, version) not in clients:
-            clients[name, version] = Client("localhost", version, self._asks[name])
-        return clients[name, version]
+    def _ticket(self, stack: str) -> Ticket | None:
+        """Return a ticket of a stack that has not ended, or None for a full handshake."""
+        waiting = self._waiting[stack]
+        if not waiting or random.random() < NEGOTIATED:
+            return None
+        waiting.rotate(random.randrange(len(waiting)))
+        ticket = waiting.popleft()
+        return ticket if ticket.ends > time.time() and ticket.session else None
 
 
 def run(seconds: float, per_minute: float, rotation: int, lifetime: int, console: Console) -> int:
@@ -171,35 +179,35 @@ def run(seconds: float, per_minute: float, rotation: int, lifetime: int, console
                 for version in VERSIONS:
                     client = Client("localhost", version, stack.ask)
                     until(lambda: client.visit(server.endpoint, client.visit(server.endpoint).session).resumed)  # noqa: B023
-        outcome = _drive(Traffic(servers, stacks, lifetime), seconds, per_minute, console)
+        traffic = [Traffic(servers, stacks, lifetime) for _ in range(THREADS)]
+        outcome = _drive(traffic, seconds, per_minute, console)
         time.sleep(ERASED_WITHIN)
         found = _search(servers, store.process.pid, observer, time.time() - ERASED_WITHIN)
     return _report(outcome, found, console)
 
 
-def _drive(traffic: Traffic, seconds: float, per_minute: float, console: Console) -> Outcome:
+def _drive(traffic: Sequence[Traffic], seconds: float, per_minute: float, console: Console) -> Outcome:
     end, pause = time.monotonic() + seconds, THREADS * 60 / per_minute
 
-    def keep_visiting() -> None:
+    def keep_visiting(clients: Traffic) -> None:
         due = time.monotonic() + random.random() * pause
         while due < end:
             time.sleep(max(0.0, due - time.monotonic()))
-            traffic.visit()
+            clients.visit()
             due = max(due + pause, time.monotonic() - 5)
 
-    threads = [threading.Thread(target=keep_visiting) for _ in range(THREADS)]
+    threads = [threading.Thread(target=keep_visiting, args=(clients,)) for clients in traffic]
     for thread in threads:
         thread.start()
     with console.status("") as status:
         while any(thread.is_alive() for thread in threads):
-            outcome, left = traffic.outcome, max(0.0, end - time.monotonic())
-            lost = outcome.not_resumed.total()
+            outcome, left = Outcome.total(each.outcome for each in traffic), max(0.0, end - time.monotonic())
             status.update(
                 f"{left:.0f} s left: {outcome.handshakes} handshakes, {outcome.failed.total()} failed, "
-                f"{lost} of {outcome.offered} tickets not resumed"
+                f"{outcome.not_resumed.total()} of {outcome.offered} tickets not resumed"
             )
             time.sleep(0.5)
-    return traffic.outcome
+    return Outcome.total(each.outcome for each in traffic)
 
 
 def _search(

@@ -231,16 +231,21 @@ impl Tickets {
     ///
     /// The reason, for [`Tickets::count_refused`]: `replayed`, or that of the call.
     pub fn claim(&self, head: &[u8; HEAD_BYTES], state: &TicketState, waited: Duration) -> Result<(), &'static str> {
-        let remaining = self.remaining(state).ok_or("expired")?;
+        let remaining = self.remaining(state).ok_or("expired")? + self.margin();
         let end = Instant::now() + self.deadline.saturating_sub(waited);
         self.lookups.claim(Claim { key: self.use_keys.key(head), remaining, negotiated: state.negotiated, end, waited })
     }
 
     /// Removes a lineage, which ends at `end` (Unix seconds): at once in this process, and in the background in the whole fleet.
     pub fn remove(&self, lineage: &Lineage, end: u64, reason: RemovalReason) {
-        let key = self.lineage_keys.key(lineage);
+        let (key, end) = (self.lineage_keys.key(lineage), end.saturating_add(self.margin().as_secs()));
         self.removals.add(&key, end);
         self.sender.submit(&self.store, Item::Remove { key, reason: reason.name(), end: Some(end) }, false);
+    }
+
+    /// The time by which the clock of another frontend may be behind, for what must outlive a ticket there.
+    const fn margin(&self) -> Duration {
+        Duration::from_secs(self.rotation)
     }
 
     /// Returns how long a ticket of that state has still to live; None if it has ended.

@@ -92,6 +92,8 @@ class TicketSecrets:
             raise ValueError(f"rotation must be 1 to {MAX_ROTATION} seconds, not {rotation}")
         self._store, self._keyring, self._clock, self._random = store, keyring, clock, random
         self._lifetime, self._rotation = int(lifetime), int(rotation)
+        self.margin = self._rotation
+        """Seconds by which the clock of another frontend may be behind, for what must outlive a ticket there."""
         self._by_name: dict[bytes, TicketSecret] = {}
         self._agreed: dict[int, TicketSecret] = {}  # by the start of the epoch
         self._generations: dict[int, int] = {}  # that are to be tried next, by the start of the epoch

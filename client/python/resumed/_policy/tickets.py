@@ -277,7 +277,7 @@ class Tickets:
         known = handshake.result_for(head)
         if known is not None:
             return known
-        key, ttl = self._use_keys.key(head), self.remaining(state)
+        key, ttl = self._use_keys.key(head), self.remaining(state) + self._secrets.margin
         return handshake.look_up(
             head,
             lambda seconds, blocking: self._lookups.claim(key, ttl, seconds, blocking=blocking),
@@ -285,14 +285,14 @@ class Tickets:
         )
 
     def remove(self, lineage: bytes, end: int | None = None) -> tuple[bytes, int]:
-        """Let no ticket of a lineage resume in this process; return the store key of the removal, and its end.
+        """Let no ticket of a lineage resume in this process; return the store key of the removal, and when it may end.
 
         Args:
             lineage: The id of the lineage.
             end: When it ends, in Unix seconds; None if that is not known.
         """
         now = self._clock()
-        end = int(now) + self._lifetime if end is None else end
+        end = (int(now) + self._lifetime if end is None else end) + self._secrets.margin
         key = self._lineage_keys.key(lineage)
         self.removals.add(key, max(end - now, 1.0))
         self._own[key] = end
