@@ -392,7 +392,7 @@ bench-frontends: # Those whose tools are installed; the benchmark lists the othe
 	@! command -v go >/dev/null || go build -C tests/conformance/go -o $(CURDIR)/$(BUILD)/frontends/go-frontend .
 	@! command -v npm >/dev/null || $(MAKE) --no-print-directory node-package
 	@! command -v cargo >/dev/null || cargo build --quiet --release --locked --manifest-path client/rust/Cargo.toml --example server
-	@! command -v cargo >/dev/null || cargo build --quiet --release --locked --manifest-path client/c/Cargo.toml --workspace
+	@! command -v cargo >/dev/null || $(MAKE) --no-print-directory c-build
 	@! command -v cargo >/dev/null || $(MAKE) --no-print-directory preload-servers
 
 .PHONY: bench

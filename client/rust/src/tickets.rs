@@ -244,8 +244,8 @@ impl Tickets {
     }
 
     /// The time by which the clock of another frontend may be behind, for what must outlive a ticket there.
-    const fn margin(&self) -> Duration {
-        Duration::from_secs(self.rotation)
+    fn margin(&self) -> Duration {
+        Duration::from_secs(self.rotation.into())
     }
 
     /// Returns how long a ticket of that state has still to live; None if it has ended.

@@ -87,6 +87,35 @@ def test_a_fleet_moves_to_tickets_without_losing_a_session(
     assert sum(after.shim.stats.hits.values()) == after.resumed == 1
 
 
+def test_a_client_that_offers_a_stored_session_in_vain_gets_a_ticket(
+    store: RunningServer, keyring: resumed.Keyring, stack: Stack, client: Client
+) -> None:
+    stranger = Frontend(stack, store.target, resumed.Keyring.from_keys([os.urandom(32)]))
+    session = client.visit(stranger).session
+    frontend = TicketFrontend(stack, store.target, keyring)
+    visit = client.visit(frontend, session)
+    assert not visit.reused
+    assert client.visit(frontend, visit.session).reused
+    assert frontend.resumed == 1
+
+
+def test_a_ticket_that_ends_at_once_is_withheld_and_the_next_handshake_works(
+    store: RunningServer, keyring: resumed.Keyring, stack: Stack
+) -> None:
+    client = Client(TLS13)
+    frontend = TicketFrontend(stack, store.target, keyring, lifetime=1000)
+    session = client.visit(frontend).session
+    frontend.advance(999)
+    limited = frontend.tickets.limited
+    frontend.tickets.limited = lambda *_: None
+    withheld = client.visit(frontend, session)
+    assert withheld.reused
+    frontend.tickets.limited = limited
+    visit = client.visit(frontend, withheld.session)
+    assert not visit.reused
+    assert client.visit(frontend, visit.session).reused
+
+
 def test_a_session_that_was_stored_does_not_live_longer_as_a_ticket(
     store: RunningServer, keyring: resumed.Keyring
 ) -> None:

@@ -203,8 +203,7 @@ class TicketCallbacks:
         is_first = current.connection == ssl and current.fresh
         current.connection, current.fresh, current.more = ssl, False, 0
         mode, peer = library.SSL_get_verify_mode(ssl), library.SSL_SESSION_get0_peer(session)
-        if not is_first:
-            library.SSL_clear_options(ssl, OP_NO_TICKET)  # if a ticket was withheld, or a stored session has resumed
+        library.SSL_clear_options(ssl, OP_NO_TICKET)  # if a stored session was offered, or a ticket withheld
         if mode & VERIFY_PEER:
             self._checks.warn_of_missing_id_context(ssl)
         if peer and library.i2d_SSL_SESSION(session, None) > MAX_SESSION_BYTES:
@@ -269,7 +268,6 @@ class TicketCallbacks:
         written, checks = self._current.written, self._checks
         if written and not self._connections.context_may_change():
             return written
-        self._library.SSL_clear_options(ssl, OP_NO_TICKET)  # if a stored session has resumed
         if not checks.may_share(ssl, session, mode):
             return None
         state = self._codec.ticket_state(session) or self._state_of_stored(session, checks.server_name(ssl))
