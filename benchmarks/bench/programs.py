@@ -189,6 +189,7 @@ def _preloaded(namespace: str, kind: str, around: Surroundings) -> dict[str, str
             "tickets_tls12": "1",
             "rotation": str(around.rotation),
             "lifetime": str(around.lifetime),
+            "ignore_id_context": "1",  # as frontends of unlike stacks need it
         },
     }.get(kind, {"mirror": "0"})
     return settings(around.target, namespace, around.keyring, deadline=str(_DEADLINE), **more)
