@@ -47,6 +47,8 @@ ELSEWHERE = {
     "RESUMED_COMMAND=.../resumed": "`make go`, `make node` and `make rust` do that",
     "RESUMED_LEAK_HANDSHAKES=100000 cargo test": "takes minutes, and Rust",
     "RESUMED_LEAK_HANDSHAKES=100000 go test": "takes an hour",
+    "RESUMED_COMPARE_ROUNDS=300 go test": "takes minutes",
+    "RESUMED_COST_HANDSHAKES=1500 cargo test": "takes minutes, and Rust",
     "npm run leak": "takes minutes",
     "npm test": "`make node`",
     "LD_PRELOAD=": "tests/preload, `make preload-test`",

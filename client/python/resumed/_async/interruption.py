@@ -11,7 +11,7 @@ import inspect
 import signal
 import sys
 import threading
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 _MOMENT = 0.01
 """Seconds until an exception is raised in a step that is not seen, if the callback has returned by then."""
+_STEP_MOMENTS = 100
+"""How often it waits for the end of the step: raised before, it may begin with another callback, and be lost."""
 
 _Result = TypeVar("_Result")
 
@@ -53,9 +55,36 @@ def interrupted(error: BaseException) -> None:
         _raise_later(threading.get_ident(), error, inspect.currentframe())
 
 
+class _Step(NamedTuple):
+    """The step of the TLS library that a callback interrupts."""
+
+    caller: FrameType
+    """The frame that called the library."""
+    instruction: int
+    """Where it did."""
+
+    @classmethod
+    def of(cls, callback: FrameType) -> _Step | None:
+        """Return the step of a callback, if Python code called the library."""
+        caller = callback.f_back
+        return cls(caller, caller.f_lasti) if caller else None
+
+    def runs(self, frame: FrameType | None) -> bool:
+        """Return whether a thread, given its present frame, is still in the step."""
+        while frame and frame is not self.caller:
+            frame = frame.f_back
+        return frame is not None and frame.f_lasti == self.instruction
+
+
 def _raise_later(thread: int, error: BaseException, within: FrameType | None) -> None:
-    """Raise an exception in another thread once a frame of it has returned to the TLS library."""
-    threading.Timer(_MOMENT, _raise_in, (thread, error, within and _callback_of(within))).start()
+    """Raise an exception in another thread once its callback has returned, and the step of the TLS library."""
+    callback = within and _callback_of(within)
+    step = _Step.of(callback) if callback else None
+    _schedule(thread, error, callback, step, _STEP_MOMENTS)
+
+
+def _schedule(thread: int, error: BaseException, within: FrameType | None, step: _Step | None, moments: int) -> None:
+    threading.Timer(_MOMENT, _raise_in, (thread, error, within, step, moments)).start()
 
 
 def _callback_of(frame: FrameType) -> FrameType:
@@ -69,13 +98,18 @@ def _is_ours(frame: FrameType) -> bool:
     return str(frame.f_globals.get("__name__", "")).partition(".")[0] == __name__.partition(".")[0]
 
 
-def _raise_in(thread: int, error: BaseException, within: FrameType | None) -> None:
+def _raise_in(
+    thread: int, error: BaseException, within: FrameType | None, step: _Step | None = None, moments: int = 0
+) -> None:
     """Raise an exception in another thread, which the interpreter makes of a class there."""
-    frame = sys._current_frames().get(thread)  # noqa: SLF001  # documented
+    present = frame = sys._current_frames().get(thread)  # noqa: SLF001  # documented
     while frame and frame is not within:
         frame = frame.f_back
     if frame and within:  # a busy machine: raised now, it would end in the callback, and be lost
-        _raise_later(thread, error, within)
+        _schedule(thread, error, within, step, moments)
+        return
+    if step and moments and step.runs(present):
+        _schedule(thread, error, within, step, moments - 1)
         return
     if isinstance(error, KeyboardInterrupt):  # a signal also ends the next wait of the main thread
         signal.pthread_kill(threading.main_thread().ident or thread, signal.SIGINT)
