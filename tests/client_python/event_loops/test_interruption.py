@@ -65,6 +65,7 @@ def interrupt_and_work(error: BaseException, attempts: list[int], returned: list
 def test_an_exception_is_not_raised_in_the_next_callback_of_the_same_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """It would be raised at the beginning of that callback, before its `try`, and be lost in C."""
     monkeypatch.setattr(interruption, "_MOMENT", 0.0)
+    monkeypatch.setattr(interruption, "_STEP_MOMENTS", 1_000_000)
     attempts, entered = list[int](), list[bool]()
     raise_in = interruption._raise_in
 
@@ -73,29 +74,24 @@ def test_an_exception_is_not_raised_in_the_next_callback_of_the_same_step(monkey
         raise_in(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(interruption, "_raise_in", attempt)
-    names = globals() | {"__name__": "resumed.callbacks"}
-    first = FunctionType(interrupted_once.__code__, names)
     compare = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
 
     def call_back(_one: object, _other: object) -> int:
         entered.append(True)
         if len(entered) == 1:
-            first(Stop())
+            interruption.interrupted(Stop())
         return 0
 
+    names = globals() | {"__name__": "resumed.callbacks"}
+    callback = FunctionType(call_back.__code__, names, closure=call_back.__closure__)
     numbers = (ctypes.c_int * 2000)()
     sort = ctypes.CDLL(None).qsort  # a step of C that calls back thousands of times
 
     def serve() -> None:
-        sort(numbers, ctypes.c_size_t(2000), ctypes.c_size_t(4), compare(call_back))
+        sort(numbers, ctypes.c_size_t(2000), ctypes.c_size_t(4), compare(callback))
         until(lambda: False)
 
     with pytest.raises(Stop):
         serve()
     assert len(entered) > 1000, "the step has ended"
     assert attempts
-
-
-def interrupted_once(error: BaseException) -> None:
-    """Note the interruption of a callback."""
-    interruption.interrupted(error)
