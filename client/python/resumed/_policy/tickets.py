@@ -127,6 +127,7 @@ class Tickets:
         self._starting = threading.Lock()
         self._closed = threading.Event()
         self._watch: Watch | None = None
+        self._failures = 0  # in a row
         self._position = b""  # up to which all removals are applied
 
     def start(self) -> None:
@@ -314,15 +315,13 @@ class Tickets:
         self._reset()
 
     def _run(self) -> None:
-        failures = 0
         while not self._closed.is_set():
             try:
                 self._secrets.step()
                 self._follow()
-                failures = 0
             except StoreError as error:
-                failures += 1
-                if failures == _FAILURES_TO_LOG and not self._closed.is_set():  # once per outage
+                self._failures += 1
+                if self._failures == _FAILURES_TO_LOG and not self._closed.is_set():  # once per outage
                     _log.warning("namespace %s: removals of tickets are not followed: %s", self._store.namespace, error)
             except Exception:  # noqa: BLE001  # a defect must not end the thread: removals would be lost in silence
                 _log.exception("namespace %s: following the removals of tickets failed", self._store.namespace)
@@ -345,6 +344,7 @@ class Tickets:
                 self._apply(changes, fresh=fresh)
                 self._position = behind or self._position
                 if live:
+                    self._failures = 0  # its end is none: a connection of a certain age gets another server
                     self._live_at = min(watch.confirmed, self._monotonic())
                 self._secrets.step()
 
