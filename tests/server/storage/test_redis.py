@@ -176,7 +176,7 @@ class TestRedis(EngineContract):
 
 def test_in_any_history_it_behaves_like_a_dictionary(store: Store) -> None:
     check_histories(
-        lambda _clock: store.open(), lambda: RedisClock(store.servers), sweeps=False, tick=DRIFT, examples=30
+        lambda _clock: store.open(), lambda: RedisClock(store.servers), sweeps=False, tick=10.0, examples=30
     )
 
 
