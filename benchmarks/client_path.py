@@ -25,7 +25,7 @@ from rich.table import Table
 
 sys.path.extend(str(Path(__file__).parents[1] / folder) for folder in ("tests", "."))
 
-from resumed import SessionStore
+from resumed import StoreClient
 from resumed.v1 import session_store_pb2 as pb
 from resumed.v1.session_store_pb2_grpc import SessionStoreServiceStub
 from support.server import running_server
@@ -40,7 +40,7 @@ NAMESPACE, VALUE = "shop", os.urandom(203)
 
 def clients(target: str, key: bytes) -> dict[str, Callable[[], object]]:
     """Return a look-up by the name of the client that makes it."""
-    store = SessionStore(target, namespace=NAMESPACE, deadline=10)
+    store = StoreClient(target, namespace=NAMESPACE, deadline=10)
     store.put(key, VALUE, 1_000)
     request = pb.GetRequest(namespace=NAMESPACE, key=key)
     stub = SessionStoreServiceStub(grpc.insecure_channel(target))

@@ -87,7 +87,7 @@ def follow(targets: Sequence[str], control: Connection) -> None:
     """Follow with one mirror for each of `targets` until told to stop; then tell what they saw."""
     mirrors: list[Any] = []
     for target in targets:
-        mirror = Mirror(resumed.SessionStore(target, namespace=NAMESPACE))
+        mirror = Mirror(resumed.StoreClient(target, namespace=NAMESPACE))
         mirror.sessions = TimedSessions()
         mirror.get(b"")
         mirrors.append(mirror)
@@ -127,7 +127,7 @@ def await_all(mirrors: Sequence[Any], condition: Callable[[Any], bool]) -> None:
 def store_and_remove(target: str, rate: int, batch: int, seconds: float) -> tuple[dict[bytes, float], ...]:
     """Store `rate` sessions a second in Batches, remove some; return when the calls that did began, by key."""
     began: tuple[dict[bytes, float], dict[bytes, float]] = {}, {}
-    store = resumed.SessionStore(target, namespace=NAMESPACE, deadline=PATIENCE)
+    store = resumed.StoreClient(target, namespace=NAMESPACE, deadline=PATIENCE)
     start = time.monotonic()
     doomed: list[bytes] = []
     for number in range(int(rate * seconds / batch)):
@@ -152,7 +152,7 @@ def purge(target: str, count: int) -> list[float]:
     began = []
     with (
         resumed.Admin(target, deadline=PATIENCE) as admin,
-        contextlib.closing(resumed.SessionStore(target, namespace=NAMESPACE, deadline=PATIENCE)) as store,
+        contextlib.closing(resumed.StoreClient(target, namespace=NAMESPACE, deadline=PATIENCE)) as store,
     ):
         for _ in range(count):
             time.sleep(PURGE_PAUSE * (0.8 + 0.4 * random.random()))  # in no step with how often the log is read

@@ -16,7 +16,7 @@ from benchmarks.bench.results import Results, spread
 from benchmarks.bench.rig import ASK, Frontend, Rig, come_back, negotiate, shuffled
 from benchmarks.bench.sources import OPTIONS, PUTS_ARRIVE, VISITS
 from benchmarks.engine_scale import Filled
-from resumed import SessionStore
+from resumed import StoreClient
 from resumed._client.store import StoredSession
 from resumed._policy.mirror import SessionCache
 from resumed_server.cli.tls_client import Client
@@ -68,7 +68,7 @@ class Size:
         filled.engine.close()
         target = rig.store("grpcio", "--storage", f"lmdb://{directory}", "--capacity", "4GiB")
         self._keys = random.sample(filled.keys, min(count, 1 << 16))
-        self._store = SessionStore(target, namespace="shop", deadline=1.0)
+        self._store = StoreClient(target, namespace="shop", deadline=1.0)
         held.callback(self._store.close)
         self._frontends = held.enter_context(rig.frontends([Frontend("ssl", "P-256", target, OPTIONS)] * 2))
         self._mirror = SessionCache(1 << 40)

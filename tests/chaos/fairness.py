@@ -217,7 +217,7 @@ class Turn(NamedTuple):
     answers: dict[str, float]
 
 
-def look_up(store: resumed.SessionStore, options: argparse.Namespace) -> tuple[list[float], int]:
+def look_up(store: resumed.StoreClient, options: argparse.Namespace) -> tuple[list[float], int]:
     """Look up at a steady pace; return the seconds of each look-up, and the number of failures."""
     took, failed, due = [], 0, time.monotonic()
     for _ in range(int(options.seconds * options.rate)):
@@ -241,7 +241,7 @@ class Round(NamedTuple):
     flooded: Turn
 
 
-def turn(store: resumed.SessionStore, server: RunningServer, options: argparse.Namespace, *flood: Any) -> Turn:
+def turn(store: resumed.StoreClient, server: RunningServer, options: argparse.Namespace, *flood: Any) -> Turn:
     """Look up at `server` during the flood of `flooding`, if any."""
     with contextlib.ExitStack() as held:
         answers = held.enter_context(flooding(*flood)) if flood else {}
@@ -278,7 +278,7 @@ def measure(options: argparse.Namespace, progress: Progress) -> dict[str, list[R
             server = held.enter_context(running_server(*files.options, workers=options.workers))
         held.enter_context(bound_to(set(cores[1:]) or set(cores)))
         other = held.enter_context(running_server(*files.options, workers=options.workers))
-        store = resumed.SessionStore(
+        store = resumed.StoreClient(
             server.target.replace("127.0.0.1", "localhost"),
             namespace="quiet",
             credentials=resumed.Credentials(

@@ -98,7 +98,7 @@ class Observer:
     """Follows the agreement, and holds every secret that the fleet has had."""
 
     def __init__(self, target: str, namespace: str, keyring: Path, rotation: int, lifetime: int) -> None:
-        store = resumed.SessionStore(target, namespace=namespace, deadline=5.0)
+        store = resumed.StoreClient(target, namespace=namespace, deadline=5.0)
         self._secrets = TicketSecrets(store, resumed.Keyring.load(keyring), rotation=rotation, lifetime=lifetime)
         self.seen: dict[bytes, TicketSecret] = {}
         self._ended = threading.Event()

@@ -398,7 +398,7 @@ def test_removals_that_the_store_lost_with_its_storage_are_sent_again(
             connection.send_garbage()
         assert frontend.shim.flush(PATIENCE)
     with running_server("--storage", f"lmdb://{tmp_path}/other", listen=f"127.0.0.1:{port}") as store:
-        watched = resumed.SessionStore(store.target, namespace="shop", deadline=PATIENCE)
+        watched = resumed.StoreClient(store.target, namespace="shop", deadline=PATIENCE)
         with watched.watch(removals_only=True) as watch:
             assert any(change.key and change.ttl for batch in watch for change in batch.changes)
         watched.close()

@@ -29,7 +29,7 @@ from resumed._exceptions import AlreadyExists, StoreError, UnsealError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from resumed._client.store import Operation, Result, SessionStore
+    from resumed._client.store import Operation, Result, StoreClient
     from resumed._crypto.fleet_key import FleetKey
     from resumed._crypto.keyring import Keyring
 
@@ -78,7 +78,7 @@ class TicketSecrets:
 
     def __init__(
         self,
-        store: SessionStore,
+        store: StoreClient,
         keyring: Keyring,
         *,
         lifetime: int = 7200,

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from resumed._async.suspendable_handshake import SuspendableHandshake
-    from resumed._client.store import Change, SessionStore, Watch
+    from resumed._client.store import Change, StoreClient, Watch
     from resumed._crypto.ticket_secret import TicketSecret
     from resumed._policy.lookups import LookupResult, Lookups
     from resumed._policy.served_names import Expected
@@ -96,7 +96,7 @@ class Tickets:
 
     def __init__(
         self,
-        store: SessionStore,
+        store: StoreClient,
         secrets: TicketSecrets,
         recorder: Recorder,
         lookups: Lookups,

@@ -39,7 +39,7 @@ class Revocations:
         clock: The time in Unix seconds.
     """
 
-    def __init__(self, store: resumed.SessionStore, secrets: Revocable, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, store: resumed.StoreClient, secrets: Revocable, clock: Callable[[], float] = time.time) -> None:
         self._store, self._secrets, self._clock = store, secrets, clock
         self._position = b""
         self._watch: Watch | None = None
