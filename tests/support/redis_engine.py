@@ -15,7 +15,7 @@ from resumed_server.storage.engine import (
     EngineUnavailable,
 )
 from resumed_server.storage.registry import open_engine
-from resumed_server.storage.testing.contract import FakeClock
+from resumed_server.storage.testing.fixtures import FakeClock
 from support.redis import redis_server, valkey_cluster, valkey_sentinels, valkey_server
 
 if TYPE_CHECKING:

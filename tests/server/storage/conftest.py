@@ -11,7 +11,7 @@ import pytest
 pytest.register_assert_rewrite("resumed_server.storage.testing")  # before the first import of the suites
 
 from resumed_server.storage.lmdb.engine import LmdbEngine
-from resumed_server.storage.testing.contract import FakeClock
+from resumed_server.storage.testing.fixtures import FakeClock
 from support.lmdb_engine import ROOMY
 from support.redis import valkey_server
 

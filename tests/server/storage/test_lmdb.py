@@ -25,7 +25,8 @@ from resumed_server.storage.engine import (
 )
 from resumed_server.storage.lmdb.engine import LmdbEngine
 from resumed_server.storage.registry import open_engine, verify_url
-from resumed_server.storage.testing.contract import EngineContract, FakeClock, read_all_changes
+from resumed_server.storage.testing.contract import EngineContract
+from resumed_server.storage.testing.fixtures import FakeClock, read_all_changes
 from resumed_server.storage.testing.state_machine import check_histories
 from support.lmdb import raw_values
 from support.lmdb_engine import (

@@ -24,7 +24,7 @@ from resumed_server.storage.engine import (
 )
 from resumed_server.storage.lmdb import engine as embedded
 from resumed_server.storage.lmdb.engine import LmdbEngine
-from resumed_server.storage.testing.contract import FakeClock, read_removals
+from resumed_server.storage.testing.fixtures import FakeClock, read_removals
 from support.lmdb_engine import MEBIBYTE, PATIENCE, assert_refused, is_removed, start_process
 
 if TYPE_CHECKING:

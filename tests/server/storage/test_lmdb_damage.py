@@ -26,7 +26,7 @@ from support.lmdb_engine import MEBIBYTE, PATIENCE, ROOMY, continue_together, st
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from resumed_server.storage.testing.contract import FakeClock
+    from resumed_server.storage.testing.fixtures import FakeClock
 
 
 def truncate(directory: Path) -> None:

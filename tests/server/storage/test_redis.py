@@ -15,7 +15,8 @@ from resumed_server.storage.engine import (
 )
 from resumed_server.storage.redis.admission import MARK_DIGITS
 from resumed_server.storage.redis.change_log import KEPT_SECONDS
-from resumed_server.storage.testing.contract import EngineContract, FakeClock, read_all_changes, read_removals
+from resumed_server.storage.testing.contract import EngineContract
+from resumed_server.storage.testing.fixtures import FakeClock, read_all_changes, read_removals
 from resumed_server.storage.testing.state_machine import check_histories
 from support.redis_engine import (
     DRIFT,

@@ -21,7 +21,7 @@ from resumed_server.storage.engine import (
 from resumed_server.storage.redis.topology import PERMISSIONS
 from resumed_server.storage.redis.url import RedisUrl
 from resumed_server.storage.registry import open_engine, verify_url
-from resumed_server.storage.testing.contract import read_removals
+from resumed_server.storage.testing.fixtures import read_removals
 from support.redis import redis_server, valkey_server
 from support.redis_engine import PATIENT, catch_failure, engine_at
 from support.tls import CA, CERTIFICATE

@@ -24,7 +24,7 @@ from resumed_server.storage.engine import (
     StoredSession,
     Take,
 )
-from resumed_server.storage.testing.contract import read_all_changes, read_removals
+from resumed_server.storage.testing.fixtures import read_all_changes, read_removals
 from support.redis import valkey_cluster, valkey_sentinels, valkey_server
 from support.redis_engine import PATIENT, catch_failure, engine_at, is_working, restart
 from support.waiting import until

@@ -31,7 +31,7 @@ from resumed_server.storage.redis.change_log import KNOWN_POSITIONS
 from resumed_server.storage.redis.topology import NodeBackoff
 from resumed_server.storage.redis.url import RedisUrl
 from resumed_server.storage.registry import open_engine
-from resumed_server.storage.testing.contract import read_removals
+from resumed_server.storage.testing.fixtures import read_removals
 from support.redis import redis_server, valkey_server
 from support.redis_engine import PATIENT, catch_failure, engine_at, is_working
 from support.waiting import until
