@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
 import statistics
 import sys
 import tempfile
@@ -22,6 +21,7 @@ import grpc
 
 sys.path.extend(str(Path(__file__).parents[1] / folder) for folder in ("tests", "."))
 
+from benchmarks.measuring import cpu_seconds
 from resumed.v1 import session_store_pb2 as pb
 from resumed.v1.session_store_pb2_grpc import SessionStoreServiceStub
 from resumed_server.auth import tls
@@ -39,12 +39,6 @@ SHOP = "spiffe://example.org/shop"
 OTHER_GRANTS = 100
 """Grants before the relevant one: the server caches its decision, so they must cost nothing."""
 KEY = b"k" * 32
-
-
-def cpu_seconds(server: RunningServer) -> float:
-    """Return the CPU time of a server in seconds."""
-    fields = Path(f"/proc/{server.process.pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def measure_authorization(authority: Authority, grants: str) -> list[float]:
@@ -108,10 +102,10 @@ def main() -> None:
         request = pb.GetRequest(namespace="shop", key=KEY)
         for _ in range(arguments.rounds):
             for kind, (server, stub) in kinds.items():
-                before = cpu_seconds(server)
+                before = cpu_seconds([server.process.pid])
                 for _ in range(arguments.calls):
                     stub.Get(request)
-                durations[kind].append((cpu_seconds(server) - before) / arguments.calls * 1e6)
+                durations[kind].append((cpu_seconds([server.process.pid]) - before) / arguments.calls * 1e6)
     for kind, figures in durations.items():
         ratios = [mine / base for mine, base in zip(figures, durations["mutual TLS"], strict=True)]
         print(

@@ -25,6 +25,7 @@ from rich.table import Table
 
 sys.path.extend(str(Path(__file__).parents[1] / folder) for folder in ("tests", "."))
 
+from benchmarks.measuring import spread
 from resumed import StoreClient
 from resumed.v1 import session_store_pb2 as pb
 from resumed.v1.session_store_pb2_grpc import SessionStoreServiceStub
@@ -66,11 +67,6 @@ def build_lookups(target: str, key: bytes) -> dict[str, Callable[[], object]]:
     return lookups
 
 
-def spread(values: list[float]) -> str:
-    """Return the median and the range, in microseconds."""
-    return f"{statistics.median(values) * 1e6:.0f} ({min(values) * 1e6:.0f} to {max(values) * 1e6:.0f})"
-
-
 def measure_rows(where: str, target: str, rounds: int) -> list[list[str]]:
     """Measure and return a row for each client."""
     calls = build_lookups(target, os.urandom(32))
@@ -85,7 +81,7 @@ def measure_rows(where: str, target: str, rounds: int) -> list[list[str]]:
                 durations.append(time.perf_counter() - started)
             times[name].append(statistics.median(durations))
             processor[name].append((time.process_time() - began) / CALLS)
-    return [[where, name, spread(times[name]), spread(processor[name])] for name in calls]
+    return [[where, name, spread(times[name], 0, factor=1e6), spread(processor[name], 0, factor=1e6)] for name in calls]
 
 
 def main() -> None:

@@ -24,6 +24,7 @@ from rich.table import Table
 
 sys.path.extend(str(Path(__file__).parents[1] / folder) for folder in ("tests", "."))
 
+from benchmarks.measuring import p99, spread
 from resumed.v1 import session_store_pb2 as pb
 from resumed.v1.session_store_pb2_grpc import SessionStoreServiceStub
 from resumed_server.storage.engine import Get, Put
@@ -32,7 +33,7 @@ from resumed_server.storage.lmdb.engine import LmdbEngine
 from support.server import running_server
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
 FEW = 1_000
 VALUE_BYTES = 230
@@ -108,16 +109,6 @@ def measure_microseconds(call: Callable[..., object], *arguments: object) -> flo
     return (time.perf_counter() - started) * 1e6
 
 
-def p99(figures: Sequence[float]) -> float:
-    """Return the 99th percentile."""
-    return statistics.quantiles(figures, n=100)[98]
-
-
-def format_spread(figures: Sequence[float], unit: str = "") -> str:
-    """Return the median and the range."""
-    return f"{statistics.median(figures):,.2f}{unit} ({min(figures):,.2f} to {max(figures):,.2f})"
-
-
 class Report:
     """A table of figures, and the number of missed targets."""
 
@@ -144,8 +135,8 @@ def measure_get(report: Report, few: FilledEngine, many: FilledEngine, turns: in
             column.append(statistics.median(database.look_up(20_000)))
     ratios = [slow / fast for fast, slow in zip(*medians, strict=True)]
     for database, column in zip((few, many), medians, strict=True):
-        report.add(f"get p50, {database.count:,} sessions", format_spread(column, " us"))
-    report.add("get p50, ratio", format_spread(ratios), statistics.median(ratios), TARGETS["get"])
+        report.add(f"get p50, {database.count:,} sessions", spread(column, unit=" us"))
+    report.add("get p50, ratio", spread(ratios), statistics.median(ratios), TARGETS["get"])
 
 
 def measure_wire(report: Report, few: FilledEngine, many: FilledEngine, turns: int) -> None:
@@ -167,9 +158,9 @@ def measure_wire(report: Report, few: FilledEngine, many: FilledEngine, turns: i
                 assert get(requests[0]).HasField("session")
     for database, column in zip((few, many), medians, strict=True):
         database.open()
-        report.add(f"Get p50 over the wire, {database.count:,} sessions", format_spread(column, " us"))
+        report.add(f"Get p50 over the wire, {database.count:,} sessions", spread(column, unit=" us"))
     ratios = [slow / fast for fast, slow in zip(*medians, strict=True)]
-    report.add("Get p50 over the wire, ratio", format_spread(ratios), statistics.median(ratios), TARGETS["get"])
+    report.add("Get p50 over the wire, ratio", spread(ratios), statistics.median(ratios), TARGETS["get"])
 
 
 def measure_operations(report: Report, many: FilledEngine, turns: int) -> None:
@@ -200,7 +191,7 @@ def measure_open(report: Report, many: FilledEngine, turns: int) -> None:
         many.open()
         many.look_up(1)
         durations.append(time.perf_counter() - started)
-    report.add(f"open with {many.count:,} sessions", format_spread(durations, " s"), max(durations), TARGETS["open"])
+    report.add(f"open with {many.count:,} sessions", spread(durations, unit=" s"), max(durations), TARGETS["open"])
 
 
 def measure_sweep(report: Report, many: FilledEngine, turns: int, seconds: float) -> None:
@@ -222,9 +213,9 @@ def measure_sweep(report: Report, many: FilledEngine, turns: int, seconds: float
         sweeping.append(p99(many.look_up_in_bursts(seconds)))
         sweeper.stop()
     ratios = [busy / calm for calm, busy in zip(quiet, sweeping, strict=True)]
-    report.add("look-up p99, quiet", format_spread(quiet, " us"))
-    report.add("look-up p99, sweeping", format_spread(sweeping, " us"))
-    report.add("look-up p99, ratio", format_spread(ratios), statistics.median(ratios), TARGETS["sweep"])
+    report.add("look-up p99, quiet", spread(quiet, unit=" us"))
+    report.add("look-up p99, sweeping", spread(sweeping, unit=" us"))
+    report.add("look-up p99, ratio", spread(ratios), statistics.median(ratios), TARGETS["sweep"])
     report.add("swept during look-ups", f"{deleted / turns / seconds:,.0f} entries/s")
 
 

@@ -32,13 +32,14 @@ sys.path.extend(str(Path(__file__).parents[1] / folder) for folder in ("tests", 
 
 from benchmarks.empty import SERVICE, run_empty_server
 from benchmarks.load import make_unary_calls
+from benchmarks.measuring import cpu_seconds, percentiles, process_tree, spread
 from resumed.v1 import session_store_pb2 as pb
 from resumed_server.preflight import verified
 from support.redis import redis_server, valkey_server
 from support.server import running_server
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from google.protobuf.message import Message
 
@@ -78,38 +79,14 @@ class Figures:
     def row(self) -> list[str]:
         """Return the cells of a table."""
         return [
-            spread(self.rates, 1),
+            spread(self.rates, 0),
             percentiles(self.alone),
             percentiles(self.busy)
             if self.busy
             else " / ".join(f"{statistics.median(column) * 1e3:.2f}" for column in zip(*self.benchmark, strict=True)),
-            spread(self.server_cpu, 1e6) if self.server_cpu else "-",
-            spread(self.engine_cpu, 1e6) if any(self.engine_cpu) else "-",
+            spread(self.server_cpu, 0, factor=1e6) if self.server_cpu else "-",
+            spread(self.engine_cpu, 0, factor=1e6) if any(self.engine_cpu) else "-",
         ]
-
-
-def spread(figures: Sequence[float], factor: float, digits: int = 0) -> str:
-    """Return the median and the range."""
-    low, middle, high = (factor * figure for figure in (min(figures), statistics.median(figures), max(figures)))
-    return f"{middle:,.{digits}f} ({low:,.{digits}f} to {high:,.{digits}f})"
-
-
-def percentiles(seconds: Sequence[float]) -> str:
-    """Return the median and the 99th percentile in milliseconds."""
-    if len(seconds) < 2:
-        return "-"
-    return f"{statistics.median(seconds) * 1e3:.2f} / {statistics.quantiles(seconds, n=100)[98] * 1e3:.2f}"
-
-
-def cpu_seconds(processes: Iterable[int]) -> float:
-    """Return the processor time of `processes` in seconds, in user mode and in the kernel."""
-    # The clock id of a process, as clock_getcpuclockid(3) computes it; /proc/PID/stat has hundredths of seconds only.
-    return sum(time.clock_gettime(~process << 3 | 2) for process in processes)
-
-
-def process_tree(process: int) -> list[int]:
-    """Return a process and its children: the supervisor of a server and its workers."""
-    return [process, *map(int, Path(f"/proc/{process}/task/{process}/children").read_text().split())]
 
 
 def put_request(key: bytes) -> pb.PutRequest:

@@ -31,7 +31,8 @@ from rich.table import Table
 sys.path.extend(str(Path(__file__).parents[1] / folder) for folder in ("tests", "."))
 
 import resumed
-from benchmarks.fleet import VERSION_NAMES, Client, Fleet, milliseconds
+from benchmarks.fleet import VERSION_NAMES, Client, Fleet
+from benchmarks.measuring import percentiles
 from support.distance import distant
 from support.server import running_server
 
@@ -125,9 +126,9 @@ def main() -> int:
                         table.add_row(
                             *(loop, version.removeprefix("TLS "), name, f"{len(seconds[name]):,} of {tries:,}"),
                             *(
-                                format_spread(figures["held"]),
-                                format_spread(figures["late"]),
-                                milliseconds(seconds[name]),
+                                format_delays(figures["held"]),
+                                format_delays(figures["late"]),
+                                percentiles(seconds[name]),
                             ),
                         )
             finally:
@@ -154,9 +155,9 @@ def measure_round(
             yield name, [visit.seconds for visit in visits if visit.resumed]
 
 
-def format_spread(seconds: list[float]) -> str:
+def format_delays(seconds: list[float]) -> str:
     """Return median, 99th percentile and longest, in milliseconds."""
-    return f"{milliseconds(seconds)} / {max(seconds) * 1e3:.2f}" if seconds else "-"
+    return f"{percentiles(seconds)} / {max(seconds) * 1e3:.2f}" if seconds else "-"
 
 
 async def _serve(options: argparse.Namespace) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
-import statistics
 import subprocess
 import sys
 import time
@@ -17,7 +16,7 @@ from support.tls import CERTIFICATE, STACKS, VERSIONS, Stack, client_context
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     import trustme
 
@@ -114,13 +113,3 @@ class Fleet:
                 yield json.loads(process.stdout.readline())["port"]
             finally:
                 process.terminate()
-
-
-def p99(figures: Sequence[float]) -> float:
-    """Return the 99th percentile."""
-    return statistics.quantiles(figures, n=100)[98] if len(figures) > 1 else figures[0]
-
-
-def milliseconds(seconds: Sequence[float]) -> str:
-    """Return the median and the 99th percentile."""
-    return f"{statistics.median(seconds) * 1e3:.2f} / {p99(seconds) * 1e3:.2f}" if seconds else "-"

@@ -14,7 +14,6 @@ import argparse
 import contextlib
 import gc
 import os
-import resource
 import ssl
 import sys
 import threading
@@ -30,6 +29,7 @@ from rich.table import Table
 sys.path.extend(str(Path(__file__).parents[1] / folder) for folder in ("tests", "."))
 
 import resumed
+from benchmarks.measuring import resident_bytes
 from support.server import running_server
 from support.tls import STACKS, VERSIONS, Frontend, Stack
 
@@ -61,9 +61,8 @@ class Usage(NamedTuple):
     def measure(cls) -> Usage:
         """Collect garbage and measure."""
         gc.collect()
-        resident = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * resource.getpagesize()
         return cls(
-            resident,
+            resident_bytes(),
             sys.getallocatedblocks(),
             len(gc.get_objects()),
             len(list(Path("/proc/self/task").iterdir())),

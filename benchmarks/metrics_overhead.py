@@ -28,8 +28,9 @@ from rich.table import Table
 
 sys.path.extend(str(Path(__file__).parents[1] / folder) for folder in ("tests", "."))
 
-from benchmarks.engines import AT_ONCE, CONNECTIONS, cpu_seconds, get_request, put_request
+from benchmarks.engines import AT_ONCE, CONNECTIONS, get_request, put_request
 from benchmarks.load import make_unary_calls
+from benchmarks.measuring import cpu_seconds
 from resumed.v1.session_store_pb2 import DESCRIPTOR
 from support.server import running_server
 

@@ -24,6 +24,7 @@ from rich.table import Table
 
 sys.path.extend(str(Path(__file__).parents[1] / folder) for folder in ("tests", "."))
 
+from benchmarks.measuring import resident_bytes
 from resumed._client.store import StoredSession
 from resumed._policy.mirror import _EXPIRY_BYTES, _OVERHEAD, SessionCache
 
@@ -33,12 +34,6 @@ if TYPE_CHECKING:
 VALUE_BYTES, LIFETIME = 203, 7_200.0
 WANTED = 200
 TURNS = 1
-
-
-def resident_bytes() -> int:
-    """Return the resident memory of this process in bytes."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def allocated_bytes() -> int:

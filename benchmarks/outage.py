@@ -29,7 +29,8 @@ from rich.table import Table
 
 sys.path.extend(str(Path(__file__).parents[1] / folder) for folder in ("tests", "."))
 
-from benchmarks.fleet import PATIENCE, VERSION_NAMES, Client, Fleet, milliseconds
+from benchmarks.fleet import PATIENCE, VERSION_NAMES, Client, Fleet
+from benchmarks.measuring import percentiles
 from support.relay import Relay
 from support.server import RunningServer, running_server
 from support.tls import STACKS
@@ -240,7 +241,7 @@ def main() -> int:
             missed += failed > 0 or recovery_seconds > TARGET_RETURN or max(during.seconds) > bound
             table.add_row(
                 *(name, stack, version, f"{len(during.seconds):,}", f"{failed}", f"{during.resumed}"),
-                *(milliseconds(during.seconds), f"{max(during.seconds) * 1e3:.1f} (bound {bound * 1e3:.1f})"),
+                *(percentiles(during.seconds), f"{max(during.seconds) * 1e3:.1f} (bound {bound * 1e3:.1f})"),
                 *(
                     over,
                     f"{recovery_seconds:.2f}",

@@ -31,7 +31,8 @@ from rich.table import Table
 sys.path.extend(str(Path(__file__).parents[1] / folder) for folder in ("tests", "."))
 
 import resumed
-from benchmarks.bench.results import ratios, spread
+from benchmarks.bench.results import ratios
+from benchmarks.measuring import spread
 from support.server import running_server
 from support.waiting import until
 

@@ -24,6 +24,7 @@ from rich.table import Table
 
 sys.path.extend(str(Path(__file__).parents[1] / folder) for folder in ("tests", "."))
 
+from benchmarks.measuring import resident_bytes
 from resumed.v1 import session_store_pb2 as pb
 from resumed.v1.session_store_pb2_grpc import SessionStoreServiceStub
 from support.redis import valkey_cluster, valkey_server
@@ -79,12 +80,6 @@ def snapshot_seconds(target: str, removals: int) -> float:
     return seconds
 
 
-def resident_mebibytes(server: RunningServer) -> float:
-    """Return the resident memory of a server in MiB."""
-    status = Path(f"/proc/{server.process.pid}/status").read_text()
-    return int(next(line for line in status.splitlines() if line.startswith("VmRSS")).split()[1]) / 1024
-
-
 def main() -> None:
     """Measure and print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -98,12 +93,12 @@ def main() -> None:
     for name in options.stores:
         with run_store(name) as server, grpc.insecure_channel(server.target, options=OPTIONS) as channel:
             fill(SessionStoreServiceStub(channel), options.removals)
-            before = resident_mebibytes(server)
+            before = resident_bytes(server.process.pid) / 2**20
             alone = [snapshot_seconds(server.target, options.removals) for _ in range(5)]
             with ThreadPoolExecutor(options.together) as threads:
                 targets = [server.target] * options.together
                 together = list(threads.map(lambda target: snapshot_seconds(target, options.removals), targets))
-            growth = resident_mebibytes(server) - before
+            growth = resident_bytes(server.process.pid) / 2**20 - before
             figures = (alone[0], statistics.median(alone), max(together), growth)
             table.add_row(name, *(f"{figure:.2f}" for figure in figures))
     Console().print(table)

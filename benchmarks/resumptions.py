@@ -26,7 +26,8 @@ from rich.table import Table
 
 sys.path.extend(str(Path(__file__).parents[1] / folder) for folder in ("tests", "."))
 
-from benchmarks.fleet import OTHER_STACK, PATIENCE, VERSION_NAMES, Client, Fleet, milliseconds
+from benchmarks.fleet import OTHER_STACK, PATIENCE, VERSION_NAMES, Client, Fleet
+from benchmarks.measuring import percentiles
 from support.server import running_server
 
 if TYPE_CHECKING:
@@ -144,8 +145,8 @@ def main() -> int:
             lost += outcome.resumed.count(False)
             table.add_row(
                 *(name, puts, version, second if attempt is reconnect_with_s_client else f"{first} → {second}"),
-                *(outcome.summary, milliseconds(outcome.full_seconds)),
-                *(milliseconds(outcome.resumed_seconds), format_counts(stats["hits"]), format_counts(stats["misses"])),
+                *(outcome.summary, percentiles(outcome.full_seconds)),
+                *(percentiles(outcome.resumed_seconds), format_counts(stats["hits"]), format_counts(stats["misses"])),
             )
     Console(width=None if os.isatty(1) else 220).print(table)
     return int(lost > 0)

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 sys.path.extend(str(Path(__file__).parents[1] / folder) for folder in ("tests", "."))
 
-from benchmarks.engines import METHODS, generate_requests, spread
+from benchmarks.engines import METHODS, generate_requests
+from benchmarks.measuring import spread
 from resumed_server.rpc.session_service import SessionStoreService
 from resumed_server.storage.registry import open_engine
 from resumed_server.watch.hub import WatchHub
@@ -64,7 +65,7 @@ def main() -> None:
                 if turn:
                     figures[operation].append((time.process_time() - started) / len(messages))
     for operation, seconds in figures.items():
-        print(f"{operation:14} {spread(seconds, 1e6, 1)} us")
+        print(f"{operation:14} {spread(seconds, 1, factor=1e6)} us")
     if options.profile:
         pstats.Stats(profile).sort_stats("tottime").print_stats(20)
 

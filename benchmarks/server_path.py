@@ -32,14 +32,11 @@ from benchmarks.engines import (
     EMPTY,
     Figures,
     Subject,
-    cpu_seconds,
     generate_requests,
     make_calls,
-    percentiles,
-    process_tree,
     redis_benchmark,
-    spread,
 )
+from benchmarks.measuring import bind_to_cores, cpu_seconds, percentiles, process_tree, spread
 from resumed_server.preflight import verified
 from support.redis import redis_server
 from support.server import running_server
@@ -86,17 +83,6 @@ RATIOS = (
 )
 
 _Rounds = defaultdict[tuple[str, str], Figures]
-
-
-@contextlib.contextmanager
-def bind_to_cores(cores: set[int]) -> Iterator[None]:
-    """Bind this process, and all processes that it starts during the context, to `cores`."""
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, cores)
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, before)
 
 
 @contextlib.contextmanager
@@ -162,9 +148,9 @@ def table_of_figures(rounds: _Rounds, *, markdown: bool) -> Table:
             if figures.alone
             else f"{statistics.median(p50 for p50, _ in figures.benchmark) * 1e3:.2f} with {REDIS_CLIENTS} at once"
         )
-        cpu = spread(figures.server_cpu, 1e6, 1) if figures.server_cpu else "-"
+        cpu = spread(figures.server_cpu, 1, factor=1e6) if figures.server_cpu else "-"
         load = f"{statistics.median(figures.generator_load):.2f}" if figures.generator_load else "-"
-        table.add_row(name, operation, spread(figures.rates, 1), alone, cpu, load)
+        table.add_row(name, operation, spread(figures.rates, 0), alone, cpu, load)
     return table
 
 
@@ -190,7 +176,7 @@ def quotient(rounds: Mapping[tuple[str, str], Figures], ratio: Ratio, *, by_cpu:
             speeds(numerator, by_cpu=by_cpu), speeds(denominator, by_cpu=by_cpu), strict=True
         )
     ]
-    return spread(quotients, 1, 2)
+    return spread(quotients)
 
 
 def speeds(figures: Figures, *, by_cpu: bool) -> Sequence[float]:

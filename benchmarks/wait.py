@@ -20,6 +20,7 @@ from rich.table import Table
 
 sys.path.extend(str(Path(__file__).parents[1] / folder) for folder in ("tests", "."))
 
+from benchmarks.measuring import spread
 from resumed_server.storage.engine import Put
 from resumed_server.storage.registry import open_engine
 from support.redis import valkey_server
@@ -65,11 +66,6 @@ def main() -> None:
     for name in OPTIONS:
         table.add_row(name, spread(p50s[name]), spread(p99s[name]))
     Console(width=None if os.isatty(1) else 140).print(table)
-
-
-def spread(milliseconds: list[float]) -> str:
-    """Return the median of the rounds, and their range."""
-    return f"{statistics.median(milliseconds):.2f} ({min(milliseconds):.2f} to {max(milliseconds):.2f})"
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from rich.table import Table
 sys.path.extend(str(Path(__file__).parents[1] / folder) for folder in ("tests", "."))
 
 import resumed
+from benchmarks.measuring import spread
 from resumed._policy.mirror import Mirror, SessionCache
 from support.redis import valkey_cluster, valkey_server
 from support.server import running_server
@@ -221,12 +222,6 @@ STORES: dict[str, Callable[[], AbstractContextManager[list[str]]]] = {
 }
 
 
-def format_spread(rounds: Sequence[float]) -> str:
-    """Return the median of the rounds, with the range, in milliseconds."""
-    low, middle, high = (each(rounds) * 1e3 for each in (min, statistics.median, max))
-    return f"{middle:.0f} ({low:.0f} to {high:.0f})"
-
-
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -254,7 +249,7 @@ def main() -> None:
                 figures[name][2 * kind].append(percentiles[49])
                 figures[name][2 * kind + 1].append(percentiles[98])
     for name, columns in figures.items():
-        table.add_row(name, *map(format_spread, columns), f"≤ {WANTED * 1e3:.0f}")
+        table.add_row(name, *(spread(column, 0, factor=1e3) for column in columns), f"≤ {WANTED * 1e3:.0f}")
     Console(width=None if os.isatty(1) else 140).print(table)
 
 

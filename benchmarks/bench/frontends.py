@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING
 
 from benchmarks.bench.apache import list_missing, run_memcached
 from benchmarks.bench.programs import BARE, CALL, MIRROR, OWN, STACKS, TICKETS, Environment
-from benchmarks.bench.results import Results, ratios, spread
-from benchmarks.bench.rig import CLIENTS, FRONTENDS, VERSIONS, Rig, bind_to_core, negotiate, offer_sessions, shuffled
+from benchmarks.bench.results import Results, ratios
+from benchmarks.bench.rig import CLIENTS, FRONTENDS, VERSIONS, Rig, negotiate, offer_sessions, shuffled
 from benchmarks.bench.sources import PUTS_ARRIVE, VISITS
-from benchmarks.fleet import p99
+from benchmarks.measuring import bind_to_cores, p99, spread
 from resumed_server.cli.bench.load_generator import LoadGenerator, Plan
 from resumed_server.cli.tls_client import Client
 
@@ -80,7 +80,7 @@ class Pairs(FrontendsByKind):
     def run(self, environment: Environment) -> Iterator[None]:
         """Run all frontends during the context."""
         with contextlib.ExitStack() as exit_stack:
-            with bind_to_core(FRONTENDS):
+            with bind_to_cores({FRONTENDS}):
                 for stack, number in itertools.product(self.stacks, (1, 2)):
                     # One frontend of the first kind is enough: BARE shares nothing. Section `tickets` measures TICKETS.
                     for kind in [each for each in stack.kinds[number - 1 :] if each != TICKETS]:
@@ -109,7 +109,7 @@ def measure(options: Options) -> Results:
     pairs, lost = Pairs(stacks), 0
     shares: list[float] = []
     with Rig() as rig, contextlib.ExitStack() as exit_stack:
-        with bind_to_core(CLIENTS):
+        with bind_to_cores({CLIENTS}):
             cache = exit_stack.enter_context(run_memcached())
         ticket_key = rig.directory / "ticket.key"
         ticket_key.write_bytes(os.urandom(80))

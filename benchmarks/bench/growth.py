@@ -5,17 +5,16 @@ from __future__ import annotations
 import contextlib
 import os
 import random
-import resource
 import statistics
 import time
 from collections import defaultdict
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.bench.results import Results, spread
+from benchmarks.bench.results import Results
 from benchmarks.bench.rig import REQUEST, Frontend, Rig, negotiate, offer_sessions, shuffled
 from benchmarks.bench.sources import OPTIONS, PUTS_ARRIVE, VISITS
 from benchmarks.engine_scale import FilledEngine
+from benchmarks.measuring import resident_bytes, spread
 from resumed import StoreClient
 from resumed._client.store import StoredSession
 from resumed._policy.mirror import SessionCache
@@ -96,11 +95,6 @@ class SizedStore:
             median_microseconds(self._mirror.get, keys),
         )
         return dict(zip(MEASURED, medians, strict=True))
-
-
-def resident_bytes() -> int:
-    """Return the resident memory of this process in bytes."""
-    return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * resource.getpagesize()
 
 
 def median_microseconds(look_up: Callable[[bytes], object], keys: list[bytes]) -> float:

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from OpenSSL import SSL
 
-from benchmarks.bench.results import Results, ratios, spread
+from benchmarks.bench.results import Results, ratios
 from benchmarks.bench.rig import REQUEST, Frontend, Rig, negotiate, shuffled
 from benchmarks.fleet import Client as LineClient
+from benchmarks.measuring import spread
 from resumed_server.cli.tls_client import Client
 from support.tls import STACKS, VERSIONS
 

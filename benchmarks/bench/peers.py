@@ -14,9 +14,10 @@ from collections import defaultdict
 from typing import TYPE_CHECKING
 
 from benchmarks.bench.apache import list_missing, run_apache, run_memcached
-from benchmarks.bench.results import Results, ratios, spread
-from benchmarks.bench.rig import CLIENTS, VERSIONS, Frontend, Rig, bind_to_core, negotiate, offer_sessions, shuffled
+from benchmarks.bench.results import Results, ratios
+from benchmarks.bench.rig import CLIENTS, VERSIONS, Frontend, Rig, negotiate, offer_sessions, shuffled
 from benchmarks.bench.sources import OPTIONS, PUTS_ARRIVE, VISITS
+from benchmarks.measuring import bind_to_cores, spread
 from resumed_server.cli.tls_client import Client
 from support.redis import redis_server
 
@@ -46,7 +47,7 @@ def measure(options: Options) -> Results:
     found: dict[tuple[str, str], dict[str, Figures]] = {}
     with Rig() as rig, contextlib.ExitStack() as exit_stack:
         stores = rig.run_stores()
-        with bind_to_core(CLIENTS):
+        with bind_to_cores({CLIENTS}):
             caches = {
                 "no cache": "none",
                 "mod_socache_shmcb": "shmcb:{directory}/cache(512000)",

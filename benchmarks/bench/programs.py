@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from benchmarks.bench.apache import MEMCACHED
 from benchmarks.bench.rig import FRONTEND, REQUEST
+from benchmarks.measuring import cpu_seconds, process_tree
 from preload.servers import LIBRARY, SERVERS, serving, settings
 from resumed_server.cli.tls_client import Endpoint
 
@@ -30,7 +31,6 @@ _HTTP = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
 _DEADLINE = 1.0
 """Seconds: long, so that a late response appears in the times and not as a full handshake."""
 _MIRROR_BYTES = 64 << 20
-_TICK = os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Server(NamedTuple):
 
     def processor_seconds(self) -> float:
         """Return the processor time of the server and of its child processes, in seconds."""
-        return sum(map(_processor_seconds, _process_tree(self.pid)))
+        return cpu_seconds(process_tree(self.pid))
 
 
 @dataclass(frozen=True)
@@ -248,17 +248,3 @@ STACKS: tuple[Stack, ...] = (
         MEMCACHED,
     ),
 )
-
-
-def _process_tree(pid: int) -> Iterator[int]:
-    yield pid
-    with contextlib.suppress(OSError):
-        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split():
-            yield from _process_tree(int(child))
-
-
-def _processor_seconds(pid: int) -> float:
-    with contextlib.suppress(OSError):  # the process may have ended
-        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / _TICK
-    return 0.0

@@ -86,15 +86,6 @@ class Results:
         return cls(**document)
 
 
-def spread(figures: Sequence[float], digits: int = 2) -> str:
-    """Return the median and the range."""
-    return (
-        f"{statistics.median(figures):,.{digits}f} ({min(figures):,.{digits}f} to {max(figures):,.{digits}f})"
-        if figures
-        else "-"
-    )
-
-
 def ratios(numerators: Sequence[float], denominators: Sequence[float]) -> list[float]:
     """Return the quotients of two sequences, turn by turn."""
     return [numerator / denominator for numerator, denominator in zip(numerators, denominators, strict=True)]

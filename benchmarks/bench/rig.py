@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 import trustme
 
 from benchmarks.fleet import Fleet
+from benchmarks.measuring import bind_to_cores
 from resumed_server.cli.tls_client import Client, Endpoint, Handshake
 from support.server import running_server
 from support.tls import CA
@@ -72,17 +73,6 @@ class Case(NamedTuple):
         return f"{self.stack}, TLS {self.version}, {self.key}"
 
 
-@contextlib.contextmanager
-def bind_to_core(core: int) -> Iterator[None]:
-    """Bind this thread, and all processes that it starts during the context, to one core."""
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {core})
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, before)
-
-
 class Frontend(NamedTuple):
     """A frontend to start.
 
@@ -126,7 +116,7 @@ class Rig:
 
     def run_store(self, front: str = "grpcio", *options: str) -> str:
         """Start a store and return its target."""
-        with bind_to_core(CLIENTS):
+        with bind_to_cores({CLIENTS}):
             server = running_server("--transport", front, *options)
             return self._exit_stack.enter_context(server).target
 
@@ -139,7 +129,7 @@ class Rig:
     def run_frontends(self, wanted: Sequence[Frontend]) -> Iterator[list[Endpoint]]:
         """Run frontends, and yield their endpoints."""
         with contextlib.ExitStack() as exit_stack:
-            with bind_to_core(FRONTENDS), ThreadPoolExecutor(4) as pool:  # its threads inherit the core
+            with bind_to_cores({FRONTENDS}), ThreadPoolExecutor(4) as pool:  # its threads inherit the core
                 endpoints = list(pool.map(lambda each: exit_stack.enter_context(self._run_frontend(each)), wanted))
             yield endpoints
 
@@ -148,7 +138,7 @@ class Rig:
     def run_on_frontends_core(server: contextlib.AbstractContextManager[Endpoint]) -> Iterator[Endpoint]:
         """Run another server on the core of the frontends."""
         with contextlib.ExitStack() as exit_stack:
-            with bind_to_core(FRONTENDS):
+            with bind_to_cores({FRONTENDS}):
                 endpoint = exit_stack.enter_context(server)
             yield endpoint
 

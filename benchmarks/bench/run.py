@@ -25,8 +25,9 @@ sys.path.extend(str(Path(__file__).parents[2] / folder) for folder in ("tests", 
 
 from benchmarks.bench import report, scripts
 from benchmarks.bench.results import Results
-from benchmarks.bench.rig import CLIENTS, Options, bind_to_core
+from benchmarks.bench.rig import CLIENTS, Options
 from benchmarks.bench.scripts import SCRIPTS
+from benchmarks.measuring import bind_to_cores
 
 ROOT = Path(__file__).parents[2]
 SECTIONS = ("sources", "throughput", "peers", "frontends", "tickets", "made_up_ids", "growth", *SCRIPTS)
@@ -53,7 +54,7 @@ def main() -> int:
     for name in options.only or SECTIONS:
         started = time.monotonic()
         try:
-            with Progress(console=console, transient=True) as progress, bind_to_core(CLIENTS):
+            with Progress(console=console, transient=True) as progress, bind_to_cores({CLIENTS}):
                 section = measure_section(name, Options(options.quick, progress))
         except Exception:  # noqa: BLE001  # the other sections continue
             console.print_exception(max_frames=4)

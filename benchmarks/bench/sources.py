@@ -12,8 +12,9 @@ import time
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
-from benchmarks.bench.results import Results, ratios, spread
+from benchmarks.bench.results import Results, ratios
 from benchmarks.bench.rig import FRONTS, REQUEST, VERSIONS, Case, Frontend, Rig, negotiate, offer_sessions, shuffled
+from benchmarks.measuring import spread
 from resumed_server.cli.tls_client import Client
 from support.tls import STACKS
 

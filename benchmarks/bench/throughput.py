@@ -10,9 +10,10 @@ import statistics
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
-from benchmarks.bench.results import Results, ratios, spread
+from benchmarks.bench.results import Results, ratios
 from benchmarks.bench.rig import REQUEST, VERSIONS, Case, Frontend, Rig, shuffled
 from benchmarks.bench.sources import OPTIONS
+from benchmarks.measuring import spread
 from resumed_server.cli.bench.load_generator import LoadGenerator, Plan
 from support.tls import STACKS
 

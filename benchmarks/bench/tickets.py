@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from benchmarks.bench.frontends import FrontendsByKind, measure_load
 from benchmarks.bench.programs import BARE, STACKS, TICKETS, Environment
-from benchmarks.bench.results import Results, ratios, spread
+from benchmarks.bench.results import Results, ratios
 from benchmarks.bench.rig import CORES, VERSIONS, Rig, negotiate, offer_sessions, shuffled
+from benchmarks.measuring import spread
 from resumed_server.cli.tls_client import Client
 from support.server import running_server
 from support.waiting import until

@@ -37,8 +37,7 @@ from rich.table import Table
 sys.path.extend(str(Path(__file__).parents[2] / folder) for folder in ("tests", "."))
 
 import resumed
-from benchmarks.engines import cpu_seconds, process_tree
-from benchmarks.server_path import bind_to_cores
+from benchmarks.measuring import bind_to_cores, cpu_seconds, process_tree
 from resumed.v1 import session_store_pb2 as pb
 from resumed.v1.session_store_pb2_grpc import SessionStoreServiceStub
 from support.mtls import Authority, Files, Pem, channel, grant
