@@ -171,6 +171,7 @@ async def _serve(options: argparse.Namespace) -> None:
         keyring=keyring,
         deadline=options.deadline,
         mirror=options.lookups == "mirror",
+        ignore_id_context=True,  # the frontend that negotiates has another TLS stack
     )
     if options.lookups == LOOKUPS[0]:
         context.sslobject_class = ssl.SSLObject
