@@ -11,9 +11,10 @@ import pytest
 import trustme
 from cryptography import x509
 
-from resumed_server.cli.diagnose.checks import Failure, Warned
+from resumed_server.cli.diagnose.checks import Warned
 from resumed_server.cli.diagnose.frontend_checks import FrontendChecks, _Visit
 from resumed_server.cli.diagnose.validity import validity
+from resumed_server.cli.diagnosis import Failure
 from resumed_server.cli.keyring.keygen import keygen
 from support.command import called
 from support.frontend import running_frontend

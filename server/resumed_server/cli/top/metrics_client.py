@@ -159,7 +159,7 @@ def _explain(url: str, error: object) -> Unreachable:
     with contextlib.suppress(OSError):
         parts = urlsplit(url)
         for family, _, _, _, where in socket.getaddrinfo(parts.hostname, parts.port, type=socket.SOCK_STREAM):
-            if protocol := protocol_of((family, where)):
+            if protocol := protocol_of((family, (str(where[0]), int(where[1])))):
                 return Unreachable(
                     f"{_PROTOCOLS[protocol]}; give the address of its --metrics-listen", ExitStatus.USAGE
                 )

@@ -94,24 +94,12 @@ class MetricsCollector(Collector):
         for limited in by_worker:
             for subject, limit, number in limited:
                 rejections[subject, limit] += number
-        used = {key: used for key, (_, used) in limits.items() if used is not None}
-        labels = ("subject", "limit")
-        for family, values in (
-            (
-                GaugeMetricFamily("resumed_limit", "Amount of a limit.", labels=labels),
-                {k: v for k, (v, _) in limits.items()},
-            ),
-            (GaugeMetricFamily("resumed_limit_used", "Use of a limit of sessions or bytes.", labels=labels), used),
-            (
-                CounterMetricFamily(
-                    "resumed_limit_rejections", "Calls, operations and Watches that a limit rejected.", labels=labels
-                ),
-                rejections,
-            ),
-        ):
-            for key, value in values.items():
-                family.add_metric(key, value)
-            yield family
+        amounts = {key: amount for key, (amount, _) in limits.items()}
+        uses = {key: use for key, (_, use) in limits.items() if use is not None}
+        yield _by_limit(GaugeMetricFamily, "resumed_limit", "Amount of a limit.", amounts)
+        yield _by_limit(GaugeMetricFamily, "resumed_limit_used", "Use of a limit of sessions or bytes.", uses)
+        text = "Calls, operations and Watch streams that a limit rejected."
+        yield _by_limit(CounterMetricFamily, "resumed_limit_rejections", text, rejections)
 
     def _store(self, all_workers: Sequence[_Figures], live_workers: Sequence[_Figures]) -> Iterator[Metric]:
         # All workers share one storage: the latest figures count. A new worker does not have any yet.
@@ -143,6 +131,18 @@ class MetricsCollector(Collector):
         )
         ready = any(figures["ready"] for figures in live_workers)
         yield GaugeMetricFamily("resumed_engine_up", "Whether the storage engine responds to any worker.", ready)
+
+
+def _by_limit(
+    kind: type[GaugeMetricFamily | CounterMetricFamily],
+    name: str,
+    documentation: str,
+    values: Mapping[tuple[str, str], int],
+) -> Metric:
+    family = kind(name, documentation, labels=("subject", "limit"))
+    for key, value in values.items():
+        family.add_metric(key, value)
+    return family
 
 
 class HasUses(Protocol):
