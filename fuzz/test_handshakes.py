@@ -18,8 +18,8 @@ from tlslite.api import HandshakeSettings, TLSConnection
 from tlslite.errors import TLSLocalAlert, TLSRemoteAlert
 
 import resumed
-from support.suspension import offer, sessions_of
 from support.server import running_server
+from support.suspension import offer, sessions_of
 from support.tls import HOSTS, PATIENCE, STACKS, VERSIONS, Client, Frontend
 
 if TYPE_CHECKING:
