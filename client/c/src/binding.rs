@@ -4,7 +4,7 @@
 //! `SSL_CTX_set_generate_session_id(3)`. Those about what may resume where are in `docs/contexts.md`.
 
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::SystemTime;
 
 use store::fingerprint::halves;
 use store::{Envelope, Expected, Fingerprint, ID_BYTES, Lookup, Puts, RemovalReason, Shim};
@@ -232,15 +232,12 @@ impl Binding {
         }
         let required = self.begin(connection, handshake);
         let shim = self.policy.shim_for(required.verifies)?;
-        let lookup = Lookup { waited: handshake.waited.get(), ..Lookup::expecting(required.expected) };
-        let began = Instant::now();
-        let found = shim.find(id, lookup, |envelope, not_after| {
+        let lookups = &mut *handshake.lookups.borrow_mut();
+        let (session, reason) = shim.find(id, Lookup::expecting(required.expected), lookups, |envelope, not_after| {
             let session = decode(id, &required.name, envelope, not_after)?;
             self.admit(connection, &session, &required)?;
             Ok(session)
-        });
-        handshake.waited.set(handshake.waited.get() + began.elapsed());
-        let (session, reason) = found?;
+        })?;
         handshake.set_found(id, &session);
         let pending = Pending::Stored(PendingHit::new(Arc::clone(shim), reason));
         self.resume(connection, handshake, &session, required, pending);

@@ -3,8 +3,6 @@
 //! OpenSSL's rules are in `SSL_CTX_set_tlsext_ticket_key_evp_cb(3)` and `SSL_CTX_set_session_ticket_cb(3)`. Those about what may resume
 //! where are the same as for stored sessions.
 
-use std::time::Instant;
-
 use store::{
     Fingerprint, ID_BYTES, MAX_SESSION_BYTES, NAME_BYTES, STATE_BYTES, SessionMode, TicketSecret, TicketState, Tickets,
     microseconds,
@@ -79,12 +77,8 @@ impl Binding {
         let state = session.ticket_state().ok_or("malformed")?;
         tickets.check(&state, &head[..NAME_BYTES], required.expected, &required.name)?;
         self.admit(connection, session, required)?;
-        if self.shim().options().single_use && handshake.claimed.get() != Some(*head) {
-            let (waited, began) = (handshake.waited.get(), Instant::now());
-            let claimed = tickets.claim(head, &state, waited);
-            handshake.waited.set(waited + began.elapsed());
-            claimed?;
-            handshake.claimed.set(Some(*head));
+        if self.shim().options().single_use {
+            handshake.lookups.borrow_mut().claim(tickets, head, &state)?;
         }
         Ok(())
     }

@@ -1,6 +1,6 @@
 /*
  * The policy that the clients of all languages share (protos/vectors/policy.json), as far as resumed.h shows it: the ranges and defaults of
- * options, the circuit breaker, and the reasons in the statistics. CMake writes the file to policy_vectors.h. It needs no store: no server
+ * options, the look-ups of a handshake, the circuit breaker, and the reasons in the statistics. CMake writes the file to policy_vectors.h. It needs no store: no server
  * listens at its target.
  */
 #include <fcntl.h>
@@ -12,8 +12,12 @@
 #include "policy_vectors.h"
 #include "support.h"
 
+#define OFFERED 12 /* more than a handshake looks up */
+
 static char keyring[] = "/tmp/resumed-policy-XXXXXX";
 static SSL_CTX *servers;
+static unsigned char identities[OFFERED][32];
+static size_t collected;
 
 static void write_keyring(void)
 {
@@ -72,18 +76,114 @@ static int meet(SSL_CTX *clients, SSL_SESSION **session)
     return resumed;
 }
 
-/* The sequence "three failures one after the other open the breaker": each lookup fails, since no server listens. */
-static void check_breaker(void)
+/* Makes a context of servers without a store: no server listens at its target. */
+static void install(const char *namespace_)
 {
-    resumed_options options = {.size = sizeof options, .target = "127.0.0.1:1", .namespace_ = "policy", .keyring = keyring};
-    SSL_CTX *clients = client_context(TLS1_2_VERSION);
-    SSL_SESSION *first = NULL;
+    resumed_options options = {.size = sizeof options, .target = "127.0.0.1:1", .namespace_ = namespace_, .keyring = keyring};
 
     options.deadline_ms = PATIENCE;
     options.single_host = 1;
     servers = SSL_CTX_new(TLS_server_method());
     self_sign(servers, 0);
     MUST(resumed_install(servers, &options) == NULL);
+}
+
+static int collect(SSL *unused, SSL_SESSION *session)
+{
+    const unsigned char *ticket;
+    size_t length;
+
+    (void)unused;
+    SSL_SESSION_get0_ticket(session, &ticket, &length);
+    MUST(collected < OFFERED && length == sizeof identities[0]);
+    memcpy(identities[collected++], ticket, length);
+    return 0;
+}
+
+static unsigned char *put_number(unsigned char *at, size_t number)
+{
+    at[0] = (unsigned char)(number >> 8);
+    at[1] = (unsigned char)number;
+    return at + 2;
+}
+
+static void add_to_number(unsigned char *at, size_t more)
+{
+    put_number(at, ((size_t)at[0] << 8 | at[1]) + more);
+}
+
+/* Appends the extension pre_shared_key (RFC 8446 section 4.2.11) with all identities to a ClientHello; returns its new length. */
+static size_t offer_identities(unsigned char *hello, size_t length)
+{
+    enum { IDENTITY = 2 + sizeof identities[0] + 4, BINDER = 1 + 32, ADDED = 4 + 2 + OFFERED * IDENTITY + 2 + OFFERED * BINDER };
+    unsigned char *at = hello + length, *extensions = hello + 5 + 4 + 2 + 32;
+
+    extensions += 1 + extensions[0];                         /* the session id */
+    extensions += 2 + (extensions[0] << 8 | extensions[1]);  /* the cipher suites */
+    extensions += 1 + extensions[0];                         /* the compression methods */
+    at = put_number(put_number(at, TLSEXT_TYPE_psk), ADDED - 4);
+    at = put_number(at, OFFERED * IDENTITY);
+    for (size_t number = 0; number < OFFERED; number++) {
+        at = put_number(at, sizeof identities[0]);
+        memcpy(at, identities[number], sizeof identities[0]);
+        memset(at + sizeof identities[0], 0, 4); /* the age of the ticket */
+        at += IDENTITY - 2;
+    }
+    at = put_number(at, OFFERED * BINDER);
+    for (size_t number = 0; number < OFFERED; number++, at += BINDER) {
+        memset(at, 0, BINDER);
+        at[0] = BINDER - 1;
+    }
+    add_to_number(extensions, ADDED);
+    add_to_number(hello + 5 + 2, ADDED); /* the length of the handshake message, without its first byte */
+    add_to_number(hello + 3, ADDED);     /* that of the record */
+    return length + ADDED;
+}
+
+/* A client may offer a thousand sessions. */
+static void check_lookups_of_a_handshake(void)
+{
+    SSL_CTX *clients = client_context(TLS1_3_VERSION);
+    SSL_SESSION *session = NULL;
+    unsigned char hello[4096];
+
+    install("many");
+    MUST(SSL_CTX_set_num_tickets(servers, OFFERED) == 1);
+    SSL_CTX_set_session_cache_mode(clients, SSL_SESS_CACHE_CLIENT | SSL_SESS_CACHE_NO_INTERNAL);
+    SSL_CTX_sess_set_new_cb(clients, collect);
+    MUST(!meet(clients, &session) && collected == OFFERED);
+    connection new = new_connection(servers, clients, "localhost", NULL);
+    MUST(SSL_connect(new.client) == -1);
+    int length = BIO_read(SSL_get_rbio(new.server), hello, sizeof hello);
+    MUST(length > 0 && BIO_write(SSL_get_wbio(new.client), hello, (int)offer_identities(hello, (size_t)length)) > length);
+    MUST(SSL_accept(new.server) == -1 && SSL_get_error(new.server, -1) == SSL_ERROR_WANT_READ);
+    MUST(count_of(servers, "misses too-many-lookups ") == OFFERED - POLICY_MAX_LOOKUPS_PER_HANDSHAKE);
+    free_connection(new);
+    SSL_SESSION_free(session);
+    free_contexts((SSL_CTX *[]){servers, clients}, 2);
+}
+
+/* OpenSSL looks a session up again after a HelloRetryRequest. */
+static void check_second_lookup(void)
+{
+    SSL_CTX *clients = client_context(TLS1_3_VERSION);
+    SSL_SESSION *session = NULL;
+
+    install("again");
+    MUST(SSL_CTX_set1_groups_list(servers, "P-384") == 1 && SSL_CTX_set1_groups_list(clients, "P-256:P-384") == 1);
+    MUST(!meet(clients, &session) && !meet(clients, &session));
+    MUST(count_of(servers, "misses unavailable ") == 1);
+    SSL_SESSION_free(session);
+    free_contexts((SSL_CTX *[]){servers, clients}, 2);
+}
+
+/* The sequence "three failures one after the other open the breaker": each lookup fails, since no server listens. */
+static void check_breaker(void)
+{
+    SSL_CTX *clients = client_context(TLS1_2_VERSION);
+    SSL_SESSION *first = NULL;
+
+    install("policy");
     MUST(!meet(clients, &first));
     for (long failures = 0; failures <= POLICY_BREAKER_FAILURES; failures++) {
         SSL_SESSION *session = SSL_SESSION_dup(first);
@@ -115,6 +215,8 @@ int main(void)
     write_keyring();
     check_lifetimes();
     check_namespaces();
+    check_lookups_of_a_handshake();
+    check_second_lookup();
     check_breaker();
     check_reasons();
     SSL_CTX_free(servers);

@@ -9,7 +9,7 @@
 use std::fmt;
 use std::mem;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use ::rustls::ServerConfig;
 use ::rustls::server::{NoServerSessionStorage, ProducesTickets, StoresServerSessions};
@@ -18,8 +18,8 @@ use crate::ticket_secret::{NAME_BYTES, TicketSecret};
 use crate::ticket_state::TicketState;
 use crate::tickets::{HEAD_BYTES, MAX_SESSION_BYTES, TicketStats, Tickets};
 use crate::{
-    Envelope, Error, Expected, Fingerprint, Format, ID_BYTES, Ids, Lookup, Options, Puts, RemovalReason, Scope, SessionMode,
-    Shim, Stats, from_microseconds, sealed_ticket,
+    Envelope, Error, Expected, Fingerprint, Format, HandshakeLookups, ID_BYTES, Ids, Lookup, Options, Puts, RemovalReason,
+    Scope, SessionMode, Shim, Stats, from_microseconds, sealed_ticket,
 };
 
 const CLOSE_PATIENCE: Duration = Duration::from_secs(1);
@@ -139,7 +139,7 @@ pub struct Connection {
 }
 
 /// The sessions that a connection was offered, and those that it has issued.
-#[derive(Clone, Copy, Default)]
+#[derive(Default)]
 struct ConnectionSessions {
     /// When the session that was found was negotiated, and the end of its life.
     life: Option<(SystemTime, u64)>,
@@ -149,8 +149,7 @@ struct ConnectionSessions {
     remaining: Option<Duration>,
     /// Whether the connection was counted as one without a ticket.
     withheld: bool,
-    /// How long the handshake has waited, in all its look-ups together.
-    waited: Duration,
+    lookups: HandshakeLookups,
 }
 
 impl Connection {
@@ -165,12 +164,10 @@ impl Connection {
 
     fn find(&self, id: &[u8], once: bool, ids: Option<Ids>) -> Option<Vec<u8>> {
         let sessions = &mut *self.sessions();
-        let lookup = Lookup { expected: Expected::Fingerprint(self.fingerprint), once, ids, waited: sessions.waited };
-        let began = Instant::now();
-        let found =
-            self.shim.look_up(id, lookup, |envelope, not_after| Ok((envelope.session.to_vec(), envelope.issued, not_after)));
-        sessions.waited += began.elapsed();
-        let (value, issued, not_after) = found?;
+        let lookup = Lookup { expected: Expected::Fingerprint(self.fingerprint), once, ids };
+        let decode = |envelope: &Envelope, not_after| Ok((envelope.session.to_vec(), envelope.issued, not_after));
+        let ((value, issued, not_after), reason) = self.shim.find(id, lookup, &mut sessions.lookups, decode)?;
+        self.shim.hit(reason); // rustls does not report whether it resumes the session
         // rustls may still refuse it. Then its life bounds the new session's needlessly, which does no harm.
         let earlier = sessions.life.unwrap_or((issued, not_after));
         sessions.life = Some((earlier.0.min(issued), earlier.1.min(not_after)));
@@ -199,10 +196,7 @@ impl Connection {
             let server_name = Negotiated::of(&session).map(|negotiated| negotiated.server_name).unwrap_or_default();
             tickets.check(&state, name, Expected::Fingerprint(self.fingerprint), server_name)?;
             if self.shim.options().single_use {
-                let began = Instant::now();
-                let claimed = tickets.claim(head, &state, sessions.waited);
-                sessions.waited += began.elapsed();
-                claimed?;
+                sessions.lookups.claim(tickets, head, &state)?;
             }
             Ok((state, session))
         });

@@ -19,6 +19,7 @@ use crate::clock::unix_time;
 use crate::envelope::{self, Envelope};
 use crate::error::Error;
 use crate::fingerprint::Expected;
+use crate::handshake_lookups::HandshakeLookups;
 use crate::lookups::{Found, Query};
 use crate::options::{Ids, Options, SessionMode};
 use crate::process::Process;
@@ -58,15 +59,13 @@ pub struct Lookup {
     pub once: bool,
     /// Which ids are looked up, instead of `Options::ids`.
     pub ids: Option<Ids>,
-    /// How long this handshake has waited in look-ups before this one.
-    pub waited: Duration,
 }
 
 impl Lookup {
     /// Returns a look-up of a session with such a fingerprint, by the options.
     #[must_use]
     pub fn expecting(expected: Expected) -> Self {
-        Self { expected, once: false, ids: None, waited: Duration::ZERO }
+        Self { expected, once: false, ids: None }
     }
 }
 
@@ -181,20 +180,21 @@ impl Shim {
 
     /// Returns the session of an id that a client offered, any bytes at all, or None to make a full handshake; counts a hit or a miss.
     ///
-    /// For stacks that do not report whether the handshake resumed the session; others use [`Shim::find`].
+    /// For callers that make one look-up in a handshake, and do not learn whether it resumed the session; others use [`Shim::find`].
     pub fn look_up<T>(
         &self,
         id: &[u8],
         lookup: Lookup,
         decode: impl FnOnce(&Envelope, u64) -> Result<T, &'static str>,
     ) -> Option<T> {
-        let (session, reason) = self.find(id, lookup, decode)?;
+        let (session, reason) = self.find(id, lookup, &mut HandshakeLookups::default(), decode)?;
         self.hit(reason);
         Some(session)
     }
 
     /// Returns the session of an id that a client offered, any bytes at all, and the reason of the hit, which the caller counts when the
-    /// handshake is done ([`Shim::hit`] or [`Shim::not_resumed`]). None to make a full handshake; counts the miss then.
+    /// handshake is done ([`Shim::hit`] or [`Shim::not_resumed`]). None to make a full handshake; counts the miss then, unless an earlier one
+    /// of the handshake's look-ups has missed the same id.
     ///
     /// `decode` makes a session of an envelope and its `not_after`, or returns the reason of the miss. It has no side effects: a single
     /// use is taken only after it, and may turn out to be spent.
@@ -202,10 +202,11 @@ impl Shim {
         &self,
         id: &[u8],
         lookup: Lookup,
+        handshake: &mut HandshakeLookups,
         decode: impl FnOnce(&Envelope, u64) -> Result<T, &'static str>,
     ) -> Option<(T, &'static str)> {
         let process = self.process()?;
-        let found = self.find_in(&process, id, lookup, decode);
+        let found = handshake.look_up(id, |handshake| self.find_in(&process, id, lookup, handshake, decode))?;
         found.inspect_err(|reason| process.store.count((Kind::Misses, reason))).ok()
     }
 
@@ -280,12 +281,13 @@ impl Shim {
         process: &Process,
         id: &[u8],
         lookup: Lookup,
+        handshake: &mut HandshakeLookups,
         decode: impl FnOnce(&Envelope, u64) -> Result<T, &'static str>,
     ) -> Result<(T, &'static str), &'static str> {
-        let (key, now) = (self.keys.key(id), unix_time());
-        let end = Instant::now() + self.options.deadline.saturating_sub(lookup.waited);
-        let query = Query { key, end, waited: lookup.waited, answered: false };
-        let (value, reason) = self.get(process, id, query, lookup, now)?;
+        let (key, now, waited) = (self.keys.key(id), unix_time(), handshake.waited());
+        let end = Instant::now() + self.options.deadline.saturating_sub(waited);
+        let query = Query { key, end, waited, answered: false };
+        let (value, reason) = self.get(process, id, query, lookup, handshake, now)?;
         if process.sender.is_removed(&key) {
             return Err("unknown"); // the store may not have received the Remove yet
         }
@@ -300,12 +302,23 @@ impl Shim {
         }
         // A single use is the store's to grant, not a copy's. It is spent only now that the session is known to be of use.
         let query = Query { answered: reason != "mirror", ..query };
+        if !query.answered {
+            handshake.begin_call()?;
+        }
         let (_, taken) = process.lookups.find(query, How::Take, false)?;
         Ok((session, if reason == "retried" { reason } else { taken }))
     }
 
     /// Returns the value of an id and the reason of the hit, from the mirror or the store.
-    fn get(&self, process: &Process, id: &[u8], query: Query, lookup: Lookup, now: u64) -> Found {
+    fn get(
+        &self,
+        process: &Process,
+        id: &[u8],
+        query: Query,
+        lookup: Lookup,
+        handshake: &mut HandshakeLookups,
+        now: u64,
+    ) -> Found {
         let expected = lookup.expected.fingerprint();
         // An id in the mirror is the fleet's: to open it first would only take time.
         if let Some(value) = process.mirror.as_ref().filter(|_| expected.is_ok()).and_then(|mirror| mirror.get(&query.key)) {
@@ -319,6 +332,7 @@ impl Shim {
             return Err("expired-id");
         }
         expected?;
+        handshake.begin_call()?;
         process.lookups.find(query, How::Get, issued.is_some_and(|issued| is_fresh(issued, now)))
     }
 

@@ -508,14 +508,22 @@ fn a_store_that_is_down_costs_a_full_handshake_and_is_found_again() {
     assert!(!one.breaker_open());
 }
 
+/// The first ClientHello of a client may have a thousand identities, each of which rustls has decrypted until one is.
 #[test]
-fn a_handshake_that_has_waited_long_enough_waits_no_more() {
+fn a_client_that_offers_many_sessions_costs_four_calls() {
     let Some(store) = shared_store() else { return };
-    let shim = Shim::new(options(store, "end"), Format::Rustls).unwrap();
-    let id = shim.issue_id();
-    let look = Lookup { waited: PATIENCE, ..expecting(CONTEXT) };
-    assert_eq!(shim.look_up(&id, look, |_, _| Ok(())), None);
-    assert_eq!(shim.stats().misses["timeout"], 1);
+    let (sessions, shim) = (sessions(store, "many", |_| ()), Shim::new(options(store, "many"), Format::Rustls).unwrap());
+    let connection = sessions.connection(&Scope::default());
+    let stored = connection.encrypt(b"session").unwrap();
+    assert!(sessions.flush(PATIENCE));
+    for _ in 0..44 {
+        assert_eq!(connection.decrypt(&shim.issue_id()), None);
+    }
+    assert_eq!(connection.decrypt(&stored), None);
+    let stats = sessions.stats();
+    assert_eq!(stats.misses, [("unknown", 4), ("too-many-lookups", 41)].into());
+    assert_eq!(stats.lookups.iter().sum::<u64>(), 4);
+    assert!(sessions.connection(&Scope::default()).decrypt(&stored).is_some());
 }
 
 #[test]

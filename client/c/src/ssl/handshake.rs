@@ -2,9 +2,8 @@
 
 use std::cell::{Cell, RefCell};
 use std::sync::Arc;
-use std::time::Duration;
 
-use store::{HEAD_BYTES, Shim, TicketName, TicketSecret, Tickets};
+use store::{HEAD_BYTES, HandshakeLookups, Shim, TicketName, TicketSecret, Tickets};
 
 use super::{Session, ffi};
 use crate::policy::{Policy, Requirements};
@@ -13,12 +12,12 @@ use crate::policy::{Policy, Requirements};
 pub(crate) struct Handshake {
     /// Tells one handshake of a connection from the next one.
     random: Cell<[u8; 32]>,
-    /// How long all its look-ups have waited for the store.
-    pub(crate) waited: Cell<Duration>,
+    /// After a `HelloRetryRequest`, OpenSSL looks up each session, and decrypts each ticket, once more.
+    pub(crate) lookups: RefCell<HandshakeLookups>,
     /// Whether its fingerprint was noted for its name. Post-handshake authentication changes the fingerprint, and decides about no
     /// other connection.
     pub(crate) learned: Cell<bool>,
-    /// The session that was found: after a `HelloRetryRequest`, OpenSSL looks it up once more, and a single use is spent by then.
+    /// The session that was found, whose single use is spent when OpenSSL looks it up once more.
     found: RefCell<Option<(Vec<u8>, Session)>>,
     /// The number of the context that it began with, and its policy, if that was seen: another one may have been chosen since.
     pub(crate) began: Cell<u64>,
@@ -31,8 +30,6 @@ pub(crate) struct Handshake {
     pub(crate) pending: RefCell<Option<Pending>>,
     /// The ticket that OpenSSL is about to decrypt.
     pub(crate) offer: RefCell<Option<Offer>>,
-    /// The single use that the handshake has claimed: after a `HelloRetryRequest`, OpenSSL decrypts the ticket once more.
-    pub(crate) claimed: Cell<Option<[u8; HEAD_BYTES]>>,
     /// The last ticket that was about to be issued.
     pub(crate) issue: RefCell<Issue>,
     /// Whether the connection has our info callback, now and for all further handshakes.
@@ -45,11 +42,10 @@ impl Handshake {
     /// Begins anew if this is another handshake than the one before.
     pub(crate) fn begin(&self, random: [u8; 32]) {
         if self.random.replace(random) != random {
-            self.waited.take();
+            self.lookups.take();
             self.learned.take();
             self.pending.take();
             self.offer.take();
-            self.claimed.take();
             self.issue.take();
             self.name.take();
             self.began.take();
