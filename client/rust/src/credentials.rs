@@ -2,13 +2,13 @@
 
 use std::fs;
 use std::path::PathBuf;
-use std::time::SystemTime;
 
 use tonic::transport::Endpoint;
 
 use crate::Error;
 
-/// The authorities of the store's certificate, and the frontend's own certificate: PEM files, which are read again when they change.
+/// The authorities of the store's certificate, and the frontend's own certificate: PEM files, which are read again when they change: a change is used
+/// after two identical reads a second apart.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct Credentials {
@@ -21,11 +21,10 @@ pub struct Credentials {
 }
 
 impl Credentials {
-    /// Returns the versions of the files, which differ when the files have changed.
-    pub(crate) fn versions(&self) -> Vec<Option<(u64, SystemTime)>> {
-        let (cert, key) = self.identity.as_ref().map(|(cert, key)| (cert, key)).unzip();
-        let version = |path: &PathBuf| fs::metadata(path).and_then(|metadata| Ok((metadata.len(), metadata.modified()?))).ok();
-        [self.ca.as_ref(), cert, key].into_iter().map(|path| path.and_then(version)).collect()
+    /// Returns the files, which belong together.
+    pub(crate) fn files(&self) -> Vec<PathBuf> {
+        let (cert, key) = self.identity.clone().unzip();
+        [self.ca.clone(), cert, key].into_iter().flatten().collect()
     }
 
     /// Returns `endpoint` with TLS by the present contents of the files.

@@ -1,13 +1,11 @@
 //! The fleet's keys, from a file that is read again when it changes.
 
 use std::fmt;
-use std::fs::File;
-use std::io::{self, Read};
-use std::os::unix::fs::MetadataExt;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
 use base64::prelude::{BASE64_STANDARD, Engine};
@@ -15,12 +13,11 @@ use nix::unistd::geteuid;
 use zeroize::Zeroizing;
 
 use crate::Error;
+use crate::reload::{self, CHECK_INTERVAL, Content, Followed};
 use crate::sealing::{self, FleetKey, ID_BYTES, KEY_BYTES, StoreKey};
 
-const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// `S_IRWXO` and `S_IWGRP`: the permissions that only the owner may have.
 const FORBIDDEN_MODE: u32 = 0o027;
-const LARGEST_FILE: u64 = 1 << 20;
 
 /// The fleet's keys: the first one seals sessions and issues ids, every one opens.
 ///
@@ -32,35 +29,22 @@ const LARGEST_FILE: u64 = 1 << 20;
 /// ```
 pub struct Keyring {
     keys: ArcSwap<Vec<FleetKey>>,
-    file: Option<Followed>,
+    file: Option<KeyringFile>,
 }
 
-struct Followed {
+struct KeyringFile {
     path: PathBuf,
     loaded: Instant,
     next_check: AtomicU64, // milliseconds after loaded
-    seen: ArcSwap<Seen>,
-}
-
-/// The version of the file at the last check.
-struct Seen {
-    version: Option<Version>,
-    complaint: String,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-struct Version {
-    inode: u64,
-    size: u64,
-    modified: (i64, i64),
+    followed: ArcSwap<Followed>,
 }
 
 impl Keyring {
     /// Reads a keyring file, as `resumed keygen` makes them: one key a line (base64 of 32 bytes), the first one seals, `#`
     /// begins a comment.
     ///
-    /// The file is read again when it changes, at most once a second, so that keys can be rotated while serving. A changed
-    /// file that cannot be used is reported in the log, and the keys read before stay.
+    /// The file is read again when it changes, so that keys can be rotated while serving: a change is used after two identical reads a second
+    /// apart. A changed file that cannot be used is reported in the log, and the keys read before stay.
     ///
     /// # Errors
     ///
@@ -68,14 +52,14 @@ impl Keyring {
     /// the message says what to do.
     pub fn load(path: impl AsRef<Path>) -> Result<Self, Error> {
         let path = path.as_ref();
-        let (keys, version) = read(path)?;
+        let followed = ArcSwap::from_pointee(Followed::new(vec![path.to_owned()]));
         Ok(Self {
-            keys: ArcSwap::from_pointee(keys),
-            file: Some(Followed {
+            keys: ArcSwap::from_pointee(read(path)?),
+            file: Some(KeyringFile {
                 path: path.to_owned(),
                 loaded: Instant::now(),
                 next_check: AtomicU64::new(milliseconds(CHECK_INTERVAL)),
-                seen: ArcSwap::from_pointee(Seen { version: Some(version), complaint: String::new() }),
+                followed,
             }),
         })
     }
@@ -132,35 +116,28 @@ impl fmt::Debug for Keyring {
     }
 }
 
-impl Followed {
+impl KeyringFile {
     fn follow(&self, keys: &ArcSwap<Vec<FleetKey>>) {
         let now = milliseconds(self.loaded.elapsed());
         let due = self.next_check.load(Ordering::Relaxed);
         let next = now + milliseconds(CHECK_INTERVAL);
         let mine = now >= due && self.next_check.compare_exchange(due, next, Ordering::Relaxed, Ordering::Relaxed).is_ok();
-        if !mine {
-            return;
+        if mine {
+            self.check(keys, SystemTime::now());
         }
-        let seen = self.seen.load();
-        let looked = version_of(&self.path)
-            .and_then(|version| if seen.version == Some(version) { Ok(None) } else { read(&self.path).map(Some) });
-        match looked {
-            Ok(None) if seen.complaint.is_empty() => {}
-            Ok(None) => self.seen.store(Arc::new(Seen { version: seen.version, complaint: String::new() })),
-            Ok(Some((read, version))) => {
+    }
+
+    fn check(&self, keys: &ArcSwap<Vec<FleetKey>>, now: SystemTime) {
+        let mut followed = Followed::clone(&self.followed.load());
+        match followed.follow(now, || read(&self.path)) {
+            None => {}
+            Some(Ok(read)) => {
                 log::info!("keyring read again: {}", key_ids(&read));
                 keys.store(Arc::new(read));
-                self.seen.store(Arc::new(Seen { version: Some(version), complaint: String::new() }));
             }
-            Err(error) => {
-                let complaint = error.to_string();
-                if complaint != seen.complaint {
-                    // once, not every second
-                    log::error!("keyring not read again, the keys read before stay: {complaint}");
-                    self.seen.store(Arc::new(Seen { version: seen.version, complaint }));
-                }
-            }
+            Some(Err(error)) => log::error!("keyring not read again, the keys read before stay: {error}"),
         }
+        self.followed.store(Arc::new(followed));
     }
 }
 
@@ -173,33 +150,19 @@ fn key_ids(keys: &[FleetKey]) -> String {
     ids.join(", ")
 }
 
-fn version_of(path: &Path) -> Result<Version, Error> {
-    path.metadata().map(|metadata| Version::of(&metadata)).map_err(|error| unreadable(path, &error))
-}
-
-impl Version {
-    fn of(metadata: &std::fs::Metadata) -> Self {
-        Self { inode: metadata.ino(), size: metadata.size(), modified: (metadata.mtime(), metadata.mtime_nsec()) }
-    }
-}
-
 fn unreadable(path: &Path, error: &io::Error) -> Error {
     let hint = if error.kind() == io::ErrorKind::NotFound { "; make one with `resumed keygen`" } else { "" };
     Error::new(format!("keyring {}: {}{hint}", path.display(), error.kind()))
 }
 
-fn read(path: &Path) -> Result<(Vec<FleetKey>, Version), Error> {
+fn read(path: &Path) -> Result<Vec<FleetKey>, Error> {
     let shown = path.display();
-    let mut text = Zeroizing::new(Vec::new());
-    let mut file = File::open(path).map_err(|error| unreadable(path, &error))?;
-    let metadata = file.metadata().map_err(|error| unreadable(path, &error))?;
-    text.reserve_exact(usize::try_from(metadata.len().min(LARGEST_FILE)).unwrap_or(0) + 1);
-    (&mut file).take(LARGEST_FILE).read_to_end(&mut text).map_err(|error| unreadable(path, &error))?;
-    if let Some(complaint) = exposure(metadata.mode() & 0o7777, metadata.uid(), geteuid().as_raw()) {
-        return Err(Error::new(format!("keyring {shown}: {complaint} {shown}`")));
+    let Content { bytes, mode, owner } = reload::read(path).map_err(|error| unreadable(path, &error))?;
+    if let Some(complaint) = exposure(mode, owner, geteuid().as_raw(), path) {
+        return Err(Error::new(format!("keyring {shown}: {complaint}")));
     }
     let mut keys = Vec::new();
-    for (number, line) in text.split(|byte| *byte == b'\n').enumerate() {
+    for (number, line) in bytes.split(|byte| *byte == b'\n').enumerate() {
         let encoded = line.split(|byte| *byte == b'#').next().unwrap_or_default().trim_ascii();
         if encoded.is_empty() {
             continue;
@@ -215,15 +178,19 @@ fn read(path: &Path) -> Result<(Vec<FleetKey>, Version), Error> {
     if keys.is_empty() {
         return Err(Error::new(format!("keyring {shown}: holds no key; make one with `resumed keygen`")));
     }
-    Ok((keys, Version::of(&metadata)))
+    Ok(keys)
 }
 
-/// Returns why others than `user`, root and a group may read or change a file, and what to run on it.
-fn exposure(mode: u32, owner: u32, user: u32) -> Option<String> {
+/// Returns why others than `user`, root and a group may read or change a file, and what to do about it.
+fn exposure(mode: u32, owner: u32, user: u32, path: &Path) -> Option<String> {
+    let shown = path.display();
     if mode & FORBIDDEN_MODE != 0 {
-        Some(format!("others may read or change it (mode {mode:04o}); run `chmod 600"))
+        Some(format!(
+            "others may read or change it (mode {mode:04o}); run `chmod 600 {shown}`, or give a Kubernetes Secret `defaultMode: 0400` (0440 \
+             with an fsGroup)"
+        ))
     } else if owner != user && owner != 0 && user != 0 {
-        Some(format!("another user owns it, who may change it; run `chown {user}"))
+        Some(format!("another user owns it, who may change it; run `chown {user} {shown}`"))
     } else {
         None
     }
@@ -259,17 +226,17 @@ mod tests {
     fn a_file_that_others_may_read_is_refused() {
         for mode in [0o644, 0o620, 0o601] {
             let error = Keyring::load(file(&line(1), mode).path()).unwrap_err().to_string();
-            assert!(error.contains("chmod 600"), "{error}");
+            assert!(error.contains("chmod 600") && error.contains("`defaultMode: 0400`"), "{error}");
         }
     }
 
     #[test]
     fn a_file_of_another_user_is_refused() {
         for (owner, user) in [(1000, 1000), (0, 1000), (1000, 0), (0, 0)] {
-            assert_eq!(exposure(0o640, owner, user), None);
+            assert_eq!(exposure(0o640, owner, user, Path::new("fleet.keys")), None);
         }
-        let complaint = exposure(0o640, 1001, 1000).unwrap();
-        assert!(complaint.contains("chown 1000"), "{complaint}");
+        let complaint = exposure(0o640, 1001, 1000, Path::new("fleet.keys")).unwrap();
+        assert!(complaint.contains("`chown 1000 fleet.keys`"), "{complaint}");
     }
 
     #[test]
@@ -284,18 +251,21 @@ mod tests {
     }
 
     #[test]
-    fn a_changed_file_is_read_again_and_an_unusable_one_is_not() {
+    fn a_changed_file_is_read_again_when_it_is_complete_and_an_unusable_one_is_not() {
         let file = file(&line(1), 0o600);
         let keyring = Keyring::load(file.path()).unwrap();
         let id = keyring.issue_id("shop", 1);
-        let due = || keyring.file.as_ref().unwrap().next_check.store(0, Ordering::Relaxed);
+        let check = || keyring.file.as_ref().unwrap().check(&keyring.keys, SystemTime::UNIX_EPOCH);
 
         std::fs::write(file.path(), "no key").unwrap();
-        due();
+        (0..3).for_each(|_| check());
         assert_eq!(keyring.open_id("shop", &id), Some(1));
 
+        std::fs::write(file.path(), format!("{}\n", line(2))).unwrap();
+        check();
+        assert_eq!(keyring.open_id("shop", &id), Some(1), "only the first line is written yet");
         std::fs::write(file.path(), format!("{}\n{}\n", line(2), line(1))).unwrap();
-        due();
+        (0..2).for_each(|_| check());
         assert_eq!(keyring.open_id("shop", &id), Some(1));
         let renewed = keyring.issue_id("shop", 2);
         assert_eq!(Keyring::from_keys(&[[1; KEY_BYTES]]).unwrap().open_id("shop", &renewed), None);

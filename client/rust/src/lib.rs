@@ -37,6 +37,7 @@ mod pauses;
 mod policy_vectors;
 mod prober;
 mod process;
+mod reload;
 mod removals;
 mod removed;
 #[cfg(feature = "rustls")]

@@ -7,6 +7,7 @@ use tonic::transport::Endpoint;
 use tonic::{Code, ConnectError, Status, Streaming};
 
 use crate::options::Options;
+use crate::reload::{CHECK_INTERVAL, Followed};
 use crate::servers::{Client, Servers};
 use crate::target::Target;
 use crate::v1::{BatchOperation, BatchRequest, GetRequest, PutRequest, TakeRequest, WatchRequest, WatchResponse, batch_result};
@@ -17,7 +18,6 @@ const ATTEMPTS: usize = 3;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// The key of a session that does not exist: its look-up shows whether the store answers.
 pub(crate) const PROBE_KEY: &[u8] = b"resumed/v1 probe";
-const CREDENTIALS_CHECK: Duration = Duration::from_secs(1);
 
 /// Why a call failed, as misses are counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -181,24 +181,17 @@ impl Store {
     /// Connects anew whenever the files of the credentials have changed, until the task is dropped.
     pub(crate) async fn follow_credentials(&self) {
         let Some(credentials) = &self.credentials else { return };
-        let (mut seen, mut complaint) = (credentials.versions(), String::new());
+        let mut followed = Followed::new(credentials.files());
+        let parse = || Target::parse(&self.target).and_then(|target| endpoint(&target, Some(credentials)));
         loop {
-            tokio::time::sleep(CREDENTIALS_CHECK).await;
-            let current = credentials.versions();
-            if current == seen {
-                continue;
-            }
-            match Target::parse(&self.target).and_then(|target| endpoint(&target, Some(credentials))) {
-                Ok(endpoint) => {
+            tokio::time::sleep(CHECK_INTERVAL).await;
+            match followed.follow(SystemTime::now(), parse) {
+                None => {}
+                Some(Ok(endpoint)) => {
                     log::info!("credentials of the store read again");
                     self.servers.renew(endpoint);
-                    (seen, complaint) = (current, String::new());
                 }
-                Err(error) if complaint == error.to_string() => {} // once, not every second
-                Err(error) => {
-                    complaint = error.to_string();
-                    log::error!("credentials of the store not read again, those read before stay: {complaint}");
-                }
+                Some(Err(error)) => log::error!("credentials of the store not read again, those read before stay: {error}"),
             }
         }
     }
