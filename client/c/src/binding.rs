@@ -144,7 +144,8 @@ impl Binding {
     /// Stores a session, or returns None if it must not resume anywhere.
     fn store(&self, connection: Connection, session: &Session) -> Option<()> {
         let (id, tls13, resumed) = (session.id(), connection.is_tls13(), connection.is_resumed());
-        let Origin { shim, name, fingerprint: present } = self.origin(connection, connection.handshake()?, session)?;
+        let handshake = connection.handshake()?;
+        let Origin { shim, name, fingerprint: present } = self.origin(connection, handshake, session)?;
         // A stateless ticket carries its session itself: in TLS 1.2 it has no id, in TLS 1.3 the option tells.
         if id.is_empty() || (tls13 && !connection.has_no_ticket()) || !session.is_resumable() {
             return None;
@@ -166,6 +167,7 @@ impl Binding {
         let serialized = session.serialize();
         let number = lineage.add(&id);
         session.set_lineage(&lineage);
+        session.set_owner(handshake.owner());
         // The timeout begins with the ticket, and so after a handshake that a client can delay.
         let end = if lineage.end > 0 { lineage.end } else { now + session.timeout() };
         let not_after = session.peer_not_after(now).map_or(end, |of_peer| of_peer.min(end));
@@ -258,6 +260,7 @@ impl Binding {
             session.set_id_context(id_context);
             connection.set_id_context(id_context);
         }
+        session.set_owner(handshake.owner());
         *handshake.name.borrow_mut() = required.name;
         *handshake.pending.borrow_mut() = Some(pending);
     }
@@ -300,8 +303,8 @@ impl Binding {
     /// Decides about the sessions of a connection that ended without our `close_notify`. May run under the context's lock.
     pub(crate) fn ended(&self, session: &Session) {
         // A cut connection is no reason to remove its session (RFC 5246 section 7.2.1); after a fatal alert, sent or
-        // received, it must not be resumed (section 7.2.2).
-        if !matches!(last_error_reason(), 0 | UNEXPECTED_EOF_WHILE_READING) {
+        // received, it must not be resumed (section 7.2.2). The thread's last error may be of another connection.
+        if session.has_failed() && !matches!(last_error_reason(), 0 | UNEXPECTED_EOF_WHILE_READING) {
             self.remove_lineage(session, RemovalReason::FatalError);
         } else if let Some(shim) = self.shim_of(session) {
             shim.kept();

@@ -9,6 +9,7 @@ mod ex_data;
 pub mod ffi;
 mod fingerprint;
 mod handshake;
+mod owner;
 mod session;
 mod ticket_keys;
 

@@ -129,6 +129,7 @@ impl Binding {
             session.set_hostname(&origin.name);
         }
         session.set_ticket_state(&state);
+        session.set_owner(handshake.owner());
         session.set_end(state.end);
         Ok(Issue::Ticket { tickets, secret, held_over })
     }

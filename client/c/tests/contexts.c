@@ -369,6 +369,42 @@ static void discarded_sessions(void)
     free_contexts((SSL_CTX *[]){servers, old, anyone}, 3);
 }
 
+/* After a fatal alert no session of a connection resumes, however many tickets it has issued. */
+static void many_tickets(void)
+{
+    enum { TICKETS = 20 };
+    SSL_CTX *servers = server(CERTIFICATE), *anyone = client(FILES);
+
+    MUST(SSL_CTX_set_num_tickets(servers, TICKETS) == 1);
+    connection failed = new_connection(installed(servers, "many", HOST), anyone, "localhost", NULL);
+    MUST(shake_hands(failed));
+    deliver_tickets(failed);
+    receive_alert(failed);
+    free_connection(failed);
+    MUST(resumed_flush(servers, PATIENCE) == 1 && count_of(servers, "removals fatal-error ") == TICKETS);
+    free_contexts((SSL_CTX *[]){servers, anyone}, 2);
+}
+
+/* A connection that is cut keeps its session. The thread's error queue may have an error of another connection then. */
+static void errors_of_others(void)
+{
+    SSL_CTX *servers = installed(server(CERTIFICATE), "cut", HOST), *anyone = client(FILES);
+    connection cut = new_connection(servers, anyone, "localhost", NULL), other = new_connection(servers, anyone, NULL, NULL);
+    SSL_SESSION *session = NULL;
+
+    MUST(shake_hands(cut));
+    deliver_tickets(cut);
+    keep_session(cut, &session);
+    MUST(BIO_write(SSL_get_wbio(other.client), "GET / HTTP/1.1\r\n\r\n", 18) == 18);
+    MUST(SSL_accept(other.server) == -1 && ERR_peek_last_error());
+    free_connection(cut);
+    free_connection(other);
+    MUST(count_of(servers, "removals kept ") == 1 && count_of(servers, "removals fatal-error ") == 0);
+    MUST(meet(servers, anyone, "localhost", &session) == RESUMED);
+    SSL_SESSION_free(session);
+    free_contexts((SSL_CTX *[]){servers, anyone}, 2);
+}
+
 static const unsigned char DATA[32] = "data of the application";
 
 static int attach(SSL *ssl, void *unused)
@@ -487,6 +523,7 @@ int main(int argc, char **argv)
         virtual_hosts();
         tenants();
         single_use();
+        errors_of_others();
     }
     version = TLS1_2_VERSION;
     renegotiation();
@@ -495,6 +532,8 @@ int main(int argc, char **argv)
     version = TLS1_3_VERSION;
     other_ciphers();
     application_data();
+    if (!tickets)
+        many_tickets();
     printf("%d %d\n", made, reused);
     return 0;
 }

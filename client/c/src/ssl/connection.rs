@@ -158,7 +158,8 @@ impl<'a> Connection<'a> {
     pub(crate) fn handshake(&self) -> Option<&'a Handshake> {
         let random = self.client_random();
         let handshake = self.known_handshake().or_else(|| {
-            let handshake = Box::into_raw(Box::new(Handshake::default()));
+            // SAFETY: the state goes with the connection.
+            let handshake = Box::into_raw(Box::new(unsafe { Handshake::new(self.0.as_ptr()) }));
             // SAFETY: the connection lives, and takes the state over unless it says that it could not.
             unsafe {
                 if ffi::SSL_set_ex_data(self.0.as_ptr(), ex_data::handshake(), handshake.cast()) == 1 {

@@ -5,14 +5,15 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr;
 use std::sync::OnceLock;
 
-use super::ffi;
 use super::handshake::Handshake;
+use super::{ffi, owner};
 
 /// Reserves the places. To be called when a context is set up, not in a handshake: a process that forks then would leave them locked in
 /// its child.
 pub(super) fn prepare() {
     first_context();
     handshake();
+    owner::index();
 }
 
 /// The place of a connection's first context.

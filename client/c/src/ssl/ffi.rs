@@ -200,6 +200,7 @@ unsafe extern "C" {
     pub fn SSL_set_shutdown(ssl: *mut SSL, mode: c_int);
     pub fn SSL_shutdown(ssl: *mut SSL) -> c_int;
     pub fn SSL_get_SSL_CTX(ssl: *const SSL) -> *mut SSL_CTX;
+    pub fn SSL_in_init(ssl: *const SSL) -> c_int;
     pub fn SSL_is_server(ssl: *const SSL) -> c_int;
     pub fn SSL_version(ssl: *const SSL) -> c_int;
     pub fn SSL_get_options(ssl: *const SSL) -> u64;
@@ -217,6 +218,8 @@ unsafe extern "C" {
     pub fn SSL_set_session_id_context(ssl: *mut SSL, id: *const c_uchar, length: c_uint) -> c_int;
     pub fn SSL_client_hello_get0_ext(ssl: *mut SSL, kind: c_uint, out: *mut *const c_uchar, length: *mut usize) -> c_int;
 
+    pub fn SSL_SESSION_get_ex_data(session: *const SSL_SESSION, index: c_int) -> *mut c_void;
+    pub fn SSL_SESSION_set_ex_data(session: *mut SSL_SESSION, index: c_int, data: *mut c_void) -> c_int;
     pub fn SSL_SESSION_up_ref(session: *mut SSL_SESSION) -> c_int;
     pub fn SSL_SESSION_get0_cipher(session: *const SSL_SESSION) -> *const c_void;
     pub fn SSL_SESSION_get0_peer(session: *mut SSL_SESSION) -> *mut X509;

@@ -5,11 +5,13 @@ use std::sync::Arc;
 
 use store::{HEAD_BYTES, HandshakeLookups, Shim, TicketName, TicketSecret, Tickets};
 
+use super::owner::{Owner, Ownership};
 use super::{Session, ffi};
 use crate::policy::{Policy, Requirements};
 
 #[derive(Default)]
 pub(crate) struct Handshake {
+    ownership: Ownership,
     /// Tells one handshake of a connection from the next one.
     random: Cell<[u8; 32]>,
     /// After a `HelloRetryRequest`, OpenSSL looks up each session, and decrypts each ticket, once more.
@@ -39,6 +41,19 @@ pub(crate) struct Handshake {
 }
 
 impl Handshake {
+    /// # Safety
+    ///
+    /// The connection outlives the result.
+    pub(super) unsafe fn new(connection: *mut ffi::SSL) -> Self {
+        // SAFETY: the caller's.
+        Self { ownership: unsafe { Ownership::new(connection) }, ..Self::default() }
+    }
+
+    /// Returns the connection, as its sessions find it.
+    pub(crate) fn owner(&self) -> Arc<Owner> {
+        self.ownership.owner()
+    }
+
     /// Begins anew if this is another handshake than the one before.
     pub(crate) fn begin(&self, random: [u8; 32]) {
         if self.random.replace(random) != random {

@@ -2,9 +2,11 @@
 
 use std::ffi::{CString, c_long, c_void};
 use std::ptr::{self, NonNull};
+use std::sync::Arc;
 
 use store::{Fingerprint, TicketState};
 
+use super::owner::{self, Owner};
 use super::{bytes, copied, ffi, length_of, seconds};
 use crate::lineage::{Foreign, Lineage};
 
@@ -190,6 +192,27 @@ impl Session {
     pub(crate) fn fingerprint(&self) -> Option<Fingerprint> {
         let of_ticket = || self.ticket_state().map(|state| state.fingerprint);
         self.lineage().ok().flatten().map(|lineage| lineage.fingerprint).or_else(of_ticket)
+    }
+
+    /// Records the connection that has the session.
+    pub(crate) fn set_owner(&self, owner: Arc<Owner>) {
+        let owner = Arc::into_raw(owner);
+        // SAFETY: the session lives, and takes the new owner over unless OpenSSL returns that it could not.
+        unsafe {
+            let before = ffi::SSL_SESSION_get_ex_data(self.raw(), owner::index()).cast::<Owner>().cast_const();
+            let set = ffi::SSL_SESSION_set_ex_data(self.raw(), owner::index(), owner.cast_mut().cast()) == 1;
+            let unused = if set { before } else { owner };
+            if !unused.is_null() {
+                drop(Arc::from_raw(unused));
+            }
+        }
+    }
+
+    /// Returns whether the connection that has the session lives, and has failed.
+    pub(crate) fn has_failed(&self) -> bool {
+        // SAFETY: the session lives, and keeps its owner.
+        let owner = unsafe { ffi::SSL_SESSION_get_ex_data(self.raw(), owner::index()).cast::<Owner>().as_ref() };
+        owner.is_some_and(Owner::has_failed)
     }
 
     fn ticket_data(&self) -> Vec<u8> {
