@@ -10,7 +10,7 @@ use store::{Fingerprint, ID_BYTES, from_microseconds, microseconds};
 
 const MARK: &[u8; 8] = b"resumed\x02";
 /// How many ids of the sessions of one connection are remembered.
-const IDS: usize = 16;
+const IDS: usize = 255;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Lineage {
@@ -90,9 +90,9 @@ mod tests {
     #[test]
     fn the_last_ids_are_remembered() {
         let mut lineage = Lineage::new([7; 32], SystemTime::UNIX_EPOCH);
-        for number in 0..20 {
+        for number in 0..=255 {
             lineage.add(&[number; 32]);
         }
-        assert_eq!(lineage.ids().map(|id| id[0]).collect::<Vec<_>>(), (4..20).collect::<Vec<_>>());
+        assert_eq!(lineage.ids().map(|id| id[0]).collect::<Vec<_>>(), (1..=255).collect::<Vec<_>>());
     }
 }
