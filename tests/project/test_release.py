@@ -47,3 +47,9 @@ def test_a_place_that_has_no_version_any_more_is_reported(tree: Path) -> None:
 def test_a_release_has_a_dated_section_in_the_changelog() -> None:
     assert list(release.undated("# Changelog\n\n## [1.2.0] - 2026-11-30\n", "1.2.0")) == []
     assert list(release.undated("# Changelog\n\n## [1.2.0] - unreleased\n", "1.2.0"))
+
+
+def test_the_packages_of_other_registries_have_the_license() -> None:
+    """npm copies it while it packs, and hatchling takes that of the tree."""
+    license_text = (versions.TREE / "LICENSE").read_text()
+    assert (versions.TREE / "client" / "rust" / "LICENSE").read_text() == license_text

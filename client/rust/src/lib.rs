@@ -17,7 +17,12 @@
 //! In tickets mode ([`SessionMode::Tickets`]) clients have the sessions, and the store has the secrets of the tickets' keys; a resumption is no
 //! call.
 //!
+//! The crate is for Unix systems.
+//!
 //! [`Shim`] and [`Tickets`] are for bindings to other TLS stacks: `libresumed`, which puts the store under OpenSSL servers, is made of them.
+
+#[cfg(not(unix))]
+compile_error!("resumed is for Unix systems");
 
 mod agreement;
 mod breaker;
