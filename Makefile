@@ -361,14 +361,17 @@ $(KUBERNETES)/helm: $(BIN)/.installed
 manifests: $(KUBERNETES)/helm ## Render deploy/kubernetes/kustomize from the chart, and copy alerts and dashboards into the chart
 	$(BIN)/python deploy/kubernetes/render.py $(KUBERNETES)/helm
 
+.PHONY: deploy-tools
+deploy-tools: $(BIN)/.installed-deploy $(KUBERNETES)/helm
+
 .PHONY: deploy-test
-deploy-test: $(BIN)/.installed-deploy $(KUBERNETES)/helm ## Check the chart, the manifests and the Dockerfile
+deploy-test: deploy-tools ## Check the chart, the manifests and the Dockerfile
 	$(BIN)/hadolint deploy/docker/Dockerfile
 	$(BIN)/yamllint --strict --config-file deploy/kubernetes/yamllint.yaml deploy/kubernetes
 	$(BIN)/python -m pytest -n 2 tests/deploy/test_values.py tests/deploy/test_manifests.py tests/deploy/test_frontend.py
 
 .PHONY: rolling
-rolling: $(BIN)/.installed-deploy $(KUBERNETES)/helm nss-wrapper ## Roll the manifests' pods under live TLS traffic, and report what clients notice (ROLLING=--help)
+rolling: deploy-tools nss-wrapper ## Roll the manifests' pods under live TLS traffic, and report what clients notice (ROLLING=--help)
 	PYTHONPATH=tests $(BIN)/python tests/deploy/rolling.py $(ROLLING)
 
 .PHONY: nss-wrapper

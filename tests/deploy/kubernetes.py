@@ -57,13 +57,13 @@ def _rendered(values: str, options: tuple[str, ...], chart: Path, name: str, nam
     done = subprocess.run(command, input=values, capture_output=True, text=True, check=False)
     if done.returncode:
         raise Refused(done.stderr)
-    return [each for each in yaml.safe_load_all(done.stdout) if each]
+    return [each for each in yaml.load_all(done.stdout, yaml.CSafeLoader) if each]
 
 
 def kustomized(directory: str) -> list[Object]:
     """Return the objects of a kustomization, by its path below the manifests."""
     text = subprocess.check_output([KUBECTL, "kustomize", MANIFESTS / directory], text=True)
-    return [each for each in yaml.safe_load_all(text) if each]
+    return [each for each in yaml.load_all(text, yaml.CSafeLoader) if each]
 
 
 def problems(an_object: Object, version: str) -> list[str]:

@@ -27,6 +27,7 @@ ELSEWHERE = {
     "docker run": "tests/deploy/test_image.py runs `check` in the image",
     "helm install": "tests/deploy/test_manifests.py renders the chart; that the values exist is tested here",
     "helm upgrade": "as helm install",
+    "helm template": "tests/deploy/test_manifests.py",
     "helm test": "needs a cluster; tests/deploy/test_manifests.py renders it",
     "REGISTRY=": "the reader's own",
     "kubectl create namespace": "needs a cluster",
