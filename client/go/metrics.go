@@ -9,7 +9,7 @@ import (
 
 // Metrics returns a handler that returns the counts of sessions in Prometheus' text format, under the names that the clients in
 // other languages use and the dashboard of frontends draws. The counts of one namespace are added up.
-func Metrics(sessions ...*Sessions) http.Handler {
+func Metrics(sessions ...*Installation) http.Handler {
 	return http.HandlerFunc(func(writer http.ResponseWriter, _ *http.Request) {
 		writer.Header().Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
 		_, _ = writer.Write(metricsOf(sessions))
@@ -29,7 +29,7 @@ var families = [kinds]struct{ name, label, help string }{
 	ticketsRefused:  {"tickets_refused", "reason", "Tickets that clients offered and that did not resume."},
 }
 
-func metricsOf(sessions []*Sessions) []byte {
+func metricsOf(sessions []*Installation) []byte {
 	namespaces, all := byNamespace(sessions)
 	sharing := slices.DeleteFunc(slices.Clone(namespaces), func(namespace string) bool { return !all[namespace].tickets })
 	var text bytes.Buffer
@@ -87,14 +87,14 @@ func metricsOf(sessions []*Sessions) []byte {
 type sum struct {
 	recorder
 	open     int  // 1 if one of the breakers is open
-	tickets  bool // whether some of the Sessions share tickets; the rest is of these
+	tickets  bool // whether some installations share tickets; the rest is of these
 	live     int  // 1 if all of them receive removals
 	removals int  // the largest number of removals
 	secrets  int  // the smallest number of secrets
 }
 
-// addTickets adds the states of Sessions that share tickets.
-func (s *sum) addTickets(sessions *Sessions) {
+// addTickets adds the states of installations that share tickets.
+func (s *sum) addTickets(sessions *Installation) {
 	live, removals, secrets := 0, sessions.tickets.removals.count(), sessions.tickets.secrets.count()
 	if sessions.RemovalsLive() {
 		live = 1
@@ -105,7 +105,7 @@ func (s *sum) addTickets(sessions *Sessions) {
 	s.tickets, s.live, s.removals, s.secrets = true, live, removals, secrets
 }
 
-func byNamespace(sessions []*Sessions) (namespaces []string, all map[string]*sum) {
+func byNamespace(sessions []*Installation) (namespaces []string, all map[string]*sum) {
 	all = map[string]*sum{}
 	for _, s := range sessions {
 		namespace := s.options.Namespace

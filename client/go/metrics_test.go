@@ -16,7 +16,7 @@ func TestMetrics(t *testing.T) {
 		store := newFakeStore()
 		one, other := wrap(t, newServer(), store, Options{}), wrap(t, newServer(), store, Options{})
 		bank := wrap(t, newServer(), store, Options{Namespace: "bank"})
-		for _, sessions := range []*Sessions{one, other, other} {
+		for _, sessions := range []*Installation{one, other, other} {
 			sessions.recorder.count(hits, "store")
 			sessions.recorder.count(foreignHits, "store")
 			sessions.recorder.observe(3 * time.Millisecond)

@@ -77,7 +77,7 @@ _SHOWN = {
         "Installation",
         "Credentials",
         "Keyring",
-        "SessionStore",
+        "StoreClient",
         "Admin",
         "forbid_core_dumps",
     ),

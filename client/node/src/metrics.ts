@@ -1,5 +1,5 @@
 /** The counts of servers, for Prometheus. */
-import type { Sessions } from "./attach.js";
+import type { Installation } from "./attach.js";
 import { LOOKUP_BUCKETS, REASONS, type Kind, type Stats } from "./stats.js";
 
 const FAMILIES: Record<Kind, { name: string; label: string; help: string }> = {
@@ -20,7 +20,7 @@ const FAMILIES: Record<Kind, { name: string; label: string; help: string }> = {
  * Returns the counts of sessions in Prometheus' text format (content type `text/plain; version=0.0.4`), under the names that the
  * clients in other languages use and the dashboard of frontends draws. The counts of one namespace are added up.
  */
-export function metrics(...sessions: Sessions[]): string {
+export function metrics(...sessions: Installation[]): string {
   const namespaces = [...new Set(sessions.map(({ namespace }) => namespace))].sort();
   const groups = namespaces.map((namespace) => {
     const group = sessions.filter((each) => each.namespace === namespace);

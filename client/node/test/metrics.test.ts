@@ -2,18 +2,18 @@ import assert from "node:assert/strict";
 import { spawnSync } from "node:child_process";
 import { test } from "node:test";
 
-import { metrics, type Sessions } from "../src/index.js";
+import { metrics, type Installation } from "../src/index.js";
 import { Recorder } from "../src/stats.js";
 
 test("Prometheus sees what servers of a namespace count together, all reasons from the beginning", () => {
-  const counting = (namespace: string, handshakes: number, breakerOpen: boolean): Sessions => {
+  const counting = (namespace: string, handshakes: number, breakerOpen: boolean): Installation => {
     const recorder = new Recorder();
     for (let n = 0; n < handshakes; n++) {
       recorder.count("hits", "store");
       recorder.count("foreignHits", "store");
       recorder.observe(3);
     }
-    return { namespace, breakerOpen, stats: recorder.snapshot() } as Sessions;
+    return { namespace, breakerOpen, stats: recorder.snapshot() } as Installation;
   };
   const text = metrics(counting("shop", 1, false), counting("bank", 0, true), counting("shop", 2, false));
   const lines = new Set(text.split("\n"));

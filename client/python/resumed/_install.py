@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from resumed._async.ssl_classes import enable
 from resumed._client.limits import NAMESPACE_PATTERN
-from resumed._client.store import SessionStore
+from resumed._client.store import StoreClient
 from resumed._crypto.keyring import Keyring
 from resumed._openssl import CallbackBinding, session_ids
 from resumed._policy.mirror import DEFAULT_BYTES, Mirror
@@ -233,7 +233,7 @@ def install(
         raise ValueError(f"namespace must be 1 to 63 characters of [a-z0-9.-], not {namespace!r}")
     if not isinstance(keyring, Keyring):
         keyring = Keyring.load(keyring)
-    store = SessionStore(
+    store = StoreClient(
         target, namespace=namespace, deadline=deadline, credentials=credentials, tracer_provider=tracer_provider
     )
     spans = None

@@ -82,7 +82,7 @@ class HandlerArgs(NamedTuple):
 
         def request() -> object:
             with state.condition:
-                if not _server._is_rpc_state_active(state):  # noqa: SLF001 - the client has given up
+                if not _server._is_rpc_state_active(state):  # noqa: SLF001
                     return None
                 message, state.request = state.request, None
                 if message is None and state.client is _server._CLOSED:  # noqa: SLF001
@@ -93,6 +93,11 @@ class HandlerArgs(NamedTuple):
         rpc.start_server_batch((_cygrpc.ReceiveMessageOperation(0),), receive)
         state.due.add(_server._RECEIVE_MESSAGE_TOKEN)  # noqa: SLF001
         return self._replace(request=request)
+
+    def is_given_up(self) -> bool:
+        """Return whether the client has given up the call."""
+        with self.state.condition:
+            return not _server._is_rpc_state_active(self.state)  # noqa: SLF001
 
     def cancel(self) -> None:
         """Cancel the call."""

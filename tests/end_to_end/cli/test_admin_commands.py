@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from resumed import SessionStore
+from resumed import StoreClient
 from resumed_server.cli.admin import purge
 from resumed_server.errors import UserError
 from support.command import called
@@ -40,15 +40,15 @@ def server() -> Iterator[RunningServer]:
 
 
 @pytest.fixture
-def store(server: RunningServer) -> Iterator[SessionStore]:
+def store(server: RunningServer) -> Iterator[StoreClient]:
     """A namespace with three sessions, one of them an hour old."""
-    with closing(SessionStore(server.target, namespace=os.urandom(8).hex(), deadline=PATIENCE)) as store:
+    with closing(StoreClient(server.target, namespace=os.urandom(8).hex(), deadline=PATIENCE)) as store:
         for key, age in zip(KEYS, (3_600.0, 0.0, 0.0), strict=True):
             store.put(key, b"value", 60.0, issued=time.time() - age)
         yield store
 
 
-def left(store: SessionStore) -> int:
+def left(store: StoreClient) -> int:
     """Return how many of the sessions are there."""
     return sum(store.get(key) is not None for key in KEYS)
 
@@ -67,7 +67,7 @@ def answering(answer: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         os.close(theirs)
 
 
-def test_purge_asks_first_and_says_what_it_did(store: SessionStore) -> None:
+def test_purge_asks_first_and_says_what_it_did(store: StoreClient) -> None:
     done = answering("n", "purge", store.target, store.namespace)
     assert done.returncode == 130
     assert f"Purge all sessions of {store.namespace} (3 sessions)?" in done.stdout
@@ -79,7 +79,7 @@ def test_purge_asks_first_and_says_what_it_did(store: SessionStore) -> None:
     assert left(store) == 0
 
 
-def test_where_nobody_can_be_asked_it_takes_yes(store: SessionStore) -> None:
+def test_where_nobody_can_be_asked_it_takes_yes(store: StoreClient) -> None:
     done = called("purge", store.target, store.namespace)
     assert (done.returncode, done.stderr) == (
         2,
@@ -91,21 +91,21 @@ def test_where_nobody_can_be_asked_it_takes_yes(store: SessionStore) -> None:
 
 
 @pytest.mark.parametrize("ago", [True, False])
-def test_before_spares_what_was_issued_since(store: SessionStore, ago: bool) -> None:
+def test_before_spares_what_was_issued_since(store: StoreClient, ago: bool) -> None:
     moment = "30m" if ago else time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() - 1_800))
     purge(store.target, [store.namespace], before=moment, yes=True)
     assert left(store) == 2
 
 
 @pytest.mark.parametrize("moment", ["", "yesterday", "2026-11-25", "2026-11-25T10:00:00", "2 fortnights", "-3h"])
-def test_a_time_that_is_none_is_refused(store: SessionStore, moment: str) -> None:
+def test_a_time_that_is_none_is_refused(store: StoreClient, moment: str) -> None:
     """A time without a zone is ambiguous."""
     with pytest.raises(UserError, match=f"--before: '{moment}' is neither a duration"):
         purge(store.target, [store.namespace], before=moment, yes=True)
     assert left(store) == 3
 
 
-def test_stats_are_a_table_or_json(store: SessionStore) -> None:
+def test_stats_are_a_table_or_json(store: StoreClient) -> None:
     store.remove(KEYS[0])
     done = called("stats", store.target, store.namespace, "nothing", "--json")
     expected = {"sessions": 2, "value_bytes": 10, "tombstones": 1, "purged": 0, "issued_before": None}

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from resumed import AlreadyExists, Get, InvalidRequest, Put, SessionStore
+from resumed import AlreadyExists, Get, InvalidRequest, Put, StoreClient
 from support.metrics import Scrape, scrape, scraped_until
 from support.server import PATIENCE, running_server
 
@@ -34,8 +34,8 @@ def server() -> Iterator[RunningServer]:
 
 
 @contextlib.contextmanager
-def store(server: RunningServer, namespace: str) -> Iterator[SessionStore]:
-    with contextlib.closing(SessionStore(server.target, namespace=namespace, deadline=PATIENCE)) as store:
+def store(server: RunningServer, namespace: str) -> Iterator[StoreClient]:
+    with contextlib.closing(StoreClient(server.target, namespace=namespace, deadline=PATIENCE)) as store:
         yield store
 
 

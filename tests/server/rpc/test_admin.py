@@ -13,7 +13,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc.error_details_pb2 import BadRequest
 from grpc_status import rpc_status
 
-from resumed import Admin, AlreadyExists, Get, NamespaceStats, Put, SessionStore
+from resumed import Admin, AlreadyExists, Get, NamespaceStats, Put, StoreClient
 from resumed._client.store import Change
 from resumed.v1 import admin_pb2 as pb
 from resumed.v1 import session_store_pb2
@@ -53,21 +53,21 @@ def admin(targets: list[str]) -> Iterator[Admin]:
 
 
 @pytest.fixture
-def connected(targets: list[str]) -> Iterator[Callable[[], SessionStore]]:
+def connected(targets: list[str]) -> Iterator[Callable[[], StoreClient]]:
     """Connect to a namespace that only this test uses, at the last server, through any of its workers."""
     namespace = os.urandom(8).hex()
     with ExitStack() as held:
-        yield lambda: held.enter_context(closing(SessionStore(targets[-1], namespace=namespace, deadline=PATIENCE)))
+        yield lambda: held.enter_context(closing(StoreClient(targets[-1], namespace=namespace, deadline=PATIENCE)))
 
 
 @pytest.fixture
-def store(connected: Callable[[], SessionStore]) -> SessionStore:
+def store(connected: Callable[[], StoreClient]) -> StoreClient:
     """A client of that namespace."""
     return connected()
 
 
 def test_after_a_purge_no_server_and_no_worker_returns_an_earlier_session(
-    admin: Admin, connected: Callable[[], SessionStore]
+    admin: Admin, connected: Callable[[], StoreClient]
 ) -> None:
     """Ten connections reach every worker. Sessions stored after the purge exist for all of them."""
     stores = [connected() for _ in range(10)]
@@ -85,7 +85,7 @@ def test_after_a_purge_no_server_and_no_worker_returns_an_earlier_session(
 
 
 def test_a_put_that_arrives_after_the_purge_of_its_session_is_rejected(
-    admin: Admin, connected: Callable[[], SessionStore]
+    admin: Admin, connected: Callable[[], StoreClient]
 ) -> None:
     """By every worker, alone and in a Batch. A Put without an issue time counts as issued when it arrives."""
     issued = time.time() - 5.0
@@ -101,7 +101,7 @@ def test_a_put_that_arrives_after_the_purge_of_its_session_is_rejected(
     assert store.get(b"untimed")
 
 
-def test_a_purge_up_to_a_time_keeps_later_sessions(admin: Admin, store: SessionStore) -> None:
+def test_a_purge_up_to_a_time_keeps_later_sessions(admin: Admin, store: StoreClient) -> None:
     """A second purge up to an earlier time changes nothing."""
     moment = round(time.time()) - 100.0
     for key, seconds in ((b"before", -0.001), (b"then", 0.0), (b"after", 50.0)):
@@ -118,7 +118,7 @@ def assert_purge(change: Change, cutoff: float) -> None:
 
 
 def test_watchers_receive_the_purge_and_the_log_names_the_caller(
-    admin: Admin, store: SessionStore, connected: Callable[[], SessionStore]
+    admin: Admin, store: StoreClient, connected: Callable[[], StoreClient]
 ) -> None:
     """The purge is a change without a key. No earlier change follows it, and later ones do."""
     store.put(b"old", b"value", 60.0)
@@ -136,7 +136,7 @@ def test_watchers_receive_the_purge_and_the_log_names_the_caller(
 
 
 def test_watchers_receive_the_time_of_the_purge_and_issue_times(
-    admin: Admin, store: SessionStore, connected: Callable[[], SessionStore]
+    admin: Admin, store: StoreClient, connected: Callable[[], StoreClient]
 ) -> None:
     """So a mirror keeps the sessions that the purge does not cover."""
     moment = round(time.time()) - 100.0
@@ -153,7 +153,7 @@ def test_watchers_receive_the_time_of_the_purge_and_issue_times(
 
 
 def test_a_watcher_that_reconnects_receives_the_purge(
-    admin: Admin, store: SessionStore, connected: Callable[[], SessionStore]
+    admin: Admin, store: StoreClient, connected: Callable[[], StoreClient]
 ) -> None:
     """It reconnects with its last position, or with the one that it began at."""
     with connected().watch() as watch:
@@ -165,7 +165,7 @@ def test_a_watcher_that_reconnects_receives_the_purge(
             assert_purge(purge, cutoff)
 
 
-def test_stats_count_a_namespace_or_all(admin: Admin, store: SessionStore) -> None:
+def test_stats_count_a_namespace_or_all(admin: Admin, store: StoreClient) -> None:
     """They include sessions that are purged but not yet deleted; these are deleted in the background."""
     assert admin.stats(store.namespace) == {store.namespace: NamespaceStats(0, 0, 0, 0, None)}
     store.batch([Put(b"%d" % number, b"v" * 50, 600.0) for number in range(20)])
@@ -178,12 +178,12 @@ def test_stats_count_a_namespace_or_all(admin: Admin, store: SessionStore) -> No
     until(lambda: admin.stats(store.namespace)[store.namespace].purged == 0)
 
 
-def test_stats_have_pages(targets: list[str], connected: Callable[[], SessionStore]) -> None:
+def test_stats_have_pages(targets: list[str], connected: Callable[[], StoreClient]) -> None:
     """Pages are ordered by name; the last one has no token."""
     names = sorted(f"{connected().namespace}-{number}" for number in range(5))
     with ExitStack() as held, grpc.insecure_channel(targets[0]) as channel:
         for name in names:
-            store = held.enter_context(closing(SessionStore(targets[-1], namespace=name, deadline=PATIENCE)))
+            store = held.enter_context(closing(StoreClient(targets[-1], namespace=name, deadline=PATIENCE)))
             store.put(b"k", b"value", 60.0)
         stats, pages, request = AdminServiceStub(channel).Stats, list[list[str]](), pb.StatsRequest(page_size=2)
         request.page_token = names[0][:-1]  # follows all names that sort before it
@@ -248,7 +248,7 @@ def test_a_purge_survives_a_restart(tmp_path: Any) -> None:
         server.kill()
     with (
         running_server("--storage", url) as server,
-        closing(SessionStore(server.target, namespace="shop", deadline=PATIENCE)) as store,
+        closing(StoreClient(server.target, namespace="shop", deadline=PATIENCE)) as store,
         pytest.raises(AlreadyExists),
     ):
         store.put(b"late", b"value", 60.0, issued=issued)

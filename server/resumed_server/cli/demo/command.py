@@ -283,7 +283,7 @@ def _sight(fleet: Fleet, client: _PythonClient, calls: _Calls) -> Table:
     session = client.visit(fleet.ports["ssl"], "1.2").session
     client.visit(fleet.ports["ssl"], "1.2", line="flush")
     key = resumed.StoreKeys(NAMESPACE).key(session.id)
-    with contextlib.closing(resumed.SessionStore(fleet.target, namespace=NAMESPACE, deadline=PATIENCE)) as store:
+    with contextlib.closing(resumed.StoreClient(fleet.target, namespace=NAMESPACE, deadline=PATIENCE)) as store:
         found = store.get(key)
     if found is None:
         raise Broken("the store does not have a session that was just negotiated")

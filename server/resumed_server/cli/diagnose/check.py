@@ -85,7 +85,7 @@ def verify(target: str, namespace: str, deadline: float) -> None:
     if not 0 < deadline <= _LONGEST_DEADLINE:
         raise UserError(f"--deadline: {deadline:g} is not above 0 and at most {_LONGEST_DEADLINE} seconds")
     try:
-        resumed.SessionStore(target, namespace=namespace, deadline=deadline).close()  # does not connect
+        resumed.StoreClient(target, namespace=namespace, deadline=deadline).close()  # does not connect
     except ValueError as error:
         raise UserError(str(error)) from None
 
@@ -103,7 +103,7 @@ class RoundTrip:
     ) -> None:
         self._namespace, self._keyring_file, self._deadline = namespace, keyring, deadline
         self._channel = tls.channel(target)
-        self.store = resumed.SessionStore(target, namespace=namespace, deadline=deadline, credentials=tls.credentials())
+        self.store = resumed.StoreClient(target, namespace=namespace, deadline=deadline, credentials=tls.credentials())
         self.keyring = resumed.Keyring.from_keys([os.urandom(32)])
         self._key = self._value = b""
         self._leftovers: set[bytes] = set()

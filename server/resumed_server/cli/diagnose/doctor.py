@@ -152,7 +152,7 @@ def _resolved(target: str) -> str:
     return ", ".join(where if isinstance(where, str) else f"{where[0]}:{where[1]}" for _, where in addresses)
 
 
-def _lookup_time(store: resumed.SessionStore) -> str:
+def _lookup_time(store: resumed.StoreClient) -> str:
     durations = []
     for _ in range(_LOOKUPS):
         started = time.perf_counter()

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 
-class ObservedStore(resumed.SessionStore):
-    """A SessionStore that counts and logs the failures of batch(), the call of an agreement on secrets.
+class ObservedStore(resumed.StoreClient):
+    """A StoreClient that counts and logs the failures of batch(), the call of an agreement on secrets.
 
     Attributes:
         failures: Number of calls that failed.
@@ -28,7 +28,7 @@ class ObservedStore(resumed.SessionStore):
         self.available = True
 
     def batch(self, operations: Sequence[Any], *, deadline: float | None = None) -> list[Any]:
-        """Carry out `operations`; see SessionStore."""
+        """Carry out `operations`; see StoreClient."""
         try:
             results = super().batch(operations, deadline=deadline)
         except resumed.StoreError as error:
