@@ -129,7 +129,7 @@ def test_systemd_accepts_the_unit(unit: Path, tmp_path: Path) -> None:
         (tmp_path / name).symlink_to(sys.executable)
     copy = tmp_path / unit.name
     copy.write_text(unit.read_text().replace("/opt/resumed/bin", str(tmp_path)))
-    verify = ["systemd-analyze", "verify", "--man=no", "--recursive-errors=no", copy]
+    verify = ["systemd-analyze", "verify", "--man=no", "--recursive-errors=no", str(copy)]
     done = subprocess.run(verify, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
 
@@ -137,7 +137,7 @@ def test_systemd_accepts_the_unit(unit: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("unit", [STORE, AGENT, FRONTEND], ids=lambda unit: unit.name)
 def test_the_unit_is_hardened(unit: Path) -> None:
     threshold = f"--threshold={MAX_EXPOSURE * 10:.0f}"
-    audit = ["systemd-analyze", "security", "--offline=true", threshold, "--no-pager", unit]
+    audit = ["systemd-analyze", "security", "--offline=true", threshold, "--no-pager", str(unit)]
     done = subprocess.run(audit, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
 
@@ -151,7 +151,7 @@ def test_the_store_serves_and_stops_as_its_unit_expects(files: Path) -> None:
         agent = files / "etc/resumed-ticket-keys"
         credentials = resumed.Credentials(ca=agent / "ca.crt", cert=agent / "tls.crt", key=agent / "tls.key")
         with contextlib.closing(
-            resumed.SessionStore(target, namespace="edge", deadline=PATIENCE, credentials=credentials)
+            resumed.StoreClient(target, namespace="edge", deadline=PATIENCE, credentials=credentials)
         ) as store:
             store.put(bytes(32), b"sealed", 60.0)
         assert (files / "var/lib/resumed/data.mdb").exists()
@@ -244,7 +244,7 @@ def test_the_keyring_is_not_for_the_store(tmp_path: Path) -> None:
         (tmp_path / "etc" / directory).mkdir()
         for name in names:
             (tmp_path / "etc" / directory / name).touch(0o600)
-    create = ["systemd-tmpfiles", f"--root={tmp_path}", "--create", UNITS / "tmpfiles.d/resumed.conf"]
+    create = ["systemd-tmpfiles", f"--root={tmp_path}", "--create", str(UNITS / "tmpfiles.d/resumed.conf")]
     subprocess.run(create, check=True)
     for directory, group in ids.items():
         for path in (each := tmp_path / "etc" / directory, *each.iterdir()):
