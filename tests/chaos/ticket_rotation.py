@@ -219,8 +219,9 @@ def _search(
     held = [each for each in observer.seen.values() if each.not_after > time.time() + ERASED_WITHIN]
     found = {}
     processes = {name: [each.pid for each in group] for name, group in servers.items()} | {"store": [store]}
-    for name, pids in processes.items():
-        memory = [_Memory(each) for pid in pids for each in _family(pid)]
+    # Read at once, and then searched: a search takes longer than a secret lives.
+    memories = {name: [_Memory(each) for pid in pids for each in _family(pid)] for name, pids in processes.items()}
+    for name, memory in memories.items():
         leaked = sum(any(part.has(_needles(secret)) for part in memory) for secret in ended)
         present = sum(any(part.has(_needles(secret)) for part in memory) for secret in held)
         found[name] = len(ended), leaked, present

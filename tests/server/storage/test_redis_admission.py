@@ -14,7 +14,7 @@ import pytest
 import trustme
 from structlog.testing import capture_logs
 
-from resumed_server.config.types import redacted
+from resumed_server.config.types import redact_password
 from resumed_server.storage.engine import (
     EngineUnavailable,
 )
@@ -102,7 +102,7 @@ def test_a_url_that_makes_no_sense_is_refused(url: str, complaint: str) -> None:
     ],
 )
 def test_a_url_is_shown_without_its_password(url: str, shown: str) -> None:
-    assert redacted(url) == shown
+    assert redact_password(url) == shown
     if url.startswith("redis"):
         assert "secret" not in repr(RedisUrl.parse(url.replace("se:c@ret", "secret")))
 

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from cryptography import x509
 
 import resumed
-from resumed_server.cli.diagnose.checks import Failure, Warned
+from resumed_server.cli.diagnose.checks import Warned
 from resumed_server.cli.diagnose.validity import validity
+from resumed_server.cli.diagnosis import Failure
 from resumed_server.config.types import Address
-from resumed_server.errors import UserError
+from resumed_server.errors import ExitStatus, UserError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -234,7 +235,9 @@ class FrontendChecks:
                 "is it a TLS server, and does it speak TLS 1.2?",
             ) from None
         except OSError as error:
-            raise Failure(f"it cannot be reached ({error.strerror or error})", "check address and firewall") from None
+            raise Failure(
+                f"it cannot be reached ({error.strerror or error})", "check address and firewall", ExitStatus.RETRY
+            ) from None
 
     def _id(self, visits: list[_Visit]) -> bytes:
         session = visits[0].session
