@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 from hpack import Encoder
 
 from fuzz.target import Check, Pieces, Target
-from resumed._client.store import Get, Put, Remove, SessionStore, Take
+from resumed._client.store import Get, Put, Remove, StoreClient, Take
 from resumed._exceptions import StoreError
 from resumed._policy.mirror import Mirror
 from resumed._policy.stats import Recorder
@@ -32,7 +32,7 @@ _PATIENCE = 5.0
 """Seconds; all bytes of the server are available at once, so only a hang takes longer."""
 
 
-def _use(store: SessionStore, number: int) -> None:
+def _use(store: StoreClient, number: int) -> None:
     """Use a server as a frontend does; any response causes at most a StoreError."""
     calls: tuple[Callable[[], Any], ...] = (
         lambda: store.get(_KEY),
@@ -56,7 +56,7 @@ class _Once(threading.Event):
         return True
 
 
-def _follow(store: SessionStore) -> None:
+def _follow(store: StoreClient) -> None:
     """Mirror the store in this thread until it breaks off."""
     mirror = Mirror(store, 100_000)
     mirror._closed = _Once()
@@ -64,7 +64,7 @@ def _follow(store: SessionStore) -> None:
     mirror.sessions.get(_KEY)
 
 
-def _send(store: SessionStore) -> None:
+def _send(store: StoreClient) -> None:
     """Send a Put and a removal in this thread."""
     sender = WriteQueue(store, Recorder(), lambda: 1000.0, lambda _key, value, _not_after: value)
     sender._queue.extend([PendingWrite(_KEY, b"serialized", 2000, ""), PendingWrite(_KEY, None, 0, "application")])
@@ -79,9 +79,9 @@ class _Peer:
         self._data = data
         self._held: list[socket.socket] = []
 
-    def store(self) -> SessionStore:
+    def store(self) -> StoreClient:
         """Return a client of it."""
-        store = SessionStore("unix:/nowhere", namespace="shop", deadline=_PATIENCE)
+        store = StoreClient("unix:/nowhere", namespace="shop", deadline=_PATIENCE)
         connections: Any = store._channel._connections
         connections._connect = self._connect
 
@@ -217,7 +217,7 @@ def _http2_frame_seeds() -> Iterable[bytes]:
 
 
 class _Answers:
-    """Stands in for the Channel of a SessionStore: every answer is the same."""
+    """Stands in for the Channel of a StoreClient: every answer is the same."""
 
     confirmed = 0.0
 
@@ -242,7 +242,7 @@ class _Answers:
 
 def messages() -> Check:
     """Any response message is decoded or rejected, and its users do not break."""
-    store = SessionStore("unix:/nowhere", namespace="shop")
+    store = StoreClient("unix:/nowhere", namespace="shop")
 
     def check(data: bytes) -> None:
         store._channel = cast("Any", _Answers(data[1:]))

@@ -41,7 +41,7 @@ FINGERPRINT = (
 
 
 class Memory:
-    """Stands in for the SessionStore of a shim."""
+    """Stands in for the StoreClient of a shim."""
 
     target, namespace, deadline = "memory", "shop", 5.0
 

@@ -29,7 +29,7 @@ from hpack import Encoder
 
 import resumed.v1
 from fuzz.target import mutated
-from resumed._client.store import SessionStore
+from resumed._client.store import StoreClient
 from resumed._transport.http2 import request_headers
 from support.server import running_server
 
@@ -198,7 +198,7 @@ class Wire:
         self._seed = seed
         self._source = Source(seed)
         self._channel: Any = grpc.insecure_channel(server.target)
-        self._canary = SessionStore(server.target, namespace="canary", deadline=PATIENCE)
+        self._canary = StoreClient(server.target, namespace="canary", deadline=PATIENCE)
         self.outcome = Outcome()
 
     def run(self, seconds: float, batches: int = 1 << 62) -> Outcome:

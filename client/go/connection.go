@@ -18,7 +18,7 @@ const (
 
 // A connection has the session hooks of one connection. They return no errors: crypto/tls would end the connection.
 type connection struct {
-	sessions *Sessions
+	sessions *Installation
 	config   *tls.Config // of this connection alone
 	print    *fingerprint
 	issued   time.Time // when the session that was found was negotiated
@@ -268,7 +268,7 @@ func unknownID() []byte {
 
 // wrapUnknown is WrapSession of connections that have no config of their own, so that their context is unknown. It
 // stores nothing.
-func (s *Sessions) wrapUnknown(state tls.ConnectionState, _ *tls.SessionState) ([]byte, error) {
+func (s *Installation) wrapUnknown(state tls.ConnectionState, _ *tls.SessionState) ([]byte, error) {
 	kind := puts
 	if s.tickets.issues(state.Version) {
 		kind = ticketsWithheld
@@ -278,7 +278,7 @@ func (s *Sessions) wrapUnknown(state tls.ConnectionState, _ *tls.SessionState) (
 }
 
 // unwrapUnknown is UnwrapSession of such connections. It finds nothing.
-func (s *Sessions) unwrapUnknown(id []byte, _ tls.ConnectionState) (*tls.SessionState, error) {
+func (s *Installation) unwrapUnknown(id []byte, _ tls.ConnectionState) (*tls.SessionState, error) {
 	switch {
 	case s.tickets.accepts(id):
 		s.recorder.count(ticketsRefused, "context-unknown")

@@ -260,7 +260,7 @@ func TestFoundAndNotResumedIsAMiss(t *testing.T) {
 	client, namesake := newCertificate("client"), newCertificate("client")
 	onBothVersions(t, func(t *testing.T, store *realStore, version uint16) {
 		var addresses [2]string
-		var sessions [2]*Sessions
+		var sessions [2]*Installation
 		for n, authority := range []tls.Certificate{client, namesake} {
 			config := newServer()
 			config.ClientAuth, config.ClientCAs = tls.VerifyClientCertIfGiven, poolOf(authority)
@@ -321,7 +321,7 @@ func TestNoCertificateNoEntry(t *testing.T) {
 
 			keyring := testKeyring(t)
 			key := storeKeyOf(format, "shop", ticket(t, visitor))
-			var sessions *Sessions
+			var sessions *Installation
 			forge := intercept(func(_ string, reply any) {
 				if get, ok := reply.(*pb.GetResponse); ok && get.GetSession() != nil {
 					plaintext, end, err := keyring.open(key, get.GetSession().GetValue(), time.Now())

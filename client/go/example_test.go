@@ -33,7 +33,7 @@ func Example() {
 }
 
 // Two virtual hosts, each with sessions of its own.
-func ExampleSessions_ForClient() {
+func ExampleInstallation_ForClient() {
 	var store grpc.ClientConnInterface // of Dial
 	var keyring *resumed.Keyring       // of LoadKeyring
 	shop, bank := &tls.Config{}, &tls.Config{ClientAuth: tls.RequireAndVerifyClientCert}
@@ -55,7 +55,7 @@ func ExampleSessions_ForClient() {
 }
 
 // Logging a user out everywhere: remember the ids of each client's sessions, and remove them.
-func ExampleSessions_Remove() {
+func ExampleInstallation_Remove() {
 	var store grpc.ClientConnInterface // of Dial
 	var keyring *resumed.Keyring       // of LoadKeyring
 	remember := func(client string, id []byte) {}

@@ -40,7 +40,7 @@ func onBothVersions(t *testing.T, test func(t *testing.T, store *realStore, vers
 func TestAnyFrontendResumes(t *testing.T) {
 	onBothVersions(t, func(t *testing.T, store *realStore, version uint16) {
 		first, second := newServer(), newServer()
-		sessions := [2]*Sessions{
+		sessions := [2]*Installation{
 			wrap(t, first, store.connect(t), Options{}),
 			wrap(t, second, store.connect(t), Options{}),
 		}
@@ -69,7 +69,7 @@ func TestAnotherProcessResumes(t *testing.T) {
 	optionsOf := func(mode string) Options {
 		return Options{Namespace: "processes", Sessions: Mode(mode), TicketsTLS12: Mode(mode) == TicketSessions}
 	}
-	ready := func(sessions *Sessions) {
+	ready := func(sessions *Installation) {
 		if sessions.tickets != nil {
 			awaitSecrets(t, sessions)
 			eventually(t, "a stream of removals", sessions.RemovalsLive)
@@ -147,7 +147,7 @@ func TestRemovedSessionDoesNotResume(t *testing.T) {
 func TestSingleUseRaced(t *testing.T) {
 	onBothVersions(t, func(t *testing.T, store *realStore, version uint16) {
 		var addresses [2]string
-		var sessions [2]*Sessions
+		var sessions [2]*Installation
 		for n := range addresses {
 			config := newServer()
 			sessions[n] = wrap(t, config, store.connect(t), Options{SingleUse: true})
@@ -562,7 +562,7 @@ func TestVirtualHosts(t *testing.T) {
 		}
 		ofFront := wrap(t, front, store.connect(t), Options{})
 		address := listen(t, front)
-		for name, sessions := range map[string]*Sessions{"shop.example": ofFront, "bank.example": ofBank} {
+		for name, sessions := range map[string]*Installation{"shop.example": ofFront, "bank.example": ofBank} {
 			client := newClient(version)
 			client.ServerName = name
 			for n := range 3 {

@@ -29,7 +29,7 @@ type answer struct {
 }
 
 // lookUp gets a session from the server, or waits for the look-up of another handshake; both end within timeout.
-func (s *Sessions) lookUp(key storeKey, fresh bool, timeout time.Duration) answer {
+func (s *Installation) lookUp(key storeKey, fresh bool, timeout time.Duration) answer {
 	if s.hasTooLittle(timeout) {
 		return answer{reason: "timeout"}
 	}
@@ -54,7 +54,7 @@ func (s *Sessions) lookUp(key storeKey, fresh bool, timeout time.Duration) answe
 
 // take takes a session that a look-up has found, and returns the reason of the miss if another frontend took it first or the call
 // failed.
-func (s *Sessions) take(key storeKey, timeout time.Duration) (miss string) {
+func (s *Installation) take(key storeKey, timeout time.Duration) (miss string) {
 	if s.hasTooLittle(timeout) { // a Take whose answer comes too late spends the session for nothing
 		return "timeout"
 	}
@@ -68,18 +68,18 @@ func (s *Sessions) take(key storeKey, timeout time.Duration) (miss string) {
 	return ""
 }
 
-func (s *Sessions) hasTooLittle(timeout time.Duration) bool {
+func (s *Installation) hasTooLittle(timeout time.Duration) bool {
 	return timeout < min(minCallTime, s.options.Deadline)
 }
 
-func (s *Sessions) get(ctx context.Context, key storeKey) ([]byte, error) {
+func (s *Installation) get(ctx context.Context, key storeKey) ([]byte, error) {
 	response, err := s.store.Get(ctx, &pb.GetRequest{Namespace: s.options.Namespace, Key: key[:]})
 	return response.GetSession().GetValue(), err
 }
 
 // ask makes a call, and further calls while a fresh session is unknown. answered is whether the server has answered this handshake
 // already: then a timeout means that little time remained, and is no failure of the server.
-func (s *Sessions) ask(
+func (s *Installation) ask(
 	call func(context.Context, storeKey) ([]byte, error), key storeKey, fresh, answered bool, timeout time.Duration,
 ) answer {
 	select {

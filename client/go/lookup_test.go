@@ -15,7 +15,7 @@ import (
 var testKey = storeKey{1, 2, 3}
 
 // inBubble runs test with a wrapped config, a fake store, and a clock that does not wait.
-func inBubble(t *testing.T, options Options, test func(t *testing.T, sessions *Sessions, store *fakeStore)) {
+func inBubble(t *testing.T, options Options, test func(t *testing.T, sessions *Installation, store *fakeStore)) {
 	t.Helper()
 	options.Deadline = defaultDeadline
 	synctest.Test(t, func(t *testing.T) {
@@ -27,7 +27,7 @@ func inBubble(t *testing.T, options Options, test func(t *testing.T, sessions *S
 // A look-up ends before its deadline, however long the store hangs.
 func TestHungStoreCostsTheDeadline(t *testing.T) {
 	for _, singleUse := range []bool{false, true} {
-		inBubble(t, Options{SingleUse: singleUse}, func(t *testing.T, s *Sessions, store *fakeStore) {
+		inBubble(t, Options{SingleUse: singleUse}, func(t *testing.T, s *Installation, store *fakeStore) {
 			store.set(time.Hour, nil)
 			started := time.Now()
 			if answer := s.lookUp(testKey, true, s.options.Deadline); answer.reason != "timeout" {
@@ -42,7 +42,7 @@ func TestHungStoreCostsTheDeadline(t *testing.T) {
 
 // After three failures in a row handshakes do not ask; a trial in the background finds the store again.
 func TestBreaker(t *testing.T) {
-	inBubble(t, Options{}, func(t *testing.T, s *Sessions, store *fakeStore) {
+	inBubble(t, Options{}, func(t *testing.T, s *Installation, store *fakeStore) {
 		unwrap := func() {
 			connection := &connection{sessions: s, config: newServer()}
 			session, err := connection.unwrap(s.options.Keyring.issueID("shop", s.now()), tls.ConnectionState{})
@@ -87,7 +87,7 @@ func TestBreaker(t *testing.T) {
 
 // Look-ups that were under way together in a moment in which the store did not answer are one failure.
 func TestCallsThatFailTogetherAreOneFailure(t *testing.T) {
-	inBubble(t, Options{}, func(t *testing.T, s *Sessions, store *fakeStore) {
+	inBubble(t, Options{}, func(t *testing.T, s *Installation, store *fakeStore) {
 		lookUp := func(n byte) { s.lookUp(storeKey{n}, false, s.options.Deadline) }
 		store.set(60*time.Millisecond, nil)
 		for n := range byte(20) {
@@ -110,7 +110,7 @@ func TestCallsThatFailTogetherAreOneFailure(t *testing.T) {
 
 // When this process stands still, and notices only then that its calls are late, that is no failure of the store.
 func TestStandstillIsNoFailure(t *testing.T) {
-	inBubble(t, Options{}, func(t *testing.T, s *Sessions, store *fakeStore) {
+	inBubble(t, Options{}, func(t *testing.T, s *Installation, store *fakeStore) {
 		store.stall = defaultDeadline + minCallTime
 		for range 2 * breakerFailures {
 			if answer := s.lookUp(testKey, false, s.options.Deadline); answer.reason != "timeout" {
@@ -127,7 +127,7 @@ func TestStandstillIsNoFailure(t *testing.T) {
 
 // A further ask that is late had little time, and one that has too little is not made: neither is a failure of the store.
 func TestLittleTimeIsNoFailure(t *testing.T) {
-	inBubble(t, Options{SingleUse: true}, func(t *testing.T, s *Sessions, store *fakeStore) {
+	inBubble(t, Options{SingleUse: true}, func(t *testing.T, s *Installation, store *fakeStore) {
 		for range 2 * breakerFailures {
 			time.AfterFunc(30*time.Millisecond, func() { store.set(time.Hour, nil) })
 			store.set(0, nil)
@@ -156,7 +156,7 @@ func TestLittleTimeIsNoFailure(t *testing.T) {
 
 // Batches that a slow store carries out do not hide that its look-ups are late.
 func TestSlowBatchesDoNotHideLateLookups(t *testing.T) {
-	inBubble(t, Options{}, func(t *testing.T, s *Sessions, store *fakeStore) {
+	inBubble(t, Options{}, func(t *testing.T, s *Installation, store *fakeStore) {
 		store.set(100*time.Millisecond, nil)
 		for n := range byte(breakerFailures) {
 			s.sender.submit(item{key: storeKey{n}, value: []byte("value"), notAfter: s.now().Add(time.Hour)})
@@ -171,7 +171,7 @@ func TestSlowBatchesDoNotHideLateLookups(t *testing.T) {
 
 // Batches that fail do not keep handshakes from look-ups: a server whose disk is full still answers those.
 func TestFailedBatchesDoNotOpenTheBreaker(t *testing.T) {
-	inBubble(t, Options{}, func(t *testing.T, s *Sessions, store *fakeStore) {
+	inBubble(t, Options{}, func(t *testing.T, s *Installation, store *fakeStore) {
 		store.set(0, status.Error(codes.Unavailable, "of the test"))
 		s.sender.submit(item{key: testKey, value: []byte("value"), notAfter: s.now().Add(time.Hour)})
 		var pauses []time.Duration
@@ -189,7 +189,7 @@ func TestFailedBatchesDoNotOpenTheBreaker(t *testing.T) {
 
 // A namespace at its limit of sessions loses new ones, and nothing else.
 func TestFullNamespaceLosesPutsOnly(t *testing.T) {
-	inBubble(t, Options{}, func(t *testing.T, s *Sessions, store *fakeStore) {
+	inBubble(t, Options{}, func(t *testing.T, s *Installation, store *fakeStore) {
 		store.values[string(testKey[:])] = []byte("value")
 		store.full = true
 		for n := range byte(10) {
@@ -207,7 +207,7 @@ func TestFullNamespaceLosesPutsOnly(t *testing.T) {
 
 // Of calls under way together that a limit refuses, one makes the pause longer.
 func TestLimitedTogetherIsOnePause(t *testing.T) {
-	inBubble(t, Options{}, func(t *testing.T, s *Sessions, store *fakeStore) {
+	inBubble(t, Options{}, func(t *testing.T, s *Installation, store *fakeStore) {
 		store.set(time.Millisecond, status.Error(codes.ResourceExhausted, "of the test"))
 		for n := range byte(10) {
 			go s.lookUp(storeKey{n}, false, s.options.Deadline)
@@ -226,7 +226,7 @@ func TestLimitedTogetherIsOnePause(t *testing.T) {
 
 // From Remove on a session does not resume here, whether the store knows of it yet or not, nor by a look-up from before.
 func TestRemovalBindsAtOnce(t *testing.T) {
-	inBubble(t, Options{}, func(t *testing.T, s *Sessions, store *fakeStore) {
+	inBubble(t, Options{}, func(t *testing.T, s *Installation, store *fakeStore) {
 		id := s.options.Keyring.issueID("shop", s.now().Add(-time.Minute))
 		offer := func() {
 			_, _ = (&connection{sessions: s, config: newServer()}).unwrap(id, tls.ConnectionState{})
@@ -253,7 +253,7 @@ func TestRemovalBindsAtOnce(t *testing.T) {
 
 // With a clock that is behind, ids of other frontends are from the future; they are not asked for again and again.
 func TestIdsFromTheFutureAreNotFresh(t *testing.T) {
-	inBubble(t, Options{}, func(t *testing.T, s *Sessions, store *fakeStore) {
+	inBubble(t, Options{}, func(t *testing.T, s *Installation, store *fakeStore) {
 		for _, issued := range []time.Duration{5 * time.Minute, -5 * time.Minute} {
 			asked := store.called("Get")
 			id := s.options.Keyring.issueID("shop", s.now().Add(issued))
@@ -267,7 +267,7 @@ func TestIdsFromTheFutureAreNotFresh(t *testing.T) {
 
 // However many sessions a client offers in a handshake, at most four are looked up, and each once.
 func TestAtMostFourAreLookedUp(t *testing.T) {
-	inBubble(t, Options{}, func(t *testing.T, s *Sessions, store *fakeStore) {
+	inBubble(t, Options{}, func(t *testing.T, s *Installation, store *fakeStore) {
 		connection := &connection{sessions: s, config: newServer()}
 		for range 6 {
 			id := s.options.Keyring.issueID("shop", s.now().Add(-time.Minute))
@@ -283,7 +283,7 @@ func TestAtMostFourAreLookedUp(t *testing.T) {
 
 // A refusal because of a limit is a miss and no outage: there are calls again after a pause, which grows each time.
 func TestLimitIsNoOutage(t *testing.T) {
-	inBubble(t, Options{}, func(t *testing.T, s *Sessions, store *fakeStore) {
+	inBubble(t, Options{}, func(t *testing.T, s *Installation, store *fakeStore) {
 		unwrap := func() {
 			connection := &connection{sessions: s, config: newServer()}
 			_, _ = connection.unwrap(s.options.Keyring.issueID("shop", s.now()), tls.ConnectionState{})
@@ -318,7 +318,7 @@ func TestLimitIsNoOutage(t *testing.T) {
 func TestIssueTimeIsThatOfTheNegotiation(t *testing.T) {
 	for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
 		store, clock := newFakeStore(), &clock{}
-		var sessions [2]*Sessions
+		var sessions [2]*Installation
 		var addresses [2]string
 		for n, lifetime := range []time.Duration{24 * time.Hour, time.Hour} {
 			config := newServer()
@@ -344,7 +344,7 @@ func TestIssueTimeIsThatOfTheNegotiation(t *testing.T) {
 
 // Concurrent look-ups of one session are one call, and each gets the session.
 func TestLookupsOfOneSessionAreOneCall(t *testing.T) {
-	inBubble(t, Options{MaxLookups: 1}, func(t *testing.T, s *Sessions, store *fakeStore) {
+	inBubble(t, Options{MaxLookups: 1}, func(t *testing.T, s *Installation, store *fakeStore) {
 		store.set(10*time.Millisecond, nil)
 		store.values[string(testKey[:])] = []byte("value")
 		var all sync.WaitGroup
@@ -371,7 +371,7 @@ func TestLookupsOfOneSessionAreOneCall(t *testing.T) {
 
 // No more look-ups are under way than allowed: a further one is a miss at once.
 func TestLookupsUnderWayAreBounded(t *testing.T) {
-	inBubble(t, Options{MaxLookups: 2}, func(t *testing.T, s *Sessions, store *fakeStore) {
+	inBubble(t, Options{MaxLookups: 2}, func(t *testing.T, s *Installation, store *fakeStore) {
 		store.set(time.Hour, nil)
 		for n := range byte(2) {
 			go s.lookUp(storeKey{n}, false, s.options.Deadline)
@@ -392,7 +392,7 @@ func TestLookupsUnderWayAreBounded(t *testing.T) {
 
 // A fresh id that the server does not know costs further calls, since its Put may be on its way; an older one does not.
 func TestFreshSessionsAreAskedForAgain(t *testing.T) {
-	inBubble(t, Options{}, func(t *testing.T, s *Sessions, store *fakeStore) {
+	inBubble(t, Options{}, func(t *testing.T, s *Installation, store *fakeStore) {
 		time.AfterFunc(3*time.Millisecond, func() {
 			store.mu.Lock()
 			defer store.mu.Unlock()
@@ -412,7 +412,7 @@ func TestFreshSessionsAreAskedForAgain(t *testing.T) {
 
 // All look-ups of a handshake share one deadline.
 func TestManyIdentitiesShareOneDeadline(t *testing.T) {
-	inBubble(t, Options{}, func(t *testing.T, s *Sessions, store *fakeStore) {
+	inBubble(t, Options{}, func(t *testing.T, s *Installation, store *fakeStore) {
 		connection := &connection{sessions: s, config: newServer()}
 		store.set(20*time.Millisecond, nil)
 		started := time.Now()
@@ -427,7 +427,7 @@ func TestManyIdentitiesShareOneDeadline(t *testing.T) {
 
 // After an outage the queue is sent in order; sessions that expired in it are not, and items beyond its size were dropped.
 func TestQueueOutlivesAnOutage(t *testing.T) {
-	inBubble(t, Options{}, func(t *testing.T, s *Sessions, store *fakeStore) {
+	inBubble(t, Options{}, func(t *testing.T, s *Installation, store *fakeStore) {
 		store.set(0, status.Error(codes.Unavailable, "of the test"))
 		submit := func(key byte, value []byte, life time.Duration) {
 			s.sender.submit(item{key: storeKey{key}, value: value, notAfter: s.now().Add(life)})
@@ -460,7 +460,7 @@ func TestQueueOutlivesAnOutage(t *testing.T) {
 
 // Close sends the rest of the queue, waits for a server that hangs at most for a second, and may be called again.
 func TestClose(t *testing.T) {
-	inBubble(t, Options{}, func(t *testing.T, s *Sessions, store *fakeStore) {
+	inBubble(t, Options{}, func(t *testing.T, s *Installation, store *fakeStore) {
 		s.sender.submit(item{key: testKey, value: []byte("value"), notAfter: s.now().Add(time.Hour)})
 		check(t, s.Close())
 		if store.values[string(testKey[:])] == nil {
@@ -468,7 +468,7 @@ func TestClose(t *testing.T) {
 		}
 		check(t, s.Close())
 	})
-	inBubble(t, Options{}, func(t *testing.T, s *Sessions, store *fakeStore) {
+	inBubble(t, Options{}, func(t *testing.T, s *Installation, store *fakeStore) {
 		store.set(time.Hour, nil)
 		s.sender.submit(item{key: testKey, value: []byte("value"), notAfter: s.now().Add(time.Hour)})
 		started := time.Now()
@@ -485,20 +485,20 @@ func TestWrapRefuses(t *testing.T) {
 	hooked, disabled := newServer(), newServer()
 	hooked.WrapSession = hooked.EncryptTicket
 	disabled.SessionTicketsDisabled = true
-	for name, call := range map[string]func() (*Sessions, error){
-		"no config":    func() (*Sessions, error) { return Wrap(nil, newFakeStore(), good) },
-		"no store":     func() (*Sessions, error) { return Wrap(newServer(), nil, good) },
-		"hooked":       func() (*Sessions, error) { return Wrap(hooked, newFakeStore(), good) },
-		"tickets off":  func() (*Sessions, error) { return Wrap(disabled, newFakeStore(), good) },
-		"no namespace": func() (*Sessions, error) { return Wrap(newServer(), newFakeStore(), Options{Keyring: keyring}) },
-		"no keyring":   func() (*Sessions, error) { return Wrap(newServer(), newFakeStore(), Options{Namespace: "shop"}) },
-		"eternal": func() (*Sessions, error) {
+	for name, call := range map[string]func() (*Installation, error){
+		"no config":    func() (*Installation, error) { return Wrap(nil, newFakeStore(), good) },
+		"no store":     func() (*Installation, error) { return Wrap(newServer(), nil, good) },
+		"hooked":       func() (*Installation, error) { return Wrap(hooked, newFakeStore(), good) },
+		"tickets off":  func() (*Installation, error) { return Wrap(disabled, newFakeStore(), good) },
+		"no namespace": func() (*Installation, error) { return Wrap(newServer(), newFakeStore(), Options{Keyring: keyring}) },
+		"no keyring":   func() (*Installation, error) { return Wrap(newServer(), newFakeStore(), Options{Namespace: "shop"}) },
+		"eternal": func() (*Installation, error) {
 			o := good
 			o.Lifetime = maxLifetime + 1
 			return Wrap(newServer(), newFakeStore(), o)
 		},
-		"no deadline": func() (*Sessions, error) { o := good; o.Deadline = -1; return Wrap(newServer(), newFakeStore(), o) },
-		"capital letters": func() (*Sessions, error) {
+		"no deadline": func() (*Installation, error) { o := good; o.Deadline = -1; return Wrap(newServer(), newFakeStore(), o) },
+		"capital letters": func() (*Installation, error) {
 			o := good
 			o.Namespace = "Shop"
 			return Wrap(newServer(), newFakeStore(), o)

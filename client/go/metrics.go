@@ -9,7 +9,7 @@ import (
 
 // Metrics returns a handler that returns the counts of sessions in Prometheus' text format, under the names that the clients in
 // other languages use and the dashboard of frontends draws. The counts of one namespace are added up.
-func Metrics(sessions ...*Sessions) http.Handler {
+func Metrics(sessions ...*Installation) http.Handler {
 	return http.HandlerFunc(func(writer http.ResponseWriter, _ *http.Request) {
 		writer.Header().Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
 		_, _ = writer.Write(metricsOf(sessions))
@@ -29,7 +29,7 @@ var families = [kinds]struct{ name, label, help string }{
 	ticketsRefused:  {"tickets_refused", "reason", "Tickets that clients offered and that did not resume."},
 }
 
-func metricsOf(sessions []*Sessions) []byte {
+func metricsOf(sessions []*Installation) []byte {
 	namespaces, all := byNamespace(sessions)
 	sharing := slices.DeleteFunc(slices.Clone(namespaces), func(namespace string) bool { return !all[namespace].tickets })
 	var text bytes.Buffer
@@ -48,12 +48,12 @@ func metricsOf(sessions []*Sessions) []byte {
 		head(family.name+"_total", "counter", family.help)
 		for _, namespace := range counted {
 			for _, reason := range reasons[kind] { // zeros too: Prometheus does not see the first increase of a series that begins above zero
-				_, _ = fmt.Fprintf(&text, "resumed_frontend_%s_total{namespace=%q,%s=%q} %d\n",
+				_, _ = fmt.Fprintf(&text, "resumed_frontend_%s_total{session_namespace=%q,%s=%q} %d\n",
 					family.name, namespace, family.label, reason, all[namespace].counts[kind][reason])
 			}
 		}
 	}
-	head("lookup_seconds", "histogram", "Time that look-ups at the store took.")
+	head("lookup_duration_seconds", "histogram", "Time that look-ups at the store took.")
 	for _, namespace := range namespaces {
 		sum, count := all[namespace], uint64(0)
 		for n, bucket := range sum.buckets {
@@ -62,15 +62,15 @@ func metricsOf(sessions []*Sessions) []byte {
 			if n < len(lookupBuckets) {
 				bound = fmt.Sprint(lookupBuckets[n].Seconds())
 			}
-			_, _ = fmt.Fprintf(&text, "resumed_frontend_lookup_seconds_bucket{namespace=%q,le=%q} %d\n", namespace, bound, count)
+			_, _ = fmt.Fprintf(&text, "resumed_frontend_lookup_duration_seconds_bucket{session_namespace=%q,le=%q} %d\n", namespace, bound, count)
 		}
-		_, _ = fmt.Fprintf(&text, "resumed_frontend_lookup_seconds_count{namespace=%q} %d\n", namespace, count)
-		_, _ = fmt.Fprintf(&text, "resumed_frontend_lookup_seconds_sum{namespace=%q} %v\n", namespace, sum.total.Seconds())
+		_, _ = fmt.Fprintf(&text, "resumed_frontend_lookup_duration_seconds_count{session_namespace=%q} %d\n", namespace, count)
+		_, _ = fmt.Fprintf(&text, "resumed_frontend_lookup_duration_seconds_sum{session_namespace=%q} %v\n", namespace, sum.total.Seconds())
 	}
 	gauge := func(name, help string, value func(*sum) int, namespaces []string) {
 		head(name, "gauge", help)
 		for _, namespace := range namespaces {
-			_, _ = fmt.Fprintf(&text, "resumed_frontend_%s{namespace=%q} %d\n", name, namespace, value(all[namespace]))
+			_, _ = fmt.Fprintf(&text, "resumed_frontend_%s{session_namespace=%q} %d\n", name, namespace, value(all[namespace]))
 		}
 	}
 	gauge("breaker_open", "Whether the circuit breaker is open, so that handshakes make no look-ups.",
@@ -87,14 +87,14 @@ func metricsOf(sessions []*Sessions) []byte {
 type sum struct {
 	recorder
 	open     int  // 1 if one of the breakers is open
-	tickets  bool // whether some of the Sessions share tickets; the rest is of these
+	tickets  bool // whether some installations share tickets; the rest is of these
 	live     int  // 1 if all of them receive removals
 	removals int  // the largest number of removals
 	secrets  int  // the smallest number of secrets
 }
 
-// addTickets adds the states of Sessions that share tickets.
-func (s *sum) addTickets(sessions *Sessions) {
+// addTickets adds the states of installations that share tickets.
+func (s *sum) addTickets(sessions *Installation) {
 	live, removals, secrets := 0, sessions.tickets.removals.count(), sessions.tickets.secrets.count()
 	if sessions.RemovalsLive() {
 		live = 1
@@ -105,7 +105,7 @@ func (s *sum) addTickets(sessions *Sessions) {
 	s.tickets, s.live, s.removals, s.secrets = true, live, removals, secrets
 }
 
-func byNamespace(sessions []*Sessions) (namespaces []string, all map[string]*sum) {
+func byNamespace(sessions []*Installation) (namespaces []string, all map[string]*sum) {
 	all = map[string]*sum{}
 	for _, s := range sessions {
 		namespace := s.options.Namespace

@@ -176,7 +176,7 @@ func lookupsOf(breaker *breaker) string {
 // While operations are scarce, a full handshake stores nothing, and its ticket costs no call at any frontend; sessions that are stored
 // resume, and the sessions that follow them are stored.
 func TestBeyondALimitNewSessionsAreDropped(t *testing.T) {
-	inBubble(t, Options{}, func(t *testing.T, s *Sessions, store *fakeStore) {
+	inBubble(t, Options{}, func(t *testing.T, s *Installation, store *fakeStore) {
 		full, resumed := tls.ConnectionState{}, tls.ConnectionState{DidResume: true}
 		negotiate := func(state tls.ConnectionState) []byte {
 			connection := &connection{sessions: s, config: newServer(), issued: s.now(), notAfter: s.now().Add(time.Hour)}

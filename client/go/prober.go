@@ -12,7 +12,7 @@ var probeKey = []byte("resumed/v1 probe")
 
 // runProber closes the breaker again once the server answers, so that no handshake waits to find that out. It returns when ctx is
 // done.
-func (s *Sessions) runProber(ctx context.Context) {
+func (s *Installation) runProber(ctx context.Context) {
 	for {
 		select {
 		case <-ctx.Done():
@@ -27,7 +27,7 @@ func (s *Sessions) runProber(ctx context.Context) {
 }
 
 // probe makes a call with the deadline of a handshake: a server that is slower than that stays excluded.
-func (s *Sessions) probe(ctx context.Context) {
+func (s *Installation) probe(ctx context.Context) {
 	began := time.Now()
 	ctx, cancel := context.WithTimeout(ctx, s.options.Deadline)
 	defer cancel()
@@ -41,7 +41,7 @@ func (s *Sessions) probe(ctx context.Context) {
 }
 
 // recordFailure records a call that began then, had time until end, and failed.
-func (s *Sessions) recordFailure(ctx context.Context, err error, began, end time.Time) {
+func (s *Installation) recordFailure(ctx context.Context, err error, began, end time.Time) {
 	reason := failureReason(err)
 	switch {
 	case errors.Is(context.Cause(ctx), errClosed):
@@ -59,12 +59,12 @@ func (s *Sessions) recordFailure(ctx context.Context, err error, began, end time
 }
 
 // recordLimit records a call that the server refused because of a limit: the server is well.
-func (s *Sessions) recordLimit(began time.Time) { s.logRecovery(s.breaker.limit(began)) }
+func (s *Installation) recordLimit(began time.Time) { s.logRecovery(s.breaker.limit(began)) }
 
 // recordSuccess records a call that the server carried out in time.
-func (s *Sessions) recordSuccess() { s.logRecovery(s.breaker.succeed()) }
+func (s *Installation) recordSuccess() { s.logRecovery(s.breaker.succeed()) }
 
-func (s *Sessions) logRecovery(recovered bool) {
+func (s *Installation) logRecovery(recovered bool) {
 	if recovered {
 		s.options.Logger.Info("server available again")
 	}

@@ -78,14 +78,14 @@ type Options struct {
 	// MaxLookups is the number of look-ups that may be under way at once, 64 by default; beyond it a handshake makes none.
 	MaxLookups int
 	// Issued, if not nil, is called during the handshake for each session that will be stored or is sent as a ticket, with the state
-	// of its connection and the id that [Sessions.Remove] takes.
+	// of its connection and the id that [Installation.Remove] takes.
 	Issued func(connection tls.ConnectionState, id []byte)
 	// Logger gets a line when the circuit breaker opens or closes, and when a keyring cannot be read: slog.Default() if nil.
 	Logger *slog.Logger
 }
 
-// Sessions are the sessions of a wrapped config. It is safe for concurrent use.
-type Sessions struct {
+// Installation is the sessions of a wrapped config. It is safe for concurrent use.
+type Installation struct {
 	options  Options
 	store    pb.SessionStoreServiceClient
 	now      func() time.Time
@@ -108,11 +108,11 @@ type Sessions struct {
 // Wrap makes config keep its sessions in store, and resume the sessions of every other frontend. It sets the hooks
 // WrapSession, UnwrapSession and GetConfigForClient; call it before the first connection. Configs that an earlier
 // GetConfigForClient returns are wrapped as well, unless they have session hooks of their own: then see
-// [Sessions.ForClient]. A connection whose config did not come from this GetConfigForClient, nor from ForClient, neither
+// [Installation.ForClient]. A connection whose config did not come from this GetConfigForClient, nor from ForClient, neither
 // stores sessions nor resumes any.
 //
-// Several configs may share a store, which Dial makes. Close the Sessions when the server has ended.
-func Wrap(config *tls.Config, store grpc.ClientConnInterface, options Options) (*Sessions, error) {
+// Several configs may share a store, which Dial makes. Close the Installation when the server has ended.
+func Wrap(config *tls.Config, store grpc.ClientConnInterface, options Options) (*Installation, error) {
 	switch {
 	case config == nil || store == nil:
 		return nil, errors.New("resumed: Wrap needs a tls.Config and a store")
@@ -124,7 +124,7 @@ func Wrap(config *tls.Config, store grpc.ClientConnInterface, options Options) (
 	if err := options.complete(); err != nil {
 		return nil, err
 	}
-	s := &Sessions{
+	s := &Installation{
 		options: options,
 		store:   pb.NewSessionStoreServiceClient(store),
 		now:     config.Time,
@@ -183,7 +183,7 @@ func (o *Options) complete() error {
 
 // ForClient returns a copy of config for one connection, with the hooks that keep its sessions here. It is for servers
 // whose own GetConfigForClient chooses among configs with Sessions of their own: return ForClient of the chosen one.
-func (s *Sessions) ForClient(config *tls.Config) *tls.Config {
+func (s *Installation) ForClient(config *tls.Config) *tls.Config {
 	config = config.Clone()
 	connection := &connection{sessions: s, config: config}
 	config.WrapSession, config.UnwrapSession = connection.wrap, connection.unwrap
@@ -191,10 +191,10 @@ func (s *Sessions) ForClient(config *tls.Config) *tls.Config {
 	return config
 }
 
-// Remove removes a session from the whole fleet, in the background: see [Sessions.Flush]. In this process it resumes no
+// Remove removes a session from the whole fleet, in the background: see [Installation.Flush]. In this process it resumes no
 // more once Remove returns. It takes the id that [Options.Issued] got. That of a ticket removes all tickets that stem from the
 // same full handshake.
-func (s *Sessions) Remove(id []byte) {
+func (s *Installation) Remove(id []byte) {
 	if s.tickets != nil && len(id) == ticketIDSize {
 		s.removeLineage(id)
 		return
@@ -206,20 +206,20 @@ func (s *Sessions) Remove(id []byte) {
 
 // Flush waits until all sessions and removals so far are sent, and returns an error when ctx ends first or three Batches in a row
 // fail.
-func (s *Sessions) Flush(ctx context.Context) error { return s.sender.flush(ctx) }
+func (s *Installation) Flush(ctx context.Context) error { return s.sender.flush(ctx) }
 
 // Stats returns the counts since Wrap.
-func (s *Sessions) Stats() Stats { return s.recorder.snapshot() }
+func (s *Installation) Stats() Stats { return s.recorder.snapshot() }
 
 // BreakerOpen reports whether the server kept failing, so that handshakes make no look-ups at present.
-func (s *Sessions) BreakerOpen() bool { return s.breaker.isOpen() }
+func (s *Installation) BreakerOpen() bool { return s.breaker.isOpen() }
 
 // RemovalsLive reports whether removals of tickets are received from the store at present; false with [StoredSessions].
-func (s *Sessions) RemovalsLive() bool { return s.tickets != nil && s.tickets.removals.isLive() }
+func (s *Installation) RemovalsLive() bool { return s.tickets != nil && s.tickets.removals.isLive() }
 
 // Close sends the rest of the queue, for up to a second, and stops. Connections go on; nothing more is stored or resumed.
 // The connection to the store stays open: it is the caller's.
-func (s *Sessions) Close() error {
+func (s *Installation) Close() error {
 	s.sender.close()
 	ctx, cancel := context.WithTimeout(s.ctx, closePatience)
 	defer cancel()
@@ -234,7 +234,7 @@ func (s *Sessions) Close() error {
 
 // configForClient gives each connection a config of its own: crypto/tls passes the session hooks neither the config of
 // a connection nor the session that it resumed. next is the server's own hook, or nil.
-func (s *Sessions) configForClient(next func(*tls.ClientHelloInfo) (*tls.Config, error)) func(*tls.ClientHelloInfo) (*tls.Config, error) {
+func (s *Installation) configForClient(next func(*tls.ClientHelloInfo) (*tls.Config, error)) func(*tls.ClientHelloInfo) (*tls.Config, error) {
 	return func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
 		if next != nil {
 			switch config, err := next(hello); {

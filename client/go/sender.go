@@ -59,7 +59,7 @@ type sender struct {
 	closed    bool
 }
 
-func newSender(s *Sessions) *sender {
+func newSender(s *Installation) *sender {
 	sender := &sender{
 		store: s.store, namespace: s.options.Namespace, recorder: &s.recorder, limit: s.recordLimit,
 		logger: s.options.Logger, now: s.now, removing: map[storeKey]struct{}{},

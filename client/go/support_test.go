@@ -139,7 +139,7 @@ func (s *realStore) connect(t testing.TB, options ...grpc.DialOption) *grpc.Clie
 }
 
 // wrap wraps config for the namespace "shop" of store, unless options say otherwise.
-func wrap(t testing.TB, config *tls.Config, store grpc.ClientConnInterface, options Options) *Sessions {
+func wrap(t testing.TB, config *tls.Config, store grpc.ClientConnInterface, options Options) *Installation {
 	t.Helper()
 	if options.Namespace == "" {
 		options.Namespace = "shop"
@@ -166,7 +166,7 @@ func testKeyring(t testing.TB) *Keyring {
 	return keyring
 }
 
-func flush(t testing.TB, sessions *Sessions) {
+func flush(t testing.TB, sessions *Installation) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()

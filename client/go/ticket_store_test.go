@@ -17,7 +17,7 @@ import (
 
 // ticketServer serves config with fleet tickets in both versions, over TCP with a real store, and returns once it has its secrets
 // and removals.
-func ticketServer(t *testing.T, config *tls.Config, store grpc.ClientConnInterface, options Options) (*Sessions, string) {
+func ticketServer(t *testing.T, config *tls.Config, store grpc.ClientConnInterface, options Options) (*Installation, string) {
 	t.Helper()
 	options.Sessions, options.TicketsTLS12 = TicketSessions, true
 	sessions := wrap(t, config, store, options)
@@ -29,7 +29,7 @@ func ticketServer(t *testing.T, config *tls.Config, store grpc.ClientConnInterfa
 }
 
 // awaitSecrets waits for the secrets of the present and the next epoch, and returns the former.
-func awaitSecrets(t *testing.T, sessions *Sessions) (present *ticketSecret) {
+func awaitSecrets(t *testing.T, sessions *Installation) (present *ticketSecret) {
 	t.Helper()
 	key, tickets := sessions.options.Keyring.current()[0], sessions.tickets
 	tickets.agreement.want()
@@ -47,7 +47,7 @@ func TestTicketsWithAStore(t *testing.T) {
 		var calls atomic.Int32
 		counts := intercept(func(string, any) { calls.Add(1) })
 		var addresses [2]string
-		var sessions [2]*Sessions
+		var sessions [2]*Installation
 		for n := range addresses {
 			sessions[n], addresses[n] = ticketServer(t, newServer(), store.connect(t, counts), Options{})
 		}
@@ -68,7 +68,7 @@ func TestRotationWithAStore(t *testing.T) {
 	onBothVersions(t, func(t *testing.T, store *realStore, version uint16) {
 		clock := &clock{}
 		var addresses [2]string
-		var sessions [2]*Sessions
+		var sessions [2]*Installation
 		for n := range addresses {
 			config := newServer()
 			config.Time = clock.now
@@ -112,7 +112,7 @@ func TestTicketsOutliveTheStore(t *testing.T) {
 		t.Run(tls.VersionName(version), func(t *testing.T) {
 			store := ownStore(t)
 			var addresses [2]string
-			var sessions [2]*Sessions
+			var sessions [2]*Installation
 			for n := range addresses {
 				sessions[n], addresses[n] = ticketServer(t, newServer(), store.connect(t), Options{})
 			}

@@ -18,7 +18,7 @@ import (
 // A frontend is a server with fleet tickets, without a network: it works with the clock of a bubble.
 type frontend struct {
 	config   *tls.Config
-	sessions *Sessions
+	sessions *Installation
 }
 
 // newFrontend returns a frontend of TicketSessions, unless options say otherwise.

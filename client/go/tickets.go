@@ -36,7 +36,7 @@ type tickets struct {
 	stream    *removalStream
 }
 
-func newTickets(s *Sessions) *tickets {
+func newTickets(s *Installation) *tickets {
 	options := &s.options
 	t := &tickets{
 		tls12:     options.TicketsTLS12,
@@ -252,7 +252,7 @@ func ticketID(lineage lineage, end time.Time) []byte {
 }
 
 // removeLineage removes the lineage of an id: here at once, and from the whole fleet in the background.
-func (s *Sessions) removeLineage(id []byte) {
+func (s *Installation) removeLineage(id []byte) {
 	end := time.Unix(int64(binary.BigEndian.Uint64(id[lineageSize:])), 0)
 	key := lineageKey(s.options.Namespace, lineage(id[:lineageSize]))
 	now := s.now()

@@ -76,7 +76,7 @@ class Search(NamedTuple):
 
 def plant(target: str) -> list[tuple[str, bytes]]:
     """Store values that must be found, one for each form of a needle, and return the needles with their forms."""
-    with contextlib.closing(resumed.SessionStore(target, namespace=NAMESPACE, deadline=10.0)) as store:
+    with contextlib.closing(resumed.StoreClient(target, namespace=NAMESPACE, deadline=10.0)) as store:
         planted = [("raw", os.urandom(48)), ("hex", os.urandom(48)), ("HEX", os.urandom(48))]
         planted += [(form, os.urandom(48)) for form in ("base64", "base64url") for _ in range(3)]
         for number, (form, needle) in enumerate(planted):

@@ -163,10 +163,10 @@ class Site:
             assert process.stdout
             self.ports.append(int(json.loads(process.stdout.readline())["port"]))
 
-    def program(self) -> resumed.SessionStore:
+    def program(self) -> resumed.StoreClient:
         """Return a client of the store with separate certificate files, which it reloads."""
         credentials = resumed.Credentials(**_tls(self._users[0]))
-        return resumed.SessionStore(self._target, namespace="shop", deadline=5.0, credentials=credentials)
+        return resumed.StoreClient(self._target, namespace="shop", deadline=5.0, credentials=credentials)
 
     def certificates(self) -> None:
         """Change the authority and all certificates."""

@@ -18,7 +18,7 @@ import signal
 import sys
 import threading
 import time
-from collections import Counter, deque
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -29,10 +29,10 @@ from rich.table import Table
 sys.path.extend(str(Path(__file__).parents[2] / folder) for folder in ("tests", "."))
 
 import resumed
-from benchmarks.bench.programs import STACKS, TICKETS, Surroundings
+from benchmarks.bench.programs import STACKS, TICKETS, Environment
 from benchmarks.bench.rig import Rig
 from resumed._policy.ticket_secrets import TicketSecrets
-from resumed_server.cli.tls_client import Client, Failed
+from resumed_server.cli.tls_client import Client, HandshakeFailed
 from support.server import running_server
 from support.waiting import until
 
@@ -55,8 +55,6 @@ REQUEST = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
 THREADS = 4
 NEGOTIATED = 0.25
 """Share of the handshakes that negotiate; the others offer a ticket."""
-WAITING = 2_000
-"""Maximum number of tickets that wait to be offered."""
 SEARCHED = 48
 """Maximum number of ended secrets that are searched for."""
 ERASED_WITHIN = 3.0
@@ -91,14 +89,14 @@ class Ticket(NamedTuple):
     ends: float
     stack: str
     version: str
-    session: SSL.Session | None
+    session: SSL.Session
 
 
 class Observer:
     """Follows the agreement, and holds every secret that the fleet has had."""
 
     def __init__(self, target: str, namespace: str, keyring: Path, rotation: int, lifetime: int) -> None:
-        store = resumed.SessionStore(target, namespace=namespace, deadline=5.0)
+        store = resumed.StoreClient(target, namespace=namespace, deadline=5.0)
         self._secrets = TicketSecrets(store, resumed.Keyring.load(keyring), rotation=rotation, lifetime=lifetime)
         self.seen: dict[bytes, TicketSecret] = {}
         self._ended = threading.Event()
@@ -121,7 +119,7 @@ class Traffic:
 
     def __init__(self, servers: dict[str, list[Server]], stacks: Sequence[Stack], lifetime: int) -> None:
         self._servers, self._lifetime = servers, lifetime
-        self._waiting: dict[str, deque[Ticket]] = {name: deque(maxlen=WAITING) for name in servers}
+        self._waiting: dict[str, list[Ticket]] = {name: [] for name in servers}
         self._clients = {version: Client("localhost", version, REQUEST) for version in VERSIONS}
         self.outcome = Outcome()
 
@@ -136,7 +134,7 @@ class Traffic:
         server = random.choice(self._servers[name])
         try:
             visit = self._clients[version].visit(server.endpoint, ticket.session if ticket else None)
-        except Failed as error:
+        except HandshakeFailed as error:
             outcome.failed[f"{name}, TLS {version}: {error}"] += 1
             return
         outcome.handshakes += 1
@@ -146,40 +144,37 @@ class Traffic:
                 outcome.not_resumed[f"{ticket.stack} to {name}, TLS {version}"] += 1
         # A resumed session ends with the first one; TLS 1.2 keeps its ticket unless the server renews it.
         ends = ticket.ends if ticket and visit.resumed else time.time() + self._lifetime - 2
-        session = visit.session or (ticket.session if ticket else None)
-        self._waiting[name].append(Ticket(ends, name, version, session))
+        if session := visit.session or (ticket.session if ticket else None):
+            self._waiting[name].append(Ticket(ends, name, version, session))
 
     def _ticket(self, stack: str) -> Ticket | None:
         """Return a ticket of a stack that has not ended, or None for a full handshake."""
-        waiting = self._waiting[stack]
+        now = time.time()
+        waiting = self._waiting[stack] = [each for each in self._waiting[stack] if each.ends > now]
         if not waiting or random.random() < NEGOTIATED:
             return None
-        waiting.rotate(random.randrange(len(waiting)))
-        ticket = waiting.popleft()
-        return ticket if ticket.ends > time.time() and ticket.session else None
+        return waiting.pop(random.randrange(len(waiting)))
 
 
 def run(seconds: float, per_minute: float, rotation: int, lifetime: int, console: Console) -> int:
     """Run the fleet; print what happened, and return the exit status."""
-    stacks = [stack for stack in STACKS if stack.name in NAMES and TICKETS in stack.kinds and not stack.missing()]
+    stacks = [stack for stack in STACKS if stack.name in NAMES and TICKETS in stack.kinds and not stack.find_obstacle()]
     absent = sorted({*NAMES} - {stack.name for stack in stacks})
     if absent:
         console.print(f"not built, and left out: {', '.join(absent)} (make bench-frontends)")
     with Rig() as rig, running_server() as store, contextlib.ExitStack() as held:
         keyring = rig.keyring("P-256")
-        around = Surroundings(
+        around = Environment(
             rig.certificate("P-256"), keyring, rig.directory, store.target, "", namespace="fleet",
             rotation=rotation, lifetime=lifetime,
         )  # fmt: skip
-        servers = {
-            stack.name: [held.enter_context(stack.running(TICKETS, around)) for _ in range(2)] for stack in stacks
-        }
+        servers = {stack.name: [held.enter_context(stack.run(TICKETS, around)) for _ in range(2)] for stack in stacks}
         observer = Observer(store.target, "fleet", keyring, rotation, lifetime)
         held.callback(observer.close)
         for stack in stacks:
             for server in servers[stack.name]:
                 for version in VERSIONS:
-                    client = Client("localhost", version, stack.ask)
+                    client = Client("localhost", version, stack.request)
                     until(lambda: client.visit(server.endpoint, client.visit(server.endpoint).session).resumed)  # noqa: B023
         traffic = [Traffic(servers, stacks, lifetime) for _ in range(THREADS)]
         outcome = _drive(traffic, seconds, per_minute, console)
@@ -221,8 +216,9 @@ def _search(
     held = [each for each in observer.seen.values() if each.not_after > time.time() + ERASED_WITHIN]
     found = {}
     processes = {name: [each.pid for each in group] for name, group in servers.items()} | {"store": [store]}
-    for name, pids in processes.items():
-        memory = [_Memory(each) for pid in pids for each in _family(pid)]
+    # Read at once, and then searched: a search takes longer than a secret lives.
+    memories = {name: [_Memory(each) for pid in pids for each in _family(pid)] for name, pids in processes.items()}
+    for name, memory in memories.items():
         leaked = sum(any(part.has(_needles(secret)) for part in memory) for secret in ended)
         present = sum(any(part.has(_needles(secret)) for part in memory) for secret in held)
         found[name] = len(ended), leaked, present

@@ -142,9 +142,9 @@ class Fleet:
         """Return under which key a session of this fleet is stored."""
         return StoreKeys(self.namespace, self.stack.format).key(session_id)
 
-    def store(self) -> resumed.SessionStore:
+    def store(self) -> resumed.StoreClient:
         """Return the store as an operator sees it."""
-        return resumed.SessionStore(self.target, namespace=self.namespace, deadline=DEADLINE)
+        return resumed.StoreClient(self.target, namespace=self.namespace, deadline=DEADLINE)
 
     def end(self) -> None:
         """End all frontends."""

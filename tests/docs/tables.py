@@ -19,12 +19,23 @@ ELSEWHERE = {
     "buf lint": "`make lint`, in CI",
     "buf build": "tests/server/rpc/test_contract.py",
     "kill -9": "named; tests/chaos do it",
-    "systemctl restart": "needs systemd",
     "resumed ticket-keys": "serves until it is stopped: tests/end_to_end/ticket_keys runs it with real servers",
     "redis-cli --latency": "advice about a Redis that is not ours",
     # Containers and clusters: `make image-test` and `make deploy-test` do the same without an engine and a cluster.
     "docker build": "tests/deploy/image.py builds the Dockerfile with buildah",
-    "docker run": "tests/deploy/test_image.py runs `check` in the image",
+    "docker run": "tests/deploy/test_image.py runs the image",
+    "docker compose": "needs an engine, as image.yml has; tests/deploy/test_compose.py runs the services without one",
+    "cd examples/compose": "as docker compose",
+    # systemd.md, as root; tests/deploy/test_systemd.py tests the files.
+    "apt-get install": "needs root and the network",
+    "python3 -m venv /opt/resumed": "needs root",
+    "/opt/resumed/bin/": "needs root and the network",
+    "cp ": "needs root; that its files are there is tested here",
+    "mkdir -p": "needs root",
+    "systemd-sysusers": "tests/deploy/test_systemd.py, in an empty root directory",
+    "systemd-tmpfiles": "tests/deploy/test_systemd.py, in an empty root directory",
+    "systemctl": "needs systemd",
+    "journalctl": "needs systemd",
     "helm install": "tests/deploy/test_manifests.py renders the chart; that the values exist is tested here",
     "helm upgrade": "as helm install",
     "kubectl create namespace": "needs a cluster",
@@ -91,7 +102,7 @@ BEFORE = {
 
 NO_COMMANDS = {
     # First lines of blocks that are not commands, and their nature.
-    "ACL SETUSER": "a command of Redis: tests/server/storage/test_redis.py has the same permissions",
+    "ACL SETUSER": "a command of Redis: tests/server/storage/test_redis_admission.py has the same permissions",
     "the frontend at": "what `resumed doctor` prints: tests/end_to_end/cli/test_doctor.py",
     "[[grant]]": "a file of grants: every command here that takes one is given those of docs/store.md",
     "[[limit]]": "a file of limits",

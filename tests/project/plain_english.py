@@ -47,7 +47,8 @@ class Part(NamedTuple):
 
 PARTS = (
     Part("pages", ("*.md", ".github/**/*.md"), 0.3),
-    Part("docs", ("docs/**/*.md", "docs/**/*.py"), 0.3),
+    Part("docs", ("docs/**/*.md",), 0.3),
+    Part("examples", ("examples/**/*.md", "examples/**/*.py"), 0.3),
     Part("protos", ("protos/**/*.md", "protos/**/*.proto", "protos/**/*.py"), 0.3),
     Part("server", ("server/**/*.py",), 0.3),
     Part("client/python", ("client/python/**/*.md", "client/python/**/*.py"), 0.3),
@@ -58,7 +59,7 @@ PARTS = (
     Part("deploy", ("deploy/**/*.md", "deploy/**/*.py"), 0.3),
     Part("tests", ("tests/**/*.py",), 0.3),
     Part("fuzz", ("fuzz/**/*.md", "fuzz/**/*.py"), 0.3),
-    Part("benchmarks", ("benchmarks/**/*.md", "benchmarks/**/*.py"), 12),
+    Part("benchmarks", ("benchmarks/**/*.md", "benchmarks/**/*.py"), 0.3),
 )
 _GENERATED = re.compile(r"^client/.*/(?:v1|resumedv1|stubs|target|node_modules)/")
 _PATTERN = re.compile(

@@ -87,14 +87,14 @@ export interface Options {
 }
 
 /** The sessions of a server. */
-export interface Sessions {
+export interface Installation {
   /** The name of the fleet that shares these sessions. */
   readonly namespace: string;
   /** The counts since attach(). */
   readonly stats: Stats;
   /** Whether the circuit breaker is open, so that handshakes make no look-ups. */
   readonly breakerOpen: boolean;
-  /** Returns the ids of the sessions that a connection negotiated or resumed, for {@link Sessions.remove}. */
+  /** Returns the ids of the sessions that a connection negotiated or resumed, for {@link Installation.remove}. */
   idsOf(socket: TLSSocket): Buffer[];
   /** Removes a session from the whole fleet, in the background. Here it resumes no more from now on. */
   remove(id: Uint8Array): void;
@@ -115,14 +115,14 @@ export interface Sessions {
  *
  * @throws {ResumedError} An option is outside its range, the keyring cannot be used, or the server has session listeners.
  */
-export function attach(server: Server, options: Options): Sessions {
+export function attach(server: Server, options: Options): Installation {
   const clock = (): number => Date.now() / 1000;
   const open = (): Store => new GrpcStore(options.target, options.namespace, options.tls, options.logger);
   return attachTo(server, options, open, clock);
 }
 
 /** attach() with a store and a clock (Unix seconds) of the caller's. */
-export function attachTo(server: Server, options: Options, open: () => Store, clock: () => number): Sessions {
+export function attachTo(server: Server, options: Options, open: () => Store, clock: () => number): Installation {
   const policy = policyOf(options);
   const { namespace, logger = console, replace = false, ignoreIdContext = false } = options;
   const keyring = typeof options.keyring === "string" ? Keyring.load(options.keyring, logger) : options.keyring;
@@ -239,7 +239,7 @@ interface Connection {
   found?: Offer | undefined;
 }
 
-class Attachment implements Sessions {
+class Attachment implements Installation {
   readonly namespace: string;
   readonly #server: Server & { ciphers?: string; ecdhCurve?: string; honorCipherOrder?: boolean };
   readonly #shim: Shim;

@@ -7,7 +7,7 @@ import { constants, createHash, randomBytes } from "node:crypto";
 import type { SecureContextOptions, Server, TLSSocket } from "node:tls";
 
 import type { TicketSecrets } from "./agreement.js";
-import type { Sessions } from "./attach.js";
+import type { Installation } from "./attach.js";
 import type { Beginning, Contexts, NativeContext } from "./contexts.js";
 import { ResumedError } from "./errors.js";
 import type { Logger } from "./files.js";
@@ -24,7 +24,7 @@ export interface TicketOptions {
   lifetimeSeconds: number;
 }
 
-export class Tickets implements Sessions {
+export class Tickets implements Installation {
   readonly namespace: string;
   readonly #server: Server & { secureOptions?: number };
   readonly #contexts: Contexts;

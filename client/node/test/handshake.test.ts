@@ -11,7 +11,7 @@ import { test, type TestContext } from "node:test";
 import { setTimeout as sleep } from "node:timers/promises";
 import tls from "node:tls";
 
-import { attach, Keyring, ResumedError, type Sessions } from "../src/index.js";
+import { attach, Keyring, ResumedError, type Installation } from "../src/index.js";
 import { FleetKey } from "../src/sealing.js";
 import { CallError, type Store } from "../src/store.js";
 import { status, type ServiceError } from "@grpc/grpc-js";
@@ -401,7 +401,7 @@ onBothVersions("https and http2 servers resume", async (context, target, version
   const options = { target, namespace: "web", keyring: Keyring.fromKeys(fleetKey), deadlineMs: 5000, logger: quiet };
   const secure = https.createServer(settings, (_request, response) => response.end("hello"));
   const second = http2.createSecureServer({ ...settings, allowHTTP1: true }, (_request, response) => response.end("hello"));
-  const sessions: Sessions[] = [];
+  const sessions: Installation[] = [];
   for (const server of [secure, second]) {
     sessions.push(attach(server, options));
     server.listen(0, "127.0.0.1");

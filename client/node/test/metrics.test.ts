@@ -2,36 +2,36 @@ import assert from "node:assert/strict";
 import { spawnSync } from "node:child_process";
 import { test } from "node:test";
 
-import { metrics, type Sessions } from "../src/index.js";
+import { metrics, type Installation } from "../src/index.js";
 import { Recorder } from "../src/stats.js";
 
 test("Prometheus sees what servers of a namespace count together, all reasons from the beginning", () => {
-  const counting = (namespace: string, handshakes: number, breakerOpen: boolean): Sessions => {
+  const counting = (namespace: string, handshakes: number, breakerOpen: boolean): Installation => {
     const recorder = new Recorder();
     for (let n = 0; n < handshakes; n++) {
       recorder.count("hits", "store");
       recorder.count("foreignHits", "store");
       recorder.observe(3);
     }
-    return { namespace, breakerOpen, stats: recorder.snapshot() } as Sessions;
+    return { namespace, breakerOpen, stats: recorder.snapshot() } as Installation;
   };
   const text = metrics(counting("shop", 1, false), counting("bank", 0, true), counting("shop", 2, false));
   const lines = new Set(text.split("\n"));
   for (const line of [
-    'resumed_frontend_hits_total{namespace="shop",source="store"} 3',
-    'resumed_frontend_foreign_hits_total{namespace="shop",source="store"} 3',
-    'resumed_frontend_hits_total{namespace="bank",source="store"} 0',
-    'resumed_frontend_misses_total{namespace="shop",reason="breaker-open"} 0',
-    'resumed_frontend_puts_total{namespace="shop",outcome="stored"} 0',
-    'resumed_frontend_removals_total{namespace="shop",reason="fatal-error"} 0',
-    'resumed_frontend_terminations_total{namespace="shop",reason="context-mismatch"} 0',
-    'resumed_frontend_lookup_seconds_bucket{namespace="shop",le="0.0025"} 0',
-    'resumed_frontend_lookup_seconds_bucket{namespace="shop",le="0.005"} 3',
-    'resumed_frontend_lookup_seconds_bucket{namespace="shop",le="+Inf"} 3',
-    'resumed_frontend_lookup_seconds_count{namespace="shop"} 3',
-    'resumed_frontend_lookup_seconds_sum{namespace="shop"} 0.009',
-    'resumed_frontend_breaker_open{namespace="shop"} 0',
-    'resumed_frontend_breaker_open{namespace="bank"} 1',
+    'resumed_frontend_hits_total{session_namespace="shop",source="store"} 3',
+    'resumed_frontend_foreign_hits_total{session_namespace="shop",source="store"} 3',
+    'resumed_frontend_hits_total{session_namespace="bank",source="store"} 0',
+    'resumed_frontend_misses_total{session_namespace="shop",reason="breaker-open"} 0',
+    'resumed_frontend_puts_total{session_namespace="shop",outcome="stored"} 0',
+    'resumed_frontend_removals_total{session_namespace="shop",reason="fatal-error"} 0',
+    'resumed_frontend_terminations_total{session_namespace="shop",reason="context-mismatch"} 0',
+    'resumed_frontend_lookup_duration_seconds_bucket{session_namespace="shop",le="0.0025"} 0',
+    'resumed_frontend_lookup_duration_seconds_bucket{session_namespace="shop",le="0.005"} 3',
+    'resumed_frontend_lookup_duration_seconds_bucket{session_namespace="shop",le="+Inf"} 3',
+    'resumed_frontend_lookup_duration_seconds_count{session_namespace="shop"} 3',
+    'resumed_frontend_lookup_duration_seconds_sum{session_namespace="shop"} 0.009',
+    'resumed_frontend_breaker_open{session_namespace="shop"} 0',
+    'resumed_frontend_breaker_open{session_namespace="bank"} 1',
   ]) {
     assert(lines.has(line), `${line} is not in\n${text}`);
   }

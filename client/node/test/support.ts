@@ -11,7 +11,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import tls from "node:tls";
 
 import { attachTo } from "../src/attach.js";
-import type { Options, Sessions } from "../src/index.js";
+import type { Options, Installation } from "../src/index.js";
 import { Keyring } from "../src/keyring.js";
 import { Session } from "../src/session.js";
 import { GrpcStore, type Store } from "../src/store.js";
@@ -100,7 +100,7 @@ function ignore(): void {
 export interface Frontend {
   server: tls.Server;
   port: number;
-  sessions: Sessions;
+  sessions: Installation;
 }
 
 type Extras = Partial<Options> & { clock?: () => number; store?: (store: Store) => Store; server?: tls.TlsOptions };

@@ -8,7 +8,7 @@ install() puts the store under a server's TLS context; that is all that most fro
 """
 
 from resumed._client.admin import Admin, NamespaceStats
-from resumed._client.store import Get, Put, Remove, SessionStore, StoredSession, Take
+from resumed._client.store import Get, Put, Remove, StoreClient, StoredSession, Take
 from resumed._crypto.keyring import Keyring
 from resumed._crypto.store_key import StoreKeys
 from resumed._exceptions import (
@@ -44,8 +44,8 @@ __all__ = [
     "Put",
     "Remove",
     "ResumedError",
-    "SessionStore",
     "Stats",
+    "StoreClient",
     "StoreError",
     "StoreKeys",
     "StoreTimeout",

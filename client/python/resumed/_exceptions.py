@@ -1,7 +1,7 @@
 """The errors of the client, and the one table from gRPC status codes to them.
 
 None of them ever reaches a handshake: the session policy turns each into a miss. They are for code that uses
-SessionStore or Keyring directly, and for install(), which fails early and says what to do.
+StoreClient or Keyring directly, and for install(), which fails early and says what to do.
 """
 
 from __future__ import annotations

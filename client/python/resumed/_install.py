@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from resumed._async.ssl_classes import enable
 from resumed._client.limits import NAMESPACE_PATTERN
-from resumed._client.store import SessionStore
+from resumed._client.store import StoreClient
 from resumed._crypto.keyring import Keyring
 from resumed._openssl import CallbackBinding, session_ids
 from resumed._policy.mirror import DEFAULT_BYTES, Mirror
@@ -50,6 +50,11 @@ class Installation:
     def breaker_open(self) -> bool:
         """Whether the store kept failing, so that handshakes do not call it at present."""
         return self._policy.breaker_open
+
+    @property
+    def keyring_last_reload(self) -> tuple[bool, float] | None:
+        """Whether the keyring file can be used now, and when it last could, in Unix seconds; None without a file."""
+        return self._policy.keyring_last_reload
 
     @property
     def mirror_live(self) -> bool | None:
@@ -233,7 +238,7 @@ def install(
         raise ValueError(f"namespace must be 1 to 63 characters of [a-z0-9.-], not {namespace!r}")
     if not isinstance(keyring, Keyring):
         keyring = Keyring.load(keyring)
-    store = SessionStore(
+    store = StoreClient(
         target, namespace=namespace, deadline=deadline, credentials=credentials, tracer_provider=tracer_provider
     )
     spans = None

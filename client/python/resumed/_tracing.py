@@ -1,6 +1,6 @@
 """Spans for OpenTelemetry: of each look-up of a handshake, and of each call to the store, which learns its parent.
 
-`pip install 'resumed[otel]'`, and give install() or SessionStore a `tracer_provider`. Names and attributes of calls are
+`pip install 'resumed[otel]'`, and give install() or StoreClient a `tracer_provider`. Names and attributes of calls are
 those of OpenTelemetry's semantic conventions for gRPC. No id, key or value is in a span.
 """
 

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use resumed::{Keyring, Options, Scope, SessionMode, Sessions};
+use resumed::{Installation, Keyring, Options, Scope, SessionMode};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
@@ -47,7 +47,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-fn sessions(target: &str, arguments: &HashMap<String, String>) -> Result<Sessions, Box<dyn Error>> {
+fn sessions(target: &str, arguments: &HashMap<String, String>) -> Result<Installation, Box<dyn Error>> {
     let keyring = Keyring::load(required(arguments, "keyring")?)?;
     let mut options = Options::new(target, required(arguments, "namespace")?, keyring);
     options.single_use = arguments.contains_key("single-use");
@@ -65,7 +65,7 @@ fn sessions(target: &str, arguments: &HashMap<String, String>) -> Result<Session
     if let Some(milliseconds) = arguments.get("deadline") {
         options.deadline = Duration::from_millis(milliseconds.parse()?);
     }
-    Ok(Sessions::new(options)?)
+    Ok(Installation::new(options)?)
 }
 
 fn required<'a>(arguments: &'a HashMap<String, String>, name: &str) -> Result<&'a String, String> {

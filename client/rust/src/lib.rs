@@ -1,13 +1,13 @@
 //! Sessions of TLS servers in the central store of [resumed](https://github.com/resumed/resumed), so that any frontend of a fleet
 //! resumes what any other negotiated.
 //!
-//! [`Sessions`] keeps those of rustls servers. A handshake never waits for the store beyond a deadline, and not at all while the store
+//! [`Installation`] keeps those of rustls servers. A handshake never waits for the store beyond a deadline, and not at all while the store
 //! keeps failing. Each failure costs a full handshake and is counted in [`Stats`].
 //!
 //! ```no_run
 //! # fn server_config() -> rustls::ServerConfig { unimplemented!() }
 //! let keyring = resumed::Keyring::load("fleet.keys")?;
-//! let sessions = resumed::Sessions::new(resumed::Options::new("127.0.0.1:7400", "shop", keyring))?;
+//! let sessions = resumed::Installation::new(resumed::Options::new("127.0.0.1:7400", "shop", keyring))?;
 //! let config = server_config();
 //! // For each connection that is accepted:
 //! let connection = rustls::ServerConnection::new(sessions.for_connection(&config, &resumed::Scope::default()));
@@ -76,6 +76,6 @@ pub use ticket_state::{Lineage, NameHash, STATE_BYTES, TicketState, hash_name};
 pub use tickets::{HEAD_BYTES, MAX_SESSION_BYTES, TicketStats, Tickets};
 
 #[cfg(feature = "rustls")]
-pub use crate::rustls::{Connection, Sessions};
+pub use crate::rustls::{Connection, Installation};
 #[cfg(feature = "rustls")]
 pub use crate::scope::Scope;

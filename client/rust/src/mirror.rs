@@ -24,14 +24,14 @@ const RECENT_REMOVALS: usize = 1024;
 
 /// A mirror of one namespace.
 pub(crate) struct Mirror {
-    sessions: Mutex<Sessions>,
+    sessions: Mutex<SessionCache>,
     heard: Mutex<Option<Instant>>,
 }
 
 impl Mirror {
     /// Makes an empty mirror whose sessions may take `limit` bytes.
     pub(crate) fn new(limit: usize) -> Self {
-        Self { sessions: Mutex::new(Sessions::new(limit)), heard: Mutex::new(None) }
+        Self { sessions: Mutex::new(SessionCache::new(limit)), heard: Mutex::new(None) }
     }
 
     /// Returns the sealed value of a live session, or None: then the store has to be called.
@@ -68,7 +68,7 @@ impl Mirror {
         self.heard.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn lock(&self) -> MutexGuard<'_, Sessions> {
+    fn lock(&self) -> MutexGuard<'_, SessionCache> {
         self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -130,7 +130,7 @@ struct Entry {
 }
 
 /// Values by store key, bounded in bytes, until they expire. The oldest go first.
-struct Sessions {
+struct SessionCache {
     limit: usize,
     entries: HashMap<StoreKey, Entry>,
     order: VecDeque<StoreKey>,
@@ -142,7 +142,7 @@ struct Sessions {
     unknown: u64,
 }
 
-impl Sessions {
+impl SessionCache {
     fn new(limit: usize) -> Self {
         Self {
             limit,
@@ -262,7 +262,7 @@ mod tests {
 
     #[test]
     fn a_session_is_there_until_it_expires_or_is_removed() {
-        let (mut sessions, now) = (Sessions::new(1 << 20), Instant::now());
+        let (mut sessions, now) = (SessionCache::new(1 << 20), Instant::now());
         sessions.put([1; 32], &session(b"one", 10), now);
         sessions.put([2; 32], &session(b"two", 20), now);
         assert_eq!(sessions.get(&[1; 32], now), Some(&b"one"[..]));
@@ -275,7 +275,7 @@ mod tests {
 
     #[test]
     fn the_oldest_go_when_room_is_needed_and_all_bytes_are_accounted_for() {
-        let (mut sessions, now) = (Sessions::new(3 * (OVERHEAD_BYTES + 100)), Instant::now());
+        let (mut sessions, now) = (SessionCache::new(3 * (OVERHEAD_BYTES + 100)), Instant::now());
         for byte in 0..10 {
             sessions.put([byte; 32], &session(&[byte; 100], 10), now);
             sessions.put([byte; 32], &session(&[byte; 100], 10), now);
@@ -362,7 +362,7 @@ mod tests {
 
     #[test]
     fn a_removed_key_leaves_the_order_too() {
-        let (mut sessions, now) = (Sessions::new(1 << 30), Instant::now());
+        let (mut sessions, now) = (SessionCache::new(1 << 30), Instant::now());
         for number in 0..10_000_u32 {
             let mut key = [0; 32];
             key[..4].copy_from_slice(&number.to_be_bytes());

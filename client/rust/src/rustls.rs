@@ -27,7 +27,7 @@ const TLS13: u16 = 0x0304;
 
 /// The sessions of rustls servers, in the store.
 ///
-/// Give each connection a config of its own with [`Sessions::for_connection`]: rustls does not tell its hooks which connection
+/// Give each connection a config of its own with [`Installation::for_connection`]: rustls does not tell its hooks which connection
 /// they are called for, and a session that a resumed connection issues has to end with the one that it resumed.
 ///
 /// A look-up blocks the thread that handles the client hello, for [`Options::deadline`] at most (50 ms); with a mirror
@@ -37,9 +37,9 @@ const TLS13: u16 = 0x0304;
 /// A session resumes only on a connection of an equal [`Scope`]: rustls resumes the session of a client that showed a certificate without
 /// verifying it again, and one of a client that showed none where a certificate is required.
 #[derive(Clone, Debug)]
-pub struct Sessions(Arc<Shim>);
+pub struct Installation(Arc<Shim>);
 
-impl Sessions {
+impl Installation {
     /// Makes sessions. Opens no connection and starts no thread until the first is stored or looked up; in tickets mode it does so at
     /// once, since the agreement on secrets takes its time.
     ///
@@ -155,7 +155,7 @@ struct ConnectionSessions {
 
 impl Connection {
     /// Removes all tickets from the whole fleet that stem from the full handshake of this connection, or of the one that it resumed: at once
-    /// in this process, elsewhere in the background. Only in tickets mode; [`Sessions::remove`] removes a stored session.
+    /// in this process, elsewhere in the background. Only in tickets mode; [`Installation::remove`] removes a stored session.
     pub fn remove(&self) {
         let ticket = self.sessions().ticket;
         if let Some((tickets, state)) = self.shim.tickets().zip(ticket) {

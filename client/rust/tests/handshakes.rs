@@ -9,7 +9,7 @@ use std::sync::Barrier;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
-use resumed::{Credentials, Envelope, Expected, Fingerprint, Format, Ids, Keyring, Lookup, Options, Scope, Sessions, Shim};
+use resumed::{Credentials, Envelope, Expected, Fingerprint, Format, Ids, Installation, Keyring, Lookup, Options, Scope, Shim};
 use rustls::ClientConnection;
 use rustls::server::{ProducesTickets, StoresServerSessions};
 use rustls::version::{TLS12, TLS13};
@@ -442,7 +442,7 @@ fn memory_does_not_grow_with_the_number_of_handshakes() {
     }
 }
 
-fn come_and_go(peers: &Peers, sessions: &Sessions, times: usize) {
+fn come_and_go(peers: &Peers, sessions: &Installation, times: usize) {
     let mut client = peers.stranger();
     for number in 0..times {
         if number % 10 == 0 {

@@ -9,7 +9,7 @@ use std::thread;
 use std::time::Duration;
 
 use nix::time::{ClockId, clock_gettime};
-use resumed::{Options, Scope, SessionMode, Sessions, TicketStats};
+use resumed::{Installation, Options, Scope, SessionMode, TicketStats};
 use rustls::server::ProducesTickets;
 use rustls::version::{TLS12, TLS13};
 use rustls::{ClientConnection, ServerConfig, SupportedProtocolVersion};
@@ -21,7 +21,7 @@ const SESSION_TLS12: &[u8] = b"\x01\x0cshop.example\x03\x03 session";
 const VERSIONS: [&SupportedProtocolVersion; 2] = [&TLS12, &TLS13];
 
 /// Returns the sessions of a frontend in tickets mode, also for TLS 1.2.
-fn frontend(target: &str, namespace: &str, change: impl FnOnce(&mut Options)) -> Sessions {
+fn frontend(target: &str, namespace: &str, change: impl FnOnce(&mut Options)) -> Installation {
     sessions(target, namespace, |options| {
         (options.sessions, options.tickets_tls12) = (SessionMode::Tickets, true);
         options.rotation = Duration::from_secs(7 * 24 * 3600); // or an epoch could end during a test
@@ -30,32 +30,32 @@ fn frontend(target: &str, namespace: &str, change: impl FnOnce(&mut Options)) ->
 }
 
 /// Returns those of a frontend that has agreed on its secrets, and knows the removals.
-fn ready(target: &str, namespace: &str, change: impl FnOnce(&mut Options)) -> Sessions {
+fn ready(target: &str, namespace: &str, change: impl FnOnce(&mut Options)) -> Installation {
     let sessions = frontend(target, namespace, change);
     eventually(|| is_ready(&sessions));
     sessions
 }
 
-fn is_ready(sessions: &Sessions) -> bool {
+fn is_ready(sessions: &Installation) -> bool {
     let stats = stats(sessions);
     stats.live && stats.secrets_held >= 2
 }
 
-fn stats(sessions: &Sessions) -> TicketStats {
+fn stats(sessions: &Installation) -> TicketStats {
     sessions.ticket_stats().unwrap()
 }
 
 /// Returns the sum of the counts that a session mode must not have.
-fn stored(sessions: &Sessions) -> u64 {
+fn stored(sessions: &Installation) -> u64 {
     let stats = sessions.stats();
     [stats.puts, stats.hits, stats.misses].iter().flat_map(|counts| counts.values()).sum()
 }
 
-fn issue(sessions: &Sessions) -> Vec<u8> {
+fn issue(sessions: &Installation) -> Vec<u8> {
     sessions.connection(&Scope::default()).encrypt(SESSION).unwrap()
 }
 
-fn accepts(sessions: &Sessions, ticket: &[u8]) -> bool {
+fn accepts(sessions: &Installation, ticket: &[u8]) -> bool {
     let session = sessions.connection(&Scope::default()).decrypt(ticket);
     assert!(session.is_none() || session.as_deref() == Some(SESSION));
     session.is_some()

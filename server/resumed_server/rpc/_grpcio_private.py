@@ -8,6 +8,7 @@ server verifies them before it serves (selftest.py), and works without them if t
 from __future__ import annotations
 
 import importlib
+import json
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -24,6 +25,26 @@ _NAMES = {
     ),
     "grpc._cython.cygrpc": ("ReceiveMessageOperation", "StatusCode"),
 }
+
+
+def count_connections() -> int | None:
+    """Return the number of connections of all servers in this process, from gRPC's channelz; None without it."""
+    try:
+        servers = json.loads(_cygrpc.channelz_get_servers(0)).get("server", ())
+        return sum(_count_sockets(int(server["ref"]["serverId"])) for server in servers)
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return None
+
+
+def _count_sockets(server: int) -> int:
+    number, start = 0, 0
+    while True:
+        page = json.loads(_cygrpc.channelz_get_server_sockets(server, start, 0))
+        sockets = page.get("socketRef", ())
+        number += len(sockets)
+        if page.get("end") or not sockets:
+            return number
+        start = int(sockets[-1]["socketId"]) + 1
 
 
 def _import(name: str) -> Any:
@@ -82,7 +103,7 @@ class HandlerArgs(NamedTuple):
 
         def request() -> object:
             with state.condition:
-                if not _server._is_rpc_state_active(state):  # noqa: SLF001 - the client has given up
+                if not _server._is_rpc_state_active(state):  # noqa: SLF001
                     return None
                 message, state.request = state.request, None
                 if message is None and state.client is _server._CLOSED:  # noqa: SLF001
@@ -93,6 +114,11 @@ class HandlerArgs(NamedTuple):
         rpc.start_server_batch((_cygrpc.ReceiveMessageOperation(0),), receive)
         state.due.add(_server._RECEIVE_MESSAGE_TOKEN)  # noqa: SLF001
         return self._replace(request=request)
+
+    def is_given_up(self) -> bool:
+        """Return whether the client has given up the call."""
+        with self.state.condition:
+            return not _server._is_rpc_state_active(self.state)  # noqa: SLF001
 
     def cancel(self) -> None:
         """Cancel the call."""

@@ -11,6 +11,7 @@ occupies no thread; it is cancelled after MESSAGE_TIMEOUT_SECONDS, or earlier if
 from __future__ import annotations
 
 import queue
+import random
 import threading
 import time
 from concurrent.futures import Executor
@@ -32,6 +33,13 @@ MESSAGE_TIMEOUT_SECONDS = 5.0
 MAX_AWAITING_MESSAGE = 1_024
 """Maximum number of calls without a message; beyond it the oldest is cancelled. Headers and message usually arrive
 together."""
+GIVEN_UP_SECONDS = 2.5, 5.0
+"""Range of the seconds for which a call stays open that its client gave up while it was in the queue.
+
+It takes one of the calls that the connection may have in flight. Otherwise a client that gives up and calls again would
+send as many calls as the server can receive, and no limit would count them. The time is random, so that not all of them
+end at the same moment.
+"""
 
 log = structlog.get_logger()
 
@@ -157,9 +165,9 @@ class CallExecutor(Executor):
             self._run(call)
 
     def _run(self, call: PendingCall) -> None:
-        rejection = call.run()
-        if rejection:
-            self._delay_queue.schedule(rejection.seconds, lambda: self._queue(call))
+        delay = call.run()
+        if delay:
+            self._delay_queue.schedule(delay, lambda: self._queue(call))
         else:
             self._in_flight.discard(call)
 
@@ -167,13 +175,13 @@ class CallExecutor(Executor):
 class PendingCall:
     """A call in flight, with the part of a Future that grpcio uses."""
 
-    __slots__ = ("_arguments", "_callbacks", "_done", "_function", "executor", "handler", "queued_at")
+    __slots__ = ("_arguments", "_callbacks", "_delayed", "_done", "_function", "executor", "handler", "queued_at")
 
     def __init__(self, function: Callable[..., object], arguments: tuple[Any, ...]) -> None:
         self._function = function
         self._arguments = arguments
         self._callbacks: list[Callable[[PendingCall], object]] = []
-        self._done = False
+        self._delayed = self._done = False
         self.queued_at = 0.0
         self.handler = HandlerArgs.parse(arguments)
         self.executor: Executor | None = self.handler and getattr(self.handler.behaviour, "executor", None)
@@ -182,21 +190,25 @@ class PendingCall:
         """Start to receive the message; call `on_arrival` when it has arrived, or cannot arrive any more."""
         self._arguments = cast("HandlerArgs", self.handler).start_receiving(on_arrival)
 
-    def run(self) -> DelayedRejection | None:
-        """Execute the call. Return the rejection if it must be delayed; the next call of this method sends it."""
+    def run(self) -> float:
+        """Execute the call; return 0, or the seconds after which to call this once more, which ends the call."""
+        if self.handler and not self._delayed and self.handler.is_given_up():
+            self._delayed = True
+            return random.uniform(*GIVEN_UP_SECONDS)  # noqa: S311 - no secret
         try:
             self._function(*self._arguments)
         except DelayedRejection as rejection:
             reject = rejection.reject
+            self._delayed = True
             self._arguments = cast("HandlerArgs", self.handler)._replace(
                 behaviour=lambda _request, context: reject(context), request=lambda: b""
             )
-            return rejection
+            return rejection.seconds
         except BaseException as error:  # noqa: BLE001 - the thread must serve the next call
             log.critical("call failed", **exception_fields(error))
         self._done = True
         self._run_callbacks()
-        return None
+        return 0.0
 
     def add_done_callback(self, callback: Callable[[PendingCall], object]) -> None:
         """Call `callback` when the call has ended."""

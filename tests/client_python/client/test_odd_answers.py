@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from resumed._client.store import Get, SessionStore, StoredSession
+from resumed._client.store import Get, StoreClient, StoredSession
 from resumed._exceptions import StoreError, from_status
 from resumed._policy.mirror import SessionCache
 from resumed.v1 import session_store_pb2 as pb
@@ -25,8 +25,8 @@ class Channel:
         return self._answer
 
 
-def store_that_answers(answer: Message) -> SessionStore:
-    store = SessionStore("unix:/nowhere", namespace="shop")
+def store_that_answers(answer: Message) -> StoreClient:
+    store = StoreClient("unix:/nowhere", namespace="shop")
     channel: Any = Channel(answer)
     store._channel = channel
     return store

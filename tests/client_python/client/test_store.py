@@ -1,4 +1,4 @@
-"""SessionStore against a real server."""
+"""StoreClient against a real server."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import resumed
-from resumed import Get, Put, Remove, SessionStore, StoredSession, Take
+from resumed import Get, Put, Remove, StoreClient, StoredSession, Take
 from support.server import running_server
 
 if TYPE_CHECKING:
@@ -22,9 +22,9 @@ def target() -> Iterator[str]:
 
 
 @pytest.fixture
-def store(target: str) -> Iterator[SessionStore]:
+def store(target: str) -> Iterator[StoreClient]:
     """A client with a deadline that suits a loaded machine."""
-    store = SessionStore(target, namespace="shop", deadline=10)
+    store = StoreClient(target, namespace="shop", deadline=10)
     yield store
     store.close()
 
@@ -34,7 +34,7 @@ def key() -> bytes:
     return os.urandom(32)
 
 
-def test_a_session_comes_back_with_the_rest_of_its_life(store: SessionStore, key: bytes) -> None:
+def test_a_session_comes_back_with_the_rest_of_its_life(store: StoreClient, key: bytes) -> None:
     assert store.put(key, b"value", 100.5) <= 100.5
     found = store.get(key)
     assert found is not None
@@ -42,14 +42,14 @@ def test_a_session_comes_back_with_the_rest_of_its_life(store: SessionStore, key
     assert 0 < found.ttl <= 100.5
 
 
-def test_ids_are_write_once(store: SessionStore, key: bytes) -> None:
+def test_ids_are_write_once(store: StoreClient, key: bytes) -> None:
     store.put(key, b"value", 100)
     store.put(key, b"value", 100)
     with pytest.raises(resumed.AlreadyExists):
         store.put(key, b"another", 100)
 
 
-def test_a_taken_session_is_gone_for_good(store: SessionStore, key: bytes) -> None:
+def test_a_taken_session_is_gone_for_good(store: StoreClient, key: bytes) -> None:
     store.put(key, b"value", 100)
     assert store.take(key) is not None
     assert store.take(key) is None
@@ -57,7 +57,7 @@ def test_a_taken_session_is_gone_for_good(store: SessionStore, key: bytes) -> No
         store.put(key, b"value", 100)
 
 
-def test_remove_tells_whether_a_session_was_there(store: SessionStore, key: bytes) -> None:
+def test_remove_tells_whether_a_session_was_there(store: StoreClient, key: bytes) -> None:
     store.put(key, b"value", 100)
     assert [store.remove(key), store.remove(key)] == [True, False]
     assert store.get(key) is None
@@ -75,26 +75,26 @@ def test_remove_tells_whether_a_session_was_there(store: SessionStore, key: byte
     ],
 )
 def test_limits_are_errors_that_name_the_field(
-    store: SessionStore, key: bytes, value: bytes, ttl: float, field: str
+    store: StoreClient, key: bytes, value: bytes, ttl: float, field: str
 ) -> None:
     with pytest.raises(resumed.InvalidRequest, match=field):
         store.put(key, value, ttl)
 
 
-def test_a_batch_longer_than_one_call_answers_everything_in_order(store: SessionStore) -> None:
+def test_a_batch_longer_than_one_call_answers_everything_in_order(store: StoreClient) -> None:
     keys = [os.urandom(32) for _ in range(300)]
     puts = [Put(key, b"%d" % number, 100) for number, key in enumerate(keys)]
     results = store.batch([*puts, *(Get(key) for key in keys)])
     assert [each.value for each in results[300:] if isinstance(each, StoredSession)] == [put.value for put in puts]
 
 
-def test_a_batch_of_large_values_is_split_by_size(store: SessionStore) -> None:
+def test_a_batch_of_large_values_is_split_by_size(store: StoreClient) -> None:
     keys = [os.urandom(32) for _ in range(300)]
     results = store.batch([Put(key, bytes(65_536), 100) for key in keys])
     assert all(isinstance(result, float) and result > 99 for result in results)
 
 
-def test_one_failing_operation_does_not_fail_the_others(store: SessionStore, key: bytes) -> None:
+def test_one_failing_operation_does_not_fail_the_others(store: StoreClient, key: bytes) -> None:
     results = store.batch(
         [Put(key, b"a", 100), Put(key, b"b", 100), Put(key, b"", 100), Take(key), Remove(key), Get(key)]
     )
@@ -104,17 +104,17 @@ def test_one_failing_operation_does_not_fail_the_others(store: SessionStore, key
     assert results[4:] == [False, None]
 
 
-def test_namespaces_are_apart(target: str, store: SessionStore, key: bytes) -> None:
+def test_namespaces_are_apart(target: str, store: StoreClient, key: bytes) -> None:
     store.put(key, b"value", 100)
-    assert SessionStore(target, namespace="bank", deadline=10).get(key) is None
+    assert StoreClient(target, namespace="bank", deadline=10).get(key) is None
 
 
 def test_no_store_is_an_error_that_says_so() -> None:
     with pytest.raises(resumed.StoreUnavailable):
-        SessionStore("127.0.0.1:1", namespace="shop").get(b"k")
+        StoreClient("127.0.0.1:1", namespace="shop").get(b"k")
 
 
-def test_a_closed_store_connects_again(store: SessionStore, key: bytes) -> None:
+def test_a_closed_store_connects_again(store: StoreClient, key: bytes) -> None:
     store.put(key, b"value", 100)
     store.close()
     store.close()

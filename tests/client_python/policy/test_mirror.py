@@ -11,20 +11,12 @@ import pytest
 import resumed
 from resumed._client.store import Change, StoredSession, WatchBatch
 from resumed._policy.mirror import STALE_SECONDS, Mirror, SessionCache
+from support.clock import Clock
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from typing_extensions import Self
-
-
-class Clock:
-    """A clock that a test moves by hand."""
-
-    now = 1_000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def session(value: bytes = b"value", ttl: float = 100.0) -> StoredSession:
@@ -363,7 +355,7 @@ def test_an_odd_failure_of_the_stream_does_not_end_the_mirror(monkeypatch: pytes
         return stream
 
     monkeypatch.setattr(stream, "watch", watch)
-    mirror = Mirror(cast("resumed.SessionStore", stream))
+    mirror = Mirror(cast("resumed.StoreClient", stream))
     with monkeypatch.context() as patch:
 
         def no_thread(_thread: threading.Thread) -> None:
@@ -389,7 +381,7 @@ def test_a_mirror_that_is_closed_while_its_stream_begins_follows_nothing() -> No
             assert closed.wait(20)
             return stream
 
-    mirror = Mirror(cast("resumed.SessionStore", Beginning()))
+    mirror = Mirror(cast("resumed.StoreClient", Beginning()))
     mirror.get(b"key")
     assert begins.wait(20)
     mirror.close()

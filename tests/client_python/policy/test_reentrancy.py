@@ -10,7 +10,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import resumed
-from resumed._client.store import SessionStore, StoredSession
+from resumed._client.store import StoreClient, StoredSession
 from resumed._policy.mirror import SessionCache
 from resumed._policy.stats import Recorder
 from resumed._policy.write_queue import PendingWrite, WriteQueue
@@ -111,7 +111,7 @@ def test_a_removal_within_a_change_of_the_mirror_is_carried_out(monkeypatch: pyt
 
 
 def test_a_removal_within_the_sender_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
-    store: Any = SessionStore("fake:1", namespace="shop", deadline=5.0)
+    store: Any = StoreClient("fake:1", namespace="shop", deadline=5.0)
     sent: list[Any] = []
 
     def batch(operations: list[Any], *, deadline: float) -> list[Any]:

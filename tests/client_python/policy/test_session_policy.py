@@ -14,7 +14,7 @@ import pytest
 
 import resumed
 from resumed._async.suspendable_handshake import SuspendableHandshake
-from resumed._client.store import Operation, Put, Remove, Result, SessionStore, StoredSession
+from resumed._client.store import Operation, Put, Remove, Result, StoreClient, StoredSession
 from resumed._crypto.envelope import Envelope
 from resumed._crypto.keyring import Keyring
 from resumed._exceptions import UnsealError
@@ -38,7 +38,7 @@ KEYRING = Keyring.from_keys([os.urandom(32)])
 NONCES = itertools.count()
 
 
-class FakeStore(SessionStore):
+class FakeStore(StoreClient):
     """A store in a dictionary, whose calls wait for `gate` and fail with `failure`."""
 
     def __init__(self, deadline: float = 5.0) -> None:

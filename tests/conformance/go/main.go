@@ -70,7 +70,7 @@ func main() {
 	}
 }
 
-func wrap(config *tls.Config, target, keyringFile string, options resumed.Options) *resumed.Sessions {
+func wrap(config *tls.Config, target, keyringFile string, options resumed.Options) *resumed.Installation {
 	keyring, err := resumed.LoadKeyring(keyringFile, options.Logger)
 	check(err)
 	options.Keyring = keyring

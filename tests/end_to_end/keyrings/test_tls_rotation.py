@@ -174,7 +174,7 @@ def test_a_whole_rotation_fails_no_call_of_a_session_store(
     ours = Files(tmp_path_factory.mktemp("client")).write(OLD.issue(SHOP), BOTH)
     ca, certificate, key = (ours.directory / name for name in ("ca.crt", "tls.crt", "tls.key"))
     credentials = resumed.Credentials(ca=ca, cert=certificate, key=key, server_name="localhost")
-    store = resumed.SessionStore(server.target, namespace="shop", deadline=PATIENCE, credentials=credentials)
+    store = resumed.StoreClient(server.target, namespace="shop", deadline=PATIENCE, credentials=credentials)
 
     def begin(_held: contextlib.ExitStack) -> Callable[[], object]:
         def call() -> None:

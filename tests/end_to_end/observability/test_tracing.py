@@ -152,8 +152,8 @@ def test_what_makes_no_call_says_why(store: RunningServer, recorded: Recorded, k
 
 
 def test_a_call_that_fails_says_how(store: RunningServer, recorded: Recorded) -> None:
-    lost = resumed.SessionStore("127.0.0.1:1", namespace="shop", tracer_provider=recorded.provider)
-    refused = resumed.SessionStore(store.target, namespace="shop", deadline=PATIENCE, tracer_provider=recorded.provider)
+    lost = resumed.StoreClient("127.0.0.1:1", namespace="shop", tracer_provider=recorded.provider)
+    refused = resumed.StoreClient(store.target, namespace="shop", deadline=PATIENCE, tracer_provider=recorded.provider)
     with pytest.raises(resumed.StoreUnavailable):
         lost.get(b"key")
     with pytest.raises(resumed.InvalidRequest):
@@ -184,7 +184,7 @@ def test_a_prefetched_look_up_keeps_the_context_of_its_handshake(
 def test_a_server_whose_collector_is_gone_serves_and_stops(store: RunningServer) -> None:
     env = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1", "OTEL_BSP_SCHEDULE_DELAY": "50"}
     with running_server("--otel", env=env, workers=2) as server:
-        client = resumed.SessionStore(server.target, namespace="shop", deadline=PATIENCE)
+        client = resumed.StoreClient(server.target, namespace="shop", deadline=PATIENCE)
         assert client.get(b"key") is None
         client.close()
         assert server.stop() == 0

@@ -219,7 +219,7 @@ def test_removing_a_connections_sessions_removes_all_of_them(
     assert frontend.removals.pop().result(PATIENCE)
     assert len(frontend.ids) == (2 if client.version == ssl.TLSVersion.TLSv1_3 else 1)
     keys = [resumed.StoreKeys("shop").key(each) for each in frontend.ids]
-    left = resumed.SessionStore(store.target, namespace="shop", deadline=PATIENCE)
+    left = resumed.StoreClient(store.target, namespace="shop", deadline=PATIENCE)
     assert [left.get(key) for key in keys] == [None] * len(keys)
     left.close()
 

@@ -13,12 +13,13 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc.error_details_pb2 import BadRequest
 from grpc_status import rpc_status
 
-from resumed import Admin, AlreadyExists, Get, NamespaceStats, Put, SessionStore
+from resumed import Admin, AlreadyExists, Get, NamespaceStats, Put, StoreClient
 from resumed._client.store import Change
 from resumed.v1 import admin_pb2 as pb
 from resumed.v1 import session_store_pb2
 from resumed.v1.admin_pb2_grpc import AdminServiceStub
 from resumed.v1.session_store_pb2_grpc import SessionStoreServiceStub
+from support.mtls import Authority, Files, channel, grant
 from support.redis import valkey_cluster, valkey_server
 from support.server import running_server
 from support.waiting import until
@@ -53,21 +54,21 @@ def admin(targets: list[str]) -> Iterator[Admin]:
 
 
 @pytest.fixture
-def connected(targets: list[str]) -> Iterator[Callable[[], SessionStore]]:
+def connected(targets: list[str]) -> Iterator[Callable[[], StoreClient]]:
     """Connect to a namespace that only this test uses, at the last server, through any of its workers."""
     namespace = os.urandom(8).hex()
     with ExitStack() as held:
-        yield lambda: held.enter_context(closing(SessionStore(targets[-1], namespace=namespace, deadline=PATIENCE)))
+        yield lambda: held.enter_context(closing(StoreClient(targets[-1], namespace=namespace, deadline=PATIENCE)))
 
 
 @pytest.fixture
-def store(connected: Callable[[], SessionStore]) -> SessionStore:
+def store(connected: Callable[[], StoreClient]) -> StoreClient:
     """A client of that namespace."""
     return connected()
 
 
 def test_after_a_purge_no_server_and_no_worker_returns_an_earlier_session(
-    admin: Admin, connected: Callable[[], SessionStore]
+    admin: Admin, connected: Callable[[], StoreClient]
 ) -> None:
     """Ten connections reach every worker. Sessions stored after the purge exist for all of them."""
     stores = [connected() for _ in range(10)]
@@ -85,7 +86,7 @@ def test_after_a_purge_no_server_and_no_worker_returns_an_earlier_session(
 
 
 def test_a_put_that_arrives_after_the_purge_of_its_session_is_rejected(
-    admin: Admin, connected: Callable[[], SessionStore]
+    admin: Admin, connected: Callable[[], StoreClient]
 ) -> None:
     """By every worker, alone and in a Batch. A Put without an issue time counts as issued when it arrives."""
     issued = time.time() - 5.0
@@ -101,7 +102,7 @@ def test_a_put_that_arrives_after_the_purge_of_its_session_is_rejected(
     assert store.get(b"untimed")
 
 
-def test_a_purge_up_to_a_time_keeps_later_sessions(admin: Admin, store: SessionStore) -> None:
+def test_a_purge_up_to_a_time_keeps_later_sessions(admin: Admin, store: StoreClient) -> None:
     """A second purge up to an earlier time changes nothing."""
     moment = round(time.time()) - 100.0
     for key, seconds in ((b"before", -0.001), (b"then", 0.0), (b"after", 50.0)):
@@ -118,7 +119,7 @@ def assert_purge(change: Change, cutoff: float) -> None:
 
 
 def test_watchers_receive_the_purge_and_the_log_names_the_caller(
-    admin: Admin, store: SessionStore, connected: Callable[[], SessionStore]
+    admin: Admin, store: StoreClient, connected: Callable[[], StoreClient]
 ) -> None:
     """The purge is a change without a key. No earlier change follows it, and later ones do."""
     store.put(b"old", b"value", 60.0)
@@ -136,7 +137,7 @@ def test_watchers_receive_the_purge_and_the_log_names_the_caller(
 
 
 def test_watchers_receive_the_time_of_the_purge_and_issue_times(
-    admin: Admin, store: SessionStore, connected: Callable[[], SessionStore]
+    admin: Admin, store: StoreClient, connected: Callable[[], StoreClient]
 ) -> None:
     """So a mirror keeps the sessions that the purge does not cover."""
     moment = round(time.time()) - 100.0
@@ -153,7 +154,7 @@ def test_watchers_receive_the_time_of_the_purge_and_issue_times(
 
 
 def test_a_watcher_that_reconnects_receives_the_purge(
-    admin: Admin, store: SessionStore, connected: Callable[[], SessionStore]
+    admin: Admin, store: StoreClient, connected: Callable[[], StoreClient]
 ) -> None:
     """It reconnects with its last position, or with the one that it began at."""
     with connected().watch() as watch:
@@ -165,7 +166,7 @@ def test_a_watcher_that_reconnects_receives_the_purge(
             assert_purge(purge, cutoff)
 
 
-def test_stats_count_a_namespace_or_all(admin: Admin, store: SessionStore) -> None:
+def test_stats_count_a_namespace_or_all(admin: Admin, store: StoreClient) -> None:
     """They include sessions that are purged but not yet deleted; these are deleted in the background."""
     assert admin.stats(store.namespace) == {store.namespace: NamespaceStats(0, 0, 0, 0, None)}
     store.batch([Put(b"%d" % number, b"v" * 50, 600.0) for number in range(20)])
@@ -178,12 +179,12 @@ def test_stats_count_a_namespace_or_all(admin: Admin, store: SessionStore) -> No
     until(lambda: admin.stats(store.namespace)[store.namespace].purged == 0)
 
 
-def test_stats_have_pages(targets: list[str], connected: Callable[[], SessionStore]) -> None:
+def test_stats_have_pages(targets: list[str], connected: Callable[[], StoreClient]) -> None:
     """Pages are ordered by name; the last one has no token."""
     names = sorted(f"{connected().namespace}-{number}" for number in range(5))
     with ExitStack() as held, grpc.insecure_channel(targets[0]) as channel:
         for name in names:
-            store = held.enter_context(closing(SessionStore(targets[-1], namespace=name, deadline=PATIENCE)))
+            store = held.enter_context(closing(StoreClient(targets[-1], namespace=name, deadline=PATIENCE)))
             store.put(b"k", b"value", 60.0)
         stats, pages, request = AdminServiceStub(channel).Stats, list[list[str]](), pb.StatsRequest(page_size=2)
         request.page_token = names[0][:-1]  # follows all names that sort before it
@@ -236,6 +237,23 @@ def test_the_log_has_a_line_for_each_purge() -> None:
         admin.purge("shop", 1_700_000_000.0)
         (line,) = server.wait_for_log("namespace purged")
         assert (line["namespace"], line["issued_before"]) == ("shop", "2023-11-14T22:13:20+00:00")
+        assert line["identity"] == "anonymous"
+        assert line["peer"].startswith("ipv4:127.0.0.1:")
+
+
+@pytest.mark.parametrize("with_grants", [True, False])
+def test_the_line_of_a_purge_has_the_identity_of_the_caller(tmp_path: Any, with_grants: bool) -> None:
+    authority, identity = Authority(), "spiffe://example.org/operators/anna"
+    files = Files(tmp_path).write(authority.server(), authority.pem)
+    if with_grants:
+        files.write(grants=grant("spiffe://example.org/operators/*", ["shop"], ["purge"]))
+    with (
+        running_server(*files.options) as server,
+        channel(server.target, authority.pem, authority.issue(identity)) as connection,
+    ):
+        AdminServiceStub(connection).Purge(pb.PurgeRequest(namespace="shop"), timeout=PATIENCE)
+        (line,) = server.wait_for_log("namespace purged")
+    assert line["identity"] == identity
 
 
 def test_a_purge_survives_a_restart(tmp_path: Any) -> None:
@@ -248,7 +266,7 @@ def test_a_purge_survives_a_restart(tmp_path: Any) -> None:
         server.kill()
     with (
         running_server("--storage", url) as server,
-        closing(SessionStore(server.target, namespace="shop", deadline=PATIENCE)) as store,
+        closing(StoreClient(server.target, namespace="shop", deadline=PATIENCE)) as store,
         pytest.raises(AlreadyExists),
     ):
         store.put(b"late", b"value", 60.0, issued=issued)

@@ -54,8 +54,12 @@ def test_a_call_that_raises_ends_no_thread(error: type[BaseException]) -> None:
     assert "secret" not in str(logged)
 
 
-def test_a_call_whose_client_has_given_up_is_not_executed() -> None:
+@pytest.mark.parametrize(("seconds", "open_calls"), [(3_600.0, 1), (0.001, 0)])
+def test_a_call_whose_client_has_given_up_is_not_executed_and_stays_open_for_a_time(
+    monkeypatch: pytest.MonkeyPatch, seconds: float, open_calls: int
+) -> None:
     """It waited too long for a thread."""
+    monkeypatch.setattr("resumed_server.rpc.executor.GIVEN_UP_SECONDS", (seconds, seconds))
     busy, free, served = threading.Event(), threading.Event(), list[int]()
 
     def behaviour(request: Duration, _context: object) -> Duration:
@@ -83,6 +87,7 @@ def test_a_call_whose_client_has_given_up_is_not_executed() -> None:
         free.set()
         assert (first.result(PATIENCE).seconds, third.result(PATIENCE).seconds) == (1, 3)
     assert served == [1, 3]
+    until(lambda: executor.in_flight == open_calls)
     server.stop(None)
 
 

@@ -14,7 +14,7 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 
 import resumed
-from resumed import SessionStore
+from resumed import StoreClient
 from resumed.v1 import session_store_pb2 as pb
 from resumed.v1.session_store_pb2_grpc import SessionStoreServiceStub
 from resumed_server.watch.hub import READ_CHANGES
@@ -69,25 +69,25 @@ def targets(request: pytest.FixtureRequest) -> Iterator[list[str]]:
 
 
 @pytest.fixture
-def connected(targets: list[str]) -> Iterator[Callable[..., SessionStore]]:
+def connected(targets: list[str]) -> Iterator[Callable[..., StoreClient]]:
     """Connect to each server of the store in turn, and so, after some connections, to each worker."""
     turns = itertools.cycle(targets)
     with ExitStack() as held:
 
-        def connected(namespace: str) -> SessionStore:
-            return held.enter_context(closing(SessionStore(next(turns), namespace=namespace, deadline=PATIENCE)))
+        def connected(namespace: str) -> StoreClient:
+            return held.enter_context(closing(StoreClient(next(turns), namespace=namespace, deadline=PATIENCE)))
 
         yield connected
 
 
 @pytest.fixture
-def store(connected: Callable[..., SessionStore]) -> SessionStore:
+def store(connected: Callable[..., StoreClient]) -> StoreClient:
     """A client of a namespace that only this test uses."""
     return connected(os.urandom(8).hex())
 
 
 @pytest.fixture
-def elsewhere(connected: Callable[..., SessionStore], store: SessionStore) -> Callable[[], SessionStore]:
+def elsewhere(connected: Callable[..., StoreClient], store: StoreClient) -> Callable[[], StoreClient]:
     """Connect to the same namespace again."""
     return lambda: connected(store.namespace)
 
@@ -105,7 +105,7 @@ def read_until(watch: Watch, *last: tuple[bytes, bytes | None]) -> tuple[dict[by
     return changes, position
 
 
-def test_changes_arrive_in_order(store: SessionStore, elsewhere: Callable[[], SessionStore]) -> None:
+def test_changes_arrive_in_order(store: StoreClient, elsewhere: Callable[[], StoreClient]) -> None:
     """Put, Take and Remove over other connections. A Get and a repeated Put are not changes."""
     with store.watch() as watch:
         assert not watch.resumed_from_position
@@ -122,14 +122,14 @@ def test_changes_arrive_in_order(store: SessionStore, elsewhere: Callable[[], Se
         assert changes == {b"a": [None], b"b": [None], b"unknown": [None]}
 
 
-def test_the_operations_of_a_batch_are_changes(store: SessionStore) -> None:
+def test_the_operations_of_a_batch_are_changes(store: StoreClient) -> None:
     with store.watch() as watch:
         store.batch([resumed.Put(b"a", b"1", 100), resumed.Get(b"a"), resumed.Take(b"a"), resumed.Put(b"c", b"2", 100)])
         changes, _ = read_until(watch, (b"a", None), (b"c", b"2"))
         assert changes in ({b"a": [None], b"c": [b"2"]}, {b"a": [b"1", None], b"c": [b"2"]})
 
 
-def test_changes_of_other_namespaces_do_not_arrive(store: SessionStore, connected: Callable[..., SessionStore]) -> None:
+def test_changes_of_other_namespaces_do_not_arrive(store: StoreClient, connected: Callable[..., StoreClient]) -> None:
     """A tenant receives its own sessions only."""
     with store.watch() as watch:
         connected("other").put(os.urandom(8), b"value", 100)
@@ -137,7 +137,7 @@ def test_changes_of_other_namespaces_do_not_arrive(store: SessionStore, connecte
         assert read_until(watch, (b"mine", b"value"))[0] == {b"mine": [b"value"]}
 
 
-def test_a_stream_continues_at_a_position(store: SessionStore, elsewhere: Callable[[], SessionStore]) -> None:
+def test_a_stream_continues_at_a_position(store: StoreClient, elsewhere: Callable[[], StoreClient]) -> None:
     """Any server sends the missed changes first. A session that was stored and removed is a removal."""
     with store.watch() as watch:
         store.put(b"a", b"1", 100)
@@ -160,19 +160,19 @@ def test_a_stream_continues_at_a_position(store: SessionStore, elsewhere: Callab
 
 
 @pytest.mark.parametrize("position", [b"nonsense", bytes(16), b"\xff" * 16, b"x" * 64])
-def test_an_unknown_position_starts_a_new_stream(store: SessionStore, position: bytes) -> None:
+def test_an_unknown_position_starts_a_new_stream(store: StoreClient, position: bytes) -> None:
     """As does the position of another store."""
     with store.watch(position) as watch:
         assert not watch.resumed_from_position
 
 
 @pytest.mark.parametrize(("namespace", "position"), [("Shop", b""), ("shop", bytes(65))])
-def test_an_invalid_field_is_named(connected: Callable[..., SessionStore], namespace: str, position: bytes) -> None:
+def test_an_invalid_field_is_named(connected: Callable[..., StoreClient], namespace: str, position: bytes) -> None:
     with pytest.raises(resumed.InvalidRequest), connected(namespace).watch(position):
         pass
 
 
-def test_a_stream_without_changes_has_heartbeats(store: SessionStore) -> None:
+def test_a_stream_without_changes_has_heartbeats(store: StoreClient) -> None:
     """About one a second; another stream can continue at its position."""
     with store.watch() as watch:
         assert next(iter(watch)).live
@@ -183,7 +183,7 @@ def test_a_stream_without_changes_has_heartbeats(store: SessionStore) -> None:
         assert watch.resumed_from_position
 
 
-def test_fifty_watchers_delay_no_call(store: SessionStore, elsewhere: Callable[[], SessionStore]) -> None:
+def test_fifty_watchers_delay_no_call(store: StoreClient, elsewhere: Callable[[], StoreClient]) -> None:
     """They have threads of their own, and all receive the change."""
     with ExitStack() as open_streams:
         watches = [open_streams.enter_context(elsewhere().watch()) for _ in range(50)]
@@ -363,7 +363,7 @@ def test_a_watcher_of_all_changes_receives_lasting_removals_as_such(tenant: Tena
 def test_the_end_of_the_server_ends_the_stream(transport: str) -> None:
     """With UNAVAILABLE, so the client continues at another server."""
     with running_server("--transport", transport) as server:
-        store = SessionStore(server.target, namespace="shop", deadline=PATIENCE)
+        store = StoreClient(server.target, namespace="shop", deadline=PATIENCE)
         with store.watch() as watch:
             threading.Thread(target=server.stop).start()
             with pytest.raises(resumed.StoreUnavailable):

@@ -90,7 +90,7 @@ Operation: TypeAlias = Put | Get | Take | Remove
 Result: TypeAlias = float | StoredSession | bool | StoreError | None
 
 
-class SessionStore:
+class StoreClient:
     """One namespace of the store at `target`. Thread-safe; connects when first used, and again in a forked child.
 
     Args:
@@ -125,10 +125,10 @@ class SessionStore:
 
             self._channel = TracedChannel(target, credentials, tracer_provider)
 
-    def separate(self) -> SessionStore:
+    def separate(self) -> StoreClient:
         """Return another one for the same namespace, with connections of its own."""
         credentials, tracer_provider = self._connection
-        return SessionStore(
+        return StoreClient(
             self.target,
             namespace=self.namespace,
             deadline=self.deadline,
@@ -138,7 +138,7 @@ class SessionStore:
 
     def __repr__(self) -> str:
         """Show where and what for."""
-        return f"SessionStore({self.target!r}, namespace={self.namespace!r})"
+        return f"StoreClient({self.target!r}, namespace={self.namespace!r})"
 
     def put(
         self, key: bytes, value: bytes, ttl: float, *, issued: float | None = None, deadline: float | None = None
@@ -241,7 +241,7 @@ class SessionStore:
 
 
 class Watch:
-    """A stream of what happens in a namespace; see SessionStore.watch().
+    """A stream of what happens in a namespace; see StoreClient.watch().
 
     Attributes:
         resumed_from_position: Whether the stream continues after the requested position. If not, discard earlier state.

@@ -21,7 +21,7 @@ from resumed._process.fork import register_after_fork
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from resumed._client.store import SessionStore, StoredSession
+    from resumed._client.store import StoreClient, StoredSession
     from resumed._policy.circuit_breaker import Breaker
     from resumed._policy.mirror import Mirror
     from resumed._policy.stats import Recorder
@@ -61,7 +61,7 @@ class Lookups:
 
     def __init__(
         self,
-        store: SessionStore,
+        store: StoreClient,
         breaker: Breaker,
         recorder: Recorder,
         probe: Callable[[], None],

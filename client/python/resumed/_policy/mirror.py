@@ -21,7 +21,7 @@ from resumed._process.fork import register_after_fork
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from resumed._client.store import Change, SessionStore, StoredSession, Watch
+    from resumed._client.store import Change, StoreClient, StoredSession, Watch
 
 DEFAULT_BYTES = 64 << 20
 """Default memory of a mirror's sessions, in bytes."""
@@ -205,7 +205,7 @@ class Mirror:
     """
 
     def __init__(
-        self, store: SessionStore, limit: int = DEFAULT_BYTES, clock: Callable[[], float] = time.monotonic
+        self, store: StoreClient, limit: int = DEFAULT_BYTES, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._store, self._clock = store, clock
         self.sessions = SessionCache(limit, clock)

@@ -11,7 +11,7 @@ from resumed._exceptions import LimitExceeded, StoreError
 from resumed._process.fork import register_after_fork
 
 if TYPE_CHECKING:
-    from resumed._client.store import SessionStore
+    from resumed._client.store import StoreClient
     from resumed._policy.circuit_breaker import Breaker
 
 _KEY = b"resumed/v1 probe"
@@ -27,7 +27,7 @@ class Prober:
         breaker: Told when the store answers.
     """
 
-    def __init__(self, store: SessionStore, breaker: Breaker) -> None:
+    def __init__(self, store: StoreClient, breaker: Breaker) -> None:
         self._store, self._breaker = store, breaker
         self._closed = threading.Event()
         self._reset()

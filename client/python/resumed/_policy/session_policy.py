@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
     from concurrent.futures import Future
 
-    from resumed._client.store import SessionStore
+    from resumed._client.store import StoreClient
     from resumed._crypto.keyring import Keyring
     from resumed._policy.lookups import Accept, LookupResult
     from resumed._policy.mirror import Mirror
@@ -103,7 +103,7 @@ class SessionPolicy:
 
     def __init__(
         self,
-        store: SessionStore,
+        store: StoreClient,
         keyring: Keyring,
         *,
         lifetime: int = 7200,
@@ -177,6 +177,11 @@ class SessionPolicy:
     def mirror_live(self) -> bool | None:
         """Whether the mirror is up to date; None if there is none."""
         return self._mirror.live if self._mirror else None
+
+    @property
+    def keyring_last_reload(self) -> tuple[bool, float] | None:
+        """See Keyring.last_reload."""
+        return self._keyring.last_reload
 
     @property
     def breaker_open(self) -> bool:

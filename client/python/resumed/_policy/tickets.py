@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from resumed._async.suspendable_handshake import SuspendableHandshake
-    from resumed._client.store import Change, SessionStore, Watch
+    from resumed._client.store import Change, StoreClient, Watch
     from resumed._crypto.ticket_secret import TicketSecret
     from resumed._policy.lookups import LookupResult, Lookups
     from resumed._policy.served_names import Expected
@@ -96,7 +96,7 @@ class Tickets:
 
     def __init__(
         self,
-        store: SessionStore,
+        store: StoreClient,
         secrets: TicketSecrets,
         recorder: Recorder,
         lookups: Lookups,
@@ -364,12 +364,4 @@ class Tickets:
                     )
                 self._secrets.revoke(lambda secret, key=change.key: secret.address == key)  # type: ignore[misc]
             else:
-                self._purge(change, fresh=fresh)
-
-    def _purge(self, change: Change, *, fresh: bool) -> None:
-        """Apply a purge. The one that a stream begins with does not void secrets that were created later."""
-        before = change.time if change.time is not None else change.purged
-        before = self._clock() if before is None else before
-        self.removals.purge(before)
-        everything = change.time is None and not fresh
-        self._secrets.revoke(lambda secret: everything or secret.created < before)
+                self.removals.purge(self._secrets.apply_purge(change, in_snapshot=fresh))

@@ -13,7 +13,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
 from resumed._client.limits import BATCH_OPERATIONS
-from resumed._client.store import Operation, Put, Remove, SessionStore
+from resumed._client.store import Operation, Put, Remove, StoreClient
 from resumed._exceptions import LimitExceeded, StoreError
 from resumed._process.fork import register_after_fork
 
@@ -80,7 +80,7 @@ class WriteQueue:
 
     def __init__(
         self,
-        store: SessionStore,
+        store: StoreClient,
         recorder: Recorder,
         clock: Callable[[], float],
         seal: Callable[[bytes, bytes, int], bytes],

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
-use resumed::{Keyring, Options, Scope, Sessions};
+use resumed::{Installation, Keyring, Options, Scope};
 use rustls::client::Resumption;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
@@ -142,10 +142,10 @@ pub fn options(target: &str, namespace: &str) -> Options {
     options
 }
 
-pub fn sessions(target: &str, namespace: &str, change: impl FnOnce(&mut Options)) -> Sessions {
+pub fn sessions(target: &str, namespace: &str, change: impl FnOnce(&mut Options)) -> Installation {
     let mut options = options(target, namespace);
     change(&mut options);
-    Sessions::new(options).unwrap()
+    Installation::new(options).unwrap()
 }
 
 pub struct Authority {
@@ -242,13 +242,13 @@ impl Peers {
     }
 
     /// Makes a connection to a frontend, and returns whether it resumed a session.
-    pub fn connect(&self, sessions: &Sessions) -> bool {
+    pub fn connect(&self, sessions: &Installation) -> bool {
         resumes(self.client(), sessions, &self.server, &Scope::default())
     }
 }
 
 /// Makes a connection, and returns whether it resumed a session.
-pub fn resumes(client: ClientConnection, sessions: &Sessions, config: &ServerConfig, scope: &Scope) -> bool {
+pub fn resumes(client: ClientConnection, sessions: &Installation, config: &ServerConfig, scope: &Scope) -> bool {
     shake_hands(client, sessions.for_connection(config, scope))
 }
 

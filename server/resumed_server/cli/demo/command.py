@@ -64,7 +64,7 @@ a resumption is no call then (docs/tickets.md).
 def demo(as_json: AsJson = False) -> None:
     """Watch a store and two frontends, with ssl and with pyOpenSSL, resume each other's TLS sessions.
 
-    Exit status 1 if a session did not resume that should, or the reverse.
+    The exit status is 1 if a session did not resume that should, or the reverse.
     """
     if not all(map(importlib.util.find_spec, ("OpenSSL", "elftools"))):
         raise UserError("pyOpenSSL is missing, the second TLS stack of the demo: pip install 'resumed[pyopenssl]'")
@@ -283,7 +283,7 @@ def _sight(fleet: Fleet, client: _PythonClient, calls: _Calls) -> Table:
     session = client.visit(fleet.ports["ssl"], "1.2").session
     client.visit(fleet.ports["ssl"], "1.2", line="flush")
     key = resumed.StoreKeys(NAMESPACE).key(session.id)
-    with contextlib.closing(resumed.SessionStore(fleet.target, namespace=NAMESPACE, deadline=PATIENCE)) as store:
+    with contextlib.closing(resumed.StoreClient(fleet.target, namespace=NAMESPACE, deadline=PATIENCE)) as store:
         found = store.get(key)
     if found is None:
         raise Broken("the store does not have a session that was just negotiated")

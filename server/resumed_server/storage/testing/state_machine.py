@@ -20,18 +20,19 @@ from resumed_server.storage.engine import (
     StoredSession,
     Take,
 )
-from resumed_server.storage.testing.contract import FakeClock, read_removals
+from resumed_server.storage.testing.fixtures import FakeClock, read_removals
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from resumed_server.storage.engine import Engine, Operation
 
-# Few of each, so that operations collide. Times are multiples of 1/8 s, exact in milliseconds and as floats.
+# Few of each, so that operations collide.
 ADDRESSES = st.sampled_from([("a", b"k"), ("a", b"\0k"), ("a.a", b"k"), ("b", b"k"), ("b", b"k" * 64)])
 VALUES = st.sampled_from([b"one", b"two", b"2" * 5_000])
-# And of 2.5 s, so that an engine with a clock of its own, which does not stop, has the same results.
-SECONDS = st.one_of(st.sampled_from([2.5, UNKNOWN_TOMBSTONE_SECONDS]), st.integers(1, 720).map(lambda n: n * 2.5))
+# Times are multiples of 20 s, so that an engine with a clock of its own, which does not stop, has the same results.
+UNIT = 20.0
+SECONDS = st.one_of(st.sampled_from([UNIT, UNKNOWN_TOMBSTONE_SECONDS]), st.integers(1, 90).map(lambda n: n * UNIT))
 OPERATIONS = st.one_of(
     st.tuples(ADDRESSES, VALUES, SECONDS, st.booleans()).map(
         lambda drawn: Put(*drawn[0], *drawn[1:3], None, pinned=drawn[3])
@@ -70,7 +71,7 @@ class EngineMachine(RuleBasedStateMachine):
     @rule(operation=OPERATIONS)
     def carry_out_one(self, operation: Operation) -> None:
         """Call the method of an operation."""
-        expected = self._expected(operation)
+        expected = self._expect(operation)
         try:
             match operation:
                 case Put(namespace, key, value, ttl, _, pinned):
@@ -88,7 +89,7 @@ class EngineMachine(RuleBasedStateMachine):
     @rule(operations=st.lists(OPERATIONS, max_size=12))
     def carry_out_batch(self, operations: list[Operation]) -> None:
         """Call batch() with several operations, some on the same key."""
-        expected = [self._expected(operation) for operation in operations]
+        expected = [self._expect(operation) for operation in operations]
         outcomes = map(self._comparable, self.engine.batch(operations))
         assert list(outcomes) == list(map(self._approximate, expected))
 
@@ -102,9 +103,9 @@ class EngineMachine(RuleBasedStateMachine):
         """Purge the sessions of a namespace, those of an age or all, and move the clock forward."""
         # Halfway between the issue times of sessions. An engine that expires keys itself has its own clock, which does
         # not follow this one.
-        before = None if age is None or not self.sweeps else self.clock() - age + 1.25
+        before = None if age is None or not self.sweeps else self.clock() - age + UNIT / 2
         self.engine.purge(address[0], before)
-        self.clock.advance(2.5)
+        self.clock.advance(UNIT)
         self.deleting = True
         self.entries = {
             each: entry
@@ -194,7 +195,7 @@ class EngineMachine(RuleBasedStateMachine):
         now = self.clock()
         return {(address, entry.value) for address, entry in entries.items() if entry.value and entry.expiry > now}
 
-    def _expected(self, operation: Operation) -> object:
+    def _expect(self, operation: Operation) -> object:
         """Apply `operation` to the dictionary, and return the expected outcome."""
         address, now = (operation.namespace, operation.key), self.clock()
         entry = self.entries.get(address)
@@ -245,7 +246,7 @@ def check_histories(
 ) -> None:
     """Try `examples` histories on engines from `open_engine`; raise AssertionError with the shortest that differs.
 
-    Times may differ by `tick` seconds. `sweeps` is False if the storage expires entries itself.
+    Times may differ by `tick` seconds, at most 10. `sweeps` is False if the storage expires entries itself.
     """
 
     def machine() -> EngineMachine:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -191,20 +192,23 @@ def subscribe(channel: grpc.Channel, name: str) -> Any:
 
 
 def test_a_stream_is_counted_until_it_ends(discovery: SecretDiscovery, channel: grpc.Channel) -> None:
-    def forever() -> Iterator[pb.DiscoveryRequest]:
+    ended = threading.Event()
+
+    def requests() -> Iterator[pb.DiscoveryRequest]:
         yield pb.DiscoveryRequest(resource_names=["shop"])
-        until(lambda: not call.is_active())
+        ended.wait(30)
 
     discovery.publish(KeySet(NOW, (OLD,)))
     stream = channel.stream_stream(
         f"/{SERVICE}/StreamSecrets", pb.DiscoveryRequest.SerializeToString, pb.DiscoveryResponse.FromString
     )
-    call: Any = stream(forever(), timeout=30)
+    call: Any = stream(requests(), timeout=30)
     assert keys_in(next(call).resources[0]) == [NOW.openssl, OLD.openssl]
     assert discovery.streams == 1
     discovery.publish(KeySet(NEXT, (NOW, OLD)))
     assert keys_in(next(call).resources[0]) == [NEXT.openssl, NOW.openssl, OLD.openssl]
     call.cancel()
+    ended.set()
     until(lambda: discovery.streams == 0)
 
 
