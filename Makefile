@@ -277,6 +277,20 @@ node: ## Check and test the Node client with a server of this tree
 node-installed:
 	@command -v npm >/dev/null || { echo "this needs Node 20 or newer, with npm (https://nodejs.org): nothing else in this tree does"; exit 1; }
 
+MAVEN := mvn --batch-mode --quiet --file client/java/pom.xml
+.PHONY: java
+java: java-package ## Test the Java client (Netty), whose stubs its build generates
+	$(MAVEN) verify
+
+.PHONY: java-package
+java-package: java-installed
+	$(MAVEN) package -DskipTests
+	javac -d $(BUILD)/java/examples -cp $(BUILD)/java/classes:$$(cat $(BUILD)/java/classpath) client/java/examples/Server.java
+
+.PHONY: java-installed
+java-installed:
+	@command -v mvn >/dev/null && command -v javac >/dev/null || { echo "this needs Java 17 or newer and Maven 3.8 or newer: nothing else in this tree does"; exit 1; }
+
 .PHONY: c
 c: setup c-build ## Check and build libresumed and libresumed-preload
 	cd client/c && cargo fmt --all --check

@@ -11,7 +11,7 @@ import typer
 
 from resumed_server.cli.options import takes_settings
 from resumed_server.errors import UserError
-from resumed_server.preflight import verified
+from resumed_server.preflight import verify_settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,12 +27,12 @@ def serve(
 ) -> None:
     """Serve sessions over gRPC until SIGTERM or SIGINT."""
     if check:
-        shown = {name.replace("_", "-"): value for name, value in verified(**given).shown().items()}
+        shown = {name.replace("_", "-"): value for name, value in verify_settings(**given).as_text().items()}
         text = "\n".join(f"{name:<24} {value}" for name, value in shown.items())
         typer.echo(json.dumps(shown, indent=2) if as_json else text)
         return
     with _start_errors(given["log_format"]):
-        settings = verified(**given)
+        settings = verify_settings(**given)
         from resumed import forbid_core_dumps  # noqa: PLC0415 - --check and --help do not need the client
         from resumed_server.main import run  # noqa: PLC0415 - loads gRPC
 
