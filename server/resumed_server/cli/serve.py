@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from resumed_server.cli.options import logs_start_errors, takes_settings
-from resumed_server.preflight import verified
+from resumed_server.preflight import verify_settings
 
 
 @takes_settings
@@ -22,11 +22,11 @@ def serve(
 ) -> None:
     """Serve sessions over gRPC until SIGTERM or SIGINT."""
     if check:
-        shown = {name.replace("_", "-"): value for name, value in verified(**given).shown().items()}
+        shown = {name.replace("_", "-"): value for name, value in verify_settings(**given).as_text().items()}
         text = "\n".join(f"{name:<24} {value}" for name, value in shown.items())
         typer.echo(json.dumps(shown, indent=2) if as_json else text)
         return
-    settings = verified(**given)
+    settings = verify_settings(**given)
     from resumed import forbid_core_dumps  # noqa: PLC0415 - --check and --help do not need the client
     from resumed_server.main import run  # noqa: PLC0415 - loads gRPC
 

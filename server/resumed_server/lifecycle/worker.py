@@ -174,7 +174,7 @@ class Worker:
         This loop waits for signals only. Work that a client, the storage or a file system can block has threads of its
         own, and health reads their results.
         """
-        while not self._readiness.broken and not self._orphaned:
+        while not self._readiness.broken and not self._is_orphaned:
             self._loop.beat()
             self._readiness.check_overdue()
             if self._wait(_LOOP_SECONDS):
@@ -183,14 +183,14 @@ class Worker:
     def shutdown(self) -> None:
         """Send the clients away, finish the calls in flight, and close everything in reverse order."""
         # After the supervisor's end the next server waits for the port, so the shutdown delay is skipped.
-        delay = 0.0 if self._readiness.broken or self._orphaned else self._settings.shutdown_delay
+        delay = 0.0 if self._readiness.broken or self._is_orphaned else self._settings.shutdown_delay
         # systemd signals every process of the unit, so a worker can receive SIGTERM twice. A second SIGTERM must not
         # shorten the shutdown of a worker; only the supervisor's SIGKILL does.
         self._drain(delay, self._wait if self._supervisor is None else sleep)
         self._stack.close()
 
     @property
-    def _orphaned(self) -> bool:
+    def _is_orphaned(self) -> bool:
         return self._supervisor not in {None, os.getppid()}
 
     def _open_metrics(
@@ -224,9 +224,9 @@ class Worker:
         observer: Observer = metrics.recorder if metrics else NullObserver()
         if not self._settings.otel:
             return observer
-        from resumed_server.observability.tracing import exported  # noqa: PLC0415 - an extra
+        from resumed_server.observability.tracing import export_spans  # noqa: PLC0415 - an extra
 
-        return self._stack.enter_context(exported(observer))
+        return self._stack.enter_context(export_spans(observer))
 
 
 def open_storage(settings: Settings) -> Engine:

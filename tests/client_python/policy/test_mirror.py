@@ -11,20 +11,12 @@ import pytest
 import resumed
 from resumed._client.store import Change, StoredSession, WatchBatch
 from resumed._policy.mirror import STALE_SECONDS, Mirror, SessionCache
+from support.clock import Clock
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from typing_extensions import Self
-
-
-class Clock:
-    """A clock that a test moves by hand."""
-
-    now = 1_000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def session(value: bytes = b"value", ttl: float = 100.0) -> StoredSession:

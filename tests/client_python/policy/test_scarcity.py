@@ -16,19 +16,11 @@ from resumed._policy.circuit_breaker import Breaker
 from resumed._policy.write_queue import LONGEST_RETRY_SECONDS, RETRY_SECONDS
 from resumed_server.limits.config import Limit
 from resumed_server.limits.enforcer import LimitExceeded, LimitState, SharedCounters
+from support.clock import Clock
 
 CLIENTS, SECONDS = 200, 60
 NEED = 80
 """Operations a second that resume every visit."""
-
-
-class Clock:
-    """A clock that the simulation moves."""
-
-    now = 1_000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @dataclass

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 
 from benchmarks.fleet import Fleet
-from support.command import called
+from support.command import run_command
 from support.tls import CA, CERTIFICATE, STACKS
 
 if TYPE_CHECKING:
@@ -250,7 +250,7 @@ class TestErrors:
         ],
     )
     def test_bad_usage(self, arguments: tuple[str, ...], part: str) -> None:
-        assert part in complained(called("bench", *arguments), 3 if "resolve" in part else 2)
+        assert part in complained(run_command("bench", *arguments), 3 if "resolve" in part else 2)
 
     def test_pyopenssl_is_missing(self, tmp_path: Path) -> None:
         (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['OpenSSL'] = None\n")

@@ -14,7 +14,7 @@ from resumed.v1 import admin_pb2
 from resumed.v1 import session_store_pb2 as pb
 from resumed_server.errors import UserError
 from resumed_server.observability.tracing import Tracing
-from resumed_server.preflight import verified
+from resumed_server.preflight import verify_settings
 from resumed_server.rpc.observer import NullObserver
 
 if TYPE_CHECKING:
@@ -136,4 +136,4 @@ def test_what_is_no_namespace_is_not_in_a_span() -> None:
 def test_without_the_extra_the_command_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("resumed_server.preflight.find_spec", lambda _: None)
     with pytest.raises(UserError, match=r"^--otel: .*pip install 'resumed\[server,otel\]'$"):
-        verified(otel=True)
+        verify_settings(otel=True)
