@@ -75,7 +75,7 @@ def test_replicas_resume_each_others_sessions(fleet: Fleet) -> None:
         assert any(answer.endswith(b": resumed\n") for answer in answers)
 
 
-def test_a_replica_that_is_told_to_stop_serves_for_a_while(fleet: Fleet) -> None:
+def test_a_terminating_replica_serves_during_the_shutdown_delay(fleet: Fleet) -> None:
     process = fleet.processes[0]
     process.send_signal(signal.SIGTERM)
     _, answer = visit(fleet, 0, None)

@@ -215,7 +215,7 @@ def test_a_call_that_the_peer_accepted_before_it_goes_is_answered(peer: Peer) ->
     [frame(GOAWAY, 0, 0, struct.pack(">LL", 0, 0)), frame(RST_STREAM, 0, 1, struct.pack(">L", 7))],
     ids=["going away", "refused stream"],
 )
-def test_what_the_peer_did_not_look_at_is_told_apart(peer: Peer, answer: bytes) -> None:
+def test_requests_that_the_peer_did_not_process_are_distinguished(peer: Peer, answer: bytes) -> None:
     with pytest.raises(RequestNotProcessed):
         peer.call(answer)
 
@@ -359,7 +359,7 @@ def test_a_long_stream_gives_back_what_it_read(peer: Peer) -> None:
 
 
 @given(st.binary(max_size=200), st.integers(0, len(ANSWER)))
-def test_whatever_comes_the_worst_is_an_end(noise: bytes, position: int) -> None:
+def test_arbitrary_bytes_at_worst_end_the_connection(noise: bytes, position: int) -> None:
     peer = Peer()
     try:
         peer.socket.sendall(ANSWER[:position] + noise + ANSWER[position:])

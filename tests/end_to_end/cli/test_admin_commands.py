@@ -80,7 +80,7 @@ def test_purge_asks_first_and_says_what_it_did(store: StoreClient) -> None:
     assert left(store) == 0
 
 
-def test_where_nobody_can_be_asked_it_takes_yes(store: StoreClient) -> None:
+def test_without_a_terminal_it_needs_yes(store: StoreClient) -> None:
     done = run_command("purge", store.target, store.namespace)
     assert (done.returncode, done.stderr) == (
         2,

@@ -96,7 +96,7 @@ def test_single_use_never_reads_it(store: RunningServer, keyring: resumed.Keyrin
     assert not frontend.shim.stats.hits["mirror"]
 
 
-def test_it_answers_no_longer_than_the_store_is_heard(
+def test_it_answers_only_while_the_stream_is_alive(
     keyring: resumed.Keyring, stack: Stack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A silent server may have accepted removals."""
@@ -182,7 +182,7 @@ def on_valkey(valkey: RedisServer, **options: Any) -> AbstractContextManager[Run
     return running_server("--storage", f"{valkey.url}?timeout_ms=5000", **options)
 
 
-def test_servers_on_one_valkey_tell_what_the_others_did(valkey: RedisServer, keyring: resumed.Keyring) -> None:
+def test_servers_on_one_valkey_report_changes_of_the_others(valkey: RedisServer, keyring: resumed.Keyring) -> None:
     client = Client(VERSIONS[0])
     with on_valkey(valkey) as one, on_valkey(valkey) as other:
         for targets in ((one.target, other.target), (other.target, one.target)):

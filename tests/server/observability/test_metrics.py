@@ -92,7 +92,7 @@ class TestBoard:
             board.write(0, {"turn": 2})
             assert board.read(0) == {"turn": 2}
 
-    def test_names_beyond_the_bound_get_no_place_whoever_asks(self) -> None:
+    def test_names_beyond_the_bound_get_no_place(self) -> None:
         board = MetricsSegment(2)
         child = os.fork()
         if not child:

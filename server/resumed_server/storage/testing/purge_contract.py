@@ -49,7 +49,7 @@ class PurgeContract(ContractFixtures):
         assert last == NamespacePurged("shop", None)
         assert last.time == cutoff
 
-    def test_a_purge_is_told_with_its_time(self, engine: Engine, present: Callable[[], float]) -> None:
+    def test_the_change_of_a_purge_has_its_time(self, engine: Engine, present: Callable[[], float]) -> None:
         """Whether it is one up to a time, or of everything."""
         position, begun = engine.position(), present()
         engine.purge("shop", begun - 100.0)
@@ -125,7 +125,7 @@ class PurgeContract(ContractFixtures):
             engine.put("shop", b"k", b"value", 60.0, moment - 1.0)
         assert engine.purge("shop", moment + 1.0) == moment + 1.0
 
-    def test_a_purge_that_changes_nothing_is_not_told(self, engine: Engine, present: Callable[[], float]) -> None:
+    def test_a_purge_without_effect_is_no_change(self, engine: Engine, present: Callable[[], float]) -> None:
         """Or mirrors would search their sessions in vain."""
         moment = round(present()) - 100.0
         engine.purge("shop", moment)
@@ -160,7 +160,7 @@ class PurgeContract(ContractFixtures):
         assert engine.put("shop", b"k", b"other", 30.0) == pytest.approx(30.0, abs=self.tick)
         assert value_of(engine.get("shop", b"k")) == b"other"
 
-    def test_a_purge_is_told_behind_all_that_it_undid(self, engine: Engine, advance: Advance) -> None:
+    def test_a_purge_follows_the_changes_that_it_voids(self, engine: Engine, advance: Advance) -> None:
         """Changes from before the purge are those of sessions that are still valid."""
         position = engine.position()
         engine.put("shop", b"old", b"value", 60.0)
