@@ -249,7 +249,7 @@ def test_single_use_sessions_resume_once_in_the_whole_fleet(
 
 
 @pytest.mark.parametrize("single_use", [False, True])
-def test_a_client_that_must_send_another_key_share_resumes(
+def test_a_client_that_is_asked_for_another_key_share_resumes(
     store: RunningServer, keyring: resumed.Keyring, stack: Stack, single_use: bool
 ) -> None:
     """With HelloRetryRequest OpenSSL calls the get callback twice."""
@@ -378,7 +378,7 @@ def test_many_resumptions_neither_prolong_nor_shorten_a_session(
     assert not client.visit(frontend, session).reused
 
 
-def test_plaintext_must_be_enabled_and_works(store: RunningServer, stack: Stack, client: Client) -> None:
+def test_plaintext_has_to_be_asked_for_and_works(store: RunningServer, stack: Stack, client: Client) -> None:
     one, other = mixed(store, resumed.Keyring.plaintext(), stack)
     assert client.visit(other, client.visit(one).session).reused
 

@@ -216,7 +216,7 @@ def test_a_ticket_with_another_hash_is_refused_and_the_next_one_fits(
 
 
 @pytest.mark.parametrize("single_use", [False, True])
-def test_a_client_that_must_send_another_key_share_resumes(
+def test_a_client_that_is_asked_for_another_key_share_resumes(
     store: RunningServer, keyring: resumed.Keyring, stack: Stack, single_use: bool
 ) -> None:
     """With HelloRetryRequest OpenSSL calls the decrypt callback twice, and one use must suffice."""
