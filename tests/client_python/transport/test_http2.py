@@ -122,7 +122,7 @@ def test_a_call_and_its_answer(peer: Peer) -> None:
         "early hints",
     ],
 )
-def test_what_the_protocol_allows_is_understood(peer: Peer, answer: bytes) -> None:
+def test_frames_that_the_protocol_allows_are_understood(peer: Peer, answer: bytes) -> None:
     """RFC 9113 sections 4 to 6."""
     assert peer.call(answer) == b"answer"
 
@@ -143,7 +143,7 @@ def test_pings_and_settings_are_acknowledged(peer: Peer) -> None:
     assert peer.sent().endswith(frame(SETTINGS, ACK, 0) + frame(PING, ACK, 0, b"12345678"))
 
 
-def test_what_is_received_is_as_old_as_the_last_ping_that_was_answered(peer: Peer) -> None:
+def test_received_data_is_as_old_as_the_last_answered_ping(peer: Peer) -> None:
     peer.socket.sendall(HEAD + frame(DATA, 0, 1, message(b"one")))
     end = time.monotonic() + SOON
     before = time.monotonic()
@@ -267,7 +267,7 @@ def test_failures_have_a_number_and_the_peers_words(peer: Peer, answer: bytes, n
         "a frame too long",
     ],
 )
-def test_what_the_protocol_forbids_ends_the_connection(peer: Peer, answer: bytes) -> None:
+def test_frames_that_the_protocol_forbids_end_the_connection(peer: Peer, answer: bytes) -> None:
     with pytest.raises(ConnectionBroken):
         peer.call(answer)
 

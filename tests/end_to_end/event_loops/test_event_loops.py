@@ -263,7 +263,7 @@ def test_a_hello_retry_request_looks_up_once(
 
 
 @pytest.mark.parametrize("why", ["foreign", "mirrored", "open breaker"])
-def test_what_is_no_call_is_no_thread(
+def test_a_look_up_without_a_call_starts_no_thread(
     store: RunningServer, keyring: resumed.Keyring, loop: Loop, client: Client, why: str
 ) -> None:
     name = os.urandom(8).hex()

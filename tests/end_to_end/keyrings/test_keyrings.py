@@ -204,7 +204,7 @@ def test_a_key_that_never_sealed_may_go_at_once(file: str) -> None:
     assert ids(file) == [first]
 
 
-def test_what_could_be_meant_has_to_be_said(file: str, tmp_path: Path) -> None:
+def test_an_ambiguous_key_id_is_rejected(file: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="has only one key: add one"):
         promote(file, None, wait="5m", force=True)
     with pytest.raises(UserError, match="has only one key: add one"):

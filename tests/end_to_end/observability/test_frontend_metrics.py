@@ -80,7 +80,7 @@ def test_a_session_that_another_process_negotiated_is_a_foreign_hit(
     frontend.shim.uninstall()
 
 
-def test_what_hits_spared_is_a_signature_each(store: RunningServer, keyring: resumed.Keyring, stack: Stack) -> None:
+def test_each_hit_saves_the_time_of_one_signature(store: RunningServer, keyring: resumed.Keyring, stack: Stack) -> None:
     registry, client = CollectorRegistry(), Client(ssl.TLSVersion.TLSv1_2)
     frontend = Frontend(stack, store.target, keyring)
     resumed.prometheus.export(frontend.shim, registry)

@@ -397,7 +397,7 @@ def test_each_name_costs_a_process_one_full_handshake(fleet: Fleet, client: Clie
 
 
 @pytest.mark.parametrize("single_use", [False, True], ids=["", "single use"])
-def test_what_is_chosen_by_something_else_than_the_name_is_ended(
+def test_a_context_chosen_by_other_means_than_the_name_ends_the_connection(
     fleet: Fleet, client: Client, caplog: pytest.LogCaptureFixture, single_use: bool
 ) -> None:
     front = fleet.frontend(single_use=single_use)

@@ -128,7 +128,7 @@ def test_installations_that_replace_each_other_end_in_any_order(
         (client_context(VERSIONS[0]), "for clients"),
     ],
 )
-def test_what_is_no_server_context_is_refused(context: object, complaint: str) -> None:
+def test_only_server_contexts_are_accepted(context: object, complaint: str) -> None:
     with pytest.raises(resumed.UnsupportedContext, match=complaint):
         resumed.install(context, **ARGUMENTS)
 

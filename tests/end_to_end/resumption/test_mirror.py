@@ -37,7 +37,7 @@ def test_a_hit_costs_no_call(store: RunningServer, keyring: resumed.Keyring, sta
     assert sum(frontend.shim.stats.lookup_seconds) == 0
 
 
-def test_what_was_stored_before_is_mirrored_when_it_was_looked_up(
+def test_sessions_stored_before_are_mirrored_after_a_look_up(
     store: RunningServer, keyring: resumed.Keyring, stack: Stack
 ) -> None:
     client = Client(VERSIONS[0])

@@ -61,7 +61,7 @@ def test_frontends_resume_with_a_store_of_any_version(fleet: Callable[..., Any],
 
 
 @pytest.mark.parametrize("version", ["older", "stored", "newer"])
-def test_what_is_removed_or_taken_stays_so(fleet: Callable[..., Any], client: Client, version: str) -> None:
+def test_removed_and_taken_sessions_stay_away(fleet: Callable[..., Any], client: Client, version: str) -> None:
     frontends = [fleet(Frontend, "ssl", each, single_use=True) for each in (version, "as it is")]
     session = client.visit(frontends[0]).session
     assert frontends[0].shim.flush(PATIENCE)

@@ -78,6 +78,6 @@ class TestEndpoints:
         ]
 
     @pytest.mark.parametrize("text", ["", "here", "here:port", "https://here:1", "unix:/run/m", "http://[::1"])
-    def test_what_is_no_address(self, text: str) -> None:
+    def test_invalid_addresses_are_rejected(self, text: str) -> None:
         with pytest.raises(UserError, match="ENDPOINT"):
             endpoints([text])

@@ -71,7 +71,7 @@ def test_wait_is_content_with_a_replica() -> None:
         assert engine.purge("shop", None) <= time.time()
 
 
-def test_what_no_replica_has_is_not_acknowledged_when_it_is_repeated() -> None:
+def test_a_repeated_removal_without_replicas_is_not_acknowledged() -> None:
     """A repeated removal changes nothing, but must still wait for the replicas."""
     options = "wait_replicas=1&timeout_ms=200"
     with (

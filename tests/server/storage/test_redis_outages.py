@@ -128,7 +128,7 @@ def test_scripts_go_by_their_hashes(server: RedisServer) -> None:
         assert calls("eval") == before + 4
 
 
-def test_what_redis_had_forgotten_is_waited_for_as_well(server: RedisServer) -> None:
+def test_wait_applies_after_a_flush_of_the_scripts(server: RedisServer) -> None:
     with engine_at(server.url, "wait_replicas=1&timeout_ms=200") as engine:
         engine.put("shop", b"k", b"value", 60.0)
         server.client.script_flush()

@@ -146,7 +146,7 @@ class PurgeContract(ContractFixtures):
         advance(2.0)
         assert engine.usage("shop")["shop"].sessions == 0
 
-    def test_what_was_purged_is_as_if_it_had_never_been(self, engine: Engine, advance: Advance) -> None:
+    def test_purged_sessions_are_as_if_never_stored(self, engine: Engine, advance: Advance) -> None:
         """Except for tombstones: removed and taken sessions stay removed."""
         for key in (b"k", b"taken", b"removed"):
             engine.put("shop", key, b"value", 60.0)
@@ -194,7 +194,7 @@ class PurgeContract(ContractFixtures):
             NamespacePurged("shop", issued),
         ]
 
-    def test_what_was_purged_is_deleted_in_bounded_steps(self, engine: Engine, advance: Advance) -> None:
+    def test_purged_sessions_are_deleted_in_bounded_steps(self, engine: Engine, advance: Advance) -> None:
         """Every purged session is deleted, and no other."""
         engine.batch([Put("shop", b"%d" % number, b"value", 600.0) for number in range(50)])
         engine.batch([Put("eu", b"%d" % number, b"value", 600.0) for number in range(5)])

@@ -69,7 +69,7 @@ class SessionContract(ContractFixtures):
 
     # --- Put and Get ------------------------------------------------------------------------------------------------
 
-    def test_what_was_put_is_found_with_the_time_it_has_left(self, engine: Engine, advance: Advance) -> None:
+    def test_a_stored_session_is_found_with_its_remaining_ttl(self, engine: Engine, advance: Advance) -> None:
         """A look-up does not consume the session."""
         assert engine.put("shop", b"k", b"value", 60.0) == pytest.approx(60.0, abs=self.tick)
         advance(20.0)
@@ -141,7 +141,7 @@ class SessionContract(ContractFixtures):
     # --- Tombstones -------------------------------------------------------------------------------------------------
 
     @pytest.mark.parametrize("end", ["take", "remove"])
-    def test_what_was_removed_or_taken_stays_away_until_its_own_expiry(
+    def test_removed_and_taken_sessions_stay_away_until_their_expiry(
         self, engine: Engine, advance: Advance, end: str
     ) -> None:
         """A late or retried Put does not restore it, and does not prolong the tombstone."""
