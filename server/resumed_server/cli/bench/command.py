@@ -153,7 +153,7 @@ def _unescape(text: str) -> bytes:
 
 def _resolve(address: Address) -> Endpoint:
     try:
-        return Endpoint.resolved(address.host, address.port)
+        return Endpoint.resolve(address.host, address.port)
     except OSError as error:
         raise UserError(f"{address}: the name does not resolve ({error.strerror}); check the spelling") from None
 

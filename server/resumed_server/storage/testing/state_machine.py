@@ -20,7 +20,7 @@ from resumed_server.storage.engine import (
     StoredSession,
     Take,
 )
-from resumed_server.storage.testing.contract import FakeClock, read_removals
+from resumed_server.storage.testing.fixtures import FakeClock, read_removals
 
 if TYPE_CHECKING:
     from collections.abc import Callable
