@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import resumed
     from resumed._crypto.ticket_secret import TicketSecret
 
-_MARK, _STATE_BYTES = b"resumed\x03", 96
+_MARK, _STATE_BYTES = b"resumed\x03", 88
 _NAME_BYTES, _HEAD_BYTES, _MAC_BYTES = 16, 32, 32
 
 
