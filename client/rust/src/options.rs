@@ -3,8 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::removals::MAX_REMOVAL;
-use crate::ticket_secret::MAX_ROTATION;
+use crate::ticket_secret::{MAX_REMOVAL, MAX_ROTATION};
 use crate::{Credentials, Error, Keyring};
 
 /// RFC 8446 section 4.6.1.

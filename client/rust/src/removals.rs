@@ -19,9 +19,6 @@ pub(crate) const MAX_REMOVALS: usize = 262_144;
 /// How many of its own removals a process sends again to a store that has lost its storage.
 pub(crate) const MAX_OWN_REMOVALS: usize = 16_384;
 
-/// The longest time for which the store keeps a removal or a claim.
-pub(crate) const MAX_REMOVAL: Duration = Duration::from_secs(7 * 24 * 3600);
-
 /// How many void entries the order may have at least.
 const VOID_ENTRIES: usize = 1024;
 
