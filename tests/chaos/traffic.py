@@ -129,7 +129,7 @@ class Traffic:
     def kept(self) -> float:
         """Return the share of the saved sessions that still resume."""
         resumed = 0
-        for client, session, ports in self._saved:
+        for client, session, ports, _ in self._saved:
             with self._tolerant():
                 resumed += self._visit(client, random.choice(ports), session).resumed
         return resumed / len(self._saved)
