@@ -37,7 +37,7 @@ from benchmarks.engines import (
     redis_benchmark,
 )
 from benchmarks.measuring import bind_to_cores, cpu_seconds, percentiles, process_tree, spread
-from resumed_server.preflight import verified
+from resumed_server.preflight import verify_settings
 from support.redis import redis_server
 from support.server import running_server
 
@@ -189,7 +189,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--calls", type=int, default=5_000, help="sessions in each round of an operation")
-    parser.add_argument("--threads", type=int, default=verified().threads, help="number of threads for calls")
+    parser.add_argument("--threads", type=int, default=verify_settings().threads, help="number of threads for calls")
     parser.add_argument("--markdown", action="store_true", help="print the tables of results/server.md")
     options = parser.parse_args()
     started = time.monotonic()

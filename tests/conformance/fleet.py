@@ -59,6 +59,7 @@ class Stack:
     vectors: list[str] = field(default_factory=list)
     sealing: str = ""
     needs: str = "sh"
+    tickets: bool = False
     cannot: dict[str, str] = field(default_factory=dict)
     versions: list[str] = field(default_factory=lambda: ["1.2", "1.3"])
 

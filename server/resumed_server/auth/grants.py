@@ -14,7 +14,7 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from resumed_server.config.patterns import identity_problems, listed, matches, namespace_problems, shown
+from resumed_server.config.patterns import as_list, identity_problems, matches, namespace_problems, quote
 from resumed_server.config.reloading_file import Followed
 from resumed_server.limits.config import Limit
 
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 OPERATIONS = ("put", "get", "take", "remove", "watch", "purge", "stats")
 """The operations that can be granted: those of frontends, then those of operators."""
 
+ALL_NAMESPACES = "*"
+"""The namespace of a grant for the Stats of all namespaces. No namespace has this name."""
 _FIELDS = ("identity", "namespaces", "operations")
 
 
@@ -134,6 +136,6 @@ def _validate(grant: dict[str, Any]) -> Iterable[str]:
             yield f"unknown {name!r}; a grant has {', '.join(_FIELDS)}"
     yield from identity_problems(grant.get("identity"))
     yield from namespace_problems(grant.get("namespaces"))
-    for operation in listed(grant.get("operations")):
+    for operation in as_list(grant.get("operations")):
         if operation not in OPERATIONS:
-            yield f"operations {shown(operation)} must list some of {', '.join(OPERATIONS)}"
+            yield f"operations {quote(operation)} must list some of {', '.join(OPERATIONS)}"

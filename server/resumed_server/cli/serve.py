@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
-import os
+import json
 from typing import Annotated, Any
 
 import typer
 
-from resumed_server.cli.options import takes_settings
-from resumed_server.preflight import verified
+from resumed_server.cli.options import logs_start_errors, takes_settings
+from resumed_server.preflight import verify_settings
 
 
 @takes_settings
+@logs_start_errors
 def serve(
     check: Annotated[
         bool, typer.Option("--check", envvar="RESUMED_CHECK", help="Only check the settings, print them and exit.")
     ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="With --check: print JSON instead of text.")] = False,
     **given: Any,
 ) -> None:
     """Serve sessions over gRPC until SIGTERM or SIGINT."""
-    settings = verified(**given)
     if check:
-        for name, value in settings.shown().items():
-            typer.echo(f"{name.replace('_', '-'):<24} {value}")
+        shown = {name.replace("_", "-"): value for name, value in verify_settings(**given).as_text().items()}
+        text = "\n".join(f"{name:<24} {value}" for name, value in shown.items())
+        typer.echo(json.dumps(shown, indent=2) if as_json else text)
         return
-    # gRPC's core reads this when it is loaded; without it the core logs a line for each malformed request.
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    settings = verify_settings(**given)
     from resumed import forbid_core_dumps  # noqa: PLC0415 - --check and --help do not need the client
     from resumed_server.main import run  # noqa: PLC0415 - loads gRPC
 

@@ -18,6 +18,11 @@ is_namespace = re.compile(rf"[a-z0-9.-]{{1,{MAX_NAMESPACE}}}").fullmatch
 _is_namespace_prefix = re.compile(rf"[a-z0-9.-]{{0,{MAX_NAMESPACE - 1}}}\*").fullmatch
 
 
+def is_namespace_pattern(text: str) -> bool:
+    """Return whether a text is the name of a namespace, or the beginning of one and a final *."""
+    return bool(is_namespace(text) or _is_namespace_prefix(text))
+
+
 def matches(pattern: str, text: str) -> bool:
     """Return whether `text` equals the pattern, or begins with the part before its final *."""
     return text.startswith(pattern[:-1]) if pattern.endswith("*") else text == pattern
@@ -27,25 +32,25 @@ def identity_problems(identity: object) -> Iterator[str]:
     """Yield the problems of a pattern of identities."""
     if not isinstance(identity, str) or not (_SPIFFE.fullmatch(identity) or _DNS.fullmatch(identity)):
         yield (
-            f"identity {shown(identity)} must be a SPIFFE id (spiffe://example.org/shop) or a DNS name in lower case "
+            f"identity {quote(identity)} must be a SPIFFE id (spiffe://example.org/shop) or a DNS name in lower case "
             "(dns:frontend.shop.svc); one * may end it, in a SPIFFE id behind the trust domain's slash"
         )
 
 
 def namespace_problems(namespaces: object) -> Iterator[str]:
     """Yield the problems of a list of patterns of namespaces."""
-    for namespace in listed(namespaces):
-        if namespace is None or not (is_namespace(namespace) or _is_namespace_prefix(namespace)):
+    for namespace in as_list(namespaces):
+        if namespace is None or not is_namespace_pattern(namespace):
             yield (
-                f"namespaces {shown(namespace)} must list names of 1 to 63 characters of [a-z0-9.-]; one * may end each"
+                f"namespaces {quote(namespace)} must list names of 1 to 63 characters of [a-z0-9.-]; one * may end each"
             )
 
 
-def listed(value: object) -> Sequence[str | None]:
+def as_list(value: object) -> Sequence[str | None]:
     """Return `value` if it is a list of texts, else only None."""
     return value if value and isinstance(value, list) and all(isinstance(text, str) for text in value) else [None]
 
 
-def shown(value: object) -> str:
+def quote(value: object) -> str:
     """Return a value of the file as an error quotes it."""
     return "is missing or of another kind:" if value is None else f"{str(value)[:80]!r}"

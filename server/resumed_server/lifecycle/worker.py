@@ -20,8 +20,10 @@ from resumed_server.lifecycle.open_files import raise_file_limit
 from resumed_server.lifecycle.shutdown import GRACE_SECONDS, drain, sleep
 from resumed_server.lifecycle.supervisor import wait_for_stop_signal
 from resumed_server.limits.usage_counters import UsageRecounter
+from resumed_server.observability import native_log
 from resumed_server.periodic import Heartbeat, PeriodicTask, stop_all
 from resumed_server.rpc import server as rpc_server
+from resumed_server.rpc._grpcio_private import ConnectionCounter
 from resumed_server.rpc.admin_service import AdminService
 from resumed_server.rpc.health_service import HealthService
 from resumed_server.rpc.observer import NullObserver
@@ -108,7 +110,11 @@ class Worker:
         engine = stack.enter_context(contextlib.closing(open_storage(settings)))
         self._readiness = Readiness(engine)
         hub, sweeper = WatchHub(engine), Sweeper(engine)
-        metrics = self._open_metrics(self._segment, engine, security) if self._segment else None
+        shared, use_executor = self._supervisor is not None, is_grpcio_compatible()
+        max_connections = raise_file_limit(settings.max_connections)
+        metrics = self._open_metrics(self._segment, engine, security, max_connections) if self._segment else None
+        if "GRPC_VERBOSITY" not in os.environ:  # with it, an operator wants the text
+            native_log.capture(metrics.recorder.on_refused_handshake if metrics else lambda _: None)
         observer = self._open_observer(metrics)
         if metrics:
             stack.enter_context(metrics.reporting(hub, sweeper))
@@ -131,14 +137,13 @@ class Worker:
             enforcer=security.enforcer,
             observer=observer,
         )
-        shared, use_executor = self._supervisor is not None, is_grpcio_compatible()
         server = rpc_server.build_session_server(
             settings,
             service,
             AdminService(engine, security.authorizer, observer),
             health,
             load=metrics.recorder if metrics else None,
-            max_connections=raise_file_limit(settings.max_connections),
+            max_connections=max_connections,
             shared=shared,
             use_executor=use_executor,
         )
@@ -169,7 +174,7 @@ class Worker:
         This loop waits for signals only. Work that a client, the storage or a file system can block has threads of its
         own, and health reads their results.
         """
-        while not self._readiness.broken and not self._orphaned:
+        while not self._readiness.broken and not self._is_orphaned:
             self._loop.beat()
             self._readiness.check_overdue()
             if self._wait(_LOOP_SECONDS):
@@ -178,17 +183,19 @@ class Worker:
     def shutdown(self) -> None:
         """Send the clients away, finish the calls in flight, and close everything in reverse order."""
         # After the supervisor's end the next server waits for the port, so the shutdown delay is skipped.
-        delay = 0.0 if self._readiness.broken or self._orphaned else self._settings.shutdown_delay
+        delay = 0.0 if self._readiness.broken or self._is_orphaned else self._settings.shutdown_delay
         # systemd signals every process of the unit, so a worker can receive SIGTERM twice. A second SIGTERM must not
         # shorten the shutdown of a worker; only the supervisor's SIGKILL does.
         self._drain(delay, self._wait if self._supervisor is None else sleep)
         self._stack.close()
 
     @property
-    def _orphaned(self) -> bool:
+    def _is_orphaned(self) -> bool:
         return self._supervisor not in {None, os.getppid()}
 
-    def _open_metrics(self, segment: MetricsSegment, engine: Engine, security: SecurityContext) -> WorkerMetrics:
+    def _open_metrics(
+        self, segment: MetricsSegment, engine: Engine, security: SecurityContext, max_connections: int
+    ) -> WorkerMetrics:
         """Serve the metrics of all workers over HTTP, and return those of this one."""
         from resumed_server.observability.metrics.collector import MetricsCollector  # noqa: PLC0415 - only with metrics
         from resumed_server.observability.metrics.http_endpoint import Endpoint  # noqa: PLC0415
@@ -197,20 +204,29 @@ class Worker:
         storage = self._settings.storage
         capacity = self._settings.capacity if find_engine(storage).has_capacity else 0
         build = {"engine": storage.partition(":")[0], "transport": self._settings.transport}
-        collector = MetricsCollector(segment, build, capacity)
+        collector = MetricsCollector(segment, build, capacity, security.enforcer)
         self._stack.callback(Endpoint(self._addresses.metrics, collector).close)
-        return WorkerMetrics(
-            segment, self._number, engine, readiness=self._readiness, certificates=security.certificates
+        metrics = WorkerMetrics(
+            segment,
+            self._number,
+            engine,
+            readiness=self._readiness,
+            certificates=security.certificates,
+            files=security.files,
+            count_connections=ConnectionCounter().count if self._settings.transport == "grpcio" else lambda: None,
+            max_connections=max_connections,
         )
+        security.enforcer.observer = metrics.recorder
+        return metrics
 
     def _open_observer(self, metrics: WorkerMetrics | None) -> Observer:
         """Return the observer of calls: metrics and traces, if the settings enable them."""
         observer: Observer = metrics.recorder if metrics else NullObserver()
         if not self._settings.otel:
             return observer
-        from resumed_server.observability.tracing import exported  # noqa: PLC0415 - an extra
+        from resumed_server.observability.tracing import export_spans  # noqa: PLC0415 - an extra
 
-        return self._stack.enter_context(exported(observer))
+        return self._stack.enter_context(export_spans(observer))
 
 
 def open_storage(settings: Settings) -> Engine:

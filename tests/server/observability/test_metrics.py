@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, cast
 
 import pytest
 
+from resumed_server.limits.config import LIMIT_NAMES, Limit
 from resumed_server.observability.metrics.collector import STALE_SECONDS, MetricsCollector
 from resumed_server.observability.metrics.instrumented_engine import InstrumentedEngine
 from resumed_server.observability.metrics.recorder import BOUNDS, COLUMN, OTHER, OUTCOMES, Recorder
@@ -61,7 +62,7 @@ class TestBoard:
         finally:
             sys.setswitchinterval(interval)
 
-    def test_what_a_forked_process_pinned_its_parent_reads(self) -> None:
+    def test_a_parent_reads_values_that_a_forked_process_wrote(self) -> None:
         board = MetricsSegment(2)
         for number in range(3):
             child = os.fork()
@@ -91,7 +92,7 @@ class TestBoard:
             board.write(0, {"turn": 2})
             assert board.read(0) == {"turn": 2}
 
-    def test_names_beyond_the_bound_get_no_place_whoever_asks(self) -> None:
+    def test_names_beyond_the_bound_get_no_place(self) -> None:
         board = MetricsSegment(2)
         child = os.fork()
         if not child:
@@ -113,10 +114,13 @@ class TestBoard:
         for method in ("Put", "Get", "Take", "Remove", "Batch", "Watch"):
             for code in range(17):
                 metrics.recorder.on_failure(method, code)
+        for number in range(1_000):
+            for name in LIMIT_NAMES:
+                metrics.recorder.on_limit(Limit(namespaces=(f"{number:063}", "x" * 63)), "", name)
         metrics.report(WatchHub(cast("Engine", Store())), Sweeper(cast("Engine", Store())))
         assert board.read(0)
         with pytest.raises(ValueError, match="exceed the slot"):
-            board.write(0, {"x": "x" * 65_536})
+            board.write(0, {"x": "x" * 131_072})
 
 
 class Store:
@@ -171,7 +175,7 @@ class TestRecorder:
         assert outcomes(recorder, "shop") == {("put", "stored"): 80_000}
         assert (sum(found["calls"]["Get"][0]), found["calls"]["Get"][1]) == (80_000, 40_000.0)
 
-    def test_what_is_not_admitted_is_added_up(self) -> None:
+    def test_namespaces_without_a_place_are_added_up(self) -> None:
         recorder = Recorder(lambda namespace: namespace == "shop")
         for namespace in ("shop", "pay", "mail"):
             recorder.operation(namespace, COLUMN["get", "hit"])

@@ -192,10 +192,10 @@ def test_no_driver_error_leaves_a_damaged_database(tmp_path: Path) -> None:
         for number in range(10_000):
             engine.put("shop", b"new %d" % number, b"v" * 100, 600.0)
         shutil.rmtree(tmp_path / "db")
-        assert isinstance(engine._translated(lmdb.Error("mdb_txn_commit: Input/output error")), EngineUnavailable)
+        assert isinstance(engine._translate_error(lmdb.Error("mdb_txn_commit: Input/output error")), EngineUnavailable)
 
 
-def test_what_crashed_is_kept_and_tells_nothing_of_any_session(
+def test_the_report_of_a_crash_is_kept_and_contains_no_session(
     open_lmdb: Callable[..., LmdbEngine], tmp_path: Path
 ) -> None:
     crash(tmp_path / "db")

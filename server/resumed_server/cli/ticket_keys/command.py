@@ -15,7 +15,7 @@ import typer
 import resumed
 from resumed._crypto.ticket_secret import MAX_ROTATION
 from resumed._policy.ticket_secrets import TicketSecrets
-from resumed_server.cli.options import Target
+from resumed_server.cli.options import Target, logs_start_errors
 from resumed_server.cli.ticket_keys.agent import Agent
 from resumed_server.cli.ticket_keys.key_files import verify_directory
 from resumed_server.cli.ticket_keys.key_set import KeySchedule, create_temporary
@@ -55,6 +55,7 @@ log = structlog.get_logger()
 
 
 @takes_tls
+@logs_start_errors
 def ticket_keys(
     target: Target,
     *,
@@ -215,8 +216,6 @@ def ticket_keys(
 
 def _prepare_process(log_format: str, log_level: str) -> None:
     """Change the settings of the whole process; from here on errors are log lines."""
-    # gRPC's core reads this when it is loaded; without it the core logs a line for each malformed request.
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     logging.configure(log_format, log_level)
     resumed.forbid_core_dumps()
     os.umask(0o077)  # only this user may read the keys, or connect to the socket of SDS
@@ -263,7 +262,7 @@ def _file_outputs(
 
 def _store(target: str, namespace: str, tls: TlsOptions) -> ObservedStore:
     try:
-        return ObservedStore(target, namespace=namespace, deadline=_CALL_SECONDS, credentials=tls.credentials())
+        return ObservedStore(target, tls, namespace=namespace, deadline=_CALL_SECONDS)
     except (ValueError, resumed.CredentialsError) as error:
         raise UserError(str(error)) from None
 

@@ -143,13 +143,13 @@ def race_threads(run: Callable[[int], None], racers: int) -> None:
     """Call `run` in `racers` threads at once, and raise the first exception of any of them."""
     raised: list[BaseException] = []
 
-    def guarded(racer: int) -> None:
+    def run_and_catch(racer: int) -> None:
         try:
             run(racer)
         except BaseException as error:  # noqa: BLE001 - raised below
             raised.append(error)
 
-    threads = [threading.Thread(target=guarded, args=(racer,)) for racer in range(racers)]
+    threads = [threading.Thread(target=run_and_catch, args=(racer,)) for racer in range(racers)]
     for thread in threads:
         thread.start()
     for thread in threads:
