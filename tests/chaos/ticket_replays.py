@@ -170,7 +170,7 @@ def main() -> int:
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that all that was started is ended
     console = Console(width=140)
-    stacks = [each for each in table()[1] if each.tickets is not None and each.available]
+    stacks = [each for each in table()[1] if each.ticket_options is not None and each.available]
     if options.only:
         stacks = [each for each in stacks if each.name in options.only]
     BUILD.mkdir(parents=True, exist_ok=True)

@@ -53,7 +53,7 @@ class Stack:
     format: str
     command: list[str]
     single_use: list[str]
-    tickets: list[str] | None = None
+    ticket_options: list[str] | None = None
     any_id: list[str] = field(default_factory=list)
     build: list[str] = field(default_factory=list)
     vectors: list[str] = field(default_factory=list)
@@ -117,7 +117,7 @@ class Fleet:
         options = [*(stack.single_use if single_use else []), *(stack.any_id if any_id else [])]
         environment = dict(os.environ)
         if tickets:
-            options += stack.tickets or []
+            options += stack.ticket_options or []
             environment |= {"RESUMED_SESSIONS": "tickets", "RESUMED_TICKETS_TLS12": "1"}  # for those without options
         values = {
             "python": sys.executable,
