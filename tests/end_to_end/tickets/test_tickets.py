@@ -423,21 +423,6 @@ def test_removals_that_the_store_lost_with_its_storage_are_sent_again(
         assert later.refused == {"revoked": 1}
 
 
-def test_no_ticket_of_one_use_resumes_after_the_store_has_lost_its_storage(
-    keyring: resumed.Keyring, stack: Stack, client: Client, tmp_path: Path
-) -> None:
-    port = free_port()
-    with running_server("--storage", f"lmdb://{tmp_path}/one", listen=f"127.0.0.1:{port}") as store:
-        frontend = TicketFrontend(stack, store.target, keyring, single_use=True)
-        used = client.visit(frontend).session
-        assert client.visit(frontend, used).reused
-        (before, _) = frontend.tickets._secrets.current(time.time())
-    with running_server("--storage", f"lmdb://{tmp_path}/other", listen=f"127.0.0.1:{port}"):
-        until(lambda: (frontend.tickets._secrets.current(time.time()) or (before,))[0] is not before)
-        assert not client.visit(frontend, used).reused
-        assert client.visit(frontend, client.visit(frontend).session).reused
-
-
 # --- Single use -----------------------------------------------------------------------------------------------------
 
 
@@ -467,34 +452,6 @@ def test_a_ticket_is_not_used_up_where_it_does_not_fit(
     session = client.visit(one, host="public.example").session
     assert not client.visit(other, session, host="private.example").reused
     assert client.visit(other, session, host="public.example").reused
-
-
-def test_the_maximum_lifetime_of_sessions_is_that_of_no_secret_and_no_claim(
-    keyring: resumed.Keyring, stack: Stack, client: Client
-) -> None:
-    with running_server("--max-ttl", "1m") as store:
-        one, other = mixed(store, keyring, stack, single_use=True)
-        session = client.visit(one).session
-        assert [client.visit(frontend, session).reused for frontend in (other, one)] == [True, False]
-        later = TicketFrontend(stack, store.target, keyring, namespace=one.shim.namespace)
-        secrets = later.tickets._secrets
-        assert all(each.not_after - time.time() > 7200 for each in secrets.held(time.time()))
-        assert client.visit(later, client.visit(one).session).reused
-
-
-def test_a_ticket_does_not_resume_if_the_store_forgets_its_one_use_too_early(
-    store: RunningServer,
-    keyring: resumed.Keyring,
-    client: Client,
-    caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    frontend = TicketFrontend("ssl", store.target, keyring, single_use=True, namespace=next(NAMESPACES))
-    session = client.visit(frontend).session
-    monkeypatch.setattr(frontend.tickets._lookups._store, "put", lambda *_, **__: 7100.0)
-    assert [client.visit(frontend, session).reused for _ in range(2)] == [False, False]
-    assert frontend.refused == {"rejected": 2}
-    assert caplog.text.count("less than the tickets live") == 1
 
 
 def test_without_the_store_no_ticket_of_one_use_resumes(keyring: resumed.Keyring, stack: Stack, client: Client) -> None:
@@ -604,13 +561,6 @@ def test_early_data_is_refused_with_tickets_too(store: RunningServer, keyring: r
     assert library.SSL_CTX_get_max_early_data(pointer)
     with pytest.raises(resumed.UnsupportedContext, match="early data"):
         resumed.install(frontend.context, target=store.target, namespace="shop", keyring=keyring, sessions="tickets")
-
-
-def test_a_removal_that_the_store_cannot_keep_long_enough_is_refused_at_the_start(
-    store: RunningServer, keyring: resumed.Keyring
-) -> None:
-    with pytest.raises(ValueError, match="lifetime and rotation must be 604800 seconds together at most"):
-        TicketFrontend("ssl", store.target, keyring, lifetime=604_800)
 
 
 def test_what_cannot_be_is_refused(store: RunningServer, keyring: resumed.Keyring) -> None:
