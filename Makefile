@@ -95,6 +95,14 @@ dump: setup ## Store 10,000 real sessions, and search all memory and files for t
 rotation: setup ## Rotate certificates, grants and keyrings under 1,000 handshakes a minute (ROTATION=--help)
 	$(BIN)/python tests/chaos/rotation.py $(ROTATION)
 
+.PHONY: ticket-agreement
+ticket-agreement: setup ## Agree on ticket secrets: 1,000 frontends at once, clocks that differ, two secrets after a failover
+	$(BIN)/python tests/chaos/ticket_agreement.py
+
+.PHONY: ticket-replays
+ticket-replays: setup ## Offer tickets of all stacks twice, and removed and foreign ones (TICKET_REPLAYS=--help)
+	$(BIN)/python tests/chaos/ticket_replays.py $(TICKET_REPLAYS)
+
 .PHONY: ticket-rotation
 ticket-rotation: setup bench-frontends ## Rotate ticket secrets under traffic on five stacks, and search memory (TICKET_ROTATION=--help)
 	$(BIN)/python tests/chaos/ticket_rotation.py $(TICKET_ROTATION)
@@ -126,7 +134,7 @@ contexts-servers: preload-servers
 
 .PHONY: contexts
 contexts: setup c-build contexts-servers ## Offer sessions to eleven servers where they may resume and where they must not; updates docs/contexts.md (CONTEXTS=--help)
-	$(BIN)/python tests/contexts/run.py $(or $(CONTEXTS),--write)
+	$(BIN)/python tests/contexts/run.py $(or $(CONTEXTS),--tickets --write)
 
 .PHONY: contexts-ci
 contexts-ci: c-build # Enables the rows of C and nginx in `make test`

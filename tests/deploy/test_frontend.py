@@ -105,7 +105,7 @@ def test_a_replica_has_metrics_for_prometheus(fleet: Fleet) -> None:
         assert b'resumed_frontend_breaker_open{namespace="shop"}' in response.read()
 
 
-def test_a_replica_that_is_told_to_stop_serves_for_a_while(fleet: Fleet) -> None:
+def test_a_terminating_replica_serves_during_the_shutdown_delay(fleet: Fleet) -> None:
     process = fleet.processes[0]
     process.send_signal(signal.SIGTERM)
     _, answer = visit(fleet, 0, None)

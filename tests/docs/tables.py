@@ -87,9 +87,9 @@ INSTEAD = {
     # The command of the page: the command that runs, which needs no answers, ends soon, or uses this machine's files.
     "resumed keyring promote fleet.keys": "resumed keyring promote fleet.keys --wait 0s",
     "resumed keyring retire fleet.keys": "resumed keyring retire fleet.keys --wait 0s --lifetime 0s",
-    "resumed purge STORE NAMESPACE": "resumed purge STORE NAMESPACE --yes",
+    "resumed purge STORE NAMESPACE": "resumed purge STORE NAMESPACE --yes --force",
     "resumed purge store.example:7400 shop --ca ca.crt --cert operator.crt --key operator.key": (
-        "resumed purge store.example:7400 shop --ca store-ca.crt --cert operator.crt --key operator.key --yes"
+        "resumed purge store.example:7400 shop --ca store-ca.crt --cert operator.crt --key operator.key --yes --force"
     ),
     "resumed top 127.0.0.1:9464 frontend-1:9465 ...": (
         "resumed top 127.0.0.1:9464 frontend-1:9465 --count 1 --interval 1s"

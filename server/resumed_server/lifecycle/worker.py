@@ -23,7 +23,7 @@ from resumed_server.limits.usage_counters import UsageRecounter
 from resumed_server.observability import native_log
 from resumed_server.periodic import Heartbeat, PeriodicTask, stop_all
 from resumed_server.rpc import server as rpc_server
-from resumed_server.rpc._grpcio_private import count_connections
+from resumed_server.rpc._grpcio_private import ConnectionCounter
 from resumed_server.rpc.admin_service import AdminService
 from resumed_server.rpc.health_service import HealthService
 from resumed_server.rpc.observer import NullObserver
@@ -110,6 +110,7 @@ class Worker:
         engine = stack.enter_context(contextlib.closing(open_storage(settings)))
         self._readiness = Readiness(engine)
         hub, sweeper = WatchHub(engine), Sweeper(engine)
+        shared, use_executor = self._supervisor is not None, is_grpcio_compatible()
         max_connections = raise_file_limit(settings.max_connections)
         metrics = self._open_metrics(self._segment, engine, security, max_connections) if self._segment else None
         if "GRPC_VERBOSITY" not in os.environ:  # with it, an operator wants the text
@@ -136,7 +137,6 @@ class Worker:
             enforcer=security.enforcer,
             observer=observer,
         )
-        shared, use_executor = self._supervisor is not None, is_grpcio_compatible()
         server = rpc_server.build_session_server(
             settings,
             service,
@@ -213,7 +213,7 @@ class Worker:
             readiness=self._readiness,
             certificates=security.certificates,
             files=security.files,
-            count_connections=count_connections if self._settings.transport == "grpcio" else lambda: None,
+            count_connections=ConnectionCounter().count if self._settings.transport == "grpcio" else lambda: None,
             max_connections=max_connections,
         )
         security.enforcer.observer = metrics.recorder

@@ -51,7 +51,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[RunningSer
         yield store, directory / "keys", f"localhost:{one}", f"localhost:{other}"
 
 
-def test_a_fleet_that_works_is_told_so(fleet: tuple[RunningServer, Path, str, str]) -> None:
+def test_a_working_fleet_passes_all_checks(fleet: tuple[RunningServer, Path, str, str]) -> None:
     store, keys, one, other = fleet
     arguments = (store.target, "--namespace", "shop", "--keyring", str(keys), "--frontend", one, "--frontend", other)
     done = run_command("doctor", *arguments)
@@ -169,7 +169,7 @@ def test_a_clock_that_is_off_is_a_warning(off: float, note: str) -> None:
     ("begins", "ends", "outcome"),
     [(-1, 30, None), (-1, 3, CheckWarning), (-9, -1, Failure), (1, 30, Failure)],
 )
-def test_certificates_are_told_before_they_expire(begins: int, ends: int, outcome: type[Exception] | None) -> None:
+def test_a_warning_precedes_the_end_of_a_certificate(begins: int, ends: int, outcome: type[Exception] | None) -> None:
     now = datetime.now(timezone.utc)
     leaf = trustme.CA().issue_cert(
         "x", not_before=now + timedelta(days=begins), not_after=now + timedelta(days=ends, hours=1)

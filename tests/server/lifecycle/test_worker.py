@@ -87,7 +87,7 @@ def test_during_the_shutdown_delay_health_says_so_while_calls_are_served(tmp_pat
     assert seen[-1] == health_pb2.HealthCheckResponse.NOT_SERVING
 
 
-def test_what_is_open_is_closed_when_the_rest_cannot_be(
+def test_open_resources_are_closed_when_another_one_fails(
     tmp_path: Path, events: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: Any) -> None:

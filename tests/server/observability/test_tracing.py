@@ -127,7 +127,7 @@ def test_the_caller_names_the_parent_and_nonsense_names_none() -> None:
         assert traced.answered(request, response, ("traceparent", nonsense)).parent is None
 
 
-def test_what_is_no_namespace_is_not_in_a_span() -> None:
+def test_an_invalid_namespace_is_not_in_a_span() -> None:
     span = Traced().failed(pb.GetRequest(namespace="x" * 100_000, key=SECRET), 3)
     assert span.attributes
     assert "resumed.namespace" not in span.attributes
