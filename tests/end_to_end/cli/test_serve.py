@@ -102,7 +102,7 @@ def test_workers_begin_a_new_database_by_themselves(tmp_path: Path, harm: Callab
 # --- Where it listens ----------------------------------------------------------------------------------------------
 
 
-def test_it_listens_on_several_addresses_and_tells_the_ports(tmp_path: Path, transport: str) -> None:
+def test_it_listens_on_several_addresses_and_logs_the_ports(tmp_path: Path, transport: str) -> None:
     path = tmp_path / "socket"
     with running_server("--transport", transport, "--listen", f"unix:{path}", "--listen", "localhost:0") as server:
         addresses = server.wait_for_log("listening")[0]["addresses"]
@@ -168,7 +168,7 @@ def test_sigterm_sends_callers_away_before_it_stops_serving(tmp_path: Path, tran
     assert [line["event"] for line in server.log_lines()] == ["starting", "listening", "ready", "draining", "stopped"]
 
 
-def test_a_watcher_can_tell_a_rollout_from_an_outage(transport: str) -> None:
+def test_a_watcher_can_distinguish_a_rollout_from_an_outage(transport: str) -> None:
     with running_server("--transport", transport, "--shutdown-delay", "0s") as server, open_channel(server) as channel:
         watch = SessionStoreServiceStub(channel).Watch(pb.WatchRequest(namespace="shop"))
         assert next(watch).live
@@ -280,7 +280,7 @@ def test_workers_do_not_outlive_a_killed_supervisor(transport: str) -> None:
         assert eventually(lambda: not any(map(is_alive, workers)))
 
 
-def test_health_streams_that_nobody_reads_hold_up_nothing(tmp_path: Path) -> None:
+def test_unread_health_streams_delay_nothing(tmp_path: Path) -> None:
     shop, watch = "spiffe://example.org/shop", "/grpc.health.v1.Health/Watch"
     caller = AUTHORITY.issue(shop)
     files = Files(tmp_path).write(AUTHORITY.server(), AUTHORITY.pem, grant(shop, ["*"], ["get"]))
