@@ -16,25 +16,25 @@ pub struct HandshakeLookups {
     waited: Duration,
     calls: usize,
     missed: Vec<Vec<u8>>,
-    /// The ticket whose single use it has claimed.
-    claimed: Option<[u8; HEAD_BYTES]>,
+    /// The tickets whose single use it has claimed, or tried to.
+    claims: Vec<([u8; HEAD_BYTES], Result<(), &'static str>)>,
 }
 
 impl HandshakeLookups {
-    /// Claims the single use of a ticket, as [`Tickets::claim`] does, unless it has claimed it.
+    /// Claims the single use of a ticket, as [`Tickets::claim`] does; of one ticket once.
     ///
     /// # Errors
     ///
     /// The reason, for [`Tickets::count_refused`].
     pub fn claim(&mut self, tickets: &Tickets, head: &[u8; HEAD_BYTES], state: &TicketState) -> Result<(), &'static str> {
-        if self.claimed.as_ref() == Some(head) {
-            return Ok(());
+        if let Some((_, claimed)) = self.claims.iter().find(|(ticket, _)| ticket == head) {
+            return *claimed;
         }
         self.begin_call()?;
         let began = Instant::now();
         let claimed = tickets.claim(head, state, self.waited);
         self.waited += began.elapsed();
-        self.claimed = claimed.is_ok().then_some(*head).or(self.claimed);
+        self.claims.push((*head, claimed));
         claimed
     }
 
