@@ -65,7 +65,7 @@ pub use envelope::{Envelope, from_microseconds, microseconds};
 pub use error::Error;
 pub use fingerprint::{Expected, Fingerprint};
 pub use keyring::Keyring;
-pub use options::{Ids, Options, Puts, SessionMode};
+pub use options::{Ids, Options, Puts, SessionMode, When};
 pub use sealing::{Format, ID_BYTES, KEY_BYTES};
 pub use shim::{Lookup, Shim};
 pub use sockets::close_inherited_sockets;

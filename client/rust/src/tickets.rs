@@ -23,7 +23,7 @@ use crate::envelope::microseconds;
 use crate::fingerprint::{Expected, Fingerprint};
 use crate::guarded_store::GuardedStore;
 use crate::lookups::{Claim, Lookups};
-use crate::options::Options;
+use crate::options::{Options, When};
 use crate::removals::Removals;
 use crate::sealing::{self, StoreKey, StoreKeys};
 use crate::sender::{Item, Sender};
@@ -240,7 +240,7 @@ impl Tickets {
     pub fn remove(&self, lineage: &Lineage, end: u64, reason: RemovalReason) {
         let (key, end) = (self.lineage_keys.key(lineage), end.saturating_add(self.margin().as_secs()));
         self.removals.add(&key, end);
-        self.sender.submit(&self.store, Item::Remove { key, reason: reason.name(), end: Some(end) }, false);
+        self.sender.submit(&self.store, Item::Remove { key, reason: reason.name(), end: Some(end) }, When::Soon);
     }
 
     /// The time by which the clock of another frontend may be behind, for what must outlive a ticket there.
