@@ -131,6 +131,13 @@ impl Installation {
     }
 }
 
+impl AsRef<Shim> for Installation {
+    /// Returns its policy, for [`metrics`](crate::metrics).
+    fn as_ref(&self) -> &Shim {
+        &self.0
+    }
+}
+
 /// The hooks of one connection.
 pub struct Connection {
     shim: Arc<Shim>,
