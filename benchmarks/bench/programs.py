@@ -8,7 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -74,6 +74,7 @@ class Program:
         own: What OWN is, if it can be that.
         ask: What it answers.
         preloaded: Whether libresumed-preload is put under it, instead of options for the shim.
+        root: The repository.
     """
 
     name: str
@@ -86,6 +87,12 @@ class Program:
     own: str = ""
     ask: bytes = ASK
     preloaded: bool = False
+    root: Path = ROOT
+
+    def in_tree(self, root: Path) -> Program:
+        """Return it in another tree of the repository."""
+        command = tuple(each.replace(str(ROOT), str(root)) for each in self.command)
+        return replace(self, root=root, command=command, needs=root / self.needs.relative_to(ROOT))
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -111,16 +118,17 @@ class Program:
     def running(self, kind: str, around: Surroundings) -> Iterator[Server]:
         """Run one."""
         command = [*self.command, "--certificate", str(around.certificate)]
-        environment = dict(os.environ)
+        folders = ("server", "client/python", "tests", ".")
+        environment = {**os.environ, "PYTHONPATH": ":".join(str(self.root / folder) for folder in folders)}
         if kind == OWN:
             command += [self.ticket_key, str(around.ticket_key)]
         elif kind != BARE and self.preloaded:
-            environment |= _preloaded(self._namespace(kind, around), kind, around)
+            environment |= _preloaded(self._namespace(kind, around), kind, around, self.root)
         elif kind != BARE:
             command += ["--target", around.target, "--namespace", self._namespace(kind, around)]
             command += ["--deadline", self.deadline, "--keyring", str(around.keyring), *self._more(kind, around)]
         with subprocess.Popen(
-            command, cwd=ROOT, text=True, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE
+            command, cwd=self.root, text=True, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE
         ) as process:
             try:
                 assert process.stdout
@@ -153,6 +161,7 @@ class Debian:
         needs: Another program for that.
         kinds: Those of BARE, OWN, MIRROR, CALL and TICKETS that it can be.
         ask: What it answers.
+        root: The repository.
     """
 
     name: str
@@ -162,6 +171,11 @@ class Debian:
     needs: str
     kinds: tuple[str, ...] = (BARE, OWN, MIRROR, CALL, TICKETS)
     ask: bytes = _HTTP
+    root: Path = ROOT
+
+    def in_tree(self, root: Path) -> Debian:
+        """Return it with the library of another tree of the repository."""
+        return replace(self, root=root)
 
     def missing(self) -> str:
         """Return what has to be installed or built first."""
@@ -175,12 +189,12 @@ class Debian:
         """Run one, with one worker process."""
         more = self.own_configuration.format(around=around) if kind == OWN else ""
         namespace = around.namespace if kind == TICKETS and around.namespace else f"{self.server}.{kind}"
-        shim = _preloaded(namespace, kind, around) if kind in {MIRROR, CALL, TICKETS} else None
+        shim = _preloaded(namespace, kind, around, self.root) if kind in {MIRROR, CALL, TICKETS} else None
         with serving(self.server, around.certificate, shim, workers=1, more=more) as server:
             yield Server(Endpoint.resolved("127.0.0.1", server.port), server.process.pid)
 
 
-def _preloaded(namespace: str, kind: str, around: Surroundings) -> dict[str, str]:
+def _preloaded(namespace: str, kind: str, around: Surroundings, root: Path) -> dict[str, str]:
     more = {
         MIRROR: {"mirror": str(_MIRROR_BYTES)},
         TICKETS: {
@@ -192,7 +206,8 @@ def _preloaded(namespace: str, kind: str, around: Surroundings) -> dict[str, str
             "ignore_id_context": "1",  # as frontends of unlike stacks need it
         },
     }.get(kind, {"mirror": "0"})
-    return settings(around.target, namespace, around.keyring, deadline=str(_DEADLINE), **more)
+    environment = settings(around.target, namespace, around.keyring, deadline=str(_DEADLINE), **more)
+    return environment | {"LD_PRELOAD": str(root / LIBRARY.relative_to(ROOT))}
 
 
 _TICKETS = ("--sessions", "tickets", "--tickets-tls12", "--rotation", "{rotation}", "--lifetime", "{lifetime}")
