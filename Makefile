@@ -281,6 +281,7 @@ c: setup c-build ## Check and build libresumed and libresumed-preload
 	cd client/c && cargo fmt --all --check
 	cd client/c && cargo clippy --quiet --locked --workspace --all-targets
 	cd client/c && cargo test --quiet --locked --workspace
+	ctest --test-dir $(BUILD)/c --output-on-failure --quiet
 
 .PHONY: c-build
 c-build: rust-installed

@@ -1,15 +1,14 @@
-"""What TLS and grants cost a Get: `python benchmarks/access.py`.
+"""The cost of TLS and grants for a Get: `python benchmarks/access.py`.
 
-Servers of one process each, alike but for their protection, answer the same client in turns, over one connection. What
-counts is the CPU time that the server's process took for a call, since the wall clock belongs to everybody.
+Servers of one process each, which differ in their access control only, answer the same client in turns, over one
+connection. The figures are the CPU time of the server's process per call: other processes distort the wall clock.
 """
 
-# ruff: noqa: T201 - it prints what it measured
+# ruff: noqa: T201 - the script prints its figures
 from __future__ import annotations
 
 import argparse
 import contextlib
-import os
 import statistics
 import sys
 import tempfile
@@ -22,6 +21,7 @@ import grpc
 
 sys.path.extend(str(Path(__file__).parents[1] / folder) for folder in ("tests", "."))
 
+from benchmarks.measuring import cpu_seconds
 from resumed.v1 import session_store_pb2 as pb
 from resumed.v1.session_store_pb2_grpc import SessionStoreServiceStub
 from resumed_server.auth import tls
@@ -36,20 +36,14 @@ if TYPE_CHECKING:
     from support.server import RunningServer
 
 SHOP = "spiffe://example.org/shop"
-OTHERS = 100
-"""Grants before the one that matters: a decision is made once, so they must cost nothing."""
+OTHER_GRANTS = 100
+"""Grants before the relevant one: the server caches its decision, so they must cost nothing."""
 KEY = b"k" * 32
 
 
-def cpu_seconds(server: RunningServer) -> float:
-    """Return the CPU time that a server has taken so far."""
-    fields = Path(f"/proc/{server.process.pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def check_alone(authority: Authority, grants: str) -> list[float]:
-    """Return what asking for a grant takes within a call over TLS, in microseconds."""
-    took = []
+def measure_authorization(authority: Authority, grants: str) -> list[float]:
+    """Return the durations of an authorization within a call over TLS, in microseconds, sorted."""
+    durations = []
     with tempfile.TemporaryDirectory() as directory:
         files = Files(Path(directory)).write(authority.server(), authority.pem, grants)
         certificates = tls.watch_files(*files.options[1:6:2])
@@ -61,7 +55,7 @@ def check_alone(authority: Authority, grants: str) -> list[float]:
                 started = time.perf_counter()
                 for _ in range(100):
                     authorizer.authenticate(context).authorize("get", "shop")
-                took.append((time.perf_counter() - started) / 100 * 1e6)
+                durations.append((time.perf_counter() - started) / 100 * 1e6)
             return b""
 
         server = grpc.server(ThreadPoolExecutor(1))
@@ -72,48 +66,48 @@ def check_alone(authority: Authority, grants: str) -> list[float]:
             call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = connection.unary_unary("/measured/Get")
             call(b"")
         server.stop(None)
-    return sorted(took)
+    return sorted(durations)
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--calls", type=int, default=5_000, help="a round and server")
+    parser.add_argument("--calls", type=int, default=5_000, help="calls in a round, at each server")
     arguments = parser.parse_args()
     authority = Authority()
     pem = authority.issue(SHOP)
-    grants = "".join(grant(f"spiffe://example.org/other-{n}", ["*"], ["get"]) for n in range(OTHERS))
+    grants = "".join(grant(f"spiffe://example.org/other-{n}", ["*"], ["get"]) for n in range(OTHER_GRANTS))
     grants += grant(SHOP, ["shop"], ["put", "get"])
-    alone = check_alone(authority, grants)
-    print(f"asking for a grant: {statistics.median(alone):.2f} us ({alone[0]:.2f} at best), within a call")
+    authorization = measure_authorization(authority, grants)
+    print(f"authorization: {statistics.median(authorization):.2f} us ({authorization[0]:.2f} at best), within a call")
     kinds: dict[str, tuple[RunningServer, SessionStoreServiceStub]] = {}
-    with contextlib.ExitStack() as held:
+    with contextlib.ExitStack() as exit_stack:
         for kind in ("plaintext", "mutual TLS", "mutual TLS and grants"):
-            files = Files(Path(held.enter_context(tempfile.TemporaryDirectory())))
+            files = Files(Path(exit_stack.enter_context(tempfile.TemporaryDirectory())))
             if kind != "plaintext":
                 files.write(authority.server(), authority.pem, grants if "grants" in kind else None)
-            server = held.enter_context(running_server(*files.options))
-            made = (
+            server = exit_stack.enter_context(running_server(*files.options))
+            grpc_channel = (
                 grpc.insecure_channel(server.target)
                 if kind == "plaintext"
                 else channel(server.target, authority.pem, pem)
             )
-            stub = SessionStoreServiceStub(held.enter_context(made))
+            stub = SessionStoreServiceStub(exit_stack.enter_context(grpc_channel))
             put = pb.PutRequest(namespace="shop", key=KEY, value=b"v" * 300)
             put.ttl.FromSeconds(3_600)
             stub.Put(put)
             kinds[kind] = server, stub
-        took: dict[str, list[float]] = {kind: [] for kind in kinds}
+        durations: dict[str, list[float]] = {kind: [] for kind in kinds}
         request = pb.GetRequest(namespace="shop", key=KEY)
         for _ in range(arguments.rounds):
             for kind, (server, stub) in kinds.items():
-                before = cpu_seconds(server)
+                before = cpu_seconds([server.process.pid])
                 for _ in range(arguments.calls):
                     stub.Get(request)
-                took[kind].append((cpu_seconds(server) - before) / arguments.calls * 1e6)
-    for kind, figures in took.items():
-        ratios = [mine / base for mine, base in zip(figures, took["mutual TLS"], strict=True)]
+                durations[kind].append((cpu_seconds([server.process.pid]) - before) / arguments.calls * 1e6)
+    for kind, figures in durations.items():
+        ratios = [mine / base for mine, base in zip(figures, durations["mutual TLS"], strict=True)]
         print(
             f"{kind:<22} {statistics.median(figures):6.1f} us a Get ({min(figures):.1f} to {max(figures):.1f}), "
             f"{statistics.median(ratios):.3f} times mutual TLS ({min(ratios):.3f} to {max(ratios):.3f})"

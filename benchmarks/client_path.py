@@ -1,7 +1,7 @@
-"""What a look-up costs its caller, by the client that makes it: `python benchmarks/client_path.py`.
+"""The cost of a look-up for its caller, with several clients: `python benchmarks/client_path.py`.
 
-In turns of shuffled order, on one store: the client's own calls, grpcio's stub, and pyqwest where it is installed. The
-store is another process; times are from the call to the decoded answer, processor time is the caller's process'.
+Turns of shuffled order, on one store: the client of this project, a stub of grpcio, and pyqwest if it is installed. The
+store is another process. Times run from the call to the decoded response; processor time is that of the caller.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from rich.table import Table
 
 sys.path.extend(str(Path(__file__).parents[1] / folder) for folder in ("tests", "."))
 
+from benchmarks.measuring import spread
 from resumed import StoreClient
 from resumed.v1 import session_store_pb2 as pb
 from resumed.v1.session_store_pb2_grpc import SessionStoreServiceStub
@@ -34,24 +35,24 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 CALLS = 500
-"""Calls of one turn."""
+"""Number of calls in one turn."""
 NAMESPACE, VALUE = "shop", os.urandom(203)
 
 
-def clients(target: str, key: bytes) -> dict[str, Callable[[], object]]:
-    """Return a look-up by the name of the client that makes it."""
+def build_lookups(target: str, key: bytes) -> dict[str, Callable[[], object]]:
+    """Return a function for a look-up with each client, by the client's name."""
     store = StoreClient(target, namespace=NAMESPACE, deadline=10)
     store.put(key, VALUE, 1_000)
     request = pb.GetRequest(namespace=NAMESPACE, key=key)
     stub = SessionStoreServiceStub(grpc.insecure_channel(target))
-    found: dict[str, Callable[[], object]] = {
+    lookups: dict[str, Callable[[], object]] = {
         "resumed": lambda: store.get(key),
         "grpcio": lambda: stub.Get(request, timeout=10),
     }
     try:
         pyqwest = importlib.import_module("pyqwest")
     except ImportError:
-        return found
+        return lookups
     if not target.startswith("unix:"):
         http = pyqwest.SyncClient(pyqwest.SyncHTTPTransport(http_version=pyqwest.HTTPVersion.HTTP2))
         url = f"http://{target}/resumed.v1.SessionStoreService/Get"
@@ -62,30 +63,25 @@ def clients(target: str, key: bytes) -> dict[str, Callable[[], object]]:
             body = struct.pack(">?L", False, len(encoded)) + encoded  # not compressed
             return pb.GetResponse.FromString(http.post(url, headers=headers, content=body).content[5:])
 
-        found["pyqwest"] = get
-    return found
+        lookups["pyqwest"] = get
+    return lookups
 
 
-def spread(values: list[float]) -> str:
-    """Return the median and the range, in microseconds."""
-    return f"{statistics.median(values) * 1e6:.0f} ({min(values) * 1e6:.0f} to {max(values) * 1e6:.0f})"
-
-
-def rows(where: str, target: str, rounds: int) -> list[list[str]]:
+def measure_rows(where: str, target: str, rounds: int) -> list[list[str]]:
     """Measure and return a row for each client."""
-    calls = clients(target, os.urandom(32))
+    calls = build_lookups(target, os.urandom(32))
     times: dict[str, list[float]] = {name: [] for name in calls}
     processor: dict[str, list[float]] = {name: [] for name in calls}
     for _ in track(range(rounds), where, console=Console(stderr=True), transient=True):
         for name in random.sample(list(calls), len(calls)):
-            call, taken, began = calls[name], [], time.process_time()
+            call, durations, began = calls[name], [], time.process_time()
             for _ in range(CALLS):
                 started = time.perf_counter()
                 call()
-                taken.append(time.perf_counter() - started)
-            times[name].append(statistics.median(taken))
+                durations.append(time.perf_counter() - started)
+            times[name].append(statistics.median(durations))
             processor[name].append((time.process_time() - began) / CALLS)
-    return [[where, name, spread(times[name]), spread(processor[name])] for name in calls]
+    return [[where, name, spread(times[name], 0, factor=1e6), spread(processor[name], 0, factor=1e6)] for name in calls]
 
 
 def main() -> None:
@@ -99,7 +95,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         for where, listen in (("TCP", "127.0.0.1:0"), ("unix socket", f"unix:{directory}/store.sock")):
             with running_server(listen=listen) as server:
-                lines += rows(where, server.target, options.rounds)
+                lines += measure_rows(where, server.target, options.rounds)
     if options.markdown:
         sys.stdout.writelines(f"| {' | '.join(line)} |\n" for line in [heads, ["---"] * len(heads), *lines])
         return

@@ -1,6 +1,6 @@
-"""A grpcio server whose Get does nothing, in a process of its own: what a call costs before the store does anything."""
+"""A grpcio server whose Get does nothing, in a process of its own: the cost of a call without a store."""
 
-# ruff: noqa: T201 - it prints its port
+# ruff: noqa: T201 - the server prints its port
 from __future__ import annotations
 
 import argparse
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 SERVICE = "resumed.v1.SessionStoreService"
 
 
-def empty(request: pb.GetRequest, context: grpc.ServicerContext) -> pb.GetResponse:
-    """Answer without doing anything."""
+def return_empty(request: pb.GetRequest, context: grpc.ServicerContext) -> pb.GetResponse:
+    """Return an empty response."""
     return pb.GetResponse()
 
 
@@ -36,7 +36,9 @@ def serve(threads: int, executor: str) -> None:
         if executor == "store"
         else grpc.server(ThreadPoolExecutor(threads), options=[*OPTIONS.items()])
     )
-    handler = grpc.unary_unary_rpc_method_handler(empty, pb.GetRequest.FromString, pb.GetResponse.SerializeToString)
+    handler = grpc.unary_unary_rpc_method_handler(
+        return_empty, pb.GetRequest.FromString, pb.GetResponse.SerializeToString
+    )
     server.add_registered_method_handlers(SERVICE, {"Get": handler})
     print(server.add_insecure_port("127.0.0.1:0"), flush=True)
     server.start()
@@ -45,8 +47,8 @@ def serve(threads: int, executor: str) -> None:
 
 
 @contextlib.contextmanager
-def running_empty(threads: int, executor: str = "store") -> Iterator[tuple[str, int]]:
-    """Run it, on the threads that the store has or on those that "grpcio" users have; yield target and process id."""
+def run_empty_server(threads: int, executor: str = "store") -> Iterator[tuple[str, int]]:
+    """Run the server, on the store's executor or on one of the standard library; yield target and process id."""
     command = [sys.executable, __file__, "--threads", str(threads), "--executor", executor]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout

@@ -1,11 +1,10 @@
-"""What the measurements of TLS share: frontends as processes of their own, a client that times them, and figures."""
+"""Common parts of the TLS measurements: frontends as separate processes, a client that times them, and figures."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import socket
-import statistics
 import subprocess
 import sys
 import time
@@ -17,46 +16,46 @@ from support.tls import CERTIFICATE, STACKS, VERSIONS, Stack, client_context
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     import trustme
 
 PATIENCE = 20.0
-"""Seconds that a peer may take for anything; only a broken one takes them."""
-OTHER: dict[Stack, Stack] = dict(zip(STACKS, reversed(STACKS), strict=True))
+"""Time limit of a peer for any step in seconds; only a broken peer reaches it."""
+OTHER_STACK: dict[Stack, Stack] = dict(zip(STACKS, reversed(STACKS), strict=True))
 VERSION_NAMES = {version.name.replace("TLSv1_", "TLS 1."): version for version in VERSIONS}
 
 
-class Visit(NamedTuple):
-    """What a client saw of one connection."""
+class Handshake(NamedTuple):
+    """The result of one connection."""
 
     resumed: bool
     session: ssl.SSLSession | None
     seconds: float
-    """From the connection's first byte to the frontend's first answer: all that a user waits for."""
+    """From the connection's first byte to the frontend's first response: the wait of a user."""
 
 
 class Client:
-    """Connects with one version of TLS, asks one line, and cuts the connection without close_notify."""
+    """Connects with one version of TLS, sends one line, and cuts the connection without close_notify."""
 
     def __init__(self, version: ssl.TLSVersion) -> None:
         self._context = client_context(version)
 
-    def visit(self, port: int, session: ssl.SSLSession | None = None, line: bytes = b"who") -> Visit:
-        """Connect to `port`, resuming `session` if the frontend agrees."""
-        with self._connected(port, session) as (tls, started):
-            _ask(tls, line)
+    def visit(self, port: int, session: ssl.SSLSession | None = None, line: bytes = b"who") -> Handshake:
+        """Connect to `port`, and offer `session`."""
+        with self._connect(port, session) as (tls, started):
+            exchange_line(tls, line)
             seconds = time.perf_counter() - started
-            return Visit(tls.session_reused is True, tls.session, seconds)
+            return Handshake(tls.session_reused is True, tls.session, seconds)
 
     def ask(self, port: int, line: bytes) -> dict[str, Any]:
-        """Return the frontend's answer to `line`."""
-        with self._connected(port, None) as (tls, _):
-            answer: dict[str, Any] = json.loads(_ask(tls, line))
-            return answer
+        """Send `line`, and return the frontend's response."""
+        with self._connect(port, None) as (tls, _):
+            response: dict[str, Any] = json.loads(exchange_line(tls, line))
+            return response
 
     @contextlib.contextmanager
-    def _connected(self, port: int, session: ssl.SSLSession | None) -> Iterator[tuple[ssl.SSLSocket, float]]:
+    def _connect(self, port: int, session: ssl.SSLSession | None) -> Iterator[tuple[ssl.SSLSocket, float]]:
         started = time.perf_counter()
         with socket.create_connection(("127.0.0.1", port), PATIENCE) as connection:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -64,25 +63,25 @@ class Client:
                 yield tls, started
 
 
-def _ask(tls: ssl.SSLSocket, line: bytes) -> bytes:
+def exchange_line(tls: ssl.SSLSocket, line: bytes) -> bytes:
     tls.sendall(line + b"\n")
-    # Or a frontend that left Nagle's algorithm on holds its answer back until our acknowledgement of TLS 1.3 tickets
-    # comes, 40 ms later.
+    # Otherwise a frontend with Nagle's algorithm delays its response until our acknowledgement of TLS 1.3 tickets
+    # arrives, 40 ms later.
     tls.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
-    answer = b""
-    while not answer.endswith(b"\n"):
+    response = b""
+    while not response.endswith(b"\n"):
         received = tls.recv(16_384)
         if not received:
             raise ConnectionError("the frontend closed the connection")
-        answer += received
-    return answer
+        response += received
+    return response
 
 
 class Fleet:
     """Frontends in processes of their own, with one keyring and one certificate.
 
     Args:
-        directory: Where keyring and certificate go.
+        directory: The directory of keyring and certificate.
         certificate: The certificate, with its key.
     """
 
@@ -114,13 +113,3 @@ class Fleet:
                 yield json.loads(process.stdout.readline())["port"]
             finally:
                 process.terminate()
-
-
-def p99(figures: Sequence[float]) -> float:
-    """Return the 99th percentile."""
-    return statistics.quantiles(figures, n=100)[98] if len(figures) > 1 else figures[0]
-
-
-def milliseconds(seconds: Sequence[float]) -> str:
-    """Return the median and the 99th percentile."""
-    return f"{statistics.median(seconds) * 1e3:.2f} / {p99(seconds) * 1e3:.2f}" if seconds else "-"

@@ -1,9 +1,9 @@
-"""What stays behind after many handshakes, and after many contexts: `python benchmarks/leaks.py`.
+"""Memory leaks after many handshakes, and after many contexts: `python benchmarks/leaks.py`.
 
-A frontend of one stack and its clients live in this process, over memory BIOs; the store is a process of its own. One
-full handshake and its resumptions (three by default) make a family, which runs in a thread of its own, as connections
-do in a server. Connections end without close_notify, every tenth family with a fatal error. Then contexts are made,
-installed, used once, and let go.
+A frontend of one stack and its clients run in this process, over memory BIOs; the store is a separate process. One full
+handshake and its resumptions (three by default) form a family, which runs in a thread of its own, like connections of a
+server. Connections end without close_notify, every tenth family with a fatal error. Then the script creates contexts,
+installs the shim in each, uses each once and releases it.
 
 The same under Python's debug allocator: `PYTHONMALLOC=debug python benchmarks/leaks.py --handshakes 10000`.
 """
@@ -14,7 +14,6 @@ import argparse
 import contextlib
 import gc
 import os
-import resource
 import ssl
 import sys
 import threading
@@ -30,6 +29,7 @@ from rich.table import Table
 sys.path.extend(str(Path(__file__).parents[1] / folder) for folder in ("tests", "."))
 
 import resumed
+from benchmarks.measuring import resident_bytes
 from support.server import running_server
 from support.tls import STACKS, VERSIONS, Frontend, Stack
 
@@ -37,19 +37,19 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 TARGET_BYTES = {"handshake": 16, "context": 1_024}
-"""Growth that counts as none: the smallest session is twenty times as large, an SSL_CTX several times."""
+"""Tolerated growth per use: the smallest session is twenty times as large, an SSL_CTX several times."""
 NOISE_BYTES = 1 << 20
-"""Growth in all that counts as none, so that short runs say something as well."""
+"""Tolerated growth in total, so that short runs are meaningful, too."""
 PERCENT = range(1, 101)
 REPORTED = (10, 100)
 FATAL_EVERY = 10
 BAD_RECORD = b"\x17\x03\x03\x00\x40" + bytes(64)
 PATIENCE = 20.0
-"""Seconds that threads may take to end; only a broken one takes them."""
+"""Time limit for threads to end, in seconds."""
 
 
 class Usage(NamedTuple):
-    """What this process holds."""
+    """Memory, threads and files of this process."""
 
     resident: int
     blocks: int
@@ -58,12 +58,11 @@ class Usage(NamedTuple):
     files: int
 
     @classmethod
-    def now(cls) -> Usage:
-        """Count, once all garbage is collected."""
+    def measure(cls) -> Usage:
+        """Collect garbage and measure."""
         gc.collect()
-        resident = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * resource.getpagesize()
         return cls(
-            resident,
+            resident_bytes(),
             sys.getallocatedblocks(),
             len(gc.get_objects()),
             len(list(Path("/proc/self/task").iterdir())),
@@ -71,7 +70,7 @@ class Usage(NamedTuple):
         )
 
     @property
-    def shown(self) -> list[str]:
+    def cells(self) -> list[str]:
         """The figures as text."""
         return [f"{self.resident / 2**20:,.2f}", *(f"{count:,}" for count in self[1:])]
 
@@ -89,7 +88,7 @@ class Server:
             self._tls.set_accept_state()
 
     def answer(self, data: bytes) -> bytes:
-        """Take in `data` of a handshake, and return what is to be sent."""
+        """Process `data` of a handshake, and return the bytes to send."""
         if self._stack == "pyopenssl":
             return _exchange(self._tls, data, self._tls.do_handshake)
         self._incoming.write(data)
@@ -119,15 +118,15 @@ def _exchange(tls: SSL.Connection, data: bytes, step: Callable[[], object]) -> b
 
 
 def client_context(version: ssl.TLSVersion) -> SSL.Context:
-    """Return a context for clients, of pyOpenSSL: those of `ssl` leak their sessions (cpython issue 116810)."""
+    """Return a client context of pyOpenSSL: those of `ssl` leak sessions (cpython issue 116810)."""
     context = SSL.Context(SSL.TLS_CLIENT_METHOD)
     context.set_min_proto_version(version)
     context.set_max_proto_version(version)
     return context
 
 
-def handshake(frontend: Frontend, client: SSL.Context, session: SSL.Session | None, *, fatal: bool) -> Any:
-    """Shake hands, have the tickets delivered, and return the client's session."""
+def make_handshake(frontend: Frontend, client: SSL.Context, session: SSL.Session | None, *, fatal: bool) -> Any:
+    """Make a handshake, receive the tickets, and return the client's session."""
     peer, server = SSL.Connection(client, None), Server(frontend)
     peer.set_connect_state()
     if session is not None:
@@ -136,21 +135,21 @@ def handshake(frontend: Frontend, client: SSL.Context, session: SSL.Session | No
     while data:
         data = _exchange(peer, server.answer(data), peer.do_handshake)
     with contextlib.suppress(SSL.WantReadError):
-        peer.read(1)  # TLS 1.3 tickets come after the handshake
+        peer.read(1)  # TLS 1.3 tickets arrive after the handshake
     if fatal:
         server.fail()
-    # Or OpenSSL takes the client's connection for a failed one, and its session for useless.
+    # Otherwise OpenSSL considers the client's connection failed, and its session not resumable.
     peer.set_shutdown(SSL.SENT_SHUTDOWN | SSL.RECEIVED_SHUTDOWN)
     return peer.get_session()
 
 
-class Churn:
+class HandshakeFamilies:
     """Families of handshakes with one frontend.
 
     Args:
-        stack: The frontend's.
-        target: Where the store is.
-        resumptions: How many handshakes of a family are resumed.
+        stack: The TLS stack of the frontend.
+        target: The target of the store.
+        resumptions: The number of resumptions in a family.
     """
 
     def __init__(self, stack: Stack, target: str, resumptions: int) -> None:
@@ -165,15 +164,15 @@ class Churn:
 
     @property
     def share(self) -> str:
-        """How many of the handshakes resumed a session from the store."""
+        """Share of the handshakes that resumed a session from the store."""
         return f"{self.frontend.shim.stats.hits.total() / self.handshakes:.1%}"
 
     def new_frontend(self) -> Frontend:
-        """Make a context and install a shim in it."""
+        """Create a context and install the shim in it."""
         return Frontend(self.stack, self._target, self._keyring)
 
-    def handshakes_up_to(self, total: int) -> None:
-        """Shake hands until there were `total` in all."""
+    def make_handshakes(self, total: int) -> None:
+        """Make handshakes until their number is `total`."""
         while self.handshakes < total:
             before = self.handshakes
             thread = threading.Thread(target=self._family)
@@ -188,53 +187,53 @@ class Churn:
         self._families += 1
         session = None
         for number in range(self._resumptions + 1):
-            session = handshake(self.frontend, client, session, fatal=fatal and number == self._resumptions)
+            session = make_handshake(self.frontend, client, session, fatal=fatal and number == self._resumptions)
             self.handshakes += 1
 
 
-def use_once(churn: Churn, frontend: Frontend, number: int) -> None:
-    """Have a context negotiate a session, and let go of it, uninstalled or not."""
-    handshake(frontend, churn._clients[number % 2], None, fatal=False)
+def use_once(families: HandshakeFamilies, frontend: Frontend, number: int) -> None:
+    """Negotiate a session with a context, and release the context; uninstall the shim of every other one before."""
+    make_handshake(frontend, families._clients[number % 2], None, fatal=False)
     if number % 2:
         frontend.shim.uninstall()
 
 
-def completed_future(threads: int) -> Usage:
-    """Return the usage once no more than `threads` threads are left: senders end in the background."""
+def wait_for_threads(threads: int) -> Usage:
+    """Return the usage when at most `threads` threads exist: write queues end in the background."""
     end = time.monotonic() + PATIENCE
-    while (usage := Usage.now()).threads > threads and time.monotonic() < end:
+    while (usage := Usage.measure()).threads > threads and time.monotonic() < end:
         time.sleep(0.1)
     return usage
 
 
 class Report:
-    """A table of what was held after each number of uses, and whether it grew."""
+    """A table of the usage after each number of uses, and the number of leaks."""
 
     def __init__(self) -> None:
         self.table = Table(
             *("stack", "after", "resumed", "RSS, MiB", "Python blocks", "objects", "threads", "files", "growth of RSS"),
-            title=f"What stays behind (PYTHONMALLOC={os.environ.get('PYTHONMALLOC', 'default')})",
+            title=f"Usage (PYTHONMALLOC={os.environ.get('PYTHONMALLOC', 'default')})",
         )
         self.grown = 0
         self._earlier: dict[tuple[str, str], tuple[int, Usage]] = {}
 
     def add(self, stack: Stack, number: int, unit: str, usage: Usage, share: str = "-") -> None:
-        """Add what is held after `number` uses, and compare it with the time before."""
+        """Add the usage after `number` uses, and compare it with the previous one."""
         growth = ""
         if (stack, unit) in self._earlier:
-            before, held = self._earlier[stack, unit]
-            grown, target = usage.resident - held.resident, TARGET_BYTES[unit]
-            each = grown / (number - before)
-            leaks = each > target and grown > NOISE_BYTES
-            failed = leaks or usage.threads > held.threads or usage.files > held.files
+            before, earlier = self._earlier[stack, unit]
+            grown, target = usage.resident - earlier.resident, TARGET_BYTES[unit]
+            bytes_per_use = grown / (number - before)
+            leaks = bytes_per_use > target and grown > NOISE_BYTES
+            failed = leaks or usage.threads > earlier.threads or usage.files > earlier.files
             self.grown += failed
-            growth = f"{each:,.1f} bytes a {unit}" + (", [red]too much" if failed else "")
+            growth = f"{bytes_per_use:,.1f} bytes a {unit}" + (", [red]too much" if failed else "")
         self._earlier[stack, unit] = number, usage
-        self.table.add_row(stack, f"{number:,} {unit}s", share, *usage.shown, growth)
+        self.table.add_row(stack, f"{number:,} {unit}s", share, *usage.cells, growth)
 
 
 def main() -> int:
-    """Measure, print, and return 0 if nothing grew."""
+    """Measure, print, and return 0 if the usage did not grow."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--handshakes", type=int, default=100_000, help="on each stack; compared with a tenth of it")
     parser.add_argument("--contexts", type=int, default=2_000, help="of each stack; compared with a tenth of it")
@@ -244,18 +243,18 @@ def main() -> int:
     report = Report()
     with running_server() as store, Progress(transient=True) as progress:
         for stack in options.stacks:
-            churn = Churn(stack, store.target, options.resumptions)
+            families = HandshakeFamilies(stack, store.target, options.resumptions)
             for percent in progress.track(PERCENT, description=f"handshakes, {stack}"):
-                churn.handshakes_up_to(options.handshakes * percent // 100)
+                families.make_handshakes(options.handshakes * percent // 100)
                 if percent in REPORTED:
-                    report.add(stack, churn.handshakes, "handshake", Usage.now(), churn.share)
-            threads, number = Usage.now().threads, 0
+                    report.add(stack, families.handshakes, "handshake", Usage.measure(), families.share)
+            threads, number = Usage.measure().threads, 0
             for percent in progress.track(PERCENT, description=f"contexts, {stack}"):
                 while number < options.contexts * percent // 100:
                     number += 1
-                    use_once(churn, churn.new_frontend(), number)
+                    use_once(families, families.new_frontend(), number)
                 if percent in REPORTED:
-                    report.add(stack, number, "context", completed_future(threads))
+                    report.add(stack, number, "context", wait_for_threads(threads))
     Console(width=None if sys.stdout.isatty() else 160).print(report.table)
     return int(report.grown > 0)
 

@@ -1,8 +1,8 @@
 """A load generator for unary gRPC calls, each with a body of its own.
 
-h2load sends one body over and over, so it can neither Put nor Take; grpcio's client costs as much as the server that is
-measured. This one writes prepared HTTP/2 frames and reads no more of the answers than their frames' headers: about a
-tenth of what a server needs for a call.
+h2load repeats one body, so it can neither Put nor Take; grpcio's client costs as much processor time as the server
+under test. This one writes prepared HTTP/2 frames and parses only the frame headers of responses, which costs about a
+tenth of the server's time per call.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 PATIENCE = 30.0
-"""Seconds that an answer may take; only a broken server takes them."""
+"""Time limit of a response in seconds; only a broken server reaches it."""
 
 # RFC 9113 section 6.
 _DATA, _HEADERS, _RST_STREAM, _SETTINGS, _PING, _GOAWAY, _WINDOW_UPDATE = 0, 1, 3, 4, 6, 7, 8
@@ -30,42 +30,42 @@ _GRPC_HEADER = struct.Struct(">BL")
 
 
 class Outcome(NamedTuple):
-    """What a run of calls gave."""
+    """The result of a run of calls."""
 
     seconds: float
-    """From the first request to the last answer."""
+    """From the first request to the last response."""
     latencies: list[float]
     """Seconds of each call."""
-    answers: list[bytes]
-    """The answered messages, in the order in which they came."""
+    responses: list[bytes]
+    """The response messages, in the order of their arrival."""
 
 
-def drive(target: str, method: str, bodies: Sequence[bytes], *, connections: int, at_once: int) -> Outcome:
+def make_unary_calls(target: str, method: str, bodies: Sequence[bytes], *, connections: int, at_once: int) -> Outcome:
     """Call `method` ("/package.Service/Name") with each of `bodies`, `at_once` at a time on each connection.
 
     `target` is "host:port" or "unix:/path".
     """
-    todo = iter(bodies)
+    remaining = iter(bodies)
     latencies: list[float] = []
-    answers: list[bytes] = []
-    with contextlib.ExitStack() as held, selectors.DefaultSelector() as ready:
-        peers = [held.enter_context(contextlib.closing(_Connection(target, method))) for _ in range(connections)]
+    responses: list[bytes] = []
+    with contextlib.ExitStack() as exit_stack, selectors.DefaultSelector() as ready:
+        peers = [exit_stack.enter_context(contextlib.closing(_Connection(target, method))) for _ in range(connections)]
         for peer in peers:
             ready.register(peer.socket, selectors.EVENT_READ, peer)
         started = time.perf_counter()
         for peer in peers * at_once:
-            if (body := next(todo, None)) is not None:
+            if (body := next(remaining, None)) is not None:
                 peer.call(body)
-        while len(answers) < len(bodies):
+        while len(responses) < len(bodies):
             events = ready.select(PATIENCE)
             assert events, "the server does not answer"
             for key, _ in events:
-                for seconds, answer in key.data.answered():
+                for seconds, response in key.data.read_responses():
                     latencies.append(seconds)
-                    answers.append(answer)
-                    if (body := next(todo, None)) is not None:
+                    responses.append(response)
+                    if (body := next(remaining, None)) is not None:
                         key.data.call(body)
-        return Outcome(time.perf_counter() - started, latencies, answers)
+        return Outcome(time.perf_counter() - started, latencies, responses)
 
 
 class _Connection:
@@ -83,7 +83,7 @@ class _Connection:
         self._headers = _header_block("localhost", method)
         self._next_stream = 1
         self._window = _FIRST_WINDOW
-        self._waiting: deque[tuple[int, bytes]] = deque()  # bodies that the server's window has no room for
+        self._waiting: deque[tuple[int, bytes]] = deque()  # bodies that exceed the server's window
         self._started: dict[int, float] = {}
         self._messages: dict[int, bytes] = {}
         self._received = b""
@@ -104,8 +104,8 @@ class _Connection:
         self._waiting.append((stream, _GRPC_HEADER.pack(0, len(body)) + body))
         self._send_waiting(headers)
 
-    def answered(self) -> Iterator[tuple[float, bytes]]:
-        """Read what has come and yield the seconds and the message of each call that it ends."""
+    def read_responses(self) -> Iterator[tuple[float, bytes]]:
+        """Read from the socket, and yield the seconds and the message of each call that ended."""
         received = self._received + self.socket.recv(1 << 18)
         assert len(received) > len(self._received), "the server closed the connection"
         position = 0
@@ -137,7 +137,7 @@ class _Connection:
     def _send_waiting(self, frames: bytes = b"") -> None:
         while self._waiting and len(self._waiting[0][1]) <= self._window:
             stream, body = self._waiting.popleft()
-            assert len(body) <= _FIRST_WINDOW, "a stream's own window is not kept account of"
+            assert len(body) <= _FIRST_WINDOW, "the body exceeds the window of a stream"
             self._window -= len(body)
             for start in range(0, len(body), _LARGEST_FRAME):
                 last = start + _LARGEST_FRAME >= len(body)
@@ -151,9 +151,9 @@ def _frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
 
 
 def _header_block(target: str, method: str) -> bytes:
-    """Return a request's headers, from HPACK's static table or spelt out (RFC 7541 section 6.2.2)."""
+    """Return a request's headers, from HPACK's static table or as literals (RFC 7541, section 6.2.2)."""
 
-    def spelt(name: bytes, value: str) -> bytes:
+    def literal_header(name: bytes, value: str) -> bytes:
         return name + bytes([len(value)]) + value.encode()
 
     post, http = b"\x83", b"\x86"
@@ -161,8 +161,8 @@ def _header_block(target: str, method: str) -> bytes:
     return (
         post
         + http
-        + spelt(authority, target)
-        + spelt(path, method)
-        + spelt(content_type, "application/grpc")
-        + spelt(te, "trailers")
+        + literal_header(authority, target)
+        + literal_header(path, method)
+        + literal_header(content_type, "application/grpc")
+        + literal_header(te, "trailers")
     )

@@ -1,8 +1,7 @@
 """Memory per session in every engine: `python benchmarks/memory.py`.
 
-The values are as long as those of real sessions, which handshakes negotiate and the shim seals first; the keys are of
-32 random bytes. Redis is filled through its engine, so keys and commands are those of a running server. Then all
-sessions are taken, to see what a tombstone needs.
+Real handshakes determine the length of sealed sessions; keys have 32 random bytes. The engines store the sessions, so
+keys and commands are those of a running server. Then the engines take all sessions, which leaves the tombstones.
 """
 
 from __future__ import annotations
@@ -46,23 +45,23 @@ LIFETIME = 24 * 3_600.0
 NAMES = {version: version.name.replace("TLSv1_", "TLS 1.") for version in VERSIONS}
 
 
-class Observed(resumed.Keyring):
-    """A keyring that keeps what it sealed."""
+class RecordingKeyring(resumed.Keyring):
+    """A keyring that records the sealed values."""
 
     sealed: list[bytes]
 
     def seal(self, store_key: bytes, plaintext: bytes, not_after: int) -> bytes:
-        """Seal, and keep the result."""
+        """Seal a plaintext, and record the result."""
         self.sealed.append(super().seal(store_key, plaintext, not_after))
         return self.sealed[-1]
 
 
-def sealed_bytes(version: ssl.TLSVersion, *, client_certificate: bool = False) -> int:
-    """Return the bytes of a session of `version` as a frontend stores it, negotiated for the purpose."""
-    keyring = Observed.from_keys([os.urandom(32)])
-    assert isinstance(keyring, Observed)
+def measure_sealed_bytes(version: ssl.TLSVersion, *, client_certificate: bool = False) -> int:
+    """Negotiate a session of `version`, and return the number of bytes that a frontend stores."""
+    keyring = RecordingKeyring.from_keys([os.urandom(32)])
+    assert isinstance(keyring, RecordingKeyring)
     keyring.sealed = []
-    # Nothing listens there: what is sealed need not arrive.
+    # No store listens at this address: the sealed session need not arrive.
     frontend, client = Frontend("ssl", "127.0.0.1:1", keyring), Client(version)
     if client_certificate:
         CA.configure_trust(frontend.context)
@@ -79,7 +78,7 @@ def put_all(engine: Engine, keys: Iterable[bytes], value_bytes: int) -> None:
 
 
 def carry_out(engine: Engine, operations: Iterable[Operation]) -> None:
-    """Carry `operations` out in batches; one that fails would make the figures wrong, so it ends the run."""
+    """Carry `operations` out in batches; a failure ends the run, because it would distort the figures."""
     operations = iter(operations)
     while batch := list(itertools.islice(operations, BATCH)):
         for outcome in engine.batch(batch):
@@ -88,15 +87,15 @@ def carry_out(engine: Engine, operations: Iterable[Operation]) -> None:
 
 
 class Storage(NamedTuple):
-    """An empty engine, and how to see the bytes that it uses."""
+    """An empty engine, and a function that returns the bytes that it uses."""
 
     engine: Engine
-    used: Callable[[], int]
+    used_bytes: Callable[[], int]
 
 
 @contextlib.contextmanager
-def redis_like(running: Callable[[], AbstractContextManager[Any]]) -> Iterator[Storage]:
-    """Start a Redis of its own and open its engine."""
+def run_redis(running: Callable[[], AbstractContextManager[Any]]) -> Iterator[Storage]:
+    """Start a Redis server and open its engine."""
     with running() as server:
         engine = open_engine(f"{server.url}?timeout_ms=5000", capacity=CAPACITY)
         info = redis.Redis.from_url(server.url)
@@ -105,12 +104,12 @@ def redis_like(running: Callable[[], AbstractContextManager[Any]]) -> Iterator[S
 
 
 @contextlib.contextmanager
-def lmdb() -> Iterator[Storage]:
-    """Open an embedded engine of its own."""
+def open_lmdb() -> Iterator[Storage]:
+    """Open an LMDB engine in a new directory."""
     with tempfile.TemporaryDirectory() as place:
         engine = LmdbEngine(Path(place), capacity=CAPACITY)
 
-        def used() -> int:
+        def used_bytes() -> int:
             pages = 0
             with engine._env.begin() as txn:
                 for table in engine._directory.tables:
@@ -119,25 +118,28 @@ def lmdb() -> Iterator[Storage]:
             return int(pages * engine._page_bytes)
 
         with contextlib.closing(engine):
-            yield Storage(engine, used)
+            yield Storage(engine, used_bytes)
 
 
-def measured(storage: Storage, sessions: int, value_bytes: int, progress: Progress) -> tuple[float, float]:
-    """Return the bytes that a session needs, and those that stay of it as a tombstone."""
-    empty = storage.used()
+def measure(storage: Storage, sessions: int, value_bytes: int, progress: Progress) -> tuple[float, float]:
+    """Return the bytes per session, and the bytes per tombstone."""
+    empty = storage.used_bytes()
     keys = [os.urandom(KEY_BYTES) for _ in range(sessions)]
     put_all(storage.engine, progress.track(keys, description="storing"), value_bytes)
-    full = storage.used()
+    full = storage.used_bytes()
     carry_out(storage.engine, (Take("shop", key) for key in progress.track(keys, description="taking")))
-    return (full - empty) / sessions, (storage.used() - empty) / sessions
+    return (full - empty) / sessions, (storage.used_bytes() - empty) / sessions
 
 
-def values_table(box_: box.Box | None) -> tuple[Table, dict[str, int]]:
-    """Return the sizes of sealed sessions, and those to measure: with client certificates, versions are all alike."""
+def measure_values(box_: box.Box | None) -> tuple[Table, dict[str, int]]:
+    """Return the sizes of sealed sessions, and those to measure; with client certificates all versions are alike."""
     table = Table("sealed session, bytes", "without client certificate", "with one", box=box_)
     sizes = {}
     for version, name in NAMES.items():
-        sizes[name], with_certificate = sealed_bytes(version), sealed_bytes(version, client_certificate=True)
+        sizes[name], with_certificate = (
+            measure_sealed_bytes(version),
+            measure_sealed_bytes(version, client_certificate=True),
+        )
         table.add_row(name, str(sizes[name]), str(with_certificate))
     return table, sizes | {f"{name}, client certificate": with_certificate}
 
@@ -147,10 +149,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sessions", type=int, default=1_000_000)
     parser.add_argument("--engines", nargs="+", default=list(STORAGES), choices=STORAGES)
-    parser.add_argument("--markdown", action="store_true", help="print the tables as docs/engines.md has them")
+    parser.add_argument("--markdown", action="store_true", help="print the tables in Markdown, for docs/engines.md")
     options = parser.parse_args()
     style = box.MARKDOWN if options.markdown else box.HEAVY_HEAD
-    values, sizes = values_table(style)
+    values, sizes = measure_values(style)
     table = Table(
         *("engine", "session", "value", "bytes per session", "beyond key and value", "bytes per tombstone"),
         title=None if options.markdown else f"Memory, {options.sessions:,} sessions",
@@ -160,7 +162,7 @@ def main() -> None:
         for engine in options.engines:
             for name, value in sizes.items():
                 with STORAGES[engine]() as storage:
-                    session, tombstone = measured(storage, options.sessions, value, progress)
+                    session, tombstone = measure(storage, options.sessions, value, progress)
                 overhead = session - KEY_BYTES - value
                 table.add_row(engine, name, f"{value}", f"{session:,.0f}", f"{overhead:,.0f}", f"{tombstone:,.0f}")
     console = Console(width=None if os.isatty(1) else 140)
@@ -169,9 +171,9 @@ def main() -> None:
 
 
 STORAGES: dict[str, Callable[[], AbstractContextManager[Storage]]] = {
-    "lmdb": lmdb,
-    "redis-server": partial(redis_like, redis_server),
-    "valkey-server": partial(redis_like, valkey_server),
+    "lmdb": open_lmdb,
+    "redis-server": partial(run_redis, redis_server),
+    "valkey-server": partial(run_redis, valkey_server),
 }
 
 if __name__ == "__main__":

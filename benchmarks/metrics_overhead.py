@@ -1,8 +1,9 @@
-"""What metrics cost a Get, or spans: `python benchmarks/metrics_overhead.py`, or with `--spans 1`.
+"""The cost of metrics for a Get, or of spans: `python benchmarks/metrics_overhead.py`, or with `--spans 1`.
 
-For each front two servers of one process, alike but for `--metrics-listen` (or `--otel`), are kept busy in turns; the
-metrics are scraped all the while, the spans go to a collector here. What counts is the processor time that the server
-took for a call, since the wall clock belongs to everybody; ratios are made within a round. Some two minutes.
+For each gRPC transport, two servers of one process are under load in turns; they differ in `--metrics-listen` (or
+`--otel`) only. A thread of this process scrapes the metrics, or a collector here receives the spans. The figures are
+the server's processor time per call, because other processes distort the wall clock; ratios are those of one round. The
+run takes about two minutes.
 """
 
 from __future__ import annotations
@@ -27,8 +28,9 @@ from rich.table import Table
 
 sys.path.extend(str(Path(__file__).parents[1] / folder) for folder in ("tests", "."))
 
-from benchmarks.engines import AT_ONCE, CONNECTIONS, cpu_seconds, get, put
-from benchmarks.load import drive
+from benchmarks.engines import AT_ONCE, CONNECTIONS, get_request, put_request
+from benchmarks.load import make_unary_calls
+from benchmarks.measuring import cpu_seconds
 from resumed.v1.session_store_pb2 import DESCRIPTOR
 from support.server import running_server
 
@@ -39,19 +41,19 @@ if TYPE_CHECKING:
 
 FRONTS = ("grpcio", "native")
 SCRAPE_SECONDS = 1.0
-"""Fifteen times as often as Prometheus does."""
+"""A fifteenth of Prometheus' usual interval."""
 SERVICE = DESCRIPTOR.services_by_name["SessionStoreService"].full_name
 
 
 @contextlib.contextmanager
-def scraped(front: str) -> Iterator[RunningServer]:
-    """Run a server whose metrics are asked for all the while."""
+def run_scraped(front: str) -> Iterator[RunningServer]:
+    """Run a server, and scrape its metrics periodically."""
     stopped = threading.Event()
 
     def scrape(address: str) -> None:
         while not stopped.wait(SCRAPE_SECONDS):
-            with urllib.request.urlopen(f"http://{address}/metrics") as answer:
-                answer.read()
+            with urllib.request.urlopen(f"http://{address}/metrics") as response:
+                response.read()
 
     with running_server("--transport", front, "--metrics-listen", "127.0.0.1:0") as server:
         (address,) = server.log_lines("listening")[0]["metrics"]
@@ -63,7 +65,7 @@ def scraped(front: str) -> Iterator[RunningServer]:
 
 
 class Collector(trace_service_pb2_grpc.TraceServiceServicer):
-    """Takes spans, and lets go of them."""
+    """Receives spans and discards them."""
 
     def Export(self, request: object, context: object) -> Any:  # noqa: N802
         """See OTLP."""
@@ -71,8 +73,8 @@ class Collector(trace_service_pb2_grpc.TraceServiceServicer):
 
 
 @contextlib.contextmanager
-def traced(front: str, share: float) -> Iterator[RunningServer]:
-    """Run a server that makes spans of a share of its calls."""
+def run_traced(front: str, share: float) -> Iterator[RunningServer]:
+    """Run a server that records spans for a share of its calls."""
     collector = grpc.server(ThreadPoolExecutor(2))
     trace_service_pb2_grpc.add_TraceServiceServicer_to_server(Collector(), collector)  # type: ignore[no-untyped-call]
     port = collector.add_insecure_port("127.0.0.1:0")
@@ -89,14 +91,14 @@ def traced(front: str, share: float) -> Iterator[RunningServer]:
 
 def measure(server: RunningServer, keys: Sequence[bytes]) -> float:
     """Return the processor time of a Get, in seconds."""
-    bodies = [get(key).SerializeToString() for key in keys]
+    bodies = [get_request(key).SerializeToString() for key in keys]
     before = cpu_seconds([server.process.pid])
-    drive(server.target, f"/{SERVICE}/Get", bodies, connections=CONNECTIONS, at_once=AT_ONCE)
+    make_unary_calls(server.target, f"/{SERVICE}/Get", bodies, connections=CONNECTIONS, at_once=AT_ONCE)
     return (cpu_seconds([server.process.pid]) - before) / len(bodies)
 
 
-def shown(figures: Sequence[float], factor: float, digits: int) -> str:
-    """Return the median and the quartiles: the extremes are the machine's, not the server's."""
+def format_spread(figures: Sequence[float], factor: float, digits: int) -> str:
+    """Return the median and the quartiles: the extremes reflect the machine, not the server."""
     low, middle, high = (factor * figure for figure in statistics.quantiles(figures, n=4))
     return f"{middle:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
 
@@ -105,7 +107,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=21)
-    parser.add_argument("--calls", type=int, default=10_000, help="Gets of a round and server")
+    parser.add_argument("--calls", type=int, default=10_000, help="Gets in a round, at each server")
     parser.add_argument("--spans", type=float, metavar="SHARE", help="measure spans of this share of calls instead")
     parser.add_argument("--markdown", action="store_true", help="print a table for docs/")
     options = parser.parse_args()
@@ -116,21 +118,27 @@ def main() -> None:
         box=box.MARKDOWN if options.markdown else box.HEAVY_HEAD,
     )
     for front in FRONTS:
-        with contextlib.ExitStack() as held:
-            having = scraped(front) if options.spans is None else traced(front, options.spans)
-            pair = [held.enter_context(running_server("--transport", front)), held.enter_context(having)]
+        with contextlib.ExitStack() as exit_stack:
+            observed = run_scraped(front) if options.spans is None else run_traced(front, options.spans)
+            pair = [exit_stack.enter_context(running_server("--transport", front)), exit_stack.enter_context(observed)]
             for server in pair:
-                bodies = [put(key).SerializeToString() for key in keys]
-                drive(server.target, f"/{SERVICE}/Put", bodies, connections=CONNECTIONS, at_once=AT_ONCE)
-            taken: list[list[float]] = []
+                bodies = [put_request(key).SerializeToString() for key in keys]
+                make_unary_calls(server.target, f"/{SERVICE}/Put", bodies, connections=CONNECTIONS, at_once=AT_ONCE)
+            rounds: list[list[float]] = []
             for turn in track(range(options.rounds + 1), front, console=Console(stderr=True), transient=True):
                 order = pair if turn % 2 else pair[::-1]
                 found = [measure(server, keys) for server in order]
-                taken.append(found if turn % 2 else found[::-1])
-        less, more = zip(*taken[1:], strict=True)  # the first is to warm up
-        ratios = [slow / fast for fast, slow in zip(less, more, strict=True)]
+                rounds.append(found if turn % 2 else found[::-1])
+        without, with_metrics = zip(*rounds[1:], strict=True)  # the first round warms up
+        ratios = [slow / fast for fast, slow in zip(without, with_metrics, strict=True)]
         wanted = "≤ 1.05" if options.spans is None else ""
-        table.add_row(front, shown(less, 1e6, 1), shown(more, 1e6, 1), shown(ratios, 1, 3), wanted)
+        table.add_row(
+            front,
+            format_spread(without, 1e6, 1),
+            format_spread(with_metrics, 1e6, 1),
+            format_spread(ratios, 1, 3),
+            wanted,
+        )
     console = Console(width=None if os.isatty(1) else 140)
     console.print(table)
     console.print(f"{options.rounds} rounds of {options.calls} calls, load {os.getloadavg()[0]:.1f}")

@@ -1,7 +1,7 @@
-"""What a mirror needs for a session beside its value: `python benchmarks/mirror_memory.py`.
+"""Memory of a mirror per session, beside its value: `python benchmarks/mirror_memory.py`.
 
-Each figure is of a process of its own: "allocated" is what Python's allocator was asked for (tracemalloc), "resident"
-what the process grew by. "Turned over" is after every session has been removed and another one has come.
+Each figure comes from a separate process: "allocated" is the memory of Python's allocator (tracemalloc), "resident" the
+growth of the process. "Turned over" is the state after another session has replaced every session.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from rich.table import Table
 
 sys.path.extend(str(Path(__file__).parents[1] / folder) for folder in ("tests", "."))
 
+from benchmarks.measuring import resident_bytes
 from resumed._client.store import StoredSession
 from resumed._policy.mirror import _EXPIRY_BYTES, _OVERHEAD, SessionCache
 
@@ -35,41 +36,35 @@ WANTED = 200
 TURNS = 1
 
 
-def resident() -> int:
-    """Return the bytes of memory that this process has."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
-
-
-def allocated() -> int:
-    """Return the bytes that Python's objects take."""
+def allocated_bytes() -> int:
+    """Return the memory of Python's objects in bytes."""
     return tracemalloc.get_traced_memory()[0]
 
 
-def filled(count: int, turns: int) -> SessionCache:
-    """Return a mirror with `count` sessions, each of which replaced `turns` others."""
+def fill_mirror(count: int, turns: int) -> SessionCache:
+    """Return a mirror with `count` sessions, each of which has replaced `turns` others."""
     sessions = SessionCache(1 << 40)
     for turn in range(turns + 1):
         for number in range(count):
             if turn:
-                sessions.remove(key_of(turn - 1, number))
-            sessions.put(key_of(turn, number), StoredSession(os.urandom(VALUE_BYTES), LIFETIME))
+                sessions.remove(derive_key(turn - 1, number))
+            sessions.put(derive_key(turn, number), StoredSession(os.urandom(VALUE_BYTES), LIFETIME))
     return sessions
 
 
-def key_of(turn: int, number: int) -> bytes:
-    """Return a store key, always the same, in an object of its own."""
+def derive_key(turn: int, number: int) -> bytes:
+    """Return the store key of a session, as a new object at each call."""
     return hashlib.sha256(b"%d %d" % (turn, number)).digest()
 
 
 def overhead(measure: Callable[[], int], count: int, turns: int) -> float:
-    """Return the bytes that a session takes beside its value."""
-    if measure is allocated:
+    """Return the bytes of a session beside its value."""
+    if measure is allocated_bytes:
         tracemalloc.start()
-    filled(100, 0)  # whatever is made once
+    fill_mirror(100, 0)  # allocates the objects that all mirrors share
     gc.collect()
     before = measure()
-    sessions = filled(count, turns)
+    sessions = fill_mirror(count, turns)
     gc.collect()
     used = measure() - before
     assert len(sessions) == count
@@ -93,7 +88,7 @@ def main() -> None:
         for count, turns in track(cases, "filling", transient=True):
             rounds = [
                 [pool.apply(overhead, (measure, count, turns)) for _ in range(options.rounds)]
-                for measure in (allocated, resident)
+                for measure in (allocated_bytes, resident_bytes)
             ]
             cells = [f"{statistics.median(each):.0f} ({min(each):.0f} to {max(each):.0f})" for each in rounds]
             table.add_row(

@@ -2,9 +2,9 @@
 
 Two pairs of nginx, each with one worker: one pair with libresumed-preload and RESUMED_SESSIONS=tickets, the other one
 without the library and with a ticket key that both have (ssl_session_ticket_key). They make the same handshakes in
-turns: full, and resumed at the other nginx of the pair. Shown are the processor time of the workers for a handshake
-(user and system, all threads, from schedstat) and the time that the client sees, as medians of many short rounds, and
-the ratios with the quartiles of those of rounds.
+turns: full, and resumed at the other nginx of the pair. The table shows the processor time of the workers per handshake
+(user and system, all threads, from schedstat) and the client's time, as medians of many short rounds, and the ratios
+with the quartiles of the rounds.
 """
 
 from __future__ import annotations
@@ -41,15 +41,15 @@ REQUEST = b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
 
 
 class Pair:
-    """Two nginx that share their tickets, and a client for each version."""
+    """Two nginx servers that share their tickets, and a client for each version."""
 
     def __init__(self, servers: Sequence[Server]) -> None:
         self._servers, self._workers = servers, list[str]()
-        self._endpoints = [Endpoint.resolved("127.0.0.1", server.port) for server in servers]
+        self._endpoints = [Endpoint.resolve("127.0.0.1", server.port) for server in servers]
         self._clients = {version: Client("localhost", version, REQUEST) for version in VERSIONS}
 
     def await_agreement(self) -> None:
-        """Wait until both resume their own sessions, and find their workers."""
+        """Wait until both servers resume their own sessions, and find their workers."""
         for version, client in self._clients.items():
             for endpoint in self._endpoints:
                 end = time.monotonic() + 30
@@ -63,7 +63,7 @@ class Pair:
         return sum(int((thread / "schedstat").read_text(encoding="ascii").split()[0]) for thread in threads) / 1e9
 
     def seconds(self, version: str, number: int, *, reused: bool) -> tuple[float, float]:
-        """Make handshakes, and return the processor time and the client's median time of one."""
+        """Make handshakes; return the processor time and the client's median time, per handshake."""
         client = self._clients[version]
         session: SSL.Session | None = client.visit(self._endpoints[0]).session if reused else None
         processor, times = self._processor(), []
@@ -102,18 +102,18 @@ def main() -> None:
             pairs[-1].await_agreement()
         for version in VERSIONS:
             for reused in False, True:
-                taken: tuple[list[tuple[float, float]], ...] = ([], [])
+                rounds: tuple[list[tuple[float, float]], ...] = ([], [])
                 for turn in range(options.rounds + 1):
                     for which in (0, 1) if turn % 2 else (1, 0):
                         seconds = pairs[which].seconds(version, options.handshakes, reused=reused)
                         if turn:  # the first round warms up
-                            taken[which].append(seconds)
-                for kind, word in enumerate(("processor", "client")):
-                    own, fleet = ([each[kind] for each in side] for side in taken)
+                            rounds[which].append(seconds)
+                for kind, source in enumerate(("processor", "client")):
+                    own, fleet = ([each[kind] for each in side] for side in rounds)
                     low, _, high = statistics.quantiles([b / a for a, b in zip(own, fleet, strict=True)], n=4)
                     own_median, fleet_median = statistics.median(own), statistics.median(fleet)
                     table.add_row(
-                        version, "resumed" if reused else "full", word, f"{own_median * 1e3:.3f}",
+                        version, "resumed" if reused else "full", source, f"{own_median * 1e3:.3f}",
                         f"{fleet_median * 1e3:.3f}", f"{fleet_median / own_median:.3f} ({low:.2f} to {high:.2f})",
                     )  # fmt: skip
     console = Console(width=100)

@@ -1,9 +1,9 @@
-"""What a handshake costs while the store is away, and after: `python benchmarks/outage.py`.
+"""The cost of a handshake during and after an outage of the store: `python benchmarks/outage.py`.
 
-A client comes back again and again with a session of the fleet, while the store is down, hung, late, refusing or
-restarting; then the store is back, and the seconds are counted until the session resumes. Once the shim has stopped
-asking (its breaker is open), handshakes are compared with those of a frontend without a shim, in turns. Frontends and
-store are processes of their own.
+A client returns repeatedly with a session of the fleet, while the store is down, hung, late, refusing or restarting;
+then the store is available again, and the script measures the seconds until the session resumes. While the breaker of
+the shim is open, it compares handshakes with those of a frontend without a shim, in turns. Frontends and store are
+separate processes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ from rich.table import Table
 
 sys.path.extend(str(Path(__file__).parents[1] / folder) for folder in ("tests", "."))
 
-from benchmarks.fleet import PATIENCE, VERSION_NAMES, Client, Fleet, milliseconds
+from benchmarks.fleet import PATIENCE, VERSION_NAMES, Client, Fleet
+from benchmarks.measuring import percentiles
 from support.relay import Relay
 from support.server import RunningServer, running_server
 from support.tls import STACKS
@@ -41,18 +42,18 @@ if TYPE_CHECKING:
     Outage = Callable[["Store", "Relay"], contextlib.AbstractContextManager[None]]
 
 TARGET_OVERHEAD = 0.001
-"""Seconds that a handshake may cost over one without a shim, once the breaker is open."""
+"""Target for the additional seconds of a handshake with the shim, while the breaker is open."""
 TARGET_RETURN = 5.0
-"""Seconds after which resumption must be back."""
+"""Target for the seconds until sessions resume after an outage."""
 RESTART_SECONDS = (1.0, 0.5)
-"""How long a restarting store is there, and away."""
+"""Seconds that a restarting store is up, and down."""
 
 RECONNECT_SECONDS = 1.5
-"""How long the frontends' channels may take to find out who is there now."""
+"""Time limit for the frontends' channels to connect to the new server, in seconds."""
 
 
 class Store:
-    """A store on a port of its own that can be taken away and brought back; its sessions outlive it."""
+    """A store with a fixed port that the script can kill and restart; its sessions persist."""
 
     def __init__(self, directory: str) -> None:
         self._options = ("--storage", f"lmdb://{directory}/store")
@@ -62,45 +63,45 @@ class Store:
         self.start()
 
     def start(self) -> None:
-        """Begin to serve."""
+        """Start the server."""
         self._server = self._running.enter_context(running_server(*self._options, listen=self.target))
         self.target = self._server.target
 
     def kill(self) -> None:
-        """End it without a word."""
+        """Kill the server."""
         assert self._server
         self._server.kill()
         self.close()
 
     def signal(self, number: int) -> None:
-        """Send it a signal."""
+        """Send a signal to the server."""
         assert self._server
         self._server.signal(number)
 
     def close(self) -> None:
-        """End it."""
+        """Stop the server."""
         self._running.close()
 
 
 @contextlib.contextmanager
-def down(store: Store, _relay: Relay) -> Iterator[None]:
-    """Nothing listens at the target."""
+def take_down(store: Store, _relay: Relay) -> Iterator[None]:
+    """Kill the store: no server listens at the target."""
     store.kill()
     yield
     store.start()
 
 
 @contextlib.contextmanager
-def hung(store: Store, _relay: Relay) -> Iterator[None]:
-    """The store's process is stopped; its connections stay."""
+def hang(store: Store, _relay: Relay) -> Iterator[None]:
+    """Stop the store's process; its connections remain."""
     store.signal(signal.SIGSTOP)
     yield
     store.signal(signal.SIGCONT)
 
 
 @contextlib.contextmanager
-def refusing(store: Store, _relay: Relay) -> Iterator[None]:
-    """Something else listens at the target, and denies every call."""
+def refuse(store: Store, _relay: Relay) -> Iterator[None]:
+    """Replace the store by a server that denies every call."""
 
     class Refuse(grpc.GenericRpcHandler):
         def service(self, _details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[bytes, bytes]:
@@ -120,26 +121,26 @@ def refusing(store: Store, _relay: Relay) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def restarting(store: Store, _relay: Relay) -> Iterator[None]:
-    """The store is killed and started, again and again."""
-    enough = threading.Event()
+def restart_repeatedly(store: Store, _relay: Relay) -> Iterator[None]:
+    """Kill and start the store repeatedly."""
+    stopping = threading.Event()
 
     def restart() -> None:
-        there, away = RESTART_SECONDS
-        while not enough.wait(there):
+        up_seconds, down_seconds = RESTART_SECONDS
+        while not stopping.wait(up_seconds):
             store.kill()
-            enough.wait(away)
+            stopping.wait(down_seconds)
             store.start()
 
     with ThreadPoolExecutor(1) as pool:
         restarts = pool.submit(restart)
         yield
-        enough.set()
+        stopping.set()
         restarts.result()
 
 
-def late(delay: float) -> Outage:
-    """Answers come, but after `delay` seconds."""
+def delay_responses(delay: float) -> Outage:
+    """Return an outage that delays responses by `delay` seconds."""
 
     @contextlib.contextmanager
     def outage(_store: Store, relay: Relay) -> Iterator[None]:
@@ -151,14 +152,14 @@ def late(delay: float) -> Outage:
 
 
 class Handshakes:
-    """What became of a number of handshakes."""
+    """The results of a number of handshakes."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
         self.failed = self.resumed = 0
 
     def visit(self, client: Client, port: int, session: ssl.SSLSession | None = None) -> None:
-        """Shake hands, and note what came of it."""
+        """Make a handshake, and record its result."""
         try:
             visit = client.visit(port, session)
         except OSError:
@@ -168,7 +169,7 @@ class Handshakes:
             self.resumed += visit.resumed
 
 
-def back_after(client: Client, port: int, session: ssl.SSLSession | None) -> float:
+def measure_recovery(client: Client, port: int, session: ssl.SSLSession | None) -> float:
     """Return the seconds until `session` resumes."""
     started = time.monotonic()
     while not client.visit(port, session).resumed:
@@ -179,33 +180,35 @@ def back_after(client: Client, port: int, session: ssl.SSLSession | None) -> flo
 
 
 def main() -> int:
-    """Measure, print, and return 0 if no handshake failed and all targets are reached."""
+    """Measure, print, and return 0 if no handshake failed and no target is missed."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--handshakes", type=int, default=200, help="in each outage, and of each side in the turns")
-    parser.add_argument("--seconds", type=float, default=5.0, help="that a restarting store is visited")
-    parser.add_argument("--deadline", type=float, default=0.05, help="of the shim, in seconds")
-    parser.add_argument("--late", type=float, nargs="+", default=[0.02, 0.2], help="seconds that answers are late")
-    parser.add_argument("--outages", nargs="+", help="only these: down, hung, refusing, restarting, late")
+    parser.add_argument(
+        "--handshakes", type=int, default=200, help="number in each outage, and on each side of a comparison"
+    )
+    parser.add_argument("--seconds", type=float, default=5.0, help="duration of the visits at a restarting store")
+    parser.add_argument("--deadline", type=float, default=0.05, help="deadline of the shim, in seconds")
+    parser.add_argument("--late", type=float, nargs="+", default=[0.02, 0.2], help="delays of responses in seconds")
+    parser.add_argument("--outages", nargs="+", help="only these outages: down, hung, refusing, restarting, late")
     parser.add_argument("--puts", choices=["background", "wait"], default="background")
     parser.add_argument("--stacks", nargs="+", default=STACKS, choices=STACKS)
     parser.add_argument("--versions", nargs="+", default=list(VERSION_NAMES), choices=VERSION_NAMES)
     options = parser.parse_args()
-    outages: dict[str, Outage] = {"down": down, "hung": hung, "refusing": refusing, "restarting": restarting}
-    outages |= {f"late by {delay * 1e3:g} ms": late(delay) for delay in options.late}
+    outages: dict[str, Outage] = {"down": take_down, "hung": hang, "refusing": refuse, "restarting": restart_repeatedly}
+    outages |= {f"late by {delay * 1e3:g} ms": delay_responses(delay) for delay in options.late}
     table = Table(
         *("the store is", "stack", "version", "handshakes", "failed", "resumed", "ms p50 / p99", "slowest, ms"),
         *("over no shim, ms p50", "back after, s", "misses"),
         title=f"Handshakes without the store (deadline {options.deadline * 1e3:g} ms, puts {options.puts})",
     )
     missed = 0
-    with contextlib.ExitStack() as held:
-        directory = held.enter_context(tempfile.TemporaryDirectory())
+    with contextlib.ExitStack() as exit_stack:
+        directory = exit_stack.enter_context(tempfile.TemporaryDirectory())
         fleet, store = Fleet(directory), Store(directory)
-        held.callback(store.close)
+        exit_stack.callback(store.close)
         relay = Relay(store.target)
-        progress = held.enter_context(Progress(transient=True))
-        chosen = [name for name in outages if not options.outages or name.split()[0] in options.outages]
-        cases = list(itertools.product(chosen, options.stacks, options.versions))
+        progress = exit_stack.enter_context(Progress(transient=True))
+        names = [name for name in outages if not options.outages or name.split()[0] in options.outages]
+        cases = list(itertools.product(names, options.stacks, options.versions))
         for name, stack, version in progress.track(cases, description="outages"):
             client = Client(VERSION_NAMES[version])
             target = relay.target if name.startswith("late") else store.target
@@ -227,7 +230,7 @@ def main() -> int:
                     for _ in range(options.handshakes if stats["breaker_open"] and name != "restarting" else 0):
                         with_shim.visit(client, port, session)
                         without.visit(client, plain)
-                back = back_after(client, port, session)
+                recovery_seconds = measure_recovery(client, port, session)
             failed = sum(each.failed for each in (before, during, with_shim, without))
             bound = options.deadline + max(before.seconds)
             over = ""
@@ -235,11 +238,15 @@ def main() -> int:
                 cost = statistics.median(with_shim.seconds) - statistics.median(without.seconds)
                 missed += cost > TARGET_OVERHEAD
                 over = f"{cost * 1e3:+.2f}"
-            missed += failed > 0 or back > TARGET_RETURN or max(during.seconds) > bound
+            missed += failed > 0 or recovery_seconds > TARGET_RETURN or max(during.seconds) > bound
             table.add_row(
                 *(name, stack, version, f"{len(during.seconds):,}", f"{failed}", f"{during.resumed}"),
-                *(milliseconds(during.seconds), f"{max(during.seconds) * 1e3:.1f} (bound {bound * 1e3:.1f})"),
-                *(over, f"{back:.2f}", ", ".join(f"{reason} {count}" for reason, count in stats["misses"].items())),
+                *(percentiles(during.seconds), f"{max(during.seconds) * 1e3:.1f} (bound {bound * 1e3:.1f})"),
+                *(
+                    over,
+                    f"{recovery_seconds:.2f}",
+                    ", ".join(f"{reason} {count}" for reason, count in stats["misses"].items()),
+                ),
             )
     Console(width=None if os.isatty(1) else 180).print(table)
     return int(missed > 0)

@@ -24,6 +24,7 @@ from rich.table import Table
 
 sys.path.extend(str(Path(__file__).parents[1] / folder) for folder in ("tests", "."))
 
+from benchmarks.measuring import resident_bytes
 from resumed.v1 import session_store_pb2 as pb
 from resumed.v1.session_store_pb2_grpc import SessionStoreServiceStub
 from support.redis import valkey_cluster, valkey_server
@@ -40,12 +41,12 @@ STORES: dict[str, Any] = {"lmdb": None, "valkey": valkey_server, "cluster": valk
 
 
 @contextlib.contextmanager
-def store(name: str) -> Iterator[RunningServer]:
-    """Run a server on a new storage."""
-    with contextlib.ExitStack() as held:
+def run_store(name: str) -> Iterator[RunningServer]:
+    """Run a server with a new storage."""
+    with contextlib.ExitStack() as exit_stack:
         storage = STORES[name]
-        url = f"{held.enter_context(storage()).url}?timeout_ms=5000" if storage else "lmdb:"
-        yield held.enter_context(running_server("--storage", url))
+        url = f"{exit_stack.enter_context(storage()).url}?timeout_ms=5000" if storage else "lmdb:"
+        yield exit_stack.enter_context(running_server("--storage", url))
 
 
 def fill(stub: SessionStoreServiceStub, removals: int) -> None:
@@ -67,26 +68,20 @@ def fill(stub: SessionStoreServiceStub, removals: int) -> None:
 def snapshot_seconds(target: str, removals: int) -> float:
     """Return the time until a new watcher has all removals."""
     with grpc.insecure_channel(target, options=OPTIONS) as channel:
-        begun, found = time.perf_counter(), 0
+        started, received = time.perf_counter(), 0
         for response in SessionStoreServiceStub(channel).Watch(
             pb.WatchRequest(namespace=NAMESPACE, removals_only=True)
         ):
-            found += len(response.events)
+            received += len(response.events)
             if response.live:
                 break
-        seconds = time.perf_counter() - begun
-    assert found == removals, f"{found} of {removals} removals"
+        seconds = time.perf_counter() - started
+    assert received == removals, f"{received} of {removals} removals"
     return seconds
 
 
-def resident(server: RunningServer) -> float:
-    """Return the resident memory of a server in MiB."""
-    status = Path(f"/proc/{server.process.pid}/status").read_text()
-    return int(next(line for line in status.splitlines() if line.startswith("VmRSS")).split()[1]) / 1024
-
-
 def main() -> None:
-    """Print a table."""
+    """Measure and print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--removals", type=int, default=100_000)
     parser.add_argument("--together", type=int, default=8, help="watchers that begin at the same time")
@@ -96,14 +91,14 @@ def main() -> None:
         "store", "first, s", "median of 5, s", f"{options.together} at once, s", "growth, MiB", box=box.MARKDOWN
     )
     for name in options.stores:
-        with store(name) as server, grpc.insecure_channel(server.target, options=OPTIONS) as channel:
+        with run_store(name) as server, grpc.insecure_channel(server.target, options=OPTIONS) as channel:
             fill(SessionStoreServiceStub(channel), options.removals)
-            before = resident(server)
+            before = resident_bytes(server.process.pid) / 2**20
             alone = [snapshot_seconds(server.target, options.removals) for _ in range(5)]
             with ThreadPoolExecutor(options.together) as threads:
                 targets = [server.target] * options.together
                 together = list(threads.map(lambda target: snapshot_seconds(target, options.removals), targets))
-            growth = resident(server) - before
+            growth = resident_bytes(server.process.pid) / 2**20 - before
             figures = (alone[0], statistics.median(alone), max(together), growth)
             table.add_row(name, *(f"{figure:.2f}" for figure in figures))
     Console().print(table)

@@ -25,10 +25,11 @@ from rich.table import Table
 
 sys.path.extend(str(Path(__file__).parents[1] / folder) for folder in ("tests", "."))
 
-from benchmarks.bench.programs import BARE, CALL, MIRROR, ROOT, STACKS, TICKETS, Surroundings
-from benchmarks.bench.results import ratios, spread
+from benchmarks.bench.programs import BARE, CALL, MIRROR, ROOT, STACKS, TICKETS, Environment
+from benchmarks.bench.results import ratios
 from benchmarks.bench.rig import VERSIONS, Rig, shuffled
-from resumed_server.cli.bench.load_generator import Crowd, Plan
+from benchmarks.measuring import spread
+from resumed_server.cli.bench.load_generator import LoadGenerator, Plan
 from resumed_server.cli.tls_client import Client
 from support.server import running_server
 
@@ -61,7 +62,7 @@ class Pair:
 
     def come_back(self, version: str, visits: int) -> None:
         """Let one client take a turn."""
-        client = Client("localhost", version, self.stack.ask)
+        client = Client("localhost", version, self.stack.request)
         full, resumed = [], []
         for number in range(WARM_UP + visits):
             first = client.visit(self.servers[0].endpoint)
@@ -80,9 +81,9 @@ class Pair:
     def work(self, version: str, seconds: float) -> None:
         """Make full handshakes for a time."""
         endpoint = (self.servers[0].endpoint,)
-        plan = Plan(endpoint, "localhost", version, self.stack.ask, 0.0, connections=CONNECTIONS, seconds=seconds)
+        plan = Plan(endpoint, "localhost", version, self.stack.request, 0.0, connections=CONNECTIONS, seconds=seconds)
         before: list[float] = []
-        tally = Crowd(plan).run(lambda: before.append(self.servers[0].processor_seconds()))
+        tally = LoadGenerator(plan).run(lambda: before.append(self.servers[0].processor_seconds()))
         count = sum(map(len, tally.times.values()))
         self.rates.append(count / tally.wall)
         self.costs.append((self.servers[0].processor_seconds() - before[0]) / max(1, count) * 1e3)
@@ -104,7 +105,7 @@ def main() -> None:
     cases = [("", ROOT, BARE), *((tree, root, kind) for kind in options.kinds for tree, root in trees.items())]
     console = Console(width=None if os.isatty(1) else 200)
     with Rig() as rig, running_server() as store:
-        around = Surroundings(rig.certificate("P-256"), rig.keyring("P-256"), Path(), store.target, "")
+        environment = Environment(rig.certificate("P-256"), rig.keyring("P-256"), Path(), store.target, "")
         for version in options.versions:
             with contextlib.ExitStack() as stack:
                 pairs = []
@@ -112,7 +113,7 @@ def main() -> None:
                     for tree, root, kind in cases:
                         program = next(each for each in STACKS if each.name == name).in_tree(root)
                         if kind in program.kinds:
-                            servers = [stack.enter_context(program.running(kind, around)) for _ in range(2)]
+                            servers = [stack.enter_context(program.run(kind, environment)) for _ in range(2)]
                             pairs.append(Pair(program, tree and f"{kind}, {tree}", servers))
                 for turn in range(options.turns + 1):
                     for pair in shuffled(pairs):

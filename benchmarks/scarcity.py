@@ -1,7 +1,7 @@
-"""What resumes in a namespace that needs more than its limit: `python benchmarks/scarcity.py`.
+"""Resumptions in a namespace that needs more operations than its limit: `python benchmarks/scarcity.py`.
 
-Clients come back to one of two frontends at a steady pace. With TLS 1.2 a visit that resumes is one operation of the
-store (a Get), with TLS 1.3 it is two (and the Put of the next session), so those clients come half as often.
+Clients return to one of two frontends at a steady rate. A TLS 1.2 visit that resumes makes one call at the store (a
+Get), a TLS 1.3 visit two (a Get, and the Put of the next session), so TLS 1.3 clients return half as often.
 """
 
 from __future__ import annotations
@@ -26,26 +26,26 @@ from benchmarks.fleet import Client
 from chaos.rig import Place, Rig
 
 if TYPE_CHECKING:
-    from benchmarks.fleet import Visit
+    from benchmarks.fleet import Handshake
 
 CLIENTS = 100
 NEED = 80
-"""Operations a second that resume every visit."""
+"""Operations per second that the visits need to resume always."""
 OPERATIONS = {ssl.TLSVersion.TLSv1_2: 1, ssl.TLSVersion.TLSv1_3: 2}
 
 
-def resumed(limit: int, version: ssl.TLSVersion, seconds: float) -> tuple[float, str]:
-    """Return the share of visits that resume in the second half of some seconds, and what the frontends logged."""
+def measure_share(limit: int, version: ssl.TLSVersion, seconds: float) -> tuple[float, str]:
+    """Return the share of visits that resume in the second half of `seconds`, and the log of the frontends."""
     with tempfile.TemporaryDirectory() as directory, ThreadPoolExecutor(8) as pool:
         place = Place(Path(directory), 0.05)
         with Rig(place, "lmdb:", *(("--namespace-ops-per-second", f"{limit}") if limit else ())) as rig:
             clients = [Client(version) for _ in range(CLIENTS)]
-            last: list[Visit | None] = [None] * CLIENTS
+            last: list[Handshake | None] = [None] * CLIENTS
 
             def visit(number: int) -> bool:
-                before = last[number]
-                now = last[number] = clients[number].visit(random.choice(rig.shared), before and before.session)
-                return now.resumed
+                previous = last[number]
+                current = last[number] = clients[number].visit(random.choice(rig.shared), previous and previous.session)
+                return current.resumed
 
             visits = []
             started, pause = time.monotonic(), OPERATIONS[version] / NEED
@@ -66,7 +66,7 @@ def main() -> None:
     options = parser.parse_args()
     table = Table("limit", *(version.name for version in OPERATIONS), "the frontends' log", box=box.MARKDOWN)
     for limit in options.limits:
-        shares = [resumed(limit, version, options.seconds) for version in OPERATIONS]
+        shares = [measure_share(limit, version, options.seconds) for version in OPERATIONS]
         logs = "; ".join(dict.fromkeys(log for _, log in shares if log))
         table.add_row(f"{limit or 'none'}", *(f"{share:.0%}" for share, _ in shares), logs)
     Console(width=160).print(table)

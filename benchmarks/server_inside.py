@@ -1,10 +1,10 @@
-"""What the server's own code takes for a call, without gRPC: `python benchmarks/server_inside.py`.
+"""Processor time of the server's own code for a call, without gRPC: `python benchmarks/server_inside.py`.
 
-A message is read, the service and the embedded engine answer it, and the answer is written, all in this process and on
-one thread. Microseconds of processor time, medians of the rounds with the range; `--profile Get` shows where they are.
+One thread of this process decodes a request, calls the service with an LMDB engine, and encodes the response. Figures
+are microseconds of processor time, medians of the rounds with the range; `--profile Get` prints a profile.
 """
 
-# ruff: noqa: T201 - it prints what it measured
+# ruff: noqa: T201 - the script prints its figures
 from __future__ import annotations
 
 import argparse
@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 sys.path.extend(str(Path(__file__).parents[1] / folder) for folder in ("tests", "."))
 
-from benchmarks.engines import METHODS, requests, spread
+from benchmarks.engines import METHODS, generate_requests
+from benchmarks.measuring import spread
 from resumed_server.rpc.session_service import SessionStoreService
 from resumed_server.storage.registry import open_engine
 from resumed_server.watch.hub import WatchHub
@@ -30,17 +31,17 @@ if TYPE_CHECKING:
     from google.protobuf.message import Message
 
 
-def calls(service: SessionStoreService, operation: str, messages: Sequence[Message]) -> Callable[[], None]:
-    """Return what makes the calls of one round."""
-    answer: Any = getattr(service, METHODS[operation])
+def prepare_calls(service: SessionStoreService, operation: str, messages: Sequence[Message]) -> Callable[[], None]:
+    """Return a function that makes the calls of one round."""
+    handler: Any = getattr(service, METHODS[operation])
     read: Any = type(messages[0]).FromString
     bodies = [message.SerializeToString() for message in messages]
 
-    def make() -> None:
+    def make_calls() -> None:
         for body in bodies:
-            answer(read(body), None).SerializeToString()
+            handler(read(body), None).SerializeToString()
 
-    return make
+    return make_calls
 
 
 def main() -> None:
@@ -48,23 +49,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--calls", type=int, default=5_000, help="sessions in each round of an operation")
-    parser.add_argument("--profile", choices=METHODS, help="show where the time of this operation goes")
+    parser.add_argument("--profile", choices=METHODS, help="print a profile of this operation")
     options = parser.parse_args()
     figures: defaultdict[str, list[float]] = defaultdict(list)
     profile = cProfile.Profile()
     with contextlib.closing(open_engine("lmdb:", capacity=1 << 30)) as engine:
         service = SessionStoreService(engine, WatchHub(engine), max_ttl=86_400)
         for turn in range(options.rounds + 1):
-            for operation, messages in requests(options.calls):
-                make = calls(service, operation, messages)
+            for operation, messages in generate_requests(options.calls):
+                make_calls = prepare_calls(service, operation, messages)
                 profiled = profile if operation == options.profile and turn else contextlib.nullcontext()
                 started = time.process_time()
                 with profiled:
-                    make()
+                    make_calls()
                 if turn:
                     figures[operation].append((time.process_time() - started) / len(messages))
-    for operation, found in figures.items():
-        print(f"{operation:14} {spread(found, 1e6, 1)} us")
+    for operation, seconds in figures.items():
+        print(f"{operation:14} {spread(seconds, 1, factor=1e6)} us")
     if options.profile:
         pstats.Stats(profile).sort_stats("tottime").print_stats(20)
 

@@ -1,9 +1,9 @@
-"""What the server adds to a call: `python benchmarks/server_path.py`.
+"""Overhead of the server per call: `python benchmarks/server_path.py`.
 
-The store with either front, over TCP and over a unix socket; a grpcio handler that does nothing, on the store's threads
-and on grpcio's own; and `redis-benchmark` on a Redis. Every server is bound to one core, whatever drives it to the
-others. All take turns, round by round, and ratios are made within a round, so a noisy neighbour meets both sides; a
-figure is the median of the rounds, with the range.
+The store with either gRPC transport, over TCP and over a unix socket; a grpcio handler that does nothing, on the
+store's executor and on one of the standard library; and `redis-benchmark` on a Redis. Every server runs on one core,
+the load generators on the others. All take turns, round by round, and ratios are those of one round, so other processes
+of the machine affect both sides; a figure is the median of the rounds, with the range.
 """
 
 from __future__ import annotations
@@ -26,20 +26,17 @@ from rich.table import Table
 
 sys.path.extend(str(Path(__file__).parents[1] / folder) for folder in ("tests", "."))
 
-from benchmarks.empty import running_empty
+from benchmarks.empty import run_empty_server
 from benchmarks.engines import (
     BATCH,
     EMPTY,
     Figures,
     Subject,
-    cpu_seconds,
-    family,
-    percentiles,
+    generate_requests,
+    make_calls,
     redis_benchmark,
-    requests,
-    run,
-    spread,
 )
+from benchmarks.measuring import bind_to_cores, cpu_seconds, percentiles, process_tree, spread
 from resumed_server.preflight import verified
 from support.redis import redis_server
 from support.server import running_server
@@ -55,11 +52,11 @@ REDIS_CLIENTS = 50
 
 
 class Ratio(NamedTuple):
-    """One figure divided by another, each (subject, operation) and how many look-ups one of its calls makes."""
+    """A quotient of two figures, each as subject, operation, and number of look-ups in a call."""
 
-    what: str
-    over: tuple[str, str, int]
-    under: tuple[str, str, int]
+    name: str
+    numerator: tuple[str, str, int]
+    denominator: tuple[str, str, int]
     target: float | None = None
 
 
@@ -89,69 +86,58 @@ _Rounds = defaultdict[tuple[str, str], Figures]
 
 
 @contextlib.contextmanager
-def bound_to(cores: set[int]) -> Iterator[None]:
-    """Have this process, and those that it starts, run on `cores`."""
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, cores)
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, before)
-
-
-@contextlib.contextmanager
-def running(threads: int) -> Iterator[tuple[list[Subject], Callable[[int, _Rounds], None]]]:
-    """Start all servers; yield those that speak gRPC, and what measures the Redis."""
-    with contextlib.ExitStack() as held:
+def run_servers(threads: int) -> Iterator[tuple[list[Subject], Callable[[int, _Rounds], None]]]:
+    """Run all servers; yield those that speak gRPC, and a function that measures Redis."""
+    with contextlib.ExitStack() as exit_stack:
         subjects = []
         for name, executor in ((EMPTY, "store"), (OTHER_THREADS, "grpcio")):
-            target, process = held.enter_context(running_empty(threads, executor))
+            target, process = exit_stack.enter_context(run_empty_server(threads, executor))
             subjects.append(Subject(name, target, [process]))
-        directory = held.enter_context(tempfile.TemporaryDirectory())
+        directory = exit_stack.enter_context(tempfile.TemporaryDirectory())
         for front in FRONTS:
             options = ("--transport", front, "--threads", str(threads))
             path = f"unix:{directory}/{front}"
             for name, listen in ((front, "127.0.0.1:0"), (front + UNIX, path)):
-                server = held.enter_context(running_server(*options, listen=listen))
-                subjects.append(Subject(name, server.target, family(server.process.pid)))
-        redis = held.enter_context(redis_server())
+                server = exit_stack.enter_context(running_server(*options, listen=listen))
+                subjects.append(Subject(name, server.target, process_tree(server.process.pid)))
+        redis = exit_stack.enter_context(redis_server())
 
         def measure_redis(calls: int, rounds: _Rounds) -> None:
-            used = cpu_seconds([redis.process.pid])
+            before = cpu_seconds([redis.process.pid])
             for command, rate, p50, p99 in redis_benchmark(redis.port, 1, calls, REDIS_CLIENTS):
                 figures = rounds[REDIS, command]
                 figures.rates.append(rate)
                 figures.benchmark.append((p50, p99))
             # Both commands cost about the same, and the benchmark makes as many of each.
-            rounds[REDIS, "GET"].server_cpu.append((cpu_seconds([redis.process.pid]) - used) / (2 * calls))
+            rounds[REDIS, "GET"].server_cpu.append((cpu_seconds([redis.process.pid]) - before) / (2 * calls))
 
         yield subjects, measure_redis
 
 
 def measure(options: argparse.Namespace, progress: Progress) -> _Rounds:
-    """Let all take turns, once to warm up and then for every round."""
+    """Measure all in turns: a round that warms up, then every round."""
     cores = sorted(os.sched_getaffinity(0))
     rounds: _Rounds = defaultdict(Figures)
-    with contextlib.ExitStack() as held:
-        with bound_to({cores[0]}):
-            subjects, measure_redis = held.enter_context(running(options.threads))
-        held.enter_context(bound_to(set(cores[1:]) or set(cores)))
+    with contextlib.ExitStack() as exit_stack:
+        with bind_to_cores({cores[0]}):
+            subjects, measure_redis = exit_stack.enter_context(run_servers(options.threads))
+        exit_stack.enter_context(bind_to_cores(set(cores[1:]) or set(cores)))
         task = progress.add_task("measuring", total=(options.rounds + 1) * (len(subjects) + 1))
         for turn in range(options.rounds + 1):
-            kept: _Rounds = rounds if turn else defaultdict(Figures)
+            target: _Rounds = rounds if turn else defaultdict(Figures)
             calls = options.calls if turn else options.calls // 5
             for subject in subjects:
-                for operation, messages in requests(calls):
+                for operation, messages in generate_requests(calls):
                     if not subject.name.startswith(EMPTY) or operation == "Get":
-                        run(subject, operation, messages, kept[subject.name, operation])
+                        make_calls(subject, operation, messages, target[subject.name, operation])
                 progress.advance(task)
-            measure_redis(20 * calls, kept)
+            measure_redis(20 * calls, target)
             progress.advance(task)
     return rounds
 
 
 def table_of_figures(rounds: _Rounds, *, markdown: bool) -> Table:
-    """Return what each operation reached."""
+    """Return a table of the figures of each operation."""
     table = Table(
         *("", "", "calls/s", "one at a time, ms p50 / p99", "server CPU, us/call", "load generator, cores"),
         box=box.MARKDOWN if markdown else box.HEAVY_HEAD,
@@ -162,37 +148,39 @@ def table_of_figures(rounds: _Rounds, *, markdown: bool) -> Table:
             if figures.alone
             else f"{statistics.median(p50 for p50, _ in figures.benchmark) * 1e3:.2f} with {REDIS_CLIENTS} at once"
         )
-        cpu = spread(figures.server_cpu, 1e6, 1) if figures.server_cpu else "-"
+        cpu = spread(figures.server_cpu, 1, factor=1e6) if figures.server_cpu else "-"
         load = f"{statistics.median(figures.generator_load):.2f}" if figures.generator_load else "-"
-        table.add_row(name, operation, spread(figures.rates, 1), alone, cpu, load)
+        table.add_row(name, operation, spread(figures.rates, 0), alone, cpu, load)
     return table
 
 
 def table_of_ratios(rounds: _Rounds, *, markdown: bool) -> Table:
-    """Return the ratios: of what a second brought, and of what a second of the server's processor time brought."""
+    """Return a table of the ratios: of calls per second, and of calls per second of the server's processor time."""
     table = Table(
         *("", "a second", "a second of server CPU", "wanted"), box=box.MARKDOWN if markdown else box.HEAVY_HEAD
     )
     for ratio in RATIOS:
         wanted = f"≥ {ratio.target:g}" if ratio.target else ""
-        table.add_row(ratio.what, quotient(rounds, ratio, by_cpu=False), quotient(rounds, ratio, by_cpu=True), wanted)
+        table.add_row(ratio.name, quotient(rounds, ratio, by_cpu=False), quotient(rounds, ratio, by_cpu=True), wanted)
     return table
 
 
 def quotient(rounds: Mapping[tuple[str, str], Figures], ratio: Ratio, *, by_cpu: bool) -> str:
-    """Return the median and the range of a ratio, made round by round."""
-    (over, over_lookups), (under, under_lookups) = (
-        (rounds[name, operation], lookups) for name, operation, lookups in (ratio.over, ratio.under)
+    """Return the median and the range of a ratio, computed round by round."""
+    (numerator, numerator_lookups), (denominator, denominator_lookups) = (
+        (rounds[name, operation], lookups) for name, operation, lookups in (ratio.numerator, ratio.denominator)
     )
     quotients = [
-        over_lookups * many / (under_lookups * few)
-        for many, few in zip(speeds(over, by_cpu=by_cpu), speeds(under, by_cpu=by_cpu), strict=True)
+        numerator_lookups * numerator_speed / (denominator_lookups * denominator_speed)
+        for numerator_speed, denominator_speed in zip(
+            speeds(numerator, by_cpu=by_cpu), speeds(denominator, by_cpu=by_cpu), strict=True
+        )
     ]
-    return spread(quotients, 1, 2)
+    return spread(quotients)
 
 
 def speeds(figures: Figures, *, by_cpu: bool) -> Sequence[float]:
-    """Return the calls a second of each round, or those a second of the server's processor time."""
+    """Return the calls per second of each round, or per second of the server's processor time."""
     return [1 / cpu for cpu in figures.server_cpu] if by_cpu else figures.rates
 
 
@@ -201,7 +189,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--calls", type=int, default=5_000, help="sessions in each round of an operation")
-    parser.add_argument("--threads", type=int, default=verified().threads, help="that answer calls")
+    parser.add_argument("--threads", type=int, default=verified().threads, help="number of threads for calls")
     parser.add_argument("--markdown", action="store_true", help="print the tables of results/server.md")
     options = parser.parse_args()
     started = time.monotonic()

@@ -1,4 +1,4 @@
-"""What it costs that Take waits for a replica: `python benchmarks/wait.py`.
+"""The cost of a Take that waits for a replica: `python benchmarks/wait.py`.
 
 Two engines on one Valkey with a replica, one with `wait_replicas=1`, take turns; every Take finds its session.
 """
@@ -20,6 +20,7 @@ from rich.table import Table
 
 sys.path.extend(str(Path(__file__).parents[1] / folder) for folder in ("tests", "."))
 
+from benchmarks.measuring import spread
 from resumed_server.storage.engine import Put
 from resumed_server.storage.registry import open_engine
 from support.redis import valkey_server
@@ -33,17 +34,17 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--takes", type=int, default=1_000, help="in each round")
-    parser.add_argument("--markdown", action="store_true", help="print the table as docs/reliability.md has it")
+    parser.add_argument("--takes", type=int, default=1_000, help="number of Takes in each round")
+    parser.add_argument("--markdown", action="store_true", help="print the table in Markdown, for docs/reliability.md")
     options = parser.parse_args()
     p50s: dict[str, list[float]] = {name: [] for name in OPTIONS}
     p99s: dict[str, list[float]] = {name: [] for name in OPTIONS}
-    with contextlib.ExitStack() as held:
-        primary = held.enter_context(valkey_server())
-        replica = held.enter_context(valkey_server("--replicaof", f"127.0.0.1 {primary.port}"))
+    with contextlib.ExitStack() as exit_stack:
+        primary = exit_stack.enter_context(valkey_server())
+        replica = exit_stack.enter_context(valkey_server("--replicaof", f"127.0.0.1 {primary.port}"))
         until(lambda: replica.client.info("replication")["master_link_status"] == "up")
         engines = {
-            name: held.enter_context(
+            name: exit_stack.enter_context(
                 contextlib.closing(open_engine(f"{primary.url}?timeout_ms=5000&{query}", capacity=0))
             )
             for name, query in OPTIONS.items()
@@ -65,11 +66,6 @@ def main() -> None:
     for name in OPTIONS:
         table.add_row(name, spread(p50s[name]), spread(p99s[name]))
     Console(width=None if os.isatty(1) else 140).print(table)
-
-
-def spread(milliseconds: list[float]) -> str:
-    """Return the median of the rounds, and their range."""
-    return f"{statistics.median(milliseconds):.2f} ({min(milliseconds):.2f} to {max(milliseconds):.2f})"
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""How late a mirror knows what happened: `python benchmarks/watch_delay.py`.
+"""Delay until a mirror has a change: `python benchmarks/watch_delay.py`.
 
-Sessions are stored at a steady rate, in Batches as frontends send them, and some are removed again, through one server;
-after that the namespace is purged some times. Mirrors in processes of their own follow, through every server of the
-store. The delay of a change begins when its call does, and ends when the last mirror has it: of a purge, when the last
-one has forgotten what it had. Stores take turns in one run.
+The script stores sessions through one server at a steady rate, in Batches as frontends send them, and removes some of
+them; then it purges the namespace several times. Mirrors in separate processes watch, through every server of the
+store. The delay of a change begins with its call, and ends when the last mirror has the change; that of a purge ends
+when the last mirror has deleted its sessions. Stores take turns in one run.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from rich.table import Table
 sys.path.extend(str(Path(__file__).parents[1] / folder) for folder in ("tests", "."))
 
 import resumed
+from benchmarks.measuring import spread
 from resumed._policy.mirror import Mirror, SessionCache
 from support.redis import valkey_cluster, valkey_server
 from support.server import running_server
@@ -46,21 +47,21 @@ WANTED = 0.2
 PATIENCE = 30.0
 PROCESSES = 2
 REMOVED = 10
-"""Of so many sessions, one is removed again."""
+"""The script removes one of this number of sessions."""
 PURGE_PAUSE = 0.3
-"""Seconds between two purges, each of which all mirrors know before the next one."""
+"""Seconds between two purges: long enough for every mirror to receive the first one."""
 
 
-class Seen(NamedTuple):
-    """When the last mirror knew of each session stored or removed, and how many did; and when of each purge."""
+class Observations(NamedTuple):
+    """Times at which the last mirror had each change, numbers of mirrors that had it, and times of purges."""
 
-    last: tuple[dict[bytes, float], dict[bytes, float]]
+    last_times: tuple[dict[bytes, float], dict[bytes, float]]
     mirrors: tuple[Counter[bytes], Counter[bytes]]
     purges: list[float]
 
 
-class TimedSessions(SessionCache):
-    """Notes when it is told."""
+class TimedSessionCache(SessionCache):
+    """Records the time of each change."""
 
     def __init__(self) -> None:
         self.purges: list[float] = []
@@ -68,55 +69,57 @@ class TimedSessions(SessionCache):
         self.times: tuple[dict[bytes, float], dict[bytes, float]] = {}, {}
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Delete all sessions."""
         super().clear()
         self.purges.append(time.monotonic())
 
     def put(self, key: bytes, session: Any, since: int | None = None, issued: float = 0.0) -> None:
-        """Keep a session."""
+        """Store a session."""
         super().put(key, session, since, issued)
         self.times[0][key] = time.monotonic()
 
     def remove(self, key: bytes) -> None:
-        """Forget a session."""
+        """Delete a session."""
         super().remove(key)
         self.times[1][key] = time.monotonic()
 
 
-def follow(targets: Sequence[str], control: Connection) -> None:
-    """Follow with one mirror for each of `targets` until told to stop; then tell what they saw."""
+def run_mirrors(targets: Sequence[str], control: Connection) -> None:
+    """Run a mirror for each of `targets`; send their Observations when they have the expected number of changes."""
     mirrors: list[Any] = []
     for target in targets:
         mirror = Mirror(resumed.StoreClient(target, namespace=NAMESPACE))
-        mirror.sessions = TimedSessions()
+        mirror.sessions = TimedSessionCache()
         mirror.get(b"")
         mirrors.append(mirror)
     await_all(mirrors, lambda mirror: mirror.live)
     for mirror in mirrors:
-        mirror.sessions.purges.clear()  # it begins empty
+        mirror.sessions.purges.clear()  # a new mirror clears itself once
     control.send(None)
     puts, removals, purges = control.recv()
-    with contextlib.suppress(TimeoutError):  # what is missing then is told by the counts
-        await_all(mirrors, lambda mirror: all(map(len_reached, mirror.sessions.times, (puts, removals))))
-        await_all(mirrors, lambda mirror: len_reached(mirror.sessions.purges, purges))
+    with contextlib.suppress(TimeoutError):  # the parent detects missing changes by the counts
+        await_all(mirrors, lambda mirror: all(map(has_reached, mirror.sessions.times, (puts, removals))))
+        await_all(mirrors, lambda mirror: has_reached(mirror.sessions.purges, purges))
     each_purge = zip(*(mirror.sessions.purges for mirror in mirrors), strict=True)
-    seen = Seen(({}, {}), (Counter(), Counter()), list(map(max, each_purge)))
+    observations = Observations(({}, {}), (Counter(), Counter()), list(map(max, each_purge)))
     for mirror in mirrors:
-        for last, count, times in zip(seen.last, seen.mirrors, mirror.sessions.times, strict=True):
+        for last_times, count, times in zip(
+            observations.last_times, observations.mirrors, mirror.sessions.times, strict=True
+        ):
             count.update(times.keys())
             for key, moment in times.items():
-                last[key] = max(moment, last.get(key, 0.0))
+                last_times[key] = max(moment, last_times.get(key, 0.0))
         mirror.close()
-    control.send(seen)
+    control.send(observations)
 
 
-def len_reached(times: Sized, expected: int) -> bool:
-    """Return whether so many changes were seen."""
+def has_reached(times: Sized, expected: int) -> bool:
+    """Return whether at least `expected` changes have times."""
     return len(times) >= expected
 
 
 def await_all(mirrors: Sequence[Any], condition: Callable[[Any], bool]) -> None:
-    """Wait until something is true of all mirrors; raise TimeoutError if it never is."""
+    """Wait until `condition` is true for all mirrors; raise TimeoutError after PATIENCE seconds."""
     end = time.monotonic() + PATIENCE
     while not all(map(condition, mirrors)):
         if time.monotonic() > end:
@@ -125,37 +128,39 @@ def await_all(mirrors: Sequence[Any], condition: Callable[[Any], bool]) -> None:
 
 
 def store_and_remove(target: str, rate: int, batch: int, seconds: float) -> tuple[dict[bytes, float], ...]:
-    """Store `rate` sessions a second in Batches, remove some; return when the calls that did began, by key."""
+    """Store `rate` sessions per second in Batches, and remove some; return the start times of the calls by key."""
     began: tuple[dict[bytes, float], dict[bytes, float]] = {}, {}
     store = resumed.StoreClient(target, namespace=NAMESPACE, deadline=PATIENCE)
     start = time.monotonic()
-    doomed: list[bytes] = []
+    keys_to_remove: list[bytes] = []
     for number in range(int(rate * seconds / batch)):
         time.sleep(max(0.0, start + number * batch / rate - time.monotonic()))
         keys = [os.urandom(32) for _ in range(batch)]
         operations: list[resumed.Put | resumed.Remove] = [
             resumed.Put(key, os.urandom(VALUE_BYTES), LIFETIME) for key in keys
         ]
-        operations += [resumed.Remove(key) for key in doomed]
+        operations += [resumed.Remove(key) for key in keys_to_remove]
         began[0].update(dict.fromkeys(keys, time.monotonic()))
-        began[1].update(dict.fromkeys(doomed, time.monotonic()))
+        began[1].update(dict.fromkeys(keys_to_remove, time.monotonic()))
         assert not any(isinstance(result, Exception) for result in store.batch(operations))
-        # Of what was stored a second ago or so, every tenth.
-        gone = list(began[0])[-rate : -rate + batch] if len(began[0]) > rate else []
-        doomed = gone[: max(1, batch // REMOVED)] if gone else []
+        # Some of the sessions that were stored about a second ago.
+        candidates = list(began[0])[-rate : -rate + batch] if len(began[0]) > rate else []
+        keys_to_remove = candidates[: max(1, batch // REMOVED)] if candidates else []
     store.close()
     return began
 
 
 def purge(target: str, count: int) -> list[float]:
-    """Purge some times; return when the calls that did began. What was purged is not there any more for look-ups."""
+    """Purge `count` times, check that look-ups miss afterwards, and return the start times of the calls."""
     began = []
     with (
         resumed.Admin(target, deadline=PATIENCE) as admin,
         contextlib.closing(resumed.StoreClient(target, namespace=NAMESPACE, deadline=PATIENCE)) as store,
     ):
         for _ in range(count):
-            time.sleep(PURGE_PAUSE * (0.8 + 0.4 * random.random()))  # in no step with how often the log is read
+            time.sleep(
+                PURGE_PAUSE * (0.8 + 0.4 * random.random())
+            )  # not in step with the interval at which servers read the log
             key = os.urandom(32)
             store.put(key, os.urandom(VALUE_BYTES), LIFETIME)
             began.append(time.monotonic())
@@ -164,61 +169,57 @@ def purge(target: str, count: int) -> list[float]:
     return began
 
 
-def measured(targets: Sequence[str], options: argparse.Namespace) -> tuple[list[float], list[float], list[float]]:
-    """Return the delays of all sessions stored, of all removed, and of all purges."""
+def measure_delays(targets: Sequence[str], options: argparse.Namespace) -> tuple[list[float], list[float], list[float]]:
+    """Return the delays of all stored sessions, of all removed ones, and of all purges, in seconds."""
     context = multiprocessing.get_context("spawn")
-    where = [targets[number % len(targets)] for number in range(options.watchers)]
-    with contextlib.ExitStack() as held:
+    watcher_targets = [targets[number % len(targets)] for number in range(options.watchers)]
+    with contextlib.ExitStack() as exit_stack:
         controls = []
         for number in range(PROCESSES):
-            control, theirs = context.Pipe()
-            process = context.Process(target=follow, args=(where[number::PROCESSES], theirs), daemon=True)
+            control, peer = context.Pipe()
+            process = context.Process(target=run_mirrors, args=(watcher_targets[number::PROCESSES], peer), daemon=True)
             process.start()
-            held.callback(process.join, PATIENCE)
+            exit_stack.callback(process.join, PATIENCE)
             controls.append(control)
         for control in controls:
             control.recv()
         began = store_and_remove(targets[0], options.rate, options.batch, options.seconds)
-        purged = purge(targets[0], options.purges)
+        purge_times = purge(targets[0], options.purges)
         for control in controls:
-            control.send((*map(len, began), len(purged)))
-        seen = [control.recv() for control in controls]
+            control.send((*map(len, began), len(purge_times)))
+        observations = [control.recv() for control in controls]
     delays: list[list[float]] = []
     for kind, moments in enumerate(began):
-        missing = [key for key in moments if sum(each.mirrors[kind][key] for each in seen) != options.watchers]
+        missing = [key for key in moments if sum(each.mirrors[kind][key] for each in observations) != options.watchers]
         assert not missing, f"{len(missing)} changes did not reach every mirror"
-        delays.append([max(each.last[kind][key] for each in seen) - moment for key, moment in moments.items()])
-    last = map(max, zip(*(each.purges for each in seen), strict=True))
-    return delays[0], delays[1], [moment - began for moment, began in zip(last, purged, strict=True)]
+        delays.append(
+            [max(each.last_times[kind][key] for each in observations) - moment for key, moment in moments.items()]
+        )
+    last_times = map(max, zip(*(each.purges for each in observations), strict=True))
+    return delays[0], delays[1], [moment - began for moment, began in zip(last_times, purge_times, strict=True)]
 
 
 @contextlib.contextmanager
-def on_lmdb(workers: int) -> Iterator[list[str]]:
-    """One server."""
+def run_on_lmdb(workers: int) -> Iterator[list[str]]:
+    """Run one server on LMDB, and yield its target."""
     with running_server(workers=workers) as server:
         yield [server.target]
 
 
 @contextlib.contextmanager
-def on_redis(running: Callable[[], AbstractContextManager[Any]]) -> Iterator[list[str]]:
-    """Two servers on a Redis of their own."""
-    with contextlib.ExitStack() as held:
-        url = f"{held.enter_context(running()).url}?timeout_ms=5000"
-        yield [held.enter_context(running_server("--storage", url)).target for _ in range(2)]
+def run_on_redis(running: Callable[[], AbstractContextManager[Any]]) -> Iterator[list[str]]:
+    """Run two servers on a new Redis, and yield their targets."""
+    with contextlib.ExitStack() as exit_stack:
+        url = f"{exit_stack.enter_context(running()).url}?timeout_ms=5000"
+        yield [exit_stack.enter_context(running_server("--storage", url)).target for _ in range(2)]
 
 
 STORES: dict[str, Callable[[], AbstractContextManager[list[str]]]] = {
-    "lmdb, 1 worker": partial(on_lmdb, 1),
-    "lmdb, 2 workers": partial(on_lmdb, 2),
-    "Valkey, 2 servers": partial(on_redis, valkey_server),
-    "Valkey cluster, 2 servers": partial(on_redis, valkey_cluster),
+    "lmdb, 1 worker": partial(run_on_lmdb, 1),
+    "lmdb, 2 workers": partial(run_on_lmdb, 2),
+    "Valkey, 2 servers": partial(run_on_redis, valkey_server),
+    "Valkey cluster, 2 servers": partial(run_on_redis, valkey_cluster),
 }
-
-
-def shown(rounds: Sequence[float]) -> str:
-    """Return the median of the rounds, with the range, in milliseconds."""
-    low, middle, high = (each(rounds) * 1e3 for each in (min, statistics.median, max))
-    return f"{middle:.0f} ({low:.0f} to {high:.0f})"
 
 
 def main() -> None:
@@ -227,8 +228,8 @@ def main() -> None:
     parser.add_argument("--watchers", type=int, default=50)
     parser.add_argument("--rate", type=int, default=1_000, help="sessions stored a second")
     parser.add_argument("--batch", type=int, default=10, help="sessions in a Batch")
-    parser.add_argument("--seconds", type=float, default=15.0, help="length of a round")
-    parser.add_argument("--purges", type=int, default=30, help="in each round")
+    parser.add_argument("--seconds", type=float, default=15.0, help="duration of a round")
+    parser.add_argument("--purges", type=int, default=30, help="number of purges in each round")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--stores", nargs="+", default=list(STORES), choices=STORES, metavar="STORE")
     parser.add_argument("--markdown", action="store_true", help="print the table of results/measurements.md")
@@ -242,13 +243,13 @@ def main() -> None:
     for _ in track(range(options.rounds), "rounds", transient=True):
         for name in options.stores:
             with STORES[name]() as targets:
-                delays = measured(targets, options)
+                delays = measure_delays(targets, options)
             for kind, times in enumerate(delays):
                 percentiles = statistics.quantiles(times, n=100, method="inclusive")
                 figures[name][2 * kind].append(percentiles[49])
                 figures[name][2 * kind + 1].append(percentiles[98])
     for name, columns in figures.items():
-        table.add_row(name, *map(shown, columns), f"≤ {WANTED * 1e3:.0f}")
+        table.add_row(name, *(spread(column, 0, factor=1e3) for column in columns), f"≤ {WANTED * 1e3:.0f}")
     Console(width=None if os.isatty(1) else 140).print(table)
 
 

@@ -1,4 +1,4 @@
-"""Debian's Apache as a TLS frontend, with its session cache where one says."""
+"""Debian's Apache as a TLS frontend, with a session cache of the caller's choice."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ _MODULES = ("mpm_event", "authz_core", "ssl", "socache_shmcb", "socache_memcache
 
 
 @contextlib.contextmanager
-def apache(directory: Path, certificate: Path, version: str, cache: str) -> Iterator[Endpoint]:
+def run_apache(directory: Path, certificate: Path, version: str, cache: str) -> Iterator[Endpoint]:
     """Run an Apache that speaks one version of TLS, without tickets.
 
     Args:
-        directory: Its own; "{directory}" in `cache` stands for it.
+        directory: A directory for this Apache alone; "{directory}" in `cache` stands for it.
         certificate: File with the certificate and its key.
         version: "1.2" or "1.3".
-        cache: As SSLSessionCache has it: "none", "memcache:127.0.0.1:11211".
+        cache: A value of SSLSessionCache, such as "none" or "memcache:127.0.0.1:11211".
     """
     directory.mkdir()
     port = free_port()
@@ -67,29 +67,29 @@ def apache(directory: Path, certificate: Path, version: str, cache: str) -> Iter
             certificate=certificate,
         )
     )
-    with _running([APACHE, "-f", str(config), "-DFOREGROUND"], port):
-        yield Endpoint.resolved("127.0.0.1", port)
+    with _run([APACHE, "-f", str(config), "-DFOREGROUND"], port):
+        yield Endpoint.resolve("127.0.0.1", port)
 
 
 @contextlib.contextmanager
-def memcached() -> Iterator[str]:
+def run_memcached() -> Iterator[str]:
     """Run a memcached and yield its host:port."""
     port = free_port()
-    with _running([MEMCACHED, "-u", "nobody", "-l", "127.0.0.1", "-p", str(port), "-U", "0"], port):
+    with _run([MEMCACHED, "-u", "nobody", "-l", "127.0.0.1", "-p", str(port), "-U", "0"], port):
         yield f"127.0.0.1:{port}"
 
 
-def missing() -> list[str]:
-    """Return which of the programs are not installed."""
+def list_missing() -> list[str]:
+    """Return those of the programs that are not installed."""
     return [program for program in (APACHE, MEMCACHED, "redis-server") if not shutil.which(program)]
 
 
 @contextlib.contextmanager
-def _running(command: list[str], port: int) -> Iterator[None]:
+def _run(command: list[str], port: int) -> Iterator[None]:
     with subprocess.Popen(command, stdin=subprocess.DEVNULL) as process:
         try:
             end = time.monotonic() + PATIENCE
-            while not _listens(port):
+            while not _is_listening(port):
                 assert process.poll() is None, f"{command[0]} did not start"
                 assert time.monotonic() < end, f"{command[0]} does not listen"
                 time.sleep(0.02)
@@ -98,7 +98,7 @@ def _running(command: list[str], port: int) -> Iterator[None]:
             process.terminate()
 
 
-def _listens(port: int) -> bool:
+def _is_listening(port: int) -> bool:
     with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
         return True
     return False

@@ -1,4 +1,4 @@
-"""The demo frontend with what only the bench wants, as command line options in front of its own."""
+"""The demo frontend with options of the benchmark alone, which precede its own on the command line."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 _BURST_SECONDS = 0.001
 
 
-class Dictionary(SessionPolicy):
-    """The least that a session policy can do: keeps the sessions of one frontend in a dictionary."""
+class DictionaryPolicy(SessionPolicy):
+    """The simplest session policy: it keeps the sessions of one frontend in a dictionary."""
 
     seals_ids = False
     tickets = None
@@ -58,18 +58,18 @@ class Dictionary(SessionPolicy):
         return None if envelope is None else offer.decode(envelope, self.lifetime)
 
     def now(self) -> float:
-        """Return the present."""
+        """Return the current Unix time."""
         return time.time()
 
     def on_connection_failed(self, session_ids: Iterable[bytes], reason: int, end: int | None = None) -> None:
-        """Keep what there is."""
+        """Keep all sessions."""
 
     def close(self, timeout: float = 0) -> None:
         """Do nothing."""
 
 
 class Frontend(demo_frontend.Frontend):
-    """A frontend that resumes its own sessions from a dictionary, or that is limited or flooded."""
+    """A frontend with a dictionary instead of a store, with TLS 1.2 only, or under a flood of made-up ids."""
 
     options: argparse.Namespace
 
@@ -81,16 +81,16 @@ class Frontend(demo_frontend.Frontend):
         elif self.options.tls12_only:
             context.set_max_proto_version(SSL.TLS1_2_VERSION)
         if self.options.dictionary:
-            self._dictionary = CallbackBinding(context, Dictionary())
+            self._dictionary = CallbackBinding(context, DictionaryPolicy())
 
     def serve(self, listener: socket.socket) -> None:
-        """Serve, and be offered ids meanwhile that nobody issued."""
+        """Serve connections, while a thread offers session ids that no frontend issued."""
         if self.options.made_up_ids:
             threading.Thread(target=self._flood, args=(self.options.made_up_ids,), daemon=True).start()
         super().serve(listener)
 
     def _flood(self, per_second: int) -> None:
-        """Have OpenSSL's callback look made-up ids up."""
+        """Call the callback that OpenSSL uses for look-ups, with made-up ids."""
         assert self._shim
         look_up, burst = self._shim.get_callback, int(per_second * _BURST_SECONDS)
         ids = [os.urandom(32) for _ in range(1 << 12)]
@@ -104,11 +104,17 @@ class Frontend(demo_frontend.Frontend):
 
 
 def main() -> None:
-    """Run a frontend until it is told to stop."""
+    """Run a frontend until a signal stops it."""
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--dictionary", action="store_true", help="keep sessions in a dictionary")
     parser.add_argument("--tls12-only", action="store_true", help="speak nothing newer than TLS 1.2")
-    parser.add_argument("--made-up-ids", type=int, default=0, metavar="N", help="be offered N of them a second")
+    parser.add_argument(
+        "--made-up-ids",
+        type=int,
+        default=0,
+        metavar="N",
+        help="offer N made-up session ids per second to the get callback",
+    )
     Frontend.options, rest = parser.parse_known_args()
     sys.argv[1:] = rest
     demo_frontend.Frontend = Frontend  # type: ignore[assignment,misc]

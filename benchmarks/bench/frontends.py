@@ -15,13 +15,13 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from benchmarks.bench.apache import memcached, missing
-from benchmarks.bench.programs import BARE, CALL, MIRROR, OWN, STACKS, TICKETS, Surroundings
-from benchmarks.bench.results import Results, ratios, spread
-from benchmarks.bench.rig import CLIENTS, FRONTENDS, VERSIONS, Rig, come_back, negotiate, on_core, shuffled
+from benchmarks.bench.apache import list_missing, run_memcached
+from benchmarks.bench.programs import BARE, CALL, MIRROR, OWN, STACKS, TICKETS, Environment
+from benchmarks.bench.results import Results, ratios
+from benchmarks.bench.rig import CLIENTS, FRONTENDS, VERSIONS, Rig, negotiate, offer_sessions, shuffled
 from benchmarks.bench.sources import PUTS_ARRIVE, VISITS
-from benchmarks.fleet import p99
-from resumed_server.cli.bench.load_generator import Crowd, Plan
+from benchmarks.measuring import bind_to_cores, p99, spread
+from resumed_server.cli.bench.load_generator import LoadGenerator, Plan
 from resumed_server.cli.tls_client import Client
 
 if TYPE_CHECKING:
@@ -31,9 +31,9 @@ if TYPE_CHECKING:
     from benchmarks.bench.rig import Options
 
 SECONDS = 0.5
-"""Of each turn under load."""
-GUESTS = 256
-"""Clients under load: before one comes back, a mirror has heard of its session."""
+"""Duration of a turn under load."""
+CLIENTS_UNDER_LOAD = 256
+"""Number of clients under load: before one returns, every mirror has received its session."""
 LIMIT = 0.9
 C_FRONTENDS = ("nginx", "Apache")
 MIRRORED, SHARED = (MIRROR, True), (OWN, True)
@@ -45,47 +45,51 @@ COLUMNS = {
     "resumed, call": (CALL, True),
     "resumed, shared by the stack": SHARED,
 }
-"""What a column of the tables shows: which kind of frontend, and whether its resumptions."""
+"""The kind of frontend of each column of the tables, and whether the column shows its resumptions."""
 
 Case = tuple[str, tuple[str, bool]]
-"""A stack's name, and what one of COLUMNS shows."""
+"""The name of a stack, and a value of COLUMNS."""
 
 
 @dataclass
 class Figures:
-    """What the turns gave of one case."""
+    """The figures of one case, of all turns."""
 
     medians: list[float] = field(default_factory=list)
-    """Milliseconds, of each turn."""
+    """Milliseconds: the median of each turn."""
     seconds: list[float] = field(default_factory=list)
-    """Of all handshakes."""
+    """Seconds of each handshake, of all turns together."""
     rates: list[float] = field(default_factory=list)
-    """Connections a second, of each turn."""
+    """Connections per second, of each turn."""
     costs: list[float] = field(default_factory=list)
-    """Milliseconds of processor time for each connection, of each turn."""
+    """Milliseconds of processor time per connection, of each turn."""
 
 
-class Pairs:
-    """The frontends that run, by stack and kind: two of a kind where they share sessions."""
+class FrontendsByKind:
+    """The running frontends, by stack and kind."""
 
     def __init__(self, stacks: list[Stack]) -> None:
         self.stacks = stacks
         self.by_kind: dict[tuple[str, str], list[Server]] = {}
 
+
+class Pairs(FrontendsByKind):
+    """Running frontends, two of each kind that shares sessions."""
+
     @contextlib.contextmanager
-    def running(self, around: Surroundings) -> Iterator[None]:
-        """Run them all."""
-        with contextlib.ExitStack() as held:
-            with on_core(FRONTENDS):
+    def run(self, environment: Environment) -> Iterator[None]:
+        """Run all frontends during the context."""
+        with contextlib.ExitStack() as exit_stack:
+            with bind_to_cores({FRONTENDS}):
                 for stack, number in itertools.product(self.stacks, (1, 2)):
-                    # The first is BARE, which has nothing to share; tickets have a section of their own.
+                    # One frontend of the first kind is enough: BARE shares nothing. Section `tickets` measures TICKETS.
                     for kind in [each for each in stack.kinds[number - 1 :] if each != TICKETS]:
-                        server = held.enter_context(stack.running(kind, around))
+                        server = exit_stack.enter_context(stack.run(kind, environment))
                         self.by_kind.setdefault((stack.name, kind), []).append(server)
             yield
 
     def cases(self) -> list[Case]:
-        """Return what there is to measure."""
+        """Return all cases that the running frontends allow."""
         return [(name, which) for name, kind in self.by_kind for which in COLUMNS.values() if which[0] == kind]
 
 
@@ -94,23 +98,23 @@ def measure(options: Options) -> Results:
     results = Results()
     stacks = []
     for stack in STACKS:
-        if absent := stack.missing():
+        if absent := stack.find_obstacle():
             results.missing.append(f"{stack.name}: {absent} (make bench-frontends)")
         else:
             stacks.append(stack)
-    if peers := missing():
-        results.missing.append(f"anything: {', '.join(peers)} missing (make peers)")
+    if programs := list_missing():
+        results.missing.append(f"anything: {', '.join(programs)} missing (make peers)")
         return results
     found: dict[str, dict[Case, Figures]] = {}
     pairs, lost = Pairs(stacks), 0
     shares: list[float] = []
-    with Rig() as rig, contextlib.ExitStack() as held:
-        with on_core(CLIENTS):
-            cache = held.enter_context(memcached())
+    with Rig() as rig, contextlib.ExitStack() as exit_stack:
+        with bind_to_cores({CLIENTS}):
+            cache = exit_stack.enter_context(run_memcached())
         ticket_key = rig.directory / "ticket.key"
         ticket_key.write_bytes(os.urandom(80))
-        around = Surroundings(rig.certificate("P-256"), rig.keyring("P-256"), ticket_key, rig.store(), cache)
-        held.enter_context(pairs.running(around))
+        environment = Environment(rig.certificate("P-256"), rig.keyring("P-256"), ticket_key, rig.run_store(), cache)
+        exit_stack.enter_context(pairs.run(environment))
         for version in VERSIONS:
             figures: defaultdict[Case, Figures] = defaultdict(Figures)
             found[version] = figures
@@ -122,12 +126,12 @@ def measure(options: Options) -> Results:
             turns = range(options.turns(4) + 1)
             for turn in options.progress.track(turns, description=f"frontends, TLS {version}, load"):
                 for case in shuffled(pairs.cases()):
-                    rate, cost, share = load(pairs, case, version, SECONDS / 2 if options.quick else SECONDS)
+                    rate, cost, share = measure_load(pairs, case, version, SECONDS / 2 if options.quick else SECONDS)
                     if turn:
                         figures[case].rates.append(rate)
                         figures[case].costs.append(cost)
                         shares.append(share)
-    results.tables = [table for version in found for table in tables(stacks, version, found[version])]
+    results.tables = [table for version in found for table in build_tables(stacks, version, found[version])]
     judge(results, found)
     results.figures = {
         f"TLS {version}": {
@@ -145,17 +149,17 @@ def measure(options: Options) -> Results:
 
 
 def take_turn(pairs: Pairs, version: str, figures: Mapping[Case, Figures]) -> int:
-    """Let all take a turn, one visit at a time; return how many sessions were offered in vain."""
-    clients = {stack.name: Client("localhost", version, stack.ask) for stack in pairs.stacks}
+    """Measure each kind of frontend once, one visit at a time; return the number of offers without resumption."""
+    clients = {stack.name: Client("localhost", version, stack.request) for stack in pairs.stacks}
     sessions, lost = {}, 0
     for name, kind in shuffled(pairs.by_kind):
         visits = negotiate(clients[name], pairs.by_kind[name, kind][0].endpoint, VISITS)
         sessions[name, kind] = [visit.session for visit in visits]
-        note(figures[name, (kind, False)], [visit.answered for visit in visits])
+        note(figures[name, (kind, False)], [visit.response_seconds for visit in visits])
     time.sleep(PUTS_ARRIVE)
     for name, kind in shuffled(pairs.by_kind):
-        visits = come_back(clients[name], pairs.by_kind[name, kind][-1].endpoint, sessions[name, kind])
-        resumed = [visit.answered for visit in visits if visit.resumed]
+        visits = offer_sessions(clients[name], pairs.by_kind[name, kind][-1].endpoint, sessions[name, kind])
+        resumed = [visit.response_seconds for visit in visits if visit.resumed]
         assert resumed, f"{name}, {kind}: nothing was resumed"
         lost += len(visits) - len(resumed)
         note(figures[name, (kind, True)], resumed)
@@ -163,41 +167,45 @@ def take_turn(pairs: Pairs, version: str, figures: Mapping[Case, Figures]) -> in
 
 
 def note(figures: Figures, seconds: list[float]) -> None:
-    """Note what one turn gave."""
+    """Add the seconds of one turn."""
     figures.medians.append(statistics.median(seconds) * 1e3)
     figures.seconds += seconds
 
 
-def load(
-    pairs: Pairs, case: Case, version: str, seconds: float, share: float | None = None
+def measure_load(
+    pairs: FrontendsByKind, case: Case, version: str, seconds: float, share: float | None = None
 ) -> tuple[float, float, float]:
-    """Keep frontends busy: connections a second, processor time for each in milliseconds, how busy the client was."""
+    """Load frontends; return connections per second, CPU milliseconds per connection, and the client's CPU share."""
     name, (kind, resumed) = case
     servers = pairs.by_kind[name, kind]
-    ask = next(stack.ask for stack in pairs.stacks if stack.name == name)
+    request = next(stack.request for stack in pairs.stacks if stack.name == name)
     endpoints = tuple(server.endpoint for server in servers)
     plan = Plan(
         endpoints,
         "localhost",
         version,
-        ask,
+        request,
         share=float(resumed) if share is None else share,
-        clients=GUESTS,
+        clients=CLIENTS_UNDER_LOAD,
         seconds=seconds,
     )
 
-    def used() -> float:
+    def processor_seconds() -> float:
         return sum(server.processor_seconds() for server in servers)
 
     before: list[float] = []
-    tally = Crowd(plan).run(lambda: before.append(used()))
+    tally = LoadGenerator(plan).run(lambda: before.append(processor_seconds()))
     assert not tally.failures, tally.failures
     connections = sum(map(len, tally.times.values()))
-    return connections / tally.wall, (used() - before[0]) / max(1, connections) * 1e3, tally.cpu / tally.wall
+    return (
+        connections / tally.wall,
+        (processor_seconds() - before[0]) / max(1, connections) * 1e3,
+        tally.cpu / tally.wall,
+    )
 
 
 def judge(results: Results, found: Mapping[str, Mapping[Case, Figures]]) -> None:
-    """Compare with the target."""
+    """Compare the figures with the target."""
     cases = {
         f"{name}, TLS {version}": ratios(figures[name, MIRRORED].medians, figures["Apache", SHARED].medians)
         for version, figures in found.items()
@@ -211,10 +219,10 @@ def judge(results: Results, found: Mapping[str, Mapping[Case, Figures]]) -> None
         results.tables.append(("Resumed via mirror ÷ Apache with memcached, turn by turn", ["frontend", "ratio"], rows))
 
 
-def tables(
+def build_tables(
     stacks: list[Stack], version: str, figures: Mapping[Case, Figures]
 ) -> Iterator[tuple[str, list[str], list[list[str]]]]:
-    """Yield the tables of one version of TLS."""
+    """Yield the tables of one version of TLS: title, headings, rows."""
     shown: dict[str, Callable[[Figures], str]] = {
         "milliseconds at p50": lambda each: spread(each.medians),
         "milliseconds at p99, of all turns together": lambda each: f"{p99(each.seconds) * 1e3:.2f}",

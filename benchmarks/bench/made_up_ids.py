@@ -1,4 +1,4 @@
-"""Ids that nobody issued: a flood of them, and those that TLS 1.3 clients send to middleboxes (RFC 8446 D.4)."""
+"""Made-up session ids: a flood of them, and those of TLS 1.3 clients for middleboxes (RFC 8446, appendix D.4)."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from OpenSSL import SSL
 
-from benchmarks.bench.results import Results, ratios, spread
-from benchmarks.bench.rig import ASK, Frontend, Rig, negotiate, shuffled
-from benchmarks.fleet import Client as AskingClient
+from benchmarks.bench.results import Results, ratios
+from benchmarks.bench.rig import REQUEST, Frontend, Rig, negotiate, shuffled
+from benchmarks.fleet import Client as LineClient
+from benchmarks.measuring import spread
 from resumed_server.cli.tls_client import Client
 from support.tls import STACKS, VERSIONS
 
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
     from support.tls import Stack
 
 RATE = 100_000
-"""Made-up ids a second."""
-NEWCOMERS = 2_000
+"""Made-up ids per second."""
+NEW_CLIENTS = 2_000
 VISITS = 40
 
 
@@ -38,9 +39,9 @@ def measure(options: Options) -> Results:
     calls: dict[str, list[float]] = {}
     steps: list[Stack] = list(STACKS)
     with Rig() as rig:
-        store = rig.store()
+        store = rig.run_store()
         for stack in options.progress.track(steps, description="made-up ids"):
-            with rig.frontends(
+            with rig.run_frontends(
                 [
                     Frontend(stack, "P-256", store),
                     Frontend(stack, "P-256", store, ("--made-up-ids", str(RATE))),
@@ -48,20 +49,22 @@ def measure(options: Options) -> Results:
                     Frontend(stack, "P-256", store, ("--tls12-only",)),
                 ]
             ) as (calm, offered, plain, limited):
-                before, began = asked(offered), time.monotonic()
-                times = honest({"calm": calm, "offered": offered}, options.turns(24))
-                after = asked(offered)
-                rate = (foreign(after) - foreign(before)) / (time.monotonic() - began)
+                before, began = read_stats(offered), time.monotonic()
+                times = measure_honest_clients({"calm": calm, "offered": offered}, options.turns(24))
+                after = read_stats(offered)
+                rate = (count_foreign_ids(after) - count_foreign_ids(before)) / (time.monotonic() - began)
                 added[stack] = ratios(times["offered"], times["calm"])
                 calls[stack] = [float(sum(after["lookup_seconds"]))]
                 cells = [f"{rate:,.0f}", f"{calls[stack][0]:.0f}", spread(added[stack])]
                 rows.append([stack, "offered to the callback", *cells])
                 with Flood([calm, plain]) as flood:
-                    times = honest({"shim": calm, "no shim": plain}, options.turns(12))
-                over, stats = ratios(times["shim"], times["no shim"]), asked(calm)
-                lookups = f"{sum(stats['lookup_seconds'])} of {foreign(stats):,}"
+                    times = measure_honest_clients({"shim": calm, "no shim": plain}, options.turns(12))
+                over, stats = ratios(times["shim"], times["no shim"]), read_stats(calm)
+                lookups = f"{sum(stats['lookup_seconds'])} of {count_foreign_ids(stats):,}"
                 rows.append([stack, "in ClientHellos", f"{flood.rate:,.0f}", lookups, spread(over)])
-                calls[f"{stack}, new TLS 1.3 clients"] = [float(newcomers(limited, options.turns(NEWCOMERS)))]
+                calls[f"{stack}, new TLS 1.3 clients"] = [
+                    float(visit_as_new_clients(limited, options.turns(NEW_CLIENTS)))
+                ]
     what = f"{RATE:,} made-up ids a second offered to the get callback"
     results.judge(
         f"{what}: calls at the store", "≤", 0, {name: figures for name, figures in calls.items() if "new" not in name}
@@ -75,46 +78,46 @@ def measure(options: Options) -> Results:
     )
     headings = ["stack", "made-up ids", "a second", "calls at the store", "honest handshake, p50 ÷ without"]
     results.tables.append(("Made-up ids while honest clients negotiate", headings, rows))
-    results.facts = {"first visits of TLS 1.3 clients": options.turns(NEWCOMERS)}
+    results.facts = {"first visits of TLS 1.3 clients": options.turns(NEW_CLIENTS)}
     return results
 
 
-def honest(endpoints: dict[str, Endpoint], turns: int) -> dict[str, list[float]]:
+def measure_honest_clients(endpoints: dict[str, Endpoint], turns: int) -> dict[str, list[float]]:
     """Return the median of each turn of full handshakes, in milliseconds."""
-    client = Client("localhost", "1.2", ASK)
+    client = Client("localhost", "1.2", REQUEST)
     times: dict[str, list[float]] = {name: [] for name in endpoints}
     for turn in range(turns + 1):
         for name in shuffled(endpoints):
             visits = negotiate(client, endpoints[name], VISITS)
             if turn:
-                times[name].append(statistics.median(visit.answered for visit in visits) * 1e3)
+                times[name].append(statistics.median(visit.response_seconds for visit in visits) * 1e3)
     return times
 
 
-def asked(endpoint: Endpoint) -> dict[str, Any]:
-    """Return what a frontend's shim counted."""
-    return AskingClient(VERSIONS[0]).ask(endpoint.address[1], b"stats")
+def read_stats(endpoint: Endpoint) -> dict[str, Any]:
+    """Return the statistics of a frontend's installation."""
+    return LineClient(VERSIONS[0]).ask(endpoint.address[1], b"stats")
 
 
-def foreign(stats: dict[str, Any]) -> int:
-    """Return how many ids the fleet had not issued."""
+def count_foreign_ids(stats: dict[str, Any]) -> int:
+    """Return the number of ids that the fleet had not issued."""
     count: int = stats["misses"].get("foreign-id", 0)
     return count
 
 
-def newcomers(endpoint: Endpoint, number: int) -> int:
-    """Let clients that could speak TLS 1.3 visit for the first time; return the calls, if their ids were seen."""
-    client = Client("localhost", None, ASK)
+def visit_as_new_clients(endpoint: Endpoint, number: int) -> int:
+    """Connect new clients that offer TLS 1.3 and therefore a made-up id; return the number of calls at the store."""
+    client = Client("localhost", None, REQUEST)
     for _ in range(number):
         assert client.visit(endpoint).version == "TLSv1.2"
-    stats = asked(endpoint)
-    assert foreign(stats) >= number, "the clients sent no ids"
+    stats = read_stats(endpoint)
+    assert count_foreign_ids(stats) >= number, "the clients sent no ids"
     calls: int = sum(stats["lookup_seconds"])
     return calls
 
 
 class Flood:
-    """ClientHellos with made-up ids, sent to frontends in turns by a thread, as fast as they answer."""
+    """A thread that sends ClientHellos with made-up ids to frontends in turns, as fast as they respond."""
 
     def __init__(self, endpoints: list[Endpoint]) -> None:
         self._endpoints = endpoints
@@ -144,7 +147,7 @@ class Flood:
 
 
 def client_hello() -> tuple[bytes, bytes]:
-    """Return a TLS 1.2 ClientHello, what is before and what is behind a session id of 32 bytes (RFC 5246 7.4.1.2)."""
+    """Return a TLS 1.2 ClientHello: its bytes before and after a session id of 32 bytes (RFC 5246, section 7.4.1.2)."""
     context = SSL.Context(SSL.TLS_CLIENT_METHOD)
     context.set_max_proto_version(SSL.TLS1_2_VERSION)
     connection = SSL.Connection(context, None)

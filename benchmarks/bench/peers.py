@@ -1,6 +1,7 @@
-"""Apache with each of its session caches beside frontends with the shim: two of a kind, clients go to the other one.
+"""Apache with each of its session caches, compared with frontends with the shim: two of a kind share sessions.
 
-Times run from the client's first packet to the end of the handshake, since Apache answers something else.
+Clients negotiate at one frontend and resume at the other. Times run from the client's first packet to the end of the
+handshake, because the responses of Apache and of the frontends differ.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ import time
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
-from benchmarks.bench.apache import apache, memcached, missing
-from benchmarks.bench.results import Results, ratios, spread
-from benchmarks.bench.rig import CLIENTS, VERSIONS, Frontend, Rig, come_back, negotiate, on_core, shuffled
+from benchmarks.bench.apache import list_missing, run_apache, run_memcached
+from benchmarks.bench.results import Results, ratios
+from benchmarks.bench.rig import CLIENTS, VERSIONS, Frontend, Rig, negotiate, offer_sessions, shuffled
 from benchmarks.bench.sources import OPTIONS, PUTS_ARRIVE, VISITS
+from benchmarks.measuring import bind_to_cores, spread
 from resumed_server.cli.tls_client import Client
 from support.redis import redis_server
 
@@ -30,7 +32,7 @@ OURS = "resumed: ssl, mirror"
 
 
 class Figures:
-    """What the turns gave of one kind of frontend, in milliseconds."""
+    """The figures of one kind of frontend, of all turns, in milliseconds."""
 
     def __init__(self) -> None:
         self.full: list[float] = []
@@ -40,40 +42,40 @@ class Figures:
 
 def measure(options: Options) -> Results:
     """Measure TLS 1.2 and 1.3, with both kinds of keys."""
-    if absent := missing():
+    if absent := list_missing():
         return Results(missing=[f"Apache and its caches: {', '.join(absent)} missing; make peers"])
     found: dict[tuple[str, str], dict[str, Figures]] = {}
-    with Rig() as rig, contextlib.ExitStack() as held:
-        stores = rig.stores()
-        with on_core(CLIENTS):
+    with Rig() as rig, contextlib.ExitStack() as exit_stack:
+        stores = rig.run_stores()
+        with bind_to_cores({CLIENTS}):
             caches = {
                 "no cache": "none",
                 "mod_socache_shmcb": "shmcb:{directory}/cache(512000)",
-                "mod_socache_memcache": f"memcache:{held.enter_context(memcached())}",
-                "mod_socache_redis": f"redis:127.0.0.1:{held.enter_context(redis_server()).port}",
+                "mod_socache_memcache": f"memcache:{exit_stack.enter_context(run_memcached())}",
+                "mod_socache_redis": f"redis:127.0.0.1:{exit_stack.enter_context(redis_server()).port}",
             }
         cases = list(itertools.product(options.keys, VERSIONS))
         for key, version in options.progress.track(cases, description="peers"):
-            with pairs(rig, stores, caches, key, version) as kinds:
+            with run_pairs(rig, stores, caches, key, version) as kinds:
                 found[key, version] = take_turns(Client("localhost", version), kinds, options.turns(24))
-    return judged(found)
+    return evaluate(found)
 
 
 @contextlib.contextmanager
-def pairs(
+def run_pairs(
     rig: Rig, stores: Mapping[str, str], caches: Mapping[str, str], key: str, version: str
 ) -> Iterator[dict[str, list[Endpoint]]]:
     """Run two frontends of each kind."""
     ours: dict[str, tuple[str, tuple[str, ...]]] = {OURS: (stores["grpcio"], (*OPTIONS, "--mirror"))}
     ours |= {f"resumed: ssl, call, {front} front": (target, OPTIONS) for front, target in stores.items()}
     wanted = [Frontend("ssl", key, target, chosen) for target, chosen in ours.values() for _ in range(2)]
-    with rig.frontends(wanted) as endpoints, contextlib.ExitStack() as held:
+    with rig.run_frontends(wanted) as endpoints, contextlib.ExitStack() as exit_stack:
         kinds = {}
         for name, cache in caches.items():
             kinds[f"Apache, {name}"] = [
-                held.enter_context(
-                    rig.on_frontends_core(
-                        apache(
+                exit_stack.enter_context(
+                    rig.run_on_frontends_core(
+                        run_apache(
                             rig.directory / f"{cache.split(':')[0]}-{key}-{version}-{number}",
                             rig.certificate(key),
                             version,
@@ -83,12 +85,12 @@ def pairs(
                 )
                 for number in range(2)
             ]
-        left = iter(endpoints)
-        yield kinds | {name: [next(left), next(left)] for name in ours}
+        remaining = iter(endpoints)
+        yield kinds | {name: [next(remaining), next(remaining)] for name in ours}
 
 
 def take_turns(client: Client, kinds: Mapping[str, list[Endpoint]], turns: int) -> dict[str, Figures]:
-    """Let all kinds take turns."""
+    """Measure all kinds in turns of shuffled order."""
     figures: defaultdict[str, Figures] = defaultdict(Figures)
     for turn in range(turns + 1):
         sessions = {}
@@ -98,7 +100,7 @@ def take_turns(client: Client, kinds: Mapping[str, list[Endpoint]], turns: int) 
             figures[name].full.append(statistics.median(visit.seconds for visit in visits) * 1e3)
         time.sleep(PUTS_ARRIVE)
         for name in shuffled(kinds):
-            visits = come_back(client, kinds[name][1], sessions[name])
+            visits = offer_sessions(client, kinds[name][1], sessions[name])
             seconds = [visit.seconds for visit in visits if visit.resumed]
             figures[name].hits += len(seconds)
             figures[name].offers += len(visits)
@@ -109,8 +111,8 @@ def take_turns(client: Client, kinds: Mapping[str, list[Endpoint]], turns: int) 
     return {name: figures[name] for name in kinds}
 
 
-def judged(found: Mapping[tuple[str, str], Mapping[str, Figures]]) -> Results:
-    """Compare with the target."""
+def evaluate(found: Mapping[tuple[str, str], Mapping[str, Figures]]) -> Results:
+    """Compare the figures with the target."""
     results = Results()
     cases = {
         f"{key}, TLS {version}": ratios(kinds[OURS].resumed, kinds[MEMCACHE].resumed)

@@ -37,11 +37,11 @@ _COLOURS = {
     "grpcio": "#4a90d9",
     "native": "#1f4e8c",
 }
-"""By what a kind has in its name."""
+"""The colour of a kind, by a part of its name."""
 
 
 def draw(directory: Path, found: Mapping[str, Results]) -> None:
-    """Draw what there are figures for."""
+    """Draw the plot of each section that has figures."""
     with plt.rc_context(_STYLE):
         for name, results in found.items():
             if name in _PLOTS and results.figures:
@@ -51,7 +51,7 @@ def draw(directory: Path, found: Mapping[str, Results]) -> None:
 
 
 def _by_stack(figures: Mapping[str, Mapping[str, float]], label: str) -> Any:
-    """Draw a panel for each stack, in it a group for each version and key."""
+    """Draw a panel for each stack, with a group of bars for each version and key."""
     stacks = list(dict.fromkeys(case.split(", ")[0] for case in figures))
     kinds = list(next(iter(figures.values())))
     figure, panels = plt.subplots(1, len(stacks), figsize=(11, 3.8), sharey=True, squeeze=False)
@@ -146,7 +146,7 @@ TITLES = {
     "frontends": "Handshakes of frontends in all languages",
     "growth": "Look-ups and handshakes by the number of sessions",
 }
-"""What the plots show, for who cannot see them."""
+"""The subject of each plot, as the text alternative of its image."""
 _PLOTS: dict[str, Callable[[Any], Any]] = {
     "sources": _sources,
     "throughput": _throughput,

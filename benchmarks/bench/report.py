@@ -1,4 +1,4 @@
-"""The report of the bench: tables between markers in a page whose text is written by hand, and plots beside it."""
+"""The report of the benchmark: tables between markers of a page with hand-written text, and plots beside the page."""
 
 from __future__ import annotations
 
@@ -22,33 +22,33 @@ _HEADINGS = ("what", "target", "measured", "")
 
 
 def write(directory: Path, found: Mapping[str, Results]) -> None:
-    """Write the plots and put the tables into the page; a page that is not there is begun."""
+    """Write the plots, and the tables into the page; create the page if it does not exist."""
     plots.draw(directory, found)
     page = directory / _PAGE
-    parts = {"verdicts": _markdown(_HEADINGS, [_cells(each) for each in _all(found)])}
+    parts = {"verdicts": _markdown(_HEADINGS, [_cells(each) for each in _all_verdicts(found)])}
     parts |= {name: _section(name, results) for name, results in found.items()}
     if not page.exists():
         page.write_text("".join(f"\n## {name}\n\n{_MARKED.format(name, '')}\n" for name in parts))
 
-    def filled(match: re.Match[str]) -> str:
+    def fill(match: re.Match[str]) -> str:
         name = match[1]
         return _MARKED.format(name, parts[name]) if name in parts else match[0]
 
-    page.write_text(_MARKERS.sub(filled, page.read_text()))
+    page.write_text(_MARKERS.sub(fill, page.read_text()))
 
 
 def verdicts(found: Mapping[str, Results]) -> Table:
     """Return the verdicts as a table for a terminal."""
     table = Table(*_HEADINGS)
-    for verdict in _all(found):
-        table.add_row(*_cells(verdict), style="" if verdict.kept else "red")
+    for verdict in _all_verdicts(found):
+        table.add_row(*_cells(verdict), style="" if verdict.is_met else "red")
     for name, results in found.items():
         for line in results.missing:
             table.add_row(f"{name}: {line}", style="yellow")
     return table
 
 
-def _all(found: Mapping[str, Results]) -> list[Verdict]:
+def _all_verdicts(found: Mapping[str, Results]) -> list[Verdict]:
     return [verdict for results in found.values() for verdict in results.verdicts]
 
 
@@ -62,7 +62,7 @@ def _cells(verdict: Verdict) -> tuple[str, str, str, str]:
         what,
         f"{verdict.relation} {verdict.limit:,g}{unit}",
         measured + unit,
-        "kept" if verdict.kept else "**missed**",
+        "kept" if verdict.is_met else "**missed**",
     )
 
 

@@ -1,4 +1,4 @@
-"""What a section of the bench found, in a form that JSON keeps: verdicts on targets, tables, and figures to plot."""
+"""The results of a section of the benchmark, in a form that JSON can express: verdicts, tables, and figures to plot."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ if TYPE_CHECKING:
 
 @dataclass
 class Verdict:
-    """A target, and what was measured: the median of the turns, and their range.
+    """A target and the measured value: the median of the turns, and their range.
 
     Attributes:
-        what: What it is about.
+        what: The measured quantity.
         relation: "≤" or "≥".
         limit: The target.
-        measured: The median; of several cases the one that is worst.
-        low, high: The least and the greatest turn of that case.
-        case: Which case it is, if there are several.
-        unit: Of all of these.
+        measured: The median; of several cases the worst one.
+        low, high: The lowest and the highest turn of that case.
+        case: The name of that case, if there are several.
+        unit: The unit of all these figures.
     """
 
     what: str
@@ -34,21 +34,21 @@ class Verdict:
     unit: str = ""
 
     @property
-    def kept(self) -> bool:
-        """Whether the target is reached."""
+    def is_met(self) -> bool:
+        """Whether the measured value meets the target."""
         return self.measured <= self.limit if self.relation == "≤" else self.measured >= self.limit
 
 
 @dataclass
 class Results:
-    """What one section found.
+    """The results of one section.
 
     Attributes:
-        verdicts: The targets that it has to do with.
+        verdicts: The comparisons with targets.
         tables: Title, headings and rows of cells.
-        figures: What the plots are made of.
-        missing: What could not be measured, and why.
-        facts: When, how long, on what.
+        figures: The figures of the plots.
+        missing: The measurements that were impossible, each with the reason.
+        facts: Date, duration and machine.
     """
 
     verdicts: list[Verdict] = field(default_factory=list)
@@ -60,7 +60,7 @@ class Results:
     def judge(
         self, what: str, relation: str, limit: float, cases: Mapping[str, Sequence[float]], unit: str = ""
     ) -> None:
-        """Compare with a target what the turns of each case gave; the worst case counts."""
+        """Compare the median of each case with a target, and record the worst case."""
         if not cases:
             self.missing.append(f"{what}: no figures")
             return
@@ -76,25 +76,16 @@ class Results:
         )
 
     def as_json(self) -> dict[str, Any]:
-        """Return it as JSON has it."""
+        """Return the results as a JSON object."""
         return asdict(self)
 
     @classmethod
-    def from_json(cls, found: dict[str, Any]) -> Results:
-        """Return what as_json() was made of."""
-        found = {**found, "verdicts": [Verdict(**verdict) for verdict in found["verdicts"]]}
-        return cls(**found)
+    def from_json(cls, document: dict[str, Any]) -> Results:
+        """Return the results that as_json() encoded."""
+        document = {**document, "verdicts": [Verdict(**verdict) for verdict in document["verdicts"]]}
+        return cls(**document)
 
 
-def spread(figures: Sequence[float], digits: int = 2) -> str:
-    """Return the median and the range."""
-    return (
-        f"{statistics.median(figures):,.{digits}f} ({min(figures):,.{digits}f} to {max(figures):,.{digits}f})"
-        if figures
-        else "-"
-    )
-
-
-def ratios(turns: Sequence[float], others: Sequence[float]) -> list[float]:
-    """Return turn ÷ turn."""
-    return [one / other for one, other in zip(turns, others, strict=True)]
+def ratios(numerators: Sequence[float], denominators: Sequence[float]) -> list[float]:
+    """Return the quotients of two sequences, turn by turn."""
+    return [numerator / denominator for numerator, denominator in zip(numerators, denominators, strict=True)]

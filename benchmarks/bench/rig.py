@@ -1,4 +1,4 @@
-"""The processes that the bench measures: stores and clients on one core, frontends on another, all ended at the end."""
+"""The processes that the benchmark measures: stores and clients on one core, frontends on another."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 import trustme
 
 from benchmarks.fleet import Fleet
-from resumed_server.cli.tls_client import Client, Endpoint, Visit
+from benchmarks.measuring import bind_to_cores
+from resumed_server.cli.tls_client import Client, Endpoint, Handshake
 from support.server import running_server
 from support.tls import CA
 
@@ -30,15 +31,15 @@ if TYPE_CHECKING:
 
 CORES = sorted(os.sched_getaffinity(0))
 CLIENTS, FRONTENDS = CORES[0], CORES[-1]
-"""The core of the clients and stores, which take turns in a handshake, and that of the frontends."""
+"""The core of the clients and stores, which run alternately in a handshake, and the core of the frontends."""
 FRONTEND = Path(__file__).with_name("frontend.py")
 KEYS = {"P-256": trustme.KeyType.ECDSA, "RSA-2048": trustme.KeyType.RSA}
 VERSIONS = ("1.2", "1.3")
 FRONTS = ("grpcio", "native")
-ASK = b"who\n"
-"""What the frontends answer with a line."""
+REQUEST = b"who\n"
+"""A request, to which frontends respond with one line."""
 WARM_UP = 3
-"""Visits that each turn begins with and that do not count: who comes first after a pause pays for cold caches."""
+"""Visits at the beginning of each turn that do not count: the first ones after a pause meet cold caches."""
 
 
 _T = TypeVar("_T")
@@ -46,23 +47,23 @@ _T = TypeVar("_T")
 
 @dataclass
 class Options:
-    """How to run the sections: `quick` for a look only, `progress` to show what is done."""
+    """Options of all sections: `quick` reduces the number of turns, `progress` displays the progress."""
 
     quick: bool
     progress: Progress
 
     def turns(self, number: int) -> int:
-        """Return how many turns to make of what a full run makes `number` of."""
+        """Return the number of turns, which is `number` in a full run."""
         return max(2, number // 6) if self.quick else number
 
     @property
     def keys(self) -> list[str]:
-        """The kinds of certificates."""
+        """The kinds of certificates to measure."""
         return [*KEYS][:1] if self.quick else [*KEYS]
 
 
 class Case(NamedTuple):
-    """What is varied in all sections about TLS."""
+    """The parameters that the sections about TLS vary."""
 
     stack: Stack
     key: str
@@ -72,25 +73,14 @@ class Case(NamedTuple):
         return f"{self.stack}, TLS {self.version}, {self.key}"
 
 
-@contextlib.contextmanager
-def on_core(core: int) -> Iterator[None]:
-    """Bind this thread, and all processes that it starts meanwhile, to one core."""
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {core})
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, before)
-
-
 class Frontend(NamedTuple):
     """A frontend to start.
 
     Attributes:
         stack: Its TLS stack.
-        key: Its certificate's, one of KEYS.
-        target: The store; None to do without.
-        options: As on the command line of frontend.py.
+        key: The key type of its certificate, one of KEYS.
+        target: The store; None for a frontend without the shim.
+        options: Options for the command line of frontend.py.
     """
 
     stack: Stack
@@ -100,13 +90,13 @@ class Frontend(NamedTuple):
 
 
 class Rig:
-    """Stores and frontends, from entering it to leaving it."""
+    """Stores and frontends that run until the context ends."""
 
     def __init__(self) -> None:
-        self._held = contextlib.ExitStack()
+        self._exit_stack = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
-        self.directory = Path(self._held.enter_context(tempfile.TemporaryDirectory(prefix="resumed-bench-")))
+        self.directory = Path(self._exit_stack.enter_context(tempfile.TemporaryDirectory(prefix="resumed-bench-")))
         self._fleets: dict[str, Fleet] = {}
         for key, kind in KEYS.items():
             (self.directory / key).mkdir()
@@ -114,7 +104,7 @@ class Rig:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._held.close()
+        self._exit_stack.close()
 
     def certificate(self, key: str) -> Path:
         """Return the file with the certificate and its key, as PEM."""
@@ -124,55 +114,55 @@ class Rig:
         """Return the file with the fleet key of all frontends with this certificate."""
         return self._fleets[key].keyring
 
-    def store(self, front: str = "grpcio", *options: str) -> str:
+    def run_store(self, front: str = "grpcio", *options: str) -> str:
         """Start a store and return its target."""
-        with on_core(CLIENTS):
+        with bind_to_cores({CLIENTS}):
             server = running_server("--transport", front, *options)
-            return self._held.enter_context(server).target
+            return self._exit_stack.enter_context(server).target
 
-    def stores(self) -> dict[str, str]:
-        """Start a store of each front that there is."""
+    def run_stores(self) -> dict[str, str]:
+        """Start a store with each installed gRPC transport; return the targets."""
         fronts = [front for front in FRONTS if front == "grpcio" or importlib.util.find_spec("pygrpc_native")]
-        return {front: self.store(front) for front in fronts}
+        return {front: self.run_store(front) for front in fronts}
 
     @contextlib.contextmanager
-    def frontends(self, wanted: Sequence[Frontend]) -> Iterator[list[Endpoint]]:
-        """Run frontends and hand out where they listen."""
-        with contextlib.ExitStack() as held:
-            with on_core(FRONTENDS), ThreadPoolExecutor(4) as pool:  # its threads inherit the core
-                endpoints = list(pool.map(lambda each: held.enter_context(self._running(each)), wanted))
+    def run_frontends(self, wanted: Sequence[Frontend]) -> Iterator[list[Endpoint]]:
+        """Run frontends, and yield their endpoints."""
+        with contextlib.ExitStack() as exit_stack:
+            with bind_to_cores({FRONTENDS}), ThreadPoolExecutor(4) as pool:  # its threads inherit the core
+                endpoints = list(pool.map(lambda each: exit_stack.enter_context(self._run_frontend(each)), wanted))
             yield endpoints
 
     @staticmethod
     @contextlib.contextmanager
-    def on_frontends_core(server: contextlib.AbstractContextManager[Endpoint]) -> Iterator[Endpoint]:
-        """Run another server beside the frontends."""
-        with contextlib.ExitStack() as held:
-            with on_core(FRONTENDS):
-                endpoint = held.enter_context(server)
+    def run_on_frontends_core(server: contextlib.AbstractContextManager[Endpoint]) -> Iterator[Endpoint]:
+        """Run another server on the core of the frontends."""
+        with contextlib.ExitStack() as exit_stack:
+            with bind_to_cores({FRONTENDS}):
+                endpoint = exit_stack.enter_context(server)
             yield endpoint
 
     @contextlib.contextmanager
-    def _running(self, wanted: Frontend) -> Iterator[Endpoint]:
+    def _run_frontend(self, wanted: Frontend) -> Iterator[Endpoint]:
         fleet, program = self._fleets[wanted.key], (str(FRONTEND),)
         with fleet.frontend(wanted.stack, wanted.target, *wanted.options, program=program) as port:
-            yield Endpoint.resolved("127.0.0.1", port)
+            yield Endpoint.resolve("127.0.0.1", port)
 
 
-def shuffled(things: Iterable[_T]) -> list[_T]:
-    """Return them in any order."""
-    things = list(things)
-    return random.sample(things, len(things))
+def shuffled(items: Iterable[_T]) -> list[_T]:
+    """Return the items in random order."""
+    items = list(items)
+    return random.sample(items, len(items))
 
 
-def negotiate(client: Client, endpoint: Endpoint, count: int) -> list[Visit]:
-    """Make `count` full handshakes, after those that warm up."""
+def negotiate(client: Client, endpoint: Endpoint, count: int) -> list[Handshake]:
+    """Make `count` full handshakes, after some that warm up."""
     visits = [client.visit(endpoint) for _ in range(WARM_UP + count)]
     assert not any(visit.resumed for visit in visits)
     return visits[WARM_UP:]
 
 
-def come_back(client: Client, endpoint: Endpoint, sessions: list[SSL.Session | None]) -> list[Visit]:
+def offer_sessions(client: Client, endpoint: Endpoint, sessions: list[SSL.Session | None]) -> list[Handshake]:
     """Offer each session once, after warming up with full handshakes."""
     for _ in range(WARM_UP):
         client.visit(endpoint)

@@ -1,7 +1,7 @@
-"""Measures all that resumed promises about speed, section by section: `make bench`.
+"""Measure every promise of resumed about speed, section by section: `make bench`.
 
-Each section's results go to results.json in the output directory, and the report is made of all that are there: what
-was not measured this time stays as it was.
+Each section writes its results to results.json in the output directory, and the report shows all results of that file:
+the results of sections that did not run remain.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ sys.path.extend(str(Path(__file__).parents[2] / folder) for folder in ("tests", 
 
 from benchmarks.bench import report, scripts
 from benchmarks.bench.results import Results
-from benchmarks.bench.rig import CLIENTS, Options, on_core
+from benchmarks.bench.rig import CLIENTS, Options
 from benchmarks.bench.scripts import SCRIPTS
+from benchmarks.measuring import bind_to_cores
 
 ROOT = Path(__file__).parents[2]
 SECTIONS = ("sources", "throughput", "peers", "frontends", "tickets", "made_up_ids", "growth", *SCRIPTS)
@@ -38,49 +39,55 @@ _QUIET = 0.5
 def main() -> int:
     """Measure, write the report, and return 0 if every section ran to its end."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="a look only: few turns")
+    parser.add_argument("--quick", action="store_true", help="make few turns, for a quick look")
     parser.add_argument("--only", nargs="+", choices=SECTIONS, metavar="SECTION", help=f"some of {', '.join(SECTIONS)}")
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks/results", metavar="DIRECTORY")
     options = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: _stopped())  # so that all that was started is ended
+    signal.signal(signal.SIGTERM, lambda *_: _stop())  # SystemExit ends all child processes
     options.output.mkdir(parents=True, exist_ok=True)
     file = options.output / "results.json"
     results = json.loads(file.read_text()) if file.exists() else {}
     failed = 0
     console = Console(stderr=True)
     if LOAD > _QUIET:
-        console.print(f"[yellow]Something else runs here (load {LOAD}): the figures will show it.")
+        console.print(f"[yellow]Other processes run on this machine (load {LOAD}) and distort the figures.")
     for name in options.only or SECTIONS:
         started = time.monotonic()
         try:
-            with Progress(console=console, transient=True) as progress, on_core(CLIENTS):
-                found = measured(name, Options(options.quick, progress))
-        except Exception:  # noqa: BLE001  # the other sections go on
+            with Progress(console=console, transient=True) as progress, bind_to_cores({CLIENTS}):
+                section = measure_section(name, Options(options.quick, progress))
+        except Exception:  # noqa: BLE001  # the other sections continue
             console.print_exception(max_frames=4)
-            console.print(f"[red]{name} failed[/red]; what it found earlier stays")
+            console.print(f"[red]{name} failed[/red]; its earlier results remain")
             failed += 1
             continue
-        found.facts |= {"minutes": round((time.monotonic() - started) / 60, 1), "quick": options.quick, **machine()}
-        results[name] = found.as_json()
+        section.facts |= {
+            "minutes": round((time.monotonic() - started) / 60, 1),
+            "quick": options.quick,
+            **describe_machine(),
+        }
+        results[name] = section.as_json()
         file.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
-        console.print(f"{name}: {found.facts['minutes']} min, missed {sum(not each.kept for each in found.verdicts)}")
-    found_all = {name: Results.from_json(results[name]) for name in SECTIONS if name in results}
-    report.write(options.output, found_all)
-    Console(width=None if os.isatty(1) else 160).print(report.verdicts(found_all))
+        console.print(
+            f"{name}: {section.facts['minutes']} min, missed {sum(not each.is_met for each in section.verdicts)}"
+        )
+    all_results = {name: Results.from_json(results[name]) for name in SECTIONS if name in results}
+    report.write(options.output, all_results)
+    Console(width=None if os.isatty(1) else 160).print(report.verdicts(all_results))
     return int(failed > 0)
 
 
-def measured(name: str, options: Options) -> Results:
+def measure_section(name: str, options: Options) -> Results:
     """Measure one section."""
     if name in SCRIPTS:
         return scripts.measure(name, options)
     module: Any = importlib.import_module(f"benchmarks.bench.{name}")
-    found: Results = module.measure(options)
-    return found
+    results: Results = module.measure(options)
+    return results
 
 
-def machine() -> dict[str, Any]:
-    """Return what the figures depend on."""
+def describe_machine() -> dict[str, Any]:
+    """Return the properties of the machine on which the figures depend."""
     return {
         "date": time.strftime("%Y-%m-%d %H:%M"),
         "python": platform.python_version(),
@@ -90,7 +97,7 @@ def machine() -> dict[str, Any]:
     }
 
 
-def _stopped() -> NoReturn:
+def _stop() -> NoReturn:
     raise SystemExit(128 + signal.SIGTERM)
 
 

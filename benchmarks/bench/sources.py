@@ -1,7 +1,7 @@
-"""What a handshake takes by where its session comes from: nowhere, a dictionary, the mirror, a call.
+"""Duration of handshakes by the source of the session: none, a dictionary, the mirror, a call.
 
-In turns of shuffled order, each a few full handshakes at one frontend, and once the Puts are through, as many
-resumptions at the other. Times run from the client's first packet to the frontend's first answer.
+Turns have a shuffled order. Each consists of a few full handshakes at one frontend and, after the Puts, as many
+resumptions at the other. Times run from the client's first packet to the first byte of the frontend's response.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ import time
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
-from benchmarks.bench.results import Results, ratios, spread
-from benchmarks.bench.rig import ASK, FRONTS, VERSIONS, Case, Frontend, Rig, come_back, negotiate, shuffled
+from benchmarks.bench.results import Results, ratios
+from benchmarks.bench.rig import FRONTS, REQUEST, VERSIONS, Case, Frontend, Rig, negotiate, offer_sessions, shuffled
+from benchmarks.measuring import spread
 from resumed_server.cli.tls_client import Client
 from support.tls import STACKS
 
@@ -25,18 +26,18 @@ if TYPE_CHECKING:
     from support.tls import Stack
 
 PUTS_ARRIVE = 0.25
-"""Seconds after which what was negotiated is in the store, and in every mirror."""
+"""Seconds after which a negotiated session is in the store and in every mirror."""
 VISITS = 25
-"""In each turn, of each kind."""
+"""Number of visits of each kind in each turn."""
 OPTIONS = ("--deadline", "1")
-"""A late answer is to show in the times, not as a full handshake."""
+"""A long deadline, so that a late response appears in the times and not as a full handshake."""
 FIRST = Case("ssl", "P-256", "1.2")
 
 Figures = defaultdict[str, list[float]]
-"""The medians of the turns in milliseconds, by kind of handshake."""
+"""The median of each turn in milliseconds, by kind of handshake."""
 
 
-def pairs(stores: Mapping[str, str], stack: Stack, key: str) -> dict[str, list[Frontend]]:
+def frontend_pairs(stores: Mapping[str, str], stack: Stack, key: str) -> dict[str, list[Frontend]]:
     """Return the frontends to measure, two of a kind where they share sessions."""
     return {
         "no shim": [Frontend(stack, key)],
@@ -50,15 +51,15 @@ def measure(options: Options) -> Results:
     """Measure all cases."""
     results, figures, lost = Results(), {}, 0
     with Rig() as rig:
-        stores = rig.stores()
+        stores = rig.run_stores()
         for stack, key in options.progress.track(list(itertools.product(STACKS, options.keys)), description="sources"):
-            wanted = pairs(stores, stack, key)
-            with rig.frontends(list(itertools.chain.from_iterable(wanted.values()))) as endpoints:
-                left = iter(endpoints)
-                kinds = {name: [next(left) for _ in pair] for name, pair in wanted.items()}
+            wanted = frontend_pairs(stores, stack, key)
+            with rig.run_frontends(list(itertools.chain.from_iterable(wanted.values()))) as endpoints:
+                remaining = iter(endpoints)
+                kinds = {name: [next(remaining) for _ in pair] for name, pair in wanted.items()}
                 for version in VERSIONS:
                     case = Case(stack, key, version)
-                    figures[case], missed = take_turns(Client("localhost", version, ASK), kinds, options.turns(24))
+                    figures[case], missed = take_turns(Client("localhost", version, REQUEST), kinds, options.turns(24))
                     lost += missed
     judge(results, figures)
     results.facts = {"full handshakes where a session was offered": lost}
@@ -66,19 +67,19 @@ def measure(options: Options) -> Results:
 
 
 def take_turns(client: Client, kinds: Mapping[str, list[Endpoint]], turns: int) -> tuple[Figures, int]:
-    """Return the median of each turn by kind of handshake, and how many sessions were offered in vain."""
+    """Return the median of each turn by kind of handshake, and the number of offers without resumption."""
     figures, lost = Figures(list), 0
     for turn in range(turns + 1):
         sessions = {}
         for name in shuffled(kinds):
             visits = negotiate(client, kinds[name][0], VISITS)
             sessions[name] = [visit.session for visit in visits]
-            figures[f"full, {name}"].append(statistics.median(visit.answered for visit in visits) * 1e3)
+            figures[f"full, {name}"].append(statistics.median(visit.response_seconds for visit in visits) * 1e3)
         time.sleep(PUTS_ARRIVE)
         for name in shuffled(kinds):
             if name != "no shim":
-                visits = come_back(client, kinds[name][-1], sessions[name])
-                resumed = [visit.answered for visit in visits if visit.resumed]
+                visits = offer_sessions(client, kinds[name][-1], sessions[name])
+                resumed = [visit.response_seconds for visit in visits if visit.resumed]
                 lost += len(visits) - len(resumed)
                 assert resumed, f"{name}: nothing was resumed"
                 figures[f"resumed, {name}"].append(statistics.median(resumed) * 1e3)
@@ -88,7 +89,7 @@ def take_turns(client: Client, kinds: Mapping[str, list[Endpoint]], turns: int) 
 
 
 def judge(results: Results, figures: Mapping[Case, Figures]) -> None:
-    """Compare with the targets."""
+    """Compare the figures with the targets."""
 
     def over(one: str, other: str, wanted: Mapping[Case, Figures] = figures) -> dict[str, list[float]]:
         return {str(case): ratios(found[one], found[other]) for case, found in wanted.items() if one in found}

@@ -10,10 +10,11 @@ import statistics
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
-from benchmarks.bench.results import Results, ratios, spread
-from benchmarks.bench.rig import ASK, VERSIONS, Case, Frontend, Rig, shuffled
+from benchmarks.bench.results import Results, ratios
+from benchmarks.bench.rig import REQUEST, VERSIONS, Case, Frontend, Rig, shuffled
 from benchmarks.bench.sources import OPTIONS
-from resumed_server.cli.bench.load_generator import Crowd, Plan
+from benchmarks.measuring import spread
+from resumed_server.cli.bench.load_generator import LoadGenerator, Plan
 from support.tls import STACKS
 
 if TYPE_CHECKING:
@@ -25,14 +26,14 @@ if TYPE_CHECKING:
     from support.tls import Stack
 
 SECONDS = 1.0
-"""Of each turn; half of it for a quick look."""
+"""Duration of a turn; half of it for a quick look."""
 SHARE = 0.9
 ALONE = "no sharing"
 STICKY = "one, with a dictionary"
-"""Resumes its own sessions, and there is no other: what any sharing can reach at most."""
+"""One frontend alone, which resumes its own sessions: the upper bound of any sharing."""
 
 
-def pairs(stores: Mapping[str, str], stack: Stack, key: str) -> dict[str, list[Frontend]]:
+def frontend_pairs(stores: Mapping[str, str], stack: Stack, key: str) -> dict[str, list[Frontend]]:
     """Return the frontends to measure, two of a kind where there is something to share."""
     return {
         ALONE: [Frontend(stack, key)] * 2,
@@ -47,40 +48,40 @@ def measure(options: Options) -> Results:
     rates: dict[Case, dict[str, list[float]]] = {}
     shares: defaultdict[str, list[float]] = defaultdict(list)
     with Rig() as rig:
-        stores = rig.stores()
+        stores = rig.run_stores()
         for stack, key in options.progress.track(
             list(itertools.product(STACKS, options.keys)), description="throughput"
         ):
-            wanted = pairs(stores, stack, key)
-            with rig.frontends(list(itertools.chain.from_iterable(wanted.values()))) as endpoints:
-                left = iter(endpoints)
-                kinds = {name: [next(left) for _ in pair] for name, pair in wanted.items()}
+            wanted = frontend_pairs(stores, stack, key)
+            with rig.run_frontends(list(itertools.chain.from_iterable(wanted.values()))) as endpoints:
+                remaining = iter(endpoints)
+                kinds = {name: [next(remaining) for _ in pair] for name, pair in wanted.items()}
                 for version in VERSIONS:
                     found = rates[Case(stack, key, version)] = {name: [] for name in kinds}
-                    for turn, name in turns(kinds, options.turns(5)):
-                        tally = load(kinds[name], version, SECONDS / 2 if options.quick else SECONDS)
+                    for turn, name in plan_turns(kinds, options.turns(5)):
+                        tally = measure_load(kinds[name], version, SECONDS / 2 if options.quick else SECONDS)
                         if turn:
                             found[name].append(sum(map(len, tally.times.values())) / tally.wall)
                             shares[f"{name}: resumed"].append(len(tally.seconds(resumed=True)) / max(1, tally.offered))
                             shares["client's share of its core"].append(tally.cpu / tally.wall)
-    return judged(rates, shares)
+    return evaluate(rates, shares)
 
 
-def turns(kinds: Mapping[str, list[Endpoint]], number: int) -> list[tuple[int, str]]:
-    """Return the turns, one to warm up first, each through all kinds in any order."""
+def plan_turns(kinds: Mapping[str, list[Endpoint]], number: int) -> list[tuple[int, str]]:
+    """Return the turns, after one that warms up; each goes through all kinds in random order."""
     return [(turn, name) for turn in range(number + 1) for name in shuffled(kinds)]
 
 
-def load(endpoints: list[Endpoint], version: str, seconds: float) -> Tally:
-    """Keep frontends busy."""
-    plan = Plan(tuple(endpoints), "localhost", version, ASK, share=SHARE, clients=128, seconds=seconds)
-    tally = Crowd(plan).run()
+def measure_load(endpoints: list[Endpoint], version: str, seconds: float) -> Tally:
+    """Load frontends, and return the client's figures."""
+    plan = Plan(tuple(endpoints), "localhost", version, REQUEST, share=SHARE, clients=128, seconds=seconds)
+    tally = LoadGenerator(plan).run()
     assert not tally.failures, tally.failures
     return tally
 
 
-def judged(rates: Mapping[Case, Mapping[str, list[float]]], shares: Mapping[str, list[float]]) -> Results:
-    """Compare with the target."""
+def evaluate(rates: Mapping[Case, Mapping[str, list[float]]], shares: Mapping[str, list[float]]) -> Results:
+    """Compare the figures with the target."""
     results = Results()
     what = "connections/s of two frontends, 90 % offer a session: {} ÷ no sharing, TLS 1.2, P-256"
     for name in ("mirror", "call, grpcio front", "call, native front"):

@@ -1,8 +1,8 @@
 """Handshakes of frontends that share tickets of the fleet, beside those with the stack's own tickets, and without.
 
-As users run them: no process is bound to a core, and clients return at once, and after an idle pause. Turns in shuffled
-order: a few full handshakes at one frontend, and as many resumptions at the other; with the stack's own tickets at the
-same one.
+As in production, no process is bound to a core, and clients return at once or after a pause. Turns have a
+shuffled order. Each consists of a few full handshakes at one frontend and as many resumptions at the other one, or at
+the same one with the stack's own tickets.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ import time
 from collections import defaultdict
 from typing import TYPE_CHECKING, NamedTuple
 
-from benchmarks.bench.frontends import load
-from benchmarks.bench.programs import BARE, STACKS, TICKETS, Surroundings
-from benchmarks.bench.results import Results, ratios, spread
-from benchmarks.bench.rig import CORES, VERSIONS, Rig, come_back, negotiate, shuffled
+from benchmarks.bench.frontends import FrontendsByKind, measure_load
+from benchmarks.bench.programs import BARE, STACKS, TICKETS, Environment
+from benchmarks.bench.results import Results, ratios
+from benchmarks.bench.rig import CORES, VERSIONS, Rig, negotiate, offer_sessions, shuffled
+from benchmarks.measuring import spread
 from resumed_server.cli.tls_client import Client
 from support.server import running_server
 from support.waiting import until
@@ -25,7 +26,6 @@ from support.waiting import until
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from benchmarks.bench.frontends import Pairs
     from benchmarks.bench.programs import Server, Stack
     from benchmarks.bench.rig import Options
 
@@ -33,7 +33,7 @@ VISITS = 20
 IDLE_VISITS = 4
 IDLE_SECONDS = 0.15
 SECONDS = 1.0
-"""Of each turn under load."""
+"""Duration of a turn under load."""
 RETURNING = 0.9
 """The share of clients that return, under load."""
 COLUMNS = ("full, without", "full, tickets", "resumed, own ticket", "resumed, tickets")
@@ -52,32 +52,24 @@ class Case(NamedTuple):
 
 
 Figures = defaultdict[str, list[float]]
-"""The medians of the turns in milliseconds, by column."""
-
-
-class Running:
-    """The frontends of a turn, by stack and kind: two with tickets of the fleet, one without."""
-
-    def __init__(self, stacks: list[Stack]) -> None:
-        self.stacks = stacks
-        self.by_kind: dict[tuple[str, str], list[Server]] = {}
+"""The median of each turn in milliseconds, by column."""
 
 
 @contextlib.contextmanager
-def running(stacks: list[Stack], around: Surroundings) -> Iterator[Running]:
+def run_frontends(stacks: list[Stack], environment: Environment) -> Iterator[FrontendsByKind]:
     """Run the frontends, and wait until tickets of the fleet resume in TLS 1.2 and 1.3."""
-    found = Running(stacks)
-    with contextlib.ExitStack() as held:
+    frontends = FrontendsByKind(stacks)
+    with contextlib.ExitStack() as exit_stack:
         for stack in stacks:
             for kind in (BARE, TICKETS, TICKETS):
-                server = held.enter_context(stack.running(kind, around))
-                found.by_kind.setdefault((stack.name, kind), []).append(server)
+                server = exit_stack.enter_context(stack.run(kind, environment))
+                frontends.by_kind.setdefault((stack.name, kind), []).append(server)
         for stack in stacks:
             for version in VERSIONS:
-                client = Client("localhost", version, stack.ask)
-                for server in found.by_kind[stack.name, TICKETS]:
+                client = Client("localhost", version, stack.request)
+                for server in frontends.by_kind[stack.name, TICKETS]:
                     until(lambda: client.visit(server.endpoint, client.visit(server.endpoint).session).resumed)  # noqa: B023
-        yield found
+        yield frontends
 
 
 def measure(options: Options) -> Results:
@@ -87,17 +79,17 @@ def measure(options: Options) -> Results:
     rates: dict[tuple[str, str, str], list[float]] = {}
     stacks = []
     for stack in STACKS:
-        if absent := stack.missing():
+        if absent := stack.find_obstacle():
             results.missing.append(f"{stack.name}: {absent} (make bench-frontends)")
         elif TICKETS in stack.kinds:
             stacks.append(stack)
-    pinned = os.sched_getaffinity(0)
+    previous_cores = os.sched_getaffinity(0)
     os.sched_setaffinity(0, CORES)
     try:
         for key in options.keys:
             with Rig() as rig, running_server() as store:
-                around = Surroundings(rig.certificate(key), rig.keyring(key), rig.directory, store.target, "")
-                with running(stacks, around) as frontends:
+                environment = Environment(rig.certificate(key), rig.keyring(key), rig.directory, store.target, "")
+                with run_frontends(stacks, environment) as frontends:
                     turns = options.turns(18) + 1
                     for turn in options.progress.track(range(turns), description=f"tickets, {key}"):
                         lost += take_turn(frontends, key, figures)
@@ -108,33 +100,33 @@ def measure(options: Options) -> Results:
                         for turn in options.progress.track(range(turns), description=f"tickets, {key}, load"):
                             take_turn_under_load(frontends, rates if turn else {})
     finally:
-        os.sched_setaffinity(0, pinned)
+        os.sched_setaffinity(0, previous_cores)
     judge(results, figures, rates)
     results.facts = {"full handshakes where a session was offered": lost}
     return results
 
 
-def take_turn(frontends: Running, key: str, figures: dict[Case, Figures]) -> int:
-    """Let all take a turn, one visit at a time; return how many tickets did not resume."""
+def take_turn(frontends: FrontendsByKind, key: str, figures: dict[Case, Figures]) -> int:
+    """Measure each kind once, one visit at a time; return the number of tickets that did not resume."""
     lost = 0
     for stack in shuffled(frontends.stacks):
         for version in shuffled(VERSIONS):
-            client = Client("localhost", version, stack.ask)
+            client = Client("localhost", version, stack.request)
             for idle in shuffled((False, True)):
                 found = figures.setdefault(Case(stack.name, version, key, idle), Figures(list))
                 for kind, names in shuffled([(BARE, COLUMNS[::2]), (TICKETS, COLUMNS[1::2])]):
                     servers = frontends.by_kind[stack.name, kind]
-                    lost += visit(client, servers, names, found, idle=idle)
+                    lost += measure_visits(client, servers, names, found, idle=idle)
     return lost
 
 
-def visit(client: Client, servers: list[Server], names: tuple[str, str], found: Figures, *, idle: bool) -> int:
-    """Make full handshakes at the first server, and resume at the last; return how many tickets did not resume."""
+def measure_visits(client: Client, servers: list[Server], names: tuple[str, str], found: Figures, *, idle: bool) -> int:
+    """Negotiate at the first server, and resume at the last; return the number of tickets that did not resume."""
     full, resumed = names
     if not idle:
         visits = negotiate(client, servers[0].endpoint, VISITS)
-        found[full].append(statistics.median(each.answered for each in visits) * 1e3)
-        returning = come_back(client, servers[-1].endpoint, [each.session for each in visits])
+        found[full].append(statistics.median(each.response_seconds for each in visits) * 1e3)
+        returning = offer_sessions(client, servers[-1].endpoint, [each.session for each in visits])
     else:
         visits, returning = [], []
         for _ in range(IDLE_VISITS):
@@ -142,23 +134,22 @@ def visit(client: Client, servers: list[Server], names: tuple[str, str], found: 
             visits.append(client.visit(servers[0].endpoint))
             time.sleep(IDLE_SECONDS)
             returning.append(client.visit(servers[-1].endpoint, visits[-1].session))
-        found[full].append(statistics.median(each.answered for each in visits) * 1e3)
-    answered = [each.answered for each in returning if each.resumed]
+        found[full].append(statistics.median(each.response_seconds for each in visits) * 1e3)
+    answered = [each.response_seconds for each in returning if each.resumed]
     found[resumed].append(statistics.median(answered) * 1e3)
     return len(returning) - len(answered)
 
 
-def take_turn_under_load(frontends: Running, rates: dict[tuple[str, str, str], list[float]]) -> None:
-    """Keep each kind busy for a while, and note the connections a second."""
-    pairs: Pairs = frontends  # type: ignore[assignment]  # stacks and by_kind are all that load() reads
+def take_turn_under_load(frontends: FrontendsByKind, rates: dict[tuple[str, str, str], list[float]]) -> None:
+    """Load each kind for a while, and record the connections per second."""
     for version in VERSIONS:
         for name, kind in shuffled(frontends.by_kind):
-            rate, _, _ = load(pairs, (name, (kind, True)), version, SECONDS, share=RETURNING)
+            rate, _, _ = measure_load(frontends, (name, (kind, True)), version, SECONDS, share=RETURNING)
             rates.setdefault((name, version, kind), []).append(rate)
 
 
 def judge(results: Results, figures: Mapping[Case, Figures], rates: Mapping[tuple[str, str, str], list[float]]) -> None:
-    """Compare with the targets."""
+    """Compare the figures with the targets."""
     full, full_tickets, own, tickets = COLUMNS
     python = ("ssl", "pyOpenSSL")
 

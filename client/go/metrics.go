@@ -48,12 +48,12 @@ func metricsOf(sessions []*Installation) []byte {
 		head(family.name+"_total", "counter", family.help)
 		for _, namespace := range counted {
 			for _, reason := range reasons[kind] { // zeros too: Prometheus does not see the first increase of a series that begins above zero
-				_, _ = fmt.Fprintf(&text, "resumed_frontend_%s_total{namespace=%q,%s=%q} %d\n",
+				_, _ = fmt.Fprintf(&text, "resumed_frontend_%s_total{session_namespace=%q,%s=%q} %d\n",
 					family.name, namespace, family.label, reason, all[namespace].counts[kind][reason])
 			}
 		}
 	}
-	head("lookup_seconds", "histogram", "Time that look-ups at the store took.")
+	head("lookup_duration_seconds", "histogram", "Time that look-ups at the store took.")
 	for _, namespace := range namespaces {
 		sum, count := all[namespace], uint64(0)
 		for n, bucket := range sum.buckets {
@@ -62,15 +62,15 @@ func metricsOf(sessions []*Installation) []byte {
 			if n < len(lookupBuckets) {
 				bound = fmt.Sprint(lookupBuckets[n].Seconds())
 			}
-			_, _ = fmt.Fprintf(&text, "resumed_frontend_lookup_seconds_bucket{namespace=%q,le=%q} %d\n", namespace, bound, count)
+			_, _ = fmt.Fprintf(&text, "resumed_frontend_lookup_duration_seconds_bucket{session_namespace=%q,le=%q} %d\n", namespace, bound, count)
 		}
-		_, _ = fmt.Fprintf(&text, "resumed_frontend_lookup_seconds_count{namespace=%q} %d\n", namespace, count)
-		_, _ = fmt.Fprintf(&text, "resumed_frontend_lookup_seconds_sum{namespace=%q} %v\n", namespace, sum.total.Seconds())
+		_, _ = fmt.Fprintf(&text, "resumed_frontend_lookup_duration_seconds_count{session_namespace=%q} %d\n", namespace, count)
+		_, _ = fmt.Fprintf(&text, "resumed_frontend_lookup_duration_seconds_sum{session_namespace=%q} %v\n", namespace, sum.total.Seconds())
 	}
 	gauge := func(name, help string, value func(*sum) int, namespaces []string) {
 		head(name, "gauge", help)
 		for _, namespace := range namespaces {
-			_, _ = fmt.Fprintf(&text, "resumed_frontend_%s{namespace=%q} %d\n", name, namespace, value(all[namespace]))
+			_, _ = fmt.Fprintf(&text, "resumed_frontend_%s{session_namespace=%q} %d\n", name, namespace, value(all[namespace]))
 		}
 	}
 	gauge("breaker_open", "Whether the circuit breaker is open, so that handshakes make no look-ups.",

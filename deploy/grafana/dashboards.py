@@ -13,7 +13,7 @@ from grafana_foundation_sdk.builders import dashboard as builders
 from grafana_foundation_sdk.builders import prometheus, timeseries
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models.common import VisibilityMode
-from grafana_foundation_sdk.models.dashboard import DataSourceRef
+from grafana_foundation_sdk.models.dashboard import DataSourceRef, VariableRefresh
 
 HERE = Path(__file__).parent
 RANGE = "$__rate_interval"
@@ -36,20 +36,31 @@ class Panel(NamedTuple):
     note: str = ""
 
 
+def _series(metric: str, **where: str) -> str:
+    """Return the selector of the chosen targets and namespaces; the values of `where` are patterns."""
+    by_namespace = metric.startswith(("resumed_frontend_", "resumed_operations_"))
+    chosen = {"job": "$job", "instance": "$instance"} | ({"session_namespace": "$namespace"} if by_namespace else {})
+    return metric + "{" + ",".join(f'{name}=~"{value}"' for name, value in (where | chosen).items()) + "}"
+
+
 def _rate(metric: str, by: str, **where: str) -> str:
-    """Return the query of a counter's rate, summed by labels; "=~" where the value is a pattern."""
-    labels = "".join(f'{name}=~"{value}",' for name, value in where.items())
-    return f'sum by ({by}) (rate({metric}{{{labels}instance=~"$instance"}}[{RANGE}]))'
+    """Return the query of a counter's rate, summed by labels."""
+    return f"sum by ({by}) (rate({_series(metric, **where)}[{RANGE}]))"
+
+
+def _by_namespace(function: str, metric: str, before: str = "") -> str:
+    """Return the query of a gauge, over the targets of each session namespace."""
+    return f"{function} by (session_namespace) ({before}{_series(metric)})"
 
 
 def _quantile(share: float, metric: str, by: str, **where: str) -> str:
     return f"histogram_quantile({share}, {_rate(f'{metric}_bucket', by, **where)})"
 
 
-_HITS, _MISSES = (_rate(f"resumed_frontend_{kind}_total", "namespace") for kind in ("hits", "misses"))
-_FOREIGN = _rate("resumed_frontend_foreign_hits_total", "namespace")
+_HITS, _MISSES = (_rate(f"resumed_frontend_{kind}_total", "session_namespace") for kind in ("hits", "misses"))
+_FOREIGN = _rate("resumed_frontend_foreign_hits_total", "session_namespace")
 _FOUND, _ASKED = (
-    _rate("resumed_operations_total", "namespace", operation="get|take", outcome=outcome)
+    _rate("resumed_operations_total", "session_namespace", operation="get|take", outcome=outcome)
     for outcome in ("hit", "hit|miss")
 )
 
@@ -66,68 +77,140 @@ DASHBOARDS = {
             "Get and Take",
             "s",
             {
-                f"p{share * 100:g}": _quantile(share, "resumed_call_seconds", "le", method="Get|Take")
+                f"p{share * 100:g}": _quantile(share, "resumed_call_duration_seconds", "le", method="Get|Take")
                 for share in (0.5, 0.99)
             },
             "In the server, from when a thread takes the call. Handshakes wait 50 ms at most, network included.",
         ),
-        Panel("Look-ups", "cps", {"{{namespace}}": _ASKED}),
-        Panel("Found", "percentunit", {"{{namespace}}": f"{_FOUND} / {_ASKED}"}, "A miss is no error."),
+        Panel("Look-ups", "cps", {"{{session_namespace}}": _ASKED}),
+        Panel("Found", "percentunit", {"{{session_namespace}}": f"{_FOUND} / {_ASKED}"}, "A miss is no error."),
         Panel(
             "Stored",
             "cps",
-            {"{{namespace}}": _rate("resumed_operations_total", "namespace", operation="put", outcome="stored")},
+            {
+                "{{session_namespace}}": _rate(
+                    "resumed_operations_total", "session_namespace", operation="put", outcome="stored"
+                )
+            },
         ),
-        Panel("Sessions", "short", {"{{instance}}": 'resumed_sessions{instance=~"$instance"}'}),
+        Panel("Sessions", "short", {"{{instance}}": _series("resumed_sessions")}),
         Panel(
             "Bytes",
             "bytes",
             {
-                "{{instance}}": 'resumed_storage_bytes{instance=~"$instance"}',
-                "{{instance}} may take": 'resumed_storage_capacity_bytes{instance=~"$instance"}',
+                "{{instance}}": _series("resumed_storage_bytes"),
+                "{{instance}} capacity": _series("resumed_storage_capacity_bytes"),
             },
         ),
         Panel(
-            "Dropped and swept",
+            "Evicted and swept",
             "cps",
             {
-                "dropped for room": _rate("resumed_evicted_sessions_total", "instance"),
+                "evicted for room": _rate("resumed_evicted_sessions_total", "instance"),
                 "swept": _rate("resumed_swept_entries_total", "instance"),
             },
-            "Live sessions are dropped when the store is full; swept is what expired.",
+            "Live sessions are evicted when the store is full; expired ones are swept.",
         ),
         Panel(
             "Watchers",
             "short",
-            {"{{instance}}": 'resumed_watchers{instance=~"$instance"}'},
+            {"{{instance}}": _series("resumed_watchers")},
         ),
         Panel(
             "Watchers' lag",
             "s",
-            {"{{instance}}": 'resumed_watchers_lag_seconds{instance=~"$instance"}'},
-            "How late a mirror hears of a removal, without the network.",
+            {"{{instance}}": _series("resumed_watchers_lag_seconds")},
+            "How late a mirror receives a removal, without the network.",
         ),
         Panel(
             "Processor",
             "percentunit",
             {"worker {{worker}}": _rate("resumed_worker_process_cpu_seconds_total", "instance, worker")},
         ),
+        Panel(
+            "Memory",
+            "bytes",
+            {"{{instance}} worker {{worker}}": _series("resumed_worker_process_resident_memory_bytes")},
+        ),
+        Panel(
+            "Ready",
+            "short",
+            {
+                "{{instance}} engine": _series("resumed_engine_up"),
+                "{{instance}} worker {{worker}}": _series("resumed_worker_ready"),
+            },
+            "1 if the storage responds.",
+        ),
+        Panel(
+            "Waits and the storage",
+            "s",
+            {
+                "wait for a thread, p99": _quantile(0.99, "resumed_call_wait_duration_seconds", "le"),
+                "call to the storage, p99": _quantile(0.99, "resumed_storage_call_duration_seconds", "le"),
+            },
+        ),
+        Panel(
+            "Connections",
+            "short",
+            {
+                "{{instance}}": _series("resumed_connections"),
+                "{{instance}} maximum": _series("resumed_max_connections"),
+            },
+        ),
+        Panel(
+            "TLS handshakes refused",
+            "cps",
+            {"{{reason}}": _rate("resumed_tls_handshakes_refused_total", "reason")},
+        ),
+        Panel(
+            "Use of limits",
+            "percentunit",
+            {"{{subject}} {{limit}}": f"{_series('resumed_limit_used')} / {_series('resumed_limit')}"},
+        ),
+        Panel(
+            "Rejections by limits",
+            "cps",
+            {"{{subject}} {{limit}}": _rate("resumed_limit_rejections_total", "subject, limit")},
+        ),
+        Panel(
+            "Certificate, lifetime left",
+            "percentunit",
+            {
+                "{{instance}}": (
+                    f"({_series('resumed_certificate_expiry_timestamp_seconds')} - time()) / "
+                    f"({_series('resumed_certificate_expiry_timestamp_seconds')} - "
+                    f"{_series('resumed_certificate_not_before_timestamp_seconds')})"
+                )
+            },
+        ),
+        Panel(
+            "Reloads",
+            "short",
+            {"{{instance}} {{file}}": _series("resumed_config_last_reload_successful")},
+            "1 if the present content of a file is in use. With 0 a restarted server would not start.",
+        ),
     ],
     "frontends": [
         Panel(
             "Resumed",
             "cps",
-            {"{{namespace}} from another frontend": _FOREIGN, "{{namespace}} from the same": f"{_HITS} - {_FOREIGN}"},
-            "What another frontend negotiated no cache of its own could have resumed.",
+            {
+                "{{session_namespace}} from another frontend": _FOREIGN,
+                "{{session_namespace}} from the same": f"{_HITS} - {_FOREIGN}",
+            },
+            "A cache of its own could not have resumed sessions of other frontends.",
         ),
         Panel(
             "Hit rate",
             "percentunit",
-            {"{{namespace}}": f"{_HITS} / ({_HITS} + {_MISSES})"},
+            {"{{session_namespace}}": f"{_HITS} / ({_HITS} + {_MISSES})"},
             "Of the sessions that clients offer.",
         ),
         Panel(
-            "Foreign hits", "percentunit", {"{{namespace}}": f"{_FOREIGN} / {_HITS}"}, "N alike frontends: (N - 1) / N."
+            "Foreign hits",
+            "percentunit",
+            {"{{session_namespace}}": f"{_FOREIGN} / {_HITS}"},
+            "N alike frontends: (N - 1) / N.",
         ),
         Panel("Hits, by source", "cps", {"{{source}}": _rate("resumed_frontend_hits_total", "source")}),
         Panel("Misses, by reason", "cps", {"{{reason}}": _rate("resumed_frontend_misses_total", "reason")}),
@@ -136,28 +219,26 @@ DASHBOARDS = {
             "Look-ups at the store",
             "s",
             {
-                f"{{{{namespace}}}} p{share * 100:g}": _quantile(
-                    share, "resumed_frontend_lookup_seconds", "le, namespace"
+                f"{{{{session_namespace}}}} p{share * 100:g}": _quantile(
+                    share, "resumed_frontend_lookup_duration_seconds", "le, session_namespace"
                 )
                 for share in (0.5, 0.99)
             },
-            "What handshakes wait; mirrored sessions are not in it.",
+            "The wait of handshakes; mirrored sessions need none.",
         ),
         Panel(
             "Processor time saved, at least",
             "percentunit",
-            {"{{namespace}}": _rate("resumed_frontend_saved_seconds_total", "namespace")},
+            {"{{session_namespace}}": _rate("resumed_frontend_saved_seconds_total", "session_namespace")},
             "Signatures that resumed handshakes did without, in cores.",
         ),
         Panel(
             "Breakers open, mirrors and removals cut off",
             "short",
             {
-                "{{namespace}} breakers": 'sum by (namespace) (resumed_frontend_breaker_open{instance=~"$instance"})',
-                "{{namespace}} mirrors": 'sum by (namespace) (1 - resumed_frontend_mirror_live{instance=~"$instance"})',
-                "{{namespace}} removals": (
-                    'sum by (namespace) (1 - resumed_frontend_removals_live{instance=~"$instance"})'
-                ),
+                "{{session_namespace}} breakers": _by_namespace("sum", "resumed_frontend_breaker_open"),
+                "{{session_namespace}} mirrors": _by_namespace("sum", "resumed_frontend_mirror_live", "1 - "),
+                "{{session_namespace}} removals": _by_namespace("sum", "resumed_frontend_removals_live", "1 - "),
             },
         ),
         Panel(
@@ -174,16 +255,16 @@ DASHBOARDS = {
             "Removals and secrets of tickets",
             "short",
             {
-                "{{namespace}} removals": 'max by (namespace) (resumed_frontend_removals_held{instance=~"$instance"})',
-                "{{namespace}} secrets": (
-                    'min by (namespace) (resumed_frontend_ticket_secrets_held{instance=~"$instance"})'
-                ),
+                "{{session_namespace}} removals": _by_namespace("max", "resumed_frontend_removals_held"),
+                "{{session_namespace}} secrets": _by_namespace("min", "resumed_frontend_ticket_secrets_held"),
             },
         ),
     ],
 }
 _TITLES = {"store": "resumed: the store", "frontends": "resumed: frontends"}
-_INSTANCES = {"store": "resumed_engine_up", "frontends": "resumed_frontend_breaker_open"}
+_TARGETS = {"store": "resumed_engine_up", "frontends": "resumed_frontend_breaker_open"}
+_NAMESPACES = {"store": "resumed_operations_total", "frontends": "resumed_frontend_breaker_open"}
+"""By dashboard: a metric of its targets, and one of its session namespaces."""
 
 
 def dashboard(name: str) -> str:
@@ -196,15 +277,21 @@ def dashboard(name: str) -> str:
         .refresh("30s")
         .time("now-3h", "now")
         .with_variable(builders.DatasourceVariable("source").label("Prometheus").type("prometheus"))
-        .with_variable(
-            builders.QueryVariable("instance")
-            .label("instance")
+    )
+    for variable, label, query in (
+        ("job", "job", f"label_values({_TARGETS[name]}, job)"),
+        ("instance", "instance", f'label_values({_TARGETS[name]}{{job=~"$job"}}, instance)'),
+        ("namespace", "session namespace", f'label_values({_NAMESPACES[name]}{{job=~"$job"}}, session_namespace)'),
+    ):
+        built.with_variable(
+            builders.QueryVariable(variable)
+            .label(label)
             .datasource(source)
-            .query(f"label_values({_INSTANCES[name]}, instance)")
+            .query(query)
+            .refresh(VariableRefresh.ON_TIME_RANGE_CHANGED)  # without it, Grafana never queries the values
             .multi(True)
             .include_all(True)
         )
-    )
     for panel in DASHBOARDS[name]:
         graph = (
             timeseries.Panel()

@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 import traceback
+from enum import IntEnum
 from pathlib import Path
 
 _INTERVAL_SECONDS = 10.0
@@ -16,8 +17,34 @@ _last_logged: dict[tuple[str, ...], float] = {}
 _lock = threading.Lock()
 
 
+class ExitStatus(IntEnum):
+    """The exit statuses of all commands; see EXIT_STATUSES for their meaning."""
+
+    DONE = 0
+    FAILED = 1
+    USAGE = 2
+    RETRY = 3
+
+
+EXIT_STATUSES = {
+    ExitStatus.DONE: "done, and all is as it should be",
+    ExitStatus.FAILED: "not as it should be: a check failed, a session did not resume, the store rejected a call",
+    ExitStatus.USAGE: "wrong use: an argument, an option or a file is invalid, and nothing was done",
+    ExitStatus.RETRY: "try later: the store cannot be reached or cannot serve now, or a key rotation must wait",
+}
+"""The meaning of each exit status. Besides these, 130 is an interruption by the user."""
+
+
 class UserError(Exception):
-    """An error that the user must correct; each line names a problem and its remedy. The exit status is 2."""
+    """An error that ends a command; each line of the message names a problem and its remedy.
+
+    Attributes:
+        status: The exit status of the command.
+    """
+
+    def __init__(self, message: str, status: ExitStatus = ExitStatus.USAGE) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 def print_error(error: UserError) -> None:

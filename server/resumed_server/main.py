@@ -16,7 +16,7 @@ from resumed_server.lifecycle.listeners import reserve_addresses
 from resumed_server.lifecycle.shutdown import GRACE_SECONDS
 from resumed_server.lifecycle.worker import ListenAddresses, Worker, open_storage
 from resumed_server.limits.enforcer import SharedCounters
-from resumed_server.observability import logging
+from resumed_server.observability import logging, native_log
 from resumed_server.storage.registry import shared_url
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ def run(settings: Settings) -> int:
     Raises:
         UserError: An address or the storage cannot be used.
     """
+    native_log.detach_stderr()
     logging.configure(settings.log_format, settings.log_level)
     os.umask(0o077)  # only this user may access the database and unix sockets
     signal.pthread_sigmask(signal.SIG_BLOCK, supervisor.STOP_SIGNALS)  # for sigtimedwait(); threads inherit the mask

@@ -37,8 +37,7 @@ from rich.table import Table
 sys.path.extend(str(Path(__file__).parents[2] / folder) for folder in ("tests", "."))
 
 import resumed
-from benchmarks.engines import cpu_seconds, family
-from benchmarks.server_path import bound_to
+from benchmarks.measuring import bind_to_cores, cpu_seconds, process_tree
 from resumed.v1 import session_store_pb2 as pb
 from resumed.v1.session_store_pb2_grpc import SessionStoreServiceStub
 from support.mtls import Authority, Files, Pem, channel, grant
@@ -245,9 +244,9 @@ def turn(store: resumed.StoreClient, server: RunningServer, options: argparse.Na
     """Look up at `server` during the flood of `flooding`, if any."""
     with contextlib.ExitStack() as held:
         answers = held.enter_context(flooding(*flood)) if flood else {}
-        before, started = cpu_seconds(family(server.process.pid)), time.monotonic()
+        before, started = cpu_seconds(process_tree(server.process.pid)), time.monotonic()
         took, failed = look_up(store, options)
-        cores = (cpu_seconds(family(server.process.pid)) - before) / (time.monotonic() - started)
+        cores = (cpu_seconds(process_tree(server.process.pid)) - before) / (time.monotonic() - started)
     took.sort()
     return Turn(took[len(took) // 2], took[int(len(took) * 0.99)], failed, cores, answers)
 
@@ -274,9 +273,9 @@ def measure(options: argparse.Namespace, progress: Progress) -> dict[str, list[R
         ):
             (directory / name).write_bytes(content)
         (directory / "quiet.key").chmod(0o600)
-        with bound_to({cores[0]}):
+        with bind_to_cores({cores[0]}):
             server = held.enter_context(running_server(*files.options, workers=options.workers))
-        held.enter_context(bound_to(set(cores[1:]) or set(cores)))
+        held.enter_context(bind_to_cores(set(cores[1:]) or set(cores)))
         other = held.enter_context(running_server(*files.options, workers=options.workers))
         store = resumed.StoreClient(
             server.target.replace("127.0.0.1", "localhost"),
@@ -287,7 +286,7 @@ def measure(options: argparse.Namespace, progress: Progress) -> dict[str, list[R
         )
         store.put(KEY, VALUE, 86_000, deadline=5.0)
         if options.busy_machine:
-            for process in family(server.process.pid):
+            for process in process_tree(server.process.pid):
                 for thread in Path(f"/proc/{process}/task").iterdir():
                     run_first(int(thread.name))
         run_first(0)

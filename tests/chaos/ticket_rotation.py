@@ -29,10 +29,10 @@ from rich.table import Table
 sys.path.extend(str(Path(__file__).parents[2] / folder) for folder in ("tests", "."))
 
 import resumed
-from benchmarks.bench.programs import STACKS, TICKETS, Surroundings
+from benchmarks.bench.programs import STACKS, TICKETS, Environment
 from benchmarks.bench.rig import Rig
 from resumed._policy.ticket_secrets import TicketSecrets
-from resumed_server.cli.tls_client import Client, Failed
+from resumed_server.cli.tls_client import Client, HandshakeFailed
 from support.server import running_server
 from support.waiting import until
 
@@ -136,7 +136,7 @@ class Traffic:
         server = random.choice(self._servers[name])
         try:
             visit = self._clients[version].visit(server.endpoint, ticket.session if ticket else None)
-        except Failed as error:
+        except HandshakeFailed as error:
             outcome.failed[f"{name}, TLS {version}: {error}"] += 1
             return
         outcome.handshakes += 1
@@ -161,25 +161,23 @@ class Traffic:
 
 def run(seconds: float, per_minute: float, rotation: int, lifetime: int, console: Console) -> int:
     """Run the fleet; print what happened, and return the exit status."""
-    stacks = [stack for stack in STACKS if stack.name in NAMES and TICKETS in stack.kinds and not stack.missing()]
+    stacks = [stack for stack in STACKS if stack.name in NAMES and TICKETS in stack.kinds and not stack.find_obstacle()]
     absent = sorted({*NAMES} - {stack.name for stack in stacks})
     if absent:
         console.print(f"not built, and left out: {', '.join(absent)} (make bench-frontends)")
     with Rig() as rig, running_server() as store, contextlib.ExitStack() as held:
         keyring = rig.keyring("P-256")
-        around = Surroundings(
+        around = Environment(
             rig.certificate("P-256"), keyring, rig.directory, store.target, "", namespace="fleet",
             rotation=rotation, lifetime=lifetime,
         )  # fmt: skip
-        servers = {
-            stack.name: [held.enter_context(stack.running(TICKETS, around)) for _ in range(2)] for stack in stacks
-        }
+        servers = {stack.name: [held.enter_context(stack.run(TICKETS, around)) for _ in range(2)] for stack in stacks}
         observer = Observer(store.target, "fleet", keyring, rotation, lifetime)
         held.callback(observer.close)
         for stack in stacks:
             for server in servers[stack.name]:
                 for version in VERSIONS:
-                    client = Client("localhost", version, stack.ask)
+                    client = Client("localhost", version, stack.request)
                     until(lambda: client.visit(server.endpoint, client.visit(server.endpoint).session).resumed)  # noqa: B023
         traffic = [Traffic(servers, stacks, lifetime) for _ in range(THREADS)]
         outcome = _drive(traffic, seconds, per_minute, console)

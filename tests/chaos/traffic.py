@@ -24,7 +24,8 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, NamedTuple
 
-from benchmarks.fleet import Client, Visit, _ask
+from benchmarks.fleet import Client, exchange_line
+from benchmarks.fleet import Handshake as Connection
 from support.tls import VERSIONS
 
 if TYPE_CHECKING:
@@ -221,15 +222,15 @@ class Traffic:
             if self._visit(ticket.client, port, ticket.session).resumed:
                 self.wrong.append(f"{how}, and resumed {time.monotonic() - self._started:.1f} s into the run")
 
-    def _visit(self, client: Client, port: int, session: ssl.SSLSession | None = None) -> Visit:
+    def _visit(self, client: Client, port: int, session: ssl.SSLSession | None = None) -> Connection:
         visit = client.visit(port, session)
         self._count(visit.seconds)
         return visit
 
     def _break(self, client: Client, port: int, session: ssl.SSLSession | None) -> list[ssl.SSLSession | None]:
         """Return to the frontend, send a bad record, and return the sessions that the frontend must remove."""
-        with client._connected(port, session) as (tls, started):
-            _ask(tls, b"who")
+        with client._connect(port, session) as (tls, started):
+            exchange_line(tls, b"who")
             self._count(time.perf_counter() - started)
             # Without our TLS library, which would not offer these sessions again after the alert that follows.
             with socket.socket(fileno=os.dup(tls.fileno())) as raw:

@@ -41,7 +41,7 @@ class Side:
     def __init__(self, server: Server, certificate: Path | None) -> None:
         pid = server.process.pid
         self._worker = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()[0]
-        self._endpoint = Endpoint.resolved("127.0.0.1", server.port)
+        self._endpoint = Endpoint.resolve("127.0.0.1", server.port)
         self._clients = {version: Client("localhost", version, REQUEST) for version in VERSIONS}
         if certificate:
             for client in self._clients.values():

@@ -21,6 +21,7 @@ import typer
 import yaml
 
 from resumed_server.cli.lazy_group import COMMANDS, load
+from resumed_server.errors import EXIT_STATUSES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -46,9 +47,9 @@ Elsewhere: Redis, whose options are part of the URL of `--storage` ([engines.md]
 frontends in [Go](../client/go/README.md), [Node](../client/node/README.md), [Rust](../client/rust/README.md) and
 [C](../client/c/README.md#in-a-server-of-your-own); the [keyring file](keyrings.md).
 """
-_COMMON = """
-Exit status: 0 for well, 1 as the command says, 2 for what its user has to put right, which is one line on standard
-error.
+_STATUSES = """
+All commands have these exit statuses, and 130 if the user interrupts them. An error is one line on standard error;
+`--json` prints the result of a command as JSON.
 """
 _SERVE = """
 All of it can be set in the environment, too; an option beats its variable. `resumed serve --check` shows
@@ -114,7 +115,8 @@ def _code(text: object) -> str:
 
 
 def _commands() -> Iterator[str]:
-    yield _COMMON
+    yield _STATUSES
+    yield _table(("Exit status", "Meaning"), ((f"{status:d}", meaning) for status, meaning in EXIT_STATUSES.items()))
     for path, command in _leaves():
         yield f"\n### `{path}`\n\n{_paragraphs(command.__doc__)}\n"
         about: dict[str, list[tuple[str, str, str, str]]] = {}

@@ -91,7 +91,7 @@ BEFORE = {
 
 NO_COMMANDS = {
     # First lines of blocks that are not commands, and their nature.
-    "ACL SETUSER": "a command of Redis: tests/server/storage/test_redis.py has the same permissions",
+    "ACL SETUSER": "a command of Redis: tests/server/storage/test_redis_admission.py has the same permissions",
     "the frontend at": "what `resumed doctor` prints: tests/end_to_end/cli/test_doctor.py",
     "[[grant]]": "a file of grants: every command here that takes one is given those of docs/store.md",
     "[[limit]]": "a file of limits",

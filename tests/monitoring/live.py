@@ -35,6 +35,7 @@ from resumed_server.cli.top.command import report
 from resumed_server.cli.top.metrics_client import Period, Scrape, scrape_all
 from resumed_server.cli.top.view import shown
 from support.frontend import running_frontend
+from support.mtls import Authority, Files
 from support.server import PATIENCE, RunningServer, running_server
 
 if TYPE_CHECKING:
@@ -44,6 +45,9 @@ FRONTENDS = ("shop", "shop", "pay", "mail")
 """The namespaces of the frontends; those of `mail` share tickets."""
 RATE = "10s"
 """Value of Grafana's $__rate_interval for scrapes every second."""
+
+TARGET_LABELS = {name: f"of-the-{name}" for name in ("namespace", "pod", "service", "container", "endpoint")}
+"""Labels that a ServiceMonitor gives to the targets; Prometheus renames those of metrics that have the same name."""
 
 Series = list[tuple[str, list[float], list[float]]]
 """Legend, times and values."""
@@ -60,7 +64,9 @@ class Prometheus:
                 {
                     "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
                     "rule_files": [str(Path(__file__).parents[2] / "deploy/prometheus/alerts.yaml")],
-                    "scrape_configs": [{"job_name": "resumed", "static_configs": [{"targets": list(targets)}]}],
+                    "scrape_configs": [
+                        {"job_name": "resumed", "static_configs": [{"targets": list(targets), "labels": TARGET_LABELS}]}
+                    ],
                 }
             )
         )
@@ -78,9 +84,16 @@ class Prometheus:
         self._process.terminate()
         self._process.wait(PATIENCE)
 
+    def labels(self) -> set[str]:
+        """Return the names of all labels."""
+        with urllib.request.urlopen(f"http://{self._address}/api/v1/labels", timeout=PATIENCE) as answer:
+            return set(json.load(answer)["data"])
+
     def ask(self, query: str, legend: str, start: float, end: float) -> Series:
         """Return the results of a panel's query for every second of a period."""
-        query = query.replace(dashboards.RANGE, RATE).replace("$instance", ".*")
+        query = query.replace(dashboards.RANGE, RATE)
+        for variable in ("$instance", "$job", "$namespace"):
+            query = query.replace(variable, ".*")
         asked = urllib.parse.urlencode({"query": query, "start": start, "end": end, "step": "1"})
         with urllib.request.urlopen(f"http://{self._address}/api/v1/query_range?{asked}", timeout=PATIENCE) as answer:
             found = json.load(answer)["data"]["result"]
@@ -95,7 +108,20 @@ class Prometheus:
 
 
 @contextlib.contextmanager
-def frontends(store: RunningServer, directory: Path) -> Iterator[list[dict[str, int]]]:
+def secured_server(directory: Path) -> Iterator[tuple[RunningServer, list[str]]]:
+    """Run a store with TLS and limits; yield it, and the options with which frontends connect."""
+    authority = Authority()
+    files = Files(directory).write(authority.server(), authority.pem)
+    client = authority.issue("spiffe://example.org/frontend")
+    (directory / "client.pem").write_bytes(client.certificate + client.key)
+    options = ("--metrics-listen", "127.0.0.1:0", "--namespace-sessions", "1000000")
+    with running_server(*files.options, *options, workers=2) as store:
+        target = store.target.replace("127.0.0.1", "localhost")
+        yield store, ["--target", target, "--ca", f"{directory}/ca.crt", "--cert", f"{directory}/client.pem"]
+
+
+@contextlib.contextmanager
+def frontends(connection: Sequence[str], directory: Path) -> Iterator[list[dict[str, int]]]:
     """Run a frontend for each of FRONTENDS; yield their ports."""
     keygen(str(directory / "keys"))
     with contextlib.ExitStack() as held:
@@ -103,7 +129,7 @@ def frontends(store: RunningServer, directory: Path) -> Iterator[list[dict[str, 
             held.enter_context(
                 running_frontend(
                     directory,
-                    *("--target", store.target, "--namespace", namespace, "--keyring", str(directory / "keys")),
+                    *(*connection, "--namespace", namespace, "--keyring", str(directory / "keys")),
                     *(["--mirror"] if namespace == "pay" else []),
                     *(["--sessions", "tickets", "--tickets-tls12"] if namespace == "mail" else []),
                 )
@@ -129,7 +155,7 @@ def clients(*groups: Sequence[int], seconds: float) -> Iterator[None]:
 
 def observe(directory: Path, seconds: float, outage: float) -> tuple[dict[str, list[Series]], Any]:
     """Let all run, without the store for some seconds; return each panel's series, and what `resumed top` shows."""
-    with running_server("--metrics-listen", "127.0.0.1:0", workers=2) as store, frontends(store, directory) as ports:
+    with secured_server(directory) as (store, connection), frontends(connection, directory) as ports:
         scraped = [store.log_lines("listening")[0]["metrics"][0], *(f"127.0.0.1:{each['metrics']}" for each in ports)]
         shop, pay, mail = [
             [each["port"] for each, name in zip(ports, FRONTENDS, strict=True) if name == wanted]
@@ -157,6 +183,8 @@ def observe(directory: Path, seconds: float, outage: float) -> tuple[dict[str, l
                         os.kill(worker, signal.SIGCONT)
                 time.sleep(max(0.0, seconds / 2 - 5))
             end = time.time()
+            if renamed := [label for label in prometheus.labels() if label.startswith("exported_")]:
+                raise SystemExit(f"labels of metrics that are those of targets: {', '.join(renamed)}")
             panels = {
                 name: [
                     [

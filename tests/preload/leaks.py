@@ -85,7 +85,7 @@ class Clients:
     """Visit a server: a full handshake and its resumptions, TLS 1.2 and 1.3 by turns."""
 
     def __init__(self, port: int) -> None:
-        self._endpoint = Endpoint.resolved("127.0.0.1", port)
+        self._endpoint = Endpoint.resolve("127.0.0.1", port)
         request = b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
         self._clients = [Client("localhost", version, request) for version in ("1.2", "1.3")]
         self._session: SSL.Session | None = None

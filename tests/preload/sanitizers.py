@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import resumed
 from conformance.liar import Liar, lying_store
 from preload.servers import ROOT, context_files, serving, settings
-from resumed_server.cli.tls_client import Client, Endpoint, Failed
+from resumed_server.cli.tls_client import Client, Endpoint, HandshakeFailed
 from support.server import running_server
 from support.tls import CA
 
@@ -188,7 +188,7 @@ def nginx(families: int, *, lies: bool) -> Outcome:
         under = (*MEMCHECK, OF_NGINX, f"--log-file={log}")
         with serving("nginx", fleet.certificate, environment, workers=0, under=under) as server:
             made = reused = 0
-            endpoint = Endpoint.resolved("127.0.0.1", server.port)
+            endpoint = Endpoint.resolve("127.0.0.1", server.port)
             clients = [Client("localhost", version, b"GET / HTTP/1.1\r\nHost: a\r\n\r\n") for version in ("1.2", "1.3")]
             for number in range(families):
                 session: SSL.Session | None = None
@@ -196,7 +196,7 @@ def nginx(families: int, *, lies: bool) -> Outcome:
                     made += 1
                     try:
                         visit = clients[number % 2].visit(endpoint, session)
-                    except Failed:
+                    except HandshakeFailed:
                         if not lies:  # a correctly sealed value may contain a session that the client cannot decode
                             raise
                     else:

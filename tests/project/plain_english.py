@@ -58,7 +58,7 @@ PARTS = (
     Part("deploy", ("deploy/**/*.md", "deploy/**/*.py"), 0.3),
     Part("tests", ("tests/**/*.py",), 0.3),
     Part("fuzz", ("fuzz/**/*.md", "fuzz/**/*.py"), 0.3),
-    Part("benchmarks", ("benchmarks/**/*.md", "benchmarks/**/*.py"), 12),
+    Part("benchmarks", ("benchmarks/**/*.md", "benchmarks/**/*.py"), 0.3),
 )
 _GENERATED = re.compile(r"^client/.*/(?:v1|resumedv1|stubs|target|node_modules)/")
 _PATTERN = re.compile(

@@ -10,6 +10,8 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 import resumed.prometheus
 from resumed._policy.stats import ALL_REASONS, Stats
+from resumed_server.limits.config import Limit
+from resumed_server.limits.enforcer import LimitEnforcer
 from resumed_server.observability.metrics.collector import MetricsCollector
 from resumed_server.observability.metrics.recorder import COLUMN
 from resumed_server.observability.metrics.shared_segment import MetricsSegment
@@ -37,26 +39,34 @@ class Idle:
 
     namespace, stats, breaker_open, mirror_live, signature_seconds = "shop", Stats(), False, True, 0.001
     removals_live, removals_held, ticket_secrets_held = True, 0, 4
+    keyring_last_reload = (True, 1.0)
 
 
 class Serving:
     """Readiness and certificates of a server."""
 
-    ready, expires = False, 1.0
+    ready, begins, expires, handshakes = False, 0.0, 1.0, 0
+    name, reload_succeeded, reloaded_at = "grants", True, 1.0
 
 
-def metrics() -> set[str]:
-    """Return the names of all metrics that servers and frontends show."""
+def exposition() -> str:
+    """Return all metrics that servers and frontends show."""
     board, engine = MetricsSegment(1), cast("Engine", Nothing())
-    counted = WorkerMetrics(board, 0, engine, readiness=Serving(), certificates=Serving())
+    counted = WorkerMetrics(board, 0, engine, readiness=Serving(), certificates=Serving(), files=[Serving()])
     counted._usage = {"sessions": 0, "bytes": 0, "evicted": 0}
+    counted._count_connections = lambda: 0
     counted.recorder.on_success("Get", 0.0)
     counted.recorder.operation("shop", COLUMN["get", "hit"])
     counted.report(WatchHub(engine), Sweeper(engine))
     registry = CollectorRegistry()
-    registry.register(MetricsCollector(board, {}, capacity=1))
+    registry.register(MetricsCollector(board, {}, 1, LimitEnforcer(Limit(sessions=1))))
     resumed.prometheus.export(cast("Installation", Idle()), registry)
-    return set(re.findall(r"^(resumed_\w+)", generate_latest(registry).decode(), re.MULTILINE))
+    return generate_latest(registry).decode()
+
+
+def metrics() -> set[str]:
+    """Return the names of all metrics that servers and frontends show."""
+    return set(re.findall(r"^(resumed_\w+)", exposition(), re.MULTILINE))
 
 
 def test_alerts_and_dashboards_ask_for_metrics_that_there_are() -> None:
@@ -67,6 +77,15 @@ def test_alerts_and_dashboards_ask_for_metrics_that_there_are() -> None:
     asked = set(re.findall(r"resumed_\w+", "\n".join(queries)))
     assert len(asked) > 20
     assert asked <= there
+
+
+def test_no_label_is_one_that_prometheus_gives_to_a_target() -> None:
+    """A ServiceMonitor sets these, and Prometheus would rename ours to exported_namespace and so on."""
+    ours = set(re.findall(r'[{,](\w+)="', exposition()))
+    assert "session_namespace" in ours
+    assert (
+        ours & {"namespace", "job", "instance", "pod", "service", "endpoint", "container", "node", "cluster"} == set()
+    )
 
 
 def test_every_alert_has_a_runbook_and_a_test() -> None:
@@ -90,4 +109,4 @@ def test_a_frontend_shows_every_reason_before_it_occurs() -> None:
     text = generate_latest(registry).decode()
     for kind, reasons in ALL_REASONS.items():
         for reason in reasons:
-            assert re.search(rf'resumed_frontend_{kind}_total{{.*"{reason}"}} 0.0', text)
+            assert re.search(rf'resumed_frontend_{kind}_total{{.*"{reason}".*}} 0.0', text)

@@ -42,10 +42,17 @@ class Authority:
         self._certificate = x509.load_pem_x509_certificate(self.pem)
         self._key: Any = load_pem_private_key(self._ca.private_key_pem.bytes(), None)
 
-    def issue(self, *identities: str, lifetime: dt.timedelta = HOUR, key: Any = None, names: bytes = b"") -> Pem:
+    def issue(
+        self,
+        *identities: str,
+        lifetime: dt.timedelta = HOUR,
+        key: Any = None,
+        names: bytes = b"",
+        usages: Sequence[x509.ObjectIdentifier] = (),
+    ) -> Pem:
         """Return a certificate for "dns:..." names and URIs, written as given, that ends after `lifetime` from now.
 
-        `names` is its subject alternative name instead, in DER.
+        `names` is its subject alternative name instead, in DER; `usages` are its extended key usages.
         """
         key = key or ec.generate_private_key(ec.SECP256R1())
         now = dt.datetime.now(dt.timezone.utc)
@@ -63,6 +70,8 @@ class Authority:
         if names:
             oid = x509.SubjectAlternativeName.oid
             builder = builder.add_extension(x509.UnrecognizedExtension(oid, names), critical=False)
+        if usages:
+            builder = builder.add_extension(x509.ExtendedKeyUsage(usages), critical=False)
         return Pem(
             builder.sign(self._key, hashes.SHA256()).public_bytes(Encoding.PEM),
             key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()),

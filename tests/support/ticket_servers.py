@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from resumed_server.cli.tls_client import Client, Endpoint, Visit
+from resumed_server.cli.tls_client import Client, Endpoint, Handshake
 from support.ports import free_port
 from support.server import RunningServer
 
@@ -125,9 +125,9 @@ class TicketServer:
         paths = (self.directory / "stderr", self.directory / "log")
         return "".join(path.read_text(errors="replace") for path in paths if path.exists())
 
-    def visit(self, version: str, session: SSL.Session | None = None) -> Visit:
+    def visit(self, version: str, session: SSL.Session | None = None) -> Handshake:
         """Connect with a version of TLS, offer a session, and make a request."""
-        return client_of(version).visit(Endpoint.resolved("127.0.0.1", self.port), session)
+        return client_of(version).visit(Endpoint.resolve("127.0.0.1", self.port), session)
 
 
 @cache

@@ -10,37 +10,20 @@
  */
 #include <getopt.h>
 #include <stddef.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <unistd.h>
 
-#include <openssl/err.h>
 #include <resumed.h>
+
+#include "support.h"
 
 enum file { CERTIFICATE, OTHER, CA, CLIENT, SHORT, STRANGER, TARGET, KEYRING, FILES };
 enum outcome { FAILED, FULL, RESUMED, ENDED };
 
-static const unsigned PATIENCE = 20000; /* milliseconds */
 static const char *files[FILES];
-static int version, informed, made, reused, life = 4, tickets;
-
-#define MUST(condition) ((condition) ? (void)0 : fail(#condition, __LINE__))
-
-static void fail(const char *what, int line)
-{
-    fprintf(stderr, "contexts: TLS 1.%d, line %d: not so: %s\n", version - TLS1_2_VERSION + 2, line, what);
-    ERR_print_errors_fp(stderr);
-    _exit(1);
-}
+static int informed, made, reused, life = 4, tickets;
 
 static SSL_CTX *server(enum file certificate)
 {
-    SSL_CTX *context = SSL_CTX_new(TLS_server_method());
-
-    MUST(SSL_CTX_use_certificate_chain_file(context, files[certificate]) == 1);
-    MUST(SSL_CTX_use_PrivateKey_file(context, files[certificate], SSL_FILETYPE_PEM) == 1);
-    return context;
+    return server_context(files[certificate]);
 }
 
 static int tolerate(int verified, X509_STORE_CTX *unused)
@@ -61,22 +44,11 @@ static SSL_CTX *verifying(int mode)
 
 static SSL_CTX *client(enum file certificate)
 {
-    SSL_CTX *context = SSL_CTX_new(TLS_client_method());
+    SSL_CTX *context = client_context(version);
 
-    MUST(SSL_CTX_set_min_proto_version(context, version) == 1 && SSL_CTX_set_max_proto_version(context, version) == 1);
-    if (certificate != FILES) {
-        MUST(SSL_CTX_use_certificate_chain_file(context, files[certificate]) == 1);
-        MUST(SSL_CTX_use_PrivateKey_file(context, files[certificate], SSL_FILETYPE_PEM) == 1);
-    }
+    if (certificate != FILES)
+        use_certificate(context, files[certificate]);
     return context;
-}
-
-static long counted(SSL_CTX *context, const char *what)
-{
-    char stats[4096], *found;
-
-    MUST(resumed_stats(context, stats, sizeof stats) < sizeof stats);
-    return (found = strstr(stats, what)) ? strtol(found + strlen(what), NULL, 10) : 0;
 }
 
 /* Returns how many sessions were not resumed for a reason. */
@@ -85,7 +57,7 @@ static long refused(SSL_CTX *context, const char *reason)
     char what[64];
 
     snprintf(what, sizeof what, "%s %s ", tickets ? "refused" : "misses", reason);
-    return counted(context, what);
+    return count_of(context, what);
 }
 
 static SSL_CTX *installed(SSL_CTX *context, const char *namespace_, resumed_options options)
@@ -102,8 +74,8 @@ static SSL_CTX *installed(SSL_CTX *context, const char *namespace_, resumed_opti
         fprintf(stderr, "contexts: %s\n", complaint);
         _exit(1);
     }
-    while (tickets && (counted(context, "held secrets ") < 2 || !counted(context, "held stream ")))
-        usleep(1000); /* the process agrees on secrets, and gets the removals */
+    if (tickets)
+        await_tickets(context);
     return context;
 }
 
@@ -115,49 +87,33 @@ static void inform(const SSL *ssl, int kind, int value)
     informed += kind == SSL_CB_HANDSHAKE_DONE;
 }
 
-/* Shakes hands for a name with the session in *session, or none, and leaves the new one there. */
+/* Makes a handshake for a name with the session in *session, or none, and leaves the new one there. */
 static enum outcome meet(SSL_CTX *servers, SSL_CTX *clients, const char *name, SSL_SESSION **session)
 {
-    SSL *there = SSL_new(servers), *here = SSL_new(clients);
+    connection new = new_connection(servers, clients, name, *session);
     enum outcome outcome = FAILED;
-    BIO *ours, *theirs;
     char byte;
-    int connected, accepted;
 
-    MUST(there && here && BIO_new_bio_pair(&ours, 0, &theirs, 0) == 1);
-    SSL_set_bio(there, ours, ours);
-    SSL_set_bio(here, theirs, theirs);
-    SSL_set_info_callback(there, inform);
-    MUST(SSL_set_tlsext_host_name(here, name) == 1);
-    if (*session)
-        MUST(SSL_set_session(here, *session) == 1);
-    do {
-        connected = SSL_connect(here);
-        accepted = SSL_accept(there);
-    } while ((connected != 1 || accepted != 1) && (connected == 1 || SSL_get_error(here, connected) == SSL_ERROR_WANT_READ)
-             && (accepted == 1 || SSL_get_error(there, accepted) == SSL_ERROR_WANT_READ));
+    SSL_set_info_callback(new.server, inform);
     made++;
-    if (connected == 1 && accepted == 1) {
-        reused += SSL_session_reused(there);
-        outcome = SSL_session_reused(there) ? RESUMED : FULL;
-        MUST(SSL_write(here, "request", 7) == 7);
-        int received = SSL_read(there, &byte, 1);
+    if (shake_hands(new)) {
+        reused += SSL_session_reused(new.server);
+        outcome = SSL_session_reused(new.server) ? RESUMED : FULL;
+        MUST(SSL_write(new.client, "request", 7) == 7);
+        int received = SSL_read(new.server, &byte, 1);
         if (received == 1) {
-            MUST(SSL_write(there, "x", 1) == 1 && SSL_read(here, &byte, 1) == 1); /* tickets come before it */
+            deliver_tickets(new);
         } else {
-            MUST(received == 0 && SSL_get_error(there, received) != SSL_ERROR_WANT_READ && SSL_write(there, "x", 1) != 1);
+            MUST(received == 0 && SSL_get_error(new.server, received) != SSL_ERROR_WANT_READ && SSL_write(new.server, "x", 1) != 1);
             ERR_clear_error();
-            received = SSL_read(here, &byte, 1);
-            MUST(received == 0 && SSL_get_error(here, received) == SSL_ERROR_ZERO_RETURN);
+            received = SSL_read(new.client, &byte, 1);
+            MUST(received == 0 && SSL_get_error(new.client, received) == SSL_ERROR_ZERO_RETURN);
             outcome = ENDED;
         }
-        SSL_SESSION_free(*session);
-        *session = SSL_SESSION_dup(SSL_get0_session(here));
-        SSL_set_shutdown(here, SSL_SENT_SHUTDOWN | SSL_RECEIVED_SHUTDOWN);
+        keep_session(new, session);
+        mark_closed(new.client);
     }
-    SSL_free(there);
-    SSL_free(here);
-    ERR_clear_error();
+    free_connection(new);
     MUST(resumed_flush(servers, PATIENCE) == 1);
     return outcome;
 }
@@ -173,12 +129,6 @@ static enum outcome offered(SSL_CTX *first, SSL_CTX *second, SSL_CTX *clients)
     return outcome;
 }
 
-static void release(SSL_CTX **contexts, size_t number)
-{
-    while (number-- > 0)
-        SSL_CTX_free(contexts[number]);
-}
-
 static void server_identities(void)
 {
     SSL_CTX *one = installed(server(CERTIFICATE), "identities", HOST), *same = installed(server(CERTIFICATE), "identities", HOST);
@@ -188,7 +138,7 @@ static void server_identities(void)
     MUST(offered(one, other, anyone) == FULL);
     MUST(refused(one, "context-mismatch") == 1);
     MUST(offered(other, one, anyone) == FULL);
-    release((SSL_CTX *[]){one, same, other, anyone}, 4);
+    free_contexts((SSL_CTX *[]){one, same, other, anyone}, 4);
 }
 
 static void client_certificates(void)
@@ -218,8 +168,8 @@ static void client_certificates(void)
     MUST(offered(lenient, lenient, certified) == RESUMED);
     MUST(offered(lenient, lenient, strange) == FULL); /* its certificate failed */
     MUST(offered(nameless, nameless, certified) == FULL);
-    release(all, sizeof all / sizeof *all);
-    release((SSL_CTX *[]){certified, anyone, strange}, 3);
+    free_contexts(all, sizeof all / sizeof *all);
+    free_contexts((SSL_CTX *[]){certified, anyone, strange}, 3);
 }
 
 /* A connection that asks behind the handshake lets clients in without a certificate, in TLS 1.3. */
@@ -229,7 +179,7 @@ static void post_handshake_authentication(void)
     SSL_CTX *anyone = client(FILES);
 
     MUST(version == TLS1_2_VERSION || offered(later, later, anyone) == RESUMED);
-    release((SSL_CTX *[]){later, anyone}, 2);
+    free_contexts((SSL_CTX *[]){later, anyone}, 2);
 }
 
 /* A connection that asked for nothing in its handshake asks afterwards, and then issues a ticket: it proves nothing. */
@@ -237,31 +187,22 @@ static void late_demand(void)
 {
     static const int STRICT = SSL_VERIFY_PEER | SSL_VERIFY_FAIL_IF_NO_PEER_CERT;
     SSL_CTX *strict = installed(verifying(SSL_VERIFY_FAIL_IF_NO_PEER_CERT), "demand", HOST), *anyone = client(FILES);
-    SSL *there = SSL_new(strict), *here = SSL_new(anyone);
-    BIO *ours, *theirs;
-    char byte;
+    connection late = new_connection(strict, anyone, "localhost", NULL);
+    SSL_SESSION *session = NULL;
 
-    MUST(there && here && BIO_new_bio_pair(&ours, 0, &theirs, 0) == 1);
-    SSL_set_bio(there, ours, ours);
-    SSL_set_bio(here, theirs, theirs);
-    MUST(SSL_set_tlsext_host_name(here, "localhost") == 1);
-    SSL_set_verify(there, SSL_VERIFY_NONE, NULL);
-    for (int turn = 0; turn < 4; turn++) {
-        SSL_connect(here);
-        SSL_accept(there);
-    }
-    SSL_set_verify(there, STRICT, NULL);
-    MUST(version == TLS1_2_VERSION || SSL_new_session_ticket(there) == 1);
-    MUST(SSL_write(there, "x", 1) == 1 && SSL_read(here, &byte, 1) == 1);
-    SSL_SESSION *session = SSL_SESSION_dup(SSL_get0_session(here));
-    SSL_set_shutdown(there, SSL_SENT_SHUTDOWN | SSL_RECEIVED_SHUTDOWN);
-    SSL_set_shutdown(here, SSL_SENT_SHUTDOWN | SSL_RECEIVED_SHUTDOWN);
-    SSL_free(there);
-    SSL_free(here);
+    SSL_set_verify(late.server, SSL_VERIFY_NONE, NULL);
+    MUST(shake_hands(late));
+    SSL_set_verify(late.server, STRICT, NULL);
+    MUST(version == TLS1_2_VERSION || SSL_new_session_ticket(late.server) == 1);
+    deliver_tickets(late);
+    keep_session(late, &session);
+    mark_closed(late.server);
+    mark_closed(late.client);
+    free_connection(late);
     MUST(resumed_flush(strict, PATIENCE) == 1);
     MUST(meet(strict, anyone, "localhost", &session) == FAILED);
     SSL_SESSION_free(session);
-    release((SSL_CTX *[]){strict, anyone}, 2);
+    free_contexts((SSL_CTX *[]){strict, anyone}, 2);
 }
 
 /* A connection asks for a certificate by renegotiation: its own session, which has none, does not resume. */
@@ -269,37 +210,27 @@ static void renegotiation(void)
 {
     resumed_options ignoring = {.ignore_id_context = 1};
     SSL_CTX *asking = server(CERTIFICATE), *certified = client(CLIENT);
-    BIO *ours, *theirs;
     char byte;
 
     MUST(SSL_CTX_load_verify_locations(asking, files[CA], NULL) == 1);
     installed(asking, "renegotiation", ignoring);
-    SSL *there = SSL_new(asking), *here = SSL_new(certified);
-    MUST(there && here && BIO_new_bio_pair(&ours, 0, &theirs, 0) == 1);
-    SSL_set_bio(there, ours, ours);
-    SSL_set_bio(here, theirs, theirs);
-    SSL_set_accept_state(there);
-    SSL_set_connect_state(here);
-    for (int turn = 0; turn < 4; turn++) {
-        SSL_do_handshake(here);
-        SSL_do_handshake(there);
-    }
+    connection new = new_connection(asking, certified, NULL, NULL);
+    MUST(shake_hands(new));
     MUST(resumed_flush(asking, PATIENCE) == 1);
-    SSL_set_verify(there, SSL_VERIFY_PEER | SSL_VERIFY_FAIL_IF_NO_PEER_CERT, NULL);
-    MUST(SSL_renegotiate(there) == 1);
-    MUST(SSL_do_handshake(there) == 1);
+    SSL_set_verify(new.server, SSL_VERIFY_PEER | SSL_VERIFY_FAIL_IF_NO_PEER_CERT, NULL);
+    MUST(SSL_renegotiate(new.server) == 1);
+    MUST(SSL_do_handshake(new.server) == 1);
     for (int turn = 0; turn < 6; turn++) {
-        SSL_read(here, &byte, 1);
-        SSL_read(there, &byte, 1);
+        SSL_read(new.client, &byte, 1);
+        SSL_read(new.server, &byte, 1);
     }
     ERR_clear_error();
-    MUST(!SSL_renegotiate_pending(there) && !SSL_session_reused(there));
-    MUST(SSL_get_verify_result(there) == X509_V_OK && SSL_SESSION_get0_peer(SSL_get_session(there)));
-    MUST(SSL_write(here, "x", 1) == 1 && SSL_read(there, &byte, 1) == 1);
-    MUST(counted(asking, "terminations ") == 0 && refused(asking, "context-mismatch") == 1);
-    SSL_free(there);
-    SSL_free(here);
-    release((SSL_CTX *[]){asking, certified}, 2);
+    MUST(!SSL_renegotiate_pending(new.server) && !SSL_session_reused(new.server));
+    MUST(SSL_get_verify_result(new.server) == X509_V_OK && SSL_SESSION_get0_peer(SSL_get_session(new.server)));
+    MUST(SSL_write(new.client, "x", 1) == 1 && SSL_read(new.server, &byte, 1) == 1);
+    MUST(count_of(asking, "terminations ") == 0 && refused(asking, "context-mismatch") == 1);
+    free_connection(new);
+    free_contexts((SSL_CTX *[]){asking, certified}, 2);
 }
 
 /* The client's certificate ends, and with it its session. Tickets of resumed connections end then, too. */
@@ -313,7 +244,7 @@ static void end_of_a_certificate(void)
     sleep((unsigned)life + 1);
     MUST(meet(strict, mortal, "localhost", &session) == FAILED);
     SSL_SESSION_free(session);
-    release((SSL_CTX *[]){strict, mortal}, 2);
+    free_contexts((SSL_CTX *[]){strict, mortal}, 2);
 }
 
 static void id_contexts(void)
@@ -329,7 +260,7 @@ static void id_contexts(void)
     MUST(offered(contexts[0], contexts[0], anyone) == RESUMED);
     MUST(offered(contexts[0], contexts[1], anyone) == FULL);
     MUST(offered(contexts[2], contexts[3], anyone) == RESUMED);
-    release(contexts, 4);
+    free_contexts(contexts, 4);
     SSL_CTX_free(anyone);
 }
 
@@ -369,14 +300,14 @@ static void virtual_hosts(void)
     kept = SSL_SESSION_dup(session);
     chosen = third;
     MUST(meet(first, anyone, "other.example", &session) == ENDED);
-    MUST(counted(first, "terminations context-mismatch ") == 1);
+    MUST(count_of(first, "terminations context-mismatch ") == 1);
     MUST(meet(first, anyone, "other.example", &session) == FULL); /* nor what was issued then, nor any other session of the name */
     MUST(meet(first, anyone, "other.example", &kept) == FULL);
     MUST(meet(first, anyone, "other.example", &kept) == FULL);
     MUST(refused(first, "context-unstable") >= 3);
     SSL_SESSION_free(session);
     SSL_SESSION_free(kept);
-    release((SSL_CTX *[]){first, second, third, anyone}, 4);
+    free_contexts((SSL_CTX *[]){first, second, third, anyone}, 4);
 }
 
 /* A host with a namespace of its own, which the callback chooses, has no part in the sessions of the first one's. */
@@ -390,14 +321,14 @@ static void tenants(void)
     chosen = tenant;
     for (int turn = 0; turn < 4; turn++)
         MUST(meet(first, anyone, "localhost", &session) == FULL);
-    MUST(counted(first, "puts stored ") == 0 && counted(first, "terminations ") == 0);
+    MUST(count_of(first, "puts stored ") == 0 && count_of(first, "terminations ") == 0);
     chosen = second;
     MUST(meet(first, anyone, "localhost", &session) == FULL && meet(first, anyone, "localhost", &session) == RESUMED);
     chosen = tenant;
     MUST(meet(first, anyone, "localhost", &session) == ENDED);
     MUST(meet(first, anyone, "localhost", &session) == FULL);
     SSL_SESSION_free(session);
-    release((SSL_CTX *[]){first, second, tenant, anyone}, 4);
+    free_contexts((SSL_CTX *[]){first, second, tenant, anyone}, 4);
 }
 
 /* OpenSSL drops a session whose hash is not that of the cipher which the server has chosen, and issues no ticket. */
@@ -417,7 +348,7 @@ static void other_ciphers(void)
     MUST(meet(one, anyone, "localhost", &kept) == RESUMED); /* it was not spent */
     SSL_SESSION_free(session);
     SSL_SESSION_free(kept);
-    release((SSL_CTX *[]){one, other, anyone}, 3);
+    free_contexts((SSL_CTX *[]){one, other, anyone}, 3);
 }
 
 /* OpenSSL resumes no session without an extended master secret for a client that offers one (RFC 7627 section 5.3). */
@@ -430,12 +361,12 @@ static void discarded_sessions(void)
     MUST(meet(servers, old, "localhost", &session) == FULL);
     kept = SSL_SESSION_dup(session);
     MUST(meet(servers, anyone, "localhost", &session) == FULL);
-    MUST(counted(servers, "misses not-resumed ") == 1 && counted(servers, "hits store ") == 0);
+    MUST(count_of(servers, "misses not-resumed ") == 1 && count_of(servers, "hits store ") == 0);
     MUST(meet(servers, old, "localhost", &kept) == RESUMED);
-    MUST(counted(servers, "misses not-resumed ") == 1 && counted(servers, "hits store ") == 1);
+    MUST(count_of(servers, "misses not-resumed ") == 1 && count_of(servers, "hits store ") == 1);
     SSL_SESSION_free(session);
     SSL_SESSION_free(kept);
-    release((SSL_CTX *[]){servers, old, anyone}, 3);
+    free_contexts((SSL_CTX *[]){servers, old, anyone}, 3);
 }
 
 static const unsigned char DATA[32] = "data of the application";
@@ -452,23 +383,15 @@ static void application_data(void)
 
     MUST(SSL_CTX_set_session_ticket_cb(attaching, attach, NULL, NULL) == 1);
     MUST(offered(attaching, attaching, anyone) == FULL);
-    SSL *there = SSL_new(attaching), *here = SSL_new(anyone);
-    BIO *ours, *theirs;
+    connection new = new_connection(attaching, anyone, NULL, NULL);
     void *data;
     size_t length;
 
-    MUST(BIO_new_bio_pair(&ours, 0, &theirs, 0) == 1);
-    SSL_set_bio(there, ours, ours);
-    SSL_set_bio(here, theirs, theirs);
-    for (int turn = 0; turn < 4; turn++) {
-        SSL_connect(here);
-        SSL_accept(there);
-    }
-    MUST(SSL_SESSION_get0_ticket_appdata(SSL_get_session(there), &data, &length) == 1);
+    MUST(shake_hands(new));
+    MUST(SSL_SESSION_get0_ticket_appdata(SSL_get_session(new.server), &data, &length) == 1);
     MUST(length == sizeof DATA && memcmp(data, DATA, length) == 0); /* it stayed */
-    SSL_free(there);
-    SSL_free(here);
-    release((SSL_CTX *[]){attaching, anyone}, 2);
+    free_connection(new);
+    free_contexts((SSL_CTX *[]){attaching, anyone}, 2);
 }
 
 static void single_use(void)
@@ -501,7 +424,7 @@ static void single_use(void)
     /* OpenSSL looks the session up again after a HelloRetryRequest. */
     MUST(SSL_CTX_set1_groups_list(retrying, "P-384") == 1 && SSL_CTX_set1_groups_list(anyone, "P-256:P-384") == 1);
     MUST(offered(retrying, retrying, anyone) == RESUMED);
-    release((SSL_CTX *[]){one, other, retrying, identified, anyone}, 5);
+    free_contexts((SSL_CTX *[]){one, other, retrying, identified, anyone}, 5);
 }
 
 static void sizes_of_options(void)
@@ -520,7 +443,7 @@ static void sizes_of_options(void)
     MUST(resumed_install(contexts[1], &options.known) == NULL);
     options.unknown[15] = 1;
     MUST(strstr(resumed_install(contexts[2], &options.known), "newer than the library"));
-    release(contexts, 3);
+    free_contexts(contexts, 3);
 }
 
 int main(int argc, char **argv)

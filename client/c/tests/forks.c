@@ -9,51 +9,26 @@
  */
 #include <dirent.h>
 #include <getopt.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
-#include <unistd.h>
 
-#include <openssl/err.h>
 #include <resumed.h>
 
-static const unsigned PATIENCE = 20000; /* milliseconds */
+#include "support.h"
 
-#define MUST(condition) ((condition) ? (void)0 : fail(#condition, __LINE__))
-
-static void fail(const char *condition, int line)
-{
-    fprintf(stderr, "forks: line %d: does not hold: %s\n", line, condition);
-    ERR_print_errors_fp(stderr);
-    _exit(1);
-}
 
 /* Makes a connection that offers the session in *session, or none, and leaves the new one there; returns whether it resumed. */
 static int meet(SSL_CTX *servers, SSL_CTX *clients, SSL_SESSION **session)
 {
-    SSL *server = SSL_new(servers), *client = SSL_new(clients);
-    BIO *ours, *theirs;
-    char byte;
+    connection new = new_connection(servers, clients, NULL, *session);
 
-    MUST(server && client && BIO_new_bio_pair(&ours, 0, &theirs, 0) == 1);
-    SSL_set_bio(server, ours, ours);
-    SSL_set_bio(client, theirs, theirs);
-    if (*session)
-        MUST(SSL_set_session(client, *session) == 1);
-    for (int turn = 0; turn < 4; turn++) {
-        SSL_connect(client);
-        SSL_accept(server);
-    }
-    MUST(SSL_write(server, "x", 1) == 1 && SSL_read(client, &byte, 1) == 1); /* tickets precede it */
-    int resumed = SSL_session_reused(server);
-    SSL_SESSION_free(*session);
-    *session = SSL_SESSION_dup(SSL_get0_session(client));
-    SSL_set_shutdown(server, SSL_SENT_SHUTDOWN | SSL_RECEIVED_SHUTDOWN);
-    SSL_set_shutdown(client, SSL_SENT_SHUTDOWN | SSL_RECEIVED_SHUTDOWN);
-    SSL_free(server);
-    SSL_free(client);
-    ERR_clear_error();
+    MUST(shake_hands(new));
+    deliver_tickets(new);
+    int resumed = SSL_session_reused(new.server);
+    keep_session(new, session);
+    mark_closed(new.server);
+    mark_closed(new.client);
+    free_connection(new);
     return resumed;
 }
 
@@ -92,10 +67,8 @@ int main(int argc, char **argv)
         case KEYRING: options.keyring = optarg; break;
         default: return 2;
         }
-    SSL_CTX *servers = SSL_CTX_new(TLS_server_method()), *clients = SSL_CTX_new(TLS_client_method());
-    MUST(SSL_CTX_set_max_proto_version(servers, TLS1_2_VERSION) == 1); /* its session id is the id of the session in the store */
-    MUST(SSL_CTX_use_certificate_chain_file(servers, certificate) == 1);
-    MUST(SSL_CTX_use_PrivateKey_file(servers, certificate, SSL_FILETYPE_PEM) == 1);
+    /* The session id of TLS 1.2 is the id of the session in the store. */
+    SSL_CTX *servers = server_context(certificate), *clients = client_context(TLS1_2_VERSION);
     MUST(resumed_install(servers, &options) == NULL);
 
     MUST(!meet(servers, clients, &session) && resumed_flush(servers, PATIENCE) == 1);

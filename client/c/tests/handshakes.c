@@ -12,20 +12,15 @@
 #include <getopt.h>
 #include <pthread.h>
 #include <stdatomic.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/wait.h>
-#include <unistd.h>
 
-#include <openssl/err.h>
 #include <resumed.h>
+
+#include "support.h"
 
 /* How a connection ends. */
 enum ending { CLOSED, CUT, ALERT_SENT, ALERT_RECEIVED, ENDINGS };
 
-static const unsigned char BAD_RECORD[5 + 64] = {0x17, 3, 3, 0, 64};
-static const unsigned PATIENCE = 20000; /* milliseconds */
 
 static resumed_options options = {.size = sizeof options, .deadline_ms = 10000};
 static const char *certificate;
@@ -34,61 +29,15 @@ static long families = 100;
 static atomic_long handshakes, resumptions;
 static SSL_CTX *shared;
 
-#define MUST(condition) ((condition) ? (void)0 : fail(#condition, __LINE__))
-
-static void fail(const char *what, int line)
+static void end(connection it, enum ending ending)
 {
-    fprintf(stderr, "handshakes: line %d: not so: %s\n", line, what);
-    ERR_print_errors_fp(stderr);
-    _exit(1);
-}
-
-static SSL_CTX *server_context(void)
-{
-    SSL_CTX *context = SSL_CTX_new(TLS_server_method());
-
-    MUST(SSL_CTX_use_certificate_chain_file(context, certificate) == 1);
-    MUST(SSL_CTX_use_PrivateKey_file(context, certificate, SSL_FILETYPE_PEM) == 1);
-    return context;
-}
-
-static SSL_CTX *client_context(int version)
-{
-    SSL_CTX *context = SSL_CTX_new(TLS_client_method());
-
-    MUST(SSL_CTX_set_min_proto_version(context, version) == 1 && SSL_CTX_set_max_proto_version(context, version) == 1);
-    return context;
-}
-
-static void end(SSL *server, SSL *client, enum ending ending)
-{
-    char buffer[64];
-
     switch (ending) {
-    case CLOSED: SSL_shutdown(server); break;
-    case ALERT_SENT:
-        BIO_write(SSL_get_wbio(client), BAD_RECORD, sizeof BAD_RECORD);
-        MUST(SSL_read(server, buffer, sizeof buffer) <= 0);
-        break;
-    case ALERT_RECEIVED:
-        BIO_write(SSL_get_wbio(server), BAD_RECORD, sizeof BAD_RECORD);
-        MUST(SSL_read(client, buffer, sizeof buffer) <= 0);
-        MUST(SSL_read(server, buffer, sizeof buffer) <= 0);
-        break;
+    case CLOSED: SSL_shutdown(it.server); break;
+    case ALERT_SENT: send_bad_record(it.client, it.server); break;
+    case ALERT_RECEIVED: receive_alert(it); break;
     default: break;
     }
-    /* Or OpenSSL takes the client's connection for a failed one, and its session for useless. */
-    SSL_set_shutdown(client, SSL_SENT_SHUTDOWN | SSL_RECEIVED_SHUTDOWN);
-}
-
-/* Does as much of a handshake as can be done; returns whether it is done, and in `failed` whether it never will be. */
-static int shaken(SSL *server, SSL *client, int *failed)
-{
-    int connected = SSL_connect(client), accepted = SSL_accept(server);
-
-    *failed = (connected != 1 && SSL_get_error(client, connected) != SSL_ERROR_WANT_READ)
-        || (accepted != 1 && SSL_get_error(server, accepted) != SSL_ERROR_WANT_READ);
-    return connected == 1 && accepted == 1;
+    mark_closed(it.client);
 }
 
 /*
@@ -97,33 +46,21 @@ static int shaken(SSL *server, SSL *client, int *failed)
  */
 static SSL_SESSION *meet(SSL_CTX *servers, SSL_CTX *clients, SSL_SESSION *offered, enum ending ending, int *resumed)
 {
-    SSL *server = SSL_new(servers), *client = SSL_new(clients);
+    connection new = new_connection(servers, clients, "localhost", offered);
     SSL_SESSION *session = NULL;
-    BIO *ours, *theirs;
-    char byte;
-    int failed = 0;
+    int succeeded = shake_hands(new);
 
-    MUST(server && client && BIO_new_bio_pair(&ours, 0, &theirs, 0) == 1);
-    SSL_set_bio(server, ours, ours);
-    SSL_set_bio(client, theirs, theirs);
-    MUST(SSL_set_tlsext_host_name(client, "localhost") == 1);
-    if (offered)
-        MUST(SSL_set_session(client, offered) == 1);
-    while (!failed && !shaken(server, client, &failed))
-        ;
     handshakes++;
-    *resumed = SSL_session_reused(server);
-    if (!failed) {
-        MUST(SSL_write(server, "x", 1) == 1 && SSL_read(client, &byte, 1) == 1); /* tickets come before it */
+    *resumed = SSL_session_reused(new.server);
+    if (succeeded) {
+        deliver_tickets(new);
         resumptions += *resumed;
-        session = SSL_SESSION_dup(SSL_get0_session(client)); /* which does not hear how the connection ends */
+        keep_session(new, &session);
         MUST(session && resumed_flush(servers, PATIENCE) == 1);
-        end(server, client, ending);
+        end(new, ending);
     }
-    MUST(!failed || (lies && offered));
-    SSL_free(server);
-    SSL_free(client);
-    ERR_clear_error();
+    MUST(succeeded || (lies && offered));
+    free_connection(new);
     MUST(resumed_flush(servers, PATIENCE) == 1);
     return session;
 }
@@ -191,7 +128,7 @@ static void family(SSL_CTX *servers, SSL_CTX *clients, long number)
 static void passing_context(SSL_CTX *clients, long number)
 {
     resumed_options own = options;
-    SSL_CTX *context = server_context();
+    SSL_CTX *context = server_context(certificate);
     int resumed;
 
     own.lifetime_seconds = 3600 + (unsigned)number;
@@ -268,7 +205,7 @@ int main(int argc, char **argv)
         default: return 2;
         }
     MUST(certificate && threads <= MOST_THREADS);
-    shared = server_context();
+    shared = server_context(certificate);
     MUST(resumed_install(NULL, &options) && resumed_install(shared, NULL));
     MUST(resumed_install(shared, &options) == NULL);
     if (children)

@@ -35,26 +35,26 @@ export function metrics(...sessions: Installation[]): string {
     for (const { namespace, stats } of groups) {
       // Zeros too: Prometheus does not see the first increase of a series that begins above zero.
       for (const reason of REASONS[kind]) {
-        const labels = `namespace="${namespace}",${label}="${reason}"`;
+        const labels = `session_namespace="${namespace}",${label}="${reason}"`;
         lines.push(`resumed_frontend_${name}_total{${labels}} ${total(stats, (each) => each[kind][reason] ?? 0)}`);
       }
     }
   }
-  head("lookup_seconds", "histogram", "Time that look-ups at the store took.");
+  head("lookup_duration_seconds", "histogram", "Time that look-ups at the store took.");
   for (const { namespace, stats } of groups) {
     let count = 0;
     for (const [n, bound] of [...LOOKUP_BUCKETS, Infinity].entries()) {
       count += total(stats, ({ lookups }) => lookups[n] ?? 0);
       const le = bound === Infinity ? "+Inf" : bound / 1000;
-      lines.push(`resumed_frontend_lookup_seconds_bucket{namespace="${namespace}",le="${le}"} ${count}`);
+      lines.push(`resumed_frontend_lookup_duration_seconds_bucket{session_namespace="${namespace}",le="${le}"} ${count}`);
     }
     const seconds = total(stats, ({ lookupMilliseconds }) => lookupMilliseconds) / 1000;
-    lines.push(`resumed_frontend_lookup_seconds_count{namespace="${namespace}"} ${count}`);
-    lines.push(`resumed_frontend_lookup_seconds_sum{namespace="${namespace}"} ${seconds}`);
+    lines.push(`resumed_frontend_lookup_duration_seconds_count{session_namespace="${namespace}"} ${count}`);
+    lines.push(`resumed_frontend_lookup_duration_seconds_sum{session_namespace="${namespace}"} ${seconds}`);
   }
   head("breaker_open", "gauge", "Whether the circuit breaker is open, so that handshakes make no look-ups.");
   for (const { namespace, open } of groups)
-    lines.push(`resumed_frontend_breaker_open{namespace="${namespace}"} ${open ? 1 : 0}`);
+    lines.push(`resumed_frontend_breaker_open{session_namespace="${namespace}"} ${open ? 1 : 0}`);
   return `${lines.join("\n")}\n`;
 }
 

@@ -18,20 +18,20 @@ test("Prometheus sees what servers of a namespace count together, all reasons fr
   const text = metrics(counting("shop", 1, false), counting("bank", 0, true), counting("shop", 2, false));
   const lines = new Set(text.split("\n"));
   for (const line of [
-    'resumed_frontend_hits_total{namespace="shop",source="store"} 3',
-    'resumed_frontend_foreign_hits_total{namespace="shop",source="store"} 3',
-    'resumed_frontend_hits_total{namespace="bank",source="store"} 0',
-    'resumed_frontend_misses_total{namespace="shop",reason="breaker-open"} 0',
-    'resumed_frontend_puts_total{namespace="shop",outcome="stored"} 0',
-    'resumed_frontend_removals_total{namespace="shop",reason="fatal-error"} 0',
-    'resumed_frontend_terminations_total{namespace="shop",reason="context-mismatch"} 0',
-    'resumed_frontend_lookup_seconds_bucket{namespace="shop",le="0.0025"} 0',
-    'resumed_frontend_lookup_seconds_bucket{namespace="shop",le="0.005"} 3',
-    'resumed_frontend_lookup_seconds_bucket{namespace="shop",le="+Inf"} 3',
-    'resumed_frontend_lookup_seconds_count{namespace="shop"} 3',
-    'resumed_frontend_lookup_seconds_sum{namespace="shop"} 0.009',
-    'resumed_frontend_breaker_open{namespace="shop"} 0',
-    'resumed_frontend_breaker_open{namespace="bank"} 1',
+    'resumed_frontend_hits_total{session_namespace="shop",source="store"} 3',
+    'resumed_frontend_foreign_hits_total{session_namespace="shop",source="store"} 3',
+    'resumed_frontend_hits_total{session_namespace="bank",source="store"} 0',
+    'resumed_frontend_misses_total{session_namespace="shop",reason="breaker-open"} 0',
+    'resumed_frontend_puts_total{session_namespace="shop",outcome="stored"} 0',
+    'resumed_frontend_removals_total{session_namespace="shop",reason="fatal-error"} 0',
+    'resumed_frontend_terminations_total{session_namespace="shop",reason="context-mismatch"} 0',
+    'resumed_frontend_lookup_duration_seconds_bucket{session_namespace="shop",le="0.0025"} 0',
+    'resumed_frontend_lookup_duration_seconds_bucket{session_namespace="shop",le="0.005"} 3',
+    'resumed_frontend_lookup_duration_seconds_bucket{session_namespace="shop",le="+Inf"} 3',
+    'resumed_frontend_lookup_duration_seconds_count{session_namespace="shop"} 3',
+    'resumed_frontend_lookup_duration_seconds_sum{session_namespace="shop"} 0.009',
+    'resumed_frontend_breaker_open{session_namespace="shop"} 0',
+    'resumed_frontend_breaker_open{session_namespace="bank"} 1',
   ]) {
     assert(lines.has(line), `${line} is not in\n${text}`);
   }

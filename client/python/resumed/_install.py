@@ -52,6 +52,11 @@ class Installation:
         return self._policy.breaker_open
 
     @property
+    def keyring_last_reload(self) -> tuple[bool, float] | None:
+        """Whether the keyring file can be used now, and when it last could, in Unix seconds; None without a file."""
+        return self._policy.keyring_last_reload
+
+    @property
     def mirror_live(self) -> bool | None:
         """Whether the mirror is up to date and used for look-ups; None without a mirror."""
         return self._policy.mirror_live

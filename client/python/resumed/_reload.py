@@ -69,6 +69,8 @@ class Followed(Generic[_Value]):
 
     Attributes:
         value: The value.
+        reload_succeeded: Whether the files as they are now could be used.
+        reloaded_at: Time in Unix seconds when files that can be used were last read.
 
     Raises:
         Unreadable: A file cannot be read. What `parse` raises passes as well.
@@ -86,6 +88,7 @@ class Followed(Generic[_Value]):
         files = self._read()
         self._seen = self._judged = _digest(files)
         self.value = self._parsed(files)
+        self.reload_succeeded, self.reloaded_at = True, time.time()
         self._next_look = time.monotonic() + CHECK_SECONDS
         self._looking = threading.Lock()
         register_after_fork(self)
@@ -118,10 +121,11 @@ class Followed(Generic[_Value]):
             if self._seen != seen:
                 return
         except Exception as error:  # noqa: BLE001 - the process goes on with the value that it has
-            self._judged = seen
+            self._judged, self.reload_succeeded = seen, False
             self._on_error(error)
         else:
             self._judged, self.value = seen, value
+            self.reload_succeeded, self.reloaded_at = True, time.time()
             self._on_change(value)
 
     def after_fork_in_child(self) -> None:

@@ -77,7 +77,7 @@ class _Exporter(Collector):
                 ("tickets_refused", "reason", "Tickets that clients offered and that did not resume."),
             ]
         for kind, label, documentation in counters:
-            family = CounterMetricFamily(f"resumed_frontend_{kind}", documentation, labels=["namespace", label])
+            family = CounterMetricFamily(f"resumed_frontend_{kind}", documentation, labels=["session_namespace", label])
             for namespace, group in stats.items():
                 counted = _summed(getattr(each, kind) for each in group)
                 # With zeros: Prometheus sees no rise in a series that begins with its first.
@@ -86,12 +86,15 @@ class _Exporter(Collector):
             yield family
         yield _lookups(stats)
         yield from _states(by_namespace)
+        yield from _keyrings(by_namespace)
         yield from _savings(by_namespace)
 
 
 def _lookups(stats: dict[str, list[Stats]]) -> Metric:
     family = HistogramMetricFamily(
-        "resumed_frontend_lookup_seconds", "Time that look-ups at the store took.", labels=["namespace"]
+        "resumed_frontend_lookup_duration_seconds",
+        "Time that look-ups at the store took.",
+        labels=["session_namespace"],
     )
     for namespace, group in stats.items():
         counts = [sum(column) for column in zip(*(each.lookup_seconds for each in group), strict=True)]
@@ -106,19 +109,19 @@ def _states(by_namespace: dict[str, list[Installation]]) -> Iterator[Metric]:
     breaker = GaugeMetricFamily(
         "resumed_frontend_breaker_open",
         "Whether the store kept failing, so that handshakes do not call it.",
-        labels=["namespace"],
+        labels=["session_namespace"],
     )
     mirror = GaugeMetricFamily(
-        "resumed_frontend_mirror_live", "Whether the mirror follows the store.", labels=["namespace"]
+        "resumed_frontend_mirror_live", "Whether the mirror follows the store.", labels=["session_namespace"]
     )
     removals = GaugeMetricFamily(
-        "resumed_frontend_removals_live", "Whether the removals of tickets are received.", labels=["namespace"]
+        "resumed_frontend_removals_live", "Whether the removals of tickets are received.", labels=["session_namespace"]
     )
     removals_held = GaugeMetricFamily(
-        "resumed_frontend_removals_held", "Removals of tickets that are in force.", labels=["namespace"]
+        "resumed_frontend_removals_held", "Removals of tickets that are in force.", labels=["session_namespace"]
     )
     secrets_held = GaugeMetricFamily(
-        "resumed_frontend_ticket_secrets_held", "Secrets that may open a ticket.", labels=["namespace"]
+        "resumed_frontend_ticket_secrets_held", "Secrets that may open a ticket.", labels=["session_namespace"]
     )
     for namespace, group in by_namespace.items():
         breaker.add_metric([namespace], any(each.breaker_open for each in group))
@@ -135,11 +138,31 @@ def _states(by_namespace: dict[str, list[Installation]]) -> Iterator[Metric]:
     yield from (each for each in (removals, removals_held, secrets_held) if each.samples)
 
 
+def _keyrings(by_namespace: dict[str, list[Installation]]) -> Iterator[Metric]:
+    successful = GaugeMetricFamily(
+        "resumed_frontend_keyring_last_reload_successful",
+        "Whether the present content of the keyring file is in use.",
+        labels=["session_namespace"],
+    )
+    moments = GaugeMetricFamily(
+        "resumed_frontend_keyring_last_reload_success_timestamp_seconds",
+        "Time of the last successful reload of the keyring file, in Unix seconds.",
+        labels=["session_namespace"],
+    )
+    for namespace, group in by_namespace.items():
+        states = [state for each in group if (state := each.keyring_last_reload) is not None]
+        if states:
+            successful.add_metric([namespace], min(state for state, _ in states))
+            moments.add_metric([namespace], min(moment for _, moment in states))
+    yield successful
+    yield moments
+
+
 def _savings(by_namespace: dict[str, list[Installation]]) -> Iterator[Metric]:
     saved = CounterMetricFamily(
         "resumed_frontend_saved_seconds",
         "Processor time of the signatures that hits spared, by the time that one takes here: a lower bound.",
-        labels=["namespace"],
+        labels=["session_namespace"],
     )
     for namespace, group in by_namespace.items():
         known = [(each.stats, seconds) for each in group if (seconds := each.signature_seconds) is not None]

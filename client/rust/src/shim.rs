@@ -166,9 +166,9 @@ impl Shim {
         let value = self.options.keyring.seal(&key, &envelope.encode(), not_after);
         let number = process.sender.submit(&process.store, Item::Put { key, value, issued: envelope.issued, not_after }, when);
         // After a call that failed, which may have been this handshake's look-up, a handshake does not wait once more.
-        if let Some(number) =
-            number.filter(|_| when == When::Now && process.store.breaker.last_call_succeeded() && process.sender.last_batch_succeeded())
-        {
+        if let Some(number) = number.filter(|_| {
+            when == When::Now && process.store.breaker.last_call_succeeded() && process.sender.last_batch_succeeded()
+        }) {
             process.sender.wait(number, self.options.deadline);
         }
         number.is_some()

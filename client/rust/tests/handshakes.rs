@@ -9,7 +9,9 @@ use std::sync::Barrier;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
-use resumed::{Credentials, Envelope, Expected, Fingerprint, Format, Ids, Installation, Keyring, Lookup, Options, Scope, Shim, When};
+use resumed::{
+    Credentials, Envelope, Expected, Fingerprint, Format, Ids, Installation, Keyring, Lookup, Options, Scope, Shim, When,
+};
 use rustls::ClientConnection;
 use rustls::server::{ProducesTickets, StoresServerSessions};
 use rustls::version::{TLS12, TLS13};

@@ -97,11 +97,7 @@ class GrantsAuthorizer:
 
     def authenticate(self, context: grpc.ServicerContext) -> Caller:
         """Return the caller, by the client certificate of its connection."""
-        # The stubs say bytes; grpcio returns a list of them.
-        certificate = cast("Sequence[bytes]", context.auth_context().get("x509_pem_cert"))
-        if not certificate:
-            raise Unauthenticated("no client certificate came with the connection")
-        pem = certificate[0]
+        pem = _certificate(context)
         cache = self._cache
         if cache[0] is not self._grants.value:
             cache = self._cache = (self._grants.value, {})
@@ -112,6 +108,14 @@ class GrantsAuthorizer:
             caller = CertificateIdentity(identities, grants, self._enforcer.for_identities(identities))
             _store(callers, pem, caller)
         return caller
+
+
+def describe_caller(context: grpc.ServicerContext) -> str:
+    """Return the identities of a caller for the log, also on a server without grants; "anonymous" if it has none."""
+    try:
+        return _join(read_identities(_certificate(context)))
+    except Unauthenticated:
+        return "anonymous"
 
 
 class CertificateIdentity:
@@ -133,9 +137,21 @@ class CertificateIdentity:
             self._reject(operation, namespace)
 
     def _reject(self, operation: str, namespace: str) -> NoReturn:
-        names = ", ".join(self._identities[:_MAX_NAMED])
-        more = len(self._identities) - _MAX_NAMED
-        raise NotGranted(names + f" and {more} more" * (more > 0), namespace, operation)
+        raise NotGranted(_join(self._identities), namespace, operation)
+
+
+def _certificate(context: grpc.ServicerContext) -> bytes:
+    """Return the client certificate of a connection, in PEM."""
+    # The stubs say bytes; grpcio returns a list of them.
+    certificate = cast("Sequence[bytes]", context.auth_context().get("x509_pem_cert"))
+    if not certificate:
+        raise Unauthenticated("no client certificate came with the connection")
+    return certificate[0]
+
+
+def _join(identities: Sequence[str]) -> str:
+    more = len(identities) - _MAX_NAMED
+    return ", ".join(identities[:_MAX_NAMED]) + f" and {more} more" * (more > 0)
 
 
 def _store(cache: dict[_Key, _Value], key: _Key, value: _Value) -> None:

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 OPERATIONS = ("put", "get", "take", "remove", "watch", "purge", "stats")
 """The operations that can be granted: those of frontends, then those of operators."""
 
+ALL_NAMESPACES = "*"
+"""The namespace of a grant for the Stats of all namespaces. No namespace has this name."""
 _FIELDS = ("identity", "namespaces", "operations")
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import structlog
+
 from resumed_server.auth import grants, tls
 from resumed_server.auth.authorizer import AllowAll, GrantsAuthorizer
 from resumed_server.auth.tls import ServerCertificates
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 POLL_SECONDS = 1.0
 """Seconds between two checks of the files."""
 
+log = structlog.get_logger()
+
 
 class SecurityContext:
     """TLS, authorization and limits, as the settings configure them.
@@ -31,6 +35,7 @@ class SecurityContext:
         certificates: TLS; None without it.
         authorizer: Authenticates and authorizes callers.
         enforcer: The limits of identities and namespaces.
+        files: The files that are reloaded.
 
     Raises:
         ValueError: A file is invalid; each line names a reason.
@@ -41,20 +46,22 @@ class SecurityContext:
         self.authorizer: Authorizer = AllowAll()
         limit = _namespace_limit(settings)
         self.enforcer = LimitEnforcer(limit, None, counters)
-        self._files: list[Followed[Any]] = []
+        self.files: list[Followed[Any]] = []
         if settings.tls_cert:
             certificates = tls.watch_files(settings.tls_cert, settings.tls_key, settings.client_ca)
             self.certificates = ServerCertificates(certificates, renewal=settings.max_connection_age)
-            self._files.append(certificates)
+            self.files.append(certificates)
         if settings.grants:
             granted = grants.watch_file(settings.grants)
+            if not granted.value.grants:
+                log.warning("the grants file has no grant: every call is denied", file=settings.grants)
             self.enforcer = LimitEnforcer(limit, granted, counters)
             self.authorizer = GrantsAuthorizer(granted, self.enforcer)
-            self._files.append(granted)
+            self.files.append(granted)
 
     def poll(self) -> float:
         """Check once whether the files have changed; return the seconds until the next check."""
-        for files in self._files:
+        for files in self.files:
             files.follow()
         return POLL_SECONDS
 

@@ -33,8 +33,10 @@ class CertificateFiles(NamedTuple):
     certificate: bytes
     key: bytes
     client_ca: bytes | None
+    begins: float
+    """When the validity of the server's certificate begins, in Unix seconds."""
     expires: float
-    """When the server's certificate expires, in Unix seconds."""
+    """When it ends."""
 
     def __repr__(self) -> str:
         """Return no content: the key is a secret."""
@@ -64,16 +66,28 @@ class ServerCertificates:
         self._files = files
         self._renewal = renewal
         self._clock = clock
+        self._fetchers: list[CertificateConfigFetcher] = []
+
+    @property
+    def begins(self) -> float:
+        """When the validity of the present server certificate begins, in Unix seconds."""
+        return self._files.value.begins
 
     @property
     def expires(self) -> float:
-        """When the present server certificate expires, in Unix seconds."""
+        """When it ends."""
         return self._files.value.expires
+
+    @property
+    def handshakes(self) -> int:
+        """Number of handshakes that clients have begun."""
+        return sum(fetcher.handshakes for fetcher in self._fetchers)
 
     def for_listener(self) -> grpc.ServerCredentials:
         """Return the credentials of one listener, which remember the files that gRPC has for it."""
         initial = self._files.value
         fetch = CertificateConfigFetcher(self._files, initial, self._renewal, self._clock)
+        self._fetchers.append(fetch)
         return grpc.dynamic_ssl_server_credentials(
             _configuration(initial),
             fetch,  # type: ignore[arg-type] # the stubs do not allow the None that gRPC accepts
@@ -82,7 +96,11 @@ class ServerCertificates:
 
 
 class CertificateConfigFetcher:
-    """The function that gRPC calls before each handshake."""
+    """The function that gRPC calls before each handshake.
+
+    Attributes:
+        handshakes: Number of its calls.
+    """
 
     def __init__(
         self, files: Followed[CertificateFiles], initial: CertificateFiles, renewal: float, clock: Callable[[], float]
@@ -93,11 +111,13 @@ class CertificateConfigFetcher:
         self._clock = clock
         self._renewed = clock()
         self._lock = threading.Lock()
+        self.handshakes = 0
 
     def __call__(self) -> grpc.ServerCertificateConfiguration | None:
         """Return the present files, or None if gRPC has them."""
         files, now = self._files.value, self._clock()
         with self._lock:
+            self.handshakes += 1
             if files is self._sent and now - self._renewed < self._renewal:
                 return None
             self._sent, self._renewed = files, now
@@ -117,11 +137,11 @@ def _validate(paths: Sequence[str], contents: Sequence[bytes]) -> CertificateFil
         raise ValueError(f"the certificate {paths[0]} and the key {paths[1]} do not match")
     if leaf.not_valid_after_utc < datetime.now(timezone.utc):
         raise ValueError(f"the certificate {paths[0]} expired at {leaf.not_valid_after_utc:%Y-%m-%d %H:%M} UTC")
-    expires = leaf.not_valid_after_utc.timestamp()
-    if len(contents) == len(paths[:2]):
-        return CertificateFiles(contents[0], contents[1], None, expires)
-    _certificates(paths[2], contents[2])
-    return CertificateFiles(contents[0], contents[1], contents[2], expires)
+    client_ca = None
+    for path, client_ca in zip(paths[2:], contents[2:], strict=True):
+        _certificates(path, client_ca)
+    begins, expires = leaf.not_valid_before_utc.timestamp(), leaf.not_valid_after_utc.timestamp()
+    return CertificateFiles(contents[0], contents[1], client_ca, begins, expires)
 
 
 def _certificates(path: str, pem: bytes) -> list[x509.Certificate]:

@@ -6,7 +6,7 @@ import sys
 from importlib.metadata import version
 from typing import Annotated, Any, NoReturn
 
-from resumed_server.errors import UserError, print_error
+from resumed_server.errors import ExitStatus, UserError, print_error
 from resumed_server.storage.registry import extras_for
 
 
@@ -20,25 +20,25 @@ def _exit_without(missing: ModuleNotFoundError) -> NoReturn:
 try:
     import typer
 
-    from resumed_server.cli.lazy_group import LazyGroup
+    from resumed_server.cli.lazy_group import EPILOG, LazyGroup
 except ModuleNotFoundError as missing:
     _exit_without(missing)
 
 # No pretty exceptions: they show local variables, and so keys and values.
-app = typer.Typer(cls=LazyGroup, pretty_exceptions_enable=False)
+app = typer.Typer(cls=LazyGroup, pretty_exceptions_enable=False, epilog=EPILOG)
 _CommandLineError: Any = typer.BadParameter.__mro__[2]  # ClickException, which typer does not export
 
 
 def main() -> None:
-    """Run the command; an error of the user is one line on standard error and exit status 2."""
+    """Run the command; an error that it expects is one line on standard error, and has an exit status."""
     try:
         sys.exit(app(prog_name="resumed", standalone_mode=False))
     except UserError as error:
         print_error(error)
-        sys.exit(2)
+        sys.exit(error.status)
     except _CommandLineError as error:
         print_error(UserError(f"{' '.join(error.format_message().split())} (see resumed --help)"))
-        sys.exit(2)
+        sys.exit(ExitStatus.USAGE)
     except ModuleNotFoundError as missing:
         _exit_without(missing)
     except (KeyboardInterrupt, typer.Abort):

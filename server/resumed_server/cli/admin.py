@@ -6,21 +6,23 @@ import contextlib
 import sys
 import time
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from resumed import Admin, CredentialsError, InvalidRequest, StoreError, StoreUnavailable
+from resumed import Admin, CredentialsError, StoreError
+from resumed_server.cli.diagnosis import explain
 from resumed_server.cli.options import AsJson, Deadline, Target
 from resumed_server.cli.tls_options import TlsOptions, takes_tls
+from resumed_server.config.patterns import is_namespace, is_namespace_pattern, matches
 from resumed_server.config.types import Duration
-from resumed_server.errors import UserError
+from resumed_server.errors import ExitStatus, UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from resumed import NamespaceStats
 
@@ -28,7 +30,13 @@ if TYPE_CHECKING:
 @takes_tls
 def purge(
     target: Target,
-    namespaces: Annotated[list[str], typer.Argument(metavar="NAMESPACE...", help="Namespaces to purge.")],
+    namespaces: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="NAMESPACE...",
+            help='Namespaces to purge. A * at the end matches any rest: "shop.*", or "*" for all that have sessions.',
+        ),
+    ],
     *,
     before: Annotated[
         str | None,
@@ -38,34 +46,32 @@ def purge(
         ),
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Purge without confirmation.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Purge namespaces that have no sessions, too.")] = False,
+    as_json: AsJson = False,
     tls: TlsOptions,
     deadline: Deadline = 60.0,
 ) -> None:
     """End all sessions of a namespace, or those issued before a time: no frontend resumes any of them again.
 
-    Requires the grant "purge". Use it after client certificates were revoked, or after keys or frontends were stolen
-    (SECURITY.md).
+    Requires the grants "purge" and, to count the sessions, "stats"; for a pattern "stats" of all namespaces ("*").
+    Use it after client certificates were revoked, or after keys or frontends were stolen (SECURITY.md). A namespace
+    without sessions is rejected, since its name may be misspelt, and then nothing is purged.
 
-    Exit status 1 if a namespace is not purged completely; run it again then.
+    After another exit status than 0 or 2, run it again: some namespaces may be purged in part.
     """
+    _verify_namespaces(namespaces, is_namespace_pattern)
     issued_before = None if before is None else _parse_time(before)
-    console = Console(soft_wrap=True)
     with _connected(target, tls, deadline) as admin:
+        plan = _plan(admin, namespaces, tls, force=force)
         if not yes:
-            _confirm(admin, namespaces, issued_before)
-        failed = False
-        for namespace in namespaces:
-            try:
-                cutoff = admin.purge(namespace, issued_before)
-            except StoreError as error:
-                failed = True
-                _print_failure(f"{namespace} is not purged, or only in part", error)
-            else:
-                console.print(Text(f"{namespace}: no session issued before {_format_time(cutoff)} resumes any more"))
-    if failed:
-        raise typer.Exit(1)
-    delay = f"within {Admin.PURGE_SECONDS:.0f} s on frontends with one"
-    console.print(Text(f"Effective at once on frontends without a mirror, {delay}."))
+            _confirm(plan, issued_before)
+        rows = [_purge(admin, namespace, sessions, issued_before, tls) for namespace, sessions in plan.items()]
+    if as_json:
+        Console(soft_wrap=True).print_json(data=[row._asdict() for row in rows])
+    else:
+        _show_purges(rows)
+    if status := min((row.status for row in rows if row.status), default=ExitStatus.DONE):
+        raise typer.Exit(status)
 
 
 @takes_tls
@@ -86,17 +92,15 @@ def stats(
     """Count the sessions of each namespace in a running store. This takes seconds for millions of sessions.
 
     Requires the grant "stats".
-
-    Exit status 1 if the store rejects the call or is unavailable.
     """
+    _verify_namespaces(namespaces or (), is_namespace)
     found: dict[str, NamespaceStats] = {}
     with _connected(target, tls, deadline) as admin:
         try:
             for namespace in namespaces or (None,):
                 found |= admin.stats(namespace)
         except StoreError as error:
-            _print_failure("the sessions were not counted", error)
-            raise typer.Exit(1) from None
+            raise _failed("the sessions were not counted", error, target, tls) from None
     if as_json:
         report = {
             name: each._asdict() | {"issued_before": each.issued_before and _format_time(each.issued_before)}
@@ -116,6 +120,36 @@ def stats(
     Console().print(table)
 
 
+class _Purge(NamedTuple):
+    """The result of the purge of one namespace.
+
+    Attributes:
+        namespace: Its name.
+        sessions: Number of its sessions before; None if no grant permits counting.
+        issued_before: Time up to which it is purged; None after an error.
+        problem: Why it is not purged, or only in part; empty after success.
+        remedy: The remedy.
+        status: The exit status that this causes.
+    """
+
+    namespace: str
+    sessions: int | None
+    issued_before: str | None
+    problem: str = ""
+    remedy: str = ""
+    status: ExitStatus = ExitStatus.DONE
+
+
+def _verify_namespaces(namespaces: Sequence[str], is_valid: Callable[[str], object]) -> None:
+    """Check the names or patterns of the command line.
+
+    Raises:
+        UserError: One is invalid.
+    """
+    if wrong := [name for name in namespaces if not is_valid(name)]:
+        raise UserError("\n".join(f"NAMESPACE: {name!r} is not 1 to 63 characters of [a-z0-9.-]" for name in wrong))
+
+
 def _connected(target: str, tls: TlsOptions, deadline: float) -> Admin:
     """Return the operators' client of a store.
 
@@ -128,31 +162,78 @@ def _connected(target: str, tls: TlsOptions, deadline: float) -> Admin:
         raise UserError(str(error)) from None
 
 
-def _confirm(admin: Admin, namespaces: Sequence[str], issued_before: float | None) -> None:
-    """Ask the user for confirmation, with the number of sessions if the grants permit counting."""
-    what = [_size(admin, namespace) for namespace in namespaces]
+def _plan(admin: Admin, patterns: Sequence[str], tls: TlsOptions, *, force: bool) -> dict[str, int | None]:
+    """Return the namespaces to purge, with their numbers of sessions; None where no grant permits counting.
+
+    Raises:
+        UserError: The sessions cannot be counted, or a namespace has none.
+    """
+    plan: dict[str, int | None] = {}
+    empty = []
+    for pattern in patterns:
+        found = _count(admin, pattern, tls)
+        plan |= found
+        if not any(sessions is None or sessions for sessions in found.values()):
+            empty.append(pattern)
+    if not plan or (empty and not force):
+        names = ", ".join(empty)
+        raise UserError(
+            f"nothing was purged: {names}: no such sessions; correct the name (`resumed stats` lists the namespaces), "
+            "or give --force to purge a namespace without sessions",
+        )
+    return plan
+
+
+def _count(admin: Admin, pattern: str, tls: TlsOptions) -> dict[str, int | None]:
+    """Return the number of sessions in each namespace that matches; without a grant, None for a full name."""
+    exact = not pattern.endswith("*")
+    try:
+        found = admin.stats(pattern if exact else None)
+    except StoreError as error:
+        if exact and error.code == "PERMISSION_DENIED":
+            return {pattern: None}
+        raise _failed("nothing was purged, since the sessions cannot be counted", error, admin.target, tls) from None
+    return {name: each.sessions for name, each in found.items() if exact or (each.sessions and matches(pattern, name))}
+
+
+def _confirm(plan: dict[str, int | None], issued_before: float | None) -> None:
+    """Ask the user for confirmation."""
     if not sys.stdin.isatty():
         raise UserError("nothing was purged: give --yes, since standard input is not a terminal")
     which = "all sessions" if issued_before is None else f"all sessions issued before {_format_time(issued_before)}"
-    typer.confirm(f"Purge {which} of {', '.join(what)}? Their clients make full handshakes then.", abort=True)
+    what = ", ".join(f"{name} ({_format_count(sessions)})" for name, sessions in plan.items())
+    typer.confirm(f"Purge {which} of {what}? Their clients make full handshakes then.", abort=True)
 
 
-def _size(admin: Admin, namespace: str) -> str:
-    with contextlib.suppress(StoreError):  # the grant may not include stats
-        return f"{namespace} ({admin.stats(namespace)[namespace].sessions:,} sessions)"
-    return namespace
+def _purge(admin: Admin, namespace: str, sessions: int | None, issued_before: float | None, tls: TlsOptions) -> _Purge:
+    try:
+        return _Purge(namespace, sessions, _format_time(admin.purge(namespace, issued_before)))
+    except StoreError as error:
+        return _Purge(namespace, sessions, None, *explain(error, admin.target, tls))
 
 
-def _print_failure(consequence: str, error: StoreError) -> None:
-    """Print the consequence of a store's error, the error and the remedy."""
-    advice = ""
-    if isinstance(error, InvalidRequest):
-        advice = "; correct it"
-    elif isinstance(error, StoreUnavailable):
-        advice = "; try again until it succeeds"
-    elif "PERMISSION_DENIED" in str(error):
-        advice = "; add a grant (resumed serve --grants)"
-    Console(stderr=True, soft_wrap=True).print(Text(f"resumed: {consequence}: {error}{advice}"))
+def _show_purges(rows: Sequence[_Purge]) -> None:
+    out, err = (Console(soft_wrap=True, stderr=stderr) for stderr in (False, True))
+    for row in rows:
+        if row.problem:
+            text = f"resumed: {row.namespace} is not purged, or only in part: {row.problem}; {row.remedy}"
+            err.print(Text(text))
+        else:
+            before = f"no session issued before {row.issued_before} resumes any more"
+            out.print(Text(f"{row.namespace}: {before} ({_format_count(row.sessions)} before the purge)"))
+    if not any(row.problem for row in rows):
+        delay = f"within {Admin.PURGE_SECONDS:.0f} s on frontends with one"
+        out.print(Text(f"Effective at once on frontends without a mirror, {delay}."))
+
+
+def _format_count(sessions: int | None) -> str:
+    return "an unknown number of sessions" if sessions is None else f"{sessions:,} sessions"
+
+
+def _failed(consequence: str, error: StoreError, target: str, tls: TlsOptions) -> UserError:
+    """Return the error of a command whose call failed."""
+    problem, remedy, status = explain(error, target, tls)
+    return UserError(f"{consequence}: {problem}; {remedy}", status)
 
 
 def _parse_time(text: str) -> float:

@@ -10,10 +10,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from resumed_server.auth.grants import OPERATIONS, watch_file
+from resumed_server.auth.grants import ALL_NAMESPACES, OPERATIONS, watch_file
 from resumed_server.cli.options import AsJson
 from resumed_server.config.patterns import is_namespace
-from resumed_server.errors import UserError
+from resumed_server.errors import ExitStatus, UserError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -67,13 +67,15 @@ def check(
     identity: Annotated[
         str | None, typer.Option(metavar="NAME", help="Identity: spiffe://example.org/shop or dns:frontend.shop.svc.")
     ] = None,
-    namespace: Annotated[str | None, typer.Option(metavar="NAME", help="Namespace of the call.")] = None,
+    namespace: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Namespace of the call; * for the `stats` of all.")
+    ] = None,
     operation: Annotated[
         str | None, typer.Option(metavar="NAME", help=f"Operation: {', '.join(OPERATIONS[:-1])} or {OPERATIONS[-1]}.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check a grants file, and explain why a call is allowed or denied (exit status 1).
+    """Check a grants file, and explain why a call is allowed or denied.
 
     An omitted option stands for any identity, namespace or operation; without options only the file is checked.
     """
@@ -87,11 +89,13 @@ def check(
     compared = [_Compared(number, grant, _missing(grant, question)) for number, grant in enumerate(grants, 1)]
     matching = [each for each in compared if not each.missing]
     asked = any(question)
+    warning = "" if grants else "it has no [[grant]], so every call is denied"
     nearest = _nearest(compared, question) if asked and not matching else []
     if as_json:
         report = {
             "file": file,
             "grants": len(grants),
+            "warning": warning,
             "limits": [_amounts(limit) for limit in read.limits],
             **question._asdict(),
             "allowed": bool(matching) if asked else None,
@@ -103,16 +107,20 @@ def check(
         _show(file, question, compared, matching, nearest)
         if not asked and read.limits:
             _show_limits(read.limits)
+        if warning:
+            Console(stderr=True, soft_wrap=True).print(Text(f"resumed: warning: {file}: {warning}", "yellow"))
     if asked and not matching:
-        raise typer.Exit(1)
+        raise typer.Exit(ExitStatus.FAILED)
 
 
 def _verify(question: Question) -> None:
     problems = []
     if question.identity is not None and not question.identity.startswith(("spiffe://", "dns:")):
         problems.append(f"--identity: {question.identity!r} is neither spiffe://... nor dns:...")
-    if question.namespace is not None and not is_namespace(question.namespace):
-        problems.append(f"--namespace: {question.namespace!r} is not 1 to 63 characters of [a-z0-9.-]")
+    if question.namespace not in {None, ALL_NAMESPACES} and not is_namespace(question.namespace or ""):
+        problems.append(
+            f"--namespace: {question.namespace!r} is not 1 to 63 characters of [a-z0-9.-], or {ALL_NAMESPACES}"
+        )
     if question.operation is not None and question.operation not in OPERATIONS:
         problems.append(f"--operation: {question.operation!r} is none of {', '.join(OPERATIONS)}")
     if problems:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
+
+from resumed_server.errors import EXIT_STATUSES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -29,6 +32,8 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "keyring": ("keyring.commands:app", "Show and rotate the keys of a keyring (docs/keyrings.md)."),
 }
 """By name: the function or typer.Typer, below `resumed_server.cli`, and the line of `resumed --help`."""
+EPILOG = "Exit status: " + "; ".join(f"{status:d}, {meaning}" for status, meaning in EXIT_STATUSES.items()) + "."
+"""The end of the help of every command."""
 
 
 class LazyGroup(TyperGroup):
@@ -41,6 +46,8 @@ class LazyGroup(TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
         """Import the command that the arguments begin with, and return its name, itself and its arguments."""
         name, command, rest = super().resolve_command(ctx, args)
+        if name != "serve":  # which reads the lines that gRPC's core writes to standard error
+            os.environ.setdefault("GRPC_VERBOSITY", "NONE")
         return name, load(name) if name and command else None, rest
 
 
@@ -51,4 +58,7 @@ def load(name: str) -> Any:
     if not isinstance(found, typer.Typer):
         function, found = found, typer.Typer(add_completion=False)
         found.command(name)(function)
-    return typer.main.get_command(found)
+    command: Any = typer.main.get_command(found)
+    for each in (command, *getattr(command, "commands", {}).values()):
+        each.epilog = EPILOG
+    return command

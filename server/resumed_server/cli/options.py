@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from typing import TYPE_CHECKING, Annotated
+import json
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -24,6 +25,11 @@ Keyring = Annotated[
     str | None, typer.Option(metavar="FILE", help="Keyring of the fleet. Without it a temporary key is used.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+
+
+def print_change(change: dict[str, Any], text: str, *, as_json: bool) -> None:
+    """Print what a command has changed, as JSON or as text."""
+    typer.echo(json.dumps(change, indent=2) if as_json else text)
 
 
 def takes_settings(command: Callable[..., None]) -> Callable[..., None]:

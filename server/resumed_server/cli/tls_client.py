@@ -1,9 +1,9 @@
 """A TLS client with little overhead: each visit is a generator, so one thread makes many visits concurrently.
 
-A visit connects, shakes hands, asks something if there is something to ask, waits for the session where it comes
-behind the handshake (TLS 1.3), and says close_notify. Certificates are not checked. It is made with pyOpenSSL: a TLS
-1.2 resumption costs the client 0.2 ms of processor time, and 0.6 ms with `ssl`, which copies the session into and out
-of each connection.
+A visit connects, makes a handshake, sends a request if there is one, waits for the session if it arrives after the
+handshake (TLS 1.3), and sends close_notify. The client does not verify certificates. It uses pyOpenSSL: a TLS 1.2
+resumption costs the client 0.2 ms of processor time, and 0.6 ms with `ssl`, which copies the session into and out of
+each connection.
 """
 
 from __future__ import annotations
@@ -27,28 +27,28 @@ PATIENCE = 10.0
 VERSIONS = {"1.2": SSL.TLS1_2_VERSION, "1.3": SSL.TLS1_3_VERSION}
 _CHUNK = 16_384
 _TICKET_PATIENCE = (0.1, 1.0)
-"""Seconds that a TLS 1.3 server's ticket may be late, at least and at most: between them four times the handshake."""
+"""Time limit for a TLS 1.3 server's ticket: four times the handshake, at least and at most these seconds."""
 _TICKETS_MISSED = 3
 """Number of consecutive visits without a ticket after which visits no longer wait for one."""
 _QUICKACK = getattr(socket, "TCP_QUICKACK", None)
 
 
 class Endpoint(NamedTuple):
-    """Where a server listens, its name resolved once."""
+    """The address of a server, with its name resolved once."""
 
     name: str
-    """As the user wrote it."""
+    """The address as text, from the user's input."""
     family: int
     address: Any
 
     @classmethod
-    def resolved(cls, host: str, port: int) -> Endpoint:
+    def resolve(cls, host: str, port: int) -> Endpoint:
         """Resolve `host`; raises OSError."""
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         return cls(f"[{host}]:{port}" if ":" in host else f"{host}:{port}", family, address)
 
 
-class Visit(NamedTuple):
+class Handshake(NamedTuple):
     """The result of one connection."""
 
     resumed: bool
@@ -56,14 +56,14 @@ class Visit(NamedTuple):
     """The session to offer next."""
     version: str
     seconds: float
-    """From the first packet to the end of the handshake."""
-    answered: float
-    """From the first packet to the first byte of the answer; like `seconds` if nothing is sent."""
+    """Seconds from the first packet to the end of the handshake."""
+    response_seconds: float
+    """Seconds from the first packet to the first byte of the response; equal to `seconds` if there was no request."""
     cipher: str
     """The cipher that the server chose, by OpenSSL's name."""
 
 
-class Want(NamedTuple):
+class WaitFor(NamedTuple):
     """The condition that a visit waits for. After its deadline TimeoutError is thrown into the visit."""
 
     socket: socket.socket
@@ -71,7 +71,7 @@ class Want(NamedTuple):
     seconds: float
 
 
-class Failed(Exception):
+class HandshakeFailed(Exception):
     """A visit failed; the message is the reason in a few words."""
 
 
@@ -79,11 +79,11 @@ class Client:
     """Visits servers.
 
     Args:
-        server_name: The name to ask for (SNI), unless it is an address.
-        version: The only version of TLS to speak, one of VERSIONS; None for the newest that both ends know.
-        send: Sent behind the handshake; the answer's first byte is waited for.
-        ciphersuites: Those of TLS 1.3 that it offers, in its order, by OpenSSL's names with colons between; empty for
-            OpenSSL's own order.
+        server_name: The server name to send (SNI); an address is not sent. version: The only version of TLS to offer,
+        one of VERSIONS; None for the newest that both peers support. send: A request to send after the handshake; the
+        client waits for the first byte of the response. ciphersuites: The cipher suites of TLS 1.3 to offer, by
+        OpenSSL's names, separated by colons; empty for OpenSSL's
+            own order.
     """
 
     def __init__(self, server_name: str, version: str | None = None, send: bytes = b"", ciphersuites: str = "") -> None:
@@ -92,14 +92,15 @@ class Client:
         self._context.set_max_proto_version(VERSIONS[version or "1.3"])
         if ciphersuites:
             self._context.set_tls13_ciphersuites(ciphersuites.encode())
-        # Called for the server's certificates, and so in full handshakes only: pyOpenSSL does not tell otherwise.
-        self._context.set_verify(SSL.VERIFY_PEER, self._certified)
+        # OpenSSL calls this for the server's certificates, hence in full handshakes only: pyOpenSSL has no other
+        # indication.
+        self._context.set_verify(SSL.VERIFY_PEER, self._verify)
         self._server_name = b"" if _is_address(server_name) else server_name.encode("idna")
         self._send = send
         self._ticketless: defaultdict[tuple[Endpoint, bool], int] = defaultdict(int)
         self._full = False
 
-    def visit(self, endpoint: Endpoint, session: SSL.Session | None = None) -> Visit:
+    def visit(self, endpoint: Endpoint, session: SSL.Session | None = None) -> Handshake:
         """Visit a server, offering `session`; raises Failed."""
         steps = self.steps(endpoint, session)
         with selectors.DefaultSelector() as selector:
@@ -111,27 +112,27 @@ class Client:
                     selector.unregister(want.socket)
                     want = next(steps) if ready else steps.throw(TimeoutError())
             except StopIteration as end:
-                visit: Visit = end.value
+                visit: Handshake = end.value
                 return visit
 
-    def steps(self, endpoint: Endpoint, session: SSL.Session | None = None) -> Generator[Want, None, Visit]:
+    def steps(self, endpoint: Endpoint, session: SSL.Session | None = None) -> Generator[WaitFor, None, Handshake]:
         """Return a visit, which the caller advances when the condition that it yields is true; it raises Failed."""
         with socket.socket(endpoint.family, socket.SOCK_STREAM) as sock:
             try:
                 return (yield from self._visit(sock, endpoint, session))
             except (OSError, SSL.Error) as error:
-                raise Failed(_reason(error)) from None
+                raise HandshakeFailed(_explain_error(error)) from None
 
     def _visit(
         self, sock: socket.socket, endpoint: Endpoint, session: SSL.Session | None
-    ) -> Generator[Want, None, Visit]:
+    ) -> Generator[WaitFor, None, Handshake]:
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         started = time.perf_counter()
         try:
             sock.connect(endpoint.address)
         except BlockingIOError:
-            yield Want(sock, selectors.EVENT_WRITE, PATIENCE)
+            yield WaitFor(sock, selectors.EVENT_WRITE, PATIENCE)
             if error := sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
                 raise OSError(error, "") from None
         tls = SSL.Connection(self._context, sock)
@@ -141,24 +142,24 @@ class Client:
         if session is not None:
             tls.set_session(session)
         resumed = yield from self._handshake(tls, sock)
-        seconds = answered = time.perf_counter() - started
+        seconds = response_seconds = time.perf_counter() - started
         if self._send:
-            yield from _done(sock, lambda: tls.sendall(self._send))
+            yield from _run_step(sock, lambda: tls.sendall(self._send))
             if _QUICKACK is not None:
-                # Or a server that left Nagle's algorithm on holds its answer back until our acknowledgement of the
-                # tickets comes, 40 ms later.
+                # Otherwise a server with Nagle's algorithm delays its response until our acknowledgement of the tickets
+                # arrives, 40 ms later.
                 sock.setsockopt(socket.IPPROTO_TCP, _QUICKACK, 1)
-            yield from _done(sock, lambda: tls.recv(_CHUNK))
-            answered = time.perf_counter() - started
+            yield from _run_step(sock, lambda: tls.recv(_CHUNK))
+            response_seconds = time.perf_counter() - started
         version = tls.get_protocol_version_name()
         if version == "TLSv1.3" and not self._send:
-            yield from self._ticket(tls, sock, (endpoint, resumed), seconds)
+            yield from self._await_ticket(tls, sock, (endpoint, resumed), seconds)
         with contextlib.suppress(SSL.Error):
-            tls.shutdown()  # without it OpenSSL holds the connection for a failed one, and its session for useless
-        return Visit(resumed, tls.get_session(), version, seconds, answered, tls.get_cipher_name() or "")
+            tls.shutdown()  # otherwise OpenSSL considers the session not resumable
+        return Handshake(resumed, tls.get_session(), version, seconds, response_seconds, tls.get_cipher_name() or "")
 
-    def _handshake(self, tls: SSL.Connection, sock: socket.socket) -> Generator[Want, None, bool]:
-        """Shake hands and return whether a session was resumed."""
+    def _handshake(self, tls: SSL.Connection, sock: socket.socket) -> Generator[WaitFor, None, bool]:
+        """Make a handshake, and return whether it resumed a session."""
         full = False
         while True:
             self._full = False
@@ -166,23 +167,23 @@ class Client:
                 tls.do_handshake()
             except SSL.WantReadError:
                 full |= self._full
-                yield Want(sock, selectors.EVENT_READ, PATIENCE)
+                yield WaitFor(sock, selectors.EVENT_READ, PATIENCE)
             else:
                 return not (full or self._full)
 
-    def _certified(self, *_: object) -> bool:
+    def _verify(self, *_: object) -> bool:
         self._full = True
         return True
 
-    def _ticket(
+    def _await_ticket(
         self, tls: SSL.Connection, sock: socket.socket, kind: tuple[Endpoint, bool], seconds: float
-    ) -> Generator[Want, None, None]:
-        """Wait for a ticket, unless handshakes of this kind never bring one."""
+    ) -> Generator[WaitFor, None, None]:
+        """Wait for a ticket, unless the last handshakes of this kind brought none."""
         if self._ticketless[kind] >= _TICKETS_MISSED:
             return
         least, most = _TICKET_PATIENCE
         try:
-            yield Want(sock, selectors.EVENT_READ, max(least, min(4 * seconds, most)))
+            yield WaitFor(sock, selectors.EVENT_READ, max(least, min(4 * seconds, most)))
         except TimeoutError:
             self._ticketless[kind] += 1
             return
@@ -191,14 +192,14 @@ class Client:
             tls.recv(_CHUNK)
 
 
-def _done(sock: socket.socket, step: Callable[[], object]) -> Generator[Want, None, None]:
+def _run_step(sock: socket.socket, step: Callable[[], object]) -> Generator[WaitFor, None, None]:
     while True:
         try:
             step()
         except SSL.WantReadError:
-            yield Want(sock, selectors.EVENT_READ, PATIENCE)
+            yield WaitFor(sock, selectors.EVENT_READ, PATIENCE)
         except SSL.WantWriteError:
-            yield Want(sock, selectors.EVENT_WRITE, PATIENCE)
+            yield WaitFor(sock, selectors.EVENT_WRITE, PATIENCE)
         else:
             return
 
@@ -211,10 +212,10 @@ def _is_address(name: str) -> bool:
     return True
 
 
-def _reason(error: OSError | SSL.Error) -> str:
-    """Return why a connection failed, in the words of the system's or OpenSSL's error."""
+def _explain_error(error: OSError | SSL.Error) -> str:
+    """Return the reason of a failure, from the text of the system's or OpenSSL's error."""
     if isinstance(error, TimeoutError):
-        return "no answer in time"
+        return "no response in time"
     if isinstance(error, (SSL.ZeroReturnError, SSL.SysCallError)):
         return "the server closed the connection"
     if isinstance(error, SSL.Error):

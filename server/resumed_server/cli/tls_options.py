@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TlsOptions:
-    """PEM files for TLS to the store; without any of them the connection is plaintext."""
+    """Files and a name for TLS to the store; without any of them the connection is plaintext."""
 
     ca: Annotated[
         str | None,
@@ -33,7 +33,11 @@ class TlsOptions:
         str | None, typer.Option(metavar="FILE", help="Private key of --cert (PEM), unless that file contains it.")
     ] = None
     server_name: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Name in the store's certificate. Default: the host of TARGET.")
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Connect over TLS, and expect this name in the store's certificate. Default: the host of TARGET.",
+        ),
     ] = None
 
     def credentials(self) -> resumed.Credentials | None:
@@ -43,7 +47,7 @@ class TlsOptions:
             CredentialsError: A file cannot be used.
             UserError: The options contradict each other.
         """
-        if not (self.ca or self.cert or self.key):
+        if not (self.ca or self.cert or self.key or self.server_name):
             return None
         try:
             return resumed.Credentials(ca=self.ca, cert=self.cert, key=self.key, server_name=self.server_name)

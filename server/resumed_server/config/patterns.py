@@ -18,6 +18,11 @@ is_namespace = re.compile(rf"[a-z0-9.-]{{1,{MAX_NAMESPACE}}}").fullmatch
 _is_namespace_prefix = re.compile(rf"[a-z0-9.-]{{0,{MAX_NAMESPACE - 1}}}\*").fullmatch
 
 
+def is_namespace_pattern(text: str) -> bool:
+    """Return whether a text is the name of a namespace, or the beginning of one and a final *."""
+    return bool(is_namespace(text) or _is_namespace_prefix(text))
+
+
 def matches(pattern: str, text: str) -> bool:
     """Return whether `text` equals the pattern, or begins with the part before its final *."""
     return text.startswith(pattern[:-1]) if pattern.endswith("*") else text == pattern
@@ -35,7 +40,7 @@ def identity_problems(identity: object) -> Iterator[str]:
 def namespace_problems(namespaces: object) -> Iterator[str]:
     """Yield the problems of a list of patterns of namespaces."""
     for namespace in listed(namespaces):
-        if namespace is None or not (is_namespace(namespace) or _is_namespace_prefix(namespace)):
+        if namespace is None or not is_namespace_pattern(namespace):
             yield (
                 f"namespaces {shown(namespace)} must list names of 1 to 63 characters of [a-z0-9.-]; one * may end each"
             )

@@ -23,7 +23,7 @@ class Followed(files.Followed[_Value]):
     """The value of related files: of their current content, or of the last valid one.
 
     Args:
-        name: The name of the files in the log, such as "grants".
+        name: The name of the files in the log and in metrics, such as "grants".
         paths: The files.
         parse: Parses their contents; raises ValueError with one problem per line, and no secret.
 
@@ -37,6 +37,7 @@ class Followed(files.Followed[_Value]):
             details = {"problem": "; ".join(str(error).splitlines())} if expected else exception_fields(error)
             log.error(_UNUSABLE, files=name, **details)
 
+        self.name = name
         super().__init__(
             paths,
             lambda read: parse([bytes(file.content) for file in read]),

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from resumed_server.config.types import LARGEST, Address, Between, Duration, Size, one_of, redacted, whole
+from resumed_server.config.types import LARGEST, Address, Between, Duration, Size, one_of, redact_password, whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -257,7 +257,7 @@ class Settings:
             "listen": " ".join(map(str, self.listen)),
             "health_listen": " ".join(map(str, self.health_listen)),
             "metrics_listen": " ".join(map(str, self.metrics_listen)),
-            "storage": redacted(self.storage),
+            "storage": redact_password(self.storage),
         }
 
 

@@ -157,6 +157,6 @@ def one_of(*choices: str) -> Callable[[str], str]:
     return choice
 
 
-def redacted(url: str) -> str:
+def redact_password(url: str) -> str:
     """Return a URL of any engine without its password, for logs."""
     return re.sub(r"(?<=://)([^/?#:]*):([^/?#]*)@", r"\1:***@", url)

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from resumed_server.errors import UserError, exception_fields, print_error
+from resumed_server.errors import UserError, exception_fields
+from resumed_server.observability.logging import log_start_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -141,7 +142,7 @@ def _fork(work: Callable[[], int]) -> int:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGCHLD})
         status = work()
     except UserError as error:
-        print_error(error)
+        log_start_error(error)
         status = USER_ERROR
     except BaseException as error:  # noqa: BLE001 - the child must not return into the supervisor's code
         log.critical("worker failed", **exception_fields(error))

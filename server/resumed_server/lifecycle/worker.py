@@ -20,8 +20,10 @@ from resumed_server.lifecycle.open_files import raise_file_limit
 from resumed_server.lifecycle.shutdown import GRACE_SECONDS, drain, sleep
 from resumed_server.lifecycle.supervisor import wait_for_stop_signal
 from resumed_server.limits.usage_counters import UsageRecounter
+from resumed_server.observability import native_log
 from resumed_server.periodic import Heartbeat, PeriodicTask, stop_all
 from resumed_server.rpc import server as rpc_server
+from resumed_server.rpc._grpcio_private import count_connections
 from resumed_server.rpc.admin_service import AdminService
 from resumed_server.rpc.health_service import HealthService
 from resumed_server.rpc.observer import NullObserver
@@ -108,7 +110,10 @@ class Worker:
         engine = stack.enter_context(contextlib.closing(open_storage(settings)))
         self._readiness = Readiness(engine)
         hub, sweeper = WatchHub(engine), Sweeper(engine)
-        metrics = self._open_metrics(self._segment, engine, security) if self._segment else None
+        max_connections = raise_file_limit(settings.max_connections)
+        metrics = self._open_metrics(self._segment, engine, security, max_connections) if self._segment else None
+        if "GRPC_VERBOSITY" not in os.environ:  # with it, an operator wants the text
+            native_log.capture(metrics.recorder.on_refused_handshake if metrics else lambda _: None)
         observer = self._open_observer(metrics)
         if metrics:
             stack.enter_context(metrics.reporting(hub, sweeper))
@@ -138,7 +143,7 @@ class Worker:
             AdminService(engine, security.authorizer, observer),
             health,
             load=metrics.recorder if metrics else None,
-            max_connections=raise_file_limit(settings.max_connections),
+            max_connections=max_connections,
             shared=shared,
             use_executor=use_executor,
         )
@@ -188,7 +193,9 @@ class Worker:
     def _orphaned(self) -> bool:
         return self._supervisor not in {None, os.getppid()}
 
-    def _open_metrics(self, segment: MetricsSegment, engine: Engine, security: SecurityContext) -> WorkerMetrics:
+    def _open_metrics(
+        self, segment: MetricsSegment, engine: Engine, security: SecurityContext, max_connections: int
+    ) -> WorkerMetrics:
         """Serve the metrics of all workers over HTTP, and return those of this one."""
         from resumed_server.observability.metrics.collector import MetricsCollector  # noqa: PLC0415 - only with metrics
         from resumed_server.observability.metrics.http_endpoint import Endpoint  # noqa: PLC0415
@@ -197,11 +204,20 @@ class Worker:
         storage = self._settings.storage
         capacity = self._settings.capacity if find_engine(storage).has_capacity else 0
         build = {"engine": storage.partition(":")[0], "transport": self._settings.transport}
-        collector = MetricsCollector(segment, build, capacity)
+        collector = MetricsCollector(segment, build, capacity, security.enforcer)
         self._stack.callback(Endpoint(self._addresses.metrics, collector).close)
-        return WorkerMetrics(
-            segment, self._number, engine, readiness=self._readiness, certificates=security.certificates
+        metrics = WorkerMetrics(
+            segment,
+            self._number,
+            engine,
+            readiness=self._readiness,
+            certificates=security.certificates,
+            files=security.files,
+            count_connections=count_connections if self._settings.transport == "grpcio" else lambda: None,
+            max_connections=max_connections,
         )
+        security.enforcer.observer = metrics.recorder
+        return metrics
 
     def _open_observer(self, metrics: WorkerMetrics | None) -> Observer:
         """Return the observer of calls: metrics and traces, if the settings enable them."""

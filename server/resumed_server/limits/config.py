@@ -27,8 +27,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _OF_IDENTITIES = ("operations_per_second", "watchers")
-_OF_NAMESPACES = (*_OF_IDENTITIES, "sessions", "bytes")
+LIMIT_NAMES = (*_OF_IDENTITIES, "sessions", "bytes")
+"""The names of all amounts that a limit of namespaces may have; one of identities has the first two only."""
 _MAX_AMOUNT = 1 << 44
+_MAX_LABEL = 80
 
 
 @dataclass(frozen=True)
@@ -66,23 +68,31 @@ class Limit:
     @classmethod
     def validate(cls, table: dict[str, Any]) -> Iterator[str]:
         """Yield the problems of a table of the file."""
+        for name in table:
+            if name not in ("identity", "namespaces", *LIMIT_NAMES):
+                yield f"unknown {name!r}; a limit has {', '.join(('identity', 'namespaces', *LIMIT_NAMES))}"
         if ("identity" in table) == ("namespaces" in table):
             yield "it must have either identity or namespaces"
             return
-        known = _OF_IDENTITIES if "identity" in table else _OF_NAMESPACES
+        known = _OF_IDENTITIES if "identity" in table else LIMIT_NAMES
         yield from (
             identity_problems(table["identity"]) if "identity" in table else namespace_problems(table["namespaces"])
         )
         whose = "identity" if "identity" in table else "namespaces"
-        for name in table:
-            if name != whose and name not in known:
-                yield f"unknown {name!r}; a limit of {whose} has {', '.join(known)}"
+        for name in LIMIT_NAMES:
+            if name in table and name not in known:
+                yield f"{name!r} is for limits of namespaces; a limit of {whose} has {', '.join(known)}"
         if not any(name in table for name in known):
             yield f"it limits nothing; give it some of {', '.join(known)}"
         for name in known:
             if name in table and not _is_positive(table[name], size=name == "bytes"):
                 what = 'a size such as "256MiB"' if name == "bytes" else "a whole number"
                 yield f"{name} {shown(table[name])} must be {what}, above 0"
+
+    @property
+    def label(self) -> str:
+        """The name of the limit in metrics: its patterns, or "" for the default limit of each namespace."""
+        return (self.identity or ", ".join(self.namespaces))[:_MAX_LABEL]
 
     @property
     def limits_sizes(self) -> bool:

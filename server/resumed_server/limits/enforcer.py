@@ -6,12 +6,12 @@ import random
 import time
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from resumed_server.limits.config import Limit
+from resumed_server.limits.config import LIMIT_NAMES, Limit
 from resumed_server.limits.rate_limiter import RateLimiter, RateTable
 from resumed_server.limits.usage_counters import ENTRY_BYTES, UsageCounter, UsageCounters
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
 MIN_REJECTIONS_PER_SECOND = 100
 """Rejections per second that leave at once, or the rate of the limit if that is higher. Further ones are delayed.
@@ -45,6 +45,29 @@ class LimitExceeded(Exception):
         self.delay = delay
 
 
+class LimitUse(NamedTuple):
+    """A limit and its use, for metrics.
+
+    Attributes:
+        subject: The patterns that the limit applies to, or the namespace of a default limit.
+        limit: The name of the limit in the grants file.
+        amount: Its value.
+        used: Its use; None if that is no number at one time, as of a rate.
+    """
+
+    subject: str
+    limit: str
+    amount: int
+    used: int | None
+
+
+class LimitObserver(Protocol):
+    """Is notified of calls and operations beyond a limit."""
+
+    def on_limit(self, limit: Limit, subject: str, name: str, /) -> None:
+        """Record that `subject` is at the part `name` of its limit."""
+
+
 class SharedCounters(NamedTuple):
     """The memory in which the processes of a server count together. Create it before the fork."""
 
@@ -64,14 +87,21 @@ class LimitState:
         subject: The identity, or the namespaces, that the limit applies to.
         limit: The limit.
         shared: The memory of its counters.
+        on_rejection: Is called with the name of the limit before each rejection.
 
     Attributes:
         usage: Counter of sessions and bytes; None if they are not limited.
     """
 
-    def __init__(self, subject: str, limit: Limit, shared: SharedCounters) -> None:
+    def __init__(
+        self,
+        subject: str,
+        limit: Limit,
+        shared: SharedCounters,
+        on_rejection: Callable[[LimitState, str], object] = lambda *_: None,
+    ) -> None:
         rates = shared.rates
-        self.subject, self.limit = subject, limit
+        self.subject, self.limit, self._on_rejection = subject, limit, on_rejection
         kind = "identity" if limit.identity else "namespaces"
         per_second = limit.operations_per_second
         self._operations = RateLimiter(rates, f"{kind} {subject}", per_second) if per_second else None
@@ -98,9 +128,9 @@ class LimitState:
         if not usage:
             return
         if limit.sessions is not None and usage.entries >= limit.sessions:
-            raise LimitExceeded(self.subject, limit, "sessions")
+            raise self._exceeded("sessions", delayed=False)
         if limit.bytes is not None and usage.bytes + size + ENTRY_BYTES > limit.bytes:
-            raise LimitExceeded(self.subject, limit, "bytes")
+            raise self._exceeded("bytes", delayed=False)
         usage.add(size)
 
     def release_entry(self, size: int) -> None:
@@ -117,7 +147,18 @@ class LimitState:
         if self.limit.watchers is not None and present >= self.limit.watchers:
             raise self._exceeded("watchers")
 
-    def _exceeded(self, name: str, retry: float | None = None) -> LimitExceeded:
+    def uses(self) -> Iterator[LimitUse]:
+        """Yield the amounts of the limit, and the use of each that is a number at one time."""
+        used = {"sessions": self.usage.entries, "bytes": self.usage.bytes} if self.usage else {}
+        for name in LIMIT_NAMES:
+            amount = getattr(self.limit, name)
+            if amount is not None:
+                yield LimitUse(self.limit.label or self.subject, name, amount, used.get(name))
+
+    def _exceeded(self, name: str, retry: float | None = None, *, delayed: bool = True) -> LimitExceeded:
+        self._on_rejection(self, name)
+        if not delayed:
+            return LimitExceeded(self.subject, self.limit, name)
         # Random delays: without them the clients of all delayed calls would return at the same moment.
         delay = self._rejections.reserve(MAX_DELAY_SECONDS) * random.uniform(0.5, 1.0)  # noqa: S311 - no secret
         return LimitExceeded(self.subject, self.limit, name, retry=retry, delay=delay)
@@ -146,6 +187,9 @@ class LimitEnforcer:
         defaults: The limit of each namespace without a limit in the grants file.
         grants: The grants file, if there is one.
         shared: The memory of the counters.
+
+    Attributes:
+        observer: Is notified of rejections; None for none.
     """
 
     def __init__(
@@ -154,6 +198,7 @@ class LimitEnforcer:
         self._defaults = defaults if defaults and defaults != Limit() else None
         self._grants, self._shared = grants, shared or SharedCounters.create()
         self._cache: tuple[Limits | None, dict[str, LimitState | None]] = (None, {})
+        self.observer: LimitObserver | None = None
 
     @property
     def limits_sizes(self) -> bool:
@@ -166,8 +211,18 @@ class LimitEnforcer:
         for limit in self._grants.value.limits if self._grants else ():
             for identity in identities:
                 if limit.matches_identity(identity):
-                    return LimitState(identity, limit, self._shared)
+                    return LimitState(identity, limit, self._shared, self._on_rejection)
         return None
+
+    def uses(self, namespaces: Iterable[str]) -> Iterator[LimitUse]:
+        """Yield all limits of the file, and the default limits of `namespaces` that have no other."""
+        limits = self._grants.value.limits if self._grants else ()
+        for limit in limits:
+            yield from LimitState(", ".join(limit.namespaces) or limit.identity, limit, self._shared).uses()
+        if self._defaults:
+            for namespace in namespaces:
+                if not any(limit.matches_namespace(namespace) for limit in limits):
+                    yield from LimitState(namespace, self._defaults, self._shared).uses()
 
     def for_namespace(self, namespace: str) -> LimitState | None:
         """Return the limit of a namespace, which others may share; None if it has none."""
@@ -187,5 +242,9 @@ class LimitEnforcer:
     def _create(self, namespace: str, limits: Sequence[Limit]) -> LimitState | None:
         for limit in limits:
             if limit.matches_namespace(namespace):
-                return LimitState(", ".join(limit.namespaces), limit, self._shared)
-        return LimitState(namespace, self._defaults, self._shared) if self._defaults else None
+                return LimitState(", ".join(limit.namespaces), limit, self._shared, self._on_rejection)
+        return LimitState(namespace, self._defaults, self._shared, self._on_rejection) if self._defaults else None
+
+    def _on_rejection(self, state: LimitState, name: str) -> None:
+        if self.observer:
+            self.observer.on_limit(state.limit, state.subject, name)

@@ -14,6 +14,8 @@ from resumed_server.errors import exception_fields, should_log
 if TYPE_CHECKING:
     from structlog.typing import EventDict, WrappedLogger
 
+    from resumed_server.errors import UserError
+
 
 def configure(log_format: str, level: str) -> None:
     """Write the events of this process to standard error, in the format "json" or "console"."""
@@ -31,6 +33,12 @@ def configure(log_format: str, level: str) -> None:
         logger_factory=structlog.WriteLoggerFactory(sys.stderr),
     )
     logging.basicConfig(handlers=[_StdlibBridge()], level=logging.WARNING, force=True)
+
+
+def log_start_error(error: UserError) -> None:
+    """Log the lines of an error that prevents the start of a process."""
+    for problem in str(error).splitlines():
+        structlog.get_logger().critical("cannot start", problem=problem)
 
 
 def _add_process(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:

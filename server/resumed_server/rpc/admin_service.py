@@ -12,7 +12,8 @@ import structlog
 
 from resumed.v1 import admin_pb2 as pb
 from resumed.v1.admin_pb2_grpc import AdminServiceServicer
-from resumed_server.auth.authorizer import AllowAll, admit
+from resumed_server.auth.authorizer import AllowAll, admit, describe_caller
+from resumed_server.auth.grants import ALL_NAMESPACES
 from resumed_server.rpc.encoding import write_time
 from resumed_server.rpc.handlers import unary_handler
 from resumed_server.rpc.observer import NullObserver
@@ -33,8 +34,6 @@ if TYPE_CHECKING:
     from resumed_server.rpc.observer import Observer
     from resumed_server.storage.engine import Engine, NamespaceUsage
 
-_ALL_NAMESPACES = "*"
-"""The namespace of a grant for the Stats of all namespaces. No namespace has this name."""
 _THREADS = 2
 
 _Rpc = TypeVar("_Rpc", bound="Callable[..., object]")
@@ -78,7 +77,13 @@ class AdminService(AdminServiceServicer):
             raise InvalidField("issued_before_time", "must not lie ahead of the server's clock; leave it out for now")
         caller.authorize("purge", namespace)
         cutoff = self._engine.purge(namespace, before)
-        _log.warning("namespace purged", namespace=namespace, issued_before=_format_time(cutoff))
+        _log.warning(
+            "namespace purged",
+            namespace=namespace,
+            issued_before=_format_time(cutoff),
+            identity=describe_caller(context),
+            peer=context.peer(),
+        )
         response = pb.PurgeResponse()
         write_time(response.issued_before_time, cutoff)
         return response
@@ -95,7 +100,7 @@ class AdminService(AdminServiceServicer):
             raise InvalidField("page_size", "must not be negative")
         if len(request.page_token) > MAX_PAGE_TOKEN:
             raise InvalidField("page_token", "must be a next_page_token")
-        caller.authorize("stats", namespace or _ALL_NAMESPACES)
+        caller.authorize("stats", namespace or ALL_NAMESPACES)
         usages = sorted(each for each in self._engine.usage(namespace).items() if each[0] > request.page_token)
         size = min(request.page_size or MAX_PAGE_SIZE, MAX_PAGE_SIZE)
         response = pb.StatsResponse()

@@ -259,11 +259,11 @@ class WatchHub:
 
     def _bound_total_bytes(self) -> None:
         """End the watchers with the fullest queues until MAX_TOTAL_BYTES suffice; the caller holds the lock."""
-        sizes = {each: sum(message.size for message in each.queued) for each in self._active()}
+        sizes = {each: sum(message.size for message in each.unread_messages) for each in self._active()}
         if sum(sizes.values()) <= MAX_TOTAL_BYTES:
             return
         for subscription in sorted(sizes, key=sizes.__getitem__, reverse=True):
-            messages = {message: message.size for each in self._active() for message in each.queued}
+            messages = {message: message.size for each in self._active() for message in each.unread_messages}
             if sum(messages.values()) <= MAX_TOTAL_BYTES:
                 return
             subscription.end(WatcherTooSlow("a watcher did not read its messages, and others need the memory"))

@@ -108,14 +108,14 @@ class Subscription:
         """Queue a message unless the queue is paused; end the subscription instead if its queue is full."""
         if self.paused_at is not None:
             return
-        sizes = [each.size for each in self.queued]
+        sizes = [each.size for each in self.unread_messages]
         if len(sizes) >= MAX_QUEUED_MESSAGES or (sizes and sum(sizes) + message.size > MAX_QUEUED_BYTES):
             self.end(WatcherTooSlow("a watcher did not read its messages"))
         elif not self._error:  # after the end, a message would only use memory
             self._messages.put(message)
 
     @property
-    def queued(self) -> list[Message]:
+    def unread_messages(self) -> list[Message]:
         """The messages that the watcher has not read."""
         with self._messages.mutex:
             return [each for each in self._messages.queue if each]

@@ -75,6 +75,7 @@ def test_purge_asks_first_and_says_what_it_did(store: StoreClient) -> None:
     done = answering("y", "purge", store.target, store.namespace)
     assert done.returncode == 0, done
     assert f"{store.namespace}: no session issued before 2" in done.stdout
+    assert "(3 sessions before the purge)" in done.stdout
     assert "within 4 s" in done.stdout
     assert left(store) == 0
 
@@ -88,6 +89,47 @@ def test_where_nobody_can_be_asked_it_takes_yes(store: StoreClient) -> None:
     assert left(store) == 3
     assert called("purge", store.target, store.namespace, "--yes").returncode == 0
     assert left(store) == 0
+
+
+def test_a_namespace_without_sessions_is_purged_only_by_force(store: StoreClient) -> None:
+    """Its name may be misspelt; then no other namespace of the command is purged either."""
+    misspelt = f"{store.namespace}x"
+    done = called("purge", store.target, store.namespace, misspelt, "--yes")
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"resumed: nothing was purged: {misspelt}: no such sessions; correct the name")
+    assert left(store) == 3
+    done = called("purge", store.target, store.namespace, misspelt, "--yes", "--force")
+    assert done.returncode == 0
+    assert f"{misspelt}: no session issued before" in done.stdout
+    assert "(0 sessions before the purge)" in done.stdout
+    assert left(store) == 0
+
+
+def test_a_pattern_purges_all_namespaces_that_it_matches(store: StoreClient) -> None:
+    with closing(StoreClient(store.target, namespace=f"{store.namespace}.eu", deadline=PATIENCE)) as other:
+        other.put(b"key", b"value", 60.0)
+        done = called("purge", store.target, f"{store.namespace}.*", "--yes", "--json")
+        (row,) = json.loads(done.stdout)
+        assert (row["namespace"], row["sessions"], row["problem"], row["status"]) == (other.namespace, 1, "", 0)
+        assert row["issued_before"].endswith("Z")
+        assert (left(store), other.get(b"key")) == (3, None)
+        assert called("purge", store.target, f"{store.namespace}.u*", "--yes").returncode == 2
+        other.put(b"again", b"value", 60.0)
+        rows = json.loads(called("purge", store.target, f"{store.namespace}*", "--yes", "--json").stdout)
+        assert {row["namespace"]: row["sessions"] for row in rows} == {store.namespace: 3, other.namespace: 1}
+        assert (left(store), other.get(b"again")) == (0, None)
+
+
+def test_a_star_purges_all_namespaces() -> None:
+    with running_server() as server:
+        stores = [StoreClient(server.target, namespace=name, deadline=PATIENCE) for name in ("shop", "pay")]
+        for store in stores:
+            store.put(b"key", b"value", 60.0)
+        assert called("purge", server.target, "*", "--yes").returncode == 0
+        assert [store.get(b"key") for store in stores] == [None, None]
+        for store in stores:
+            store.close()
 
 
 @pytest.mark.parametrize("ago", [True, False])
@@ -119,12 +161,10 @@ def test_stats_are_a_table_or_json(store: StoreClient) -> None:
 
 
 def test_what_the_store_refuses_is_a_line_with_what_to_do(server: RunningServer, tmp_path: Path) -> None:
-    done = called("purge", server.target, "Shop", "--yes")
-    assert done.returncode == 1
-    assert "resumed: Shop is not purged, or only in part: INVALID_ARGUMENT: namespace must be" in done.stderr
     done = called("stats", "127.0.0.1:1")
-    assert done.returncode == 1
-    assert done.stderr.endswith("; try again until it succeeds\n")
+    assert done.returncode == 3
+    assert done.stderr.startswith("resumed: the sessions were not counted: no process listens there (UNAVAILABLE: ")
+    assert done.stderr.endswith("; start the store (`resumed serve`), or correct the address\n")
     assert called("stats", server.target, "--ca", str(tmp_path / "none")).returncode == 2
 
     authority = Authority()
@@ -135,8 +175,13 @@ def test_what_the_store_refuses_is_a_line_with_what_to_do(server: RunningServer,
     identity = ["--ca", str(tmp_path / "ca.crt"), "--cert", str(tmp_path / "operator.pem")]
     identity += ["--server-name", "localhost"]
     with running_server(*files.options) as secured:
-        done = called("purge", secured.target, "shop", "pay", "--yes", *identity)
+        done = called("purge", secured.target, "shop", "pay", "--yes", "--force", *identity)
         assert done.returncode == 1
         assert "shop: no session issued before" in done.stdout
         assert "pay is not purged" in done.stderr
-        assert done.stderr.endswith("; add a grant (resumed serve --grants)\n")
+        assert done.stderr.endswith(
+            "; add one to the store's grants file; `resumed grants check` explains its decisions\n"
+        )
+        done = called("purge", secured.target, "shop*", "--yes", *identity)
+        assert done.returncode == 1
+        assert "nothing was purged, since the sessions cannot be counted: no grant allows this" in done.stderr

@@ -29,6 +29,7 @@ from resumed.v1 import session_store_pb2 as pb
 from resumed.v1.session_store_pb2_grpc import SessionStoreServiceStub
 from resumed_server.rpc.health_service import MAX_STREAMS
 from support.command import called
+from support.metrics import scraped_until
 from support.mtls import Authority, Files, grant
 from support.mtls import channel as trusted
 from support.raw_http2 import Raw
@@ -45,7 +46,7 @@ AUTHORITY = Authority()
 
 
 def refused(*options: str, env: dict[str, str] | None = None, prefix: Sequence[str] = ()) -> list[str]:
-    """Run a server that must not start, and return its complaints; log lines do not count."""
+    """Run a server that must not start, and return its complaints, whether log lines or text."""
     done = subprocess.run(
         [*prefix, *COMMAND, *options],
         capture_output=True,
@@ -56,7 +57,12 @@ def refused(*options: str, env: dict[str, str] | None = None, prefix: Sequence[s
     )
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
-    complaints = [line for line in done.stderr.splitlines() if not line.startswith("{")]
+    complaints = []
+    for line in done.stderr.splitlines():
+        if not line.startswith("{"):
+            complaints.append(line)
+        elif (logged := json.loads(line))["event"] == "cannot start":
+            complaints.append(f"resumed: {logged['problem']}")
     assert all(line.startswith("resumed: ") for line in complaints), done.stderr
     return complaints
 
@@ -257,6 +263,12 @@ def test_workers_are_as_many_as_the_cores(tmp_path: Path) -> None:
     assert checked("--listen", f"unix:{tmp_path}/socket")["workers"] == "1"
 
 
+def test_check_prints_json_on_request() -> None:
+    done = called("serve", "--check", "--json", "--max-ttl", "90s")
+    assert json.loads(done.stdout)["max-ttl"] == "90s"
+    assert {name: str(value) for name, value in json.loads(done.stdout).items()} == checked("--max-ttl", "90s")
+
+
 def test_check_opens_nothing(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         store, path = tmp_path / "store", tmp_path / "socket"
@@ -264,6 +276,63 @@ def test_check_opens_nothing(tmp_path: Path) -> None:
         shown = checked("--listen", f"127.0.0.1:{port}", "--listen", f"unix:{path}", "--storage", f"lmdb://{store}")
     assert shown["storage"] == f"lmdb://{store}"
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("log_format", ["json", "console"])
+@pytest.mark.parametrize(
+    "options",
+    [("--max-ttl", "soon", "--threads", "none"), ("--storage", "lmdb:///dev/null/x"),
+     ("--storage", "lmdb:///dev/null/x", "--workers", "2")],
+)  # fmt: skip
+def test_errors_of_the_start_have_the_format_of_the_log(options: tuple[str, ...], log_format: str) -> None:
+    command = [*COMMAND, "--listen", "127.0.0.1:0", "--log-format", log_format, *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    assert done.returncode == 2
+    lines = done.stderr.splitlines()
+    if log_format == "json":
+        problems = [line for line in map(json.loads, lines) if line["event"] == "cannot start"]
+        assert {line["level"] for line in problems} == {"critical"}
+        assert all(line["problem"].startswith("--") for line in problems)
+    else:
+        problems = [line for line in lines if "resumed: --" in line]
+        assert not any(line.startswith("{") for line in lines)
+    assert len(problems) == len(options) // 2 - ("--workers" in options)
+
+
+def test_strangers_at_the_port_write_no_line_that_is_not_json_and_few_that_are(tmp_path: Path) -> None:
+    """The core of gRPC writes a line of text for each failed handshake."""
+    files = Files(tmp_path).write(AUTHORITY.server(), AUTHORITY.pem)
+    with running_server(*files.options, "--metrics-listen", "127.0.0.1:0") as server:
+        host, _, port = server.target.rpartition(":")
+        for number in range(300):
+            with socket.create_connection((host, int(port)), PATIENCE) as connection:
+                connection.sendall(b"GET / HTTP/1.1\r\n\r\n" if number % 2 else b"SSH-2.0-stranger\r\n")
+                connection.settimeout(PATIENCE)
+                with contextlib.suppress(ConnectionError):
+                    connection.recv(1)
+        found = scraped_until(server, lambda found: found.total("resumed_tls_handshakes_refused_total") >= 300)
+        assert found.value("resumed_tls_handshakes_total") == 300
+        assert found.value("resumed_tls_handshakes_refused_total", reason="not-tls") >= 150
+        with (
+            pytest.raises(grpc.RpcError),
+            grpc.secure_channel(
+                server.target,
+                grpc.ssl_channel_credentials(AUTHORITY.pem),
+                [("grpc.ssl_target_name_override", "localhost")],
+            ) as channel,
+        ):
+            SessionStoreServiceStub(channel).Get(pb.GetRequest(namespace="shop", key=b"key"), timeout=PATIENCE)
+        found = scraped_until(
+            server, lambda found: found.value("resumed_tls_handshakes_refused_total", reason="no-certificate") > 0
+        )
+        with trusted(server.target, AUTHORITY.pem, AUTHORITY.issue("dns:shop")) as channel:
+            SessionStoreServiceStub(channel).Get(pb.GetRequest(namespace="shop", key=b"key"), timeout=PATIENCE)
+            found = scraped_until(server, lambda found: found.value("resumed_connections") == 1)
+        assert found.value("resumed_max_connections") > 1
+    assert all("event" in line for line in server.log_lines())
+    refusals = server.log_lines("TLS handshake refused")
+    assert {line["reason"] for line in refusals} >= {"not-tls", "no-certificate"}
+    assert len(refusals) < 20
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
@@ -732,7 +801,8 @@ def test_without_the_native_extra_its_transport_says_what_to_install(option: str
     done = run("native")
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
-    assert line.startswith("resumed: --transport: native needs the package pygrpc-native; pip install")
+    problem = line if option == "--check" else f"resumed: {json.loads(line)['problem']}"
+    assert problem.startswith("resumed: --transport: native needs the package pygrpc-native; pip install")
 
 
 def test_the_version_is_told() -> None:

@@ -91,18 +91,18 @@ def test_live_traffic_is_told_by_store_worker_and_namespace(server: RunningServe
 
 
 @pytest.mark.parametrize(
-    ("arguments", "part"),
+    ("arguments", "status", "part"),
     [
-        (("127.0.0.1:1",), "http://127.0.0.1:1/metrics Connection refused; start the store with --metrics-listen"),
-        (("here",), "ENDPOINT: 'here'"),
-        (("127.0.0.1:1", "--interval", "1"), "--interval"),
-        (("127.0.0.1:1", "--interval", "2h"), "--interval"),
-        (("127.0.0.1:1", "--count", "0"), "--count"),
+        (("127.0.0.1:1",), 3, "http://127.0.0.1:1/metrics Connection refused; start the store with --metrics-listen"),
+        (("here",), 2, "ENDPOINT: 'here'"),
+        (("127.0.0.1:1", "--interval", "1"), 2, "--interval"),
+        (("127.0.0.1:1", "--interval", "2h"), 2, "--interval"),
+        (("127.0.0.1:1", "--count", "0"), 2, "--count"),
     ],
 )
-def test_what_cannot_be_asked_is_one_line(arguments: tuple[str, ...], part: str) -> None:
+def test_what_cannot_be_asked_is_one_line(arguments: tuple[str, ...], status: int, part: str) -> None:
     done = top(*arguments)
-    assert done.returncode == 2
+    assert done.returncode == status
     (line,) = done.stderr.splitlines()
     assert line.startswith("resumed: ")
     assert part in line
@@ -123,4 +123,6 @@ def test_an_endpoint_that_says_nothing_of_resumed_is_told_beside_the_others(serv
         done = top(url, endpoint(server), "--interval", "100ms", "--count", "1", "--json")
         other.shutdown()
         thread.join()
-    assert json.loads(done.stdout)["unreachable"] == {f"http://{url}/metrics": "answers with HTTP status 404"}
+    assert json.loads(done.stdout)["unreachable"] == {
+        f"http://{url}/metrics": "answers with HTTP status 404; correct the address"
+    }

@@ -22,8 +22,8 @@ import pytest
 import resumed
 from support.distance import distant
 from support.loops import LOOPS, Loop, LoopFrontend, running
-from support.resting import Gate, leave_while_resting, offered, resumes_byte_by_byte, sessions_of
 from support.server import running_server
+from support.suspension import Gate, disconnect_while_suspended, offer, resume_byte_by_byte, sessions_of
 from support.tls import PATIENCE, VERSIONS, Client, Connection, Frontend
 from support.waiting import until
 
@@ -79,12 +79,12 @@ def test_the_loop_serves_others_while_a_handshake_rests(
 ) -> None:
     [session] = sessions_of(client, negotiator)
     with gated(loop, store, keyring) as (frontend, gate), ThreadPoolExecutor(1) as pool:
-        resting = pool.submit(client.visit, frontend, session)
-        until(lambda: gate.asked)
+        suspended = pool.submit(client.visit, frontend, session)
+        until(lambda: gate.keys)
         assert not client.visit(frontend).reused
-        assert not resting.done()
+        assert not suspended.done()
         gate.open()
-        assert resting.result(PATIENCE).reused
+        assert suspended.result(PATIENCE).reused
 
 
 def test_many_rest_at_once(
@@ -93,10 +93,10 @@ def test_many_rest_at_once(
     sessions = sessions_of(client, negotiator, MANY)
     with gated(loop, store, keyring) as (frontend, gate), ThreadPoolExecutor(MANY) as pool:
         visits = [pool.submit(client.visit, frontend, session) for session in sessions]
-        until(lambda: len(gate.asked) == MANY)
+        until(lambda: len(gate.keys) == MANY)
         gate.open()
         assert all(visit.result(PATIENCE).reused for visit in visits)
-        assert len(set(gate.asked)) == len(gate.asked) == MANY
+        assert len(set(gate.keys)) == len(gate.keys) == MANY
 
 
 def test_a_store_far_away(
@@ -122,7 +122,7 @@ def test_one_session_offered_many_times_at_once_is_one_call(
         until(lambda: [len(flight._done_callbacks) for flight in flights.values()] == [8])
         gate.open()
         assert all(visit.result(PATIENCE).reused for visit in visits)
-        assert len(gate.asked) == 1
+        assert len(gate.keys) == 1
         assert frontend.shim.stats.hits == {"store": 1, "coalesced": 7}
 
 
@@ -146,7 +146,7 @@ def test_a_client_that_leaves_takes_a_single_use_with_it(
 ) -> None:
     [session] = sessions_of(client, negotiator)
     with gated(loop, store, keyring, single_use=True) as (frontend, gate):
-        leave_while_resting(client, frontend, gate, session)
+        disconnect_while_suspended(client, frontend, gate, session)
         gate.open()
         until(lambda: sum(frontend.shim.stats.lookup_seconds) == 1)
         assert not client.visit(frontend, session).reused
@@ -158,7 +158,7 @@ def test_a_client_that_leaves_during_the_look_up(
 ) -> None:
     [session] = sessions_of(client, negotiator)
     with gated(loop, store, keyring) as (frontend, gate):
-        leave_while_resting(client, frontend, gate, session)
+        disconnect_while_suspended(client, frontend, gate, session)
         gate.open()
         until(lambda: sum(frontend.shim.stats.lookup_seconds) == 1)
         assert client.visit(frontend, session).reused
@@ -171,12 +171,12 @@ def test_a_handshake_that_is_cancelled_during_the_look_up(
 ) -> None:
     [session] = sessions_of(client, negotiator)
     with gated(loop, store, keyring) as (frontend, gate):
-        ours, theirs, hello = offered(client, session)
+        ours, theirs, hello = offer(client, session)
         with ours:
             server = threading.Thread(target=frontend.serve, args=(theirs,))
             server.start()
             ours.sendall(hello)
-            until(lambda: gate.asked)
+            until(lambda: gate.keys)
             frontend.run(cancel_all())
             server.join(PATIENCE)
         gate.open()
@@ -195,20 +195,20 @@ def test_a_loop_that_closes_during_the_look_up(
 ) -> None:
     [session] = sessions_of(client, negotiator)
     with pytest.warns(ResourceWarning):  # asyncio warns of its unclosed transport
-        close_loop_while_resting(client, LoopFrontend("asyncio", store.target, keyring), session)
+        close_loop_while_suspended(client, LoopFrontend("asyncio", store.target, keyring), session)
 
 
-def close_loop_while_resting(client: Client, frontend: LoopFrontend, session: ssl.SSLSession | None) -> None:
+def close_loop_while_suspended(client: Client, frontend: LoopFrontend, session: ssl.SSLSession | None) -> None:
     """Offer a session, close the loop before the store has answered, and wait until it has."""
     gate = Gate(frontend)
-    ours, theirs, hello = offered(client, session)
+    ours, theirs, hello = offer(client, session)
     with ours:
         make: Any = frontend.loop._make_ssl_transport  # type: ignore[attr-defined]  # without a pending task
         frontend.loop.call_soon_threadsafe(
             lambda: make(theirs, asyncio.Protocol(), frontend.context, None, server_side=True)
         )
         ours.sendall(hello)
-        until(lambda: gate.asked)
+        until(lambda: gate.keys)
         frontend.stop()
         gate.open()
         until(lambda: sum(frontend.shim.stats.lookup_seconds) == 1)
@@ -246,7 +246,7 @@ def test_a_client_hello_byte_by_byte(
 ) -> None:
     [session] = sessions_of(client, negotiator)
     with running(LoopFrontend(loop, store.target, keyring)) as frontend:
-        assert resumes_byte_by_byte(client, frontend, session)
+        assert resume_byte_by_byte(client, frontend, session)
         assert sum(frontend.shim.stats.lookup_seconds) == 1
 
 
@@ -262,7 +262,7 @@ def test_a_hello_retry_request_looks_up_once(
         assert sum(frontend.shim.stats.lookup_seconds) == 1
 
 
-@pytest.mark.parametrize("why", ["foreign", "mirrored", "resting store"])
+@pytest.mark.parametrize("why", ["foreign", "mirrored", "open breaker"])
 def test_what_is_no_call_is_no_thread(
     store: RunningServer, keyring: resumed.Keyring, loop: Loop, client: Client, why: str
 ) -> None:
@@ -277,7 +277,7 @@ def test_what_is_no_call_is_no_thread(
             until(lambda: shim._mirror.live)
             [session] = sessions_of(client, Frontend("ssl", store.target, keyring, namespace=name))
             until(lambda: len(shim._mirror.sessions) == (1 if client.version == VERSIONS[0] else 2))
-        if why == "resting store":
+        if why == "open breaker":
             shim._breaker.closed = False
         assert client.visit(frontend, session).reused == (why == "mirrored")
         assert not shim._lookups._threads._threads
@@ -312,7 +312,7 @@ def test_garbage_hurts_nobody(
     dice = random.Random(7)
     with running(LoopFrontend(loop, store.target, keyring)) as frontend:
         for _ in range(60):
-            ours, theirs, hello = offered(client, session)
+            ours, theirs, hello = offer(client, session)
             mangled = bytearray(hello)
             for _ in range(dice.randint(1, 4)):
                 at = dice.randrange(len(mangled))

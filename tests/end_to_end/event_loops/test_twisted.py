@@ -13,8 +13,8 @@ from twisted.internet.protocol import Factory, Protocol
 from twisted.protocols.tls import TLSMemoryBIOFactory
 
 from resumed.twisted import ConnectionCreator
-from support.resting import Gate, leave_while_resting, resumes_byte_by_byte, sessions_of
 from support.server import running_server
+from support.suspension import Gate, disconnect_while_suspended, resume_byte_by_byte, sessions_of
 from support.tls import PATIENCE, Client, Frontend
 from support.waiting import until
 
@@ -103,7 +103,7 @@ def test_the_reactor_serves_others_while_a_handshake_rests(
     frontend, gate = gated
     with ThreadPoolExecutor(1) as pool:
         resting = pool.submit(client.visit, frontend, session)
-        until(lambda: gate.asked)
+        until(lambda: gate.keys)
         assert not client.visit(frontend).reused
         assert not resting.done()
         gate.open()
@@ -117,7 +117,7 @@ def test_many_rest_at_once(
     sessions = sessions_of(client, Frontend("ssl", store.target, keyring), MANY)
     with ThreadPoolExecutor(MANY) as pool:
         visits = [pool.submit(client.visit, frontend, session) for session in sessions]
-        until(lambda: len(gate.asked) == MANY)
+        until(lambda: len(gate.keys) == MANY)
         gate.open()
         assert all(visit.result(PATIENCE).reused for visit in visits)
 
@@ -126,8 +126,8 @@ def test_a_client_that_leaves_during_the_look_up(
     client: Client, gated: tuple[Reactor, Gate], session: ssl.SSLSession | None
 ) -> None:
     frontend, gate = gated
-    leave_while_resting(client, frontend, gate, session)
-    assert len(gate.asked) == 1
+    disconnect_while_suspended(client, frontend, gate, session)
+    assert len(gate.keys) == 1
     gate.open()
     until(lambda: sum(frontend.shim.stats.lookup_seconds) == 1)
     assert client.visit(frontend, session).reused
@@ -137,7 +137,7 @@ def test_a_client_hello_byte_by_byte(
     store: RunningServer, keyring: resumed.Keyring, client: Client, session: ssl.SSLSession | None
 ) -> None:
     frontend = Reactor(store.target, keyring)
-    assert resumes_byte_by_byte(client, frontend, session)
+    assert resume_byte_by_byte(client, frontend, session)
     assert sum(frontend.shim.stats.lookup_seconds) == 1
 
 

@@ -69,9 +69,9 @@ def test_a_session_that_another_process_negotiated_is_a_foreign_hit(
     assert client.visit(frontend, own.session).reused
     assert client.visit(frontend, visit(client, other_process["port"])).reused
     found = told(registry)
-    assert found.total("resumed_frontend_hits_total", namespace="shop") == 2
-    assert found.total("resumed_frontend_foreign_hits_total", namespace="shop") == 1
-    assert found.value("resumed_frontend_foreign_hits_total", namespace="shop", source="store") == 1
+    assert found.total("resumed_frontend_hits_total", session_namespace="shop") == 2
+    assert found.total("resumed_frontend_foreign_hits_total", session_namespace="shop") == 1
+    assert found.value("resumed_frontend_foreign_hits_total", session_namespace="shop", source="store") == 1
     assert frontend.shim.stats.foreign_hits.total() == 1
     visit(client, other_process["port"], own.session)
     with urllib.request.urlopen(f"http://127.0.0.1:{other_process['metrics']}/metrics") as answer:
@@ -92,10 +92,10 @@ def test_what_hits_spared_is_a_signature_each(store: RunningServer, keyring: res
     for _ in range(3):
         assert client.visit(frontend, session).reused
     found = told(registry)
-    assert found.value("resumed_frontend_saved_seconds_total", namespace="shop") == pytest.approx(3 * seconds)
-    assert found.value("resumed_frontend_lookup_seconds_count", namespace="shop") == 3
-    assert found.value("resumed_frontend_lookup_seconds_bucket", namespace="shop", le="+Inf") == 3
-    assert found.value("resumed_frontend_puts_total", namespace="shop", outcome="stored") == 1
+    assert found.value("resumed_frontend_saved_seconds_total", session_namespace="shop") == pytest.approx(3 * seconds)
+    assert found.value("resumed_frontend_lookup_duration_seconds_count", session_namespace="shop") == 3
+    assert found.value("resumed_frontend_lookup_duration_seconds_bucket", session_namespace="shop", le="+Inf") == 3
+    assert found.value("resumed_frontend_puts_total", session_namespace="shop", outcome="stored") == 1
     frontend.shim.uninstall()
 
 
@@ -115,15 +115,15 @@ def test_states_are_told_and_installations_of_a_namespace_add_up(keyring: resume
     for frontend in frontends:
         resumed.prometheus.export(frontend.shim, registry)
         resumed.prometheus.export(frontend.shim, registry)  # twice is once
-    assert told(registry).value("resumed_frontend_breaker_open", namespace="shop") == 0
+    assert told(registry).value("resumed_frontend_breaker_open", session_namespace="shop") == 0
     for _ in range(5):
         session = client.visit(frontends[0]).session
         assert not client.visit(frontends[1], session).reused
     found = told(registry)
-    assert found.value("resumed_frontend_breaker_open", namespace="shop") == 1
-    assert found.value("resumed_frontend_mirror_live", namespace="shop") == 0
-    assert found.total("resumed_frontend_misses_total", namespace="shop") == 5
-    assert found.value("resumed_frontend_misses_total", namespace="shop", reason="breaker-open") > 0
+    assert found.value("resumed_frontend_breaker_open", session_namespace="shop") == 1
+    assert found.value("resumed_frontend_mirror_live", session_namespace="shop") == 0
+    assert found.total("resumed_frontend_misses_total", session_namespace="shop") == 5
+    assert found.value("resumed_frontend_misses_total", session_namespace="shop", reason="breaker-open") > 0
     for frontend in frontends:
         frontend.shim.uninstall()
 

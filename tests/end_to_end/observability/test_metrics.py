@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import os
 import signal
 import socket
@@ -12,10 +13,18 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import grpc
 import pytest
+from google.protobuf.duration_pb2 import Duration
 
 from resumed import AlreadyExists, Get, InvalidRequest, Put, StoreClient
+from resumed.v1 import session_store_pb2 as pb
+from resumed.v1.session_store_pb2_grpc import SessionStoreServiceStub
+from resumed_server.limits.config import Limit
+from resumed_server.observability.metrics.recorder import Recorder
 from support.metrics import Scrape, scrape, scraped_until
+from support.mtls import Authority, Files, channel, grant
+from support.ports import free_port
 from support.server import PATIENCE, running_server
 
 if TYPE_CHECKING:
@@ -61,12 +70,13 @@ def test_calls_and_operations_of_both_workers_add_up(server: RunningServer) -> N
     assert (calls("Put", "OK"), calls("Put", "ALREADY_EXISTS")) == (20, 20)
     assert (calls("Get", "OK"), calls("Get", "INVALID_ARGUMENT")) == (20, 1)
     assert (calls("Batch", "OK"), calls("Take", "OK"), calls("Remove", "OK")) == (1, 1, 1)
-    assert found.total("resumed_call_seconds_count", method="Put") == 20
-    assert found.total("resumed_call_seconds_bucket", method="Put", le="+Inf") == 20
-    assert 0 < found.total("resumed_call_seconds_sum", method="Put") < 20 * PATIENCE
-    assert found.labels("resumed_calls_total", "service") == {"resumed.v1.SessionStoreService"}
-    assert found.value("resumed_call_wait_seconds_count") >= 64
+    assert found.total("resumed_call_duration_seconds_count", method="Put") == 20
+    assert found.total("resumed_call_duration_seconds_bucket", method="Put", le="+Inf") == 20
+    assert 0 < found.total("resumed_call_duration_seconds_sum", method="Put") < 20 * PATIENCE
+    assert found.labels("resumed_calls_total", "grpc_service") == {"resumed.v1.SessionStoreService"}
+    assert found.value("resumed_call_wait_duration_seconds_count") >= 64
     assert found.value("resumed_calls_rejected_total") == 0
+    assert found.value("resumed_storage_call_duration_seconds_count") == 63
     expected = {
         ("get", "hit"): 21,
         ("get", "miss"): 1,
@@ -76,7 +86,9 @@ def test_calls_and_operations_of_both_workers_add_up(server: RunningServer) -> N
         ("remove", "unknown"): 1,
     }
     assert {
-        outcome: found.value("resumed_operations_total", namespace="shop", operation=outcome[0], outcome=outcome[1])
+        outcome: found.value(
+            "resumed_operations_total", session_namespace="shop", operation=outcome[0], outcome=outcome[1]
+        )
         for outcome in expected
     } == expected
     each = [found.value("resumed_worker_calls_total", worker=worker) for worker in ("0", "1")]
@@ -140,9 +152,120 @@ def test_a_request_that_makes_no_sense_is_refused_and_logged_once(server: Runnin
     accept = {"Accept": "application/openmetrics-text; version=1.x"}
     for _ in range(20):
         with pytest.raises(urllib.error.HTTPError, match="500"):
-            urllib.request.urlopen(urllib.request.Request(f"http://{address}", headers=accept), timeout=PATIENCE)
+            urllib.request.urlopen(
+                urllib.request.Request(f"http://{address}/metrics", headers=accept), timeout=PATIENCE
+            )
     lines = len(server.wait_for_log("failed to render metrics"))
     assert 1 <= lines <= 4  # of each worker, and again after ten seconds
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [("GET", "/metrics", 200), ("GET", "/metrics?x=1", 200), ("HEAD", "/metrics", 200), ("GET", "/", 404),
+     ("HEAD", "/other", 404), ("GET", "/metrics/", 404), ("POST", "/metrics", 501)],
+)  # fmt: skip
+def test_only_the_path_of_metrics_is_served(server: RunningServer, method: str, path: str, status: int) -> None:
+    (address,) = server.log_lines("listening")[0]["metrics"]
+    with contextlib.closing(http.client.HTTPConnection(address, timeout=PATIENCE)) as connection:
+        connection.request(method, path)
+        answer = connection.getresponse()
+        body = answer.read()
+    assert answer.status == status
+    assert bool(body) is (method != "HEAD")
+
+
+def test_a_server_that_was_scraped_and_killed_starts_again_on_its_ports() -> None:
+    """The server closes the connection of a scrape first, so that its end of it stays in TIME_WAIT."""
+    listen, metrics = (f"127.0.0.1:{free_port()}" for _ in range(2))
+    for _ in range(3):
+        with running_server("--metrics-listen", metrics, listen=listen) as server:
+            assert scrape(server).value("resumed_worker_up", worker="0") == 1
+            server.kill()
+
+
+LIMITED = """
+[[limit]]
+namespaces = ["shop", "shop.*"]
+sessions = 2
+
+[[limit]]
+identity = "spiffe://example.org/*"
+operations_per_second = 100
+watchers = 16
+"""
+
+
+def test_limits_their_use_and_their_rejections_are_metrics(tmp_path: Path) -> None:
+    authority, identity = Authority(), "spiffe://example.org/shop"
+    grants = grant(identity, ["*"], ["put", "get"]) + LIMITED
+    files = Files(tmp_path).write(authority.server(), authority.pem, grants)
+    with (
+        running_server(*files.options, *LISTEN, "--namespace-sessions", "1") as server,
+        channel(server.target, authority.pem, authority.issue(identity)) as connection,
+    ):
+        stub = SessionStoreServiceStub(connection)
+
+        def put(namespace: str, key: bytes) -> pb.PutRequest:
+            return pb.PutRequest(namespace=namespace, key=key, value=b"value", ttl=Duration(seconds=60))
+
+        for key in (b"1", b"2"):
+            stub.Put(put("shop", key), timeout=PATIENCE)
+        stub.Put(put("pay", b"1"), timeout=PATIENCE)
+        for namespace in ("shop.eu", "pay", "made-up"):
+            with contextlib.suppress(grpc.RpcError):
+                stub.Put(put(namespace, b"3"), timeout=PATIENCE)
+            with contextlib.suppress(grpc.RpcError):
+                stub.Put(put(namespace, b"4"), timeout=PATIENCE)
+        batch = stub.Batch(pb.BatchRequest(operations=[pb.BatchOperation(put=put("shop", b"5"))]), timeout=PATIENCE)
+        assert batch.results[0].error.code == grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]
+
+        def rejections(found: Scrape, subject: str) -> float:
+            return found.value("resumed_limit_rejections_total", subject=subject, limit="sessions")
+
+        found = scraped_until(server, lambda found: rejections(found, "shop, shop.*") == 3)
+        assert rejections(found, "pay") == 2
+    assert found.value("resumed_limit", subject="shop, shop.*", limit="sessions") == 2
+    assert found.value("resumed_limit_used", subject="shop, shop.*", limit="sessions") == 2
+    assert found.value("resumed_limit", subject="pay", limit="sessions") == 1
+    assert found.value("resumed_limit_used", subject="pay", limit="sessions") == 1
+    assert found.value("resumed_limit", subject="spiffe://example.org/*", limit="operations_per_second") == 100
+    assert found.value("resumed_limit", subject="spiffe://example.org/*", limit="watchers") == 16
+
+
+def test_a_namespace_that_was_made_up_has_no_counter_of_its_own() -> None:
+    recorder = Recorder(lambda _: True)
+    for number in range(1_000):
+        recorder.on_limit(Limit(sessions=1), f"made-up-{number}", "sessions")
+    assert recorder.snapshot()["limited"] == [["other", "sessions", 1_000]]
+
+
+def test_a_file_that_cannot_be_used_shows_until_it_is_corrected(tmp_path: Path) -> None:
+    authority = Authority()
+    files = Files(tmp_path).write(authority.server(), authority.pem, grant("dns:shop", ["shop"], ["get"]))
+    with running_server(*files.options, *LISTEN, workers=2) as server:
+
+        def state(found: Scrape, file: str) -> float:
+            return found.value("resumed_config_last_reload_successful", file=file)
+
+        before = scraped_until(server, lambda found: state(found, "grants") == state(found, "tls") == 1)
+        files.write(grants="not a table")
+        scraped_until(server, lambda found: state(found, "grants") == 0 and state(found, "tls") == 1)
+        files.write(grants=grant("dns:shop", ["shop"], ["get", "put"]))
+        after = scraped_until(server, lambda found: state(found, "grants") == 1)
+        moment = "resumed_config_last_reload_success_timestamp_seconds"
+        assert after.value(moment, file="grants") > before.value(moment, file="grants")
+        assert after.value(moment, file="tls") == before.value(moment, file="tls")
+        begins = after.value("resumed_certificate_not_before_timestamp_seconds")
+        assert after.value("resumed_certificate_expiry_timestamp_seconds") - begins == 49 * 3600
+
+
+def test_the_metrics_of_processes_have_their_usual_names(server: RunningServer) -> None:
+    found = scrape(server)
+    assert found.value("process_resident_memory_bytes") == pytest.approx(
+        found.total("resumed_worker_process_resident_memory_bytes")
+    )
+    assert 0 < found.value("process_open_fds") < found.value("process_max_fds")
+    assert found.value("process_start_time_seconds") > 1e9
 
 
 def test_the_native_front_is_counted_alike() -> None:
@@ -162,4 +285,4 @@ def test_no_key_or_value_is_told(server: RunningServer) -> None:
         shop.put(secret, secret, 60)
     found: Scrape = scrape(server)
     assert "secret" not in found.text
-    assert found.labels("resumed_operations_total", "namespace") <= {"shop", "tenant", "other"}
+    assert found.labels("resumed_operations_total", "session_namespace") <= {"shop", "tenant", "other"}

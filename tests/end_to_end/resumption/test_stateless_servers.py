@@ -147,7 +147,7 @@ def test_what_is_wrong_with_redis_is_one_line_and_exit_status_2(
     server = start_server("--listen", "127.0.0.1:0", "--workers", workers, "--storage", url.format(host) + PATIENT)
     assert server.wait() == 2
     lines = server.log_lines()
-    assert [line["text"] for line in lines if "text" in line] == [f"resumed: --storage: {complaint.format(host)}"]
+    assert [line["problem"] for line in lines if "problem" in line] == [f"--storage: {complaint.format(host)}"]
     assert server.log_lines("starting")[0]["storage"] == url.format(host).replace("hush-hush", "***") + PATIENT
     assert "hush-hush" not in str(lines)
 

@@ -156,14 +156,14 @@ def test_metrics_show_the_keys_and_the_outputs_and_no_key(store: RunningServer, 
         with urllib.request.urlopen(f"http://{address}/metrics") as response:
             text = response.read().decode()
     values = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
-    prefix, namespace = "resumed_ticket_keys_", '{namespace="shop"'
-    assert float(values[f"{prefix}keys{namespace}}}"]) >= 2
-    assert float(values[f"{prefix}held_over{namespace}}}"]) == 0
-    assert float(values[f"{prefix}store_available{namespace}}}"]) == 1
-    assert float(values[f'{prefix}writes_total{namespace},outcome="succeeded",output="trafficserver"}}']) >= 1
-    assert float(values[f'{prefix}reloads_total{namespace},outcome="failed",output="reload"}}']) >= 1
-    assert float(values[f'{prefix}last_write_timestamp_seconds{namespace},output="trafficserver"}}']) > 1e9
-    assert 0 <= float(values[f"{prefix}key_age_seconds{namespace}}}"]) < 7200
+    prefix, namespace = "resumed_ticket_keys_", 'session_namespace="shop"}'
+    assert float(values[f"{prefix}keys{{{namespace}"]) >= 2
+    assert float(values[f"{prefix}held_over{{{namespace}"]) == 0
+    assert float(values[f"{prefix}store_available{{{namespace}"]) == 1
+    assert float(values[f'{prefix}writes_total{{outcome="succeeded",output="trafficserver",{namespace}']) >= 1
+    assert float(values[f'{prefix}reloads_total{{outcome="failed",output="reload",{namespace}']) >= 1
+    assert float(values[f'{prefix}last_write_timestamp_seconds{{output="trafficserver",{namespace}']) > 1e9
+    assert 0 <= float(values[f"{prefix}key_age_seconds{{{namespace}"]) < 7200
     log = "\n".join(map(repr, agent.log_lines()))
     key = keys.read_bytes()[16:48]
     assert key.hex() not in text + log

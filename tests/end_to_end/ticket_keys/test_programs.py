@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from resumed_server.cli.tls_client import Failed
+from resumed_server.cli.tls_client import HandshakeFailed
 from support.ticket_servers import MEMORY, PROGRAMS, TicketServer, running_agent, ticket_server, write_reload_script
 from support.tls import CA
 from support.waiting import until
@@ -182,7 +182,7 @@ def test_haproxy_does_not_bind_client_authentication_as_the_docs_warn(
     keys = one.directory / "haproxy" / "ticket-keys"
     more = f"verify required ca-file {authority}"
     with ticket_server("haproxy", certificate, keys, more=more) as verifying:
-        with pytest.raises(Failed):
+        with pytest.raises(HandshakeFailed):
             verifying.visit(version)
         # Its keys are those of its start.
         until(partial(admits, verifying, one.servers["haproxy"], version))
@@ -191,7 +191,7 @@ def test_haproxy_does_not_bind_client_authentication_as_the_docs_warn(
 def admits(verifying: TicketServer, other: TicketServer, version: str) -> bool:
     try:
         return resumes(other, verifying, version)
-    except Failed:
+    except HandshakeFailed:
         return False
 
 

@@ -377,6 +377,20 @@ def test_a_store_that_comes_late_costs_tickets_and_no_handshake(keyring: resumed
         assert client.visit(frontend, session).reused
 
 
+def test_the_first_secret_may_come_between_two_tickets_of_a_handshake(
+    store: RunningServer, keyring: resumed.Keyring, stack: Stack, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The session of the first ticket is stored then, and the second is a ticket of the fleet."""
+    client, frontend = Client(TLS13), TicketFrontend(stack, store.target, keyring)
+    secrets = iter([lambda: None])
+    present = frontend.tickets.secret_for_issue
+    frontend.tickets.secret_for_issue = lambda: next(secrets, present)()  # noqa: PLW0108
+    session = client.visit(frontend).session
+    assert frontend.shim.stats.tickets_issued == {"current": 1}
+    assert client.visit(frontend, session).reused
+    assert not caplog.records
+
+
 def test_an_outage_is_logged_once(keyring: resumed.Keyring, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING)
     with running_server() as store:

@@ -80,6 +80,12 @@ def test_identity_namespace_and_operation_must_be_in_one_grant() -> None:
     assert Grants.parse(text).is_allowed([SHOP, "dns:other"], "shop", "get"), "any of the caller's names may have it"
 
 
+def test_an_unknown_key_of_a_limit_is_named() -> None:
+    with pytest.raises(ValueError, match="limit 1: unknown 'namespace'; a limit has identity, namespaces, ") as caught:
+        Grants.parse('[[limit]]\nnamespace = ["shop"]\nsessions = 1\n')
+    assert "limit 1: it must have either identity or namespaces" in str(caught.value)
+
+
 def test_an_empty_file_allows_nothing() -> None:
     """It is a valid file."""
     assert not allowed("", SHOP)
@@ -118,7 +124,10 @@ def test_an_empty_file_allows_nothing() -> None:
         (limit(sessions="1"), "limit 1: it must have either identity or namespaces"),
         (limit(identity=f'"{SHOP}"', namespaces='["shop"]', watchers="1"), "either identity or namespaces"),
         (limit(identity=f'"{SHOP}"'), "it limits nothing; give it some of operations_per_second, watchers$"),
-        (limit(identity=f'"{SHOP}"', sessions="1"), "unknown 'sessions'; a limit of identity has operations_per"),
+        (
+            limit(identity=f'"{SHOP}"', sessions="1"),
+            "'sessions' is for limits of namespaces; a limit of identity has operations_per",
+        ),
         (limit(identity='"*"', watchers="1"), r"limit 1: identity '\*' must be"),
         (limit(namespaces='"shop"', watchers="1"), "namespaces is missing or of another kind"),
         (limit(namespaces='["Shop"]', watchers="1"), "namespaces 'Shop' must list names"),

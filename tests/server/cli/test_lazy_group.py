@@ -7,7 +7,9 @@ import sys
 
 import pytest
 
-from resumed_server.cli.lazy_group import COMMANDS, load
+from resumed_server.cli.lazy_group import COMMANDS, EPILOG, load
+from resumed_server.errors import EXIT_STATUSES
+from support.command import called
 
 _HELP = """
 import sys
@@ -32,6 +34,15 @@ def test_every_command_can_be_imported_and_has_help(name: str) -> None:
     command = load(name)
     assert command.name == name or command.commands
     assert command.help
+
+
+def test_the_help_of_every_command_has_the_exit_statuses() -> None:
+    for command in (load(name) for name in COMMANDS):
+        for each in (command, *getattr(command, "commands", {}).values()):
+            assert each.epilog == EPILOG
+    assert [f" {status:d}, {meaning}" in EPILOG for status, meaning in EXIT_STATUSES.items()] == [True] * 4
+    assert EPILOG in " ".join(called("--help").stdout.split())
+    assert EPILOG in " ".join(called("keyring", "promote", "--help").stdout.split())
 
 
 def test_settings_need_no_typer() -> None:

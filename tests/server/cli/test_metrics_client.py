@@ -53,14 +53,14 @@ class TestPeriod:
 
 
 def test_a_namespace_is_told_by_stores_and_frontends_together() -> None:
-    breaker: Values = {(("namespace", "shop"),): 0.0, (("namespace", "idle"),): 1.0}
-    shop = (("namespace", "shop"), ("source", "store"))
-    operation = (("namespace", "shop"), ("operation", "get"), ("outcome", "hit"))
+    breaker: Values = {(("session_namespace", "shop"),): 0.0, (("session_namespace", "idle"),): 1.0}
+    shop = (("session_namespace", "shop"), ("source", "store"))
+    operation = (("session_namespace", "shop"), ("operation", "get"), ("outcome", "hit"))
     idle: dict[str, Values] = {"resumed_build_info": {(): 1.0}, "resumed_frontend_breaker_open": breaker}
     busy: dict[str, Values] = {
         "resumed_frontend_hits_total": {shop: 30.0},
         "resumed_frontend_foreign_hits_total": {shop: 15.0},
-        "resumed_frontend_misses_total": {(("namespace", "shop"), ("reason", "unknown")): 10.0},
+        "resumed_frontend_misses_total": {(("session_namespace", "shop"), ("reason", "unknown")): 10.0},
         "resumed_operations_total": {operation: 30.0},
     }
     found = report({"http://here": Period(scrape(0, **idle), scrape(10, **idle, **busy))}, {"http://there": "is gone"})

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, cast
 
 import pytest
 
+from resumed_server.limits.config import LIMIT_NAMES, Limit
 from resumed_server.observability.metrics.collector import STALE_SECONDS, MetricsCollector
 from resumed_server.observability.metrics.instrumented_engine import InstrumentedEngine
 from resumed_server.observability.metrics.recorder import BOUNDS, COLUMN, OTHER, OUTCOMES, Recorder
@@ -113,10 +114,13 @@ class TestBoard:
         for method in ("Put", "Get", "Take", "Remove", "Batch", "Watch"):
             for code in range(17):
                 metrics.recorder.on_failure(method, code)
+        for number in range(1_000):
+            for name in LIMIT_NAMES:
+                metrics.recorder.on_limit(Limit(namespaces=(f"{number:063}", "x" * 63)), "", name)
         metrics.report(WatchHub(cast("Engine", Store())), Sweeper(cast("Engine", Store())))
         assert board.read(0)
         with pytest.raises(ValueError, match="exceed the slot"):
-            board.write(0, {"x": "x" * 65_536})
+            board.write(0, {"x": "x" * 131_072})
 
 
 class Store:

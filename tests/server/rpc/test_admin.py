@@ -19,6 +19,7 @@ from resumed.v1 import admin_pb2 as pb
 from resumed.v1 import session_store_pb2
 from resumed.v1.admin_pb2_grpc import AdminServiceStub
 from resumed.v1.session_store_pb2_grpc import SessionStoreServiceStub
+from support.mtls import Authority, Files, channel, grant
 from support.redis import valkey_cluster, valkey_server
 from support.server import running_server
 from support.waiting import until
@@ -236,6 +237,23 @@ def test_the_log_has_a_line_for_each_purge() -> None:
         admin.purge("shop", 1_700_000_000.0)
         (line,) = server.wait_for_log("namespace purged")
         assert (line["namespace"], line["issued_before"]) == ("shop", "2023-11-14T22:13:20+00:00")
+        assert line["identity"] == "anonymous"
+        assert line["peer"].startswith("ipv4:127.0.0.1:")
+
+
+@pytest.mark.parametrize("with_grants", [True, False])
+def test_the_line_of_a_purge_has_the_identity_of_the_caller(tmp_path: Any, with_grants: bool) -> None:
+    authority, identity = Authority(), "spiffe://example.org/operators/anna"
+    files = Files(tmp_path).write(authority.server(), authority.pem)
+    if with_grants:
+        files.write(grants=grant("spiffe://example.org/operators/*", ["shop"], ["purge"]))
+    with (
+        running_server(*files.options) as server,
+        channel(server.target, authority.pem, authority.issue(identity)) as connection,
+    ):
+        AdminServiceStub(connection).Purge(pb.PurgeRequest(namespace="shop"), timeout=PATIENCE)
+        (line,) = server.wait_for_log("namespace purged")
+    assert line["identity"] == identity
 
 
 def test_a_purge_survives_a_restart(tmp_path: Any) -> None:

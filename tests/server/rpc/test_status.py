@@ -10,8 +10,9 @@ from structlog.testing import capture_logs
 from resumed._exceptions import from_status
 from resumed.v1 import session_store_pb2 as pb
 from resumed_server import errors
-from resumed_server.cli.diagnose.checks import explained
-from resumed_server.errors import Stopping
+from resumed_server.cli.diagnosis import explain
+from resumed_server.cli.tls_options import TlsOptions
+from resumed_server.errors import ExitStatus, Stopping
 from resumed_server.limits.config import Limit
 from resumed_server.limits.enforcer import LimitExceeded
 from resumed_server.rpc.status import UnknownMethod, to_status
@@ -92,7 +93,9 @@ def test_every_error_has_one_code_one_reason_and_a_fixed_text(
 def test_commands_explain_each_error_differently(error: Exception, meaning: str) -> None:
     """`resumed check` and `resumed doctor` use the text for the caller."""
     status = to_status(error, REQUEST)
-    assert explained(from_status(status.code, status.message))[0].startswith(f"{meaning} (")
+    explanation = explain(from_status(status.code, status.message), "", TlsOptions())
+    assert explanation.problem.startswith(f"{meaning} (")
+    assert explanation.status is ExitStatus.RETRY
 
 
 def test_the_log_has_the_type_and_the_frames_of_an_unknown_error_and_no_secret() -> None:

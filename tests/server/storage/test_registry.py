@@ -31,13 +31,14 @@ from resumed_server.storage.engine import (
     Take,
 )
 from resumed_server.storage.registry import ENGINES, EngineSpec, extras_for, find_engine, open_engine, shared_url
-from resumed_server.storage.testing.contract import EngineContract, FakeClock
+from resumed_server.storage.testing.contract import EngineContract
 from resumed_server.storage.testing.state_machine import check_histories
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from resumed_server.storage.engine import Clock, Operation, Outcome
+    from resumed_server.storage.testing.fixtures import FakeClock
 
 LOG_LENGTH = 1_000
 

@@ -12,7 +12,7 @@ from resumed_server.observability.metrics.instrumented_engine import Instrumente
 from resumed_server.observability.metrics.recorder import Recorder
 from resumed_server.storage.engine import Change, Engine
 from resumed_server.storage.lmdb.engine import LmdbEngine
-from resumed_server.storage.testing.contract import EngineContract, FakeClock
+from resumed_server.storage.testing.contract import EngineContract
 from resumed_server.storage.wrapper import WrapperEngine
 from support.lmdb import raw_values
 from support.lying_store import LyingEngine
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from resumed_server.storage.engine import NamespacePurged, Operation, Outcome, StoredSession
+    from resumed_server.storage.testing.fixtures import FakeClock
 
 CAPACITY = 64 << 20
 

@@ -93,7 +93,7 @@ def test_the_queues_of_all_watchers_are_bounded_in_bytes(engine: Engine, monkeyp
     with ExitStack() as stack:
         alike = [stack.enter_context(hub.subscribe(Topic("shop"))) for _ in range(4)]
         engine.put("shop", b"key", bytes(400_000), 100)
-        until(lambda: all(each.queued for each in alike))
+        until(lambda: all(each.unread_messages for each in alike))
         other = stack.enter_context(hub.subscribe(Topic("pay")))
         assert not any(each.ended_at for each in alike)
         for number in range(2):
@@ -262,9 +262,11 @@ def test_watchers_of_removals_share_messages_without_other_changes(engine: Engin
         engine.remove("shop", b"plain")
         engine.remove("shop", b"lasting", ttl=100.0)
         engine.purge("shop", None)
-        until(lambda: sum(len(message.changes) for message in other.queued) == 2)
-        assert one.queued == other.queued
-        assert not {id(message) for message in one.queued} & {id(message) for message in everything.queued}
+        until(lambda: sum(len(message.changes) for message in other.unread_messages) == 2)
+        assert one.unread_messages == other.unread_messages
+        assert not {id(message) for message in one.unread_messages} & {
+            id(message) for message in everything.unread_messages
+        }
     hub.close()
 
 
@@ -274,7 +276,7 @@ def test_while_a_watcher_reads_a_snapshot_the_log_keeps_the_changes(engine: Engi
     engine.batch([Remove("shop", b"%d" % number, 600.0) for number in range(READ_CHANGES + 1)])
     with hub.subscribe(REMOVALS) as slow, hub.subscribe(REMOVALS) as quick:
         engine.remove("shop", b"early", ttl=600.0)
-        until(lambda: bool(slow.queued))
+        until(lambda: bool(slow.unread_messages))
         snapshot, news = hub.snapshot(slow), quick.messages()
         assert len(next(snapshot).changes) == READ_CHANGES
         new = {b"\0%d" % number for number in range(MAX_QUEUED_MESSAGES + 1)}  # before the place that was read last

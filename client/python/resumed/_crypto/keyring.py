@@ -94,6 +94,14 @@ class Keyring:
         """The ids of the keys in the order of the file, as 8 hex digits: safe to show."""
         return [key.id.hex() for key in self._current()]
 
+    @property
+    def last_reload(self) -> tuple[bool, float] | None:
+        """Whether the file can be used as it is now, and when it last could, in Unix seconds; None without a file."""
+        if self._file is None:
+            return None
+        self._file.latest()
+        return self._file.reload_succeeded, self._file.reloaded_at
+
     def seal(self, store_key: bytes, plaintext: bytes, not_after: int) -> bytes:
         """Seal a serialized session for the store.
 

@@ -80,7 +80,7 @@ class CallbackBinding:
     def __init__(
         self, context: Any, policy: SessionPolicy, *, replace: bool = False, ignore_id_context: bool = False
     ) -> None:
-        self.library, self._pointer, self._chooses_by_name, self._is_final = context_of(context)
+        self.library, self._pointer, self._chooses_by_name, self.context_may_change = context_of(context)
         self._handshakes: dict[int, SuspendableHandshake] = {}  # by the numbers in their connections, the last ones
         self._policy = policy
         library, pointer = self.library, self._pointer
@@ -344,10 +344,6 @@ class CallbackBinding:
         """Have a resumed connection checked once more when its handshake is done, if its context may change by then."""
         if self.context_may_change():
             self.library.SSL_set_info_callback(ssl, self._own_info)
-
-    def context_may_change(self) -> bool:
-        """Return whether the application may choose another context within a handshake."""
-        return self._chooses_by_name() or not self._is_final
 
     def _offer(self, ssl: int, session_id: bytes) -> StoredOffer:
         return StoredOffer(self.library, self._checks, ssl, session_id, self)

@@ -166,6 +166,15 @@ _TICKETS: dict[str, tuple[Any, list[Any]]] = {
 }
 _EX_INDEX_SSL, _EX_INDEX_SSL_SESSION = 0, 2  # CRYPTO_EX_INDEX_SSL, CRYPTO_EX_INDEX_SSL_SESSION
 _HOST = "X509_VERIFY_PARAM_get0_host"
+# The callbacks that receive a connection, on which they may set anything. That of set_verify() runs in full handshakes
+# only.
+_PYOPENSSL_CALLBACKS = (
+    "_tlsext_servername_callback",
+    "_alpn_select_callback",
+    "_info_callback",
+    "_keylog_callback",
+    "_ocsp_callback",
+)
 _NAMES = [*_QUICK, *_SLOW]
 
 
@@ -226,9 +235,9 @@ class Context(NamedTuple):
     pointer: int
     chooses_by_name: Callable[[], bool]
     """Returns whether the context has a servername callback: OpenSSL has no getter for it. Keeps no reference."""
-    is_final: bool
-    """Whether without a servername callback no code of the application runs between the look-up of a session and the
-    end of its handshake."""
+    may_change: Callable[[], bool]
+    """Returns whether code of the application may run between the look-up of a session and the end of its handshake: it
+    may choose another context, or other settings. Keeps no reference."""
 
 
 def context_of(context: object) -> Context:
@@ -265,7 +274,11 @@ def _of_ssl(context: ssl.SSLContext) -> Context:
             f"this {type(context).__qualname__} forwards to another context, as truststore's do; pass an "
             "ssl.SSLContext that was made before truststore.inject_into_ssl(), or an OpenSSL.SSL.Context"
         )
-    return Context(library, pointer, lambda: _attribute(reference, "sni_callback"), is_final=True)
+
+    def chooses_by_name() -> bool:
+        return _attribute(reference, "sni_callback")
+
+    return Context(library, pointer, chooses_by_name, chooses_by_name)
 
 
 def _is_shown(library: Library, pointer: int, context: ssl.SSLContext) -> bool:
@@ -282,12 +295,11 @@ def _of_pyopenssl(context: Any) -> Context:
     from cryptography.hazmat.bindings.openssl.binding import Binding  # noqa: PLC0415  # needed for these contexts only
 
     pointer, reference = int(Binding().ffi.cast("uintptr_t", context._context)), weakref.ref(context)  # noqa: SLF001
-    # An application's ALPN and info callbacks receive the connection, on which they may set anything.
     return Context(
         cryptography_library(),
         pointer,
         lambda: _attribute(reference, "_tlsext_servername_callback"),
-        is_final=False,
+        lambda: any(_attribute(reference, name) for name in _PYOPENSSL_CALLBACKS),
     )
 
 

@@ -251,17 +251,14 @@ class TicketCallbacks:
         checks = self._checks
         if not checks.may_share(ssl, session, mode):
             return None
-        data = self._codec.data_of(session)
-        state = TicketState.decode(data)
+        name, data = checks.server_name(ssl), self._codec.data_of(session)
+        # The session of the ticket before is a stored one if there was no secret then.
+        state = TicketState.decode(data) or self._state_of_stored(session, name) if data else None
         if data and state is None:
             checks.warn_of_foreign_data()
             return None
         fingerprint = checks.learn(ssl, session, mode)
-        return (
-            state._replace(fingerprint=fingerprint)
-            if state
-            else self._tickets.begin(fingerprint, checks.server_name(ssl))
-        )
+        return state._replace(fingerprint=fingerprint) if state else self._tickets.begin(fingerprint, name)
 
     def _state_of_resumed(self, ssl: int, session: int, mode: int) -> TicketState | None:
         """Return the state for a ticket that follows another ticket, or a stored session; None if it gets none."""
@@ -279,7 +276,7 @@ class TicketCallbacks:
             memory = self._codec.memory(session)
         except ForeignData:
             return None
-        return self._tickets.begin(memory.fingerprint, name, memory.issued, memory.end) if memory else None
+        return self._tickets.begin(memory.fingerprint, name, memory.issued, memory.end or None) if memory else None
 
     def _on_key(self, ssl: int, *arguments: int) -> int:
         *pointers, encrypt = arguments

@@ -179,6 +179,11 @@ class SessionPolicy:
         return self._mirror.live if self._mirror else None
 
     @property
+    def keyring_last_reload(self) -> tuple[bool, float] | None:
+        """See Keyring.last_reload."""
+        return self._keyring.last_reload
+
+    @property
     def breaker_open(self) -> bool:
         """Whether the store kept failing, so that handshakes do not call it at present."""
         return not self._breaker.closed

@@ -29,7 +29,7 @@ from resumed._exceptions import AlreadyExists, StoreError, UnsealError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from resumed._client.store import Operation, Result, StoreClient
+    from resumed._client.store import Change, Operation, Result, StoreClient
     from resumed._crypto.fleet_key import FleetKey
     from resumed._crypto.keyring import Keyring
 
@@ -159,6 +159,19 @@ class TicketSecrets:
             self._drop(secret)
             self._loaded = False
             self._generations.clear()  # the same addresses are free again, at all frontends
+
+    def apply_purge(self, purge: Change, *, in_snapshot: bool) -> float:
+        """Drop the secrets that a purge of the namespace ends; return the time before which all tickets are void.
+
+        Args:
+            purge: The purge.
+            in_snapshot: Whether it is the last purge, with which a stream begins: later secrets stay.
+        """
+        before = purge.time if purge.time is not None else purge.purged
+        before = self._clock() if before is None else before
+        everything = purge.time is None and not in_snapshot
+        self.revoke(lambda secret: everything or secret.created < before)
+        return before
 
     def _do_due(self, now: float) -> None:
         present = Epoch.at(now, self._rotation)

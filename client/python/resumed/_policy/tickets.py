@@ -364,12 +364,4 @@ class Tickets:
                     )
                 self._secrets.revoke(lambda secret, key=change.key: secret.address == key)  # type: ignore[misc]
             else:
-                self._purge(change, fresh=fresh)
-
-    def _purge(self, change: Change, *, fresh: bool) -> None:
-        """Apply a purge. The one that a stream begins with does not void secrets that were created later."""
-        before = change.time if change.time is not None else change.purged
-        before = self._clock() if before is None else before
-        self.removals.purge(before)
-        everything = change.time is None and not fresh
-        self._secrets.revoke(lambda secret: everything or secret.created < before)
+                self.removals.purge(self._secrets.apply_purge(change, in_snapshot=fresh))

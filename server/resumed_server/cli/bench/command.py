@@ -16,7 +16,7 @@ from rich.table import Table
 
 from resumed_server.cli.options import AsJson
 from resumed_server.config.types import Address, Duration
-from resumed_server.errors import UserError
+from resumed_server.errors import ExitStatus, UserError
 
 try:
     from resumed_server.cli.bench.load_generator import Plan, Tally, measure
@@ -95,7 +95,7 @@ def bench(
 
     Each client connects to one server after the other, and offers there the session of its last connection.
 
-    Exit status 1 if a connection failed.
+    The exit status is 1 if a connection failed.
     """
     if ca is not None and insecure:
         raise UserError("--ca and --insecure contradict each other; give one of them")
@@ -123,7 +123,7 @@ def bench(
     else:
         _show(report, plan)
     if tally.failures:
-        raise typer.Exit(1)
+        raise typer.Exit(ExitStatus.FAILED)
 
 
 def _parse(name: str, text: str, parse: Any) -> Any:
@@ -153,9 +153,10 @@ def _unescape(text: str) -> bytes:
 
 def _resolve(address: Address) -> Endpoint:
     try:
-        return Endpoint.resolved(address.host, address.port)
+        return Endpoint.resolve(address.host, address.port)
     except OSError as error:
-        raise UserError(f"{address}: the name does not resolve ({error.strerror}); check the spelling") from None
+        text = f"{address}: the name does not resolve ({error.strerror}); check the spelling"
+        raise UserError(text, ExitStatus.RETRY) from None
 
 
 def _context(tls: str | None, ca: str | None, *, insecure: bool) -> ssl.SSLContext:
@@ -184,15 +185,18 @@ def _try_out(endpoint: Endpoint, plan: Plan, context: ssl.SSLContext) -> None:
     except ssl.SSLCertVerificationError as error:
         raise UserError(
             f"{endpoint.name}: its certificate is not trusted ({error.verify_message.rstrip('.')}); "
-            "give --ca FILE, --sni NAME, or --insecure"
+            "give --ca FILE, --sni NAME, or --insecure",
+            ExitStatus.FAILED,
         ) from None
     except ssl.SSLError as error:
         what = f"no TLS {plan.version or '1.2 or 1.3'} there ({error.reason or error})"
-        raise UserError(f"{endpoint.name}: {what}; check the port and --tls") from None
+        raise UserError(f"{endpoint.name}: {what}; check the port and --tls", ExitStatus.FAILED) from None
     except TimeoutError:
-        raise UserError(f"{endpoint.name}: no response in {PATIENCE:g} s; check address, port, firewall") from None
+        text = f"{endpoint.name}: no response in {PATIENCE:g} s; check address, port, firewall"
+        raise UserError(text, ExitStatus.RETRY) from None
     except OSError as error:
-        raise UserError(f"{endpoint.name}: {error.strerror or error}; is the server running?") from None
+        text = f"{endpoint.name}: {error.strerror or error}; is the server running?"
+        raise UserError(text, ExitStatus.RETRY) from None
 
 
 @contextlib.contextmanager

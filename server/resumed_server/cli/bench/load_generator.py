@@ -14,7 +14,7 @@ from collections import Counter, defaultdict, deque
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from resumed_server.cli.tls_client import Client, Endpoint, Failed, Visit, Want
+from resumed_server.cli.tls_client import Client, Endpoint, Handshake, HandshakeFailed, WaitFor
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from OpenSSL import SSL
 
 _TICK = 0.05
-"""Seconds: how exactly time limits are kept."""
-_REST = 1.0
+"""Precision of time limits, in seconds."""
+_PAUSE = 1.0
 """Pause of a client after a failure, in seconds, which protects an overloaded server."""
 _START_PATIENCE = 60.0
 _SPAWNING = multiprocessing.get_context("spawn")
@@ -35,16 +35,16 @@ class Plan:
     """The load to generate.
 
     Attributes:
-        endpoints: The servers, which each client visits in turns.
-        server_name: The name to ask them for.
-        version: The only version of TLS to speak; None for the newest that both ends know.
-        send: What to send behind the handshake.
-        share: How much of the visits offer a session, 0 to 1.
-        clients: How many clients there are: so many visits until one comes back.
-        connections: How many visits are under way at a time.
-        processes: How many processes make them.
-        seconds: For how long; None for no limit.
-        count: How many visits; None for no limit.
+        endpoints: The servers, to which each client connects in turns.
+        server_name: The server name that the clients send (SNI).
+        version: The only version of TLS to offer; None for the newest that both peers support.
+        send: A request to send after each handshake.
+        share: The share of connections that offer a session, 0 to 1.
+        clients: The number of clients; each of them connects in its turn.
+        connections: The number of concurrent connections.
+        processes: The number of processes.
+        seconds: The duration in seconds; None for no limit.
+        count: The number of connections; None for no limit.
     """
 
     endpoints: tuple[Endpoint, ...]
@@ -58,17 +58,17 @@ class Plan:
     seconds: float | None = None
     count: int | None = None
 
-    def part(self, number: int) -> Plan:
-        """Return the part of process `number`."""
+    def for_process(self, number: int) -> Plan:
+        """Return the plan of process `number`."""
 
-        def part_of(whole: int) -> int:
-            return whole // self.processes + (number < whole % self.processes)
+        def share_of(total: int) -> int:
+            return total // self.processes + (number < total % self.processes)
 
         return replace(
             self,
-            clients=part_of(max(self.clients, self.connections)),
-            connections=part_of(self.connections),
-            count=None if self.count is None else part_of(self.count),
+            clients=share_of(max(self.clients, self.connections)),
+            connections=share_of(self.connections),
+            count=None if self.count is None else share_of(self.count),
         )
 
 
@@ -78,11 +78,11 @@ class Tally:
 
     Attributes:
         times: Seconds of each handshake, by server (its index) and by whether it was resumed.
-        offered: How many sessions were offered.
+        offered: The number of offered sessions.
         versions: Handshakes by version of TLS.
-        failures: Visits that failed, by server and reason.
-        wall: Seconds that all took.
-        cpu: Seconds of processor time that the clients took.
+        failures: Failed connections, by server and reason.
+        wall: Duration in seconds.
+        cpu: Processor time of the clients in seconds.
     """
 
     times: defaultdict[tuple[int, bool], array[float]] = field(default_factory=lambda: defaultdict(_seconds))
@@ -93,7 +93,7 @@ class Tally:
     cpu: float = 0.0
 
     def add(self, other: Tally) -> None:
-        """Add what another process counted at the same time."""
+        """Add the results of another process that ran at the same time."""
         for kind, seconds in other.times.items():
             self.times[kind].extend(seconds)
         self.offered += other.offered
@@ -103,7 +103,7 @@ class Tally:
         self.cpu += other.cpu
 
     def seconds(self, *, resumed: bool, server: int | None = None) -> list[float]:
-        """Return the sorted times of the handshakes that were resumed, or were not."""
+        """Return the sorted durations of either the resumed or the full handshakes, in seconds."""
         kinds = [kind for kind in self.times if kind[1] is resumed and server in {None, kind[0]}]
         return sorted(itertools.chain.from_iterable(self.times[kind] for kind in kinds))
 
@@ -120,16 +120,16 @@ def measure(plan: Plan) -> Tally:
     """
     start = _SPAWNING.Barrier(plan.processes)
     tally = Tally()
-    with contextlib.ExitStack() as held:
-        with _uninterrupted():
-            results = [_started(plan.part(number), start, held) for number in range(plan.processes)]
+    with contextlib.ExitStack() as exit_stack:
+        with _ignore_interrupts():
+            results = [_start(plan.for_process(number), start, exit_stack) for number in range(plan.processes)]
         for result in results:
             tally.add(result.recv())
     return tally
 
 
 @contextlib.contextmanager
-def _uninterrupted() -> Iterator[None]:
+def _ignore_interrupts() -> Iterator[None]:
     """Ignore Ctrl-C, also in processes that start during the context: the parent ends them."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
@@ -138,135 +138,135 @@ def _uninterrupted() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _started(plan: Plan, start: Any, held: contextlib.ExitStack) -> Connection:
+def _start(plan: Plan, start: Any, exit_stack: contextlib.ExitStack) -> Connection:
     """Start a process that carries out `plan` and sends its Tally."""
     result, sender = _SPAWNING.Pipe(duplex=False)
     process = _SPAWNING.Process(target=_work, args=(plan, start, sender), daemon=True)
     process.start()
     sender.close()
-    held.callback(process.join)
-    held.callback(process.terminate)
+    exit_stack.callback(process.join)
+    exit_stack.callback(process.terminate)
     return result
 
 
 def _work(plan: Plan, start: Any, result: Any) -> None:
-    result.send(Crowd(plan).run(lambda: start.wait(_START_PATIENCE)))
+    result.send(LoadGenerator(plan).run(lambda: start.wait(_START_PATIENCE)))
 
 
 @dataclass
-class _Guest:
-    """A client with the session of its latest visit, its next server, and how many offers it owes to the share."""
+class _SimulatedClient:
+    """A client with the session of its latest connection, its next server, and its pending offers by Plan.share."""
 
     server: int
-    owed: float
+    pending_offers: float
     session: SSL.Session | None = None
 
 
 @dataclass
-class _Visiting:
-    """A visit under way."""
+class _ActiveConnection:
+    """A connection in progress."""
 
-    guest: _Guest
+    client: _SimulatedClient
     offers: bool
-    steps: Generator[Want, None, Visit]
-    want: Want
-    patience: float
+    steps: Generator[WaitFor, None, Handshake]
+    want: WaitFor
+    deadline: float
 
 
-class Crowd:
-    """The clients of one process, all in one thread."""
+class LoadGenerator:
+    """Connects the clients of one process, in one thread."""
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
         self._client = Client(plan.server_name, plan.version, plan.send)
-        self._guests = deque(
-            _Guest(number % len(plan.endpoints), random.random())  # noqa: S311 - so that not all are full at once
+        self._idle = deque(
+            _SimulatedClient(number % len(plan.endpoints), random.random())  # noqa: S311 - spreads the full handshakes
             for number in range(plan.clients)
         )
-        self._resting: deque[tuple[float, _Guest]] = deque()
-        self._visiting: dict[int, _Visiting] = {}
+        self._backing_off: deque[tuple[float, _SimulatedClient]] = deque()
+        self._active: dict[int, _ActiveConnection] = {}
         self._tally = Tally()
 
     def run(self, start: Any = lambda: None) -> Tally:
-        """Make the visits; results before the return of `start` do not count.
+        """Make the connections; results before the return of `start` do not count.
 
-        Clients who are to offer a session first fetch one.
+        If some connections offer sessions, every client first obtains a session.
         """
         plan = self._plan
         with selectors.DefaultSelector() as self._selector:
             if plan.share:
-                self._make_visits(len(self._guests), None)
+                self._connect(len(self._idle), None)
             start()
             self._tally = Tally()
             began, cpu = time.perf_counter(), time.process_time()
-            self._make_visits(plan.count, None if plan.seconds is None else began + plan.seconds)
+            self._connect(plan.count, None if plan.seconds is None else began + plan.seconds)
             self._tally.wall, self._tally.cpu = time.perf_counter() - began, time.process_time() - cpu
         return self._tally
 
-    def _make_visits(self, count: int | None, until: float | None) -> None:
-        """Make `count` visits, or fewer if the time is over: those under way then do not count."""
+    def _connect(self, count: int | None, until: float | None) -> None:
+        """Make `count` connections, or fewer if the time is over: unfinished ones then do not count."""
         left = itertools.count() if count is None else iter(range(count))
         over = False
-        while not over or self._visiting:
+        while not over or self._active:
             now = time.perf_counter()
             if until is not None and now >= until:
                 break
-            while self._resting and self._resting[0][0] <= now:
-                self._guests.append(self._resting.popleft()[1])
-            while not over and self._guests and len(self._visiting) < self._plan.connections:
+            while self._backing_off and self._backing_off[0][0] <= now:
+                self._idle.append(self._backing_off.popleft()[1])
+            while not over and self._idle and len(self._active) < self._plan.connections:
                 over = next(left, None) is None
                 if not over:
-                    self._set_out(self._guests.popleft())
-            self._go_on()
-        for visiting in self._visiting.values():
-            self._selector.unregister(visiting.want.socket)
-            visiting.steps.close()
-            self._guests.append(visiting.guest)
-        self._visiting.clear()
+                    self._start_connection(self._idle.popleft())
+            self._wait_and_advance()
+        for active in self._active.values():
+            self._selector.unregister(active.want.socket)
+            active.steps.close()
+            self._idle.append(active.client)
+        self._active.clear()
 
-    def _set_out(self, guest: _Guest) -> None:
-        guest.owed += self._plan.share if guest.session else 0
-        offers = guest.owed >= 1
-        guest.owed -= offers
-        steps = self._client.steps(self._plan.endpoints[guest.server], guest.session if offers else None)
-        visiting = _Visiting(guest, offers, steps, Want(None, 0, 0), 0)  # type: ignore[arg-type] # it has none yet
-        self._visiting[id(visiting)] = visiting
-        self._advance(visiting)
+    def _start_connection(self, client: _SimulatedClient) -> None:
+        client.pending_offers += self._plan.share if client.session else 0
+        offers = client.pending_offers >= 1
+        client.pending_offers -= offers
+        steps = self._client.steps(self._plan.endpoints[client.server], client.session if offers else None)
+        active = _ActiveConnection(client, offers, steps, WaitFor(None, 0, 0), 0)  # type: ignore[arg-type] # the first step sets it
+        self._active[id(active)] = active
+        self._advance(active)
 
-    def _go_on(self) -> None:
+    def _wait_and_advance(self) -> None:
         for key, _ in self._selector.select(_TICK):
             self._advance(key.data)
         now = time.perf_counter()
-        for visiting in list(self._visiting.values()):
-            if visiting.patience <= now:
-                self._advance(visiting, late=True)
+        for active in list(self._active.values()):
+            if active.deadline <= now:
+                self._advance(active, late=True)
 
-    def _advance(self, visiting: _Visiting, *, late: bool = False) -> None:
-        before = visiting.want
+    def _advance(self, active: _ActiveConnection, *, late: bool = False) -> None:
+        before = active.want
         try:
-            want = visiting.steps.throw(TimeoutError()) if late else next(visiting.steps)
+            want = active.steps.throw(TimeoutError()) if late else next(active.steps)
         except StopIteration as end:
-            self._left(visiting, end.value)
-            self._guests.append(visiting.guest)
-        except Failed as failure:
-            visiting.guest.session = None
-            self._tally.failures[visiting.guest.server, str(failure)] += 1
-            self._resting.append((time.perf_counter() + _REST, visiting.guest))
+            self._record(active, end.value)
+            self._idle.append(active.client)
+        except HandshakeFailed as failure:
+            active.client.session = None
+            self._tally.failures[active.client.server, str(failure)] += 1
+            self._backing_off.append((time.perf_counter() + _PAUSE, active.client))
         else:
-            visiting.want, visiting.patience = want, time.perf_counter() + want.seconds
+            active.want, active.deadline = want, time.perf_counter() + want.seconds
             if not before.events:
-                self._selector.register(want.socket, want.events, visiting)
+                self._selector.register(want.socket, want.events, active)
             elif before.events != want.events:
-                self._selector.modify(want.socket, want.events, visiting)
+                self._selector.modify(want.socket, want.events, active)
             return
-        del self._visiting[id(visiting)]
+        del self._active[id(active)]
         if before.events:
             self._selector.unregister(before.socket)
 
-    def _left(self, visiting: _Visiting, visit: Visit) -> None:
-        guest, tally = visiting.guest, self._tally
-        guest.session = visit.session
-        tally.times[guest.server, visit.resumed].append(visit.answered)
-        tally.offered += visiting.offers
+    def _record(self, active: _ActiveConnection, visit: Handshake) -> None:
+        client, tally = active.client, self._tally
+        client.session = visit.session
+        tally.times[client.server, visit.resumed].append(visit.response_seconds)
+        tally.offered += active.offers
         tally.versions[visit.version] += 1
-        guest.server = (guest.server + 1) % len(self._plan.endpoints)
+        client.server = (client.server + 1) % len(self._plan.endpoints)

@@ -64,7 +64,7 @@ a resumption is no call then (docs/tickets.md).
 def demo(as_json: AsJson = False) -> None:
     """Watch a store and two frontends, with ssl and with pyOpenSSL, resume each other's TLS sessions.
 
-    Exit status 1 if a session did not resume that should, or the reverse.
+    The exit status is 1 if a session did not resume that should, or the reverse.
     """
     if not all(map(importlib.util.find_spec, ("OpenSSL", "elftools"))):
         raise UserError("pyOpenSSL is missing, the second TLS stack of the demo: pip install 'resumed[pyopenssl]'")

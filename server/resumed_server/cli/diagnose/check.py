@@ -15,14 +15,17 @@ from rich.console import Console
 import resumed
 from resumed.v1 import session_store_pb2 as pb
 from resumed.v1 import session_store_pb2_grpc as pb_grpc
-from resumed_server.cli.diagnose.checks import Failure, all_passed, run_checks, show
+from resumed_server.cli.diagnose.checks import exit_status, run_checks, show
+from resumed_server.cli.diagnosis import Failure, explain
 from resumed_server.cli.options import AsJson, Deadline, Keyring, Target
 from resumed_server.cli.tls_options import TlsOptions, takes_tls
 from resumed_server.config.patterns import is_namespace
-from resumed_server.errors import UserError
+from resumed_server.errors import ExitStatus, UserError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from resumed_server.cli.diagnosis import Explanation
 
 TTL = 10.0
 """Lifetime in seconds of the sessions and tombstones that the check leaves behind if it is interrupted."""
@@ -53,7 +56,7 @@ def check(
 ) -> None:
     """Call every method of a running store, and print what to do if one fails.
 
-    Exit status 1 if a check fails.
+    The exit status is that of the check that failed.
     """
     verify(target, namespace, deadline)
     try:
@@ -61,15 +64,15 @@ def check(
     except resumed.CredentialsError as error:
         raise UserError(str(error)) from None
     with contextlib.closing(round_trip):
-        checks = run_checks({"keyring": round_trip.load_keyring, **round_trip.calls()})
-    passed = all_passed(checks)
+        checks = run_checks({"keyring": round_trip.load_keyring, **round_trip.calls()}, round_trip.explain)
+    status = exit_status(checks)
     if as_json:
-        report = {"target": target, "namespace": namespace, "ok": passed, "checks": [vars(each) for each in checks]}
+        report = {"target": target, "namespace": namespace, "ok": not status, "checks": [vars(each) for each in checks]}
         Console(soft_wrap=True).print_json(data=report)
     else:
         show(f"the store at {target}", checks)
-    if not passed:
-        raise typer.Exit(1)
+    if status:
+        raise typer.Exit(status)
 
 
 def verify(target: str, namespace: str, deadline: float) -> None:
@@ -102,6 +105,7 @@ class RoundTrip:
         self, target: str, namespace: str, keyring: str | None, deadline: float, tls: TlsOptions = _PLAINTEXT
     ) -> None:
         self._namespace, self._keyring_file, self._deadline = namespace, keyring, deadline
+        self._target, self._tls = target, tls
         self._channel = tls.channel(target)
         self.store = resumed.StoreClient(target, namespace=namespace, deadline=deadline, credentials=tls.credentials())
         self.keyring = resumed.Keyring.from_keys([os.urandom(32)])
@@ -125,6 +129,10 @@ class RoundTrip:
             "Watch": self._watch,
             "removals of tickets": self._removals,
         }
+
+    def explain(self, error: Exception) -> Explanation:
+        """Explain the failure of a check."""
+        return explain(error, self._target, self._tls)
 
     def close(self) -> None:
         """Remove the sessions that a failed check left behind, and disconnect."""
@@ -153,7 +161,11 @@ class RoundTrip:
     def _health(self) -> str:
         status: str = health_pb2.HealthCheckResponse.ServingStatus.Name(self._request_health().status)
         if status != "SERVING":
-            raise Failure(f"the store reports {status}", "wait if it is starting or stopping; otherwise see its log")
+            raise Failure(
+                f"the store reports {status}",
+                "wait if it is starting or stopping; otherwise see its log",
+                ExitStatus.RETRY,
+            )
         return status
 
     def _request_health(self) -> Any:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import platform
 import ssl
 import statistics
 import time
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,12 +22,13 @@ from rich.console import Console
 import resumed
 from resumed._transport.target import Target as TargetAddresses
 from resumed_server.cli.diagnose.check import HANDSHAKE_PATIENCE, RoundTrip, verify
-from resumed_server.cli.diagnose.checks import Failure, Warned, all_passed, run_checks, show
+from resumed_server.cli.diagnose.checks import Warned, exit_status, run_checks, show
 from resumed_server.cli.diagnose.frontend_checks import FrontendChecks
 from resumed_server.cli.diagnose.validity import validity
+from resumed_server.cli.diagnosis import Failure
 from resumed_server.cli.options import AsJson, Deadline, Keyring, Target
 from resumed_server.cli.tls_options import TlsOptions, takes_tls
-from resumed_server.errors import UserError
+from resumed_server.errors import ExitStatus, UserError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -53,31 +56,32 @@ def doctor(
 ) -> None:
     """Find out why a frontend does not resume: check its machine, the store and other frontends, and print remedies.
 
-    Run it on the machine of the frontend, as the frontend's user. Exit status 1 if a check fails.
+    Run it on the machine of the frontend, as the frontend's user. The exit status is that of the most serious failure.
     """
     verify(target, namespace, deadline)
     if frontend and keyring is None:
         raise UserError("--frontend: needs --keyring as well, to recognise the ids of the fleet")
     try:
         with contextlib.closing(RoundTrip(target, namespace, keyring, deadline, tls)) as round_trip:
+            run = partial(run_checks, explain=round_trip.explain)
             examinations = {
-                "this machine": run_checks(_machine(round_trip, tls), to_the_end=True),
-                f"the store at {target}": run_checks(_store(target, round_trip)),
+                "this machine": run(_machine(round_trip, tls), to_the_end=True),
+                f"the store at {target}": run(_store(target, round_trip)),
             }
             frontend_checks = FrontendChecks(namespace, round_trip)
             for address in frontend or []:
-                examinations[f"the frontend at {address}"] = run_checks(frontend_checks.of(address))
+                examinations[f"the frontend at {address}"] = run(frontend_checks.of(address))
     except resumed.CredentialsError as error:
         raise UserError(f"--ca, --cert, --key: {error}") from None
-    healthy = all(map(all_passed, examinations.values()))
+    status = exit_status(itertools.chain(*examinations.values()))
     if as_json:
         report = {title: [vars(each) for each in checks] for title, checks in examinations.items()}
-        Console(soft_wrap=True).print_json(data={"ok": healthy, "examinations": report})
+        Console(soft_wrap=True).print_json(data={"ok": not status, "examinations": report})
     else:
         for title, checks in examinations.items():
             show(title, checks)
-    if not healthy:
-        raise typer.Exit(1)
+    if status:
+        raise typer.Exit(status)
 
 
 def _machine(round_trip: RoundTrip, tls: TlsOptions) -> dict[str, Callable[[], str]]:
@@ -148,6 +152,7 @@ def _resolved(target: str) -> str:
         raise Failure(
             f"the name does not resolve ({getattr(error, 'strerror', None) or error})",
             "check the spelling, and the DNS configuration of this machine",
+            ExitStatus.RETRY,
         ) from None
     return ", ".join(where if isinstance(where, str) else f"{where[0]}:{where[1]}" for _, where in addresses)
 

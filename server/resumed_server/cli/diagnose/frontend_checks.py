@@ -14,16 +14,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from cryptography import x509
 
 import resumed
-from resumed_server.cli.diagnose.checks import Failure, Warned
+from resumed_server.cli.diagnose.checks import Warned
 from resumed_server.cli.diagnose.validity import validity
+from resumed_server.cli.diagnosis import Failure
 from resumed_server.config.types import Address
-from resumed_server.errors import UserError
+from resumed_server.errors import ExitStatus, UserError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from resumed_server.cli.diagnose.check import RoundTrip
-    from resumed_server.cli.tls_client import Client, Visit
+    from resumed_server.cli.tls_client import Client, Handshake
 
 PATIENCE = 5.0
 """Time limit of a handshake with a frontend, in seconds."""
@@ -57,7 +58,7 @@ class FrontendChecks:
     def __init__(self, namespace: str, round_trip: RoundTrip) -> None:
         self._namespace, self._round_trip = namespace, round_trip
         self._before: tuple[str, ssl.SSLSession] | None = None
-        self._before13: tuple[str, dict[str, Visit]] | None = None
+        self._before13: tuple[str, dict[str, Handshake]] | None = None
         self._clients: dict[str, Client] = {}
         # Only sessions are checked here; an untrusted certificate does not prevent resumption.
         self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -78,7 +79,7 @@ class FrontendChecks:
         if address.path:
             raise UserError(f"--frontend: {frontend} is a socket; give host:port")
         visits: list[_Visit] = []
-        visits13: dict[str, Visit] = {}
+        visits13: dict[str, Handshake] = {}
         return {
             "handshake": partial(self._shake_hands, address, visits),
             "certificate": partial(self._certificate, visits),
@@ -160,7 +161,7 @@ class FrontendChecks:
             )
         return f"a session of {other} resumes"
 
-    def _resumes13(self, address: Address, visits: dict[str, Visit]) -> str:
+    def _resumes13(self, address: Address, visits: dict[str, Handshake]) -> str:
         for order in ORDERS:
             visit = self._visit13(address, order)
             if isinstance(visit, str):
@@ -173,7 +174,7 @@ class FrontendChecks:
                 )
         return "resumes: " + ", ".join(f"{visit.cipher} for {order}" for order, visit in visits.items())
 
-    def _shares13(self, frontend: str, address: Address, visits: dict[str, Visit]) -> str:
+    def _shares13(self, frontend: str, address: Address, visits: dict[str, Handshake]) -> str:
         before, self._before13 = self._before13, (frontend, visits) if visits else self._before13
         if before is None or not visits:
             return "no session to offer"
@@ -194,7 +195,7 @@ class FrontendChecks:
                 )
         return f"the sessions of {other} resume, in either order of ciphers"
 
-    def _resumed13(self, address: Address, order: str, visit: Visit) -> bool:
+    def _resumed13(self, address: Address, order: str, visit: Handshake) -> bool:
         """Return whether a session resumes; it may still be on its way into the store."""
         end = time.monotonic() + _STORED_SECONDS
         while True:
@@ -203,7 +204,7 @@ class FrontendChecks:
                 return not isinstance(again, str) and again.resumed
             time.sleep(_PAUSE)
 
-    def _visit13(self, address: Address, order: str, session: Any = None) -> Visit | str:
+    def _visit13(self, address: Address, order: str, session: Any = None) -> Handshake | str:
         """Connect with TLS 1.3 and an order of ciphers; return the reason instead if that is impossible."""
         try:
             from resumed_server.cli import tls_client as visits  # noqa: PLC0415 - an extra
@@ -214,10 +215,10 @@ class FrontendChecks:
             client = self._clients.get(order)
             if client is None:
                 client = self._clients[order] = visits.Client(address.host, "1.3", ciphersuites=ORDERS[order])
-            return client.visit(visits.Endpoint.resolved(address.host, address.port), session)
+            return client.visit(visits.Endpoint.resolve(address.host, address.port), session)
         except AttributeError:
             return "not tried: this pyOpenSSL cannot set an order of ciphers (25.2 can)"
-        except (visits.Failed, OSError) as error:
+        except (visits.HandshakeFailed, OSError) as error:
             return f"not available ({error})"
 
     def _visit(self, address: Address, session: ssl.SSLSession | None = None) -> _Visit:
@@ -234,7 +235,9 @@ class FrontendChecks:
                 "is it a TLS server, and does it speak TLS 1.2?",
             ) from None
         except OSError as error:
-            raise Failure(f"it cannot be reached ({error.strerror or error})", "check address and firewall") from None
+            raise Failure(
+                f"it cannot be reached ({error.strerror or error})", "check address and firewall", ExitStatus.RETRY
+            ) from None
 
     def _id(self, visits: list[_Visit]) -> bytes:
         session = visits[0].session

@@ -5,7 +5,8 @@ from __future__ import annotations
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
-from resumed_server.cli.diagnose.checks import Failure, Warned
+from resumed_server.cli.diagnose.checks import Warned
+from resumed_server.cli.diagnosis import Failure
 
 if TYPE_CHECKING:
     from cryptography import x509

@@ -12,9 +12,9 @@ from rich.console import Console
 from rich.table import Table
 
 from resumed_server.cli.keyring.file import KeyringFile, now
-from resumed_server.cli.options import AsJson
+from resumed_server.cli.options import AsJson, print_change
 from resumed_server.config.types import Duration
-from resumed_server.errors import UserError
+from resumed_server.errors import ExitStatus, UserError
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -41,8 +41,7 @@ def show(file: _File, as_json: AsJson = False) -> None:
     """Print the ids and ages of a keyring's keys, never the keys."""
     keyring = KeyringFile(file)
     if as_json:
-        keys = [_described(key, first=key is keyring.keys[0]) for key in keyring.keys]
-        Console(soft_wrap=True).print_json(data={"file": file, "keys": keys})
+        Console(soft_wrap=True).print_json(data={"file": file, "keys": _describe_all(keyring)})
         return
     table = Table()
     for column in ("key", "created", "use"):
@@ -58,9 +57,11 @@ def promote(
     file: _File,
     key_id: _KeyId = None,
     wait: _Wait = "5m",
+    *,
     force: Annotated[
         bool, typer.Option("--force", help="Do not wait. Use it if every frontend has the key already.")
     ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Seal with another key from now on; the previous one still opens.
 
@@ -75,14 +76,16 @@ def promote(
     if left > 0 and not force:
         raise UserError(
             f"{key.id} is only {_ago(key.made)} old: a frontend without it could not open the sessions of others; "
-            f"wait another {_format_seconds(left)}, or give --force if every frontend has it"
+            f"wait another {_format_seconds(left)}, or give --force if every frontend has it",
+            ExitStatus.RETRY,
         )
     keyring.promote(key)
     keyring.write()
-    typer.echo(
+    text = (
         f"{file}: {key.id} seals from now on, {first.id} only opens; when every frontend has the file and all "
         f"older sessions have expired, run `resumed keyring retire {file}`"
     )
+    print_change({"file": file, "promoted": key.id, "keys": _describe_all(keyring)}, text, as_json=as_json)
 
 
 @app.command()
@@ -97,6 +100,7 @@ def retire(
         ),
     ] = "24h",
     wait: _Wait = "5m",
+    *,
     force: Annotated[
         bool,
         typer.Option(
@@ -104,6 +108,7 @@ def retire(
             help="Do not wait. Sessions sealed with this key can no longer be resumed. Use it after a key compromise.",
         ),
     ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Delete a key that no longer seals, once all sessions sealed with it have expired.
 
@@ -124,11 +129,13 @@ def retire(
         if left > 0:
             raise UserError(
                 f"{key.id} sealed until {_ago(key.until)} ago, and sessions from that time may live another "
-                f"{_format_seconds(left)}; wait, or give --force to lose them (their clients make a full handshake)"
+                f"{_format_seconds(left)}; wait, or give --force to lose them (their clients make a full handshake)",
+                ExitStatus.RETRY,
             )
     keyring.keys = [each for each in keyring.keys if each.id != key.id]
     keyring.write()
-    typer.echo(f"{file}: deleted {key.id}; sessions sealed with it resume nowhere once every frontend has the file")
+    text = f"{file}: deleted {key.id}; sessions sealed with it resume nowhere once every frontend has the file"
+    print_change({"file": file, "retired": key.id, "keys": _describe_all(keyring)}, text, as_json=as_json)
 
 
 def _is_new(key: Key, first: Key) -> bool:
@@ -174,6 +181,10 @@ def _role(key: Key, *, first: bool) -> str:
     if key.until:
         return f"opens; sealed until {_ago(key.until)} ago"
     return "opens; has never sealed" if key.made else "opens"
+
+
+def _describe_all(keyring: KeyringFile) -> list[dict[str, Any]]:
+    return [_described(key, first=key is keyring.keys[0]) for key in keyring.keys]
 
 
 def _described(key: Key, *, first: bool) -> dict[str, Any]:

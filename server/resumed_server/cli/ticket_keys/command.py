@@ -215,8 +215,6 @@ def ticket_keys(
 
 def _prepare_process(log_format: str, log_level: str) -> None:
     """Change the settings of the whole process; from here on errors are log lines."""
-    # gRPC's core reads this when it is loaded; without it the core logs a line for each malformed request.
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     logging.configure(log_format, log_level)
     resumed.forbid_core_dumps()
     os.umask(0o077)  # only this user may read the keys, or connect to the socket of SDS
@@ -263,7 +261,7 @@ def _file_outputs(
 
 def _store(target: str, namespace: str, tls: TlsOptions) -> ObservedStore:
     try:
-        return ObservedStore(target, namespace=namespace, deadline=_CALL_SECONDS, credentials=tls.credentials())
+        return ObservedStore(target, tls, namespace=namespace, deadline=_CALL_SECONDS)
     except (ValueError, resumed.CredentialsError) as error:
         raise UserError(str(error)) from None
 

@@ -68,11 +68,13 @@ class AgentMetrics(Collector):
             yield self._counter("sds_rejections", rejections, self._discovery.rejections)
 
     def _attempts(self, name: str, text: str, attempts: list[Attempts]) -> Iterator[Metric]:
-        total = CounterMetricFamily(f"resumed_ticket_keys_{name}", text, labels=("namespace", "output", "outcome"))
+        total = CounterMetricFamily(
+            f"resumed_ticket_keys_{name}", text, labels=("session_namespace", "output", "outcome")
+        )
         last = GaugeMetricFamily(
             f"resumed_ticket_keys_last_{name.removesuffix('s')}_timestamp_seconds",
             "Time of the last one that succeeded, 0 before the first.",
-            labels=("namespace", "output"),
+            labels=("session_namespace", "output"),
         )
         for each in attempts:
             total.add_metric((self._namespace, each.name, "succeeded"), each.succeeded)
@@ -82,11 +84,11 @@ class AgentMetrics(Collector):
         yield last
 
     def _gauge(self, name: str, text: str, value: float) -> Metric:
-        metric = GaugeMetricFamily(f"resumed_ticket_keys_{name}", text, labels=("namespace",))
+        metric = GaugeMetricFamily(f"resumed_ticket_keys_{name}", text, labels=("session_namespace",))
         metric.add_metric((self._namespace,), value)
         return metric
 
     def _counter(self, name: str, text: str, value: float) -> Metric:
-        metric = CounterMetricFamily(f"resumed_ticket_keys_{name}", text, labels=("namespace",))
+        metric = CounterMetricFamily(f"resumed_ticket_keys_{name}", text, labels=("session_namespace",))
         metric.add_metric((self._namespace,), value)
         return metric

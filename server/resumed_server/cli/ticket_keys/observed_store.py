@@ -7,9 +7,12 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 import resumed
+from resumed_server.cli.diagnosis import explain
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from resumed_server.cli.tls_options import TlsOptions
 
 log = structlog.get_logger()
 
@@ -17,13 +20,19 @@ log = structlog.get_logger()
 class ObservedStore(resumed.StoreClient):
     """A StoreClient that counts and logs the failures of batch(), the call of an agreement on secrets.
 
+    Args:
+        target: The store.
+        tls: The options of the connection.
+        options: Those of StoreClient.
+
     Attributes:
         failures: Number of calls that failed.
         available: Whether the last call succeeded.
     """
 
-    def __init__(self, target: str, **options: Any) -> None:
-        super().__init__(target, **options)
+    def __init__(self, target: str, tls: TlsOptions, **options: Any) -> None:
+        super().__init__(target, credentials=tls.credentials(), **options)
+        self._tls = tls
         self.failures = 0
         self.available = True
 
@@ -34,7 +43,8 @@ class ObservedStore(resumed.StoreClient):
         except resumed.StoreError as error:
             self.failures += 1
             if self.available:
-                log.warning("the store does not answer, the keys stay", store=self.target, cause=str(error))
+                problem, remedy, _ = explain(error, self.target, self._tls)
+                log.warning("the store does not answer, the keys stay", store=self.target, cause=problem, remedy=remedy)
             self.available = False
             raise
         if not self.available:

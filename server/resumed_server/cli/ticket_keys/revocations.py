@@ -6,8 +6,7 @@ servers do not show which tickets they resume.
 
 from __future__ import annotations
 
-import time
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import structlog
 
@@ -15,19 +14,10 @@ import resumed
 from resumed_server.errors import OutsideFailure
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from resumed._client.store import Change, Watch
-    from resumed._crypto.ticket_secret import TicketSecret
+    from resumed._policy.ticket_secrets import TicketSecrets
 
 log = structlog.get_logger()
-
-
-class Revocable(Protocol):
-    """Secrets that can be revoked."""
-
-    def revoke(self, doomed: Callable[[TicketSecret], bool]) -> None:
-        """Drop the secrets for which `doomed` returns True."""
 
 
 class Revocations:
@@ -36,11 +26,10 @@ class Revocations:
     Args:
         store: The store.
         secrets: The secrets to revoke.
-        clock: The time in Unix seconds.
     """
 
-    def __init__(self, store: resumed.StoreClient, secrets: Revocable, clock: Callable[[], float] = time.time) -> None:
-        self._store, self._secrets, self._clock = store, secrets, clock
+    def __init__(self, store: resumed.StoreClient, secrets: TicketSecrets) -> None:
+        self._store, self._secrets = store, secrets
         self._position = b""
         self._watch: Watch | None = None
 
@@ -55,9 +44,11 @@ class Revocations:
                 self._watch = watch
                 if not watch.removals_only:
                     raise OutsideFailure("the store is too old to send revocations of ticket keys; upgrade it")
-                for changes, position, _ in watch:
+                in_snapshot = not watch.resumed_from_position
+                for changes, position, live in watch:
+                    in_snapshot = in_snapshot and not live
                     for change in changes:
-                        self._apply(change)
+                        self._apply(change, in_snapshot=in_snapshot)
                     self._position = position or self._position
         except resumed.StoreError as error:
             raise OutsideFailure(str(error)) from None
@@ -68,11 +59,9 @@ class Revocations:
         if self._watch:
             self._watch.cancel()
 
-    def _apply(self, change: Change) -> None:
+    def _apply(self, change: Change, *, in_snapshot: bool) -> None:
         if change.key:
             self._secrets.revoke(lambda secret: secret.address == change.key)
             return
-        before = change.time if change.time is not None else change.purged
-        log.warning("the namespace was purged: keys from before end", issued_before=change.time)
-        moment = self._clock() if before is None else before
-        self._secrets.revoke(lambda secret: change.time is None or secret.created < moment)
+        before = self._secrets.apply_purge(change, in_snapshot=in_snapshot)
+        log.warning("the namespace was purged: keys from before end", before=before)

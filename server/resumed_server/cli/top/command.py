@@ -67,13 +67,11 @@ def top(
 def _reports(urls: list[str], seconds: float) -> Iterator[_Row]:
     """Yield a report of each interval."""
     before = scrape_all(urls)
-    problems = {url: str(found) for url, found in before.items() if isinstance(found, Unreachable)}
+    problems = {url: found for url, found in before.items() if isinstance(found, Unreachable)}
     if len(problems) == len(urls):
         raise UserError(
-            "\n".join(
-                f"{url} {problem}; start the store with --metrics-listen, or correct the address"
-                for url, problem in problems.items()
-            )
+            "\n".join(f"{url} {problem}" for url, problem in problems.items()),
+            min(each.status for each in problems.values()),
         )
     while True:
         time.sleep(seconds)
@@ -104,8 +102,16 @@ def report(periods: dict[str, Period], missing: dict[str, str]) -> _Row:
         "namespaces": [
             _namespace(name, list(stores.values()), frontends)
             for name in sorted(
-                {name for each in stores.values() for name in each.labels("resumed_operations_total", "namespace")}
-                | {name for each in frontends for name in each.labels("resumed_frontend_breaker_open", "namespace")}
+                {
+                    name
+                    for each in stores.values()
+                    for name in each.labels("resumed_operations_total", "session_namespace")
+                }
+                | {
+                    name
+                    for each in frontends
+                    for name in each.labels("resumed_frontend_breaker_open", "session_namespace")
+                }
             )
         ],
         "unreachable": missing,
@@ -119,8 +125,8 @@ def _store(url: str, period: Period) -> _Row:
         "up": bool(period.value("resumed_engine_up")),
         "calls": period.rate("resumed_calls_total"),
         "failed": sum(period.rate("resumed_calls_total", code=code) for code in _FAILURES),
-        "get_p50": period.quantile(0.5, "resumed_call_seconds", method="Get"),
-        "get_p99": period.quantile(0.99, "resumed_call_seconds", method="Get"),
+        "get_p50": period.quantile(0.5, "resumed_call_duration_seconds", method="Get"),
+        "get_p99": period.quantile(0.99, "resumed_call_duration_seconds", method="Get"),
         "sessions": period.value("resumed_sessions"),
         "bytes": period.value("resumed_storage_bytes"),
         "evicted": period.rate("resumed_evicted_sessions_total"),
@@ -144,7 +150,7 @@ def _namespace(name: str, stores: Iterable[Period], frontends: Iterable[Period])
     """Return the row of a namespace, from the metrics of the stores and of its frontends."""
 
     def total(periods: Iterable[Period], metric: str, **where: str) -> float:
-        return sum(period.rate(metric, namespace=name, **where) for period in periods)
+        return sum(period.rate(metric, session_namespace=name, **where) for period in periods)
 
     operations = "resumed_operations_total"
     found = total(stores, operations, operation="get", outcome="hit") + total(
@@ -153,11 +159,15 @@ def _namespace(name: str, stores: Iterable[Period], frontends: Iterable[Period])
     missed = total(stores, operations, operation="get", outcome="miss") + total(
         stores, operations, operation="take", outcome="miss"
     )
-    ours = [period for period in frontends if name in period.labels("resumed_frontend_breaker_open", "namespace")]
+    ours = [
+        period for period in frontends if name in period.labels("resumed_frontend_breaker_open", "session_namespace")
+    ]
     hits = total(ours, "resumed_frontend_hits_total")
     foreign = total(ours, "resumed_frontend_foreign_hits_total")
     misses = total(ours, "resumed_frontend_misses_total")
-    lookups = [period.quantile(0.99, "resumed_frontend_lookup_seconds", namespace=name) for period in ours]
+    lookups = [
+        period.quantile(0.99, "resumed_frontend_lookup_duration_seconds", session_namespace=name) for period in ours
+    ]
     return {
         "namespace": name,
         "lookups": found + missed,
@@ -169,7 +179,9 @@ def _namespace(name: str, stores: Iterable[Period], frontends: Iterable[Period])
         "foreign": _share(foreign, hits),
         "lookup_p99": max((each for each in lookups if each is not None), default=None),
         "saved": total(ours, "resumed_frontend_saved_seconds_total"),
-        "breakers_open": sum(period.value("resumed_frontend_breaker_open", namespace=name) or 0 for period in ours),
+        "breakers_open": sum(
+            period.value("resumed_frontend_breaker_open", session_namespace=name) or 0 for period in ours
+        ),
     }
 
 

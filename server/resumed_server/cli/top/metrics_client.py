@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import http.client
 import socket
 import time
 import urllib.error
@@ -12,7 +15,8 @@ from urllib.parse import urlsplit
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from resumed_server.errors import UserError
+from resumed_server.cli.diagnosis import protocol_of
+from resumed_server.errors import ExitStatus, UserError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -21,11 +25,25 @@ PATIENCE = 3.0
 """Time limit of a scrape, in seconds."""
 _LARGEST = 16 << 20
 
+_PROTOCOLS = {
+    "HTTP/2": "speaks gRPC and not HTTP/1.1: it is the address where the store serves sessions",
+    "TLS": "speaks TLS and not plain HTTP: it may be the address where the store serves sessions",
+}
+"""By the protocol that a server speaks: the meaning."""
+
 Labels = frozenset[tuple[str, str]]
 
 
 class Unreachable(Exception):
-    """An endpoint cannot be scraped; the message is the reason."""
+    """An endpoint cannot be scraped; the message is the reason and the remedy.
+
+    Attributes:
+        status: The exit status that it causes.
+    """
+
+    def __init__(self, message: str, status: ExitStatus) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class Scrape(NamedTuple):
@@ -123,15 +141,29 @@ def _scraped(url: str) -> Scrape | Unreachable:
                 if sample.name.startswith("resumed_"):
                     values.setdefault(sample.name, {})[frozenset(sample.labels.items())] = sample.value
     except urllib.error.HTTPError as error:
-        return Unreachable(f"answers with HTTP status {error.code}")
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "reason", error)
-        if isinstance(reason, TimeoutError):
-            return Unreachable("does not answer in time")
-        return Unreachable(getattr(reason, "strerror", None) or "does not say metrics")
+        return Unreachable(f"answers with HTTP status {error.code}; correct the address", ExitStatus.FAILED)
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        return _explain(url, getattr(error, "reason", error))
     if not values:
-        return Unreachable("says nothing of resumed")
+        return Unreachable("has no metrics of resumed; correct the address", ExitStatus.FAILED)
     return Scrape(time.monotonic(), values)
+
+
+def _explain(url: str, error: object) -> Unreachable:
+    """Return the reason for a failed scrape; connect again if another protocol may be the cause."""
+    if isinstance(error, TimeoutError):
+        return Unreachable("does not answer in time; check address and firewall", ExitStatus.RETRY)
+    if isinstance(error, OSError) and error.errno not in {None, errno.ECONNRESET}:
+        text = f"{error.strerror}; start the store with --metrics-listen, or correct the address"
+        return Unreachable(text, ExitStatus.RETRY)
+    with contextlib.suppress(OSError):
+        parts = urlsplit(url)
+        for family, _, _, _, where in socket.getaddrinfo(parts.hostname, parts.port, type=socket.SOCK_STREAM):
+            if protocol := protocol_of((family, (str(where[0]), int(where[1])))):
+                return Unreachable(
+                    f"{_PROTOCOLS[protocol]}; give the address of its --metrics-listen", ExitStatus.USAGE
+                )
+    return Unreachable("does not answer with metrics; correct the address", ExitStatus.FAILED)
 
 
 def _addresses(host: str) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter, defaultdict
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from google.rpc.code_pb2 import Code
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, InfoMetricFamily
@@ -13,9 +13,10 @@ from prometheus_client.registry import Collector
 
 from resumed.v1 import admin_pb2, session_store_pb2
 from resumed_server.observability.metrics.recorder import BOUNDS, OUTCOMES
+from resumed_server.observability.native_log import REASONS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from prometheus_client import Metric
 
@@ -45,6 +46,7 @@ class MetricsCollector(Collector):
         segment: The figures of all workers.
         build: Labels of `resumed_build_info`.
         capacity: Capacity of the storage in bytes, 0 if it is unknown.
+        enforcer: The limits; None for none.
         clock: The clock of the workers.
     """
 
@@ -53,9 +55,10 @@ class MetricsCollector(Collector):
         segment: MetricsSegment,
         build: Mapping[str, str],
         capacity: int = 0,
+        enforcer: HasUses | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._segment, self._capacity, self._clock = segment, capacity, clock
+        self._segment, self._capacity, self._enforcer, self._clock = segment, capacity, enforcer, clock
         self._build = {"version": version("resumed"), **build}
 
     def describe(self) -> Iterator[Metric]:
@@ -73,11 +76,30 @@ class MetricsCollector(Collector):
         yield InfoMetricFamily("resumed_build", "Version and configuration of this server.", value=self._build)
         yield from _calls([figures["recorded"] for figures in by_worker.values()])
         yield from _load([figures["recorded"] for figures in by_worker.values()])
+        yield from _connections(list(by_worker.values()), live_workers)
+        yield from self._limits([figures["recorded"]["limited"] for figures in by_worker.values()])
+        yield from _reloads(live_workers)
+        yield from _process(list(by_worker.values()), live_workers)
         yield _operations([figures["recorded"]["operations"] for figures in by_worker.values()])
         yield from self._store(list(by_worker.values()), live_workers)
         yield from _watchers(list(by_worker.values()), live_workers)
         yield from _certificate(live_workers)
         yield from _workers(by_worker, up)
+
+    def _limits(self, by_worker: Sequence[Sequence[tuple[str, str, int]]]) -> Iterator[Metric]:
+        limits: dict[tuple[str, str], tuple[int, int | None]] = {}
+        for subject, limit, amount, used in self._enforcer.uses(self._segment.namespaces()) if self._enforcer else ():
+            limits.setdefault((subject, limit), (amount, used))  # of two with the same patterns, the first one applies
+        rejections = Counter(dict.fromkeys(limits, 0))
+        for limited in by_worker:
+            for subject, limit, number in limited:
+                rejections[subject, limit] += number
+        amounts = {key: amount for key, (amount, _) in limits.items()}
+        uses = {key: use for key, (_, use) in limits.items() if use is not None}
+        yield _by_limit(GaugeMetricFamily, "resumed_limit", "Amount of a limit.", amounts)
+        yield _by_limit(GaugeMetricFamily, "resumed_limit_used", "Use of a limit of sessions or bytes.", uses)
+        text = "Calls, operations and Watch streams that a limit rejected."
+        yield _by_limit(CounterMetricFamily, "resumed_limit_rejections", text, rejections)
 
     def _store(self, all_workers: Sequence[_Figures], live_workers: Sequence[_Figures]) -> Iterator[Metric]:
         # All workers share one storage: the latest figures count. A new worker does not have any yet.
@@ -111,6 +133,25 @@ class MetricsCollector(Collector):
         yield GaugeMetricFamily("resumed_engine_up", "Whether the storage engine responds to any worker.", ready)
 
 
+def _by_limit(
+    kind: type[GaugeMetricFamily | CounterMetricFamily],
+    name: str,
+    documentation: str,
+    values: Mapping[tuple[str, str], int],
+) -> Metric:
+    family = kind(name, documentation, labels=("subject", "limit"))
+    for key, value in values.items():
+        family.add_metric(key, value)
+    return family
+
+
+class HasUses(Protocol):
+    """Such as limits.enforcer.LimitEnforcer."""
+
+    def uses(self, namespaces: Iterable[str]) -> Iterable[tuple[str, str, int, int | None]]:
+        """Return the subject, name, amount and use of each limit."""
+
+
 def _calls(by_worker: Sequence[Mapping[str, Any]]) -> Iterator[Metric]:
     """Yield the calls of all workers together."""
     buckets: defaultdict[str, list[int]] = defaultdict(lambda: [0] * (len(BOUNDS) + 1))
@@ -125,15 +166,15 @@ def _calls(by_worker: Sequence[Mapping[str, Any]]) -> Iterator[Metric]:
         for method, code, number in recorded["failures"]:
             codes[method, Code.Name(code)] += number
     calls = CounterMetricFamily(
-        "resumed_calls", "Calls by method and gRPC status; a Batch is one.", labels=["service", "method", "code"]
+        "resumed_calls", "Calls by method and gRPC status; a Batch is one.", labels=["grpc_service", "method", "code"]
     )
     for (method, code), number in codes.items():
         calls.add_metric([_SERVICES.get(method, ""), method, code], number)
     yield calls
     times = HistogramMetricFamily(
-        "resumed_call_seconds",
+        "resumed_call_duration_seconds",
         "Duration of successful calls in the handler, without network and wait for a thread.",
-        labels=["service", "method"],
+        labels=["grpc_service", "method"],
     )
     for method, counts in buckets.items():
         times.add_metric([_SERVICES.get(method, ""), method], cumulative(BOUNDS, counts), seconds[method])
@@ -143,15 +184,89 @@ def _calls(by_worker: Sequence[Mapping[str, Any]]) -> Iterator[Metric]:
 def _load(by_worker: Sequence[Mapping[str, Any]]) -> Iterator[Metric]:
     """Yield the load of all workers: waits for a thread, and rejected calls."""
     waits = [recorded["waits"] for recorded in by_worker]
-    counts = [sum(column) for column in zip(*(buckets for buckets, _ in waits), strict=True)]
-    times = HistogramMetricFamily("resumed_call_wait_seconds", "Time that calls wait for a thread.")
-    times.add_metric([], cumulative(BOUNDS, counts or [0] * (len(BOUNDS) + 1)), sum(seconds for _, seconds in waits))
-    yield times
+    yield _histogram("resumed_call_wait_duration_seconds", "Time that calls wait for a thread.", waits)
+    calls = [recorded["storage"] for recorded in by_worker]
+    yield _histogram(
+        "resumed_storage_call_duration_seconds",
+        "Duration of calls to the storage (LMDB or Redis), with the wait for a connection.",
+        calls,
+    )
     yield CounterMetricFamily(
         "resumed_calls_rejected",
         "Calls rejected by gRPC (RESOURCE_EXHAUSTED) at the limit of concurrent calls; not included in resumed_calls.",
         sum(recorded["rejected"] for recorded in by_worker),
     )
+
+
+def _histogram(name: str, documentation: str, by_worker: Sequence[tuple[Sequence[int], float]]) -> Metric:
+    """Return the durations of all workers together."""
+    counts = [sum(column) for column in zip(*(buckets for buckets, _ in by_worker), strict=True)]
+    times = HistogramMetricFamily(name, documentation)
+    times.add_metric(
+        [], cumulative(BOUNDS, counts or [0] * (len(BOUNDS) + 1)), sum(seconds for _, seconds in by_worker)
+    )
+    return times
+
+
+def _connections(all_workers: Sequence[_Figures], live_workers: Sequence[_Figures]) -> Iterator[Metric]:
+    known = [figures["connections"] for figures in live_workers if figures["connections"] is not None]
+    if known:
+        yield GaugeMetricFamily("resumed_connections", "Open connections of clients.", sum(known))
+    yield GaugeMetricFamily(
+        "resumed_max_connections",
+        "Maximum number of connections of clients.",
+        sum(figures["max_connections"] for figures in live_workers),
+    )
+    yield CounterMetricFamily(
+        "resumed_tls_handshakes", "TLS handshakes that clients have begun.", _total(all_workers, "handshakes")
+    )
+    refused = CounterMetricFamily(
+        "resumed_tls_handshakes_refused", "TLS handshakes that failed, by reason.", labels=["reason"]
+    )
+    for reason in REASONS:
+        refused.add_metric(
+            [reason], sum(figures["recorded"]["refused_handshakes"].get(reason, 0) for figures in all_workers)
+        )
+    yield refused
+
+
+def _reloads(live_workers: Sequence[_Figures]) -> Iterator[Metric]:
+    """Yield the state of the files that the server reloads, of the worker where it is worst."""
+    states: dict[str, list[tuple[bool, float]]] = defaultdict(list)
+    for figures in live_workers:
+        for name, successful, moment in figures["reloads"]:
+            states[name].append((successful, moment))
+    successful = GaugeMetricFamily(
+        "resumed_config_last_reload_successful", "Whether the present content of a file is in use.", labels=["file"]
+    )
+    moments = GaugeMetricFamily(
+        "resumed_config_last_reload_success_timestamp_seconds",
+        "Time of the last successful reload of a file, in Unix seconds.",
+        labels=["file"],
+    )
+    for name, states_of_file in states.items():
+        successful.add_metric([name], min(state for state, _ in states_of_file))
+        moments.add_metric([name], min(moment for _, moment in states_of_file))
+    yield successful
+    yield moments
+
+
+def _process(all_workers: Sequence[_Figures], live_workers: Sequence[_Figures]) -> Iterator[Metric]:
+    """Yield the metrics of Prometheus' client libraries, of all workers together."""
+    yield CounterMetricFamily(
+        "process_cpu_seconds", "Processor time of all workers in seconds.", _total(all_workers, "cpu_seconds")
+    )
+    for name, documentation, key in (
+        ("resident_memory_bytes", "Resident memory of all workers in bytes.", "resident_bytes"),
+        ("open_fds", "Open files of all workers.", "open_files"),
+        ("max_fds", "Maximum number of open files of all workers.", "max_files"),
+    ):
+        yield GaugeMetricFamily(f"process_{name}", documentation, sum(figures[key] for figures in live_workers))
+    if live_workers:
+        started = min(figures["started"] for figures in live_workers)
+        yield GaugeMetricFamily(
+            "process_start_time_seconds", "Start time of the oldest worker, in Unix seconds.", started
+        )
 
 
 def _operations(by_worker: Sequence[Mapping[str, Sequence[int]]]) -> Metric:
@@ -163,7 +278,7 @@ def _operations(by_worker: Sequence[Mapping[str, Sequence[int]]]) -> Metric:
     operations = CounterMetricFamily(
         "resumed_operations",
         "Operations by namespace and outcome, including those of Batches; namespaces beyond the first 64 are 'other'.",
-        labels=["namespace", "operation", "outcome"],
+        labels=["session_namespace", "operation", "outcome"],
     )
     for namespace, row in rows.items():
         for (operation, outcome), count in zip(OUTCOMES, row, strict=True):
@@ -186,11 +301,18 @@ def _watchers(all_workers: Sequence[_Figures], live_workers: Sequence[_Figures])
 
 
 def _certificate(live_workers: Sequence[_Figures]) -> Iterator[Metric]:
-    if ends := [figures["expires"] for figures in live_workers if figures["expires"] is not None]:
+    periods = [figures["certificate"] for figures in live_workers if figures["certificate"]]
+    if periods:
+        begins, expires = min(periods, key=lambda period: period[1])
+        yield GaugeMetricFamily(
+            "resumed_certificate_not_before_timestamp_seconds",
+            "Beginning of the validity of the server's certificate, in Unix seconds.",
+            begins,
+        )
         yield GaugeMetricFamily(
             "resumed_certificate_expiry_timestamp_seconds",
             "Expiry of the server's certificate, in Unix seconds.",
-            min(ends),
+            expires,
         )
 
 

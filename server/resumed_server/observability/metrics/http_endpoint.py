@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 from prometheus_client import CollectorRegistry
-from prometheus_client.exposition import MetricsHandler
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, MetricsHandler
 
 from resumed_server.errors import exception_fields, should_log
 from resumed_server.stream_limit import StreamLimit
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     from resumed_server.config.types import Address
 
+PATH = "/metrics"
+"""The only path that is served."""
 PATIENCE = 5.0
 """Time limit of a client for sending a request, in seconds."""
 MOST_CONNECTIONS = 16
@@ -36,7 +38,7 @@ _log = structlog.get_logger()
 
 
 class Endpoint:
-    """An HTTP server that serves the metrics at any path, until close().
+    """An HTTP server that serves the metrics at PATH, until close().
 
     Args:
         addresses: Where to listen; reserved addresses, see lifecycle.listeners.
@@ -68,6 +70,8 @@ class _Handler(MetricsHandler):
     timeout = PATIENCE
 
     def do_GET(self) -> None:  # noqa: N802 - the name of http.server
+        if not self._has_path():
+            return
         try:
             super().do_GET()
         except OSError:  # the client has disconnected
@@ -75,6 +79,19 @@ class _Handler(MetricsHandler):
         except Exception as error:  # noqa: BLE001 - any header can cause one (Accept: a version 1.x)
             _log_rate_limited(error)
             self.send_error(HTTPStatus.INTERNAL_SERVER_ERROR)
+
+    def do_HEAD(self) -> None:  # noqa: N802 - the name of http.server
+        if self._has_path():
+            self.send_response(HTTPStatus.OK)
+            self.send_header("Content-Type", CONTENT_TYPE_LATEST)
+            self.end_headers()
+
+    def _has_path(self) -> bool:
+        """Return whether the request is for PATH; answer it with 404 if not."""
+        found = self.path.partition("?")[0] == PATH
+        if not found:
+            self.send_error(HTTPStatus.NOT_FOUND, explain=f"The metrics are at {PATH}.")
+        return found
 
 
 class _Server(ThreadingHTTPServer):
@@ -84,7 +101,9 @@ class _Server(ThreadingHTTPServer):
         super().__init__(address, handler)
 
     def server_bind(self) -> None:
-        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        # Without SO_REUSEADDR, earlier scrapes in TIME_WAIT would keep a restarted server from this port for a minute.
+        for option in (socket.SO_REUSEADDR, socket.SO_REUSEPORT):
+            self.socket.setsockopt(socket.SOL_SOCKET, option, 1)
         self.socket.bind(self.server_address)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:

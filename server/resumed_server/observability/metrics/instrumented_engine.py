@@ -1,18 +1,22 @@
-"""Engine wrapper that counts operations by namespace and outcome."""
+"""Engine wrapper that counts operations by namespace and outcome, and records their durations."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import time
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from resumed_server.observability.metrics.recorder import COLUMN
 from resumed_server.storage.engine import AlreadyExists, EngineError, EngineFull, Get, NoTombstone, Put, Take
 from resumed_server.storage.wrapper import WrapperEngine
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from resumed_server.observability.metrics.recorder import Recorder
     from resumed_server.storage.engine import Engine, Operation, Outcome, StoredSession
+
+_Arguments = ParamSpec("_Arguments")
+_Result = TypeVar("_Result")
 
 _GET_HIT, _GET_MISS, _GET_FAILED = (COLUMN["get", outcome] for outcome in ("hit", "miss", "failed"))
 _TAKE_HIT, _TAKE_MISS, _TAKE_FAILED = (COLUMN["take", outcome] for outcome in ("hit", "miss", "failed"))
@@ -22,11 +26,16 @@ _REMOVE_LIMITED, _REMOVE_FAILED = COLUMN["remove", "limited"], COLUMN["remove", 
 
 
 class InstrumentedEngine(WrapperEngine):
-    """Counts the operations of `engine` with `recorder`."""
+    """Counts the operations of `engine` with `recorder`, and records the durations of its calls."""
 
     def __init__(self, engine: Engine, recorder: Recorder) -> None:
         super().__init__(engine)
         self._count = recorder.operation
+        self._put = _timed(super().put, recorder.on_storage_call)
+        self._get = _timed(super().get, recorder.on_storage_call)
+        self._take = _timed(super().take, recorder.on_storage_call)
+        self._remove = _timed(super().remove, recorder.on_storage_call)
+        self._batch = _timed(super().batch, recorder.on_storage_call)
 
     def put(
         self,
@@ -40,7 +49,7 @@ class InstrumentedEngine(WrapperEngine):
     ) -> float:
         """See Engine."""
         try:
-            left = super().put(namespace, key, value, ttl, issued_at, pinned=pinned)
+            left = self._put(namespace, key, value, ttl, issued_at, pinned=pinned)
         except EngineError as error:
             self._count(namespace, _put_column(error))
             raise
@@ -50,7 +59,7 @@ class InstrumentedEngine(WrapperEngine):
     def get(self, namespace: str, key: bytes) -> StoredSession | None:
         """See Engine."""
         try:
-            session = super().get(namespace, key)
+            session = self._get(namespace, key)
         except EngineError:
             self._count(namespace, _GET_FAILED)
             raise
@@ -60,7 +69,7 @@ class InstrumentedEngine(WrapperEngine):
     def take(self, namespace: str, key: bytes) -> StoredSession | None:
         """See Engine."""
         try:
-            session = super().take(namespace, key)
+            session = self._take(namespace, key)
         except EngineError:
             self._count(namespace, _TAKE_FAILED)
             raise
@@ -70,7 +79,7 @@ class InstrumentedEngine(WrapperEngine):
     def remove(self, namespace: str, key: bytes, *, ttl: float | None = None, tombstone: bool = True) -> bool | None:
         """See Engine."""
         try:
-            removed = super().remove(namespace, key, ttl=ttl, tombstone=tombstone)
+            removed = self._remove(namespace, key, ttl=ttl, tombstone=tombstone)
         except EngineError as error:
             self._count(namespace, _remove_column(error))
             raise
@@ -80,7 +89,7 @@ class InstrumentedEngine(WrapperEngine):
     def batch(self, operations: Sequence[Operation]) -> list[Outcome]:
         """See Engine."""
         try:
-            outcomes = super().batch(operations)
+            outcomes = self._batch(operations)
         except EngineError as error:
             self._count_all(operations, [error] * len(operations))
             raise
@@ -90,6 +99,19 @@ class InstrumentedEngine(WrapperEngine):
     def _count_all(self, operations: Sequence[Operation], outcomes: Sequence[Outcome]) -> None:
         for operation, outcome in zip(operations, outcomes, strict=True):
             self._count(operation.namespace, _column(operation, outcome))
+
+
+def _timed(method: Callable[_Arguments, _Result], record: Callable[[float], object]) -> Callable[_Arguments, _Result]:
+    """Return a method that also records its duration in seconds."""
+
+    def timed(*arguments: _Arguments.args, **options: _Arguments.kwargs) -> _Result:
+        started = time.perf_counter()
+        try:
+            return method(*arguments, **options)
+        finally:
+            record(time.perf_counter() - started)
+
+    return timed
 
 
 def _column(operation: Operation, outcome: Outcome) -> int:

@@ -24,7 +24,7 @@ MAX_NAMESPACES = 64
 """Number of namespaces with separate figures; all others are added up."""
 
 _NAME_BYTES = 64  # at most 63 of a namespace, and a terminating zero
-_SLOT_BYTES = 64 << 10  # three times the size of the largest figures, with MAX_NAMESPACES of the longest names
+_SLOT_BYTES = 128 << 10  # twice the size of the largest figures, with MAX_NAMESPACES of the longest names
 _HEADER = struct.Struct("<QLL")  # sequence number, length, checksum
 
 
@@ -58,6 +58,10 @@ class MetricsSegment:
             self._memory[start : start + _NAME_BYTES] = namespace.encode().ljust(_NAME_BYTES, b"\0")
             names.add(namespace)
             return True
+
+    def namespaces(self) -> list[str]:
+        """Return the registered namespaces."""
+        return self._read_names()
 
     def write(self, worker: int, figures: Mapping[str, Any]) -> None:
         """Replace the figures of a worker, which is the only process that may write them.

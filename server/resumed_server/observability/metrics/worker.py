@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -15,7 +16,7 @@ from resumed_server.periodic import PeriodicTask
 from resumed_server.storage.engine import EngineError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from resumed_server.observability.metrics.shared_segment import MetricsSegment
     from resumed_server.storage.engine import Engine
@@ -31,12 +32,36 @@ class HasReadiness(Protocol):
         """Whether the storage responds."""
 
 
-class HasExpiry(Protocol):
+class Certificates(Protocol):
     """Such as auth.tls.ServerCertificates."""
 
     @property
-    def expires(self) -> float | None:
-        """Time of the certificate's expiry, in Unix seconds."""
+    def begins(self) -> float:
+        """When the validity of the certificate begins, in Unix seconds."""
+
+    @property
+    def expires(self) -> float:
+        """When it ends."""
+
+    @property
+    def handshakes(self) -> int:
+        """Number of handshakes that clients have begun."""
+
+
+class ReloadedFile(Protocol):
+    """Such as config.reloading_file.Followed."""
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+
+    @property
+    def reload_succeeded(self) -> bool:
+        """Whether its present content could be used."""
+
+    @property
+    def reloaded_at(self) -> float:
+        """Time of the last successful reload, in Unix seconds."""
 
 
 REPORT_SECONDS = 0.2
@@ -56,6 +81,9 @@ class WorkerMetrics:
         engine: The storage.
         readiness: Whether the storage responds.
         certificates: The server's certificates; None without TLS.
+        files: The files that the server reloads.
+        count_connections: Returns the number of open connections; None where that is unknown.
+        max_connections: Maximum number of connections.
         clock: Monotonic seconds, the same for all processes of this machine.
 
     Attributes:
@@ -70,16 +98,21 @@ class WorkerMetrics:
         engine: Engine,
         *,
         readiness: HasReadiness,
-        certificates: HasExpiry | None = None,
+        certificates: Certificates | None = None,
+        files: Sequence[ReloadedFile] = (),
+        count_connections: Callable[[], int | None] = lambda: None,
+        max_connections: int = 0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._segment, self._number, self._storage, self._clock = segment, number, engine, clock
-        self._readiness, self._certificates = readiness, certificates
+        self._readiness, self._certificates, self._files = readiness, certificates, files
+        self._count_connections, self._max_connections = count_connections, max_connections
+        self._resources: dict[str, int | None] = {}
         self.recorder = Recorder(segment.register_namespace)
         self.engine = InstrumentedEngine(engine, self.recorder)
         self._started = time.time()
         self._usage: dict[str, int] = {}
-        self._usage_read_at = float("-inf")
+        self._usage_read_at = self._resources_read_at = float("-inf")
         before = segment.read(number)
         self._before: dict[str, float] = before["totals"] if before else {}
         if before:
@@ -109,21 +142,37 @@ class WorkerMetrics:
             "swept": sweeper.swept,
             "watchers_cut_off": watch.cut_off,
             "cpu_seconds": time.process_time(),
+            "handshakes": self._certificates.handshakes if self._certificates else 0,
         }
         figures: dict[str, Any] = {
             "pid": os.getpid(),
             "started": self._started,
             "published": self._clock(),
             "ready": ready,
-            "expires": self._certificates.expires if self._certificates else None,
+            "certificate": [self._certificates.begins, self._certificates.expires] if self._certificates else None,
+            "reloads": [[file.name.lower(), file.reload_succeeded, file.reloaded_at] for file in self._files],
             "watchers": watch.watchers,
             "watchers_lag": watch.lag,
             "resident_bytes": int(Path("/proc/self/statm").read_text().split()[1]) * _PAGE_BYTES,
+            **self._cached_resources(),
             "usage": self._cached_usage() if ready else self._usage,
             "totals": {name: total + self._before.get(name, 0) for name, total in totals.items()},
             "recorded": self.recorder.snapshot(),
         }
         self._segment.write(self._number, figures)
+
+    def _cached_resources(self) -> dict[str, int | None]:
+        """Return the connections and open files of this process; each query takes milliseconds if they are many."""
+        now = self._clock()
+        if now - self._resources_read_at >= USAGE_SECONDS:
+            self._resources_read_at = now
+            self._resources = {
+                "connections": self._count_connections(),
+                "max_connections": self._max_connections,
+                "open_files": len(os.listdir("/proc/self/fd")),  # noqa: PTH208 - only their number
+                "max_files": resource.getrlimit(resource.RLIMIT_NOFILE)[0],
+            }
+        return self._resources
 
     def _cached_usage(self) -> dict[str, int]:
         now = self._clock()

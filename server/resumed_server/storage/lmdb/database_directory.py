@@ -244,9 +244,9 @@ class DatabaseDirectory:
         """Return the reason that another process gave for a quarantine, if any."""
         if (self.path / "damaged").exists():
             return "a process found damage"
-        return "a process that used it crashed" if self._crashed() else ""
+        return "a process that used it crashed" if self._has_crashed() else ""
 
-    def _crashed(self) -> bool:
+    def _has_crashed(self) -> bool:
         with contextlib.suppress(FileNotFoundError):
             return _is_crash_of_engine((self.path / "crash").read_bytes())
         return False
@@ -259,7 +259,7 @@ class DatabaseDirectory:
         aside = self.path / f"data.mdb.set-aside-{time.time_ns()}"
         with contextlib.suppress(FileNotFoundError):
             self._file.rename(aside)
-        if self._crashed():
+        if self._has_crashed():
             (self.path / "crash").rename(f"{aside}.crash")
         for name in ("lock.mdb", "damaged", "crash", "in-use"):
             (self.path / name).unlink(missing_ok=True)

@@ -118,12 +118,12 @@ class LmdbEngine(Engine):
 
     def get(self, namespace: str, key: bytes) -> StoredSession | None:
         """See Engine."""
-        name, address = _located(namespace, key)
+        name, address = _locate(namespace, key)
         return self._read(lambda txn: self._get(txn, name, address))
 
     def take(self, namespace: str, key: bytes) -> StoredSession | None:
         """See Engine."""
-        name, address = _located(namespace, key)
+        name, address = _locate(namespace, key)
         return self._write(lambda txn: self._take(txn, name, address))
 
     def remove(self, namespace: str, key: bytes, *, ttl: float | None = None, tombstone: bool = True) -> bool | None:
@@ -157,7 +157,7 @@ class LmdbEngine(Engine):
 
     def purge(self, namespace: str, issued_before: float | None) -> float:
         """See Engine."""
-        name, address = _located(namespace, b"")
+        name, address = _locate(namespace, b"")
 
         def step(txn: _Transaction) -> bytes:
             # Sessions that were stored in this microsecond were stored before.
@@ -175,7 +175,7 @@ class LmdbEngine(Engine):
 
     def removals(self, namespace: str, limit: int) -> Iterator[list[Change]]:
         """See Engine. Each part is a transaction of its own, so that no reader pins old pages."""
-        _, prefix = _located(namespace, b"")
+        _, prefix = _locate(namespace, b"")
         start: bytes | None = prefix
         while start is not None:
             found, start = self._read(partial(self._table.scan_removals, start=start, prefix=prefix, limit=limit))
@@ -184,7 +184,7 @@ class LmdbEngine(Engine):
 
     def last_purge(self, namespace: str) -> NamespacePurged | None:
         """See Engine."""
-        name, _ = _located(namespace, b"")
+        name, _ = _locate(namespace, b"")
 
         def read(txn: _Transaction) -> NamespacePurged | None:
             mark = self._purges.mark(txn, name)
@@ -202,7 +202,7 @@ class LmdbEngine(Engine):
         counted: dict[str, NamespaceUsage] = {}
         start: bytes | None = b""
         if namespace is not None:
-            name, start = _located(namespace, b"")
+            name, start = _locate(namespace, b"")
             counted[namespace] = self._read(lambda txn: _usage(self._purges.mark(txn, name)))
         while start is not None:
             begun = time.monotonic()
@@ -244,7 +244,7 @@ class LmdbEngine(Engine):
 
         def read(txn: _Transaction) -> StoreTotals:
             table = self._table
-            return StoreTotals(table.count(txn), self._used(txn), table.evicted(txn), table.count_removals(txn))
+            return StoreTotals(table.count(txn), self._used_bytes(txn), table.evicted(txn), table.count_removals(txn))
 
         return self._read(read)
 
@@ -291,7 +291,7 @@ class LmdbEngine(Engine):
         self._free: tuple[_Transaction, int] = None, 0
 
     def _carry_out(self, txn: _Transaction, operation: Operation) -> Outcome:
-        where = _located(operation.namespace, operation.key)
+        where = _locate(operation.namespace, operation.key)
         try:
             match operation:
                 case Put():
@@ -326,7 +326,7 @@ class LmdbEngine(Engine):
             return error
 
     def _put(self, txn: _Transaction, put: Put) -> float:
-        name, address = _located(put.namespace, put.key)
+        name, address = _locate(put.namespace, put.key)
         table, mark = self._table, self._purges.mark(txn, name)
         old = table.get_unexpired(txn, address, mark)
         if old is not None:
@@ -356,7 +356,7 @@ class LmdbEngine(Engine):
         now, get = self._clock(), txn.get
         marks = {name: self._purges.mark(txn, name.encode()) for name in {each.namespace for each in operations}}
         return [
-            session_in(get(_located(each.namespace, each.key)[1]), now, marks[each.namespace]) for each in operations
+            session_in(get(_locate(each.namespace, each.key)[1]), now, marks[each.namespace]) for each in operations
         ]
 
     def _take(self, txn: _Transaction, name: bytes, address: bytes) -> StoredSession | None:
@@ -371,7 +371,7 @@ class LmdbEngine(Engine):
         self._changes.append(txn, REMOVED, address)  # a mirror may have the session even if it was evicted here
 
     def _remove(self, txn: _Transaction, remove: Remove) -> bool | None:
-        name, address = _located(remove.namespace, remove.key)
+        name, address = _locate(remove.namespace, remove.key)
         table, lasting = self._table, remove.ttl is not None
         old = table.get_unexpired(txn, address, self._purges.mark(txn, name))
         if old is None:
@@ -408,7 +408,7 @@ class LmdbEngine(Engine):
         self, counted: dict[str, NamespaceUsage], start: bytes, txn: _Transaction, *, only: str | None
     ) -> bytes | None:
         """Count some entries from an address on, of one namespace or all; return the next address, if any."""
-        prefix = b"" if only is None else _located(only, b"")[1]
+        prefix = b"" if only is None else _locate(only, b"")[1]
         entries, rest = self._table.scan(txn, start, prefix, _COUNT_BATCH)
         marks: dict[str, bytes] = {}
         for address, entry in entries:
@@ -440,12 +440,12 @@ class LmdbEngine(Engine):
         if counted is txn and free > size:
             self._free = txn, free - size - self._most_overhead
             return
-        free = self._capacity - self._used(txn) - size
+        free = self._capacity - self._used_bytes(txn) - size
         if free < 0:
             self._table.evict(txn, 2 * size)
         self._free = txn, free - self._most_overhead
 
-    def _used(self, txn: _Transaction) -> int:
+    def _used_bytes(self, txn: _Transaction) -> int:
         """Return the bytes of all used pages."""
         pages: int = 0
         for table in self._directory.tables:
@@ -461,7 +461,7 @@ class LmdbEngine(Engine):
             if again and isinstance(error, lmdb.MapResizedError):
                 self._follow_map()
                 return self._read(step, again=False)
-            raise self._translated(error) from error
+            raise self._translate_error(error) from error
 
     def _write(self, step: Callable[[_Transaction], _T], *, again: bool = True) -> _T:
         """Run `step` in a write transaction; if the file has no free page, evict sessions and try again."""
@@ -476,7 +476,7 @@ class LmdbEngine(Engine):
             if again and isinstance(error, lmdb.MapResizedError):
                 self._follow_map()
                 return self._write(step, again=False)
-            raise self._translated(error) from error
+            raise self._translate_error(error) from error
         raise EngineFull("the database file has no page left")
 
     def _follow_map(self) -> None:
@@ -484,7 +484,7 @@ class LmdbEngine(Engine):
         with self._gate.exclusive():  # LMDB allows no transaction of this process during this call
             self._env.set_mapsize(0)
 
-    def _translated(self, error: lmdb.Error) -> EngineError:
+    def _translate_error(self, error: lmdb.Error) -> EngineError:
         if isinstance(error, DAMAGE):
             self._gate.close(_DAMAGED)
             self._directory.report_damage()
@@ -496,7 +496,7 @@ class LmdbEngine(Engine):
         return EngineUnavailable(f"the database does not answer: {error}")
 
 
-def _located(namespace: str, key: bytes) -> tuple[bytes, bytes]:
+def _locate(namespace: str, key: bytes) -> tuple[bytes, bytes]:
     """Return the encoded namespace and the address of a session."""
     name = namespace.encode()
     return name, b"%b\0%b" % (name, key)

@@ -154,7 +154,7 @@ class ChangeLog:
             streams = [self._streams[each] for each in indexes]
             lineages, ends = self._evaluate(node, load_script("log_end"), streams[0], name, *streams)
             for each, mine, end in zip(indexes, lineages.split(), ends.split(), strict=True):
-                lineage[each], ids[each] = mine, _packed(end)
+                lineage[each], ids[each] = mine, _pack(end)
         return self.remember(StreamPositions(tuple(lineage), tuple(ids)))
 
     def read(self, after: bytes, until: bytes, limit: int) -> Reading | None:
@@ -177,11 +177,11 @@ class ChangeLog:
                 node, load_script("log_read"), ranges[0][0], limit, *(part for each in ranges for part in each)
             )
             for each, (lineage, first, entries) in zip(unread, answers, strict=True):
-                if lineage != end.lineage[each] or _packed(first) > start.ids[each]:
+                if lineage != end.lineage[each] or _pack(first) > start.ids[each]:
                     return None
                 if len(entries) == limit:
-                    ids[each] = _packed(entries[-1][0])
-                logged = _logged(each, entries)
+                    ids[each] = _pack(entries[-1][0])
+                logged = _parse_entry(each, entries)
                 if logged is None:
                     return None
                 changes += logged
@@ -244,18 +244,18 @@ def _tags(slots: range) -> tuple[bytes, ...]:
     return tuple(tags[slot] for slot in slots)
 
 
-def _logged(stream: int, entries: Iterable[tuple[bytes, Sequence[bytes]]]) -> list[LoggedChange] | None:
+def _parse_entry(stream: int, entries: Iterable[tuple[bytes, Sequence[bytes]]]) -> list[LoggedChange] | None:
     """Return the changes among `entries`, without heartbeats; None if one is of an unknown kind."""
     logged = []
     for id_, fields in entries:
         if len(fields) != 2 or fields[0] not in _WHAT:  # noqa: PLR2004 - a field and its value
             return None
         if fields[0] != _HEARTBEAT:
-            logged.append(LoggedChange(_packed(id_), stream, *fields))
+            logged.append(LoggedChange(_pack(id_), stream, *fields))
     return logged
 
 
-def _packed(id_: bytes) -> bytes:
+def _pack(id_: bytes) -> bytes:
     milliseconds, _, number = id_.partition(b"-")
     return int(milliseconds).to_bytes(8, "big") + int(number).to_bytes(8, "big")
 

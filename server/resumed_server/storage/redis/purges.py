@@ -169,7 +169,9 @@ class Purges:
         self, node: str, cursor: bytes, namespace: str | None, count: int, *, deletes: bool
     ) -> tuple[bytes, Sequence[Any]]:
         """Look at about `count` keys of a node; return the next cursor and the counts (see scan_namespaces.lua)."""
-        pattern = _escaped(self._prefix) + (b"[-a-z0-9.]*" if namespace is None else b"%b:*" % namespace.encode())
+        pattern = _escape_pattern(self._prefix) + (
+            b"[-a-z0-9.]*" if namespace is None else b"%b:*" % namespace.encode()
+        )
         for _ in range(_ATTEMPTS):
             streams = self._log.streams().get(node)
             if not streams:  # it is no longer a primary
@@ -205,7 +207,7 @@ class _Deletion:
     cursor: bytes = b"0"
 
 
-def _escaped(text: bytes) -> bytes:
+def _escape_pattern(text: bytes) -> bytes:
     """Return a pattern that matches only `text`."""
     return b"".join(b"\\" + bytes([each]) if each in rb"*?[]^\\" else bytes([each]) for each in text)
 

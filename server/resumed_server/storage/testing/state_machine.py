@@ -20,7 +20,7 @@ from resumed_server.storage.engine import (
     StoredSession,
     Take,
 )
-from resumed_server.storage.testing.contract import FakeClock, read_removals
+from resumed_server.storage.testing.fixtures import FakeClock, read_removals
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -71,7 +71,7 @@ class EngineMachine(RuleBasedStateMachine):
     @rule(operation=OPERATIONS)
     def carry_out_one(self, operation: Operation) -> None:
         """Call the method of an operation."""
-        expected = self._expected(operation)
+        expected = self._expect(operation)
         try:
             match operation:
                 case Put(namespace, key, value, ttl, _, pinned):
@@ -89,7 +89,7 @@ class EngineMachine(RuleBasedStateMachine):
     @rule(operations=st.lists(OPERATIONS, max_size=12))
     def carry_out_batch(self, operations: list[Operation]) -> None:
         """Call batch() with several operations, some on the same key."""
-        expected = [self._expected(operation) for operation in operations]
+        expected = [self._expect(operation) for operation in operations]
         outcomes = map(self._comparable, self.engine.batch(operations))
         assert list(outcomes) == list(map(self._approximate, expected))
 
@@ -195,7 +195,7 @@ class EngineMachine(RuleBasedStateMachine):
         now = self.clock()
         return {(address, entry.value) for address, entry in entries.items() if entry.value and entry.expiry > now}
 
-    def _expected(self, operation: Operation) -> object:
+    def _expect(self, operation: Operation) -> object:
         """Apply `operation` to the dictionary, and return the expected outcome."""
         address, now = (operation.namespace, operation.key), self.clock()
         entry = self.entries.get(address)

@@ -7,6 +7,7 @@ import pytest
 
 from resumed import AlreadyExists, StoreUnavailable
 from resumed._client.store import Change, WatchBatch
+from resumed._policy.ticket_secrets import TicketSecrets
 from resumed_server.cli.ticket_keys.revocations import Revocations
 from resumed_server.errors import OutsideFailure
 from support.ticket_secrets import secret_of
@@ -19,11 +20,11 @@ if TYPE_CHECKING:
 SECRETS = [secret_of(number) for number in (1, 2, 3)]
 
 
-class Held:
-    """Secrets that can be revoked."""
+class Held(TicketSecrets):
+    """Secrets that can be revoked, at 250.0."""
 
     def __init__(self) -> None:
-        self.secrets = list(SECRETS)
+        self.secrets, self._clock = list(SECRETS), lambda: 250.0
 
     def revoke(self, doomed: Callable[[TicketSecret], bool]) -> None:
         self.secrets = [each for each in self.secrets if not doomed(each)]
@@ -32,8 +33,9 @@ class Held:
 class Store:
     """A store whose streams have some changes, and end."""
 
-    def __init__(self, *changes: Change, removals_only: bool = True) -> None:
-        self.changes, self.removals_only = changes, removals_only
+    def __init__(self, *changes: Change, removals_only: bool = True, live: bool = True) -> None:
+        self.changes, self.removals_only, self.live = changes, removals_only, live
+        self.resumed_from_position = False
         self.positions: list[bytes] = []
 
     @contextmanager
@@ -43,13 +45,13 @@ class Store:
         yield self
 
     def __iter__(self) -> Iterator[WatchBatch]:
-        yield WatchBatch(list(self.changes), b"behind", True)
+        yield WatchBatch(list(self.changes), b"behind", self.live)
         raise StoreUnavailable("the stream ended")
 
 
 def follow(store: Store) -> list[TicketSecret]:
     held = Held()
-    revocations = Revocations(store, held, lambda: 250.0)  # type: ignore[arg-type]
+    revocations = Revocations(store, held)  # type: ignore[arg-type]
     with pytest.raises(OutsideFailure):
         revocations.follow()
     return held.secrets
@@ -57,6 +59,10 @@ def follow(store: Store) -> list[TicketSecret]:
 
 def test_a_purge_ends_all_secrets() -> None:
     assert follow(Store(Change(b"", purged=150.0))) == []
+
+
+def test_the_last_purge_with_which_a_stream_begins_ends_the_secrets_from_before() -> None:
+    assert follow(Store(Change(b"", purged=250.0), live=False)) == SECRETS[2:]
 
 
 def test_a_purge_with_a_time_ends_the_secrets_from_before() -> None:
