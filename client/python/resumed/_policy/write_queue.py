@@ -28,7 +28,7 @@ BUSY_OPERATIONS = 3
 """Operations of a Batch that show load, since a handshake alone has one or two. A Batch of any size costs about as
 much as a resumption, so the next one gathers more."""
 BUSY_PAUSE = 0.005
-"""Seconds after such a Batch until the next one. Until then a client that comes back is looked up again (lookups.py)."""
+"""Seconds after such a Batch until the next one. Until then a client that returns is looked up again (lookups.py)."""
 BATCH_DEADLINE = 1.0
 """Seconds that a Batch may take; no handshake waits for it."""
 RETRY_SECONDS, LONGEST_RETRY_SECONDS = 0.05, 0.8
