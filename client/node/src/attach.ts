@@ -19,7 +19,7 @@ import type { Stats } from "./stats.js";
 import { GrpcStore, type Store, type Tls } from "./store.js";
 import { MAX_ROTATION_SECONDS } from "./ticket-secret.js";
 import { Tickets } from "./tickets.js";
-import { emitterOf, viewOf } from "./view.js";
+import { emitterOf, keepView, viewOf } from "./view.js";
 
 export const MAX_LIFETIME_SECONDS = 7 * 24 * 3600; // RFC 8446 section 4.6.1
 const MAX_DEADLINE_MS = 60_000;
@@ -323,7 +323,10 @@ class Attachment implements Installation {
       void peek(stream, HELLO_MS).then((hello) => {
         if (hello === "gone") return;
         const connection = this.#begin(hello);
-        const view = viewOf(server, (own, ...of) => this.#intercepts(connection, own, of) || emit(server, own, ...of));
+        const view = viewOf(server, (own, ...of) => {
+          if (own === "secureConnection") keepView(of[0] as TLSSocket, view);
+          return this.#intercepts(connection, own, of) || emit(server, own, ...of);
+        });
         emit(view, "connection", stream);
       });
       return true;

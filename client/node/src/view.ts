@@ -1,5 +1,5 @@
 /** Shows which connection of a server an event is about. */
-import type { Server } from "node:tls";
+import type { Server, TLSSocket } from "node:tls";
 
 export type Emit = (event: string | symbol, ...values: unknown[]) => boolean;
 
@@ -11,6 +11,11 @@ export function viewOf(server: Server, emit: Emit): Server {
   return new Proxy(server, {
     get: (target, name): unknown => (name === "emit" ? emit : Reflect.get(target, name, target)),
   });
+}
+
+/** Has a connection emit at `view` for good: http and http2 servers put themselves into its place before tickets of TLS 1.3 are issued. */
+export function keepView(socket: TLSSocket, view: Server): void {
+  Object.defineProperty(socket, "server", { get: () => view, set: () => undefined });
 }
 
 /** Emits an event at a server, with `view` as the server that its listeners see. */
