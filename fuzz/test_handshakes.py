@@ -18,8 +18,8 @@ from tlslite.api import HandshakeSettings, TLSConnection
 from tlslite.errors import TLSLocalAlert, TLSRemoteAlert
 
 import resumed
-from support.resting import offered, sessions_of
 from support.server import running_server
+from support.suspension import offer, sessions_of
 from support.tls import HOSTS, PATIENCE, STACKS, VERSIONS, Client, Frontend
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def answer(frontend: Frontend, hello: bytes) -> bytes:
 
 def hello_of(client: Client, session: ssl.SSLSession | None) -> bytes:
     """Return the ClientHello that offers a session."""
-    ours, theirs, hello = offered(client, session)
+    ours, theirs, hello = offer(client, session)
     ours.close()
     theirs.close()
     return hello

@@ -103,6 +103,9 @@ func TestConstantsAreThoseOfAllClients(t *testing.T) {
 		"agreement_retry_ms":               firstAndMax(firstAgreementRetry, maxAgreementRetry),
 		"unknown_name_pause_ms":            ms(unknownNamePause),
 		"max_removals":                     float64(maxRemovals),
+		"max_own_removals":                 float64(maxOwnRemovals),
+		"max_removal_seconds":              maxRemoval.Seconds(),
+		"next_secret_parts":                float64(nextWithin),
 		"max_session_bytes":                float64(maxTicketSession),
 	} {
 		if !reflect.DeepEqual(constants[name], value) {

@@ -18,7 +18,7 @@ import signal
 import sys
 import threading
 import time
-from collections import Counter, deque
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -55,8 +55,6 @@ REQUEST = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
 THREADS = 4
 NEGOTIATED = 0.25
 """Share of the handshakes that negotiate; the others offer a ticket."""
-WAITING = 2_000
-"""Maximum number of tickets that wait to be offered."""
 SEARCHED = 48
 """Maximum number of ended secrets that are searched for."""
 ERASED_WITHIN = 3.0
@@ -91,7 +89,7 @@ class Ticket(NamedTuple):
     ends: float
     stack: str
     version: str
-    session: SSL.Session | None
+    session: SSL.Session
 
 
 class Observer:
@@ -121,7 +119,7 @@ class Traffic:
 
     def __init__(self, servers: dict[str, list[Server]], stacks: Sequence[Stack], lifetime: int) -> None:
         self._servers, self._lifetime = servers, lifetime
-        self._waiting: dict[str, deque[Ticket]] = {name: deque(maxlen=WAITING) for name in servers}
+        self._waiting: dict[str, list[Ticket]] = {name: [] for name in servers}
         self._clients = {version: Client("localhost", version, REQUEST) for version in VERSIONS}
         self.outcome = Outcome()
 
@@ -146,17 +144,16 @@ class Traffic:
                 outcome.not_resumed[f"{ticket.stack} to {name}, TLS {version}"] += 1
         # A resumed session ends with the first one; TLS 1.2 keeps its ticket unless the server renews it.
         ends = ticket.ends if ticket and visit.resumed else time.time() + self._lifetime - 2
-        session = visit.session or (ticket.session if ticket else None)
-        self._waiting[name].append(Ticket(ends, name, version, session))
+        if session := visit.session or (ticket.session if ticket else None):
+            self._waiting[name].append(Ticket(ends, name, version, session))
 
     def _ticket(self, stack: str) -> Ticket | None:
         """Return a ticket of a stack that has not ended, or None for a full handshake."""
-        waiting = self._waiting[stack]
+        now = time.time()
+        waiting = self._waiting[stack] = [each for each in self._waiting[stack] if each.ends > now]
         if not waiting or random.random() < NEGOTIATED:
             return None
-        waiting.rotate(random.randrange(len(waiting)))
-        ticket = waiting.popleft()
-        return ticket if ticket.ends > time.time() and ticket.session else None
+        return waiting.pop(random.randrange(len(waiting)))
 
 
 def run(seconds: float, per_minute: float, rotation: int, lifetime: int, console: Console) -> int:
@@ -219,8 +216,9 @@ def _search(
     held = [each for each in observer.seen.values() if each.not_after > time.time() + ERASED_WITHIN]
     found = {}
     processes = {name: [each.pid for each in group] for name, group in servers.items()} | {"store": [store]}
-    for name, pids in processes.items():
-        memory = [_Memory(each) for pid in pids for each in _family(pid)]
+    # Read at once, and then searched: a search takes longer than a secret lives.
+    memories = {name: [_Memory(each) for pid in pids for each in _family(pid)] for name, pids in processes.items()}
+    for name, memory in memories.items():
         leaked = sum(any(part.has(_needles(secret)) for part in memory) for secret in ended)
         present = sum(any(part.has(_needles(secret)) for part in memory) for secret in held)
         found[name] = len(ended), leaked, present

@@ -227,6 +227,8 @@ def by_turns(f: Fleet, client: Client, ports: list[int]) -> None:
 
 def await_put(f: Fleet, session: ssl.SSLSession) -> bytes:
     """Wait until a session is in the store, and return its value: Puts go out in the background."""
+    if f.stack.tickets:
+        return b""  # clients keep the sessions
     store, key = f.store(), f.store_key(id_of(session))
     try:
         eventually("a Put", lambda: store.get(key) is not None)

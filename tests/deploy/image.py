@@ -126,7 +126,7 @@ def report(*, markdown: bool = False) -> str:
     rows = [
         ("base (Python, for this test)", base.bytes, base.compressed),
         *zip(
-            ("dependencies", "resumed", "SBOM"),
+            ("dependencies", "resumed", "SBOM", "directory of sessions"),
             (each.bytes for each in own),
             (each.compressed for each in own),
             strict=True,

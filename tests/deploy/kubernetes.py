@@ -1,4 +1,4 @@
-"""What `helm` and `kubectl kustomize` make of the manifests, and whether Kubernetes would take it."""
+"""Renders the manifests with `helm` and `kubectl kustomize`, and validates the objects by Kubernetes' schemas."""
 
 from __future__ import annotations
 
@@ -27,37 +27,47 @@ Object = dict[str, Any]
 
 _CUSTOM = {
     ("cert-manager.io/v1", "Certificate"): cert_manager.Certificate,
+    ("cert-manager.io/v1", "ClusterIssuer"): cert_manager.ClusterIssuer,
+    ("cert-manager.io/v1", "Issuer"): cert_manager.Issuer,
+    ("monitoring.coreos.com/v1", "PodMonitor"): prometheus_operator.PodMonitor,
     ("monitoring.coreos.com/v1", "ServiceMonitor"): prometheus_operator.ServiceMonitor,
     ("monitoring.coreos.com/v1", "PrometheusRule"): prometheus_operator.PrometheusRule,
 }
-"""The kinds of our objects that are not Kubernetes' own, as their projects describe them."""
+"""Models of the custom resources, by their own projects."""
 
 
 class Refused(Exception):
     """Helm rejects the values, with this message."""
 
 
-def rendered(values: Object, *, name: str = "resumed", namespace: str = "resumed") -> list[Object]:
-    """Return the objects that the chart makes of `values`.
+def rendered(
+    values: Object, *options: str, chart: Path = CHART, name: str = "resumed", namespace: str = "resumed"
+) -> list[Object]:
+    """Return the objects that a chart renders with `values`, hooks included.
 
     Raises:
-        Refused: It makes none.
+        Refused: Helm rejects the values.
     """
-    command = [str(HELM), "template", name, str(CHART), "--namespace", namespace, "--values", "-"]
-    done = subprocess.run(command, input=yaml.safe_dump(values), capture_output=True, text=True, check=False)
+    return _rendered(yaml.safe_dump(values), options, chart, name, namespace)
+
+
+@functools.cache
+def _rendered(values: str, options: tuple[str, ...], chart: Path, name: str, namespace: str) -> list[Object]:
+    command = [str(HELM), "template", name, str(chart), "--namespace", namespace, *options, "--values", "-"]
+    done = subprocess.run(command, input=values, capture_output=True, text=True, check=False)
     if done.returncode:
         raise Refused(done.stderr)
-    return [each for each in yaml.safe_load_all(done.stdout) if each]
+    return [each for each in yaml.load_all(done.stdout, yaml.CSafeLoader) if each]
 
 
 def kustomized(directory: str) -> list[Object]:
     """Return the objects of a kustomization, by its path below the manifests."""
     text = subprocess.check_output([KUBECTL, "kustomize", MANIFESTS / directory], text=True)
-    return [each for each in yaml.safe_load_all(text) if each]
+    return [each for each in yaml.load_all(text, yaml.CSafeLoader) if each]
 
 
 def problems(an_object: Object, version: str) -> list[str]:
-    """Return all that a version of Kubernetes would have against an object, unknown fields and kinds included."""
+    """Return the reasons for which a version of Kubernetes rejects an object, unknown fields and kinds included."""
     kind = an_object.get("apiVersion"), an_object.get("kind")
     validator = _validator(version, *kind)
     if validator is None:

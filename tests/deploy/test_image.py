@@ -213,13 +213,13 @@ def test_every_command_has_what_it_needs(embedded: Container) -> None:
 
 def test_it_weighs_at_most_60_megabytes_over_its_base() -> None:
     _, *own = image.layers()
-    assert len(own) == 3
+    assert len(own) == 4
     assert sum(layer.bytes for layer in own) <= MOST_MEGABYTES * 1e6
 
 
 def test_the_sbom_lists_what_is_in_the_image() -> None:
     """Each distribution has a version and a licence (protobuf's metadata has none), without packages of the build."""
-    _, dependencies, own, sbom = image.layers()
+    _, dependencies, own, sbom, _ = image.layers()
     listed = json.loads(_file(sbom, "usr/share/sbom/resumed.cdx.json"))
     assert listed["bomFormat"] == "CycloneDX"
     assert listed["metadata"]["component"]["name"] == "resumed"
@@ -228,6 +228,31 @@ def test_the_sbom_lists_what_is_in_the_image() -> None:
     assert set(named) == there
     assert all(each["version"] for each in named.values())
     assert {name for name, each in named.items() if not each.get("licenses")} == {"protobuf"}
+
+
+def test_a_new_volume_belongs_to_its_user() -> None:
+    """A container engine copies owner and mode of the directory in the image."""
+    *_, sessions = image.layers()
+    with tarfile.open(sessions.path) as tar:
+        directory = tar.getmember("var/lib/resumed")
+    assert (directory.isdir(), directory.uid, directory.gid, directory.mode) == (True, UID, UID, 0o700)
+
+
+def test_it_knows_its_health(embedded: Container) -> None:
+    program = "/opt/resumed/healthy.py"
+    assert embedded.run("python3", program).returncode == 0
+    elsewhere = "import os, runpy; os.environ['RESUMED_HEALTH_LISTEN'] = '127.0.0.1:1'; runpy.run_path('{}')"
+    done = embedded.run("python3", "-c", elsewhere.format(program))
+    assert (done.returncode, "127.0.0.1:1: UNAVAILABLE" in done.stderr) == (1, True)
+
+
+def test_it_insists_on_certificates_where_other_containers_reach_it() -> None:
+    done = subprocess.run(
+        [*_PODMAN, "run", "--rm", *_HERE, *_RESTRICTED, image.NAME], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "--tls-cert" in done.stderr
+    assert "--insecure" in done.stderr
 
 
 def test_it_says_what_it_is() -> None:

@@ -12,7 +12,10 @@ if TYPE_CHECKING:
 TREE = Path(__file__).parents[2]
 PAGES = sorted(
     path.relative_to(TREE)
-    for pattern in ("*.md", "docs/**/*.md", "benchmarks/**/*.md", "protos/**/*.md", "client/*/*.md", "deploy/**/*.md")
+    for pattern in (
+        *("*.md", "docs/**/*.md", "examples/*.md", "benchmarks/**/*.md"),
+        *("protos/**/*.md", "client/*/*.md", "deploy/**/*.md"),
+    )
     for path in TREE.glob(pattern)
     if path.name != "CHANGELOG.md"  # describes the past
 )

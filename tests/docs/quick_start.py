@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from docs.markdown import blocks, commands
+from support.ports import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,20 +32,13 @@ def steps() -> list[Step]:
     parts = [(command.line, command.text, "") for command in commands(README) if command.typed]
     program = next(block for block in blocks(README) if block.language == "python")
     parts.append((program.line, "frontend.py", "\n".join(program.lines) + "\n"))
-    ports = {port: free_port() for port in ("7400", "8443", "8444")}
+    ports = {port: str(free_port()) for port in ("7400", "8443", "8444")}
     found = []
     for _, text, program_text in sorted(parts):
         found.append(Step(_moved(text, ports), _moved(program_text, ports)))
         if text.endswith(_LAST):
             break
     return found
-
-
-def free_port() -> str:
-    """Return an unused port."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return str(free.getsockname()[1])
 
 
 def _moved(text: str, ports: dict[str, str]) -> str:

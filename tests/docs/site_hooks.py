@@ -17,6 +17,7 @@ _PARTS = (
     "*.md",
     "docs/**/*.md",
     "docs/**/*.svg",
+    "examples/*.md",
     "benchmarks/**/*.md",
     "benchmarks/**/*.svg",
     "protos/*.md",

@@ -19,17 +19,32 @@ ELSEWHERE = {
     "buf lint": "`make lint`, in CI",
     "buf build": "tests/server/rpc/test_contract.py",
     "kill -9": "named; tests/chaos do it",
-    "systemctl restart": "needs systemd",
     "resumed ticket-keys": "serves until it is stopped: tests/end_to_end/ticket_keys runs it with real servers",
     "redis-cli --latency": "advice about a Redis that is not ours",
     # Containers and clusters: `make image-test` and `make deploy-test` do the same without an engine and a cluster.
     "docker build": "tests/deploy/image.py builds the Dockerfile with buildah",
-    "docker run": "tests/deploy/test_image.py runs `check` in the image",
+    "docker run": "tests/deploy/test_image.py runs the image",
+    "docker compose": "needs an engine, as image.yml has; tests/deploy/test_compose.py runs the services without one",
+    "cd examples/compose": "as docker compose",
+    # systemd.md, as root; tests/deploy/test_systemd.py tests the files.
+    "apt-get install": "needs root and the network",
+    "python3 -m venv /opt/resumed": "needs root",
+    "/opt/resumed/bin/": "needs root and the network",
+    "cp ": "needs root; that its files are there is tested here",
+    "mkdir -p": "needs root",
+    "systemd-sysusers": "tests/deploy/test_systemd.py, in an empty root directory",
+    "systemd-tmpfiles": "tests/deploy/test_systemd.py, in an empty root directory",
+    "systemctl": "needs systemd",
+    "journalctl": "needs systemd",
     "helm install": "tests/deploy/test_manifests.py renders the chart; that the values exist is tested here",
     "helm upgrade": "as helm install",
+    "helm template": "tests/deploy/test_manifests.py",
+    "helm test": "needs a cluster; tests/deploy/test_manifests.py renders it",
+    "REGISTRY=": "the reader's own",
     "kubectl create namespace": "needs a cluster",
     "kubectl apply -k": "tests/deploy renders every directory and validates it; that it is there is tested here",
-    "kubectl exec": "needs a cluster; tests/deploy/test_image.py runs `check` in the image",
+    "kubectl exec": "named; needs a cluster",
+    "kubectl set env": "tests/deploy/test_manifests.py runs it",
     "resumed keygen fleet.keys && kubectl": "needs a cluster; the first half is run elsewhere",
     # Clients in other languages: their own toolchains run these.
     "cargo add": "asks the network",
@@ -62,7 +77,7 @@ ELSEWHERE = {
     "resumed bench localhost:8443": "test_tutorials.py",
     "nginx -p .": "test_tutorials.py",
     "kubectl apply -f": "needs a cluster",
-    "kubectl --namespace shop run": "needs a cluster",
+    "kubectl --namespace": "needs a cluster",
     "apt-get update": "asks the network, in a pod",
     "(sleep 1) | openssl s_client -connect shop:443": "needs a cluster",
     "for i in 1 2 3": "needs a cluster",
@@ -72,9 +87,9 @@ INSTEAD = {
     # The command of the page: the command that runs, which needs no answers, ends soon, or uses this machine's files.
     "resumed keyring promote fleet.keys": "resumed keyring promote fleet.keys --wait 0s",
     "resumed keyring retire fleet.keys": "resumed keyring retire fleet.keys --wait 0s --lifetime 0s",
-    "resumed purge STORE NAMESPACE": "resumed purge STORE NAMESPACE --yes",
+    "resumed purge STORE NAMESPACE": "resumed purge STORE NAMESPACE --yes --force",
     "resumed purge store.example:7400 shop --ca ca.crt --cert operator.crt --key operator.key": (
-        "resumed purge store.example:7400 shop --ca store-ca.crt --cert operator.crt --key operator.key --yes"
+        "resumed purge store.example:7400 shop --ca store-ca.crt --cert operator.crt --key operator.key --yes --force"
     ),
     "resumed top 127.0.0.1:9464 frontend-1:9465 ...": (
         "resumed top 127.0.0.1:9464 frontend-1:9465 --count 1 --interval 1s"

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 TREE = Path(__file__).parents[2]
 PAGES = sorted(
     page
-    for pattern in ("*.md", "docs/**/*.md", "benchmarks/**/*.md", "protos/*.md", "client/*/*.md")
+    for pattern in ("*.md", "docs/**/*.md", "examples/*.md", "benchmarks/**/*.md", "protos/*.md", "client/*/*.md")
     for page in TREE.glob(pattern)
 )
 

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from docs.markdown import TREE, blocks, commands
-from docs.quick_start import Shell, answers, free_port
+from docs.quick_start import Shell, answers
+from support.ports import free_port
 from support.waiting import until
 
 NGINX = Path("docs/tutorials/nginx-fleet.md")
@@ -25,7 +26,7 @@ BEFORE_THE_FIRST_STEP = re.compile(r"cmake|\. \.venv")
 
 @pytest.mark.skipif(not (LIBRARY.exists() and shutil.which("nginx")), reason="needs nginx and `make c`")
 def test_the_second_nginx_resumes_a_session_of_the_first(tmp_path: Path) -> None:
-    ports = {port: free_port() for port in ("7400", "8443", "8444")}
+    ports = {port: str(free_port()) for port in ("7400", "8443", "8444")}
 
     def adapted(text: str) -> str:
         text = text.replace("/usr/local/lib/libresumed-preload.so", str(LIBRARY))

@@ -47,7 +47,8 @@ class Part(NamedTuple):
 
 PARTS = (
     Part("pages", ("*.md", ".github/**/*.md"), 0.3),
-    Part("docs", ("docs/**/*.md", "docs/**/*.py"), 0.3),
+    Part("docs", ("docs/**/*.md",), 0.3),
+    Part("examples", ("examples/**/*.md", "examples/**/*.py"), 0.3),
     Part("protos", ("protos/**/*.md", "protos/**/*.proto", "protos/**/*.py"), 0.3),
     Part("server", ("server/**/*.py",), 0.3),
     Part("client/python", ("client/python/**/*.md", "client/python/**/*.py"), 0.3),

@@ -17,6 +17,8 @@ PLACES = {
     "client/c/CMakeLists.txt": r"^project\(resumed VERSION (\S+)",
     "client/c/Cargo.toml": r'^version = "(.+)"',
     "client/c/Cargo.lock": r'^name = "(?:lib)?resumed(?:-preload)?"\nversion = "(.+)"',
+    "client/java/pom.xml": r"^  <version>(.+)</version>",
+    "client/java/README.md": r"^  <version>(.+)</version>",
     "client/node/package.json": r'^  "version": "(.+)"',
     "client/node/package-lock.json": r'^ +"name": "@resumed/node",\n +"version": "(.+)"',
     "client/rust/Cargo.toml": r'^version = "(.+)"',

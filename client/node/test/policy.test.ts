@@ -79,6 +79,7 @@ test("the constants of tickets are those of all clients", () => {
     max_rotation_seconds: MAX_ROTATION_SECONDS,
     max_generations: agreement.MAX_GENERATIONS,
     max_recheck_seconds: agreement.MAX_RECHECK_SECONDS,
+    next_secret_parts: agreement.NEXT_SECRET_PARTS,
     agreement_deadline_ms: agreement.AGREEMENT_DEADLINE_MS,
     agreement_retry_ms: agreement.AGREEMENT_RETRY_MS,
   };

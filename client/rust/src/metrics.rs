@@ -70,22 +70,22 @@ pub fn metrics<'a>(shims: impl IntoIterator<Item = &'a Shim>) -> String {
             // Zeros too: Prometheus does not see the first increase of a series that begins above zero.
             for reason in family.reasons {
                 let count = counts.get(reason).copied().unwrap_or_default();
-                let labels = format!("namespace=\"{namespace}\",{}=\"{reason}\"", family.label);
+                let labels = format!("session_namespace=\"{namespace}\",{}=\"{reason}\"", family.label);
                 line(&mut text, &name, &labels, count);
             }
         }
     }
-    head(&mut text, "lookup_seconds", "histogram", "Time that look-ups at the store took.");
+    head(&mut text, "lookup_duration_seconds", "histogram", "Time that look-ups at the store took.");
     for (namespace, Group { stats, .. }) in &groups {
-        let labels = format!("namespace=\"{namespace}\"");
+        let labels = format!("session_namespace=\"{namespace}\"");
         let bounds = Stats::LOOKUP_BOUNDS.iter().map(|bound| bound.as_secs_f64().to_string()).chain(["+Inf".to_owned()]);
         let mut count = 0;
         for (bound, bucket) in bounds.zip(stats.lookups) {
             count += bucket;
-            line(&mut text, "lookup_seconds_bucket", &format!("{labels},le=\"{bound}\""), count);
+            line(&mut text, "lookup_duration_seconds_bucket", &format!("{labels},le=\"{bound}\""), count);
         }
-        line(&mut text, "lookup_seconds_count", &labels, count);
-        line(&mut text, "lookup_seconds_sum", &labels, stats.lookup_time.as_secs_f64());
+        line(&mut text, "lookup_duration_seconds_count", &labels, count);
+        line(&mut text, "lookup_duration_seconds_sum", &labels, stats.lookup_time.as_secs_f64());
     }
     gauge(
         &mut text,
@@ -157,7 +157,7 @@ fn gauge(text: &mut String, groups: &BTreeMap<&str, Group>, name: &str, help: &s
     }
     head(text, name, "gauge", help);
     for (namespace, value) in values {
-        line(text, name, &format!("namespace=\"{namespace}\""), value);
+        line(text, name, &format!("session_namespace=\"{namespace}\""), value);
     }
 }
 
@@ -189,14 +189,14 @@ mod tests {
         let bank = of("bank", SessionMode::Tickets);
         let text = metrics([&one, &other, &bank]);
         let has = |line: &str| assert!(text.lines().any(|each| each == line), "{line}");
-        has("resumed_frontend_puts_total{namespace=\"shop\",outcome=\"unresumable\"} 3");
-        has("resumed_frontend_puts_total{namespace=\"bank\",outcome=\"unresumable\"} 0");
-        has("resumed_frontend_hits_total{namespace=\"shop\",source=\"mirror\"} 0");
-        has("resumed_frontend_lookup_seconds_bucket{namespace=\"shop\",le=\"0.0001\"} 0");
-        has("resumed_frontend_lookup_seconds_bucket{namespace=\"shop\",le=\"+Inf\"} 0");
-        has("resumed_frontend_breaker_open{namespace=\"shop\"} 0");
-        has("resumed_frontend_tickets_refused_total{namespace=\"bank\",reason=\"revoked\"} 0");
-        assert!(!text.contains("tickets_refused_total{namespace=\"shop\""));
+        has("resumed_frontend_puts_total{session_namespace=\"shop\",outcome=\"unresumable\"} 3");
+        has("resumed_frontend_puts_total{session_namespace=\"bank\",outcome=\"unresumable\"} 0");
+        has("resumed_frontend_hits_total{session_namespace=\"shop\",source=\"mirror\"} 0");
+        has("resumed_frontend_lookup_duration_seconds_bucket{session_namespace=\"shop\",le=\"0.0001\"} 0");
+        has("resumed_frontend_lookup_duration_seconds_bucket{session_namespace=\"shop\",le=\"+Inf\"} 0");
+        has("resumed_frontend_breaker_open{session_namespace=\"shop\"} 0");
+        has("resumed_frontend_tickets_refused_total{session_namespace=\"bank\",reason=\"revoked\"} 0");
+        assert!(!text.contains("tickets_refused_total{session_namespace=\"shop\""));
         assert_eq!(text.matches("# TYPE resumed_frontend_puts_total counter").count(), 1);
     }
 }

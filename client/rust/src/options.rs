@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::ticket_secret::MAX_ROTATION;
+use crate::ticket_secret::{MAX_REMOVAL, MAX_ROTATION};
 use crate::{Credentials, Error, Keyring};
 
 /// RFC 8446 section 4.6.1.
@@ -145,6 +145,12 @@ impl Options {
         if !(Duration::from_secs(1)..=MAX_ROTATION).contains(&rotation) || rotation.subsec_nanos() > 0 {
             return Err(Error::new(format!("rotation must be 1 second to 7 days in whole seconds, not {rotation:?}")));
         }
+        if self.sessions == SessionMode::Tickets && lifetime + rotation > MAX_REMOVAL {
+            return Err(Error::new(format!(
+                "lifetime and rotation must be 7 days together at most, not {lifetime:?} and {rotation:?}: the store keeps the removal of a \
+                 ticket no longer"
+            )));
+        }
         if self.deadline.is_zero() {
             return Err(Error::new("deadline must be above 0"));
         }
@@ -174,6 +180,8 @@ mod tests {
         assert!(complaint(|options| options.lifetime = Duration::from_secs(604_801)).starts_with("lifetime"));
         assert!(complaint(|options| options.rotation = Duration::from_millis(1500)).starts_with("rotation"));
         assert!(complaint(|options| options.rotation = Duration::from_secs(604_801)).starts_with("rotation"));
+        let long = |options: &mut Options| (options.sessions, options.lifetime) = (SessionMode::Tickets, MAX_REMOVAL);
+        assert!(complaint(long).starts_with("lifetime and rotation"));
         assert!(complaint(|options| options.deadline = Duration::ZERO).starts_with("deadline"));
         assert!(complaint(|options| options.max_lookups = 0).starts_with("max_lookups"));
     }

@@ -116,7 +116,10 @@ fn the_constants_of_tickets_are_those_of_all_clients() {
         "agreement_deadline_ms": agreement::DEADLINE.as_millis(),
         "agreement_retry_ms": pauses(&agreement::RETRY_PAUSES),
         "unknown_name_pause_ms": agreement::UNKNOWN_NAME_PAUSE.as_millis(),
+        "next_secret_parts": agreement::NEXT_SECRET_PARTS,
         "max_removals": removals::MAX_REMOVALS,
+        "max_own_removals": removals::MAX_OWN_REMOVALS,
+        "max_removal_seconds": ticket_secret::MAX_REMOVAL.as_secs(),
         "max_session_bytes": tickets::MAX_SESSION_BYTES,
     });
     assert_eq!(own, policy().tickets.constants);

@@ -16,19 +16,11 @@ from resumed._policy.circuit_breaker import Breaker
 from resumed._policy.write_queue import LONGEST_RETRY_SECONDS, RETRY_SECONDS
 from resumed_server.limits.config import Limit
 from resumed_server.limits.enforcer import LimitExceeded, LimitState, SharedCounters
+from support.clock import Clock
 
 CLIENTS, SECONDS = 200, 60
 NEED = 80
 """Operations a second that resume every visit."""
-
-
-class Clock:
-    """A clock that the simulation moves."""
-
-    now = 1_000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @dataclass
@@ -96,7 +88,7 @@ class Frontend:
 @pytest.mark.parametrize("share", [0.4, 0.75, 0.9, 1.5])
 @pytest.mark.parametrize("tickets", [False, True], ids=["TLS 1.2", "TLS 1.3"])
 @pytest.mark.parametrize("frontends", [1, 4, 40])
-def test_what_resumes_is_in_proportion_to_the_limit(frontends: int, tickets: bool, share: float) -> None:
+def test_resumptions_are_in_proportion_to_the_limit(frontends: int, tickets: bool, share: float) -> None:
     """The simulation begins with a cold cache."""
     clock, chance = Clock(), random.Random(7)
     limit = Limit(namespaces=("shop",), operations_per_second=int(share * NEED))

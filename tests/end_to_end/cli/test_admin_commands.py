@@ -16,7 +16,7 @@ import pytest
 from resumed import StoreClient
 from resumed_server.cli.admin import purge
 from resumed_server.errors import UserError
-from support.command import called
+from support.command import run_command
 from support.mtls import Authority, Files, grant
 from support.server import PATIENCE, running_server
 
@@ -80,26 +80,26 @@ def test_purge_asks_first_and_says_what_it_did(store: StoreClient) -> None:
     assert left(store) == 0
 
 
-def test_where_nobody_can_be_asked_it_takes_yes(store: StoreClient) -> None:
-    done = called("purge", store.target, store.namespace)
+def test_without_a_terminal_it_needs_yes(store: StoreClient) -> None:
+    done = run_command("purge", store.target, store.namespace)
     assert (done.returncode, done.stderr) == (
         2,
         "resumed: nothing was purged: give --yes, since standard input is not a terminal\n",
     )
     assert left(store) == 3
-    assert called("purge", store.target, store.namespace, "--yes").returncode == 0
+    assert run_command("purge", store.target, store.namespace, "--yes").returncode == 0
     assert left(store) == 0
 
 
 def test_a_namespace_without_sessions_is_purged_only_by_force(store: StoreClient) -> None:
     """Its name may be misspelt; then no other namespace of the command is purged either."""
     misspelt = f"{store.namespace}x"
-    done = called("purge", store.target, store.namespace, misspelt, "--yes")
+    done = run_command("purge", store.target, store.namespace, misspelt, "--yes")
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert line.startswith(f"resumed: nothing was purged: {misspelt}: no such sessions; correct the name")
     assert left(store) == 3
-    done = called("purge", store.target, store.namespace, misspelt, "--yes", "--force")
+    done = run_command("purge", store.target, store.namespace, misspelt, "--yes", "--force")
     assert done.returncode == 0
     assert f"{misspelt}: no session issued before" in done.stdout
     assert "(0 sessions before the purge)" in done.stdout
@@ -109,14 +109,14 @@ def test_a_namespace_without_sessions_is_purged_only_by_force(store: StoreClient
 def test_a_pattern_purges_all_namespaces_that_it_matches(store: StoreClient) -> None:
     with closing(StoreClient(store.target, namespace=f"{store.namespace}.eu", deadline=PATIENCE)) as other:
         other.put(b"key", b"value", 60.0)
-        done = called("purge", store.target, f"{store.namespace}.*", "--yes", "--json")
+        done = run_command("purge", store.target, f"{store.namespace}.*", "--yes", "--json")
         (row,) = json.loads(done.stdout)
         assert (row["namespace"], row["sessions"], row["problem"], row["status"]) == (other.namespace, 1, "", 0)
         assert row["issued_before"].endswith("Z")
         assert (left(store), other.get(b"key")) == (3, None)
-        assert called("purge", store.target, f"{store.namespace}.u*", "--yes").returncode == 2
+        assert run_command("purge", store.target, f"{store.namespace}.u*", "--yes").returncode == 2
         other.put(b"again", b"value", 60.0)
-        rows = json.loads(called("purge", store.target, f"{store.namespace}*", "--yes", "--json").stdout)
+        rows = json.loads(run_command("purge", store.target, f"{store.namespace}*", "--yes", "--json").stdout)
         assert {row["namespace"]: row["sessions"] for row in rows} == {store.namespace: 3, other.namespace: 1}
         assert (left(store), other.get(b"again")) == (0, None)
 
@@ -126,7 +126,7 @@ def test_a_star_purges_all_namespaces() -> None:
         stores = [StoreClient(server.target, namespace=name, deadline=PATIENCE) for name in ("shop", "pay")]
         for store in stores:
             store.put(b"key", b"value", 60.0)
-        assert called("purge", server.target, "*", "--yes").returncode == 0
+        assert run_command("purge", server.target, "*", "--yes").returncode == 0
         assert [store.get(b"key") for store in stores] == [None, None]
         for store in stores:
             store.close()
@@ -149,23 +149,23 @@ def test_a_time_that_is_none_is_refused(store: StoreClient, moment: str) -> None
 
 def test_stats_are_a_table_or_json(store: StoreClient) -> None:
     store.remove(KEYS[0])
-    done = called("stats", store.target, store.namespace, "nothing", "--json")
+    done = run_command("stats", store.target, store.namespace, "nothing", "--json")
     expected = {"sessions": 2, "value_bytes": 10, "tombstones": 1, "purged": 0, "issued_before": None}
     nothing = dict.fromkeys(expected, 0) | {"issued_before": None}
     assert json.loads(done.stdout) == {store.namespace: expected, "nothing": nothing}
     purge(store.target, [store.namespace], before="10m", yes=True)
-    done = called("stats", store.target, env=WIDE)
+    done = run_command("stats", store.target, env=WIDE)
     (row,) = [line.replace(" ", "").split("│")[1:-1] for line in done.stdout.splitlines() if store.namespace in line]
     assert row[:5] == [store.namespace, "2", "10", "1", "0"]
     assert row[5].endswith("Z")
 
 
-def test_what_the_store_refuses_is_a_line_with_what_to_do(server: RunningServer, tmp_path: Path) -> None:
-    done = called("stats", "127.0.0.1:1")
+def test_a_rejection_by_the_store_is_one_line_with_a_remedy(server: RunningServer, tmp_path: Path) -> None:
+    done = run_command("stats", "127.0.0.1:1")
     assert done.returncode == 3
     assert done.stderr.startswith("resumed: the sessions were not counted: no process listens there (UNAVAILABLE: ")
     assert done.stderr.endswith("; start the store (`resumed serve`), or correct the address\n")
-    assert called("stats", server.target, "--ca", str(tmp_path / "none")).returncode == 2
+    assert run_command("stats", server.target, "--ca", str(tmp_path / "none")).returncode == 2
 
     authority = Authority()
     grants = grant("spiffe://example.org/operator", ["shop"], ["stats", "purge"])
@@ -175,13 +175,13 @@ def test_what_the_store_refuses_is_a_line_with_what_to_do(server: RunningServer,
     identity = ["--ca", str(tmp_path / "ca.crt"), "--cert", str(tmp_path / "operator.pem")]
     identity += ["--server-name", "localhost"]
     with running_server(*files.options) as secured:
-        done = called("purge", secured.target, "shop", "pay", "--yes", "--force", *identity)
+        done = run_command("purge", secured.target, "shop", "pay", "--yes", "--force", *identity)
         assert done.returncode == 1
         assert "shop: no session issued before" in done.stdout
         assert "pay is not purged" in done.stderr
         assert done.stderr.endswith(
             "; add one to the store's grants file; `resumed grants check` explains its decisions\n"
         )
-        done = called("purge", secured.target, "shop*", "--yes", *identity)
+        done = run_command("purge", secured.target, "shop*", "--yes", *identity)
         assert done.returncode == 1
         assert "nothing was purged, since the sessions cannot be counted: no grant allows this" in done.stderr

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 
 from benchmarks.fleet import Fleet
-from support.command import called
+from support.command import run_command
 from support.tls import CA, CERTIFICATE, STACKS
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @pytest.mark.parametrize("version", ["1.2", "1.3"])
-def test_resumes_as_often_as_it_is_told(server: Server, version: str) -> None:
+def test_it_offers_the_given_share_of_sessions(server: Server, version: str) -> None:
     options = ("--ca", server.ca, "--sni", "localhost", "--tls", version, "--count", "400", "--resume", "75")
     found = report(server.target, *options, *FEW_CLIENTS)
     assert found["versions"] == {f"TLSv{version}": 400}
@@ -250,7 +250,7 @@ class TestErrors:
         ],
     )
     def test_bad_usage(self, arguments: tuple[str, ...], part: str) -> None:
-        assert part in complained(called("bench", *arguments), 3 if "resolve" in part else 2)
+        assert part in complained(run_command("bench", *arguments), 3 if "resolve" in part else 2)
 
     def test_pyopenssl_is_missing(self, tmp_path: Path) -> None:
         (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['OpenSSL'] = None\n")

@@ -11,7 +11,7 @@ import pytest
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from resumed_server.cli.keyring.keygen import keygen
-from support.command import called
+from support.command import run_command
 from support.mtls import HOUR, Authority, Files
 from support.ports import free_port
 from support.server import RunningServer, running_server
@@ -102,12 +102,12 @@ def fault(request: pytest.FixtureRequest, stores: Stores) -> Fault:
 
 def test_check_and_doctor_name_the_fault_and_its_remedy(stores: Stores, fault: Fault) -> None:
     target, options = stores.arguments(fault)
-    done = called("check", target, *options, "--json")
+    done = run_command("check", target, *options, "--json")
     assert done.returncode == 1
     (failed,) = (each for each in json.loads(done.stdout)["checks"] if each["outcome"] == "failed")
     assert failed["note"].startswith(fault.problem)
     assert failed["advice"].startswith(fault.remedy)
-    done = called("doctor", target, "--namespace", "shop", *options, "--json")
+    done = run_command("doctor", target, "--namespace", "shop", *options, "--json")
     assert done.returncode == 1
     checks = json.loads(done.stdout)["examinations"][f"the store at {target}"]
     (again,) = (each for each in checks if each["outcome"] == "failed")
@@ -118,7 +118,7 @@ def test_check_and_doctor_name_the_fault_and_its_remedy(stores: Stores, fault: F
 def test_stats_and_purge_name_the_fault_and_its_remedy(stores: Stores, fault: Fault, command: tuple[str, ...]) -> None:
     target, options = stores.arguments(fault)
     name, *rest = command
-    done = called(name, target, *rest, *options)
+    done = run_command(name, target, *rest, *options)
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
     assert f": {fault.problem}" in line
@@ -143,7 +143,7 @@ def test_the_agent_of_ticket_keys_logs_the_fault_and_its_remedy(stores: Stores, 
 @pytest.mark.parametrize(("secured", "problem"), [(True, "speaks TLS"), (False, "speaks gRPC and not HTTP/1.1")])
 def test_top_names_the_address_of_sessions(stores: Stores, secured: bool, problem: str) -> None:
     target = (stores.secured if secured else stores.plain).target
-    done = called("top", target)
+    done = run_command("top", target)
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert line.startswith(f"resumed: http://{target}/metrics {problem}")
@@ -153,8 +153,8 @@ def test_top_names_the_address_of_sessions(stores: Stores, secured: bool, proble
 def test_a_connection_that_both_sides_accept_has_no_fault(stores: Stores) -> None:
     target = stores.secured.target.replace("127.0.0.1", "localhost")
     options = ("--ca", str(stores.files / "ca.crt"), "--cert", str(stores.files / "shop.pem"))
-    assert called("check", target, *options).returncode == 0
-    assert called("stats", stores.secured.target, *options, "--server-name", "localhost").returncode == 0
+    assert run_command("check", target, *options).returncode == 0
+    assert run_command("stats", stores.secured.target, *options, "--server-name", "localhost").returncode == 0
 
 
 COMMANDS = (
@@ -170,7 +170,7 @@ COMMANDS = (
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[0])
 def test_all_commands_have_one_exit_status_for_a_store_that_is_down(command: tuple[str, ...]) -> None:
     target = f"127.0.0.1:{free_port()}"
-    assert called(*(part.format(target) for part in command)).returncode == 3
+    assert run_command(*(part.format(target) for part in command)).returncode == 3
 
 
 @pytest.mark.parametrize(
@@ -187,7 +187,7 @@ def test_all_commands_have_one_exit_status_for_a_store_that_is_down(command: tup
 def test_all_commands_have_one_exit_status_for_a_namespace_that_is_none(
     stores: Stores, command: tuple[str, ...]
 ) -> None:
-    done = called(*(part.format(stores.plain.target) for part in command))
+    done = run_command(*(part.format(stores.plain.target) for part in command))
     assert done.returncode == 2
     assert "'SHOP' is not 1 to 63 characters of [a-z0-9.-]" in done.stderr
 
@@ -199,4 +199,4 @@ def test_all_commands_have_one_exit_status_for_a_keyring_that_is_missing(stores:
         ("doctor", stores.plain.target, "--namespace", "shop", "--keyring", missing),
         ("keyring", "show", missing),
     ):
-        assert called(*command).returncode == 2, command
+        assert run_command(*command).returncode == 2, command

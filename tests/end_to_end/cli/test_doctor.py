@@ -11,12 +11,12 @@ import pytest
 import trustme
 from cryptography import x509
 
-from resumed_server.cli.diagnose.checks import Warned
-from resumed_server.cli.diagnose.frontend_checks import FrontendChecks, _Visit
+from resumed_server.cli.diagnose.checks import CheckWarning
+from resumed_server.cli.diagnose.frontend_checks import FrontendChecks, _Connection
 from resumed_server.cli.diagnose.validity import validity
 from resumed_server.cli.diagnosis import Failure
 from resumed_server.cli.keyring.keygen import keygen
-from support.command import called
+from support.command import run_command
 from support.frontend import running_frontend
 from support.mtls import Authority, Files
 from support.server import running_server
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 def examined(*arguments: str) -> dict[str, dict[str, dict[str, Any]]]:
-    done = called("doctor", *arguments, "--json")
+    done = run_command("doctor", *arguments, "--json")
     found = json.loads(done.stdout)
     failed = [check["status"] for checks in found["examinations"].values() for check in checks if check["status"]]
     assert done.returncode == min(failed, default=0)
@@ -51,10 +51,10 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[RunningSer
         yield store, directory / "keys", f"localhost:{one}", f"localhost:{other}"
 
 
-def test_a_fleet_that_works_is_told_so(fleet: tuple[RunningServer, Path, str, str]) -> None:
+def test_a_working_fleet_passes_all_checks(fleet: tuple[RunningServer, Path, str, str]) -> None:
     store, keys, one, other = fleet
     arguments = (store.target, "--namespace", "shop", "--keyring", str(keys), "--frontend", one, "--frontend", other)
-    done = called("doctor", *arguments)
+    done = run_command("doctor", *arguments)
     assert done.returncode == 0, done.stdout
     assert "failed" not in done.stdout
     assert done.stdout.count("its own session resumes") == 2
@@ -68,7 +68,7 @@ def test_frontends_that_choose_ciphers_by_other_orders_are_found_out(
     options = ("--target", store.target, "--namespace", "shop", "--keyring", str(keys), "--stack", "pyopenssl")
     with running_frontend(tmp_path, *options) as ports:
         other = f"localhost:{ports['port']}"
-        done = called(
+        done = run_command(
             "doctor",
             *(store.target, "--namespace", "shop", "--keyring", str(keys), "--json"),
             *("--frontend", one, "--frontend", other),
@@ -117,7 +117,7 @@ def test_a_store_with_mutual_tls_is_reached_with_the_frontends_files(tmp_path: P
         assert {step["outcome"] for step in found["the store"].values()} <= {"ok", "warning"}, found["the store"]
         assert "valid for" in found["this machine"]["certificates"]["note"]
         assert examined(target, "--namespace", "shop", "--deadline", "1")["the store"]["connect"]["outcome"] == "failed"
-    done = called("doctor", target, "--namespace", "shop", "--ca", str(tmp_path / "none.pem"))
+    done = run_command("doctor", target, "--namespace", "shop", "--ca", str(tmp_path / "none.pem"))
     assert done.returncode == 2
     assert done.stderr.startswith("resumed: --ca, --cert, --key: ")
 
@@ -132,7 +132,7 @@ def test_a_store_with_mutual_tls_is_reached_with_the_frontends_files(tmp_path: P
     ],
 )
 def test_bad_usage_is_one_line(arguments: tuple[str, ...], part: str) -> None:
-    done = called("doctor", "127.0.0.1:1", *arguments)
+    done = run_command("doctor", "127.0.0.1:1", *arguments)
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert part in line
@@ -157,19 +157,19 @@ class Session:
 )
 def test_a_clock_that_is_off_is_a_warning(off: float, note: str) -> None:
     steps = FrontendChecks("shop", Machine(datetime.now(timezone.utc).timestamp() + off))  # type: ignore[arg-type]
-    visits: Any = [_Visit(Session(), False, b"", "TLSv1.2")]  # type: ignore[arg-type]
+    visits: Any = [_Connection(Session(), False, b"", "TLSv1.2")]  # type: ignore[arg-type]
     if abs(off) > 5:
-        with pytest.raises(Warned, match=note):
-            steps._clock(visits)
+        with pytest.raises(CheckWarning, match=note):
+            steps._check_clock(visits)
     else:
-        assert note in steps._clock(visits)
+        assert note in steps._check_clock(visits)
 
 
 @pytest.mark.parametrize(
     ("begins", "ends", "outcome"),
-    [(-1, 30, None), (-1, 3, Warned), (-9, -1, Failure), (1, 30, Failure)],
+    [(-1, 30, None), (-1, 3, CheckWarning), (-9, -1, Failure), (1, 30, Failure)],
 )
-def test_certificates_are_told_before_they_expire(begins: int, ends: int, outcome: type[Exception] | None) -> None:
+def test_a_warning_precedes_the_end_of_a_certificate(begins: int, ends: int, outcome: type[Exception] | None) -> None:
     now = datetime.now(timezone.utc)
     leaf = trustme.CA().issue_cert(
         "x", not_before=now + timedelta(days=begins), not_after=now + timedelta(days=ends, hours=1)

@@ -1,4 +1,4 @@
-"""Two instances of each server in docs/recipes resume each other's sessions."""
+"""Two instances of each server in examples/python resume each other's sessions."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from support.server import RunningServer
 
-RECIPES = Path(__file__).parents[3] / "docs" / "recipes"
+RECIPES = Path(__file__).parents[3] / "examples" / "python"
 SESSIONS = 20
 # How a busy machine's look-ups are not late; the recipes themselves have the default deadline.
 PATIENT = (

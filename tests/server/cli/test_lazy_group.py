@@ -9,7 +9,7 @@ import pytest
 
 from resumed_server.cli.lazy_group import COMMANDS, EPILOG, load
 from resumed_server.errors import EXIT_STATUSES
-from support.command import called
+from support.command import run_command
 
 _HELP = """
 import sys
@@ -41,8 +41,15 @@ def test_the_help_of_every_command_has_the_exit_statuses() -> None:
         for each in (command, *getattr(command, "commands", {}).values()):
             assert each.epilog == EPILOG
     assert [f" {status:d}, {meaning}" in EPILOG for status, meaning in EXIT_STATUSES.items()] == [True] * 4
-    assert EPILOG in " ".join(called("--help").stdout.split())
-    assert EPILOG in " ".join(called("keyring", "promote", "--help").stdout.split())
+    assert EPILOG in " ".join(run_command("--help").stdout.split())
+    assert EPILOG in " ".join(run_command("keyring", "promote", "--help").stdout.split())
+
+
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name != "ticket-keys"])
+def test_every_command_that_prints_a_result_prints_it_as_json_on_request(name: str) -> None:
+    command = load(name)
+    for each in getattr(command, "commands", {"": command}).values():
+        assert any("--json" in parameter.opts for parameter in each.params)
 
 
 def test_settings_need_no_typer() -> None:

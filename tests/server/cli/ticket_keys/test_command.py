@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 import pytest
 
-from support.command import called
+from support.command import run_command
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -19,10 +20,16 @@ def keyring_file(tmp_path: Path) -> Path:
 
 
 def refuse(keyring: Path, *options: str) -> str:
-    done = called("ticket-keys", "127.0.0.1:1", "--namespace", "shop", "--keyring", str(keyring), *options)
+    """Return the problem of the one line that the command logs, in the format of its log."""
+    done = run_command("ticket-keys", "127.0.0.1:1", "--namespace", "shop", "--keyring", str(keyring), *options)
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
-    return line
+    if "--log-format" in options:
+        return line
+    logged = json.loads(line)
+    assert (logged["event"], logged["level"]) == ("cannot start", "critical")
+    problem: str = logged["problem"]
+    return problem
 
 
 @pytest.mark.parametrize(
@@ -52,7 +59,7 @@ def test_an_option_that_cannot_be_used_is_an_error_that_says_what_to_do(
 
 
 def test_a_namespace_outside_the_pattern_is_an_error(keyring_file: Path) -> None:
-    done = called("ticket-keys", "127.0.0.1:1", "--namespace", "Shop", "--keyring", str(keyring_file))
+    done = run_command("ticket-keys", "127.0.0.1:1", "--namespace", "Shop", "--keyring", str(keyring_file))
     assert "--namespace: 'Shop' is not 1 to 63 characters" in done.stderr
 
 
