@@ -209,11 +209,11 @@ unsafe fn write_text(
     context: *mut ffi::SSL_CTX,
     text: *mut c_char,
     size: usize,
-    content: impl FnOnce(&Binding) -> String,
+    describe: impl FnOnce(&Binding) -> String,
 ) -> usize {
     // SAFETY: the caller's.
     let bound = unsafe { binding(context) };
-    let written = bound.and_then(|binding| catch_unwind(AssertUnwindSafe(|| content(binding))).ok()).unwrap_or_default();
+    let written = bound.and_then(|binding| catch_unwind(AssertUnwindSafe(|| describe(binding))).ok()).unwrap_or_default();
     if size > 0 && !text.is_null() {
         let length = written.len().min(size - 1);
         // SAFETY: the caller's: there are `size` bytes.
