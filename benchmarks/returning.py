@@ -69,11 +69,11 @@ class Pair:
             second = client.visit(self.servers[-1].endpoint, first.session) if self.library else None
             if number < WARM_UP:
                 continue
-            full.append(first.answered * 1e3)
+            full.append(first.response_seconds * 1e3)
             if second:
                 self.offered += 1
                 self.kept += second.resumed
-                resumed.append(second.answered * 1e3)
+                resumed.append(second.response_seconds * 1e3)
         self.full.append(statistics.median(full))
         if resumed:
             self.resumed.append(statistics.median(resumed))

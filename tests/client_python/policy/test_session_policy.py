@@ -14,6 +14,7 @@ import pytest
 
 import resumed
 from resumed._async.suspendable_handshake import SuspendableHandshake
+from resumed._client.limits import BATCH_OPERATIONS
 from resumed._client.store import Operation, Put, Remove, Result, StoreClient, StoredSession
 from resumed._crypto.envelope import Envelope
 from resumed._crypto.keyring import Keyring
@@ -23,7 +24,7 @@ from resumed._policy.circuit_breaker import Breaker
 from resumed._policy.served_names import Expected
 from resumed._policy.session_policy import SessionPolicy
 from resumed._policy.stats import BUCKETS, Recorder
-from resumed._policy.write_queue import BATCH_OPERATIONS, BUSY_OPERATIONS, QUEUE_BYTES, PendingWrite, WriteQueue
+from resumed._policy.write_queue import BUSY_OPERATIONS, QUEUE_BYTES, PendingWrite, WriteQueue
 from support.waiting import until
 
 if TYPE_CHECKING:
