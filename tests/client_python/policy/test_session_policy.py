@@ -14,15 +14,17 @@ import pytest
 
 import resumed
 from resumed._async.suspendable_handshake import SuspendableHandshake
+from resumed._client.limits import BATCH_OPERATIONS
 from resumed._client.store import Operation, Put, Remove, Result, StoreClient, StoredSession
 from resumed._crypto.envelope import Envelope
 from resumed._crypto.keyring import Keyring
 from resumed._exceptions import UnsealError
+from resumed._policy import write_queue
 from resumed._policy.circuit_breaker import Breaker
 from resumed._policy.served_names import Expected
 from resumed._policy.session_policy import SessionPolicy
 from resumed._policy.stats import BUCKETS, Recorder
-from resumed._policy.write_queue import QUEUE_BYTES, PendingWrite, WriteQueue
+from resumed._policy.write_queue import BUSY_OPERATIONS, QUEUE_BYTES, PendingWrite, WriteQueue
 from support.waiting import until
 
 if TYPE_CHECKING:
@@ -46,6 +48,8 @@ class FakeStore(StoreClient):
         self.kept: dict[bytes, bytes] = {}
         self.gets: list[bytes] = []
         self.batches: list[list[Operation]] = []
+        self.sizes: list[int] = []
+        """Operations of each Batch that has begun."""
         self.gate = threading.Event()
         self.gate.set()
         self.failure: Exception | None = None
@@ -69,6 +73,7 @@ class FakeStore(StoreClient):
         return StoredSession(value, 1.0) if value is not None else None
 
     def batch(self, operations: Sequence[Operation], *, deadline: float | None = None) -> list[Result]:
+        self.sizes.append(len(operations))
         self._pass()
         self.batches.append(list(operations))
         if self.loses_answers:
@@ -856,6 +861,46 @@ class TestSending:
             shim.on_new_session(shim.issue_id(), ENVELOPE, 100, last=last)
         assert [len(batch) for batch in store.batches] == [2]
 
+    def test_the_first_ticket_of_a_handshake_is_sent_with_the_last_one(self) -> None:
+        store = FakeStore()
+        shim, _ = shim_on(store)
+        shim.on_new_session(shim.issue_id(), ENVELOPE, 100, last=False)
+        assert shim._write_queue._thread is None
+        shim.on_new_session(shim.issue_id(), ENVELOPE, 100, last=True)
+        until(lambda: store.sizes == [2])
+
+    def test_a_write_is_sent_at_once_and_those_behind_it_together(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(write_queue, "BUSY_PAUSE", PATIENCE)
+        store = FakeStore()
+        sender, _, clock = self.sender(store)
+        store.gate.clear()
+        for number in range(BUSY_OPERATIONS):
+            sender.submit(PendingWrite(b"%d" % number, b"value", int(clock.now) + 100, ""))
+            until(lambda: store.sizes == [1])
+        store.gate.set()
+        until(lambda: store.sizes == [1, BUSY_OPERATIONS - 1])
+        until(lambda: sender._idle)
+
+    def test_under_load_writes_gather_for_a_pause(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(write_queue, "BUSY_PAUSE", 10 * PATIENCE)
+        store = FakeStore()
+        sender, _, clock = self.sender(store)
+
+        def submit(number: int) -> int:
+            return sender.submit(PendingWrite(b"%d" % number, b"value", int(clock.now) + 100, ""))
+
+        store.gate.clear()
+        submit(0)
+        until(lambda: store.sizes == [1])
+        for number in range(BUSY_OPERATIONS):
+            submit(1 + number)
+        store.gate.set()
+        until(lambda: len(store.kept) == 1 + BUSY_OPERATIONS)
+        assert not sender.wait(submit(9), 0.1)
+        for number in range(BATCH_OPERATIONS - 1):
+            submit(10 + number)
+        until(lambda: store.sizes == [1, BUSY_OPERATIONS, BATCH_OPERATIONS])
+
     def test_waiting_ends_when_the_sessions_are_stored(self) -> None:
         store = FakeStore()
         shim, _ = shim_on(store, puts="wait")
@@ -874,7 +919,7 @@ class TestSending:
         store = FakeStore()
         sender, recorder, clock = self.sender(store)
         store.failure = resumed.StoreUnavailable("down")
-        sender.submit(PendingWrite(b"a", b"value", int(clock.now) + 100, "", 7.5))
+        sender.submit(PendingWrite(b"a", b"value", int(clock.now) + 100, "", 7.5), more=True)
         sender.submit(PendingWrite(b"b", b"value", int(clock.now) + 10, ""))
         clock.now += 60
         store.failure = None
