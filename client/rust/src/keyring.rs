@@ -251,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn a_changed_file_is_read_again_when_it_is_complete_and_an_unusable_one_is_not() {
+    fn a_change_is_used_when_it_is_complete_and_an_unusable_file_is_not() {
         let file = file(&line(1), 0o600);
         let keyring = Keyring::load(file.path()).unwrap();
         let id = keyring.issue_id("shop", 1);

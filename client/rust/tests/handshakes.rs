@@ -510,7 +510,7 @@ fn a_store_that_is_down_costs_a_full_handshake_and_is_found_again() {
     assert!(!one.breaker_open());
 }
 
-/// The first ClientHello of a client may have a thousand identities, each of which rustls has decrypted until one is.
+/// A `ClientHello` may have a thousand identities: rustls has each one decrypted, until one is.
 #[test]
 fn a_client_that_offers_many_sessions_costs_four_calls() {
     let Some(store) = shared_store() else { return };
