@@ -72,11 +72,11 @@ clean: ## Delete everything that the other targets have created
 ##@ Test
 
 .PHONY: test
-test: setup servers ## Run all tests
+test: setup redis ## Run all tests
 	$(BIN)/python -m pytest -n 4 --dist worksteal
 
-.PHONY: servers
-servers: # Valkey comes with the virtual environment
+.PHONY: redis
+redis: # Valkey comes with the virtual environment
 	@command -v redis-server >/dev/null || deploy/debian-packages redis-server
 
 .PHONY: faketime
@@ -84,7 +84,7 @@ faketime: # Steps the clock of a Valkey
 	@ls /usr/lib/*/faketime/libfaketime.so.1 >/dev/null 2>&1 || deploy/debian-packages libfaketime
 
 .PHONY: faults
-faults: setup servers faketime ## Break the server in every way under live TLS traffic, and report the effects (FAULTS=--help)
+faults: setup redis faketime ## Break the server in every way under live TLS traffic, and report the effects (FAULTS=--help)
 	$(BIN)/python tests/chaos/run.py $(FAULTS)
 
 .PHONY: dump
@@ -128,6 +128,11 @@ contexts-servers: preload-servers
 contexts: setup c-build contexts-servers ## Offer sessions to eleven servers where they may resume and where they must not; updates docs/contexts.md (CONTEXTS=--help)
 	$(BIN)/python tests/contexts/run.py $(or $(CONTEXTS),--write)
 
+.PHONY: servers
+servers: setup c-build ## Put libresumed-preload under two instances of each server of tests/servers/servers.toml; updates docs/servers.md; as root (SERVERS=--help)
+	@command -v mmdebstrap >/dev/null || deploy/debian-packages mmdebstrap
+	$(BIN)/python tests/servers/run.py $(or $(SERVERS),--write)
+
 .PHONY: contexts-ci
 contexts-ci: c-build # Enables the rows of C and nginx in `make test`
 	@test -x /usr/sbin/nginx || deploy/debian-packages nginx-light
@@ -149,7 +154,7 @@ $(BUILD)/grpcio-next/bin/.installed: pyproject.toml
 	@touch $@
 
 .PHONY: grpcio-next
-grpcio-next: $(BUILD)/grpcio-next/bin/.installed servers ## Test the server with the newest grpcio, release candidates included
+grpcio-next: $(BUILD)/grpcio-next/bin/.installed redis ## Test the server with the newest grpcio, release candidates included
 	$(BUILD)/grpcio-next/bin/pip install --quiet --upgrade --pre grpcio
 	$(BUILD)/grpcio-next/bin/python -c 'import grpc; print("grpcio", grpc.__version__)'
 	$(BUILD)/grpcio-next/bin/python -m pytest -n 2 tests/server/rpc
@@ -427,7 +432,7 @@ bench-frontends: # Those whose tools are installed; the benchmark lists the othe
 	@! command -v cargo >/dev/null || $(MAKE) --no-print-directory preload-servers
 
 .PHONY: bench
-bench: setup servers peers $(BIN)/.installed-bench $(if $(filter frontends,$(or $(ONLY),frontends)),bench-frontends) ## Measure speed, and write benchmarks/results (QUICK=1 for a look; ONLY="sources peers" ...)
+bench: setup redis peers $(BIN)/.installed-bench $(if $(filter frontends,$(or $(ONLY),frontends)),bench-frontends) ## Measure speed, and write benchmarks/results (QUICK=1 for a look; ONLY="sources peers" ...)
 	$(BIN)/python benchmarks/bench/run.py $(if $(QUICK),--quick --output $(BUILD)/bench) $(if $(ONLY),--only $(ONLY))
 
 ##@ Release
