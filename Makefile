@@ -9,6 +9,7 @@ PROTO  := $(wildcard protos/resumed/v1/*.proto)
 NODE   := client/node
 
 # Versions of tools that have a virtual environment of their own.
+TWINE       := 7.0.0
 SSLYZE      := 6.3.1
 PSYCOPG2    := 2.9.10
 CURL_CFFI   := 0.17.0
@@ -437,7 +438,13 @@ bench: setup redis peers $(BIN)/.installed-bench $(if $(filter frontends,$(or $(
 
 ##@ Release
 
-# Builds the packages of all registries, and uploads nothing.
+# In an environment of its own: no other target needs it.
+$(BUILD)/twine/bin/.installed-$(TWINE):
+	$(PYTHON) -m venv $(BUILD)/twine
+	$(BUILD)/twine/bin/pip install --quiet twine==$(TWINE)
+	@touch $@
+
+# Builds the packages of all registries, checks them by the registries' rules, and uploads nothing.
 .PHONY: release-check
-release-check: setup $(KUBERNETES)/helm $(if $(shell command -v npm),$(NODE)/node_modules/.installed) ## Check that this tree can be released: clean, versions, changelog, all packages (RELEASE=--dry-run; see RELEASING.md)
+release-check: setup $(KUBERNETES)/helm $(BUILD)/twine/bin/.installed-$(TWINE) $(if $(shell command -v npm),$(NODE)/node_modules/.installed) ## Check that this tree can be released: clean, versions, changelog, all packages (RELEASE=--dry-run; see RELEASING.md)
 	$(BIN)/python tests/project/release.py --output $(BUILD)/release $(RELEASE)
