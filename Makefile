@@ -385,8 +385,12 @@ $(KUBERNETES)/helm: $(BIN)/.installed
 manifests: $(KUBERNETES)/helm ## Render deploy/kubernetes/kustomize from the chart, and copy alerts and dashboards into the chart
 	$(BIN)/python deploy/kubernetes/render.py $(KUBERNETES)/helm
 
+$(KUBERNETES)/custom-resources.json: $(BIN)/.installed-deploy tests/deploy/custom_resources.py
+	@mkdir -p $(KUBERNETES)
+	$(BIN)/python tests/deploy/custom_resources.py $@
+
 .PHONY: deploy-tools
-deploy-tools: $(BIN)/.installed-deploy $(KUBERNETES)/helm
+deploy-tools: $(BIN)/.installed-deploy $(KUBERNETES)/helm $(KUBERNETES)/custom-resources.json
 
 .PHONY: deploy-test
 deploy-test: deploy-tools ## Check the chart, the manifests and the Dockerfile

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
-from deploy.kubernetes import CHART, VERSIONS, Refused, problems, rendered
+from deploy.kubernetes import CHART, VERSIONS, Refused, problems, rendered, rendered_together
 from deploy.objects import container, env, kinds, of, part, pod, pods
 from deploy.samples import CERTIFIED, EVERYTHING, EXTERNAL, GRANTED, MONITORED, OPERATED, REDIS, SCALED, TRACED
 from project.versions import project_version
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     Look = str | Callable[[list[Object]], Any]
     Effect = tuple[str, Any, Look, Any, Object]
 
+ENGINE: Object = {"redis": REDIS["redis"]}  # the embedded engine would refuse it
 PEER: Object = {"podSelector": {"matchLabels": {"a": "b"}}}
 LABEL: Object = {"a": "b"}
 RELABELING: Object = {"targetLabel": "a", "replacement": "b"}
@@ -84,7 +85,7 @@ EFFECTS = [
     effect("image.digest", f"sha256:{'a' * 64}", "container:image", f"resumed@sha256:{'a' * 64}"),
     effect("image.pullPolicy", "Always", "container:imagePullPolicy", "Always"),
     effect("imagePullSecrets", [{"name": "x"}], "pod:spec imagePullSecrets", [{"name": "x"}]),
-    effect("engine", "redis", lambda o: kinds(o) & {"StatefulSet", "Deployment"}, {"Deployment"}),
+    effect("engine", "redis", lambda o: kinds(o) & {"StatefulSet", "Deployment"}, {"Deployment"}, ENGINE),
     effect("embedded.capacity", "100MiB", "env:RESUMED_CAPACITY", "100MiB"),
     effect(
         "persistence.enabled", False, "mount:/var/lib/resumed", {"name": "sessions", "emptyDir": {"sizeLimit": "2Gi"}}
@@ -469,15 +470,28 @@ def test_every_value_is_described_and_has_its_effect_tested() -> None:
     assert [path for path, *_ in EFFECTS] == list(described) == list(present(default_values(), described))
 
 
-@pytest.mark.parametrize(("path", "value", "look", "seen", "given"), EFFECTS, ids=[path for path, *_ in EFFECTS])
-def test_value(path: str, value: Any, look: Look, seen: Any, given: Object) -> None:
-    values: Object = copy.deepcopy(REDIS | given if path == "engine" else given)
-    before = copy.deepcopy(values) if path != "engine" else {}
-    put(values, path, value)
-    after, found = rendered(values), (lambda objects: part(objects, look) if isinstance(look, str) else look(objects))
-    assert found(after) == seen
-    assert found(rendered(before)) != seen
-    assert [problem for each in after for problem in problems(each, VERSIONS[0])] == []
+@pytest.fixture(scope="module")
+def renderings() -> dict[str, list[Object]]:
+    """The objects by the values that render them: those of all effects, and those beside them."""
+    values = {}
+    for path, value, _, _, given in EFFECTS:
+        values[str(given)] = {} if path == "engine" else given
+        values[path] = copy.deepcopy(given)
+        put(values[path], path, value)
+    return dict(zip(values, rendered_together(list(values.values())), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("path", "look", "seen", "given"), [(path, *rest) for path, _, *rest in EFFECTS], ids=[path for path, *_ in EFFECTS]
+)
+def test_value(path: str, look: Look, seen: Any, given: Object, renderings: dict[str, list[Object]]) -> None:
+    before, after = (
+        part(objects, look) if isinstance(look, str) else look(objects)
+        for objects in (renderings[str(given)], renderings[path])
+    )
+    assert after == seen
+    assert before != seen
+    assert [problem for each in renderings[path] for problem in problems(each, VERSIONS[0])] == []
 
 
 def test_a_value_of_another_type_is_refused() -> None:

@@ -114,6 +114,7 @@ export class TicketSecrets {
     else if (own && now >= this.#recheckAt) await this.#recheck(own);
     else return;
     this.#begun = true;
+    if (own && wanted.length > 0) return; // the next secret is agreed on, and the present one was not compared
     this.#recheckAt = now + Math.min(this.#rotation, MAX_RECHECK_SECONDS) * (0.5 + this.#random() / 2);
   }
 

@@ -318,6 +318,19 @@ def test_a_lost_secret_is_stored_again(fleet: Fleet) -> None:
     assert name(later, fleet.now) == name(frontend, fleet.now) == before
 
 
+def test_a_secret_is_compared_with_the_stores_within_an_hour_although_the_next_is_agreed_on(fleet: Fleet) -> None:
+    fleet.now += ROTATION * 5 / 6
+    one = fleet.frontend(spread=1.0)
+    one.step()
+    fleet.store.values.clear()
+    other = fleet.frontend()
+    for _ in range(61):
+        for frontend in (other, one):
+            frontend.step()
+        fleet.now += 60
+    assert name(one, fleet.now) == name(other, fleet.now)
+
+
 def test_a_secret_that_may_be_lost_is_stored_again_at_once(fleet: Fleet) -> None:
     frontend = fleet.frontend()
     frontend.step()

@@ -189,7 +189,8 @@ class TicketSecrets:
         if wanted or openers:
             self._agree(wanted, openers)
             self._loaded = True
-            self._recheck_at = now + self._recheck_seconds()
+            if present in wanted:
+                self._recheck_at = now + self._recheck_seconds()
         elif now >= self._recheck_at:
             self._recheck(self._agreed[present.start])
             self._recheck_at = now + self._recheck_seconds()
