@@ -150,7 +150,7 @@ def test_a_job_of_operators_purges_the_namespace_that_they_set() -> None:
     """By the commands of docs/kubernetes.md, without the cluster that makes a Job of the CronJob."""
     cron = part(rendered(OPERATED), "CronJob-purge:")
     job = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "purge-shop"}} | cron["spec"]["jobTemplate"]
-    command = [KUBECTL, "set", "env", "--local", "--filename=-", "NAMESPACE=shop", "--output=yaml"]
+    command = [str(KUBECTL), "set", "env", "--local", "--filename=-", "NAMESPACE=shop", "--output=yaml"]
     changed = subprocess.run(command, input=yaml.safe_dump(job), stdout=subprocess.PIPE, text=True, check=True).stdout
     (one,) = yaml.safe_load(changed)["spec"]["template"]["spec"]["containers"]
     assert one["env"] == [{"name": "NAMESPACE", "value": "shop"}]
@@ -190,7 +190,7 @@ def test_a_job_of_operators_purges_the_namespace_that_they_set() -> None:
     ids=["plaintext", "default", "large", "external"],
 )
 def test_the_notes_warn_of(values: Object, warned: list[str]) -> None:
-    command = [HELM, "install", "resumed", CHART, "--dry-run=client", "--values", "-"]
+    command = [str(HELM), "install", "resumed", str(CHART), "--dry-run=client", "--values", "-"]
     printed = subprocess.run(
         command, input=yaml.safe_dump(values), stdout=subprocess.PIPE, text=True, check=True
     ).stdout
