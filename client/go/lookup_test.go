@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"maps"
 	"net"
+	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -169,6 +170,71 @@ func TestSlowBatchesDoNotHideLateLookups(t *testing.T) {
 			t.Fatal(stored, s.BreakerOpen())
 		}
 	})
+}
+
+// A session is sent at once, those that come during the call together, and after a Batch of several the next one gathers more.
+func TestBatches(t *testing.T) {
+	inBubble(t, Options{}, func(t *testing.T, s *Installation, store *fakeStore) {
+		store.set(time.Millisecond, nil)
+		start := time.Now()
+		for _, step := range []struct {
+			at             time.Duration
+			submit, called int // sessions, and Batches that have begun by then
+		}{
+			{0, 1, 1},
+			{500 * time.Microsecond, busyOperations - 1, 1},
+			{1500 * time.Microsecond, busyOperations, 2},
+			{2500 * time.Microsecond, 1, 3},
+			{4 * time.Millisecond, 1, 3},
+			{3*time.Millisecond + busyPause - 1, 0, 3},
+			{3*time.Millisecond + busyPause + 1, 0, 4},
+			{time.Second, 1, 5},
+			{2 * time.Second, busyOperations, 6},
+		} {
+			time.Sleep(time.Until(start.Add(step.at)))
+			for n := range step.submit {
+				key := storeKey{byte(step.at / 500_000), byte(n)}
+				s.sender.submit(item{key: key, value: []byte("value"), notAfter: s.now().Add(time.Hour)})
+			}
+			if synctest.Wait(); store.called("Batch") != step.called {
+				t.Fatal(step.at, store.called("Batch"))
+			}
+		}
+		time.Sleep(2 * time.Millisecond)
+		var sizes []int
+		for _, batch := range store.batches {
+			sizes = append(sizes, len(batch))
+		}
+		if want := []int{1, busyOperations - 1, busyOperations, 2, 1, busyOperations}; !slices.Equal(sizes, want) {
+			t.Fatal(sizes)
+		}
+	})
+}
+
+// Flush ends the pause of a sender under load, and so does a Batch that is full.
+func TestPauseEndsWithAFullBatch(t *testing.T) {
+	for _, full := range []bool{false, true} {
+		inBubble(t, Options{}, func(t *testing.T, s *Installation, store *fakeStore) {
+			submit := func(count int) {
+				for n := range count {
+					key := storeKey{byte(n), byte(n >> 8), byte(count)}
+					s.sender.submit(item{key: key, value: []byte("value"), notAfter: s.now().Add(time.Hour)})
+				}
+			}
+			submit(busyOperations)
+			synctest.Wait()
+			start := time.Now()
+			if full {
+				submit(batchOperations)
+			} else {
+				submit(1)
+				check(t, s.Flush(t.Context()))
+			}
+			if synctest.Wait(); store.called("Batch") != 2 || time.Since(start) != 0 {
+				t.Fatal(store.called("Batch"), time.Since(start))
+			}
+		})
+	}
 }
 
 // Batches that fail do not keep handshakes from look-ups: a server whose disk is full still answers those.

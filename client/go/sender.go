@@ -22,6 +22,10 @@ const (
 	maxRemoved = 16_384
 	// firstRetryPause and maxRetryPause bound the pause before a failed Batch is sent again; it doubles with each failure in a row.
 	firstRetryPause, maxRetryPause = 50 * time.Millisecond, 800 * time.Millisecond
+	// busyOperations is the number of operations of a Batch that shows load: a Batch of any size costs about as much as a resumption,
+	// so the next one gathers more, for busyPause. Until then a client that comes back is looked up again.
+	busyOperations = 3
+	busyPause      = 5 * time.Millisecond
 	// flushFailures is the number of Batches in a row that fail before flush gives up.
 	flushFailures = 3
 )
@@ -60,12 +64,14 @@ type sender struct {
 	finished  uint64
 	failures  int // Batches in a row that failed
 	closed    bool
+	due       chan struct{} // has one element when no Batch has to wait for more items
 }
 
 func newSender(s *Installation) *sender {
 	sender := &sender{
 		store: s.store, namespace: s.options.Namespace, recorder: &s.recorder, limit: s.recordLimit,
 		logger: s.options.Logger, now: s.now, removing: map[storeKey]struct{}{},
+		due: make(chan struct{}, 1),
 	}
 	sender.changed = sync.NewCond(&sender.mu)
 	return sender
@@ -85,6 +91,9 @@ func (s *sender) submit(item item) {
 	}
 	s.bytes += item.size()
 	s.submitted++
+	if len(s.queue) >= batchOperations {
+		s.endPause()
+	}
 	s.changed.Broadcast()
 }
 
@@ -130,6 +139,7 @@ func (s *sender) flush(ctx context.Context) error {
 	defer context.AfterFunc(ctx, s.wake)()
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.endPause()
 	for last := s.submitted; s.finished < last; s.changed.Wait() {
 		if err := context.Cause(ctx); err != nil {
 			return err
@@ -156,9 +166,30 @@ func (s *sender) run(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
-		if !s.send(ctx, batch) {
+		switch {
+		case !s.send(ctx, batch):
 			pause(ctx, s.retryPause())
+		case len(batch) >= busyOperations:
+			s.gather(ctx)
 		}
+	}
+}
+
+// gather pauses so that the next Batch has more items, until it is full or to be flushed.
+func (s *sender) gather(ctx context.Context) {
+	pause, cancel := context.WithTimeout(ctx, busyPause)
+	defer cancel()
+	select {
+	case <-pause.Done():
+	case <-s.due:
+	}
+}
+
+// endPause ends the present or the next pause of gather.
+func (s *sender) endPause() {
+	select {
+	case s.due <- struct{}{}:
+	default:
 	}
 }
 
