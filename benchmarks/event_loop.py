@@ -39,7 +39,7 @@ from support.server import running_server
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator
 
-LOOKUPS = ("in the loop", "while it rests", "mirror")
+LOOKUPS = ("in the loop", "suspended", "mirror")
 LOOPS = ("asyncio", "uvloop")
 _INTERVAL = 0.001
 

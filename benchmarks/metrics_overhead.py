@@ -39,14 +39,14 @@ if TYPE_CHECKING:
 
     from support.server import RunningServer
 
-FRONTS = ("grpcio", "native")
+TRANSPORTS = ("grpcio", "native")
 SCRAPE_SECONDS = 1.0
 """A fifteenth of Prometheus' usual interval."""
 SERVICE = DESCRIPTOR.services_by_name["SessionStoreService"].full_name
 
 
 @contextlib.contextmanager
-def run_scraped(front: str) -> Iterator[RunningServer]:
+def run_scraped(transport: str) -> Iterator[RunningServer]:
     """Run a server, and scrape its metrics periodically."""
     stopped = threading.Event()
 
@@ -55,7 +55,7 @@ def run_scraped(front: str) -> Iterator[RunningServer]:
             with urllib.request.urlopen(f"http://{address}/metrics") as response:
                 response.read()
 
-    with running_server("--transport", front, "--metrics-listen", "127.0.0.1:0") as server:
+    with running_server("--transport", transport, "--metrics-listen", "127.0.0.1:0") as server:
         (address,) = server.log_lines("listening")[0]["metrics"]
         thread = threading.Thread(target=scrape, args=(address,))
         thread.start()
@@ -73,7 +73,7 @@ class Collector(trace_service_pb2_grpc.TraceServiceServicer):
 
 
 @contextlib.contextmanager
-def run_traced(front: str, share: float) -> Iterator[RunningServer]:
+def run_traced(transport: str, share: float) -> Iterator[RunningServer]:
     """Run a server that records spans for a share of its calls."""
     collector = grpc.server(ThreadPoolExecutor(2))
     trace_service_pb2_grpc.add_TraceServiceServicer_to_server(Collector(), collector)  # type: ignore[no-untyped-call]
@@ -84,7 +84,7 @@ def run_traced(front: str, share: float) -> Iterator[RunningServer]:
         "OTEL_TRACES_SAMPLER": "traceidratio",
         "OTEL_TRACES_SAMPLER_ARG": str(share),
     }
-    with running_server("--transport", front, "--otel", env=env) as server:
+    with running_server("--transport", transport, "--otel", env=env) as server:
         yield server
     collector.stop(None)
 
@@ -114,18 +114,21 @@ def main() -> None:
     keys = [os.urandom(32) for _ in range(options.calls)]
     measured = "metrics" if options.spans is None else f"spans of {options.spans:.0%} of calls"
     table = Table(
-        *("front", "a Get without, us", f"with {measured}", "with ÷ without: median (quartiles)", "wanted"),
+        *("transport", "a Get without, us", f"with {measured}", "with ÷ without: median (quartiles)", "wanted"),
         box=box.MARKDOWN if options.markdown else box.HEAVY_HEAD,
     )
-    for front in FRONTS:
+    for transport in TRANSPORTS:
         with contextlib.ExitStack() as exit_stack:
-            observed = run_scraped(front) if options.spans is None else run_traced(front, options.spans)
-            pair = [exit_stack.enter_context(running_server("--transport", front)), exit_stack.enter_context(observed)]
+            observed = run_scraped(transport) if options.spans is None else run_traced(transport, options.spans)
+            pair = [
+                exit_stack.enter_context(running_server("--transport", transport)),
+                exit_stack.enter_context(observed),
+            ]
             for server in pair:
                 bodies = [put_request(key).SerializeToString() for key in keys]
                 make_unary_calls(server.target, f"/{SERVICE}/Put", bodies, connections=CONNECTIONS, at_once=AT_ONCE)
             rounds: list[list[float]] = []
-            for turn in track(range(options.rounds + 1), front, console=Console(stderr=True), transient=True):
+            for turn in track(range(options.rounds + 1), transport, console=Console(stderr=True), transient=True):
                 order = pair if turn % 2 else pair[::-1]
                 found = [measure(server, keys) for server in order]
                 rounds.append(found if turn % 2 else found[::-1])
@@ -133,7 +136,7 @@ def main() -> None:
         ratios = [slow / fast for fast, slow in zip(without, with_metrics, strict=True)]
         wanted = "≤ 1.05" if options.spans is None else ""
         table.add_row(
-            front,
+            transport,
             format_spread(without, 1e6, 1),
             format_spread(with_metrics, 1e6, 1),
             format_spread(ratios, 1, 3),

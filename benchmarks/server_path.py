@@ -37,14 +37,14 @@ from benchmarks.engines import (
     redis_benchmark,
 )
 from benchmarks.measuring import bind_to_cores, cpu_seconds, percentiles, process_tree, spread
-from resumed_server.preflight import verified
+from resumed_server.preflight import verify_settings
 from support.redis import redis_server
 from support.server import running_server
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-FRONTS = ("grpcio", "native")
+TRANSPORTS = ("grpcio", "native")
 UNIX = ", unix socket"
 OTHER_THREADS = f"{EMPTY}, grpcio's threads"
 REDIS = "redis-benchmark"
@@ -61,23 +61,27 @@ class Ratio(NamedTuple):
 
 
 RATIOS = (
-    Ratio("Get, grpcio front ÷ empty handler", ("grpcio", "Get", 1), (EMPTY, "Get", 1), 0.85),
+    Ratio("Get, grpcio transport ÷ empty handler", ("grpcio", "Get", 1), (EMPTY, "Get", 1), 0.85),
     Ratio("empty handler, grpcio's threads ÷ the store's", (OTHER_THREADS, "Get", 1), (EMPTY, "Get", 1)),
-    Ratio("Get, native front ÷ grpcio front", ("native", "Get", 1), ("grpcio", "Get", 1), 4),
-    Ratio("Put, native front ÷ grpcio front", ("native", "Put", 1), ("grpcio", "Put", 1)),
-    Ratio("Take, native front ÷ grpcio front", ("native", "Take", 1), ("grpcio", "Take", 1)),
+    Ratio("Get, native transport ÷ grpcio transport", ("native", "Get", 1), ("grpcio", "Get", 1), 4),
+    Ratio("Put, native transport ÷ grpcio transport", ("native", "Put", 1), ("grpcio", "Put", 1)),
+    Ratio("Take, native transport ÷ grpcio transport", ("native", "Take", 1), ("grpcio", "Take", 1)),
     *(
         Ratio(
-            f"look-ups, {front} front, Batch({BATCH}) ÷ {REDIS} GET",
-            (front, "Batch of Gets", BATCH),
+            f"look-ups, {transport} transport, Batch({BATCH}) ÷ {REDIS} GET",
+            (transport, "Batch of Gets", BATCH),
             (REDIS, "GET", 1),
             1.5,
         )
-        for front in FRONTS
+        for transport in TRANSPORTS
     ),
     *(
-        Ratio(f"{operation}, {front} front, unix socket ÷ TCP", (front + UNIX, operation, 1), (front, operation, 1))
-        for front in FRONTS
+        Ratio(
+            f"{operation}, {transport} transport, unix socket ÷ TCP",
+            (transport + UNIX, operation, 1),
+            (transport, operation, 1),
+        )
+        for transport in TRANSPORTS
         for operation in ("Get", "Put")
     ),
 )
@@ -94,10 +98,10 @@ def run_servers(threads: int) -> Iterator[tuple[list[Subject], Callable[[int, _R
             target, process = exit_stack.enter_context(run_empty_server(threads, executor))
             subjects.append(Subject(name, target, [process]))
         directory = exit_stack.enter_context(tempfile.TemporaryDirectory())
-        for front in FRONTS:
-            options = ("--transport", front, "--threads", str(threads))
-            path = f"unix:{directory}/{front}"
-            for name, listen in ((front, "127.0.0.1:0"), (front + UNIX, path)):
+        for transport in TRANSPORTS:
+            options = ("--transport", transport, "--threads", str(threads))
+            path = f"unix:{directory}/{transport}"
+            for name, listen in ((transport, "127.0.0.1:0"), (transport + UNIX, path)):
                 server = exit_stack.enter_context(running_server(*options, listen=listen))
                 subjects.append(Subject(name, server.target, process_tree(server.process.pid)))
         redis = exit_stack.enter_context(redis_server())
@@ -189,7 +193,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--calls", type=int, default=5_000, help="sessions in each round of an operation")
-    parser.add_argument("--threads", type=int, default=verified().threads, help="number of threads for calls")
+    parser.add_argument("--threads", type=int, default=verify_settings().threads, help="number of threads for calls")
     parser.add_argument("--markdown", action="store_true", help="print the tables of results/server.md")
     options = parser.parse_args()
     started = time.monotonic()

@@ -52,7 +52,7 @@ def measure(options: Options) -> Results:
     results.judge("mirror memory for each session over its value", "≤", 200, {"": [memory - VALUE_BYTES]}, "bytes")
     rows = [[name, *(spread(figures[name, kind]) for kind in MEASURED)] for name in sizes]
     results.tables.append(
-        ("p50 by the number of sessions, grpcio front, ssl, TLS 1.2, P-256", ["sessions", *MEASURED], rows)
+        ("p50 by the number of sessions, grpcio transport, ssl, TLS 1.2, P-256", ["sessions", *MEASURED], rows)
     )
     results.figures = {kind: {name: statistics.median(figures[name, kind]) for name in sizes} for kind in MEASURED}
     return results

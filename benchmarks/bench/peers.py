@@ -67,7 +67,7 @@ def run_pairs(
 ) -> Iterator[dict[str, list[Endpoint]]]:
     """Run two frontends of each kind."""
     ours: dict[str, tuple[str, tuple[str, ...]]] = {OURS: (stores["grpcio"], (*OPTIONS, "--mirror"))}
-    ours |= {f"resumed: ssl, call, {front} front": (target, OPTIONS) for front, target in stores.items()}
+    ours |= {f"resumed: ssl, call, {transport} transport": (target, OPTIONS) for transport, target in stores.items()}
     wanted = [Frontend("ssl", key, target, chosen) for target, chosen in ours.values() for _ in range(2)]
     with rig.run_frontends(wanted) as endpoints, contextlib.ExitStack() as exit_stack:
         kinds = {}

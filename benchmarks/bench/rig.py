@@ -35,7 +35,7 @@ CLIENTS, FRONTENDS = CORES[0], CORES[-1]
 FRONTEND = Path(__file__).with_name("frontend.py")
 KEYS = {"P-256": trustme.KeyType.ECDSA, "RSA-2048": trustme.KeyType.RSA}
 VERSIONS = ("1.2", "1.3")
-FRONTS = ("grpcio", "native")
+TRANSPORTS = ("grpcio", "native")
 REQUEST = b"who\n"
 """A request, to which frontends respond with one line."""
 WARM_UP = 3
@@ -114,16 +114,18 @@ class Rig:
         """Return the file with the fleet key of all frontends with this certificate."""
         return self._fleets[key].keyring
 
-    def run_store(self, front: str = "grpcio", *options: str) -> str:
+    def run_store(self, transport: str = "grpcio", *options: str) -> str:
         """Start a store and return its target."""
         with bind_to_cores({CLIENTS}):
-            server = running_server("--transport", front, *options)
+            server = running_server("--transport", transport, *options)
             return self._exit_stack.enter_context(server).target
 
     def run_stores(self) -> dict[str, str]:
         """Start a store with each installed gRPC transport; return the targets."""
-        fronts = [front for front in FRONTS if front == "grpcio" or importlib.util.find_spec("pygrpc_native")]
-        return {front: self.run_store(front) for front in fronts}
+        transports = [
+            transport for transport in TRANSPORTS if transport == "grpcio" or importlib.util.find_spec("pygrpc_native")
+        ]
+        return {transport: self.run_store(transport) for transport in transports}
 
     @contextlib.contextmanager
     def run_frontends(self, wanted: Sequence[Frontend]) -> Iterator[list[Endpoint]]:

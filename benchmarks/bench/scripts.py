@@ -83,7 +83,7 @@ def event_loop(results: Results, parsed: list[Table]) -> None:
     cases = {
         f"TLS {version}": [float(held.split("/")[1])]
         for loop, version, lookups, _, held, *_ in parsed[0][1:]
-        if (loop, lookups) == ("asyncio", "while it rests")
+        if (loop, lookups) == ("asyncio", "suspended")
     }
     what = "asyncio server, store answering in 20 ms: event loop held up by look-ups, p99"
     results.judge(what, "≤", 2, cases, "ms")

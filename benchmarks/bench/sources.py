@@ -13,7 +13,7 @@ from collections import defaultdict
 from typing import TYPE_CHECKING
 
 from benchmarks.bench.results import Results, ratios
-from benchmarks.bench.rig import FRONTS, REQUEST, VERSIONS, Case, Frontend, Rig, negotiate, offer_sessions, shuffled
+from benchmarks.bench.rig import REQUEST, TRANSPORTS, VERSIONS, Case, Frontend, Rig, negotiate, offer_sessions, shuffled
 from benchmarks.measuring import spread
 from resumed_server.cli.tls_client import Client
 from support.tls import STACKS
@@ -43,7 +43,10 @@ def frontend_pairs(stores: Mapping[str, str], stack: Stack, key: str) -> dict[st
         "no shim": [Frontend(stack, key)],
         "dictionary": [Frontend(stack, key, None, ("--dictionary",))],
         "mirror": [Frontend(stack, key, stores["grpcio"], (*OPTIONS, "--mirror"))] * 2,
-        **{f"call, {front} front": [Frontend(stack, key, target, OPTIONS)] * 2 for front, target in stores.items()},
+        **{
+            f"call, {transport} transport": [Frontend(stack, key, target, OPTIONS)] * 2
+            for transport, target in stores.items()
+        },
     }
 
 
@@ -100,11 +103,11 @@ def judge(results: Results, figures: Mapping[Case, Figures]) -> None:
         "resumed via mirror ÷ from a local dictionary, p50", "≤", 1.15, over("resumed, mirror", "resumed, dictionary")
     )
     results.judge("resumed via mirror ÷ full, p50, TLS 1.2, P-256", "≤", 0.35, over("resumed, mirror", full, tls12))
-    for front, limit in (("grpcio", 0.75), ("native", 0.60)):
-        what = f"resumed via one call, {front} front ÷ full, p50, TLS 1.2, P-256"
-        results.judge(what, "≤", limit, over(f"resumed, call, {front} front", full, tls12))
+    for transport, limit in (("grpcio", 0.75), ("native", 0.60)):
+        what = f"resumed via one call, {transport} transport ÷ full, p50, TLS 1.2, P-256"
+        results.judge(what, "≤", limit, over(f"resumed, call, {transport} transport", full, tls12))
     results.judge("full with the shim, Puts in the background ÷ full without", "≤", 1.10, over("full, mirror", full))
-    names = ("dictionary", "mirror", *(f"call, {front} front" for front in FRONTS))
+    names = ("dictionary", "mirror", *(f"call, {transport} transport" for transport in TRANSPORTS))
     kinds = [full, "full, mirror", *(f"resumed, {name}" for name in names if f"resumed, {name}" in figures[FIRST])]
     headings = ["stack", "TLS", "key", *(kind.replace("full, mirror", "full, shim") for kind in kinds)]
     rows = [

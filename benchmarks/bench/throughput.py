@@ -39,7 +39,10 @@ def frontend_pairs(stores: Mapping[str, str], stack: Stack, key: str) -> dict[st
         ALONE: [Frontend(stack, key)] * 2,
         STICKY: [Frontend(stack, key, None, ("--dictionary",))],
         "mirror": [Frontend(stack, key, stores["grpcio"], (*OPTIONS, "--mirror"))] * 2,
-        **{f"call, {front} front": [Frontend(stack, key, target, OPTIONS)] * 2 for front, target in stores.items()},
+        **{
+            f"call, {transport} transport": [Frontend(stack, key, target, OPTIONS)] * 2
+            for transport, target in stores.items()
+        },
     }
 
 
@@ -84,7 +87,7 @@ def evaluate(rates: Mapping[Case, Mapping[str, list[float]]], shares: Mapping[st
     """Compare the figures with the target."""
     results = Results()
     what = "connections/s of two frontends, 90 % offer a session: {} ÷ no sharing, TLS 1.2, P-256"
-    for name in ("mirror", "call, grpcio front", "call, native front"):
+    for name in ("mirror", "call, grpcio transport", "call, native transport"):
         tls12 = {
             str(case): ratios(found[name], found[ALONE])
             for case, found in rates.items()

@@ -38,6 +38,7 @@ type fakeStore struct {
 	old     bool          // whether the server knows no stream of removals
 	silent  bool          // whether streams have no further responses
 	maxTTL  time.Duration // of a Put; 0 is none
+	lost    bool          // whether the store has lost its storage, so that no stream continues
 	stall   time.Duration // for which this process stands still in each call, and notices its deadline only then
 }
 
@@ -249,10 +250,17 @@ type fakeStream struct {
 	events chan *pb.WatchEvent
 	begun  bool
 	live   bool
+
+	continued bool
 }
 
-func (*fakeStream) SendMsg(any) error { return nil }
-func (*fakeStream) CloseSend() error  { return nil }
+func (s *fakeStream) SendMsg(request any) error {
+	s.store.mu.Lock()
+	defer s.store.mu.Unlock()
+	s.continued = len(request.(*pb.WatchRequest).GetPosition()) > 0 && !s.store.lost
+	return nil
+}
+func (*fakeStream) CloseSend() error { return nil }
 
 func (s *fakeStream) RecvMsg(reply any) error {
 	response := reply.(*pb.WatchResponse)
@@ -262,7 +270,7 @@ func (s *fakeStream) RecvMsg(reply any) error {
 	s.begun = true
 	s.store.mu.Unlock()
 	if first {
-		response.Position = []byte{0}
+		response.Position, response.Continued = []byte{0}, s.continued
 		return nil
 	}
 	if events := s.rest(); len(events) > 0 { // before the first response that is live

@@ -27,12 +27,22 @@ import (
 	pb "github.com/resumed/resumed/client/go/resumedv1"
 )
 
-// onBothVersions runs test for TLS 1.2 and TLS 1.3, each in a namespace of its own on one store.
+// onBothVersions runs test for TLS 1.2 and TLS 1.3 on one store.
 func onBothVersions(t *testing.T, test func(t *testing.T, store *realStore, version uint16)) {
 	t.Helper()
-	store := sharedStore(t)
+	forBothVersions(t, sharedStore, test)
+}
+
+// withOwnStores runs test for TLS 1.2 and TLS 1.3, each on a store that it may harm.
+func withOwnStores(t *testing.T, test func(t *testing.T, store *realStore, version uint16)) {
+	t.Helper()
+	forBothVersions(t, ownStore, test)
+}
+
+func forBothVersions(t *testing.T, launch func(testing.TB) *realStore, test func(t *testing.T, store *realStore, version uint16)) {
+	t.Helper()
 	for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
-		t.Run(tls.VersionName(version), func(t *testing.T) { test(t, store, version) })
+		t.Run(tls.VersionName(version), func(t *testing.T) { test(t, launch(t), version) })
 	}
 }
 
@@ -214,45 +224,42 @@ func TestHelloRetryRequest(t *testing.T) {
 
 // A store that is down or hangs fails no handshake, and resumption comes back with it.
 func TestOutage(t *testing.T) {
-	for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
-		t.Run(tls.VersionName(version), func(t *testing.T) {
-			store := ownStore(t)
-			config := newServer()
-			sessions := wrap(t, config, store.connect(t), Options{Deadline: defaultDeadline})
-			address := listen(t, config)
-			client := newClient(version)
-			eventually(t, "resumption", func() bool { return resumes(t, address, client) })
-			flush(t, sessions)
+	withOwnStores(t, func(t *testing.T, store *realStore, version uint16) {
+		config := newServer()
+		sessions := wrap(t, config, store.connect(t), Options{Deadline: defaultDeadline})
+		address := listen(t, config)
+		client := newClient(version)
+		eventually(t, "resumption", func() bool { return resumes(t, address, client) })
+		flush(t, sessions)
 
-			check(t, store.process.Signal(syscall.SIGSTOP)) // hangs
-			frozen := freeze(t, client)
-			visitInVain := func() {
-				if resumes(t, address, frozen) {
-					t.Fatal("resumed without a store")
-				}
+		check(t, store.process.Signal(syscall.SIGSTOP)) // hangs
+		frozen := freeze(t, client)
+		visitInVain := func() {
+			if resumes(t, address, frozen) {
+				t.Fatal("resumed without a store")
 			}
-			// A machine that stands still now and then makes calls late that do not count.
-			eventually(t, "an open breaker", func() bool { visitInVain(); return sessions.BreakerOpen() })
-			before := sessions.Stats().Misses
-			for range 20 {
-				visitInVain()
-			}
-			misses := sessions.Stats().Misses
-			if misses["timeout"] != before["timeout"] || misses["breaker-open"] != before["breaker-open"]+20 {
-				t.Fatal(before, misses)
-			}
-			check(t, store.process.Signal(syscall.SIGCONT))
-			eventually(t, "resumption after a hang", func() bool { return resumes(t, address, client) })
+		}
+		// A machine that stands still now and then makes calls late that do not count.
+		eventually(t, "an open breaker", func() bool { visitInVain(); return sessions.BreakerOpen() })
+		before := sessions.Stats().Misses
+		for range 20 {
+			visitInVain()
+		}
+		misses := sessions.Stats().Misses
+		if misses["timeout"] != before["timeout"] || misses["breaker-open"] != before["breaker-open"]+20 {
+			t.Fatal(before, misses)
+		}
+		check(t, store.process.Signal(syscall.SIGCONT))
+		eventually(t, "resumption after a hang", func() bool { return resumes(t, address, client) })
 
-			check(t, store.process.Kill()) // is down
-			eventually(t, "an open breaker", func() bool {
-				if resumes(t, address, client) {
-					t.Fatal("resumed without a store")
-				}
-				return sessions.BreakerOpen()
-			})
+		check(t, store.process.Kill()) // is down
+		eventually(t, "an open breaker", func() bool {
+			if resumes(t, address, client) {
+				t.Fatal("resumed without a store")
+			}
+			return sessions.BreakerOpen()
 		})
-	}
+	})
 }
 
 // Servers of a store that are gone, or accept connections and say nothing, cost no resumption while another answers.

@@ -86,6 +86,8 @@ func TestConstantsAreThoseOfAllClients(t *testing.T) {
 		"queue_bytes":               float64(queueBytes),
 		"queue_item_bytes":          float64(itemBytes),
 		"batch_operations":          float64(batchOperations),
+		"busy_batch_operations":     float64(busyOperations),
+		"busy_batch_pause_ms":       ms(busyPause),
 		"batch_deadline_ms":         ms(batchDeadline),
 		"batch_retry_ms":            firstAndMax(firstRetryPause, maxRetryPause),
 		"max_value_bytes":           float64(maxValue),
@@ -101,6 +103,9 @@ func TestConstantsAreThoseOfAllClients(t *testing.T) {
 		"agreement_retry_ms":               firstAndMax(firstAgreementRetry, maxAgreementRetry),
 		"unknown_name_pause_ms":            ms(unknownNamePause),
 		"max_removals":                     float64(maxRemovals),
+		"max_own_removals":                 float64(maxOwnRemovals),
+		"max_removal_seconds":              maxRemoval.Seconds(),
+		"next_secret_parts":                float64(nextWithin),
 		"max_session_bytes":                float64(maxTicketSession),
 	} {
 		if !reflect.DeepEqual(constants[name], value) {

@@ -176,6 +176,10 @@ func (o *Options) complete() error {
 	o.Sessions = cmp.Or(o.Sessions, StoredSessions)
 	o.Rotation = cmp.Or(o.Rotation, defaultRotation)
 	o.RevocationGrace = cmp.Or(o.RevocationGrace, defaultRevocationGrace)
+	if o.Sessions == TicketSessions && o.Lifetime+o.Rotation > maxRemoval {
+		return fmt.Errorf("resumed: Lifetime and Rotation must be 7 days together at most, not %v and %v: the server keeps the removal of a "+
+			"ticket no longer", o.Lifetime, o.Rotation)
+	}
 	o.MaxLookups = cmp.Or(o.MaxLookups, defaultMaxLookups)
 	o.Logger = cmp.Or(o.Logger, slog.Default())
 	return nil

@@ -53,7 +53,7 @@ func sharedStore(t testing.TB) *realStore {
 
 var (
 	launchShared = sync.OnceValue(func() *realStore {
-		store := launchStore()
+		store := launchStore("127.0.0.1:0")
 		if store != nil {
 			stopShared = store.stop
 		}
@@ -71,7 +71,13 @@ func TestMain(m *testing.M) {
 // ownStore is a store that the test may harm.
 func ownStore(t testing.TB) *realStore {
 	t.Helper()
-	store := launchStore()
+	return ownStoreAt(t, "127.0.0.1:0")
+}
+
+// ownStoreAt is an empty store at an address.
+func ownStoreAt(t testing.TB, address string) *realStore {
+	t.Helper()
+	store := launchStore(address)
 	if store == nil {
 		t.Skip("needs a store: put the resumed command into PATH, or its path into RESUMED_COMMAND")
 	}
@@ -80,7 +86,7 @@ func ownStore(t testing.TB) *realStore {
 }
 
 // launchStore returns a store that is ready, or nil where there is no command to start one.
-func launchStore() *realStore {
+func launchStore(address string) *realStore {
 	command := os.Getenv("RESUMED_COMMAND")
 	if command == "" {
 		var err error
@@ -88,7 +94,7 @@ func launchStore() *realStore {
 			return nil
 		}
 	}
-	serve := exec.Command(command, "serve", "--listen", "127.0.0.1:0", "--workers", "1", "--shutdown-delay", "0s")
+	serve := exec.Command(command, "serve", "--listen", address, "--workers", "1", "--shutdown-delay", "0s")
 	log, err := serve.StderrPipe()
 	if err != nil {
 		panic(err)
@@ -97,12 +103,12 @@ func launchStore() *realStore {
 		panic(err)
 	}
 	read := make(chan struct{})
-	store := &realStore{process: serve.Process, stop: func() {
+	store := &realStore{process: serve.Process, stop: sync.OnceFunc(func() {
 		_ = serve.Process.Signal(syscall.SIGCONT)
 		_ = serve.Process.Signal(syscall.SIGTERM)
 		<-read
 		_ = serve.Wait()
-	}}
+	})}
 	ready := make(chan struct{})
 	go func() {
 		defer close(read)

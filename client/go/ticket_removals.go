@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -14,6 +15,10 @@ import (
 const (
 	// maxRemovals is the number of removals that a frontend keeps; beyond it, it forgets them and refuses all tickets from before.
 	maxRemovals = 262_144
+	// maxOwnRemovals is the number of its own removals that a frontend sends again to a store that has lost its storage.
+	maxOwnRemovals = 16_384
+	// maxRemoval is the longest time for which the server keeps a removal or a claim.
+	maxRemoval = 7 * 24 * time.Hour
 	// staleStream is the time without a response after which a stream of removals is lost.
 	staleStream     = 3 * time.Second
 	removedKeySize  = 16
@@ -40,6 +45,7 @@ type removalSet struct {
 	forgot   time.Time                // removals of sessions negotiated before may be forgotten
 	complete bool                     // whether a stream has been live
 	liveAt   time.Time                // when the stream was live last
+	own      []item                   // the last removals of this frontend
 }
 
 // A removedKey is the beginning of a store key: that two of them agree costs a full handshake at most.
@@ -71,6 +77,25 @@ func (r *removalSet) add(key storeKey, remaining time.Duration) {
 		r.forgot = r.now()
 	}
 	r.sweepAt = max(2*len(r.keys), minRemovalSweep)
+}
+
+// addOwn adds a removal of this frontend.
+func (r *removalSet) addOwn(removal item, remaining time.Duration) {
+	r.add(removal.key, remaining)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(r.own) == maxOwnRemovals {
+		r.own = r.own[1:]
+	}
+	r.own = append(r.own, removal)
+}
+
+// ownInForce returns the removals of this frontend that have not ended.
+func (r *removalSet) ownInForce() []item {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	ended := func(removal item) bool { return !r.now().Before(removal.notAfter) }
+	return slices.DeleteFunc(slices.Clone(r.own), ended)
 }
 
 // addPurge adds a purge of all that was negotiated before a time, and reports whether it is news.
@@ -149,6 +174,9 @@ type removalStream struct {
 	namespace string
 	removals  *removalSet
 	end       func(ends func(*ticketSecret) bool) // ends ticket secrets
+	submit    func(item)                          // sends a removal in the background
+	recheck   func()                              // compares ticket secrets with the store's
+	singleUse bool
 	logger    *slog.Logger
 
 	position []byte
@@ -186,6 +214,9 @@ func (s *removalStream) follow(ctx context.Context) (live bool, err error) {
 		if first && !response.GetRemovalsOnly() {
 			return false, errOldServer
 		}
+		if first && len(s.position) > 0 && !response.GetContinued() {
+			s.makeUpForLoss()
+		}
 		silence.Reset(staleStream)
 		for _, event := range response.GetEvents() {
 			s.apply(event)
@@ -202,6 +233,18 @@ func (s *removalStream) follow(ctx context.Context) (live bool, err error) {
 		err = errSilent
 	}
 	return live, err
+}
+
+// makeUpForLoss sends the removals of this frontend again: the store may have lost them with its storage, as well as secrets. It may have
+// lost the uses of tickets, too, so tickets of single use are refused from here on.
+func (s *removalStream) makeUpForLoss() {
+	s.recheck()
+	for _, removal := range s.removals.ownInForce() {
+		s.submit(removal)
+	}
+	if s.singleUse {
+		s.purge(s.removals.now(), true)
+	}
 }
 
 // apply applies an event. An event that this client cannot decode counts as a purge now.

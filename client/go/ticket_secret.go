@@ -1,6 +1,7 @@
 package resumed
 
 import (
+	"bytes"
 	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/binary"
@@ -26,6 +27,7 @@ const (
 	secretVersion  = 1
 	secretEncoding = 1 + 8 + secretSize
 	maxRotation    = 7 * 24 * time.Hour
+	keyInfo        = "resumed/v1 ticket key\x00"
 )
 
 var errSecretMalformed = errors.New("the value is no ticket secret")
@@ -152,8 +154,9 @@ func deriveTicketSecret(
 	namespace string, key *fleetKey, epoch epoch, plaintext []byte, notAfter time.Time, sealed []byte,
 ) *ticketSecret {
 	secret := plaintext[secretEncoding-secretSize:]
-	encoded := epoch.bytes()
-	head := append(encoded[:], derive(secret, nil, "resumed/v1 ticket key\x00tag", keyTagSize)...)
+	encoded, tag, opener := epoch.bytes(), deriveKey(secret, nil, keyInfo+"tag"), deriveKey(secret, nil, keyInfo+"aead32")
+	defer clear(opener[:])
+	head := append(encoded[:], tag[:keyTagSize]...)
 	return &ticketSecret{
 		keyID:    key.id,
 		epoch:    epoch,
@@ -161,7 +164,7 @@ func deriveTicketSecret(
 		created:  time.UnixMicro(int64(binary.BigEndian.Uint64(plaintext[1:]))),
 		notAfter: notAfter,
 		name:     keyName(append(head, key.nameCode(namespace, head)...)),
-		key:      derive(secret, nil, "resumed/v1 ticket key\x00aead32", ticketKeySize),
+		key:      bytes.Clone(opener[:]),
 		sealed:   sealed,
 	}
 }

@@ -26,7 +26,7 @@ func slotOf(keyID [keyIDSize]byte, epoch epoch) secretSlot {
 	return secretSlot{keyID, epoch.start, epoch.rotation}
 }
 
-// A ticketKey is the key of a secret, for one ticket.
+// A ticketKey is the key of one ticket. No copy of the key of its secret leaves the secrets, so that its erasure is one.
 type ticketKey struct {
 	name     keyName
 	key      [ticketKeySize]byte
@@ -35,8 +35,8 @@ type ticketKey struct {
 	notAfter time.Time
 }
 
-func (s *ticketSecret) ticketKey() ticketKey {
-	return ticketKey{s.name, [ticketKeySize]byte(s.key), s.keyID, s.epoch, s.notAfter}
+func (s *ticketSecret) ticketKey(salt []byte) ticketKey {
+	return ticketKey{s.name, deriveKey(s.key, salt, ticketInfo), s.keyID, s.epoch, s.notAfter}
 }
 
 // add adds a secret that the store has. It encrypts from now on, unless another generation of its epoch does.
@@ -76,25 +76,25 @@ func (s *secrets) valueOf(secret *ticketSecret) []byte {
 	return bytes.Clone(secret.sealed)
 }
 
-// opener returns the key of that name.
-func (s *secrets) opener(name keyName) (key ticketKey, ok bool) {
+// opener returns the key of a ticket with that salt, whose secret has that name.
+func (s *secrets) opener(name keyName, salt []byte) (key ticketKey, ok bool) {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	secret, ok := s.byName[name]
 	if !ok {
 		return ticketKey{}, false
 	}
-	return secret.ticketKey(), true
+	return secret.ticketKey(salt), true
 }
 
-// encrypter returns the key of the present epoch: that of the first of keys that has one. If none has, it returns the key of the
-// latest epoch before, so that tickets go on while the store does not answer.
-func (s *secrets) encrypter(keys []*fleetKey, present epoch, now time.Time) (key ticketKey, ok bool) {
+// encrypter returns the key of a new ticket with that salt. Its secret is that of the present epoch: that of the first of keys that has
+// one. If none has, it is that of the latest epoch before, so that tickets go on while the store does not answer.
+func (s *secrets) encrypter(keys []*fleetKey, present epoch, now time.Time, salt []byte) (key ticketKey, ok bool) {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	for _, each := range keys {
 		if secret := s.agreed[slotOf(each.id, present)]; secret != nil && now.Before(secret.notAfter) {
-			return secret.ticketKey(), true
+			return secret.ticketKey(salt), true
 		}
 	}
 	var latest *ticketSecret
@@ -107,7 +107,7 @@ func (s *secrets) encrypter(keys []*fleetKey, present epoch, now time.Time) (key
 	if latest == nil {
 		return ticketKey{}, false
 	}
-	return latest.ticketKey(), true
+	return latest.ticketKey(salt), true
 }
 
 func hasKey(keys []*fleetKey, id [keyIDSize]byte) bool {

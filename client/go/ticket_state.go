@@ -25,6 +25,7 @@ const (
 	nameDigestSize = 16
 	stateSize      = len(ticketMark) + fingerprintSize + lineageSize + 8 + 8 + nameDigestSize
 	minTicket      = ticketHead + stateSize + tagSize
+	ticketInfo     = "resumed/v1 ticket"
 )
 
 // A lineage is random, and the same in all tickets that stem from one full handshake.
@@ -72,28 +73,27 @@ func nameDigest(serverName string) [nameDigestSize]byte {
 	return [nameDigestSize]byte(digest([]byte("resumed/v1 server name\x00" + strings.ToLower(serverName))))
 }
 
-// sealTicket returns the ticket of a session.
+// sealTicket returns the ticket of a session, with the key of the ticket.
 func sealTicket(name keyName, key [ticketKeySize]byte, salt [saltSize]byte, state ticketState, session []byte) []byte {
 	ticket := make([]byte, 0, ticketHead+stateSize+len(session)+tagSize)
 	ticket = append(append(ticket, name[:]...), salt[:]...)
 	plaintext := append(state.appendTo(make([]byte, 0, stateSize+len(session))), session...)
-	return ticketCipher(key, salt[:]).Seal(ticket, make([]byte, nonceSize), plaintext, ticket)
+	return ticketCipher(key).Seal(ticket, make([]byte, nonceSize), plaintext, ticket)
 }
 
-// openTicket returns the plaintext of a ticket of at least ticketHead bytes.
+// openTicket returns the plaintext of a ticket of at least ticketHead bytes, with the key of the ticket.
 func openTicket(key [ticketKeySize]byte, ticket []byte) ([]byte, error) {
 	head := ticket[:ticketHead]
-	plaintext, err := ticketCipher(key, head[keyNameSize:]).Open(nil, make([]byte, nonceSize), ticket[ticketHead:], head)
+	plaintext, err := ticketCipher(key).Open(nil, make([]byte, nonceSize), ticket[ticketHead:], head)
 	if err != nil {
 		return nil, errNotAuthentic
 	}
 	return plaintext, nil
 }
 
-// ticketCipher returns the ticket's own cipher, so that the nonce may be zeros.
-func ticketCipher(key [ticketKeySize]byte, salt []byte) cipher.AEAD {
-	own := deriveOwnKey(key, salt)
-	block, err := aes.NewCipher(own[:])
+// ticketCipher returns the cipher of one ticket, so that the nonce may be zeros.
+func ticketCipher(key [ticketKeySize]byte) cipher.AEAD {
+	block, err := aes.NewCipher(key[:])
 	if err != nil {
 		panic(err) // the key has the one size that it checks
 	}
@@ -104,16 +104,18 @@ func ticketCipher(key [ticketKeySize]byte, salt []byte) cipher.AEAD {
 	return aead
 }
 
-// deriveOwnKey returns the key of one ticket: HKDF-SHA256 (RFC 5869) with one block of output. hkdf.Key returns the same after twice the
-// time and 16 allocations, which resumptions of TLS 1.2 notice.
-func deriveOwnKey(key [ticketKeySize]byte, salt []byte) [sha256.Size]byte {
-	extracted := authenticate(salt, key[:])
-	return authenticate(extracted[:], []byte("resumed/v1 ticket\x01"))
+// deriveKey returns one block of HKDF-SHA256 (RFC 5869). hkdf.Key returns the same after twice the time and 16 allocations, which
+// resumptions of TLS 1.2 notice, and leaves a copy of the key in each. info has at most 63 bytes.
+func deriveKey(key, salt []byte, info string) [sha256.Size]byte {
+	extracted := authenticate(salt, key)
+	defer clear(extracted[:])
+	return authenticate(extracted[:], append([]byte(info), 1))
 }
 
 // authenticate returns HMAC-SHA256 (RFC 2104) of a key and a message of at most 64 bytes each.
 func authenticate(key, message []byte) [sha256.Size]byte {
 	var input [2 * sha256.BlockSize]byte
+	defer clear(input[:])
 	pad, rest := input[:sha256.BlockSize], input[sha256.BlockSize:]
 	copy(pad, key)
 	for n := range pad {

@@ -108,31 +108,28 @@ func TestRotationWithAStore(t *testing.T) {
 
 // When the store is killed, no handshake fails and every ticket resumes, until the grace period is over.
 func TestTicketsOutliveTheStore(t *testing.T) {
-	for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
-		t.Run(tls.VersionName(version), func(t *testing.T) {
-			store := ownStore(t)
-			var addresses [2]string
-			var sessions [2]*Installation
-			for n := range addresses {
-				sessions[n], addresses[n] = ticketServer(t, newServer(), store.connect(t), Options{})
+	withOwnStores(t, func(t *testing.T, store *realStore, version uint16) {
+		var addresses [2]string
+		var sessions [2]*Installation
+		for n := range addresses {
+			sessions[n], addresses[n] = ticketServer(t, newServer(), store.connect(t), Options{})
+		}
+		check(t, store.process.Kill())
+		client := newClient(version)
+		for n := range 20 {
+			if got := resumes(t, addresses[n%2], client); got != (n > 0) {
+				t.Fatalf("connection %d: resumed %v: %+v", n, got, sessions[n%2].Stats())
 			}
-			check(t, store.process.Kill())
-			client := newClient(version)
-			for n := range 20 {
-				if got := resumes(t, addresses[n%2], client); got != (n > 0) {
-					t.Fatalf("connection %d: resumed %v: %+v", n, got, sessions[n%2].Stats())
-				}
-			}
-			removals := sessions[0].tickets.removals
-			eventually(t, "the end of the grace period", func() bool {
-				removals.mu.Lock()
-				removals.liveAt = time.Now().Add(-defaultRevocationGrace) // again, if a response was on its way
-				removals.mu.Unlock()
-				return !resumes(t, addresses[0], client)
-			})
-			wantCounts(t, "refused", sessions[0].Stats().TicketsRefused, map[string]uint64{"removals-unknown": 1})
+		}
+		removals := sessions[0].tickets.removals
+		eventually(t, "the end of the grace period", func() bool {
+			removals.mu.Lock()
+			removals.liveAt = time.Now().Add(-defaultRevocationGrace) // again, if a response was on its way
+			removals.mu.Unlock()
+			return !resumes(t, addresses[0], client)
 		})
-	}
+		wantCounts(t, "refused", sessions[0].Stats().TicketsRefused, map[string]uint64{"removals-unknown": 1})
+	})
 }
 
 // No frontend resumes a lineage after its removal or a purge, including frontends that start later.
@@ -181,6 +178,54 @@ func TestRemovalsWithAStore(t *testing.T) {
 				resumes(t, address, visitor)
 				return resumes(t, elsewhere, visitor) && resumes(t, latest, visitor)
 			})
+		}
+	})
+}
+
+// A store that has lost its storage gets the removals again, and a frontend that starts later has them.
+func TestRemovalsOutliveTheStorage(t *testing.T) {
+	withOwnStores(t, func(t *testing.T, store *realStore, version uint16) {
+		var id atomic.Pointer[[]byte]
+		options := Options{Issued: func(_ tls.ConnectionState, issued []byte) { id.Store(&issued) }}
+		first, address := ticketServer(t, newServer(), store.connect(t), options)
+		client := newClient(version)
+		resumes(t, address, client)
+		removed := freeze(t, client)
+		first.Remove(*id.Load())
+		flush(t, first)
+		secret := awaitSecrets(t, first)
+		store.stop()
+		empty := ownStoreAt(t, store.target)
+		second, elsewhere := ticketServer(t, newServer(), empty.connect(t), Options{})
+		eventually(t, "the removal in the empty store", func() bool { return second.tickets.removals.count() == 1 })
+		second.tickets.secrets.add(secret)
+		if resumes(t, elsewhere, removed) {
+			t.Fatal("resumed")
+		}
+		wantCounts(t, "refused", second.Stats().TicketsRefused, map[string]uint64{"revoked": 1})
+	})
+}
+
+// No ticket of single use resumes after a loss of the storage, which had the record of its use.
+func TestSingleUseAndALossOfTheStorage(t *testing.T) {
+	withOwnStores(t, func(t *testing.T, store *realStore, version uint16) {
+		frontend, address := ticketServer(t, newServer(), store.connect(t), Options{SingleUse: true})
+		client := newClient(version)
+		resumes(t, address, client)
+		used := freeze(t, client)
+		if !resumes(t, address, used) {
+			t.Fatal("not resumed: ", frontend.Stats())
+		}
+		before := awaitSecrets(t, frontend)
+		store.stop()
+		ownStoreAt(t, store.target)
+		eventually(t, "another secret", func() bool { return awaitSecrets(t, frontend).name != before.name })
+		if resumes(t, address, used) {
+			t.Fatal("resumed twice")
+		}
+		client = newClient(version)
+		if resumes(t, address, client) || !resumes(t, address, client) {
+			t.Fatal("no ticket since then resumes: ", frontend.Stats())
 		}
 	})
 }
@@ -289,8 +334,9 @@ func (s *countingStore) Batch(ctx context.Context, request *pb.BatchRequest, opt
 // The server forgets the removals and claims of a fleet no earlier than it has to.
 func TestLargestLives(t *testing.T) {
 	store := sharedStore(t)
-	sessions, _ := ticketServer(t, newServer(), store.connect(t), Options{Namespace: "long", Lifetime: maxLifetime, Rotation: maxRotation})
-	sessions.Remove(ticketID(lineage{1}, time.Now().Add(maxLifetime)))
+	lifetime := maxRemoval - 24*time.Hour
+	sessions, _ := ticketServer(t, newServer(), store.connect(t), Options{Namespace: "long", Lifetime: lifetime, Rotation: 24 * time.Hour})
+	sessions.Remove(ticketID(lineage{1}, time.Now().Add(lifetime)))
 	flush(t, sessions)
 	wantCounts(t, "removals", sessions.Stats().Removals, map[string]uint64{"application": 1})
 }

@@ -52,7 +52,8 @@ func newTickets(s *Installation) *tickets {
 		now: s.now, secrets: t.secrets, removals: t.removals, wanted: make(chan struct{}, 1),
 	}
 	t.stream = &removalStream{
-		store: s.store, namespace: t.namespace, removals: t.removals, logger: options.Logger, end: t.endSecrets,
+		store: s.store, namespace: t.namespace, removals: t.removals, logger: options.Logger, end: t.endSecrets, submit: s.sender.submit,
+		recheck: t.agreement.want, singleUse: options.SingleUse,
 	}
 	return t
 }
@@ -72,10 +73,10 @@ func (t *tickets) issues(version uint16) bool {
 // accepts reports whether a ticket, any bytes at all, is one of the fleet's by its size; the id of a stored session is shorter.
 func (t *tickets) accepts(ticket []byte) bool { return t != nil && len(ticket) >= minTicket }
 
-// encrypter returns the key for a ticket, and the reason under which the ticket counts.
-func (t *tickets) encrypter(now time.Time) (key ticketKey, reason string, ok bool) {
+// encrypter returns the key for a ticket with that salt, and the reason under which the ticket counts.
+func (t *tickets) encrypter(now time.Time, salt []byte) (key ticketKey, reason string, ok bool) {
 	keys, present := t.keyring.current(), epochAt(now, t.rotation)
-	key, ok = t.secrets.encrypter(keys, present, now)
+	key, ok = t.secrets.encrypter(keys, present, now, salt)
 	reason = "current"
 	if !ok || key.epoch.start != present.start || key.keyID != keys[0].id {
 		t.agreement.want()
@@ -89,7 +90,7 @@ func (t *tickets) encrypter(now time.Time) (key ticketKey, reason string, ok boo
 // opener returns the key that opens a ticket, or the reason of the refusal: foreignID if the fleet did not name it.
 func (t *tickets) opener(ticket []byte, now time.Time) (key ticketKey, refusal string) {
 	name, keys := keyName(ticket), t.keyring.current()
-	if key, ok := t.secrets.opener(name); ok && hasKey(keys, key.keyID) {
+	if key, ok := t.secrets.opener(name, ticket[keyNameSize:ticketHead]); ok && hasKey(keys, key.keyID) {
 		if !now.Before(key.notAfter) {
 			return ticketKey{}, "expired"
 		}
@@ -134,7 +135,9 @@ func (c *connection) descentOf(state tls.ConnectionState, now time.Time) *descen
 func (c *connection) issueTicket(state tls.ConnectionState, session []byte) []byte {
 	s := c.sessions
 	now := s.now()
-	key, reason, ok := s.tickets.encrypter(now)
+	var salt [saltSize]byte
+	_, _ = rand.Read(salt[:]) // never fails
+	key, reason, ok := s.tickets.encrypter(now, salt[:])
 	if !ok {
 		s.recorder.count(ticketsWithheld, "no-secret")
 		return unknownID()
@@ -145,8 +148,6 @@ func (c *connection) issueTicket(state tls.ConnectionState, session []byte) []by
 		s.recorder.count(ticketsWithheld, "unresumable")
 		return unknownID()
 	}
-	var salt [saltSize]byte
-	_, _ = rand.Read(salt[:]) // never fails
 	ticket := sealTicket(key.name, key.key, salt, ticketState{
 		fingerprint: c.fingerprint(state.ServerName), lineage: descent.lineage, negotiated: descent.negotiated, end: end,
 		serverName: nameDigest(state.ServerName),
@@ -218,7 +219,7 @@ func (c *connection) claim(ticket []byte, remaining time.Duration) (refusal stri
 	var kept time.Duration
 	put := func(ctx context.Context, key storeKey) ([]byte, error) {
 		response, err := s.store.Put(ctx, &pb.PutRequest{
-			Namespace: s.options.Namespace, Key: key[:], Value: use, Ttl: durationpb.New(s.tickets.withMargin(remaining)),
+			Namespace: s.options.Namespace, Key: key[:], Value: use, Ttl: durationpb.New(s.tickets.withMargin(remaining)), Pinned: true,
 		})
 		if status.Code(err) == codes.AlreadyExists {
 			return nil, nil
@@ -227,10 +228,10 @@ func (c *connection) claim(ticket []byte, remaining time.Duration) (refusal stri
 		return use, err
 	}
 	switch answer := s.ask(put, useKey(s.options.Namespace, ticket), false, false, timeout); {
-	case answer.value != nil && kept < remaining-time.Second:
+	case answer.value != nil && kept < remaining:
 		s.logShortClaims.Do(func() {
-			s.options.Logger.Error("the server keeps claims for less time than tickets of single use live, and those are refused: raise its maximum "+
-				"or lower Lifetime", "server", kept, "ticket", remaining)
+			s.options.Logger.Error("the server keeps claims for less time than tickets of single use live, and those are refused: upgrade it, or lower "+
+				"Lifetime", "server", kept, "ticket", remaining)
 		})
 		return "rejected"
 	case answer.value != nil:
@@ -257,6 +258,7 @@ func (s *Installation) removeLineage(id []byte) {
 	key := lineageKey(s.options.Namespace, lineage(id[:lineageSize]))
 	now := s.now()
 	remaining := s.tickets.withMargin(end.Sub(now))
-	s.tickets.removals.add(key, remaining)
-	s.sender.submit(item{key: key, notAfter: now.Add(remaining)})
+	removal := item{key: key, notAfter: now.Add(remaining)}
+	s.tickets.removals.addOwn(removal, remaining)
+	s.sender.submit(removal)
 }

@@ -147,8 +147,9 @@ func TestTicketsEndEarly(t *testing.T) {
 		time.Sleep(3*time.Minute + 30*time.Second) // of the four in which the secret that was the next one lives
 		client = newClient(version)
 		plain.wantResumed(t, client, false)
-		key, _, _ := plain.sessions.tickets.encrypter(time.Now())
-		plaintext, err := openTicket(key.key, ticket(t, client))
+		issued := ticket(t, client)
+		key, _, _ := plain.sessions.tickets.encrypter(time.Now(), saltOf(issued))
+		plaintext, err := openTicket(key.key, issued)
 		check(t, err)
 		if state, _, _ := parseTicket(plaintext); !state.end.Equal(key.notAfter) {
 			t.Fatal(state.end, key.notAfter)
@@ -201,13 +202,13 @@ func TestSpoiltTickets(t *testing.T) {
 		client := newClient(version)
 		frontend.wantResumed(t, client, false)
 		issued := ticket(t, client)
-		secret := frontend.present(t).ticketKey()
+		secret := frontend.present(t).ticketKey(saltOf(issued))
 		plaintext, err := openTicket(secret.key, issued)
 		check(t, err)
 		state, session, err := parseTicket(plaintext)
 		check(t, err)
 		seal := func(session []byte) []byte {
-			return sealTicket(secret.name, secret.key, [saltSize]byte{}, state, session)
+			return sealTicket(secret.name, secret.key, [saltSize]byte(saltOf(issued)), state, session)
 		}
 		changed := bytes.Clone(session)
 		if version == tls.VersionTLS12 {
@@ -554,8 +555,8 @@ func TestEarlyDataNeedsSingleUse(t *testing.T) {
 			settled()
 			client := newClient(tls.VersionTLS13)
 			frontend.wantResumed(t, client, false)
-			secret := frontend.present(t).ticketKey()
-			plaintext, err := openTicket(secret.key, ticket(t, client))
+			secret := frontend.present(t)
+			plaintext, err := openTicket(secret.ticketKey(saltOf(ticket(t, client))).key, ticket(t, client))
 			check(t, err)
 			_, serialized, err := parseTicket(plaintext)
 			check(t, err)
@@ -581,9 +582,11 @@ func TestEarlyDataNeedsSingleUse(t *testing.T) {
 	}
 }
 
-func lineageIn(t *testing.T, key ticketKey, ticket []byte) []byte {
+func saltOf(ticket []byte) []byte { return ticket[keyNameSize:ticketHead] }
+
+func lineageIn(t *testing.T, secret *ticketSecret, ticket []byte) []byte {
 	t.Helper()
-	plaintext, err := openTicket(key.key, ticket)
+	plaintext, err := openTicket(secret.ticketKey(saltOf(ticket)).key, ticket)
 	check(t, err)
 	state, _, err := parseTicket(plaintext)
 	check(t, err)
@@ -597,6 +600,7 @@ func TestTicketOptions(t *testing.T) {
 		"short rotation":        {Sessions: TicketSessions, Rotation: time.Second - 1},
 		"long rotation":         {Sessions: TicketSessions, Rotation: maxRotation + time.Second},
 		"parts of a second":     {Sessions: TicketSessions, Rotation: 1500 * time.Millisecond},
+		"long removals":         {Sessions: TicketSessions, Lifetime: maxRemoval},
 		"a short rotation only": {Rotation: time.Millisecond},
 	} {
 		options.Namespace, options.Keyring = "shop", testKeyring(t)

@@ -37,7 +37,7 @@ def run(settings: Settings) -> int:
     os.umask(0o077)  # only this user may access the database and unix sockets
     signal.pthread_sigmask(signal.SIG_BLOCK, supervisor.STOP_SIGNALS)  # for sigtimedwait(); threads inherit the mask
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # files are reloaded without a signal
-    log.info("starting", **settings.shown())
+    log.info("starting", **settings.as_text())
     counters = SharedCounters.create()  # before the fork: all workers share them
     with contextlib.ExitStack() as stack:
         addresses = ListenAddresses(

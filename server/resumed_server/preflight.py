@@ -10,7 +10,7 @@ from resumed_server.errors import UserError
 from resumed_server.storage.registry import verify_url
 
 
-def verified(**given: Any) -> Settings:
+def verify_settings(**given: Any) -> Settings:
     """Parse and validate the settings, from the user's values and the defaults.
 
     Raises:

@@ -104,11 +104,18 @@ class Outcome:
         return [f"{self.fault.name}: {broken}" for broken, kept in promises.items() if not kept]
 
 
-def run(fault: Fault, seconds: float, deadline: float, tell: Callable[[str], object] = lambda _: None) -> Outcome:
+def run(
+    fault: Fault,
+    seconds: float,
+    deadline: float,
+    tell: Callable[[str], object] = lambda _: None,
+    *,
+    tickets: bool = False,
+) -> Outcome:
     """Run traffic through a fault of `seconds`, wait until sessions resume again, and return the measurements."""
     with tempfile.TemporaryDirectory(prefix="resumed-fault-") as directory:
         tell("starting")
-        with fault.scenario(Place(Path(directory), deadline)) as (rig, begin, end), Traffic(rig) as traffic:
+        with fault.scenario(Place(Path(directory), deadline, tickets)) as (rig, begin, end), Traffic(rig) as traffic:
             tell("before")
             started = time.monotonic()
             warm = _await_resumption(traffic, started)

@@ -36,6 +36,8 @@ class Place(NamedTuple):
     """Has the keyring, certificate, logs and files of the scenario."""
     deadline: float
     """Seconds that a handshake may wait for the store."""
+    tickets: bool = False
+    """Whether the clients keep the sessions, in tickets."""
 
 
 class Rig:
@@ -54,6 +56,7 @@ class Rig:
         network: The Network between the frontends and the server, if `networked`.
         shared: The ports of the frontends that share sessions.
         once: The ports of those that use each session once.
+        tickets: Whether the clients keep the sessions.
     """
 
     def __init__(
@@ -66,7 +69,8 @@ class Rig:
         env: Mapping[str, str] | None = None,
         frontend_env: Mapping[str, str] | None = None,
     ) -> None:
-        self._directory, self._deadline = directory, _ = place
+        directory, self._deadline, self.tickets = place
+        self._directory = directory
         self._options, self._workers, self._env = ("--storage", url, *options), workers, env
         self._networked, self._frontend_env = networked, frontend_env
         self._keyring, self._certificate = directory / "fleet.keys", directory / "frontend.pem"
@@ -148,6 +152,7 @@ class Rig:
         ]
         command += ["--certificate", str(self._certificate), "--keyring", str(self._keyring)]
         command += ["--target", self._target, "--namespace", namespace, "--deadline", str(self._deadline)]
+        command += ["--sessions", "tickets", "--tickets-tls12"] if self.tickets else []
         env = os.environ | dict(self._frontend_env or {}) if stack == STACKS[0] else None
         log = self._running.enter_context((self._directory / f"{namespace}-{stack}.log").open("w"))
         process = self._running.enter_context(

@@ -97,6 +97,7 @@ def main() -> int:
     parser.add_argument("--only", action="append", metavar="NAME", help="faults whose names have this in them")
     parser.add_argument("--seconds", type=float, default=3.0, help="how long each fault lasts")
     parser.add_argument("--deadline", type=float, default=0.05, help="of look-ups; raise it on a busy machine")
+    parser.add_argument("--tickets", action="store_true", help="the clients keep the sessions, in tickets")
     parser.add_argument("--markdown", action="store_true", help="print the table as docs/reliability.md has it")
     parser.add_argument("--list", action="store_true", help="show the names of the faults and what they are")
     options = parser.parse_args()
@@ -120,7 +121,7 @@ def main() -> int:
                 progress.update(task, description=f"{name}, {phase}")
 
             try:
-                outcome = run(fault, options.seconds, options.deadline, tell)
+                outcome = run(fault, options.seconds, options.deadline, tell, tickets=options.tickets)
             except Exception as error:  # noqa: BLE001 - the other faults are worth seeing all the same
                 traceback.print_exc()
                 broken.append(f"{fault.name}: the experiment failed: {error!r}")

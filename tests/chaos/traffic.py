@@ -63,6 +63,10 @@ class Handshake(NamedTuple):
     ended: float
 
 
+REMOVAL_SECONDS = 4.0
+"""Seconds in which a removal reaches all frontends with tickets, if the store answers."""
+
+
 class Ticket(NamedTuple):
     """A session, with the client that may offer it."""
 
@@ -70,6 +74,8 @@ class Ticket(NamedTuple):
     session: ssl.SSLSession | None
     ports: list[int]
     """The frontends that share it."""
+    ended: float = 0.0
+    """When the store acknowledged its removal, on the monotonic clock."""
 
 
 class Traffic:
@@ -84,6 +90,7 @@ class Traffic:
 
     def __init__(self, rig: Rig) -> None:
         self._rig = rig
+        self._delay = REMOVAL_SECONDS if rig.tickets else 0.0
         self._travels: list[Handshake] = []
         self._saved: list[Ticket] = []
         self._lock = threading.Lock()
@@ -122,7 +129,7 @@ class Traffic:
     def kept(self) -> float:
         """Return the share of the saved sessions that still resume."""
         resumed = 0
-        for client, session, ports in self._saved:
+        for client, session, ports, _ in self._saved:
             with self._tolerant():
                 resumed += self._visit(client, random.choice(ports), session).resumed
         return resumed / len(self._saved)
@@ -140,6 +147,9 @@ class Traffic:
         """Offer some of the removed and taken sessions again, to each frontend that shares them."""
         with self._lock:
             spent = list(self.spent)
+        spent = [
+            (how, ticket) for how, ticket in spent if how == "taken" or ticket.ended < time.monotonic() - self._delay
+        ]
         for how, ticket in random.sample(spent, min(count, len(spent))):
             for port in ticket.ports:
                 self._offer_spent(how, ticket, port)
@@ -187,7 +197,7 @@ class Traffic:
                 removed = self._break(client, there, waiting.popleft())
                 if self._acknowledged(there, before):
                     for each in removed:
-                        self._spend("removed", Ticket(client, each, self._rig.shared))
+                        self._spend("removed", Ticket(client, each, self._rig.shared, time.monotonic()))
                 else:
                     self.unacknowledged += 1
             self.recheck(1)
@@ -215,7 +225,8 @@ class Traffic:
         """Record that a session must not resume any more, and try it."""
         with self._lock:
             self.spent.append((how, ticket))
-        self._offer_spent(how, ticket, random.choice(ticket.ports))
+        if how == "taken" or not self._delay:
+            self._offer_spent(how, ticket, random.choice(ticket.ports))
 
     def _offer_spent(self, how: str, ticket: Ticket, port: int) -> None:
         with self._tolerant():

@@ -117,7 +117,7 @@ def test_files_that_change_while_they_are_parsed_are_not_used(tmp_path: Path, cl
     assert values == [3]
 
 
-def test_what_cannot_be_used_is_reported_once_and_changes_nothing(tmp_path: Path, clock: Clock) -> None:
+def test_unusable_files_are_reported_once_and_change_nothing(tmp_path: Path, clock: Clock) -> None:
     path = tmp_path / "number"
     path.write_text("1")
 

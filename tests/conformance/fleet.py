@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import shutil
 import ssl
@@ -52,6 +53,7 @@ class Stack:
     format: str
     command: list[str]
     single_use: list[str]
+    ticket_options: list[str] | None = None
     any_id: list[str] = field(default_factory=list)
     build: list[str] = field(default_factory=list)
     vectors: list[str] = field(default_factory=list)
@@ -108,10 +110,15 @@ class Fleet:
         deadline: float = DEADLINE,
         single_use: bool = False,
         any_id: bool = False,
+        tickets: bool = False,
     ) -> int:
         """Start a frontend and return its port."""
         stack = stack or self.stack
         options = [*(stack.single_use if single_use else []), *(stack.any_id if any_id else [])]
+        environment = dict(os.environ)
+        if tickets:
+            options += stack.ticket_options or []
+            environment |= {"RESUMED_SESSIONS": "tickets", "RESUMED_TICKETS_TLS12": "1"}  # for those without options
         values = {
             "python": sys.executable,
             "build": str(BUILD),
@@ -126,6 +133,7 @@ class Fleet:
             [part.format(**values) for part in [*stack.command, *options]],
             cwd=ROOT,
             text=True,
+            env=environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

@@ -22,7 +22,7 @@ def test_every_row_has_a_scenario_and_every_exception_a_row() -> None:
     assert all(stack.vectors or stack.sealing in with_vectors for stack in stacks)
 
 
-def test_scenarios_tell_a_frontend_that_resumes_from_one_that_does_not() -> None:
+def test_scenarios_distinguish_frontends_that_resume_from_others() -> None:
     """A short form of `make frontends` with a frontend in Python."""
     own = table()[1][0]
     stranger = replace(own, any_id=["--namespace", "other"])

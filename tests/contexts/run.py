@@ -41,7 +41,7 @@ PAGE = ROOT / "docs" / "contexts.md"
 BEGIN, END = "<!-- table: written by `make contexts` -->", "<!-- end of the table -->"
 LINKED = ("-lssl", "-lcrypto", "-lpthread", "-ldl", "-lm", "-lgcc_s")
 VERSIONS = ("1.3", "1.2")
-ALONE, BEFORE, AFTER = "Alone", "Before", "With the library"
+ALONE, BEFORE, AFTER, TICKETS = "Alone", "Before", "With the library", "With tickets"
 AGREEMENT_PATIENCE = 1.0
 """Seconds that a process may take to agree on ticket secrets."""
 VALID_SECONDS = 2.0, 8.0, 32.0
@@ -366,7 +366,9 @@ def main() -> int:
     parser.add_argument("--before-library", type=Path, help="and its built library")
     parser.add_argument("--at-once", type=int, default=4, metavar="N", help="rows at once (4)")
     parser.add_argument("--quick", action="store_true", help="only the settings that could let most in")
-    parser.add_argument("--tickets", action="store_true", help="clients keep the sessions, in tickets of the fleet")
+    parser.add_argument(
+        "--tickets", action="store_true", help="a further column: clients keep the sessions, in tickets"
+    )
     parser.add_argument("--verbose", action="store_true", help="all that was wrong with a row")
     parser.add_argument("--markdown", action="store_true", help="print the whole table")
     parser.add_argument("--write", action="store_true", help="put the table into docs/contexts.md")
@@ -376,8 +378,9 @@ def main() -> int:
     chosen = select(arguments.only, arguments.servers, libraries[AFTER])
     columns = _columns(chosen, libraries, arguments.at_once, quick=arguments.quick, tickets=arguments.tickets)
     failures = {
-        title: [judge(*each) for each in zip(chosen, columns[ALONE], columns[title], strict=True)]
-        for title in libraries
+        title: [judge(*each) for each in zip(chosen, columns[ALONE], column, strict=True)]
+        for title, column in columns.items()
+        if title != ALONE
     }
     verdicts = [_verdict(row, number, columns, failures) for number, row in enumerate(chosen)]
     table = markdown(chosen, columns, verdicts)
@@ -397,7 +400,7 @@ def main() -> int:
         for title, complaints in failures.items()
     }
     console.print(f"{len(chosen)} rows, not as they must be: {wrong}, {time.monotonic() - started:.0f} s")
-    return 1 if wrong[AFTER] else 0
+    return 1 if wrong[AFTER] or wrong.get(TICKETS) else 0
 
 
 def _libraries(arguments: argparse.Namespace) -> dict[str, Library]:
@@ -419,11 +422,15 @@ def _columns(
         directory.chmod(0o755)  # servers change their user
         files, keyring = Files(directory), new_keyring(directory)
         with running_server(env=environment_of(libraries[AFTER])) as store:
-            driver = Driver(store.target, files, keyring, tickets=tickets)
-            return {
+            driver = Driver(store.target, files, keyring)
+            columns = {
                 title: _column(driver, chosen, which, title, at_once, quick=quick)
                 for title, which in {ALONE: libraries[AFTER], **libraries}.items()
             }
+            if tickets:
+                driver = Driver(store.target, files, keyring, tickets=True)
+                columns[TICKETS] = _column(driver, chosen, libraries[AFTER], TICKETS, at_once, quick=quick)
+            return columns
 
 
 def _report(title: str, row: Row, complaints: list[str], result: Result, *, severe: bool, verbose: bool) -> None:
@@ -455,10 +462,12 @@ def _column(
 
 
 def _verdict(row: Row, number: int, columns: dict[str, list[Result]], failures: dict[str, list[list[str]]]) -> str:
-    title = AFTER
-    if not failures[title][number]:
+    wrong = [title for title in (AFTER, TICKETS) if title in failures and failures[title][number]]
+    if not wrong:
         return "yes"
-    severe = row.must != "resume" and let_in(row, columns[ALONE][number], columns[title][number])
+    severe = row.must != "resume" and any(
+        let_in(row, columns[ALONE][number], columns[title][number]) for title in wrong
+    )
     return "**let in**" if severe else "**no**"
 
 

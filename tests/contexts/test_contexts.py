@@ -86,7 +86,7 @@ def test_rows_are_distinct_and_say_what_must_happen() -> None:
         assert {"resume", "not"} <= {row.must for row in everything if row.server == server}
 
 
-def test_what_went_wrong_is_a_complaint() -> None:
+def test_an_unexpected_outcome_is_a_complaint() -> None:
     honest = next(row for row in rows() if row.case == RESUMES)
     strict = next(row for row in rows() if row.must == "not")
     full, resumed = Visit(resumed=False, answer="served"), Visit(resumed=True, answer="served")

@@ -79,6 +79,8 @@ class Cluster:
 
     Args:
         workload: The Deployment or StatefulSet.
+        service: Its Service. If that is not headless, DNS has its address from the beginning, and each pod has it in
+            turn.
         name: The Service's name in DNS.
         replaced: Replacements in the pods' environment.
         hosts: The file that resolves the Service's name.
@@ -87,7 +89,15 @@ class Cluster:
     """
 
     def __init__(
-        self, workload: Object, name: str, *, replaced: Mapping[str, str], hosts: Path, dns_seconds: float, address: str
+        self,
+        workload: Object,
+        service: Object,
+        name: str,
+        *,
+        replaced: Mapping[str, str],
+        hosts: Path,
+        dns_seconds: float,
+        address: str,
     ) -> None:
         self._spec, self._in_turns = workload["spec"], workload["kind"] == "StatefulSet"
         template = self._spec["template"]["spec"]
@@ -95,7 +105,9 @@ class Cluster:
         self._probe = self._container["readinessProbe"]
         self._grace = template["terminationGracePeriodSeconds"]
         self._name, self._replaced, self._hosts, self._dns_seconds = name, replaced, hosts, dns_seconds
-        self._addresses = (f"{address}.{number}" for number in itertools.count(1))
+        self._headless = service["spec"].get("clusterIP") == "None"
+        numbers = itertools.count(1) if self._headless else itertools.repeat(1)
+        self._addresses = (f"{address}.{number}" for number in numbers)
         self._pods: list[Pod] = []
         self._generation = 0
         self._resolved: frozenset[str] = frozenset()
@@ -229,7 +241,11 @@ class Cluster:
     def _resolve(self) -> None:
         """Have DNS know, a while later, which pods are ready and not told to stop."""
         now = time.monotonic()
-        resolved = frozenset(pod.address for pod in self._pods if pod.ready_since and not pod.told_to_stop)
+        resolved = frozenset(
+            pod.address for pod in self._pods if not self._headless or (pod.ready_since and not pod.told_to_stop)
+        )
+        if not resolved and not self._headless:
+            return
         if resolved != self._resolved:
             self._resolved = resolved
             self._changes.append((now + self._dns_seconds, resolved))
@@ -244,4 +260,10 @@ class Cluster:
 def workload(objects: list[Object]) -> Any:
     """Return the Deployment or StatefulSet."""
     (found,) = [each for each in objects if each["kind"] in {"Deployment", "StatefulSet"}]
+    return found
+
+
+def service(objects: list[Object]) -> Any:
+    """Return the Service."""
+    (found,) = [each for each in objects if each["kind"] == "Service"]
     return found

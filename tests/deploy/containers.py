@@ -11,6 +11,7 @@ import contextlib
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import tempfile
@@ -87,6 +88,18 @@ def env_file(file: Path) -> dict[str, str]:
     """Return the variables of an environment file."""
     lines = (line for line in file.read_text().splitlines() if line and not line.startswith("#"))
     return dict(line.split("=", 1) for line in lines)  # type: ignore[arg-type]
+
+
+def is_possible() -> bool:
+    """Return whether this machine can run services: as root, with overlayfs and network namespaces."""
+    mount = "mount -t tmpfs t /mnt && cd /mnt && mkdir a b c && mount -t overlay o -o lowerdir=/,upperdir=a,workdir=b c"
+    return (
+        os.geteuid() == 0
+        and all(map(shutil.which, ("ip", "nsenter", "setpriv", "unshare")))
+        and not subprocess.run(
+            ["unshare", "--net", "--mount", "sh", "-c", mount], capture_output=True, check=False
+        ).returncode
+    )
 
 
 class Container:

@@ -97,5 +97,10 @@ class Machine:
 
 
 def is_possible() -> bool:
-    """Return whether this machine can run another one."""
-    return os.geteuid() == 0 and bool(shutil.which("systemd-nspawn"))
+    """Return whether this machine can run another one: as root, with systemd-nspawn, and with control groups."""
+    probe = ("--quiet", "--register=no", "--keep-unit", "--directory=/", "--volatile=yes", "--console=pipe", "true")
+    return (
+        os.geteuid() == 0
+        and shutil.which("systemd-nspawn") is not None
+        and subprocess.run(["systemd-nspawn", *probe], capture_output=True, check=False).returncode == 0
+    )

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import resumed
 from chaos.traffic import Traffic
-from deploy.cluster import Cluster, Rollout, workload
+from deploy.cluster import Cluster, Rollout, service, workload
 from deploy.frontend import JOURNAL
 from deploy.kubernetes import kustomized
 from support.mtls import Authority, Files, grant
@@ -140,6 +140,7 @@ def run(scenario: Scenario, dns_seconds: float, deadline: float) -> Result:
         cluster = held.enter_context(
             Cluster(
                 workload(objects),
+                service(objects),
                 SERVICE,
                 replaced=replaced,
                 hosts=hosts,

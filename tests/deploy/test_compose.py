@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
-from deploy.containers import Composition, Image, env_file, load
+from deploy.containers import Composition, Image, env_file, is_possible, load
 from support.redis import VALKEY
 from support.waiting import until
 
@@ -49,9 +49,9 @@ for address in sys.argv[3:]:  # lookups have 50 ms, and may be late on a loaded 
     print(next(iter(report for report in (visit(address) for _ in range(200)) if report == "resumed"), "never"))
 """
 
-needs_root = pytest.mark.skipif(
-    os.geteuid() != 0 or not all(map(shutil.which, ("ip", "unshare", "setpriv", "nsenter", "prometheus", "redis-cli"))),
-    reason="needs root, iproute2, util-linux, Prometheus and redis-cli",
+needs_namespaces = pytest.mark.skipif(
+    not (shutil.which("prometheus") and shutil.which("redis-cli") and is_possible()),
+    reason="needs root, namespaces, overlayfs, Prometheus and redis-cli",
 )
 
 
@@ -89,13 +89,13 @@ def composition(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
         yield composition
 
 
-@needs_root
+@needs_namespaces
 def test_frontends_resume_each_others_sessions(composition: Composition, tmp_path: Path) -> None:
     reports = _visits(composition, tmp_path, "frontend-a", "frontend-b", "frontend-a")
     assert reports == ["full handshake", "resumed", "resumed"]
 
 
-@needs_root
+@needs_namespaces
 def test_prometheus_has_data_of_all(composition: Composition, tmp_path: Path) -> None:
     _visits(composition, tmp_path, "frontend-a", "frontend-b")
     until(lambda: _query(composition, "sum(up)") == 3)
@@ -106,14 +106,14 @@ def test_prometheus_has_data_of_all(composition: Composition, tmp_path: Path) ->
     assert rules
 
 
-@needs_root
+@needs_namespaces
 def test_the_operator_counts_and_purges_sessions(composition: Composition, tmp_path: Path) -> None:
     _visits(composition, tmp_path, "frontend-a")
     until(lambda: "shop" in _operator(composition, "stats", "store:7400"))
     _operator(composition, "purge", "store:7400", "shop", "--yes")
 
 
-@needs_root
+@needs_namespaces
 def test_services_can_write_to_their_volumes_only(composition: Composition) -> None:
     program = (
         "for _, place, _, options, *_ in map(str.split, open('/proc/self/mounts')):"
@@ -124,7 +124,7 @@ def test_services_can_write_to_their_volumes_only(composition: Composition) -> N
         assert done.stdout.split() == volumes, done.stderr
 
 
-@needs_root
+@needs_namespaces
 def test_the_store_cannot_read_the_keyring(composition: Composition) -> None:
     holders = {name for name, each in SERVICES.items() if any(v.startswith("shop:") for v in each.get("volumes", []))}
     assert holders == {"certificates", "frontend-a", "frontend-b"}
@@ -132,7 +132,7 @@ def test_the_store_cannot_read_the_keyring(composition: Composition) -> None:
     assert composition.containers["store"].execute("cat", "/etc/shop/fleet.keys").returncode == 1
 
 
-@needs_root
+@needs_namespaces
 def test_renewed_certificates_come_into_use_without_a_restart(composition: Composition, tmp_path: Path) -> None:
     """Sessions stay, because the keyring does."""
     store = composition.containers["store"]
@@ -143,7 +143,7 @@ def test_renewed_certificates_come_into_use_without_a_restart(composition: Compo
     assert _visits(composition, tmp_path, "frontend-a", "frontend-b") == ["full handshake", "resumed"]
 
 
-@needs_root
+@needs_namespaces
 def test_the_store_stops_in_time(composition: Composition) -> None:
     """The last test of each engine: it ends the store, and starts it again."""
     period = float(SERVICES["store"]["stop_grace_period"].removesuffix("s"))
@@ -160,7 +160,7 @@ def test_the_service_is_hardened_and_bounded(name: str) -> None:
     assert "cap_add" not in service
     assert service["security_opt"] == ["no-new-privileges:true"]
     assert service["restart"] == "unless-stopped"
-    assert set(service["deploy"]["resources"]["limits"]) == {"cpus", "memory"}
+    assert set(service["deploy"]["resources"]["limits"]) == {"cpus", "memory", "pids"}
     assert service["healthcheck"]["test"][0] == "CMD"
 
 

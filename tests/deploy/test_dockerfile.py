@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from support.ports import free_port
-from support.server import running_server
+from support.server import PATIENCE, running_server
 
 DOCKER = Path(__file__).parents[2] / "deploy/docker"
 DOCKERFILE = (DOCKER / "Dockerfile").read_text()
@@ -17,16 +17,14 @@ SETTINGS = dict(re.findall(r"(RESUMED_\w+)=(\S+)", DOCKERFILE.partition("FROM ${
 
 
 def test_the_server_insists_on_certificates_where_other_containers_reach_it() -> None:
-    command = [sys.executable, "-m", "resumed_server", "serve"]
-    done = subprocess.run(command, env={**os.environ, **SETTINGS}, capture_output=True, text=True, check=False)
+    done = _run(sys.executable, "-m", "resumed_server", "serve", settings=SETTINGS)
     assert done.returncode == 2
     assert "--tls-cert" in done.stderr
     assert "--insecure" in done.stderr
 
 
 def test_its_settings_are_enough_with_insecure() -> None:
-    command = [sys.executable, "-m", "resumed_server", "serve", "--insecure", "--check"]
-    done = subprocess.run(command, env={**os.environ, **SETTINGS}, capture_output=True, text=True, check=False)
+    done = _run(sys.executable, "-m", "resumed_server", "serve", "--insecure", "--check", settings=SETTINGS)
     assert (done.returncode, done.stderr) == (0, "")
     assert "0.0.0.0:7400" in done.stdout
 
@@ -43,5 +41,10 @@ def test_the_health_check_notices_a_server_that_is_gone() -> None:
 
 
 def _checked(settings: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(DOCKER / "healthy.py")]
-    return subprocess.run(command, env={**os.environ, **settings}, capture_output=True, text=True, check=False)
+    return _run(sys.executable, str(DOCKER / "healthy.py"), settings=settings)
+
+
+def _run(*command: str, settings: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """Run a command, which ends by itself."""
+    environment = {**os.environ, **settings}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=PATIENCE)

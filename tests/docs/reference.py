@@ -1,8 +1,8 @@
-"""Writes docs/configuration.md from the code, the chart and their comments: `make reference`.
+"""Writes docs/configuration.md from the code, the chart and their comments, and the chart's README: `make reference`.
 
 The commands come from typer's declarations, Python's classes and functions and the keys of the grants file from their
 signatures and docstrings (read by griffe), the chart's values from their comments and from the schema that Helm checks.
-The page is changed there, and a test fails when it is out of date.
+The pages are changed there, and a test fails when one is out of date.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 TREE = Path(__file__).parents[2]
 PAGE = TREE / "docs/configuration.md"
 PRELOAD = TREE / "client/c/README.md"
+CHART_PAGE = TREE / "deploy/kubernetes/chart/README.md"
 _CHART = TREE / "deploy/kubernetes/chart"
 
 _HEAD = """# Configuration reference
@@ -70,7 +71,21 @@ changes. [store.md](store.md#grants) and [limits.md](limits.md) describe it; `re
 decisions.
 """
 _CHART_HEAD = """
-The values of `deploy/kubernetes/chart`. Helm rejects misspelt values and wrong types.
+The values of `deploy/kubernetes/chart`. Helm rejects misspelt values, wrong types and contradictions.
+"""
+_DOCS = "https://github.com/resumed/resumed/blob/main/docs"
+_CHART_README = f"""# resumed
+
+A central TLS session store: any frontend resumes a session that any other negotiated.
+[Kubernetes]({_DOCS}/kubernetes.md) describes the installation, with certificates, grants, monitoring and an example of
+a frontend.
+
+    helm install resumed deploy/kubernetes/chart --namespace resumed --create-namespace --values values.yaml
+
+## Values
+
+Helm rejects misspelt values, wrong types and contradictions. This table is generated from values.yaml and
+values.schema.json.
 """
 _SHOWN = {
     "resumed": (
@@ -93,6 +108,11 @@ def page() -> str:
     parts += ["\n## The preloaded library\n", *_preload(), "\n## The grants file\n", _GRANTS, *_grants()]
     parts += ["\n## The chart\n", _CHART_HEAD, _chart()]
     return "".join(parts)
+
+
+def chart_page() -> str:
+    """Return the chart's README as it has to be, with links that work in a packaged chart."""
+    return _CHART_README + re.sub(r"\]\(([\w.-]+\.md)\)", rf"]({_DOCS}/\1)", _chart())
 
 
 def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
@@ -287,22 +307,24 @@ def _grants() -> Iterator[str]:
 def _chart() -> str:
     text = (_CHART / "values.yaml").read_text(encoding="utf-8")
     schema = json.loads((_CHART / "values.schema.json").read_text(encoding="utf-8"))
-    rows = _values("", yaml.compose(text), schema, text.splitlines())
+    rows = _values("", yaml.compose(text), schema, text.splitlines(), schema["definitions"])
     return _table(("Value", "Default", "May be", "Meaning"), rows)
 
 
-def _values(path: str, node: Any, schema: Any, lines: list[str]) -> Iterator[tuple[str, str, str, str]]:
+def _values(
+    path: str, node: Any, schema: Any, lines: list[str], definitions: Any
+) -> Iterator[tuple[str, str, str, str]]:
     """Yield a row for each value of a mapping, and for each group of values that has a comment of its own."""
     for key, value in node.value:
         name, allowed = f"{path}{key.value}", schema["properties"][key.value]
-        meaning = _comment(lines, key.start_mark.line)
-        if isinstance(value, yaml.MappingNode) and value.value and "properties" in allowed:
+        meaning = _comment(lines, key.start_mark.line).removeprefix("-- ")
+        if "properties" in allowed:
             if meaning:
                 yield _code(name), "", "", meaning
-            yield from _values(f"{name}.", value, allowed, lines)
+            yield from _values(f"{name}.", value, allowed, lines, definitions)
             continue
         default = yaml.safe_load(yaml.serialize(value))
-        yield _code(name), _code(json.dumps(default) if default != "" else ""), _allowed(allowed), meaning
+        yield _code(name), _code(json.dumps(default) if default != "" else ""), _allowed(allowed, definitions), meaning
 
 
 def _comment(lines: list[str], line: int) -> str:
@@ -314,16 +336,21 @@ def _comment(lines: list[str], line: int) -> str:
     return " ".join(comment)
 
 
-def _allowed(schema: Any) -> str:
+def _allowed(schema: Any, definitions: Any) -> str:
+    if "$ref" in schema:
+        return _allowed(definitions[schema["$ref"].rpartition("/")[2]], definitions)
     if "anyOf" in schema:
-        return " or ".join(map(_allowed, schema["anyOf"]))
+        return " or ".join(_allowed(each, definitions) for each in schema["anyOf"])
+    if "title" in schema:
+        return str(schema["title"])
     if "enum" in schema:
-        return ", ".join(map(_code, schema["enum"]))
+        return ", ".join(_code(each) for each in schema["enum"] if each)
     if "minimum" in schema:
         return f"{schema['minimum']} to {schema['maximum']}"
     return {"boolean": "`true`, `false`", "array": "list", "object": "map", "string": "text"}[schema["type"]]
 
 
 if __name__ == "__main__":
-    PAGE.write_text(page(), encoding="utf-8")
-    typer.echo(f"{PAGE.relative_to(TREE)} is written")
+    for written, text in ((PAGE, page()), (CHART_PAGE, chart_page())):
+        written.write_text(text, encoding="utf-8")
+        typer.echo(f"{written.relative_to(TREE)} is written")

@@ -38,9 +38,13 @@ ELSEWHERE = {
     "journalctl": "needs systemd",
     "helm install": "tests/deploy/test_manifests.py renders the chart; that the values exist is tested here",
     "helm upgrade": "as helm install",
+    "helm template": "tests/deploy/test_manifests.py",
+    "helm test": "needs a cluster; tests/deploy/test_manifests.py renders it",
+    "REGISTRY=": "the reader's own",
     "kubectl create namespace": "needs a cluster",
     "kubectl apply -k": "tests/deploy renders every directory and validates it; that it is there is tested here",
-    "kubectl exec": "needs a cluster; tests/deploy/test_image.py runs `check` in the image",
+    "kubectl exec": "named; needs a cluster",
+    "kubectl set env": "tests/deploy/test_manifests.py runs it",
     "resumed keygen fleet.keys && kubectl": "needs a cluster; the first half is run elsewhere",
     # Clients in other languages: their own toolchains run these.
     "cargo add": "asks the network",
@@ -73,7 +77,7 @@ ELSEWHERE = {
     "resumed bench localhost:8443": "test_tutorials.py",
     "nginx -p .": "test_tutorials.py",
     "kubectl apply -f": "needs a cluster",
-    "kubectl --namespace shop run": "needs a cluster",
+    "kubectl --namespace": "needs a cluster",
     "apt-get update": "asks the network, in a pod",
     "(sleep 1) | openssl s_client -connect shop:443": "needs a cluster",
     "for i in 1 2 3": "needs a cluster",
@@ -83,9 +87,9 @@ INSTEAD = {
     # The command of the page: the command that runs, which needs no answers, ends soon, or uses this machine's files.
     "resumed keyring promote fleet.keys": "resumed keyring promote fleet.keys --wait 0s",
     "resumed keyring retire fleet.keys": "resumed keyring retire fleet.keys --wait 0s --lifetime 0s",
-    "resumed purge STORE NAMESPACE": "resumed purge STORE NAMESPACE --yes",
+    "resumed purge STORE NAMESPACE": "resumed purge STORE NAMESPACE --yes --force",
     "resumed purge store.example:7400 shop --ca ca.crt --cert operator.crt --key operator.key": (
-        "resumed purge store.example:7400 shop --ca store-ca.crt --cert operator.crt --key operator.key --yes"
+        "resumed purge store.example:7400 shop --ca store-ca.crt --cert operator.crt --key operator.key --yes --force"
     ),
     "resumed top 127.0.0.1:9464 frontend-1:9465 ...": (
         "resumed top 127.0.0.1:9464 frontend-1:9465 --count 1 --interval 1s"

@@ -33,7 +33,7 @@ from rich.console import Console
 from resumed_server.cli.keyring.keygen import keygen
 from resumed_server.cli.top.command import report
 from resumed_server.cli.top.metrics_client import Period, Scrape, scrape_all
-from resumed_server.cli.top.view import shown
+from resumed_server.cli.top.view import build_view
 from support.frontend import running_frontend
 from support.mtls import Authority, Files
 from support.server import PATIENCE, RunningServer, running_server
@@ -201,7 +201,7 @@ def observe(directory: Path, seconds: float, outage: float) -> tuple[dict[str, l
         for url, found in after.items()
         if isinstance(found, Scrape) and isinstance(was := before[url], Scrape)
     }
-    return panels, shown(report(periods, {}))
+    return panels, build_view(report(periods, {}))
 
 
 def draw(name: str, found: Sequence[Series], path: Path) -> None:

@@ -62,7 +62,7 @@ def test_two_listens_with_different_certificates_share_no_session(
 
 @pytest.mark.parametrize("settled", [{}, {"verified_namespace": "verified"}], ids=["", "verified namespace"])
 @pytest.mark.parametrize("version", VERSIONS)
-def test_stunnel_lets_nobody_in_without_a_certificate(
+def test_stunnel_accepts_no_client_without_a_certificate(
     target: str, files: Path, version: ssl.TLSVersion, settled: dict[str, str]
 ) -> None:
     """A service that verifies clients receives the session of a public nginx for its name."""

@@ -200,7 +200,7 @@ def test_a_libssl_that_is_loaded_later_works(environment: Mapping[str, str], tmp
     subprocess.run([sys.executable, "-c", loaded], check=True, env=environment, stdout=subprocess.DEVNULL)
 
 
-def test_a_connection_is_checked_whatever_the_program_sets_for_it(
+def test_a_connection_is_checked_with_all_settings_of_the_program(
     environment: Mapping[str, str], tmp_path: Path
 ) -> None:
     """preloaded.c sets info callbacks during the handshake, and id contexts on each connection."""

@@ -37,7 +37,7 @@ def test_everything_is_pinned_by_hash_and_from_no_particular_index(name: str) ->
 
 
 @pytest.mark.parametrize("name", LOCKS)
-def test_what_is_asked_for_is_pinned(name: str) -> None:
+def test_required_packages_are_pinned(name: str) -> None:
     """Run `make lock` after a change of pyproject.toml."""
     project = tomllib.loads((TREE / "pyproject.toml").read_text())
     extras = project["project"]["optional-dependencies"]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
 import resumed.prometheus
@@ -86,6 +88,14 @@ def test_no_label_is_one_that_prometheus_gives_to_a_target() -> None:
     assert (
         ours & {"namespace", "job", "instance", "pod", "service", "endpoint", "container", "node", "cluster"} == set()
     )
+
+
+@pytest.mark.parametrize("name", ["store", "frontends"])
+def test_the_variables_of_a_dashboard_are_queried_again(name: str) -> None:
+    """Without a refresh, Grafana never queries their values."""
+    dashboard = json.loads((ROOT / f"deploy/grafana/{name}.json").read_text())
+    queries = {each["name"]: each["refresh"] for each in dashboard["templating"]["list"] if each["type"] == "query"}
+    assert queries == {"job": 2, "instance": 2, "namespace": 2}
 
 
 def test_every_alert_has_a_runbook_and_a_test() -> None:

@@ -146,6 +146,43 @@ class Client:
             return Visit(connection.tls.session_reused is True, connection.tls.session, connection.seconds)
 
 
+class OrderedClient:
+    """Connects to frontends with TLS 1.3 and an order of ciphersuites, by OpenSSL's names with colons between."""
+
+    def __init__(self, ciphersuites: str) -> None:
+        self._context = SSL.Context(SSL.TLS_CLIENT_METHOD)
+        self._context.set_min_proto_version(SSL.TLS1_3_VERSION)
+        self._context.set_tls13_ciphersuites(ciphersuites.encode())
+        self._context.set_verify(SSL.VERIFY_PEER, self._verify)
+        self._verified = False
+
+    def _verify(self, *_: object) -> bool:
+        """Accept all: it is called in full handshakes only, and pyOpenSSL does not show which ones those are."""
+        self._verified = True
+        return True
+
+    def visit(self, frontend: Frontend, session: SSL.Session | None = None) -> tuple[bool, SSL.Session]:
+        """Connect, exchange a few bytes and go; return whether `session` resumed, and the new one."""
+        self._verified = False
+        ours, theirs = socket.socketpair()
+        server = threading.Thread(target=frontend.serve, args=(theirs,))
+        server.start()
+        with ours:
+            connection = SSL.Connection(self._context, ours)
+            connection.set_tlsext_host_name(HOSTS[0].encode())
+            if session is not None:
+                connection.set_session(session)
+            connection.set_connect_state()
+            connection.do_handshake()
+            connection.sendall(b"hello")
+            assert connection.recv(5) == b"hello"
+            new = connection.get_session()
+            assert new is not None
+            connection.set_shutdown(SSL.SENT_SHUTDOWN)  # or OpenSSL would not offer the session again
+        server.join()
+        return not self._verified, new
+
+
 class Connection:
     """A client's end, over memory BIOs so that a test can see and change every byte."""
 

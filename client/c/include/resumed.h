@@ -37,7 +37,7 @@ typedef struct resumed_options {
     const char *cert;          /* PEM files of the frontend's own certificate and key; none by default */
     const char *key;
     const char *server_name;   /* the name that the store's certificate must have; the target's host by default */
-    int ignore_id_context;     /* whether sessions resume in spite of unlike session id contexts: for fleets of unlike stacks */
+    int ignore_id_context;     /* for fleets of unlike stacks: unlike session id contexts do not count, and the order of the server's ciphers decides */
     int single_host;           /* whether the context has no servername, ClientHello or certificate callback */
     int tickets;               /* whether clients keep sessions in tickets, and the store only has what the tickets need */
     int tickets_tls12;         /* with tickets, whether TLS 1.2 uses them as well; its sessions are stored otherwise */
@@ -114,6 +114,9 @@ int resumed_flush(SSL_CTX *context, unsigned milliseconds);
  * not below size, the text was cut.
  */
 size_t resumed_stats(SSL_CTX *context, char *text, size_t size);
+
+/* Writes the same in Prometheus' text format, under the names that the clients in other languages use, as resumed_stats() does. */
+size_t resumed_metrics(SSL_CTX *context, char *text, size_t size);
 
 #ifdef __cplusplus
 }

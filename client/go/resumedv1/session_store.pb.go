@@ -171,7 +171,7 @@ type PutRequest struct {
 	// Value of the session, opaque to the store: 1 to 65,536 bytes.
 	Value []byte `protobuf:"bytes,3,opt,name=value,proto3" json:"value,omitempty"`
 	// Time to live after the store has accepted the session, by the store's clock. Above zero; the server lowers it to its
-	// own maximum (24 hours by default, never more than 7 days: RFC 8446 section 4.6.1).
+	// own maximum (24 hours by default, never more than 7 days: RFC 8446 section 4.6.1), and that of a pinned value to 7 days.
 	Ttl *durationpb.Duration `protobuf:"bytes,4,opt,name=ttl,proto3" json:"ttl,omitempty"`
 	// Time of the full handshake that negotiated the session, by the client's clock. A ticket that a resumed connection issued has
 	// the time of the resumed session. A Purge compares it with its own time. A time ahead of the store's clock counts as now, and

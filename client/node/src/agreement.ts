@@ -18,6 +18,8 @@ export const MAX_GENERATIONS = 8;
 /** The present secret is compared with the store's after this time, or after a rotation if that is shorter. */
 export const MAX_RECHECK_SECONDS = 3600;
 export const AGREEMENT_DEADLINE_MS = 1000;
+/** The next epoch's secret is agreed on in the first of so many parts of an epoch, so that clocks may differ by the others. */
+export const NEXT_SECRET_PARTS = 6;
 /** Pauses after calls that failed: doubled each time in a row. */
 export const AGREEMENT_RETRY_MS = { first: 50, max: 5000 };
 
@@ -103,7 +105,7 @@ export class TicketSecrets {
     const present = epochAt(now, this.#rotation);
     const following = { ...present, start: present.start + this.#rotation };
     if (this.#nextDue.start !== following.start) {
-      this.#nextDue = { start: following.start, at: now + this.#random() * (following.start - now) };
+      this.#nextDue = { start: following.start, at: present.start + (this.#random() * this.#rotation) / NEXT_SECRET_PARTS };
     }
     const wanted = this.#agreed.has(present.start) ? [] : [present];
     if (!this.#agreed.has(following.start) && (!this.#begun || now >= this.#nextDue.at)) wanted.push(following);
@@ -112,6 +114,7 @@ export class TicketSecrets {
     else if (own && now >= this.#recheckAt) await this.#recheck(own);
     else return;
     this.#begun = true;
+    if (own && wanted.length > 0) return; // the next secret is agreed on, and the present one was not compared
     this.#recheckAt = now + Math.min(this.#rotation, MAX_RECHECK_SECONDS) * (0.5 + this.#random() / 2);
   }
 

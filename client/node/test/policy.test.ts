@@ -61,7 +61,8 @@ test("the constants are those of all clients", () => {
     queue_bytes: sender.QUEUE_BYTES,
     queue_item_bytes: sender.ENTRY_BYTES,
     batch_operations: sender.BATCH_OPERATIONS,
-    batch_linger_ms: sender.LINGER_MS,
+    busy_batch_operations: sender.BUSY_OPERATIONS,
+    busy_batch_pause_ms: sender.BUSY_PAUSE_MS,
     batch_deadline_ms: sender.BATCH_DEADLINE_MS,
     batch_retry_ms: sender.RETRY_MS,
     max_value_bytes: shim.MAX_VALUE_BYTES,
@@ -78,6 +79,7 @@ test("the constants of tickets are those of all clients", () => {
     max_rotation_seconds: MAX_ROTATION_SECONDS,
     max_generations: agreement.MAX_GENERATIONS,
     max_recheck_seconds: agreement.MAX_RECHECK_SECONDS,
+    next_secret_parts: agreement.NEXT_SECRET_PARTS,
     agreement_deadline_ms: agreement.AGREEMENT_DEADLINE_MS,
     agreement_retry_ms: agreement.AGREEMENT_RETRY_MS,
   };

@@ -215,7 +215,8 @@ def install(
         ignore_id_context: Whether sessions resume regardless of the session id contexts that applications set
             (`Context.set_session_id` of pyOpenSSL). Needed in a fleet of unlike stacks, such as `ssl` beside pyOpenSSL
             or nginx; set it at all of its frontends. Otherwise a session resumes only under the session id context that
-            it was negotiated under.
+            it was negotiated under. The order of the server's ciphers then decides, so that unlike stacks choose the
+            same one for a client.
         tracer_provider: OpenTelemetry's, to make spans of look-ups and of calls to the store; None for none. Needs
             `pip install 'resumed[otel]'`.
         sessions: How the fleet shares sessions (docs/tickets.md). With `stored` the store keeps each of them. With

@@ -1,7 +1,7 @@
 //! Look-ups at the store: single-flight, with a deadline and a limit of how many are under way.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -41,8 +41,10 @@ pub(crate) struct Query {
 /// The single use of a ticket, which a handshake claims.
 pub(crate) struct Claim {
     pub(crate) key: StoreKey,
-    /// Until when the ticket lives, and no other handshake may claim it.
+    /// For how long the ticket lives, and no other handshake may claim it.
     pub(crate) remaining: Duration,
+    /// By how much longer it may live by the clock of another frontend.
+    pub(crate) margin: Duration,
     /// When its lineage was negotiated, in microseconds after the Unix epoch.
     pub(crate) negotiated: u64,
     /// The end of the handshake's deadline.
@@ -57,10 +59,10 @@ impl Claim {
             namespace: namespace.to_owned(),
             key: self.key.to_vec(),
             value: sealing::random::<16>().to_vec(),
-            ttl: Some(ttl(self.remaining.as_secs())),
+            ttl: Some(ttl((self.remaining + self.margin).as_secs())),
             // A purge that this process has not heard of refuses it.
             issue_time: from_microseconds(self.negotiated).map(Into::into),
-            pinned: false,
+            pinned: true, // neither a full store nor its maximum lifetime of sessions ends it
         }
     }
 }
@@ -72,12 +74,22 @@ pub(crate) struct Lookups {
     runtime: Handle,
     flights: Mutex<HashMap<StoreKey, Arc<Flight>>>,
     running: AtomicUsize,
+    /// Whether it was logged that the store keeps claims for too short a time.
+    complained: AtomicBool,
     max_running: usize,
 }
 
 impl Lookups {
     pub(crate) fn new(store: Arc<GuardedStore>, mirror: Option<Arc<Mirror>>, runtime: Handle, max_running: usize) -> Self {
-        Self { store, mirror, runtime, flights: Mutex::default(), running: AtomicUsize::new(0), max_running }
+        Self {
+            store,
+            mirror,
+            runtime,
+            flights: Mutex::default(),
+            running: AtomicUsize::new(0),
+            complained: AtomicBool::new(false),
+            max_running,
+        }
     }
 
     /// Calls the store, unless there is a reason not to, and waits for the answer until the query's end. `retries` is whether the Put of
@@ -94,11 +106,11 @@ impl Lookups {
     }
 
     /// Puts a random value under a key, unless there is a reason not to, and waits until that is done. `replayed` is the reason if there is
-    /// another value.
+    /// another value, `rejected` if the store would forget the value while the ticket lives.
     pub(crate) fn claim(self: &Arc<Self>, claim: Claim) -> Result<(), &'static str> {
         let time = self.time_for_call(claim.end, claim.waited)?;
         self.start().ok_or("too-many-lookups")?;
-        let (lookups, flight, end) = (Arc::clone(self), Arc::new(Flight::default()), claim.end);
+        let (lookups, flight, end, remaining) = (Arc::clone(self), Arc::new(Flight::default()), claim.end, claim.remaining);
         let claimed = Arc::clone(&flight);
         self.runtime.spawn(async move {
             let began = Instant::now();
@@ -110,8 +122,16 @@ impl Lookups {
                 Err(failure) => lookups.store.failed(failure, began),
             }
             claimed.finish(match outcome {
-                Ok(true) => Ok((Vec::new(), "store")),
-                Ok(false) => Err("replayed"),
+                Ok(Some(kept)) if kept < remaining => {
+                    if !lookups.complained.swap(true, Ordering::Relaxed) {
+                        log::error!(
+                            "the store keeps the use of a ticket for {kept:?}, less than the ticket lives: update the store"
+                        );
+                    }
+                    Err("rejected")
+                }
+                Ok(Some(_)) => Ok((Vec::new(), "store")),
+                Ok(None) => Err("replayed"),
                 Err(failure) => Err(failure.reason()),
             });
         });

@@ -77,7 +77,7 @@ impl Watcher for Mirror {
     const REMOVALS_ONLY: bool = false;
     const LOST: &str = "mirror disconnected; look-ups go to the store";
 
-    fn begin(&self, first: &v1::WatchResponse) -> Result<(), String> {
+    fn begin(&self, first: &v1::WatchResponse, _follows: bool) -> Result<(), String> {
         if !first.continued {
             self.lock().clear();
         }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::ticket_secret::MAX_ROTATION;
+use crate::ticket_secret::{MAX_REMOVAL, MAX_ROTATION};
 use crate::{Credentials, Error, Keyring};
 
 /// RFC 8446 section 4.6.1.
@@ -26,6 +26,29 @@ pub enum Puts {
     Background,
     /// A full handshake does, at most for the deadline.
     Wait,
+}
+
+/// When a session of a handshake is sent to the store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum When {
+    /// With the next one, which the same handshake is about to issue.
+    WithNext,
+    /// At once, except under load.
+    Soon,
+    /// At once: the handshake waits for it.
+    Now,
+}
+
+impl Puts {
+    /// Returns when a session of a handshake is sent. `last` is whether no other one follows.
+    #[must_use]
+    pub fn when(self, last: bool) -> When {
+        match self {
+            _ if !last => When::WithNext,
+            Self::Background => When::Soon,
+            Self::Wait => When::Now,
+        }
+    }
 }
 
 /// How the frontends of a fleet share sessions.
@@ -122,6 +145,12 @@ impl Options {
         if !(Duration::from_secs(1)..=MAX_ROTATION).contains(&rotation) || rotation.subsec_nanos() > 0 {
             return Err(Error::new(format!("rotation must be 1 second to 7 days in whole seconds, not {rotation:?}")));
         }
+        if self.sessions == SessionMode::Tickets && lifetime + rotation > MAX_REMOVAL {
+            return Err(Error::new(format!(
+                "lifetime and rotation must be 7 days together at most, not {lifetime:?} and {rotation:?}: the store keeps the removal of a \
+                 ticket no longer"
+            )));
+        }
         if self.deadline.is_zero() {
             return Err(Error::new("deadline must be above 0"));
         }
@@ -151,6 +180,8 @@ mod tests {
         assert!(complaint(|options| options.lifetime = Duration::from_secs(604_801)).starts_with("lifetime"));
         assert!(complaint(|options| options.rotation = Duration::from_millis(1500)).starts_with("rotation"));
         assert!(complaint(|options| options.rotation = Duration::from_secs(604_801)).starts_with("rotation"));
+        let long = |options: &mut Options| (options.sessions, options.lifetime) = (SessionMode::Tickets, MAX_REMOVAL);
+        assert!(complaint(long).starts_with("lifetime and rotation"));
         assert!(complaint(|options| options.deadline = Duration::ZERO).starts_with("deadline"));
         assert!(complaint(|options| options.max_lookups = 0).starts_with("max_lookups"));
     }

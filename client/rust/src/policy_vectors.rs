@@ -73,7 +73,8 @@ fn the_constants_are_those_of_all_clients() {
         "queue_bytes": sender::QUEUE_BYTES,
         "queue_item_bytes": sender::ITEM_BYTES,
         "batch_operations": sender::BATCH_OPERATIONS,
-        "batch_linger_ms": sender::BATCH_DELAY.as_millis(),
+        "busy_batch_operations": sender::BUSY_OPERATIONS,
+        "busy_batch_pause_ms": sender::BUSY_PAUSE.as_millis(),
         "batch_deadline_ms": sender::BATCH_DEADLINE.as_millis(),
         "batch_retry_ms": pauses(&sender::RETRY_PAUSES),
         "max_value_bytes": shim::LARGEST_VALUE,
@@ -115,7 +116,10 @@ fn the_constants_of_tickets_are_those_of_all_clients() {
         "agreement_deadline_ms": agreement::DEADLINE.as_millis(),
         "agreement_retry_ms": pauses(&agreement::RETRY_PAUSES),
         "unknown_name_pause_ms": agreement::UNKNOWN_NAME_PAUSE.as_millis(),
+        "next_secret_parts": agreement::NEXT_SECRET_PARTS,
         "max_removals": removals::MAX_REMOVALS,
+        "max_own_removals": removals::MAX_OWN_REMOVALS,
+        "max_removal_seconds": ticket_secret::MAX_REMOVAL.as_secs(),
         "max_session_bytes": tickets::MAX_SESSION_BYTES,
     });
     assert_eq!(own, policy().tickets.constants);

@@ -3,17 +3,21 @@
 //! A stream of the store brings them. Tickets resume only while it is live, or was a short time ago: [`Removals::check`].
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap};
+use std::collections::{BinaryHeap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
 use crate::clock::{self, Clock};
 use crate::envelope::microseconds;
 use crate::sealing::StoreKey;
+use crate::stats::RemovalReason;
 use crate::watching::STALE;
 
 /// How many removals are kept.
 pub(crate) const MAX_REMOVALS: usize = 262_144;
+
+/// How many of its own removals a process sends again to a store that has lost its storage.
+pub(crate) const MAX_OWN_REMOVALS: usize = 16_384;
 
 /// How many void entries the order may have at least.
 const VOID_ENTRIES: usize = 1024;
@@ -116,6 +120,34 @@ impl Removals {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The last removals of this process.
+#[derive(Default)]
+pub(crate) struct OwnRemovals(Mutex<VecDeque<OwnRemoval>>);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct OwnRemoval {
+    pub(crate) key: StoreKey,
+    pub(crate) reason: RemovalReason,
+    /// Until when it is in force, in Unix seconds.
+    pub(crate) end: u64,
+}
+
+impl OwnRemovals {
+    pub(crate) fn add(&self, removal: OwnRemoval) {
+        let mut removals = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if removals.len() == MAX_OWN_REMOVALS {
+            removals.pop_front();
+        }
+        removals.push_back(removal);
+    }
+
+    /// Returns those that are in force after `now`, in Unix seconds.
+    pub(crate) fn in_force(&self, now: u64) -> Vec<OwnRemoval> {
+        let removals = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        removals.iter().filter(|removal| removal.end > now).copied().collect()
     }
 }
 
@@ -256,6 +288,18 @@ mod tests {
         assert_eq!((check(NOW - 1), check(NOW)), (Err("purged"), Ok(())));
         assert!(!removals.purge(NOW) && !removals.purge(NOW - 10));
         assert_eq!((check(NOW - 1), check(NOW)), (Err("purged"), Ok(())));
+    }
+
+    #[test]
+    fn the_last_own_removals_are_kept_until_they_end() {
+        let (own, reason) = (OwnRemovals::default(), RemovalReason::Application);
+        for number in 0..=MAX_OWN_REMOVALS {
+            own.add(OwnRemoval { key: [u8::try_from(number % 256).unwrap(); 32], reason, end: START + number as u64 });
+        }
+        assert_eq!(own.in_force(START).len(), MAX_OWN_REMOVALS, "the first one made room");
+        let last = START + MAX_OWN_REMOVALS as u64;
+        assert_eq!(own.in_force(last - 1), [OwnRemoval { key: [0; 32], reason, end: last }]);
+        assert_eq!(own.in_force(last), []);
     }
 
     #[test]

@@ -126,15 +126,15 @@ impl Store {
         session.map(|session| StoredSession::of(session).ok_or(Failure::Refused)).transpose()
     }
 
-    /// Stores a value until `end`, and returns false if the key holds another one, or may hold none.
-    pub(crate) async fn put(&self, request: PutRequest, end: Instant) -> Result<bool, Failure> {
+    /// Stores a value until `end`, and returns for how long the store keeps it; None if the key holds another one, or may hold none.
+    pub(crate) async fn put(&self, request: PutRequest, end: Instant) -> Result<Option<Duration>, Failure> {
         let call = |mut client: Client| {
             let request = request.clone();
             async move { client.put(request).await }
         };
         match self.call(end, true, call).await {
-            Ok(_) => Ok(true),
-            Err(Failure::Exists) => Ok(false),
+            Ok(response) => Ok(Some(response.ttl.and_then(|ttl| Duration::try_from(ttl).ok()).unwrap_or_default())),
+            Err(Failure::Exists) => Ok(None),
             Err(failure) => Err(failure),
         }
     }

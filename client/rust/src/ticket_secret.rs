@@ -16,6 +16,8 @@ pub const NAME_BYTES: usize = 16;
 pub(crate) const MAX_GENERATION: u8 = u8::MAX;
 /// The longest epoch.
 pub(crate) const MAX_ROTATION: Duration = Duration::from_secs(7 * 24 * 3600);
+/// The longest time for which the store keeps a removal or a claim.
+pub(crate) const MAX_REMOVAL: Duration = Duration::from_secs(7 * 24 * 3600);
 
 const VERSION: u8 = 1;
 const EPOCH_BYTES: usize = 8;

@@ -23,8 +23,8 @@ use crate::envelope::microseconds;
 use crate::fingerprint::{Expected, Fingerprint};
 use crate::guarded_store::GuardedStore;
 use crate::lookups::{Claim, Lookups};
-use crate::options::Options;
-use crate::removals::Removals;
+use crate::options::{Options, When};
+use crate::removals::{OwnRemoval, OwnRemovals, Removals};
 use crate::sealing::{self, StoreKey, StoreKeys};
 use crate::sender::{Item, Sender};
 use crate::stats::RemovalReason;
@@ -74,6 +74,8 @@ pub struct Tickets {
     deadline: Duration,
     pub(crate) agreement: Agreement,
     pub(crate) removals: Removals,
+    own_removals: OwnRemovals,
+    single_use: bool,
     counts: Mutex<Counts>,
     lineage_keys: StoreKeys,
     use_keys: StoreKeys,
@@ -135,6 +137,8 @@ impl Tickets {
             deadline: options.deadline,
             agreement,
             removals,
+            own_removals: OwnRemovals::default(),
+            single_use: options.single_use,
             counts: Mutex::default(),
             lineage_keys: StoreKeys::named("ticket-lineage", &options.namespace),
             use_keys: StoreKeys::named("ticket-use", &options.namespace),
@@ -231,16 +235,35 @@ impl Tickets {
     ///
     /// The reason, for [`Tickets::count_refused`]: `replayed`, or that of the call.
     pub fn claim(&self, head: &[u8; HEAD_BYTES], state: &TicketState, waited: Duration) -> Result<(), &'static str> {
-        let remaining = self.remaining(state).ok_or("expired")? + self.margin();
+        let remaining = self.remaining(state).ok_or("expired")?;
         let end = Instant::now() + self.deadline.saturating_sub(waited);
-        self.lookups.claim(Claim { key: self.use_keys.key(head), remaining, negotiated: state.negotiated, end, waited })
+        let claim =
+            Claim { key: self.use_keys.key(head), remaining, margin: self.margin(), negotiated: state.negotiated, end, waited };
+        self.lookups.claim(claim)
     }
 
     /// Removes a lineage, which ends at `end` (Unix seconds): at once in this process, and in the background in the whole fleet.
     pub fn remove(&self, lineage: &Lineage, end: u64, reason: RemovalReason) {
         let (key, end) = (self.lineage_keys.key(lineage), end.saturating_add(self.margin().as_secs()));
+        let removal = OwnRemoval { key, reason, end };
         self.removals.add(&key, end);
-        self.sender.submit(&self.store, Item::Remove { key, reason: reason.name(), end: Some(end) }, false);
+        self.own_removals.add(removal);
+        self.send(removal);
+    }
+
+    fn send(&self, OwnRemoval { key, reason, end }: OwnRemoval) {
+        self.sender.submit(&self.store, Item::Remove { key, reason: reason.name(), end: Some(end) }, When::Soon);
+    }
+
+    /// Sends the removals of this process again: the store may have lost them with its storage. It may have lost the uses of tickets as well,
+    /// so tickets of single use are void from here on.
+    fn make_up_for_loss(&self) {
+        self.agreement.recheck();
+        let now = self.clock.now();
+        self.own_removals.in_force(clock::seconds(now)).into_iter().for_each(|removal| self.send(removal));
+        if self.single_use && self.removals.purge(microseconds(now)) {
+            self.agreement.purge(microseconds(now), true);
+        }
     }
 
     /// The time by which the clock of another frontend may be behind, for what must outlive a ticket there.
@@ -311,12 +334,14 @@ impl Watcher for Tickets {
     const REMOVALS_ONLY: bool = true;
     const LOST: &str = "the stream of removals has ended; tickets resume for the grace period";
 
-    fn begin(&self, first: &WatchResponse) -> Result<(), String> {
-        if first.removals_only {
-            Ok(())
-        } else {
-            Err("the server knows no stream of removals, so no ticket resumes: update the servers of the store".into())
+    fn begin(&self, first: &WatchResponse, follows: bool) -> Result<(), String> {
+        if !first.removals_only {
+            return Err("the server knows no stream of removals, so no ticket resumes: update the servers of the store".into());
         }
+        if follows && !first.continued {
+            self.make_up_for_loss();
+        }
+        Ok(())
     }
 
     fn take_in(&self, event: WatchEvent) {
@@ -504,8 +529,8 @@ mod tests {
     fn a_server_without_a_stream_of_removals_is_refused() {
         let (frontend, _) = live();
         let first = |removals_only| WatchResponse { removals_only, ..Default::default() };
-        assert!(frontend.tickets.begin(&first(true)).is_ok());
-        assert!(frontend.tickets.begin(&first(false)).unwrap_err().contains("update the servers"));
+        assert!(frontend.tickets.begin(&first(true), false).is_ok());
+        assert!(frontend.tickets.begin(&first(false), false).unwrap_err().contains("update the servers"));
     }
 
     #[test]

@@ -27,8 +27,8 @@ pub(crate) trait Watcher {
     /// The log line for a stream that has ended.
     const LOST: &str;
 
-    /// Takes the first response of a stream, or returns why the stream is of no use.
-    fn begin(&self, first: &WatchResponse) -> Result<(), String>;
+    /// Takes the first response of a stream, or returns why the stream is of no use. `follows` is whether it was to continue an earlier one.
+    fn begin(&self, first: &WatchResponse, follows: bool) -> Result<(), String>;
 
     fn take_in(&self, event: WatchEvent);
 
@@ -89,7 +89,7 @@ async fn stream<W: Watcher>(watcher: &W, store: &Store, position: &mut Vec<u8>, 
         });
         let answer = next.await?.ok_or("the store ended the stream")?;
         if mem::take(&mut first) {
-            watcher.begin(&answer)?;
+            watcher.begin(&answer, !position.is_empty())?;
         }
         for event in answer.events {
             watcher.take_in(event);

@@ -24,7 +24,7 @@ const VERSIONS: [&SupportedProtocolVersion; 2] = [&TLS12, &TLS13];
 fn frontend(target: &str, namespace: &str, change: impl FnOnce(&mut Options)) -> Installation {
     sessions(target, namespace, |options| {
         (options.sessions, options.tickets_tls12) = (SessionMode::Tickets, true);
-        options.rotation = Duration::from_secs(7 * 24 * 3600); // or an epoch could end during a test
+        options.rotation = Duration::from_secs(6 * 24 * 3600); // or an epoch could end during a test
         change(options);
     })
 }
@@ -357,6 +357,33 @@ fn a_stream_that_was_cut_goes_on() {
     assert!(one.flush(PATIENCE));
     eventually(|| !accepts(&other, &tickets[0]));
     assert!(accepts(&other, &tickets[1]));
+}
+
+#[test]
+fn removals_that_the_store_lost_with_its_storage_are_sent_again() {
+    let Some(store) = Store::launch(&[]) else { return };
+    let target = store.target.clone();
+    let old = ready(&target, "loss", |_| ());
+    old.remove(&issue(&old));
+    assert!(old.flush(PATIENCE));
+    drop(store);
+    let _store = Store::launch(&["--listen", &target]).unwrap();
+    let young = ready(&target, "loss", |_| ());
+    eventually(|| stats(&young).removals_held == 1);
+}
+
+#[test]
+fn no_single_use_ticket_resumes_after_the_store_has_lost_its_storage() {
+    let Some(store) = Store::launch(&[]) else { return };
+    let target = store.target.clone();
+    let frontend = ready(&target, "loss", |options| options.single_use = true);
+    let used = issue(&frontend);
+    assert!(accepts(&frontend, &used));
+    drop(store);
+    let _store = Store::launch(&["--listen", &target]).unwrap();
+    let encrypt = || frontend.connection(&Scope::default()).encrypt(SESSION);
+    eventually(|| encrypt().is_some_and(|ticket| ticket[..16] != used[..16]));
+    assert!(!accepts(&frontend, &used) && accepts(&frontend, &issue(&frontend)));
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import os
 import signal
@@ -9,16 +10,27 @@ import socket
 import ssl
 import threading
 import time
+from pathlib import Path
+
+import prometheus_client
 
 import resumed
+import resumed.prometheus
 
 TLS = os.environ.get("TLS_DIRECTORY", "/etc/shop/tls")
+"""The certificate for browsers."""
+IDENTITY = os.environ.get("IDENTITY_DIRECTORY", "/etc/shop/identity")
+"""The certificate with the SPIFFE id for the store."""
+KEYRING = os.environ.get("KEYRING", "/etc/shop/keyring/fleet.keys")
 PORT = int(os.environ.get("PORT", "8443"))
+METRICS_PORT = int(os.environ.get("METRICS_PORT", "9464"))
 DRAIN = float(os.environ.get("DRAIN_SECONDS", "10"))
+RENEWAL = float(os.environ.get("RENEWAL_SECONDS", "10"))
+"""Seconds between two looks for a renewed certificate."""
 
 
 class Hello(http.server.BaseHTTPRequestHandler):
-    """Says which replica answers, and whether the client resumed."""
+    """Responds with the replica's name, and with whether the client resumed."""
 
     def do_GET(self) -> None:
         """Answer a request."""
@@ -30,29 +42,66 @@ class Hello(http.server.BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, *_: object) -> None:
-        """Say nothing of single requests: probes are requests, too."""
+        """Log no single requests, because probes are requests too."""
+
+
+class Frontend(http.server.ThreadingHTTPServer):
+    """Serves each connection with the newest certificate."""
+
+    def __init__(self) -> None:
+        super().__init__(("", PORT), Hello)
+        self._loaded = 0
+        self._credentials = resumed.Credentials(
+            ca=f"{IDENTITY}/ca.crt", cert=f"{IDENTITY}/tls.crt", key=f"{IDENTITY}/tls.key"
+        )
+        self.load()
+
+    def load(self) -> None:
+        """Make a context of the certificate, if its file has changed.
+
+        Raises:
+            OSError: A file cannot be read, or certificate and key do not match (ssl.SSLError), as in the middle of a
+                change.
+        """
+        changed = Path(TLS, "tls.crt").stat().st_mtime_ns
+        if changed == self._loaded:
+            return
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(f"{TLS}/tls.crt", f"{TLS}/tls.key")
+        installation = resumed.install(
+            context,
+            target=os.environ["RESUMED_TARGET"],
+            namespace="shop",
+            keyring=KEYRING,
+            credentials=self._credentials,
+        )
+        resumed.prometheus.export(installation)
+        self._context, self._loaded = context, changed
+
+    def get_request(self) -> tuple[ssl.SSLSocket, object]:
+        """Accept a connection; its own thread makes the handshake, so that a slow client delays no other."""
+        connection, address = super().get_request()
+        return self._context.wrap_socket(connection, server_side=True, do_handshake_on_connect=False), address
+
+    def renew(self) -> None:
+        """Look for a renewed certificate again and again."""
+        while True:
+            time.sleep(RENEWAL)
+            with contextlib.suppress(OSError):
+                self.load()
+
+    def drain(self) -> None:
+        """Serve a while longer, until no client is sent here any more, and end."""
+        time.sleep(DRAIN)
+        self.shutdown()
 
 
 def main() -> None:
-    """Serve until SIGTERM, and a while longer, until no client is sent here any more."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(f"{TLS}/tls.crt", f"{TLS}/tls.key")
-    resumed.install(
-        context,
-        target=os.environ["RESUMED_TARGET"],
-        namespace="shop",
-        keyring=os.environ.get("KEYRING", "/etc/shop/keyring/fleet.keys"),
-        credentials=resumed.Credentials(ca=f"{TLS}/ca.crt", cert=f"{TLS}/tls.crt", key=f"{TLS}/tls.key"),
-    )
-    server = http.server.ThreadingHTTPServer(("", PORT), Hello)
-    # The thread of the connection makes the handshake, so that a slow client delays no other.
-    server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
-
-    def drain() -> None:
-        time.sleep(DRAIN)
-        server.shutdown()
-
-    signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=drain).start())
+    """Serve until SIGTERM."""
+    server = Frontend()
+    prometheus_client.start_http_server(METRICS_PORT)
+    threading.Thread(target=server.renew, daemon=True).start()
+    signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=server.drain).start())
     server.serve_forever(poll_interval=0.1)
 
 

@@ -61,7 +61,7 @@ def purge(
     """
     _verify_namespaces(namespaces, is_namespace_pattern)
     issued_before = None if before is None else _parse_time(before)
-    with _connected(target, tls, deadline) as admin:
+    with _connect(target, tls, deadline) as admin:
         plan = _plan(admin, namespaces, tls, force=force)
         if not yes:
             _confirm(plan, issued_before)
@@ -95,7 +95,7 @@ def stats(
     """
     _verify_namespaces(namespaces or (), is_namespace)
     found: dict[str, NamespaceStats] = {}
-    with _connected(target, tls, deadline) as admin:
+    with _connect(target, tls, deadline) as admin:
         try:
             for namespace in namespaces or (None,):
                 found |= admin.stats(namespace)
@@ -150,7 +150,7 @@ def _verify_namespaces(namespaces: Sequence[str], is_valid: Callable[[str], obje
         raise UserError("\n".join(f"NAMESPACE: {name!r} is not 1 to 63 characters of [a-z0-9.-]" for name in wrong))
 
 
-def _connected(target: str, tls: TlsOptions, deadline: float) -> Admin:
+def _connect(target: str, tls: TlsOptions, deadline: float) -> Admin:
     """Return the operators' client of a store.
 
     Raises:

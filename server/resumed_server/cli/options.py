@@ -5,11 +5,14 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
+import sys
+from functools import wraps
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from resumed_server.config.settings import Settings, flag
+from resumed_server.errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,6 +33,27 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text
 def print_change(change: dict[str, Any], text: str, *, as_json: bool) -> None:
     """Print what a command has changed, as JSON or as text."""
     typer.echo(json.dumps(change, indent=2) if as_json else text)
+
+
+def logs_start_errors(command: Callable[..., None]) -> Callable[..., None]:
+    """Have a typer command with the option --log-format print errors in that format.
+
+    They are text on a terminal, and with --check.
+    """
+
+    @wraps(command)
+    def with_log(*arguments: Any, **given: Any) -> None:
+        try:
+            command(*arguments, **given)
+        except UserError as error:
+            if given["log_format"] != "json" or given.get("check") or sys.stderr.isatty():
+                raise
+            from resumed_server.observability.logging import print_start_error  # noqa: PLC0415 - only for errors
+
+            print_start_error(error)
+            raise typer.Exit(error.status) from None
+
+    return with_log
 
 
 def takes_settings(command: Callable[..., None]) -> Callable[..., None]:

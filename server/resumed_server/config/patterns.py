@@ -32,25 +32,25 @@ def identity_problems(identity: object) -> Iterator[str]:
     """Yield the problems of a pattern of identities."""
     if not isinstance(identity, str) or not (_SPIFFE.fullmatch(identity) or _DNS.fullmatch(identity)):
         yield (
-            f"identity {shown(identity)} must be a SPIFFE id (spiffe://example.org/shop) or a DNS name in lower case "
+            f"identity {quote(identity)} must be a SPIFFE id (spiffe://example.org/shop) or a DNS name in lower case "
             "(dns:frontend.shop.svc); one * may end it, in a SPIFFE id behind the trust domain's slash"
         )
 
 
 def namespace_problems(namespaces: object) -> Iterator[str]:
     """Yield the problems of a list of patterns of namespaces."""
-    for namespace in listed(namespaces):
+    for namespace in as_list(namespaces):
         if namespace is None or not is_namespace_pattern(namespace):
             yield (
-                f"namespaces {shown(namespace)} must list names of 1 to 63 characters of [a-z0-9.-]; one * may end each"
+                f"namespaces {quote(namespace)} must list names of 1 to 63 characters of [a-z0-9.-]; one * may end each"
             )
 
 
-def listed(value: object) -> Sequence[str | None]:
+def as_list(value: object) -> Sequence[str | None]:
     """Return `value` if it is a list of texts, else only None."""
     return value if value and isinstance(value, list) and all(isinstance(text, str) for text in value) else [None]
 
 
-def shown(value: object) -> str:
+def quote(value: object) -> str:
     """Return a value of the file as an error quotes it."""
     return "is missing or of another kind:" if value is None else f"{str(value)[:80]!r}"

@@ -32,7 +32,7 @@ class Followed(files.Followed[_Value]):
     """
 
     def __init__(self, name: str, paths: Sequence[str], parse: Callable[[Sequence[bytes]], _Value]) -> None:
-        def refused(error: Exception) -> None:
+        def log_rejection(error: Exception) -> None:
             expected = isinstance(error, ValueError)
             details = {"problem": "; ".join(str(error).splitlines())} if expected else exception_fields(error)
             log.error(_UNUSABLE, files=name, **details)
@@ -42,5 +42,5 @@ class Followed(files.Followed[_Value]):
             paths,
             lambda read: parse([bytes(file.content) for file in read]),
             lambda _: log.info("reloaded", files=name),
-            refused,
+            log_rejection,
         )

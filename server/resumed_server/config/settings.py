@@ -14,7 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from resumed_server.config.types import LARGEST, Address, Between, Duration, Size, one_of, redact_password, whole
+from resumed_server.config.types import (
+    MAX_INT,
+    Address,
+    Duration,
+    InRange,
+    Size,
+    choice_parser,
+    parse_int,
+    redact_password,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,7 +49,7 @@ def _addresses(texts: list[str]) -> tuple[Address, ...]:
 
 
 def _workers(text: str) -> int | None:
-    return None if text == "auto" else int(Between(whole, 1, _MOST_WORKERS)(text))
+    return None if text == "auto" else int(InRange(parse_int, 1, _MOST_WORKERS)(text))
 
 
 def _cores() -> int:
@@ -53,7 +62,7 @@ def _cores() -> int:
 
 
 def _setting(panel: str, default: Any, parse: Callable[[Any], Any], metavar: str, help_text: str) -> Any:
-    if isinstance(parse, Between):
+    if isinstance(parse, InRange):
         help_text += f" {parse}."
     return dataclasses.field(
         metadata={"panel": panel, "default": default, "parse": parse, "metavar": metavar, "help": help_text}
@@ -83,21 +92,21 @@ class Settings:
     capacity: Size = _setting(
         _STORAGE,
         "1GiB",
-        Between(Size.parse, Size(1 << 20), Size(1 << 44)),
+        InRange(Size.parse, Size(1 << 20), Size(1 << 44)),
         "SIZE",
         "Capacity of an lmdb: storage. When it is full, the sessions that expire soonest are evicted.",
     )
     max_ttl: Duration = _setting(
         _STORAGE,
         "24h",
-        Between(Duration.parse, Duration(1), Duration(_LONGEST_TTL)),
+        InRange(Duration.parse, Duration(1), Duration(_LONGEST_TTL)),
         "DURATION",
         "Maximum lifetime of a session (RFC 8446 section 4.6.1 allows 7 days). Longer ones are reduced to it.",
     )
     transport: str = _setting(
         _PROCESSES,
         "grpcio",
-        one_of("grpcio", "native"),
+        choice_parser("grpcio", "native"),
         "TRANSPORT",
         "Implementation of gRPC: grpcio, or native, which serves several times as many calls per core, without TLS, "
         "on loopback addresses and unix sockets only (docs/store.md).",
@@ -113,14 +122,14 @@ class Settings:
     threads: int = _setting(
         _PROCESSES,
         "8",
-        Between(whole, 1, 256),
+        InRange(parse_int, 1, 256),
         "N",
         "RPC threads per process. More than 8 do not increase the throughput with LMDB.",
     )
     shutdown_delay: Duration = _setting(
         _PROCESSES,
         "5s",
-        Between(Duration.parse, Duration(0), Duration(3_600)),
+        InRange(Duration.parse, Duration(0), Duration(3_600)),
         "DURATION",
         "Time after SIGTERM in which calls are served, while health reports NOT_SERVING and clients leave.",
     )
@@ -158,7 +167,7 @@ class Settings:
     namespace_ops_per_second: int = _setting(
         _LIMITS,
         "0",
-        Between(whole, 0, LARGEST),
+        InRange(parse_int, 0, MAX_INT),
         "N",
         "Maximum operations per second of a namespace without a limit in the grants; each operation of a Batch counts, "
         "0 = unlimited. Further ones are rejected (docs/limits.md).",
@@ -166,14 +175,14 @@ class Settings:
     namespace_sessions: int = _setting(
         _LIMITS,
         "0",
-        Between(whole, 0, LARGEST),
+        InRange(parse_int, 0, MAX_INT),
         "N",
         "Maximum sessions and tombstones of such a namespace; 0 = unlimited. Further ones are rejected.",
     )
     namespace_bytes: Size = _setting(
         _LIMITS,
         "0B",
-        Between(Size.parse, Size(0), Size(1 << 44)),
+        InRange(Size.parse, Size(0), Size(1 << 44)),
         "SIZE",
         "Maximum size of the values of such a namespace, plus 256 bytes for each session and tombstone; 0B = "
         "unlimited.",
@@ -181,14 +190,14 @@ class Settings:
     namespace_watchers: int = _setting(
         _LIMITS,
         "0",
-        Between(whole, 0, LARGEST),
+        InRange(parse_int, 0, MAX_INT),
         "N",
         "Maximum Watch streams per namespace and process; 0 = only a fair share of a process's 256 streams.",
     )
     max_connections: int = _setting(
         _ADDRESSES,
         "10000",
-        Between(whole, 1, 1_000_000),
+        InRange(parse_int, 1, 1_000_000),
         "N",
         "Maximum connections per process; further ones are rejected. One client address may use all of them; limit the "
         "connections of an address with a packet filter (docs/limits.md).",
@@ -196,7 +205,7 @@ class Settings:
     max_connection_age: Duration = _setting(
         _ADDRESSES,
         USUAL_AGE,
-        Between(Duration.parse, Duration(1), Duration(86_400)),
+        InRange(Duration.parse, Duration(1), Duration(86_400)),
         "DURATION",
         "Maximum age of a connection before the server requests a new one. It bounds how long a client stays connected "
         "after its authority was removed from --client-ca, and how long clients take to discover new servers.",
@@ -232,12 +241,12 @@ class Settings:
         "Enable core dumps and debuggers. A dump contains the server's TLS key and sealed sessions.",
     )
     log_format: str = _setting(
-        _LOGS, "json", one_of("json", "console"), "FORMAT", "Format of log lines: json or console."
+        _LOGS, "json", choice_parser("json", "console"), "FORMAT", "Format of log lines: json or console."
     )
     log_level: str = _setting(
         _LOGS,
         "info",
-        one_of("debug", "info", "warning", "error"),
+        choice_parser("debug", "info", "warning", "error"),
         "LEVEL",
         "Minimum level of log lines: debug, info, warning or error.",
     )
@@ -250,7 +259,7 @@ class Settings:
         "OTEL_EXPORTER_OTLP_ENDPOINT, OTEL_TRACES_SAMPLER and the other variables (docs/operations.md).",
     )
 
-    def shown(self) -> dict[str, str]:
+    def as_text(self) -> dict[str, str]:
         """Return the text of every setting by its name, without passwords."""
         texts = {setting.name: str(getattr(self, setting.name)) for setting in dataclasses.fields(self)}
         return texts | {

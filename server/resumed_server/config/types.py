@@ -109,7 +109,7 @@ class Address:
 
 
 @dataclass(frozen=True)
-class Between:
+class InRange:
     """A parser of values from `low` to `high`, both included; str() describes the range."""
 
     parse: Callable[[str], Any]
@@ -131,11 +131,11 @@ class Between:
         return f"{self.low} to {self.high}"
 
 
-LARGEST = 999_999_999
-"""The largest number that whole() accepts."""
+MAX_INT = 999_999_999
+"""The largest number that parse_int() accepts."""
 
 
-def whole(text: str) -> int:
+def parse_int(text: str) -> int:
     """Parse a whole number of at most nine digits.
 
     Raises:
@@ -146,15 +146,15 @@ def whole(text: str) -> int:
     return int(text)
 
 
-def one_of(*choices: str) -> Callable[[str], str]:
+def choice_parser(*choices: str) -> Callable[[str], str]:
     """Return a parser that accepts `choices` only."""
 
-    def choice(text: str) -> str:
+    def parse_choice(text: str) -> str:
         if text not in choices:
             raise ValueError(f"{text!r} is none of {', '.join(choices)}")
         return text
 
-    return choice
+    return parse_choice
 
 
 def redact_password(url: str) -> str:

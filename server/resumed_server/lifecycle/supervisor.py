@@ -34,7 +34,7 @@ log = structlog.get_logger()
 
 def wait_for_stop_signal(timeout: float) -> bool:
     """Wait up to `timeout` seconds for one of STOP_SIGNALS, which must be blocked; return whether it arrived."""
-    return _received(STOP_SIGNALS, timeout) in STOP_SIGNALS
+    return _wait_for_signal(STOP_SIGNALS, timeout) in STOP_SIGNALS
 
 
 def run(count: int, work: Callable[[int], int], timeout: float) -> int:
@@ -114,10 +114,10 @@ class _WorkerPool:
 
 
 def _next_signal(timeout: float | None) -> int | None:
-    return signal.sigwaitinfo(_SIGNALS).si_signo if timeout is None else _received(_SIGNALS, timeout)
+    return signal.sigwaitinfo(_SIGNALS).si_signo if timeout is None else _wait_for_signal(_SIGNALS, timeout)
 
 
-def _received(signals: AbstractSet[int], timeout: float) -> int | None:
+def _wait_for_signal(signals: AbstractSet[int], timeout: float) -> int | None:
     # After an interruption, as by SIGSTOP and SIGCONT, CPython returns an empty siginfo on a timeout.
     got = signal.sigtimedwait(signals, timeout)
     return got.si_signo if got and got.si_signo in signals else None

@@ -23,7 +23,7 @@ from resumed_server.limits.usage_counters import UsageRecounter
 from resumed_server.observability import native_log
 from resumed_server.periodic import Heartbeat, PeriodicTask, stop_all
 from resumed_server.rpc import server as rpc_server
-from resumed_server.rpc._grpcio_private import count_connections
+from resumed_server.rpc._grpcio_private import ConnectionCounter
 from resumed_server.rpc.admin_service import AdminService
 from resumed_server.rpc.health_service import HealthService
 from resumed_server.rpc.observer import NullObserver
@@ -110,6 +110,7 @@ class Worker:
         engine = stack.enter_context(contextlib.closing(open_storage(settings)))
         self._readiness = Readiness(engine)
         hub, sweeper = WatchHub(engine), Sweeper(engine)
+        shared, use_executor = self._supervisor is not None, is_grpcio_compatible()
         max_connections = raise_file_limit(settings.max_connections)
         metrics = self._open_metrics(self._segment, engine, security, max_connections) if self._segment else None
         if "GRPC_VERBOSITY" not in os.environ:  # with it, an operator wants the text
@@ -136,7 +137,6 @@ class Worker:
             enforcer=security.enforcer,
             observer=observer,
         )
-        shared, use_executor = self._supervisor is not None, is_grpcio_compatible()
         server = rpc_server.build_session_server(
             settings,
             service,
@@ -174,7 +174,7 @@ class Worker:
         This loop waits for signals only. Work that a client, the storage or a file system can block has threads of its
         own, and health reads their results.
         """
-        while not self._readiness.broken and not self._orphaned:
+        while not self._readiness.broken and not self._is_orphaned:
             self._loop.beat()
             self._readiness.check_overdue()
             if self._wait(_LOOP_SECONDS):
@@ -183,14 +183,14 @@ class Worker:
     def shutdown(self) -> None:
         """Send the clients away, finish the calls in flight, and close everything in reverse order."""
         # After the supervisor's end the next server waits for the port, so the shutdown delay is skipped.
-        delay = 0.0 if self._readiness.broken or self._orphaned else self._settings.shutdown_delay
+        delay = 0.0 if self._readiness.broken or self._is_orphaned else self._settings.shutdown_delay
         # systemd signals every process of the unit, so a worker can receive SIGTERM twice. A second SIGTERM must not
         # shorten the shutdown of a worker; only the supervisor's SIGKILL does.
         self._drain(delay, self._wait if self._supervisor is None else sleep)
         self._stack.close()
 
     @property
-    def _orphaned(self) -> bool:
+    def _is_orphaned(self) -> bool:
         return self._supervisor not in {None, os.getppid()}
 
     def _open_metrics(
@@ -213,7 +213,7 @@ class Worker:
             readiness=self._readiness,
             certificates=security.certificates,
             files=security.files,
-            count_connections=count_connections if self._settings.transport == "grpcio" else lambda: None,
+            count_connections=ConnectionCounter().count if self._settings.transport == "grpcio" else lambda: None,
             max_connections=max_connections,
         )
         security.enforcer.observer = metrics.recorder
@@ -224,9 +224,9 @@ class Worker:
         observer: Observer = metrics.recorder if metrics else NullObserver()
         if not self._settings.otel:
             return observer
-        from resumed_server.observability.tracing import exported  # noqa: PLC0415 - an extra
+        from resumed_server.observability.tracing import export_spans  # noqa: PLC0415 - an extra
 
-        return self._stack.enter_context(exported(observer))
+        return self._stack.enter_context(export_spans(observer))
 
 
 def open_storage(settings: Settings) -> Engine:

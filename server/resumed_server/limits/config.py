@@ -20,7 +20,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from resumed_server.config.patterns import identity_problems, matches, namespace_problems, shown
+from resumed_server.config.patterns import identity_problems, matches, namespace_problems, quote
 from resumed_server.config.types import Size
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ class Limit:
         for name in known:
             if name in table and not _is_positive(table[name], size=name == "bytes"):
                 what = 'a size such as "256MiB"' if name == "bytes" else "a whole number"
-                yield f"{name} {shown(table[name])} must be {what}, above 0"
+                yield f"{name} {quote(table[name])} must be {what}, above 0"
 
     @property
     def label(self) -> str:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
 from resumed_server.errors import exception_fields, should_log
 
 if TYPE_CHECKING:
-    from structlog.typing import EventDict, WrappedLogger
+    from structlog.typing import EventDict, Processor, WrappedLogger
 
     from resumed_server.errors import UserError
 
@@ -20,14 +20,7 @@ if TYPE_CHECKING:
 def configure(log_format: str, level: str) -> None:
     """Write the events of this process to standard error, in the format "json" or "console"."""
     structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            _add_process,
-            structlog.processors.JSONRenderer()
-            if log_format == "json"
-            else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()),
-        ],
+        processors=_processors(log_format),
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
         # Writes each line at once, so that lines of several workers do not mix.
         logger_factory=structlog.WriteLoggerFactory(sys.stderr),
@@ -37,8 +30,28 @@ def configure(log_format: str, level: str) -> None:
 
 def log_start_error(error: UserError) -> None:
     """Log the lines of an error that prevents the start of a process."""
+    _log_lines(structlog.get_logger(), error)
+
+
+def print_start_error(error: UserError) -> None:
+    """Print the lines of an error as lines of a log in JSON, before configure() is called."""
+    _log_lines(structlog.wrap_logger(structlog.WriteLogger(sys.stderr), processors=_processors("json")), error)
+
+
+def _log_lines(log: Any, error: UserError) -> None:
     for problem in str(error).splitlines():
-        structlog.get_logger().critical("cannot start", problem=problem)
+        log.critical("cannot start", problem=problem)
+
+
+def _processors(log_format: str) -> list[Processor]:
+    return [
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        _add_process,
+        structlog.processors.JSONRenderer()
+        if log_format == "json"
+        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()),
+    ]
 
 
 def _add_process(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:

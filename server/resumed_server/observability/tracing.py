@@ -90,7 +90,7 @@ class Tracing:
 
 
 @contextlib.contextmanager
-def exported(observer: Observer) -> Iterator[Tracing]:
+def export_spans(observer: Observer) -> Iterator[Tracing]:
     """Create spans and export them over OTLP as long as the context lasts. It starts threads: not before a fork."""
     resource = Resource.create({"service.name": "resumed"}).merge(OTELResourceDetector().detect())
     provider = TracerProvider(resource=resource, shutdown_on_exit=False)

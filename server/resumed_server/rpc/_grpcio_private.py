@@ -27,11 +27,22 @@ _NAMES = {
 }
 
 
-def count_connections() -> int | None:
-    """Return the number of connections of all servers in this process, from gRPC's channelz; None without it."""
+class ConnectionCounter:
+    """Counts the connections of the servers that are created after it in this process, by channelz of gRPC's core."""
+
+    def __init__(self) -> None:
+        self._others = frozenset(_server_ids() or ())
+
+    def count(self) -> int | None:
+        """Return the number of open connections; None without channelz."""
+        servers = _server_ids()
+        return None if servers is None else sum(_count_sockets(each) for each in servers if each not in self._others)
+
+
+def _server_ids() -> list[int] | None:
+    """Return the ids of all servers in this process; None without channelz."""
     try:
-        servers = json.loads(_cygrpc.channelz_get_servers(0)).get("server", ())
-        return sum(_count_sockets(int(server["ref"]["serverId"])) for server in servers)
+        return [int(each["ref"]["serverId"]) for each in json.loads(_cygrpc.channelz_get_servers(0)).get("server", ())]
     except (AttributeError, KeyError, TypeError, ValueError):
         return None
 

@@ -271,7 +271,8 @@ class SessionStoreService(SessionStoreServiceServicer):
             raise InvalidField("value", f"must be 1 to {MAX_PINNED_VALUE} bytes if it is pinned")
         ttl = ttl_seconds(request.ttl)
         issued = seconds_of(request.issue_time, "issue_time")
-        return storage.Put(namespace, key, value, min(ttl, self._max_ttl), issued or None, request.pinned)
+        longest = storage.LONGEST_TTL_SECONDS if request.pinned else self._max_ttl
+        return storage.Put(namespace, key, value, min(ttl, longest), issued or None, request.pinned)
 
 
 def _apply_rejection(operation: Operation | Exception, rejection: LimitExceeded | None) -> Operation | Exception:

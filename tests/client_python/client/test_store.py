@@ -57,7 +57,7 @@ def test_a_taken_session_is_gone_for_good(store: StoreClient, key: bytes) -> Non
         store.put(key, b"value", 100)
 
 
-def test_remove_tells_whether_a_session_was_there(store: StoreClient, key: bytes) -> None:
+def test_remove_returns_whether_there_was_a_session(store: StoreClient, key: bytes) -> None:
     store.put(key, b"value", 100)
     assert [store.remove(key), store.remove(key)] == [True, False]
     assert store.get(key) is None

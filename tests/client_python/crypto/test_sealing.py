@@ -93,7 +93,7 @@ def test_sealed_vectors_open(vector: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("vector", SEALING["does_not_open"], ids=lambda vector: vector["case"])
-def test_what_must_not_open_does_not(vector: dict[str, Any]) -> None:
+def test_forged_values_do_not_open(vector: dict[str, Any]) -> None:
     store_key, sealed = unhex(vector, "store_key", "sealed")
     with pytest.raises(resumed.UnsealError) as caught:
         SEALING_KEYRING.open(store_key, sealed, vector["now"])
@@ -110,7 +110,7 @@ def test_envelopes_are_what_the_format_says(vector: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("encoded", SEALING["not_envelopes"])
-def test_what_is_too_short_is_no_envelope(encoded: str) -> None:
+def test_a_short_plaintext_is_no_envelope(encoded: str) -> None:
     with pytest.raises(resumed.UnsealError, match="malformed"):
         Envelope.decode(bytes.fromhex(encoded))
 
@@ -135,7 +135,7 @@ def test_foreign_ids_do_not_open(vector: dict[str, Any]) -> None:
     not_after=st.integers(1, 2**40),
     namespace=st.from_regex(r"[a-z0-9.-]{1,63}", fullmatch=True),
 )
-def test_what_was_sealed_opens(plaintext: bytes, not_after: int, namespace: str) -> None:
+def test_sealed_values_open(plaintext: bytes, not_after: int, namespace: str) -> None:
     keyring = Keyring.from_keys([os.urandom(32)])
     assert keyring.open(STORE_KEY, keyring.seal(STORE_KEY, plaintext, not_after), not_after - 1) == (
         plaintext,

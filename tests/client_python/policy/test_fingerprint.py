@@ -58,5 +58,5 @@ def test_client_authentications(vector: dict[str, Any]) -> None:
     assert vector["client_authentication"] == expected.hex() == client_authentication(ours).hex()
 
 
-def test_what_is_no_certificate_has_the_identity_of_its_bytes() -> None:
+def test_bytes_that_are_no_certificate_have_their_own_identity() -> None:
     assert names_of(b"nonsense") == {b"X\0\x20" + hashlib.sha256(b"nonsense").digest()}

@@ -62,7 +62,7 @@ def test_expired_sessions_make_room_by_themselves() -> None:
     assert len(sessions._order) == 1
 
 
-def test_what_was_removed_takes_no_memory() -> None:
+def test_removed_sessions_take_no_memory() -> None:
     sessions = SessionCache(1 << 20)
     sessions.put(b"old", session())
     for number in range(10_000):
@@ -84,7 +84,7 @@ def test_storing_again_counts_once() -> None:
     assert sessions._bytes == 0
 
 
-def test_what_was_removed_during_a_look_up_is_not_kept() -> None:
+def test_a_session_removed_during_its_look_up_is_not_kept() -> None:
     """The lookup may have read the session before its removal."""
     sessions = SessionCache(1 << 20)
     since = sessions.removals
@@ -97,7 +97,7 @@ def test_what_was_removed_during_a_look_up_is_not_kept() -> None:
     assert sessions.get(b"key") is None
 
 
-def test_a_look_up_that_nobody_can_vouch_for_is_not_kept() -> None:
+def test_a_look_up_without_a_live_stream_is_not_kept() -> None:
     """The mirror no longer remembers the removals since the lookup began."""
     sessions = SessionCache(1 << 20)
     since = sessions.removals
@@ -111,7 +111,7 @@ def test_a_look_up_that_nobody_can_vouch_for_is_not_kept() -> None:
     assert sessions.get(b"key") is None
 
 
-def test_what_was_removed_here_does_not_come_back_from_a_stream_that_is_behind() -> None:
+def test_a_delayed_stream_does_not_restore_a_locally_removed_session() -> None:
     """The stream can deliver the Put after the frontend has removed the session."""
     sessions = SessionCache(1 << 20)
     sessions.remove(b"removed")
@@ -121,7 +121,7 @@ def test_what_was_removed_here_does_not_come_back_from_a_stream_that_is_behind()
     assert (sessions.get(b"removed"), sessions.get(b"another")) == (None, b"value")
 
 
-def test_a_purge_ends_what_was_issued_before_it_or_nobody_knows_when() -> None:
+def test_a_purge_ends_sessions_with_an_earlier_or_unknown_issue_time() -> None:
     """A lookup that began before the purge must not restore a purged session."""
     sessions = SessionCache(1 << 20)
     since = sessions.removals

@@ -12,7 +12,8 @@ import pytest
 from resumed import _install
 from resumed._async import suspendable_handshake
 from resumed._client import limits
-from resumed._policy import circuit_breaker, lookups, session_policy, write_queue
+from resumed._crypto import ticket_secret
+from resumed._policy import circuit_breaker, lookups, removals, session_policy, ticket_secrets, tickets, write_queue
 from resumed._policy.circuit_breaker import Breaker
 from resumed._policy.stats import BUCKETS, REASONS
 
@@ -52,11 +53,32 @@ def test_the_constants_are_those_of_all_clients() -> None:
         "queue_bytes": write_queue.QUEUE_BYTES,
         "queue_item_bytes": write_queue._OVERHEAD,
         "batch_operations": limits.BATCH_OPERATIONS,
-        "batch_linger_ms": ms(write_queue.BATCH_DELAY)[0],
+        "busy_batch_operations": write_queue.BUSY_OPERATIONS,
+        "busy_batch_pause_ms": ms(write_queue.BUSY_PAUSE)[0],
         "batch_deadline_ms": ms(write_queue.BATCH_DEADLINE)[0],
         "batch_retry_ms": first_and_max(write_queue.RETRY_SECONDS, write_queue.LONGEST_RETRY_SECONDS),
         "max_value_bytes": LIMITS["value"]["max_bytes"],
         "lookup_buckets_ms": ms(*BUCKETS),
+    }
+
+
+def test_the_constants_of_tickets_are_those_of_all_clients() -> None:
+    parameters = inspect.signature(_install.install).parameters
+    assert POLICY["tickets"]["constants"] == {
+        "default_rotation_seconds": parameters["rotation"].default,
+        "max_rotation_seconds": ticket_secret.MAX_ROTATION,
+        "default_revocation_grace_seconds": parameters["revocation_grace"].default,
+        "stale_stream_ms": ms(tickets._STALE_SECONDS)[0],
+        "max_generations": ticket_secrets._MAX_GENERATIONS,
+        "max_recheck_seconds": ticket_secrets._MAX_RECHECK_SECONDS,
+        "next_secret_parts": ticket_secrets._NEXT_WITHIN,
+        "agreement_deadline_ms": ms(ticket_secrets._DEADLINE)[0],
+        "agreement_retry_ms": first_and_max(ticket_secrets._FIRST_RETRY, ticket_secrets._LONGEST_RETRY),
+        "unknown_name_pause_ms": ms(ticket_secrets._UNKNOWN_NAME_PAUSE)[0],
+        "max_removals": removals.MAX_REMOVALS,
+        "max_own_removals": tickets._MAX_OWN_REMOVALS,
+        "max_removal_seconds": tickets._MAX_REMOVAL_SECONDS,
+        "max_session_bytes": tickets.MAX_SESSION_BYTES,
     }
 
 

@@ -69,7 +69,7 @@ class Kept:
         self.itself = self
 
 
-def test_counting_within_a_snapshot_hangs_nobody() -> None:
+def test_counting_within_a_snapshot_does_not_deadlock() -> None:
     recorder, called = Recorder(), itertools.count()
 
     def count() -> None:

@@ -88,7 +88,7 @@ class Frontend:
 @pytest.mark.parametrize("share", [0.4, 0.75, 0.9, 1.5])
 @pytest.mark.parametrize("tickets", [False, True], ids=["TLS 1.2", "TLS 1.3"])
 @pytest.mark.parametrize("frontends", [1, 4, 40])
-def test_what_resumes_is_in_proportion_to_the_limit(frontends: int, tickets: bool, share: float) -> None:
+def test_resumptions_are_in_proportion_to_the_limit(frontends: int, tickets: bool, share: float) -> None:
     """The simulation begins with a cold cache."""
     clock, chance = Clock(), random.Random(7)
     limit = Limit(namespaces=("shop",), operations_per_second=int(share * NEED))

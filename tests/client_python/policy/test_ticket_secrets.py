@@ -275,6 +275,7 @@ def test_a_ticket_of_an_unknown_name_makes_its_secret_known(fleet: Fleet) -> Non
     assert one.step() == 0.0 or one.named(lost, fleet.now)
     one.step()
     assert one.named(lost, fleet.now)
+    assert name(one, fleet.now) == lost  # the store's encrypts
 
 
 def test_names_that_the_fleet_has_not_given_cost_no_call(fleet: Fleet) -> None:
@@ -315,6 +316,30 @@ def test_a_lost_secret_is_stored_again(fleet: Fleet) -> None:
     later = fleet.frontend()
     later.step()
     assert name(later, fleet.now) == name(frontend, fleet.now) == before
+
+
+def test_a_secret_is_compared_with_the_stores_within_an_hour_although_the_next_is_agreed_on(fleet: Fleet) -> None:
+    fleet.now += ROTATION * 5 / 6
+    one = fleet.frontend(spread=1.0)
+    one.step()
+    fleet.store.values.clear()
+    other = fleet.frontend()
+    for _ in range(61):
+        for frontend in (other, one):
+            frontend.step()
+        fleet.now += 60
+    assert name(one, fleet.now) == name(other, fleet.now)
+
+
+def test_a_secret_that_may_be_lost_is_stored_again_at_once(fleet: Fleet) -> None:
+    frontend = fleet.frontend()
+    frontend.step()
+    fleet.store.values.clear()
+    frontend.recheck()
+    assert frontend.step() > 0
+    later = fleet.frontend()
+    later.step()
+    assert name(later, fleet.now) == name(frontend, fleet.now)
 
 
 def test_a_secret_that_was_removed_gives_way_to_another(fleet: Fleet) -> None:

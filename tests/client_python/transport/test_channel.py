@@ -134,7 +134,7 @@ def test_errors_keep_the_servers_words() -> None:
         assert len(server.peers) == 1
 
 
-def test_an_unavailable_server_is_asked_once_more_if_that_does_no_harm() -> None:
+def test_a_call_is_repeated_at_an_unavailable_server_if_that_is_safe() -> None:
     """The server may be overloaded, so there is one retry, after a pause."""
 
     def refuse(_: bytes, context: grpc.ServicerContext) -> bytes:
@@ -147,7 +147,7 @@ def test_an_unavailable_server_is_asked_once_more_if_that_does_no_harm() -> None
     assert [call[-1:] for call in server.calls] == [b"1"] * 2 + [b"0"]
 
 
-def test_another_server_is_asked_when_one_is_unavailable() -> None:
+def test_a_call_goes_to_another_server_if_one_is_unavailable() -> None:
     def refuse(_: bytes, context: grpc.ServicerContext) -> bytes:
         context.abort(grpc.StatusCode.UNAVAILABLE, "not now")
 
@@ -242,7 +242,7 @@ def test_a_server_that_hangs_is_left_alone() -> None:
     assert len(well.calls) == 60 - late
 
 
-def test_a_connection_that_nobody_used_for_long_is_not_used() -> None:
+def test_a_connection_that_was_idle_for_long_is_not_used() -> None:
     """A middlebox may have dropped the connection silently."""
     with serving() as server, channel_to(server) as channel:
         channel.call(ECHO, b"one", LONG)
@@ -618,7 +618,7 @@ def test_half_a_rotation_changes_nothing(
 
 
 @pytest.mark.parametrize("damage", ["ca", "cert", "key", "encrypted"])
-def test_bad_files_are_told_at_once(files: Files, damage: str) -> None:
+def test_bad_files_are_reported_at_once(files: Files, damage: str) -> None:
     if damage == "encrypted":
         files.key.write_text("-----BEGIN ENCRYPTED PRIVATE KEY-----\nAAAA\n-----END ENCRYPTED PRIVATE KEY-----\n")
     else:

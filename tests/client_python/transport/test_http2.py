@@ -122,7 +122,7 @@ def test_a_call_and_its_answer(peer: Peer) -> None:
         "early hints",
     ],
 )
-def test_what_the_protocol_allows_is_understood(peer: Peer, answer: bytes) -> None:
+def test_frames_that_the_protocol_allows_are_understood(peer: Peer, answer: bytes) -> None:
     """RFC 9113 sections 4 to 6."""
     assert peer.call(answer) == b"answer"
 
@@ -143,7 +143,7 @@ def test_pings_and_settings_are_acknowledged(peer: Peer) -> None:
     assert peer.sent().endswith(frame(SETTINGS, ACK, 0) + frame(PING, ACK, 0, b"12345678"))
 
 
-def test_what_is_received_is_as_old_as_the_last_ping_that_was_answered(peer: Peer) -> None:
+def test_received_data_is_as_old_as_the_last_answered_ping(peer: Peer) -> None:
     peer.socket.sendall(HEAD + frame(DATA, 0, 1, message(b"one")))
     end = time.monotonic() + SOON
     before = time.monotonic()
@@ -215,7 +215,7 @@ def test_a_call_that_the_peer_accepted_before_it_goes_is_answered(peer: Peer) ->
     [frame(GOAWAY, 0, 0, struct.pack(">LL", 0, 0)), frame(RST_STREAM, 0, 1, struct.pack(">L", 7))],
     ids=["going away", "refused stream"],
 )
-def test_what_the_peer_did_not_look_at_is_told_apart(peer: Peer, answer: bytes) -> None:
+def test_requests_that_the_peer_did_not_process_are_distinguished(peer: Peer, answer: bytes) -> None:
     with pytest.raises(RequestNotProcessed):
         peer.call(answer)
 
@@ -267,7 +267,7 @@ def test_failures_have_a_number_and_the_peers_words(peer: Peer, answer: bytes, n
         "a frame too long",
     ],
 )
-def test_what_the_protocol_forbids_ends_the_connection(peer: Peer, answer: bytes) -> None:
+def test_frames_that_the_protocol_forbids_end_the_connection(peer: Peer, answer: bytes) -> None:
     with pytest.raises(ConnectionBroken):
         peer.call(answer)
 
@@ -359,7 +359,7 @@ def test_a_long_stream_gives_back_what_it_read(peer: Peer) -> None:
 
 
 @given(st.binary(max_size=200), st.integers(0, len(ANSWER)))
-def test_whatever_comes_the_worst_is_an_end(noise: bytes, position: int) -> None:
+def test_arbitrary_bytes_at_worst_end_the_connection(noise: bytes, position: int) -> None:
     peer = Peer()
     try:
         peer.socket.sendall(ANSWER[:position] + noise + ANSWER[position:])

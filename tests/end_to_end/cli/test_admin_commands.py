@@ -80,7 +80,7 @@ def test_purge_asks_first_and_says_what_it_did(store: StoreClient) -> None:
     assert left(store) == 0
 
 
-def test_where_nobody_can_be_asked_it_takes_yes(store: StoreClient) -> None:
+def test_without_a_terminal_it_needs_yes(store: StoreClient) -> None:
     done = run_command("purge", store.target, store.namespace)
     assert (done.returncode, done.stderr) == (
         2,
@@ -160,7 +160,7 @@ def test_stats_are_a_table_or_json(store: StoreClient) -> None:
     assert row[5].endswith("Z")
 
 
-def test_what_the_store_refuses_is_a_line_with_what_to_do(server: RunningServer, tmp_path: Path) -> None:
+def test_a_rejection_by_the_store_is_one_line_with_a_remedy(server: RunningServer, tmp_path: Path) -> None:
     done = run_command("stats", "127.0.0.1:1")
     assert done.returncode == 3
     assert done.stderr.startswith("resumed: the sessions were not counted: no process listens there (UNAVAILABLE: ")

@@ -96,7 +96,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @pytest.mark.parametrize("version", ["1.2", "1.3"])
-def test_resumes_as_often_as_it_is_told(server: Server, version: str) -> None:
+def test_it_offers_the_given_share_of_sessions(server: Server, version: str) -> None:
     options = ("--ca", server.ca, "--sni", "localhost", "--tls", version, "--count", "400", "--resume", "75")
     found = report(server.target, *options, *FEW_CLIENTS)
     assert found["versions"] == {f"TLSv{version}": 400}

@@ -147,7 +147,7 @@ class TestGrantsCheck:
         assert first == f"denied: no grant allows {identity} to {operation} in {namespace}"
         assert second.strip() == nearest
 
-    def test_what_is_not_asked_is_any(self, file: str) -> None:
+    def test_omitted_options_match_any_value(self, file: str) -> None:
         done = run_command("grants", "check", file, "--namespace", "pay")
         assert done.returncode == 0
         assert "dns:frontend.pay.svc" in done.stdout

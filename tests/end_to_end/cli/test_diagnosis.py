@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import subprocess
-import sys
 from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 from cryptography.x509.oid import ExtendedKeyUsageOID
+from structlog.testing import capture_logs
 
-from resumed_server.cli.keyring.keygen import keygen
+import resumed
+from resumed_server.cli.ticket_keys.observed_store import ObservedStore
+from resumed_server.cli.tls_options import TlsOptions
 from support.command import run_command
 from support.mtls import HOUR, Authority, Files
 from support.ports import free_port
-from support.server import RunningServer, running_server
+from support.server import PATIENCE, RunningServer, running_server
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -89,7 +91,6 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stores]:
         ("expired", ours.issue(SHOP, lifetime=-HOUR)),
     ):
         (directory / f"{name}.pem").write_bytes(pem.certificate + pem.key)
-    keygen(str(directory / "fleet.keys"))
     with running_server(*files.options) as secured, running_server() as plain:
         yield Stores(secured, plain, directory)
 
@@ -125,17 +126,18 @@ def test_stats_and_purge_name_the_fault_and_its_remedy(stores: Stores, fault: Fa
     assert f"; {fault.remedy}" in line
 
 
-def test_the_agent_of_ticket_keys_logs_the_fault_and_its_remedy(stores: Stores, fault: Fault, tmp_path: Path) -> None:
+def test_the_agent_of_ticket_keys_logs_the_fault_and_its_remedy(stores: Stores, fault: Fault) -> None:
     target, options = stores.arguments(fault)
-    command = (sys.executable, "-m", "resumed_server", "ticket-keys", target, "--namespace", "shop")
-    options += ["--keyring", str(stores.files / "fleet.keys"), "--sds", f"unix:{tmp_path}/sds.sock"]
-    agent = RunningServer(
-        subprocess.Popen([*command, *options], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    )
-    try:
-        (line, *_) = agent.wait_for_log("the store does not answer, the keys stay")
-    finally:
-        agent.stop()
+    given = {option[2:].replace("-", "_"): value for option, value in zip(options[::2], options[1::2], strict=True)}
+    with (
+        contextlib.closing(ObservedStore(target, TlsOptions(**given), namespace="shop", deadline=PATIENCE)) as store,
+        capture_logs() as logged,
+    ):
+        for _ in range(2):
+            with pytest.raises(resumed.StoreError):
+                store.batch([resumed.Get(b"key")])
+    (line,) = logged
+    assert line["event"] == "the store does not answer, the keys stay"
     assert line["cause"].startswith(fault.problem)
     assert line["remedy"].startswith(fault.remedy)
 

@@ -11,8 +11,8 @@ import pytest
 import trustme
 from cryptography import x509
 
-from resumed_server.cli.diagnose.checks import Warned
-from resumed_server.cli.diagnose.frontend_checks import FrontendChecks, _Visit
+from resumed_server.cli.diagnose.checks import CheckWarning
+from resumed_server.cli.diagnose.frontend_checks import FrontendChecks, _Connection
 from resumed_server.cli.diagnose.validity import validity
 from resumed_server.cli.diagnosis import Failure
 from resumed_server.cli.keyring.keygen import keygen
@@ -51,7 +51,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[RunningSer
         yield store, directory / "keys", f"localhost:{one}", f"localhost:{other}"
 
 
-def test_a_fleet_that_works_is_told_so(fleet: tuple[RunningServer, Path, str, str]) -> None:
+def test_a_working_fleet_passes_all_checks(fleet: tuple[RunningServer, Path, str, str]) -> None:
     store, keys, one, other = fleet
     arguments = (store.target, "--namespace", "shop", "--keyring", str(keys), "--frontend", one, "--frontend", other)
     done = run_command("doctor", *arguments)
@@ -157,19 +157,19 @@ class Session:
 )
 def test_a_clock_that_is_off_is_a_warning(off: float, note: str) -> None:
     steps = FrontendChecks("shop", Machine(datetime.now(timezone.utc).timestamp() + off))  # type: ignore[arg-type]
-    visits: Any = [_Visit(Session(), False, b"", "TLSv1.2")]  # type: ignore[arg-type]
+    visits: Any = [_Connection(Session(), False, b"", "TLSv1.2")]  # type: ignore[arg-type]
     if abs(off) > 5:
-        with pytest.raises(Warned, match=note):
-            steps._clock(visits)
+        with pytest.raises(CheckWarning, match=note):
+            steps._check_clock(visits)
     else:
-        assert note in steps._clock(visits)
+        assert note in steps._check_clock(visits)
 
 
 @pytest.mark.parametrize(
     ("begins", "ends", "outcome"),
-    [(-1, 30, None), (-1, 3, Warned), (-9, -1, Failure), (1, 30, Failure)],
+    [(-1, 30, None), (-1, 3, CheckWarning), (-9, -1, Failure), (1, 30, Failure)],
 )
-def test_certificates_are_told_before_they_expire(begins: int, ends: int, outcome: type[Exception] | None) -> None:
+def test_a_warning_precedes_the_end_of_a_certificate(begins: int, ends: int, outcome: type[Exception] | None) -> None:
     now = datetime.now(timezone.utc)
     leaf = trustme.CA().issue_cert(
         "x", not_before=now + timedelta(days=begins), not_after=now + timedelta(days=ends, hours=1)

@@ -26,8 +26,7 @@ from resumed.v1.session_store_pb2_grpc import SessionStoreServiceStub
 from resumed_server.rpc.health_service import MAX_STREAMS
 from support.mtls import Authority, Files, grant
 from support.mtls import channel as trusted
-from support.raw_http2 import Raw
-from support.raw_http2 import connected as raw_connection
+from support.raw_http2 import Raw, open_socket
 from support.server import PATIENCE, running_server, start_server
 from support.serving import complaints_of, eventually, is_alive, open_channel
 
@@ -102,7 +101,7 @@ def test_workers_begin_a_new_database_by_themselves(tmp_path: Path, harm: Callab
 # --- Where it listens ----------------------------------------------------------------------------------------------
 
 
-def test_it_listens_on_several_addresses_and_tells_the_ports(tmp_path: Path, transport: str) -> None:
+def test_it_listens_on_several_addresses_and_logs_the_ports(tmp_path: Path, transport: str) -> None:
     path = tmp_path / "socket"
     with running_server("--transport", transport, "--listen", f"unix:{path}", "--listen", "localhost:0") as server:
         addresses = server.wait_for_log("listening")[0]["addresses"]
@@ -168,7 +167,7 @@ def test_sigterm_sends_callers_away_before_it_stops_serving(tmp_path: Path, tran
     assert [line["event"] for line in server.log_lines()] == ["starting", "listening", "ready", "draining", "stopped"]
 
 
-def test_a_watcher_can_tell_a_rollout_from_an_outage(transport: str) -> None:
+def test_a_watcher_can_distinguish_a_rollout_from_an_outage(transport: str) -> None:
     with running_server("--transport", transport, "--shutdown-delay", "0s") as server, open_channel(server) as channel:
         watch = SessionStoreServiceStub(channel).Watch(pb.WatchRequest(namespace="shop"))
         assert next(watch).live
@@ -280,14 +279,14 @@ def test_workers_do_not_outlive_a_killed_supervisor(transport: str) -> None:
         assert eventually(lambda: not any(map(is_alive, workers)))
 
 
-def test_health_streams_that_nobody_reads_hold_up_nothing(tmp_path: Path) -> None:
+def test_unread_health_streams_delay_nothing(tmp_path: Path) -> None:
     shop, watch = "spiffe://example.org/shop", "/grpc.health.v1.Health/Watch"
     caller = AUTHORITY.issue(shop)
     files = Files(tmp_path).write(AUTHORITY.server(), AUTHORITY.pem, grant(shop, ["*"], ["get"]))
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(running_server(*files.options, "--health-listen", "127.0.0.1:0"))
         (probed,) = server.log_lines("listening")[0]["health"]
-        unread = stack.enter_context(Raw(raw_connection(probed)))
+        unread = stack.enter_context(Raw(open_socket(probed)))
         unread.close_windows()
         for number in range(MAX_STREAMS + 8):
             unread.open_call(2 * number + 1, watch)

@@ -81,7 +81,7 @@ def test_a_setting_that_makes_no_sense_is_one_line(options: list[str], complaint
     assert re.match(f"resumed: {complaint}", line), line
 
 
-def test_files_that_cannot_be_used_are_told_before_anything_opens(tmp_path: Path) -> None:
+def test_unusable_files_are_reported_before_any_resource_opens(tmp_path: Path) -> None:
     files = Files(tmp_path).write(AUTHORITY.server(), AUTHORITY.pem, grant("dns:shop", ["shop"], ["get"]))
     assert read_settings(*files.options)["tls-cert"] == str(tmp_path / "tls.crt")
     files.write(grants=grant("dns:shop", ["shop"], ["read"]))
@@ -121,7 +121,7 @@ def test_metrics_are_served_on_ports_only() -> None:
     assert line.startswith("resumed: --metrics-listen: ")
 
 
-def test_all_problems_are_told_at_once() -> None:
+def test_all_problems_are_reported_together() -> None:
     options = ["--max-ttl", "x", "--capacity", "y", "--listen", "z", "--workers", "0", "--storage", "mysql:"]
     told = [line.split(":")[1].strip() for line in complaints_of(*options)]
     assert sorted(told) == ["--capacity", "--listen", "--max-ttl", "--storage", "--workers"]
@@ -277,7 +277,7 @@ def test_a_second_server_does_not_join_the_first_ones_port(first: int, second: s
     assert "the port is in use" in line
 
 
-def test_a_name_that_does_not_resolve_and_an_address_of_another_machine_are_told_at_once() -> None:
+def test_an_unresolvable_name_and_a_foreign_address_are_reported_together() -> None:
     lines = complaints_of("--insecure", "--listen", "store.invalid:0", "--listen", "192.0.2.1:0")
     assert [line.split(": ")[3].split(";")[0] for line in lines] == [
         "the name does not resolve",
@@ -347,7 +347,7 @@ def test_without_the_native_extra_its_transport_says_what_to_install(option: str
     assert problem.startswith("resumed: --transport: native needs the package pygrpc-native; pip install")
 
 
-def test_the_version_is_told() -> None:
+def test_the_version_is_printed() -> None:
     done = subprocess.run([*COMMAND[:-1], "--version"], capture_output=True, text=True, check=True)
     assert re.fullmatch(r"resumed \d+\.\d+\.\d+.*\n", done.stdout)
 

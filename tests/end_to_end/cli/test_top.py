@@ -51,7 +51,7 @@ def endpoint(server: RunningServer) -> str:
     return address
 
 
-def test_live_traffic_is_told_by_store_worker_and_namespace(server: RunningServer) -> None:
+def test_live_traffic_is_shown_by_store_worker_and_namespace(server: RunningServer) -> None:
     registry, client = prometheus_client.CollectorRegistry(), Client(VERSIONS[0])
     frontend = Frontend("ssl", server.target, resumed.Keyring.from_keys([os.urandom(32)]))
     resumed.prometheus.export(frontend.shim, registry)
@@ -100,7 +100,7 @@ def test_live_traffic_is_told_by_store_worker_and_namespace(server: RunningServe
         (("127.0.0.1:1", "--count", "0"), 2, "--count"),
     ],
 )
-def test_what_cannot_be_asked_is_one_line(arguments: tuple[str, ...], status: int, part: str) -> None:
+def test_an_endpoint_that_cannot_be_scraped_is_one_line(arguments: tuple[str, ...], status: int, part: str) -> None:
     done = top(*arguments)
     assert done.returncode == status
     (line,) = done.stderr.splitlines()
@@ -108,7 +108,7 @@ def test_what_cannot_be_asked_is_one_line(arguments: tuple[str, ...], status: in
     assert part in line
 
 
-def test_an_endpoint_that_says_nothing_of_resumed_is_told_beside_the_others(server: RunningServer) -> None:
+def test_an_endpoint_without_metrics_of_resumed_is_shown_beside_the_others(server: RunningServer) -> None:
     class Other(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.send_error(404)

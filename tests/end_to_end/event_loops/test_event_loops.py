@@ -263,7 +263,7 @@ def test_a_hello_retry_request_looks_up_once(
 
 
 @pytest.mark.parametrize("why", ["foreign", "mirrored", "open breaker"])
-def test_what_is_no_call_is_no_thread(
+def test_a_look_up_without_a_call_starts_no_thread(
     store: RunningServer, keyring: resumed.Keyring, loop: Loop, client: Client, why: str
 ) -> None:
     name = os.urandom(8).hex()
@@ -297,7 +297,7 @@ def test_a_server_limited_to_tls_1_2_asks_nothing_for_random_ids(
         assert not frontend.shim._policy._lookups._threads._threads
 
 
-def test_with_any_id_the_random_one_of_a_tls_1_3_client_is_not_asked_for(
+def test_the_random_id_of_a_tls_1_3_client_is_not_looked_up(
     store: RunningServer, keyring: resumed.Keyring, loop: Loop
 ) -> None:
     with running(LoopFrontend(loop, store.target, keyring, accept_foreign_ids=True)) as frontend:
@@ -305,7 +305,7 @@ def test_with_any_id_the_random_one_of_a_tls_1_3_client_is_not_asked_for(
         assert not frontend.shim._policy._lookups._threads._threads
 
 
-def test_garbage_hurts_nobody(
+def test_garbage_affects_no_other_client(
     store: RunningServer, keyring: resumed.Keyring, negotiator: Frontend, loop: Loop, client: Client
 ) -> None:
     session, other = sessions_of(client, negotiator, 2)  # a connection that resumes one and fails takes it along
@@ -331,7 +331,7 @@ def test_garbage_hurts_nobody(
         assert client.visit(frontend, other).reused
 
 
-def test_whoever_drives_memory_bios_himself_resumes_too(
+def test_an_application_with_its_own_memory_bios_resumes_too(
     store: RunningServer, keyring: resumed.Keyring, negotiator: Frontend, client: Client
 ) -> None:
     """The library cannot resume such a handshake later, so the lookup blocks."""

@@ -204,7 +204,7 @@ def test_a_key_that_never_sealed_may_go_at_once(file: str) -> None:
     assert ids(file) == [first]
 
 
-def test_what_could_be_meant_has_to_be_said(file: str, tmp_path: Path) -> None:
+def test_an_ambiguous_key_id_is_rejected(file: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="has only one key: add one"):
         promote(file, None, wait="5m", force=True)
     with pytest.raises(UserError, match="has only one key: add one"):
@@ -248,7 +248,7 @@ def test_the_operators_comments_and_the_files_mode_stay(file: str) -> None:
     assert {each.name for each in path.parent.iterdir()} == {"fleet.keys", "link.keys"}
 
 
-def test_show_tells_ids_and_ages_and_no_key(file: str, clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+def test_show_prints_ids_and_ages_and_no_key(file: str, clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
     clock.now += timedelta(days=30)
     keygen(file, append=True)
     promote(file, None, wait="5m", force=True)
@@ -284,7 +284,7 @@ def test_a_file_that_others_may_read_is_not_touched(file: str) -> None:
     assert Path(file).read_bytes() == before
 
 
-def test_the_commands_take_what_they_are_told(file: str) -> None:
+def test_the_commands_follow_their_options(file: str) -> None:
     def run(*arguments: str) -> Any:
         return CliRunner().invoke(app, [*arguments, file])
 
@@ -327,7 +327,7 @@ def test_a_frontend_that_forbids_core_dumps_leaves_none(tmp_path: Path) -> None:
     assert (dumped, dumpable, limit) == (False, 0, [0, 0])
 
 
-def test_the_store_leaves_no_core_dump_unless_told_to(store: RunningServer) -> None:
+def test_the_store_leaves_no_core_dump_without_the_option(store: RunningServer) -> None:
     """Its memory contains the TLS key and sealed sessions."""
     assert core_limit(store) == "0"
     usual = resource.getrlimit(resource.RLIMIT_CORE)[0]

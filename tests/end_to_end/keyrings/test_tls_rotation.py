@@ -323,7 +323,7 @@ def test_a_watcher_whose_grant_is_withdrawn_is_cut_off(server: RunningServer, fi
         assert next(streams[1]).live
 
 
-def test_a_tls_session_of_before_the_rotation_gets_nobody_in(server: RunningServer, files: Files) -> None:
+def test_a_tls_session_from_before_the_rotation_is_not_accepted(server: RunningServer, files: Files) -> None:
     """A ticket stands for a certificate and must not outlive the trust in it."""
     host, port = server.target.split(":")
     pem = OLD.issue(SHOP)

@@ -80,7 +80,7 @@ def test_a_session_that_another_process_negotiated_is_a_foreign_hit(
     frontend.shim.uninstall()
 
 
-def test_what_hits_spared_is_a_signature_each(store: RunningServer, keyring: resumed.Keyring, stack: Stack) -> None:
+def test_each_hit_saves_the_time_of_one_signature(store: RunningServer, keyring: resumed.Keyring, stack: Stack) -> None:
     registry, client = CollectorRegistry(), Client(ssl.TLSVersion.TLSv1_2)
     frontend = Frontend(stack, store.target, keyring)
     resumed.prometheus.export(frontend.shim, registry)
@@ -99,9 +99,7 @@ def test_what_hits_spared_is_a_signature_each(store: RunningServer, keyring: res
     frontend.shim.uninstall()
 
 
-def test_a_context_without_a_key_saves_nothing_that_anybody_knows(
-    store: RunningServer, keyring: resumed.Keyring
-) -> None:
+def test_a_context_without_a_key_reports_no_saved_time(store: RunningServer, keyring: resumed.Keyring) -> None:
     """Its certificate is chosen by server name, so the cost of a signature is unknown."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     with contextlib.closing(Installed(context, store.target, keyring)) as installed:
@@ -109,7 +107,7 @@ def test_a_context_without_a_key_saves_nothing_that_anybody_knows(
         assert "saved_seconds_total{" not in told(installed.registry).text
 
 
-def test_states_are_told_and_installations_of_a_namespace_add_up(keyring: resumed.Keyring) -> None:
+def test_states_are_exported_and_installations_of_a_namespace_add_up(keyring: resumed.Keyring) -> None:
     client, registry = Client(ssl.TLSVersion.TLSv1_3), CollectorRegistry()
     frontends = [Frontend("ssl", "127.0.0.1:1", keyring, namespace="shop", mirror=True) for _ in range(2)]
     for frontend in frontends:

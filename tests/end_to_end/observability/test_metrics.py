@@ -99,7 +99,7 @@ def test_calls_and_operations_of_both_workers_add_up(server: RunningServer) -> N
     assert found.value("resumed_engine_up") == found.value("resumed_worker_ready", worker="1") == 1
 
 
-def test_a_watcher_and_what_was_dropped_for_room_are_told(server: RunningServer) -> None:
+def test_watchers_and_evictions_are_counted(server: RunningServer) -> None:
     with store(server, "tenant") as tenant:
         with tenant.watch():
             scraped_until(server, lambda found: found.value("resumed_watchers") == 1)
@@ -124,7 +124,7 @@ def test_a_worker_that_is_replaced_takes_no_count_back(server: RunningServer) ->
             assert after.samples[name, labels] >= value, name
 
 
-def test_silent_clients_keep_nobody_from_asking(server: RunningServer) -> None:
+def test_silent_clients_do_not_block_other_scrapes(server: RunningServer) -> None:
     (address,) = server.log_lines("listening")[0]["metrics"]
     host, port = address.rsplit(":", 1)
     silent = [socket.create_connection((host, int(port))) for _ in range(8)]
@@ -279,7 +279,7 @@ def test_the_native_front_is_counted_alike() -> None:
     assert found.value("resumed_build_info", engine="lmdb", transport="native", version=version("resumed")) == 1
 
 
-def test_no_key_or_value_is_told(server: RunningServer) -> None:
+def test_no_metric_contains_a_key_or_value(server: RunningServer) -> None:
     secret = b"secret-of-a-session-0123456789abc"
     with store(server, "shop") as shop:
         shop.put(secret, secret, 60)

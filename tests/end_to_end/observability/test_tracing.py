@@ -138,7 +138,9 @@ def test_one_trace_leads_from_a_handshake_into_the_store(
     frontend.shim.uninstall()
 
 
-def test_what_makes_no_call_says_why(store: RunningServer, recorded: Recorded, keyring: resumed.Keyring) -> None:
+def test_a_look_up_without_a_call_has_its_reason(
+    store: RunningServer, recorded: Recorded, keyring: resumed.Keyring
+) -> None:
     client = Client(VERSIONS[0])
     foreign = Frontend("ssl", store.target, resumed.Keyring.from_keys([bytes(32)]))
     session = client.visit(foreign).session

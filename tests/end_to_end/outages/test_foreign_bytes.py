@@ -193,7 +193,7 @@ def test_100000_invented_ids_reach_no_store(scene: Scene) -> None:
     assert scene.frontend.shim.stats.misses["foreign-id"] == 25_000
 
 
-def test_ids_of_any_kind_are_looked_up_where_asked_for(scene: Scene) -> None:
+def test_ids_of_any_kind_are_looked_up_if_enabled(scene: Scene) -> None:
     dishonest = DishonestStore()
     scene.shim._lookups._store, scene.shim._rejects_foreign_ids = dishonest, False
     for session_id in (b"\0", b"\xff\xfe", bytes(31), b"a\0b", os.urandom(32)):
@@ -204,7 +204,7 @@ def test_ids_of_any_kind_are_looked_up_where_asked_for(scene: Scene) -> None:
     assert dishonest.calls == 5
 
 
-def test_a_first_tls_1_3_hello_at_a_tls_1_2_server_asks_nobody(
+def test_a_first_tls_1_3_hello_at_a_tls_1_2_server_makes_no_call(
     store: RunningServer, keyring: Keyring, stack: Stack
 ) -> None:
     """The client sends a random session id for middlebox compatibility, which looks like a resumption."""

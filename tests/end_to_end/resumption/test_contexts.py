@@ -339,7 +339,7 @@ def test_an_id_context_of_before_install_counts(store: RunningServer, keyring: r
     assert client.visit(frontends[0], session).reused
 
 
-def test_a_context_that_verifies_without_an_id_context_is_told_of(
+def test_a_context_that_verifies_without_an_id_context_is_logged(
     store: RunningServer, keyring: resumed.Keyring, caplog: pytest.LogCaptureFixture
 ) -> None:
     """OpenSSL then caches no session, without an error."""
@@ -356,7 +356,7 @@ def test_a_context_that_verifies_without_an_id_context_is_told_of(
 
 
 @pytest.mark.parametrize("warm", [False, True], ids=["cold", "warm"])
-def test_a_session_that_a_public_frontend_was_asked_for_is_no_way_to_a_private_host(
+def test_a_session_offered_to_a_public_frontend_does_not_open_a_private_host(
     store: RunningServer, keyring: resumed.Keyring, client: Client, warm: bool
 ) -> None:
     """The public frontend serves unknown names by default; another frontend requires certificates for this one.
@@ -397,7 +397,7 @@ def test_each_name_costs_a_process_one_full_handshake(fleet: Fleet, client: Clie
 
 
 @pytest.mark.parametrize("single_use", [False, True], ids=["", "single use"])
-def test_what_is_chosen_by_something_else_than_the_name_is_ended(
+def test_a_context_chosen_by_other_means_than_the_name_ends_the_connection(
     fleet: Fleet, client: Client, caplog: pytest.LogCaptureFixture, single_use: bool
 ) -> None:
     front = fleet.frontend(single_use=single_use)

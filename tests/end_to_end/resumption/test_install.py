@@ -72,7 +72,7 @@ def test_uninstall_gives_the_context_back_as_it_was(store: RunningServer, stack:
     assert client.visit(frontend, own).reused, "the stack's own resumption works again"
 
 
-def test_a_context_that_has_callbacks_is_refused_unless_told_to_replace(stack: Stack) -> None:
+def test_a_context_with_callbacks_is_refused_without_replace(stack: Stack) -> None:
     context = server_context(stack)
     first = resumed.install(context, **ARGUMENTS)
     with pytest.raises(resumed.UnsupportedContext, match="replace=True"):
@@ -128,7 +128,7 @@ def test_installations_that_replace_each_other_end_in_any_order(
         (client_context(VERSIONS[0]), "for clients"),
     ],
 )
-def test_what_is_no_server_context_is_refused(context: object, complaint: str) -> None:
+def test_only_server_contexts_are_accepted(context: object, complaint: str) -> None:
     with pytest.raises(resumed.UnsupportedContext, match=complaint):
         resumed.install(context, **ARGUMENTS)
 

@@ -37,7 +37,7 @@ def test_a_hit_costs_no_call(store: RunningServer, keyring: resumed.Keyring, sta
     assert sum(frontend.shim.stats.lookup_seconds) == 0
 
 
-def test_what_was_stored_before_is_mirrored_when_it_was_looked_up(
+def test_sessions_stored_before_are_mirrored_after_a_look_up(
     store: RunningServer, keyring: resumed.Keyring, stack: Stack
 ) -> None:
     client = Client(VERSIONS[0])
@@ -96,7 +96,7 @@ def test_single_use_never_reads_it(store: RunningServer, keyring: resumed.Keyrin
     assert not frontend.shim.stats.hits["mirror"]
 
 
-def test_it_answers_no_longer_than_the_store_is_heard(
+def test_it_answers_only_while_the_stream_is_alive(
     keyring: resumed.Keyring, stack: Stack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A silent server may have accepted removals."""
@@ -182,7 +182,7 @@ def on_valkey(valkey: RedisServer, **options: Any) -> AbstractContextManager[Run
     return running_server("--storage", f"{valkey.url}?timeout_ms=5000", **options)
 
 
-def test_servers_on_one_valkey_tell_what_the_others_did(valkey: RedisServer, keyring: resumed.Keyring) -> None:
+def test_servers_on_one_valkey_report_changes_of_the_others(valkey: RedisServer, keyring: resumed.Keyring) -> None:
     client = Client(VERSIONS[0])
     with on_valkey(valkey) as one, on_valkey(valkey) as other:
         for targets in ((one.target, other.target), (other.target, one.target)):

@@ -6,7 +6,6 @@ import contextlib
 import ctypes
 import socket
 import ssl
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,7 @@ from OpenSSL import SSL
 
 import resumed
 from support.loops import LoopFrontend, running
-from support.tls import PATIENCE, Client, Frontend
+from support.tls import PATIENCE, Client, Frontend, OrderedClient, server_context
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
     from support.server import RunningServer
     from support.tls import Stack
 
+AES_128_FIRST = "TLS_AES_128_GCM_SHA256:TLS_AES_256_GCM_SHA384"
 OTHER: dict[Stack, Stack] = {"ssl": "pyopenssl", "pyopenssl": "ssl"}
 
 
@@ -274,7 +274,7 @@ def test_a_client_that_is_asked_for_another_key_share_resumes(
 def test_a_session_with_another_hash_is_a_miss_and_the_next_one_fits(
     store: RunningServer, keyring: resumed.Keyring, rests: bool
 ) -> None:
-    """Browsers and Go prefer AES-128, `ssl` servers AES-256, and other servers the client's preference.
+    """A server of the fleet has another order of ciphersuites.
 
     OpenSSL would drop such a session after the lookup and issue no ticket, so the client would never recover. A
     suspended handshake is looked up before OpenSSL has chosen a cipher.
@@ -288,35 +288,53 @@ def test_a_session_with_another_hash_is_a_miss_and_the_next_one_fits(
 
 
 def _another_hash(follows: Frontend, prefers: Frontend) -> None:
-    context = SSL.Context(SSL.TLS_CLIENT_METHOD)
-    context.set_min_proto_version(SSL.TLS1_3_VERSION)
-    context.set_tls13_ciphersuites(b"TLS_AES_128_GCM_SHA256:TLS_AES_256_GCM_SHA384")
-
-    def visit(frontend: Frontend, session: Any) -> tuple[bool, Any]:
-        hits, (ours, theirs) = sum(frontend.shim.stats.hits.values()), socket.socketpair()
-        server = threading.Thread(target=frontend.serve, args=(theirs,))
-        server.start()
-        with ours:
-            connection = SSL.Connection(context, ours)
-            connection.set_tlsext_host_name(b"localhost")
-            if session is not None:
-                connection.set_session(session)
-            connection.set_connect_state()
-            connection.do_handshake()
-            connection.sendall(b"hello")
-            assert connection.recv(5) == b"hello"
-            session = connection.get_session()
-            connection.set_shutdown(SSL.SENT_SHUTDOWN)  # or OpenSSL would not offer the session again
-        server.join()
-        return sum(frontend.shim.stats.hits.values()) > hits, session
-
-    _, first = visit(follows, None)
-    reused, second = visit(prefers, first)
+    follows.context.set_tls13_ciphersuites(AES_128_FIRST.encode())
+    client = OrderedClient(AES_128_FIRST)
+    _, first = client.visit(follows)
+    reused, second = client.visit(prefers, first)
     assert not reused
     assert prefers.shim.stats.misses == {"other-cipher": 1}
     assert not prefers.shim.stats.hits
-    assert visit(prefers, second)[0], "it was issued a ticket that fits"
-    assert visit(follows, first)[0], "the first one was not taken"
+    assert client.visit(prefers, second)[0], "it was issued a ticket that fits"
+    assert client.visit(follows, first)[0], "the first one was not taken"
+
+
+@pytest.mark.parametrize("preferred", ["TLS_AES_128_GCM_SHA256", "TLS_CHACHA20_POLY1305_SHA256"])
+def test_unlike_stacks_choose_the_same_cipher_for_a_client(
+    store: RunningServer, keyring: resumed.Keyring, stack: Stack, preferred: str
+) -> None:
+    """By default `ssl` takes the server's order, and other stacks take the client's, which is AES-128 in browsers."""
+    client = OrderedClient(f"{preferred}:TLS_AES_256_GCM_SHA384")
+    frontends = mixed(store, keyring, stack)
+    _, session = client.visit(frontends[0])
+    for visit in range(1, 6):
+        reused, session = client.visit(frontends[visit % 2], session)
+        assert reused
+
+
+def test_a_context_with_an_order_of_its_own_is_named_once(
+    store: RunningServer, keyring: resumed.Keyring, caplog: pytest.LogCaptureFixture
+) -> None:
+    context = server_context("pyopenssl")
+    context.set_tls13_ciphersuites(AES_128_FIRST.encode())
+    options: dict[str, Any] = {"target": store.target, "namespace": "shop", "keyring": keyring}
+    resumed.install(context, **options)
+    assert not caplog.records, "in a fleet of one stack the order is the same everywhere"
+    resumed.install(context, **options, ignore_id_context=True, replace=True)
+    (record,) = caplog.records
+    assert "prefers TLS_AES_128_GCM_SHA256" in record.getMessage()
+
+
+def test_uninstall_gives_the_order_of_ciphers_back(store: RunningServer, keyring: resumed.Keyring) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.options &= ~ssl.OP_CIPHER_SERVER_PREFERENCE
+    before = context.options
+    installation = resumed.install(
+        context, target=store.target, namespace="shop", keyring=keyring, ignore_id_context=True
+    )
+    assert context.options & ssl.OP_CIPHER_SERVER_PREFERENCE
+    installation.uninstall()
+    assert context.options == before
 
 
 def test_no_session_crosses_namespaces(

@@ -139,7 +139,7 @@ def test_readiness_follows_the_engine(valkey: RedisServer) -> None:
     ],
     ids=["password", "replica", "no cluster", "no Sentinel"],
 )
-def test_what_is_wrong_with_redis_is_one_line_and_exit_status_2(
+def test_an_unusable_redis_is_one_line_and_exit_status_2(
     valkey: RedisServer, setting: str, url: str, complaint: str, workers: str
 ) -> None:
     valkey.client.execute_command(setting)

@@ -50,7 +50,7 @@ def fleet(targets: dict[str, str], keyring: resumed.Keyring, namespace: str) -> 
 
 
 @pytest.mark.parametrize("version", ["older", "stored", "newer"])
-def test_frontends_resume_whatever_the_store_knows(fleet: Callable[..., Any], client: Client, version: str) -> None:
+def test_frontends_resume_with_a_store_of_any_version(fleet: Callable[..., Any], client: Client, version: str) -> None:
     frontends = [fleet(Frontend, stack, each, mirror=True) for stack in STACKS for each in (version, "as it is")]
     sessions = [client.visit(frontend).session for frontend in frontends]
     assert all(frontend.shim.flush(PATIENCE) for frontend in frontends)
@@ -61,7 +61,7 @@ def test_frontends_resume_whatever_the_store_knows(fleet: Callable[..., Any], cl
 
 
 @pytest.mark.parametrize("version", ["older", "stored", "newer"])
-def test_what_is_removed_or_taken_stays_so(fleet: Callable[..., Any], client: Client, version: str) -> None:
+def test_removed_and_taken_sessions_stay_away(fleet: Callable[..., Any], client: Client, version: str) -> None:
     frontends = [fleet(Frontend, "ssl", each, single_use=True) for each in (version, "as it is")]
     session = client.visit(frontends[0]).session
     assert frontends[0].shim.flush(PATIENCE)

@@ -26,7 +26,7 @@ from support.loops import LoopFrontend, running
 from support.ports import free_port
 from support.server import running_server
 from support.tickets import TicketFrontend
-from support.tls import CA, CERTIFICATE, PATIENCE, Client, Frontend
+from support.tls import CA, CERTIFICATE, PATIENCE, Client, Frontend, OrderedClient
 from support.waiting import until
 
 if TYPE_CHECKING:
@@ -184,35 +184,16 @@ def test_a_changed_ticket_costs_a_full_handshake(
 def test_a_ticket_with_another_hash_is_refused_and_the_next_one_fits(
     store: RunningServer, keyring: resumed.Keyring
 ) -> None:
-    """Browsers prefer AES-128, `ssl` servers AES-256, pyOpenSSL's the client's preference."""
+    """A server of the fleet has another order of ciphersuites."""
     follows, prefers = mixed(store, keyring, "pyopenssl")
-    context = SSL.Context(SSL.TLS_CLIENT_METHOD)
-    context.set_min_proto_version(SSL.TLS1_3_VERSION)
-    context.set_tls13_ciphersuites(b"TLS_AES_128_GCM_SHA256:TLS_AES_256_GCM_SHA384")
-
-    def visit(frontend: TicketFrontend, session: Any) -> tuple[bool, Any]:
-        before, (ours, theirs) = frontend.resumed, socket.socketpair()
-        server = threading.Thread(target=frontend.serve, args=(theirs,))
-        server.start()
-        with ours:
-            connection = SSL.Connection(context, ours)
-            connection.set_tlsext_host_name(b"localhost")
-            if session is not None:
-                connection.set_session(session)
-            connection.set_connect_state()
-            connection.do_handshake()
-            connection.sendall(b"hello")
-            assert connection.recv(5) == b"hello"
-            session = connection.get_session()
-            connection.set_shutdown(SSL.SENT_SHUTDOWN)  # or OpenSSL would not offer the session again
-        server.join()
-        return frontend.resumed > before, session
-
-    _, first = visit(follows, None)
-    reused, second = visit(prefers, first)
+    order = "TLS_AES_128_GCM_SHA256:TLS_AES_256_GCM_SHA384"
+    follows.context.set_tls13_ciphersuites(order.encode())
+    client = OrderedClient(order)
+    _, first = client.visit(follows)
+    reused, second = client.visit(prefers, first)
     assert not reused
     assert prefers.refused == {"other-cipher": 1}
-    assert visit(prefers, second)[0]
+    assert client.visit(prefers, second)[0]
 
 
 @pytest.mark.parametrize("single_use", [False, True])

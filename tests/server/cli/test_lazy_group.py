@@ -45,6 +45,13 @@ def test_the_help_of_every_command_has_the_exit_statuses() -> None:
     assert EPILOG in " ".join(run_command("keyring", "promote", "--help").stdout.split())
 
 
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name != "ticket-keys"])
+def test_every_command_that_prints_a_result_prints_it_as_json_on_request(name: str) -> None:
+    command = load(name)
+    for each in getattr(command, "commands", {"": command}).values():
+        assert any("--json" in parameter.opts for parameter in each.params)
+
+
 def test_settings_need_no_typer() -> None:
     code = "import sys, resumed_server.preflight; sys.exit('typer' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -52,7 +52,7 @@ class TestPeriod:
         assert Period(nothing, scrape(1, times_bucket=histogram(*counts))).quantile(share, "times") == seconds
 
 
-def test_a_namespace_is_told_by_stores_and_frontends_together() -> None:
+def test_a_namespace_combines_metrics_of_stores_and_frontends() -> None:
     breaker: Values = {(("session_namespace", "shop"),): 0.0, (("session_namespace", "idle"),): 1.0}
     shop = (("session_namespace", "shop"), ("source", "store"))
     operation = (("session_namespace", "shop"), ("operation", "get"), ("outcome", "hit"))
@@ -78,6 +78,6 @@ class TestEndpoints:
         ]
 
     @pytest.mark.parametrize("text", ["", "here", "here:port", "https://here:1", "unix:/run/m", "http://[::1"])
-    def test_what_is_no_address(self, text: str) -> None:
+    def test_invalid_addresses_are_rejected(self, text: str) -> None:
         with pytest.raises(UserError, match="ENDPOINT"):
             endpoints([text])

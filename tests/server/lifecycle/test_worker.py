@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 from resumed_server.config.types import Address
 from resumed_server.lifecycle.worker import ListenAddresses, Worker
 from resumed_server.limits.enforcer import SharedCounters
-from resumed_server.preflight import verified
+from resumed_server.preflight import verify_settings
 from resumed_server.storage.engine import EngineBroken
 from support.server import PATIENCE
 
@@ -52,7 +52,7 @@ def events(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def build(directory: Path, wait: Callable[[float], bool], *, supervisor: int | None = None) -> Worker:
     path = directory / "socket"
-    settings = verified(listen=[f"unix:{path}"], storage=f"lmdb://{directory}/store", shutdown_delay="0s")
+    settings = verify_settings(listen=[f"unix:{path}"], storage=f"lmdb://{directory}/store", shutdown_delay="0s")
     addresses = ListenAddresses([Address.parse(f"unix:{path}")])
     return Worker(settings, addresses, SharedCounters.create(), supervisor=supervisor, wait=wait)
 
@@ -87,7 +87,7 @@ def test_during_the_shutdown_delay_health_says_so_while_calls_are_served(tmp_pat
     assert seen[-1] == health_pb2.HealthCheckResponse.NOT_SERVING
 
 
-def test_what_is_open_is_closed_when_the_rest_cannot_be(
+def test_open_resources_are_closed_when_another_one_fails(
     tmp_path: Path, events: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: Any) -> None:

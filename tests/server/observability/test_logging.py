@@ -29,7 +29,7 @@ sessions = 1
 """
 
 
-def test_a_library_that_says_the_same_again_and_again_is_heard_once_in_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_repeated_lines_of_a_library_are_logged_at_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
     """The library grpcio logs an error for each malformed request, so a client could fill the disk."""
     now = [1_000.0]
     monkeypatch.setattr("resumed_server.errors.time.monotonic", lambda: now[0])
@@ -56,7 +56,7 @@ def test_a_library_that_says_the_same_again_and_again_is_heard_once_in_a_while(m
     assert "f00d" not in "".join(heard)
 
 
-def test_lines_are_bounded_whatever_they_are_about(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_lines_is_bounded_for_every_event(monkeypatch: pytest.MonkeyPatch) -> None:
     """A caller that chooses part of a message must not be able to fill the disk."""
     now = [1_000.0]
     monkeypatch.setattr("resumed_server.errors.time.monotonic", lambda: now[0])

@@ -62,7 +62,7 @@ class TestBoard:
         finally:
             sys.setswitchinterval(interval)
 
-    def test_what_a_forked_process_pinned_its_parent_reads(self) -> None:
+    def test_a_parent_reads_values_that_a_forked_process_wrote(self) -> None:
         board = MetricsSegment(2)
         for number in range(3):
             child = os.fork()
@@ -92,7 +92,7 @@ class TestBoard:
             board.write(0, {"turn": 2})
             assert board.read(0) == {"turn": 2}
 
-    def test_names_beyond_the_bound_get_no_place_whoever_asks(self) -> None:
+    def test_names_beyond_the_bound_get_no_place(self) -> None:
         board = MetricsSegment(2)
         child = os.fork()
         if not child:
@@ -175,7 +175,7 @@ class TestRecorder:
         assert outcomes(recorder, "shop") == {("put", "stored"): 80_000}
         assert (sum(found["calls"]["Get"][0]), found["calls"]["Get"][1]) == (80_000, 40_000.0)
 
-    def test_what_is_not_admitted_is_added_up(self) -> None:
+    def test_namespaces_without_a_place_are_added_up(self) -> None:
         recorder = Recorder(lambda namespace: namespace == "shop")
         for namespace in ("shop", "pay", "mail"):
             recorder.operation(namespace, COLUMN["get", "hit"])

@@ -14,7 +14,7 @@ from resumed.v1 import admin_pb2
 from resumed.v1 import session_store_pb2 as pb
 from resumed_server.errors import UserError
 from resumed_server.observability.tracing import Tracing
-from resumed_server.preflight import verified
+from resumed_server.preflight import verify_settings
 from resumed_server.rpc.observer import NullObserver
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ def test_the_caller_names_the_parent_and_nonsense_names_none() -> None:
         assert traced.answered(request, response, ("traceparent", nonsense)).parent is None
 
 
-def test_what_is_no_namespace_is_not_in_a_span() -> None:
+def test_an_invalid_namespace_is_not_in_a_span() -> None:
     span = Traced().failed(pb.GetRequest(namespace="x" * 100_000, key=SECRET), 3)
     assert span.attributes
     assert "resumed.namespace" not in span.attributes
@@ -136,4 +136,4 @@ def test_what_is_no_namespace_is_not_in_a_span() -> None:
 def test_without_the_extra_the_command_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("resumed_server.preflight.find_spec", lambda _: None)
     with pytest.raises(UserError, match=r"^--otel: .*pip install 'resumed\[server,otel\]'$"):
-        verified(otel=True)
+        verify_settings(otel=True)

@@ -280,6 +280,12 @@ def test_a_put_returns_the_stored_ttl(stub: SessionStoreServiceStub, key: bytes,
     assert kept - 30 < remaining <= kept
 
 
+def test_a_pinned_value_is_stored_for_seven_days_at_most(stub: SessionStoreServiceStub, key: bytes) -> None:
+    request = put(key, ttl=Duration(seconds=7 * DAY + 1))
+    request.pinned = True
+    assert seconds(stub.Put(request).ttl) == pytest.approx(7 * DAY, abs=0.5)
+
+
 def test_the_shortest_ttl_is_accepted_and_expires_at_once(stub: SessionStoreServiceStub, key: bytes) -> None:
     """A nanosecond. An expired session is a miss, swept or not."""
     stub.Put(put(key, ttl=Duration(nanos=1)))

@@ -68,7 +68,7 @@ def test_when_nothing_else_has_expired_it_sleeps(monkeypatch: pytest.MonkeyPatch
     assert swept.pauses == [0.0, PAUSE_FACTOR * STEP_SECONDS, IDLE_SECONDS, IDLE_SECONDS]
 
 
-def test_an_outage_is_told_once_and_survived(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_outage_is_logged_once_and_survived(monkeypatch: pytest.MonkeyPatch) -> None:
     down, full = EngineUnavailable("the database is on strike"), EngineFull("no space left")
     swept = Swept(monkeypatch, 0, down, down, full, 0, full, BATCH_SIZE)
     with capture_logs() as logged:

@@ -161,7 +161,7 @@ def test_processes_that_open_at_once_share_one_database(tmp_path: Path, *, damag
     assert files == {"data.mdb": 1 + damaged, "lock.mdb": 1, "opening": 1}
 
 
-def test_of_takes_raced_by_processes_each_session_is_handed_out_once(tmp_path: Path) -> None:
+def test_takes_raced_by_processes_return_each_session_once(tmp_path: Path) -> None:
     with contextlib.closing(LmdbEngine(tmp_path / "db", capacity=ROOMY)) as engine:
         engine.batch([Put("shop", b"%d" % number, b"value", 600.0) for number in range(1_000)])
     with contextlib.ExitStack() as held:
@@ -223,7 +223,7 @@ def start_writer(path: Path) -> subprocess.Popen[str]:
 
 
 @pytest.mark.parametrize("back", [0.0, 0.5, 1_800.0])
-def test_a_purge_ends_what_was_stored_before_it_whatever_the_clock_says(
+def test_a_purge_ends_earlier_sessions_independent_of_the_clock(
     open_lmdb: Callable[..., LmdbEngine], clock: FakeClock, back: float
 ) -> None:
     """A clock that is set back must not bring purged sessions back, nor hide later ones."""

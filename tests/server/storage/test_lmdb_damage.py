@@ -195,7 +195,7 @@ def test_no_driver_error_leaves_a_damaged_database(tmp_path: Path) -> None:
         assert isinstance(engine._translate_error(lmdb.Error("mdb_txn_commit: Input/output error")), EngineUnavailable)
 
 
-def test_what_crashed_is_kept_and_tells_nothing_of_any_session(
+def test_the_report_of_a_crash_is_kept_and_contains_no_session(
     open_lmdb: Callable[..., LmdbEngine], tmp_path: Path
 ) -> None:
     crash(tmp_path / "db")

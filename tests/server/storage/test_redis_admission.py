@@ -123,7 +123,7 @@ def test_a_user_without_permissions_is_refused(server: RedisServer) -> None:
     assert "+eval +evalsha +script|load +get" in refusal(f"redis://humble:pass@127.0.0.1:{server.port}")
 
 
-def test_the_permissions_that_are_asked_for_are_enough(server: RedisServer) -> None:
+def test_the_documented_permissions_are_sufficient(server: RedisServer) -> None:
     """The error message for missing permissions lists exactly these."""
     server.client.execute_command(f"ACL SETUSER modest on >pass ~resumed:* {PERMISSIONS}")
     with engine_at(f"redis://modest:pass@127.0.0.1:{server.port}", PATIENT) as engine:
@@ -144,7 +144,7 @@ def test_the_permissions_that_are_asked_for_are_enough(server: RedisServer) -> N
 
 
 @pytest.mark.parametrize("running", [redis_server, valkey_server])
-def test_a_user_with_the_permissions_of_an_older_version_is_told_which_are_missing(
+def test_missing_permissions_are_named_to_a_user_of_an_older_version(
     running: Callable[[], contextlib.AbstractContextManager[RedisServer]],
 ) -> None:
     """When they are needed: without lasting removals the older ones are enough."""
@@ -179,7 +179,7 @@ def test_the_wrong_topology_is_refused(server: RedisServer, tmp_path: Path) -> N
         assert "is a Sentinel; use redis+sentinel://" in refusal(sentinel.url)
 
 
-def test_tls_is_verified_and_told_when_it_fails(tmp_path: Path) -> None:
+def test_tls_is_verified_and_a_failure_is_explained(tmp_path: Path) -> None:
     for name, blob in (
         ("ca", CA.cert_pem),
         ("other", trustme.CA().cert_pem),

@@ -71,7 +71,7 @@ def test_wait_is_content_with_a_replica() -> None:
         assert engine.purge("shop", None) <= time.time()
 
 
-def test_what_no_replica_has_is_not_acknowledged_when_it_is_repeated() -> None:
+def test_a_repeated_removal_without_replicas_is_not_acknowledged() -> None:
     """A repeated removal changes nothing, but must still wait for the replicas."""
     options = "wait_replicas=1&timeout_ms=200"
     with (
@@ -149,7 +149,7 @@ def test_a_replica_that_is_promoted_has_nothing_from_before(ahead: float) -> Non
 
 
 @pytest.mark.parametrize("ahead", [0.0, 0.5, 1_800.0])
-def test_a_purge_ends_what_was_stored_before_it_whatever_the_clock_says(server: RedisServer, ahead: float) -> None:
+def test_a_purge_ends_earlier_sessions_independent_of_the_clock(server: RedisServer, ahead: float) -> None:
     """A clock that is set back must not bring purged sessions back, nor hide later ones."""
     with engine_at(server.url, PATIENT) as engine:
         engine.put("shop", b"k", b"value", 600.0)
@@ -163,7 +163,7 @@ def test_a_purge_ends_what_was_stored_before_it_whatever_the_clock_says(server: 
         assert engine.get("shop", b"new")
 
 
-def test_a_primary_that_is_demoted_is_asked_no_more(server: RedisServer) -> None:
+def test_a_demoted_primary_receives_no_more_calls(server: RedisServer) -> None:
     """The engine resolves the name again and continues with the new primary."""
     with valkey_server() as new, forward_to(server.port) as name, engine_at(name.url, PATIENT) as engine:
         new.client.replicaof("127.0.0.1", server.port)

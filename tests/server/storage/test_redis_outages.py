@@ -128,7 +128,7 @@ def test_scripts_go_by_their_hashes(server: RedisServer) -> None:
         assert calls("eval") == before + 4
 
 
-def test_what_redis_had_forgotten_is_waited_for_as_well(server: RedisServer) -> None:
+def test_wait_applies_after_a_flush_of_the_scripts(server: RedisServer) -> None:
     with engine_at(server.url, "wait_replicas=1&timeout_ms=200") as engine:
         engine.put("shop", b"k", b"value", 60.0)
         server.client.script_flush()
@@ -169,9 +169,7 @@ def test_a_server_whose_redis_refuses_writes_is_not_serving(
         assert readiness.ready
 
 
-def test_whoever_closes_an_engine_need_not_wait_for_a_count(
-    server: RedisServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_close_does_not_wait_for_a_count(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
     with engine_at(server.url, PATIENT) as engine:
         engine.batch([Put("shop", b"%d" % number, b"value", 60.0) for number in range(2_000)])
         monkeypatch.setattr("resumed_server.storage.redis.purges.time.sleep", lambda _: engine.close())

@@ -141,14 +141,22 @@ class StoreClient:
         return f"StoreClient({self.target!r}, namespace={self.namespace!r})"
 
     def put(
-        self, key: bytes, value: bytes, ttl: float, *, issued: float | None = None, deadline: float | None = None
+        self,
+        key: bytes,
+        value: bytes,
+        ttl: float,
+        *,
+        issued: float | None = None,
+        pinned: bool = False,
+        deadline: float | None = None,
     ) -> float:
         """Store `value` for `ttl` seconds; return the seconds it has left there.
 
         `issued` is when the session was negotiated, in Unix seconds, for a purge to go by; None for now. The same value
-        again changes nothing. Raises AlreadyExists if the key holds another value, or was removed, taken or purged.
+        again changes nothing. The store keeps a `pinned` value, of at most 1,024 bytes, even if it is full. Raises
+        AlreadyExists if the key holds another value, or was removed, taken or purged.
         """
-        request = self._put(Put(key, value, ttl, issued))
+        request = self._put(Put(key, value, ttl, issued, pinned))
         return _seconds(self._call(_PUT, request, pb.PutResponse, deadline).ttl)
 
     def get(self, key: bytes, *, deadline: float | None = None) -> StoredSession | None:

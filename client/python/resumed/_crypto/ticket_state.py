@@ -35,7 +35,7 @@ class TicketState(NamedTuple):
     """The hash_name() of the server name that the client asked for: 16 bytes."""
 
     def encode(self) -> bytes:
-        """Return its 96 bytes."""
+        """Return its 88 bytes."""
         times = (each.to_bytes(_TIME_BYTES, "big") for each in (int(self.negotiated * 1e6), self.end))
         return b"".join((_MARK, self.fingerprint, self.lineage, *times, self.server_name))
 

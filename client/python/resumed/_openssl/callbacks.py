@@ -32,6 +32,7 @@ from resumed._openssl.context_settings import (
     ContextSettings,
     session_callbacks,
     set_session_callbacks,
+    unusual_cipher,
 )
 from resumed._openssl.library import (
     GET_CALLBACK,
@@ -119,12 +120,18 @@ class CallbackBinding:
         own_id, self._own_hello, self._own_info = addresses[3:]
         self.id_callback: int = own_id if policy.seals_ids else 0
         self._tickets = TicketCallbacks(self, self._checks, policy.tickets) if policy.tickets else None
-        self._own = ContextSettings.shared(
+        self._own = self._previous.shared(
             tuple(addresses[:3]),
             0 if self._tickets else self.id_callback,
             policy.lifetime,
             stateless=self._tickets is not None,
+            mixed=ignore_id_context,
         )
+        if ignore_id_context and (cipher := unusual_cipher(library, pointer)):
+            self._checks.warn(
+                f"this context prefers {cipher} in TLS 1.3; its sessions resume only at frontends with the same order "
+                "of ciphersuites, and theirs only here: configure the same order everywhere"
+            )
         self._current_handshake = _CurrentHandshake()
         library.SSL_CTX_up_ref(pointer)  # until the finalizer has unset the callbacks
         weakref.finalize(context, self._release).atexit = False  # at exit see _unset_at_exit

@@ -13,6 +13,17 @@ _CTRL_GET_SESS_CACHE_MODE = 45
 _SESS_CACHE_SERVER = 0x2
 _SESS_CACHE_NO_INTERNAL = 0x300
 OP_NO_TICKET = 1 << 14
+_OP_CIPHER_SERVER_PREFERENCE = 1 << 22
+_OPTIONS = OP_NO_TICKET | _OP_CIPHER_SERVER_PREFERENCE
+
+_TLS1_3 = 0x13
+"""The first byte of the numbers of TLS 1.3's ciphers (RFC 8446, appendix B.4)."""
+_TLS13_CIPHERS = {
+    0x1302: "TLS_AES_256_GCM_SHA384",
+    0x1303: "TLS_CHACHA20_POLY1305_SHA256",
+    0x1301: "TLS_AES_128_GCM_SHA256",
+}
+"""OpenSSL's default for TLS 1.3, in its order."""
 
 NO_CALLBACKS = (0, 0, 0)
 
@@ -24,7 +35,8 @@ class ContextSettings(NamedTuple):
     id_callback: int
     """The id generator, 0 for OpenSSL's own: OpenSSL has no getter for it."""
     cache_mode: int
-    no_ticket: int
+    options: int
+    """The options of _OPTIONS that are set."""
     timeout: int
 
     @classmethod
@@ -34,27 +46,51 @@ class ContextSettings(NamedTuple):
             session_callbacks(library, pointer),
             id_callback,
             library.SSL_CTX_ctrl(pointer, _CTRL_GET_SESS_CACHE_MODE, 0, None),
-            library.SSL_CTX_get_options(pointer) & OP_NO_TICKET,
+            library.SSL_CTX_get_options(pointer) & _OPTIONS,
             library.SSL_CTX_get_timeout(pointer),
         )
 
-    @classmethod
-    def shared(cls, callbacks: tuple[int, ...], id_callback: int, lifetime: int, *, stateless: bool) -> ContextSettings:
-        """Return the settings of a context whose sessions are shared.
+    def shared(
+        self, callbacks: tuple[int, ...], id_callback: int, lifetime: int, *, stateless: bool, mixed: bool
+    ) -> ContextSettings:
+        """Return the settings of a context with these settings whose sessions are shared.
 
         There is no internal cache: in it a session would outlive its removal from the fleet, and its eviction would
         remove it there.
+
+        Args:
+            callbacks: The callbacks for new sessions, look-ups and removals.
+            id_callback: The id generator.
+            lifetime: Seconds that a session lives.
+            stateless: Whether tickets carry their sessions.
+            mixed: Whether frontends of unlike stacks share them. A session of TLS 1.3 resumes only with a cipher of its
+                hash, so all have to choose the same one for a client: by the server's order, as `ssl`, Node and HAProxy
+                do by default.
         """
-        mode = _SESS_CACHE_SERVER | _SESS_CACHE_NO_INTERNAL
-        return cls(callbacks, id_callback, mode, 0 if stateless else OP_NO_TICKET, lifetime)
+        options = self.options & ~OP_NO_TICKET | (0 if stateless else OP_NO_TICKET)
+        options |= _OP_CIPHER_SERVER_PREFERENCE if mixed else 0
+        return ContextSettings(callbacks, id_callback, _SESS_CACHE_SERVER | _SESS_CACHE_NO_INTERNAL, options, lifetime)
 
     def apply(self, library: Library, pointer: int) -> None:
         """Give a context these settings."""
         set_session_callbacks(library, pointer, self.callbacks, self.id_callback)
         library.SSL_CTX_ctrl(pointer, _CTRL_SET_SESS_CACHE_MODE, self.cache_mode, None)
         library.SSL_CTX_set_timeout(pointer, self.timeout)
-        change = library.SSL_CTX_set_options if self.no_ticket else library.SSL_CTX_clear_options
-        change(pointer, OP_NO_TICKET)
+        library.SSL_CTX_set_options(pointer, self.options)
+        library.SSL_CTX_clear_options(pointer, _OPTIONS & ~self.options)
+
+
+def unusual_cipher(library: Library, pointer: int) -> str | None:
+    """Return the first cipher of TLS 1.3 of a context if it is not the first of OpenSSL's default."""
+    ciphers = library.SSL_CTX_get_ciphers(pointer)
+    numbers = (
+        library.SSL_CIPHER_get_protocol_id(library.OPENSSL_sk_value(ciphers, place))
+        for place in range(library.OPENSSL_sk_num(ciphers))
+    )
+    first = next((number for number in numbers if number >> 8 == _TLS1_3), None)
+    if first in {None, next(iter(_TLS13_CIPHERS))}:
+        return None
+    return _TLS13_CIPHERS.get(first, f"0x{first:04x}")
 
 
 def session_callbacks(library: Library, pointer: int) -> tuple[int, ...]:

@@ -86,6 +86,7 @@ _QUICK: dict[str, tuple[Any, list[Any]]] = {
     "SSL_version": (c_int, [c_void_p]),
     "SSL_CTX_ctrl": (c_long, [c_void_p, c_int, c_long, c_void_p]),
     "SSL_CTX_get_cert_store": (c_void_p, [c_void_p]),
+    "SSL_CTX_get_ciphers": (c_void_p, [c_void_p]),
     "SSL_CTX_get_info_callback": (c_void_p, [c_void_p]),
     "SSL_CTX_get_max_early_data": (c_uint, [c_void_p]),
     "SSL_CTX_get_options": (c_uint64, [c_void_p]),

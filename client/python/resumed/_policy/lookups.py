@@ -72,6 +72,7 @@ class Lookups:
     ) -> None:
         self._store, self._breaker, self._recorder, self._probe = store, breaker, recorder, probe
         self._single_use, self._max_concurrent, self._mirror = single_use, max_concurrent, mirror
+        self._warned = False  # that the store keeps claims for too short a time
         self._reset()
         register_after_fork(self)
 
@@ -95,20 +96,26 @@ class Lookups:
         """
         return self._start(key, lambda end: self._look_up(key, accept, fresh, end), seconds, blocking=blocking)
 
-    def claim(self, key: bytes, ttl: float, seconds: float, *, blocking: bool) -> Future[LookupResult]:
+    def claim(
+        self, key: bytes, ttl: float, least_ttl: float, seconds: float, *, blocking: bool
+    ) -> Future[LookupResult]:
         """Put a random value under `key`, which succeeds once in the whole fleet; start() describes the rest.
+
+        The value is pinned, so that neither a full store nor its maximum lifetime of sessions ends it.
 
         Args:
             key: A store key.
             ttl: Seconds for which the value stays.
+            least_ttl: Seconds for which it must stay.
             seconds: The time that the call may take.
             blocking: Whether this thread makes the call.
 
         Returns:
-            The value if it was stored; otherwise None, and `replayed` if the key has another value.
+            The value if it was stored; otherwise None, and `replayed` if the key has another value, or `rejected` if
+            the store keeps the value for less than `least_ttl`.
         """
         value = os.urandom(_CLAIM_BYTES)  # the same in a repetition, which so is the same claim
-        return self._start(key, lambda end: self._put(key, value, ttl, end), seconds, blocking=blocking)
+        return self._start(key, lambda end: self._put(key, value, ttl, least_ttl, end), seconds, blocking=blocking)
 
     def _start(self, key: bytes, ask: _Ask, seconds: float, *, blocking: bool) -> Future[LookupResult]:
         reason = self._reason_to_skip()
@@ -201,12 +208,22 @@ class Lookups:
         self._breaker.succeeded()
         return result
 
-    def _put(self, key: bytes, value: bytes, ttl: float, end: float) -> LookupResult:
+    def _put(self, key: bytes, value: bytes, ttl: float, least_ttl: float, end: float) -> LookupResult:
         try:
-            self._store.put(key, value, ttl, deadline=end - time.monotonic())
+            kept = self._store.put(key, value, ttl, pinned=True, deadline=end - time.monotonic())
         except AlreadyExists:
             return None, "replayed"
-        return value, "store"
+        if kept >= least_ttl:
+            return value, "store"
+        if not self._warned:
+            self._warned = True
+            _log.error(
+                "the store at %s keeps the claims of tickets for %d seconds, less than the tickets live: they do not "
+                "resume; upgrade the store, or lower the lifetime of tickets",
+                self._store.target,
+                kept,
+            )
+        return None, "rejected"
 
     def _look_up(self, key: bytes, accept: Accept, fresh: bool, end: float) -> LookupResult:
         since = self._mirror.sessions.removals if self._mirror else 0

@@ -160,6 +160,10 @@ class TicketSecrets:
             self._loaded = False
             self._generations.clear()  # the same addresses are free again, at all frontends
 
+    def recheck(self) -> None:
+        """Compare the present secret with the store's in the next step: the store may have lost its own."""
+        self._recheck_at = 0.0
+
     def apply_purge(self, purge: Change, *, in_snapshot: bool) -> float:
         """Drop the secrets that a purge of the namespace ends; return the time before which all tickets are void.
 
@@ -185,14 +189,19 @@ class TicketSecrets:
         if wanted or openers:
             self._agree(wanted, openers)
             self._loaded = True
-            self._recheck_at = now + self._recheck_seconds()
+            if present in wanted:
+                self._recheck_at = now + self._recheck_seconds()
         elif now >= self._recheck_at:
             self._recheck(self._agreed[present.start])
             self._recheck_at = now + self._recheck_seconds()
         if self._unknown_names and now >= self._look_up_names_at:
             names, self._unknown_names = self._unknown_names, []
             self._look_up_names_at = now + _UNKNOWN_NAME_PAUSE
-            self._fetch([address for name in names if (address := self._address_of(name))])
+            found = self._fetch([address for name in names if (address := self._address_of(name))])
+            for (_, epoch), secret in found.items():
+                own = self._agreed.get(epoch.start)
+                if own and own.address == secret.address:  # two frontends proposed it: the store decides
+                    self._agreed[epoch.start] = secret
 
     def _due_times(self) -> Iterable[float]:
         now = self._clock()

@@ -16,6 +16,7 @@ import os
 import threading
 import time
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from resumed._client.store import Remove
@@ -49,8 +50,10 @@ _STALE_SECONDS = 3.0
 """Seconds without a message after which the stream is not live: the store sends one each second."""
 _RETRY_SECONDS = 1.0
 """Seconds between two attempts to follow the removals."""
-_MOST_OWN = 16_384
+_MAX_OWN_REMOVALS = 16_384
 """How many of its removals a process sends again when the store has lost its storage."""
+_MAX_REMOVAL_SECONDS = 7 * 24 * 3600
+"""Seconds for which the store keeps a removal or a claim at most."""
 _DEADLINE = 1.0
 _FAILURES_TO_LOG = 2
 """Failures in a row that are worth a line: a server that stops ends its streams, and the next one serves at once."""
@@ -110,6 +113,11 @@ class Tickets:
     ) -> None:
         if grace < 0:
             raise ValueError(f"revocation_grace must be 0 seconds or more, not {grace}")
+        if lifetime + secrets.margin > _MAX_REMOVAL_SECONDS:
+            raise ValueError(
+                f"lifetime and rotation must be {_MAX_REMOVAL_SECONDS} seconds together at most, not {lifetime} and "
+                f"{secrets.margin}: the store keeps the removal of a ticket no longer"
+            )
         self._store, self._secrets, self._recorder, self._lookups = store, secrets, recorder, lookups
         self.single_use, self.for_tls12 = single_use, for_tls12
         self._lifetime, self._grace, self._clock, self._monotonic = lifetime, grace, clock, monotonic
@@ -278,11 +286,10 @@ class Tickets:
         known = handshake.result_for(head)
         if known is not None:
             return known
-        key, ttl = self._use_keys.key(head), self.remaining(state) + self._secrets.margin
+        key, remaining = self._use_keys.key(head), self.remaining(state)
+        claim = partial(self._lookups.claim, key, remaining + self._secrets.margin, remaining)
         return handshake.look_up(
-            head,
-            lambda seconds, blocking: self._lookups.claim(key, ttl, seconds, blocking=blocking),
-            may_suspend=may_suspend,
+            head, lambda seconds, blocking: claim(seconds, blocking=blocking), may_suspend=may_suspend
         )
 
     def remove(self, lineage: bytes, end: int | None = None) -> tuple[bytes, int]:
@@ -297,7 +304,7 @@ class Tickets:
         key = self._lineage_keys.key(lineage)
         self.removals.add(key, max(end - now, 1.0))
         self._own[key] = end
-        while len(self._own) > _MOST_OWN:
+        while len(self._own) > _MAX_OWN_REMOVALS:
             with suppress(KeyError, RuntimeError):  # another thread was quicker
                 del self._own[next(iter(self._own))]
         return key, end
@@ -337,7 +344,7 @@ class Tickets:
             if not watch.removals_only:
                 raise StoreError("the store is too old for tickets: upgrade it before the frontends")
             if self._position and not watch.resumed_from_position:
-                self._repeat_removals()
+                self._make_up_for_loss()
             fresh = not watch.resumed_from_position
             for changes, behind, live in watch:
                 fresh = fresh and not live
@@ -348,9 +355,16 @@ class Tickets:
                     self._live_at = min(watch.confirmed, self._monotonic())
                 self._secrets.step()
 
-    def _repeat_removals(self) -> None:
-        """Send the removals of this process again: the store may have lost them with its storage."""
+    def _make_up_for_loss(self) -> None:
+        """Send the removals of this process again: the store may have lost them with its storage.
+
+        It may have lost the uses of tickets as well, so tickets of single use are void from here on.
+        """
+        self._secrets.recheck()
         now = self._clock()
+        if self.single_use:
+            self.removals.purge(now)
+            self._secrets.revoke(lambda _: True)
         removals = [Remove(key, end - now) for key, end in list(self._own.items()) if end > now]
         if removals:
             self._store.batch(removals, deadline=_DEADLINE)

@@ -12,7 +12,7 @@ pub struct PutRequest {
     #[prost(bytes = "vec", tag = "3")]
     pub value: ::prost::alloc::vec::Vec<u8>,
     /// Time to live after the store has accepted the session, by the store's clock. Above zero; the server lowers it to its
-    /// own maximum (24 hours by default, never more than 7 days: RFC 8446 section 4.6.1).
+    /// own maximum (24 hours by default, never more than 7 days: RFC 8446 section 4.6.1), and that of a pinned value to 7 days.
     #[prost(message, optional, tag = "4")]
     pub ttl: ::core::option::Option<::prost_types::Duration>,
     /// Time of the full handshake that negotiated the session, by the client's clock. A ticket that a resumed connection issued has

@@ -121,7 +121,7 @@ def _run(console: Console, directory: Path, *, as_json: bool) -> bool:
 
 
 @dataclass
-class _Visit:
+class _Connection:
     """One connection: whether it resumed, the session for the next one, and the response of the frontend."""
 
     reused: bool
@@ -132,7 +132,7 @@ class _Visit:
 class _Client(Protocol):
     name: str
 
-    def visit(self, port: int, version: str, session: Any = None) -> _Visit:
+    def visit(self, port: int, version: str, session: Any = None) -> _Connection:
         """Connect, offer `session`, and read the response."""
 
 
@@ -145,7 +145,7 @@ class _OpenSSLClient:
         self._directory, self._ca, self._openssl = directory, ca, openssl
         self._visits = 0
 
-    def visit(self, port: int, version: str, session: Any = None) -> _Visit:
+    def visit(self, port: int, version: str, session: Any = None) -> _Connection:
         self._visits += 1
         fresh = self._directory / f"session{self._visits}.pem"
         command = [
@@ -161,7 +161,7 @@ class _OpenSSLClient:
         outcome = re.search(r"^(New|Reused), ", done.stdout, re.MULTILINE)
         if answer is None or outcome is None:
             raise Broken(f"openssl s_client failed: {' '.join(done.stderr.split())}")
-        return _Visit(outcome[1] == "Reused", fresh, json.loads(answer[0]))
+        return _Connection(outcome[1] == "Reused", fresh, json.loads(answer[0]))
 
 
 class _PythonClient:
@@ -176,7 +176,9 @@ class _PythonClient:
             context.load_verify_locations(ca)
             context.minimum_version = context.maximum_version = version
 
-    def visit(self, port: int, version: str, session: Any = None, line: str = "bye", spoil: bool = False) -> _Visit:
+    def visit(
+        self, port: int, version: str, session: Any = None, line: str = "bye", spoil: bool = False
+    ) -> _Connection:
         """Connect and send `line`; with `spoil` end the connection by a bad record, a fatal error."""
         with (
             socket.create_connection(("127.0.0.1", port), PATIENCE) as connection,
@@ -184,7 +186,7 @@ class _PythonClient:
             tls.makefile("r", encoding="ascii") as lines,
         ):
             tls.sendall(f"{line}\n".encode())
-            visit = _Visit(bool(tls.session_reused), None, json.loads(lines.readline()))
+            visit = _Connection(bool(tls.session_reused), None, json.loads(lines.readline()))
             visit.session = tls.session  # in TLS 1.3 it arrives with the response
             if spoil:
                 socket.socket.sendall(tls, _BAD_RECORD)  # bypasses TLS
@@ -212,7 +214,7 @@ def _crossing(fleet: Fleet, client: _Client, version: str, first: str, second: s
     full = [client.visit(port, version) for _ in range(ROUNDS)]
     again = [client.visit(port, version, session) for _ in range(ROUNDS)]
     reused = sum(visit.reused for visit in again)
-    return _Crossing(client.name, version, first, second, _typical(full), _typical(again), reused)
+    return _Crossing(client.name, version, first, second, _median_seconds(full), _median_seconds(again), reused)
 
 
 def _await_tickets(fleet: Fleet, client: _PythonClient) -> None:
@@ -228,7 +230,7 @@ def _await_tickets(fleet: Fleet, client: _PythonClient) -> None:
             time.sleep(_PAUSE)
 
 
-def _typical(visits: list[_Visit]) -> float:
+def _median_seconds(visits: list[_Connection]) -> float:
     return statistics.median(float(visit.answer["handshake_seconds"]) for visit in visits)
 
 
@@ -244,13 +246,13 @@ def _crossings_table(crossings: list[_Crossing]) -> Table:
     for heading in ("full ms", "resumed ms", "reused"):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in crossings:
-        reused = _judged(f"{row.reused} of {ROUNDS}", row.reused == ROUNDS)
+        reused = _format_verdict(f"{row.reused} of {ROUNDS}", row.reused == ROUNDS)
         times = f"{1000 * row.full:.1f}", f"{1000 * row.resumed:.1f}"
         table.add_row(row.client, row.version, row.first, row.second, *times, reused)
     return table
 
 
-def _judged(text: str, good: bool) -> Text:
+def _format_verdict(text: str, good: bool) -> Text:
     return Text(text, "green" if good else "bold red")
 
 
@@ -353,6 +355,6 @@ def _endings_table(endings: list[_Ending]) -> Table:
     for heading in ("event", "TLS", "attempt", "resumes"):
         table.add_column(heading, no_wrap=True)
     for row in endings:
-        resumes = _judged("yes" if row.reused else "no", row.kept)
+        resumes = _format_verdict("yes" if row.reused else "no", row.kept)
         table.add_row(row.event, row.version, row.then, resumes)
     return table

@@ -85,8 +85,8 @@ class Fleet:
     def _start_store(self, path: Path) -> str:
         listen = ["--listen", "127.0.0.1:0", "--storage", f"lmdb://{path}", "--workers", "1", "--shutdown-delay", "0s"]
         self._start("store", "resumed_server", "serve", *listen, "--log-format", "json", "--log-level", "info")
-        target: str = self._told("store", "addresses")["addresses"][0]
-        while self._told("store", "event")["event"] != "ready":
+        target: str = self._read_field("store", "addresses")["addresses"][0]
+        while self._read_field("store", "event")["event"] != "ready":
             pass
         return target
 
@@ -102,7 +102,7 @@ class Fleet:
             self._start(once, *common, "--name", once, "--namespace", f"{NAMESPACE}-once", "--single-use")
             tickets, sharing = f"{name} tickets", ("--sessions", "tickets", "--tickets-tls12")
             self._start(tickets, *common, "--name", tickets, "--namespace", f"{NAMESPACE}-tickets", *sharing)
-        return {name: self._told(name, "port")["port"] for name in self._processes if name != "store"}
+        return {name: self._read_field(name, "port")["port"] for name in self._processes if name != "store"}
 
     def _start(self, name: str, module: str, *arguments: str) -> None:
         self._processes[name] = subprocess.Popen(  # noqa: S603 - all of it from here
@@ -113,7 +113,7 @@ class Fleet:
             text=True,
         )
 
-    def _told(self, name: str, field: str) -> dict[str, Any]:
+    def _read_field(self, name: str, field: str) -> dict[str, Any]:
         """Return the next line of JSON that a process writes and that has `field`."""
         process = self._processes[name]
         said = ""

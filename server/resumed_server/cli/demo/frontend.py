@@ -54,7 +54,7 @@ class SslStack:
             self.context.num_tickets = tickets
 
     @contextlib.contextmanager
-    def accepted(self, connection: socket.socket) -> Iterator[tuple[Peer, str | None]]:
+    def accept_tls(self, connection: socket.socket) -> Iterator[tuple[Peer, str | None]]:
         """Shake hands, and close the connection at the end."""
         connection.settimeout(PATIENCE)
         with self.context.wrap_socket(connection, server_side=True) as peer:
@@ -77,7 +77,7 @@ class PyOpenSSLStack:
         self._connection = SSL.Connection
 
     @contextlib.contextmanager
-    def accepted(self, connection: socket.socket) -> Iterator[tuple[Peer, str | None]]:
+    def accept_tls(self, connection: socket.socket) -> Iterator[tuple[Peer, str | None]]:
         """Shake hands; without shutdown() the connection ends without close_notify."""
         # The kernel's own timeout: pyOpenSSL wants a blocking socket, which Python's timeouts do not leave it.
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", PATIENCE, 0))
@@ -142,7 +142,7 @@ class Frontend:
 
     def _converse(self, connection: socket.socket) -> None:
         started = time.perf_counter()
-        with self._stack.accepted(connection) as (peer, version):
+        with self._stack.accept_tls(connection) as (peer, version):
             seconds = time.perf_counter() - started
             introduction = {**self._introduction, "version": version, "handshake_seconds": seconds}
             for line in _lines(peer):

@@ -176,14 +176,14 @@ class RoundTrip:
         now = time.time()
         self._key = resumed.StoreKeys(self._namespace).key(self.keyring.issue_id(self._namespace, now))
         self._value = self.keyring.seal(self._key, os.urandom(200), int(now + TTL) + 1)
-        return self._stored(self._key)
+        return self._store_session(self._key)
 
     def _put_again(self) -> str:
-        return self._stored(self._key)
+        return self._store_session(self._key)
 
     def _get(self) -> str:
         started = time.perf_counter()
-        found = self._found(self.store.get(self._key))
+        found = self._require_session(self.store.get(self._key))
         seconds = time.perf_counter() - started
         self.keyring.open(self._key, found.value, time.time())
         if seconds > HANDSHAKE_PATIENCE:
@@ -198,7 +198,7 @@ class RoundTrip:
         raise Failure("the store accepted an id twice", "do not use this store, and report the bug")
 
     def _take(self) -> str:
-        self._found(self.store.take(self._key))
+        self._require_session(self.store.take(self._key))
         self._leftovers.discard(self._key)
         return "returned"
 
@@ -209,7 +209,7 @@ class RoundTrip:
 
     def _remove(self) -> str:
         key = os.urandom(32)
-        self._stored(key)
+        self._store_session(key)
         if not self.store.remove(key) or self.store.get(key):
             raise Failure(*_FORGOTTEN)
         self._leftovers.discard(key)
@@ -262,11 +262,11 @@ class RoundTrip:
             "do not use tickets with this store, and report the bug",
         )
 
-    def _stored(self, key: bytes) -> str:
+    def _store_session(self, key: bytes) -> str:
         self._leftovers.add(key)
         return f"stored for {self.store.put(key, self._value, TTL):.1f} s"
 
-    def _found(self, session: resumed.StoredSession | None) -> resumed.StoredSession:
+    def _require_session(self, session: resumed.StoredSession | None) -> resumed.StoredSession:
         if session is None or session.value != self._value:
             raise Failure(*_FORGOTTEN)
         return session

@@ -40,7 +40,7 @@ class Check:
     status: ExitStatus = ExitStatus.DONE
 
 
-class Warned(Exception):
+class CheckWarning(Exception):
     """A check succeeded, but not for long or not well; the arguments are the problem and the remedy."""
 
 
@@ -57,7 +57,7 @@ def run_checks(
         try:
             check.note = actions[check.name]()
             check.outcome = "ok"
-        except Warned as warning:
+        except CheckWarning as warning:
             check.outcome, check.milliseconds = "warning", _milliseconds(started)
             check.note, check.advice = warning.args
         except (Failure, grpc.RpcError, resumed.ResumedError) as error:

@@ -22,7 +22,7 @@ from rich.console import Console
 import resumed
 from resumed._transport.target import Target as TargetAddresses
 from resumed_server.cli.diagnose.check import HANDSHAKE_PATIENCE, RoundTrip, verify
-from resumed_server.cli.diagnose.checks import Warned, exit_status, run_checks, show
+from resumed_server.cli.diagnose.checks import CheckWarning, exit_status, run_checks, show
 from resumed_server.cli.diagnose.frontend_checks import FrontendChecks
 from resumed_server.cli.diagnose.validity import validity
 from resumed_server.cli.diagnosis import Failure
@@ -70,7 +70,7 @@ def doctor(
             }
             frontend_checks = FrontendChecks(namespace, round_trip)
             for address in frontend or []:
-                examinations[f"the frontend at {address}"] = run(frontend_checks.of(address))
+                examinations[f"the frontend at {address}"] = run(frontend_checks.checks_of(address))
     except resumed.CredentialsError as error:
         raise UserError(f"--ca, --cert, --key: {error}") from None
     status = exit_status(itertools.chain(*examinations.values()))
@@ -96,7 +96,7 @@ def _machine(round_trip: RoundTrip, tls: TlsOptions) -> dict[str, Callable[[], s
 
 def _store(target: str, round_trip: RoundTrip) -> dict[str, Callable[[], str]]:
     return {
-        "name": lambda: _resolved(target),
+        "name": lambda: _resolve(target),
         **round_trip.calls(),
         "look-up time": lambda: _lookup_time(round_trip.store),
     }
@@ -110,7 +110,9 @@ def _versions() -> str:
     found.append(f"with {backend.openssl_version_text()}")
     text = ", ".join(found)
     if ssl.OPENSSL_VERSION_INFO[:2] < _OLDEST_OPENSSL:
-        raise Warned(f"{text}: this OpenSSL receives no security fixes", "use a Python that links OpenSSL 3 or newer")
+        raise CheckWarning(
+            f"{text}: this OpenSSL receives no security fixes", "use a Python that links OpenSSL 3 or newer"
+        )
     return text
 
 
@@ -145,7 +147,7 @@ def _certificates(tls: TlsOptions) -> str:
     return ", ".join(found) or "none: the connection to the store is plaintext"
 
 
-def _resolved(target: str) -> str:
+def _resolve(target: str) -> str:
     try:
         addresses = TargetAddresses.parse(target).resolve()
     except (OSError, ValueError) as error:
@@ -166,7 +168,7 @@ def _lookup_time(store: resumed.StoreClient) -> str:
     median, slowest = statistics.median(durations), max(durations)
     text = f"{median * 1e3:.1f} ms, the slowest of {_LOOKUPS} {slowest * 1e3:.1f} ms"
     if slowest > HANDSHAKE_PATIENCE:
-        raise Warned(
+        raise CheckWarning(
             f"{text}: a handshake waits {HANDSHAKE_PATIENCE * 1e3:.0f} ms by default",
             "move the store nearer, give it more workers, use mirror=True, or raise install()'s deadline",
         )

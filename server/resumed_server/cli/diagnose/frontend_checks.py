@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from cryptography import x509
 
 import resumed
-from resumed_server.cli.diagnose.checks import Warned
+from resumed_server.cli.diagnose.checks import CheckWarning
 from resumed_server.cli.diagnose.validity import validity
 from resumed_server.cli.diagnosis import Failure
 from resumed_server.config.types import Address
@@ -40,7 +40,7 @@ ORDERS = {
 and some servers choose the cipher by the client's order, others by their own."""
 
 
-class _Visit(NamedTuple):
+class _Connection(NamedTuple):
     session: ssl.SSLSession | None
     reused: bool
     certificate: bytes
@@ -66,7 +66,7 @@ class FrontendChecks:
         # A client sees the session id in TLS 1.2 only.
         self._context.maximum_version = ssl.TLSVersion.TLSv1_2
 
-    def of(self, frontend: str) -> dict[str, Callable[[], str]]:
+    def checks_of(self, frontend: str) -> dict[str, Callable[[], str]]:
         """Return the checks of a frontend.
 
         Raises:
@@ -78,54 +78,54 @@ class FrontendChecks:
             raise UserError(f"--frontend: {error}") from None
         if address.path:
             raise UserError(f"--frontend: {frontend} is a socket; give host:port")
-        visits: list[_Visit] = []
+        visits: list[_Connection] = []
         visits13: dict[str, Handshake] = {}
         return {
             "handshake": partial(self._shake_hands, address, visits),
-            "certificate": partial(self._certificate, visits),
-            "ids": partial(self._ids, visits),
-            "clock": partial(self._clock, visits),
-            "stored": partial(self._stored, visits),
-            "resumption": partial(self._resumes, address, visits),
-            "another frontend's session": partial(self._shares, frontend, address, visits),
-            "TLS 1.3": partial(self._resumes13, address, visits13),
-            "another's TLS 1.3 sessions": partial(self._shares13, frontend, address, visits13),
+            "certificate": partial(self._check_certificate, visits),
+            "ids": partial(self._check_ids, visits),
+            "clock": partial(self._check_clock, visits),
+            "stored": partial(self._check_stored, visits),
+            "resumption": partial(self._check_resumption, address, visits),
+            "another frontend's session": partial(self._check_sharing, frontend, address, visits),
+            "TLS 1.3": partial(self._check_resumption13, address, visits13),
+            "another's TLS 1.3 sessions": partial(self._check_sharing13, frontend, address, visits13),
         }
 
-    def _shake_hands(self, address: Address, visits: list[_Visit]) -> str:
+    def _shake_hands(self, address: Address, visits: list[_Connection]) -> str:
         visits.append(self._visit(address))
         return visits[0].version
 
-    def _certificate(self, visits: list[_Visit]) -> str:
+    def _check_certificate(self, visits: list[_Connection]) -> str:
         return validity(x509.load_der_x509_certificate(visits[0].certificate))
 
-    def _ids(self, visits: list[_Visit]) -> str:
-        if not self._id(visits):
+    def _check_ids(self, visits: list[_Connection]) -> str:
+        if not self._session_id(visits):
             raise Failure(
                 "it issues stateless tickets or no session at all: install() was not called on its context",
                 "call resumed.install() on the context that serves this name, before the first connection",
             )
-        if self._issued(visits) is None:
+        if self._issue_time(visits) is None:
             raise Failure(
                 "its session ids are of another keyring or namespace",
                 "compare `resumed keyring show` and the namespace there and here; or its context lacks install()",
             )
         return "of this keyring and namespace"
 
-    def _clock(self, visits: list[_Visit]) -> str:
-        off = (self._issued(visits) or 0) - time.time()
+    def _check_clock(self, visits: list[_Connection]) -> str:
+        off = (self._issue_time(visits) or 0) - time.time()
         if -1 < off < 1:  # ids have whole seconds
             return "the same as this machine's"
         text = f"{abs(off):.0f} s {'ahead of' if off > 0 else 'behind'} this machine's"
         if abs(off) > OFF_SECONDS:
-            raise Warned(
+            raise CheckWarning(
                 text,
                 "synchronise both clocks (NTP): the lifetime of sessions is wrong by the difference",
             )
         return text
 
-    def _stored(self, visits: list[_Visit]) -> str:
-        key = resumed.StoreKeys(self._namespace).key(self._id(visits))
+    def _check_stored(self, visits: list[_Connection]) -> str:
+        key = resumed.StoreKeys(self._namespace).key(self._session_id(visits))
         end = time.monotonic() + _STORED_SECONDS
         while (found := self._round_trip.store.get(key)) is None:
             if time.monotonic() > end:
@@ -140,7 +140,7 @@ class FrontendChecks:
             raise Failure(f"its stored session cannot be opened ({error.reason})", "compare the keyrings") from None
         return f"{found.ttl:.0f} s left"
 
-    def _resumes(self, address: Address, visits: list[_Visit]) -> str:
+    def _check_resumption(self, address: Address, visits: list[_Connection]) -> str:
         if not self._visit(address, visits[0].session).reused:
             raise Failure(
                 "it does not resume its own session",
@@ -149,7 +149,7 @@ class FrontendChecks:
             )
         return "its own session resumes"
 
-    def _shares(self, frontend: str, address: Address, visits: list[_Visit]) -> str:
+    def _check_sharing(self, frontend: str, address: Address, visits: list[_Connection]) -> str:
         before, self._before = self._before, (frontend, visits[0].session) if visits[0].session else None
         if before is None:
             return "no session to offer: give another --frontend before it"
@@ -161,20 +161,20 @@ class FrontendChecks:
             )
         return f"a session of {other} resumes"
 
-    def _resumes13(self, address: Address, visits: dict[str, Handshake]) -> str:
+    def _check_resumption13(self, address: Address, visits: dict[str, Handshake]) -> str:
         for order in ORDERS:
             visit = self._visit13(address, order)
             if isinstance(visit, str):
                 return visit
             visits[order] = visit
-            if not self._resumed13(address, order, visit):
+            if not self._does_resume13(address, order, visit):
                 raise Failure(
                     f"it does not resume its own TLS 1.3 session, with a client's ciphers in the order of {order}",
                     "see its misses by reason (installation.stats), and that its context issues tickets (num_tickets)",
                 )
         return "resumes: " + ", ".join(f"{visit.cipher} for {order}" for order, visit in visits.items())
 
-    def _shares13(self, frontend: str, address: Address, visits: dict[str, Handshake]) -> str:
+    def _check_sharing13(self, frontend: str, address: Address, visits: dict[str, Handshake]) -> str:
         before, self._before13 = self._before13, (frontend, visits) if visits else self._before13
         if before is None or not visits:
             return "no session to offer"
@@ -188,14 +188,14 @@ class FrontendChecks:
                     "make all frontends of the namespace choose alike: all by the server's order (the default of ssl; "
                     "ssl_prefer_server_ciphers on; SSL_OP_CIPHER_SERVER_PREFERENCE), or all by the client's",
                 )
-            if not self._resumed13(address, order, theirs):
+            if not self._does_resume13(address, order, theirs):
                 raise Failure(
                     f"it does not resume a TLS 1.3 session of {other}, with a client's ciphers in the order of {order}",
                     "compare their TLS settings, and whether they request client certificates",
                 )
         return f"the sessions of {other} resume, in either order of ciphers"
 
-    def _resumed13(self, address: Address, order: str, visit: Handshake) -> bool:
+    def _does_resume13(self, address: Address, order: str, visit: Handshake) -> bool:
         """Return whether a session resumes; it may still be on its way into the store."""
         end = time.monotonic() + _STORED_SECONDS
         while True:
@@ -221,14 +221,14 @@ class FrontendChecks:
         except (visits.HandshakeFailed, OSError) as error:
             return f"not available ({error})"
 
-    def _visit(self, address: Address, session: ssl.SSLSession | None = None) -> _Visit:
+    def _visit(self, address: Address, session: ssl.SSLSession | None = None) -> _Connection:
         try:
             with (
                 socket.create_connection((address.host, address.port), PATIENCE) as connection,
                 self._context.wrap_socket(connection, server_hostname=address.host, session=session) as tls,
             ):
                 certificate = tls.getpeercert(binary_form=True) or b""
-                return _Visit(tls.session, bool(tls.session_reused), certificate, tls.version() or "")
+                return _Connection(tls.session, bool(tls.session_reused), certificate, tls.version() or "")
         except ssl.SSLError as error:
             raise Failure(
                 f"no handshake ({(error.reason or 'failed').lower().replace('_', ' ')})",
@@ -239,9 +239,9 @@ class FrontendChecks:
                 f"it cannot be reached ({error.strerror or error})", "check address and firewall", ExitStatus.RETRY
             ) from None
 
-    def _id(self, visits: list[_Visit]) -> bytes:
+    def _session_id(self, visits: list[_Connection]) -> bytes:
         session = visits[0].session
         return session.id if session and not session.has_ticket else b""
 
-    def _issued(self, visits: list[_Visit]) -> int | None:
-        return self._round_trip.keyring.open_id(self._namespace, self._id(visits))
+    def _issue_time(self, visits: list[_Connection]) -> int | None:
+        return self._round_trip.keyring.open_id(self._namespace, self._session_id(visits))

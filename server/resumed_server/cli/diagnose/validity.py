@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
-from resumed_server.cli.diagnose.checks import Warned
+from resumed_server.cli.diagnose.checks import CheckWarning
 from resumed_server.cli.diagnosis import Failure
 
 if TYPE_CHECKING:
@@ -32,5 +32,5 @@ def validity(certificate: x509.Certificate) -> str:
         raise Failure(f"a certificate expired at {end:%Y-%m-%d %H:%M} UTC", "renew it; or correct this machine's clock")
     left = f"valid for {(end - now).days} days"
     if (end - now).days < SOON_DAYS:
-        raise Warned(left, "renew the certificate")
+        raise CheckWarning(left, "renew the certificate")
     return left

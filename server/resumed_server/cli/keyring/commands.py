@@ -69,7 +69,7 @@ def promote(
     """
     keyring = KeyringFile(file)
     first = keyring.keys[0]
-    key = keyring.named(key_id) if key_id else _only(keyring, [key for key in keyring.keys if _is_new(key, first)])
+    key = keyring.find_key(key_id) if key_id else _only(keyring, [key for key in keyring.keys if _is_new(key, first)])
     if key is first:
         raise UserError(f"{key.id} is the first key of {file} already")
     left = _duration("--wait", wait) - _age(key.made)
@@ -116,7 +116,7 @@ def retire(
     """
     keyring = KeyringFile(file)
     first = keyring.keys[0]
-    key = keyring.named(key_id) if key_id else _only(keyring, [key for key in keyring.keys[1:] if key.until])
+    key = keyring.find_key(key_id) if key_id else _only(keyring, [key for key in keyring.keys[1:] if key.until])
     if key is first:
         raise UserError(f"{key.id} seals; promote another key first (`resumed keygen --append {file}` creates one)")
     if not force and not _is_new(key, first):
@@ -184,10 +184,10 @@ def _role(key: Key, *, first: bool) -> str:
 
 
 def _describe_all(keyring: KeyringFile) -> list[dict[str, Any]]:
-    return [_described(key, first=key is keyring.keys[0]) for key in keyring.keys]
+    return [_describe(key, first=key is keyring.keys[0]) for key in keyring.keys]
 
 
-def _described(key: Key, *, first: bool) -> dict[str, Any]:
+def _describe(key: Key, *, first: bool) -> dict[str, Any]:
     times = {name: value and f"{value:%Y-%m-%dT%H:%M:%SZ}" for name, value in _times(key).items()}
     return {"id": key.id, "seals": first, "age_seconds": _age(key.made) if key.made else None, **times}
 

@@ -125,7 +125,7 @@ class KeyringFile:
             Path(path).unlink(missing_ok=True)
             raise UserError(f"{path} cannot be written: {error.strerror}; free some space") from None
 
-    def named(self, key_id: str) -> Key:
+    def find_key(self, key_id: str) -> Key:
         """Return a key by its id.
 
         Raises:

@@ -15,7 +15,7 @@ import typer
 import resumed
 from resumed._crypto.ticket_secret import MAX_ROTATION
 from resumed._policy.ticket_secrets import TicketSecrets
-from resumed_server.cli.options import Target
+from resumed_server.cli.options import Target, logs_start_errors
 from resumed_server.cli.ticket_keys.agent import Agent
 from resumed_server.cli.ticket_keys.key_files import verify_directory
 from resumed_server.cli.ticket_keys.key_set import KeySchedule, create_temporary
@@ -55,6 +55,7 @@ log = structlog.get_logger()
 
 
 @takes_tls
+@logs_start_errors
 def ticket_keys(
     target: Target,
     *,

@@ -13,7 +13,7 @@ from rich.live import Live
 from rich.text import Text
 
 from resumed_server.cli.top.metrics_client import Period, Scrape, Unreachable, endpoints, scrape_all
-from resumed_server.cli.top.view import shown
+from resumed_server.cli.top.view import build_view
 from resumed_server.config.types import Duration
 from resumed_server.errors import UserError
 
@@ -57,11 +57,11 @@ def top(
             console.print_json(data=report, indent=None)
     elif not console.is_terminal:
         for report in reports:
-            console.print(shown(report))
+            console.print(build_view(report))
     else:
         with Live(Text("waiting for the second scrape ..."), console=console, auto_refresh=False) as live:
             for report in reports:
-                live.update(shown(report), refresh=True)
+                live.update(build_view(report), refresh=True)
 
 
 def _reports(urls: list[str], seconds: float) -> Iterator[_Row]:

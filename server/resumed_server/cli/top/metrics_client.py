@@ -128,10 +128,10 @@ def scrape_all(urls: Iterable[str]) -> dict[str, Scrape | Unreachable]:
     """Scrape all endpoints concurrently."""
     urls = list(urls)
     with ThreadPoolExecutor(max(1, min(len(urls), 32))) as pool:
-        return dict(zip(urls, pool.map(_scraped, urls), strict=True))
+        return dict(zip(urls, pool.map(_scrape_one, urls), strict=True))
 
 
-def _scraped(url: str) -> Scrape | Unreachable:
+def _scrape_one(url: str) -> Scrape | Unreachable:
     try:
         with urllib.request.urlopen(url, timeout=PATIENCE) as answer:  # noqa: S310 - http only, see endpoints()
             text = answer.read(_LARGEST).decode()

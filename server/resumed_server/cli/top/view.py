@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _Row = dict[str, Any]
 
 
-def shown(found: _Row) -> Group:
+def build_view(found: _Row) -> Group:
     """Return the tables of a report; a terminal of 80 columns will do."""
     stores, frontends = found["stores"], [row for row in found["namespaces"] if row["frontends"]]
     parts = []
@@ -27,7 +27,7 @@ def shown(found: _Row) -> Group:
                 stores,
                 {
                     "store": lambda row: _short(row["endpoint"]),
-                    "engine": lambda row: _named(row["engine"], row["up"]),
+                    "engine": lambda row: _name_cell(row["engine"], row["up"]),
                     "calls/s": lambda row: f"{row['calls']:,.0f}",
                     "failed/s": lambda row: _alarming(row["failed"]),
                     "Get p50": lambda row: _time(row["get_p50"]),
@@ -51,7 +51,7 @@ def shown(found: _Row) -> Group:
                 found["workers"],
                 {
                     "store": lambda row: _short(row["endpoint"]),
-                    "worker": lambda row: _named(row["worker"], row["up"]),
+                    "worker": lambda row: _name_cell(row["worker"], row["up"]),
                     "calls/s": lambda row: f"{row['calls']:,.0f}",
                     "CPU": lambda row: f"{row['cpu']:.0%}",
                     "memory": lambda row: _size(row["resident_bytes"]),
@@ -101,7 +101,7 @@ def _short(url: str) -> str:
     return url.removeprefix("http://").removesuffix("/metrics")
 
 
-def _named(name: str, up: bool) -> Text:
+def _name_cell(name: str, up: bool) -> Text:
     return Text(name) if up else Text(f"{name} down", "bold red")
 
 

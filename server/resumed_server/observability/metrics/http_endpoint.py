@@ -50,7 +50,7 @@ class Endpoint:
         registry.register(collector)
         handler = type("Handler", (_Handler,), {"registry": registry})
         self._servers = []
-        for where in [where for address in addresses for where in _resolved(address)]:
+        for where in [where for address in addresses for where in _resolve(address)]:
             try:
                 self._servers.append(_Server(where, handler))
             except OSError as error:  # e.g. the IPv6 address of localhost, on a machine without IPv6
@@ -126,6 +126,6 @@ def _log_rate_limited(error: BaseException) -> None:
         _log.error("failed to render metrics", **details)
 
 
-def _resolved(address: Address) -> list[tuple[socket.AddressFamily, tuple[str, int]]]:
+def _resolve(address: Address) -> list[tuple[socket.AddressFamily, tuple[str, int]]]:
     found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
     return [(family, (str(where[0]), address.port)) for family, _, _, _, where in found]

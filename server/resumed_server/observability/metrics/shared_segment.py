@@ -50,7 +50,7 @@ class MetricsSegment:
             return True
         if len(self._names) == MAX_NAMESPACES:
             return False
-        with self._lock, self._locked():
+        with self._lock, self._lock_file():
             self._names = names = set(self._read_names())
             if namespace in names or len(names) == MAX_NAMESPACES:
                 return namespace in names
@@ -83,7 +83,7 @@ class MetricsSegment:
         return json.loads(newest[1]) if newest else None
 
     @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
+    def _lock_file(self) -> Iterator[None]:
         """Exclude other processes, but not other threads of this one."""
         fcntl.lockf(self._file, fcntl.LOCK_EX)  # the kernel releases it when the process ends
         try:

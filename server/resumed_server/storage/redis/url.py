@@ -126,9 +126,9 @@ def _options(query: str, *, tls: bool, topology: Topology) -> dict[str, object]:
             twice = f"{name} is set twice" if name in options else f"{name!r} is not an option of this URL"
             raise ValueError(f"{twice}; the options are {', '.join(allowed)}")
         if name == "timeout_ms":
-            options["timeout"] = _whole(name, text, 1, _LONGEST_TIMEOUT_MS) / 1000
+            options["timeout"] = _parse_int(name, text, 1, _LONGEST_TIMEOUT_MS) / 1000
         elif name == "wait_replicas":
-            options[name] = _whole(name, text, 0, 16)
+            options[name] = _parse_int(name, text, 0, 16)
         elif name == "prefix":
             if not _is_prefix(text):
                 raise ValueError("prefix must be 1 to 64 printable characters without spaces and braces")
@@ -142,7 +142,7 @@ def _options(query: str, *, tls: bool, topology: Topology) -> dict[str, object]:
     return options
 
 
-def _whole(name: str, text: str, low: int, high: int) -> int:
+def _parse_int(name: str, text: str, low: int, high: int) -> int:
     if not re.fullmatch(r"\d{1,6}", text, re.ASCII) or not low <= int(text) <= high:
         raise ValueError(f"{name} must be a whole number from {low} to {high}")
     return int(text)

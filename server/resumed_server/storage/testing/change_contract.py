@@ -37,7 +37,7 @@ class ChangeContract(ContractFixtures):
     """Promises about the change log, lasting removals and pinned sessions."""
 
     # --- Changes ----------------------------------------------------------------------------------------------------
-    def test_what_changes_is_told_once(self, engine: Engine) -> None:
+    def test_each_change_is_in_the_log_once(self, engine: Engine) -> None:
         """Puts, Takes and Removes with an effect, singly and in batches, in the order of each key."""
         position = engine.position()
         engine.put("shop", b"a", b"one", 60.0)
@@ -55,7 +55,7 @@ class ChangeContract(ContractFixtures):
         assert changes == {("eu", b"a"): [None], **{("shop", key): [None] for key in (b"a", b"b", b"unknown")}}
         assert read_all_changes(engine, position)[0] == {}
 
-    def test_what_is_told_of_a_session_is_what_is_left_of_it(self, engine: Engine, advance: Advance) -> None:
+    def test_a_change_has_the_remaining_ttl_of_its_session(self, engine: Engine, advance: Advance) -> None:
         """Its remaining ttl, as a look-up would return; of a session that was stored and removed, only the removal."""
         position = engine.position()
         engine.put("shop", b"a", b"value", 60.0)
@@ -90,7 +90,7 @@ class ChangeContract(ContractFixtures):
         assert found == Counter(keys)
         assert read_all_changes(engine, position)[0] == {("shop", b"later"): [b"value"]}
 
-    def test_large_values_are_told_a_few_at_a_time(self, engine: Engine) -> None:
+    def test_large_values_are_read_a_few_at_a_time(self, engine: Engine) -> None:
         """Without omissions."""
         position, found, reads = engine.position(), [], 0
         keys = [b"%d" % number for number in range(300)]
@@ -220,7 +220,7 @@ class ChangeContract(ContractFixtures):
         assert {each.key for each in told if isinstance(each, Change) and each.ttl} == {b"0", b"k"}
         assert not any(isinstance(each, Change) and each.session for each in told)
 
-    def test_a_lasting_removal_that_is_over_is_told_as_any_other(self, engine: Engine, advance: Advance) -> None:
+    def test_an_expired_lasting_removal_is_read_like_any_other(self, engine: Engine, advance: Advance) -> None:
         """Its key can have a session again."""
         position = engine.position()
         engine.remove("shop", b"k", ttl=100.0)

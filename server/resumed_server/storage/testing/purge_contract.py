@@ -49,7 +49,7 @@ class PurgeContract(ContractFixtures):
         assert last == NamespacePurged("shop", None)
         assert last.time == cutoff
 
-    def test_a_purge_is_told_with_its_time(self, engine: Engine, present: Callable[[], float]) -> None:
+    def test_the_change_of_a_purge_has_its_time(self, engine: Engine, present: Callable[[], float]) -> None:
         """Whether it is one up to a time, or of everything."""
         position, begun = engine.position(), present()
         engine.purge("shop", begun - 100.0)
@@ -125,7 +125,7 @@ class PurgeContract(ContractFixtures):
             engine.put("shop", b"k", b"value", 60.0, moment - 1.0)
         assert engine.purge("shop", moment + 1.0) == moment + 1.0
 
-    def test_a_purge_that_changes_nothing_is_not_told(self, engine: Engine, present: Callable[[], float]) -> None:
+    def test_a_purge_without_effect_is_no_change(self, engine: Engine, present: Callable[[], float]) -> None:
         """Or mirrors would search their sessions in vain."""
         moment = round(present()) - 100.0
         engine.purge("shop", moment)
@@ -146,7 +146,7 @@ class PurgeContract(ContractFixtures):
         advance(2.0)
         assert engine.usage("shop")["shop"].sessions == 0
 
-    def test_what_was_purged_is_as_if_it_had_never_been(self, engine: Engine, advance: Advance) -> None:
+    def test_purged_sessions_are_as_if_never_stored(self, engine: Engine, advance: Advance) -> None:
         """Except for tombstones: removed and taken sessions stay removed."""
         for key in (b"k", b"taken", b"removed"):
             engine.put("shop", key, b"value", 60.0)
@@ -160,7 +160,7 @@ class PurgeContract(ContractFixtures):
         assert engine.put("shop", b"k", b"other", 30.0) == pytest.approx(30.0, abs=self.tick)
         assert value_of(engine.get("shop", b"k")) == b"other"
 
-    def test_a_purge_is_told_behind_all_that_it_undid(self, engine: Engine, advance: Advance) -> None:
+    def test_a_purge_follows_the_changes_that_it_voids(self, engine: Engine, advance: Advance) -> None:
         """Changes from before the purge are those of sessions that are still valid."""
         position = engine.position()
         engine.put("shop", b"old", b"value", 60.0)
@@ -194,7 +194,7 @@ class PurgeContract(ContractFixtures):
             NamespacePurged("shop", issued),
         ]
 
-    def test_what_was_purged_is_deleted_in_bounded_steps(self, engine: Engine, advance: Advance) -> None:
+    def test_purged_sessions_are_deleted_in_bounded_steps(self, engine: Engine, advance: Advance) -> None:
         """Every purged session is deleted, and no other."""
         engine.batch([Put("shop", b"%d" % number, b"value", 600.0) for number in range(50)])
         engine.batch([Put("eu", b"%d" % number, b"value", 600.0) for number in range(5)])

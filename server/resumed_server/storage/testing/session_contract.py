@@ -69,7 +69,7 @@ class SessionContract(ContractFixtures):
 
     # --- Put and Get ------------------------------------------------------------------------------------------------
 
-    def test_what_was_put_is_found_with_the_time_it_has_left(self, engine: Engine, advance: Advance) -> None:
+    def test_a_stored_session_is_found_with_its_remaining_ttl(self, engine: Engine, advance: Advance) -> None:
         """A look-up does not consume the session."""
         assert engine.put("shop", b"k", b"value", 60.0) == pytest.approx(60.0, abs=self.tick)
         advance(20.0)
@@ -79,7 +79,7 @@ class SessionContract(ContractFixtures):
             assert found.value == b"value"
             assert found.ttl == pytest.approx(40.0, abs=self.tick)
 
-    def test_a_put_tells_whether_it_stored_anything(self, engine: Engine) -> None:
+    def test_a_put_returns_whether_it_stored_the_session(self, engine: Engine) -> None:
         """A session that is stored already is Kept."""
         put = Put("shop", b"k", b"value", 60.0)
         outcomes = [engine.put("shop", b"k", b"value", 60.0), *engine.batch([put, put])]
@@ -141,7 +141,7 @@ class SessionContract(ContractFixtures):
     # --- Tombstones -------------------------------------------------------------------------------------------------
 
     @pytest.mark.parametrize("end", ["take", "remove"])
-    def test_what_was_removed_or_taken_stays_away_until_its_own_expiry(
+    def test_removed_and_taken_sessions_stay_away_until_their_expiry(
         self, engine: Engine, advance: Advance, end: str
     ) -> None:
         """A late or retried Put does not restore it, and does not prolong the tombstone."""
@@ -276,7 +276,7 @@ class SessionContract(ContractFixtures):
 
     # --- Take, raced ------------------------------------------------------------------------------------------------
 
-    def test_a_session_is_handed_out_once_however_many_take_it(self, engine: Engine) -> None:
+    def test_a_session_is_returned_once_to_concurrent_takes(self, engine: Engine) -> None:
         """Eight threads race Takes of the same sessions, singly and in batches. A Remove counts as a Take."""
         keys = [b"%d" % number for number in range(200)]
         engine.batch([Put("shop", key, b"value", 60.0) for key in keys])

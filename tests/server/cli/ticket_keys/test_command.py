@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 import pytest
@@ -19,10 +20,16 @@ def keyring_file(tmp_path: Path) -> Path:
 
 
 def refuse(keyring: Path, *options: str) -> str:
+    """Return the problem of the one line that the command logs, in the format of its log."""
     done = run_command("ticket-keys", "127.0.0.1:1", "--namespace", "shop", "--keyring", str(keyring), *options)
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
-    return line
+    if "--log-format" in options:
+        return line
+    logged = json.loads(line)
+    assert (logged["event"], logged["level"]) == ("cannot start", "critical")
+    problem: str = logged["problem"]
+    return problem
 
 
 @pytest.mark.parametrize(

@@ -139,7 +139,7 @@ export interface PutRequest {
   value: Buffer;
   /**
    * Time to live after the store has accepted the session, by the store's clock. Above zero; the server lowers it to its
-   * own maximum (24 hours by default, never more than 7 days: RFC 8446 section 4.6.1).
+   * own maximum (24 hours by default, never more than 7 days: RFC 8446 section 4.6.1), and that of a pinned value to 7 days.
    */
   ttl:
     | Duration

@@ -1,0 +1,70 @@
+"""Tickets and the limits of the store: its lifetimes, and the loss of its storage."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from support.ports import free_port
+from support.server import running_server
+from support.tickets import TicketFrontend
+from support.waiting import until
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import resumed
+    from support.server import RunningServer
+    from support.tls import Client, Stack
+
+
+def test_no_ticket_of_one_use_resumes_after_the_store_has_lost_its_storage(
+    keyring: resumed.Keyring, stack: Stack, client: Client, tmp_path: Path
+) -> None:
+    port = free_port()
+    with running_server("--storage", f"lmdb://{tmp_path}/one", listen=f"127.0.0.1:{port}") as store:
+        frontend = TicketFrontend(stack, store.target, keyring, single_use=True)
+        used = client.visit(frontend).session
+        assert client.visit(frontend, used).reused
+        (before, _) = frontend.tickets._secrets.current(time.time())
+    with running_server("--storage", f"lmdb://{tmp_path}/other", listen=f"127.0.0.1:{port}"):
+        until(lambda: (frontend.tickets._secrets.current(time.time()) or (before,))[0] is not before)
+        assert not client.visit(frontend, used).reused
+        assert client.visit(frontend, client.visit(frontend).session).reused
+
+
+def test_the_maximum_lifetime_of_sessions_is_that_of_no_secret_and_no_claim(
+    keyring: resumed.Keyring, stack: Stack, client: Client
+) -> None:
+    with running_server("--max-ttl", "1m") as store:
+        one, other = (TicketFrontend(stack, store.target, keyring, single_use=True) for _ in range(2))
+        session = client.visit(one).session
+        assert [client.visit(frontend, session).reused for frontend in (other, one)] == [True, False]
+        later = TicketFrontend(stack, store.target, keyring)
+        secrets = later.tickets._secrets
+        assert all(each.not_after - time.time() > 7200 for each in secrets.held(time.time()))
+        assert client.visit(later, client.visit(one).session).reused
+
+
+def test_a_ticket_does_not_resume_if_the_store_forgets_its_one_use_too_early(
+    store: RunningServer,
+    keyring: resumed.Keyring,
+    client: Client,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    frontend = TicketFrontend("ssl", store.target, keyring, single_use=True, namespace="claims")
+    session = client.visit(frontend).session
+    monkeypatch.setattr(frontend.tickets._lookups._store, "put", lambda *_, **__: 7100.0)
+    assert [client.visit(frontend, session).reused for _ in range(2)] == [False, False]
+    assert frontend.refused == {"rejected": 2}
+    assert caplog.text.count("less than the tickets live") == 1
+
+
+def test_a_removal_that_the_store_cannot_keep_long_enough_is_refused_at_the_start(
+    store: RunningServer, keyring: resumed.Keyring
+) -> None:
+    with pytest.raises(ValueError, match="lifetime and rotation must be 604800 seconds together at most"):
+        TicketFrontend("ssl", store.target, keyring, lifetime=604_800)
