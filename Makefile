@@ -415,7 +415,7 @@ compose: # Checks examples/compose with that implementation; needs Go
 	else echo "no Go, or no network for compose-go: examples/compose is not checked against the specification"; fi
 
 .PHONY: services-test
-services-test: $(BIN)/.installed-deploy servers compose ## Run examples/compose without a container engine, and the systemd units on a machine of systemd-nspawn; as root
+services-test: $(BIN)/.installed-deploy redis compose ## Run examples/compose without a container engine, and the systemd units on a machine of systemd-nspawn; as root
 	@command -v prometheus ip systemd-nspawn >/dev/null || deploy/debian-packages prometheus iproute2 systemd-container
 	$(BIN)/python -m pytest tests/deploy/test_compose.py tests/deploy/test_systemd.py tests/deploy/test_machine.py tests/deploy/test_dockerfile.py
 
