@@ -8,7 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -74,6 +74,7 @@ class Program:
         own: The name of the stack's own sharing (kind OWN), if it has one.
         request: A request that the program answers.
         preloaded: Whether libresumed-preload, instead of options, installs the shim.
+        root: The root of the repository.
     """
 
     name: str
@@ -86,6 +87,12 @@ class Program:
     own: str = ""
     request: bytes = REQUEST
     preloaded: bool = False
+    root: Path = ROOT
+
+    def in_tree(self, root: Path) -> Program:
+        """Return the program of another tree of the repository."""
+        command = tuple(each.replace(str(ROOT), str(root)) for each in self.command)
+        return replace(self, root=root, command=command, needs=root / self.needs.relative_to(ROOT))
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -111,11 +118,12 @@ class Program:
     def run(self, kind: str, environment: Environment) -> Iterator[Server]:
         """Run the program as one of its kinds."""
         command = [*self.command, "--certificate", str(environment.certificate)]
-        variables = dict(os.environ)
+        folders = ("server", "client/python", "tests", ".")
+        variables = {**os.environ, "PYTHONPATH": ":".join(str(self.root / folder) for folder in folders)}
         if kind == OWN:
             command += [self.ticket_key, str(environment.ticket_key)]
         elif kind != BARE and self.preloaded:
-            variables |= _preload_variables(self._namespace(kind, environment), kind, environment)
+            variables |= _preload_variables(self._namespace(kind, environment), kind, environment, self.root)
         elif kind != BARE:
             command += ["--target", environment.target, "--namespace", self._namespace(kind, environment)]
             command += [
@@ -126,7 +134,7 @@ class Program:
                 *self._kind_options(kind, environment),
             ]
         with subprocess.Popen(
-            command, cwd=ROOT, text=True, env=variables, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE
+            command, cwd=self.root, text=True, env=variables, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE
         ) as process:
             try:
                 assert process.stdout
@@ -161,6 +169,7 @@ class PackagedServer:
         needs: Another program that the sharing requires.
         kinds: The kinds that it supports, of BARE, OWN, MIRROR, CALL and TICKETS.
         request: A request that the server answers.
+        root: The root of the repository.
     """
 
     name: str
@@ -170,6 +179,11 @@ class PackagedServer:
     needs: str
     kinds: tuple[str, ...] = (BARE, OWN, MIRROR, CALL, TICKETS)
     request: bytes = _HTTP
+    root: Path = ROOT
+
+    def in_tree(self, root: Path) -> PackagedServer:
+        """Return the server with the library of another tree of the repository."""
+        return replace(self, root=root)
 
     def find_obstacle(self) -> str:
         """Return the reason why the server cannot run, or an empty string."""
@@ -183,12 +197,13 @@ class PackagedServer:
         """Run the server with one worker process, as one of its kinds."""
         more = self.own_configuration.format(environment=environment) if kind == OWN else ""
         namespace = environment.namespace if kind == TICKETS and environment.namespace else f"{self.server}.{kind}"
-        shim = _preload_variables(namespace, kind, environment) if kind in {MIRROR, CALL, TICKETS} else None
+        shared = kind in {MIRROR, CALL, TICKETS}
+        shim = _preload_variables(namespace, kind, environment, self.root) if shared else None
         with serving(self.server, environment.certificate, shim, workers=1, more=more) as server:
             yield Server(Endpoint.resolve("127.0.0.1", server.port), server.process.pid)
 
 
-def _preload_variables(namespace: str, kind: str, environment: Environment) -> dict[str, str]:
+def _preload_variables(namespace: str, kind: str, environment: Environment, root: Path) -> dict[str, str]:
     more = {
         MIRROR: {"mirror": str(_MIRROR_BYTES)},
         TICKETS: {
@@ -200,7 +215,8 @@ def _preload_variables(namespace: str, kind: str, environment: Environment) -> d
             "ignore_id_context": "1",  # because the frontends have different stacks
         },
     }.get(kind, {"mirror": "0"})
-    return settings(environment.target, namespace, environment.keyring, deadline=str(_DEADLINE), **more)
+    variables = settings(environment.target, namespace, environment.keyring, deadline=str(_DEADLINE), **more)
+    return variables | {"LD_PRELOAD": str(root / LIBRARY.relative_to(ROOT))}
 
 
 _TICKETS = ("--sessions", "tickets", "--tickets-tls12", "--rotation", "{rotation}", "--lifetime", "{lifetime}")

@@ -86,6 +86,8 @@ func TestConstantsAreThoseOfAllClients(t *testing.T) {
 		"queue_bytes":               float64(queueBytes),
 		"queue_item_bytes":          float64(itemBytes),
 		"batch_operations":          float64(batchOperations),
+		"busy_batch_operations":     float64(busyOperations),
+		"busy_batch_pause_ms":       ms(busyPause),
 		"batch_deadline_ms":         ms(batchDeadline),
 		"batch_retry_ms":            firstAndMax(firstRetryPause, maxRetryPause),
 		"max_value_bytes":           float64(maxValue),

@@ -6,6 +6,7 @@ They see frontends as clients and operators do, through TLS and the store, so th
 from __future__ import annotations
 
 import base64
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
@@ -48,6 +49,16 @@ def another_process(stack: Stack, target: str, client: Client) -> None:
     with fleet(stack, target) as f:
         ports = [f.start(), f.start()]
         by_turns(f, client, [*ports, *ports])
+
+
+def unix_socket(stack: Stack, target: str, client: Client) -> None:
+    """Show resumption in both of two processes with a store that listens on a unix socket."""
+    del target
+    with tempfile.TemporaryDirectory(prefix="resumed-") as directory:
+        listen = f"unix:{directory}/resumed.sock"
+        with running_server(listen=listen), fleet(stack, listen) as f:
+            ports = [f.start(), f.start()]
+            by_turns(f, client, [*ports, *ports])
 
 
 def single_use(stack: Stack, target: str, client: Client) -> None:

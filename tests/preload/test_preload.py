@@ -20,6 +20,8 @@ import pytest
 from tlslite.api import HandshakeSettings, TLSConnection
 
 from preload.servers import SERVERS, serving, settings
+from support.mtls import Authority, Files, grant
+from support.server import running_server
 from support.tls import CA, VERSIONS, client_context
 
 if TYPE_CHECKING:
@@ -111,6 +113,24 @@ def test_without_the_library_none_does(certificate: Path, version: ssl.TLSVersio
     with ExitStack() as stack:
         ports = [stack.enter_context(serving(name, certificate)).port for name in INSTALLED for _ in range(2)]
         assert resumption(ports, version) == 0.0
+
+
+def test_a_server_and_the_store_authenticate_each_other(certificate: Path, keyring: Path, tmp_path: Path) -> None:
+    authority, directory = Authority(), tmp_path / "store"
+    directory.mkdir()
+    own = authority.issue("spiffe://example.org/shop")
+    files = {"ca": authority.pem, "cert": own.certificate, "key": own.key}
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    named = {name: str(tmp_path / name) for name in files}
+    grants = grant("spiffe://example.org/shop", ["shop"], ["get", "put", "remove"])
+    with running_server(*Files(directory).write(authority.server(), authority.pem, grants).options) as store:
+        target = store.target.replace("127.0.0.1", "localhost")
+        for more, share in ((named, 1.0), ({"ca": named["ca"]}, 0.0)):
+            environment = settings(target, "shop", keyring, mirror="0", deadline="5", **more)
+            with ExitStack() as stack:
+                ports = [stack.enter_context(serving("nginx", certificate, environment)).port for _ in range(2)]
+                assert resumption(ports, ssl.TLSVersion.TLSv1_3) == share
 
 
 @pytest.mark.parametrize("version", VERSIONS)

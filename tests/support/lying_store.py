@@ -65,11 +65,11 @@ class LyingEngine(WrapperEngine):
 
     def get(self, namespace: str, key: bytes) -> StoredSession | None:
         """Return a false answer."""
-        return self._told(namespace, key, super().get(namespace, key))
+        return self._distort(namespace, key, super().get(namespace, key))
 
     def take(self, namespace: str, key: bytes) -> StoredSession | None:
         """Return a false answer."""
-        return self._told(namespace, key, super().take(namespace, key))
+        return self._distort(namespace, key, super().take(namespace, key))
 
     def batch(self, operations: Sequence[Operation]) -> list[Outcome]:
         """Record the Puts; frontends have no look-ups in Batches."""
@@ -89,10 +89,10 @@ class LyingEngine(WrapperEngine):
     def _retold(self, change: Change | NamespacePurged) -> Change | NamespacePurged:
         if isinstance(change, NamespacePurged) or change.ttl is not None:
             return change
-        session = self._told(change.namespace, change.key, change.session)
+        session = self._distort(change.namespace, change.key, change.session)
         return Change(change.namespace, change.key, session)
 
-    def _told(self, namespace: str, key: bytes, truth: StoredSession | None) -> StoredSession | None:
+    def _distort(self, namespace: str, key: bytes, truth: StoredSession | None) -> StoredSession | None:
         if self.lie is None or self.given_for(namespace, key) is None:
             return truth
         self.lies += 1

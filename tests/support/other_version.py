@@ -76,21 +76,21 @@ class _Proxy(grpc.GenericRpcHandler):
 
         def unary(request: bytes, context: grpc.ServicerContext) -> Any:
             with _errors_of(context):
-                answer = self._channel.unary_unary(path)(self._changed(method.input_type, request), timeout=10)
-                return self._changed(method.output_type, answer)
+                answer = self._channel.unary_unary(path)(self._convert(method.input_type, request), timeout=10)
+                return self._convert(method.output_type, answer)
 
         def stream(request: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
             with _errors_of(context):
-                answers = self._channel.unary_stream(path)(self._changed(method.input_type, request))
+                answers = self._channel.unary_stream(path)(self._convert(method.input_type, request))
                 context.add_callback(answers.cancel)
                 for answer in answers:
-                    yield self._changed(method.output_type, answer)
+                    yield self._convert(method.output_type, answer)
 
         if method.server_streaming:
             return grpc.unary_stream_rpc_method_handler(stream)
         return grpc.unary_unary_rpc_method_handler(unary)
 
-    def _changed(self, kind: Any, encoded: bytes) -> bytes:
+    def _convert(self, kind: Any, encoded: bytes) -> bytes:
         message = GetMessageClass(kind).FromString(encoded)
         for each in _all_in(message):
             if self._version == "newer":

@@ -20,7 +20,7 @@ _HEADER_BYTES = 9
 _GET = "/resumed.v1.SessionStoreService/Get"
 
 
-def connected(target: str) -> socket.socket:
+def open_socket(target: str) -> socket.socket:
     """Connect to "host:port"."""
     host, _, port = target.rpartition(":")
     return socket.create_connection((host, int(port)), 30.0)
@@ -32,10 +32,10 @@ def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
 
 
 class Raw:
-    """A connection; `connected` is its socket, which it closes."""
+    """A connection over a socket, which it closes."""
 
-    def __init__(self, connected: socket.socket) -> None:
-        self.socket = connected
+    def __init__(self, connection: socket.socket) -> None:
+        self.socket = connection
         self._encoder, self._received = Encoder(), b""
         self.socket.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(SETTINGS, 0, 0, b""))
 

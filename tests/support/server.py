@@ -34,7 +34,7 @@ class RunningServer:
 
     def log_lines(self, event: str | None = None) -> list[dict[str, Any]]:
         """Return the log so far, or only its lines about `event`. A line that is no JSON comes as {"text": line}."""
-        return [line for line in map(_parsed, list(self._log)) if event in {None, line.get("event")}]
+        return [line for line in map(_parse_line, list(self._log)) if event in {None, line.get("event")}]
 
     def wait_for_log(self, event: str, count: int = 1) -> list[dict[str, Any]]:
         """Wait until `event` was logged `count` times and return these lines."""
@@ -105,7 +105,7 @@ def start_server(*options: str, env: Mapping[str, str] | None = None, cwd: Path 
     return RunningServer(process)
 
 
-def _parsed(line: str) -> dict[str, Any]:
+def _parse_line(line: str) -> dict[str, Any]:
     try:
         parsed = json.loads(line)
     except ValueError:

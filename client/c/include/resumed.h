@@ -115,6 +115,9 @@ int resumed_flush(SSL_CTX *context, unsigned milliseconds);
  */
 size_t resumed_stats(SSL_CTX *context, char *text, size_t size);
 
+/* Writes the same in Prometheus' text format, under the names that the clients in other languages use, as resumed_stats() does. */
+size_t resumed_metrics(SSL_CTX *context, char *text, size_t size);
+
 #ifdef __cplusplus
 }
 #endif

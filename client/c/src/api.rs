@@ -190,8 +190,30 @@ unsafe extern "C" fn resumed_flush(context: *mut ffi::SSL_CTX, milliseconds: c_u
 #[unsafe(no_mangle)]
 unsafe extern "C" fn resumed_stats(context: *mut ffi::SSL_CTX, text: *mut c_char, size: usize) -> usize {
     // SAFETY: the caller's.
+    unsafe { write_text(context, text, size, stats) }
+}
+
+/// # Safety
+///
+/// As `resumed.h` says.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn resumed_metrics(context: *mut ffi::SSL_CTX, text: *mut c_char, size: usize) -> usize {
+    // SAFETY: the caller's.
+    unsafe { write_text(context, text, size, |binding| store::metrics([binding.shim()])) }
+}
+
+/// # Safety
+///
+/// `context` is one, and there are `size` bytes at `text`.
+unsafe fn write_text(
+    context: *mut ffi::SSL_CTX,
+    text: *mut c_char,
+    size: usize,
+    describe: impl FnOnce(&Binding) -> String,
+) -> usize {
+    // SAFETY: the caller's.
     let bound = unsafe { binding(context) };
-    let written = bound.and_then(|binding| catch_unwind(AssertUnwindSafe(|| stats(binding))).ok()).unwrap_or_default();
+    let written = bound.and_then(|binding| catch_unwind(AssertUnwindSafe(|| describe(binding))).ok()).unwrap_or_default();
     if size > 0 && !text.is_null() {
         let length = written.len().min(size - 1);
         // SAFETY: the caller's: there are `size` bytes.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use store::fingerprint::halves;
-use store::{Envelope, Expected, Fingerprint, ID_BYTES, Lookup, Puts, RemovalReason, Shim};
+use store::{Envelope, Expected, Fingerprint, ID_BYTES, Lookup, RemovalReason, Shim};
 
 use crate::learned::{self, Place};
 use crate::lineage::Lineage;
@@ -176,7 +176,7 @@ impl Binding {
             return Some(());
         }
         let envelope = Envelope { fingerprint: lineage.fingerprint, issued: lineage.issued, session: &serialized };
-        shim.negotiated(&id, &envelope, not_after, last && shim.options().puts == Puts::Wait);
+        shim.negotiated(&id, &envelope, not_after, shim.options().puts.when(last));
         Some(())
     }
 

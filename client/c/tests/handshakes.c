@@ -218,6 +218,9 @@ int main(int argc, char **argv)
         fork_one();
     char stats[4096];
     MUST(resumed_stats(shared, stats, sizeof stats) < sizeof stats);
+    char metrics[32768];
+    MUST(resumed_metrics(shared, metrics, sizeof metrics) < sizeof metrics);
+    MUST(strstr(metrics, "resumed_frontend_hits_total{session_namespace=\"") && strstr(metrics, "resumed_frontend_lookup_duration_seconds_count"));
     printf("handshakes %ld\nresumed %ld\n%s", atomic_load(&handshakes), atomic_load(&resumptions), stats);
     SSL_CTX_free(shared);
     return 0;

@@ -1,5 +1,4 @@
 /** attach(): puts the store under a tls.Server. */
-import { AsyncLocalStorage } from "node:async_hooks";
 import { constants, createHash } from "node:crypto";
 import { errorMonitor, type EventEmitter } from "node:events";
 import type { Duplex } from "node:stream";
@@ -20,6 +19,7 @@ import type { Stats } from "./stats.js";
 import { GrpcStore, type Store, type Tls } from "./store.js";
 import { MAX_ROTATION_SECONDS } from "./ticket-secret.js";
 import { Tickets } from "./tickets.js";
+import { emitterOf, keepView, viewOf } from "./view.js";
 
 export const MAX_LIFETIME_SECONDS = 7 * 24 * 3600; // RFC 8446 section 4.6.1
 const MAX_DEADLINE_MS = 60_000;
@@ -246,8 +246,6 @@ class Attachment implements Installation {
   readonly #contexts: Contexts;
   /** The session id context of this server, of any session that it resumes: Node takes strings. */
   readonly #ownContext: string;
-  /** Node's session events do not say whose they are: the asynchronous context of the connection does. */
-  readonly #connections = new AsyncLocalStorage<Connection>();
   readonly #ofSockets = new WeakMap<TLSSocket, Connection>();
   readonly #known = new WeakSet<Duplex>();
   /** Whether clients that speak TLS 1.3 get it here. */
@@ -263,19 +261,12 @@ class Attachment implements Installation {
     this.#configure();
     this.#followSecureContext();
     this.#followConnections();
-    server.on("newSession", (_id: Buffer, serialized: Buffer, done: () => void) => {
-      void this.#negotiated(serialized).then(done);
+    // Node has sessions only for a server with listeners. Those of connections that begin now do not get here.
+    server.on("newSession", (_id: Buffer, _session: Buffer, done: () => void) => {
+      done();
     });
-    server.on("resumeSession", (id: Buffer, done: (error: Error | null, session: Buffer | null) => void) => {
-      void this.#offered(id).then((session) => {
-        done(null, session);
-      });
-    });
-    server.prependListener("secureConnection", (socket: TLSSocket) => {
-      this.#secured(socket);
-    });
-    server.prependListener("tlsClientError", (error: Error, socket: TLSSocket) => {
-      if (socket.isSessionReused()) this.#ended(this.#connections.getStore(), error);
+    server.on("resumeSession", (_id: Buffer, done: (error: Error | null, session: Buffer | null) => void) => {
+      done(null, null);
     });
   }
 
@@ -323,21 +314,50 @@ class Attachment implements Installation {
 
   /** Holds each connection back until its ClientHello is there. Node shows only the session that a TLS 1.2 client offers. */
   #followConnections(): void {
-    const emit = this.#server.emit.bind(this.#server) as (event: string | symbol, ...values: unknown[]) => boolean;
+    const server = this.#server;
+    const emit = emitterOf(server);
     const held = (event: string | symbol, ...values: unknown[]): boolean => {
-      if (event === "secureConnection" && this.#ends(values[0] as TLSSocket)) return true;
       const [stream] = values as [Duplex];
-      if (event !== "connection" || this.#closed || this.#known.has(stream)) return emit(event, ...values);
+      if (event !== "connection" || this.#closed || this.#known.has(stream)) return emit(server, event, ...values);
       this.#known.add(stream);
       void peek(stream, HELLO_MS).then((hello) => {
         if (hello === "gone") return;
         const connection = this.#begin(hello);
-        if (connection) this.#connections.run(connection, () => emit("connection", stream));
-        else emit("connection", stream);
+        const view = viewOf(server, (own, ...of) => {
+          if (own === "secureConnection") keepView(of[0] as TLSSocket, view);
+          return this.#intercepts(connection, own, of) || emit(server, own, ...of);
+        });
+        emit(view, "connection", stream);
       });
       return true;
     };
-    this.#server.emit = held as Server["emit"];
+    server.emit = held as Server["emit"];
+  }
+
+  /** Handles an event of a connection, and returns whether the server does not get it. */
+  #intercepts(connection: Connection | undefined, event: string | symbol, values: unknown[]): boolean {
+    if (event === "newSession") {
+      const [, serialized, done] = values as [Buffer, Buffer, () => void];
+      void this.#negotiated(connection, serialized).then(done);
+      return true;
+    }
+    if (event === "resumeSession") {
+      const [id, done] = values as [Buffer, (error: Error | null, session: Buffer | null) => void];
+      void this.#offered(connection, id).then((session) => {
+        done(null, session);
+      });
+      return true;
+    }
+    if (event === "secureConnection") {
+      const [socket] = values as [TLSSocket];
+      if (!connection) return false;
+      if (this.#ends(connection, socket)) return true;
+      this.#secured(connection, socket);
+    } else if (event === "tlsClientError") {
+      const [error, socket] = values as [Error, TLSSocket];
+      if (socket.isSessionReused()) this.#ended(connection, error);
+    }
+    return false;
   }
 
   /** Returns the state of a connection, or undefined for one that neither stores nor resumes. */
@@ -350,8 +370,7 @@ class Attachment implements Installation {
     }
   }
 
-  async #negotiated(serialized: Buffer): Promise<void> {
-    const connection = this.#connections.getStore();
+  async #negotiated(connection: Connection | undefined, serialized: Buffer): Promise<void> {
     if (this.#closed) return;
     try {
       const { beginning, began = 0 } = connection ?? {};
@@ -367,8 +386,7 @@ class Attachment implements Installation {
   }
 
   /** Resolves to the session that a client offered. */
-  async #offered(legacyId: Buffer): Promise<Buffer | null> {
-    const connection = this.#connections.getStore();
+  async #offered(connection: Connection | undefined, legacyId: Buffer): Promise<Buffer | null> {
     const id = connection && this.#idIn(connection, legacyId);
     if (!id || this.#closed) return null;
     const { serverName, context } = connection.beginning;
@@ -419,9 +437,7 @@ class Attachment implements Installation {
   }
 
   /** Looks at a connection whose handshake is done; ends it, and returns true, if it resumed a session of another context. */
-  #ends(socket: TLSSocket): boolean {
-    const connection = this.#connections.getStore();
-    if (!connection) return false;
+  #ends(connection: Connection, socket: TLSSocket): boolean {
     this.#settle(socket, connection);
     const { beginning, ids } = connection;
     const resumed = socket.isSessionReused();
@@ -440,9 +456,7 @@ class Attachment implements Installation {
     return true;
   }
 
-  #secured(socket: TLSSocket): void {
-    const connection = this.#connections.getStore();
-    if (!connection) return;
+  #secured(connection: Connection, socket: TLSSocket): void {
     this.#ofSockets.set(socket, connection);
     if (connection.hello?.offersTls13) this.#speaksTls13 = socket.getProtocol() === "TLSv1.3";
     (socket as EventEmitter).on(errorMonitor, (error: Error) => {

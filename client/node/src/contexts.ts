@@ -148,7 +148,7 @@ export class Contexts {
    */
   afterFullHandshake(socket: TLSSocket, beginning: Beginning): boolean {
     const { serverName, context, base } = beginning;
-    const identity = shownBy(socket, base);
+    const identity = this.#shownBy(socket, base);
     if (typeof context === "object") {
       if (context.fingerprint.subarray(0, identity.length).equals(identity)) return true;
       this.distrust(serverName);
@@ -170,7 +170,7 @@ export class Contexts {
     const hasCertificate = socket.getPeerX509Certificate() !== undefined;
     if (hasCertificate !== context.certificates || (hasCertificate && !socket.authorized)) return false;
     // Node calls no SNICallback on resumption: the certificate is the server's own, unless an ALPNCallback has set another.
-    return shownBy(socket, base) === base.identity;
+    return this.#shownBy(socket, base) === base.identity;
   }
 
   /** Nothing is stored or resumed for this name any more: its context is chosen by something else than the name. */
@@ -179,6 +179,20 @@ export class Contexts {
     this.#unstable.add(serverName);
     const name = JSON.stringify(serverName);
     this.#logger.warn(`resumed: unlike contexts serve the name ${name}: its sessions do not resume in this process any more`);
+  }
+
+  /** Returns the identity of the certificate that a connection shows. */
+  #shownBy(socket: TLSSocket, { leaves, identity }: Base): Buffer {
+    if (this.#hasOneCertificate) return identity; // to get it takes as long as to seal a session
+    const raw = socket.getX509Certificate()?.raw;
+    return !raw || leaves.some((leaf) => leaf.equals(raw)) ? identity : serverIdentity([raw]);
+  }
+
+  /** Whether nothing can set another certificate for a connection: that takes a callback, or a listener that gets its socket. */
+  get #hasOneCertificate(): boolean {
+    const server = this.#server as { ALPNCallback?: unknown };
+    const hasCallback = !Object.hasOwn(server, "ALPNCallback") || server.ALPNCallback !== undefined;
+    return !this.#choosesByName && !hasCallback && this.#server.listenerCount("keylog") === 0;
   }
 
   get #choosesByName(): boolean {
@@ -236,12 +250,6 @@ export class Contexts {
     this.#complained = true;
     this.#logger.warn(`resumed: sessions of this server for clients that ask for a name are not shared: ${why}`);
   }
-}
-
-/** Returns the identity of the certificate that a connection shows. */
-function shownBy(socket: TLSSocket, { leaves, identity }: Base): Buffer {
-  const raw = socket.getX509Certificate()?.raw;
-  return !raw || leaves.some((leaf) => leaf.equals(raw)) ? identity : serverIdentity([raw]);
 }
 
 /** The authorities of servers that set none. */

@@ -32,11 +32,26 @@ export function elementsOf(bytes: Buffer): Element[] | undefined {
 }
 
 export function element(tag: number, content: Buffer): Buffer {
-  const { length } = content;
-  const size = length < 0x80 ? 0 : length < 0x100 ? 1 : length < 0x10000 ? 2 : 3;
-  const head = Buffer.alloc(2 + size);
-  head[0] = tag;
-  head[1] = size ? 0x80 + size : length;
-  if (size) head.writeUIntBE(length, 2, size);
-  return Buffer.concat([head, content]);
+  return encode([{ tag, content }]);
+}
+
+/** Returns the bytes of elements, one after the other. */
+export function encode(elements: readonly Element[]): Buffer {
+  let total = 0;
+  for (const { content } of elements) total += 2 + lengthSize(content.length) + content.length;
+  const bytes = Buffer.allocUnsafe(total);
+  let at = 0;
+  for (const { tag, content } of elements) {
+    const size = lengthSize(content.length);
+    bytes[at++] = tag;
+    bytes[at++] = size ? 0x80 + size : content.length;
+    if (size) at = bytes.writeUIntBE(content.length, at, size);
+    at += content.copy(bytes, at);
+  }
+  return bytes;
+}
+
+/** The bytes of a length behind the first one, which has those below 0x80 itself. */
+function lengthSize(length: number): number {
+  return length < 0x80 ? 0 : length < 0x100 ? 1 : length < 0x10000 ? 2 : 3;
 }

@@ -1,16 +1,25 @@
 /**
  * Knows the sealed values again that this process made, and so the sessions that another one negotiated. It needs no memory of
- * them: four of the twelve bytes of a nonce are a keyed hash of the other eight. To those who do not have its key, the fleet
+ * them: four of the twelve bytes of a nonce are a keyed function of the other eight. To those who do not have its key, the fleet
  * key's holders among them, a nonce is as random as any. Nothing is trusted because of it.
  */
-import { createHmac, randomBytes } from "node:crypto";
+import { createCipheriv, randomBytes, randomFillSync } from "node:crypto";
 
 const RANDOM_BYTES = 8;
 const MARK_BYTES = 4;
-const KEY = randomBytes(32);
+const BLOCK_BYTES = 16;
+/** A block cipher under a key of this process alone: each block is enciphered by itself, so that one object serves for all. */
+const cipher = createCipheriv("aes-256-ecb", randomBytes(32), null).setAutoPadding(false);
+const block = Buffer.alloc(BLOCK_BYTES);
+const pool = Buffer.alloc(4096);
+let used = pool.length;
 
 export function newNonce(): Buffer {
-  const random = randomBytes(RANDOM_BYTES);
+  if (used === pool.length) {
+    randomFillSync(pool);
+    used = 0;
+  }
+  const random = pool.subarray(used, (used += RANDOM_BYTES));
   return Buffer.concat([random, markOf(random)]);
 }
 
@@ -20,5 +29,6 @@ export function isOwn(nonce: Buffer): boolean {
 }
 
 function markOf(random: Buffer): Buffer {
-  return createHmac("sha256", KEY).update(random).digest().subarray(0, MARK_BYTES);
+  random.copy(block);
+  return cipher.update(block).subarray(0, MARK_BYTES);
 }

@@ -21,6 +21,9 @@ export const KEY_ID_END = 5;
 const TAG_BYTES = 16;
 export const LEAST_SEALED_BYTES = HEADER_BYTES + NONCE_BYTES + TAG_BYTES;
 
+/** HKDF's info, and the number of its first block. */
+const SEAL_INFO = Buffer.from("resumed/v1 seal\x01", "latin1");
+
 /** The serialization of this stack: OpenSSL's i2d_SSL_SESSION. */
 export const FORMAT = "openssl";
 
@@ -90,7 +93,7 @@ export class FleetKey {
 
   /** A key of its own for every session: the nonce limit of GCM never binds. */
   #sessionKey(key: Buffer): Buffer {
-    return derive(this.#secret, key, "resumed/v1 seal", 32);
+    return deriveBlock(this.#secret, key, SEAL_INFO);
   }
 }
 
@@ -100,4 +103,10 @@ function associated(namespace: string, nonce: Buffer): Buffer {
 
 function derive(secret: Buffer, salt: Buffer, info: string, length: number): Buffer {
   return Buffer.from(hkdfSync("sha256", secret, salt, info, length));
+}
+
+/** HKDF (RFC 5869) for one block of output by two HMACs, which take less than half the time of hkdfSync(). */
+function deriveBlock(secret: Buffer, salt: Buffer, info: Buffer): Buffer {
+  const extracted = createHmac("sha256", salt).update(secret).digest();
+  return createHmac("sha256", extracted).update(info).digest();
 }

@@ -6,13 +6,17 @@ import type { BatchOperation } from "./v1/resumed/v1/session_store.js";
 export const BATCH_OPERATIONS = 256;
 export const BATCH_DEADLINE_MS = 1000;
 export const QUEUE_BYTES = 16 << 20;
+/** How many removals a process remembers: about 2 MB. */
+const MOST_REMOVED = 16_384;
 /** The memory of an entry beside its value, roughly. */
 export const ENTRY_BYTES = 256;
 /**
- * Milliseconds for which an operation that no handshake waits for stays in the queue, so that others join its Batch: a Batch costs
- * about as much as a resumption, however many operations it has.
+ * The operations of a Batch that show load, since a handshake alone has one or two: a Batch of any size costs about as much as a
+ * resumption, so the next one gathers more, unless a handshake waits for it.
  */
-export const LINGER_MS = 3;
+export const BUSY_OPERATIONS = 3;
+/** Milliseconds after such a Batch before the next one. */
+export const BUSY_PAUSE_MS = 5;
 /** Milliseconds before a Batch that failed is sent again; doubles with each failure in a row. */
 export const RETRY_MS = { first: 50, max: 800 };
 /** Batches in a row that fail before close() gives up the rest of the queue, and the process may exit. */
@@ -31,6 +35,8 @@ export interface Outgoing {
 }
 
 interface Entry extends Outgoing {
+  /** Whether a handshake waits for it. */
+  urgent: boolean;
   finished: () => void;
 }
 
@@ -42,9 +48,13 @@ export class Sender {
   #queue: Entry[] = [];
   /** The keys of the Removes in the queue. */
   readonly #removing = new Set<string>();
+  /** The last removals that left the queue, with any outcome. */
+  readonly #removed = new Set<string>();
   #bytes = 0;
   #sending = false;
   #failures = 0;
+  /** Whether the last Batch showed load, for a pause after its end. */
+  #busy = false;
   #closed = false;
   #timer: NodeJS.Timeout | undefined;
 
@@ -69,16 +79,18 @@ export class Sender {
         finished();
         return;
       }
-      this.#queue.push({ ...outgoing, finished });
+      this.#queue.push({ ...outgoing, urgent, finished });
       if (!outgoing.value) this.#removing.add(nameOf(outgoing.key));
       this.#bytes += size(outgoing);
-      this.#schedule(urgent ? 0 : LINGER_MS);
+      const due = urgent || !this.#busy || this.#queue.length >= BATCH_OPERATIONS;
+      this.#schedule(due ? 0 : BUSY_PAUSE_MS);
     });
   }
 
-  /** Whether the Remove of a session is in the queue: for this frontend it is removed already. */
-  isRemoving(key: Buffer): boolean {
-    return this.#removing.has(nameOf(key));
+  /** Whether this process has removed a session, whether the store knows of it or not. */
+  isRemoved(key: Buffer): boolean {
+    const name = nameOf(key);
+    return this.#removing.has(name) || this.#removed.has(name);
   }
 
   /** Resolves when all that was submitted so far was sent, to true, or when `timeout` milliseconds have passed, to false. */
@@ -128,6 +140,8 @@ export class Sender {
   #later(delay: number): NodeJS.Timeout {
     return setTimeout(() => {
       this.#timer = undefined;
+      this.#busy = false;
+      if (this.#queue.length === 0) return;
       this.#sending = true;
       void this.#run();
     }, delay);
@@ -137,7 +151,13 @@ export class Sender {
     const sent = await this.#send();
     this.#failures = sent ? 0 : this.#failures + 1;
     this.#sending = false;
-    if (this.#queue.length > 0) this.#schedule(0);
+    if (this.#busy && !this.#isDue()) this.#schedule(BUSY_PAUSE_MS);
+    else if (this.#queue.length > 0) this.#schedule(0);
+  }
+
+  /** Whether the head of the queue does not wait for more: a Batch is full, or a handshake waits for it. */
+  #isDue(): boolean {
+    return this.#queue.length >= BATCH_OPERATIONS || this.#queue.some(({ urgent }) => urgent);
   }
 
   /** Sends the head of the queue, and resolves to whether the server carried that out. */
@@ -159,13 +179,21 @@ export class Sender {
       if (error instanceof CallError && error.reason === "limited") this.#limited(began);
       return false;
     }
+    this.#busy = batch.length >= BUSY_OPERATIONS;
     this.#queue.splice(0, batch.length);
     for (const entry of batch) {
       this.#bytes -= size(entry);
-      if (!entry.value) this.#removing.delete(nameOf(entry.key));
+      if (!entry.value) this.#remember(nameOf(entry.key));
       entry.finished();
     }
     return true;
+  }
+
+  /** Moves a removal from the queue to those that are remembered. */
+  #remember(name: string): void {
+    this.#removing.delete(name);
+    this.#removed.add(name);
+    if (this.#removed.size > MOST_REMOVED) this.#removed.delete(this.#removed.values().next().value ?? "");
   }
 
   #operation({ key, value, notAfter = 0, issued = 0 }: Outgoing, now: number): BatchOperation | undefined {

@@ -3,7 +3,7 @@
  * others kept as they are. The fields are those of ssl/ssl_asn1.c in OpenSSL; all from `time` on are optional and tagged.
  */
 
-import { element, elementsOf, INTEGER, OCTET_STRING, SEQUENCE, type Element } from "./der.js";
+import { element, elementsOf, encode, INTEGER, OCTET_STRING, SEQUENCE, type Element } from "./der.js";
 import { FINGERPRINT_BYTES, microseconds, seconds } from "./envelope.js";
 
 const CIPHER = 2; // after two versions
@@ -129,7 +129,7 @@ export class Session {
   }
 
   serialize(): Buffer {
-    return element(SEQUENCE, Buffer.concat(this.#elements.map(({ tag, content }) => element(tag, content))));
+    return element(SEQUENCE, encode(this.#elements));
   }
 
   /** The content of the element in a tagged field. */

@@ -2,7 +2,6 @@
  * Sessions as tickets: the server encrypts its tickets with a key that all Node servers of the namespace have, and takes part in the
  * agreement on it. Node has one ticket key at a time, and shows neither the tickets nor their content.
  */
-import { AsyncLocalStorage } from "node:async_hooks";
 import { constants, createHash, randomBytes } from "node:crypto";
 import type { SecureContextOptions, Server, TLSSocket } from "node:tls";
 
@@ -14,6 +13,7 @@ import type { Logger } from "./files.js";
 import { Recorder, type Stats } from "./stats.js";
 import type { Store } from "./store.js";
 import type { TicketSecret } from "./ticket-secret.js";
+import { emitterOf, viewOf } from "./view.js";
 
 const TLS13 = 0x0304;
 
@@ -34,7 +34,6 @@ export class Tickets implements Installation {
   readonly #logger: Logger;
   readonly #clock: () => number;
   readonly #recorder = new Recorder();
-  readonly #beginnings = new AsyncLocalStorage<Beginning>();
   #applied: TicketSecret | undefined;
   #timer: NodeJS.Timeout | undefined;
   #closed = false;
@@ -115,7 +114,8 @@ export class Tickets implements Installation {
   #follow(): void {
     const setSecureContext = this.#server.setSecureContext.bind(this.#server);
     const addContext = this.#server.addContext.bind(this.#server);
-    const emit = this.#server.emit.bind(this.#server) as (event: string | symbol, ...values: unknown[]) => boolean;
+    const server = this.#server;
+    const emit = emitterOf(server);
     this.#server.setSecureContext = (options: SecureContextOptions): void => {
       setSecureContext(options);
       this.#configure();
@@ -124,10 +124,13 @@ export class Tickets implements Installation {
       addContext(...given);
       this.#contexts.only(); // throws
     };
-    this.#server.emit = ((event: string | symbol, ...values: unknown[]): boolean => {
-      if (event === "connection") return this.#beginnings.run(this.#contexts.begin(""), () => emit(event, ...values));
-      if (event === "secureConnection" && this.#ends(values[0] as TLSSocket)) return true;
-      return emit(event, ...values);
+    server.emit = ((event: string | symbol, ...values: unknown[]): boolean => {
+      if (event !== "connection") return emit(server, event, ...values);
+      const beginning = this.#contexts.begin("");
+      const view = viewOf(server, (own, ...of) => {
+        return (own === "secureConnection" && this.#ends(beginning, of[0] as TLSSocket)) || emit(server, own, ...of);
+      });
+      return emit(view, event, ...values);
     }) as Server["emit"];
     // In a cluster a worker gets the keys of the primary process when it listens.
     this.#server.prependListener("listening", () => {
@@ -157,10 +160,9 @@ export class Tickets implements Installation {
   }
 
   /** Counts a connection whose handshake is done; ends it, and returns true, if it resumed a session of another context. */
-  #ends(socket: TLSSocket): boolean {
-    const beginning = this.#beginnings.getStore();
+  #ends(beginning: Beginning, socket: TLSSocket): boolean {
     if (!socket.isSessionReused()) return false;
-    if (beginning && this.#contexts.allows(socket, beginning)) {
+    if (this.#contexts.allows(socket, beginning)) {
       this.#recorder.count("ticketsResumed", "current");
       return false;
     }

@@ -1,5 +1,7 @@
 /** TLS to the store. */
 import assert from "node:assert/strict";
+import { randomBytes } from "node:crypto";
+import { once } from "node:events";
 import { copyFileSync, readFileSync, utimesSync, writeFileSync } from "node:fs";
 import http2 from "node:http2";
 import type { AddressInfo } from "node:net";
@@ -8,7 +10,7 @@ import { mock, test } from "node:test";
 import type { TLSSocket } from "node:tls";
 
 import { GrpcStore } from "../src/store.js";
-import { certificateFile, directory, eventually, PATIENCE } from "./support.js";
+import { certificateFile, directory, eventually, PATIENCE, skip, startStore } from "./support.js";
 
 test("credentials follow their files, and calls under way go on", async (context) => {
   let tick = 1000;
@@ -78,4 +80,17 @@ test("credentials follow their files, and calls under way go on", async (context
   for (let n = 0; n < 4; n++) await look();
   assert.equal(logger.error.mock.callCount(), 1);
   assert.deepEqual(shown, ["first", "second"]);
+});
+
+test("calls go to the servers that can be reached", { skip }, async () => {
+  const [one, other] = [await startStore(), await startStore()];
+  const store = new GrpcStore(`ipv4:${one.target},${other.target}`, "shop");
+  for (const gone of [one, other]) {
+    for (let n = 0; n < 10; n++) assert.equal(await store.get(randomBytes(32), PATIENCE), undefined);
+    const ended = once(gone.process, "exit");
+    gone.process.kill("SIGKILL");
+    await ended;
+  }
+  await assert.rejects(store.get(randomBytes(32), 1000));
+  store.close();
 });

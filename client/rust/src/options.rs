@@ -28,6 +28,29 @@ pub enum Puts {
     Wait,
 }
 
+/// When a session of a handshake is sent to the store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum When {
+    /// With the next one, which the same handshake is about to issue.
+    WithNext,
+    /// At once, except under load.
+    Soon,
+    /// At once: the handshake waits for it.
+    Now,
+}
+
+impl Puts {
+    /// Returns when a session of a handshake is sent. `last` is whether no other one follows.
+    #[must_use]
+    pub fn when(self, last: bool) -> When {
+        match self {
+            _ if !last => When::WithNext,
+            Self::Background => When::Soon,
+            Self::Wait => When::Now,
+        }
+    }
+}
+
 /// How the frontends of a fleet share sessions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SessionMode {

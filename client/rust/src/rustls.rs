@@ -18,8 +18,8 @@ use crate::ticket_secret::{NAME_BYTES, TicketSecret};
 use crate::ticket_state::TicketState;
 use crate::tickets::{HEAD_BYTES, MAX_SESSION_BYTES, TicketStats, Tickets};
 use crate::{
-    Envelope, Error, Expected, Fingerprint, Format, ID_BYTES, Ids, Lookup, Options, Puts, RemovalReason, Scope, SessionMode,
-    Shim, Stats, from_microseconds, sealed_ticket,
+    Envelope, Error, Expected, Fingerprint, Format, ID_BYTES, Ids, Lookup, Options, RemovalReason, Scope, SessionMode, Shim,
+    Stats, When, from_microseconds, sealed_ticket,
 };
 
 const CLOSE_PATIENCE: Duration = Duration::from_secs(1);
@@ -66,7 +66,7 @@ impl Installation {
     /// In tickets mode they are tickets, also with single use, and rustls refuses early data.
     #[must_use]
     pub fn for_connection(&self, config: &ServerConfig, scope: &Scope) -> Arc<ServerConfig> {
-        let connection = Arc::new(self.connection(scope));
+        let connection = Arc::new(Connection { tickets: config.send_tls13_tickets, ..self.connection(scope) });
         let mut config = config.clone();
         if self.0.options().single_use && self.0.options().sessions == SessionMode::Stored {
             config.session_storage = connection;
@@ -84,7 +84,7 @@ impl Installation {
     /// Returns the hooks of one connection, for callers that make its config themselves.
     #[must_use]
     pub fn connection(&self, scope: &Scope) -> Connection {
-        Connection { shim: Arc::clone(&self.0), fingerprint: scope.fingerprint(), sessions: Mutex::default() }
+        Connection { shim: Arc::clone(&self.0), fingerprint: scope.fingerprint(), tickets: 1, sessions: Mutex::default() }
     }
 
     /// Removes a session from the whole fleet, in the background. `id` is the ticket, or rustls' own id.
@@ -131,10 +131,19 @@ impl Installation {
     }
 }
 
+impl AsRef<Shim> for Installation {
+    /// Returns its policy, for [`metrics`](crate::metrics).
+    fn as_ref(&self) -> &Shim {
+        &self.0
+    }
+}
+
 /// The hooks of one connection.
 pub struct Connection {
     shim: Arc<Shim>,
     fingerprint: Fingerprint,
+    /// How many sessions a handshake of TLS 1.3 issues.
+    tickets: usize,
     sessions: Mutex<ConnectionSessions>,
 }
 
@@ -147,6 +156,8 @@ struct ConnectionSessions {
     ticket: Option<TicketState>,
     /// The remaining life of the ticket that was issued.
     remaining: Option<Duration>,
+    /// How many sessions were stored.
+    stored: usize,
     /// Whether the connection was counted as one without a ticket.
     withheld: bool,
     /// How long the handshake has waited, in all its look-ups together.
@@ -177,7 +188,7 @@ impl Connection {
         Some(value)
     }
 
-    fn keep(&self, id: &[u8], value: &[u8], wait: bool) -> bool {
+    fn keep(&self, id: &[u8], value: &[u8], when: When) -> bool {
         let life = self.sessions().life();
         if life.is_none() && self.shim.sheds() {
             self.shim.shed();
@@ -185,7 +196,7 @@ impl Connection {
         }
         let (issued, not_after) = life.unwrap_or_else(|| (SystemTime::now(), self.shim.not_after()));
         let envelope = Envelope { fingerprint: self.fingerprint, issued, session: value };
-        self.shim.negotiated(id, &envelope, not_after, wait)
+        self.shim.negotiated(id, &envelope, not_after, when)
     }
 
     /// Returns the session of a ticket of the fleet.
@@ -262,6 +273,13 @@ impl Connection {
         (takes && session.len() <= MAX_SESSION_BYTES).then_some((tickets, negotiated.server_name))
     }
 
+    /// Counts a session that is about to be stored, and returns whether no other one of the handshake follows.
+    fn is_last(&self, session: &[u8]) -> bool {
+        let stored = &mut self.sessions().stored;
+        *stored += 1;
+        *stored >= self.tickets || Negotiated::of(session).is_none_or(|negotiated| negotiated.version != TLS13)
+    }
+
     fn sessions(&self) -> MutexGuard<'_, ConnectionSessions> {
         self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -300,7 +318,7 @@ impl<'a> Negotiated<'a> {
 
 impl StoresServerSessions for Connection {
     fn put(&self, key: Vec<u8>, value: Vec<u8>) -> bool {
-        self.keep(&key, &value, true)
+        self.keep(&key, &value, When::Now)
     }
 
     fn get(&self, key: &[u8]) -> Option<Vec<u8>> {
@@ -355,7 +373,8 @@ impl ProducesTickets for Connection {
             return self.issue(&tickets, plain, server_name);
         }
         let id = self.shim.issue_id();
-        self.keep(&id, plain, self.shim.options().puts == Puts::Wait).then(|| id.to_vec())
+        let last = self.is_last(plain);
+        self.keep(&id, plain, self.shim.options().puts.when(last)).then(|| id.to_vec())
     }
 
     fn decrypt(&self, cipher: &[u8]) -> Option<Vec<u8>> {

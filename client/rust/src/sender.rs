@@ -10,6 +10,7 @@ use tokio::time::{Instant, timeout};
 
 use crate::clock::unix_time;
 use crate::guarded_store::GuardedStore;
+use crate::options::When;
 use crate::pauses::Pauses;
 use crate::removed::Removed;
 use crate::sealing::StoreKey;
@@ -23,8 +24,11 @@ pub(crate) const QUEUE_BYTES: usize = 16 << 20;
 pub(crate) const ITEM_BYTES: usize = 256;
 pub(crate) const BATCH_OPERATIONS: usize = 256;
 pub(crate) const BATCH_DEADLINE: Duration = Duration::from_secs(1);
-/// The delay before a Batch is sent, so that it holds several operations. The look-up of a client that comes back sooner is retried.
-pub(crate) const BATCH_DELAY: Duration = Duration::from_millis(3);
+/// The operations of a Batch that show load, since a handshake alone has one or two: a Batch of any size costs about as much as a
+/// resumption, so the next one gathers more.
+pub(crate) const BUSY_OPERATIONS: usize = 3;
+/// The pause after such a Batch. Until its end the look-up of a client that comes back is retried.
+pub(crate) const BUSY_PAUSE: Duration = Duration::from_millis(5);
 /// The pauses before a Batch is sent again, with exponential backoff.
 pub(crate) const RETRY_PAUSES: Pauses = Pauses { first: Duration::from_millis(50), longest: Duration::from_millis(800) };
 /// Consecutive failures after which `close` does not wait for the rest of the queue.
@@ -84,6 +88,8 @@ struct Queue {
     urgent: u64,
     /// Consecutive Batches that were not carried out.
     failures: u32,
+    /// Whether the last Batch showed load.
+    busy: bool,
     /// Whether the thread reads the queue only after a notification.
     idle: bool,
     closing: bool,
@@ -104,8 +110,8 @@ impl Sender {
         Self { removed, ..Self::default() }
     }
 
-    /// Queues an item and returns its number for `wait`, or None if there was no room. `urgent` is whether a handshake waits for it.
-    pub(crate) fn submit(&self, store: &GuardedStore, item: Item, urgent: bool) -> Option<u64> {
+    /// Queues an item and returns its number for `wait`, or None if there was no room.
+    pub(crate) fn submit(&self, store: &GuardedStore, item: Item, when: When) -> Option<u64> {
         if let Item::Remove { key, .. } = &item {
             self.removed.add(*key);
         }
@@ -119,11 +125,12 @@ impl Sender {
         queue.items.push_back(item);
         queue.submitted += 1;
         let number = queue.submitted;
-        if urgent {
+        if when == When::Now {
             queue.urgent = number;
         }
-        // A thread that delays or sends a Batch finds it in the queue: a notification would cost this handshake its time slice.
-        let wake = mem::take(&mut queue.idle) || urgent || queue.items.len() >= BATCH_OPERATIONS;
+        // A thread that pauses or sends a Batch finds it in the queue: a notification would cost this handshake its time slice.
+        let idle = when != When::WithNext && mem::take(&mut queue.idle);
+        let wake = idle || when == When::Now || queue.items.len() >= BATCH_OPERATIONS;
         drop(queue);
         if wake {
             self.work.notify_one();
@@ -177,8 +184,11 @@ impl Sender {
                 self.finished.notify_all();
                 return;
             }
-            // Also with an empty queue: while handshakes go on, none of them has to wake this thread.
-            self.delay().await;
+            let busy = mem::take(&mut self.lock().busy);
+            if busy {
+                // Also with an empty queue: under load no handshake has to wake this thread.
+                self.gather().await;
+            }
             if self.lock().items.is_empty() {
                 self.wait_for_items().await;
             } else if !self.send(store).await {
@@ -205,14 +215,14 @@ impl Sender {
         self.lock().idle = false;
     }
 
-    /// Waits until a Batch is due: after a delay, or at once if a handshake waits or the Batch is full.
-    async fn delay(&self) {
+    /// Waits until a Batch is due under load: after a pause, or at once if a handshake waits or the Batch is full.
+    async fn gather(&self) {
         let due = async {
             while !self.is_due() {
                 self.work.notified().await;
             }
         };
-        let _ = timeout(BATCH_DELAY, due).await;
+        let _ = timeout(BUSY_PAUSE, due).await;
     }
 
     fn is_due(&self) -> bool {
@@ -253,6 +263,7 @@ impl Sender {
         }
         let mut queue = self.lock();
         queue.failures = 0;
+        queue.busy = operations.len() >= BUSY_OPERATIONS;
         for operation in &operations {
             let Some(item) = queue.items.pop_front() else { break };
             queue.bytes -= item.size();

@@ -20,7 +20,7 @@ use crate::envelope::{self, Envelope};
 use crate::error::Error;
 use crate::fingerprint::Expected;
 use crate::lookups::{Found, Query};
-use crate::options::{Ids, Options, SessionMode};
+use crate::options::{Ids, Options, SessionMode, When};
 use crate::process::Process;
 use crate::sealing::{self, Format, ID_BYTES, StoreKeys};
 use crate::sender::Item;
@@ -152,9 +152,9 @@ impl Shim {
 
     /// Stores a session that a handshake has just negotiated, and returns whether that is under way.
     ///
-    /// `not_after` is the end of its life, in Unix seconds. `wait` is whether the handshake waits until it is stored, at most for the
+    /// `not_after` is the end of its life, in Unix seconds. With [`When::Now`] the handshake waits until it is stored, at most for the
     /// deadline.
-    pub fn negotiated(&self, id: &[u8], envelope: &Envelope, not_after: u64, wait: bool) -> bool {
+    pub fn negotiated(&self, id: &[u8], envelope: &Envelope, not_after: u64, when: When) -> bool {
         let Some(process) = self.process() else { return false };
         let size = sealing::OVERHEAD_BYTES + envelope::HEADER_BYTES + envelope.session.len();
         if unix_time() >= not_after || size > LARGEST_VALUE {
@@ -164,11 +164,11 @@ impl Shim {
         let not_after = not_after.min(self.not_after());
         let key = self.keys.key(id);
         let value = self.options.keyring.seal(&key, &envelope.encode(), not_after);
-        let number = process.sender.submit(&process.store, Item::Put { key, value, issued: envelope.issued, not_after }, wait);
+        let number = process.sender.submit(&process.store, Item::Put { key, value, issued: envelope.issued, not_after }, when);
         // After a call that failed, which may have been this handshake's look-up, a handshake does not wait once more.
-        if let Some(number) =
-            number.filter(|_| wait && process.store.breaker.last_call_succeeded() && process.sender.last_batch_succeeded())
-        {
+        if let Some(number) = number.filter(|_| {
+            when == When::Now && process.store.breaker.last_call_succeeded() && process.sender.last_batch_succeeded()
+        }) {
             process.sender.wait(number, self.options.deadline);
         }
         number.is_some()
@@ -226,7 +226,7 @@ impl Shim {
         if let Some(mirror) = &process.mirror {
             mirror.remove(&key);
         }
-        process.sender.submit(&process.store, Item::Remove { key, reason: reason.name(), end: None }, false);
+        process.sender.submit(&process.store, Item::Remove { key, reason: reason.name(), end: None }, When::Soon);
     }
 
     /// Counts a connection that was cut, which is no reason to remove its session (RFC 5246 section 7.2.1).

@@ -23,7 +23,7 @@ use crate::envelope::microseconds;
 use crate::fingerprint::{Expected, Fingerprint};
 use crate::guarded_store::GuardedStore;
 use crate::lookups::{Claim, Lookups};
-use crate::options::Options;
+use crate::options::{Options, When};
 use crate::removals::{OwnRemoval, OwnRemovals, Removals};
 use crate::sealing::{self, StoreKey, StoreKeys};
 use crate::sender::{Item, Sender};
@@ -252,7 +252,7 @@ impl Tickets {
     }
 
     fn send(&self, OwnRemoval { key, reason, end }: OwnRemoval) {
-        self.sender.submit(&self.store, Item::Remove { key, reason: reason.name(), end: Some(end) }, false);
+        self.sender.submit(&self.store, Item::Remove { key, reason: reason.name(), end: Some(end) }, When::Soon);
     }
 
     /// Sends the removals of this process again: the store may have lost them with its storage. It may have lost the uses of tickets as well,

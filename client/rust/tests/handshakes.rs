@@ -9,7 +9,9 @@ use std::sync::Barrier;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
-use resumed::{Credentials, Envelope, Expected, Fingerprint, Format, Ids, Installation, Keyring, Lookup, Options, Scope, Shim};
+use resumed::{
+    Credentials, Envelope, Expected, Fingerprint, Format, Ids, Installation, Keyring, Lookup, Options, Scope, Shim, When,
+};
 use rustls::ClientConnection;
 use rustls::server::{ProducesTickets, StoresServerSessions};
 use rustls::version::{TLS12, TLS13};
@@ -146,7 +148,7 @@ fn a_value_that_does_not_open_is_a_miss() {
     let Some(store) = shared_store() else { return };
     let one = Shim::new(options(store, "sealed"), Format::Rustls).unwrap();
     let id = one.issue_id();
-    assert!(one.negotiated(&id, &envelope(b"session"), one.not_after(), false));
+    assert!(one.negotiated(&id, &envelope(b"session"), one.not_after(), When::Soon));
     assert!(one.flush(PATIENCE));
 
     let mut others = options(store, "sealed");
@@ -172,7 +174,7 @@ fn a_session_of_another_context_is_a_miss_and_no_single_use_is_spent_on_it() {
         (options.single_use, options.mirror) = (true, mirror);
         let shim = Shim::new(options, Format::Rustls).unwrap();
         let id = shim.issue_id();
-        assert!(shim.negotiated(&id, &envelope(b"session"), shim.not_after(), true));
+        assert!(shim.negotiated(&id, &envelope(b"session"), shim.not_after(), When::Now));
         assert!(shim.flush(PATIENCE));
         let finds = |look| shim.look_up(&id, look, |found, _| Ok(found.session.to_vec()));
         assert_eq!(finds(expecting([2; 32])), None);
@@ -204,7 +206,7 @@ fn a_single_use_from_the_mirror_is_one_call() {
     let calls = || shim.stats().lookups.iter().sum::<u64>();
     eventually(|| {
         let id = shim.issue_id();
-        assert!(shim.negotiated(&id, &envelope(b"session"), shim.not_after(), true));
+        assert!(shim.negotiated(&id, &envelope(b"session"), shim.not_after(), When::Now));
         assert!(shim.flush(PATIENCE));
         // A look-up of another context's brings it into the mirror, if that lives.
         assert_eq!(shim.look_up(&id, expecting([2; 32]), |_, _| Ok(())), None);
@@ -248,7 +250,7 @@ fn a_mirror_has_what_others_negotiate_and_forgets_what_they_remove() {
     let hits = || other.stats().hits.get("mirror").copied().unwrap_or_default();
     eventually(|| {
         let id = one.issue_id();
-        one.negotiated(&id, &envelope(b"session"), one.not_after(), false);
+        one.negotiated(&id, &envelope(b"session"), one.not_after(), When::Soon);
         assert!(one.flush(PATIENCE));
         let before = hits();
         assert_eq!(finds(&id), Some(b"session".to_vec()), "the first look-up brings it in, if the mirror lives");
@@ -264,7 +266,7 @@ fn a_mirror_has_what_others_negotiate_and_forgets_what_they_remove() {
     let mut ids = VecDeque::new();
     eventually(|| {
         let id = one.issue_id();
-        one.negotiated(&id, &envelope(b"told"), one.not_after(), false);
+        one.negotiated(&id, &envelope(b"told"), one.not_after(), When::Soon);
         assert!(one.flush(PATIENCE));
         ids.push_back(id);
         let before = hits();
@@ -279,7 +281,7 @@ fn a_removal_binds_the_frontend_that_asked_for_it_at_once() {
     let finds = |id: &[u8]| shim.look_up(id, expecting(CONTEXT), |_, _| Ok(())).is_some();
     for _ in 0..10 {
         let id = shim.issue_id();
-        shim.negotiated(&id, &envelope(b"session"), shim.not_after(), true);
+        shim.negotiated(&id, &envelope(b"session"), shim.not_after(), When::Now);
         assert!(finds(&id));
         shim.remove(&id, resumed::RemovalReason::Application);
         assert!(!finds(&id), "before the store has heard of it");
@@ -370,7 +372,7 @@ fn mirrored_session(relay: &Relay, namespace: &str) -> (Shim, [u8; 32]) {
     let shim = Shim::new(options, Format::Rustls).unwrap();
     let id = shim.issue_id();
     assert!(shim.look_up(&id, expecting(CONTEXT), |_, _| Ok(())).is_none());
-    shim.negotiated(&id, &envelope(b"session"), shim.not_after(), true);
+    shim.negotiated(&id, &envelope(b"session"), shim.not_after(), When::Now);
     (shim, id)
 }
 
@@ -538,7 +540,7 @@ fn the_store_is_trusted_by_its_certificate_and_knows_the_frontend_by_its_own() {
         options.credentials = Some(credentials);
         let shim = Shim::new(options, Format::Rustls).unwrap();
         let id = shim.issue_id();
-        shim.negotiated(&id, &envelope(b"session"), shim.not_after(), false);
+        shim.negotiated(&id, &envelope(b"session"), shim.not_after(), When::Soon);
         shim.look_up(&id, expecting(CONTEXT), |found, _| Ok(found.session.to_vec()))
     };
     assert_eq!(finds(&|_| ()), Some(b"session".to_vec()));

@@ -26,8 +26,7 @@ from resumed.v1.session_store_pb2_grpc import SessionStoreServiceStub
 from resumed_server.rpc.health_service import MAX_STREAMS
 from support.mtls import Authority, Files, grant
 from support.mtls import channel as trusted
-from support.raw_http2 import Raw
-from support.raw_http2 import connected as raw_connection
+from support.raw_http2 import Raw, open_socket
 from support.server import PATIENCE, running_server, start_server
 from support.serving import complaints_of, eventually, is_alive, open_channel
 
@@ -287,7 +286,7 @@ def test_unread_health_streams_delay_nothing(tmp_path: Path) -> None:
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(running_server(*files.options, "--health-listen", "127.0.0.1:0"))
         (probed,) = server.log_lines("listening")[0]["health"]
-        unread = stack.enter_context(Raw(raw_connection(probed)))
+        unread = stack.enter_context(Raw(open_socket(probed)))
         unread.close_windows()
         for number in range(MAX_STREAMS + 8):
             unread.open_call(2 * number + 1, watch)

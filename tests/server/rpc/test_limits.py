@@ -19,7 +19,7 @@ from resumed.v1 import session_store_pb2 as pb
 from resumed.v1.session_store_pb2_grpc import SessionStoreServiceStub
 from resumed_server.rpc.executor import MAX_AWAITING_MESSAGE
 from support.mtls import Authority, Files, channel, grant
-from support.raw_http2 import GOAWAY, HEADERS, PING, RST_STREAM, SETTINGS, Raw, connected, frame
+from support.raw_http2 import GOAWAY, HEADERS, PING, RST_STREAM, SETTINGS, Raw, frame, open_socket
 from support.server import PATIENCE, running_server
 from support.waiting import until
 
@@ -264,7 +264,7 @@ def plain() -> Iterator[RunningServer]:
 def test_calls_without_a_message_delay_no_other_call_and_are_cancelled(plain: RunningServer) -> None:
     """There are more of them than threads, and more than the server keeps."""
     with ExitStack() as held, unharmed(plain):
-        silent = [held.enter_context(Raw(connected(plain.target))) for _ in range(MAX_AWAITING_MESSAGE // 100 + 1)]
+        silent = [held.enter_context(Raw(open_socket(plain.target))) for _ in range(MAX_AWAITING_MESSAGE // 100 + 1)]
         for client in silent:
             for number in range(100):
                 client.open_call(2 * number + 1)
@@ -279,7 +279,7 @@ def test_calls_without_a_message_delay_no_other_call_and_are_cancelled(plain: Ru
 
 def test_too_many_pings_end_the_connection(plain: RunningServer) -> None:
     """The error is ENHANCE_YOUR_CALM (RFC 9113 section 7)."""
-    with Raw(connected(plain.target)) as client, unharmed(plain):
+    with Raw(open_socket(plain.target)) as client, unharmed(plain):
         client.socket.sendall(5 * frame(PING, 0, 0, b"12345678"))
         gone = b""
         for kind, _, _, payload in client.frames():
@@ -291,7 +291,7 @@ def test_too_many_pings_end_the_connection(plain: RunningServer) -> None:
 
 def test_a_connection_has_a_maximum_of_concurrent_calls(plain: RunningServer) -> None:
     """The server announces the maximum, and rejects calls beyond it."""
-    with Raw(connected(plain.target)) as client, unharmed(plain):
+    with Raw(open_socket(plain.target)) as client, unharmed(plain):
         limit = 0
         for kind, _, stream, payload in client.frames():
             if kind == SETTINGS and payload:
@@ -313,7 +313,7 @@ def test_reflection_streams_without_a_message_exclude_no_other_client() -> None:
     path = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
     with running_server() as server, ExitStack() as stack:
         for _ in range(4):
-            idle = stack.enter_context(Raw(connected(server.target)))
+            idle = stack.enter_context(Raw(open_socket(server.target)))
             for number in range(100):
                 idle.open_call(2 * number + 1, path)
         connection = stack.enter_context(grpc.insecure_channel(server.target))

@@ -240,7 +240,7 @@ class SessionPolicy:
         key, not_after = self._store_keys.key(session_id), int(self._clock() + remaining)
         wait = self._wait_for_puts and last
         number = self._write_queue.submit(
-            PendingWrite(key, envelope.encode(), not_after, "", envelope.issued), urgent=wait
+            PendingWrite(key, envelope.encode(), not_after, "", envelope.issued), urgent=wait, more=not last
         )
         # After a call that failed, which may have been this handshake's look-up, a handshake does not wait once more.
         if wait and self._breaker.last_call_succeeded and self._write_queue.last_batch_succeeded:

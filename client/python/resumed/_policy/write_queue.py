@@ -24,9 +24,11 @@ if TYPE_CHECKING:
 
 QUEUE_BYTES = 16 << 20
 """Bytes of pending writes; beyond that Puts and Removes are dropped, and counted."""
-BATCH_DELAY = 0.003
-"""Seconds of delay so that several writes share one Batch. A Batch of any size costs about as much as a resumption;
-a client that comes back sooner is looked up again (see session_policy.py)."""
+BUSY_OPERATIONS = 3
+"""Operations of a Batch that show load, since a handshake alone has one or two. A Batch of any size costs about as
+much as a resumption, so the next one gathers more."""
+BUSY_PAUSE = 0.005
+"""Seconds after such a Batch until the next one. Until then a client that returns is looked up again (lookups.py)."""
 BATCH_DEADLINE = 1.0
 """Seconds that a Batch may take; no handshake waits for it."""
 RETRY_SECONDS, LONGEST_RETRY_SECONDS = 0.05, 0.8
@@ -105,15 +107,17 @@ class WriteQueue:
         self._failures = 0  # in a row
         self._retry = RETRY_SECONDS
         self._idle = False
+        self._busy = False  # the last Batch showed load
         self._closing = False
         self._thread: threading.Thread | None = None
 
-    def submit(self, write: PendingWrite, *, urgent: bool = False) -> int:
+    def submit(self, write: PendingWrite, *, urgent: bool = False, more: bool = False) -> int:
         """Queue `write` and return its number for wait(), or 0 if there was no room.
 
         Args:
             write: What to send.
             urgent: Whether a handshake waits for it, so that it is sent without delay.
+            more: Whether the same handshake is about to submit another one, with which it is sent.
         """
         size = _size(write)
         with self._changed:
@@ -125,8 +129,9 @@ class WriteQueue:
                 self._submitted += 1
                 if urgent:
                     self._urgent = self._submitted
-                # A thread that lingers or sends finds it in the queue: to wake it would cost this handshake its turn.
-                if urgent or self._idle or self._thread is None or len(self._queue) >= BATCH_OPERATIONS:
+                # A thread that pauses or sends finds it in the queue: to wake it would cost this handshake its turn.
+                idle = self._idle or self._thread is None
+                if urgent or (idle and not more) or len(self._queue) >= BATCH_OPERATIONS:
                     self._wake()
                 return self._submitted
         self._finish(write, "dropped")
@@ -205,17 +210,15 @@ class WriteQueue:
 
     def _await_work(self) -> bool:
         with self._changed:
-            while True:
-                # Even with nothing to do yet: while handshakes go on, none of them has to wake this thread.
+            if self._busy:
                 self._changed.wait_for(
                     lambda: self._urgent > self._finished or len(self._queue) >= BATCH_OPERATIONS or self._closing,
-                    BATCH_DELAY,
+                    BUSY_PAUSE,
                 )
-                if self._queue or self._closing:
-                    return bool(self._queue) and not (self._closing and self._failures >= MAX_FAILURES)
-                self._idle = True
-                self._changed.wait_for(lambda: self._queue or self._closing)
-                self._idle = False
+            self._idle = True
+            self._changed.wait_for(lambda: self._queue or self._closing)
+            self._idle = False
+            return bool(self._queue) and not (self._closing and self._failures >= MAX_FAILURES)
 
     def _send(self) -> None:
         if not self._batch:
@@ -236,6 +239,7 @@ class WriteQueue:
             self._pause()
             return
         self._failures, self._retry = 0, RETRY_SECONDS
+        self._busy = len(batch) >= BUSY_OPERATIONS
         for write, operation in zip(batch, operations, strict=True):
             refused = isinstance(next(results), StoreError) if operation else False
             self._finish(write, "expired" if operation is None else "refused" if refused else "sent")
