@@ -125,7 +125,7 @@ class Fleet(Driver):
         """Run two instances; `lines` gets the lines that the library has written."""
         host, started = Host("", "public", PUBLIC), list[Place]()
         unused = library or Library(LIBRARY, Path(), [])
-        settings = library and Settings(
+        settings = None if library is None else Settings(
             library, self.target, f"servers-{uuid.uuid4().hex}", Debian.keyring(server.user), mirror=True,
             verified="verified" in server.settings, ignore_id_context="ignore" in server.settings,
         )  # fmt: skip
