@@ -9,6 +9,7 @@ PROTO  := $(wildcard protos/resumed/v1/*.proto)
 NODE   := client/node
 
 # Versions of tools that have a virtual environment of their own.
+TWINE       := 7.0.0
 SSLYZE      := 6.3.1
 PSYCOPG2    := 2.9.10
 CURL_CFFI   := 0.17.0
@@ -72,11 +73,11 @@ clean: ## Delete everything that the other targets have created
 ##@ Test
 
 .PHONY: test
-test: setup servers ## Run all tests
+test: setup redis ## Run all tests
 	$(BIN)/python -m pytest -n 4 --dist worksteal
 
-.PHONY: servers
-servers: # Valkey comes with the virtual environment
+.PHONY: redis
+redis: # Valkey comes with the virtual environment
 	@command -v redis-server >/dev/null || deploy/debian-packages redis-server
 
 .PHONY: faketime
@@ -84,7 +85,7 @@ faketime: # Steps the clock of a Valkey
 	@ls /usr/lib/*/faketime/libfaketime.so.1 >/dev/null 2>&1 || deploy/debian-packages libfaketime
 
 .PHONY: faults
-faults: setup servers faketime ## Break the server in every way under live TLS traffic, and report the effects (FAULTS=--help)
+faults: setup redis faketime ## Break the server in every way under live TLS traffic, and report the effects (FAULTS=--help)
 	$(BIN)/python tests/chaos/run.py $(FAULTS)
 
 .PHONY: dump
@@ -136,6 +137,11 @@ contexts-servers: preload-servers
 contexts: setup c-build contexts-servers ## Offer sessions to eleven servers where they may resume and where they must not; updates docs/contexts.md (CONTEXTS=--help)
 	$(BIN)/python tests/contexts/run.py $(or $(CONTEXTS),--tickets --write)
 
+.PHONY: servers
+servers: setup c-build ## Put libresumed-preload under two instances of each server of tests/servers/servers.toml; updates docs/servers.md; as root (SERVERS=--help)
+	@command -v mmdebstrap >/dev/null || deploy/debian-packages mmdebstrap
+	$(BIN)/python tests/servers/run.py $(or $(SERVERS),--write)
+
 .PHONY: contexts-ci
 contexts-ci: c-build # Enables the rows of C and nginx in `make test`
 	@test -x /usr/sbin/nginx || deploy/debian-packages nginx-light
@@ -157,7 +163,7 @@ $(BUILD)/grpcio-next/bin/.installed: pyproject.toml
 	@touch $@
 
 .PHONY: grpcio-next
-grpcio-next: $(BUILD)/grpcio-next/bin/.installed servers ## Test the server with the newest grpcio, release candidates included
+grpcio-next: $(BUILD)/grpcio-next/bin/.installed redis ## Test the server with the newest grpcio, release candidates included
 	$(BUILD)/grpcio-next/bin/pip install --quiet --upgrade --pre grpcio
 	$(BUILD)/grpcio-next/bin/python -c 'import grpc; print("grpcio", grpc.__version__)'
 	$(BUILD)/grpcio-next/bin/python -m pytest -n 2 tests/server/rpc
@@ -409,7 +415,7 @@ compose: # Checks examples/compose with that implementation; needs Go
 	else echo "no Go, or no network for compose-go: examples/compose is not checked against the specification"; fi
 
 .PHONY: services-test
-services-test: $(BIN)/.installed-deploy servers compose ## Run examples/compose without a container engine, and the systemd units on a machine of systemd-nspawn; as root
+services-test: $(BIN)/.installed-deploy redis compose ## Run examples/compose without a container engine, and the systemd units on a machine of systemd-nspawn; as root
 	@command -v prometheus ip systemd-nspawn >/dev/null || deploy/debian-packages prometheus iproute2 systemd-container
 	$(BIN)/python -m pytest tests/deploy/test_compose.py tests/deploy/test_systemd.py tests/deploy/test_machine.py tests/deploy/test_dockerfile.py
 
@@ -442,12 +448,18 @@ bench-frontends: # Those whose tools are installed; the benchmark lists the othe
 	@! command -v cargo >/dev/null || $(MAKE) --no-print-directory preload-servers
 
 .PHONY: bench
-bench: setup servers peers $(BIN)/.installed-bench $(if $(filter frontends,$(or $(ONLY),frontends)),bench-frontends) ## Measure speed, and write benchmarks/results (QUICK=1 for a look; ONLY="sources peers" ...)
+bench: setup redis peers $(BIN)/.installed-bench $(if $(filter frontends,$(or $(ONLY),frontends)),bench-frontends) ## Measure speed, and write benchmarks/results (QUICK=1 for a look; ONLY="sources peers" ...)
 	$(BIN)/python benchmarks/bench/run.py $(if $(QUICK),--quick --output $(BUILD)/bench) $(if $(ONLY),--only $(ONLY))
 
 ##@ Release
 
-# Builds the packages of all registries, and uploads nothing.
+# In an environment of its own: no other target needs it.
+$(BUILD)/twine/bin/.installed-$(TWINE):
+	$(PYTHON) -m venv $(BUILD)/twine
+	$(BUILD)/twine/bin/pip install --quiet twine==$(TWINE)
+	@touch $@
+
+# Builds the packages of all registries, checks them by the registries' rules, and uploads nothing.
 .PHONY: release-check
-release-check: setup $(KUBERNETES)/helm $(if $(shell command -v npm),$(NODE)/node_modules/.installed) ## Check that this tree can be released: clean, versions, changelog, all packages (RELEASE=--dry-run; see RELEASING.md)
+release-check: setup $(KUBERNETES)/helm $(BUILD)/twine/bin/.installed-$(TWINE) $(if $(shell command -v npm),$(NODE)/node_modules/.installed) ## Check that this tree can be released: clean, versions, changelog, all packages (RELEASE=--dry-run; see RELEASING.md)
 	$(BIN)/python tests/project/release.py --output $(BUILD)/release $(RELEASE)

@@ -174,7 +174,7 @@ func (c *connection) find(id []byte, state tls.ConnectionState) (*tls.SessionSta
 		return nil, foreignID
 	case now.Sub(issued) > s.options.Lifetime:
 		return nil, "expired-id"
-	case s.sender.isRemoving(key):
+	case s.sender.isRemoved(key):
 		return nil, "unknown"
 	}
 	if miss := c.refuseCall(); miss != "" {
@@ -210,6 +210,9 @@ func (c *connection) find(id []byte, state tls.ConnectionState) (*tls.SessionSta
 		if reason := s.take(key, c.timeLeft()); reason != "" {
 			return nil, reason
 		}
+	}
+	if s.sender.isRemoved(key) { // since the look-up began
+		return nil, "unknown"
 	}
 	c.issued, c.notAfter, c.resumed, c.found = stored.issued, notAfter, nil, found
 	return session, answer.reason

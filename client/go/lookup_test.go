@@ -2,7 +2,9 @@ package resumed
 
 import (
 	"crypto/tls"
+	"encoding/binary"
 	"maps"
+	"net"
 	"slices"
 	"sync"
 	"testing"
@@ -308,13 +310,78 @@ func TestRemovalBindsAtOnce(t *testing.T) {
 		}
 		check(t, s.Flush(t.Context()))
 		offer() // the look-up from before is under way
-		if got, want := s.Stats().Misses, (map[string]uint64{"unknown": 2}); !maps.Equal(got, want) || store.called("Get") != 2 {
+		if got, want := s.Stats().Misses, (map[string]uint64{"unknown": 2}); !maps.Equal(got, want) || store.called("Get") != 1 {
 			t.Fatal(got, store.called("Get"))
 		}
 		if len(s.sender.removing) != 0 {
-			t.Fatal("remembers what is removed")
+			t.Fatal("a Remove that was sent is still in the queue")
 		}
 	})
+}
+
+// Nor by a look-up that is under way and finds it.
+func TestASessionThatIsRemovedDuringItsLookupDoesNotResume(t *testing.T) {
+	inBubble(t, Options{}, func(t *testing.T, s *Installation, store *fakeStore) {
+		id := s.options.Keyring.issueID("shop", s.now().Add(-time.Minute))
+		key := storeKeyOf(format, "shop", id)
+		c := &connection{sessions: s, config: newServer()}
+		plaintext := envelope{c.fingerprint("shop.example"), s.now(), sessionBytes(t)}.bytes()
+		store.replace(key, s.options.Keyring.seal(key, plaintext, s.now().Add(time.Hour)))
+		state := tls.ConnectionState{ServerName: "shop.example", Version: tls.VersionTLS13, CipherSuite: tls.TLS_AES_128_GCM_SHA256}
+		find := func(during func()) *tls.SessionState {
+			found := make(chan *tls.SessionState, 1)
+			go func() {
+				session, _ := (&connection{sessions: s, config: newServer()}).unwrap(id, state)
+				found <- session
+			}()
+			synctest.Wait()
+			during()
+			return <-found
+		}
+		store.set(40*time.Millisecond, nil)
+		if find(func() {}) == nil {
+			t.Fatal("the session is not found at all")
+		}
+		if find(func() { s.Remove(id) }) != nil {
+			t.Fatal("resumed")
+		}
+	})
+}
+
+// sessionBytes returns a session that a server negotiated.
+func sessionBytes(t *testing.T) (encoded []byte) {
+	server, client := newServer(), newClient(tls.VersionTLS13)
+	server.WrapSession = func(state tls.ConnectionState, session *tls.SessionState) (ticket []byte, err error) {
+		encoded, err = session.Bytes()
+		check(t, err)
+		return server.EncryptTicket(state, session)
+	}
+	ours, theirs := net.Pipe()
+	go func() {
+		connection := tls.Server(theirs, server)
+		_ = connection.Handshake()
+		_, _ = connection.Write([]byte{1})
+	}()
+	connection := tls.Client(ours, client)
+	check(t, connection.Handshake())
+	_, err := connection.Read(make([]byte, 1))
+	check(t, err)
+	return encoded
+}
+
+func TestRecentKeysAreTheLastOnes(t *testing.T) {
+	var recent recentKeys
+	keyOf := func(number int) (key storeKey) {
+		binary.BigEndian.PutUint32(key[:], uint32(number))
+		return key
+	}
+	for number := range maxRemoved + 2 {
+		recent.add(keyOf(number))
+		recent.add(keyOf(number))
+	}
+	if recent.has(keyOf(1)) || !recent.has(keyOf(2)) || !recent.has(keyOf(maxRemoved+1)) || len(recent.known) != maxRemoved {
+		t.Fatal(len(recent.known))
+	}
 }
 
 // With a clock that is behind, ids of other frontends are from the future; they are not asked for again and again.

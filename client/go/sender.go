@@ -18,6 +18,8 @@ const (
 	batchDeadline   = time.Second
 	queueBytes      = 16 << 20
 	itemBytes       = 256 // the memory of an item beside its value, roughly
+	// maxRemoved is the number of sessions that a process removed and remembers: about 1.5 MB.
+	maxRemoved = 16_384
 	// firstRetryPause and maxRetryPause bound the pause before a failed Batch is sent again; it doubles with each failure in a row.
 	firstRetryPause, maxRetryPause = 50 * time.Millisecond, 800 * time.Millisecond
 	// busyOperations is the number of operations of a Batch that shows load: a Batch of any size costs about as much as a resumption,
@@ -56,6 +58,7 @@ type sender struct {
 	changed   *sync.Cond
 	queue     []item
 	removing  map[storeKey]struct{} // the keys of the Removes in the queue
+	removed   recentKeys            // the keys of the last ones that left it, with any outcome
 	bytes     int
 	submitted uint64
 	finished  uint64
@@ -94,12 +97,41 @@ func (s *sender) submit(item item) {
 	s.changed.Broadcast()
 }
 
-// isRemoving reports whether a session's Remove is in the queue: for this frontend it is removed already.
-func (s *sender) isRemoving(key storeKey) bool {
+// isRemoved reports whether this process has removed a session, whether the server knows of it or not.
+func (s *sender) isRemoved(key storeKey) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	_, removing := s.removing[key]
-	return removing
+	return removing || s.removed.has(key)
+}
+
+// recentKeys are the last keys that were added. The zero value is empty.
+type recentKeys struct {
+	known map[storeKey]struct{}
+	ring  []storeKey
+	next  int
+}
+
+func (k *recentKeys) has(key storeKey) bool {
+	_, known := k.known[key]
+	return known
+}
+
+func (k *recentKeys) add(key storeKey) {
+	if k.has(key) {
+		return
+	}
+	if k.known == nil {
+		k.known = map[storeKey]struct{}{}
+	}
+	if len(k.ring) < maxRemoved {
+		k.ring = append(k.ring, key)
+	} else {
+		delete(k.known, k.ring[k.next])
+		k.ring[k.next] = key
+		k.next = (k.next + 1) % maxRemoved
+	}
+	k.known[key] = struct{}{}
 }
 
 // flush waits until all items that were submitted before it are sent.
@@ -222,6 +254,7 @@ func (s *sender) finish(batch []item) {
 		s.bytes -= item.size()
 		if item.value == nil {
 			delete(s.removing, item.key)
+			s.removed.add(item.key)
 		}
 	}
 	clear(s.queue[:len(batch)]) // sealed sessions need not live as long as the array

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import socket
 import struct
@@ -10,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from OpenSSL import SSL
 
-from contexts.places import HTTP, LINES, MQTT, REDIS, Place
+from contexts.places import HTTP, LINES, MQTT, REDIS, Exchange, Place
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 _lib: Any = vars(SSL)["_lib"]  # what pyOpenSSL has no methods for
@@ -52,8 +54,12 @@ def visit(
     session: Any = None,
     alpn: str = "",
     path: str = "/",
+    end: Callable[[socket.socket], None] | None = None,
 ) -> Visit:
-    """Connect, send a request, read its answer (TLS 1.3 sends sessions before it), and go."""
+    """Connect, send a request, read its answer (TLS 1.3 sends sessions before it), and go.
+
+    `end` gets the socket before it is closed, which ends the connection without close_notify in any case.
+    """
     context = SSL.Context(SSL.TLS_CLIENT_METHOD)
     context.set_min_proto_version(VERSIONS[version])
     context.set_max_proto_version(VERSIONS[version])
@@ -66,6 +72,7 @@ def visit(
     with socket.create_connection(("127.0.0.1", place.port)) as connected:
         # Of the kernel, as pyOpenSSL has no time limits; then reading raises WantReadError.
         connected.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", PATIENCE, 0))
+        protocol = place.kind.protocol
         connection = SSL.Connection(context, connected)
         if name:
             connection.set_tlsext_host_name(name.encode())
@@ -75,18 +82,67 @@ def visit(
         connection.set_connect_state()
         reused = False
         try:
+            if isinstance(protocol, Exchange) and protocol.start_tls:
+                START_TLS[protocol.start_tls](connected)
             connection.do_handshake()
             reused = bool(_lib.SSL_session_reused(connection._ssl))
-            answer, detail = _ask(connection, place.kind.protocol, name, path), ""
+            answer, detail = _ask(connection, protocol, name, path), ""
         except (SSL.Error, OSError) as error:
             answer, detail = "refused", repr(error)[:200]
         fresh = connection.get_session()
         # A connection that ends without close_notify must not take its session with it.
         connection.set_shutdown(SSL.SENT_SHUTDOWN | SSL.RECEIVED_SHUTDOWN)
+        if end:
+            end(connected)
     return Visit(reused, answer, fresh, detail)
 
 
-def _ask(connection: Any, protocol: str, name: str, path: str) -> str:
+def reset(connected: socket.socket) -> None:
+    """Have a connection end with a reset."""
+    connected.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
+def provoke_alert(connected: socket.socket) -> None:
+    """Send a record that is not authentic, and wait until the server has ended the connection with a fatal alert."""
+    connected.sendall(b"\x17\x03\x03\x00\x40" + bytes(64))
+    with contextlib.suppress(OSError):
+        while connected.recv(4096):
+            pass
+
+
+def _start_postgresql(connected: socket.socket) -> None:
+    connected.sendall(struct.pack(">ii", 8, 80877103))  # SSLRequest
+    if connected.recv(1) != b"S":
+        raise ConnectionError("PostgreSQL does not accept TLS")
+
+
+def _start_mysql(connected: socket.socket) -> None:
+    connected.recv(4096)  # the server's greeting
+    connected.sendall(b"\x20\0\0\1" + MYSQL_LOGIN)
+
+
+MYSQL_LOGIN = struct.pack("<IIB23x", 0x0008AA00, 1 << 24, 45)
+"""A request for TLS, and the first bytes of a login (CLIENT_SSL, protocol 4.1, secure connection, plugins)."""
+START_TLS = {"postgresql": _start_postgresql, "mysql": _start_mysql}
+
+
+def _exchange(connection: Any, protocol: Exchange) -> str:
+    if protocol.request:
+        connection.sendall(protocol.request)
+    received = b""
+    while protocol.served not in received:
+        try:
+            received += connection.recv(16384)
+        except (SSL.Error, OSError):
+            if received:
+                return "refused"
+            raise
+    return "served"
+
+
+def _ask(connection: Any, protocol: str | Exchange, name: str, path: str) -> str:
+    if isinstance(protocol, Exchange):
+        return _exchange(connection, protocol)
     host = name.lower() or "localhost"
     request = {
         HTTP: f"GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode(),
@@ -114,7 +170,11 @@ def _ask(connection: Any, protocol: str, name: str, path: str) -> str:
         return "served" if received[:4] == b"\x20\x02\x00\x00" else "refused"
     if protocol == LINES:
         return received.decode().strip()
-    head, _, body = received.decode(errors="replace").partition("\r\n\r\n")
+    return _http_answer(received.decode(errors="replace"))
+
+
+def _http_answer(text: str) -> str:
+    head, _, body = text.partition("\r\n\r\n")
     status = head.split(" ", 2)[1]
     if status != "200":
         return status

@@ -17,7 +17,7 @@ import sys
 import tempfile
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,9 +27,20 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 BUILD = ROOT / ".build" / "contexts"
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 PATIENCE = 30.0
 """Seconds that a server may take to start or to end; only a broken one takes them."""
 HTTP, REDIS, MQTT, LINES = "http", "redis", "mqtt", "lines"
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """A protocol of one request: a client that is served receives a text that others do not."""
+
+    request: bytes
+    served: bytes
+    start_tls: str = ""
+    """The protocol that begins in plain text: `postgresql` or `mysql`."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +140,11 @@ class Site:
     port: int
     certificates: Path
     backends: Sequence[int]
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """The settings of the library, for servers that start their workers without the environment."""
     files: dict[str, str] = field(default_factory=dict)
+    prepare: str = ""
+    """A script of the shell, run in the server's directory as root before the server starts."""
 
     def server_files(self, host: Host) -> list[Path]:
         """Return the files with a host's certificates and keys."""
@@ -388,8 +403,18 @@ class Kind:
     """One of SERVERS."""
 
     program: str
-    protocol: str
+    protocol: str | Exchange
     configure: Callable[[Site], list[str]] | None = None
+    root: Path | None = None
+    """The root directory of the server's file system, if that is not this machine's."""
+    user: str = "root"
+
+    def run_in_root(self, directory: Path, command: Sequence[str]) -> list[str]:
+        """Return the command line that runs a command with the server's root directory, user and working directory."""
+        if not self.root:
+            return list(command)
+        into = ["chroot", *([f"--userspec={self.user}:"] if self.user != "root" else []), str(self.root)]
+        return [*into, "/bin/sh", "-c", 'cd "$1"; shift; exec "$@"', "sh", str(directory), *command]
 
 
 SERVERS = {
@@ -473,30 +498,37 @@ class Place:
         certificates: Path,
         settings: Settings | None,
         library: Library,
+        *,
+        kind: Kind | None = None,
     ) -> None:
-        self.server, self.kind = server, SERVERS[server]
-        self.directory = Path(tempfile.mkdtemp(prefix=f"resumed-contexts-{server}-"))
+        self.server, self.kind = server, kind or SERVERS[server]
+        root = self.kind.root
+        self.directory = Path(tempfile.mkdtemp(prefix=f"resumed-contexts-{server}-", dir=root and root / "tmp"))
         self.directory.chmod(0o755)
-        self.port = _port()
+        self.port = next_port()
         self.switch = self.directory / "switch"
-        site = Site(hosts, self.directory, self.port, certificates, backends())
-        environment, command = dict(os.environ), list[str]()
+        inside = Path("/") / self.directory.relative_to(root) if root else self.directory
+        preloaded = settings.environment() if settings else {}
+        site = Site(hosts, inside, self.port, certificates, backends(), preloaded)
+        environment, command = {"PATH": _PATH} if root else dict(os.environ), list[str]()
         if self.kind.configure:
-            command = self.kind.configure(site)
-            environment |= settings.environment() if settings else {}
+            command = self.kind.run_in_root(inside, self.kind.configure(site))
+            environment |= preloaded
         elif server == "c":
             command = [str(library.c_server), *self._c(site, settings)]
         for name, text in site.files.items():
             path = self.directory / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)
+        if site.prepare:
+            self._prepare(site)
         self.process: subprocess.Popen[bytes] | Forked
         if not self.kind.configure and server != "c":
             self.process = Forked.begin(self._python(site, settings), library, imports=["resumed"] if settings else [])
         else:
             with (self.directory / "stderr").open("wb") as log:
                 self.process = subprocess.Popen(
-                    [part.replace("{d}", str(self.directory)) for part in command],
+                    [part.replace("{d}", str(inside)) for part in command],
                     stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True,
                 )  # fmt: skip
         try:
@@ -504,6 +536,15 @@ class Place:
         except BaseException:
             self.stop()
             raise
+
+    def _prepare(self, site: Site) -> None:
+        command = replace(self.kind, user="root").run_in_root(site.directory, ["/bin/sh", "-ec", site.prepare])
+        done = subprocess.run(
+            command, check=False, text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            env={"PATH": _PATH},
+        )  # fmt: skip
+        if done.returncode:
+            raise RuntimeError(f"{self.server} cannot be prepared:\n{done.stdout[-2000:]}")
 
     def _described(self, site: Site) -> list[dict[str, object]]:
         return [
@@ -567,7 +608,7 @@ class Place:
 
     def log(self) -> str:
         """Return the output of the server and its workers."""
-        paths = [self.directory / "stderr", self.directory / "error.log"]
+        paths = [self.directory / "stderr", *self.directory.glob("*.log")]
         return "".join(path.read_text(errors="replace")[-4000:] for path in paths if path.exists())
 
     def stop(self) -> list[str]:
@@ -578,6 +619,9 @@ class Place:
         except subprocess.TimeoutExpired:
             os.killpg(self.process.pid, signal.SIGKILL)  # its own group
             self.process.wait()
+        if self.kind.root:  # workers that outlive their parent
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
         lines = {
             re.sub(r"process \d+", "process", line)[:200] for line in self.log().splitlines() if "resumed:" in line
         }
@@ -589,7 +633,7 @@ _ports = itertools.count(20_000 + os.getpid() * 131 % 10_000)
 _lock = threading.Lock()
 
 
-def _port() -> int:
+def next_port() -> int:
     """Return a port where nothing listens, below those that the system gives to clients, and each one only once."""
     while True:
         with _lock:

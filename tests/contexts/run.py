@@ -143,14 +143,15 @@ class Driver:
                 for place in places:
                     result.lines += [line for line in place.stop() if line not in result.lines]
 
-    def _places(self, row: Row, settings: Settings | None, library: Library) -> tuple[Place, Place]:
-        def start(server: str, hosts: Sequence[Host]) -> Place:
-            return Place(server, hosts, self.files.directory, settings, library)
+    def start(self, server: str, hosts: Sequence[Host], settings: Settings | None, library: Library) -> Place:
+        """Start a server."""
+        return Place(server, hosts, self.files.directory, settings, library)
 
+    def _places(self, row: Row, settings: Settings | None, library: Library) -> tuple[Place, Place]:
         with ThreadPoolExecutor(2) as pool:
             started = [
-                pool.submit(start, row.first_server, row.first),
-                pool.submit(start, row.server, row.second),
+                pool.submit(self.start, row.first_server, row.first, settings, library),
+                pool.submit(self.start, row.server, row.second, settings, library),
             ]
         try:
             return started[0].result(), started[1].result()

@@ -248,7 +248,7 @@ class Cluster:
             return
         if resolved != self._resolved:
             self._resolved = resolved
-            self._changes.append((now + self._dns_seconds, resolved))
+            self._changes.append((now + (self._dns_seconds if self._headless else 0), resolved))
         while self._changes and self._changes[0][0] <= now:
             _, addresses = self._changes.pop(0)
             new = self._hosts.with_suffix(".new")

@@ -87,7 +87,7 @@ def load(file: Path, environment: Mapping[str, str]) -> dict[str, Any]:
 def env_file(file: Path) -> dict[str, str]:
     """Return the variables of an environment file."""
     lines = (line for line in file.read_text().splitlines() if line and not line.startswith("#"))
-    return dict(line.split("=", 1) for line in lines)  # type: ignore[arg-type]
+    return dict(line.split("=", 1) for line in lines)
 
 
 def is_possible() -> bool:

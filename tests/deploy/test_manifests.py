@@ -123,6 +123,12 @@ def test_every_object_has_its_namespace() -> None:
         assert each["metadata"]["namespace"] == "sessions"
 
 
+def test_only_the_pods_of_redis_have_a_headless_service() -> None:
+    """The one pod of the embedded engine is reached again without waiting for DNS."""
+    assert of(rendered(REDIS), "Service")["spec"]["clusterIP"] == "None"
+    assert "clusterIP" not in of(rendered({}), "Service")["spec"]
+
+
 def test_a_copied_chart_is_whole(tmp_path: Path) -> None:
     shutil.copytree(CHART, tmp_path / "chart", symlinks=True)
     assert not [path for path in (tmp_path / "chart").rglob("*") if path.is_symlink()]

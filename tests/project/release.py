@@ -1,6 +1,6 @@
 """Check that this tree can be released, and build its packages without uploading them: `make release-check`.
 
-Steps whose tools are not installed are listed as skipped. Cargo uses only packages that it has downloaded before.
+Steps whose tools are not installed are listed as skipped.
 """
 
 # ruff: noqa: T201 - a tool prints
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 TREE = versions.TREE
+TWINE = TREE / ".build" / "twine" / "bin" / "twine"
 HELM = TREE / ".build" / "kubernetes" / "helm"
 
 
@@ -36,11 +37,16 @@ class Package(NamedTuple):
 
 def packages(output: Path) -> tuple[Package, ...]:
     """Return the packages of a release; files are written to `output`."""
-    cargo = ("cargo", "package", "--quiet", "--locked", "--offline", "--no-verify", "--allow-dirty")
+    cargo = ("cargo", "publish", "--dry-run", "--quiet", "--locked", "--no-verify", "--allow-dirty")
+    maven = ("mvn", "--batch-mode", "--quiet", "--activate-profiles", "release", "package", "-DskipTests")
+    check = ("sh", "-c", '"$0" check --strict "$1"/resumed-*.whl "$1"/resumed-*.tar.gz', str(TWINE), str(output))
     return (
         Package("PyPI", sys.executable, (sys.executable, "-m", "hatchling", "build", "-d", str(output))),
+        Package("PyPI's rules", str(TWINE), check),
         Package("crates.io", "cargo", cargo, "client/rust"),
         Package("npm", "npm", ("npm", "pack", "--silent", "--pack-destination", str(output)), "client/node"),
+        Package("npm's rules", "npm", ("npm", "run", "--silent", "check-package"), "client/node"),
+        Package("Maven Central", "mvn", maven, "client/java"),
         Package("Go module", "go", ("go", "mod", "verify"), "client/go"),
         Package("Helm chart", str(HELM), (str(HELM), "package", "deploy/kubernetes/chart", "-d", str(output))),
     )

@@ -37,6 +37,9 @@ pub fn bind(context: &Context, policy: Policy) -> Binding {
 
 /// Sets up a connection that was made before its context had its binding.
 pub fn prepare_connection(connection: Connection, binding: &Binding) {
+    if binding.id_context.is_some() {
+        connection.set_server_order();
+    }
     if binding.has_tickets() {
         connection.clear_no_ticket();
         connection.watch_identities(TICKET_CALLBACKS.identity);

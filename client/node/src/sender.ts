@@ -6,6 +6,8 @@ import type { BatchOperation } from "./v1/resumed/v1/session_store.js";
 export const BATCH_OPERATIONS = 256;
 export const BATCH_DEADLINE_MS = 1000;
 export const QUEUE_BYTES = 16 << 20;
+/** How many removals a process remembers: about 2 MB. */
+const MOST_REMOVED = 16_384;
 /** The memory of an entry beside its value, roughly. */
 export const ENTRY_BYTES = 256;
 /**
@@ -46,6 +48,8 @@ export class Sender {
   #queue: Entry[] = [];
   /** The keys of the Removes in the queue. */
   readonly #removing = new Set<string>();
+  /** The last removals that left the queue, with any outcome. */
+  readonly #removed = new Set<string>();
   #bytes = 0;
   #sending = false;
   #failures = 0;
@@ -83,9 +87,10 @@ export class Sender {
     });
   }
 
-  /** Whether the Remove of a session is in the queue: for this frontend it is removed already. */
-  isRemoving(key: Buffer): boolean {
-    return this.#removing.has(nameOf(key));
+  /** Whether this process has removed a session, whether the store knows of it or not. */
+  isRemoved(key: Buffer): boolean {
+    const name = nameOf(key);
+    return this.#removing.has(name) || this.#removed.has(name);
   }
 
   /** Resolves when all that was submitted so far was sent, to true, or when `timeout` milliseconds have passed, to false. */
@@ -178,10 +183,17 @@ export class Sender {
     this.#queue.splice(0, batch.length);
     for (const entry of batch) {
       this.#bytes -= size(entry);
-      if (!entry.value) this.#removing.delete(nameOf(entry.key));
+      if (!entry.value) this.#remember(nameOf(entry.key));
       entry.finished();
     }
     return true;
+  }
+
+  /** Moves a removal from the queue to those that are remembered. */
+  #remember(name: string): void {
+    this.#removing.delete(name);
+    this.#removed.add(name);
+    if (this.#removed.size > MOST_REMOVED) this.#removed.delete(this.#removed.values().next().value ?? "");
   }
 
   #operation({ key, value, notAfter = 0, issued = 0 }: Outgoing, now: number): BatchOperation | undefined {

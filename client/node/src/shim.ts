@@ -213,7 +213,7 @@ export class Shim {
     const issued = this.#keyring.openId(this.#store.namespace, id);
     if (issued !== undefined && now - issued > this.policy.lifetimeSeconds) return "expired-id";
     const key = this.#key(id);
-    if (this.#sender.isRemoving(key)) return "unknown";
+    if (this.#sender.isRemoved(key)) return "unknown";
     if (this.#breaker.open) return "breaker-open";
     if (this.#breaker.limited || !this.#breaker.serves(key)) return "limited";
     // With a clock that is behind, ids of other frontends are from the future, and stay so.
@@ -237,6 +237,7 @@ export class Shim {
       const taken = await this.#ask("take", key, end, { fresh: false, answered: true });
       if (!taken.value) return taken.outcome;
     }
+    if (this.#sender.isRemoved(key)) return "unknown"; // since the lookup began
     session.time = Math.floor(now);
     session.timeout = Math.floor(opened.notAfter - now);
     session.lineage = { fingerprint, issued: negotiated, end: opened.notAfter };

@@ -108,7 +108,7 @@ test("Get and Take share one deadline: with too little left a single use is not 
   assert.equal(taken, 1);
 });
 
-test("a session that is being removed does not resume here, nor by a look-up from before", async () => {
+test("a removed session does not resume here, nor does a later lookup join one from before", async () => {
   const id = issuedAt(now() - 60);
   let asked = 0;
   let answer: (value: Buffer) => void = () => undefined;
@@ -136,12 +136,32 @@ test("a session that is being removed does not resume here, nor by a look-up fro
   await new Promise(setImmediate);
   acknowledge();
   await flushed;
-  const after = shim.lookUp(id, "", CONTEXT);
+  await shim.lookUp(id, "", CONTEXT);
+  assert.deepEqual([shim.stats.misses, asked], [{ unknown: 2 }, 1]);
   send(Buffer.alloc(1));
   await before;
-  assert.equal(asked, 2); // it did not join
-  answer(Buffer.alloc(1));
-  await after;
+  await shim.close(1000);
+});
+
+test("a session that is removed during its lookup does not resume", async () => {
+  let answer: () => void = () => undefined;
+  const get = (key: Buffer): Promise<Buffer> =>
+    new Promise(
+      (resolve) =>
+        (answer = () => {
+          resolve(sealed(key));
+        }),
+    );
+  const shim = shimOf(fakeStore({ get }));
+  const offers = [];
+  for (const removes of [false, true]) {
+    const lookup = shim.lookUp(ID, "", CONTEXT);
+    await new Promise(setImmediate);
+    if (removes) shim.remove(ID, "application");
+    answer();
+    offers.push(await lookup);
+  }
+  assert.deepEqual([offers[0]?.outcome, offers[1], shim.stats.misses], ["store", undefined, { unknown: 1 }]);
   await shim.close(1000);
 });
 

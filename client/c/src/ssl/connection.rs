@@ -55,6 +55,12 @@ impl<'a> Connection<'a> {
         }
     }
 
+    /// Has the order of the server's ciphers decide: see [`Context::set_server_order`].
+    pub(crate) fn set_server_order(&self) {
+        // SAFETY: the connection lives.
+        unsafe { ffi::SSL_set_options(self.0.as_ptr(), ffi::SSL_OP_CIPHER_SERVER_PREFERENCE) };
+    }
+
     pub(crate) fn has_no_ticket(&self) -> bool {
         // SAFETY: the connection lives.
         unsafe { ffi::SSL_get_options(self.0.as_ptr()) & ffi::SSL_OP_NO_TICKET != 0 }

@@ -33,6 +33,11 @@ pub(crate) struct TicketCallbacks {
     pub(crate) identity: ffi::FindPskCallback,
 }
 
+/// The first byte of the numbers of TLS 1.3's ciphers, and the first cipher of OpenSSL's default: `TLS_AES_256_GCM_SHA384` (RFC 8446,
+/// appendix B.4).
+const TLS13_CIPHERS: u16 = 0x13;
+const TLS13_DEFAULT: u16 = 0x1302;
+
 /// Our data in a context.
 struct Slot {
     number: u64,
@@ -216,11 +221,36 @@ impl<'a> Context<'a> {
             ffi::SSL_CTX_set_timeout(context, seconds(lifetime.as_secs()));
             if let Some(id_context) = id_context {
                 ffi::SSL_CTX_set_session_id_context(context, id_context.as_ptr(), length_of(id_context));
+                self.set_server_order();
             }
             ffi::SSL_CTX_sess_set_new_cb(context, Some(callbacks.new));
             ffi::SSL_CTX_sess_set_get_cb(context, Some(callbacks.get));
             ffi::SSL_CTX_sess_set_remove_cb(context, Some(callbacks.remove));
             ffi::SSL_CTX_set_generate_session_id(context, Some(callbacks.id));
+        }
+    }
+
+    /// Has the order of the server's ciphers decide.
+    ///
+    /// A session of TLS 1.3 resumes only with a cipher of its hash, so frontends of unlike stacks have to choose the same one for a client;
+    /// by default some take the client's order, and some the server's.
+    fn set_server_order(&self) {
+        static UNUSUAL: Notice = Notice::new();
+        let context = self.0.as_ptr();
+        // SAFETY: the context lives, and so do its ciphers.
+        unsafe {
+            ffi::SSL_CTX_set_options(context, ffi::SSL_OP_CIPHER_SERVER_PREFERENCE);
+            let ciphers = ffi::SSL_CTX_get_ciphers(context);
+            let first = (0..ffi::OPENSSL_sk_num(ciphers))
+                .map(|index| ffi::OPENSSL_sk_value(ciphers, index).cast_const())
+                .find(|cipher| ffi::SSL_CIPHER_get_protocol_id(*cipher) >> 8 == TLS13_CIPHERS);
+            if let Some(cipher) = first.filter(|cipher| ffi::SSL_CIPHER_get_protocol_id(*cipher) != TLS13_DEFAULT) {
+                let name = CStr::from_ptr(ffi::SSL_CIPHER_get_name(cipher)).to_string_lossy();
+                UNUSUAL.inform(&format!(
+                    "a context prefers {name} in TLS 1.3: its sessions resume only at frontends with the same order of ciphersuites, and \
+                     theirs only here; configure the same order everywhere"
+                ));
+            }
         }
     }
 

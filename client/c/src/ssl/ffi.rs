@@ -105,6 +105,7 @@ pub const SSL_CTRL_GET_SESS_CACHE_MODE: c_int = 45;
 pub const SSL_SESS_CACHE_SERVER: c_long = 0x2;
 pub const SSL_SESS_CACHE_NO_INTERNAL: c_long = 0x300;
 pub const SSL_OP_NO_TICKET: u64 = 1 << 14;
+pub const SSL_OP_CIPHER_SERVER_PREFERENCE: u64 = 1 << 22;
 pub const SSL_VERIFY_PEER: c_int = 1;
 pub const SSL_VERIFY_FAIL_IF_NO_PEER_CERT: c_int = 2;
 pub const SSL_VERIFY_POST_HANDSHAKE: c_int = 8;
@@ -166,6 +167,7 @@ unsafe extern "C" {
     pub fn SSL_CTX_sess_get_new_cb(ctx: *mut SSL_CTX) -> Option<NewCallback>;
     pub fn SSL_CTX_sess_get_remove_cb(ctx: *mut SSL_CTX) -> Option<RemoveCallback>;
     pub fn SSL_CTX_sess_get_get_cb(ctx: *mut SSL_CTX) -> Option<GetCallback>;
+    pub fn SSL_CTX_get_ciphers(ctx: *const SSL_CTX) -> *const STACK;
     pub fn SSL_CTX_set_options(ctx: *mut SSL_CTX, options: u64) -> u64;
     pub fn SSL_CTX_get0_privatekey(ctx: *const SSL_CTX) -> *mut EVP_PKEY;
     pub fn SSL_CTX_set_psk_find_session_callback(ctx: *mut SSL_CTX, callback: Option<FindPskCallback>);
@@ -213,6 +215,8 @@ unsafe extern "C" {
     pub fn SSL_get_finished(ssl: *const SSL, out: *mut c_void, length: usize) -> usize;
     pub fn SSL_get_pending_cipher(ssl: *const SSL) -> *const c_void;
     pub fn SSL_CIPHER_get_handshake_digest(cipher: *const c_void) -> *const c_void;
+    pub fn SSL_CIPHER_get_name(cipher: *const c_void) -> *const c_char;
+    pub fn SSL_CIPHER_get_protocol_id(cipher: *const c_void) -> u16;
     pub fn SSL_session_reused(ssl: *const SSL) -> c_int;
     pub fn SSL_get_client_random(ssl: *const SSL, out: *mut c_uchar, length: usize) -> usize;
     pub fn SSL_set_session_id_context(ssl: *mut SSL, id: *const c_uchar, length: c_uint) -> c_int;
