@@ -25,7 +25,7 @@ def test_unlike_servers_choose_the_same_cipher_for_a_client(target: str, certifi
         names = [name for name in ("nginx", "haproxy", "apache") if name in INSTALLED]
         ports = [stack.enter_context(serving(name, certificate, environment, workers=1)).port for name in names]
         warm_up(ports, ssl.TLSVersion.TLSv1_3)
-        endpoints = [Endpoint.resolved("127.0.0.1", port) for port in ports]
+        endpoints = [Endpoint.resolve("127.0.0.1", port) for port in ports]
         session = client.visit(endpoints[-1]).session
         for _ in range(3):
             for endpoint in endpoints:
