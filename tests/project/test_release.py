@@ -49,7 +49,6 @@ def test_a_release_has_a_dated_section_in_the_changelog() -> None:
     assert list(release.undated("# Changelog\n\n## [1.2.0] - unreleased\n", "1.2.0"))
 
 
-def test_the_packages_of_other_registries_have_the_license() -> None:
-    """npm copies it while it packs, and hatchling takes that of the tree."""
+def test_the_crate_has_the_license() -> None:
     license_text = (versions.TREE / "LICENSE").read_text()
     assert (versions.TREE / "client" / "rust" / "LICENSE").read_text() == license_text
