@@ -29,5 +29,5 @@ pub use logger::{log_to_file, start_logging};
 pub use policy::{Binding, Policy, Verified};
 pub use settings::{Settings, shim};
 pub use shared::Notice;
-pub use ssl::{Connection, Context, ffi};
+pub use ssl::{Connection, Context, ffi, frees_our_session_data};
 pub use statistics::counts;

@@ -17,6 +17,7 @@ pub use connection::Connection;
 pub use context::Context;
 pub(crate) use context::{SessionCallbacks, TicketCallbacks, number_of};
 pub(crate) use handshake::{Handshake, Issue, Offer, Pending, PendingHit};
+pub use owner::frees_our_session_data;
 pub(crate) use session::{Session, ticket_id};
 pub(crate) use ticket_keys::TicketKeys;
 

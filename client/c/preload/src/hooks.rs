@@ -247,7 +247,7 @@ unsafe extern "C" fn SSL_set_info_callback(ssl: *mut SSL, callback: Option<InfoC
     }
 }
 
-/// Records programs that attach data to sessions: it is lost when they are stored.
+/// Records programs that attach data of their own to sessions: it is lost when they are stored.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn CRYPTO_get_ex_new_index(
     class: c_int,
@@ -259,7 +259,7 @@ unsafe extern "C" fn CRYPTO_get_ex_new_index(
 ) -> c_int {
     type Index = unsafe extern "C" fn(c_int, c_long, *mut c_void, *mut c_void, *mut c_void, *mut c_void) -> c_int;
     let next = next!(c"CRYPTO_get_ex_new_index", Index, -1);
-    if class == CRYPTO_EX_INDEX_SSL_SESSION {
+    if class == CRYPTO_EX_INDEX_SSL_SESSION && !resumed::frees_our_session_data(free) {
         fleet::note_session_data();
     }
     // SAFETY: the caller's.

@@ -56,6 +56,12 @@ pub(super) fn index() -> c_int {
     })
 }
 
+/// Returns whether this function frees the data that we attach to sessions.
+#[must_use]
+pub fn frees_our_session_data(function: *const c_void) -> bool {
+    ptr::eq(function, free as *const c_void)
+}
+
 unsafe extern "C" fn share(
     _: *mut ffi::CRYPTO_EX_DATA,
     _: *const ffi::CRYPTO_EX_DATA,
