@@ -304,7 +304,7 @@ impl Binding {
     pub(crate) fn ended(&self, session: &Session) {
         // A cut connection is no reason to remove its session (RFC 5246 section 7.2.1); after a fatal alert, sent or
         // received, it must not be resumed (section 7.2.2). The thread's last error may be of another connection.
-        if session.has_failed() && !matches!(last_error_reason(), 0 | UNEXPECTED_EOF_WHILE_READING) {
+        if session.may_have_failed() && !matches!(last_error_reason(), 0 | UNEXPECTED_EOF_WHILE_READING) {
             self.remove_lineage(session, RemovalReason::FatalError);
         } else if let Some(shim) = self.shim_of(session) {
             shim.kept();

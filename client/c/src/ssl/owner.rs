@@ -46,14 +46,21 @@ impl Drop for Ownership {
     }
 }
 
+/// The first place for data of sessions: OpenSSL keeps place 0 for itself.
+const FIRST: c_int = 1;
+
 /// The place of a session's `Arc<Owner>`. Each further ticket of a connection is a copy of its session.
-pub(super) fn index() -> c_int {
+///
+/// None in a program that has reserved a place before. With data in a later place, OpenSSL calls the program's function that copies its own
+/// data for sessions without any as well, and that of stunnel crashes.
+pub(super) fn index() -> Option<c_int> {
     static INDEX: OnceLock<c_int> = OnceLock::new();
     // SAFETY: the functions always live.
-    *INDEX.get_or_init(|| unsafe {
+    let index = *INDEX.get_or_init(|| unsafe {
         let class = ffi::CRYPTO_EX_INDEX_SSL_SESSION;
         ffi::CRYPTO_get_ex_new_index(class, 0, ptr::null_mut(), None, Some(share), Some(free))
-    })
+    });
+    Some(index).filter(|index| *index == FIRST)
 }
 
 /// Returns whether this function frees the data that we attach to sessions.

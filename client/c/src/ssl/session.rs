@@ -194,13 +194,14 @@ impl Session {
         self.lineage().ok().flatten().map(|lineage| lineage.fingerprint).or_else(of_ticket)
     }
 
-    /// Records the connection that has the session.
+    /// Records the connection that has the session, if sessions of this program can have data of ours.
     pub(crate) fn set_owner(&self, owner: Arc<Owner>) {
+        let Some(index) = owner::index() else { return };
         let owner = Arc::into_raw(owner);
         // SAFETY: the session lives, and takes the new owner over unless OpenSSL returns that it could not.
         unsafe {
-            let before = ffi::SSL_SESSION_get_ex_data(self.raw(), owner::index()).cast::<Owner>().cast_const();
-            let set = ffi::SSL_SESSION_set_ex_data(self.raw(), owner::index(), owner.cast_mut().cast()) == 1;
+            let before = ffi::SSL_SESSION_get_ex_data(self.raw(), index).cast::<Owner>().cast_const();
+            let set = ffi::SSL_SESSION_set_ex_data(self.raw(), index, owner.cast_mut().cast()) == 1;
             let unused = if set { before } else { owner };
             if !unused.is_null() {
                 drop(Arc::from_raw(unused));
@@ -208,10 +209,11 @@ impl Session {
         }
     }
 
-    /// Returns whether the connection that has the session lives, and has failed.
-    pub(crate) fn has_failed(&self) -> bool {
+    /// Returns whether the connection that has the session lives, and has failed; true if that is not known.
+    pub(crate) fn may_have_failed(&self) -> bool {
+        let Some(index) = owner::index() else { return true };
         // SAFETY: the session lives, and keeps its owner.
-        let owner = unsafe { ffi::SSL_SESSION_get_ex_data(self.raw(), owner::index()).cast::<Owner>().as_ref() };
+        let owner = unsafe { ffi::SSL_SESSION_get_ex_data(self.raw(), index).cast::<Owner>().as_ref() };
         owner.is_some_and(Owner::has_failed)
     }
 
