@@ -31,7 +31,7 @@ pub enum Puts {
 /// When a session of a handshake is sent to the store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum When {
-    /// With the next one, which the same handshake is about to issue.
+    /// With the next one, which the same handshake is about to issue, or a moment later.
     WithNext,
     /// At once, except under load.
     Soon,

@@ -92,6 +92,8 @@ struct Queue {
     busy: bool,
     /// Whether the thread reads the queue only after a notification.
     idle: bool,
+    /// When the last item is due.
+    last: Option<When>,
     closing: bool,
 }
 
@@ -129,8 +131,8 @@ impl Sender {
             queue.urgent = number;
         }
         // A thread that pauses or sends a Batch finds it in the queue: a notification would cost this handshake its time slice.
-        let idle = when != When::WithNext && mem::take(&mut queue.idle);
-        let wake = idle || when == When::Now || queue.items.len() >= BATCH_OPERATIONS;
+        let completes = queue.last.replace(when) == Some(When::WithNext) && when != When::WithNext;
+        let wake = mem::take(&mut queue.idle) || completes || when == When::Now || queue.items.len() >= BATCH_OPERATIONS;
         drop(queue);
         if wake {
             self.work.notify_one();
@@ -213,6 +215,13 @@ impl Sender {
         }
         self.work.notified().await;
         self.lock().idle = false;
+        let complete = async {
+            while self.lock().last == Some(When::WithNext) && !self.is_due() {
+                self.work.notified().await;
+            }
+        };
+        let _ = timeout(BUSY_PAUSE, complete).await; // the handshake may have ended
+        self.lock().last = None;
     }
 
     /// Waits until a Batch is due under load: after a pause, or at once if a handshake waits or the Batch is full.

@@ -50,13 +50,19 @@ class TestSending:
             shim.on_new_session(shim.issue_id(), ENVELOPE, 100, last=last)
         assert [len(batch) for batch in store.batches] == [2]
 
-    def test_the_first_ticket_of_a_handshake_is_sent_with_the_last_one(self) -> None:
+    def test_the_first_ticket_of_a_handshake_is_sent_with_the_last_one(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(write_queue, "BUSY_PAUSE", 10 * PATIENCE)
+        store = FakeStore()
+        shim, _ = shim_on(store)
+        for last in (False, True):
+            shim.on_new_session(shim.issue_id(), ENVELOPE, 100, last=last)
+        until(lambda: store.sizes == [2])
+
+    def test_the_first_ticket_of_a_handshake_that_issues_no_other_is_sent_too(self) -> None:
         store = FakeStore()
         shim, _ = shim_on(store)
         shim.on_new_session(shim.issue_id(), ENVELOPE, 100, last=False)
-        assert shim._write_queue._thread is None
-        shim.on_new_session(shim.issue_id(), ENVELOPE, 100, last=True)
-        until(lambda: store.sizes == [2])
+        until(lambda: store.sizes == [1])
 
     def test_a_write_is_sent_at_once_and_those_behind_it_together(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(write_queue, "BUSY_PAUSE", PATIENCE)

@@ -108,6 +108,7 @@ class WriteQueue:
         self._retry = RETRY_SECONDS
         self._idle = False
         self._busy = False  # the last Batch showed load
+        self._incomplete = False  # the handshake of the last write is about to submit another one
         self._closing = False
         self._thread: threading.Thread | None = None
 
@@ -117,7 +118,7 @@ class WriteQueue:
         Args:
             write: What to send.
             urgent: Whether a handshake waits for it, so that it is sent without delay.
-            more: Whether the same handshake is about to submit another one, with which it is sent.
+            more: Whether the same handshake is about to submit another one: it is sent with that, or after BUSY_PAUSE.
         """
         size = _size(write)
         with self._changed:
@@ -130,8 +131,9 @@ class WriteQueue:
                 if urgent:
                     self._urgent = self._submitted
                 # A thread that pauses or sends finds it in the queue: to wake it would cost this handshake its turn.
-                idle = self._idle or self._thread is None
-                if urgent or (idle and not more) or len(self._queue) >= BATCH_OPERATIONS:
+                idle, complete = self._idle or self._thread is None, self._incomplete and not more
+                self._incomplete = more
+                if urgent or idle or complete or len(self._queue) >= BATCH_OPERATIONS:
                     self._wake()
                 return self._submitted
         self._finish(write, "dropped")
@@ -218,6 +220,10 @@ class WriteQueue:
             self._idle = True
             self._changed.wait_for(lambda: self._queue or self._closing)
             self._idle = False
+            self._changed.wait_for(
+                lambda: not self._incomplete or self._urgent > self._finished or self._closing, BUSY_PAUSE
+            )
+            self._incomplete = False  # or each Batch would wait: the handshake may have ended
             return bool(self._queue) and not (self._closing and self._failures >= MAX_FAILURES)
 
     def _send(self) -> None:
