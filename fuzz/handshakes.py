@@ -78,7 +78,7 @@ class _Sink:
     def __init__(self) -> None:
         self.last: Any = None
 
-    def submit(self, write: Any, *, urgent: bool = False) -> int:
+    def submit(self, write: Any, *, urgent: bool = False, more: bool = False) -> int:
         """Keep it."""
         self.last = write
         return 0

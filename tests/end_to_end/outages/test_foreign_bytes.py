@@ -89,7 +89,7 @@ def scene(
     monkeypatch.setattr(Offer, "asks", False)
     monkeypatch.setattr(Offer, "digest", None)
     monkeypatch.setattr(Offer, "expected", Expected(scene.envelope.fingerprint))
-    monkeypatch.setattr(scene.binding, "_is_final", True)
+    monkeypatch.setattr(scene.binding, "context_may_change", lambda: False)
     monkeypatch.setattr(scene.binding.library, "SSL_set_session_id_context", lambda *_: 1)
     return scene
 

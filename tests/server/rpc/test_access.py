@@ -6,7 +6,6 @@ import contextlib
 import json
 import socket
 import ssl
-import time
 import uuid
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
@@ -23,7 +22,8 @@ from resumed.v1 import session_store_pb2 as pb
 from resumed.v1.admin_pb2_grpc import AdminServiceStub
 from resumed.v1.session_store_pb2_grpc import SessionStoreServiceStub
 from support.mtls import HOUR, Authority, Files, channel, grant
-from support.server import PATIENCE, running_server
+from support.server import running_server
+from support.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -222,34 +222,27 @@ def test_without_a_valid_certificate_no_call_is_read(
     assert_untouched(shop, stored, fresh)
 
 
-@pytest.mark.parametrize(
-    ("credential", "why"),
-    [
-        ("none", "PEER_DID_NOT_RETURN"),
-        ("expired", "has expired"),
-        ("of another authority", "unable to get local issuer"),
-    ],
-)
-def test_a_rejected_handshake_is_one_log_line(server: RunningServer, tmp_path: Path, credential: str, why: str) -> None:
-    context = ssl.create_default_context(cadata=AUTHORITY.pem.decode())
-    if pem := REFUSED_BY_TLS[credential]:
-        (tmp_path / "client.pem").write_bytes(pem.key + pem.certificate)
-        context.load_cert_chain(tmp_path / "client.pem")
+def test_rejected_handshakes_are_logged_by_reason_and_once_in_a_while(server: RunningServer, tmp_path: Path) -> None:
+    def visit(credential: str) -> None:
+        context = ssl.create_default_context(cadata=AUTHORITY.pem.decode())
+        if pem := REFUSED_BY_TLS[credential]:
+            (tmp_path / "client.pem").write_bytes(pem.key + pem.certificate)
+            context.load_cert_chain(tmp_path / "client.pem")
+        host, port = server.target.split(":")
+        with contextlib.suppress(OSError), socket.create_connection((host, int(port))) as plain:  # noqa: SIM117
+            with context.wrap_socket(plain, server_hostname="localhost") as tls:
+                tls.recv(1)
 
-    def lines() -> list[str]:
-        return [line["text"] for line in server.log_lines() if "Handshake failed" in line.get("text", "")]
+    def reasons() -> list[str]:
+        return [line["reason"] for line in server.log_lines() if line.get("event") == "TLS handshake refused"]
 
-    before = len(lines())
-    host, port = server.target.split(":")
-    with contextlib.suppress(OSError), socket.create_connection((host, int(port))) as plain:  # noqa: SIM117
-        with context.wrap_socket(plain, server_hostname="localhost") as tls:
-            tls.recv(1)
-    deadline = time.monotonic() + PATIENCE
-    while len(lines()) == before and time.monotonic() < deadline:
-        time.sleep(0.01)
-    (line,) = lines()[before:]
-    assert why in line
-    assert "PRIVATE KEY" not in line
+    def logged(credential: str, reason: str) -> bool:
+        visit(credential)
+        return reason in reasons()
+
+    until(lambda: logged("none", "no-certificate"))
+    until(lambda: logged("expired", "untrusted-certificate"))
+    assert "PRIVATE KEY" not in str(server.log_lines())
 
 
 @pytest.mark.parametrize("credential", NAMELESS)
