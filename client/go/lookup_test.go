@@ -201,6 +201,9 @@ func TestBatches(t *testing.T) {
 			}
 		}
 		time.Sleep(2 * time.Millisecond)
+		synctest.Wait()
+		store.mu.Lock()
+		defer store.mu.Unlock()
 		var sizes []int
 		for _, batch := range store.batches {
 			sizes = append(sizes, len(batch))

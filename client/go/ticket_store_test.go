@@ -45,7 +45,11 @@ func awaitSecrets(t *testing.T, sessions *Installation) (present *ticketSecret) 
 func TestTicketsWithAStore(t *testing.T) {
 	onBothVersions(t, func(t *testing.T, store *realStore, version uint16) {
 		var calls atomic.Int32
-		counts := intercept(func(string, any) { calls.Add(1) })
+		counts := intercept(func(method string, _ any) {
+			if method != "Batch" { // the agreement's
+				calls.Add(1)
+			}
+		})
 		var addresses [2]string
 		var sessions [2]*Installation
 		for n := range addresses {
