@@ -102,7 +102,7 @@ def test_a_renewed_certificate_is_served_without_a_restart(fleet: Fleet) -> None
 def test_a_replica_has_metrics_for_prometheus(fleet: Fleet) -> None:
     visit(fleet, 0, None)
     with urllib.request.urlopen(f"http://localhost:{fleet.metrics[0]}/metrics", timeout=PATIENCE) as response:
-        assert b'resumed_frontend_breaker_open{namespace="shop"}' in response.read()
+        assert b'resumed_frontend_breaker_open{session_namespace="shop"}' in response.read()
 
 
 def test_a_terminating_replica_serves_during_the_shutdown_delay(fleet: Fleet) -> None:
