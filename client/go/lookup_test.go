@@ -192,10 +192,12 @@ func TestBatches(t *testing.T) {
 			{2 * time.Second, busyOperations, 6},
 		} {
 			time.Sleep(time.Until(start.Add(step.at)))
+			var items []item
 			for n := range step.submit {
 				key := storeKey{byte(step.at / 500_000), byte(n)}
-				s.sender.submit(item{key: key, value: []byte("value"), notAfter: s.now().Add(time.Hour)})
+				items = append(items, item{key: key, value: []byte("value"), notAfter: s.now().Add(time.Hour)})
 			}
+			s.sender.submit(items...)
 			if synctest.Wait(); store.called("Batch") != step.called {
 				t.Fatal(step.at, store.called("Batch"))
 			}
@@ -219,10 +221,12 @@ func TestPauseEndsWithAFullBatch(t *testing.T) {
 	for _, full := range []bool{false, true} {
 		inBubble(t, Options{}, func(t *testing.T, s *Installation, store *fakeStore) {
 			submit := func(count int) {
+				var items []item
 				for n := range count {
 					key := storeKey{byte(n), byte(n >> 8), byte(count)}
-					s.sender.submit(item{key: key, value: []byte("value"), notAfter: s.now().Add(time.Hour)})
+					items = append(items, item{key: key, value: []byte("value"), notAfter: s.now().Add(time.Hour)})
 				}
+				s.sender.submit(items...)
 			}
 			submit(busyOperations)
 			synctest.Wait()

@@ -78,19 +78,21 @@ func newSender(s *Installation) *sender {
 }
 
 // submit queues an item, or drops it if there is no room.
-func (s *sender) submit(item item) {
+func (s *sender) submit(items ...item) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.closed || s.bytes+item.size() > queueBytes {
-		s.count(item, "dropped")
-		return
+	for _, item := range items {
+		if s.closed || s.bytes+item.size() > queueBytes {
+			s.count(item, "dropped")
+			continue
+		}
+		s.queue = append(s.queue, item)
+		if item.value == nil {
+			s.removing[item.key] = struct{}{}
+		}
+		s.bytes += item.size()
+		s.submitted++
 	}
-	s.queue = append(s.queue, item)
-	if item.value == nil {
-		s.removing[item.key] = struct{}{}
-	}
-	s.bytes += item.size()
-	s.submitted++
 	if len(s.queue) >= batchOperations {
 		s.endPause()
 	}

@@ -174,7 +174,7 @@ type removalStream struct {
 	namespace string
 	removals  *removalSet
 	end       func(ends func(*ticketSecret) bool) // ends ticket secrets
-	submit    func(item)                          // sends a removal in the background
+	submit    func(...item)                       // sends a removal in the background
 	recheck   func()                              // compares ticket secrets with the store's
 	singleUse bool
 	logger    *slog.Logger
