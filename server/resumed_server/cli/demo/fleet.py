@@ -20,7 +20,7 @@ import resumed
 from resumed_server.cli.keyring.file import Key, KeyringFile
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 PATIENCE = 20.0
@@ -73,14 +73,12 @@ class Fleet:
 
     def close(self) -> None:
         """End all processes, the store last."""
-        # A second Ctrl-C must not leave one behind.
-        interrupted = signal.signal(signal.SIGINT, signal.SIG_IGN)
-        for process in reversed(self._processes.values()):
-            process.terminate()
-        for process in self._processes.values():
-            _see_off(process)
-        self._processes.clear()
-        signal.signal(signal.SIGINT, interrupted)
+        with _signals_deferred():
+            for process in reversed(self._processes.values()):
+                process.terminate()
+            for process in self._processes.values():
+                _see_off(process)
+            self._processes.clear()
 
     def _start_store(self, path: Path) -> str:
         listen = ["--listen", "127.0.0.1:0", "--storage", f"lmdb://{path}", "--workers", "1", "--shutdown-delay", "0s"]
@@ -105,13 +103,14 @@ class Fleet:
         return {name: self._read_field(name, "port")["port"] for name in self._processes if name != "store"}
 
     def _start(self, name: str, module: str, *arguments: str) -> None:
-        self._processes[name] = subprocess.Popen(  # noqa: S603 - all of it from here
-            [sys.executable, "-m", module, *arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+        with _signals_deferred():
+            self._processes[name] = subprocess.Popen(  # noqa: S603 - all of it from here
+                [sys.executable, "-m", module, *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
 
     def _read_field(self, name: str, field: str) -> dict[str, Any]:
         """Return the next line of JSON that a process writes and that has `field`."""
@@ -129,6 +128,23 @@ class Fleet:
         finally:
             impatience.cancel()
         raise Broken(f"the process {name!r} did not start: {said.strip() or 'it said nothing'}")
+
+
+@contextlib.contextmanager
+def _signals_deferred() -> Iterator[None]:
+    """Handle signals of termination after the block: within it they would leave a process behind."""
+    received: list[int] = []
+    handlers = {
+        number: signal.signal(number, lambda caught, _: received.append(caught))
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for pending in received:
+            signal.raise_signal(pending)
 
 
 def _see_off(process: subprocess.Popen[str]) -> None:
