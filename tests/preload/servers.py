@@ -128,7 +128,6 @@ _CLIENT_CERTIFICATES = {
     "nginx": "ssl_client_certificate {0}; ssl_verify_client on;",
     "apache": "SSLCACertificateFile {0}\nSSLVerifyClient require",
     "haproxy": "ca-file {0} verify required",
-    "stunnel": "CAfile = {0}\nverifyChain = yes",
 }
 """Settings that require a client certificate of the authorities in a file."""
 

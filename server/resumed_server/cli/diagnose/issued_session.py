@@ -209,7 +209,7 @@ def explain_difference(ours: IssuedSession, theirs: IssuedSession, other: str) -
         )
     if bool(ours.fingerprint) != bool(theirs.fingerprint):
         return (
-            f"one of it and {other} has only ticket keys, as from `resumed ticket-keys`",
+            f"one of it and {other} has only ticket keys, as Node and users of `resumed ticket-keys` have",
             "use the library at both, or at neither: its rules need the state that only its own tickets contain",
         )
     if ours.fingerprint[:_HALF] != theirs.fingerprint[:_HALF]:
