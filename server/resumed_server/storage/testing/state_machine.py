@@ -159,8 +159,8 @@ class EngineMachine(RuleBasedStateMachine):
             self.followed = read[1]
         mirrored, there = self._live(self.mirror), self._live(self.entries)
         assert mirrored == (there if self.followed_all else there & mirrored)
-        # An engine without sweep reads the end of a removal from the key's tombstone, which is a later one if the removal
-        # is over.
+        # An engine without sweep reads the end of a removal from the tombstone of its key. That can be a later one, if
+        # the removal is over.
         later = {} if self.sweeps else {each: entry.expiry for each, entry in self.entries.items() if not entry.value}
         self._compare_removals(self.removals, self._lasting(), later)
 
