@@ -12,6 +12,14 @@ export interface Logger {
   error(message: string): void;
 }
 
+/** The state of files that are read again when they change. */
+export interface Reload {
+  /** Whether the present content is in use. */
+  successful: boolean;
+  /** The time in Unix seconds when content that is in use was last read. */
+  time: number;
+}
+
 /**
  * Files that belong together. Changed files are read once they look the same twice in a row, or were last written a second ago, so
  * that no read gets half of a change. Files that cannot be used are reported once, and the content that was read before stays in use.
@@ -22,6 +30,7 @@ export class Files {
   readonly #logger: Logger;
   #seen: string;
   #taken: string;
+  #takenAt = Date.now() / 1000;
   #complaint = "";
   #nextCheck = performance.now() + CHECK_MS;
 
@@ -38,6 +47,10 @@ export class Files {
     this.#seen = this.#taken = this.#look();
   }
 
+  get lastReload(): Reload {
+    return { successful: !this.#complaint, time: this.#takenAt };
+  }
+
   /** Looks once a second at most, and calls `read` when the files have changed and settled; it returns what goes to the log. */
   follow(read: () => string): void {
     if (performance.now() < this.#nextCheck) return;
@@ -49,6 +62,7 @@ export class Files {
         if (seen !== before && this.paths.some(isRecent)) return;
         const news = read();
         this.#taken = seen;
+        this.#takenAt = Date.now() / 1000;
         this.#logger.info(`resumed: ${this.#what} read again${news && `: ${news}`}`);
       }
       this.#complaint = "";
