@@ -90,6 +90,26 @@ def test_in_any_history_it_behaves_like_a_dictionary(store: Store) -> None:
     )
 
 
+def test_it_counts_its_connections(store: Store) -> None:
+    """A call opens one if none is idle, and leaves it idle; those that another call uses count as used."""
+    with engine_at(store.url, f"prefix={uuid.uuid4()}:&{PATIENT}") as engine:
+        engine.get("shop", b"key")
+        before = engine.connections()
+        assert before.used == 0
+        assert 0 < before.idle < before.maximum
+        assert before.opened >= before.idle
+        pools = list(engine._nodes._pools())
+        taken = [pool.get_connection() for pool in pools]
+        assert engine.connections().used == len(pools)
+        for pool, connection in zip(pools, taken, strict=True):
+            pool.release(connection)
+            pool.disconnect()
+        engine.get("shop", b"key")
+        after = engine.connections()
+        assert after.used == 0
+        assert after.opened > before.opened
+
+
 def test_servers_share_one_log(store: Store) -> None:
     prefix = f"prefix={uuid.uuid4()}:&{PATIENT}"
     with engine_at(store.url, prefix) as one, engine_at(store.url, prefix) as other:
