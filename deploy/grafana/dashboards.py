@@ -158,6 +158,20 @@ DASHBOARDS = {
             },
         ),
         Panel(
+            "Connections to Redis",
+            "short",
+            {
+                "{{instance}} {{state}}": _series("resumed_storage_connections"),
+                "{{instance}} maximum": _series("resumed_storage_max_connections"),
+            },
+        ),
+        Panel(
+            "Connections to Redis that were opened",
+            "cps",
+            {"{{instance}}": _rate("resumed_storage_connections_opened_total", "instance")},
+            "None on a good day.",
+        ),
+        Panel(
             "TLS handshakes refused",
             "cps",
             {"{{reason}}": _rate("resumed_tls_handshakes_refused_total", "reason")},
@@ -258,6 +272,22 @@ DASHBOARDS = {
                 "{{session_namespace}} removals": _by_namespace("max", "resumed_frontend_removals_held"),
                 "{{session_namespace}} secrets": _by_namespace("min", "resumed_frontend_ticket_secrets_held"),
             },
+        ),
+        Panel(
+            "Age of the secrets that encrypt tickets",
+            "s",
+            {
+                "{{session_namespace}}": _by_namespace(
+                    "max", "resumed_frontend_ticket_secret_created_timestamp_seconds", "time() - "
+                )
+            },
+            "At most two rotations, unless the store does not answer.",
+        ),
+        Panel(
+            "Reloads of keyrings",
+            "short",
+            {"{{session_namespace}}": _by_namespace("min", "resumed_frontend_keyring_last_reload_successful")},
+            "1 if the present content of the file is in use. With 0 a restarted frontend would not start.",
         ),
     ],
 }
