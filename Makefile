@@ -16,6 +16,8 @@ CURL_CFFI   := 0.17.0
 ENVOY       := 1.40.0
 STATICCHECK := v0.8.1
 ACTIONLINT  := v1.7.12
+KUBE_SCORE  := v1.20.0
+CHECKOV     := 3.3.30
 COMPOSE_GO  := v2.16.2
 # The oldest versions that pyproject.toml allows: the stubs then work with every newer one.
 STUB_TOOLS  := grpcio-tools==1.76.0 protobuf==6.31.1 mypy-protobuf==3.7.0
@@ -403,6 +405,19 @@ deploy-test: deploy-tools ## Check the chart, the manifests and the Dockerfile
 	$(BIN)/hadolint deploy/docker/Dockerfile
 	$(BIN)/yamllint --strict --config-file deploy/kubernetes/yamllint.yaml deploy/kubernetes
 	$(BIN)/python -m pytest -n 2 tests/deploy/test_values.py tests/deploy/test_manifests.py tests/deploy/test_frontend.py
+
+$(BUILD)/kube-score-$(KUBE_SCORE):
+	@GOBIN=$(CURDIR)/$(BUILD) go install github.com/zegl/kube-score/cmd/kube-score@$(KUBE_SCORE) && mv $(BUILD)/kube-score $@
+
+# In an environment of its own: it depends on older versions of packages.
+$(BUILD)/checkov/bin/.installed-$(CHECKOV):
+	$(PYTHON) -m venv $(BUILD)/checkov
+	$(BUILD)/checkov/bin/pip install --quiet checkov==$(CHECKOV)
+	@touch $@
+
+.PHONY: deploy-scores
+deploy-scores: deploy-tools go-installed $(BUILD)/kube-score-$(KUBE_SCORE) $(BUILD)/checkov/bin/.installed-$(CHECKOV) ## Check the chart's objects by the rules of kube-score and checkov; deploy/kubernetes/scores.yaml has the exceptions; needs Go
+	KUBE_SCORE=$(BUILD)/kube-score-$(KUBE_SCORE) CHECKOV=$(BUILD)/checkov/bin/checkov $(BIN)/python -m pytest tests/deploy/test_scores.py
 
 # The reference implementation of the Compose Specification, from the checksum database.
 $(BUILD)/compose-go-$(COMPOSE_GO):
