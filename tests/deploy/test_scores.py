@@ -8,14 +8,16 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
 
 from deploy.kubernetes import MANIFESTS, rendered
 from deploy.samples import EVERYTHING, GRANTED, REDIS
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 SAMPLES: dict[str, Any] = {"embedded": GRANTED, "redis": REDIS | GRANTED, "everything": EVERYTHING}
 DIGEST = {"image": {"repository": "registry.example.com/resumed", "digest": f"sha256:{'a' * 64}"}}
